@@ -1,0 +1,1 @@
+//! Ceilings: every limit that is not a setting has its name here.

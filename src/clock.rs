@@ -1,0 +1,1 @@
+//! Time has one owner.

@@ -1,0 +1,2 @@
+//! The `errand` binary.
+fn main() {}
