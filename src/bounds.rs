@@ -1,1 +1,45 @@
-//! Ceilings: every limit that is not a setting has its name here.
+//! Ceilings that are not settings. Every one has a name here; settings live in `default.toml`.
+//!
+//! A limit is applied while data is read, never after, so no customer can make errand hold more
+//! than these sizes.
+
+use std::time::Duration;
+
+/// Largest job envelope accepted, in bytes. RabbitMQ 4 takes 16 MiB; larger inputs belong in a file store.
+pub const MAX_ENVELOPE_BYTES: usize = 1024 * 1024;
+
+/// Longest owner ID, in bytes (design: the same limit as the index that holds it).
+pub const MAX_OWNER_ID_BYTES: usize = 256;
+
+/// Longest tool slug, in bytes. The tool API publishes slugs of at most 64 characters.
+pub const MAX_TOOL_BYTES: usize = 128;
+
+/// Longest queue name, in bytes; it becomes part of a routing key, which AMQP limits to 255.
+pub const MAX_QUEUE_NAME_BYTES: usize = 64;
+
+/// Longest of the short free strings of an envelope (`requested_by`, `version`, account IDs, keys), in bytes.
+pub const MAX_SHORT_TEXT_BYTES: usize = 256;
+
+/// Most tags on one job.
+pub const MAX_TAGS: usize = 32;
+
+/// Largest attempt budget that a job may ask for.
+pub const MAX_ATTEMPTS: u32 = 1_000;
+
+/// Longest timeout of one attempt.
+pub const MAX_TIMEOUT: Duration = Duration::from_secs(30 * 60);
+
+/// Longest time budget of a job, and the furthest a job may be scheduled ahead.
+pub const MAX_AGE: Duration = Duration::from_secs(366 * 24 * 3600);
+
+/// Most jobs in one claim write.
+pub const CLAIM_BATCH: usize = 512;
+
+/// Most attempts in one finish write.
+pub const FINISH_BATCH: usize = 512;
+
+/// Longest error message kept with a job, in characters. Tool errors can quote whole documents.
+pub const MAX_ERROR_CHARS: usize = 2_000;
+
+/// Most jobs that one read of the command line or a person may list.
+pub const MAX_LIST: usize = 10_000;

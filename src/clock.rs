@@ -1,1 +1,30 @@
-//! Time has one owner.
+//! Time has one owner: code that decides is given `now`, and whoever needs the clock holds a
+//! [`Clock`]. Leases and due times are judged by the store's clock, never by this one.
+
+use std::{fmt, sync::Arc};
+
+use jiff::Timestamp;
+
+/// A source of wall-clock time.
+pub trait Clock: fmt::Debug + Send + Sync {
+    /// The current instant.
+    fn now(&self) -> Timestamp;
+}
+
+/// The host's clock.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct SystemClock;
+
+impl Clock for SystemClock {
+    fn now(&self) -> Timestamp {
+        Timestamp::now()
+    }
+}
+
+/// A clock that is shared between long-lived parts.
+pub type SharedClock = Arc<dyn Clock>;
+
+/// The host's clock, shared.
+pub fn system() -> SharedClock {
+    Arc::new(SystemClock)
+}

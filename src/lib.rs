@@ -3,6 +3,11 @@
 //! Read `ARCHITECTURE.md` first; the modules below are listed in reading order, and a module
 //! imports only from those above it.
 
+pub mod backoff;
 pub mod bounds;
 pub mod clock;
+pub mod job;
+pub mod queue;
 pub mod sandbox;
+pub mod store;
+pub mod tool;

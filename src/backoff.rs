@@ -1,0 +1,75 @@
+//! Exponential intervals with jitter. This is the only module that uses the `backoff` crate, so
+//! that replacing it stays a change of one file.
+//!
+//! The crate's own randomness is switched off: callers pass the random number, which keeps retry
+//! arithmetic pure and testable.
+
+use std::time::Duration;
+
+use ::backoff::{SystemClock, backoff::Backoff as _, exponential::ExponentialBackoff};
+
+/// After this many doublings every sensible interval has reached its ceiling.
+const MAX_STEPS: u32 = 64;
+
+/// How waiting times grow.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Intervals {
+    /// The first interval, before jitter.
+    pub initial: Duration,
+    /// The ceiling of an interval, before jitter.
+    pub max: Duration,
+    /// Growth per step, at least 1.
+    pub multiplier: f64,
+    /// Jitter as a share of the interval, 0 to 1: 0.2 spreads an interval over 80 % to 120 % of itself.
+    pub jitter: f64,
+}
+
+impl Intervals {
+    /// The wait before retry number `step` (1 is the first). `random` is uniform in `[0, 1)`.
+    pub fn wait(&self, step: u32, random: f64) -> Duration {
+        let mut exponential = ExponentialBackoff::<SystemClock> {
+            current_interval: self.initial,
+            initial_interval: self.initial,
+            randomization_factor: 0.0,
+            multiplier: self.multiplier.max(1.0),
+            max_interval: self.max,
+            max_elapsed_time: None,
+            ..Default::default()
+        };
+        let mut interval = self.initial;
+        for _ in 0..step.clamp(1, MAX_STEPS) {
+            interval = exponential.next_backoff().unwrap_or(self.max);
+        }
+        let spread = 1.0 + self.jitter.clamp(0.0, 1.0) * (2.0 * random.clamp(0.0, 1.0) - 1.0);
+        interval.min(self.max).mul_f64(spread)
+    }
+}
+
+/// Intervals for reconnecting to a service: from a quarter of a second to 15 seconds.
+pub const RECONNECT: Intervals = Intervals {
+    initial: Duration::from_millis(250),
+    max: Duration::from_secs(15),
+    multiplier: 2.0,
+    jitter: 0.3,
+};
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn waits_stay_within_the_jittered_ceiling(step in 0u32..5_000, random in 0.0f64..1.0) {
+            let wait = RECONNECT.wait(step, random);
+            prop_assert!(wait <= RECONNECT.max.mul_f64(1.3 + 1e-9));
+            prop_assert!(wait >= RECONNECT.initial.mul_f64(0.7 - 1e-9));
+        }
+
+        #[test]
+        fn waits_never_shrink_with_the_step(step in 1u32..100, random in 0.0f64..1.0) {
+            prop_assert!(RECONNECT.wait(step + 1, random) >= RECONNECT.wait(step, random));
+        }
+    }
+}

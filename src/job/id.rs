@@ -1,0 +1,75 @@
+//! Identifiers. Each is its own type, so that one cannot stand in for another.
+
+use std::{fmt, str::FromStr};
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use super::Owner;
+
+macro_rules! uuid_newtype {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[serde(transparent)]
+        pub struct $name(pub Uuid);
+
+        impl $name {
+            /// A new ID that sorts by time of creation (UUIDv7).
+            #[expect(clippy::new_without_default, reason = "a fresh ID is not a default value")]
+            pub fn new() -> Self {
+                Self(Uuid::now_v7())
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                self.0.fmt(f)
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = uuid::Error;
+
+            fn from_str(text: &str) -> Result<Self, Self::Err> {
+                Uuid::parse_str(text).map(Self)
+            }
+        }
+    };
+}
+
+uuid_newtype! {
+    /// Names one job; the key that de-duplicates it. Apps may supply any UUID, so nothing may
+    /// assume that job IDs are ordered.
+    JobId
+}
+uuid_newtype! {
+    /// Names one attempt towards the tool API (`x-request-id`).
+    RequestId
+}
+uuid_newtype! {
+    /// Names one worker process, fresh at every start.
+    WorkerId
+}
+
+/// The namespace for job IDs that are derived from an AMQP `message_id`.
+const MESSAGE_ID_NAMESPACE: Uuid = Uuid::from_u128(0x6a8f_2f0e_3f57_5c44_9d7e_6572_7261_6e64);
+
+impl JobId {
+    /// The job ID that an AMQP `message_id` stands for: a UUID as it is, any other string as a
+    /// UUIDv5 of owner and string, so that two owners' message IDs never collide.
+    pub fn from_message_id(owner: &Owner, message_id: &str) -> Self {
+        match Uuid::parse_str(message_id) {
+            Ok(id) => Self(id),
+            Err(_) => {
+                let name = format!("{}\n{}\n{message_id}", owner.kind(), owner.id());
+                Self(Uuid::new_v5(&MESSAGE_ID_NAMESPACE, name.as_bytes()))
+            }
+        }
+    }
+}
+
+/// The proof of which claim a worker holds: it grows by one with every claim of the job.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Fence(pub i64);

@@ -1,0 +1,17 @@
+//! The vocabulary of jobs: pure types and rules, no I/O, no clock, no randomness.
+
+mod envelope;
+mod id;
+mod outcome;
+mod owner;
+mod retry;
+mod state;
+
+pub use envelope::{
+    Arrival, Digest, EnvelopeError, EnvelopeReason, JobSpec, OwnerPolicy, QueueName, decode, encode,
+};
+pub use id::{Fence, JobId, RequestId, WorkerId};
+pub use outcome::{Attempt, AttemptOutcome, Effect, ErrorKind, JobError};
+pub use owner::{Owner, OwnerError, OwnerKind};
+pub use retry::{Budget, RetryPolicy};
+pub use state::{Ending, HeldReason, IllegalMove, Release, State, Transition};

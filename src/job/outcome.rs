@@ -1,0 +1,211 @@
+//! What became of an attempt, and why.
+
+use std::{fmt, str::FromStr};
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::RequestId;
+use crate::bounds::MAX_ERROR_CHARS;
+
+/// Declares a closed choice with one spelling for the database, JSON and metrics.
+macro_rules! words {
+    ($(#[$doc:meta])* $name:ident { $($(#[$vdoc:meta])* $variant:ident = $word:literal,)* }) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+        pub enum $name {
+            $($(#[$vdoc])* #[serde(rename = $word)] $variant,)*
+        }
+
+        impl $name {
+            /// Every value, in the order of declaration.
+            pub const ALL: &'static [Self] = &[$(Self::$variant,)*];
+
+            /// The word used in the database, in JSON and in metrics.
+            pub fn as_str(self) -> &'static str {
+                match self { $(Self::$variant => $word,)* }
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.pad(self.as_str())
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = UnknownWord;
+
+            fn from_str(text: &str) -> Result<Self, UnknownWord> {
+                match text {
+                    $($word => Ok(Self::$variant),)*
+                    _ => Err(UnknownWord { what: stringify!($name), choices: &[$($word,)*] }),
+                }
+            }
+        }
+    };
+}
+pub(super) use words;
+
+/// A word that is not one of a closed choice.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UnknownWord {
+    pub(super) what: &'static str,
+    pub(super) choices: &'static [&'static str],
+}
+
+impl fmt::Display for UnknownWord {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "not a known {}: use one of {}", self.what, self.choices.join(", "))
+    }
+}
+
+impl std::error::Error for UnknownWord {}
+
+words! {
+    /// What repeating a call does to the world.
+    Effect {
+        /// Reads only: repeat at will (`readOnlyHint`).
+        Safe = "safe",
+        /// Repeating changes nothing more (`idempotentHint`).
+        Idempotent = "idempotent",
+        /// Each call counts, so an unknown outcome is never repeated blindly. The default.
+        Once = "once",
+    }
+}
+
+impl Effect {
+    /// Whether an attempt with an unknown outcome may simply be made again.
+    pub fn may_repeat(self) -> bool {
+        match self {
+            Self::Safe | Self::Idempotent => true,
+            Self::Once => false,
+        }
+    }
+}
+
+words! {
+    /// How one attempt ended.
+    AttemptOutcome {
+        /// The tool ran and reported success.
+        Succeeded = "succeeded",
+        /// The tool ran and reported a failure.
+        ToolFailed = "tool_failed",
+        /// The tool API refused the call; nothing ran.
+        Refused = "refused",
+        /// The tool API asked us to slow down; nothing ran.
+        Throttled = "throttled",
+        /// No byte of the request left; nothing ran.
+        NotSent = "not_sent",
+        /// Nobody knows whether the tool ran.
+        Unknown = "unknown",
+        /// The worker stopped beating while it held the job, so nobody knows whether the tool ran.
+        Lost = "lost",
+        /// errand gave the job back before it sent anything (shutdown, expiry, a refused pin).
+        Interrupted = "interrupted",
+    }
+}
+
+words! {
+    /// Why a job failed, is held or is being retried.
+    ErrorKind {
+        /// The envelope contradicts itself, for example `text` and `arguments` together.
+        InvalidJob = "invalid_job",
+        /// The owner may not run jobs (`default`, an e-mail address where that is refused).
+        OwnerRefused = "owner_refused",
+        /// The toolkit belongs to the other kind of owner.
+        WrongOwnerKind = "wrong_owner_kind",
+        /// No toolkit version is pinned and the policy refuses that.
+        Unpinned = "unpinned",
+        /// The tool does not exist at the pinned version, or was removed.
+        UnknownTool = "unknown_tool",
+        /// The connected account that the job names does not exist.
+        AccountNotFound = "account_not_found",
+        /// The connected account belongs to another owner. Never retried.
+        AccountMismatch = "account_mismatch",
+        /// The owner has not connected the toolkit.
+        NeedsConnection = "needs_connection",
+        /// The owner's connection expired or is not in a usable state.
+        NeedsReconnection = "needs_reconnection",
+        /// The tool API does not accept errand's own key.
+        Credentials = "credentials",
+        /// The tool API refused the call for another reason.
+        Refused = "refused",
+        /// The tool reported a failure.
+        ToolFailed = "tool_failed",
+        /// The tool API is throttling.
+        Throttled = "throttled",
+        /// The tool API could not be reached; nothing was sent.
+        NotSent = "not_sent",
+        /// The outcome of a call is unknown.
+        UnknownOutcome = "unknown_outcome",
+        /// The worker that ran the job disappeared.
+        WorkerLost = "worker_lost",
+        /// The tool ran but its answer is larger than the limit, so the result is not kept.
+        ResultTooLarge = "result_too_large",
+        /// `expires_at` passed before the call was made.
+        Expired = "expired",
+        /// errand itself failed to process the job.
+        Internal = "internal",
+        /// A person marked the job as failed.
+        MarkedFailed = "marked_failed",
+    }
+}
+
+/// What an app reads about a failure. It never contains credentials.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobError {
+    /// The class of failure, for programs.
+    pub kind: ErrorKind,
+    /// One sentence for people, saying what to change where something can be changed.
+    pub message: String,
+    /// The tool API's numeric code, if it gave one.
+    pub code: Option<i64>,
+    /// The tool API's slug, if it gave one.
+    pub slug: Option<String>,
+}
+
+impl JobError {
+    /// An error of errand's own, without a code of the tool API.
+    pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
+        Self { kind, message: clip(message.into()), code: None, slug: None }
+    }
+
+    /// Adds what the tool API said.
+    pub fn with_code(mut self, code: Option<i64>, slug: Option<String>) -> Self {
+        self.code = code;
+        self.slug = slug.map(clip);
+        self
+    }
+}
+
+/// Bounds a text that comes from outside, and drops the characters that no database accepts.
+fn clip(text: String) -> String {
+    if text.len() <= MAX_ERROR_CHARS && !text.contains('\0') {
+        return text;
+    }
+    text.chars().filter(|c| *c != '\0').take(MAX_ERROR_CHARS).collect()
+}
+
+/// One try at a job, as it is recorded when it ends.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Attempt {
+    /// Counts from 1 within the job.
+    pub number: u32,
+    /// The `x-request-id` that the tool API saw.
+    pub request_id: RequestId,
+    /// How it ended.
+    pub outcome: AttemptOutcome,
+    /// The HTTP status, when one was received.
+    pub http_status: Option<u16>,
+    /// The tool API's execution log ID, when it gave one.
+    pub log_id: Option<String>,
+    /// The toolkit version that ran, when it got as far as a pin.
+    pub version: Option<String>,
+    /// Why it did not succeed.
+    pub error: Option<JobError>,
+    /// When the attempt was claimed, by the worker's clock.
+    pub started_at: Timestamp,
+    /// When its outcome was known, by the worker's clock.
+    pub finished_at: Timestamp,
+}

@@ -1,0 +1,121 @@
+//! Whose connected accounts a job uses.
+
+use std::{fmt, str::FromStr};
+
+use serde::{Deserialize, Serialize};
+
+use crate::bounds::MAX_OWNER_ID_BYTES;
+
+/// A user or an organization.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OwnerKind {
+    /// One person's accounts (`user_id`).
+    User,
+    /// Accounts that an organization shares (`org_id`).
+    Org,
+}
+
+impl OwnerKind {
+    /// The word used in the database, in JSON and in metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::User => "user",
+            Self::Org => "org",
+        }
+    }
+
+    /// The envelope field that names an owner of this kind.
+    pub fn field(self) -> &'static str {
+        match self {
+            Self::User => "user_id",
+            Self::Org => "org_id",
+        }
+    }
+}
+
+impl fmt::Display for OwnerKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl FromStr for OwnerKind {
+    type Err = OwnerError;
+
+    fn from_str(text: &str) -> Result<Self, OwnerError> {
+        match text {
+            "user" => Ok(Self::User),
+            "org" => Ok(Self::Org),
+            _ => Err(OwnerError::Kind),
+        }
+    }
+}
+
+/// The owner of a job. There is no default owner.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Owner {
+    kind: OwnerKind,
+    id: String,
+}
+
+/// Why a string cannot be an owner.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum OwnerError {
+    /// The ID is empty or only blanks.
+    #[error("is empty")]
+    Empty,
+    /// The ID is longer than [`MAX_OWNER_ID_BYTES`].
+    #[error("is longer than {MAX_OWNER_ID_BYTES} bytes")]
+    TooLong,
+    /// The ID contains a control character.
+    #[error("contains a control character")]
+    Control,
+    /// The kind is neither `user` nor `org`.
+    #[error("is neither `user` nor `org`")]
+    Kind,
+}
+
+impl Owner {
+    /// Checks the rules that hold for every owner; policies such as the refusal of `default` are
+    /// applied where a job is admitted.
+    pub fn new(kind: OwnerKind, id: impl Into<String>) -> Result<Self, OwnerError> {
+        let id = id.into();
+        if id.trim().is_empty() {
+            return Err(OwnerError::Empty);
+        }
+        if id.len() > MAX_OWNER_ID_BYTES {
+            return Err(OwnerError::TooLong);
+        }
+        if id.chars().any(char::is_control) {
+            return Err(OwnerError::Control);
+        }
+        Ok(Self { kind, id })
+    }
+
+    /// Whether this is a user or an organization.
+    pub fn kind(&self) -> OwnerKind {
+        self.kind
+    }
+
+    /// The ID as the tool API knows it (`user_id`, for organizations too).
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+}
+
+impl fmt::Display for Owner {
+    /// `user:u-alice`, the spelling of the command line.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.kind, self.id)
+    }
+}
+
+impl FromStr for Owner {
+    type Err = OwnerError;
+
+    fn from_str(text: &str) -> Result<Self, OwnerError> {
+        let (kind, id) = text.split_once(':').ok_or(OwnerError::Kind)?;
+        Self::new(kind.parse()?, id)
+    }
+}

@@ -1,0 +1,134 @@
+//! When to try again, and when to give up. Pure: callers pass ages and a random number.
+
+use std::time::Duration;
+
+use crate::{backoff::Intervals, bounds::MAX_ATTEMPTS};
+
+/// The rules that hold for jobs which do not bring their own.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct RetryPolicy {
+    /// How waits grow.
+    pub intervals: Intervals,
+    /// Attempt budget of a job that names neither a count nor an age.
+    pub max_attempts: u32,
+    /// Longest `Retry-After` that is believed; longer ones are cut to this.
+    pub max_retry_after: Duration,
+    /// How long a job may be throttled, which spends no attempt, before it fails.
+    pub max_throttled_age: Duration,
+}
+
+/// What a job may spend. Whichever limit is met first ends it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Budget {
+    /// Attempts in all.
+    pub max_attempts: Option<u32>,
+    /// Time since the job was created.
+    pub max_age: Option<Duration>,
+}
+
+impl RetryPolicy {
+    /// The wait before the next attempt, or `None` when the budget is spent.
+    ///
+    /// `spent` counts the attempts charged so far, this one included; `age` is the time since the
+    /// job was created; `random` is uniform in `[0, 1)`.
+    pub fn next(
+        &self,
+        budget: Budget,
+        spent: u32,
+        age: Duration,
+        retry_after: Option<Duration>,
+        random: f64,
+    ) -> Option<Duration> {
+        let attempts = match (budget.max_attempts, budget.max_age) {
+            (Some(count), _) => count,
+            (None, Some(_)) => MAX_ATTEMPTS,
+            (None, None) => self.max_attempts,
+        };
+        if spent >= attempts {
+            return None;
+        }
+        let wait = self.wait(spent, retry_after, random);
+        match budget.max_age {
+            Some(limit) if age.saturating_add(wait) > limit => None,
+            _ => Some(wait),
+        }
+    }
+
+    /// The wait of a throttled job, which spends no attempt; `None` when it has been at it for too long.
+    ///
+    /// `number` is the attempt's number, so that waits grow although nothing is charged.
+    pub fn throttled(
+        &self,
+        budget: Budget,
+        number: u32,
+        age: Duration,
+        retry_after: Option<Duration>,
+        random: f64,
+    ) -> Option<Duration> {
+        let wait = self.wait(number, retry_after, random);
+        let limit = budget.max_age.unwrap_or(self.max_throttled_age);
+        (age.saturating_add(wait) <= limit).then_some(wait)
+    }
+
+    /// A server's `Retry-After` wins over our own interval. It is cut to the believable maximum and
+    /// spread upwards only, because coming back early is what the server asked us not to do.
+    fn wait(&self, step: u32, retry_after: Option<Duration>, random: f64) -> Duration {
+        match retry_after {
+            Some(asked) => {
+                asked.min(self.max_retry_after).mul_f64(1.0 + self.intervals.jitter * random.clamp(0.0, 1.0))
+            }
+            None => self.intervals.wait(step, random),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const POLICY: RetryPolicy = RetryPolicy {
+        intervals: Intervals {
+            initial: Duration::from_secs(1),
+            max: Duration::from_secs(600),
+            multiplier: 2.0,
+            jitter: 0.2,
+        },
+        max_attempts: 5,
+        max_retry_after: Duration::from_secs(3600),
+        max_throttled_age: Duration::from_secs(86_400),
+    };
+
+    #[test]
+    fn a_count_budget_allows_exactly_that_many_attempts() {
+        let budget = Budget { max_attempts: Some(3), max_age: None };
+        let allowed =
+            (1..10).take_while(|spent| POLICY.next(budget, *spent, Duration::ZERO, None, 0.5).is_some());
+        assert_eq!(allowed.count(), 2, "two retries after the first attempt make three");
+    }
+
+    #[test]
+    fn an_age_budget_replaces_the_default_count() {
+        let budget = Budget { max_attempts: None, max_age: Some(Duration::from_secs(3600)) };
+        assert!(POLICY.next(budget, 50, Duration::from_secs(1), None, 0.5).is_some());
+        assert!(POLICY.next(budget, 1, Duration::from_secs(3600), None, 0.5).is_none());
+    }
+
+    proptest! {
+        #[test]
+        fn the_servers_word_is_never_undercut(secs in 0u64..100_000, random in 0.0f64..1.0, spent in 1u32..5) {
+            let asked = Duration::from_secs(secs);
+            let wait = POLICY.next(Budget::default(), spent.min(4), Duration::ZERO, Some(asked), random).unwrap();
+            prop_assert!(wait >= asked.min(POLICY.max_retry_after));
+            prop_assert!(wait <= POLICY.max_retry_after.mul_f64(1.2));
+        }
+
+        #[test]
+        fn no_input_overflows(spent in any::<u32>(), age in any::<u64>(), after in any::<u64>(), random in 0.0f64..1.0) {
+            let budget = Budget { max_attempts: None, max_age: Some(Duration::from_secs(u64::MAX)) };
+            let _wait = POLICY.next(budget, spent, Duration::from_secs(age), Some(Duration::from_secs(after)), random);
+            let _wait = POLICY.throttled(budget, spent, Duration::from_secs(age), None, random);
+        }
+    }
+}

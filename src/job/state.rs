@@ -1,0 +1,278 @@
+//! The life of a job. Every change of state is a [`Transition`]; the database repeats the same
+//! rules as CHECK constraints.
+
+use std::{fmt, str::FromStr, sync::Arc, time::Duration};
+
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+use super::{
+    JobError,
+    outcome::{UnknownWord, words},
+};
+
+words! {
+    /// Where a job is in its life.
+    State {
+        /// Due later.
+        Scheduled = "scheduled",
+        /// In the queue, or on the way to it.
+        Available = "available",
+        /// Claimed by a worker.
+        Running = "running",
+        /// Failed in a way that is worth another try; due again later.
+        Retryable = "retryable",
+        /// Parked until a person or a connection lets it go.
+        Held = "held",
+        /// Done, with a result. Final.
+        Succeeded = "succeeded",
+        /// Given up, with an error. Final.
+        Failed = "failed",
+        /// Called off before it ran. Final.
+        Cancelled = "cancelled",
+    }
+}
+
+impl State {
+    /// Whether nothing but an operator's explicit retry leaves this state.
+    pub fn is_final(self) -> bool {
+        match self {
+            Self::Succeeded | Self::Failed | Self::Cancelled => true,
+            Self::Scheduled | Self::Available | Self::Running | Self::Retryable | Self::Held => false,
+        }
+    }
+}
+
+words! {
+    /// Why a job is held.
+    HeldReason {
+        /// A call that must happen at most once ended without an answer.
+        UnknownOutcome = "unknown_outcome",
+        /// The owner has to connect, or reconnect, an account.
+        Connection = "connection",
+        /// The tool API does not accept errand's key.
+        Credentials = "credentials",
+        /// The message came without an ID and was redelivered, so it may have run before.
+        Unidentified = "unidentified",
+    }
+}
+
+/// How a running job stops running.
+#[derive(Debug, Clone)]
+pub enum Ending {
+    /// The tool succeeded; its `data`, verbatim.
+    Succeed {
+        /// The tool's `data`, as it was sent.
+        result: Arc<RawValue>,
+    },
+    /// Final failure.
+    Fail {
+        /// Why.
+        error: JobError,
+    },
+    /// Worth another attempt, which is charged to the budget.
+    Retry {
+        /// Time from now, by the store's clock.
+        after: Duration,
+        /// Why the attempt did not succeed.
+        error: JobError,
+    },
+    /// Postponed without spending an attempt: throttled, or given back at shutdown.
+    Snooze {
+        /// Time from now, by the store's clock.
+        after: Duration,
+        /// Why, when there is something to tell.
+        error: Option<JobError>,
+    },
+    /// Parked.
+    Hold {
+        /// What it waits for.
+        reason: HeldReason,
+        /// What a person should know or do.
+        error: JobError,
+    },
+}
+
+impl Ending {
+    /// The state a job has after this ending, when nobody asked to cancel it.
+    pub fn state(&self) -> State {
+        match self {
+            Self::Succeed { .. } => State::Succeeded,
+            Self::Fail { .. } => State::Failed,
+            Self::Retry { .. } | Self::Snooze { .. } => State::Retryable,
+            Self::Hold { .. } => State::Held,
+        }
+    }
+
+    /// The error that goes with it.
+    pub fn error(&self) -> Option<&JobError> {
+        match self {
+            Self::Succeed { .. } => None,
+            Self::Fail { error } | Self::Retry { error, .. } | Self::Hold { error, .. } => Some(error),
+            Self::Snooze { error, .. } => error.as_ref(),
+        }
+    }
+
+    /// Whether the attempt counts against the job's budget.
+    pub fn spends_attempt(&self) -> bool {
+        match self {
+            Self::Succeed { .. } | Self::Fail { .. } | Self::Retry { .. } => true,
+            Self::Snooze { .. } | Self::Hold { .. } => false,
+        }
+    }
+}
+
+/// What an operator decides about a held job.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Release {
+    /// Make the call again.
+    Retry,
+    /// The call is known to have succeeded.
+    Succeeded,
+    /// The call is known to have failed, or is not wanted any more.
+    Failed,
+}
+
+/// Every legal move of a job. A store executes these and nothing else.
+#[derive(Debug, Clone)]
+pub enum Transition {
+    /// The relay puts a due or unclaimed job on the way to the queue.
+    Publish,
+    /// A worker takes it.
+    Claim,
+    /// Admission refuses an unclaimed job; final.
+    Refuse,
+    /// Admission parks an unclaimed job.
+    Park,
+    /// The holder of the fence, or the rescue of a lost worker, ends the attempt.
+    End(Ending),
+    /// The result of a worker that was presumed dead; legal while nobody has claimed since.
+    EndLate(Ending),
+    /// An operator lets a held job go.
+    Release(Release),
+    /// Somebody calls it off. A running job is only marked, because its call may already count.
+    Cancel,
+    /// An operator runs a failed or cancelled job again.
+    Restart,
+}
+
+/// A move that the state does not allow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("a {from} job cannot {action}")]
+pub struct IllegalMove {
+    /// The state the job is in.
+    pub from: State,
+    /// The verb that was tried.
+    pub action: &'static str,
+}
+
+impl Transition {
+    /// The verb, for messages.
+    pub fn action(&self) -> &'static str {
+        match self {
+            Self::Publish => "be published",
+            Self::Claim => "be claimed",
+            Self::Refuse => "be refused",
+            Self::Park => "be held",
+            Self::End(_) => "be finished",
+            Self::EndLate(_) => "be finished late",
+            Self::Release(_) => "be released",
+            Self::Cancel => "be cancelled",
+            Self::Restart => "be retried",
+        }
+    }
+
+    /// The state that follows, or why the move is illegal.
+    pub fn apply(&self, from: State) -> Result<State, IllegalMove> {
+        use State::{Available, Cancelled, Failed, Held, Retryable, Running, Scheduled, Succeeded};
+        let to = match (self, from) {
+            (Self::Publish, Scheduled | Retryable | Available) => Available,
+            (Self::Claim, Available) => Running,
+            (Self::Refuse, Available) => Failed,
+            (Self::Park, Available) => Held,
+            (Self::End(ending), Running) => ending.state(),
+            (Self::EndLate(ending), Scheduled | Available | Retryable | Held) => ending.state(),
+            (Self::Release(Release::Retry), Held) => Available,
+            (Self::Release(Release::Succeeded), Held) => Succeeded,
+            (Self::Release(Release::Failed), Held) => Failed,
+            (Self::Cancel, Scheduled | Available | Retryable | Held) => Cancelled,
+            (Self::Cancel, Running) => Running,
+            (Self::Restart, Failed | Cancelled | Retryable | Scheduled) => Available,
+            _ => return Err(IllegalMove { from, action: self.action() }),
+        };
+        Ok(to)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::job::ErrorKind;
+
+    fn endings() -> Vec<Ending> {
+        let error = JobError::new(ErrorKind::ToolFailed, "x");
+        vec![
+            Ending::Succeed { result: RawValue::from_string("{}".into()).unwrap().into() },
+            Ending::Fail { error: error.clone() },
+            Ending::Retry { after: Duration::ZERO, error: error.clone() },
+            Ending::Snooze { after: Duration::ZERO, error: None },
+            Ending::Hold { reason: HeldReason::Connection, error },
+        ]
+    }
+
+    fn transitions() -> Vec<Transition> {
+        let mut all = vec![
+            Transition::Publish,
+            Transition::Claim,
+            Transition::Refuse,
+            Transition::Park,
+            Transition::Release(Release::Retry),
+            Transition::Release(Release::Succeeded),
+            Transition::Release(Release::Failed),
+            Transition::Cancel,
+            Transition::Restart,
+        ];
+        all.extend(endings().into_iter().map(Transition::End));
+        all.extend(endings().into_iter().map(Transition::EndLate));
+        all
+    }
+
+    #[test]
+    fn only_a_restart_leaves_a_final_state_and_success_is_for_ever() {
+        for transition in transitions() {
+            for from in State::ALL.iter().copied().filter(|state| state.is_final()) {
+                let restart = matches!(transition, Transition::Restart) && from != State::Succeeded;
+                assert_eq!(transition.apply(from).is_ok(), restart, "{transition:?} from {from}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_job_runs_only_after_a_claim() {
+        for transition in transitions() {
+            for from in State::ALL.iter().copied() {
+                if transition.apply(from) == Ok(State::Running) && from != State::Running {
+                    assert!(matches!(transition, Transition::Claim));
+                }
+            }
+        }
+    }
+
+    proptest! {
+        /// Whatever happened before, a job that is not final can still reach a final state.
+        #[test]
+        fn no_walk_ends_in_a_dead_end(walk in prop::collection::vec(0usize..19, 0..60)) {
+            let all = transitions();
+            let mut state = State::Available;
+            for step in walk {
+                if let Ok(next) = all[step % all.len()].apply(state) {
+                    state = next;
+                }
+            }
+            let exits = all.iter().filter(|t| t.apply(state).is_ok_and(State::is_final)).count();
+            prop_assert!(state.is_final() || exits > 0);
+        }
+    }
+}

@@ -1,0 +1,170 @@
+//! The queue carries job envelopes to workers. It is only transport: losing every message loses no
+//! job that the store knows, and delivering a message twice runs nothing twice.
+//!
+//! A backend implements [`Queue`] and [`Consumer`]; the contract suite in
+//! `tests/it/queue_contract.rs` has a test for each guarantee. No lapin type crosses this seam.
+
+use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+
+use crate::job::QueueName;
+
+mod error;
+
+pub use error::{QueueError, QueueErrorKind};
+
+/// A queue that is shared between long-lived parts.
+pub type SharedQueue = Arc<dyn Queue>;
+
+/// A broker, with the lanes that errand needs declared on it.
+#[async_trait]
+pub trait Queue: fmt::Debug + Send + Sync {
+    /// What kind of queue this is, for people: `RabbitMQ` or `embedded`.
+    fn backend(&self) -> &'static str;
+
+    /// Whether messages survive the end of this process.
+    fn survives_restart(&self) -> bool;
+
+    /// Publishes messages, persistently, and waits until the broker has confirmed each. Answers are
+    /// in the order of the batch.
+    ///
+    /// * `Ok` means that the message is durable in the named lane (or in the reply queue).
+    /// * A message to a lane or reply queue that does not exist is an error of kind `Unroutable`,
+    ///   never a silent loss.
+    /// * An error of kind `Unconfirmed` means that the message may or may not be there.
+    /// * Every wait is bounded by the backend's timeouts.
+    async fn publish(&self, batch: Vec<Message>) -> Vec<Result<(), QueueError>>;
+
+    /// Starts to consume a lane, at most `prefetch` unsettled deliveries at a time. Declares the
+    /// lane first.
+    async fn consume(&self, queue: &QueueName, prefetch: u16) -> Result<Box<dyn Consumer>, QueueError>;
+
+    /// Messages that wait in a lane and are not yet delivered to anyone (approximate), and the
+    /// number of its consumers.
+    async fn depth(&self, queue: &QueueName) -> Result<Depth, QueueError>;
+
+    /// Connects, declares everything and says what the broker is; used at start and by `doctor`.
+    async fn check(&self) -> Result<String, QueueError>;
+
+    /// Whether the backend is connected, without asking the broker.
+    fn connected(&self) -> bool;
+
+    /// How often a lost connection was made anew.
+    fn reconnects(&self) -> u64;
+
+    /// Ends all connections, within a bounded time.
+    async fn close(&self);
+}
+
+/// A running subscription to one lane. It belongs to one connection: when that ends, it ends, and
+/// the caller consumes anew. Deliveries that were not settled come again.
+#[async_trait]
+pub trait Consumer: fmt::Debug + Send {
+    /// Waits for at least one delivery and returns what is there, at most `max`, without waiting for
+    /// more. The future may be dropped without losing deliveries.
+    ///
+    /// # Errors
+    /// The subscription is over; the caller consumes anew. `Ok` is never empty.
+    async fn next(&mut self, max: usize) -> Result<Vec<Delivery>, QueueError>;
+
+    /// The half that settles; it may be used from another task while `next` waits.
+    fn settler(&self) -> Arc<dyn Settler>;
+
+    /// Stops the flow of deliveries and returns when no more will come. Unsettled ones can still be
+    /// settled; deliveries that were received and never returned by `next` are given back.
+    async fn stop(&mut self);
+}
+
+/// Settles deliveries of one subscription. Each delivery is settled once; settling after the
+/// subscription ended does nothing, since the broker delivers such messages again.
+#[async_trait]
+pub trait Settler: fmt::Debug + Send + Sync {
+    /// The messages are taken care of: durable in the store.
+    async fn ack(&self, tokens: Vec<Token>) -> Result<(), QueueError>;
+
+    /// The messages are given back as they are, for another consumer, without counting as failed.
+    async fn give_back(&self, tokens: Vec<Token>) -> Result<(), QueueError>;
+}
+
+/// Names one delivery within its subscription.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Token(pub u64);
+
+/// A message as it arrived.
+#[derive(Debug)]
+pub struct Delivery {
+    /// Settles it.
+    pub token: Token,
+    /// The bytes.
+    pub body: Bytes,
+    /// What came with them.
+    pub properties: Properties,
+    /// The broker delivered it before.
+    pub redelivered: bool,
+}
+
+/// The transport properties that errand honours. Anything else that came with a message is kept in
+/// `other` as text, so that a rejected message can be shown whole.
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Properties {
+    /// AMQP `message_id`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub message_id: Option<String>,
+    /// AMQP `correlation_id`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub correlation_id: Option<String>,
+    /// AMQP `reply_to`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reply_to: Option<String>,
+    /// AMQP `content_type`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub content_type: Option<String>,
+    /// The `traceparent` header.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub traceparent: Option<String>,
+    /// The header with which the relay marks a job that the store knows.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub known: bool,
+    /// Other properties and headers, as text.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub other: BTreeMap<String, String>,
+}
+
+/// The header that carries [`Properties::known`].
+pub const KNOWN_HEADER: &str = "x-errand-known";
+
+/// Where a message goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Address {
+    /// A lane: exchange `errand`, routing key = the lane's name.
+    Lane(QueueName),
+    /// An app's reply queue: the default exchange, routing key = the queue's name.
+    Reply(String),
+}
+
+/// A message to publish.
+#[derive(Debug, Clone)]
+pub struct Message {
+    /// Where it goes.
+    pub to: Address,
+    /// The bytes.
+    pub body: Bytes,
+    /// What goes with them. `message_id` must be set: a returned message is recognized by it.
+    pub properties: Properties,
+    /// AMQP priority, 0 to 9; brokers may ignore it.
+    pub priority: u8,
+}
+
+/// How full a lane is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Depth {
+    /// Messages that wait.
+    pub ready: u64,
+    /// Consumers, of all processes.
+    pub consumers: u64,
+}
+
+/// How long any single exchange with a broker may take before it counts as failed.
+pub const BROKER_TIMEOUT: Duration = Duration::from_secs(10);

@@ -1,0 +1,236 @@
+//! The tool API: who runs tools on behalf of an owner's connected accounts.
+//!
+//! [`ToolApi`] is the seam; `composio` speaks the real protocol over HTTP. It reports what was seen
+//! on the wire and decides nothing: whether a reply is a success, a refusal or an unknown outcome
+//! is [`crate::worker`]'s `classify`.
+
+use std::{fmt, sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use jiff::Timestamp;
+use serde_json::value::RawValue;
+
+use crate::job::{JobId, JobSpec, RequestId};
+
+/// A tool API that is shared between long-lived parts.
+pub type SharedToolApi = Arc<dyn ToolApi>;
+
+/// What errand asks of a tool API.
+#[async_trait]
+pub trait ToolApi: fmt::Debug + Send + Sync {
+    /// Makes one call and reports what was seen. Never repeats a request by itself, follows no
+    /// redirect, and bounds time and size of the answer.
+    async fn execute(&self, call: &Call) -> Reply;
+
+    /// Describes a tool at a toolkit version; `None` for the newest.
+    async fn tool(&self, slug: &str, version: Option<&str>) -> Result<ToolInfo, ToolError>;
+
+    /// The versions of a toolkit, newest first.
+    async fn versions(&self, toolkit: &str) -> Result<Vec<String>, ToolError>;
+
+    /// The owner's accounts for a toolkit, in any status, most recently connected first.
+    async fn accounts(&self, owner_id: &str, toolkit: Option<&str>) -> Result<Vec<Account>, ToolError>;
+
+    /// One account.
+    async fn account(&self, id: &str) -> Result<Account, ToolError>;
+
+    /// Answers if the API is reachable and accepts the key; with its clock, for the skew check.
+    async fn check(&self) -> Result<ApiCheck, ToolError>;
+}
+
+/// One call.
+#[derive(Debug, Clone)]
+pub struct Call {
+    /// Sent as `x-request-id`; stored before anything is sent.
+    pub request_id: RequestId,
+    /// Sent as `x-errand-job-id`, for correlation only.
+    pub job: JobId,
+    /// Tool, owner, and `arguments` or `text`.
+    pub spec: Arc<JobSpec>,
+    /// The pinned version.
+    pub version: String,
+    /// The frozen account, unless the tool needs none.
+    pub account: Option<String>,
+    /// For the whole attempt, connecting included.
+    pub timeout: Duration,
+}
+
+/// What was seen on the wire.
+#[derive(Debug)]
+pub enum Reply {
+    /// No byte of the request left. The text names the cause without URL or credentials.
+    NotSent(String),
+    /// The request left, at least in part, and no status line came back.
+    NoAnswer(String),
+    /// A status line came back.
+    Answered(Answer),
+}
+
+/// An HTTP answer, decoded as far as it can be.
+#[derive(Debug)]
+pub struct Answer {
+    /// The HTTP status.
+    pub status: u16,
+    /// The parsed `Retry-After` (or `retry-after-ms`), not yet clamped; garbage is `None`.
+    pub retry_after: Option<Duration>,
+    /// The API's own `x-request-id`, when it differs from ours.
+    pub request_id: Option<String>,
+    /// `Composio-Deprecated-Toolkits`, verbatim: the pinned version will go away.
+    pub deprecated: Option<String>,
+    /// The body.
+    pub body: Body,
+}
+
+/// A response body.
+#[derive(Debug)]
+pub enum Body {
+    /// A tool result: `{data, error, successful, log_id}`. Unknown keys are ignored.
+    Result(ToolResult),
+    /// An error in any of the documented or captured shapes.
+    Error(ApiError),
+    /// Not decodable: HTML, empty, not JSON, or JSON of another shape.
+    Opaque,
+    /// Larger than the limit; reading stopped there.
+    TooLarge,
+    /// The connection failed while the body was read.
+    Broken(String),
+}
+
+/// What a tool reported.
+#[derive(Debug, Clone)]
+pub struct ToolResult {
+    /// The tool's output, verbatim; `{}` when it was absent or null.
+    pub data: Arc<RawValue>,
+    /// The API's own verdict; absent counts as `false`.
+    pub successful: bool,
+    /// A non-blank error text.
+    pub error: Option<String>,
+    /// The provider's HTTP status, from `data.status_code` of a failed run.
+    pub provider_status: Option<u16>,
+    /// The execution log ID.
+    pub log_id: Option<String>,
+}
+
+/// An error body. Everything is optional, because everything has been seen missing.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ApiError {
+    /// For people.
+    pub message: Option<String>,
+    /// Numeric code; strings that are numbers are converted.
+    pub code: Option<i64>,
+    /// The best key for classification.
+    pub slug: Option<String>,
+    /// The API's request ID.
+    pub request_id: Option<String>,
+    /// The API's advice; blank counts as absent.
+    pub suggested_fix: Option<String>,
+    /// Per-field messages.
+    pub errors: Vec<String>,
+}
+
+/// A tool at one toolkit version.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ToolInfo {
+    /// UPPER_SNAKE slug.
+    pub slug: String,
+    /// For people.
+    pub name: String,
+    /// For people.
+    pub description: String,
+    /// Lower-case toolkit slug, from the description and never from the tool slug's prefix.
+    pub toolkit: String,
+    /// The version that this description belongs to.
+    pub version: String,
+    /// All versions of the toolkit, newest first.
+    pub available_versions: Vec<String>,
+    /// Hint and other tags.
+    pub tags: Vec<String>,
+    /// Runs without any account.
+    pub no_auth: bool,
+    /// The tool is deprecated at this version.
+    pub deprecated: bool,
+}
+
+impl ToolInfo {
+    /// What repeating a call does, by the hint tags. No tag proves nothing, and a tool that claims
+    /// to read and to destroy is not believed to read.
+    pub fn effect(&self) -> crate::job::Effect {
+        let has = |tag: &str| self.tags.iter().any(|t| t == tag);
+        let writes = has("destructiveHint") || has("createHint") || has("updateHint");
+        if has("readOnlyHint") && !writes {
+            crate::job::Effect::Safe
+        } else if has("idempotentHint") {
+            crate::job::Effect::Idempotent
+        } else {
+            crate::job::Effect::Once
+        }
+    }
+}
+
+/// A connected account, without its credentials.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Account {
+    /// Opaque ID.
+    pub id: String,
+    /// Who it belongs to; the API may leave it out.
+    pub user_id: Option<String>,
+    /// Lower-case toolkit slug.
+    pub toolkit: String,
+    /// `ACTIVE`, `EXPIRED`, ... Unknown words are kept as they are.
+    pub status: String,
+    /// Why it is in that status.
+    pub status_reason: Option<String>,
+    /// Switched off by somebody.
+    pub disabled: bool,
+    /// When it was connected.
+    pub created_at: Timestamp,
+}
+
+impl Account {
+    /// Whether calls can use it.
+    pub fn is_active(&self) -> bool {
+        self.status == "ACTIVE" && !self.disabled
+    }
+}
+
+/// What a successful check found.
+#[derive(Debug, Clone)]
+pub struct ApiCheck {
+    /// The API's clock, from its `Date` header.
+    pub date: Option<Timestamp>,
+    /// How long the check took.
+    pub took: Duration,
+}
+
+/// Why a look-up gave nothing.
+#[derive(Debug, thiserror::Error)]
+pub enum ToolError {
+    /// The API answers that there is no such tool, toolkit or account.
+    #[error("not found")]
+    NotFound(ApiError),
+    /// The API does not accept the key.
+    #[error("the tool API does not accept the key (HTTP {status})")]
+    Credentials {
+        /// 401 or 403.
+        status: u16,
+        /// What it said.
+        error: ApiError,
+    },
+    /// The API asks to slow down.
+    #[error("the tool API is throttling")]
+    Throttled {
+        /// When to come back.
+        retry_after: Option<Duration>,
+    },
+    /// Another refusal.
+    #[error("the tool API refused the look-up (HTTP {status})")]
+    Refused {
+        /// The HTTP status.
+        status: u16,
+        /// What it said.
+        error: ApiError,
+    },
+    /// Unreachable, failing, or not speaking the protocol. Names the cause without URL or credentials.
+    #[error("the tool API cannot be reached: {0}")]
+    Unavailable(String),
+}
