@@ -1,11 +1,13 @@
 //! errand runs tool calls on behalf of users and organizations, durably.
 //!
-//! Read `ARCHITECTURE.md` first; the modules below are listed in reading order, and a module
-//! imports only from those above it.
+//! Read `ARCHITECTURE.md` first: it has the code map and the order in which to read these modules.
 
+pub mod app;
 pub mod backoff;
 pub mod bounds;
 pub mod clock;
+pub mod config;
+pub mod enqueue;
 pub mod job;
 pub mod queue;
 pub mod sandbox;
