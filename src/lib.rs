@@ -12,4 +12,5 @@ pub mod job;
 pub mod queue;
 pub mod sandbox;
 pub mod store;
+pub mod telemetry;
 pub mod tool;
