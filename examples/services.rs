@@ -13,8 +13,6 @@ use std::process::ExitCode;
 use support::{Postgres, RabbitMq, postgres, rabbitmq};
 use tokio::signal::unix::{SignalKind, signal};
 
-const USAGE: &str = "usage: services [--fsync] [--run COMMAND...]";
-
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> anyhow::Result<ExitCode> {
     let mut fsync = false;
@@ -24,11 +22,11 @@ async fn main() -> anyhow::Result<ExitCode> {
         match arg.as_str() {
             "--fsync" => fsync = true,
             "--run" => command = Some(args.by_ref().collect::<Vec<_>>()),
-            _ => anyhow::bail!("{USAGE}"),
+            _ => return Ok(usage()),
         }
     }
     if command.as_ref().is_some_and(Vec::is_empty) {
-        anyhow::bail!("{USAGE}");
+        return Ok(usage());
     }
 
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -67,4 +65,9 @@ async fn serve(fsync: bool, command: Option<Vec<String>>) -> anyhow::Result<Exit
         .await?;
     let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal)).unwrap_or(1);
     Ok(ExitCode::from(u8::try_from(code).unwrap_or(1)))
+}
+
+fn usage() -> ExitCode {
+    eprintln!("usage: services [--fsync] [--run COMMAND...]");
+    ExitCode::from(2)
 }
