@@ -121,6 +121,10 @@ async fn a_killed_rabbitmq_keeps_a_confirmed_message() {
     assert!(tokio::time::timeout(Duration::from_millis(200), connecting).await.is_err());
     node.resume().await;
     vhost.connect().await.close(200, "done".into()).await.unwrap();
+
+    node.stop().await;
+    let connecting = Connection::connect(&vhost.amqp_url, ConnectionProperties::default());
+    assert!(connecting.await.is_err());
 }
 
 async fn declare(channel: &Channel, queue: &str) {
@@ -275,25 +279,26 @@ const TO_BE_KILLED: &str = "ERRAND_TEST_TO_BE_KILLED";
 
 #[tokio::test]
 async fn services_end_when_the_test_process_is_killed() {
-    let base = tempfile::Builder::new().prefix("killed-").tempdir_in(machine::base()).unwrap();
+    // It stays if this test fails, because it lists what `tests/run` then has to end.
+    let base = tempfile::Builder::new().prefix("killed-").tempdir_in(machine::base()).unwrap().keep();
     // Another account has to pass through.
-    machine::open_for_others(base.path());
+    machine::open_for_others(&base);
     let mut child = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "services::started_to_be_killed"])
         .env(TO_BE_KILLED, "1")
-        .env("ERRAND_TEST_DIR", base.path())
+        .env("ERRAND_TEST_DIR", &base)
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()
         .unwrap();
-    let started = base.path().join("started");
+    let started = base.join("started");
     until("the other process has started its services", 4 * LIMIT, async || {
         assert_eq!(child.try_wait().unwrap(), None);
         started.exists().then_some(())
     })
     .await;
-    let names: Vec<String> = processes_in(base.path()).into_iter().map(|(_, name)| name).collect();
+    let names: Vec<String> = processes_in(&base).into_iter().map(|(_, name)| name).collect();
     for expected in ["postgres", "beam.smp", "epmd"] {
         assert!(names.iter().any(|name| name == expected), "no {expected} in {names:?}");
     }
@@ -301,13 +306,14 @@ async fn services_end_when_the_test_process_is_killed() {
     child.kill().unwrap();
     child.wait().unwrap();
     until("every process of its services is gone", LIMIT, async || {
-        processes_in(base.path()).is_empty().then_some(())
+        processes_in(&base).is_empty().then_some(())
     })
     .await;
     until("the directories of its services are gone", LIMIT, async || {
-        fs::read_dir(base.path()).unwrap().all(|entry| entry.unwrap().path() == started).then_some(())
+        fs::read_dir(&base).unwrap().all(|entry| entry.unwrap().path() == started).then_some(())
     })
     .await;
+    fs::remove_dir_all(&base).unwrap();
 }
 
 /// Not a test of its own: the process that the test above kills.
