@@ -11,3 +11,4 @@ pub mod queue;
 pub mod sandbox;
 pub mod store;
 pub mod tool;
+pub mod worker;
