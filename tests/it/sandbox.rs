@@ -1,6 +1,8 @@
 //! The sandbox against its vectors: what the tool API is known to answer, request by request, over
 //! real HTTP. The vectors are rows; every row runs, and all that fail are reported together.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic, in its helpers too")]
+
 use std::{
     collections::BTreeSet,
     future::Future,
