@@ -301,6 +301,44 @@ fn a_bad_world_is_refused_with_all_its_mistakes_at_once() {
 }
 
 #[tokio::test]
+async fn a_small_world_of_ones_own_is_enough() {
+    let world = r#"
+        [[key]]
+        key = "ak_test_good"
+        [[toolkit]]
+        slug = "crm"
+        versions = [{ version = "20250101_00" }]
+        [[tool]]
+        slug = "CRM_ADD_NOTE"
+        toolkit = "crm"
+        required = { text = "string" }
+        result = { note = "{text}", size = "{@id}", by = "{@user}" }
+        [[auth_config]]
+        id = "ac_crm"
+        toolkit = "crm"
+        [[account]]
+        id = "ca_crm"
+        user = "someone"
+        toolkit = "crm"
+        created_at = 2025-01-01T00:00:00Z
+        [[fault]]
+        kind = "status"
+        status = 503
+        times = 1
+    "#;
+    let bench = Bench::start(world).await;
+    let call = || {
+        Step::post("/api/v3.1/tools/execute/CRM_ADD_NOTE")
+            .json(json!({"user_id": "someone", "arguments": {"text": "\"hi\"\n"}}))
+    };
+    assert_eq!(bench.send(&call()).await.unwrap().status, 503);
+    let done = bench.send(&call()).await.unwrap().json();
+    assert_eq!((&done["data"]["note"], &done["data"]["by"]), (&json!("\"hi\"\n"), &json!("someone")));
+    let account = bench.get("/api/v3/connected_accounts/ca_crm").await;
+    assert_eq!(account["created_at"], "2025-01-01T00:00:00.000Z");
+}
+
+#[tokio::test]
 async fn bad_fault_rules_are_refused_over_http_and_change_nothing() {
     let bench = Bench::start(DEFAULT_WORLD).await;
     bench.set_faults(json!([{"kind": "latency", "fixed_ms": 0}])).await;

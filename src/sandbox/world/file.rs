@@ -31,6 +31,7 @@ const PARAMETER_TYPES: [&str; 6] = ["string", "integer", "number", "boolean", "a
 pub(super) fn read(text: &str) -> Result<World, WorldError> {
     let mut table: Table =
         text.parse().map_err(|e| WorldError { mistakes: vec![format!("it is not valid TOML: {e}")] })?;
+    table.iter_mut().for_each(|(_, value)| quote_times(value));
     let mut reader = Reader { mistakes: Vec::new() };
 
     let behaviour: Behaviour = reader.section(&mut table, "behaviour");
@@ -468,6 +469,16 @@ impl LogSettings {
             return Err(format!("refuse_status is {}; it is 0 or from 400 to 599", self.refuse_status));
         }
         Ok(())
+    }
+}
+
+/// TOML has times of its own, with and without quotes; to the rest of the file they are strings.
+fn quote_times(value: &mut Value) {
+    match value {
+        Value::Datetime(time) => *value = Value::String(time.to_string()),
+        Value::Array(items) => items.iter_mut().for_each(quote_times),
+        Value::Table(entries) => entries.iter_mut().for_each(|(_, entry)| quote_times(entry)),
+        Value::String(_) | Value::Integer(_) | Value::Float(_) | Value::Boolean(_) => {}
     }
 }
 
