@@ -1,0 +1,3 @@
+//! The flow of one job.
+
+pub mod classify;
