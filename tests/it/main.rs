@@ -1,1 +1,4 @@
 //! One integration binary.
+
+mod services;
+mod support;
