@@ -11,6 +11,9 @@ use bytes::Bytes;
 
 use crate::job::QueueName;
 
+pub mod embedded;
+pub mod rabbitmq;
+
 mod error;
 
 pub use error::{QueueError, QueueErrorKind};
