@@ -15,7 +15,7 @@ use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use super::machine::Account;
+use super::machine::{self, Account};
 
 const TREE: &str = include_str!("tree.sh");
 const GUARD: &str = include_str!("guard.sh");
@@ -40,11 +40,8 @@ impl Guard {
     /// Makes a directory below the directory for tests and sets a guard beside it. Processes launched in it
     /// run under `account`, or under this process's own account.
     pub(crate) fn new(name: &str, account: Option<Account>) -> io::Result<Guard> {
-        // Not the directory for temporary files of this account: another account must be able to reach it,
-        // and the path of a socket in it has to stay short. `tests/run` names a directory of its own, and
-        // looks into it when the tests have ended.
-        let base = std::env::var_os("ERRAND_TEST_DIR").map_or_else(|| PathBuf::from("/tmp"), PathBuf::from);
-        let directory = tempfile::Builder::new().prefix(&format!("errand-{name}-")).tempdir_in(base)?;
+        let directory =
+            tempfile::Builder::new().prefix(&format!("errand-{name}-")).tempdir_in(machine::base())?;
         fs::create_dir(directory.path().join("pids"))?;
         fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o700))?;
         if let Some(account) = account {

@@ -4,10 +4,24 @@ use std::collections::HashSet;
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
-use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
 use std::sync::{LazyLock, Mutex};
 use std::time::Duration;
+
+/// Where the services have their directories.
+///
+/// Not the directory for temporary files of this account: another account must be able to reach it, and the
+/// path of a socket in it has to stay short. `tests/run` names a directory of its own, into which it looks
+/// when the tests have ended.
+pub(crate) fn base() -> PathBuf {
+    std::env::var_os("ERRAND_TEST_DIR").map_or_else(|| PathBuf::from("/tmp"), PathBuf::from)
+}
+
+/// Lets other accounts pass through a directory without reading it.
+pub(crate) fn open_for_others(directory: &Path) {
+    fs::set_permissions(directory, fs::Permissions::from_mode(0o711)).expect("set the mode of a directory");
+}
 
 /// A user and its group.
 #[derive(Clone, Copy, Debug)]

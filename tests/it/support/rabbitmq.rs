@@ -1,7 +1,7 @@
 //! Private RabbitMQ nodes: one that all tests share, and those that a test breaks.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
 
@@ -9,11 +9,13 @@ use lapin::{Connection, ConnectionProperties};
 use serde_json::{Value, json};
 
 use super::guard::{Guard, Process};
+use super::wait::until;
 use super::{http, machine};
 
 /// A node boots in seven to nine seconds on an idle machine of two cores, and tests keep it busy.
 const START_LIMIT: Duration = Duration::from_secs(120);
 const STOP_LIMIT: Duration = Duration::from_secs(60);
+const LIST_LIMIT: Duration = Duration::from_secs(10);
 
 /// How a private node is set up.
 #[derive(Clone, Debug)]
@@ -35,7 +37,7 @@ impl Default for Options {
 /// A virtual host of its own, in a node that lives at least as long as the test. The user is guest/guest.
 #[derive(Clone, Debug)]
 pub(crate) struct Vhost {
-    /// The name is percent-encoded in here, and contains a slash, as the default one of RabbitMQ does.
+    /// The name is percent-encoded in here. It contains a slash, as the default one of RabbitMQ does.
     pub(crate) amqp_url: String,
     pub(crate) name: String,
     /// The root of the management API, without credentials and without `/api`.
@@ -127,7 +129,16 @@ impl RabbitMq {
     }
 
     /// Kills the node with SIGKILL, and returns when it is gone.
+    ///
+    /// RabbitMQ 3.10 writes the list of its quorum queues half a second late, and a queue that is not in it
+    /// has lost every confirmed message after a crash. That is not what tests are about, so this waits until
+    /// the list is written.
     pub(crate) async fn kill9(&self) {
+        let directory = self.node.installation.guard.directory().join("data");
+        until("RabbitMQ has written the list of its quorum queues", LIST_LIMIT, async || {
+            quorum_queues_are_listed(&directory).then_some(())
+        })
+        .await;
         self.with_node(|node| node.process().kill()).await;
     }
 
@@ -312,6 +323,23 @@ fn configuration(options: &Options, ports: &Ports) -> String {
         lines += &format!("prometheus.tcp.ip = 127.0.0.1\nprometheus.tcp.port = {prometheus}\n");
     }
     lines + &options.conf
+}
+
+/// Whether the list names each directory of a quorum queue that stands beside it.
+fn quorum_queues_are_listed(data: &Path) -> bool {
+    let nodes = subdirectories(data).into_iter().flat_map(|node| subdirectories(&node.join("quorum")));
+    nodes.into_iter().all(|node| {
+        let list = fs::read(node.join("names.dets")).unwrap_or_default();
+        subdirectories(&node).iter().all(|queue| {
+            let name = queue.file_name().expect("a directory entry has a name").as_encoded_bytes();
+            list.windows(name.len()).any(|window| window == name)
+        })
+    })
+}
+
+fn subdirectories(directory: &Path) -> Vec<PathBuf> {
+    let Ok(entries) = fs::read_dir(directory) else { return Vec::new() };
+    entries.flatten().map(|entry| entry.path()).filter(|path| path.is_dir()).collect()
 }
 
 /// Whether the node greets AMQP clients, which it does when everything else is up.
