@@ -165,7 +165,7 @@ pub struct Message {
 pub struct Depth {
     /// Messages that wait.
     pub ready: u64,
-    /// Consumers, of all processes.
+    /// Consumers, of all processes; with some brokers also a stopped one that has unsettled deliveries.
     pub consumers: u64,
 }
 

@@ -2,5 +2,6 @@
 
 #![allow(clippy::unwrap_used, reason = "the helpers of tests fail as tests do")]
 
+mod queue_contract;
 mod services;
 mod support;
