@@ -181,6 +181,11 @@ impl Metric {
     }
 }
 
+/// The gauge of jobs in flight of a lane.
+pub(crate) fn in_flight(queue: &str) -> metrics::Gauge {
+    gauge!(JOBS_IN_FLIGHT.name, "queue" => queue.to_owned())
+}
+
 /// Counts what became of a job when an attempt ended.
 pub(crate) fn job_finished(queue: &str, toolkit: Option<&str>, outcome: &'static str) {
     let toolkit = toolkit.map_or("none", toolkit_label);
