@@ -1,1 +1,6 @@
 //! One integration binary.
+
+#![allow(clippy::unwrap_used, reason = "the helpers of tests fail as tests do")]
+
+mod services;
+mod support;
