@@ -2,5 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "the helpers of tests fail as tests do")]
 
+mod dashboards;
+mod deploy;
+mod metrics_docs;
 mod services;
 mod support;
