@@ -2,6 +2,9 @@
 
 #![allow(clippy::unwrap_used, reason = "the helpers of tests fail as tests do")]
 
+mod dashboards;
+mod deploy;
+mod metrics_docs;
 mod queue_contract;
 mod sandbox;
 mod services;
