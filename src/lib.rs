@@ -5,6 +5,7 @@
 pub mod app;
 pub mod backoff;
 pub mod bounds;
+pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod enqueue;
@@ -12,4 +13,6 @@ pub mod job;
 pub mod queue;
 pub mod sandbox;
 pub mod store;
+pub mod telemetry;
 pub mod tool;
+pub mod view;
