@@ -2,7 +2,7 @@
 //!
 //! Read `ARCHITECTURE.md` first: it has the code map and the order in which to read these modules.
 
-pub mod app;
+pub mod api;
 pub mod backoff;
 pub mod bounds;
 pub mod cli;
@@ -11,8 +11,12 @@ pub mod config;
 pub mod enqueue;
 pub mod job;
 pub mod queue;
+pub mod relay;
 pub mod sandbox;
+pub mod shutdown;
 pub mod store;
 pub mod telemetry;
 pub mod tool;
+pub mod upkeep;
 pub mod view;
+pub mod worker;

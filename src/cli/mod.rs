@@ -152,7 +152,7 @@ fn brief<F: Future<Output = anyhow::Result<Exit>>>(
     command: impl FnOnce(context::Context) -> F,
 ) -> anyhow::Result<Exit> {
     let loaded = config::load(sources)?;
-    start_logging(&loaded, Some("warn"));
+    start_quiet_logging(&loaded)?;
     let runtime = runtime(FEW_THREADS)?;
     // A task of a driver that does not end must not keep the process: everything is settled by now.
     let answer = runtime.block_on(Box::pin(command(context::Context::new(loaded))));
@@ -160,13 +160,13 @@ fn brief<F: Future<Output = anyhow::Result<Exit>>>(
     answer
 }
 
-/// Starts logging; `quiet` is the level of a command for people, where none is configured.
-fn start_logging(loaded: &Loaded, quiet: Option<&str>) {
+/// Starts logging of warnings only, unless a level is configured.
+fn start_quiet_logging(loaded: &Loaded) -> anyhow::Result<()> {
     let mut log = loaded.config.log.clone();
-    if let (Some(quiet), Some(Origin::Default)) = (quiet, loaded.origin("log.level")) {
-        quiet.clone_into(&mut log.level);
+    if loaded.origin("log.level") == Some(&Origin::Default) {
+        "warn".clone_into(&mut log.level);
     }
-    logging::init(&log);
+    logging::init(&log)
 }
 
 /// A runtime with so many threads; 0 means one per core.

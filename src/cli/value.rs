@@ -59,7 +59,9 @@ pub(super) fn moment(text: &str) -> Result<Timestamp, String> {
 /// A duration with its unit: `90s`, `10m`, `1h30m`, `2d`.
 pub(super) fn duration(text: &str) -> Result<Duration, String> {
     let wrong = || "write a time with its unit, such as 90s, 10m, 1h30m or 500ms".to_owned();
-    if text.bytes().all(|byte| byte.is_ascii_digit()) {
+    // A number without a unit could mean anything, and a sign or `ago` could only be a mistake.
+    let starts_with_a_number = text.starts_with(|c: char| c.is_ascii_digit());
+    if !starts_with_a_number || text.bytes().all(|byte| byte.is_ascii_digit()) {
         return Err(wrong());
     }
     if let Some(days) = text.strip_suffix('d').and_then(|days| days.parse::<u32>().ok()) {

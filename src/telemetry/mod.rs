@@ -1,3 +1,4 @@
-//! What operators see of a running process.
+//! Logs and metrics.
 
 pub mod logging;
+pub mod metrics;

@@ -3,3 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "the helpers of tests fail as tests do")]
 
 mod config;
+mod queue_contract;
+mod sandbox;
+mod services;
+mod support;

@@ -1,0 +1,51 @@
+//! A private Prometheus server, for tests of what it scrapes and of alert rules.
+
+use std::fs;
+use std::time::Duration;
+
+use super::guard::{Guard, Process};
+use super::machine;
+
+const START_LIMIT: Duration = Duration::from_secs(60);
+
+/// A server that one test owns. It is gone, with its data, when the value is dropped.
+#[derive(Debug)]
+pub(crate) struct Prometheus {
+    guard: Guard,
+    process: Process,
+    port: u16,
+}
+
+impl Prometheus {
+    /// Starts a server with the given configuration file. Files that it names need absolute paths.
+    pub(crate) async fn start(config_yaml: &str) -> Prometheus {
+        let config = config_yaml.to_owned();
+        machine::blocking(move || {
+            machine::start_with_retries("Prometheus", || Prometheus::start_blocking(&config))
+        })
+        .await
+    }
+
+    pub(crate) fn url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.port)
+    }
+
+    fn start_blocking(config: &str) -> Result<Prometheus, String> {
+        let program = machine::program("prometheus", "prometheus", &[]);
+        let guard = Guard::new("prometheus", None).map_err(|error| error.to_string())?;
+        fs::write(guard.directory().join("prometheus.yml"), config).map_err(|error| error.to_string())?;
+        let port = machine::free_port();
+        let args = [
+            "--config.file=prometheus.yml".to_owned(),
+            "--storage.tsdb.path=data".to_owned(),
+            format!("--web.listen-address=127.0.0.1:{port}"),
+        ];
+        let mut process = guard.launch(&program, &args, &[]).map_err(|error| format!("launch: {error}"))?;
+        process
+            .wait_ready(START_LIMIT, || {
+                machine::ask(port, b"GET /-/ready HTTP/1.0\r\n\r\n") == Some(*b"HTTP/1.0 200")
+            })
+            .map_err(|error| format!("{error}\n{}", guard.output()))?;
+        Ok(Prometheus { guard, process, port })
+    }
+}
