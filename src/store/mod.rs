@@ -26,7 +26,13 @@ use crate::job::{
     OwnerKind, QueueName, Release, RequestId, State, WorkerId,
 };
 
+mod cause;
 mod error;
+mod judge;
+mod migrations;
+pub mod postgres;
+mod row;
+pub mod sqlite;
 
 pub use error::{StoreError, StoreErrorKind};
 
@@ -677,4 +683,17 @@ pub(crate) fn owner_columns(owner: Option<&Owner>) -> (Option<&'static str>, Opt
 pub(crate) fn owner_of(kind: &str, id: String) -> Result<Owner, StoreError> {
     let kind: OwnerKind = kind.parse().map_err(|_| StoreError::corrupt("owner_kind"))?;
     Owner::new(kind, id).map_err(|_| StoreError::corrupt("owner_id"))
+}
+
+/// Runs a write in a task of its own, so that it ends properly when the caller's future is dropped.
+pub(crate) async fn detached<T: Send + 'static>(
+    work: impl Future<Output = Result<T, StoreError>> + Send + 'static,
+) -> Result<T, StoreError> {
+    match tokio::spawn(work).await {
+        Ok(answer) => answer,
+        Err(error) => match error.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            Err(_) => Err(StoreError::new(StoreErrorKind::Unavailable, "the process is ending")),
+        },
+    }
 }

@@ -1,0 +1,129 @@
+-- Jobs and their attempts.
+--
+-- A job is one row for its whole life: what was asked for, what was decided once, and where it is.
+-- The CHECK constraints repeat the rules of the `Transition` type, so that no statement, of this
+-- build or of another, can leave a job in a state that no code knows how to go on from.
+
+create table jobs (
+    id                   uuid primary key,
+    -- What was asked for; never changes. JSON is of type `json`, which keeps the order of keys,
+    -- the digits of numbers and the escape \u0000 as they were sent.
+    digest               bytea not null check (octet_length(digest) = 16),
+    owner_kind           text not null check (owner_kind in ('user', 'org')),
+    owner_id             text not null,
+    requested_by         text,
+    tool                 text not null,
+    arguments            json,
+    text                 text,
+    version              text,
+    connected_account_id text,
+    queue                text not null,
+    priority             smallint not null check (priority between 0 and 9),
+    run_at               timestamptz,
+    expires_at           timestamptz,
+    timeout_ms           bigint,
+    max_attempts         integer,
+    max_age_ms           bigint,
+    effect               text check (effect in ('safe', 'idempotent', 'once')),
+    idempotency_key      text,
+    tags                 jsonb not null,
+    reply_to             text,
+    correlation_id       text,
+    traceparent          text,
+    -- What is decided once, before anything is sent.
+    toolkit              text,
+    toolkit_version      text,
+    pinned_by            text check (pinned_by in ('job', 'owner', 'global', 'config', 'env', 'latest')),
+    account              text,
+    frozen_effect        text check (frozen_effect in ('safe', 'idempotent', 'once')),
+    -- Where it is.
+    state                text not null check (state in ('scheduled', 'available', 'running', 'retryable',
+                                                        'held', 'succeeded', 'failed', 'cancelled')),
+    created_at           timestamptz not null,
+    due_at               timestamptz,
+    published            integer not null default 0 check (published >= 0),
+    fence                bigint not null default 0 check (fence >= 0),
+    attempt              integer not null default 0 check (attempt >= 0),
+    spent                integer not null default 0,
+    worker_id            uuid,
+    request_id           uuid,
+    started_at           timestamptz,
+    cancel_requested     boolean not null default false,
+    -- The request ID of a claim that scheduled, refused or held the job instead of running it, by
+    -- which a repetition of that claim is recognized.
+    settled_by           uuid,
+    held_reason          text check (held_reason in ('unknown_outcome', 'connection', 'credentials', 'unidentified')),
+    error_kind           text,
+    error_message        text,
+    error_code           bigint,
+    error_slug           text,
+    result               json,
+    log_id               text,
+    finished_at          timestamptz,
+    -- When the reply is offered to the relay; null when there is nothing to publish.
+    reply_due_at         timestamptz,
+
+    constraint jobs_waiting_is_due check ((state in ('scheduled', 'available', 'retryable')) = (due_at is not null)),
+    constraint jobs_running_has_worker check ((state = 'running') = (worker_id is not null)),
+    constraint jobs_running_has_attempt check (state <> 'running' or (attempt > 0 and request_id is not null and started_at is not null)),
+    constraint jobs_held_has_reason check ((state = 'held') = (held_reason is not null)),
+    constraint jobs_final_is_finished check ((state in ('succeeded', 'failed', 'cancelled')) = (finished_at is not null)),
+    constraint jobs_succeeded_has_result check ((state = 'succeeded') = (result is not null)),
+    constraint jobs_error_fits check (case when error_kind is null
+        then state not in ('failed', 'held') and error_message is null and error_code is null and error_slug is null
+        else state <> 'succeeded' and error_message is not null end),
+    constraint jobs_frozen_is_whole check (case when toolkit is null
+        then toolkit_version is null and pinned_by is null and account is null and frozen_effect is null
+        else toolkit_version is not null and pinned_by is not null and frozen_effect is not null end),
+    constraint jobs_spent_is_bounded check (spent between 0 and attempt),
+    constraint jobs_cancel_marks_running check (not cancel_requested or state in ('running', 'succeeded', 'failed', 'cancelled')),
+    constraint jobs_reply_is_final check (reply_due_at is null or (reply_to is not null and finished_at is not null))
+) with (
+    fillfactor = 80,
+    autovacuum_vacuum_scale_factor = 0.01,
+    autovacuum_vacuum_threshold = 1000,
+    autovacuum_vacuum_insert_scale_factor = 0.05,
+    autovacuum_analyze_scale_factor = 0.02,
+    autovacuum_vacuum_cost_delay = 0,
+    toast.autovacuum_vacuum_scale_factor = 0.01,
+    toast.autovacuum_vacuum_cost_delay = 0
+);
+
+-- For the relay; the included columns let the census read nothing else.
+create index jobs_due on jobs (priority, due_at) include (queue, state) where due_at is not null;
+-- For the rescue.
+create index jobs_running on jobs (worker_id) include (queue) where state = 'running';
+create index jobs_held on jobs (held_reason, queue) where state = 'held';
+create index jobs_replies on jobs (reply_due_at) where reply_due_at is not null;
+-- For lists.
+create index jobs_created on jobs (created_at);
+create index jobs_owner on jobs (owner_kind, owner_id, created_at);
+create unique index jobs_idempotency on jobs (owner_kind, owner_id, idempotency_key) where idempotency_key is not null;
+
+-- Written when an attempt ends, once in the normal case; an attempt in progress is in its job's
+-- row. There is no foreign key, because every insert takes the job's row in the same statement.
+create table attempts (
+    job_id        uuid not null,
+    number        integer not null check (number > 0),
+    request_id    uuid not null,
+    outcome       text not null,
+    http_status   integer,
+    log_id        text,
+    version       text,
+    error_kind    text,
+    error_message text,
+    error_code    bigint,
+    error_slug    text,
+    started_at    timestamptz not null,
+    finished_at   timestamptz not null,
+    -- Who ended it, what the job became by that (null: nothing, its claim was over), whether that
+    -- came after a rescue, and whether it was charged to the budget: what a repetition is answered by.
+    reported_by   text not null check (reported_by in ('holder', 'rescuer')),
+    ended_as      text,
+    late          boolean not null,
+    charged       boolean not null,
+    primary key (job_id, number)
+) with (
+    autovacuum_vacuum_insert_scale_factor = 0.05,
+    autovacuum_vacuum_cost_delay = 0
+);

@@ -1,0 +1,61 @@
+//! What an error of a database driver means to callers.
+
+use sqlx::{error::DatabaseError, migrate::MigrateError, postgres::PgDatabaseError, sqlite::SqliteError};
+
+use super::{StoreError, StoreErrorKind, postgres, sqlite};
+
+/// Sorts every error, so that `?` works in the backends. Details that the server sends are dropped,
+/// because they quote rows.
+impl From<sqlx::Error> for StoreError {
+    fn from(error: sqlx::Error) -> Self {
+        use StoreErrorKind::{Access, Corrupt, Data, Unavailable};
+        match error {
+            sqlx::Error::Database(error) => refused(&*error),
+            sqlx::Error::PoolTimedOut => {
+                Self::new(Unavailable, "the database does not answer: no connection became free in time")
+            }
+            sqlx::Error::PoolClosed => Self::new(Unavailable, "the store is closed"),
+            sqlx::Error::Encode(_) => {
+                Self::new(Data, "the database cannot store a value: it cannot be encoded")
+            }
+            sqlx::Error::ColumnDecode { index, .. } => Self::corrupt(&index),
+            sqlx::Error::ColumnNotFound(column) => Self::corrupt(&column),
+            sqlx::Error::Decode(_) | sqlx::Error::RowNotFound | sqlx::Error::TypeNotFound { .. } => {
+                Self::new(Corrupt, "the database holds what errand never writes")
+            }
+            sqlx::Error::Configuration(_) => Self::new(Access, "the address of the database is not usable"),
+            sqlx::Error::Migrate(error) => Self::from(*error),
+            error => Self::new(Unavailable, "the database cannot be reached").with_source(error),
+        }
+    }
+}
+
+impl From<MigrateError> for StoreError {
+    fn from(error: MigrateError) -> Self {
+        match error {
+            MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _) => Self::from(error),
+            error => Self::new(StoreErrorKind::Schema, "the database cannot be migrated").with_source(error),
+        }
+    }
+}
+
+/// The kind of an error that the database itself reports decides what of its text may be shown: a
+/// refused value may be quoted in the message, so that message is dropped.
+fn refused(error: &dyn DatabaseError) -> StoreError {
+    let (kind, code) = if let Some(error) = error.try_downcast_ref::<PgDatabaseError>() {
+        (postgres::kind_of(error), error.code().to_owned())
+    } else if let Some(error) = error.try_downcast_ref::<SqliteError>() {
+        (sqlite::kind_of(error), error.code().unwrap_or_default().into_owned())
+    } else {
+        (StoreErrorKind::Unavailable, String::new())
+    };
+    let message = error.message();
+    let told = match kind {
+        StoreErrorKind::Data => format!("the database refused a value (code {code})"),
+        StoreErrorKind::Schema => format!("the schema is missing or too old: {message} (code {code})"),
+        StoreErrorKind::Access => format!("the database denies access: {message} (code {code})"),
+        StoreErrorKind::Unavailable => format!("the database cannot answer now: {message} (code {code})"),
+        StoreErrorKind::Corrupt => format!("the database cannot be understood: {message} (code {code})"),
+    };
+    StoreError::new(kind, told)
+}

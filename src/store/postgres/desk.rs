@@ -1,0 +1,200 @@
+//! Questions and decisions about single jobs.
+
+use async_trait::async_trait;
+use sqlx::Row;
+
+use super::{Bound, PostgresStore, rows, time};
+use crate::{
+    job::{ErrorKind, JobId, Release, State, Transition},
+    store::{
+        AttemptView, Census, Decided, Desk, JobFilter, JobView, StoreError, StoreErrorKind, owner_columns,
+        row::{
+            MARKED_FAILED_MESSAGE, NO_RESULT, limit as row_limit, read_attempt, read_job, rows as row_count,
+            span, word,
+        },
+    },
+};
+
+/// The columns of a job as they are read, but for `result`.
+macro_rules! job_columns {
+    () => {
+        "id, digest, owner_kind, owner_id, requested_by, tool, arguments::text as arguments, text, version, \
+         connected_account_id, queue, priority, run_at, expires_at, timeout_ms, max_attempts, max_age_ms, \
+         effect, idempotency_key, tags::text as tags, reply_to, correlation_id, traceparent, toolkit, \
+         toolkit_version, pinned_by, account, frozen_effect, state, created_at, due_at, attempt, spent, \
+         started_at, cancel_requested, held_reason, error_kind, error_message, error_code, error_slug, log_id, \
+         finished_at"
+    };
+}
+pub(super) use job_columns;
+
+const JOB: &str = concat!("select ", job_columns!(), ", result::text as result from jobs where id = $1");
+
+const ATTEMPTS: &str = "select number, request_id, outcome, http_status, log_id, version, error_kind,
+        error_message, error_code, error_slug, started_at, finished_at
+    from attempts where job_id = $1
+    union all
+    select attempt, request_id, null, null, null, toolkit_version, null, null, null, null, started_at, null
+    from jobs where id = $1 and state = 'running'
+    order by number";
+
+const JOBS: &str = concat!(
+    "select ",
+    job_columns!(),
+    ", null::text as result from jobs where ($1::text is null or state = $1) and ($2::text is null or tool = $2)
+    order by created_at desc, id desc limit $3"
+);
+
+const JOBS_OF_OWNER: &str = concat!(
+    "select ",
+    job_columns!(),
+    ", null::text as result from jobs where ($1::text is null or state = $1) and ($2::text is null or tool = $2)
+        and owner_kind = $4 and owner_id = $5
+    order by created_at desc, id desc limit $3"
+);
+
+const CANCEL: &str = "update jobs set
+        state = case when state = 'running' then 'running' else 'cancelled' end,
+        cancel_requested = (state = 'running'), due_at = null, held_reason = null,
+        finished_at = case when state <> 'running' then now() end,
+        reply_due_at = case when state <> 'running' and reply_to is not null then now() end
+    where id = $1 and state in ('scheduled', 'available', 'retryable', 'held', 'running')
+    returning state";
+
+const RESTART: &str = "update jobs set state = 'available', due_at = now(), published = 0, spent = 0,
+        finished_at = null, reply_due_at = null, cancel_requested = false,
+        error_kind = null, error_message = null, error_code = null, error_slug = null
+    where id = $1 and state in ('failed', 'cancelled', 'retryable', 'scheduled')
+    returning state";
+
+const RELEASE_RETRY: &str =
+    "update jobs set state = 'available', due_at = now(), published = 0, held_reason = null
+    where id = $1 and state = 'held'
+    returning state";
+
+const RELEASE_SUCCEEDED: &str =
+    "update jobs set state = 'succeeded', held_reason = null, result = $2::text::json,
+        error_kind = null, error_message = null, error_code = null, error_slug = null,
+        finished_at = now(), reply_due_at = case when reply_to is not null then now() end
+    where id = $1 and state = 'held'
+    returning state";
+
+const RELEASE_FAILED: &str = "update jobs set state = 'failed', held_reason = null,
+        error_kind = $2, error_message = $3, error_code = null, error_slug = null,
+        finished_at = now(), reply_due_at = case when reply_to is not null then now() end
+    where id = $1 and state = 'held'
+    returning state";
+
+const STATE: &str = "select state from jobs where id = $1";
+
+const CENSUS_WAITING: &str = "select queue, state, count(*) as jobs,
+        (extract(epoch from now() - min(due_at) filter (where due_at <= now())) * 1000000)::bigint as oldest
+    from jobs where due_at is not null group by queue, state order by queue, state";
+
+const CENSUS_RUNNING: &str = "select queue, count(*) as jobs from jobs where state = 'running'
+    group by queue order by queue";
+
+const CENSUS_HELD: &str = "select queue, held_reason, count(*) as jobs from jobs where state = 'held'
+    group by queue, held_reason order by queue, held_reason";
+
+/// How often a decision looks again at a job that changes under it.
+const MAX_ROUNDS: usize = 8;
+
+#[async_trait]
+impl Desk for PostgresStore {
+    async fn job(&self, id: JobId) -> Result<Option<JobView>, StoreError> {
+        let found = rows(&self.other, sqlx::query(JOB).bind(id.0)).await?;
+        found.first().map(|row| read_job!(row, time).view()).transpose()
+    }
+
+    async fn attempts(&self, id: JobId) -> Result<Vec<AttemptView>, StoreError> {
+        let found = rows(&self.other, sqlx::query(ATTEMPTS).bind(id.0)).await?;
+        found.iter().map(|row| read_attempt!(row, time).view()).collect()
+    }
+
+    async fn jobs(&self, filter: &JobFilter) -> Result<Vec<JobView>, StoreError> {
+        let (owner_kind, owner_id) = owner_columns(filter.owner.as_ref());
+        let query = if owner_kind.is_some() { sqlx::query(JOBS_OF_OWNER) } else { sqlx::query(JOBS) };
+        let mut query = query
+            .bind(filter.state.map(State::as_str))
+            .bind(filter.tool.as_deref())
+            .bind(row_limit(filter.limit));
+        if owner_kind.is_some() {
+            query = query.bind(owner_kind).bind(owner_id);
+        }
+        rows(&self.other, query).await?.iter().map(|row| read_job!(row, time).view()).collect()
+    }
+
+    async fn cancel(&self, id: JobId) -> Result<Decided, StoreError> {
+        self.decide(id, Transition::Cancel, || sqlx::query(CANCEL).bind(id.0)).await
+    }
+
+    async fn restart(&self, id: JobId) -> Result<Decided, StoreError> {
+        self.decide(id, Transition::Restart, || sqlx::query(RESTART).bind(id.0)).await
+    }
+
+    async fn release(&self, id: JobId, release: Release) -> Result<Decided, StoreError> {
+        let decision = || match release {
+            Release::Retry => sqlx::query(RELEASE_RETRY).bind(id.0),
+            Release::Succeeded => sqlx::query(RELEASE_SUCCEEDED).bind(id.0).bind(NO_RESULT),
+            Release::Failed => sqlx::query(RELEASE_FAILED)
+                .bind(id.0)
+                .bind(ErrorKind::MarkedFailed.as_str())
+                .bind(MARKED_FAILED_MESSAGE),
+        };
+        self.decide(id, Transition::Release(release), decision).await
+    }
+
+    async fn census(&self) -> Result<Census, StoreError> {
+        let mut census = Census::default();
+        for row in rows(&self.other, sqlx::query(CENSUS_WAITING)).await? {
+            let (queue, state, oldest): (String, String, Option<i64>) =
+                (row.try_get("queue")?, row.try_get("state")?, row.try_get("oldest")?);
+            let oldest = oldest.map(span);
+            census.add(
+                word("queue", &queue)?,
+                word("state", &state)?,
+                row_count(row.try_get("jobs")?),
+                oldest,
+            );
+        }
+        for row in rows(&self.other, sqlx::query(CENSUS_RUNNING)).await? {
+            let queue: String = row.try_get("queue")?;
+            census.add(word("queue", &queue)?, State::Running, row_count(row.try_get("jobs")?), None);
+        }
+        for row in rows(&self.other, sqlx::query(CENSUS_HELD)).await? {
+            let (queue, reason): (String, String) = (row.try_get("queue")?, row.try_get("held_reason")?);
+            census.add_held(
+                word("queue", &queue)?,
+                word("held_reason", &reason)?,
+                row_count(row.try_get("jobs")?),
+            );
+        }
+        Ok(census)
+    }
+}
+
+impl PostgresStore {
+    /// Executes a decision, whose statement names the states that allow it; the transition says why
+    /// not, where it changed nothing.
+    async fn decide(
+        &self,
+        id: JobId,
+        transition: Transition,
+        decision: impl Fn() -> Bound + Send + Sync,
+    ) -> Result<Decided, StoreError> {
+        for _ in 0..MAX_ROUNDS {
+            if let Some(row) = rows(&self.other, decision()).await?.first() {
+                let state: String = row.try_get(0)?;
+                return Ok(Decided::Now(word("state", &state)?));
+            }
+            let found = rows(&self.other, sqlx::query(STATE).bind(id.0)).await?;
+            let Some(row) = found.first() else { return Ok(Decided::Unknown) };
+            let state: String = row.try_get(0)?;
+            if let Err(illegal) = transition.apply(word("state", &state)?) {
+                return Ok(Decided::Illegal(illegal));
+            }
+        }
+        Err(StoreError::new(StoreErrorKind::Unavailable, "the job kept changing while it was decided on"))
+    }
+}

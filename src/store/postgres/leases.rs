@@ -1,0 +1,62 @@
+//! Heartbeats of workers, and the jobs of workers that stopped.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use sqlx::Row;
+
+use super::{PostgresStore, rows, time};
+use crate::{
+    job::WorkerId,
+    store::{
+        Leases, LostJob, StoreError,
+        row::{limit as row_limit, micros, read_lost, rows as row_count},
+    },
+};
+
+const BEAT: &str = "insert into workers (id, name, started_at, beat_at) values ($1, $2, now(), now())
+    on conflict (id) do update set name = excluded.name, beat_at = excluded.beat_at";
+
+const RETIRE: &str = "delete from workers where id = $1";
+
+const LOST: &str =
+    "select id, fence, attempt, spent, request_id, started_at, created_at, max_attempts, max_age_ms,
+        toolkit, toolkit_version, pinned_by, account, frozen_effect,
+        (extract(epoch from now() - created_at) * 1000000)::bigint as age
+    from jobs where state = 'running'
+        and not exists (select 1 from workers where workers.id = jobs.worker_id
+            and beat_at > now() - $1::bigint * interval '1 microsecond')
+    order by started_at limit $2";
+
+const FORGET: &str = "with forgotten as (
+        delete from workers where beat_at <= now() - $1::bigint * interval '1 microsecond'
+            and not exists (select 1 from jobs where worker_id = workers.id and state = 'running')
+        returning 1)
+    select count(*) from forgotten";
+
+#[async_trait]
+impl Leases for PostgresStore {
+    /// On the hot pool, because a report that takes all other connections must not cost the lease.
+    async fn beat(&self, worker: WorkerId, name: &str) -> Result<(), StoreError> {
+        rows(&self.hot, sqlx::query(BEAT).bind(worker.0).bind(name)).await?;
+        Ok(())
+    }
+
+    async fn retire(&self, worker: WorkerId) -> Result<(), StoreError> {
+        rows(&self.hot, sqlx::query(RETIRE).bind(worker.0)).await?;
+        Ok(())
+    }
+
+    async fn lost_jobs(&self, lease: Duration, limit: usize) -> Result<Vec<LostJob>, StoreError> {
+        let query = sqlx::query(LOST).bind(micros(lease)).bind(row_limit(limit));
+        let lost = rows(&self.other, query).await?;
+        lost.iter().map(|row| Ok(read_lost!(row, time, row.try_get("age")?))).collect()
+    }
+
+    async fn forget_workers(&self, after: Duration) -> Result<u64, StoreError> {
+        match rows(&self.other, sqlx::query(FORGET).bind(micros(after))).await?.first() {
+            Some(row) => Ok(row_count(row.try_get(0)?)),
+            None => Ok(0),
+        }
+    }
+}

@@ -1,0 +1,537 @@
+//! What both backends read from a row, before it becomes a domain type; and the few conversions
+//! that rows need.
+
+use std::{sync::Arc, time::Duration};
+
+use jiff::Timestamp;
+use serde_json::value::RawValue;
+use uuid::Uuid;
+
+use super::{
+    AttemptView, Census, Frozen, JobView, PinRow, PinnedBy, Rejected, RejectedView, Reply, StoreError,
+    owner_of,
+};
+use crate::job::{
+    Budget, Digest, ErrorKind, HeldReason, JobError, JobId, JobSpec, Owner, QueueName, RequestId, State,
+};
+
+/// Longer waits mean "never" and would leave the range of a timestamp.
+const MAX_WAIT: Duration = Duration::from_secs(100 * 366 * 24 * 3600);
+
+/// The words for who reported the end of an attempt.
+pub(super) const HOLDER: &str = "holder";
+pub(super) const RESCUER: &str = "rescuer";
+
+/// The kind of owner in the row of a global pin, whose owner ID is empty.
+pub(super) const GLOBAL: &str = "global";
+
+/// What a person reads about a job whose time passed before it ran.
+pub(super) const EXPIRED_MESSAGE: &str = "`expires_at` passed before the call was made";
+
+/// What an app reads about a job that a person marked as failed.
+pub(super) const MARKED_FAILED_MESSAGE: &str = "a person marked this job as failed";
+
+/// The result of a job that a person marked as succeeded: nobody knows the tool's answer.
+pub(super) const NO_RESULT: &str = "null";
+
+/// All columns of a job.
+pub(super) struct JobRow {
+    pub(super) id: Uuid,
+    pub(super) digest: Vec<u8>,
+    pub(super) owner_kind: String,
+    pub(super) owner_id: String,
+    pub(super) requested_by: Option<String>,
+    pub(super) tool: String,
+    pub(super) arguments: Option<String>,
+    pub(super) text: Option<String>,
+    pub(super) version: Option<String>,
+    pub(super) connected_account_id: Option<String>,
+    pub(super) queue: String,
+    pub(super) priority: i16,
+    pub(super) run_at: Option<Timestamp>,
+    pub(super) expires_at: Option<Timestamp>,
+    pub(super) timeout_ms: Option<i64>,
+    pub(super) max_attempts: Option<i32>,
+    pub(super) max_age_ms: Option<i64>,
+    pub(super) effect: Option<String>,
+    pub(super) idempotency_key: Option<String>,
+    pub(super) tags: String,
+    pub(super) reply_to: Option<String>,
+    pub(super) correlation_id: Option<String>,
+    pub(super) traceparent: Option<String>,
+    pub(super) frozen: FrozenRow,
+    pub(super) state: String,
+    pub(super) created_at: Timestamp,
+    pub(super) due_at: Option<Timestamp>,
+    pub(super) attempt: i32,
+    pub(super) spent: i32,
+    pub(super) started_at: Option<Timestamp>,
+    pub(super) cancel_requested: bool,
+    pub(super) held_reason: Option<String>,
+    pub(super) error: ErrorRow,
+    pub(super) result: Option<String>,
+    pub(super) log_id: Option<String>,
+    pub(super) finished_at: Option<Timestamp>,
+}
+
+/// The columns of what is decided once.
+pub(super) struct FrozenRow {
+    pub(super) toolkit: Option<String>,
+    pub(super) version: Option<String>,
+    pub(super) pinned_by: Option<String>,
+    pub(super) account: Option<String>,
+    pub(super) effect: Option<String>,
+}
+
+/// The columns of an error.
+pub(super) struct ErrorRow {
+    pub(super) kind: Option<String>,
+    pub(super) message: Option<String>,
+    pub(super) code: Option<i64>,
+    pub(super) slug: Option<String>,
+}
+
+/// The columns of an attempt that people read.
+pub(super) struct AttemptRow {
+    pub(super) number: i32,
+    pub(super) request_id: Uuid,
+    pub(super) outcome: Option<String>,
+    pub(super) http_status: Option<i32>,
+    pub(super) log_id: Option<String>,
+    pub(super) version: Option<String>,
+    pub(super) error: ErrorRow,
+    pub(super) started_at: Timestamp,
+    pub(super) finished_at: Option<Timestamp>,
+}
+
+/// The columns of a pin.
+pub(super) struct PinColumns {
+    pub(super) owner_kind: String,
+    pub(super) owner_id: String,
+    pub(super) toolkit: String,
+    pub(super) version: String,
+}
+
+/// The columns of a rejected message.
+pub(super) struct RejectedRow {
+    pub(super) id: Uuid,
+    pub(super) queue: String,
+    pub(super) reason: String,
+    pub(super) message: String,
+    pub(super) body: Vec<u8>,
+    pub(super) properties: String,
+    pub(super) size: i64,
+    pub(super) seen: i32,
+    pub(super) received_at: Timestamp,
+    pub(super) requeued_at: Option<Timestamp>,
+}
+
+impl JobRow {
+    /// The job as people read it.
+    pub(super) fn view(self) -> Result<JobView, StoreError> {
+        let spec = JobSpec {
+            id: JobId(self.id),
+            owner: owner_of(&self.owner_kind, self.owner_id)?,
+            requested_by: self.requested_by,
+            tool: self.tool,
+            arguments: self.arguments.map(|text| json("arguments", text)).transpose()?,
+            text: self.text,
+            version: self.version,
+            connected_account_id: self.connected_account_id,
+            queue: word("queue", &self.queue)?,
+            priority: self.priority,
+            run_at: self.run_at,
+            expires_at: self.expires_at,
+            timeout: millis("timeout_ms", self.timeout_ms)?,
+            budget: budget(self.max_attempts, self.max_age_ms)?,
+            effect: self.effect.map(|effect| word("effect", &effect)).transpose()?,
+            idempotency_key: self.idempotency_key,
+            tags: serde_json::from_str(&self.tags).map_err(|_| StoreError::corrupt("tags"))?,
+            reply_to: self.reply_to,
+            correlation_id: self.correlation_id,
+            traceparent: self.traceparent,
+            digest: digest(&self.digest)?,
+        };
+        Ok(JobView {
+            spec: Arc::new(spec),
+            state: word("state", &self.state)?,
+            held_reason: self.held_reason.map(|reason| word("held_reason", &reason)).transpose()?,
+            frozen: self.frozen.frozen()?,
+            created_at: self.created_at,
+            due_at: self.due_at,
+            started_at: self.started_at,
+            finished_at: self.finished_at,
+            result: self.result.map(|text| json("result", text)).transpose()?,
+            error: self.error.error()?,
+            log_id: self.log_id,
+            attempt: count("attempt", self.attempt)?,
+            spent: count("spent", self.spent)?,
+            cancel_requested: self.cancel_requested,
+        })
+    }
+}
+
+impl FrozenRow {
+    /// The decision, if it was made.
+    pub(super) fn frozen(self) -> Result<Option<Frozen>, StoreError> {
+        let (Some(toolkit), Some(version), Some(pinned_by), Some(effect)) =
+            (self.toolkit, self.version, self.pinned_by, self.effect)
+        else {
+            return Ok(None);
+        };
+        Ok(Some(Frozen {
+            toolkit,
+            version,
+            pinned_by: PinnedBy::from_word(&pinned_by).ok_or_else(|| StoreError::corrupt("pinned_by"))?,
+            account: self.account,
+            effect: word("frozen_effect", &effect)?,
+        }))
+    }
+}
+
+impl ErrorRow {
+    /// The error, if there is one.
+    pub(super) fn error(self) -> Result<Option<JobError>, StoreError> {
+        let (Some(kind), Some(message)) = (self.kind, self.message) else { return Ok(None) };
+        let kind: ErrorKind = word("error_kind", &kind)?;
+        Ok(Some(JobError { kind, message, code: self.code, slug: self.slug }))
+    }
+}
+
+impl AttemptRow {
+    /// The attempt as people read it.
+    pub(super) fn view(self) -> Result<AttemptView, StoreError> {
+        Ok(AttemptView {
+            number: count("number", self.number)?,
+            request_id: RequestId(self.request_id),
+            outcome: self.outcome.map(|outcome| word("outcome", &outcome)).transpose()?,
+            http_status: self
+                .http_status
+                .map(|status| u16::try_from(status).map_err(|_| StoreError::corrupt("http_status")))
+                .transpose()?,
+            log_id: self.log_id,
+            version: self.version,
+            error: self.error.error()?,
+            started_at: self.started_at,
+            finished_at: self.finished_at,
+        })
+    }
+}
+
+impl PinColumns {
+    /// The pin.
+    pub(super) fn pin(self) -> Result<PinRow, StoreError> {
+        let owner =
+            if self.owner_kind == GLOBAL { None } else { Some(owner_of(&self.owner_kind, self.owner_id)?) };
+        Ok(PinRow { owner, toolkit: self.toolkit, version: self.version })
+    }
+}
+
+/// The owner columns of a pin.
+pub(super) fn pin_owner(owner: Option<&Owner>) -> (&'static str, &str) {
+    owner.map_or((GLOBAL, ""), |owner| (owner.kind().as_str(), owner.id()))
+}
+
+impl RejectedRow {
+    /// The message as people read it.
+    pub(super) fn view(self) -> Result<RejectedView, StoreError> {
+        Ok(RejectedView {
+            message: Rejected {
+                id: self.id,
+                queue: word("queue", &self.queue)?,
+                reason: word("reason", &self.reason)?,
+                message: self.message,
+                body: self.body,
+                properties: self.properties,
+            },
+            size: u64::try_from(self.size).map_err(|_| StoreError::corrupt("body"))?,
+            seen: count("seen", self.seen)?,
+            received_at: self.received_at,
+            requeued_at: self.requeued_at,
+        })
+    }
+}
+
+/// A word of a closed choice, or a name with rules.
+pub(super) fn word<T: std::str::FromStr>(column: &str, text: &str) -> Result<T, StoreError> {
+    text.parse().map_err(|_| StoreError::corrupt(column))
+}
+
+/// A count, which databases keep signed.
+pub(super) fn count(column: &str, value: i32) -> Result<u32, StoreError> {
+    u32::try_from(value).map_err(|_| StoreError::corrupt(column))
+}
+
+/// A count of rows.
+pub(super) fn rows(value: i64) -> u64 {
+    u64::try_from(value).unwrap_or(0)
+}
+
+/// A count as databases keep it; none that errand produces comes near the limit.
+pub(super) fn signed(value: u32) -> i32 {
+    i32::try_from(value).unwrap_or(i32::MAX)
+}
+
+/// A limit as databases take it.
+pub(super) fn limit(value: usize) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+/// The reply of a finished job, which has an address.
+pub(super) fn reply(job: JobView) -> Option<Reply> {
+    let reply_to = job.spec.reply_to.clone()?;
+    Some(Reply { reply_to, correlation_id: job.spec.correlation_id.clone(), job })
+}
+
+impl Census {
+    /// Adds the jobs of one queue and state; `oldest` is how long the oldest due one has waited.
+    pub(super) fn add(&mut self, queue: QueueName, state: State, jobs: u64, oldest: Option<Duration>) {
+        if let Some(oldest) = oldest {
+            match self.oldest_due.iter_mut().find(|(name, _)| *name == queue) {
+                Some((_, longest)) => *longest = oldest.max(*longest),
+                None => self.oldest_due.push((queue.clone(), oldest)),
+            }
+        }
+        self.jobs.push((queue, state, jobs));
+    }
+
+    /// Adds the held jobs of one queue and reason.
+    pub(super) fn add_held(&mut self, queue: QueueName, reason: HeldReason, jobs: u64) {
+        match self.held.iter_mut().find(|(held, _)| *held == reason) {
+            Some((_, all)) => *all += jobs,
+            None => self.held.push((reason, jobs)),
+        }
+        match self.jobs.iter_mut().find(|(name, state, _)| *name == queue && *state == State::Held) {
+            Some((_, _, all)) => *all += jobs,
+            None => self.jobs.push((queue, State::Held, jobs)),
+        }
+    }
+}
+
+/// What a job may spend.
+pub(super) fn budget(max_attempts: Option<i32>, max_age_ms: Option<i64>) -> Result<Budget, StoreError> {
+    Ok(Budget {
+        max_attempts: max_attempts.map(|n| count("max_attempts", n)).transpose()?,
+        max_age: millis("max_age_ms", max_age_ms)?,
+    })
+}
+
+/// The digest of a job.
+pub(super) fn digest(bytes: &[u8]) -> Result<Digest, StoreError> {
+    bytes.try_into().map(Digest).map_err(|_| StoreError::corrupt("digest"))
+}
+
+/// The tags of a job, as JSON.
+pub(super) fn tags(spec: &JobSpec) -> String {
+    serde_json::to_string(&spec.tags)
+        .unwrap_or_else(|error| unreachable!("a map of strings always encodes: {error}"))
+}
+
+/// A time from now as microseconds.
+pub(super) fn micros(wait: Duration) -> i64 {
+    i64::try_from(wait.min(MAX_WAIT).as_micros()).unwrap_or(i64::MAX)
+}
+
+/// A span between two of the store's instants; a clock that steps back makes it zero, not an error.
+pub(super) fn span(micros: i64) -> Duration {
+    Duration::from_micros(u64::try_from(micros).unwrap_or(0))
+}
+
+/// A duration of the envelope as milliseconds.
+pub(super) fn to_millis(duration: Option<Duration>) -> Option<i64> {
+    duration.map(|d| i64::try_from(d.as_millis()).unwrap_or(i64::MAX))
+}
+
+fn millis(column: &str, value: Option<i64>) -> Result<Option<Duration>, StoreError> {
+    value
+        .map(|ms| u64::try_from(ms).map(Duration::from_millis).map_err(|_| StoreError::corrupt(column)))
+        .transpose()
+}
+
+fn json(column: &str, text: String) -> Result<Arc<RawValue>, StoreError> {
+    RawValue::from_string(text).map(Arc::from).map_err(|_| StoreError::corrupt(column))
+}
+
+/// Reads the columns of a job from a row of either backend; `$time` reads an optional instant.
+macro_rules! read_job {
+    ($row:expr, $time:path) => {{
+        let row = $row;
+        $crate::store::row::JobRow {
+            id: row.try_get("id")?,
+            digest: row.try_get("digest")?,
+            owner_kind: row.try_get("owner_kind")?,
+            owner_id: row.try_get("owner_id")?,
+            requested_by: row.try_get("requested_by")?,
+            tool: row.try_get("tool")?,
+            arguments: row.try_get("arguments")?,
+            text: row.try_get("text")?,
+            version: row.try_get("version")?,
+            connected_account_id: row.try_get("connected_account_id")?,
+            queue: row.try_get("queue")?,
+            priority: row.try_get("priority")?,
+            run_at: $time(row, "run_at")?,
+            expires_at: $time(row, "expires_at")?,
+            timeout_ms: row.try_get("timeout_ms")?,
+            max_attempts: row.try_get("max_attempts")?,
+            max_age_ms: row.try_get("max_age_ms")?,
+            effect: row.try_get("effect")?,
+            idempotency_key: row.try_get("idempotency_key")?,
+            tags: row.try_get("tags")?,
+            reply_to: row.try_get("reply_to")?,
+            correlation_id: row.try_get("correlation_id")?,
+            traceparent: row.try_get("traceparent")?,
+            frozen: $crate::store::row::read_frozen!(row),
+            state: row.try_get("state")?,
+            created_at: $time(row, "created_at")?.unwrap_or_default(),
+            due_at: $time(row, "due_at")?,
+            attempt: row.try_get("attempt")?,
+            spent: row.try_get("spent")?,
+            started_at: $time(row, "started_at")?,
+            cancel_requested: row.try_get("cancel_requested")?,
+            held_reason: row.try_get("held_reason")?,
+            error: $crate::store::row::read_error!(row),
+            result: row.try_get("result")?,
+            log_id: row.try_get("log_id")?,
+            finished_at: $time(row, "finished_at")?,
+        }
+    }};
+}
+
+/// Reads the columns of what is decided once.
+macro_rules! read_frozen {
+    ($row:expr) => {
+        $crate::store::row::FrozenRow {
+            toolkit: $row.try_get("toolkit")?,
+            version: $row.try_get("toolkit_version")?,
+            pinned_by: $row.try_get("pinned_by")?,
+            account: $row.try_get("account")?,
+            effect: $row.try_get("frozen_effect")?,
+        }
+    };
+}
+
+/// Reads the columns of an error.
+macro_rules! read_error {
+    ($row:expr) => {
+        $crate::store::row::ErrorRow {
+            kind: $row.try_get("error_kind")?,
+            message: $row.try_get("error_message")?,
+            code: $row.try_get("error_code")?,
+            slug: $row.try_get("error_slug")?,
+        }
+    };
+}
+
+/// Reads the columns of an attempt.
+macro_rules! read_attempt {
+    ($row:expr, $time:path) => {{
+        let row = $row;
+        $crate::store::row::AttemptRow {
+            number: row.try_get("number")?,
+            request_id: row.try_get("request_id")?,
+            outcome: row.try_get("outcome")?,
+            http_status: row.try_get("http_status")?,
+            log_id: row.try_get("log_id")?,
+            version: row.try_get("version")?,
+            error: $crate::store::row::read_error!(row),
+            started_at: $time(row, "started_at")?.unwrap_or_default(),
+            finished_at: $time(row, "finished_at")?,
+        }
+    }};
+}
+
+/// Reads the record of an attempt that a finish meets.
+macro_rules! read_record {
+    ($row:expr) => {{
+        let row = $row;
+        let outcome: String = row.try_get("outcome")?;
+        let ended_as: Option<String> = row.try_get("ended_as")?;
+        $crate::store::judge::Record {
+            request_id: $crate::job::RequestId(row.try_get("request_id")?),
+            outcome: $crate::store::row::word("outcome", &outcome)?,
+            reported_by: row.try_get("reported_by")?,
+            ended_as: ended_as.map(|state| $crate::store::row::word("ended_as", &state)).transpose()?,
+            late: row.try_get("late")?,
+            charged: row.try_get("charged")?,
+        }
+    }};
+}
+
+/// Reads a known job that stands in the way; `$age` is its age in microseconds.
+macro_rules! read_known {
+    ($row:expr, $time:path, $by_key:expr, $age:expr) => {{
+        let row = $row;
+        let (owner_kind, owner_id): (String, String) = (row.try_get("owner_kind")?, row.try_get("owner_id")?);
+        let (digest, state): (Vec<u8>, String) = (row.try_get("digest")?, row.try_get("state")?);
+        let error_kind: Option<String> = row.try_get("error_kind")?;
+        $crate::store::judge::Known {
+            by_key: $by_key,
+            id: $crate::job::JobId(row.try_get("id")?),
+            owner: $crate::store::owner_of(&owner_kind, owner_id)?,
+            digest: $crate::store::row::digest(&digest)?,
+            state: $crate::store::row::word("state", &state)?,
+            error_kind: error_kind.map(|kind| $crate::store::row::word("error_kind", &kind)).transpose()?,
+            worker_id: row.try_get("worker_id")?,
+            request_id: row.try_get("request_id")?,
+            settled_by: row.try_get("settled_by")?,
+            holding: $crate::store::row::read_holding!(row, $time, $age),
+        }
+    }};
+}
+
+/// Reads what the holder of a claim knows.
+macro_rules! read_holding {
+    ($row:expr, $time:path, $age:expr) => {
+        $crate::store::Holding {
+            fence: $crate::job::Fence($row.try_get("fence")?),
+            attempt: $crate::store::row::count("attempt", $row.try_get("attempt")?)?,
+            spent: $crate::store::row::count("spent", $row.try_get("spent")?)?,
+            frozen: $crate::store::row::read_frozen!($row).frozen()?,
+            created_at: $time($row, "created_at")?.unwrap_or_default(),
+            age: $crate::store::row::span($age),
+        }
+    };
+}
+
+/// Reads a job of a lost worker.
+macro_rules! read_lost {
+    ($row:expr, $time:path, $age:expr) => {{
+        let row = $row;
+        let holding = $crate::store::row::read_holding!(row, $time, $age);
+        $crate::store::LostJob {
+            id: $crate::job::JobId(row.try_get("id")?),
+            fence: holding.fence,
+            attempt: holding.attempt,
+            spent: holding.spent,
+            request_id: $crate::job::RequestId(row.try_get("request_id")?),
+            started_at: $time(row, "started_at")?.unwrap_or_default(),
+            frozen: holding.frozen,
+            budget: $crate::store::row::budget(row.try_get("max_attempts")?, row.try_get("max_age_ms")?)?,
+            age: holding.age,
+        }
+    }};
+}
+
+/// Reads a rejected message.
+macro_rules! read_rejected {
+    ($row:expr, $time:path) => {{
+        let row = $row;
+        $crate::store::row::RejectedRow {
+            id: row.try_get("id")?,
+            queue: row.try_get("queue")?,
+            reason: row.try_get("reason")?,
+            message: row.try_get("message")?,
+            body: row.try_get("body")?,
+            properties: row.try_get("properties")?,
+            size: row.try_get("size")?,
+            seen: row.try_get("seen")?,
+            received_at: $time(row, "received_at")?.unwrap_or_default(),
+            requeued_at: $time(row, "requeued_at")?,
+        }
+    }};
+}
+
+pub(super) use {
+    read_attempt, read_error, read_frozen, read_holding, read_job, read_known, read_lost, read_record,
+    read_rejected,
+};

@@ -1,0 +1,162 @@
+//! The store in one SQLite file, for one machine with modest needs.
+//!
+//! There is one writer connection. Every batch is one `BEGIN IMMEDIATE` transaction in a task of its
+//! own, so that a dropped future cannot leave a transaction open, and so that no transaction fails
+//! because it read before it wrote. Other processes may use the same file: they wait for each other.
+//!
+//! Times are microseconds of the given clock, read after the write lock was taken.
+
+use std::{fmt, path::PathBuf, sync::Arc, time::Duration};
+
+use futures_util::future::BoxFuture;
+use jiff::Timestamp;
+use sqlx::{
+    Row, SqlitePool,
+    error::DatabaseError as _,
+    sqlite::{
+        SqliteConnectOptions, SqliteConnection, SqliteError, SqliteJournalMode, SqlitePoolOptions, SqliteRow,
+        SqliteSynchronous,
+    },
+};
+
+use super::{StoreError, StoreErrorKind, detached};
+use crate::clock::SharedClock;
+
+mod admin;
+mod desk;
+mod jobs;
+mod leases;
+mod pins;
+mod rejections;
+mod relaying;
+
+/// How long a write waits for the write of another process.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long a caller waits for a connection; writers wait here for each other.
+const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Connections that only read.
+const READERS: u32 = 4;
+
+/// Where the file is, and what time it is there.
+#[derive(Debug, Clone)]
+pub struct SqliteOptions {
+    /// The database file; it is created by the first use. Not on a network file system.
+    pub path: PathBuf,
+    /// The store's clock.
+    pub clock: SharedClock,
+}
+
+/// The store in a SQLite file.
+#[derive(Clone)]
+pub struct SqliteStore {
+    writer: SqlitePool,
+    reader: SqlitePool,
+    clock: SharedClock,
+    path: Arc<PathBuf>,
+}
+
+impl SqliteStore {
+    /// A store that opens its file with the first call. Needs a Tokio runtime.
+    ///
+    /// # Errors
+    /// None today; the signature is that of every backend.
+    pub fn new(options: SqliteOptions) -> Result<Self, StoreError> {
+        let SqliteOptions { path, clock } = options;
+        let file = SqliteConnectOptions::new()
+            .filename(&path)
+            .create_if_missing(true)
+            .busy_timeout(BUSY_TIMEOUT)
+            .foreign_keys(true)
+            .synchronous(SqliteSynchronous::Full);
+        let pool = |connections: u32| {
+            SqlitePoolOptions::new()
+                .max_connections(connections)
+                .acquire_timeout(ACQUIRE_TIMEOUT)
+                .idle_timeout(None)
+                .max_lifetime(None)
+                .test_before_acquire(false)
+        };
+        // The journal mode stays with the file, so only the writer sets it; a reader that came first
+        // would contend for the switch.
+        let writer = pool(1).connect_lazy_with(file.clone().journal_mode(SqliteJournalMode::Wal));
+        let reader = pool(READERS).connect_lazy_with(file.pragma("query_only", "on"));
+        Ok(Self { writer, reader, clock, path: Arc::new(path) })
+    }
+
+    /// Runs `work` in one write transaction, with the time at which the lock was taken.
+    async fn write<T, F>(&self, work: F) -> Result<T, StoreError>
+    where
+        T: Send + 'static,
+        F: for<'c> FnOnce(&'c mut SqliteConnection, i64) -> BoxFuture<'c, Result<T, StoreError>>
+            + Send
+            + 'static,
+    {
+        let (writer, clock) = (self.writer.clone(), Arc::clone(&self.clock));
+        detached(async move {
+            let mut transaction = writer.begin_with("BEGIN IMMEDIATE").await?;
+            let answer = work(&mut transaction, clock.now().as_microsecond()).await;
+            match answer {
+                Ok(answer) => transaction.commit().await.map(|()| answer).map_err(StoreError::from),
+                Err(error) => {
+                    transaction.rollback().await?;
+                    Err(error)
+                }
+            }
+        })
+        .await
+    }
+
+    /// The time for a read.
+    fn now_micros(&self) -> i64 {
+        self.clock.now().as_microsecond()
+    }
+}
+
+impl fmt::Debug for SqliteStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SqliteStore").field("path", &self.path).finish_non_exhaustive()
+    }
+}
+
+/// Reads an optional instant.
+fn time(row: &SqliteRow, column: &str) -> Result<Option<Timestamp>, StoreError> {
+    let micros: Option<i64> = row.try_get(column)?;
+    micros
+        .map(|micros| Timestamp::from_microsecond(micros).map_err(|_| StoreError::corrupt(column)))
+        .transpose()
+}
+
+/// An instant as it is kept.
+fn at(time: Timestamp) -> i64 {
+    time.as_microsecond()
+}
+
+/// SQLite keeps a NUL inside a text, but its functions stop there and PostgreSQL refuses it, so it is
+/// refused here too.
+fn fits<'a>(texts: impl IntoIterator<Item = Option<&'a str>>) -> Result<(), StoreError> {
+    if texts.into_iter().flatten().any(|text| text.contains('\0')) {
+        return Err(StoreError::new(
+            StoreErrorKind::Data,
+            "the database refused a value: a text contains a NUL character",
+        ));
+    }
+    Ok(())
+}
+
+/// Sorts an error by its primary result code (<https://www.sqlite.org/rescode.html>).
+pub(super) fn kind_of(error: &SqliteError) -> StoreErrorKind {
+    let extended: i32 = error.code().and_then(|code| code.parse().ok()).unwrap_or(0);
+    match extended & 0xff {
+        // PERM, READONLY, CANTOPEN, AUTH
+        3 | 8 | 14 | 23 => StoreErrorKind::Access,
+        // CORRUPT, NOTADB
+        11 | 26 => StoreErrorKind::Corrupt,
+        // TOOBIG, CONSTRAINT, MISMATCH, RANGE
+        18 | 19 | 20 | 25 => StoreErrorKind::Data,
+        // ERROR: the statement does not fit the schema
+        1 => StoreErrorKind::Schema,
+        _ => StoreErrorKind::Unavailable,
+    }
+}
