@@ -5,6 +5,7 @@
 pub mod api;
 pub mod backoff;
 pub mod bounds;
+pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod enqueue;

@@ -189,7 +189,33 @@ mod tests {
             finished_at: Some(at(9)),
         }];
         let json = serde_json::to_string(&job_json(&done(), Some(&attempts))).unwrap();
-        insta::assert_snapshot!(json.replace(",\"", ",\n\""), @"");
+        insta::assert_snapshot!(json.replace(",\"", ",\n\""), @r#"
+        {"id":"0190b0a0-0000-7000-8000-000000000001",
+        "state":"succeeded",
+        "held_reason":null,
+        "owner":{"kind":"org",
+        "id":"org-1"},
+        "requested_by":null,
+        "tool":"GITHUB_GET_REPO",
+        "toolkit":"github",
+        "version":"20251027_00",
+        "pinned_by":"owner",
+        "connected_account_id":"ca_1",
+        "queue":"bulk",
+        "created_at":"2025-10-09T08:53:20Z",
+        "finished_at":"2025-10-09T08:53:29Z",
+        "result":{"n": 1.50, "big":123456789012345678901},
+        "error":null,
+        "log_id":"log_1",
+        "attempts":[{"number":1,
+        "request_id":"0190b0a0-0000-7000-8000-000000000001",
+        "outcome":"succeeded",
+        "http_status":200,
+        "log_id":"log_1",
+        "version":"20251027_00",
+        "started_at":"2025-10-09T08:53:21Z",
+        "finished_at":"2025-10-09T08:53:29Z"}]}
+        "#);
     }
 
     #[test]
@@ -204,7 +230,26 @@ mod tests {
             keys(waiting.clone()),
             keys(serde_json::to_string(&job_json(&done(), Some(&[]))).unwrap())
         );
-        insta::assert_snapshot!(waiting.replace(",\"", ",\n\""), @"");
+        insta::assert_snapshot!(waiting.replace(",\"", ",\n\""), @r#"
+        {"id":"0190b0a0-0000-7000-8000-000000000001",
+        "state":"available",
+        "held_reason":null,
+        "owner":{"kind":"org",
+        "id":"org-1"},
+        "requested_by":null,
+        "tool":"GITHUB_GET_REPO",
+        "toolkit":null,
+        "version":null,
+        "pinned_by":null,
+        "connected_account_id":null,
+        "queue":"bulk",
+        "created_at":"2025-10-09T08:53:20Z",
+        "finished_at":null,
+        "result":null,
+        "error":null,
+        "log_id":null,
+        "attempts":null}
+        "#);
     }
 
     #[test]

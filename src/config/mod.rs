@@ -8,6 +8,16 @@ use serde::Deserialize;
 
 use crate::job::{OwnerKind, QueueName};
 
+mod error;
+mod load;
+mod setting;
+mod show;
+
+pub use error::{ConfigErrors, Missing, Mistake, Origin};
+pub use load::{DEFAULTS, Loaded, Sources, load};
+pub use setting::is_toolkit_version;
+pub use show::mask_url;
+
 /// All settings. Field by field the same as `default.toml`, which is the manual.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -187,6 +197,9 @@ pub struct Http {
 pub struct Log {
     pub format: LogFormat,
     pub level: String,
+    /// Colors are welcome where a terminal is (`NO_COLOR` is not set); not a setting of the file.
+    #[serde(skip)]
+    pub colors: bool,
 }
 
 /// How log lines look.
