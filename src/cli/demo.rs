@@ -235,7 +235,7 @@ async fn print(store: &SharedStore, summary: &Summary, jobs: &[JobView], ledger:
         entry.1 += job.attempt;
     }
     let mut table = Table::new();
-    table.load_preset(NOTHING).set_header(["OUTCOME", "WHY", "JOBS", "ATTEMPTS"]);
+    table.load_style(NOTHING).set_header(["OUTCOME", "WHY", "JOBS", "ATTEMPTS"]);
     for ((state, why), (count, attempts)) in groups {
         table.add_row([state.to_owned(), why.to_owned(), count.to_string(), attempts.to_string()]);
     }

@@ -138,11 +138,12 @@ async fn database(context: &Context) -> Vec<Finding> {
 async fn broker(context: &Context) -> Vec<Finding> {
     const WHAT: &str = "broker";
     let config = context.config();
-    if config.store_is_sqlite() {
-        return vec![Finding::ok(WHAT, "not needed: with SQLite, the queue is inside the process")];
-    }
     if let Err(missing) = config.require_amqp() {
-        return vec![Finding::fail(WHAT, "not configured", missing.to_string())];
+        return vec![if config.store_is_sqlite() {
+            Finding::ok(WHAT, "not needed: with SQLite, the queue is inside the process that runs jobs")
+        } else {
+            Finding::warn(WHAT, "not configured, so the queue is inside each worker", missing.to_string())
+        }];
     }
     let place = mask_url(config.amqp.url.expose_secret());
     let advice = || format!("check AMQP_URL ({place}) and that the broker runs");
