@@ -2,7 +2,9 @@
 
 #![allow(clippy::unwrap_used, reason = "the helpers of tests fail as tests do")]
 
+mod cli;
 mod config;
+mod envelope_schema;
 mod queue_contract;
 mod sandbox;
 mod services;
