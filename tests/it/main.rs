@@ -8,4 +8,5 @@ mod envelope_schema;
 mod queue_contract;
 mod sandbox;
 mod services;
+mod store_contract;
 mod support;
