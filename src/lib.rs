@@ -3,7 +3,9 @@
 //! Read `ARCHITECTURE.md` first: it has the code map and the order in which to read these modules.
 
 pub mod api;
+pub mod app;
 pub mod backoff;
+pub(crate) mod bench;
 pub mod bounds;
 pub mod cli;
 pub mod clock;

@@ -1,12 +1,15 @@
 //! The jobs of the benchmark.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::{
+    sync::Arc,
+    time::{SystemTime, UNIX_EPOCH},
+};
 
 use serde_json::json;
 use uuid::Uuid;
 
 use crate::{
-    job::{JobId, QueueName},
+    job::{Arrival, EnvelopeError, JobId, JobSpec, QueueName, decode},
     queue::{Address, Message, Properties},
 };
 
@@ -21,7 +24,7 @@ pub(super) const VERSION: &str = "20250101_00";
 const OWNERS: usize = 100;
 
 /// A job of the usual size, some 400 bytes, with a fresh ID.
-pub(super) fn envelope(n: usize) -> (JobId, Vec<u8>) {
+fn envelope(n: usize) -> (JobId, Vec<u8>) {
     let id = JobId::new();
     let body = json!({
         "id": id,
@@ -48,6 +51,19 @@ pub(super) fn message(lane: &QueueName, n: usize) -> (JobId, Message) {
         ..Properties::default()
     };
     (id, Message { to: Address::Lane(lane.clone()), body: body.into(), properties, priority: 0 })
+}
+
+/// The same job for a store.
+pub(super) fn spec(lane: &QueueName, n: usize) -> Result<Arc<JobSpec>, EnvelopeError> {
+    let arrival = Arrival {
+        queue: lane,
+        message_id: None,
+        reply_to: None,
+        correlation_id: None,
+        traceparent: None,
+        fallback_id: None,
+    };
+    decode(&envelope(n).1, &arrival).map(Arc::new)
 }
 
 /// Microseconds since 1970, the unit in which both databases are asked for times.

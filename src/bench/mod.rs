@@ -25,7 +25,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{config::Config, store::bench::Table};
 
-pub(crate) use self::{child::Role, report::Report};
+pub(crate) use self::{
+    child::Role,
+    party::{Part, play},
+    report::Report,
+};
 use self::{report::Level, stage::Stage, stub::StubProcess, turn::Turn};
 
 /// What to measure.
@@ -102,7 +106,9 @@ pub(crate) async fn run(
     let mut report = Report::new(plan);
     for delay in &plan.stub {
         let stub = StubProcess::start(*delay).await?;
-        report.levels.push(level(config, plan, &stub, stop, &progress).await?);
+        let mut level = level(config, plan, &stub, stop, &progress).await?;
+        level.peak_in_flight = stub.calls().await?.peak;
+        report.levels.push(level);
         stub.stop().await?;
     }
     Ok(report)

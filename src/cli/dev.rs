@@ -31,8 +31,9 @@ pub(crate) struct Args {
 }
 
 pub(crate) async fn run(args: Args, mut config: Config) -> Result<ExitCode> {
-    std::fs::create_dir_all(&args.data)
-        .with_context(|| format!("cannot create the folder {}; choose another with --data", args.data.display()))?;
+    std::fs::create_dir_all(&args.data).with_context(|| {
+        format!("cannot create the folder {}; choose another with --data", args.data.display())
+    })?;
     let data = args.data.canonicalize().context("cannot resolve the data folder")?;
     let database = embed(&mut config, &data.join("errand.db"));
     if let Some(listen) = args.listen {
@@ -45,7 +46,10 @@ pub(crate) async fn run(args: Args, mut config: Config) -> Result<ExitCode> {
             .bind(args.sandbox_listen)
             .await
             .with_context(|| {
-                format!("cannot listen on {}; choose another address with --sandbox-listen", args.sandbox_listen)
+                format!(
+                    "cannot listen on {}; choose another address with --sandbox-listen",
+                    args.sandbox_listen
+                )
             })?;
         config.composio.base_url = running.base_url();
         config.composio.api_key = SANDBOX_KEY.into();
@@ -55,7 +59,9 @@ pub(crate) async fn run(args: Args, mut config: Config) -> Result<ExitCode> {
     };
 
     let tool_api = match &sandbox {
-        Some(sandbox) => format!("the sandbox at {} (set COMPOSIO_API_KEY for the real one)", sandbox.base_url()),
+        Some(sandbox) => {
+            format!("the sandbox at {} (set COMPOSIO_API_KEY for the real one)", sandbox.base_url())
+        }
         None => config.composio.base_url.clone(),
     };
     let listen = config.http.listen.map_or("off".to_owned(), |address| format!("http://{address}"));

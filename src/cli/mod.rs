@@ -15,14 +15,18 @@ use clap::{CommandFactory as _, Parser, Subcommand};
 use tokio::runtime::Runtime;
 
 use crate::{
-    config::{self, Loaded, Origin, Sources},
+    config::{self, Config, Loaded, Origin, Sources},
+    shutdown::Shutdown,
     telemetry::logging,
 };
 
 mod accounts;
+mod bench;
 mod bulk;
 mod config_command;
 mod context;
+mod demo;
+mod dev;
 mod doctor;
 mod enqueue;
 mod exit;
@@ -31,10 +35,13 @@ mod migrate;
 mod output;
 mod pins;
 mod rejected;
+mod sandbox;
 mod tools;
 mod value;
 mod wait;
+mod worker;
 
+use context::Context;
 use exit::Exit;
 
 /// Threads of commands that only talk to services for a moment.
@@ -54,6 +61,14 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Run jobs from RabbitMQ and PostgreSQL until SIGTERM, then drain.
+    Worker(worker::Args),
+    /// Run everything in one process, with data that survives a restart.
+    Dev(dev::Args),
+    /// Run a few hundred jobs in one process, with nothing installed, and account for each.
+    Demo(demo::Args),
+    /// Serve a stand-in for the tool API, to develop and test against.
+    Sandbox(sandbox::Args),
     /// Enqueue one job.
     Enqueue(Box<enqueue::Args>),
     /// Enqueue many jobs, from a file of JSON Lines.
@@ -80,6 +95,11 @@ enum Command {
     Config(config_command::Command),
     /// Check every service that errand depends on.
     Doctor(doctor::Args),
+    /// Measure the worker beside a bare loop over the same services.
+    Bench(bench::Args),
+    /// One process of `errand bench`.
+    #[command(hide = true)]
+    BenchChild(bench::ChildArgs),
     /// Print a completion script for a shell.
     Completions {
         /// The shell.
@@ -92,70 +112,94 @@ pub fn main() -> ExitCode {
     // Two crates of the tree could each choose a provider of TLS; an error means that one is chosen.
     let _already_chosen = rustls::crypto::ring::default_provider().install_default();
     panic::set_hook(Box::new(exit::report_panic));
-    let exit = match panic::catch_unwind(AssertUnwindSafe(run)) {
+    match panic::catch_unwind(AssertUnwindSafe(run)) {
         Ok(exit) => exit,
-        Err(payload) => exit::of_panic(payload.as_ref()),
-    };
-    exit.into()
+        Err(payload) => exit::of_panic(payload.as_ref()).into(),
+    }
 }
 
-fn run() -> Exit {
+fn run() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
             // Help that nobody reads to the end is not a failure.
             let _closed_pipe = error.print();
-            return if error.use_stderr() { Exit::Usage } else { Exit::Success };
+            return if error.use_stderr() { Exit::Usage } else { Exit::Success }.into();
         }
     };
-    dispatch(cli).unwrap_or_else(|error| exit::report(&error))
+    dispatch(cli).unwrap_or_else(|error| exit::report(&error).into())
 }
 
-fn dispatch(cli: Cli) -> anyhow::Result<Exit> {
+fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
     let sources = Sources::of_process(cli.config);
-    match cli.command {
+    let exit = match cli.command {
         // These need no valid configuration.
         Command::Completions { shell } => completions(shell),
         Command::Config(command) => config_command::run(&command, &sources),
 
-        Command::Enqueue(args) => {
-            brief(&sources, |context| async move { enqueue::run(*args, &context).await })
-        }
-        Command::EnqueueBulk(args) => {
-            brief(&sources, |context| async move { bulk::run(args, &context).await })
-        }
-        Command::Jobs(command) => {
-            brief(&sources, |context| async move { jobs::run(command, &context).await })
-        }
-        Command::Pins(command) => {
-            brief(&sources, |context| async move { pins::run(command, &context).await })
-        }
-        Command::Tools(command) => {
-            brief(&sources, |context| async move { tools::run(command, &context).await })
-        }
-        Command::Accounts(command) => {
-            brief(&sources, |context| async move { accounts::run(command, &context).await })
-        }
-        Command::Rejected(command) => {
-            brief(&sources, |context| async move { rejected::run(command, &context).await })
-        }
-        Command::Migrate(args) => {
-            brief(&sources, |context| async move { migrate::run(&args, &context).await })
-        }
-        Command::Doctor(args) => brief(&sources, |context| async move { doctor::run(&args, &context).await }),
-    }
+        // These run until they are told to stop, and start logging themselves.
+        Command::Worker(args) => return lasting(&sources, |config| worker::run(args, config)),
+        Command::Dev(args) => return lasting(&sources, |config| dev::run(args, config)),
+        Command::Demo(args) => return lasting(&sources, |config| demo::run(args, config)),
+        Command::Bench(args) => return lasting(&sources, |config| bench::run(args, config)),
+        Command::BenchChild(args) => return bench_child(args, &sources),
+        Command::Sandbox(args) => brief(&sources, async |_| {
+            sandbox::run(args, Shutdown::on_signals()?.stop).await?;
+            Ok(Exit::Success)
+        }),
+
+        Command::Enqueue(args) => brief(&sources, async |context| enqueue::run(*args, &context).await),
+        Command::EnqueueBulk(args) => brief(&sources, async |context| bulk::run(args, &context).await),
+        Command::Jobs(command) => brief(&sources, async |context| jobs::run(command, &context).await),
+        Command::Pins(command) => brief(&sources, async |context| pins::run(command, &context).await),
+        Command::Tools(command) => brief(&sources, async |context| tools::run(command, &context).await),
+        Command::Accounts(command) => brief(&sources, async |context| accounts::run(command, &context).await),
+        Command::Rejected(command) => brief(&sources, async |context| rejected::run(command, &context).await),
+        Command::Migrate(args) => brief(&sources, async |context| migrate::run(&args, &context).await),
+        Command::Doctor(args) => brief(&sources, async |context| doctor::run(&args, &context).await),
+    };
+    exit.map(ExitCode::from)
+}
+
+/// Runs a command that lasts, on the configured number of threads.
+fn lasting<F: Future<Output = anyhow::Result<ExitCode>>>(
+    sources: &Sources,
+    command: impl FnOnce(Config) -> F,
+) -> anyhow::Result<ExitCode> {
+    let config = config::load(sources)?.config;
+    let runtime = runtime(config.runtime.threads)?;
+    let answer = runtime.block_on(Box::pin(command(config)));
+    runtime.shutdown_background();
+    answer
+}
+
+/// Plays a part of a benchmark. The stub needs no configuration, and one thread, since it shares the
+/// processors with what is measured.
+fn bench_child(args: bench::ChildArgs, sources: &Sources) -> anyhow::Result<ExitCode> {
+    let (config, threads) = if args.is_stub() {
+        (None, 1)
+    } else {
+        let config = config::load(sources)?.config;
+        logging::init(&config.log)?;
+        let threads = config.runtime.threads;
+        (Some(config), threads)
+    };
+    let runtime = runtime(threads)?;
+    let answer = runtime.block_on(Box::pin(bench::run_child(args, config)));
+    runtime.shutdown_background();
+    answer.map(|()| ExitCode::SUCCESS)
 }
 
 /// Runs a command that ends by itself. It logs warnings only, unless a level is configured.
-fn brief<F: Future<Output = anyhow::Result<Exit>>>(
+fn brief(
     sources: &Sources,
-    command: impl FnOnce(context::Context) -> F,
+    command: impl AsyncFnOnce(Context) -> anyhow::Result<Exit>,
 ) -> anyhow::Result<Exit> {
     let loaded = config::load(sources)?;
     start_quiet_logging(&loaded)?;
     let runtime = runtime(FEW_THREADS)?;
     // A task of a driver that does not end must not keep the process: everything is settled by now.
-    let answer = runtime.block_on(Box::pin(command(context::Context::new(loaded))));
+    let answer = runtime.block_on(Box::pin(command(Context::new(loaded))));
     runtime.shutdown_background();
     answer
 }

@@ -26,6 +26,7 @@ use crate::job::{
     OwnerKind, QueueName, Release, RequestId, State, WorkerId,
 };
 
+pub(crate) mod bench;
 mod cause;
 mod error;
 mod judge;
