@@ -110,7 +110,7 @@ async fn converse(mut stream: TcpStream, delay: Duration, counts: &Counts) -> st
 
 /// The answer to every call; its length is checked by a test.
 const EXECUTED: &str = concat!(
-    "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 253\r\n\r\n",
+    "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 250\r\n\r\n",
     r#"{"data":{"id":8127364,"name":"bench","full_name":"acme/bench","description":"One answer of a tool, "#,
     r#"of a size that is common among tools","stars":1024,"open_issues":17},"error":null,"successful":true,"#,
     r#""log_id":"log_Bench0123456789","session_info":null}"#
