@@ -3,6 +3,7 @@
 //! Read `ARCHITECTURE.md` first: it has the code map and the order in which to read these modules.
 
 pub mod api;
+pub mod app;
 pub mod backoff;
 pub mod bounds;
 pub mod cli;

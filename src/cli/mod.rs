@@ -15,7 +15,8 @@ use clap::{CommandFactory as _, Parser, Subcommand};
 use tokio::runtime::Runtime;
 
 use crate::{
-    config::{self, Loaded, Origin, Sources},
+    config::{self, Config, Loaded, Origin, Sources},
+    shutdown::Shutdown,
     telemetry::logging,
 };
 
@@ -23,17 +24,22 @@ mod accounts;
 mod bulk;
 mod config_command;
 mod context;
+mod demo;
+mod dev;
 mod doctor;
 mod enqueue;
 mod exit;
+mod health;
 mod jobs;
 mod migrate;
 mod output;
 mod pins;
 mod rejected;
+mod sandbox;
 mod tools;
 mod value;
 mod wait;
+mod worker;
 
 use exit::Exit;
 
@@ -54,6 +60,12 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// See it all at work: some hundreds of jobs in one process, with nothing installed.
+    Demo(demo::Args),
+    /// Run worker, queue, store and sandbox in one process that stays up.
+    Dev(dev::Args),
+    /// Run a worker on RabbitMQ and PostgreSQL.
+    Worker(worker::Args),
     /// Enqueue one job.
     Enqueue(Box<enqueue::Args>),
     /// Enqueue many jobs, from a file of JSON Lines.
@@ -80,6 +92,10 @@ enum Command {
     Config(config_command::Command),
     /// Check every service that errand depends on.
     Doctor(doctor::Args),
+    /// Ask a worker's health endpoint.
+    Health(health::Args),
+    /// Serve a stand-in for the tool API.
+    Sandbox(sandbox::Args),
     /// Print a completion script for a shell.
     Completions {
         /// The shell.
@@ -118,6 +134,20 @@ fn dispatch(cli: Cli) -> anyhow::Result<Exit> {
         Command::Completions { shell } => completions(shell),
         Command::Config(command) => config_command::run(&command, &sources),
 
+        Command::Demo(args) => {
+            let mut loaded = config::load(&sources)?;
+            if loaded.origin("log.level") == Some(&Origin::Default) {
+                // The demo makes things fail on purpose, and accounts for all of them at the end.
+                "error".clone_into(&mut loaded.config.log.level);
+            }
+            lasting(loaded.config, |config| demo::run(args, config))
+        }
+        Command::Dev(args) => lasting(config::load(&sources)?.config, |config| dev::run(args, config)),
+        Command::Worker(args) => lasting(config::load(&sources)?.config, |config| worker::run(args, config)),
+        Command::Sandbox(args) => lasting(config::load(&sources)?.config, |_| async move {
+            sandbox::run(args, Shutdown::on_signals()?.stop).await.map(|()| Exit::Success)
+        }),
+
         Command::Enqueue(args) => {
             brief(&sources, |context| async move { enqueue::run(*args, &context).await })
         }
@@ -142,6 +172,7 @@ fn dispatch(cli: Cli) -> anyhow::Result<Exit> {
         Command::Migrate(args) => {
             brief(&sources, |context| async move { migrate::run(&args, &context).await })
         }
+        Command::Health(args) => brief(&sources, |_| async move { health::run(args).await }),
         Command::Doctor(args) => brief(&sources, |context| async move { doctor::run(&args, &context).await }),
     }
 }
@@ -156,6 +187,18 @@ fn brief<F: Future<Output = anyhow::Result<Exit>>>(
     let runtime = runtime(FEW_THREADS)?;
     // A task of a driver that does not end must not keep the process: everything is settled by now.
     let answer = runtime.block_on(Box::pin(command(context::Context::new(loaded))));
+    runtime.shutdown_background();
+    answer
+}
+
+/// Runs a command that stays up, with full logging and the configured number of threads.
+fn lasting<F: Future<Output = anyhow::Result<Exit>>>(
+    config: Config,
+    command: impl FnOnce(Config) -> F,
+) -> anyhow::Result<Exit> {
+    logging::init(&config.log)?;
+    let runtime = runtime(config.runtime.threads)?;
+    let answer = runtime.block_on(Box::pin(command(config)));
     runtime.shutdown_background();
     answer
 }
