@@ -5,8 +5,11 @@
 mod config;
 mod dashboards;
 mod deploy;
+mod embedded;
+mod flow;
 mod metrics_docs;
 mod queue_contract;
 mod sandbox;
 mod services;
+mod stage;
 mod support;

@@ -14,7 +14,7 @@ use lapin::{
 };
 use serde_json::Value;
 
-use super::{postgres, rabbitmq, wait::until};
+use crate::support::{self, postgres, rabbitmq, wait::until};
 
 /// How long anything on a stage may take. Generous, because the machine is shared.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
@@ -29,10 +29,10 @@ pub(crate) struct Stage {
 impl Stage {
     /// A fresh stage. `faults` is TOML that is added to the sandbox's default world.
     pub(crate) async fn new(hint: &str, faults: &str) -> Self {
-        let (database, vhost) = tokio::join!(
-            async { postgres::shared().await.database(hint).await },
-            async { rabbitmq::shared().await.vhost(hint).await },
-        );
+        let (database, vhost) =
+            tokio::join!(async { postgres::shared().await.database(hint).await }, async {
+                rabbitmq::shared().await.vhost(hint).await
+            },);
         Self { database, vhost, sandbox: sandbox(faults).await }
     }
 
@@ -123,7 +123,8 @@ impl Stage {
     /// Waits until no job is scheduled, available, running or retryable, and counts the jobs by state.
     pub(crate) async fn settled(&self, expected: u64) -> Vec<(String, u64)> {
         until(&format!("{expected} settled jobs"), PATIENCE, async || {
-            let sql = "select count(*)::text from jobs where state in ('succeeded', 'failed', 'cancelled', 'held')";
+            let sql =
+                "select count(*)::text from jobs where state in ('succeeded', 'failed', 'cancelled', 'held')";
             (self.text(sql).await?.parse::<u64>().ok()? >= expected).then_some(())
         })
         .await;
@@ -141,7 +142,8 @@ impl Stage {
     pub(crate) async fn text(&self, sql: &str) -> Option<String> {
         use sqlx::Row as _;
         let mut connection = self.database.connect().await;
-        let row = sqlx::query(sqlx::AssertSqlSafe(sql.to_owned())).fetch_optional(&mut connection).await.ok()??;
+        let row =
+            sqlx::query(sqlx::AssertSqlSafe(sql.to_owned())).fetch_optional(&mut connection).await.ok()??;
         row.try_get::<Option<String>, _>(0).ok()?
     }
 }
@@ -216,7 +218,7 @@ impl Process {
     /// Its metrics, as text.
     pub(crate) async fn metrics(&self) -> String {
         let url = format!("http://{}/metrics", self.address().await);
-        super::http::client().get(url).send().await.unwrap().text().await.unwrap()
+        support::http::client().get(url).send().await.unwrap().text().await.unwrap()
     }
 
     /// SIGKILL.
