@@ -1,2 +1,3 @@
 //! One integration binary.
 mod sandbox;
+mod tool_api;
