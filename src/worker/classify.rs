@@ -692,7 +692,8 @@ mod tests {
     #[test]
     fn what_is_not_known_is_unknown_for_once_and_repeated_otherwise() {
         let broken = || Body::Broken("cut".into());
-        let replies: [(&str, fn() -> Reply); 12] = [
+        type Make = fn() -> Reply;
+        let replies: [(&str, Make); 12] = [
             ("no answer", || Reply::NoAnswer("reset".into())),
             ("500", || reply(500, r#"{"error":{"message":"m","code":10500}}"#)),
             ("502 HTML", || reply(502, "<html>")),

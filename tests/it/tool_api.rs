@@ -23,7 +23,7 @@ use errand::{
 };
 use rogue::{Act, Rogue, response};
 use serde_json::json;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 
 mod fake;
 mod rogue;
@@ -168,14 +168,16 @@ fn unusable_options_are_refused() {
 
 #[tokio::test]
 async fn without_a_connection_nothing_was_sent() {
-    let closed = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
-    let refused = options(format!("http://{closed}").parse().unwrap());
+    // Bound and not listening: nobody else can be given this port meanwhile.
+    let closed = TcpSocket::new_v4().unwrap();
+    closed.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let refused = options(format!("http://{}", closed.local_addr().unwrap()).parse().unwrap());
     let unknown = options("http://no-such-host.invalid".parse().unwrap());
     // A server that accepts and never speaks stands still in the TLS handshake.
     let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let silent_url: url::Url = format!("https://{}", silent.local_addr().unwrap()).parse().unwrap();
     let slow_tls = Options { connect_timeout: Duration::from_millis(100), ..options(silent_url.clone()) };
-    let plain = Rogue::answering("200 OK", OK).await;
+    let plain = Rogue::start(vec![Act::AnswerUnread(response("400 Bad Request", "", ""))]).await;
     let no_tls = options(format!("https://{}", plain.addr).parse().unwrap());
     for (name, options) in
         [("refused", refused), ("DNS", unknown), ("slow TLS", slow_tls), ("no TLS", no_tls)]

@@ -20,7 +20,7 @@ use errand::{
         setback::Setback,
     },
 };
-use futures_util::future::join_all;
+use futures_util::future::{FutureExt as _, join_all};
 
 const LONG: Duration = Duration::from_secs(600);
 const BASE: &str = "00000000_00";
@@ -264,14 +264,14 @@ async fn callers_that_miss_together_share_one_request() {
 #[tokio::test]
 async fn a_request_outlives_the_caller_that_began_it_only_for_those_who_wait() {
     let bench = Bench::new(None);
-    let get = || bench.catalog.get("CHAT_POST", None);
-    let impatient = tokio::time::timeout(Duration::from_millis(2), get());
-    let (gone, patient) = tokio::join!(impatient, get());
-    assert!(gone.is_err() && patient.is_ok());
+    let get = || Box::pin(bench.catalog.get("CHAT_POST", None));
+    let (mut impatient, mut patient) = (get(), get());
+    assert!((&mut impatient).now_or_never().is_none() && (&mut patient).now_or_never().is_none());
+    drop(impatient);
+    assert!(patient.await.is_ok());
     assert_eq!(bench.api.asked().len(), 1);
 
-    let alone = tokio::time::timeout(Duration::from_millis(2), bench.catalog.get("CHAT_SEND", None)).await;
-    assert!(alone.is_err());
+    assert!(bench.catalog.get("CHAT_SEND", None).now_or_never().is_none(), "begun and given up");
     assert!(bench.catalog.get("CHAT_SEND", None).await.is_ok());
     assert_eq!(bench.api.asked().len(), 2, "the abandoned request is not waited for");
 }
@@ -400,11 +400,10 @@ async fn a_named_account_must_be_the_owners_own_for_this_toolkit_and_active() {
 async fn what_was_forgotten_while_it_was_being_asked_is_not_remembered() {
     let (api, accounts) = accounts(vec![account("ca_1", Some("u"), "chat", "ACTIVE", 1)], LONG);
     let owner = user("u");
-    let forget = async {
-        tokio::time::sleep(Duration::from_millis(3)).await;
-        accounts.forget(&owner, "chat");
-    };
-    let (found, ()) = tokio::join!(accounts.resolve(&owner, "chat", None), forget);
+    let mut asking = Box::pin(accounts.resolve(&owner, "chat", None));
+    assert!((&mut asking).now_or_never().is_none());
+    accounts.forget(&owner, "chat");
+    let found = asking.await;
     assert!(found.is_ok());
     assert!(accounts.resolve_cached(&owner, "chat", None).is_none());
     api.fail(Some(unavailable()));

@@ -23,6 +23,8 @@ pub(crate) enum Act {
     AnswerAndStall(Vec<u8>),
     /// Read it and reset the connection.
     Reset,
+    /// Write these bytes as soon as anything arrives, and close.
+    AnswerUnread(Vec<u8>),
     /// Reset the connection without reading.
     ResetUnread,
     /// Never read anything.
@@ -125,6 +127,7 @@ async fn serve(mut stream: TcpStream, mut next: impl FnMut() -> Act, seen: &Mute
         match act.take().unwrap() {
             Act::Ignore => return tokio::time::sleep(Duration::from_secs(60)).await,
             Act::ResetUnread => return reset(stream),
+            Act::AnswerUnread(bytes) => return drop(stream.write_all(&bytes).await),
             other => {
                 let Some(request) = read(&mut stream).await else { return };
                 seen.lock().unwrap().push(request);
@@ -140,7 +143,7 @@ async fn serve(mut stream: TcpStream, mut next: impl FnMut() -> Act, seen: &Mute
                         return;
                     }
                     Act::Reset => return reset(stream),
-                    Act::Ignore | Act::ResetUnread => unreachable!(),
+                    Act::Ignore | Act::ResetUnread | Act::AnswerUnread(_) => unreachable!(),
                 }
             }
         }
