@@ -13,3 +13,4 @@ mod sandbox;
 mod services;
 mod stage;
 mod support;
+mod tool_api;
