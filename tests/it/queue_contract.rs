@@ -505,11 +505,54 @@ async fn a_closed_queue_refuses_everything_at_once<B: Backend>(hint: &str) {
     assert!(started.elapsed() < Duration::from_secs(10));
 }
 
+/// What is bounded in memory, and replies without a broker.
+mod embedded_only {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_full_lane_refuses_after_a_while_and_takes_more_when_there_is_room() {
+        let queue = Arc::new(EmbeddedQueue::new(lanes(), 3));
+        publish(&*queue, ids(0..3)).await;
+        let mut consumer = consume(&*queue, 10).await;
+        let taken = receive(&mut *consumer, 2).await;
+        // What is delivered and not settled takes room as well.
+        let batch = ids(3..5).iter().map(|id| message("default", id)).collect();
+        let started = std::time::Instant::now();
+        for result in queue.publish(batch).await {
+            assert_eq!(result.unwrap_err().kind(), QueueErrorKind::Full);
+        }
+        assert!(started.elapsed() < Duration::from_secs(10));
+        let waiting = {
+            let queue = Arc::clone(&queue);
+            tokio::spawn(async move { publish(&*queue, ids(3..4)).await })
+        };
+        consumer.settler().ack(tokens(&taken[..1])).await.unwrap();
+        waiting.await.unwrap();
+        drop(consumer);
+        let mut consumer = consume(&*queue, 10).await;
+        let order: Vec<_> = receive(&mut *consumer, 3).await.iter().map(id_of).collect();
+        assert_eq!(order, ["m1", "m2", "m3"]);
+    }
+
+    #[tokio::test]
+    async fn a_reply_queue_exists_until_its_receiver_is_dropped() {
+        let queue = EmbeddedQueue::new(lanes(), 10);
+        let mut answers = queue.reply_queue("answers");
+        let reply = || vec![message_to(Address::Reply("answers".into()), "m")];
+        queue.publish(reply()).await.remove(0).unwrap();
+        assert_eq!(answers.recv().await.unwrap().properties.message_id.as_deref(), Some("m"));
+        drop(answers);
+        let error = queue.publish(reply()).await.remove(0).unwrap_err();
+        assert_eq!(error.kind(), QueueErrorKind::Unroutable);
+    }
+}
+
 /// What only a broker that other people use, configure and break can do.
 mod broker {
+    use futures_util::StreamExt as _;
     use lapin::{
         BasicProperties,
-        options::{BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions},
+        options::{BasicConsumeOptions, BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions},
         types::{AMQPValue, FieldArray, FieldTable},
     };
     use reqwest::Method;
@@ -614,6 +657,71 @@ mod broker {
         assert_eq!(got.delivery.data, b"body of job");
         assert_eq!(got.delivery.properties.correlation_id().as_ref().unwrap().as_str(), "c");
         assert_eq!(*got.delivery.properties.delivery_mode(), Some(2));
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_reply_reaches_an_app_that_waits_without_a_queue_of_its_own() {
+        let vhost = vhost("direct").await;
+        let queue = rabbit(&vhost.amqp_url);
+        queue.check().await.unwrap();
+        let connection = vhost.connect().await;
+        let channel = connection.create_channel().await.unwrap();
+        let pseudo_queue = "amq.rabbitmq.reply-to";
+        let options = BasicConsumeOptions { no_ack: true, ..Default::default() };
+        let mut answers = channel
+            .basic_consume(pseudo_queue.into(), "".into(), options, FieldTable::default())
+            .await
+            .unwrap();
+        let properties =
+            BasicProperties::default().with_message_id("job".into()).with_reply_to(pseudo_queue.into());
+        let options = BasicPublishOptions::default();
+        channel.basic_publish("errand".into(), "default".into(), options, b"{}", properties).await.unwrap();
+
+        let mut consumer = consume(&queue, 1).await;
+        let delivery = receive(&mut *consumer, 1).await.remove(0);
+        let to = Address::Reply(delivery.properties.reply_to.unwrap());
+        queue.publish(vec![message_to(to.clone(), "job")]).await.remove(0).unwrap();
+        let answer = tokio::time::timeout(LIMIT, answers.next()).await.unwrap().unwrap().unwrap();
+        assert_eq!(answer.data, b"body of job");
+
+        connection.close(200, "gone".into()).await.unwrap();
+        // Nobody can be told that nobody is there.
+        queue.publish(vec![message_to(to, "job")]).await.remove(0).unwrap();
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_connection_that_an_operator_closes_ends_the_subscription() {
+        let vhost = vhost("forced").await;
+        let queue = rabbit(&vhost.amqp_url);
+        publish(&queue, ids(0..1)).await;
+        let mut consumer = consume(&queue, 1).await;
+        receive(&mut *consumer, 1).await;
+        let path = format!("vhosts/{}/connections", vhost.encoded_name());
+        until("the connections are listed and closed", LIMIT, async || {
+            let connections = vhost.manage(Method::GET, &path, None).await;
+            for connection in connections.as_array().unwrap() {
+                let name = connection["name"].as_str().unwrap().replace(' ', "%20").replace('>', "%3E");
+                vhost.manage(Method::DELETE, &format!("connections/{name}"), None).await;
+            }
+            (!queue.connected()).then_some(())
+        })
+        .await;
+        let error = tokio::time::timeout(LIMIT, consumer.next(1)).await.unwrap().unwrap_err();
+        assert_eq!(error.kind(), QueueErrorKind::Unavailable, "{}", chain(&error));
+        let mut consumer = consume(&queue, 1).await;
+        assert!(receive(&mut *consumer, 1).await[0].redelivered);
+        publish(&queue, ids(1..2)).await;
+        assert_eq!(queue.reconnects(), 2);
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn tls_to_a_port_without_tls_is_told() {
+        // Another test may have installed it; either is the same.
+        drop(rustls::crypto::ring::default_provider().install_default());
+        let vhost = vhost("tls").await;
+        let error = rabbit(&vhost.amqp_url.replace("amqp:", "amqps:")).check().await.unwrap_err();
+        assert_eq!(error.kind(), QueueErrorKind::Access, "{}", chain(&error));
+        assert!(error.to_string().contains("TLS"), "{error}");
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
