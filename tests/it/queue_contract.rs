@@ -559,7 +559,7 @@ mod broker {
     use serde_json::json;
 
     use super::*;
-    use crate::support::{Proxy, RabbitMq, rabbitmq::Vhost};
+    use crate::support::{Proxy, RabbitMq, http, rabbitmq::Vhost};
 
     async fn vhost(hint: &str) -> Vhost {
         rabbitmq::shared().await.vhost(hint).await
@@ -701,7 +701,10 @@ mod broker {
             let connections = vhost.manage(Method::GET, &path, None).await;
             for connection in connections.as_array().unwrap() {
                 let name = connection["name"].as_str().unwrap().replace(' ', "%20").replace('>', "%3E");
-                vhost.manage(Method::DELETE, &format!("connections/{name}"), None).await;
+                let url = format!("{}/api/connections/{name}", vhost.management_url);
+                // The list is late, so this one may be gone.
+                let gone = http::client().delete(url).basic_auth("guest", Some("guest")).send().await;
+                gone.unwrap();
             }
             (!queue.connected()).then_some(())
         })
