@@ -31,11 +31,12 @@ pub trait Queue: fmt::Debug + Send + Sync {
     fn survives_restart(&self) -> bool;
 
     /// Publishes messages, persistently, and waits until the broker has confirmed each. Answers are
-    /// in the order of the batch.
+    /// in the order of the batch; the order of the messages in a lane is not promised.
     ///
     /// * `Ok` means that the message is durable in the named lane (or in the reply queue).
     /// * A message to a lane or reply queue that does not exist is an error of kind `Unroutable`,
-    ///   never a silent loss.
+    ///   never a silent loss. (RabbitMQ's direct reply-to names a connection and not a queue: `Ok`
+    ///   does not say that somebody still waits there.)
     /// * An error of kind `Unconfirmed` means that the message may or may not be there.
     /// * Every wait is bounded by the backend's timeouts.
     async fn publish(&self, batch: Vec<Message>) -> Vec<Result<(), QueueError>>;
