@@ -28,7 +28,7 @@ const MAX_DEPTH: usize = 128;
 const MAX_PRIORITY: i16 = 9;
 
 /// A job as it was asked for: decoded, bounded and identified, but not yet judged.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct JobSpec {
     /// The dedupe key.
     pub id: JobId,
@@ -73,6 +73,18 @@ pub struct JobSpec {
     /// Identifies everything above but the ID and the three transport fields, so that the same ID
     /// with another body is noticed.
     pub digest: Digest,
+}
+
+/// What a job says is a customer's data, which must not reach a log by way of `{:?}`.
+impl fmt::Debug for JobSpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("JobSpec")
+            .field("id", &self.id)
+            .field("owner", &self.owner.kind())
+            .field("tool", &self.tool)
+            .field("queue", &self.queue)
+            .finish_non_exhaustive()
+    }
 }
 
 /// A 128-bit prefix of the SHA-256 of a job's meaning.

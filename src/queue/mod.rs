@@ -97,7 +97,6 @@ pub trait Settler: fmt::Debug + Send + Sync {
 pub struct Token(pub u64);
 
 /// A message as it arrived.
-#[derive(Debug)]
 pub struct Delivery {
     /// Settles it.
     pub token: Token,
@@ -149,7 +148,7 @@ pub enum Address {
 }
 
 /// A message to publish.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Message {
     /// Where it goes.
     pub to: Address,
@@ -159,6 +158,26 @@ pub struct Message {
     pub properties: Properties,
     /// AMQP priority, 0 to 9; brokers may ignore it.
     pub priority: u8,
+}
+
+// Bodies are customers' data, which must not reach a log by way of `{:?}`.
+
+impl fmt::Debug for Delivery {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { token, body, properties: _, redelivered } = self;
+        f.debug_struct("Delivery")
+            .field("token", token)
+            .field("bytes", &body.len())
+            .field("redelivered", redelivered)
+            .finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Message {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { to, body, properties: _, priority: _ } = self;
+        f.debug_struct("Message").field("to", to).field("bytes", &body.len()).finish_non_exhaustive()
+    }
 }
 
 /// How full a lane is.

@@ -382,10 +382,8 @@ fn port(url: &str) -> u16 {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_waits_for_its_services_with_a_clear_message() {
     let stage = Stage::new("wait", "").await;
-    let (database, broker) = tokio::join!(
-        Proxy::start(port(&stage.database.url)),
-        Proxy::start(port(&stage.vhost.amqp_url)),
-    );
+    let (database, broker) =
+        tokio::join!(Proxy::start(port(&stage.database.url)), Proxy::start(port(&stage.vhost.amqp_url)),);
     database.cut().await;
     broker.cut().await;
     let (database_url, amqp_url) = (database.url(&stage.database.url), broker.url(&stage.vhost.amqp_url));
