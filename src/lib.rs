@@ -1,13 +1,23 @@
 //! errand runs tool calls on behalf of users and organizations, durably.
 //!
-//! Read `ARCHITECTURE.md` first; the modules below are listed in reading order, and a module
-//! imports only from those above it.
+//! Read `ARCHITECTURE.md` first: it has the code map and the order in which to read these modules.
 
+pub mod api;
+pub mod app;
 pub mod backoff;
 pub mod bounds;
+pub mod cli;
 pub mod clock;
+pub mod config;
+pub mod enqueue;
 pub mod job;
 pub mod queue;
+pub mod relay;
 pub mod sandbox;
+pub mod shutdown;
 pub mod store;
+pub mod telemetry;
 pub mod tool;
+pub mod upkeep;
+pub mod view;
+pub mod worker;

@@ -1,2 +1,5 @@
-//! The `errand` binary.
-fn main() {}
+//! The `errand` binary. Everything is in the library, where tests reach it.
+
+fn main() -> std::process::ExitCode {
+    errand::cli::main()
+}

@@ -19,6 +19,20 @@ pub enum QueueErrorKind {
     Topology,
 }
 
+impl QueueErrorKind {
+    /// The word used in metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Unavailable => "unavailable",
+            Self::Unconfirmed => "unconfirmed",
+            Self::Unroutable => "unroutable",
+            Self::Full => "full",
+            Self::Access => "access",
+            Self::Topology => "topology",
+        }
+    }
+}
+
 /// An error of the queue. `Display` never contains message bodies or credentials.
 #[derive(Debug)]
 pub struct QueueError {

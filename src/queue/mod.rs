@@ -11,6 +11,9 @@ use bytes::Bytes;
 
 use crate::job::QueueName;
 
+pub mod embedded;
+pub mod rabbitmq;
+
 mod error;
 
 pub use error::{QueueError, QueueErrorKind};
@@ -162,7 +165,7 @@ pub struct Message {
 pub struct Depth {
     /// Messages that wait.
     pub ready: u64,
-    /// Consumers, of all processes.
+    /// Consumers, of all processes; with some brokers also a stopped one that has unsettled deliveries.
     pub consumers: u64,
 }
 

@@ -18,6 +18,19 @@ pub enum StoreErrorKind {
     Corrupt,
 }
 
+impl StoreErrorKind {
+    /// The word used in metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Unavailable => "unavailable",
+            Self::Data => "data",
+            Self::Schema => "schema",
+            Self::Access => "access",
+            Self::Corrupt => "corrupt",
+        }
+    }
+}
+
 /// An error of the store. `Display` never contains customers' data or credentials.
 #[derive(Debug)]
 pub struct StoreError {

@@ -12,6 +12,15 @@ use serde_json::value::RawValue;
 
 use crate::job::{JobId, JobSpec, RequestId};
 
+mod cached;
+
+pub mod account;
+pub mod catalog;
+pub mod composio;
+pub mod error;
+pub mod pin;
+pub mod setback;
+
 /// A tool API that is shared between long-lived parts.
 pub type SharedToolApi = Arc<dyn ToolApi>;
 
@@ -203,18 +212,18 @@ pub struct ApiCheck {
 }
 
 /// Why a look-up gave nothing.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 pub enum ToolError {
     /// The API answers that there is no such tool, toolkit or account.
     #[error("not found")]
-    NotFound(ApiError),
+    NotFound(Box<ApiError>),
     /// The API does not accept the key.
     #[error("the tool API does not accept the key (HTTP {status})")]
     Credentials {
         /// 401 or 403.
         status: u16,
         /// What it said.
-        error: ApiError,
+        error: Box<ApiError>,
     },
     /// The API asks to slow down.
     #[error("the tool API is throttling")]
@@ -228,7 +237,7 @@ pub enum ToolError {
         /// The HTTP status.
         status: u16,
         /// What it said.
-        error: ApiError,
+        error: Box<ApiError>,
     },
     /// Unreachable, failing, or not speaking the protocol. Names the cause without URL or credentials.
     #[error("the tool API cannot be reached: {0}")]

@@ -2,6 +2,12 @@
 
 #![allow(clippy::unwrap_used, reason = "the helpers of tests fail as tests do")]
 
+mod config;
+mod dashboards;
+mod deploy;
+mod metrics_docs;
+mod queue_contract;
+mod sandbox;
 mod services;
 mod store_contract;
 mod support;

@@ -1,0 +1,353 @@
+//! Wires the parts together. The only place that names a concrete backend.
+
+use std::{path::Path, sync::Arc, time::Duration};
+
+use anyhow::{Context as _, Result};
+use metrics_exporter_prometheus::PrometheusHandle;
+use secrecy::ExposeSecret as _;
+use tokio::sync::Notify;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    api::{self, Api},
+    backoff::{Intervals, RECONNECT},
+    clock::{self, SharedClock},
+    config::{self, Config},
+    enqueue::{Door, Rules},
+    job::{OwnerPolicy, QueueName, RetryPolicy, WorkerId},
+    queue::{
+        SharedQueue,
+        embedded::EmbeddedQueue,
+        rabbitmq::{QueueType, RabbitOptions, RabbitQueue},
+    },
+    relay::{self, Relay},
+    shutdown::Shutdown,
+    store::{
+        Schema, SharedStore,
+        postgres::{PostgresOptions, PostgresStore},
+        sqlite::{SqliteOptions, SqliteStore},
+    },
+    telemetry::metrics,
+    tool::{SharedToolApi, composio},
+    upkeep::{gauges::Gauges, rescue, rescue::Rescue},
+    worker::{Deps, Options, Report, Resolver, Worker},
+};
+
+/// Messages that the in-process queue holds per lane; what is more waits in the store.
+const EMBEDDED_CAPACITY: usize = 10_000;
+
+/// How often gauges are read.
+const GAUGES_EVERY: Duration = Duration::from_secs(5);
+
+/// The parts of one process.
+#[derive(Debug)]
+pub struct App {
+    /// The truth.
+    pub store: SharedStore,
+    /// Transport.
+    pub queue: SharedQueue,
+    /// Who runs the tools.
+    pub api: SharedToolApi,
+    config: Config,
+    clock: SharedClock,
+    relay_wake: Arc<Notify>,
+}
+
+impl App {
+    /// The parts that the configuration names; nothing connects yet.
+    ///
+    /// # Errors
+    /// An address cannot be used.
+    pub fn new(config: Config) -> Result<Self> {
+        let store = open_store(&config)?;
+        let queue = open_queue(&config)?;
+        let api = open_tool_api(&config)?;
+        let relay_wake = Arc::new(Notify::new());
+        Ok(Self { store, queue, api, config, clock: clock::system(), relay_wake })
+    }
+
+    /// A door for jobs that this process enqueues itself.
+    pub fn door(&self) -> Door {
+        let unclaimed = Duration::from_secs(self.config.relay.unclaimed_secs);
+        Door::new(self.store.clone(), Some(self.queue.clone()), rules(&self.config), unclaimed)
+    }
+
+    /// Runs a worker with everything around it until `shutdown`, then drains. Waits for the services
+    /// at start, saying what it waits for.
+    ///
+    /// # Errors
+    /// The listener cannot be bound, or the store's schema does not fit and may not be migrated.
+    pub async fn run(self, metrics: PrometheusHandle, shutdown: Shutdown) -> Result<Report> {
+        let Self { store, queue, api, config, clock, relay_wake } = self;
+        let lanes = lanes(&config);
+        let resolver = Arc::new(Resolver::new(api.clone(), rules(&config), &config));
+        let deps = Deps {
+            store: store.clone(),
+            queue: queue.clone(),
+            api,
+            resolver: resolver.clone(),
+            clock: clock.clone(),
+            relay_wake: relay_wake.clone(),
+        };
+        let worker = Worker::new(deps, worker_options(&config, lanes.clone()));
+
+        // The listener outlives everything else, so that a shutdown can be watched.
+        let serving = CancellationToken::new();
+        let listener = match config.http.listen {
+            Some(address) => {
+                let api = Api::bind(address, metrics.clone(), worker.health()).await.with_context(|| {
+                    format!("cannot listen on {address}; choose another address with --listen or http.listen")
+                })?;
+                tracing::info!(address = %api.address()?, "metrics and health are served");
+                Some(tokio::spawn(api.run(serving.clone())))
+            }
+            None => None,
+        };
+        let upkeep = tokio::spawn(api::metrics_upkeep(metrics, serving.clone()));
+
+        let ready = tokio::select! {
+            ready = prepare(&store, &queue, &config) => ready.map(|()| true),
+            () = shutdown.stop.cancelled() => Ok(false),
+        };
+        let report = match ready {
+            Ok(true) => {
+                // The first jobs must already see the pins.
+                resolver.load_pins(&store).await;
+                let background = CancellationToken::new();
+                let tasks = TaskTracker::new();
+                let (stop, lane_names) =
+                    (background.clone(), lanes.into_iter().map(|(name, _)| name).collect());
+                tasks.spawn(resolver.refresh_pins(store.clone(), stop.clone()));
+                tasks.spawn(
+                    Relay::new(store.clone(), queue.clone(), relay_wake.clone(), relay_options(&config))
+                        .run(stop.clone()),
+                );
+                tasks.spawn(
+                    Rescue::new(store.clone(), clock, relay_wake, rescue_options(&config)).run(stop.clone()),
+                );
+                tasks.spawn(Gauges::new(store.clone(), queue.clone(), lane_names, GAUGES_EVERY).run(stop));
+                tasks.close();
+                let report = worker.run(shutdown.stop, shutdown.abort).await;
+                background.cancel();
+                tasks.wait().await;
+                Ok(report)
+            }
+            Ok(false) => Ok(Report::default()),
+            Err(error) => Err(error),
+        };
+        queue.close().await;
+        store.close().await;
+        serving.cancel();
+        upkeep.await?;
+        if let Some(listener) = listener {
+            listener.await?.context("the listener for metrics and health failed")?;
+        }
+        report
+    }
+}
+
+/// Waits for the store and the broker, saying what is waited for, and sees to the schema.
+async fn prepare(store: &SharedStore, queue: &SharedQueue, config: &Config) -> Result<()> {
+    let mut failures = 0;
+    loop {
+        let problem = match store.schema().await {
+            Ok(Schema::Current | Schema::Ahead) => break,
+            Ok(Schema::Behind { missing }) if config.store.migrate_at_start => match store.migrate().await {
+                Ok(applied) => {
+                    tracing::info!(applied, missing, "the database is migrated");
+                    break;
+                }
+                Err(error) => format!("cannot migrate {}: {}", store.backend(), full(&error)),
+            },
+            Ok(Schema::Behind { missing }) => {
+                format!("{missing} migrations are missing; run `errand migrate`")
+            }
+            Err(error) => format!("waiting for {}: {}", store.backend(), full(&error)),
+        };
+        failures = pause(failures, &problem).await;
+    }
+    failures = 0;
+    loop {
+        match queue.check().await {
+            Ok(broker) => {
+                tracing::info!(broker, store = store.backend(), "services are there");
+                return Ok(());
+            }
+            Err(error) => {
+                let problem = format!("waiting for {}: {}", queue.backend(), full(&error));
+                failures = pause(failures, &problem).await;
+            }
+        }
+    }
+}
+
+/// An error with its causes in one line.
+fn full(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
+}
+
+async fn pause(failures: u32, problem: &str) -> u32 {
+    let wait = RECONNECT.wait(failures + 1, fastrand::f64()).min(Duration::from_secs(5));
+    tracing::warn!(wait_ms = wait.as_millis(), "{problem}");
+    tokio::time::sleep(wait).await;
+    failures + 1
+}
+
+/// The store that the configuration names. Connects when it is first used.
+///
+/// # Errors
+/// The address cannot be used.
+pub fn open_store(config: &Config) -> Result<SharedStore> {
+    let url = config.store.url.expose_secret();
+    if let Some(path) = url.strip_prefix("sqlite://") {
+        let options = SqliteOptions { path: Path::new(path).to_owned(), clock: clock::system() };
+        return Ok(Arc::new(SqliteStore::new(options)?));
+    }
+    let options = PostgresOptions {
+        url: config.store.url.clone(),
+        hot_connections: config.store.hot_connections,
+        other_connections: config.store.other_connections,
+        application_name: "errand".into(),
+        statement_timeout: Duration::from_millis(config.store.statement_timeout_ms),
+    };
+    Ok(Arc::new(PostgresStore::new(options)?))
+}
+
+/// The queue that the configuration names: RabbitMQ, or the one inside this process when no broker
+/// is configured. Connects when it is first used.
+///
+/// # Errors
+/// The address cannot be used.
+pub fn open_queue(config: &Config) -> Result<SharedQueue> {
+    let names: Vec<QueueName> = config.queues.keys().cloned().collect();
+    if config.amqp.url.expose_secret().is_empty() {
+        return Ok(Arc::new(EmbeddedQueue::new(names, EMBEDDED_CAPACITY)));
+    }
+    let options = RabbitOptions {
+        url: config.amqp.url.clone(),
+        queue_type: match config.amqp.queue_type {
+            config::QueueType::Quorum => QueueType::Quorum,
+            config::QueueType::Classic => QueueType::Classic,
+        },
+        declare: config.amqp.declare,
+        lanes: names,
+        connection_name: worker_name(config),
+        heartbeat: Duration::from_secs(config.amqp.heartbeat_secs.into()),
+    };
+    Ok(Arc::new(RabbitQueue::new(options)?))
+}
+
+/// The tool API that the configuration names.
+///
+/// # Errors
+/// The address or the key cannot be used.
+pub fn open_tool_api(config: &Config) -> Result<SharedToolApi> {
+    let composio = &config.composio;
+    let options = composio::Options {
+        base_url: composio.base_url.parse().context("composio.base_url is not a URL")?,
+        api_key: composio.api_key.clone(),
+        api_path: composio.api_path.clone(),
+        connect_timeout: Duration::from_millis(composio.connect_timeout_ms),
+        max_response_bytes: composio.max_response_bytes,
+        max_idle_per_host: config
+            .queues
+            .values()
+            .map(|lane| lane.concurrency as usize)
+            .sum::<usize>()
+            .min(4096),
+        user_agent: concat!("errand/", env!("CARGO_PKG_VERSION")).into(),
+        clock: clock::system(),
+    };
+    Ok(Arc::new(composio::Composio::new(options)?))
+}
+
+/// The rules of admission that the configuration names.
+pub fn rules(config: &Config) -> Rules {
+    Rules {
+        owners: OwnerPolicy {
+            allow_default: config.owners.allow_default,
+            refuse_email: config.owners.refuse_email,
+        },
+        owned_by: config
+            .toolkits
+            .iter()
+            .filter_map(|(slug, toolkit)| toolkit.owned_by.map(|kind| (slug.clone(), kind)))
+            .collect(),
+    }
+}
+
+/// Installs the metrics of this process.
+///
+/// # Errors
+/// They are installed already.
+pub fn install_metrics() -> Result<PrometheusHandle> {
+    metrics::install().context("metrics can be installed once per process")
+}
+
+fn lanes(config: &Config) -> Vec<(QueueName, u32)> {
+    let chosen = |name: &QueueName| config.worker.queues.is_empty() || config.worker.queues.contains(name);
+    let lanes = config.queues.iter().filter(|(name, _)| chosen(name));
+    lanes.map(|(name, lane)| (name.clone(), lane.concurrency)).collect()
+}
+
+/// The configured name, or the host's.
+fn worker_name(config: &Config) -> String {
+    if !config.worker.name.is_empty() {
+        return config.worker.name.clone();
+    }
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let host = host.trim();
+    if host.is_empty() { "errand".into() } else { host.into() }
+}
+
+fn retry_policy(retry: &config::Retry) -> RetryPolicy {
+    RetryPolicy {
+        intervals: Intervals {
+            initial: Duration::from_millis(retry.initial_ms),
+            max: Duration::from_millis(retry.max_ms),
+            multiplier: retry.multiplier,
+            jitter: retry.jitter,
+        },
+        max_attempts: retry.max_attempts,
+        max_retry_after: Duration::from_secs(retry.max_retry_after_secs),
+        max_throttled_age: Duration::from_secs(retry.max_throttled_secs),
+    }
+}
+
+fn worker_options(config: &Config, lanes: Vec<(QueueName, u32)>) -> Options {
+    Options {
+        id: WorkerId::new(),
+        name: worker_name(config),
+        lanes,
+        lease: Duration::from_secs(config.worker.lease_secs),
+        heartbeat: Duration::from_secs(config.worker.heartbeat_secs),
+        drain: Duration::from_secs(config.worker.drain_secs),
+        accept_unidentified: config.worker.accept_unidentified,
+        retry: retry_policy(&config.retry),
+        timeout: Duration::from_millis(config.composio.timeout_ms),
+        max_buffered_bytes: config.worker.max_buffered_bytes,
+    }
+}
+
+fn relay_options(config: &Config) -> relay::Options {
+    relay::Options {
+        poll: Duration::from_millis(config.relay.poll_ms),
+        batch: config.relay.batch,
+        unclaimed: Duration::from_secs(config.relay.unclaimed_secs),
+    }
+}
+
+fn rescue_options(config: &Config) -> rescue::Options {
+    rescue::Options {
+        poll: Duration::from_secs(config.rescue.poll_secs),
+        batch: config.rescue.batch,
+        lease: Duration::from_secs(config.worker.lease_secs),
+        retry: retry_policy(&config.retry),
+    }
+}

@@ -1,0 +1,92 @@
+//! What commands share: the settings, and the services that they open.
+
+use std::time::Duration;
+
+use anyhow::Context as _;
+
+use crate::{
+    app,
+    config::{Config, Loaded},
+    enqueue::Door,
+    queue::SharedQueue,
+    store::SharedStore,
+    tool::SharedToolApi,
+};
+
+/// The settings of one run.
+#[derive(Debug)]
+pub(super) struct Context {
+    pub(super) loaded: Loaded,
+}
+
+impl Context {
+    pub(super) fn new(loaded: Loaded) -> Self {
+        Self { loaded }
+    }
+
+    /// The settings.
+    pub(super) fn config(&self) -> &Config {
+        &self.loaded.config
+    }
+
+    /// The store, which must be configured.
+    pub(super) fn store(&self) -> anyhow::Result<SharedStore> {
+        self.config().require_store()?;
+        app::open_store(self.config()).context("cannot open the database")
+    }
+
+    /// The tool API, whose key must be configured.
+    pub(super) fn tool_api(&self) -> anyhow::Result<SharedToolApi> {
+        self.config().require_api_key()?;
+        app::open_tool_api(self.config()).context("cannot use the tool API")
+    }
+
+    /// Whether jobs reach workers through a broker. Otherwise the relay of a process that uses the
+    /// same store brings them.
+    pub(super) fn uses_broker(&self) -> bool {
+        self.config().has_amqp() && !self.config().store_is_sqlite()
+    }
+
+    /// The way for new jobs.
+    pub(super) fn door(&self) -> anyhow::Result<OpenDoor> {
+        let store = self.store()?;
+        let queue = if self.uses_broker() {
+            Some(app::open_queue(self.config()).context("cannot use the broker")?)
+        } else {
+            None
+        };
+        let unclaimed_after = Duration::from_secs(self.config().relay.unclaimed_secs);
+        let door = Door::new(store.clone(), queue.clone(), app::rules(self.config()), unclaimed_after);
+        Ok(OpenDoor { door, store, queue })
+    }
+
+    /// Whether jobs may be sent to this lane.
+    ///
+    /// # Errors
+    /// A sentence that lists the lanes there are.
+    pub(super) fn check_lane(&self, lane: &str) -> Result<(), String> {
+        if self.config().queues.keys().any(|known| known.as_str() == lane) {
+            return Ok(());
+        }
+        let known: Vec<_> = self.config().queues.keys().map(ToString::to_string).collect();
+        Err(format!("there is no queue of this name in [queues]; use one of {}", known.join(", ")))
+    }
+}
+
+/// A door and what is behind it.
+#[derive(Debug)]
+pub(super) struct OpenDoor {
+    pub(super) door: Door,
+    pub(super) store: SharedStore,
+    queue: Option<SharedQueue>,
+}
+
+impl OpenDoor {
+    /// Ends all connections.
+    pub(super) async fn close(&self) {
+        if let Some(queue) = &self.queue {
+            queue.close().await;
+        }
+        self.store.close().await;
+    }
+}

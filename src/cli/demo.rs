@@ -1,0 +1,314 @@
+//! `errand demo`: some hundreds of jobs through the embedded worker and the sandbox tool API, and an
+//! account of every one of them.
+
+use std::{
+    collections::{BTreeMap, HashSet},
+    io::IsTerminal as _,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail};
+use indicatif::{ProgressBar, ProgressStyle};
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use super::{dev, exit::Exit, output};
+use crate::{
+    app::{self, App},
+    config::{Config, Toolkit},
+    enqueue::Enqueued,
+    job::{Arrival, JobId, JobSpec, OwnerKind, QueueName, State, decode},
+    sandbox::{self, DEFAULT_WORLD, Sandbox, World},
+    shutdown::Shutdown,
+    store::{JobFilter, JobView, PinRow, SharedStore},
+};
+
+/// How long the demo waits for its jobs before it says that some are missing.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// Runs a few hundred jobs of 20 users and 3 organizations in one process, with nothing installed.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// How many jobs
+    #[arg(long, default_value_t = 600, value_parser = clap::value_parser!(u32).range(20..=9_000))]
+    jobs: u32,
+    /// Print one JSON object instead of tables
+    #[arg(long)]
+    json: bool,
+}
+
+/// What `demo --json` prints.
+#[derive(Debug, Serialize)]
+struct Summary {
+    enqueued: usize,
+    settled: usize,
+    lost: usize,
+    outcomes: BTreeMap<&'static str, usize>,
+    jobs_per_second: f64,
+    seconds: f64,
+}
+
+pub(crate) async fn run(args: Args, mut config: Config) -> Result<Exit> {
+    let folder = tempfile::tempdir()
+        .context("cannot create a temporary folder; set TMPDIR to one that can be written")?;
+    dev::embed(&mut config, &folder.path().join("errand.db"));
+    settle_for_demo(&mut config);
+
+    let world = World::from_toml(&format!("{DEFAULT_WORLD}\n{}", include_str!("demo_faults.toml")))?;
+    let sandbox = Sandbox::new(world, sandbox::Options::default())
+        .bind(([127, 0, 0, 1], 0).into())
+        .await
+        .context("cannot listen on a free port of 127.0.0.1")?;
+    config.composio.base_url = sandbox.base_url();
+    config.composio.api_key = dev::SANDBOX_KEY.into();
+
+    let app = App::new(config)?;
+    let (store, door) = (app.store.clone(), app.door());
+    store.migrate().await?;
+    // One pin in the store, so that all ways to pin can be seen: job, store, configuration, newest.
+    store.set_pin(&PinRow { owner: None, toolkit: "gmail".into(), version: "20251001_00".into() }).await?;
+    let shutdown = Shutdown::default();
+    let running = tokio::spawn(app.run(app::install_metrics()?, shutdown.clone()));
+
+    let specs = workload(args.jobs)?;
+    let started = Instant::now();
+    let mut ids = HashSet::with_capacity(specs.len());
+    for (spec, answer) in specs.iter().zip(door.enqueue(&specs).await?) {
+        match answer {
+            Enqueued::New(id) => ids.insert(id),
+            other => bail!("the demo's own job {} was not taken: {other:?}", spec.tool),
+        };
+    }
+    let bar = progress(&args, ids.len() as u64);
+    watch(&store, &bar, ids.len(), &running).await?;
+    let seconds = started.elapsed().as_secs_f64();
+    bar.finish_and_clear();
+
+    let jobs = store.jobs(&JobFilter { limit: ids.len() * 2, ..JobFilter::default() }).await?;
+    let summary = summarize(&ids, &jobs, seconds);
+    if args.json {
+        output::print_json(&summary)?;
+    } else {
+        let ledger = sandbox.ledger_summary();
+        let effects = format!(
+            "{} calls reached the tool API, {} took effect, {} jobs that must act once acted twice",
+            ledger.calls, ledger.effects, ledger.jobs_repeated_once
+        );
+        print(&store, &summary, &jobs, &effects).await?;
+    }
+
+    shutdown.stop.cancel();
+    running.await??;
+    sandbox.stop().await;
+    Ok(Exit::negative_if(summary.lost != 0))
+}
+
+/// Settings that make a short run show what a long one would: quick retries, and a toolkit that
+/// belongs to organizations.
+fn settle_for_demo(config: &mut Config) {
+    config.http.listen = None;
+    config.retry.initial_ms = 100;
+    config.retry.max_ms = 2_000;
+    config.relay.poll_ms = 200;
+    config.toolkit_versions.insert("github".into(), "20251027_00".into());
+    config.toolkits.insert("slack".into(), Toolkit { owned_by: Some(OwnerKind::Org) });
+    config.env_pins.clear();
+}
+
+/// The jobs, in an order that mixes everything.
+fn workload(count: u32) -> Result<Vec<Arc<JobSpec>>> {
+    let queue: QueueName = "default".parse()?;
+    let bulk: QueueName = "bulk".parse()?;
+    (0..count)
+        .map(|n| {
+            let lane = if n % 5 == 4 { &bulk } else { &queue };
+            let arrival = Arrival {
+                queue: lane,
+                message_id: None,
+                reply_to: None,
+                correlation_id: None,
+                traceparent: None,
+                fallback_id: Some(JobId::new()),
+            };
+            let body = serde_json::to_vec(&job(n))?;
+            Ok(Arc::new(decode(&body, &arrival)?))
+        })
+        .collect()
+}
+
+/// The n-th job: every twentieth is one of the special cases, the rest is daily work.
+fn job(n: u32) -> Value {
+    let user = format!("user-{}", n % 20 + 1);
+    let org = format!("org-{}", n % 3 + 1);
+    if n % 20 == 0 {
+        return match n / 20 % 6 {
+            0 => {
+                json!({"user_id": "u-nobody", "tool": "GITHUB_GET_REPO", "arguments": {"owner": "o", "repo": "r"}})
+            }
+            1 => {
+                json!({"user_id": "user-2", "tool": "SLACK_SEND_MESSAGE", "arguments": {"channel": "C01", "text": "hi"}})
+            }
+            2 => {
+                json!({"user_id": "u-alice", "tool": "GITHUB_GET_REPO", "arguments": {"owner": "o", "repo": "old"},
+                        "connected_account_id": "ca_alice_old"})
+            }
+            3 => {
+                json!({"user_id": "u-alice", "tool": "GITHUB_GET_REPO", "arguments": {"owner": "o", "repo": "new"}})
+            }
+            4 => {
+                json!({"user_id": user, "tool": "GITHUB_DELETE_REPO", "arguments": {"owner": "o", "repo": "gone"}})
+            }
+            _ => {
+                json!({"user_id": "u-alice", "tool": "GITHUB_GET_REPO", "arguments": {"owner": "o", "repo": "r"},
+                        "connected_account_id": "ca_bob"})
+            }
+        };
+    }
+    match n % 7 {
+        0 => {
+            json!({"user_id": user, "tool": "GITHUB_GET_REPO", "arguments": {"owner": "acme", "repo": format!("r{n}")}})
+        }
+        1 => json!({"user_id": user, "tool": "LINEAR_UPDATE_ISSUE", "version": "20251020_00",
+                    "arguments": {"issue_id": format!("ISS-{n}"), "state": "done"}}),
+        2 => json!({"user_id": user, "tool": "NOTION_SEARCH", "arguments": {"query": format!("plan {n}")}}),
+        3 => json!({"org_id": org, "tool": "SLACK_SEND_MESSAGE", "requested_by": user,
+                    "arguments": {"channel": "C01", "text": format!("report {n}")}}),
+        4 => json!({"user_id": user, "tool": "GMAIL_SEND_EMAIL",
+                    "arguments": {"recipient_email": "ann@example.com", "subject": "hi", "body": format!("mail {n}")}}),
+        5 => json!({"user_id": user, "tool": "HACKERNEWS_GET_USER", "arguments": {"username": "pg"}}),
+        _ => {
+            json!({"user_id": user, "tool": "NOTION_UPDATE_PAGE", "arguments": {"page_id": format!("p{n}")}})
+        }
+    }
+}
+
+fn progress(args: &Args, length: u64) -> ProgressBar {
+    if args.json || !std::io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let style = ProgressStyle::with_template("{bar:40} {pos}/{len} jobs settled, {msg}")
+        .unwrap_or_else(|_| ProgressStyle::default_bar());
+    ProgressBar::new(length).with_style(style)
+}
+
+/// Waits until no job is on its way any more.
+async fn watch<T>(
+    store: &SharedStore,
+    bar: &ProgressBar,
+    enqueued: usize,
+    running: &tokio::task::JoinHandle<T>,
+) -> Result<()> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let census = store.census().await?;
+        let on_the_way: u64 =
+            census.jobs.iter().filter(|(_, state, _)| *state != State::Held).map(|(.., count)| count).sum();
+        let retrying: u64 = census
+            .jobs
+            .iter()
+            .filter(|(_, state, _)| *state == State::Retryable)
+            .map(|(.., count)| count)
+            .sum();
+        bar.set_position((enqueued as u64).saturating_sub(on_the_way));
+        bar.set_message(format!("{retrying} wait for a retry"));
+        if on_the_way == 0 || Instant::now() > deadline {
+            return Ok(());
+        }
+        if running.is_finished() {
+            bail!("the worker ended before its jobs did; run again with ERRAND__LOG__LEVEL=info to see why");
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+fn summarize(ids: &HashSet<JobId>, jobs: &[JobView], seconds: f64) -> Summary {
+    let mut outcomes = BTreeMap::new();
+    let mut settled = 0;
+    for job in jobs.iter().filter(|job| ids.contains(&job.spec.id)) {
+        *outcomes.entry(job.state.as_str()).or_default() += 1;
+        settled += usize::from(job.state.is_final() || job.state == State::Held);
+    }
+    let rounded = |value: f64, digits: f64| (value * digits).round() / digits;
+    Summary {
+        enqueued: ids.len(),
+        settled,
+        lost: ids.len() - settled,
+        outcomes,
+        jobs_per_second: rounded(settled as f64 / seconds.max(0.001), 10.0),
+        seconds: rounded(seconds, 1000.0),
+    }
+}
+
+async fn print(store: &SharedStore, summary: &Summary, jobs: &[JobView], ledger: &str) -> Result<()> {
+    let mut groups: BTreeMap<(&str, &str), (usize, u32)> = BTreeMap::new();
+    for job in jobs {
+        let why = match (job.state, &job.error) {
+            (State::Succeeded, _) if job.attempt > 1 => "after a retry",
+            (State::Succeeded, _) => "at the first attempt",
+            (_, Some(error)) => error.kind.as_str(),
+            (_, None) => "",
+        };
+        let entry = groups.entry((job.state.as_str(), why)).or_default();
+        entry.0 += 1;
+        entry.1 += job.attempt;
+    }
+    let rows = groups
+        .into_iter()
+        .map(|((state, why), (count, attempts))| {
+            vec![state.to_owned(), why.to_owned(), count.to_string(), attempts.to_string()]
+        })
+        .collect();
+    output::print_table(&["OUTCOME", "WHY", "JOBS", "ATTEMPTS"], rows)?;
+    output::print_line("")?;
+    for text in examples(store, jobs).await? {
+        output::print_line(text)?;
+    }
+    output::print_line(format_args!(
+        "{:.0} jobs/s ({:.1} s in all, retries and waits included); {ledger}.",
+        summary.jobs_per_second, summary.seconds
+    ))?;
+    output::print_line(format_args!(
+        "{} jobs enqueued, {} reached a final or held state, difference {}.",
+        summary.enqueued, summary.settled, summary.lost
+    ))?;
+    Ok(())
+}
+
+/// One job of each kind that is worth a look, in full.
+async fn examples(store: &SharedStore, jobs: &[JobView]) -> Result<Vec<String>> {
+    let retried = jobs.iter().find(|job| job.state == State::Succeeded && job.attempt > 1);
+    let explicit = jobs.iter().find(|job| job.spec.connected_account_id.as_deref() == Some("ca_alice_old"));
+    let default = jobs.iter().find(|job| {
+        job.spec.owner.id() == "u-alice" && job.spec.connected_account_id.is_none() && job.frozen.is_some()
+    });
+    let unknown = jobs.iter().find(|job| job.held_reason == Some(crate::job::HeldReason::UnknownOutcome));
+    let mut texts = Vec::new();
+    for job in [retried, explicit, default, unknown].into_iter().flatten() {
+        let mut text =
+            format!("{}  {} for {}  -> {}\n", job.spec.id, job.spec.tool, job.spec.owner, job.state);
+        if let Some(frozen) = &job.frozen {
+            let account = frozen.account.as_deref().unwrap_or("none needed");
+            text += &format!(
+                "  version {} (pinned by {}), account {account}\n",
+                frozen.version,
+                frozen.pinned_by.as_str()
+            );
+        }
+        for attempt in store.attempts(job.spec.id).await? {
+            let outcome = attempt.outcome.map_or("running", |outcome| outcome.as_str());
+            let status =
+                attempt.http_status.map_or("no answer".to_owned(), |status| format!("HTTP {status}"));
+            let log = attempt.log_id.map_or(String::new(), |log| format!(", log {log}"));
+            text += &format!(
+                "  attempt {}: {outcome}, {status}{log}, request {}\n",
+                attempt.number, attempt.request_id
+            );
+        }
+        if let Some(error) = &job.error {
+            text += &format!("  {}\n", error.message);
+        }
+        texts.push(text);
+    }
+    Ok(texts)
+}

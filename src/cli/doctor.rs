@@ -1,0 +1,233 @@
+//! `errand doctor`: asks every service that errand depends on, and says what to do.
+
+use std::{future::Future, time::Duration};
+
+use jiff::Timestamp;
+use secrecy::ExposeSecret as _;
+use serde::Serialize;
+use serde_json::json;
+
+use super::{
+    context::Context,
+    exit::Exit,
+    output::{self, Format},
+};
+use crate::{app, config::mask_url, store::Schema, tool::ToolError};
+
+/// The longest that one service may take to answer all its questions.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// From this on, clocks that disagree make log lines and `run_at` confusing. Leases and due times
+/// are judged by the store's clock alone and stay right.
+const MAX_SKEW: Duration = Duration::from_secs(2);
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    #[command(flatten)]
+    format: Format,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Status {
+    Ok,
+    Warn,
+    Fail,
+}
+
+/// What was found, and what to do about it.
+#[derive(Debug, Serialize)]
+struct Finding {
+    what: &'static str,
+    status: Status,
+    message: String,
+    advice: Option<String>,
+}
+
+impl Finding {
+    fn ok(what: &'static str, message: impl Into<String>) -> Self {
+        Self { what, status: Status::Ok, message: message.into(), advice: None }
+    }
+
+    fn warn(what: &'static str, message: impl Into<String>, advice: impl Into<String>) -> Self {
+        Self { what, status: Status::Warn, message: message.into(), advice: Some(advice.into()) }
+    }
+
+    fn fail(what: &'static str, message: impl Into<String>, advice: impl Into<String>) -> Self {
+        Self { what, status: Status::Fail, message: message.into(), advice: Some(advice.into()) }
+    }
+}
+
+pub(super) async fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
+    let mut findings = vec![Finding::ok("configuration", "valid")];
+    let (database, broker, tool_api) = tokio::join!(
+        patiently("database", database(context)),
+        patiently("broker", broker(context)),
+        patiently("tool API", tool_api(context)),
+    );
+    findings.extend(database);
+    findings.extend(broker);
+    findings.extend(tool_api);
+    let failed = findings.iter().any(|finding| finding.status == Status::Fail);
+    if args.format.json {
+        output::print_json(&json!({"ok": !failed, "checks": findings}))?;
+    } else {
+        for finding in &findings {
+            output::print_line(line(finding))?;
+        }
+    }
+    Ok(Exit::negative_if(failed))
+}
+
+fn line(finding: &Finding) -> String {
+    let status = match finding.status {
+        Status::Ok => "OK  ",
+        Status::Warn => "WARN",
+        Status::Fail => "FAIL",
+    };
+    let advice = finding.advice.as_deref().map(|advice| format!("; {advice}")).unwrap_or_default();
+    output::clean(&format!("{status}  {:13}  {}{advice}", finding.what, finding.message)).into_owned()
+}
+
+async fn patiently(what: &'static str, asking: impl Future<Output = Vec<Finding>>) -> Vec<Finding> {
+    tokio::time::timeout(PATIENCE, asking).await.unwrap_or_else(|_| {
+        let message = format!("did not answer within {} s", PATIENCE.as_secs());
+        vec![Finding::fail(what, message, "check that it runs and that no firewall drops the connection")]
+    })
+}
+
+async fn database(context: &Context) -> Vec<Finding> {
+    const WHAT: &str = "database";
+    let config = context.config();
+    if let Err(missing) = config.require_store() {
+        return vec![Finding::fail(WHAT, "not configured", missing.to_string())];
+    }
+    let place = mask_url(config.store.url.expose_secret());
+    let advice = || format!("check DATABASE_URL ({place}) and that the database runs");
+    let store = match app::open_store(config) {
+        Ok(store) => store,
+        Err(error) => return vec![Finding::fail(WHAT, format!("{error:#}"), advice())],
+    };
+    let mut findings = Vec::new();
+    match store.version().await {
+        Ok(version) => findings.push(Finding::ok(WHAT, format!("{} {version} at {place}", store.backend()))),
+        Err(error) => return vec![Finding::fail(WHAT, chain(&error), advice())],
+    }
+    findings.push(match store.schema().await {
+        Ok(Schema::Current) => Finding::ok(WHAT, "the schema is up to date"),
+        Ok(Schema::Ahead) => Finding::ok(WHAT, "the schema is newer than this build, which is fine"),
+        Ok(Schema::Behind { missing }) if config.store.migrate_at_start => Finding::warn(
+            WHAT,
+            format!("{missing} migrations are missing"),
+            "the next worker that starts applies them, or `errand migrate` does",
+        ),
+        Ok(Schema::Behind { missing }) => {
+            Finding::fail(WHAT, format!("{missing} migrations are missing"), "run `errand migrate`")
+        }
+        Err(error) => Finding::fail(WHAT, chain(&error), advice()),
+    });
+    let before = Timestamp::now();
+    findings.push(match store.now().await {
+        Ok(theirs) => skew(WHAT, before, theirs, Duration::ZERO),
+        Err(error) => Finding::fail(WHAT, chain(&error), advice()),
+    });
+    store.close().await;
+    findings
+}
+
+async fn broker(context: &Context) -> Vec<Finding> {
+    const WHAT: &str = "broker";
+    let config = context.config();
+    if config.store_is_sqlite() {
+        return vec![Finding::ok(WHAT, "not needed: with SQLite, the queue is inside the process")];
+    }
+    if let Err(missing) = config.require_amqp() {
+        return vec![Finding::fail(WHAT, "not configured", missing.to_string())];
+    }
+    let place = mask_url(config.amqp.url.expose_secret());
+    let advice = || format!("check AMQP_URL ({place}) and that the broker runs");
+    let queue = match app::open_queue(config) {
+        Ok(queue) => queue,
+        Err(error) => return vec![Finding::fail(WHAT, format!("{error:#}"), advice())],
+    };
+    let mut findings = Vec::new();
+    match queue.check().await {
+        Ok(version) => findings.push(Finding::ok(WHAT, format!("{version} at {place}"))),
+        Err(error) => return vec![Finding::fail(WHAT, chain(&error), advice())],
+    }
+    for lane in config.queues.keys() {
+        findings.push(match queue.depth(lane).await {
+            Ok(depth) if depth.consumers == 0 => Finding::warn(
+                WHAT,
+                format!("queue {lane}: {} messages wait and nobody consumes", depth.ready),
+                "start a worker for it",
+            ),
+            Ok(depth) => Finding::ok(
+                WHAT,
+                format!("queue {lane}: {} messages wait, {} consumers", depth.ready, depth.consumers),
+            ),
+            Err(error) => Finding::fail(WHAT, format!("queue {lane}: {}", chain(&error)), advice()),
+        });
+    }
+    queue.close().await;
+    findings
+}
+
+async fn tool_api(context: &Context) -> Vec<Finding> {
+    const WHAT: &str = "tool API";
+    let config = context.config();
+    if let Err(missing) = config.require_api_key() {
+        return vec![Finding::fail(WHAT, "not configured", missing.to_string())];
+    }
+    let place = &config.composio.base_url;
+    let api = match app::open_tool_api(config) {
+        Ok(api) => api,
+        Err(error) => {
+            return vec![Finding::fail(WHAT, format!("{error:#}"), "check the settings in [composio]")];
+        }
+    };
+    match api.check().await {
+        Ok(check) => {
+            let took =
+                format!("reachable at {place} in {} ms, and the key is accepted", check.took.as_millis());
+            let mut findings = vec![Finding::ok(WHAT, took)];
+            // A `Date` header has whole seconds and is as old as the answer was long under way.
+            let slack = check.took + Duration::from_secs(1);
+            findings.extend(check.date.map(|theirs| skew(WHAT, Timestamp::now(), theirs, slack)));
+            findings
+        }
+        Err(error @ ToolError::Credentials { .. }) => {
+            vec![Finding::fail(WHAT, error.to_string(), "check COMPOSIO_API_KEY")]
+        }
+        Err(error @ ToolError::Throttled { .. }) => {
+            vec![Finding::warn(WHAT, error.to_string(), "try again later; jobs wait by themselves")]
+        }
+        Err(error) => {
+            vec![Finding::fail(
+                WHAT,
+                error.to_string(),
+                format!("check COMPOSIO_BASE_URL ({place}) and the network"),
+            )]
+        }
+    }
+}
+
+fn skew(what: &'static str, ours: Timestamp, theirs: Timestamp, slack: Duration) -> Finding {
+    let skew = ours.duration_since(theirs).unsigned_abs();
+    if skew > MAX_SKEW + slack {
+        let message = format!("its clock and this host's differ by {:.1} s", skew.as_secs_f64());
+        Finding::warn(what, message, "synchronize the clocks (NTP)")
+    } else {
+        Finding::ok(what, "its clock agrees with this host's")
+    }
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}

@@ -1,0 +1,219 @@
+//! `errand enqueue`: one job.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use jiff::Timestamp;
+use serde::Serialize;
+use serde_json::{
+    json,
+    value::{RawValue, to_raw_value},
+};
+
+use super::{
+    context::{Context, OpenDoor},
+    exit::{self, Exit},
+    jobs,
+    output::{self, Format},
+    value::{self, OwnerFlags},
+    wait,
+};
+use crate::{
+    enqueue::Enqueued,
+    job::{Arrival, Effect, JobId, JobSpec, QueueName, State, decode},
+};
+
+/// The lane of jobs that name none.
+pub(super) const DEFAULT_LANE: &str = "default";
+
+const EXAMPLES: &str = r#"Examples:
+  errand enqueue GITHUB_GET_A_REPOSITORY --user-id u-alice --args '{"owner":"rust-lang","repo":"rust"}'
+  errand enqueue SLACK_SEND_MESSAGE --org-id org-7 --args @message.json --requested-by u-alice --wait
+  errand enqueue GMAIL_SEND_EMAIL --user-id u-alice --text 'Tell Bob that I am late' --run-at +10m
+  generate-arguments | errand enqueue LINEAR_CREATE_ISSUE --org-id org-7 --args - --idempotency-key issue-12
+
+With --wait, the exit code is 0 only if the job succeeds."#;
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub(super) struct Args {
+    /// The tool, for example GITHUB_GET_A_REPOSITORY.
+    tool: String,
+
+    #[command(flatten)]
+    owner: OwnerFlags,
+
+    /// The tool's input: JSON, @file, or - for standard input.
+    #[arg(long = "args", value_name = "JSON", conflicts_with = "text", allow_hyphen_values = true)]
+    arguments: Option<String>,
+
+    /// The request in natural language, instead of --args.
+    #[arg(long)]
+    text: Option<String>,
+
+    /// The toolkit version to run; without it, the pin decides.
+    #[arg(long)]
+    version: Option<String>,
+
+    /// The connected account to use; without it, the owner's newest active one.
+    #[arg(long, value_name = "ID")]
+    account: Option<String>,
+
+    /// The lane.
+    #[arg(long, default_value = DEFAULT_LANE)]
+    queue: String,
+
+    /// 0 to 9 within the lane; higher runs earlier.
+    #[arg(long, value_name = "N")]
+    priority: Option<i16>,
+
+    /// Not before: RFC 3339, or a time from now such as +10m.
+    #[arg(long, value_name = "WHEN", value_parser = value::moment)]
+    run_at: Option<Timestamp>,
+
+    /// Not after: RFC 3339, or a time from now such as +1h.
+    #[arg(long, value_name = "WHEN", value_parser = value::moment)]
+    expires_at: Option<Timestamp>,
+
+    /// The longest that one attempt may take, such as 90s.
+    #[arg(long, value_name = "TIME", value_parser = value::duration)]
+    timeout: Option<Duration>,
+
+    /// The most attempts.
+    #[arg(long, value_name = "N")]
+    max_attempts: Option<u32>,
+
+    /// The longest that attempts are made, such as 2h.
+    #[arg(long, value_name = "TIME", value_parser = value::duration)]
+    max_age: Option<Duration>,
+
+    /// What repeating the call does: safe, idempotent or once; overrides the tool's hints.
+    #[arg(long)]
+    effect: Option<Effect>,
+
+    /// Unique per owner: the same key again is the same job.
+    #[arg(long, value_name = "KEY")]
+    idempotency_key: Option<String>,
+
+    /// Who asked, when the job acts for an organization.
+    #[arg(long, value_name = "ID")]
+    requested_by: Option<String>,
+
+    /// A label, as often as you like.
+    #[arg(long = "tag", value_name = "KEY=VALUE", value_parser = value::pair)]
+    tags: Vec<(String, String)>,
+
+    /// The job's ID; the same ID again is the same job. A new one without it.
+    #[arg(long, value_name = "UUID")]
+    id: Option<JobId>,
+
+    /// Wait until the job is done or held, at most so many seconds.
+    #[arg(long, value_name = "SECS", num_args = 0..=1, require_equals = true, default_missing_value = "300")]
+    wait: Option<u64>,
+
+    #[command(flatten)]
+    format: Format,
+}
+
+pub(super) async fn run(args: Args, context: &Context) -> anyhow::Result<Exit> {
+    let spec = Arc::new(spec(&args, context)?);
+    let open = context.door()?;
+    let answers = open.door.enqueue(std::slice::from_ref(&spec)).await?;
+    let (id, duplicate) = match answers.into_iter().next() {
+        Some(Enqueued::New(id)) => (id, false),
+        Some(Enqueued::Duplicate(id)) => (id, true),
+        Some(Enqueued::Refused(error)) => return Err(exit::negative(error.message)),
+        Some(Enqueued::Conflict(conflict)) => return Err(exit::negative(conflict.message())),
+        None => anyhow::bail!("the store gave no answer"),
+    };
+    let exit = match args.wait {
+        Some(secs) => wait_for(&open, id, Duration::from_secs(secs), args.format).await?,
+        None => {
+            if args.format.json {
+                output::print_json(&json!({"id": id, "duplicate": duplicate}))?;
+            } else {
+                output::print_line(id)?;
+            }
+            Exit::Success
+        }
+    };
+    open.close().await;
+    Ok(exit)
+}
+
+/// The job, through the same decoder as every envelope.
+fn spec(args: &Args, context: &Context) -> anyhow::Result<JobSpec> {
+    let queue: QueueName = args.queue.parse().map_err(|error| exit::usage(format!("--queue {error}")))?;
+    context.check_lane(queue.as_str()).map_err(exit::negative)?;
+    let arrival = Arrival {
+        queue: &queue,
+        message_id: None,
+        reply_to: None,
+        correlation_id: None,
+        traceparent: None,
+        fallback_id: Some(JobId::new()),
+    };
+    decode(&envelope(args)?, &arrival).map_err(|error| exit::negative(error.message))
+}
+
+fn envelope(args: &Args) -> anyhow::Result<Vec<u8>> {
+    let mut fields: BTreeMap<&str, Box<RawValue>> = BTreeMap::new();
+    let mut put = |name, value: Option<Box<RawValue>>| {
+        if let Some(value) = value {
+            fields.insert(name, value);
+        }
+    };
+    if let Some(arguments) = &args.arguments {
+        let text = value::text_or_file(arguments)?;
+        let raw = RawValue::from_string(text.trim().to_owned()).map_err(|error| {
+            exit::usage(format!(
+                "--args is not valid JSON (line {}, column {}); quote it for the shell, or use --args @file",
+                error.line(),
+                error.column()
+            ))
+        })?;
+        put("arguments", Some(raw));
+    }
+    put("id", raw(args.id.as_ref())?);
+    put("user_id", raw(args.owner.user_id.as_ref())?);
+    put("org_id", raw(args.owner.org_id.as_ref())?);
+    put("requested_by", raw(args.requested_by.as_ref())?);
+    put("tool", raw(Some(&args.tool))?);
+    put("text", raw(args.text.as_ref())?);
+    put("version", raw(args.version.as_ref())?);
+    put("connected_account_id", raw(args.account.as_ref())?);
+    put("queue", raw(Some(&args.queue))?);
+    put("priority", raw(args.priority.as_ref())?);
+    put("run_at", raw(args.run_at.as_ref())?);
+    put("expires_at", raw(args.expires_at.as_ref())?);
+    put("timeout_ms", raw(args.timeout.map(value::millis).as_ref())?);
+    put("max_attempts", raw(args.max_attempts.as_ref())?);
+    put("max_age_ms", raw(args.max_age.map(value::millis).as_ref())?);
+    put("effect", raw(args.effect.as_ref())?);
+    put("idempotency_key", raw(args.idempotency_key.as_ref())?);
+    let tags: BTreeMap<_, _> = args.tags.iter().cloned().collect();
+    put("tags", raw((!tags.is_empty()).then_some(&tags))?);
+    Ok(serde_json::to_vec(&fields)?)
+}
+
+fn raw<T: Serialize>(value: Option<&T>) -> serde_json::Result<Option<Box<RawValue>>> {
+    value.map(to_raw_value).transpose()
+}
+
+async fn wait_for(open: &OpenDoor, id: JobId, budget: Duration, format: Format) -> anyhow::Result<Exit> {
+    if !format.json {
+        eprintln!("enqueued {id}, waiting");
+    }
+    let Some(job) = wait::until_settled(&open.store, id, budget).await? else {
+        return Err(exit::negative(format!("job {id} is gone")));
+    };
+    let attempts = open.store.attempts(id).await?;
+    jobs::print(&job, &attempts, format)?;
+    if !wait::is_settled(job.state) {
+        return Err(exit::negative(format!(
+            "job {id} is still {} after {} s; look again with `errand jobs show {id}`, and check that a worker runs",
+            job.state,
+            budget.as_secs()
+        )));
+    }
+    Ok(Exit::negative_if(job.state != State::Succeeded))
+}

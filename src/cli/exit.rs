@@ -1,0 +1,189 @@
+//! How a command ends: one line for people and one code for programs.
+
+use std::{any::Any, panic::PanicHookInfo, process::ExitCode};
+
+use crate::{
+    cli::output,
+    config::{ConfigErrors, Missing},
+    queue::{QueueError, QueueErrorKind},
+    store::{StoreError, StoreErrorKind},
+    tool::ToolError,
+};
+
+/// Shown below `errand --help`.
+pub(super) const HELP: &str = "\
+Exit codes:
+   0  done
+   1  the command ran and the answer is no (a job failed, something was not found or was refused)
+   2  the command line is wrong
+   3  the configuration is wrong or incomplete
+   4  a service (database, broker, tool API) is unreachable or not usable
+  70  errand itself failed
+
+Settings come from errand.toml and the environment; `errand config show --origins` prints them.";
+
+/// The exit codes, which `docs/cli.md` and [`HELP`] explain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Exit {
+    Success,
+    Negative,
+    Usage,
+    Configuration,
+    Unreachable,
+    Internal,
+}
+
+impl Exit {
+    /// Success, or a negative answer.
+    pub(super) fn negative_if(negative: bool) -> Self {
+        if negative { Self::Negative } else { Self::Success }
+    }
+
+    fn code(self) -> u8 {
+        match self {
+            Self::Success => 0,
+            Self::Negative => 1,
+            Self::Usage => 2,
+            Self::Configuration => 3,
+            Self::Unreachable => 4,
+            Self::Internal => 70,
+        }
+    }
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        exit.code().into()
+    }
+}
+
+/// An error whose exit code is known where it happens.
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
+pub(super) struct Failure {
+    exit: Exit,
+    message: String,
+}
+
+/// The answer is no, for this reason.
+pub(super) fn negative(message: impl Into<String>) -> anyhow::Error {
+    Failure { exit: Exit::Negative, message: message.into() }.into()
+}
+
+/// The command line is wrong in a way that its grammar cannot express.
+pub(super) fn usage(message: impl Into<String>) -> anyhow::Error {
+    Failure { exit: Exit::Usage, message: message.into() }.into()
+}
+
+/// Prints an error as one line, unless the reader of the output has simply gone away.
+pub(super) fn report(error: &anyhow::Error) -> Exit {
+    let broken_pipe = |cause: &(dyn std::error::Error + 'static)| {
+        cause
+            .downcast_ref::<std::io::Error>()
+            .is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
+    };
+    if error.downcast_ref::<output::Closed>().is_some_and(|closed| broken_pipe(&closed.0)) {
+        return Exit::Success;
+    }
+    let mut line = format!("error: {error:#}");
+    if let Some(hint) = error.chain().find_map(hint) {
+        line = format!("{line}; {hint}");
+    }
+    eprintln!("{}", output::clean_lines(&line));
+    error.chain().find_map(exit_of).unwrap_or(Exit::Internal)
+}
+
+fn exit_of(error: &(dyn std::error::Error + 'static)) -> Option<Exit> {
+    if let Some(failure) = error.downcast_ref::<Failure>() {
+        return Some(failure.exit);
+    }
+    if error.is::<ConfigErrors>() || error.is::<Missing>() {
+        return Some(Exit::Configuration);
+    }
+    if let Some(error) = error.downcast_ref::<StoreError>() {
+        return Some(match error.kind() {
+            StoreErrorKind::Unavailable | StoreErrorKind::Access | StoreErrorKind::Schema => {
+                Exit::Unreachable
+            }
+            StoreErrorKind::Data => Exit::Negative,
+            StoreErrorKind::Corrupt => Exit::Internal,
+        });
+    }
+    if let Some(error) = error.downcast_ref::<QueueError>() {
+        return Some(match error.kind() {
+            QueueErrorKind::Unavailable
+            | QueueErrorKind::Unconfirmed
+            | QueueErrorKind::Full
+            | QueueErrorKind::Access
+            | QueueErrorKind::Topology => Exit::Unreachable,
+            QueueErrorKind::Unroutable => Exit::Negative,
+        });
+    }
+    error.downcast_ref::<ToolError>().map(|error| match error {
+        ToolError::NotFound(_) | ToolError::Refused { .. } => Exit::Negative,
+        ToolError::Credentials { .. } | ToolError::Throttled { .. } | ToolError::Unavailable(_) => {
+            Exit::Unreachable
+        }
+    })
+}
+
+/// What to do about an error whose message cannot know the command line.
+fn hint(error: &(dyn std::error::Error + 'static)) -> Option<&'static str> {
+    if let Some(error) = error.downcast_ref::<StoreError>() {
+        return match error.kind() {
+            StoreErrorKind::Schema => Some("run `errand migrate`"),
+            StoreErrorKind::Unavailable | StoreErrorKind::Access => {
+                Some("check DATABASE_URL and the database, or run `errand doctor`")
+            }
+            StoreErrorKind::Data | StoreErrorKind::Corrupt => None,
+        };
+    }
+    if let Some(error) = error.downcast_ref::<QueueError>() {
+        return match error.kind() {
+            QueueErrorKind::Unavailable | QueueErrorKind::Access => {
+                Some("check AMQP_URL and the broker, or run `errand doctor`")
+            }
+            QueueErrorKind::Unconfirmed
+            | QueueErrorKind::Unroutable
+            | QueueErrorKind::Full
+            | QueueErrorKind::Topology => None,
+        };
+    }
+    error.downcast_ref::<ToolError>().and_then(|error| match error {
+        ToolError::Credentials { .. } => Some("check COMPOSIO_API_KEY"),
+        ToolError::Unavailable(_) => Some("check COMPOSIO_BASE_URL, or run `errand doctor`"),
+        ToolError::Throttled { .. } => Some("try again later"),
+        ToolError::NotFound(_) | ToolError::Refused { .. } => None,
+    })
+}
+
+/// Says in one line that there is a bug, without a backtrace. Panics of tasks are reported the same
+/// way and do not end the process.
+pub(super) fn report_panic(panic: &PanicHookInfo<'_>) {
+    if is_closed_pipe(panic.payload()) {
+        return;
+    }
+    let place = panic.location().map(|at| format!(" at {}:{}", at.file(), at.line())).unwrap_or_default();
+    let message = panic_message(panic.payload());
+    if tracing::dispatcher::has_been_set() {
+        tracing::error!("errand has a bug: panicked{place}: {message}");
+    } else {
+        eprintln!("error: errand has a bug: panicked{place}: {message}");
+    }
+}
+
+/// The exit code of a panic that nobody caught.
+pub(super) fn of_panic(payload: &(dyn Any + Send)) -> Exit {
+    if is_closed_pipe(payload) { Exit::Success } else { Exit::Internal }
+}
+
+/// `println!` panics when nobody reads any more, which is no bug.
+fn is_closed_pipe(payload: &(dyn Any + Send)) -> bool {
+    let message = panic_message(payload);
+    message.starts_with("failed printing to std") && message.contains("Broken pipe")
+}
+
+fn panic_message(payload: &(dyn Any + Send)) -> &str {
+    let text = payload.downcast_ref::<String>().map(String::as_str);
+    text.or_else(|| payload.downcast_ref::<&str>().copied()).unwrap_or("no message")
+}

@@ -1,0 +1,288 @@
+//! `errand jobs`: what became of jobs, and what should.
+
+use serde_json::json;
+
+use super::{
+    context::Context,
+    exit::{self, Exit},
+    output::{self, Format},
+    value,
+};
+use crate::{
+    bounds::MAX_LIST,
+    job::{JobError, JobId, Owner, Release, State},
+    store::{AttemptView, Decided, JobFilter, JobView, SharedStore, StoreError},
+    view,
+};
+
+const EXAMPLES: &str = "\
+Examples:
+  errand jobs list --state held
+  errand jobs list --owner org:org-7 --tool SLACK_SEND_MESSAGE --json | jq .error
+  errand jobs show 0190b0a0-0000-7000-8000-000000000001
+  errand jobs release 0190b0a0-0000-7000-8000-000000000001 --succeeded
+
+A held job waits for a person: `jobs show` says why. Decisions about several jobs exit with 1 if any
+of them could not be carried out.";
+
+/// List, show and decide about jobs.
+#[derive(Debug, clap::Subcommand)]
+#[command(after_help = EXAMPLES)]
+pub(super) enum Command {
+    /// List jobs, newest first.
+    List {
+        /// Only jobs in this state: scheduled, available, running, retryable, held, succeeded, failed
+        /// or cancelled.
+        #[arg(long)]
+        state: Option<State>,
+        /// Only jobs of this owner: user:ID or org:ID.
+        #[arg(long, value_parser = value::owner)]
+        owner: Option<Owner>,
+        /// Only jobs of this tool.
+        #[arg(long)]
+        tool: Option<String>,
+        /// At most so many.
+        #[arg(long, default_value_t = 50, value_parser = limit)]
+        limit: usize,
+        #[command(flatten)]
+        format: Format,
+    },
+    /// Show one job with its attempts and its result.
+    Show {
+        /// The job.
+        id: JobId,
+        #[command(flatten)]
+        format: Format,
+    },
+    /// Call jobs off. A running call is not interrupted, but not repeated either.
+    Cancel {
+        /// The jobs.
+        #[arg(required = true)]
+        ids: Vec<JobId>,
+        #[command(flatten)]
+        format: Format,
+    },
+    /// Run failed or cancelled jobs again, or make waiting ones due now.
+    Retry {
+        /// The jobs.
+        #[arg(required = true)]
+        ids: Vec<JobId>,
+        #[command(flatten)]
+        format: Format,
+    },
+    /// Let held jobs go.
+    Release {
+        /// The jobs.
+        #[arg(required = true)]
+        ids: Vec<JobId>,
+        #[command(flatten)]
+        how: ReleaseFlags,
+        #[command(flatten)]
+        format: Format,
+    },
+}
+
+#[derive(Debug, Clone, Copy, clap::Args)]
+#[group(required = true, multiple = false)]
+pub(super) struct ReleaseFlags {
+    /// Make the call again.
+    #[arg(long)]
+    retry: bool,
+    /// The call is known to have succeeded.
+    #[arg(long)]
+    succeeded: bool,
+    /// The call is known to have failed, or is not wanted any more.
+    #[arg(long)]
+    failed: bool,
+}
+
+impl ReleaseFlags {
+    fn release(self) -> Release {
+        if self.retry {
+            Release::Retry
+        } else if self.succeeded {
+            Release::Succeeded
+        } else {
+            Release::Failed
+        }
+    }
+}
+
+fn limit(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(limit) if (1..=MAX_LIST).contains(&limit) => Ok(limit),
+        _ => Err(format!("write a number from 1 to {MAX_LIST}")),
+    }
+}
+
+pub(super) async fn run(command: Command, context: &Context) -> anyhow::Result<Exit> {
+    let store = context.store()?;
+    let exit = match command {
+        Command::List { state, owner, tool, limit, format } => {
+            list(&store, &JobFilter { state, owner, tool, limit }, format).await?
+        }
+        Command::Show { id, format } => show(&store, id, format).await?,
+        Command::Cancel { ids, format } => decide(&ids, format, async |id| store.cancel(id).await).await?,
+        Command::Retry { ids, format } => decide(&ids, format, async |id| store.restart(id).await).await?,
+        Command::Release { ids, how, format } => {
+            decide(&ids, format, async |id| store.release(id, how.release()).await).await?
+        }
+    };
+    store.close().await;
+    Ok(exit)
+}
+
+async fn list(store: &SharedStore, filter: &JobFilter, format: Format) -> anyhow::Result<Exit> {
+    let jobs = store.jobs(filter).await?;
+    if format.json {
+        let mut lines = String::new();
+        for job in &jobs {
+            lines.push_str(&serde_json::to_string(&view::job_summary_json(job))?);
+            lines.push('\n');
+        }
+        output::print(&lines)?;
+    } else if jobs.is_empty() {
+        eprintln!("no jobs match");
+    } else {
+        let rows = jobs.iter().map(|job| {
+            vec![
+                job.spec.id.to_string(),
+                state(job),
+                job.spec.owner.to_string(),
+                job.spec.tool.clone(),
+                job.spec.queue.to_string(),
+                job.attempt.to_string(),
+                output::moment(job.created_at),
+                job.error.as_ref().map(|error| error.kind.to_string()).unwrap_or_default(),
+            ]
+        });
+        let header = ["ID", "STATE", "OWNER", "TOOL", "QUEUE", "ATTEMPTS", "CREATED", "ERROR"];
+        output::print_table(&header, rows.collect())?;
+        if jobs.len() == filter.limit {
+            eprintln!("there may be more; see --limit");
+        }
+    }
+    Ok(Exit::Success)
+}
+
+async fn show(store: &SharedStore, id: JobId, format: Format) -> anyhow::Result<Exit> {
+    let Some(job) = store.job(id).await? else {
+        return Err(exit::negative(format!("there is no job {id}")));
+    };
+    let attempts = store.attempts(id).await?;
+    print(&job, &attempts, format)?;
+    Ok(Exit::Success)
+}
+
+/// Prints a job with its attempts and its result.
+pub(super) fn print(job: &JobView, attempts: &[AttemptView], format: Format) -> anyhow::Result<()> {
+    if format.json {
+        return output::print_json(&view::job_json(job, Some(attempts)));
+    }
+    let spec = &job.spec;
+    let frozen = job.frozen.as_ref();
+    output::print_fields(&[
+        ("job", Some(spec.id.to_string())),
+        ("state", Some(state(job))),
+        ("owner", Some(spec.owner.to_string())),
+        ("requested by", spec.requested_by.clone()),
+        ("tool", Some(spec.tool.clone())),
+        (
+            "version",
+            frozen.map(|f| format!("{} of {}, pinned by {}", f.version, f.toolkit, f.pinned_by.as_str())),
+        ),
+        ("effect", frozen.map(|f| f.effect).or(spec.effect).map(|effect| effect.to_string())),
+        (
+            "account",
+            match frozen {
+                Some(frozen) => frozen.account.clone(),
+                None => spec.connected_account_id.clone(),
+            },
+        ),
+        ("queue", Some(spec.queue.to_string())),
+        ("tags", (!spec.tags.is_empty()).then(|| tags(job))),
+        ("created", Some(output::moment(job.created_at))),
+        ("due", job.due_at.map(output::moment)),
+        ("started", job.started_at.map(output::moment)),
+        ("finished", job.finished_at.map(output::moment)),
+        ("attempts", Some(format!("{}, of which {} count", job.attempt, job.spent))),
+        ("log ID", job.log_id.clone()),
+        ("error", job.error.as_ref().map(error)),
+        ("result", job.result.as_ref().map(|result| result.get().to_owned())),
+    ])?;
+    if !attempts.is_empty() {
+        output::print("\n")?;
+        let rows = attempts.iter().map(attempt_row).collect();
+        let header =
+            ["ATTEMPT", "OUTCOME", "HTTP", "VERSION", "STARTED", "FINISHED", "LOG ID", "REQUEST ID", "ERROR"];
+        output::print_table(&header, rows)?;
+    }
+    Ok(())
+}
+
+fn attempt_row(attempt: &AttemptView) -> Vec<String> {
+    vec![
+        attempt.number.to_string(),
+        attempt.outcome.map_or_else(|| "running".to_owned(), |outcome| outcome.to_string()),
+        attempt.http_status.map(|status| status.to_string()).unwrap_or_default(),
+        attempt.version.clone().unwrap_or_default(),
+        output::moment(attempt.started_at),
+        attempt.finished_at.map(output::moment).unwrap_or_default(),
+        attempt.log_id.clone().unwrap_or_default(),
+        attempt.request_id.to_string(),
+        attempt.error.as_ref().map(|error| error.kind.to_string()).unwrap_or_default(),
+    ]
+}
+
+fn state(job: &JobView) -> String {
+    match job.held_reason {
+        Some(reason) => format!("{} ({reason})", job.state),
+        None if job.cancel_requested && job.state == State::Running => {
+            format!("{} (to be cancelled)", job.state)
+        }
+        None => job.state.to_string(),
+    }
+}
+
+fn tags(job: &JobView) -> String {
+    job.spec.tags.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(" ")
+}
+
+fn error(error: &JobError) -> String {
+    let code = error.code.map(|code| format!(" code {code}")).unwrap_or_default();
+    let slug = error.slug.as_deref().map(|slug| format!(" {slug}")).unwrap_or_default();
+    format!("{}: {}{slug}{code}", error.kind, error.message)
+}
+
+/// Carries a decision out for each job and says what became of it.
+async fn decide(
+    ids: &[JobId],
+    format: Format,
+    decision: impl AsyncFn(JobId) -> Result<Decided, StoreError>,
+) -> anyhow::Result<Exit> {
+    let mut refused = false;
+    for id in ids {
+        let decided = decision(*id).await?;
+        let message = match decided {
+            Decided::Now(State::Running) => {
+                "is running; its call is not interrupted, but it will not be repeated".to_owned()
+            }
+            Decided::Now(state) => format!("is {state} now"),
+            Decided::Illegal(illegal) => format!("unchanged: {illegal}"),
+            Decided::Unknown => "unchanged: there is no such job".to_owned(),
+        };
+        let state = match decided {
+            Decided::Now(state) => Some(state),
+            Decided::Illegal(illegal) => Some(illegal.from),
+            Decided::Unknown => None,
+        };
+        let done = matches!(decided, Decided::Now(_));
+        refused |= !done;
+        if format.json {
+            output::print_json(&json!({"id": id, "done": done, "state": state, "message": message}))?;
+        } else {
+            output::print_line(format!("{id} {message}"))?;
+        }
+    }
+    Ok(Exit::negative_if(refused))
+}

@@ -1,0 +1,101 @@
+//! What commands print: plain tables, JSON, and nothing that could steer a terminal.
+
+use std::{
+    borrow::Cow,
+    io::{self, IsTerminal as _, Write as _},
+};
+
+use comfy_table::{ContentArrangement, Table, presets};
+use jiff::Timestamp;
+use serde::Serialize;
+
+/// The flag of commands that can answer programs.
+#[derive(Debug, Clone, Copy, clap::Args)]
+pub(super) struct Format {
+    /// Print JSON instead of text.
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+/// Standard output could not be written.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot write to standard output")]
+pub(super) struct Closed(#[source] pub(super) io::Error);
+
+/// Prints text, which ends in a newline.
+pub(super) fn print(text: &str) -> Result<(), Closed> {
+    let mut out = io::stdout().lock();
+    out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(Closed)
+}
+
+/// Prints one line.
+pub(super) fn print_line(line: impl std::fmt::Display) -> Result<(), Closed> {
+    print(&format!("{line}\n"))
+}
+
+/// Prints one JSON document on one line.
+pub(super) fn print_json(value: &impl Serialize) -> anyhow::Result<()> {
+    Ok(print_line(serde_json::to_string(value)?)?)
+}
+
+/// Prints rows below a header, without borders. On a terminal, long cells are wrapped to its width.
+pub(super) fn print_table(header: &[&str], rows: Vec<Vec<String>>) -> Result<(), Closed> {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING).set_header(header.to_vec());
+    if io::stdout().is_terminal() {
+        table.set_content_arrangement(ContentArrangement::Dynamic);
+    } else {
+        table.set_content_arrangement(ContentArrangement::Disabled).force_no_tty();
+    }
+    for row in rows {
+        table.add_row(row.iter().map(|cell| clean(cell).into_owned()).collect::<Vec<_>>());
+    }
+    for column in table.column_iter_mut() {
+        column.set_padding((0, 2));
+    }
+    print_line(table.trim_fmt())
+}
+
+/// Prints names and values below each other; values that are `None` are left out.
+pub(super) fn print_fields(fields: &[(&str, Option<String>)]) -> Result<(), Closed> {
+    let width = fields.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
+    let mut text = String::new();
+    for (name, value) in fields {
+        if let Some(value) = value {
+            text.push_str(&format!("{name:width$}  {}\n", clean(value)));
+        }
+    }
+    print(&text)
+}
+
+/// A moment, to the second.
+pub(super) fn moment(at: Timestamp) -> String {
+    format!("{at:.0}")
+}
+
+/// Text of customers and services on one line, without characters that a terminal would obey.
+pub(super) fn clean(text: &str) -> Cow<'_, str> {
+    if text.contains(char::is_control) {
+        let visible = |c: char| if c.is_whitespace() { ' ' } else { char::REPLACEMENT_CHARACTER };
+        text.chars().map(|c| if c.is_control() { visible(c) } else { c }).collect::<String>().into()
+    } else {
+        text.into()
+    }
+}
+
+/// As [`clean`], but lines stay lines.
+pub(super) fn clean_lines(text: &str) -> String {
+    text.split('\n').map(clean).collect::<Vec<_>>().join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_that_a_terminal_obeys_is_printed() {
+        assert_eq!(clean("a\u{1b}[31m\tb\r\n\u{9b}c"), "a\u{fffd}[31m b  \u{fffd}c");
+        assert_eq!(clean("grün"), "grün");
+        assert_eq!(clean_lines("a\n\u{7}b"), "a\n\u{fffd}b");
+    }
+}

@@ -1,0 +1,109 @@
+//! `errand sandbox`: a stand-in for the tool API, to develop and test against.
+
+use std::{
+    io::{self, Write},
+    net::SocketAddr,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, anyhow};
+use tokio_util::sync::CancellationToken;
+
+use crate::sandbox::{DEFAULT_WORLD, Options, Sandbox, World};
+
+/// Serves a stand-in for the tool API, with faults on demand and a ledger of effects.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// The address to serve on; port 0 takes any free one.
+    #[arg(long, default_value = "127.0.0.1:8090", value_name = "ADDR")]
+    listen: SocketAddr,
+
+    /// A world file; the built-in world without it.
+    #[arg(long, value_name = "FILE")]
+    world: Option<PathBuf>,
+
+    /// What faults are decided by; the same seed decides the same for the same jobs.
+    #[arg(long, default_value_t = Options::DEFAULT_SEED, value_name = "N")]
+    seed: u64,
+
+    /// Print the built-in world, to start a world file from, and exit.
+    #[arg(long)]
+    print_world: bool,
+}
+
+/// Serves until `stop`.
+///
+/// # Errors
+/// A world file that cannot be read or has mistakes, and an address that cannot be served on.
+pub(crate) async fn run(args: Args, stop: CancellationToken) -> anyhow::Result<()> {
+    if args.print_world {
+        return print_world();
+    }
+    let world = args.world.as_deref().map_or_else(|| Ok(World::default_world()), read_world)?;
+    let key = world.usable_key().unwrap_or("(none of the world's keys may execute)").to_owned();
+    let sandbox = Sandbox::new(world, Options { seed: args.seed });
+    let running = sandbox.bind(args.listen).await.map_err(|error| cannot_listen(args.listen, &error))?;
+    let base = running.base_url();
+    println!("sandbox: base URL {base}, API key {key}, ledger {base}/_sandbox/ledger (stop with Ctrl-C)");
+    stop.cancelled().await;
+    running.stop().await;
+    Ok(())
+}
+
+fn print_world() -> anyhow::Result<()> {
+    match io::stdout().lock().write_all(DEFAULT_WORLD.as_bytes()) {
+        // Whoever reads the other end of the pipe has seen enough.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        written => written.context("cannot print the world"),
+    }
+}
+
+fn read_world(path: &Path) -> anyhow::Result<World> {
+    let shown = path.display();
+    let text = std::fs::read_to_string(path).with_context(|| {
+        format!("cannot read the world file {shown}; `errand sandbox --print-world > {shown}` makes one")
+    })?;
+    World::from_toml(&text)
+        .with_context(|| format!("cannot use {shown}; `errand sandbox --print-world` shows a valid world"))
+}
+
+fn cannot_listen(addr: SocketAddr, error: &io::Error) -> anyhow::Error {
+    match error.kind() {
+        io::ErrorKind::AddrInUse => anyhow!(
+            "{addr} is in use, perhaps by another sandbox; stop that, or choose another address with --listen"
+        ),
+        _ => anyhow!("cannot listen on {addr} ({error}); choose another address with --listen"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn args(listen: SocketAddr, world: Option<PathBuf>) -> Args {
+        Args { listen, world, seed: 1, print_world: false }
+    }
+
+    #[tokio::test]
+    async fn a_port_in_use_is_told_with_what_to_do() {
+        let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let addr = taken.local_addr().unwrap();
+        let error = run(args(addr, None), CancellationToken::new()).await.unwrap_err().to_string();
+        assert!(error.contains("in use") && error.contains("--listen"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_missing_world_file_is_told_with_what_to_do() {
+        let listen = SocketAddr::from(([127, 0, 0, 1], 0));
+        let world = Some(PathBuf::from("/nowhere/world.toml"));
+        let error = run(args(listen, world), CancellationToken::new()).await.unwrap_err().to_string();
+        assert!(error.contains("/nowhere/world.toml") && error.contains("--print-world"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn it_serves_until_it_is_told_to_stop() {
+        let stop = CancellationToken::new();
+        stop.cancel();
+        run(args(SocketAddr::from(([127, 0, 0, 1], 0)), None), stop).await.unwrap();
+    }
+}

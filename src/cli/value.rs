@@ -1,0 +1,149 @@
+//! Values on the command line: owners, moments, durations, input.
+
+use std::{io::Read as _, time::Duration};
+
+use jiff::{SignedDuration, Timestamp};
+
+use super::exit;
+use crate::{
+    bounds::MAX_ENVELOPE_BYTES,
+    job::{Owner, OwnerKind},
+};
+
+/// The owner of new jobs or of accounts: one of two flags, named as in the envelope.
+#[derive(Debug, Clone, clap::Args)]
+#[group(required = true, multiple = false)]
+pub(super) struct OwnerFlags {
+    /// The user whose accounts are used.
+    #[arg(long, value_name = "ID")]
+    pub(super) user_id: Option<String>,
+    /// The organization whose accounts are used.
+    #[arg(long, value_name = "ID")]
+    pub(super) org_id: Option<String>,
+}
+
+impl OwnerFlags {
+    /// The owner.
+    pub(super) fn owner(&self) -> anyhow::Result<Owner> {
+        let (kind, id) = match (&self.user_id, &self.org_id) {
+            (Some(id), _) => (OwnerKind::User, id),
+            (None, Some(id)) => (OwnerKind::Org, id),
+            (None, None) => return Err(exit::usage("give --user-id or --org-id")),
+        };
+        Owner::new(kind, id.as_str())
+            .map_err(|error| exit::usage(format!("--{} {error}", kind.field().replace('_', "-"))))
+    }
+}
+
+/// An owner in the spelling `user:ID` or `org:ID`.
+pub(super) fn owner(text: &str) -> Result<Owner, String> {
+    text.parse().map_err(|error| format!("it {error}; write user:ID or org:ID"))
+}
+
+/// A moment: RFC 3339, or `+10m` from now by this host's clock.
+pub(super) fn moment(text: &str) -> Result<Timestamp, String> {
+    match text.strip_prefix('+') {
+        Some(ahead) => {
+            let ahead = duration(ahead)?;
+            SignedDuration::try_from(ahead)
+                .ok()
+                .and_then(|ahead| Timestamp::now().checked_add(ahead).ok())
+                .ok_or_else(|| "it is too far ahead".to_owned())
+        }
+        None => text.parse().map_err(|_| {
+            "write a moment such as 2026-01-31T09:00:00Z, or a time from now such as +10m".to_owned()
+        }),
+    }
+}
+
+/// A duration with its unit: `90s`, `10m`, `1h30m`, `2d`.
+pub(super) fn duration(text: &str) -> Result<Duration, String> {
+    let wrong = || "write a time with its unit, such as 90s, 10m, 1h30m or 500ms".to_owned();
+    // A number without a unit could mean anything, and a sign or `ago` could only be a mistake.
+    let starts_with_a_number = text.starts_with(|c: char| c.is_ascii_digit());
+    if !starts_with_a_number || text.bytes().all(|byte| byte.is_ascii_digit()) {
+        return Err(wrong());
+    }
+    if let Some(days) = text.strip_suffix('d').and_then(|days| days.parse::<u32>().ok()) {
+        return Ok(Duration::from_secs(u64::from(days) * 86_400));
+    }
+    let parsed: SignedDuration = text.parse().map_err(|_| wrong())?;
+    Duration::try_from(parsed).map_err(|_| wrong())
+}
+
+/// Whole milliseconds, as envelopes have them.
+pub(super) fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// A `key=value` pair.
+pub(super) fn pair(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err("write key=value".to_owned()),
+    }
+}
+
+/// A lower-case toolkit slug.
+pub(super) fn toolkit(text: &str) -> Result<String, String> {
+    let fits = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'_' | b'-');
+    if !text.is_empty() && text.bytes().all(fits) {
+        Ok(text.to_owned())
+    } else {
+        Err("toolkits are spelt in lower case, such as github".to_owned())
+    }
+}
+
+/// A literal toolkit version.
+pub(super) fn version(text: &str) -> Result<String, String> {
+    if crate::config::is_toolkit_version(text) {
+        Ok(text.to_owned())
+    } else {
+        Err("write a version such as 20251027_00; `errand tools show` lists them".to_owned())
+    }
+}
+
+/// The text of an argument that may name a file (`@file`) or standard input (`-`). Reading stops
+/// at the largest envelope.
+pub(super) fn text_or_file(argument: &str) -> anyhow::Result<String> {
+    let limit = MAX_ENVELOPE_BYTES as u64 + 1;
+    let mut text = String::new();
+    let read = if argument == "-" {
+        std::io::stdin().take(limit).read_to_string(&mut text)
+    } else if let Some(path) = argument.strip_prefix('@') {
+        std::fs::File::open(path).and_then(|file| file.take(limit).read_to_string(&mut text))
+    } else {
+        return Ok(argument.to_owned());
+    };
+    read.map_err(|error| exit::usage(format!("cannot read {argument}: {error}")))?;
+    if text.len() > MAX_ENVELOPE_BYTES {
+        return Err(exit::usage(format!("{argument} has more than {MAX_ENVELOPE_BYTES} bytes")));
+    }
+    Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_need_a_unit() {
+        assert_eq!(duration("10m"), Ok(Duration::from_secs(600)));
+        assert_eq!(duration("1h30m"), Ok(Duration::from_secs(5_400)));
+        assert_eq!(duration("500ms"), Ok(Duration::from_millis(500)));
+        assert_eq!(duration("2d"), Ok(Duration::from_secs(172_800)));
+        for bad in ["", "10", "-5s", "soon", "+1m"] {
+            assert!(duration(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn moments_are_absolute_or_from_now() {
+        assert_eq!(moment("2026-01-31T09:00:00Z").unwrap().to_string(), "2026-01-31T09:00:00Z");
+        let ahead = moment("+10m").unwrap().duration_since(Timestamp::now()).as_secs();
+        assert!((598..=600).contains(&ahead), "{ahead}");
+        for bad in ["tomorrow", "+soon", "10m", "2026-01-31"] {
+            assert!(moment(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,232 @@
+//! Configuration: one annotated `default.toml` holds every setting, its default and its meaning; a
+//! file and the environment overlay it. Only this module reads the environment.
+
+use std::{collections::BTreeMap, net::SocketAddr};
+
+use secrecy::SecretString;
+use serde::Deserialize;
+
+use crate::job::{OwnerKind, QueueName};
+
+mod error;
+mod load;
+mod setting;
+mod show;
+
+pub use error::{ConfigErrors, Missing, Mistake, Origin};
+pub use load::{DEFAULTS, Loaded, Sources, load};
+pub use setting::is_toolkit_version;
+pub use show::mask_url;
+
+/// All settings. Field by field the same as `default.toml`, which is the manual.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "default.toml documents every setting, beside its default")]
+pub struct Config {
+    pub store: Store,
+    pub amqp: Amqp,
+    pub queues: BTreeMap<QueueName, Lane>,
+    pub worker: Worker,
+    pub relay: Relay,
+    pub rescue: Rescue,
+    pub retry: Retry,
+    pub composio: Composio,
+    pub pins: Pins,
+    pub toolkit_versions: BTreeMap<String, String>,
+    pub toolkits: BTreeMap<String, Toolkit>,
+    pub owners: Owners,
+    pub http: Http,
+    pub log: Log,
+    pub runtime: Runtime,
+    /// Pins from `COMPOSIO_TOOLKIT_VERSION_<TOOLKIT>`; not a setting of the file.
+    #[serde(skip)]
+    pub env_pins: BTreeMap<String, String>,
+}
+
+/// `[store]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "default.toml documents every setting, beside its default")]
+pub struct Store {
+    pub url: SecretString,
+    pub hot_connections: u32,
+    pub other_connections: u32,
+    pub migrate_at_start: bool,
+    pub statement_timeout_ms: u64,
+}
+
+/// `[amqp]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "default.toml documents every setting, beside its default")]
+pub struct Amqp {
+    pub url: SecretString,
+    pub queue_type: QueueType,
+    pub declare: bool,
+    pub heartbeat_secs: u16,
+}
+
+/// The type of RabbitMQ queue that lanes are declared with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum QueueType {
+    /// Replicated and crash-safe.
+    Quorum,
+    /// Not replicated.
+    Classic,
+}
+
+/// `[queues.<name>]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "default.toml documents every setting, beside its default")]
+pub struct Lane {
+    pub concurrency: u32,
+}
+
+/// `[worker]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "default.toml documents every setting, beside its default")]
+pub struct Worker {
+    pub name: String,
+    pub queues: Vec<QueueName>,
+    pub lease_secs: u64,
+    pub heartbeat_secs: u64,
+    pub drain_secs: u64,
+    pub accept_unidentified: bool,
+    pub max_buffered_bytes: u64,
+}
+
+/// `[relay]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "default.toml documents every setting, beside its default")]
+pub struct Relay {
+    pub poll_ms: u64,
+    pub batch: usize,
+    pub unclaimed_secs: u64,
+}
+
+/// `[rescue]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "default.toml documents every setting, beside its default")]
+pub struct Rescue {
+    pub poll_secs: u64,
+    pub batch: usize,
+}
+
+/// `[retry]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "default.toml documents every setting, beside its default")]
+pub struct Retry {
+    pub initial_ms: u64,
+    pub max_ms: u64,
+    pub multiplier: f64,
+    pub jitter: f64,
+    pub max_attempts: u32,
+    pub max_retry_after_secs: u64,
+    pub max_throttled_secs: u64,
+}
+
+/// `[composio]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "default.toml documents every setting, beside its default")]
+pub struct Composio {
+    pub base_url: String,
+    pub api_key: SecretString,
+    pub api_path: String,
+    pub timeout_ms: u64,
+    pub connect_timeout_ms: u64,
+    pub max_response_bytes: usize,
+    pub tool_cache_secs: u64,
+    pub account_cache_secs: u64,
+}
+
+/// `[pins]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "default.toml documents every setting, beside its default")]
+pub struct Pins {
+    pub unpinned: Unpinned,
+}
+
+/// What happens to a job whose toolkit version is not pinned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Unpinned {
+    /// The job fails, with an error that names the ways to pin.
+    Refuse,
+    /// The newest version is looked up once and frozen.
+    Freeze,
+}
+
+/// `[toolkits.<slug>]`
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "default.toml documents every setting, beside its default")]
+pub struct Toolkit {
+    pub owned_by: Option<OwnerKind>,
+}
+
+/// `[owners]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "default.toml documents every setting, beside its default")]
+pub struct Owners {
+    pub allow_default: bool,
+    pub refuse_email: bool,
+}
+
+/// `[http]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "default.toml documents every setting, beside its default")]
+pub struct Http {
+    #[serde(deserialize_with = "listen_address")]
+    pub listen: Option<SocketAddr>,
+}
+
+/// `[log]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "default.toml documents every setting, beside its default")]
+pub struct Log {
+    pub format: LogFormat,
+    pub level: String,
+    /// Colors are welcome where a terminal is (`NO_COLOR` is not set); not a setting of the file.
+    #[serde(skip)]
+    pub colors: bool,
+}
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object per line.
+    Json,
+}
+
+/// `[runtime]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "default.toml documents every setting, beside its default")]
+pub struct Runtime {
+    pub threads: usize,
+}
+
+/// An empty address switches a listener off.
+fn listen_address<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<SocketAddr>, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    if text.is_empty() {
+        return Ok(None);
+    }
+    text.parse().map(Some).map_err(|_| {
+        serde::de::Error::custom("must be an address and a port such as 127.0.0.1:9464, or empty")
+    })
+}

@@ -1,0 +1,124 @@
+//! The effective settings for people and programs, with every secret masked.
+
+use std::fmt::Write as _;
+
+use serde_json::json;
+use toml::Value;
+use url::Url;
+
+use super::{
+    load::{Loaded, Setting},
+    setting::{Key, Rule, SETTINGS},
+};
+
+/// What stands for a secret.
+const MASK: &str = "***";
+
+impl Loaded {
+    /// The settings as TOML, in the order of the manual. With `origins`, each line says where its
+    /// value came from.
+    pub fn to_toml(&self, origins: bool) -> String {
+        let mut out = String::new();
+        let mut section: &[String] = &[];
+        for (key, setting) in self.in_order() {
+            let Some((last, parents)) = key.0.split_last() else { continue };
+            if section != parents {
+                section = parents;
+                let gap = if out.is_empty() { "" } else { "\n" };
+                // Writing to a String cannot fail, here and below.
+                let _infallible = writeln!(out, "{gap}[{}]", Key(parents.to_vec()));
+            }
+            let _infallible = write!(out, "{} = {}", Key(vec![last.clone()]), shown(key, setting));
+            if origins {
+                let _infallible = write!(out, "  # {}", setting.origin);
+            }
+            out.push('\n');
+        }
+        if !self.config.env_pins.is_empty() {
+            out.push_str("\n# Pins of the environment, which are weaker than [toolkit_versions]:\n");
+            for (toolkit, version) in &self.config.env_pins {
+                let _infallible = write!(out, "# {toolkit} = \"{version}\"");
+                if let Some(origin) = self.pin_origins.get(toolkit).filter(|_| origins) {
+                    let _infallible = write!(out, "  # {origin}");
+                }
+                out.push('\n');
+            }
+        }
+        out
+    }
+
+    /// The settings as one JSON object with an entry per setting, by its full name. With `origins`,
+    /// each entry is an object of `value` and `origin`.
+    pub fn to_json(&self, origins: bool) -> serde_json::Value {
+        let settings = self.in_order().into_iter().map(|(key, setting)| {
+            let value = json!(shown(key, setting));
+            let entry =
+                if origins { json!({"value": value, "origin": setting.origin.to_string()}) } else { value };
+            (key.to_string(), entry)
+        });
+        let pins = self.config.env_pins.iter().map(|(toolkit, version)| {
+            let entry = match self.pin_origins.get(toolkit).filter(|_| origins) {
+                Some(origin) => json!({"value": version, "origin": origin.to_string()}),
+                None => json!(version),
+            };
+            (format!("env_pins.{toolkit}"), entry)
+        });
+        settings.chain(pins).collect::<serde_json::Map<_, _>>().into()
+    }
+
+    fn in_order(&self) -> Vec<(&Key, &Setting)> {
+        let position = |key: &Key| {
+            SETTINGS.iter().position(|(pattern, _)| key.0.first().is_some_and(|s| s == pattern[0]))
+        };
+        let exact = |key: &Key| SETTINGS.iter().position(|(pattern, _)| *key == Key::new(pattern));
+        let mut all: Vec<_> = self.settings.0.iter().collect();
+        all.sort_by_key(|(key, _)| exact(key).or_else(|| position(key)));
+        all
+    }
+}
+
+fn shown(key: &Key, setting: &Setting) -> Value {
+    match (Rule::of(key), &setting.value) {
+        (Some(rule), Value::String(text)) if rule.is_secret() && !text.is_empty() => {
+            Value::String(match rule {
+                Rule::Service(_) => mask_url(text),
+                _ => MASK.to_owned(),
+            })
+        }
+        (_, value) => value.clone(),
+    }
+}
+
+/// A URL without its password, and without the values of parameters that look like secrets.
+pub fn mask_url(text: &str) -> String {
+    let Ok(mut url) = Url::parse(text) else { return MASK.to_owned() };
+    if url.password().is_some() && url.set_password(Some(MASK)).is_err() {
+        return MASK.to_owned();
+    }
+    let secret = |name: &str| {
+        let name = name.to_lowercase();
+        ["password", "secret", "token", "key"].iter().any(|word| name.contains(word))
+    };
+    let pairs: Vec<_> = url.query_pairs().into_owned().collect();
+    if pairs.iter().any(|(name, _)| secret(name)) {
+        url.query_pairs_mut()
+            .clear()
+            .extend_pairs(pairs.iter().map(|(name, value)| (name, if secret(name) { MASK } else { value })));
+    }
+    url.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn urls_lose_their_passwords_and_nothing_else() {
+        assert_eq!(mask_url("postgres://a:hunter2@h:5432/d?x=1"), "postgres://a:***@h:5432/d?x=1");
+        assert_eq!(mask_url("amqps://a:hunter2@h/%2f"), "amqps://a:***@h/%2f");
+        assert_eq!(mask_url("sqlite:///var/lib/errand.db"), "sqlite:///var/lib/errand.db");
+        assert_eq!(mask_url("sqlite::memory:"), "sqlite::memory:");
+        assert!(!mask_url("postgres://h/d?user=a&password=hunter2").contains("hunter2"));
+        assert_eq!(mask_url("not a url with hunter2"), "***");
+    }
+}

@@ -1,0 +1,382 @@
+//! The queue inside one process, for development, demonstrations and machines without a broker.
+//!
+//! Messages live in memory and end with the process: the relay publishes again whatever the store
+//! still knows, so nothing is lost but the time. A lane holds a bounded number of messages, those
+//! that wait and those that a consumer has not settled together. There are no priorities.
+
+use std::{
+    collections::{BTreeMap, HashMap, VecDeque},
+    fmt,
+    sync::{
+        Arc, Mutex, MutexGuard,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use tokio::{
+    sync::{Notify, mpsc},
+    time::{Instant, timeout_at},
+};
+
+use super::{
+    Address, Consumer, Delivery, Depth, Message, Properties, Queue, QueueError, QueueErrorKind, Settler,
+    Token,
+};
+use crate::job::QueueName;
+
+/// How long a whole batch may wait for room before the rest of it is refused as [`QueueErrorKind::Full`].
+pub const ROOM_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Lanes in memory, shared by all parts of this process.
+#[derive(Debug)]
+pub struct EmbeddedQueue {
+    capacity: usize,
+    closed: AtomicBool,
+    lanes: Mutex<HashMap<QueueName, Arc<Lane>>>,
+    replies: Mutex<HashMap<String, mpsc::Sender<Message>>>,
+}
+
+impl EmbeddedQueue {
+    /// A queue with these lanes, each of at most `capacity` messages.
+    pub fn new(lanes: impl IntoIterator<Item = QueueName>, capacity: usize) -> Self {
+        let lanes = lanes.into_iter().map(|name| (name, Arc::new(Lane::new(capacity)))).collect();
+        Self {
+            capacity,
+            closed: AtomicBool::new(false),
+            lanes: Mutex::new(lanes),
+            replies: Mutex::new(HashMap::new()),
+        }
+    }
+
+    /// Creates a reply queue of the given name, in place of an earlier one. It exists until the
+    /// receiver is dropped, and holds as many messages as a lane.
+    pub fn reply_queue(&self, name: impl Into<String>) -> mpsc::Receiver<Message> {
+        let (sender, receiver) = mpsc::channel(self.capacity.max(1));
+        let mut replies = lock(&self.replies);
+        replies.retain(|_, sender| !sender.is_closed());
+        replies.insert(name.into(), sender);
+        receiver
+    }
+
+    fn lane(&self, name: &QueueName) -> Option<Arc<Lane>> {
+        lock(&self.lanes).get(name).cloned()
+    }
+
+    fn ensure_open(&self) -> Result<(), QueueError> {
+        if self.closed.load(Relaxed) { Err(over("the embedded queue is closed")) } else { Ok(()) }
+    }
+
+    async fn publish_one(&self, message: Message, deadline: Instant) -> Result<(), QueueError> {
+        self.ensure_open()?;
+        let full = |_| QueueError::new(QueueErrorKind::Full, "the embedded queue has no room");
+        match &message.to {
+            Address::Lane(name) => {
+                let lane = self.lane(name).ok_or_else(|| unroutable("lane", name))?;
+                timeout_at(deadline, lane.push(message)).await.map_err(full)?
+            }
+            Address::Reply(name) => {
+                let sender = lock(&self.replies).get(name).cloned();
+                let sender = sender.ok_or_else(|| unroutable("reply queue", name))?;
+                let name = name.clone();
+                let sent = timeout_at(deadline, sender.send(message)).await.map_err(full)?;
+                sent.map_err(|_closed| unroutable("reply queue", &name))
+            }
+        }
+    }
+}
+
+#[async_trait]
+impl Queue for EmbeddedQueue {
+    fn backend(&self) -> &'static str {
+        "embedded"
+    }
+
+    fn survives_restart(&self) -> bool {
+        false
+    }
+
+    async fn publish(&self, batch: Vec<Message>) -> Vec<Result<(), QueueError>> {
+        let deadline = Instant::now() + ROOM_TIMEOUT;
+        let mut answers = Vec::with_capacity(batch.len());
+        for message in batch {
+            answers.push(self.publish_one(message, deadline).await);
+        }
+        answers
+    }
+
+    async fn consume(&self, queue: &QueueName, prefetch: u16) -> Result<Box<dyn Consumer>, QueueError> {
+        self.ensure_open()?;
+        let mut lanes = lock(&self.lanes);
+        let lane = lanes.entry(queue.clone()).or_insert_with(|| Arc::new(Lane::new(self.capacity)));
+        lane.state().consumers += 1;
+        let subscription = Subscription {
+            lane: Arc::clone(lane),
+            prefetch: usize::from(prefetch.max(1)),
+            held: Mutex::new(Held::default()),
+        };
+        Ok(Box::new(EmbeddedConsumer { subscription: Arc::new(subscription), stopped: false }))
+    }
+
+    async fn depth(&self, queue: &QueueName) -> Result<Depth, QueueError> {
+        let lane = self.lane(queue).ok_or_else(|| unroutable("lane", queue))?;
+        let state = lane.state();
+        Ok(Depth { ready: state.ready.len() as u64, consumers: state.consumers as u64 })
+    }
+
+    async fn check(&self) -> Result<String, QueueError> {
+        self.ensure_open()?;
+        Ok("embedded queue".to_owned())
+    }
+
+    fn connected(&self) -> bool {
+        !self.closed.load(Relaxed)
+    }
+
+    fn reconnects(&self) -> u64 {
+        0
+    }
+
+    async fn close(&self) {
+        self.closed.store(true, Relaxed);
+        lock(&self.replies).clear();
+        for lane in lock(&self.lanes).values() {
+            lane.state().closed = true;
+            lane.changed.notify_waiters();
+        }
+    }
+}
+
+/// One lane. `changed` is notified whenever a waiting publisher or consumer may go on.
+#[derive(Debug)]
+struct Lane {
+    capacity: usize,
+    state: Mutex<LaneState>,
+    changed: Notify,
+}
+
+#[derive(Debug, Default)]
+struct LaneState {
+    ready: VecDeque<Stored>,
+    unsettled: usize,
+    consumers: usize,
+    closed: bool,
+}
+
+struct Stored {
+    body: Bytes,
+    properties: Properties,
+    redelivered: bool,
+}
+
+/// Bodies are customers' data and stay out of every log.
+impl fmt::Debug for Stored {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Stored").field("bytes", &self.body.len()).finish_non_exhaustive()
+    }
+}
+
+impl Lane {
+    fn new(capacity: usize) -> Self {
+        Self { capacity: capacity.max(1), state: Mutex::default(), changed: Notify::new() }
+    }
+
+    fn state(&self) -> MutexGuard<'_, LaneState> {
+        lock(&self.state)
+    }
+
+    async fn push(&self, message: Message) -> Result<(), QueueError> {
+        let mut stored = Some(Stored::new(message));
+        self.wait_for(|| {
+            let mut state = self.state();
+            if state.closed {
+                return Some(Err(over("the embedded queue is closed")));
+            }
+            if state.ready.len() + state.unsettled >= self.capacity {
+                return None;
+            }
+            state.ready.extend(stored.take());
+            self.changed.notify_waiters();
+            Some(Ok(()))
+        })
+        .await
+    }
+
+    /// Tries until `attempt` has an answer, each time that the lane has changed. Nothing is taken
+    /// before the answer is there, so the future may be dropped.
+    async fn wait_for<T>(&self, mut attempt: impl FnMut() -> Option<T>) -> T {
+        loop {
+            let mut changed = std::pin::pin!(self.changed.notified());
+            // Registered before the attempt, so that a change in between is not missed.
+            changed.as_mut().enable();
+            if let Some(answer) = attempt() {
+                return answer;
+            }
+            changed.await;
+        }
+    }
+}
+
+impl Stored {
+    fn new(message: Message) -> Self {
+        // A broker keeps the properties that it knows; `other` is only for what arrives.
+        let properties = Properties { other: BTreeMap::new(), ..message.properties };
+        Self { body: message.body, properties, redelivered: false }
+    }
+}
+
+/// What a consumer and its settler share.
+#[derive(Debug)]
+struct Subscription {
+    lane: Arc<Lane>,
+    prefetch: usize,
+    /// Locked before the lane's state, never after.
+    held: Mutex<Held>,
+}
+
+#[derive(Debug, Default)]
+struct Held {
+    last: u64,
+    unsettled: BTreeMap<Token, Stored>,
+}
+
+impl Subscription {
+    /// Deliveries, if there are any and this consumer may have them.
+    fn take(&self, max: usize) -> Vec<Delivery> {
+        let mut held = lock(&self.held);
+        let mut state = self.lane.state();
+        let room = self.prefetch.saturating_sub(held.unsettled.len());
+        let count = room.min(max.max(1)).min(state.ready.len());
+        let deliveries = state.ready.drain(..count).map(|stored| held.deliver(stored)).collect();
+        state.unsettled += count;
+        deliveries
+    }
+
+    fn ack(&self, tokens: &[Token]) {
+        let mut held = lock(&self.held);
+        let settled = tokens.iter().filter(|token| held.unsettled.remove(token).is_some()).count();
+        self.lane.state().unsettled -= settled;
+        drop(held);
+        self.lane.changed.notify_waiters();
+    }
+
+    fn give_back(&self, tokens: impl IntoIterator<Item = Token>) {
+        let mut held = lock(&self.held);
+        let returned: BTreeMap<Token, Stored> =
+            tokens.into_iter().filter_map(|token| Some((token, held.unsettled.remove(&token)?))).collect();
+        self.lane.put_back(returned);
+    }
+
+    fn give_back_all(&self) {
+        let mut held = lock(&self.held);
+        let unsettled = std::mem::take(&mut held.unsettled);
+        self.lane.put_back(unsettled);
+    }
+}
+
+impl Held {
+    fn deliver(&mut self, stored: Stored) -> Delivery {
+        self.last += 1;
+        let token = Token(self.last);
+        let delivery = Delivery {
+            token,
+            body: stored.body.clone(),
+            properties: stored.properties.clone(),
+            redelivered: stored.redelivered,
+        };
+        self.unsettled.insert(token, stored);
+        delivery
+    }
+}
+
+impl Lane {
+    /// Returns deliveries to the head of the lane, in the order in which they left it.
+    fn put_back(&self, returned: BTreeMap<Token, Stored>) {
+        let mut state = self.state();
+        state.unsettled -= returned.len();
+        for stored in returned.into_values().rev() {
+            state.ready.push_front(Stored { redelivered: true, ..stored });
+        }
+        drop(state);
+        self.changed.notify_waiters();
+    }
+}
+
+#[derive(Debug)]
+struct EmbeddedConsumer {
+    subscription: Arc<Subscription>,
+    stopped: bool,
+}
+
+#[async_trait]
+impl Consumer for EmbeddedConsumer {
+    async fn next(&mut self, max: usize) -> Result<Vec<Delivery>, QueueError> {
+        let Subscription { lane, .. } = &*self.subscription;
+        if self.stopped {
+            return Err(over("the subscription was stopped"));
+        }
+        lane.wait_for(|| {
+            if lane.state().closed {
+                return Some(Err(over("the embedded queue is closed")));
+            }
+            let deliveries = self.subscription.take(max);
+            if deliveries.is_empty() { None } else { Some(Ok(deliveries)) }
+        })
+        .await
+    }
+
+    fn settler(&self) -> Arc<dyn Settler> {
+        Arc::new(EmbeddedSettler(Arc::clone(&self.subscription)))
+    }
+
+    async fn stop(&mut self) {
+        // Deliveries leave the lane only through `next`, so there is nothing to give back.
+        self.leave();
+    }
+}
+
+impl EmbeddedConsumer {
+    fn leave(&mut self) {
+        if !std::mem::replace(&mut self.stopped, true) {
+            self.subscription.lane.state().consumers -= 1;
+        }
+    }
+}
+
+impl Drop for EmbeddedConsumer {
+    fn drop(&mut self) {
+        self.leave();
+        self.subscription.give_back_all();
+    }
+}
+
+#[derive(Debug)]
+struct EmbeddedSettler(Arc<Subscription>);
+
+#[async_trait]
+impl Settler for EmbeddedSettler {
+    async fn ack(&self, tokens: Vec<Token>) -> Result<(), QueueError> {
+        self.0.ack(&tokens);
+        Ok(())
+    }
+
+    async fn give_back(&self, tokens: Vec<Token>) -> Result<(), QueueError> {
+        self.0.give_back(tokens);
+        Ok(())
+    }
+}
+
+/// No code that holds one of these locks can panic half-way, so a poisoned one is as good as another.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+fn over(message: &str) -> QueueError {
+    QueueError::new(QueueErrorKind::Unavailable, message)
+}
+
+fn unroutable(what: &str, name: &(dyn fmt::Display + Sync)) -> QueueError {
+    QueueError::new(QueueErrorKind::Unroutable, format!("there is no {what} `{name}`"))
+}

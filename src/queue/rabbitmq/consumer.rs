@@ -1,0 +1,264 @@
+//! One subscription: a channel with its prefetch, the deliveries that come through it, and what was
+//! settled of them.
+
+use std::{
+    fmt,
+    pin::Pin,
+    sync::{Arc, Mutex},
+};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures_util::{FutureExt as _, StreamExt as _};
+use lapin::{
+    Channel, ErrorKind,
+    options::{BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions},
+    types::{FieldTable, ShortString},
+};
+use tokio::time::{Instant, timeout_at};
+
+use super::{
+    Shared,
+    failure::{bounded, failed},
+    link::{Generation, lock},
+    window::{AckWindow, Frame},
+    wire,
+};
+use crate::{
+    job::QueueName,
+    queue::{BROKER_TIMEOUT, Consumer, Delivery, QueueError, QueueErrorKind, Settler, Token},
+};
+
+/// A running subscription.
+pub(super) struct RabbitConsumer {
+    deliveries: lapin::Consumer,
+    settling: Arc<Settling>,
+    /// Set when no more deliveries will come.
+    over: Option<String>,
+}
+
+/// Settles deliveries of one channel, and only of this one: after it has ended, settling does nothing.
+struct Settling {
+    shared: Arc<Shared>,
+    generation: Arc<Generation>,
+    channel: Mutex<State>,
+}
+
+struct State {
+    window: AckWindow,
+    /// `None` when the subscription was dropped.
+    channel: Option<Channel>,
+}
+
+impl RabbitConsumer {
+    /// Subscribes to a lane that was declared.
+    pub(super) async fn start(
+        shared: Arc<Shared>,
+        generation: Arc<Generation>,
+        lane: &QueueName,
+        prefetch: u16,
+    ) -> Result<Self, QueueError> {
+        // Zero would mean that the broker sends all it has.
+        let prefetch = prefetch.max(1);
+        let channel = generation.channel().await?;
+        bounded("limit the prefetch", channel.basic_qos(prefetch, BasicQosOptions::default())).await?;
+        let queue = ShortString::try_new(wire::queue_name(lane.as_str())).unwrap_or_default();
+        let tag = format!("{}-{lane}-{}", shared.connection_name, channel.id());
+        // The broker makes a tag up if ours is too long.
+        let tag = ShortString::try_new(tag).unwrap_or_default();
+        let options = BasicConsumeOptions::default();
+        let consume = channel.basic_consume(queue, tag, options, FieldTable::default());
+        let deliveries = bounded("start to deliver", consume).await?;
+        let state = State { window: AckWindow::new(prefetch), channel: Some(channel) };
+        let settling = Settling { shared, generation, channel: Mutex::new(state) };
+        Ok(Self { deliveries, settling: Arc::new(settling), over: None })
+    }
+
+    fn accept(&self, delivery: lapin::message::Delivery) -> Delivery {
+        lock(&self.settling.channel).window.received(delivery.delivery_tag);
+        Delivery {
+            token: Token(delivery.delivery_tag),
+            properties: wire::from_amqp(&delivery.properties),
+            body: Bytes::from(delivery.data),
+            redelivered: delivery.redelivered,
+        }
+    }
+
+    /// Notes why the stream of deliveries ended.
+    fn end(&mut self, last: Option<lapin::Error>) -> QueueError {
+        let error = match last {
+            Some(error) => {
+                let error = failed("keep the subscription", error);
+                QueueError::new(QueueErrorKind::Unavailable, super::failure::in_one_line(&error))
+            }
+            None => QueueError::new(
+                QueueErrorKind::Unavailable,
+                "RabbitMQ ended the subscription: its queue was deleted or moved",
+            ),
+        };
+        self.over = Some(error.to_string());
+        error
+    }
+}
+
+#[async_trait]
+impl Consumer for RabbitConsumer {
+    async fn next(&mut self, max: usize) -> Result<Vec<Delivery>, QueueError> {
+        if let Some(over) = &self.over {
+            return Err(QueueError::new(QueueErrorKind::Unavailable, over.clone()));
+        }
+        // This is the only await, and nothing has been taken from the stream before it.
+        let first = match self.deliveries.next().await {
+            Some(Ok(first)) => first,
+            Some(Err(error)) => return Err(self.end(Some(error))),
+            None => return Err(self.end(None)),
+        };
+        let mut batch = vec![self.accept(first)];
+        while batch.len() < max {
+            match self.deliveries.next().now_or_never() {
+                Some(Some(Ok(delivery))) => batch.push(self.accept(delivery)),
+                Some(Some(Err(error))) => {
+                    self.end(Some(error));
+                    break;
+                }
+                Some(None) => {
+                    self.end(None);
+                    break;
+                }
+                None => break,
+            }
+        }
+        Ok(batch)
+    }
+
+    fn settler(&self) -> Arc<dyn Settler> {
+        Arc::clone(&self.settling) as Arc<dyn Settler>
+    }
+
+    async fn stop(&mut self) {
+        if self.over.replace("the subscription was stopped".to_owned()).is_some() {
+            return;
+        }
+        let Some(channel) = lock(&self.settling.channel).channel.clone() else { return };
+        let cancel = channel.basic_cancel(self.deliveries.tag(), BasicCancelOptions::default());
+        if bounded("end the subscription", cancel).await.is_err() {
+            // Then the channel is of no use either, and ends with everything that is unsettled.
+            self.settling.shared.consuming.discard(&self.settling.generation);
+            return;
+        }
+        // The stream ends behind what was received before the broker agreed to stop.
+        let deadline = Instant::now() + BROKER_TIMEOUT;
+        let mut unseen = Vec::new();
+        while let Ok(Some(Ok(delivery))) = timeout_at(deadline, self.deliveries.next()).await {
+            unseen.push(self.accept(delivery).token);
+        }
+        // If this fails, the subscription has ended, which gives everything back.
+        drop(self.settling.give_back(unseen).await);
+    }
+}
+
+impl Drop for RabbitConsumer {
+    fn drop(&mut self) {
+        // The channel closes with its last handle, and the broker takes back what is unsettled.
+        lock(&self.settling.channel).channel = None;
+    }
+}
+
+#[async_trait]
+impl Settler for Settling {
+    async fn ack(&self, tokens: Vec<Token>) -> Result<(), QueueError> {
+        self.settle(|window, frames| window.ack(tokens.iter().map(|token| token.0), frames)).await
+    }
+
+    async fn give_back(&self, tokens: Vec<Token>) -> Result<(), QueueError> {
+        self.settle(|window, frames| window.give_back(tokens.iter().map(|token| token.0), frames)).await
+    }
+}
+
+impl Settling {
+    async fn settle(
+        &self,
+        decide: impl FnOnce(&mut AckWindow, &mut Vec<Frame>) + Send,
+    ) -> Result<(), QueueError> {
+        let writes = self.start_writes(decide);
+        let all = async {
+            for write in writes {
+                write.await?;
+            }
+            Ok(())
+        };
+        match bounded_writes(all).await {
+            Ok(()) => Ok(()),
+            Err(error) => {
+                self.shared.consuming.discard(&self.generation);
+                Err(error)
+            }
+        }
+    }
+
+    /// Decides and starts to write under one lock, because the broker must see frames in the order in
+    /// which they were decided. A started write happens even if nobody waits for it.
+    fn start_writes(&self, decide: impl FnOnce(&mut AckWindow, &mut Vec<Frame>)) -> Vec<Write> {
+        let mut state = lock(&self.channel);
+        let State { window, channel } = &mut *state;
+        let Some(channel) = channel.as_ref().filter(|channel| channel.status().connected()) else {
+            return Vec::new();
+        };
+        let mut frames = Vec::new();
+        decide(window, &mut frames);
+        let mut writes = Vec::with_capacity(frames.len());
+        for frame in frames {
+            let mut write = write(channel.clone(), frame);
+            match (&mut write).now_or_never() {
+                Some(Ok(())) => {}
+                Some(Err(error)) => writes.push(std::future::ready(Err(error)).boxed()),
+                None => writes.push(write),
+            }
+        }
+        writes
+    }
+}
+
+type Write = Pin<Box<dyn Future<Output = lapin::Result<()>> + Send>>;
+
+fn write(channel: Channel, frame: Frame) -> Write {
+    async move {
+        match frame {
+            Frame::AckThrough(tag) => channel.basic_ack(tag, BasicAckOptions { multiple: true }).await,
+            Frame::AckOne(tag) => channel.basic_ack(tag, BasicAckOptions { multiple: false }).await,
+            Frame::Requeue(tag) => {
+                channel.basic_nack(tag, BasicNackOptions { multiple: false, requeue: true }).await
+            }
+        }
+    }
+    .boxed()
+}
+
+/// Waits for writes. A channel that has ended meanwhile has given everything back, which is no error.
+async fn bounded_writes(all: impl Future<Output = lapin::Result<()>>) -> Result<(), QueueError> {
+    let over = |error: &lapin::Error| {
+        matches!(error.kind(), ErrorKind::InvalidChannelState(..) | ErrorKind::InvalidConnectionState(_))
+    };
+    let all = async {
+        match all.await {
+            Err(error) if over(&error) => Ok(()),
+            result => result,
+        }
+    };
+    bounded("take acknowledgements", all).await
+}
+
+impl fmt::Debug for RabbitConsumer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RabbitConsumer")
+            .field("tag", &self.deliveries.tag())
+            .field("over", &self.over)
+            .finish()
+    }
+}
+
+impl fmt::Debug for Settling {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Settling").finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,304 @@
+//! Messages and properties as they travel over AMQP.
+
+use std::fmt::Write as _;
+
+use lapin::{
+    BasicProperties,
+    types::{AMQPValue, FieldTable, ShortString},
+};
+
+use crate::queue::{Address, KNOWN_HEADER, Message, Properties, QueueError, QueueErrorKind};
+
+/// The exchange through which all lanes are published.
+pub(super) const EXCHANGE: &str = "errand";
+
+/// Most entries of [`Properties::other`]; a publisher could send thousands.
+const MAX_OTHER_ENTRIES: usize = 64;
+
+/// Longest key or value of [`Properties::other`], in bytes.
+const MAX_OTHER_BYTES: usize = 1024;
+
+/// Deepest nesting of a header that is shown.
+const MAX_OTHER_DEPTH: usize = 8;
+
+/// The largest body that RabbitMQ 4 takes by default. A larger one would close the channel under
+/// the other messages.
+const MAX_BODY_BYTES: usize = 16 * 1024 * 1024;
+
+const TRACEPARENT_HEADER: &str = "traceparent";
+const CONTENT_TYPE: &str = "application/json";
+const PERSISTENT: u8 = 2;
+const MAX_PRIORITY: u8 = 9;
+
+/// Where a message goes, in AMQP's words.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct Route {
+    pub(super) exchange: ShortString,
+    pub(super) key: ShortString,
+}
+
+/// The name of a lane's queue.
+pub(super) fn queue_name(lane: &str) -> String {
+    format!("errand.{lane}")
+}
+
+/// Translates an address.
+///
+/// # Errors
+/// A name that AMQP cannot carry names no queue, so its kind is `Unroutable`.
+pub(super) fn route(to: &Address) -> Result<Route, QueueError> {
+    let (exchange, key) = match to {
+        Address::Lane(lane) => (EXCHANGE, lane.as_str()),
+        Address::Reply(queue) => ("", queue.as_str()),
+    };
+    Ok(Route { exchange: exchange.into(), key: short("routing key", key)? })
+}
+
+/// Translates what goes with a message.
+///
+/// # Errors
+/// A property that AMQP cannot carry, or a body that the broker would not take.
+pub(super) fn to_amqp(message: &Message) -> Result<BasicProperties, QueueError> {
+    if message.body.len() > MAX_BODY_BYTES {
+        let bytes = message.body.len();
+        return Err(unroutable(format!("a message of {bytes} bytes is larger than RabbitMQ takes")));
+    }
+    let Properties { message_id, correlation_id, reply_to, content_type, traceparent, known, other: _ } =
+        &message.properties;
+    let content_type = content_type.as_deref().unwrap_or(CONTENT_TYPE);
+    let mut amqp = BasicProperties::default()
+        .with_delivery_mode(PERSISTENT)
+        .with_priority(message.priority.min(MAX_PRIORITY))
+        .with_content_type(short("content_type", content_type)?);
+    if let Some(id) = message_id {
+        amqp = amqp.with_message_id(short("message_id", id)?);
+    }
+    if let Some(id) = correlation_id {
+        amqp = amqp.with_correlation_id(short("correlation_id", id)?);
+    }
+    if let Some(queue) = reply_to {
+        amqp = amqp.with_reply_to(short("reply_to", queue)?);
+    }
+    if traceparent.is_some() || *known {
+        let mut headers = FieldTable::default();
+        if let Some(traceparent) = traceparent {
+            headers.insert(TRACEPARENT_HEADER.into(), AMQPValue::LongString(traceparent.as_str().into()));
+        }
+        if *known {
+            headers.insert(KNOWN_HEADER.into(), AMQPValue::Boolean(true));
+        }
+        amqp = amqp.with_headers(headers);
+    }
+    Ok(amqp)
+}
+
+/// Translates what came with a message. Whatever errand does not know is kept as text.
+pub(super) fn from_amqp(amqp: &BasicProperties) -> Properties {
+    let text = |value: &Option<ShortString>| value.as_ref().map(|value| value.as_str().to_owned());
+    let mut properties = Properties {
+        message_id: text(amqp.message_id()),
+        correlation_id: text(amqp.correlation_id()),
+        reply_to: text(amqp.reply_to()),
+        content_type: text(amqp.content_type()),
+        ..Properties::default()
+    };
+    let named = [
+        ("content_encoding", amqp.content_encoding()),
+        ("expiration", amqp.expiration()),
+        ("type", amqp.kind()),
+        ("user_id", amqp.user_id()),
+        ("app_id", amqp.app_id()),
+        ("cluster_id", amqp.cluster_id()),
+    ];
+    for (name, value) in named {
+        if let Some(value) = value {
+            keep(&mut properties, name, value.as_str());
+        }
+    }
+    let numbers = [
+        // Persistent and without priority is what nearly every message says.
+        ("delivery_mode", amqp.delivery_mode().filter(|mode| *mode != PERSISTENT).map(u64::from)),
+        ("priority", amqp.priority().filter(|priority| *priority != 0).map(u64::from)),
+        ("timestamp", *amqp.timestamp()),
+    ];
+    for (name, value) in numbers {
+        if let Some(value) = value {
+            keep(&mut properties, name, &value.to_string());
+        }
+    }
+    for (name, value) in amqp.headers().iter().flatten() {
+        match (name.as_str(), value) {
+            (KNOWN_HEADER, AMQPValue::Boolean(true)) => properties.known = true,
+            (TRACEPARENT_HEADER, AMQPValue::LongString(value)) => {
+                properties.traceparent = Some(value.to_string());
+            }
+            (TRACEPARENT_HEADER, AMQPValue::ShortString(value)) => {
+                properties.traceparent = Some(value.to_string());
+            }
+            (name, value) => {
+                let mut text = String::new();
+                describe(value, 0, &mut text);
+                // A header may have the name of a property.
+                let taken = properties.other.contains_key(name);
+                keep(&mut properties, if taken { format!("header.{name}") } else { name.to_owned() }, &text);
+            }
+        }
+    }
+    properties
+}
+
+fn keep(properties: &mut Properties, name: impl Into<String>, value: &str) {
+    if properties.other.len() < MAX_OTHER_ENTRIES {
+        let end = value.floor_char_boundary(MAX_OTHER_BYTES.min(value.len()));
+        properties.other.insert(name.into(), value[..end].to_owned());
+    }
+}
+
+/// Writes a header's value as a person would read it, and no more of it than will be kept.
+fn describe(value: &AMQPValue, depth: usize, out: &mut String) {
+    if out.len() > MAX_OTHER_BYTES {
+        return;
+    }
+    let written = match value {
+        AMQPValue::Boolean(value) => write!(out, "{value}"),
+        AMQPValue::ShortShortInt(value) => write!(out, "{value}"),
+        AMQPValue::ShortShortUInt(value) => write!(out, "{value}"),
+        AMQPValue::ShortInt(value) => write!(out, "{value}"),
+        AMQPValue::ShortUInt(value) => write!(out, "{value}"),
+        AMQPValue::LongInt(value) => write!(out, "{value}"),
+        AMQPValue::LongUInt(value) => write!(out, "{value}"),
+        AMQPValue::LongLongInt(value) => write!(out, "{value}"),
+        AMQPValue::Float(value) => write!(out, "{value}"),
+        AMQPValue::Double(value) => write!(out, "{value}"),
+        AMQPValue::DecimalValue(value) => write!(out, "{}e-{}", value.value, value.scale),
+        AMQPValue::Timestamp(value) => write!(out, "{value}"),
+        AMQPValue::ShortString(value) => write!(out, "{value}"),
+        AMQPValue::LongString(value) => {
+            let bytes = value.as_bytes();
+            let shown = &bytes[..bytes.len().min(MAX_OTHER_BYTES)];
+            write!(out, "{}", String::from_utf8_lossy(shown))
+        }
+        AMQPValue::ByteArray(value) => write!(out, "<{} bytes>", value.len()),
+        AMQPValue::Void => write!(out, "null"),
+        AMQPValue::FieldArray(_) | AMQPValue::FieldTable(_) if depth >= MAX_OTHER_DEPTH => write!(out, "..."),
+        AMQPValue::FieldArray(values) => {
+            let values = values.as_slice().iter().map(|value| (None, value));
+            return describe_all(values, depth, '[', ']', out);
+        }
+        AMQPValue::FieldTable(values) => {
+            let values = values.into_iter().map(|(name, value)| (Some(name.as_str()), value));
+            return describe_all(values, depth, '{', '}', out);
+        }
+    };
+    written.expect("writing to a string does not fail");
+}
+
+fn describe_all<'a>(
+    values: impl Iterator<Item = (Option<&'a str>, &'a AMQPValue)>,
+    depth: usize,
+    open: char,
+    close: char,
+    out: &mut String,
+) {
+    out.push(open);
+    for (index, (name, value)) in values.enumerate() {
+        if index > 0 {
+            out.push_str(", ");
+        }
+        if let Some(name) = name {
+            out.push_str(name);
+            out.push_str(": ");
+        }
+        describe(value, depth + 1, out);
+        if out.len() > MAX_OTHER_BYTES {
+            return;
+        }
+    }
+    out.push(close);
+}
+
+/// AMQP's short strings hold 255 bytes.
+fn short(what: &str, value: &str) -> Result<ShortString, QueueError> {
+    ShortString::try_new(value)
+        .map_err(|error| unroutable(format!("the {what} is too long")).with_source(error))
+}
+
+fn unroutable(message: String) -> QueueError {
+    QueueError::new(QueueErrorKind::Unroutable, message)
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+
+    fn message(properties: Properties) -> Message {
+        let to = Address::Lane("default".parse().unwrap());
+        Message { to, body: Bytes::from_static(b"{}"), properties, priority: 0 }
+    }
+
+    #[test]
+    fn what_is_published_is_read_back() {
+        let properties = Properties {
+            message_id: Some("m".into()),
+            correlation_id: Some("c".into()),
+            reply_to: Some("r".into()),
+            content_type: Some("application/json".into()),
+            traceparent: Some("00-ab-cd-01".into()),
+            known: true,
+            ..Properties::default()
+        };
+        assert_eq!(from_amqp(&to_amqp(&message(properties.clone())).unwrap()), properties);
+    }
+
+    #[test]
+    fn only_a_true_flag_marks_a_known_job() {
+        for value in [AMQPValue::Boolean(false), AMQPValue::LongString("true".into()), AMQPValue::LongInt(1)]
+        {
+            let mut headers = FieldTable::default();
+            headers.insert(KNOWN_HEADER.into(), value);
+            let properties = from_amqp(&BasicProperties::default().with_headers(headers));
+            assert!(!properties.known);
+            assert!(properties.other.contains_key(KNOWN_HEADER));
+        }
+    }
+
+    #[test]
+    fn foreign_headers_are_bounded() {
+        let mut nested = AMQPValue::LongInt(1);
+        for _ in 0..1_000 {
+            let mut table = FieldTable::default();
+            table.insert("k".into(), nested);
+            nested = AMQPValue::FieldTable(table);
+        }
+        let mut headers = FieldTable::default();
+        headers.insert("0-nested".into(), nested);
+        headers.insert("0-umlauts".into(), AMQPValue::LongString("ä".repeat(5_000).into()));
+        for index in 0..500 {
+            headers.insert(format!("h{index}").into(), AMQPValue::Void);
+        }
+        let properties = from_amqp(&BasicProperties::default().with_headers(headers));
+        assert_eq!(properties.other.len(), MAX_OTHER_ENTRIES);
+        assert!(properties.other.values().all(|value| value.len() <= MAX_OTHER_BYTES));
+        assert!(properties.other["0-nested"].starts_with("{k: {k: "));
+        assert!(properties.other["0-umlauts"].starts_with("ää"));
+    }
+
+    #[test]
+    fn a_header_does_not_hide_a_property_of_the_same_name() {
+        let mut headers = FieldTable::default();
+        headers.insert("app_id".into(), AMQPValue::LongString("header".into()));
+        let amqp = BasicProperties::default().with_app_id("property".into()).with_headers(headers);
+        let other = from_amqp(&amqp).other;
+        assert_eq!((other["app_id"].as_str(), other["header.app_id"].as_str()), ("property", "header"));
+    }
+
+    #[test]
+    fn what_amqp_cannot_carry_is_an_error_and_not_a_panic() {
+        let long = "x".repeat(256);
+        let properties = Properties { correlation_id: Some(long.clone()), ..Properties::default() };
+        assert_eq!(to_amqp(&message(properties)).unwrap_err().kind(), QueueErrorKind::Unroutable);
+        assert_eq!(route(&Address::Reply(long)).unwrap_err().kind(), QueueErrorKind::Unroutable);
+    }
+}

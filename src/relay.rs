@@ -1,0 +1,192 @@
+//! The relay brings due and unclaimed jobs from the store to the queue, and results to the apps that
+//! asked for a reply.
+//!
+//! It is the only part of errand that publishes jobs it did not just receive at the door: first
+//! start, retry, rescue and release all take this path. Several processes may run it at once; the
+//! store gives each row to one of them. A publication that is not confirmed leaves the job due.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    backoff::RECONNECT,
+    enqueue::message,
+    job::JobId,
+    queue::{Address, Message, Properties, QueueErrorKind, SharedQueue},
+    store::{SharedStore, StoreError},
+    telemetry::metrics,
+    view,
+};
+
+/// How soon a job is tried again whose publication was not confirmed.
+const DEFER: Duration = Duration::from_secs(2);
+
+/// When a reply is offered again that was taken by a process which then vanished.
+const REPLY_AGAIN: Duration = Duration::from_secs(60);
+
+/// Settings of the relay.
+#[derive(Debug, Clone, Copy)]
+pub struct Options {
+    /// The longest time between two looks at the store.
+    pub poll: Duration,
+    /// Jobs per round.
+    pub batch: usize,
+    /// When an available job that nobody claimed is published again.
+    pub unclaimed: Duration,
+}
+
+/// What one round did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Round {
+    /// Jobs that are on the queue now.
+    pub published: usize,
+    /// Jobs that stay due.
+    pub failed: usize,
+    /// Replies that were sent or dropped.
+    pub replies: usize,
+}
+
+/// The relay.
+#[derive(Debug)]
+pub struct Relay {
+    store: SharedStore,
+    queue: SharedQueue,
+    wake: Arc<Notify>,
+    options: Options,
+}
+
+impl Relay {
+    /// A relay between `store` and `queue`; `wake` makes it look before its time.
+    pub fn new(store: SharedStore, queue: SharedQueue, wake: Arc<Notify>, options: Options) -> Self {
+        Self { store, queue, wake, options }
+    }
+
+    /// Runs rounds until `stop`.
+    pub async fn run(self, stop: CancellationToken) {
+        if !self.queue.survives_restart() {
+            // The messages of the last process are gone with it, so nothing that is available has one.
+            let mut failures = 0;
+            while let Err(error) = self.store.republish_all().await {
+                tracing::warn!(%error, "the relay cannot read the store; trying again");
+                failures += 1;
+                tokio::select! {
+                    () = stop.cancelled() => return,
+                    () = tokio::time::sleep(RECONNECT.wait(failures, fastrand::f64())) => {}
+                }
+            }
+        }
+        let mut failures = 0;
+        while !stop.is_cancelled() {
+            let wait = match self.run_once().await {
+                Ok(round) if round.failed > 0 => {
+                    failures += 1;
+                    RECONNECT.wait(failures, fastrand::f64())
+                }
+                Ok(round) if round.published == self.options.batch => {
+                    failures = 0;
+                    continue;
+                }
+                Ok(_) => {
+                    failures = 0;
+                    self.until_next_due().await
+                }
+                Err(error) => {
+                    failures += 1;
+                    metrics::STORE_ERRORS.add1(error.kind().as_str(), 1);
+                    if failures == 1 {
+                        tracing::warn!(%error, "the relay cannot reach the store; trying again");
+                    }
+                    RECONNECT.wait(failures, fastrand::f64())
+                }
+            };
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = tokio::time::sleep(wait) => {}
+                // A wake-up cannot make a failing service answer, so backoff is not cut short by it.
+                () = self.wake.notified(), if failures == 0 => {}
+            }
+        }
+    }
+
+    /// One round: publishes what is due, then replies.
+    ///
+    /// # Errors
+    /// The store could not be read or written. What was taken is looked at again in time.
+    pub async fn run_once(&self) -> Result<Round, StoreError> {
+        let due = self.store.take_due(self.options.batch, self.options.unclaimed).await?;
+        let messages = due.iter().map(|due| message(&due.spec)).collect();
+        let mut round = Round::default();
+        let mut failed: Vec<JobId> = Vec::new();
+        for (due, answer) in due.iter().zip(self.queue.publish(messages).await) {
+            match answer {
+                Ok(()) => {
+                    round.published += 1;
+                    metrics::RELAY_PUBLISHED.add1(due.was.as_str(), 1);
+                }
+                Err(error) => {
+                    if failed.is_empty() {
+                        tracing::warn!(queue = %due.spec.queue, %error, "jobs could not be published; they stay due");
+                    }
+                    metrics::RELAY_FAILED.add1(error.kind().as_str(), 1);
+                    failed.push(due.spec.id);
+                }
+            }
+        }
+        if !failed.is_empty() {
+            round.failed = failed.len();
+            self.store.defer(&failed, DEFER).await?;
+        }
+        round.replies = self.reply().await?;
+        Ok(round)
+    }
+
+    async fn until_next_due(&self) -> Duration {
+        let next = self.store.next_due_in().await.ok().flatten();
+        // A little later than the exact time costs less than finding nothing and asking again.
+        next.map_or(self.options.poll, |next| (next + Duration::from_millis(1)).min(self.options.poll))
+    }
+
+    async fn reply(&self) -> Result<usize, StoreError> {
+        let replies = self.store.take_replies(self.options.batch, REPLY_AGAIN).await?;
+        if replies.is_empty() {
+            return Ok(0);
+        }
+        let messages = replies
+            .iter()
+            .map(|reply| Message {
+                to: Address::Reply(reply.reply_to.clone()),
+                body: serde_json::to_vec(&view::job_json(&reply.job, None)).unwrap_or_default().into(),
+                properties: Properties {
+                    message_id: Some(reply.job.spec.id.to_string()),
+                    correlation_id: reply.correlation_id.clone(),
+                    content_type: Some("application/json".into()),
+                    traceparent: reply.job.spec.traceparent.clone(),
+                    ..Properties::default()
+                },
+                priority: 0,
+            })
+            .collect();
+        let mut done = Vec::new();
+        for (reply, answer) in replies.iter().zip(self.queue.publish(messages).await) {
+            match answer {
+                Ok(()) => {
+                    metrics::REPLIES.add1("sent", 1);
+                    done.push(reply.job.spec.id);
+                }
+                // Nobody listens any more; the result stays readable in the store.
+                Err(error) if error.kind() == QueueErrorKind::Unroutable => {
+                    metrics::REPLIES.add1("dropped", 1);
+                    tracing::info!(job.id = %reply.job.spec.id, "the reply queue is gone; the result is in the store");
+                    done.push(reply.job.spec.id);
+                }
+                Err(_) => {}
+            }
+        }
+        if !done.is_empty() {
+            self.store.replied(&done).await?;
+        }
+        Ok(done.len())
+    }
+}

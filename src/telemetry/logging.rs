@@ -1,0 +1,25 @@
+//! Log lines, to standard error.
+
+use std::io::IsTerminal as _;
+
+use anyhow::{Context as _, Result};
+use tracing_subscriber::EnvFilter;
+
+use crate::config::{Log, LogFormat};
+
+/// Starts logging for the whole process. A second call changes nothing.
+///
+/// # Errors
+/// The level is not a filter, which the configuration has checked.
+pub fn init(log: &Log) -> Result<()> {
+    let filter = EnvFilter::try_new(&log.level).context("`log.level` is not a filter")?;
+    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let started = match log.format {
+        LogFormat::Text => lines.with_ansi(log.colors && std::io::stderr().is_terminal()).try_init(),
+        LogFormat::Json => lines.json().flatten_event(true).with_current_span(false).try_init(),
+    };
+    if started.is_err() {
+        tracing::debug!("logging was started before");
+    }
+    Ok(())
+}

@@ -1,0 +1,250 @@
+//! The one catalogue of metrics: every name, unit, label and help text. `docs/metrics.md` is checked
+//! against it by a test.
+//!
+//! Owners and job IDs are never labels. The only label that is not a closed choice is `toolkit`,
+//! which is capped: toolkits beyond [`MAX_TOOLKITS`] are counted as `other`.
+
+use std::{
+    collections::HashSet,
+    sync::{Mutex, OnceLock, PoisonError},
+    time::Duration,
+};
+
+use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
+use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
+
+/// What a metric measures.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Only grows.
+    Counter,
+    /// Goes up and down.
+    Gauge,
+    /// A distribution.
+    Histogram,
+}
+
+/// One metric of the catalogue.
+#[derive(Debug, Clone, Copy)]
+pub struct Metric {
+    /// The full name as Prometheus shows it (histograms add `_bucket`, `_sum` and `_count`).
+    pub name: &'static str,
+    /// What it measures.
+    pub kind: Kind,
+    /// The unit of its values.
+    pub unit: Unit,
+    /// Its labels.
+    pub labels: &'static [&'static str],
+    /// One sentence for people.
+    pub help: &'static str,
+}
+
+/// Most toolkits that get a label value of their own.
+pub const MAX_TOOLKITS: usize = 200;
+
+macro_rules! catalogue {
+    ($($ident:ident = $kind:ident $unit:ident $name:literal [$($label:literal),*] $help:literal;)*) => {
+        $(
+            #[doc = $help]
+            pub const $ident: Metric = Metric {
+                name: $name,
+                kind: Kind::$kind,
+                unit: Unit::$unit,
+                labels: &[$($label),*],
+                help: $help,
+            };
+        )*
+
+        /// Every metric that errand exposes, in the order of the documentation.
+        pub const CATALOGUE: &[Metric] = &[$($ident,)*];
+    };
+}
+
+catalogue! {
+    BUILD_INFO = Gauge Count "errand_build_info" ["version"] "Always 1; the label names the running version.";
+    JOBS_FINISHED = Counter Count "errand_jobs_finished_total" ["queue", "toolkit", "outcome"] "Attempts that ended, by what became of the job: succeeded, failed, retryable, held or cancelled.";
+    ATTEMPT_DURATION = Histogram Seconds "errand_attempt_duration_seconds" ["outcome"] "Time of one call to the tool API, by the outcome of the attempt.";
+    JOB_DURATION = Histogram Seconds "errand_job_duration_seconds" ["queue"] "Time from when a job was first due until its final state was recorded.";
+    QUEUE_WAIT = Histogram Seconds "errand_queue_wait_seconds" ["queue"] "Time from when a job was due until a worker claimed it.";
+    JOBS_IN_FLIGHT = Gauge Count "errand_jobs_in_flight" ["queue"] "Jobs that this process holds at the moment.";
+    CONCURRENCY = Gauge Count "errand_concurrency_limit" ["queue"] "The most jobs that this process holds at once.";
+    RETRIES = Counter Count "errand_retries_total" ["cause"] "Attempts that will be repeated, by the kind of error.";
+    CLAIMS = Counter Count "errand_claims_total" ["queue", "result"] "Deliveries taken from the queue, by what the store said: running, scheduled, ended, duplicate, gone or conflict.";
+    CLAIM_BATCH = Histogram Count "errand_claim_batch_jobs" [] "Jobs per claim write.";
+    CLAIM_DURATION = Histogram Seconds "errand_claim_duration_seconds" [] "Time of one claim write.";
+    FINISH_BATCH = Histogram Count "errand_finish_batch_jobs" [] "Attempts per finish write.";
+    FINISH_DURATION = Histogram Seconds "errand_finish_duration_seconds" [] "Time of one finish write.";
+    FINISH_BACKLOG = Gauge Count "errand_finish_backlog_jobs" [] "Ended attempts that wait to be written.";
+    DUPLICATES = Counter Count "errand_duplicate_deliveries_total" ["queue"] "Deliveries of jobs that were already known; nothing ran twice.";
+    REJECTED = Counter Count "errand_rejected_messages_total" ["reason"] "Messages that are not jobs and were kept whole.";
+    FENCED = Counter Count "errand_fenced_results_total" [] "Results that came after another worker had claimed the job; recorded on their own attempt only.";
+    LATE = Counter Count "errand_late_results_total" [] "Results of a worker presumed lost that were still accepted.";
+    JOBS_WAITING = Gauge Count "errand_jobs" ["queue", "state"] "Jobs in the store that are not final.";
+    JOBS_HELD = Gauge Count "errand_held_jobs" ["reason"] "Held jobs, by what they wait for.";
+    OLDEST_DUE = Gauge Seconds "errand_oldest_due_age_seconds" ["queue"] "How long the oldest due job has waited; jobs scheduled for later do not count.";
+    QUEUE_DEPTH = Gauge Count "errand_queue_depth_messages" ["queue"] "Messages that wait in the broker.";
+    RELAY_PUBLISHED = Counter Count "errand_relay_published_total" ["from"] "Jobs that the relay put on the queue, by the state they were in.";
+    RELAY_FAILED = Counter Count "errand_relay_failed_total" ["kind"] "Publications that the broker did not confirm; the jobs stay due.";
+    REPLIES = Counter Count "errand_replies_total" ["result"] "Results published to the app's reply queue: sent, or dropped because the queue is gone.";
+    RESCUED = Counter Count "errand_rescued_jobs_total" ["to"] "Running jobs of lost workers, by the state they were given.";
+    HEARTBEAT_AGE = Gauge Seconds "errand_heartbeat_age_seconds" [] "Time since this worker last said in the store that it lives.";
+    CONSUMING = Gauge Count "errand_consuming" ["queue"] "1 while this process really consumes the lane.";
+    BROKER_CONNECTED = Gauge Count "errand_broker_connected" [] "1 while the broker is connected.";
+    BROKER_RECONNECTS = Counter Count "errand_broker_reconnects_total" [] "Connections to the broker that were made anew.";
+    STORE_REACHABLE = Gauge Count "errand_store_reachable" [] "1 while the store answers.";
+    STORE_RECONNECTS = Counter Count "errand_store_reconnects_total" [] "Times the store answered again after it had been away.";
+    STORE_ERRORS = Counter Count "errand_store_errors_total" ["kind"] "Store calls that failed, by kind.";
+    LOOKUPS = Counter Count "errand_lookups_total" ["what", "result"] "Look-ups of tools and accounts that had to ask the tool API.";
+    DRAINING = Gauge Count "errand_draining" [] "1 while this process shuts down.";
+}
+
+const SECONDS: &[f64] = &[
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0,
+    600.0, 1800.0, 3600.0,
+];
+const BATCHES: &[f64] = &[1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0];
+
+/// Installs the recorder of the process. [`PrometheusHandle::run_upkeep`] must be called every few
+/// seconds, or samples pile up between scrapes.
+///
+/// # Errors
+/// A recorder is installed already.
+pub fn install() -> Result<PrometheusHandle, BuildError> {
+    let handle = PrometheusBuilder::new()
+        .set_buckets_for_metric(Matcher::Suffix("_seconds".into()), SECONDS)?
+        .set_buckets_for_metric(Matcher::Suffix("_batch_jobs".into()), BATCHES)?
+        .install_recorder()?;
+    describe();
+    gauge!(BUILD_INFO.name, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
+    // A counter that is born with its first event hides that event from every rate, so those that
+    // can be named beforehand start at zero.
+    for metric in CATALOGUE.iter().filter(|metric| metric.labels.is_empty()) {
+        match metric.kind {
+            Kind::Counter => counter!(metric.name).increment(0),
+            Kind::Gauge => gauge!(metric.name).set(0.0),
+            Kind::Histogram => {}
+        }
+    }
+    Ok(handle)
+}
+
+fn describe() {
+    for metric in CATALOGUE {
+        match metric.kind {
+            Kind::Counter => describe_counter!(metric.name, metric.unit, metric.help),
+            Kind::Gauge => describe_gauge!(metric.name, metric.unit, metric.help),
+            Kind::Histogram => describe_histogram!(metric.name, metric.unit, metric.help),
+        }
+    }
+}
+
+impl Metric {
+    /// Adds to a counter without labels.
+    pub(crate) fn add(&self, n: u64) {
+        debug_assert!(self.kind == Kind::Counter && self.labels.is_empty(), "{}", self.name);
+        counter!(self.name).increment(n);
+    }
+
+    /// Adds to a counter with one label.
+    pub(crate) fn add1(&self, value: &str, n: u64) {
+        debug_assert!(self.kind == Kind::Counter && self.labels.len() == 1, "{}", self.name);
+        counter!(self.name, self.labels[0] => value.to_owned()).increment(n);
+    }
+
+    /// Adds to a counter with two labels.
+    pub(crate) fn add2(&self, values: [&str; 2], n: u64) {
+        debug_assert!(self.kind == Kind::Counter && self.labels.len() == 2, "{}", self.name);
+        counter!(self.name, self.labels[0] => values[0].to_owned(), self.labels[1] => values[1].to_owned())
+            .increment(n);
+    }
+
+    /// Sets a gauge without labels.
+    pub(crate) fn set(&self, value: f64) {
+        debug_assert!(self.kind == Kind::Gauge && self.labels.is_empty(), "{}", self.name);
+        gauge!(self.name).set(value);
+    }
+
+    /// Sets a gauge with one label.
+    pub(crate) fn set1(&self, label: &str, value: f64) {
+        debug_assert!(self.kind == Kind::Gauge && self.labels.len() == 1, "{}", self.name);
+        gauge!(self.name, self.labels[0] => label.to_owned()).set(value);
+    }
+
+    /// Sets a gauge with two labels.
+    pub(crate) fn set2(&self, labels: [&str; 2], value: f64) {
+        debug_assert!(self.kind == Kind::Gauge && self.labels.len() == 2, "{}", self.name);
+        gauge!(self.name, self.labels[0] => labels[0].to_owned(), self.labels[1] => labels[1].to_owned())
+            .set(value);
+    }
+
+    /// Adds a sample to a histogram without labels.
+    pub(crate) fn record(&self, value: f64) {
+        debug_assert!(self.kind == Kind::Histogram && self.labels.is_empty(), "{}", self.name);
+        histogram!(self.name).record(value);
+    }
+
+    /// Adds a sample to a histogram with one label.
+    pub(crate) fn record1(&self, label: &str, value: f64) {
+        debug_assert!(self.kind == Kind::Histogram && self.labels.len() == 1, "{}", self.name);
+        histogram!(self.name, self.labels[0] => label.to_owned()).record(value);
+    }
+}
+
+/// The gauge of jobs in flight of a lane.
+pub(crate) fn in_flight(queue: &str) -> metrics::Gauge {
+    gauge!(JOBS_IN_FLIGHT.name, "queue" => queue.to_owned())
+}
+
+/// Counts what became of a job when an attempt ended.
+pub(crate) fn job_finished(queue: &str, toolkit: Option<&str>, outcome: &'static str) {
+    let toolkit = toolkit.map_or("none", toolkit_label);
+    counter!(JOBS_FINISHED.name, "queue" => queue.to_owned(), "toolkit" => toolkit, "outcome" => outcome)
+        .increment(1);
+}
+
+/// The label value of a toolkit: itself while there are few, `other` afterwards. A toolkit is
+/// interned once and for ever, so the leak is bounded by [`MAX_TOOLKITS`].
+fn toolkit_label(toolkit: &str) -> &'static str {
+    static SEEN: OnceLock<Mutex<HashSet<&'static str>>> = OnceLock::new();
+    let mut seen = SEEN.get_or_init(Mutex::default).lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(label) = seen.get(toolkit) {
+        return label;
+    }
+    if seen.len() >= MAX_TOOLKITS || toolkit.len() > 64 {
+        return "other";
+    }
+    let label: &'static str = Box::leak(toolkit.to_owned().into_boxed_str());
+    seen.insert(label);
+    label
+}
+
+/// How often [`PrometheusHandle::run_upkeep`] is called.
+pub const UPKEEP: Duration = Duration::from_secs(2);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_follow_the_conventions() {
+        let mut seen = HashSet::new();
+        for metric in CATALOGUE {
+            assert!(metric.name.starts_with("errand_"), "{}", metric.name);
+            assert_eq!(metric.name.ends_with("_total"), metric.kind == Kind::Counter, "{}", metric.name);
+            if metric.unit == Unit::Seconds {
+                assert!(metric.name.ends_with("_seconds"), "{}", metric.name);
+            }
+            assert!(metric.help.ends_with('.'), "{}", metric.name);
+            assert!(seen.insert(metric.name), "{} is declared twice", metric.name);
+        }
+    }
+
+    #[test]
+    fn toolkits_beyond_the_cap_share_one_label() {
+        for n in 0..MAX_TOOLKITS + 10 {
+            let _label = toolkit_label(&format!("toolkit-{n}"));
+        }
+        assert_eq!(toolkit_label("one-more"), "other");
+        assert_eq!(toolkit_label("toolkit-0"), "toolkit-0");
+    }
+}

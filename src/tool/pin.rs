@@ -1,0 +1,214 @@
+//! Which toolkit version a job runs. Pure: the sources of pins are given.
+//!
+//! The order is: the job's `version`, the owner's pin, the global pin, `toolkit_versions` in the
+//! configuration, `COMPOSIO_TOOLKIT_VERSION_<TOOLKIT>`. Blank means unset. A source that says
+//! something unusable ends the search with an error: falling through to the next one would run a
+//! version that nobody asked for.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
+
+use crate::{
+    job::Owner,
+    store::{PinRow, PinnedBy},
+};
+
+/// The first version of every toolkit, under which tools are found that were renamed later.
+pub const BASE_VERSION: &str = "00000000_00";
+
+/// The word for the newest version. It moves, so nothing runs with it.
+pub const LATEST: &str = "latest";
+
+const ENV_PREFIX: &str = "COMPOSIO_TOOLKIT_VERSION_";
+
+/// Versions by lower-case toolkit slug.
+pub type VersionMap = BTreeMap<String, String>;
+
+/// What a text asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wanted<'a> {
+    /// Blank or absent.
+    Nothing,
+    /// `latest`.
+    Latest,
+    /// A literal version.
+    Exact(&'a str),
+}
+
+/// A text that is neither blank, nor `latest`, nor a version.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("is not a toolkit version: write `YYYYMMDD_NN`, for example `20251027_00`")]
+pub struct VersionError;
+
+/// What the sources of pins say together.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Decision {
+    /// A literal version.
+    Pinned {
+        /// The version.
+        version: String,
+        /// Who says so.
+        by: PinnedBy,
+    },
+    /// The first source that says anything says `latest`.
+    Latest {
+        /// Who says so.
+        by: PinnedBy,
+    },
+    /// The first source that says anything says something unusable.
+    Malformed {
+        /// What it says.
+        version: String,
+        /// Who says so.
+        by: PinnedBy,
+    },
+    /// Nobody says anything.
+    Unpinned,
+}
+
+/// Whether a text is a literal version: eight digits, an underscore, two digits. The digits are not
+/// checked to be a date, because the API has published some that are not.
+pub fn is_version(text: &str) -> bool {
+    let digits = |part: &[u8]| part.iter().all(u8::is_ascii_digit);
+    matches!(text.as_bytes(), [date @ .., b'_', n1, n2] if date.len() == 8 && digits(date) && digits(&[*n1, *n2]))
+}
+
+/// Reads a version as a job, a pin or a setting gives it.
+///
+/// # Errors
+/// [`VersionError`] when it is neither blank nor a version nor `latest`.
+pub fn wanted(text: Option<&str>) -> Result<Wanted<'_>, VersionError> {
+    match text.map(str::trim) {
+        None | Some("") => Ok(Wanted::Nothing),
+        Some(LATEST) => Ok(Wanted::Latest),
+        Some(version) if is_version(version) => Ok(Wanted::Exact(version)),
+        Some(_) => Err(VersionError),
+    }
+}
+
+/// Decides by precedence. Every source has been looked up for the toolkit in question.
+pub fn decide(
+    asked: Option<&str>,
+    owner_pin: Option<&str>,
+    global_pin: Option<&str>,
+    config: Option<&str>,
+    env: Option<&str>,
+) -> Decision {
+    let sources = [
+        (PinnedBy::Job, asked),
+        (PinnedBy::Owner, owner_pin),
+        (PinnedBy::Global, global_pin),
+        (PinnedBy::Config, config),
+        (PinnedBy::Env, env),
+    ];
+    for (by, text) in sources {
+        match wanted(text) {
+            Ok(Wanted::Nothing) => {}
+            Ok(Wanted::Latest) => return Decision::Latest { by },
+            Ok(Wanted::Exact(version)) => return Decision::Pinned { version: version.to_owned(), by },
+            Err(VersionError) => {
+                return Decision::Malformed { version: text.unwrap_or_default().trim().to_owned(), by };
+            }
+        }
+    }
+    Decision::Unpinned
+}
+
+/// The newest of some versions; texts that are no versions do not count. The API lists versions in
+/// no guaranteed order, and their spelling sorts by time.
+pub fn newest<'a>(versions: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    versions.into_iter().filter(|version| is_version(version)).max()
+}
+
+/// Reads `COMPOSIO_TOOLKIT_VERSION_<TOOLKIT>` from the given variables. Toolkit slugs become lower
+/// case; blank values count as unset.
+pub fn env_pins<K: AsRef<str>, V: AsRef<str>>(vars: impl IntoIterator<Item = (K, V)>) -> VersionMap {
+    vars.into_iter()
+        .filter_map(|(key, value)| {
+            let toolkit = key.as_ref().strip_prefix(ENV_PREFIX)?.to_lowercase();
+            let version = value.as_ref().trim();
+            (!toolkit.is_empty() && !version.is_empty()).then(|| (toolkit, version.to_owned()))
+        })
+        .collect()
+}
+
+/// The variable that pins a toolkit.
+pub fn env_name(toolkit: &str) -> String {
+    format!("{ENV_PREFIX}{}", toolkit.to_uppercase())
+}
+
+/// A snapshot of the store's pins.
+#[derive(Debug, Default)]
+pub struct PinTable {
+    global: HashMap<String, String>,
+    owners: HashMap<Owner, HashMap<String, String>>,
+}
+
+impl PinTable {
+    /// Arranges the rows for look-ups.
+    pub fn new(rows: Vec<PinRow>) -> Self {
+        let mut table = Self::default();
+        for PinRow { owner, toolkit, version } in rows {
+            let pins = match owner {
+                Some(owner) => table.owners.entry(owner).or_default(),
+                None => &mut table.global,
+            };
+            pins.insert(toolkit.to_lowercase(), version);
+        }
+        table
+    }
+
+    /// The owner's own pin.
+    pub fn owner(&self, owner: &Owner, toolkit: &str) -> Option<&str> {
+        self.owners.get(owner)?.get(toolkit).map(String::as_str)
+    }
+
+    /// The pin for everybody.
+    pub fn global(&self, toolkit: &str) -> Option<&str> {
+        self.global.get(toolkit).map(String::as_str)
+    }
+}
+
+/// All sources of pins but the job itself. Cheap to clone; a new snapshot of the store's pins
+/// replaces the table.
+#[derive(Debug, Clone, Default)]
+pub struct PinSources {
+    /// The store's pins.
+    pub table: Arc<PinTable>,
+    /// `toolkit_versions` in the configuration.
+    pub config: Arc<VersionMap>,
+    /// The environment, as [`env_pins`] reads it.
+    pub env: Arc<VersionMap>,
+}
+
+impl PinSources {
+    /// Decides the version of a job of this owner whose tool belongs to this toolkit.
+    pub fn decide(&self, asked: Option<&str>, owner: &Owner, toolkit: &str) -> Decision {
+        decide(
+            asked,
+            self.table.owner(owner, toolkit),
+            self.table.global(toolkit),
+            self.config.get(toolkit).map(String::as_str),
+            self.env.get(toolkit).map(String::as_str),
+        )
+    }
+
+    /// The toolkits that are pinned for this owner by any source and whose slug, in upper case, begins
+    /// the tool's slug; longest first. Only a guess of where to look: what a tool belongs to is said
+    /// by its description alone.
+    pub(super) fn candidates(&self, owner: &Owner, tool: &str) -> Vec<String> {
+        let pinned = self.table.owners.get(owner).into_iter().flat_map(HashMap::keys);
+        let pinned = pinned.chain(self.table.global.keys()).chain(self.config.keys()).chain(self.env.keys());
+        let mut found: Vec<String> = pinned
+            .filter(|toolkit| {
+                tool.strip_prefix(toolkit.to_uppercase().as_str()).is_some_and(|rest| rest.starts_with('_'))
+            })
+            .cloned()
+            .collect();
+        found.sort_by(|a, b| b.len().cmp(&a.len()).then_with(|| a.cmp(b)));
+        found.dedup();
+        found
+    }
+}

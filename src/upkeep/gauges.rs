@@ -1,0 +1,77 @@
+//! Reads the figures that only the store and the broker know, for the gauges.
+
+use std::{collections::HashSet, time::Duration};
+
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    job::{HeldReason, QueueName, State},
+    queue::SharedQueue,
+    store::{SharedStore, StoreError},
+    telemetry::metrics,
+};
+
+/// Sets the gauges of store and broker at regular times.
+#[derive(Debug)]
+pub struct Gauges {
+    store: SharedStore,
+    queue: SharedQueue,
+    lanes: Vec<QueueName>,
+    every: Duration,
+    reconnects: u64,
+}
+
+impl Gauges {
+    /// Gauges of these lanes, read once per `every`.
+    pub fn new(store: SharedStore, queue: SharedQueue, lanes: Vec<QueueName>, every: Duration) -> Self {
+        Self { store, queue, lanes, every, reconnects: 0 }
+    }
+
+    /// Reads until `stop`.
+    pub async fn run(mut self, stop: CancellationToken) {
+        while !stop.is_cancelled() {
+            if let Err(error) = self.run_once().await {
+                tracing::debug!(%error, "the gauges could not be read");
+            }
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = tokio::time::sleep(self.every) => {}
+            }
+        }
+    }
+
+    /// Reads once.
+    ///
+    /// # Errors
+    /// The store could not be read.
+    pub async fn run_once(&mut self) -> Result<(), StoreError> {
+        metrics::BROKER_CONNECTED.set(f64::from(u8::from(self.queue.connected())));
+        let reconnects = self.queue.reconnects();
+        metrics::BROKER_RECONNECTS.add(reconnects.saturating_sub(self.reconnects));
+        self.reconnects = reconnects;
+        for lane in &self.lanes {
+            if let Ok(depth) = self.queue.depth(lane).await {
+                metrics::QUEUE_DEPTH.set1(lane.as_str(), depth.ready as f64);
+            }
+        }
+        let census = self.store.census().await?;
+        // A gauge that was set once must be set to zero when its jobs are gone.
+        let mut lanes: HashSet<&QueueName> = self.lanes.iter().collect();
+        lanes.extend(census.jobs.iter().map(|(lane, ..)| lane));
+        for lane in lanes {
+            for state in State::ALL.iter().copied().filter(|state| !state.is_final()) {
+                let found = census.jobs.iter().find(|(l, s, _)| l == lane && *s == state);
+                let count = found.map_or(0, |(.., count)| *count);
+                metrics::JOBS_WAITING.set2([lane.as_str(), state.as_str()], count as f64);
+            }
+            let oldest = census.oldest_due.iter().find(|(l, _)| l == lane);
+            let age = oldest.map_or(Duration::ZERO, |(_, age)| *age);
+            metrics::OLDEST_DUE.set1(lane.as_str(), age.as_secs_f64());
+        }
+        for reason in HeldReason::ALL {
+            let found = census.held.iter().find(|(r, _)| r == reason);
+            metrics::JOBS_HELD.set1(reason.as_str(), found.map_or(0, |(_, count)| *count) as f64);
+        }
+        Ok(())
+    }
+}

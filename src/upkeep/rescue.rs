@@ -1,0 +1,214 @@
+//! Takes over the running jobs of workers that stopped beating.
+//!
+//! What may be repeated is due again; a call that counts and may have been made is held for a
+//! person. A job that had nothing frozen cannot have been sent, so it is simply given back. The
+//! result of a worker that was only presumed dead is still accepted while nobody has claimed the
+//! job again (the store's `finish` sees to that).
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    backoff::RECONNECT,
+    clock::SharedClock,
+    job::{Attempt, AttemptOutcome, Ending, ErrorKind, HeldReason, JobError, RetryPolicy},
+    store::{By, Finish, Finished, LostJob, SharedStore, StoreError},
+    telemetry::metrics,
+};
+
+/// Workers that have been silent for this many leases and hold nothing are forgotten.
+const FORGET_AFTER_LEASES: u32 = 20;
+
+/// Settings of the rescue.
+#[derive(Debug, Clone, Copy)]
+pub struct Options {
+    /// Time between two looks.
+    pub poll: Duration,
+    /// Jobs per round.
+    pub batch: usize,
+    /// Age of a heartbeat from which a worker is lost.
+    pub lease: Duration,
+    /// When to try again.
+    pub retry: RetryPolicy,
+}
+
+/// The rescue.
+#[derive(Debug)]
+pub struct Rescue {
+    store: SharedStore,
+    clock: SharedClock,
+    relay_wake: Arc<Notify>,
+    options: Options,
+}
+
+impl Rescue {
+    /// A rescue on `store`; wakes the relay when it made jobs due.
+    pub fn new(store: SharedStore, clock: SharedClock, relay_wake: Arc<Notify>, options: Options) -> Self {
+        Self { store, clock, relay_wake, options }
+    }
+
+    /// Looks until `stop`; pages follow each other without a pause while they are full.
+    pub async fn run(self, stop: CancellationToken) {
+        let mut failures = 0;
+        while !stop.is_cancelled() {
+            let wait = match self.run_once().await {
+                Ok(rescued) if rescued == self.options.batch => {
+                    failures = 0;
+                    continue;
+                }
+                Ok(_) => {
+                    failures = 0;
+                    // Processes that started together need not look together.
+                    self.options.poll.mul_f64(0.75 + fastrand::f64() / 2.0)
+                }
+                Err(error) => {
+                    failures += 1;
+                    if failures == 1 {
+                        tracing::warn!(%error, "the rescue cannot reach the store; trying again");
+                    }
+                    RECONNECT.wait(failures, fastrand::f64())
+                }
+            };
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = tokio::time::sleep(wait) => {}
+            }
+        }
+    }
+
+    /// One page; returns how many jobs were taken over.
+    ///
+    /// # Errors
+    /// The store could not be read or written.
+    pub async fn run_once(&self) -> Result<usize, StoreError> {
+        let lost = self.store.lost_jobs(self.options.lease, self.options.batch).await?;
+        if lost.is_empty() {
+            self.store.forget_workers(self.options.lease * FORGET_AFTER_LEASES).await?;
+            return Ok(0);
+        }
+        let now = self.clock.now();
+        let finishes: Vec<Finish> = lost
+            .iter()
+            .map(|job| {
+                let (outcome, ending) = verdict(job, &self.options.retry, fastrand::f64());
+                Finish {
+                    id: job.id,
+                    fence: job.fence,
+                    by: By::Rescuer { lease: self.options.lease },
+                    attempt: Attempt {
+                        number: job.attempt,
+                        request_id: job.request_id,
+                        outcome,
+                        http_status: None,
+                        log_id: None,
+                        version: job.frozen.as_ref().map(|frozen| frozen.version.clone()),
+                        error: ending.error().cloned(),
+                        started_at: job.started_at,
+                        finished_at: now.max(job.started_at),
+                    },
+                    ending,
+                }
+            })
+            .collect();
+        let mut rescued = 0;
+        for (job, finished) in lost.iter().zip(self.store.finish(&finishes).await?) {
+            if let Finished::Applied { state, .. } = finished {
+                rescued += 1;
+                metrics::RESCUED.add1(state.as_str(), 1);
+                tracing::warn!(job.id = %job.id, attempt.n = job.attempt, state = %state, "job of a lost worker taken over");
+            }
+        }
+        if rescued > 0 {
+            self.relay_wake.notify_one();
+        }
+        Ok(rescued)
+    }
+}
+
+/// What becomes of a job whose worker is lost.
+fn verdict(job: &LostJob, retry: &RetryPolicy, random: f64) -> (AttemptOutcome, Ending) {
+    let Some(frozen) = &job.frozen else {
+        return (AttemptOutcome::Interrupted, Ending::Snooze { after: Duration::ZERO, error: None });
+    };
+    if !frozen.effect.may_repeat() {
+        let error = JobError::new(
+            ErrorKind::WorkerLost,
+            format!(
+                "the worker disappeared during the call with request ID {}, so it is unknown whether the tool ran; \
+                 look there, then release the job with --succeeded, --failed or --retry",
+                job.request_id
+            ),
+        );
+        return (AttemptOutcome::Lost, Ending::Hold { reason: HeldReason::UnknownOutcome, error });
+    }
+    let error = JobError::new(ErrorKind::WorkerLost, "the worker disappeared during the call");
+    // The wait is left out: the lease was the wait, and the call is safe to repeat.
+    let ending = match retry.next(job.budget, job.spent.saturating_add(1), job.age, None, random) {
+        Some(_) => Ending::Retry { after: Duration::ZERO, error },
+        None => Ending::Fail { error },
+    };
+    (AttemptOutcome::Lost, ending)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        backoff,
+        job::{Budget, Effect, Fence, JobId, RequestId},
+        store::{Frozen, PinnedBy},
+    };
+
+    const RETRY: RetryPolicy = RetryPolicy {
+        intervals: backoff::RECONNECT,
+        max_attempts: 3,
+        max_retry_after: Duration::from_secs(60),
+        max_throttled_age: Duration::from_secs(60),
+    };
+
+    fn lost(effect: Option<Effect>, spent: u32) -> LostJob {
+        LostJob {
+            id: JobId::new(),
+            fence: Fence(1),
+            attempt: spent + 1,
+            spent,
+            request_id: RequestId::new(),
+            started_at: jiff::Timestamp::UNIX_EPOCH,
+            frozen: effect.map(|effect| Frozen {
+                toolkit: "t".into(),
+                version: "20250101_00".into(),
+                pinned_by: PinnedBy::Job,
+                account: None,
+                effect,
+            }),
+            budget: Budget::default(),
+            age: Duration::ZERO,
+        }
+    }
+
+    #[test]
+    fn a_call_that_counts_is_held_and_never_repeated() {
+        let (outcome, ending) = verdict(&lost(Some(Effect::Once), 0), &RETRY, 0.5);
+        assert_eq!(outcome, AttemptOutcome::Lost);
+        assert!(matches!(ending, Ending::Hold { reason: HeldReason::UnknownOutcome, .. }));
+    }
+
+    #[test]
+    fn repeatable_calls_are_due_at_once_within_their_budget() {
+        for effect in [Effect::Safe, Effect::Idempotent] {
+            let (_, ending) = verdict(&lost(Some(effect), 0), &RETRY, 0.5);
+            assert!(matches!(ending, Ending::Retry { after: Duration::ZERO, .. }));
+            let (_, ending) = verdict(&lost(Some(effect), 2), &RETRY, 0.5);
+            assert!(matches!(ending, Ending::Fail { .. }));
+        }
+    }
+
+    #[test]
+    fn a_job_that_cannot_have_been_sent_spends_nothing() {
+        let (outcome, ending) = verdict(&lost(None, 0), &RETRY, 0.5);
+        assert_eq!(outcome, AttemptOutcome::Interrupted);
+        assert!(!ending.spends_attempt());
+    }
+}

@@ -1,0 +1,493 @@
+//! What an answer of the tool API means for its job. Pure.
+//!
+//! The question behind every rule is whether the tool may have run. A reply is first turned into
+//! one of a closed set of causes: by the API's slug, then by its code, then by the HTTP status,
+//! because slugs are unique while codes repeat between families and statuses changed over time.
+//!
+//! What this module does not do: count attempts, choose waits, look at execution logs. It says
+//! [`Next::Retry`] and the budget decides; it says [`Next::Unknown`] and the caller verifies or
+//! holds.
+
+use std::{sync::Arc, time::Duration};
+
+use serde_json::value::RawValue;
+
+use crate::{
+    job::{AttemptOutcome, Effect, ErrorKind, HeldReason, JobError, Owner},
+    tool::{
+        Answer, ApiError, Body, Reply, ToolResult,
+        account::needs_connection,
+        error::{failure_texts, is_key_problem, mask},
+        setback::said,
+    },
+};
+
+/// What is known about the call.
+#[derive(Debug, Clone, Copy)]
+pub struct Context<'a> {
+    /// What repeating the call does.
+    pub effect: Effect,
+    /// The account that was sent along, if any.
+    pub account: Option<&'a str>,
+    /// The job named that account itself.
+    pub explicit_account: bool,
+    /// Whose account it is.
+    pub owner: &'a Owner,
+    /// The tool's toolkit.
+    pub toolkit: &'a str,
+    /// The tool.
+    pub tool: &'a str,
+    /// The version that was asked for.
+    pub version: &'a str,
+}
+
+/// What a reply means.
+#[derive(Debug)]
+pub struct Classified {
+    /// How the attempt ended.
+    pub outcome: AttemptOutcome,
+    /// The HTTP status, when one was received.
+    pub http_status: Option<u16>,
+    /// The execution log ID, when the API gave one.
+    pub log_id: Option<String>,
+    /// The API's own request ID, when it differs from ours.
+    pub api_request_id: Option<String>,
+    /// The notice that the pinned version will go away, verbatim.
+    pub deprecated: Option<String>,
+    /// The API says that the account is gone or unusable, so what is remembered about the owner's
+    /// accounts is outdated.
+    pub forget_account: bool,
+    /// What becomes of the job.
+    pub next: Next,
+}
+
+/// What becomes of the job after a reply.
+#[derive(Debug)]
+pub enum Next {
+    /// Done.
+    Succeed {
+        /// The tool's `data`, verbatim.
+        result: Arc<RawValue>,
+    },
+    /// Final failure.
+    Fail {
+        /// Why.
+        error: JobError,
+    },
+    /// Safe to make again, if the budget allows.
+    Retry {
+        /// Why the attempt did not succeed.
+        error: JobError,
+        /// The API's wish, if it said one.
+        retry_after: Option<Duration>,
+    },
+    /// Safe to make again, without spending an attempt.
+    Throttled {
+        /// Why the attempt did not succeed.
+        error: JobError,
+        /// The API's wish, if it said one.
+        retry_after: Option<Duration>,
+    },
+    /// Parked.
+    Hold {
+        /// What it waits for.
+        reason: HeldReason,
+        /// What a person should know or do.
+        error: JobError,
+    },
+    /// Nobody knows whether the tool ran, and it must not run twice: verify, or hold.
+    Unknown {
+        /// What is known.
+        error: JobError,
+    },
+}
+
+/// Why the API did not run a tool, or why that is not known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Cause {
+    /// Too many requests; nothing ran.
+    Throttled,
+    /// errand's own key is not accepted; nothing ran.
+    Key,
+    /// There is no such tool at that version; nothing ran.
+    UnknownTool,
+    /// The owner has no account for the toolkit; nothing ran.
+    NoConnection,
+    /// The account is expired or otherwise unusable; nothing ran.
+    DeadConnection,
+    /// There is no such account; nothing ran.
+    UnknownAccount,
+    /// The account belongs to somebody else; nothing ran.
+    OtherOwner,
+    /// Refused for another reason; nothing ran.
+    Refused,
+    /// Whether anything ran is not known.
+    Unknown,
+}
+
+/// Says what a reply means.
+pub fn classify(reply: Reply, context: &Context<'_>) -> Classified {
+    let (outcome, next, answer) = match reply {
+        Reply::NotSent(cause) => {
+            let message = format!("the tool API could not be reached, nothing was sent: {}", mask(&cause));
+            let error = JobError::new(ErrorKind::NotSent, message);
+            (AttemptOutcome::NotSent, Next::Retry { error, retry_after: None }, Meta::default())
+        }
+        Reply::NoAnswer(cause) => {
+            let next = unknown(context, None, &format!("the call was sent and no answer came: {cause}"));
+            (AttemptOutcome::Unknown, next, Meta::default())
+        }
+        Reply::Answered(answer) => return answered(answer, context),
+    };
+    answer.classified(outcome, next)
+}
+
+fn answered(answer: Answer, context: &Context<'_>) -> Classified {
+    let Answer { status, retry_after, request_id, deprecated, body } = answer;
+    let mut meta =
+        Meta { http_status: Some(status), api_request_id: request_id, deprecated, ..Meta::default() };
+    let success = (200..300).contains(&status);
+    let said = match body {
+        Body::Result(result) if success => {
+            meta.log_id = result.log_id.clone();
+            let (outcome, next) = ran(result, retry_after, context);
+            meta.forget_account = is_dead_connection(&next);
+            return meta.classified(outcome, next);
+        }
+        // A success that comes with an error status is a contradiction, and then nothing is known.
+        Body::Result(result) if result.successful && result.error.is_none() => {
+            meta.log_id = result.log_id;
+            let next = unknown(
+                context,
+                retry_after,
+                &format!("the tool API answered HTTP {status} with a success in it"),
+            );
+            return meta.classified(AttemptOutcome::Unknown, next);
+        }
+        Body::Result(result) => {
+            meta.log_id = result.log_id;
+            Said::Api(ApiError { message: result.error, ..ApiError::default() })
+        }
+        Body::Error(error) => Said::Api(error),
+        Body::Opaque => Said::Nothing("without a body that the tool API would send"),
+        Body::Broken(_) => Said::Lost,
+        Body::TooLarge if success => {
+            let error = JobError::new(
+                ErrorKind::ResultTooLarge,
+                format!(
+                    "the tool `{}` ran, but its answer is larger than the limit, so the result is not kept; ask \
+                     for less, or raise the limit, and mind that the tool has run already",
+                    context.tool
+                ),
+            );
+            return meta.classified(AttemptOutcome::Unknown, Next::Fail { error });
+        }
+        Body::TooLarge => Said::Nothing("with a body that is larger than the limit"),
+    };
+    let cause = match &said {
+        Said::Api(error) => cause(status, error, context),
+        // These statuses mean different things, which only the API's words would tell apart.
+        Said::Nothing(_) | Said::Lost if matches!(status, 404 | 410 | 422) => Cause::Refused,
+        Said::Nothing(_) | Said::Lost => by_status(status),
+    };
+    let (outcome, next) = refused(cause, status, said, retry_after, context);
+    meta.forget_account = is_dead_connection(&next)
+        || matches!(cause, Cause::NoConnection | Cause::DeadConnection | Cause::UnknownAccount);
+    meta.classified(outcome, next)
+}
+
+/// What came with a status that is no success.
+enum Said {
+    /// The API's own words.
+    Api(ApiError),
+    /// Something that the API would not say, so perhaps it was not the API that answered.
+    Nothing(&'static str),
+    /// A body that was lost on the way.
+    Lost,
+}
+
+impl Said {
+    fn error(&self) -> ApiError {
+        match self {
+            Self::Api(error) => error.clone(),
+            Self::Nothing(_) | Self::Lost => ApiError::default(),
+        }
+    }
+
+    fn how(&self) -> &'static str {
+        match self {
+            Self::Api(_) => "with an error",
+            Self::Nothing(how) => how,
+            Self::Lost => "and its body was lost",
+        }
+    }
+}
+
+/// The tool ran and reported a result.
+fn ran(result: ToolResult, retry_after: Option<Duration>, context: &Context<'_>) -> (AttemptOutcome, Next) {
+    if result.successful && result.error.is_none() {
+        return (AttemptOutcome::Succeeded, Next::Succeed { result: result.data });
+    }
+    let text = result.error.clone().unwrap_or_default();
+    let provider_status = result.provider_status.or_else(|| legacy_status(&text));
+    let tool = context.tool;
+    let mut message = match provider_status {
+        Some(status) => format!("the tool `{tool}` failed, its provider answered {status}"),
+        None => format!("the tool `{tool}` failed"),
+    };
+    if !text.is_empty() {
+        message.push_str(": ");
+        message.push_str(&mask(&text));
+    }
+    let error = JobError::new(ErrorKind::ToolFailed, message);
+    let next = match provider_status {
+        // The provider turned the request away before doing anything.
+        Some(429) => Next::Retry { error, retry_after },
+        Some(500..) if context.effect.may_repeat() => Next::Retry { error, retry_after },
+        None | Some(400 | 401 | 403) if grant_is_gone(&text, &result.data) => {
+            let sentence = format!(
+                "the provider no longer accepts the account that `{}` {} connected for `{}`; connect it again, \
+                 then release the job",
+                context.owner.kind().field(),
+                context.owner.id(),
+                context.toolkit
+            );
+            let said_error = ApiError { message: Some(text), ..ApiError::default() };
+            Next::Hold {
+                reason: HeldReason::Connection,
+                error: said(ErrorKind::NeedsReconnection, sentence, &said_error),
+            }
+        }
+        Some(_) | None => Next::Fail { error },
+    };
+    (AttemptOutcome::ToolFailed, next)
+}
+
+/// Runs before the end of 2025 reported the provider's status only in words: `404 Client Error: ...`.
+fn legacy_status(text: &str) -> Option<u16> {
+    let (status, words) = text.split_at_checked(3)?;
+    let status: u16 = status.parse().ok().filter(|status| (400..600).contains(status))?;
+    let words = words.trim_start();
+    (words.starts_with("Client Error") || words.starts_with("Server Error")).then_some(status)
+}
+
+/// Whether a provider says that the grant itself is gone. The API may still call the account
+/// active, so these words are the only sign.
+fn grant_is_gone(text: &str, data: &RawValue) -> bool {
+    const WORDS: [&str; 11] = [
+        "invalid_grant",
+        "token_revoked",
+        "token_expired",
+        "invalid_refresh_token",
+        "token has been expired or revoked",
+        "token has been revoked",
+        "refresh token is invalid",
+        "refresh token has expired",
+        "account_inactive",
+        "user_revoked",
+        "authorization has been revoked",
+    ];
+    let says = |text: &str| {
+        let text = text.to_lowercase();
+        WORDS.iter().any(|words| text.contains(words))
+    };
+    says(text) || failure_texts(data).iter().any(|text| says(text))
+}
+
+fn refused(
+    cause: Cause,
+    status: u16,
+    said_body: Said,
+    retry_after: Option<Duration>,
+    context: &Context<'_>,
+) -> (AttemptOutcome, Next) {
+    let Context { owner, toolkit, tool, version, .. } = context;
+    let (field, owner_id) = (owner.kind().field(), owner.id());
+    let api = said_body.error();
+    let fail = |kind, sentence| Next::Fail { error: said(kind, sentence, &api) };
+    let hold = |reason, kind, sentence| Next::Hold { reason, error: said(kind, sentence, &api) };
+    let next = match cause {
+        Cause::Throttled => {
+            let sentence = "the tool API is throttling; the call is made again later".into();
+            let error = said(ErrorKind::Throttled, sentence, &api);
+            return (AttemptOutcome::Throttled, Next::Throttled { error, retry_after });
+        }
+        Cause::Unknown => {
+            let what = format!("the tool API answered HTTP {status} {}", said_body.how());
+            let next = match unknown_error(&what, &api) {
+                error if context.effect.may_repeat() => Next::Retry { error, retry_after },
+                error => Next::Unknown { error },
+            };
+            return (AttemptOutcome::Unknown, next);
+        }
+        Cause::Key => hold(
+            HeldReason::Credentials,
+            ErrorKind::Credentials,
+            format!(
+                "the tool API does not accept errand's API key (HTTP {status}); correct the key, then release the job"
+            ),
+        ),
+        Cause::UnknownTool => fail(
+            ErrorKind::UnknownTool,
+            format!(
+                "the tool API has no tool `{tool}` at version `{version}` of `{toolkit}`; pin a version that has it, \
+                 or correct the slug"
+            ),
+        ),
+        Cause::UnknownAccount => match context.account {
+            None => {
+                hold(HeldReason::Connection, ErrorKind::NeedsConnection, needs_connection(owner, toolkit))
+            }
+            Some(account) if context.explicit_account => fail(
+                ErrorKind::AccountNotFound,
+                format!(
+                    "there is no connected account `{account}`; name an account of this project in \
+                     `connected_account_id`, or leave the field out"
+                ),
+            ),
+            Some(account) => fail(
+                ErrorKind::AccountNotFound,
+                format!(
+                    "the connected account `{account}`, which was chosen for this job, no longer exists; enqueue \
+                     the job anew to use the account that `{field}` {owner_id} has connected since"
+                ),
+            ),
+        },
+        Cause::NoConnection => {
+            hold(HeldReason::Connection, ErrorKind::NeedsConnection, needs_connection(owner, toolkit))
+        }
+        Cause::DeadConnection => hold(
+            HeldReason::Connection,
+            ErrorKind::NeedsReconnection,
+            format!(
+                "the account that `{field}` {owner_id} connected for `{toolkit}` can no longer be used; connect it \
+                 again for exactly this ID, then release the job"
+            ),
+        ),
+        Cause::OtherOwner => fail(
+            ErrorKind::AccountMismatch,
+            match context.account {
+                Some(account) => format!(
+                    "the connected account `{account}` does not belong to `{field}` {owner_id}; name one of its \
+                     own accounts, or correct `{field}`"
+                ),
+                None => {
+                    format!("the tool API finds that the account does not belong to `{field}` {owner_id}")
+                }
+            },
+        ),
+        Cause::Refused => match said_body {
+            // Gateways answer like this when they are troubled, and the API was not even asked.
+            Said::Nothing(how) if matches!(status, 403 | 404) => Next::Retry {
+                error: JobError::new(
+                    ErrorKind::Refused,
+                    format!(
+                        "HTTP {status} came back {how}, so something in front of the tool API refused the call"
+                    ),
+                ),
+                retry_after,
+            },
+            // Why it was refused is lost, and nothing ran, so asking again is the way to know.
+            Said::Lost => Next::Retry {
+                error: JobError::new(
+                    ErrorKind::Refused,
+                    format!(
+                        "the tool API refused the call (HTTP {status}) and the reason was lost on the way"
+                    ),
+                ),
+                retry_after,
+            },
+            Said::Api(_) | Said::Nothing(_) => {
+                fail(ErrorKind::Refused, format!("the tool API refused to run `{tool}` (HTTP {status})"))
+            }
+        },
+    };
+    (AttemptOutcome::Refused, next)
+}
+
+fn unknown(context: &Context<'_>, retry_after: Option<Duration>, what: &str) -> Next {
+    let error = unknown_error(what, &ApiError::default());
+    if context.effect.may_repeat() { Next::Retry { error, retry_after } } else { Next::Unknown { error } }
+}
+
+fn unknown_error(what: &str, api: &ApiError) -> JobError {
+    said(ErrorKind::UnknownOutcome, format!("{what}; whether the tool ran is not known"), api)
+}
+
+fn cause(status: u16, error: &ApiError, context: &Context<'_>) -> Cause {
+    by_slug(error, context)
+        .or_else(|| is_key_problem(status, error).then_some(Cause::Key))
+        .or_else(|| error.code.and_then(by_code))
+        .unwrap_or_else(|| by_status(status))
+}
+
+fn by_slug(error: &ApiError, context: &Context<'_>) -> Option<Cause> {
+    let cause = match error.slug.as_deref()? {
+        "HTTP_TooManyRequests" => Cause::Throttled,
+        "Tool_ToolNotFound" | "ActionExecute_ToolNotFound" | "ToolRouterV2_ToolNotFound" => {
+            Cause::UnknownTool
+        }
+        // One slug for two things; the code tells them apart, and without it what was sent does.
+        "ActionExecute_ConnectedAccountNotFound" => match error.code {
+            Some(1810) => Cause::NoConnection,
+            Some(_) => Cause::UnknownAccount,
+            None if context.account.is_some() => Cause::UnknownAccount,
+            None => Cause::NoConnection,
+        },
+        "ToolRouterV2_NoActiveConnection" => Cause::NoConnection,
+        "ConnectedAccount_ResourceNotFound" | "ToolRouterV2_InvalidConnectedAccountIds" => {
+            Cause::UnknownAccount
+        }
+        "ActionExecute_ConnectedAccountEntityIdRequired"
+        | "ActionExecute_ConnectedAccountEntityIdMismatch" => Cause::OtherOwner,
+        "ActionExecute_ConnectedAccountExpired" => Cause::DeadConnection,
+        _ => return None,
+    };
+    Some(cause)
+}
+
+fn by_code(code: i64) -> Option<Cause> {
+    let cause = match code {
+        10429 => Cause::Throttled,
+        1800 | 2401 | 4301 => Cause::UnknownTool,
+        1810 | 4302 => Cause::NoConnection,
+        1706 | 1820 => Cause::DeadConnection,
+        606 | 1803 | 1806 | 4306 => Cause::UnknownAccount,
+        1811 | 1812 => Cause::OtherOwner,
+        _ => return None,
+    };
+    Some(cause)
+}
+
+fn by_status(status: u16) -> Cause {
+    match status {
+        429 => Cause::Throttled,
+        401 => Cause::Key,
+        404 | 410 => Cause::UnknownTool,
+        422 => Cause::DeadConnection,
+        408 => Cause::Unknown,
+        400..=499 => Cause::Refused,
+        _ => Cause::Unknown,
+    }
+}
+
+fn is_dead_connection(next: &Next) -> bool {
+    matches!(next, Next::Hold { reason: HeldReason::Connection, .. })
+}
+
+/// What is recorded about an attempt besides its outcome.
+#[derive(Default)]
+struct Meta {
+    http_status: Option<u16>,
+    log_id: Option<String>,
+    api_request_id: Option<String>,
+    deprecated: Option<String>,
+    forget_account: bool,
+}
+
+impl Meta {
+    fn classified(self, outcome: AttemptOutcome, next: Next) -> Classified {
+        let Self { http_status, log_id, api_request_id, deprecated, forget_account } = self;
+        Classified { outcome, http_status, log_id, api_request_id, deprecated, forget_account, next }
+    }
+}

@@ -1,0 +1,320 @@
+//! One attempt of one claimed job, from the claim to the recorded outcome.
+
+use std::{
+    panic::AssertUnwindSafe,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use futures_util::FutureExt as _;
+use jiff::Timestamp;
+use tokio::{sync::OwnedSemaphorePermit, time::Instant};
+
+use super::{
+    Shared,
+    classify::{self, Next},
+};
+use crate::{
+    job::{Attempt, AttemptOutcome, Effect, Ending, ErrorKind, HeldReason, JobError, JobSpec, RequestId},
+    store::{By, Claim, Finish, Finished, Freeze, Frozen, Holding},
+    telemetry::metrics,
+    tool::{Call, Reply, setback::Setback},
+};
+
+/// A claimed job.
+pub(super) struct Held {
+    spec: Arc<JobSpec>,
+    request_id: RequestId,
+    holding: Holding,
+    started_at: Timestamp,
+    /// When the job was due for the first time, as far as this process can tell.
+    due_at: Timestamp,
+}
+
+/// How an attempt ended, before it is recorded.
+struct Ended {
+    outcome: AttemptOutcome,
+    http_status: Option<u16>,
+    log_id: Option<String>,
+    ending: Ending,
+}
+
+impl Held {
+    pub(super) fn new(shared: &Shared, claim: Claim, holding: Holding) -> Self {
+        let started_at = shared.deps.clock.now();
+        let due_at = first_due(&claim.spec, holding.created_at, started_at);
+        if holding.attempt == 1 {
+            let waited = started_at.duration_since(due_at).as_secs_f64().max(0.0);
+            metrics::QUEUE_WAIT.record1(claim.spec.queue.as_str(), waited);
+        }
+        Self { spec: claim.spec, request_id: claim.request_id, holding, started_at, due_at }
+    }
+}
+
+/// An app's UUIDv7 says when it made the job, which the store cannot know of a message that waited
+/// in the broker. An implausible time (another clock, another use of the bits) is not believed.
+fn first_due(spec: &JobSpec, created_at: Timestamp, now: Timestamp) -> Timestamp {
+    let made = spec.id.0.get_timestamp().and_then(|stamp| {
+        let (seconds, nanos) = stamp.to_unix();
+        Timestamp::new(i64::try_from(seconds).ok()?, i32::try_from(nanos).ok()?).ok()
+    });
+    let plausible = made.filter(|made| {
+        let age = now.duration_since(*made);
+        age >= jiff::SignedDuration::ZERO && age < jiff::SignedDuration::from_hours(24 * 30)
+    });
+    let enqueued = plausible.map_or(created_at, |made| made.min(created_at));
+    spec.run_at.map_or(enqueued, |run_at| run_at.max(enqueued))
+}
+
+/// Runs the attempt in a task of its own, which owns the permit.
+pub(super) fn start(shared: Arc<Shared>, held: Held, permit: OwnedSemaphorePermit) {
+    shared.note_held(std::iter::once(held.spec.id));
+    let tasks = shared.tasks.clone();
+    tasks.spawn(async move {
+        let in_flight = metrics::in_flight(held.spec.queue.as_str());
+        in_flight.increment(1.0);
+        run(&shared, held).await;
+        in_flight.decrement(1.0);
+        drop(permit);
+    });
+}
+
+async fn run(shared: &Shared, mut held: Held) {
+    // A panic in decoding or classification must not leave the job running for ever.
+    let ended = match AssertUnwindSafe(attempt(shared, &mut held)).catch_unwind().await {
+        Ok(Some(ended)) => ended,
+        // Another worker holds the job now; there is nothing to record.
+        Ok(None) => {
+            shared.note_ended(held.spec.id);
+            return;
+        }
+        Err(_) => panicked(&held),
+    };
+    record(shared, held, ended).await;
+}
+
+/// `None` when the job turned out to be held by somebody else.
+async fn attempt(shared: &Shared, held: &mut Held) -> Option<Ended> {
+    let frozen = match held.holding.frozen.clone() {
+        Some(frozen) => frozen,
+        None => match freeze(shared, held).await {
+            Frozenness::Ready(frozen) => frozen,
+            Frozenness::Ended(ended) => return Some(*ended),
+            Frozenness::Fenced => return None,
+        },
+    };
+    let timeout = held.spec.timeout.unwrap_or(shared.options.timeout);
+    if let Some(ended) = refuse_to_start(shared, &frozen, timeout) {
+        return Some(ended);
+    }
+    let call = Call {
+        request_id: held.request_id,
+        job: held.spec.id,
+        spec: held.spec.clone(),
+        version: frozen.version.clone(),
+        account: frozen.account.clone(),
+        timeout,
+    };
+    let sent = Instant::now();
+    let reply = tokio::select! {
+        reply = shared.deps.api.execute(&call) => reply,
+        () = shared.interrupt.cancelled() => Reply::NoAnswer("the worker shut down during the call".into()),
+    };
+    let ended = judge(shared, held, &frozen, reply);
+    metrics::ATTEMPT_DURATION.record1(ended.outcome.as_str(), sent.elapsed().as_secs_f64());
+    Some(ended)
+}
+
+enum Frozenness {
+    Ready(Frozen),
+    Ended(Box<Ended>),
+    Fenced,
+}
+
+/// Decides pin, account and effect of a job that came without them, and makes the decision durable
+/// before anything is sent.
+async fn freeze(shared: &Shared, held: &mut Held) -> Frozenness {
+    let resolution = tokio::select! {
+        resolution = shared.deps.resolver.decide(&held.spec) => resolution,
+        () = shared.interrupt.cancelled() => return Frozenness::Ended(Box::new(given_back(Duration::ZERO, None))),
+    };
+    let ending = match resolution {
+        Ok(frozen) => {
+            let freeze = Freeze { id: held.spec.id, fence: held.holding.fence, frozen: frozen.clone() };
+            return match shared.freezer.submit(freeze).await {
+                Some(true) => {
+                    held.holding.frozen = Some(frozen.clone());
+                    Frozenness::Ready(frozen)
+                }
+                Some(false) => Frozenness::Fenced,
+                None => Frozenness::Ended(Box::new(given_back(Duration::ZERO, None))),
+            };
+        }
+        Err(Setback::Fail(error)) => Ending::Fail { error },
+        Err(Setback::Hold(reason, error)) => Ending::Hold { reason, error },
+        Err(Setback::Wait { error, retry_after }) => throttled(shared, held, error, retry_after),
+    };
+    Frozenness::Ended(Box::new(Ended {
+        outcome: AttemptOutcome::Interrupted,
+        http_status: None,
+        log_id: None,
+        ending,
+    }))
+}
+
+/// Whether the call must not be started now: the lease may be over, or the process is draining and
+/// a call that counts could not finish.
+fn refuse_to_start(shared: &Shared, frozen: &Frozen, timeout: Duration) -> Option<Ended> {
+    if !shared.lease.may_start_call() {
+        return Some(given_back(Duration::from_secs(1), None));
+    }
+    let until = *shared.drain_until.get()?;
+    let fits = Instant::now() + timeout <= until || frozen.effect.may_repeat();
+    (!fits || shared.interrupt.is_cancelled()).then(|| given_back(Duration::ZERO, None))
+}
+
+fn given_back(after: Duration, error: Option<JobError>) -> Ended {
+    Ended {
+        outcome: AttemptOutcome::Interrupted,
+        http_status: None,
+        log_id: None,
+        ending: Ending::Snooze { after, error },
+    }
+}
+
+/// What the reply means for the job.
+fn judge(shared: &Shared, held: &Held, frozen: &Frozen, reply: Reply) -> Ended {
+    let context = classify::Context {
+        owner: &held.spec.owner,
+        tool: &held.spec.tool,
+        toolkit: &frozen.toolkit,
+        version: &frozen.version,
+        account: frozen.account.as_deref(),
+        explicit_account: held.spec.connected_account_id.is_some(),
+        effect: frozen.effect,
+    };
+    let interrupted = shared.interrupt.is_cancelled();
+    let classified = classify::classify(reply, &context);
+    if classified.forget_account {
+        shared.deps.resolver.forget_account(&held.spec, &frozen.toolkit);
+    }
+    if let Some(notice) = &classified.deprecated {
+        tracing::info!(job.id = %held.spec.id, toolkit = frozen.toolkit, version = frozen.version, notice, "the pinned version will go away");
+    }
+    let ending = match classified.next {
+        Next::Succeed { result } => Ending::Succeed { result },
+        Next::Fail { error } => Ending::Fail { error },
+        Next::Hold { reason, error } => Ending::Hold { reason, error },
+        Next::Throttled { error, retry_after } => throttled(shared, held, error, retry_after),
+        Next::Retry { error, retry_after } => retry(shared, held, error, retry_after),
+        Next::Unknown { error } if frozen.effect.may_repeat() && interrupted => {
+            Ending::Snooze { after: Duration::ZERO, error: Some(error) }
+        }
+        Next::Unknown { error } if frozen.effect.may_repeat() => retry(shared, held, error, None),
+        Next::Unknown { error } => Ending::Hold { reason: HeldReason::UnknownOutcome, error },
+    };
+    Ended {
+        outcome: classified.outcome,
+        http_status: classified.http_status,
+        log_id: classified.log_id,
+        ending,
+    }
+}
+
+fn retry(shared: &Shared, held: &Held, error: JobError, retry_after: Option<Duration>) -> Ending {
+    let spent = held.holding.spent.saturating_add(1);
+    let next =
+        shared.options.retry.next(held.spec.budget, spent, age(shared, held), retry_after, fastrand::f64());
+    match next {
+        Some(after) => Ending::Retry { after, error },
+        None => Ending::Fail { error },
+    }
+}
+
+fn throttled(shared: &Shared, held: &Held, error: JobError, retry_after: Option<Duration>) -> Ending {
+    let (budget, number) = (held.spec.budget, held.holding.attempt);
+    let next =
+        shared.options.retry.throttled(budget, number, age(shared, held), retry_after, fastrand::f64());
+    match next {
+        Some(after) => Ending::Snooze { after, error: Some(error) },
+        None => Ending::Fail { error },
+    }
+}
+
+/// The age at the claim, by the store's clock, and the time since, by ours.
+fn age(shared: &Shared, held: &Held) -> Duration {
+    let since = shared.deps.clock.now().duration_since(held.started_at);
+    held.holding.age.saturating_add(since.try_into().unwrap_or(Duration::ZERO))
+}
+
+fn panicked(held: &Held) -> Ended {
+    let error = JobError::new(
+        ErrorKind::Internal,
+        "errand failed while it processed this job; the call may have been made",
+    );
+    let once = held.holding.frozen.as_ref().is_some_and(|frozen| frozen.effect == Effect::Once);
+    let ending = if once {
+        Ending::Hold { reason: HeldReason::UnknownOutcome, error }
+    } else {
+        Ending::Fail { error }
+    };
+    Ended { outcome: AttemptOutcome::Unknown, http_status: None, log_id: None, ending }
+}
+
+/// Records the attempt and tells the metrics what became of the job.
+async fn record(shared: &Shared, held: Held, ended: Ended) {
+    let Held { spec, request_id, holding, started_at, due_at } = held;
+    let toolkit = holding.frozen.as_ref().map(|frozen| frozen.toolkit.clone());
+    let bytes = match &ended.ending {
+        Ending::Succeed { result } => result.get().len() as u64,
+        _ => 0,
+    };
+    let cause = ended.ending.error().map(|error| error.kind);
+    let finish = Finish {
+        id: spec.id,
+        fence: holding.fence,
+        by: By::Holder,
+        attempt: Attempt {
+            number: holding.attempt,
+            request_id,
+            outcome: ended.outcome,
+            http_status: ended.http_status,
+            log_id: ended.log_id,
+            version: holding.frozen.map(|frozen| frozen.version),
+            error: ended.ending.error().cloned(),
+            started_at,
+            finished_at: shared.deps.clock.now(),
+        },
+        ending: ended.ending,
+    };
+    shared.buffered.fetch_add(bytes, Ordering::Relaxed);
+    let finished = shared.finisher.submit(finish).await;
+    shared.buffered.fetch_sub(bytes, Ordering::Relaxed);
+    let Some(finished) = finished else {
+        // The store was away for the whole shutdown: the job stays in the list of what is left.
+        return;
+    };
+    shared.note_ended(spec.id);
+    match finished {
+        Finished::Applied { state, late } => {
+            metrics::job_finished(spec.queue.as_str(), toolkit.as_deref(), state.as_str());
+            if late {
+                metrics::LATE.add(1);
+            }
+            if state.is_final() {
+                let took = shared.deps.clock.now().duration_since(due_at).as_secs_f64().max(0.0);
+                metrics::JOB_DURATION.record1(spec.queue.as_str(), took);
+            } else if let (crate::job::State::Retryable, Some(cause)) = (state, cause) {
+                metrics::RETRIES.add1(cause.as_str(), 1);
+            }
+            if !state.is_final() || spec.reply_to.is_some() {
+                shared.deps.relay_wake.notify_one();
+            }
+            tracing::debug!(job.id = %spec.id, attempt.n = holding.attempt, state = %state, "attempt recorded");
+        }
+        Finished::Fenced => {
+            metrics::FENCED.add(1);
+            tracing::warn!(job.id = %spec.id, attempt.n = holding.attempt, "a late result was fenced off");
+        }
+    }
+}

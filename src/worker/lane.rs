@@ -1,0 +1,368 @@
+//! One lane: take deliveries when there is room, admit them, claim them in one write, acknowledge,
+//! and start the jobs.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use super::{Shared, execute};
+use crate::{
+    backoff::RECONNECT,
+    bounds::CLAIM_BATCH,
+    job::{
+        Arrival, EnvelopeError, EnvelopeReason, ErrorKind, HeldReason, JobError, JobId, QueueName, RequestId,
+        decode,
+    },
+    queue::{Delivery, QueueError, QueueErrorKind, Settler, Token},
+    store::{Claim, Claimed, Rejected, StoreError, StoreErrorKind, Verdict},
+    telemetry::metrics,
+    tool::setback::Setback,
+};
+
+/// RabbitMQ's documented sweet spot ends at a few hundred unsettled deliveries; claims are short,
+/// so more would only park messages that another worker could run.
+const MAX_PREFETCH: u32 = 500;
+
+/// The namespace of IDs of rejected messages, which are derived from the message.
+const REJECTED_NAMESPACE: Uuid = Uuid::from_u128(0x2d0c_6f5a_9b7e_5f0e_8c52_6572_7261_6e64);
+
+/// Consumes the lane until `stop`, through any number of lost connections.
+pub(super) async fn run(shared: Arc<Shared>, name: QueueName, concurrency: u32, stop: CancellationToken) {
+    let lane = Lane {
+        permits: Arc::new(Semaphore::new(concurrency as usize)),
+        prefetch: u16::try_from(concurrency.min(MAX_PREFETCH)).unwrap_or(u16::MAX),
+        name,
+        shared,
+    };
+    let mut failures = 0;
+    while !stop.is_cancelled() {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = lane.shared.lease.wait_until_fit() => {}
+        }
+        let ended = lane.consume(&stop, &mut failures).await;
+        lane.shared.health.set_consuming(&lane.name, false);
+        let Err(error) = ended else { return };
+        failures += 1;
+        let wait = RECONNECT.wait(failures, fastrand::f64());
+        tracing::warn!(queue = %lane.name, error = %chain(&error), wait_ms = wait.as_millis(), "consuming ended; trying again");
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(wait) => {}
+        }
+    }
+}
+
+fn chain(error: &QueueError) -> String {
+    match std::error::Error::source(error) {
+        Some(source) => format!("{error}: {source}"),
+        None => error.to_string(),
+    }
+}
+
+struct Lane {
+    name: QueueName,
+    shared: Arc<Shared>,
+    permits: Arc<Semaphore>,
+    prefetch: u16,
+}
+
+/// A delivery that decoded into a job.
+struct Admitted {
+    claim: Claim,
+    /// Kept for the case that the database refuses the job for what it contains.
+    delivery: Delivery,
+}
+
+impl Lane {
+    /// Consumes until `stop` (`Ok`) or until the subscription ends (`Err`).
+    async fn consume(&self, stop: &CancellationToken, failures: &mut u32) -> Result<(), QueueError> {
+        let mut consumer = tokio::select! {
+            () = stop.cancelled() => return Ok(()),
+            consumer = self.shared.deps.queue.consume(&self.name, self.prefetch) => consumer?,
+        };
+        let settler = consumer.settler();
+        tracing::info!(queue = %self.name, prefetch = self.prefetch, "consuming");
+        if self.shared.health.set_consuming(&self.name, true) {
+            tracing::info!(worker.id = %self.shared.options.id, "worker ready");
+        }
+        *failures = 0;
+        loop {
+            let Some(permits) = self.room(stop).await else { break };
+            let deliveries = tokio::select! {
+                () = stop.cancelled() => break,
+                deliveries = consumer.next(permits.num_permits()) => deliveries?,
+            };
+            if !self.take(deliveries, permits, &settler, stop).await {
+                break;
+            }
+        }
+        consumer.stop().await;
+        Ok(())
+    }
+
+    /// Waits until at least one job fits, and takes all the room there is up to one batch. `None`
+    /// when the lane should stop.
+    async fn room(&self, stop: &CancellationToken) -> Option<OwnedSemaphorePermit> {
+        loop {
+            let first = tokio::select! {
+                () = stop.cancelled() => return None,
+                permit = self.permits.clone().acquire_owned() => permit.ok()?,
+            };
+            tokio::select! {
+                () = stop.cancelled() => return None,
+                () = self.shared.lease.wait_until_fit() => {}
+            }
+            if self.shared.has_buffer_room() {
+                let mut permits = first;
+                let more = self.permits.available_permits().min(CLAIM_BATCH - 1);
+                if let Ok(rest) =
+                    self.permits.clone().try_acquire_many_owned(u32::try_from(more).unwrap_or(0))
+                {
+                    permits.merge(rest);
+                }
+                return Some(permits);
+            }
+            drop(first);
+            // Results are being written; the next look is cheap and need not be exact.
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// Takes deliveries to their end as deliveries: rejected, claimed or given back. `false` when
+    /// the lane should stop.
+    async fn take(
+        &self,
+        deliveries: Vec<Delivery>,
+        mut permits: OwnedSemaphorePermit,
+        settler: &Arc<dyn Settler>,
+        stop: &CancellationToken,
+    ) -> bool {
+        let tokens: Vec<Token> = deliveries.iter().map(|delivery| delivery.token).collect();
+        let mut rejected = Vec::new();
+        let mut admitted = Vec::with_capacity(deliveries.len());
+        for delivery in deliveries {
+            match self.admit(&delivery) {
+                Ok(claim) => admitted.push(Admitted { claim, delivery }),
+                Err(error) => rejected.push(self.rejected(&delivery, error)),
+            }
+        }
+
+        let Some(claimed) = self.claim(admitted, &mut rejected, stop).await else {
+            self.give_back(settler, tokens).await;
+            return false;
+        };
+        for (admitted, answer) in claimed {
+            self.start(admitted, answer, &mut permits, &mut rejected);
+        }
+        drop(permits);
+        if !self.keep_rejected(&rejected, stop).await {
+            // What was claimed is recorded, so its redelivery is a duplicate; what was not kept
+            // comes again.
+            self.give_back(settler, tokens).await;
+            return false;
+        }
+        if let Err(error) = settler.ack(tokens).await {
+            tracing::debug!(queue = %self.name, %error, "acknowledging failed; the broker delivers again");
+        }
+        true
+    }
+
+    /// Decides what a delivery is, without waiting for anything.
+    fn admit(&self, delivery: &Delivery) -> Result<Claim, EnvelopeError> {
+        let options = &self.shared.options;
+        let properties = &delivery.properties;
+        let anonymous = JobId::new();
+        let arrival = Arrival {
+            queue: &self.name,
+            message_id: properties.message_id.as_deref(),
+            reply_to: properties.reply_to.as_deref(),
+            correlation_id: properties.correlation_id.as_deref(),
+            traceparent: properties.traceparent.as_deref(),
+            fallback_id: options.accept_unidentified.then_some(anonymous),
+        };
+        let spec = decode(&delivery.body, &arrival)?;
+        let request_id = RequestId::new();
+        let known = properties.known;
+        let refuse = |error| Verdict::Refuse(error);
+        let resolver = &self.shared.deps.resolver;
+        let (frozen, verdict) = if spec.id == anonymous && delivery.redelivered {
+            let error = JobError::new(
+                ErrorKind::UnknownOutcome,
+                "the message has no ID and was delivered before, so it may have run; release the job to run it",
+            );
+            (None, Verdict::Hold(HeldReason::Unidentified, error))
+        } else if let Err(error) = resolver.judge(&spec) {
+            (None, refuse(error))
+        } else {
+            match resolver.decide_cached(&spec) {
+                Some(Ok(frozen)) => (Some(frozen), Verdict::Run),
+                // Known jobs may carry an earlier decision that still holds, which only the store
+                // knows; their refusal is decided after the claim.
+                Some(Err(Setback::Fail(error))) if !known => (None, refuse(error)),
+                Some(Err(Setback::Hold(reason, error))) if !known => (None, Verdict::Hold(reason, error)),
+                _ => (None, Verdict::Run),
+            }
+        };
+        Ok(Claim { spec: Arc::new(spec), request_id, frozen, verdict, known })
+    }
+
+    /// Claims in one write, again and again until the store has answered. A job that the database
+    /// refuses for what it contains is moved to `rejected`. `None` when the lane should stop.
+    async fn claim(
+        &self,
+        admitted: Vec<Admitted>,
+        rejected: &mut Vec<Rejected>,
+        stop: &CancellationToken,
+    ) -> Option<Vec<(Admitted, Claimed)>> {
+        let mut done = Vec::with_capacity(admitted.len());
+        let mut pieces = vec![admitted];
+        while let Some(mut piece) = pieces.pop() {
+            if piece.is_empty() {
+                continue;
+            }
+            let claims: Vec<Claim> = piece.iter().map(|admitted| admitted.claim.clone()).collect();
+            match self.write_claims(&claims, stop).await {
+                Ok(answers) => done.extend(piece.into_iter().zip(answers)),
+                Err(error) if error.kind() == StoreErrorKind::Data && piece.len() > 1 => {
+                    let rest = piece.split_off(piece.len() / 2);
+                    pieces.extend([rest, piece]);
+                }
+                Err(error) if error.kind() == StoreErrorKind::Data => {
+                    for admitted in piece {
+                        let error = EnvelopeError::new(
+                            EnvelopeReason::BadValue,
+                            format!("the database refuses the job for a value in it: {error}"),
+                        );
+                        rejected.push(self.rejected(&admitted.delivery, error));
+                    }
+                }
+                Err(_) => return None,
+            }
+        }
+        Some(done)
+    }
+
+    async fn write_claims(
+        &self,
+        claims: &[Claim],
+        stop: &CancellationToken,
+    ) -> Result<Vec<Claimed>, StoreError> {
+        metrics::CLAIM_BATCH.record(claims.len() as f64);
+        let started = tokio::time::Instant::now();
+        let mut failures = 0;
+        loop {
+            match self.shared.deps.store.claim(self.shared.options.id, claims).await {
+                Ok(answers) => {
+                    metrics::CLAIM_DURATION.record(started.elapsed().as_secs_f64());
+                    self.shared.health.store_answered();
+                    return Ok(answers);
+                }
+                Err(error) if error.kind() == StoreErrorKind::Data => return Err(error),
+                Err(error) => {
+                    metrics::STORE_ERRORS.add1(error.kind().as_str(), 1);
+                    failures += 1;
+                    let wait = RECONNECT.wait(failures, fastrand::f64());
+                    tracing::warn!(queue = %self.name, %error, jobs = claims.len(), wait_ms = wait.as_millis(), "claiming failed; trying again");
+                    tokio::select! {
+                        () = stop.cancelled() => return Err(error),
+                        () = self.shared.give_up.cancelled() => return Err(error),
+                        () = tokio::time::sleep(wait) => {}
+                    }
+                }
+            }
+        }
+    }
+
+    /// Starts a job that was claimed, or counts why it was not.
+    fn start(
+        &self,
+        admitted: Admitted,
+        answer: Claimed,
+        permits: &mut OwnedSemaphorePermit,
+        rejected: &mut Vec<Rejected>,
+    ) {
+        let queue = self.name.as_str();
+        let Admitted { claim, delivery } = admitted;
+        let result = match answer {
+            Claimed::Running(holding) => {
+                if let Some(permit) = permits.split(1) {
+                    let held = execute::Held::new(&self.shared, claim, holding);
+                    execute::start(self.shared.clone(), held, permit);
+                }
+                "running"
+            }
+            Claimed::Scheduled => {
+                self.shared.deps.relay_wake.notify_one();
+                "scheduled"
+            }
+            Claimed::Ended { state, kind } => {
+                metrics::job_finished(queue, None, state.as_str());
+                tracing::debug!(job.id = %claim.spec.id, kind = %kind, state = %state, "ended without a call");
+                if claim.spec.reply_to.is_some() {
+                    self.shared.deps.relay_wake.notify_one();
+                }
+                "ended"
+            }
+            Claimed::Duplicate { .. } => {
+                metrics::DUPLICATES.add1(queue, 1);
+                "duplicate"
+            }
+            Claimed::Gone => "gone",
+            Claimed::Conflict(conflict) => {
+                let error = EnvelopeError::new(conflict.reason(), conflict.message());
+                rejected.push(self.rejected(&delivery, error));
+                "conflict"
+            }
+        };
+        metrics::CLAIMS.add2([queue, result], 1);
+    }
+
+    fn rejected(&self, delivery: &Delivery, error: EnvelopeError) -> Rejected {
+        metrics::REJECTED.add1(error.reason.as_str(), 1);
+        let properties = serde_json::to_string(&delivery.properties).unwrap_or_else(|_| "{}".into());
+        let mut name = Vec::with_capacity(delivery.body.len() + 128);
+        name.extend_from_slice(self.name.as_str().as_bytes());
+        name.push(0);
+        name.extend_from_slice(delivery.properties.message_id.as_deref().unwrap_or("").as_bytes());
+        name.push(0);
+        name.extend_from_slice(&delivery.body);
+        tracing::warn!(queue = %self.name, reason = %error.reason, bytes = delivery.body.len(), "message rejected and kept");
+        Rejected {
+            id: Uuid::new_v5(&REJECTED_NAMESPACE, &name),
+            queue: self.name.clone(),
+            reason: error.reason,
+            message: error.message,
+            body: delivery.body.to_vec(),
+            properties,
+        }
+    }
+
+    /// Writes rejected messages, waiting for the store as long as it takes. `false` when the lane
+    /// should stop.
+    async fn keep_rejected(&self, rejected: &[Rejected], stop: &CancellationToken) -> bool {
+        let mut failures = 0;
+        while !rejected.is_empty() {
+            let Err(error) = self.shared.deps.store.reject(rejected).await else { return true };
+            metrics::STORE_ERRORS.add1(error.kind().as_str(), 1);
+            failures += 1;
+            let wait = RECONNECT.wait(failures, fastrand::f64());
+            tracing::warn!(queue = %self.name, %error, wait_ms = wait.as_millis(), "rejected messages could not be kept; trying again");
+            tokio::select! {
+                () = stop.cancelled() => return false,
+                () = tokio::time::sleep(wait) => {}
+            }
+        }
+        true
+    }
+
+    async fn give_back(&self, settler: &Arc<dyn Settler>, tokens: Vec<Token>) {
+        if let Err(error) = settler.give_back(tokens).await
+            && error.kind() != QueueErrorKind::Unavailable
+        {
+            tracing::debug!(queue = %self.name, %error, "giving deliveries back failed; the broker does it");
+        }
+    }
+}

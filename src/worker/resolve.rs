@@ -1,0 +1,150 @@
+//! Decides what is frozen with a job: toolkit, version, account and effect.
+//!
+//! On the hot path everything is remembered and nothing waits ([`Resolver::decide_cached`]); a job
+//! for which something must be looked up is claimed first and decided afterwards
+//! ([`Resolver::decide`]), so that a slow tool API never holds a delivery.
+
+use std::{
+    sync::{Arc, PoisonError, RwLock},
+    time::Duration,
+};
+
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    config::{Config, Unpinned},
+    enqueue::Rules,
+    job::{JobError, JobSpec},
+    store::{Frozen, SharedStore},
+    telemetry::metrics,
+    tool::{
+        SharedToolApi,
+        account::{AccountOptions, Accounts},
+        catalog::{Ask, Catalog, CatalogOptions, Resolved, UnpinnedPolicy},
+        pin::{PinSources, PinTable},
+        setback::Setback,
+    },
+};
+
+/// How often pins that were set at run time are read again.
+const REFRESH_PINS: Duration = Duration::from_secs(2);
+
+/// Decides pins, accounts and effects.
+#[derive(Debug)]
+pub struct Resolver {
+    catalog: Catalog,
+    accounts: Accounts,
+    rules: Rules,
+    policy: UnpinnedPolicy,
+    pins: RwLock<PinSources>,
+}
+
+impl Resolver {
+    /// A resolver with the rules and pins of the configuration, and none of the store's yet.
+    pub fn new(api: SharedToolApi, rules: Rules, config: &Config) -> Self {
+        let catalog = CatalogOptions {
+            ttl: Duration::from_secs(config.composio.tool_cache_secs),
+            ..CatalogOptions::default()
+        };
+        let accounts = AccountOptions {
+            ttl: Duration::from_secs(config.composio.account_cache_secs),
+            ..AccountOptions::default()
+        };
+        Self {
+            catalog: Catalog::new(api.clone(), catalog),
+            accounts: Accounts::new(api, accounts),
+            rules,
+            policy: match config.pins.unpinned {
+                Unpinned::Refuse => UnpinnedPolicy::Refuse,
+                Unpinned::Freeze => UnpinnedPolicy::Freeze,
+            },
+            pins: RwLock::new(PinSources {
+                table: Arc::default(),
+                config: Arc::new(config.toolkit_versions.clone().into_iter().collect()),
+                env: Arc::new(config.env_pins.clone().into_iter().collect()),
+            }),
+        }
+    }
+
+    /// Judges a job by itself.
+    ///
+    /// # Errors
+    /// The error that the job fails with.
+    pub fn judge(&self, spec: &JobSpec) -> Result<(), JobError> {
+        self.rules.judge(spec)
+    }
+
+    /// The decision, if everything it needs is remembered. Never waits.
+    pub fn decide_cached(&self, spec: &JobSpec) -> Option<Result<Frozen, Setback>> {
+        let resolved = match self.catalog.resolve_cached(&Ask::from(spec), &self.pins(), self.policy)? {
+            Ok(resolved) => resolved,
+            Err(error) => return Some(Err(error.setback())),
+        };
+        if let Err(error) = self.rules.judge_toolkit(spec, &resolved.toolkit) {
+            return Some(Err(Setback::Fail(error)));
+        }
+        if resolved.no_auth && spec.connected_account_id.is_none() {
+            return Some(Ok(frozen(resolved, None)));
+        }
+        let explicit = spec.connected_account_id.as_deref();
+        let account = self.accounts.resolve_cached(&spec.owner, &resolved.toolkit, explicit)?;
+        Some(account.map(|id| frozen(resolved, Some(id))).map_err(|error| error.setback()))
+    }
+
+    /// The decision, asking the tool API where something is not remembered. Bounded by the API
+    /// client's own timeouts.
+    ///
+    /// # Errors
+    /// Why the job cannot be called now, and what to do with it.
+    pub async fn decide(&self, spec: &JobSpec) -> Result<Frozen, Setback> {
+        let pins = self.pins();
+        let resolved = self.catalog.resolve(&Ask::from(spec), &pins, self.policy).await;
+        metrics::LOOKUPS.add2(["tool", if resolved.is_ok() { "found" } else { "failed" }], 1);
+        let resolved = resolved.map_err(|error| error.setback())?;
+        self.rules.judge_toolkit(spec, &resolved.toolkit).map_err(Setback::Fail)?;
+        if resolved.no_auth && spec.connected_account_id.is_none() {
+            return Ok(frozen(resolved, None));
+        }
+        let explicit = spec.connected_account_id.as_deref();
+        let account = self.accounts.resolve(&spec.owner, &resolved.toolkit, explicit).await;
+        metrics::LOOKUPS.add2(["account", if account.is_ok() { "found" } else { "failed" }], 1);
+        account.map(|id| frozen(resolved, Some(id))).map_err(|error| error.setback())
+    }
+
+    /// Forgets what is remembered about the account of a job, after a call said that it is gone.
+    pub fn forget_account(&self, spec: &JobSpec, toolkit: &str) {
+        self.accounts.forget(&spec.owner, toolkit);
+    }
+
+    /// Reads the store's pins again and again until `stop`, so that a pin that is set at run time
+    /// takes effect within seconds.
+    pub async fn refresh_pins(self: Arc<Self>, store: SharedStore, stop: CancellationToken) {
+        while !stop.is_cancelled() {
+            self.load_pins(&store).await;
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = tokio::time::sleep(REFRESH_PINS) => {}
+            }
+        }
+    }
+
+    /// Reads the store's pins once. If the store does not answer, the last known ones stay.
+    pub async fn load_pins(&self, store: &SharedStore) {
+        match store.pins().await {
+            Ok(rows) => {
+                let mut pins = self.pins.write().unwrap_or_else(PoisonError::into_inner);
+                pins.table = Arc::new(PinTable::new(rows));
+            }
+            Err(error) => tracing::debug!(%error, "pins could not be read; the last known ones stay"),
+        }
+    }
+
+    fn pins(&self) -> PinSources {
+        self.pins.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+fn frozen(resolved: Resolved, account: Option<String>) -> Frozen {
+    let Resolved { toolkit, version, pinned_by, effect, .. } = resolved;
+    Frozen { toolkit, version, pinned_by, account, effect }
+}

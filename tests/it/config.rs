@@ -1,0 +1,279 @@
+//! Settings: layers, mistakes, and what is shown of them.
+
+use std::collections::BTreeMap;
+
+use errand::config::{Config, ConfigErrors, DEFAULTS, Loaded, Origin, QueueType, Sources, load};
+
+fn env(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
+    pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+}
+
+fn with_env(pairs: &[(&str, &str)]) -> Result<Loaded, ConfigErrors> {
+    load(&Sources { file: None, env: env(pairs) })
+}
+
+fn with_file(text: &str, pairs: &[(&str, &str)]) -> Result<Loaded, ConfigErrors> {
+    let file = tempfile::Builder::new().suffix(".toml").tempfile().unwrap();
+    std::fs::write(file.path(), text).unwrap();
+    load(&Sources { file: Some(file.path().to_owned()), env: env(pairs) })
+}
+
+fn mistakes(result: Result<Loaded, ConfigErrors>) -> Vec<String> {
+    result.map(drop).unwrap_err().0.iter().map(|mistake| mistake.message.clone()).collect()
+}
+
+fn only_mistake(result: Result<Loaded, ConfigErrors>) -> String {
+    let all = mistakes(result);
+    assert_eq!(all.len(), 1, "{all:?}");
+    all.into_iter().next().unwrap()
+}
+
+#[test]
+fn the_defaults_are_valid_and_every_one_of_them_has_a_rule() {
+    let loaded = with_env(&[]).unwrap();
+    let shown = loaded.to_json(false);
+    let manual: toml::Table = DEFAULTS.parse().unwrap();
+    let mut count = 0;
+    for (section, table) in &manual {
+        for (key, value) in table.as_table().unwrap() {
+            match value {
+                toml::Value::Table(lane) => {
+                    for key_of_lane in lane.keys() {
+                        assert!(shown.get(format!("{section}.{key}.{key_of_lane}")).is_some());
+                        count += 1;
+                    }
+                }
+                _ => {
+                    assert!(shown.get(format!("{section}.{key}")).is_some(), "{section}.{key}");
+                    count += 1;
+                }
+            }
+        }
+    }
+    assert_eq!(shown.as_object().unwrap().len(), count);
+}
+
+#[test]
+fn a_file_overrides_defaults_and_the_environment_overrides_the_file() {
+    let text = "[retry]\nmax_attempts = 7\ninitial_ms = 10\n[log]\nlevel = \"warn\"\n";
+    let loaded = with_file(text, &[("ERRAND__RETRY__MAX_ATTEMPTS", "9")]).unwrap();
+    assert_eq!(loaded.config.retry.max_attempts, 9);
+    assert_eq!(loaded.config.retry.initial_ms, 10);
+    assert!(matches!(loaded.origin("retry.max_attempts"), Some(Origin::Env { .. })));
+    assert!(matches!(loaded.origin("retry.initial_ms"), Some(Origin::File { line: 3, .. })));
+    assert_eq!(loaded.origin("retry.jitter"), Some(&Origin::Default));
+}
+
+#[test]
+fn the_long_name_of_the_environment_is_stronger_than_the_short_one() {
+    use secrecy::ExposeSecret as _;
+    let loaded = with_env(&[("AMQP_URL", "amqp://short"), ("ERRAND__AMQP__URL", "amqp://long")]).unwrap();
+    assert_eq!(loaded.config.amqp.url.expose_secret(), "amqp://long");
+}
+
+#[test]
+fn blank_short_names_count_as_unset() {
+    let loaded =
+        with_env(&[("DATABASE_URL", "  "), ("COMPOSIO_BASE_URL", ""), ("COMPOSIO_TOOLKIT_VERSION_X", " ")]);
+    let config = loaded.unwrap().config;
+    assert!(config.require_store().is_err());
+    assert_eq!(config.composio.base_url, "https://backend.composio.dev");
+    assert!(config.env_pins.is_empty());
+}
+
+#[test]
+fn values_of_the_environment_are_read_by_the_type_of_the_setting() {
+    let config = with_env(&[
+        ("ERRAND__QUEUES__BULK__CONCURRENCY", "1_000"),
+        ("ERRAND__QUEUES__MAIL__CONCURRENCY", "5"),
+        ("ERRAND__WORKER__QUEUES", "bulk, mail"),
+        ("ERRAND__RETRY__MULTIPLIER", "3"),
+        ("ERRAND__AMQP__DECLARE", "false"),
+        ("ERRAND__AMQP__QUEUE_TYPE", "classic"),
+        ("ERRAND__TOOLKIT_VERSIONS__GITHUB", "20251027_00"),
+        ("ERRAND__TOOLKITS__SLACK__OWNED_BY", "org"),
+        ("ERRAND__HTTP__LISTEN", ""),
+        ("COMPOSIO_TOOLKIT_VERSION_GMAIL", "20250101_03"),
+    ])
+    .unwrap()
+    .config;
+    let lane = |config: &Config, name: &str| config.queues[&name.parse().unwrap()].concurrency;
+    assert_eq!((lane(&config, "bulk"), lane(&config, "mail"), lane(&config, "default")), (1_000, 5, 256));
+    assert_eq!(config.worker.queues.len(), 2);
+    assert!((config.retry.multiplier - 3.0).abs() < f64::EPSILON);
+    assert!(!config.amqp.declare);
+    assert_eq!(config.amqp.queue_type, QueueType::Classic);
+    assert_eq!(config.toolkit_versions["github"], "20251027_00");
+    assert_eq!(config.env_pins["gmail"], "20250101_03");
+    assert!(config.toolkits["slack"].owned_by.is_some());
+    assert!(config.http.listen.is_none());
+}
+
+#[test]
+fn whole_numbers_may_stand_for_fractions_in_a_file() {
+    assert!(
+        (with_file("[retry]\nmultiplier = 2\n", &[]).unwrap().config.retry.multiplier - 2.0).abs() < 0.001
+    );
+}
+
+#[test]
+fn lanes_of_a_file_are_added_to_the_default_ones() {
+    let config = with_file("[queues.mail]\nconcurrency = 3\n", &[]).unwrap().config;
+    let names: Vec<_> = config.queues.keys().map(ToString::to_string).collect();
+    assert_eq!(names, ["bulk", "default", "mail"]);
+}
+
+#[test]
+fn all_mistakes_are_reported_at_once_with_their_places() {
+    let text = "[stor]\nurl = 1\n[retry]\njitter = 1.5\nmax_atempts = 3\n[queues.mail]\n[worker]\nlease_secs = \"long\"\n";
+    let errors = with_file(text, &[("ERRAND__RELAY__BATCH", "none"), ("ERRAND__RELAY__BACH", "1")])
+        .map(drop)
+        .unwrap_err()
+        .to_string();
+    let errors = errors.replace(|c: char| c.is_ascii_digit(), "9");
+    for expected in [
+        "has 7 mistakes",
+        "`stor` is not a setting; did you mean `store`?",
+        "`retry.jitter` must be a number from 0 to 1, but is 1.5",
+        "`retry.max_atempts` is not a setting; did you mean `retry.max_attempts`?",
+        "`queues.mail.concurrency` is missing",
+        "`worker.lease_secs` must be a whole number from 2 to 3600, but is text",
+        "`relay.batch` must be a whole number from 1 to 10000 (environment variable ERRAND__RELAY__BATCH)",
+        "`ERRAND__RELAY__BACH` is not a setting; did you mean `ERRAND__RELAY__BATCH`?",
+    ] {
+        let expected = expected.replace(|c: char| c.is_ascii_digit(), "9");
+        assert!(errors.contains(&expected), "{expected}\n{errors}");
+    }
+    assert!(errors.contains(".toml, line 9)"), "{errors}");
+}
+
+#[test]
+fn relations_are_checked_with_their_reason() {
+    for (pairs, expected) in [
+        (&[("ERRAND__WORKER__LEASE_SECS", "16")][..], "at least 17"),
+        (&[("ERRAND__RETRY__INITIAL_MS", "700000")], "the longest wait"),
+        (&[("ERRAND__COMPOSIO__TIMEOUT_MS", "1000")], "which includes connecting"),
+        (&[("ERRAND__WORKER__MAX_BUFFERED_BYTES", "65536")], "one answer of the largest size"),
+        (
+            &[("ERRAND__WORKER__QUEUES", "default,mail")],
+            "names `mail`, which is not in [queues] (bulk, default)",
+        ),
+    ] {
+        let mistake = only_mistake(with_env(pairs));
+        assert!(mistake.contains(expected), "{mistake}");
+    }
+    assert!(with_env(&[("ERRAND__WORKER__LEASE_SECS", "17")]).is_ok());
+}
+
+#[test]
+fn values_that_make_no_sense_are_refused() {
+    for (name, value) in [
+        ("ERRAND__QUEUES__DEFAULT__CONCURRENCY", "0"),
+        ("ERRAND__QUEUES__DEFAULT__CONCURRENCY", "20001"),
+        ("ERRAND__QUEUES__Überlauf__CONCURRENCY", "1"),
+        ("ERRAND__RELAY__BATCH", "0"),
+        ("ERRAND__RELAY__BATCH", "10001"),
+        ("ERRAND__RETRY__MULTIPLIER", "0.5"),
+        ("ERRAND__RETRY__MULTIPLIER", "NaN"),
+        ("ERRAND__RETRY__JITTER", "-0.1"),
+        ("ERRAND__STORE__HOT_CONNECTIONS", "-1"),
+        ("ERRAND__STORE__URL", "mysql://h/d"),
+        ("ERRAND__AMQP__URL", "http://h"),
+        ("ERRAND__AMQP__QUEUE_TYPE", "Quorum"),
+        ("ERRAND__COMPOSIO__BASE_URL", "backend.composio.dev"),
+        ("ERRAND__COMPOSIO__BASE_URL", "ftp://h"),
+        ("ERRAND__COMPOSIO__BASE_URL", "https://u:p@h"),
+        ("ERRAND__COMPOSIO__API_PATH", "api/v3"),
+        ("ERRAND__COMPOSIO__API_KEY", "two words"),
+        ("ERRAND__LOG__LEVEL", "inof"),
+        ("ERRAND__HTTP__LISTEN", "localhost"),
+        ("ERRAND__TOOLKIT_VERSIONS__GITHUB", "latest"),
+        ("COMPOSIO_TOOLKIT_VERSION_GITHUB", "1.2.3"),
+        ("ERRAND__TOOLKITS__SLACK__OWNED_BY", "team"),
+    ] {
+        only_mistake(with_env(&[(name, value)]));
+    }
+    assert!(
+        only_mistake(with_file("[toolkit_versions]\nGitHub = \"20251027_00\"\n", &[])).contains("lower case")
+    );
+    assert!(only_mistake(with_file("store = 5\n", &[])).contains("must be a section"));
+    assert!(only_mistake(with_file("[store]\nurl = { a = 1 }\n", &[])).contains("but is a table"));
+    assert!(only_mistake(with_file("[relay]\nbatch = 99999999999999999999\n", &[])).contains("whole number"));
+}
+
+#[test]
+fn single_underscores_are_not_ours() {
+    assert!(with_env(&[("ERRAND_PORT", "tcp://10.0.0.1:80"), ("ERRAND_SERVICE_HOST", "x")]).is_ok());
+}
+
+#[test]
+fn a_named_file_must_exist_and_be_toml() {
+    let missing = Sources { file: Some("/nonexistent/errand.toml".into()), env: BTreeMap::new() };
+    assert!(only_mistake(load(&missing)).contains("named by --config cannot be read"));
+    let missing = Sources { file: None, env: env(&[("ERRAND_CONFIG", "/nonexistent/errand.toml")]) };
+    assert!(only_mistake(load(&missing)).contains("named by ERRAND_CONFIG cannot be read"));
+    assert!(mistakes(with_file("[store]\nurl = \"x\nbatch\n", &[]))[0].contains("not valid TOML"));
+}
+
+#[test]
+fn no_message_and_no_view_contains_a_secret() {
+    const SECRET: &str = "hunter2";
+    let wrong_places = [
+        "ERRAND__STORE__URL",
+        "ERRAND__AMQP__URL",
+        "DATABASE_URL",
+        "AMQP_URL",
+        "COMPOSIO_BASE_URL",
+        "ERRAND__COMPOSIO__API_PATH",
+        "ERRAND__LOG__LEVEL",
+        "ERRAND__HTTP__LISTEN",
+        "ERRAND__RELAY__BATCH",
+        "ERRAND__PINS__UNPINNED",
+        "COMPOSIO_TOOLKIT_VERSION_GITHUB",
+        "ERRAND__TOOLKIT_VERSIONS__GITHUB",
+    ];
+    for name in wrong_places {
+        for value in ["x y://u:hunter2@h:port/", "hunter2 hunter2", "ftp://u:hunter2@h/"] {
+            let error = with_env(&[(name, value)]).map(drop).unwrap_err();
+            assert!(!format!("{error} {error:?}").contains(SECRET), "{name}: {error}");
+        }
+    }
+    for text in [
+        "[store]\nurl = \"postgres://a:hunter2@h",
+        "[store]\nurl = postgres://a:hunter2@h",
+        "[amqp]\nurl = [\"hunter2\"]",
+    ] {
+        let error = with_file(text, &[]).map(drop).unwrap_err();
+        assert!(!format!("{error} {error:?}").contains(SECRET), "{error}");
+    }
+    let loaded = with_env(&[
+        ("DATABASE_URL", "postgres://a:hunter2@h/d?password=hunter2"),
+        ("AMQP_URL", "amqp://a:hunter2@h/"),
+        ("COMPOSIO_API_KEY", "hunter2"),
+    ])
+    .unwrap();
+    for shown in [loaded.to_toml(true), loaded.to_json(true).to_string(), format!("{loaded:?}")] {
+        assert!(!shown.contains(SECRET), "{shown}");
+    }
+}
+
+#[test]
+fn what_is_shown_can_be_loaded_again() {
+    let first = with_env(&[
+        ("ERRAND__QUEUES__MAIL__CONCURRENCY", "3"),
+        ("ERRAND__TOOLKIT_VERSIONS__X", "20250101_00"),
+    ]);
+    let shown = first.unwrap().to_toml(false);
+    let second = with_file(&shown, &[]).unwrap();
+    assert_eq!(second.to_toml(false), shown);
+}
+
+#[test]
+fn what_a_command_needs_is_named_with_its_variable() {
+    let config = with_env(&[]).unwrap().config;
+    assert!(config.require_store().unwrap_err().to_string().contains("set DATABASE_URL"));
+    assert!(config.require_amqp().unwrap_err().to_string().contains("set AMQP_URL"));
+    assert!(config.require_api_key().unwrap_err().to_string().contains("set COMPOSIO_API_KEY"));
+    let sqlite = with_env(&[("DATABASE_URL", "sqlite:///tmp/x.db")]).unwrap().config;
+    assert!(sqlite.require_store().is_ok() && sqlite.store_is_sqlite());
+}
