@@ -12,5 +12,6 @@ mod queue_contract;
 mod sandbox;
 mod services;
 mod stage;
+mod store_contract;
 mod support;
 mod tool_api;

@@ -19,7 +19,8 @@ use crate::{
         StoreErrorKind, Verdict, detached,
         judge::{self, Judged, Known, Record, reporter},
         row::{
-            EXPIRED_MESSAGE, micros, read_holding, read_known, read_record, signed, tags, to_millis, word,
+            EXPIRED_MESSAGE, micros, read_frozen, read_holding, read_known, read_record, signed, tags,
+            to_millis, word,
         },
     },
 };
@@ -168,7 +169,7 @@ const FREEZE: &str = "update jobs j set toolkit = i.toolkit, toolkit_version = i
     where j.id = i.id and j.fence = i.fence and j.state = 'running'
         and (j.toolkit is null or (j.toolkit, j.toolkit_version, j.pinned_by, j.account, j.frozen_effect)
             is not distinct from (i.toolkit, i.toolkit_version, i.pinned_by, i.account, i.frozen_effect))
-    returning j.id";
+    returning j.id, j.fence, j.toolkit, j.toolkit_version, j.pinned_by, j.account, j.frozen_effect";
 
 /// The lease is null for the holder. A snooze that has nothing to tell keeps the error of the attempt
 /// before.
@@ -314,9 +315,15 @@ impl Jobs for PostgresStore {
             .bind(all(batch, |freeze| freeze.id.0))
             .bind(all(batch, |freeze| freeze.fence.0));
         let frozen = FrozenColumns::new(batch.iter().map(|freeze| Some(&freeze.frozen)));
-        let done = rows(&self.hot, frozen.bind(query)).await?;
-        let done = done.iter().map(|row| row.try_get("id")).collect::<Result<HashSet<Uuid>, _>>()?;
-        Ok(batch.iter().map(|freeze| done.contains(&freeze.id.0)).collect())
+        let mut done = HashMap::with_capacity(batch.len());
+        for row in rows(&self.hot, frozen.bind(query)).await? {
+            let (id, fence): (Uuid, i64) = (row.try_get("id")?, row.try_get("fence")?);
+            done.insert((id, fence), read_frozen!(row).frozen()?);
+        }
+        let is_kept = |Freeze { id, fence, frozen }: &Freeze| {
+            done.get(&(id.0, fence.0)).is_some_and(|kept| kept.as_ref() == Some(frozen))
+        };
+        Ok(batch.iter().map(is_kept).collect())
     }
 
     async fn finish(&self, batch: &[Finish]) -> Result<Vec<Finished>, StoreError> {
