@@ -115,7 +115,8 @@ impl App {
                 resolver.load_pins(&store).await;
                 let background = CancellationToken::new();
                 let tasks = TaskTracker::new();
-                let (stop, lane_names) = (background.clone(), lanes.into_iter().map(|(name, _)| name).collect());
+                let (stop, lane_names) =
+                    (background.clone(), lanes.into_iter().map(|(name, _)| name).collect());
                 tasks.spawn(resolver.refresh_pins(store.clone(), stop.clone()));
                 tasks.spawn(
                     Relay::new(store.clone(), queue.clone(), relay_wake.clone(), relay_options(&config))
@@ -151,15 +152,13 @@ async fn prepare(store: &SharedStore, queue: &SharedQueue, config: &Config) -> R
     loop {
         let problem = match store.schema().await {
             Ok(Schema::Current | Schema::Ahead) => break,
-            Ok(Schema::Behind { missing }) if config.store.migrate_at_start => {
-                match store.migrate().await {
-                    Ok(applied) => {
-                        tracing::info!(applied, missing, "the database is migrated");
-                        break;
-                    }
-                    Err(error) => format!("cannot migrate {}: {}", store.backend(), full(&error)),
+            Ok(Schema::Behind { missing }) if config.store.migrate_at_start => match store.migrate().await {
+                Ok(applied) => {
+                    tracing::info!(applied, missing, "the database is migrated");
+                    break;
                 }
-            }
+                Err(error) => format!("cannot migrate {}: {}", store.backend(), full(&error)),
+            },
             Ok(Schema::Behind { missing }) => {
                 format!("{missing} migrations are missing; run `errand migrate`")
             }
@@ -256,7 +255,12 @@ pub fn open_tool_api(config: &Config) -> Result<SharedToolApi> {
         api_path: composio.api_path.clone(),
         connect_timeout: Duration::from_millis(composio.connect_timeout_ms),
         max_response_bytes: composio.max_response_bytes,
-        max_idle_per_host: config.queues.values().map(|lane| lane.concurrency as usize).sum::<usize>().min(4096),
+        max_idle_per_host: config
+            .queues
+            .values()
+            .map(|lane| lane.concurrency as usize)
+            .sum::<usize>()
+            .min(4096),
         user_agent: concat!("errand/", env!("CARGO_PKG_VERSION")).into(),
         clock: clock::system(),
     };

@@ -3,19 +3,17 @@
 
 use std::{
     collections::{BTreeMap, HashSet},
-    io::{IsTerminal as _, Write as _},
-    process::ExitCode,
+    io::IsTerminal as _,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, bail};
-use comfy_table::{Table, presets::NOTHING};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::dev;
+use super::{dev, exit::Exit, output};
 use crate::{
     app::{self, App},
     config::{Config, Toolkit},
@@ -24,7 +22,6 @@ use crate::{
     sandbox::{self, DEFAULT_WORLD, Sandbox, World},
     shutdown::Shutdown,
     store::{JobFilter, JobView, PinRow, SharedStore},
-    telemetry::logging,
 };
 
 /// How long the demo waits for its jobs before it says that some are missing.
@@ -52,9 +49,9 @@ struct Summary {
     seconds: f64,
 }
 
-pub(crate) async fn run(args: Args, mut config: Config) -> Result<ExitCode> {
-    logging::init(&config.log)?;
-    let folder = tempfile::tempdir().context("cannot create a temporary folder; set TMPDIR to one that can be written")?;
+pub(crate) async fn run(args: Args, mut config: Config) -> Result<Exit> {
+    let folder = tempfile::tempdir()
+        .context("cannot create a temporary folder; set TMPDIR to one that can be written")?;
     dev::embed(&mut config, &folder.path().join("errand.db"));
     settle_for_demo(&mut config);
 
@@ -70,9 +67,7 @@ pub(crate) async fn run(args: Args, mut config: Config) -> Result<ExitCode> {
     let (store, door) = (app.store.clone(), app.door());
     store.migrate().await?;
     // One pin in the store, so that all ways to pin can be seen: job, store, configuration, newest.
-    store
-        .set_pin(&PinRow { owner: None, toolkit: "gmail".into(), version: "20251001_00".into() })
-        .await?;
+    store.set_pin(&PinRow { owner: None, toolkit: "gmail".into(), version: "20251001_00".into() }).await?;
     let shutdown = Shutdown::default();
     let running = tokio::spawn(app.run(app::install_metrics()?, shutdown.clone()));
 
@@ -93,16 +88,20 @@ pub(crate) async fn run(args: Args, mut config: Config) -> Result<ExitCode> {
     let jobs = store.jobs(&JobFilter { limit: ids.len() * 2, ..JobFilter::default() }).await?;
     let summary = summarize(&ids, &jobs, seconds);
     if args.json {
-        println!("{}", serde_json::to_string(&summary)?);
+        output::print_json(&summary)?;
     } else {
         let ledger = sandbox.ledger_summary();
-        print(&store, &summary, &jobs, &format!("{} calls reached the tool API, {} took effect", ledger.calls, ledger.effects)).await?;
+        let effects = format!(
+            "{} calls reached the tool API, {} took effect, {} jobs that must act once acted twice",
+            ledger.calls, ledger.effects, ledger.jobs_repeated_once
+        );
+        print(&store, &summary, &jobs, &effects).await?;
     }
 
     shutdown.stop.cancel();
     running.await??;
     sandbox.stop().await;
-    Ok(if summary.lost == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(Exit::negative_if(summary.lost != 0))
 }
 
 /// Settings that make a short run show what a long one would: quick retries, and a toolkit that
@@ -144,18 +143,32 @@ fn job(n: u32) -> Value {
     let org = format!("org-{}", n % 3 + 1);
     if n % 20 == 0 {
         return match n / 20 % 6 {
-            0 => json!({"user_id": "u-nobody", "tool": "GITHUB_GET_REPO", "arguments": {"owner": "o", "repo": "r"}}),
-            1 => json!({"user_id": "user-2", "tool": "SLACK_SEND_MESSAGE", "arguments": {"channel": "C01", "text": "hi"}}),
-            2 => json!({"user_id": "u-alice", "tool": "GITHUB_GET_REPO", "arguments": {"owner": "o", "repo": "old"},
-                        "connected_account_id": "ca_alice_old"}),
-            3 => json!({"user_id": "u-alice", "tool": "GITHUB_GET_REPO", "arguments": {"owner": "o", "repo": "new"}}),
-            4 => json!({"user_id": user, "tool": "GITHUB_DELETE_REPO", "arguments": {"owner": "o", "repo": "gone"}}),
-            _ => json!({"user_id": "u-alice", "tool": "GITHUB_GET_REPO", "arguments": {"owner": "o", "repo": "r"},
-                        "connected_account_id": "ca_bob"}),
+            0 => {
+                json!({"user_id": "u-nobody", "tool": "GITHUB_GET_REPO", "arguments": {"owner": "o", "repo": "r"}})
+            }
+            1 => {
+                json!({"user_id": "user-2", "tool": "SLACK_SEND_MESSAGE", "arguments": {"channel": "C01", "text": "hi"}})
+            }
+            2 => {
+                json!({"user_id": "u-alice", "tool": "GITHUB_GET_REPO", "arguments": {"owner": "o", "repo": "old"},
+                        "connected_account_id": "ca_alice_old"})
+            }
+            3 => {
+                json!({"user_id": "u-alice", "tool": "GITHUB_GET_REPO", "arguments": {"owner": "o", "repo": "new"}})
+            }
+            4 => {
+                json!({"user_id": user, "tool": "GITHUB_DELETE_REPO", "arguments": {"owner": "o", "repo": "gone"}})
+            }
+            _ => {
+                json!({"user_id": "u-alice", "tool": "GITHUB_GET_REPO", "arguments": {"owner": "o", "repo": "r"},
+                        "connected_account_id": "ca_bob"})
+            }
         };
     }
     match n % 7 {
-        0 => json!({"user_id": user, "tool": "GITHUB_GET_REPO", "arguments": {"owner": "acme", "repo": format!("r{n}")}}),
+        0 => {
+            json!({"user_id": user, "tool": "GITHUB_GET_REPO", "arguments": {"owner": "acme", "repo": format!("r{n}")}})
+        }
         1 => json!({"user_id": user, "tool": "LINEAR_UPDATE_ISSUE", "version": "20251020_00",
                     "arguments": {"issue_id": format!("ISS-{n}"), "state": "done"}}),
         2 => json!({"user_id": user, "tool": "NOTION_SEARCH", "arguments": {"query": format!("plan {n}")}}),
@@ -164,7 +177,9 @@ fn job(n: u32) -> Value {
         4 => json!({"user_id": user, "tool": "GMAIL_SEND_EMAIL",
                     "arguments": {"recipient_email": "ann@example.com", "subject": "hi", "body": format!("mail {n}")}}),
         5 => json!({"user_id": user, "tool": "HACKERNEWS_GET_USER", "arguments": {"username": "pg"}}),
-        _ => json!({"user_id": user, "tool": "NOTION_UPDATE_PAGE", "arguments": {"page_id": format!("p{n}")}}),
+        _ => {
+            json!({"user_id": user, "tool": "NOTION_UPDATE_PAGE", "arguments": {"page_id": format!("p{n}")}})
+        }
     }
 }
 
@@ -189,8 +204,12 @@ async fn watch<T>(
         let census = store.census().await?;
         let on_the_way: u64 =
             census.jobs.iter().filter(|(_, state, _)| *state != State::Held).map(|(.., count)| count).sum();
-        let retrying: u64 =
-            census.jobs.iter().filter(|(_, state, _)| *state == State::Retryable).map(|(.., count)| count).sum();
+        let retrying: u64 = census
+            .jobs
+            .iter()
+            .filter(|(_, state, _)| *state == State::Retryable)
+            .map(|(.., count)| count)
+            .sum();
         bar.set_position((enqueued as u64).saturating_sub(on_the_way));
         bar.set_message(format!("{retrying} wait for a retry"));
         if on_the_way == 0 || Instant::now() > deadline {
@@ -234,26 +253,25 @@ async fn print(store: &SharedStore, summary: &Summary, jobs: &[JobView], ledger:
         entry.0 += 1;
         entry.1 += job.attempt;
     }
-    let mut table = Table::new();
-    table.load_style(NOTHING).set_header(["OUTCOME", "WHY", "JOBS", "ATTEMPTS"]);
-    for ((state, why), (count, attempts)) in groups {
-        table.add_row([state.to_owned(), why.to_owned(), count.to_string(), attempts.to_string()]);
-    }
-    let mut out = std::io::stdout().lock();
-    writeln!(out, "{table}\n")?;
+    let rows = groups
+        .into_iter()
+        .map(|((state, why), (count, attempts))| {
+            vec![state.to_owned(), why.to_owned(), count.to_string(), attempts.to_string()]
+        })
+        .collect();
+    output::print_table(&["OUTCOME", "WHY", "JOBS", "ATTEMPTS"], rows)?;
+    output::print_line("")?;
     for text in examples(store, jobs).await? {
-        writeln!(out, "{text}")?;
+        output::print_line(text)?;
     }
-    writeln!(
-        out,
+    output::print_line(format_args!(
         "{:.0} jobs/s ({:.1} s in all, retries and waits included); {ledger}.",
         summary.jobs_per_second, summary.seconds
-    )?;
-    writeln!(
-        out,
+    ))?;
+    output::print_line(format_args!(
         "{} jobs enqueued, {} reached a final or held state, difference {}.",
         summary.enqueued, summary.settled, summary.lost
-    )?;
+    ))?;
     Ok(())
 }
 
@@ -267,7 +285,8 @@ async fn examples(store: &SharedStore, jobs: &[JobView]) -> Result<Vec<String>> 
     let unknown = jobs.iter().find(|job| job.held_reason == Some(crate::job::HeldReason::UnknownOutcome));
     let mut texts = Vec::new();
     for job in [retried, explicit, default, unknown].into_iter().flatten() {
-        let mut text = format!("{}  {} for {}  -> {}\n", job.spec.id, job.spec.tool, job.spec.owner, job.state);
+        let mut text =
+            format!("{}  {} for {}  -> {}\n", job.spec.id, job.spec.tool, job.spec.owner, job.state);
         if let Some(frozen) = &job.frozen {
             let account = frozen.account.as_deref().unwrap_or("none needed");
             text += &format!(
@@ -278,9 +297,13 @@ async fn examples(store: &SharedStore, jobs: &[JobView]) -> Result<Vec<String>> 
         }
         for attempt in store.attempts(job.spec.id).await? {
             let outcome = attempt.outcome.map_or("running", |outcome| outcome.as_str());
-            let status = attempt.http_status.map_or("no answer".to_owned(), |status| format!("HTTP {status}"));
+            let status =
+                attempt.http_status.map_or("no answer".to_owned(), |status| format!("HTTP {status}"));
             let log = attempt.log_id.map_or(String::new(), |log| format!(", log {log}"));
-            text += &format!("  attempt {}: {outcome}, {status}{log}, request {}\n", attempt.number, attempt.request_id);
+            text += &format!(
+                "  attempt {}: {outcome}, {status}{log}, request {}\n",
+                attempt.number, attempt.request_id
+            );
         }
         if let Some(error) = &job.error {
             text += &format!("  {}\n", error.message);

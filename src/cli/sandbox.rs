@@ -22,7 +22,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "FILE")]
     world: Option<PathBuf>,
 
-    /// What faults and IDs are derived from.
+    /// What faults are decided by; the same seed decides the same for the same jobs.
     #[arg(long, default_value_t = Options::DEFAULT_SEED, value_name = "N")]
     seed: u64,
 

@@ -15,7 +15,7 @@ use super::{
 /// What is not part of the world.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// What every decision that looks random is derived from.
+    /// What every fault is decided by. IDs are not: no two runs share one.
     pub seed: u64,
 }
 

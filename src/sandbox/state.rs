@@ -32,6 +32,8 @@ pub(super) struct State {
     pub(super) logs: Logs,
     /// Cancelled when the server stops; whatever waits, waits for it too.
     pub(super) stopped: CancellationToken,
+    /// Differs from run to run, so that IDs of one run mean nothing in the next.
+    run: u64,
     serial: AtomicU64,
 }
 
@@ -48,6 +50,7 @@ impl State {
             ledger: Ledger::default(),
             logs: Logs::new(options.seed, world.logs.clone()),
             stopped: CancellationToken::new(),
+            run: fastrand::u64(..),
             serial: AtomicU64::new(0),
             world,
         }
@@ -59,7 +62,7 @@ impl State {
 
     /// A number that is given out once.
     pub(super) fn unique(&self) -> u64 {
-        draw(self.seed, self.serial.fetch_add(1, Ordering::Relaxed), 0)
+        draw(self.run, self.serial.fetch_add(1, Ordering::Relaxed), 0)
     }
 
     /// An ID like those of the API: a prefix and a few characters without meaning.

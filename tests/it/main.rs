@@ -4,7 +4,10 @@
 
 mod cli;
 mod config;
+mod dashboards;
+mod deploy;
 mod envelope_schema;
+mod metrics_docs;
 mod queue_contract;
 mod sandbox;
 mod services;

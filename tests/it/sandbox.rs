@@ -798,6 +798,7 @@ fn vectors() -> Vec<Row> {
                 .at("/items/1/slug", "NOTION_SEARCH"),
         ),
         Row::new("V54").then(Step::get("/api/v3/toolkits/github").at("/meta/version", PINNED).check(|answer| {
+            assert!(answer.json()["composio_managed_auth"].is_array(), "as the SDKs decode it");
             let versions = answer.at("/meta/available_versions");
             for version in ["20250905_00", PINNED] {
                 assert!(versions.as_array().unwrap().contains(&json!(version)));
@@ -901,6 +902,7 @@ fn vectors() -> Vec<Row> {
                 let log = bench.get(&format!("/api/v3/internal/action_execution/log/{log_id}")).await;
                 assert_eq!((&log["version"], &log["connection"]["entity"]), (&json!(PINNED), &json!("u-alice")));
                 assert_eq!(log["actionId"], "GITHUB_GET_REPO");
+                assert!(log["error"].is_object() && log["totalDuration"].is_string(), "as the SDKs decode it");
             })
         }),
         Row::new("V68")

@@ -104,6 +104,7 @@ fn describe(config: &AuthConfig, accounts: usize) -> Value {
             "tools_available_for_execution": config.allowed_tools.as_deref().unwrap_or_default(),
             "tools_for_connected_account_creation": [],
         },
+        "deprecated_params": {},
         "created_at": MADE_AT,
         "last_updated_at": MADE_AT,
     })

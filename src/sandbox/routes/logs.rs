@@ -116,19 +116,23 @@ fn describe(log: &Log) -> Value {
 fn describe_internally(log: &Log) -> Value {
     let (started, ended) = (log.started.as_millisecond(), log.ended.as_millisecond());
     let status = if log.successful { "success" } else { "error" };
+    let error = match &log.error {
+        Some(message) => json!({ "message": message }),
+        None => json!({}),
+    };
     json!({
         "actionId": &*log.tool.slug,
         "actionLogId": &*log.id,
         "app": { "uniqueId": &*log.tool.toolkit.slug, "name": log.tool.toolkit.name, "icon": "" },
-        "connection": { "id": log.account.as_deref(), "entity": &*log.user },
+        "connection": { "id": log.account.as_deref().unwrap_or(""), "entity": &*log.user },
         "startTime": started,
         "endTime": ended,
-        "totalDuration": ended - started,
+        "totalDuration": format!("{}ms", ended - started),
         "status": status,
         "version": &*log.version,
         "payloadReceived": request(log),
         "response": response(log),
-        "error": log.error,
+        "error": error,
         "session": {},
         "executionMetadata": { "requestId": &*log.request_id },
         "steps": [{
@@ -143,7 +147,7 @@ fn describe_internally(log: &Log) -> Value {
 }
 
 fn request(log: &Log) -> Value {
-    log.request.as_deref().and_then(|request| serde_json::from_str(request).ok()).unwrap_or(Value::Null)
+    log.request.as_deref().and_then(|request| serde_json::from_str(request).ok()).unwrap_or_else(|| json!({}))
 }
 
 /// The answer as the API meant it, whatever a fault made of it afterwards.

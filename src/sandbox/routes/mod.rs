@@ -62,6 +62,10 @@ fn api_routes() -> Router<Shared> {
         .route("/logs/tool_execution", post(logs::search))
         .route("/logs/tool_execution/{id}", get(logs::get))
         .route("/internal/action_execution/log/{id}", get(logs::get_internal))
+        .route(
+            "/internal/action_execution/logs",
+            post(async || ApiError::not_modelled("the internal list of logs")),
+        )
         .fallback(async || ApiError::no_such_route())
         .method_not_allowed_fallback(async || ApiError::method_not_allowed())
 }

@@ -85,16 +85,21 @@ pub(super) async fn get(
             })
         })
         .collect();
+    let managed = managed_schemes(&state.world, toolkit);
+    let managed_auth: Vec<Value> =
+        managed.iter().map(|scheme| json!({ "mode": scheme, "scopes": { "available": [] } })).collect();
     Ok(ok(&json!({
         "slug": &*toolkit.slug,
         "name": toolkit.name,
         "enabled": true,
-        "composio_managed_auth_schemes": managed_schemes(&state.world, toolkit),
+        "type": "native",
+        "composio_managed_auth_schemes": managed,
+        "composio_managed_auth": managed_auth,
         "is_local_toolkit": false,
         "no_auth": toolkit.no_auth,
         "auth_config_details": details,
         "base_url": toolkit.base_url,
-        "deprecated": { "toolkitId": &*toolkit.slug },
+        "deprecated": { "toolkitId": &*toolkit.slug, "rawProxyInfoByAuthSchemes": [] },
         "meta": meta,
     })))
 }
