@@ -44,9 +44,10 @@ const EXAMPLES: &str = r#"Examples:
   generate-jobs | errand enqueue-bulk - --queue bulk
 
 Each line is one envelope, such as
-  {"id":"0190b0a0-0000-7000-8000-000000000001","user_id":"u-alice","tool":"GITHUB_GET_A_REPOSITORY","arguments":{}}
-Give every line an `id`: then the same file can be sent again after an interruption, and what is known
-already counts as a duplicate. The exit code is 1 if any line was refused or is not a job."#;
+  {"id":"0190b0a0-0000-7000-8000-000000000001","user_id":"u-alice","tool":"NOTION_SEARCH"}
+Give every line an `id`: then the same file can be sent again after an interruption, and what
+is known already counts as a duplicate. Blank lines are skipped. The exit code is 1 if any line
+was refused or is not a job; the others are enqueued all the same."#;
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]

@@ -12,7 +12,12 @@ use super::{
     exit::Exit,
     output::{self, Format},
 };
-use crate::{app, config::mask_url, store::Schema, tool::ToolError};
+use crate::{
+    app,
+    config::{Missing, mask_url},
+    store::Schema,
+    tool::ToolError,
+};
 
 /// The longest that one service may take to answer all its questions.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -55,6 +60,11 @@ impl Finding {
 
     fn fail(what: &'static str, message: impl Into<String>, advice: impl Into<String>) -> Self {
         Self { what, status: Status::Fail, message: message.into(), advice: Some(advice.into()) }
+    }
+
+    /// The sentence of a missing setting says what to do itself.
+    fn missing(what: &'static str, status: Status, missing: Missing) -> Self {
+        Self { what, status, message: missing.to_string(), advice: None }
     }
 }
 
@@ -100,7 +110,7 @@ async fn database(context: &Context) -> Vec<Finding> {
     const WHAT: &str = "database";
     let config = context.config();
     if let Err(missing) = config.require_store() {
-        return vec![Finding::fail(WHAT, "not configured", missing.to_string())];
+        return vec![Finding::missing(WHAT, Status::Fail, missing)];
     }
     let place = mask_url(config.store.url.expose_secret());
     let advice = || format!("check DATABASE_URL ({place}) and that the database runs");
@@ -138,11 +148,12 @@ async fn database(context: &Context) -> Vec<Finding> {
 async fn broker(context: &Context) -> Vec<Finding> {
     const WHAT: &str = "broker";
     let config = context.config();
-    if config.store_is_sqlite() {
-        return vec![Finding::ok(WHAT, "not needed: with SQLite, the queue is inside the process")];
-    }
     if let Err(missing) = config.require_amqp() {
-        return vec![Finding::fail(WHAT, "not configured", missing.to_string())];
+        return vec![if config.store_is_sqlite() {
+            Finding::ok(WHAT, "not needed: with SQLite, the queue is inside the process that runs jobs")
+        } else {
+            Finding::missing(WHAT, Status::Warn, missing)
+        }];
     }
     let place = mask_url(config.amqp.url.expose_secret());
     let advice = || format!("check AMQP_URL ({place}) and that the broker runs");
@@ -177,7 +188,7 @@ async fn tool_api(context: &Context) -> Vec<Finding> {
     const WHAT: &str = "tool API";
     let config = context.config();
     if let Err(missing) = config.require_api_key() {
-        return vec![Finding::fail(WHAT, "not configured", missing.to_string())];
+        return vec![Finding::missing(WHAT, Status::Fail, missing)];
     }
     let place = &config.composio.base_url;
     let api = match app::open_tool_api(config) {

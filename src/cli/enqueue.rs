@@ -26,10 +26,10 @@ use crate::{
 pub(super) const DEFAULT_LANE: &str = "default";
 
 const EXAMPLES: &str = r#"Examples:
-  errand enqueue GITHUB_GET_A_REPOSITORY --user-id u-alice --args '{"owner":"rust-lang","repo":"rust"}'
-  errand enqueue SLACK_SEND_MESSAGE --org-id org-7 --args @message.json --requested-by u-alice --wait
-  errand enqueue GMAIL_SEND_EMAIL --user-id u-alice --text 'Tell Bob that I am late' --run-at +10m
-  generate-arguments | errand enqueue LINEAR_CREATE_ISSUE --org-id org-7 --args - --idempotency-key issue-12
+  errand enqueue GITHUB_GET_REPO --user-id u-alice --args '{"owner":"o","repo":"r"}'
+  errand enqueue SLACK_SEND_MESSAGE --org-id org-7 --requested-by u-alice --args @hi.json --wait
+  errand enqueue GMAIL_SEND_EMAIL --user-id u-alice --text 'Tell Bob I am late' --run-at +10m
+  make-issue | errand enqueue LINEAR_CREATE_ISSUE --org-id org-7 --args - --idempotency-key i-12
 
 With --wait, the exit code is 0 only if the job succeeds."#;
 
@@ -106,7 +106,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "UUID")]
     id: Option<JobId>,
 
-    /// Wait until the job is done or held, at most so many seconds.
+    /// Wait until the job is done or held, at most so many seconds (300 without a number).
     #[arg(long, value_name = "SECS", num_args = 0..=1, require_equals = true, default_missing_value = "300")]
     wait: Option<u64>,
 

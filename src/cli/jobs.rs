@@ -22,8 +22,8 @@ Examples:
   errand jobs show 0190b0a0-0000-7000-8000-000000000001
   errand jobs release 0190b0a0-0000-7000-8000-000000000001 --succeeded
 
-A held job waits for a person: `jobs show` says why. Decisions about several jobs exit with 1 if any
-of them could not be carried out.";
+A held job waits for a person: `jobs show` says why. Decisions about several jobs exit with 1
+if any of them could not be carried out.";
 
 /// List, show and decide about jobs.
 #[derive(Debug, clap::Subcommand)]
@@ -268,7 +268,9 @@ async fn decide(
                 "is running; its call is not interrupted, but it will not be repeated".to_owned()
             }
             Decided::Now(state) => format!("is {state} now"),
-            Decided::Illegal(illegal) => format!("unchanged: {illegal}"),
+            Decided::Illegal(illegal) => {
+                format!("unchanged: it is {} and cannot {}", illegal.from, illegal.action)
+            }
             Decided::Unknown => "unchanged: there is no such job".to_owned(),
         };
         let state = match decided {

@@ -19,9 +19,9 @@ Examples:
   errand pins set github 20250901_02 --owner org:org-7
   errand pins unset github --owner org:org-7
 
-A job's own version wins over its owner's pin, which wins over the pin for everybody, which wins over
-[toolkit_versions] in errand.toml, which wins over COMPOSIO_TOOLKIT_VERSION_<TOOLKIT>. A pin holds for
-jobs that have not started; a started job keeps the version that it began with.";
+A job's own version wins over its owner's pin, which wins over the pin for everybody, which wins
+over [toolkit_versions] in errand.toml, which wins over COMPOSIO_TOOLKIT_VERSION_<TOOLKIT>. A pin
+decides for jobs that have not started; a started job keeps the version that it began with.";
 
 /// Pin toolkit versions at run time.
 #[derive(Debug, clap::Subcommand)]

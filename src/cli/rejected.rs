@@ -24,8 +24,8 @@ Examples:
   errand rejected show 0190b0a0-0000-7000-8000-000000000001 --body | jq .
   errand rejected requeue 0190b0a0-0000-7000-8000-000000000001
 
-`requeue` reads the message again, as it is. That helps where a setting was changed or where the message
-only lacked an ID; a message that is still not a job stays where it is.";
+`requeue` reads the message again, as it is. That helps where a setting was changed or where the
+message only lacked an ID; a message that is still not a job stays where it is.";
 
 /// Look after messages that are not jobs.
 #[derive(Debug, clap::Subcommand)]

@@ -454,6 +454,6 @@ impl Config {
 
     /// Whether the store is a SQLite file, which only the processes of one machine share.
     pub fn store_is_sqlite(&self) -> bool {
-        self.store.url.expose_secret().starts_with("sqlite:")
+        self.store.url.expose_secret().starts_with("sqlite://")
     }
 }

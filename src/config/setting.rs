@@ -195,7 +195,10 @@ impl Rule {
                 return match Url::parse(text) {
                     _ if text.is_empty() => None,
                     Ok(url) if !schemes.contains(&url.scheme()) => Some(", but has another scheme"),
-                    Ok(url) if url.scheme() == "sqlite" => None,
+                    Ok(url) if url.scheme() == "sqlite" => match text.strip_prefix("sqlite://") {
+                        Some(path) if !path.is_empty() => None,
+                        _ => Some(", and SQLite as sqlite:///path/to/file"),
+                    },
                     Ok(url) if !url.has_host() => Some(", but names no host"),
                     Ok(_) => None,
                     Err(_) => {

@@ -117,7 +117,6 @@ mod tests {
         assert_eq!(mask_url("postgres://a:hunter2@h:5432/d?x=1"), "postgres://a:***@h:5432/d?x=1");
         assert_eq!(mask_url("amqps://a:hunter2@h/%2f"), "amqps://a:***@h/%2f");
         assert_eq!(mask_url("sqlite:///var/lib/errand.db"), "sqlite:///var/lib/errand.db");
-        assert_eq!(mask_url("sqlite::memory:"), "sqlite::memory:");
         assert!(!mask_url("postgres://h/d?user=a&password=hunter2").contains("hunter2"));
         assert_eq!(mask_url("not a url with hunter2"), "***");
     }

@@ -2,10 +2,12 @@
 
 #![allow(clippy::unwrap_used, reason = "the helpers of tests fail as tests do")]
 
+mod cli;
 mod config;
 mod dashboards;
 mod deploy;
 mod embedded;
+mod envelope_schema;
 mod flow;
 mod metrics_docs;
 mod queue_contract;
