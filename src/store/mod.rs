@@ -93,8 +93,8 @@ pub trait Jobs: fmt::Debug + Send + Sync {
     /// * Within one batch, the first of several claims of the same ID wins; the others are duplicates.
     async fn claim(&self, worker: WorkerId, batch: &[Claim]) -> Result<Vec<Claimed>, StoreError>;
 
-    /// Records pin, account and effect of running jobs that were claimed without them, before
-    /// anything is sent. `false` for a job that the caller no longer holds (fenced), or for which
+    /// Records pin, account and effect of running jobs that were claimed without them, or without an
+    /// account, before anything is sent. `false` for a job that the caller no longer holds (fenced), or for which
     /// something else was frozen before; it must then not be sent.
     async fn freeze(&self, batch: &[Freeze]) -> Result<Vec<bool>, StoreError>;
 
@@ -467,7 +467,9 @@ pub trait Desk: fmt::Debug + Send + Sync {
     /// now ([`crate::job::Transition::Restart`]). Its error is forgotten; what was frozen stays.
     async fn restart(&self, id: JobId) -> Result<Decided, StoreError>;
 
-    /// Lets a held job go. The result of one that a person marks as succeeded is JSON `null`.
+    /// Lets a held job go. The result of one that a person marks as succeeded is JSON `null`. One that
+    /// waited for a connection forgets the account that was chosen for it, because the new connection
+    /// is another account; an account that the job named itself stays.
     async fn release(&self, id: JobId, release: Release) -> Result<Decided, StoreError>;
 
     /// Figures for the gauges.

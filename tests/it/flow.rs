@@ -498,3 +498,33 @@ async fn every_query_of_the_dashboard_returns_data_of_a_real_worker() {
         () = crate::dashboards::every_query_returns_data(address) => {}
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_that_waited_for_a_connection_runs_with_the_new_one_and_keeps_its_version() {
+    let stage = Stage::new("reconnect", "").await;
+    let _worker = stage.worker(&[("ERRAND__COMPOSIO__ACCOUNT_CACHE_SECS", "1")]).await;
+    let one = id();
+    let mut job = read(&one);
+    job["user_id"] = json!("u-bob");
+    // The account is chosen and then expires before the call, which only the call can find out.
+    let warm = {
+        let mut job = job.clone();
+        job["id"] = json!(id());
+        job
+    };
+    stage.publish(std::slice::from_ref(&warm)).await;
+    stage.job_in(warm["id"].as_str().unwrap(), &["succeeded"]).await;
+    stage.set_account("ca_bob", false).await;
+    stage.publish(&[job]).await;
+    let held = stage.job_in(&one, &["held"]).await;
+    assert_eq!(held["held_reason"], "connection");
+
+    stage.connect("u-bob", "ac_1").await;
+    assert!(stage.errand(&["pins", "set", "github", "20250905_00"]).status.success());
+    assert!(stage.errand(&["jobs", "release", &one, "--retry"]).status.success());
+    let done = stage.job_in(&one, &["succeeded"]).await;
+    assert_ne!(done["connected_account_id"], "ca_bob");
+    if !held["version"].is_null() {
+        assert_eq!(done["version"], held["version"], "a pin is decided once");
+    }
+}

@@ -138,6 +138,24 @@ impl Stage {
         counted.split(',').filter_map(parse).collect()
     }
 
+    /// Switches an account of the sandbox on or off.
+    pub(crate) async fn set_account(&self, account: &str, enabled: bool) {
+        let url = format!("{}/api/v3/connected_accounts/{account}/status", self.sandbox.base_url());
+        let request = support::http::client().patch(url).header("x-api-key", "ak_test_good");
+        let answer = request.json(&serde_json::json!({"enabled": enabled})).send().await.unwrap();
+        assert!(answer.status().is_success());
+    }
+
+    /// Connects a new account, as a person would on the hosted page.
+    pub(crate) async fn connect(&self, user: &str, auth_config: &str) {
+        let url = format!("{}/api/v3/connected_accounts/link", self.sandbox.base_url());
+        let request = support::http::client().post(url).header("x-api-key", "ak_test_good");
+        let body = serde_json::json!({"auth_config_id": auth_config, "user_id": user});
+        let link: Value = request.json(&body).send().await.unwrap().json().await.unwrap();
+        let page = link["redirect_url"].as_str().unwrap();
+        assert!(support::http::client().get(page).send().await.unwrap().status().is_success());
+    }
+
     /// The first column of the first row, as text.
     pub(crate) async fn text(&self, sql: &str) -> Option<String> {
         use sqlx::Row as _;
