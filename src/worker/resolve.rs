@@ -130,6 +130,8 @@ impl Resolver {
         if info.map_err(|error| error.setback("describe the tool"))?.no_auth {
             return Ok(frozen);
         }
+        // Somebody has just released the job, so what is remembered is likely to be out of date.
+        self.forget_account(spec, &frozen.toolkit);
         let explicit = spec.connected_account_id.as_deref();
         let account = self.accounts.resolve(&spec.owner, &frozen.toolkit, explicit).await;
         account.map(|id| Frozen { account: Some(id), ..frozen }).map_err(|error| error.setback())
