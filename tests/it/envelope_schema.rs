@@ -216,7 +216,8 @@ fn field() -> impl Strategy<Value = (&'static str, Value)> {
         whole("max_age_ms", 31_622_400_000),
         "safe|idempotent|once|[a-z]{0,4}".prop_map(|effect| ("effect", json!(effect))),
         prop::collection::btree_map("[a-z]{0,2}", text, 0..3).prop_map(|tags| ("tags", json!(tags))),
-        prop::collection::btree_map("[a-z]{1,4}", any::<i64>(), 0..40).prop_map(|args| ("arguments", json!(args))),
+        prop::collection::btree_map("[a-z]{1,4}", any::<i64>(), 0..40)
+            .prop_map(|args| ("arguments", json!(args))),
         (0i64..4_000_000_000)
             .prop_map(|at| ("run_at", json!(jiff::Timestamp::from_second(at).unwrap().to_string()))),
         any::<u128>().prop_map(|id| ("id", json!(uuid::Uuid::from_u128(id).to_string()))),
