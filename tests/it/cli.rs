@@ -20,6 +20,8 @@ use insta::assert_snapshot;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+use crate::support::{postgres, rabbitmq};
+
 /// An ID that no job has.
 const NOBODY: &str = "0190b0a0-0000-7000-8000-00000000dead";
 
@@ -95,6 +97,7 @@ impl Place {
 /// What a run left behind.
 #[derive(Debug)]
 struct Ran {
+    #[expect(dead_code, reason = "a failed assertion shows it")]
     args: String,
     code: Option<i32>,
     out: String,
@@ -169,6 +172,20 @@ fn help_lists_the_commands_and_the_exit_codes() {
 
     Settings come from errand.toml and the environment; `errand config show --origins` prints them.
     ");
+}
+
+#[test]
+fn every_command_and_every_exit_code_is_documented() {
+    const MANUAL: &str = include_str!("../../docs/cli.md");
+    let help = Place::empty().run(&["--help"]).succeeds().out;
+    let commands = help.split_once("Commands:\n").unwrap().1.split_once("\n\n").unwrap().0;
+    for line in commands.lines() {
+        let command = line.split_whitespace().next().unwrap();
+        assert!(command == "help" || MANUAL.contains(&format!("\n| `errand {command}` | ")), "{command}");
+    }
+    for code in ["0", "1", "2", "3", "4", "70"] {
+        assert!(MANUAL.contains(&format!("\n| {code} | ")), "{code}");
+    }
 }
 
 #[test]
@@ -501,6 +518,29 @@ fn waiting_ends_with_the_job_or_with_the_time() {
     place.run(&["jobs", "cancel", &id]).succeeds();
     let ended = ["enqueue", "GITHUB_GET_REPO", "--user-id", "u-alice", "--id", NOBODY, "--wait", "--json"];
     assert_eq!(place.run(&ended).exits(1).json()["state"], "cancelled");
+}
+
+#[test]
+fn with_a_broker_jobs_are_handed_over_at_once_and_without_it_they_are_kept() {
+    let services = tokio::runtime::Runtime::new().unwrap();
+    let (database, vhost) = services.block_on(async {
+        (postgres::shared().await.database("cli").await, rabbitmq::shared().await.vhost("cli").await)
+    });
+    let place = Place::empty().set("DATABASE_URL", &database.url).set("AMQP_URL", &vhost.amqp_url);
+    place.run(&["migrate"]).succeeds();
+    place.enqueue(&[]);
+    let file = place.file("jobs.jsonl", &"{\"user_id\":\"u\",\"tool\":\"X\"}\n".repeat(1_000));
+    assert_eq!(
+        place.run(&["enqueue-bulk", &file]).succeeds().out,
+        "1000 new, 0 duplicate, 0 refused, 0 invalid\n"
+    );
+    let doctor = place.run(&["doctor"]).exits(1);
+    assert!(doctor.out.contains("queue default: 1001 messages wait and nobody consumes"), "{doctor:?}");
+    assert!(doctor.out.contains("OK    database       PostgreSQL"), "{doctor:?}");
+
+    let place = place.set("AMQP_URL", "amqp://errand:hunter2@127.0.0.1:1/%2f");
+    let id = place.enqueue(&[]);
+    assert_eq!(place.run(&["jobs", "show", &id, "--json"]).succeeds().json()["state"], "available");
 }
 
 #[test]
