@@ -95,9 +95,11 @@ async fn run(shared: &Shared, mut held: Held) {
 
 /// `None` when the job turned out to be held by somebody else.
 async fn attempt(shared: &Shared, held: &mut Held) -> Option<Ended> {
-    let frozen = match held.holding.frozen.clone() {
-        Some(frozen) => frozen,
-        None => match freeze(shared, held).await {
+    let frozen = match held.holding.frozen.take() {
+        Some(frozen) if !shared.deps.resolver.lacks_account(&held.spec, &frozen) => {
+            held.holding.frozen.insert(frozen).clone()
+        }
+        earlier => match freeze(shared, held, earlier).await {
             Frozenness::Ready(frozen) => frozen,
             Frozenness::Ended(ended) => return Some(*ended),
             Frozenness::Fenced => return None,
@@ -131,11 +133,19 @@ enum Frozenness {
     Fenced,
 }
 
-/// Decides pin, account and effect of a job that came without them, and makes the decision durable
-/// before anything is sent.
-async fn freeze(shared: &Shared, held: &mut Held) -> Frozenness {
+/// Decides pin, account and effect of a job that came without them, or the account alone, and makes
+/// the decision durable before anything is sent.
+async fn freeze(shared: &Shared, held: &mut Held, earlier: Option<Frozen>) -> Frozenness {
+    let resolver = &shared.deps.resolver;
+    held.holding.frozen.clone_from(&earlier);
+    let decision = async {
+        match earlier {
+            Some(frozen) => resolver.decide_account(&held.spec, frozen).await,
+            None => resolver.decide(&held.spec).await,
+        }
+    };
     let resolution = tokio::select! {
-        resolution = shared.deps.resolver.decide(&held.spec) => resolution,
+        resolution = decision => resolution,
         () = shared.interrupt.cancelled() => return Frozenness::Ended(Box::new(given_back(Duration::ZERO, None))),
     };
     let ending = match resolution {

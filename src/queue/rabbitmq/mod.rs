@@ -127,7 +127,7 @@ impl RabbitQueue {
         let shared = Shared {
             publishing: Link::new(Arc::clone(&target), "publish"),
             consuming: Link::new(target, "consume"),
-            topology: Topology { queue_type: options.queue_type, declare: options.declare },
+            topology: Topology::new(options.queue_type, options.declare),
             lanes: options.lanes,
             connection_name,
             plain_address,

@@ -14,7 +14,7 @@ use lapin::{
 };
 use serde_json::Value;
 
-use super::{postgres, rabbitmq, wait::until};
+use crate::support::{self, postgres, rabbitmq, wait::until};
 
 /// How long anything on a stage may take. Generous, because the machine is shared.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
@@ -29,10 +29,10 @@ pub(crate) struct Stage {
 impl Stage {
     /// A fresh stage. `faults` is TOML that is added to the sandbox's default world.
     pub(crate) async fn new(hint: &str, faults: &str) -> Self {
-        let (database, vhost) = tokio::join!(
-            async { postgres::shared().await.database(hint).await },
-            async { rabbitmq::shared().await.vhost(hint).await },
-        );
+        let (database, vhost) =
+            tokio::join!(async { postgres::shared().await.database(hint).await }, async {
+                rabbitmq::shared().await.vhost(hint).await
+            },);
         Self { database, vhost, sandbox: sandbox(faults).await }
     }
 
@@ -123,7 +123,8 @@ impl Stage {
     /// Waits until no job is scheduled, available, running or retryable, and counts the jobs by state.
     pub(crate) async fn settled(&self, expected: u64) -> Vec<(String, u64)> {
         until(&format!("{expected} settled jobs"), PATIENCE, async || {
-            let sql = "select count(*)::text from jobs where state in ('succeeded', 'failed', 'cancelled', 'held')";
+            let sql =
+                "select count(*)::text from jobs where state in ('succeeded', 'failed', 'cancelled', 'held')";
             (self.text(sql).await?.parse::<u64>().ok()? >= expected).then_some(())
         })
         .await;
@@ -137,11 +138,30 @@ impl Stage {
         counted.split(',').filter_map(parse).collect()
     }
 
+    /// Switches an account of the sandbox on or off.
+    pub(crate) async fn set_account(&self, account: &str, enabled: bool) {
+        let url = format!("{}/api/v3/connected_accounts/{account}/status", self.sandbox.base_url());
+        let request = support::http::client().patch(url).header("x-api-key", "ak_test_good");
+        let answer = request.json(&serde_json::json!({"enabled": enabled})).send().await.unwrap();
+        assert!(answer.status().is_success());
+    }
+
+    /// Connects a new account, as a person would on the hosted page.
+    pub(crate) async fn connect(&self, user: &str, auth_config: &str) {
+        let url = format!("{}/api/v3/connected_accounts/link", self.sandbox.base_url());
+        let request = support::http::client().post(url).header("x-api-key", "ak_test_good");
+        let body = serde_json::json!({"auth_config_id": auth_config, "user_id": user});
+        let link: Value = request.json(&body).send().await.unwrap().json().await.unwrap();
+        let page = link["redirect_url"].as_str().unwrap();
+        assert!(support::http::client().get(page).send().await.unwrap().status().is_success());
+    }
+
     /// The first column of the first row, as text.
     pub(crate) async fn text(&self, sql: &str) -> Option<String> {
         use sqlx::Row as _;
         let mut connection = self.database.connect().await;
-        let row = sqlx::query(sqlx::AssertSqlSafe(sql.to_owned())).fetch_optional(&mut connection).await.ok()??;
+        let row =
+            sqlx::query(sqlx::AssertSqlSafe(sql.to_owned())).fetch_optional(&mut connection).await.ok()??;
         row.try_get::<Option<String>, _>(0).ok()?
     }
 }
@@ -216,7 +236,7 @@ impl Process {
     /// Its metrics, as text.
     pub(crate) async fn metrics(&self) -> String {
         let url = format!("http://{}/metrics", self.address().await);
-        super::http::client().get(url).send().await.unwrap().text().await.unwrap()
+        support::http::client().get(url).send().await.unwrap().text().await.unwrap()
     }
 
     /// SIGKILL.
