@@ -328,11 +328,11 @@ fn report(tally: &Tally, format: Format) -> anyhow::Result<()> {
         }));
     }
     for (line, reason) in problems {
-        eprintln!("line {line}: {}", output::clean(reason));
+        output::note(format_args!("line {line}: {}", output::clean(reason)));
     }
     let hidden = (refused + invalid).saturating_sub(problems.len() as u64);
     if hidden > 0 {
-        eprintln!("and {hidden} more");
+        output::note(format_args!("and {hidden} more"));
     }
     output::print_line(format!("{new} new, {duplicate} duplicate, {refused} refused, {invalid} invalid"))?;
     Ok(())

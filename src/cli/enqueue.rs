@@ -201,7 +201,7 @@ fn raw<T: Serialize>(value: Option<&T>) -> serde_json::Result<Option<Box<RawValu
 
 async fn wait_for(open: &OpenDoor, id: JobId, budget: Duration, format: Format) -> anyhow::Result<Exit> {
     if !format.json {
-        eprintln!("enqueued {id}, waiting");
+        output::note(format_args!("enqueued {id}, waiting"));
     }
     let Some(job) = wait::until_settled(&open.store, id, budget).await? else {
         return Err(exit::negative(format!("job {id} is gone")));

@@ -2,7 +2,7 @@
 //! into one line and an exit code.
 //!
 //! Commands print answers to standard output and everything else to standard error. They return an
-//! [`Exit`] when they ran, and an error when they could not; only this module picks the exit code
+//! exit code when they ran, and an error when they could not; only this module picks the exit code
 //! of an error and prints it, so that every failure looks the same.
 
 use std::{
