@@ -221,7 +221,9 @@ fn judge(shared: &Shared, held: &Held, frozen: &Frozen, reply: Reply) -> Ended {
             Ending::Snooze { after: Duration::ZERO, error: Some(error) }
         }
         Next::Unknown { error } if frozen.effect.may_repeat() => retry(shared, held, error, None),
-        Next::Unknown { error } => Ending::Hold { reason: HeldReason::UnknownOutcome, error },
+        Next::Unknown { error } => {
+            Ending::Hold { reason: HeldReason::UnknownOutcome, error: unknown(error, held.request_id) }
+        }
     };
     Ended {
         outcome: classified.outcome,
@@ -229,6 +231,16 @@ fn judge(shared: &Shared, held: &Held, frozen: &Frozen, reply: Reply) -> Ended {
         log_id: classified.log_id,
         ending,
     }
+}
+
+/// What a person needs to find out what happened, and what to do then.
+fn unknown(error: JobError, request_id: RequestId) -> JobError {
+    let message = format!(
+        "{}; look for the request ID {request_id} in the tool API's log, then release the job with --succeeded, \
+         --failed or --retry",
+        error.message
+    );
+    JobError { message, ..error }
 }
 
 fn retry(shared: &Shared, held: &Held, error: JobError, retry_after: Option<Duration>) -> Ending {
@@ -264,7 +276,7 @@ fn panicked(held: &Held) -> Ended {
     );
     let once = held.holding.frozen.as_ref().is_some_and(|frozen| frozen.effect == Effect::Once);
     let ending = if once {
-        Ending::Hold { reason: HeldReason::UnknownOutcome, error }
+        Ending::Hold { reason: HeldReason::UnknownOutcome, error: unknown(error, held.request_id) }
     } else {
         Ending::Fail { error }
     };
