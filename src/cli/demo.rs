@@ -141,7 +141,7 @@ fn workload(count: u32) -> Result<Vec<Arc<JobSpec>>> {
 fn job(n: u32) -> Value {
     let user = format!("user-{}", n % 20 + 1);
     let org = format!("org-{}", n % 3 + 1);
-    if n % 20 == 0 {
+    if n.is_multiple_of(20) {
         return match n / 20 % 6 {
             0 => {
                 json!({"user_id": "u-nobody", "tool": "GITHUB_GET_REPO", "arguments": {"owner": "o", "repo": "r"}})
