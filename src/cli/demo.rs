@@ -123,14 +123,7 @@ fn workload(count: u32) -> Result<Vec<Arc<JobSpec>>> {
     (0..count)
         .map(|n| {
             let lane = if n % 5 == 4 { &bulk } else { &queue };
-            let arrival = Arrival {
-                queue: lane,
-                message_id: None,
-                reply_to: None,
-                correlation_id: None,
-                traceparent: None,
-                fallback_id: Some(JobId::new()),
-            };
+            let arrival = Arrival { fallback_id: Some(JobId::new()), ..Arrival::new(lane) };
             let body = serde_json::to_vec(&job(n))?;
             Ok(Arc::new(decode(&body, &arrival)?))
         })

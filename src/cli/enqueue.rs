@@ -144,14 +144,7 @@ pub(super) async fn run(args: Args, context: &Context) -> anyhow::Result<Exit> {
 fn spec(args: &Args, context: &Context) -> anyhow::Result<JobSpec> {
     let queue: QueueName = args.queue.parse().map_err(|error| exit::usage(format!("--queue {error}")))?;
     context.check_lane(queue.as_str()).map_err(exit::negative)?;
-    let arrival = Arrival {
-        queue: &queue,
-        message_id: None,
-        reply_to: None,
-        correlation_id: None,
-        traceparent: None,
-        fallback_id: Some(JobId::new()),
-    };
+    let arrival = Arrival { fallback_id: Some(JobId::new()), ..Arrival::new(&queue) };
     decode(&envelope(args)?, &arrival).map_err(|error| exit::negative(error.message))
 }
 

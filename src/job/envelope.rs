@@ -114,6 +114,20 @@ pub struct Arrival<'a> {
     pub fallback_id: Option<JobId>,
 }
 
+impl<'a> Arrival<'a> {
+    /// An envelope that comes through this lane without transport properties.
+    pub fn new(queue: &'a QueueName) -> Self {
+        Self {
+            queue,
+            message_id: None,
+            reply_to: None,
+            correlation_id: None,
+            traceparent: None,
+            fallback_id: None,
+        }
+    }
+}
+
 /// Which owners may run jobs at all.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct OwnerPolicy {
@@ -505,14 +519,7 @@ mod tests {
 
     fn decode_bytes(body: &[u8]) -> Result<JobSpec, EnvelopeError> {
         let queue = queue();
-        let arrival = Arrival {
-            queue: &queue,
-            message_id: None,
-            reply_to: None,
-            correlation_id: None,
-            traceparent: None,
-            fallback_id: None,
-        };
+        let arrival = Arrival::new(&queue);
         decode(body, &arrival)
     }
 

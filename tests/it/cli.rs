@@ -609,14 +609,7 @@ fn a_held_job_is_shown_with_its_reason_and_can_be_released() {
 /// A job that admission parked, with an error that tries to steer the terminal.
 fn hold(store: &SharedStore, tool: &str) -> String {
     let queue = "default".parse().unwrap();
-    let arrival = Arrival {
-        queue: &queue,
-        message_id: None,
-        reply_to: None,
-        correlation_id: None,
-        traceparent: None,
-        fallback_id: Some(JobId::new()),
-    };
+    let arrival = Arrival { fallback_id: Some(JobId::new()), ..Arrival::new(&queue) };
     let body = json!({"user_id": "u", "tool": tool}).to_string();
     let spec = Arc::new(decode(body.as_bytes(), &arrival).unwrap());
     let id = spec.id.to_string();
