@@ -195,14 +195,8 @@ mod tests {
     use crate::job::{Arrival, decode};
 
     fn spec(json: serde_json::Value) -> JobSpec {
-        let arrival = Arrival {
-            queue: &"default".parse().unwrap(),
-            message_id: None,
-            reply_to: None,
-            correlation_id: None,
-            traceparent: None,
-            fallback_id: Some(JobId::new()),
-        };
+        let queue = "default".parse().unwrap();
+        let arrival = Arrival { fallback_id: Some(JobId::new()), ..Arrival::new(&queue) };
         decode(&serde_json::to_vec(&json).unwrap(), &arrival).unwrap()
     }
 

@@ -128,14 +128,8 @@ mod tests {
 
     fn waiting() -> JobView {
         let body = format!(r#"{{"id":"{ID}","org_id":"org-1","tool":"GITHUB_GET_REPO","arguments":{{}}}}"#);
-        let arrival = Arrival {
-            queue: &"bulk".parse().unwrap(),
-            message_id: None,
-            reply_to: None,
-            correlation_id: None,
-            traceparent: None,
-            fallback_id: None,
-        };
+        let queue = "bulk".parse().unwrap();
+        let arrival = Arrival::new(&queue);
         JobView {
             spec: Arc::new(decode(body.as_bytes(), &arrival).unwrap()),
             state: State::Available,

@@ -82,6 +82,7 @@ pub async fn metrics_upkeep(metrics: PrometheusHandle, stop: CancellationToken) 
 }
 
 async fn serve_metrics(State(shared): State<Shared>) -> impl IntoResponse {
+    shared.health.refresh_gauges();
     let render = move || {
         shared.process.collect();
         shared.metrics.render()

@@ -37,7 +37,7 @@ pub(super) async fn run(command: Command, context: &Context) -> anyhow::Result<E
             }))?;
         }
     } else if accounts.is_empty() {
-        eprintln!("{owner} has connected nothing that matches");
+        output::note(format_args!("{owner} has connected nothing that matches"));
     } else {
         let rows = accounts.iter().map(|account| {
             let disabled = if account.disabled { " (disabled)" } else { "" };

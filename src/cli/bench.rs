@@ -1,10 +1,10 @@
 //! `errand bench`: how fast the worker is, beside a bare loop over the same services.
 
-use std::{io::IsTerminal as _, process::ExitCode, time::Duration};
+use std::{io::IsTerminal as _, time::Duration};
 
 use anyhow::{Result, ensure};
 
-use super::output;
+use super::{exit::Exit, output};
 use crate::{
     bench::{self, Backend, Part, Plan, Role},
     config::Config,
@@ -14,7 +14,7 @@ use crate::{
 /// Measures the worker against a stub of the tool API, beside a bare loop over the same services as
 /// the limit. What it creates in the database and on the broker is its own, and is removed.
 #[derive(Debug, clap::Args)]
-pub(crate) struct Args {
+pub(super) struct Args {
     /// The services to use.
     #[arg(long, value_enum, default_value = "amqp")]
     backend: Backend,
@@ -43,7 +43,7 @@ pub(crate) struct Args {
 
 /// One process of the benchmark.
 #[derive(Debug, clap::Args)]
-pub(crate) struct ChildArgs {
+pub(super) struct ChildArgs {
     /// What it is.
     role: Role,
     /// How long the stub takes for an answer, in milliseconds.
@@ -63,7 +63,7 @@ impl ChildArgs {
     }
 }
 
-pub(crate) async fn run(args: Args, config: Config) -> Result<ExitCode> {
+pub(super) async fn run(args: Args, config: Config) -> Result<Exit> {
     ensure!(args.jobs > 0 && args.concurrency > 0 && args.rounds > 0, "there is nothing to measure");
     let plan = Plan {
         backend: args.backend,
@@ -83,12 +83,13 @@ pub(crate) async fn run(args: Args, config: Config) -> Result<ExitCode> {
     let report = bench::run(&config, &plan, &Shutdown::on_signals()?.stop, progress).await?;
     let text = if args.json { serde_json::to_string(&report)? + "\n" } else { report.text() };
     output::print(&text)?;
-    Ok(ExitCode::SUCCESS)
+    Ok(Exit::Success)
 }
 
 /// Plays one of the parts of a running benchmark.
-pub(crate) async fn run_child(args: ChildArgs, config: Option<Config>) -> Result<()> {
+pub(super) async fn run_child(args: ChildArgs, config: Option<Config>) -> Result<Exit> {
     let part =
         Part { role: args.role, stub: Duration::from_millis(args.stub_ms), feed: args.feed, pace: args.pace };
-    bench::play(&part, config).await
+    bench::play(&part, config).await?;
+    Ok(Exit::Success)
 }

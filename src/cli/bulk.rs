@@ -137,14 +137,7 @@ impl Intake<'_> {
         let named = serde_json::from_slice::<Lane>(body).ok().and_then(|lane| lane.queue);
         let queue = named.as_ref().unwrap_or(&self.queue);
         self.context.check_lane(queue.as_str())?;
-        let arrival = Arrival {
-            queue,
-            message_id: None,
-            reply_to: None,
-            correlation_id: None,
-            traceparent: None,
-            fallback_id: Some(JobId::new()),
-        };
+        let arrival = Arrival { fallback_id: Some(JobId::new()), ..Arrival::new(queue) };
         decode(body, &arrival).map_err(|error| error.message)
     }
 
@@ -328,11 +321,11 @@ fn report(tally: &Tally, format: Format) -> anyhow::Result<()> {
         }));
     }
     for (line, reason) in problems {
-        eprintln!("line {line}: {}", output::clean(reason));
+        output::note(format_args!("line {line}: {}", output::clean(reason)));
     }
     let hidden = (refused + invalid).saturating_sub(problems.len() as u64);
     if hidden > 0 {
-        eprintln!("and {hidden} more");
+        output::note(format_args!("and {hidden} more"));
     }
     output::print_line(format!("{new} new, {duplicate} duplicate, {refused} refused, {invalid} invalid"))?;
     Ok(())

@@ -3,19 +3,17 @@
 
 use std::{
     collections::{BTreeMap, HashSet},
-    io::{IsTerminal as _, Write as _},
-    process::ExitCode,
+    io::IsTerminal as _,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, bail};
-use comfy_table::{Table, presets::NOTHING};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::dev;
+use super::{dev, exit::Exit, output};
 use crate::{
     app::{self, App},
     config::{Config, Toolkit},
@@ -24,7 +22,6 @@ use crate::{
     sandbox::{self, DEFAULT_WORLD, Sandbox, World},
     shutdown::Shutdown,
     store::{JobFilter, JobView, PinRow, SharedStore},
-    telemetry::logging,
 };
 
 /// How long the demo waits for its jobs before it says that some are missing.
@@ -52,8 +49,7 @@ struct Summary {
     seconds: f64,
 }
 
-pub(crate) async fn run(args: Args, mut config: Config) -> Result<ExitCode> {
-    logging::init(&config.log)?;
+pub(crate) async fn run(args: Args, mut config: Config) -> Result<Exit> {
     let folder = tempfile::tempdir()
         .context("cannot create a temporary folder; set TMPDIR to one that can be written")?;
     dev::embed(&mut config, &folder.path().join("errand.db"));
@@ -92,22 +88,20 @@ pub(crate) async fn run(args: Args, mut config: Config) -> Result<ExitCode> {
     let jobs = store.jobs(&JobFilter { limit: ids.len() * 2, ..JobFilter::default() }).await?;
     let summary = summarize(&ids, &jobs, seconds);
     if args.json {
-        println!("{}", serde_json::to_string(&summary)?);
+        output::print_json(&summary)?;
     } else {
         let ledger = sandbox.ledger_summary();
-        print(
-            &store,
-            &summary,
-            &jobs,
-            &format!("{} calls reached the tool API, {} took effect", ledger.calls, ledger.effects),
-        )
-        .await?;
+        let effects = format!(
+            "{} calls reached the tool API, {} took effect, {} jobs that must act once acted twice",
+            ledger.calls, ledger.effects, ledger.jobs_repeated_once
+        );
+        print(&store, &summary, &jobs, &effects).await?;
     }
 
     shutdown.stop.cancel();
     running.await??;
     sandbox.stop().await;
-    Ok(if summary.lost == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(Exit::negative_if(summary.lost != 0))
 }
 
 /// Settings that make a short run show what a long one would: quick retries, and a toolkit that
@@ -129,14 +123,7 @@ fn workload(count: u32) -> Result<Vec<Arc<JobSpec>>> {
     (0..count)
         .map(|n| {
             let lane = if n % 5 == 4 { &bulk } else { &queue };
-            let arrival = Arrival {
-                queue: lane,
-                message_id: None,
-                reply_to: None,
-                correlation_id: None,
-                traceparent: None,
-                fallback_id: Some(JobId::new()),
-            };
+            let arrival = Arrival { fallback_id: Some(JobId::new()), ..Arrival::new(lane) };
             let body = serde_json::to_vec(&job(n))?;
             Ok(Arc::new(decode(&body, &arrival)?))
         })
@@ -147,7 +134,7 @@ fn workload(count: u32) -> Result<Vec<Arc<JobSpec>>> {
 fn job(n: u32) -> Value {
     let user = format!("user-{}", n % 20 + 1);
     let org = format!("org-{}", n % 3 + 1);
-    if n % 20 == 0 {
+    if n.is_multiple_of(20) {
         return match n / 20 % 6 {
             0 => {
                 json!({"user_id": "u-nobody", "tool": "GITHUB_GET_REPO", "arguments": {"owner": "o", "repo": "r"}})
@@ -259,26 +246,25 @@ async fn print(store: &SharedStore, summary: &Summary, jobs: &[JobView], ledger:
         entry.0 += 1;
         entry.1 += job.attempt;
     }
-    let mut table = Table::new();
-    table.load_style(NOTHING).set_header(["OUTCOME", "WHY", "JOBS", "ATTEMPTS"]);
-    for ((state, why), (count, attempts)) in groups {
-        table.add_row([state.to_owned(), why.to_owned(), count.to_string(), attempts.to_string()]);
-    }
-    let mut out = std::io::stdout().lock();
-    writeln!(out, "{table}\n")?;
+    let rows = groups
+        .into_iter()
+        .map(|((state, why), (count, attempts))| {
+            vec![state.to_owned(), why.to_owned(), count.to_string(), attempts.to_string()]
+        })
+        .collect();
+    output::print_table(&["OUTCOME", "WHY", "JOBS", "ATTEMPTS"], rows)?;
+    output::print_line("")?;
     for text in examples(store, jobs).await? {
-        writeln!(out, "{text}")?;
+        output::print_line(text)?;
     }
-    writeln!(
-        out,
+    output::print_line(format_args!(
         "{:.0} jobs/s ({:.1} s in all, retries and waits included); {ledger}.",
         summary.jobs_per_second, summary.seconds
-    )?;
-    writeln!(
-        out,
+    ))?;
+    output::print_line(format_args!(
         "{} jobs enqueued, {} reached a final or held state, difference {}.",
         summary.enqueued, summary.settled, summary.lost
-    )?;
+    ))?;
     Ok(())
 }
 

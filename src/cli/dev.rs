@@ -1,16 +1,17 @@
 //! `errand dev`: everything in one process, with data that survives a restart.
 
-use std::{io::Write as _, net::SocketAddr, path::PathBuf, process::ExitCode};
+use std::{net::SocketAddr, path::PathBuf};
 
 use anyhow::{Context as _, Result};
 use secrecy::ExposeSecret as _;
+
+use super::{exit::Exit, output};
 
 use crate::{
     app::{self, App},
     config::{Config, Unpinned},
     sandbox::{self, Sandbox, World},
     shutdown::Shutdown,
-    telemetry::logging,
 };
 
 /// The key that the sandbox's default world accepts.
@@ -30,7 +31,7 @@ pub(crate) struct Args {
     sandbox_listen: SocketAddr,
 }
 
-pub(crate) async fn run(args: Args, mut config: Config) -> Result<ExitCode> {
+pub(crate) async fn run(args: Args, mut config: Config) -> Result<Exit> {
     std::fs::create_dir_all(&args.data).with_context(|| {
         format!("cannot create the folder {}; choose another with --data", args.data.display())
     })?;
@@ -39,7 +40,6 @@ pub(crate) async fn run(args: Args, mut config: Config) -> Result<ExitCode> {
     if let Some(listen) = args.listen {
         config.http.listen = Some(listen);
     }
-    logging::init(&config.log)?;
 
     let sandbox = if config.composio.api_key.expose_secret().is_empty() {
         let running = Sandbox::new(World::default_world(), sandbox::Options::default())
@@ -65,27 +65,23 @@ pub(crate) async fn run(args: Args, mut config: Config) -> Result<ExitCode> {
         None => config.composio.base_url.clone(),
     };
     let listen = config.http.listen.map_or("off".to_owned(), |address| format!("http://{address}"));
-    let mut out = std::io::stdout().lock();
     // A closed standard output must not keep the worker from starting.
-    let told = writeln!(
-        out,
+    let _closed = output::print(&format!(
         "errand dev\n  data      {}\n  tool API  {tool_api}\n  metrics   {listen}/metrics, health {listen}/health/ready\n\n\
          Enqueue a job from another terminal:\n  export DATABASE_URL={database} COMPOSIO_BASE_URL={} COMPOSIO_API_KEY={}\n  \
          errand enqueue GITHUB_GET_REPO --user-id u-alice --args '{{\"owner\":\"o\",\"repo\":\"r\"}}' --wait\n  \
-         errand jobs list\n\nCtrl-C ends it; the data stays.\n",
+         errand jobs list\n\nCtrl-C ends it; the data stays.\n\n",
         data.display(),
         config.composio.base_url,
         if sandbox.is_some() { SANDBOX_KEY } else { "..." },
-    );
-    drop(out);
-    drop(told);
+    ));
 
     let metrics = app::install_metrics()?;
     let report = App::new(config)?.run(metrics, Shutdown::on_signals()?).await?;
     if let Some(sandbox) = sandbox {
         sandbox.stop().await;
     }
-    Ok(if report.left.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(Exit::negative_if(!report.left.is_empty()))
 }
 
 /// Switches a configuration to the embedded backends on this file, with the defaults of development:

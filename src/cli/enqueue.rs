@@ -144,14 +144,7 @@ pub(super) async fn run(args: Args, context: &Context) -> anyhow::Result<Exit> {
 fn spec(args: &Args, context: &Context) -> anyhow::Result<JobSpec> {
     let queue: QueueName = args.queue.parse().map_err(|error| exit::usage(format!("--queue {error}")))?;
     context.check_lane(queue.as_str()).map_err(exit::negative)?;
-    let arrival = Arrival {
-        queue: &queue,
-        message_id: None,
-        reply_to: None,
-        correlation_id: None,
-        traceparent: None,
-        fallback_id: Some(JobId::new()),
-    };
+    let arrival = Arrival { fallback_id: Some(JobId::new()), ..Arrival::new(&queue) };
     decode(&envelope(args)?, &arrival).map_err(|error| exit::negative(error.message))
 }
 
@@ -201,7 +194,7 @@ fn raw<T: Serialize>(value: Option<&T>) -> serde_json::Result<Option<Box<RawValu
 
 async fn wait_for(open: &OpenDoor, id: JobId, budget: Duration, format: Format) -> anyhow::Result<Exit> {
     if !format.json {
-        eprintln!("enqueued {id}, waiting");
+        output::note(format_args!("enqueued {id}, waiting"));
     }
     let Some(job) = wait::until_settled(&open.store, id, budget).await? else {
         return Err(exit::negative(format!("job {id} is gone")));

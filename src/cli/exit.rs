@@ -1,6 +1,6 @@
 //! How a command ends: one line for people and one code for programs.
 
-use std::{any::Any, panic::PanicHookInfo, process::ExitCode};
+use std::{any::Any, io::ErrorKind, panic::PanicHookInfo, process::ExitCode};
 
 use crate::{
     cli::output,
@@ -89,7 +89,7 @@ pub(super) fn report(error: &anyhow::Error) -> Exit {
     if let Some(hint) = error.chain().find_map(hint) {
         line = format!("{line}; {hint}");
     }
-    eprintln!("{}", output::clean_lines(&line));
+    output::note(output::clean_lines(&line));
     error.chain().find_map(exit_of).unwrap_or(Exit::Internal)
 }
 
@@ -119,12 +119,20 @@ fn exit_of(error: &(dyn std::error::Error + 'static)) -> Option<Exit> {
             QueueErrorKind::Unroutable => Exit::Negative,
         });
     }
-    error.downcast_ref::<ToolError>().map(|error| match error {
-        ToolError::NotFound(_) | ToolError::Refused { .. } => Exit::Negative,
-        ToolError::Credentials { .. } | ToolError::Throttled { .. } | ToolError::Unavailable(_) => {
-            Exit::Unreachable
-        }
-    })
+    if let Some(error) = error.downcast_ref::<ToolError>() {
+        return Some(match error {
+            ToolError::NotFound(_) | ToolError::Refused { .. } => Exit::Negative,
+            ToolError::Credentials { .. } | ToolError::Throttled { .. } | ToolError::Unavailable(_) => {
+                Exit::Unreachable
+            }
+        });
+    }
+    if let Some(error) = error.downcast_ref::<reqwest::Error>() {
+        return Some(if error.is_builder() { Exit::Usage } else { Exit::Unreachable });
+    }
+    // An address that cannot be listened on was chosen by a setting or a flag.
+    let kind = error.downcast_ref::<std::io::Error>().map(std::io::Error::kind)?;
+    matches!(kind, ErrorKind::AddrInUse | ErrorKind::AddrNotAvailable).then_some(Exit::Configuration)
 }
 
 /// What to do about an error whose message cannot know the command line.
@@ -168,7 +176,7 @@ pub(super) fn report_panic(panic: &PanicHookInfo<'_>) {
     if tracing::dispatcher::has_been_set() {
         tracing::error!("errand has a bug: panicked{place}: {message}");
     } else {
-        eprintln!("error: errand has a bug: panicked{place}: {message}");
+        output::note(format_args!("error: errand has a bug: panicked{place}: {message}"));
     }
 }
 
@@ -186,4 +194,30 @@ fn is_closed_pipe(payload: &(dyn Any + Send)) -> bool {
 fn panic_message(payload: &(dyn Any + Send)) -> &str {
     let text = payload.downcast_ref::<String>().map(String::as_str);
     text.or_else(|| payload.downcast_ref::<&str>().copied()).unwrap_or("no message")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_exit_code_comes_from_the_cause_whatever_is_said_around_it() {
+        let exit = |error: anyhow::Error| error.context("around it").chain().find_map(exit_of);
+        assert_eq!(exit(negative("no")), Some(Exit::Negative));
+        assert_eq!(exit(usage("what")), Some(Exit::Usage));
+        assert_eq!(exit(Missing::Store.into()), Some(Exit::Configuration));
+        let away = StoreError::new(StoreErrorKind::Unavailable, "away");
+        assert_eq!(exit(away.into()), Some(Exit::Unreachable));
+        assert_eq!(exit(QueueError::new(QueueErrorKind::Access, "no").into()), Some(Exit::Unreachable));
+        assert_eq!(exit(std::io::Error::from(ErrorKind::AddrInUse).into()), Some(Exit::Configuration));
+        assert_eq!(exit(anyhow::anyhow!("who knows")), None);
+    }
+
+    #[test]
+    fn only_a_panic_about_a_closed_pipe_is_no_bug() {
+        let closed = "failed printing to stdout: Broken pipe (os error 32)".to_owned();
+        assert_eq!(of_panic(&closed), Exit::Success);
+        assert_eq!(of_panic(&"index out of bounds"), Exit::Internal);
+        assert_eq!(of_panic(&7), Exit::Internal);
+    }
 }

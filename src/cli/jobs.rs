@@ -142,7 +142,7 @@ async fn list(store: &SharedStore, filter: &JobFilter, format: Format) -> anyhow
         }
         output::print(&lines)?;
     } else if jobs.is_empty() {
-        eprintln!("no jobs match");
+        output::note("no jobs match");
     } else {
         let rows = jobs.iter().map(|job| {
             vec![
@@ -159,7 +159,7 @@ async fn list(store: &SharedStore, filter: &JobFilter, format: Format) -> anyhow
         let header = ["ID", "STATE", "OWNER", "TOOL", "QUEUE", "ATTEMPTS", "CREATED", "ERROR"];
         output::print_table(&header, rows.collect())?;
         if jobs.len() == filter.limit {
-            eprintln!("there may be more; see --limit");
+            output::note("there may be more; see --limit");
         }
     }
     Ok(Exit::Success)

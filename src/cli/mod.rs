@@ -2,7 +2,7 @@
 //! into one line and an exit code.
 //!
 //! Commands print answers to standard output and everything else to standard error. They return an
-//! [`Exit`] when they ran, and an error when they could not; only this module picks the exit code
+//! exit code when they ran, and an error when they could not; only this module picks the exit code
 //! of an error and prints it, so that every failure looks the same.
 
 use std::{
@@ -30,6 +30,7 @@ mod dev;
 mod doctor;
 mod enqueue;
 mod exit;
+mod health;
 mod jobs;
 mod migrate;
 mod output;
@@ -41,7 +42,6 @@ mod value;
 mod wait;
 mod worker;
 
-use context::Context;
 use exit::Exit;
 
 /// Threads of commands that only talk to services for a moment.
@@ -61,14 +61,12 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Run jobs from RabbitMQ and PostgreSQL until SIGTERM, then drain.
-    Worker(worker::Args),
-    /// Run everything in one process, with data that survives a restart.
-    Dev(dev::Args),
-    /// Run a few hundred jobs in one process, with nothing installed, and account for each.
+    /// See it all at work: some hundreds of jobs in one process, with nothing installed.
     Demo(demo::Args),
-    /// Serve a stand-in for the tool API, to develop and test against.
-    Sandbox(sandbox::Args),
+    /// Run worker, queue, store and sandbox in one process that stays up.
+    Dev(dev::Args),
+    /// Run a worker on RabbitMQ and PostgreSQL.
+    Worker(worker::Args),
     /// Enqueue one job.
     Enqueue(Box<enqueue::Args>),
     /// Enqueue many jobs, from a file of JSON Lines.
@@ -95,6 +93,10 @@ enum Command {
     Config(config_command::Command),
     /// Check every service that errand depends on.
     Doctor(doctor::Args),
+    /// Ask a worker's health endpoint.
+    Health(health::Args),
+    /// Serve a stand-in for the tool API.
+    Sandbox(sandbox::Args),
     /// Measure the worker beside a bare loop over the same services.
     Bench(bench::Args),
     /// One process of `errand bench`.
@@ -112,94 +114,118 @@ pub fn main() -> ExitCode {
     // Two crates of the tree could each choose a provider of TLS; an error means that one is chosen.
     let _already_chosen = rustls::crypto::ring::default_provider().install_default();
     panic::set_hook(Box::new(exit::report_panic));
-    match panic::catch_unwind(AssertUnwindSafe(run)) {
+    let exit = match panic::catch_unwind(AssertUnwindSafe(run)) {
         Ok(exit) => exit,
-        Err(payload) => exit::of_panic(payload.as_ref()).into(),
-    }
+        Err(payload) => exit::of_panic(payload.as_ref()),
+    };
+    exit.into()
 }
 
-fn run() -> ExitCode {
+fn run() -> Exit {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
             // Help that nobody reads to the end is not a failure.
             let _closed_pipe = error.print();
-            return if error.use_stderr() { Exit::Usage } else { Exit::Success }.into();
+            return if error.use_stderr() { Exit::Usage } else { Exit::Success };
         }
     };
-    dispatch(cli).unwrap_or_else(|error| exit::report(&error).into())
+    dispatch(cli).unwrap_or_else(|error| exit::report(&error))
 }
 
-fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
+fn dispatch(cli: Cli) -> anyhow::Result<Exit> {
     let sources = Sources::of_process(cli.config);
-    let exit = match cli.command {
+    match cli.command {
         // These need no valid configuration.
         Command::Completions { shell } => completions(shell),
         Command::Config(command) => config_command::run(&command, &sources),
 
-        // These run until they are told to stop, and start logging themselves.
-        Command::Worker(args) => return lasting(&sources, |config| worker::run(args, config)),
-        Command::Dev(args) => return lasting(&sources, |config| dev::run(args, config)),
-        Command::Demo(args) => return lasting(&sources, |config| demo::run(args, config)),
-        Command::Bench(args) => return lasting(&sources, |config| bench::run(args, config)),
-        Command::BenchChild(args) => return bench_child(args, &sources),
-        Command::Sandbox(args) => brief(&sources, async |_| {
-            sandbox::run(args, Shutdown::on_signals()?.stop).await?;
-            Ok(Exit::Success)
+        Command::Demo(args) => {
+            let mut loaded = config::load(&sources)?;
+            if loaded.origin("log.level") == Some(&Origin::Default) {
+                // The demo makes things fail on purpose, and accounts for all of them at the end.
+                "error".clone_into(&mut loaded.config.log.level);
+            }
+            lasting(loaded.config, |config| demo::run(args, config))
+        }
+        Command::Dev(args) => lasting(config::load(&sources)?.config, |config| dev::run(args, config)),
+        Command::Worker(args) => lasting(config::load(&sources)?.config, |config| worker::run(args, config)),
+        Command::Sandbox(args) => lasting(config::load(&sources)?.config, |_| async move {
+            sandbox::run(args, Shutdown::on_signals()?.stop).await.map(|()| Exit::Success)
         }),
 
-        Command::Enqueue(args) => brief(&sources, async |context| enqueue::run(*args, &context).await),
-        Command::EnqueueBulk(args) => brief(&sources, async |context| bulk::run(args, &context).await),
-        Command::Jobs(command) => brief(&sources, async |context| jobs::run(command, &context).await),
-        Command::Pins(command) => brief(&sources, async |context| pins::run(command, &context).await),
-        Command::Tools(command) => brief(&sources, async |context| tools::run(command, &context).await),
-        Command::Accounts(command) => brief(&sources, async |context| accounts::run(command, &context).await),
-        Command::Rejected(command) => brief(&sources, async |context| rejected::run(command, &context).await),
-        Command::Migrate(args) => brief(&sources, async |context| migrate::run(&args, &context).await),
-        Command::Doctor(args) => brief(&sources, async |context| doctor::run(&args, &context).await),
-    };
-    exit.map(ExitCode::from)
-}
+        Command::Bench(args) => {
+            let mut loaded = config::load(&sources)?;
+            if loaded.origin("log.level") == Some(&Origin::Default) {
+                "warn".clone_into(&mut loaded.config.log.level);
+            }
+            lasting(loaded.config, |config| bench::run(args, config))
+        }
+        Command::BenchChild(args) => bench_child(args, &sources),
 
-/// Runs a command that lasts, on the configured number of threads.
-fn lasting<F: Future<Output = anyhow::Result<ExitCode>>>(
-    sources: &Sources,
-    command: impl FnOnce(Config) -> F,
-) -> anyhow::Result<ExitCode> {
-    let config = config::load(sources)?.config;
-    let runtime = runtime(config.runtime.threads)?;
-    let answer = runtime.block_on(Box::pin(command(config)));
-    runtime.shutdown_background();
-    answer
+        Command::Enqueue(args) => {
+            brief(&sources, |context| async move { enqueue::run(*args, &context).await })
+        }
+        Command::EnqueueBulk(args) => {
+            brief(&sources, |context| async move { bulk::run(args, &context).await })
+        }
+        Command::Jobs(command) => {
+            brief(&sources, |context| async move { jobs::run(command, &context).await })
+        }
+        Command::Pins(command) => {
+            brief(&sources, |context| async move { pins::run(command, &context).await })
+        }
+        Command::Tools(command) => {
+            brief(&sources, |context| async move { tools::run(command, &context).await })
+        }
+        Command::Accounts(command) => {
+            brief(&sources, |context| async move { accounts::run(command, &context).await })
+        }
+        Command::Rejected(command) => {
+            brief(&sources, |context| async move { rejected::run(command, &context).await })
+        }
+        Command::Migrate(args) => {
+            brief(&sources, |context| async move { migrate::run(&args, &context).await })
+        }
+        Command::Health(args) => brief(&sources, |_| async move { health::run(args).await }),
+        Command::Doctor(args) => brief(&sources, |context| async move { doctor::run(&args, &context).await }),
+    }
 }
 
 /// Plays a part of a benchmark. The stub needs no configuration, and one thread, since it shares the
 /// processors with what is measured.
-fn bench_child(args: bench::ChildArgs, sources: &Sources) -> anyhow::Result<ExitCode> {
-    let (config, threads) = if args.is_stub() {
-        (None, 1)
-    } else {
-        let config = config::load(sources)?.config;
-        logging::init(&config.log)?;
-        let threads = config.runtime.threads;
-        (Some(config), threads)
-    };
-    let runtime = runtime(threads)?;
-    let answer = runtime.block_on(Box::pin(bench::run_child(args, config)));
-    runtime.shutdown_background();
-    answer.map(|()| ExitCode::SUCCESS)
+fn bench_child(args: bench::ChildArgs, sources: &Sources) -> anyhow::Result<Exit> {
+    if args.is_stub() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let answer = runtime.block_on(bench::run_child(args, None));
+        runtime.shutdown_background();
+        return answer;
+    }
+    lasting(config::load(sources)?.config, |config| bench::run_child(args, Some(config)))
 }
 
 /// Runs a command that ends by itself. It logs warnings only, unless a level is configured.
-fn brief(
+fn brief<F: Future<Output = anyhow::Result<Exit>>>(
     sources: &Sources,
-    command: impl AsyncFnOnce(Context) -> anyhow::Result<Exit>,
+    command: impl FnOnce(context::Context) -> F,
 ) -> anyhow::Result<Exit> {
     let loaded = config::load(sources)?;
     start_quiet_logging(&loaded)?;
     let runtime = runtime(FEW_THREADS)?;
     // A task of a driver that does not end must not keep the process: everything is settled by now.
-    let answer = runtime.block_on(Box::pin(command(Context::new(loaded))));
+    let answer = runtime.block_on(Box::pin(command(context::Context::new(loaded))));
+    runtime.shutdown_background();
+    answer
+}
+
+/// Runs a command that stays up, with full logging and the configured number of threads.
+fn lasting<F: Future<Output = anyhow::Result<Exit>>>(
+    config: Config,
+    command: impl FnOnce(Config) -> F,
+) -> anyhow::Result<Exit> {
+    logging::init(&config.log)?;
+    let runtime = runtime(config.runtime.threads)?;
+    let answer = runtime.block_on(Box::pin(command(config)));
     runtime.shutdown_background();
     answer
 }

@@ -56,6 +56,11 @@ pub(super) fn print_table(header: &[&str], rows: Vec<Vec<String>>) -> Result<(),
     print_line(table.trim_fmt())
 }
 
+/// Says something beside the answer, on standard error. If nobody listens there, that is no failure.
+pub(super) fn note(text: impl std::fmt::Display) {
+    let _nobody_listens = writeln!(io::stderr(), "{text}");
+}
+
 /// Prints names and values below each other; values that are `None` are left out.
 pub(super) fn print_fields(fields: &[(&str, Option<String>)]) -> Result<(), Closed> {
     let width = fields.iter().map(|(name, _)| name.len()).max().unwrap_or(0);

@@ -115,7 +115,7 @@ fn list(pins: &[Pin], format: Format) -> anyhow::Result<()> {
             }))?;
         }
     } else if pins.is_empty() {
-        eprintln!("nothing is pinned");
+        output::note("nothing is pinned");
     } else {
         let rows = pins.iter().map(|Pin { row, by }| {
             vec![row.toolkit.clone(), row.version.clone(), holder(row.owner.as_ref()), by.as_str().to_owned()]

@@ -101,7 +101,7 @@ fn list(messages: &[RejectedView], format: Format) -> anyhow::Result<()> {
             output::print_json(&summary(message))?;
         }
     } else if messages.is_empty() {
-        eprintln!("no messages were rejected");
+        output::note("no messages were rejected");
     } else {
         let rows = messages.iter().map(|view| {
             vec![

@@ -6,9 +6,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context, anyhow};
+use anyhow::Context;
 use tokio_util::sync::CancellationToken;
 
+use super::exit;
 use crate::sandbox::{DEFAULT_WORLD, Options, Sandbox, World};
 
 /// Serves a stand-in for the tool API, with faults on demand and a ledger of effects.
@@ -60,19 +61,24 @@ fn print_world() -> anyhow::Result<()> {
 
 fn read_world(path: &Path) -> anyhow::Result<World> {
     let shown = path.display();
-    let text = std::fs::read_to_string(path).with_context(|| {
-        format!("cannot read the world file {shown}; `errand sandbox --print-world > {shown}` makes one")
+    let text = std::fs::read_to_string(path).map_err(|error| {
+        exit::usage(format!(
+            "cannot read the world file {shown} ({error}); `errand sandbox --print-world > {shown}` makes one"
+        ))
     })?;
-    World::from_toml(&text)
-        .with_context(|| format!("cannot use {shown}; `errand sandbox --print-world` shows a valid world"))
+    World::from_toml(&text).map_err(|error| {
+        exit::usage(format!(
+            "cannot use {shown}; `errand sandbox --print-world` shows a valid world: {error}"
+        ))
+    })
 }
 
 fn cannot_listen(addr: SocketAddr, error: &io::Error) -> anyhow::Error {
     match error.kind() {
-        io::ErrorKind::AddrInUse => anyhow!(
+        io::ErrorKind::AddrInUse => exit::usage(format!(
             "{addr} is in use, perhaps by another sandbox; stop that, or choose another address with --listen"
-        ),
-        _ => anyhow!("cannot listen on {addr} ({error}); choose another address with --listen"),
+        )),
+        _ => exit::usage(format!("cannot listen on {addr} ({error}); choose another address with --listen")),
     }
 }
 

@@ -1,14 +1,15 @@
 //! `errand worker`: RabbitMQ and PostgreSQL.
 
-use std::{net::SocketAddr, process::ExitCode};
+use std::net::SocketAddr;
 
 use anyhow::Result;
+
+use super::exit::Exit;
 
 use crate::{
     app::{self, App},
     config::Config,
     shutdown::Shutdown,
-    telemetry::logging,
 };
 
 /// Runs a worker until SIGTERM or Ctrl-C, then drains. A second signal ends it at once.
@@ -19,12 +20,14 @@ pub(crate) struct Args {
     listen: Option<SocketAddr>,
 }
 
-pub(crate) async fn run(args: Args, mut config: Config) -> Result<ExitCode> {
+pub(crate) async fn run(args: Args, mut config: Config) -> Result<Exit> {
     if let Some(listen) = args.listen {
         config.http.listen = Some(listen);
     }
-    logging::init(&config.log)?;
+    config.require_amqp()?;
+    config.require_store()?;
+    config.require_api_key()?;
     let metrics = app::install_metrics()?;
     let report = App::new(config)?.run(metrics, Shutdown::on_signals()?).await?;
-    Ok(if report.left.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(Exit::negative_if(!report.left.is_empty()))
 }

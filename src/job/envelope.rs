@@ -28,7 +28,7 @@ const MAX_DEPTH: usize = 128;
 const MAX_PRIORITY: i16 = 9;
 
 /// A job as it was asked for: decoded, bounded and identified, but not yet judged.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct JobSpec {
     /// The dedupe key.
     pub id: JobId,
@@ -75,6 +75,18 @@ pub struct JobSpec {
     pub digest: Digest,
 }
 
+/// What a job says is a customer's data, which must not reach a log by way of `{:?}`.
+impl fmt::Debug for JobSpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("JobSpec")
+            .field("id", &self.id)
+            .field("owner", &self.owner.kind())
+            .field("tool", &self.tool)
+            .field("queue", &self.queue)
+            .finish_non_exhaustive()
+    }
+}
+
 /// A 128-bit prefix of the SHA-256 of a job's meaning.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Digest(pub [u8; 16]);
@@ -100,6 +112,20 @@ pub struct Arrival<'a> {
     /// The ID for an envelope that brings none: a fresh one where a person or an HTTP call
     /// enqueues, `None` where a redelivery could not be told from a new job.
     pub fallback_id: Option<JobId>,
+}
+
+impl<'a> Arrival<'a> {
+    /// An envelope that comes through this lane without transport properties.
+    pub fn new(queue: &'a QueueName) -> Self {
+        Self {
+            queue,
+            message_id: None,
+            reply_to: None,
+            correlation_id: None,
+            traceparent: None,
+            fallback_id: None,
+        }
+    }
 }
 
 /// Which owners may run jobs at all.
@@ -309,8 +335,8 @@ pub fn decode(body: &[u8], arrival: &Arrival<'_>) -> Result<JobSpec, EnvelopeErr
         connected_account_id: short("connected_account_id", wire.connected_account_id)?,
         queue,
         priority,
-        run_at: wire.run_at,
-        expires_at: wire.expires_at,
+        run_at: wire.run_at.map(whole_microseconds),
+        expires_at: wire.expires_at.map(whole_microseconds),
         timeout: within("timeout_ms", wire.timeout_ms, MAX_TIMEOUT)?,
         budget: Budget {
             max_attempts: wire.max_attempts,
@@ -326,6 +352,12 @@ pub fn decode(body: &[u8], arrival: &Arrival<'_>) -> Result<JobSpec, EnvelopeErr
     };
     spec.digest = digest(&spec);
     Ok(spec)
+}
+
+/// Databases keep microseconds. A finer time would come back from the store as another one, and the
+/// job with it as another body.
+fn whole_microseconds(time: Timestamp) -> Timestamp {
+    Timestamp::from_microsecond(time.as_microsecond()).unwrap_or(time)
 }
 
 /// The envelope of a stored job, as the relay publishes it. Decoding it gives the same job with
@@ -487,14 +519,7 @@ mod tests {
 
     fn decode_bytes(body: &[u8]) -> Result<JobSpec, EnvelopeError> {
         let queue = queue();
-        let arrival = Arrival {
-            queue: &queue,
-            message_id: None,
-            reply_to: None,
-            correlation_id: None,
-            traceparent: None,
-            fallback_id: None,
-        };
+        let arrival = Arrival::new(&queue);
         decode(body, &arrival)
     }
 
@@ -602,6 +627,14 @@ mod tests {
         assert_eq!(a.digest, decode_bytes(spaced).unwrap().digest);
         assert_ne!(a.digest, decode_json(&with("arguments", json!({"a": [1, 3]}))).unwrap().digest);
         assert_ne!(a.digest, decode_json(&with("arguments", json!({"a ": [1, 2]}))).unwrap().digest);
+    }
+
+    #[test]
+    fn times_are_kept_as_finely_as_databases_keep_them() {
+        let spec = decode_json(&with("run_at", json!("2026-01-02T03:04:05.123456789Z"))).unwrap();
+        assert_eq!(spec.run_at, Some("2026-01-02T03:04:05.123456Z".parse().unwrap()));
+        let stored = decode_json(&with("run_at", json!("2026-01-02T03:04:05.123456Z"))).unwrap();
+        assert_eq!(spec.digest, stored.digest);
     }
 
     fn short() -> impl Strategy<Value = Option<String>> {

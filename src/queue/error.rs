@@ -9,13 +9,15 @@ pub enum QueueErrorKind {
     Unavailable,
     /// The message may or may not have been taken: publish it again with the same `message_id`.
     Unconfirmed,
-    /// Nothing is bound to this address.
+    /// Nothing is bound to this address, or the broker cannot carry the message as it is (a name or
+    /// property is too long): publishing it again helps only after someone acts.
     Unroutable,
     /// The broker is full, or the in-process queue is: try again later.
     Full,
     /// Wrong address, credentials or permissions: repeating helps only after someone acts.
     Access,
-    /// The broker has a queue or exchange of this name with other arguments.
+    /// The broker has a queue or exchange of this name with other arguments, or has none and errand
+    /// was told not to declare it.
     Topology,
 }
 

@@ -31,11 +31,12 @@ pub trait Queue: fmt::Debug + Send + Sync {
     fn survives_restart(&self) -> bool;
 
     /// Publishes messages, persistently, and waits until the broker has confirmed each. Answers are
-    /// in the order of the batch.
+    /// in the order of the batch; the order of the messages in a lane is not promised.
     ///
     /// * `Ok` means that the message is durable in the named lane (or in the reply queue).
     /// * A message to a lane or reply queue that does not exist is an error of kind `Unroutable`,
-    ///   never a silent loss.
+    ///   never a silent loss. (RabbitMQ's direct reply-to names a connection and not a queue: `Ok`
+    ///   does not say that somebody still waits there.)
     /// * An error of kind `Unconfirmed` means that the message may or may not be there.
     /// * Every wait is bounded by the backend's timeouts.
     async fn publish(&self, batch: Vec<Message>) -> Vec<Result<(), QueueError>>;
@@ -96,7 +97,6 @@ pub trait Settler: fmt::Debug + Send + Sync {
 pub struct Token(pub u64);
 
 /// A message as it arrived.
-#[derive(Debug)]
 pub struct Delivery {
     /// Settles it.
     pub token: Token,
@@ -148,7 +148,7 @@ pub enum Address {
 }
 
 /// A message to publish.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Message {
     /// Where it goes.
     pub to: Address,
@@ -158,6 +158,26 @@ pub struct Message {
     pub properties: Properties,
     /// AMQP priority, 0 to 9; brokers may ignore it.
     pub priority: u8,
+}
+
+// Bodies are customers' data, which must not reach a log by way of `{:?}`.
+
+impl fmt::Debug for Delivery {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { token, body, properties: _, redelivered } = self;
+        f.debug_struct("Delivery")
+            .field("token", token)
+            .field("bytes", &body.len())
+            .field("redelivered", redelivered)
+            .finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Message {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { to, body, properties: _, priority: _ } = self;
+        f.debug_struct("Message").field("to", to).field("bytes", &body.len()).finish_non_exhaustive()
+    }
 }
 
 /// How full a lane is.

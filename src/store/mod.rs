@@ -8,8 +8,11 @@
 //! * Methods that write take batches and are atomic per item: an item is applied whole or not at all.
 //! * When a method returns, what it wrote is durable.
 //! * An `Err` means that it is unknown which items were applied. Every batch may be sent again as it
-//!   is: claims are recognized by their request ID, finishes by fence and request ID, inserts and
-//!   rejections by their IDs, so that a repetition changes nothing and gives the answer that was lost.
+//!   is: claims are recognized by their request ID, finishes by request ID, reporter and outcome,
+//!   inserts and rejections by their IDs, so that a repetition changes nothing (but the count of how
+//!   often a rejected message was seen) and gives the answer that was lost; an insert that was applied
+//!   is a duplicate of itself.
+//! * An error of kind `Data` means that nothing of the batch was applied.
 //! * Due times, leases, expiry and ages are judged by the store's clock. Durations come in, never
 //!   instants of the caller's clock.
 //! * Futures may be dropped at any time without harm to the backend's connections.
@@ -60,7 +63,7 @@ pub trait Jobs: fmt::Debug + Send + Sync {
     /// * The same idempotency key of the same owner with the same digest is a duplicate *of the
     ///   first job*, whose ID is returned.
     /// * `unclaimed_after` is when the relay looks at an available job for the first time: zero if
-    ///   nobody else will publish it.
+    ///   nobody else will publish it; otherwise that counts as its first publication.
     async fn insert(
         &self,
         batch: &[Arc<JobSpec>],
@@ -79,8 +82,9 @@ pub trait Jobs: fmt::Debug + Send + Sync {
     ///   the [`Claimed::Running`] of the first time.
     /// * Another owner or digest, or an idempotency key used with another digest, is
     ///   [`Claimed::Conflict`]; nothing changes. The same key and digest under another ID is a
-    ///   duplicate.
-    /// * A job whose `run_at` lies in the future becomes `scheduled` ([`Claimed::Scheduled`]).
+    ///   duplicate. Keys do not matter to a known job.
+    /// * An unknown job whose `run_at` lies in the future becomes `scheduled` ([`Claimed::Scheduled`]).
+    ///   A known job that is `available` was due, or a person made it due, so it runs.
     /// * A job whose `expires_at` has passed becomes `failed` with kind `expired` ([`Claimed::Ended`]).
     /// * With [`Verdict::Refuse`] the job becomes `failed`, with [`Verdict::Hold`] `held`, instead of
     ///   `running` ([`Claimed::Ended`]), with that error. Expiry and schedule come before the verdict
@@ -90,23 +94,27 @@ pub trait Jobs: fmt::Debug + Send + Sync {
     /// * Within one batch, the first of several claims of the same ID wins; the others are duplicates.
     async fn claim(&self, worker: WorkerId, batch: &[Claim]) -> Result<Vec<Claimed>, StoreError>;
 
-    /// Records pin, account and effect of running jobs that were claimed without them, before
-    /// anything is sent. `false` for a job that the caller no longer holds (fenced), which must
-    /// then not be sent.
+    /// Records pin, account and effect of running jobs that were claimed without them, or without an
+    /// account, before anything is sent. `false` for a job that the caller no longer holds (fenced), or for which
+    /// something else was frozen before; it must then not be sent.
     async fn freeze(&self, batch: &[Freeze]) -> Result<Vec<bool>, StoreError>;
 
-    /// Ends attempts. The attempt is recorded in every case; what happens to the job is in
-    /// [`Finished`], in the order of the batch.
+    /// Ends attempts. What a holder reports about its attempt is recorded in every case; what happens
+    /// to the job is in [`Finished`], in the order of the batch.
     ///
     /// * Applied when the job is `running` under the given fence; `spent` grows by one where
     ///   [`Ending::spends_attempt`] says so.
     /// * A late result is applied too: the job was rescued (it is `retryable`, `scheduled`,
-    ///   `available` or `held`) and its fence is unchanged, so nobody has claimed it since.
-    ///   [`By::Rescuer`] is never late: it applies to `running` jobs of workers that are still lost.
+    ///   `available` or `held`) and its fence is unchanged, so nobody has claimed it since. It replaces
+    ///   the record of the rescue and what the rescue charged to `spent`.
+    /// * [`By::Rescuer`] is never late: it applies to `running` jobs of workers that are still lost, and
+    ///   otherwise changes and records nothing.
     /// * Otherwise [`Finished::Fenced`]: only the attempt record changes (the one of the same number
-    ///   and request ID is replaced by the later knowledge, unless it already has a definite outcome).
+    ///   and request ID is replaced by the later knowledge, unless it already has a definite outcome,
+    ///   which is any but `unknown` and `lost`).
     /// * A job that was asked to be cancelled while it ran becomes `cancelled` instead of
     ///   `retryable` or `held`; success and failure stand.
+    /// * A snooze without an error keeps the error of the attempt before.
     /// * Final states get `finished_at`, and `reply_pending` where the app asked for a reply.
     async fn finish(&self, batch: &[Finish]) -> Result<Vec<Finished>, StoreError>;
 }
@@ -352,7 +360,8 @@ pub trait Relaying: fmt::Debug + Send + Sync {
     /// to `MAX_UNCLAIMED_WAIT`. Most urgent first: by priority, then by due time.
     async fn take_due(&self, limit: usize, unclaimed_after: Duration) -> Result<Vec<Due>, StoreError>;
 
-    /// Makes jobs that could not be published due again after `after`.
+    /// Makes jobs that could not be published due again after `after`; the failed publication does
+    /// not count.
     async fn defer(&self, ids: &[JobId], after: Duration) -> Result<(), StoreError>;
 
     /// Makes every `available` job due now. For queues that lose their messages with the process.
@@ -456,10 +465,12 @@ pub trait Desk: fmt::Debug + Send + Sync {
     async fn cancel(&self, id: JobId) -> Result<Decided, StoreError>;
 
     /// Runs a failed or cancelled job again, with a fresh attempt budget, or makes a waiting one due
-    /// now ([`crate::job::Transition::Restart`]).
+    /// now ([`crate::job::Transition::Restart`]). Its error is forgotten; what was frozen stays.
     async fn restart(&self, id: JobId) -> Result<Decided, StoreError>;
 
-    /// Lets a held job go.
+    /// Lets a held job go. The result of one that a person marks as succeeded is JSON `null`. One that
+    /// waited for a connection forgets the account that was chosen for it, because the new connection
+    /// is another account; an account that the job named itself stays.
     async fn release(&self, id: JobId, release: Release) -> Result<Decided, StoreError>;
 
     /// Figures for the gauges.
@@ -591,7 +602,8 @@ pub struct PinRow {
 /// Messages that are not jobs, kept whole.
 #[async_trait]
 pub trait Rejections: fmt::Debug + Send + Sync {
-    /// Keeps messages. The same message again (same ID) only counts as seen once more.
+    /// Keeps messages. The same message again (same ID) only counts as seen once more, and is listed
+    /// again if it was requeued: it came back.
     async fn reject(&self, batch: &[Rejected]) -> Result<(), StoreError>;
 
     /// The newest rejected messages that were not requeued, without bodies.

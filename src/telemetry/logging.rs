@@ -7,12 +7,19 @@ use tracing_subscriber::EnvFilter;
 
 use crate::config::{Log, LogFormat};
 
+/// Rules that no setting overrides: lapin logs returned messages with their bodies, which are
+/// customers' data, and sqlx passes on what PostgreSQL remarks about migrations that are in place.
+const ALWAYS: [&str; 2] = ["lapin::returned_messages=off", "sqlx::postgres::notice=warn"];
+
 /// Starts logging for the whole process. A second call changes nothing.
 ///
 /// # Errors
 /// The level is not a filter, which the configuration has checked.
 pub fn init(log: &Log) -> Result<()> {
-    let filter = EnvFilter::try_new(&log.level).context("`log.level` is not a filter")?;
+    let mut filter = EnvFilter::try_new(&log.level).context("`log.level` is not a filter")?;
+    for rule in ALWAYS {
+        filter = filter.add_directive(rule.parse()?);
+    }
     let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     let started = match log.format {
         LogFormat::Text => lines.with_ansi(log.colors && std::io::stderr().is_terminal()).try_init(),

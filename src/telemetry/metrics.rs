@@ -64,7 +64,7 @@ catalogue! {
     BUILD_INFO = Gauge Count "errand_build_info" ["version"] "Always 1; the label names the running version.";
     JOBS_FINISHED = Counter Count "errand_jobs_finished_total" ["queue", "toolkit", "outcome"] "Attempts that ended, by what became of the job: succeeded, failed, retryable, held or cancelled.";
     ATTEMPT_DURATION = Histogram Seconds "errand_attempt_duration_seconds" ["outcome"] "Time of one call to the tool API, by the outcome of the attempt.";
-    JOB_DURATION = Histogram Seconds "errand_job_duration_seconds" ["queue"] "Time from enqueue to the recorded final state.";
+    JOB_DURATION = Histogram Seconds "errand_job_duration_seconds" ["queue"] "Time from when a job was first due until its final state was recorded.";
     QUEUE_WAIT = Histogram Seconds "errand_queue_wait_seconds" ["queue"] "Time from when a job was due until a worker claimed it.";
     JOBS_IN_FLIGHT = Gauge Count "errand_jobs_in_flight" ["queue"] "Jobs that this process holds at the moment.";
     CONCURRENCY = Gauge Count "errand_concurrency_limit" ["queue"] "The most jobs that this process holds at once.";
@@ -116,6 +116,15 @@ pub fn install() -> Result<PrometheusHandle, BuildError> {
         .install_recorder()?;
     describe();
     gauge!(BUILD_INFO.name, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
+    // A counter that is born with its first event hides that event from every rate, so those that
+    // can be named beforehand start at zero.
+    for metric in CATALOGUE.iter().filter(|metric| metric.labels.is_empty()) {
+        match metric.kind {
+            Kind::Counter => counter!(metric.name).increment(0),
+            Kind::Gauge => gauge!(metric.name).set(0.0),
+            Kind::Histogram => {}
+        }
+    }
     Ok(handle)
 }
 

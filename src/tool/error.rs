@@ -162,7 +162,8 @@ pub(crate) fn mask(text: &str) -> Cow<'_, str> {
 
 fn result(fields: &Fields<'_>, successful: bool) -> ToolResult {
     let data = fields.get(Key::Data).map(ToOwned::to_owned).unwrap_or_else(empty_object);
-    let mut error = fields.text(Key::Error);
+    let enveloped = fields.get(Key::Error).and_then(|raw| Fields::of(raw.get().as_bytes()));
+    let mut error = enveloped.and_then(|inner| inner.text(Key::Message)).or_else(|| fields.text(Key::Error));
     let mut provider_status = None;
     if (!successful || error.is_some())
         && let Some(inner) = Fields::of(data.get().as_bytes())
@@ -311,4 +312,273 @@ fn text(raw: &str) -> Option<String> {
     let text = text.trim();
     let end = text.char_indices().nth(MAX_ERROR_CHARS).map_or(text.len(), |(at, _)| at);
     (!text.is_empty()).then(|| text[..end].to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn error(status: u16, body: &str) -> ApiError {
+        match decode(status, body.as_bytes()) {
+            Body::Error(error) => error,
+            other => panic!("{body} gave {other:?}"),
+        }
+    }
+
+    fn outcome(status: u16, body: &str) -> ToolResult {
+        match decode(status, body.as_bytes()) {
+            Body::Result(result) => result,
+            other => panic!("{body} gave {other:?}"),
+        }
+    }
+
+    #[test]
+    fn every_error_shape_that_has_been_seen_is_read() {
+        let full = error(
+            404,
+            r#"{"error":{"message":"no","code":2401,"slug":"Tool_ToolNotFound","status":404,
+               "request_id":"r","suggested_fix":"","errors":["a","b"]}}"#,
+        );
+        assert_eq!(full.message.as_deref(), Some("no"));
+        assert_eq!(full.code, Some(2401));
+        assert_eq!(full.slug.as_deref(), Some("Tool_ToolNotFound"));
+        assert_eq!(full.request_id.as_deref(), Some("r"));
+        assert_eq!(full.suggested_fix, None, "blank advice is none");
+        assert_eq!(full.errors, ["a", "b"]);
+
+        for (body, code) in [
+            (r#"{"error":{"code":400.0,"message":"m"}}"#, Some(400)),
+            (r#"{"error":{"code":"403","message":"m","id":"x"}}"#, Some(403)),
+            (r#"{"error":{"code":" 7 ","message":"m"}}"#, Some(7)),
+            (r#"{"error":{"code":"E_NO","message":"m"}}"#, None),
+            (r#"{"error":{"code":1.5,"message":"m"}}"#, None),
+            (r#"{"error":{"code":null,"message":"m"}}"#, None),
+            (r#"{"error":{"message":"m"}}"#, None),
+            (r#"{"error":"m","tag":"X"}"#, None),
+            (r#"{"message":"m"}"#, None),
+            (r#"{"message":["m"],"error":"Bad Request","statusCode":400}"#, None),
+            (r#"{"code":10429,"slug":"HTTP_TooManyRequests","message":"m"}"#, Some(10429)),
+            (r#"{"data":null,"error":{"message":"m","code":5}}"#, Some(5)),
+            (r#"{"data":{},"successful":false,"error":{"message":"m","code":5}}"#, Some(5)),
+        ] {
+            let error = error(400, body);
+            assert_eq!((error.message.as_deref(), error.code), (Some("m"), code), "{body}");
+        }
+        assert_eq!(error(429, r#"{"code":10429,"slug":"HTTP_TooManyRequests"}"#).message, None);
+        let empty = r#"{"error":{}}"#;
+        assert_eq!(error(500, empty), ApiError::default());
+    }
+
+    #[test]
+    fn what_is_no_answer_of_the_api_is_opaque() {
+        for body in [
+            "",
+            " ",
+            "null",
+            "true",
+            "5",
+            "\"text\"",
+            "[]",
+            "[{\"data\":{}}]",
+            "{}",
+            "{\"ok\":true}",
+            "<html>Just a moment...</html>",
+            "{\"data\":",
+            "{\"data\":{},}",
+            "{\"data\":{}} trailing",
+            "{\"successful\":\"true\",\"data\":{}}",
+            "\u{feff}{}",
+            "{\"data\":{\"a\":01}}",
+        ] {
+            assert!(matches!(decode(200, body.as_bytes()), Body::Opaque), "{body}");
+        }
+        assert!(matches!(decode(200, b"{\"data\":\"\xff\"}"), Body::Opaque));
+    }
+
+    #[test]
+    fn only_the_documented_field_says_success() {
+        assert!(outcome(200, r#"{"data":{},"successful":true}"#).successful);
+        for body in [
+            r#"{"data":{},"successful":false}"#,
+            r#"{"data":{},"successful":null}"#,
+            r#"{"data":{},"successfull":true}"#,
+            r#"{"data":{},"error":null}"#,
+            r#"{"log_id":"log_1"}"#,
+        ] {
+            assert!(!outcome(200, body).successful, "{body}");
+        }
+        let twice = outcome(200, r#"{"successful":true,"successful":false,"data":1,"data":2}"#);
+        assert!(!twice.successful);
+        assert_eq!(twice.data.get(), "2");
+    }
+
+    #[test]
+    fn data_of_any_kind_is_kept_and_absence_becomes_an_empty_object() {
+        let big = r#"{"n":123456789012345678901234567890.10e400,"s":"\ud800\u0041","x":[ 1,2 ]}"#;
+        for data in [big, "[1,2]", "\"text\"", "5", "false"] {
+            let body = format!(r#"{{"successful":true, "data" : {data} ,"error":null,"extra":{{}}}}"#);
+            assert_eq!(outcome(200, &body).data.get(), data);
+        }
+        for body in [r#"{"successful":true}"#, r#"{"successful":true,"data":null}"#] {
+            assert_eq!(outcome(200, body).data.get(), "{}");
+        }
+    }
+
+    #[test]
+    fn a_failed_run_brings_the_providers_status_and_some_text() {
+        let run = outcome(
+            200,
+            r#"{"data":{"status_code":404.0,"message":"gone","http_error":"h"},"error":null,"successful":false}"#,
+        );
+        assert_eq!((run.provider_status, run.error.as_deref()), (Some(404), Some("gone")));
+        let run =
+            outcome(200, r#"{"data":{"status_code":null,"message":"a"},"error":"b","successful":false}"#);
+        assert_eq!((run.provider_status, run.error.as_deref()), (None, Some("b")));
+        let run = outcome(200, r#"{"data":{"status_code":404,"message":"a"},"error":" ","successful":true}"#);
+        assert_eq!((run.provider_status, run.error), (None, None), "data of a success is not read");
+        let run = outcome(200, r#"{"data":{},"error":{"message":"m"},"successful":false,"log_id":""}"#);
+        assert_eq!((run.error.as_deref(), run.log_id), (Some("m"), None));
+        let run = outcome(200, r#"{"data":{},"error":{"why":1},"successful":true}"#);
+        assert_eq!(run.error.as_deref(), Some(r#"{"why":1}"#), "an error of any kind is an error");
+        let run = outcome(200, r#"{"data":{"status_code":70000},"error":"e","successful":false}"#);
+        assert_eq!(run.provider_status, None);
+    }
+
+    #[test]
+    fn retry_after_is_read_in_every_form_and_garbage_is_none() {
+        let now: Timestamp = "2026-03-01T00:00:00Z".parse().unwrap();
+        let read = |pairs: &[(&'static str, &str)]| {
+            let headers = pairs
+                .iter()
+                .map(|(name, value)| (HeaderName::from_static(name), value.parse().unwrap()))
+                .collect();
+            retry_after(&headers, now).map(|wait| wait.as_secs_f64())
+        };
+        assert_eq!(read(&[]), None);
+        assert_eq!(read(&[("retry-after", "7")]), Some(7.0));
+        assert_eq!(read(&[("retry-after", " 1.5 ")]), Some(1.5));
+        assert_eq!(read(&[("retry-after-ms", "250"), ("retry-after", "9")]), Some(0.25));
+        assert_eq!(read(&[("retry-after-ms", "soon"), ("retry-after", "9")]), Some(9.0));
+        assert_eq!(read(&[("retry-after", "Sun, 01 Mar 2026 00:00:30 GMT")]), Some(30.0));
+        let skewed =
+            [("retry-after", "Sun, 01 Mar 2026 00:00:30 GMT"), ("date", "Sun, 01 Mar 2026 00:00:20 GMT")];
+        assert_eq!(read(&skewed), Some(10.0));
+        assert_eq!(read(&[("retry-after", "Sun, 01 Mar 2020 00:00:30 GMT")]), Some(0.0));
+        let ceiling = Some(MAX_RETRY_AFTER.as_secs_f64());
+        assert_eq!(read(&[("retry-after", "Fri, 31 Dec 9999 23:59:59 GMT")]), ceiling);
+        assert_eq!(read(&[("retry-after", "99999999999999999999999999")]), ceiling);
+        for garbage in ["", "-1", "soon", "inf", "nan", "1e9", "0x10", "..", "1 2", "Sun, 99 Foo 2026"] {
+            assert_eq!(read(&[("retry-after", garbage)]), None, "{garbage}");
+        }
+        let year_9999 = [("retry-after", "5"), ("date", "Fri, 31 Dec 9999 23:59:59 GMT")];
+        assert_eq!(read(&year_9999), Some(5.0));
+    }
+
+    #[test]
+    fn look_ups_tell_the_key_from_the_call_and_the_api_from_what_is_in_front_of_it() {
+        let of = |status, body: &str| lookup_error(status, None, body.as_bytes());
+        let slug = |slug: &str| format!(r#"{{"error":{{"message":"m","slug":"{slug}"}}}}"#);
+        assert!(matches!(of(401, ""), ToolError::Credentials { status: 401, .. }));
+        for family in ["APIKey_InsufficientPermissions", "Organization_InsufficientPermissions", "Auth_X"] {
+            assert!(matches!(of(403, &slug(family)), ToolError::Credentials { .. }), "{family}");
+        }
+        assert!(matches!(of(403, &slug("AuthConfig_Forbidden")), ToolError::Refused { status: 403, .. }));
+        assert!(matches!(of(404, &slug("Tool_ToolNotFound")), ToolError::NotFound(_)));
+        assert!(matches!(of(410, &slug("X")), ToolError::NotFound(_)));
+        assert!(matches!(of(400, r#"{"error":{"code":2401}}"#), ToolError::NotFound(_)));
+        assert!(matches!(of(404, "<html>"), ToolError::Unavailable(_)));
+        assert!(matches!(of(429, ""), ToolError::Throttled { .. }));
+        for status in [301, 408, 500, 502, 503, 599] {
+            assert!(matches!(of(status, ""), ToolError::Unavailable(_)), "{status}");
+        }
+    }
+
+    #[test]
+    fn what_looks_like_a_key_is_hidden() {
+        assert_eq!(mask("bad key ak_live_12345, sorry"), "bad key ak_***, sorry");
+        assert_eq!(mask("ak_**ABCD"), "ak_***");
+        assert_eq!(mask("(ak_secretsecret)(ak_othersecret)"), "(ak_***)(ak_***)");
+        for harmless in ["break_point_of_no_return", "ak_", "ak_1", "nothing here", "ä"] {
+            assert_eq!(mask(harmless), harmless);
+        }
+    }
+
+    fn json() -> impl Strategy<Value = serde_json::Value> {
+        let leaf = prop_oneof![
+            Just(serde_json::Value::Null),
+            any::<bool>().prop_map(Into::into),
+            any::<f64>().prop_map(Into::into),
+            any::<i64>().prop_map(Into::into),
+            ".{0,12}".prop_map(Into::into),
+        ];
+        let key = prop_oneof![
+            prop::sample::select(vec![
+                "data",
+                "error",
+                "successful",
+                "log_id",
+                "message",
+                "code",
+                "slug",
+                "errors",
+                "status_code",
+                "request_id",
+                "suggested_fix",
+                "http_error",
+            ])
+            .prop_map(str::to_owned),
+            ".{0,5}",
+        ];
+        leaf.prop_recursive(4, 40, 6, move |inner| {
+            prop_oneof![
+                prop::collection::vec(inner.clone(), 0..5).prop_map(Into::into),
+                prop::collection::hash_map(key.clone(), inner, 0..8)
+                    .prop_map(|map| map.into_iter().collect::<serde_json::Map<_, _>>().into()),
+            ]
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_the_decoder_panic(status in 0u16..1000, body in prop::collection::vec(any::<u8>(), 0..300)) {
+            let _body = decode(status, &body);
+            let _error = lookup_error(status, None, &body);
+        }
+
+        #[test]
+        fn no_json_makes_the_decoder_panic(status in 0u16..1000, value in json(), cut in 0usize..400) {
+            let text = value.to_string();
+            let _body = decode(status, text.as_bytes());
+            let _body = decode(status, &text.as_bytes()[..cut.min(text.len())]);
+            let _error = lookup_error(status, None, text.as_bytes());
+        }
+
+        #[test]
+        fn data_survives_byte_for_byte(value in json(), pretty in any::<bool>()) {
+            let data =
+                if pretty { serde_json::to_string_pretty(&value).unwrap() } else { value.to_string() };
+            let body = format!(r#"{{"data":{data},"successful":true,"error":null}}"#);
+            let expected = if data == "null" { "{}" } else { data.as_str() };
+            let result = outcome(200, &body);
+            prop_assert_eq!(result.data.get(), expected);
+        }
+
+        #[test]
+        fn no_header_makes_retry_after_panic(asked in "[ -~]{0,40}", date in "[ -~]{0,40}") {
+            let mut headers = HeaderMap::new();
+            headers.insert(RETRY_AFTER, asked.parse().unwrap());
+            headers.insert(DATE, date.parse().unwrap());
+            let wait = retry_after(&headers, Timestamp::MAX);
+            prop_assert!(wait.is_none_or(|wait| wait <= MAX_RETRY_AFTER));
+            let _wait = retry_after(&headers, Timestamp::MIN);
+        }
+
+        #[test]
+        fn masking_leaves_no_key_and_never_panics(text in "(ak_|[a-zäk_* -]){0,20}") {
+            let masked = mask(&format!("{text} ak_0123456789abcdef {text}")).into_owned();
+            prop_assert!(!masked.contains("0123456789abcdef"));
+        }
+    }
 }

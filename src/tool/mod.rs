@@ -3,6 +3,9 @@
 //! [`ToolApi`] is the seam; `composio` speaks the real protocol over HTTP. It reports what was seen
 //! on the wire and decides nothing: whether a reply is a success, a refusal or an unknown outcome
 //! is [`crate::worker`]'s `classify`.
+//!
+//! Around it, [`catalog`] knows tools and decides versions by the order in [`pin`], [`account`]
+//! chooses accounts, and [`setback`] says what becomes of a job when either cannot.
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -67,7 +70,8 @@ pub struct Call {
 /// What was seen on the wire.
 #[derive(Debug)]
 pub enum Reply {
-    /// No byte of the request left. The text names the cause without URL or credentials.
+    /// No byte of the call's body left, so no tool can have run. The text names the cause without URL
+    /// or credentials.
     NotSent(String),
     /// The request left, at least in part, and no status line came back.
     NoAnswer(String),
@@ -112,7 +116,7 @@ pub struct ToolResult {
     pub data: Arc<RawValue>,
     /// The API's own verdict; absent counts as `false`.
     pub successful: bool,
-    /// A non-blank error text.
+    /// A non-blank error text; of a failed run without one, the text in its `data`.
     pub error: Option<String>,
     /// The provider's HTTP status, from `data.status_code` of a failed run.
     pub provider_status: Option<u16>,

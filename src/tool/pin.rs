@@ -212,3 +212,132 @@ impl PinSources {
         found
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::job::OwnerKind;
+
+    fn owner(id: &str) -> Owner {
+        Owner::new(OwnerKind::User, id).unwrap()
+    }
+
+    #[test]
+    fn versions_are_told_from_other_texts() {
+        for good in ["20251027_00", "00000000_00", "12082025_00", "99999999_99"] {
+            assert_eq!(wanted(Some(good)), Ok(Wanted::Exact(good)));
+        }
+        assert_eq!(wanted(Some(" 20251027_00\n")), Ok(Wanted::Exact("20251027_00")));
+        assert_eq!(wanted(Some("latest")), Ok(Wanted::Latest));
+        for blank in [None, Some(""), Some(" \t")] {
+            assert_eq!(wanted(blank), Ok(Wanted::Nothing));
+        }
+        for bad in [
+            "20251027",
+            "20251027-00",
+            "2025102_000",
+            "v20251027_00",
+            "20251027_0",
+            "LATEST",
+            "２0251027_00",
+            "_00",
+        ] {
+            assert_eq!(wanted(Some(bad)), Err(VersionError), "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_environment_pins_toolkits_by_the_rest_of_the_name() {
+        let pins = env_pins([
+            ("COMPOSIO_TOOLKIT_VERSION_MICROSOFT_TEAMS", " 20251027_00 "),
+            ("COMPOSIO_TOOLKIT_VERSION_GITHUB", "latest"),
+            ("COMPOSIO_TOOLKIT_VERSION_SLACK", " "),
+            ("COMPOSIO_TOOLKIT_VERSION_", "20251027_00"),
+            ("COMPOSIO_API_KEY", "20251027_00"),
+        ]);
+        let pins: Vec<_> =
+            pins.iter().map(|(toolkit, version)| (toolkit.as_str(), version.as_str())).collect();
+        assert_eq!(pins, [("github", "latest"), ("microsoft_teams", "20251027_00")]);
+        assert_eq!(env_name("microsoft_teams"), "COMPOSIO_TOOLKIT_VERSION_MICROSOFT_TEAMS");
+    }
+
+    #[test]
+    fn the_table_gives_an_owner_its_own_pins_and_nobody_elses() {
+        let row = |owner: Option<&Owner>, toolkit: &str, version: &str| PinRow {
+            owner: owner.cloned(),
+            toolkit: toolkit.into(),
+            version: version.into(),
+        };
+        let alice = owner("u-alice");
+        let org = Owner::new(OwnerKind::Org, "u-alice").unwrap();
+        let table = PinTable::new(vec![
+            row(None, "GitHub", "20250101_00"),
+            row(Some(&alice), "github", "20250202_00"),
+        ]);
+        let sources = PinSources { table: Arc::new(table), ..PinSources::default() };
+        let version = |asked, owner: &Owner| sources.decide(asked, owner, "github");
+        let pinned = |version: &str, by| Decision::Pinned { version: version.into(), by };
+        assert_eq!(version(None, &alice), pinned("20250202_00", PinnedBy::Owner));
+        assert_eq!(version(None, &org), pinned("20250101_00", PinnedBy::Global));
+        assert_eq!(version(None, &owner("u-bob")), pinned("20250101_00", PinnedBy::Global));
+        assert_eq!(version(Some("20240101_00"), &alice), pinned("20240101_00", PinnedBy::Job));
+        assert_eq!(sources.decide(None, &alice, "slack"), Decision::Unpinned);
+    }
+
+    #[test]
+    fn candidates_are_the_pinned_toolkits_that_begin_the_slug() {
+        let config: VersionMap =
+            ["google", "google_maps", "maps", "goo"].map(|slug| (slug.into(), "20250101_00".into())).into();
+        let sources =
+            PinSources { config: Arc::new(config.clone()), env: Arc::new(config), ..PinSources::default() };
+        assert_eq!(sources.candidates(&owner("u"), "GOOGLE_MAPS_SEARCH"), ["google_maps", "google"]);
+    }
+
+    #[test]
+    fn the_newest_version_does_not_depend_on_the_order() {
+        let listed = ["20251027_00", "latest", "00000000_00", "20251027_01", "garbage", "20250905_00"];
+        assert_eq!(newest(listed), Some("20251027_01"));
+        assert_eq!(newest(listed.iter().rev().copied()), Some("20251027_01"));
+        assert_eq!(newest(["latest"]), None);
+    }
+
+    /// What a source may say.
+    fn say() -> impl Strategy<Value = Option<String>> {
+        prop_oneof![
+            2 => Just(None),
+            1 => Just(Some("  ".to_owned())),
+            1 => Just(Some("latest".to_owned())),
+            1 => Just(Some("nonsense".to_owned())),
+            3 => "[0-9]{8}_[0-9]{2}".prop_map(Some),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn the_first_source_that_says_anything_decides(said in prop::array::uniform5(say())) {
+            let [job, owner, global, config, env] = said.each_ref().map(Option::as_deref);
+            let decision = decide(job, owner, global, config, env);
+            let first = said
+                .iter()
+                .zip(PinnedBy::ALL)
+                .find(|(text, _)| text.as_deref().is_some_and(|text| !text.trim().is_empty()));
+            let expected = match first {
+                None => Decision::Unpinned,
+                Some((text, by)) => match text.as_deref().unwrap() {
+                    "latest" => Decision::Latest { by: *by },
+                    "nonsense" => Decision::Malformed { version: "nonsense".into(), by: *by },
+                    version => Decision::Pinned { version: version.into(), by: *by },
+                },
+            };
+            prop_assert_eq!(decision, expected);
+        }
+
+        #[test]
+        fn no_text_makes_the_check_panic(text in any::<String>()) {
+            let _wanted = wanted(Some(&text));
+            prop_assert_eq!(is_version(&text), matches!(wanted(Some(&text)), Ok(Wanted::Exact(version)) if version == text));
+        }
+    }
+}

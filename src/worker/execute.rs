@@ -95,9 +95,11 @@ async fn run(shared: &Shared, mut held: Held) {
 
 /// `None` when the job turned out to be held by somebody else.
 async fn attempt(shared: &Shared, held: &mut Held) -> Option<Ended> {
-    let frozen = match held.holding.frozen.clone() {
-        Some(frozen) => frozen,
-        None => match freeze(shared, held).await {
+    let frozen = match held.holding.frozen.take() {
+        Some(frozen) if !shared.deps.resolver.lacks_account(&held.spec, &frozen) => {
+            held.holding.frozen.insert(frozen).clone()
+        }
+        earlier => match freeze(shared, held, earlier).await {
             Frozenness::Ready(frozen) => frozen,
             Frozenness::Ended(ended) => return Some(*ended),
             Frozenness::Fenced => return None,
@@ -131,11 +133,19 @@ enum Frozenness {
     Fenced,
 }
 
-/// Decides pin, account and effect of a job that came without them, and makes the decision durable
-/// before anything is sent.
-async fn freeze(shared: &Shared, held: &mut Held) -> Frozenness {
+/// Decides pin, account and effect of a job that came without them, or the account alone, and makes
+/// the decision durable before anything is sent.
+async fn freeze(shared: &Shared, held: &mut Held, earlier: Option<Frozen>) -> Frozenness {
+    let resolver = &shared.deps.resolver;
+    held.holding.frozen.clone_from(&earlier);
+    let decision = async {
+        match earlier {
+            Some(frozen) => resolver.decide_account(&held.spec, frozen).await,
+            None => resolver.decide(&held.spec).await,
+        }
+    };
     let resolution = tokio::select! {
-        resolution = shared.deps.resolver.decide(&held.spec) => resolution,
+        resolution = decision => resolution,
         () = shared.interrupt.cancelled() => return Frozenness::Ended(Box::new(given_back(Duration::ZERO, None))),
     };
     let ending = match resolution {
@@ -211,7 +221,9 @@ fn judge(shared: &Shared, held: &Held, frozen: &Frozen, reply: Reply) -> Ended {
             Ending::Snooze { after: Duration::ZERO, error: Some(error) }
         }
         Next::Unknown { error } if frozen.effect.may_repeat() => retry(shared, held, error, None),
-        Next::Unknown { error } => Ending::Hold { reason: HeldReason::UnknownOutcome, error },
+        Next::Unknown { error } => {
+            Ending::Hold { reason: HeldReason::UnknownOutcome, error: unknown(error, held.request_id) }
+        }
     };
     Ended {
         outcome: classified.outcome,
@@ -219,6 +231,16 @@ fn judge(shared: &Shared, held: &Held, frozen: &Frozen, reply: Reply) -> Ended {
         log_id: classified.log_id,
         ending,
     }
+}
+
+/// What a person needs to find out what happened, and what to do then.
+fn unknown(error: JobError, request_id: RequestId) -> JobError {
+    let message = format!(
+        "{}; look for the request ID {request_id} in the tool API's log, then release the job with --succeeded, \
+         --failed or --retry",
+        error.message
+    );
+    JobError { message, ..error }
 }
 
 fn retry(shared: &Shared, held: &Held, error: JobError, retry_after: Option<Duration>) -> Ending {
@@ -254,7 +276,7 @@ fn panicked(held: &Held) -> Ended {
     );
     let once = held.holding.frozen.as_ref().is_some_and(|frozen| frozen.effect == Effect::Once);
     let ending = if once {
-        Ending::Hold { reason: HeldReason::UnknownOutcome, error }
+        Ending::Hold { reason: HeldReason::UnknownOutcome, error: unknown(error, held.request_id) }
     } else {
         Ending::Fail { error }
     };

@@ -20,6 +20,8 @@ use crate::{job::QueueName, telemetry::metrics};
 pub struct Health {
     consuming: Mutex<BTreeMap<QueueName, bool>>,
     store_seen: Mutex<Option<Instant>>,
+    /// The last heartbeat that the store took, or the start.
+    beaten: Mutex<Instant>,
     stale_after: Duration,
     draining: AtomicBool,
 }
@@ -45,6 +47,7 @@ impl Health {
         Self {
             consuming: Mutex::new(lanes.into_iter().map(|lane| (lane, false)).collect()),
             store_seen: Mutex::new(None),
+            beaten: Mutex::new(Instant::now()),
             stale_after,
             draining: AtomicBool::new(false),
         }
@@ -58,6 +61,17 @@ impl Health {
         let draining = self.draining.load(Ordering::Relaxed);
         let ready = !draining && store && consuming.values().all(|consuming| *consuming);
         Readiness { ready, consuming, store, draining }
+    }
+
+    /// Sets the gauges that would be stale if they were only set when something happens.
+    pub fn refresh_gauges(&self) {
+        let beaten = *self.beaten.lock().unwrap_or_else(PoisonError::into_inner);
+        metrics::HEARTBEAT_AGE.set(beaten.elapsed().as_secs_f64());
+    }
+
+    pub(super) fn beat(&self, sent: Instant) {
+        *self.beaten.lock().unwrap_or_else(PoisonError::into_inner) = sent;
+        self.store_answered();
     }
 
     /// Notes whether a lane is consumed; `true` is returned when this was the last lane to start.

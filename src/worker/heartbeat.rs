@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::Shared;
-use crate::telemetry::metrics;
+use crate::{store::StoreErrorKind, telemetry::metrics};
 
 /// When this worker last proved that it lives, by its own monotonic clock, which also runs while
 /// the process is stopped.
@@ -68,7 +68,7 @@ pub(super) async fn run(shared: Arc<Shared>, end: CancellationToken) {
         let wait = match tokio::time::timeout(every, beat).await {
             Ok(Ok(())) => {
                 shared.lease.beat(sent);
-                shared.health.store_answered();
+                shared.health.beat(sent);
                 if away {
                     away = false;
                     metrics::STORE_RECONNECTS.add(1);
@@ -83,7 +83,10 @@ pub(super) async fn run(shared: Arc<Shared>, end: CancellationToken) {
                         metrics::STORE_ERRORS.add1(error.kind().as_str(), 1);
                         error.to_string()
                     }
-                    _ => "no answer in time".to_owned(),
+                    _ => {
+                        metrics::STORE_ERRORS.add1(StoreErrorKind::Unavailable.as_str(), 1);
+                        "no answer in time".to_owned()
+                    }
                 };
                 if !away {
                     away = true;
@@ -92,7 +95,6 @@ pub(super) async fn run(shared: Arc<Shared>, end: CancellationToken) {
                 (every / 5).max(Duration::from_millis(100))
             }
         };
-        metrics::HEARTBEAT_AGE.set(shared.lease.age().as_secs_f64().min(1e9));
         tokio::select! {
             () = end.cancelled() => {}
             () = tokio::time::sleep(wait) => {}

@@ -150,17 +150,13 @@ impl Lane {
             }
         }
 
-        let Some(claimed) = self.claim(admitted, &mut rejected, stop).await else {
-            self.give_back(settler, tokens).await;
-            return false;
-        };
+        let (claimed, complete) = self.claim(admitted, &mut rejected, stop).await;
         for (admitted, answer) in claimed {
             self.start(admitted, answer, &mut permits, &mut rejected);
         }
         drop(permits);
-        if !self.keep_rejected(&rejected, stop).await {
-            // What was claimed is recorded, so its redelivery is a duplicate; what was not kept
-            // comes again.
+        if !complete || !self.keep_rejected(&rejected, stop).await {
+            // What was claimed is recorded, so its redelivery is a duplicate; the rest comes again.
             self.give_back(settler, tokens).await;
             return false;
         }
@@ -210,13 +206,14 @@ impl Lane {
     }
 
     /// Claims in one write, again and again until the store has answered. A job that the database
-    /// refuses for what it contains is moved to `rejected`. `None` when the lane should stop.
+    /// refuses for what it contains is moved to `rejected`. The second value is `false` when the lane
+    /// should stop, with claims left that the store did not answer.
     async fn claim(
         &self,
         admitted: Vec<Admitted>,
         rejected: &mut Vec<Rejected>,
         stop: &CancellationToken,
-    ) -> Option<Vec<(Admitted, Claimed)>> {
+    ) -> (Vec<(Admitted, Claimed)>, bool) {
         let mut done = Vec::with_capacity(admitted.len());
         let mut pieces = vec![admitted];
         while let Some(mut piece) = pieces.pop() {
@@ -239,10 +236,10 @@ impl Lane {
                         rejected.push(self.rejected(&admitted.delivery, error));
                     }
                 }
-                Err(_) => return None,
+                Err(_) => return (done, false),
             }
         }
-        Some(done)
+        (done, true)
     }
 
     async fn write_claims(

@@ -20,7 +20,7 @@ use crate::{
     tool::{
         SharedToolApi,
         account::{AccountOptions, Accounts},
-        catalog::{Ask, Catalog, CatalogOptions, Resolved, UnpinnedPolicy},
+        catalog::{Ask, Catalog, CatalogOptions, Known, Resolved, UnpinnedPolicy},
         pin::{PinSources, PinTable},
         setback::Setback,
     },
@@ -111,9 +111,38 @@ impl Resolver {
         account.map(|id| frozen(resolved, Some(id))).map_err(|error| error.setback())
     }
 
+    /// Whether a decision that was made earlier has lost its account: it waited for a connection and
+    /// was released. Never waits; when nothing is remembered about the tool, the answer is yes.
+    pub fn lacks_account(&self, spec: &JobSpec, frozen: &Frozen) -> bool {
+        if frozen.account.is_some() {
+            return false;
+        }
+        let needs_none = |known| matches!(known, Known::Found(info) if info.no_auth);
+        !self.catalog.get_cached(&spec.tool, Some(&frozen.version)).is_some_and(needs_none)
+    }
+
+    /// Chooses the account of a decision that lacks one; the rest of it stays.
+    ///
+    /// # Errors
+    /// As [`Self::decide`].
+    pub async fn decide_account(&self, spec: &JobSpec, frozen: Frozen) -> Result<Frozen, Setback> {
+        let info = self.catalog.get(&spec.tool, Some(&frozen.version)).await;
+        if info.map_err(|error| error.setback("describe the tool"))?.no_auth {
+            return Ok(frozen);
+        }
+        // Somebody has just released the job, so what is remembered is likely to be out of date.
+        self.forget_account(spec, &frozen.toolkit);
+        let explicit = spec.connected_account_id.as_deref();
+        let account = self.accounts.resolve(&spec.owner, &frozen.toolkit, explicit).await;
+        account.map(|id| Frozen { account: Some(id), ..frozen }).map_err(|error| error.setback())
+    }
+
     /// Forgets what is remembered about the account of a job, after a call said that it is gone.
     pub fn forget_account(&self, spec: &JobSpec, toolkit: &str) {
         self.accounts.forget(&spec.owner, toolkit);
+        if let Some(id) = &spec.connected_account_id {
+            self.accounts.forget_account(id);
+        }
     }
 
     /// Reads the store's pins again and again until `stop`, so that a pin that is set at run time

@@ -65,7 +65,7 @@ pub(crate) async fn every_query_returns_data(metrics: SocketAddr) {
 }
 
 async fn returns_data(metrics: SocketAddr, queries: &[(String, String)], limit: Duration) {
-    // A rate needs two scrapes within its interval; these are hundreds.
+    // A rate needs two scrapes within its interval, so they come soon after each other.
     let prometheus = Prometheus::start(&format!(
         "global: {{scrape_interval: 500ms, scrape_timeout: 400ms}}\n\
          scrape_configs:\n- job_name: errand\n  static_configs: [{{targets: ['{metrics}']}}]\n"

@@ -19,14 +19,7 @@ fn validator() -> Validator {
 fn decoded(envelope: &Value) -> Result<JobSpec, EnvelopeError> {
     let named = envelope.get("queue").and_then(Value::as_str).and_then(|name| name.parse().ok());
     let queue = named.unwrap_or_else(|| "default".parse().unwrap());
-    let arrival = Arrival {
-        queue: &queue,
-        message_id: None,
-        reply_to: None,
-        correlation_id: None,
-        traceparent: None,
-        fallback_id: Some(JobId::new()),
-    };
+    let arrival = Arrival { fallback_id: Some(JobId::new()), ..Arrival::new(&queue) };
     decode(&serde_json::to_vec(envelope).unwrap(), &arrival)
 }
 

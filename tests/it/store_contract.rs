@@ -1,7 +1,11 @@
 //! The guarantees of `errand::store`, each tested on every backend.
 
 use std::{
-    collections::HashSet, fs::Permissions, os::unix::fs::PermissionsExt as _, sync::Arc, time::Duration,
+    collections::HashSet,
+    fs::Permissions,
+    os::unix::fs::PermissionsExt as _,
+    sync::{Arc, Mutex},
+    time::Duration,
 };
 
 use errand::{
@@ -1622,4 +1626,55 @@ async fn a_store_that_cannot_be_reached_is_unavailable_and_recovers() {
     })
     .await;
     running(one(answer));
+}
+
+#[tokio::test]
+async fn a_sqlite_store_lives_in_the_time_of_its_clock() {
+    let dir = tempfile::tempdir().unwrap();
+    let clock = Arc::new(HandClock(Mutex::new("2026-01-01T00:00:00Z".parse().unwrap())));
+    let store: SharedStore = Arc::new(sqlite(&dir, clock.clone()));
+    store.migrate().await.unwrap();
+    assert_eq!(store.now().await.unwrap(), "2026-01-01T00:00:00Z".parse().unwrap());
+    let spec = job(json!({"run_at": "2026-01-01T01:00:00Z", "expires_at": "2026-01-01T02:00:00Z"}));
+    let state = one(store.insert(std::slice::from_ref(&spec), LEASE).await.unwrap());
+    assert_eq!(state, Inserted::New { state: State::Scheduled });
+    assert_eq!(store.next_due_in().await.unwrap(), Some(Duration::from_secs(3600)));
+    assert!(store.take_due(1, LEASE).await.unwrap().is_empty());
+
+    clock.advance(SignedDuration::from_mins(61));
+    let due = one(store.take_due(1, LEASE).await.unwrap());
+    assert_eq!((due.was, due.late_by), (State::Scheduled, Duration::from_secs(60)));
+    let worker = WorkerId::new();
+    store.beat(worker, "w").await.unwrap();
+    let first = Claim { known: true, ..claim(&spec) };
+    let holding = running(one(store.claim(worker, std::slice::from_ref(&first)).await.unwrap()));
+    assert_eq!(holding.age, Duration::from_secs(3660));
+    assert!(store.lost_jobs(LEASE, 10).await.unwrap().is_empty());
+
+    clock.advance(SignedDuration::from_mins(60));
+    let lost = one(store.lost_jobs(LEASE, 10).await.unwrap());
+    assert_eq!(lost.age, Duration::from_secs(7260));
+    let held = Held { id: spec.id, request_id: first.request_id, holding };
+    let rescued = store.finish(&[held.rescue(retry(Duration::ZERO))]).await.unwrap();
+    assert_eq!(rescued, [applied(State::Retryable)]);
+    store.take_due(1, LEASE).await.unwrap();
+    let second = Claim { known: true, ..claim(&spec) };
+    let answer = one(store.claim(worker, &[second]).await.unwrap());
+    assert!(matches!(answer, Claimed::Ended { kind: ErrorKind::Expired, .. }), "{answer:?}");
+}
+
+#[derive(Debug)]
+struct HandClock(Mutex<Timestamp>);
+
+impl HandClock {
+    fn advance(&self, by: SignedDuration) {
+        let mut now = self.0.lock().unwrap();
+        *now += by;
+    }
+}
+
+impl clock::Clock for HandClock {
+    fn now(&self) -> Timestamp {
+        *self.0.lock().unwrap()
+    }
 }

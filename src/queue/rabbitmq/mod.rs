@@ -6,11 +6,11 @@
 //! is dropped with all that belongs to it, and the next use makes a new one.
 //!
 //! * Lanes are durable queues `errand.<lane>`, bound to the durable direct exchange `errand`; see
-//!   [`topology`] for the arguments.
+//!   the module `topology` for the arguments.
 //! * Messages are persistent and mandatory, and count as published when the broker has confirmed
-//!   them; see [`publisher`].
+//!   them; see the module `publisher`.
 //! * A subscription has a channel of its own. Acknowledgements go only through that channel, so a
-//!   late one cannot settle a message of another subscription; see [`consumer`] and [`window`].
+//!   late one cannot settle a message of another subscription; see the modules `consumer` and `window`.
 //! * Nothing is ever rejected: errand acknowledges what its store has committed, and gives the rest
 //!   back.
 //!
@@ -127,7 +127,7 @@ impl RabbitQueue {
         let shared = Shared {
             publishing: Link::new(Arc::clone(&target), "publish"),
             consuming: Link::new(target, "consume"),
-            topology: Topology { queue_type: options.queue_type, declare: options.declare },
+            topology: Topology::new(options.queue_type, options.declare),
             lanes: options.lanes,
             connection_name,
             plain_address,

@@ -178,10 +178,10 @@ impl Window {
     /// Publishes everything and waits for the confirms. False if some did not come in time.
     async fn run(&mut self, channel: &Channel) -> bool {
         let deadline = Instant::now() + BROKER_TIMEOUT;
-        let options = BasicPublishOptions { mandatory: true, ..Default::default() };
         let mut confirms = FuturesUnordered::new();
         for (index, (message, state)) in self.messages.iter().zip(&mut self.results).enumerate() {
             let State::Pending(route) = &*state else { continue };
+            let options = BasicPublishOptions { mandatory: route.tells_unroutable(), ..Default::default() };
             let (exchange, key) = (route.exchange.clone(), route.key.clone());
             match wire::to_amqp(message) {
                 Ok(properties) => confirms.push(async move {

@@ -22,6 +22,8 @@ use lapin::{
     types::{AMQPValue, FieldTable, ShortString},
 };
 
+use tokio::{sync::Mutex, time::timeout};
+
 use super::{
     QueueType,
     failure::{ACCESS_REFUSED, NOT_FOUND, PRECONDITION_FAILED, failed, reply_code},
@@ -37,20 +39,29 @@ use crate::{
 const DELIVERY_LIMIT: i32 = 1_000_000_000;
 
 /// How queues are declared.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 pub(super) struct Topology {
-    pub(super) queue_type: QueueType,
+    queue_type: QueueType,
     /// Whether anything is created at all.
-    pub(super) declare: bool,
+    declare: bool,
+    turn: Mutex<()>,
 }
 
 impl Topology {
+    pub(super) fn new(queue_type: QueueType, declare: bool) -> Self {
+        Self { queue_type, declare, turn: Mutex::new(()) }
+    }
+
     /// Makes sure of the exchange and the queues of these lanes.
     pub(super) async fn ensure(
         &self,
         generation: &Generation,
         lanes: &[QueueName],
     ) -> Result<(), QueueError> {
+        // RabbitMQ 3.10 says that a quorum queue is there while another connection is still declaring
+        // it, and ends the connection that consumes from it too early with an internal error. Among
+        // processes this can still happen, once, and consuming again helps; so a long wait is not worth it.
+        let _turn = timeout(BROKER_TIMEOUT, self.turn.lock()).await.ok();
         self.settle(generation, &Thing::Exchange).await?;
         for lane in lanes {
             self.lane(generation, lane).await?;
@@ -119,7 +130,7 @@ impl Topology {
         let (exchange, key) = (wire::EXCHANGE.into(), lane.as_str().into());
         let bound =
             channel.queue_bind(name, exchange, key, QueueBindOptions::default(), FieldTable::default());
-        match outcome(&what, tokio::time::timeout(BROKER_TIMEOUT, bound).await)? {
+        match outcome(&what, timeout(BROKER_TIMEOUT, bound).await)? {
             // A binding cannot be looked at; without it, publishing says that the lane is unroutable.
             Outcome::There(()) | Outcome::Refused => Ok(()),
             Outcome::Missing(error) | Outcome::Differs(error) => {
@@ -173,7 +184,7 @@ impl Thing {
                 }
             }
         };
-        outcome(self, tokio::time::timeout(BROKER_TIMEOUT, asked).await)
+        outcome(self, timeout(BROKER_TIMEOUT, asked).await)
     }
 }
 
@@ -193,7 +204,7 @@ pub(super) async fn depth(generation: &Generation, lane: &QueueName) -> Result<D
     let channel = generation.channel().await?;
     let options = QueueDeclareOptions { passive: true, durable: true, ..Default::default() };
     let declared = channel.queue_declare(name, options, FieldTable::default());
-    match outcome::<Queue>(&what, tokio::time::timeout(BROKER_TIMEOUT, declared).await)? {
+    match outcome::<Queue>(&what, timeout(BROKER_TIMEOUT, declared).await)? {
         Outcome::There(queue) => Ok(Depth {
             ready: u64::from(queue.message_count()),
             consumers: u64::from(queue.consumer_count()),

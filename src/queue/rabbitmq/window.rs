@@ -8,7 +8,7 @@
 //! The broker closes the channel when a tag is settled twice or was never delivered. This type
 //! never lets that happen, whatever tokens it is given.
 
-use std::collections::VecDeque;
+use std::collections::BTreeSet;
 
 /// A frame to write. The order of frames matters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,92 +21,61 @@ pub(super) enum Frame {
     Requeue(u64),
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Slot {
-    Unsettled,
-    /// Settled here, and unknown to the broker.
-    Withheld,
-    /// Settled with its own frame.
-    Written,
-}
-
-/// The deliveries of one channel from the first that is not settled.
+/// What is outstanding on one channel. Its size is bounded by the prefetch.
 #[derive(Debug)]
 pub(super) struct AckWindow {
-    /// The tag of the first slot.
-    first: u64,
-    slots: VecDeque<Slot>,
-    withheld: usize,
+    last_received: u64,
+    unsettled: BTreeSet<u64>,
+    /// Settled here, and unknown to the broker.
+    withheld: BTreeSet<u64>,
     most_withheld: usize,
 }
 
 impl AckWindow {
     pub(super) fn new(prefetch: u16) -> Self {
         let most_withheld = usize::from(prefetch / 2).max(1);
-        Self { first: 1, slots: VecDeque::new(), withheld: 0, most_withheld }
+        Self { last_received: 0, unsettled: BTreeSet::new(), withheld: BTreeSet::new(), most_withheld }
     }
 
     /// A delivery has arrived. Tags of a channel count up from 1.
     pub(super) fn received(&mut self, tag: u64) {
-        let end = self.first + self.slots.len() as u64;
-        // A gap is a delivery that this process never saw; it stays unsettled.
-        for _ in end..=tag {
-            self.slots.push_back(Slot::Unsettled);
-        }
+        // A gap would be a delivery that this process never saw, and must not acknowledge.
+        self.unsettled.extend(self.last_received + 1..=tag);
+        self.last_received = self.last_received.max(tag);
     }
 
     /// Settles deliveries. Tags that are settled already or were never received are ignored.
     pub(super) fn ack(&mut self, tags: impl IntoIterator<Item = u64>, frames: &mut Vec<Frame>) {
         for tag in tags {
-            if let Some(slot) = self.unsettled(tag) {
-                *slot = Slot::Withheld;
-                self.withheld += 1;
+            if self.unsettled.remove(&tag) {
+                self.withheld.insert(tag);
             }
         }
         self.write_prefix(frames);
-        if self.withheld >= self.most_withheld {
-            self.write_withheld(frames);
+        if self.withheld.len() >= self.most_withheld {
+            frames.extend(std::mem::take(&mut self.withheld).into_iter().map(Frame::AckOne));
         }
     }
 
     /// Gives deliveries back. Tags that are settled already or were never received are ignored.
     pub(super) fn give_back(&mut self, tags: impl IntoIterator<Item = u64>, frames: &mut Vec<Frame>) {
         for tag in tags {
-            if let Some(slot) = self.unsettled(tag) {
-                *slot = Slot::Written;
+            if self.unsettled.remove(&tag) {
                 frames.push(Frame::Requeue(tag));
             }
         }
         self.write_prefix(frames);
     }
 
-    fn unsettled(&mut self, tag: u64) -> Option<&mut Slot> {
-        let index = usize::try_from(tag.checked_sub(self.first)?).ok()?;
-        self.slots.get_mut(index).filter(|slot| **slot == Slot::Unsettled)
-    }
-
+    /// Acknowledges all that is settled before the first unsettled delivery. The tag of the frame must
+    /// itself be outstanding, so it is that of the last withheld one.
     fn write_prefix(&mut self, frames: &mut Vec<Frame>) {
-        let mut through = None;
-        while let Some(slot) = self.slots.front().copied().filter(|slot| *slot != Slot::Unsettled) {
-            if slot == Slot::Withheld {
-                self.withheld -= 1;
-                // The tag of a `multiple` ack must itself be outstanding.
-                through = Some(self.first);
-            }
-            self.slots.pop_front();
-            self.first += 1;
-        }
-        frames.extend(through.map(Frame::AckThrough));
-    }
-
-    fn write_withheld(&mut self, frames: &mut Vec<Frame>) {
-        for (slot, tag) in self.slots.iter_mut().zip(self.first..) {
-            if *slot == Slot::Withheld {
-                *slot = Slot::Written;
-                frames.push(Frame::AckOne(tag));
-            }
-        }
-        self.withheld = 0;
+        let rest = match self.unsettled.first() {
+            Some(first) => self.withheld.split_off(first),
+            None => BTreeSet::new(),
+        };
+        let prefix = std::mem::replace(&mut self.withheld, rest);
+        frames.extend(prefix.last().copied().map(Frame::AckThrough));
     }
 }
 
@@ -213,7 +182,7 @@ mod tests {
             broker.requeued.sort_unstable();
             returned.sort_unstable();
             prop_assert_eq!(broker.requeued, returned);
-            prop_assert!(window.slots.is_empty());
+            prop_assert!(window.unsettled.is_empty() && window.withheld.is_empty());
         }
     }
 

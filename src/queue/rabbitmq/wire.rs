@@ -37,6 +37,18 @@ pub(super) struct Route {
     pub(super) key: ShortString,
 }
 
+/// What RabbitMQ puts into `reply_to` for apps that wait on their own connection instead of a queue.
+const DIRECT_REPLY_PREFIX: &str = "amq.rabbitmq.reply-to.";
+
+impl Route {
+    /// Whether the broker can say that nobody is there. It returns whatever is published to a waiting
+    /// connection, even when it delivers it, so such a reply is not asked back: when the connection
+    /// is gone, nobody wants it any more.
+    pub(super) fn tells_unroutable(&self) -> bool {
+        !(self.exchange.as_str().is_empty() && self.key.as_str().starts_with(DIRECT_REPLY_PREFIX))
+    }
+}
+
 /// The name of a lane's queue.
 pub(super) fn queue_name(lane: &str) -> String {
     format!("errand.{lane}")

@@ -68,7 +68,8 @@ const RESTART: &str = "update jobs set state = 'available', due_at = now(), publ
     returning state";
 
 const RELEASE_RETRY: &str =
-    "update jobs set state = 'available', due_at = now(), published = 0, held_reason = null
+    "update jobs set state = 'available', due_at = now(), published = 0, held_reason = null,
+        account = case when held_reason <> 'connection' or connected_account_id is not null then account end
     where id = $1 and state = 'held'
     returning state";
 

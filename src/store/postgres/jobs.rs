@@ -167,8 +167,9 @@ const FREEZE: &str = "update jobs j set toolkit = i.toolkit, toolkit_version = i
     from unnest($1::uuid[], $2::bigint[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[])
         as i (id, fence, toolkit, toolkit_version, pinned_by, account, frozen_effect)
     where j.id = i.id and j.fence = i.fence and j.state = 'running'
-        and (j.toolkit is null or (j.toolkit, j.toolkit_version, j.pinned_by, j.account, j.frozen_effect)
-            is not distinct from (i.toolkit, i.toolkit_version, i.pinned_by, i.account, i.frozen_effect))
+        and (j.toolkit is null or (j.toolkit, j.toolkit_version, j.pinned_by, j.frozen_effect)
+                is not distinct from (i.toolkit, i.toolkit_version, i.pinned_by, i.frozen_effect)
+            and (j.account is null or j.account = i.account))
     returning j.id, j.fence, j.toolkit, j.toolkit_version, j.pinned_by, j.account, j.frozen_effect";
 
 /// The lease is null for the holder. A snooze that has nothing to tell keeps the error of the attempt

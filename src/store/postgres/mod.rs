@@ -13,7 +13,7 @@ use std::{fmt, time::Duration};
 use jiff::Timestamp;
 use secrecy::{ExposeSecret as _, SecretString};
 use sqlx::{
-    ConnectOptions as _, PgPool, Row,
+    ConnectOptions as _, Connection as _, PgConnection, PgPool, Row,
     postgres::{PgArguments, PgConnectOptions, PgDatabaseError, PgPoolOptions, PgRow},
     query::Query,
 };
@@ -30,6 +30,9 @@ mod relaying;
 
 /// How long a caller waits for a connection, including the time that connecting takes.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(4);
+
+/// How long an attempt may take to find out why no connection could be had.
+const CAUSE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// After this the server ends a session that stopped in the middle of a transaction.
 const IDLE_IN_TRANSACTION: Duration = Duration::from_secs(10);
@@ -114,7 +117,10 @@ type Bound = Query<'static, sqlx::Postgres, PgArguments>;
 async fn rows(pool: &PgPool, query: Bound) -> Result<Vec<PgRow>, StoreError> {
     let pool = pool.clone();
     detached(async move {
-        let answer = query.fetch_all(&pool).await;
+        let answer = match query.fetch_all(&pool).await {
+            Err(sqlx::Error::PoolTimedOut) => Err(why_timed_out(&pool).await),
+            answer => answer,
+        };
         answer.map_err(|error| {
             if is_broken(&error) {
                 // A server that restarted has ended the idle connections too; without this each
@@ -127,6 +133,15 @@ async fn rows(pool: &PgPool, query: Bound) -> Result<Vec<PgRow>, StoreError> {
         })
     })
     .await
+}
+
+/// A pool that cannot connect only says that the time is over; one attempt of our own says why.
+async fn why_timed_out(pool: &PgPool) -> sqlx::Error {
+    let options = pool.connect_options();
+    match tokio::time::timeout(CAUSE_TIMEOUT, PgConnection::connect_with(&options)).await {
+        Ok(Err(cause)) => cause,
+        Ok(Ok(_)) | Err(_) => sqlx::Error::PoolTimedOut,
+    }
 }
 
 fn is_broken(error: &sqlx::Error) -> bool {

@@ -68,7 +68,8 @@ const RESTART: &str = "update jobs set state = 'available', due_at = ?2, publish
     returning state";
 
 const RELEASE_RETRY: &str =
-    "update jobs set state = 'available', due_at = ?2, published = 0, held_reason = null
+    "update jobs set state = 'available', due_at = ?2, published = 0, held_reason = null,
+        account = case when held_reason <> 'connection' or connected_account_id is not null then account end
     where id = ?1 and state = 'held'
     returning state";
 

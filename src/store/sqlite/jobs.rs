@@ -81,7 +81,8 @@ const KNOWN_BY_KEY: &str = "select id, owner_kind, owner_id, digest, state, erro
 const FREEZE: &str = "update jobs set toolkit = ?3, toolkit_version = ?4, pinned_by = ?5, account = ?6,
         frozen_effect = ?7
     where id = ?1 and fence = ?2 and state = 'running'
-        and (toolkit is null or (toolkit, toolkit_version, pinned_by, account, frozen_effect) is (?3, ?4, ?5, ?6, ?7))";
+        and (toolkit is null or (toolkit, toolkit_version, pinned_by, frozen_effect) is (?3, ?4, ?5, ?7)
+            and (account is null or account is ?6))";
 
 /// ?3 is null for the holder, and the time of the oldest beat that counts for a rescuer. A snooze that
 /// has nothing to tell keeps the error of the attempt before.

@@ -1,0 +1,105 @@
+//! The same flow in one process, with nothing but the binary.
+
+use std::path::Path;
+
+use serde_json::Value;
+
+use crate::{
+    stage::{PATIENCE, Process, run},
+    support::{machine, wait::until},
+};
+
+#[test]
+fn the_demo_accounts_for_every_job() {
+    let output = run(&["demo", "--json"], &[]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let summary: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let names: Vec<&String> = summary.as_object().unwrap().keys().collect();
+    assert_eq!(names, ["enqueued", "jobs_per_second", "lost", "outcomes", "seconds", "settled"]);
+    assert_eq!((&summary["lost"], &summary["settled"]), (&Value::from(0), &summary["enqueued"]));
+    for state in ["succeeded", "failed", "held"] {
+        assert!(summary["outcomes"][state].as_u64().unwrap() > 0, "{summary}");
+    }
+}
+
+#[test]
+fn the_demo_shows_attempts_pins_accounts_and_log_ids() {
+    let output = run(&["demo", "--jobs", "200"], &[]);
+    let text = String::from_utf8(output.stdout).unwrap();
+    for part in ["after a retry", "pinned by", "account ca_", "log log_", "difference 0"] {
+        assert!(text.contains(part), "`{part}` is missing in:\n{text}");
+    }
+}
+
+struct Dev {
+    process: Process,
+    env: Vec<(String, String)>,
+}
+
+impl Dev {
+    async fn start(data: &Path) -> Self {
+        let sandbox = machine::free_port();
+        let process = Process::start(
+            &[
+                "dev",
+                "--data",
+                data.to_str().unwrap(),
+                "--listen",
+                "127.0.0.1:0",
+                "--sandbox-listen",
+                &format!("127.0.0.1:{sandbox}"),
+            ],
+            &[],
+        );
+        process.logged("worker ready").await;
+        let env = vec![("DATABASE_URL".to_owned(), format!("sqlite://{}/errand.db", data.display()))];
+        Self { process, env }
+    }
+
+    fn show(&self, id: &str) -> Value {
+        serde_json::from_slice(&run(&["jobs", "show", id, "--json"], &self.env).stdout).unwrap()
+    }
+}
+
+const ENQUEUE: [&str; 6] =
+    ["enqueue", "GITHUB_GET_REPO", "--user-id", "u-alice", "--args", r#"{"owner":"o","repo":"r"}"#];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn jobs_enqueued_from_another_terminal_run_in_dev_and_survive_its_restart() {
+    let data = tempfile::tempdir().unwrap();
+    let mut dev = Dev::start(data.path()).await;
+    let waited = run(&[&ENQUEUE[..], &["--wait", "--json"]].concat(), &dev.env);
+    assert!(waited.status.success(), "{}", String::from_utf8_lossy(&waited.stderr));
+    let job: Value = serde_json::from_slice(&waited.stdout).unwrap();
+    assert_eq!((&job["state"], &job["pinned_by"]), (&Value::from("succeeded"), &Value::from("latest")));
+    assert!(dev.process.stop().await.success());
+
+    // While nothing runs, a job is only stored; the next start finds it.
+    let output = run(&[&ENQUEUE[..], &["--json"]].concat(), &dev.env);
+    let stored: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let id = stored["id"].as_str().unwrap().to_owned();
+    let dev = Dev::start(data.path()).await;
+    until("the stored job runs", PATIENCE, async || (dev.show(&id)["state"] == "succeeded").then_some(()))
+        .await;
+    assert_eq!(dev.show(job["id"].as_str().unwrap())["state"], "succeeded", "older jobs are still there");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn jobs_of_a_killed_dev_are_rescued_by_the_next_one() {
+    let data = tempfile::tempdir().unwrap();
+    let mut dev = Dev::start(data.path()).await;
+    let file = data.path().join("jobs.jsonl");
+    let lines: String = (0..200)
+        .map(|n| format!("{{\"user_id\":\"user-{}\",\"tool\":\"GITHUB_GET_REPO\",\"arguments\":{{\"owner\":\"o\",\"repo\":\"r{n}\"}}}}\n", n % 20 + 1))
+        .collect();
+    std::fs::write(&file, lines).unwrap();
+    let output = run(&["enqueue-bulk", file.to_str().unwrap()], &dev.env);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    dev.process.kill9();
+    let dev = Dev::start(data.path()).await;
+    until("every job ends", PATIENCE, async || {
+        let list = run(&["jobs", "list", "--state", "succeeded", "--limit", "1000", "--json"], &dev.env);
+        (String::from_utf8(list.stdout).ok()?.lines().count() == 200).then_some(())
+    })
+    .await;
+}

@@ -1,0 +1,281 @@
+//! The real `errand` binary as a process, and a stage for it: a database, a vhost and a sandbox.
+
+use std::{
+    io::{BufRead as _, BufReader},
+    process::{Child, Command, ExitStatus, Output, Stdio},
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use errand::sandbox::{DEFAULT_WORLD, Options, Running, Sandbox, World};
+use lapin::{
+    BasicProperties,
+    options::{BasicPublishOptions, ConfirmSelectOptions},
+};
+use serde_json::Value;
+
+use crate::support::{self, postgres, rabbitmq, wait::until};
+
+/// How long anything on a stage may take. Generous, because the machine is shared.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
+/// What a worker needs around it.
+pub(crate) struct Stage {
+    pub(crate) database: postgres::Database,
+    pub(crate) vhost: rabbitmq::Vhost,
+    pub(crate) sandbox: Running,
+}
+
+impl Stage {
+    /// A fresh stage. `faults` is TOML that is added to the sandbox's default world.
+    pub(crate) async fn new(hint: &str, faults: &str) -> Self {
+        let (database, vhost) =
+            tokio::join!(async { postgres::shared().await.database(hint).await }, async {
+                rabbitmq::shared().await.vhost(hint).await
+            },);
+        Self { database, vhost, sandbox: sandbox(faults).await }
+    }
+
+    /// The environment that points errand at this stage.
+    pub(crate) fn env(&self) -> Vec<(String, String)> {
+        [
+            ("DATABASE_URL", self.database.url.clone()),
+            ("AMQP_URL", self.vhost.amqp_url.clone()),
+            ("COMPOSIO_BASE_URL", self.sandbox.base_url()),
+            ("COMPOSIO_API_KEY", "ak_test_good".into()),
+            ("COMPOSIO_TOOLKIT_VERSION_GITHUB", "20251027_00".into()),
+            ("ERRAND__TOOLKIT_VERSIONS__GMAIL", "20251112_00".into()),
+            ("ERRAND__TOOLKIT_VERSIONS__LINEAR", "20251020_00".into()),
+            ("ERRAND__TOOLKIT_VERSIONS__SLACK", "20251104_01".into()),
+            ("ERRAND__TOOLKIT_VERSIONS__HACKERNEWS", "20250909_00".into()),
+            ("ERRAND__RETRY__INITIAL_MS", "50".into()),
+            ("ERRAND__RETRY__MAX_MS", "500".into()),
+            ("ERRAND__RELAY__POLL_MS", "100".into()),
+            ("ERRAND__LOG__LEVEL", "info,errand=debug".into()),
+        ]
+        .map(|(key, value)| (key.to_owned(), value))
+        .to_vec()
+    }
+
+    /// A worker that is ready.
+    pub(crate) async fn worker(&self, extra: &[(&str, &str)]) -> Process {
+        let process = self.start_worker(extra);
+        process.logged("worker ready").await;
+        process
+    }
+
+    /// A worker that was just started.
+    pub(crate) fn start_worker(&self, extra: &[(&str, &str)]) -> Process {
+        let mut env = self.env();
+        env.extend(extra.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())));
+        Process::start(&["worker", "--listen", "127.0.0.1:0"], &env)
+    }
+
+    /// Publishes envelopes to the default lane, confirmed, as any AMQP client would.
+    pub(crate) async fn publish(&self, jobs: &[Value]) {
+        let bodies = jobs.iter().map(|job| serde_json::to_vec(job).unwrap()).collect::<Vec<_>>();
+        self.publish_raw(&bodies, BasicProperties::default().with_delivery_mode(2)).await;
+    }
+
+    /// Publishes any bytes with the given properties.
+    pub(crate) async fn publish_raw(&self, bodies: &[Vec<u8>], properties: BasicProperties) {
+        let connection = self.vhost.connect().await;
+        let channel = connection.create_channel().await.unwrap();
+        channel.confirm_select(ConfirmSelectOptions::default()).await.unwrap();
+        let mut confirms = Vec::new();
+        for body in bodies {
+            let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
+            let confirm = channel
+                .basic_publish("errand".into(), "default".into(), options, body, properties.clone())
+                .await
+                .unwrap();
+            confirms.push(confirm);
+        }
+        for confirm in confirms {
+            assert!(confirm.await.unwrap().is_ack());
+        }
+        connection.close(200, "done".into()).await.unwrap();
+    }
+
+    /// Runs a command to its end.
+    pub(crate) fn errand(&self, args: &[&str]) -> Output {
+        run(args, &self.env())
+    }
+
+    /// `jobs show ID --json`.
+    pub(crate) fn show(&self, id: &str) -> Value {
+        let output = self.errand(&["jobs", "show", id, "--json"]);
+        assert!(output.status.success(), "jobs show {id}: {}", String::from_utf8_lossy(&output.stderr));
+        serde_json::from_slice(&output.stdout).unwrap()
+    }
+
+    /// Waits until a job is in one of these states, and shows it.
+    pub(crate) async fn job_in(&self, id: &str, states: &[&str]) -> Value {
+        let sql = format!("select state from jobs where id = '{id}'");
+        until(&format!("job {id} in {states:?}"), PATIENCE, async || {
+            let state = self.text(&sql).await?;
+            states.contains(&state.as_str()).then_some(())
+        })
+        .await;
+        self.show(id)
+    }
+
+    /// Waits until no job is scheduled, available, running or retryable, and counts the jobs by state.
+    pub(crate) async fn settled(&self, expected: u64) -> Vec<(String, u64)> {
+        until(&format!("{expected} settled jobs"), PATIENCE, async || {
+            let sql =
+                "select count(*)::text from jobs where state in ('succeeded', 'failed', 'cancelled', 'held')";
+            (self.text(sql).await?.parse::<u64>().ok()? >= expected).then_some(())
+        })
+        .await;
+        let sql = "select string_agg(state || '=' || n, ',' order by state) from \
+                   (select state, count(*) as n from jobs group by state) as counted";
+        let counted = self.text(sql).await.unwrap_or_default();
+        let parse = |pair: &str| {
+            let (state, n) = pair.split_once('=')?;
+            Some((state.to_owned(), n.parse().ok()?))
+        };
+        counted.split(',').filter_map(parse).collect()
+    }
+
+    /// Switches an account of the sandbox on or off.
+    pub(crate) async fn set_account(&self, account: &str, enabled: bool) {
+        let url = format!("{}/api/v3/connected_accounts/{account}/status", self.sandbox.base_url());
+        let request = support::http::client().patch(url).header("x-api-key", "ak_test_good");
+        let answer = request.json(&serde_json::json!({"enabled": enabled})).send().await.unwrap();
+        assert!(answer.status().is_success());
+    }
+
+    /// Connects a new account, as a person would on the hosted page.
+    pub(crate) async fn connect(&self, user: &str, auth_config: &str) {
+        let url = format!("{}/api/v3/connected_accounts/link", self.sandbox.base_url());
+        let request = support::http::client().post(url).header("x-api-key", "ak_test_good");
+        let body = serde_json::json!({"auth_config_id": auth_config, "user_id": user});
+        let link: Value = request.json(&body).send().await.unwrap().json().await.unwrap();
+        let page = link["redirect_url"].as_str().unwrap();
+        assert!(support::http::client().get(page).send().await.unwrap().status().is_success());
+    }
+
+    /// The first column of the first row, as text.
+    pub(crate) async fn text(&self, sql: &str) -> Option<String> {
+        use sqlx::Row as _;
+        let mut connection = self.database.connect().await;
+        let row =
+            sqlx::query(sqlx::AssertSqlSafe(sql.to_owned())).fetch_optional(&mut connection).await.ok()??;
+        row.try_get::<Option<String>, _>(0).ok()?
+    }
+}
+
+/// A sandbox with extra faults.
+pub(crate) async fn sandbox(faults: &str) -> Running {
+    let world = World::from_toml(&format!("{DEFAULT_WORLD}\n{faults}")).unwrap();
+    Sandbox::new(world, Options::default()).bind(([127, 0, 0, 1], 0).into()).await.unwrap()
+}
+
+/// Runs `errand` to its end with nothing in the environment but `env`.
+pub(crate) fn run(args: &[&str], env: &[(String, String)]) -> Output {
+    command(args, env).stdin(Stdio::null()).output().unwrap()
+}
+
+fn command(args: &[&str], env: &[(String, String)]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_errand"));
+    command.args(args).env_clear().envs(env.iter().cloned());
+    // A folder without an errand.toml, so that nobody's own settings leak into a test.
+    command.current_dir(std::env::temp_dir());
+    command
+}
+
+/// A running `errand`. Killed when it is dropped.
+pub(crate) struct Process {
+    child: Child,
+    log: Arc<Mutex<String>>,
+}
+
+impl Process {
+    pub(crate) fn start(args: &[&str], env: &[(String, String)]) -> Self {
+        let mut child = command(args, env)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let log = Arc::new(Mutex::new(String::new()));
+        let (lines, kept) = (BufReader::new(child.stderr.take().unwrap()).lines(), log.clone());
+        std::thread::spawn(move || {
+            for line in lines.map_while(Result::ok) {
+                let mut kept = kept.lock().unwrap();
+                kept.push_str(&line);
+                kept.push('\n');
+            }
+        });
+        Self { child, log }
+    }
+
+    /// What it has logged so far.
+    pub(crate) fn log(&self) -> String {
+        self.log.lock().unwrap().clone()
+    }
+
+    /// Waits until a line contains `text`.
+    pub(crate) async fn logged(&self, text: &str) {
+        let deadline = tokio::time::Instant::now() + PATIENCE;
+        while !self.log().contains(text) {
+            assert!(tokio::time::Instant::now() < deadline, "`{text}` was not logged:\n{}", self.log());
+            tokio::time::sleep(Duration::from_millis(15)).await;
+        }
+    }
+
+    /// The address of its metrics and health, from its log.
+    pub(crate) async fn address(&self) -> std::net::SocketAddr {
+        self.logged("metrics and health are served").await;
+        let log = self.log();
+        let line = log.lines().find(|line| line.contains("metrics and health are served")).unwrap();
+        line.split("address=").nth(1).unwrap().split_whitespace().next().unwrap().parse().unwrap()
+    }
+
+    /// Its metrics, as text.
+    pub(crate) async fn metrics(&self) -> String {
+        let url = format!("http://{}/metrics", self.address().await);
+        support::http::client().get(url).send().await.unwrap().text().await.unwrap()
+    }
+
+    /// SIGKILL.
+    pub(crate) fn kill9(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// SIGTERM, without waiting.
+    pub(crate) fn terminate(&self) {
+        let pid = self.child.id().to_string();
+        assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+    }
+
+    /// SIGTERM, and waits for the end.
+    pub(crate) async fn stop(&mut self) -> ExitStatus {
+        self.terminate();
+        self.ended().await
+    }
+
+    /// Waits for the end.
+    pub(crate) async fn ended(&mut self) -> ExitStatus {
+        let deadline = tokio::time::Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status;
+            }
+            assert!(tokio::time::Instant::now() < deadline, "errand does not end:\n{}", self.log());
+            tokio::time::sleep(Duration::from_millis(15)).await;
+        }
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        drop(self.child.kill());
+        drop(self.child.wait());
+        if std::thread::panicking() {
+            eprintln!("--- log of errand ---\n{}", self.log());
+        }
+    }
+}
