@@ -56,6 +56,10 @@ pub const PUBLISH_TIMEOUT: Duration = Duration::from_secs(2 * BROKER_TIMEOUT.as_
 /// Requests that wait for a publisher, beyond which callers wait.
 const REQUESTS: usize = 64;
 
+/// The largest frame, in bytes, unless the URL says otherwise. The client library keeps buffers of 64
+/// frames for every connection, and jobs are small; a larger one takes several frames.
+const FRAME_MAX: u32 = 32 * 1024;
+
 /// Longest name of a connection, so that consumer tags fit into 255 bytes.
 const MAX_CONNECTION_NAME_BYTES: usize = 128;
 
@@ -297,6 +301,7 @@ fn parse(url: &str, heartbeat: Duration) -> Result<AMQPUri, QueueError> {
     }
     let seconds = u16::try_from(heartbeat.as_secs().max(1)).unwrap_or(u16::MAX);
     uri.query.heartbeat.get_or_insert(seconds);
+    uri.query.frame_max.get_or_insert(FRAME_MAX);
     Ok(uri)
 }
 
@@ -341,6 +346,8 @@ mod tests {
         assert_eq!(parsed("amqp://u:p@10.1.2.3/jobs").authority.host, "10.1.2.3");
         assert_eq!(parsed("amqp://u:p@mq/jobs").query.heartbeat, Some(15));
         assert_eq!(parsed("amqp://u:p@mq/jobs?heartbeat=30").query.heartbeat, Some(30));
+        assert_eq!(parsed("amqp://u:p@mq/jobs").query.frame_max, Some(FRAME_MAX));
+        assert_eq!(parsed("amqp://u:p@mq/jobs?frame_max=65536").query.frame_max, Some(65536));
     }
 
     #[test]
