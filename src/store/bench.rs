@@ -83,7 +83,7 @@ const LITE_INSERT: &str = "insert into bare (id, body, created)
     select unhex(value ->> 0), value ->> 1, ?2 from json_each(?1) where true on conflict do nothing";
 
 const LITE_FINISH: &str = "update bare set result = i.value ->> 1, finished = ?2
-    from json_each(?1) as i where id = unhex(i.value ->> 0)";
+    from json_each(?1) as i where bare.id = unhex(i.value ->> 0)";
 
 const LITE_SPAN_JOBS: &str = "select count(*) filter (where state = 'succeeded'),
     coalesce(max(finished_at) - min(started_at), 0) / 1000000.0 from jobs";
