@@ -5,7 +5,7 @@
 //! not run (both `text` and `arguments`, owner `default`, ...) decodes, and admission fails it with
 //! an error that its app can read.
 
-use std::{collections::BTreeMap, fmt, str::FromStr, sync::Arc, time::Duration};
+use std::{borrow::Cow, collections::BTreeMap, fmt, str::FromStr, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -182,24 +182,24 @@ impl EnvelopeError {
 #[serde(deny_unknown_fields)]
 struct Wire<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
-    id: Option<String>,
+    id: Option<Cow<'a, str>>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    user_id: Option<String>,
+    user_id: Option<Cow<'a, str>>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    org_id: Option<String>,
+    org_id: Option<Cow<'a, str>>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    requested_by: Option<String>,
-    tool: Option<String>,
+    requested_by: Option<Cow<'a, str>>,
+    tool: Option<Cow<'a, str>>,
     #[serde(borrow, skip_serializing_if = "Option::is_none")]
     arguments: Option<&'a RawValue>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    text: Option<String>,
+    text: Option<Cow<'a, str>>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    version: Option<String>,
+    version: Option<Cow<'a, str>>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    connected_account_id: Option<String>,
+    connected_account_id: Option<Cow<'a, str>>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    queue: Option<String>,
+    queue: Option<Cow<'a, str>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     priority: Option<i16>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -215,9 +215,9 @@ struct Wire<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     effect: Option<Effect>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    idempotency_key: Option<String>,
+    idempotency_key: Option<Cow<'a, str>>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    tags: Option<BTreeMap<String, String>>,
+    tags: Option<Cow<'a, BTreeMap<String, String>>>,
 }
 
 /// Decodes an envelope.
@@ -290,12 +290,12 @@ pub fn decode(body: &[u8], arrival: &Arrival<'_>) -> Result<JobSpec, EnvelopeErr
     if wire.text.as_deref().is_some_and(|text| text.contains('\0')) {
         return Err(bad("text", "contains a NUL character".into()));
     }
-    let short = |field: &str, value: Option<String>| match value {
+    let short = |field: &str, value: Option<Cow<'_, str>>| match value {
         Some(text) if text.len() > MAX_SHORT_TEXT_BYTES || text.chars().any(char::is_control) => {
             Err(bad(field, format!("must have at most {MAX_SHORT_TEXT_BYTES} printable bytes")))
         }
         Some(text) if text.trim().is_empty() => Ok(None),
-        other => Ok(other),
+        other => Ok(other.map(Cow::into_owned)),
     };
     let within = |field: &str, value: Option<u64>, max: Duration| match value {
         Some(ms) if ms == 0 || u128::from(ms) > max.as_millis() => {
@@ -310,7 +310,7 @@ pub fn decode(body: &[u8], arrival: &Arrival<'_>) -> Result<JobSpec, EnvelopeErr
     if !(0..=MAX_PRIORITY).contains(&priority) {
         return Err(bad("priority", format!("must be 0 to {MAX_PRIORITY}; higher runs earlier")));
     }
-    let tags = wire.tags.unwrap_or_default();
+    let tags = wire.tags.map(Cow::into_owned).unwrap_or_default();
     if tags.len() > MAX_TAGS {
         return Err(bad("tags", format!("has more than {MAX_TAGS} entries")));
     }
@@ -328,9 +328,9 @@ pub fn decode(body: &[u8], arrival: &Arrival<'_>) -> Result<JobSpec, EnvelopeErr
         id,
         owner,
         requested_by: short("requested_by", wire.requested_by)?,
-        tool,
+        tool: tool.into_owned(),
         arguments: wire.arguments.map(|raw| Arc::from(raw.to_owned())),
-        text: wire.text,
+        text: wire.text.map(Cow::into_owned),
         version: short("version", wire.version)?,
         connected_account_id: short("connected_account_id", wire.connected_account_id)?,
         queue,
@@ -345,9 +345,9 @@ pub fn decode(body: &[u8], arrival: &Arrival<'_>) -> Result<JobSpec, EnvelopeErr
         effect: wire.effect,
         idempotency_key: short("idempotency_key", wire.idempotency_key)?,
         tags,
-        reply_to: short("reply_to", arrival.reply_to.map(str::to_owned))?,
-        correlation_id: short("correlation_id", arrival.correlation_id.map(str::to_owned))?,
-        traceparent: short("traceparent", arrival.traceparent.map(str::to_owned))?,
+        reply_to: short("reply_to", arrival.reply_to.map(Cow::Borrowed))?,
+        correlation_id: short("correlation_id", arrival.correlation_id.map(Cow::Borrowed))?,
+        traceparent: short("traceparent", arrival.traceparent.map(Cow::Borrowed))?,
         digest: Digest([0; 16]),
     };
     spec.digest = digest(&spec);
@@ -367,20 +367,21 @@ pub fn encode(spec: &JobSpec) -> Vec<u8> {
     serde_json::to_vec(&wire).unwrap_or_else(|error| unreachable!("plain data always encodes: {error}"))
 }
 
-fn wire_of<'a>(spec: &JobSpec, arguments: Option<&'a RawValue>, id: Option<String>) -> Wire<'a> {
+fn wire_of<'a>(spec: &'a JobSpec, arguments: Option<&'a RawValue>, id: Option<String>) -> Wire<'a> {
     let millis = |d: Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
-    let owner_id = |kind| (spec.owner.kind() == kind).then(|| spec.owner.id().to_owned());
+    let owner_id = |kind| (spec.owner.kind() == kind).then(|| Cow::Borrowed(spec.owner.id()));
+    let text = |text: &'a Option<String>| text.as_deref().map(Cow::Borrowed);
     Wire {
-        id,
+        id: id.map(Cow::Owned),
         user_id: owner_id(OwnerKind::User),
         org_id: owner_id(OwnerKind::Org),
-        requested_by: spec.requested_by.clone(),
-        tool: Some(spec.tool.clone()),
+        requested_by: text(&spec.requested_by),
+        tool: Some(Cow::Borrowed(&spec.tool)),
         arguments,
-        text: spec.text.clone(),
-        version: spec.version.clone(),
-        connected_account_id: spec.connected_account_id.clone(),
-        queue: Some(spec.queue.to_string()),
+        text: text(&spec.text),
+        version: text(&spec.version),
+        connected_account_id: text(&spec.connected_account_id),
+        queue: Some(Cow::Borrowed(spec.queue.as_str())),
         priority: (spec.priority != 0).then_some(spec.priority),
         run_at: spec.run_at,
         expires_at: spec.expires_at,
@@ -388,8 +389,8 @@ fn wire_of<'a>(spec: &JobSpec, arguments: Option<&'a RawValue>, id: Option<Strin
         max_attempts: spec.budget.max_attempts,
         max_age_ms: spec.budget.max_age.map(millis),
         effect: spec.effect,
-        idempotency_key: spec.idempotency_key.clone(),
-        tags: (!spec.tags.is_empty()).then(|| spec.tags.clone()),
+        idempotency_key: text(&spec.idempotency_key),
+        tags: (!spec.tags.is_empty()).then_some(Cow::Borrowed(&spec.tags)),
     }
 }
 

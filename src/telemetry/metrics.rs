@@ -190,9 +190,44 @@ impl Metric {
     }
 }
 
-/// The gauge of jobs in flight of a lane.
-pub(crate) fn in_flight(queue: &str) -> metrics::Gauge {
-    gauge!(JOBS_IN_FLIGHT.name, "queue" => queue.to_owned())
+/// Handles for what every job of a lane touches. Looking a series up by name and labels costs more
+/// than everything else about it.
+#[derive(Debug)]
+pub(crate) struct LaneMetrics {
+    pub(crate) in_flight: metrics::Gauge,
+    queue_wait: metrics::Histogram,
+    job_duration: metrics::Histogram,
+    running: metrics::Counter,
+}
+
+impl LaneMetrics {
+    pub(crate) fn new(queue: &str) -> Self {
+        let label = |metric: &Metric| {
+            debug_assert_eq!(metric.labels.first(), Some(&"queue"), "{}", metric.name);
+            queue.to_owned()
+        };
+        Self {
+            in_flight: gauge!(JOBS_IN_FLIGHT.name, "queue" => label(&JOBS_IN_FLIGHT)),
+            queue_wait: histogram!(QUEUE_WAIT.name, "queue" => label(&QUEUE_WAIT)),
+            job_duration: histogram!(JOB_DURATION.name, "queue" => label(&JOB_DURATION)),
+            running: counter!(CLAIMS.name, "queue" => label(&CLAIMS), "result" => "running"),
+        }
+    }
+
+    /// A job waited so long for its first claim.
+    pub(crate) fn waited(&self, seconds: f64) {
+        self.queue_wait.record(seconds);
+    }
+
+    /// A job became final so long after it was due.
+    pub(crate) fn finished_after(&self, seconds: f64) {
+        self.job_duration.record(seconds);
+    }
+
+    /// So many deliveries became running jobs.
+    pub(crate) fn claimed(&self, jobs: u64) {
+        self.running.increment(jobs);
+    }
 }
 
 /// Counts what became of a job when an attempt ended.

@@ -17,7 +17,7 @@ use super::{
 use crate::{
     job::{Attempt, AttemptOutcome, Effect, Ending, ErrorKind, HeldReason, JobError, JobSpec, RequestId},
     store::{By, Claim, Finish, Finished, Freeze, Frozen, Holding},
-    telemetry::metrics,
+    telemetry::metrics::{self, LaneMetrics},
     tool::{Call, Reply, setback::Setback},
 };
 
@@ -29,6 +29,7 @@ pub(super) struct Held {
     started_at: Timestamp,
     /// When the job was due for the first time, as far as this process can tell.
     due_at: Timestamp,
+    metrics: Arc<LaneMetrics>,
 }
 
 /// How an attempt ended, before it is recorded.
@@ -40,14 +41,14 @@ struct Ended {
 }
 
 impl Held {
-    pub(super) fn new(shared: &Shared, claim: Claim, holding: Holding) -> Self {
+    pub(super) fn new(shared: &Shared, metrics: Arc<LaneMetrics>, claim: Claim, holding: Holding) -> Self {
         let started_at = shared.deps.clock.now();
         let due_at = first_due(&claim.spec, holding.created_at, started_at);
         if holding.attempt == 1 {
             let waited = started_at.duration_since(due_at).as_secs_f64().max(0.0);
-            metrics::QUEUE_WAIT.record1(claim.spec.queue.as_str(), waited);
+            metrics.waited(waited);
         }
-        Self { spec: claim.spec, request_id: claim.request_id, holding, started_at, due_at }
+        Self { spec: claim.spec, request_id: claim.request_id, holding, started_at, due_at, metrics }
     }
 }
 
@@ -71,10 +72,10 @@ pub(super) fn start(shared: Arc<Shared>, held: Held, permit: OwnedSemaphorePermi
     shared.note_held(std::iter::once(held.spec.id));
     let tasks = shared.tasks.clone();
     tasks.spawn(async move {
-        let in_flight = metrics::in_flight(held.spec.queue.as_str());
-        in_flight.increment(1.0);
+        let metrics = held.metrics.clone();
+        metrics.in_flight.increment(1.0);
         run(&shared, held).await;
-        in_flight.decrement(1.0);
+        metrics.in_flight.decrement(1.0);
         drop(permit);
     });
 }
@@ -285,7 +286,7 @@ fn panicked(held: &Held) -> Ended {
 
 /// Records the attempt and tells the metrics what became of the job.
 async fn record(shared: &Shared, held: Held, ended: Ended) {
-    let Held { spec, request_id, holding, started_at, due_at } = held;
+    let Held { spec, request_id, holding, started_at, due_at, metrics: lane } = held;
     let toolkit = holding.frozen.as_ref().map(|frozen| frozen.toolkit.clone());
     let bytes = match &ended.ending {
         Ending::Succeed { result } => result.get().len() as u64,
@@ -325,7 +326,7 @@ async fn record(shared: &Shared, held: Held, ended: Ended) {
             }
             if state.is_final() {
                 let took = shared.deps.clock.now().duration_since(due_at).as_secs_f64().max(0.0);
-                metrics::JOB_DURATION.record1(spec.queue.as_str(), took);
+                lane.finished_after(took);
             } else if let (crate::job::State::Retryable, Some(cause)) = (state, cause) {
                 metrics::RETRIES.add1(cause.as_str(), 1);
             }

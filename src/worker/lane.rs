@@ -17,7 +17,7 @@ use crate::{
     },
     queue::{Delivery, QueueError, QueueErrorKind, Settler, Token},
     store::{Claim, Claimed, Rejected, StoreError, StoreErrorKind, Verdict},
-    telemetry::metrics,
+    telemetry::metrics::{self, LaneMetrics},
     tool::setback::Setback,
 };
 
@@ -33,6 +33,7 @@ pub(super) async fn run(shared: Arc<Shared>, name: QueueName, concurrency: u32, 
     let lane = Lane {
         permits: Arc::new(Semaphore::new(concurrency as usize)),
         prefetch: u16::try_from(concurrency.min(MAX_PREFETCH)).unwrap_or(u16::MAX),
+        metrics: Arc::new(LaneMetrics::new(name.as_str())),
         name,
         shared,
     };
@@ -67,6 +68,7 @@ struct Lane {
     shared: Arc<Shared>,
     permits: Arc<Semaphore>,
     prefetch: u16,
+    metrics: Arc<LaneMetrics>,
 }
 
 /// A delivery that decoded into a job.
@@ -170,21 +172,21 @@ impl Lane {
     fn admit(&self, delivery: &Delivery) -> Result<Claim, EnvelopeError> {
         let options = &self.shared.options;
         let properties = &delivery.properties;
-        let anonymous = JobId::new();
+        let anonymous = options.accept_unidentified.then(JobId::new);
         let arrival = Arrival {
             queue: &self.name,
             message_id: properties.message_id.as_deref(),
             reply_to: properties.reply_to.as_deref(),
             correlation_id: properties.correlation_id.as_deref(),
             traceparent: properties.traceparent.as_deref(),
-            fallback_id: options.accept_unidentified.then_some(anonymous),
+            fallback_id: anonymous,
         };
         let spec = decode(&delivery.body, &arrival)?;
         let request_id = RequestId::new();
         let known = properties.known;
         let refuse = |error| Verdict::Refuse(error);
         let resolver = &self.shared.deps.resolver;
-        let (frozen, verdict) = if spec.id == anonymous && delivery.redelivered {
+        let (frozen, verdict) = if anonymous == Some(spec.id) && delivery.redelivered {
             let error = JobError::new(
                 ErrorKind::UnknownOutcome,
                 "the message has no ID and was delivered before, so it may have run; release the job to run it",
@@ -286,10 +288,11 @@ impl Lane {
         let result = match answer {
             Claimed::Running(holding) => {
                 if let Some(permit) = permits.split(1) {
-                    let held = execute::Held::new(&self.shared, claim, holding);
+                    let held = execute::Held::new(&self.shared, self.metrics.clone(), claim, holding);
                     execute::start(self.shared.clone(), held, permit);
                 }
-                "running"
+                self.metrics.claimed(1);
+                return;
             }
             Claimed::Scheduled => {
                 self.shared.deps.relay_wake.notify_one();
