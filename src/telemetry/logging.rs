@@ -7,6 +7,10 @@ use tracing_subscriber::EnvFilter;
 
 use crate::config::{Log, LogFormat};
 
+/// lapin reports every orderly end of a connection as an error; what matters reaches the log through
+/// our own queue. `log.level = "info,lapin=debug"` shows it all the same.
+const UNLESS_ASKED: &str = "lapin=off";
+
 /// Rules that no setting overrides: lapin logs returned messages with their bodies, which are
 /// customers' data, and sqlx passes on what PostgreSQL remarks about migrations that are in place.
 const ALWAYS: [&str; 2] = ["lapin::returned_messages=off", "sqlx::postgres::notice=warn"];
@@ -16,7 +20,8 @@ const ALWAYS: [&str; 2] = ["lapin::returned_messages=off", "sqlx::postgres::noti
 /// # Errors
 /// The level is not a filter, which the configuration has checked.
 pub fn init(log: &Log) -> Result<()> {
-    let mut filter = EnvFilter::try_new(&log.level).context("`log.level` is not a filter")?;
+    let rules = format!("{UNLESS_ASKED},{}", log.level);
+    let mut filter = EnvFilter::try_new(rules).context("`log.level` is not a filter")?;
     for rule in ALWAYS {
         filter = filter.add_directive(rule.parse()?);
     }
