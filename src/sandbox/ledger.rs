@@ -239,3 +239,21 @@ fn name_repeat(names: &mut BTreeMap<String, u32>, name: &str, count: u32) {
         names.insert(name.to_owned(), count);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_known_longest_is_forgotten_first() {
+        let mut recent: Recent<u32> = Recent::default();
+        for key in 0..IDENTITIES_KEPT as u128 {
+            *recent.entry(key) += 1;
+        }
+        *recent.entry(0) += 1;
+        assert_eq!(*recent.entry(0), 2, "nothing is forgotten while there is room");
+        recent.entry(u128::MAX);
+        assert_eq!(recent.map.len(), IDENTITIES_KEPT);
+        assert!(!recent.map.contains_key(&0) && recent.map.contains_key(&1));
+    }
+}
