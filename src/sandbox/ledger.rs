@@ -26,7 +26,7 @@ const REPEATS_NAMED: usize = 1_000;
 /// What the ledger says in short.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct LedgerSummary {
-    /// Execute requests that passed authentication.
+    /// Execute requests that passed authentication and the rate limit, whatever became of them.
     pub calls: u64,
     /// Calls that really had their effect.
     pub effects: u64,
