@@ -66,7 +66,7 @@ pub(super) struct RuleSpec {
     #[serde(skip_serializing_if = "Option::is_none")]
     ms: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    form: Option<Form>,
+    form: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     bytes: Option<usize>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -99,10 +99,10 @@ pub(super) enum BodyForm {
     NoSlug,
 }
 
-/// The forms of `malformed` answers, and of `throttle`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+/// How a `malformed` answer differs from a good one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub(super) enum Form {
+pub(super) enum Malformed {
     TruncatedJson,
     TruncatedBody,
     NotJson,
@@ -110,8 +110,6 @@ pub(super) enum Form {
     NoLogId,
     ExtraFields,
     ErrorText,
-    Org,
-    Edge,
 }
 
 /// A rule that was checked, with how often it applied.
@@ -194,7 +192,7 @@ pub(super) enum Fault {
     Provider { status: Option<u16>, message: Option<String>, legacy: bool },
     Hang { after_effect: bool, ms: Option<u64> },
     Reset { after_effect: bool },
-    Malformed(Form),
+    Malformed(Malformed),
     Large { bytes: usize },
     Throttle { retry_after: Option<String>, edge: bool },
 }
@@ -276,17 +274,7 @@ impl RuleSpec {
                 Some(Action::Fail(Fault::Hang { after_effect: self.after_effect(mistakes)?, ms: self.ms }))
             }
             Kind::Reset => Some(Action::Fail(Fault::Reset { after_effect: self.after_effect(mistakes)? })),
-            Kind::Malformed => match self.form {
-                Some(Form::Org | Form::Edge) | None => {
-                    mistakes.push(
-                        "malformed needs form = \"truncated_json\", \"truncated_body\", \"not_json\", \
-                         \"empty\", \"no_log_id\", \"extra_fields\" or \"error_text\""
-                            .to_owned(),
-                    );
-                    None
-                }
-                Some(form) => Some(Action::Fail(Fault::Malformed(form))),
-            },
+            Kind::Malformed => self.malformed(mistakes).map(Action::Fail),
             Kind::Large => match self.bytes {
                 Some(bytes) if bytes <= LARGE_MAX_BYTES => Some(Action::Fail(Fault::Large { bytes })),
                 _ => {
@@ -344,10 +332,21 @@ impl RuleSpec {
         })
     }
 
+    fn malformed(&self, mistakes: &mut Vec<String>) -> Option<Fault> {
+        let form = serde_json::Value::from(self.form.as_deref().unwrap_or(""));
+        match Malformed::deserialize(form) {
+            Ok(form) => Some(Fault::Malformed(form)),
+            Err(e) => {
+                mistakes.push(format!("form: {e}"));
+                None
+            }
+        }
+    }
+
     fn throttle(&self, mistakes: &mut Vec<String>) -> Option<Fault> {
-        let edge = match self.form {
-            None | Some(Form::Org) => false,
-            Some(Form::Edge) => true,
+        let edge = match self.form.as_deref() {
+            None | Some("org") => false,
+            Some("edge") => true,
             Some(_) => {
                 mistakes.push("throttle needs form = \"org\" (the default) or \"edge\"".to_owned());
                 return None;
@@ -429,5 +428,7 @@ mod tests {
             rule(serde_json::json!({"kind": "reset", "after_effect": true, "status": 500})).unwrap_err();
         assert!(mistakes[0].contains("status does not belong"), "{mistakes:?}");
         assert!(rule(serde_json::json!({"kind": "reset"})).is_err());
+        let mistakes = rule(serde_json::json!({"kind": "malformed", "form": "odd"})).unwrap_err();
+        assert!(mistakes[0].contains("odd") && mistakes[0].contains("truncated_json"), "{mistakes:?}");
     }
 }

@@ -26,7 +26,7 @@ const REPEATS_NAMED: usize = 1_000;
 /// What the ledger says in short.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct LedgerSummary {
-    /// Execute requests that passed authentication.
+    /// Execute requests that passed authentication and the rate limit, whatever became of them.
     pub calls: u64,
     /// Calls that really had their effect.
     pub effects: u64,
@@ -237,5 +237,23 @@ fn name_repeat(names: &mut BTreeMap<String, u32>, name: &str, count: u32) {
         *known = count;
     } else if names.len() < REPEATS_NAMED {
         names.insert(name.to_owned(), count);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_known_longest_is_forgotten_first() {
+        let mut recent: Recent<u32> = Recent::default();
+        for key in 0..IDENTITIES_KEPT as u128 {
+            *recent.entry(key) += 1;
+        }
+        *recent.entry(0) += 1;
+        assert_eq!(*recent.entry(0), 2, "nothing is forgotten while there is room");
+        recent.entry(u128::MAX);
+        assert_eq!(recent.map.len(), IDENTITIES_KEPT);
+        assert!(!recent.map.contains_key(&0) && recent.map.contains_key(&1));
     }
 }

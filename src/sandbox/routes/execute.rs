@@ -14,36 +14,35 @@ use axum::{
     Extension,
     body::{Body, Bytes},
     extract::{ConnectInfo, State},
-    http::{HeaderMap, HeaderName, HeaderValue, header},
-    response::{IntoResponse, Response},
+    http::{HeaderMap, HeaderName},
+    response::Response,
 };
-use futures_util::stream;
 use jiff::Timestamp;
 use serde::Deserialize;
-use serde_json::{json, value::RawValue};
+use serde_json::value::RawValue;
 
 use super::{
     Raw, Segment,
-    gate::{Call, FromEdge, throttled},
-    parse,
+    answer::{Done, Failure, deprecation},
+    gate::Call,
+    mishap, parse,
 };
 use crate::sandbox::{
     accounts::{Chosen, Wanted},
-    chance::fingerprint,
-    error::{ApiError, json_response, status_code},
-    fault::{BodyForm, Fault, Form, Subject, WAIT_MAX_MS},
+    chance::{fingerprint, token},
+    error::ApiError,
+    fault::{Fault, Subject, WAIT_MAX_MS},
     ledger::Entry,
     listener::Cut,
     logs::{LOG_PAYLOAD_MAX, Log},
     state::Shared,
     world::{
-        MissingArgument, MissingUser, Tool, UnknownVersion, Version,
+        Effect, MissingArgument, MissingUser, Tool, UnknownVersion, Version,
         template::{Arguments, Facts},
     },
 };
 
 const JOB_ID: HeaderName = HeaderName::from_static("x-errand-job-id");
-const DEPRECATED_TOOLKITS: HeaderName = HeaderName::from_static("composio-deprecated-toolkits");
 
 /// A longer job ID counts as none.
 const JOB_ID_MAX: usize = 256;
@@ -151,12 +150,15 @@ struct Attempt {
 impl Attempt {
     async fn run(self, fault: Option<Fault>) -> Result<Response, ApiError> {
         match fault {
-            Some(Fault::Throttle { retry_after, edge }) => Ok(self.throttle(retry_after, edge)),
+            Some(Fault::Throttle { retry_after, edge }) => {
+                let standing = self.state.limiter.untouched(self.state.now());
+                Ok(mishap::throttle(&standing, retry_after, edge))
+            }
             Some(Fault::Status { status, body, headers, after_effect }) => {
                 if after_effect {
                     self.perform(None)?;
                 }
-                Ok(self.fail(status, body, headers))
+                Ok(mishap::status(status, body, headers, &self.call.request_id))
             }
             Some(Fault::Hang { after_effect, ms }) => {
                 if after_effect {
@@ -175,7 +177,7 @@ impl Attempt {
             Some(Fault::Provider { status, message, legacy }) => {
                 Ok(self.perform(Some(Failure::of_provider(status, message, legacy)))?.respond())
             }
-            Some(Fault::Malformed(form)) => Ok(self.perform(None)?.respond_malformed(form)),
+            Some(Fault::Malformed(how)) => Ok(self.perform(None)?.respond_malformed(how)),
             Some(Fault::Large { bytes }) => Ok(self.perform(None)?.respond_large(bytes)),
             None => Ok(self.perform(None)?.respond()),
         }
@@ -231,7 +233,7 @@ impl Attempt {
         let done = Done {
             data,
             error: failure.map(|failure| failure.message),
-            log_id: format!("log_{}", crate::sandbox::chance::token(unique)).into(),
+            log_id: format!("log_{}", token(unique)).into(),
             deprecation: deprecation(tool, version),
         };
         self.record(tool, version, chosen, &done, now, begun.elapsed());
@@ -309,7 +311,7 @@ impl Attempt {
                 tool: Arc::clone(&tool.slug),
                 version: Arc::clone(&version.version),
                 effect: tool.effect,
-                read_only: tool.effect == crate::sandbox::world::Effect::Safe,
+                read_only: tool.effect == Effect::Safe,
                 user: Arc::clone(&user),
                 account: account.clone(),
                 request_id: Arc::clone(&self.call.request_id),
@@ -336,57 +338,6 @@ impl Attempt {
         });
     }
 
-    fn throttle(&self, retry_after: Option<String>, edge: bool) -> Response {
-        let mut response = if edge {
-            let body = json!({ "error": {
-                "message": "Too many requests", "code": 10429, "slug": "HTTP_TooManyRequests", "status": 429,
-            }});
-            from_edge(json_response(429, body.to_string()))
-        } else {
-            throttled(&self.state.limiter.untouched(self.state.now()))
-        };
-        if let Some(value) = retry_after.and_then(|value| HeaderValue::try_from(value).ok()) {
-            response.headers_mut().insert(header::RETRY_AFTER, value);
-        }
-        response
-    }
-
-    fn fail(&self, status: u16, body: BodyForm, headers: Vec<(HeaderName, HeaderValue)>) -> Response {
-        let error = ApiError::fault(status);
-        let text = error.message.as_str();
-        let mut response = match body {
-            BodyForm::Enveloped => error.render(&self.call.request_id),
-            BodyForm::NoSlug => {
-                let error =
-                    json!({ "message": text, "code": error.code, "status": status, "suggested_fix": "" });
-                json_response(status, json!({ "error": error }).to_string())
-            }
-            BodyForm::MessageOnly => json_response(status, json!({ "message": text }).to_string()),
-            BodyForm::StringCode => {
-                let error =
-                    json!({ "code": status.to_string(), "message": text, "id": &*self.call.request_id });
-                from_edge(json_response(status, json!({ "error": error }).to_string()))
-            }
-            BodyForm::StringError => {
-                let tag = text.to_uppercase().replace(' ', "_");
-                from_edge(json_response(status, json!({ "error": text, "tag": tag }).to_string()))
-            }
-            BodyForm::Html => {
-                let page = format!(
-                    "<!DOCTYPE html>\n<html><head><title>Just a moment...</title></head><body><h1>{status} {text}</h1></body></html>\n"
-                );
-                let mut response = from_edge(Response::new(Body::from(page)));
-                let html = HeaderValue::from_static("text/html; charset=UTF-8");
-                response.headers_mut().insert(header::CONTENT_TYPE, html);
-                response
-            }
-            BodyForm::Empty => from_edge(Response::new(Body::empty())),
-        };
-        *response.status_mut() = status_code(status);
-        response.headers_mut().extend(headers);
-        response
-    }
-
     /// Ends the connection without an answer. What is returned here is never written.
     fn cut(&self) -> Response {
         self.cut.now();
@@ -394,157 +345,7 @@ impl Attempt {
     }
 }
 
-/// Why a tool failed although the API worked.
-struct Failure {
-    /// The provider's status; `None` if the failure was not an HTTP one.
-    status: Option<u16>,
-    message: String,
-    http_error: Option<String>,
-    /// Whether to report it the way it was before failures had data.
-    legacy: bool,
-}
-
-impl Failure {
-    fn of_provider(status: Option<u16>, message: Option<String>, legacy: bool) -> Self {
-        let http_error = status.map(|status| {
-            let class = if status < 500 { "Client" } else { "Server" };
-            let reason = status_code(status).canonical_reason().unwrap_or("Unknown");
-            format!("{status} {class} Error: {reason} for the provider's URL")
-        });
-        let message = message.or_else(|| http_error.clone());
-        let message = message.unwrap_or_else(|| "The tool failed before it reached the provider".to_owned());
-        Self { status, message, http_error, legacy }
-    }
-
-    fn of_missing(names: &[&str]) -> Self {
-        let message = format!("Invalid request data provided. Missing required fields: {}", names.join(", "));
-        Self { status: None, message, http_error: None, legacy: false }
-    }
-
-    fn data(&self) -> String {
-        let mut data = json!({ "status_code": self.status, "message": self.message });
-        if let Some(http_error) = &self.http_error {
-            data["http_error"] = json!(http_error);
-        }
-        data.to_string()
-    }
-}
-
-/// A call that was run, and what there is to tell of it.
-struct Done {
-    data: Vec<u8>,
-    error: Option<String>,
-    log_id: Arc<str>,
-    deprecation: Option<HeaderValue>,
-}
-
-impl Done {
-    fn respond(self) -> Response {
-        let body = self.body(&self.data, true, self.error.is_none(), self.error.as_deref(), "");
-        self.answer(body)
-    }
-
-    fn respond_malformed(self, form: Form) -> Response {
-        let whole = self.body(&self.data, true, true, None, "");
-        let half = whole.len() / 2;
-        match form {
-            Form::TruncatedJson => {
-                let body = whole[..half].to_vec();
-                self.answer(body)
-            }
-            Form::TruncatedBody => {
-                let length = HeaderValue::from(whole.len());
-                let part = Bytes::copy_from_slice(&whole[..half]);
-                let cut_short = std::io::Error::from(std::io::ErrorKind::ConnectionReset);
-                let mut response = self.answer(Body::from_stream(stream::iter([Ok(part), Err(cut_short)])));
-                response.headers_mut().insert(header::CONTENT_LENGTH, length);
-                response
-            }
-            Form::NotJson => self.answer("upstream connect error or disconnect/reset before headers"),
-            Form::Empty => self.answer(Body::empty()),
-            Form::NoLogId => {
-                let body = self.body(&self.data, false, true, None, "");
-                self.answer(body)
-            }
-            Form::ExtraFields => {
-                let extra =
-                    r#","session_info":{"id":"session_1","expires_at":null},"x_unknown":[1,{"deep":true}]"#;
-                let body = self.body(&self.data, true, true, None, extra);
-                self.answer(body)
-            }
-            // The other two forms belong to throttling and are refused when a rule is read.
-            Form::ErrorText | Form::Org | Form::Edge => {
-                let error = "The provider reported a problem after all";
-                let body = self.body(&self.data, true, true, Some(error), "");
-                self.answer(body)
-            }
-        }
-    }
-
-    fn respond_large(self, bytes: usize) -> Response {
-        let row = r#"{"id":9007199254740993123,"text":"zażółć 日本語 🦀 \"quoted\"","none":null,"nested":{"list":[1,[2,[3]]],"empty":{}}}"#;
-        let mut data = Vec::with_capacity(bytes + 2 * row.len());
-        data.extend(b"{\"rows\":[");
-        data.extend(row.as_bytes());
-        while data.len() < bytes {
-            data.push(b',');
-            data.extend(row.as_bytes());
-        }
-        data.extend(b"]}");
-        let body = self.body(&data, true, true, None, "");
-        self.answer(body)
-    }
-
-    /// The answer's JSON. It is put together by hand because the data is JSON text already.
-    fn body(&self, data: &[u8], log_id: bool, successful: bool, error: Option<&str>, extra: &str) -> Vec<u8> {
-        let mut body = Vec::with_capacity(data.len() + extra.len() + 128);
-        body.extend(b"{\"data\":");
-        body.extend(data);
-        body.extend(b",\"error\":");
-        match error {
-            Some(error) => body.extend(json!(error).to_string().as_bytes()),
-            None => body.extend(b"null"),
-        }
-        body.extend(if successful { &b",\"successful\":true"[..] } else { b",\"successful\":false" });
-        if log_id {
-            body.extend(b",\"log_id\":\"");
-            body.extend(self.log_id.as_bytes());
-            body.push(b'"');
-        }
-        body.extend(extra.as_bytes());
-        body.push(b'}');
-        body
-    }
-
-    fn answer(self, body: impl Into<Body>) -> Response {
-        let mut response = json_response(200, body);
-        if let Some(notice) = self.deprecation {
-            response.headers_mut().insert(DEPRECATED_TOOLKITS, notice);
-        }
-        response
-    }
-}
-
 fn job_id(headers: &HeaderMap) -> Option<Arc<str>> {
     let id = headers.get(JOB_ID)?.to_str().ok()?;
     (!id.is_empty() && id.len() <= JOB_ID_MAX).then(|| id.into())
-}
-
-/// The notice about a deprecated version, as a structured-field list.
-fn deprecation(tool: &Tool, version: &Version) -> Option<HeaderValue> {
-    let deprecated = version.deprecated_at?.as_second();
-    let mut notice = format!(
-        "\"{}\";version=\"{}\";deprecated=@{deprecated}",
-        tool.toolkit.slug.to_uppercase(),
-        version.version
-    );
-    if let Some(sunset) = version.sunset_at {
-        notice += &format!(";sunset=@{}", sunset.as_second());
-    }
-    notice += &format!(";reason=\"{}\"", version.reason);
-    HeaderValue::try_from(notice).ok()
-}
-
-fn from_edge(response: Response) -> Response {
-    (Extension(FromEdge), response).into_response()
 }

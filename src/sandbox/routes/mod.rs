@@ -1,11 +1,13 @@
 //! The HTTP surface: which path leads where.
 
 mod accounts;
+mod answer;
 mod auth_configs;
 mod control;
 mod execute;
 mod gate;
 mod logs;
+mod mishap;
 mod toolkits;
 mod tools;
 

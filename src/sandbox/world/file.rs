@@ -231,62 +231,18 @@ impl Reader {
 
     fn tools(
         &mut self,
-        tools: Vec<ToolEntry>,
+        entries: Vec<ToolEntry>,
         toolkits: &BTreeMap<String, Arc<Toolkit>>,
     ) -> BTreeMap<String, Arc<Tool>> {
         let mut known = BTreeMap::new();
-        for entry in tools {
+        for entry in entries {
             let slug = entry.slug.to_string();
             let Some(toolkit) = toolkits.get(&entry.toolkit) else {
                 self.mistake(format!("[[tool]] {slug}: toolkit \"{}\" does not exist", entry.toolkit));
                 continue;
             };
-            if slug.is_empty()
-                || !slug.chars().all(|c| c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_')
-            {
-                self.mistake(format!("[[tool]] \"{slug}\": a slug is UPPER_SNAKE"));
-            }
-            for (name, version) in [("since", &entry.since), ("until", &entry.until)] {
-                if let Some(version) = version
-                    && toolkit.versions.iter().all(|known| *known.version != **version)
-                {
-                    self.mistake(format!(
-                        "[[tool]] {slug}: {name} = \"{version}\" is not a version of toolkit {}",
-                        toolkit.slug
-                    ));
-                }
-            }
-            for (name, kind) in entry.required.iter().chain(&entry.optional) {
-                if !PARAMETER_TYPES.contains(&kind.as_str()) {
-                    self.mistake(format!(
-                        "[[tool]] {slug}: parameter {name} has type \"{kind}\"; the types are {}",
-                        PARAMETER_TYPES.join(", ")
-                    ));
-                }
-                if entry.required.contains_key(name) && entry.optional.contains_key(name) {
-                    self.mistake(format!("[[tool]] {slug}: parameter {name} is both required and optional"));
-                }
-            }
-            for tag in entry.tags.iter().filter(|tag| tag.ends_with("Hint")) {
-                if !HINT_TAGS.contains(&tag.as_str()) {
-                    let hints = HINT_TAGS.join(", ");
-                    self.mistake(format!("[[tool]] {slug}: \"{tag}\" is not a hint; the hints are {hints}"));
-                }
-            }
-            let is_parameter =
-                |name: &str| entry.required.contains_key(name) || entry.optional.contains_key(name);
-            let result = serde_json::to_value(&entry.result)
-                .map_err(|e| vec![e.to_string()])
-                .and_then(|result| Template::compile(&result, &is_parameter));
-            let result = match result {
-                Ok(result) => result,
-                Err(unknown) => {
-                    for mistake in unknown {
-                        self.mistake(format!("[[tool]] {slug}: result: {mistake}"));
-                    }
-                    continue;
-                }
-            };
+            self.check_tool(&entry, toolkit);
+            let Some(result) = self.result(&entry) else { continue };
             let tool = Tool {
                 slug: entry.slug,
                 toolkit: Arc::clone(toolkit),
@@ -310,6 +266,59 @@ impl Reader {
             }
         }
         known
+    }
+
+    fn check_tool(&mut self, entry: &ToolEntry, toolkit: &Toolkit) {
+        let slug = &entry.slug;
+        let upper_snake = |c: char| c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_';
+        if slug.is_empty() || !slug.chars().all(upper_snake) {
+            self.mistake(format!("[[tool]] \"{slug}\": a slug is UPPER_SNAKE"));
+        }
+        for (name, version) in [("since", &entry.since), ("until", &entry.until)] {
+            if let Some(version) = version
+                && toolkit.versions.iter().all(|known| *known.version != **version)
+            {
+                let toolkit = &toolkit.slug;
+                self.mistake(format!(
+                    "[[tool]] {slug}: {name} = \"{version}\" is not a version of toolkit {toolkit}"
+                ));
+            }
+        }
+        for (name, kind) in entry.required.iter().chain(&entry.optional) {
+            if !PARAMETER_TYPES.contains(&kind.as_str()) {
+                let types = PARAMETER_TYPES.join(", ");
+                self.mistake(format!(
+                    "[[tool]] {slug}: parameter {name} has type \"{kind}\"; the types are {types}"
+                ));
+            }
+        }
+        for name in entry.required.keys().filter(|name| entry.optional.contains_key(*name)) {
+            self.mistake(format!("[[tool]] {slug}: parameter {name} is both required and optional"));
+        }
+        // Other tags mean nothing to clients, but a misspelt hint would change what is safe to repeat.
+        for tag in entry.tags.iter().filter(|tag| tag.to_lowercase().ends_with("hint")) {
+            if !HINT_TAGS.contains(&tag.as_str()) {
+                let hints = HINT_TAGS.join(", ");
+                self.mistake(format!("[[tool]] {slug}: \"{tag}\" is not a hint; the hints are {hints}"));
+            }
+        }
+    }
+
+    fn result(&mut self, entry: &ToolEntry) -> Option<Template> {
+        let is_parameter =
+            |name: &str| entry.required.contains_key(name) || entry.optional.contains_key(name);
+        let compiled = serde_json::to_value(&entry.result)
+            .map_err(|e| vec![e.to_string()])
+            .and_then(|result| Template::compile(&result, &is_parameter));
+        match compiled {
+            Ok(result) => Some(result),
+            Err(mistakes) => {
+                for mistake in mistakes {
+                    self.mistake(format!("[[tool]] {}: result: {mistake}", entry.slug));
+                }
+                None
+            }
+        }
     }
 
     fn auth_configs(
