@@ -226,6 +226,19 @@ async fn logs_can_be_late_lost_or_refused() {
     assert_eq!(bad.status, 400);
 }
 
+/// Large arguments take a while to read, and that time must not be counted into the future.
+#[tokio::test]
+async fn a_log_is_visible_as_soon_as_its_call_is_answered() {
+    let bench = Bench::start(DEFAULT_WORLD).await;
+    for n in 0..20 {
+        let id = format!("r-{n}");
+        let mut body = repo_body("u-alice");
+        body["arguments"]["padding"] = json!(vec!["x"; 20_000]);
+        bench.send(&Step::post(REPO).json(body).with("x-request-id", &id)).await.unwrap();
+        assert_eq!(bench.find_logs(&id).await["logs"].as_array().unwrap().len(), 1, "{id}");
+    }
+}
+
 #[tokio::test]
 async fn a_link_that_is_opened_connects_the_account() {
     let bench = Bench::start(DEFAULT_WORLD).await;

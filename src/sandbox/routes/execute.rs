@@ -5,10 +5,7 @@
 //! fault wants it to after that. The client's presence makes no difference once the call is on its
 //! way: a server does not notice that nobody waits any more.
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{sync::Arc, time::Duration};
 
 use axum::{
     Extension,
@@ -185,7 +182,6 @@ impl Attempt {
 
     /// Resolves and runs the call. Whatever is returned as `Err` had no effect.
     fn perform(&self, failure: Option<Failure>) -> Result<Done, ApiError> {
-        let begun = Instant::now();
         let world = &self.state.world;
         let (tool, version) = self.tool()?;
         let chosen = self.account(tool)?;
@@ -236,7 +232,7 @@ impl Attempt {
             log_id: format!("log_{}", token(unique)).into(),
             deprecation: deprecation(tool, version),
         };
-        self.record(tool, version, chosen, &done, now, begun.elapsed());
+        self.record(tool, version, chosen, &done);
         Ok(done)
     }
 
@@ -290,15 +286,9 @@ impl Attempt {
         tool.required.keys().map(String::as_str).filter(absent).collect()
     }
 
-    fn record(
-        &self,
-        tool: &Arc<Tool>,
-        version: &Version,
-        chosen: Option<Chosen>,
-        done: &Done,
-        ended: Timestamp,
-        took: Duration,
-    ) {
+    fn record(&self, tool: &Arc<Tool>, version: &Version, chosen: Option<Chosen>, done: &Done) {
+        // A log that ended in the future would be invisible to a client that searches at once.
+        let ended = self.state.clock.now();
         let user: Arc<str> = self.request.user().unwrap_or("").into();
         let (account, auth_config) = match chosen {
             Some(chosen) => (Some(chosen.account), Some(chosen.auth_config)),
@@ -318,7 +308,6 @@ impl Attempt {
                 job: self.job.clone(),
             });
         }
-        let ended = ended.saturating_add(took).unwrap_or(ended);
         let arguments = self.request.arguments.as_deref().map_or("{}", RawValue::get);
         self.state.logs.add(Log {
             id: Arc::clone(&done.log_id),
