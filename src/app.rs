@@ -39,6 +39,9 @@ const EMBEDDED_CAPACITY: usize = 10_000;
 /// How often gauges are read.
 const GAUGES_EVERY: Duration = Duration::from_secs(5);
 
+/// How long each part may take to end, once nothing is running any more.
+const CLOSING: Duration = Duration::from_secs(5);
+
 /// The parts of one process.
 #[derive(Debug)]
 pub struct App {
@@ -129,14 +132,15 @@ impl App {
                 tasks.close();
                 let report = worker.run(shutdown.stop, shutdown.abort).await;
                 background.cancel();
-                tasks.wait().await;
+                // What is cut off here is looked at again by the next process.
+                within(CLOSING, "the relay and its neighbours", tasks.wait()).await;
                 Ok(report)
             }
             Ok(false) => Ok(Report::default()),
             Err(error) => Err(error),
         };
-        queue.close().await;
-        store.close().await;
+        within(CLOSING, queue.backend(), queue.close()).await;
+        within(CLOSING, store.backend(), store.close()).await;
         serving.cancel();
         upkeep.await?;
         if let Some(listener) = listener {
@@ -178,6 +182,13 @@ async fn prepare(store: &SharedStore, queue: &SharedQueue, config: &Config) -> R
                 failures = pause(failures, &problem).await;
             }
         }
+    }
+}
+
+/// Waits for a part to end, but not for ever: a service that stalls must not keep the process.
+async fn within(limit: Duration, part: &str, end: impl Future<Output = ()>) {
+    if tokio::time::timeout(limit, end).await.is_err() {
+        tracing::warn!("{part} did not end in time and is left as it is");
     }
 }
 

@@ -210,7 +210,7 @@ fn judge(shared: &Shared, held: &Held, frozen: &Frozen, reply: Reply) -> Ended {
         shared.deps.resolver.forget_account(&held.spec, &frozen.toolkit);
     }
     if let Some(notice) = &classified.deprecated {
-        tracing::info!(job.id = %held.spec.id, toolkit = frozen.toolkit, version = frozen.version, notice, "the pinned version will go away");
+        shared.deps.resolver.note_deprecated(&frozen.toolkit, &frozen.version, notice);
     }
     let ending = match classified.next {
         Next::Succeed { result } => Ending::Succeed { result },

@@ -56,6 +56,11 @@ pub(super) async fn run(shared: Arc<Shared>, name: QueueName, concurrency: u32, 
     }
 }
 
+/// Stands for the answer of a store that did not come before the shutdown was over.
+fn given_up() -> StoreError {
+    StoreError::new(StoreErrorKind::Unavailable, "the worker stopped waiting for the store")
+}
+
 fn chain(error: &QueueError) -> String {
     match std::error::Error::source(error) {
         Some(source) => format!("{error}: {source}"),
@@ -253,7 +258,11 @@ impl Lane {
         let started = tokio::time::Instant::now();
         let mut failures = 0;
         loop {
-            match self.shared.deps.store.claim(self.shared.options.id, claims).await {
+            let written = tokio::select! {
+                written = self.shared.deps.store.claim(self.shared.options.id, claims) => written,
+                () = self.shared.give_up.cancelled() => Err(given_up()),
+            };
+            match written {
                 Ok(answers) => {
                     metrics::CLAIM_DURATION.record(started.elapsed().as_secs_f64());
                     self.shared.health.store_answered();
@@ -345,7 +354,11 @@ impl Lane {
     async fn keep_rejected(&self, rejected: &[Rejected], stop: &CancellationToken) -> bool {
         let mut failures = 0;
         while !rejected.is_empty() {
-            let Err(error) = self.shared.deps.store.reject(rejected).await else { return true };
+            let kept = tokio::select! {
+                kept = self.shared.deps.store.reject(rejected) => kept,
+                () = self.shared.give_up.cancelled() => return false,
+            };
+            let Err(error) = kept else { return true };
             metrics::STORE_ERRORS.add1(error.kind().as_str(), 1);
             failures += 1;
             let wait = RECONNECT.wait(failures, fastrand::f64());

@@ -5,7 +5,8 @@
 //! ([`Resolver::decide`]), so that a slow tool API never holds a delivery.
 
 use std::{
-    sync::{Arc, PoisonError, RwLock},
+    collections::HashSet,
+    sync::{Arc, Mutex, PoisonError, RwLock},
     time::Duration,
 };
 
@@ -13,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     config::{Config, Unpinned},
-    enqueue::Rules,
+    enqueue::{Rules, looks_like_email},
     job::{JobError, JobSpec},
     store::{Frozen, SharedStore},
     telemetry::metrics,
@@ -29,6 +30,9 @@ use crate::{
 /// How often pins that were set at run time are read again.
 const REFRESH_PINS: Duration = Duration::from_secs(2);
 
+/// Most notices that are remembered; further ones are not given.
+const MAX_NOTICES: usize = 1_000;
+
 /// Decides pins, accounts and effects.
 #[derive(Debug)]
 pub struct Resolver {
@@ -37,6 +41,8 @@ pub struct Resolver {
     rules: Rules,
     policy: UnpinnedPolicy,
     pins: RwLock<PinSources>,
+    /// What was said before: each notice is worth one line, not one per job.
+    noticed: Mutex<HashSet<String>>,
 }
 
 impl Resolver {
@@ -54,6 +60,7 @@ impl Resolver {
             catalog: Catalog::new(api.clone(), catalog),
             accounts: Accounts::new(api, accounts),
             rules,
+            noticed: Mutex::default(),
             policy: match config.pins.unpinned {
                 Unpinned::Refuse => UnpinnedPolicy::Refuse,
                 Unpinned::Freeze => UnpinnedPolicy::Freeze,
@@ -71,7 +78,26 @@ impl Resolver {
     /// # Errors
     /// The error that the job fails with.
     pub fn judge(&self, spec: &JobSpec) -> Result<(), JobError> {
-        self.rules.judge(spec)
+        self.rules.judge(spec)?;
+        if looks_like_email(spec.owner.id()) && self.is_news("e-mail") {
+            tracing::warn!(
+                owner.kind = %spec.owner.kind(),
+                "jobs come with e-mail addresses as owner IDs, which change hands; set owners.refuse_email to refuse them"
+            );
+        }
+        Ok(())
+    }
+
+    /// Passes on the API's notice that a pinned version will go away.
+    pub fn note_deprecated(&self, toolkit: &str, version: &str, notice: &str) {
+        if self.is_news(&format!("{toolkit} {version}")) {
+            tracing::warn!(toolkit, version, notice, "the pinned version will go away");
+        }
+    }
+
+    fn is_news(&self, what: &str) -> bool {
+        let mut noticed = self.noticed.lock().unwrap_or_else(PoisonError::into_inner);
+        noticed.len() < MAX_NOTICES && noticed.insert(what.to_owned())
     }
 
     /// The decision, if everything it needs is remembered. Never waits.
