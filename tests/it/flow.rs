@@ -528,3 +528,74 @@ async fn a_job_that_waited_for_a_connection_runs_with_the_new_one_and_keeps_its_
         assert_eq!(done["version"], held["version"], "a pin is decided once");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn accepted_messages_without_an_id_run_once_and_are_held_when_they_come_again() {
+    let stage = Stage::new("unidentified", "").await;
+    let accepting = [("ERRAND__WORKER__ACCEPT_UNIDENTIFIED", "true")];
+    let mut worker = stage.worker(&accepting).await;
+    let nameless =
+        json!({"user_id": "user-1", "tool": "HACKERNEWS_GET_USER", "arguments": {"username": "pg"}});
+    stage.publish(std::slice::from_ref(&nameless)).await;
+    stage.settled(1).await;
+    assert!(worker.stop().await.success());
+
+    // Another consumer takes the message and goes away without settling it.
+    stage.publish(&[nameless]).await;
+    let connection = stage.vhost.connect().await;
+    let channel = connection.create_channel().await.unwrap();
+    until("the message is there", PATIENCE, async || {
+        channel.basic_get("errand.default".into(), lapin::options::BasicGetOptions::default()).await.unwrap()
+    })
+    .await;
+    connection.close(200, "gone".into()).await.unwrap();
+
+    let _worker = stage.worker(&accepting).await;
+    stage.settled(2).await;
+    let reasons =
+        "select string_agg(state || coalesce(':' || held_reason, ''), ',' order by state) from jobs";
+    assert_eq!(stage.text(reasons).await.as_deref(), Some("held:unidentified,succeeded"));
+    assert_eq!(stage.sandbox.ledger_summary().effects, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_whose_database_stalls_still_ends_and_leaves_its_job_to_the_rescue() {
+    let faults = "[[fault]]\nkind = \"latency\"\nfixed_ms = 300\n";
+    let stage = Stage::new("stall", faults).await;
+    let database = Proxy::start(port(&stage.database.url)).await;
+    let url = database.url(&stage.database.url);
+    let settings = [
+        ("DATABASE_URL", url.as_str()),
+        ("ERRAND__WORKER__DRAIN_SECS", "1"),
+        ("ERRAND__WORKER__LEASE_SECS", "5"),
+        ("ERRAND__WORKER__HEARTBEAT_SECS", "1"),
+        ("ERRAND__RESCUE__POLL_SECS", "1"),
+    ];
+    let mut worker = stage.worker(&settings).await;
+    let one = id();
+    stage.publish(&[send(&one, "user-1")]).await;
+    until("the call is in flight", PATIENCE, async || {
+        (stage.sandbox.ledger_summary().calls == 1).then_some(())
+    })
+    .await;
+    database.stall();
+    let status = worker.stop().await;
+    assert!(!status.success(), "something was left behind");
+    assert!(worker.log().contains("left behind"), "{}", worker.log());
+
+    let _next = stage.worker(&settings[1..]).await;
+    let held = stage.job_in(&one, &["held"]).await;
+    assert_eq!(held["held_reason"], "unknown_outcome");
+    assert_eq!(stage.sandbox.job_effects(&one), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn e_mail_addresses_as_owners_are_warned_about_once_and_never_shown() {
+    let stage = Stage::new("email", "").await;
+    let worker = stage.worker(&[]).await;
+    let job = || json!({"id": id(), "user_id": "ann@example.com", "tool": "HACKERNEWS_GET_USER", "arguments": {"username": "pg"}});
+    stage.publish(&[job(), job(), job()]).await;
+    stage.settled(3).await;
+    assert_eq!(worker.log().matches("owners.refuse_email").count(), 1, "{}", worker.log());
+    assert!(!worker.log().contains("ann@example.com"));
+}
