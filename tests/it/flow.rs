@@ -13,8 +13,8 @@ use lapin::{BasicProperties, types::FieldTable};
 use serde_json::{Value, json};
 
 use crate::{
-    stage::{PATIENCE, Stage},
-    support::{Proxy, http, wait::until},
+    stage::{PATIENCE, Stage, sandbox},
+    support::{Proxy, RabbitMq, http, postgres, rabbitmq, wait::until},
 };
 
 fn id() -> String {
@@ -598,4 +598,32 @@ async fn e_mail_addresses_as_owners_are_warned_about_once_and_never_shown() {
     stage.settled(3).await;
     assert_eq!(worker.log().matches("owners.refuse_email").count(), 1, "{}", worker.log());
     assert!(!worker.log().contains("ann@example.com"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_consumes_again_after_its_broker_was_killed_and_restarted() {
+    let broker = RabbitMq::start(rabbitmq::Options::default()).await;
+    let stage = Stage {
+        database: postgres::shared().await.database("broker").await,
+        vhost: broker.vhost("broker").await,
+        sandbox: sandbox("").await,
+    };
+    let worker = stage.worker(&[]).await;
+    let ready = format!("http://{}/health/ready", worker.address().await);
+    let client = http::client();
+    let answers = async |status: u16| {
+        until(&format!("readiness of {status}"), PATIENCE, async || {
+            (client.get(&ready).send().await.ok()?.status() == status).then_some(())
+        })
+        .await;
+    };
+    answers(200).await;
+    stage.publish(&[read(&id())]).await;
+    stage.settled(1).await;
+    broker.kill9().await;
+    answers(503).await;
+    broker.restart().await;
+    answers(200).await;
+    stage.publish(&[read(&id())]).await;
+    stage.settled(2).await;
 }
