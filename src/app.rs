@@ -266,12 +266,8 @@ pub fn open_tool_api(config: &Config) -> Result<SharedToolApi> {
         api_path: composio.api_path.clone(),
         connect_timeout: Duration::from_millis(composio.connect_timeout_ms),
         max_response_bytes: composio.max_response_bytes,
-        max_idle_per_host: config
-            .queues
-            .values()
-            .map(|lane| lane.concurrency as usize)
-            .sum::<usize>()
-            .min(4096),
+        http_version: composio.http_version,
+        max_calls: config.queues.values().map(|lane| lane.concurrency as usize).sum::<usize>().min(4096),
         user_agent: concat!("errand/", env!("CARGO_PKG_VERSION")).into(),
         clock: clock::system(),
     };

@@ -59,6 +59,8 @@ create table jobs (
     error_slug           text,
     result               json,
     log_id               text,
+    -- Given where the first attempt succeeded: then this row is its record too.
+    http_status          integer,
     finished_at          timestamptz,
     -- When the reply is offered to the relay; null when there is nothing to publish.
     reply_due_at         timestamptz,
@@ -69,6 +71,7 @@ create table jobs (
     constraint jobs_held_has_reason check ((state = 'held') = (held_reason is not null)),
     constraint jobs_final_is_finished check ((state in ('succeeded', 'failed', 'cancelled')) = (finished_at is not null)),
     constraint jobs_succeeded_has_result check ((state = 'succeeded') = (result is not null)),
+    constraint jobs_first_attempt_succeeded check (http_status is null or (state = 'succeeded' and attempt = 1)),
     constraint jobs_error_fits check (case when error_kind is null
         then state not in ('failed', 'held') and error_message is null and error_code is null and error_slug is null
         else state <> 'succeeded' and error_message is not null end),
@@ -79,7 +82,7 @@ create table jobs (
     constraint jobs_cancel_marks_running check (not cancel_requested or state in ('running', 'succeeded', 'failed', 'cancelled')),
     constraint jobs_reply_is_final check (reply_due_at is null or (reply_to is not null and finished_at is not null))
 ) with (
-    fillfactor = 80,
+    fillfactor = 50,
     autovacuum_vacuum_scale_factor = 0.01,
     autovacuum_vacuum_threshold = 1000,
     autovacuum_vacuum_insert_scale_factor = 0.05,
@@ -89,19 +92,31 @@ create table jobs (
     toast.autovacuum_vacuum_cost_delay = 0
 );
 
--- For the relay; the included columns let the census read nothing else.
-create index jobs_due on jobs (priority, due_at) include (queue, state) where due_at is not null;
--- For the rescue.
-create index jobs_running on jobs (worker_id) include (queue) where state = 'running';
-create index jobs_held on jobs (held_reason, queue) where state = 'held';
+-- No index contains what a successful finish changes (state, worker, result, times of the end), so that
+-- it writes one new version of the row into the same page and no index entry at all.
+
+-- For the relay.
+create index jobs_due on jobs (priority, due_at) where due_at is not null;
+create index jobs_held on jobs (held_reason, queue) where held_reason is not null;
 create index jobs_replies on jobs (reply_due_at) where reply_due_at is not null;
 -- For lists.
 create index jobs_created on jobs (created_at);
 create index jobs_owner on jobs (owner_kind, owner_id, created_at);
 create unique index jobs_idempotency on jobs (owner_kind, owner_id, idempotency_key) where idempotency_key is not null;
 
--- Written when an attempt ends, once in the normal case; an attempt in progress is in its job's
--- row. There is no foreign key, because every insert takes the job's row in the same statement.
+-- Which jobs a worker took together, by which they are found when it stops: one row for each statement
+-- that claimed, removed some time after the last of its jobs has ended. It only says where to look;
+-- whether a job runs, and for whom, is in the job's row.
+create table claims (
+    id        bigint generated always as identity primary key,
+    worker_id uuid not null,
+    job_ids   uuid[] not null
+) with (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000, autovacuum_vacuum_cost_delay = 0);
+
+create index claims_worker on claims (worker_id);
+
+-- Written when an attempt ends, unless it is the first and succeeds; an attempt in progress is in its
+-- job's row. There is no foreign key, because every insert takes the job's row in the same statement.
 create table attempts (
     job_id        uuid not null,
     number        integer not null check (number > 0),

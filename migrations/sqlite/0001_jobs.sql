@@ -59,6 +59,8 @@ create table jobs (
     error_slug           text,
     result               text,
     log_id               text,
+    -- Given where the first attempt succeeded: then this row is its record too.
+    http_status          integer,
     finished_at          integer,
     -- When the reply is offered to the relay; null when there is nothing to publish.
     reply_due_at         integer,
@@ -69,6 +71,7 @@ create table jobs (
     constraint jobs_held_has_reason check ((state = 'held') = (held_reason is not null)),
     constraint jobs_final_is_finished check ((state in ('succeeded', 'failed', 'cancelled')) = (finished_at is not null)),
     constraint jobs_succeeded_has_result check ((state = 'succeeded') = (result is not null)),
+    constraint jobs_first_attempt_succeeded check (http_status is null or (state = 'succeeded' and attempt = 1)),
     constraint jobs_error_fits check (case when error_kind is null
         then state not in ('failed', 'held') and error_message is null and error_code is null and error_slug is null
         else state <> 'succeeded' and error_message is not null end),
@@ -91,8 +94,8 @@ create index jobs_created on jobs (created_at);
 create index jobs_owner on jobs (owner_kind, owner_id, created_at);
 create unique index jobs_idempotency on jobs (owner_kind, owner_id, idempotency_key) where idempotency_key is not null;
 
--- Written when an attempt ends, once in the normal case; an attempt in progress is in its job's
--- row. There is no foreign key, because every insert takes the job's row in the same statement.
+-- Written when an attempt ends, unless it is the first and succeeds; an attempt in progress is in its
+-- job's row. There is no foreign key, because every insert takes the job's row in the same statement.
 create table attempts (
     job_id        blob not null,
     number        integer not null check (number > 0),

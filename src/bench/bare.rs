@@ -23,10 +23,11 @@ use super::{
 use crate::{
     app,
     bounds::{CLAIM_BATCH, FINISH_BATCH},
-    config::Config,
+    config::{Config, HttpVersion},
     job::QueueName,
     queue::{Consumer, Settler, Token},
     store::bench::BenchStore,
+    tool::composio::channels::Channels,
 };
 
 /// The worker's own prefetch, which is the broker's sweet spot.
@@ -60,7 +61,7 @@ async fn work(config: &Config, feed: usize) -> Result<()> {
     let lane = config.worker.queues.first().context("the bare loop has no lane")?;
     let concurrency = config.queues.get(lane).context("the lane has no concurrency")?.concurrency;
     let store = BenchStore::open(&config.store.url, config.store.hot_connections)?;
-    let client = client(concurrency)?;
+    let channels = Arc::new(channels(config.composio.http_version, concurrency)?);
     let url: Arc<str> =
         format!("{}{}/tools/execute/{TOOL}", config.composio.base_url, config.composio.api_path).into();
     let (finished, results) = mpsc::unbounded_channel();
@@ -91,9 +92,9 @@ async fn work(config: &Config, feed: usize) -> Result<()> {
         store.insert_bare(&ids, &bodies, now_micros()).await?;
         for (id, body) in ids.into_iter().zip(bodies) {
             let Some(permit) = room.split(1) else { break };
-            let (client, url, finished) = (client.clone(), url.clone(), finished.clone());
+            let (channels, url, finished) = (channels.clone(), url.clone(), finished.clone());
             tokio::spawn(async move {
-                match call(&client, &url, body).await {
+                match call(channels.place().client(), &url, body).await {
                     Ok(result) => drop(finished.send(Done { id, result, _permit: permit })),
                     Err(error) => tracing::error!(%error, "a call of the bare loop failed"),
                 }
@@ -153,22 +154,22 @@ async fn finish(store: BenchStore, mut results: mpsc::UnboundedReceiver<Done>) {
     }
 }
 
-/// The settings of the worker's own client.
-fn client(concurrency: u32) -> Result<Client> {
+/// The worker's own connections.
+fn channels(version: HttpVersion, concurrency: u32) -> Result<Channels> {
     let headers = HeaderMap::from_iter([
         (ACCEPT, HeaderValue::from_static("application/json")),
         (CONTENT_TYPE, HeaderValue::from_static("application/json")),
     ]);
-    Ok(Client::builder()
-        .default_headers(headers)
-        .no_proxy()
-        .redirect(reqwest::redirect::Policy::none())
-        .retry(reqwest::retry::never())
-        .http1_only()
-        .tcp_nodelay(true)
-        .tls_certs_only([])
-        .pool_max_idle_per_host(concurrency as usize)
-        .build()?)
+    let build = || {
+        Client::builder()
+            .default_headers(headers.clone())
+            .no_proxy()
+            .redirect(reqwest::redirect::Policy::none())
+            .retry(reqwest::retry::never())
+            .tcp_nodelay(true)
+            .tls_certs_only([])
+    };
+    Ok(Channels::new(version, concurrency as usize, build)?)
 }
 
 /// Sends the job as it came, which is as large as what the worker sends.

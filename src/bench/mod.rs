@@ -47,8 +47,30 @@ pub(crate) struct Plan {
     pub(crate) rounds: usize,
     /// Whether the bare loop takes part.
     pub(crate) bare: bool,
+    /// The protocol between the parties and the stub.
+    pub(crate) http: Http,
     /// How long jobs come in at an even pace to measure latency; zero leaves it out.
     pub(crate) latency: Duration,
+}
+
+/// The protocol between the parties and the stub.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Http {
+    /// A connection for each call.
+    #[value(name = "1.1")]
+    One,
+    /// A connection for every 100 calls.
+    #[value(name = "2")]
+    Two,
+}
+
+impl Http {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::One => "1.1",
+            Self::Two => "2",
+        }
+    }
 }
 
 /// The services under the worker.

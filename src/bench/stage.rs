@@ -149,7 +149,8 @@ impl Stage {
         let mut text = String::new();
         writeln!(text, "[queues.{lane}]\nconcurrency = {concurrency}")?;
         writeln!(text, "[worker]\nqueues = [\"{lane}\"]")?;
-        writeln!(text, "[composio]\nbase_url = \"{}\"", stub.base_url())?;
+        let (base_url, http) = (stub.base_url(), plan.http.as_str());
+        writeln!(text, "[composio]\nbase_url = \"{base_url}\"\nhttp_version = \"{http}\"")?;
         writeln!(text, "[toolkit_versions]\n{TOOLKIT} = \"{VERSION}\"")?;
         writeln!(text, "[http]\nlisten = \"127.0.0.1:0\"\n[log]\nlevel = \"warn\"")?;
         let queue_type = match config.amqp.queue_type {

@@ -1,4 +1,4 @@
-//! A stub of the tool API: real HTTP/1.1 with fixed answers, as cheap as possible, because it shares
+//! A stub of the tool API: real HTTP/1.1 and HTTP/2 with fixed answers, as cheap as possible, because it shares
 //! the processors with what is measured.
 
 use std::{
@@ -11,6 +11,8 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
+use axum::http;
+use bytes::Bytes;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpSocket, TcpStream},
@@ -27,6 +29,9 @@ const BACKLOG: u32 = 8192;
 
 /// Larger requests are not the benchmark's.
 const MAX_REQUEST: usize = 1024 * 1024;
+
+/// Streams of one HTTP/2 connection, as servers commonly allow.
+const STREAMS: u32 = 128;
 
 /// The path of the count of calls.
 const COUNT: &str = "/count";
@@ -58,7 +63,7 @@ pub(super) async fn serve(delay: Duration) -> Result<()> {
             let counts = Arc::clone(&counts);
             tokio::spawn(async move {
                 // A connection that breaks is the client's affair.
-                drop(converse(stream, delay, &counts).await);
+                drop(serve_connection(stream, delay, counts).await);
             });
         }
     };
@@ -69,8 +74,81 @@ pub(super) async fn serve(delay: Duration) -> Result<()> {
     Ok(())
 }
 
-async fn converse(mut stream: TcpStream, delay: Duration, counts: &Counts) -> std::io::Result<()> {
+/// Speaks HTTP/2 with a client that begins with its preface, and HTTP/1.1 with others.
+async fn serve_connection(stream: TcpStream, delay: Duration, counts: Arc<Counts>) -> Result<()> {
     stream.set_nodelay(true)?;
+    let mut first = [0; 3];
+    while stream.peek(&mut first).await? < first.len() {
+        stream.readable().await?;
+    }
+    if &first == b"PRI" {
+        return multiplex(stream, delay, counts).await;
+    }
+    Ok(converse(stream, delay, &counts).await?)
+}
+
+async fn multiplex(stream: TcpStream, delay: Duration, counts: Arc<Counts>) -> Result<()> {
+    let mut connection = h2::server::Builder::new().max_concurrent_streams(STREAMS).handshake(stream).await?;
+    while let Some(accepted) = connection.accept().await {
+        let (request, respond) = accepted?;
+        let counts = Arc::clone(&counts);
+        tokio::spawn(async move { drop(answer(request, respond, delay, &counts).await) });
+    }
+    Ok(())
+}
+
+async fn answer(
+    request: http::Request<h2::RecvStream>,
+    mut respond: h2::server::SendResponse<Bytes>,
+    delay: Duration,
+    counts: &Counts,
+) -> Result<()> {
+    let (head, mut body) = request.into_parts();
+    while let Some(chunk) = body.data().await {
+        body.flow_control().release_capacity(chunk?.len())?;
+    }
+    let call = counts.begin(head.method == http::Method::POST);
+    if !delay.is_zero() {
+        tokio::time::sleep(delay).await;
+    }
+    let text = match head.uri.path() {
+        _ if call.counts => EXECUTED.split_once("\r\n\r\n").map_or("", |(_, body)| body).to_owned(),
+        path if path.contains("/connected_accounts") => accounts(),
+        _ => tool(),
+    };
+    drop(call);
+    let head = http::Response::builder().header("content-type", "application/json").body(())?;
+    respond.send_response(head, false)?.send_data(text.into(), true)?;
+    Ok(())
+}
+
+impl Counts {
+    /// Notes that a request is being answered; one that `counts` is a call.
+    fn begin(&self, counts: bool) -> Running<'_> {
+        if counts {
+            let running = self.running.fetch_add(1, Relaxed) + 1;
+            self.peak.fetch_max(running, Relaxed);
+        }
+        Running { all: self, counts }
+    }
+}
+
+/// A request that is being answered, until it is dropped.
+struct Running<'a> {
+    all: &'a Counts,
+    counts: bool,
+}
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        if self.counts {
+            self.all.calls.fetch_add(1, Relaxed);
+            self.all.running.fetch_sub(1, Relaxed);
+        }
+    }
+}
+
+async fn converse(mut stream: TcpStream, delay: Duration, counts: &Counts) -> std::io::Result<()> {
     let mut buffer = Vec::with_capacity(2048);
     loop {
         let request = loop {
@@ -84,10 +162,7 @@ async fn converse(mut stream: TcpStream, delay: Duration, counts: &Counts) -> st
             }
         };
         let execute = request.method_is_post;
-        if execute {
-            let running = counts.running.fetch_add(1, Relaxed) + 1;
-            counts.peak.fetch_max(running, Relaxed);
-        }
+        let call = counts.begin(execute);
         if !delay.is_zero() && request.path != COUNT {
             tokio::time::sleep(delay).await;
         }
@@ -99,10 +174,7 @@ async fn converse(mut stream: TcpStream, delay: Duration, counts: &Counts) -> st
             _ => "HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n".to_owned(),
         };
         let end = request.end;
-        if execute {
-            counts.calls.fetch_add(1, Relaxed);
-            counts.running.fetch_sub(1, Relaxed);
-        }
+        drop(call);
         stream.write_all(answer.as_bytes()).await?;
         buffer.drain(..end);
     }

@@ -6,7 +6,7 @@ use anyhow::{Result, ensure};
 
 use super::{exit::Exit, output};
 use crate::{
-    bench::{self, Backend, Part, Plan, Role},
+    bench::{self, Backend, Http, Part, Plan, Role},
     config::Config,
     shutdown::Shutdown,
 };
@@ -27,6 +27,9 @@ pub(super) struct Args {
     /// Jobs in flight at once.
     #[arg(long, value_name = "N", default_value_t = 256)]
     concurrency: u32,
+    /// The HTTP version of the calls.
+    #[arg(long, value_enum, default_value = "1.1")]
+    http: Http,
     /// How often each party has its turn.
     #[arg(long, value_name = "N", default_value_t = 3)]
     rounds: usize,
@@ -72,6 +75,7 @@ pub(super) async fn run(args: Args, config: Config) -> Result<Exit> {
         concurrency: args.concurrency,
         rounds: args.rounds,
         bare: !args.no_bare,
+        http: args.http,
         latency: Duration::from_secs(args.latency_secs),
     };
     let talks = std::io::stderr().is_terminal() || !args.json;

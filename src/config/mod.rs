@@ -139,11 +139,25 @@ pub struct Composio {
     pub base_url: String,
     pub api_key: SecretString,
     pub api_path: String,
+    pub http_version: HttpVersion,
     pub timeout_ms: u64,
     pub connect_timeout_ms: u64,
     pub max_response_bytes: usize,
     pub tool_cache_secs: u64,
     pub account_cache_secs: u64,
+}
+
+/// The protocol of the connections to the tool API.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+pub enum HttpVersion {
+    /// A connection for each call that runs. A lost connection leaves one outcome unknown.
+    #[default]
+    #[serde(rename = "1.1")]
+    Http1,
+    /// Connections are shared by a hundred calls, which takes a fraction of the memory and of the
+    /// handshakes. Spoken without asking: a server that does not know it cannot be called.
+    #[serde(rename = "2")]
+    Http2,
 }
 
 /// `[pins]`

@@ -54,6 +54,7 @@ pub(super) const SETTINGS: &[(&[&str], Rule)] = &[
     (&["composio", "base_url"], Rule::BaseUrl),
     (&["composio", "api_key"], Rule::Key),
     (&["composio", "api_path"], Rule::Path),
+    (&["composio", "http_version"], Rule::Word(&["1.1", "2"])),
     (&["composio", "timeout_ms"], Rule::Whole(1, MAX_TIMEOUT.as_millis() as i64)),
     (&["composio", "connect_timeout_ms"], Rule::Whole(1, MAX_TIMEOUT.as_millis() as i64)),
     (&["composio", "max_response_bytes"], Rule::Whole(1_024, 1 << 30)),

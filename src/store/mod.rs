@@ -99,8 +99,9 @@ pub trait Jobs: fmt::Debug + Send + Sync {
     /// something else was frozen before; it must then not be sent.
     async fn freeze(&self, batch: &[Freeze]) -> Result<Vec<bool>, StoreError>;
 
-    /// Ends attempts. What a holder reports about its attempt is recorded in every case; what happens
-    /// to the job is in [`Finished`], in the order of the batch.
+    /// Ends attempts. What a holder reports about its attempt is recorded in every case (of a first
+    /// attempt that succeeded, the times are the store's); what happens to the job is in [`Finished`],
+    /// in the order of the batch.
     ///
     /// * Applied when the job is `running` under the given fence; `spent` grows by one where
     ///   [`Ending::spends_attempt`] says so.
@@ -419,7 +420,8 @@ pub trait Leases: fmt::Debug + Send + Sync {
     /// not known at all.
     async fn lost_jobs(&self, lease: Duration, limit: usize) -> Result<Vec<LostJob>, StoreError>;
 
-    /// Forgets workers that have not beaten for `after` and hold nothing.
+    /// Forgets workers that have not beaten for `after` and hold nothing, and whatever else is only
+    /// needed to find jobs that run. Called every few seconds; returns the workers.
     async fn forget_workers(&self, after: Duration) -> Result<u64, StoreError>;
 }
 

@@ -6,10 +6,6 @@
 //! * Answers are bounded while they are read, in size and in time.
 //! * The API key travels in its header and nowhere else; errors name no URL.
 //!
-//! HTTP/1.1 is used on purpose. Calls may take minutes, and over HTTP/2 all of them would share one
-//! connection, whose stream limit (often 100) would quietly become the limit of the whole worker,
-//! and whose loss would make the outcome of all of them unknown at once.
-//!
 //! Proxies from the environment are not honoured: the key and the customers' data go to the
 //! configured address or nowhere.
 
@@ -41,9 +37,15 @@ use super::{
     Account, Answer, ApiCheck, ApiError, Body, Call, Reply, ToolApi, ToolError, ToolInfo,
     error::{date, decode, empty_object, lookup_error, retry_after},
 };
-use crate::clock::{self, SharedClock};
+use crate::{
+    clock::{self, SharedClock},
+    config::HttpVersion,
+};
 
+pub(crate) mod channels;
 mod wire;
+
+use channels::Channels;
 
 /// The time that one look-up may take, its repetitions included.
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(10);
@@ -92,8 +94,10 @@ pub struct Options {
     pub connect_timeout: Duration,
     /// The largest answer to a call, in bytes.
     pub max_response_bytes: usize,
-    /// Connections kept open between calls.
-    pub max_idle_per_host: usize,
+    /// The protocol of the connections.
+    pub http_version: HttpVersion,
+    /// Calls that run at once; so many connections, or streams of some, are kept open between calls.
+    pub max_calls: usize,
     /// Sent as `user-agent`.
     pub user_agent: String,
     /// Stands in for an answer's missing `Date` where a `Retry-After` is a date.
@@ -109,7 +113,8 @@ impl Options {
             api_path: "/api/v3.1".into(),
             connect_timeout: Duration::from_secs(3),
             max_response_bytes: 8 * 1024 * 1024,
-            max_idle_per_host: 64,
+            http_version: HttpVersion::default(),
+            max_calls: 64,
             user_agent: concat!("errand/", env!("CARGO_PKG_VERSION")).into(),
             clock: clock::system(),
         }
@@ -135,7 +140,7 @@ pub enum SetupError {
 
 /// A client of the tool API. All calls share its connections.
 pub struct Composio {
-    client: Client,
+    channels: Channels,
     /// Base URL and API path.
     root: Url,
     api_key: SecretString,
@@ -173,25 +178,24 @@ impl Composio {
         let agent = HeaderValue::from_str(&options.user_agent).map_err(|_| SetupError::UserAgent)?;
         let headers =
             HeaderMap::from_iter([(X_API_KEY, key), (ACCEPT, HeaderValue::from_static("application/json"))]);
-        let mut builder = Client::builder()
-            .user_agent(agent)
-            .default_headers(headers)
-            .no_proxy()
-            .redirect(redirect::Policy::none())
-            .retry(reqwest::retry::never())
-            .referer(false)
-            .http1_only()
-            .https_only(tls)
-            .tcp_nodelay(true)
-            .connect_timeout(connect_timeout)
-            .pool_max_idle_per_host(options.max_idle_per_host)
-            .pool_idle_timeout(POOL_IDLE_TIMEOUT);
-        if !tls {
+        let build = || {
+            let builder = Client::builder()
+                .user_agent(agent.clone())
+                .default_headers(headers.clone())
+                .no_proxy()
+                .redirect(redirect::Policy::none())
+                .retry(reqwest::retry::never())
+                .referer(false)
+                .https_only(tls)
+                .tcp_nodelay(true)
+                .connect_timeout(connect_timeout)
+                .pool_idle_timeout(POOL_IDLE_TIMEOUT);
             // Nothing is verified over plain HTTP, so a host without any authorities' certificates,
             // for example a slim container, must not be an obstacle.
-            builder = builder.tls_certs_only([]);
-        }
-        let client = builder.build().map_err(|error| SetupError::Client(chain(error)))?;
+            if tls { builder } else { builder.tls_certs_only([]) }
+        };
+        let channels = Channels::new(options.http_version, options.max_calls, build)
+            .map_err(|error| SetupError::Client(chain(error)))?;
         let mut root = base_url;
         let parts: Vec<String> =
             api_path.split('/').filter(|part| !part.is_empty()).map(Into::into).collect();
@@ -199,7 +203,7 @@ impl Composio {
             .map_err(|()| SetupError::BaseUrl("cannot have a path"))?
             .pop_if_empty()
             .extend(parts);
-        Ok(Self { client, root, api_key, max_response_bytes, clock: options.clock })
+        Ok(Self { channels, root, api_key, max_response_bytes, clock: options.clock })
     }
 
     fn url(&self, segments: &[&str]) -> Url {
@@ -293,7 +297,9 @@ impl Composio {
 
     async fn get_once(&self, url: Url) -> Result<Found, ToolError> {
         let unavailable = |error: reqwest::Error| ToolError::Unavailable(self.scrub(chain(error)));
-        let mut response = self.client.execute(Request::new(Method::GET, url)).await.map_err(unavailable)?;
+        let place = self.channels.place();
+        let request = Request::new(Method::GET, url);
+        let mut response = place.client().execute(request).await.map_err(unavailable)?;
         let status = response.status();
         let date = date(response.headers());
         let retry_after = retry_after(response.headers(), self.clock.now());
@@ -347,9 +353,10 @@ impl ToolApi for Composio {
             Ok(request) => request,
             Err(cause) => return Reply::NotSent(cause),
         };
-        match timeout_at(deadline, self.client.execute(request)).await {
+        let place = self.channels.place();
+        match timeout_at(deadline, place.client().execute(request)).await {
             Ok(Ok(response)) => Reply::Answered(self.read(response, deadline, call).await),
-            Ok(Err(error)) if error.is_connect() || error.is_builder() => {
+            Ok(Err(error)) if error.is_connect() || error.is_builder() || was_refused(&error) => {
                 Reply::NotSent(self.scrub(chain(error)))
             }
             Ok(Err(error)) => Reply::NoAnswer(self.scrub(chain(error))),
@@ -485,6 +492,19 @@ fn header(headers: &HeaderMap, name: &HeaderName) -> Option<String> {
 
 fn unreadable(what: &str) -> ToolError {
     ToolError::Unavailable(format!("its answer is not {what} as documented; check its base URL"))
+}
+
+/// Whether the server refused the stream, by which it says that it has processed nothing of it
+/// (<https://www.rfc-editor.org/rfc/rfc9113#section-8.7>).
+fn was_refused(error: &reqwest::Error) -> bool {
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        if let Some(error) = cause.downcast_ref::<h2::Error>() {
+            return error.is_remote() && error.reason() == Some(h2::Reason::REFUSED_STREAM);
+        }
+        source = cause.source();
+    }
+    false
 }
 
 /// An error with its causes in one line, without the URL.

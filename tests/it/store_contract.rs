@@ -69,6 +69,7 @@ on_every_backend! {
     exactly_one_of_concurrent_claims_wins,
     a_freeze_counts_only_under_the_current_fence,
     an_ending_leads_to_its_state,
+    a_first_attempt_that_succeeds_is_an_attempt_like_any_other,
     a_finish_repeated_gets_its_first_answer,
     a_finish_under_an_old_fence_only_records_its_attempt,
     a_late_result_counts_while_nobody_has_claimed_since,
@@ -726,6 +727,27 @@ async fn a_freeze_counts_only_under_the_current_fence(t: Bench) {
     t.finish(&held.end(retry(Duration::ZERO), AttemptOutcome::NotSent)).await;
     assert_eq!(t.store.freeze(&[held.freeze(&bare)]).await.unwrap(), [false], "it is not held any more");
     assert!(t.store.freeze(&[]).await.unwrap().is_empty());
+}
+
+async fn a_first_attempt_that_succeeds_is_an_attempt_like_any_other(t: Bench) {
+    let spec = job(json!({}));
+    let offered = Claim { frozen: Some(frozen("20260101_00")), ..claim(&spec) };
+    let held =
+        Held { id: spec.id, request_id: offered.request_id, holding: running(t.claim(&offered).await) };
+    let finish = held.end(succeed("1"), AttemptOutcome::Succeeded);
+    for _ in 0..2 {
+        assert_eq!(t.finish(&finish).await, applied(State::Succeeded), "a repetition gets the same answer");
+    }
+    assert_eq!(t.finish(&held.rescue(retry(LEASE))).await, Finished::Fenced);
+    let other = held.end(fail(), AttemptOutcome::ToolFailed);
+    assert_eq!(t.finish(&other).await, Finished::Fenced, "it was definite");
+    let view = t.view(spec.id).await;
+    assert_eq!((view.state, view.spent, view.attempt), (State::Succeeded, 1, 1));
+    let attempt = one(t.store.attempts(spec.id).await.unwrap());
+    assert_eq!((attempt.number, attempt.request_id), (1, held.request_id));
+    assert_eq!((attempt.outcome, attempt.http_status), (Some(AttemptOutcome::Succeeded), Some(200)));
+    assert_eq!((attempt.log_id, attempt.version), (finish.attempt.log_id, finish.attempt.version));
+    assert_eq!((attempt.error, attempt.finished_at), (None, view.finished_at));
 }
 
 async fn an_ending_leads_to_its_state(t: Bench) {

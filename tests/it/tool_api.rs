@@ -26,6 +26,7 @@ use serde_json::json;
 use tokio::net::{TcpListener, TcpSocket};
 
 mod fake;
+mod multiplexed;
 mod rogue;
 
 const KEY: &str = "ak_test_good";

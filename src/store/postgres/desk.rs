@@ -34,8 +34,9 @@ const ATTEMPTS: &str = "select number, request_id, outcome, http_status, log_id,
         error_message, error_code, error_slug, started_at, finished_at
     from attempts where job_id = $1
     union all
-    select attempt, request_id, null, null, null, toolkit_version, null, null, null, null, started_at, null
-    from jobs where id = $1 and state = 'running'
+    select attempt, request_id, case when state = 'succeeded' then 'succeeded' end, http_status,
+        case when state = 'succeeded' then log_id end, toolkit_version, null, null, null, null, started_at, finished_at
+    from jobs where id = $1 and (state = 'running' or http_status is not null)
     order by number";
 
 const JOBS: &str = concat!(
@@ -92,10 +93,14 @@ const CENSUS_WAITING: &str = "select queue, state, count(*) as jobs,
         (extract(epoch from now() - min(due_at) filter (where due_at <= now())) * 1000000)::bigint as oldest
     from jobs where due_at is not null group by queue, state order by queue, state";
 
-const CENSUS_RUNNING: &str = "select queue, count(*) as jobs from jobs where state = 'running'
-    group by queue order by queue";
+const CENSUS_RUNNING: &str = "select j.queue, count(distinct j.id) as jobs
+    from claims c
+        cross join lateral unnest(c.job_ids) as taken (id)
+        join jobs j on j.id = taken.id and j.worker_id = c.worker_id and j.state = 'running'
+    group by j.queue order by j.queue";
 
-const CENSUS_HELD: &str = "select queue, held_reason, count(*) as jobs from jobs where state = 'held'
+const CENSUS_HELD: &str =
+    "select queue, held_reason, count(*) as jobs from jobs where held_reason is not null
     group by queue, held_reason order by queue, held_reason";
 
 /// How often a decision looks again at a job that changes under it.

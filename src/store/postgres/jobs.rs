@@ -67,9 +67,21 @@ const INSERT: &str = concat!(
     returning id, state"
 );
 
+/// Notes which jobs the worker `$worker` took with this statement, which is how they are found when it
+/// stops: no index of `jobs` knows a state, so that a finish changes none of them.
+macro_rules! log_claims {
+    ($worker:literal) => {
+        concat!(
+            "logged as (insert into claims (worker_id, job_ids) select ",
+            $worker,
+            "::uuid, array_agg(id) from claimed where state = 'running' having count(*) > 0)"
+        )
+    };
+}
+
 /// $36 is the worker, $37 the message of an expired job.
 const CLAIM_NEW: &str = concat!(
-    "insert into jobs (",
+    "with claimed as (insert into jobs (",
     spec_columns!(),
     ", state, created_at, due_at, fence, attempt, worker_id, request_id, started_at, settled_by, held_reason, \
      error_kind, error_message, error_code, error_slug, toolkit, toolkit_version, pinned_by, account, \
@@ -106,12 +118,15 @@ const CLAIM_NEW: &str = concat!(
             when i.run_at > now() then 'scheduled'
             else 'running' end as state) s
     on conflict do nothing
-    returning id, state, error_kind, created_at"
+    returning id, state, error_kind, created_at), ",
+    log_claims!("$36"),
+    " select id, state, error_kind, created_at from claimed"
 );
 
 /// A known job that is available was due, or was made due by a person, so `run_at` does not matter
 /// any more. $18 is the worker, $19 the message of an expired job.
-const CLAIM_KNOWN: &str = "update jobs j set
+const CLAIM_KNOWN: &str = concat!(
+    "with claimed as (update jobs j set
         state = s.state, due_at = null,
         published = case when s.state = 'running' then 0 else j.published end,
         fence = j.fence + case when s.state = 'running' then 1 else 0 end,
@@ -145,7 +160,10 @@ const CLAIM_KNOWN: &str = "update jobs j set
     where j.id = i.id and j.state = 'available' and j.owner_kind = i.owner_kind and j.owner_id = i.owner_id
         and j.digest = i.digest
     returning j.id, j.state, j.error_kind, j.fence, j.attempt, j.spent, j.toolkit, j.toolkit_version, j.pinned_by,
-        j.account, j.frozen_effect, j.created_at, (extract(epoch from now() - j.created_at) * 1000000)::bigint as age";
+        j.account, j.frozen_effect, j.created_at, (extract(epoch from now() - j.created_at) * 1000000)::bigint as age), ",
+    log_claims!("$18"),
+    " select * from claimed"
+);
 
 /// What stands in the way, by ID, or by idempotency key where the ID is new.
 const KNOWN: &str = "with i as (
@@ -162,22 +180,20 @@ const KNOWN: &str = "with i as (
         j.frozen_effect, j.created_at, (extract(epoch from now() - j.created_at) * 1000000)::bigint as age
     from found f join jobs j on j.id = f.id";
 
-/// A job with a worker is running, which is said as in [`FINISH`] for the same reason.
 const FREEZE: &str = "update jobs j set toolkit = i.toolkit, toolkit_version = i.toolkit_version,
         pinned_by = i.pinned_by, account = i.account, frozen_effect = i.frozen_effect
     from unnest($1::uuid[], $2::bigint[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[])
         as i (id, fence, toolkit, toolkit_version, pinned_by, account, frozen_effect)
-    where j.id = i.id and j.fence = i.fence and j.worker_id is not null
+    where j.id = i.id and j.fence = i.fence and j.state = 'running'
         and (j.toolkit is null or (j.toolkit, j.toolkit_version, j.pinned_by, j.frozen_effect)
                 is not distinct from (i.toolkit, i.toolkit_version, i.pinned_by, i.frozen_effect)
             and (j.account is null or j.account = i.account))
     returning j.id, j.fence, j.toolkit, j.toolkit_version, j.pinned_by, j.account, j.frozen_effect";
 
-/// `worker_id is not null` says that a job is running, as a constraint of the table sees to; the words
-/// `state = 'running'` would let the planner walk the index of running jobs and compare each with the
-/// whole batch. For the same reason the attempts are written from what the update returns, without
-/// joining the batch again.
+/// The attempts are written from what the update returns, without joining the batch again, which the
+/// planner would do by comparing each with each.
 ///
+/// A first attempt that succeeded is recorded in the job's row, which says the same; the status is the mark.
 /// The lease is null for the holder. A snooze that has nothing to tell keeps the error of the attempt
 /// before.
 const FINISH: &str = "with i as (
@@ -199,13 +215,15 @@ const FINISH: &str = "with i as (
             error_code = case when i.state = 'retryable' and i.error_kind is null then j.error_code else i.error_code end,
             error_slug = case when i.state = 'retryable' and i.error_kind is null then j.error_slug else i.error_slug end,
             result = i.result::json, log_id = coalesce(i.log_id, j.log_id),
+            http_status = case when i.number = 1 and i.state = 'succeeded' and i.outcome = 'succeeded'
+                and i.version is not distinct from j.toolkit_version then i.http_status end,
             finished_at = case when j.cancel_requested or i.state in ('succeeded', 'failed') then now() end,
             reply_due_at = case when j.reply_to is not null and (j.cancel_requested or i.state in ('succeeded', 'failed')) then now() end
         from i
-        where j.id = i.id and j.fence = i.fence and j.worker_id is not null
+        where j.id = i.id and j.fence = i.fence and j.state = 'running'
             and (i.lease is null or not exists (select 1 from workers w where w.id = j.worker_id
                 and w.beat_at > now() - i.lease * interval '1 microsecond'))
-        returning j.id, j.state, i.number, i.request_id, i.outcome, i.http_status, i.log_id, i.version,
+        returning j.id, j.state, j.http_status as kept, i.number, i.request_id, i.outcome, i.http_status, i.log_id, i.version,
             i.attempt_error_kind, i.attempt_error_message, i.attempt_error_code, i.attempt_error_slug, i.started_at,
             i.finished_at, i.reported_by, i.charge),
     recorded as (
@@ -214,14 +232,17 @@ const FINISH: &str = "with i as (
         select id, number, request_id, outcome, http_status, log_id, version, attempt_error_kind,
             attempt_error_message, attempt_error_code, attempt_error_slug, started_at, finished_at, reported_by,
             state, false, charge > 0
-        from ended
+        from ended where kept is null
         on conflict (job_id, number) do nothing)
     select id, state from ended";
 
 const STANDING: &str = "select state, fence from jobs where id = $1 for update";
 
 const MET: &str = "select request_id, outcome, reported_by, ended_as, late, charged from attempts
-    where job_id = $1 and number = $2";
+    where job_id = $1 and number = $2
+    union all
+    select request_id, 'succeeded', 'holder', state, false, true from jobs
+    where id = $1 and attempt = $2 and http_status is not null";
 
 /// A job that was rescued has no mark of cancellation. $3 is what the rescue charged.
 const FINISH_LATE: &str = "update jobs set state = $4,
@@ -418,7 +439,7 @@ impl PostgresStore {
             .bind(all(&claims, |claim| claim.spec.owner.kind().as_str()))
             .bind(all(&claims, |claim| claim.spec.owner.id()))
             .bind(all(&claims, |claim| &claim.spec.digest.0[..]))
-            .bind(all(&claims, |claim| claim.spec.expires_at.map(at)));
+            .bind(some(&claims, |claim| claim.spec.expires_at.map(at)));
         let query = bind_verdicts(query, &claims).bind(worker.0).bind(EXPIRED_MESSAGE);
         let done = rows(&self.hot, query).await?;
         let places: HashMap<Uuid, usize> =
@@ -568,6 +589,23 @@ fn all<'a, T, C>(batch: &'a [T], column: impl Fn(&'a T) -> C) -> Vec<C> {
     batch.iter().map(column).collect()
 }
 
+/// A column that most batches do not use. One without any value is sent without elements: `unnest`
+/// fills it up with nulls to the length of the others, and neither side pays for them.
+fn some<'a, T, C>(batch: &'a [T], column: impl Fn(&'a T) -> Option<C>) -> Vec<Option<C>> {
+    let mut values = Vec::new();
+    for (place, item) in batch.iter().enumerate() {
+        let value = column(item);
+        if value.is_some() && values.is_empty() {
+            values.reserve(batch.len());
+            values.extend((0..place).map(|_| None));
+        }
+        if value.is_some() || !values.is_empty() {
+            values.push(value);
+        }
+    }
+    values
+}
+
 /// The columns of what was asked for.
 struct Specs<'a>(Vec<&'a JobSpec>);
 
@@ -577,7 +615,11 @@ impl<'a> Specs<'a> {
     }
 
     fn column<C>(&self, column: impl Fn(&'a JobSpec) -> C) -> Vec<C> {
-        self.0.iter().map(|spec| column(spec)).collect()
+        all(&self.0, |spec| column(spec))
+    }
+
+    fn some<C>(&self, column: impl Fn(&'a JobSpec) -> Option<C>) -> Vec<Option<C>> {
+        some(&self.0, |spec| column(spec))
     }
 
     fn bind(&self, query: Bound) -> Bound {
@@ -586,25 +628,25 @@ impl<'a> Specs<'a> {
             .bind(self.column(|spec| &spec.digest.0[..]))
             .bind(self.column(|spec| spec.owner.kind().as_str()))
             .bind(self.column(|spec| spec.owner.id()))
-            .bind(self.column(|spec| spec.requested_by.as_deref()))
+            .bind(self.some(|spec| spec.requested_by.as_deref()))
             .bind(self.column(|spec| &*spec.tool))
-            .bind(self.column(|spec| spec.arguments.as_deref().map(|raw| raw.get())))
-            .bind(self.column(|spec| spec.text.as_deref()))
-            .bind(self.column(|spec| spec.version.as_deref()))
-            .bind(self.column(|spec| spec.connected_account_id.as_deref()))
+            .bind(self.some(|spec| spec.arguments.as_deref().map(|raw| raw.get())))
+            .bind(self.some(|spec| spec.text.as_deref()))
+            .bind(self.some(|spec| spec.version.as_deref()))
+            .bind(self.some(|spec| spec.connected_account_id.as_deref()))
             .bind(self.column(|spec| spec.queue.as_str()))
             .bind(self.column(|spec| spec.priority))
-            .bind(self.column(|spec| spec.run_at.map(at)))
-            .bind(self.column(|spec| spec.expires_at.map(at)))
-            .bind(self.column(|spec| to_millis(spec.timeout)))
-            .bind(self.column(|spec| spec.budget.max_attempts.map(signed)))
-            .bind(self.column(|spec| to_millis(spec.budget.max_age)))
-            .bind(self.column(|spec| spec.effect.map(|effect| effect.as_str())))
-            .bind(self.column(|spec| spec.idempotency_key.as_deref()))
+            .bind(self.some(|spec| spec.run_at.map(at)))
+            .bind(self.some(|spec| spec.expires_at.map(at)))
+            .bind(self.some(|spec| to_millis(spec.timeout)))
+            .bind(self.some(|spec| spec.budget.max_attempts.map(signed)))
+            .bind(self.some(|spec| to_millis(spec.budget.max_age)))
+            .bind(self.some(|spec| spec.effect.map(|effect| effect.as_str())))
+            .bind(self.some(|spec| spec.idempotency_key.as_deref()))
             .bind(self.column(tags))
-            .bind(self.column(|spec| spec.reply_to.as_deref()))
-            .bind(self.column(|spec| spec.correlation_id.as_deref()))
-            .bind(self.column(|spec| spec.traceparent.as_deref()))
+            .bind(self.some(|spec| spec.reply_to.as_deref()))
+            .bind(self.some(|spec| spec.correlation_id.as_deref()))
+            .bind(self.some(|spec| spec.traceparent.as_deref()))
     }
 }
 
@@ -614,10 +656,10 @@ struct ErrorColumns<'a>(Vec<Option<&'a JobError>>);
 impl ErrorColumns<'_> {
     fn bind(&self, query: Bound) -> Bound {
         query
-            .bind(all(&self.0, |error| error.map(|e| e.kind.as_str())))
-            .bind(all(&self.0, |error| error.map(|e| &*e.message)))
-            .bind(all(&self.0, |error| error.and_then(|e| e.code)))
-            .bind(all(&self.0, |error| error.and_then(|e| e.slug.as_deref())))
+            .bind(some(&self.0, |error| error.map(|e| e.kind.as_str())))
+            .bind(some(&self.0, |error| error.map(|e| &*e.message)))
+            .bind(some(&self.0, |error| error.and_then(|e| e.code)))
+            .bind(some(&self.0, |error| error.and_then(|e| e.slug.as_deref())))
     }
 }
 
@@ -631,11 +673,11 @@ impl<'a> FrozenColumns<'a> {
 
     fn bind(&self, query: Bound) -> Bound {
         query
-            .bind(all(&self.0, |frozen| frozen.map(|f| &*f.toolkit)))
-            .bind(all(&self.0, |frozen| frozen.map(|f| &*f.version)))
-            .bind(all(&self.0, |frozen| frozen.map(|f| f.pinned_by.as_str())))
-            .bind(all(&self.0, |frozen| frozen.and_then(|f| f.account.as_deref())))
-            .bind(all(&self.0, |frozen| frozen.map(|f| f.effect.as_str())))
+            .bind(some(&self.0, |frozen| frozen.map(|f| &*f.toolkit)))
+            .bind(some(&self.0, |frozen| frozen.map(|f| &*f.version)))
+            .bind(some(&self.0, |frozen| frozen.map(|f| f.pinned_by.as_str())))
+            .bind(some(&self.0, |frozen| frozen.and_then(|f| f.account.as_deref())))
+            .bind(some(&self.0, |frozen| frozen.map(|f| f.effect.as_str())))
     }
 }
 
@@ -646,7 +688,7 @@ fn bind_verdicts(query: Bound, claims: &[&Claim]) -> Bound {
         Verdict::Refuse(_) => State::Failed.as_str(),
         Verdict::Hold(..) => State::Held.as_str(),
     });
-    let reasons = all(claims, |claim| match &claim.verdict {
+    let reasons = some(claims, |claim| match &claim.verdict {
         Verdict::Hold(reason, _) => Some(HeldReason::as_str(*reason)),
         Verdict::Run | Verdict::Refuse(_) => None,
     });
@@ -662,23 +704,23 @@ fn bind_finishes(batch: &[&Finish]) -> Bound {
     let query = sqlx::query(FINISH)
         .bind(all(batch, |finish| finish.id.0))
         .bind(all(batch, |finish| finish.fence.0))
-        .bind(all(batch, |finish| match finish.by {
+        .bind(some(batch, |finish| match finish.by {
             By::Holder => None,
             By::Rescuer { lease } => Some(micros(lease)),
         }))
         .bind(all(batch, |finish| finish.ending.state().as_str()))
-        .bind(all(batch, |finish| wait_of(&finish.ending)))
+        .bind(some(batch, |finish| wait_of(&finish.ending)))
         .bind(all(batch, |finish| i32::from(finish.ending.spends_attempt())))
-        .bind(all(batch, |finish| held_reason_of(&finish.ending)));
+        .bind(some(batch, |finish| held_reason_of(&finish.ending)));
     let query = ErrorColumns(all(batch, |finish| finish.ending.error()))
         .bind(query)
-        .bind(all(batch, |finish| result_of(&finish.ending)))
+        .bind(some(batch, |finish| result_of(&finish.ending)))
         .bind(all(batch, |finish| signed(finish.attempt.number)))
         .bind(all(batch, |finish| finish.attempt.request_id.0))
         .bind(all(batch, |finish| finish.attempt.outcome.as_str()))
-        .bind(all(batch, |finish| finish.attempt.http_status.map(i32::from)))
-        .bind(all(batch, |finish| finish.attempt.log_id.as_deref()))
-        .bind(all(batch, |finish| finish.attempt.version.as_deref()));
+        .bind(some(batch, |finish| finish.attempt.http_status.map(i32::from)))
+        .bind(some(batch, |finish| finish.attempt.log_id.as_deref()))
+        .bind(some(batch, |finish| finish.attempt.version.as_deref()));
     let times = |time: fn(&Finish) -> jiff::Timestamp| -> Vec<SqlTime> {
         batch.iter().map(|finish| at(time(finish))).collect()
     };

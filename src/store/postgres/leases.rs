@@ -19,18 +19,29 @@ const BEAT: &str = "insert into workers (id, name, started_at, beat_at) values (
 
 const RETIRE: &str = "delete from workers where id = $1";
 
-const LOST: &str =
-    "select id, fence, attempt, spent, request_id, started_at, created_at, max_attempts, max_age_ms,
+/// A job that its worker took more than once is found in several claims.
+const LOST: &str = "select distinct on (j.started_at, j.id)
+        j.id, fence, attempt, spent, request_id, j.started_at, created_at, max_attempts, max_age_ms,
         toolkit, toolkit_version, pinned_by, account, frozen_effect,
         (extract(epoch from now() - created_at) * 1000000)::bigint as age
-    from jobs where state = 'running'
-        and not exists (select 1 from workers where workers.id = jobs.worker_id
-            and beat_at > now() - $1::bigint * interval '1 microsecond')
-    order by started_at limit $2";
+    from claims c
+        cross join lateral unnest(c.job_ids) as taken (id)
+        join jobs j on j.id = taken.id and j.worker_id = c.worker_id and j.state = 'running'
+    where not exists (select 1 from workers w where w.id = c.worker_id
+        and w.beat_at > now() - $1::bigint * interval '1 microsecond')
+    order by j.started_at, j.id limit $2";
 
-const FORGET: &str = "with forgotten as (
-        delete from workers where beat_at <= now() - $1::bigint * interval '1 microsecond'
-            and not exists (select 1 from jobs where worker_id = workers.id and state = 'running')
+/// Claims of which nothing runs any more are removed by whoever looks, in short rounds.
+const FORGET: &str = "with over as (
+        delete from claims where id in (
+            select c.id from claims c
+            where not exists (select 1 from unnest(c.job_ids) as taken (id)
+                join jobs j on j.id = taken.id and j.worker_id = c.worker_id and j.state = 'running')
+            for update skip locked)
+        returning id),
+    forgotten as (
+        delete from workers w where beat_at <= now() - $1::bigint * interval '1 microsecond'
+            and not exists (select 1 from claims c where c.worker_id = w.id and c.id not in (select id from over))
         returning 1)
     select count(*) from forgotten";
 

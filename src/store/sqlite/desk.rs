@@ -34,8 +34,9 @@ const ATTEMPTS: &str = "select number, request_id, outcome, http_status, log_id,
         error_message, error_code, error_slug, started_at, finished_at
     from attempts where job_id = ?1
     union all
-    select attempt, request_id, null, null, null, toolkit_version, null, null, null, null, started_at, null
-    from jobs where id = ?1 and state = 'running'
+    select attempt, request_id, case when state = 'succeeded' then 'succeeded' end, http_status,
+        case when state = 'succeeded' then log_id end, toolkit_version, null, null, null, null, started_at, finished_at
+    from jobs where id = ?1 and (state = 'running' or http_status is not null)
     order by number";
 
 const JOBS: &str = concat!(

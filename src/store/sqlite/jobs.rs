@@ -85,7 +85,8 @@ const FREEZE: &str = "update jobs set toolkit = ?3, toolkit_version = ?4, pinned
             and (account is null or account is ?6))";
 
 /// ?3 is null for the holder, and the time of the oldest beat that counts for a rescuer. A snooze that
-/// has nothing to tell keeps the error of the attempt before.
+/// has nothing to tell keeps the error of the attempt before. A first attempt that succeeded is recorded
+/// in the job's row, which says the same; the status is the mark.
 const FINISH: &str = "update jobs set
         state = case when cancel_requested and ?4 in ('retryable', 'held') then 'cancelled' else ?4 end,
         due_at = case when not cancel_requested then ?5 end,
@@ -96,11 +97,13 @@ const FINISH: &str = "update jobs set
         error_code = case when ?4 = 'retryable' and ?8 is null then error_code else ?10 end,
         error_slug = case when ?4 = 'retryable' and ?8 is null then error_slug else ?11 end,
         result = ?12, log_id = coalesce(?13, log_id),
+        http_status = case when attempt = 1 and ?4 = 'succeeded' and ?15 = 'succeeded' and ?16 is toolkit_version
+            then ?17 end,
         finished_at = case when cancel_requested or ?4 in ('succeeded', 'failed') then ?14 end,
         reply_due_at = case when reply_to is not null and (cancel_requested or ?4 in ('succeeded', 'failed')) then ?14 end
     where id = ?1 and fence = ?2 and state = 'running'
         and (?3 is null or not exists (select 1 from workers where workers.id = jobs.worker_id and beat_at > ?3))
-    returning state";
+    returning state, http_status is not null";
 
 /// A job that was rescued has no mark of cancellation. ?15 is what the rescue charged.
 const FINISH_LATE: &str = "update jobs set state = ?4, due_at = ?5, spent = max(0, spent + ?6 - ?15),
@@ -128,7 +131,10 @@ const RECORD: &str = "insert into attempts (job_id, number, request_id, outcome,
 const STANDING: &str = "select state, fence from jobs where id = ?1";
 
 const MET: &str = "select request_id, outcome, reported_by, ended_as, late, charged from attempts
-    where job_id = ?1 and number = ?2";
+    where job_id = ?1 and number = ?2
+    union all
+    select request_id, 'succeeded', 'holder', state, false, true from jobs
+    where id = ?1 and attempt = ?2 and http_status is not null";
 
 #[async_trait]
 impl Jobs for SqliteStore {
@@ -368,12 +374,19 @@ async fn finish_one(db: &mut SqliteConnection, now: i64, finish: &Finish) -> Res
         By::Holder => None,
         By::Rescuer { lease } => Some(now - micros(lease)),
     };
-    let ended = bind_ending(sqlx::query(FINISH), now, oldest_beat, finish)?.fetch_optional(&mut *db).await?;
+    let query = bind_ending(sqlx::query(FINISH), now, oldest_beat, finish)?;
+    let ended = query
+        .bind(finish.attempt.outcome.as_str())
+        .bind(finish.attempt.version.as_deref())
+        .bind(finish.attempt.http_status.map(i32::from))
+        .fetch_optional(&mut *db)
+        .await?;
     if let Some(row) = ended {
-        let state: String = row.try_get(0)?;
-        let state = word("state", &state)?;
-        let answer = Finished::Applied { state, late: false };
-        record(db, finish, answer).await?;
+        let (state, is_recorded): (String, bool) = (row.try_get(0)?, row.try_get(1)?);
+        let answer = Finished::Applied { state: word("state", &state)?, late: false };
+        if !is_recorded {
+            record(db, finish, answer).await?;
+        }
         return Ok(answer);
     }
     let job = match sqlx::query(STANDING).bind(finish.id.0).fetch_optional(&mut *db).await? {

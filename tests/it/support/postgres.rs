@@ -214,7 +214,8 @@ fn settings(options: &Options, directory: &str) -> Vec<String> {
         format!("fsync={fsync}"),
         // `synchronous_commit` stays on: without it a killed server loses rows that it has confirmed.
         "max_connections=300".to_owned(),
-        "shared_buffers=64MB".to_owned(),
+        // Tests start several servers and need little; a benchmark gets what servers have by default.
+        format!("shared_buffers={}", if options.fsync { "128MB" } else { "64MB" }),
     ];
     settings.extend(options.settings.iter().map(|(name, value)| format!("{name}={value}")));
     settings
