@@ -4,12 +4,21 @@
 -- The CHECK constraints repeat the rules of the `Transition` type, so that no statement, of this
 -- build or of another, can leave a job in a state that no code knows how to go on from.
 
+-- Words of closed choices. As domains they are checked from the server's cache; the same lists as
+-- constraints of a table would be parsed again by every statement that writes to it.
+create domain owner_kind as text check (value in ('user', 'org'));
+create domain effect as text check (value in ('safe', 'idempotent', 'once'));
+create domain pin_source as text check (value in ('job', 'owner', 'global', 'config', 'env', 'latest'));
+create domain job_state as text check (value in ('scheduled', 'available', 'running', 'retryable', 'held', 'succeeded', 'failed', 'cancelled'));
+create domain held_reason as text check (value in ('unknown_outcome', 'connection', 'credentials', 'unidentified'));
+create domain reporter as text check (value in ('holder', 'rescuer'));
+
 create table jobs (
     id                   uuid primary key,
     -- What was asked for; never changes. JSON is of type `json`, which keeps the order of keys,
     -- the digits of numbers and the escape \u0000 as they were sent.
     digest               bytea not null check (octet_length(digest) = 16),
-    owner_kind           text not null check (owner_kind in ('user', 'org')),
+    owner_kind           owner_kind not null,
     owner_id             text not null,
     requested_by         text,
     tool                 text not null,
@@ -24,7 +33,7 @@ create table jobs (
     timeout_ms           bigint,
     max_attempts         integer,
     max_age_ms           bigint,
-    effect               text check (effect in ('safe', 'idempotent', 'once')),
+    effect               effect,
     idempotency_key      text,
     tags                 jsonb not null,
     reply_to             text,
@@ -33,12 +42,11 @@ create table jobs (
     -- What is decided once, before anything is sent.
     toolkit              text,
     toolkit_version      text,
-    pinned_by            text check (pinned_by in ('job', 'owner', 'global', 'config', 'env', 'latest')),
+    pinned_by            pin_source,
     account              text,
-    frozen_effect        text check (frozen_effect in ('safe', 'idempotent', 'once')),
+    frozen_effect        effect,
     -- Where it is.
-    state                text not null check (state in ('scheduled', 'available', 'running', 'retryable',
-                                                        'held', 'succeeded', 'failed', 'cancelled')),
+    state                job_state not null,
     created_at           timestamptz not null,
     due_at               timestamptz,
     published            integer not null default 0 check (published >= 0),
@@ -52,7 +60,7 @@ create table jobs (
     -- The request ID of a claim that scheduled, refused or held the job instead of running it, by
     -- which a repetition of that claim is recognized.
     settled_by           uuid,
-    held_reason          text check (held_reason in ('unknown_outcome', 'connection', 'credentials', 'unidentified')),
+    held_reason          held_reason,
     error_kind           text,
     error_message        text,
     error_code           bigint,
@@ -100,8 +108,9 @@ create index jobs_due on jobs (priority, due_at) where due_at is not null;
 create index jobs_held on jobs (held_reason, queue) where held_reason is not null;
 create index jobs_replies on jobs (reply_due_at) where reply_due_at is not null;
 -- For lists.
-create index jobs_created on jobs (created_at);
-create index jobs_owner on jobs (owner_kind, owner_id, created_at);
+-- Rows lie in the order of their creation, so a summary of page ranges finds the newest.
+create index jobs_created on jobs using brin (created_at) with (pages_per_range = 16, autosummarize = on);
+create index jobs_owner on jobs (owner_id, created_at);
 create unique index jobs_idempotency on jobs (owner_kind, owner_id, idempotency_key) where idempotency_key is not null;
 
 -- Which jobs a worker took together, by which they are found when it stops: one row for each statement
@@ -133,7 +142,7 @@ create table attempts (
     finished_at   timestamptz not null,
     -- Who ended it, what the job became by that (null: nothing, its claim was over), whether that
     -- came after a rescue, and whether it was charged to the budget: what a repetition is answered by.
-    reported_by   text not null check (reported_by in ('holder', 'rescuer')),
+    reported_by   reporter not null,
     ended_as      text,
     late          boolean not null,
     charged       boolean not null,

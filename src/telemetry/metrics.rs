@@ -5,13 +5,15 @@
 //! which is capped: toolkits beyond [`MAX_TOOLKITS`] are counted as `other`.
 
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     sync::{Mutex, OnceLock, PoisonError},
     time::Duration,
 };
 
 use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
+
+use crate::job::AttemptOutcome;
 
 /// What a metric measures.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -198,6 +200,10 @@ pub(crate) struct LaneMetrics {
     queue_wait: metrics::Histogram,
     job_duration: metrics::Histogram,
     running: metrics::Counter,
+    attempt_succeeded: metrics::Histogram,
+    queue: String,
+    /// By toolkit and outcome, whose labels are few.
+    finished: Mutex<HashMap<(&'static str, &'static str), metrics::Counter>>,
 }
 
 impl LaneMetrics {
@@ -211,7 +217,31 @@ impl LaneMetrics {
             queue_wait: histogram!(QUEUE_WAIT.name, "queue" => label(&QUEUE_WAIT)),
             job_duration: histogram!(JOB_DURATION.name, "queue" => label(&JOB_DURATION)),
             running: counter!(CLAIMS.name, "queue" => label(&CLAIMS), "result" => "running"),
+            attempt_succeeded: histogram!(
+                ATTEMPT_DURATION.name,
+                ATTEMPT_DURATION.labels[0] => AttemptOutcome::Succeeded.as_str()
+            ),
+            queue: queue.to_owned(),
+            finished: Mutex::default(),
         }
+    }
+
+    /// An attempt took so long from the first byte to its judgement.
+    pub(crate) fn attempted(&self, outcome: AttemptOutcome, seconds: f64) {
+        match outcome {
+            AttemptOutcome::Succeeded => self.attempt_succeeded.record(seconds),
+            other => ATTEMPT_DURATION.record1(other.as_str(), seconds),
+        }
+    }
+
+    /// Counts what became of a job when an attempt ended.
+    pub(crate) fn finished(&self, toolkit: Option<&str>, outcome: &'static str) {
+        let toolkit = toolkit.map_or("none", toolkit_label);
+        let mut finished = self.finished.lock().unwrap_or_else(PoisonError::into_inner);
+        finished
+            .entry((toolkit, outcome))
+            .or_insert_with(|| jobs_finished(&self.queue, toolkit, outcome))
+            .increment(1);
     }
 
     /// A job waited so long for its first claim.
@@ -230,11 +260,8 @@ impl LaneMetrics {
     }
 }
 
-/// Counts what became of a job when an attempt ended.
-pub(crate) fn job_finished(queue: &str, toolkit: Option<&str>, outcome: &'static str) {
-    let toolkit = toolkit.map_or("none", toolkit_label);
+fn jobs_finished(queue: &str, toolkit: &'static str, outcome: &'static str) -> metrics::Counter {
     counter!(JOBS_FINISHED.name, "queue" => queue.to_owned(), "toolkit" => toolkit, "outcome" => outcome)
-        .increment(1);
 }
 
 /// The label value of a toolkit: itself while there are few, `other` afterwards. A toolkit is

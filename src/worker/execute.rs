@@ -124,7 +124,7 @@ async fn attempt(shared: &Shared, held: &mut Held) -> Option<Ended> {
         () = shared.interrupt.cancelled() => Reply::NoAnswer("the worker shut down during the call".into()),
     };
     let ended = judge(shared, held, &frozen, reply);
-    metrics::ATTEMPT_DURATION.record1(ended.outcome.as_str(), sent.elapsed().as_secs_f64());
+    held.metrics.attempted(ended.outcome, sent.elapsed().as_secs_f64());
     Some(ended)
 }
 
@@ -320,7 +320,7 @@ async fn record(shared: &Shared, held: Held, ended: Ended) {
     shared.note_ended(spec.id);
     match finished {
         Finished::Applied { state, late } => {
-            metrics::job_finished(spec.queue.as_str(), toolkit.as_deref(), state.as_str());
+            lane.finished(toolkit.as_deref(), state.as_str());
             if late {
                 metrics::LATE.add(1);
             }

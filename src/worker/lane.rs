@@ -308,7 +308,7 @@ impl Lane {
                 "scheduled"
             }
             Claimed::Ended { state, kind } => {
-                metrics::job_finished(queue, None, state.as_str());
+                self.metrics.finished(None, state.as_str());
                 tracing::debug!(job.id = %claim.spec.id, kind = %kind, state = %state, "ended without a call");
                 if claim.spec.reply_to.is_some() {
                     self.shared.deps.relay_wake.notify_one();

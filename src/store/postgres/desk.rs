@@ -1,5 +1,7 @@
 //! Questions and decisions about single jobs.
 
+use std::time::Duration;
+
 use async_trait::async_trait;
 use sqlx::Row;
 
@@ -9,8 +11,8 @@ use crate::{
     store::{
         AttemptView, Census, Decided, Desk, JobFilter, JobView, StoreError, StoreErrorKind, owner_columns,
         row::{
-            MARKED_FAILED_MESSAGE, NO_RESULT, limit as row_limit, read_attempt, read_job, rows as row_count,
-            span, word,
+            MARKED_FAILED_MESSAGE, NO_RESULT, limit as row_limit, micros, read_attempt, read_job,
+            rows as row_count, span, word,
         },
     },
 };
@@ -43,8 +45,18 @@ const JOBS: &str = concat!(
     "select ",
     job_columns!(),
     ", null::text as result from jobs where ($1::text is null or state = $1) and ($2::text is null or tool = $2)
+        and created_at >= now() - $4::bigint * interval '1 microsecond'
     order by created_at desc, id desc limit $3"
 );
+
+/// How far back a list looks until it is full. The index says which pages have rows of a time and nothing
+/// about their order, so everything in a window is sorted.
+const WINDOWS: [Duration; 4] = [
+    Duration::from_secs(10 * 60),
+    Duration::from_secs(12 * 3600),
+    Duration::from_secs(14 * 24 * 3600),
+    Duration::from_secs(100 * 366 * 24 * 3600),
+];
 
 const JOBS_OF_OWNER: &str = concat!(
     "select ",
@@ -119,16 +131,24 @@ impl Desk for PostgresStore {
     }
 
     async fn jobs(&self, filter: &JobFilter) -> Result<Vec<JobView>, StoreError> {
-        let (owner_kind, owner_id) = owner_columns(filter.owner.as_ref());
-        let query = if owner_kind.is_some() { sqlx::query(JOBS_OF_OWNER) } else { sqlx::query(JOBS) };
-        let mut query = query
-            .bind(filter.state.map(State::as_str))
-            .bind(filter.tool.as_deref())
-            .bind(row_limit(filter.limit));
-        if owner_kind.is_some() {
-            query = query.bind(owner_kind).bind(owner_id);
+        let bind = |sql| {
+            sqlx::query(sql)
+                .bind(filter.state.map(State::as_str))
+                .bind(filter.tool.as_deref())
+                .bind(row_limit(filter.limit))
+        };
+        let mut found = Vec::new();
+        if let (Some(kind), Some(id)) = owner_columns(filter.owner.as_ref()) {
+            found = rows(&self.other, bind(JOBS_OF_OWNER).bind(kind).bind(id)).await?;
+        } else {
+            for window in WINDOWS {
+                found = rows(&self.other, bind(JOBS).bind(micros(window))).await?;
+                if found.len() >= filter.limit {
+                    break;
+                }
+            }
         }
-        rows(&self.other, query).await?.iter().map(|row| read_job!(row, time).view()).collect()
+        found.iter().map(|row| read_job!(row, time).view()).collect()
     }
 
     async fn cancel(&self, id: JobId) -> Result<Decided, StoreError> {
