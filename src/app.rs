@@ -29,7 +29,11 @@ use crate::{
     },
     telemetry::metrics,
     tool::{SharedToolApi, composio},
-    upkeep::{gauges::Gauges, rescue, rescue::Rescue},
+    upkeep::{
+        gauges::Gauges,
+        rescue::{self, Rescue},
+        verify::{self, Verify},
+    },
     worker::{Deps, Options, Report, Resolver, Worker},
 };
 
@@ -87,7 +91,7 @@ impl App {
         let deps = Deps {
             store: store.clone(),
             queue: queue.clone(),
-            api,
+            api: api.clone(),
             resolver: resolver.clone(),
             clock: clock.clone(),
             relay_wake: relay_wake.clone(),
@@ -126,8 +130,15 @@ impl App {
                         .run(stop.clone()),
                 );
                 tasks.spawn(
-                    Rescue::new(store.clone(), clock, relay_wake, rescue_options(&config)).run(stop.clone()),
+                    Rescue::new(store.clone(), clock.clone(), relay_wake.clone(), rescue_options(&config))
+                        .run(stop.clone()),
                 );
+                if config.verify.enabled {
+                    tasks.spawn(
+                        Verify::new(store.clone(), api, clock, relay_wake, verify_options(&config))
+                            .run(stop.clone()),
+                    );
+                }
                 tasks.spawn(Gauges::new(store.clone(), queue.clone(), lane_names, GAUGES_EVERY).run(stop));
                 tasks.close();
                 let report = worker.run(shutdown.stop, shutdown.abort).await;
@@ -337,6 +348,7 @@ fn worker_options(config: &Config, lanes: Vec<(QueueName, u32)>) -> Options {
         drain: Duration::from_secs(config.worker.drain_secs),
         accept_unidentified: config.worker.accept_unidentified,
         retry: retry_policy(&config.retry),
+        first_check: first_check(config),
         timeout: Duration::from_millis(config.composio.timeout_ms),
         max_buffered_bytes: config.worker.max_buffered_bytes,
     }
@@ -350,11 +362,36 @@ fn relay_options(config: &Config) -> relay::Options {
     }
 }
 
+/// `None` where a person decides about every unknown outcome.
+fn first_check(config: &Config) -> Option<Duration> {
+    config.verify.enabled.then(|| Duration::from_millis(config.verify.first_ms))
+}
+
+fn verify_options(config: &Config) -> verify::Options {
+    let verify = &config.verify;
+    verify::Options {
+        poll: Duration::from_millis(verify.poll_ms),
+        batch: verify.batch,
+        policy: verify::Policy {
+            intervals: Intervals {
+                initial: Duration::from_millis(verify.first_ms),
+                max: Duration::from_millis(verify.max_ms),
+                multiplier: 2.0,
+                jitter: 0.2,
+            },
+            settle: Duration::from_secs(verify.settle_secs),
+            give_up: Duration::from_secs(verify.give_up_secs),
+        },
+        retry: retry_policy(&config.retry),
+    }
+}
+
 fn rescue_options(config: &Config) -> rescue::Options {
     rescue::Options {
         poll: Duration::from_secs(config.rescue.poll_secs),
         batch: config.rescue.batch,
         lease: Duration::from_secs(config.worker.lease_secs),
+        first_check: first_check(config),
         retry: retry_policy(&config.retry),
     }
 }

@@ -70,6 +70,11 @@ create table jobs (
     -- Given where the first attempt succeeded: then this row is its record too.
     http_status          integer,
     finished_at          timestamptz,
+    -- While the tool API's log may still tell an unknown outcome: when it is asked next, since when the
+    -- outcome is unknown by the store's clock, and how often the log was asked.
+    check_at             timestamptz,
+    unknown_since        timestamptz,
+    checks               integer not null default 0 check (checks >= 0),
     -- When the reply is offered to the relay; null when there is nothing to publish.
     reply_due_at         timestamptz,
 
@@ -88,6 +93,7 @@ create table jobs (
         else toolkit_version is not null and pinned_by is not null and frozen_effect is not null end),
     constraint jobs_spent_is_bounded check (spent between 0 and attempt),
     constraint jobs_cancel_marks_running check (not cancel_requested or state in ('running', 'succeeded', 'failed', 'cancelled')),
+    constraint jobs_check_is_of_unknown check (check_at is null or (held_reason is not null and held_reason = 'unknown_outcome' and unknown_since is not null)),
     constraint jobs_reply_is_final check (reply_due_at is null or (reply_to is not null and finished_at is not null))
 ) with (
     fillfactor = 50,
@@ -106,6 +112,7 @@ create table jobs (
 -- For the relay.
 create index jobs_due on jobs (priority, due_at) where due_at is not null;
 create index jobs_held on jobs (held_reason, queue) where held_reason is not null;
+create index jobs_checks on jobs (check_at) where check_at is not null;
 create index jobs_replies on jobs (reply_due_at) where reply_due_at is not null;
 -- For lists.
 -- Rows lie in the order of their creation, so a summary of page ranges finds the newest.

@@ -29,6 +29,7 @@ pub struct Config {
     pub worker: Worker,
     pub relay: Relay,
     pub rescue: Rescue,
+    pub verify: Verify,
     pub retry: Retry,
     pub composio: Composio,
     pub pins: Pins,
@@ -106,6 +107,20 @@ pub struct Relay {
     pub poll_ms: u64,
     pub batch: usize,
     pub unclaimed_secs: u64,
+}
+
+/// `[verify]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "default.toml documents every setting, beside its default")]
+pub struct Verify {
+    pub enabled: bool,
+    pub poll_ms: u64,
+    pub batch: usize,
+    pub first_ms: u64,
+    pub max_ms: u64,
+    pub settle_secs: u64,
+    pub give_up_secs: u64,
 }
 
 /// `[rescue]`

@@ -91,6 +91,13 @@ pub enum Ending {
         /// What a person should know or do.
         error: JobError,
     },
+    /// Parked because the outcome is unknown, until the tool API's log tells it.
+    Verify {
+        /// Time from now to the first look into the log, by the store's clock.
+        after: Duration,
+        /// What is known so far.
+        error: JobError,
+    },
 }
 
 impl Ending {
@@ -100,7 +107,7 @@ impl Ending {
             Self::Succeed { .. } => State::Succeeded,
             Self::Fail { .. } => State::Failed,
             Self::Retry { .. } | Self::Snooze { .. } => State::Retryable,
-            Self::Hold { .. } => State::Held,
+            Self::Hold { .. } | Self::Verify { .. } => State::Held,
         }
     }
 
@@ -108,7 +115,10 @@ impl Ending {
     pub fn error(&self) -> Option<&JobError> {
         match self {
             Self::Succeed { .. } => None,
-            Self::Fail { error } | Self::Retry { error, .. } | Self::Hold { error, .. } => Some(error),
+            Self::Fail { error }
+            | Self::Retry { error, .. }
+            | Self::Hold { error, .. }
+            | Self::Verify { error, .. } => Some(error),
             Self::Snooze { error, .. } => error.as_ref(),
         }
     }
@@ -117,7 +127,7 @@ impl Ending {
     pub fn spends_attempt(&self) -> bool {
         match self {
             Self::Succeed { .. } | Self::Fail { .. } | Self::Retry { .. } => true,
-            Self::Snooze { .. } | Self::Hold { .. } => false,
+            Self::Snooze { .. } | Self::Hold { .. } | Self::Verify { .. } => false,
         }
     }
 }
@@ -218,7 +228,8 @@ mod tests {
             Ending::Fail { error: error.clone() },
             Ending::Retry { after: Duration::ZERO, error: error.clone() },
             Ending::Snooze { after: Duration::ZERO, error: None },
-            Ending::Hold { reason: HeldReason::Connection, error },
+            Ending::Hold { reason: HeldReason::Connection, error: error.clone() },
+            Ending::Verify { after: Duration::ZERO, error },
         ]
     }
 
@@ -263,7 +274,7 @@ mod tests {
     proptest! {
         /// Whatever happened before, a job that is not final can still reach a final state.
         #[test]
-        fn no_walk_ends_in_a_dead_end(walk in prop::collection::vec(0usize..19, 0..60)) {
+        fn no_walk_ends_in_a_dead_end(walk in prop::collection::vec(0usize..21, 0..60)) {
             let all = transitions();
             let mut state = State::Available;
             for step in walk {

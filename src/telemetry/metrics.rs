@@ -89,6 +89,7 @@ catalogue! {
     RELAY_FAILED = Counter Count "errand_relay_failed_total" ["kind"] "Publications that the broker did not confirm; the jobs stay due.";
     REPLIES = Counter Count "errand_replies_total" ["result"] "Results published to the app's reply queue: sent, or dropped because the queue is gone.";
     RESCUED = Counter Count "errand_rescued_jobs_total" ["to"] "Running jobs of lost workers, by the state they were given.";
+    VERIFICATIONS = Counter Count "errand_verifications_total" ["result"] "Looks into the execution log for calls whose outcome is unknown: succeeded, failed, never_arrived, again or gave_up.";
     HEARTBEAT_AGE = Gauge Seconds "errand_heartbeat_age_seconds" [] "Time since this worker last said in the store that it lives.";
     CONSUMING = Gauge Count "errand_consuming" ["queue"] "1 while this process really consumes the lane.";
     BROKER_CONNECTED = Gauge Count "errand_broker_connected" [] "1 while the broker is connected.";

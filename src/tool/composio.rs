@@ -34,12 +34,13 @@ use tokio::time::{Instant, timeout, timeout_at};
 use url::Url;
 
 use super::{
-    Account, Answer, ApiCheck, ApiError, Body, Call, Reply, ToolApi, ToolError, ToolInfo,
+    Account, Answer, ApiCheck, ApiError, Body, Call, Execution, Reply, ToolApi, ToolError, ToolInfo,
     error::{date, decode, empty_object, lookup_error, retry_after},
 };
 use crate::{
     clock::{self, SharedClock},
     config::HttpVersion,
+    job::RequestId,
 };
 
 pub(crate) mod channels;
@@ -65,6 +66,9 @@ const MAX_ACCOUNT_PAGES: usize = 20;
 
 /// Idle connections are dropped before common load balancers do it.
 const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Entries of the log that are read for one request ID; the API does not promise that there is only one.
+const EXECUTIONS_PER_CALL: usize = 5;
 
 /// What is reserved for a body of unknown size before any of it has arrived.
 const FIRST_READ: usize = 8 * 1024;
@@ -281,24 +285,27 @@ impl Composio {
         if !query.is_empty() {
             url.query_pairs_mut().extend_pairs(query);
         }
+        self.look_up(|| Request::new(Method::GET, url.clone())).await
+    }
+
+    async fn look_up(&self, request: impl Fn() -> Request) -> Result<Found, ToolError> {
         let look_up = async {
             for pause in LOOKUP_PAUSES {
-                match self.get_once(url.clone()).await {
+                match self.look_up_once(request()).await {
                     Err(ToolError::Unavailable(_)) => tokio::time::sleep(pause).await,
                     definite => return definite,
                 }
             }
-            self.get_once(url.clone()).await
+            self.look_up_once(request()).await
         };
         timeout(LOOKUP_TIMEOUT, look_up).await.unwrap_or_else(|_| {
             Err(ToolError::Unavailable(format!("it gave no answer within {} s", LOOKUP_TIMEOUT.as_secs())))
         })
     }
 
-    async fn get_once(&self, url: Url) -> Result<Found, ToolError> {
+    async fn look_up_once(&self, request: Request) -> Result<Found, ToolError> {
         let unavailable = |error: reqwest::Error| ToolError::Unavailable(self.scrub(chain(error)));
         let place = self.channels.place();
-        let request = Request::new(Method::GET, url);
         let mut response = place.client().execute(request).await.map_err(unavailable)?;
         let status = response.status();
         let date = date(response.headers());
@@ -424,6 +431,23 @@ impl ToolApi for Composio {
         }
         let found = self.get(&["connected_accounts", id], &[]).await?;
         wire::account(&found.body).ok_or_else(|| unreadable("an account"))
+    }
+
+    async fn execution(&self, request_id: RequestId) -> Result<Option<Execution>, ToolError> {
+        let url = self.url(&["logs", "tool_execution"]);
+        let search = serde_json::json!({
+            "limit": EXECUTIONS_PER_CALL,
+            "filters": [{ "field": "request_id", "operator": "==", "value": request_id.to_string() }],
+        });
+        let search = Bytes::from(search.to_string());
+        let found = self.look_up(|| {
+            let mut request = Request::new(Method::POST, url.clone());
+            request.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+            *request.body_mut() = Some(search.clone().into());
+            request
+        });
+        let found = found.await?;
+        wire::execution(&found.body, request_id).ok_or_else(|| unreadable("a list of executions"))
     }
 
     async fn check(&self) -> Result<ApiCheck, ToolError> {

@@ -46,8 +46,24 @@ pub trait ToolApi: fmt::Debug + Send + Sync {
     /// One account.
     async fn account(&self, id: &str) -> Result<Account, ToolError>;
 
+    /// What the execution log says about the call with this request ID; `None` when it has no entry. A
+    /// call can be in the log some time after it was answered, or never.
+    async fn execution(&self, request_id: RequestId) -> Result<Option<Execution>, ToolError>;
+
     /// Answers if the API is reachable and accepts the key; with its clock, for the skew check.
     async fn check(&self) -> Result<ApiCheck, ToolError>;
+}
+
+/// An entry of the execution log.
+#[derive(Debug, Clone)]
+pub struct Execution {
+    /// The log ID.
+    pub log_id: String,
+    /// The tool that ran, when the entry names it.
+    pub tool: Option<String>,
+    /// What the tool reported; without `data` where the log keeps no payloads. `None` while the entry
+    /// does not say how the call ended.
+    pub result: Option<ToolResult>,
 }
 
 /// One call.

@@ -2,3 +2,4 @@
 
 pub mod gauges;
 pub mod rescue;
+pub mod verify;

@@ -1,7 +1,7 @@
 //! Takes over the running jobs of workers that stopped beating.
 //!
-//! What may be repeated is due again; a call that counts and may have been made is held for a
-//! person. A job that had nothing frozen cannot have been sent, so it is simply given back. The
+//! What may be repeated is due again; a call that counts and may have been made is held
+//! until [`super::verify`] or a person knows. A job that had nothing frozen cannot have been sent, so it is simply given back. The
 //! result of a worker that was only presumed dead is still accepted while nobody has claimed the
 //! job again (the store's `finish` sees to that).
 
@@ -13,9 +13,10 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     backoff::RECONNECT,
     clock::SharedClock,
-    job::{Attempt, AttemptOutcome, Ending, ErrorKind, HeldReason, JobError, RetryPolicy},
+    job::{Attempt, AttemptOutcome, Ending, ErrorKind, JobError, RetryPolicy},
     store::{By, Finish, Finished, LostJob, SharedStore, StoreError},
     telemetry::metrics,
+    worker::execute::undecided,
 };
 
 /// Workers that have been silent for this many leases and hold nothing are forgotten.
@@ -30,6 +31,9 @@ pub struct Options {
     pub batch: usize,
     /// Age of a heartbeat from which a worker is lost.
     pub lease: Duration,
+    /// How long after an unknown outcome the tool API's log is asked for the first time; `None` leaves
+    /// unknown outcomes to a person.
+    pub first_check: Option<Duration>,
     /// When to try again.
     pub retry: RetryPolicy,
 }
@@ -92,7 +96,7 @@ impl Rescue {
         let finishes: Vec<Finish> = lost
             .iter()
             .map(|job| {
-                let (outcome, ending) = verdict(job, &self.options.retry, fastrand::f64());
+                let (outcome, ending) = verdict(job, &self.options, fastrand::f64());
                 Finish {
                     id: job.id,
                     fence: job.fence,
@@ -128,24 +132,20 @@ impl Rescue {
 }
 
 /// What becomes of a job whose worker is lost.
-fn verdict(job: &LostJob, retry: &RetryPolicy, random: f64) -> (AttemptOutcome, Ending) {
+fn verdict(job: &LostJob, options: &Options, random: f64) -> (AttemptOutcome, Ending) {
     let Some(frozen) = &job.frozen else {
         return (AttemptOutcome::Interrupted, Ending::Snooze { after: Duration::ZERO, error: None });
     };
     if !frozen.effect.may_repeat() {
         let error = JobError::new(
             ErrorKind::WorkerLost,
-            format!(
-                "the worker disappeared during the call with request ID {}, so it is unknown whether the tool ran; \
-                 look there, then release the job with --succeeded, --failed or --retry",
-                job.request_id
-            ),
+            "the worker disappeared during the call, so it is unknown whether the tool ran",
         );
-        return (AttemptOutcome::Lost, Ending::Hold { reason: HeldReason::UnknownOutcome, error });
+        return (AttemptOutcome::Lost, undecided(options.first_check, error, job.request_id));
     }
     let error = JobError::new(ErrorKind::WorkerLost, "the worker disappeared during the call");
     // The wait is left out: the lease was the wait, and the call is safe to repeat.
-    let ending = match retry.next(job.budget, job.spent.saturating_add(1), job.age, None, random) {
+    let ending = match options.retry.next(job.budget, job.spent.saturating_add(1), job.age, None, random) {
         Some(_) => Ending::Retry { after: Duration::ZERO, error },
         None => Ending::Fail { error },
     };
@@ -157,15 +157,21 @@ mod tests {
     use super::*;
     use crate::{
         backoff,
-        job::{Budget, Effect, Fence, JobId, RequestId},
+        job::{Budget, Effect, Fence, HeldReason, JobId, RequestId},
         store::{Frozen, PinnedBy},
     };
 
-    const RETRY: RetryPolicy = RetryPolicy {
-        intervals: backoff::RECONNECT,
-        max_attempts: 3,
-        max_retry_after: Duration::from_secs(60),
-        max_throttled_age: Duration::from_secs(60),
+    const OPTIONS: Options = Options {
+        poll: Duration::from_secs(5),
+        batch: 10,
+        lease: Duration::from_secs(30),
+        first_check: Some(Duration::from_secs(5)),
+        retry: RetryPolicy {
+            intervals: backoff::RECONNECT,
+            max_attempts: 3,
+            max_retry_after: Duration::from_secs(60),
+            max_throttled_age: Duration::from_secs(60),
+        },
     };
 
     fn lost(effect: Option<Effect>, spent: u32) -> LostJob {
@@ -190,24 +196,27 @@ mod tests {
 
     #[test]
     fn a_call_that_counts_is_held_and_never_repeated() {
-        let (outcome, ending) = verdict(&lost(Some(Effect::Once), 0), &RETRY, 0.5);
+        let (outcome, ending) = verdict(&lost(Some(Effect::Once), 0), &OPTIONS, 0.5);
         assert_eq!(outcome, AttemptOutcome::Lost);
+        assert!(matches!(ending, Ending::Verify { .. }), "the log is asked");
+        let nobody_asks = Options { first_check: None, ..OPTIONS };
+        let (_, ending) = verdict(&lost(Some(Effect::Once), 0), &nobody_asks, 0.5);
         assert!(matches!(ending, Ending::Hold { reason: HeldReason::UnknownOutcome, .. }));
     }
 
     #[test]
     fn repeatable_calls_are_due_at_once_within_their_budget() {
         for effect in [Effect::Safe, Effect::Idempotent] {
-            let (_, ending) = verdict(&lost(Some(effect), 0), &RETRY, 0.5);
+            let (_, ending) = verdict(&lost(Some(effect), 0), &OPTIONS, 0.5);
             assert!(matches!(ending, Ending::Retry { after: Duration::ZERO, .. }));
-            let (_, ending) = verdict(&lost(Some(effect), 2), &RETRY, 0.5);
+            let (_, ending) = verdict(&lost(Some(effect), 2), &OPTIONS, 0.5);
             assert!(matches!(ending, Ending::Fail { .. }));
         }
     }
 
     #[test]
     fn a_job_that_cannot_have_been_sent_spends_nothing() {
-        let (outcome, ending) = verdict(&lost(None, 0), &RETRY, 0.5);
+        let (outcome, ending) = verdict(&lost(None, 0), &OPTIONS, 0.5);
         assert_eq!(outcome, AttemptOutcome::Interrupted);
         assert!(!ending.spends_attempt());
     }

@@ -89,7 +89,7 @@ async fn run(shared: &Shared, mut held: Held) {
             shared.note_ended(held.spec.id);
             return;
         }
-        Err(_) => panicked(&held),
+        Err(_) => panicked(shared, &held),
     };
     record(shared, held, ended).await;
 }
@@ -222,9 +222,7 @@ fn judge(shared: &Shared, held: &Held, frozen: &Frozen, reply: Reply) -> Ended {
             Ending::Snooze { after: Duration::ZERO, error: Some(error) }
         }
         Next::Unknown { error } if frozen.effect.may_repeat() => retry(shared, held, error, None),
-        Next::Unknown { error } => {
-            Ending::Hold { reason: HeldReason::UnknownOutcome, error: unknown(error, held.request_id) }
-        }
+        Next::Unknown { error } => undecided(shared.options.first_check, error, held.request_id),
     };
     Ended {
         outcome: classified.outcome,
@@ -234,14 +232,25 @@ fn judge(shared: &Shared, held: &Held, frozen: &Frozen, reply: Reply) -> Ended {
     }
 }
 
-/// What a person needs to find out what happened, and what to do then.
-fn unknown(error: JobError, request_id: RequestId) -> JobError {
-    let message = format!(
-        "{}; look for the request ID {request_id} in the tool API's log, then release the job with --succeeded, \
-         --failed or --retry",
-        error.message
-    );
-    JobError { message, ..error }
+/// Parks a job whose call may or may not have run: until the tool API's log is asked for the first
+/// time after `first_check`, or, without it, until a person has looked there.
+pub(crate) fn undecided(first_check: Option<Duration>, error: JobError, request_id: RequestId) -> Ending {
+    let message = match first_check {
+        Some(_) => format!(
+            "{}; errand looks for the request ID {request_id} in the tool API's log and goes by what it finds",
+            error.message
+        ),
+        None => format!(
+            "{}; look for the request ID {request_id} in the tool API's log, then release the job with \
+             --succeeded, --failed or --retry",
+            error.message
+        ),
+    };
+    let error = JobError { message, ..error };
+    match first_check {
+        Some(after) => Ending::Verify { after, error },
+        None => Ending::Hold { reason: HeldReason::UnknownOutcome, error },
+    }
 }
 
 fn retry(shared: &Shared, held: &Held, error: JobError, retry_after: Option<Duration>) -> Ending {
@@ -270,14 +279,14 @@ fn age(shared: &Shared, held: &Held) -> Duration {
     held.holding.age.saturating_add(since.try_into().unwrap_or(Duration::ZERO))
 }
 
-fn panicked(held: &Held) -> Ended {
+fn panicked(shared: &Shared, held: &Held) -> Ended {
     let error = JobError::new(
         ErrorKind::Internal,
         "errand failed while it processed this job; the call may have been made",
     );
     let once = held.holding.frozen.as_ref().is_some_and(|frozen| frozen.effect == Effect::Once);
     let ending = if once {
-        Ending::Hold { reason: HeldReason::UnknownOutcome, error: unknown(error, held.request_id) }
+        undecided(shared.options.first_check, error, held.request_id)
     } else {
         Ending::Fail { error }
     };

@@ -15,7 +15,7 @@
 pub mod classify;
 
 mod batch;
-mod execute;
+pub(crate) mod execute;
 mod finish;
 mod health;
 mod heartbeat;
@@ -83,6 +83,9 @@ pub struct Options {
     pub accept_unidentified: bool,
     /// When to try again.
     pub retry: RetryPolicy,
+    /// How long after an unknown outcome the tool API's log is asked for the first time; `None` leaves
+    /// unknown outcomes to a person.
+    pub first_check: Option<Duration>,
     /// Per attempt, for jobs that do not say.
     pub timeout: Duration,
     /// Bytes of results that may wait to be written before no more jobs are taken.

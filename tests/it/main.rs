@@ -17,3 +17,4 @@ mod stage;
 mod store_contract;
 mod support;
 mod tool_api;
+mod verify;

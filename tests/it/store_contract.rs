@@ -17,7 +17,7 @@ use errand::{
     },
     store::{
         By, Claim, Claimed, Conflict, Decided, Finish, Finished, Freeze, Frozen, Holding, Inserted,
-        JobFilter, JobView, MAX_UNCLAIMED_WAIT, PinRow, PinnedBy, Rejected, Schema, SharedStore,
+        JobFilter, JobView, MAX_UNCLAIMED_WAIT, PinRow, PinnedBy, PutOff, Rejected, Schema, SharedStore,
         StoreErrorKind, Verdict,
         postgres::{PostgresOptions, PostgresStore},
         sqlite::{SqliteOptions, SqliteStore},
@@ -69,6 +69,8 @@ on_every_backend! {
     exactly_one_of_concurrent_claims_wins,
     a_freeze_counts_only_under_the_current_fence,
     an_ending_leads_to_its_state,
+    an_unknown_outcome_is_looked_up_until_it_is_told_or_a_person_decides,
+    a_decision_ends_the_looking_up,
     a_first_attempt_that_succeeds_is_an_attempt_like_any_other,
     a_finish_repeated_gets_its_first_answer,
     a_finish_under_an_old_fence_only_records_its_attempt,
@@ -748,6 +750,74 @@ async fn a_first_attempt_that_succeeds_is_an_attempt_like_any_other(t: Bench) {
     assert_eq!((attempt.outcome, attempt.http_status), (Some(AttemptOutcome::Succeeded), Some(200)));
     assert_eq!((attempt.log_id, attempt.version), (finish.attempt.log_id, finish.attempt.version));
     assert_eq!((attempt.error, attempt.finished_at), (None, view.finished_at));
+}
+
+fn verify(after: Duration) -> Ending {
+    Ending::Verify { after, error: error(ErrorKind::UnknownOutcome) }
+}
+
+async fn an_unknown_outcome_is_looked_up_until_it_is_told_or_a_person_decides(t: Bench) {
+    assert!(t.store.known_success().await.unwrap().is_none());
+    let (now, later) = (t.run(&job(json!({}))).await, t.run(&job(json!({}))).await);
+    t.finish(&now.end(verify(Duration::ZERO), AttemptOutcome::Unknown)).await;
+    t.finish(&later.end(verify(LEASE), AttemptOutcome::Unknown)).await;
+    assert_eq!(t.view(now.id).await.held_reason, Some(HeldReason::UnknownOutcome));
+
+    let check = one(t.store.take_checks(10, LEASE).await.unwrap());
+    assert_eq!((check.job.spec.id, check.request_id), (now.id, now.request_id));
+    assert_eq!((check.fence, check.checks, check.job.attempt), (now.holding.fence, 0, 1));
+    assert!(t.store.take_checks(10, LEASE).await.unwrap().is_empty(), "it is taken");
+
+    let put_off = |again_after| PutOff {
+        id: now.id,
+        fence: now.holding.fence,
+        again_after,
+        error: error(ErrorKind::UnknownOutcome),
+    };
+    assert!(!t.store.put_off(&PutOff { fence: Fence(9), ..put_off(None) }).await.unwrap());
+    assert!(t.store.put_off(&put_off(Some(Duration::ZERO))).await.unwrap());
+    assert_eq!(one(t.store.take_checks(10, LEASE).await.unwrap()).checks, 1);
+    assert!(t.store.put_off(&put_off(None)).await.unwrap());
+    assert!(!t.store.put_off(&put_off(Some(Duration::ZERO))).await.unwrap(), "a person decides now");
+    assert!(t.store.take_checks(10, LEASE).await.unwrap().is_empty());
+    assert_eq!(t.state(now.id).await, State::Held);
+
+    // What the log told is a late result of the same claim.
+    let told = Attempt { http_status: None, ..later.end(succeed("1"), AttemptOutcome::Succeeded).attempt };
+    let told = Finish { attempt: told, ..later.end(succeed("1"), AttemptOutcome::Succeeded) };
+    let answer = Finished::Applied { state: State::Succeeded, late: true };
+    assert_eq!(t.finish(&told).await, answer);
+    assert_eq!(t.finish(&told).await, answer, "a repetition gets the same answer");
+    let view = t.view(later.id).await;
+    assert_eq!((view.state, view.spent, view.held_reason), (State::Succeeded, 1, None));
+    assert_eq!(t.outcomes(later.id).await, [Some(AttemptOutcome::Succeeded)]);
+
+    let spec = job(json!({}));
+    let offered = Claim { frozen: Some(frozen("20260101_00")), ..claim(&spec) };
+    let held =
+        Held { id: spec.id, request_id: offered.request_id, holding: running(t.claim(&offered).await) };
+    t.finish(&held.end(succeed("1"), AttemptOutcome::Succeeded)).await;
+    assert_eq!(t.store.known_success().await.unwrap(), Some(held.request_id));
+}
+
+async fn a_decision_ends_the_looking_up(t: Bench) {
+    let unknown = async || {
+        let held = t.run(&job(json!({}))).await;
+        t.finish(&held.end(verify(Duration::ZERO), AttemptOutcome::Unknown)).await;
+        held.id
+    };
+    t.store.release(unknown().await, Release::Retry).await.unwrap();
+    t.store.release(unknown().await, Release::Succeeded).await.unwrap();
+    t.store.release(unknown().await, Release::Failed).await.unwrap();
+    t.store.cancel(unknown().await).await.unwrap();
+    assert!(t.store.take_checks(10, LEASE).await.unwrap().is_empty());
+
+    // A job that somebody called off while it ran is not looked up either.
+    let held = t.run(&job(json!({}))).await;
+    t.store.cancel(held.id).await.unwrap();
+    t.finish(&held.end(verify(Duration::ZERO), AttemptOutcome::Unknown)).await;
+    assert_eq!(t.state(held.id).await, State::Cancelled);
+    assert!(t.store.take_checks(10, LEASE).await.unwrap().is_empty());
 }
 
 async fn an_ending_leads_to_its_state(t: Bench) {

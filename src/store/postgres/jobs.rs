@@ -200,16 +200,20 @@ const FINISH: &str = "with i as (
         select * from unnest($1::uuid[], $2::bigint[], $3::bigint[], $4::text[], $5::bigint[], $6::integer[],
                 $7::text[], $8::text[], $9::text[], $10::bigint[], $11::text[], $12::text[], $13::integer[],
                 $14::uuid[], $15::text[], $16::integer[], $17::text[], $18::text[], $19::text[], $20::text[],
-                $21::bigint[], $22::text[], $23::timestamptz[], $24::timestamptz[], $25::text[])
+                $21::bigint[], $22::text[], $23::timestamptz[], $24::timestamptz[], $25::text[], $26::bigint[])
             as i (id, fence, lease, state, after, charge, held_reason, error_kind, error_message, error_code,
                 error_slug, result, number, request_id, outcome, http_status, log_id, version, attempt_error_kind,
-                attempt_error_message, attempt_error_code, attempt_error_slug, started_at, finished_at, reported_by)),
+                attempt_error_message, attempt_error_code, attempt_error_slug, started_at, finished_at, reported_by,
+                check_after)),
     ended as (
         update jobs j set
             state = case when j.cancel_requested and i.state in ('retryable', 'held') then 'cancelled' else i.state end,
             due_at = case when not j.cancel_requested then now() + i.after * interval '1 microsecond' end,
             spent = j.spent + i.charge, worker_id = null,
             held_reason = case when not j.cancel_requested then i.held_reason end,
+            check_at = case when not j.cancel_requested then now() + i.check_after * interval '1 microsecond' end,
+            unknown_since = case when i.check_after is not null then now() else j.unknown_since end,
+            checks = case when i.check_after is not null then 0 else j.checks end,
             error_kind = case when i.state = 'retryable' and i.error_kind is null then j.error_kind else i.error_kind end,
             error_message = case when i.state = 'retryable' and i.error_kind is null then j.error_message else i.error_message end,
             error_code = case when i.state = 'retryable' and i.error_kind is null then j.error_code else i.error_code end,
@@ -248,6 +252,8 @@ const MET: &str = "select request_id, outcome, reported_by, ended_as, late, char
 const FINISH_LATE: &str = "update jobs set state = $4,
         due_at = now() + $5 * interval '1 microsecond',
         spent = greatest(0, spent + $6 - $3), published = 0, held_reason = $7,
+        check_at = now() + $14::bigint * interval '1 microsecond',
+        unknown_since = case when $14 is not null then now() else unknown_since end,
         error_kind = case when $4 = 'retryable' and $8::text is null then error_kind else $8 end,
         error_message = case when $4 = 'retryable' and $8 is null then error_message else $9 end,
         error_code = case when $4 = 'retryable' and $8 is null then error_code else $10 end,
@@ -729,6 +735,7 @@ fn bind_finishes(batch: &[&Finish]) -> Bound {
         .bind(times(|finish| finish.attempt.started_at))
         .bind(times(|finish| finish.attempt.finished_at))
         .bind(all(batch, |finish| reporter(finish.by)))
+        .bind(some(batch, |finish| check_after(&finish.ending)))
 }
 
 fn bind_late(query: Bound, charged: bool, finish: &Finish) -> Bound {
@@ -747,18 +754,27 @@ fn bind_late(query: Bound, charged: bool, finish: &Finish) -> Bound {
         .bind(error.and_then(|e| e.slug.as_deref()))
         .bind(result_of(ending))
         .bind(finish.attempt.log_id.as_deref())
+        .bind(check_after(ending))
+}
+
+fn check_after(ending: &Ending) -> Option<i64> {
+    match ending {
+        Ending::Verify { after, .. } => Some(micros(*after)),
+        _ => None,
+    }
 }
 
 fn wait_of(ending: &Ending) -> Option<i64> {
     match ending {
         Ending::Retry { after, .. } | Ending::Snooze { after, .. } => Some(micros(*after)),
-        Ending::Succeed { .. } | Ending::Fail { .. } | Ending::Hold { .. } => None,
+        Ending::Succeed { .. } | Ending::Fail { .. } | Ending::Hold { .. } | Ending::Verify { .. } => None,
     }
 }
 
 fn held_reason_of(ending: &Ending) -> Option<&'static str> {
     match ending {
         Ending::Hold { reason, .. } => Some(reason.as_str()),
+        Ending::Verify { .. } => Some(HeldReason::UnknownOutcome.as_str()),
         Ending::Succeed { .. } | Ending::Fail { .. } | Ending::Retry { .. } | Ending::Snooze { .. } => None,
     }
 }
@@ -766,6 +782,10 @@ fn held_reason_of(ending: &Ending) -> Option<&'static str> {
 fn result_of(ending: &Ending) -> Option<&str> {
     match ending {
         Ending::Succeed { result } => Some(result.get()),
-        Ending::Fail { .. } | Ending::Retry { .. } | Ending::Snooze { .. } | Ending::Hold { .. } => None,
+        Ending::Fail { .. }
+        | Ending::Retry { .. }
+        | Ending::Snooze { .. }
+        | Ending::Hold { .. }
+        | Ending::Verify { .. } => None,
     }
 }

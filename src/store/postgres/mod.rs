@@ -27,6 +27,7 @@ mod leases;
 mod pins;
 mod rejections;
 mod relaying;
+mod verifying;
 
 /// How long a caller waits for a connection, including the time that connecting takes.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(4);

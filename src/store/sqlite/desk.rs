@@ -56,7 +56,7 @@ const JOBS_OF_OWNER: &str = concat!(
 
 const CANCEL: &str = "update jobs set
         state = case when state = 'running' then 'running' else 'cancelled' end,
-        cancel_requested = (state = 'running'), due_at = null, held_reason = null,
+        cancel_requested = (state = 'running'), due_at = null, held_reason = null, check_at = null,
         finished_at = case when state <> 'running' then ?2 end,
         reply_due_at = case when state <> 'running' and reply_to is not null then ?2 end
     where id = ?1 and state in ('scheduled', 'available', 'retryable', 'held', 'running')
@@ -69,18 +69,19 @@ const RESTART: &str = "update jobs set state = 'available', due_at = ?2, publish
     returning state";
 
 const RELEASE_RETRY: &str =
-    "update jobs set state = 'available', due_at = ?2, published = 0, held_reason = null,
+    "update jobs set state = 'available', due_at = ?2, published = 0, held_reason = null, check_at = null,
         account = case when held_reason <> 'connection' or connected_account_id is not null then account end
     where id = ?1 and state = 'held'
     returning state";
 
-const RELEASE_SUCCEEDED: &str = "update jobs set state = 'succeeded', held_reason = null, result = ?3,
+const RELEASE_SUCCEEDED: &str =
+    "update jobs set state = 'succeeded', held_reason = null, check_at = null, result = ?3,
         error_kind = null, error_message = null, error_code = null, error_slug = null,
         finished_at = ?2, reply_due_at = case when reply_to is not null then ?2 end
     where id = ?1 and state = 'held'
     returning state";
 
-const RELEASE_FAILED: &str = "update jobs set state = 'failed', held_reason = null,
+const RELEASE_FAILED: &str = "update jobs set state = 'failed', held_reason = null, check_at = null,
         error_kind = ?3, error_message = ?4, error_code = null, error_slug = null,
         finished_at = ?2, reply_due_at = case when reply_to is not null then ?2 end
     where id = ?1 and state = 'held'

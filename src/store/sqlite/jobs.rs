@@ -92,6 +92,9 @@ const FINISH: &str = "update jobs set
         due_at = case when not cancel_requested then ?5 end,
         spent = spent + ?6, worker_id = null,
         held_reason = case when not cancel_requested then ?7 end,
+        check_at = case when not cancel_requested then ?18 end,
+        unknown_since = case when ?18 is not null then ?14 else unknown_since end,
+        checks = case when ?18 is not null then 0 else checks end,
         error_kind = case when ?4 = 'retryable' and ?8 is null then error_kind else ?8 end,
         error_message = case when ?4 = 'retryable' and ?8 is null then error_message else ?9 end,
         error_code = case when ?4 = 'retryable' and ?8 is null then error_code else ?10 end,
@@ -107,7 +110,8 @@ const FINISH: &str = "update jobs set
 
 /// A job that was rescued has no mark of cancellation. ?15 is what the rescue charged.
 const FINISH_LATE: &str = "update jobs set state = ?4, due_at = ?5, spent = max(0, spent + ?6 - ?15),
-        published = 0, held_reason = ?7,
+        published = 0, held_reason = ?7, check_at = ?16,
+        unknown_since = case when ?16 is not null then ?14 else unknown_since end,
         error_kind = case when ?4 = 'retryable' and ?8 is null then error_kind else ?8 end,
         error_message = case when ?4 = 'retryable' and ?8 is null then error_message else ?9 end,
         error_code = case when ?4 = 'retryable' and ?8 is null then error_code else ?10 end,
@@ -379,6 +383,7 @@ async fn finish_one(db: &mut SqliteConnection, now: i64, finish: &Finish) -> Res
         .bind(finish.attempt.outcome.as_str())
         .bind(finish.attempt.version.as_deref())
         .bind(finish.attempt.http_status.map(i32::from))
+        .bind(check_at(now, &finish.ending))
         .fetch_optional(&mut *db)
         .await?;
     if let Some(row) = ended {
@@ -405,7 +410,9 @@ async fn finish_one(db: &mut SqliteConnection, now: i64, finish: &Finish) -> Res
         Judged::Answer(answer) => return Ok(answer),
         Judged::Record => Finished::Fenced,
         Judged::Late { charged } => {
-            let query = bind_ending(sqlx::query(FINISH_LATE), now, None, finish)?.bind(i32::from(charged));
+            let query = bind_ending(sqlx::query(FINISH_LATE), now, None, finish)?
+                .bind(i32::from(charged))
+                .bind(check_at(now, &finish.ending));
             let state: String = query.fetch_one(&mut *db).await?.try_get(0)?;
             Finished::Applied { state: word("state", &state)?, late: true }
         }
@@ -502,6 +509,13 @@ fn bind_frozen(query: Bound, frozen: Option<&Frozen>) -> Result<Bound, StoreErro
         .bind(frozen.map(|f| f.effect.as_str())))
 }
 
+fn check_at(now: i64, ending: &Ending) -> Option<i64> {
+    match ending {
+        Ending::Verify { after, .. } => Some(now + micros(*after)),
+        _ => None,
+    }
+}
+
 fn bind_ending(
     query: Bound,
     now: i64,
@@ -511,10 +525,11 @@ fn bind_ending(
     let ending = &finish.ending;
     let due_at = match ending {
         Ending::Retry { after, .. } | Ending::Snooze { after, .. } => Some(now + micros(*after)),
-        Ending::Succeed { .. } | Ending::Fail { .. } | Ending::Hold { .. } => None,
+        Ending::Succeed { .. } | Ending::Fail { .. } | Ending::Hold { .. } | Ending::Verify { .. } => None,
     };
     let held_reason = match ending {
         Ending::Hold { reason, .. } => Some(reason.as_str()),
+        Ending::Verify { .. } => Some(HeldReason::UnknownOutcome.as_str()),
         _ => None,
     };
     let result = match ending {

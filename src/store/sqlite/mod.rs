@@ -29,6 +29,7 @@ mod leases;
 mod pins;
 mod rejections;
 mod relaying;
+mod verifying;
 
 /// How long a write waits for the write of another process.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);

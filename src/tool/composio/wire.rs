@@ -7,9 +7,13 @@ use jiff::Timestamp;
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
-use crate::tool::{
-    Account, ToolInfo,
-    pin::{LATEST, is_version},
+use crate::{
+    job::RequestId,
+    tool::{
+        Account, Body, Execution, ToolInfo, ToolResult,
+        error::decode,
+        pin::{LATEST, is_version},
+    },
 };
 
 #[derive(Deserialize)]
@@ -68,6 +72,45 @@ struct Page<'a> {
 }
 
 #[derive(Deserialize)]
+struct Executions {
+    logs: Vec<WireExecution>,
+}
+
+#[derive(Deserialize)]
+struct WireExecution {
+    id: String,
+    #[serde(default, deserialize_with = "lenient")]
+    status: String,
+    #[serde(default, deserialize_with = "lenient")]
+    message: Option<String>,
+    #[serde(default, deserialize_with = "lenient")]
+    metadata: ExecutionMetadata,
+    #[serde(default, deserialize_with = "lenient")]
+    context: ExecutionContext,
+    #[serde(default, deserialize_with = "lenient")]
+    data: ExecutionData,
+}
+
+#[derive(Default, Deserialize)]
+struct ExecutionMetadata {
+    #[serde(default, deserialize_with = "lenient")]
+    tool_slug: Option<String>,
+}
+
+#[derive(Default, Deserialize)]
+struct ExecutionContext {
+    #[serde(default, deserialize_with = "lenient")]
+    request_id: Option<String>,
+}
+
+/// Absent where the project does not store payloads.
+#[derive(Default, Deserialize)]
+struct ExecutionData {
+    #[serde(default, deserialize_with = "lenient")]
+    response: Option<Box<RawValue>>,
+}
+
+#[derive(Deserialize)]
 struct WireAccount {
     id: String,
     #[serde(default, deserialize_with = "lenient")]
@@ -80,6 +123,40 @@ struct WireAccount {
     is_disabled: bool,
     #[serde(default, deserialize_with = "lenient")]
     created_at: Option<String>,
+}
+
+/// The entry of a call in a list of executions. Of several, one that succeeded counts, then one that
+/// failed. An entry without
+/// our request ID is none of ours, whatever the filter did.
+pub(super) fn execution(body: &[u8], request_id: RequestId) -> Option<Option<Execution>> {
+    let found: Executions = serde_json::from_slice(body).ok()?;
+    let ours = |entry: &WireExecution| {
+        let id = entry.context.request_id.as_deref().and_then(|id| uuid::Uuid::parse_str(id).ok());
+        id == Some(request_id.0)
+    };
+    let entries = found.logs.into_iter().filter(ours).map(|entry| {
+        let successful = match entry.status.as_str() {
+            "success" | "succeeded" => Some(true),
+            "failed" | "failure" | "error" => Some(false),
+            _ => None,
+        };
+        let told = entry.data.response.map(|response| decode(200, response.get().as_bytes()));
+        let result = successful.map(|successful| match told {
+            Some(Body::Result(result)) if result.successful == successful => {
+                ToolResult { log_id: Some(entry.id.clone()), ..result }
+            }
+            // The verdict of the entry stands for itself.
+            _ => ToolResult {
+                data: RawValue::NULL.to_owned().into(),
+                successful,
+                error: if successful { None } else { entry.message },
+                provider_status: None,
+                log_id: Some(entry.id.clone()),
+            },
+        });
+        Execution { log_id: entry.id, tool: entry.metadata.tool_slug, result }
+    });
+    Some(entries.max_by_key(|entry| entry.result.as_ref().map(|result| result.successful)))
 }
 
 /// One page of accounts.
@@ -163,4 +240,52 @@ where
 {
     let raw = <&'de RawValue>::deserialize(deserializer)?;
     Ok(serde_json::from_str(raw.get()).unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(id: &str, request_id: Option<RequestId>, status: &str, data: &str) -> String {
+        let context = request_id.map_or("{}".to_owned(), |id| format!(r#"{{"request_id":"{id}"}}"#));
+        format!(
+            r#"{{"id":"{id}","status":"{status}","message":"boom","metadata":{{"tool_slug":"T"}},"context":{context},"data":{data}}}"#
+        )
+    }
+
+    fn executions(entries: &[String], request_id: RequestId) -> Option<Option<Execution>> {
+        execution(format!(r#"{{"logs":[{}],"next_cursor":null}}"#, entries.join(",")).as_bytes(), request_id)
+    }
+
+    #[test]
+    fn an_execution_is_told_by_its_entry() {
+        let ours = RequestId::new();
+        let response = r#"{"response":{"data":{"n":1.50},"error":null,"successful":true}}"#;
+        let found = executions(&[entry("l1", Some(ours), "success", response)], ours).unwrap().unwrap();
+        let result = found.result.unwrap();
+        assert_eq!((found.log_id.as_str(), found.tool.as_deref()), ("l1", Some("T")));
+        assert_eq!((result.successful, result.data.get()), (true, r#"{"n":1.50}"#));
+        assert_eq!(result.log_id.as_deref(), Some("l1"));
+
+        let failed = executions(&[entry("l2", Some(ours), "failed", "{}")], ours).unwrap().unwrap();
+        let result = failed.result.unwrap();
+        assert_eq!((result.successful, result.error.as_deref()), (false, Some("boom")));
+
+        let running = executions(&[entry("l3", Some(ours), "running", "{}")], ours).unwrap().unwrap();
+        assert!(running.result.is_none(), "it does not say how the call ended");
+
+        let kept_nothing = executions(&[entry("l4", Some(ours), "success", "{}")], ours).unwrap().unwrap();
+        assert!(kept_nothing.result.is_some_and(|result| result.successful && result.data.get() == "null"));
+    }
+
+    #[test]
+    fn entries_of_other_calls_are_not_ours_whatever_the_filter_did() {
+        let ours = RequestId::new();
+        let others =
+            [entry("l1", Some(RequestId::new()), "success", "{}"), entry("l2", None, "success", "{}")];
+        assert!(executions(&others, ours).unwrap().is_none());
+        assert!(execution(b"<html>", ours).is_none() && execution(b"{}", ours).is_none());
+        let several = ["failed", "success", "running"].map(|status| entry(status, Some(ours), status, "{}"));
+        assert_eq!(executions(&several, ours).unwrap().unwrap().log_id, "success");
+    }
 }

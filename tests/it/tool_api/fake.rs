@@ -10,10 +10,10 @@ use std::{
 
 use async_trait::async_trait;
 use errand::{
-    job::{Effect, ErrorKind, HeldReason, Owner},
+    job::{Effect, ErrorKind, HeldReason, Owner, RequestId},
     store::PinnedBy,
     tool::{
-        Account, ApiCheck, ApiError, Call, Reply, ToolApi, ToolError, ToolInfo,
+        Account, ApiCheck, ApiError, Call, Execution, Reply, ToolApi, ToolError, ToolInfo,
         account::{AccountError, AccountOptions, Accounts},
         catalog::{Ask, Catalog, CatalogOptions, ResolveError, Resolved, UnpinnedPolicy},
         pin::{PinSources, VersionMap},
@@ -63,6 +63,10 @@ impl ToolApi for Fake {
         self.ask(format!("{slug} {}", version.unwrap_or("newest"))).await?;
         let found = self.tools.iter().find(|((s, v), _)| *s == slug && *v == version);
         found.map(|(_, info)| info.clone()).ok_or_else(|| ToolError::NotFound(Box::default()))
+    }
+
+    async fn execution(&self, _: RequestId) -> Result<Option<Execution>, ToolError> {
+        unreachable!("no log is read here")
     }
 
     async fn versions(&self, _: &str) -> Result<Vec<String>, ToolError> {

@@ -1,0 +1,391 @@
+//! Finds out what became of calls whose outcome is unknown.
+//!
+//! A call that must not be made twice and ended without an answer is looked for in the tool API's
+//! execution log, by the request ID under which it was sent. What the log has is taken as the answer
+//! that did not arrive. That the log has nothing proves something only when it had time to settle
+//! and when it shows a call of ours that is known to have succeeded: a log that does not keep our
+//! request IDs, or has lost entries, finds nothing either. Where nobody can know, a person decides.
+
+use std::{sync::Arc, time::Duration};
+
+use serde_json::value::RawValue;
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    backoff::{Intervals, RECONNECT},
+    clock::SharedClock,
+    job::{Attempt, AttemptOutcome, Ending, ErrorKind, JobError, RequestId, RetryPolicy},
+    store::{By, Check, Finish, Finished, PutOff, SharedStore, StoreError},
+    telemetry::metrics,
+    tool::{Answer, Body, Execution, Reply, SharedToolApi, ToolError, ToolResult},
+    worker::classify::{self, Next},
+};
+
+/// A look-up that was cut off is repeated after this; longer than any look-up takes.
+const TAKEN_FOR: Duration = Duration::from_secs(60);
+
+/// When to look, and how long.
+#[derive(Debug, Clone, Copy)]
+pub struct Policy {
+    /// Waits between the looks at one job.
+    pub intervals: Intervals,
+    /// From when on a log without an entry says that the call never arrived.
+    pub settle: Duration,
+    /// From when on a person has to decide.
+    pub give_up: Duration,
+}
+
+/// Settings of the verification.
+#[derive(Debug, Clone, Copy)]
+pub struct Options {
+    /// Time between two rounds.
+    pub poll: Duration,
+    /// Jobs per round.
+    pub batch: usize,
+    /// When to look, and how long.
+    pub policy: Policy,
+    /// When to try again.
+    pub retry: RetryPolicy,
+}
+
+/// The verification.
+#[derive(Debug)]
+pub struct Verify {
+    store: SharedStore,
+    api: SharedToolApi,
+    clock: SharedClock,
+    relay_wake: Arc<Notify>,
+    options: Options,
+}
+
+/// What the log says about a call.
+#[derive(Debug)]
+enum Look {
+    /// It ran, and this is how it ended.
+    Ended(String, ToolResult),
+    /// It has an entry that does not tell the end, or that belongs to another tool.
+    Unclear,
+    /// It has no entry, and it shows another call of ours.
+    Absent,
+    /// It has no entry, and it does not show another call of ours either, or there is none to look for.
+    Blind,
+    /// It cannot be asked; the text says why.
+    Closed(String),
+}
+
+/// What follows from a look.
+#[derive(Debug)]
+enum Step {
+    /// The call ended so.
+    Adopt(String, ToolResult),
+    /// The call never arrived.
+    NeverArrived,
+    /// Look again.
+    Again(Duration),
+    /// A person has to decide.
+    GiveUp,
+}
+
+impl Policy {
+    fn next(&self, look: Look, unknown_for: Duration, checks: u32, random: f64) -> Step {
+        match look {
+            Look::Ended(log_id, result) => Step::Adopt(log_id, result),
+            Look::Absent if unknown_for >= self.settle => Step::NeverArrived,
+            _ if unknown_for >= self.give_up => Step::GiveUp,
+            _ => Step::Again(self.intervals.wait(checks.saturating_add(2), random)),
+        }
+    }
+}
+
+impl Verify {
+    /// A verification on `store` with the log of `api`; wakes the relay when it made jobs due.
+    pub fn new(
+        store: SharedStore,
+        api: SharedToolApi,
+        clock: SharedClock,
+        relay_wake: Arc<Notify>,
+        options: Options,
+    ) -> Self {
+        Self { store, api, clock, relay_wake, options }
+    }
+
+    /// Looks until `stop`; rounds follow each other without a pause while they are full.
+    pub async fn run(self, stop: CancellationToken) {
+        let mut failures = 0;
+        while !stop.is_cancelled() {
+            let round = tokio::select! {
+                round = self.run_once() => round,
+                () = stop.cancelled() => return,
+            };
+            let wait = match round {
+                Ok(checked) if checked == self.options.batch => continue,
+                Ok(_) => {
+                    failures = 0;
+                    self.options.poll.mul_f64(0.75 + fastrand::f64() / 2.0)
+                }
+                Err(error) => {
+                    failures += 1;
+                    if failures == 1 {
+                        tracing::warn!(%error, "unknown outcomes cannot be looked up without the store; trying again");
+                    }
+                    RECONNECT.wait(failures, fastrand::f64())
+                }
+            };
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = tokio::time::sleep(wait) => {}
+            }
+        }
+    }
+
+    /// One round; returns how many jobs were looked at.
+    ///
+    /// # Errors
+    /// The store could not be read or written.
+    pub async fn run_once(&self) -> Result<usize, StoreError> {
+        let checks = self.store.take_checks(self.options.batch, TAKEN_FOR).await?;
+        if checks.is_empty() {
+            return Ok(0);
+        }
+        // One call that is known to have run shows for the whole round whether absence means anything.
+        let shows_ours = self.shows_a_known_success().await?;
+        for check in &checks {
+            self.look_at(check, shows_ours).await?;
+        }
+        Ok(checks.len())
+    }
+
+    async fn shows_a_known_success(&self) -> Result<bool, StoreError> {
+        let Some(known) = self.store.known_success().await? else { return Ok(false) };
+        Ok(matches!(self.api.execution(known).await, Ok(Some(_))))
+    }
+
+    async fn look_at(&self, check: &Check, shows_ours: bool) -> Result<(), StoreError> {
+        let job = &check.job.spec;
+        let look = match self.api.execution(check.request_id).await {
+            Ok(Some(Execution { tool: Some(tool), .. })) if tool != job.tool => Look::Unclear,
+            Ok(Some(Execution { log_id, result: Some(result), .. })) => Look::Ended(log_id, result),
+            Ok(Some(Execution { result: None, .. })) => Look::Unclear,
+            Ok(None) if shows_ours => Look::Absent,
+            Ok(None) => Look::Blind,
+            Err(error) => Look::Closed(closed(&error)),
+        };
+        let told = told(&look, check.request_id);
+        let step = self.options.policy.next(look, check.unknown_for, check.checks, fastrand::f64());
+        let word = match &step {
+            Step::Adopt(_, result) if result.successful => "succeeded",
+            Step::Adopt(..) => "failed",
+            Step::NeverArrived => "never_arrived",
+            Step::Again(_) => "again",
+            Step::GiveUp => "gave_up",
+        };
+        metrics::VERIFICATIONS.add1(word, 1);
+        tracing::info!(job.id = %job.id, request.id = %check.request_id, result = word, "looked for a call in the execution log");
+        match step {
+            Step::Adopt(log_id, result) => {
+                self.finish(check, adopt(check, log_id, result, &self.options.retry)).await
+            }
+            Step::NeverArrived => self.finish(check, never_arrived(check, &self.options.retry)).await,
+            Step::Again(after) => self.put_off(check, Some(after), &told).await,
+            Step::GiveUp => self.put_off(check, None, &told).await,
+        }
+    }
+
+    async fn finish(&self, check: &Check, told: Told) -> Result<(), StoreError> {
+        let now = self.clock.now();
+        let started_at = check.job.started_at.unwrap_or(now);
+        let finish = Finish {
+            id: check.job.spec.id,
+            fence: check.fence,
+            // What the log knows is what the holder would have been told.
+            by: By::Holder,
+            attempt: Attempt {
+                number: check.job.attempt,
+                request_id: check.request_id,
+                outcome: told.outcome,
+                http_status: None,
+                log_id: told.log_id,
+                version: check.job.frozen.as_ref().map(|frozen| frozen.version.clone()),
+                error: told.ending.error().cloned(),
+                started_at,
+                finished_at: now.max(started_at),
+            },
+            ending: told.ending,
+        };
+        if let [Finished::Applied { state, .. }] = self.store.finish(&[finish]).await?[..]
+            && (!state.is_final() || check.job.spec.reply_to.is_some())
+        {
+            self.relay_wake.notify_one();
+        }
+        Ok(())
+    }
+
+    async fn put_off(
+        &self,
+        check: &Check,
+        again_after: Option<Duration>,
+        told: &str,
+    ) -> Result<(), StoreError> {
+        let known = check.job.error.as_ref();
+        let first = known.map_or("", |error| error.message.split(SEPARATOR).next().unwrap_or_default());
+        let then = match again_after {
+            Some(_) => "errand looks again",
+            None => "look there yourself, then release the job with --succeeded, --failed or --retry",
+        };
+        let times = check.checks.saturating_add(1);
+        let message = format!(
+            "{first}{SEPARATOR}asked {times} times over {} s, last at {}: {told}; {then}",
+            check.unknown_for.as_secs(),
+            self.clock.now().strftime("%Y-%m-%dT%H:%M:%SZ"),
+        );
+        let error = JobError {
+            message,
+            ..known.cloned().unwrap_or_else(|| JobError::new(ErrorKind::UnknownOutcome, ""))
+        };
+        let put_off = PutOff { id: check.job.spec.id, fence: check.fence, again_after, error };
+        self.store.put_off(&put_off).await?;
+        Ok(())
+    }
+}
+
+/// Stands between what is known about the call and what was found in the log.
+const SEPARATOR: &str = "; execution log: ";
+
+/// What a look means for the attempt and the job.
+struct Told {
+    outcome: AttemptOutcome,
+    log_id: Option<String>,
+    ending: Ending,
+}
+
+/// Takes an entry of the log as the answer that did not arrive.
+fn adopt(check: &Check, log_id: String, result: ToolResult, retry: &RetryPolicy) -> Told {
+    let spec = &check.job.spec;
+    let outcome = if result.successful { AttemptOutcome::Succeeded } else { AttemptOutcome::ToolFailed };
+    let Some(frozen) = &check.job.frozen else {
+        let error =
+            JobError::new(ErrorKind::Internal, "the log has an entry of a job that had no version yet");
+        return Told { outcome, log_id: Some(log_id), ending: Ending::Fail { error } };
+    };
+    let context = classify::Context {
+        owner: &spec.owner,
+        tool: &spec.tool,
+        toolkit: &frozen.toolkit,
+        version: &frozen.version,
+        account: frozen.account.as_deref(),
+        explicit_account: spec.connected_account_id.is_some(),
+        effect: frozen.effect,
+    };
+    let data: Arc<RawValue> = result.data.clone();
+    let answer = Answer {
+        status: 200,
+        retry_after: None,
+        request_id: None,
+        deprecated: None,
+        body: Body::Result(result),
+    };
+    let classified = classify::classify(Reply::Answered(answer), &context);
+    let ending = match classified.next {
+        // Whatever else the entry contains, its own verdict is that the call succeeded.
+        _ if outcome == AttemptOutcome::Succeeded => Ending::Succeed { result: data },
+        Next::Succeed { result } => Ending::Succeed { result },
+        Next::Hold { reason, error } => Ending::Hold { reason, error },
+        Next::Retry { error, .. } | Next::Throttled { error, .. } => again(check, error, retry),
+        Next::Fail { error } | Next::Unknown { error } => Ending::Fail { error },
+    };
+    Told { outcome, log_id: Some(log_id), ending }
+}
+
+fn never_arrived(check: &Check, retry: &RetryPolicy) -> Told {
+    let error = JobError::new(
+        ErrorKind::NotSent,
+        format!("the call with request ID {} never arrived at the tool API", check.request_id),
+    );
+    Told { outcome: AttemptOutcome::NotSent, log_id: None, ending: again(check, error, retry) }
+}
+
+fn again(check: &Check, error: JobError, retry: &RetryPolicy) -> Ending {
+    let spent = check.job.spent.saturating_add(1);
+    match retry.next(check.job.spec.budget, spent, check.age, None, fastrand::f64()) {
+        Some(after) => Ending::Retry { after, error },
+        None => Ending::Fail { error },
+    }
+}
+
+fn told(look: &Look, request_id: RequestId) -> String {
+    match look {
+        Look::Ended(log_id, _) => format!("entry {log_id} tells the end"),
+        Look::Unclear => format!("the entry for request ID {request_id} does not tell how the call ended"),
+        Look::Absent => format!("no entry for request ID {request_id} yet"),
+        Look::Blind => format!(
+            "no entry for request ID {request_id}, which proves nothing, because no call of the last day that \
+             succeeded is found by its request ID either"
+        ),
+        Look::Closed(cause) => format!("it could not be read, {cause}"),
+    }
+}
+
+/// Why the log could not be asked, without anything that the API said.
+fn closed(error: &ToolError) -> String {
+    match error {
+        ToolError::NotFound(_) => "the tool API does not offer it".to_owned(),
+        ToolError::Unavailable(_) => "the tool API does not answer".to_owned(),
+        other => other.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const POLICY: Policy = Policy {
+        intervals: RECONNECT,
+        settle: Duration::from_secs(900),
+        give_up: Duration::from_secs(3_600),
+    };
+
+    fn looks() -> Vec<Look> {
+        vec![Look::Unclear, Look::Absent, Look::Blind, Look::Closed("x".into())]
+    }
+
+    #[test]
+    fn only_a_settled_log_that_shows_our_calls_proves_that_a_call_never_arrived() {
+        let next = |look, secs| POLICY.next(look, Duration::from_secs(secs), 3, 0.5);
+        assert!(matches!(next(Look::Absent, 899), Step::Again(_)));
+        assert!(matches!(next(Look::Absent, 900), Step::NeverArrived));
+        for look in [Look::Unclear, Look::Blind, Look::Closed("x".into())] {
+            assert!(matches!(next(look, 3_599), Step::Again(_)));
+        }
+        for look in [Look::Unclear, Look::Blind, Look::Closed("x".into())] {
+            assert!(matches!(next(look, 3_600), Step::GiveUp), "a person decides");
+        }
+    }
+
+    proptest! {
+        /// However the log behaves, nothing is repeated before it had time to settle, and every job
+        /// comes to an end or to a person.
+        #[test]
+        fn a_call_is_never_repeated_early_and_never_looked_for_without_end(
+            choices in prop::collection::vec(0usize..4, 1..50), random in 0.0f64..1.0,
+        ) {
+            let mut unknown_for = POLICY.intervals.wait(1, random);
+            for checks in 0.. {
+                let look = looks().swap_remove(choices[checks as usize % choices.len()]);
+                match POLICY.next(look, unknown_for, checks, random) {
+                    Step::Again(after) => {
+                        prop_assert!(unknown_for < POLICY.give_up && !after.is_zero());
+                        unknown_for += after;
+                    }
+                    Step::NeverArrived => {
+                        prop_assert!(unknown_for >= POLICY.settle);
+                        break;
+                    }
+                    Step::GiveUp | Step::Adopt(..) => break,
+                }
+            }
+        }
+    }
+}
