@@ -43,7 +43,7 @@ use super::{
 };
 use crate::clock::{self, SharedClock};
 
-mod wire;
+pub(crate) mod wire;
 
 /// The time that one look-up may take, its repetitions included.
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(10);
