@@ -11,6 +11,8 @@ pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod enqueue;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod job;
 pub mod queue;
 pub mod relay;

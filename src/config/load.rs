@@ -113,26 +113,19 @@ impl fmt::Debug for Settings {
 /// # Errors
 /// All mistakes of all sources.
 pub fn load(sources: &Sources) -> Result<Loaded, ConfigErrors> {
-    let mut loader = Loader::default();
-    loader.read_toml(DEFAULTS, &|_| Origin::Default);
+    let mut loader = Loader::of_defaults();
     loader.read_file(sources);
-    loader.read_short_names(&sources.env);
-    let (env_pins, pin_origins) = loader.read_env_pins(&sources.env);
-    loader.read_prefixed(&sources.env);
-    loader.check_relations();
-    let Loader { settings, mistakes, .. } = loader;
-    if !mistakes.is_empty() {
-        return Err(ConfigErrors(mistakes));
-    }
-    let mut config = Config::deserialize(Value::Table(settings.to_table())).map_err(|_| {
-        // The message of the parser would quote the value, so it is not passed on.
-        let message = "the settings are valid one by one but cannot be read together".to_owned();
-        ConfigErrors(vec![Mistake { message, origin: None }])
-    })?;
-    config.toolkit_versions.retain(|_, version| !version.trim().is_empty());
-    config.env_pins = env_pins;
-    config.log.colors = sources.env.get("NO_COLOR").is_none_or(String::is_empty);
-    Ok(Loaded { config, settings, pin_origins })
+    loader.finish(&sources.env)
+}
+
+/// As [`load`], with the text of the usual file instead of a file. `ERRAND_CONFIG` names none.
+///
+/// # Errors
+/// All mistakes of all sources.
+pub(crate) fn load_text(text: &str, env: &BTreeMap<String, String>) -> Result<Loaded, ConfigErrors> {
+    let mut loader = Loader::of_defaults();
+    loader.read_text(text, PathBuf::from(USUAL_FILE));
+    loader.finish(env)
 }
 
 #[derive(Default)]
@@ -145,6 +138,33 @@ struct Loader {
 }
 
 impl Loader {
+    fn of_defaults() -> Self {
+        let mut loader = Self::default();
+        loader.read_toml(DEFAULTS, &|_| Origin::Default);
+        loader
+    }
+
+    /// Lays the environment over what was read, and checks the whole.
+    fn finish(mut self, env: &BTreeMap<String, String>) -> Result<Loaded, ConfigErrors> {
+        self.read_short_names(env);
+        let (env_pins, pin_origins) = self.read_env_pins(env);
+        self.read_prefixed(env);
+        self.check_relations();
+        let Self { settings, mistakes, .. } = self;
+        if !mistakes.is_empty() {
+            return Err(ConfigErrors(mistakes));
+        }
+        let mut config = Config::deserialize(Value::Table(settings.to_table())).map_err(|_| {
+            // The message of the parser would quote the value, so it is not passed on.
+            let message = "the settings are valid one by one but cannot be read together".to_owned();
+            ConfigErrors(vec![Mistake { message, origin: None }])
+        })?;
+        config.toolkit_versions.retain(|_, version| !version.trim().is_empty());
+        config.env_pins = env_pins;
+        config.log.colors = env.get("NO_COLOR").is_none_or(String::is_empty);
+        Ok(Loaded { config, settings, pin_origins })
+    }
+
     fn report(&mut self, message: String, origin: Option<Origin>) {
         self.mistakes.push(Mistake { message, origin });
     }
@@ -157,16 +177,18 @@ impl Loader {
             (None, None) => (PathBuf::from(USUAL_FILE), None),
         };
         match std::fs::read_to_string(&path) {
-            Ok(text) => {
-                let path = Arc::new(path);
-                self.read_toml(&text, &|line| Origin::File { path: path.clone(), line });
-            }
+            Ok(text) => self.read_text(&text, path),
             Err(error) if named_by.is_none() && error.kind() == std::io::ErrorKind::NotFound => {}
             Err(error) => {
                 let by = named_by.map(|by| format!(" named by {by}")).unwrap_or_default();
                 self.report(format!("the file {}{by} cannot be read: {error}", path.display()), None);
             }
         }
+    }
+
+    fn read_text(&mut self, text: &str, path: PathBuf) {
+        let path = Arc::new(path);
+        self.read_toml(text, &|line| Origin::File { path: path.clone(), line });
     }
 
     fn read_toml(&mut self, text: &str, origin: &dyn Fn(usize) -> Origin) {

@@ -14,7 +14,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::{
     Budget, Effect, JobId, Owner, OwnerKind,
-    outcome::{UnknownWord, words},
+    outcome::{UnknownWord, clip, words},
 };
 use crate::bounds::{
     MAX_AGE, MAX_ATTEMPTS, MAX_ENVELOPE_BYTES, MAX_QUEUE_NAME_BYTES, MAX_SHORT_TEXT_BYTES, MAX_TAGS,
@@ -23,6 +23,9 @@ use crate::bounds::{
 
 /// Deepest nesting of `arguments`; databases and languages give up at different depths.
 const MAX_DEPTH: usize = 128;
+
+/// The most bytes by which [`encode`] exceeds what was decoded: ID, queue, and times spelt out.
+const MAX_GROWTH: usize = 1024;
 
 /// The highest `priority`; higher runs earlier within its queue.
 const MAX_PRIORITY: i16 = 9;
@@ -172,7 +175,7 @@ pub struct EnvelopeError {
 impl EnvelopeError {
     /// An error of the given class.
     pub fn new(reason: EnvelopeReason, message: impl Into<String>) -> Self {
-        Self { reason, message: message.into() }
+        Self { reason, message: clip(message.into()) }
     }
 }
 
@@ -318,7 +321,8 @@ pub fn decode(body: &[u8], arrival: &Arrival<'_>) -> Result<JobSpec, EnvelopeErr
     if tags.iter().any(|(key, value)| key.is_empty() || unfit(key) || unfit(value)) {
         return Err(bad("tags", format!("must map 1 to {MAX_SHORT_TEXT_BYTES} printable bytes to the same")));
     }
-    if let (Some(run_at), Some(expires_at)) = (wire.run_at, wire.expires_at)
+    let (run_at, expires_at) = (wire.run_at.map(whole_microseconds), wire.expires_at.map(whole_microseconds));
+    if let (Some(run_at), Some(expires_at)) = (run_at, expires_at)
         && expires_at <= run_at
     {
         return Err(bad("expires_at", "must be later than `run_at`".into()));
@@ -335,8 +339,8 @@ pub fn decode(body: &[u8], arrival: &Arrival<'_>) -> Result<JobSpec, EnvelopeErr
         connected_account_id: short("connected_account_id", wire.connected_account_id)?,
         queue,
         priority,
-        run_at: wire.run_at.map(whole_microseconds),
-        expires_at: wire.expires_at.map(whole_microseconds),
+        run_at,
+        expires_at,
         timeout: within("timeout_ms", wire.timeout_ms, MAX_TIMEOUT)?,
         budget: Budget {
             max_attempts: wire.max_attempts,
@@ -350,6 +354,18 @@ pub fn decode(body: &[u8], arrival: &Arrival<'_>) -> Result<JobSpec, EnvelopeErr
         traceparent: short("traceparent", arrival.traceparent.map(Cow::Borrowed))?,
         digest: Digest([0; 16]),
     };
+    // What the relay publishes has to be accepted too.
+    if body.len() > MAX_ENVELOPE_BYTES - MAX_GROWTH {
+        let bytes = encode(&spec).len();
+        if bytes > MAX_ENVELOPE_BYTES {
+            return Err(EnvelopeError::new(
+                TooLarge,
+                format!(
+                    "the envelope has {bytes} bytes with its ID and queue; send at most {MAX_ENVELOPE_BYTES}"
+                ),
+            ));
+        }
+    }
     spec.digest = digest(&spec);
     Ok(spec)
 }
@@ -447,22 +463,28 @@ fn depth(json: &str) -> usize {
     deepest
 }
 
-/// serde's message quotes the offending value; an error that is logged or listed must not.
+/// serde's message quotes the offending value; an error that is logged or listed must not. A value
+/// may imitate the rest of the message, so only what stands behind all of it is taken.
 fn describe(error: &serde_json::Error) -> String {
     let text = error.to_string();
     let place = format!(" at line {} column {}", error.line(), error.column());
     let text = text.trim_end_matches(place.as_str());
-    match text.split_once(": ") {
-        Some((head, tail)) if head.starts_with("invalid") => {
-            let expected = tail.split_once("expected ").map_or("another type", |(_, e)| e);
-            format!("{head}, expected {expected}, at column {}", error.column())
+    let expected = |otherwise| text.rsplit_once(", expected ").map_or(otherwise, |(_, expected)| expected);
+    let what = match text.split_once(": ") {
+        // What is no JSON is described without quoting it.
+        _ if !error.is_data() => text.to_owned(),
+        Some((head @ ("invalid type" | "invalid value" | "invalid length"), _)) => {
+            format!("{head}, expected {}", expected("another type"))
         }
-        _ if text.starts_with("unknown variant") => {
-            let choices = text.split_once("expected ").map_or("", |(_, e)| e);
-            format!("unknown word, expected {choices}, at column {}", error.column())
+        _ if text.starts_with("unknown variant `") => {
+            format!("unknown word, expected {}", expected("another"))
         }
-        _ => format!("{text}, at column {}", error.column()),
-    }
+        // A field's name is the app's, not its customer's, and a typo has to be found.
+        _ if text.starts_with("unknown field `") => text.replace(char::is_control, ""),
+        _ if text.starts_with("duplicate field `") => text.to_owned(),
+        _ => "a value cannot be read; times are written as in 2026-05-04T06:30:00Z".to_owned(),
+    };
+    format!("{what}, at column {}", error.column())
 }
 
 /// Why a string is not a queue name.
@@ -600,6 +622,53 @@ mod tests {
             let error = error.map_err(|e| e.message).err().unwrap_or_default();
             assert!(!error.contains("hunter2"), "{field}: {error}");
         }
+    }
+
+    #[test]
+    fn errors_do_not_quote_values_that_imitate_them() {
+        for (field, value) in [
+            ("priority", "x, expected hunter2"),
+            ("priority", "expected hunter2"),
+            ("effect", "x`, expected hunter2"),
+            ("effect", "expected hunter2"),
+            ("run_at", "2026-01-02T03:04:05Zhunter2"),
+            ("run_at", "2026-01-02T03:04:05Z: invalid type: hunter2, expected hunter2"),
+        ] {
+            let error = decode_json(&with(field, json!(value))).unwrap_err();
+            assert_eq!(error.reason, EnvelopeReason::Malformed);
+            assert!(!error.message.contains("hunter2"), "{error}");
+        }
+    }
+
+    #[test]
+    fn errors_can_be_kept_whatever_a_field_is_called() {
+        for name in ["re\0po", "\u{1b}[2J", &"long".repeat(10_000)] {
+            let error = decode_json(&with(name, json!(1))).unwrap_err();
+            assert_eq!(error.reason, EnvelopeReason::Malformed);
+            assert!(!error.message.contains(char::is_control), "{error}");
+            assert!(error.message.chars().count() <= crate::bounds::MAX_ERROR_CHARS);
+        }
+    }
+
+    #[test]
+    fn times_that_become_equal_are_refused_before_the_relay_has_to() {
+        let mut job = with("run_at", json!("2026-01-02T03:04:05.000000100Z"));
+        job["expires_at"] = json!("2026-01-02T03:04:05.000000900Z");
+        assert_eq!(decode_json(&job).unwrap_err().reason, EnvelopeReason::BadValue);
+    }
+
+    #[test]
+    fn what_would_be_too_large_for_the_relay_is_refused_at_once() {
+        let queue = queue();
+        let arrival = Arrival { message_id: Some("order-17"), ..Arrival::new(&queue) };
+        let of_size = |size: usize| {
+            let frame = r#"{"user_id":"u","tool":"T","text":""}"#;
+            frame.replace(r#""""#, &format!("\"{}\"", "x".repeat(size - frame.len())))
+        };
+        let fits = decode(of_size(MAX_ENVELOPE_BYTES - 100).as_bytes(), &arrival).unwrap();
+        assert!(decode(&encode(&fits), &arrival).is_ok());
+        let error = decode(of_size(MAX_ENVELOPE_BYTES).as_bytes(), &arrival).unwrap_err();
+        assert_eq!(error.reason, EnvelopeReason::TooLarge);
     }
 
     #[test]

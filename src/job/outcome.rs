@@ -180,7 +180,7 @@ impl JobError {
 }
 
 /// Bounds a text that comes from outside, and drops the characters that no database accepts.
-fn clip(text: String) -> String {
+pub(super) fn clip(text: String) -> String {
     if text.len() <= MAX_ERROR_CHARS && !text.contains('\0') {
         return text;
     }

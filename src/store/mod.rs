@@ -687,6 +687,22 @@ pub struct Rejected {
     pub properties: String,
 }
 
+impl Rejected {
+    /// Stands for an explanation that the database refused.
+    const UNTOLD: &str = "the message is not a job, and the database refuses to keep what is wrong with it";
+
+    /// Without any text that came with the message. Its body is bytes, which every database keeps.
+    #[must_use]
+    pub fn into_plain(self) -> Self {
+        Self { message: Self::UNTOLD.to_owned(), properties: "{}".to_owned(), ..self }
+    }
+
+    /// Whether nothing is left that a database could refuse.
+    pub fn is_plain(&self) -> bool {
+        self.message == Self::UNTOLD && self.properties == "{}"
+    }
+}
+
 /// A rejected message as people read it.
 #[derive(Debug, Clone)]
 pub struct RejectedView {

@@ -44,7 +44,7 @@ use crate::{
 };
 
 pub(crate) mod channels;
-mod wire;
+pub(crate) mod wire;
 
 use channels::Channels;
 
@@ -447,7 +447,14 @@ impl ToolApi for Composio {
             request
         });
         let found = found.await?;
-        wire::execution(&found.body, request_id).ok_or_else(|| unreadable("a list of executions"))
+        let found =
+            wire::execution(&found.body, request_id).ok_or_else(|| unreadable("a list of executions"))?;
+        Ok(found.map(|mut execution| {
+            if let Some(result) = &mut execution.result {
+                result.error = result.error.take().map(|text| self.scrub(text));
+            }
+            execution
+        }))
     }
 
     async fn check(&self) -> Result<ApiCheck, ToolError> {

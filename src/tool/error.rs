@@ -28,7 +28,7 @@ const MAX_FIELD_ERRORS: usize = 16;
 
 /// The longest `Retry-After` that is passed on. Whoever waits has a much lower limit; this one only
 /// keeps arithmetic on the value harmless.
-const MAX_RETRY_AFTER: Duration = Duration::from_secs(366 * 24 * 3600);
+pub(crate) const MAX_RETRY_AFTER: Duration = Duration::from_secs(366 * 24 * 3600);
 
 /// Finer than `Retry-After`, and preferred to it, as in the API's own clients.
 const RETRY_AFTER_MS: HeaderName = HeaderName::from_static("retry-after-ms");
@@ -297,9 +297,9 @@ impl<'de: 'a, 'a> Deserialize<'de> for Fields<'a> {
 }
 
 /// A JSON value as a text for people: strings as they are, lists of strings joined, anything else
-/// as JSON. Blank, empty and `false` count as absent.
+/// as JSON. Blank, empty and `false` count as absent. NUL is dropped, because no database keeps it.
 fn text(raw: &str) -> Option<String> {
-    let text = match raw.as_bytes().first()? {
+    let mut text = match raw.as_bytes().first()? {
         // A string that is not valid Unicode (a lone surrogate) is shown in its escaped form.
         b'"' => serde_json::from_str(raw).unwrap_or_else(|_| raw.trim_matches('"').to_owned()),
         b'[' => match serde_json::from_str::<Vec<String>>(raw) {
@@ -309,6 +309,7 @@ fn text(raw: &str) -> Option<String> {
         _ if matches!(raw, "false" | "{}") => return None,
         _ => raw.to_owned(),
     };
+    text.retain(|c| c != '\0');
     let text = text.trim();
     let end = text.char_indices().nth(MAX_ERROR_CHARS).map_or(text.len(), |(at, _)| at);
     (!text.is_empty()).then(|| text[..end].to_owned())
@@ -444,6 +445,16 @@ mod tests {
         assert_eq!(run.error.as_deref(), Some(r#"{"why":1}"#), "an error of any kind is an error");
         let run = outcome(200, r#"{"data":{"status_code":70000},"error":"e","successful":false}"#);
         assert_eq!(run.provider_status, None);
+    }
+
+    #[test]
+    fn no_text_brings_a_nul_that_the_database_would_refuse() {
+        let run = outcome(200, r#"{"data":{},"successful":true,"log_id":"log_\u00001","error":"\u0000"}"#);
+        assert_eq!((run.log_id.as_deref(), run.error), (Some("log_1"), None));
+        let error =
+            error(400, r#"{"error":{"message":["a","\u0000b"],"slug":"S\u0000","request_id":"r\u0000"}}"#);
+        assert_eq!(error.message.as_deref(), Some("a; b"));
+        assert_eq!((error.slug.as_deref(), error.request_id.as_deref()), (Some("S"), Some("r")));
     }
 
     #[test]

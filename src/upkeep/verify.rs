@@ -16,7 +16,7 @@ use crate::{
     backoff::{Intervals, RECONNECT},
     clock::SharedClock,
     job::{Attempt, AttemptOutcome, Ending, ErrorKind, JobError, RequestId, RetryPolicy},
-    store::{By, Check, Finish, Finished, PutOff, SharedStore, StoreError},
+    store::{By, Check, Finish, Finished, PutOff, SharedStore, StoreError, StoreErrorKind},
     telemetry::metrics,
     tool::{Answer, Body, Execution, Reply, SharedToolApi, ToolError, ToolResult},
     worker::classify::{self, Next},
@@ -182,13 +182,21 @@ impl Verify {
         };
         metrics::VERIFICATIONS.add1(word, 1);
         tracing::info!(job.id = %job.id, request.id = %check.request_id, result = word, "looked for a call in the execution log");
-        match step {
+        let done = match step {
             Step::Adopt(log_id, result) => {
                 self.finish(check, adopt(check, log_id, result, &self.options.retry)).await
             }
             Step::NeverArrived => self.finish(check, never_arrived(check, &self.options.retry)).await,
             Step::Again(after) => self.put_off(check, Some(after), &told).await,
             Step::GiveUp => self.put_off(check, None, &told).await,
+        };
+        match done {
+            // One answer that no database keeps must not stop the looking for all others.
+            Err(error) if error.kind() == StoreErrorKind::Data => {
+                self.put_off(check, None, "the call is there, but the database refuses to keep its answer")
+                    .await
+            }
+            done => done,
         }
     }
 

@@ -162,7 +162,7 @@ impl Lane {
             self.start(admitted, answer, &mut permits, &mut rejected);
         }
         drop(permits);
-        if !complete || !self.keep_rejected(&rejected, stop).await {
+        if !complete || !self.keep_rejected(rejected, stop).await {
             // What was claimed is recorded, so its redelivery is a duplicate; the rest comes again.
             self.give_back(settler, tokens).await;
             return false;
@@ -351,18 +351,32 @@ impl Lane {
 
     /// Writes rejected messages, waiting for the store as long as it takes. `false` when the lane
     /// should stop.
-    async fn keep_rejected(&self, rejected: &[Rejected], stop: &CancellationToken) -> bool {
+    async fn keep_rejected(&self, rejected: Vec<Rejected>, stop: &CancellationToken) -> bool {
         let mut failures = 0;
-        while !rejected.is_empty() {
+        let mut pieces = vec![rejected];
+        while let Some(mut piece) = pieces.pop() {
+            if piece.is_empty() {
+                continue;
+            }
             let kept = tokio::select! {
-                kept = self.shared.deps.store.reject(rejected) => kept,
+                kept = self.shared.deps.store.reject(&piece) => kept,
                 () = self.shared.give_up.cancelled() => return false,
             };
-            let Err(error) = kept else { return true };
+            let Err(error) = kept else { continue };
+            if error.kind() == StoreErrorKind::Data && piece.iter().any(|message| !message.is_plain()) {
+                if piece.len() > 1 {
+                    let rest = piece.split_off(piece.len() / 2);
+                    pieces.extend([rest, piece]);
+                } else {
+                    pieces.push(piece.into_iter().map(Rejected::into_plain).collect());
+                }
+                continue;
+            }
             metrics::STORE_ERRORS.add1(error.kind().as_str(), 1);
             failures += 1;
             let wait = RECONNECT.wait(failures, fastrand::f64());
             tracing::warn!(queue = %self.name, %error, wait_ms = wait.as_millis(), "rejected messages could not be kept; trying again");
+            pieces.push(piece);
             tokio::select! {
                 () = stop.cancelled() => return false,
                 () = tokio::time::sleep(wait) => {}

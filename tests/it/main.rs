@@ -4,6 +4,7 @@
 
 mod cli;
 mod config;
+mod corpus;
 mod dashboards;
 mod deploy;
 mod embedded;

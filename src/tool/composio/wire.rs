@@ -8,6 +8,7 @@ use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
 use crate::{
+    bounds::MAX_SHORT_TEXT_BYTES,
     job::RequestId,
     tool::{
         Account, Body, Execution, ToolInfo, ToolResult,
@@ -126,13 +127,13 @@ struct WireAccount {
 }
 
 /// The entry of a call in a list of executions. Of several, one that succeeded counts, then one that
-/// failed. An entry without
-/// our request ID is none of ours, whatever the filter did.
+/// failed. An entry without our
+/// request ID is none of ours, whatever the filter did.
 pub(super) fn execution(body: &[u8], request_id: RequestId) -> Option<Option<Execution>> {
     let found: Executions = serde_json::from_slice(body).ok()?;
     let ours = |entry: &WireExecution| {
         let id = entry.context.request_id.as_deref().and_then(|id| uuid::Uuid::parse_str(id).ok());
-        id == Some(request_id.0)
+        id == Some(request_id.0) && is_fit(&entry.id)
     };
     let entries = found.logs.into_iter().filter(ours).map(|entry| {
         let successful = match entry.status.as_str() {
@@ -160,18 +161,18 @@ pub(super) fn execution(body: &[u8], request_id: RequestId) -> Option<Option<Exe
 }
 
 /// One page of accounts.
-pub(super) struct Accounts {
+pub(crate) struct Accounts {
     /// Those that could be decoded.
-    pub(super) accounts: Vec<Account>,
+    pub(crate) accounts: Vec<Account>,
     /// Where the next page begins, if there is one.
-    pub(super) next_cursor: Option<String>,
+    pub(crate) next_cursor: Option<String>,
 }
 
 /// A tool's description; `asked` stands in for a version that the answer leaves out.
-pub(super) fn tool(body: &[u8], asked: Option<&str>) -> Option<ToolInfo> {
+pub(crate) fn tool(body: &[u8], asked: Option<&str>) -> Option<ToolInfo> {
     let tool: Tool = serde_json::from_slice(body).ok()?;
     let available_versions = newest_first(tool.available_versions);
-    let version = tool.version.filter(|version| !version.trim().is_empty());
+    let version = tool.version.filter(|version| is_fit(version));
     let version =
         version.or_else(|| asked.map(Into::into)).or_else(|| available_versions.first().cloned())?;
     Some(ToolInfo {
@@ -188,7 +189,7 @@ pub(super) fn tool(body: &[u8], asked: Option<&str>) -> Option<ToolInfo> {
 }
 
 /// A toolkit's versions, newest first.
-pub(super) fn versions(body: &[u8]) -> Option<Vec<String>> {
+pub(crate) fn versions(body: &[u8]) -> Option<Vec<String>> {
     let meta = serde_json::from_slice::<Toolkit>(body).ok()?.meta;
     let mut all = meta.available_versions;
     all.extend(meta.version);
@@ -197,18 +198,18 @@ pub(super) fn versions(body: &[u8]) -> Option<Vec<String>> {
 }
 
 /// A page of accounts.
-pub(super) fn accounts(body: &[u8]) -> Option<Accounts> {
+pub(crate) fn accounts(body: &[u8]) -> Option<Accounts> {
     let page: Page<'_> = serde_json::from_slice(body).ok()?;
     let accounts = page.items.iter().filter_map(|item| account(item.get().as_bytes())).collect();
     Some(Accounts { accounts, next_cursor: page.next_cursor.filter(|cursor| !cursor.trim().is_empty()) })
 }
 
 /// One account.
-pub(super) fn account(body: &[u8]) -> Option<Account> {
+pub(crate) fn account(body: &[u8]) -> Option<Account> {
     let account: WireAccount = serde_json::from_slice(body).ok()?;
     let created_at = account.created_at.and_then(|text| text.parse().ok());
     Some(Account {
-        id: (!account.id.is_empty()).then_some(account.id)?,
+        id: is_fit(&account.id).then_some(account.id)?,
         user_id: account.user_id.filter(|id| !id.is_empty()),
         toolkit: slug(account.toolkit)?,
         status: account.status,
@@ -221,12 +222,18 @@ pub(super) fn account(body: &[u8]) -> Option<Account> {
 
 fn slug(slug: Slug) -> Option<String> {
     let slug = slug.slug.trim().to_lowercase();
-    (!slug.is_empty()).then_some(slug)
+    is_fit(&slug).then_some(slug)
+}
+
+/// Whether the database keeps a text that becomes part of a decision. One that it refuses would
+/// otherwise be decided, refused and decided again for as long as the API says it.
+fn is_fit(text: &str) -> bool {
+    !text.trim().is_empty() && text.len() <= MAX_SHORT_TEXT_BYTES && !text.chars().any(char::is_control)
 }
 
 /// Real versions sort by time; `latest`, should it be listed, is none.
 fn newest_first(mut versions: Vec<String>) -> Vec<String> {
-    versions.retain(|version| !version.trim().is_empty() && version != LATEST);
+    versions.retain(|version| is_fit(version) && version != LATEST);
     versions.sort_by(|a, b| (is_version(b), b).cmp(&(is_version(a), a)));
     versions.dedup();
     versions
@@ -287,5 +294,29 @@ mod tests {
         assert!(execution(b"<html>", ours).is_none() && execution(b"{}", ours).is_none());
         let several = ["failed", "success", "running"].map(|status| entry(status, Some(ours), status, "{}"));
         assert_eq!(executions(&several, ours).unwrap().unwrap().log_id, "success");
+    }
+
+    #[test]
+    fn what_no_database_keeps_is_not_decided_on() {
+        for unfit in ["", " ", "a\\u0000b", &"x".repeat(MAX_SHORT_TEXT_BYTES + 1)] {
+            let account_of = |id: &str, toolkit: &str| {
+                account(
+                    format!(r#"{{"id":"{id}","toolkit":{{"slug":"{toolkit}"}},"status":"ACTIVE"}}"#)
+                        .as_bytes(),
+                )
+            };
+            assert!(account_of("ca_1", "github").is_some());
+            assert!(account_of(unfit, "github").is_none());
+            assert!(account_of("ca_1", unfit).is_none());
+            let body = format!(
+                r#"{{"slug":"T","toolkit":{{"slug":"github"}},"version":"{unfit}","available_versions":["{unfit}"]}}"#
+            );
+            assert_eq!(tool(body.as_bytes(), None), None);
+            assert_eq!(
+                tool(body.as_bytes(), Some("20251027_00")).map(|tool| tool.version).as_deref(),
+                Some("20251027_00")
+            );
+            assert_eq!(versions(format!(r#"{{"meta":{{"version":"{unfit}"}}}}"#).as_bytes()), None);
+        }
     }
 }
