@@ -348,6 +348,15 @@ impl Loader {
                 ["worker", "max_buffered_bytes"],
             ));
         }
+        if let (Some(settle), Some(give_up)) =
+            (whole(["verify", "settle_secs"]), whole(["verify", "give_up_secs"]))
+            && give_up < settle
+        {
+            found.push((
+                format!("`verify.give_up_secs` is {give_up} but must be at least `verify.settle_secs` ({settle}), or no call could be found to have never arrived"),
+                ["verify", "give_up_secs"],
+            ));
+        }
         for (message, path) in found {
             let origin = self.settings.0.get(&Key::new(&path)).map(|setting| setting.origin.clone());
             self.report(message, origin.filter(|origin| *origin != Origin::Default));

@@ -303,6 +303,8 @@ fn settings_are_shown_with_their_origins_and_without_secrets() {
 
     [rescue]
 
+    [verify]
+
     [retry]
 
     [composio]

@@ -11,6 +11,7 @@ mod embedded;
 mod envelope_schema;
 mod flow;
 mod metrics_docs;
+mod model;
 mod queue_contract;
 mod sandbox;
 mod services;

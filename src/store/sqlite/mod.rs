@@ -11,13 +11,14 @@ use std::{fmt, path::PathBuf, sync::Arc, time::Duration};
 use futures_util::future::BoxFuture;
 use jiff::Timestamp;
 use sqlx::{
-    Row, SqlitePool,
+    Row, Sqlite, SqlitePool, Transaction,
     error::DatabaseError as _,
     sqlite::{
         SqliteConnectOptions, SqliteConnection, SqliteError, SqliteJournalMode, SqlitePoolOptions, SqliteRow,
         SqliteSynchronous,
     },
 };
+use tokio::time::Instant;
 
 use super::{StoreError, StoreErrorKind, detached};
 use crate::clock::SharedClock;
@@ -33,6 +34,10 @@ mod verifying;
 
 /// How long a write waits for the write of another process.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The result code of a file that another process is writing to, and how long to wait then.
+const BUSY: &str = "5";
+const BUSY_PAUSE: Duration = Duration::from_millis(10);
 
 /// How long a caller waits for a connection; writers wait here for each other.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -96,7 +101,7 @@ impl SqliteStore {
     {
         let (writer, clock) = (self.writer.clone(), Arc::clone(&self.clock));
         detached(async move {
-            let mut transaction = writer.begin_with("BEGIN IMMEDIATE").await?;
+            let mut transaction = begin(&writer).await?;
             let answer = work(&mut transaction, clock.now().as_microsecond()).await;
             match answer {
                 Ok(answer) => transaction.commit().await.map(|()| answer).map_err(StoreError::from),
@@ -112,6 +117,22 @@ impl SqliteStore {
     /// The time for a read.
     fn now_micros(&self) -> i64 {
         self.clock.now().as_microsecond()
+    }
+}
+
+/// Begins a write. Processes that open a new file together meet where its journal mode is switched, and
+/// there SQLite gives up at once, whatever the busy timeout is.
+async fn begin(writer: &SqlitePool) -> Result<Transaction<'static, Sqlite>, sqlx::Error> {
+    let deadline = Instant::now() + BUSY_TIMEOUT;
+    loop {
+        match writer.begin_with("BEGIN IMMEDIATE").await {
+            Err(sqlx::Error::Database(error))
+                if error.code().as_deref() == Some(BUSY) && Instant::now() < deadline =>
+            {
+                tokio::time::sleep(BUSY_PAUSE).await;
+            }
+            begun => return begun,
+        }
     }
 }
 
