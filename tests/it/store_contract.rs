@@ -101,6 +101,7 @@ on_every_backend! {
     a_census_counts_what_is_not_final,
     pins_are_set_replaced_and_removed,
     a_rejected_message_seen_again_is_the_same_row,
+    a_rejection_that_cannot_be_kept_can_be_kept_without_its_texts,
     migrations_run_once_however_many_start_them,
     the_schema_is_compared_with_this_build,
     missing_tables_are_a_schema_error,
@@ -1480,6 +1481,25 @@ async fn pins_are_set_replaced_and_removed(t: Bench) {
     assert!(!t.store.unset_pin(None, "github").await.unwrap());
     assert!(t.store.unset_pin(user.owner.as_ref(), "github").await.unwrap());
     assert_eq!(t.store.pins().await.unwrap().len(), 2);
+}
+
+async fn a_rejection_that_cannot_be_kept_can_be_kept_without_its_texts(t: Bench) {
+    let unfit = Rejected {
+        id: Uuid::from_u128(3),
+        queue: "default".parse().unwrap(),
+        reason: EnvelopeReason::Malformed,
+        message: "a\0b".into(),
+        body: b"\0\xff".to_vec(),
+        properties: "{}".into(),
+    };
+    let refused = t.store.reject(std::slice::from_ref(&unfit)).await.unwrap_err();
+    assert_eq!(refused.kind(), StoreErrorKind::Data);
+    assert!(!unfit.is_plain());
+    let plain = unfit.clone().into_plain();
+    assert!(plain.is_plain());
+    t.store.reject(&[plain]).await.unwrap();
+    let kept = t.store.rejected_message(unfit.id).await.unwrap().unwrap();
+    assert_eq!((kept.message.body, kept.message.reason), (unfit.body, unfit.reason), "the message is whole");
 }
 
 async fn a_rejected_message_seen_again_is_the_same_row(t: Bench) {
