@@ -3,3 +3,46 @@
 pub mod gauges;
 pub mod rescue;
 pub mod verify;
+
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+
+use crate::{backoff::RECONNECT, store::StoreError};
+
+/// Repeats `round`, which returns how many jobs it took, until `stop`. Rounds follow each other without a
+/// pause while they take a whole `batch`; otherwise there is about `poll` between them, because processes
+/// that started together need not look together. `task` says in the log what waits for the store.
+async fn rounds<F>(
+    stop: CancellationToken,
+    poll: Duration,
+    batch: usize,
+    task: &'static str,
+    round: impl Fn() -> F,
+) where
+    F: Future<Output = Result<usize, StoreError>>,
+{
+    let mut failures = 0;
+    while !stop.is_cancelled() {
+        let wait = match round().await {
+            Ok(taken) => {
+                failures = 0;
+                if taken == batch {
+                    continue;
+                }
+                poll.mul_f64(0.75 + fastrand::f64() / 2.0)
+            }
+            Err(error) => {
+                failures += 1;
+                if failures == 1 {
+                    tracing::warn!(%error, "{task} cannot reach the store; trying again");
+                }
+                RECONNECT.wait(failures, fastrand::f64())
+            }
+        };
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = tokio::time::sleep(wait) => {}
+        }
+    }
+}

@@ -1,17 +1,17 @@
 //! Takes over the running jobs of workers that stopped beating.
 //!
-//! What may be repeated is due again; a call that counts and may have been made is held
-//! until [`super::verify`] or a person knows. A job that had nothing frozen cannot have been sent, so it is simply given back. The
-//! result of a worker that was only presumed dead is still accepted while nobody has claimed the
-//! job again (the store's `finish` sees to that).
+//! What may be repeated is due again; a call that counts and may have been made is held until
+//! [`super::verify`] or a person knows. A job that had nothing frozen cannot have been sent, so it is
+//! simply given back. The result of a worker that was only presumed dead is still accepted while
+//! nobody has claimed the job again (the store's `finish` sees to that).
 
 use std::{sync::Arc, time::Duration};
 
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
+use super::rounds;
 use crate::{
-    backoff::RECONNECT,
     clock::SharedClock,
     job::{Attempt, AttemptOutcome, Ending, ErrorKind, JobError, RetryPolicy},
     store::{By, Finish, Finished, LostJob, SharedStore, StoreError},
@@ -55,31 +55,8 @@ impl Rescue {
 
     /// Looks until `stop`; pages follow each other without a pause while they are full.
     pub async fn run(self, stop: CancellationToken) {
-        let mut failures = 0;
-        while !stop.is_cancelled() {
-            let wait = match self.run_once().await {
-                Ok(rescued) if rescued == self.options.batch => {
-                    failures = 0;
-                    continue;
-                }
-                Ok(_) => {
-                    failures = 0;
-                    // Processes that started together need not look together.
-                    self.options.poll.mul_f64(0.75 + fastrand::f64() / 2.0)
-                }
-                Err(error) => {
-                    failures += 1;
-                    if failures == 1 {
-                        tracing::warn!(%error, "the rescue cannot reach the store; trying again");
-                    }
-                    RECONNECT.wait(failures, fastrand::f64())
-                }
-            };
-            tokio::select! {
-                () = stop.cancelled() => {}
-                () = tokio::time::sleep(wait) => {}
-            }
-        }
+        let Options { poll, batch, .. } = self.options;
+        rounds(stop, poll, batch, "the rescue", || self.run_once()).await;
     }
 
     /// One page; returns how many jobs were taken over.

@@ -12,8 +12,9 @@ use serde_json::value::RawValue;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
+use super::rounds;
 use crate::{
-    backoff::{Intervals, RECONNECT},
+    backoff::Intervals,
     clock::SharedClock,
     job::{Attempt, AttemptOutcome, Ending, ErrorKind, JobError, RequestId, RetryPolicy},
     store::{By, Check, Finish, Finished, PutOff, SharedStore, StoreError, StoreErrorKind},
@@ -112,31 +113,15 @@ impl Verify {
 
     /// Looks until `stop`; rounds follow each other without a pause while they are full.
     pub async fn run(self, stop: CancellationToken) {
-        let mut failures = 0;
-        while !stop.is_cancelled() {
-            let round = tokio::select! {
-                round = self.run_once() => round,
-                () = stop.cancelled() => return,
-            };
-            let wait = match round {
-                Ok(checked) if checked == self.options.batch => continue,
-                Ok(_) => {
-                    failures = 0;
-                    self.options.poll.mul_f64(0.75 + fastrand::f64() / 2.0)
-                }
-                Err(error) => {
-                    failures += 1;
-                    if failures == 1 {
-                        tracing::warn!(%error, "unknown outcomes cannot be looked up without the store; trying again");
-                    }
-                    RECONNECT.wait(failures, fastrand::f64())
-                }
-            };
+        let Options { poll, batch, .. } = self.options;
+        // Look-ups may take long, and one that is cut off is made again by the next process.
+        let round = || async {
             tokio::select! {
-                () = stop.cancelled() => {}
-                () = tokio::time::sleep(wait) => {}
+                round = self.run_once() => round,
+                () = stop.cancelled() => Ok(0),
             }
-        }
+        };
+        rounds(stop.clone(), poll, batch, "the look-up of unknown outcomes", round).await;
     }
 
     /// One round; returns how many jobs were looked at.
@@ -348,6 +333,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::backoff::RECONNECT;
 
     const POLICY: Policy = Policy {
         intervals: RECONNECT,
