@@ -34,7 +34,7 @@ use crate::{
         rescue::{self, Rescue},
         verify::{self, Verify},
     },
-    worker::{Deps, Options, Report, Resolver, Worker},
+    worker::{CrashPlan, Deps, Options, Report, Resolver, Worker},
 };
 
 /// Messages that the in-process queue holds per lane; what is more waits in the store.
@@ -58,6 +58,7 @@ pub struct App {
     config: Config,
     clock: SharedClock,
     relay_wake: Arc<Notify>,
+    crash: Option<CrashPlan>,
 }
 
 impl App {
@@ -70,7 +71,13 @@ impl App {
         let queue = open_queue(&config)?;
         let api = open_tool_api(&config)?;
         let relay_wake = Arc::new(Notify::new());
-        Ok(Self { store, queue, api, config, clock: clock::system(), relay_wake })
+        Ok(Self { store, queue, api, config, clock: clock::system(), relay_wake, crash: None })
+    }
+
+    /// Lets the worker crash at a point on a job's way, for tests of what that leaves behind.
+    #[must_use]
+    pub fn crashing(self, crash: Option<CrashPlan>) -> Self {
+        Self { crash, ..self }
     }
 
     /// A door for jobs that this process enqueues itself.
@@ -85,7 +92,7 @@ impl App {
     /// # Errors
     /// The listener cannot be bound, or the store's schema does not fit and may not be migrated.
     pub async fn run(self, metrics: PrometheusHandle, shutdown: Shutdown) -> Result<Report> {
-        let Self { store, queue, api, config, clock, relay_wake } = self;
+        let Self { store, queue, api, config, clock, relay_wake, crash } = self;
         let lanes = lanes(&config);
         let resolver = Arc::new(Resolver::new(api.clone(), rules(&config), &config));
         let deps = Deps {
@@ -96,7 +103,8 @@ impl App {
             clock: clock.clone(),
             relay_wake: relay_wake.clone(),
         };
-        let worker = Worker::new(deps, worker_options(&config, lanes.clone()));
+        let options = Options { crash, ..worker_options(&config, lanes.clone()) };
+        let worker = Worker::new(deps, options);
 
         // The listener outlives everything else, so that a shutdown can be watched.
         let serving = CancellationToken::new();
@@ -351,6 +359,7 @@ fn worker_options(config: &Config, lanes: Vec<(QueueName, u32)>) -> Options {
         first_check: first_check(config),
         timeout: Duration::from_millis(config.composio.timeout_ms),
         max_buffered_bytes: config.worker.max_buffered_bytes,
+        crash: None,
     }
 }
 

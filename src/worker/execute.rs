@@ -12,6 +12,7 @@ use tokio::{sync::OwnedSemaphorePermit, time::Instant};
 
 use super::{
     Shared,
+    crash::CrashPoint,
     classify::{self, Next},
 };
 use crate::{
@@ -118,9 +119,11 @@ async fn attempt(shared: &Shared, held: &mut Held) -> Option<Ended> {
         account: frozen.account.clone(),
         timeout,
     };
+    shared.crash.pass(CrashPoint::AfterClaim);
     let sent = Instant::now();
     let reply = tokio::select! {
         reply = shared.deps.api.execute(&call) => reply,
+        never = shared.crash.during_call() => match never {},
         () = shared.interrupt.cancelled() => Reply::NoAnswer("the worker shut down during the call".into()),
     };
     let ended = judge(shared, held, &frozen, reply);
@@ -319,6 +322,7 @@ async fn record(shared: &Shared, held: Held, ended: Ended) {
         },
         ending: ended.ending,
     };
+    shared.crash.pass(CrashPoint::AfterCall);
     shared.buffered.fetch_add(bytes, Ordering::Relaxed);
     let finished = shared.finisher.submit(finish).await;
     shared.buffered.fetch_sub(bytes, Ordering::Relaxed);
@@ -326,6 +330,7 @@ async fn record(shared: &Shared, held: Held, ended: Ended) {
         // The store was away for the whole shutdown: the job stays in the list of what is left.
         return;
     };
+    shared.crash.pass(CrashPoint::AfterFinish);
     shared.note_ended(spec.id);
     match finished {
         Finished::Applied { state, late } => {

@@ -7,7 +7,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::{Shared, execute};
+use super::{Shared, crash::CrashPoint, execute};
 use crate::{
     backoff::RECONNECT,
     bounds::CLAIM_BATCH,
@@ -167,6 +167,7 @@ impl Lane {
             self.give_back(settler, tokens).await;
             return false;
         }
+        self.shared.crash.pass(CrashPoint::BeforeAck);
         if let Err(error) = settler.ack(tokens).await {
             tracing::debug!(queue = %self.name, %error, "acknowledging failed; the broker delivers again");
         }
@@ -254,6 +255,7 @@ impl Lane {
         claims: &[Claim],
         stop: &CancellationToken,
     ) -> Result<Vec<Claimed>, StoreError> {
+        self.shared.crash.pass(CrashPoint::BeforeClaim);
         metrics::CLAIM_BATCH.record(claims.len() as f64);
         let started = tokio::time::Instant::now();
         let mut failures = 0;

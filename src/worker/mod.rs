@@ -15,6 +15,7 @@
 pub mod classify;
 
 mod batch;
+mod crash;
 pub(crate) mod execute;
 mod finish;
 mod health;
@@ -34,10 +35,11 @@ use std::{
 use tokio::{sync::Notify, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+pub use crash::{CrashPlan, CrashPoint};
 pub use health::{Health, Readiness};
 pub use resolve::Resolver;
 
-use self::{batch::GroupCommit, heartbeat::LeaseClock};
+use self::{batch::GroupCommit, crash::Crash, heartbeat::LeaseClock};
 use crate::{
     clock::SharedClock,
     job::{JobId, QueueName, RetryPolicy, WorkerId},
@@ -90,6 +92,8 @@ pub struct Options {
     pub timeout: Duration,
     /// Bytes of results that may wait to be written before no more jobs are taken.
     pub max_buffered_bytes: u64,
+    /// Where to crash, for tests of what a crash leaves behind.
+    pub crash: Option<CrashPlan>,
 }
 
 /// What a worker left behind when it stopped.
@@ -125,6 +129,7 @@ struct Shared {
     /// Ends every wait for the store, when nothing more can be done.
     give_up: CancellationToken,
     buffered: AtomicU64,
+    crash: Crash,
     finisher: GroupCommit<Finish, Finished>,
     freezer: GroupCommit<Freeze, bool>,
 }
@@ -144,6 +149,7 @@ impl Worker {
             interrupt: CancellationToken::new(),
             give_up: CancellationToken::new(),
             buffered: AtomicU64::new(0),
+            crash: Crash::new(options.crash),
             finisher,
             freezer,
             deps,
