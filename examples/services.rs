@@ -4,13 +4,10 @@
 //! `cargo run --example services -- --run COMMAND...` runs a command with the variables set, stops the
 //! services, and exits with the command's status. `--fsync` before it makes every commit wait for the disk.
 
-#[path = "../tests/it/support/mod.rs"]
-mod support;
-
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitCode;
 
-use support::{Postgres, RabbitMq, postgres, rabbitmq};
+use errand::services::{Place, Postgres, RabbitMq, postgres, rabbitmq};
 use tokio::signal::unix::{SignalKind, signal};
 
 #[tokio::main(flavor = "current_thread")]
@@ -45,10 +42,11 @@ async fn main() -> anyhow::Result<ExitCode> {
 }
 
 async fn serve(fsync: bool, command: Option<Vec<String>>) -> anyhow::Result<ExitCode> {
-    let (postgres, rabbitmq) = tokio::join!(
-        Postgres::start(postgres::Options { fsync, ..Default::default() }),
-        RabbitMq::start(rabbitmq::Options::default())
-    );
+    let place = Place::default();
+    let (postgres, rabbitmq) = tokio::try_join!(
+        Postgres::start(&place, postgres::Options { fsync, ..Default::default() }),
+        RabbitMq::start(&place, rabbitmq::Options::default())
+    )?;
     let variables = [("DATABASE_URL", postgres.url()), ("AMQP_URL", rabbitmq.url())];
     let Some(command) = command else {
         for (name, value) in &variables {

@@ -17,6 +17,8 @@ pub mod job;
 pub mod queue;
 pub mod relay;
 pub mod sandbox;
+#[doc(hidden)]
+pub mod services;
 pub mod shutdown;
 pub mod store;
 pub mod telemetry;

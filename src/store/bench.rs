@@ -254,6 +254,22 @@ impl BenchStore {
     }
 }
 
+/// Creates an empty database in the PostgreSQL server of this URL, for `services`.
+///
+/// # Errors
+/// The URL or the name cannot be used, the server does not answer, or there is such a database.
+pub(crate) async fn create_database(url: &SecretString, name: &str) -> Result<(), StoreError> {
+    let BenchStore::Postgres(pool) = BenchStore::open(url, 1)? else {
+        return Err(StoreError::new(StoreErrorKind::Access, "SQLite has a database per file"));
+    };
+    ensure_bare_word(name)?;
+    // Quoted, because a word may be one of the language.
+    let created = sqlx::query(AssertSqlSafe(format!("create database \"{name}\""))).execute(&pool).await;
+    pool.close().await;
+    created?;
+    Ok(())
+}
+
 /// The URL of the same database with this schema in front of nothing else.
 ///
 /// # Errors
@@ -267,12 +283,19 @@ pub(crate) fn with_schema(url: &SecretString, schema: &str) -> Result<SecretStri
 
 /// Names of schemas are pasted into statements, so they are ours or nothing.
 fn ensure_plain(name: &str) -> Result<(), StoreError> {
-    let plain = name.starts_with("errand_bench_")
-        && name.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'_'));
-    if plain {
-        Ok(())
+    if name.starts_with("errand_bench_") {
+        ensure_bare_word(name)
     } else {
         Err(StoreError::new(StoreErrorKind::Data, "not the name of a benchmark's schema"))
+    }
+}
+
+/// Only letters, digits and underscores.
+fn ensure_bare_word(name: &str) -> Result<(), StoreError> {
+    if name.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'_')) {
+        Ok(())
+    } else {
+        Err(StoreError::new(StoreErrorKind::Data, "a name with other characters than a-z, 0-9 and _"))
     }
 }
 

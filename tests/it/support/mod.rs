@@ -1,17 +1,11 @@
-//! Private real services for the tests: PostgreSQL, RabbitMQ and Prometheus, started on loopback ports of
-//! their own, and stopped whatever happens to the process that started them.
+//! Private real services for the tests, as `errand::services` starts them, with failures that panic.
 //!
 //! `postgres::shared()` and `rabbitmq::shared()` start one server for the whole test process when the first
 //! test asks; each test gets a database or a virtual host of its own. A test that kills or pauses a server
 //! starts a private one with `Postgres::start` or `RabbitMq::start`.
-//!
-//! Nothing here ends a process by its name, uses a server that somebody else runs, or listens anywhere but
-//! on loopback.
 
-#![allow(dead_code, reason = "the tests and the example program each use a part of this")]
-#![allow(unused_imports, reason = "the re-exports are for whichever test needs them")]
+#![allow(dead_code, reason = "a server can do more than the tests of today ask of it")]
 
-pub(crate) mod guard;
 pub(crate) mod http;
 pub(crate) mod machine;
 pub(crate) mod postgres;

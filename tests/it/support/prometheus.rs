@@ -3,8 +3,11 @@
 use std::fs;
 use std::time::Duration;
 
-use super::guard::{Guard, Process};
-use super::machine;
+use anyhow::{Context as _, Result};
+use errand::services::guard::{Guard, Process};
+use errand::services::machine;
+
+use super::machine::place;
 
 const START_LIMIT: Duration = Duration::from_secs(60);
 
@@ -24,28 +27,29 @@ impl Prometheus {
             machine::start_with_retries("Prometheus", || Prometheus::start_blocking(&config))
         })
         .await
+        .unwrap()
     }
 
     pub(crate) fn url(&self) -> String {
         format!("http://127.0.0.1:{}", self.port)
     }
 
-    fn start_blocking(config: &str) -> Result<Prometheus, String> {
-        let program = machine::program("prometheus", "prometheus", &[]);
-        let guard = Guard::new("prometheus", None).map_err(|error| error.to_string())?;
-        fs::write(guard.directory().join("prometheus.yml"), config).map_err(|error| error.to_string())?;
-        let port = machine::free_port();
+    fn start_blocking(config: &str) -> Result<Prometheus> {
+        let program = machine::program("prometheus", "prometheus", &[])?;
+        let guard = Guard::new(place(), "prometheus", None)?;
+        fs::write(guard.directory().join("prometheus.yml"), config)?;
+        let port = place().free_port()?;
         let args = [
             "--config.file=prometheus.yml".to_owned(),
             "--storage.tsdb.path=data".to_owned(),
             format!("--web.listen-address=127.0.0.1:{port}"),
         ];
-        let mut process = guard.launch(&program, &args, &[]).map_err(|error| format!("launch: {error}"))?;
+        let mut process = guard.launch(&program, &args, &[])?;
         process
             .wait_ready(START_LIMIT, || {
                 machine::ask(port, b"GET /-/ready HTTP/1.0\r\n\r\n") == Some(*b"HTTP/1.0 200")
             })
-            .map_err(|error| format!("{error}\n{}", guard.output()))?;
+            .with_context(|| guard.output())?;
         Ok(Prometheus { guard, process, port })
     }
 }

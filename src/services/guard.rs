@@ -1,21 +1,26 @@
 //! Owns the processes and the directory of one service, and gets rid of both whatever happens.
 //!
-//! Every service is a direct child of the test process, in a process group of its own: only a parent can
+//! Every service is a direct child of this process, in a process group of its own: only a parent can
 //! `wait()`, and a killed server that nobody reaped keeps its process id, which makes PostgreSQL refuse to
 //! start again. Statics are never dropped and a killed process runs no destructors, so beside each service
-//! stands a guard: a shell that reads a pipe whose other end only the test process holds. However the test
-//! process ends, the pipe ends with it, and the guard kills the service and removes its directory.
+//! stands a guard: a shell that reads a pipe whose other end only this process holds. However this process
+//! ends, the pipe ends with it, and the guard kills the service and removes its directory.
 
-use std::fs;
-use std::io;
-use std::os::unix::fs::{PermissionsExt, chown};
-use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
-use std::thread::sleep;
-use std::time::{Duration, Instant};
+use std::{
+    fs, io,
+    os::unix::{
+        fs::{PermissionsExt, chown},
+        process::CommandExt,
+    },
+    path::{Path, PathBuf},
+    process::{Child, ChildStdin, Command, ExitStatus, Stdio},
+    thread::sleep,
+    time::{Duration, Instant},
+};
 
-use super::machine::{self, Account};
+use anyhow::{Context as _, Result, bail, ensure};
+
+use super::{Place, machine::Account};
 
 const TREE: &str = include_str!("tree.sh");
 const GUARD: &str = include_str!("guard.sh");
@@ -27,26 +32,31 @@ const LAUNCH: &str = r#"echo "$$" >"$0/pids/$$" && [ ! -e "$0/closed" ] && exec 
 
 /// A service directory with its guard. Dropping it kills what was launched in it, and removes it.
 #[derive(Debug)]
-pub(crate) struct Guard {
+pub struct Guard {
     directory: PathBuf,
     account: Option<Account>,
     shell: Child,
     /// The only writing end of the guard's pipe. The standard library marks it close-on-exec, so no child
-    /// of the test process keeps it open.
+    /// of this process keeps it open.
     pipe: Option<ChildStdin>,
 }
 
 impl Guard {
-    /// Makes a directory below the directory for tests and sets a guard beside it. Processes launched in it
-    /// run under `account`, or under this process's own account.
-    pub(crate) fn new(name: &str, account: Option<Account>) -> io::Result<Guard> {
-        let directory =
-            tempfile::Builder::new().prefix(&format!("errand-{name}-")).tempdir_in(machine::base())?;
+    /// Makes a directory in the place and sets a guard beside it. Processes launched in it run under
+    /// `account`, or under this process's own account.
+    ///
+    /// # Errors
+    /// The directory cannot be made, or there is no shell.
+    pub fn new(place: &Place, name: &str, account: Option<Account>) -> Result<Guard> {
+        let directory = tempfile::Builder::new()
+            .prefix(&format!("errand-{name}-"))
+            .tempdir_in(place.base())
+            .with_context(|| format!("make a directory in {}", place.base().display()))?;
         fs::create_dir(directory.path().join("pids"))?;
         fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o700))?;
         if let Some(account) = account {
             for path in [directory.path(), &directory.path().join("pids")] {
-                chown(path, Some(account.uid), Some(account.gid))?;
+                chown(path, Some(account.uid), Some(account.gid)).context("give a directory away")?;
             }
         }
         let mut shell = Command::new("/bin/sh")
@@ -57,25 +67,30 @@ impl Guard {
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
-            .spawn()?;
+            .spawn()
+            .context("run /bin/sh as the guard of a private server")?;
         let pipe = shell.stdin.take();
         // From here on the guard removes the directory.
         Ok(Guard { directory: directory.keep(), account, shell, pipe })
     }
 
-    pub(crate) fn directory(&self) -> &Path {
+    /// The directory, in which everything is removed with it.
+    #[must_use]
+    pub fn directory(&self) -> &Path {
         &self.directory
     }
 
     /// Starts a program in the directory, with the given variables and `PATH` as its only environment, and
     /// its output appended to `output.log`.
-    pub(crate) fn launch(
-        &self,
-        program: &Path,
-        args: &[String],
-        env: &[(&str, String)],
-    ) -> io::Result<Process> {
-        let log = fs::OpenOptions::new().create(true).append(true).open(self.directory.join("output.log"))?;
+    ///
+    /// # Errors
+    /// The process cannot be started.
+    pub fn launch(&self, program: &Path, args: &[String], env: &[(&str, String)]) -> Result<Process> {
+        let log = fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(self.directory.join("output.log"))
+            .context("open the log of a private server")?;
         let mut command = Command::new("/bin/sh");
         command
             .args(["-c", LAUNCH])
@@ -94,13 +109,14 @@ impl Guard {
         if let Some(account) = self.account {
             command.uid(account.uid).gid(account.gid);
         }
-        let child = command.spawn()?;
+        let child = command.spawn().with_context(|| format!("launch {}", program.display()))?;
         let listed = self.directory.join("pids").join(child.id().to_string());
         Ok(Process { child, listed })
     }
 
     /// The last lines that the launched programs wrote, for the message of a failed start.
-    pub(crate) fn output(&self) -> String {
+    #[must_use]
+    pub fn output(&self) -> String {
         let bytes = fs::read(self.directory.join("output.log")).unwrap_or_default();
         let text = String::from_utf8_lossy(&bytes);
         let lines: Vec<&str> = text.lines().collect();
@@ -118,86 +134,111 @@ impl Drop for Guard {
 
 /// A child process, and everything that it started in turn.
 #[derive(Debug)]
-pub(crate) struct Process {
+pub struct Process {
     child: Child,
     listed: PathBuf,
 }
 
 impl Process {
     /// The process id, which is also the id of its process group.
-    pub(crate) fn id(&self) -> u32 {
+    #[must_use]
+    pub fn id(&self) -> u32 {
         self.child.id()
     }
 
     /// How the process ended, if it has.
-    pub(crate) fn ended(&mut self) -> Option<ExitStatus> {
-        let status = self.child.try_wait().expect("the state of a child process");
+    ///
+    /// # Errors
+    /// The system does not say.
+    pub fn ended(&mut self) -> Result<Option<ExitStatus>> {
+        let status = self.child.try_wait().context("read the state of a child process")?;
         if status.is_some() {
-            self.strike();
+            self.strike()?;
         }
-        status
+        Ok(status)
     }
 
     /// Waits for the end of the process, and kills it and its descendants when the limit has passed.
-    pub(crate) fn wait(&mut self, limit: Duration) -> Option<ExitStatus> {
+    ///
+    /// # Errors
+    /// Its state cannot be read, or it cannot be killed.
+    pub fn wait(&mut self, limit: Duration) -> Result<Option<ExitStatus>> {
         let deadline = Instant::now() + limit;
         while Instant::now() < deadline {
-            let status = self.ended();
+            let status = self.ended()?;
             if status.is_some() {
-                return status;
+                return Ok(status);
             }
             sleep(Duration::from_millis(5));
         }
-        self.kill();
-        None
+        self.kill()?;
+        Ok(None)
     }
 
-    /// Waits until `probe` says that the service answers. Fails when the process ends or the limit passes.
-    pub(crate) fn wait_ready(&mut self, limit: Duration, probe: impl Fn() -> bool) -> Result<(), String> {
+    /// Waits until `probe` says that the service answers.
+    ///
+    /// # Errors
+    /// The process ends or the limit passes first; it is killed then.
+    pub fn wait_ready(&mut self, limit: Duration, probe: impl Fn() -> bool) -> Result<()> {
         let deadline = Instant::now() + limit;
         loop {
             if probe() {
                 return Ok(());
             }
-            if let Some(status) = self.ended() {
-                return Err(format!("it ended with {status} before it answered"));
+            if let Some(status) = self.ended()? {
+                bail!("it ended with {status} before it answered");
             }
             if Instant::now() >= deadline {
-                self.kill();
-                return Err(format!("it did not answer within {limit:?}"));
+                self.kill()?;
+                bail!("it did not answer within {limit:?}");
             }
             sleep(Duration::from_millis(20));
         }
     }
 
     /// SIGKILL for the process and its descendants; returns when none of them runs any more.
-    pub(crate) fn kill(&mut self) {
-        if self.ended().is_none() {
-            run_tree(&format!("kill_trees {}", self.id()));
-            self.child.wait().expect("the end of a killed child process");
-            self.strike();
+    ///
+    /// # Errors
+    /// They cannot be killed.
+    pub fn kill(&mut self) -> Result<()> {
+        if self.ended()?.is_none() {
+            run_tree(&format!("kill_trees {}", self.id()))?;
+            self.child.wait().context("wait for the end of a killed child process")?;
+            self.strike()?;
         }
+        Ok(())
     }
 
-    /// Sends a signal to the process alone.
-    pub(crate) fn signal(&mut self, signal: &str) {
-        if self.ended().is_none() {
-            run_tree(&format!("kill -{signal} {}", self.id()));
+    /// Sends a signal, such as `TERM`, to the process alone.
+    ///
+    /// # Errors
+    /// It cannot be sent.
+    pub fn signal(&mut self, signal: &str) -> Result<()> {
+        if self.ended()?.is_none() {
+            run_tree(&format!("kill -{signal} {}", self.id()))?;
         }
+        Ok(())
     }
 
-    /// Sends a signal to the process and its descendants.
-    pub(crate) fn signal_tree(&mut self, signal: &str) {
-        if self.ended().is_none() {
-            run_tree(&format!("signal_tree {signal} {}", self.id()));
+    /// Sends a signal, such as `STOP`, to the process and its descendants.
+    ///
+    /// # Errors
+    /// It cannot be sent.
+    pub fn signal_tree(&mut self, signal: &str) -> Result<()> {
+        if self.ended()?.is_none() {
+            run_tree(&format!("signal_tree {signal} {}", self.id()))?;
         }
+        Ok(())
     }
 
     /// Takes a reaped process off the guard's list, because its id may soon belong to somebody else.
-    fn strike(&self) {
-        if let Err(error) = fs::remove_file(&self.listed) {
+    fn strike(&self) -> Result<()> {
+        match fs::remove_file(&self.listed) {
             // The launcher may have failed before it listed itself, and the guard removes the whole list.
-            assert_eq!(error.kind(), io::ErrorKind::NotFound, "{}: {error}", self.listed.display());
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(error).with_context(|| format!("remove {}", self.listed.display()))
+            }
+            _ => Ok(()),
         }
     }
 }
@@ -209,12 +250,13 @@ impl Drop for Process {
     }
 }
 
-fn run_tree(call: &str) {
+fn run_tree(call: &str) -> Result<()> {
     let status = Command::new("/bin/sh")
         .args(["-c", &format!("{TREE}\n{call}")])
         .stdin(Stdio::null())
         .stderr(Stdio::null())
         .status()
-        .expect("run /bin/sh");
-    assert!(status.success(), "`{call}` ended with {status}");
+        .context("run /bin/sh")?;
+    ensure!(status.success(), "`{call}` ended with {status}");
+    Ok(())
 }
