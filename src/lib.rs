@@ -7,6 +7,7 @@ pub mod app;
 pub mod backoff;
 pub(crate) mod bench;
 pub mod bounds;
+pub(crate) mod chaos;
 pub mod cli;
 pub mod clock;
 pub mod config;

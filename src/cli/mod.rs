@@ -23,6 +23,7 @@ use crate::{
 mod accounts;
 mod bench;
 mod bulk;
+mod chaos;
 mod config_command;
 mod context;
 mod demo;
@@ -102,6 +103,11 @@ enum Command {
     /// One process of `errand bench`.
     #[command(hide = true)]
     BenchChild(bench::ChildArgs),
+    /// Break everything on purpose, and count what became of the jobs.
+    Chaos(chaos::Args),
+    /// One worker of `errand chaos`.
+    #[command(hide = true)]
+    ChaosWorker(chaos::WorkerArgs),
     /// Print a completion script for a shell.
     Completions {
         /// The shell.
@@ -162,6 +168,16 @@ fn dispatch(cli: Cli) -> anyhow::Result<Exit> {
             lasting(loaded.config, |config| bench::run(args, config))
         }
         Command::BenchChild(args) => bench_child(args, &sources),
+        Command::Chaos(args) => {
+            let mut loaded = config::load(&sources)?;
+            if loaded.origin("log.level") == Some(&Origin::Default) {
+                "error".clone_into(&mut loaded.config.log.level);
+            }
+            lasting(loaded.config, |config| chaos::run(args, config))
+        }
+        Command::ChaosWorker(args) => {
+            lasting(config::load(&sources)?.config, |config| chaos::run_worker(args, config))
+        }
 
         Command::Enqueue(args) => {
             brief(&sources, |context| async move { enqueue::run(*args, &context).await })

@@ -12,8 +12,8 @@ use tokio::{sync::OwnedSemaphorePermit, time::Instant};
 
 use super::{
     Shared,
-    crash::CrashPoint,
     classify::{self, Next},
+    crash::CrashPoint,
 };
 use crate::{
     job::{Attempt, AttemptOutcome, Effect, Ending, ErrorKind, HeldReason, JobError, JobSpec, RequestId},
