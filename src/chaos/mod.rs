@@ -111,16 +111,19 @@ pub(crate) async fn run(plan: &Plan, stop: &CancellationToken, progress: impl Fn
     Ok(report)
 }
 
-/// The order of cells: shuffled anew for every pass through them.
+/// The order of cells: shuffled anew for every pass through them. The first round has the seed of the run, so
+/// that any round can be played again by its own seed.
 struct Order {
     rng: fastrand::Rng,
+    seed: u64,
     cells: Vec<Cell>,
     left: Vec<Cell>,
 }
 
 impl Order {
     fn new(plan: &Plan) -> Self {
-        Self { rng: fastrand::Rng::with_seed(plan.seed), cells: plan.cells.clone(), left: Vec::new() }
+        let rng = fastrand::Rng::with_seed(plan.seed);
+        Self { rng, seed: plan.seed, cells: plan.cells.clone(), left: Vec::new() }
     }
 
     fn next(&mut self) -> (Cell, u64) {
@@ -129,6 +132,6 @@ impl Order {
             self.rng.shuffle(&mut self.left);
         }
         let cell = self.left.pop().unwrap_or(Cell::KillWorkers);
-        (cell, self.rng.u64(..))
+        (cell, std::mem::replace(&mut self.seed, self.rng.u64(..)))
     }
 }

@@ -124,7 +124,7 @@ impl Report {
             row.tally.add(&tally);
         }
         let mut line = format!(
-            "{name}: {} jobs, {} succeeded, {} failed, {} held, {} unknown, {:.0} s",
+            "{name}, seed {seed}: {} jobs, {} succeeded, {} failed, {} held, {} unknown, {:.0} s",
             tally.enqueued,
             tally.succeeded,
             tally.failed,

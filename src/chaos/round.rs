@@ -11,7 +11,7 @@ use super::{
     cell::Cell,
     load::{Accepted, Load},
     report::Tally,
-    stage::{DRAIN, GIVE_UP, Ground, Stage},
+    stage::{DRAIN, Ground, Stage},
     strike::Strike,
 };
 use crate::{
@@ -26,8 +26,8 @@ const SPAN: Duration = Duration::from_secs(6);
 /// short on a stage; the rest is for a busy machine.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// How long held jobs must not change before they count as waiting for a person.
-const REST: Duration = Duration::from_secs(GIVE_UP.as_secs() + 3);
+/// What the error of a held job says as long as its call is looked for in the execution log.
+const LOOKS: &str = "errand looks";
 
 /// How often the store is looked at.
 const LOOK: Duration = Duration::from_millis(250);
@@ -120,33 +120,28 @@ impl Round {
 /// Waits until every job is final or waits for a person, and returns all jobs there are.
 async fn come_to_rest(store: &SharedStore, accepted: &Accepted) -> Result<HashMap<JobId, JobView>> {
     let begin = Instant::now();
-    let mut held_before = Vec::new();
-    let mut held_since = Instant::now();
     loop {
         let filter = JobFilter { limit: accepted.len() * 2, ..JobFilter::default() };
-        let jobs: HashMap<JobId, JobView> = match store.jobs(&filter).await {
-            Ok(jobs) => jobs.into_iter().map(|job| (job.spec.id, job)).collect(),
-            Err(error) if begin.elapsed() > PATIENCE => return Err(error.into()),
-            Err(_) => {
-                sleep(LOOK).await;
-                continue;
+        match store.jobs(&filter).await {
+            Ok(jobs) => {
+                let jobs: HashMap<JobId, JobView> = jobs.into_iter().map(|job| (job.spec.id, job)).collect();
+                let all_there = accepted.keys().all(|id| jobs.contains_key(id));
+                if (all_there && jobs.values().all(rests)) || begin.elapsed() > PATIENCE {
+                    return Ok(jobs);
+                }
             }
-        };
-        let mut held: Vec<JobId> =
-            jobs.values().filter(|job| job.state == State::Held).map(|job| job.spec.id).collect();
-        held.sort_unstable();
-        if held != held_before {
-            held_before = held;
-            held_since = Instant::now();
-        }
-        let all_there = accepted.keys().all(|id| jobs.contains_key(id));
-        let moving = jobs.values().any(|job| !job.state.is_final() && job.state != State::Held);
-        let at_rest = all_there && !moving && (held_before.is_empty() || held_since.elapsed() > REST);
-        if at_rest || begin.elapsed() > PATIENCE {
-            return Ok(jobs);
+            Err(error) if begin.elapsed() > PATIENCE => return Err(error.into()),
+            // Faults may have left broken connections behind, which are noticed now.
+            Err(_) => {}
         }
         sleep(LOOK).await;
     }
+}
+
+/// Whether nothing but a person moves a job. One that is held while errand looks for its call is under way.
+fn rests(job: &JobView) -> bool {
+    let is_looked_for = job.error.as_ref().is_some_and(|error| error.message.contains(LOOKS));
+    job.state.is_final() || (job.state == State::Held && !is_looked_for)
 }
 
 /// Compares the store with the ledger.
@@ -190,6 +185,12 @@ fn count(
             }
             State::Held => {
                 tally.held += 1;
+                if !rests(job) {
+                    tally.stuck += 1;
+                    complain(id, format!("is still looked for after {} s", PATIENCE.as_secs()));
+                }
+                let error = job.error.as_ref().map_or("", |error| error.message.as_str());
+                tracing::warn!(job.id = %id, error, effects, "a job waits for a person");
                 if job.held_reason != Some(HeldReason::UnknownOutcome) {
                     tally.stuck += 1;
                     let reason = job.held_reason.map_or("nothing", HeldReason::as_str);

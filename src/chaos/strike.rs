@@ -81,11 +81,13 @@ impl Strike<'_> {
                 self.api_faults(cell).await
             }
             Cell::ApiGone => {
+                sleep(self.some(1_000..2_000)).await;
                 self.stage.api_proxy.cut().await?;
                 sleep(self.some(2_000..5_000)).await;
                 self.stage.api_proxy.heal().await
             }
             Cell::ApiStalled => {
+                sleep(self.some(1_000..2_000)).await;
                 // What was sent arrives afterwards, but before the log counts as settled.
                 self.stage.api_proxy.stall();
                 sleep(self.some(3_000..4_500)).await;

@@ -120,7 +120,7 @@ impl Target {
             Self::Sandbox { running, http } => {
                 let rate = FAULT_RATE;
                 let faults = json!([
-                    {"kind": "latency", "min_ms": 5, "max_ms": 80},
+                    {"kind": "latency", "min_ms": 20, "max_ms": 300},
                     {"kind": "reset", "after_effect": true, "rate": rate},
                     {"kind": "reset", "after_effect": false, "rate": rate},
                     {"kind": "hang", "after_effect": true, "rate": rate},
@@ -141,7 +141,7 @@ impl Target {
 
     /// Calls go well from now on, and take the time that calls take.
     pub(super) async fn heal(&self) -> Result<()> {
-        self.answer_after(Duration::from_millis(5), Duration::from_millis(80)).await
+        self.answer_after(Duration::from_millis(20), Duration::from_millis(300)).await
     }
 
     /// Calls go well from now on, and take between `least` and `most`.

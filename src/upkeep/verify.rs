@@ -8,6 +8,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use futures_util::{FutureExt as _, StreamExt as _, stream};
 use serde_json::value::RawValue;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
@@ -25,6 +26,9 @@ use crate::{
 
 /// A look-up that was cut off is repeated after this; longer than any look-up takes.
 const TAKEN_FOR: Duration = Duration::from_secs(60);
+
+/// How many jobs of a round are looked at side by side.
+const LOOKS_AT_ONCE: usize = 8;
 
 /// When to look, and how long.
 #[derive(Debug, Clone, Copy)]
@@ -135,9 +139,10 @@ impl Verify {
         }
         // One call that is known to have run shows for the whole round whether absence means anything.
         let shows_ours = self.shows_a_known_success().await?;
-        for check in &checks {
-            self.look_at(check, shows_ours).await?;
-        }
+        let looks: Vec<_> = checks.iter().map(|check| self.look_at(check, shows_ours).boxed()).collect();
+        let looked: Vec<_> = stream::iter(looks).buffer_unordered(LOOKS_AT_ONCE).collect().await;
+        // What a failed write left open is looked at again when its time as taken is over.
+        looked.into_iter().collect::<Result<Vec<()>, _>>()?;
         Ok(checks.len())
     }
 
