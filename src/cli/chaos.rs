@@ -2,9 +2,12 @@
 
 use std::{io::IsTerminal as _, path::PathBuf, time::Duration};
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 
-use super::{exit::Exit, output};
+use super::{
+    exit::{self, Exit},
+    output,
+};
 use crate::{
     chaos::{self, ApiKind, Backend, Cell, Plan, Until},
     config::Config,
@@ -61,7 +64,9 @@ pub(super) async fn run(args: Args, config: Config) -> Result<Exit> {
     let possible = Cell::all(args.backend);
     let cells = if args.faults.is_empty() { possible.clone() } else { args.faults };
     for cell in &cells {
-        ensure!(possible.contains(cell), "{} does not exist with this backend", cell.name());
+        if !possible.contains(cell) {
+            return Err(exit::usage(format!("{} does not exist with this backend", cell.name())));
+        }
     }
     let plan = Plan {
         config,
