@@ -8,6 +8,7 @@ pub mod backoff;
 pub(crate) mod bench;
 pub mod bounds;
 pub(crate) mod chaos;
+pub(crate) mod child;
 pub mod cli;
 pub mod clock;
 pub mod config;

@@ -16,13 +16,11 @@ use reqwest::{
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use uuid::Uuid;
 
-use super::{
-    child::parent_is_gone,
-    jobs::{TOOL, message, now_micros},
-};
+use super::jobs::{TOOL, message, now_micros};
 use crate::{
     app,
     bounds::{CLAIM_BATCH, FINISH_BATCH},
+    child::parent_is_gone,
     config::{Config, HttpVersion},
     job::QueueName,
     queue::{Consumer, Settler, Token},

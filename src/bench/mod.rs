@@ -13,6 +13,7 @@ mod child;
 mod jobs;
 mod limits;
 mod party;
+mod recovery;
 mod report;
 mod stage;
 mod stub;
@@ -51,6 +52,8 @@ pub(crate) struct Plan {
     pub(crate) http: Http,
     /// How long jobs come in at an even pace to measure latency; zero leaves it out.
     pub(crate) latency: Duration,
+    /// Running jobs of a lost worker, to measure how long they take to be taken over; zero leaves it out.
+    pub(crate) recover: usize,
 }
 
 /// The protocol between the parties and the stub.
@@ -131,6 +134,15 @@ pub(crate) async fn run(
         let mut level = level(config, plan, &stub, stop, &progress).await?;
         level.peak_in_flight = stub.calls().await?.peak;
         report.levels.push(level);
+        stub.stop().await?;
+    }
+    if plan.recover > 0 {
+        let stub = StubProcess::start(Duration::ZERO).await?;
+        for round in 1..=plan.rounds {
+            progress(&format!("recovery of {} jobs, round {round} of {}", plan.recover, plan.rounds));
+            let measured = async |stage: &Stage| recovery::measure(config, plan, &stub, stage).await;
+            report.recoveries.push(Stage::with(config, plan, stop, measured).await?);
+        }
         stub.stop().await?;
     }
     Ok(report)

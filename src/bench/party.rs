@@ -5,14 +5,10 @@ use std::time::Duration;
 use anyhow::Result;
 use tokio::time::Instant;
 
-use super::{
-    bare,
-    child::{Role, parent_is_gone},
-    jobs::spec,
-    stub,
-};
+use super::{bare, child::Role, jobs::spec, stub};
 use crate::{
     app::{self, App},
+    child::parent_is_gone,
     config::Config,
     enqueue::Door,
     job::QueueName,

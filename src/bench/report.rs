@@ -5,7 +5,7 @@ use std::time::Duration;
 use comfy_table::{CellAlignment, Table, presets::NOTHING};
 use serde::Serialize;
 
-use super::{Backend, Party, Plan};
+use super::{Backend, Party, Plan, recovery::Recovery};
 
 /// Bytes of a megabyte, as memory is counted here.
 const MEGABYTE: f64 = 1024.0 * 1024.0;
@@ -18,6 +18,7 @@ pub(crate) struct Report {
     concurrency: u32,
     rounds: usize,
     pub(super) levels: Vec<Level>,
+    pub(super) recoveries: Vec<Recovery>,
 }
 
 /// Everything against a stub of one speed.
@@ -53,7 +54,7 @@ pub(super) struct Latency {
 impl Report {
     pub(super) fn new(plan: &Plan) -> Self {
         let Plan { backend, jobs, concurrency, rounds, .. } = *plan;
-        Self { backend, jobs, concurrency, rounds, levels: Vec::new() }
+        Self { backend, jobs, concurrency, rounds, levels: Vec::new(), recoveries: Vec::new() }
     }
 
     /// The report as text.
@@ -108,6 +109,12 @@ impl Report {
                 _ => format!(", at most {} calls in flight", level.peak_in_flight),
             };
             ratios.push_str(&format!("stub of {} ms{in_flight}{ratio}\n", level.stub_ms));
+        }
+        for Recovery { jobs, first_seconds, all_seconds } in &self.recoveries {
+            ratios.push_str(&format!(
+                "{jobs} jobs of a lost worker: the first was taken over {first_seconds:.1} s after the lease ended, \
+                 the last after {all_seconds:.1} s\n"
+            ));
         }
         let services = match self.backend {
             Backend::Amqp => "RabbitMQ and PostgreSQL",
@@ -193,8 +200,14 @@ mod tests {
             rate(Party::Worker, 1000.0),
         ];
         assert_eq!(level.ratio(), Some((800.0 / 1500.0, 0.5, 0.6)));
-        let report =
-            Report { backend: Backend::Amqp, jobs: 1, concurrency: 1, rounds: 2, levels: vec![level] };
+        let report = Report {
+            backend: Backend::Amqp,
+            jobs: 1,
+            concurrency: 1,
+            rounds: 2,
+            levels: vec![level],
+            recoveries: Vec::new(),
+        };
         assert!(report.text().contains("0.53 (medians; round by round 0.50 to 0.60)"), "{}", report.text());
     }
 }

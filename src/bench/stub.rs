@@ -19,10 +19,11 @@ use tokio::{
 };
 
 use super::{
-    child::{Process, parent_is_gone},
+    child::Process,
     jobs::{TOOL, TOOLKIT, VERSION},
 };
 use crate::bench::Role;
+use crate::child::parent_is_gone;
 
 /// Thousands of connections may be made at once.
 const BACKLOG: u32 = 8192;

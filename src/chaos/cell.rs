@@ -8,6 +8,8 @@ use crate::worker::CrashPoint;
 /// One kind of fault, with which rounds are played.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Cell {
+    /// Nothing breaks: what the others are compared with.
+    Calm,
     /// A worker crashes at a point of a job's way, several times.
     Crash(CrashPoint),
     /// Workers are killed at random.
@@ -60,6 +62,7 @@ impl Cell {
     /// Every cell that a backend can have.
     pub(crate) fn all(backend: Backend) -> Vec<Self> {
         let everywhere = [
+            Self::Calm,
             Self::KillWorkers,
             Self::FreezeWorker,
             Self::RollingRestart,
@@ -94,6 +97,7 @@ impl Cell {
     /// The name on the command line and in the table.
     pub(crate) fn name(self) -> &'static str {
         match self {
+            Self::Calm => "calm",
             Self::Crash(CrashPoint::BeforeClaim) => "crash-before-claim",
             Self::Crash(CrashPoint::BeforeAck) => "crash-before-ack",
             Self::Crash(CrashPoint::AfterClaim) => "crash-after-claim",
@@ -137,7 +141,7 @@ impl Cell {
 
     /// What can strike beside failing calls.
     pub(super) fn mixed(backend: Backend) -> Vec<Self> {
-        let whole_rounds = [Self::ApiFaults, Self::LogsLost, Self::DeleteQueue, Self::Everything];
+        let whole_rounds = [Self::Calm, Self::ApiFaults, Self::LogsLost, Self::DeleteQueue, Self::Everything];
         let fits = |cell: &Self| !whole_rounds.contains(cell) && !cell.needs_the_services_alone();
         Self::all(backend).into_iter().filter(fits).collect()
     }

@@ -9,13 +9,13 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use tokio::{
-    io::AsyncReadExt as _,
     process::{Child, ChildStdin, Command},
     time::timeout,
 };
 
 use crate::{
     app::{self, App},
+    child::{Usage, parent_is_gone},
     config::Config,
     shutdown::Shutdown,
     worker::CrashPlan,
@@ -59,6 +59,11 @@ impl Process {
         Ok(self.child.try_wait()?.is_some())
     }
 
+    /// The most memory that it had at any time, as long as it runs.
+    pub(super) fn peak_bytes(&self) -> Option<u64> {
+        Usage::of(self.child.id()?).ok().map(|usage| usage.peak_bytes)
+    }
+
     /// Waits for its end; `None` if it takes longer than `limit`.
     pub(super) async fn ended_within(&mut self, limit: Duration) -> Result<Option<ExitStatus>> {
         match timeout(limit, self.child.wait()).await {
@@ -87,8 +92,7 @@ pub(crate) async fn play(config: Config, crash: Option<CrashPlan>) -> Result<()>
     let metrics = app::install_metrics()?;
     let shutdown = Shutdown::on_signals()?;
     tokio::spawn(async {
-        let (mut stdin, mut buffer) = (tokio::io::stdin(), [0; 64]);
-        while matches!(stdin.read(&mut buffer).await, Ok(1..)) {}
+        parent_is_gone().await;
         std::process::abort();
     });
     App::new(config)?.crashing(crash).run(metrics, shutdown).await?;

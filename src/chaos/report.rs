@@ -32,6 +32,8 @@ pub(super) struct Tally {
     pub(super) late: u64,
     /// A person has to look.
     pub(super) given_up: u64,
+    /// The most memory that a worker had that was there at the end.
+    pub(super) peak_bytes: u64,
 }
 
 impl Tally {
@@ -63,6 +65,7 @@ impl Tally {
             repeated,
             late,
             given_up,
+            peak_bytes,
         } = *other;
         self.rounds += rounds;
         self.enqueued += enqueued;
@@ -77,6 +80,7 @@ impl Tally {
         self.repeated += repeated;
         self.late += late;
         self.given_up += given_up;
+        self.peak_bytes = self.peak_bytes.max(peak_bytes);
     }
 
     /// What must be zero is zero.
@@ -151,7 +155,7 @@ impl Report {
         let mut table = Table::new();
         table.load_style(NOTHING).set_header([
             "FAULT", "ROUNDS", "ENQUEUED", "FINAL", "FAILED", "HELD", "LOST", "TWICE", "STUCK", "UNKNOWN",
-            "ADOPTED", "REPEATED", "LATE", "GIVEN UP",
+            "ADOPTED", "REPEATED", "LATE", "GIVEN UP", "PEAK MB",
         ]);
         for column in table.column_iter_mut().skip(1) {
             column.set_cell_alignment(CellAlignment::Right);
@@ -195,6 +199,7 @@ fn cells(name: &str, tally: &Tally) -> Vec<String> {
         tally.repeated,
         tally.late,
         tally.given_up,
+        tally.peak_bytes / (1024 * 1024),
     ];
     std::iter::once(name.to_owned()).chain(numbers.iter().map(u64::to_string)).collect()
 }

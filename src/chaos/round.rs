@@ -94,12 +94,15 @@ impl Round {
 
         let mut complaints = Vec::new();
         let jobs = come_to_rest(&stage.entrance.store, &accepted).await?;
+        let peak_bytes =
+            stage.slots.iter().filter_map(|slot| slot.process.as_ref()?.peak_bytes()).max().unwrap_or(0);
         for slot in &mut stage.slots {
             if let Err(error) = slot.stop(END).await {
                 complaints.push(format!("{error:#}"));
             }
         }
         let mut tally = count(stage, &accepted, &jobs, &mut complaints);
+        tally.peak_bytes = peak_bytes;
         tally.add_look_ups(&look_ups(stage)?);
         Ok((tally, complaints))
     }

@@ -62,6 +62,7 @@ impl Strike<'_> {
 
     async fn single(&mut self, cell: Cell) -> Result<()> {
         match cell {
+            Cell::Calm => Ok(()),
             Cell::Crash(point) => self.crash(point).await,
             Cell::KillWorkers => self.kill_workers().await,
             Cell::FreezeWorker => self.freeze_worker().await,

@@ -39,6 +39,9 @@ pub(super) struct Args {
     /// How long jobs come at an even pace to measure latency; 0 leaves it out.
     #[arg(long, value_name = "S", default_value_t = 5)]
     latency_secs: u64,
+    /// Also measure how long so many running jobs of a lost worker take to be taken over.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    recover: usize,
     /// Print JSON.
     #[arg(long)]
     json: bool,
@@ -77,6 +80,7 @@ pub(super) async fn run(args: Args, config: Config) -> Result<Exit> {
         bare: !args.no_bare,
         http: args.http,
         latency: Duration::from_secs(args.latency_secs),
+        recover: args.recover,
     };
     let talks = std::io::stderr().is_terminal() || !args.json;
     let progress = |text: &str| {

@@ -203,6 +203,21 @@ impl BenchStore {
         Ok(u64::try_from(count).unwrap_or(0))
     }
 
+    /// Jobs that run, as far as is recorded, for this worker.
+    pub(crate) async fn running_of(&self, worker: Uuid) -> Result<u64, StoreError> {
+        let count: i64 = match self {
+            Self::Postgres(pool) => {
+                let sql = "select count(*) from jobs where state = 'running' and worker_id = $1";
+                sqlx::query(sql).bind(worker).fetch_one(pool).await?.try_get(0)?
+            }
+            Self::Sqlite(pool) => {
+                let sql = "select count(*) from jobs where state = 'running' and worker_id = ?1";
+                sqlx::query(sql).bind(worker).fetch_one(pool).await?.try_get(0)?
+            }
+        };
+        Ok(u64::try_from(count).unwrap_or(0))
+    }
+
     /// When each job was started.
     pub(crate) async fn starts(&self, table: Table) -> Result<Vec<Start>, StoreError> {
         macro_rules! read {
