@@ -305,6 +305,8 @@ fn settings_are_shown_with_their_origins_and_without_secrets() {
 
     [verify]
 
+    [audit]
+
     [retry]
 
     [composio]
