@@ -15,6 +15,7 @@ use super::{
 use crate::{
     app,
     bounds::MAX_LIST,
+    store::StoreErrorKind,
     upkeep::{
         audit::{self, Audit, LaneFigures, Report},
         ledger::{self, Comparison},
@@ -95,7 +96,14 @@ pub(super) async fn run(args: Args, context: &Context) -> anyhow::Result<Exit> {
     let audit = Audit::new(store.clone(), queue.clone(), Arc::new(Notify::new()), options);
     let known: Vec<_> = context.config().queues.keys().cloned().collect();
     let report = audit.run_once().await?;
-    let lanes = audit.lanes(&known).await?;
+    let lanes = match audit.lanes(&known).await {
+        // What the figures stumble over is among the findings.
+        Err(error) if error.kind() == StoreErrorKind::Corrupt => {
+            output::note(format_args!("the figures of the queues cannot be read: {error}"));
+            Vec::new()
+        }
+        lanes => lanes?,
+    };
     let comparison = match &args.ledger {
         Some(url) => Some(ledger::compare(&store, url, args.limit).await?),
         None => None,
@@ -190,8 +198,10 @@ fn print_text(
             known(difference(lane).map(|difference| difference.to_string())),
         ]
     });
-    output::print_table(&["QUEUE", "AVAILABLE", "MESSAGES", "DIFFERENCE"], figures.collect())?;
-    output::print("\n")?;
+    if !lanes.is_empty() {
+        output::print_table(&["QUEUE", "AVAILABLE", "MESSAGES", "DIFFERENCE"], figures.collect())?;
+        output::print("\n")?;
+    }
     if rows.is_empty() {
         output::print_line("nothing is wrong")?;
         return Ok(());

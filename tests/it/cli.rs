@@ -434,6 +434,7 @@ fn an_audit_says_what_is_wrong_and_what_to_do() {
         (&json!(1), &json!(0), &json!([job]))
     );
     assert!(finding["advice"].is_string());
+    let json = Place::with_database().run(&["audit", "--json"]).succeeds().json();
     assert_eq!(
         json["queues"][0],
         json!({"queue": "bulk", "available": 0, "messages": null, "difference": null})
