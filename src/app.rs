@@ -23,13 +23,14 @@ use crate::{
     relay::{self, Relay},
     shutdown::Shutdown,
     store::{
-        Schema, SharedStore,
+        AuditLimits, Schema, SharedStore,
         postgres::{PostgresOptions, PostgresStore},
         sqlite::{SqliteOptions, SqliteStore},
     },
     telemetry::metrics,
     tool::{SharedToolApi, composio},
     upkeep::{
+        audit::{self, Audit},
         gauges::Gauges,
         rescue::{self, Rescue},
         verify::{self, Verify},
@@ -42,6 +43,22 @@ const EMBEDDED_CAPACITY: usize = 10_000;
 
 /// How often gauges are read.
 const GAUGES_EVERY: Duration = Duration::from_secs(5);
+
+/// Jobs that an audit looks at with one statement, and the time between two of them, in which a worker's
+/// database does other things.
+pub(crate) const AUDIT_PAGE: usize = 1_000;
+const AUDIT_PAUSE: Duration = Duration::from_millis(20);
+
+/// What rescue, relay and look-ups may take beyond their own times before an audit reports it.
+const AUDIT_MARGIN: Duration = Duration::from_secs(60);
+const OVERDUE: Duration = Duration::from_secs(10 * 60);
+
+/// An attempt may run so much longer than its timeout: looking tool and account up, and writing the result
+/// of a call while the store is away.
+const OVERRUN: Duration = Duration::from_secs(15 * 60);
+
+/// With the waits in between, about a quarter of an hour by default.
+const UNCLAIMED_PUBLICATIONS: u32 = 5;
 
 /// How long each part may take to end, once nothing is running any more.
 const CLOSING: Duration = Duration::from_secs(5);
@@ -104,6 +121,11 @@ impl App {
             relay_wake: relay_wake.clone(),
         };
         let options = Options { crash, ..worker_options(&config, lanes.clone()) };
+        let turns = audit::Turns {
+            every: Duration::from_secs(config.audit.every_secs),
+            worker: options.id,
+            lease: options.lease,
+        };
         let worker = Worker::new(deps, options);
 
         // The listener outlives everything else, so that a shutdown can be watched.
@@ -129,6 +151,7 @@ impl App {
                 // The first jobs must already see the pins.
                 resolver.load_pins(&store).await;
                 let background = CancellationToken::new();
+                let audit_wake = relay_wake.clone();
                 let tasks = TaskTracker::new();
                 let (stop, lane_names) =
                     (background.clone(), lanes.into_iter().map(|(name, _)| name).collect());
@@ -145,6 +168,19 @@ impl App {
                     tasks.spawn(
                         Verify::new(store.clone(), api, clock, relay_wake, verify_options(&config))
                             .run(stop.clone()),
+                    );
+                }
+                if config.audit.enabled {
+                    let options = audit::Options {
+                        page: AUDIT_PAGE,
+                        pause: AUDIT_PAUSE,
+                        limits: audit_limits(&config),
+                        repair: config.audit.repair,
+                        named: audit::NAMED_IN_LOG,
+                    };
+                    tasks.spawn(
+                        Audit::new(store.clone(), Some(queue.clone()), audit_wake, options)
+                            .run(turns, stop.clone()),
                     );
                 }
                 tasks.spawn(Gauges::new(store.clone(), queue.clone(), lane_names, GAUGES_EVERY).run(stop));
@@ -392,6 +428,19 @@ fn verify_options(config: &Config) -> verify::Options {
             give_up: Duration::from_secs(verify.give_up_secs),
         },
         retry: retry_policy(&config.retry),
+    }
+}
+
+/// From when on an audit reports what the flow should have done by itself.
+pub fn audit_limits(config: &Config) -> AuditLimits {
+    let lease = Duration::from_secs(config.worker.lease_secs);
+    AuditLimits {
+        lost: lease + 2 * Duration::from_secs(config.rescue.poll_secs) + AUDIT_MARGIN,
+        timeout: Duration::from_millis(config.composio.timeout_ms),
+        overrun: OVERRUN,
+        overdue: OVERDUE,
+        publications: UNCLAIMED_PUBLICATIONS,
+        verified: config.verify.enabled,
     }
 }
 

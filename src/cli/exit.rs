@@ -8,6 +8,7 @@ use crate::{
     queue::{QueueError, QueueErrorKind},
     store::{StoreError, StoreErrorKind},
     tool::ToolError,
+    upkeep::ledger::NotALedger,
 };
 
 /// Shown below `errand --help`.
@@ -126,6 +127,9 @@ fn exit_of(error: &(dyn std::error::Error + 'static)) -> Option<Exit> {
                 Exit::Unreachable
             }
         });
+    }
+    if error.is::<NotALedger>() {
+        return Some(Exit::Unreachable);
     }
     if let Some(error) = error.downcast_ref::<reqwest::Error>() {
         return Some(if error.is_builder() { Exit::Usage } else { Exit::Unreachable });

@@ -21,6 +21,7 @@ use crate::{
 };
 
 mod accounts;
+mod audit;
 mod bench;
 mod bulk;
 mod chaos;
@@ -87,6 +88,8 @@ enum Command {
     /// Look after messages that are not jobs.
     #[command(subcommand)]
     Rejected(rejected::Command),
+    /// Look through all jobs for what should not be.
+    Audit(audit::Args),
     /// Bring the database's schema up to date.
     Migrate(migrate::Args),
     /// Show and check the settings.
@@ -200,6 +203,7 @@ fn dispatch(cli: Cli) -> anyhow::Result<Exit> {
         Command::Rejected(command) => {
             brief(&sources, |context| async move { rejected::run(command, &context).await })
         }
+        Command::Audit(args) => brief(&sources, |context| async move { audit::run(args, &context).await }),
         Command::Migrate(args) => {
             brief(&sources, |context| async move { migrate::run(&args, &context).await })
         }

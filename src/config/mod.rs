@@ -31,6 +31,7 @@ pub struct Config {
     pub relay: Relay,
     pub rescue: Rescue,
     pub verify: Verify,
+    pub audit: Audit,
     pub retry: Retry,
     pub composio: Composio,
     pub pins: Pins,
@@ -131,6 +132,16 @@ pub struct Verify {
 pub struct Rescue {
     pub poll_secs: u64,
     pub batch: usize,
+}
+
+/// `[audit]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "default.toml documents every setting, beside its default")]
+pub struct Audit {
+    pub enabled: bool,
+    pub every_secs: u64,
+    pub repair: bool,
 }
 
 /// `[retry]`

@@ -29,6 +29,7 @@ use crate::job::{
     OwnerKind, QueueName, Release, RequestId, State, WorkerId,
 };
 
+mod auditing;
 pub(crate) mod bench;
 mod cause;
 mod error;
@@ -38,12 +39,13 @@ pub mod postgres;
 mod row;
 pub mod sqlite;
 
+pub use auditing::{AuditLimits, AuditPage, Auditing, Finding, FindingKind};
 pub use error::{StoreError, StoreErrorKind};
 
 /// Everything that a process needs of a store.
-pub trait Store: Jobs + Relaying + Leases + Verifying + Desk + Pins + Rejections + Admin {}
+pub trait Store: Jobs + Relaying + Leases + Verifying + Auditing + Desk + Pins + Rejections + Admin {}
 
-impl<T: Jobs + Relaying + Leases + Verifying + Desk + Pins + Rejections + Admin> Store for T {}
+impl<T: Jobs + Relaying + Leases + Verifying + Auditing + Desk + Pins + Rejections + Admin> Store for T {}
 
 /// A store that is shared between long-lived parts.
 pub type SharedStore = Arc<dyn Store>;

@@ -90,6 +90,9 @@ catalogue! {
     REPLIES = Counter Count "errand_replies_total" ["result"] "Results published to the app's reply queue: sent, or dropped because the queue is gone.";
     RESCUED = Counter Count "errand_rescued_jobs_total" ["to"] "Running jobs of lost workers, by the state they were given.";
     VERIFICATIONS = Counter Count "errand_verifications_total" ["result"] "Looks into the execution log for calls whose outcome is unknown: succeeded, failed, never_arrived, again or gave_up.";
+    AUDIT_FINDINGS = Gauge Count "errand_audit_findings" ["kind"] "Jobs that the last audit found to be wrong and did not repair, by kind; 0 where another worker audits.";
+    AUDIT_REPAIRS = Counter Count "errand_audit_repairs_total" ["kind"] "Jobs that an audit brought back to the relay or the rescue, by kind of finding.";
+    AUDIT_COMPLETED = Gauge Seconds "errand_audit_completed_timestamp_seconds" [] "When this process last completed an audit, as Unix time; 0 before its first.";
     HEARTBEAT_AGE = Gauge Seconds "errand_heartbeat_age_seconds" [] "Time since this worker last said in the store that it lives.";
     CONSUMING = Gauge Count "errand_consuming" ["queue"] "1 while this process really consumes the lane.";
     BROKER_CONNECTED = Gauge Count "errand_broker_connected" [] "1 while the broker is connected.";

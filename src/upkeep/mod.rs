@@ -1,6 +1,8 @@
 //! What keeps the store in order beside the flow of jobs.
 
+pub mod audit;
 pub mod gauges;
+pub mod ledger;
 pub mod rescue;
 pub mod verify;
 

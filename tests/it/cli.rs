@@ -18,6 +18,7 @@ use errand::{
 };
 use insta::assert_snapshot;
 use serde_json::{Value, json};
+use sqlx::{Connection as _, Executor as _};
 use tempfile::TempDir;
 
 use crate::support::{postgres, rabbitmq};
@@ -239,6 +240,9 @@ fn a_wrong_command_line_exits_with_2() {
         &["pins", "set", "github", "latest"],
         &["pins", "set", "GitHub", "20251027_00"],
         &["accounts", "list"],
+        &["audit", "--limit", "0"],
+        &["audit", "--ledger", "sandbox"],
+        &["audit", "--ledger", "ftp://127.0.0.1:1"],
     ] {
         let ran = place.run(args).exits(2);
         assert!(ran.err.contains("error: ") || ran.err.contains("Usage:"), "{ran:?}");
@@ -304,6 +308,8 @@ fn settings_are_shown_with_their_origins_and_without_secrets() {
     [rescue]
 
     [verify]
+
+    [audit]
 
     [retry]
 
@@ -389,6 +395,61 @@ fn a_database_without_schema_says_how_to_migrate() {
     assert!(place.run(&["migrate"]).succeeds().out.contains("applied"));
     assert_eq!(place.run(&["migrate"]).succeeds().out, "the schema is up to date\n");
     assert_eq!(place.run(&["migrate", "--check"]).succeeds().out, "the schema is up to date\n");
+}
+
+#[test]
+fn an_audit_says_what_is_wrong_and_what_to_do() {
+    let place = Place::empty();
+    place.run(&["audit"]).fails(3, "set DATABASE_URL");
+    let place = Place::with_database();
+    let clean = place.run(&["audit"]).succeeds();
+    assert_snapshot!(clean.out, @"
+    0 jobs looked at
+
+    QUEUE    AVAILABLE  MESSAGES  DIFFERENCE
+    bulk     0          -         -
+    default  0          -         -
+
+    nothing is wrong
+    ");
+
+    let job = place.enqueue(&[]);
+    block_on(async {
+        let url = place.env["DATABASE_URL"].clone();
+        let mut db = sqlx::SqliteConnection::connect(&url).await.unwrap();
+        db.execute("pragma ignore_check_constraints = on; update jobs set state = 'held', due_at = null")
+            .await
+            .unwrap();
+    });
+    let ran = place.run(&["audit", "--repair"]).exits(1);
+    assert!(ran.out.contains(&job) && ran.out.contains("errand jobs release"), "{ran:?}");
+    let found = ran.out.lines().filter(|line| line.starts_with("held_without_reason  ")).count();
+    assert_eq!(found, 1, "{ran:?}");
+    let json = place.run(&["audit", "--json"]).exits(1).json();
+    assert_eq!((&json["clean"], &json["jobs"], &json["ledger"]), (&json!(false), &json!(1), &Value::Null));
+    let finding = &json["findings"][0];
+    assert_eq!(finding["kind"], "held_without_reason");
+    assert_eq!(
+        (&finding["found"], &finding["repaired"], &finding["jobs"]),
+        (&json!(1), &json!(0), &json!([job]))
+    );
+    assert!(finding["advice"].is_string());
+    let json = Place::with_database().run(&["audit", "--json"]).succeeds().json();
+    assert_eq!(
+        json["queues"][0],
+        json!({"queue": "bulk", "available": 0, "messages": null, "difference": null})
+    );
+}
+
+#[test]
+fn a_ledger_that_is_none_is_refused() {
+    let (place, sandbox) = with_sandbox();
+    place.run(&["audit", "--ledger", "http://127.0.0.1:1"]).fails(4, "running sandbox");
+    let elsewhere = format!("{}/api", place.env["COMPOSIO_BASE_URL"]);
+    place.run(&["audit", "--ledger", &elsewhere]).fails(4, "is no sandbox");
+    let ran = place.run(&["audit", "--ledger", &place.env["COMPOSIO_BASE_URL"]]).succeeds();
+    assert!(ran.out.contains("0 effects in the ledger"), "{ran:?}");
+    drop(sandbox);
 }
 
 #[test]

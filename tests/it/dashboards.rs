@@ -223,6 +223,8 @@ async fn after_an_uneventful_run_every_query_returns_data() {
         metrics::STORE_RECONNECTS,
         metrics::STORE_ERRORS,
         metrics::LOOKUPS,
+        metrics::AUDIT_FINDINGS,
+        metrics::AUDIT_REPAIRS,
         metrics::DRAINING,
     ]
     .map(|metric| metric.name);

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use errand::job::{AttemptOutcome, EnvelopeReason, ErrorKind, HeldReason, State};
+use errand::store::FindingKind;
 use errand::telemetry::metrics::{CATALOGUE, Kind};
 
 use crate::dashboards::{self, between};
@@ -40,6 +41,10 @@ fn the_documentation_lists_every_value_of_the_closed_choices() {
         ("`cause`", ErrorKind::ALL.iter().map(|kind| kind.as_str()).collect()),
         ("`state`", not_final.map(|state| state.as_str()).collect()),
         ("`reason` of `errand_held_jobs`", HeldReason::ALL.iter().map(|reason| reason.as_str()).collect()),
+        (
+            "`kind` of `errand_audit_findings` and `errand_audit_repairs_total`",
+            FindingKind::ALL.iter().map(|kind| kind.as_str()).collect(),
+        ),
         (
             "`reason` of `errand_rejected_messages_total`",
             EnvelopeReason::ALL.iter().map(|reason| reason.as_str()).collect(),

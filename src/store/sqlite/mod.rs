@@ -29,6 +29,7 @@ use super::{StoreError, StoreErrorKind, detached};
 use crate::clock::SharedClock;
 
 mod admin;
+mod auditing;
 mod desk;
 mod jobs;
 mod leases;

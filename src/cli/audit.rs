@@ -1,0 +1,222 @@
+//! `errand audit`: looks through all jobs for what should not be.
+
+use std::{sync::Arc, time::Duration};
+
+use serde::Serialize;
+use serde_json::json;
+use tokio::sync::Notify;
+use url::Url;
+
+use super::{
+    context::Context,
+    exit::Exit,
+    output::{self, Format},
+};
+use crate::{
+    app,
+    bounds::MAX_LIST,
+    store::StoreErrorKind,
+    upkeep::{
+        audit::{self, Audit, LaneFigures, Report},
+        ledger::{self, Comparison},
+    },
+};
+
+const EXAMPLES: &str = "\
+Examples:
+  errand audit
+  errand audit --repair
+  errand audit --json --limit 1000 | jq '.findings[].jobs'
+  errand audit --ledger http://127.0.0.1:8090
+
+The exit code is 0 when nothing is wrong, or everything was repaired, and 1 when something is left.";
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub(super) struct Args {
+    /// Bring jobs back to the relay or the rescue, where that is safe. Otherwise nothing is changed.
+    #[arg(long)]
+    repair: bool,
+    /// Compare with the ledger of the sandbox at this address.
+    #[arg(long, value_name = "URL", value_parser = ledger_url)]
+    ledger: Option<Url>,
+    /// Name at most so many jobs of each kind.
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = limit)]
+    limit: usize,
+    #[command(flatten)]
+    format: Format,
+}
+
+fn limit(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(limit) if (1..=MAX_LIST).contains(&limit) => Ok(limit),
+        _ => Err(format!("write a number from 1 to {MAX_LIST}")),
+    }
+}
+
+fn ledger_url(text: &str) -> Result<Url, String> {
+    match text.parse::<Url>() {
+        Ok(url)
+            if matches!(url.scheme(), "http" | "https")
+                && url.username().is_empty()
+                && url.password().is_none() =>
+        {
+            Ok(url)
+        }
+        _ => Err("write the base URL of a sandbox, such as http://127.0.0.1:8090".to_owned()),
+    }
+}
+
+/// What is wrong, of one kind.
+#[derive(Debug, Serialize)]
+struct Row {
+    kind: &'static str,
+    found: u64,
+    repaired: u64,
+    jobs: Vec<String>,
+    advice: &'static str,
+}
+
+impl Row {
+    fn left(&self) -> u64 {
+        self.found.saturating_sub(self.repaired)
+    }
+}
+
+pub(super) async fn run(args: Args, context: &Context) -> anyhow::Result<Exit> {
+    let store = context.store()?;
+    let queue = if context.uses_broker() { Some(app::open_queue(context.config())?) } else { None };
+    let options = audit::Options {
+        page: app::AUDIT_PAGE,
+        pause: Duration::ZERO,
+        limits: app::audit_limits(context.config()),
+        repair: args.repair,
+        named: args.limit,
+    };
+    let audit = Audit::new(store.clone(), queue.clone(), Arc::new(Notify::new()), options);
+    let known: Vec<_> = context.config().queues.keys().cloned().collect();
+    let report = audit.run_once().await?;
+    let lanes = match audit.lanes(&known).await {
+        // What the figures stumble over is among the findings.
+        Err(error) if error.kind() == StoreErrorKind::Corrupt => {
+            output::note(format_args!("the figures of the queues cannot be read: {error}"));
+            Vec::new()
+        }
+        lanes => lanes?,
+    };
+    let comparison = match &args.ledger {
+        Some(url) => Some(ledger::compare(&store, url, args.limit).await?),
+        None => None,
+    };
+    if let Some(queue) = queue {
+        queue.close().await;
+    }
+    store.close().await;
+
+    let rows = rows(&report, comparison.as_ref());
+    let clean = rows.iter().all(|row| row.left() == 0);
+    if args.format.json {
+        print_json(clean, &report, &rows, &lanes, comparison.as_ref())?;
+    } else {
+        print_text(&report, &rows, &lanes, comparison.as_ref())?;
+    }
+    Ok(Exit::negative_if(!clean))
+}
+
+fn rows(report: &Report, comparison: Option<&Comparison>) -> Vec<Row> {
+    let own = report.found.iter().map(|(kind, found)| Row {
+        kind: kind.as_str(),
+        found: found.found,
+        repaired: found.repaired,
+        jobs: found.jobs.iter().map(ToString::to_string).collect(),
+        advice: audit::advice(*kind),
+    });
+    let contradictions = comparison.into_iter().flat_map(|comparison| {
+        comparison.found.iter().map(|(kind, (found, jobs))| Row {
+            kind: kind.as_str(),
+            found: *found,
+            repaired: 0,
+            jobs: jobs.clone(),
+            advice: kind.advice(),
+        })
+    });
+    own.chain(contradictions).collect()
+}
+
+fn print_json(
+    clean: bool,
+    report: &Report,
+    rows: &[Row],
+    lanes: &[LaneFigures],
+    comparison: Option<&Comparison>,
+) -> anyhow::Result<()> {
+    let lanes: Vec<_> = lanes
+        .iter()
+        .map(|lane| {
+            json!({
+                "queue": lane.lane, "available": lane.available, "messages": lane.messages,
+                "difference": difference(lane),
+            })
+        })
+        .collect();
+    let ledger = comparison.map(|comparison| {
+        json!({
+            "effects": comparison.effects, "without_job": comparison.without_job,
+            "complete": comparison.complete,
+        })
+    });
+    output::print_json(&json!({
+        "clean": clean, "jobs": report.seen, "findings": rows, "queues": lanes, "ledger": ledger,
+    }))
+}
+
+fn print_text(
+    report: &Report,
+    rows: &[Row],
+    lanes: &[LaneFigures],
+    comparison: Option<&Comparison>,
+) -> anyhow::Result<()> {
+    output::print_line(format!("{} jobs looked at", report.seen))?;
+    if let Some(comparison) = comparison {
+        output::print_line(format!(
+            "{} effects in the ledger, of which {} name no job",
+            comparison.effects, comparison.without_job
+        ))?;
+        if !comparison.complete {
+            output::note(
+                "the ledger has forgotten its oldest effects, so jobs without an effect are not looked for",
+            );
+        }
+    }
+    output::print("\n")?;
+    let figures = lanes.iter().map(|lane| {
+        let known = |figure: Option<String>| figure.unwrap_or_else(|| "-".to_owned());
+        vec![
+            lane.lane.to_string(),
+            lane.available.to_string(),
+            known(lane.messages.map(|messages| messages.to_string())),
+            known(difference(lane).map(|difference| difference.to_string())),
+        ]
+    });
+    if !lanes.is_empty() {
+        output::print_table(&["QUEUE", "AVAILABLE", "MESSAGES", "DIFFERENCE"], figures.collect())?;
+        output::print("\n")?;
+    }
+    if rows.is_empty() {
+        output::print_line("nothing is wrong")?;
+        return Ok(());
+    }
+    let cells = rows.iter().map(|row| {
+        vec![row.kind.to_owned(), row.found.to_string(), row.repaired.to_string(), row.jobs.join(" ")]
+    });
+    output::print_table(&["KIND", "FOUND", "REPAIRED", "JOBS"], cells.collect())?;
+    for row in rows.iter().filter(|row| row.left() > 0) {
+        output::print_line(format!("\n{}: {}", row.kind, row.advice))?;
+    }
+    Ok(())
+}
+
+/// Messages that wait beyond the jobs that are available; negative when there are fewer.
+fn difference(lane: &LaneFigures) -> Option<i64> {
+    lane.messages.map(|messages| messages as i64 - lane.available as i64)
+}

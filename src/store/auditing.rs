@@ -1,0 +1,348 @@
+//! What the auditor asks of a store: rows that contradict the rules, page by page.
+//!
+//! The conditions are one text for both backends, so that both mean the same. A backend adds what
+//! only it can say: how instants are computed, and how its rescue finds running jobs.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+use super::StoreError;
+use crate::job::{JobId, WorkerId};
+
+/// The scan for jobs that the flow would never look at again, and the repairs that are safe.
+///
+/// The scan reads every job once, in the order of the IDs. Each page is one short statement and sees one
+/// moment of the store; nothing is locked, and between two pages jobs go on. A page has no finding about
+/// a job that is only under way.
+#[async_trait]
+pub trait Auditing: Send + Sync {
+    /// Up to `limit` jobs that come after the job `after`, or the first ones, and what is wrong with
+    /// them. Changes nothing. An empty page ([`AuditPage::last`] is `None`) is the end.
+    async fn audit(
+        &self,
+        after: Option<JobId>,
+        limit: usize,
+        limits: &AuditLimits,
+    ) -> Result<AuditPage<Finding>, StoreError>;
+
+    /// Sees to it that the rescue finds those of these jobs that are running, once their workers are lost.
+    /// Returns those that it would not have found. Safe for jobs of living workers, and when repeated.
+    async fn make_findable(&self, ids: &[JobId]) -> Result<Vec<JobId>, StoreError>;
+
+    /// Makes those of these jobs that are `available`, and would be published later, due now, as if they had
+    /// never been published. Returns them.
+    async fn make_due(&self, ids: &[JobId]) -> Result<Vec<JobId>, StoreError>;
+
+    /// The living worker that started first, by which several workers agree on who does what only one
+    /// needs to do. For a moment two may hold themselves for it, so that what it does must bear that.
+    async fn eldest_worker(&self, lease: Duration) -> Result<Option<WorkerId>, StoreError>;
+
+    /// As [`Self::audit`], those of the page that succeeded by a call, and not because a person said so.
+    async fn succeeded_by_call(
+        &self,
+        after: Option<JobId>,
+        limit: usize,
+    ) -> Result<AuditPage<JobId>, StoreError>;
+}
+
+/// How long the flow may take for what it does by itself. What takes longer is a finding.
+#[derive(Debug, Clone, Copy)]
+pub struct AuditLimits {
+    /// The age of a heartbeat at which the rescue must have taken the jobs of the worker over.
+    pub lost: Duration,
+    /// The timeout of attempts whose job names none.
+    pub timeout: Duration,
+    /// How much longer than its timeout an attempt may run.
+    pub overrun: Duration,
+    /// How late what is due may be: a publication, a look into the execution log, a reply.
+    pub overdue: Duration,
+    /// After so many publications without a claim, a job counts as not claimed.
+    pub publications: u32,
+    /// Whether unknown outcomes are looked up in the execution log.
+    pub verified: bool,
+}
+
+/// One page of a scan.
+#[derive(Debug, Clone)]
+pub struct AuditPage<T> {
+    /// What was found.
+    pub items: Vec<T>,
+    /// How many jobs were looked at.
+    pub seen: u64,
+    /// The last of them, after which the next page begins; `None` when there was none left.
+    pub last: Option<JobId>,
+}
+
+/// Something that is wrong with a job.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Finding {
+    /// What.
+    pub kind: FindingKind,
+    /// The job.
+    pub id: JobId,
+    /// Its lane, as the row says it.
+    pub queue: String,
+}
+
+/// What can be wrong with a job.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum FindingKind {
+    /// Running, but its worker is lost or was never known, and nobody has taken it over.
+    RunningWithoutWorker,
+    /// Running, and the rescue would not find it if its worker disappeared.
+    RunningWithoutClaim,
+    /// Running under a living worker for much longer than its timeout allows.
+    RunningTooLong,
+    /// Due for long, and nobody has published it.
+    NotPublished,
+    /// Published again and again, and nobody has claimed it: a row without a message.
+    NotClaimed,
+    /// An attempt has ended without a record, or its record contradicts the job.
+    AttemptWithoutOutcome,
+    /// Held without a reason, or with a reason but not held.
+    HeldWithoutReason,
+    /// The row breaks another rule of the table, which the database should have refused.
+    BrokenRule,
+    /// Held for an unknown outcome, and nobody asks the execution log in time.
+    NotLookedUp,
+    /// Its reply has not been published for long.
+    ReplyOverdue,
+}
+
+impl FindingKind {
+    /// Every kind.
+    pub const ALL: &'static [Self] = &[
+        Self::RunningWithoutWorker,
+        Self::RunningWithoutClaim,
+        Self::RunningTooLong,
+        Self::NotPublished,
+        Self::NotClaimed,
+        Self::AttemptWithoutOutcome,
+        Self::HeldWithoutReason,
+        Self::BrokenRule,
+        Self::NotLookedUp,
+        Self::ReplyOverdue,
+    ];
+
+    /// The word used in SQL, in JSON and in metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::RunningWithoutWorker => "running_without_worker",
+            Self::RunningWithoutClaim => "running_without_claim",
+            Self::RunningTooLong => "running_too_long",
+            Self::NotPublished => "not_published",
+            Self::NotClaimed => "not_claimed",
+            Self::AttemptWithoutOutcome => "attempt_without_outcome",
+            Self::HeldWithoutReason => "held_without_reason",
+            Self::BrokenRule => "broken_rule",
+            Self::NotLookedUp => "not_looked_up",
+            Self::ReplyOverdue => "reply_overdue",
+        }
+    }
+
+    /// The kind of a word.
+    pub fn from_word(word: &str) -> Option<Self> {
+        Self::ALL.iter().copied().find(|kind| kind.as_str() == word)
+    }
+}
+
+/// The CHECK constraints of the table, so that rows are found that slipped in while one was missing or not
+/// valid. The one about `held` has a kind of its own.
+macro_rules! rules {
+    () => {
+        "((state in ('scheduled', 'available', 'retryable')) = (due_at is not null))
+        and ((state = 'running') = (worker_id is not null))
+        and (state <> 'running' or (attempt > 0 and request_id is not null and started_at is not null))
+        and ((state in ('succeeded', 'failed', 'cancelled')) = (finished_at is not null))
+        and ((state = 'succeeded') = (result is not null))
+        and (http_status is null or (state = 'succeeded' and attempt = 1))
+        and (case when error_kind is null
+            then state not in ('failed', 'held') and error_message is null and error_code is null and error_slug is null
+            else state <> 'succeeded' and error_message is not null end)
+        and (case when toolkit is null
+            then toolkit_version is null and pinned_by is null and account is null and frozen_effect is null
+            else toolkit_version is not null and pinned_by is not null and frozen_effect is not null end)
+        and (spent between 0 and attempt)
+        and (not cancel_requested or state in ('running', 'succeeded', 'failed', 'cancelled'))
+        and (check_at is null or (held_reason is not null and held_reason = 'unknown_outcome' and unknown_since is not null))
+        and (reply_due_at is null or (reply_to is not null and finished_at is not null))"
+    };
+}
+
+/// The statement of one page: limit, jobs after which ID, and then what a backend must say itself.
+///
+/// * `$instants` are the columns `lost_before`, `overdue_before` and `overrun_before`.
+/// * `$overran` is whether the attempt is longer than its timeout at `overrun_before`.
+/// * `$findable` is whether the rescue finds the running job of a lost worker.
+///
+/// The first row has no kind: it says how many jobs were looked at, and the last of them.
+macro_rules! audit {
+    ($after:literal, $limit:literal, $publications:literal, $verified:literal,
+        instants: $instants:literal, overran: $overran:literal, findable: $findable:literal) => {
+        concat!(
+            "with l as materialized (select ",
+            $instants,
+            "),
+    keys as materialized (select id from jobs where ",
+            $after,
+            " order by id limit ",
+            $limit,
+            "),
+    page as materialized (
+        select id, queue, state, due_at, published, held_reason, check_at, checks, reply_due_at, overdue_before,
+            state = 'running' and (started_at is null or started_at <= lost_before)
+                and not exists (select 1 from workers w where w.id = jobs.worker_id and w.beat_at > lost_before) as lost,
+            state <> 'running' or (",
+            $findable,
+            ") as findable,
+            state = 'running' and ",
+            $overran,
+            " as overran,
+            case when attempt > 0 and http_status is null then (
+                select case when count(*) >= jobs.attempt - case when jobs.state = 'running' then 1 else 0 end
+                    and count(*) = count(*) filter (where a.number <= jobs.attempt
+                        and (a.number < jobs.attempt or a.request_id = jobs.request_id)
+                        and a.outcome in ('succeeded', 'tool_failed', 'refused', 'throttled', 'not_sent', 'unknown',
+                            'lost', 'interrupted'))
+                    then 0 else 1 end
+                from attempts a where a.job_id = jobs.id) else 0 end as unrecorded,
+            not (",
+            $crate::store::auditing::rules!(),
+            ") as broken
+        from keys join jobs using (id) cross join l)
+    select null as kind, (select id from keys order by id desc limit 1) as id, null as queue,
+        (select count(*) from keys) as seen
+    union all select 'running_without_worker', id, queue, 0 from page where lost
+    union all select 'running_without_claim', id, queue, 0 from page where not findable and not lost
+    union all select 'running_too_long', id, queue, 0 from page where overran and not lost
+    union all select 'not_published', id, queue, 0 from page where due_at < overdue_before
+    union all select 'not_claimed', id, queue, 0 from page
+        where state = 'available' and published >= ",
+            $publications,
+            " and due_at >= overdue_before
+    union all select 'attempt_without_outcome', id, queue, 0 from page where unrecorded = 1
+    union all select 'held_without_reason', id, queue, 0 from page
+        where (state = 'held') <> (held_reason is not null)
+    union all select 'broken_rule', id, queue, 0 from page where broken
+    union all select 'not_looked_up', id, queue, 0 from page where held_reason = 'unknown_outcome'
+        and (check_at < overdue_before or (check_at is null and checks = 0 and ",
+            $verified,
+            "))
+    union all select 'reply_overdue', id, queue, 0 from page where reply_due_at < overdue_before"
+        )
+    };
+}
+
+/// The statement of one page of [`Auditing::succeeded_by_call`], in the same form.
+macro_rules! succeeded {
+    ($after:literal, $limit:literal) => {
+        concat!(
+            "with keys as materialized (select id from jobs where ",
+            $after,
+            " order by id limit ",
+            $limit,
+            ")
+    select false as succeeded, (select id from keys order by id desc limit 1) as id, (select count(*) from keys) as seen
+    union all
+    select true, id, 0 from keys join jobs using (id) where state = 'succeeded' and (http_status is not null
+        or exists (select 1 from attempts a where a.job_id = jobs.id and a.outcome = 'succeeded'))"
+        )
+    };
+}
+
+/// Reads the rows of a page of findings, of either backend.
+macro_rules! read_findings {
+    ($rows:expr) => {{
+        let mut page = $crate::store::AuditPage { items: Vec::new(), seen: 0, last: None };
+        for row in $rows {
+            let kind: Option<String> = row.try_get("kind")?;
+            let id: Option<uuid::Uuid> = row.try_get("id")?;
+            let Some(kind) = kind else {
+                page.seen = $crate::store::row::rows(row.try_get("seen")?);
+                page.last = id.map($crate::job::JobId);
+                continue;
+            };
+            let kind = $crate::store::FindingKind::from_word(&kind)
+                .ok_or_else(|| $crate::store::StoreError::corrupt("kind"))?;
+            let id = id.ok_or_else(|| $crate::store::StoreError::corrupt("id"))?;
+            page.items.push($crate::store::Finding {
+                kind,
+                id: $crate::job::JobId(id),
+                queue: row.try_get("queue")?,
+            });
+        }
+        page
+    }};
+}
+
+/// Reads the rows of a page of [`Auditing::succeeded_by_call`].
+macro_rules! read_succeeded {
+    ($rows:expr) => {{
+        let mut page = $crate::store::AuditPage { items: Vec::new(), seen: 0, last: None };
+        for row in $rows {
+            let id: Option<uuid::Uuid> = row.try_get("id")?;
+            let id = id.map($crate::job::JobId);
+            if row.try_get("succeeded")? {
+                page.items.extend(id);
+            } else {
+                page.seen = $crate::store::row::rows(row.try_get("seen")?);
+                page.last = id;
+            }
+        }
+        page
+    }};
+}
+
+pub(super) use {audit, read_findings, read_succeeded, rules, succeeded};
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::job::AttemptOutcome;
+
+    const STATEMENT: &str =
+        audit!("id > ?", "?", "?", "?", instants: "?", overran: "?", findable: "(select 1)");
+
+    fn flat(text: &str) -> String {
+        text.split_whitespace().collect::<Vec<_>>().join(" ")
+    }
+
+    #[test]
+    fn every_kind_has_one_word_and_one_condition() {
+        for kind in FindingKind::ALL {
+            assert_eq!(FindingKind::from_word(kind.as_str()), Some(*kind));
+            assert_eq!(STATEMENT.matches(&format!("select '{}',", kind.as_str())).count(), 1, "{kind:?}");
+        }
+        assert_eq!(STATEMENT.matches("union all").count(), FindingKind::ALL.len());
+    }
+
+    #[test]
+    fn every_outcome_is_known_to_the_scan() {
+        for outcome in AttemptOutcome::ALL {
+            assert!(STATEMENT.contains(&format!("'{outcome}'")), "{outcome}");
+        }
+    }
+
+    #[test]
+    fn every_constraint_of_the_table_is_one_of_the_rules() {
+        let rules = flat(rules!());
+        for migration in [
+            include_str!("../../migrations/postgres/0001_jobs.sql"),
+            include_str!("../../migrations/sqlite/0001_jobs.sql"),
+        ] {
+            let table = flat(migration);
+            let constraints: Vec<&str> = table.split("constraint jobs_").skip(1).collect();
+            assert!(constraints.len() > 10);
+            for constraint in constraints {
+                let (name, rest) = constraint.split_once(" check ").unwrap();
+                // The last one is followed by the end of the table.
+                let rule =
+                    rest.split(" ) ").next().unwrap().split(" );").next().unwrap().trim_end_matches(", ");
+                if name != "held_has_reason" {
+                    assert!(rules.contains(rule), "{name}: {rule}");
+                }
+            }
+        }
+    }
+}

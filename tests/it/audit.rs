@@ -1,0 +1,279 @@
+//! The audit of a store that was really used: the real binary on real services, against the sandbox and
+//! its ledger.
+
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use crate::{
+    stage::{PATIENCE, Stage},
+    support::{http, wait::until},
+};
+
+fn id() -> String {
+    Uuid::now_v7().to_string()
+}
+
+fn send(id: &str, user: &str) -> Value {
+    json!({"id": id, "user_id": user, "tool": "GMAIL_SEND_EMAIL",
+           "arguments": {"recipient_email": "a@example.com", "subject": "s", "body": "b"}})
+}
+
+fn read(id: &str, user: &str) -> Value {
+    json!({"id": id, "user_id": user, "tool": "GITHUB_GET_REPO", "arguments": {"owner": "o", "repo": "r"}})
+}
+
+/// Runs `errand audit` with these flags, and returns its exit code and its answer.
+fn audit(stage: &Stage, flags: &[&str]) -> (i32, Value) {
+    let output = stage.errand(&[&["audit", "--json"][..], flags].concat());
+    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    let answer = serde_json::from_str(&out).unwrap_or_else(|error| panic!("{error}: {out}{err}"));
+    (output.status.code().unwrap(), answer)
+}
+
+/// The findings of one kind.
+fn found<'a>(answer: &'a Value, kind: &str) -> &'a Value {
+    let findings = answer["findings"].as_array().unwrap();
+    findings.iter().find(|finding| finding["kind"] == kind).unwrap_or(&Value::Null)
+}
+
+async fn execute(stage: &Stage, sql: &str) {
+    use sqlx::Executor as _;
+    stage.database.connect().await.execute(sqlx::AssertSqlSafe(sql.to_owned())).await.unwrap();
+}
+
+/// Makes the call of an attempt again, as somebody would who had its request ID.
+async fn call(stage: &Stage, job: &str, request_id: &str, user: &str) {
+    let url = format!("{}/api/v3.1/tools/execute/GMAIL_SEND_EMAIL", stage.sandbox.base_url());
+    let body = json!({"user_id": user, "version": "20251112_00",
+                      "arguments": {"recipient_email": "a@example.com", "subject": "s", "body": "b"}});
+    let request = http::client().post(url).json(&body).header("x-api-key", "ak_test_good");
+    let request = request.header("x-request-id", request_id).header("x-errand-job-id", job);
+    let answer = request.send().await.unwrap();
+    assert!(answer.status().is_success(), "{}", answer.text().await.unwrap());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_that_was_busy_and_lost_a_worker_has_no_finding() {
+    let faults = "
+        [[fault]]\nkind = \"latency\"\nmean_ms = 20
+        [[fault]]\nkind = \"reset\"\ntool = \"GMAIL_SEND_EMAIL\"\nafter_effect = true\nrate = 0.1
+        [[fault]]\nkind = \"status\"\nstatus = 503\ntool = \"GITHUB_GET_REPO\"\nrate = 0.2
+        [[fault]]\nkind = \"provider_failure\"\nprovider_status = 400\ntool = \"LINEAR_UPDATE_ISSUE\"\nrate = 0.2\n";
+    let stage = Stage::new("busy", faults).await;
+    let quick = [
+        ("ERRAND__WORKER__LEASE_SECS", "5"),
+        ("ERRAND__WORKER__HEARTBEAT_SECS", "1"),
+        ("ERRAND__RESCUE__POLL_SECS", "1"),
+        ("ERRAND__AUDIT__EVERY_SECS", "1"),
+    ];
+    let mut doomed = stage.worker(&quick).await;
+    let jobs: Vec<Value> = (0..400)
+        .map(|n| match n % 4 {
+            0 => send(&id(), &format!("user-{}", n % 20 + 1)),
+            1 => json!({"id": id(), "user_id": format!("user-{}", n % 20 + 1), "tool": "LINEAR_UPDATE_ISSUE",
+                        "arguments": {"issue_id": "I-1", "state": "done"}}),
+            2 if n % 40 == 2 => read(&id(), "u-nobody"),
+            _ => read(&id(), &format!("user-{}", n % 20 + 1)),
+        })
+        .collect();
+    stage.publish(&jobs).await;
+    until("some calls are made", PATIENCE, async || {
+        (stage.sandbox.ledger_summary().calls > 100).then_some(())
+    })
+    .await;
+    doomed.kill9();
+    let worker = stage.worker(&quick).await;
+    stage.settled(400).await;
+
+    let ledger = stage.sandbox.base_url();
+    let (code, answer) = audit(&stage, &["--ledger", &ledger]);
+    assert_eq!((code, &answer["clean"], &answer["jobs"]), (0, &json!(true), &json!(400)), "{answer}");
+    assert_eq!(answer["findings"], json!([]));
+    let effects = stage.sandbox.ledger_summary().effects;
+    assert_eq!(answer["ledger"], json!({"effects": effects, "without_job": 0, "complete": true}));
+    for queue in answer["queues"].as_array().unwrap() {
+        assert_eq!(queue["difference"], 0, "{queue}");
+    }
+
+    // The worker finds the same, all by itself.
+    worker.logged("audited the store jobs=400 found=0 repaired=0").await;
+    assert!(!worker.log().contains("the audit found"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_running_job_that_the_rescue_cannot_see_is_brought_back_by_a_worker() {
+    let stage = Stage::new("orphan", "[[fault]]\nkind = \"hang\"\nafter_effect = false\nfirst = 1\n").await;
+    let mut doomed = stage.worker(&[]).await;
+    let one = id();
+    stage.publish(&[read(&one, "user-1")]).await;
+    until("the call is made", PATIENCE, async || (stage.sandbox.ledger_summary().calls > 0).then_some(()))
+        .await;
+    doomed.kill9();
+    // As after a restore, or a hand that was too thorough.
+    execute(
+        &stage,
+        "delete from claims; update workers set beat_at = beat_at - interval '1 hour';
+        update jobs set started_at = started_at - interval '1 hour'",
+    )
+    .await;
+
+    let (code, answer) = audit(&stage, &[]);
+    assert_eq!((code, &answer["clean"]), (1, &json!(false)));
+    let finding = found(&answer, "running_without_worker");
+    assert_eq!((&finding["found"], &finding["repaired"]), (&json!(1), &json!(0)));
+    assert_eq!(finding["jobs"], json!([one]));
+    assert_eq!(stage.text("select count(*)::text from claims").await.unwrap(), "0", "it only looked");
+
+    let worker =
+        stage.worker(&[("ERRAND__AUDIT__EVERY_SECS", "1"), ("ERRAND__RESCUE__POLL_SECS", "1")]).await;
+    stage.job_in(&one, &["succeeded"]).await;
+    worker.logged("kind=\"running_without_worker\" found=1 repaired=1").await;
+    assert!(worker.log().contains(&one));
+    until("the audit shows that all is well", PATIENCE, async || {
+        let metrics = worker.metrics().await;
+        let completed = metrics
+            .lines()
+            .find_map(|line| line.strip_prefix("errand_audit_completed_timestamp_seconds "))?
+            .parse::<f64>()
+            .ok()?;
+        (completed > 1.7e9
+            && metrics.contains("errand_audit_repairs_total{kind=\"running_without_worker\"} 1\n")
+            && metrics.contains("errand_audit_findings{kind=\"running_without_worker\"} 0\n"))
+        .then_some(())
+    })
+    .await;
+    let (code, answer) = audit(&stage, &[]);
+    assert_eq!((code, &answer["findings"]), (0, &json!([])), "{answer}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_may_not_repair_only_reports() {
+    let stage = Stage::new("norepair", "").await;
+    let settings = [("ERRAND__AUDIT__EVERY_SECS", "1"), ("ERRAND__AUDIT__REPAIR", "false")];
+    let worker = stage.worker(&settings).await;
+    let one = id();
+    stage.publish(&[read(&one, "user-1")]).await;
+    stage.job_in(&one, &["succeeded"]).await;
+    execute(
+        &stage,
+        "alter table jobs drop constraint jobs_succeeded_has_result; update jobs set result = null",
+    )
+    .await;
+    worker.logged("kind=\"broken_rule\" found=1 repaired=0").await;
+    until("the gauge shows it", PATIENCE, async || {
+        worker.metrics().await.contains("errand_audit_findings{kind=\"broken_rule\"} 1\n").then_some(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_two_workers_the_elder_audits_and_the_younger_takes_over() {
+    let stage = Stage::new("elder", "").await;
+    let quick = [
+        ("ERRAND__WORKER__LEASE_SECS", "5"),
+        ("ERRAND__WORKER__HEARTBEAT_SECS", "1"),
+        ("ERRAND__AUDIT__EVERY_SECS", "1"),
+    ];
+    let mut elder = stage.worker(&quick).await;
+    elder.logged("audited the store").await;
+    let younger = stage.worker(&quick).await;
+    let audits = |log: String| log.matches("audited the store").count();
+    let before = audits(elder.log());
+    until("the elder goes on", PATIENCE, async || (audits(elder.log()) > before + 3).then_some(())).await;
+    assert_eq!(audits(younger.log()), 0);
+    elder.kill9();
+    younger.logged("audited the store").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn jobs_whose_messages_are_lost_are_published_again_on_demand() {
+    let stage = Stage::new("message", "").await;
+    // A worker of another lane makes schema and queues.
+    let mut other = stage.worker(&[("ERRAND__WORKER__QUEUES", "bulk")]).await;
+    let one = id();
+    let args = r#"{"owner":"o","repo":"r"}"#;
+    let enqueued =
+        stage.errand(&["enqueue", "GITHUB_GET_REPO", "--id", &one, "--user-id", "user-1", "--args", args]);
+    assert!(enqueued.status.success(), "{}", String::from_utf8_lossy(&enqueued.stderr));
+    other.stop().await;
+    // Published so often that the next time is far away.
+    execute(&stage, "update jobs set published = 9, due_at = now() + interval '1 hour'").await;
+
+    let (code, answer) = audit(&stage, &["--repair"]);
+    assert_eq!((code, &answer["findings"]), (0, &json!([])), "its message still waits: {answer}");
+    let lane =
+        &answer["queues"].as_array().unwrap().iter().find(|queue| queue["queue"] == "default").unwrap();
+    assert_eq!(
+        (&lane["available"], &lane["messages"], &lane["difference"]),
+        (&json!(1), &json!(1), &json!(0))
+    );
+
+    let connection = stage.vhost.connect().await;
+    let channel = connection.create_channel().await.unwrap();
+    channel.queue_purge("errand.default".into(), lapin::options::QueuePurgeOptions::default()).await.unwrap();
+    let (code, answer) = audit(&stage, &[]);
+    assert_eq!((code, &found(&answer, "not_claimed")["found"]), (1, &json!(1)), "{answer}");
+    let (code, answer) = audit(&stage, &["--repair"]);
+    let finding = found(&answer, "not_claimed");
+    assert_eq!((code, &answer["clean"]), (0, &json!(true)), "all of it is repaired");
+    assert_eq!((&finding["found"], &finding["repaired"]), (&json!(1), &json!(1)));
+
+    let _worker = stage.worker(&[]).await;
+    stage.job_in(&one, &["succeeded"]).await;
+    let (code, _) = audit(&stage, &[]);
+    assert_eq!(code, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_ledger_tells_what_errand_does_not_know() {
+    let stage = Stage::new("ledger", "").await;
+    let _worker = stage.worker(&[]).await;
+    let ledger = stage.sandbox.base_url();
+    let (twice, strange, believed, fine) = (id(), id(), id(), id());
+    let jobs: Vec<Value> = [&twice, &strange, &believed, &fine].iter().map(|id| send(id, "user-1")).collect();
+    stage.publish(&jobs).await;
+    for job in [&twice, &strange, &fine] {
+        stage.job_in(job, &["succeeded"]).await;
+    }
+    stage.job_in(&believed, &["succeeded"]).await;
+    let (code, answer) = audit(&stage, &["--ledger", &ledger]);
+    assert_eq!((code, &answer["findings"]), (0, &json!([])), "{answer}");
+
+    let request_id = |job: &str| stage.show(job)["attempts"][0]["request_id"].as_str().unwrap().to_owned();
+    // The same attempt twice, an attempt that nobody made, and a job that nobody knows.
+    call(&stage, &twice, &request_id(&twice), "user-1").await;
+    call(&stage, &strange, &id(), "user-1").await;
+    let unknown = id();
+    call(&stage, &unknown, &id(), "user-1").await;
+    let (code, answer) = audit(&stage, &["--ledger", &format!("{ledger}/"), "--limit", "10"]);
+    assert_eq!(code, 1);
+    let jobs = |kind: &str| {
+        let mut jobs: Vec<String> = serde_json::from_value(found(&answer, kind)["jobs"].clone()).unwrap();
+        jobs.sort_unstable();
+        jobs
+    };
+    let sorted = |mut jobs: Vec<&String>| {
+        jobs.sort_unstable();
+        jobs.into_iter().cloned().collect::<Vec<_>>()
+    };
+    assert_eq!(jobs("repeated_effect"), sorted(vec![&twice, &strange]));
+    assert_eq!(jobs("effect_without_record"), sorted(vec![&strange, &unknown]));
+    assert_eq!(found(&answer, "success_without_effect"), &Value::Null);
+    assert_eq!(answer["ledger"]["effects"], 7);
+
+    // An effect in an attempt of which errand says that nothing ran, and successes that had none.
+    execute(&stage, &format!("update jobs set state = 'failed', http_status = null, result = null,
+            error_kind = 'refused', error_message = 'm' where id = '{fine}';
+        insert into attempts (job_id, number, request_id, outcome, started_at, finished_at, reported_by, ended_as,
+            late, charged)
+        select id, 1, request_id, 'refused', started_at, finished_at, 'holder', 'failed', false, true
+        from jobs where id = '{fine}'")).await;
+    let (_, answer) = audit(&stage, &["--ledger", &ledger, "--limit", "10"]);
+    assert!(found(&answer, "effect_without_record")["jobs"].to_string().contains(&fine), "{answer}");
+    stage.sandbox.clear_ledger();
+    call(&stage, &twice, &request_id(&twice), "user-1").await;
+    let (_, answer) = audit(&stage, &["--ledger", &ledger, "--limit", "1"]);
+    let missing = found(&answer, "success_without_effect");
+    assert_eq!((&missing["found"], missing["jobs"].as_array().unwrap().len()), (&json!(2), 1), "{answer}");
+    assert_eq!(answer["findings"].as_array().unwrap().len(), 1);
+}
