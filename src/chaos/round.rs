@@ -11,12 +11,13 @@ use super::{
     cell::Cell,
     load::{Accepted, Load},
     report::Tally,
-    stage::{DRAIN, Ground, Stage},
+    stage::{DRAIN, Ground, LEASE, Stage},
     strike::Strike,
 };
 use crate::{
     job::{HeldReason, JobId, State},
-    store::{JobFilter, JobView, SharedStore},
+    store::{AuditLimits, JobFilter, JobView, SharedStore},
+    upkeep::audit::{self, Audit},
 };
 
 /// How long jobs take to come in.
@@ -34,6 +35,9 @@ const LOOK: Duration = Duration::from_millis(250);
 
 /// How long a worker may take to end once nothing is left to do.
 const END: Duration = Duration::from_secs(DRAIN.as_secs() + 10);
+
+/// Jobs that the auditor reads at once.
+const AUDIT_PAGE: usize = 1_000;
 
 /// Most jobs that are named when something is wrong.
 const NAMED: usize = 5;
@@ -94,6 +98,7 @@ impl Round {
 
         let mut complaints = Vec::new();
         let jobs = come_to_rest(&stage.entrance.store, &accepted).await?;
+        complaints.extend(audit(&stage.entrance.store).await?);
         let peak_bytes =
             stage.slots.iter().filter_map(|slot| slot.process.as_ref()?.peak_bytes()).max().unwrap_or(0);
         for slot in &mut stage.slots {
@@ -145,6 +150,30 @@ async fn come_to_rest(store: &SharedStore, accepted: &Accepted) -> Result<HashMa
 fn rests(job: &JobView) -> bool {
     let is_looked_for = job.error.as_ref().is_some_and(|error| error.message.contains(LOOKS));
     job.state.is_final() || (job.state == State::Held && !is_looked_for)
+}
+
+/// What the auditor finds in a store at rest, a line for each kind.
+async fn audit(store: &SharedStore) -> Result<Vec<String>> {
+    let options = audit::Options {
+        page: AUDIT_PAGE,
+        pause: Duration::ZERO,
+        limits: AuditLimits {
+            lost: LEASE * 2,
+            timeout: Duration::ZERO,
+            overrun: LEASE,
+            overdue: LEASE,
+            publications: 3,
+            verified: true,
+        },
+        repair: false,
+        named: NAMED,
+    };
+    let report = Audit::new(store.clone(), None, Arc::default(), options).run_once().await?;
+    let lines = report.found.iter().map(|(kind, found)| {
+        let jobs: Vec<_> = found.jobs.iter().map(ToString::to_string).collect();
+        format!("the audit finds {} jobs {}, such as {}", found.found, kind.as_str(), jobs.join(", "))
+    });
+    Ok(lines.collect())
 }
 
 /// Compares the store with the ledger.
