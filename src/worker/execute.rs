@@ -323,10 +323,13 @@ async fn record(shared: &Shared, held: Held, ended: Ended) {
         ending: ended.ending,
     };
     shared.buffered.fetch_add(bytes, Ordering::Relaxed);
+    shared.waiting.fetch_add(1, Ordering::Relaxed);
     let finished = shared.finisher.submit(finish).await;
+    shared.waiting.fetch_sub(1, Ordering::Relaxed);
     shared.buffered.fetch_sub(bytes, Ordering::Relaxed);
     let Some(finished) = finished else {
-        // The store was away for the whole shutdown: the job stays in the list of what is left.
+        // The store was away for the whole shutdown: the job stays in the list of what is left, unless
+        // the journal takes it.
         return;
     };
     shared.note_ended(spec.id);
