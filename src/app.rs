@@ -5,7 +5,7 @@ use std::{path::Path, sync::Arc, time::Duration};
 use anyhow::{Context as _, Result};
 use metrics_exporter_prometheus::PrometheusHandle;
 use secrecy::ExposeSecret as _;
-use tokio::sync::Notify;
+use tokio::{sync::Notify, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
@@ -21,7 +21,7 @@ use crate::{
         rabbitmq::{QueueType, RabbitOptions, RabbitQueue},
     },
     relay::{self, Relay},
-    shutdown::Shutdown,
+    shutdown::{Countdown, Shutdown},
     store::{
         AuditLimits, Schema, SharedStore,
         postgres::{PostgresOptions, PostgresStore},
@@ -35,7 +35,7 @@ use crate::{
         rescue::{self, Rescue},
         verify::{self, Verify},
     },
-    worker::{CrashPlan, Deps, Options, Report, Resolver, Worker},
+    worker::{CrashPlan, Deps, Options, Phase, Report, Resolver, Worker},
 };
 
 /// Messages that the in-process queue holds per lane; what is more waits in the store.
@@ -60,7 +60,8 @@ const OVERRUN: Duration = Duration::from_secs(15 * 60);
 /// With the waits in between, about a quarter of an hour by default.
 const UNCLAIMED_PUBLICATIONS: u32 = 5;
 
-/// How long each part may take to end, once nothing is running any more.
+/// How long each part may take to end, once nothing is running any more; less where the shutdown's budget
+/// is nearly used up.
 const CLOSING: Duration = Duration::from_secs(5);
 
 /// The parts of one process.
@@ -127,12 +128,13 @@ impl App {
             lease: options.lease,
         };
         let worker = Worker::new(deps, options);
+        let health = worker.health();
 
         // The listener outlives everything else, so that a shutdown can be watched.
         let serving = CancellationToken::new();
         let listener = match config.http.listen {
             Some(address) => {
-                let api = Api::bind(address, metrics.clone(), worker.health()).await.with_context(|| {
+                let api = Api::bind(address, metrics.clone(), health.clone()).await.with_context(|| {
                     format!("cannot listen on {address}; choose another address with --listen or http.listen")
                 })?;
                 tracing::info!(address = %api.address()?, "metrics and health are served");
@@ -143,16 +145,15 @@ impl App {
         let upkeep = tokio::spawn(api::metrics_upkeep(metrics, serving.clone()));
 
         let ready = tokio::select! {
-            ready = prepare(&store, &queue, &config) => ready.map(|()| true),
+            ready = prepare(&store, &queue, &config, &resolver) => ready.map(|()| true),
             () = shutdown.stop.cancelled() => Ok(false),
         };
-        let report = match ready {
+        let background = CancellationToken::new();
+        let tasks = TaskTracker::new();
+        let budget = Duration::from_secs(config.worker.drain_secs);
+        let (report, mut countdown) = match ready {
             Ok(true) => {
-                // The first jobs must already see the pins.
-                resolver.load_pins(&store).await;
-                let background = CancellationToken::new();
                 let audit_wake = relay_wake.clone();
-                let tasks = TaskTracker::new();
                 let (stop, lane_names) =
                     (background.clone(), lanes.into_iter().map(|(name, _)| name).collect());
                 tasks.spawn(resolver.refresh_pins(store.clone(), stop.clone()));
@@ -184,29 +185,38 @@ impl App {
                     );
                 }
                 tasks.spawn(Gauges::new(store.clone(), queue.clone(), lane_names, GAUGES_EVERY).run(stop));
-                tasks.close();
-                let report = worker.run(shutdown.stop, shutdown.abort).await;
-                background.cancel();
-                // What is cut off here is looked at again by the next process.
-                within(CLOSING, "the relay and its neighbours", tasks.wait()).await;
-                Ok(report)
+                let (report, countdown) = worker.run(shutdown).await;
+                (Ok(report), countdown)
             }
-            Ok(false) => Ok(Report::default()),
-            Err(error) => Err(error),
+            Ok(false) => (Ok(Report::default()), Countdown::begin(budget, shutdown.abort)),
+            Err(error) => (Err(error), Countdown::begin(budget, shutdown.abort)),
         };
-        within(CLOSING, queue.backend(), queue.close()).await;
-        within(CLOSING, store.backend(), store.close()).await;
+        health.enter(Phase::Closing);
+        tracing::info!(phase = Phase::Closing.as_str(), "shutting down");
+        background.cancel();
+        tasks.close();
+        // What is cut off here is looked at again by the next process.
+        within(&mut countdown, 4, "the relay and its neighbours", tasks.wait()).await;
+        within(&mut countdown, 3, queue.backend(), queue.close()).await;
+        within(&mut countdown, 2, store.backend(), store.close()).await;
         serving.cancel();
         upkeep.await?;
         if let Some(listener) = listener {
-            listener.await?.context("the listener for metrics and health failed")?;
+            let ended = async { listener.await?.context("the listener for metrics and health failed") };
+            // A client that does not read its answer must not keep the process either.
+            countdown.within(|times| times.end, ended).await.unwrap_or(Ok(()))?;
         }
         report
     }
 }
 
-/// Waits for the store and the broker, saying what is waited for, and sees to the schema.
-async fn prepare(store: &SharedStore, queue: &SharedQueue, config: &Config) -> Result<()> {
+/// Waits for the store and the broker, saying what is waited for, sees to the schema and reads the pins.
+async fn prepare(
+    store: &SharedStore,
+    queue: &SharedQueue,
+    config: &Config,
+    resolver: &Resolver,
+) -> Result<()> {
     let mut failures = 0;
     loop {
         let problem = match store.schema().await {
@@ -230,6 +240,8 @@ async fn prepare(store: &SharedStore, queue: &SharedQueue, config: &Config) -> R
         match queue.check().await {
             Ok(broker) => {
                 tracing::info!(broker, store = store.backend(), "services are there");
+                // The first jobs must already see the pins.
+                resolver.load_pins(store).await;
                 return Ok(());
             }
             Err(error) => {
@@ -240,9 +252,11 @@ async fn prepare(store: &SharedStore, queue: &SharedQueue, config: &Config) -> R
     }
 }
 
-/// Waits for a part to end, but not for ever: a service that stalls must not keep the process.
-async fn within(limit: Duration, part: &str, end: impl Future<Output = ()>) {
-    if tokio::time::timeout(limit, end).await.is_err() {
+/// Waits for a part to end, but no longer than its share of what is left of the budget: a service that
+/// stalls must not keep the process, nor the parts that come after it. `parts` are still to end.
+async fn within(countdown: &mut Countdown, parts: u32, part: &str, end: impl Future<Output = ()>) {
+    let until = Instant::now() + CLOSING.min(countdown.left() / parts);
+    if countdown.within(|times| times.end.min(until), end).await.is_none() {
         tracing::warn!("{part} did not end in time and is left as it is");
     }
 }
@@ -389,7 +403,8 @@ fn worker_options(config: &Config, lanes: Vec<(QueueName, u32)>) -> Options {
         lanes,
         lease: Duration::from_secs(config.worker.lease_secs),
         heartbeat: Duration::from_secs(config.worker.heartbeat_secs),
-        drain: Duration::from_secs(config.worker.drain_secs),
+        shutdown: Duration::from_secs(config.worker.drain_secs),
+        journal_dir: config.worker.journal_dir.clone(),
         accept_unidentified: config.worker.accept_unidentified,
         retry: retry_policy(&config.retry),
         first_check: first_check(config),

@@ -148,7 +148,7 @@ impl Stage {
         let (lane, concurrency) = (&self.lane, plan.concurrency);
         let mut text = String::new();
         writeln!(text, "[queues.{lane}]\nconcurrency = {concurrency}")?;
-        writeln!(text, "[worker]\nqueues = [\"{lane}\"]")?;
+        writeln!(text, "[worker]\nqueues = [\"{lane}\"]\njournal_dir = \"\"")?;
         let (base_url, http) = (stub.base_url(), plan.http.as_str());
         writeln!(text, "[composio]\nbase_url = \"{base_url}\"\nhttp_version = \"{http}\"")?;
         writeln!(text, "[toolkit_versions]\n{TOOLKIT} = \"{VERSION}\"")?;

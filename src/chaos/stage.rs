@@ -163,6 +163,8 @@ impl Stage {
         let api = Arc::new(Target::start(plan.api, seed).await?);
         let api_proxy = Proxy::start(&ground.place, api.port()).await?;
         let mut common = settings(&api_proxy, api.key());
+        let journals = folder.path().join("journals");
+        common.push(("ERRAND__WORKER__JOURNAL_DIR".into(), journals.display().to_string()));
         let lane: QueueName = LANE.parse()?;
         let stage = match &ground.services {
             None => {

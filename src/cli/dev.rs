@@ -85,12 +85,14 @@ pub(crate) async fn run(args: Args, mut config: Config) -> Result<Exit> {
 }
 
 /// Switches a configuration to the embedded backends on this file, with the defaults of development:
-/// newest versions are frozen, and the owner `default` is allowed. Returns the store's URL.
+/// newest versions are frozen, and the owner `default` is allowed. The journal is beside the file. Returns
+/// the store's URL.
 pub(super) fn embed(config: &mut Config, database: &std::path::Path) -> String {
     let url = format!("sqlite://{}", database.display());
     config.store.url = url.clone().into();
     config.store.migrate_at_start = true;
     config.amqp.url = String::new().into();
+    config.worker.journal_dir = Some(database.with_file_name("journal"));
     config.pins.unpinned = Unpinned::Freeze;
     config.owners.allow_default = true;
     url

@@ -1,7 +1,7 @@
 //! Configuration: one annotated `default.toml` holds every setting, its default and its meaning; a
 //! file and the environment overlay it. Only this module reads the environment.
 
-use std::{collections::BTreeMap, net::SocketAddr};
+use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf};
 
 use secrecy::SecretString;
 use serde::Deserialize;
@@ -99,6 +99,8 @@ pub struct Worker {
     pub drain_secs: u64,
     pub accept_unidentified: bool,
     pub max_buffered_bytes: u64,
+    #[serde(deserialize_with = "folder")]
+    pub journal_dir: Option<PathBuf>,
 }
 
 /// `[relay]`
@@ -259,6 +261,12 @@ pub enum LogFormat {
 #[expect(missing_docs, reason = "default.toml documents every setting, beside its default")]
 pub struct Runtime {
     pub threads: usize,
+}
+
+/// An empty name switches off what the folder is for.
+fn folder<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<PathBuf>, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    Ok((!text.is_empty()).then(|| text.into()))
 }
 
 /// An empty address switches a listener off.

@@ -39,6 +39,7 @@ pub(super) const SETTINGS: &[(&[&str], Rule)] = &[
     (&["worker", "drain_secs"], Rule::Whole(0, 3_600)),
     (&["worker", "accept_unidentified"], Rule::Flag),
     (&["worker", "max_buffered_bytes"], Rule::Whole(65_536, 1 << 36)),
+    (&["worker", "journal_dir"], Rule::Text),
     (&["relay", "poll_ms"], Rule::Whole(10, 60_000)),
     (&["relay", "batch"], Rule::Whole(1, MAX_BATCH)),
     (&["relay", "unclaimed_secs"], Rule::Whole(1, 3_600)),

@@ -46,16 +46,16 @@ impl<T, R> GroupCommit<T, R> {
 
 impl<T, R> Runner<T, R> {
     /// Writes batches with `write`, which is told how many items wait behind the batch, and returns
-    /// an answer per item in order, or `None` to give the batch up. Ends when the submitting side
-    /// is closed.
+    /// an answer per item in order; items at the end that have none are given up. Ends when the
+    /// submitting side is closed.
     pub(super) async fn run<F>(mut self, mut write: impl FnMut(Vec<T>, usize) -> F)
     where
-        F: Future<Output = Option<Vec<R>>>,
+        F: Future<Output = Vec<R>>,
     {
         let mut waiting = Vec::new();
         while self.receiver.recv_many(&mut waiting, self.max).await > 0 {
             let (items, answers): (Vec<T>, Vec<_>) = waiting.drain(..).unzip();
-            let Some(written) = write(items, self.receiver.len()).await else { continue };
+            let written = write(items, self.receiver.len()).await;
             for (answer, result) in answers.into_iter().zip(written) {
                 // A submitter that went away is not interested in its answer.
                 drop(answer.send(result));
@@ -82,7 +82,7 @@ mod tests {
             async move {
                 sizes_in.send(items.len()).unwrap();
                 gate.acquire().await.unwrap().forget();
-                Some(items.into_iter().map(|n| n * 2).collect())
+                items.into_iter().map(|n| n * 2).collect()
             }
         }));
         let submit = |n| {
@@ -103,5 +103,27 @@ mod tests {
         commit.close();
         writer.await.unwrap();
         assert_eq!(commit.submit(1).await, None);
+    }
+
+    #[tokio::test]
+    async fn items_that_the_writer_leaves_out_are_given_up() {
+        let (commit, runner) = group_commit::<u32, u32>(100);
+        let commit = Arc::new(commit);
+        let submitted: Vec<_> = (0..3)
+            .map(|n| {
+                let commit = commit.clone();
+                tokio::spawn(async move { commit.submit(n).await })
+            })
+            .collect();
+        // The submitters run before the writer on this single-threaded runtime.
+        tokio::task::yield_now().await;
+        let writer = tokio::spawn(runner.run(|items: Vec<u32>, _| async move { items[..1].to_vec() }));
+        let mut answers = Vec::new();
+        for answer in submitted {
+            answers.push(answer.await.unwrap());
+        }
+        assert_eq!(answers, [Some(0), None, None]);
+        commit.close();
+        writer.await.unwrap();
     }
 }

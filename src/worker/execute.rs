@@ -121,12 +121,13 @@ async fn attempt(shared: &Shared, held: &mut Held) -> Option<Ended> {
     };
     shared.crash.pass(CrashPoint::AfterClaim);
     let sent = Instant::now();
-    let reply = tokio::select! {
-        reply = shared.deps.api.execute(&call) => reply,
+    let answered = tokio::select! {
+        biased;
+        reply = shared.deps.api.execute(&call) => Some(reply),
+        () = shared.interrupt.cancelled() => None,
         never = shared.crash.during_call() => match never {},
-        () = shared.interrupt.cancelled() => Reply::NoAnswer("the worker shut down during the call".into()),
     };
-    let ended = judge(shared, held, &frozen, reply);
+    let ended = judge(shared, held, &frozen, answered);
     held.metrics.attempted(ended.outcome, sent.elapsed().as_secs_f64());
     Some(ended)
 }
@@ -196,8 +197,8 @@ fn given_back(after: Duration, error: Option<JobError>) -> Ended {
     }
 }
 
-/// What the reply means for the job.
-fn judge(shared: &Shared, held: &Held, frozen: &Frozen, reply: Reply) -> Ended {
+/// What the reply means for the job; without one, the shutdown interrupted the call.
+fn judge(shared: &Shared, held: &Held, frozen: &Frozen, reply: Option<Reply>) -> Ended {
     let context = classify::Context {
         owner: &held.spec.owner,
         tool: &held.spec.tool,
@@ -207,7 +208,8 @@ fn judge(shared: &Shared, held: &Held, frozen: &Frozen, reply: Reply) -> Ended {
         explicit_account: held.spec.connected_account_id.is_some(),
         effect: frozen.effect,
     };
-    let interrupted = shared.interrupt.is_cancelled();
+    let interrupted = reply.is_none();
+    let reply = reply.unwrap_or_else(|| Reply::NoAnswer("the worker shut down during the call".into()));
     let classified = classify::classify(reply, &context);
     if classified.forget_account {
         shared.deps.resolver.forget_account(&held.spec, &frozen.toolkit);
@@ -220,10 +222,11 @@ fn judge(shared: &Shared, held: &Held, frozen: &Frozen, reply: Reply) -> Ended {
         Next::Fail { error } => Ending::Fail { error },
         Next::Hold { reason, error } => Ending::Hold { reason, error },
         Next::Throttled { error, retry_after } => throttled(shared, held, error, retry_after),
-        Next::Retry { error, retry_after } => retry(shared, held, error, retry_after),
-        Next::Unknown { error } if frozen.effect.may_repeat() && interrupted => {
+        // An interruption is not the job's fault, so it spends no attempt.
+        Next::Retry { error, .. } if interrupted => {
             Ending::Snooze { after: Duration::ZERO, error: Some(error) }
         }
+        Next::Retry { error, retry_after } => retry(shared, held, error, retry_after),
         Next::Unknown { error } if frozen.effect.may_repeat() => retry(shared, held, error, None),
         Next::Unknown { error } => undecided(shared.options.first_check, error, held.request_id),
     };
@@ -324,10 +327,13 @@ async fn record(shared: &Shared, held: Held, ended: Ended) {
     };
     shared.crash.pass(CrashPoint::AfterCall);
     shared.buffered.fetch_add(bytes, Ordering::Relaxed);
+    shared.waiting.fetch_add(1, Ordering::Relaxed);
     let finished = shared.finisher.submit(finish).await;
+    shared.waiting.fetch_sub(1, Ordering::Relaxed);
     shared.buffered.fetch_sub(bytes, Ordering::Relaxed);
     let Some(finished) = finished else {
-        // The store was away for the whole shutdown: the job stays in the list of what is left.
+        // The store was away for the whole shutdown: the job stays in the list of what is left, unless
+        // the journal takes it.
         return;
     };
     shared.crash.pass(CrashPoint::AfterFinish);

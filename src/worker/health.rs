@@ -3,10 +3,7 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{
-        Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Mutex, PoisonError},
     time::Duration,
 };
 
@@ -14,6 +11,47 @@ use serde::Serialize;
 use tokio::time::Instant;
 
 use crate::{job::QueueName, telemetry::metrics};
+
+/// Where a worker is in its life. A shutdown goes through the phases in this order, and may leave some out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Phase {
+    /// It waits for its services, or writes what an earlier process journaled.
+    Starting,
+    /// It takes jobs.
+    Running,
+    /// It takes no more jobs; running calls go on.
+    Draining,
+    /// Calls that outlast the drain are interrupted, and what is known is written.
+    Interrupting,
+    /// What the store did not take goes to the journal.
+    Journaling,
+    /// Nothing runs; connections are closed.
+    Closing,
+}
+
+impl Phase {
+    /// Every phase, in order.
+    pub const ALL: &'static [Self] =
+        &[Self::Starting, Self::Running, Self::Draining, Self::Interrupting, Self::Journaling, Self::Closing];
+
+    /// The word used in metrics, logs and JSON.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Starting => "starting",
+            Self::Running => "running",
+            Self::Draining => "draining",
+            Self::Interrupting => "interrupting",
+            Self::Journaling => "journaling",
+            Self::Closing => "closing",
+        }
+    }
+
+    /// Whether the worker is shutting down.
+    pub fn is_shutdown(self) -> bool {
+        self >= Self::Draining
+    }
+}
 
 /// What is known about a worker's fitness.
 #[derive(Debug)]
@@ -23,7 +61,7 @@ pub struct Health {
     /// The last heartbeat that the store took, or the start.
     beaten: Mutex<Instant>,
     stale_after: Duration,
-    draining: AtomicBool,
+    phase: Mutex<Phase>,
 }
 
 /// The answer of `/health/ready`.
@@ -37,6 +75,8 @@ pub struct Readiness {
     pub store: bool,
     /// The worker is shutting down.
     pub draining: bool,
+    /// Where the worker is in its life.
+    pub phase: Phase,
 }
 
 impl Health {
@@ -44,12 +84,13 @@ impl Health {
         for lane in &lanes {
             metrics::CONSUMING.set1(lane.as_str(), 0.0);
         }
+        publish(Phase::Starting);
         Self {
             consuming: Mutex::new(lanes.into_iter().map(|lane| (lane, false)).collect()),
             store_seen: Mutex::new(None),
             beaten: Mutex::new(Instant::now()),
             stale_after,
-            draining: AtomicBool::new(false),
+            phase: Mutex::new(Phase::Starting),
         }
     }
 
@@ -58,9 +99,21 @@ impl Health {
         let consuming = self.consuming.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let seen = *self.store_seen.lock().unwrap_or_else(PoisonError::into_inner);
         let store = seen.is_some_and(|at| at.elapsed() < self.stale_after);
-        let draining = self.draining.load(Ordering::Relaxed);
+        let phase = self.phase();
+        let draining = phase.is_shutdown();
         let ready = !draining && store && consuming.values().all(|consuming| *consuming);
-        Readiness { ready, consuming, store, draining }
+        Readiness { ready, consuming, store, draining, phase }
+    }
+
+    /// The present phase.
+    pub fn phase(&self) -> Phase {
+        *self.phase.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes that the next phase begins.
+    pub(crate) fn enter(&self, phase: Phase) {
+        *self.phase.lock().unwrap_or_else(PoisonError::into_inner) = phase;
+        publish(phase);
     }
 
     /// Sets the gauges that would be stale if they were only set when something happens.
@@ -89,8 +142,12 @@ impl Health {
         metrics::STORE_REACHABLE.set(1.0);
         *self.store_seen.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
     }
+}
 
-    pub(super) fn set_draining(&self) {
-        self.draining.store(true, Ordering::Relaxed);
+/// Shows the phase in the gauges: one series per phase, of which one is 1.
+fn publish(present: Phase) {
+    for phase in Phase::ALL {
+        metrics::PHASE.set1(phase.as_str(), f64::from(u8::from(*phase == present)));
     }
+    metrics::DRAINING.set(f64::from(u8::from(present.is_shutdown())));
 }

@@ -106,7 +106,8 @@ impl Lane {
                 break;
             }
         }
-        consumer.stop().await;
+        // What is left to the broker here comes again.
+        let _stopped = self.shared.unless_interrupted(consumer.stop()).await;
         Ok(())
     }
 
@@ -168,7 +169,7 @@ impl Lane {
             return false;
         }
         self.shared.crash.pass(CrashPoint::BeforeAck);
-        if let Err(error) = settler.ack(tokens).await {
+        if let Some(Err(error)) = self.shared.unless_interrupted(settler.ack(tokens)).await {
             tracing::debug!(queue = %self.name, %error, "acknowledging failed; the broker delivers again");
         }
         true
@@ -244,7 +245,13 @@ impl Lane {
                         rejected.push(self.rejected(&admitted.delivery, error));
                     }
                 }
-                Err(_) => return (done, false),
+                Err(_) => {
+                    // The store may have taken them, and nobody is going to run them here.
+                    pieces.push(piece);
+                    let in_doubt = pieces.iter().flatten().map(|admitted| admitted.claim.spec.id);
+                    self.shared.note_held(in_doubt);
+                    return (done, false);
+                }
             }
         }
         (done, true)
@@ -388,7 +395,7 @@ impl Lane {
     }
 
     async fn give_back(&self, settler: &Arc<dyn Settler>, tokens: Vec<Token>) {
-        if let Err(error) = settler.give_back(tokens).await
+        if let Some(Err(error)) = self.shared.unless_interrupted(settler.give_back(tokens)).await
             && error.kind() != QueueErrorKind::Unavailable
         {
             tracing::debug!(queue = %self.name, %error, "giving deliveries back failed; the broker does it");

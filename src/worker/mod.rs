@@ -1,6 +1,7 @@
 //! The worker: takes deliveries from the queue, claims them in the store, calls the tool API and
 //! records what came of it. The modules follow a job's way: `lane` (admit and claim), `execute`,
-//! `classify`, `finish`; `heartbeat` keeps the lease meanwhile.
+//! `classify`, `finish`; `heartbeat` keeps the lease meanwhile, and `journal` keeps what could not be
+//! written before a shutdown ended.
 //!
 //! Guarantees:
 //! * A delivery is acknowledged only after the store has committed what became of it.
@@ -8,6 +9,8 @@
 //!   recorded, so concurrency, memory and unwritten results are bounded by one number.
 //! * The permit is owned by the job's task: a panic releases it, and the job still ends.
 //! * A worker whose lease is stale neither claims nor starts calls.
+//! * A shutdown keeps to its budget, whichever service stalls. What ended and was not written is in the
+//!   journal; what was not even that is listed by ID.
 //!
 //! The worker does not publish jobs: whatever has to run again is written to the store, and the
 //! relay brings it back.
@@ -20,23 +23,25 @@ pub(crate) mod execute;
 mod finish;
 mod health;
 mod heartbeat;
+mod journal;
 mod lane;
 mod resolve;
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
+    path::PathBuf,
     sync::{
         Arc, Mutex, OnceLock, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
 
-use tokio::{sync::Notify, time::Instant};
+use tokio::{sync::Notify, task::JoinHandle, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use crash::{CrashPlan, CrashPoint};
-pub use health::{Health, Readiness};
+pub use health::{Health, Phase, Readiness};
 pub use resolve::Resolver;
 
 use self::{batch::GroupCommit, crash::Crash, heartbeat::LeaseClock};
@@ -44,6 +49,7 @@ use crate::{
     clock::SharedClock,
     job::{JobId, QueueName, RetryPolicy, WorkerId},
     queue::SharedQueue,
+    shutdown::{Countdown, Shutdown},
     store::{Finish, Finished, Freeze, SharedStore},
     telemetry::metrics,
     tool::SharedToolApi,
@@ -79,8 +85,11 @@ pub struct Options {
     pub lease: Duration,
     /// Time between heartbeats.
     pub heartbeat: Duration,
-    /// How long a shutdown waits for running calls.
-    pub drain: Duration,
+    /// How long a whole shutdown may take, see [`crate::shutdown::Timeline`].
+    pub shutdown: Duration,
+    /// Where results are kept that could not be written before a shutdown ended; `None` leaves them to the
+    /// rescue.
+    pub journal_dir: Option<PathBuf>,
     /// Run messages that have no ID; redelivered ones are held.
     pub accept_unidentified: bool,
     /// When to try again.
@@ -96,13 +105,18 @@ pub struct Options {
     pub crash: Option<CrashPlan>,
 }
 
-/// What a worker left behind when it stopped.
+/// How a worker stopped.
 #[derive(Debug, Default)]
 pub struct Report {
-    /// Jobs that it still held: their attempts could not be recorded. Rescue takes them over when
-    /// the lease ends.
+    /// Jobs that it still held, or may have claimed at the last moment: their attempts could not be recorded
+    /// anywhere. Rescue takes them over when the lease ends.
     pub left: Vec<JobId>,
+    /// How many ended attempts are in the journal, for the next start to write.
+    pub journaled: usize,
 }
+
+/// How long a worker that holds nothing tries to say so. Others forget it in time all the same.
+const RETIRE: Duration = Duration::from_secs(2);
 
 /// A worker, ready to run.
 #[derive(Debug)]
@@ -130,6 +144,10 @@ struct Shared {
     give_up: CancellationToken,
     buffered: AtomicU64,
     crash: Crash,
+    /// Ended attempts that wait to be written.
+    waiting: AtomicUsize,
+    /// Ended attempts that the store did not take before the worker gave up.
+    unwritten: Mutex<Vec<Finish>>,
     finisher: GroupCommit<Finish, Finished>,
     freezer: GroupCommit<Freeze, bool>,
 }
@@ -150,6 +168,8 @@ impl Worker {
             give_up: CancellationToken::new(),
             buffered: AtomicU64::new(0),
             crash: Crash::new(options.crash),
+            waiting: AtomicUsize::new(0),
+            unwritten: Mutex::default(),
             finisher,
             freezer,
             deps,
@@ -163,89 +183,141 @@ impl Worker {
         self.shared.health.clone()
     }
 
-    /// Works until `stop` is cancelled, then drains: intake ends, running calls get the drain time,
-    /// those that outlast it are interrupted, and everything known is written. `abort` cuts the
-    /// drain short; nothing is lost by it, because the store still knows what is running.
-    pub async fn run(self, stop: CancellationToken, abort: CancellationToken) -> Report {
+    /// Writes what an earlier process journaled, then works until `shutdown.stop` is cancelled, then drains:
+    /// intake ends, running calls go on while the budget lasts, those that outlast it are interrupted, and
+    /// everything known is written, to the journal if the store does not take it. `shutdown.abort` uses the
+    /// budget up; nothing is lost by it. Whoever closes the rest has what is left of the countdown.
+    pub async fn run(self, shutdown: Shutdown) -> (Report, Countdown) {
         let Self { shared, finish_loop, freeze_loop } = self;
+        let Shutdown { stop, abort } = shutdown;
         let heart = CancellationToken::new();
         let heartbeat = tokio::spawn(heartbeat::run(shared.clone(), heart.clone()));
         let finisher = tokio::spawn(finish::run(shared.clone(), finish_loop));
         let freezer = tokio::spawn(finish::run_freezer(shared.clone(), freeze_loop));
-
+        let replayed = tokio::select! {
+            () = journal::replay(&shared) => true,
+            () = stop.cancelled() => false,
+        };
         let lanes = TaskTracker::new();
-        for (name, concurrency) in &shared.options.lanes {
-            metrics::CONCURRENCY.set1(name.as_str(), f64::from(*concurrency));
-            lanes.spawn(lane::run(shared.clone(), name.clone(), *concurrency, stop.clone()));
+        if replayed {
+            shared.health.enter(Phase::Running);
+            for (name, concurrency) in &shared.options.lanes {
+                metrics::CONCURRENCY.set1(name.as_str(), f64::from(*concurrency));
+                lanes.spawn(lane::run(shared.clone(), name.clone(), *concurrency, stop.clone()));
+            }
         }
         lanes.close();
 
         stop.cancelled().await;
-        let drain = shared.options.drain;
-        let until = *shared.drain_until.get_or_init(|| Instant::now() + drain);
-        shared.health.set_draining();
-        metrics::DRAINING.set(1.0);
-        tracing::info!(
-            running = shared.held_jobs(),
-            drain_secs = drain.as_secs(),
-            "draining: intake stopped"
-        );
-
-        // A claim that is being written when the stop comes still starts its jobs, so lanes end
-        // before the count of tasks means anything.
-        let ended = |tracker: TaskTracker, until: Instant, cut: CancellationToken| async move {
-            tokio::select! {
-                () = tracker.wait() => true,
-                () = tokio::time::sleep_until(until) => false,
-                () = cut.cancelled() => false,
-            }
-        };
-        if !ended(lanes.clone(), until, abort.clone()).await {
-            shared.give_up.cancel();
-            lanes.wait().await;
-        }
-        shared.tasks.close();
-        if !ended(shared.tasks.clone(), until, abort.clone()).await {
-            tracing::warn!(
-                running = shared.held_jobs(),
-                "draining: interrupting calls that outlast the drain"
-            );
-            shared.interrupt.cancel();
-            let flush = Instant::now() + FLUSH;
-            if !ended(shared.tasks.clone(), flush, CancellationToken::new()).await {
-                shared.give_up.cancel();
-                shared.tasks.wait().await;
-            }
-        }
-
-        let left = shared.take_held();
-        heart.cancel();
+        let mut countdown = Countdown::begin(shared.options.shutdown, abort);
+        shared.drain(&mut countdown, &lanes).await;
         shared.finisher.close();
         shared.freezer.close();
-        for task in [heartbeat, finisher, freezer] {
-            if let Err(error) = task.await {
-                tracing::error!(%error, "a part of the worker ended abnormally");
-            }
+        for writer in [finisher, freezer] {
+            shared.writer_ended(&mut countdown, writer).await;
         }
-        if left.is_empty() {
-            let retired = tokio::time::timeout(FLUSH, shared.deps.store.retire(shared.options.id)).await;
-            if !matches!(retired, Ok(Ok(()))) {
-                tracing::warn!("the worker's heartbeat row could not be removed; it will be forgotten later");
-            }
-        } else {
-            for id in &left {
-                tracing::warn!(job.id = %id, "left behind: still recorded as running; rescue takes it over");
-            }
+        let mut left = shared.take_held();
+        let journaled = shared.journal(&mut countdown, &mut left).await;
+        heart.cancel();
+        if left.is_empty() && journaled == 0 {
+            shared.retire(&mut countdown, heartbeat).await;
         }
-        tracing::info!(left = left.len(), "worker stopped");
-        Report { left }
+        for id in &left {
+            tracing::warn!(job.id = %id, "left behind: if it is recorded as running, the rescue takes it over");
+        }
+        tracing::info!(left = left.len(), journaled, "worker stopped");
+        (Report { left, journaled }, countdown)
     }
 }
 
-/// How long interrupted calls may take to be written.
-const FLUSH: Duration = Duration::from_secs(5);
-
 impl Shared {
+    /// Ends everything that runs, in order: intake, then calls, then waiting for the store.
+    async fn drain(&self, countdown: &mut Countdown, lanes: &TaskTracker) {
+        let _set_once = self.drain_until.set(countdown.times().drain_until);
+        self.enter(Phase::Draining);
+        // A claim that is being written when the stop comes still starts its jobs, so lanes end before the
+        // count of tasks means anything.
+        let all_ended = || async {
+            lanes.wait().await;
+            self.tasks.close();
+            self.tasks.wait().await;
+        };
+        if countdown.within(|times| times.drain_until, all_ended()).await.is_some() {
+            return;
+        }
+        self.enter(Phase::Interrupting);
+        self.interrupt.cancel();
+        if countdown.within(|times| times.write_until, all_ended()).await.is_some() {
+            return;
+        }
+        // Nothing waits for a service any more, so that this takes a moment at most.
+        self.give_up.cancel();
+        if countdown.within(|times| times.end, all_ended()).await.is_none() {
+            tracing::error!("some tasks do not end and are left as they are");
+        }
+    }
+
+    async fn writer_ended(&self, countdown: &mut Countdown, writer: JoinHandle<()>) {
+        match countdown.within(|times| times.end, writer).await {
+            Some(Ok(())) => {}
+            Some(Err(error)) => tracing::error!(%error, "a part of the worker ended abnormally"),
+            None => tracing::error!("a part of the worker does not end and is left as it is"),
+        }
+    }
+
+    /// Puts what the store did not take into the journal, and takes it off the list of what is `left`;
+    /// returns how much it is.
+    async fn journal(&self, countdown: &mut Countdown, left: &mut Vec<JobId>) -> usize {
+        let unwritten = std::mem::take(&mut *self.unwritten.lock().unwrap_or_else(PoisonError::into_inner));
+        if unwritten.is_empty() {
+            return 0;
+        }
+        self.enter(Phase::Journaling);
+        let ids: HashSet<JobId> = unwritten.iter().map(|finish| finish.id).collect();
+        let results = unwritten.len();
+        let written = countdown.within(|times| times.end, journal::write(self, unwritten)).await;
+        match written.unwrap_or_else(|| Err("the disk takes too long".to_owned())) {
+            Ok(file) => {
+                left.retain(|id| !ids.contains(id));
+                tracing::warn!(
+                    file = %file.display(), results,
+                    "the store did not take these results, so they are journaled; the next worker that starts with \
+                     this folder writes them"
+                );
+                results
+            }
+            Err(error) => {
+                tracing::error!(error, results, "results could not be journaled and are left to the rescue");
+                0
+            }
+        }
+    }
+
+    /// Removes the heartbeat row of a worker that holds nothing.
+    async fn retire(&self, countdown: &mut Countdown, heartbeat: JoinHandle<()>) {
+        let begun = Instant::now();
+        let retire = async {
+            // A beat that is under way would bring the row back.
+            let _ended = heartbeat.await;
+            self.deps.store.retire(self.options.id).await
+        };
+        let retired = countdown.within(|times| times.end.min(begun + RETIRE), retire).await;
+        if !matches!(retired, Some(Ok(()))) {
+            tracing::warn!("the worker's heartbeat row could not be removed; it will be forgotten later");
+        }
+    }
+
+    /// Begins a phase of the shutdown, and says so.
+    fn enter(&self, phase: Phase) {
+        self.health.enter(phase);
+        tracing::info!(
+            phase = phase.as_str(),
+            held = self.held_jobs(),
+            unwritten = self.waiting.load(Ordering::Relaxed),
+            "shutting down"
+        );
+    }
+
     fn held_jobs(&self) -> usize {
         self.held.lock().unwrap_or_else(PoisonError::into_inner).len()
     }
@@ -261,6 +333,21 @@ impl Shared {
 
     fn note_ended(&self, id: JobId) {
         self.held.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+    }
+
+    /// Keeps what could not be written for the journal.
+    fn keep_unwritten(&self, finishes: Vec<Finish>) {
+        self.unwritten.lock().unwrap_or_else(PoisonError::into_inner).extend(finishes);
+    }
+
+    /// Waits for the broker, but not beyond the moment when running calls are interrupted: what it has not
+    /// settled by then it delivers again. `None` when that moment came.
+    async fn unless_interrupted<T>(&self, work: impl Future<Output = T>) -> Option<T> {
+        tokio::select! {
+            biased;
+            done = work => Some(done),
+            () = self.interrupt.cancelled() => None,
+        }
     }
 
     /// Whether results that wait to be written leave room for more.

@@ -567,6 +567,7 @@ async fn a_worker_whose_database_stalls_still_ends_and_leaves_its_job_to_the_res
     let settings = [
         ("DATABASE_URL", url.as_str()),
         ("ERRAND__WORKER__DRAIN_SECS", "1"),
+        ("ERRAND__WORKER__JOURNAL_DIR", ""),
         ("ERRAND__WORKER__LEASE_SECS", "5"),
         ("ERRAND__WORKER__HEARTBEAT_SECS", "1"),
         ("ERRAND__RESCUE__POLL_SECS", "1"),

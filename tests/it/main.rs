@@ -17,6 +17,7 @@ mod model;
 mod queue_contract;
 mod sandbox;
 mod services;
+mod shutdown;
 mod stage;
 mod store_contract;
 mod support;

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use errand::job::{AttemptOutcome, EnvelopeReason, ErrorKind, HeldReason, State};
 use errand::store::FindingKind;
 use errand::telemetry::metrics::{CATALOGUE, Kind};
+use errand::worker::Phase;
 
 use crate::dashboards::{self, between};
 
@@ -39,6 +40,7 @@ fn the_documentation_lists_every_value_of_the_closed_choices() {
             AttemptOutcome::ALL.iter().map(|outcome| outcome.as_str()).collect(),
         ),
         ("`cause`", ErrorKind::ALL.iter().map(|kind| kind.as_str()).collect()),
+        ("`phase`", Phase::ALL.iter().map(|phase| phase.as_str()).collect()),
         ("`state`", not_final.map(|state| state.as_str()).collect()),
         ("`reason` of `errand_held_jobs`", HeldReason::ALL.iter().map(|reason| reason.as_str()).collect()),
         (

@@ -2,6 +2,7 @@
 
 use std::{
     io::{BufRead as _, BufReader},
+    path::PathBuf,
     process::{Child, Command, ExitStatus, Output, Stdio},
     sync::{Arc, Mutex},
     time::Duration,
@@ -54,9 +55,17 @@ impl Stage {
             // Tests of unknown outcomes say for themselves when the log is asked.
             ("ERRAND__VERIFY__ENABLED", "false".into()),
             ("ERRAND__LOG__LEVEL", "info,errand=debug".into()),
+            ("ERRAND__WORKER__JOURNAL_DIR", self.journal_dir().display().to_string()),
         ]
         .map(|(key, value)| (key.to_owned(), value))
         .to_vec()
+    }
+
+    /// The folder that the workers of this stage share for their journals.
+    pub(crate) fn journal_dir(&self) -> PathBuf {
+        // `tests/run` names a folder that it removes.
+        let base = std::env::var_os("ERRAND_TEST_DIR").map_or_else(std::env::temp_dir, PathBuf::from);
+        base.join(format!("errand-journal-{}", self.database.name))
     }
 
     /// A worker that is ready.
