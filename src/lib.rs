@@ -7,6 +7,8 @@ pub mod app;
 pub mod backoff;
 pub(crate) mod bench;
 pub mod bounds;
+#[doc(hidden)]
+pub mod chaos;
 pub mod cli;
 pub mod clock;
 pub mod config;

@@ -1,0 +1,3 @@
+//! Breaks everything around errand at random, and checks what it promises.
+
+pub mod foreign;
