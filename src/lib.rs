@@ -7,7 +7,8 @@ pub mod app;
 pub mod backoff;
 pub(crate) mod bench;
 pub mod bounds;
-pub(crate) mod chaos;
+#[doc(hidden)]
+pub mod chaos;
 pub(crate) mod child;
 pub mod cli;
 pub mod clock;

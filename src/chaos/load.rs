@@ -66,8 +66,7 @@ impl Load {
     }
 
     fn job(&self, n: usize, rng: &mut fastrand::Rng) -> Result<(Arc<JobSpec>, bool)> {
-        let mut errand = self.api.errand(n);
-        errand.body["id"] = json!(JobId::new());
+        let mut errand = self.api.errand(JobId::new(), n);
         if rng.u8(..10) == 0 {
             errand.body["priority"] = json!(rng.u8(1..=9));
         }

@@ -10,6 +10,8 @@
 //! Everything random comes from the seed. Real services have their own timing, so a seed repeats the
 //! same faults, but not the same run.
 
+pub mod foreign;
+
 mod cell;
 mod load;
 mod process;

@@ -107,6 +107,7 @@ impl Round {
             }
         }
         let mut tally = count(stage, &accepted, &jobs, &mut complaints);
+        complaints.extend(stage.api.complaints());
         tally.peak_bytes = peak_bytes;
         tally.add_look_ups(&look_ups(stage)?);
         Ok((tally, complaints))

@@ -36,10 +36,10 @@ pub(super) const LEASE: Duration = Duration::from_secs(5);
 
 /// From when on a log without an entry says that a call never arrived. Longer than any call goes on after the
 /// worker has stopped waiting for it, and than any log is late.
-pub(super) const SETTLE: Duration = Duration::from_secs(4);
+pub(super) const SETTLE: Duration = Duration::from_secs(5);
 
 /// From when on a person has to decide about an unknown outcome.
-pub(super) const GIVE_UP: Duration = Duration::from_secs(12);
+pub(super) const GIVE_UP: Duration = Duration::from_secs(15);
 
 /// How long a worker that was told to end may take.
 pub(super) const DRAIN: Duration = Duration::from_secs(5);

@@ -110,8 +110,7 @@ impl Strike<'_> {
     async fn crash(&mut self, point: CrashPoint) -> Result<()> {
         if point == CrashPoint::DuringCall {
             // Otherwise calls are over before the crash.
-            let api = &self.stage.api;
-            api.answer_after(Duration::from_millis(200), Duration::from_millis(400)).await?;
+            self.stage.api.be_slow().await?;
         }
         for _ in 0..3 {
             // Some points are passed once for many jobs.

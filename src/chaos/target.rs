@@ -5,13 +5,30 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
 
-use crate::sandbox::{DEFAULT_WORLD, Options, Running, Sandbox, World};
+use super::{
+    cell::Cell,
+    foreign::{self, Foreign},
+};
+use crate::{
+    job::JobId,
+    sandbox::{DEFAULT_WORLD, Options, Running, Sandbox, World},
+};
 
 /// How long a request to the tool API's own controls may take.
 const CONTROL: Duration = Duration::from_secs(10);
 
 /// The key that the sandbox's default world accepts.
 const SANDBOX_KEY: &str = "ak_test_good";
+
+/// How long the foreign API hangs: longer than workers wait.
+const FOREIGN_HANG: Duration = Duration::from_secs(5);
+
+/// How late an effect of the foreign API may be, and its entry in the log. Twice this is well below the time
+/// after which workers trust the log, whatever else holds a call up.
+const FOREIGN_LATE: Duration = Duration::from_millis(500);
+
+/// How long the foreign API's log shows nothing at a time.
+const FOREIGN_BLACKOUT: Duration = Duration::from_secs(3);
 
 /// Calls that the sandbox answers with a fault, of a hundred of each line.
 const FAULT_RATE: f64 = 0.04;
@@ -22,6 +39,15 @@ const FAULT_RATE: f64 = 0.04;
 pub(crate) enum Kind {
     /// errand's own sandbox.
     Sandbox,
+    /// A second one by another hand, which shares no code with the first and misbehaves in its own ways.
+    Foreign,
+}
+
+impl Kind {
+    /// Whether rounds of this kind can be played with it: only the sandbox's log can be told what to do.
+    pub(crate) fn knows(self, cell: Cell) -> bool {
+        self == Self::Sandbox || !matches!(cell, Cell::LogsLate | Cell::LogsRefused | Cell::LogsLost)
+    }
 }
 
 /// How the execution log behaves.
@@ -49,6 +75,7 @@ pub(super) struct Errand {
 #[derive(Debug)]
 pub(super) enum Target {
     Sandbox { running: Running, http: reqwest::Client },
+    Foreign(foreign::Running),
 }
 
 impl Target {
@@ -65,58 +92,104 @@ impl Target {
                 target.heal().await?;
                 Ok(target)
             }
+            Kind::Foreign => {
+                let options = foreign::Options {
+                    seed,
+                    hang: FOREIGN_HANG,
+                    late: FOREIGN_LATE,
+                    log_delay: FOREIGN_LATE,
+                    log_blackout: FOREIGN_BLACKOUT,
+                    ..foreign::Options::default()
+                };
+                let running =
+                    Foreign::bind(options).await.context("cannot listen on a free port of 127.0.0.1")?;
+                running.heal();
+                Ok(Self::Foreign(running))
+            }
         }
     }
 
     pub(super) fn port(&self) -> u16 {
         match self {
             Self::Sandbox { running, .. } => running.addr.port(),
+            Self::Foreign(running) => running.port(),
         }
     }
 
-    pub(super) fn key(&self) -> &'static str {
+    pub(super) fn key(&self) -> &str {
         match self {
             Self::Sandbox { .. } => SANDBOX_KEY,
+            Self::Foreign(running) => running.api_key(),
         }
     }
 
     /// The n-th job: most are such that must not be repeated.
-    pub(super) fn errand(&self, n: usize) -> Errand {
+    pub(super) fn errand(&self, id: JobId, n: usize) -> Errand {
         let user = format!("user-{}", n % 20 + 1);
         let org = format!("org-{}", n % 3 + 1);
-        let (body, once) = match n % 6 {
-            0 => (
+        let (mut body, once) = match (self, n % 6) {
+            (Self::Sandbox { .. }, 0) => (
                 json!({"user_id": user, "tool": "GITHUB_GET_REPO", "arguments": {"owner": "o", "repo": format!("r{n}")}}),
                 false,
             ),
-            1 => (
+            (Self::Sandbox { .. }, 1) => (
                 json!({"user_id": user, "tool": "NOTION_UPDATE_PAGE", "arguments": {"page_id": format!("p{n}")}}),
                 false,
             ),
-            2 | 3 => (
+            (Self::Sandbox { .. }, 2 | 3) => (
                 json!({"org_id": org, "tool": "SLACK_SEND_MESSAGE",
                        "arguments": {"channel": "C01", "text": format!("report {n}")}}),
                 true,
             ),
-            _ => (
+            (Self::Sandbox { .. }, _) => (
                 json!({"user_id": user, "tool": "GMAIL_SEND_EMAIL",
                        "arguments": {"recipient_email": "a@example.com", "subject": "s", "body": format!("mail {n}")}}),
                 true,
             ),
+            (Self::Foreign(_), of_six) => {
+                let tool = foreign::TOOLS[of_six % foreign::TOOLS.len()];
+                let owner = if of_six < 3 { ("user_id", user) } else { ("org_id", org) };
+                (
+                    json!({owner.0: owner.1, "tool": tool, "arguments": {"job": id}}),
+                    foreign::ONCE_TOOLS.contains(&tool),
+                )
+            }
         };
+        body["id"] = json!(id);
         Errand { body, once }
     }
 
     /// How often a job took effect.
-    pub(super) fn effects(&self, job: &str) -> u32 {
+    pub(super) fn effects(&self, job: &str) -> u64 {
         match self {
-            Self::Sandbox { running, .. } => running.job_effects(job),
+            Self::Sandbox { running, .. } => running.job_effects(job).into(),
+            Self::Foreign(running) => running.effects_of(job),
         }
+    }
+
+    /// What calls said that they must not say, a line each.
+    pub(super) fn complaints(&self) -> Vec<String> {
+        let Self::Foreign(running) = self else { return Vec::new() };
+        let foreign::Summary { confused, strangers, unpinned, repeated_requests, .. } = running.summary();
+        [
+            (confused, "calls named another job than the one that they were for"),
+            (strangers, "calls used an account of another owner"),
+            (unpinned, "calls named no version"),
+            (repeated_requests, "request IDs were sent more than once"),
+        ]
+        .into_iter()
+        .filter(|(count, _)| *count > 0)
+        .map(|(count, what)| format!("{count} {what}"))
+        .collect()
     }
 
     /// Calls go wrong in every way from now on.
     pub(super) async fn misbehave(&self) -> Result<()> {
         match self {
+            Self::Foreign(running) => {
+                running.misbehave();
+                Ok(())
+            }
             Self::Sandbox { running, http } => {
                 let rate = FAULT_RATE;
                 let faults = json!([
@@ -141,22 +214,27 @@ impl Target {
 
     /// Calls go well from now on, and take the time that calls take.
     pub(super) async fn heal(&self) -> Result<()> {
-        self.answer_after(Duration::from_millis(20), Duration::from_millis(300)).await
-    }
-
-    /// Calls go well from now on, and take between `least` and `most`.
-    pub(super) async fn answer_after(&self, least: Duration, most: Duration) -> Result<()> {
         match self {
-            Self::Sandbox { running, http } => {
-                let wait = json!({"kind": "latency", "min_ms": millis(least), "max_ms": millis(most)});
-                put(http, running, "faults", &json!({ "faults": [wait] })).await
+            Self::Sandbox { running, http } => answer_within(http, running, 20, 300).await,
+            Self::Foreign(running) => {
+                running.heal();
+                Ok(())
             }
         }
     }
 
-    /// Changes how the execution log behaves.
+    /// From now on every call, or with the foreign API some, can be interrupted before it is answered.
+    pub(super) async fn be_slow(&self) -> Result<()> {
+        match self {
+            Self::Sandbox { running, http } => answer_within(http, running, 200, 400).await,
+            Self::Foreign(_) => self.misbehave().await,
+        }
+    }
+
+    /// Changes how the execution log behaves. That of the foreign API follows its misbehaviour.
     pub(super) async fn set_log(&self, log: Log) -> Result<()> {
         match self {
+            Self::Foreign(_) => Ok(()),
             Self::Sandbox { running, http } => {
                 let settings = match log {
                     Log::Prompt => json!({}),
@@ -168,6 +246,11 @@ impl Target {
             }
         }
     }
+}
+
+async fn answer_within(http: &reqwest::Client, sandbox: &Running, least: u64, most: u64) -> Result<()> {
+    let wait = json!({"kind": "latency", "min_ms": least, "max_ms": most});
+    put(http, sandbox, "faults", &json!({ "faults": [wait] })).await
 }
 
 fn millis(duration: Duration) -> u64 {

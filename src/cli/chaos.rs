@@ -61,11 +61,15 @@ pub(super) struct WorkerArgs {
 }
 
 pub(super) async fn run(args: Args, config: Config) -> Result<Exit> {
-    let possible = Cell::all(args.backend);
+    let possible: Vec<Cell> =
+        Cell::all(args.backend).into_iter().filter(|cell| args.api.knows(*cell)).collect();
     let cells = if args.faults.is_empty() { possible.clone() } else { args.faults };
     for cell in &cells {
         if !possible.contains(cell) {
-            return Err(exit::usage(format!("{} does not exist with this backend", cell.name())));
+            return Err(exit::usage(format!(
+                "{} does not exist with this backend and this tool API",
+                cell.name()
+            )));
         }
     }
     let plan = Plan {

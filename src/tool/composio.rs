@@ -51,7 +51,7 @@ use channels::Channels;
 /// The time that one look-up may take, its repetitions included.
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The time that listing an owner's accounts may take, over all pages.
+/// The time that a listing may take, over all pages.
 const LISTING_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Pauses before a look-up is repeated. Only look-ups are, because reading twice harms nobody.
@@ -67,8 +67,10 @@ const MAX_ACCOUNT_PAGES: usize = 20;
 /// Idle connections are dropped before common load balancers do it.
 const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Entries of the log that are read for one request ID; the API does not promise that there is only one.
-const EXECUTIONS_PER_CALL: usize = 5;
+/// Entries of the log per page, and the most pages that are read for one request ID. The API does not
+/// promise that there is only one entry.
+const EXECUTIONS_PER_PAGE: usize = 5;
+const MAX_EXECUTION_PAGES: usize = 20;
 
 /// What is reserved for a body of unknown size before any of it has arrived.
 const FIRST_READ: usize = 8 * 1024;
@@ -330,6 +332,26 @@ impl Composio {
         })
     }
 
+    /// One page of the log's entries for a request ID.
+    async fn executions(&self, request_id: RequestId, cursor: Option<&str>) -> Result<Found, ToolError> {
+        let url = self.url(&["logs", "tool_execution"]);
+        let mut search = serde_json::json!({
+            "limit": EXECUTIONS_PER_PAGE,
+            "filters": [{ "field": "request_id", "operator": "==", "value": request_id.to_string() }],
+        });
+        if let Some(cursor) = cursor {
+            search["cursor"] = cursor.into();
+        }
+        let search = Bytes::from(search.to_string());
+        self.look_up(|| {
+            let mut request = Request::new(Method::POST, url.clone());
+            request.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+            *request.body_mut() = Some(search.clone().into());
+            request
+        })
+        .await
+    }
+
     /// Takes our own key out of a text, should the API ever quote it.
     fn scrub(&self, text: String) -> String {
         match self.api_key.expose_secret() {
@@ -434,27 +456,37 @@ impl ToolApi for Composio {
     }
 
     async fn execution(&self, request_id: RequestId) -> Result<Option<Execution>, ToolError> {
-        let url = self.url(&["logs", "tool_execution"]);
-        let search = serde_json::json!({
-            "limit": EXECUTIONS_PER_CALL,
-            "filters": [{ "field": "request_id", "operator": "==", "value": request_id.to_string() }],
-        });
-        let search = Bytes::from(search.to_string());
-        let found = self.look_up(|| {
-            let mut request = Request::new(Method::POST, url.clone());
-            request.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-            *request.body_mut() = Some(search.clone().into());
-            request
-        });
-        let found = found.await?;
-        let found =
-            wire::execution(&found.body, request_id).ok_or_else(|| unreadable("a list of executions"))?;
-        Ok(found.map(|mut execution| {
-            if let Some(result) = &mut execution.result {
-                result.error = result.error.take().map(|text| self.scrub(text));
+        let pages = async {
+            let mut cursor: Option<String> = None;
+            for _ in 0..MAX_EXECUTION_PAGES {
+                let found = self.executions(request_id, cursor.as_deref()).await?;
+                let page = wire::executions(&found.body, request_id)
+                    .ok_or_else(|| unreadable("a list of executions"))?;
+                if page.found.is_some() {
+                    return Ok(page.found);
+                }
+                // Its own entry may be behind any number of these.
+                if page.others {
+                    return Err(ToolError::Unavailable("its log does not filter by request ID".into()));
+                }
+                // A page may be empty and not the last.
+                if page.next_cursor.is_none() {
+                    return Ok(None);
+                }
+                if page.next_cursor == cursor {
+                    break;
+                }
+                cursor = page.next_cursor;
             }
-            execution
-        }))
+            Err(ToolError::Unavailable("its log has no last page".into()))
+        };
+        let mut found = timeout(LISTING_TIMEOUT, pages)
+            .await
+            .unwrap_or_else(|_| Err(ToolError::Unavailable("reading its log took too long".into())))?;
+        if let Some(result) = found.as_mut().and_then(|execution| execution.result.as_mut()) {
+            result.error = result.error.take().map(|text| self.scrub(text));
+        }
+        Ok(found)
     }
 
     async fn check(&self) -> Result<ApiCheck, ToolError> {

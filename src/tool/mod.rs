@@ -46,8 +46,9 @@ pub trait ToolApi: fmt::Debug + Send + Sync {
     /// One account.
     async fn account(&self, id: &str) -> Result<Account, ToolError>;
 
-    /// What the execution log says about the call with this request ID; `None` when it has no entry. A
-    /// call can be in the log some time after it was answered, or never.
+    /// What the execution log says about the call with this request ID; `None` when it has no entry, over all
+    /// pages of a search that was for nothing else. A call can be in the log some time after it was
+    /// answered, or never.
     async fn execution(&self, request_id: RequestId) -> Result<Option<Execution>, ToolError>;
 
     /// Answers if the API is reachable and accepts the key; with its clock, for the skew check.

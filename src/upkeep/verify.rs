@@ -3,8 +3,9 @@
 //! A call that must not be made twice and ended without an answer is looked for in the tool API's
 //! execution log, by the request ID under which it was sent. What the log has is taken as the answer
 //! that did not arrive. That the log has nothing proves something only when it had time to settle
-//! and when it shows a call of ours that is known to have succeeded: a log that does not keep our
-//! request IDs, or has lost entries, finds nothing either. Where nobody can know, a person decides.
+//! and when it shows a call of ours that is known to have succeeded, right before and right after: a
+//! log that does not keep our request IDs, or has lost entries, finds nothing either. Where nobody can
+//! know, a person decides.
 
 use std::{sync::Arc, time::Duration};
 
@@ -93,10 +94,15 @@ enum Step {
 }
 
 impl Policy {
+    /// Whether a log without an entry says something by now.
+    fn has_settled(&self, unknown_for: Duration) -> bool {
+        unknown_for >= self.settle
+    }
+
     fn next(&self, look: Look, unknown_for: Duration, checks: u32, random: f64) -> Step {
         match look {
             Look::Ended(log_id, result) => Step::Adopt(log_id, result),
-            Look::Absent if unknown_for >= self.settle => Step::NeverArrived,
+            Look::Absent if self.has_settled(unknown_for) => Step::NeverArrived,
             _ if unknown_for >= self.give_up => Step::GiveUp,
             _ => Step::Again(self.intervals.wait(checks.saturating_add(2), random)),
         }
@@ -151,15 +157,35 @@ impl Verify {
         Ok(matches!(self.api.execution(known).await, Ok(Some(_))))
     }
 
-    async fn look_at(&self, check: &Check, shows_ours: bool) -> Result<(), StoreError> {
-        let job = &check.job.spec;
-        let look = match self.api.execution(check.request_id).await {
-            Ok(Some(Execution { tool: Some(tool), .. })) if tool != job.tool => Look::Unclear,
+    async fn look(&self, check: &Check, shows_ours: bool) -> Look {
+        match self.api.execution(check.request_id).await {
+            Ok(Some(Execution { tool: Some(tool), .. })) if tool != check.job.spec.tool => Look::Unclear,
             Ok(Some(Execution { log_id, result: Some(result), .. })) => Look::Ended(log_id, result),
             Ok(Some(Execution { result: None, .. })) => Look::Unclear,
             Ok(None) if shows_ours => Look::Absent,
             Ok(None) => Look::Blind,
             Err(error) => Look::Closed(closed(&error)),
+        }
+    }
+
+    /// Looks again, right between two sights of the call that is known to have run: a log can go blind at any
+    /// time, and a call must not be made again because it did so in the middle of a round.
+    async fn look_between_sights(&self, check: &Check) -> Result<Look, StoreError> {
+        let before = self.shows_a_known_success().await?;
+        let look = self.look(check, before).await;
+        if matches!(look, Look::Absent) && !self.shows_a_known_success().await? {
+            return Ok(Look::Blind);
+        }
+        Ok(look)
+    }
+
+    async fn look_at(&self, check: &Check, shows_ours: bool) -> Result<(), StoreError> {
+        let job = &check.job.spec;
+        let look = match self.look(check, shows_ours).await {
+            Look::Absent if self.options.policy.has_settled(check.unknown_for) => {
+                self.look_between_sights(check).await?
+            }
+            look => look,
         };
         let told = told(&look, check.request_id);
         let step = self.options.policy.next(look, check.unknown_for, check.checks, fastrand::f64());
@@ -335,10 +361,22 @@ fn closed(error: &ToolError) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::{Mutex, PoisonError};
+
+    use async_trait::async_trait;
     use proptest::prelude::*;
 
     use super::*;
-    use crate::backoff::RECONNECT;
+    use crate::{
+        backoff::RECONNECT,
+        clock,
+        job::{self, Arrival, Effect, JobId, JobSpec, State},
+        store::{
+            Admin as _, Claim, Claimed, Desk as _, Frozen, Jobs as _, PinnedBy, Verdict,
+            sqlite::{SqliteOptions, SqliteStore},
+        },
+        tool::{Account, ApiCheck, Call, ToolApi, ToolInfo},
+    };
 
     const POLICY: Policy = Policy {
         intervals: RECONNECT,
@@ -361,6 +399,136 @@ mod tests {
         for look in [Look::Unclear, Look::Blind, Look::Closed("x".into())] {
             assert!(matches!(next(look, 3_600), Step::GiveUp), "a person decides");
         }
+    }
+
+    /// A log that has an entry for every call, and shows everything or nothing, look after look.
+    #[derive(Debug)]
+    struct Flickering(Mutex<Vec<bool>>);
+
+    #[async_trait]
+    impl ToolApi for Flickering {
+        async fn execution(&self, request_id: RequestId) -> Result<Option<Execution>, ToolError> {
+            let mut looks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            let sees = looks.pop().expect("no more looks than expected");
+            Ok(sees.then(|| Execution {
+                log_id: format!("log-{request_id}"),
+                tool: None,
+                result: Some(ToolResult {
+                    data: RawValue::NULL.to_owned().into(),
+                    successful: true,
+                    error: None,
+                    provider_status: None,
+                    log_id: None,
+                }),
+            }))
+        }
+
+        async fn execute(&self, _: &Call) -> Reply {
+            unreachable!("only the log is asked")
+        }
+        async fn tool(&self, _: &str, _: Option<&str>) -> Result<ToolInfo, ToolError> {
+            unreachable!("only the log is asked")
+        }
+        async fn versions(&self, _: &str) -> Result<Vec<String>, ToolError> {
+            unreachable!("only the log is asked")
+        }
+        async fn accounts(&self, _: &str, _: Option<&str>) -> Result<Vec<Account>, ToolError> {
+            unreachable!("only the log is asked")
+        }
+        async fn account(&self, _: &str) -> Result<Account, ToolError> {
+            unreachable!("only the log is asked")
+        }
+        async fn check(&self) -> Result<ApiCheck, ToolError> {
+            unreachable!("only the log is asked")
+        }
+    }
+
+    fn spec() -> Arc<JobSpec> {
+        let queue = "default".parse().unwrap();
+        let arrival = Arrival {
+            queue: &queue,
+            message_id: None,
+            reply_to: None,
+            correlation_id: None,
+            traceparent: None,
+            fallback_id: Some(JobId::new()),
+        };
+        Arc::new(job::decode(br#"{"user_id":"u","tool":"T","arguments":{}}"#, &arrival).unwrap())
+    }
+
+    /// Runs a new job to the given end of its first attempt.
+    async fn ended(store: &SqliteStore, outcome: AttemptOutcome, ending: Ending) -> JobId {
+        let frozen = Frozen {
+            toolkit: "t".into(),
+            version: "20260101_00".into(),
+            pinned_by: PinnedBy::Global,
+            account: None,
+            effect: Effect::Once,
+        };
+        let (spec, request_id) = (spec(), RequestId::new());
+        let claim = Claim {
+            spec: spec.clone(),
+            request_id,
+            frozen: Some(frozen),
+            verdict: Verdict::Run,
+            known: false,
+        };
+        let claimed = store.claim(job::WorkerId::new(), &[claim]).await.unwrap().remove(0);
+        let Claimed::Running(holding) = claimed else { panic!("{claimed:?}") };
+        let now = clock::system().now();
+        let attempt = Attempt {
+            number: 1,
+            request_id,
+            outcome,
+            http_status: (outcome == AttemptOutcome::Succeeded).then_some(200),
+            log_id: None,
+            version: Some("20260101_00".into()),
+            error: ending.error().cloned(),
+            started_at: now,
+            finished_at: now,
+        };
+        let finish = Finish { id: spec.id, fence: holding.fence, by: By::Holder, attempt, ending };
+        store.finish(&[finish]).await.unwrap();
+        spec.id
+    }
+
+    /// The state of a job with an entry after one round in which the log shows everything or nothing.
+    async fn after_looks(mut looks: Vec<bool>) -> State {
+        looks.reverse();
+        let folder = tempfile::tempdir().unwrap();
+        let options = SqliteOptions { path: folder.path().join("errand.db"), clock: clock::system() };
+        let store = Arc::new(SqliteStore::new(options).unwrap());
+        store.migrate().await.unwrap();
+        let success = Ending::Succeed { result: RawValue::NULL.to_owned().into() };
+        ended(&store, AttemptOutcome::Succeeded, success).await;
+        let error = JobError::new(ErrorKind::UnknownOutcome, "no answer");
+        let unknown = Ending::Verify { after: Duration::ZERO, error };
+        let job = ended(&store, AttemptOutcome::Unknown, unknown).await;
+        let options = Options {
+            poll: Duration::from_secs(1),
+            batch: 10,
+            policy: Policy { settle: Duration::ZERO, ..POLICY },
+            retry: RetryPolicy {
+                intervals: RECONNECT,
+                max_attempts: 5,
+                max_retry_after: Duration::from_secs(1),
+                max_throttled_age: Duration::from_secs(1),
+            },
+        };
+        let api = Arc::new(Flickering(Mutex::new(looks)));
+        let verify = Verify::new(store.clone(), api, clock::system(), Arc::default(), options);
+        assert_eq!(verify.run_once().await.unwrap(), 1);
+        store.job(job).await.unwrap().unwrap().state
+    }
+
+    #[tokio::test]
+    async fn a_log_that_goes_blind_in_the_middle_of_a_round_proves_nothing() {
+        assert_eq!(after_looks(vec![true, true]).await, State::Succeeded);
+        assert_eq!(after_looks(vec![true, false, false, false]).await, State::Held, "blind since");
+        assert_eq!(after_looks(vec![true, false, true, true]).await, State::Succeeded, "not any more");
+        assert_eq!(after_looks(vec![true, false, true, false, false]).await, State::Held, "blind again");
+        let absent = vec![true, false, true, false, true];
+        assert_eq!(after_looks(absent).await, State::Retryable, "which an absent entry looks like");
     }
 
     proptest! {

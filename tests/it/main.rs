@@ -12,6 +12,7 @@ mod deploy;
 mod embedded;
 mod envelope_schema;
 mod flow;
+mod foreign;
 mod metrics_docs;
 mod model;
 mod queue_contract;

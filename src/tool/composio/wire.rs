@@ -73,8 +73,10 @@ struct Page<'a> {
 }
 
 #[derive(Deserialize)]
-struct Executions {
+struct WireExecutions {
     logs: Vec<WireExecution>,
+    #[serde(default, deserialize_with = "lenient")]
+    next_cursor: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -126,16 +128,26 @@ struct WireAccount {
     created_at: Option<String>,
 }
 
-/// The entry of a call in a list of executions. Of several, one that succeeded counts, then one that
-/// failed. An entry without our
-/// request ID is none of ours, whatever the filter did.
-pub(super) fn execution(body: &[u8], request_id: RequestId) -> Option<Option<Execution>> {
-    let found: Executions = serde_json::from_slice(body).ok()?;
+/// One page of executions.
+pub(super) struct Executions {
+    /// The entry of the call. Of several, one that succeeded counts, then one that failed.
+    pub(super) found: Option<Execution>,
+    /// There are entries that are not the call's, so the search was not for its request ID.
+    pub(super) others: bool,
+    /// Where the next page begins, if there is one.
+    pub(super) next_cursor: Option<String>,
+}
+
+/// One page of a search for the call with this request ID. An entry without it is none of the call's,
+/// whatever the filter did.
+pub(super) fn executions(body: &[u8], request_id: RequestId) -> Option<Executions> {
+    let page: WireExecutions = object(body)?;
     let ours = |entry: &WireExecution| {
         let id = entry.context.request_id.as_deref().and_then(|id| uuid::Uuid::parse_str(id).ok());
         id == Some(request_id.0) && is_fit(&entry.id)
     };
-    let entries = found.logs.into_iter().filter(ours).map(|entry| {
+    let others = !page.logs.iter().all(ours);
+    let entries = page.logs.into_iter().filter(ours).map(|entry| {
         let successful = match entry.status.as_str() {
             "success" | "succeeded" => Some(true),
             "failed" | "failure" | "error" => Some(false),
@@ -157,7 +169,8 @@ pub(super) fn execution(body: &[u8], request_id: RequestId) -> Option<Option<Exe
         });
         Execution { log_id: entry.id, tool: entry.metadata.tool_slug, result }
     });
-    Some(entries.max_by_key(|entry| entry.result.as_ref().map(|result| result.successful)))
+    let found = entries.max_by_key(|entry| entry.result.as_ref().map(|result| result.successful));
+    Some(Executions { found, others, next_cursor: cursor(page.next_cursor) })
 }
 
 /// One page of accounts.
@@ -170,7 +183,7 @@ pub(crate) struct Accounts {
 
 /// A tool's description; `asked` stands in for a version that the answer leaves out.
 pub(crate) fn tool(body: &[u8], asked: Option<&str>) -> Option<ToolInfo> {
-    let tool: Tool = serde_json::from_slice(body).ok()?;
+    let tool: Tool = object(body)?;
     let available_versions = newest_first(tool.available_versions);
     let version = tool.version.filter(|version| is_fit(version));
     let version =
@@ -190,7 +203,7 @@ pub(crate) fn tool(body: &[u8], asked: Option<&str>) -> Option<ToolInfo> {
 
 /// A toolkit's versions, newest first.
 pub(crate) fn versions(body: &[u8]) -> Option<Vec<String>> {
-    let meta = serde_json::from_slice::<Toolkit>(body).ok()?.meta;
+    let meta = object::<Toolkit>(body)?.meta;
     let mut all = meta.available_versions;
     all.extend(meta.version);
     let all = newest_first(all);
@@ -199,14 +212,14 @@ pub(crate) fn versions(body: &[u8]) -> Option<Vec<String>> {
 
 /// A page of accounts.
 pub(crate) fn accounts(body: &[u8]) -> Option<Accounts> {
-    let page: Page<'_> = serde_json::from_slice(body).ok()?;
+    let page: Page<'_> = object(body)?;
     let accounts = page.items.iter().filter_map(|item| account(item.get().as_bytes())).collect();
-    Some(Accounts { accounts, next_cursor: page.next_cursor.filter(|cursor| !cursor.trim().is_empty()) })
+    Some(Accounts { accounts, next_cursor: cursor(page.next_cursor) })
 }
 
 /// One account.
 pub(crate) fn account(body: &[u8]) -> Option<Account> {
-    let account: WireAccount = serde_json::from_slice(body).ok()?;
+    let account: WireAccount = object(body)?;
     let created_at = account.created_at.and_then(|text| text.parse().ok());
     Some(Account {
         id: is_fit(&account.id).then_some(account.id)?,
@@ -218,6 +231,20 @@ pub(crate) fn account(body: &[u8]) -> Option<Account> {
         // An account of unknown age is never preferred to one of known age.
         created_at: created_at.unwrap_or(Timestamp::UNIX_EPOCH),
     })
+}
+
+/// Decodes an object. A derived decoder would also take a list for one, with its fields in order, so that
+/// `[[]]` were an empty page.
+fn object<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Option<T> {
+    if !body.trim_ascii_start().starts_with(b"{") {
+        return None;
+    }
+    serde_json::from_slice(body).ok()
+}
+
+/// A blank cursor is the end, as a missing one.
+fn cursor(cursor: Option<String>) -> Option<String> {
+    cursor.filter(|cursor| !cursor.trim().is_empty())
 }
 
 fn slug(slug: Slug) -> Option<String> {
@@ -260,28 +287,35 @@ mod tests {
         )
     }
 
-    fn executions(entries: &[String], request_id: RequestId) -> Option<Option<Execution>> {
-        execution(format!(r#"{{"logs":[{}],"next_cursor":null}}"#, entries.join(",")).as_bytes(), request_id)
+    fn page(entries: &[String], request_id: RequestId) -> Executions {
+        let body = format!(r#"{{"logs":[{}],"next_cursor":" "}}"#, entries.join(","));
+        executions(body.as_bytes(), request_id).unwrap()
+    }
+
+    fn only(entry: String, request_id: RequestId) -> Execution {
+        let page = page(&[entry], request_id);
+        assert!(!page.others && page.next_cursor.is_none());
+        page.found.unwrap()
     }
 
     #[test]
     fn an_execution_is_told_by_its_entry() {
         let ours = RequestId::new();
         let response = r#"{"response":{"data":{"n":1.50},"error":null,"successful":true}}"#;
-        let found = executions(&[entry("l1", Some(ours), "success", response)], ours).unwrap().unwrap();
+        let found = only(entry("l1", Some(ours), "success", response), ours);
         let result = found.result.unwrap();
         assert_eq!((found.log_id.as_str(), found.tool.as_deref()), ("l1", Some("T")));
         assert_eq!((result.successful, result.data.get()), (true, r#"{"n":1.50}"#));
         assert_eq!(result.log_id.as_deref(), Some("l1"));
 
-        let failed = executions(&[entry("l2", Some(ours), "failed", "{}")], ours).unwrap().unwrap();
+        let failed = only(entry("l2", Some(ours), "failed", "{}"), ours);
         let result = failed.result.unwrap();
         assert_eq!((result.successful, result.error.as_deref()), (false, Some("boom")));
 
-        let running = executions(&[entry("l3", Some(ours), "running", "{}")], ours).unwrap().unwrap();
+        let running = only(entry("l3", Some(ours), "running", "{}"), ours);
         assert!(running.result.is_none(), "it does not say how the call ended");
 
-        let kept_nothing = executions(&[entry("l4", Some(ours), "success", "{}")], ours).unwrap().unwrap();
+        let kept_nothing = only(entry("l4", Some(ours), "success", "{}"), ours);
         assert!(kept_nothing.result.is_some_and(|result| result.successful && result.data.get() == "null"));
     }
 
@@ -290,10 +324,26 @@ mod tests {
         let ours = RequestId::new();
         let others =
             [entry("l1", Some(RequestId::new()), "success", "{}"), entry("l2", None, "success", "{}")];
-        assert!(executions(&others, ours).unwrap().is_none());
-        assert!(execution(b"<html>", ours).is_none() && execution(b"{}", ours).is_none());
+        for other in others {
+            let page = page(&[other], ours);
+            assert!(page.found.is_none() && page.others, "the search was for something else");
+        }
+        assert!(!page(&[], ours).others);
+        for unreadable in ["<html>", "{}", "[]", "[[]]", r#"{"logs":{}}"#, r#"{"logs":[5]}"#] {
+            assert!(executions(unreadable.as_bytes(), ours).is_none(), "{unreadable}");
+        }
         let several = ["failed", "success", "running"].map(|status| entry(status, Some(ours), status, "{}"));
-        assert_eq!(executions(&several, ours).unwrap().unwrap().log_id, "success");
+        assert_eq!(page(&several, ours).found.unwrap().log_id, "success");
+        let more = format!(r#"{{"logs":[{}],"next_cursor":"c"}}"#, several[0]);
+        assert_eq!(executions(more.as_bytes(), ours).unwrap().next_cursor.as_deref(), Some("c"));
+    }
+
+    #[test]
+    fn a_list_is_no_object() {
+        assert!(accounts(b"[[]]").is_none() && accounts(br#"{"items":[]}"#).is_some());
+        assert!(account(br#"["ca_1","u",["github"],"ACTIVE"]"#).is_none());
+        assert!(tool(br#"["T","","",["github"]]"#, Some("20251027_00")).is_none());
+        assert!(versions(br#"[["20251027_00"]]"#).is_none());
     }
 
     #[test]
