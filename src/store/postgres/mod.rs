@@ -21,6 +21,7 @@ use sqlx::{
 use super::{StoreError, StoreErrorKind, detached};
 
 mod admin;
+mod connecting;
 mod desk;
 mod jobs;
 mod leases;

@@ -24,6 +24,7 @@ use super::{StoreError, StoreErrorKind, detached};
 use crate::clock::SharedClock;
 
 mod admin;
+mod connecting;
 mod desk;
 mod jobs;
 mod leases;
