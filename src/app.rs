@@ -30,6 +30,7 @@ use crate::{
     telemetry::metrics,
     tool::{SharedToolApi, composio},
     upkeep::{
+        connections::{self, Connections},
         gauges::Gauges,
         rescue::{self, Rescue},
         verify::{self, Verify},
@@ -135,7 +136,19 @@ impl App {
                 );
                 if config.verify.enabled {
                     tasks.spawn(
-                        Verify::new(store.clone(), api, clock, relay_wake, verify_options(&config))
+                        Verify::new(
+                            store.clone(),
+                            api.clone(),
+                            clock,
+                            relay_wake.clone(),
+                            verify_options(&config),
+                        )
+                        .run(stop.clone()),
+                    );
+                }
+                if config.connections.enabled {
+                    tasks.spawn(
+                        Connections::new(store.clone(), api, relay_wake, connections_options(&config))
                             .run(stop.clone()),
                     );
                 }
@@ -383,6 +396,20 @@ fn verify_options(config: &Config) -> verify::Options {
             give_up: Duration::from_secs(verify.give_up_secs),
         },
         retry: retry_policy(&config.retry),
+    }
+}
+
+fn connections_options(config: &Config) -> connections::Options {
+    let connections = &config.connections;
+    connections::Options {
+        poll: Duration::from_millis(connections.poll_ms),
+        batch: connections.batch,
+        intervals: Intervals {
+            initial: Duration::from_millis(connections.first_ms),
+            max: Duration::from_millis(connections.max_ms),
+            multiplier: 2.0,
+            jitter: 0.3,
+        },
     }
 }
 

@@ -90,6 +90,9 @@ catalogue! {
     REPLIES = Counter Count "errand_replies_total" ["result"] "Results published to the app's reply queue: sent, or dropped because the queue is gone.";
     RESCUED = Counter Count "errand_rescued_jobs_total" ["to"] "Running jobs of lost workers, by the state they were given.";
     VERIFICATIONS = Counter Count "errand_verifications_total" ["result"] "Looks into the execution log for calls whose outcome is unknown: succeeded, failed, never_arrived, again or gave_up.";
+    CONNECTION_LOOKS = Counter Count "errand_connection_looks_total" ["result"] "Looks for connections that held jobs wait for: active, missing or failed.";
+    CONNECTION_RELEASED = Counter Count "errand_connection_released_jobs_total" [] "Jobs that were held for a connection and went on because it is there.";
+    CONNECTION_EXPIRED = Counter Count "errand_connection_expired_jobs_total" [] "Jobs that were held for a connection until their time had passed, and failed.";
     HEARTBEAT_AGE = Gauge Seconds "errand_heartbeat_age_seconds" [] "Time since this worker last said in the store that it lives.";
     CONSUMING = Gauge Count "errand_consuming" ["queue"] "1 while this process really consumes the lane.";
     BROKER_CONNECTED = Gauge Count "errand_broker_connected" [] "1 while the broker is connected.";

@@ -1,5 +1,6 @@
 //! What keeps the store in order beside the flow of jobs.
 
+pub mod connections;
 pub mod gauges;
 pub mod rescue;
 pub mod verify;

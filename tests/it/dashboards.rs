@@ -223,6 +223,9 @@ async fn after_an_uneventful_run_every_query_returns_data() {
         metrics::STORE_RECONNECTS,
         metrics::STORE_ERRORS,
         metrics::LOOKUPS,
+        metrics::CONNECTION_LOOKS,
+        metrics::CONNECTION_RELEASED,
+        metrics::CONNECTION_EXPIRED,
         metrics::DRAINING,
     ]
     .map(|metric| metric.name);

@@ -53,6 +53,8 @@ impl Stage {
             ("ERRAND__RELAY__POLL_MS", "100".into()),
             // Tests of unknown outcomes say for themselves when the log is asked.
             ("ERRAND__VERIFY__ENABLED", "false".into()),
+            // Tests of held jobs decide for themselves when these go on.
+            ("ERRAND__CONNECTIONS__ENABLED", "false".into()),
             ("ERRAND__LOG__LEVEL", "info,errand=debug".into()),
         ]
         .map(|(key, value)| (key.to_owned(), value))
