@@ -31,6 +31,7 @@ use crate::{
     tool::{SharedToolApi, composio},
     upkeep::{
         audit::{self, Audit},
+        connections::{self, Connections},
         gauges::Gauges,
         rescue::{self, Rescue},
         verify::{self, Verify},
@@ -167,7 +168,19 @@ impl App {
                 );
                 if config.verify.enabled {
                     tasks.spawn(
-                        Verify::new(store.clone(), api, clock, relay_wake, verify_options(&config))
+                        Verify::new(
+                            store.clone(),
+                            api.clone(),
+                            clock,
+                            relay_wake.clone(),
+                            verify_options(&config),
+                        )
+                        .run(stop.clone()),
+                    );
+                }
+                if config.connections.enabled {
+                    tasks.spawn(
+                        Connections::new(store.clone(), api, relay_wake, connections_options(&config))
                             .run(stop.clone()),
                     );
                 }
@@ -456,6 +469,20 @@ pub fn audit_limits(config: &Config) -> AuditLimits {
         overdue: OVERDUE,
         publications: UNCLAIMED_PUBLICATIONS,
         verified: config.verify.enabled,
+    }
+}
+
+fn connections_options(config: &Config) -> connections::Options {
+    let connections = &config.connections;
+    connections::Options {
+        poll: Duration::from_millis(connections.poll_ms),
+        batch: connections.batch,
+        intervals: Intervals {
+            initial: Duration::from_millis(connections.first_ms),
+            max: Duration::from_millis(connections.max_ms),
+            multiplier: 2.0,
+            jitter: 0.3,
+        },
     }
 }
 

@@ -1,5 +1,7 @@
 //! `errand jobs`: what became of jobs, and what should.
 
+use std::io::{BufRead as _, IsTerminal as _, Read as _};
+
 use serde_json::json;
 
 use super::{
@@ -10,8 +12,8 @@ use super::{
 };
 use crate::{
     bounds::MAX_LIST,
-    job::{JobError, JobId, Owner, Release, State},
-    store::{AttemptView, Decided, JobFilter, JobView, SharedStore, StoreError},
+    job::{HeldReason, JobError, JobId, Owner, Release, State},
+    store::{AttemptView, Decided, HeldFilter, JobFilter, JobView, SharedStore, StoreError},
     view,
 };
 
@@ -21,8 +23,10 @@ Examples:
   errand jobs list --owner org:org-7 --tool SLACK_SEND_MESSAGE --json | jq .error
   errand jobs show 0190b0a0-0000-7000-8000-000000000001
   errand jobs release 0190b0a0-0000-7000-8000-000000000001 --succeeded
+  errand jobs release --retry --owner user:u-alice --toolkit github --dry-run
+  errand jobs release --failed --reason unknown_outcome --toolkit gmail --yes
 
-A held job waits for a person: `jobs show` says why. Decisions about several jobs exit with 1
+A held job waits for a person or a connection: `jobs show` says why. Decisions about several jobs exit with 1
 if any of them could not be carried out.";
 
 /// List, show and decide about jobs.
@@ -70,13 +74,17 @@ pub(super) enum Command {
         #[command(flatten)]
         format: Format,
     },
-    /// Let held jobs go.
+    /// Let held jobs go: the named ones, or all that match --reason, --owner and --toolkit.
     Release {
         /// The jobs.
-        #[arg(required = true)]
+        #[arg(required_unless_present = "filter", conflicts_with = "filter")]
         ids: Vec<JobId>,
         #[command(flatten)]
         how: ReleaseFlags,
+        #[command(flatten)]
+        which: ReleaseFilter,
+        #[command(flatten)]
+        care: Care,
         #[command(flatten)]
         format: Format,
     },
@@ -94,6 +102,53 @@ pub(super) struct ReleaseFlags {
     /// The call is known to have failed, or is not wanted any more.
     #[arg(long)]
     failed: bool,
+}
+
+#[derive(Debug, clap::Args)]
+#[group(id = "filter", multiple = true)]
+pub(super) struct ReleaseFilter {
+    /// Jobs that are held for this reason: connection, credentials, unknown_outcome or unidentified.
+    /// Without it: connection.
+    #[arg(long)]
+    reason: Option<HeldReason>,
+    /// Jobs of this owner: user:ID or org:ID.
+    #[arg(long, value_parser = value::owner)]
+    owner: Option<Owner>,
+    /// Jobs of this toolkit, as far as it is known.
+    #[arg(long, value_parser = value::toolkit)]
+    toolkit: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, clap::Args)]
+pub(super) struct Care {
+    /// Only count the jobs that match.
+    #[arg(long, requires = "filter")]
+    dry_run: bool,
+    /// Do not ask.
+    #[arg(long, requires = "filter", conflicts_with = "dry_run")]
+    yes: bool,
+}
+
+impl ReleaseFilter {
+    /// The filter, if one was given and the decision makes sense for all that it matches.
+    fn held(&self, release: Release) -> anyhow::Result<Option<HeldFilter>> {
+        let Self { reason, owner, toolkit } = self;
+        if reason.is_none() && owner.is_none() && toolkit.is_none() {
+            return Ok(None);
+        }
+        let reason = reason.unwrap_or(HeldReason::Connection);
+        let may_have_run = match reason {
+            HeldReason::UnknownOutcome | HeldReason::Unidentified => true,
+            HeldReason::Connection | HeldReason::Credentials => false,
+        };
+        if !may_have_run && release != Release::Retry {
+            return Err(exit::usage(format!(
+                "jobs that are held for {reason} have not run, so that they can only be released with --retry; \
+                 `jobs cancel` calls jobs off"
+            )));
+        }
+        Ok(Some(HeldFilter { reason, owner: owner.clone(), toolkit: toolkit.clone() }))
+    }
 }
 
 impl ReleaseFlags {
@@ -124,9 +179,10 @@ pub(super) async fn run(command: Command, context: &Context) -> anyhow::Result<E
         Command::Show { id, format } => show(&store, id, format).await?,
         Command::Cancel { ids, format } => decide(&ids, format, async |id| store.cancel(id).await).await?,
         Command::Retry { ids, format } => decide(&ids, format, async |id| store.restart(id).await).await?,
-        Command::Release { ids, how, format } => {
-            decide(&ids, format, async |id| store.release(id, how.release()).await).await?
-        }
+        Command::Release { ids, how, which, care, format } => match which.held(how.release())? {
+            Some(filter) => release_all(&store, &filter, how.release(), care, format).await?,
+            None => decide(&ids, format, async |id| store.release(id, how.release()).await).await?,
+        },
     };
     store.close().await;
     Ok(exit)
@@ -253,6 +309,57 @@ fn error(error: &JobError) -> String {
     let slug = error.slug.as_deref().map(|slug| format!(" {slug}")).unwrap_or_default();
     format!("{}: {}{slug}{code}", error.kind, error.message)
 }
+
+/// Jobs that are let go in one write.
+const PAGE: usize = 500;
+
+/// Lets all matching jobs go, page by page, so that an interruption leaves whole jobs behind.
+async fn release_all(
+    store: &SharedStore,
+    filter: &HeldFilter,
+    release: Release,
+    care: Care,
+    format: Format,
+) -> anyhow::Result<Exit> {
+    let matching = store.count_held(filter).await?;
+    let mut released = 0;
+    if !care.dry_run && matching > 0 {
+        if !care.yes && !confirmed(&format!("Release {matching} jobs that are held for {}?", filter.reason))?
+        {
+            output::note("nothing was released");
+            return Ok(Exit::Negative);
+        }
+        loop {
+            let page = store.release_held(filter, release, PAGE).await?;
+            released += page;
+            if page < PAGE as u64 {
+                break;
+            }
+        }
+    }
+    if format.json {
+        output::print_json(&json!({"matching": matching, "released": released}))?;
+    } else if care.dry_run {
+        output::print_line(format!("{matching} jobs match"))?;
+    } else {
+        output::print_line(format!("{released} jobs released"))?;
+    }
+    Ok(Exit::Success)
+}
+
+/// Asks on the terminal.
+fn confirmed(question: &str) -> anyhow::Result<bool> {
+    if !std::io::stdin().is_terminal() {
+        return Err(exit::usage("nobody can be asked here; add --yes to release, or --dry-run to count"));
+    }
+    output::note(format_args!("{question} [y/N]"));
+    let mut answer = String::new();
+    std::io::stdin().lock().take(MAX_ANSWER).read_line(&mut answer)?;
+    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
+}
+
+/// The most bytes of an answer on the terminal.
+const MAX_ANSWER: u64 = 16;
 
 /// Carries a decision out for each job and says what became of it.
 async fn decide(

@@ -32,6 +32,7 @@ pub struct Config {
     pub rescue: Rescue,
     pub verify: Verify,
     pub audit: Audit,
+    pub connections: Connections,
     pub retry: Retry,
     pub composio: Composio,
     pub pins: Pins,
@@ -125,6 +126,18 @@ pub struct Verify {
     pub max_ms: u64,
     pub settle_secs: u64,
     pub give_up_secs: u64,
+}
+
+/// `[connections]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "default.toml documents every setting, beside its default")]
+pub struct Connections {
+    pub enabled: bool,
+    pub poll_ms: u64,
+    pub batch: usize,
+    pub first_ms: u64,
+    pub max_ms: u64,
 }
 
 /// `[rescue]`

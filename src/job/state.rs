@@ -91,6 +91,13 @@ pub enum Ending {
         /// What a person should know or do.
         error: JobError,
     },
+    /// Parked until the job's owner has a usable connection ([`HeldReason::Connection`]).
+    Connect {
+        /// The toolkit that the owner has to connect.
+        toolkit: String,
+        /// Who has to do what.
+        error: JobError,
+    },
     /// Parked because the outcome is unknown, until the tool API's log tells it.
     Verify {
         /// Time from now to the first look into the log, by the store's clock.
@@ -107,7 +114,7 @@ impl Ending {
             Self::Succeed { .. } => State::Succeeded,
             Self::Fail { .. } => State::Failed,
             Self::Retry { .. } | Self::Snooze { .. } => State::Retryable,
-            Self::Hold { .. } | Self::Verify { .. } => State::Held,
+            Self::Hold { .. } | Self::Connect { .. } | Self::Verify { .. } => State::Held,
         }
     }
 
@@ -118,6 +125,7 @@ impl Ending {
             Self::Fail { error }
             | Self::Retry { error, .. }
             | Self::Hold { error, .. }
+            | Self::Connect { error, .. }
             | Self::Verify { error, .. } => Some(error),
             Self::Snooze { error, .. } => error.as_ref(),
         }
@@ -127,7 +135,7 @@ impl Ending {
     pub fn spends_attempt(&self) -> bool {
         match self {
             Self::Succeed { .. } | Self::Fail { .. } | Self::Retry { .. } => true,
-            Self::Snooze { .. } | Self::Hold { .. } | Self::Verify { .. } => false,
+            Self::Snooze { .. } | Self::Hold { .. } | Self::Connect { .. } | Self::Verify { .. } => false,
         }
     }
 }
@@ -228,7 +236,8 @@ mod tests {
             Ending::Fail { error: error.clone() },
             Ending::Retry { after: Duration::ZERO, error: error.clone() },
             Ending::Snooze { after: Duration::ZERO, error: None },
-            Ending::Hold { reason: HeldReason::Connection, error: error.clone() },
+            Ending::Hold { reason: HeldReason::Credentials, error: error.clone() },
+            Ending::Connect { toolkit: "github".into(), error: error.clone() },
             Ending::Verify { after: Duration::ZERO, error },
         ]
     }
@@ -274,7 +283,7 @@ mod tests {
     proptest! {
         /// Whatever happened before, a job that is not final can still reach a final state.
         #[test]
-        fn no_walk_ends_in_a_dead_end(walk in prop::collection::vec(0usize..21, 0..60)) {
+        fn no_walk_ends_in_a_dead_end(walk in prop::collection::vec(0usize..64, 0..60)) {
             let all = transitions();
             let mut state = State::Available;
             for step in walk {

@@ -43,9 +43,15 @@ pub use auditing::{AuditLimits, AuditPage, Auditing, Finding, FindingKind};
 pub use error::{StoreError, StoreErrorKind};
 
 /// Everything that a process needs of a store.
-pub trait Store: Jobs + Relaying + Leases + Verifying + Auditing + Desk + Pins + Rejections + Admin {}
+pub trait Store:
+    Jobs + Relaying + Leases + Verifying + Connecting + Auditing + Desk + Pins + Rejections + Admin
+{
+}
 
-impl<T: Jobs + Relaying + Leases + Verifying + Auditing + Desk + Pins + Rejections + Admin> Store for T {}
+impl<T: Jobs + Relaying + Leases + Verifying + Connecting + Auditing + Desk + Pins + Rejections + Admin> Store
+    for T
+{
+}
 
 /// A store that is shared between long-lived parts.
 pub type SharedStore = Arc<dyn Store>;
@@ -88,8 +94,8 @@ pub trait Jobs: fmt::Debug + Send + Sync {
     /// * An unknown job whose `run_at` lies in the future becomes `scheduled` ([`Claimed::Scheduled`]).
     ///   A known job that is `available` was due, or a person made it due, so it runs.
     /// * A job whose `expires_at` has passed becomes `failed` with kind `expired` ([`Claimed::Ended`]).
-    /// * With [`Verdict::Refuse`] the job becomes `failed`, with [`Verdict::Hold`] `held`, instead of
-    ///   `running` ([`Claimed::Ended`]), with that error. Expiry and schedule come before the verdict
+    /// * With [`Verdict::Refuse`] the job becomes `failed`, with [`Verdict::Hold`] and
+    ///   [`Verdict::Connect`] `held`, instead of `running` ([`Claimed::Ended`]), with that error. Expiry and schedule come before the verdict
     ///   only where it is `Run`.
     /// * What was frozen earlier wins over [`Claim::frozen`]; what is offered is kept only where the
     ///   job becomes `running` and had nothing.
@@ -199,6 +205,8 @@ pub enum Verdict {
     Refuse(JobError),
     /// It may not run yet.
     Hold(HeldReason, JobError),
+    /// It may not run before its owner has connected this toolkit ([`Connecting`]).
+    Connect(String, JobError),
 }
 
 /// What is decided once per job and never changes after that.
@@ -503,6 +511,62 @@ pub struct PutOff {
 }
 
 // ---------------------------------------------------------------------------------------------
+// Missing connections.
+
+/// Jobs that are held until their owner has connected a toolkit ([`Ending::Connect`],
+/// [`Verdict::Connect`]). Those of the same owner, toolkit and named account wait together, and are asked
+/// about together.
+#[async_trait]
+pub trait Connecting: fmt::Debug + Send + Sync {
+    /// Takes up to `limit` connections for which the tool API should be asked now, longest due first.
+    ///
+    /// * A connection is awaited from the moment at which the first of its jobs is held, and can be
+    ///   taken at once; as soon as no job waits for it any more it is forgotten instead of given out.
+    /// * Each is taken again after `again_after`, unless it was put off until then. Several processes
+    ///   may call this at once: a connection is given to one of them.
+    async fn take_awaited(&self, limit: usize, again_after: Duration) -> Result<Vec<Awaited>, StoreError>;
+
+    /// Records that the connection is still missing, or was not found out about: it is asked for again
+    /// after `again_after`. What [`Awaited::doubted`] says is forgotten unless `keep_doubt` says otherwise
+    /// or more jobs were held meanwhile.
+    async fn put_off_awaited(
+        &self,
+        awaited: &Awaited,
+        again_after: Duration,
+        keep_doubt: bool,
+    ) -> Result<(), StoreError>;
+
+    /// Lets up to `limit` of the jobs go that wait for this connection, oldest first, as
+    /// [`Desk::release`] does with [`Release::Retry`], and returns how many. Fewer than `limit` means that
+    /// none is left; then the connection is no longer awaited, unless more jobs were held meanwhile.
+    async fn release_awaited(&self, awaited: &Awaited, limit: usize) -> Result<u64, StoreError>;
+
+    /// Ends up to `limit` jobs that wait for a connection and whose `expires_at` or `max_age_ms` has
+    /// passed: they become `failed` with the kind of error that they had and a message that says so.
+    /// Returns how many.
+    async fn expire_awaiting(&self, limit: usize) -> Result<u64, StoreError>;
+}
+
+/// A connection that held jobs wait for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Awaited {
+    /// Who has to connect.
+    pub owner: Owner,
+    /// What has to be connected.
+    pub toolkit: String,
+    /// The account that the jobs name, if they do.
+    pub account: Option<String>,
+    /// The account that a call of these jobs was last refused with: that the tool API says it is active
+    /// proves nothing.
+    pub doubted: Option<String>,
+    /// How often it was put off before.
+    pub looks: u32,
+    /// The row, and how often jobs were parked in it.
+    pub(crate) id: i64,
+    pub(crate) parked: i64,
+}
+
+// ---------------------------------------------------------------------------------------------
 // What people and scripts read and decide.
 
 /// Questions and decisions about single jobs, from the command line and the HTTP API.
@@ -528,6 +592,18 @@ pub trait Desk: fmt::Debug + Send + Sync {
     /// waited for a connection forgets the account that was chosen for it, because the new connection
     /// is another account; an account that the job named itself stays.
     async fn release(&self, id: JobId, release: Release) -> Result<Decided, StoreError>;
+
+    /// How many held jobs match.
+    async fn count_held(&self, filter: &HeldFilter) -> Result<u64, StoreError>;
+
+    /// Lets up to `limit` matching jobs go, each as [`Self::release`] does, and returns how many. Jobs
+    /// that somebody else decides about at the same time are left to them.
+    async fn release_held(
+        &self,
+        filter: &HeldFilter,
+        release: Release,
+        limit: usize,
+    ) -> Result<u64, StoreError>;
 
     /// Figures for the gauges.
     async fn census(&self) -> Result<Census, StoreError>;
@@ -555,6 +631,17 @@ pub struct JobFilter {
     pub tool: Option<String>,
     /// At most so many.
     pub limit: usize,
+}
+
+/// Which held jobs to let go. All given conditions must hold.
+#[derive(Debug, Clone)]
+pub struct HeldFilter {
+    /// Held for this reason.
+    pub reason: HeldReason,
+    /// Of this owner.
+    pub owner: Option<Owner>,
+    /// Of this toolkit, as far as it is known: a job that was held before its tool was looked up has none.
+    pub toolkit: Option<String>,
 }
 
 /// A job as people and apps read it.

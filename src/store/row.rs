@@ -31,6 +31,10 @@ pub(super) const EXPIRED_MESSAGE: &str = "`expires_at` passed before the call wa
 /// What an app reads about a job that a person marked as failed.
 pub(super) const MARKED_FAILED_MESSAGE: &str = "a person marked this job as failed";
 
+/// What an app reads first about a job whose time passed while it waited for a connection.
+pub(super) const EXPIRED_AWAITING: &str =
+    "`expires_at` or `max_age_ms` passed before the account was connected: ";
+
 /// The result of a job that a person marked as succeeded: nobody knows the tool's answer.
 pub(super) const NO_RESULT: &str = "null";
 

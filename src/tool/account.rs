@@ -8,12 +8,17 @@
 //! accounts there, and errand cannot tell them apart. Give organizations IDs that no user has. The
 //! cache keeps the two apart all the same.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use futures_util::FutureExt as _;
 
-use super::{Account, SharedToolApi, ToolError, cached::Cached, setback::Setback};
-use crate::job::{ErrorKind, HeldReason, JobError, Owner, OwnerKind};
+use super::{
+    Account, SharedToolApi, ToolApi, ToolError, cached::Cached, refusals::Refusals, setback::Setback,
+};
+use crate::job::{ErrorKind, JobError, Owner, OwnerKind};
 
 /// How long accounts are remembered.
 #[derive(Debug, Clone, Copy)]
@@ -23,8 +28,8 @@ pub struct AccountOptions {
     /// How long a usable account is remembered. Until then a disconnection is not noticed here, but
     /// the API notices it with every call.
     pub ttl: Duration,
-    /// How long it is remembered that there is no usable account. Short, because people connect
-    /// accounts and expect their jobs to run.
+    /// How long it is remembered that there is no usable account. Short at first, because people
+    /// connect accounts and expect their jobs to run; doubles up to `ttl` while there is still none.
     pub negative_ttl: Duration,
 }
 
@@ -84,6 +89,14 @@ pub enum AccountError {
         /// connected again.
         latest: Option<String>,
     },
+    /// The account is listed as active, but calls with it were refused a moment ago.
+    #[error("calls with the connected account are refused")]
+    Refused {
+        /// Whose account it is.
+        owner: Owner,
+        /// What it is for.
+        toolkit: String,
+    },
     /// The API could not say.
     #[error(transparent)]
     Api(#[from] ToolError),
@@ -92,7 +105,10 @@ pub enum AccountError {
 impl AccountError {
     /// What it means for the job.
     pub fn setback(&self) -> Setback {
-        let hold = |kind, message| Setback::Hold(HeldReason::Connection, JobError::new(kind, message));
+        let connect = |toolkit: &str, kind, message| Setback::Connect {
+            toolkit: toolkit.to_owned(),
+            error: JobError::new(kind, message),
+        };
         let fail = |kind, message| Setback::Fail(JobError::new(kind, message));
         match self {
             Self::NotFound { id } => fail(
@@ -116,25 +132,26 @@ impl AccountError {
                      `{needs}`; name an account of `{needs}`"
                 ),
             ),
-            Self::NotActive { id, status, reason, toolkit } => hold(
+            Self::NotActive { id, status, reason, toolkit } => connect(
+                toolkit,
                 ErrorKind::NeedsReconnection,
                 format!(
-                    "the connected account `{id}` is {status}{}; connect `{toolkit}` again, then release \
-                     the job",
+                    "the connected account `{id}` is {status}{}; connect it for `{toolkit}` again, {THEN}",
                     reason.as_deref().map(|reason| format!(" ({reason})")).unwrap_or_default()
                 ),
             ),
             Self::NoneConnected { owner, toolkit, latest: None } => {
-                hold(ErrorKind::NeedsConnection, needs_connection(owner, toolkit))
+                connect(toolkit, ErrorKind::NeedsConnection, needs_connection(owner, toolkit))
             }
-            Self::NoneConnected { owner, toolkit, latest: Some(status) } => hold(
+            Self::NoneConnected { owner, toolkit, latest: Some(status) } => connect(
+                toolkit,
                 ErrorKind::NeedsReconnection,
-                format!(
-                    "the account that `{}` {} connected for the toolkit `{toolkit}` is {status}; connect \
-                     it again for exactly this ID, then release the job",
-                    owner.kind().field(),
-                    owner.id()
-                ),
+                needs_reconnection(owner, toolkit, &format!("is {status}")),
+            ),
+            Self::Refused { owner, toolkit } => connect(
+                toolkit,
+                ErrorKind::NeedsReconnection,
+                needs_reconnection(owner, toolkit, "was refused a moment ago"),
             ),
             Self::Api(error) => error.setback("look the connected account up"),
         }
@@ -144,11 +161,48 @@ impl AccountError {
 /// Tells which owner must connect which toolkit.
 pub(crate) fn needs_connection(owner: &Owner, toolkit: &str) -> String {
     format!(
-        "`{}` {} has not connected the toolkit `{toolkit}`; connect an account for exactly this ID, then \
-         release the job",
+        "`{}` {} has not connected the toolkit `{toolkit}`; connect an account for exactly this ID, {THEN}",
         owner.kind().field(),
         owner.id()
     )
+}
+
+/// Tells which owner must connect which toolkit again.
+pub(crate) fn needs_reconnection(owner: &Owner, toolkit: &str, why: &str) -> String {
+    format!(
+        "the account that `{}` {} connected for the toolkit `{toolkit}` {why}; connect it again for exactly \
+         this ID, {THEN}",
+        owner.kind().field(),
+        owner.id()
+    )
+}
+
+/// What happens after somebody has connected an account.
+const THEN: &str = "and the job goes on by itself, or when it is released";
+
+/// A refusal that is older than this is not believed by a job that was let go meanwhile.
+const STALE_REFUSAL: Duration = Duration::from_secs(1);
+
+/// The account that jobs of this owner and toolkit would use, asked of the API anew. `None` while there
+/// is none or the named one is not active. A named account that can never be used counts as found: its
+/// jobs find out what is wrong with it.
+pub(crate) async fn active(
+    api: &dyn ToolApi,
+    owner: &Owner,
+    toolkit: &str,
+    explicit: Option<&str>,
+) -> Result<Option<String>, ToolError> {
+    let Some(id) = explicit else {
+        let accounts = api.accounts(owner.id(), Some(toolkit)).await?;
+        return Ok(choose(owner.id(), toolkit, &accounts).ok().map(|id| id.to_string()));
+    };
+    let account = match api.account(id).await {
+        Ok(account) => Some(account),
+        Err(ToolError::NotFound(_)) => None,
+        Err(error) => return Err(error),
+    };
+    let waits = matches!(judge(owner, toolkit, id, account.as_ref()), Err(AccountError::NotActive { .. }));
+    Ok((!waits).then(|| id.to_owned()))
 }
 
 type DefaultKey = (OwnerKind, Arc<str>, Arc<str>);
@@ -156,20 +210,47 @@ type DefaultKey = (OwnerKind, Arc<str>, Arc<str>);
 /// The default account of an owner, or the status of the newest one that cannot be used.
 type Choice = Result<Arc<str>, Option<Arc<str>>>;
 
+/// What was found, and how often in a row it was nothing that can be used.
+#[derive(Debug, Clone)]
+struct Found<T> {
+    what: T,
+    misses: u32,
+}
+
+impl<T> Found<T> {
+    /// How long it is remembered.
+    fn ttl(&self, options: AccountOptions) -> Duration {
+        match self.misses.checked_sub(1) {
+            None => options.ttl,
+            Some(doublings) => options
+                .negative_ttl
+                .saturating_mul(1 << doublings.min(10))
+                .min(options.ttl.max(options.negative_ttl)),
+        }
+    }
+}
+
 /// Accounts by owner and toolkit, remembered for a short time.
 #[derive(Debug)]
 pub struct Accounts {
     api: SharedToolApi,
     options: AccountOptions,
-    defaults: Cached<DefaultKey, Choice>,
-    named: Cached<String, Option<Arc<Account>>>,
+    defaults: Cached<DefaultKey, Found<Choice>>,
+    named: Cached<String, Found<Option<Arc<Account>>>>,
+    refusals: Refusals,
 }
 
 impl Accounts {
     /// Remembers nothing yet.
     pub fn new(api: SharedToolApi, options: AccountOptions) -> Self {
-        let AccountOptions { capacity, .. } = options;
-        Self { api, options, defaults: Cached::new(capacity), named: Cached::new(capacity) }
+        let AccountOptions { capacity, ttl, negative_ttl } = options;
+        Self {
+            api,
+            options,
+            defaults: Cached::new(capacity),
+            named: Cached::new(capacity),
+            refusals: Refusals::new(negative_ttl, ttl.max(negative_ttl)),
+        }
     }
 
     /// The account to use, if it is known without asking the API. Never waits.
@@ -179,10 +260,16 @@ impl Accounts {
         toolkit: &str,
         explicit: Option<&str>,
     ) -> Option<Result<String, AccountError>> {
-        Some(match explicit {
-            Some(id) => judge(owner, toolkit, id, self.named.fresh(&id.to_owned())?.as_deref()),
-            None => chosen(owner, toolkit, self.defaults.fresh(&key(owner, toolkit))?),
-        })
+        let found = match explicit {
+            Some(id) => judge(owner, toolkit, id, self.named.fresh(&id.to_owned())?.what.as_deref()),
+            None => chosen(owner, toolkit, self.defaults.fresh(&key(owner, toolkit))?.what),
+        };
+        Some(found.and_then(|id| {
+            if self.refusals.stands(owner, &id, Instant::now()) {
+                return Err(AccountError::Refused { owner: owner.clone(), toolkit: toolkit.to_owned() });
+            }
+            Ok(id)
+        }))
     }
 
     /// The account to use. Callers that ask for the same one at the same time share one request.
@@ -196,9 +283,49 @@ impl Accounts {
         explicit: Option<&str>,
     ) -> Result<String, AccountError> {
         match explicit {
-            Some(id) => judge(owner, toolkit, id, self.named(id).await?.as_deref()),
-            None => chosen(owner, toolkit, self.default(owner, toolkit).await?),
+            Some(id) => judge(owner, toolkit, id, self.named(id).await?.what.as_deref()),
+            None => chosen(owner, toolkit, self.default(owner, toolkit).await?.what),
         }
+    }
+
+    /// To be called for a job that may have been let go because its owner has connected an account: what
+    /// is remembered about a missing one counts only if it is very fresh.
+    pub fn doubt_refusal(&self, owner: &Owner, toolkit: &str, explicit: Option<&str>) {
+        match explicit {
+            Some(id) => {
+                let id = id.to_owned();
+                if self.named.fresh(&id).is_some_and(|found| found.misses > 0) {
+                    self.named.doubt(&id, STALE_REFUSAL);
+                }
+            }
+            None => {
+                let key = key(owner, toolkit);
+                if self.defaults.fresh(&key).is_some_and(|found| found.misses > 0) {
+                    self.defaults.doubt(&key, STALE_REFUSAL);
+                }
+            }
+        }
+    }
+
+    /// To be asked right before a call with this account.
+    ///
+    /// # Errors
+    /// Calls with it were refused a moment ago, and it is not this caller who tries again.
+    pub fn admit(&self, owner: &Owner, toolkit: &str, account: &str) -> Result<(), AccountError> {
+        if self.refusals.admits(owner, account, Instant::now()) {
+            return Ok(());
+        }
+        Err(AccountError::Refused { owner: owner.clone(), toolkit: toolkit.to_owned() })
+    }
+
+    /// To be called when a call with this account was refused because of the account.
+    pub fn refused(&self, owner: &Owner, account: &str) {
+        self.refusals.note(owner, account, Instant::now());
+    }
+
+    /// To be called when a call with this account was answered otherwise.
+    pub fn accepted(&self, owner: &Owner, account: &str) {
+        self.refusals.clear(owner, account);
     }
 
     /// To be called when a call says that the owner's account is gone or unusable.
@@ -211,35 +338,39 @@ impl Accounts {
         self.named.forget(&id.to_owned());
     }
 
-    async fn default(&self, owner: &Owner, toolkit: &str) -> Result<Choice, ToolError> {
+    async fn default(&self, owner: &Owner, toolkit: &str) -> Result<Found<Choice>, ToolError> {
         let key = key(owner, toolkit);
         let (api, user, slug) = (self.api.clone(), key.1.clone(), key.2.clone());
-        let AccountOptions { ttl, negative_ttl, .. } = self.options;
-        let keep = move |found: &Choice| if found.is_ok() { ttl } else { negative_ttl };
+        let options = self.options;
+        let keep = move |found: &Found<Choice>| found.ttl(options);
+        let misses = self.defaults.stale(&key).map_or(0, |found| found.misses);
         let fetch = move || {
             async move {
                 let accounts = api.accounts(&user, Some(&slug)).await?;
-                Ok(choose(&user, &slug, &accounts))
+                let what = choose(&user, &slug, &accounts);
+                let misses = if what.is_ok() { 0 } else { misses.saturating_add(1) };
+                Ok(Found { what, misses })
             }
             .boxed()
         };
         self.defaults.get(key, keep, fetch).await
     }
 
-    async fn named(&self, id: &str) -> Result<Option<Arc<Account>>, ToolError> {
+    async fn named(&self, id: &str) -> Result<Found<Option<Arc<Account>>>, ToolError> {
         let (api, wanted) = (self.api.clone(), id.to_owned());
-        let AccountOptions { ttl, negative_ttl, .. } = self.options;
-        let keep = move |found: &Option<Arc<Account>>| match found {
-            Some(account) if account.is_active() => ttl,
-            _ => negative_ttl,
-        };
+        let options = self.options;
+        let keep = move |found: &Found<Option<Arc<Account>>>| found.ttl(options);
+        let misses = self.named.stale(&wanted).map_or(0, |found| found.misses);
         let fetch = move || {
             async move {
-                match api.account(&wanted).await {
-                    Ok(account) => Ok(Some(Arc::new(account))),
-                    Err(ToolError::NotFound(_)) => Ok(None),
-                    Err(error) => Err(error),
-                }
+                let what = match api.account(&wanted).await {
+                    Ok(account) => Some(Arc::new(account)),
+                    Err(ToolError::NotFound(_)) => None,
+                    Err(error) => return Err(error),
+                };
+                let usable = what.as_ref().is_some_and(|account| account.is_active());
+                let misses = if usable { 0 } else { misses.saturating_add(1) };
+                Ok(Found { what, misses })
             }
             .boxed()
         };

@@ -43,6 +43,7 @@ struct Flight<V> {
 #[derive(Clone)]
 struct Entry<V> {
     value: V,
+    since: Instant,
     until: Instant,
 }
 
@@ -73,6 +74,17 @@ where
     /// Keeps a value that came along with another one.
     pub(super) fn put(&self, key: K, value: V, ttl: Duration) {
         self.0.keep(key, value, ttl);
+    }
+
+    /// Ends the time of a value that is older than `age`.
+    pub(super) fn doubt(&self, key: &K, age: Duration) {
+        let now = Instant::now();
+        if let Some(entry) = self.0.values.get(key)
+            && now < entry.until
+            && entry.since + age < now
+        {
+            self.0.values.insert(key.clone(), Entry { until: now, ..entry });
+        }
     }
 
     /// Drops a value, also one that is being fetched: whoever waits for it still gets it, but the
@@ -146,7 +158,7 @@ impl<K: Clone + Eq + Hash, V: Clone> Inner<K, V> {
     fn keep(&self, key: K, value: V, ttl: Duration) {
         let now = Instant::now();
         let until = now.checked_add(ttl).unwrap_or(now);
-        self.values.insert(key, Entry { value, until });
+        self.values.insert(key, Entry { value, since: now, until });
     }
 
     fn flights(&self) -> MutexGuard<'_, Flights<K, V>> {

@@ -16,6 +16,7 @@ use serde_json::value::RawValue;
 use crate::job::{JobId, JobSpec, RequestId};
 
 mod cached;
+mod refusals;
 
 pub mod account;
 pub mod catalog;

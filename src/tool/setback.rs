@@ -12,6 +12,13 @@ pub enum Setback {
     Fail(JobError),
     /// Parked until a person or a connection lets it go.
     Hold(HeldReason, JobError),
+    /// Parked until the job's owner has connected a toolkit.
+    Connect {
+        /// The toolkit.
+        toolkit: String,
+        /// Who has to do what.
+        error: JobError,
+    },
     /// Not the job's fault, and it passes: come back later without spending an attempt.
     Wait {
         /// What is to be waited for.
@@ -25,7 +32,10 @@ impl Setback {
     /// What it says to the app.
     pub fn error(&self) -> &JobError {
         match self {
-            Self::Fail(error) | Self::Hold(_, error) | Self::Wait { error, .. } => error,
+            Self::Fail(error)
+            | Self::Hold(_, error)
+            | Self::Connect { error, .. }
+            | Self::Wait { error, .. } => error,
         }
     }
 }

@@ -1,6 +1,7 @@
 //! What keeps the store in order beside the flow of jobs.
 
 pub mod audit;
+pub mod connections;
 pub mod gauges;
 pub mod ledger;
 pub mod rescue;

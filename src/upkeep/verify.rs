@@ -22,7 +22,10 @@ use crate::{
     store::{By, Check, Finish, Finished, PutOff, SharedStore, StoreError, StoreErrorKind},
     telemetry::metrics,
     tool::{Answer, Body, Execution, Reply, SharedToolApi, ToolError, ToolResult},
-    worker::classify::{self, Next},
+    worker::{
+        classify::{self, Next},
+        execute::hold,
+    },
 };
 
 /// A look-up that was cut off is repeated after this; longer than any look-up takes.
@@ -314,7 +317,7 @@ fn adopt(check: &Check, log_id: String, result: ToolResult, retry: &RetryPolicy)
         // Whatever else the entry contains, its own verdict is that the call succeeded.
         _ if outcome == AttemptOutcome::Succeeded => Ending::Succeed { result: data },
         Next::Succeed { result } => Ending::Succeed { result },
-        Next::Hold { reason, error } => Ending::Hold { reason, error },
+        Next::Hold { reason, error } => hold(reason, &frozen.toolkit, error),
         Next::Retry { error, .. } | Next::Throttled { error, .. } => again(check, error, retry),
         Next::Fail { error } | Next::Unknown { error } => Ending::Fail { error },
     };

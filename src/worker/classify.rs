@@ -16,7 +16,7 @@ use crate::{
     job::{AttemptOutcome, Effect, ErrorKind, HeldReason, JobError, Owner},
     tool::{
         Answer, ApiError, Body, Reply, ToolResult,
-        account::needs_connection,
+        account::{needs_connection, needs_reconnection},
         error::{failure_texts, is_key_problem, mask},
         setback::said,
     },
@@ -245,13 +245,8 @@ fn ran(result: ToolResult, retry_after: Option<Duration>, context: &Context<'_>)
         Some(429) => Next::Retry { error, retry_after },
         Some(500..) if context.effect.may_repeat() => Next::Retry { error, retry_after },
         None | Some(400 | 401 | 403) if grant_is_gone(&text, &result.data) => {
-            let sentence = format!(
-                "the provider no longer accepts the account that `{}` {} connected for `{}`; connect it again, \
-                 then release the job",
-                context.owner.kind().field(),
-                context.owner.id(),
-                context.toolkit
-            );
+            let why = "is no longer accepted by the provider";
+            let sentence = needs_reconnection(context.owner, context.toolkit, why);
             let said_error = ApiError { message: Some(text), ..ApiError::default() };
             Next::Hold {
                 reason: HeldReason::Connection,
@@ -359,10 +354,7 @@ fn refused(
         Cause::DeadConnection => hold(
             HeldReason::Connection,
             ErrorKind::NeedsReconnection,
-            format!(
-                "the account that `{field}` {owner_id} connected for `{toolkit}` can no longer be used; connect it \
-                 again for exactly this ID, then release the job"
-            ),
+            needs_reconnection(owner, toolkit, "can no longer be used"),
         ),
         Cause::OtherOwner => fail(
             ErrorKind::AccountMismatch,

@@ -111,6 +111,9 @@ async fn attempt(shared: &Shared, held: &mut Held) -> Option<Ended> {
     if let Some(ended) = refuse_to_start(shared, &frozen, timeout) {
         return Some(ended);
     }
+    if let Err(setback) = shared.deps.resolver.admit_account(&held.spec, &frozen) {
+        return Some(set_back(shared, held, setback));
+    }
     let call = Call {
         request_id: held.request_id,
         job: held.spec.id,
@@ -153,28 +156,31 @@ async fn freeze(shared: &Shared, held: &mut Held, earlier: Option<Frozen>) -> Fr
         resolution = decision => resolution,
         () = shared.interrupt.cancelled() => return Frozenness::Ended(Box::new(given_back(Duration::ZERO, None))),
     };
-    let ending = match resolution {
+    match resolution {
         Ok(frozen) => {
             let freeze = Freeze { id: held.spec.id, fence: held.holding.fence, frozen: frozen.clone() };
-            return match shared.freezer.submit(freeze).await {
+            match shared.freezer.submit(freeze).await {
                 Some(true) => {
                     held.holding.frozen = Some(frozen.clone());
                     Frozenness::Ready(frozen)
                 }
                 Some(false) => Frozenness::Fenced,
                 None => Frozenness::Ended(Box::new(given_back(Duration::ZERO, None))),
-            };
+            }
         }
-        Err(Setback::Fail(error)) => Ending::Fail { error },
-        Err(Setback::Hold(reason, error)) => Ending::Hold { reason, error },
-        Err(Setback::Wait { error, retry_after }) => throttled(shared, held, error, retry_after),
+        Err(setback) => Frozenness::Ended(Box::new(set_back(shared, held, setback))),
+    }
+}
+
+/// Nothing was sent, because something is missing.
+fn set_back(shared: &Shared, held: &Held, setback: Setback) -> Ended {
+    let ending = match setback {
+        Setback::Fail(error) => Ending::Fail { error },
+        Setback::Hold(reason, error) => Ending::Hold { reason, error },
+        Setback::Connect { toolkit, error } => Ending::Connect { toolkit, error },
+        Setback::Wait { error, retry_after } => throttled(shared, held, error, retry_after),
     };
-    Frozenness::Ended(Box::new(Ended {
-        outcome: AttemptOutcome::Interrupted,
-        http_status: None,
-        log_id: None,
-        ending,
-    }))
+    Ended { outcome: AttemptOutcome::Interrupted, http_status: None, log_id: None, ending }
 }
 
 /// Whether the call must not be started now: the lease may be over, or the process is draining and
@@ -212,7 +218,9 @@ fn judge(shared: &Shared, held: &Held, frozen: &Frozen, reply: Option<Reply>) ->
     let reply = reply.unwrap_or_else(|| Reply::NoAnswer("the worker shut down during the call".into()));
     let classified = classify::classify(reply, &context);
     if classified.forget_account {
-        shared.deps.resolver.forget_account(&held.spec, &frozen.toolkit);
+        shared.deps.resolver.account_refused(&held.spec, frozen);
+    } else if matches!(classified.outcome, AttemptOutcome::Succeeded | AttemptOutcome::ToolFailed) {
+        shared.deps.resolver.account_accepted(&held.spec, frozen);
     }
     if let Some(notice) = &classified.deprecated {
         shared.deps.resolver.note_deprecated(&frozen.toolkit, &frozen.version, notice);
@@ -220,7 +228,7 @@ fn judge(shared: &Shared, held: &Held, frozen: &Frozen, reply: Option<Reply>) ->
     let ending = match classified.next {
         Next::Succeed { result } => Ending::Succeed { result },
         Next::Fail { error } => Ending::Fail { error },
-        Next::Hold { reason, error } => Ending::Hold { reason, error },
+        Next::Hold { reason, error } => hold(reason, &frozen.toolkit, error),
         Next::Throttled { error, retry_after } => throttled(shared, held, error, retry_after),
         // An interruption is not the job's fault, so it spends no attempt.
         Next::Retry { error, .. } if interrupted => {
@@ -256,6 +264,16 @@ pub(crate) fn undecided(first_check: Option<Duration>, error: JobError, request_
     match first_check {
         Some(after) => Ending::Verify { after, error },
         None => Ending::Hold { reason: HeldReason::UnknownOutcome, error },
+    }
+}
+
+/// Parks a job; one that waits for a connection goes on when it is there.
+pub(crate) fn hold(reason: HeldReason, toolkit: &str, error: JobError) -> Ending {
+    match reason {
+        HeldReason::Connection => Ending::Connect { toolkit: toolkit.to_owned(), error },
+        HeldReason::UnknownOutcome | HeldReason::Credentials | HeldReason::Unidentified => {
+            Ending::Hold { reason, error }
+        }
     }
 }
 

@@ -208,6 +208,9 @@ impl Lane {
                 // knows; their refusal is decided after the claim.
                 Some(Err(Setback::Fail(error))) if !known => (None, refuse(error)),
                 Some(Err(Setback::Hold(reason, error))) if !known => (None, Verdict::Hold(reason, error)),
+                Some(Err(Setback::Connect { toolkit, error })) if !known => {
+                    (None, Verdict::Connect(toolkit, error))
+                }
                 _ => (None, Verdict::Run),
             }
         };

@@ -132,6 +132,7 @@ impl Resolver {
             return Ok(frozen(resolved, None));
         }
         let explicit = spec.connected_account_id.as_deref();
+        self.accounts.doubt_refusal(&spec.owner, &resolved.toolkit, explicit);
         let account = self.accounts.resolve(&spec.owner, &resolved.toolkit, explicit).await;
         metrics::LOOKUPS.add2(["account", if account.is_ok() { "found" } else { "failed" }], 1);
         account.map(|id| frozen(resolved, Some(id))).map_err(|error| error.setback())
@@ -156,18 +157,42 @@ impl Resolver {
         if info.map_err(|error| error.setback("describe the tool"))?.no_auth {
             return Ok(frozen);
         }
-        // Somebody has just released the job, so what is remembered is likely to be out of date.
-        self.forget_account(spec, &frozen.toolkit);
         let explicit = spec.connected_account_id.as_deref();
+        // The job has just been released, so what is remembered may be out of date.
+        self.accounts.doubt_refusal(&spec.owner, &frozen.toolkit, explicit);
         let account = self.accounts.resolve(&spec.owner, &frozen.toolkit, explicit).await;
         account.map(|id| Frozen { account: Some(id), ..frozen }).map_err(|error| error.setback())
     }
 
-    /// Forgets what is remembered about the account of a job, after a call said that it is gone.
-    pub fn forget_account(&self, spec: &JobSpec, toolkit: &str) {
-        self.accounts.forget(&spec.owner, toolkit);
+    /// To be asked right before the call, because since the decision calls with the same account may
+    /// have been refused. Never waits.
+    ///
+    /// # Errors
+    /// The job has to wait for another account, or for what the one who tries again learns.
+    pub fn admit_account(&self, spec: &JobSpec, frozen: &Frozen) -> Result<(), Setback> {
+        match &frozen.account {
+            Some(account) => {
+                self.accounts.admit(&spec.owner, &frozen.toolkit, account).map_err(|error| error.setback())
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// To be told after a call that was refused because of its account.
+    pub fn account_refused(&self, spec: &JobSpec, frozen: &Frozen) {
+        if let Some(account) = &frozen.account {
+            self.accounts.refused(&spec.owner, account);
+        }
+        self.accounts.forget(&spec.owner, &frozen.toolkit);
         if let Some(id) = &spec.connected_account_id {
             self.accounts.forget_account(id);
+        }
+    }
+
+    /// To be told after a call in which the tool ran.
+    pub fn account_accepted(&self, spec: &JobSpec, frozen: &Frozen) {
+        if let Some(account) = &frozen.account {
+            self.accounts.accepted(&spec.owner, account);
         }
     }
 

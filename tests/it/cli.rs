@@ -311,6 +311,8 @@ fn settings_are_shown_with_their_origins_and_without_secrets() {
 
     [audit]
 
+    [connections]
+
     [retry]
 
     [composio]
@@ -667,6 +669,29 @@ fn a_held_job_is_shown_with_its_reason_and_can_be_released() {
     assert_eq!(place.run(&["jobs", "show", &id, "--json"]).succeeds().json()["held_reason"], "connection");
     let ran = place.run(&["jobs", "release", &id, "--succeeded"]).succeeds();
     assert_eq!(ran.out, format!("{id} is succeeded now\n"));
+}
+
+#[test]
+fn held_jobs_are_released_by_reason_owner_and_toolkit() {
+    let place = Place::with_database();
+    let ids = [hold(&place.store(), "X"), hold(&place.store(), "Y")];
+    let by = |args: &[&str]| place.run(&[&["jobs", "release"], args].concat());
+    assert_eq!(by(&["--retry", "--owner", "user:u", "--dry-run"]).succeeds().out, "2 jobs match\n");
+    for nothing in [["--owner", "org:u"], ["--toolkit", "github"], ["--reason", "credentials"]] {
+        assert_eq!(by(&[&["--retry", "--dry-run"][..], &nothing].concat()).succeeds().out, "0 jobs match\n");
+    }
+    by(&["--retry", "--owner", "user:u"]).fails(2, "add --yes");
+    by(&["--failed", "--owner", "user:u", "--yes"]).fails(2, "have not run");
+    for wrong in
+        [&["--retry", "--yes"][..], &["--retry", &ids[0], "--owner", "user:u"], &["--owner", "user:u"]]
+    {
+        by(wrong).exits(2);
+    }
+    let ran = by(&["--retry", "--owner", "user:u", "--reason", "connection", "--yes", "--json"]).succeeds();
+    assert_eq!(ran.json(), json!({"matching": 2, "released": 2}));
+    for id in &ids {
+        assert_eq!(place.run(&["jobs", "show", id, "--json"]).succeeds().json()["state"], "available");
+    }
 }
 
 /// A job that admission parked, with an error that tries to steer the terminal.

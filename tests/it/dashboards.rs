@@ -225,6 +225,9 @@ async fn after_an_uneventful_run_every_query_returns_data() {
         metrics::LOOKUPS,
         metrics::AUDIT_FINDINGS,
         metrics::AUDIT_REPAIRS,
+        metrics::CONNECTION_LOOKS,
+        metrics::CONNECTION_RELEASED,
+        metrics::CONNECTION_EXPIRED,
         metrics::DRAINING,
     ]
     .map(|metric| metric.name);

@@ -6,6 +6,7 @@ mod audit;
 mod chaos;
 mod cli;
 mod config;
+mod connections;
 mod corpus;
 mod dashboards;
 mod deploy;

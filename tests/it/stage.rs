@@ -54,6 +54,8 @@ impl Stage {
             ("ERRAND__RELAY__POLL_MS", "100".into()),
             // Tests of unknown outcomes say for themselves when the log is asked.
             ("ERRAND__VERIFY__ENABLED", "false".into()),
+            // Tests of held jobs decide for themselves when these go on.
+            ("ERRAND__CONNECTIONS__ENABLED", "false".into()),
             ("ERRAND__LOG__LEVEL", "info,errand=debug".into()),
             ("ERRAND__WORKER__JOURNAL_DIR", self.journal_dir().display().to_string()),
         ]

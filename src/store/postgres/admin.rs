@@ -14,6 +14,7 @@ use crate::store::{
 const MIGRATIONS: &[(i64, &str, &str)] = &[
     (1, "jobs", include_str!("../../../migrations/postgres/0001_jobs.sql")),
     (2, "desk", include_str!("../../../migrations/postgres/0002_desk.sql")),
+    (3, "connections", include_str!("../../../migrations/postgres/0003_connections.sql")),
 ];
 
 const HAS_TABLE: &str = "select to_regclass($1) is not null";

@@ -9,7 +9,8 @@ use super::{Bound, PostgresStore, rows, time};
 use crate::{
     job::{ErrorKind, JobId, Release, State, Transition},
     store::{
-        AttemptView, Census, Decided, Desk, JobFilter, JobView, StoreError, StoreErrorKind, owner_columns,
+        AttemptView, Census, Decided, Desk, HeldFilter, JobFilter, JobView, StoreError, StoreErrorKind,
+        owner_columns,
         row::{
             MARKED_FAILED_MESSAGE, NO_RESULT, limit as row_limit, micros, read_attempt, read_job,
             rows as row_count, span, word,
@@ -80,24 +81,74 @@ const RESTART: &str = "update jobs set state = 'available', due_at = now(), publ
     where id = $1 and state in ('failed', 'cancelled', 'retryable', 'scheduled')
     returning state";
 
+/// What a held job becomes that is let go.
+macro_rules! to_retry {
+    () => {
+        "state = 'available', due_at = now(), published = 0, held_reason = null, check_at = null,
+        account = case when held_reason <> 'connection' or connected_account_id is not null then account end"
+    };
+}
+pub(super) use to_retry;
+
+macro_rules! to_succeeded {
+    ($result:literal) => {
+        concat!(
+            "state = 'succeeded', held_reason = null, check_at = null, result = ",
+            $result,
+            "::text::json,
+        error_kind = null, error_message = null, error_code = null, error_slug = null,
+        finished_at = now(), reply_due_at = case when reply_to is not null then now() end"
+        )
+    };
+}
+
+macro_rules! to_failed {
+    ($kind:literal, $message:literal) => {
+        concat!(
+            "state = 'failed', held_reason = null, check_at = null, error_kind = ",
+            $kind,
+            ", error_message = ",
+            $message,
+            ", error_code = null, error_slug = null,
+        finished_at = now(), reply_due_at = case when reply_to is not null then now() end"
+        )
+    };
+}
+
 const RELEASE_RETRY: &str =
-    "update jobs set state = 'available', due_at = now(), published = 0, held_reason = null, check_at = null,
-        account = case when held_reason <> 'connection' or connected_account_id is not null then account end
-    where id = $1 and state = 'held'
-    returning state";
+    concat!("update jobs set ", to_retry!(), " where id = $1 and state = 'held' returning state");
 
 const RELEASE_SUCCEEDED: &str =
-    "update jobs set state = 'succeeded', held_reason = null, check_at = null, result = $2::text::json,
-        error_kind = null, error_message = null, error_code = null, error_slug = null,
-        finished_at = now(), reply_due_at = case when reply_to is not null then now() end
-    where id = $1 and state = 'held'
-    returning state";
+    concat!("update jobs set ", to_succeeded!("$2"), " where id = $1 and state = 'held' returning state");
 
-const RELEASE_FAILED: &str = "update jobs set state = 'failed', held_reason = null, check_at = null,
-        error_kind = $2, error_message = $3, error_code = null, error_slug = null,
-        finished_at = now(), reply_due_at = case when reply_to is not null then now() end
-    where id = $1 and state = 'held'
-    returning state";
+const RELEASE_FAILED: &str =
+    concat!("update jobs set ", to_failed!("$2", "$3"), " where id = $1 and state = 'held' returning state");
+
+/// Held jobs by reason, owner and toolkit.
+macro_rules! matching {
+    () => {
+        "held_reason = $1 and ($2::text is null or (owner_kind = $2 and owner_id = $3))
+            and ($4::text is null or coalesce(toolkit, waits_for) = $4)"
+    };
+}
+
+macro_rules! release_page {
+    ($($to:tt)*) => {
+        concat!(
+            "with page as (select id as page_id from jobs where ",
+            matching!(),
+            " limit $5 for update skip locked)
+            update jobs set ",
+            $($to)*,
+            " from page where id = page_id returning 1"
+        )
+    };
+}
+
+const COUNT_HELD: &str = concat!("select count(*) from jobs where ", matching!());
+const RELEASE_HELD_RETRY: &str = release_page!(to_retry!());
+const RELEASE_HELD_SUCCEEDED: &str = release_page!(to_succeeded!("$6"));
+const RELEASE_HELD_FAILED: &str = release_page!(to_failed!("$6", "$7"));
 
 const STATE: &str = "select state from jobs where id = $1";
 
@@ -171,6 +222,30 @@ impl Desk for PostgresStore {
         self.decide(id, Transition::Release(release), decision).await
     }
 
+    async fn count_held(&self, filter: &HeldFilter) -> Result<u64, StoreError> {
+        match rows(&self.other, bind_held(sqlx::query(COUNT_HELD), filter)).await?.first() {
+            Some(row) => Ok(row_count(row.try_get(0)?)),
+            None => Ok(0),
+        }
+    }
+
+    async fn release_held(
+        &self,
+        filter: &HeldFilter,
+        release: Release,
+        limit: usize,
+    ) -> Result<u64, StoreError> {
+        let page = |sql| bind_held(sqlx::query(sql), filter).bind(row_limit(limit));
+        let query = match release {
+            Release::Retry => page(RELEASE_HELD_RETRY),
+            Release::Succeeded => page(RELEASE_HELD_SUCCEEDED).bind(NO_RESULT),
+            Release::Failed => {
+                page(RELEASE_HELD_FAILED).bind(ErrorKind::MarkedFailed.as_str()).bind(MARKED_FAILED_MESSAGE)
+            }
+        };
+        Ok(rows(&self.other, query).await?.len() as u64)
+    }
+
     async fn census(&self) -> Result<Census, StoreError> {
         let mut census = Census::default();
         for row in rows(&self.other, sqlx::query(CENSUS_WAITING)).await? {
@@ -198,6 +273,11 @@ impl Desk for PostgresStore {
         }
         Ok(census)
     }
+}
+
+fn bind_held(query: Bound, filter: &HeldFilter) -> Bound {
+    let (owner_kind, owner_id) = owner_columns(filter.owner.as_ref());
+    query.bind(filter.reason.as_str()).bind(owner_kind).bind(owner_id).bind(filter.toolkit.as_deref())
 }
 
 impl PostgresStore {

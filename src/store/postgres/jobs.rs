@@ -8,10 +8,14 @@ use std::{
 
 use async_trait::async_trait;
 use jiff_sqlx::Timestamp as SqlTime;
-use sqlx::{PgConnection, Row};
+use sqlx::{PgConnection, Row, postgres::PgRow};
 use uuid::Uuid;
 
-use super::{Bound, PostgresStore, at, rows, time};
+use super::{
+    Bound, PostgresStore, at,
+    connecting::{note_awaited, rows_and_awaited},
+    rows, time,
+};
 use crate::{
     job::{Ending, ErrorKind, Fence, HeldReason, JobError, JobSpec, State, WorkerId},
     store::{
@@ -79,13 +83,13 @@ macro_rules! log_claims {
     };
 }
 
-/// $36 is the worker, $37 the message of an expired job.
+/// $36 is the worker, $37 the message of an expired job, $38 the toolkit that is to be connected.
 const CLAIM_NEW: &str = concat!(
     "with claimed as (insert into jobs (",
     spec_columns!(),
     ", state, created_at, due_at, fence, attempt, worker_id, request_id, started_at, settled_by, held_reason, \
      error_kind, error_message, error_code, error_slug, toolkit, toolkit_version, pinned_by, account, \
-     frozen_effect, finished_at, reply_due_at) select ",
+     frozen_effect, finished_at, reply_due_at, waits_for, waits_until) select ",
     spec_values!(),
     ", s.state, now(), case when s.state = 'scheduled' then i.run_at end,
         case when s.state = 'running' then 1 else 0 end, case when s.state = 'running' then 1 else 0 end,
@@ -103,14 +107,17 @@ const CLAIM_NEW: &str = concat!(
         case when s.state = 'running' then i.account end,
         case when s.state = 'running' then i.frozen_effect end,
         case when s.state = 'failed' then now() end,
-        case when s.state = 'failed' and i.reply_to is not null then now() end
+        case when s.state = 'failed' and i.reply_to is not null then now() end,
+        i.waits_for,
+        case when i.waits_for is not null
+            then least(i.expires_at, now() + i.max_age_ms * interval '1 millisecond') end
     from unnest(",
     spec_arrays!(),
     ", $24::uuid[], $25::text[], $26::text[], $27::text[], $28::text[], $29::bigint[], $30::text[], $31::text[], \
-     $32::text[], $33::text[], $34::text[], $35::text[]) as i (",
+     $32::text[], $33::text[], $34::text[], $35::text[], $38::text[]) as i (",
     spec_columns!(),
     ", request_id, verdict, held_reason, error_kind, error_message, error_code, error_slug, toolkit, \
-     toolkit_version, pinned_by, account, frozen_effect)
+     toolkit_version, pinned_by, account, frozen_effect, waits_for)
     cross join lateral (select
         i.verdict = 'running' and coalesce(i.expires_at <= now(), false) as expired,
         case when i.verdict <> 'running' then i.verdict
@@ -124,7 +131,7 @@ const CLAIM_NEW: &str = concat!(
 );
 
 /// A known job that is available was due, or was made due by a person, so `run_at` does not matter
-/// any more. $18 is the worker, $19 the message of an expired job.
+/// any more. $18 is the worker, $19 the message of an expired job, $20 the toolkit that is to be connected.
 const CLAIM_KNOWN: &str = concat!(
     "with claimed as (update jobs j set
         state = s.state, due_at = null,
@@ -146,12 +153,16 @@ const CLAIM_KNOWN: &str = concat!(
         account = case when s.state = 'running' and j.toolkit is null then i.account else j.account end,
         frozen_effect = case when s.state = 'running' and j.toolkit is null then i.frozen_effect else j.frozen_effect end,
         finished_at = case when s.state = 'failed' then now() end,
-        reply_due_at = case when s.state = 'failed' and j.reply_to is not null then now() end
+        reply_due_at = case when s.state = 'failed' and j.reply_to is not null then now() end,
+        waits_for = coalesce(i.waits_for, j.waits_for),
+        waits_until = case when i.waits_for is null then j.waits_until
+            else least(j.expires_at, j.created_at + j.max_age_ms * interval '1 millisecond') end
     from unnest($1::uuid[], $2::text[], $3::text[], $4::bytea[], $5::timestamptz[], $6::uuid[], $7::text[],
             $8::text[], $9::text[], $10::text[], $11::bigint[], $12::text[], $13::text[], $14::text[], $15::text[],
-            $16::text[], $17::text[])
+            $16::text[], $17::text[], $20::text[])
         as i (id, owner_kind, owner_id, digest, expires_at, request_id, verdict, held_reason, error_kind,
-            error_message, error_code, error_slug, toolkit, toolkit_version, pinned_by, account, frozen_effect)
+            error_message, error_code, error_slug, toolkit, toolkit_version, pinned_by, account, frozen_effect,
+            waits_for)
     cross join lateral (select
         i.verdict = 'running' and coalesce(i.expires_at <= now(), false) as expired,
         case when i.verdict <> 'running' then i.verdict
@@ -200,11 +211,12 @@ const FINISH: &str = "with i as (
         select * from unnest($1::uuid[], $2::bigint[], $3::bigint[], $4::text[], $5::bigint[], $6::integer[],
                 $7::text[], $8::text[], $9::text[], $10::bigint[], $11::text[], $12::text[], $13::integer[],
                 $14::uuid[], $15::text[], $16::integer[], $17::text[], $18::text[], $19::text[], $20::text[],
-                $21::bigint[], $22::text[], $23::timestamptz[], $24::timestamptz[], $25::text[], $26::bigint[])
+                $21::bigint[], $22::text[], $23::timestamptz[], $24::timestamptz[], $25::text[], $26::bigint[],
+                $27::text[])
             as i (id, fence, lease, state, after, charge, held_reason, error_kind, error_message, error_code,
                 error_slug, result, number, request_id, outcome, http_status, log_id, version, attempt_error_kind,
                 attempt_error_message, attempt_error_code, attempt_error_slug, started_at, finished_at, reported_by,
-                check_after)),
+                check_after, waits_for)),
     ended as (
         update jobs j set
             state = case when j.cancel_requested and i.state in ('retryable', 'held') then 'cancelled' else i.state end,
@@ -222,7 +234,10 @@ const FINISH: &str = "with i as (
             http_status = case when i.number = 1 and i.state = 'succeeded' and i.outcome = 'succeeded'
                 and i.version is not distinct from j.toolkit_version then i.http_status end,
             finished_at = case when j.cancel_requested or i.state in ('succeeded', 'failed') then now() end,
-            reply_due_at = case when j.reply_to is not null and (j.cancel_requested or i.state in ('succeeded', 'failed')) then now() end
+            reply_due_at = case when j.reply_to is not null and (j.cancel_requested or i.state in ('succeeded', 'failed')) then now() end,
+            waits_for = coalesce(i.waits_for, j.waits_for),
+            waits_until = case when i.waits_for is null then j.waits_until
+                else least(j.expires_at, j.created_at + j.max_age_ms * interval '1 millisecond') end
         from i
         where j.id = i.id and j.fence = i.fence and j.state = 'running'
             and (i.lease is null or not exists (select 1 from workers w where w.id = j.worker_id
@@ -260,7 +275,10 @@ const FINISH_LATE: &str = "update jobs set state = $4,
         error_slug = case when $4 = 'retryable' and $8 is null then error_slug else $11 end,
         result = $12::json, log_id = coalesce($13, log_id),
         finished_at = case when $4 in ('succeeded', 'failed') then now() end,
-        reply_due_at = case when reply_to is not null and $4 in ('succeeded', 'failed') then now() end
+        reply_due_at = case when reply_to is not null and $4 in ('succeeded', 'failed') then now() end,
+        waits_for = coalesce($15, waits_for),
+        waits_until = case when $15 is null then waits_until
+            else least(expires_at, created_at + max_age_ms * interval '1 millisecond') end
     where id = $1 and fence = $2 and state in ('scheduled', 'available', 'retryable', 'held')
     returning state";
 
@@ -373,7 +391,8 @@ impl Jobs for PostgresStore {
         }
         let mut firsts: Vec<&Finish> = places.values().map(|place| &batch[*place]).collect();
         firsts.sort_unstable_by_key(|finish| finish.id);
-        for row in rows(&self.hot, bind_finishes(&firsts)).await? {
+        let query = bind_finishes(&firsts);
+        for row in rows_and_awaited(&self.hot, query, parked(firsts.iter().copied())).await? {
             let (id, state): (Uuid, String) = (row.try_get("id")?, row.try_get("state")?);
             if let Some(place) = places.get(&id) {
                 answers[*place] = Some(Finished::Applied { state: word("state", &state)?, late: false });
@@ -406,7 +425,7 @@ impl PostgresStore {
         let claims: Vec<&Claim> = places.iter().map(|place| &batch[*place]).collect();
         let query = Specs::new(claims.iter().map(|claim| &*claim.spec)).bind(sqlx::query(CLAIM_NEW));
         let query = bind_verdicts(query, &claims).bind(worker.0).bind(EXPIRED_MESSAGE);
-        let done = rows(&self.hot, query).await?;
+        let done = self.claimed(query, &claims).await?;
         let places: HashMap<Uuid, usize> =
             places.iter().map(|place| (batch[*place].spec.id.0, *place)).collect();
         for row in &done {
@@ -447,7 +466,7 @@ impl PostgresStore {
             .bind(all(&claims, |claim| &claim.spec.digest.0[..]))
             .bind(some(&claims, |claim| claim.spec.expires_at.map(at)));
         let query = bind_verdicts(query, &claims).bind(worker.0).bind(EXPIRED_MESSAGE);
-        let done = rows(&self.hot, query).await?;
+        let done = self.claimed(query, &claims).await?;
         let places: HashMap<Uuid, usize> =
             places.iter().map(|place| (batch[*place].spec.id.0, *place)).collect();
         for row in &done {
@@ -459,6 +478,17 @@ impl PostgresStore {
             });
         }
         Ok(())
+    }
+
+    /// Executes a claim, whose last column is the toolkit that is to be connected.
+    async fn claimed(&self, query: Bound, claims: &[&Claim]) -> Result<Vec<PgRow>, StoreError> {
+        let toolkit = |claim: &&Claim| match &claim.verdict {
+            Verdict::Connect(toolkit, _) => Some(toolkit.clone()),
+            Verdict::Run | Verdict::Refuse(_) | Verdict::Hold(..) => None,
+        };
+        let parked = claims.iter().filter(|claim| toolkit(claim).is_some());
+        let parked = parked.map(|claim| claim.spec.id.0).collect();
+        rows_and_awaited(&self.hot, query.bind(some(claims, toolkit)), parked).await
     }
 
     /// What stands in the way of the given specs, by their place.
@@ -493,6 +523,10 @@ impl PostgresStore {
             let mut answers = Vec::with_capacity(finishes.len());
             for finish in &finishes {
                 answers.push(finish_leftover(&mut transaction, finish).await?);
+            }
+            let parked = parked(&finishes);
+            if !parked.is_empty() {
+                note_awaited(&mut transaction, parked).await?;
             }
             transaction.commit().await?;
             Ok(answers)
@@ -556,7 +590,7 @@ async fn record(db: &mut PgConnection, finish: &Finish, answer: Finished) -> Res
     Ok(())
 }
 
-fn ended_kind(row: &sqlx::postgres::PgRow) -> Result<ErrorKind, StoreError> {
+fn ended_kind(row: &PgRow) -> Result<ErrorKind, StoreError> {
     let kind: Option<String> = row.try_get("error_kind")?;
     word("error_kind", &kind.unwrap_or_default())
 }
@@ -692,15 +726,16 @@ fn bind_verdicts(query: Bound, claims: &[&Claim]) -> Bound {
     let states = all(claims, |claim| match &claim.verdict {
         Verdict::Run => State::Running.as_str(),
         Verdict::Refuse(_) => State::Failed.as_str(),
-        Verdict::Hold(..) => State::Held.as_str(),
+        Verdict::Hold(..) | Verdict::Connect(..) => State::Held.as_str(),
     });
     let reasons = some(claims, |claim| match &claim.verdict {
         Verdict::Hold(reason, _) => Some(HeldReason::as_str(*reason)),
+        Verdict::Connect(..) => Some(HeldReason::Connection.as_str()),
         Verdict::Run | Verdict::Refuse(_) => None,
     });
     let errors = ErrorColumns(all(claims, |claim| match &claim.verdict {
         Verdict::Run => None,
-        Verdict::Refuse(error) | Verdict::Hold(_, error) => Some(error),
+        Verdict::Refuse(error) | Verdict::Hold(_, error) | Verdict::Connect(_, error) => Some(error),
     }));
     let query = query.bind(all(claims, |claim| claim.request_id.0)).bind(states).bind(reasons);
     FrozenColumns::new(claims.iter().map(|claim| claim.frozen.as_ref())).bind(errors.bind(query))
@@ -736,6 +771,7 @@ fn bind_finishes(batch: &[&Finish]) -> Bound {
         .bind(times(|finish| finish.attempt.finished_at))
         .bind(all(batch, |finish| reporter(finish.by)))
         .bind(some(batch, |finish| check_after(&finish.ending)))
+        .bind(some(batch, |finish| waits_for(&finish.ending)))
 }
 
 fn bind_late(query: Bound, charged: bool, finish: &Finish) -> Bound {
@@ -755,6 +791,21 @@ fn bind_late(query: Bound, charged: bool, finish: &Finish) -> Bound {
         .bind(result_of(ending))
         .bind(finish.attempt.log_id.as_deref())
         .bind(check_after(ending))
+        .bind(waits_for(ending))
+}
+
+/// The toolkit that is to be connected.
+fn waits_for(ending: &Ending) -> Option<&str> {
+    match ending {
+        Ending::Connect { toolkit, .. } => Some(toolkit),
+        _ => None,
+    }
+}
+
+/// The jobs that these endings hold until there is a connection.
+fn parked<'a>(finishes: impl IntoIterator<Item = &'a Finish>) -> Vec<Uuid> {
+    let parked = finishes.into_iter().filter(|finish| waits_for(&finish.ending).is_some());
+    parked.map(|finish| finish.id.0).collect()
 }
 
 fn check_after(ending: &Ending) -> Option<i64> {
@@ -767,13 +818,18 @@ fn check_after(ending: &Ending) -> Option<i64> {
 fn wait_of(ending: &Ending) -> Option<i64> {
     match ending {
         Ending::Retry { after, .. } | Ending::Snooze { after, .. } => Some(micros(*after)),
-        Ending::Succeed { .. } | Ending::Fail { .. } | Ending::Hold { .. } | Ending::Verify { .. } => None,
+        Ending::Succeed { .. }
+        | Ending::Fail { .. }
+        | Ending::Hold { .. }
+        | Ending::Connect { .. }
+        | Ending::Verify { .. } => None,
     }
 }
 
 fn held_reason_of(ending: &Ending) -> Option<&'static str> {
     match ending {
         Ending::Hold { reason, .. } => Some(reason.as_str()),
+        Ending::Connect { .. } => Some(HeldReason::Connection.as_str()),
         Ending::Verify { .. } => Some(HeldReason::UnknownOutcome.as_str()),
         Ending::Succeed { .. } | Ending::Fail { .. } | Ending::Retry { .. } | Ending::Snooze { .. } => None,
     }
@@ -786,6 +842,7 @@ fn result_of(ending: &Ending) -> Option<&str> {
         | Ending::Retry { .. }
         | Ending::Snooze { .. }
         | Ending::Hold { .. }
+        | Ending::Connect { .. }
         | Ending::Verify { .. } => None,
     }
 }

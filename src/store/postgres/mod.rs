@@ -22,6 +22,7 @@ use super::{StoreError, StoreErrorKind, detached};
 
 mod admin;
 mod auditing;
+mod connecting;
 mod desk;
 mod jobs;
 mod leases;

@@ -14,6 +14,7 @@ use crate::store::{
 const MIGRATIONS: &[(i64, &str, &str)] = &[
     (1, "jobs", include_str!("../../../migrations/sqlite/0001_jobs.sql")),
     (2, "desk", include_str!("../../../migrations/sqlite/0002_desk.sql")),
+    (3, "connections", include_str!("../../../migrations/sqlite/0003_connections.sql")),
 ];
 
 const HAS_TABLE: &str = "select count(*) from sqlite_master where type = 'table' and name = ?1";

@@ -7,7 +7,7 @@ use super::{SqliteStore, time};
 use crate::{
     job::{ErrorKind, JobId, Release, State, Transition},
     store::{
-        AttemptView, Census, Decided, Desk, JobFilter, JobView, StoreError, owner_columns,
+        AttemptView, Census, Decided, Desk, HeldFilter, JobFilter, JobView, StoreError, owner_columns,
         row::{
             MARKED_FAILED_MESSAGE, NO_RESULT, limit as row_limit, read_attempt, read_job, rows as row_count,
             span, word,
@@ -68,24 +68,72 @@ const RESTART: &str = "update jobs set state = 'available', due_at = ?2, publish
     where id = ?1 and state in ('failed', 'cancelled', 'retryable', 'scheduled')
     returning state";
 
+/// What a held job becomes that is let go. ?2 is now.
+macro_rules! to_retry {
+    () => {
+        "state = 'available', due_at = ?2, published = 0, held_reason = null, check_at = null,
+        account = case when held_reason <> 'connection' or connected_account_id is not null then account end"
+    };
+}
+pub(super) use to_retry;
+
+macro_rules! to_succeeded {
+    ($result:literal) => {
+        concat!(
+            "state = 'succeeded', held_reason = null, check_at = null, result = ",
+            $result,
+            ", error_kind = null, error_message = null, error_code = null, error_slug = null,
+        finished_at = ?2, reply_due_at = case when reply_to is not null then ?2 end"
+        )
+    };
+}
+
+macro_rules! to_failed {
+    ($kind:literal, $message:literal) => {
+        concat!(
+            "state = 'failed', held_reason = null, check_at = null, error_kind = ",
+            $kind,
+            ", error_message = ",
+            $message,
+            ", error_code = null, error_slug = null,
+        finished_at = ?2, reply_due_at = case when reply_to is not null then ?2 end"
+        )
+    };
+}
+
 const RELEASE_RETRY: &str =
-    "update jobs set state = 'available', due_at = ?2, published = 0, held_reason = null, check_at = null,
-        account = case when held_reason <> 'connection' or connected_account_id is not null then account end
-    where id = ?1 and state = 'held'
-    returning state";
+    concat!("update jobs set ", to_retry!(), " where id = ?1 and state = 'held' returning state");
 
 const RELEASE_SUCCEEDED: &str =
-    "update jobs set state = 'succeeded', held_reason = null, check_at = null, result = ?3,
-        error_kind = null, error_message = null, error_code = null, error_slug = null,
-        finished_at = ?2, reply_due_at = case when reply_to is not null then ?2 end
-    where id = ?1 and state = 'held'
-    returning state";
+    concat!("update jobs set ", to_succeeded!("?3"), " where id = ?1 and state = 'held' returning state");
 
-const RELEASE_FAILED: &str = "update jobs set state = 'failed', held_reason = null, check_at = null,
-        error_kind = ?3, error_message = ?4, error_code = null, error_slug = null,
-        finished_at = ?2, reply_due_at = case when reply_to is not null then ?2 end
-    where id = ?1 and state = 'held'
-    returning state";
+const RELEASE_FAILED: &str =
+    concat!("update jobs set ", to_failed!("?3", "?4"), " where id = ?1 and state = 'held' returning state");
+
+/// Held jobs by reason, owner and toolkit. The state is named for the sake of the index.
+macro_rules! matching {
+    () => {
+        "state = 'held' and held_reason = ?1 and (?3 is null or (owner_kind = ?3 and owner_id = ?4))
+            and (?5 is null or coalesce(toolkit, waits_for) = ?5)"
+    };
+}
+
+macro_rules! release_page {
+    ($($to:tt)*) => {
+        concat!(
+            "update jobs set ",
+            $($to)*,
+            " where id in (select id from jobs where ",
+            matching!(),
+            " limit ?6)"
+        )
+    };
+}
+
+const COUNT_HELD: &str = concat!("select count(*) from jobs where ?2 is not null and ", matching!());
+const RELEASE_HELD_RETRY: &str = release_page!(to_retry!());
+const RELEASE_HELD_SUCCEEDED: &str = release_page!(to_succeeded!("?7"));
+const RELEASE_HELD_FAILED: &str = release_page!(to_failed!("?7", "?8"));
 
 const STATE: &str = "select state from jobs where id = ?1";
 
@@ -98,6 +146,8 @@ const CENSUS_RUNNING: &str = "select queue, count(*) as jobs from jobs where sta
 
 const CENSUS_HELD: &str = "select queue, held_reason, count(*) as jobs from jobs where state = 'held'
     group by queue, held_reason order by queue, held_reason";
+
+type Bound = Query<'static, Sqlite, SqliteArguments>;
 
 #[async_trait]
 impl Desk for SqliteStore {
@@ -146,6 +196,32 @@ impl Desk for SqliteStore {
         self.decide(id, Transition::Release(release), decision).await
     }
 
+    async fn count_held(&self, filter: &HeldFilter) -> Result<u64, StoreError> {
+        let query = bind_held(sqlx::query(COUNT_HELD), self.now_micros(), filter.clone());
+        Ok(row_count(query.fetch_one(&self.reader).await?.try_get(0)?))
+    }
+
+    async fn release_held(
+        &self,
+        filter: &HeldFilter,
+        release: Release,
+        limit: usize,
+    ) -> Result<u64, StoreError> {
+        let filter = filter.clone();
+        self.write(move |db, now| {
+            let page = |sql| bind_held(sqlx::query(sql), now, filter).bind(row_limit(limit));
+            let query = match release {
+                Release::Retry => page(RELEASE_HELD_RETRY),
+                Release::Succeeded => page(RELEASE_HELD_SUCCEEDED).bind(NO_RESULT),
+                Release::Failed => page(RELEASE_HELD_FAILED)
+                    .bind(ErrorKind::MarkedFailed.as_str())
+                    .bind(MARKED_FAILED_MESSAGE),
+            };
+            Box::pin(async move { Ok(query.execute(db).await?.rows_affected()) })
+        })
+        .await
+    }
+
     async fn census(&self) -> Result<Census, StoreError> {
         let now = self.now_micros();
         let mut db = self.reader.acquire().await?;
@@ -177,6 +253,16 @@ impl Desk for SqliteStore {
     }
 }
 
+fn bind_held(query: Bound, now: i64, filter: HeldFilter) -> Bound {
+    let (owner_kind, owner_id) = owner_columns(filter.owner.as_ref());
+    query
+        .bind(filter.reason.as_str())
+        .bind(now)
+        .bind(owner_kind)
+        .bind(owner_id.map(str::to_owned))
+        .bind(filter.toolkit)
+}
+
 impl SqliteStore {
     /// Executes a decision, whose statement names the states that allow it; the transition says why
     /// not, where it changed nothing.
@@ -184,7 +270,7 @@ impl SqliteStore {
         &self,
         id: JobId,
         transition: Transition,
-        decision: impl FnOnce(i64) -> Query<'static, Sqlite, SqliteArguments> + Send + 'static,
+        decision: impl FnOnce(i64) -> Bound + Send + 'static,
     ) -> Result<Decided, StoreError> {
         self.write(move |db, now| {
             Box::pin(async move {

@@ -9,7 +9,7 @@ use sqlx::{
     sqlite::{SqliteArguments, SqliteConnection},
 };
 
-use super::{SqliteStore, at, fits, time};
+use super::{SqliteStore, at, connecting::note_awaited, fits, time};
 use crate::{
     job::{Ending, ErrorKind, Fence, HeldReason, JobError, JobSpec, State, WorkerId},
     store::{
@@ -273,7 +273,7 @@ async fn claim_new(
     let (state, due_at, held_reason, error) = match &settled {
         Settled::Run => (State::Running, None, None, None),
         Settled::Later(due_at) => (State::Scheduled, Some(*due_at), None, None),
-        Settled::Ended { state, held_reason, error } => (*state, None, *held_reason, Some(error)),
+        Settled::Ended { state, held_reason, error, .. } => (*state, None, *held_reason, Some(error)),
     };
     let runs = state == State::Running;
     let finished_at = state.is_final().then_some(now);
@@ -291,7 +291,11 @@ async fn claim_new(
     let query = bind_frozen(query, claim.frozen.as_ref().filter(|_| runs))?
         .bind(finished_at)
         .bind(finished_at.filter(|_| claim.spec.reply_to.is_some()));
-    Ok(query.execute(db).await?.rows_affected() > 0)
+    let is_new = query.execute(&mut *db).await?.rows_affected() > 0;
+    if let (true, Settled::Ended { toolkit: Some(toolkit), .. }) = (is_new, settled) {
+        note_awaited(db, now, claim.spec.id, toolkit).await?;
+    }
+    Ok(is_new)
 }
 
 /// Takes a job that is `available`.
@@ -309,13 +313,16 @@ async fn claim_known(
             let created_at: i64 = row.try_get("created_at")?;
             Ok(Claimed::Running(read_holding!(&row, time, now - created_at)))
         }
-        Settled::Ended { state, held_reason, error } => {
+        Settled::Ended { state, held_reason, error, toolkit } => {
             let query = sqlx::query(END_KNOWN)
                 .bind(id)
                 .bind(state.as_str())
                 .bind(claim.request_id.0)
                 .bind(held_reason.map(HeldReason::as_str));
-            bind_error(query, Some(&error))?.bind(state.is_final().then_some(now)).execute(db).await?;
+            bind_error(query, Some(&error))?.bind(state.is_final().then_some(now)).execute(&mut *db).await?;
+            if let Some(toolkit) = toolkit {
+                note_awaited(db, now, claim.spec.id, toolkit).await?;
+            }
             Ok(Claimed::Ended { state, kind: error.kind })
         }
     }
@@ -325,20 +332,27 @@ async fn claim_known(
 enum Settled {
     Run,
     Later(i64),
-    Ended { state: State, held_reason: Option<HeldReason>, error: JobError },
+    Ended {
+        state: State,
+        held_reason: Option<HeldReason>,
+        error: JobError,
+        /// What has to be connected.
+        toolkit: Option<String>,
+    },
 }
 
 fn settle(claim: &Claim, now: i64, new: bool) -> Settled {
+    let failed = |error| Settled::Ended { state: State::Failed, held_reason: None, error, toolkit: None };
+    let held = |reason, error: &JobError, toolkit| {
+        let error = error.clone();
+        Settled::Ended { state: State::Held, held_reason: Some(reason), error, toolkit }
+    };
     match &claim.verdict {
-        Verdict::Refuse(error) => {
-            Settled::Ended { state: State::Failed, held_reason: None, error: error.clone() }
-        }
-        Verdict::Hold(reason, error) => {
-            Settled::Ended { state: State::Held, held_reason: Some(*reason), error: error.clone() }
-        }
+        Verdict::Refuse(error) => failed(error.clone()),
+        Verdict::Hold(reason, error) => held(*reason, error, None),
+        Verdict::Connect(toolkit, error) => held(HeldReason::Connection, error, Some(toolkit.clone())),
         Verdict::Run if claim.spec.expires_at.is_some_and(|expires_at| at(expires_at) <= now) => {
-            let error = JobError::new(ErrorKind::Expired, EXPIRED_MESSAGE);
-            Settled::Ended { state: State::Failed, held_reason: None, error }
+            failed(JobError::new(ErrorKind::Expired, EXPIRED_MESSAGE))
         }
         // A known job that is available was due, or was made due by a person.
         Verdict::Run => match claim.spec.run_at.map(at).filter(|run_at| new && *run_at > now) {
@@ -392,6 +406,7 @@ async fn finish_one(db: &mut SqliteConnection, now: i64, finish: &Finish) -> Res
         if !is_recorded {
             record(db, finish, answer).await?;
         }
+        note_parked(db, now, finish).await?;
         return Ok(answer);
     }
     let job = match sqlx::query(STANDING).bind(finish.id.0).fetch_optional(&mut *db).await? {
@@ -414,11 +429,19 @@ async fn finish_one(db: &mut SqliteConnection, now: i64, finish: &Finish) -> Res
                 .bind(i32::from(charged))
                 .bind(check_at(now, &finish.ending));
             let state: String = query.fetch_one(&mut *db).await?.try_get(0)?;
+            note_parked(db, now, finish).await?;
             Finished::Applied { state: word("state", &state)?, late: true }
         }
     };
     record(db, finish, answer).await?;
     Ok(answer)
+}
+
+async fn note_parked(db: &mut SqliteConnection, now: i64, finish: &Finish) -> Result<(), StoreError> {
+    match &finish.ending {
+        Ending::Connect { toolkit, .. } => note_awaited(db, now, finish.id, toolkit.clone()).await,
+        _ => Ok(()),
+    }
 }
 
 async fn record(db: &mut SqliteConnection, finish: &Finish, answer: Finished) -> Result<(), StoreError> {
@@ -525,10 +548,15 @@ fn bind_ending(
     let ending = &finish.ending;
     let due_at = match ending {
         Ending::Retry { after, .. } | Ending::Snooze { after, .. } => Some(now + micros(*after)),
-        Ending::Succeed { .. } | Ending::Fail { .. } | Ending::Hold { .. } | Ending::Verify { .. } => None,
+        Ending::Succeed { .. }
+        | Ending::Fail { .. }
+        | Ending::Hold { .. }
+        | Ending::Connect { .. }
+        | Ending::Verify { .. } => None,
     };
     let held_reason = match ending {
         Ending::Hold { reason, .. } => Some(reason.as_str()),
+        Ending::Connect { .. } => Some(HeldReason::Connection.as_str()),
         Ending::Verify { .. } => Some(HeldReason::UnknownOutcome.as_str()),
         _ => None,
     };

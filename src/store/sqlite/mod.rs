@@ -30,6 +30,7 @@ use crate::clock::SharedClock;
 
 mod admin;
 mod auditing;
+mod connecting;
 mod desk;
 mod jobs;
 mod leases;

@@ -136,6 +136,10 @@ enum WireEnding {
         reason: HeldReason,
         error: JobError,
     },
+    Connect {
+        toolkit: String,
+        error: JobError,
+    },
     Verify {
         after: Duration,
         error: JobError,
@@ -172,6 +176,7 @@ impl From<&Finish> for WireFinish {
             Ending::Retry { after, error } => WireEnding::Retry { after, error },
             Ending::Snooze { after, error } => WireEnding::Snooze { after, error },
             Ending::Hold { reason, error } => WireEnding::Hold { reason, error },
+            Ending::Connect { toolkit, error } => WireEnding::Connect { toolkit, error },
             Ending::Verify { after, error } => WireEnding::Verify { after, error },
         };
         Self { job: finish.id, fence: finish.fence, attempt, ending }
@@ -212,6 +217,7 @@ impl TryFrom<WireFinish> for Finish {
             WireEnding::Retry { after, error } => Ending::Retry { after, error },
             WireEnding::Snooze { after, error } => Ending::Snooze { after, error },
             WireEnding::Hold { reason, error } => Ending::Hold { reason, error },
+            WireEnding::Connect { toolkit, error } => Ending::Connect { toolkit, error },
             WireEnding::Verify { after, error } => Ending::Verify { after, error },
         };
         Ok(Self { id: wire.job, fence: wire.fence, by: By::Holder, attempt, ending })
@@ -247,6 +253,7 @@ pub(super) mod tests {
             (durations(), errors()).prop_map(|(after, error)| Ending::Retry { after, error }),
             (durations(), option::of(errors())).prop_map(|(after, error)| Ending::Snooze { after, error }),
             (select(HeldReason::ALL), errors()).prop_map(|(reason, error)| Ending::Hold { reason, error }),
+            (any::<String>(), errors()).prop_map(|(toolkit, error)| Ending::Connect { toolkit, error }),
             (durations(), errors()).prop_map(|(after, error)| Ending::Verify { after, error }),
         ]
     }

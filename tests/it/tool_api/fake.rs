@@ -10,7 +10,7 @@ use std::{
 
 use async_trait::async_trait;
 use errand::{
-    job::{Effect, ErrorKind, HeldReason, Owner, RequestId},
+    job::{Effect, ErrorKind, Owner, RequestId},
     store::PinnedBy,
     tool::{
         Account, ApiCheck, ApiError, Call, Execution, Reply, ToolApi, ToolError, ToolInfo,
@@ -356,7 +356,8 @@ async fn without_a_usable_account_the_job_waits_and_says_who_must_connect_what()
     for (owner, kind) in [("user:u", ErrorKind::NeedsReconnection), ("org:o", ErrorKind::NeedsConnection)] {
         let owner: Owner = owner.parse().unwrap();
         let error = accounts.resolve(&owner, "chat", None).await.unwrap_err();
-        let Setback::Hold(HeldReason::Connection, error) = error.setback() else { panic!("{error:?}") };
+        let Setback::Connect { toolkit, error } = error.setback() else { panic!("{error:?}") };
+        assert_eq!(toolkit, "chat");
         assert_eq!(error.kind, kind);
         for part in [owner.kind().field(), owner.id(), "`chat`"] {
             assert!(error.message.contains(part), "{part} in {}", error.message);
@@ -391,7 +392,7 @@ async fn a_named_account_must_be_the_owners_own_for_this_toolkit_and_active() {
         let setback = error.setback();
         assert_eq!(setback.error().kind, kind, "{id}");
         assert!(!setback.error().message.contains("`v`"), "nothing about the other owner");
-        assert_eq!(matches!(setback, Setback::Hold(..)), id == "ca_dead");
+        assert_eq!(matches!(setback, Setback::Connect { .. }), id == "ca_dead");
     }
     api.asked();
     accounts.forget_account("ca_own");

@@ -1,0 +1,229 @@
+//! Lets jobs go on that are held because their owner has to connect an account.
+//!
+//! All jobs of the same owner, toolkit and named account wait together. The tool API is asked about them
+//! together, ever less often, and when the account is active they are let go page by page. An account
+//! that calls were refused with although the API says it is active is tried with one job first: the
+//! provider may have taken back a grant that the API still believes in.
+
+use std::{
+    sync::{Arc, PoisonError, RwLock},
+    time::Duration,
+};
+
+use tokio::{sync::Notify, time::Instant};
+use tokio_util::sync::CancellationToken;
+
+use super::rounds;
+use crate::{
+    backoff::Intervals,
+    store::{Awaited, SharedStore, StoreError},
+    telemetry::metrics,
+    tool::{SharedToolApi, ToolError, account},
+};
+
+/// What was taken and not decided, because the process died, is taken again after this; longer than any
+/// look-up takes.
+const TAKEN_FOR: Duration = Duration::from_secs(60);
+
+/// Jobs that are let go, or given up, in one write.
+const PAGE: usize = 500;
+
+/// Settings of the looking for connections.
+#[derive(Debug, Clone, Copy)]
+pub struct Options {
+    /// Time between two rounds.
+    pub poll: Duration,
+    /// Connections per round.
+    pub batch: usize,
+    /// Waits between the looks for one connection.
+    pub intervals: Intervals,
+}
+
+/// The looking for connections.
+#[derive(Debug)]
+pub struct Connections {
+    store: SharedStore,
+    api: SharedToolApi,
+    relay_wake: Arc<Notify>,
+    options: Options,
+    /// The API asked for a pause, or could not be asked.
+    quiet_until: RwLock<Option<Instant>>,
+}
+
+/// What the tool API says.
+#[derive(Debug)]
+enum Look {
+    /// Jobs would use this account.
+    Active(String),
+    /// There is none that could be used.
+    Missing,
+}
+
+/// What follows.
+#[derive(Debug, PartialEq, Eq)]
+enum Step {
+    /// All jobs go on.
+    ReleaseAll,
+    /// One job goes on, and shows whether the others can.
+    ReleaseOne,
+    /// They wait on.
+    Wait,
+}
+
+fn next(look: &Look, doubted: Option<&str>) -> Step {
+    match look {
+        Look::Missing => Step::Wait,
+        Look::Active(account) if doubted == Some(account) => Step::ReleaseOne,
+        Look::Active(_) => Step::ReleaseAll,
+    }
+}
+
+impl Connections {
+    /// Looks on `store` for what `api` knows; wakes the relay when it made jobs due.
+    pub fn new(store: SharedStore, api: SharedToolApi, relay_wake: Arc<Notify>, options: Options) -> Self {
+        Self { store, api, relay_wake, options, quiet_until: RwLock::default() }
+    }
+
+    /// Looks until `stop`, never more than one batch per poll.
+    pub async fn run(self, stop: CancellationToken) {
+        // Look-ups may take long, and one that is cut off is made again by the next process.
+        let round = || async {
+            tokio::select! {
+                round = self.run_once() => round,
+                () = stop.cancelled() => Ok(0),
+            }
+        };
+        // A full batch is no reason to go on at once: the API's rate limit belongs to the calls.
+        rounds(stop.clone(), self.options.poll, usize::MAX, "the look for connections", round).await;
+    }
+
+    /// One round; returns how many connections were taken.
+    ///
+    /// # Errors
+    /// The store could not be read or written.
+    pub async fn run_once(&self) -> Result<usize, StoreError> {
+        self.expire().await?;
+        if self.is_quiet() {
+            return Ok(0);
+        }
+        let taken = self.store.take_awaited(self.options.batch, TAKEN_FOR).await?;
+        for (place, awaited) in taken.iter().enumerate() {
+            if awaited.looks == 0 {
+                // Whoever held the first job has just asked.
+                self.put_off(awaited, true).await?;
+                continue;
+            }
+            match self.look(awaited).await {
+                Ok(look) => self.follow(awaited, &look).await?,
+                Err(error) => {
+                    metrics::CONNECTION_LOOKS.add1("failed", 1);
+                    tracing::info!(%error, "connections cannot be looked for; looking again later");
+                    self.be_quiet(&error);
+                    for awaited in &taken[place..] {
+                        self.put_off(awaited, true).await?;
+                    }
+                    break;
+                }
+            }
+        }
+        Ok(taken.len())
+    }
+
+    async fn look(&self, awaited: &Awaited) -> Result<Look, ToolError> {
+        let Awaited { owner, toolkit, account, .. } = awaited;
+        let found = account::active(&*self.api, owner, toolkit, account.as_deref()).await?;
+        Ok(found.map_or(Look::Missing, Look::Active))
+    }
+
+    async fn follow(&self, awaited: &Awaited, look: &Look) -> Result<(), StoreError> {
+        let step = next(look, awaited.doubted.as_deref());
+        metrics::CONNECTION_LOOKS.add1(if step == Step::Wait { "missing" } else { "active" }, 1);
+        match step {
+            Step::Wait => self.put_off(awaited, false).await,
+            Step::ReleaseOne => {
+                // The doubt is forgotten first, because the job brings it back if it is refused.
+                self.put_off(awaited, false).await?;
+                self.release(awaited, 1).await.map(drop)
+            }
+            Step::ReleaseAll => {
+                let mut jobs = 0;
+                loop {
+                    let page = self.release(awaited, PAGE).await?;
+                    jobs += page;
+                    if page < PAGE as u64 {
+                        break;
+                    }
+                }
+                tracing::info!(
+                    owner.kind = %awaited.owner.kind(),
+                    toolkit = awaited.toolkit,
+                    jobs,
+                    "the connection is there; held jobs go on"
+                );
+                Ok(())
+            }
+        }
+    }
+
+    async fn release(&self, awaited: &Awaited, limit: usize) -> Result<u64, StoreError> {
+        let released = self.store.release_awaited(awaited, limit).await?;
+        if released > 0 {
+            metrics::CONNECTION_RELEASED.add(released);
+            self.relay_wake.notify_one();
+        }
+        Ok(released)
+    }
+
+    async fn put_off(&self, awaited: &Awaited, keep_doubt: bool) -> Result<(), StoreError> {
+        let after = self.options.intervals.wait(awaited.looks.saturating_add(1), fastrand::f64());
+        self.store.put_off_awaited(awaited, after, keep_doubt).await
+    }
+
+    /// Ends jobs whose time has passed.
+    async fn expire(&self) -> Result<(), StoreError> {
+        loop {
+            let expired = self.store.expire_awaiting(PAGE).await?;
+            if expired > 0 {
+                metrics::CONNECTION_EXPIRED.add(expired);
+                self.relay_wake.notify_one();
+                tracing::info!(jobs = expired, "jobs failed because their time passed without a connection");
+            }
+            if expired < PAGE as u64 {
+                return Ok(());
+            }
+        }
+    }
+
+    fn is_quiet(&self) -> bool {
+        let until = *self.quiet_until.read().unwrap_or_else(PoisonError::into_inner);
+        until.is_some_and(|until| Instant::now() < until)
+    }
+
+    /// Asks nothing for as long as the API wants, or for the first interval. What the API wants is cut to
+    /// the longest interval.
+    fn be_quiet(&self, error: &ToolError) {
+        let Intervals { initial, max, .. } = self.options.intervals;
+        let wait = match error {
+            ToolError::Throttled { retry_after: Some(asked) } => (*asked).clamp(initial.min(max), max),
+            _ => initial,
+        };
+        let until = Instant::now() + wait;
+        *self.quiet_until.write().unwrap_or_else(PoisonError::into_inner) = Some(until);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_account_that_calls_were_refused_with_is_tried_with_one_job() {
+        let active = || Look::Active("ca_1".into());
+        assert_eq!(next(&active(), None), Step::ReleaseAll);
+        assert_eq!(next(&active(), Some("ca_0")), Step::ReleaseAll, "another account");
+        assert_eq!(next(&active(), Some("ca_1")), Step::ReleaseOne);
+        for doubted in [None, Some("ca_1")] {
+            assert_eq!(next(&Look::Missing, doubted), Step::Wait);
+        }
+    }
+}
