@@ -20,6 +20,7 @@ mod finish;
 mod health;
 mod heartbeat;
 mod lane;
+mod outage;
 mod resolve;
 
 use std::{
@@ -35,9 +36,10 @@ use tokio::{sync::Notify, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use health::{Health, Readiness};
+pub use outage::Policy as OutagePolicy;
 pub use resolve::Resolver;
 
-use self::{batch::GroupCommit, heartbeat::LeaseClock};
+use self::{batch::GroupCommit, heartbeat::LeaseClock, outage::Outages};
 use crate::{
     clock::SharedClock,
     job::{JobId, QueueName, RetryPolicy, WorkerId},
@@ -83,6 +85,8 @@ pub struct Options {
     pub accept_unidentified: bool,
     /// When to try again.
     pub retry: RetryPolicy,
+    /// When calls are kept back because the tool API does not answer them.
+    pub outage: OutagePolicy,
     /// How long after an unknown outcome the tool API's log is asked for the first time; `None` leaves
     /// unknown outcomes to a person.
     pub first_check: Option<Duration>,
@@ -115,6 +119,7 @@ struct Shared {
     options: Options,
     health: Arc<Health>,
     lease: LeaseClock,
+    outages: Outages,
     /// The jobs that are held at the moment, for the list of what a shutdown leaves behind.
     held: Mutex<HashMap<JobId, ()>>,
     tasks: TaskTracker,
@@ -138,6 +143,7 @@ impl Worker {
         let shared = Arc::new(Shared {
             health: Arc::new(Health::new(lanes, options.heartbeat * 3)),
             lease: LeaseClock::new(options.lease),
+            outages: Outages::new(options.outage),
             held: Mutex::default(),
             tasks: TaskTracker::new(),
             drain_until: OnceLock::new(),

@@ -224,6 +224,8 @@ async fn after_an_uneventful_run_every_query_returns_data() {
         metrics::STORE_ERRORS,
         metrics::LOOKUPS,
         metrics::CONNECTION_LOOKS,
+        metrics::OUTAGES,
+        metrics::OUTAGE_SNOOZES,
         metrics::CONNECTION_RELEASED,
         metrics::CONNECTION_EXPIRED,
         metrics::DRAINING,

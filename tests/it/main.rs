@@ -13,6 +13,7 @@ mod envelope_schema;
 mod flow;
 mod metrics_docs;
 mod model;
+mod outage;
 mod queue_contract;
 mod sandbox;
 mod services;
