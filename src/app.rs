@@ -36,7 +36,7 @@ use crate::{
         rescue::{self, Rescue},
         verify::{self, Verify},
     },
-    worker::{CrashPlan, Deps, Options, Phase, Report, Resolver, Worker},
+    worker::{CrashPlan, Deps, Options, OutagePolicy, Phase, Report, Resolver, Worker},
 };
 
 /// Messages that the in-process queue holds per lane; what is more waits in the store.
@@ -420,6 +420,16 @@ fn worker_options(config: &Config, lanes: Vec<(QueueName, u32)>) -> Options {
         journal_dir: config.worker.journal_dir.clone(),
         accept_unidentified: config.worker.accept_unidentified,
         retry: retry_policy(&config.retry),
+        outage: OutagePolicy {
+            after: config.outage.after,
+            intervals: Intervals {
+                initial: Duration::from_millis(config.outage.first_ms),
+                max: Duration::from_millis(config.outage.max_ms),
+                multiplier: 2.0,
+                jitter: 0.2,
+            },
+            max_retry_after: Duration::from_secs(config.retry.max_retry_after_secs),
+        },
         first_check: first_check(config),
         timeout: Duration::from_millis(config.composio.timeout_ms),
         max_buffered_bytes: config.worker.max_buffered_bytes,

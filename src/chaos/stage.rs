@@ -260,6 +260,8 @@ fn settings(api: &Proxy, key: &str) -> Vec<(String, String)> {
         ("ERRAND__RETRY__INITIAL_MS", "50".into()),
         ("ERRAND__RETRY__MAX_MS", "1000".into()),
         ("ERRAND__RETRY__MAX_ATTEMPTS", "100".into()),
+        ("ERRAND__OUTAGE__FIRST_MS", "200".into()),
+        ("ERRAND__OUTAGE__MAX_MS", "1000".into()),
         ("ERRAND__HTTP__LISTEN", String::new()),
         ("ERRAND__LOG__FORMAT", "json".into()),
         ("ERRAND__RUNTIME__THREADS", "2".into()),

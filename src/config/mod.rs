@@ -33,6 +33,7 @@ pub struct Config {
     pub verify: Verify,
     pub audit: Audit,
     pub connections: Connections,
+    pub outage: Outage,
     pub retry: Retry,
     pub composio: Composio,
     pub pins: Pins,
@@ -136,6 +137,16 @@ pub struct Connections {
     pub enabled: bool,
     pub poll_ms: u64,
     pub batch: usize,
+    pub first_ms: u64,
+    pub max_ms: u64,
+}
+
+/// `[outage]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "default.toml documents every setting, beside its default")]
+pub struct Outage {
+    pub after: u32,
     pub first_ms: u64,
     pub max_ms: u64,
 }

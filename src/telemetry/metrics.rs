@@ -96,6 +96,8 @@ catalogue! {
     CONNECTION_LOOKS = Counter Count "errand_connection_looks_total" ["result"] "Looks for connections that held jobs wait for: active, missing or failed.";
     CONNECTION_RELEASED = Counter Count "errand_connection_released_jobs_total" [] "Jobs that were held for a connection and went on because it is there.";
     CONNECTION_EXPIRED = Counter Count "errand_connection_expired_jobs_total" [] "Jobs that were held for a connection until their time had passed, and failed.";
+    OUTAGES = Gauge Count "errand_outages" ["scope"] "What this process calls with one probe at a time, because the tool API does not answer: keys of owner and toolkit, or the whole API.";
+    OUTAGE_SNOOZES = Counter Count "errand_outage_snoozes_total" ["scope"] "Jobs that were given back without a call, because the tool API does not answer.";
     HEARTBEAT_AGE = Gauge Seconds "errand_heartbeat_age_seconds" [] "Time since this worker last said in the store that it lives.";
     CONSUMING = Gauge Count "errand_consuming" ["queue"] "1 while this process really consumes the lane.";
     BROKER_CONNECTED = Gauge Count "errand_broker_connected" [] "1 while the broker is connected.";

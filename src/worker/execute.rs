@@ -14,6 +14,7 @@ use super::{
     Shared,
     classify::{self, Next},
     crash::CrashPoint,
+    outage::{Permit, Postponed, Scope},
 };
 use crate::{
     job::{Attempt, AttemptOutcome, Effect, Ending, ErrorKind, HeldReason, JobError, JobSpec, RequestId},
@@ -111,6 +112,10 @@ async fn attempt(shared: &Shared, held: &mut Held) -> Option<Ended> {
     if let Some(ended) = refuse_to_start(shared, &frozen, timeout) {
         return Some(ended);
     }
+    let permit = match shared.outages.admit(&held.spec.owner, &frozen.toolkit) {
+        Ok(permit) => permit,
+        Err(postponed) => return Some(postpone(shared, held, postponed)),
+    };
     if let Err(setback) = shared.deps.resolver.admit_account(&held.spec, &frozen) {
         return Some(set_back(shared, held, setback));
     }
@@ -130,7 +135,7 @@ async fn attempt(shared: &Shared, held: &mut Held) -> Option<Ended> {
         () = shared.interrupt.cancelled() => None,
         never = shared.crash.during_call() => match never {},
     };
-    let ended = judge(shared, held, &frozen, answered);
+    let ended = judge(shared, held, &frozen, permit, answered);
     held.metrics.attempted(ended.outcome, sent.elapsed().as_secs_f64());
     Some(ended)
 }
@@ -203,8 +208,37 @@ fn given_back(after: Duration, error: Option<JobError>) -> Ended {
     }
 }
 
+/// Gives a job back that would only meet an outage.
+fn postpone(shared: &Shared, held: &Held, postponed: Postponed) -> Ended {
+    let Postponed { scope, after } = postponed;
+    let whose = match scope {
+        Scope::OwnerToolkit => "for this owner and toolkit",
+        Scope::Api => "for several owners",
+    };
+    let error = JobError::new(
+        ErrorKind::NotSent,
+        format!(
+            "nothing was sent: the tool API did not answer the last calls {whose}, so that errand makes one at a \
+             time until it does, and this one later"
+        ),
+    );
+    set_back(shared, held, Setback::Wait { error, retry_after: Some(after) })
+}
+
+/// Tells whether the API answered, whatever it answered.
+fn report(permit: Permit<'_>, outcome: AttemptOutcome, next: &Next) {
+    match next {
+        Next::Throttled { retry_after, .. } => permit.failed(*retry_after),
+        // The provider failed, not the API.
+        Next::Retry { .. } if outcome == AttemptOutcome::ToolFailed => permit.answered(),
+        Next::Retry { retry_after, .. } => permit.failed(*retry_after),
+        Next::Unknown { .. } => permit.failed(None),
+        Next::Succeed { .. } | Next::Fail { .. } | Next::Hold { .. } => permit.answered(),
+    }
+}
+
 /// What the reply means for the job; without one, the shutdown interrupted the call.
-fn judge(shared: &Shared, held: &Held, frozen: &Frozen, reply: Option<Reply>) -> Ended {
+fn judge(shared: &Shared, held: &Held, frozen: &Frozen, permit: Permit<'_>, reply: Option<Reply>) -> Ended {
     let context = classify::Context {
         owner: &held.spec.owner,
         tool: &held.spec.tool,
@@ -217,6 +251,10 @@ fn judge(shared: &Shared, held: &Held, frozen: &Frozen, reply: Option<Reply>) ->
     let interrupted = reply.is_none();
     let reply = reply.unwrap_or_else(|| Reply::NoAnswer("the worker shut down during the call".into()));
     let classified = classify::classify(reply, &context);
+    // A call that the shutdown cut off says nothing about the API.
+    if !interrupted {
+        report(permit, classified.outcome, &classified.next);
+    }
     if classified.forget_account {
         shared.deps.resolver.account_refused(&held.spec, frozen);
     } else if matches!(classified.outcome, AttemptOutcome::Succeeded | AttemptOutcome::ToolFailed) {

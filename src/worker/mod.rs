@@ -25,6 +25,7 @@ mod health;
 mod heartbeat;
 mod journal;
 mod lane;
+mod outage;
 mod resolve;
 
 use std::{
@@ -42,9 +43,10 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use crash::{CrashPlan, CrashPoint};
 pub use health::{Health, Phase, Readiness};
+pub use outage::Policy as OutagePolicy;
 pub use resolve::Resolver;
 
-use self::{batch::GroupCommit, crash::Crash, heartbeat::LeaseClock};
+use self::{batch::GroupCommit, crash::Crash, heartbeat::LeaseClock, outage::Outages};
 use crate::{
     clock::SharedClock,
     job::{JobId, QueueName, RetryPolicy, WorkerId},
@@ -94,6 +96,8 @@ pub struct Options {
     pub accept_unidentified: bool,
     /// When to try again.
     pub retry: RetryPolicy,
+    /// When calls are kept back because the tool API does not answer them.
+    pub outage: OutagePolicy,
     /// How long after an unknown outcome the tool API's log is asked for the first time; `None` leaves
     /// unknown outcomes to a person.
     pub first_check: Option<Duration>,
@@ -133,6 +137,7 @@ struct Shared {
     options: Options,
     health: Arc<Health>,
     lease: LeaseClock,
+    outages: Outages,
     /// The jobs that are held at the moment, for the list of what a shutdown leaves behind.
     held: Mutex<HashMap<JobId, ()>>,
     tasks: TaskTracker,
@@ -161,6 +166,7 @@ impl Worker {
         let shared = Arc::new(Shared {
             health: Arc::new(Health::new(lanes, options.heartbeat * 3)),
             lease: LeaseClock::new(options.lease),
+            outages: Outages::new(options.outage),
             held: Mutex::default(),
             tasks: TaskTracker::new(),
             drain_until: OnceLock::new(),

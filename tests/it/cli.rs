@@ -313,6 +313,8 @@ fn settings_are_shown_with_their_origins_and_without_secrets() {
 
     [connections]
 
+    [outage]
+
     [retry]
 
     [composio]

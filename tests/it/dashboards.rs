@@ -226,6 +226,8 @@ async fn after_an_uneventful_run_every_query_returns_data() {
         metrics::AUDIT_FINDINGS,
         metrics::AUDIT_REPAIRS,
         metrics::CONNECTION_LOOKS,
+        metrics::OUTAGES,
+        metrics::OUTAGE_SNOOZES,
         metrics::CONNECTION_RELEASED,
         metrics::CONNECTION_EXPIRED,
         metrics::DRAINING,

@@ -16,6 +16,7 @@ mod flow;
 mod foreign;
 mod metrics_docs;
 mod model;
+mod outage;
 mod queue_contract;
 mod sandbox;
 mod services;
