@@ -146,6 +146,8 @@ impl Connections {
                 self.release(awaited, 1).await.map(drop)
             }
             Step::ReleaseAll => {
+                // Jobs that are held meanwhile must not wait until what was taken is taken again.
+                self.put_off(awaited, false).await?;
                 let mut jobs = 0;
                 loop {
                     let page = self.release(awaited, PAGE).await?;
