@@ -34,7 +34,7 @@ use crate::{
         rescue::{self, Rescue},
         verify::{self, Verify},
     },
-    worker::{Deps, Options, Report, Resolver, Worker},
+    worker::{Deps, Health, Options, Report, Resolver, Worker},
 };
 
 /// Messages that the in-process queue holds per lane; what is more waits in the store.
@@ -46,7 +46,20 @@ const GAUGES_EVERY: Duration = Duration::from_secs(5);
 /// How long each part may take to end, once nothing is running any more.
 const CLOSING: Duration = Duration::from_secs(5);
 
-/// The parts of one process.
+/// What one process works with.
+#[derive(Debug, Clone)]
+pub struct Parts {
+    /// The truth.
+    pub store: SharedStore,
+    /// Transport.
+    pub queue: SharedQueue,
+    /// Who runs the tools.
+    pub api: SharedToolApi,
+    /// The process's own time.
+    pub clock: SharedClock,
+}
+
+/// One process: what it works with, and how.
 #[derive(Debug)]
 pub struct App {
     /// The truth.
@@ -60,17 +73,34 @@ pub struct App {
     relay_wake: Arc<Notify>,
 }
 
+/// The worker of a process and everything around it, ready to run.
+#[derive(Debug)]
+pub struct Crew {
+    app: App,
+    worker: Worker,
+    resolver: Arc<Resolver>,
+    lanes: Vec<QueueName>,
+}
+
 impl App {
     /// The parts that the configuration names; nothing connects yet.
     ///
     /// # Errors
     /// An address cannot be used.
     pub fn new(config: Config) -> Result<Self> {
-        let store = open_store(&config)?;
-        let queue = open_queue(&config)?;
-        let api = open_tool_api(&config)?;
-        let relay_wake = Arc::new(Notify::new());
-        Ok(Self { store, queue, api, config, clock: clock::system(), relay_wake })
+        let parts = Parts {
+            store: open_store(&config)?,
+            queue: open_queue(&config)?,
+            api: open_tool_api(&config)?,
+            clock: clock::system(),
+        };
+        Ok(Self::of(parts, config))
+    }
+
+    /// A process of these parts. The addresses in the configuration are not looked at.
+    pub fn of(parts: Parts, config: Config) -> Self {
+        let Parts { store, queue, api, clock } = parts;
+        Self { store, queue, api, config, clock, relay_wake: Arc::new(Notify::new()) }
     }
 
     /// A door for jobs that this process enqueues itself.
@@ -80,29 +110,18 @@ impl App {
     }
 
     /// Runs a worker with everything around it until `shutdown`, then drains. Waits for the services
-    /// at start, saying what it waits for.
+    /// at start, saying what it waits for. Serves metrics and health meanwhile.
     ///
     /// # Errors
     /// The listener cannot be bound, or the store's schema does not fit and may not be migrated.
     pub async fn run(self, metrics: PrometheusHandle, shutdown: Shutdown) -> Result<Report> {
-        let Self { store, queue, api, config, clock, relay_wake } = self;
-        let lanes = lanes(&config);
-        let resolver = Arc::new(Resolver::new(api.clone(), rules(&config), &config));
-        let deps = Deps {
-            store: store.clone(),
-            queue: queue.clone(),
-            api: api.clone(),
-            resolver: resolver.clone(),
-            clock: clock.clone(),
-            relay_wake: relay_wake.clone(),
-        };
-        let worker = Worker::new(deps, worker_options(&config, lanes.clone()));
-
+        let address = self.config.http.listen;
+        let crew = self.crew();
         // The listener outlives everything else, so that a shutdown can be watched.
         let serving = CancellationToken::new();
-        let listener = match config.http.listen {
+        let listener = match address {
             Some(address) => {
-                let api = Api::bind(address, metrics.clone(), worker.health()).await.with_context(|| {
+                let api = Api::bind(address, metrics.clone(), crew.health()).await.with_context(|| {
                     format!("cannot listen on {address}; choose another address with --listen or http.listen")
                 })?;
                 tracing::info!(address = %api.address()?, "metrics and health are served");
@@ -111,10 +130,50 @@ impl App {
             None => None,
         };
         let upkeep = tokio::spawn(api::metrics_upkeep(metrics, serving.clone()));
+        let report = crew.run(shutdown).await;
+        serving.cancel();
+        upkeep.await?;
+        if let Some(listener) = listener {
+            listener.await?.context("the listener for metrics and health failed")?;
+        }
+        report
+    }
 
+    /// The worker and everything around it; nothing happens before [`Crew::run`].
+    pub fn crew(self) -> Crew {
+        let lanes = lanes(&self.config);
+        let names = lanes.iter().map(|(name, _)| name.clone()).collect();
+        let resolver = Arc::new(Resolver::new(self.api.clone(), rules(&self.config), &self.config));
+        let deps = Deps {
+            store: self.store.clone(),
+            queue: self.queue.clone(),
+            api: self.api.clone(),
+            resolver: resolver.clone(),
+            clock: self.clock.clone(),
+            relay_wake: self.relay_wake.clone(),
+        };
+        let worker = Worker::new(deps, worker_options(&self.config, lanes));
+        Crew { app: self, worker, resolver, lanes: names }
+    }
+}
+
+impl Crew {
+    /// Whether the worker is alive and ready, for the health endpoint.
+    pub fn health(&self) -> Arc<Health> {
+        self.worker.health()
+    }
+
+    /// Waits for the services, works until `shutdown`, drains, and closes queue and store.
+    ///
+    /// # Errors
+    /// The store's schema does not fit and may not be migrated.
+    pub async fn run(self, shutdown: Shutdown) -> Result<Report> {
+        let Self { app, worker, resolver, lanes } = self;
+        let App { store, queue, api, config, clock, relay_wake } = app;
         let ready = tokio::select! {
-            ready = prepare(&store, &queue, &config) => ready.map(|()| true),
+            biased;
             () = shutdown.stop.cancelled() => Ok(false),
+            ready = prepare(&store, &queue, &config) => ready.map(|()| true),
         };
         let report = match ready {
             Ok(true) => {
@@ -122,8 +181,7 @@ impl App {
                 resolver.load_pins(&store).await;
                 let background = CancellationToken::new();
                 let tasks = TaskTracker::new();
-                let (stop, lane_names) =
-                    (background.clone(), lanes.into_iter().map(|(name, _)| name).collect());
+                let stop = background.clone();
                 tasks.spawn(resolver.refresh_pins(store.clone(), stop.clone()));
                 tasks.spawn(
                     Relay::new(store.clone(), queue.clone(), relay_wake.clone(), relay_options(&config))
@@ -139,7 +197,7 @@ impl App {
                             .run(stop.clone()),
                     );
                 }
-                tasks.spawn(Gauges::new(store.clone(), queue.clone(), lane_names, GAUGES_EVERY).run(stop));
+                tasks.spawn(Gauges::new(store.clone(), queue.clone(), lanes, GAUGES_EVERY).run(stop));
                 tasks.close();
                 let report = worker.run(shutdown.stop, shutdown.abort).await;
                 background.cancel();
@@ -152,11 +210,6 @@ impl App {
         };
         within(CLOSING, queue.backend(), queue.close()).await;
         within(CLOSING, store.backend(), store.close()).await;
-        serving.cancel();
-        upkeep.await?;
-        if let Some(listener) = listener {
-            listener.await?.context("the listener for metrics and health failed")?;
-        }
         report
     }
 }

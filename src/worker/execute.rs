@@ -120,6 +120,7 @@ async fn attempt(shared: &Shared, held: &mut Held) -> Option<Ended> {
     };
     let sent = Instant::now();
     let reply = tokio::select! {
+        biased;
         reply = shared.deps.api.execute(&call) => reply,
         () = shared.interrupt.cancelled() => Reply::NoAnswer("the worker shut down during the call".into()),
     };
@@ -146,6 +147,7 @@ async fn freeze(shared: &Shared, held: &mut Held, earlier: Option<Frozen>) -> Fr
         }
     };
     let resolution = tokio::select! {
+        biased;
         resolution = decision => resolution,
         () = shared.interrupt.cancelled() => return Frozenness::Ended(Box::new(given_back(Duration::ZERO, None))),
     };

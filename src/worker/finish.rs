@@ -102,6 +102,7 @@ where
     let mut failures = 0;
     loop {
         let written = tokio::select! {
+            biased;
             written = write() => written,
             () = shared.give_up.cancelled() => return Err(Refused::GivenUp),
         };
@@ -117,6 +118,7 @@ where
                 let wait = RECONNECT.wait(failures, fastrand::f64());
                 tracing::warn!(%error, wait_ms = wait.as_millis(), "results could not be written; trying again");
                 tokio::select! {
+                    biased;
                     () = shared.give_up.cancelled() => return Err(Refused::GivenUp),
                     () = tokio::time::sleep(wait) => {}
                 }

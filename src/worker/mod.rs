@@ -189,6 +189,7 @@ impl Worker {
         // before the count of tasks means anything.
         let ended = |tracker: TaskTracker, until: Instant, cut: CancellationToken| async move {
             tokio::select! {
+                biased;
                 () = tracker.wait() => true,
                 () = tokio::time::sleep_until(until) => false,
                 () = cut.cancelled() => false,
