@@ -436,6 +436,7 @@ fn verify_options(config: &Config) -> verify::Options {
             give_up: Duration::from_secs(verify.give_up_secs),
         },
         retry: retry_policy(&config.retry),
+        timeout: Duration::from_millis(config.composio.timeout_ms),
     }
 }
 

@@ -48,6 +48,8 @@ pub struct Options {
     pub policy: Policy,
     /// When to try again.
     pub retry: RetryPolicy,
+    /// How long a worker waits for an answer, for jobs that do not say.
+    pub timeout: Duration,
 }
 
 /// The verification.
@@ -89,11 +91,13 @@ enum Step {
 }
 
 impl Policy {
-    fn next(&self, look: Look, unknown_for: Duration, checks: u32, random: f64) -> Step {
+    /// `waited` is how long after the outcome became unknown a worker may still have waited for the answer.
+    fn next(&self, look: Look, unknown_for: Duration, waited: Duration, checks: u32, random: f64) -> Step {
+        let is_settled = unknown_for >= self.settle.saturating_add(waited);
         match look {
             Look::Ended(log_id, result) => Step::Adopt(log_id, result),
-            Look::Absent if unknown_for >= self.settle => Step::NeverArrived,
-            _ if unknown_for >= self.give_up => Step::GiveUp,
+            Look::Absent if is_settled => Step::NeverArrived,
+            Look::Unclear | Look::Blind | Look::Closed(_) if unknown_for >= self.give_up => Step::GiveUp,
             _ => Step::Again(self.intervals.wait(checks.saturating_add(2), random)),
         }
     }
@@ -158,7 +162,8 @@ impl Verify {
             Err(error) => Look::Closed(closed(&error)),
         };
         let told = told(&look, check.request_id);
-        let step = self.options.policy.next(look, check.unknown_for, check.checks, fastrand::f64());
+        let waited = self.may_have_waited(check);
+        let step = self.options.policy.next(look, check.unknown_for, waited, check.checks, fastrand::f64());
         let word = match &step {
             Step::Adopt(_, result) if result.successful => "succeeded",
             Step::Adopt(..) => "failed",
@@ -183,6 +188,16 @@ impl Verify {
                     .await
             }
             done => done,
+        }
+    }
+
+    /// A worker that was lost may live and not reach the store; then it went on waiting for its call.
+    fn may_have_waited(&self, check: &Check) -> Duration {
+        match &check.job.error {
+            Some(error) if error.kind == ErrorKind::WorkerLost => {
+                check.job.spec.timeout.unwrap_or(self.options.timeout)
+            }
+            _ => Duration::ZERO,
         }
     }
 
@@ -348,7 +363,7 @@ mod tests {
 
     #[test]
     fn only_a_settled_log_that_shows_our_calls_proves_that_a_call_never_arrived() {
-        let next = |look, secs| POLICY.next(look, Duration::from_secs(secs), 3, 0.5);
+        let next = |look, secs| POLICY.next(look, Duration::from_secs(secs), Duration::ZERO, 3, 0.5);
         assert!(matches!(next(Look::Absent, 899), Step::Again(_)));
         assert!(matches!(next(Look::Absent, 900), Step::NeverArrived));
         for look in [Look::Unclear, Look::Blind, Look::Closed("x".into())] {
@@ -357,6 +372,16 @@ mod tests {
         for look in [Look::Unclear, Look::Blind, Look::Closed("x".into())] {
             assert!(matches!(next(look, 3_600), Step::GiveUp), "a person decides");
         }
+    }
+
+    #[test]
+    fn the_log_settles_only_after_the_last_worker_stopped_waiting() {
+        let waited = Duration::from_secs(5_000);
+        let next = |look, secs| POLICY.next(look, Duration::from_secs(secs), waited, 3, 0.5);
+        assert!(matches!(next(Look::Absent, 900), Step::Again(_)));
+        assert!(matches!(next(Look::Absent, 5_899), Step::Again(_)), "even when others would be given up");
+        assert!(matches!(next(Look::Absent, 5_900), Step::NeverArrived));
+        assert!(matches!(next(Look::Blind, 3_600), Step::GiveUp));
     }
 
     proptest! {
@@ -369,7 +394,7 @@ mod tests {
             let mut unknown_for = POLICY.intervals.wait(1, random);
             for checks in 0.. {
                 let look = looks().swap_remove(choices[checks as usize % choices.len()]);
-                match POLICY.next(look, unknown_for, checks, random) {
+                match POLICY.next(look, unknown_for, Duration::ZERO, checks, random) {
                     Step::Again(after) => {
                         prop_assert!(unknown_for < POLICY.give_up && !after.is_zero());
                         unknown_for += after;
