@@ -15,6 +15,7 @@ mod model;
 mod queue_contract;
 mod sandbox;
 mod services;
+mod simulation;
 mod stage;
 mod store_contract;
 mod support;
