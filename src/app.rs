@@ -36,7 +36,7 @@ use crate::{
         rescue::{self, Rescue},
         verify::{self, Verify},
     },
-    worker::{CrashPlan, Deps, Options, OutagePolicy, Phase, Report, Resolver, Worker},
+    worker::{CrashPlan, Deps, Health, Options, OutagePolicy, Phase, Report, Resolver, Worker},
 };
 
 /// Messages that the in-process queue holds per lane; what is more waits in the store.
@@ -65,7 +65,20 @@ const UNCLAIMED_PUBLICATIONS: u32 = 5;
 /// is nearly used up.
 const CLOSING: Duration = Duration::from_secs(5);
 
-/// The parts of one process.
+/// What one process works with.
+#[derive(Debug, Clone)]
+pub struct Parts {
+    /// The truth.
+    pub store: SharedStore,
+    /// Transport.
+    pub queue: SharedQueue,
+    /// Who runs the tools.
+    pub api: SharedToolApi,
+    /// The process's own time.
+    pub clock: SharedClock,
+}
+
+/// One process: what it works with, and how.
 #[derive(Debug)]
 pub struct App {
     /// The truth.
@@ -80,17 +93,35 @@ pub struct App {
     crash: Option<CrashPlan>,
 }
 
+/// The worker of a process and everything around it, ready to run.
+#[derive(Debug)]
+pub struct Crew {
+    app: App,
+    worker: Worker,
+    resolver: Arc<Resolver>,
+    lanes: Vec<QueueName>,
+    turns: audit::Turns,
+}
+
 impl App {
     /// The parts that the configuration names; nothing connects yet.
     ///
     /// # Errors
     /// An address cannot be used.
     pub fn new(config: Config) -> Result<Self> {
-        let store = open_store(&config)?;
-        let queue = open_queue(&config)?;
-        let api = open_tool_api(&config)?;
-        let relay_wake = Arc::new(Notify::new());
-        Ok(Self { store, queue, api, config, clock: clock::system(), relay_wake, crash: None })
+        let parts = Parts {
+            store: open_store(&config)?,
+            queue: open_queue(&config)?,
+            api: open_tool_api(&config)?,
+            clock: clock::system(),
+        };
+        Ok(Self::of(parts, config))
+    }
+
+    /// A process of these parts. The addresses in the configuration are not looked at.
+    pub fn of(parts: Parts, config: Config) -> Self {
+        let Parts { store, queue, api, clock } = parts;
+        Self { store, queue, api, config, clock, relay_wake: Arc::new(Notify::new()), crash: None }
     }
 
     /// Lets the worker crash at a point on a job's way, for tests of what that leaves behind.
@@ -106,36 +137,18 @@ impl App {
     }
 
     /// Runs a worker with everything around it until `shutdown`, then drains. Waits for the services
-    /// at start, saying what it waits for.
+    /// at start, saying what it waits for. Serves metrics and health meanwhile.
     ///
     /// # Errors
     /// The listener cannot be bound, or the store's schema does not fit and may not be migrated.
     pub async fn run(self, metrics: PrometheusHandle, shutdown: Shutdown) -> Result<Report> {
-        let Self { store, queue, api, config, clock, relay_wake, crash } = self;
-        let lanes = lanes(&config);
-        let resolver = Arc::new(Resolver::new(api.clone(), rules(&config), &config));
-        let deps = Deps {
-            store: store.clone(),
-            queue: queue.clone(),
-            api: api.clone(),
-            resolver: resolver.clone(),
-            clock: clock.clone(),
-            relay_wake: relay_wake.clone(),
-        };
-        let options = Options { crash, ..worker_options(&config, lanes.clone()) };
-        let turns = audit::Turns {
-            every: Duration::from_secs(config.audit.every_secs),
-            worker: options.id,
-            lease: options.lease,
-        };
-        let worker = Worker::new(deps, options);
-        let health = worker.health();
-
+        let address = self.config.http.listen;
+        let crew = self.crew();
         // The listener outlives everything else, so that a shutdown can be watched.
         let serving = CancellationToken::new();
-        let listener = match config.http.listen {
+        let listener = match address {
             Some(address) => {
-                let api = Api::bind(address, metrics.clone(), health.clone()).await.with_context(|| {
+                let api = Api::bind(address, metrics.clone(), crew.health()).await.with_context(|| {
                     format!("cannot listen on {address}; choose another address with --listen or http.listen")
                 })?;
                 tracing::info!(address = %api.address()?, "metrics and health are served");
@@ -144,10 +157,59 @@ impl App {
             None => None,
         };
         let upkeep = tokio::spawn(api::metrics_upkeep(metrics, serving.clone()));
+        let (report, mut countdown) = crew.run(shutdown).await;
+        serving.cancel();
+        upkeep.await?;
+        if let Some(listener) = listener {
+            let ended = async { listener.await?.context("the listener for metrics and health failed") };
+            // A client that does not read its answer must not keep the process either.
+            countdown.within(|times| times.end, ended).await.unwrap_or(Ok(()))?;
+        }
+        report
+    }
 
+    /// The worker and everything around it; nothing happens before [`Crew::run`].
+    pub fn crew(self) -> Crew {
+        let lanes = lanes(&self.config);
+        let names = lanes.iter().map(|(name, _)| name.clone()).collect();
+        let resolver = Arc::new(Resolver::new(self.api.clone(), rules(&self.config), &self.config));
+        let deps = Deps {
+            store: self.store.clone(),
+            queue: self.queue.clone(),
+            api: self.api.clone(),
+            resolver: resolver.clone(),
+            clock: self.clock.clone(),
+            relay_wake: self.relay_wake.clone(),
+        };
+        let options = Options { crash: self.crash, ..worker_options(&self.config, lanes) };
+        let turns = audit::Turns {
+            every: Duration::from_secs(self.config.audit.every_secs),
+            worker: options.id,
+            lease: options.lease,
+        };
+        Crew { worker: Worker::new(deps, options), app: self, resolver, lanes: names, turns }
+    }
+}
+
+impl Crew {
+    /// Whether the worker is alive and ready, for the health endpoint.
+    pub fn health(&self) -> Arc<Health> {
+        self.worker.health()
+    }
+
+    /// Waits for the services, works until `shutdown`, drains, and closes queue and store. Returns what is
+    /// left of the time for shutting down, too.
+    ///
+    /// # Errors
+    /// The store's schema does not fit and may not be migrated.
+    pub async fn run(self, shutdown: Shutdown) -> (Result<Report>, Countdown) {
+        let Self { app, worker, resolver, lanes, turns } = self;
+        let App { store, queue, api, config, clock, relay_wake, crash: _ } = app;
+        let health = worker.health();
         let ready = tokio::select! {
-            ready = prepare(&store, &queue, &config, &resolver) => ready.map(|()| true),
+            biased;
             () = shutdown.stop.cancelled() => Ok(false),
+            ready = prepare(&store, &queue, &config, &resolver) => ready.map(|()| true),
         };
         let background = CancellationToken::new();
         let tasks = TaskTracker::new();
@@ -155,8 +217,7 @@ impl App {
         let (report, mut countdown) = match ready {
             Ok(true) => {
                 let audit_wake = relay_wake.clone();
-                let (stop, lane_names) =
-                    (background.clone(), lanes.into_iter().map(|(name, _)| name).collect());
+                let stop = background.clone();
                 tasks.spawn(resolver.refresh_pins(store.clone(), stop.clone()));
                 tasks.spawn(
                     Relay::new(store.clone(), queue.clone(), relay_wake.clone(), relay_options(&config))
@@ -197,7 +258,7 @@ impl App {
                             .run(turns, stop.clone()),
                     );
                 }
-                tasks.spawn(Gauges::new(store.clone(), queue.clone(), lane_names, GAUGES_EVERY).run(stop));
+                tasks.spawn(Gauges::new(store.clone(), queue.clone(), lanes, GAUGES_EVERY).run(stop));
                 let (report, countdown) = worker.run(shutdown).await;
                 (Ok(report), countdown)
             }
@@ -212,14 +273,7 @@ impl App {
         within(&mut countdown, 4, "the relay and its neighbours", tasks.wait()).await;
         within(&mut countdown, 3, queue.backend(), queue.close()).await;
         within(&mut countdown, 2, store.backend(), store.close()).await;
-        serving.cancel();
-        upkeep.await?;
-        if let Some(listener) = listener {
-            let ended = async { listener.await?.context("the listener for metrics and health failed") };
-            // A client that does not read its answer must not keep the process either.
-            countdown.within(|times| times.end, ended).await.unwrap_or(Ok(()))?;
-        }
-        report
+        (report, countdown)
     }
 }
 
@@ -466,6 +520,7 @@ fn verify_options(config: &Config) -> verify::Options {
             give_up: Duration::from_secs(verify.give_up_secs),
         },
         retry: retry_policy(&config.retry),
+        timeout: Duration::from_millis(config.composio.timeout_ms),
     }
 }
 

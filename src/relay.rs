@@ -72,6 +72,7 @@ impl Relay {
                 tracing::warn!(%error, "the relay cannot read the store; trying again");
                 failures += 1;
                 tokio::select! {
+                    biased;
                     () = stop.cancelled() => return,
                     () = tokio::time::sleep(RECONNECT.wait(failures, fastrand::f64())) => {}
                 }
@@ -102,6 +103,7 @@ impl Relay {
                 }
             };
             tokio::select! {
+                biased;
                 () = stop.cancelled() => {}
                 () = tokio::time::sleep(wait) => {}
                 // A wake-up cannot make a failing service answer, so backoff is not cut short by it.

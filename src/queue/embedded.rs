@@ -35,7 +35,7 @@ pub const ROOM_TIMEOUT: Duration = Duration::from_secs(2);
 pub struct EmbeddedQueue {
     capacity: usize,
     closed: AtomicBool,
-    lanes: Mutex<HashMap<QueueName, Arc<Lane>>>,
+    lanes: Mutex<BTreeMap<QueueName, Arc<Lane>>>,
     replies: Mutex<HashMap<String, mpsc::Sender<Message>>>,
 }
 

@@ -5,10 +5,11 @@ use std::{
     fmt,
     hash::Hash,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use futures_util::future::{BoxFuture, FutureExt as _, Shared, WeakShared};
+use tokio::time::Instant;
 
 use super::ToolError;
 

@@ -34,6 +34,7 @@ impl Gauges {
                 tracing::debug!(%error, "the gauges could not be read");
             }
             tokio::select! {
+                biased;
                 () = stop.cancelled() => {}
                 () = tokio::time::sleep(self.every) => {}
             }

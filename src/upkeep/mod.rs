@@ -44,6 +44,7 @@ async fn rounds<F>(
             }
         };
         tokio::select! {
+            biased;
             () = stop.cancelled() => {}
             () = tokio::time::sleep(wait) => {}
         }

@@ -56,6 +56,8 @@ pub struct Options {
     pub policy: Policy,
     /// When to try again.
     pub retry: RetryPolicy,
+    /// How long a worker waits for an answer, for jobs that do not say.
+    pub timeout: Duration,
 }
 
 /// The verification.
@@ -97,16 +99,16 @@ enum Step {
 }
 
 impl Policy {
-    /// Whether a log without an entry says something by now.
-    fn has_settled(&self, unknown_for: Duration) -> bool {
-        unknown_for >= self.settle
+    /// Whether a log without an entry says something by now. `waited` is how long after the outcome became unknown a worker may still have waited for the answer.
+    fn has_settled(&self, unknown_for: Duration, waited: Duration) -> bool {
+        unknown_for >= self.settle.saturating_add(waited)
     }
 
-    fn next(&self, look: Look, unknown_for: Duration, checks: u32, random: f64) -> Step {
+    fn next(&self, look: Look, unknown_for: Duration, waited: Duration, checks: u32, random: f64) -> Step {
         match look {
             Look::Ended(log_id, result) => Step::Adopt(log_id, result),
-            Look::Absent if self.has_settled(unknown_for) => Step::NeverArrived,
-            _ if unknown_for >= self.give_up => Step::GiveUp,
+            Look::Absent if self.has_settled(unknown_for, waited) => Step::NeverArrived,
+            Look::Unclear | Look::Blind | Look::Closed(_) if unknown_for >= self.give_up => Step::GiveUp,
             _ => Step::Again(self.intervals.wait(checks.saturating_add(2), random)),
         }
     }
@@ -130,6 +132,7 @@ impl Verify {
         // Look-ups may take long, and one that is cut off is made again by the next process.
         let round = || async {
             tokio::select! {
+                biased;
                 round = self.run_once() => round,
                 () = stop.cancelled() => Ok(0),
             }
@@ -184,14 +187,15 @@ impl Verify {
 
     async fn look_at(&self, check: &Check, shows_ours: bool) -> Result<(), StoreError> {
         let job = &check.job.spec;
+        let waited = self.may_have_waited(check);
         let look = match self.look(check, shows_ours).await {
-            Look::Absent if self.options.policy.has_settled(check.unknown_for) => {
+            Look::Absent if self.options.policy.has_settled(check.unknown_for, waited) => {
                 self.look_between_sights(check).await?
             }
             look => look,
         };
         let told = told(&look, check.request_id);
-        let step = self.options.policy.next(look, check.unknown_for, check.checks, fastrand::f64());
+        let step = self.options.policy.next(look, check.unknown_for, waited, check.checks, fastrand::f64());
         let word = match &step {
             Step::Adopt(_, result) if result.successful => "succeeded",
             Step::Adopt(..) => "failed",
@@ -216,6 +220,16 @@ impl Verify {
                     .await
             }
             done => done,
+        }
+    }
+
+    /// A worker that was lost may live and not reach the store; then it went on waiting for its call.
+    fn may_have_waited(&self, check: &Check) -> Duration {
+        match &check.job.error {
+            Some(error) if error.kind == ErrorKind::WorkerLost => {
+                check.job.spec.timeout.unwrap_or(self.options.timeout)
+            }
+            _ => Duration::ZERO,
         }
     }
 
@@ -393,7 +407,7 @@ mod tests {
 
     #[test]
     fn only_a_settled_log_that_shows_our_calls_proves_that_a_call_never_arrived() {
-        let next = |look, secs| POLICY.next(look, Duration::from_secs(secs), 3, 0.5);
+        let next = |look, secs| POLICY.next(look, Duration::from_secs(secs), Duration::ZERO, 3, 0.5);
         assert!(matches!(next(Look::Absent, 899), Step::Again(_)));
         assert!(matches!(next(Look::Absent, 900), Step::NeverArrived));
         for look in [Look::Unclear, Look::Blind, Look::Closed("x".into())] {
@@ -402,6 +416,16 @@ mod tests {
         for look in [Look::Unclear, Look::Blind, Look::Closed("x".into())] {
             assert!(matches!(next(look, 3_600), Step::GiveUp), "a person decides");
         }
+    }
+
+    #[test]
+    fn the_log_settles_only_after_the_last_worker_stopped_waiting() {
+        let waited = Duration::from_secs(5_000);
+        let next = |look, secs| POLICY.next(look, Duration::from_secs(secs), waited, 3, 0.5);
+        assert!(matches!(next(Look::Absent, 900), Step::Again(_)));
+        assert!(matches!(next(Look::Absent, 5_899), Step::Again(_)), "even when others would be given up");
+        assert!(matches!(next(Look::Absent, 5_900), Step::NeverArrived));
+        assert!(matches!(next(Look::Blind, 3_600), Step::GiveUp));
     }
 
     /// A log that has an entry for every call, and shows everything or nothing, look after look.
@@ -517,6 +541,7 @@ mod tests {
                 max_retry_after: Duration::from_secs(1),
                 max_throttled_age: Duration::from_secs(1),
             },
+            timeout: Duration::from_secs(60),
         };
         let api = Arc::new(Flickering(Mutex::new(looks)));
         let verify = Verify::new(store.clone(), api, clock::system(), Arc::default(), options);
@@ -544,7 +569,7 @@ mod tests {
             let mut unknown_for = POLICY.intervals.wait(1, random);
             for checks in 0.. {
                 let look = looks().swap_remove(choices[checks as usize % choices.len()]);
-                match POLICY.next(look, unknown_for, checks, random) {
+                match POLICY.next(look, unknown_for, Duration::ZERO, checks, random) {
                     Step::Again(after) => {
                         prop_assert!(unknown_for < POLICY.give_up && !after.is_zero());
                         unknown_for += after;

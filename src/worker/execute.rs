@@ -158,6 +158,7 @@ async fn freeze(shared: &Shared, held: &mut Held, earlier: Option<Frozen>) -> Fr
         }
     };
     let resolution = tokio::select! {
+        biased;
         resolution = decision => resolution,
         () = shared.interrupt.cancelled() => return Frozenness::Ended(Box::new(given_back(Duration::ZERO, None))),
     };

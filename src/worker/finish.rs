@@ -122,6 +122,7 @@ where
                 let wait = RECONNECT.wait(failures, fastrand::f64());
                 tracing::warn!(%error, wait_ms = wait.as_millis(), "results could not be written; trying again");
                 tokio::select! {
+                    biased;
                     () = shared.give_up.cancelled() => return Err(Refused::GivenUp),
                     () = tokio::time::sleep(wait) => {}
                 }

@@ -96,6 +96,7 @@ pub(super) async fn run(shared: Arc<Shared>, end: CancellationToken) {
             }
         };
         tokio::select! {
+            biased;
             () = end.cancelled() => {}
             () = tokio::time::sleep(wait) => {}
         }

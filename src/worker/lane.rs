@@ -40,6 +40,7 @@ pub(super) async fn run(shared: Arc<Shared>, name: QueueName, concurrency: u32, 
     let mut failures = 0;
     while !stop.is_cancelled() {
         tokio::select! {
+            biased;
             () = stop.cancelled() => return,
             () = lane.shared.lease.wait_until_fit() => {}
         }
@@ -50,6 +51,7 @@ pub(super) async fn run(shared: Arc<Shared>, name: QueueName, concurrency: u32, 
         let wait = RECONNECT.wait(failures, fastrand::f64());
         tracing::warn!(queue = %lane.name, error = %chain(&error), wait_ms = wait.as_millis(), "consuming ended; trying again");
         tokio::select! {
+            biased;
             () = stop.cancelled() => return,
             () = tokio::time::sleep(wait) => {}
         }
@@ -87,6 +89,7 @@ impl Lane {
     /// Consumes until `stop` (`Ok`) or until the subscription ends (`Err`).
     async fn consume(&self, stop: &CancellationToken, failures: &mut u32) -> Result<(), QueueError> {
         let mut consumer = tokio::select! {
+            biased;
             () = stop.cancelled() => return Ok(()),
             consumer = self.shared.deps.queue.consume(&self.name, self.prefetch) => consumer?,
         };
@@ -99,6 +102,7 @@ impl Lane {
         loop {
             let Some(permits) = self.room(stop).await else { break };
             let deliveries = tokio::select! {
+                biased;
                 () = stop.cancelled() => break,
                 deliveries = consumer.next(permits.num_permits()) => deliveries?,
             };
@@ -116,10 +120,12 @@ impl Lane {
     async fn room(&self, stop: &CancellationToken) -> Option<OwnedSemaphorePermit> {
         loop {
             let first = tokio::select! {
+                biased;
                 () = stop.cancelled() => return None,
                 permit = self.permits.clone().acquire_owned() => permit.ok()?,
             };
             tokio::select! {
+                biased;
                 () = stop.cancelled() => return None,
                 () = self.shared.lease.wait_until_fit() => {}
             }
@@ -271,6 +277,7 @@ impl Lane {
         let mut failures = 0;
         loop {
             let written = tokio::select! {
+                biased;
                 written = self.shared.deps.store.claim(self.shared.options.id, claims) => written,
                 () = self.shared.give_up.cancelled() => Err(given_up()),
             };
@@ -287,6 +294,7 @@ impl Lane {
                     let wait = RECONNECT.wait(failures, fastrand::f64());
                     tracing::warn!(queue = %self.name, %error, jobs = claims.len(), wait_ms = wait.as_millis(), "claiming failed; trying again");
                     tokio::select! {
+                        biased;
                         () = stop.cancelled() => return Err(error),
                         () = self.shared.give_up.cancelled() => return Err(error),
                         () = tokio::time::sleep(wait) => {}
@@ -371,6 +379,7 @@ impl Lane {
                 continue;
             }
             let kept = tokio::select! {
+                biased;
                 kept = self.shared.deps.store.reject(&piece) => kept,
                 () = self.shared.give_up.cancelled() => return false,
             };
@@ -390,6 +399,7 @@ impl Lane {
             tracing::warn!(queue = %self.name, %error, wait_ms = wait.as_millis(), "rejected messages could not be kept; trying again");
             pieces.push(piece);
             tokio::select! {
+                biased;
                 () = stop.cancelled() => return false,
                 () = tokio::time::sleep(wait) => {}
             }

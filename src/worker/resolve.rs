@@ -202,6 +202,7 @@ impl Resolver {
         while !stop.is_cancelled() {
             self.load_pins(&store).await;
             tokio::select! {
+                biased;
                 () = stop.cancelled() => {}
                 () = tokio::time::sleep(REFRESH_PINS) => {}
             }

@@ -21,6 +21,7 @@ mod queue_contract;
 mod sandbox;
 mod services;
 mod shutdown;
+mod simulation;
 mod stage;
 mod store_contract;
 mod support;

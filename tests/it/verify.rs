@@ -143,6 +143,9 @@ async fn after_a_kill_every_call_that_counts_is_made_once_and_every_job_ends() {
         ("ERRAND__WORKER__LEASE_SECS", "5"),
         ("ERRAND__WORKER__HEARTBEAT_SECS", "1"),
         ("ERRAND__RESCUE__POLL_SECS", "1"),
+        // The worker could live and still wait for its calls; the log settles after that.
+        ("ERRAND__COMPOSIO__TIMEOUT_MS", "2000"),
+        ("ERRAND__COMPOSIO__CONNECT_TIMEOUT_MS", "2000"),
     ]);
     let mut first = stage.worker(&settings).await;
     let jobs: Vec<Value> = (0..300).map(|n| send(&id(), &format!("user-{}", n % 20 + 1))).collect();

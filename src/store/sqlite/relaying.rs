@@ -14,6 +14,20 @@ use crate::{
     },
 };
 
+/// The most urgent first.
+macro_rules! priorities {
+    () => {
+        "(select column1 as p from (values (9), (8), (7), (6), (5), (4), (3), (2), (1), (0)))"
+    };
+}
+
+/// Which priorities have anything due, so that a look that finds nothing is one statement.
+const DUE_PRIORITIES: &str = concat!(
+    "select p from ",
+    priorities!(),
+    " where exists (select 1 from jobs where due_at is not null and priority = p and due_at <= ?1) order by p desc"
+);
+
 /// One range of the index for each priority; a single ordered scan would walk past everything that
 /// is not due yet.
 const DUE: &str = concat!(
@@ -31,7 +45,10 @@ const DEFER: &str = "update jobs set due_at = ?2, published = max(0, published -
 const REPUBLISH_ALL: &str = "update jobs set due_at = ?1, published = 0
     where due_at is not null and state = 'available'";
 
-const NEXT_DUE: &str = "select min(due_at) from jobs where due_at is not null and priority = ?1";
+const NEXT_DUE: &str = concat!(
+    "select min((select min(due_at) from jobs where due_at is not null and priority = p)) from ",
+    priorities!()
+);
 
 const REPLIES: &str = concat!(
     "select ",
@@ -43,9 +60,6 @@ const OFFER_REPLY: &str = "update jobs set reply_due_at = ?2 where id = ?1 and r
 
 const REPLIED: &str = "update jobs set reply_due_at = null where id = ?1 and reply_due_at is not null";
 
-/// The most urgent first.
-const PRIORITIES: [i16; 10] = [9, 8, 7, 6, 5, 4, 3, 2, 1, 0];
-
 /// After so many doublings every wait has reached its ceiling.
 const MAX_DOUBLINGS: u32 = 20;
 
@@ -55,7 +69,8 @@ impl Relaying for SqliteStore {
         self.write(move |db, now| {
             Box::pin(async move {
                 let mut taken = Vec::new();
-                for priority in PRIORITIES {
+                for found in sqlx::query(DUE_PRIORITIES).bind(now).fetch_all(&mut *db).await? {
+                    let priority: i16 = found.try_get(0)?;
                     let room = row_limit(limit.saturating_sub(taken.len()));
                     if room == 0 {
                         break;
@@ -103,13 +118,7 @@ impl Relaying for SqliteStore {
     }
 
     async fn next_due_in(&self) -> Result<Option<Duration>, StoreError> {
-        let mut db = self.reader.acquire().await?;
-        let mut next: Option<i64> = None;
-        for priority in PRIORITIES {
-            let row = sqlx::query(NEXT_DUE).bind(priority).fetch_one(&mut *db).await?;
-            let due_at: Option<i64> = row.try_get(0)?;
-            next = [next, due_at].into_iter().flatten().min();
-        }
+        let next: Option<i64> = sqlx::query(NEXT_DUE).fetch_one(&self.reader).await?.try_get(0)?;
         Ok(next.map(|due_at| span(due_at - self.now_micros())))
     }
 

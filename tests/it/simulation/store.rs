@@ -1,0 +1,457 @@
+//! The real SQLite store, with faults on the way to it and back.
+//!
+//! A call is atomic in simulated time: it runs to its end on a thread of its own while everything else
+//! stands still. Before and after it, time may pass, the call may fail without having been made, or its
+//! answer may be lost.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    sync::{Arc, Mutex, mpsc},
+    thread,
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use errand::{
+    job::{Fence, JobId, JobSpec, Owner, Release, RequestId, WorkerId},
+    store::{
+        Admin, AttemptView, AuditLimits, AuditPage, Auditing, Awaited, Census, Check, Claim, Claimed,
+        Connecting, Decided, Desk, Due, Finding, Finish, Finished, Freeze, HeldFilter, Inserted, JobFilter,
+        JobView, Jobs, Leases, LostJob, PinRow, Pins, PutOff, Rejected, RejectedView, Rejections, Relaying,
+        Reply, Schema, StoreError, StoreErrorKind, Verifying, sqlite::SqliteStore,
+    },
+};
+use futures_util::future::BoxFuture;
+use jiff::Timestamp;
+use tokio::sync::oneshot;
+use uuid::Uuid;
+
+use super::{
+    dice::Dice,
+    world::{Life, Theme, World},
+};
+
+/// Runs calls of stores one at a time, for one thread of simulations. The store's own tasks need a runtime
+/// that runs while the simulated one stands still.
+#[derive(Clone)]
+pub(super) struct StoreThread(mpsc::Sender<BoxFuture<'static, ()>>);
+
+impl StoreThread {
+    pub(super) fn start() -> Self {
+        let (sender, calls) = mpsc::channel::<BoxFuture<'static, ()>>();
+        let run = move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+            calls.into_iter().for_each(|call| runtime.block_on(call));
+        };
+        thread::Builder::new().name("simulated-store".to_owned()).spawn(run).unwrap();
+        Self(sender)
+    }
+
+    /// Runs one call to its end.
+    pub(super) fn run<T: Send + 'static>(&self, call: impl Future<Output = T> + Send + 'static) -> T {
+        let (sender, answer) = mpsc::sync_channel(1);
+        self.0.send(Box::pin(async move { sender.send(call.await).unwrap() })).unwrap();
+        answer.recv().unwrap()
+    }
+}
+
+impl fmt::Debug for StoreThread {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("StoreThread")
+    }
+}
+
+/// How the way to the store is, until the world is calm.
+#[derive(Debug)]
+pub(super) struct StoreWeather {
+    /// Share of calls that are not made.
+    fails: f64,
+    /// Share of calls whose answer is lost.
+    loses: f64,
+    /// Share of calls that take long, before or after they are made.
+    slow: f64,
+    outages: Vec<Outage>,
+}
+
+/// A time in which nothing gets through.
+#[derive(Debug)]
+struct Outage {
+    /// Whom it concerns; everybody, if nobody is named.
+    slot: Option<usize>,
+    from: Duration,
+    to: Duration,
+    /// Calls wait for the end instead of failing at once.
+    hangs: bool,
+}
+
+const SLOWEST: Duration = Duration::from_secs(25);
+
+impl StoreWeather {
+    pub(super) fn draw(dice: &Dice, calm_at: Duration, theme: Theme) -> Self {
+        if theme == Theme::Partition {
+            let from = dice.between(calm_at / 10, calm_at / 2);
+            let to = from + dice.between(SLOWEST * 4, SLOWEST * 10);
+            let outages = vec![Outage { slot: Some(0), from, to, hangs: dice.chance(0.5) }];
+            return Self { fails: 0.0, loses: 0.0, slow: 0.0, outages };
+        }
+        let share = || dice.pick(&[0.0, 0.02, 0.15]);
+        let outages = (0..dice.below(4))
+            .map(|_| {
+                let from = dice.up_to(calm_at);
+                let to = (from + dice.between(SLOWEST, SLOWEST * 8)).min(calm_at);
+                Outage { slot: dice.pick(&[None, Some(0), Some(1)]), from, to, hangs: dice.chance(0.4) }
+            })
+            .collect();
+        Self { fails: share(), loses: share(), slow: share(), outages }
+    }
+}
+
+/// What happens to one call.
+#[derive(Debug, Default)]
+struct Way {
+    before: Duration,
+    fails: bool,
+    after: Duration,
+    loses: bool,
+}
+
+impl Way {
+    fn draw(world: &World, life: &Life) -> Self {
+        let now = world.now();
+        if now >= world.calm_at {
+            return Self::default();
+        }
+        let (weather, dice) = (&world.store_weather, &world.store_dice);
+        let hit = weather.outages.iter().find(|outage| {
+            outage.slot.is_none_or(|slot| slot == life.slot) && (outage.from..outage.to).contains(&now)
+        });
+        if let Some(outage) = hit {
+            let wait = if outage.hangs { outage.to.saturating_sub(now) } else { dice.up_to(SLOWEST / 10) };
+            return Self { before: wait, fails: dice.chance(0.8), ..Self::default() };
+        }
+        let slow = || if dice.chance(weather.slow) { dice.up_to(SLOWEST) } else { Duration::ZERO };
+        Self {
+            before: slow(),
+            fails: dice.chance(weather.fails),
+            after: slow(),
+            loses: dice.chance(weather.loses),
+        }
+    }
+}
+
+/// One process's way to the store.
+#[derive(Debug, Clone)]
+pub(super) struct Faulty {
+    pub(super) world: Arc<World>,
+    pub(super) life: Arc<Life>,
+}
+
+impl Faulty {
+    /// Makes a call, `told` in the trace. As with a real store, a call that was begun goes on when its
+    /// caller stops waiting; and a process that was killed hears of nothing any more.
+    async fn call<T, C>(&self, told: String, call: C) -> Result<T, StoreError>
+    where
+        T: fmt::Debug + Send + 'static,
+        C: AsyncCall<T>,
+    {
+        let Self { world, life } = self.clone();
+        if life.is_dead() {
+            return std::future::pending().await;
+        }
+        let way = Way::draw(&world, &life);
+        let (sender, answer) = oneshot::channel();
+        let (world, caller) = (world.clone(), life.clone());
+        tokio::spawn(async move {
+            tokio::time::sleep(way.before).await;
+            // What a killed process had begun ends with it or not, as if by chance.
+            if caller.is_dead() && world.store_dice.chance(0.5) {
+                return;
+            }
+            let mut answer =
+                if way.fails { Err(lost("the way to the store is closed")) } else { world.apply(call) };
+            world.tell_store(&caller, &told, &answer, way.loses);
+            tokio::time::sleep(way.after).await;
+            if way.loses && answer.is_ok() {
+                answer = Err(lost("the answer of the store was lost"));
+            }
+            drop(sender.send(answer));
+        });
+        match answer.await {
+            Ok(answer) if !life.is_dead() => answer,
+            _ => std::future::pending().await,
+        }
+    }
+}
+
+fn lost(message: &str) -> StoreError {
+    StoreError::new(StoreErrorKind::Unavailable, message)
+}
+
+/// A call of the real store, with everything it needs.
+pub(super) trait AsyncCall<T>:
+    FnOnce(Arc<SqliteStore>) -> BoxFuture<'static, Result<T, StoreError>> + Send + 'static
+{
+}
+
+impl<T, C> AsyncCall<T> for C where
+    C: FnOnce(Arc<SqliteStore>) -> BoxFuture<'static, Result<T, StoreError>> + Send + 'static
+{
+}
+
+/// Implements a trait of the store by passing every call on. `&name: Type` is an argument that the trait
+/// takes by reference.
+macro_rules! pass_on {
+    ($trait:ident {
+        $(fn $method:ident(&self $(, $(&$by_ref:ident: $ref_type:tt)? $($by_value:ident: $type:ty)?)*) -> $answer:ty;)*
+    }) => {
+        #[async_trait]
+        impl $trait for Faulty {
+            $(async fn $method(&self $(, $($by_ref: &$ref_type)? $($by_value: $type)?)*) -> Result<$answer, StoreError> {
+                let told = String::from(stringify!($method)) $(+ &format!(
+                    " {:?}", $($by_ref)? $($by_value)?
+                ))*;
+                $($(let $by_ref = $by_ref.to_owned();)?)*
+                self.call(told, move |store: Arc<SqliteStore>| -> BoxFuture<'static, Result<$answer, StoreError>> {
+                    Box::pin(async move { store.$method($($(&$by_ref)? $($by_value)?),*).await })
+                })
+                .await
+            })*
+        }
+    };
+}
+
+/// The path of a job, watched for what no caller can see: whether one claim really excludes another.
+#[async_trait]
+impl Jobs for Faulty {
+    async fn insert(
+        &self,
+        batch: &[Arc<JobSpec>],
+        unclaimed_after: Duration,
+    ) -> Result<Vec<Inserted>, StoreError> {
+        let batch = batch.to_vec();
+        self.call(format!("insert {batch:?}"), move |store| {
+            Box::pin(async move { store.insert(&batch, unclaimed_after).await })
+        })
+        .await
+    }
+
+    async fn claim(&self, worker: WorkerId, batch: &[Claim]) -> Result<Vec<Claimed>, StoreError> {
+        let (batch, world) = (batch.to_vec(), self.world.clone());
+        self.call(format!("claim {worker:?} {batch:?}"), move |store| {
+            Box::pin(async move {
+                let answers = store.claim(worker, &batch).await?;
+                batch
+                    .iter()
+                    .zip(&answers)
+                    .for_each(|(claim, answer)| world.claims.saw_claim(&world, claim, answer));
+                Ok(answers)
+            })
+        })
+        .await
+    }
+
+    async fn freeze(&self, batch: &[Freeze]) -> Result<Vec<bool>, StoreError> {
+        let batch = batch.to_vec();
+        self.call(format!("freeze {batch:?}"), move |store| {
+            Box::pin(async move { store.freeze(&batch).await })
+        })
+        .await
+    }
+
+    async fn finish(&self, batch: &[Finish]) -> Result<Vec<Finished>, StoreError> {
+        let (batch, world) = (batch.to_vec(), self.world.clone());
+        self.call(format!("finish {batch:?}"), move |store| {
+            Box::pin(async move {
+                let answers = store.finish(&batch).await?;
+                batch
+                    .iter()
+                    .zip(&answers)
+                    .for_each(|(finish, answer)| world.claims.saw_finish(&world, finish, *answer));
+                Ok(answers)
+            })
+        })
+        .await
+    }
+}
+
+/// The claims of all processes, as the store granted them.
+#[derive(Debug, Default)]
+pub(super) struct Claims {
+    held: Mutex<BTreeMap<JobId, Held>>,
+    /// The finishes that were applied.
+    applied: Mutex<BTreeSet<RequestId>>,
+}
+
+#[derive(Debug)]
+struct Held {
+    fence: Fence,
+    request: RequestId,
+    runs: bool,
+}
+
+impl Claims {
+    fn saw_claim(&self, world: &World, claim: &Claim, answer: &Claimed) {
+        let Claimed::Running(holding) = answer else { return };
+        let (id, fence, request) = (claim.spec.id, holding.fence, claim.request_id);
+        let held = self.held.lock().unwrap().insert(id, Held { fence, request, runs: true });
+        // The same claim again gets the same answer.
+        if let Some(held) = held.filter(|held| held.request != request)
+            && (held.runs || held.fence >= fence)
+        {
+            world.is_broken(format!("{id} was claimed under fence {} while it was held: {held:?}", fence.0));
+        }
+    }
+
+    fn saw_finish(&self, world: &World, finish: &Finish, answer: Finished) {
+        let Finished::Applied { .. } = answer else { return };
+        let mut all = self.held.lock().unwrap();
+        let is_first = self.applied.lock().unwrap().insert(finish.attempt.request_id);
+        match all.get_mut(&finish.id) {
+            Some(held) if held.fence == finish.fence => held.runs = false,
+            // A repetition gets the answer of the first time.
+            Some(held) if held.fence > finish.fence && !is_first => {}
+            held => world
+                .is_broken(format!("{} was finished under fence {}: {held:?}", finish.id, finish.fence.0)),
+        }
+    }
+}
+
+pass_on!(Relaying {
+    fn take_due(&self, limit: usize, unclaimed_after: Duration) -> Vec<Due>;
+    fn defer(&self, &ids: [JobId], after: Duration) -> ();
+    fn republish_all(&self) -> u64;
+    fn next_due_in(&self) -> Option<Duration>;
+    fn take_replies(&self, limit: usize, again_after: Duration) -> Vec<Reply>;
+    fn replied(&self, &ids: [JobId]) -> ();
+});
+
+pass_on!(Leases {
+    fn beat(&self, worker: WorkerId, &name: str) -> ();
+    fn retire(&self, worker: WorkerId) -> ();
+    fn lost_jobs(&self, lease: Duration, limit: usize) -> Vec<LostJob>;
+    fn forget_workers(&self, after: Duration) -> u64;
+});
+
+pass_on!(Verifying {
+    fn take_checks(&self, limit: usize, again_after: Duration) -> Vec<Check>;
+    fn put_off(&self, &put_off: PutOff) -> bool;
+    fn known_success(&self) -> Option<RequestId>;
+});
+
+pass_on!(Connecting {
+    fn take_awaited(&self, limit: usize, again_after: Duration) -> Vec<Awaited>;
+    fn put_off_awaited(&self, &awaited: Awaited, again_after: Duration, keep_doubt: bool) -> ();
+    fn release_awaited(&self, &awaited: Awaited, limit: usize) -> u64;
+    fn expire_awaiting(&self, limit: usize) -> u64;
+});
+
+pass_on!(Auditing {
+    fn audit(&self, after: Option<JobId>, limit: usize, &limits: AuditLimits) -> AuditPage<Finding>;
+    fn make_findable(&self, &ids: [JobId]) -> Vec<JobId>;
+    fn make_due(&self, &ids: [JobId]) -> Vec<JobId>;
+    fn eldest_worker(&self, lease: Duration) -> Option<WorkerId>;
+    fn succeeded_by_call(&self, after: Option<JobId>, limit: usize) -> AuditPage<JobId>;
+});
+
+pass_on!(Rejections {
+    fn reject(&self, &batch: [Rejected]) -> ();
+    fn rejected(&self, limit: usize) -> Vec<RejectedView>;
+    fn rejected_message(&self, id: Uuid) -> Option<RejectedView>;
+    fn mark_requeued(&self, id: Uuid) -> bool;
+});
+
+// What follows is either only read, every few seconds and to no effect on jobs, or belongs to the database
+// and not to a process. It is not worth the time of thousands of worlds.
+
+#[async_trait]
+impl Desk for Faulty {
+    async fn job(&self, id: JobId) -> Result<Option<JobView>, StoreError> {
+        self.world.apply(move |store| Box::pin(async move { store.job(id).await }))
+    }
+
+    async fn attempts(&self, id: JobId) -> Result<Vec<AttemptView>, StoreError> {
+        self.world.apply(move |store| Box::pin(async move { store.attempts(id).await }))
+    }
+
+    async fn jobs(&self, filter: &JobFilter) -> Result<Vec<JobView>, StoreError> {
+        let filter = filter.clone();
+        self.world.apply(move |store| Box::pin(async move { store.jobs(&filter).await }))
+    }
+
+    async fn cancel(&self, id: JobId) -> Result<Decided, StoreError> {
+        self.call(format!("cancel {id}"), move |store| Box::pin(async move { store.cancel(id).await })).await
+    }
+
+    async fn restart(&self, id: JobId) -> Result<Decided, StoreError> {
+        self.call(format!("restart {id}"), move |store| Box::pin(async move { store.restart(id).await }))
+            .await
+    }
+
+    async fn release(&self, id: JobId, release: Release) -> Result<Decided, StoreError> {
+        let told = format!("release {id} {release:?}");
+        self.call(told, move |store| Box::pin(async move { store.release(id, release).await })).await
+    }
+
+    async fn count_held(&self, filter: &HeldFilter) -> Result<u64, StoreError> {
+        let filter = filter.clone();
+        self.world.apply(move |store| Box::pin(async move { store.count_held(&filter).await }))
+    }
+
+    async fn release_held(
+        &self,
+        filter: &HeldFilter,
+        release: Release,
+        limit: usize,
+    ) -> Result<u64, StoreError> {
+        let (told, filter) = (format!("release {filter:?} {release:?}"), filter.clone());
+        self.call(told, move |store| {
+            Box::pin(async move { store.release_held(&filter, release, limit).await })
+        })
+        .await
+    }
+
+    async fn census(&self) -> Result<Census, StoreError> {
+        Ok(Census::default())
+    }
+}
+
+#[async_trait]
+impl Pins for Faulty {
+    async fn pins(&self) -> Result<Vec<PinRow>, StoreError> {
+        Ok(Vec::new())
+    }
+
+    async fn set_pin(&self, _: &PinRow) -> Result<(), StoreError> {
+        unreachable!("nobody pins anything at run time here")
+    }
+
+    async fn unset_pin(&self, _: Option<&Owner>, _: &str) -> Result<bool, StoreError> {
+        unreachable!("nobody pins anything at run time here")
+    }
+}
+
+#[async_trait]
+impl Admin for Faulty {
+    fn backend(&self) -> &'static str {
+        "SQLite"
+    }
+
+    async fn migrate(&self) -> Result<usize, StoreError> {
+        unreachable!("the file of a world is a copy of a migrated one")
+    }
+
+    async fn schema(&self) -> Result<Schema, StoreError> {
+        self.call("schema".into(), |store| Box::pin(async move { store.schema().await })).await
+    }
+
+    async fn now(&self) -> Result<Timestamp, StoreError> {
+        self.call("now".into(), |store| Box::pin(async move { store.now().await })).await
+    }
+
+    async fn version(&self) -> Result<String, StoreError> {
+        self.call("version".into(), |store| Box::pin(async move { store.version().await })).await
+    }
+
+    async fn close(&self) {}
+}
