@@ -8,12 +8,11 @@
 //! accounts there, and errand cannot tell them apart. Give organizations IDs that no user has. The
 //! cache keeps the two apart all the same.
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{sync::Arc, time::Duration};
 
 use futures_util::FutureExt as _;
+
+use tokio::time::Instant;
 
 use super::{
     Account, SharedToolApi, ToolApi, ToolError, cached::Cached, refusals::Refusals, setback::Setback,

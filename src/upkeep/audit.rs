@@ -161,12 +161,14 @@ impl Audit {
             metrics::AUDIT_REPAIRS.add1(kind.as_str(), 0);
         }
         tokio::select! {
+            biased;
             () = stop.cancelled() => return,
             () = tokio::time::sleep(FIRST_AFTER.min(turns.every)) => {}
         }
         // An audit that is cut off has changed nothing that the next one would miss.
         let round = || async {
             tokio::select! {
+                biased;
                 round = self.take_turn(turns) => round.map(|()| 0),
                 () = stop.cancelled() => Ok(0),
             }

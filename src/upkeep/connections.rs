@@ -89,6 +89,7 @@ impl Connections {
         // Look-ups may take long, and one that is cut off is made again by the next process.
         let round = || async {
             tokio::select! {
+                biased;
                 round = self.run_once() => round,
                 () = stop.cancelled() => Ok(0),
             }

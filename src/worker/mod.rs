@@ -201,6 +201,7 @@ impl Worker {
         let finisher = tokio::spawn(finish::run(shared.clone(), finish_loop));
         let freezer = tokio::spawn(finish::run_freezer(shared.clone(), freeze_loop));
         let replayed = tokio::select! {
+            biased;
             () = journal::replay(&shared) => true,
             () = stop.cancelled() => false,
         };
