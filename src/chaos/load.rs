@@ -21,8 +21,9 @@ use crate::{
 /// Jobs that are enqueued together.
 const CHUNK: usize = 10;
 
-/// How long a chunk may take, with all its repetitions.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// How long a chunk may take, with all its repetitions. A broker that was killed takes long to start on a busy
+/// machine.
+const PATIENCE: Duration = Duration::from_secs(240);
 
 /// The pause before what was not confirmed is enqueued again.
 const PAUSE: Duration = Duration::from_millis(300);
@@ -59,7 +60,7 @@ impl Load {
             for _ in 0..=usize::from(twice) {
                 tokio::time::timeout(PATIENCE, self.accept(&specs, by_message))
                     .await
-                    .context("jobs could not be enqueued for a minute")??;
+                    .context("jobs could not be enqueued for four minutes")??;
             }
         }
         Ok(accepted)

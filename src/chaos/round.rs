@@ -18,6 +18,7 @@ use crate::{
     job::{HeldReason, JobId, State},
     store::{AuditLimits, JobFilter, JobView, SharedStore},
     upkeep::audit::{self, Audit},
+    worker::execute::LOOKS,
 };
 
 /// How long jobs take to come in.
@@ -26,9 +27,6 @@ const SPAN: Duration = Duration::from_secs(6);
 /// How long everything may take to come to rest after the fault. Waits for retries, rescue and the log are
 /// short on a stage; the rest is for a busy machine.
 const PATIENCE: Duration = Duration::from_secs(120);
-
-/// What the error of a held job says as long as its call is looked for in the execution log.
-const LOOKS: &str = "errand looks";
 
 /// How often the store is looked at.
 const LOOK: Duration = Duration::from_millis(250);

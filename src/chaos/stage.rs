@@ -259,6 +259,7 @@ fn settings(api: &Proxy, key: &str) -> Vec<(String, String)> {
         ("ERRAND__VERIFY__GIVE_UP_SECS", secs(GIVE_UP)),
         ("ERRAND__RETRY__INITIAL_MS", "50".into()),
         ("ERRAND__RETRY__MAX_MS", "1000".into()),
+        ("ERRAND__RETRY__MAX_RETRY_AFTER_SECS", "2".into()),
         ("ERRAND__RETRY__MAX_ATTEMPTS", "100".into()),
         ("ERRAND__OUTAGE__FIRST_MS", "200".into()),
         ("ERRAND__OUTAGE__MAX_MS", "1000".into()),

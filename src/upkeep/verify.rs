@@ -24,7 +24,7 @@ use crate::{
     tool::{Answer, Body, Execution, Reply, SharedToolApi, ToolError, ToolResult},
     worker::{
         classify::{self, Next},
-        execute::hold,
+        execute::{LOOKS, hold},
     },
 };
 
@@ -269,10 +269,17 @@ impl Verify {
         told: &str,
     ) -> Result<(), StoreError> {
         let known = check.job.error.as_ref();
-        let first = known.map_or("", |error| error.message.split(SEPARATOR).next().unwrap_or_default());
-        let then = match again_after {
-            Some(_) => "errand looks again",
-            None => "look there yourself, then release the job with --succeeded, --failed or --retry",
+        let said = known.map_or("", |error| error.message.split(SEPARATOR).next().unwrap_or_default());
+        let (first, then) = match again_after {
+            Some(_) => (said, "errand looks again".to_owned()),
+            None => (
+                said.split(LOOKS).next().unwrap_or_default(),
+                format!(
+                    "look there yourself for the request ID {}, then release the job with --succeeded, --failed \
+                     or --retry",
+                    check.request_id
+                ),
+            ),
         };
         let times = check.checks.saturating_add(1);
         let message = format!(

@@ -285,14 +285,16 @@ fn judge(shared: &Shared, held: &Held, frozen: &Frozen, permit: Permit<'_>, repl
     }
 }
 
+/// What the error of a job says from here on as long as its call is looked for.
+pub(crate) const LOOKS: &str = "; errand looks for the request ID";
+
 /// Parks a job whose call may or may not have run: until the tool API's log is asked for the first
 /// time after `first_check`, or, without it, until a person has looked there.
 pub(crate) fn undecided(first_check: Option<Duration>, error: JobError, request_id: RequestId) -> Ending {
     let message = match first_check {
-        Some(_) => format!(
-            "{}; errand looks for the request ID {request_id} in the tool API's log and goes by what it finds",
-            error.message
-        ),
+        Some(_) => {
+            format!("{}{LOOKS} {request_id} in the tool API's log and goes by what it finds", error.message)
+        }
         None => format!(
             "{}; look for the request ID {request_id} in the tool API's log, then release the job with \
              --succeeded, --failed or --retry",
