@@ -74,7 +74,8 @@ fn of_one(world: &World, told: &Told, effects: usize, requests: usize) -> Vec<St
 
     // A job that was due stays due when the store's clock leaps back before it is claimed.
     let early = |at: Timestamp| spec.run_at.is_some_and(|run_at| at + LEAPS < run_at);
-    let started_in_time = !job.started_at.is_some_and(early);
+    // Whom a person lets go runs at once.
+    let started_in_time = world.was_released(spec.id) || !job.started_at.is_some_and(early);
     promise(started_in_time, "ran before its time");
     let expired = job.started_at.is_some_and(|at| spec.expires_at.is_some_and(|expires_at| at >= expires_at));
     promise(!expired, "ran after its time");
@@ -85,11 +86,14 @@ fn of_one(world: &World, told: &Told, effects: usize, requests: usize) -> Vec<St
         None => spec.budget.max_attempts.unwrap_or(world.config.retry.max_attempts),
     };
     promise(job.spent <= allowed, "spent more attempts than it had");
+    // What a rescue charged stays charged when it is learnt too late that nothing had been sent.
     let charged = told.attempts.iter().filter(|attempt| match attempt.outcome {
         Some(AttemptOutcome::Throttled | AttemptOutcome::Interrupted) | None => false,
         Some(_) => true,
     });
-    let charged = u32::try_from(charged.count()).unwrap() + u32::from(job.state == State::Failed);
+    let charged = u32::try_from(charged.count()).unwrap()
+        + world.claims.charged_by_rescues(spec.id)
+        + u32::from(job.state == State::Failed);
     promise(job.spent <= charged, "was charged for a wait");
     broken
 }

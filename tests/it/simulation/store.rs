@@ -16,7 +16,7 @@ use async_trait::async_trait;
 use errand::{
     job::{Fence, JobId, JobSpec, Owner, Release, RequestId, WorkerId},
     store::{
-        Admin, AttemptView, AuditLimits, AuditPage, Auditing, Awaited, Census, Check, Claim, Claimed,
+        Admin, AttemptView, AuditLimits, AuditPage, Auditing, Awaited, By, Census, Check, Claim, Claimed,
         Connecting, Decided, Desk, Due, Finding, Finish, Finished, Freeze, HeldFilter, Inserted, JobFilter,
         JobView, Jobs, Leases, LostJob, PinRow, Pins, PutOff, Rejected, RejectedView, Rejections, Relaying,
         Reply, Schema, StoreError, StoreErrorKind, Verifying, sqlite::SqliteStore,
@@ -281,6 +281,8 @@ pub(super) struct Claims {
     held: Mutex<BTreeMap<JobId, Held>>,
     /// The finishes that were applied.
     applied: Mutex<BTreeSet<RequestId>>,
+    /// The attempts that were charged by a rescue.
+    charged: Mutex<BTreeMap<JobId, u32>>,
 }
 
 #[derive(Debug)]
@@ -303,8 +305,16 @@ impl Claims {
         }
     }
 
+    /// How often a rescue charged the job for an attempt.
+    pub(super) fn charged_by_rescues(&self, id: JobId) -> u32 {
+        self.charged.lock().unwrap().get(&id).copied().unwrap_or(0)
+    }
+
     fn saw_finish(&self, world: &World, finish: &Finish, answer: Finished) {
         let Finished::Applied { .. } = answer else { return };
+        if matches!(finish.by, By::Rescuer { .. }) && finish.ending.spends_attempt() {
+            *self.charged.lock().unwrap().entry(finish.id).or_default() += 1;
+        }
         let mut all = self.held.lock().unwrap();
         let is_first = self.applied.lock().unwrap().insert(finish.attempt.request_id);
         match all.get_mut(&finish.id) {
