@@ -179,9 +179,6 @@ pub(crate) fn needs_reconnection(owner: &Owner, toolkit: &str, why: &str) -> Str
 /// What happens after somebody has connected an account.
 const THEN: &str = "and the job goes on by itself, or when it is released";
 
-/// A refusal that is older than this is not believed by a job that was let go meanwhile.
-const STALE_REFUSAL: Duration = Duration::from_secs(1);
-
 /// The account that jobs of this owner and toolkit would use, asked of the API anew. `None` while there
 /// is none or the named one is not active. A named account that can never be used counts as found: its
 /// jobs find out what is wrong with it.
@@ -214,9 +211,16 @@ type Choice = Result<Arc<str>, Option<Arc<str>>>;
 struct Found<T> {
     what: T,
     misses: u32,
+    /// When the API was asked.
+    asked_at: Instant,
 }
 
 impl<T> Found<T> {
+    /// Whether this may be told to a job that was claimed at `since`.
+    fn counts(&self, since: Instant) -> bool {
+        self.misses == 0 || self.asked_at >= since
+    }
+
     /// How long it is remembered.
     fn ttl(&self, options: AccountOptions) -> Duration {
         match self.misses.checked_sub(1) {
@@ -287,20 +291,35 @@ impl Accounts {
         }
     }
 
-    /// To be called for a job that may have been let go because its owner has connected an account: what
-    /// is remembered about a missing one counts only if it is very fresh.
-    pub fn doubt_refusal(&self, owner: &Owner, toolkit: &str, explicit: Option<&str>) {
-        match explicit {
-            Some(id) => {
-                let id = id.to_owned();
-                if self.named.fresh(&id).is_some_and(|found| found.misses > 0) {
-                    self.named.doubt(&id, STALE_REFUSAL);
+    /// As [`Self::resolve`], for a job that was claimed at `since` and may have been let go right before
+    /// because its owner has connected an account: that there is none counts only when the API was asked
+    /// after that.
+    ///
+    /// # Errors
+    /// As [`Self::resolve`].
+    pub async fn resolve_since(
+        &self,
+        owner: &Owner,
+        toolkit: &str,
+        explicit: Option<&str>,
+        since: Instant,
+    ) -> Result<String, AccountError> {
+        // Ends, because what is fetched from now on counts.
+        loop {
+            match explicit {
+                Some(id) => {
+                    let found = self.named(id).await?;
+                    if found.counts(since) {
+                        return judge(owner, toolkit, id, found.what.as_deref());
+                    }
+                    self.named.expire(&id.to_owned());
                 }
-            }
-            None => {
-                let key = key(owner, toolkit);
-                if self.defaults.fresh(&key).is_some_and(|found| found.misses > 0) {
-                    self.defaults.doubt(&key, STALE_REFUSAL);
+                None => {
+                    let found = self.default(owner, toolkit).await?;
+                    if found.counts(since) {
+                        return chosen(owner, toolkit, found.what);
+                    }
+                    self.defaults.expire(&key(owner, toolkit));
                 }
             }
         }
@@ -344,11 +363,12 @@ impl Accounts {
         let keep = move |found: &Found<Choice>| found.ttl(options);
         let misses = self.defaults.stale(&key).map_or(0, |found| found.misses);
         let fetch = move || {
+            let asked_at = Instant::now();
             async move {
                 let accounts = api.accounts(&user, Some(&slug)).await?;
                 let what = choose(&user, &slug, &accounts);
                 let misses = if what.is_ok() { 0 } else { misses.saturating_add(1) };
-                Ok(Found { what, misses })
+                Ok(Found { what, misses, asked_at })
             }
             .boxed()
         };
@@ -361,6 +381,7 @@ impl Accounts {
         let keep = move |found: &Found<Option<Arc<Account>>>| found.ttl(options);
         let misses = self.named.stale(&wanted).map_or(0, |found| found.misses);
         let fetch = move || {
+            let asked_at = Instant::now();
             async move {
                 let what = match api.account(&wanted).await {
                     Ok(account) => Some(Arc::new(account)),
@@ -369,7 +390,7 @@ impl Accounts {
                 };
                 let usable = what.as_ref().is_some_and(|account| account.is_active());
                 let misses = if usable { 0 } else { misses.saturating_add(1) };
-                Ok(Found { what, misses })
+                Ok(Found { what, misses, asked_at })
             }
             .boxed()
         };

@@ -44,7 +44,6 @@ struct Flight<V> {
 #[derive(Clone)]
 struct Entry<V> {
     value: V,
-    since: Instant,
     until: Instant,
 }
 
@@ -77,14 +76,10 @@ where
         self.0.keep(key, value, ttl);
     }
 
-    /// Ends the time of a value that is older than `age`.
-    pub(super) fn doubt(&self, key: &K, age: Duration) {
-        let now = Instant::now();
-        if let Some(entry) = self.0.values.get(key)
-            && now < entry.until
-            && entry.since + age < now
-        {
-            self.0.values.insert(key.clone(), Entry { until: now, ..entry });
+    /// Ends the time of a value.
+    pub(super) fn expire(&self, key: &K) {
+        if let Some(entry) = self.0.values.get(key) {
+            self.0.values.insert(key.clone(), Entry { until: Instant::now(), ..entry });
         }
     }
 
@@ -159,7 +154,7 @@ impl<K: Clone + Eq + Hash, V: Clone> Inner<K, V> {
     fn keep(&self, key: K, value: V, ttl: Duration) {
         let now = Instant::now();
         let until = now.checked_add(ttl).unwrap_or(now);
-        self.values.insert(key, Entry { value, since: now, until });
+        self.values.insert(key, Entry { value, until });
     }
 
     fn flights(&self) -> MutexGuard<'_, Flights<K, V>> {

@@ -29,6 +29,7 @@ pub(super) struct Held {
     request_id: RequestId,
     holding: Holding,
     started_at: Timestamp,
+    claimed_at: Instant,
     /// When the job was due for the first time, as far as this process can tell.
     due_at: Timestamp,
     metrics: Arc<LaneMetrics>,
@@ -50,7 +51,15 @@ impl Held {
             let waited = started_at.duration_since(due_at).as_secs_f64().max(0.0);
             metrics.waited(waited);
         }
-        Self { spec: claim.spec, request_id: claim.request_id, holding, started_at, due_at, metrics }
+        Self {
+            spec: claim.spec,
+            request_id: claim.request_id,
+            holding,
+            started_at,
+            claimed_at: Instant::now(),
+            due_at,
+            metrics,
+        }
     }
 }
 
@@ -153,8 +162,8 @@ async fn freeze(shared: &Shared, held: &mut Held, earlier: Option<Frozen>) -> Fr
     held.holding.frozen.clone_from(&earlier);
     let decision = async {
         match earlier {
-            Some(frozen) => resolver.decide_account(&held.spec, frozen).await,
-            None => resolver.decide(&held.spec).await,
+            Some(frozen) => resolver.decide_account(&held.spec, frozen, held.claimed_at).await,
+            None => resolver.decide(&held.spec, held.claimed_at).await,
         }
     };
     let resolution = tokio::select! {
@@ -360,7 +369,7 @@ fn panicked(shared: &Shared, held: &Held) -> Ended {
 
 /// Records the attempt and tells the metrics what became of the job.
 async fn record(shared: &Shared, held: Held, ended: Ended) {
-    let Held { spec, request_id, holding, started_at, due_at, metrics: lane } = held;
+    let Held { spec, request_id, holding, started_at, due_at, metrics: lane, claimed_at: _ } = held;
     let toolkit = holding.frozen.as_ref().map(|frozen| frozen.toolkit.clone());
     let bytes = match &ended.ending {
         Ending::Succeed { result } => result.get().len() as u64,

@@ -213,6 +213,9 @@ impl Lane {
                 // Known jobs may carry an earlier decision that still holds, which only the store
                 // knows; their refusal is decided after the claim.
                 Some(Err(Setback::Fail(error))) if !known => (None, refuse(error)),
+                // A job is not held before its time: by the store's clock it is scheduled, or found
+                // wanting after the claim.
+                Some(Err(_)) if spec.run_at.is_some() => (None, Verdict::Run),
                 Some(Err(Setback::Hold(reason, error))) if !known => (None, Verdict::Hold(reason, error)),
                 Some(Err(Setback::Connect { toolkit, error })) if !known => {
                     (None, Verdict::Connect(toolkit, error))

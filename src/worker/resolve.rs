@@ -10,6 +10,7 @@ use std::{
     time::Duration,
 };
 
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -117,12 +118,12 @@ impl Resolver {
         Some(account.map(|id| frozen(resolved, Some(id))).map_err(|error| error.setback()))
     }
 
-    /// The decision, asking the tool API where something is not remembered. Bounded by the API
-    /// client's own timeouts.
+    /// The decision for a job that was claimed at `since`, asking the tool API where something is not
+    /// remembered. Bounded by the API client's own timeouts.
     ///
     /// # Errors
     /// Why the job cannot be called now, and what to do with it.
-    pub async fn decide(&self, spec: &JobSpec) -> Result<Frozen, Setback> {
+    pub async fn decide(&self, spec: &JobSpec, since: Instant) -> Result<Frozen, Setback> {
         let pins = self.pins();
         let resolved = self.catalog.resolve(&Ask::from(spec), &pins, self.policy).await;
         metrics::LOOKUPS.add2(["tool", if resolved.is_ok() { "found" } else { "failed" }], 1);
@@ -132,8 +133,7 @@ impl Resolver {
             return Ok(frozen(resolved, None));
         }
         let explicit = spec.connected_account_id.as_deref();
-        self.accounts.doubt_refusal(&spec.owner, &resolved.toolkit, explicit);
-        let account = self.accounts.resolve(&spec.owner, &resolved.toolkit, explicit).await;
+        let account = self.accounts.resolve_since(&spec.owner, &resolved.toolkit, explicit, since).await;
         metrics::LOOKUPS.add2(["account", if account.is_ok() { "found" } else { "failed" }], 1);
         account.map(|id| frozen(resolved, Some(id))).map_err(|error| error.setback())
     }
@@ -148,19 +148,23 @@ impl Resolver {
         !self.catalog.get_cached(&spec.tool, Some(&frozen.version)).is_some_and(needs_none)
     }
 
-    /// Chooses the account of a decision that lacks one; the rest of it stays.
+    /// Chooses the account of a decision that lacks one, for a job that was claimed at `since`; the
+    /// rest of it stays.
     ///
     /// # Errors
     /// As [`Self::decide`].
-    pub async fn decide_account(&self, spec: &JobSpec, frozen: Frozen) -> Result<Frozen, Setback> {
+    pub async fn decide_account(
+        &self,
+        spec: &JobSpec,
+        frozen: Frozen,
+        since: Instant,
+    ) -> Result<Frozen, Setback> {
         let info = self.catalog.get(&spec.tool, Some(&frozen.version)).await;
         if info.map_err(|error| error.setback("describe the tool"))?.no_auth {
             return Ok(frozen);
         }
         let explicit = spec.connected_account_id.as_deref();
-        // The job has just been released, so what is remembered may be out of date.
-        self.accounts.doubt_refusal(&spec.owner, &frozen.toolkit, explicit);
-        let account = self.accounts.resolve(&spec.owner, &frozen.toolkit, explicit).await;
+        let account = self.accounts.resolve_since(&spec.owner, &frozen.toolkit, explicit, since).await;
         account.map(|id| Frozen { account: Some(id), ..frozen }).map_err(|error| error.setback())
     }
 

@@ -2,7 +2,7 @@
 //! mend what they are asked to mend and release what is held. Everything is drawn from the seed.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     fmt,
     path::Path,
     sync::{Arc, Mutex, atomic::Ordering::Relaxed},
@@ -74,7 +74,6 @@ pub(super) struct World {
     /// The processes that take jobs at the moment, by slot.
     live: Mutex<BTreeMap<usize, Live>>,
     ended: Mutex<BTreeMap<JobId, State>>,
-    released: Mutex<BTreeSet<JobId>>,
     broken: Mutex<Vec<String>>,
     capacity: usize,
 }
@@ -184,7 +183,6 @@ impl World {
             thread: thread.clone(),
             live: Mutex::default(),
             ended: Mutex::default(),
-            released: Mutex::default(),
             broken: Mutex::default(),
             capacity: dice.pick(&[1, 10_000]),
             dice,
@@ -588,12 +586,7 @@ impl World {
             HeldReason::Unidentified => return,
         };
         let store = self.store_of(&Life::new(usize::MAX, "cli".to_owned()));
-        self.released.lock().unwrap().insert(id);
         drop(store.release(id, release).await);
-    }
-
-    pub(super) fn was_released(&self, id: JobId) -> bool {
-        self.released.lock().unwrap().contains(&id)
     }
 
     fn log_tells(&self) -> bool {

@@ -21,8 +21,10 @@ use errand::{
     },
 };
 use futures_util::future::{FutureExt as _, join_all};
+use tokio::time::Instant;
 
 const LONG: Duration = Duration::from_secs(600);
+const ANSWERS_AFTER: Duration = Duration::from_millis(10);
 const BASE: &str = "00000000_00";
 const OLD: &str = "20250101_00";
 const NEW: &str = "20260101_00";
@@ -40,7 +42,7 @@ struct Fake {
 impl Fake {
     async fn ask(&self, what: String) -> Result<(), ToolError> {
         self.asked.lock().unwrap().push(what);
-        tokio::time::sleep(Duration::from_millis(10)).await;
+        tokio::time::sleep(ANSWERS_AFTER).await;
         self.failure.lock().unwrap().clone().map_or(Ok(()), Err)
     }
 
@@ -414,4 +416,35 @@ async fn what_was_forgotten_while_it_was_being_asked_is_not_remembered() {
     api.fail(Some(unavailable()));
     let error = accounts.resolve(&owner, "chat", None).await.unwrap_err();
     assert!(matches!(error.setback(), Setback::Wait { .. }));
+}
+
+#[tokio::test(start_paused = true)]
+async fn that_there_is_no_account_counts_only_for_jobs_that_were_claimed_before() {
+    let (api, accounts) = accounts(vec![account("ca_1", Some("u"), "chat", "EXPIRED", 1)], LONG);
+    let owner = user("u");
+    let become_status = |status: &str| status.clone_into(&mut api.accounts.lock().unwrap()[0].status);
+    for named in [None, Some("ca_1")] {
+        let resolve = |since| accounts.resolve_since(&owner, "chat", named, since);
+        let early = Instant::now();
+        resolve(early).await.unwrap_err();
+        resolve(early).await.unwrap_err();
+        assert_eq!(api.asked().len(), 1, "that is remembered");
+
+        // The API is being asked when jobs are let go, and says what was true before.
+        accounts.forget(&owner, "chat");
+        accounts.forget_account("ca_1");
+        let later = async {
+            tokio::time::sleep(ANSWERS_AFTER / 2).await;
+            join_all((0..50).map(|_| resolve(Instant::now()))).await
+        };
+        let activate = async {
+            tokio::time::sleep(ANSWERS_AFTER + ANSWERS_AFTER / 2).await;
+            become_status("ACTIVE");
+        };
+        let (first, later, ()) = tokio::join!(resolve(early), later, activate);
+        first.unwrap_err();
+        assert!(later.into_iter().all(|found| found.unwrap() == "ca_1"));
+        assert_eq!(api.asked().len(), 2, "all who came later share one question");
+        become_status("EXPIRED");
+    }
 }
