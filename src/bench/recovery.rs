@@ -21,8 +21,8 @@ use crate::{
     store::{Claim, Claimed, Frozen, PinnedBy, SharedStore, Verdict},
 };
 
-/// How often is looked.
-const LOOK: Duration = Duration::from_millis(20);
+/// How often is looked, and how exact the times are. Each look reads the whole table.
+const LOOK: Duration = Duration::from_millis(100);
 
 /// Without an end for so long after the lease, something is wrong.
 const PATIENCE: Duration = Duration::from_secs(120);

@@ -25,11 +25,14 @@ use errand::{
 };
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json, value::RawValue};
-use sqlx::{AssertSqlSafe, Connection as _, Executor as _, SqliteConnection};
+use sqlx::{AssertSqlSafe, Connection as _, Executor as _, Row as _, SqliteConnection};
 use tempfile::TempDir;
 use uuid::Uuid;
 
-use crate::support;
+use crate::{
+    stage::PATIENCE,
+    support::{self, wait::until},
+};
 
 /// Runs every function of the list on every backend.
 macro_rules! on_every_backend {
@@ -2335,6 +2338,33 @@ async fn a_store_that_cannot_be_reached_is_unavailable_and_recovers() {
     })
     .await;
     running(one(answer));
+}
+
+/// Without the statistics, PostgreSQL would compare each job with each claimed ID.
+#[tokio::test]
+async fn the_jobs_of_a_lost_worker_are_found_by_their_keys_before_statistics_know_of_them() {
+    const JOBS: usize = 3_000;
+    let t = Bench::postgres().await;
+    t.execute("alter table jobs set (autovacuum_enabled = false)").await;
+    t.execute("alter table claims set (autovacuum_enabled = false)").await;
+    let specs: Vec<_> = (0..JOBS).map(|_| job(json!({}))).collect();
+    for specs in specs.chunks(500) {
+        let claims: Vec<_> = specs.iter().map(claim).collect();
+        t.store.claim(t.worker, &claims).await.unwrap();
+    }
+    assert_eq!(t.store.lost_jobs(Duration::ZERO, JOBS * 2).await.unwrap().len(), JOBS);
+    assert_eq!(t.store.forget_workers(LEASE).await.unwrap(), 0);
+    t.store.close().await;
+    let Place::Postgres(database) = &t.place else { unreachable!("that is the backend") };
+    // What a session did is counted when it has ended.
+    let read_whole = until("the looks are counted", PATIENCE, async || {
+        let sql = "select idx_scan, seq_tup_read from pg_stat_user_tables where relname = 'jobs'";
+        let row = database.connect().await.fetch_one(sql).await.unwrap();
+        let (by_key, read_whole): (i64, i64) = (row.get(0), row.get(1));
+        (by_key >= i64::try_from(JOBS).unwrap()).then_some(read_whole)
+    })
+    .await;
+    assert_eq!(read_whole, 0, "rows that were read to find others");
 }
 
 #[tokio::test]

@@ -5,7 +5,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use sqlx::Row;
 
-use super::{Bound, PostgresStore, rows, time};
+use super::{Bound, PostgresStore, leases::running_of_claim, rows, time};
 use crate::{
     job::{ErrorKind, JobId, Release, State, Transition},
     store::{
@@ -156,11 +156,11 @@ const CENSUS_WAITING: &str = "select queue, state, count(*) as jobs,
         (extract(epoch from now() - min(due_at) filter (where due_at <= now())) * 1000000)::bigint as oldest
     from jobs where due_at is not null group by queue, state order by queue, state";
 
-const CENSUS_RUNNING: &str = "select j.queue, count(distinct j.id) as jobs
-    from claims c
-        cross join lateral unnest(c.job_ids) as taken (id)
-        join jobs j on j.id = taken.id and j.worker_id = c.worker_id and j.state = 'running'
-    group by j.queue order by j.queue";
+const CENSUS_RUNNING: &str = concat!(
+    "select j.queue, count(distinct j.id) as jobs from claims c cross join lateral ",
+    running_of_claim!(),
+    " group by j.queue order by j.queue"
+);
 
 const CENSUS_HELD: &str =
     "select queue, held_reason, count(*) as jobs from jobs where held_reason is not null
