@@ -48,7 +48,8 @@ pub(super) fn head(records: usize) -> Result<String, serde_json::Error> {
 
 /// The line of one record, with its line break.
 pub(super) fn record(finish: &Finish) -> Result<String, serde_json::Error> {
-    line(&WireFinish::from(finish))
+    let Finish { id, fence, by: _, attempt, ending } = finish.clone();
+    line(&WireFinish { job: id, fence, attempt, ending })
 }
 
 fn line(content: &impl Serialize) -> Result<String, serde_json::Error> {
@@ -74,8 +75,8 @@ pub(super) fn read(line: &[u8], first: bool) -> Result<Line, Unusable> {
         let head: WireHead = serde_json::from_slice(json).map_err(damaged)?;
         return Ok(Line::Head { records: head.records });
     }
-    let wire: WireFinish = serde_json::from_slice(json).map_err(damaged)?;
-    Ok(Line::Record(Box::new(wire.try_into().map_err(damaged)?)))
+    let WireFinish { job, fence, attempt, ending } = serde_json::from_slice(json).map_err(damaged)?;
+    Ok(Line::Record(Box::new(Finish { id: job, fence, by: By::Holder, attempt, ending })))
 }
 
 fn checksum(bytes: &[u8]) -> String {
@@ -97,11 +98,14 @@ struct WireHead {
 struct WireFinish {
     job: JobId,
     fence: Fence,
-    attempt: WireAttempt,
-    ending: WireEnding,
+    #[serde(with = "WireAttempt")]
+    attempt: Attempt,
+    #[serde(with = "WireEnding")]
+    ending: Ending,
 }
 
 #[derive(Serialize, Deserialize)]
+#[serde(remote = "Attempt")]
 struct WireAttempt {
     number: u32,
     request_id: RequestId,
@@ -115,11 +119,11 @@ struct WireAttempt {
 }
 
 #[derive(Serialize, Deserialize)]
-#[serde(tag = "kind", rename_all = "snake_case")]
+#[serde(remote = "Ending", tag = "kind", rename_all = "snake_case")]
 enum WireEnding {
-    /// The result is JSON in a text, because it is kept verbatim and may contain line breaks.
     Succeed {
-        result: String,
+        #[serde(with = "verbatim")]
+        result: Arc<RawValue>,
     },
     Fail {
         error: JobError,
@@ -146,81 +150,20 @@ enum WireEnding {
     },
 }
 
-impl From<&Finish> for WireFinish {
-    fn from(finish: &Finish) -> Self {
-        let Attempt {
-            number,
-            request_id,
-            outcome,
-            http_status,
-            log_id,
-            version,
-            error,
-            started_at,
-            finished_at,
-        } = finish.attempt.clone();
-        let attempt = WireAttempt {
-            number,
-            request_id,
-            outcome,
-            http_status,
-            log_id,
-            version,
-            error,
-            started_at,
-            finished_at,
-        };
-        let ending = match finish.ending.clone() {
-            Ending::Succeed { result } => WireEnding::Succeed { result: result.get().to_owned() },
-            Ending::Fail { error } => WireEnding::Fail { error },
-            Ending::Retry { after, error } => WireEnding::Retry { after, error },
-            Ending::Snooze { after, error } => WireEnding::Snooze { after, error },
-            Ending::Hold { reason, error } => WireEnding::Hold { reason, error },
-            Ending::Connect { toolkit, error } => WireEnding::Connect { toolkit, error },
-            Ending::Verify { after, error } => WireEnding::Verify { after, error },
-        };
-        Self { job: finish.id, fence: finish.fence, attempt, ending }
+/// JSON in a text, because a result is kept verbatim and may contain line breaks.
+mod verbatim {
+    use std::sync::Arc;
+
+    use serde::{Deserialize as _, Deserializer, Serializer, de::Error as _};
+    use serde_json::value::RawValue;
+
+    pub(super) fn serialize<S: Serializer>(result: &Arc<RawValue>, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(result.get())
     }
-}
 
-impl TryFrom<WireFinish> for Finish {
-    type Error = serde_json::Error;
-
-    fn try_from(wire: WireFinish) -> Result<Self, serde_json::Error> {
-        let WireAttempt {
-            number,
-            request_id,
-            outcome,
-            http_status,
-            log_id,
-            version,
-            error,
-            started_at,
-            finished_at,
-        } = wire.attempt;
-        let attempt = Attempt {
-            number,
-            request_id,
-            outcome,
-            http_status,
-            log_id,
-            version,
-            error,
-            started_at,
-            finished_at,
-        };
-        let ending = match wire.ending {
-            WireEnding::Succeed { result } => {
-                Ending::Succeed { result: Arc::from(RawValue::from_string(result)?) }
-            }
-            WireEnding::Fail { error } => Ending::Fail { error },
-            WireEnding::Retry { after, error } => Ending::Retry { after, error },
-            WireEnding::Snooze { after, error } => Ending::Snooze { after, error },
-            WireEnding::Hold { reason, error } => Ending::Hold { reason, error },
-            WireEnding::Connect { toolkit, error } => Ending::Connect { toolkit, error },
-            WireEnding::Verify { after, error } => Ending::Verify { after, error },
-        };
-        Ok(Self { id: wire.job, fence: wire.fence, by: By::Holder, attempt, ending })
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Arc<RawValue>, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        RawValue::from_string(text).map(Arc::from).map_err(D::Error::custom)
     }
 }
 
