@@ -11,6 +11,7 @@ pub mod place;
 pub mod postgres;
 pub mod proxy;
 pub mod rabbitmq;
+mod server;
 
 pub use place::Place;
 pub use postgres::Postgres;

@@ -2,10 +2,6 @@
 
 use std::{
     path::{Path, PathBuf},
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU32, Ordering},
-    },
     time::Duration,
 };
 
@@ -15,12 +11,12 @@ use super::{
     Place,
     guard::{Guard, Process},
     machine,
+    server::{self, Installation as _, Server},
 };
 use crate::store;
 
 /// Long enough for recovery with fsync on a busy machine.
 const START_LIMIT: Duration = Duration::from_secs(60);
-const STOP_LIMIT: Duration = Duration::from_secs(20);
 
 /// How a private server is set up.
 #[derive(Clone, Debug, Default)]
@@ -43,9 +39,7 @@ pub struct Database {
 
 /// A server that is gone, with its data, when the last clone is dropped.
 #[derive(Clone, Debug)]
-pub struct Postgres {
-    server: Arc<Server>,
-}
+pub struct Postgres(Server<Installation>);
 
 impl Postgres {
     /// Starts a server, and returns when it answers.
@@ -64,20 +58,20 @@ impl Postgres {
     pub fn start_blocking(place: &Place, options: &Options) -> Result<Postgres> {
         let directories = machine::versions(Path::new("/usr/lib/postgresql"), "bin");
         let postgres = machine::program("postgres", "postgresql", &directories)?;
-        let server = machine::start_with_retries("PostgreSQL", || Server::start(place, &postgres, options))?;
-        Ok(Postgres { server: Arc::new(server) })
+        let start = || Server::start(Installation::create(place, &postgres, options)?);
+        machine::start_with_retries(Installation::SERVICE, start).map(Postgres)
     }
 
     /// The URL of the database `postgres`. It stays the same over restarts.
     #[must_use]
     pub fn url(&self) -> String {
-        self.server.installation.url("postgres")
+        self.0.installation().url("postgres")
     }
 
     /// The loopback port, for a proxy in front of the server.
     #[must_use]
     pub fn port(&self) -> u16 {
-        self.server.installation.port
+        self.0.installation().port
     }
 
     /// Creates an empty database, whose name begins with the hint.
@@ -85,9 +79,9 @@ impl Postgres {
     /// # Errors
     /// The server does not answer.
     pub async fn database(&self, hint: &str) -> Result<Database> {
-        let name = machine::name(hint, self.server.databases.fetch_add(1, Ordering::Relaxed));
+        let name = self.0.name(hint);
         store::bench::create_database(&self.url().into(), &name).await.context("create a database")?;
-        Ok(Database { url: self.server.installation.url(&name), name })
+        Ok(Database { url: self.0.installation().url(&name), name })
     }
 
     /// Kills the server and all its backends with SIGKILL, and returns when they are gone.
@@ -95,7 +89,7 @@ impl Postgres {
     /// # Errors
     /// They cannot be killed.
     pub async fn kill9(&self) -> Result<()> {
-        self.with_server(|server| server.process().kill()).await
+        self.0.kill9().await
     }
 
     /// Shuts down cleanly; open connections are closed. Kills what has not ended after 20 seconds.
@@ -103,14 +97,7 @@ impl Postgres {
     /// # Errors
     /// The server cannot be stopped.
     pub async fn stop(&self) -> Result<()> {
-        self.with_server(|server| {
-            let mut process = server.process();
-            process.signal("INT")?;
-            // A paused server would never notice.
-            process.signal_tree("CONT")?;
-            process.wait(STOP_LIMIT).map(drop)
-        })
-        .await
+        self.0.stop().await
     }
 
     /// Starts again on the same data and port, after a clean stop if the server runs.
@@ -118,13 +105,7 @@ impl Postgres {
     /// # Errors
     /// The server does not stop or does not start.
     pub async fn restart(&self) -> Result<()> {
-        self.stop().await?;
-        self.with_server(|server| {
-            let process = server.installation.run().context("PostgreSQL does not restart")?;
-            *server.process() = process;
-            Ok(())
-        })
-        .await
+        self.0.restart().await
     }
 
     /// Stops all processes of the server where they are; connections stay open and nothing answers.
@@ -132,7 +113,7 @@ impl Postgres {
     /// # Errors
     /// No signal can be sent.
     pub async fn pause(&self) -> Result<()> {
-        self.with_server(|server| server.process().signal_tree("STOP")).await
+        self.0.pause().await
     }
 
     /// Lets a paused server go on.
@@ -140,22 +121,8 @@ impl Postgres {
     /// # Errors
     /// No signal can be sent.
     pub async fn resume(&self) -> Result<()> {
-        self.with_server(|server| server.process().signal_tree("CONT")).await
+        self.0.resume().await
     }
-
-    async fn with_server(&self, work: impl FnOnce(&Server) -> Result<()> + Send + 'static) -> Result<()> {
-        let server = Arc::clone(&self.server);
-        machine::blocking(move || work(&server)).await
-    }
-}
-
-#[derive(Debug)]
-struct Server {
-    /// Dropped first, so that the process is dead when it is reaped.
-    installation: Installation,
-    process: Mutex<Process>,
-    /// The number of the next database.
-    databases: AtomicU32,
 }
 
 /// What stays the same over restarts.
@@ -165,18 +132,6 @@ struct Installation {
     postgres: PathBuf,
     port: u16,
     settings: Vec<String>,
-}
-
-impl Server {
-    fn start(place: &Place, postgres: &Path, options: &Options) -> Result<Server> {
-        let installation = Installation::create(place, postgres, options)?;
-        let process = Mutex::new(installation.run()?);
-        Ok(Server { installation, process, databases: AtomicU32::new(1) })
-    }
-
-    fn process(&self) -> MutexGuard<'_, Process> {
-        self.process.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 impl Installation {
@@ -189,6 +144,16 @@ impl Installation {
         Ok(Installation { guard, postgres: postgres.to_owned(), port: place.free_port()?, settings })
     }
 
+    fn url(&self, database: &str) -> String {
+        format!("postgres://errand@127.0.0.1:{}/{database}", self.port)
+    }
+}
+
+impl server::Installation for Installation {
+    const SERVICE: &'static str = "PostgreSQL";
+    const STOP_SIGNAL: &'static str = "INT";
+    const STOP_LIMIT: Duration = Duration::from_secs(20);
+
     fn run(&self) -> Result<Process> {
         let mut args = vec!["-D".to_owned(), "data".to_owned(), "-p".to_owned(), self.port.to_string()];
         args.extend(self.settings.iter().flat_map(|setting| ["-c".to_owned(), setting.clone()]));
@@ -197,10 +162,6 @@ impl Installation {
             .wait_ready(START_LIMIT, || answers(self.port))
             .with_context(|| format!("the server wrote:\n{}\nand", self.guard.output()))?;
         Ok(process)
-    }
-
-    fn url(&self, database: &str) -> String {
-        format!("postgres://errand@127.0.0.1:{}/{database}", self.port)
     }
 }
 

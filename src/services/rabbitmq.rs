@@ -3,10 +3,6 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU32, Ordering},
-    },
     time::Duration,
 };
 
@@ -17,11 +13,11 @@ use super::{
     Place,
     guard::{Guard, Process},
     machine,
+    server::{self, Installation as _, Server},
 };
 
 /// A node boots in seven to nine seconds on an idle machine of two cores, and tests keep it busy.
 const START_LIMIT: Duration = Duration::from_secs(120);
-const STOP_LIMIT: Duration = Duration::from_secs(60);
 const LIST_LIMIT: Duration = Duration::from_secs(10);
 const MANAGE_LIMIT: Duration = Duration::from_secs(30);
 
@@ -71,9 +67,7 @@ impl Vhost {
 
 /// A node that is gone, with its data, when the last clone is dropped.
 #[derive(Clone, Debug)]
-pub struct RabbitMq {
-    node: Arc<Node>,
-}
+pub struct RabbitMq(Server<Installation>);
 
 impl RabbitMq {
     /// Starts a node, and returns when it answers.
@@ -91,8 +85,8 @@ impl RabbitMq {
     /// As for `start`.
     pub fn start_blocking(place: &Place, options: &Options) -> Result<RabbitMq> {
         let programs = Programs::find()?;
-        let node = machine::start_with_retries("RabbitMQ", || Node::start(place, &programs, options))?;
-        Ok(RabbitMq { node: Arc::new(node) })
+        let start = || Server::start(Installation::create(place, &programs, options)?);
+        machine::start_with_retries(Installation::SERVICE, start).map(RabbitMq)
     }
 
     /// The AMQP URL of the default virtual host. It stays the same over restarts.
@@ -104,19 +98,19 @@ impl RabbitMq {
     /// The loopback port of AMQP, for a proxy in front of the node.
     #[must_use]
     pub fn port(&self) -> u16 {
-        self.node.installation.ports.amqp
+        self.0.installation().ports.amqp
     }
 
     /// The root of the management API, without credentials and without `/api`.
     #[must_use]
     pub fn management_url(&self) -> String {
-        format!("http://127.0.0.1:{}", self.node.installation.ports.management)
+        format!("http://127.0.0.1:{}", self.0.installation().ports.management)
     }
 
     /// Where the node's own metrics are, if it was started with the plugin.
     #[must_use]
     pub fn prometheus_url(&self) -> String {
-        format!("http://127.0.0.1:{}/metrics", self.node.installation.ports.prometheus)
+        format!("http://127.0.0.1:{}/metrics", self.0.installation().ports.prometheus)
     }
 
     /// Creates an empty virtual host, whose name has the hint in it.
@@ -124,8 +118,7 @@ impl RabbitMq {
     /// # Errors
     /// The node does not answer.
     pub async fn vhost(&self, hint: &str) -> Result<Vhost> {
-        let number = self.node.vhosts.fetch_add(1, Ordering::Relaxed);
-        let name = format!("test/{}", machine::name(hint, number));
+        let name = format!("test/{}", self.0.name(hint));
         let vhost = Vhost { amqp_url: self.amqp_url(&name), management_url: self.management_url(), name };
         let path = vhost.encoded_name();
         vhost.manage(reqwest::Method::PUT, &format!("vhosts/{path}"), Some(json!({}))).await?;
@@ -143,7 +136,7 @@ impl RabbitMq {
     /// # Errors
     /// The list is not written within 10 seconds, or the node cannot be killed.
     pub async fn kill9(&self) -> Result<()> {
-        let directory = self.node.installation.guard.directory().join("data");
+        let directory = self.0.installation().guard.directory().join("data");
         let listed = async {
             while !quorum_queues_are_listed(&directory) {
                 tokio::time::sleep(Duration::from_millis(15)).await;
@@ -152,7 +145,7 @@ impl RabbitMq {
         if tokio::time::timeout(LIST_LIMIT, listed).await.is_err() {
             bail!("RabbitMQ has not written the list of its quorum queues within {LIST_LIMIT:?}");
         }
-        self.with_node(|node| node.process().kill()).await
+        self.0.kill9().await
     }
 
     /// Shuts down cleanly, which takes several seconds. Kills what has not ended after a minute.
@@ -160,13 +153,7 @@ impl RabbitMq {
     /// # Errors
     /// The node cannot be stopped.
     pub async fn stop(&self) -> Result<()> {
-        self.with_node(|node| {
-            let mut process = node.process();
-            process.signal_tree("CONT")?;
-            process.signal("TERM")?;
-            process.wait(STOP_LIMIT).map(drop)
-        })
-        .await
+        self.0.stop().await
     }
 
     /// Starts again on the same data and ports, after a clean stop if the node runs.
@@ -174,13 +161,7 @@ impl RabbitMq {
     /// # Errors
     /// The node does not stop or does not start.
     pub async fn restart(&self) -> Result<()> {
-        self.stop().await?;
-        self.with_node(|node| {
-            let process = node.installation.run().context("RabbitMQ does not restart")?;
-            *node.process() = process;
-            Ok(())
-        })
-        .await
+        self.0.restart().await
     }
 
     /// Stops all processes of the node where they are; connections stay open and nothing answers.
@@ -188,7 +169,7 @@ impl RabbitMq {
     /// # Errors
     /// No signal can be sent.
     pub async fn pause(&self) -> Result<()> {
-        self.with_node(|node| node.process().signal_tree("STOP")).await
+        self.0.pause().await
     }
 
     /// Lets a paused node go on.
@@ -196,16 +177,11 @@ impl RabbitMq {
     /// # Errors
     /// No signal can be sent.
     pub async fn resume(&self) -> Result<()> {
-        self.with_node(|node| node.process().signal_tree("CONT")).await
+        self.0.resume().await
     }
 
     fn amqp_url(&self, vhost: &str) -> String {
         format!("amqp://guest:guest@127.0.0.1:{}/{}", self.port(), encode(vhost))
-    }
-
-    async fn with_node(&self, work: impl FnOnce(&Node) -> Result<()> + Send + 'static) -> Result<()> {
-        let node = Arc::clone(&self.node);
-        machine::blocking(move || work(&node)).await
     }
 }
 
@@ -229,15 +205,6 @@ async fn manage(root: &str, method: reqwest::Method, path: &str, body: Option<Va
 /// Percent-encodes a name of this fixture, in which only the slash needs it.
 fn encode(name: &str) -> String {
     name.replace('/', "%2F")
-}
-
-#[derive(Debug)]
-struct Node {
-    /// Dropped first, so that the processes are dead when they are reaped.
-    installation: Installation,
-    process: Mutex<Process>,
-    /// The number of the next virtual host.
-    vhosts: AtomicU32,
 }
 
 /// What is run.
@@ -282,18 +249,6 @@ struct Ports {
     epmd: u16,
 }
 
-impl Node {
-    fn start(place: &Place, programs: &Programs, options: &Options) -> Result<Node> {
-        let installation = Installation::create(place, programs, options)?;
-        let process = Mutex::new(installation.run()?);
-        Ok(Node { installation, process, vhosts: AtomicU32::new(1) })
-    }
-
-    fn process(&self) -> MutexGuard<'_, Process> {
-        self.process.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
 impl Installation {
     fn create(place: &Place, programs: &Programs, options: &Options) -> Result<Installation> {
         let guard = Guard::new(place, "rabbit", None)?;
@@ -322,14 +277,6 @@ impl Installation {
         Ok(Installation { guard, server: programs.server.clone(), ports, epmd })
     }
 
-    fn run(&self) -> Result<Process> {
-        let mut process = self.guard.launch(&self.server, &[], &self.environment())?;
-        process
-            .wait_ready(START_LIMIT, || answers(self.ports.amqp))
-            .with_context(|| format!("the node wrote:\n{}\nand", self.guard.output()))?;
-        Ok(process)
-    }
-
     fn environment(&self) -> Vec<(&'static str, String)> {
         let directory = self.guard.directory();
         let file = |name: &str| directory.join(name).display().to_string();
@@ -352,6 +299,20 @@ impl Installation {
             ("ERL_EPMD_ADDRESS", "127.0.0.1".to_owned()),
             ("ERL_CRASH_DUMP_SECONDS", "0".to_owned()),
         ]
+    }
+}
+
+impl server::Installation for Installation {
+    const SERVICE: &'static str = "RabbitMQ";
+    const STOP_SIGNAL: &'static str = "TERM";
+    const STOP_LIMIT: Duration = Duration::from_secs(60);
+
+    fn run(&self) -> Result<Process> {
+        let mut process = self.guard.launch(&self.server, &[], &self.environment())?;
+        process
+            .wait_ready(START_LIMIT, || answers(self.ports.amqp))
+            .with_context(|| format!("the node wrote:\n{}\nand", self.guard.output()))?;
+        Ok(process)
     }
 }
 
