@@ -2,12 +2,13 @@
 
 use std::{
     io,
-    net::{Ipv4Addr, SocketAddr},
+    net::{Ipv4Addr, Shutdown, SocketAddr},
     sync::{Mutex, PoisonError},
     time::Duration,
 };
 
 use anyhow::{Context as _, Result, anyhow};
+use socket2::SockRef;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{
@@ -133,6 +134,9 @@ async fn accept(
             },
         }
     }
+    // A process that is being started at this moment has a copy of the socket until it runs its program, so
+    // closing the socket is not enough. An error would mean that it does not listen any more.
+    drop(SockRef::from(&listener).shutdown(Shutdown::Both));
     drop(listener);
     connections.shutdown().await;
 }

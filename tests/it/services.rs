@@ -3,6 +3,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use futures_util::StreamExt;
@@ -186,6 +188,30 @@ async fn a_cut_proxy_closes_connections_and_refuses_new_ones_until_it_heals() {
 
     proxy.heal().await;
     assert_eq!(echo(&mut dial(&proxy).await.unwrap(), b"after").await, b"after");
+}
+
+/// Until it runs its program, a new process has copies of all sockets of this one.
+#[tokio::test]
+async fn a_cut_holds_while_processes_are_started() {
+    let (proxy, _echo) = proxied_echo().await;
+    let over = Arc::new(AtomicBool::new(false));
+    let starter = {
+        let over = over.clone();
+        std::thread::spawn(move || {
+            while !over.load(Relaxed) {
+                Command::new("true").status().unwrap();
+            }
+        })
+    };
+    let mut dialled = 0;
+    for _ in 0..300 {
+        proxy.cut().await;
+        dialled += usize::from(dial(&proxy).await.is_ok());
+        proxy.heal().await;
+    }
+    over.store(true, Relaxed);
+    starter.join().unwrap();
+    assert_eq!(dialled, 0, "connections to a port that nobody listens on");
 }
 
 #[tokio::test]
