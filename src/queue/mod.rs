@@ -46,7 +46,8 @@ pub trait Queue: fmt::Debug + Send + Sync {
     async fn consume(&self, queue: &QueueName, prefetch: u16) -> Result<Box<dyn Consumer>, QueueError>;
 
     /// Messages that wait in a lane and are not yet delivered to anyone (approximate), and the
-    /// number of its consumers.
+    /// number of its consumers. A lane that is gone, or cannot be published to, is an error of kind
+    /// `Unroutable`.
     async fn depth(&self, queue: &QueueName) -> Result<Depth, QueueError>;
 
     /// Connects, declares everything and says what the broker is; used at start and by `doctor`.

@@ -20,6 +20,11 @@ use super::{
 const START_LIMIT: Duration = Duration::from_secs(120);
 const LIST_LIMIT: Duration = Duration::from_secs(10);
 const MANAGE_LIMIT: Duration = Duration::from_secs(30);
+/// `rabbitmqctl` starts a virtual machine of its own for every command.
+const CONTROL_LIMIT: Duration = Duration::from_secs(60);
+
+/// Has the distribution of an Erlang node listen on loopback only.
+const LOOPBACK: &str = "-kernel inet_dist_use_interface {127,0,0,1}";
 
 /// How a private node is set up.
 #[derive(Clone, Debug)]
@@ -183,6 +188,15 @@ impl RabbitMq {
     fn amqp_url(&self, vhost: &str) -> String {
         format!("amqp://guest:guest@127.0.0.1:{}/{}", self.port(), encode(vhost))
     }
+
+    /// Runs `rabbitmqctl` with these arguments on the node, for what the management API cannot do.
+    ///
+    /// # Errors
+    /// The command fails, or takes longer than a minute; the message has the last lines of the node's output.
+    pub async fn control(&self, args: &[&str]) -> Result<()> {
+        let args: Vec<String> = args.iter().map(|arg| (*arg).to_owned()).collect();
+        self.0.with(move |node| node.installation().control(&args)).await
+    }
 }
 
 async fn manage(root: &str, method: reqwest::Method, path: &str, body: Option<Value>) -> Result<Value> {
@@ -277,6 +291,18 @@ impl Installation {
         Ok(Installation { guard, server: programs.server.clone(), ports, epmd })
     }
 
+    fn control(&self, args: &[String]) -> Result<()> {
+        let mut environment = self.environment();
+        // Its own distribution port would listen on every address, too.
+        environment.push(("RABBITMQ_CTL_ERL_ARGS", LOOPBACK.to_owned()));
+        let mut process =
+            self.guard.launch(&self.server.with_file_name("rabbitmqctl"), args, &environment)?;
+        match process.wait(CONTROL_LIMIT)? {
+            Some(status) if status.success() => Ok(()),
+            status => bail!("rabbitmqctl {args:?} failed ({status:?})\n{}", self.guard.output()),
+        }
+    }
+
     fn environment(&self) -> Vec<(&'static str, String)> {
         let directory = self.guard.directory();
         let file = |name: &str| directory.join(name).display().to_string();
@@ -294,7 +320,7 @@ impl Installation {
             ("RABBITMQ_PID_FILE", file("rabbit.pid")),
             ("RABBITMQ_DIST_PORT", self.ports.distribution.to_string()),
             // The distribution port would listen on every address.
-            ("RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS", "-kernel inet_dist_use_interface {127,0,0,1}".to_owned()),
+            ("RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS", LOOPBACK.to_owned()),
             ("ERL_EPMD_PORT", self.ports.epmd.to_string()),
             ("ERL_EPMD_ADDRESS", "127.0.0.1".to_owned()),
             ("ERL_CRASH_DUMP_SECONDS", "0".to_owned()),

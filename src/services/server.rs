@@ -76,7 +76,7 @@ impl<I: Installation> Server<I> {
         self.stop().await?;
         self.with(|server| {
             let process =
-                server.installation.run().with_context(|| format!("{} does not restart", I::SERVICE))?;
+                server.installation().run().with_context(|| format!("{} does not restart", I::SERVICE))?;
             *server.process() = process;
             Ok(())
         })
@@ -91,14 +91,13 @@ impl<I: Installation> Server<I> {
         self.with(|server| server.process().signal_tree("CONT")).await
     }
 
-    async fn with(&self, work: impl FnOnce(&Inner<I>) -> Result<()> + Send + 'static) -> Result<()> {
-        let server = Arc::clone(&self.0);
+    /// Works on the server on a thread that may wait.
+    pub(super) async fn with(&self, work: impl FnOnce(&Self) -> Result<()> + Send + 'static) -> Result<()> {
+        let server = self.clone();
         machine::blocking(move || work(&server)).await
     }
-}
 
-impl<I> Inner<I> {
     fn process(&self) -> MutexGuard<'_, Process> {
-        self.process.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.process.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

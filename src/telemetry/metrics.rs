@@ -102,6 +102,7 @@ catalogue! {
     CONSUMING = Gauge Count "errand_consuming" ["queue"] "1 while this process really consumes the lane.";
     BROKER_CONNECTED = Gauge Count "errand_broker_connected" [] "1 while the broker is connected.";
     BROKER_RECONNECTS = Counter Count "errand_broker_reconnects_total" [] "Connections to the broker that were made anew.";
+    SUBSCRIPTIONS_RENEWED = Counter Count "errand_subscriptions_renewed_total" ["queue"] "Subscriptions that were made anew because nothing came through them although something should have.";
     STORE_REACHABLE = Gauge Count "errand_store_reachable" [] "1 while the store answers.";
     STORE_RECONNECTS = Counter Count "errand_store_reconnects_total" [] "Times the store answered again after it had been away.";
     STORE_ERRORS = Counter Count "errand_store_errors_total" ["kind"] "Store calls that failed, by kind.";

@@ -7,7 +7,12 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::{Shared, crash::CrashPoint, execute};
+use super::{
+    Shared,
+    crash::CrashPoint,
+    execute,
+    silence::{LOOKS, Silence},
+};
 use crate::{
     backoff::RECONNECT,
     bounds::CLAIM_BATCH,
@@ -37,14 +42,14 @@ pub(super) async fn run(shared: Arc<Shared>, name: QueueName, concurrency: u32, 
         name,
         shared,
     };
-    let mut failures = 0;
+    let (mut failures, mut renewals) = (0, 0);
     while !stop.is_cancelled() {
         tokio::select! {
             biased;
             () = stop.cancelled() => return,
             () = lane.shared.lease.wait_until_fit() => {}
         }
-        let ended = lane.consume(&stop, &mut failures).await;
+        let ended = lane.consume(&stop, &mut failures, &mut renewals).await;
         lane.shared.health.set_consuming(&lane.name, false);
         let Err(error) = ended else { return };
         failures += 1;
@@ -86,8 +91,14 @@ struct Admitted {
 }
 
 impl Lane {
-    /// Consumes until `stop` (`Ok`) or until the subscription ends (`Err`).
-    async fn consume(&self, stop: &CancellationToken, failures: &mut u32) -> Result<(), QueueError> {
+    /// Consumes until `stop` (`Ok`) or until the subscription ends (`Err`). `failures` counts subscriptions that
+    /// failed in a row, and `renewals` those that were made anew in a row because nothing came.
+    async fn consume(
+        &self,
+        stop: &CancellationToken,
+        failures: &mut u32,
+        renewals: &mut u32,
+    ) -> Result<(), QueueError> {
         let mut consumer = tokio::select! {
             biased;
             () = stop.cancelled() => return Ok(()),
@@ -105,7 +116,12 @@ impl Lane {
                 biased;
                 () = stop.cancelled() => break,
                 deliveries = consumer.next(permits.num_permits()) => deliveries?,
+                error = self.silent_too_long(*renewals) => {
+                    *renewals += 1;
+                    return Err(error);
+                }
             };
+            *renewals = 0;
             if !self.take(deliveries, permits, &settler, stop).await {
                 break;
             }
@@ -113,6 +129,20 @@ impl Lane {
         // What is left to the broker here comes again.
         let _stopped = self.shared.unless_interrupted(consumer.stop()).await;
         Ok(())
+    }
+
+    /// Looks at the queue now and then while nothing comes, and returns when something should have come.
+    async fn silent_too_long(&self, renewals: u32) -> QueueError {
+        let mut silence = Silence::default();
+        loop {
+            tokio::time::sleep(LOOKS.wait(renewals + 1, fastrand::f64())).await;
+            let seen = self.shared.deps.queue.depth(&self.name).await;
+            if let Err(suspicion) = silence.look(&seen) {
+                metrics::SUBSCRIPTIONS_RENEWED.add1(self.name.as_str(), 1);
+                let sentence = format!("nothing comes through the subscription: {suspicion}");
+                return QueueError::new(QueueErrorKind::Unavailable, sentence);
+            }
+        }
     }
 
     /// Waits until at least one job fits, and takes all the room there is up to one batch. `None`
@@ -288,12 +318,17 @@ impl Lane {
                 Ok(answers) => {
                     metrics::CLAIM_DURATION.record(started.elapsed().as_secs_f64());
                     self.shared.health.store_answered();
+                    if failures > 0 {
+                        self.shared.health.set_consuming(&self.name, true);
+                    }
                     return Ok(answers);
                 }
                 Err(error) if error.kind() == StoreErrorKind::Data => return Err(error),
                 Err(error) => {
                     metrics::STORE_ERRORS.add1(error.kind().as_str(), 1);
                     failures += 1;
+                    // Heartbeats may still succeed, on a full disk for example, but no job is taken.
+                    self.shared.health.set_consuming(&self.name, false);
                     let wait = RECONNECT.wait(failures, fastrand::f64());
                     tracing::warn!(queue = %self.name, %error, jobs = claims.len(), wait_ms = wait.as_millis(), "claiming failed; trying again");
                     tokio::select! {
@@ -386,7 +421,12 @@ impl Lane {
                 kept = self.shared.deps.store.reject(&piece) => kept,
                 () = self.shared.give_up.cancelled() => return false,
             };
-            let Err(error) = kept else { continue };
+            let Err(error) = kept else {
+                if failures > 0 {
+                    self.shared.health.set_consuming(&self.name, true);
+                }
+                continue;
+            };
             if error.kind() == StoreErrorKind::Data && piece.iter().any(|message| !message.is_plain()) {
                 if piece.len() > 1 {
                     let rest = piece.split_off(piece.len() / 2);
@@ -398,6 +438,7 @@ impl Lane {
             }
             metrics::STORE_ERRORS.add1(error.kind().as_str(), 1);
             failures += 1;
+            self.shared.health.set_consuming(&self.name, false);
             let wait = RECONNECT.wait(failures, fastrand::f64());
             tracing::warn!(queue = %self.name, %error, wait_ms = wait.as_millis(), "rejected messages could not be kept; trying again");
             pieces.push(piece);

@@ -27,6 +27,7 @@ mod journal;
 mod lane;
 mod outage;
 mod resolve;
+mod silence;
 
 use std::{
     collections::{HashMap, HashSet},

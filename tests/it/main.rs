@@ -17,6 +17,8 @@ mod foreign;
 mod metrics_docs;
 mod model;
 mod outage;
+mod outage_broker;
+mod outage_database;
 mod queue_contract;
 mod sandbox;
 mod services;

@@ -94,6 +94,11 @@ impl Stage {
 
     /// Publishes any bytes with the given properties.
     pub(crate) async fn publish_raw(&self, bodies: &[Vec<u8>], properties: BasicProperties) {
+        self.publish_to("default", bodies, properties).await;
+    }
+
+    /// Publishes any bytes to a lane.
+    pub(crate) async fn publish_to(&self, lane: &str, bodies: &[Vec<u8>], properties: BasicProperties) {
         let connection = self.vhost.connect().await;
         let channel = connection.create_channel().await.unwrap();
         channel.confirm_select(ConfirmSelectOptions::default()).await.unwrap();
@@ -101,7 +106,7 @@ impl Stage {
         for body in bodies {
             let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
             let confirm = channel
-                .basic_publish("errand".into(), "default".into(), options, body, properties.clone())
+                .basic_publish("errand".into(), lane.into(), options, body, properties.clone())
                 .await
                 .unwrap();
             confirms.push(confirm);
@@ -151,6 +156,15 @@ impl Stage {
             Some((state.to_owned(), n.parse().ok()?))
         };
         counted.split(',').filter_map(parse).collect()
+    }
+
+    /// Waits until so many jobs have succeeded, and makes sure that there are no others, that each took effect
+    /// exactly once, and that nothing was rejected.
+    pub(crate) async fn all_ran_once(&self, jobs: u64) {
+        assert_eq!(self.settled(jobs).await, [("succeeded".to_owned(), jobs)]);
+        let ledger = self.sandbox.ledger_summary();
+        assert_eq!((ledger.effects, ledger.jobs_repeated), (jobs, 0), "{ledger:?}");
+        assert_eq!(self.text("select count(*)::text from rejected").await.as_deref(), Some("0"));
     }
 
     /// Switches an account of the sandbox on or off.
@@ -252,6 +266,31 @@ impl Process {
     pub(crate) async fn metrics(&self) -> String {
         let url = format!("http://{}/metrics", self.address().await);
         support::http::client().get(url).send().await.unwrap().text().await.unwrap()
+    }
+
+    /// The value of a series in its metrics, written with its labels; 0 as long as there is none.
+    pub(crate) async fn metric(&self, series: &str) -> f64 {
+        let metrics = self.metrics().await;
+        let line = metrics.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+        line.map_or(0.0, |value| value.parse().unwrap())
+    }
+
+    /// What `/health/ready` says. Its status says the same.
+    pub(crate) async fn readiness(&self) -> Value {
+        let url = format!("http://{}/health/ready", self.address().await);
+        let answer = support::http::client().get(url).send().await.unwrap();
+        let status = answer.status();
+        let readiness: Value = answer.json().await.unwrap();
+        assert_eq!(readiness["ready"], status == 200);
+        readiness
+    }
+
+    /// Waits until it is ready, or not ready.
+    pub(crate) async fn becomes_ready(&self, ready: bool) {
+        until(&format!("ready = {ready}"), PATIENCE, async || {
+            (self.readiness().await["ready"] == ready).then_some(())
+        })
+        .await;
     }
 
     /// SIGKILL.

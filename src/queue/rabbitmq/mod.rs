@@ -222,6 +222,10 @@ impl Queue for RabbitQueue {
         let link = &self.shared.consuming;
         let generation = link.get().await?;
         let started = or_discard(link, &generation, async {
+            if topology::exchange_is_missing(&generation).await? {
+                // The bindings of all lanes went with it. Without them the broker drops messages silently.
+                self.shared.topology.ensure(&generation, &self.shared.lanes).await?;
+            }
             self.shared.topology.ensure(&generation, std::slice::from_ref(queue)).await?;
             RabbitConsumer::start(Arc::clone(&self.shared), Arc::clone(&generation), queue, prefetch).await
         });

@@ -197,8 +197,16 @@ impl fmt::Display for Thing {
     }
 }
 
-/// Looks at the queue of a lane.
+/// Whether the exchange is known not to be there.
+pub(super) async fn exchange_is_missing(generation: &Generation) -> Result<bool, QueueError> {
+    Ok(matches!(Thing::Exchange.ask(generation, None).await?, Outcome::Missing(_)))
+}
+
+/// Looks at the queue of a lane, and whether the exchange is there that feeds it.
 pub(super) async fn depth(generation: &Generation, lane: &QueueName) -> Result<Depth, QueueError> {
+    if let Outcome::Missing(error) = Thing::Exchange.ask(generation, None).await? {
+        return Err(failed(&format!("find the {}", Thing::Exchange), error));
+    }
     let name = queue(lane)?;
     let what = Thing::Queue(name.clone());
     let channel = generation.channel().await?;

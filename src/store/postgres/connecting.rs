@@ -3,14 +3,14 @@
 use std::time::Duration;
 
 use async_trait::async_trait;
-use sqlx::{PgConnection, PgPool, Row, postgres::PgRow};
+use sqlx::{PgConnection, Row, postgres::PgRow};
 use uuid::Uuid;
 
-use super::{Bound, PostgresStore, desk::to_retry, rows};
+use super::{Bound, PostgresStore, desk::to_retry, pool::Pool, rows};
 use crate::{
     bounds::MAX_ERROR_CHARS,
     store::{
-        Awaited, Connecting, StoreError, detached, owner_of,
+        Awaited, Connecting, StoreError, owner_of,
         row::{EXPIRED_AWAITING, count, limit as row_limit, micros, signed},
     },
 };
@@ -140,22 +140,22 @@ fn awaited(row: &PgRow) -> Result<Awaited, StoreError> {
 /// Executes a statement of which these jobs may end up waiting for a connection; what they wait for is
 /// noted in the same transaction.
 pub(super) async fn rows_and_awaited(
-    pool: &PgPool,
+    pool: &Pool,
     query: Bound,
     parked: Vec<Uuid>,
 ) -> Result<Vec<PgRow>, StoreError> {
     if parked.is_empty() {
         return rows(pool, query).await;
     }
-    let pool = pool.clone();
-    detached(async move {
-        let mut transaction = pool.begin().await?;
+    let own = pool.clone();
+    let work = async move {
+        let mut transaction = own.begin().await?;
         let rows = query.fetch_all(&mut *transaction).await?;
         note_awaited(&mut transaction, parked).await?;
         transaction.commit().await?;
         Ok(rows)
-    })
-    .await
+    };
+    pool.detached(work).await
 }
 
 /// Notes what these jobs wait for, as far as they do.

@@ -20,7 +20,7 @@ use crate::{
     job::{Ending, ErrorKind, Fence, HeldReason, JobError, JobSpec, State, WorkerId},
     store::{
         By, Claim, Claimed, Finish, Finished, Freeze, Frozen, Holding, Inserted, Jobs, StoreError,
-        StoreErrorKind, Verdict, detached,
+        StoreErrorKind, Verdict,
         judge::{self, Judged, Known, Record, reporter},
         row::{
             EXPIRED_MESSAGE, micros, read_frozen, read_holding, read_known, read_record, signed, tags,
@@ -518,7 +518,7 @@ impl PostgresStore {
     /// Finishes whose jobs are not running under their fence, in one transaction.
     async fn finish_leftovers(&self, finishes: Vec<Finish>) -> Result<Vec<Finished>, StoreError> {
         let pool = self.hot.clone();
-        detached(async move {
+        let work = async move {
             let mut transaction = pool.begin().await?;
             let mut answers = Vec::with_capacity(finishes.len());
             for finish in &finishes {
@@ -530,8 +530,8 @@ impl PostgresStore {
             }
             transaction.commit().await?;
             Ok(answers)
-        })
-        .await
+        };
+        self.hot.detached(work).await
     }
 }
 

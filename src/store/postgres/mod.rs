@@ -13,12 +13,13 @@ use std::{fmt, time::Duration};
 use jiff::Timestamp;
 use secrecy::{ExposeSecret as _, SecretString};
 use sqlx::{
-    ConnectOptions as _, Connection as _, PgConnection, PgPool, Row,
-    postgres::{PgArguments, PgConnectOptions, PgDatabaseError, PgPoolOptions, PgRow},
+    ConnectOptions as _, Row,
+    postgres::{PgArguments, PgConnectOptions, PgDatabaseError, PgRow},
     query::Query,
 };
 
-use super::{StoreError, StoreErrorKind, detached};
+use self::pool::Pool;
+use super::{StoreError, StoreErrorKind};
 
 mod admin;
 mod auditing;
@@ -27,15 +28,10 @@ mod desk;
 mod jobs;
 mod leases;
 mod pins;
+mod pool;
 mod rejections;
 mod relaying;
 mod verifying;
-
-/// How long a caller waits for a connection, including the time that connecting takes.
-const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(4);
-
-/// How long an attempt may take to find out why no connection could be had.
-const CAUSE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// After this the server ends a session that stopped in the middle of a transaction.
 const IDLE_IN_TRANSACTION: Duration = Duration::from_secs(10);
@@ -58,8 +54,8 @@ pub struct PostgresOptions {
 /// The store in PostgreSQL.
 #[derive(Clone)]
 pub struct PostgresStore {
-    hot: PgPool,
-    other: PgPool,
+    hot: Pool,
+    other: Pool,
     /// For migrations, which may take longer than any statement.
     patient: PgConnectOptions,
 }
@@ -94,14 +90,8 @@ impl PostgresStore {
         ]);
         // Optional filters need plans that know which are given.
         let planned = limited.options([("plan_cache_mode", "force_custom_plan")]);
-        let pool = |connections: u32, options| {
-            PgPoolOptions::new()
-                .max_connections(connections.max(1))
-                .acquire_timeout(ACQUIRE_TIMEOUT)
-                .test_before_acquire(false)
-                .connect_lazy_with(options)
-        };
-        Ok(Self { hot: pool(hot_connections, keyed), other: pool(other_connections, planned), patient })
+        let hot = Pool::new(hot_connections, keyed);
+        Ok(Self { hot, other: Pool::new(other_connections, planned), patient })
     }
 }
 
@@ -116,43 +106,9 @@ impl fmt::Debug for PostgresStore {
 
 type Bound = Query<'static, sqlx::Postgres, PgArguments>;
 
-/// Executes one statement in a task of its own.
-async fn rows(pool: &PgPool, query: Bound) -> Result<Vec<PgRow>, StoreError> {
-    let pool = pool.clone();
-    detached(async move {
-        let answer = match query.fetch_all(&pool).await {
-            Err(sqlx::Error::PoolTimedOut) => Err(why_timed_out(&pool).await),
-            answer => answer,
-        };
-        answer.map_err(|error| {
-            if is_broken(&error) {
-                // A server that restarted has ended the idle connections too; without this each
-                // would fail one more call.
-                while let Some(connection) = pool.try_acquire() {
-                    drop(connection.detach());
-                }
-            }
-            StoreError::from(error)
-        })
-    })
-    .await
-}
-
-/// A pool that cannot connect only says that the time is over; one attempt of our own says why.
-async fn why_timed_out(pool: &PgPool) -> sqlx::Error {
-    let options = pool.connect_options();
-    match tokio::time::timeout(CAUSE_TIMEOUT, PgConnection::connect_with(&options)).await {
-        Ok(Err(cause)) => cause,
-        Ok(Ok(_)) | Err(_) => sqlx::Error::PoolTimedOut,
-    }
-}
-
-fn is_broken(error: &sqlx::Error) -> bool {
-    match error {
-        sqlx::Error::Io(_) => true,
-        sqlx::Error::Database(error) => error.code().is_some_and(|code| code.starts_with("57P0")),
-        _ => false,
-    }
+/// Executes one statement.
+async fn rows(pool: &Pool, query: Bound) -> Result<Vec<PgRow>, StoreError> {
+    pool.rows(query).await
 }
 
 /// Reads an optional instant.
@@ -168,7 +124,11 @@ fn at(time: Timestamp) -> jiff_sqlx::Timestamp {
 
 /// Sorts an error by its SQLSTATE (<https://www.postgresql.org/docs/current/errcodes-appendix.html>).
 pub(super) fn kind_of(error: &PgDatabaseError) -> StoreErrorKind {
-    let code = error.code();
+    kind_of_code(error.code())
+}
+
+/// What says nothing about the values that were sent must not be `Data`: a good job would be rejected for it.
+fn kind_of_code(code: &str) -> StoreErrorKind {
     match code {
         "42P01" | "42703" | "42883" | "3F000" => return StoreErrorKind::Schema,
         "42501" | "3D000" => return StoreErrorKind::Access,
@@ -182,5 +142,54 @@ pub(super) fn kind_of(error: &PgDatabaseError) -> StoreErrorKind {
         Some("42") => StoreErrorKind::Schema,
         Some("XX") => StoreErrorKind::Corrupt,
         _ => StoreErrorKind::Unavailable,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_condition_of_the_server_is_never_taken_for_a_fault_of_the_data() {
+        for (code, condition) in [
+            ("08006", "the connection broke"),
+            ("25006", "read-only, as after a failover"),
+            ("26000", "a prepared statement was lost behind a proxy"),
+            ("40001", "serialization failure"),
+            ("40P01", "deadlock"),
+            ("53000", "insufficient resources"),
+            ("53100", "disk full"),
+            ("53200", "out of memory"),
+            ("53300", "too many connections"),
+            ("53400", "a limit of the configuration"),
+            ("55P03", "a lock was not available in time"),
+            ("57014", "cancelled, by a person or by the statement timeout"),
+            ("57P01", "the backend was terminated"),
+            ("57P02", "the server crashed"),
+            ("57P03", "the server is starting or stopping"),
+            ("58030", "an I/O error"),
+            ("P0001", "a trigger of somebody else objects"),
+            ("", "nothing is known"),
+        ] {
+            assert_eq!(kind_of_code(code), StoreErrorKind::Unavailable, "{code}: {condition}");
+        }
+    }
+
+    #[test]
+    fn what_repeating_cannot_help_is_told_apart() {
+        for (code, kind) in [
+            ("22P05", StoreErrorKind::Data),
+            ("22021", StoreErrorKind::Data),
+            ("23514", StoreErrorKind::Data),
+            ("54000", StoreErrorKind::Data),
+            ("28P01", StoreErrorKind::Access),
+            ("3D000", StoreErrorKind::Access),
+            ("42501", StoreErrorKind::Access),
+            ("42P01", StoreErrorKind::Schema),
+            ("42703", StoreErrorKind::Schema),
+            ("XX001", StoreErrorKind::Corrupt),
+        ] {
+            assert_eq!(kind_of_code(code), kind, "{code}");
+        }
     }
 }

@@ -189,7 +189,11 @@ fn fits<'a>(texts: impl IntoIterator<Item = Option<&'a str>>) -> Result<(), Stor
 
 /// Sorts an error by its primary result code (<https://www.sqlite.org/rescode.html>).
 pub(super) fn kind_of(error: &SqliteError) -> StoreErrorKind {
-    let extended: i32 = error.code().and_then(|code| code.parse().ok()).unwrap_or(0);
+    kind_of_code(error.code().and_then(|code| code.parse().ok()).unwrap_or(0))
+}
+
+/// What says nothing about the values that were sent must not be `Data`: a good job would be rejected for it.
+fn kind_of_code(extended: i32) -> StoreErrorKind {
     match extended & 0xff {
         // PERM, READONLY, CANTOPEN, AUTH
         3 | 8 | 14 | 23 => StoreErrorKind::Access,
@@ -200,5 +204,30 @@ pub(super) fn kind_of(error: &SqliteError) -> StoreErrorKind {
         // ERROR: the statement does not fit the schema
         1 => StoreErrorKind::Schema,
         _ => StoreErrorKind::Unavailable,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_condition_of_the_database_is_never_taken_for_a_fault_of_the_data() {
+        for (code, condition) in [
+            (5, "busy"),
+            (261, "busy with recovery"),
+            (6, "locked"),
+            (7, "out of memory"),
+            (9, "interrupted"),
+            (10, "an I/O error"),
+            (778, "an I/O error while writing"),
+            (13, "disk full"),
+            (17, "the schema changed meanwhile"),
+            (0, "nothing is known"),
+        ] {
+            assert_eq!(kind_of_code(code), StoreErrorKind::Unavailable, "{code}: {condition}");
+        }
+        assert_eq!(kind_of_code(8), StoreErrorKind::Access, "read-only");
+        assert_eq!(kind_of_code(18), StoreErrorKind::Data, "too big");
     }
 }

@@ -50,6 +50,11 @@ impl Shared {
     pub(crate) async fn vhost(&self, hint: &str) -> Vhost {
         self.0.vhost(hint).await
     }
+
+    /// Runs `rabbitmqctl`, for what concerns a single virtual host.
+    pub(crate) async fn control(&self, args: &[&str]) {
+        self.0.control(args).await;
+    }
 }
 
 /// Starts the shared node when the first test asks for it.
@@ -123,5 +128,10 @@ impl RabbitMq {
     /// Lets a paused node go on.
     pub(crate) async fn resume(&self) {
         self.0.resume().await.unwrap();
+    }
+
+    /// Runs `rabbitmqctl`, for what the management API cannot do.
+    pub(crate) async fn control(&self, args: &[&str]) {
+        self.0.control(args).await.unwrap();
     }
 }

@@ -1,0 +1,145 @@
+//! Connections, and what an error says about them.
+
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use sqlx::{
+    Connection as _, PgConnection, PgPool, Transaction,
+    postgres::{PgConnectOptions, PgPoolOptions, PgRow},
+};
+
+use super::Bound;
+use crate::store::{StoreError, StoreErrorKind, detached};
+
+/// How long a caller waits for a connection, including the time that connecting takes.
+const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(4);
+
+/// How long an attempt may take to find out why no connection could be had.
+const CAUSE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Connections that are opened when they are needed.
+///
+/// A connection that belongs to a server which restarted, failed over or became read-only can stay open and
+/// refuse every write for ever. So an error of that sort condemns all connections that are open by then, and
+/// they are closed instead of being used again.
+#[derive(Debug, Clone)]
+pub(super) struct Pool {
+    pool: PgPool,
+    condemned: Condemned,
+}
+
+/// The moment before which connections were opened that must not be used again.
+#[derive(Debug, Clone, Default)]
+struct Condemned(Arc<Mutex<Option<Instant>>>);
+
+impl Condemned {
+    fn all_that_are_open(&self) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+    }
+
+    fn has_one_of(&self, age: Duration) -> bool {
+        let moment = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        moment.is_some_and(|moment| moment.elapsed() <= age)
+    }
+}
+
+impl Pool {
+    /// At most so many connections. Needs a Tokio runtime.
+    pub(super) fn new(connections: u32, options: PgConnectOptions) -> Self {
+        let condemned = Condemned::default();
+        let known = condemned.clone();
+        let pool = PgPoolOptions::new()
+            .max_connections(connections.max(1))
+            .acquire_timeout(ACQUIRE_TIMEOUT)
+            .test_before_acquire(false)
+            .before_acquire(move |_, connection| {
+                let usable = !known.has_one_of(connection.age);
+                Box::pin(std::future::ready(Ok(usable)))
+            })
+            .connect_lazy_with(options);
+        Self { pool, condemned }
+    }
+
+    /// How many connections are open.
+    pub(super) fn size(&self) -> u32 {
+        self.pool.size()
+    }
+
+    pub(super) async fn close(&self) {
+        self.pool.close().await;
+    }
+
+    /// Executes one statement in a task of its own.
+    pub(super) async fn rows(&self, query: Bound) -> Result<Vec<PgRow>, StoreError> {
+        let this = self.clone();
+        detached(async move {
+            let answer = match query.fetch_all(&this.pool).await {
+                Err(sqlx::Error::PoolTimedOut) => Err(this.why_timed_out().await),
+                answer => answer,
+            };
+            answer.map_err(|error| {
+                if is_broken(&error) {
+                    this.condemned.all_that_are_open();
+                }
+                StoreError::from(error)
+            })
+        })
+        .await
+    }
+
+    /// Begins a transaction, inside [`Self::detached`].
+    pub(super) async fn begin(&self) -> Result<Transaction<'static, sqlx::Postgres>, StoreError> {
+        Ok(self.pool.begin().await?)
+    }
+
+    /// Does work that uses this pool, in a task of its own.
+    pub(super) async fn detached<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = Result<T, StoreError>> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        detached(work).await.inspect_err(|error| {
+            // Such work is rare enough that connecting anew costs less than telling the causes apart.
+            if error.kind() == StoreErrorKind::Unavailable {
+                self.condemned.all_that_are_open();
+            }
+        })
+    }
+
+    /// A pool that cannot connect only says that the time is over; one attempt of our own says why.
+    async fn why_timed_out(&self) -> sqlx::Error {
+        let options = self.pool.connect_options();
+        match tokio::time::timeout(CAUSE_TIMEOUT, PgConnection::connect_with(&options)).await {
+            Ok(Err(cause)) => cause,
+            Ok(Ok(_)) | Err(_) => sqlx::Error::PoolTimedOut,
+        }
+    }
+}
+
+/// Whether the connection, and others like it, may be of no use any more. A session that began while the
+/// database was read-only stays so.
+fn is_broken(error: &sqlx::Error) -> bool {
+    match error {
+        sqlx::Error::Io(_) => true,
+        sqlx::Error::Database(error) => error
+            .code()
+            .is_some_and(|code| code == "25006" || ["08", "57P0"].iter().any(|sort| code.starts_with(sort))),
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_connections_that_were_open_by_then_are_condemned() {
+        let condemned = Condemned::default();
+        assert!(!condemned.has_one_of(Duration::MAX), "all is well");
+        condemned.all_that_are_open();
+        assert!(condemned.has_one_of(Duration::from_secs(3600)));
+        std::thread::sleep(Duration::from_millis(1));
+        assert!(!condemned.has_one_of(Duration::ZERO), "it was opened afterwards");
+    }
+}
