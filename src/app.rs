@@ -239,12 +239,10 @@ impl Crew {
                         .run(stop.clone()),
                     );
                 }
-                if config.connections.enabled {
-                    tasks.spawn(
-                        Connections::new(store.clone(), api, relay_wake, connections_options(&config))
-                            .run(stop.clone()),
-                    );
-                }
+                tasks.spawn(
+                    Connections::new(store.clone(), api, relay_wake, connections_options(&config))
+                        .run(stop.clone()),
+                );
                 if config.audit.enabled {
                     let options = audit::Options {
                         page: AUDIT_PAGE,
@@ -540,6 +538,7 @@ pub fn audit_limits(config: &Config) -> AuditLimits {
 fn connections_options(config: &Config) -> connections::Options {
     let connections = &config.connections;
     connections::Options {
+        looks: connections.enabled,
         poll: Duration::from_millis(connections.poll_ms),
         batch: connections.batch,
         intervals: Intervals {

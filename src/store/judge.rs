@@ -4,7 +4,7 @@
 use uuid::Uuid;
 
 use super::{
-    By, Claim, Claimed, Conflict, Finish, Finished, Holding, Inserted, StoreError,
+    By, Claim, Claimed, Conflict, Finish, Finished, Holding, Inserted, StoreError, Verdict,
     row::{HOLDER, RESCUER},
 };
 use crate::job::{
@@ -27,7 +27,18 @@ pub(super) struct Known {
     pub(super) holding: Holding,
 }
 
+/// The highest numbers that the columns of a job hold. Databases refuse the next one, or make a fraction of it.
+const MAX_ATTEMPT: u32 = i32::MAX.unsigned_abs();
+const MAX_FENCE: Fence = Fence(i64::MAX);
+
 impl Known {
+    /// Whether one more claim cannot be counted any more. Such a job ends instead: a claim that fails would
+    /// be repeated for ever.
+    pub(super) fn is_worn_out(&self, claim: &Claim) -> bool {
+        matches!(claim.verdict, Verdict::Run)
+            && (self.holding.attempt >= MAX_ATTEMPT || self.holding.fence >= MAX_FENCE)
+    }
+
     fn conflict(&self, spec: &JobSpec) -> Option<Conflict> {
         if self.by_key {
             (self.digest != spec.digest).then_some(Conflict::Key)

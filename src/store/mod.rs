@@ -97,6 +97,8 @@ pub trait Jobs: fmt::Debug + Send + Sync {
     /// * With [`Verdict::Refuse`] the job becomes `failed`, with [`Verdict::Hold`] and
     ///   [`Verdict::Connect`] `held`, instead of `running` ([`Claimed::Ended`]), with that error. Expiry and schedule come before the verdict
     ///   only where it is `Run`.
+    /// * A known job whose attempts or fences are counted as far as can be counted becomes `failed` with kind
+    ///   `internal` ([`Claimed::Ended`]) instead of `running`. All other counts stay at their highest value.
     /// * What was frozen earlier wins over [`Claim::frozen`]; what is offered is kept only where the
     ///   job becomes `running` and had nothing.
     /// * Within one batch, the first of several claims of the same ID wins; the others are duplicates.

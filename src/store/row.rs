@@ -11,12 +11,19 @@ use super::{
     AttemptView, Census, Frozen, JobView, PinRow, PinnedBy, Rejected, RejectedView, Reply, StoreError,
     owner_of,
 };
-use crate::job::{
-    Budget, Digest, ErrorKind, HeldReason, JobError, JobId, JobSpec, Owner, QueueName, RequestId, State,
+use crate::{
+    bounds::MAX_ERROR_CHARS,
+    job::{
+        Budget, Digest, ErrorKind, HeldReason, JobError, JobId, JobSpec, Owner, QueueName, RequestId, State,
+    },
 };
 
 /// Longer waits mean "never" and would leave the range of a timestamp.
 const MAX_WAIT: Duration = Duration::from_secs(100 * 366 * 24 * 3600);
+
+/// [`MAX_ERROR_CHARS`] as databases take it.
+#[expect(clippy::cast_possible_truncation, clippy::cast_possible_wrap, reason = "the limit is small")]
+pub(super) const MAX_ERROR_LENGTH: i32 = MAX_ERROR_CHARS as i32;
 
 /// The words for who reported the end of an attempt.
 pub(super) const HOLDER: &str = "holder";
@@ -27,6 +34,10 @@ pub(super) const GLOBAL: &str = "global";
 
 /// What a person reads about a job whose time passed before it ran.
 pub(super) const EXPIRED_MESSAGE: &str = "`expires_at` passed before the call was made";
+
+/// What a person reads first about a job that has been claimed as often as its row can count.
+pub(super) const WORN_OUT_MESSAGE: &str = "the job was started as often as can be counted, so it is not started \
+     again; find out what keeps starting it, then enqueue it anew under another `id`";
 
 /// What an app reads about a job that a person marked as failed.
 pub(super) const MARKED_FAILED_MESSAGE: &str = "a person marked this job as failed";

@@ -90,6 +90,7 @@ catalogue! {
     REPLIES = Counter Count "errand_replies_total" ["result"] "Results published to the app's reply queue: sent, or dropped because the queue is gone.";
     RESCUED = Counter Count "errand_rescued_jobs_total" ["to"] "Running jobs of lost workers, by the state they were given.";
     VERIFICATIONS = Counter Count "errand_verifications_total" ["result"] "Looks into the execution log for calls whose outcome is unknown: succeeded, failed, never_arrived, again or gave_up.";
+    PANICS = Counter Count "errand_panics_total" [] "Panics of errand's own code that a worker survived: a bug each, whose job was retried, held or failed with an error that says so.";
     AUDIT_FINDINGS = Gauge Count "errand_audit_findings" ["kind"] "Jobs that the last audit found to be wrong and did not repair, by kind; 0 where another worker audits.";
     AUDIT_REPAIRS = Counter Count "errand_audit_repairs_total" ["kind"] "Jobs that an audit brought back to the relay or the rescue, by kind of finding.";
     AUDIT_COMPLETED = Gauge Seconds "errand_audit_completed_timestamp_seconds" [] "When this process last completed an audit, as Unix time; 0 before its first.";

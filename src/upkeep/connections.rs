@@ -1,4 +1,5 @@
-//! Lets jobs go on that are held because their owner has to connect an account.
+//! Lets jobs go on that are held because their owner has to connect an account, and ends those whose time
+//! passes first. The looking can be switched off; the ending cannot.
 //!
 //! All jobs of the same owner, toolkit and named account wait together. The tool API is asked about them
 //! together, ever less often, and when the account is active they are let go page by page. An account
@@ -31,6 +32,8 @@ const PAGE: usize = 500;
 /// Settings of the looking for connections.
 #[derive(Debug, Clone, Copy)]
 pub struct Options {
+    /// Whether the tool API is asked at all; without it only the time of jobs is watched.
+    pub looks: bool,
     /// Time between two rounds.
     pub poll: Duration,
     /// Connections per round.
@@ -104,7 +107,7 @@ impl Connections {
     /// The store could not be read or written.
     pub async fn run_once(&self) -> Result<usize, StoreError> {
         self.expire().await?;
-        if self.is_quiet() {
+        if !self.options.looks || self.is_quiet() {
             return Ok(0);
         }
         let taken = self.store.take_awaited(self.options.batch, TAKEN_FOR).await?;

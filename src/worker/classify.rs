@@ -175,8 +175,9 @@ fn answered(answer: Answer, context: &Context<'_>) -> Classified {
             let error = JobError::new(
                 ErrorKind::ResultTooLarge,
                 format!(
-                    "the tool `{}` ran, but its answer is larger than the limit, so the result is not kept; ask \
-                     for less, or raise the limit, and mind that the tool has run already",
+                    "the tool `{}` ran, but its answer is larger than `composio.max_response_bytes`, so the result is \
+                     not kept; the tool API's log has it under the attempt's request ID. Ask for less or raise the \
+                     limit, and mind that the tool has run already",
                     context.tool
                 ),
             );

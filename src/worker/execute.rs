@@ -14,10 +14,11 @@ use super::{
     Shared,
     classify::{self, Next},
     crash::CrashPoint,
+    finish::Froze,
     outage::{Permit, Postponed, Scope},
 };
 use crate::{
-    job::{Attempt, AttemptOutcome, Effect, Ending, ErrorKind, HeldReason, JobError, JobSpec, RequestId},
+    job::{Attempt, AttemptOutcome, Ending, ErrorKind, HeldReason, JobError, JobSpec, RequestId},
     store::{By, Claim, Finish, Finished, Freeze, Frozen, Holding},
     telemetry::metrics::{self, LaneMetrics},
     tool::{Call, Reply, setback::Setback},
@@ -28,6 +29,8 @@ pub(super) struct Held {
     spec: Arc<JobSpec>,
     request_id: RequestId,
     holding: Holding,
+    /// The call may have been sent.
+    is_sent: bool,
     started_at: Timestamp,
     claimed_at: Instant,
     /// When the job was due for the first time, as far as this process can tell.
@@ -51,15 +54,9 @@ impl Held {
             let waited = started_at.duration_since(due_at).as_secs_f64().max(0.0);
             metrics.waited(waited);
         }
-        Self {
-            spec: claim.spec,
-            request_id: claim.request_id,
-            holding,
-            started_at,
-            claimed_at: Instant::now(),
-            due_at,
-            metrics,
-        }
+        let Claim { spec, request_id, .. } = claim;
+        let claimed_at = Instant::now();
+        Self { spec, request_id, holding, is_sent: false, started_at, claimed_at, due_at, metrics }
     }
 }
 
@@ -92,7 +89,7 @@ pub(super) fn start(shared: Arc<Shared>, held: Held, permit: OwnedSemaphorePermi
 }
 
 async fn run(shared: &Shared, mut held: Held) {
-    // A panic in decoding or classification must not leave the job running for ever.
+    // A panic in a look-up, in decoding or in classification must not leave the job running for ever.
     let ended = match AssertUnwindSafe(attempt(shared, &mut held)).catch_unwind().await {
         Ok(Some(ended)) => ended,
         // Another worker holds the job now; there is nothing to record.
@@ -137,6 +134,7 @@ async fn attempt(shared: &Shared, held: &mut Held) -> Option<Ended> {
         timeout,
     };
     shared.crash.pass(CrashPoint::AfterClaim);
+    held.is_sent = true;
     let sent = Instant::now();
     let answered = tokio::select! {
         biased;
@@ -175,11 +173,21 @@ async fn freeze(shared: &Shared, held: &mut Held, earlier: Option<Frozen>) -> Fr
         Ok(frozen) => {
             let freeze = Freeze { id: held.spec.id, fence: held.holding.fence, frozen: frozen.clone() };
             match shared.freezer.submit(freeze).await {
-                Some(true) => {
+                Some(Froze::Done) => {
                     held.holding.frozen = Some(frozen.clone());
                     Frozenness::Ready(frozen)
                 }
-                Some(false) => Frozenness::Fenced,
+                Some(Froze::Fenced) => Frozenness::Fenced,
+                Some(Froze::Refused(why)) => {
+                    let error = JobError::new(
+                        ErrorKind::Internal,
+                        format!(
+                            "nothing was sent, because the version or account that was chosen for this job cannot \
+                             be recorded: {why}; look at what the tool API says about the tool and the owner's account"
+                        ),
+                    );
+                    Frozenness::Ended(Box::new(set_back(shared, held, Setback::Fail(error))))
+                }
                 None => Frozenness::Ended(Box::new(given_back(Duration::ZERO, None))),
             }
         }
@@ -353,23 +361,31 @@ fn age(shared: &Shared, held: &Held) -> Duration {
     held.holding.age.saturating_add(since.try_into().unwrap_or(Duration::ZERO))
 }
 
+/// What becomes of a job on which errand itself failed: it is tried again within its budget, unless the call
+/// counts and may have been made.
 fn panicked(shared: &Shared, held: &Held) -> Ended {
-    let error = JobError::new(
-        ErrorKind::Internal,
-        "errand failed while it processed this job; the call may have been made",
-    );
-    let once = held.holding.frozen.as_ref().is_some_and(|frozen| frozen.effect == Effect::Once);
-    let ending = if once {
+    metrics::PANICS.add(1);
+    tracing::error!(job.id = %held.spec.id, attempt.n = held.holding.attempt, "an attempt panicked");
+    let (outcome, what) = if held.is_sent {
+        (AttemptOutcome::Unknown, "the call may have been made")
+    } else {
+        (AttemptOutcome::Interrupted, "nothing was sent")
+    };
+    let message = format!("a bug in errand ended this attempt, and its log says where: report it; {what}");
+    let error = JobError::new(ErrorKind::Internal, message);
+    let counts = held.holding.frozen.as_ref().is_none_or(|frozen| !frozen.effect.may_repeat());
+    let ending = if held.is_sent && counts {
         undecided(shared.options.first_check, error, held.request_id)
     } else {
-        Ending::Fail { error }
+        retry(shared, held, error, None)
     };
-    Ended { outcome: AttemptOutcome::Unknown, http_status: None, log_id: None, ending }
+    Ended { outcome, http_status: None, log_id: None, ending }
 }
 
 /// Records the attempt and tells the metrics what became of the job.
 async fn record(shared: &Shared, held: Held, ended: Ended) {
-    let Held { spec, request_id, holding, started_at, due_at, metrics: lane, claimed_at: _ } = held;
+    let Held { spec, request_id, holding, started_at, due_at, metrics: lane, is_sent: _, claimed_at: _ } =
+        held;
     let toolkit = holding.frozen.as_ref().map(|frozen| frozen.toolkit.clone());
     let bytes = match &ended.ending {
         Ending::Succeed { result } => result.get().len() as u64,

@@ -30,22 +30,46 @@ pub(super) async fn run(shared: Arc<Shared>, runner: Runner<Finish, Finished>) {
         .await;
 }
 
-/// Writes frozen decisions. One that the database refuses counts as fenced: nothing is sent, and
-/// the job is rescued.
-pub(super) async fn run_freezer(shared: Arc<Shared>, runner: Runner<Freeze, bool>) {
+/// What became of a frozen decision.
+#[derive(Debug)]
+pub(super) enum Froze {
+    /// It is recorded.
+    Done,
+    /// Somebody else holds the job.
+    Fenced,
+    /// The database refuses what it contains, and says this about it.
+    Refused(String),
+}
+
+/// Writes frozen decisions. One that the database refuses is told so, and the others are written without it.
+pub(super) async fn run_freezer(shared: Arc<Shared>, runner: Runner<Freeze, Froze>) {
     runner
         .run(|batch, _| {
             let shared = shared.clone();
-            async move {
-                let store = &shared.deps.store;
-                match until_taken(&shared, || store.freeze(&batch)).await {
-                    Ok(answers) => answers,
-                    Err(Refused::Data(_)) => vec![false; batch.len()],
-                    Err(Refused::GivenUp) => Vec::new(),
-                }
-            }
+            async move { write_freezes(&shared, batch).await }
         })
         .await;
+}
+
+/// Returns the answers in order; items behind them were not written because the worker gave up.
+async fn write_freezes(shared: &Shared, batch: Vec<Freeze>) -> Vec<Froze> {
+    let store = &shared.deps.store;
+    let mut answers = Vec::with_capacity(batch.len());
+    let mut pieces = vec![batch];
+    while let Some(mut piece) = pieces.pop() {
+        match until_taken(shared, || store.freeze(&piece)).await {
+            Ok(written) => {
+                answers.extend(written.into_iter().map(|done| if done { Froze::Done } else { Froze::Fenced }))
+            }
+            Err(Refused::Data(_)) if piece.len() > 1 => {
+                let rest = piece.split_off(piece.len() / 2);
+                pieces.extend([rest, piece]);
+            }
+            Err(Refused::Data(error)) => answers.push(Froze::Refused(error.to_string())),
+            Err(Refused::GivenUp) => break,
+        }
+    }
+    answers
 }
 
 /// Writes a batch of ended attempts; an item that the database refuses for what it contains is
@@ -75,19 +99,41 @@ pub(super) async fn write_finishes(shared: &Shared, batch: Vec<Finish>) -> (Vec<
     (answers, pieces.into_iter().rev().flatten().collect())
 }
 
+/// Records the end of an attempt whose answer the database refuses: without the answer, and then without
+/// the log ID too. `None` when the worker gave up.
 async fn write_unstorable(shared: &Shared, refused: &[Finish], cause: &StoreError) -> Option<Vec<Finished>> {
     let error = JobError::new(
         ErrorKind::Internal,
-        format!("the tool answered, but the database refuses to keep the answer: {cause}"),
+        format!(
+            "the tool API answered, but the database refuses to keep the answer: {cause}; the tool may have run, so \
+             look the answer up in the tool API's log before the job is enqueued anew"
+        ),
     );
     let mut failed = refused.to_vec();
     for finish in &mut failed {
         finish.attempt.error = Some(error.clone());
-        finish.attempt.log_id = None;
         finish.ending = Ending::Fail { error: error.clone() };
     }
     let store = &shared.deps.store;
-    until_taken(shared, || store.finish(&failed)).await.ok()
+    for keeps_log_id in [true, false] {
+        if !keeps_log_id {
+            failed.iter_mut().for_each(|finish| finish.attempt.log_id = None);
+        }
+        match until_taken(shared, || store.finish(&failed)).await {
+            Ok(written) => return Some(written),
+            Err(Refused::GivenUp) => return None,
+            Err(Refused::Data(_)) => {}
+        }
+    }
+    for finish in refused {
+        tracing::error!(
+            job.id = %finish.id, %cause,
+            "the database refuses even to record that this job failed, so it stays as it is until an audit \
+             reports it; compare its rules with the migrations"
+        );
+    }
+    // The job is not changed and nobody holds it here, which is what this answer means. The others go on.
+    Some(vec![Finished::Fenced; refused.len()])
 }
 
 pub(super) enum Refused {
@@ -115,7 +161,10 @@ where
                 shared.health.store_answered();
                 return Ok(answer);
             }
-            Err(error) if error.kind() == StoreErrorKind::Data => return Err(Refused::Data(error)),
+            Err(error) if error.kind() == StoreErrorKind::Data => {
+                metrics::STORE_ERRORS.add1(error.kind().as_str(), 1);
+                return Err(Refused::Data(error));
+            }
             Err(error) => {
                 metrics::STORE_ERRORS.add1(error.kind().as_str(), 1);
                 failures += 1;

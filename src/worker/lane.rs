@@ -1,8 +1,9 @@
 //! One lane: take deliveries when there is room, admit them, claim them in one write, acknowledge,
 //! and start the jobs.
 
-use std::{sync::Arc, time::Duration};
+use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
+use futures_util::FutureExt as _;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -20,7 +21,7 @@ use crate::{
         Arrival, EnvelopeError, EnvelopeReason, ErrorKind, HeldReason, JobError, JobId, QueueName, RequestId,
         decode,
     },
-    queue::{Delivery, QueueError, QueueErrorKind, Settler, Token},
+    queue::{Delivery, Properties, QueueError, QueueErrorKind, Settler, Token},
     store::{Claim, Claimed, Rejected, StoreError, StoreErrorKind, Verdict},
     telemetry::metrics::{self, LaneMetrics},
     tool::setback::Setback,
@@ -49,7 +50,11 @@ pub(super) async fn run(shared: Arc<Shared>, name: QueueName, concurrency: u32, 
             () = stop.cancelled() => return,
             () = lane.shared.lease.wait_until_fit() => {}
         }
-        let ended = lane.consume(&stop, &mut failures, &mut renewals).await;
+        let ended = AssertUnwindSafe(lane.consume(&stop, &mut failures, &mut renewals)).catch_unwind().await;
+        let ended = ended.unwrap_or_else(|_| {
+            metrics::PANICS.add(1);
+            Err(QueueError::new(QueueErrorKind::Unavailable, "a bug in errand ended the subscription"))
+        });
         lane.shared.health.set_consuming(&lane.name, false);
         let Err(error) = ended else { return };
         failures += 1;
@@ -61,6 +66,15 @@ pub(super) async fn run(shared: Arc<Shared>, name: QueueName, concurrency: u32, 
             () = tokio::time::sleep(wait) => {}
         }
     }
+}
+
+/// Compressed JSON is no JSON, and its first bytes do not say why.
+fn with_encoding(error: EnvelopeError, properties: &Properties) -> EnvelopeError {
+    if error.reason == EnvelopeReason::Malformed && properties.other.contains_key("content_encoding") {
+        let hint = "it came with a content encoding, which errand does not undo: send it without";
+        return EnvelopeError::new(error.reason, format!("{}; {hint}", error.message));
+    }
+    error
 }
 
 /// Stands for the answer of a store that did not come before the shutdown was over.
@@ -224,7 +238,7 @@ impl Lane {
             traceparent: properties.traceparent.as_deref(),
             fallback_id: anonymous,
         };
-        let spec = decode(&delivery.body, &arrival)?;
+        let spec = decode(&delivery.body, &arrival).map_err(|error| with_encoding(error, properties))?;
         let request_id = RequestId::new();
         let known = properties.known;
         let refuse = |error| Verdict::Refuse(error);
@@ -323,7 +337,10 @@ impl Lane {
                     }
                     return Ok(answers);
                 }
-                Err(error) if error.kind() == StoreErrorKind::Data => return Err(error),
+                Err(error) if error.kind() == StoreErrorKind::Data => {
+                    metrics::STORE_ERRORS.add1(error.kind().as_str(), 1);
+                    return Err(error);
+                }
                 Err(error) => {
                     metrics::STORE_ERRORS.add1(error.kind().as_str(), 1);
                     failures += 1;

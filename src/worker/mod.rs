@@ -47,7 +47,7 @@ pub use health::{Health, Phase, Readiness};
 pub use outage::Policy as OutagePolicy;
 pub use resolve::Resolver;
 
-use self::{batch::GroupCommit, crash::Crash, heartbeat::LeaseClock, outage::Outages};
+use self::{batch::GroupCommit, crash::Crash, finish::Froze, heartbeat::LeaseClock, outage::Outages};
 use crate::{
     clock::SharedClock,
     job::{JobId, QueueName, RetryPolicy, WorkerId},
@@ -128,7 +128,7 @@ const RETIRE: Duration = Duration::from_secs(2);
 pub struct Worker {
     shared: Arc<Shared>,
     finish_loop: batch::Runner<Finish, Finished>,
-    freeze_loop: batch::Runner<Freeze, bool>,
+    freeze_loop: batch::Runner<Freeze, Froze>,
 }
 
 /// What the parts of one worker share.
@@ -155,7 +155,7 @@ struct Shared {
     /// Ended attempts that the store did not take before the worker gave up.
     unwritten: Mutex<Vec<Finish>>,
     finisher: GroupCommit<Finish, Finished>,
-    freezer: GroupCommit<Freeze, bool>,
+    freezer: GroupCommit<Freeze, Froze>,
 }
 
 impl Worker {

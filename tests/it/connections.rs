@@ -113,8 +113,20 @@ async fn an_account_that_is_listed_as_active_and_refused_by_the_provider_costs_f
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_job_that_waits_for_a_connection_longer_than_it_may_fails_and_says_so() {
-    let stage = Stage::new("tooold", "").await;
-    let worker = stage.worker(&QUICK).await;
+    jobs_give_up_waiting("tooold", &QUICK).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_gives_up_waiting_also_where_nobody_looks_for_connections() {
+    let settings = [("ERRAND__CONNECTIONS__ENABLED", "false"), ("ERRAND__CONNECTIONS__POLL_MS", "50")];
+    let looks = jobs_give_up_waiting("unlooked", &settings).await;
+    assert_eq!(looks, 0, "the tool API is not asked");
+}
+
+/// Returns how often the tool API was asked for connections.
+async fn jobs_give_up_waiting(hint: &str, settings: &[(&str, &str)]) -> usize {
+    let stage = Stage::new(hint, "").await;
+    let worker = stage.worker(settings).await;
     let (mut aged, mut expiring, patient) = (read("u-nobody"), read("u-nobody"), read("u-nobody"));
     aged["max_age_ms"] = json!(1500);
     expiring["expires_at"] =
@@ -132,6 +144,7 @@ async fn a_job_that_waits_for_a_connection_longer_than_it_may_fails_and_says_so(
     }
     assert_eq!(stage.show(id_of(&patient))["state"], "held");
     assert!(value(&worker, "errand_connection_expired_jobs_total").await >= 1);
+    worker.metrics().await.matches("errand_connection_looks_total{").count()
 }
 
 #[tokio::test(flavor = "multi_thread")]

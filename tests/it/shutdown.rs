@@ -11,6 +11,7 @@ use std::{
 use errand::job::JobId;
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
+use sqlx::{Connection as _, Executor as _, PgConnection};
 
 use crate::{
     stage::{PATIENCE, Process, Stage, sandbox},
@@ -108,6 +109,79 @@ async fn results_that_a_dead_database_cannot_take_are_written_by_the_next_worker
     assert_eq!(journal(&stage), Vec::<PathBuf>::new());
     let metrics = next.metrics().await;
     assert!(metrics.contains("errand_journal_records_total{result=\"replayed\"} 20"), "{metrics}");
+}
+
+/// A stage whose journal has the results of these calls.
+async fn journaled(hint: &str) -> (Postgres, Stage, Vec<String>) {
+    let (server, stage) = fragile(hint, "[[fault]]\nkind = \"latency\"\nfixed_ms = 2000\n").await;
+    let mut worker = stage.worker(&[("ERRAND__WORKER__DRAIN_SECS", "10")]).await;
+    let ids: Vec<String> = (0..20).map(|_| id()).collect();
+    stage.publish(&ids.iter().map(|id| send(id)).collect::<Vec<_>>()).await;
+    in_flight(&stage, 20).await;
+    server.kill9().await;
+    assert!(worker.stop().await.success(), "nothing is left: {}", worker.log());
+    assert_eq!(journal(&stage).len(), 1);
+    server.restart().await;
+    (server, stage, ids)
+}
+
+/// Keeps every writer of jobs waiting until the connection is closed.
+async fn lock_jobs(stage: &Stage) -> PgConnection {
+    let mut keeper = stage.database.connect().await;
+    keeper.execute("begin").await.unwrap();
+    keeper.execute("lock table jobs in share mode").await.unwrap();
+    keeper
+}
+
+/// Waits until so many workers wait to write what they have read in a journal.
+async fn replaying(stage: &Stage, workers: &str) {
+    until(&format!("{workers} workers replay"), PATIENCE, async || {
+        let sql = "select count(*)::text from pg_stat_activity where datname = current_database() \
+                   and wait_event_type = 'Lock' and query like 'with i as (%'";
+        (stage.text(sql).await? == workers).then_some(())
+    })
+    .await;
+}
+
+async fn each_result_is_written_once(stage: &Stage, ids: &[String]) {
+    until("the journal is replayed", PATIENCE, async || journal(stage).is_empty().then_some(())).await;
+    assert_eq!(stage.settled(20).await, [("succeeded".to_owned(), 20)]);
+    let written = "select count(*) || '/' || sum(spent) || '/' || (select count(*) from attempts) from jobs \
+                   where result is not null and log_id is not null and attempt = 1";
+    // A first attempt that succeeded is recorded with its job alone.
+    assert_eq!(stage.text(written).await.as_deref(), Some("20/20/0"));
+    for id in ids {
+        assert_eq!((stage.sandbox.job_effects(id), outcomes(&stage.show(id))), (1, vec!["succeeded"]));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_workers_that_replay_one_journal_at_once_write_each_result_once() {
+    let (_server, stage, ids) = journaled("both-replay").await;
+    let keeper = lock_jobs(&stage).await;
+    let (one, other) = (stage.start_worker(&[]), stage.start_worker(&[]));
+    replaying(&stage, "2").await;
+    keeper.close().await.unwrap();
+    for worker in [&one, &other] {
+        worker.logged("worker ready").await;
+        assert!(!worker.log().contains("ERROR"), "{}", worker.log());
+    }
+    each_result_is_written_once(&stage, &ids).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_killed_while_it_replays_a_journal_leaves_it_to_the_next() {
+    let (_server, stage, ids) = journaled("killed-replay").await;
+    let keeper = lock_jobs(&stage).await;
+    let mut killed = stage.start_worker(&[]);
+    replaying(&stage, "1").await;
+    killed.kill9();
+    assert_eq!(journal(&stage).len(), 1, "it is still there");
+    // The server may or may not write what it was asked to before it notices.
+    keeper.close().await.unwrap();
+    let next = stage.worker(&[]).await;
+    each_result_is_written_once(&stage, &ids).await;
+    assert!(!next.log().contains("ERROR"), "{}", next.log());
 }
 
 #[tokio::test(flavor = "multi_thread")]

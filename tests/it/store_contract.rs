@@ -67,6 +67,8 @@ on_every_backend! {
     a_claim_before_its_time_is_scheduled_and_one_after_its_time_fails,
     a_job_made_due_by_a_person_runs_before_its_time,
     a_refused_job_fails_and_a_held_job_is_parked,
+    a_job_that_cannot_be_counted_any_further_ends_and_no_other_with_it,
+    counts_stay_at_their_maximum,
     what_was_frozen_first_wins,
     the_first_claim_of_a_batch_wins,
     exactly_one_of_concurrent_claims_wins,
@@ -188,6 +190,14 @@ impl Bench {
                 let url = format!("sqlite://{}", dir.path().join("errand.db").display());
                 SqliteConnection::connect(&url).await.unwrap().execute(sql).await.unwrap();
             }
+        }
+    }
+
+    /// The ID of a job as it stands in a statement.
+    fn literal(&self, id: JobId) -> String {
+        match &self.place {
+            Place::Postgres(_) => format!("'{id}'"),
+            Place::Sqlite(_) => format!("x'{}'", id.0.simple()),
         }
     }
 
@@ -661,6 +671,133 @@ async fn a_refused_job_fails_and_a_held_job_is_parked(t: Bench) {
             let replies = t.store.take_replies(10, LEASE).await.unwrap();
             assert_eq!(replies.len(), usize::from(state == State::Failed));
         }
+    }
+}
+
+async fn a_job_that_cannot_be_counted_any_further_ends_and_no_other_with_it(t: Bench) {
+    let (tired, fenced, good) = (job_with_reply(json!({}), Some("replies")), job(json!({})), job(json!({})));
+    for (spec, columns) in [
+        (&tired, "attempt = 2147483647, error_kind = 'tool_failed', error_message = 'busy'"),
+        (&fenced, "fence = 9223372036854775807"),
+        (&good, "attempt = 2147483646, fence = 9223372036854775806"),
+    ] {
+        t.insert(spec).await;
+        t.execute(&format!("update jobs set {columns} where id = {}", t.literal(spec.id))).await;
+    }
+    // One that may not run anyway is told why not.
+    let refused = job(json!({}));
+    t.insert(&refused).await;
+    t.execute(&format!("update jobs set attempt = 2147483647 where id = {}", t.literal(refused.id))).await;
+    let refusal = Verdict::Refuse(error(ErrorKind::Unpinned));
+    let batch = [
+        claim(&tired),
+        claim(&good),
+        Claim { known: true, ..claim(&fenced) },
+        Claim { verdict: refusal, ..claim(&refused) },
+    ];
+    let answers = t.store.claim(t.worker, &batch).await.unwrap();
+    let ended = |answer: &Claimed, expected: ErrorKind| matches!(answer, Claimed::Ended { state: State::Failed, kind } if *kind == expected);
+    assert!(ended(&answers[0], ErrorKind::Internal), "{answers:?}");
+    assert!(ended(&answers[2], ErrorKind::Internal), "{answers:?}");
+    assert!(ended(&answers[3], ErrorKind::Unpinned), "{answers:?}");
+    let Claimed::Running(holding) = &answers[1] else { panic!("{answers:?}") };
+    assert_eq!((holding.attempt, holding.fence), (2_147_483_647, Fence(i64::MAX)));
+    let again = t.store.claim(t.worker, &batch).await.unwrap();
+    assert!(ended(&again[0], ErrorKind::Internal), "a repetition gets the same answer: {again:?}");
+    let again = running(again[1].clone());
+    assert_eq!((again.attempt, again.fence), (holding.attempt, holding.fence));
+
+    let view = t.view(tired.id).await;
+    let told = view.error.unwrap().message;
+    assert!(told.contains("another `id`") && told.ends_with("its last error: busy"), "{told}");
+    assert!(view.finished_at.is_some() && view.due_at.is_none());
+    assert_eq!(t.store.take_replies(10, LEASE).await.unwrap().len(), 1);
+    assert!(t.store.take_due(10, LEASE).await.unwrap().is_empty());
+
+    // Run again by a person, it ends again.
+    assert_eq!(t.store.restart(tired.id).await.unwrap(), Decided::Now(State::Available));
+    assert!(ended(&t.claim(&claim(&tired)).await, ErrorKind::Internal));
+    let held = Held { id: good.id, request_id: batch[1].request_id, holding: holding.clone() };
+    assert_eq!(
+        t.finish(&held.end(succeed("{}"), AttemptOutcome::Succeeded)).await,
+        applied(State::Succeeded)
+    );
+    assert_eq!(t.store.attempts(good.id).await.unwrap()[0].number, 2_147_483_647);
+}
+
+async fn counts_stay_at_their_maximum(t: Bench) {
+    const MAX: u32 = i32::MAX.unsigned_abs();
+    let set = async |spec: &JobSpec, columns: &str| {
+        t.execute(&format!("update jobs set {columns} where id = {}", t.literal(spec.id))).await;
+    };
+    // Publications.
+    let (published, other) = (job(json!({})), job(json!({})));
+    t.insert(&published).await;
+    t.insert(&other).await;
+    set(&published, "published = 2147483647").await;
+    for _ in 0..2 {
+        assert_eq!(t.store.take_due(10, LEASE).await.unwrap().len(), 2);
+        t.store.defer(&[published.id, other.id], Duration::ZERO).await.unwrap();
+        set(&published, "published = 2147483647").await;
+    }
+
+    // Attempts that count, ended in time and late.
+    let spent = job(json!({}));
+    let held = t.run(&spent).await;
+    set(&spent, "attempt = 2147483647, spent = 2147483647").await;
+    let mut finish = held.end(retry(Duration::ZERO), AttemptOutcome::ToolFailed);
+    finish.attempt.number = MAX;
+    let good = t.run(&job(json!({}))).await.end(succeed("{}"), AttemptOutcome::Succeeded);
+    let answers = t.store.finish(&[finish, good]).await.unwrap();
+    assert_eq!(answers, [applied(State::Retryable), applied(State::Succeeded)]);
+    assert_eq!(t.view(spent.id).await.spent, MAX);
+    let mut late_finish = held.end(fail(), AttemptOutcome::ToolFailed);
+    late_finish.attempt.number = MAX;
+    late_finish.attempt.outcome = AttemptOutcome::Refused;
+    assert_eq!(t.finish(&late_finish).await, late(State::Failed));
+    assert_eq!(t.view(spent.id).await.spent, MAX);
+
+    // Looks into the log.
+    let looked = t.run(&job(json!({}))).await;
+    let undecided = Ending::Verify { after: Duration::ZERO, error: error(ErrorKind::UnknownOutcome) };
+    t.finish(&looked.end(undecided, AttemptOutcome::Unknown)).await;
+    t.execute(&format!("update jobs set checks = 2147483647 where id = {}", t.literal(looked.id))).await;
+    let put_off = PutOff {
+        id: looked.id,
+        fence: looked.holding.fence,
+        again_after: Some(Duration::ZERO),
+        error: error(ErrorKind::UnknownOutcome),
+    };
+    assert!(t.store.put_off(&put_off).await.unwrap());
+    assert_eq!(one(t.store.take_checks(10, LEASE).await.unwrap()).checks, MAX);
+
+    // Looks for connections, and jobs that wait for them.
+    let connect = || Ending::Connect { toolkit: "github".into(), error: error(ErrorKind::NeedsConnection) };
+    let waiting = t.run(&job(json!({}))).await;
+    t.finish(&waiting.end(connect(), AttemptOutcome::Interrupted)).await;
+    t.execute("update awaited set looks = 2147483647, parked = 9223372036854775807").await;
+    let more = t.run(&job(json!({}))).await;
+    assert_eq!(t.finish(&more.end(connect(), AttemptOutcome::Interrupted)).await, applied(State::Held));
+    let found = awaited(&t).await;
+    t.store.put_off_awaited(&found, Duration::ZERO, false).await.unwrap();
+    let found = awaited(&t).await;
+    assert_eq!(found.looks, MAX);
+    assert_eq!(t.store.release_awaited(&found, 10).await.unwrap(), 2);
+
+    // Deliveries of what is no job.
+    let message = Rejected {
+        id: Uuid::from_u128(1),
+        queue: "default".parse().unwrap(),
+        reason: EnvelopeReason::Malformed,
+        message: "no".into(),
+        body: b"x".to_vec(),
+        properties: "{}".into(),
+    };
+    t.store.reject(std::slice::from_ref(&message)).await.unwrap();
+    t.execute("update rejected set seen = 2147483646").await;
+    for _ in 0..2 {
+        t.store.reject(&[message.clone(), message.clone()]).await.unwrap();
+        assert_eq!(one(t.store.rejected(10).await.unwrap()).seen, MAX);
     }
 }
 

@@ -56,9 +56,11 @@ pub const PUBLISH_TIMEOUT: Duration = Duration::from_secs(2 * BROKER_TIMEOUT.as_
 /// Requests that wait for a publisher, beyond which callers wait.
 const REQUESTS: usize = 64;
 
-/// The largest frame, in bytes, unless the URL says otherwise. The client library keeps buffers of 64
-/// frames for every connection, and jobs are small; a larger one takes several frames.
-const FRAME_MAX: u32 = 32 * 1024;
+/// The largest frame, in bytes, unless the URL says otherwise: what RabbitMQ lets other clients send by default.
+/// A body is split, but the properties of a message are always one frame, and with a smaller limit here one message
+/// with long headers would keep its lane waiting for ever. The client library keeps buffers of 64 frames for every
+/// connection.
+const FRAME_MAX: u32 = 128 * 1024;
 
 /// Longest name of a connection, so that consumer tags fit into 255 bytes.
 const MAX_CONNECTION_NAME_BYTES: usize = 128;

@@ -7,12 +7,9 @@ use sqlx::{PgConnection, Row, postgres::PgRow};
 use uuid::Uuid;
 
 use super::{Bound, PostgresStore, desk::to_retry, pool::Pool, rows};
-use crate::{
-    bounds::MAX_ERROR_CHARS,
-    store::{
-        Awaited, Connecting, StoreError, owner_of,
-        row::{EXPIRED_AWAITING, count, limit as row_limit, micros, signed},
-    },
+use crate::store::{
+    Awaited, Connecting, StoreError, owner_of,
+    row::{EXPIRED_AWAITING, MAX_ERROR_LENGTH, count, limit as row_limit, micros},
 };
 
 /// In the order of the key, so that concurrent batches wait for each other in one direction. The lock
@@ -22,7 +19,7 @@ const AWAIT: &str = "insert into awaited (owner_kind, owner_id, toolkit, account
     from jobs where id = any($1) and held_reason = 'connection' and waits_for is not null
     group by 1, 2, 3, 4 order by 1, 2, 3, 4
     on conflict (owner_kind, owner_id, toolkit, account)
-    do update set parked = awaited.parked + 1, doubted = coalesce(excluded.doubted, awaited.doubted)";
+    do update set parked = least(awaited.parked, 9223372036854775806) + 1, doubted = coalesce(excluded.doubted, awaited.doubted)";
 
 const TAKE: &str = "with due as (
         select id from awaited where look_at <= now() order by look_at limit $1 for update skip locked)
@@ -48,7 +45,7 @@ const FORGET: &str = concat!(
 );
 
 const PUT_OFF: &str = "update awaited set look_at = now() + $3::bigint * interval '1 microsecond',
-        looks = looks + 1, doubted = case when $4 or parked <> $2 then doubted end
+        looks = least(looks, 2147483646) + 1, doubted = case when $4 or parked <> $2 then doubted end
     where id = $1";
 
 const RELEASE: &str = concat!(
@@ -105,8 +102,7 @@ impl Connecting for PostgresStore {
     }
 
     async fn expire_awaiting(&self, limit: usize) -> Result<u64, StoreError> {
-        let chars = signed(u32::try_from(MAX_ERROR_CHARS).unwrap_or(u32::MAX));
-        let query = sqlx::query(EXPIRE).bind(row_limit(limit)).bind(EXPIRED_AWAITING).bind(chars);
+        let query = sqlx::query(EXPIRE).bind(row_limit(limit)).bind(EXPIRED_AWAITING).bind(MAX_ERROR_LENGTH);
         Ok(rows(&self.other, query).await?.len() as u64)
     }
 }

@@ -23,8 +23,8 @@ use crate::{
         StoreErrorKind, Verdict,
         judge::{self, Judged, Known, Record, reporter},
         row::{
-            EXPIRED_MESSAGE, micros, read_frozen, read_holding, read_known, read_record, signed, tags,
-            to_millis, word,
+            EXPIRED_MESSAGE, MAX_ERROR_LENGTH, WORN_OUT_MESSAGE, micros, read_frozen, read_holding,
+            read_known, read_record, signed, tags, to_millis, word,
         },
     },
 };
@@ -170,11 +170,20 @@ const CLAIM_KNOWN: &str = concat!(
             else 'running' end as state) s
     where j.id = i.id and j.state = 'available' and j.owner_kind = i.owner_kind and j.owner_id = i.owner_id
         and j.digest = i.digest
+        and (i.verdict <> 'running' or (j.attempt < 2147483647 and j.fence < 9223372036854775807))
     returning j.id, j.state, j.error_kind, j.fence, j.attempt, j.spent, j.toolkit, j.toolkit_version, j.pinned_by,
         j.account, j.frozen_effect, j.created_at, (extract(epoch from now() - j.created_at) * 1000000)::bigint as age), ",
     log_claims!("$18"),
     " select * from claimed"
 );
+
+/// For what [`CLAIM_KNOWN`] leaves out, because its columns cannot count any further.
+const WEAR_OUT: &str = "update jobs set state = 'failed', due_at = null, settled_by = $2, error_kind = $3,
+        error_message = left($4 || coalesce('; its last error: ' || error_message, ''), $5),
+        error_code = null, error_slug = null, finished_at = now(),
+        reply_due_at = case when reply_to is not null then now() end
+    where id = $1 and state = 'available' and (attempt >= 2147483647 or fence >= 9223372036854775807)
+    returning 1";
 
 /// What stands in the way, by ID, or by idempotency key where the ID is new.
 const KNOWN: &str = "with i as (
@@ -221,7 +230,7 @@ const FINISH: &str = "with i as (
         update jobs j set
             state = case when j.cancel_requested and i.state in ('retryable', 'held') then 'cancelled' else i.state end,
             due_at = case when not j.cancel_requested then now() + i.after * interval '1 microsecond' end,
-            spent = j.spent + i.charge, worker_id = null,
+            spent = j.spent + least(i.charge, j.attempt - j.spent), worker_id = null,
             held_reason = case when not j.cancel_requested then i.held_reason end,
             check_at = case when not j.cancel_requested then now() + i.check_after * interval '1 microsecond' end,
             unknown_since = case when i.check_after is not null then now() else j.unknown_since end,
@@ -266,7 +275,7 @@ const MET: &str = "select request_id, outcome, reported_by, ended_as, late, char
 /// A job that was rescued has no mark of cancellation. $3 is what the rescue charged.
 const FINISH_LATE: &str = "update jobs set state = $4,
         due_at = now() + $5 * interval '1 microsecond',
-        spent = greatest(0, spent + $6 - $3), published = 0, held_reason = $7,
+        spent = greatest(0, spent - $3) + least($6, attempt - greatest(0, spent - $3)), published = 0, held_reason = $7,
         check_at = now() + $14::bigint * interval '1 microsecond',
         unknown_since = case when $14 is not null then now() else unknown_since end,
         error_kind = case when $4 = 'retryable' and $8::text is null then error_kind else $8 end,
@@ -349,7 +358,13 @@ impl Jobs for PostgresStore {
                 let claim = &batch[place];
                 match found.remove(&place) {
                     Some(known) if known.by_key && claim.known => answers[place] = Some(Claimed::Gone),
-                    Some(known) => answers[place] = known.claimed(claim, worker, again[place]),
+                    Some(known) => {
+                        let is_worn_out = known.is_worn_out(claim);
+                        answers[place] = known.claimed(claim, worker, again[place]);
+                        if answers[place].is_none() && is_worn_out {
+                            answers[place] = self.wear_out(claim).await?;
+                        }
+                    }
                     None if claim.known => answers[place] = Some(Claimed::Gone),
                     None => again[place] = false,
                 }
@@ -478,6 +493,19 @@ impl PostgresStore {
             });
         }
         Ok(())
+    }
+
+    /// Ends a job that cannot be claimed once more; `None` when it has changed meanwhile.
+    async fn wear_out(&self, claim: &Claim) -> Result<Option<Claimed>, StoreError> {
+        let kind = ErrorKind::Internal;
+        let query = sqlx::query(WEAR_OUT)
+            .bind(claim.spec.id.0)
+            .bind(claim.request_id.0)
+            .bind(kind.as_str())
+            .bind(WORN_OUT_MESSAGE)
+            .bind(MAX_ERROR_LENGTH);
+        let ended = !rows(&self.hot, query).await?.is_empty();
+        Ok(ended.then_some(Claimed::Ended { state: State::Failed, kind }))
     }
 
     /// Executes a claim, whose last column is the toolkit that is to be connected.

@@ -15,7 +15,7 @@ use crate::store::{
 const REJECT: &str = "insert into rejected (id, queue, reason, message, body, properties, seen, received_at)
     select i.*, now() from unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::bytea[], $6::text[], $7::integer[])
         as i (id, queue, reason, message, body, properties, seen)
-    on conflict (id) do update set seen = rejected.seen + excluded.seen, requeued_at = null";
+    on conflict (id) do update set seen = rejected.seen + least(excluded.seen, 2147483647 - rejected.seen), requeued_at = null";
 
 const REJECTED: &str = "select id, queue, reason, message, ''::bytea as body, properties,
         octet_length(body)::bigint as size, seen, received_at, requeued_at

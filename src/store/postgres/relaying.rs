@@ -27,7 +27,7 @@ const TAKE_DUE: &str = concat!(
             order by due_at limit $1 for update skip locked) d
         limit $1),
     taken as (
-        update jobs j set state = 'available', published = j.published + 1,
+        update jobs j set state = 'available', published = least(j.published, 2147483646) + 1,
             due_at = now() + least($2::bigint * (1::bigint << least(j.published, 20))::float8, $3::bigint)
                 * interval '1 microsecond'
         from due where j.id = due.id

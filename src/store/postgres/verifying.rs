@@ -29,7 +29,7 @@ const TAKE: &str = concat!(
 );
 
 const PUT_OFF: &str =
-    "update jobs set check_at = now() + $3::bigint * interval '1 microsecond', checks = checks + 1,
+    "update jobs set check_at = now() + $3::bigint * interval '1 microsecond', checks = least(checks, 2147483646) + 1,
         error_kind = $4, error_message = $5, error_code = $6, error_slug = $7
     where id = $1 and fence = $2 and check_at is not null
     returning 1";

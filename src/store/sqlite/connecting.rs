@@ -10,11 +10,10 @@ use sqlx::{
 
 use super::{SqliteStore, desk::to_retry, fits};
 use crate::{
-    bounds::MAX_ERROR_CHARS,
     job::JobId,
     store::{
         Awaited, Connecting, StoreError, owner_of,
-        row::{EXPIRED_AWAITING, count, limit as row_limit, micros, signed},
+        row::{EXPIRED_AWAITING, MAX_ERROR_LENGTH, count, limit as row_limit, micros},
     },
 };
 
@@ -28,7 +27,7 @@ const AWAIT: &str = "insert into awaited (owner_kind, owner_id, toolkit, account
     select owner_kind, owner_id, waits_for, coalesce(connected_account_id, ''), account, ?2
     from jobs where id = ?1 and held_reason = 'connection'
     on conflict (owner_kind, owner_id, toolkit, account)
-    do update set parked = parked + 1, doubted = coalesce(excluded.doubted, doubted)";
+    do update set parked = min(parked, 9223372036854775806) + 1, doubted = coalesce(excluded.doubted, doubted)";
 
 const DUE: &str = "select id, owner_kind, owner_id, toolkit, account, doubted, looks, parked
     from awaited where look_at <= ?1 order by look_at limit ?2";
@@ -49,7 +48,7 @@ const FORGET: &str = concat!(
     ")"
 );
 
-const PUT_OFF: &str = "update awaited set look_at = ?3, looks = looks + 1,
+const PUT_OFF: &str = "update awaited set look_at = ?3, looks = min(looks, 2147483646) + 1,
         doubted = case when ?4 or parked <> ?2 then doubted end
     where id = ?1";
 
@@ -124,9 +123,8 @@ impl Connecting for SqliteStore {
     async fn expire_awaiting(&self, limit: usize) -> Result<u64, StoreError> {
         self.write(move |db, now| {
             Box::pin(async move {
-                let chars = signed(u32::try_from(MAX_ERROR_CHARS).unwrap_or(u32::MAX));
                 let query = sqlx::query(EXPIRE).bind(now).bind(row_limit(limit));
-                let query = query.bind(EXPIRED_AWAITING).bind(chars);
+                let query = query.bind(EXPIRED_AWAITING).bind(MAX_ERROR_LENGTH);
                 Ok(query.execute(db).await?.rows_affected())
             })
         })

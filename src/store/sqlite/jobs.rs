@@ -16,7 +16,8 @@ use crate::{
         By, Claim, Claimed, Finish, Finished, Freeze, Frozen, Holding, Inserted, Jobs, StoreError, Verdict,
         judge::{self, Judged, Known, Record, reporter},
         row::{
-            EXPIRED_MESSAGE, micros, read_holding, read_known, read_record, signed, tags, to_millis, word,
+            EXPIRED_MESSAGE, MAX_ERROR_LENGTH, WORN_OUT_MESSAGE, micros, read_holding, read_known,
+            read_record, signed, tags, to_millis, word,
         },
     },
 };
@@ -65,6 +66,13 @@ const RUN_KNOWN: &str = "update jobs set state = 'running', due_at = null, publi
     where id = ?1 and state = 'available'
     returning fence, attempt, spent, toolkit, toolkit_version, pinned_by, account, frozen_effect, created_at";
 
+/// A job whose columns cannot count any further. ?5 is now.
+const WEAR_OUT: &str = "update jobs set state = 'failed', due_at = null, settled_by = ?2, error_kind = ?3,
+        error_message = substr(?4 || coalesce('; its last error: ' || error_message, ''), 1, ?6),
+        error_code = null, error_slug = null, finished_at = ?5,
+        reply_due_at = case when reply_to is not null then ?5 end
+    where id = ?1 and state = 'available'";
+
 const END_KNOWN: &str = "update jobs set state = ?2, due_at = null, settled_by = ?3, held_reason = ?4,
         error_kind = ?5, error_message = ?6, error_code = ?7, error_slug = ?8, finished_at = ?9,
         reply_due_at = case when reply_to is not null then ?9 end
@@ -90,7 +98,7 @@ const FREEZE: &str = "update jobs set toolkit = ?3, toolkit_version = ?4, pinned
 const FINISH: &str = "update jobs set
         state = case when cancel_requested and ?4 in ('retryable', 'held') then 'cancelled' else ?4 end,
         due_at = case when not cancel_requested then ?5 end,
-        spent = spent + ?6, worker_id = null,
+        spent = min(attempt, spent + ?6), worker_id = null,
         held_reason = case when not cancel_requested then ?7 end,
         check_at = case when not cancel_requested then ?18 end,
         unknown_since = case when ?18 is not null then ?14 else unknown_since end,
@@ -109,7 +117,8 @@ const FINISH: &str = "update jobs set
     returning state, http_status is not null";
 
 /// A job that was rescued has no mark of cancellation. ?15 is what the rescue charged.
-const FINISH_LATE: &str = "update jobs set state = ?4, due_at = ?5, spent = max(0, spent + ?6 - ?15),
+const FINISH_LATE: &str =
+    "update jobs set state = ?4, due_at = ?5, spent = min(attempt, max(0, spent + ?6 - ?15)),
         published = 0, held_reason = ?7, check_at = ?16,
         unknown_since = case when ?16 is not null then ?14 else unknown_since end,
         error_kind = case when ?4 = 'retryable' and ?8 is null then error_kind else ?8 end,
@@ -256,8 +265,10 @@ async fn claim_one(
         known(db, now, &claim.spec).await?
     };
     let Some(known) = known else { return Ok(Claimed::Gone) };
+    let is_worn_out = known.is_worn_out(claim);
     match known.claimed(claim, worker, again) {
         Some(answer) => Ok(answer),
+        None if is_worn_out => wear_out(db, now, claim).await,
         None => claim_known(db, now, worker, claim).await,
     }
 }
@@ -296,6 +307,21 @@ async fn claim_new(
         note_awaited(db, now, claim.spec.id, toolkit).await?;
     }
     Ok(is_new)
+}
+
+/// Ends a job that is `available` and cannot be claimed once more.
+async fn wear_out(db: &mut SqliteConnection, now: i64, claim: &Claim) -> Result<Claimed, StoreError> {
+    let kind = ErrorKind::Internal;
+    sqlx::query(WEAR_OUT)
+        .bind(claim.spec.id.0)
+        .bind(claim.request_id.0)
+        .bind(kind.as_str())
+        .bind(WORN_OUT_MESSAGE)
+        .bind(now)
+        .bind(MAX_ERROR_LENGTH)
+        .execute(db)
+        .await?;
+    Ok(Claimed::Ended { state: State::Failed, kind })
 }
 
 /// Takes a job that is `available`.

@@ -12,7 +12,7 @@ use crate::store::{
 
 const REJECT: &str = "insert into rejected (id, queue, reason, message, body, properties, seen, received_at)
     values (?1, ?2, ?3, ?4, ?5, ?6, 1, ?7)
-    on conflict (id) do update set seen = seen + 1, requeued_at = null";
+    on conflict (id) do update set seen = min(seen, 2147483646) + 1, requeued_at = null";
 
 const REJECTED: &str =
     "select id, queue, reason, message, x'' as body, properties, length(body) as size, seen,

@@ -36,7 +36,8 @@ const DUE: &str = concat!(
     ", null as result, published from jobs where due_at is not null and priority = ?1 and due_at <= ?2 order by due_at limit ?3"
 );
 
-const PUBLISH: &str = "update jobs set state = 'available', due_at = ?2, published = published + 1
+const PUBLISH: &str =
+    "update jobs set state = 'available', due_at = ?2, published = min(published, 2147483646) + 1
     where id = ?1 and due_at is not null";
 
 const DEFER: &str = "update jobs set due_at = ?2, published = max(0, published - 1)

@@ -23,7 +23,7 @@ const DUE: &str = concat!(
 const TAKE: &str = "update jobs set check_at = ?2 where id = ?1 and check_at is not null";
 
 const PUT_OFF: &str =
-    "update jobs set check_at = ?3, checks = checks + 1, error_kind = ?4, error_message = ?5,
+    "update jobs set check_at = ?3, checks = min(checks, 2147483646) + 1, error_kind = ?4, error_message = ?5,
         error_code = ?6, error_slug = ?7
     where id = ?1 and fence = ?2 and check_at is not null";
 

@@ -1,0 +1,581 @@
+//! Bad input from every side: messages that are no jobs, answers that no database keeps, numbers that no computer
+//! counts, and errand's own bugs. Each is kept, counted and explained, and the next job runs.
+
+use errand::job::JobId;
+use lapin::{
+    BasicProperties,
+    types::{AMQPValue, DecimalValue, FieldArray, FieldTable},
+};
+use serde_json::{Value, json};
+
+use self::{
+    front::{Said, success},
+    pair::{Pair, Place},
+};
+use crate::{
+    stage::{PATIENCE, Stage},
+    support::wait::until,
+};
+
+mod front;
+mod pair;
+mod panics;
+
+/// Runs every function of the list on both pairs of backends, with these settings.
+macro_rules! on_both_pairs {
+    ($($name:ident $settings:expr,)*) => {
+        mod services {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $name() {
+                let pair = super::Pair::services(stringify!($name), &$settings).await;
+                Box::pin(super::$name(pair)).await;
+            })*
+        }
+        mod embedded {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $name() {
+                let pair = super::Pair::embedded(stringify!($name), &$settings).await;
+                Box::pin(super::$name(pair)).await;
+            })*
+        }
+    };
+}
+
+on_both_pairs! {
+    an_answer_larger_than_the_limit_is_not_read_to_its_end [("ERRAND__COMPOSIO__MAX_RESPONSE_BYTES", "1048576")],
+    numbers_arrive_and_come_back_digit_by_digit [],
+    what_json_can_say_and_databases_cannot_arrives_and_comes_back [],
+    counters_at_their_maximum_end_their_job_and_keep_nobody_waiting [],
+}
+
+fn id() -> String {
+    JobId::new().to_string()
+}
+
+/// A call that may be repeated, with these arguments.
+fn read_with(id: &str, arguments: &str) -> String {
+    format!(r#"{{"id":"{id}","user_id":"u-alice","tool":"GITHUB_GET_REPO","arguments":{arguments}}}"#)
+}
+
+fn read(id: &str) -> String {
+    read_with(id, r#"{"owner":"o","repo":"r"}"#)
+}
+
+/// A call that counts.
+fn send(id: &str) -> String {
+    json!({"id": id, "user_id": "user-1", "tool": "GMAIL_SEND_EMAIL",
+           "arguments": {"recipient_email": "ann@example.com", "subject": "s", "body": "b"}})
+    .to_string()
+}
+
+fn message(job: &Value) -> &str {
+    job["error"]["message"].as_str().unwrap_or_default()
+}
+
+// ---------------------------------------------------------------------------------------------
+// Messages.
+
+/// A message that is no job, and what is said about it.
+struct Poison {
+    body: Vec<u8>,
+    reason: &'static str,
+    hint: &'static str,
+}
+
+fn poison(body: impl Into<Vec<u8>>, reason: &'static str, hint: &'static str) -> Poison {
+    Poison { body: body.into(), reason, hint }
+}
+
+fn with(field: &str, value: &str) -> String {
+    format!(r#"{{"id":"{}","user_id":"u-alice","tool":"GITHUB_GET_REPO","{field}":{value}}}"#, id())
+}
+
+fn poisons() -> Vec<Poison> {
+    let nested = "[".repeat(100_000);
+    let closed = format!("{nested}{}", "]".repeat(100_000));
+    let long = format!(r#"{{"text":"{}"}}"#, "x".repeat(1024 * 1024));
+    vec![
+        poison("", "malformed", "not a valid job"),
+        poison(" \n", "malformed", "not a valid job"),
+        poison("hello", "malformed", "not a valid job"),
+        poison("null", "malformed", "not a valid job"),
+        poison("[]", "malformed", "not a valid job"),
+        poison("17", "malformed", "not a valid job"),
+        poison(&b"\xff\xfe\x00\x80"[..], "malformed", "not a valid job"),
+        poison(&b"\x1f\x8b\x08\x00not json"[..], "malformed", "not a valid job"),
+        poison(&b"{\"id\":\"\xc3\x28\"}"[..], "malformed", "not a valid job"),
+        poison("\u{feff}{}", "malformed", "not a valid job"),
+        poison(nested.as_str(), "malformed", "not a valid job"),
+        poison(closed.as_str(), "malformed", "not a valid job"),
+        poison(
+            with("arguments", &format!(r#"{{"deep":{closed}}}"#)),
+            "bad_value",
+            "`arguments` is nested deeper",
+        ),
+        poison(with("tags", &format!(r#"{{"deep":{closed}}}"#)), "malformed", "not a valid job"),
+        poison(with("arguments", "[1]"), "bad_value", "`arguments` must be an object"),
+        poison(with("arguments", r#""text""#), "bad_value", "`arguments` must be an object"),
+        poison(with("priority", "1.5"), "malformed", "not a valid job"),
+        poison(with("priority", "99999999999999999999"), "malformed", "not a valid job"),
+        poison(with("priority", "10"), "bad_value", "`priority` must be 0 to 9"),
+        poison(with("max_attempts", "-1"), "malformed", "not a valid job"),
+        poison(with("max_attempts", "2147483648"), "bad_value", "`max_attempts` must be 1 to"),
+        poison(with("timeout_ms", "18446744073709551615"), "bad_value", "`timeout_ms` must be 1 to"),
+        poison(with("timeout_ms", "1e400"), "malformed", "not a valid job"),
+        poison(with("run_at", r#""tomorrow""#), "malformed", "times are written as"),
+        poison(with("run_at", r#""-009998-01-02T00:00:00Z""#), "bad_value", "the database refuses the job"),
+        poison(with("toll", "1"), "malformed", "unknown field `toll`"),
+        poison(with("tool", r#""T""#), "malformed", "duplicate field"),
+        poison(with("text", r#""a\u0000b""#), "bad_value", "`text` contains a NUL"),
+        poison(with("text", r#""\ud800""#), "malformed", "not a valid job"),
+        poison(with("idempotency_key", r#""a\u0000b""#), "bad_value", "`idempotency_key`"),
+        poison(with("requested_by", r#""\u0000""#), "bad_value", "`requested_by`"),
+        poison(with("connected_account_id", r#""ca\u0000""#), "bad_value", "`connected_account_id`"),
+        poison(with("version", r#""\u0000""#), "bad_value", "`version`"),
+        poison(with("tags", r#"{"a":"\u0000"}"#), "bad_value", "`tags`"),
+        poison(with("tags", r#"{"\u0000":"a"}"#), "bad_value", "`tags`"),
+        poison(with("org_id", r#""both""#), "bad_owner", "not both"),
+        poison(with("queue", r#""bulk""#), "bad_value", "came through"),
+        poison(r#"{"id":"x\u0000","user_id":"u","tool":"T"}"#, "bad_value", "`id` is not a UUID"),
+        poison(r#"{"user_id":"u","tool":"T"}"#, "no_id", "give an `id`"),
+        poison(read(&id()).replace("u-alice", r"u\u0000x"), "bad_owner", "`user_id`"),
+        poison(read(&id()).replace("u-alice", r"u\ud800"), "malformed", "not a valid job"),
+        poison(read(&id()).replace("u-alice", &"u".repeat(300)), "bad_owner", "`user_id`"),
+        poison(read(&id()).replace("GITHUB_GET_REPO", r"T\u0000"), "bad_value", "`tool`"),
+        poison(long, "too_large", "send at most"),
+        poison(vec![0; 3 * 1024 * 1024], "too_large", "send at most"),
+    ]
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_kind_of_poison_is_kept_counted_and_explained_and_the_next_job_runs() {
+    let stage = Stage::new("poison", "").await;
+    let worker = stage.worker(&[]).await;
+    let poisons = poisons();
+    let bodies: Vec<Vec<u8>> = poisons.iter().map(|poison| poison.body.clone()).collect();
+    let good: Vec<String> = (0..3).map(|_| id()).collect();
+    for good in &good {
+        stage.publish_raw(&bodies, BasicProperties::default().with_delivery_mode(2)).await;
+        stage.publish_raw(&[read(good).into_bytes()], BasicProperties::default()).await;
+    }
+    for good in &good {
+        stage.job_in(good, &["succeeded"]).await;
+    }
+    let kept = format!("{}/{}", poisons.len(), 3 * poisons.len());
+    until(&format!("{kept} messages kept"), PATIENCE, async || {
+        let sql = "select count(*) || '/' || sum(seen) from rejected";
+        (stage.text(sql).await? == kept).then_some(())
+    })
+    .await;
+    let metrics = worker.metrics().await;
+    for reason in ["malformed", "bad_value", "bad_owner", "no_id", "too_large"] {
+        let count = 3 * poisons.iter().filter(|poison| poison.reason == reason).count();
+        let line = format!("errand_rejected_messages_total{{reason=\"{reason}\"}} {count}");
+        assert!(metrics.contains(&line), "{line}");
+    }
+    let listed = stage.errand(&["rejected", "list", "--json", "--limit", "1000"]).stdout;
+    let listed: Vec<Value> =
+        String::from_utf8(listed).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    for Poison { body, reason, hint } in &poisons {
+        let start = String::from_utf8_lossy(&body[..body.len().min(200)]).into_owned();
+        let fits = |row: &&Value| {
+            row["size"] == body.len()
+                && row["reason"] == *reason
+                && row["message"].as_str().unwrap().contains(hint)
+        };
+        let whole = listed.iter().filter(fits).any(|row| {
+            let shown = stage.errand(&["rejected", "show", row["id"].as_str().unwrap(), "--body"]);
+            shown.stdout == *body
+        });
+        assert!(whole, "{reason}, {hint}: {start}\n{listed:#?}");
+    }
+    assert_eq!(
+        stage.text("select count(*)::text from jobs").await.as_deref(),
+        Some("3"),
+        "no poison is a job"
+    );
+}
+
+/// Headers of every type that AMQP has, and one that is nested deeper than is shown.
+fn odd_headers() -> FieldTable {
+    let mut nested = AMQPValue::Void;
+    for _ in 0..20 {
+        let mut array = FieldArray::default();
+        array.push(nested);
+        nested = AMQPValue::FieldArray(array);
+    }
+    let mut headers = FieldTable::default();
+    let values = [
+        AMQPValue::Boolean(false),
+        AMQPValue::ShortShortInt(i8::MIN),
+        AMQPValue::ShortShortUInt(u8::MAX),
+        AMQPValue::ShortInt(i16::MIN),
+        AMQPValue::ShortUInt(u16::MAX),
+        AMQPValue::LongInt(i32::MIN),
+        AMQPValue::LongUInt(u32::MAX),
+        AMQPValue::LongLongInt(i64::MIN),
+        // RabbitMQ takes no number that is none.
+        AMQPValue::Float(f32::MIN),
+        AMQPValue::Double(f64::MIN_POSITIVE),
+        AMQPValue::DecimalValue(DecimalValue { scale: 255, value: u32::MAX }),
+        AMQPValue::LongString(vec![0xff, 0x00, 0xfe].into()),
+        // A client with the usual limits sends no more in one frame.
+        AMQPValue::LongString("x".repeat(120_000).into()),
+        AMQPValue::Timestamp(u64::MAX),
+        AMQPValue::ByteArray(vec![0; 16].into()),
+        AMQPValue::Void,
+        nested,
+    ];
+    for (n, value) in values.into_iter().enumerate() {
+        headers.insert(format!("h{n}").into(), value);
+    }
+    // The names that mean something to errand, with values that do not.
+    headers.insert("traceparent".into(), AMQPValue::LongLongInt(1));
+    headers.insert("x-errand-known".into(), AMQPValue::LongString("yes".into()));
+    headers.insert("".into(), AMQPValue::LongString("no name".into()));
+    headers.insert("content_type".into(), AMQPValue::Boolean(true));
+    headers
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn odd_properties_change_nothing_about_a_job_and_are_kept_with_what_is_none() {
+    let stage = Stage::new("odd", "").await;
+    let worker = stage.worker(&[]).await;
+    let odd = || {
+        BasicProperties::default()
+            .with_headers(odd_headers())
+            .with_content_type("text/plain\u{7}".into())
+            .with_content_encoding("gzip".into())
+            .with_correlation_id("c-1".into())
+            .with_type("\u{0}".into())
+            .with_app_id("shop".into())
+            .with_timestamp(u64::MAX)
+            .with_priority(255)
+            .with_expiration("3600000".into())
+    };
+    let (job, next) = (id(), id());
+    let zipped = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\x03zipped".to_vec();
+    for _ in 0..3 {
+        stage.publish_raw(&[read(&job).into_bytes(), zipped.clone()], odd()).await;
+    }
+    // What a reply would be addressed with has to fit into a database.
+    let unfit = odd().with_correlation_id("c\u{0}".into());
+    stage.publish_raw(&[read(&id()).into_bytes()], unfit).await;
+    stage.publish_raw(&[read(&next).into_bytes()], BasicProperties::default()).await;
+    for job in [&job, &next] {
+        stage.job_in(job, &["succeeded"]).await;
+    }
+    until("both are kept", PATIENCE, async || {
+        let sql = "select string_agg(reason || '=' || seen, ',' order by reason) from rejected";
+        (stage.text(sql).await? == "bad_value=1,malformed=3").then_some(())
+    })
+    .await;
+    let metrics = worker.metrics().await;
+    assert!(metrics.contains("errand_rejected_messages_total{reason=\"malformed\"} 3"), "{metrics}");
+    let listed = stage.errand(&["rejected", "list", "--json"]).stdout;
+    let listed: Vec<Value> =
+        String::from_utf8(listed).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let of = |reason: &str| listed.iter().find(|row| row["reason"] == reason).unwrap();
+    assert!(of("bad_value")["message"].as_str().unwrap().contains("`correlation_id`"));
+    let kept = of("malformed");
+    assert!(kept["message"].as_str().unwrap().contains("content encoding"), "{kept}");
+    let other = &kept["properties"]["other"];
+    for (name, value) in [
+        ("content_encoding", "gzip"),
+        ("type", "\u{0}"),
+        ("h0", "false"),
+        ("h7", "-9223372036854775808"),
+        ("h14", "<16 bytes>"),
+        ("traceparent", "1"),
+        ("x-errand-known", "yes"),
+        ("", "no name"),
+    ] {
+        assert_eq!(other[name], value, "{name} in {other}");
+    }
+    let shown = stage.errand(&["rejected", "show", kept["id"].as_str().unwrap(), "--body"]);
+    assert_eq!(shown.stdout, zipped);
+    assert!(stage.errand(&["rejected", "show", kept["id"].as_str().unwrap()]).status.success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn lines_that_are_no_jobs_are_refused_with_a_reason_and_the_others_run() {
+    let pair = Pair::embedded("lines", &[]).await;
+    let (first, last) = (id(), id());
+    let mut lines = vec![read(&first)];
+    // A line holds no line break and no other bytes than text.
+    let poisons = poisons().into_iter().filter_map(|poison| String::from_utf8(poison.body).ok());
+    // SQLite keeps any time; an ID is made for a line that has none.
+    let poisons: Vec<String> = poisons
+        .filter(|line| {
+            !line.trim().is_empty() && !line.contains("-009998") && line != r#"{"user_id":"u","tool":"T"}"#
+        })
+        .collect();
+    lines.extend(poisons.iter().cloned());
+    lines.push(read(&last));
+    let output = pair.bulk(&lines);
+    assert_eq!(output.status.code(), Some(1), "some lines are no jobs");
+    let told =
+        String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout);
+    assert!(told.contains("line 2") && told.contains("not a valid job"), "{told}");
+    for good in [&first, &last] {
+        pair.job_in(good, &["succeeded"]).await;
+    }
+}
+
+// ---------------------------------------------------------------------------------------------
+// Answers.
+
+async fn an_answer_larger_than_the_limit_is_not_read_to_its_end(pair: Pair) {
+    let warm = id();
+    pair.submit(&[read(&warm)]).await;
+    pair.job_in(&warm, &["succeeded"]).await;
+    let before = pair.worker.peak_memory();
+    let (endless, announced, next) = (id(), id(), id());
+    pair.front.says(&endless, Said::Endless);
+    pair.front.says(&announced, Said::Announced(1 << 40));
+    pair.submit(&[send(&endless), send(&announced), read(&next)]).await;
+    for job in [&endless, &announced] {
+        let shown = pair.job_in(job, &["failed", "succeeded", "held"]).await;
+        assert_eq!(
+            (&shown["state"], &shown["error"]["kind"]),
+            (&json!("failed"), &json!("result_too_large"))
+        );
+        for part in ["`GMAIL_SEND_EMAIL` ran", "composio.max_response_bytes", "has run already"] {
+            assert!(message(&shown).contains(part), "{part} in {}", message(&shown));
+        }
+        let attempts = shown["attempts"].as_array().unwrap();
+        assert_eq!((attempts.len(), &attempts[0]["http_status"]), (1, &json!(200)), "{shown}");
+        assert!(attempts[0]["request_id"].is_string());
+        assert_eq!((pair.front.seen(job).len(), pair.effects(job)), (1, 1), "it ran once");
+    }
+    pair.job_in(&next, &["succeeded"]).await;
+    assert_eq!(pair.metric("errand_jobs_finished_total", "outcome=\"failed\"").await, 2.0);
+    // The limit is 1 MiB; the rest is what fits between two sockets and two processes.
+    let (taken, grown) = (pair.front.endless_bytes(), pair.worker.peak_memory() - before);
+    assert!(taken < 64 << 20, "{taken} bytes were taken of endless answers");
+    assert!(grown < 48 << 20, "memory grew by {grown} bytes");
+}
+
+/// Numbers that floating point cannot hold, and spellings that it would change.
+const NUMBERS: &str = r#"{"owner":"o","repo":"r","a":9007199254740993,"b":18446744073709551616,"c":1e400,"d":-0.0,"e":0.1000000000000000055511151231257827,"f":1.10,"g":-9223372036854775809,"h":1E+2,"i":123456789012345678901234567890.123456789e-400}"#;
+
+async fn numbers_arrive_and_come_back_digit_by_digit(pair: Pair) {
+    let (published, enqueued, bulk) = (id(), id(), id());
+    for job in [&published, &enqueued, &bulk] {
+        pair.front.says(job, success(NUMBERS));
+    }
+    pair.submit(&[read_with(&published, NUMBERS)]).await;
+    let args = ["enqueue", "GITHUB_GET_REPO", "--user-id", "u-alice", "--args", NUMBERS, "--id", &enqueued];
+    let waited = pair.says(&[&args[..], &["--wait", "--json"]].concat());
+    assert!(waited.contains(NUMBERS), "{waited}");
+    assert!(pair.bulk(&[read_with(&bulk, NUMBERS)]).status.success());
+    let mut jobs = vec![published.clone(), enqueued, bulk];
+    if let Place::Services(stage) = &pair.place {
+        jobs.push(requeued(stage, &pair).await);
+    }
+    for job in &jobs {
+        pair.job_in(job, &["succeeded"]).await;
+        assert_eq!(pair.front.seen(job).len(), 1);
+        assert!(
+            pair.front.seen(job)[0].contains(&format!("\"arguments\":{NUMBERS}")),
+            "{:?}",
+            pair.front.seen(job)
+        );
+    }
+    for job in &jobs[..3] {
+        let shown = pair.says(&["jobs", "show", job, "--json"]);
+        assert!(shown.contains(&format!("\"result\":{NUMBERS}")), "{shown}");
+        assert!(pair.says(&["jobs", "show", job]).contains(NUMBERS));
+    }
+
+    // A neighbour that floating point cannot tell apart is another body.
+    let neighbour = read_with(&published, &NUMBERS.replace("9007199254740993", "9007199254740992"));
+    if let Place::Services(stage) = &pair.place {
+        pair.submit(&[neighbour]).await;
+        until("the conflict is kept", PATIENCE, async || {
+            let sql = "select count(*)::text from rejected where reason = 'body_conflict'";
+            (stage.text(sql).await? == "1").then_some(())
+        })
+        .await;
+    } else {
+        let refused = pair.bulk(&[neighbour]);
+        assert!(String::from_utf8_lossy(&refused.stderr).contains("already used"), "{refused:?}");
+    }
+    let same = read_with(&published, &NUMBERS.replace(",\"c\"", " ,\n \"c\"")).replace('\n', " ");
+    pair.submit(&[same]).await;
+    let next = id();
+    pair.submit(&[read(&next)]).await;
+    pair.job_in(&next, &["succeeded"]).await;
+    assert_eq!(pair.front.seen(&published).len(), 1, "the same body is the same job");
+}
+
+/// Publishes a job without an ID, puts it back, and returns what it became.
+async fn requeued(stage: &Stage, pair: &Pair) -> String {
+    let nameless = format!(r#"{{"user_id":"u-alice","tool":"GITHUB_GET_REPO","arguments":{NUMBERS}}}"#);
+    pair.submit(&[nameless]).await;
+    let rejected = until("it is kept", PATIENCE, async || {
+        stage.text("select id::text from rejected where reason = 'no_id'").await
+    })
+    .await;
+    // It gets the ID under which it was kept.
+    pair.front.says(&rejected, success(NUMBERS));
+    let said = pair.says(&["rejected", "requeue", &rejected]);
+    said.split(" is job ").nth(1).unwrap().split(' ').next().unwrap().to_owned()
+}
+
+async fn what_json_can_say_and_databases_cannot_arrives_and_comes_back(pair: Pair) {
+    const ODD: &str = r#"{"owner":"o","repo":"r","nul":"a\u0000b","half":"\ud800","other half":"\udc00x","\u0000":"\ud800\ud800","both":"\ud83d\ude00"}"#;
+    let (verbatim, log, failing, refused, next) = (id(), id(), id(), id(), id());
+    pair.front.says(&verbatim, success(ODD));
+    let body = |id: &str, error: &str| {
+        format!(r#"{{"data":{ODD},"successful":{},"error":{error},"log_id":"{id}"}}"#, error == "null")
+    };
+    pair.front.says(&log, Said::This(200, body(r"log\u0000_\u0000", "null")));
+    pair.front.says(&failing, Said::This(200, body("log_1", r#""it \u0000 broke""#)));
+    let error =
+        r#"{"error":{"message":"no \u0000\ud800","slug":"A\u0000B","code":400,"request_id":"\u0000"}}"#;
+    pair.front.says(&refused, Said::This(400, error.to_owned()));
+    let jobs = [&verbatim, &log, &failing, &refused].map(|job| read_with(job, ODD));
+    pair.submit(&jobs).await;
+    pair.submit(&[read(&next)]).await;
+    for (job, log_id) in [(&verbatim, "log_front"), (&log, "log_")] {
+        let shown = pair.job_in(job, &["succeeded", "failed"]).await;
+        assert_eq!((&shown["state"], &shown["log_id"]), (&json!("succeeded"), &json!(log_id)), "{shown}");
+        assert!(pair.says(&["jobs", "show", job, "--json"]).contains(&format!("\"result\":{ODD}")));
+        assert!(pair.front.seen(job)[0].contains(ODD), "{:?}", pair.front.seen(job));
+    }
+    for (job, part) in [(&failing, "it  broke"), (&refused, "no ")] {
+        let shown = pair.job_in(job, &["failed"]).await;
+        assert!(message(&shown).contains(part), "{shown}");
+        assert!(!message(&shown).contains('\0'), "{shown}");
+        assert!(pair.says(&["jobs", "show", job]).contains("failed"));
+    }
+    pair.job_in(&next, &["succeeded"]).await;
+    assert_eq!(pair.metric("errand_jobs_finished_total", "outcome=\"failed\"").await, 2.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_that_the_database_refuses_fails_its_job_alone_and_keeps_its_log_id() {
+    let pair = Pair::services("unstorable", &[]).await;
+    let (deep, next) = (id(), id());
+    // Parsing it takes more stack than PostgreSQL allows itself.
+    let data = format!("{}{}", "[".repeat(200_000), "]".repeat(200_000));
+    pair.front.says(&deep, success(&data));
+    let together: Vec<String> = (0..20).map(|_| id()).collect();
+    let mut jobs: Vec<String> = together.iter().map(|job| read(job)).collect();
+    jobs.insert(10, send(&deep));
+    pair.submit(&jobs).await;
+    let shown = pair.job_in(&deep, &["failed", "succeeded", "held"]).await;
+    assert_eq!((&shown["state"], &shown["error"]["kind"]), (&json!("failed"), &json!("internal")));
+    assert_eq!(
+        (&shown["log_id"], &shown["attempts"][0]["log_id"]),
+        (&json!("log_front"), &json!("log_front"))
+    );
+    for part in ["the database refuses to keep the answer", "may have run", "tool API's log"] {
+        assert!(message(&shown).contains(part), "{part} in {}", message(&shown));
+    }
+    assert_eq!(pair.effects(&deep), 1);
+    pair.submit(&[read(&next)]).await;
+    for job in together.iter().chain([&next]) {
+        pair.job_in(job, &["succeeded"]).await;
+    }
+    assert!(pair.metric("errand_store_errors_total", "kind=\"data\"").await >= 1.0);
+    assert_eq!(pair.metric("errand_jobs_finished_total", "outcome=\"failed\"").await, 1.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_whose_end_the_database_refuses_altogether_takes_no_other_with_it() {
+    let pair = Pair::services("unendable", &[]).await;
+    let bad = id();
+    // Nothing that errand writes breaks a rule of its own tables, so this one is another's.
+    let rule =
+        format!("alter table jobs add constraint foreign_rule check (id <> '{bad}' or finished_at is null)");
+    pair.execute(&rule).await;
+    let good: Vec<String> = (0..40).map(|_| id()).collect();
+    let mut jobs: Vec<String> = good.iter().map(|job| read(job)).collect();
+    jobs.insert(5, send(&bad));
+    pair.submit(&jobs).await;
+    for job in &good {
+        pair.job_in(job, &["succeeded"]).await;
+    }
+    pair.worker.logged("the database refuses even to record").await;
+    assert_eq!(pair.job_in(&bad, &["running"]).await["state"], "running", "it is kept");
+    assert!(pair.metric("errand_store_errors_total", "kind=\"data\"").await >= 2.0);
+    let next = id();
+    pair.submit(&[read(&next)]).await;
+    pair.job_in(&next, &["succeeded"]).await;
+}
+
+// ---------------------------------------------------------------------------------------------
+// Counters.
+
+/// A job that waits for tomorrow.
+fn later(id: &str) -> String {
+    let tomorrow = jiff::Timestamp::now() + jiff::SignedDuration::from_hours(24);
+    format!(
+        r#"{{"id":"{id}","user_id":"u-alice","tool":"GITHUB_GET_REPO","arguments":{{"owner":"o","repo":"r"}},"run_at":"{tomorrow}"}}"#
+    )
+}
+
+async fn counters_at_their_maximum_end_their_job_and_keep_nobody_waiting(pair: Pair) {
+    let (tired, fenced, last, published, lost) = (id(), id(), id(), id(), id());
+    let all = [&tired, &fenced, &last, &published, &lost];
+    pair.submit(&all.map(|job| later(job))).await;
+    for job in all {
+        pair.job_in(job, &["scheduled"]).await;
+    }
+    let set = async |job: &str, columns: &str| {
+        pair.execute(&format!("update jobs set {columns} where id = {}", pair.literal(job))).await;
+    };
+    set(&tired, "attempt = 2147483647, spent = 2147483647").await;
+    set(&fenced, "fence = 9223372036854775807").await;
+    set(&last, "attempt = 2147483646").await;
+    pair.front.says(
+        &last,
+        Said::This(200, r#"{"data":{"status_code":503},"successful":false,"error":"busy"}"#.into()),
+    );
+    let past = if matches!(pair.place, Place::Services(_)) { "now()" } else { "1" };
+    set(&published, &format!("published = 2147483647, due_at = {past}")).await;
+    // Its worker is gone, and was when it had been given as many attempts as can be counted.
+    let (worker, request) = (pair.literal(&id()), pair.literal(&id()));
+    set(
+        &lost,
+        &format!(
+            "attempt = 2147483647, spent = 2147483647, state = 'running', due_at = null, fence = 5, worker_id = {worker}, \
+             request_id = {request}, started_at = {past}, toolkit = 'github', toolkit_version = '20251027_00', \
+             pinned_by = 'env', account = 'ca_alice_new', frozen_effect = 'safe'"
+        ),
+    )
+    .await;
+    if let Place::Services(_) = pair.place {
+        let claimed =
+            format!("insert into claims (worker_id, job_ids) values ({worker}, array['{lost}'::uuid])");
+        pair.execute(&claimed).await;
+    }
+    for job in [&tired, &fenced, &last] {
+        pair.says(&["jobs", "retry", job]);
+    }
+    let good: Vec<String> = (0..20).map(|_| id()).collect();
+    pair.submit(&good.iter().map(|job| read(job)).collect::<Vec<_>>()).await;
+    for job in good.iter().chain([&published]) {
+        pair.job_in(job, &["succeeded"]).await;
+    }
+    for job in [&tired, &fenced, &last] {
+        let shown = pair.job_in(job, &["failed"]).await;
+        for part in ["as often as can be counted", "another `id`"] {
+            assert!(message(&shown).contains(part), "{part} in {shown}");
+        }
+    }
+    let shown = pair.job_in(&last, &["failed"]).await;
+    assert!(message(&shown).contains("its last error") && message(&shown).contains("busy"), "{shown}");
+    assert_eq!(shown["attempts"][0]["number"], 2_147_483_647);
+    let shown = pair.job_in(&lost, &["failed"]).await;
+    assert_eq!(shown["error"]["kind"], "worker_lost", "{shown}");
+    assert_eq!(pair.front.seen(&tired).len() + pair.front.seen(&fenced).len(), 0, "they are not called");
+    assert_eq!(pair.front.seen(&last).len(), 1);
+    assert_eq!(pair.metric("errand_jobs_finished_total", "outcome=\"failed\"").await, 3.0);
+    assert_eq!(pair.metric("errand_rescued_jobs_total", "to=\"failed\"").await, 1.0);
+
+    let listed = pair.says(&["jobs", "list", "--state", "failed", "--json"]);
+    assert_eq!(listed.lines().count(), 4);
+}

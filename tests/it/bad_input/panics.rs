@@ -1,0 +1,417 @@
+//! errand's own bugs, provoked at its seams: the worker that ships, in this process, on the real backends, with a
+//! tool API or a queue that panics.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc, Mutex, OnceLock,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+};
+
+use async_trait::async_trait;
+use errand::{
+    app::{self, App, Parts},
+    clock,
+    config::{self, Config, Sources},
+    job::{JobId, QueueName, RequestId},
+    queue::{Consumer, Delivery, Depth, Message, Queue, QueueError, Settler, SharedQueue},
+    shutdown::Shutdown,
+    tool::{
+        Account, Answer, ApiCheck, Body, Call, Execution, Reply, ToolApi, ToolError, ToolInfo, ToolResult,
+    },
+};
+use jiff::Timestamp;
+use metrics_exporter_prometheus::PrometheusHandle;
+use serde_json::{Value, json, value::RawValue};
+use tempfile::TempDir;
+use tokio::task::JoinHandle;
+
+use crate::{
+    stage::{PATIENCE, Stage, run},
+    support::wait::until,
+};
+
+const VERSION: &str = "20250101_00";
+
+/// Answers every call with success, except where a name asks for a panic: `..._ALWAYS` and `..._ONCE` in a
+/// tool's slug, or an owner whose accounts cannot be listed.
+#[derive(Debug, Default)]
+struct Panicky {
+    asked: Mutex<BTreeMap<String, u32>>,
+    calls: Mutex<BTreeMap<JobId, u32>>,
+}
+
+impl Panicky {
+    /// Panics always, or the first time, if the name says so.
+    fn ask(&self, what: &str, name: &str) {
+        let asked = {
+            let mut asked = self.asked.lock().unwrap();
+            let asked = asked.entry(format!("{what} {name}")).or_default();
+            *asked += 1;
+            *asked
+        };
+        let due = name.contains(what) && (name.contains("ALWAYS") || asked == 1);
+        assert!(!due, "a bug in what handles {what}");
+    }
+
+    fn calls(&self, job: &str) -> u32 {
+        self.calls.lock().unwrap().get(&job.parse().unwrap()).copied().unwrap_or(0)
+    }
+}
+
+#[async_trait]
+impl ToolApi for Panicky {
+    async fn execute(&self, call: &Call) -> Reply {
+        *self.calls.lock().unwrap().entry(call.job).or_default() += 1;
+        self.ask("ANSWER", &call.spec.tool);
+        let data = RawValue::from_string("{}".into()).unwrap();
+        let result = ToolResult {
+            data: data.into(),
+            successful: true,
+            error: None,
+            provider_status: None,
+            log_id: Some("log_1".into()),
+        };
+        Reply::Answered(Answer {
+            status: 200,
+            retry_after: None,
+            request_id: None,
+            deprecated: None,
+            body: Body::Result(result),
+        })
+    }
+
+    async fn tool(&self, slug: &str, _: Option<&str>) -> Result<ToolInfo, ToolError> {
+        self.ask("TOOL", slug);
+        let tags = if slug.starts_with("READ") { vec!["readOnlyHint".to_owned()] } else { Vec::new() };
+        Ok(ToolInfo {
+            slug: slug.into(),
+            name: String::new(),
+            description: String::new(),
+            toolkit: "alpha".into(),
+            version: VERSION.into(),
+            available_versions: vec![VERSION.into()],
+            tags,
+            no_auth: false,
+            deprecated: false,
+        })
+    }
+
+    async fn versions(&self, _: &str) -> Result<Vec<String>, ToolError> {
+        Ok(vec![VERSION.into()])
+    }
+
+    async fn accounts(&self, owner_id: &str, _: Option<&str>) -> Result<Vec<Account>, ToolError> {
+        self.ask("ACCOUNT", owner_id);
+        // No HTTP client lets such an ID through, but this seam does.
+        let id = if owner_id == "unfit" { "ca_\0" } else { "ca_1" };
+        Ok(vec![Account {
+            id: id.into(),
+            user_id: Some(owner_id.into()),
+            toolkit: "alpha".into(),
+            status: "ACTIVE".into(),
+            status_reason: None,
+            disabled: false,
+            created_at: Timestamp::UNIX_EPOCH,
+        }])
+    }
+
+    async fn account(&self, _: &str) -> Result<Account, ToolError> {
+        Err(ToolError::NotFound(Box::default()))
+    }
+
+    async fn execution(&self, _: RequestId) -> Result<Option<Execution>, ToolError> {
+        Ok(None)
+    }
+
+    async fn check(&self) -> Result<ApiCheck, ToolError> {
+        Err(ToolError::Unavailable("nothing is checked here".into()))
+    }
+}
+
+/// A queue of which the first subscription panics when it is asked for deliveries.
+#[derive(Debug)]
+struct PanickyQueue {
+    inner: SharedQueue,
+    has_panicked: Arc<AtomicBool>,
+}
+
+#[async_trait]
+impl Queue for PanickyQueue {
+    fn backend(&self) -> &'static str {
+        self.inner.backend()
+    }
+
+    fn survives_restart(&self) -> bool {
+        self.inner.survives_restart()
+    }
+
+    async fn publish(&self, batch: Vec<Message>) -> Vec<Result<(), QueueError>> {
+        self.inner.publish(batch).await
+    }
+
+    async fn consume(&self, queue: &QueueName, prefetch: u16) -> Result<Box<dyn Consumer>, QueueError> {
+        let inner = self.inner.consume(queue, prefetch).await?;
+        Ok(Box::new(PanickyConsumer { inner, has_panicked: self.has_panicked.clone() }))
+    }
+
+    async fn depth(&self, queue: &QueueName) -> Result<Depth, QueueError> {
+        self.inner.depth(queue).await
+    }
+
+    async fn check(&self) -> Result<String, QueueError> {
+        self.inner.check().await
+    }
+
+    fn connected(&self) -> bool {
+        self.inner.connected()
+    }
+
+    fn reconnects(&self) -> u64 {
+        self.inner.reconnects()
+    }
+
+    async fn close(&self) {
+        self.inner.close().await;
+    }
+}
+
+#[derive(Debug)]
+struct PanickyConsumer {
+    inner: Box<dyn Consumer>,
+    has_panicked: Arc<AtomicBool>,
+}
+
+#[async_trait]
+impl Consumer for PanickyConsumer {
+    async fn next(&mut self, max: usize) -> Result<Vec<Delivery>, QueueError> {
+        let deliveries = self.inner.next(max).await?;
+        assert!(self.has_panicked.swap(true, Relaxed), "a bug in what handles deliveries");
+        Ok(deliveries)
+    }
+
+    fn settler(&self) -> Arc<dyn Settler> {
+        self.inner.settler()
+    }
+
+    async fn stop(&mut self) {
+        self.inner.stop().await;
+    }
+}
+
+/// A worker in this process.
+struct Inside {
+    api: Arc<Panicky>,
+    env: Vec<(String, String)>,
+    shutdown: Shutdown,
+    running: JoinHandle<()>,
+    _stage: Option<Stage>,
+    folder: TempDir,
+}
+
+const SETTINGS: [(&str, &str); 9] = [
+    ("COMPOSIO_API_KEY", "ak_test_good"),
+    ("ERRAND__HTTP__LISTEN", ""),
+    ("ERRAND__TOOLKIT_VERSIONS__ALPHA", VERSION),
+    // A permit that is not given back keeps everybody waiting.
+    ("ERRAND__QUEUES__DEFAULT__CONCURRENCY", "1"),
+    ("ERRAND__RETRY__INITIAL_MS", "20"),
+    ("ERRAND__RETRY__MAX_MS", "50"),
+    ("ERRAND__RELAY__POLL_MS", "50"),
+    ("ERRAND__VERIFY__ENABLED", "false"),
+    ("ERRAND__STORE__MIGRATE_AT_START", "true"),
+];
+
+impl Inside {
+    async fn services(hint: &str) -> Self {
+        drop(rustls::crypto::ring::default_provider().install_default());
+        let stage = Stage::new(hint, "").await;
+        let env = stage.env();
+        Self::start(env, Some(stage), |queue| queue)
+    }
+
+    fn embedded(wrap: impl FnOnce(SharedQueue) -> SharedQueue) -> Self {
+        Self::start(Vec::new(), None, wrap)
+    }
+
+    fn start(
+        mut env: Vec<(String, String)>,
+        stage: Option<Stage>,
+        wrap: impl FnOnce(SharedQueue) -> SharedQueue,
+    ) -> Self {
+        metrics();
+        let folder = tempfile::tempdir().unwrap();
+        if stage.is_none() {
+            env.push(("DATABASE_URL".into(), format!("sqlite://{}/errand.db", folder.path().display())));
+        }
+        env.push(("ERRAND__WORKER__JOURNAL_DIR".into(), folder.path().join("journal").display().to_string()));
+        env.extend(SETTINGS.map(|(name, value)| (name.to_owned(), value.to_owned())));
+        let sources = Sources { file: None, env: env.iter().cloned().collect() };
+        let config: Config = config::load(&sources).unwrap().config;
+        let api = Arc::new(Panicky::default());
+        let parts = Parts {
+            store: app::open_store(&config).unwrap(),
+            queue: wrap(app::open_queue(&config).unwrap()),
+            api: api.clone(),
+            clock: clock::system(),
+        };
+        let crew = App::of(parts, config).crew();
+        let shutdown = Shutdown::default();
+        let ends = shutdown.clone();
+        let running = tokio::spawn(async move {
+            crew.run(ends).await.0.unwrap();
+        });
+        Self { api, env, shutdown, running, _stage: stage, folder }
+    }
+
+    /// Enqueues through the command line, as the relay brings it to either queue.
+    async fn submit(&self, jobs: &[Value]) {
+        let file = self.folder.path().join("jobs.jsonl");
+        let lines: Vec<String> = jobs.iter().map(Value::to_string).collect();
+        std::fs::write(&file, lines.join("\n")).unwrap();
+        let output = until("the jobs are enqueued", PATIENCE, async || {
+            let output = run(&["enqueue-bulk", file.to_str().unwrap()], &self.env);
+            output.status.success().then_some(output)
+        });
+        output.await;
+    }
+
+    async fn job_in(&self, job: &Value, states: &[&str]) -> Value {
+        let id = job["id"].as_str().unwrap();
+        until(&format!("job {job} in {states:?}"), PATIENCE, async || {
+            let output = run(&["jobs", "show", id, "--json"], &self.env);
+            let shown: Value = serde_json::from_slice(&output.stdout).ok()?;
+            states.contains(&shown["state"].as_str()?).then_some(shown)
+        })
+        .await
+    }
+
+    fn calls(&self, job: &Value) -> u32 {
+        self.api.calls(job["id"].as_str().unwrap())
+    }
+
+    async fn stop(self) {
+        self.shutdown.stop.cancel();
+        self.running.await.unwrap();
+    }
+}
+
+/// The metrics of this process, in which other tests run too.
+fn metrics() -> &'static PrometheusHandle {
+    static METRICS: OnceLock<PrometheusHandle> = OnceLock::new();
+    METRICS.get_or_init(|| app::install_metrics().unwrap())
+}
+
+fn panics() -> u64 {
+    let rendered = metrics().render();
+    let line = rendered.lines().find_map(|line| line.strip_prefix("errand_panics_total "));
+    line.map_or(0, |count| count.parse().unwrap())
+}
+
+fn job(owner: &str, tool: &str) -> Value {
+    json!({"id": JobId::new().to_string(), "user_id": owner, "tool": tool, "arguments": {}})
+}
+
+fn twice(mut job: Value) -> Value {
+    job["max_attempts"] = json!(2);
+    job
+}
+
+fn message(shown: &Value) -> &str {
+    shown["error"]["message"].as_str().unwrap()
+}
+
+fn outcomes(shown: &Value) -> Vec<&str> {
+    shown["attempts"].as_array().unwrap().iter().map(|attempt| attempt["outcome"].as_str().unwrap()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_panic_is_survived_on_rabbitmq_and_postgres() {
+    panics_are_survived(Inside::services("panics").await).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_panic_is_survived_on_the_embedded_pair() {
+    panics_are_survived(Inside::embedded(|queue| queue)).await;
+}
+
+async fn panics_are_survived(inside: Inside) {
+    let before = panics();
+    let good = job("u-1", "SEND");
+    let counts = job("u-1", "SEND_ANSWER_ALWAYS");
+    let hopeless = twice(job("u-1", "READ_ANSWER_ALWAYS"));
+    let clumsy = job("u-1", "READ_ANSWER_ONCE");
+    let unknown_tool = twice(job("u-1", "SEND_TOOL_ALWAYS"));
+    let slow_tool = job("u-1", "SEND_TOOL_ONCE");
+    let slow_account = job("ACCOUNT_ONCE", "SEND");
+    let jobs = [&counts, &hopeless, &clumsy, &unknown_tool, &slow_tool, &slow_account, &good];
+    inside.submit(&jobs.map(Clone::clone)).await;
+    inside.job_in(&good, &["succeeded"]).await;
+
+    let shown = inside.job_in(&counts, &["held", "failed", "succeeded"]).await;
+    assert_eq!(
+        (&shown["state"], &shown["held_reason"], outcomes(&shown)),
+        (&json!("held"), &json!("unknown_outcome"), vec!["unknown"])
+    );
+    for part in ["a bug in errand", "the call may have been made", "release the job"] {
+        assert!(message(&shown).contains(part), "{part} in {}", message(&shown));
+    }
+    assert_eq!(inside.calls(&counts), 1, "it is not repeated");
+
+    let shown = inside.job_in(&hopeless, &["failed", "succeeded"]).await;
+    assert_eq!((&shown["error"]["kind"], outcomes(&shown)), (&json!("internal"), vec!["unknown", "unknown"]));
+    assert_eq!(inside.calls(&hopeless), 2, "within its budget");
+
+    let shown = inside.job_in(&clumsy, &["failed", "succeeded"]).await;
+    assert_eq!(outcomes(&shown), ["unknown", "succeeded"]);
+
+    let shown = inside.job_in(&unknown_tool, &["failed", "succeeded"]).await;
+    assert!(message(&shown).contains("nothing was sent"), "{shown}");
+    assert_eq!((outcomes(&shown), inside.calls(&unknown_tool)), (vec!["interrupted", "interrupted"], 0));
+
+    for job in [&slow_tool, &slow_account] {
+        let shown = inside.job_in(job, &["failed", "succeeded", "held"]).await;
+        assert_eq!(outcomes(&shown), ["interrupted", "succeeded"], "{shown}");
+        assert_eq!(inside.calls(job), 1);
+    }
+    assert!(panics() >= before + 8, "{} panics", panics() - before);
+    let next = job("u-1", "SEND");
+    inside.submit(std::slice::from_ref(&next)).await;
+    inside.job_in(&next, &["succeeded"]).await;
+    inside.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lane_goes_on_after_a_panic_in_its_queue() {
+    let before = panics();
+    let inside = Inside::embedded(|inner| Arc::new(PanickyQueue { inner, has_panicked: Arc::default() }));
+    let jobs = [job("u-1", "SEND"), job("u-1", "SEND")];
+    inside.submit(&jobs).await;
+    for job in &jobs {
+        inside.job_in(job, &["succeeded"]).await;
+        assert_eq!(inside.calls(job), 1);
+    }
+    assert!(panics() > before);
+    inside.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_decision_that_the_database_refuses_fails_its_job_alone() {
+    for inside in [Inside::services("unfreezable").await, Inside::embedded(|queue| queue)] {
+        let (unfit, good) = (job("unfit", "SEND"), job("u-1", "SEND"));
+        inside.submit(&[unfit.clone(), good.clone()]).await;
+        let shown = inside.job_in(&unfit, &["failed", "succeeded", "held"]).await;
+        assert_eq!(
+            (&shown["state"], &shown["error"]["kind"]),
+            (&json!("failed"), &json!("internal")),
+            "{shown}"
+        );
+        for part in ["nothing was sent", "cannot be recorded", "owner's account"] {
+            assert!(message(&shown).contains(part), "{part} in {}", message(&shown));
+        }
+        assert_eq!(inside.calls(&unfit), 0);
+        inside.job_in(&good, &["succeeded"]).await;
+        inside.stop().await;
+    }
+}
