@@ -183,6 +183,7 @@ pub(crate) fn message(spec: &JobSpec) -> Message {
             content_type: Some("application/json".into()),
             traceparent: spec.traceparent.clone(),
             known: true,
+            unreadable: None,
             other: BTreeMap::new(),
         },
         priority: u8::try_from(spec.priority).unwrap_or(0),

@@ -131,6 +131,10 @@ pub struct Properties {
     /// The header with which the relay marks a job that the store knows.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub known: bool,
+    /// What stands for all properties of a message when they cannot be read: their binary form, with bytes that are
+    /// no ASCII text escaped as in Rust's strings.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unreadable: Option<String>,
     /// Other properties and headers, as text.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub other: BTreeMap<String, String>,

@@ -31,6 +31,10 @@ use crate::{
 /// so more would only park messages that another worker could run.
 const MAX_PREFETCH: u32 = 500;
 
+/// Why a message is rejected whose ID, reply queue and headers are not known.
+const UNREADABLE: &str = "the properties of the message cannot be read: a property or the name of a header is not UTF-8, \
+    or headers are nested deeper than 32 levels; publish it with text and flat headers (what came is kept as `unreadable`)";
+
 /// The namespace of IDs of rejected messages, which are derived from the message.
 const REJECTED_NAMESPACE: Uuid = Uuid::from_u128(0x2d0c_6f5a_9b7e_5f0e_8c52_6572_7261_6e64);
 
@@ -229,6 +233,9 @@ impl Lane {
     fn admit(&self, delivery: &Delivery) -> Result<Claim, EnvelopeError> {
         let options = &self.shared.options;
         let properties = &delivery.properties;
+        if properties.unreadable.is_some() {
+            return Err(EnvelopeError::new(EnvelopeReason::Malformed, UNREADABLE));
+        }
         let anonymous = options.accept_unidentified.then(JobId::new);
         let arrival = Arrival {
             queue: &self.name,
@@ -410,7 +417,8 @@ impl Lane {
         let mut name = Vec::with_capacity(delivery.body.len() + 128);
         name.extend_from_slice(self.name.as_str().as_bytes());
         name.push(0);
-        name.extend_from_slice(delivery.properties.message_id.as_deref().unwrap_or("").as_bytes());
+        let Properties { message_id, unreadable, .. } = &delivery.properties;
+        name.extend_from_slice(message_id.as_deref().or(unreadable.as_deref()).unwrap_or("").as_bytes());
         name.push(0);
         name.extend_from_slice(&delivery.body);
         tracing::warn!(queue = %self.name, reason = %error.reason, bytes = delivery.body.len(), "message rejected and kept");

@@ -1,19 +1,14 @@
 //! The whole flow with the real binary on RabbitMQ and PostgreSQL: what an app publishes, what the
 //! tool API sees, and what is recorded.
 
-use std::{
-    collections::BTreeSet,
-    io::Write as _,
-    process::{Command, Stdio},
-    time::Duration,
-};
+use std::{collections::BTreeSet, time::Duration};
 
 use errand::job::JobId;
 use lapin::{BasicProperties, types::FieldTable};
 use serde_json::{Value, json};
 
 use crate::{
-    stage::{PATIENCE, Stage, sandbox},
+    stage::{PATIENCE, Stage, python, sandbox},
     support::{Proxy, RabbitMq, http, postgres, rabbitmq, wait::until},
 };
 
@@ -38,10 +33,11 @@ async fn jobs_of_a_foreign_client_end_with_result_log_id_version_and_account() {
     let _worker = stage.worker(&[]).await;
     let jobs: Vec<Value> = (0..20).map(|_| read(&id())).collect();
     let asked = json!({"url": stage.vhost.amqp_url, "jobs": jobs, "replies": true});
-    let replies = tokio::task::spawn_blocking(move || foreign_client(&asked)).await.unwrap();
+    let replies = python("foreign_client.py", asked).await;
+    let replies = replies.as_array().unwrap();
 
     assert_eq!(replies.len(), jobs.len());
-    for reply in &replies {
+    for reply in replies {
         let job = &reply["job"];
         assert_eq!(reply["correlation_id"], format!("order-{}", job["id"].as_str().unwrap()));
         assert_eq!(job["state"], "succeeded");
@@ -58,21 +54,6 @@ async fn jobs_of_a_foreign_client_end_with_result_log_id_version_and_account() {
         assert_eq!(shown["attempts"][0]["log_id"], shown["log_id"]);
         assert!(shown["log_id"].as_str().unwrap().starts_with("log_"));
     }
-}
-
-fn foreign_client(asked: &Value) -> Vec<Value> {
-    let python = std::env::var("ERRAND_TEST_PYTHON").unwrap_or_else(|_| "python3".into());
-    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/foreign_client.py");
-    let mut child = Command::new(&python)
-        .arg(script)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .expect("a Python with pika; tests/run makes one");
-    child.stdin.take().unwrap().write_all(asked.to_string().as_bytes()).unwrap();
-    let output = child.wait_with_output().unwrap();
-    assert!(output.status.success(), "the foreign client failed; tests/run makes its Python with pika");
-    serde_json::from_slice(&output.stdout).unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]

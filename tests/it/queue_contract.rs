@@ -168,6 +168,7 @@ async fn a_message_arrives_as_it_was_published<B: Backend>(hint: &str) {
         content_type: Some("application/json".into()),
         traceparent: Some("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".into()),
         known: true,
+        unreadable: None,
         other: BTreeMap::new(),
     };
     let body = Bytes::from_static(b"{\"bytes\":\"\xf0\x9f\xa6\x80\"}\x00\xff");

@@ -1,7 +1,7 @@
 //! The real `errand` binary as a process, and a stage for it: a database, a vhost and a sandbox.
 
 use std::{
-    io::{BufRead as _, BufReader},
+    io::{BufRead as _, BufReader, Write as _},
     path::PathBuf,
     process::{Child, Command, ExitStatus, Output, Stdio},
     sync::{Arc, Mutex},
@@ -339,4 +339,23 @@ impl Drop for Process {
             eprintln!("--- log of errand ---\n{}", self.log());
         }
     }
+}
+
+/// Runs a script of this folder with pika, and gives it and gets from it JSON.
+pub(crate) async fn python(script: &str, asked: Value) -> Value {
+    let python = std::env::var("ERRAND_TEST_PYTHON").unwrap_or_else(|_| "python3".into());
+    let script = format!("{}/tests/it/{script}", env!("CARGO_MANIFEST_DIR"));
+    let run = move || {
+        let mut child = Command::new(&python)
+            .arg(script)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("a Python with pika; tests/run makes one");
+        child.stdin.take().unwrap().write_all(asked.to_string().as_bytes()).unwrap();
+        let output = child.wait_with_output().unwrap();
+        assert!(output.status.success(), "the foreign client failed; tests/run makes its Python with pika");
+        serde_json::from_slice(&output.stdout).unwrap()
+    };
+    tokio::task::spawn_blocking(run).await.unwrap()
 }

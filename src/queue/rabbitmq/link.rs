@@ -11,18 +11,18 @@ use std::{
     time::Duration,
 };
 
+use async_rs::Runtime;
 use futures_util::StreamExt as _;
-use lapin::{
-    Channel, Connection, ConnectionProperties, ErrorKind, Event,
-    tcp::{AMQPUriTcpExt as _, OwnedTLSConfig},
-    uri::AMQPUri,
-};
+use lapin::{Channel, Connection, ConnectionProperties, ErrorKind, Event, uri::AMQPUri};
 use tokio::{
     task::JoinHandle,
     time::{Instant, sleep_until, timeout, timeout_at},
 };
 
-use super::failure::{self, bounded, within};
+use super::{
+    failure::{self, bounded, within},
+    stream,
+};
 use crate::{
     backoff::RECONNECT,
     queue::{BROKER_TIMEOUT, QueueError, QueueErrorKind},
@@ -166,18 +166,17 @@ impl Link {
     async fn connect(&self) -> Result<Generation, QueueError> {
         let name = format!("{} ({})", self.target.connection_name, self.role);
         let properties = ConnectionProperties::default().with_connection_name(name.into());
-        let runtime = lapin::runtime::default_runtime()
-            .map_err(|error| failure::failed("find a runtime to connect with", error))?;
+        let tokio = Runtime::tokio_current();
         // The library connects on a thread of its own, which a timeout out here would not end.
-        let connect = async |uri: AMQPUri, runtime| {
-            let tls = OwnedTLSConfig::default();
-            let stream = uri.connect_with_config_async(tls.as_ref(), &runtime);
-            match timeout(BROKER_TIMEOUT, stream).await {
+        let connect =
+            async move |uri: AMQPUri, _runtime| match timeout(BROKER_TIMEOUT, stream::connect(&uri, &tokio))
+                .await
+            {
                 Ok(stream) => stream.map_err(lapin::Error::from),
                 Err(elapsed) => Err(std::io::Error::from(elapsed).into()),
-            }
-        };
-        let connecting = Connection::connector(self.target.uri.clone(), runtime, connect, properties);
+            };
+        let connecting =
+            Connection::connector(self.target.uri.clone(), stream::runtime(), connect, properties);
         let connection = match timeout(BROKER_TIMEOUT, connecting).await {
             Ok(connected) => connected.map_err(|error| self.explain(error))?,
             Err(_elapsed) => return Err(self.unreachable()),

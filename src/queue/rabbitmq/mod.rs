@@ -46,6 +46,8 @@ mod consumer;
 mod failure;
 mod link;
 mod publisher;
+mod sieve;
+mod stream;
 mod topology;
 mod window;
 mod wire;

@@ -7,6 +7,7 @@ use lapin::{
     types::{AMQPValue, FieldTable, ShortString},
 };
 
+use super::sieve::UNREADABLE_HEADER;
 use crate::queue::{Address, KNOWN_HEADER, Message, Properties, QueueError, QueueErrorKind};
 
 /// The exchange through which all lanes are published.
@@ -75,8 +76,16 @@ pub(super) fn to_amqp(message: &Message) -> Result<BasicProperties, QueueError> 
         let bytes = message.body.len();
         return Err(unroutable(format!("a message of {bytes} bytes is larger than RabbitMQ takes")));
     }
-    let Properties { message_id, correlation_id, reply_to, content_type, traceparent, known, other: _ } =
-        &message.properties;
+    let Properties {
+        message_id,
+        correlation_id,
+        reply_to,
+        content_type,
+        traceparent,
+        known,
+        unreadable: _,
+        other: _,
+    } = &message.properties;
     let content_type = content_type.as_deref().unwrap_or(CONTENT_TYPE);
     let mut amqp = BasicProperties::default()
         .with_delivery_mode(PERSISTENT)
@@ -141,6 +150,15 @@ pub(super) fn from_amqp(amqp: &BasicProperties) -> Properties {
     for (name, value) in amqp.headers().iter().flatten() {
         match (name.as_str(), value) {
             (KNOWN_HEADER, AMQPValue::Boolean(true)) => properties.known = true,
+            (UNREADABLE_HEADER, AMQPValue::LongString(value)) => {
+                // One frame bounds it.
+                properties.unreadable = Some(value.as_bytes().escape_ascii().to_string());
+            }
+            (UNREADABLE_HEADER, value) => {
+                let mut text = String::new();
+                describe(value, 0, &mut text);
+                properties.unreadable = Some(text);
+            }
             (TRACEPARENT_HEADER, AMQPValue::LongString(value)) => {
                 properties.traceparent = Some(value.to_string());
             }
@@ -273,6 +291,20 @@ mod tests {
             let properties = from_amqp(&BasicProperties::default().with_headers(headers));
             assert!(!properties.known);
             assert!(properties.other.contains_key(KNOWN_HEADER));
+        }
+    }
+
+    #[test]
+    fn the_header_of_unreadable_properties_is_kept_whole() {
+        let bytes = [&b"a\\\x00\xff"[..], &[0xfe; 10_000]].concat();
+        for (value, text) in [
+            (AMQPValue::LongString(bytes.into()), format!(r"a\\\x00\xff{}", r"\xfe".repeat(10_000))),
+            (AMQPValue::Boolean(true), "true".to_owned()),
+        ] {
+            let mut headers = FieldTable::default();
+            headers.insert(UNREADABLE_HEADER.into(), value);
+            let properties = from_amqp(&BasicProperties::default().with_headers(headers));
+            assert_eq!(properties.unreadable, Some(text));
         }
     }
 

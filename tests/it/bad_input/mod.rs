@@ -13,7 +13,7 @@ use self::{
     pair::{Pair, Place},
 };
 use crate::{
-    stage::{PATIENCE, Stage},
+    stage::{PATIENCE, Stage, python},
     support::wait::until,
 };
 
@@ -295,6 +295,56 @@ async fn odd_properties_change_nothing_about_a_job_and_are_kept_with_what_is_non
     let shown = stage.errand(&["rejected", "show", kept["id"].as_str().unwrap(), "--body"]);
     assert_eq!(shown.stdout, zipped);
     assert!(stage.errand(&["rejected", "show", kept["id"].as_str().unwrap()]).status.success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn properties_that_cannot_be_read_are_kept_and_stop_nobody() {
+    let stage = Stage::new("unreadable", "").await;
+    let worker = stage.worker(&[]).await;
+    let before = id();
+    stage.publish_raw(&[read(&before).into_bytes()], BasicProperties::default()).await;
+    stage.job_in(&before, &["succeeded"]).await;
+    // Bodies that would be jobs.
+    let bodies = ["message_id", "header_name", "nested", "imitated"].map(|kind| (kind, read(&id())));
+    let bodies: std::collections::BTreeMap<_, _> = bodies.into();
+    for _ in 0..3 {
+        let asked = json!({"url": stage.vhost.amqp_url, "bodies": bodies});
+        assert_eq!(python("bad_input/unreadable_client.py", asked).await, bodies.len());
+        let (next, elsewhere) = (id(), id());
+        stage.publish_raw(&[read(&next).into_bytes()], BasicProperties::default()).await;
+        stage.publish_to("bulk", &[read(&elsewhere).into_bytes()], BasicProperties::default()).await;
+        for job in [&next, &elsewhere] {
+            stage.job_in(job, &["succeeded"]).await;
+        }
+    }
+    until("all are kept", PATIENCE, async || {
+        let sql = "select count(*) || '/' || sum(seen) from rejected";
+        (stage.text(sql).await? == "4/12").then_some(())
+    })
+    .await;
+    assert_eq!(stage.text("select count(*)::text from jobs").await.as_deref(), Some("7"));
+    // One process and one subscription per lane, from the start to the end.
+    let count = worker.metric("errand_rejected_messages_total{reason=\"malformed\"}").await;
+    assert!((count - 12.0).abs() < 0.5, "{count}");
+    assert!(!worker.log().contains("consuming ended"), "{}", worker.log());
+    let listed = stage.errand(&["rejected", "list", "--json"]).stdout;
+    let listed: Vec<Value> =
+        String::from_utf8(listed).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    for (kind, kept) in [
+        ("message_id", r"\x10\x80\x02\x02\xff\xfe"),
+        ("header_name", r"\x02\xff\xfeS\x00\x00\x00\x05value"),
+        ("nested", r"A\x00\x00\x00\x05A\x00\x00\x00\x00"),
+        ("imitated", "not from errand"),
+    ] {
+        let has_it = |row: &&Value| {
+            row["properties"]["unreadable"].as_str().is_some_and(|unreadable| unreadable.contains(kept))
+        };
+        let row = listed.iter().find(has_it).unwrap_or_else(|| panic!("{kind}: {listed:#?}"));
+        assert_eq!((&row["reason"], &row["queue"]), (&json!("malformed"), &json!("default")), "{kind}");
+        assert!(row["message"].as_str().unwrap().contains("is not UTF-8"), "{kind}: {row}");
+        let shown = stage.errand(&["rejected", "show", row["id"].as_str().unwrap(), "--body"]);
+        assert_eq!(shown.stdout, bodies[kind].as_bytes(), "{kind}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,0 +1,532 @@
+//! Keeps properties that the client library cannot read away from it.
+//!
+//! The library ends the connection at a property or the name of a header that is not UTF-8, and recurses without a
+//! limit into nested headers. Either way one message would stop every lane, because the broker delivers it again.
+//! So content headers are looked at before the library sees them, and one that cannot be read is replaced by one that
+//! has the original in a header of its own, [`UNREADABLE_HEADER`]. Everything else passes as it is.
+
+use bytes::{Buf as _, BytesMut};
+
+/// The header with the original properties, in their binary form, of a message that cannot be read.
+pub(super) const UNREADABLE_HEADER: &str = "x-errand-unreadable";
+
+/// The header that says that the end of the original properties is missing.
+const CUT_HEADER: &str = "x-errand-unreadable-cut";
+
+/// Deepest nesting of headers that passes. The library's stack takes a few hundred.
+const MAX_DEPTH: usize = 32;
+
+/// The largest content header that passes, in bytes. A publisher's frames are bounded by the broker, by default to
+/// 128 KiB.
+const MAX_FRAME: usize = 1024 * 1024;
+
+/// Most of the original properties that a replacement keeps, in bytes, so that it fits into one frame with what is
+/// around them.
+const MAX_KEPT: usize = super::FRAME_MAX as usize - 256;
+
+const METHOD: u8 = 1;
+const HEADER: u8 = 2;
+const BODY: u8 = 3;
+const HEARTBEAT: u8 = 8;
+const FRAME_END: u8 = 0xCE;
+
+/// A frame's type, channel and size.
+const FRAME_HEAD: usize = 7;
+
+/// What comes before the properties in a content header: class, weight and the size of the body.
+const CONTENT_HEAD: usize = 12;
+
+/// A server that does not speak our version answers with `AMQP` and its own instead of a frame.
+const PROTOCOL_HEADER: usize = 8;
+
+/// Goes along a stream of frames, in chunks of any size.
+#[derive(Debug, Default)]
+pub(super) struct Sieve {
+    /// Bytes that pass unseen: the rest of a frame of no interest.
+    passing: usize,
+    /// Bytes that are left out: the rest of a content header that is too large.
+    dropping: usize,
+    /// The start of a frame whose end has not come.
+    partial: Vec<u8>,
+    ready: BytesMut,
+}
+
+/// What became of a chunk. What is behind `taken` was not looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Sifted {
+    /// Bytes at the start of the chunk that pass as they are.
+    pub(super) passed: usize,
+    /// Bytes at the start of the chunk that are dealt with. Those that did not pass come out as
+    /// [`Sieve::take_ready`], before anything that is behind them.
+    pub(super) taken: usize,
+}
+
+/// The length of a frame in bytes, with its head and its end.
+enum Frame {
+    Content(usize),
+    Other(usize),
+}
+
+impl Sieve {
+    /// Most bytes that the next chunk should have, so that all of it is taken.
+    pub(super) fn wanted(&self) -> usize {
+        if self.partial.is_empty() { usize::MAX } else { self.missing() }
+    }
+
+    /// Looks at a chunk. What is ready has to be taken out before.
+    pub(super) fn sift(&mut self, chunk: &[u8]) -> Sifted {
+        if self.dropping > 0 {
+            let taken = self.dropping.min(chunk.len());
+            self.dropping -= taken;
+            return Sifted { passed: 0, taken };
+        }
+        if !self.partial.is_empty() {
+            return Sifted { passed: 0, taken: self.collect(chunk) };
+        }
+        let mut passed = 0;
+        loop {
+            let unseen = self.passing.min(chunk.len() - passed);
+            self.passing -= unseen;
+            passed += unseen;
+            let rest = &chunk[passed..];
+            if rest.is_empty() {
+                return Sifted { passed, taken: passed };
+            }
+            match frame(rest) {
+                Some(Frame::Other(length)) => self.passing = length,
+                Some(Frame::Content(length)) if rest.get(..length).is_some_and(passes) => passed += length,
+                _ => return Sifted { passed, taken: passed + self.collect(rest) },
+            }
+        }
+    }
+
+    /// Moves what is ready into the buffer, and returns how many bytes that were.
+    pub(super) fn take_ready(&mut self, buffer: &mut [u8]) -> usize {
+        let length = self.ready.len().min(buffer.len());
+        self.ready.copy_to_slice(&mut buffer[..length]);
+        length
+    }
+
+    /// Takes from the chunk what belongs to the frame that has started, and returns how many bytes that were.
+    fn collect(&mut self, chunk: &[u8]) -> usize {
+        let mut taken = 0;
+        loop {
+            let more = self.missing().min(chunk.len() - taken);
+            self.partial.extend_from_slice(&chunk[taken..taken + more]);
+            taken += more;
+            match frame(&self.partial) {
+                Some(Frame::Other(length)) => {
+                    self.passing = length - self.partial.len();
+                    self.ready.extend_from_slice(&self.partial);
+                    self.partial.clear();
+                    return taken;
+                }
+                Some(Frame::Content(length)) if self.missing() == 0 => {
+                    self.decide(length);
+                    return taken;
+                }
+                _ if taken == chunk.len() => return taken,
+                _ => {}
+            }
+        }
+    }
+
+    /// How many bytes of the frame that has started have to come until it can be decided, or its length is known.
+    fn missing(&self) -> usize {
+        let length = match frame(&self.partial) {
+            Some(Frame::Content(length) | Frame::Other(length)) => length.min(MAX_FRAME),
+            None => FRAME_HEAD,
+        };
+        length - self.partial.len()
+    }
+
+    /// Decides about a content header of this length, all of which has come unless it is too large.
+    fn decide(&mut self, length: usize) {
+        let frame = std::mem::take(&mut self.partial);
+        if frame.len() == length && passes(&frame) {
+            self.ready.extend_from_slice(&frame);
+        } else {
+            replace(&frame, length, &mut self.ready);
+            self.dropping = length - frame.len();
+        }
+    }
+}
+
+/// What starts here, or `None` if that cannot be told yet.
+fn frame(bytes: &[u8]) -> Option<Frame> {
+    match *bytes.first()? {
+        kind @ (METHOD | HEADER | BODY | HEARTBEAT) => {
+            let size = bytes.get(3..FRAME_HEAD)?.try_into().ok().map(u32::from_be_bytes)?;
+            let length = (size as usize).saturating_add(FRAME_HEAD + 1);
+            let content = kind == HEADER && size as usize >= CONTENT_HEAD;
+            Some(if content { Frame::Content(length) } else { Frame::Other(length) })
+        }
+        b'A' => Some(Frame::Other(PROTOCOL_HEADER)),
+        // Here the library ends the connection.
+        _ => Some(Frame::Other(usize::MAX)),
+    }
+}
+
+/// Whether the library may see this content header. It looks into none that has a wrong end.
+fn passes(frame: &[u8]) -> bool {
+    let Some((&end, frame)) = frame.split_last() else { return true };
+    end != FRAME_END || (frame.len() < MAX_FRAME && is_readable(&frame[FRAME_HEAD + CONTENT_HEAD..]))
+}
+
+/// Writes what stands for a content header of this length, of which `frame` is the start.
+fn replace(frame: &[u8], length: usize, out: &mut BytesMut) {
+    const ONLY_HEADERS: u16 = 1 << 13;
+    let original = &frame[FRAME_HEAD + CONTENT_HEAD..frame.len().min(length - 1)];
+    let kept = &original[..original.len().min(MAX_KEPT)];
+    let mut table = Vec::with_capacity(kept.len() + 64);
+    put_name(UNREADABLE_HEADER, &mut table);
+    table.push(b'S');
+    put_size(kept.len(), &mut table);
+    table.extend_from_slice(kept);
+    if frame.len() < length || kept.len() < original.len() {
+        put_name(CUT_HEADER, &mut table);
+        table.extend_from_slice(&[b't', 1]);
+    }
+    let mut payload = frame[FRAME_HEAD..FRAME_HEAD + CONTENT_HEAD].to_vec();
+    payload.extend_from_slice(&ONLY_HEADERS.to_be_bytes());
+    put_size(table.len(), &mut payload);
+    payload.extend_from_slice(&table);
+    let mut head = frame[..3].to_vec();
+    put_size(payload.len(), &mut head);
+    out.extend_from_slice(&head);
+    out.extend_from_slice(&payload);
+    out.extend_from_slice(&[FRAME_END]);
+}
+
+fn put_size(size: usize, out: &mut Vec<u8>) {
+    // Everything that is measured here is smaller than a frame.
+    out.extend_from_slice(&u32::try_from(size).unwrap_or(u32::MAX).to_be_bytes());
+}
+
+fn put_name(name: &str, out: &mut Vec<u8>) {
+    out.push(u8::try_from(name.len()).unwrap_or(u8::MAX));
+    out.extend_from_slice(name.as_bytes());
+}
+
+/// Whether the library can read these properties, the flags first.
+fn is_readable(mut properties: &[u8]) -> bool {
+    all_properties(&mut properties).is_some() && properties.is_empty()
+}
+
+fn all_properties(bytes: &mut &[u8]) -> Option<()> {
+    let flags = u16::from_be_bytes(take(bytes, 2)?.try_into().ok()?);
+    // From the highest bit: content_type, content_encoding, headers, delivery_mode, priority, correlation_id,
+    // reply_to, expiration, message_id, timestamp, type, user_id, app_id, cluster_id. The library does not look at
+    // the last two bits.
+    for (index, kind) in "sshbbsssstssss".bytes().enumerate() {
+        if flags & (1 << (15 - index)) == 0 {
+            continue;
+        }
+        match kind {
+            b's' => short_string(bytes)?,
+            b'h' => table(long_bytes(bytes)?, 1)?,
+            b'b' => drop(take(bytes, 1)?),
+            _ => drop(take(bytes, 8)?),
+        }
+    }
+    Some(())
+}
+
+fn table(mut bytes: &[u8], depth: usize) -> Option<()> {
+    while !bytes.is_empty() {
+        short_string(&mut bytes)?;
+        value(&mut bytes, depth)?;
+    }
+    Some(())
+}
+
+fn array(mut bytes: &[u8], depth: usize) -> Option<()> {
+    while !bytes.is_empty() {
+        value(&mut bytes, depth)?;
+    }
+    Some(())
+}
+
+fn value(bytes: &mut &[u8], depth: usize) -> Option<()> {
+    let fixed = match take(bytes, 1)?[0] {
+        b'V' => 0,
+        b't' | b'b' | b'B' => 1,
+        b's' | b'U' | b'u' => 2,
+        b'I' | b'i' | b'f' => 4,
+        b'D' => 5,
+        b'L' | b'l' | b'd' | b'T' => 8,
+        b'S' | b'x' => return long_bytes(bytes).map(drop),
+        b'A' if depth < MAX_DEPTH => return array(long_bytes(bytes)?, depth + 1),
+        b'F' if depth < MAX_DEPTH => return table(long_bytes(bytes)?, depth + 1),
+        _ => return None,
+    };
+    take(bytes, fixed).map(drop)
+}
+
+fn short_string(bytes: &mut &[u8]) -> Option<()> {
+    let length = take(bytes, 1)?[0];
+    std::str::from_utf8(take(bytes, length.into())?).ok().map(drop)
+}
+
+fn long_bytes<'a>(bytes: &mut &'a [u8]) -> Option<&'a [u8]> {
+    let length = u32::from_be_bytes(take(bytes, 4)?.try_into().ok()?);
+    take(bytes, length as usize)
+}
+
+fn take<'a>(bytes: &mut &'a [u8], length: usize) -> Option<&'a [u8]> {
+    bytes.split_off(..length)
+}
+
+#[cfg(test)]
+mod tests {
+    use lapin::{BasicProperties, protocol::basic::parse_properties, types::AMQPValue};
+    use proptest::{collection::vec, prelude::*};
+
+    use super::*;
+
+    const MESSAGE_ID: u16 = 1 << 7;
+    const HEADERS: u16 = 1 << 13;
+
+    fn framed(kind: u8, payload: &[u8]) -> Vec<u8> {
+        let mut frame = vec![kind, 0, 7];
+        put_size(payload.len(), &mut frame);
+        [frame, payload.to_vec(), vec![FRAME_END]].concat()
+    }
+
+    fn content(properties: &[u8]) -> Vec<u8> {
+        framed(HEADER, &[&[0, 60, 0, 0, 0, 0, 0, 0, 0, 0, 0, 5][..], properties].concat())
+    }
+
+    fn with(flags: u16, list: &[u8]) -> Vec<u8> {
+        [&flags.to_be_bytes()[..], list].concat()
+    }
+
+    fn long(kind: &[u8], bytes: &[u8]) -> Vec<u8> {
+        let mut out = kind.to_vec();
+        put_size(bytes.len(), &mut out);
+        out.extend_from_slice(bytes);
+        out
+    }
+
+    fn short(text: &str) -> Vec<u8> {
+        let mut out = Vec::new();
+        put_name(text, &mut out);
+        out
+    }
+
+    fn nested(levels: usize) -> Vec<u8> {
+        let mut value = vec![b'V'];
+        for _ in 0..levels {
+            value = long(b"A", &value);
+        }
+        with(HEADERS, &long(b"", &[short("deep"), value].concat()))
+    }
+
+    /// What comes out when the stream comes in chunks of these sizes, again and again.
+    fn sifted(stream: &[u8], sizes: &[usize]) -> Vec<u8> {
+        let (mut sieve, mut out) = (Sieve::default(), Vec::new());
+        let mut sizes = sizes.iter().cycle();
+        let mut rest = stream;
+        while !rest.is_empty() {
+            let chunk = &rest[..rest.len().min(*sizes.next().unwrap())];
+            let sifted = sieve.sift(chunk);
+            assert!(sifted.passed <= sifted.taken && sifted.taken > 0);
+            out.extend_from_slice(&chunk[..sifted.passed]);
+            let mut ready = [0; 64];
+            loop {
+                match sieve.take_ready(&mut ready) {
+                    0 => break,
+                    length => out.extend_from_slice(&ready[..length]),
+                }
+            }
+            rest = &rest[sifted.taken..];
+        }
+        out
+    }
+
+    fn read_by_library(properties: &[u8]) -> Option<BasicProperties> {
+        parse_properties(properties).ok().filter(|(rest, _)| rest.is_empty()).map(|(_, read)| read)
+    }
+
+    fn properties_of(frame: &[u8]) -> &[u8] {
+        let size = u32::from_be_bytes(frame[3..FRAME_HEAD].try_into().unwrap()) as usize;
+        assert_eq!(frame.len(), FRAME_HEAD + size + 1);
+        assert_eq!(frame.last(), Some(&FRAME_END));
+        &frame[FRAME_HEAD + CONTENT_HEAD..frame.len() - 1]
+    }
+
+    /// The original properties in a replacement, and whether it says that they are cut.
+    fn original(frame: &[u8]) -> (Vec<u8>, bool) {
+        let read = read_by_library(properties_of(frame)).unwrap();
+        let headers = read.headers().as_ref().unwrap().inner();
+        let Some(AMQPValue::LongString(kept)) = headers.get(UNREADABLE_HEADER) else { panic!("{headers:?}") };
+        (kept.as_bytes().to_vec(), headers.get(CUT_HEADER) == Some(&AMQPValue::Boolean(true)))
+    }
+
+    fn bad() -> Vec<Vec<u8>> {
+        vec![
+            with(MESSAGE_ID, &[2, 0xff, 0xfe]),
+            with(HEADERS, &long(b"", &[1, 0xff, b'V'])),
+            with(HEADERS, &long(b"", &[&short("t")[..], &long(b"F", &[1, 0xff, b'V'])].concat())),
+            with(HEADERS, &long(b"", &[&short("t")[..], b"?"].concat())),
+            nested(MAX_DEPTH),
+            nested(5_000),
+            with(0, &[1]),
+            with(MESSAGE_ID, &[]),
+            vec![0],
+            vec![],
+        ]
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_replaced_wherever_the_stream_is_cut() {
+        let before = framed(METHOD, b"deliver");
+        let after = [framed(BODY, b"hello"), framed(HEARTBEAT, b""), content(&with(0, b""))].concat();
+        for properties in bad() {
+            let bad = content(&properties);
+            let stream = [&before[..], &bad, &bad, &after].concat();
+            let whole = sifted(&stream, &[stream.len()]);
+            let replaced = &whole[before.len()..whole.len() - after.len()];
+            let (first, second) = replaced.split_at(replaced.len() / 2);
+            assert_eq!(first, second);
+            assert_eq!(first[..3], bad[..3], "the same channel");
+            assert_eq!(first[FRAME_HEAD..][..CONTENT_HEAD], bad[FRAME_HEAD..][..CONTENT_HEAD]);
+            assert_eq!(original(first), (properties, false));
+            assert!(whole.starts_with(&before) && whole.ends_with(&after));
+            assert_eq!(sifted(&stream, &[1]), whole);
+            for cut in (1..stream.len()).step_by(1 + stream.len() / 500) {
+                assert_eq!(sifted(&stream, &[cut, stream.len()]), whole, "cut at {cut}");
+            }
+        }
+    }
+
+    #[test]
+    fn every_truncation_of_properties_is_replaced() {
+        let whole = [short("text/plain"), long(b"", &[short("n"), long(b"S", b"x")].concat()), short("id")];
+        let whole = with(1 << 15 | HEADERS | MESSAGE_ID, &whole.concat());
+        assert_eq!(sifted(&content(&whole), &[1]), content(&whole));
+        for end in 0..whole.len() {
+            let out = sifted(&content(&whole[..end]), &[usize::MAX]);
+            assert_eq!(original(&out), (whole[..end].to_vec(), false));
+        }
+    }
+
+    #[test]
+    fn nesting_passes_up_to_the_limit() {
+        for levels in 0..MAX_DEPTH {
+            let stream = content(&nested(levels));
+            assert_eq!(sifted(&stream, &[usize::MAX]), stream);
+            assert!(read_by_library(&nested(levels)).is_some());
+        }
+    }
+
+    #[test]
+    fn a_replacement_fits_into_a_frame_and_says_what_it_leaves_out() {
+        let next = content(&with(0, b""));
+        for length in [MAX_KEPT + 1, 2 * MAX_FRAME] {
+            let properties = with(MESSAGE_ID, &vec![0xff; length]);
+            for size in [1_000, usize::MAX] {
+                let out = sifted(&[content(&properties), next.clone()].concat(), &[size]);
+                let replaced = out.strip_suffix(&next[..]).unwrap();
+                assert!(replaced.len() <= crate::queue::rabbitmq::FRAME_MAX as usize);
+                assert_eq!(original(replaced), (properties[..MAX_KEPT].to_vec(), true));
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_no_stream_of_frames_passes() {
+        let mut no_end = content(&bad()[0]);
+        *no_end.last_mut().unwrap() = 0;
+        let other_version = [&b"AMQP\0\0\x09\x02"[..], &framed(METHOD, b"x")].concat();
+        for stream in [&b"HTTP/1.1 400 Bad Request"[..], &no_end, &other_version, &framed(HEADER, b"short")] {
+            assert_eq!(sifted(stream, &[usize::MAX]), stream);
+            assert_eq!(sifted(stream, &[1]), stream);
+        }
+    }
+
+    fn value() -> impl Strategy<Value = Vec<u8>> {
+        let fixed = [(&b"V"[..], 0), (b"tbB", 1), (b"sUu", 2), (b"Iif", 4), (b"D", 5), (b"LldT", 8)];
+        let fixed = fixed.into_iter().flat_map(|(kinds, size)| kinds.iter().map(move |kind| (*kind, size)));
+        let fixed = proptest::sample::select(fixed.collect::<Vec<_>>());
+        let leaf = prop_oneof![
+            (fixed, any::<[u8; 8]>())
+                .prop_map(|((kind, size), bytes)| [&[kind][..], &bytes[..size]].concat()),
+            vec(any::<u8>(), 0..20).prop_map(|bytes| long(b"S", &bytes)),
+            vec(any::<u8>(), 0..20).prop_map(|bytes| long(b"x", &bytes)),
+        ];
+        leaf.prop_recursive(5, 30, 4, |inner| {
+            prop_oneof![
+                vec(inner.clone(), 0..4).prop_map(|values| long(b"A", &values.concat())),
+                entries(inner).prop_map(|entries| long(b"F", &entries)),
+            ]
+        })
+    }
+
+    fn entries(value: impl Strategy<Value = Vec<u8>>) -> impl Strategy<Value = Vec<u8>> {
+        vec(("[a-zäö]{0,4}", value), 0..4).prop_map(|entries| {
+            entries.into_iter().flat_map(|(name, value)| [short(&name), value].concat()).collect()
+        })
+    }
+
+    /// All properties that the flags name, and headers of every kind.
+    fn properties() -> impl Strategy<Value = Vec<u8>> {
+        (any::<u16>(), "[a-zäö]{0,9}", any::<[u8; 8]>(), entries(value())).prop_map(
+            |(flags, text, number, headers)| {
+                let mut list = Vec::new();
+                for (index, kind) in "sshbbsssstssss".bytes().enumerate() {
+                    if flags & (1 << (15 - index)) != 0 {
+                        list.extend(match kind {
+                            b's' => short(&text),
+                            b'h' => long(b"", &headers),
+                            b'b' => number[..1].to_vec(),
+                            _ => number.to_vec(),
+                        });
+                    }
+                }
+                with(flags, &list)
+            },
+        )
+    }
+
+    fn stream() -> impl Strategy<Value = Vec<u8>> {
+        let other = (proptest::sample::select(vec![METHOD, BODY, HEARTBEAT]), vec(any::<u8>(), 0..50));
+        let frame = prop_oneof![
+            properties().prop_map(|properties| content(&properties)),
+            other.prop_map(|(kind, payload)| framed(kind, &payload)),
+        ];
+        vec(frame, 0..8).prop_map(|frames| frames.concat())
+    }
+
+    proptest! {
+        #[test]
+        fn what_can_be_read_passes_byte_for_byte(stream in stream(), sizes in vec(1..80_usize, 1..6)) {
+            prop_assert_eq!(sifted(&stream, &sizes), &stream[..]);
+            prop_assert_eq!(sifted(&stream, &[usize::MAX]), stream);
+        }
+
+        #[test]
+        fn the_library_agrees_on_what_can_be_read(
+            properties in properties(),
+            at in any::<proptest::sample::Index>(),
+            byte in any::<u8>(),
+        ) {
+            prop_assert!(is_readable(&properties));
+            prop_assert!(read_by_library(&properties).is_some());
+            let mut changed = properties;
+            *at.get_mut(&mut changed) = byte;
+            prop_assert_eq!(is_readable(&changed), read_by_library(&changed).is_some());
+            let out = sifted(&content(&changed), &[usize::MAX]);
+            prop_assert!(read_by_library(properties_of(&out)).is_some());
+        }
+
+        #[test]
+        fn the_library_reads_whatever_comes_out(
+            properties in vec(any::<u8>(), 0..300),
+            sizes in vec(1..80_usize, 1..6),
+        ) {
+            let out = sifted(&content(&properties), &sizes);
+            prop_assert!(read_by_library(properties_of(&out)).is_some());
+        }
+    }
+}
