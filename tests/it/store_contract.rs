@@ -1417,6 +1417,13 @@ async fn a_late_result_is_not_charged_twice(t: Bench) {
         t.finish(&held.end(ending, AttemptOutcome::Throttled)).await;
         assert_eq!(t.view(spec.id).await.spent, spent);
     }
+    // A person has forgiven what the rescue charged.
+    let spec = job(json!({}));
+    let held = t.run(&spec).await;
+    t.finish(&held.rescue(fail())).await;
+    t.store.restart(spec.id).await.unwrap();
+    t.finish(&held.end(retry(LEASE), AttemptOutcome::ToolFailed)).await;
+    assert_eq!((t.state(spec.id).await, t.view(spec.id).await.spent), (State::Retryable, 0));
 }
 
 async fn a_late_result_of_a_cancelled_job_is_fenced(t: Bench) {

@@ -275,7 +275,7 @@ const MET: &str = "select request_id, outcome, reported_by, ended_as, late, char
 /// A job that was rescued has no mark of cancellation. $3 is what the rescue charged.
 const FINISH_LATE: &str = "update jobs set state = $4,
         due_at = now() + $5 * interval '1 microsecond',
-        spent = greatest(0, spent - $3) + least($6, attempt - greatest(0, spent - $3)), published = 0, held_reason = $7,
+        spent = least(attempt, greatest(0, spent::bigint + $6 - $3)), published = 0, held_reason = $7,
         check_at = now() + $14::bigint * interval '1 microsecond',
         unknown_since = case when $14 is not null then now() else unknown_since end,
         error_kind = case when $4 = 'retryable' and $8::text is null then error_kind else $8 end,
