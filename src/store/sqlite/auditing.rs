@@ -17,13 +17,13 @@ use crate::{
 
 /// The rescue finds running jobs by their state, so it finds them all.
 const AUDIT: &str = audit!(
-    "id > ?1", "?2", "?7", "?8",
+    "id > ?1", "+?2", "?7", "?8",
     instants: "?3 as lost_before, ?4 as overdue_before, ?5 as overrun_before",
     overran: "started_at + coalesce(timeout_ms, ?6) * 1000 < overrun_before",
     findable: "true"
 );
 
-const SUCCEEDED: &str = succeeded!("id > ?1", "?2");
+const SUCCEEDED: &str = succeeded!("id > ?1", "+?2");
 
 const MAKE_DUE: &str = "update jobs set due_at = ?2, published = 0
     where id = ?1 and state = 'available' and due_at > ?2";

@@ -30,7 +30,7 @@ const AWAIT: &str = "insert into awaited (owner_kind, owner_id, toolkit, account
     do update set parked = min(parked, 9223372036854775806) + 1, doubted = coalesce(excluded.doubted, doubted)";
 
 const DUE: &str = "select id, owner_kind, owner_id, toolkit, account, doubted, looks, parked
-    from awaited where look_at <= ?1 order by look_at limit ?2";
+    from awaited where look_at <= ?1 order by look_at limit +?2";
 
 const TAKE: &str = "update awaited set look_at = ?2 where id = ?1";
 
@@ -58,14 +58,14 @@ const RELEASE: &str = concat!(
     to_retry!(),
     " where id in (select j.id from awaited a join jobs j on ",
     jobs_of!(),
-    " where a.id = ?1 order by j.created_at limit ?3)"
+    " where a.id = ?1 order by j.created_at limit +?3)"
 );
 
 const EXPIRE: &str = "update jobs set state = 'failed', held_reason = null,
         error_message = substr(?3 || error_message, 1, ?4), finished_at = ?1,
         reply_due_at = case when reply_to is not null then ?1 end
     where id in (select id from jobs where held_reason = 'connection' and waits_until is not null
-        and waits_until <= ?1 order by waits_until limit ?2)";
+        and waits_until <= ?1 order by waits_until limit +?2)";
 
 #[async_trait]
 impl Connecting for SqliteStore {

@@ -43,7 +43,7 @@ const JOBS: &str = concat!(
     "select ",
     job_columns!(),
     ", null as result from jobs where (?1 is null or state = ?1) and (?2 is null or tool = ?2)
-    order by created_at desc, id desc limit ?3"
+    order by created_at desc, id desc limit +?3"
 );
 
 const JOBS_OF_OWNER: &str = concat!(
@@ -51,7 +51,7 @@ const JOBS_OF_OWNER: &str = concat!(
     job_columns!(),
     ", null as result from jobs where (?1 is null or state = ?1) and (?2 is null or tool = ?2)
         and owner_kind = ?4 and owner_id = ?5
-    order by created_at desc, id desc limit ?3"
+    order by created_at desc, id desc limit +?3"
 );
 
 const CANCEL: &str = "update jobs set
@@ -125,7 +125,7 @@ macro_rules! release_page {
             $($to)*,
             " where id in (select id from jobs where ",
             matching!(),
-            " limit ?6)"
+            " limit +?6)"
         )
     };
 }

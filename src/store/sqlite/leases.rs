@@ -24,7 +24,7 @@ const LOST: &str =
         toolkit, toolkit_version, pinned_by, account, frozen_effect
     from jobs where state = 'running'
         and not exists (select 1 from workers where workers.id = jobs.worker_id and beat_at > ?1)
-    order by started_at limit ?2";
+    order by started_at limit +?2";
 
 const FORGET: &str = "delete from workers where beat_at <= ?1
     and not exists (select 1 from jobs where worker_id = workers.id and state = 'running')";

@@ -5,6 +5,10 @@
 //! because it read before it wrote. Other processes may use the same file: they wait for each other.
 //!
 //! Times are microseconds of the given clock, read after the write lock was taken.
+//!
+//! A limit is written `limit +?2`. Of a bare `?2` the query planner looks at the value, so that SQLite would
+//! prepare the statement again each time one is bound; the sign hides it
+//! (<https://www.sqlite.org/optoverview.html>).
 
 use std::{
     fmt,
@@ -210,6 +214,21 @@ fn kind_of_code(extended: i32) -> StoreErrorKind {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn no_limit_makes_sqlite_prepare_a_statement_again() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/store/sqlite");
+        let mut found = 0;
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let file = entry.unwrap().path();
+            let text = std::fs::read_to_string(&file).unwrap();
+            for statement in text.split("limit ").skip(1) {
+                assert!(!statement.starts_with('?'), "{}: limit {statement:.40}", file.display());
+                found += usize::from(statement.starts_with("+?"));
+            }
+        }
+        assert!(found > 5, "the limits are found");
+    }
 
     #[test]
     fn a_condition_of_the_database_is_never_taken_for_a_fault_of_the_data() {

@@ -17,7 +17,7 @@ const REJECT: &str = "insert into rejected (id, queue, reason, message, body, pr
 const REJECTED: &str =
     "select id, queue, reason, message, x'' as body, properties, length(body) as size, seen,
         received_at, requeued_at
-    from rejected where requeued_at is null order by received_at desc, id desc limit ?1";
+    from rejected where requeued_at is null order by received_at desc, id desc limit +?1";
 
 const MESSAGE: &str = "select id, queue, reason, message, body, properties, length(body) as size, seen,
         received_at, requeued_at

@@ -33,7 +33,7 @@ const DUE_PRIORITIES: &str = concat!(
 const DUE: &str = concat!(
     "select ",
     super::desk::job_columns!(),
-    ", null as result, published from jobs where due_at is not null and priority = ?1 and due_at <= ?2 order by due_at limit ?3"
+    ", null as result, published from jobs where due_at is not null and priority = ?1 and due_at <= ?2 order by due_at limit +?3"
 );
 
 const PUBLISH: &str =
@@ -54,7 +54,7 @@ const NEXT_DUE: &str = concat!(
 const REPLIES: &str = concat!(
     "select ",
     super::desk::job_columns!(),
-    ", result from jobs where reply_due_at is not null and reply_due_at <= ?1 order by reply_due_at limit ?2"
+    ", result from jobs where reply_due_at is not null and reply_due_at <= ?1 order by reply_due_at limit +?2"
 );
 
 const OFFER_REPLY: &str = "update jobs set reply_due_at = ?2 where id = ?1 and reply_due_at is not null";

@@ -17,7 +17,7 @@ use crate::{
 const DUE: &str = concat!(
     "select fence, request_id, checks, unknown_since, ",
     super::desk::job_columns!(),
-    ", null as result from jobs where check_at is not null and check_at <= ?1 order by check_at limit ?2"
+    ", null as result from jobs where check_at is not null and check_at <= ?1 order by check_at limit +?2"
 );
 
 const TAKE: &str = "update jobs set check_at = ?2 where id = ?1 and check_at is not null";

@@ -2,7 +2,10 @@
 //! happens, and jumps to the next timer when nothing does.
 
 use std::{
-    sync::atomic::{AtomicU64, Ordering::Relaxed},
+    sync::{
+        Mutex,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
@@ -62,15 +65,17 @@ impl Clock for HostClock {
 
 /// The clock of the store, which runs on a thread of its own: there, simulated time is what it was when the
 /// call began.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct StoreClock {
     elapsed_micros: AtomicU64,
-    wrongness: Wrongness,
+    wrongness: Mutex<Wrongness>,
 }
 
 impl StoreClock {
-    pub(super) fn new(wrongness: Wrongness) -> Self {
-        Self { elapsed_micros: AtomicU64::new(0), wrongness }
+    /// Begins another world.
+    pub(super) fn restart(&self, wrongness: Wrongness) {
+        self.set(Duration::ZERO);
+        *self.wrongness.lock().unwrap() = wrongness;
     }
 
     pub(super) fn set(&self, elapsed: Duration) {
@@ -79,7 +84,7 @@ impl StoreClock {
 
     /// What it shows so long after the world began.
     pub(super) fn at(&self, elapsed: Duration) -> Timestamp {
-        self.wrongness.show(elapsed)
+        self.wrongness.lock().unwrap().show(elapsed)
     }
 }
 

@@ -13,7 +13,7 @@
 
 use std::{
     env, fs,
-    path::{Path, PathBuf},
+    path::Path,
     sync::{
         Arc, Mutex,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -22,14 +22,7 @@ use std::{
     time::Instant,
 };
 
-use errand::{
-    clock::system,
-    config::{self, Config, Sources},
-    store::{
-        Admin as _,
-        sqlite::{SqliteOptions, SqliteStore},
-    },
-};
+use errand::config::{self, Config, Sources};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use tempfile::TempDir;
 
@@ -78,7 +71,6 @@ const SETTINGS: &[(&str, &str)] = &[
 struct Ground {
     directory: TempDir,
     config: Config,
-    template: PathBuf,
 }
 
 impl Ground {
@@ -88,26 +80,21 @@ impl Ground {
         // Memory is faster, and a world does not outlive its process.
         let memory = Path::new("/dev/shm");
         let directory = if memory.is_dir() { TempDir::new_in(memory) } else { TempDir::new() }.unwrap();
-        let template = directory.path().join("template.db");
-        let options = SqliteOptions { path: template.clone(), clock: system() };
-        StoreThread::start().run(async move {
-            let store = SqliteStore::new(options).unwrap();
-            store.migrate().await.unwrap();
-            store.close().await;
-        });
-        Self { directory, config, template }
+        Self { directory, config }
+    }
+
+    fn store(&self) -> StoreThread {
+        StoreThread::start(self.directory.path())
     }
 
     /// Lets one world live.
     fn simulate(&self, seed: u64, patience: Patience, thread: &StoreThread) -> Outcome {
-        let file = self.directory.path().join(format!("{seed}-{:?}.db", thread::current().id()));
-        fs::copy(&self.template, &file).unwrap();
         // The product's own chance: waits with jitter.
         fastrand::seed(seed);
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
         let outcome = runtime.block_on(async {
-            let world = World::new(Setting { seed, patience, config: &self.config, file: &file, thread });
+            let world = World::new(Setting { seed, patience, config: &self.config, thread });
             let (told, mut broken) = Arc::clone(&world).run().await;
             broken.extend(check::broken(&world, &told));
             let trace = std::mem::take(&mut *world.trace.lock().unwrap());
@@ -120,7 +107,6 @@ impl Ground {
             }
         });
         drop(runtime);
-        fs::remove_file(&file).unwrap();
         outcome
     }
 
@@ -136,7 +122,7 @@ impl Ground {
                     .name("world".to_owned())
                     .spawn_scoped(scope, move || {
                         stay_on(&core);
-                        let thread = StoreThread::start();
+                        let thread = self.store();
                         loop {
                             let seed = next.fetch_add(1, Relaxed);
                             if !seeds.contains(&seed) {
@@ -203,7 +189,7 @@ const SEEDS: u64 = 80;
 fn no_fault_breaks_a_promise() {
     let ground = Ground::prepare();
     if let (Some(seed), None) = (number("ERRAND_SIM_SEED"), number("ERRAND_SIM_SEEDS")) {
-        let outcome = ground.simulate(seed, Patience::Promised, &StoreThread::start());
+        let outcome = ground.simulate(seed, Patience::Promised, &ground.store());
         outcome.print();
         assert!(outcome.broken.is_empty(), "seed {seed} breaks promises");
         return;
@@ -223,7 +209,7 @@ fn no_fault_breaks_a_promise() {
 #[test]
 fn a_seed_replays_exactly() {
     let ground = Ground::prepare();
-    let thread = StoreThread::start();
+    let thread = ground.store();
     for seed in 1_000_001..=1_000_005 {
         let [first, again] = [0; 2].map(|_| ground.simulate(seed, Patience::Promised, &thread));
         assert!(first.trace.len() > 20, "something happens");

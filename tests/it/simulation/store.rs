@@ -7,6 +7,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
+    path::Path,
     sync::{Arc, Mutex, mpsc},
     thread,
     time::Duration,
@@ -19,42 +20,87 @@ use errand::{
         Admin, AttemptView, AuditLimits, AuditPage, Auditing, Awaited, By, Census, Check, Claim, Claimed,
         Connecting, Decided, Desk, Due, Finding, Finish, Finished, Freeze, HeldFilter, Inserted, JobFilter,
         JobView, Jobs, Leases, LostJob, PinRow, Pins, PutOff, Rejected, RejectedView, Rejections, Relaying,
-        Reply, Schema, StoreError, StoreErrorKind, Verifying, sqlite::SqliteStore,
+        Reply, Schema, StoreError, StoreErrorKind, Verifying,
+        sqlite::{SqliteOptions, SqliteStore},
     },
 };
 use futures_util::future::BoxFuture;
 use jiff::Timestamp;
+use sqlx::{
+    AssertSqlSafe, ConnectOptions as _,
+    sqlite::{SqliteConnectOptions, SqliteConnection},
+};
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
 use super::{
+    clock::StoreClock,
     dice::Dice,
     world::{Life, Theme, World},
 };
 
-/// Runs calls of stores one at a time, for one thread of simulations. The store's own tasks need a runtime
-/// that runs while the simulated one stands still.
+/// A real store on a thread of its own, for one thread of simulations; its worlds use it one after the other.
+/// The store's own tasks need a runtime that runs while the simulated one stands still.
+///
+/// It is opened once, because opening it and preparing its statements takes longer than most worlds.
 #[derive(Clone)]
-pub(super) struct StoreThread(mpsc::Sender<BoxFuture<'static, ()>>);
+pub(super) struct StoreThread {
+    calls: mpsc::Sender<BoxFuture<'static, ()>>,
+    pub(super) store: Arc<SqliteStore>,
+    pub(super) clock: Arc<StoreClock>,
+    sweeper: Arc<tokio::sync::Mutex<SqliteConnection>>,
+}
 
 impl StoreThread {
-    pub(super) fn start() -> Self {
-        let (sender, calls) = mpsc::channel::<BoxFuture<'static, ()>>();
+    /// Opens a new database in this directory.
+    pub(super) fn start(directory: &Path) -> Self {
+        let (calls, received) = mpsc::channel::<BoxFuture<'static, ()>>();
         let run = move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
-            calls.into_iter().for_each(|call| runtime.block_on(call));
+            received.into_iter().for_each(|call| runtime.block_on(call));
         };
         thread::Builder::new().name("simulated-store".to_owned()).spawn(run).unwrap();
-        Self(sender)
+        let clock = Arc::new(StoreClock::default());
+        let path = directory.join(format!("{:?}.db", thread::current().id()));
+        let options = SqliteOptions { path: path.clone(), clock: clock.clone() };
+        let (store, sweeper) = run_on(&calls, async move {
+            let store = SqliteStore::new(options).unwrap();
+            store.migrate().await.unwrap();
+            let sweeper = SqliteConnectOptions::new().filename(path).connect().await.unwrap();
+            (Arc::new(store), Arc::new(tokio::sync::Mutex::new(sweeper)))
+        });
+        Self { calls, store, clock, sweeper }
+    }
+
+    /// Leaves nothing of the world before: no row, and no number that was given to one.
+    pub(super) fn sweep(&self) {
+        let sweeper = self.sweeper.clone();
+        self.run(async move {
+            let mut db = sweeper.lock().await;
+            let tables: Vec<String> = sqlx::query_scalar(TABLES).fetch_all(&mut *db).await.unwrap();
+            let deletes: String = tables.iter().map(|table| format!("delete from {table}; ")).collect();
+            let sweep = AssertSqlSafe(format!("begin immediate; {deletes} commit"));
+            sqlx::raw_sql(sweep).execute(&mut *db).await.unwrap();
+        });
     }
 
     /// Runs one call to its end.
     pub(super) fn run<T: Send + 'static>(&self, call: impl Future<Output = T> + Send + 'static) -> T {
-        let (sender, answer) = mpsc::sync_channel(1);
-        self.0.send(Box::pin(async move { sender.send(call.await).unwrap() })).unwrap();
-        answer.recv().unwrap()
+        run_on(&self.calls, call)
     }
 }
+
+fn run_on<T: Send + 'static>(
+    thread: &mpsc::Sender<BoxFuture<'static, ()>>,
+    call: impl Future<Output = T> + Send + 'static,
+) -> T {
+    let (sender, answer) = mpsc::sync_channel(1);
+    thread.send(Box::pin(async move { sender.send(call.await).unwrap() })).unwrap();
+    answer.recv().unwrap()
+}
+
+/// All tables, SQLite's own of the numbers it gave included, but for that of the migrations.
+const TABLES: &str = "select name from sqlite_master where type = 'table' and name <> '_sqlx_migrations'";
 
 impl fmt::Debug for StoreThread {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -4,7 +4,6 @@
 use std::{
     collections::BTreeMap,
     fmt,
-    path::Path,
     sync::{Arc, Mutex, atomic::Ordering::Relaxed},
     time::Duration,
 };
@@ -16,10 +15,7 @@ use errand::{
     job::{Arrival, HeldReason, JobId, JobSpec, QueueName, Release, State, decode, encode},
     queue::{Address, Message, Properties, Queue as _, embedded::EmbeddedQueue},
     shutdown::Shutdown,
-    store::{
-        AttemptView, Desk as _, JobFilter, JobView, SharedStore, StoreError,
-        sqlite::{SqliteOptions, SqliteStore},
-    },
+    store::{AttemptView, Desk as _, JobFilter, JobView, SharedStore, StoreError},
 };
 use serde_json::{Value, json};
 use tokio::{
@@ -31,7 +27,7 @@ use uuid::Uuid;
 
 use super::{
     api::{Api, Line, Log, OWNERS, Patience, TOOLS},
-    clock::{HostClock, StoreClock, Wrongness},
+    clock::{HostClock, Wrongness},
     dice::Dice,
     store::{AsyncCall, Claims, Faulty, StoreThread, StoreWeather},
     trace::Trace,
@@ -64,10 +60,8 @@ pub(super) struct World {
     pub(super) api: Api,
     pub(super) store_weather: StoreWeather,
     pub(super) store_dice: Dice,
-    pub(super) store_clock: Arc<StoreClock>,
     pub(super) trace: Mutex<Trace>,
     pub(super) claims: Claims,
-    store: Arc<SqliteStore>,
     thread: StoreThread,
     dice: Dice,
     theme: Theme,
@@ -148,14 +142,12 @@ pub(super) struct Setting<'a> {
     pub(super) seed: u64,
     pub(super) patience: Patience,
     pub(super) config: &'a Config,
-    /// A migrated database that nobody else uses.
-    pub(super) file: &'a Path,
     pub(super) thread: &'a StoreThread,
 }
 
 impl World {
     pub(super) fn new(setting: Setting<'_>) -> Arc<Self> {
-        let Setting { seed, patience, thread, file, .. } = setting;
+        let Setting { seed, patience, thread, .. } = setting;
         let dice = Dice::new(seed, "world");
         let theme = if dice.chance(0.2) { Theme::Partition } else { Theme::Mixture };
         let mut config = setting.config.clone();
@@ -167,8 +159,8 @@ impl World {
             lane.concurrency = dice.pick(&[1, 2, 8]);
         }
         let store_dice = Dice::new(seed, "store");
-        let store_clock = Arc::new(StoreClock::new(Wrongness::draw(&store_dice, CALM_AT)));
-        let options = SqliteOptions { path: file.to_owned(), clock: store_clock.clone() };
+        thread.sweep();
+        thread.clock.restart(Wrongness::draw(&store_dice, CALM_AT));
         Arc::new(Self {
             start: Instant::now(),
             calm_at: CALM_AT,
@@ -176,10 +168,8 @@ impl World {
             api: Api::new(seed, CALM_AT, patience, theme),
             store_weather: StoreWeather::draw(&store_dice, CALM_AT, theme),
             store_dice,
-            store_clock,
             trace: Mutex::default(),
             claims: Claims::default(),
-            store: Arc::new(thread.run(async { SqliteStore::new(options).unwrap() })),
             thread: thread.clone(),
             live: Mutex::default(),
             ended: Mutex::default(),
@@ -225,8 +215,8 @@ impl World {
 
     /// Makes a call of the real store, in no time.
     pub(super) fn apply<T: Send + 'static>(&self, call: impl AsyncCall<T>) -> Result<T, StoreError> {
-        self.store_clock.set(self.now());
-        self.thread.run(call(self.store.clone()))
+        self.thread.clock.set(self.now());
+        self.thread.run(call(self.thread.store.clone()))
     }
 
     pub(super) fn is_broken(&self, promise: String) {
@@ -267,8 +257,6 @@ impl World {
         let told = wishes.into_iter().map(|wish| self.read(wish)).collect();
         // The doors hold the world, and the world holds them.
         self.live.lock().unwrap().clear();
-        let store = self.store.clone();
-        self.thread.run(async move { errand::store::Admin::close(&*store).await });
         (told, std::mem::take(&mut *self.broken.lock().unwrap()))
     }
 
@@ -401,7 +389,7 @@ impl World {
         let dice = &self.dice;
         let latest = if self.theme == Theme::Partition { 0.3 } else { 0.7 };
         let at = dice.up_to(self.calm_at.mul_f64(latest));
-        let shown = |at: Duration| self.store_clock.at(at).to_string();
+        let shown = |at: Duration| self.thread.clock.at(at).to_string();
         let (field, owner) = dice.pick(&OWNERS);
         let (tool, toolkit, _) = dice.pick(&TOOLS);
         let mut job = json!({"tool": tool, "arguments": {"n": n as u64}});
