@@ -3,7 +3,7 @@
 use std::{fmt, net::SocketAddr};
 
 use toml::Value;
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::Targets;
 use url::Url;
 
 use crate::{
@@ -317,7 +317,7 @@ fn is_filter(text: &str) -> bool {
     };
     let bare_words_are_levels =
         text.split(',').map(str::trim).all(|part| part.contains('=') || part.contains('[') || is_level(part));
-    bare_words_are_levels && EnvFilter::try_new(text).is_ok()
+    bare_words_are_levels && text.parse::<Targets>().is_ok()
 }
 
 /// The name of a setting: its section and its key, and for some a chosen name in between.

@@ -20,6 +20,7 @@
 use std::{fmt, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
+use futures_util::future::BoxFuture;
 use jiff::Timestamp;
 use serde_json::value::RawValue;
 use uuid::Uuid;
@@ -863,6 +864,8 @@ pub(crate) fn owner_of(kind: &str, id: String) -> Result<Owner, StoreError> {
 pub(crate) async fn detached<T: Send + 'static>(
     work: impl Future<Output = Result<T, StoreError>> + Send + 'static,
 ) -> Result<T, StoreError> {
+    // Boxed, so that the code of a task is compiled once for each kind of answer and not for each write.
+    let work: BoxFuture<'static, Result<T, StoreError>> = Box::pin(work);
     match tokio::spawn(work).await {
         Ok(answer) => answer,
         Err(error) => match error.try_into_panic() {

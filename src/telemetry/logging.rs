@@ -3,7 +3,10 @@
 use std::io::IsTerminal as _;
 
 use anyhow::{Context as _, Result};
-use tracing_subscriber::EnvFilter;
+use tracing::level_filters::LevelFilter;
+use tracing_subscriber::{
+    Layer as _, filter::Targets, layer::SubscriberExt as _, util::SubscriberInitExt as _,
+};
 
 use crate::config::{Log, LogFormat};
 
@@ -13,7 +16,8 @@ const UNLESS_ASKED: &str = "lapin=off";
 
 /// Rules that no setting overrides: lapin logs returned messages with their bodies, which are
 /// customers' data, and sqlx passes on what PostgreSQL remarks about migrations that are in place.
-const ALWAYS: [&str; 2] = ["lapin::returned_messages=off", "sqlx::postgres::notice=warn"];
+const ALWAYS: [(&str, LevelFilter); 2] =
+    [("lapin::returned_messages", LevelFilter::OFF), ("sqlx::postgres::notice", LevelFilter::WARN)];
 
 /// Starts logging for the whole process. A second call changes nothing.
 ///
@@ -21,15 +25,13 @@ const ALWAYS: [&str; 2] = ["lapin::returned_messages=off", "sqlx::postgres::noti
 /// The level is not a filter, which the configuration has checked.
 pub fn init(log: &Log) -> Result<()> {
     let rules = format!("{UNLESS_ASKED},{}", log.level);
-    let mut filter = EnvFilter::try_new(rules).context("`log.level` is not a filter")?;
-    for rule in ALWAYS {
-        filter = filter.add_directive(rule.parse()?);
-    }
-    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    let started = match log.format {
-        LogFormat::Text => lines.with_ansi(log.colors && std::io::stderr().is_terminal()).try_init(),
-        LogFormat::Json => lines.json().flatten_event(true).with_current_span(false).try_init(),
+    let filter: Targets = rules.parse().context("`log.level` is not a filter")?;
+    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let lines = match log.format {
+        LogFormat::Text => lines.with_ansi(log.colors && std::io::stderr().is_terminal()).boxed(),
+        LogFormat::Json => lines.json().flatten_event(true).with_current_span(false).boxed(),
     };
+    let started = tracing_subscriber::registry().with(filter.with_targets(ALWAYS)).with(lines).try_init();
     if started.is_err() {
         tracing::debug!("logging was started before");
     }

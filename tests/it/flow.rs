@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::{
     stage::{PATIENCE, Stage, python, sandbox},
-    support::{Proxy, RabbitMq, http, postgres, rabbitmq, wait::until},
+    support::{Proxy, RabbitMq, http, machine, postgres, rabbitmq, wait::until},
 };
 
 fn id() -> String {
@@ -608,4 +608,33 @@ async fn a_worker_consumes_again_after_its_broker_was_killed_and_restarted() {
     answers(200).await;
     stage.publish(&[read(&id())]).await;
     stage.settled(2).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_speaks_tls_with_a_broker_that_its_host_trusts_and_with_no_other() {
+    let files = tempfile::tempdir().unwrap();
+    let file = |name: &str| files.path().join(name).display().to_string();
+    let own = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
+    std::fs::write(file("certificate"), own.cert.pem()).unwrap();
+    std::fs::write(file("key"), own.signing_key.serialize_pem()).unwrap();
+    let port = machine::free_port();
+    let conf = format!(
+        "listeners.ssl.1 = 127.0.0.1:{port}\nssl_options.certfile = {}\nssl_options.keyfile = {}\n",
+        file("certificate"),
+        file("key"),
+    );
+    let broker = RabbitMq::start(rabbitmq::Options { conf, ..rabbitmq::Options::default() }).await;
+    let stage = Stage {
+        database: postgres::shared().await.database("tls").await,
+        vhost: broker.vhost("tls").await,
+        sandbox: sandbox("").await,
+    };
+    let plain = format!("amqp://guest:guest@127.0.0.1:{}", broker.port());
+    let encrypted = stage.vhost.amqp_url.replace(&plain, &format!("amqps://guest:guest@127.0.0.1:{port}"));
+    let distrusting = stage.start_worker(&[("AMQP_URL", &encrypted)]);
+    distrusting.logged("no TLS certificate that this host trusts").await;
+    let _worker = stage.worker(&[("AMQP_URL", &encrypted), ("SSL_CERT_FILE", &file("certificate"))]).await;
+    let jobs: Vec<Value> = (0..100).map(|_| send(&id(), "user-1")).collect();
+    stage.publish(&jobs).await;
+    stage.all_ran_once(100).await;
 }

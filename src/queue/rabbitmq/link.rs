@@ -11,7 +11,6 @@ use std::{
     time::Duration,
 };
 
-use async_rs::Runtime;
 use futures_util::StreamExt as _;
 use lapin::{Channel, Connection, ConnectionProperties, ErrorKind, Event, uri::AMQPUri};
 use tokio::{
@@ -166,12 +165,9 @@ impl Link {
     async fn connect(&self) -> Result<Generation, QueueError> {
         let name = format!("{} ({})", self.target.connection_name, self.role);
         let properties = ConnectionProperties::default().with_connection_name(name.into());
-        let tokio = Runtime::tokio_current();
         // The library connects on a thread of its own, which a timeout out here would not end.
         let connect =
-            async move |uri: AMQPUri, _runtime| match timeout(BROKER_TIMEOUT, stream::connect(&uri, &tokio))
-                .await
-            {
+            async |uri: AMQPUri, _runtime| match timeout(BROKER_TIMEOUT, stream::connect(&uri)).await {
                 Ok(stream) => stream.map_err(lapin::Error::from),
                 Err(elapsed) => Err(std::io::Error::from(elapsed).into()),
             };

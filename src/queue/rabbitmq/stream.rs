@@ -6,21 +6,26 @@ use std::{
     net::SocketAddr,
     os::fd::{AsFd, AsRawFd},
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll, ready},
     time::{Duration, Instant},
 };
 
 use async_rs::{Runtime, Tokio, traits::Reactor, util::RuntimeParts};
 use bytes::{Buf as _, BytesMut};
-use futures_util::{
-    Stream,
-    io::{AsyncRead, AsyncWrite},
-};
+use futures_util::Stream;
 use lapin::{
     AsyncTcpStream,
-    tcp::{AMQPUriTcpExt as _, OwnedTLSConfig},
-    uri::AMQPUri,
+    uri::{AMQPScheme, AMQPUri},
 };
+use rustls::{ClientConfig, pki_types::ServerName};
+use rustls_platform_verifier::ConfigVerifierExt as _;
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::TcpStream,
+};
+use tokio_rustls::{TlsConnector, client::TlsStream};
+use tokio_util::either::Either;
 
 use super::sieve::Sieve;
 
@@ -28,22 +33,34 @@ use super::sieve::Sieve;
 pub(super) type SievedRuntime = Runtime<RuntimeParts<Tokio, SievedReactor>>;
 
 /// A plain or TLS stream to the broker.
-type BrokerStream = AsyncTcpStream<<Tokio as Reactor>::TcpStream>;
+type BrokerStream = Either<TcpStream, TlsStream<TcpStream>>;
 
 /// The runtime of the caller, which must be in one.
 pub(super) fn runtime() -> SievedRuntime {
     Runtime::new(RuntimeParts::new(Tokio::current(), SievedReactor(Tokio::current())))
 }
 
-/// Connects to the broker, with TLS if the URL says so.
-pub(super) async fn connect(
-    uri: &AMQPUri,
-    runtime: &Runtime<Tokio>,
-) -> io::Result<AsyncTcpStream<Sieved<BrokerStream>>> {
-    let tls = OwnedTLSConfig::default();
-    let stream = uri.connect_with_config_async(tls.as_ref(), runtime).await?;
+/// Connects to the broker, with TLS if the URL says so. Needs a Tokio runtime.
+pub(super) async fn connect(uri: &AMQPUri) -> io::Result<AsyncTcpStream<Sieved<BrokerStream>>> {
+    // A literal IPv6 address is in brackets, which are part of the URL only.
+    let host = uri.authority.host.trim_start_matches('[').trim_end_matches(']');
+    let plain = TcpStream::connect((host, uri.authority.port)).await?;
+    plain.set_nodelay(true)?;
+    let stream = match uri.scheme {
+        AMQPScheme::AMQP => Either::Left(plain),
+        AMQPScheme::AMQPS => Either::Right(encrypt(host, plain).await?),
+    };
     // For the library this is a plain stream, because what it reads is decrypted.
     Ok(AsyncTcpStream::Plain(Sieved::new(stream)))
+}
+
+/// Makes sure that the other side is who the URL names, for an authority that this host trusts.
+async fn encrypt(host: &str, plain: TcpStream) -> io::Result<TlsStream<TcpStream>> {
+    let name = ServerName::try_from(host.to_owned())
+        .map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
+    // Reads the certificates anew, which may have been renewed since the last connection.
+    let config = ClientConfig::with_platform_verifier().map_err(io::Error::other)?;
+    TlsConnector::from(Arc::new(config)).connect(name, plain).await
 }
 
 /// A stream of which everything that is read goes through the sieve.
@@ -60,7 +77,7 @@ impl<S> Sieved<S> {
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Sieved<S> {
+impl<S: AsyncRead + Unpin> futures_util::io::AsyncRead for Sieved<S> {
     fn poll_read(
         self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -77,13 +94,15 @@ impl<S: AsyncRead + Unpin> AsyncRead for Sieved<S> {
             }
             let passed = if rest.is_empty() {
                 let limit = buffer.len().min(sieve.wanted());
-                let read = ready!(Pin::new(&mut *stream).poll_read(context, &mut buffer[..limit]))?;
-                if read == 0 {
+                let mut chunk = ReadBuf::new(&mut buffer[..limit]);
+                ready!(Pin::new(&mut *stream).poll_read(context, &mut chunk))?;
+                let chunk = chunk.filled();
+                if chunk.is_empty() {
                     // The start of a frame that never ends is of no use to anybody.
                     return Poll::Ready(Ok(0));
                 }
-                let sifted = sieve.sift(&buffer[..read]);
-                rest.extend_from_slice(&buffer[sifted.taken..read]);
+                let sifted = sieve.sift(chunk);
+                rest.extend_from_slice(&chunk[sifted.taken..]);
                 sifted.passed
             } else {
                 let sifted = sieve.sift(&rest[..rest.len().min(buffer.len())]);
@@ -98,7 +117,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Sieved<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Sieved<S> {
+impl<S: AsyncWrite + Unpin> futures_util::io::AsyncWrite for Sieved<S> {
     fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.get_mut().stream).poll_write(context, bytes)
     }
@@ -116,7 +135,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Sieved<S> {
     }
 
     fn poll_close(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().stream).poll_close(context)
+        Pin::new(&mut self.get_mut().stream).poll_shutdown(context)
     }
 }
 
@@ -137,7 +156,8 @@ impl Reactor for SievedReactor {
     fn register<H: Read + Write + AsFd + AsRawFd + Send + 'static>(
         &self,
         socket: H,
-    ) -> io::Result<impl AsyncRead + AsyncWrite + Send + Unpin + 'static> {
+    ) -> io::Result<impl futures_util::io::AsyncRead + futures_util::io::AsyncWrite + Send + Unpin + 'static>
+    {
         self.0.register(socket)
     }
 
@@ -154,16 +174,13 @@ impl Reactor for SievedReactor {
         address: SocketAddr,
     ) -> impl Future<Output = io::Result<Self::TcpStream>> + Send + 'static {
         let connecting = self.0.tcp_connect_addr(address);
-        async { Ok(Sieved::new(AsyncTcpStream::Plain(connecting.await?))) }
+        async { Ok(Sieved::new(Either::Left(connecting.await?.into_inner()))) }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use futures_util::{
-        FutureExt as _,
-        io::{AsyncReadExt as _, Cursor},
-    };
+    use futures_util::{FutureExt as _, io::AsyncReadExt as _};
 
     use super::*;
 
@@ -172,7 +189,7 @@ mod tests {
         b"\x02\0\x01\0\0\0\x11\0\x3c\0\0\0\0\0\0\0\0\0\x05\0\x80\x02\xff\xfe\xce\x08\0\0\0\0\0\0\xce";
 
     fn read_through(bytes: &[u8], buffer: usize) -> Vec<u8> {
-        let mut stream = Sieved::new(Cursor::new(bytes));
+        let mut stream = Sieved::new(bytes);
         let (mut buffer, mut out) = (vec![0; buffer], Vec::new());
         loop {
             match stream.read(&mut buffer).now_or_never().unwrap().unwrap() {
