@@ -176,12 +176,21 @@ pub(super) fn report_panic(panic: &PanicHookInfo<'_>) {
         return;
     }
     let place = panic.location().map(|at| format!(" at {}:{}", at.file(), at.line())).unwrap_or_default();
-    let message = panic_message(panic.payload());
     if tracing::dispatcher::has_been_set() {
+        let message = loggable(panic.payload());
         tracing::error!("errand has a bug: panicked{place}: {message}");
     } else {
+        let message = panic_message(panic.payload());
         output::note(format_args!("error: errand has a bug: panicked{place}: {message}"));
     }
+}
+
+/// A message that was put together when it was needed may quote a customer's text, as that of a cut between the
+/// bytes of a character does.
+fn loggable(payload: &(dyn Any + Send)) -> &str {
+    payload
+        .downcast_ref::<&str>()
+        .unwrap_or(&"what it said is not logged, because it may quote somebody's data")
 }
 
 /// The exit code of a panic that nobody caught.
@@ -215,6 +224,16 @@ mod tests {
         assert_eq!(exit(QueueError::new(QueueErrorKind::Access, "no").into()), Some(Exit::Unreachable));
         assert_eq!(exit(std::io::Error::from(ErrorKind::AddrInUse).into()), Some(Exit::Configuration));
         assert_eq!(exit(anyhow::anyhow!("who knows")), None);
+    }
+
+    #[test]
+    fn a_panic_that_quotes_a_text_is_logged_without_it() {
+        let panic = |work: fn(&str) -> usize| std::panic::catch_unwind(|| work("sécret")).unwrap_err();
+        let quoting = panic(|text| text[..2].len());
+        assert!(panic_message(&*quoting).contains("sécret"));
+        assert!(!loggable(&*quoting).contains("sécret"));
+        let literal = panic(|text| text.find('x').unwrap());
+        assert_eq!(loggable(&*literal), panic_message(&*literal));
     }
 
     #[test]

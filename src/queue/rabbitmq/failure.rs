@@ -45,14 +45,8 @@ pub(super) fn failed(action: &str, error: lapin::Error) -> QueueError {
         None if is_bad_certificate(&error) => QueueErrorKind::Access,
         None => QueueErrorKind::Unavailable,
     };
-    let hint = if matches!(error.kind(), ErrorKind::ParsingError(_)) { UNREADABLE } else { "" };
-    QueueError::new(kind, format!("RabbitMQ did not {action}{hint}")).with_source(error)
+    QueueError::new(kind, format!("RabbitMQ did not {action}")).with_source(error)
 }
-
-/// The client library ends the connection at such a message, and the broker delivers it again. Properties and headers
-/// come through the sieve and cannot be the cause, but a routing key does not.
-const UNREADABLE: &str = ", because what it sent cannot be read: most likely a message at the head of a lane was \
-    published with a routing key that is not UTF-8; take that message out of the queue with another client";
 
 /// The reply code with which the broker closed the channel or the connection.
 pub(super) fn reply_code(error: &lapin::Error) -> Option<u16> {

@@ -1,9 +1,17 @@
-//! Keeps properties that the client library cannot read away from it.
+//! Keeps what the client library cannot read away from it.
 //!
-//! The library ends the connection at a property or the name of a header that is not UTF-8, and recurses without a
-//! limit into nested headers. Either way one message would stop every lane, because the broker delivers it again.
-//! So content headers are looked at before the library sees them, and one that cannot be read is replaced by one that
-//! has the original in a header of its own, [`UNREADABLE_HEADER`]. Everything else passes as it is.
+//! The library ends the connection at a text that is not UTF-8, and recurses without a limit into nested headers.
+//! Either way one message would stop every lane, because the broker delivers it again. So what publishers choose is
+//! looked at before the library sees it:
+//!
+//! * A content header that cannot be read is replaced by one that has the original in a header of its own,
+//!   [`UNREADABLE_HEADER`].
+//! * In the exchange and the routing key of a delivery, which say nothing about the job, question marks take the
+//!   place of what is not UTF-8.
+//!
+//! Everything else passes as it is.
+
+use std::ops::Range;
 
 use bytes::{Buf as _, BytesMut};
 
@@ -16,8 +24,8 @@ const CUT_HEADER: &str = "x-errand-unreadable-cut";
 /// Deepest nesting of headers that passes. The library's stack takes a few hundred.
 const MAX_DEPTH: usize = 32;
 
-/// The largest content header that passes, in bytes. A publisher's frames are bounded by the broker, by default to
-/// 128 KiB.
+/// The largest content header that passes, in bytes, and the largest method that is looked at. A publisher's frames are
+/// bounded by the broker, by default to 128 KiB.
 const MAX_FRAME: usize = 1024 * 1024;
 
 /// Most of the original properties that a replacement keeps, in bytes, so that it fits into one frame with what is
@@ -35,6 +43,9 @@ const FRAME_HEAD: usize = 7;
 
 /// What comes before the properties in a content header: class, weight and the size of the body.
 const CONTENT_HEAD: usize = 12;
+
+/// Class and method of a delivery.
+const DELIVER: [u8; 4] = [0, 60, 0, 60];
 
 /// A server that does not speak our version answers with `AMQP` and its own instead of a frame.
 const PROTOCOL_HEADER: usize = 8;
@@ -63,7 +74,8 @@ pub(super) struct Sifted {
 
 /// The length of a frame in bytes, with its head and its end.
 enum Frame {
-    Content(usize),
+    /// It has to be looked at.
+    Suspect(usize),
     Other(usize),
 }
 
@@ -94,7 +106,7 @@ impl Sieve {
             }
             match frame(rest) {
                 Some(Frame::Other(length)) => self.passing = length,
-                Some(Frame::Content(length)) if rest.get(..length).is_some_and(passes) => passed += length,
+                Some(Frame::Suspect(length)) if rest.get(..length).is_some_and(passes) => passed += length,
                 _ => return Sifted { passed, taken: passed + self.collect(rest) },
             }
         }
@@ -121,7 +133,7 @@ impl Sieve {
                     self.partial.clear();
                     return taken;
                 }
-                Some(Frame::Content(length)) if self.missing() == 0 => {
+                Some(Frame::Suspect(length)) if self.missing() == 0 => {
                     self.decide(length);
                     return taken;
                 }
@@ -134,16 +146,21 @@ impl Sieve {
     /// How many bytes of the frame that has started have to come until it can be decided, or its length is known.
     fn missing(&self) -> usize {
         let length = match frame(&self.partial) {
-            Some(Frame::Content(length) | Frame::Other(length)) => length.min(MAX_FRAME),
+            Some(Frame::Suspect(length) | Frame::Other(length)) => length.min(MAX_FRAME),
             None => FRAME_HEAD,
         };
         length - self.partial.len()
     }
 
-    /// Decides about a content header of this length, all of which has come unless it is too large.
+    /// Decides about a frame of this length, all of which has come unless it is too large.
     fn decide(&mut self, length: usize) {
-        let frame = std::mem::take(&mut self.partial);
+        let mut frame = std::mem::take(&mut self.partial);
         if frame.len() == length && passes(&frame) {
+            self.ready.extend_from_slice(&frame);
+        } else if frame[0] == METHOD {
+            for name in names(&frame) {
+                mend(&mut frame[name]);
+            }
             self.ready.extend_from_slice(&frame);
         } else {
             replace(&frame, length, &mut self.ready);
@@ -158,8 +175,12 @@ fn frame(bytes: &[u8]) -> Option<Frame> {
         kind @ (METHOD | HEADER | BODY | HEARTBEAT) => {
             let size = bytes.get(3..FRAME_HEAD)?.try_into().ok().map(u32::from_be_bytes)?;
             let length = (size as usize).saturating_add(FRAME_HEAD + 1);
-            let content = kind == HEADER && size as usize >= CONTENT_HEAD;
-            Some(if content { Frame::Content(length) } else { Frame::Other(length) })
+            let suspect = match kind {
+                HEADER => size as usize >= CONTENT_HEAD,
+                METHOD => length <= MAX_FRAME,
+                _ => false,
+            };
+            Some(if suspect { Frame::Suspect(length) } else { Frame::Other(length) })
         }
         b'A' => Some(Frame::Other(PROTOCOL_HEADER)),
         // Here the library ends the connection.
@@ -167,10 +188,45 @@ fn frame(bytes: &[u8]) -> Option<Frame> {
     }
 }
 
-/// Whether the library may see this content header. It looks into none that has a wrong end.
+/// Whether the library may see this frame. It looks into none that has a wrong end.
 fn passes(frame: &[u8]) -> bool {
-    let Some((&end, frame)) = frame.split_last() else { return true };
-    end != FRAME_END || (frame.len() < MAX_FRAME && is_readable(&frame[FRAME_HEAD + CONTENT_HEAD..]))
+    match frame {
+        [.., FRAME_END] if frame[0] == METHOD => {
+            names(frame).into_iter().all(|name| std::str::from_utf8(&frame[name]).is_ok())
+        }
+        [body @ .., FRAME_END] => body.len() < MAX_FRAME && is_readable(&body[FRAME_HEAD + CONTENT_HEAD..]),
+        _ => true,
+    }
+}
+
+/// Where the exchange and the routing key of a delivery are; nowhere, if the frame is none.
+fn names(frame: &[u8]) -> [Range<usize>; 2] {
+    find_names(frame).unwrap_or_default()
+}
+
+fn find_names(frame: &[u8]) -> Option<[Range<usize>; 2]> {
+    // The delivery tag, and whether it is redelivered.
+    const BETWEEN: usize = 8 + 1;
+    let text = |at: usize| Some(at + 1..at + 1 + usize::from(*frame.get(at)?));
+    let arguments = FRAME_HEAD + DELIVER.len();
+    if frame.get(FRAME_HEAD..arguments)? != DELIVER {
+        return None;
+    }
+    let consumer = text(arguments)?;
+    let exchange = text(consumer.end + BETWEEN)?;
+    let key = text(exchange.end)?;
+    (key.end < frame.len()).then_some([exchange, key])
+}
+
+/// Puts question marks in the place of what is not UTF-8.
+fn mend(text: &mut [u8]) {
+    let mut start = 0;
+    while let Err(error) = std::str::from_utf8(&text[start..]) {
+        let bad = start + error.valid_up_to();
+        let end = error.error_len().map_or(text.len(), |length| bad + length);
+        text[bad..end].fill(b'?');
+        start = end;
+    }
 }
 
 /// Writes what stands for a content header of this length, of which `frame` is the start.
@@ -398,6 +454,51 @@ mod tests {
                 assert_eq!(sifted(&stream, &[cut, stream.len()]), whole, "cut at {cut}");
             }
         }
+    }
+
+    /// A delivery to consumer `c1` of a message with this exchange and routing key.
+    fn delivery(exchange: &[u8], key: &[u8]) -> Vec<u8> {
+        let text = |text: &[u8]| [&[u8::try_from(text.len()).unwrap()][..], text].concat();
+        let tag = [&7_u64.to_be_bytes()[..], &[1]].concat();
+        framed(METHOD, &[&DELIVER[..], &text(b"c1"), &tag, &text(exchange), &text(key)].concat())
+    }
+
+    #[test]
+    fn names_of_a_delivery_that_are_not_utf_8_are_mended_wherever_the_stream_is_cut() {
+        for (bad, mended) in [
+            (&b"\xff"[..], &b"?"[..]),
+            (b"a\xff\xfeb\xc3", b"a??b?"),
+            ("ä\u{10ffff}".as_bytes(), "ä\u{10ffff}".as_bytes()),
+            (b"\xed\xa0\x80ok", b"???ok"),
+            (b"", b""),
+            (&[0xff; 255], &[b'?'; 255]),
+        ] {
+            let after = [content(&with(0, b"")), framed(BODY, b"\xff"), delivery(b"", b"next")].concat();
+            let stream = [&delivery(bad, b"key"), &delivery(b"errand", bad), &after[..]].concat();
+            let expected = [&delivery(mended, b"key"), &delivery(b"errand", mended), &after[..]].concat();
+            for sizes in (1..stream.len()).map(|cut| [cut, stream.len()]).chain([[1, 1]]) {
+                assert_eq!(sifted(&stream, &sizes), expected, "{sizes:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn methods_that_are_no_whole_delivery_pass() {
+        let whole = delivery(b"\xff", b"\xff");
+        let payload = &whole[FRAME_HEAD..whole.len() - 1];
+        for end in 0..payload.len() {
+            let cut = framed(METHOD, &payload[..end]);
+            assert_eq!(sifted(&cut, &[usize::MAX]), cut, "{end}");
+        }
+        let mut confirm = payload.to_vec();
+        confirm[3] = 80;
+        let mut no_end = whole.clone();
+        *no_end.last_mut().unwrap() = 0;
+        for passes in [framed(METHOD, &confirm), no_end] {
+            assert_eq!(sifted(&passes, &[1]), passes);
+        }
+        let large = framed(METHOD, &[&DELIVER[..], &vec![0xff; MAX_FRAME]].concat());
+        assert_eq!(sifted(&large, &[1_000]), large);
     }
 
     #[test]

@@ -306,14 +306,17 @@ async fn properties_that_cannot_be_read_are_kept_and_stop_nobody() {
     stage.job_in(&before, &["succeeded"]).await;
     // Bodies that would be jobs.
     let bodies = ["message_id", "header_name", "nested", "imitated"].map(|kind| (kind, read(&id())));
-    let bodies: std::collections::BTreeMap<_, _> = bodies.into();
+    let mut bodies: std::collections::BTreeMap<_, _> = bodies.into();
+    // A routing key says nothing about a job, so this is one.
+    let misaddressed = id();
+    bodies.insert("routing_key", read(&misaddressed));
     for _ in 0..3 {
         let asked = json!({"url": stage.vhost.amqp_url, "bodies": bodies});
         assert_eq!(python("bad_input/unreadable_client.py", asked).await, bodies.len());
         let (next, elsewhere) = (id(), id());
         stage.publish_raw(&[read(&next).into_bytes()], BasicProperties::default()).await;
         stage.publish_to("bulk", &[read(&elsewhere).into_bytes()], BasicProperties::default()).await;
-        for job in [&next, &elsewhere] {
+        for job in [&next, &elsewhere, &misaddressed] {
             stage.job_in(job, &["succeeded"]).await;
         }
     }
@@ -322,7 +325,7 @@ async fn properties_that_cannot_be_read_are_kept_and_stop_nobody() {
         (stage.text(sql).await? == "4/12").then_some(())
     })
     .await;
-    assert_eq!(stage.text("select count(*)::text from jobs").await.as_deref(), Some("7"));
+    assert_eq!(stage.text("select count(*)::text from jobs").await.as_deref(), Some("8"));
     // One process and one subscription per lane, from the start to the end.
     let count = worker.metric("errand_rejected_messages_total{reason=\"malformed\"}").await;
     assert!((count - 12.0).abs() < 0.5, "{count}");

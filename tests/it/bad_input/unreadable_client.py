@@ -1,7 +1,7 @@
-"""Publishes messages with properties that no AMQP client has to be able to read.
+"""Publishes messages with properties and addresses that no AMQP client has to be able to read.
 
-Reads {"url": ..., "bodies": {"message_id": ..., "header_name": ..., "nested": ..., "imitated": ...}} from standard
-input. Prints how many messages the broker has confirmed.
+Reads {"url": ..., "bodies": {"message_id": ..., "header_name": ..., "nested": ..., "imitated": ...,
+"routing_key": ...}} from standard input. Prints how many messages the broker has confirmed.
 """
 
 import json
@@ -22,17 +22,24 @@ properties = {
     "imitated": {"headers": {"x-errand-unreadable": "not from errand"}},
 }
 
+# Exchange and routing key, where they are not those of errand.
+addresses = {"routing_key": ("somebody's", b"\xff\xfe")}
+
 asked = json.load(sys.stdin)
 connection = pika.BlockingConnection(pika.URLParameters(asked["url"]))
 channel = connection.channel()
 channel.confirm_delivery()
+for exchange, _ in addresses.values():
+    channel.exchange_declare(exchange=exchange, exchange_type="fanout", durable=True)
+    channel.queue_bind(queue="errand.default", exchange=exchange)
 for kind, body in asked["bodies"].items():
+    exchange, routing_key = addresses.get(kind, ("errand", "default"))
     channel.basic_publish(
-        exchange="errand",
-        routing_key="default",
+        exchange=exchange,
+        routing_key=routing_key,
         body=body,
         mandatory=True,
-        properties=pika.BasicProperties(delivery_mode=2, **properties[kind]),
+        properties=pika.BasicProperties(delivery_mode=2, **properties.get(kind, {})),
     )
 print(json.dumps(len(asked["bodies"])))
 connection.close()
