@@ -42,8 +42,7 @@ pub(super) fn runtime() -> SievedRuntime {
 
 /// Connects to the broker, with TLS if the URL says so. Needs a Tokio runtime.
 pub(super) async fn connect(uri: &AMQPUri) -> io::Result<AsyncTcpStream<Sieved<BrokerStream>>> {
-    // A literal IPv6 address is in brackets, which are part of the URL only.
-    let host = uri.authority.host.trim_start_matches('[').trim_end_matches(']');
+    let host = &*uri.authority.host;
     let plain = TcpStream::connect((host, uri.authority.port)).await?;
     plain.set_nodelay(true)?;
     let stream = match uri.scheme {
