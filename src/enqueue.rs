@@ -135,7 +135,7 @@ impl Door {
             chunk.iter().zip(&verdicts).filter(|(_, v)| v.is_ok()).map(|(spec, _)| spec.clone()).collect();
         let unclaimed_after = if self.queue.is_some() { self.unclaimed_after } else { Duration::ZERO };
         let inserted = self.store.insert(&fit, unclaimed_after).await?;
-        self.hand_over(&fit, &inserted).await?;
+        self.hand_over(&fit, &inserted).await;
         let mut inserted = fit.iter().zip(inserted);
         Ok(verdicts
             .into_iter()
@@ -150,8 +150,10 @@ impl Door {
             .collect())
     }
 
-    async fn hand_over(&self, specs: &[Arc<JobSpec>], inserted: &[Inserted]) -> Result<(), StoreError> {
-        let Some(queue) = &self.queue else { return Ok(()) };
+    /// Publishes what was just stored. Nothing that fails here is a failure of enqueueing: the relay looks after jobs
+    /// that nobody claims.
+    async fn hand_over(&self, specs: &[Arc<JobSpec>], inserted: &[Inserted]) {
+        let Some(queue) = &self.queue else { return };
         let available: Vec<&Arc<JobSpec>> = specs
             .iter()
             .zip(inserted)
@@ -167,7 +169,11 @@ impl Door {
             .filter(|(_, answer)| answer.is_err())
             .map(|(spec, _)| spec.id)
             .collect();
-        if failed.is_empty() { Ok(()) } else { self.store.defer(&failed, Duration::ZERO).await }
+        if !failed.is_empty()
+            && let Err(error) = self.store.defer(&failed, Duration::ZERO).await
+        {
+            tracing::warn!(jobs = failed.len(), %error, "stored jobs are published only when the relay misses them");
+        }
     }
 }
 

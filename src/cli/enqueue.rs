@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
+use anyhow::Context as _;
 use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::{
@@ -117,7 +118,10 @@ pub(super) struct Args {
 pub(super) async fn run(args: Args, context: &Context) -> anyhow::Result<Exit> {
     let spec = Arc::new(spec(&args, context)?);
     let open = context.door()?;
-    let answers = open.door.enqueue(std::slice::from_ref(&spec)).await?;
+    let answers = open.door.enqueue(std::slice::from_ref(&spec)).await.with_context(|| {
+        let id = spec.id;
+        format!("the job may be stored or not; the same command with `--id {id}` does not make a second one")
+    })?;
     let (id, duplicate) = match answers.into_iter().next() {
         Some(Enqueued::New(id)) => (id, false),
         Some(Enqueued::Duplicate(id)) => (id, true),

@@ -33,7 +33,8 @@ const MAX_PREFETCH: u32 = 500;
 
 /// Why a message is rejected whose ID, reply queue and headers are not known.
 const UNREADABLE: &str = "the properties of the message cannot be read: a property or the name of a header is not UTF-8, \
-    or headers are nested deeper than 32 levels; publish it with text and flat headers (what came is kept as `unreadable`)";
+    headers are nested deeper than 32 levels, or all of it is longer than one frame (128 KiB); publish it with short text \
+    and flat headers (what came is kept as `unreadable`)";
 
 /// The namespace of IDs of rejected messages, which are derived from the message.
 const REJECTED_NAMESPACE: Uuid = Uuid::from_u128(0x2d0c_6f5a_9b7e_5f0e_8c52_6572_7261_6e64);

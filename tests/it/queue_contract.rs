@@ -560,7 +560,7 @@ mod broker {
     use serde_json::json;
 
     use super::*;
-    use crate::support::{Proxy, RabbitMq, http, rabbitmq::Vhost};
+    use crate::support::{Proxy, RabbitMq, http, machine, rabbitmq::Vhost};
 
     async fn vhost(hint: &str) -> Vhost {
         rabbitmq::shared().await.vhost(hint).await
@@ -716,6 +716,18 @@ mod broker {
         assert!(receive(&mut *consumer, 1).await[0].redelivered);
         publish(&queue, ids(1..2)).await;
         assert_eq!(queue.reconnects(), 2);
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_broker_that_accepts_and_never_speaks_is_hung_up_on() {
+        let listener = tokio::net::TcpListener::bind(("127.0.0.1", machine::free_port())).await.unwrap();
+        let queue = rabbit(&format!("amqp://{}", listener.local_addr().unwrap()));
+        let (mut silent, refused) = tokio::join!(async { listener.accept().await.unwrap().0 }, queue.check());
+        assert_eq!(refused.unwrap_err().kind(), QueueErrorKind::Unavailable);
+        let mut said = Vec::new();
+        let ended = tokio::io::AsyncReadExt::read_to_end(&mut silent, &mut said);
+        tokio::time::timeout(LIMIT, ended).await.expect("the connection ends").unwrap();
+        assert_eq!(said, b"AMQP\0\0\x09\x01");
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -20,7 +20,7 @@ use tokio::{
 
 use super::{
     failure::{self, bounded, within},
-    stream,
+    stream::{self, Plug},
 };
 use crate::{
     backoff::RECONNECT,
@@ -63,6 +63,7 @@ pub(super) struct Generation {
     pub(super) declared: AtomicBool,
     blocked_because: Arc<Mutex<String>>,
     events: JoinHandle<()>,
+    plug: Plug,
 }
 
 impl Link {
@@ -165,9 +166,13 @@ impl Link {
     async fn connect(&self) -> Result<Generation, QueueError> {
         let name = format!("{} ({})", self.target.connection_name, self.role);
         let properties = ConnectionProperties::default().with_connection_name(name.into());
-        // The library connects on a thread of its own, which a timeout out here would not end.
+        // The library connects on a thread of its own, which no timeout out here ends. The plug does.
+        let plug = Plug::default();
+        let socket = plug.socket();
         let connect =
-            async |uri: AMQPUri, _runtime| match timeout(BROKER_TIMEOUT, stream::connect(&uri)).await {
+            async move |uri: AMQPUri, _runtime| match timeout(BROKER_TIMEOUT, stream::connect(&uri, &socket))
+                .await
+            {
                 Ok(stream) => stream.map_err(lapin::Error::from),
                 Err(elapsed) => Err(std::io::Error::from(elapsed).into()),
             };
@@ -177,7 +182,7 @@ impl Link {
             Ok(connected) => connected.map_err(|error| self.explain(error))?,
             Err(_elapsed) => return Err(self.unreachable()),
         };
-        Ok(Generation::new(connection))
+        Ok(Generation::new(connection, plug))
     }
 
     fn explain(&self, error: lapin::Error) -> QueueError {
@@ -238,7 +243,7 @@ impl fmt::Debug for Link {
 }
 
 impl Generation {
-    fn new(connection: Connection) -> Self {
+    fn new(connection: Connection, plug: Plug) -> Self {
         let blocked_because = Arc::new(Mutex::new(String::new()));
         let mut events = Box::pin(connection.events_listener());
         let reason = Arc::clone(&blocked_because);
@@ -254,7 +259,7 @@ impl Generation {
                 }
             }
         });
-        Self { connection, declared: AtomicBool::new(false), blocked_because, events }
+        Self { connection, declared: AtomicBool::new(false), blocked_because, events, plug }
     }
 
     pub(super) fn live(&self) -> bool {
@@ -278,6 +283,7 @@ impl Generation {
             let goodbye = self.connection.close(200, "closing".into());
             drop(within(CLOSE_TIMEOUT, "end the connection", goodbye).await);
         }
+        self.plug.pull();
     }
 }
 

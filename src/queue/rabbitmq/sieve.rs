@@ -1,11 +1,12 @@
 //! Keeps what the client library cannot read away from it.
 //!
-//! The library ends the connection at a text that is not UTF-8, and recurses without a limit into nested headers.
-//! Either way one message would stop every lane, because the broker delivers it again. So what publishers choose is
-//! looked at before the library sees it:
+//! The library ends the connection at a text that is not UTF-8 and at a frame that is larger than was agreed, and
+//! recurses without a limit into nested headers. In each case one message would stop every lane, because the broker
+//! delivers it again. So what publishers choose is looked at before the library sees it:
 //!
 //! * A content header that cannot be read is replaced by one that has the original in a header of its own,
-//!   [`UNREADABLE_HEADER`].
+//!   [`UNREADABLE_HEADER`]. So is one that is too large: RabbitMQ splits none, adds headers of its own, and lets
+//!   publishers send a few bytes more than a frame may have.
 //! * In the exchange and the routing key of a delivery, which say nothing about the job, question marks take the
 //!   place of what is not UTF-8.
 //!
@@ -24,13 +25,15 @@ const CUT_HEADER: &str = "x-errand-unreadable-cut";
 /// Deepest nesting of headers that passes. The library's stack takes a few hundred.
 const MAX_DEPTH: usize = 32;
 
-/// The largest content header that passes, in bytes, and the largest method that is looked at. A publisher's frames are
-/// bounded by the broker, by default to 128 KiB.
+/// Most of a frame that is collected, in bytes, and so the largest content header that passes whatever was agreed, and
+/// the largest method that is looked at.
 const MAX_FRAME: usize = 1024 * 1024;
 
-/// Most of the original properties that a replacement keeps, in bytes, so that it fits into one frame with what is
-/// around them.
-const MAX_KEPT: usize = super::FRAME_MAX as usize - 256;
+/// The smallest limit of frames that can be agreed on, in bytes (AMQP 0-9-1, section 4.2.3).
+const MIN_LIMIT: usize = 4096;
+
+/// What a replacement has beside the original properties, in bytes, at most.
+const AROUND_KEPT: usize = 256;
 
 const METHOD: u8 = 1;
 const HEADER: u8 = 2;
@@ -47,12 +50,17 @@ const CONTENT_HEAD: usize = 12;
 /// Class and method of a delivery.
 const DELIVER: [u8; 4] = [0, 60, 0, 60];
 
+/// Class and method of what the broker proposes when a connection begins.
+const TUNE: [u8; 4] = [0, 10, 0, 30];
+
 /// A server that does not speak our version answers with `AMQP` and its own instead of a frame.
 const PROTOCOL_HEADER: usize = 8;
 
 /// Goes along a stream of frames, in chunks of any size.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Sieve {
+    /// The largest frame that the library takes, in bytes, with its head and its end.
+    limit: usize,
     /// Bytes that pass unseen: the rest of a frame of no interest.
     passing: usize,
     /// Bytes that are left out: the rest of a content header that is too large.
@@ -80,6 +88,14 @@ enum Frame {
 }
 
 impl Sieve {
+    /// For a connection on which this is the largest frame, in bytes, that is asked for; zero means any.
+    pub(super) fn new(frame_max: u32) -> Self {
+        let (partial, ready) = (Vec::new(), BytesMut::new());
+        let mut sieve = Self { limit: MAX_FRAME, passing: 0, dropping: 0, partial, ready };
+        sieve.agree(frame_max);
+        sieve
+    }
+
     /// Most bytes that the next chunk should have, so that all of it is taken.
     pub(super) fn wanted(&self) -> usize {
         if self.partial.is_empty() { usize::MAX } else { self.missing() }
@@ -106,7 +122,11 @@ impl Sieve {
             }
             match frame(rest) {
                 Some(Frame::Other(length)) => self.passing = length,
-                Some(Frame::Suspect(length)) if rest.get(..length).is_some_and(passes) => passed += length,
+                Some(Frame::Suspect(length))
+                    if rest.get(..length).is_some_and(|frame| self.admits(frame)) =>
+                {
+                    passed += length;
+                }
                 _ => return Sifted { passed, taken: passed + self.collect(rest) },
             }
         }
@@ -155,7 +175,7 @@ impl Sieve {
     /// Decides about a frame of this length, all of which has come unless it is too large.
     fn decide(&mut self, length: usize) {
         let mut frame = std::mem::take(&mut self.partial);
-        if frame.len() == length && passes(&frame) {
+        if frame.len() == length && self.admits(&frame) {
             self.ready.extend_from_slice(&frame);
         } else if frame[0] == METHOD {
             for name in names(&frame) {
@@ -163,8 +183,31 @@ impl Sieve {
             }
             self.ready.extend_from_slice(&frame);
         } else {
-            replace(&frame, length, &mut self.ready);
+            replace(&frame, length, self.limit - AROUND_KEPT, &mut self.ready);
             self.dropping = length - frame.len();
+        }
+    }
+
+    /// Whether the library may see this frame as it is. It looks into none that has a wrong end.
+    fn admits(&mut self, frame: &[u8]) -> bool {
+        match frame {
+            [METHOD, .., FRAME_END] => {
+                if let Some(frame_max) = proposed(frame) {
+                    self.agree(frame_max);
+                }
+                names(frame).into_iter().all(|name| std::str::from_utf8(&frame[name]).is_ok())
+            }
+            [properties @ .., FRAME_END] => {
+                frame.len() <= self.limit && is_readable(&properties[FRAME_HEAD + CONTENT_HEAD..])
+            }
+            _ => true,
+        }
+    }
+
+    /// Takes the smaller of two limits, as the library does. Zero is none.
+    fn agree(&mut self, frame_max: u32) {
+        if frame_max > 0 {
+            self.limit = self.limit.min((frame_max as usize).max(MIN_LIMIT));
         }
     }
 }
@@ -188,15 +231,12 @@ fn frame(bytes: &[u8]) -> Option<Frame> {
     }
 }
 
-/// Whether the library may see this frame. It looks into none that has a wrong end.
-fn passes(frame: &[u8]) -> bool {
-    match frame {
-        [.., FRAME_END] if frame[0] == METHOD => {
-            names(frame).into_iter().all(|name| std::str::from_utf8(&frame[name]).is_ok())
-        }
-        [body @ .., FRAME_END] => body.len() < MAX_FRAME && is_readable(&body[FRAME_HEAD + CONTENT_HEAD..]),
-        _ => true,
-    }
+/// The largest frame that the broker proposes, in bytes, if this is the frame in which it does.
+fn proposed(frame: &[u8]) -> Option<u32> {
+    // The highest channel comes first.
+    let (method, arguments) = frame.get(FRAME_HEAD..)?.split_at_checked(TUNE.len())?;
+    let frame_max = arguments.get(2..6).filter(|_| method == TUNE)?;
+    frame_max.try_into().ok().map(u32::from_be_bytes)
 }
 
 /// Where the exchange and the routing key of a delivery are; nowhere, if the frame is none.
@@ -229,11 +269,12 @@ fn mend(text: &mut [u8]) {
     }
 }
 
-/// Writes what stands for a content header of this length, of which `frame` is the start.
-fn replace(frame: &[u8], length: usize, out: &mut BytesMut) {
+/// Writes what stands for a content header of this length, of which `frame` is the start, and keeps most of its
+/// properties.
+fn replace(frame: &[u8], length: usize, most: usize, out: &mut BytesMut) {
     const ONLY_HEADERS: u16 = 1 << 13;
     let original = &frame[FRAME_HEAD + CONTENT_HEAD..frame.len().min(length - 1)];
-    let kept = &original[..original.len().min(MAX_KEPT)];
+    let kept = &original[..original.len().min(most)];
     let mut table = Vec::with_capacity(kept.len() + 64);
     put_name(UNREADABLE_HEADER, &mut table);
     table.push(b'S');
@@ -380,7 +421,11 @@ mod tests {
 
     /// What comes out when the stream comes in chunks of these sizes, again and again.
     fn sifted(stream: &[u8], sizes: &[usize]) -> Vec<u8> {
-        let (mut sieve, mut out) = (Sieve::default(), Vec::new());
+        sifted_by(Sieve::new(0), stream, sizes)
+    }
+
+    fn sifted_by(mut sieve: Sieve, stream: &[u8], sizes: &[usize]) -> Vec<u8> {
+        let mut out = Vec::new();
         let mut sizes = sizes.iter().cycle();
         let mut rest = stream;
         while !rest.is_empty() {
@@ -521,17 +566,52 @@ mod tests {
         }
     }
 
+    fn tune(frame_max: u32) -> Vec<u8> {
+        framed(METHOD, &[&TUNE[..], &[0, 0], &frame_max.to_be_bytes(), &[0, 60]].concat())
+    }
+
     #[test]
     fn a_replacement_fits_into_a_frame_and_says_what_it_leaves_out() {
         let next = content(&with(0, b""));
-        for length in [MAX_KEPT + 1, 2 * MAX_FRAME] {
-            let properties = with(MESSAGE_ID, &vec![0xff; length]);
-            for size in [1_000, usize::MAX] {
-                let out = sifted(&[content(&properties), next.clone()].concat(), &[size]);
-                let replaced = out.strip_suffix(&next[..]).unwrap();
-                assert!(replaced.len() <= crate::queue::rabbitmq::FRAME_MAX as usize);
-                assert_eq!(original(replaced), (properties[..MAX_KEPT].to_vec(), true));
+        for (ours, proposed, limit) in [
+            (131_072, 0, 131_072),
+            (131_072, 131_072, 131_072),
+            (131_072, 8_192, 8_192),
+            (8_192, 131_072, 8_192),
+            (0, 0, MAX_FRAME),
+            (1, 1, MIN_LIMIT),
+        ] {
+            let tune = tune(proposed);
+            let kept = limit - AROUND_KEPT;
+            for length in [kept + 1, limit, 2 * MAX_FRAME] {
+                let properties = with(MESSAGE_ID, &vec![0xff; length]);
+                for size in [1_000, usize::MAX] {
+                    let stream = [&tune[..], &content(&properties), &next].concat();
+                    let out = sifted_by(Sieve::new(ours), &stream, &[size]);
+                    let replaced = out.strip_suffix(&next[..]).unwrap().strip_prefix(&tune[..]).unwrap();
+                    assert!(replaced.len() <= limit);
+                    assert_eq!(original(replaced), (properties[..kept].to_vec(), true));
+                }
             }
+        }
+    }
+
+    #[test]
+    fn a_content_header_passes_up_to_the_agreed_limit() {
+        let headers =
+            |size: usize| with(HEADERS, &long(b"", &[short("n"), long(b"S", &vec![0; size])].concat()));
+        let around = content(&headers(0)).len();
+        for limit in [MIN_LIMIT, 131_072] {
+            let whole = content(&headers(limit - around));
+            let stream = [tune(u32::try_from(limit).unwrap()), whole.clone()].concat();
+            assert_eq!(sifted(&stream, &[usize::MAX]), stream);
+            assert_eq!(sifted(&stream, &[1_000]), stream);
+            let properties = headers(limit - around + 1);
+            let stream = [tune(u32::try_from(limit).unwrap()), content(&properties)].concat();
+            let out = sifted(&stream, &[1_000]);
+            let replaced = out.strip_prefix(&tune(u32::try_from(limit).unwrap())[..]).unwrap();
+            assert!(replaced.len() <= limit);
+            assert_eq!(original(replaced), (properties[..limit - AROUND_KEPT].to_vec(), true));
         }
     }
 

@@ -3,10 +3,10 @@
 use std::{
     fmt,
     io::{self, IoSlice, Read, Write},
-    net::SocketAddr,
+    net::{Shutdown, SocketAddr},
     os::fd::{AsFd, AsRawFd},
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, Mutex},
     task::{Context, Poll, ready},
     time::{Duration, Instant},
 };
@@ -22,12 +22,17 @@ use rustls::{ClientConfig, pki_types::ServerName};
 use rustls_platform_verifier::ConfigVerifierExt as _;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::TcpStream,
+    net::{TcpStream, lookup_host},
+    time::timeout,
 };
 use tokio_rustls::{TlsConnector, client::TlsStream};
 use tokio_util::either::Either;
 
-use super::sieve::Sieve;
+use super::{link::lock, sieve::Sieve};
+use crate::queue::BROKER_TIMEOUT;
+
+/// How long the addresses of a host get together, which leaves time for handshakes.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(BROKER_TIMEOUT.as_secs() / 2);
 
 /// Tokio, with streams that are sieved.
 pub(super) type SievedRuntime = Runtime<RuntimeParts<Tokio, SievedReactor>>;
@@ -40,17 +45,79 @@ pub(super) fn runtime() -> SievedRuntime {
     Runtime::new(RuntimeParts::new(Tokio::current(), SievedReactor(Tokio::current())))
 }
 
+/// Ends a stream from outside, at the latest when this is dropped. The library waits without a limit for a broker that
+/// falls silent in the middle of a handshake or of a goodbye, with a thread and a socket for each.
+#[derive(Debug, Default)]
+pub(super) struct Plug(Arc<Mutex<Socket>>);
+
+/// The socket of a stream, for whoever makes the stream.
+pub(super) type SharedSocket = Arc<Mutex<Socket>>;
+
+#[derive(Debug, Default)]
+pub(super) enum Socket {
+    #[default]
+    NotYet,
+    Open(std::net::TcpStream),
+    Pulled,
+}
+
+impl Plug {
+    pub(super) fn socket(&self) -> SharedSocket {
+        Arc::clone(&self.0)
+    }
+
+    /// Ends the stream, or has it end as soon as there is one.
+    pub(super) fn pull(&self) {
+        if let Socket::Open(socket) = std::mem::replace(&mut *lock(&self.0), Socket::Pulled) {
+            // Of a connection that is at its end already there is nothing to end.
+            drop(socket.shutdown(Shutdown::Both));
+        }
+    }
+}
+
+impl Drop for Plug {
+    fn drop(&mut self) {
+        self.pull();
+    }
+}
+
 /// Connects to the broker, with TLS if the URL says so. Needs a Tokio runtime.
-pub(super) async fn connect(uri: &AMQPUri) -> io::Result<AsyncTcpStream<Sieved<BrokerStream>>> {
+pub(super) async fn connect(
+    uri: &AMQPUri,
+    socket: &SharedSocket,
+) -> io::Result<AsyncTcpStream<Sieved<BrokerStream>>> {
     let host = &*uri.authority.host;
-    let plain = TcpStream::connect((host, uri.authority.port)).await?;
+    let plain = connect_to_any((host, uri.authority.port)).await?;
     plain.set_nodelay(true)?;
+    {
+        let own = plain.as_fd().try_clone_to_owned()?.into();
+        let mut socket = lock(socket);
+        if matches!(*socket, Socket::Pulled) {
+            return Err(io::ErrorKind::ConnectionAborted.into());
+        }
+        *socket = Socket::Open(own);
+    }
     let stream = match uri.scheme {
         AMQPScheme::AMQP => Either::Left(plain),
         AMQPScheme::AMQPS => Either::Right(encrypt(host, plain).await?),
     };
     // For the library this is a plain stream, because what it reads is decrypted.
-    Ok(AsyncTcpStream::Plain(Sieved::new(stream)))
+    Ok(AsyncTcpStream::Plain(Sieved::new(stream, uri.query.frame_max)))
+}
+
+/// Tries the addresses of a host in turn. One that does not answer leaves the others their share of the time.
+async fn connect_to_any(host: (&str, u16)) -> io::Result<TcpStream> {
+    let addresses: Vec<SocketAddr> = lookup_host(host).await?.collect();
+    let share = CONNECT_TIMEOUT / u32::try_from(addresses.len()).unwrap_or(u32::MAX).max(1);
+    let mut last = io::Error::new(io::ErrorKind::NotFound, "the host has no address");
+    for address in addresses {
+        match timeout(share, TcpStream::connect(address)).await {
+            Ok(Ok(stream)) => return Ok(stream),
+            Ok(Err(error)) => last = error,
+            Err(elapsed) => last = elapsed.into(),
+        }
+    }
+    Err(last)
 }
 
 /// Makes sure that the other side is who the URL names, for an authority that this host trusts.
@@ -71,8 +138,9 @@ pub(super) struct Sieved<S> {
 }
 
 impl<S> Sieved<S> {
-    fn new(stream: S) -> Self {
-        Self { stream, sieve: Sieve::default(), rest: BytesMut::new() }
+    /// `frame_max` is what the URL asks for.
+    fn new(stream: S, frame_max: Option<u32>) -> Self {
+        Self { stream, sieve: Sieve::new(frame_max.unwrap_or(0)), rest: BytesMut::new() }
     }
 }
 
@@ -173,7 +241,7 @@ impl Reactor for SievedReactor {
         address: SocketAddr,
     ) -> impl Future<Output = io::Result<Self::TcpStream>> + Send + 'static {
         let connecting = self.0.tcp_connect_addr(address);
-        async { Ok(Sieved::new(Either::Left(connecting.await?.into_inner()))) }
+        async { Ok(Sieved::new(Either::Left(connecting.await?.into_inner()), None)) }
     }
 }
 
@@ -188,7 +256,7 @@ mod tests {
         b"\x02\0\x01\0\0\0\x11\0\x3c\0\0\0\0\0\0\0\0\0\x05\0\x80\x02\xff\xfe\xce\x08\0\0\0\0\0\0\xce";
 
     fn read_through(bytes: &[u8], buffer: usize) -> Vec<u8> {
-        let mut stream = Sieved::new(bytes);
+        let mut stream = Sieved::new(bytes, None);
         let (mut buffer, mut out) = (vec![0; buffer], Vec::new());
         loop {
             match stream.read(&mut buffer).now_or_never().unwrap().unwrap() {

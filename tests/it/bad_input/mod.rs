@@ -305,7 +305,8 @@ async fn properties_that_cannot_be_read_are_kept_and_stop_nobody() {
     stage.publish_raw(&[read(&before).into_bytes()], BasicProperties::default()).await;
     stage.job_in(&before, &["succeeded"]).await;
     // Bodies that would be jobs.
-    let bodies = ["message_id", "header_name", "nested", "imitated"].map(|kind| (kind, read(&id())));
+    let bodies =
+        ["message_id", "header_name", "nested", "imitated", "too_long"].map(|kind| (kind, read(&id())));
     let mut bodies: std::collections::BTreeMap<_, _> = bodies.into();
     // A routing key says nothing about a job, so this is one.
     let misaddressed = id();
@@ -322,13 +323,13 @@ async fn properties_that_cannot_be_read_are_kept_and_stop_nobody() {
     }
     until("all are kept", PATIENCE, async || {
         let sql = "select count(*) || '/' || sum(seen) from rejected";
-        (stage.text(sql).await? == "4/12").then_some(())
+        (stage.text(sql).await? == "5/15").then_some(())
     })
     .await;
     assert_eq!(stage.text("select count(*)::text from jobs").await.as_deref(), Some("8"));
     // One process and one subscription per lane, from the start to the end.
     let count = worker.metric("errand_rejected_messages_total{reason=\"malformed\"}").await;
-    assert!((count - 12.0).abs() < 0.5, "{count}");
+    assert!((count - 15.0).abs() < 0.5, "{count}");
     assert!(!worker.log().contains("consuming ended"), "{}", worker.log());
     let listed = stage.errand(&["rejected", "list", "--json"]).stdout;
     let listed: Vec<Value> =
@@ -338,6 +339,7 @@ async fn properties_that_cannot_be_read_are_kept_and_stop_nobody() {
         ("header_name", r"\x02\xff\xfeS\x00\x00\x00\x05value"),
         ("nested", r"A\x00\x00\x00\x05A\x00\x00\x00\x00"),
         ("imitated", "not from errand"),
+        ("too_long", r"\x04longS\x00\x01\xff\xe3xxx"),
     ] {
         let has_it = |row: &&Value| {
             row["properties"]["unreadable"].as_str().is_some_and(|unreadable| unreadable.contains(kept))

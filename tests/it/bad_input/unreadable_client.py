@@ -1,7 +1,7 @@
 """Publishes messages with properties and addresses that no AMQP client has to be able to read.
 
 Reads {"url": ..., "bodies": {"message_id": ..., "header_name": ..., "nested": ..., "imitated": ...,
-"routing_key": ...}} from standard input. Prints how many messages the broker has confirmed.
+"too_long": ..., "routing_key": ...}} from standard input. Prints how many messages the broker has confirmed.
 """
 
 import json
@@ -10,6 +10,7 @@ import sys
 import pika
 
 LEVELS = 5000
+FRAME_MAX = 131072
 
 sys.setrecursionlimit(10 * LEVELS)
 nested = []
@@ -20,6 +21,8 @@ properties = {
     "header_name": {"headers": {b"\xff\xfe": "value"}},
     "nested": {"headers": {"nested": nested}},
     "imitated": {"headers": {"x-errand-unreadable": "not from errand"}},
+    # The broker takes a content header of as many bytes as a whole frame may have, and 29 are around this text.
+    "too_long": {"headers": {"long": "x" * (FRAME_MAX - 29)}},
 }
 
 # Exchange and routing key, where they are not those of errand.
