@@ -90,6 +90,7 @@ on_every_backend! {
     a_late_result_is_not_charged_twice,
     a_late_result_of_a_cancelled_job_is_fenced,
     a_rescue_leaves_living_workers_alone,
+    a_rescue_that_missed_the_freeze_changes_nothing,
     a_rescue_that_comes_after_the_result_changes_nothing,
     a_running_job_that_was_cancelled_does_not_run_again,
     a_value_that_cannot_be_stored_is_refused_alone,
@@ -1445,6 +1446,31 @@ async fn a_rescue_leaves_living_workers_alone(t: Bench) {
     assert_eq!(t.outcomes(spec.id).await, [None], "nothing is recorded about an attempt that runs");
     assert_eq!(t.finish(&held.end(succeed("1"), AttemptOutcome::Succeeded)).await, applied(State::Succeeded));
     assert_eq!(t.outcomes(spec.id).await, [Some(AttemptOutcome::Succeeded)]);
+}
+
+/// The rescuer saw a job that was not frozen, of which nothing can have been sent; then its worker came back.
+async fn a_rescue_that_missed_the_freeze_changes_nothing(t: Bench) {
+    let spec = job(json!({}));
+    let held = t.run(&spec).await;
+    let nothing_sent = |held: &Held| {
+        let ending = Ending::Snooze { after: Duration::ZERO, error: None };
+        Finish { by: By::Rescuer { lease: LEASE }, ..held.end(ending, AttemptOutcome::Interrupted) }
+    };
+    let too_late = nothing_sent(&held);
+    assert_eq!(t.store.freeze(&[held.freeze(&frozen("20260101_00"))]).await.unwrap(), [true]);
+    assert_eq!(t.finish(&too_late).await, Finished::Fenced);
+    assert_eq!(t.state(spec.id).await, State::Running);
+    assert_eq!(t.outcomes(spec.id).await, [None]);
+    assert_eq!(t.finish(&held.end(succeed("1"), AttemptOutcome::Succeeded)).await, applied(State::Succeeded));
+
+    let spec = job(json!({}));
+    let held = t.run(&spec).await;
+    assert_eq!(t.finish(&nothing_sent(&held)).await, applied(State::Retryable));
+    assert_eq!(
+        t.store.freeze(&[held.freeze(&frozen("20260101_00"))]).await.unwrap(),
+        [false],
+        "nothing is sent now"
+    );
 }
 
 async fn a_rescue_that_comes_after_the_result_changes_nothing(t: Bench) {

@@ -251,6 +251,7 @@ const FINISH: &str = "with i as (
         where j.id = i.id and j.fence = i.fence and j.state = 'running'
             and (i.lease is null or not exists (select 1 from workers w where w.id = j.worker_id
                 and w.beat_at > now() - i.lease * interval '1 microsecond'))
+            and (i.lease is null or i.outcome <> 'interrupted' or j.toolkit is null)
         returning j.id, j.state, j.http_status as kept, i.number, i.request_id, i.outcome, i.http_status, i.log_id, i.version,
             i.attempt_error_kind, i.attempt_error_message, i.attempt_error_code, i.attempt_error_slug, i.started_at,
             i.finished_at, i.reported_by, i.charge),

@@ -114,6 +114,7 @@ const FINISH: &str = "update jobs set
         reply_due_at = case when reply_to is not null and (cancel_requested or ?4 in ('succeeded', 'failed')) then ?14 end
     where id = ?1 and fence = ?2 and state = 'running'
         and (?3 is null or not exists (select 1 from workers where workers.id = jobs.worker_id and beat_at > ?3))
+        and (?3 is null or ?15 <> 'interrupted' or toolkit is null)
     returning state, http_status is not null";
 
 /// A job that was rescued has no mark of cancellation. ?15 is what the rescue charged.
