@@ -2510,6 +2510,31 @@ async fn a_store_that_cannot_be_reached_is_unavailable_and_recovers() {
     running(one(answer));
 }
 
+/// As behind a gateway that forgot a connection: nothing comes, and nothing ends it.
+#[tokio::test]
+async fn a_connection_on_which_nothing_comes_any_more_holds_up_nobody_for_ever() {
+    let database = support::postgres::shared().await.database("silence").await;
+    let port = database.url.rsplit(':').next().unwrap().split('/').next().unwrap().parse().unwrap();
+    let proxy = support::Proxy::start(port).await;
+    let store = PostgresStore::new(PostgresOptions {
+        hot_connections: 1,
+        statement_timeout: Duration::from_secs(1),
+        ..postgres_options(&proxy.url(&database.url))
+    })
+    .unwrap();
+    errand::store::Admin::migrate(&store).await.unwrap();
+    let claims = [claim(&job(json!({})))];
+    let worker = WorkerId::new();
+    let claiming = || errand::store::Jobs::claim(&store, worker, &claims);
+    running(one(claiming().await.unwrap()));
+    proxy.stall();
+    let silent = tokio::time::timeout(Duration::from_secs(30), claiming()).await.expect("the wait ends");
+    assert_eq!(silent.unwrap_err().kind(), StoreErrorKind::Unavailable);
+    proxy.heal().await;
+    let answer = until("the store to recover", Duration::from_secs(20), async || claiming().await.ok()).await;
+    running(one(answer));
+}
+
 /// Without the statistics, PostgreSQL would compare each job with each claimed ID.
 #[tokio::test]
 async fn the_jobs_of_a_lost_worker_are_found_by_their_keys_before_statistics_know_of_them() {

@@ -90,8 +90,9 @@ impl PostgresStore {
         ]);
         // Optional filters need plans that know which are given.
         let planned = limited.options([("plan_cache_mode", "force_custom_plan")]);
-        let hot = Pool::new(hot_connections, keyed);
-        Ok(Self { hot, other: Pool::new(other_connections, planned), patient })
+        let hot = Pool::new(hot_connections, keyed, statement_timeout);
+        let other = Pool::new(other_connections, planned, statement_timeout);
+        Ok(Self { hot, other, patient })
     }
 }
 

@@ -16,6 +16,10 @@ use crate::store::{StoreError, StoreErrorKind, detached};
 /// How long a caller waits for a connection, including the time that connecting takes.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(4);
 
+/// How much longer than the database's own limit of a statement its answer may take. An answer that is later will not
+/// come: a connection that was dropped on its way without a word never ends by itself.
+const ANSWER_GRACE: Duration = Duration::from_secs(5);
+
 /// How long an attempt may take to find out why no connection could be had.
 const CAUSE_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -28,6 +32,7 @@ const CAUSE_TIMEOUT: Duration = Duration::from_secs(2);
 pub(super) struct Pool {
     pool: PgPool,
     condemned: Condemned,
+    answer_timeout: Duration,
 }
 
 /// The moment before which connections were opened that must not be used again.
@@ -46,8 +51,9 @@ impl Condemned {
 }
 
 impl Pool {
-    /// At most so many connections. Needs a Tokio runtime.
-    pub(super) fn new(connections: u32, options: PgConnectOptions) -> Self {
+    /// At most so many connections, of which the database ends statements after `statement_timeout`. Needs a Tokio
+    /// runtime.
+    pub(super) fn new(connections: u32, options: PgConnectOptions, statement_timeout: Duration) -> Self {
         let condemned = Condemned::default();
         let known = condemned.clone();
         let pool = PgPoolOptions::new()
@@ -59,7 +65,7 @@ impl Pool {
                 Box::pin(std::future::ready(Ok(usable)))
             })
             .connect_lazy_with(options);
-        Self { pool, condemned }
+        Self { pool, condemned, answer_timeout: statement_timeout + ANSWER_GRACE }
     }
 
     /// How many connections are open.
@@ -75,11 +81,7 @@ impl Pool {
     pub(super) async fn rows(&self, query: Bound) -> Result<Vec<PgRow>, StoreError> {
         let this = self.clone();
         detached(async move {
-            let answer = match query.fetch_all(&this.pool).await {
-                Err(sqlx::Error::PoolTimedOut) => Err(this.why_timed_out().await),
-                answer => answer,
-            };
-            answer.map_err(|error| {
+            this.answer(query).await.map_err(|error| {
                 if is_broken(&error) {
                     this.condemned.all_that_are_open();
                 }
@@ -87,6 +89,21 @@ impl Pool {
             })
         })
         .await
+    }
+
+    async fn answer(&self, query: Bound) -> Result<Vec<PgRow>, sqlx::Error> {
+        let mut connection = match self.pool.acquire().await {
+            Err(sqlx::Error::PoolTimedOut) => return Err(self.why_timed_out().await),
+            acquired => acquired?,
+        };
+        match tokio::time::timeout(self.answer_timeout, query.fetch_all(&mut *connection)).await {
+            Ok(answer) => answer,
+            Err(elapsed) => {
+                // The pool would wait for the answer, too, before it uses the connection again.
+                drop(connection.detach());
+                Err(sqlx::Error::Io(elapsed.into()))
+            }
+        }
     }
 
     /// Begins a transaction, inside [`Self::detached`].
