@@ -143,15 +143,14 @@ pub(super) async fn rows_and_awaited(
     if parked.is_empty() {
         return rows(pool, query).await;
     }
-    let own = pool.clone();
-    let work = async move {
-        let mut transaction = own.begin().await?;
-        let rows = query.fetch_all(&mut *transaction).await?;
-        note_awaited(&mut transaction, parked).await?;
-        transaction.commit().await?;
-        Ok(rows)
-    };
-    pool.detached(work).await
+    pool.transaction(move |db| {
+        Box::pin(async move {
+            let rows = query.fetch_all(&mut *db).await?;
+            note_awaited(db, parked).await?;
+            Ok(rows)
+        })
+    })
+    .await
 }
 
 /// Notes what these jobs wait for, as far as they do.

@@ -546,21 +546,20 @@ impl PostgresStore {
 
     /// Finishes whose jobs are not running under their fence, in one transaction.
     async fn finish_leftovers(&self, finishes: Vec<Finish>) -> Result<Vec<Finished>, StoreError> {
-        let pool = self.hot.clone();
-        let work = async move {
-            let mut transaction = pool.begin().await?;
-            let mut answers = Vec::with_capacity(finishes.len());
-            for finish in &finishes {
-                answers.push(finish_leftover(&mut transaction, finish).await?);
-            }
-            let parked = parked(&finishes);
-            if !parked.is_empty() {
-                note_awaited(&mut transaction, parked).await?;
-            }
-            transaction.commit().await?;
-            Ok(answers)
-        };
-        self.hot.detached(work).await
+        let work = self.hot.transaction(move |db| {
+            Box::pin(async move {
+                let mut answers = Vec::with_capacity(finishes.len());
+                for finish in &finishes {
+                    answers.push(finish_leftover(db, finish).await?);
+                }
+                let parked = parked(&finishes);
+                if !parked.is_empty() {
+                    note_awaited(db, parked).await?;
+                }
+                Ok(answers)
+            })
+        });
+        work.await
     }
 }
 

@@ -5,10 +5,13 @@ use std::{
     time::{Duration, Instant},
 };
 
+use futures_util::future::BoxFuture;
 use sqlx::{
-    Connection as _, PgConnection, PgPool, Transaction,
+    Connection as _, PgConnection, PgPool, Postgres,
+    pool::PoolConnection,
     postgres::{PgConnectOptions, PgPoolOptions, PgRow},
 };
+use tokio::time::{error::Elapsed, timeout};
 
 use super::Bound;
 use crate::store::{StoreError, StoreErrorKind, detached};
@@ -19,6 +22,9 @@ const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(4);
 /// How much longer than the database's own limit of a statement its answer may take. An answer that is later will not
 /// come: a connection that was dropped on its way without a word never ends by itself.
 const ANSWER_GRACE: Duration = Duration::from_secs(5);
+
+/// How many times as long as a statement a transaction may take.
+const TRANSACTION_ANSWERS: u32 = 4;
 
 /// How long an attempt may take to find out why no connection could be had.
 const CAUSE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -91,32 +97,28 @@ impl Pool {
         .await
     }
 
-    async fn answer(&self, query: Bound) -> Result<Vec<PgRow>, sqlx::Error> {
-        let mut connection = match self.pool.acquire().await {
-            Err(sqlx::Error::PoolTimedOut) => return Err(self.why_timed_out().await),
-            acquired => acquired?,
-        };
-        match tokio::time::timeout(self.answer_timeout, query.fetch_all(&mut *connection)).await {
-            Ok(answer) => answer,
-            Err(elapsed) => {
-                // The pool would wait for the answer, too, before it uses the connection again.
-                drop(connection.detach());
-                Err(sqlx::Error::Io(elapsed.into()))
+    /// Does work of several statements in one transaction, in a task of its own.
+    pub(super) async fn transaction<T, W>(&self, work: W) -> Result<T, StoreError>
+    where
+        T: Send + 'static,
+        W: for<'c> FnOnce(&'c mut PgConnection) -> BoxFuture<'c, Result<T, StoreError>> + Send + 'static,
+    {
+        let this = self.clone();
+        let answer = detached(async move {
+            let mut connection = this.pool.acquire().await?;
+            let limit = this.answer_timeout * TRANSACTION_ANSWERS;
+            let done = async {
+                let mut transaction = connection.begin().await?;
+                let answer = work(&mut transaction).await?;
+                transaction.commit().await?;
+                Ok(answer)
+            };
+            match timeout(limit, done).await {
+                Ok(answer) => answer,
+                Err(elapsed) => Err(give_up(connection, elapsed).into()),
             }
-        }
-    }
-
-    /// Begins a transaction, inside [`Self::detached`].
-    pub(super) async fn begin(&self) -> Result<Transaction<'static, sqlx::Postgres>, StoreError> {
-        Ok(self.pool.begin().await?)
-    }
-
-    /// Does work that uses this pool, in a task of its own.
-    pub(super) async fn detached<T: Send + 'static>(
-        &self,
-        work: impl Future<Output = Result<T, StoreError>> + Send + 'static,
-    ) -> Result<T, StoreError> {
-        detached(work).await.inspect_err(|error| {
+        });
+        answer.await.inspect_err(|error| {
             // Such work is rare enough that connecting anew costs less than telling the causes apart.
             if error.kind() == StoreErrorKind::Unavailable {
                 self.condemned.all_that_are_open();
@@ -124,14 +126,31 @@ impl Pool {
         })
     }
 
+    async fn answer(&self, query: Bound) -> Result<Vec<PgRow>, sqlx::Error> {
+        let mut connection = match self.pool.acquire().await {
+            Err(sqlx::Error::PoolTimedOut) => return Err(self.why_timed_out().await),
+            acquired => acquired?,
+        };
+        match timeout(self.answer_timeout, query.fetch_all(&mut *connection)).await {
+            Ok(answer) => answer,
+            Err(elapsed) => Err(give_up(connection, elapsed)),
+        }
+    }
+
     /// A pool that cannot connect only says that the time is over; one attempt of our own says why.
     async fn why_timed_out(&self) -> sqlx::Error {
         let options = self.pool.connect_options();
-        match tokio::time::timeout(CAUSE_TIMEOUT, PgConnection::connect_with(&options)).await {
+        match timeout(CAUSE_TIMEOUT, PgConnection::connect_with(&options)).await {
             Ok(Err(cause)) => cause,
             Ok(Ok(_)) | Err(_) => sqlx::Error::PoolTimedOut,
         }
     }
+}
+
+/// Takes the connection away from its pool, which would wait for the answer, too, before it used it again.
+fn give_up(connection: PoolConnection<Postgres>, elapsed: Elapsed) -> sqlx::Error {
+    drop(connection.detach());
+    sqlx::Error::Io(elapsed.into())
 }
 
 /// Whether the connection, and others like it, may be of no use any more. A session that began while the
