@@ -2518,7 +2518,7 @@ async fn a_connection_on_which_nothing_comes_any_more_holds_up_nobody_for_ever()
     let proxy = support::Proxy::start(port).await;
     let store = PostgresStore::new(PostgresOptions {
         hot_connections: 1,
-        statement_timeout: Duration::from_secs(1),
+        statement_timeout: Duration::from_secs(5),
         ..postgres_options(&proxy.url(&database.url))
     })
     .unwrap();
@@ -2526,9 +2526,21 @@ async fn a_connection_on_which_nothing_comes_any_more_holds_up_nobody_for_ever()
     let claims = [claim(&job(json!({})))];
     let worker = WorkerId::new();
     let claiming = || errand::store::Jobs::claim(&store, worker, &claims);
-    running(one(claiming().await.unwrap()));
-    proxy.stall();
-    let silent = tokio::time::timeout(Duration::from_secs(30), claiming()).await.expect("the wait ends");
+    // The lock has the answer come when the way is closed already.
+    let mut other = database.connect().await;
+    sqlx::raw_sql("begin; lock table jobs in access exclusive mode").execute(&mut other).await.unwrap();
+    let closing = async {
+        let waits = "select 1 from pg_locks where not granted and database =
+            (select oid from pg_database where datname = current_database())";
+        until("the claim to wait", Duration::from_secs(4), async || {
+            sqlx::query(waits).fetch_optional(&mut other).await.unwrap()
+        })
+        .await;
+        proxy.stall();
+        sqlx::raw_sql("commit").execute(&mut other).await.unwrap();
+    };
+    let both = async { tokio::join!(claiming(), closing).0 };
+    let silent = tokio::time::timeout(Duration::from_secs(30), both).await.expect("the wait ends");
     assert_eq!(silent.unwrap_err().kind(), StoreErrorKind::Unavailable);
     proxy.heal().await;
     let answer = until("the store to recover", Duration::from_secs(20), async || claiming().await.ok()).await;
