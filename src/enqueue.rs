@@ -178,7 +178,7 @@ impl Door {
 }
 
 /// The message that carries a stored job to a worker.
-pub(crate) fn message(spec: &JobSpec) -> Message {
+pub fn message(spec: &JobSpec) -> Message {
     Message {
         to: Address::Lane(spec.queue.clone()),
         body: encode(spec).into(),

@@ -5,23 +5,14 @@
 pub mod api;
 pub mod app;
 pub mod backoff;
-pub(crate) mod bench;
 pub mod bounds;
-#[doc(hidden)]
-pub mod chaos;
-pub(crate) mod child;
 pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod enqueue;
-#[doc(hidden)]
-pub mod fuzzing;
 pub mod job;
 pub mod queue;
 pub mod relay;
-pub mod sandbox;
-#[doc(hidden)]
-pub mod services;
 pub mod shutdown;
 pub mod store;
 pub mod telemetry;

@@ -31,7 +31,6 @@ use crate::job::{
 };
 
 mod auditing;
-pub(crate) mod bench;
 mod cause;
 mod error;
 mod judge;

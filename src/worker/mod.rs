@@ -43,6 +43,7 @@ use tokio::{sync::Notify, task::JoinHandle, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use crash::{CrashPlan, CrashPoint};
+pub use execute::LOOKS;
 pub use health::{Health, Phase, Readiness};
 pub use outage::Policy as OutagePolicy;
 pub use resolve::Resolver;

@@ -4,29 +4,26 @@
 
 mod audit;
 mod bad_input;
-mod chaos;
 mod cli;
 mod config;
 mod connections;
-mod corpus;
 mod dashboards;
 mod deploy;
 mod embedded;
 mod envelope_schema;
 mod flow;
-mod foreign;
 mod metrics_docs;
 mod model;
 mod outage;
 mod outage_broker;
 mod outage_database;
 mod queue_contract;
-mod sandbox;
-mod services;
+mod second_api;
 mod shutdown;
 mod simulation;
 mod stage;
 mod store_contract;
-mod support;
 mod tool_api;
 mod verify;
+
+use errand_testbed::support;

@@ -10,7 +10,6 @@ use std::{
 
 use errand::{
     job::{self, Arrival, AttemptOutcome, Effect, ErrorKind, HeldReason, JobId, JobSpec, RequestId},
-    sandbox::{DEFAULT_WORLD, Options as SandboxOptions, Running, Sandbox, World},
     store::PinnedBy,
     tool::{
         Body, Call, Reply, ToolApi as _, ToolError,
@@ -21,6 +20,7 @@ use errand::{
     },
     worker::classify::{self, Next},
 };
+use errand_sandbox::{DEFAULT_WORLD, Options as SandboxOptions, Running, Sandbox, World};
 use rogue::{Act, Rogue, response};
 use serde_json::json;
 use tokio::net::{TcpListener, TcpSocket};

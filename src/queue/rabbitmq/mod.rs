@@ -149,14 +149,6 @@ impl RabbitQueue {
         self.shared.publishing.live()?.blocked()
     }
 
-    /// Deletes a lane with all its messages. Only for lanes that somebody made for a while, such as
-    /// those of the benchmark; deleting one that is not there is no error.
-    pub(crate) async fn delete_lane(&self, lane: &QueueName) -> Result<(), QueueError> {
-        let link = &self.shared.consuming;
-        let generation = link.get().await?;
-        or_discard(link, &generation, topology::delete(&generation, lane)).await
-    }
-
     /// The way to the publishers, which start with the first use.
     fn publishers(&self) -> Result<mpsc::Sender<Request>, QueueError> {
         let mut publishing = lock(&self.publishing);

@@ -18,7 +18,7 @@ use std::fmt;
 
 use lapin::{
     ExchangeKind, Queue,
-    options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions},
+    options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions},
     types::{AMQPValue, FieldTable, ShortString},
 };
 
@@ -221,24 +221,6 @@ pub(super) async fn depth(generation: &Generation, lane: &QueueName) -> Result<D
         Outcome::Refused => Err(QueueError::new(
             QueueErrorKind::Access,
             format!("RabbitMQ does not let this user look at the {what}"),
-        )),
-    }
-}
-
-/// Deletes the queue of a lane with all its messages.
-pub(super) async fn delete(generation: &Generation, lane: &QueueName) -> Result<(), QueueError> {
-    let name = queue(lane)?;
-    let what = Thing::Queue(name.clone());
-    let channel = generation.channel().await?;
-    let deleted = channel.queue_delete(name, QueueDeleteOptions::default());
-    match outcome(&what, tokio::time::timeout(BROKER_TIMEOUT, deleted).await)? {
-        Outcome::There(_) => Ok(()),
-        Outcome::Missing(error) | Outcome::Differs(error) => {
-            Err(failed(&format!("delete the {what}"), error))
-        }
-        Outcome::Refused => Err(QueueError::new(
-            QueueErrorKind::Access,
-            format!("RabbitMQ does not let this user delete the {what}"),
         )),
     }
 }
