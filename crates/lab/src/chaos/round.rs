@@ -5,8 +5,8 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 use anyhow::{Context as _, Result};
 use errand::{
     job::{HeldReason, JobId, State},
+    maintenance::audit::{self, Audit},
     store::{AuditLimits, JobFilter, JobView, SharedStore},
-    upkeep::audit::{self, Audit},
     worker::LOOKS,
 };
 use serde::Deserialize;
