@@ -14,6 +14,7 @@ pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod enqueue;
+pub mod failure;
 #[doc(hidden)]
 pub mod fuzzing;
 pub mod job;

@@ -15,6 +15,7 @@ use super::{
 use crate::{
     app,
     config::{Missing, mask_url},
+    failure::chain,
     store::Schema,
     tool::ToolError,
 };
@@ -231,14 +232,4 @@ fn skew(what: &'static str, ours: Timestamp, theirs: Timestamp, slack: Duration)
     } else {
         Finding::ok(what, "its clock agrees with this host's")
     }
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
 }

@@ -17,6 +17,7 @@ use super::{
 use crate::{
     backoff::RECONNECT,
     bounds::CLAIM_BATCH,
+    failure::chain,
     job::{
         Arrival, EnvelopeError, EnvelopeReason, ErrorKind, HeldReason, JobError, JobId, QueueName, RequestId,
         decode,
@@ -85,13 +86,6 @@ fn with_encoding(error: EnvelopeError, properties: &Properties) -> EnvelopeError
 /// Stands for the answer of a store that did not come before the shutdown was over.
 fn given_up() -> StoreError {
     StoreError::new(StoreErrorKind::Unavailable, "the worker stopped waiting for the store")
-}
-
-fn chain(error: &QueueError) -> String {
-    match std::error::Error::source(error) {
-        Some(source) => format!("{error}: {source}"),
-        None => error.to_string(),
-    }
 }
 
 struct Lane {

@@ -25,6 +25,7 @@ use super::{
     wire,
 };
 use crate::{
+    failure::chain,
     job::QueueName,
     queue::{BROKER_TIMEOUT, Consumer, Delivery, QueueError, QueueErrorKind, Settler, Token},
 };
@@ -89,7 +90,7 @@ impl RabbitConsumer {
         let error = match last {
             Some(error) => {
                 let error = failed("keep the subscription", error);
-                QueueError::new(QueueErrorKind::Unavailable, super::failure::in_one_line(&error))
+                QueueError::new(QueueErrorKind::Unavailable, chain(&error))
             }
             None => QueueError::new(
                 QueueErrorKind::Unavailable,

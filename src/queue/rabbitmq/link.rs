@@ -24,6 +24,7 @@ use super::{
 };
 use crate::{
     backoff::RECONNECT,
+    failure::chain,
     queue::{BROKER_TIMEOUT, QueueError, QueueErrorKind},
 };
 
@@ -113,7 +114,7 @@ impl Link {
                 attempts.failures = attempts.failures.saturating_add(1);
                 let pause = RECONNECT.wait(attempts.failures, fastrand::f64());
                 attempts.not_before = Some(Instant::now() + pause);
-                attempts.last_failure = Some((error.kind(), failure::in_one_line(&error)));
+                attempts.last_failure = Some((error.kind(), chain(&error)));
                 Err(error)
             }
         }

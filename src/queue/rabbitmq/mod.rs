@@ -338,6 +338,7 @@ async fn greeting((host, port): &(String, u16)) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::failure::chain;
 
     fn parsed(url: &str) -> AMQPUri {
         parse(url, Duration::from_secs(15)).unwrap()
@@ -370,7 +371,7 @@ mod tests {
         ] {
             let error = parse(url, Duration::from_secs(15)).unwrap_err();
             assert_eq!(error.kind(), QueueErrorKind::Access);
-            assert!(!failure::in_one_line(&error).contains("hunter2"), "{error}");
+            assert!(!chain(&error).contains("hunter2"), "{error}");
         }
     }
 }

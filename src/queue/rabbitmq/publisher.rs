@@ -27,11 +27,14 @@ use tokio::{
 
 use super::{
     Shared,
-    failure::{bounded, failed, in_one_line},
+    failure::{bounded, failed},
     link::{Generation, or_discard},
     wire::{self, Route},
 };
-use crate::queue::{BROKER_TIMEOUT, Message, QueueError, QueueErrorKind};
+use crate::{
+    failure::chain,
+    queue::{BROKER_TIMEOUT, Message, QueueError, QueueErrorKind},
+};
 
 /// Publishers side by side, each with its own channel.
 pub(super) const PUBLISHERS: usize = 3;
@@ -221,7 +224,7 @@ impl Window {
                     None
                 }
                 Err(error) => {
-                    let cause = in_one_line(&failed("confirm the message", error));
+                    let cause = chain(&failed("confirm the message", error));
                     self.results[index] = State::Failed(unconfirmed(cause));
                     None
                 }
@@ -283,5 +286,5 @@ fn unroutable(route: &Route) -> QueueError {
 
 /// The same error for another message.
 fn copy(error: &QueueError) -> QueueError {
-    QueueError::new(error.kind(), in_one_line(error))
+    QueueError::new(error.kind(), chain(error))
 }
