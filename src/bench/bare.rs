@@ -22,6 +22,7 @@ use crate::{
     bounds::{CLAIM_BATCH, FINISH_BATCH},
     child::parent_is_gone,
     config::{Config, HttpVersion},
+    failure::chain,
     job::QueueName,
     queue::{Consumer, Settler, Token},
     store::bench::BenchStore,
@@ -94,7 +95,7 @@ async fn work(config: &Config, feed: usize) -> Result<()> {
             tokio::spawn(async move {
                 match call(channels.place().client(), &url, body).await {
                     Ok(result) => drop(finished.send(Done { id, result, _permit: permit })),
-                    Err(error) => tracing::error!(%error, "a call of the bare loop failed"),
+                    Err(error) => tracing::error!(error = %chain(&*error), "a call of the bare loop failed"),
                 }
             });
         }
@@ -146,7 +147,7 @@ async fn finish(store: BenchStore, mut results: mpsc::UnboundedReceiver<Done>) {
         let ids: Vec<Uuid> = batch.iter().map(|done| done.id).collect();
         let bodies: Vec<Bytes> = batch.iter().map(|done| done.result.clone()).collect();
         if let Err(error) = store.finish_bare(&ids, &bodies, now_micros()).await {
-            tracing::error!(%error, "the bare loop could not write results");
+            tracing::error!(error = %chain(&error), "the bare loop could not write results");
         }
         batch.clear();
     }

@@ -117,7 +117,7 @@ async fn database(context: &Context) -> Vec<Finding> {
     let advice = || format!("check DATABASE_URL ({place}) and that the database runs");
     let store = match app::open_store(config) {
         Ok(store) => store,
-        Err(error) => return vec![Finding::fail(WHAT, format!("{error:#}"), advice())],
+        Err(error) => return vec![Finding::fail(WHAT, chain(&*error), advice())],
     };
     let mut findings = Vec::new();
     match store.version().await {
@@ -160,7 +160,7 @@ async fn broker(context: &Context) -> Vec<Finding> {
     let advice = || format!("check AMQP_URL ({place}) and that the broker runs");
     let queue = match app::open_queue(config) {
         Ok(queue) => queue,
-        Err(error) => return vec![Finding::fail(WHAT, format!("{error:#}"), advice())],
+        Err(error) => return vec![Finding::fail(WHAT, chain(&*error), advice())],
     };
     let mut findings = Vec::new();
     match queue.check().await {
@@ -195,7 +195,7 @@ async fn tool_api(context: &Context) -> Vec<Finding> {
     let api = match app::open_tool_api(config) {
         Ok(api) => api,
         Err(error) => {
-            return vec![Finding::fail(WHAT, format!("{error:#}"), "check the settings in [composio]")];
+            return vec![Finding::fail(WHAT, chain(&*error), "check the settings in [composio]")];
         }
     };
     match api.check().await {
@@ -209,15 +209,15 @@ async fn tool_api(context: &Context) -> Vec<Finding> {
             findings
         }
         Err(error @ ToolError::Credentials { .. }) => {
-            vec![Finding::fail(WHAT, error.to_string(), "check COMPOSIO_API_KEY")]
+            vec![Finding::fail(WHAT, chain(&error), "check COMPOSIO_API_KEY")]
         }
         Err(error @ ToolError::Throttled { .. }) => {
-            vec![Finding::warn(WHAT, error.to_string(), "try again later; jobs wait by themselves")]
+            vec![Finding::warn(WHAT, chain(&error), "try again later; jobs wait by themselves")]
         }
         Err(error) => {
             vec![Finding::fail(
                 WHAT,
-                error.to_string(),
+                chain(&error),
                 format!("check COMPOSIO_BASE_URL ({place}) and the network"),
             )]
         }

@@ -219,7 +219,7 @@ impl Lane {
         }
         self.shared.crash.pass(CrashPoint::BeforeAck);
         if let Some(Err(error)) = self.shared.unless_interrupted(settler.ack(tokens)).await {
-            tracing::debug!(queue = %self.name, %error, "acknowledging failed; the broker delivers again");
+            tracing::debug!(queue = %self.name, error = %chain(&error), "acknowledging failed; the broker delivers again");
         }
         true
     }
@@ -349,7 +349,7 @@ impl Lane {
                     // Heartbeats may still succeed, on a full disk for example, but no job is taken.
                     self.shared.health.set_consuming(&self.name, false);
                     let wait = RECONNECT.wait(failures, fastrand::f64());
-                    tracing::warn!(queue = %self.name, %error, jobs = claims.len(), wait_ms = wait.as_millis(), "claiming failed; trying again");
+                    tracing::warn!(queue = %self.name, error = %chain(&error), jobs = claims.len(), wait_ms = wait.as_millis(), "claiming failed; trying again");
                     tokio::select! {
                         biased;
                         () = stop.cancelled() => return Err(error),
@@ -460,7 +460,7 @@ impl Lane {
             failures += 1;
             self.shared.health.set_consuming(&self.name, false);
             let wait = RECONNECT.wait(failures, fastrand::f64());
-            tracing::warn!(queue = %self.name, %error, wait_ms = wait.as_millis(), "rejected messages could not be kept; trying again");
+            tracing::warn!(queue = %self.name, error = %chain(&error), wait_ms = wait.as_millis(), "rejected messages could not be kept; trying again");
             pieces.push(piece);
             tokio::select! {
                 biased;
@@ -475,7 +475,7 @@ impl Lane {
         if let Some(Err(error)) = self.shared.unless_interrupted(settler.give_back(tokens)).await
             && error.kind() != QueueErrorKind::Unavailable
         {
-            tracing::debug!(queue = %self.name, %error, "giving deliveries back failed; the broker does it");
+            tracing::debug!(queue = %self.name, error = %chain(&error), "giving deliveries back failed; the broker does it");
         }
     }
 }

@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     config::{Config, Unpinned},
     enqueue::{Rules, looks_like_email},
+    failure::chain,
     job::{JobError, JobSpec},
     store::{Frozen, SharedStore},
     telemetry::metrics,
@@ -220,7 +221,7 @@ impl Resolver {
                 let mut pins = self.pins.write().unwrap_or_else(PoisonError::into_inner);
                 pins.table = Arc::new(PinTable::new(rows));
             }
-            Err(error) => tracing::debug!(%error, "pins could not be read; the last known ones stay"),
+            Err(error) => tracing::debug!(error = %chain(&error), "pins could not be read; the last known ones stay"),
         }
     }
 

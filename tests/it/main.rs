@@ -13,6 +13,7 @@ mod dashboards;
 mod deploy;
 mod embedded;
 mod envelope_schema;
+mod error_logs;
 mod flow;
 mod foreign;
 mod metrics_docs;
