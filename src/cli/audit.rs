@@ -16,11 +16,11 @@ use crate::{
     app,
     bounds::MAX_LIST,
     failure::chain,
-    store::StoreErrorKind,
-    upkeep::{
+    maintenance::{
         audit::{self, Audit, LaneFigures, Report},
         ledger::{self, Comparison},
     },
+    store::StoreErrorKind,
 };
 
 const EXAMPLES: &str = "\

@@ -6,10 +6,10 @@ use crate::{
     cli::output,
     config::{ConfigErrors, Missing},
     failure::chain,
+    maintenance::ledger::NotALedger,
     queue::{QueueError, QueueErrorKind},
     store::{StoreError, StoreErrorKind},
     tool::ToolError,
-    upkeep::ledger::NotALedger,
 };
 
 /// Shown below `errand --help`.

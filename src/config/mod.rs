@@ -22,7 +22,6 @@ pub use show::mask_url;
 /// All settings. Field by field the same as `default.toml`, which is the manual.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
-#[expect(missing_docs, reason = "default.toml documents every setting, beside its default")]
 pub struct Config {
     pub store: Store,
     pub amqp: Amqp,
@@ -51,7 +50,6 @@ pub struct Config {
 /// `[store]`
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
-#[expect(missing_docs, reason = "default.toml documents every setting, beside its default")]
 pub struct Store {
     pub url: SecretString,
     pub hot_connections: u32,
@@ -63,7 +61,6 @@ pub struct Store {
 /// `[amqp]`
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
-#[expect(missing_docs, reason = "default.toml documents every setting, beside its default")]
 pub struct Amqp {
     pub url: SecretString,
     pub queue_type: QueueType,
@@ -84,7 +81,6 @@ pub enum QueueType {
 /// `[queues.<name>]`
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
-#[expect(missing_docs, reason = "default.toml documents every setting, beside its default")]
 pub struct Lane {
     pub concurrency: u32,
 }
@@ -92,7 +88,6 @@ pub struct Lane {
 /// `[worker]`
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
-#[expect(missing_docs, reason = "default.toml documents every setting, beside its default")]
 pub struct Worker {
     pub name: String,
     pub queues: Vec<QueueName>,
@@ -108,7 +103,6 @@ pub struct Worker {
 /// `[relay]`
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
-#[expect(missing_docs, reason = "default.toml documents every setting, beside its default")]
 pub struct Relay {
     pub poll_ms: u64,
     pub batch: usize,
@@ -118,7 +112,6 @@ pub struct Relay {
 /// `[verify]`
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
-#[expect(missing_docs, reason = "default.toml documents every setting, beside its default")]
 pub struct Verify {
     pub enabled: bool,
     pub poll_ms: u64,
@@ -132,7 +125,6 @@ pub struct Verify {
 /// `[connections]`
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
-#[expect(missing_docs, reason = "default.toml documents every setting, beside its default")]
 pub struct Connections {
     pub enabled: bool,
     pub poll_ms: u64,
@@ -144,7 +136,6 @@ pub struct Connections {
 /// `[outage]`
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
-#[expect(missing_docs, reason = "default.toml documents every setting, beside its default")]
 pub struct Outage {
     pub after: u32,
     pub first_ms: u64,
@@ -154,7 +145,6 @@ pub struct Outage {
 /// `[rescue]`
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
-#[expect(missing_docs, reason = "default.toml documents every setting, beside its default")]
 pub struct Rescue {
     pub poll_secs: u64,
     pub batch: usize,
@@ -163,7 +153,6 @@ pub struct Rescue {
 /// `[audit]`
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
-#[expect(missing_docs, reason = "default.toml documents every setting, beside its default")]
 pub struct Audit {
     pub enabled: bool,
     pub every_secs: u64,
@@ -173,7 +162,6 @@ pub struct Audit {
 /// `[retry]`
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
-#[expect(missing_docs, reason = "default.toml documents every setting, beside its default")]
 pub struct Retry {
     pub initial_ms: u64,
     pub max_ms: u64,
@@ -187,7 +175,6 @@ pub struct Retry {
 /// `[composio]`
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
-#[expect(missing_docs, reason = "default.toml documents every setting, beside its default")]
 pub struct Composio {
     pub base_url: String,
     pub api_key: SecretString,
@@ -216,7 +203,6 @@ pub enum HttpVersion {
 /// `[pins]`
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
-#[expect(missing_docs, reason = "default.toml documents every setting, beside its default")]
 pub struct Pins {
     pub unpinned: Unpinned,
 }
@@ -234,7 +220,6 @@ pub enum Unpinned {
 /// `[toolkits.<slug>]`
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
-#[expect(missing_docs, reason = "default.toml documents every setting, beside its default")]
 pub struct Toolkit {
     pub owned_by: Option<OwnerKind>,
 }
@@ -242,7 +227,6 @@ pub struct Toolkit {
 /// `[owners]`
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
-#[expect(missing_docs, reason = "default.toml documents every setting, beside its default")]
 pub struct Owners {
     pub allow_default: bool,
     pub refuse_email: bool,
@@ -251,7 +235,6 @@ pub struct Owners {
 /// `[http]`
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
-#[expect(missing_docs, reason = "default.toml documents every setting, beside its default")]
 pub struct Http {
     #[serde(deserialize_with = "listen_address")]
     pub listen: Option<SocketAddr>,
@@ -260,7 +243,6 @@ pub struct Http {
 /// `[log]`
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
-#[expect(missing_docs, reason = "default.toml documents every setting, beside its default")]
 pub struct Log {
     pub format: LogFormat,
     pub level: String,
@@ -282,7 +264,6 @@ pub enum LogFormat {
 /// `[runtime]`
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
-#[expect(missing_docs, reason = "default.toml documents every setting, beside its default")]
 pub struct Runtime {
     pub threads: usize,
 }

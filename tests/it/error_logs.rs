@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::{
-    stage::Stage,
+    harness::{Harness, PATIENCE},
     support::{Proxy, wait::until},
 };
 
@@ -115,16 +115,16 @@ fn prints_bare_error(call: &str) -> bool {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_whose_database_goes_away_says_why_and_no_password() {
-    let stage = Stage::new("causes", "").await;
-    let port = stage.database.url.rsplit_once(':').unwrap().1.split('/').next().unwrap().parse().unwrap();
+    let harness = Harness::new("causes", "").await;
+    let port = harness.database.url.rsplit_once(':').unwrap().1.split('/').next().unwrap().parse().unwrap();
     let proxy = Proxy::start(port).await;
-    let url = proxy.url(&stage.database.url).replace("//errand@", "//errand:hunter2@");
+    let url = proxy.url(&harness.database.url).replace("//errand@", "//errand:hunter2@");
     let heartbeat = ("ERRAND__WORKER__HEARTBEAT_SECS", "1");
-    let worker = stage.worker(&[("DATABASE_URL", url.as_str()), heartbeat]).await;
+    let worker = harness.worker(&[("DATABASE_URL", url.as_str()), heartbeat]).await;
     let mark = worker.log().len();
     proxy.cut().await;
     let parts = ["the store does not take heartbeats", "the relay cannot read the store"];
-    let lines = until("both parts say so", crate::stage::PATIENCE, async || {
+    let lines = until("both parts say so", PATIENCE, async || {
         let log = worker.log()[mark..].to_owned();
         parts.iter().all(|part| log.contains(part)).then_some(log)
     })
