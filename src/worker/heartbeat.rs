@@ -90,7 +90,10 @@ pub(super) async fn run(shared: Arc<Shared>, end: CancellationToken) {
                 };
                 if !away {
                     away = true;
-                    tracing::warn!(error = why, "the store does not take heartbeats; no more jobs are claimed");
+                    tracing::warn!(
+                        error = why,
+                        "the store does not take heartbeats; no more jobs are claimed"
+                    );
                 }
                 (every / 5).max(Duration::from_millis(100))
             }

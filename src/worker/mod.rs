@@ -271,7 +271,9 @@ impl Shared {
     async fn writer_ended(&self, countdown: &mut Countdown, writer: JoinHandle<()>) {
         match countdown.within(|times| times.end, writer).await {
             Some(Ok(())) => {}
-            Some(Err(error)) => tracing::error!(error = %chain(&error), "a part of the worker ended abnormally"),
+            Some(Err(error)) => {
+                tracing::error!(error = %chain(&error), "a part of the worker ended abnormally")
+            }
             None => tracing::error!("a part of the worker does not end and is left as it is"),
         }
     }
@@ -298,7 +300,11 @@ impl Shared {
                 results
             }
             Err(why) => {
-                tracing::error!(error = why, results, "results could not be journaled and are left to the rescue");
+                tracing::error!(
+                    error = why,
+                    results,
+                    "results could not be journaled and are left to the rescue"
+                );
                 0
             }
         }

@@ -221,7 +221,9 @@ impl Resolver {
                 let mut pins = self.pins.write().unwrap_or_else(PoisonError::into_inner);
                 pins.table = Arc::new(PinTable::new(rows));
             }
-            Err(error) => tracing::debug!(error = %chain(&error), "pins could not be read; the last known ones stay"),
+            Err(error) => {
+                tracing::debug!(error = %chain(&error), "pins could not be read; the last known ones stay")
+            }
         }
     }
 

@@ -10,7 +10,7 @@
 //! * Messages are persistent and mandatory, and count as published when the broker has confirmed
 //!   them; see the module `publisher`.
 //! * A subscription has a channel of its own. Acknowledgements go only through that channel, so a
-//!   late one cannot settle a message of another subscription; see the modules `consumer` and `window`.
+//!   late one cannot settle a message of another subscription; see the modules `consumer` and `ack_tracker`.
 //! * Nothing is ever rejected: errand acknowledges what its store has committed, and gives the rest
 //!   back.
 //!
@@ -34,22 +34,22 @@ use tokio::{
 };
 
 use self::{
+    connector::{Connector, Endpoint, lock},
     consumer::RabbitConsumer,
-    link::{Link, Target, lock, or_discard},
-    publisher::{PUBLISHERS, Request, WINDOW},
+    publisher::{MAX_CONFIRM_BATCH, PUBLISHERS, Request},
     topology::Topology,
 };
 use super::{BROKER_TIMEOUT, Consumer, Depth, Message, Queue, QueueError, QueueErrorKind};
 use crate::job::QueueName;
 
+mod ack_tracker;
+mod connector;
 mod consumer;
-mod failure;
-mod link;
+mod error;
+mod frame_filter;
 mod publisher;
-mod sieve;
 mod stream;
 mod topology;
-mod window;
 mod wire;
 
 /// How long a publish may take in all: to get a connection and a turn, and to be confirmed.
@@ -104,8 +104,8 @@ pub struct RabbitQueue {
 /// What publishers and consumers share.
 #[derive(Debug)]
 struct Shared {
-    publishing: Link,
-    consuming: Link,
+    publishing: Connector,
+    consuming: Connector,
     topology: Topology,
     lanes: Vec<QueueName>,
     connection_name: String,
@@ -131,10 +131,10 @@ impl RabbitQueue {
         let connection_name = options.connection_name[..end].to_owned();
         let plain = uri.scheme == lapin::uri::AMQPScheme::AMQP;
         let plain_address = plain.then(|| (uri.authority.host.clone(), uri.authority.port));
-        let target = Arc::new(Target { uri, connection_name: connection_name.clone() });
+        let endpoint = Arc::new(Endpoint { uri, connection_name: connection_name.clone() });
         let shared = Shared {
-            publishing: Link::new(Arc::clone(&target), "publish"),
-            consuming: Link::new(target, "consume"),
+            publishing: Connector::new(Arc::clone(&endpoint), "publish"),
+            consuming: Connector::new(endpoint, "consume"),
             topology: Topology::new(options.queue_type, options.declare),
             lanes: options.lanes,
             connection_name,
@@ -152,9 +152,9 @@ impl RabbitQueue {
     /// Deletes a lane with all its messages. Only for lanes that somebody made for a while, such as
     /// those of the benchmark; deleting one that is not there is no error.
     pub(crate) async fn delete_lane(&self, lane: &QueueName) -> Result<(), QueueError> {
-        let link = &self.shared.consuming;
-        let generation = link.get().await?;
-        or_discard(link, &generation, topology::delete(&generation, lane)).await
+        let connector = &self.shared.consuming;
+        let session = connector.get().await?;
+        connector.run_on(&session, topology::delete(&session, lane)).await
     }
 
     /// The way to the publishers, which start with the first use.
@@ -193,10 +193,10 @@ impl Queue for RabbitQueue {
             Ok(sender) => sender,
             Err(error) => return repeat(error.kind(), &error.to_string(), total),
         };
-        let mut waiting = Vec::with_capacity(total.div_ceil(WINDOW));
+        let mut waiting = Vec::with_capacity(total.div_ceil(MAX_CONFIRM_BATCH));
         let mut batch = batch.into_iter();
         loop {
-            let chunk: Vec<Message> = batch.by_ref().take(WINDOW).collect();
+            let chunk: Vec<Message> = batch.by_ref().take(MAX_CONFIRM_BATCH).collect();
             if chunk.is_empty() {
                 break;
             }
@@ -223,33 +223,33 @@ impl Queue for RabbitQueue {
     }
 
     async fn consume(&self, queue: &QueueName, prefetch: u16) -> Result<Box<dyn Consumer>, QueueError> {
-        let link = &self.shared.consuming;
-        let generation = link.get().await?;
-        let started = or_discard(link, &generation, async {
-            if topology::exchange_is_missing(&generation).await? {
+        let connector = &self.shared.consuming;
+        let session = connector.get().await?;
+        let started = connector.run_on(&session, async {
+            if topology::exchange_is_missing(&session).await? {
                 // The bindings of all lanes went with it. Without them the broker drops messages silently.
-                self.shared.topology.ensure(&generation, &self.shared.lanes).await?;
+                self.shared.topology.ensure(&session, &self.shared.lanes).await?;
             }
-            self.shared.topology.ensure(&generation, std::slice::from_ref(queue)).await?;
-            RabbitConsumer::start(Arc::clone(&self.shared), Arc::clone(&generation), queue, prefetch).await
+            self.shared.topology.ensure(&session, std::slice::from_ref(queue)).await?;
+            RabbitConsumer::start(Arc::clone(&self.shared), Arc::clone(&session), queue, prefetch).await
         });
         Ok(Box::new(started.await?))
     }
 
     async fn depth(&self, queue: &QueueName) -> Result<Depth, QueueError> {
         // Nothing gets through a blocked connection, and the consuming one is never blocked.
-        let publishing = self.shared.publishing.live().filter(|generation| generation.blocked().is_none());
-        let (link, generation) = match publishing {
-            Some(generation) => (&self.shared.publishing, generation),
+        let publishing = self.shared.publishing.live().filter(|session| session.blocked().is_none());
+        let (connector, session) = match publishing {
+            Some(session) => (&self.shared.publishing, session),
             None => (&self.shared.consuming, self.shared.consuming.get().await?),
         };
-        or_discard(link, &generation, topology::depth(&generation, queue)).await
+        connector.run_on(&session, topology::depth(&session, queue)).await
     }
 
     async fn check(&self) -> Result<String, QueueError> {
-        let link = &self.shared.publishing;
-        let generation = link.get().await?;
-        or_discard(link, &generation, self.shared.topology.ensure(&generation, &self.shared.lanes)).await?;
+        let connector = &self.shared.publishing;
+        let session = connector.get().await?;
+        connector.run_on(&session, self.shared.topology.ensure(&session, &self.shared.lanes)).await?;
         let version = match &self.shared.plain_address {
             Some(address) => timeout(BROKER_TIMEOUT, greeting(address)).await.ok().flatten(),
             None => None,
