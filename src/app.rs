@@ -26,7 +26,7 @@ use crate::{
     queue::{
         SharedQueue,
         embedded::EmbeddedQueue,
-        rabbitmq::{QueueType, RabbitOptions, RabbitQueue},
+        rabbitmq::{RabbitOptions, RabbitQueue},
     },
     relay::{self, Relay},
     shutdown::{Countdown, Shutdown},
@@ -366,10 +366,7 @@ pub fn open_queue(config: &Config) -> Result<SharedQueue> {
     }
     let options = RabbitOptions {
         url: config.amqp.url.clone(),
-        queue_type: match config.amqp.queue_type {
-            config::QueueType::Quorum => QueueType::Quorum,
-            config::QueueType::Classic => QueueType::Classic,
-        },
+        queue_type: config.amqp.queue_type,
         declare: config.amqp.declare,
         lanes: names,
         connection_name: worker_name(config),

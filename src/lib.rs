@@ -28,6 +28,7 @@ pub mod services;
 pub mod shutdown;
 pub mod store;
 pub(crate) mod string_enum;
+pub(crate) mod sync;
 pub mod telemetry;
 pub mod tool;
 pub mod worker;

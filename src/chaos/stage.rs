@@ -13,10 +13,10 @@ use super::{Plan, process::Process, target::Target};
 use crate::{
     app,
     config::Config,
-    job::QueueName,
+    job::{QueueName, QueueType},
     queue::{
         SharedQueue,
-        rabbitmq::{QueueType, RabbitOptions, RabbitQueue},
+        rabbitmq::{RabbitOptions, RabbitQueue},
     },
     services::{
         Place,

@@ -25,7 +25,7 @@ use super::{
     Address, Consumer, Delivery, Depth, Message, Properties, Queue, QueueError, QueueErrorKind, Settler,
     Token,
 };
-use crate::job::QueueName;
+use crate::{job::QueueName, sync::lock};
 
 /// How long a whole batch may wait for room before the rest of it is refused as [`QueueErrorKind::Full`].
 pub const ROOM_TIMEOUT: Duration = Duration::from_secs(2);
@@ -367,11 +367,6 @@ impl Settler for EmbeddedSettler {
         self.0.give_back(tokens);
         Ok(())
     }
-}
-
-/// No code that holds one of these locks can panic half-way, so a poisoned one is as good as another.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
 fn unavailable(message: &str) -> QueueError {

@@ -5,7 +5,7 @@ use std::{
     fmt,
     future::Future,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
@@ -19,6 +19,7 @@ use tokio::{
 };
 
 use super::{
+    endpoint::Endpoint,
     error::{self, bounded, within},
     stream::{self, SocketGuard},
 };
@@ -26,16 +27,11 @@ use crate::{
     backoff::RECONNECT,
     failure::chain,
     queue::{BROKER_TIMEOUT, QueueError, QueueErrorKind},
+    sync::lock,
 };
 
 /// How long a connection gets to end in good order.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(3);
-
-/// Where the broker is and who we are. Holds the password, so it has no `Debug` of its own.
-pub(super) struct Endpoint {
-    pub(super) uri: AMQPUri,
-    pub(super) connection_name: String,
-}
 
 /// A connection that is there when it is needed.
 pub(super) struct Connector {
@@ -176,7 +172,7 @@ impl Connector {
         *lock(&self.current) = Some(Arc::clone(&session));
         // The queue may have been closed while the connection was being made.
         self.ensure_open().inspect_err(|_closed| drop(lock(&self.current).take()))?;
-        tracing::debug!(role = self.role, broker = %self.address(), "connected to RabbitMQ");
+        tracing::debug!(role = self.role, broker = %self.endpoint.address(), "connected to RabbitMQ");
         Ok(session)
     }
 
@@ -203,7 +199,7 @@ impl Connector {
     }
 
     fn explain(&self, error: lapin::Error) -> QueueError {
-        let broker = self.address();
+        let broker = self.endpoint.address();
         let user = &self.endpoint.uri.authority.userinfo.username;
         let vhost = &self.endpoint.uri.vhost;
         let (kind, sentence) = match error::reply_code(&error) {
@@ -239,13 +235,8 @@ impl Connector {
     }
 
     fn unreachable(&self) -> QueueError {
-        let broker = self.address();
+        let broker = self.endpoint.address();
         QueueError::new(QueueErrorKind::Unavailable, format!("RabbitMQ at {broker} does not answer"))
-    }
-
-    fn address(&self) -> String {
-        let authority = &self.endpoint.uri.authority;
-        format!("{}:{}", authority.host, authority.port)
     }
 }
 
@@ -308,9 +299,4 @@ impl Drop for Session {
     fn drop(&mut self) {
         self.events.abort();
     }
-}
-
-/// No code that holds one of these locks can panic half-way, so a poisoned one is as good as another.
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

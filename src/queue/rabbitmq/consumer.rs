@@ -18,16 +18,17 @@ use lapin::{
 use tokio::time::{Instant, timeout_at};
 
 use super::{
-    Shared,
     ack_tracker::{AckFrame, AckTracker},
-    connector::{Session, lock},
+    connector::Session,
     error::{bounded, failed},
+    shared::Shared,
     wire,
 };
 use crate::{
     failure::chain,
     job::QueueName,
     queue::{BROKER_TIMEOUT, Consumer, Delivery, QueueError, QueueErrorKind, Settler, Token},
+    sync::lock,
 };
 
 /// A running subscription.
@@ -64,7 +65,7 @@ impl RabbitConsumer {
         let channel = session.channel().await?;
         bounded("limit the prefetch", channel.basic_qos(prefetch, BasicQosOptions::default())).await?;
         let queue = ShortString::try_new(wire::queue_name(lane.as_str())).unwrap_or_default();
-        let tag = format!("{}-{lane}-{}", shared.connection_name, channel.id());
+        let tag = format!("{}-{lane}-{}", shared.endpoint.connection_name, channel.id());
         // The broker makes a tag up if ours is too long.
         let tag = ShortString::try_new(tag).unwrap_or_default();
         let options = BasicConsumeOptions::default();

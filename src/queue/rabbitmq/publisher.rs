@@ -24,9 +24,9 @@ use tokio::{
 };
 
 use super::{
-    Shared,
     connector::Session,
     error::{bounded, failed},
+    shared::Shared,
     wire::{self, Route},
 };
 use crate::{

@@ -28,8 +28,8 @@ use tokio::{
 use tokio_rustls::{TlsConnector, client::TlsStream};
 use tokio_util::either::Either;
 
-use super::{connector::lock, frame_filter::FrameFilter};
-use crate::queue::BROKER_TIMEOUT;
+use super::frame_filter::FrameFilter;
+use crate::{queue::BROKER_TIMEOUT, sync::lock};
 
 /// How long the addresses of a host get together, which leaves time for handshakes.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(BROKER_TIMEOUT.as_secs() / 2);

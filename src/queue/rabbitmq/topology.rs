@@ -24,13 +24,12 @@ use lapin::{
 use tokio::{sync::Mutex, time::timeout};
 
 use super::{
-    QueueType,
     connector::Session,
     error::{ACCESS_REFUSED, NOT_FOUND, PRECONDITION_FAILED, failed, reply_code},
     wire,
 };
 use crate::{
-    job::QueueName,
+    job::{QueueName, QueueType},
     queue::{BROKER_TIMEOUT, Depth, QueueError, QueueErrorKind},
 };
 
@@ -132,14 +131,10 @@ impl Topology {
     fn arguments(&self, resource: &Resource) -> FieldTable {
         let mut arguments = FieldTable::default();
         if let Resource::Queue(_) = resource {
-            let queue_type = match self.queue_type {
-                QueueType::Quorum => {
-                    arguments.insert("x-delivery-limit".into(), AMQPValue::LongInt(DELIVERY_LIMIT));
-                    "quorum"
-                }
-                QueueType::Classic => "classic",
-            };
-            arguments.insert("x-queue-type".into(), AMQPValue::LongString(queue_type.into()));
+            if self.queue_type == QueueType::Quorum {
+                arguments.insert("x-delivery-limit".into(), AMQPValue::LongInt(DELIVERY_LIMIT));
+            }
+            arguments.insert("x-queue-type".into(), AMQPValue::LongString(self.queue_type.as_str().into()));
         }
         arguments
     }
