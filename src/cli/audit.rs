@@ -15,6 +15,7 @@ use super::{
 use crate::{
     app,
     bounds::MAX_LIST,
+    failure::chain,
     maintenance::{
         audit::{self, Audit, LaneFigures, Report},
         ledger::{self, Comparison},
@@ -99,7 +100,7 @@ pub(super) async fn run(args: Args, context: &Context) -> anyhow::Result<Exit> {
     let lanes = match audit.lanes(&known).await {
         // What the figures stumble over is among the findings.
         Err(error) if error.kind() == StoreErrorKind::Corrupt => {
-            output::note(format_args!("the figures of the queues cannot be read: {error}"));
+            output::note(format_args!("the figures of the queues cannot be read: {}", chain(&error)));
             Vec::new()
         }
         lanes => lanes?,

@@ -53,6 +53,7 @@ use self::{
 };
 use crate::{
     clock::SharedClock,
+    failure::chain,
     job::{JobId, QueueName, RetryPolicy, WorkerId},
     queue::SharedQueue,
     shutdown::{Countdown, Shutdown},
@@ -271,7 +272,9 @@ impl Shared {
     async fn writer_ended(&self, countdown: &mut Countdown, writer: JoinHandle<()>) {
         match countdown.within(|times| times.end, writer).await {
             Some(Ok(())) => {}
-            Some(Err(error)) => tracing::error!(%error, "a part of the worker ended abnormally"),
+            Some(Err(error)) => {
+                tracing::error!(error = %chain(&error), "a part of the worker ended abnormally")
+            }
             None => tracing::error!("a part of the worker does not end and is left as it is"),
         }
     }
@@ -297,8 +300,12 @@ impl Shared {
                 );
                 results
             }
-            Err(error) => {
-                tracing::error!(error, results, "results could not be journaled and are left to the rescue");
+            Err(why) => {
+                tracing::error!(
+                    error = why,
+                    results,
+                    "results could not be journaled and are left to the rescue"
+                );
                 0
             }
         }

@@ -11,6 +11,7 @@ mod dashboards;
 mod deploy;
 mod embedded;
 mod envelope_schema;
+mod error_logs;
 mod flow;
 mod harness;
 mod metrics_docs;

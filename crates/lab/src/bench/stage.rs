@@ -5,11 +5,11 @@ use std::{fmt::Write as _, path::PathBuf, time::Duration};
 
 use anyhow::{Context as _, Result, bail};
 use errand::{
-    config::{self, Config},
+    config::Config,
     job::QueueName,
     queue::{
         Queue as _,
-        rabbitmq::{QueueType, RabbitOptions, RabbitQueue},
+        rabbitmq::{RabbitOptions, RabbitQueue},
     },
 };
 use lapin::{Connection, ConnectionProperties, options::QueueDeleteOptions};
@@ -87,10 +87,7 @@ impl Stage {
         let url = with_schema(&config.store.url, &schema)?;
         let options = RabbitOptions {
             url: config.amqp.url.clone(),
-            queue_type: match config.amqp.queue_type {
-                config::QueueType::Quorum => QueueType::Quorum,
-                config::QueueType::Classic => QueueType::Classic,
-            },
+            queue_type: config.amqp.queue_type,
             declare: true,
             lanes: vec![lane.clone()],
             connection_name: "errand bench".into(),
@@ -161,11 +158,7 @@ impl Stage {
         writeln!(text, "[composio]\nbase_url = \"{base_url}\"\nhttp_version = \"{http}\"")?;
         writeln!(text, "[toolkit_versions]\n{TOOLKIT} = \"{VERSION}\"")?;
         writeln!(text, "[http]\nlisten = \"127.0.0.1:0\"\n[log]\nlevel = \"warn\"")?;
-        let queue_type = match config.amqp.queue_type {
-            config::QueueType::Quorum => "quorum",
-            config::QueueType::Classic => "classic",
-        };
-        writeln!(text, "[amqp]\nqueue_type = \"{queue_type}\"")?;
+        writeln!(text, "[amqp]\nqueue_type = \"{}\"", config.amqp.queue_type)?;
         writeln!(text, "[runtime]\nthreads = {}", config.runtime.threads)?;
         let file = self.folder.path().join("errand.toml");
         std::fs::write(&file, text)?;
