@@ -57,9 +57,8 @@ impl Breaker {
         if !self.is_open() || (now >= self.probe_at && self.in_flight < self.allowed) {
             return None;
         }
-        let interval = policy.intervals.wait(self.trips, 0.5);
-        let closed = self.probe_at.saturating_duration_since(now);
-        Some(closed.max(interval / 2) + (interval / 2).mul_f64(random))
+        let until_probe = self.probe_at.saturating_duration_since(now);
+        Some(policy.intervals.wait_behind(self.trips, until_probe, random))
     }
 
     pub(super) fn enter(&mut self, now: Instant) -> Option<Probe> {
