@@ -9,12 +9,19 @@ use tokio::{sync::Notify, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
+    admission::{Admission, Rules},
     api::{self, Api},
     backoff::{Intervals, RECONNECT},
     clock::{self, SharedClock},
     config::{self, Config},
-    enqueue::{Door, Rules},
     job::{OwnerPolicy, QueueName, RetryPolicy, WorkerId},
+    maintenance::{
+        audit::{self, Audit},
+        connections::{self, Connections},
+        gauges::Gauges,
+        rescue::{self, Rescue},
+        verify::{self, Verify},
+    },
     queue::{
         SharedQueue,
         embedded::EmbeddedQueue,
@@ -29,13 +36,6 @@ use crate::{
     },
     telemetry::metrics,
     tool::{SharedToolApi, composio},
-    upkeep::{
-        audit::{self, Audit},
-        connections::{self, Connections},
-        gauges::Gauges,
-        rescue::{self, Rescue},
-        verify::{self, Verify},
-    },
     worker::{CrashPlan, Deps, Health, Options, OutagePolicy, Phase, Report, Resolver, Worker},
 };
 
@@ -131,9 +131,9 @@ impl App {
     }
 
     /// A door for jobs that this process enqueues itself.
-    pub fn door(&self) -> Door {
+    pub fn door(&self) -> Admission {
         let unclaimed = Duration::from_secs(self.config.relay.unclaimed_secs);
-        Door::new(self.store.clone(), Some(self.queue.clone()), rules(&self.config), unclaimed)
+        Admission::new(self.store.clone(), Some(self.queue.clone()), rules(&self.config), unclaimed)
     }
 
     /// Runs a worker with everything around it until `shutdown`, then drains. Waits for the services
@@ -156,10 +156,10 @@ impl App {
             }
             None => None,
         };
-        let upkeep = tokio::spawn(api::metrics_upkeep(metrics, serving.clone()));
+        let maintenance = tokio::spawn(api::metrics_maintenance(metrics, serving.clone()));
         let (report, mut countdown) = crew.run(shutdown).await;
         serving.cancel();
-        upkeep.await?;
+        maintenance.await?;
         if let Some(listener) = listener {
             let ended = async { listener.await?.context("the listener for metrics and health failed") };
             // A client that does not read its answer must not keep the process either.

@@ -2,6 +2,7 @@
 //!
 //! Read `ARCHITECTURE.md` first: it has the code map and the order in which to read these modules.
 
+pub mod admission;
 pub mod api;
 pub mod app;
 pub mod backoff;
@@ -13,10 +14,11 @@ pub(crate) mod child;
 pub mod cli;
 pub mod clock;
 pub mod config;
-pub mod enqueue;
 #[doc(hidden)]
 pub mod fuzzing;
 pub mod job;
+pub mod job_json;
+pub mod maintenance;
 pub mod queue;
 pub mod relay;
 pub mod sandbox;
@@ -24,8 +26,7 @@ pub mod sandbox;
 pub mod services;
 pub mod shutdown;
 pub mod store;
+pub(crate) mod string_enum;
 pub mod telemetry;
 pub mod tool;
-pub mod upkeep;
-pub mod view;
 pub mod worker;

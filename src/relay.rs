@@ -11,13 +11,13 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    admission::message,
     backoff::RECONNECT,
-    enqueue::message,
     job::JobId,
+    job_json,
     queue::{Address, Message, Properties, QueueErrorKind, SharedQueue},
     store::{SharedStore, StoreError},
     telemetry::metrics,
-    view,
 };
 
 /// How soon a job is tried again whose publication was not confirmed.
@@ -159,7 +159,7 @@ impl Relay {
             .iter()
             .map(|reply| Message {
                 to: Address::Reply(reply.reply_to.clone()),
-                body: serde_json::to_vec(&view::job_json(&reply.job, None)).unwrap_or_default().into(),
+                body: serde_json::to_vec(&job_json::job_json(&reply.job, None)).unwrap_or_default().into(),
                 properties: Properties {
                     message_id: Some(reply.job.spec.id.to_string()),
                     correlation_id: reply.correlation_id.clone(),

@@ -72,7 +72,7 @@ impl Api {
 }
 
 /// Drains the samples of histograms, which would pile up between scrapes.
-pub async fn metrics_upkeep(metrics: PrometheusHandle, stop: CancellationToken) {
+pub async fn metrics_maintenance(metrics: PrometheusHandle, stop: CancellationToken) {
     while !stop.is_cancelled() {
         tokio::select! {
             () = stop.cancelled() => {}

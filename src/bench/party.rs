@@ -7,10 +7,10 @@ use tokio::time::Instant;
 
 use super::{bare, child::Role, jobs::spec, stub};
 use crate::{
+    admission::Admission,
     app::{self, App},
     child::parent_is_gone,
     config::Config,
-    enqueue::Door,
     job::QueueName,
     shutdown::Shutdown,
 };
@@ -64,7 +64,7 @@ async fn worker(part: &Part, config: Config) -> Result<()> {
 }
 
 /// Enqueues jobs through the door, as an app in the same process would.
-async fn enqueue_evenly(door: &Door, lane: &QueueName, feed: usize, pace: f64) -> Result<()> {
+async fn enqueue_evenly(door: &Admission, lane: &QueueName, feed: usize, pace: f64) -> Result<()> {
     // The worker needs a moment to start.
     tokio::time::sleep(Duration::from_secs(1)).await;
     let begin = Instant::now();

@@ -17,8 +17,8 @@ use crate::{
     app,
     bounds::CLAIM_BATCH,
     config::Config,
-    job::{Effect, JobSpec, RequestId, WorkerId},
-    store::{Claim, Claimed, Frozen, PinnedBy, SharedStore, Verdict},
+    job::{Binding, Effect, JobSpec, PinnedBy, RequestId, WorkerId},
+    store::{Claim, Claimed, SharedStore, Verdict},
 };
 
 /// How often is looked, and how exact the times are. Each look reads the whole table.
@@ -95,12 +95,18 @@ async fn claim(store: &SharedStore, worker: WorkerId, stage: &Stage, jobs: usize
 }
 
 fn claim_of(spec: Arc<JobSpec>) -> Claim {
-    let frozen = Frozen {
+    let binding = Binding {
         toolkit: TOOLKIT.to_owned(),
         version: VERSION.to_owned(),
         pinned_by: PinnedBy::Config,
         account: None,
         effect: Effect::Once,
     };
-    Claim { spec, request_id: RequestId::new(), frozen: Some(frozen), verdict: Verdict::Run, known: false }
+    Claim {
+        spec,
+        request_id: RequestId::new(),
+        binding: Some(binding),
+        verdict: Verdict::Run,
+        from_store: false,
+    }
 }

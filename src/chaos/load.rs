@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use super::{stage::Entrance, target::Target};
 use crate::{
-    enqueue::{Door, Enqueued, Rules},
+    admission::{Admission, Enqueued, Rules},
     job::{Arrival, JobId, JobSpec, decode, encode},
     queue::{Address, Message, Properties},
 };
@@ -100,7 +100,7 @@ impl Load {
 
     /// Returns what was not accepted, which is all or nothing.
     async fn through_the_store(&self, specs: Vec<Arc<JobSpec>>) -> Result<Vec<Arc<JobSpec>>> {
-        let door = Door::new(self.entrance.store.clone(), None, Rules::default(), Duration::ZERO);
+        let door = Admission::new(self.entrance.store.clone(), None, Rules::default(), Duration::ZERO);
         let Ok(answers) = door.enqueue(&specs).await else { return Ok(specs) };
         for answer in answers {
             if let Enqueued::Refused(_) | Enqueued::Conflict(_) = answer {

@@ -16,8 +16,8 @@ use super::{
 };
 use crate::{
     job::{HeldReason, JobId, State},
+    maintenance::audit::{self, Audit},
     store::{AuditLimits, JobFilter, JobView, SharedStore},
-    upkeep::audit::{self, Audit},
     worker::execute::LOOKS,
 };
 

@@ -15,11 +15,11 @@ use super::{
 use crate::{
     app,
     bounds::MAX_LIST,
-    store::StoreErrorKind,
-    upkeep::{
+    maintenance::{
         audit::{self, Audit, LaneFigures, Report},
         ledger::{self, Comparison},
     },
+    store::StoreErrorKind,
 };
 
 const EXAMPLES: &str = "\

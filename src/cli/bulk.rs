@@ -20,9 +20,9 @@ use super::{
     output::{self, Format},
 };
 use crate::{
+    admission::{Admission, Enqueued},
     backoff::RECONNECT,
     bounds::{CLAIM_BATCH, MAX_ENVELOPE_BYTES},
-    enqueue::{Door, Enqueued},
     job::{Arrival, JobId, JobSpec, QueueName, decode},
     store::{StoreError, StoreErrorKind},
 };
@@ -181,7 +181,7 @@ enum Answer {
 
 /// Batches on their way through the door.
 struct Sender {
-    door: Door,
+    door: Admission,
     under_way: JoinSet<Result<Vec<(u64, Answer)>, StoreError>>,
 }
 
@@ -214,7 +214,7 @@ impl Sender {
 
 /// Enqueues a batch, again and again while the database is away for a moment; the store gives the
 /// answers that were lost.
-async fn enqueue(door: &Door, batch: &Batch) -> Result<Vec<Enqueued>, StoreError> {
+async fn enqueue(door: &Admission, batch: &Batch) -> Result<Vec<Enqueued>, StoreError> {
     let specs: Vec<_> = batch.iter().map(|(_, spec)| spec.clone()).collect();
     let mut step = 0;
     loop {

@@ -5,9 +5,9 @@ use std::time::Duration;
 use anyhow::Context as _;
 
 use crate::{
+    admission::Admission,
     app,
     config::{Config, Loaded},
-    enqueue::Door,
     queue::SharedQueue,
     store::SharedStore,
     tool::SharedToolApi,
@@ -56,7 +56,7 @@ impl Context {
             None
         };
         let unclaimed_after = Duration::from_secs(self.config().relay.unclaimed_secs);
-        let door = Door::new(store.clone(), queue.clone(), app::rules(self.config()), unclaimed_after);
+        let door = Admission::new(store.clone(), queue.clone(), app::rules(self.config()), unclaimed_after);
         Ok(OpenDoor { door, store, queue })
     }
 
@@ -76,7 +76,7 @@ impl Context {
 /// A door and what is behind it.
 #[derive(Debug)]
 pub(super) struct OpenDoor {
-    pub(super) door: Door,
+    pub(super) door: Admission,
     pub(super) store: SharedStore,
     queue: Option<SharedQueue>,
 }

@@ -15,9 +15,9 @@ use serde_json::{Value, json};
 
 use super::{dev, exit::Exit, output};
 use crate::{
+    admission::Enqueued,
     app::{self, App},
     config::{Config, Toolkit},
-    enqueue::Enqueued,
     job::{Arrival, JobId, JobSpec, OwnerKind, QueueName, State, decode},
     sandbox::{self, DEFAULT_WORLD, Sandbox, World},
     shutdown::Shutdown,
@@ -273,19 +273,19 @@ async fn examples(store: &SharedStore, jobs: &[JobView]) -> Result<Vec<String>> 
     let retried = jobs.iter().find(|job| job.state == State::Succeeded && job.attempt > 1);
     let explicit = jobs.iter().find(|job| job.spec.connected_account_id.as_deref() == Some("ca_alice_old"));
     let default = jobs.iter().find(|job| {
-        job.spec.owner.id() == "u-alice" && job.spec.connected_account_id.is_none() && job.frozen.is_some()
+        job.spec.owner.id() == "u-alice" && job.spec.connected_account_id.is_none() && job.binding.is_some()
     });
     let unknown = jobs.iter().find(|job| job.held_reason == Some(crate::job::HeldReason::UnknownOutcome));
     let mut texts = Vec::new();
     for job in [retried, explicit, default, unknown].into_iter().flatten() {
         let mut text =
             format!("{}  {} for {}  -> {}\n", job.spec.id, job.spec.tool, job.spec.owner, job.state);
-        if let Some(frozen) = &job.frozen {
-            let account = frozen.account.as_deref().unwrap_or("none needed");
+        if let Some(binding) = &job.binding {
+            let account = binding.account.as_deref().unwrap_or("none needed");
             text += &format!(
                 "  version {} (pinned by {}), account {account}\n",
-                frozen.version,
-                frozen.pinned_by.as_str()
+                binding.version,
+                binding.pinned_by.as_str()
             );
         }
         for attempt in store.attempts(job.spec.id).await? {

@@ -19,7 +19,7 @@ use super::{
     wait,
 };
 use crate::{
-    enqueue::Enqueued,
+    admission::Enqueued,
     job::{Arrival, Effect, JobId, JobSpec, QueueName, State, decode},
 };
 

@@ -5,10 +5,10 @@ use std::{any::Any, io::ErrorKind, panic::PanicHookInfo, process::ExitCode};
 use crate::{
     cli::output,
     config::{ConfigErrors, Missing},
+    maintenance::ledger::NotALedger,
     queue::{QueueError, QueueErrorKind},
     store::{StoreError, StoreErrorKind},
     tool::ToolError,
-    upkeep::ledger::NotALedger,
 };
 
 /// Shown below `errand --help`.

@@ -13,8 +13,8 @@ use super::{
 use crate::{
     bounds::MAX_LIST,
     job::{HeldReason, JobError, JobId, Owner, Release, State},
+    job_json,
     store::{AttemptView, Decided, HeldFilter, JobFilter, JobView, SharedStore, StoreError},
-    view,
 };
 
 const EXAMPLES: &str = "\
@@ -193,7 +193,7 @@ async fn list(store: &SharedStore, filter: &JobFilter, format: Format) -> anyhow
     if format.json {
         let mut lines = String::new();
         for job in &jobs {
-            lines.push_str(&serde_json::to_string(&view::job_summary_json(job))?);
+            lines.push_str(&serde_json::to_string(&job_json::job_summary_json(job))?);
             lines.push('\n');
         }
         output::print(&lines)?;
@@ -233,10 +233,10 @@ async fn show(store: &SharedStore, id: JobId, format: Format) -> anyhow::Result<
 /// Prints a job with its attempts and its result.
 pub(super) fn print(job: &JobView, attempts: &[AttemptView], format: Format) -> anyhow::Result<()> {
     if format.json {
-        return output::print_json(&view::job_json(job, Some(attempts)));
+        return output::print_json(&job_json::job_json(job, Some(attempts)));
     }
     let spec = &job.spec;
-    let frozen = job.frozen.as_ref();
+    let binding = job.binding.as_ref();
     output::print_fields(&[
         ("job", Some(spec.id.to_string())),
         ("state", Some(state(job))),
@@ -245,13 +245,13 @@ pub(super) fn print(job: &JobView, attempts: &[AttemptView], format: Format) -> 
         ("tool", Some(spec.tool.clone())),
         (
             "version",
-            frozen.map(|f| format!("{} of {}, pinned by {}", f.version, f.toolkit, f.pinned_by.as_str())),
+            binding.map(|f| format!("{} of {}, pinned by {}", f.version, f.toolkit, f.pinned_by.as_str())),
         ),
-        ("effect", frozen.map(|f| f.effect).or(spec.effect).map(|effect| effect.to_string())),
+        ("effect", binding.map(|f| f.effect).or(spec.effect).map(|effect| effect.to_string())),
         (
             "account",
-            match frozen {
-                Some(frozen) => frozen.account.clone(),
+            match binding {
+                Some(binding) => binding.account.clone(),
                 None => spec.connected_account_id.clone(),
             },
         ),

@@ -9,8 +9,8 @@ use super::{
     value,
 };
 use crate::{
-    job::Owner,
-    store::{PinRow, PinnedBy},
+    job::{Owner, PinnedBy},
+    store::PinRow,
 };
 
 const EXAMPLES: &str = "\

@@ -11,8 +11,8 @@ use super::{
     output::{self, Format},
 };
 use crate::{
+    admission::Enqueued,
     bounds::MAX_LIST,
-    enqueue::Enqueued,
     job::{Arrival, JobId, decode},
     queue::Properties,
     store::{RejectedView, SharedStore},

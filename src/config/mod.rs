@@ -21,7 +21,6 @@ pub use show::mask_url;
 /// All settings. Field by field the same as `default.toml`, which is the manual.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
-#[expect(missing_docs, reason = "default.toml documents every setting, beside its default")]
 pub struct Config {
     pub store: Store,
     pub amqp: Amqp,
@@ -50,7 +49,6 @@ pub struct Config {
 /// `[store]`
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
-#[expect(missing_docs, reason = "default.toml documents every setting, beside its default")]
 pub struct Store {
     pub url: SecretString,
     pub hot_connections: u32,
@@ -62,7 +60,6 @@ pub struct Store {
 /// `[amqp]`
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
-#[expect(missing_docs, reason = "default.toml documents every setting, beside its default")]
 pub struct Amqp {
     pub url: SecretString,
     pub queue_type: QueueType,
@@ -83,7 +80,6 @@ pub enum QueueType {
 /// `[queues.<name>]`
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
-#[expect(missing_docs, reason = "default.toml documents every setting, beside its default")]
 pub struct Lane {
     pub concurrency: u32,
 }
@@ -91,7 +87,6 @@ pub struct Lane {
 /// `[worker]`
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
-#[expect(missing_docs, reason = "default.toml documents every setting, beside its default")]
 pub struct Worker {
     pub name: String,
     pub queues: Vec<QueueName>,
@@ -107,7 +102,6 @@ pub struct Worker {
 /// `[relay]`
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
-#[expect(missing_docs, reason = "default.toml documents every setting, beside its default")]
 pub struct Relay {
     pub poll_ms: u64,
     pub batch: usize,
@@ -117,7 +111,6 @@ pub struct Relay {
 /// `[verify]`
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
-#[expect(missing_docs, reason = "default.toml documents every setting, beside its default")]
 pub struct Verify {
     pub enabled: bool,
     pub poll_ms: u64,
@@ -131,7 +124,6 @@ pub struct Verify {
 /// `[connections]`
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
-#[expect(missing_docs, reason = "default.toml documents every setting, beside its default")]
 pub struct Connections {
     pub enabled: bool,
     pub poll_ms: u64,
@@ -143,7 +135,6 @@ pub struct Connections {
 /// `[outage]`
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
-#[expect(missing_docs, reason = "default.toml documents every setting, beside its default")]
 pub struct Outage {
     pub after: u32,
     pub first_ms: u64,
@@ -153,7 +144,6 @@ pub struct Outage {
 /// `[rescue]`
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
-#[expect(missing_docs, reason = "default.toml documents every setting, beside its default")]
 pub struct Rescue {
     pub poll_secs: u64,
     pub batch: usize,
@@ -162,7 +152,6 @@ pub struct Rescue {
 /// `[audit]`
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
-#[expect(missing_docs, reason = "default.toml documents every setting, beside its default")]
 pub struct Audit {
     pub enabled: bool,
     pub every_secs: u64,
@@ -172,7 +161,6 @@ pub struct Audit {
 /// `[retry]`
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
-#[expect(missing_docs, reason = "default.toml documents every setting, beside its default")]
 pub struct Retry {
     pub initial_ms: u64,
     pub max_ms: u64,
@@ -186,7 +174,6 @@ pub struct Retry {
 /// `[composio]`
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
-#[expect(missing_docs, reason = "default.toml documents every setting, beside its default")]
 pub struct Composio {
     pub base_url: String,
     pub api_key: SecretString,
@@ -215,7 +202,6 @@ pub enum HttpVersion {
 /// `[pins]`
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
-#[expect(missing_docs, reason = "default.toml documents every setting, beside its default")]
 pub struct Pins {
     pub unpinned: Unpinned,
 }
@@ -233,7 +219,6 @@ pub enum Unpinned {
 /// `[toolkits.<slug>]`
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
-#[expect(missing_docs, reason = "default.toml documents every setting, beside its default")]
 pub struct Toolkit {
     pub owned_by: Option<OwnerKind>,
 }
@@ -241,7 +226,6 @@ pub struct Toolkit {
 /// `[owners]`
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
-#[expect(missing_docs, reason = "default.toml documents every setting, beside its default")]
 pub struct Owners {
     pub allow_default: bool,
     pub refuse_email: bool,
@@ -250,7 +234,6 @@ pub struct Owners {
 /// `[http]`
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
-#[expect(missing_docs, reason = "default.toml documents every setting, beside its default")]
 pub struct Http {
     #[serde(deserialize_with = "listen_address")]
     pub listen: Option<SocketAddr>,
@@ -259,7 +242,6 @@ pub struct Http {
 /// `[log]`
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
-#[expect(missing_docs, reason = "default.toml documents every setting, beside its default")]
 pub struct Log {
     pub format: LogFormat,
     pub level: String,
@@ -281,7 +263,6 @@ pub enum LogFormat {
 /// `[runtime]`
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
-#[expect(missing_docs, reason = "default.toml documents every setting, beside its default")]
 pub struct Runtime {
     pub threads: usize,
 }

@@ -4,11 +4,11 @@ use serde_json::Value;
 
 use super::{CANARY, is_keepable_message, is_short_text};
 use crate::{
+    admission::{Rules, message},
     bounds::{
         MAX_AGE, MAX_ATTEMPTS, MAX_ENVELOPE_BYTES, MAX_OWNER_ID_BYTES, MAX_SHORT_TEXT_BYTES, MAX_TAGS,
         MAX_TIMEOUT, MAX_TOOL_BYTES,
     },
-    enqueue::{Rules, message},
     job::{Arrival, EnvelopeError, EnvelopeReason, JobSpec, Owner, QueueName, decode, encode},
 };
 

@@ -76,8 +76,8 @@ fn answer(bytes: &[u8]) -> (u16, HeaderMap, &[u8]) {
 }
 
 fn look_up(status: u16, retry_after: Option<Duration>, body: &[u8]) {
-    let setback = lookup_error(status, retry_after, body).setback("look something up");
-    assert_keepable(setback.error());
+    let not_ready = lookup_error(status, retry_after, body).not_ready("look something up");
+    assert_keepable(not_ready.error());
     for asked in [None, Some("20251027_00")] {
         let Some(tool) = wire::tool(body, asked) else { continue };
         assert!(is_short_text(&tool.toolkit) && is_short_text(&tool.version), "{tool:?}");

@@ -12,13 +12,13 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use sha2::{Digest as _, Sha256};
 
-use super::{
-    Budget, Effect, JobId, Owner, OwnerKind,
-    outcome::{UnknownWord, clip, words},
-};
-use crate::bounds::{
-    MAX_AGE, MAX_ATTEMPTS, MAX_ENVELOPE_BYTES, MAX_QUEUE_NAME_BYTES, MAX_SHORT_TEXT_BYTES, MAX_TAGS,
-    MAX_TIMEOUT, MAX_TOOL_BYTES,
+use super::{Budget, Effect, JobId, Owner, OwnerKind, outcome::clip};
+use crate::{
+    bounds::{
+        MAX_AGE, MAX_ATTEMPTS, MAX_ENVELOPE_BYTES, MAX_QUEUE_NAME_BYTES, MAX_SHORT_TEXT_BYTES, MAX_TAGS,
+        MAX_TIMEOUT, MAX_TOOL_BYTES,
+    },
+    string_enum::string_enum,
 };
 
 /// Deepest nesting of `arguments`; databases and languages give up at different depths.
@@ -140,7 +140,7 @@ pub struct OwnerPolicy {
     pub refuse_email: bool,
 }
 
-words! {
+string_enum! {
     /// The class of a rejected message, for metrics and for `errand rejected`.
     EnvelopeReason {
         /// Larger than [`MAX_ENVELOPE_BYTES`].

@@ -1,5 +1,6 @@
 //! The vocabulary of jobs: pure types and rules, no I/O, no clock, no randomness.
 
+mod binding;
 mod envelope;
 mod id;
 mod outcome;
@@ -7,6 +8,7 @@ mod owner;
 mod retry;
 mod state;
 
+pub use binding::{Binding, PinnedBy};
 pub use envelope::{
     Arrival, Digest, EnvelopeError, EnvelopeReason, JobSpec, OwnerPolicy, QueueName, decode, encode,
 };

@@ -1,68 +1,12 @@
 //! What became of an attempt, and why.
 
-use std::{fmt, str::FromStr};
-
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::RequestId;
-use crate::bounds::MAX_ERROR_CHARS;
+use crate::{bounds::MAX_ERROR_CHARS, string_enum::string_enum};
 
-/// Declares a closed choice with one spelling for the database, JSON and metrics.
-macro_rules! words {
-    ($(#[$doc:meta])* $name:ident { $($(#[$vdoc:meta])* $variant:ident = $word:literal,)* }) => {
-        $(#[$doc])*
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-        pub enum $name {
-            $($(#[$vdoc])* #[serde(rename = $word)] $variant,)*
-        }
-
-        impl $name {
-            /// Every value, in the order of declaration.
-            pub const ALL: &'static [Self] = &[$(Self::$variant,)*];
-
-            /// The word used in the database, in JSON and in metrics.
-            pub fn as_str(self) -> &'static str {
-                match self { $(Self::$variant => $word,)* }
-            }
-        }
-
-        impl fmt::Display for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.pad(self.as_str())
-            }
-        }
-
-        impl FromStr for $name {
-            type Err = UnknownWord;
-
-            fn from_str(text: &str) -> Result<Self, UnknownWord> {
-                match text {
-                    $($word => Ok(Self::$variant),)*
-                    _ => Err(UnknownWord { what: stringify!($name), choices: &[$($word,)*] }),
-                }
-            }
-        }
-    };
-}
-pub(super) use words;
-
-/// A word that is not one of a closed choice.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct UnknownWord {
-    pub(super) what: &'static str,
-    pub(super) choices: &'static [&'static str],
-}
-
-impl fmt::Display for UnknownWord {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "not a known {}: use one of {}", self.what, self.choices.join(", "))
-    }
-}
-
-impl std::error::Error for UnknownWord {}
-
-words! {
+string_enum! {
     /// What repeating a call does to the world.
     Effect {
         /// Reads only: repeat at will (`readOnlyHint`).
@@ -84,7 +28,7 @@ impl Effect {
     }
 }
 
-words! {
+string_enum! {
     /// How one attempt ended.
     AttemptOutcome {
         /// The tool ran and reported success.
@@ -106,7 +50,7 @@ words! {
     }
 }
 
-words! {
+string_enum! {
     /// Why a job failed, is held or is being retried.
     ErrorKind {
         /// The envelope contradicts itself, for example `text` and `arguments` together.

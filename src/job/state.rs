@@ -1,17 +1,14 @@
 //! The life of a job. Every change of state is a [`Transition`]; the database repeats the same
 //! rules as CHECK constraints.
 
-use std::{fmt, str::FromStr, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
-use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use super::{
-    JobError,
-    outcome::{UnknownWord, words},
-};
+use super::JobError;
+use crate::string_enum::string_enum;
 
-words! {
+string_enum! {
     /// Where a job is in its life.
     State {
         /// Due later.
@@ -43,7 +40,7 @@ impl State {
     }
 }
 
-words! {
+string_enum! {
     /// Why a job is held.
     HeldReason {
         /// A call that must happen at most once ended without an answer.

@@ -130,7 +130,7 @@ pub struct Properties {
     pub traceparent: Option<String>,
     /// The header with which the relay marks a job that the store knows.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub known: bool,
+    pub from_store: bool,
     /// What stands for all properties of a message when they cannot be read: their binary form, with bytes that are
     /// no ASCII text escaped as in Rust's strings.
     #[serde(default, skip_serializing_if = "Option::is_none")]

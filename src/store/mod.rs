@@ -26,31 +26,31 @@ use serde_json::value::RawValue;
 use uuid::Uuid;
 
 use crate::job::{
-    Attempt, Effect, Ending, EnvelopeReason, ErrorKind, Fence, HeldReason, JobError, JobId, JobSpec, Owner,
+    Attempt, Binding, Ending, EnvelopeReason, ErrorKind, Fence, HeldReason, JobError, JobId, JobSpec, Owner,
     OwnerKind, QueueName, Release, RequestId, State, WorkerId,
 };
 
-mod auditing;
+mod audit;
 pub(crate) mod bench;
-mod cause;
+mod driver_error;
 mod error;
-mod judge;
 mod migrations;
 pub mod postgres;
+mod replay;
 mod row;
 pub mod sqlite;
 
-pub use auditing::{AuditLimits, AuditPage, Auditing, Finding, FindingKind};
+pub use audit::{Audit, AuditLimits, AuditPage, Finding, FindingKind};
 pub use error::{StoreError, StoreErrorKind};
 
 /// Everything that a process needs of a store.
 pub trait Store:
-    Jobs + Relaying + Leases + Verifying + Connecting + Auditing + Desk + Pins + Rejections + Admin
+    Jobs + Publications + Leases + Checks + Connections + Audit + JobControl + Pins + Rejections + Admin
 {
 }
 
-impl<T: Jobs + Relaying + Leases + Verifying + Connecting + Auditing + Desk + Pins + Rejections + Admin> Store
-    for T
+impl<T: Jobs + Publications + Leases + Checks + Connections + Audit + JobControl + Pins + Rejections + Admin>
+    Store for T
 {
 }
 
@@ -82,7 +82,7 @@ pub trait Jobs: fmt::Debug + Send + Sync {
     /// Takes deliveries: makes each job `running` under a new fence for `worker`, or says why not.
     /// Answers are in the order of the batch.
     ///
-    /// * An unknown job is inserted and claimed in one step, unless [`Claim::known`] says that the
+    /// * An unknown job is inserted and claimed in one step, unless [`Claim::from_store`] says that the
     ///   store knew it before: then it was removed since, and the answer is [`Claimed::Gone`].
     /// * A known `available` job of the same owner and digest is claimed: fence and attempt number
     ///   grow by one.
@@ -108,7 +108,7 @@ pub trait Jobs: fmt::Debug + Send + Sync {
     /// Records pin, account and effect of running jobs that were claimed without them, or without an
     /// account, before anything is sent. `false` for a job that the caller no longer holds (fenced), or for which
     /// something else was frozen before; it must then not be sent.
-    async fn freeze(&self, batch: &[Freeze]) -> Result<Vec<bool>, StoreError>;
+    async fn bind(&self, batch: &[Bind]) -> Result<Vec<bool>, StoreError>;
 
     /// Ends attempts. What a holder reports about its attempt is recorded in every case (of a first
     /// attempt that succeeded, the times are the store's); what happens to the job is in [`Finished`],
@@ -193,11 +193,11 @@ pub struct Claim {
     /// The request ID of the attempt that this claim starts.
     pub request_id: RequestId,
     /// Pin, account and effect, when they could be decided without waiting.
-    pub frozen: Option<Frozen>,
+    pub binding: Option<Binding>,
     /// What admission decided.
     pub verdict: Verdict,
     /// The message was published by the relay, so the store knew the job.
-    pub known: bool,
+    pub from_store: bool,
 }
 
 /// What admission decided about a job that has not run.
@@ -213,66 +213,11 @@ pub enum Verdict {
     Connect(String, JobError),
 }
 
-/// What is decided once per job and never changes after that.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Frozen {
-    /// From the tool's description.
-    pub toolkit: String,
-    /// The toolkit version.
-    pub version: String,
-    /// Where the version came from.
-    pub pinned_by: PinnedBy,
-    /// The account, unless the tool needs none.
-    pub account: Option<String>,
-    /// What repeating the call does.
-    pub effect: Effect,
-}
-
-/// Where a pin came from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum PinnedBy {
-    /// The job's own `version`.
-    Job,
-    /// The owner's pin.
-    Owner,
-    /// The global pin.
-    Global,
-    /// `toolkit_versions` in the configuration.
-    Config,
-    /// `COMPOSIO_TOOLKIT_VERSION_<TOOLKIT>`.
-    Env,
-    /// The newest version, looked up and frozen (policy `freeze`).
-    Latest,
-}
-
-impl PinnedBy {
-    /// Every value, in order of precedence.
-    pub const ALL: &'static [Self] =
-        &[Self::Job, Self::Owner, Self::Global, Self::Config, Self::Env, Self::Latest];
-
-    /// The word used in the database and in JSON.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Job => "job",
-            Self::Owner => "owner",
-            Self::Global => "global",
-            Self::Config => "config",
-            Self::Env => "env",
-            Self::Latest => "latest",
-        }
-    }
-
-    /// The value of a word.
-    pub fn from_word(word: &str) -> Option<Self> {
-        Self::ALL.iter().copied().find(|by| by.as_str() == word)
-    }
-}
-
 /// What became of a claim.
 #[derive(Debug, Clone)]
 pub enum Claimed {
     /// The worker holds the job.
-    Running(Holding),
+    Running(ClaimReceipt),
     /// Due later; the relay will bring it back.
     Scheduled,
     /// It ended without running: refused, held or expired, as its state says.
@@ -295,7 +240,7 @@ pub enum Claimed {
 
 /// What the holder of a claim knows about the job beyond its spec.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Holding {
+pub struct ClaimReceipt {
     /// The proof of this claim.
     pub fence: Fence,
     /// The number of the attempt that this claim starts, from 1.
@@ -303,7 +248,7 @@ pub struct Holding {
     /// Attempts charged so far, this one not included.
     pub spent: u32,
     /// Decided earlier or with this claim; `None` means that the worker must decide and freeze.
-    pub frozen: Option<Frozen>,
+    pub binding: Option<Binding>,
     /// When the store first knew the job.
     pub created_at: Timestamp,
     /// The age of the job at the claim, by the store's clock.
@@ -312,13 +257,13 @@ pub struct Holding {
 
 /// Pin, account and effect for a job that is held without them.
 #[derive(Debug, Clone)]
-pub struct Freeze {
+pub struct Bind {
     /// The job.
     pub id: JobId,
     /// The claim.
     pub fence: Fence,
     /// The decision.
-    pub frozen: Frozen,
+    pub binding: Binding,
 }
 
 /// The end of one attempt.
@@ -368,7 +313,7 @@ pub enum Finished {
 /// What the relay reads and writes. Several processes may call these at once: a row is given to
 /// one of them.
 #[async_trait]
-pub trait Relaying: fmt::Debug + Send + Sync {
+pub trait Publications: fmt::Debug + Send + Sync {
     /// Takes up to `limit` jobs that are due: `scheduled` and `retryable` ones whose time has come,
     /// and `available` ones that nobody claimed. Each becomes `available` and is looked at again
     /// after `unclaimed_after`, doubled with every time it was published without being claimed, up
@@ -455,7 +400,7 @@ pub struct LostJob {
     /// When the attempt was claimed.
     pub started_at: Timestamp,
     /// `None` when nothing had been frozen, so that nothing can have been sent.
-    pub frozen: Option<Frozen>,
+    pub binding: Option<Binding>,
     /// What the job may spend.
     pub budget: crate::job::Budget,
     /// Its age by the store's clock.
@@ -469,7 +414,7 @@ pub struct LostJob {
 /// ([`Ending::Verify`]). What the log tells is written with [`Jobs::finish`], as what the holder of the
 /// claim learned late.
 #[async_trait]
-pub trait Verifying: fmt::Debug + Send + Sync {
+pub trait Checks: fmt::Debug + Send + Sync {
     /// Takes up to `limit` jobs about which the log should be asked now, longest due first. Each is
     /// taken again after `again_after`, unless something was decided until then. Several processes
     /// may call this at once: a job is given to one of them.
@@ -521,7 +466,7 @@ pub struct PutOff {
 /// [`Verdict::Connect`]). Those of the same owner, toolkit and named account wait together, and are asked
 /// about together.
 #[async_trait]
-pub trait Connecting: fmt::Debug + Send + Sync {
+pub trait Connections: fmt::Debug + Send + Sync {
     /// Takes up to `limit` connections for which the tool API should be asked now, longest due first.
     ///
     /// * A connection is awaited from the moment at which the first of its jobs is held, and can be
@@ -541,7 +486,7 @@ pub trait Connecting: fmt::Debug + Send + Sync {
     ) -> Result<(), StoreError>;
 
     /// Lets up to `limit` of the jobs go that wait for this connection, oldest first, as
-    /// [`Desk::release`] does with [`Release::Retry`], and returns how many. Fewer than `limit` means that
+    /// [`JobControl::release`] does with [`Release::Retry`], and returns how many. Fewer than `limit` means that
     /// none is left; then the connection is no longer awaited, unless more jobs were held meanwhile.
     async fn release_awaited(&self, awaited: &Awaited, limit: usize) -> Result<u64, StoreError>;
 
@@ -575,7 +520,7 @@ pub struct Awaited {
 
 /// Questions and decisions about single jobs, from the command line and the HTTP API.
 #[async_trait]
-pub trait Desk: fmt::Debug + Send + Sync {
+pub trait JobControl: fmt::Debug + Send + Sync {
     /// One job.
     async fn job(&self, id: JobId) -> Result<Option<JobView>, StoreError>;
 
@@ -658,7 +603,7 @@ pub struct JobView {
     /// Why it is held.
     pub held_reason: Option<HeldReason>,
     /// Pin, account and effect, once decided.
-    pub frozen: Option<Frozen>,
+    pub binding: Option<Binding>,
     /// When the store first knew it.
     pub created_at: Timestamp,
     /// When it is next looked at, while it waits.

@@ -7,14 +7,12 @@ use jiff::Timestamp;
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
-use super::{
-    AttemptView, Census, Frozen, JobView, PinRow, PinnedBy, Rejected, RejectedView, Reply, StoreError,
-    owner_of,
-};
+use super::{AttemptView, Census, JobView, PinRow, Rejected, RejectedView, Reply, StoreError, owner_of};
 use crate::{
     bounds::MAX_ERROR_CHARS,
     job::{
-        Budget, Digest, ErrorKind, HeldReason, JobError, JobId, JobSpec, Owner, QueueName, RequestId, State,
+        Binding, Budget, Digest, ErrorKind, HeldReason, JobError, JobId, JobSpec, Owner, QueueName,
+        RequestId, State,
     },
 };
 
@@ -74,7 +72,7 @@ pub(super) struct JobRow {
     pub(super) reply_to: Option<String>,
     pub(super) correlation_id: Option<String>,
     pub(super) traceparent: Option<String>,
-    pub(super) frozen: FrozenRow,
+    pub(super) binding: BindingRow,
     pub(super) state: String,
     pub(super) created_at: Timestamp,
     pub(super) due_at: Option<Timestamp>,
@@ -90,7 +88,7 @@ pub(super) struct JobRow {
 }
 
 /// The columns of what is decided once.
-pub(super) struct FrozenRow {
+pub(super) struct BindingRow {
     pub(super) toolkit: Option<String>,
     pub(super) version: Option<String>,
     pub(super) pinned_by: Option<String>,
@@ -171,7 +169,7 @@ impl JobRow {
             spec: Arc::new(spec),
             state: word("state", &self.state)?,
             held_reason: self.held_reason.map(|reason| word("held_reason", &reason)).transpose()?,
-            frozen: self.frozen.frozen()?,
+            binding: self.binding.binding()?,
             created_at: self.created_at,
             due_at: self.due_at,
             started_at: self.started_at,
@@ -186,18 +184,18 @@ impl JobRow {
     }
 }
 
-impl FrozenRow {
+impl BindingRow {
     /// The decision, if it was made.
-    pub(super) fn frozen(self) -> Result<Option<Frozen>, StoreError> {
+    pub(super) fn binding(self) -> Result<Option<Binding>, StoreError> {
         let (Some(toolkit), Some(version), Some(pinned_by), Some(effect)) =
             (self.toolkit, self.version, self.pinned_by, self.effect)
         else {
             return Ok(None);
         };
-        Ok(Some(Frozen {
+        Ok(Some(Binding {
             toolkit,
             version,
-            pinned_by: PinnedBy::from_word(&pinned_by).ok_or_else(|| StoreError::corrupt("pinned_by"))?,
+            pinned_by: word("pinned_by", &pinned_by)?,
             account: self.account,
             effect: word("frozen_effect", &effect)?,
         }))
@@ -395,7 +393,7 @@ macro_rules! read_job {
             reply_to: row.try_get("reply_to")?,
             correlation_id: row.try_get("correlation_id")?,
             traceparent: row.try_get("traceparent")?,
-            frozen: $crate::store::row::read_frozen!(row),
+            binding: $crate::store::row::read_binding!(row),
             state: row.try_get("state")?,
             created_at: $time(row, "created_at")?.unwrap_or_default(),
             due_at: $time(row, "due_at")?,
@@ -413,9 +411,9 @@ macro_rules! read_job {
 }
 
 /// Reads the columns of what is decided once.
-macro_rules! read_frozen {
+macro_rules! read_binding {
     ($row:expr) => {
-        $crate::store::row::FrozenRow {
+        $crate::store::row::BindingRow {
             toolkit: $row.try_get("toolkit")?,
             version: $row.try_get("toolkit_version")?,
             pinned_by: $row.try_get("pinned_by")?,
@@ -461,7 +459,7 @@ macro_rules! read_record {
         let row = $row;
         let outcome: String = row.try_get("outcome")?;
         let ended_as: Option<String> = row.try_get("ended_as")?;
-        $crate::store::judge::Record {
+        $crate::store::replay::Record {
             request_id: $crate::job::RequestId(row.try_get("request_id")?),
             outcome: $crate::store::row::word("outcome", &outcome)?,
             reported_by: row.try_get("reported_by")?,
@@ -479,7 +477,7 @@ macro_rules! read_known {
         let (owner_kind, owner_id): (String, String) = (row.try_get("owner_kind")?, row.try_get("owner_id")?);
         let (digest, state): (Vec<u8>, String) = (row.try_get("digest")?, row.try_get("state")?);
         let error_kind: Option<String> = row.try_get("error_kind")?;
-        $crate::store::judge::Known {
+        $crate::store::replay::Known {
             by_key: $by_key,
             id: $crate::job::JobId(row.try_get("id")?),
             owner: $crate::store::owner_of(&owner_kind, owner_id)?,
@@ -489,19 +487,19 @@ macro_rules! read_known {
             worker_id: row.try_get("worker_id")?,
             request_id: row.try_get("request_id")?,
             settled_by: row.try_get("settled_by")?,
-            holding: $crate::store::row::read_holding!(row, $time, $age),
+            receipt: $crate::store::row::read_receipt!(row, $time, $age),
         }
     }};
 }
 
 /// Reads what the holder of a claim knows.
-macro_rules! read_holding {
+macro_rules! read_receipt {
     ($row:expr, $time:path, $age:expr) => {
-        $crate::store::Holding {
+        $crate::store::ClaimReceipt {
             fence: $crate::job::Fence($row.try_get("fence")?),
             attempt: $crate::store::row::count("attempt", $row.try_get("attempt")?)?,
             spent: $crate::store::row::count("spent", $row.try_get("spent")?)?,
-            frozen: $crate::store::row::read_frozen!($row).frozen()?,
+            binding: $crate::store::row::read_binding!($row).binding()?,
             created_at: $time($row, "created_at")?.unwrap_or_default(),
             age: $crate::store::row::span($age),
         }
@@ -512,17 +510,17 @@ macro_rules! read_holding {
 macro_rules! read_lost {
     ($row:expr, $time:path, $age:expr) => {{
         let row = $row;
-        let holding = $crate::store::row::read_holding!(row, $time, $age);
+        let receipt = $crate::store::row::read_receipt!(row, $time, $age);
         $crate::store::LostJob {
             id: $crate::job::JobId(row.try_get("id")?),
-            fence: holding.fence,
-            attempt: holding.attempt,
-            spent: holding.spent,
+            fence: receipt.fence,
+            attempt: receipt.attempt,
+            spent: receipt.spent,
             request_id: $crate::job::RequestId(row.try_get("request_id")?),
             started_at: $time(row, "started_at")?.unwrap_or_default(),
-            frozen: holding.frozen,
+            binding: receipt.binding,
             budget: $crate::store::row::budget(row.try_get("max_attempts")?, row.try_get("max_age_ms")?)?,
-            age: holding.age,
+            age: receipt.age,
         }
     }};
 }
@@ -547,6 +545,6 @@ macro_rules! read_rejected {
 }
 
 pub(super) use {
-    read_attempt, read_error, read_frozen, read_holding, read_job, read_known, read_lost, read_record,
+    read_attempt, read_binding, read_error, read_job, read_known, read_lost, read_receipt, read_record,
     read_rejected,
 };

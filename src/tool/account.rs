@@ -15,7 +15,7 @@ use futures_util::FutureExt as _;
 use tokio::time::Instant;
 
 use super::{
-    Account, SharedToolApi, ToolApi, ToolError, cached::Cached, refusals::Refusals, setback::Setback,
+    Account, SharedToolApi, ToolApi, ToolError, cached::Cached, not_ready::NotReady, refusals::Refusals,
 };
 use crate::job::{ErrorKind, JobError, Owner, OwnerKind};
 
@@ -103,12 +103,12 @@ pub enum AccountError {
 
 impl AccountError {
     /// What it means for the job.
-    pub fn setback(&self) -> Setback {
-        let connect = |toolkit: &str, kind, message| Setback::Connect {
+    pub fn not_ready(&self) -> NotReady {
+        let connect = |toolkit: &str, kind, message| NotReady::Connect {
             toolkit: toolkit.to_owned(),
             error: JobError::new(kind, message),
         };
-        let fail = |kind, message| Setback::Fail(JobError::new(kind, message));
+        let fail = |kind, message| NotReady::Fail(JobError::new(kind, message));
         match self {
             Self::NotFound { id } => fail(
                 ErrorKind::AccountNotFound,
@@ -152,7 +152,7 @@ impl AccountError {
                 ErrorKind::NeedsReconnection,
                 needs_reconnection(owner, toolkit, "was refused a moment ago"),
             ),
-            Self::Api(error) => error.setback("look the connected account up"),
+            Self::Api(error) => error.not_ready("look the connected account up"),
         }
     }
 }

@@ -14,13 +14,10 @@ use futures_util::FutureExt as _;
 use super::{
     ApiError, SharedToolApi, ToolError, ToolInfo,
     cached::Cached,
+    not_ready::NotReady,
     pin::{self, BASE_VERSION, Decision, PinSources, Wanted},
-    setback::Setback,
 };
-use crate::{
-    job::{Effect, ErrorKind, JobError, JobSpec, Owner},
-    store::PinnedBy,
-};
+use crate::job::{Effect, ErrorKind, JobError, JobSpec, Owner, PinnedBy};
 
 /// Most guesses at the toolkit of a tool that is in neither the newest nor the base version.
 const MAX_GUESSES: usize = 3;
@@ -135,8 +132,8 @@ pub enum ResolveError {
 
 impl ResolveError {
     /// What it means for the job.
-    pub fn setback(&self) -> Setback {
-        let fail = |kind, message| Setback::Fail(JobError::new(kind, message));
+    pub fn not_ready(&self) -> NotReady {
+        let fail = |kind, message| NotReady::Fail(JobError::new(kind, message));
         match self {
             Self::BadVersion { version, by: PinnedBy::Job, .. } => fail(
                 ErrorKind::InvalidJob,
@@ -158,7 +155,7 @@ impl ResolveError {
             Self::UnknownTool { tool, pinned, elsewhere } => {
                 fail(ErrorKind::UnknownTool, unknown_tool(tool, pinned.as_ref(), elsewhere.as_deref()))
             }
-            Self::Api(error) => error.setback("describe the tool"),
+            Self::Api(error) => error.not_ready("describe the tool"),
         }
     }
 }

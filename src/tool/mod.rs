@@ -22,8 +22,8 @@ pub mod account;
 pub mod catalog;
 pub mod composio;
 pub mod error;
+pub mod not_ready;
 pub mod pin;
-pub mod setback;
 
 /// A tool API that is shared between long-lived parts.
 pub type SharedToolApi = Arc<dyn ToolApi>;

@@ -11,8 +11,8 @@ use std::{
 };
 
 use crate::{
-    job::Owner,
-    store::{PinRow, PinnedBy},
+    job::{Owner, PinnedBy},
+    store::PinRow,
 };
 
 /// The first version of every toolkit, under which tools are found that were renamed later.

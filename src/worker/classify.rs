@@ -18,7 +18,7 @@ use crate::{
         Answer, ApiError, Body, Reply, ToolResult,
         account::{needs_connection, needs_reconnection},
         error::{failure_texts, is_key_problem, mask},
-        setback::said,
+        not_ready::said,
     },
 };
 

@@ -14,21 +14,21 @@ use super::{
     Shared,
     classify::{self, Next},
     crash::CrashPoint,
-    finish::Froze,
+    finish::BindOutcome,
     outage::{Permit, Postponed, Scope},
 };
 use crate::{
-    job::{Attempt, AttemptOutcome, Ending, ErrorKind, HeldReason, JobError, JobSpec, RequestId},
-    store::{By, Claim, Finish, Finished, Freeze, Frozen, Holding},
+    job::{Attempt, AttemptOutcome, Binding, Ending, ErrorKind, HeldReason, JobError, JobSpec, RequestId},
+    store::{Bind, By, Claim, ClaimReceipt, Finish, Finished},
     telemetry::metrics::{self, LaneMetrics},
-    tool::{Call, Reply, setback::Setback},
+    tool::{Call, Reply, not_ready::NotReady},
 };
 
 /// A claimed job.
 pub(super) struct Held {
     spec: Arc<JobSpec>,
     request_id: RequestId,
-    holding: Holding,
+    receipt: ClaimReceipt,
     /// The call may have been sent.
     is_sent: bool,
     started_at: Timestamp,
@@ -47,16 +47,21 @@ struct Ended {
 }
 
 impl Held {
-    pub(super) fn new(shared: &Shared, metrics: Arc<LaneMetrics>, claim: Claim, holding: Holding) -> Self {
+    pub(super) fn new(
+        shared: &Shared,
+        metrics: Arc<LaneMetrics>,
+        claim: Claim,
+        receipt: ClaimReceipt,
+    ) -> Self {
         let started_at = shared.deps.clock.now();
-        let due_at = first_due(&claim.spec, holding.created_at, started_at);
-        if holding.attempt == 1 {
+        let due_at = first_due(&claim.spec, receipt.created_at, started_at);
+        if receipt.attempt == 1 {
             let waited = started_at.duration_since(due_at).as_secs_f64().max(0.0);
             metrics.waited(waited);
         }
         let Claim { spec, request_id, .. } = claim;
         let claimed_at = Instant::now();
-        Self { spec, request_id, holding, is_sent: false, started_at, claimed_at, due_at, metrics }
+        Self { spec, request_id, receipt, is_sent: false, started_at, claimed_at, due_at, metrics }
     }
 }
 
@@ -104,33 +109,33 @@ async fn run(shared: &Shared, mut held: Held) {
 
 /// `None` when the job turned out to be held by somebody else.
 async fn attempt(shared: &Shared, held: &mut Held) -> Option<Ended> {
-    let frozen = match held.holding.frozen.take() {
-        Some(frozen) if !shared.deps.resolver.lacks_account(&held.spec, &frozen) => {
-            held.holding.frozen.insert(frozen).clone()
+    let binding = match held.receipt.binding.take() {
+        Some(binding) if !shared.deps.resolver.lacks_account(&held.spec, &binding) => {
+            held.receipt.binding.insert(binding).clone()
         }
-        earlier => match freeze(shared, held, earlier).await {
-            Frozenness::Ready(frozen) => frozen,
+        earlier => match bind(shared, held, earlier).await {
+            Frozenness::Ready(binding) => binding,
             Frozenness::Ended(ended) => return Some(*ended),
             Frozenness::Fenced => return None,
         },
     };
     let timeout = held.spec.timeout.unwrap_or(shared.options.timeout);
-    if let Some(ended) = refuse_to_start(shared, &frozen, timeout) {
+    if let Some(ended) = refuse_to_start(shared, &binding, timeout) {
         return Some(ended);
     }
-    let permit = match shared.outages.admit(&held.spec.owner, &frozen.toolkit) {
+    let permit = match shared.outages.admit(&held.spec.owner, &binding.toolkit) {
         Ok(permit) => permit,
         Err(postponed) => return Some(postpone(shared, held, postponed)),
     };
-    if let Err(setback) = shared.deps.resolver.admit_account(&held.spec, &frozen) {
-        return Some(set_back(shared, held, setback));
+    if let Err(not_ready) = shared.deps.resolver.admit_account(&held.spec, &binding) {
+        return Some(set_back(shared, held, not_ready));
     }
     let call = Call {
         request_id: held.request_id,
         job: held.spec.id,
         spec: held.spec.clone(),
-        version: frozen.version.clone(),
-        account: frozen.account.clone(),
+        version: binding.version.clone(),
+        account: binding.account.clone(),
         timeout,
     };
     shared.crash.pass(CrashPoint::AfterClaim);
@@ -142,25 +147,25 @@ async fn attempt(shared: &Shared, held: &mut Held) -> Option<Ended> {
         () = shared.interrupt.cancelled() => None,
         never = shared.crash.during_call() => match never {},
     };
-    let ended = judge(shared, held, &frozen, permit, answered);
+    let ended = judge(shared, held, &binding, permit, answered);
     held.metrics.attempted(ended.outcome, sent.elapsed().as_secs_f64());
     Some(ended)
 }
 
 enum Frozenness {
-    Ready(Frozen),
+    Ready(Binding),
     Ended(Box<Ended>),
     Fenced,
 }
 
 /// Decides pin, account and effect of a job that came without them, or the account alone, and makes
 /// the decision durable before anything is sent.
-async fn freeze(shared: &Shared, held: &mut Held, earlier: Option<Frozen>) -> Frozenness {
+async fn bind(shared: &Shared, held: &mut Held, earlier: Option<Binding>) -> Frozenness {
     let resolver = &shared.deps.resolver;
-    held.holding.frozen.clone_from(&earlier);
+    held.receipt.binding.clone_from(&earlier);
     let decision = async {
         match earlier {
-            Some(frozen) => resolver.decide_account(&held.spec, frozen, held.claimed_at).await,
+            Some(binding) => resolver.decide_account(&held.spec, binding, held.claimed_at).await,
             None => resolver.decide(&held.spec, held.claimed_at).await,
         }
     };
@@ -170,15 +175,15 @@ async fn freeze(shared: &Shared, held: &mut Held, earlier: Option<Frozen>) -> Fr
         () = shared.interrupt.cancelled() => return Frozenness::Ended(Box::new(given_back(Duration::ZERO, None))),
     };
     match resolution {
-        Ok(frozen) => {
-            let freeze = Freeze { id: held.spec.id, fence: held.holding.fence, frozen: frozen.clone() };
-            match shared.freezer.submit(freeze).await {
-                Some(Froze::Done) => {
-                    held.holding.frozen = Some(frozen.clone());
-                    Frozenness::Ready(frozen)
+        Ok(binding) => {
+            let bind = Bind { id: held.spec.id, fence: held.receipt.fence, binding: binding.clone() };
+            match shared.binder.submit(bind).await {
+                Some(BindOutcome::Done) => {
+                    held.receipt.binding = Some(binding.clone());
+                    Frozenness::Ready(binding)
                 }
-                Some(Froze::Fenced) => Frozenness::Fenced,
-                Some(Froze::Refused(why)) => {
+                Some(BindOutcome::Fenced) => Frozenness::Fenced,
+                Some(BindOutcome::Refused(why)) => {
                     let error = JobError::new(
                         ErrorKind::Internal,
                         format!(
@@ -186,34 +191,34 @@ async fn freeze(shared: &Shared, held: &mut Held, earlier: Option<Frozen>) -> Fr
                              be recorded: {why}; look at what the tool API says about the tool and the owner's account"
                         ),
                     );
-                    Frozenness::Ended(Box::new(set_back(shared, held, Setback::Fail(error))))
+                    Frozenness::Ended(Box::new(set_back(shared, held, NotReady::Fail(error))))
                 }
                 None => Frozenness::Ended(Box::new(given_back(Duration::ZERO, None))),
             }
         }
-        Err(setback) => Frozenness::Ended(Box::new(set_back(shared, held, setback))),
+        Err(not_ready) => Frozenness::Ended(Box::new(set_back(shared, held, not_ready))),
     }
 }
 
 /// Nothing was sent, because something is missing.
-fn set_back(shared: &Shared, held: &Held, setback: Setback) -> Ended {
-    let ending = match setback {
-        Setback::Fail(error) => Ending::Fail { error },
-        Setback::Hold(reason, error) => Ending::Hold { reason, error },
-        Setback::Connect { toolkit, error } => Ending::Connect { toolkit, error },
-        Setback::Wait { error, retry_after } => throttled(shared, held, error, retry_after),
+fn set_back(shared: &Shared, held: &Held, not_ready: NotReady) -> Ended {
+    let ending = match not_ready {
+        NotReady::Fail(error) => Ending::Fail { error },
+        NotReady::Hold(reason, error) => Ending::Hold { reason, error },
+        NotReady::Connect { toolkit, error } => Ending::Connect { toolkit, error },
+        NotReady::Wait { error, retry_after } => throttled(shared, held, error, retry_after),
     };
     Ended { outcome: AttemptOutcome::Interrupted, http_status: None, log_id: None, ending }
 }
 
 /// Whether the call must not be started now: the lease may be over, or the process is draining and
 /// a call that counts could not finish.
-fn refuse_to_start(shared: &Shared, frozen: &Frozen, timeout: Duration) -> Option<Ended> {
+fn refuse_to_start(shared: &Shared, binding: &Binding, timeout: Duration) -> Option<Ended> {
     if !shared.lease.may_start_call() {
         return Some(given_back(Duration::from_secs(1), None));
     }
     let until = *shared.drain_until.get()?;
-    let fits = Instant::now() + timeout <= until || frozen.effect.may_repeat();
+    let fits = Instant::now() + timeout <= until || binding.effect.may_repeat();
     (!fits || shared.interrupt.is_cancelled()).then(|| given_back(Duration::ZERO, None))
 }
 
@@ -240,7 +245,7 @@ fn postpone(shared: &Shared, held: &Held, postponed: Postponed) -> Ended {
              time until it does, and this one later"
         ),
     );
-    set_back(shared, held, Setback::Wait { error, retry_after: Some(after) })
+    set_back(shared, held, NotReady::Wait { error, retry_after: Some(after) })
 }
 
 /// Tells whether the API answered, whatever it answered.
@@ -256,15 +261,15 @@ fn report(permit: Permit<'_>, outcome: AttemptOutcome, next: &Next) {
 }
 
 /// What the reply means for the job; without one, the shutdown interrupted the call.
-fn judge(shared: &Shared, held: &Held, frozen: &Frozen, permit: Permit<'_>, reply: Option<Reply>) -> Ended {
+fn judge(shared: &Shared, held: &Held, binding: &Binding, permit: Permit<'_>, reply: Option<Reply>) -> Ended {
     let context = classify::Context {
         owner: &held.spec.owner,
         tool: &held.spec.tool,
-        toolkit: &frozen.toolkit,
-        version: &frozen.version,
-        account: frozen.account.as_deref(),
+        toolkit: &binding.toolkit,
+        version: &binding.version,
+        account: binding.account.as_deref(),
         explicit_account: held.spec.connected_account_id.is_some(),
-        effect: frozen.effect,
+        effect: binding.effect,
     };
     let interrupted = reply.is_none();
     let reply = reply.unwrap_or_else(|| Reply::NoAnswer("the worker shut down during the call".into()));
@@ -274,24 +279,24 @@ fn judge(shared: &Shared, held: &Held, frozen: &Frozen, permit: Permit<'_>, repl
         report(permit, classified.outcome, &classified.next);
     }
     if classified.forget_account {
-        shared.deps.resolver.account_refused(&held.spec, frozen);
+        shared.deps.resolver.account_refused(&held.spec, binding);
     } else if matches!(classified.outcome, AttemptOutcome::Succeeded | AttemptOutcome::ToolFailed) {
-        shared.deps.resolver.account_accepted(&held.spec, frozen);
+        shared.deps.resolver.account_accepted(&held.spec, binding);
     }
     if let Some(notice) = &classified.deprecated {
-        shared.deps.resolver.note_deprecated(&frozen.toolkit, &frozen.version, notice);
+        shared.deps.resolver.note_deprecated(&binding.toolkit, &binding.version, notice);
     }
     let ending = match classified.next {
         Next::Succeed { result } => Ending::Succeed { result },
         Next::Fail { error } => Ending::Fail { error },
-        Next::Hold { reason, error } => hold(reason, &frozen.toolkit, error),
+        Next::Hold { reason, error } => hold(reason, &binding.toolkit, error),
         Next::Throttled { error, retry_after } => throttled(shared, held, error, retry_after),
         // An interruption is not the job's fault, so it spends no attempt.
         Next::Retry { error, .. } if interrupted => {
             Ending::Snooze { after: Duration::ZERO, error: Some(error) }
         }
         Next::Retry { error, retry_after } => retry(shared, held, error, retry_after),
-        Next::Unknown { error } if frozen.effect.may_repeat() => retry(shared, held, error, None),
+        Next::Unknown { error } if binding.effect.may_repeat() => retry(shared, held, error, None),
         Next::Unknown { error } => undecided(shared.options.first_check, error, held.request_id),
     };
     Ended {
@@ -336,7 +341,7 @@ pub(crate) fn hold(reason: HeldReason, toolkit: &str, error: JobError) -> Ending
 }
 
 fn retry(shared: &Shared, held: &Held, error: JobError, retry_after: Option<Duration>) -> Ending {
-    let spent = held.holding.spent.saturating_add(1);
+    let spent = held.receipt.spent.saturating_add(1);
     let next =
         shared.options.retry.next(held.spec.budget, spent, age(shared, held), retry_after, fastrand::f64());
     match next {
@@ -346,7 +351,7 @@ fn retry(shared: &Shared, held: &Held, error: JobError, retry_after: Option<Dura
 }
 
 fn throttled(shared: &Shared, held: &Held, error: JobError, retry_after: Option<Duration>) -> Ending {
-    let (budget, number) = (held.spec.budget, held.holding.attempt);
+    let (budget, number) = (held.spec.budget, held.receipt.attempt);
     let next =
         shared.options.retry.throttled(budget, number, age(shared, held), retry_after, fastrand::f64());
     match next {
@@ -358,14 +363,14 @@ fn throttled(shared: &Shared, held: &Held, error: JobError, retry_after: Option<
 /// The age at the claim, by the store's clock, and the time since, by ours.
 fn age(shared: &Shared, held: &Held) -> Duration {
     let since = shared.deps.clock.now().duration_since(held.started_at);
-    held.holding.age.saturating_add(since.try_into().unwrap_or(Duration::ZERO))
+    held.receipt.age.saturating_add(since.try_into().unwrap_or(Duration::ZERO))
 }
 
 /// What becomes of a job on which errand itself failed: it is tried again within its budget, unless the call
 /// counts and may have been made.
 fn panicked(shared: &Shared, held: &Held) -> Ended {
     metrics::PANICS.add(1);
-    tracing::error!(job.id = %held.spec.id, attempt.n = held.holding.attempt, "an attempt panicked");
+    tracing::error!(job.id = %held.spec.id, attempt.n = held.receipt.attempt, "an attempt panicked");
     let (outcome, what) = if held.is_sent {
         (AttemptOutcome::Unknown, "the call may have been made")
     } else {
@@ -373,7 +378,7 @@ fn panicked(shared: &Shared, held: &Held) -> Ended {
     };
     let message = format!("a bug in errand ended this attempt, and its log says where: report it; {what}");
     let error = JobError::new(ErrorKind::Internal, message);
-    let counts = held.holding.frozen.as_ref().is_none_or(|frozen| !frozen.effect.may_repeat());
+    let counts = held.receipt.binding.as_ref().is_none_or(|binding| !binding.effect.may_repeat());
     let ending = if held.is_sent && counts {
         undecided(shared.options.first_check, error, held.request_id)
     } else {
@@ -384,9 +389,9 @@ fn panicked(shared: &Shared, held: &Held) -> Ended {
 
 /// Records the attempt and tells the metrics what became of the job.
 async fn record(shared: &Shared, held: Held, ended: Ended) {
-    let Held { spec, request_id, holding, started_at, due_at, metrics: lane, is_sent: _, claimed_at: _ } =
+    let Held { spec, request_id, receipt, started_at, due_at, metrics: lane, is_sent: _, claimed_at: _ } =
         held;
-    let toolkit = holding.frozen.as_ref().map(|frozen| frozen.toolkit.clone());
+    let toolkit = receipt.binding.as_ref().map(|binding| binding.toolkit.clone());
     let bytes = match &ended.ending {
         Ending::Succeed { result } => result.get().len() as u64,
         _ => 0,
@@ -394,15 +399,15 @@ async fn record(shared: &Shared, held: Held, ended: Ended) {
     let cause = ended.ending.error().map(|error| error.kind);
     let finish = Finish {
         id: spec.id,
-        fence: holding.fence,
+        fence: receipt.fence,
         by: By::Holder,
         attempt: Attempt {
-            number: holding.attempt,
+            number: receipt.attempt,
             request_id,
             outcome: ended.outcome,
             http_status: ended.http_status,
             log_id: ended.log_id,
-            version: holding.frozen.map(|frozen| frozen.version),
+            version: receipt.binding.map(|binding| binding.version),
             error: ended.ending.error().cloned(),
             started_at,
             finished_at: shared.deps.clock.now(),
@@ -437,11 +442,11 @@ async fn record(shared: &Shared, held: Held, ended: Ended) {
             if !state.is_final() || spec.reply_to.is_some() {
                 shared.deps.relay_wake.notify_one();
             }
-            tracing::debug!(job.id = %spec.id, attempt.n = holding.attempt, state = %state, "attempt recorded");
+            tracing::debug!(job.id = %spec.id, attempt.n = receipt.attempt, state = %state, "attempt recorded");
         }
         Finished::Fenced => {
             metrics::FENCED.add(1);
-            tracing::warn!(job.id = %spec.id, attempt.n = holding.attempt, "a late result was fenced off");
+            tracing::warn!(job.id = %spec.id, attempt.n = receipt.attempt, "a late result was fenced off");
         }
     }
 }

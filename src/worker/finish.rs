@@ -1,14 +1,14 @@
-//! The writers behind [`super::batch`]: ended attempts and frozen decisions, written in batches until
+//! The writers behind [`super::group_commit`]: ended attempts and frozen decisions, written in batches until
 //! the store has taken them. Ended attempts that it has not taken when the worker gives up are kept for
 //! the journal.
 
 use std::{future::Future, sync::Arc};
 
-use super::{Shared, batch::Runner};
+use super::{Shared, group_commit::Runner};
 use crate::{
     backoff::RECONNECT,
     job::{Ending, ErrorKind, JobError},
-    store::{Finish, Finished, Freeze, StoreError, StoreErrorKind},
+    store::{Bind, Finish, Finished, StoreError, StoreErrorKind},
     telemetry::metrics,
 };
 
@@ -32,7 +32,7 @@ pub(super) async fn run(shared: Arc<Shared>, runner: Runner<Finish, Finished>) {
 
 /// What became of a frozen decision.
 #[derive(Debug)]
-pub(super) enum Froze {
+pub(super) enum BindOutcome {
     /// It is recorded.
     Done,
     /// Somebody else holds the job.
@@ -42,30 +42,30 @@ pub(super) enum Froze {
 }
 
 /// Writes frozen decisions. One that the database refuses is told so, and the others are written without it.
-pub(super) async fn run_freezer(shared: Arc<Shared>, runner: Runner<Freeze, Froze>) {
+pub(super) async fn run_binder(shared: Arc<Shared>, runner: Runner<Bind, BindOutcome>) {
     runner
         .run(|batch, _| {
             let shared = shared.clone();
-            async move { write_freezes(&shared, batch).await }
+            async move { write_bindings(&shared, batch).await }
         })
         .await;
 }
 
 /// Returns the answers in order; items behind them were not written because the worker gave up.
-async fn write_freezes(shared: &Shared, batch: Vec<Freeze>) -> Vec<Froze> {
+async fn write_bindings(shared: &Shared, batch: Vec<Bind>) -> Vec<BindOutcome> {
     let store = &shared.deps.store;
     let mut answers = Vec::with_capacity(batch.len());
     let mut pieces = vec![batch];
     while let Some(mut piece) = pieces.pop() {
-        match until_taken(shared, || store.freeze(&piece)).await {
-            Ok(written) => {
-                answers.extend(written.into_iter().map(|done| if done { Froze::Done } else { Froze::Fenced }))
-            }
+        match until_taken(shared, || store.bind(&piece)).await {
+            Ok(written) => answers.extend(
+                written.into_iter().map(|done| if done { BindOutcome::Done } else { BindOutcome::Fenced }),
+            ),
             Err(Refused::Data(_)) if piece.len() > 1 => {
                 let rest = piece.split_off(piece.len() / 2);
                 pieces.extend([rest, piece]);
             }
-            Err(Refused::Data(error)) => answers.push(Froze::Refused(error.to_string())),
+            Err(Refused::Data(error)) => answers.push(BindOutcome::Refused(error.to_string())),
             Err(Refused::GivenUp) => break,
         }
     }

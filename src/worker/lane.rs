@@ -24,7 +24,7 @@ use crate::{
     queue::{Delivery, Properties, QueueError, QueueErrorKind, Settler, Token},
     store::{Claim, Claimed, Rejected, StoreError, StoreErrorKind, Verdict},
     telemetry::metrics::{self, LaneMetrics},
-    tool::setback::Setback,
+    tool::not_ready::NotReady,
 };
 
 /// RabbitMQ's documented sweet spot ends at a few hundred unsettled deliveries; claims are short,
@@ -248,10 +248,10 @@ impl Lane {
         };
         let spec = decode(&delivery.body, &arrival).map_err(|error| with_encoding(error, properties))?;
         let request_id = RequestId::new();
-        let known = properties.known;
+        let from_store = properties.from_store;
         let refuse = |error| Verdict::Refuse(error);
         let resolver = &self.shared.deps.resolver;
-        let (frozen, verdict) = if anonymous == Some(spec.id) && delivery.redelivered {
+        let (binding, verdict) = if anonymous == Some(spec.id) && delivery.redelivered {
             let error = JobError::new(
                 ErrorKind::UnknownOutcome,
                 "the message has no ID and was delivered before, so it may have run; release the job to run it",
@@ -261,21 +261,23 @@ impl Lane {
             (None, refuse(error))
         } else {
             match resolver.decide_cached(&spec) {
-                Some(Ok(frozen)) => (Some(frozen), Verdict::Run),
+                Some(Ok(binding)) => (Some(binding), Verdict::Run),
                 // Known jobs may carry an earlier decision that still holds, which only the store
                 // knows; their refusal is decided after the claim.
-                Some(Err(Setback::Fail(error))) if !known => (None, refuse(error)),
+                Some(Err(NotReady::Fail(error))) if !from_store => (None, refuse(error)),
                 // A job is not held before its time: by the store's clock it is scheduled, or found
                 // wanting after the claim.
                 Some(Err(_)) if spec.run_at.is_some() => (None, Verdict::Run),
-                Some(Err(Setback::Hold(reason, error))) if !known => (None, Verdict::Hold(reason, error)),
-                Some(Err(Setback::Connect { toolkit, error })) if !known => {
+                Some(Err(NotReady::Hold(reason, error))) if !from_store => {
+                    (None, Verdict::Hold(reason, error))
+                }
+                Some(Err(NotReady::Connect { toolkit, error })) if !from_store => {
                     (None, Verdict::Connect(toolkit, error))
                 }
                 _ => (None, Verdict::Run),
             }
         };
-        Ok(Claim { spec: Arc::new(spec), request_id, frozen, verdict, known })
+        Ok(Claim { spec: Arc::new(spec), request_id, binding, verdict, from_store })
     }
 
     /// Claims in one write, again and again until the store has answered. A job that the database
@@ -378,9 +380,9 @@ impl Lane {
         let queue = self.name.as_str();
         let Admitted { claim, delivery } = admitted;
         let result = match answer {
-            Claimed::Running(holding) => {
+            Claimed::Running(receipt) => {
                 if let Some(permit) = permits.split(1) {
-                    let held = execute::Held::new(&self.shared, self.metrics.clone(), claim, holding);
+                    let held = execute::Held::new(&self.shared, self.metrics.clone(), claim, receipt);
                     execute::start(self.shared.clone(), held, permit);
                 }
                 self.metrics.claimed(1);

@@ -17,10 +17,10 @@
 
 pub mod classify;
 
-mod batch;
 mod crash;
 pub(crate) mod execute;
 mod finish;
+mod group_commit;
 mod health;
 mod heartbeat;
 mod journal;
@@ -47,13 +47,15 @@ pub use health::{Health, Phase, Readiness};
 pub use outage::Policy as OutagePolicy;
 pub use resolve::Resolver;
 
-use self::{batch::GroupCommit, crash::Crash, finish::Froze, heartbeat::LeaseClock, outage::Outages};
+use self::{
+    crash::Crash, finish::BindOutcome, group_commit::GroupCommit, heartbeat::LeaseClock, outage::Outages,
+};
 use crate::{
     clock::SharedClock,
     job::{JobId, QueueName, RetryPolicy, WorkerId},
     queue::SharedQueue,
     shutdown::{Countdown, Shutdown},
-    store::{Finish, Finished, Freeze, SharedStore},
+    store::{Bind, Finish, Finished, SharedStore},
     telemetry::metrics,
     tool::SharedToolApi,
 };
@@ -127,8 +129,8 @@ const RETIRE: Duration = Duration::from_secs(2);
 #[derive(Debug)]
 pub struct Worker {
     shared: Arc<Shared>,
-    finish_loop: batch::Runner<Finish, Finished>,
-    freeze_loop: batch::Runner<Freeze, Froze>,
+    finish_loop: group_commit::Runner<Finish, Finished>,
+    bind_loop: group_commit::Runner<Bind, BindOutcome>,
 }
 
 /// What the parts of one worker share.
@@ -155,14 +157,14 @@ struct Shared {
     /// Ended attempts that the store did not take before the worker gave up.
     unwritten: Mutex<Vec<Finish>>,
     finisher: GroupCommit<Finish, Finished>,
-    freezer: GroupCommit<Freeze, Froze>,
+    binder: GroupCommit<Bind, BindOutcome>,
 }
 
 impl Worker {
     /// Prepares a worker; nothing happens before [`Self::run`].
     pub fn new(deps: Deps, options: Options) -> Self {
-        let (finisher, finish_loop) = batch::group_commit(crate::bounds::FINISH_BATCH);
-        let (freezer, freeze_loop) = batch::group_commit(crate::bounds::CLAIM_BATCH);
+        let (finisher, finish_loop) = group_commit::group_commit(crate::bounds::FINISH_BATCH);
+        let (binder, bind_loop) = group_commit::group_commit(crate::bounds::CLAIM_BATCH);
         let lanes = options.lanes.iter().map(|(name, _)| name.clone()).collect();
         let shared = Arc::new(Shared {
             health: Arc::new(Health::new(lanes, options.heartbeat * 3)),
@@ -178,11 +180,11 @@ impl Worker {
             waiting: AtomicUsize::new(0),
             unwritten: Mutex::default(),
             finisher,
-            freezer,
+            binder,
             deps,
             options,
         });
-        Self { shared, finish_loop, freeze_loop }
+        Self { shared, finish_loop, bind_loop }
     }
 
     /// Whether the worker is alive and ready, for the health endpoint.
@@ -195,12 +197,12 @@ impl Worker {
     /// everything known is written, to the journal if the store does not take it. `shutdown.abort` uses the
     /// budget up; nothing is lost by it. Whoever closes the rest has what is left of the countdown.
     pub async fn run(self, shutdown: Shutdown) -> (Report, Countdown) {
-        let Self { shared, finish_loop, freeze_loop } = self;
+        let Self { shared, finish_loop, bind_loop } = self;
         let Shutdown { stop, abort } = shutdown;
         let heart = CancellationToken::new();
         let heartbeat = tokio::spawn(heartbeat::run(shared.clone(), heart.clone()));
         let finisher = tokio::spawn(finish::run(shared.clone(), finish_loop));
-        let freezer = tokio::spawn(finish::run_freezer(shared.clone(), freeze_loop));
+        let binder = tokio::spawn(finish::run_binder(shared.clone(), bind_loop));
         let replayed = tokio::select! {
             biased;
             () = journal::replay(&shared) => true,
@@ -220,8 +222,8 @@ impl Worker {
         let mut countdown = Countdown::begin(shared.options.shutdown, abort);
         shared.drain(&mut countdown, &lanes).await;
         shared.finisher.close();
-        shared.freezer.close();
-        for writer in [finisher, freezer] {
+        shared.binder.close();
+        for writer in [finisher, binder] {
             shared.writer_ended(&mut countdown, writer).await;
         }
         let mut left = shared.take_held();

@@ -14,17 +14,17 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    admission::{Rules, looks_like_email},
     config::{Config, Unpinned},
-    enqueue::{Rules, looks_like_email},
-    job::{JobError, JobSpec},
-    store::{Frozen, SharedStore},
+    job::{Binding, JobError, JobSpec},
+    store::SharedStore,
     telemetry::metrics,
     tool::{
         SharedToolApi,
         account::{AccountOptions, Accounts},
         catalog::{Ask, Catalog, CatalogOptions, Known, Resolved, UnpinnedPolicy},
+        not_ready::NotReady,
         pin::{PinSources, PinTable},
-        setback::Setback,
     },
 };
 
@@ -102,20 +102,20 @@ impl Resolver {
     }
 
     /// The decision, if everything it needs is remembered. Never waits.
-    pub fn decide_cached(&self, spec: &JobSpec) -> Option<Result<Frozen, Setback>> {
+    pub fn decide_cached(&self, spec: &JobSpec) -> Option<Result<Binding, NotReady>> {
         let resolved = match self.catalog.resolve_cached(&Ask::from(spec), &self.pins(), self.policy)? {
             Ok(resolved) => resolved,
-            Err(error) => return Some(Err(error.setback())),
+            Err(error) => return Some(Err(error.not_ready())),
         };
         if let Err(error) = self.rules.judge_toolkit(spec, &resolved.toolkit) {
-            return Some(Err(Setback::Fail(error)));
+            return Some(Err(NotReady::Fail(error)));
         }
         if resolved.no_auth && spec.connected_account_id.is_none() {
-            return Some(Ok(frozen(resolved, None)));
+            return Some(Ok(binding(resolved, None)));
         }
         let explicit = spec.connected_account_id.as_deref();
         let account = self.accounts.resolve_cached(&spec.owner, &resolved.toolkit, explicit)?;
-        Some(account.map(|id| frozen(resolved, Some(id))).map_err(|error| error.setback()))
+        Some(account.map(|id| binding(resolved, Some(id))).map_err(|error| error.not_ready()))
     }
 
     /// The decision for a job that was claimed at `since`, asking the tool API where something is not
@@ -123,29 +123,29 @@ impl Resolver {
     ///
     /// # Errors
     /// Why the job cannot be called now, and what to do with it.
-    pub async fn decide(&self, spec: &JobSpec, since: Instant) -> Result<Frozen, Setback> {
+    pub async fn decide(&self, spec: &JobSpec, since: Instant) -> Result<Binding, NotReady> {
         let pins = self.pins();
         let resolved = self.catalog.resolve(&Ask::from(spec), &pins, self.policy).await;
         metrics::LOOKUPS.add2(["tool", if resolved.is_ok() { "found" } else { "failed" }], 1);
-        let resolved = resolved.map_err(|error| error.setback())?;
-        self.rules.judge_toolkit(spec, &resolved.toolkit).map_err(Setback::Fail)?;
+        let resolved = resolved.map_err(|error| error.not_ready())?;
+        self.rules.judge_toolkit(spec, &resolved.toolkit).map_err(NotReady::Fail)?;
         if resolved.no_auth && spec.connected_account_id.is_none() {
-            return Ok(frozen(resolved, None));
+            return Ok(binding(resolved, None));
         }
         let explicit = spec.connected_account_id.as_deref();
         let account = self.accounts.resolve_since(&spec.owner, &resolved.toolkit, explicit, since).await;
         metrics::LOOKUPS.add2(["account", if account.is_ok() { "found" } else { "failed" }], 1);
-        account.map(|id| frozen(resolved, Some(id))).map_err(|error| error.setback())
+        account.map(|id| binding(resolved, Some(id))).map_err(|error| error.not_ready())
     }
 
     /// Whether a decision that was made earlier has lost its account: it waited for a connection and
     /// was released. Never waits; when nothing is remembered about the tool, the answer is yes.
-    pub fn lacks_account(&self, spec: &JobSpec, frozen: &Frozen) -> bool {
-        if frozen.account.is_some() {
+    pub fn lacks_account(&self, spec: &JobSpec, binding: &Binding) -> bool {
+        if binding.account.is_some() {
             return false;
         }
         let needs_none = |known| matches!(known, Known::Found(info) if info.no_auth);
-        !self.catalog.get_cached(&spec.tool, Some(&frozen.version)).is_some_and(needs_none)
+        !self.catalog.get_cached(&spec.tool, Some(&binding.version)).is_some_and(needs_none)
     }
 
     /// Chooses the account of a decision that lacks one, for a job that was claimed at `since`; the
@@ -156,16 +156,16 @@ impl Resolver {
     pub async fn decide_account(
         &self,
         spec: &JobSpec,
-        frozen: Frozen,
+        binding: Binding,
         since: Instant,
-    ) -> Result<Frozen, Setback> {
-        let info = self.catalog.get(&spec.tool, Some(&frozen.version)).await;
-        if info.map_err(|error| error.setback("describe the tool"))?.no_auth {
-            return Ok(frozen);
+    ) -> Result<Binding, NotReady> {
+        let info = self.catalog.get(&spec.tool, Some(&binding.version)).await;
+        if info.map_err(|error| error.not_ready("describe the tool"))?.no_auth {
+            return Ok(binding);
         }
         let explicit = spec.connected_account_id.as_deref();
-        let account = self.accounts.resolve_since(&spec.owner, &frozen.toolkit, explicit, since).await;
-        account.map(|id| Frozen { account: Some(id), ..frozen }).map_err(|error| error.setback())
+        let account = self.accounts.resolve_since(&spec.owner, &binding.toolkit, explicit, since).await;
+        account.map(|id| Binding { account: Some(id), ..binding }).map_err(|error| error.not_ready())
     }
 
     /// To be asked right before the call, because since the decision calls with the same account may
@@ -173,29 +173,29 @@ impl Resolver {
     ///
     /// # Errors
     /// The job has to wait for another account, or for what the one who tries again learns.
-    pub fn admit_account(&self, spec: &JobSpec, frozen: &Frozen) -> Result<(), Setback> {
-        match &frozen.account {
+    pub fn admit_account(&self, spec: &JobSpec, binding: &Binding) -> Result<(), NotReady> {
+        match &binding.account {
             Some(account) => {
-                self.accounts.admit(&spec.owner, &frozen.toolkit, account).map_err(|error| error.setback())
+                self.accounts.admit(&spec.owner, &binding.toolkit, account).map_err(|error| error.not_ready())
             }
             None => Ok(()),
         }
     }
 
     /// To be told after a call that was refused because of its account.
-    pub fn account_refused(&self, spec: &JobSpec, frozen: &Frozen) {
-        if let Some(account) = &frozen.account {
+    pub fn account_refused(&self, spec: &JobSpec, binding: &Binding) {
+        if let Some(account) = &binding.account {
             self.accounts.refused(&spec.owner, account);
         }
-        self.accounts.forget(&spec.owner, &frozen.toolkit);
+        self.accounts.forget(&spec.owner, &binding.toolkit);
         if let Some(id) = &spec.connected_account_id {
             self.accounts.forget_account(id);
         }
     }
 
     /// To be told after a call in which the tool ran.
-    pub fn account_accepted(&self, spec: &JobSpec, frozen: &Frozen) {
-        if let Some(account) = &frozen.account {
+    pub fn account_accepted(&self, spec: &JobSpec, binding: &Binding) {
+        if let Some(account) = &binding.account {
             self.accounts.accepted(&spec.owner, account);
         }
     }
@@ -229,7 +229,7 @@ impl Resolver {
     }
 }
 
-fn frozen(resolved: Resolved, account: Option<String>) -> Frozen {
+fn binding(resolved: Resolved, account: Option<String>) -> Binding {
     let Resolved { toolkit, version, pinned_by, effect, .. } = resolved;
-    Frozen { toolkit, version, pinned_by, account, effect }
+    Binding { toolkit, version, pinned_by, account, effect }
 }

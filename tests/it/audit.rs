@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::{
-    stage::{PATIENCE, Stage},
+    harness::{Harness, PATIENCE},
     support::{http, wait::until},
 };
 
@@ -23,8 +23,8 @@ fn read(id: &str, user: &str) -> Value {
 }
 
 /// Runs `errand audit` with these flags, and returns its exit code and its answer.
-fn audit(stage: &Stage, flags: &[&str]) -> (i32, Value) {
-    let output = stage.errand(&[&["audit", "--json"][..], flags].concat());
+fn audit(harness: &Harness, flags: &[&str]) -> (i32, Value) {
+    let output = harness.errand(&[&["audit", "--json"][..], flags].concat());
     let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     let answer = serde_json::from_str(&out).unwrap_or_else(|error| panic!("{error}: {out}{err}"));
     (output.status.code().unwrap(), answer)
@@ -36,14 +36,14 @@ fn found<'a>(answer: &'a Value, kind: &str) -> &'a Value {
     findings.iter().find(|finding| finding["kind"] == kind).unwrap_or(&Value::Null)
 }
 
-async fn execute(stage: &Stage, sql: &str) {
+async fn execute(harness: &Harness, sql: &str) {
     use sqlx::Executor as _;
-    stage.database.connect().await.execute(sqlx::AssertSqlSafe(sql.to_owned())).await.unwrap();
+    harness.database.connect().await.execute(sqlx::AssertSqlSafe(sql.to_owned())).await.unwrap();
 }
 
 /// Makes the call of an attempt again, as somebody would who had its request ID.
-async fn call(stage: &Stage, job: &str, request_id: &str, user: &str) {
-    let url = format!("{}/api/v3.1/tools/execute/GMAIL_SEND_EMAIL", stage.sandbox.base_url());
+async fn call(harness: &Harness, job: &str, request_id: &str, user: &str) {
+    let url = format!("{}/api/v3.1/tools/execute/GMAIL_SEND_EMAIL", harness.sandbox.base_url());
     let body = json!({"user_id": user, "version": "20251112_00",
                       "arguments": {"recipient_email": "a@example.com", "subject": "s", "body": "b"}});
     let request = http::client().post(url).json(&body).header("x-api-key", "ak_test_good");
@@ -59,14 +59,14 @@ async fn a_store_that_was_busy_and_lost_a_worker_has_no_finding() {
         [[fault]]\nkind = \"reset\"\ntool = \"GMAIL_SEND_EMAIL\"\nafter_effect = true\nrate = 0.1
         [[fault]]\nkind = \"status\"\nstatus = 503\ntool = \"GITHUB_GET_REPO\"\nrate = 0.2
         [[fault]]\nkind = \"provider_failure\"\nprovider_status = 400\ntool = \"LINEAR_UPDATE_ISSUE\"\nrate = 0.2\n";
-    let stage = Stage::new("busy", faults).await;
+    let harness = Harness::new("busy", faults).await;
     let quick = [
         ("ERRAND__WORKER__LEASE_SECS", "5"),
         ("ERRAND__WORKER__HEARTBEAT_SECS", "1"),
         ("ERRAND__RESCUE__POLL_SECS", "1"),
         ("ERRAND__AUDIT__EVERY_SECS", "1"),
     ];
-    let mut doomed = stage.worker(&quick).await;
+    let mut doomed = harness.worker(&quick).await;
     let jobs: Vec<Value> = (0..400)
         .map(|n| match n % 4 {
             0 => send(&id(), &format!("user-{}", n % 20 + 1)),
@@ -76,20 +76,20 @@ async fn a_store_that_was_busy_and_lost_a_worker_has_no_finding() {
             _ => read(&id(), &format!("user-{}", n % 20 + 1)),
         })
         .collect();
-    stage.publish(&jobs).await;
+    harness.publish(&jobs).await;
     until("some calls are made", PATIENCE, async || {
-        (stage.sandbox.ledger_summary().calls > 100).then_some(())
+        (harness.sandbox.ledger_summary().calls > 100).then_some(())
     })
     .await;
     doomed.kill9();
-    let worker = stage.worker(&quick).await;
-    stage.settled(400).await;
+    let worker = harness.worker(&quick).await;
+    harness.settled(400).await;
 
-    let ledger = stage.sandbox.base_url();
-    let (code, answer) = audit(&stage, &["--ledger", &ledger]);
+    let ledger = harness.sandbox.base_url();
+    let (code, answer) = audit(&harness, &["--ledger", &ledger]);
     assert_eq!((code, &answer["clean"], &answer["jobs"]), (0, &json!(true), &json!(400)), "{answer}");
     assert_eq!(answer["findings"], json!([]));
-    let effects = stage.sandbox.ledger_summary().effects;
+    let effects = harness.sandbox.ledger_summary().effects;
     assert_eq!(answer["ledger"], json!({"effects": effects, "without_job": 0, "complete": true}));
     for queue in answer["queues"].as_array().unwrap() {
         assert_eq!(queue["difference"], 0, "{queue}");
@@ -102,31 +102,32 @@ async fn a_store_that_was_busy_and_lost_a_worker_has_no_finding() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_running_job_that_the_rescue_cannot_see_is_brought_back_by_a_worker() {
-    let stage = Stage::new("orphan", "[[fault]]\nkind = \"hang\"\nafter_effect = false\nfirst = 1\n").await;
-    let mut doomed = stage.worker(&[]).await;
+    let harness =
+        Harness::new("orphan", "[[fault]]\nkind = \"hang\"\nafter_effect = false\nfirst = 1\n").await;
+    let mut doomed = harness.worker(&[]).await;
     let one = id();
-    stage.publish(&[read(&one, "user-1")]).await;
-    until("the call is made", PATIENCE, async || (stage.sandbox.ledger_summary().calls > 0).then_some(()))
+    harness.publish(&[read(&one, "user-1")]).await;
+    until("the call is made", PATIENCE, async || (harness.sandbox.ledger_summary().calls > 0).then_some(()))
         .await;
     doomed.kill9();
     // As after a restore, or a hand that was too thorough.
     execute(
-        &stage,
+        &harness,
         "delete from claims; update workers set beat_at = beat_at - interval '1 hour';
         update jobs set started_at = started_at - interval '1 hour'",
     )
     .await;
 
-    let (code, answer) = audit(&stage, &[]);
+    let (code, answer) = audit(&harness, &[]);
     assert_eq!((code, &answer["clean"]), (1, &json!(false)));
     let finding = found(&answer, "running_without_worker");
     assert_eq!((&finding["found"], &finding["repaired"]), (&json!(1), &json!(0)));
     assert_eq!(finding["jobs"], json!([one]));
-    assert_eq!(stage.text("select count(*)::text from claims").await.unwrap(), "0", "it only looked");
+    assert_eq!(harness.text("select count(*)::text from claims").await.unwrap(), "0", "it only looked");
 
     let worker =
-        stage.worker(&[("ERRAND__AUDIT__EVERY_SECS", "1"), ("ERRAND__RESCUE__POLL_SECS", "1")]).await;
-    stage.job_in(&one, &["succeeded"]).await;
+        harness.worker(&[("ERRAND__AUDIT__EVERY_SECS", "1"), ("ERRAND__RESCUE__POLL_SECS", "1")]).await;
+    harness.job_in(&one, &["succeeded"]).await;
     worker.logged("kind=\"running_without_worker\" found=1 repaired=1").await;
     assert!(worker.log().contains(&one));
     until("the audit shows that all is well", PATIENCE, async || {
@@ -142,20 +143,20 @@ async fn a_running_job_that_the_rescue_cannot_see_is_brought_back_by_a_worker() 
         .then_some(())
     })
     .await;
-    let (code, answer) = audit(&stage, &[]);
+    let (code, answer) = audit(&harness, &[]);
     assert_eq!((code, &answer["findings"]), (0, &json!([])), "{answer}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_that_may_not_repair_only_reports() {
-    let stage = Stage::new("norepair", "").await;
+    let harness = Harness::new("norepair", "").await;
     let settings = [("ERRAND__AUDIT__EVERY_SECS", "1"), ("ERRAND__AUDIT__REPAIR", "false")];
-    let worker = stage.worker(&settings).await;
+    let worker = harness.worker(&settings).await;
     let one = id();
-    stage.publish(&[read(&one, "user-1")]).await;
-    stage.job_in(&one, &["succeeded"]).await;
+    harness.publish(&[read(&one, "user-1")]).await;
+    harness.job_in(&one, &["succeeded"]).await;
     execute(
-        &stage,
+        &harness,
         "alter table jobs drop constraint jobs_succeeded_has_result; update jobs set result = null",
     )
     .await;
@@ -168,15 +169,15 @@ async fn a_worker_that_may_not_repair_only_reports() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn of_two_workers_the_elder_audits_and_the_younger_takes_over() {
-    let stage = Stage::new("elder", "").await;
+    let harness = Harness::new("elder", "").await;
     let quick = [
         ("ERRAND__WORKER__LEASE_SECS", "5"),
         ("ERRAND__WORKER__HEARTBEAT_SECS", "1"),
         ("ERRAND__AUDIT__EVERY_SECS", "1"),
     ];
-    let mut elder = stage.worker(&quick).await;
+    let mut elder = harness.worker(&quick).await;
     elder.logged("audited the store").await;
-    let younger = stage.worker(&quick).await;
+    let younger = harness.worker(&quick).await;
     let audits = |log: String| log.matches("audited the store").count();
     let before = audits(elder.log());
     until("the elder goes on", PATIENCE, async || (audits(elder.log()) > before + 3).then_some(())).await;
@@ -187,19 +188,19 @@ async fn of_two_workers_the_elder_audits_and_the_younger_takes_over() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn jobs_whose_messages_are_lost_are_published_again_on_demand() {
-    let stage = Stage::new("message", "").await;
+    let harness = Harness::new("message", "").await;
     // A worker of another lane makes schema and queues.
-    let mut other = stage.worker(&[("ERRAND__WORKER__QUEUES", "bulk")]).await;
+    let mut other = harness.worker(&[("ERRAND__WORKER__QUEUES", "bulk")]).await;
     let one = id();
     let args = r#"{"owner":"o","repo":"r"}"#;
     let enqueued =
-        stage.errand(&["enqueue", "GITHUB_GET_REPO", "--id", &one, "--user-id", "user-1", "--args", args]);
+        harness.errand(&["enqueue", "GITHUB_GET_REPO", "--id", &one, "--user-id", "user-1", "--args", args]);
     assert!(enqueued.status.success(), "{}", String::from_utf8_lossy(&enqueued.stderr));
     other.stop().await;
     // Published so often that the next time is far away.
-    execute(&stage, "update jobs set published = 9, due_at = now() + interval '1 hour'").await;
+    execute(&harness, "update jobs set published = 9, due_at = now() + interval '1 hour'").await;
 
-    let (code, answer) = audit(&stage, &["--repair"]);
+    let (code, answer) = audit(&harness, &["--repair"]);
     assert_eq!((code, &answer["findings"]), (0, &json!([])), "its message still waits: {answer}");
     let lane =
         &answer["queues"].as_array().unwrap().iter().find(|queue| queue["queue"] == "default").unwrap();
@@ -208,44 +209,44 @@ async fn jobs_whose_messages_are_lost_are_published_again_on_demand() {
         (&json!(1), &json!(1), &json!(0))
     );
 
-    let connection = stage.vhost.connect().await;
+    let connection = harness.vhost.connect().await;
     let channel = connection.create_channel().await.unwrap();
     channel.queue_purge("errand.default".into(), lapin::options::QueuePurgeOptions::default()).await.unwrap();
-    let (code, answer) = audit(&stage, &[]);
+    let (code, answer) = audit(&harness, &[]);
     assert_eq!((code, &found(&answer, "not_claimed")["found"]), (1, &json!(1)), "{answer}");
-    let (code, answer) = audit(&stage, &["--repair"]);
+    let (code, answer) = audit(&harness, &["--repair"]);
     let finding = found(&answer, "not_claimed");
     assert_eq!((code, &answer["clean"]), (0, &json!(true)), "all of it is repaired");
     assert_eq!((&finding["found"], &finding["repaired"]), (&json!(1), &json!(1)));
 
-    let _worker = stage.worker(&[]).await;
-    stage.job_in(&one, &["succeeded"]).await;
-    let (code, _) = audit(&stage, &[]);
+    let _worker = harness.worker(&[]).await;
+    harness.job_in(&one, &["succeeded"]).await;
+    let (code, _) = audit(&harness, &[]);
     assert_eq!(code, 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_ledger_tells_what_errand_does_not_know() {
-    let stage = Stage::new("ledger", "").await;
-    let _worker = stage.worker(&[]).await;
-    let ledger = stage.sandbox.base_url();
+    let harness = Harness::new("ledger", "").await;
+    let _worker = harness.worker(&[]).await;
+    let ledger = harness.sandbox.base_url();
     let (twice, strange, believed, fine) = (id(), id(), id(), id());
     let jobs: Vec<Value> = [&twice, &strange, &believed, &fine].iter().map(|id| send(id, "user-1")).collect();
-    stage.publish(&jobs).await;
+    harness.publish(&jobs).await;
     for job in [&twice, &strange, &fine] {
-        stage.job_in(job, &["succeeded"]).await;
+        harness.job_in(job, &["succeeded"]).await;
     }
-    stage.job_in(&believed, &["succeeded"]).await;
-    let (code, answer) = audit(&stage, &["--ledger", &ledger]);
+    harness.job_in(&believed, &["succeeded"]).await;
+    let (code, answer) = audit(&harness, &["--ledger", &ledger]);
     assert_eq!((code, &answer["findings"]), (0, &json!([])), "{answer}");
 
-    let request_id = |job: &str| stage.show(job)["attempts"][0]["request_id"].as_str().unwrap().to_owned();
+    let request_id = |job: &str| harness.show(job)["attempts"][0]["request_id"].as_str().unwrap().to_owned();
     // The same attempt twice, an attempt that nobody made, and a job that nobody knows.
-    call(&stage, &twice, &request_id(&twice), "user-1").await;
-    call(&stage, &strange, &id(), "user-1").await;
+    call(&harness, &twice, &request_id(&twice), "user-1").await;
+    call(&harness, &strange, &id(), "user-1").await;
     let unknown = id();
-    call(&stage, &unknown, &id(), "user-1").await;
-    let (code, answer) = audit(&stage, &["--ledger", &format!("{ledger}/"), "--limit", "10"]);
+    call(&harness, &unknown, &id(), "user-1").await;
+    let (code, answer) = audit(&harness, &["--ledger", &format!("{ledger}/"), "--limit", "10"]);
     assert_eq!(code, 1);
     let jobs = |kind: &str| {
         let mut jobs: Vec<String> = serde_json::from_value(found(&answer, kind)["jobs"].clone()).unwrap();
@@ -262,17 +263,17 @@ async fn the_ledger_tells_what_errand_does_not_know() {
     assert_eq!(answer["ledger"]["effects"], 7);
 
     // An effect in an attempt of which errand says that nothing ran, and successes that had none.
-    execute(&stage, &format!("update jobs set state = 'failed', http_status = null, result = null,
+    execute(&harness, &format!("update jobs set state = 'failed', http_status = null, result = null,
             error_kind = 'refused', error_message = 'm' where id = '{fine}';
         insert into attempts (job_id, number, request_id, outcome, started_at, finished_at, reported_by, ended_as,
             late, charged)
         select id, 1, request_id, 'refused', started_at, finished_at, 'holder', 'failed', false, true
         from jobs where id = '{fine}'")).await;
-    let (_, answer) = audit(&stage, &["--ledger", &ledger, "--limit", "10"]);
+    let (_, answer) = audit(&harness, &["--ledger", &ledger, "--limit", "10"]);
     assert!(found(&answer, "effect_without_record")["jobs"].to_string().contains(&fine), "{answer}");
-    stage.sandbox.clear_ledger();
-    call(&stage, &twice, &request_id(&twice), "user-1").await;
-    let (_, answer) = audit(&stage, &["--ledger", &ledger, "--limit", "1"]);
+    harness.sandbox.clear_ledger();
+    call(&harness, &twice, &request_id(&twice), "user-1").await;
+    let (_, answer) = audit(&harness, &["--ledger", &ledger, "--limit", "1"]);
     let missing = found(&answer, "success_without_effect");
     assert_eq!((&missing["found"], missing["jobs"].as_array().unwrap().len()), (&json!(2), 1), "{answer}");
     assert_eq!(answer["findings"].as_array().unwrap().len(), 1);

@@ -4,7 +4,7 @@ use std::process::Output;
 
 use serde_json::Value;
 
-use crate::stage::run;
+use crate::harness::run;
 
 /// Runs `errand chaos` and returns its report, which must be clean.
 fn chaos(args: &[&str]) -> Value {

@@ -705,7 +705,7 @@ fn hold(store: &SharedStore, tool: &str) -> String {
     let id = spec.id.to_string();
     let error = JobError::new(ErrorKind::NeedsConnection, "connect it\n\u{1b}[31m first");
     let verdict = Verdict::Hold(HeldReason::Connection, error);
-    let claim = Claim { spec, request_id: RequestId::new(), frozen: None, verdict, known: false };
+    let claim = Claim { spec, request_id: RequestId::new(), binding: None, verdict, from_store: false };
     let worker = WorkerId::new();
     block_on(async {
         store.beat(worker, "test").await.unwrap();

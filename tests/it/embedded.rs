@@ -5,7 +5,7 @@ use std::path::Path;
 use serde_json::Value;
 
 use crate::{
-    stage::{PATIENCE, Process, run},
+    harness::{PATIENCE, Process, run},
     support::{machine, wait::until},
 };
 

@@ -8,7 +8,7 @@ use lapin::{BasicProperties, types::FieldTable};
 use serde_json::{Value, json};
 
 use crate::{
-    stage::{PATIENCE, Stage, python, sandbox},
+    harness::{Harness, PATIENCE, python, sandbox},
     support::{Proxy, RabbitMq, http, machine, postgres, rabbitmq, wait::until},
 };
 
@@ -29,10 +29,10 @@ fn send(id: &str, user: &str) -> Value {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn jobs_of_a_foreign_client_end_with_result_log_id_version_and_account() {
-    let stage = Stage::new("foreign", "").await;
-    let _worker = stage.worker(&[]).await;
+    let harness = Harness::new("foreign", "").await;
+    let _worker = harness.worker(&[]).await;
     let jobs: Vec<Value> = (0..20).map(|_| read(&id())).collect();
-    let asked = json!({"url": stage.vhost.amqp_url, "jobs": jobs, "replies": true});
+    let asked = json!({"url": harness.vhost.amqp_url, "jobs": jobs, "replies": true});
     let replies = python("foreign_client.py", asked).await;
     let replies = replies.as_array().unwrap();
 
@@ -44,7 +44,7 @@ async fn jobs_of_a_foreign_client_end_with_result_log_id_version_and_account() {
         assert_eq!(job["result"]["full_name"], "o/r");
     }
     for job in &jobs {
-        let shown = stage.show(job["id"].as_str().unwrap());
+        let shown = harness.show(job["id"].as_str().unwrap());
         assert_eq!(shown["state"], "succeeded");
         assert_eq!(shown["version"], "20251027_00");
         assert_eq!(shown["pinned_by"], "env");
@@ -58,47 +58,47 @@ async fn jobs_of_a_foreign_client_end_with_result_log_id_version_and_account() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_job_that_is_published_three_times_runs_once() {
-    let stage = Stage::new("thrice", "").await;
-    let worker = stage.worker(&[]).await;
+    let harness = Harness::new("thrice", "").await;
+    let worker = harness.worker(&[]).await;
     let jobs: Vec<Value> = (0..30).map(|_| send(&id(), "user-1")).collect();
     for _ in 0..3 {
-        stage.publish(&jobs).await;
+        harness.publish(&jobs).await;
     }
-    stage.settled(30).await;
+    harness.settled(30).await;
     until("all deliveries are taken", PATIENCE, async || {
         let metrics = worker.metrics().await;
         metrics.contains("errand_duplicate_deliveries_total{queue=\"default\"} 60").then_some(())
     })
     .await;
-    let ledger = stage.sandbox.ledger_summary();
+    let ledger = harness.sandbox.ledger_summary();
     assert_eq!((ledger.effects_once, ledger.jobs_repeated_once), (30, 0));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_same_id_with_another_owner_or_body_is_rejected_and_changes_nothing() {
-    let stage = Stage::new("conflict", "").await;
-    let _worker = stage.worker(&[]).await;
+    let harness = Harness::new("conflict", "").await;
+    let _worker = harness.worker(&[]).await;
     let one = id();
-    stage.publish(&[read(&one)]).await;
-    let before = stage.job_in(&one, &["succeeded"]).await;
+    harness.publish(&[read(&one)]).await;
+    let before = harness.job_in(&one, &["succeeded"]).await;
     let mut other_owner = read(&one);
     other_owner["user_id"] = json!("u-bob");
     let mut other_body = read(&one);
     other_body["arguments"]["repo"] = json!("else");
-    stage.publish(&[other_owner, other_body]).await;
+    harness.publish(&[other_owner, other_body]).await;
     until("two rejected messages", PATIENCE, async || {
-        (stage.text("select count(*)::text from rejected").await? == "2").then_some(())
+        (harness.text("select count(*)::text from rejected").await? == "2").then_some(())
     })
     .await;
-    assert_eq!(stage.show(&one), before);
-    let listed = String::from_utf8(stage.errand(&["rejected", "list"]).stdout).unwrap();
+    assert_eq!(harness.show(&one), before);
+    let listed = String::from_utf8(harness.errand(&["rejected", "list"]).stdout).unwrap();
     assert!(listed.contains("owner_conflict") && listed.contains("body_conflict"), "{listed}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_not_a_job_is_kept_whole_and_can_be_requeued() {
-    let stage = Stage::new("rejected", "").await;
-    let _worker = stage.worker(&[]).await;
+    let harness = Harness::new("rejected", "").await;
+    let _worker = harness.worker(&[]).await;
     let headers = FieldTable::default();
     let nameless =
         json!({"user_id": "u-alice", "tool": "HACKERNEWS_GET_USER", "arguments": {"username": "pg"}});
@@ -108,9 +108,9 @@ async fn what_is_not_a_job_is_kept_whole_and_can_be_requeued() {
         br#"{"tool":"T","id":"0190b0a0-0000-7000-8000-000000000002"}"#.to_vec(),
         serde_json::to_vec(&nameless).unwrap(),
     ];
-    stage.publish_raw(&bodies, BasicProperties::default().with_headers(headers)).await;
+    harness.publish_raw(&bodies, BasicProperties::default().with_headers(headers)).await;
     let listed = until("four rejected messages", PATIENCE, async || {
-        let output = stage.errand(&["rejected", "list", "--json"]);
+        let output = harness.errand(&["rejected", "list", "--json"]);
         let rows: Vec<Value> = String::from_utf8(output.stdout)
             .ok()?
             .lines()
@@ -123,25 +123,25 @@ async fn what_is_not_a_job_is_kept_whole_and_can_be_requeued() {
     assert_eq!(reasons, BTreeSet::from(["bad_owner", "malformed", "no_id"]));
 
     let broken = listed.iter().find(|row| row["size"] == bodies[0].len()).unwrap()["id"].as_str().unwrap();
-    let output = stage.errand(&["rejected", "show", broken, "--body"]);
+    let output = harness.errand(&["rejected", "show", broken, "--body"]);
     assert!(
         output.stdout.windows(bodies[0].len()).any(|part| part == bodies[0]),
         "the body is kept byte for byte"
     );
-    assert!(!stage.errand(&["rejected", "requeue", broken]).status.success(), "it is still not a job");
+    assert!(!harness.errand(&["rejected", "requeue", broken]).status.success(), "it is still not a job");
 
     let nameless = listed.iter().find(|row| row["reason"] == "no_id").unwrap()["id"].as_str().unwrap();
-    assert!(stage.errand(&["rejected", "requeue", nameless]).status.success());
-    stage.settled(1).await;
-    assert_eq!(stage.text("select state from jobs").await.as_deref(), Some("succeeded"));
-    assert_eq!(stage.sandbox.ledger_summary().effects, 1);
+    assert!(harness.errand(&["rejected", "requeue", nameless]).status.success());
+    harness.settled(1).await;
+    assert_eq!(harness.text("select state from jobs").await.as_deref(), Some("succeeded"));
+    assert_eq!(harness.sandbox.ledger_summary().effects, 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn jobs_that_may_not_run_fail_with_an_error_that_says_what_to_change() {
-    let stage = Stage::new("refused", "").await;
+    let harness = Harness::new("refused", "").await;
     let worker_rules = [("ERRAND__TOOLKITS__SLACK__OWNED_BY", "org")];
-    let _worker = stage.worker(&worker_rules).await;
+    let _worker = harness.worker(&worker_rules).await;
     let with = |field: &str, value: Value| {
         let mut job = read(&id());
         job[field] = value;
@@ -164,15 +164,15 @@ async fn jobs_that_may_not_run_fail_with_an_error_that_says_what_to_change() {
         (with("user_id", json!("u-exp")), "held", "needs_reconnection", "u-exp"),
     ];
     let jobs: Vec<Value> = cases.iter().map(|(job, ..)| job.clone()).collect();
-    stage.publish(&jobs).await;
-    stage.settled(cases.len() as u64).await;
+    harness.publish(&jobs).await;
+    harness.settled(cases.len() as u64).await;
     for (job, state, kind, hint) in &cases {
-        let shown = stage.show(job["id"].as_str().unwrap());
+        let shown = harness.show(job["id"].as_str().unwrap());
         assert_eq!((&shown["state"], &shown["error"]["kind"]), (&json!(state), &json!(kind)), "{job}");
         let message = shown["error"]["message"].as_str().unwrap();
         assert!(message.contains(hint), "{kind}: {message}");
     }
-    assert_eq!(stage.sandbox.ledger_summary().effects, 0, "none of them reached a tool");
+    assert_eq!(harness.sandbox.ledger_summary().effects, 0, "none of them reached a tool");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -190,17 +190,17 @@ async fn what_fails_for_a_moment_is_retried_and_throttling_spends_no_attempt() {
         retry_after = "0.1"
         first = 3
     "#;
-    let stage = Stage::new("retry", faults).await;
-    let _worker = stage.worker(&[]).await;
+    let harness = Harness::new("retry", faults).await;
+    let _worker = harness.worker(&[]).await;
     let (flaky, throttled, hopeless) = (id(), id(), id());
     let update = |id: &str| json!({"id": id, "user_id": "user-1", "tool": "LINEAR_UPDATE_ISSUE", "arguments": {"issue_id": "1"}});
     let mut once = read(&throttled);
     once["max_attempts"] = json!(1);
     let mut twice = update(&hopeless);
     twice["max_attempts"] = json!(2);
-    stage.publish(&[update(&flaky), once, twice]).await;
+    harness.publish(&[update(&flaky), once, twice]).await;
 
-    let flaky = stage.job_in(&flaky, &["succeeded"]).await;
+    let flaky = harness.job_in(&flaky, &["succeeded"]).await;
     let outcomes: Vec<&str> =
         flaky["attempts"].as_array().unwrap().iter().filter_map(|a| a["outcome"].as_str()).collect();
     assert_eq!(outcomes, ["tool_failed", "tool_failed", "succeeded"]);
@@ -208,14 +208,14 @@ async fn what_fails_for_a_moment_is_retried_and_throttling_spends_no_attempt() {
         flaky["attempts"].as_array().unwrap().iter().filter_map(|a| a["request_id"].as_str()).collect();
     assert_eq!(ids.len(), 3, "each attempt has a request ID of its own");
 
-    let throttled = stage.job_in(&throttled, &["succeeded", "failed"]).await;
+    let throttled = harness.job_in(&throttled, &["succeeded", "failed"]).await;
     assert_eq!(
         throttled["state"], "succeeded",
         "a budget of one attempt survives three refusals: {throttled}"
     );
     assert_eq!(throttled["attempts"].as_array().unwrap().len(), 4);
 
-    let hopeless = stage.job_in(&hopeless, &["succeeded", "failed"]).await;
+    let hopeless = harness.job_in(&hopeless, &["succeeded", "failed"]).await;
     assert_eq!((&hopeless["state"], &hopeless["error"]["kind"]), (&json!("failed"), &json!("tool_failed")));
 }
 
@@ -237,10 +237,10 @@ async fn an_unknown_outcome_of_a_call_that_counts_is_held_until_the_operator_dec
         tool = "LINEAR_CREATE_ISSUE"
         after_effect = true
     "#;
-    let stage = Stage::new("unknown", faults).await;
-    let _worker = stage.worker(&[]).await;
+    let harness = Harness::new("unknown", faults).await;
+    let _worker = harness.worker(&[]).await;
     let (reset, status, hang) = (id(), id(), id());
-    stage
+    harness
         .publish(&[
             send(&reset, "user-1"),
             json!({"id": status, "org_id": "org-1", "tool": "SLACK_SEND_MESSAGE", "arguments": {"channel": "c", "text": "t"}}),
@@ -249,70 +249,70 @@ async fn an_unknown_outcome_of_a_call_that_counts_is_held_until_the_operator_dec
         ])
         .await;
     for job in [&reset, &status, &hang] {
-        let shown = stage.job_in(job, &["held"]).await;
+        let shown = harness.job_in(job, &["held"]).await;
         assert_eq!(shown["held_reason"], "unknown_outcome");
         assert_eq!(shown["attempts"][0]["outcome"], "unknown");
         assert!(shown["attempts"][0]["request_id"].is_string());
     }
     let release =
-        |job: &str, how: &str| assert!(stage.errand(&["jobs", "release", job, how]).status.success());
+        |job: &str, how: &str| assert!(harness.errand(&["jobs", "release", job, how]).status.success());
     release(&status, "--failed");
     release(&hang, "--succeeded");
-    assert_eq!(stage.show(&status)["error"]["kind"], "marked_failed");
-    assert_eq!(stage.show(&hang)["state"], "succeeded");
-    assert_eq!(stage.sandbox.job_effects(&reset), 1, "nothing was repeated without being asked to");
+    assert_eq!(harness.show(&status)["error"]["kind"], "marked_failed");
+    assert_eq!(harness.show(&hang)["state"], "succeeded");
+    assert_eq!(harness.sandbox.job_effects(&reset), 1, "nothing was repeated without being asked to");
     release(&reset, "--retry");
-    let again = stage.job_in(&reset, &["succeeded"]).await;
+    let again = harness.job_in(&reset, &["succeeded"]).await;
     assert_eq!(again["attempts"].as_array().unwrap().len(), 2);
-    assert_eq!(stage.sandbox.job_effects(&reset), 2, "the operator asked for the second one");
+    assert_eq!(harness.sandbox.job_effects(&reset), 2, "the operator asked for the second one");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_killed_in_mid_flight_loses_nothing_and_repeats_nothing_that_counts() {
     let faults = "[[fault]]\nkind = \"latency\"\nmin_ms = 20\nmax_ms = 120\n";
-    let stage = Stage::new("sigkill", faults).await;
+    let harness = Harness::new("sigkill", faults).await;
     let short_lease = [
         ("ERRAND__WORKER__LEASE_SECS", "5"),
         ("ERRAND__WORKER__HEARTBEAT_SECS", "1"),
         ("ERRAND__RESCUE__POLL_SECS", "1"),
     ];
-    let mut first = stage.worker(&short_lease).await;
+    let mut first = harness.worker(&short_lease).await;
     let jobs: Vec<Value> = (0..400)
         .map(|n| if n % 2 == 0 { send(&id(), &format!("user-{}", n % 20 + 1)) } else { read(&id()) })
         .collect();
-    stage.publish(&jobs).await;
+    harness.publish(&jobs).await;
     until("the worker is in the middle of it", PATIENCE, async || {
-        let done = stage.text("select count(*)::text from jobs where state = 'succeeded'").await?;
+        let done = harness.text("select count(*)::text from jobs where state = 'succeeded'").await?;
         (done.parse::<u32>().ok()? > 20).then_some(())
     })
     .await;
     first.kill9();
-    let running = stage.text("select count(*)::text from jobs where state = 'running'").await.unwrap();
+    let running = harness.text("select count(*)::text from jobs where state = 'running'").await.unwrap();
     assert_ne!(running, "0", "the kill met calls in flight");
 
-    let _second = stage.worker(&short_lease).await;
-    let counts = stage.settled(400).await;
+    let _second = harness.worker(&short_lease).await;
+    let counts = harness.settled(400).await;
     let total: u64 = counts.iter().map(|(_, n)| n).sum();
     assert_eq!(total, 400, "{counts:?}");
-    let ledger = stage.sandbox.ledger_summary();
+    let ledger = harness.sandbox.ledger_summary();
     assert_eq!(ledger.jobs_repeated_once, 0, "{ledger:?}");
     let unexplained = "select count(*)::text from jobs where state not in ('succeeded') \
                        and not (state = 'held' and held_reason = 'unknown_outcome' and effect_known)";
     let unexplained = unexplained.replace("effect_known", "frozen_effect = 'once'");
-    assert_eq!(stage.text(&unexplained).await.as_deref(), Some("0"), "{counts:?}");
+    assert_eq!(harness.text(&unexplained).await.as_deref(), Some("0"), "{counts:?}");
     let lost =
-        stage.text("select count(*)::text from attempts where outcome in ('lost', 'interrupted')").await;
+        harness.text("select count(*)::text from attempts where outcome in ('lost', 'interrupted')").await;
     assert_ne!(lost.as_deref(), Some("0"), "rescued jobs have the lost attempt on record");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn two_workers_share_the_load_and_a_drained_one_leaves_nothing_running() {
     let faults = "[[fault]]\nkind = \"latency\"\nfixed_ms = 150\n";
-    let stage = Stage::new("share", faults).await;
+    let harness = Harness::new("share", faults).await;
     let few = [("ERRAND__QUEUES__DEFAULT__CONCURRENCY", "8")];
-    let (mut one, two) = tokio::join!(stage.worker(&few), stage.worker(&few));
+    let (mut one, two) = tokio::join!(harness.worker(&few), harness.worker(&few));
     let jobs: Vec<Value> = (0..160).map(|_| send(&id(), "user-1")).collect();
-    stage.publish(&jobs).await;
+    harness.publish(&jobs).await;
     for worker in [&one, &two] {
         until("both run jobs", PATIENCE, async || {
             let metrics = worker.metrics().await;
@@ -324,10 +324,10 @@ async fn two_workers_share_the_load_and_a_drained_one_leaves_nothing_running() {
     let status = one.stop().await;
     assert!(status.success(), "{}", one.log());
     assert!(one.log().contains("worker stopped"), "{}", one.log());
-    stage.settled(160).await;
-    let ledger = stage.sandbox.ledger_summary();
+    harness.settled(160).await;
+    let ledger = harness.sandbox.ledger_summary();
     assert_eq!((ledger.effects_once, ledger.jobs_repeated_once), (160, 0));
-    let succeeded = stage.text("select count(*)::text from jobs where state = 'succeeded'").await;
+    let succeeded = harness.text("select count(*)::text from jobs where state = 'succeeded'").await;
     assert_eq!(succeeded.as_deref(), Some("160"), "draining interrupts nothing that fits its time");
     drop(two);
 }
@@ -335,16 +335,16 @@ async fn two_workers_share_the_load_and_a_drained_one_leaves_nothing_running() {
 #[tokio::test(flavor = "multi_thread")]
 async fn readiness_falls_while_a_worker_drains_and_the_call_in_flight_is_recorded() {
     let faults = "[[fault]]\nkind = \"latency\"\nfixed_ms = 1500\n";
-    let stage = Stage::new("drain", faults).await;
-    let mut worker = stage.worker(&[]).await;
+    let harness = Harness::new("drain", faults).await;
+    let mut worker = harness.worker(&[]).await;
     let ready = format!("http://{}/health/ready", worker.address().await);
     let client = http::client();
     until("ready", PATIENCE, async || (client.get(&ready).send().await.ok()?.status() == 200).then_some(()))
         .await;
     let one = id();
-    stage.publish(&[send(&one, "user-1")]).await;
+    harness.publish(&[send(&one, "user-1")]).await;
     until("the call is in flight", PATIENCE, async || {
-        (stage.sandbox.ledger_summary().calls == 1).then_some(())
+        (harness.sandbox.ledger_summary().calls == 1).then_some(())
     })
     .await;
     worker.terminate();
@@ -353,7 +353,7 @@ async fn readiness_falls_while_a_worker_drains_and_the_call_in_flight_is_recorde
     })
     .await;
     assert!(worker.ended().await.success());
-    assert_eq!(stage.show(&one)["state"], "succeeded");
+    assert_eq!(harness.show(&one)["state"], "succeeded");
 }
 
 fn port(url: &str) -> u16 {
@@ -362,13 +362,13 @@ fn port(url: &str) -> u16 {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_waits_for_its_services_with_a_clear_message() {
-    let stage = Stage::new("wait", "").await;
+    let harness = Harness::new("wait", "").await;
     let (database, broker) =
-        tokio::join!(Proxy::start(port(&stage.database.url)), Proxy::start(port(&stage.vhost.amqp_url)),);
+        tokio::join!(Proxy::start(port(&harness.database.url)), Proxy::start(port(&harness.vhost.amqp_url)),);
     database.cut().await;
     broker.cut().await;
-    let (database_url, amqp_url) = (database.url(&stage.database.url), broker.url(&stage.vhost.amqp_url));
-    let mut worker = stage.start_worker(&[("DATABASE_URL", &database_url), ("AMQP_URL", &amqp_url)]);
+    let (database_url, amqp_url) = (database.url(&harness.database.url), broker.url(&harness.vhost.amqp_url));
+    let mut worker = harness.start_worker(&[("DATABASE_URL", &database_url), ("AMQP_URL", &amqp_url)]);
     worker.logged("waiting for PostgreSQL").await;
     database.heal().await;
     worker.logged("waiting for RabbitMQ").await;
@@ -379,18 +379,18 @@ async fn a_worker_waits_for_its_services_with_a_clear_message() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn jobs_for_later_wait_in_the_store_and_can_be_cancelled() {
-    let stage = Stage::new("later", "").await;
-    let _worker = stage.worker(&[]).await;
+    let harness = Harness::new("later", "").await;
+    let _worker = harness.worker(&[]).await;
     let at = |secs: i64| (jiff::Timestamp::now() + jiff::SignedDuration::from_secs(secs)).to_string();
     let (soon, never) = (id(), id());
     let (mut first, mut second) = (read(&soon), read(&never));
     first["run_at"] = json!(at(2));
     second["run_at"] = json!(at(3600));
-    stage.publish(&[first.clone(), second]).await;
-    stage.job_in(&never, &["scheduled"]).await;
-    assert!(stage.errand(&["jobs", "cancel", &never]).status.success());
-    assert_eq!(stage.show(&never)["state"], "cancelled");
-    let shown = stage.job_in(&soon, &["succeeded"]).await;
+    harness.publish(&[first.clone(), second]).await;
+    harness.job_in(&never, &["scheduled"]).await;
+    assert!(harness.errand(&["jobs", "cancel", &never]).status.success());
+    assert_eq!(harness.show(&never)["state"], "cancelled");
+    let shown = harness.job_in(&soon, &["succeeded"]).await;
     let started = shown["attempts"][0]["started_at"].as_str().unwrap().parse::<jiff::Timestamp>().unwrap();
     let run_at = first["run_at"].as_str().unwrap().parse::<jiff::Timestamp>().unwrap();
     assert!(started >= run_at, "{started} is before {run_at}");
@@ -398,9 +398,9 @@ async fn jobs_for_later_wait_in_the_store_and_can_be_cancelled() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pin_set_at_run_time_decides_the_next_jobs_and_is_recorded() {
-    let stage = Stage::new("pins", "").await;
-    let _worker = stage.worker(&[]).await;
-    let set = |args: &[&str]| assert!(stage.errand(args).status.success());
+    let harness = Harness::new("pins", "").await;
+    let _worker = harness.worker(&[]).await;
+    let set = |args: &[&str]| assert!(harness.errand(args).status.success());
     set(&["pins", "set", "github", "20250905_00", "--owner", "user:u-bob"]);
     let job = || {
         let mut job = read(&id());
@@ -409,8 +409,8 @@ async fn a_pin_set_at_run_time_decides_the_next_jobs_and_is_recorded() {
     };
     let shown = until("the pin takes effect", PATIENCE, async || {
         let job = job();
-        stage.publish(std::slice::from_ref(&job)).await;
-        let shown = stage.job_in(job["id"].as_str()?, &["succeeded"]).await;
+        harness.publish(std::slice::from_ref(&job)).await;
+        let shown = harness.job_in(job["id"].as_str()?, &["succeeded"]).await;
         (shown["pinned_by"] == "owner").then_some(shown)
     })
     .await;
@@ -420,36 +420,36 @@ async fn a_pin_set_at_run_time_decides_the_next_jobs_and_is_recorded() {
         job["version"] = json!("20251027_00");
         job
     };
-    stage.publish(std::slice::from_ref(&asked)).await;
-    let shown = stage.job_in(asked["id"].as_str().unwrap(), &["succeeded"]).await;
+    harness.publish(std::slice::from_ref(&asked)).await;
+    let shown = harness.job_in(asked["id"].as_str().unwrap(), &["succeeded"]).await;
     assert_eq!((&shown["version"], &shown["pinned_by"]), (&json!("20251027_00"), &json!("job")));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn results_and_arguments_survive_verbatim() {
-    let stage = Stage::new("verbatim", "").await;
-    let _worker = stage.worker(&[]).await;
+    let harness = Harness::new("verbatim", "").await;
+    let _worker = harness.worker(&[]).await;
     let one = id();
     let body = format!(
         r#"{{"id":"{one}","user_id":"user-1","tool":"NOTION_UPDATE_PAGE","version":"20251118_00","arguments":
            {{"page_id":"p","properties":{{"z":12345678901234567890123,"a":"\u0000 \ud83d\ude00","y":1.10}}}}}}"#
     );
-    stage.publish_raw(&[body.into_bytes()], BasicProperties::default()).await;
-    stage.job_in(&one, &["succeeded"]).await;
-    let stored = stage.text(&format!("select arguments::text from jobs where id = '{one}'")).await.unwrap();
+    harness.publish_raw(&[body.into_bytes()], BasicProperties::default()).await;
+    harness.job_in(&one, &["succeeded"]).await;
+    let stored = harness.text(&format!("select arguments::text from jobs where id = '{one}'")).await.unwrap();
     assert!(stored.contains("12345678901234567890123") && stored.contains(r"\u0000"), "{stored}");
     assert!(stored.find("\"z\"") < stored.find("\"a\""), "the order of keys is kept: {stored}");
-    let shown = String::from_utf8(stage.errand(&["jobs", "show", &one, "--json"]).stdout).unwrap();
+    let shown = String::from_utf8(harness.errand(&["jobs", "show", &one, "--json"]).stdout).unwrap();
     assert!(shown.contains("\"result\":{"), "{shown}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn secrets_never_reach_logs_or_metrics() {
-    let stage = Stage::new("secrets", "").await;
-    let worker = stage.worker(&[("ERRAND__LOG__LEVEL", "debug")]).await;
+    let harness = Harness::new("secrets", "").await;
+    let worker = harness.worker(&[("ERRAND__LOG__LEVEL", "debug")]).await;
     let jobs = [send(&id(), "user-1"), read(&id())];
-    stage.publish(&jobs).await;
-    stage.settled(2).await;
+    harness.publish(&jobs).await;
+    harness.settled(2).await;
     let seen = worker.log() + &worker.metrics().await;
     for secret in ["ak_test_good", "ann@example.com", "guest:guest"] {
         assert!(!seen.contains(secret), "{secret} was shown");
@@ -460,8 +460,8 @@ async fn secrets_never_reach_logs_or_metrics() {
 #[tokio::test(flavor = "multi_thread")]
 async fn every_query_of_the_dashboard_returns_data_of_a_real_worker() {
     let faults = "[[fault]]\nkind = \"provider_failure\"\ntool = \"LINEAR_UPDATE_ISSUE\"\nprovider_status = 503\nfirst = 1\n";
-    let stage = Stage::new("dashboard", faults).await;
-    let worker = stage.worker(&[]).await;
+    let harness = Harness::new("dashboard", faults).await;
+    let worker = harness.worker(&[]).await;
     let address = worker.address().await;
     let publishing = async {
         // Rates need events between two scrapes, so jobs keep coming while the queries are tried.
@@ -469,8 +469,8 @@ async fn every_query_of_the_dashboard_returns_data_of_a_real_worker() {
             let mut nobody = read(&id());
             nobody["user_id"] = json!("u-nobody");
             let update = json!({"id": id(), "user_id": "user-1", "tool": "LINEAR_UPDATE_ISSUE", "arguments": {"issue_id": "1"}});
-            stage.publish(&[read(&id()), update, nobody]).await;
-            stage.publish_raw(&[b"{}".to_vec()], BasicProperties::default()).await;
+            harness.publish(&[read(&id()), update, nobody]).await;
+            harness.publish_raw(&[b"{}".to_vec()], BasicProperties::default()).await;
             tokio::time::sleep(Duration::from_millis(300)).await;
         }
     };
@@ -482,8 +482,8 @@ async fn every_query_of_the_dashboard_returns_data_of_a_real_worker() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_job_that_waited_for_a_connection_runs_with_the_new_one_and_keeps_its_version() {
-    let stage = Stage::new("reconnect", "").await;
-    let _worker = stage.worker(&[("ERRAND__COMPOSIO__ACCOUNT_CACHE_SECS", "1")]).await;
+    let harness = Harness::new("reconnect", "").await;
+    let _worker = harness.worker(&[("ERRAND__COMPOSIO__ACCOUNT_CACHE_SECS", "1")]).await;
     let one = id();
     let mut job = read(&one);
     job["user_id"] = json!("u-bob");
@@ -493,17 +493,17 @@ async fn a_job_that_waited_for_a_connection_runs_with_the_new_one_and_keeps_its_
         job["id"] = json!(id());
         job
     };
-    stage.publish(std::slice::from_ref(&warm)).await;
-    stage.job_in(warm["id"].as_str().unwrap(), &["succeeded"]).await;
-    stage.set_account("ca_bob", false).await;
-    stage.publish(&[job]).await;
-    let held = stage.job_in(&one, &["held"]).await;
+    harness.publish(std::slice::from_ref(&warm)).await;
+    harness.job_in(warm["id"].as_str().unwrap(), &["succeeded"]).await;
+    harness.set_account("ca_bob", false).await;
+    harness.publish(&[job]).await;
+    let held = harness.job_in(&one, &["held"]).await;
     assert_eq!(held["held_reason"], "connection");
 
-    stage.connect("u-bob", "ac_1").await;
-    assert!(stage.errand(&["pins", "set", "github", "20250905_00"]).status.success());
-    assert!(stage.errand(&["jobs", "release", &one, "--retry"]).status.success());
-    let done = stage.job_in(&one, &["succeeded"]).await;
+    harness.connect("u-bob", "ac_1").await;
+    assert!(harness.errand(&["pins", "set", "github", "20250905_00"]).status.success());
+    assert!(harness.errand(&["jobs", "release", &one, "--retry"]).status.success());
+    let done = harness.job_in(&one, &["succeeded"]).await;
     assert_ne!(done["connected_account_id"], "ca_bob");
     if !held["version"].is_null() {
         assert_eq!(done["version"], held["version"], "a pin is decided once");
@@ -512,18 +512,18 @@ async fn a_job_that_waited_for_a_connection_runs_with_the_new_one_and_keeps_its_
 
 #[tokio::test(flavor = "multi_thread")]
 async fn accepted_messages_without_an_id_run_once_and_are_held_when_they_come_again() {
-    let stage = Stage::new("unidentified", "").await;
+    let harness = Harness::new("unidentified", "").await;
     let accepting = [("ERRAND__WORKER__ACCEPT_UNIDENTIFIED", "true")];
-    let mut worker = stage.worker(&accepting).await;
+    let mut worker = harness.worker(&accepting).await;
     let nameless =
         json!({"user_id": "user-1", "tool": "HACKERNEWS_GET_USER", "arguments": {"username": "pg"}});
-    stage.publish(std::slice::from_ref(&nameless)).await;
-    stage.settled(1).await;
+    harness.publish(std::slice::from_ref(&nameless)).await;
+    harness.settled(1).await;
     assert!(worker.stop().await.success());
 
     // Another consumer takes the message and goes away without settling it.
-    stage.publish(&[nameless]).await;
-    let connection = stage.vhost.connect().await;
+    harness.publish(&[nameless]).await;
+    let connection = harness.vhost.connect().await;
     let channel = connection.create_channel().await.unwrap();
     until("the message is there", PATIENCE, async || {
         channel.basic_get("errand.default".into(), lapin::options::BasicGetOptions::default()).await.unwrap()
@@ -531,20 +531,20 @@ async fn accepted_messages_without_an_id_run_once_and_are_held_when_they_come_ag
     .await;
     connection.close(200, "gone".into()).await.unwrap();
 
-    let _worker = stage.worker(&accepting).await;
-    stage.settled(2).await;
+    let _worker = harness.worker(&accepting).await;
+    harness.settled(2).await;
     let reasons =
         "select string_agg(state || coalesce(':' || held_reason, ''), ',' order by state) from jobs";
-    assert_eq!(stage.text(reasons).await.as_deref(), Some("held:unidentified,succeeded"));
-    assert_eq!(stage.sandbox.ledger_summary().effects, 1);
+    assert_eq!(harness.text(reasons).await.as_deref(), Some("held:unidentified,succeeded"));
+    assert_eq!(harness.sandbox.ledger_summary().effects, 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_whose_database_stalls_still_ends_and_leaves_its_job_to_the_rescue() {
     let faults = "[[fault]]\nkind = \"latency\"\nfixed_ms = 300\n";
-    let stage = Stage::new("stall", faults).await;
-    let database = Proxy::start(port(&stage.database.url)).await;
-    let url = database.url(&stage.database.url);
+    let harness = Harness::new("stall", faults).await;
+    let database = Proxy::start(port(&harness.database.url)).await;
+    let url = database.url(&harness.database.url);
     let settings = [
         ("DATABASE_URL", url.as_str()),
         ("ERRAND__WORKER__DRAIN_SECS", "1"),
@@ -553,11 +553,11 @@ async fn a_worker_whose_database_stalls_still_ends_and_leaves_its_job_to_the_res
         ("ERRAND__WORKER__HEARTBEAT_SECS", "1"),
         ("ERRAND__RESCUE__POLL_SECS", "1"),
     ];
-    let mut worker = stage.worker(&settings).await;
+    let mut worker = harness.worker(&settings).await;
     let one = id();
-    stage.publish(&[send(&one, "user-1")]).await;
+    harness.publish(&[send(&one, "user-1")]).await;
     until("the call is in flight", PATIENCE, async || {
-        (stage.sandbox.ledger_summary().calls == 1).then_some(())
+        (harness.sandbox.ledger_summary().calls == 1).then_some(())
     })
     .await;
     database.stall();
@@ -565,19 +565,19 @@ async fn a_worker_whose_database_stalls_still_ends_and_leaves_its_job_to_the_res
     assert!(!status.success(), "something was left behind");
     assert!(worker.log().contains("left behind"), "{}", worker.log());
 
-    let _next = stage.worker(&settings[1..]).await;
-    let held = stage.job_in(&one, &["held"]).await;
+    let _next = harness.worker(&settings[1..]).await;
+    let held = harness.job_in(&one, &["held"]).await;
     assert_eq!(held["held_reason"], "unknown_outcome");
-    assert_eq!(stage.sandbox.job_effects(&one), 1);
+    assert_eq!(harness.sandbox.job_effects(&one), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn e_mail_addresses_as_owners_are_warned_about_once_and_never_shown() {
-    let stage = Stage::new("email", "").await;
-    let worker = stage.worker(&[]).await;
+    let harness = Harness::new("email", "").await;
+    let worker = harness.worker(&[]).await;
     let job = || json!({"id": id(), "user_id": "ann@example.com", "tool": "HACKERNEWS_GET_USER", "arguments": {"username": "pg"}});
-    stage.publish(&[job(), job(), job()]).await;
-    stage.settled(3).await;
+    harness.publish(&[job(), job(), job()]).await;
+    harness.settled(3).await;
     assert_eq!(worker.log().matches("owners.refuse_email").count(), 1, "{}", worker.log());
     assert!(!worker.log().contains("ann@example.com"));
 }
@@ -585,12 +585,12 @@ async fn e_mail_addresses_as_owners_are_warned_about_once_and_never_shown() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_consumes_again_after_its_broker_was_killed_and_restarted() {
     let broker = RabbitMq::start(rabbitmq::Options::default()).await;
-    let stage = Stage {
+    let harness = Harness {
         database: postgres::shared().await.database("broker").await,
         vhost: broker.vhost("broker").await,
         sandbox: sandbox("").await,
     };
-    let worker = stage.worker(&[]).await;
+    let worker = harness.worker(&[]).await;
     let ready = format!("http://{}/health/ready", worker.address().await);
     let client = http::client();
     let answers = async |status: u16| {
@@ -600,14 +600,14 @@ async fn a_worker_consumes_again_after_its_broker_was_killed_and_restarted() {
         .await;
     };
     answers(200).await;
-    stage.publish(&[read(&id())]).await;
-    stage.settled(1).await;
+    harness.publish(&[read(&id())]).await;
+    harness.settled(1).await;
     broker.kill9().await;
     answers(503).await;
     broker.restart().await;
     answers(200).await;
-    stage.publish(&[read(&id())]).await;
-    stage.settled(2).await;
+    harness.publish(&[read(&id())]).await;
+    harness.settled(2).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -624,17 +624,17 @@ async fn a_worker_speaks_tls_with_a_broker_that_its_host_trusts_and_with_no_othe
         file("key"),
     );
     let broker = RabbitMq::start(rabbitmq::Options { conf, ..rabbitmq::Options::default() }).await;
-    let stage = Stage {
+    let harness = Harness {
         database: postgres::shared().await.database("tls").await,
         vhost: broker.vhost("tls").await,
         sandbox: sandbox("").await,
     };
     let plain = format!("amqp://guest:guest@127.0.0.1:{}", broker.port());
-    let encrypted = stage.vhost.amqp_url.replace(&plain, &format!("amqps://guest:guest@127.0.0.1:{port}"));
-    let distrusting = stage.start_worker(&[("AMQP_URL", &encrypted)]);
+    let encrypted = harness.vhost.amqp_url.replace(&plain, &format!("amqps://guest:guest@127.0.0.1:{port}"));
+    let distrusting = harness.start_worker(&[("AMQP_URL", &encrypted)]);
     distrusting.logged("no TLS certificate that this host trusts").await;
-    let _worker = stage.worker(&[("AMQP_URL", &encrypted), ("SSL_CERT_FILE", &file("certificate"))]).await;
+    let _worker = harness.worker(&[("AMQP_URL", &encrypted), ("SSL_CERT_FILE", &file("certificate"))]).await;
     let jobs: Vec<Value> = (0..100).map(|_| send(&id(), "user-1")).collect();
-    stage.publish(&jobs).await;
-    stage.all_ran_once(100).await;
+    harness.publish(&jobs).await;
+    harness.all_ran_once(100).await;
 }

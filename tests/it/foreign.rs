@@ -15,7 +15,7 @@ use futures_util::{StreamExt as _, stream};
 use serde_json::{Value, json};
 
 use crate::{
-    stage::{self, Stage},
+    harness::{self, Harness},
     support::{machine, wait::until},
 };
 
@@ -354,20 +354,22 @@ async fn a_worker_keeps_its_promises_on_an_api_that_misbehaves() {
     // What is late is so for much less than the log has to settle.
     let (hang, late) = (Duration::from_millis(700), Duration::from_millis(900));
     let api = Foreign::bind(Options { port, hang, late, ..quick(8, rates) }).await.unwrap();
-    let stage = Stage::new("foreign", "").await;
+    let harness = Harness::new("foreign", "").await;
     let base_url = api.base_url();
     let mut settings = HURRY.to_vec();
     settings.extend([("COMPOSIO_BASE_URL", &*base_url), ("COMPOSIO_API_KEY", api.api_key())]);
-    let worker = stage.worker(&settings).await;
+    let worker = harness.worker(&settings).await;
     let jobs: Vec<Value> = (0..200)
         .map(|n| {
             let kind = if n % 3 == 0 { "org" } else { "user" };
             envelope(TOOLS[n % 4], &format!("{kind}-{}", n % 20), JobId::new())
         })
         .collect();
-    stage.publish(&jobs).await;
-    until("half of the jobs were called", stage::PATIENCE, async || (api.summary().jobs > 100).then_some(()))
-        .await;
+    harness.publish(&jobs).await;
+    until("half of the jobs were called", harness::PATIENCE, async || {
+        (api.summary().jobs > 100).then_some(())
+    })
+    .await;
     api.go_away().await;
     tokio::time::sleep(Duration::from_secs(1)).await;
     api.come_back().await.unwrap();
@@ -376,9 +378,9 @@ async fn a_worker_keeps_its_promises_on_an_api_that_misbehaves() {
 
     let open = "select count(*)::text from jobs where state not in ('succeeded', 'failed') \
                 and not (state = 'held' and check_at is null)";
-    until("every job is final or waits for a person", stage::PATIENCE, async || {
-        let known = stage.text("select count(*)::text from jobs").await?;
-        (known == "200" && stage.text(open).await? == "0").then_some(())
+    until("every job is final or waits for a person", harness::PATIENCE, async || {
+        let known = harness.text("select count(*)::text from jobs").await?;
+        (known == "200" && harness.text(open).await? == "0").then_some(())
     })
     .await;
     api.idle().await;
@@ -388,7 +390,7 @@ async fn a_worker_keeps_its_promises_on_an_api_that_misbehaves() {
     let (mut succeeded, mut held) = (0, 0);
     let shown = "select json_agg(json_build_object('id', id, 'state', state, 'reason', held_reason, \
                  'error', error_message))::text from jobs";
-    let shown: Vec<Value> = serde_json::from_str(&stage.text(shown).await.unwrap()).unwrap();
+    let shown: Vec<Value> = serde_json::from_str(&harness.text(shown).await.unwrap()).unwrap();
     assert_eq!(shown.len(), jobs.len());
     for job in shown {
         match job["state"].as_str().unwrap() {

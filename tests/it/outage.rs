@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::{
-    stage::{PATIENCE, Process, Stage},
+    harness::{Harness, PATIENCE, Process},
     support::{Proxy, http, wait::until},
 };
 
@@ -30,31 +30,31 @@ async fn value(worker: &Process, series: &str) -> u64 {
     line.map_or(0, |value| value.parse().unwrap())
 }
 
-async fn count(stage: &Stage, condition: &str) -> u64 {
+async fn count(harness: &Harness, condition: &str) -> u64 {
     let sql = format!("select count(*)::text from jobs where {condition}");
-    stage.text(&sql).await.unwrap().parse().unwrap()
+    harness.text(&sql).await.unwrap().parse().unwrap()
 }
 
-async fn all_succeed(stage: &Stage, jobs: u64) {
+async fn all_succeed(harness: &Harness, jobs: u64) {
     until(&format!("{jobs} jobs have succeeded"), PATIENCE, async || {
-        assert_eq!(count(stage, "state in ('failed', 'held')").await, 0, "no job gives up");
-        (count(stage, "state = 'succeeded'").await == jobs).then_some(())
+        assert_eq!(count(harness, "state in ('failed', 'held')").await, 0, "no job gives up");
+        (count(harness, "state = 'succeeded'").await == jobs).then_some(())
     })
     .await;
 }
 
-async fn heal(stage: &Stage) {
-    let url = format!("{}/_sandbox/faults", stage.sandbox.base_url());
+async fn heal(harness: &Harness) {
+    let url = format!("{}/_sandbox/faults", harness.sandbox.base_url());
     http::client().delete(url).send().await.unwrap().error_for_status().unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_api_that_fails_every_call_is_called_a_few_times_and_every_job_succeeds_afterwards() {
     let faults = "[[fault]]\nkind = \"status\"\nstatus = 503\nbody = \"html\"\n";
-    let stage = Stage::new("gone", faults).await;
-    let worker = stage.worker(&[("ERRAND__QUEUES__DEFAULT__CONCURRENCY", "20")]).await;
+    let harness = Harness::new("gone", faults).await;
+    let worker = harness.worker(&[("ERRAND__QUEUES__DEFAULT__CONCURRENCY", "20")]).await;
     let jobs: Vec<Value> = (0..200).map(|n| read(n % USERS + 1, 6)).collect();
-    stage.publish(&jobs).await;
+    harness.publish(&jobs).await;
     until("calls of all owners fell to a probe", PATIENCE, async || {
         (value(&worker, "errand_outages{scope=\"api\"}").await == 1).then_some(())
     })
@@ -63,11 +63,11 @@ async fn an_api_that_fails_every_call_is_called_a_few_times_and_every_job_succee
         (value(&worker, "errand_outage_snoozes_total{scope=\"api\"}").await > 800).then_some(())
     })
     .await;
-    let calls = stage.sandbox.ledger_summary().calls;
+    let calls = harness.sandbox.ledger_summary().calls;
     assert!(calls <= 120, "{calls} calls, where 200 jobs have 1200 attempts");
-    heal(&stage).await;
-    all_succeed(&stage, 200).await;
-    let ledger = stage.sandbox.ledger_summary();
+    heal(&harness).await;
+    all_succeed(&harness, 200).await;
+    let ledger = harness.sandbox.ledger_summary();
     assert_eq!((ledger.effects, ledger.jobs_repeated), (200, 0), "{ledger:?}");
     for scope in ["api", "owner_toolkit"] {
         assert_eq!(value(&worker, &format!("errand_outages{{scope=\"{scope}\"}}")).await, 0, "{scope}");
@@ -76,10 +76,10 @@ async fn an_api_that_fails_every_call_is_called_a_few_times_and_every_job_succee
 
 #[tokio::test(flavor = "multi_thread")]
 async fn calls_that_count_wait_for_an_api_that_is_gone_and_run_once() {
-    let stage = Stage::new("unreached", "").await;
-    let api = Proxy::start(stage.sandbox.base_url().rsplit(':').next().unwrap().parse().unwrap()).await;
-    let url = api.url(&stage.sandbox.base_url());
-    let worker = stage
+    let harness = Harness::new("unreached", "").await;
+    let api = Proxy::start(harness.sandbox.base_url().rsplit(':').next().unwrap().parse().unwrap()).await;
+    let url = api.url(&harness.sandbox.base_url());
+    let worker = harness
         .worker(&[
             ("COMPOSIO_BASE_URL", url.as_str()),
             ("ERRAND__QUEUES__DEFAULT__CONCURRENCY", "20"),
@@ -88,16 +88,16 @@ async fn calls_that_count_wait_for_an_api_that_is_gone_and_run_once() {
         .await;
     // Tools and accounts are known when the API goes away.
     let warm: Vec<Value> = (1..=USERS).map(|user| send(user, 6)).collect();
-    stage.publish(&warm).await;
-    all_succeed(&stage, 20).await;
+    harness.publish(&warm).await;
+    all_succeed(&harness, 20).await;
     api.cut().await;
     let jobs: Vec<Value> = (0..200).map(|n| send(n % USERS + 1, 6)).collect();
-    stage.publish(&jobs).await;
+    harness.publish(&jobs).await;
     until("every job was postponed several times", PATIENCE, async || {
         (value(&worker, "errand_outage_snoozes_total{scope=\"api\"}").await > 800).then_some(())
     })
     .await;
-    let spent: u64 = stage
+    let spent: u64 = harness
         .text("select sum(spent)::text from jobs where state <> 'succeeded'")
         .await
         .unwrap()
@@ -105,35 +105,35 @@ async fn calls_that_count_wait_for_an_api_that_is_gone_and_run_once() {
         .unwrap();
     assert!(spent <= 120, "{spent} calls, where 200 jobs have 1200 attempts");
     api.heal().await;
-    all_succeed(&stage, 220).await;
-    let ledger = stage.sandbox.ledger_summary();
+    all_succeed(&harness, 220).await;
+    let ledger = harness.sandbox.ledger_summary();
     assert_eq!((ledger.effects_once, ledger.jobs_repeated_once), (220, 0), "{ledger:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_owner_whose_calls_fail_keeps_nobody_else_waiting() {
     let faults = "[[fault]]\nkind = \"status\"\nstatus = 500\nuser = \"user-1\"\n";
-    let stage = Stage::new("badtenant", faults).await;
-    let worker = stage.worker(&[("ERRAND__QUEUES__DEFAULT__CONCURRENCY", "20")]).await;
+    let harness = Harness::new("badtenant", faults).await;
+    let worker = harness.worker(&[("ERRAND__QUEUES__DEFAULT__CONCURRENCY", "20")]).await;
     let bad: Vec<Value> = (0..100).map(|_| read(1, 12)).collect();
-    stage.publish(&bad).await;
+    harness.publish(&bad).await;
     until("the owner's calls fell to a probe", PATIENCE, async || {
         (value(&worker, "errand_outages{scope=\"owner_toolkit\"}").await == 1).then_some(())
     })
     .await;
     let good: Vec<Value> = (0..300).map(|n| read(n % (USERS - 1) + 2, 1)).collect();
     let started = Instant::now();
-    stage.publish(&good).await;
+    harness.publish(&good).await;
     until("all jobs of the others have succeeded", PATIENCE, async || {
-        (count(&stage, "state = 'succeeded'").await == 300).then_some(())
+        (count(&harness, "state = 'succeeded'").await == 300).then_some(())
     })
     .await;
     assert!(started.elapsed() < Duration::from_secs(30), "{:?}", started.elapsed());
-    assert_eq!(count(&stage, "state = 'succeeded' and attempt > 1").await, 0, "none of them was postponed");
+    assert_eq!(count(&harness, "state = 'succeeded' and attempt > 1").await, 0, "none of them was postponed");
     assert_eq!(value(&worker, "errand_outage_snoozes_total{scope=\"api\"}").await, 0);
-    let calls = stage.sandbox.ledger_summary().calls - 300;
+    let calls = harness.sandbox.ledger_summary().calls - 300;
     assert!(calls <= 120, "{calls} calls of the one whose calls fail");
-    heal(&stage).await;
-    all_succeed(&stage, 400).await;
-    assert_eq!(stage.sandbox.ledger_summary().effects, 400);
+    heal(&harness).await;
+    all_succeed(&harness, 400).await;
+    assert_eq!(harness.sandbox.ledger_summary().effects, 400);
 }

@@ -10,7 +10,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::{
-    stage::{PATIENCE, Process, Stage, run, sandbox},
+    harness::{Harness, PATIENCE, Process, run, sandbox},
     support::{Proxy, RabbitMq, http, postgres, rabbitmq, wait::until},
 };
 
@@ -40,24 +40,24 @@ fn creates(jobs: usize) -> Vec<Value> {
     (0..jobs).map(create).collect()
 }
 
-async fn count(stage: &Stage, condition: &str) -> u64 {
+async fn count(harness: &Harness, condition: &str) -> u64 {
     let sql = format!("select count(*)::text from jobs where {condition}");
-    stage.text(&sql).await.unwrap().parse().unwrap()
+    harness.text(&sql).await.unwrap().parse().unwrap()
 }
 
-async fn counts(stage: &Stage, condition: &str, jobs: u64) {
+async fn counts(harness: &Harness, condition: &str, jobs: u64) {
     until(&format!("{jobs} jobs with {condition}"), PATIENCE, async || {
-        (count(stage, condition).await == jobs).then_some(())
+        (count(harness, condition).await == jobs).then_some(())
     })
     .await;
 }
 
 /// A tool API that can be stalled, and a worker that reaches it. Jobs that are claimed while it is stalled run
 /// until it is healed.
-async fn behind_proxy(stage: &Stage) -> (Proxy, Process) {
-    let api = Proxy::start(url::Url::parse(&stage.sandbox.base_url()).unwrap().port().unwrap()).await;
-    let through = api.url(&stage.sandbox.base_url());
-    let worker = stage.worker(&[("COMPOSIO_BASE_URL", through.trim_end_matches('/'))]).await;
+async fn behind_proxy(harness: &Harness) -> (Proxy, Process) {
+    let api = Proxy::start(url::Url::parse(&harness.sandbox.base_url()).unwrap().port().unwrap()).await;
+    let through = api.url(&harness.sandbox.base_url());
+    let worker = harness.worker(&[("COMPOSIO_BASE_URL", through.trim_end_matches('/'))]).await;
     (api, worker)
 }
 
@@ -69,40 +69,40 @@ fn lines_since(worker: &Process, mark: usize) -> usize {
 #[tokio::test(flavor = "multi_thread")]
 async fn while_the_broker_is_out_of_memory_running_jobs_end_and_retries_wait() {
     let broker = RabbitMq::start(rabbitmq::Options::default()).await;
-    let stage = Stage {
+    let harness = Harness {
         database: postgres::shared().await.database("alarm").await,
         vhost: broker.vhost("alarm").await,
         sandbox: sandbox(RELAYED).await,
     };
-    let (api, worker) = behind_proxy(&stage).await;
+    let (api, worker) = behind_proxy(&harness).await;
     api.stall();
-    stage.publish(&[sends(20), creates(4)].concat()).await;
-    counts(&stage, "state = 'running'", 24).await;
+    harness.publish(&[sends(20), creates(4)].concat()).await;
+    counts(&harness, "state = 'running'", 24).await;
     broker.control(&["set_vm_memory_high_watermark", "0"]).await;
     let mark = worker.log().len();
     api.heal().await;
     worker.logged("RabbitMQ blocks publishing").await;
-    counts(&stage, "state = 'succeeded' and tool = 'GMAIL_SEND_EMAIL'", 20).await;
+    counts(&harness, "state = 'succeeded' and tool = 'GMAIL_SEND_EMAIL'", 20).await;
     assert_eq!(worker.readiness().await["ready"], true, "it still consumes and records");
-    assert_ne!(count(&stage, "state in ('retryable', 'available')").await, 0, "retries wait in the store");
+    assert_ne!(count(&harness, "state in ('retryable', 'available')").await, 0, "retries wait in the store");
 
     broker.control(&["set_vm_memory_high_watermark", "0.9"]).await;
     worker.logged("RabbitMQ takes messages again").await;
-    stage.all_ran_once(24).await;
+    harness.all_ran_once(24).await;
     assert_eq!(worker.metric("errand_broker_reconnects_total").await, 0.0);
     let lines = lines_since(&worker, mark);
     assert!(lines < 100, "{lines} lines:\n{}", worker.log());
 }
 
-/// A user of a stage's virtual host.
+/// A user of a harness's virtual host.
 struct User<'a> {
-    stage: &'a Stage,
+    harness: &'a Harness,
     name: String,
 }
 
 impl<'a> User<'a> {
-    async fn new(stage: &'a Stage, password: &str) -> Self {
-        let user = Self { stage, name: stage.vhost.name.replace('/', "-") };
+    async fn new(harness: &'a Harness, password: &str) -> Self {
+        let user = Self { harness, name: harness.vhost.name.replace('/', "-") };
         user.set_password(password).await;
         user.permit().await;
         user
@@ -110,32 +110,32 @@ impl<'a> User<'a> {
 
     async fn set_password(&self, password: &str) {
         let body = json!({"password": password, "tags": ""});
-        self.stage.vhost.manage(Method::PUT, &format!("users/{}", self.name), Some(body)).await;
+        self.harness.vhost.manage(Method::PUT, &format!("users/{}", self.name), Some(body)).await;
     }
 
     fn permissions(&self) -> String {
-        format!("permissions/{}/{}", self.stage.vhost.encoded_name(), self.name)
+        format!("permissions/{}/{}", self.harness.vhost.encoded_name(), self.name)
     }
 
     async fn permit(&self) {
         let all = json!({"configure": ".*", "write": ".*", "read": ".*"});
-        self.stage.vhost.manage(Method::PUT, &self.permissions(), Some(all)).await;
+        self.harness.vhost.manage(Method::PUT, &self.permissions(), Some(all)).await;
     }
 
     async fn forbid(&self) {
-        self.stage.vhost.manage(Method::DELETE, &self.permissions(), None).await;
+        self.harness.vhost.manage(Method::DELETE, &self.permissions(), None).await;
     }
 
     /// Closes the user's connections until the worker notices. The broker's list of them lags behind.
     async fn cut_off(&self, worker: &Process) {
-        let list = format!("vhosts/{}/connections", self.stage.vhost.encoded_name());
+        let list = format!("vhosts/{}/connections", self.harness.vhost.encoded_name());
         until("the worker is cut off", PATIENCE, async || {
-            let connections = self.stage.vhost.manage(Method::GET, &list, None).await;
+            let connections = self.harness.vhost.manage(Method::GET, &list, None).await;
             let own =
                 connections.as_array()?.iter().filter(|connection| connection["user"] == self.name.as_str());
             for name in own.filter_map(|connection| connection["name"].as_str()) {
                 let name = name.replace(' ', "%20").replace(':', "%3A").replace('>', "%3E");
-                let url = format!("{}/api/connections/{name}", self.stage.vhost.management_url);
+                let url = format!("{}/api/connections/{name}", self.harness.vhost.management_url);
                 // One that has just ended is not found.
                 drop(http::client().delete(url).basic_auth("guest", Some("guest")).send().await);
             }
@@ -147,16 +147,16 @@ impl<'a> User<'a> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn revoked_credentials_are_named_tried_again_slowly_and_never_shown() {
-    let stage = Stage::new("revoked", "[[fault]]\nkind = \"latency\"\nfixed_ms = 1000\n").await;
-    let user = User::new(&stage, "first-secret").await;
-    let url = stage.vhost.amqp_url.replace("guest:guest", &format!("{}:first-secret", user.name));
-    let worker = stage.worker(&[("AMQP_URL", &url)]).await;
+    let harness = Harness::new("revoked", "[[fault]]\nkind = \"latency\"\nfixed_ms = 1000\n").await;
+    let user = User::new(&harness, "first-secret").await;
+    let url = harness.vhost.amqp_url.replace("guest:guest", &format!("{}:first-secret", user.name));
+    let worker = harness.worker(&[("AMQP_URL", &url)]).await;
     let mark = worker.log().len();
-    stage.publish(&sends(10)).await;
+    harness.publish(&sends(10)).await;
 
     user.set_password("second-secret").await;
     user.cut_off(&worker).await;
-    stage.publish(&sends(10)).await;
+    harness.publish(&sends(10)).await;
     worker.logged("refused the login of").await;
     until("it tried several times", PATIENCE, async || {
         (worker.log().matches("consuming ended; trying again").count() >= 4).then_some(())
@@ -167,12 +167,12 @@ async fn revoked_credentials_are_named_tried_again_slowly_and_never_shown() {
 
     user.forbid().await;
     user.cut_off(&worker).await;
-    stage.publish(&sends(10)).await;
+    harness.publish(&sends(10)).await;
     worker.logged("does not let").await;
     user.permit().await;
     worker.becomes_ready(true).await;
 
-    stage.all_ran_once(30).await;
+    harness.all_ran_once(30).await;
     let lines = lines_since(&worker, mark);
     assert!(lines < 150, "{lines} lines:\n{}", worker.log());
     let shown = worker.log() + &worker.metrics().await;
@@ -181,23 +181,23 @@ async fn revoked_credentials_are_named_tried_again_slowly_and_never_shown() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lane_whose_queue_is_deleted_is_declared_and_consumed_again_and_others_go_on() {
-    let stage = Stage::new("deleted-lane", RELAYED).await;
-    let (api, worker) = behind_proxy(&stage).await;
+    let harness = Harness::new("deleted-lane", RELAYED).await;
+    let (api, worker) = behind_proxy(&harness).await;
     api.stall();
-    stage.publish(&[sends(10), creates(4)].concat()).await;
-    counts(&stage, "state = 'running'", 14).await;
-    let queue = format!("queues/{}/errand.default", stage.vhost.encoded_name());
-    stage.vhost.manage(Method::DELETE, &queue, None).await;
+    harness.publish(&[sends(10), creates(4)].concat()).await;
+    counts(&harness, "state = 'running'", 14).await;
+    let queue = format!("queues/{}/errand.default", harness.vhost.encoded_name());
+    harness.vhost.manage(Method::DELETE, &queue, None).await;
     worker.logged("its queue was deleted or moved").await;
     until("it consumes again", PATIENCE, async || {
         (worker.log().matches("consuming queue=default").count() == 2).then_some(())
     })
     .await;
     api.heal().await;
-    stage.publish(&sends(10)).await;
+    harness.publish(&sends(10)).await;
     let bulk: Vec<Vec<u8>> = sends(5).iter().map(|job| serde_json::to_vec(job).unwrap()).collect();
-    stage.publish_to("bulk", &bulk, BasicProperties::default()).await;
-    stage.all_ran_once(29).await;
+    harness.publish_to("bulk", &bulk, BasicProperties::default()).await;
+    harness.all_ran_once(29).await;
     let log = worker.log();
     assert_eq!(log.matches("consuming queue=bulk").count(), 1, "the other lane was not disturbed:\n{log}");
     assert_eq!(log.matches("consuming ended").count(), 1, "{log}");
@@ -206,10 +206,10 @@ async fn a_lane_whose_queue_is_deleted_is_declared_and_consumed_again_and_others
 
 #[tokio::test(flavor = "multi_thread")]
 async fn jobs_that_the_database_knows_outlive_a_deleted_queue() {
-    let stage = Stage::new("deleted-messages", "").await;
+    let harness = Harness::new("deleted-messages", "").await;
     let soon = ("ERRAND__RELAY__UNCLAIMED_SECS", "1");
-    assert!(stage.worker(&[]).await.stop().await.success());
-    let mut env = stage.env();
+    assert!(harness.worker(&[]).await.stop().await.success());
+    let mut env = harness.env();
     env.push((soon.0.to_owned(), soon.1.to_owned()));
     for n in 1..=3 {
         let user = format!("user-{n}");
@@ -217,51 +217,51 @@ async fn jobs_that_the_database_knows_outlive_a_deleted_queue() {
         let output = run(&["enqueue", "GMAIL_SEND_EMAIL", "--user-id", &user, "--args", arguments], &env);
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     }
-    let queue = format!("queues/{}/errand.default", stage.vhost.encoded_name());
-    stage.vhost.manage(Method::DELETE, &queue, None).await;
-    let _worker = stage.worker(&[soon]).await;
-    stage.all_ran_once(3).await;
+    let queue = format!("queues/{}/errand.default", harness.vhost.encoded_name());
+    harness.vhost.manage(Method::DELETE, &queue, None).await;
+    let _worker = harness.worker(&[soon]).await;
+    harness.all_ran_once(3).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_exchange_that_is_deleted_comes_back_with_the_next_retry_or_by_itself() {
-    let stage = Stage::new("deleted-exchange", RELAYED).await;
-    let (api, worker) = behind_proxy(&stage).await;
-    let exchange = format!("exchanges/{}/errand", stage.vhost.encoded_name());
+    let harness = Harness::new("deleted-exchange", RELAYED).await;
+    let (api, worker) = behind_proxy(&harness).await;
+    let exchange = format!("exchanges/{}/errand", harness.vhost.encoded_name());
     // The relay has published before, so that it takes the exchange for granted.
-    stage.publish(&creates(1)).await;
-    stage.all_ran_once(1).await;
+    harness.publish(&creates(1)).await;
+    harness.all_ran_once(1).await;
     api.stall();
-    stage.publish(&creates(4)).await;
-    counts(&stage, "state = 'running'", 4).await;
-    stage.vhost.manage(Method::DELETE, &exchange, None).await;
+    harness.publish(&creates(4)).await;
+    counts(&harness, "state = 'running'", 4).await;
+    harness.vhost.manage(Method::DELETE, &exchange, None).await;
     api.heal().await;
     worker.logged("jobs could not be published").await;
-    stage.all_ran_once(5).await;
+    harness.all_ran_once(5).await;
 
     // Nothing has to be published by errand now, and apps cannot.
-    stage.vhost.manage(Method::DELETE, &exchange, None).await;
+    harness.vhost.manage(Method::DELETE, &exchange, None).await;
     worker.logged("its queue or exchange was deleted").await;
     until("the exchange is there, with the bindings of both lanes", PATIENCE, async || {
-        let path = format!("bindings/{}", stage.vhost.encoded_name());
-        let bindings = stage.vhost.manage(Method::GET, &path, None).await;
+        let path = format!("bindings/{}", harness.vhost.encoded_name());
+        let bindings = harness.vhost.manage(Method::GET, &path, None).await;
         let of_errand = bindings.as_array()?.iter().filter(|binding| binding["source"] == "errand");
         (of_errand.count() == 2).then_some(())
     })
     .await;
-    stage.publish(&sends(5)).await;
+    harness.publish(&sends(5)).await;
     let bulk: Vec<Vec<u8>> = sends(5).iter().map(|job| serde_json::to_vec(job).unwrap()).collect();
-    stage.publish_to("bulk", &bulk, BasicProperties::default()).await;
-    stage.all_ran_once(15).await;
+    harness.publish_to("bulk", &bulk, BasicProperties::default()).await;
+    harness.all_ran_once(15).await;
     worker.becomes_ready(true).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_message_that_was_given_back_and_redelivered_very_often_is_not_lost_and_runs_once() {
-    let stage = Stage::new("redelivered", "").await;
-    assert!(stage.worker(&[]).await.stop().await.success());
-    stage.publish(&sends(2)).await;
-    let connection = stage.vhost.connect().await;
+    let harness = Harness::new("redelivered", "").await;
+    assert!(harness.worker(&[]).await.stop().await.success());
+    harness.publish(&sends(2)).await;
+    let connection = harness.vhost.connect().await;
     for round in 0..40 {
         let channel = connection.create_channel().await.unwrap();
         for _ in 0..2 {
@@ -278,16 +278,16 @@ async fn a_message_that_was_given_back_and_redelivered_very_often_is_not_lost_an
         channel.close(200, "gone".into()).await.unwrap();
     }
     connection.close(200, "done".into()).await.unwrap();
-    let _worker = stage.worker(&[]).await;
-    stage.all_ran_once(2).await;
+    let _worker = harness.worker(&[]).await;
+    harness.all_ran_once(2).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_that_the_broker_forgot_notices_and_subscribes_anew() {
-    let stage = Stage::new("forgotten", "").await;
-    let worker = stage.worker(&[]).await;
-    stage.publish(&sends(3)).await;
-    stage.settled(3).await;
+    let harness = Harness::new("forgotten", "").await;
+    let worker = harness.worker(&[]).await;
+    harness.publish(&sends(3)).await;
+    harness.settled(3).await;
     // Takes the consumer off the queue without telling anybody, as faults of brokers have done. Connection,
     // channel and heartbeats stay as they are.
     let forget = format!(
@@ -295,12 +295,12 @@ async fn a_worker_that_the_broker_forgot_notices_and_subscribes_anew() {
            [{{ok, _, _}} = ra:process_command(amqqueue:get_pid(Q),
                rabbit_fifo:make_checkout({{element(2, C), element(1, C)}}, cancel, #{{}}))
             || C <- rabbit_amqqueue:consumers(Q)]."#,
-        stage.vhost.name
+        harness.vhost.name
     );
     rabbitmq::shared().await.control(&["eval", &forget]).await;
-    stage.publish(&sends(5)).await;
+    harness.publish(&sends(5)).await;
     worker.logged("nothing comes through the subscription").await;
-    stage.all_ran_once(8).await;
+    harness.all_ran_once(8).await;
     worker.becomes_ready(true).await;
     let renewed = async |lane: &str| {
         worker.metric(&format!("errand_subscriptions_renewed_total{{queue=\"{lane}\"}}")).await

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 
 use crate::{
-    stage::{PATIENCE, Process, Stage},
+    harness::{Harness, PATIENCE, Process},
     support::wait::until,
 };
 
@@ -33,9 +33,9 @@ fn sends(jobs: usize) -> Vec<Value> {
     (0..jobs).map(send).collect()
 }
 
-/// A stage whose worker has a role of its own, without the rights of a superuser, to whom limits do not apply.
+/// A harness whose worker has a role of its own, without the rights of a superuser, to whom limits do not apply.
 struct Limited {
-    stage: Stage,
+    harness: Harness,
     role: String,
     /// A connection of the superuser to another database of the server.
     admin: PgConnection,
@@ -43,20 +43,20 @@ struct Limited {
 
 impl Limited {
     async fn new(hint: &str, faults: &str) -> Self {
-        let stage = Stage::new(hint, faults).await;
-        let elsewhere = stage.database.url.replace(&format!("/{}", stage.database.name), "/postgres");
+        let harness = Harness::new(hint, faults).await;
+        let elsewhere = harness.database.url.replace(&format!("/{}", harness.database.name), "/postgres");
         let admin = PgConnection::connect(&elsewhere).await.unwrap();
-        let mut limited = Self { role: format!("worker_{}", stage.database.name), stage, admin };
-        let (role, database) = (limited.role.clone(), limited.stage.database.name.clone());
+        let mut limited = Self { role: format!("worker_{}", harness.database.name), harness, admin };
+        let (role, database) = (limited.role.clone(), limited.harness.database.name.clone());
         limited.execute(&format!("create role {role} login")).await;
         limited.execute(&format!("alter database {database} owner to {role}")).await;
         limited
     }
 
     async fn worker(&self) -> Process {
-        let url = self.stage.database.url.replace("//errand@", &format!("//{}@", self.role));
-        assert_ne!(url, self.stage.database.url);
-        self.stage.worker(&[&SETTINGS[..], &[("DATABASE_URL", url.as_str())]].concat()).await
+        let url = self.harness.database.url.replace("//errand@", &format!("//{}@", self.role));
+        assert_ne!(url, self.harness.database.url);
+        self.harness.worker(&[&SETTINGS[..], &[("DATABASE_URL", url.as_str())]].concat()).await
     }
 
     async fn execute(&mut self, sql: &str) {
@@ -79,26 +79,26 @@ async fn lives_through(
     end: impl AsyncFnOnce(&mut Limited),
 ) {
     let worker = limited.worker().await;
-    limited.stage.publish(&sends(20)).await;
+    limited.harness.publish(&sends(20)).await;
     until("20 calls are in flight", PATIENCE, async || {
-        (limited.stage.sandbox.ledger_summary().calls == 20).then_some(())
+        (limited.harness.sandbox.ledger_summary().calls == 20).then_some(())
     })
     .await;
     let (begun, mark) = (Instant::now(), worker.log().len());
     begin(limited).await;
-    limited.stage.publish(&sends(20)).await;
+    limited.harness.publish(&sends(20)).await;
     worker.becomes_ready(false).await;
     worker.logged("results could not be written").await;
     worker.logged(said).await;
     // Each message is still the broker's: it waits, or is not acknowledged.
-    let queue = format!("queues/{}/errand.default", limited.stage.vhost.encoded_name());
+    let queue = format!("queues/{}/errand.default", limited.harness.vhost.encoded_name());
     until("the broker keeps 20 messages", PATIENCE, async || {
-        let shown = limited.stage.vhost.manage(Method::GET, &queue, None).await;
+        let shown = limited.harness.vhost.manage(Method::GET, &queue, None).await;
         (shown["messages"] == 20).then_some(())
     })
     .await;
     tokio::time::sleep(LASTS.saturating_sub(begun.elapsed())).await;
-    let ledger = limited.stage.sandbox.ledger_summary();
+    let ledger = limited.harness.sandbox.ledger_summary();
     assert_eq!((ledger.calls, ledger.effects), (20, 20), "nothing that is not recorded is called");
     assert_eq!(worker.readiness().await["ready"], false);
     assert_ne!(worker.metric("errand_store_errors_total{kind=\"unavailable\"}").await, 0.0);
@@ -107,7 +107,7 @@ async fn lives_through(
 
     end(limited).await;
     worker.becomes_ready(true).await;
-    limited.stage.all_ran_once(40).await;
+    limited.harness.all_ran_once(40).await;
     assert_eq!(worker.log().matches("taken over").count(), 0, "nothing had to be rescued");
 }
 
@@ -131,7 +131,8 @@ async fn a_database_that_is_out_of_connections_loses_and_repeats_nothing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_database_that_becomes_read_only_as_in_a_failover_loses_and_repeats_nothing() {
     let mut limited = Limited::new("read_only", SLOW).await;
-    let alter = format!("alter database {} set default_transaction_read_only =", limited.stage.database.name);
+    let alter =
+        format!("alter database {} set default_transaction_read_only =", limited.harness.database.name);
     lives_through(
         &mut limited,
         async |limited| {
@@ -153,7 +154,7 @@ async fn a_database_whose_disk_is_full_loses_and_repeats_nothing() {
     lives_through(
         &mut limited,
         async |limited| {
-            let mut inside = limited.stage.database.connect().await;
+            let mut inside = limited.harness.database.connect().await;
             let full = "create function no_space() returns trigger language plpgsql as $$ begin
                             raise exception 'could not extend file \"base/1/2\": No space left on device'
                                 using errcode = '53100';
@@ -163,7 +164,7 @@ async fn a_database_whose_disk_is_full_loses_and_repeats_nothing() {
         },
         "No space left on device",
         async |limited| {
-            let mut inside = limited.stage.database.connect().await;
+            let mut inside = limited.harness.database.connect().await;
             sqlx::raw_sql("drop trigger no_space on jobs").execute(&mut inside).await.unwrap();
         },
     )
@@ -186,17 +187,17 @@ async fn survives_attacks_on_its_backends(hint: &str, function: &str, said: &str
     "#;
     let mut limited = Limited::new(hint, faults).await;
     let worker = limited.worker().await;
-    limited.stage.publish(&sends(60)).await;
+    limited.harness.publish(&sends(60)).await;
     until("some are done", PATIENCE, async || {
-        (limited.stage.sandbox.ledger_summary().effects > 5).then_some(())
+        (limited.harness.sandbox.ledger_summary().effects > 5).then_some(())
     })
     .await;
     let (begun, mark) = (Instant::now(), worker.log().len());
-    let mut locking = limited.stage.database.connect().await;
+    let mut locking = limited.harness.database.connect().await;
     let mut published = 60;
     while begun.elapsed() < LASTS {
         sqlx::raw_sql("begin; lock table jobs in exclusive mode").execute(&mut locking).await.unwrap();
-        limited.stage.publish(&sends(5)).await;
+        limited.harness.publish(&sends(5)).await;
         published += 5;
         for _ in 0..10 {
             limited.each_backend(function).await;
@@ -207,7 +208,7 @@ async fn survives_attacks_on_its_backends(hint: &str, function: &str, said: &str
     worker.logged(said).await;
     let lines = worker.log()[mark..].lines().count();
     assert!(lines < 300, "{lines} lines:\n{}", worker.log());
-    limited.stage.all_ran_once(published).await;
+    limited.harness.all_ran_once(published).await;
     worker.becomes_ready(true).await;
 }
 

@@ -167,7 +167,7 @@ async fn a_message_arrives_as_it_was_published<B: Backend>(hint: &str) {
         reply_to: Some("answers".into()),
         content_type: Some("application/json".into()),
         traceparent: Some("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".into()),
-        known: true,
+        from_store: true,
         unreadable: None,
         other: BTreeMap::new(),
     };
@@ -188,13 +188,13 @@ async fn a_message_arrives_as_it_was_published<B: Backend>(hint: &str) {
 async fn the_known_mark_arrives_only_when_it_was_set<B: Backend>(hint: &str) {
     let queue = B::queue(hint).await;
     let mut marked = message("default", "marked");
-    marked.properties.known = true;
+    marked.properties.from_store = true;
     for result in queue.publish(vec![marked, message("default", "plain")]).await {
         result.unwrap();
     }
     let mut consumer = consume(&*queue, 10).await;
     for delivery in receive(&mut *consumer, 2).await {
-        assert_eq!(delivery.properties.known, id_of(&delivery) == "marked");
+        assert_eq!(delivery.properties.from_store, id_of(&delivery) == "marked");
     }
 }
 
@@ -618,10 +618,10 @@ mod broker {
 
         let mut consumer = consume(&queue, 10).await;
         let delivery = receive(&mut *consumer, 1).await.remove(0);
-        let Properties { message_id, traceparent, known, mut other, .. } = delivery.properties;
+        let Properties { message_id, traceparent, from_store, mut other, .. } = delivery.properties;
         assert_eq!(message_id.as_deref(), Some("order-1"));
         assert_eq!(traceparent.as_deref(), Some("00-ab-cd-01"));
-        assert!(!known);
+        assert!(!from_store);
         // Later versions add headers of their own.
         other.retain(|name, _| name != "x-delivery-count");
         let expected = [

@@ -119,14 +119,14 @@ async fn a_killed_rabbitmq_keeps_a_confirmed_message() {
     assert_eq!(next(&channel, "jobs").await, b"confirmed");
 
     node.pause().await;
-    let connecting = Connection::connect(&vhost.amqp_url, ConnectionProperties::default());
-    assert!(tokio::time::timeout(Duration::from_millis(200), connecting).await.is_err());
+    let connections = Connection::connect(&vhost.amqp_url, ConnectionProperties::default());
+    assert!(tokio::time::timeout(Duration::from_millis(200), connections).await.is_err());
     node.resume().await;
     vhost.connect().await.close(200, "done".into()).await.unwrap();
 
     node.stop().await;
-    let connecting = Connection::connect(&vhost.amqp_url, ConnectionProperties::default());
-    assert!(connecting.await.is_err());
+    let connections = Connection::connect(&vhost.amqp_url, ConnectionProperties::default());
+    assert!(connections.await.is_err());
 }
 
 async fn declare(channel: &Channel, queue: &str) {

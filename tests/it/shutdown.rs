@@ -14,7 +14,7 @@ use sha2::{Digest as _, Sha256};
 use sqlx::{Connection as _, Executor as _, PgConnection};
 
 use crate::{
-    stage::{PATIENCE, Process, Stage, sandbox},
+    harness::{Harness, PATIENCE, Process, sandbox},
     support::{Postgres, Proxy, http, postgres, rabbitmq, wait::until},
 };
 
@@ -41,27 +41,27 @@ fn create(id: &str) -> Value {
     json!({"id": id, "user_id": "user-1", "tool": "LINEAR_CREATE_ISSUE", "arguments": {"team_id": "t", "title": "x"}})
 }
 
-/// A stage whose database can be killed.
-async fn fragile(hint: &str, faults: &str) -> (Postgres, Stage) {
+/// A harness whose database can be killed.
+async fn fragile(hint: &str, faults: &str) -> (Postgres, Harness) {
     let server = Postgres::start(postgres::Options::default()).await;
-    let stage = Stage {
+    let harness = Harness {
         database: server.database(hint).await,
         vhost: rabbitmq::shared().await.vhost(hint).await,
         sandbox: sandbox(faults).await,
     };
-    (server, stage)
+    (server, harness)
 }
 
-async fn in_flight(stage: &Stage, calls: u64) {
+async fn in_flight(harness: &Harness, calls: u64) {
     until(&format!("{calls} calls in flight"), PATIENCE, async || {
-        (stage.sandbox.ledger_summary().calls == calls).then_some(())
+        (harness.sandbox.ledger_summary().calls == calls).then_some(())
     })
     .await;
 }
 
 /// The files of the journal's folder, with what is kept aside.
-fn journal(stage: &Stage) -> Vec<PathBuf> {
-    let entries = fs::read_dir(stage.journal_dir()).unwrap();
+fn journal(harness: &Harness) -> Vec<PathBuf> {
+    let entries = fs::read_dir(harness.journal_dir()).unwrap();
     entries.map(|entry| entry.unwrap().path()).collect()
 }
 
@@ -82,105 +82,105 @@ fn port(url: &str) -> u16 {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn results_that_a_dead_database_cannot_take_are_written_by_the_next_worker() {
-    let (server, stage) = fragile("journal", "[[fault]]\nkind = \"latency\"\nfixed_ms = 4000\n").await;
-    let mut worker = stage.worker(&[("ERRAND__WORKER__DRAIN_SECS", "10")]).await;
+    let (server, harness) = fragile("journal", "[[fault]]\nkind = \"latency\"\nfixed_ms = 4000\n").await;
+    let mut worker = harness.worker(&[("ERRAND__WORKER__DRAIN_SECS", "10")]).await;
     let ids: Vec<String> = (0..20).map(|_| id()).collect();
-    stage.publish(&ids.iter().map(|id| send(id)).collect::<Vec<_>>()).await;
-    in_flight(&stage, 20).await;
+    harness.publish(&ids.iter().map(|id| send(id)).collect::<Vec<_>>()).await;
+    in_flight(&harness, 20).await;
     server.kill9().await;
     let begun = Instant::now();
     let status = worker.stop().await;
     assert!(begun.elapsed() < Duration::from_secs(10) + MARGIN, "{:?}", begun.elapsed());
     assert!(status.success(), "nothing is left: {}", worker.log());
     assert_eq!(phases(&worker), ["draining", "interrupting", "journaling", "closing"]);
-    let files = journal(&stage);
+    let files = journal(&harness);
     assert_eq!(files.len(), 1, "{files:?}");
     assert_eq!(fs::metadata(&files[0]).unwrap().permissions().mode() & 0o777, 0o600);
     assert!(!worker.log().contains("ann@example.com"));
 
     server.restart().await;
-    let next = stage.worker(&[]).await;
-    assert_eq!(stage.settled(20).await, [("succeeded".to_owned(), 20)]);
+    let next = harness.worker(&[]).await;
+    assert_eq!(harness.settled(20).await, [("succeeded".to_owned(), 20)]);
     for id in &ids {
-        let shown = stage.show(id);
-        assert_eq!((stage.sandbox.job_effects(id), outcomes(&shown)), (1, vec!["succeeded"]));
+        let shown = harness.show(id);
+        assert_eq!((harness.sandbox.job_effects(id), outcomes(&shown)), (1, vec!["succeeded"]));
         assert!(shown["log_id"].is_string() && shown["result"].is_object(), "{shown}");
     }
-    assert_eq!(journal(&stage), Vec::<PathBuf>::new());
+    assert_eq!(journal(&harness), Vec::<PathBuf>::new());
     let metrics = next.metrics().await;
     assert!(metrics.contains("errand_journal_records_total{result=\"replayed\"} 20"), "{metrics}");
 }
 
-/// A stage whose journal has the results of these calls.
-async fn journaled(hint: &str) -> (Postgres, Stage, Vec<String>) {
-    let (server, stage) = fragile(hint, "[[fault]]\nkind = \"latency\"\nfixed_ms = 2000\n").await;
-    let mut worker = stage.worker(&[("ERRAND__WORKER__DRAIN_SECS", "10")]).await;
+/// A harness whose journal has the results of these calls.
+async fn journaled(hint: &str) -> (Postgres, Harness, Vec<String>) {
+    let (server, harness) = fragile(hint, "[[fault]]\nkind = \"latency\"\nfixed_ms = 2000\n").await;
+    let mut worker = harness.worker(&[("ERRAND__WORKER__DRAIN_SECS", "10")]).await;
     let ids: Vec<String> = (0..20).map(|_| id()).collect();
-    stage.publish(&ids.iter().map(|id| send(id)).collect::<Vec<_>>()).await;
-    in_flight(&stage, 20).await;
+    harness.publish(&ids.iter().map(|id| send(id)).collect::<Vec<_>>()).await;
+    in_flight(&harness, 20).await;
     server.kill9().await;
     assert!(worker.stop().await.success(), "nothing is left: {}", worker.log());
-    assert_eq!(journal(&stage).len(), 1);
+    assert_eq!(journal(&harness).len(), 1);
     server.restart().await;
-    (server, stage, ids)
+    (server, harness, ids)
 }
 
 /// Keeps every writer of jobs waiting until the connection is closed.
-async fn lock_jobs(stage: &Stage) -> PgConnection {
-    let mut keeper = stage.database.connect().await;
+async fn lock_jobs(harness: &Harness) -> PgConnection {
+    let mut keeper = harness.database.connect().await;
     keeper.execute("begin").await.unwrap();
     keeper.execute("lock table jobs in share mode").await.unwrap();
     keeper
 }
 
 /// Waits until so many workers wait to write what they have read in a journal.
-async fn replaying(stage: &Stage, workers: &str) {
+async fn replaying(harness: &Harness, workers: &str) {
     until(&format!("{workers} workers replay"), PATIENCE, async || {
         let sql = "select count(*)::text from pg_stat_activity where datname = current_database() \
                    and wait_event_type = 'Lock' and query like 'with i as (%'";
-        (stage.text(sql).await? == workers).then_some(())
+        (harness.text(sql).await? == workers).then_some(())
     })
     .await;
 }
 
-async fn each_result_is_written_once(stage: &Stage, ids: &[String]) {
-    until("the journal is replayed", PATIENCE, async || journal(stage).is_empty().then_some(())).await;
-    assert_eq!(stage.settled(20).await, [("succeeded".to_owned(), 20)]);
+async fn each_result_is_written_once(harness: &Harness, ids: &[String]) {
+    until("the journal is replayed", PATIENCE, async || journal(harness).is_empty().then_some(())).await;
+    assert_eq!(harness.settled(20).await, [("succeeded".to_owned(), 20)]);
     let written = "select count(*) || '/' || sum(spent) || '/' || (select count(*) from attempts) from jobs \
                    where result is not null and log_id is not null and attempt = 1";
     // A first attempt that succeeded is recorded with its job alone.
-    assert_eq!(stage.text(written).await.as_deref(), Some("20/20/0"));
+    assert_eq!(harness.text(written).await.as_deref(), Some("20/20/0"));
     for id in ids {
-        assert_eq!((stage.sandbox.job_effects(id), outcomes(&stage.show(id))), (1, vec!["succeeded"]));
+        assert_eq!((harness.sandbox.job_effects(id), outcomes(&harness.show(id))), (1, vec!["succeeded"]));
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn two_workers_that_replay_one_journal_at_once_write_each_result_once() {
-    let (_server, stage, ids) = journaled("both-replay").await;
-    let keeper = lock_jobs(&stage).await;
-    let (one, other) = (stage.start_worker(&[]), stage.start_worker(&[]));
-    replaying(&stage, "2").await;
+    let (_server, harness, ids) = journaled("both-replay").await;
+    let keeper = lock_jobs(&harness).await;
+    let (one, other) = (harness.start_worker(&[]), harness.start_worker(&[]));
+    replaying(&harness, "2").await;
     keeper.close().await.unwrap();
     for worker in [&one, &other] {
         worker.logged("worker ready").await;
         assert!(!worker.log().contains("ERROR"), "{}", worker.log());
     }
-    each_result_is_written_once(&stage, &ids).await;
+    each_result_is_written_once(&harness, &ids).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_killed_while_it_replays_a_journal_leaves_it_to_the_next() {
-    let (_server, stage, ids) = journaled("killed-replay").await;
-    let keeper = lock_jobs(&stage).await;
-    let mut killed = stage.start_worker(&[]);
-    replaying(&stage, "1").await;
+    let (_server, harness, ids) = journaled("killed-replay").await;
+    let keeper = lock_jobs(&harness).await;
+    let mut killed = harness.start_worker(&[]);
+    replaying(&harness, "1").await;
     killed.kill9();
-    assert_eq!(journal(&stage).len(), 1, "it is still there");
+    assert_eq!(journal(&harness).len(), 1, "it is still there");
     // The server may or may not write what it was asked to before it notices.
     keeper.close().await.unwrap();
-    let next = stage.worker(&[]).await;
-    each_result_is_written_once(&stage, &ids).await;
+    let next = harness.worker(&[]).await;
+    each_result_is_written_once(&harness, &ids).await;
     assert!(!next.log().contains("ERROR"), "{}", next.log());
 }
 
@@ -196,16 +196,16 @@ async fn a_second_signal_ends_at_once_and_loses_nothing() {
         tool = "LINEAR_CREATE_ISSUE"
         after_effect = true
     "#;
-    let (server, stage) = fragile("abort", faults).await;
-    let mut worker = stage.worker(&[("ERRAND__WORKER__DRAIN_SECS", "600")]).await;
+    let (server, harness) = fragile("abort", faults).await;
+    let mut worker = harness.worker(&[("ERRAND__WORKER__DRAIN_SECS", "600")]).await;
     let (sent, created): (Vec<String>, Vec<String>) = (0..10).map(|_| (id(), id())).unzip();
-    stage.publish(&sent.iter().map(|id| send(id)).collect::<Vec<_>>()).await;
-    stage.publish(&created.iter().map(|id| create(id)).collect::<Vec<_>>()).await;
-    in_flight(&stage, 20).await;
+    harness.publish(&sent.iter().map(|id| send(id)).collect::<Vec<_>>()).await;
+    harness.publish(&created.iter().map(|id| create(id)).collect::<Vec<_>>()).await;
+    in_flight(&harness, 20).await;
     server.kill9().await;
     worker.logged("results could not be written").await;
     until("all have taken effect", PATIENCE, async || {
-        (stage.sandbox.ledger_summary().effects == 20).then_some(())
+        (harness.sandbox.ledger_summary().effects == 20).then_some(())
     })
     .await;
     worker.terminate();
@@ -216,47 +216,47 @@ async fn a_second_signal_ends_at_once_and_loses_nothing() {
     assert!(begun.elapsed() < Duration::from_secs(1) + MARGIN, "{:?}", begun.elapsed());
 
     server.restart().await;
-    let _next = stage.worker(&[]).await;
-    let counts = stage.settled(20).await;
+    let _next = harness.worker(&[]).await;
+    let counts = harness.settled(20).await;
     let [(held, _), (succeeded, _)] = counts.as_slice() else { panic!("{counts:?}") };
     assert_eq!((held.as_str(), succeeded.as_str()), ("held", "succeeded"));
     for id in sent.iter().chain(&created) {
-        let shown = stage.show(id);
+        let shown = harness.show(id);
         assert!(shown["state"] == "succeeded" || shown["held_reason"] == "unknown_outcome", "{shown}");
-        assert_eq!(stage.sandbox.job_effects(id), 1);
+        assert_eq!(harness.sandbox.job_effects(id), 1);
     }
     for id in &created {
-        assert_eq!(stage.show(id)["state"], "held");
+        assert_eq!(harness.show(id)["state"], "held");
     }
-    assert_eq!(journal(&stage), Vec::<PathBuf>::new());
+    assert_eq!(journal(&harness), Vec::<PathBuf>::new());
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_second_signal_still_writes_to_a_database_that_answers() {
     let faults = "[[fault]]\nkind = \"hang\"\nafter_effect = true\nfirst = 1\n";
-    let stage = Stage::new("abort-healthy", faults).await;
-    let mut worker = stage.worker(&[("ERRAND__WORKER__DRAIN_SECS", "600")]).await;
+    let harness = Harness::new("abort-healthy", faults).await;
+    let mut worker = harness.worker(&[("ERRAND__WORKER__DRAIN_SECS", "600")]).await;
     let (counts, repeatable) = (id(), id());
-    stage.publish(&[send(&counts), read(&repeatable)]).await;
-    in_flight(&stage, 2).await;
+    harness.publish(&[send(&counts), read(&repeatable)]).await;
+    in_flight(&harness, 2).await;
     worker.terminate();
     worker.logged("phase=\"draining\"").await;
     worker.terminate();
     assert!(worker.ended().await.success(), "nothing is left: {}", worker.log());
     assert_eq!(phases(&worker), ["draining", "interrupting", "closing"]);
-    assert_eq!(stage.show(&counts)["held_reason"], "unknown_outcome");
-    assert_eq!(journal(&stage), Vec::<PathBuf>::new());
+    assert_eq!(harness.show(&counts)["held_reason"], "unknown_outcome");
+    assert_eq!(journal(&harness), Vec::<PathBuf>::new());
 
-    let _next = stage.worker(&[]).await;
-    let shown = stage.job_in(&repeatable, &["succeeded"]).await;
+    let _next = harness.worker(&[]).await;
+    let shown = harness.job_in(&repeatable, &["succeeded"]).await;
     assert_eq!(outcomes(&shown), ["unknown", "succeeded"]);
-    assert_eq!(stage.sandbox.job_effects(&counts), 1);
+    assert_eq!(harness.sandbox.job_effects(&counts), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_phases_of_a_shutdown_can_be_watched() {
-    let stage = Stage::new("phases", "[[fault]]\nkind = \"latency\"\nfixed_ms = 4000\n").await;
-    let mut worker = stage.worker(&[]).await;
+    let harness = Harness::new("phases", "[[fault]]\nkind = \"latency\"\nfixed_ms = 4000\n").await;
+    let mut worker = harness.worker(&[]).await;
     let url = format!("http://{}/health/ready", worker.address().await);
     let client = http::client();
     let phase = async || {
@@ -269,8 +269,8 @@ async fn the_phases_of_a_shutdown_can_be_watched() {
     };
     assert_eq!(phase().await.as_deref(), Some("running"));
     let one = id();
-    stage.publish(&[send(&one)]).await;
-    in_flight(&stage, 1).await;
+    harness.publish(&[send(&one)]).await;
+    in_flight(&harness, 1).await;
     worker.terminate();
     until("it drains", PATIENCE, async || (phase().await? == "draining").then_some(())).await;
     let metrics = worker.metrics().await;
@@ -284,17 +284,17 @@ async fn the_phases_of_a_shutdown_can_be_watched() {
     let log = worker.log();
     let line = log.lines().find(|line| line.contains("phase=\"draining\"")).unwrap();
     assert!(line.contains("held=1") && line.contains("unwritten=0"), "{line}");
-    assert_eq!(stage.show(&one)["state"], "succeeded");
+    assert_eq!(harness.show(&one)["state"], "succeeded");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn while_draining_only_calls_that_can_finish_or_be_repeated_are_started() {
-    let stage = Stage::new("fit", "").await;
-    let api = Proxy::start(port(&stage.sandbox.base_url())).await;
-    let through = api.url(&stage.sandbox.base_url());
+    let harness = Harness::new("fit", "").await;
+    let api = Proxy::start(port(&harness.sandbox.base_url())).await;
+    let through = api.url(&harness.sandbox.base_url());
     let through = through.trim_end_matches('/');
     let mut worker =
-        stage.worker(&[("COMPOSIO_BASE_URL", through), ("ERRAND__WORKER__DRAIN_SECS", "30")]).await;
+        harness.worker(&[("COMPOSIO_BASE_URL", through), ("ERRAND__WORKER__DRAIN_SECS", "30")]).await;
     // The look-ups before the calls hang, so that the drain begins between claim and call.
     api.stall();
     let (long, short, repeatable) = (id(), id(), id());
@@ -304,81 +304,81 @@ async fn while_draining_only_calls_that_can_finish_or_be_repeated_are_started() 
         job
     };
     let jobs = [with(send(&long), 60_000), with(create(&short), 5_000), with(read(&repeatable), 60_000)];
-    stage.publish(&jobs).await;
+    harness.publish(&jobs).await;
     for job in [&long, &short, &repeatable] {
-        stage.job_in(job, &["running"]).await;
+        harness.job_in(job, &["running"]).await;
     }
     worker.terminate();
     worker.logged("phase=\"draining\"").await;
     api.heal().await;
     assert!(worker.ended().await.success(), "nothing is left: {}", worker.log());
     for job in [&short, &repeatable] {
-        assert_eq!(stage.show(job)["state"], "succeeded");
+        assert_eq!(harness.show(job)["state"], "succeeded");
     }
-    assert_eq!(outcomes(&stage.show(&long)), ["interrupted"]);
-    assert_eq!(stage.sandbox.ledger_summary().calls, 2, "it was not sent");
+    assert_eq!(outcomes(&harness.show(&long)), ["interrupted"]);
+    assert_eq!(harness.sandbox.ledger_summary().calls, 2, "it was not sent");
 
-    let _next = stage.worker(&[]).await;
-    let shown = stage.job_in(&long, &["succeeded", "failed"]).await;
+    let _next = harness.worker(&[]).await;
+    let shown = harness.job_in(&long, &["succeeded", "failed"]).await;
     assert_eq!(shown["state"], "succeeded", "its only attempt was not spent: {shown}");
-    assert_eq!(stage.sandbox.job_effects(&long), 1);
+    assert_eq!(harness.sandbox.job_effects(&long), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_call_that_outlasts_the_budget_is_interrupted_in_time() {
-    let stage = Stage::new("hang", "[[fault]]\nkind = \"hang\"\nafter_effect = true\nfirst = 1\n").await;
-    let mut worker = stage.worker(&[("ERRAND__WORKER__DRAIN_SECS", "3")]).await;
+    let harness = Harness::new("hang", "[[fault]]\nkind = \"hang\"\nafter_effect = true\nfirst = 1\n").await;
+    let mut worker = harness.worker(&[("ERRAND__WORKER__DRAIN_SECS", "3")]).await;
     let (counts, repeatable) = (id(), id());
     let mut once_only = read(&repeatable);
     once_only["max_attempts"] = json!(1);
-    stage.publish(&[send(&counts), once_only]).await;
-    in_flight(&stage, 2).await;
+    harness.publish(&[send(&counts), once_only]).await;
+    in_flight(&harness, 2).await;
     let begun = Instant::now();
     assert!(worker.stop().await.success(), "nothing is left: {}", worker.log());
     let took = begun.elapsed();
     assert!(took > Duration::from_secs(1) && took < Duration::from_secs(3) + MARGIN, "{took:?}");
     assert_eq!(phases(&worker), ["draining", "interrupting", "closing"]);
-    let held = stage.show(&counts);
+    let held = harness.show(&counts);
     assert_eq!((&held["state"], &held["held_reason"]), (&json!("held"), &json!("unknown_outcome")));
 
-    let _next = stage.worker(&[]).await;
-    let shown = stage.job_in(&repeatable, &["succeeded", "failed"]).await;
+    let _next = harness.worker(&[]).await;
+    let shown = harness.job_in(&repeatable, &["succeeded", "failed"]).await;
     assert_eq!(shown["state"], "succeeded", "its only attempt was not spent: {shown}");
-    assert_eq!(stage.sandbox.job_effects(&counts), 1);
+    assert_eq!(harness.sandbox.job_effects(&counts), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_whose_broker_stalls_ends_in_time_and_writes_what_it_has() {
-    let stage = Stage::new("stalled-broker", "[[fault]]\nkind = \"latency\"\nfixed_ms = 2000\n").await;
-    let broker = Proxy::start(port(&stage.vhost.amqp_url)).await;
-    let through = broker.url(&stage.vhost.amqp_url);
-    let mut worker = stage.worker(&[("AMQP_URL", &through), ("ERRAND__WORKER__DRAIN_SECS", "5")]).await;
+    let harness = Harness::new("stalled-broker", "[[fault]]\nkind = \"latency\"\nfixed_ms = 2000\n").await;
+    let broker = Proxy::start(port(&harness.vhost.amqp_url)).await;
+    let through = broker.url(&harness.vhost.amqp_url);
+    let mut worker = harness.worker(&[("AMQP_URL", &through), ("ERRAND__WORKER__DRAIN_SECS", "5")]).await;
     let one = id();
-    stage.publish(&[send(&one)]).await;
-    in_flight(&stage, 1).await;
+    harness.publish(&[send(&one)]).await;
+    in_flight(&harness, 1).await;
     broker.stall();
     let begun = Instant::now();
     assert!(worker.stop().await.success(), "nothing is left: {}", worker.log());
     assert!(begun.elapsed() < Duration::from_secs(5) + MARGIN, "{:?}", begun.elapsed());
-    assert_eq!(stage.show(&one)["state"], "succeeded");
+    assert_eq!(harness.show(&one)["state"], "succeeded");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_whose_database_stalls_ends_in_time_and_lists_claims_in_doubt() {
-    let stage = Stage::new("stalled-database", "[[fault]]\nkind = \"latency\"\nfixed_ms = 2000\n").await;
-    let database = Proxy::start(port(&stage.database.url)).await;
-    let through = database.url(&stage.database.url);
+    let harness = Harness::new("stalled-database", "[[fault]]\nkind = \"latency\"\nfixed_ms = 2000\n").await;
+    let database = Proxy::start(port(&harness.database.url)).await;
+    let through = database.url(&harness.database.url);
     let settings = [
         ("DATABASE_URL", through.as_str()),
         ("ERRAND__WORKER__DRAIN_SECS", "5"),
         ("ERRAND__WORKER__LEASE_SECS", "20"),
     ];
-    let mut worker = stage.worker(&settings).await;
+    let mut worker = harness.worker(&settings).await;
     let (one, in_doubt) = (id(), id());
-    stage.publish(&[send(&one)]).await;
-    in_flight(&stage, 1).await;
+    harness.publish(&[send(&one)]).await;
+    in_flight(&harness, 1).await;
     database.stall();
-    stage.publish(&[read(&in_doubt)]).await;
+    harness.publish(&[read(&in_doubt)]).await;
     until("the claim is under way", PATIENCE, async || {
         let metrics = worker.metrics().await;
         metrics.contains("errand_claim_batch_jobs_count 2").then_some(())
@@ -391,23 +391,23 @@ async fn a_worker_whose_database_stalls_ends_in_time_and_lists_claims_in_doubt()
     let log = worker.log();
     let left: Vec<&str> = log.lines().filter(|line| line.contains("left behind")).collect();
     assert!(left.len() == 1 && left[0].contains(&in_doubt), "{left:?}");
-    assert_eq!(journal(&stage).len(), 1);
+    assert_eq!(journal(&harness).len(), 1);
 
     // What the proxy holds back reaches the database after all, as packets in a network may.
     database.heal().await;
     let _next =
-        stage.worker(&[("ERRAND__WORKER__LEASE_SECS", "20"), ("ERRAND__RESCUE__POLL_SECS", "1")]).await;
+        harness.worker(&[("ERRAND__WORKER__LEASE_SECS", "20"), ("ERRAND__RESCUE__POLL_SECS", "1")]).await;
     for job in [&one, &in_doubt] {
-        assert_eq!(stage.job_in(job, &["succeeded", "failed", "held"]).await["state"], "succeeded");
+        assert_eq!(harness.job_in(job, &["succeeded", "failed", "held"]).await["state"], "succeeded");
     }
-    assert_eq!(stage.sandbox.job_effects(&one), 1);
+    assert_eq!(harness.sandbox.job_effects(&one), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_journal_that_cannot_be_replayed_is_kept_and_does_not_stop_a_start() {
-    let stage = Stage::new("damaged", "").await;
-    fs::create_dir(stage.journal_dir()).unwrap();
-    let path = |name: &str| stage.journal_dir().join(name);
+    let harness = Harness::new("damaged", "").await;
+    fs::create_dir(harness.journal_dir()).unwrap();
+    let path = |name: &str| harness.journal_dir().join(name);
     fs::write(path("broken.jsonl"), "1 abc {\"records\":1}\nnonsense\n").unwrap();
     let line = |version: u32, json: &str| {
         let sum: String = Sha256::digest(json).iter().map(|byte| format!("{byte:02x}")).collect();
@@ -420,7 +420,7 @@ async fn a_journal_that_cannot_be_replayed_is_kept_and_does_not_stop_a_start() {
     fs::write(path("foreign.jsonl"), &foreign).unwrap();
     fs::write(path("newer.jsonl"), line(2, r#"{"records":0}"#)).unwrap();
 
-    let mut worker = stage.worker(&[]).await;
+    let mut worker = harness.worker(&[]).await;
     let log = worker.log();
     for said in ["a journal is damaged", "this database does not know", "another version of errand"] {
         assert!(log.contains(said), "{said}: {log}");
@@ -430,8 +430,10 @@ async fn a_journal_that_cannot_be_replayed_is_kept_and_does_not_stop_a_start() {
         let line = format!("errand_journal_records_total{{result=\"{result}\"}} {count}");
         assert!(metrics.contains(&line), "{line}: {metrics}");
     }
-    let mut kept: Vec<String> =
-        journal(&stage).iter().map(|path| path.file_name().unwrap().to_string_lossy().into_owned()).collect();
+    let mut kept: Vec<String> = journal(&harness)
+        .iter()
+        .map(|path| path.file_name().unwrap().to_string_lossy().into_owned())
+        .collect();
     kept.sort();
     assert_eq!(kept, ["broken.jsonl.damaged", "foreign.jsonl", "newer.jsonl.damaged"]);
     assert_eq!(fs::read_to_string(path("foreign.jsonl")).unwrap(), foreign);

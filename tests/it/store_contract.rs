@@ -11,14 +11,14 @@ use std::{
 use errand::{
     clock,
     job::{
-        Arrival, Attempt, AttemptOutcome, Effect, Ending, EnvelopeReason, ErrorKind, Fence, HeldReason,
-        JobError, JobId, JobSpec, Owner, QueueName, Release, RequestId, State, Transition, WorkerId, decode,
-        encode,
+        Arrival, Attempt, AttemptOutcome, Binding, Effect, Ending, EnvelopeReason, ErrorKind, Fence,
+        HeldReason, JobError, JobId, JobSpec, Owner, PinnedBy, QueueName, Release, RequestId, State,
+        Transition, WorkerId, decode, encode,
     },
     store::{
-        AuditLimits, Awaited, By, Claim, Claimed, Conflict, Decided, Finding, FindingKind, Finish, Finished,
-        Freeze, Frozen, HeldFilter, Holding, Inserted, JobFilter, JobView, MAX_UNCLAIMED_WAIT, PinRow,
-        PinnedBy, PutOff, Rejected, Schema, SharedStore, StoreErrorKind, Verdict,
+        AuditLimits, Awaited, Bind, By, Claim, ClaimReceipt, Claimed, Conflict, Decided, Finding,
+        FindingKind, Finish, Finished, HeldFilter, Inserted, JobFilter, JobView, MAX_UNCLAIMED_WAIT, PinRow,
+        PutOff, Rejected, Schema, SharedStore, StoreErrorKind, Verdict,
         postgres::{PostgresOptions, PostgresStore},
         sqlite::{SqliteOptions, SqliteStore},
     },
@@ -30,7 +30,7 @@ use tempfile::TempDir;
 use uuid::Uuid;
 
 use crate::{
-    stage::PATIENCE,
+    harness::PATIENCE,
     support::{self, wait::until},
 };
 
@@ -213,8 +213,8 @@ impl Bench {
     /// Claims a job that can be claimed.
     async fn run(&self, spec: &Arc<JobSpec>) -> Held {
         let claim = claim(spec);
-        let holding = running(self.claim(&claim).await);
-        Held { id: spec.id, request_id: claim.request_id, holding }
+        let receipt = running(self.claim(&claim).await);
+        Held { id: spec.id, request_id: claim.request_id, receipt }
     }
 
     async fn finish(&self, finish: &Finish) -> Finished {
@@ -295,13 +295,13 @@ fn sqlite(dir: &TempDir, clock: clock::SharedClock) -> SqliteStore {
 struct Held {
     id: JobId,
     request_id: RequestId,
-    holding: Holding,
+    receipt: ClaimReceipt,
 }
 
 impl Held {
     fn end(&self, ending: Ending, outcome: AttemptOutcome) -> Finish {
         let attempt = Attempt {
-            number: self.holding.attempt,
+            number: self.receipt.attempt,
             request_id: self.request_id,
             outcome,
             http_status: Some(200),
@@ -311,7 +311,7 @@ impl Held {
             started_at: Timestamp::now(),
             finished_at: Timestamp::now(),
         };
-        Finish { id: self.id, fence: self.holding.fence, by: By::Holder, attempt, ending }
+        Finish { id: self.id, fence: self.receipt.fence, by: By::Holder, attempt, ending }
     }
 
     fn rescue(&self, ending: Ending) -> Finish {
@@ -321,8 +321,8 @@ impl Held {
         }
     }
 
-    fn freeze(&self, frozen: &Frozen) -> Freeze {
-        Freeze { id: self.id, fence: self.holding.fence, frozen: frozen.clone() }
+    fn bind(&self, binding: &Binding) -> Bind {
+        Bind { id: self.id, fence: self.receipt.fence, binding: binding.clone() }
     }
 }
 
@@ -364,14 +364,14 @@ fn claim(spec: &Arc<JobSpec>) -> Claim {
     Claim {
         spec: Arc::clone(spec),
         request_id: RequestId::new(),
-        frozen: None,
+        binding: None,
         verdict: Verdict::Run,
-        known: false,
+        from_store: false,
     }
 }
 
-fn frozen(version: &str) -> Frozen {
-    Frozen {
+fn binding(version: &str) -> Binding {
+    Binding {
         toolkit: "github".into(),
         version: version.into(),
         pinned_by: PinnedBy::Global,
@@ -415,9 +415,9 @@ fn one<T>(mut answers: Vec<T>) -> T {
     answers.remove(0)
 }
 
-fn running(claimed: Claimed) -> Holding {
+fn running(claimed: Claimed) -> ClaimReceipt {
     match claimed {
-        Claimed::Running(holding) => holding,
+        Claimed::Running(receipt) => receipt,
         other => panic!("not running: {other:?}"),
     }
 }
@@ -513,14 +513,14 @@ async fn an_idempotency_key_belongs_to_one_owner_and_one_body(t: Bench) {
 
 async fn an_unknown_job_is_inserted_and_claimed_in_one_step(t: Bench) {
     let spec = job(json!({}));
-    let offered = Claim { frozen: Some(frozen("1")), ..claim(&spec) };
-    let holding = running(t.claim(&offered).await);
-    assert_eq!((holding.fence, holding.attempt, holding.spent), (Fence(1), 1, 0));
-    assert_eq!(holding.frozen, Some(frozen("1")));
+    let offered = Claim { binding: Some(binding("1")), ..claim(&spec) };
+    let receipt = running(t.claim(&offered).await);
+    assert_eq!((receipt.fence, receipt.attempt, receipt.spent), (Fence(1), 1, 0));
+    assert_eq!(receipt.binding, Some(binding("1")));
     let view = t.view(spec.id).await;
     assert_eq!(view.state, State::Running);
-    assert_eq!(view.created_at, holding.created_at);
-    assert_eq!(view.frozen, Some(frozen("1")));
+    assert_eq!(view.created_at, receipt.created_at);
+    assert_eq!(view.binding, Some(binding("1")));
     assert_eq!((view.attempt, view.spent, view.due_at), (1, 0, None));
     assert!(view.started_at.is_some());
     assert!(t.store.claim(t.worker, &[]).await.unwrap().is_empty());
@@ -531,8 +531,8 @@ async fn a_claim_repeated_gets_its_first_answer(t: Bench) {
     let later = job(json!({"run_at": in_hours(1)}));
     t.insert(&specs[1]).await;
     let batch = [
-        Claim { frozen: Some(frozen("1")), ..claim(&specs[0]) },
-        Claim { known: true, ..claim(&specs[1]) },
+        Claim { binding: Some(binding("1")), ..claim(&specs[0]) },
+        Claim { from_store: true, ..claim(&specs[1]) },
         Claim { verdict: Verdict::Refuse(error(ErrorKind::InvalidJob)), ..claim(&specs[2]) },
         Claim {
             verdict: Verdict::Hold(HeldReason::Connection, error(ErrorKind::NeedsConnection)),
@@ -546,7 +546,7 @@ async fn a_claim_repeated_gets_its_first_answer(t: Bench) {
         match (first, second) {
             (Claimed::Running(first), Claimed::Running(second)) => {
                 assert!(second.age >= first.age);
-                assert_eq!(*first, Holding { age: first.age, ..second.clone() });
+                assert_eq!(*first, ClaimReceipt { age: first.age, ..second.clone() });
             }
             (first, second) => assert_eq!(format!("{first:?}"), format!("{second:?}")),
         }
@@ -564,13 +564,13 @@ async fn a_known_job_is_claimed_with_the_next_fence_and_attempt(t: Bench) {
     let spec = job(json!({}));
     t.insert(&spec).await;
     let first = t.run(&spec).await;
-    assert_eq!((first.holding.fence, first.holding.attempt), (Fence(1), 1));
+    assert_eq!((first.receipt.fence, first.receipt.attempt), (Fence(1), 1));
     t.finish(&first.end(retry(Duration::ZERO), AttemptOutcome::ToolFailed)).await;
     t.publish().await;
-    let relayed = Claim { known: true, ..claim(&spec) };
+    let relayed = Claim { from_store: true, ..claim(&spec) };
     let second = running(t.claim(&relayed).await);
     assert_eq!((second.fence, second.attempt, second.spent), (Fence(2), 2, 1));
-    assert_eq!(second.created_at, first.holding.created_at);
+    assert_eq!(second.created_at, first.receipt.created_at);
     assert!(second.age > Duration::ZERO);
     assert_eq!(t.view(spec.id).await.error.map(|error| error.kind), Some(ErrorKind::ToolFailed));
 }
@@ -581,9 +581,9 @@ async fn a_claim_of_another_meaning_is_a_conflict(t: Bench) {
     let body = claim(&job(json!({"id": spec.id.to_string(), "tool": "OTHER"})));
     let owner = claim(&job(json!({"id": spec.id.to_string(), "user_id": "u-2"})));
     for known in [false, true] {
-        let answer = t.claim(&Claim { known, ..body.clone() }).await;
+        let answer = t.claim(&Claim { from_store: known, ..body.clone() }).await;
         assert!(matches!(answer, Claimed::Conflict(Conflict::Body)), "{answer:?}");
-        let answer = t.claim(&Claim { known, ..owner.clone() }).await;
+        let answer = t.claim(&Claim { from_store: known, ..owner.clone() }).await;
         assert!(matches!(answer, Claimed::Conflict(Conflict::Owner)), "{answer:?}");
     }
     assert_eq!(t.state(spec.id).await, State::Available);
@@ -606,7 +606,7 @@ async fn a_job_that_is_not_available_is_a_duplicate(t: Bench) {
         let spec = t.view(id).await.spec;
         let before = format!("{:?}", t.view(id).await);
         for known in [false, true] {
-            let answer = t.claim(&Claim { known, ..claim(&spec) }).await;
+            let answer = t.claim(&Claim { from_store: known, ..claim(&spec) }).await;
             assert!(matches!(answer, Claimed::Duplicate { state: is } if is == state), "{state}: {answer:?}");
         }
         assert_eq!(format!("{:?}", t.view(id).await), before);
@@ -615,7 +615,7 @@ async fn a_job_that_is_not_available_is_a_duplicate(t: Bench) {
 
 async fn a_relayed_job_that_was_removed_is_gone(t: Bench) {
     let spec = job(json!({}));
-    let answer = t.claim(&Claim { known: true, ..claim(&spec) }).await;
+    let answer = t.claim(&Claim { from_store: true, ..claim(&spec) }).await;
     assert!(matches!(answer, Claimed::Gone), "{answer:?}");
     assert!(t.store.job(spec.id).await.unwrap().is_none());
 }
@@ -630,14 +630,14 @@ async fn a_claim_before_its_time_is_scheduled_and_one_after_its_time_fails(t: Be
     let known = renamed(&expired);
     t.insert(&known).await;
     for spec in [expired, known] {
-        let offered = Claim { frozen: Some(frozen("1")), ..claim(&spec) };
+        let offered = Claim { binding: Some(binding("1")), ..claim(&spec) };
         let answer = t.claim(&offered).await;
         assert!(
             matches!(answer, Claimed::Ended { state: State::Failed, kind: ErrorKind::Expired }),
             "{answer:?}"
         );
         let view = t.view(spec.id).await;
-        assert_eq!((view.state, view.attempt, view.frozen), (State::Failed, 0, None));
+        assert_eq!((view.state, view.attempt, view.binding), (State::Failed, 0, None));
         assert_eq!(view.error.map(|error| error.kind), Some(ErrorKind::Expired));
         assert!(view.finished_at.is_some());
     }
@@ -649,7 +649,7 @@ async fn a_job_made_due_by_a_person_runs_before_its_time(t: Bench) {
     t.insert(&spec).await;
     assert_eq!(t.store.restart(spec.id).await.unwrap(), Decided::Now(State::Available));
     t.publish().await;
-    running(t.claim(&Claim { known: true, ..claim(&spec) }).await);
+    running(t.claim(&Claim { from_store: true, ..claim(&spec) }).await);
 }
 
 async fn a_refused_job_fails_and_a_held_job_is_parked(t: Bench) {
@@ -662,7 +662,7 @@ async fn a_refused_job_fails_and_a_held_job_is_parked(t: Bench) {
             if known {
                 t.insert(&spec).await;
             }
-            let judged = Claim { verdict: verdict.clone(), known, ..claim(&spec) };
+            let judged = Claim { verdict: verdict.clone(), from_store: known, ..claim(&spec) };
             let answer = t.claim(&judged).await;
             assert!(matches!(answer, Claimed::Ended { state: is, .. } if is == state), "{answer:?}");
             let view = t.view(spec.id).await;
@@ -693,7 +693,7 @@ async fn a_job_that_cannot_be_counted_any_further_ends_and_no_other_with_it(t: B
     let batch = [
         claim(&tired),
         claim(&good),
-        Claim { known: true, ..claim(&fenced) },
+        Claim { from_store: true, ..claim(&fenced) },
         Claim { verdict: refusal, ..claim(&refused) },
     ];
     let answers = t.store.claim(t.worker, &batch).await.unwrap();
@@ -701,12 +701,12 @@ async fn a_job_that_cannot_be_counted_any_further_ends_and_no_other_with_it(t: B
     assert!(ended(&answers[0], ErrorKind::Internal), "{answers:?}");
     assert!(ended(&answers[2], ErrorKind::Internal), "{answers:?}");
     assert!(ended(&answers[3], ErrorKind::Unpinned), "{answers:?}");
-    let Claimed::Running(holding) = &answers[1] else { panic!("{answers:?}") };
-    assert_eq!((holding.attempt, holding.fence), (2_147_483_647, Fence(i64::MAX)));
+    let Claimed::Running(receipt) = &answers[1] else { panic!("{answers:?}") };
+    assert_eq!((receipt.attempt, receipt.fence), (2_147_483_647, Fence(i64::MAX)));
     let again = t.store.claim(t.worker, &batch).await.unwrap();
     assert!(ended(&again[0], ErrorKind::Internal), "a repetition gets the same answer: {again:?}");
     let again = running(again[1].clone());
-    assert_eq!((again.attempt, again.fence), (holding.attempt, holding.fence));
+    assert_eq!((again.attempt, again.fence), (receipt.attempt, receipt.fence));
 
     let view = t.view(tired.id).await;
     let told = view.error.unwrap().message;
@@ -718,7 +718,7 @@ async fn a_job_that_cannot_be_counted_any_further_ends_and_no_other_with_it(t: B
     // Run again by a person, it ends again.
     assert_eq!(t.store.restart(tired.id).await.unwrap(), Decided::Now(State::Available));
     assert!(ended(&t.claim(&claim(&tired)).await, ErrorKind::Internal));
-    let held = Held { id: good.id, request_id: batch[1].request_id, holding: holding.clone() };
+    let held = Held { id: good.id, request_id: batch[1].request_id, receipt: receipt.clone() };
     assert_eq!(
         t.finish(&held.end(succeed("{}"), AttemptOutcome::Succeeded)).await,
         applied(State::Succeeded)
@@ -765,7 +765,7 @@ async fn counts_stay_at_their_maximum(t: Bench) {
     t.execute(&format!("update jobs set checks = 2147483647 where id = {}", t.literal(looked.id))).await;
     let put_off = PutOff {
         id: looked.id,
-        fence: looked.holding.fence,
+        fence: looked.receipt.fence,
         again_after: Some(Duration::ZERO),
         error: error(ErrorKind::UnknownOutcome),
     };
@@ -804,18 +804,18 @@ async fn counts_stay_at_their_maximum(t: Bench) {
 
 async fn what_was_frozen_first_wins(t: Bench) {
     let spec = job(json!({}));
-    let first = Claim { frozen: Some(frozen("1")), ..claim(&spec) };
-    let holding = running(t.claim(&first).await);
-    let held = Held { id: spec.id, request_id: first.request_id, holding };
+    let first = Claim { binding: Some(binding("1")), ..claim(&spec) };
+    let receipt = running(t.claim(&first).await);
+    let held = Held { id: spec.id, request_id: first.request_id, receipt };
     t.finish(&held.end(retry(Duration::ZERO), AttemptOutcome::ToolFailed)).await;
     t.publish().await;
-    let second = Claim { frozen: Some(frozen("2")), known: true, ..claim(&spec) };
-    assert_eq!(running(t.claim(&second).await).frozen, Some(frozen("1")));
+    let second = Claim { binding: Some(binding("2")), from_store: true, ..claim(&spec) };
+    assert_eq!(running(t.claim(&second).await).binding, Some(binding("1")));
 
     let spec = job(json!({}));
     t.insert(&spec).await;
-    let offered = Claim { frozen: Some(frozen("3")), ..claim(&spec) };
-    assert_eq!(running(t.claim(&offered).await).frozen, Some(frozen("3")), "nothing was frozen before");
+    let offered = Claim { binding: Some(binding("3")), ..claim(&spec) };
+    assert_eq!(running(t.claim(&offered).await).binding, Some(binding("3")), "nothing was frozen before");
 }
 
 async fn the_first_claim_of_a_batch_wins(t: Bench) {
@@ -872,28 +872,28 @@ async fn exactly_one_of_concurrent_claims_wins(t: Bench) {
 async fn a_freeze_counts_only_under_the_current_fence(t: Bench) {
     let spec = job(json!({}));
     let held = t.run(&spec).await;
-    let freeze = held.freeze(&frozen("1"));
-    let stale = Freeze { fence: Fence(0), ..freeze.clone() };
-    let unknown = Freeze { id: JobId::new(), ..freeze.clone() };
-    let answers = t.store.freeze(&[stale, freeze.clone(), unknown]).await.unwrap();
+    let bind = held.bind(&binding("1"));
+    let stale = Bind { fence: Fence(0), ..bind.clone() };
+    let unknown = Bind { id: JobId::new(), ..bind.clone() };
+    let answers = t.store.bind(&[stale, bind.clone(), unknown]).await.unwrap();
     assert_eq!(answers, [false, true, false]);
-    assert_eq!(t.view(spec.id).await.frozen, Some(frozen("1")));
-    assert_eq!(t.store.freeze(&[freeze]).await.unwrap(), [true], "a repetition gets the same answer");
-    assert_eq!(t.store.freeze(&[held.freeze(&frozen("2"))]).await.unwrap(), [false], "it never changes");
-    assert_eq!(t.view(spec.id).await.frozen, Some(frozen("1")));
-    let bare = Frozen { account: None, ..frozen("1") };
+    assert_eq!(t.view(spec.id).await.binding, Some(binding("1")));
+    assert_eq!(t.store.bind(&[bind]).await.unwrap(), [true], "a repetition gets the same answer");
+    assert_eq!(t.store.bind(&[held.bind(&binding("2"))]).await.unwrap(), [false], "it never changes");
+    assert_eq!(t.view(spec.id).await.binding, Some(binding("1")));
+    let bare = Binding { account: None, ..binding("1") };
     let held = t.run(&job(json!({}))).await;
-    assert_eq!(t.store.freeze(&[held.freeze(&bare), held.freeze(&bare)]).await.unwrap(), [true, true]);
+    assert_eq!(t.store.bind(&[held.bind(&bare), held.bind(&bare)]).await.unwrap(), [true, true]);
     t.finish(&held.end(retry(Duration::ZERO), AttemptOutcome::NotSent)).await;
-    assert_eq!(t.store.freeze(&[held.freeze(&bare)]).await.unwrap(), [false], "it is not held any more");
-    assert!(t.store.freeze(&[]).await.unwrap().is_empty());
+    assert_eq!(t.store.bind(&[held.bind(&bare)]).await.unwrap(), [false], "it is not held any more");
+    assert!(t.store.bind(&[]).await.unwrap().is_empty());
 }
 
 async fn a_first_attempt_that_succeeds_is_an_attempt_like_any_other(t: Bench) {
     let spec = job(json!({}));
-    let offered = Claim { frozen: Some(frozen("20260101_00")), ..claim(&spec) };
+    let offered = Claim { binding: Some(binding("20260101_00")), ..claim(&spec) };
     let held =
-        Held { id: spec.id, request_id: offered.request_id, holding: running(t.claim(&offered).await) };
+        Held { id: spec.id, request_id: offered.request_id, receipt: running(t.claim(&offered).await) };
     let finish = held.end(succeed("1"), AttemptOutcome::Succeeded);
     for _ in 0..2 {
         assert_eq!(t.finish(&finish).await, applied(State::Succeeded), "a repetition gets the same answer");
@@ -923,12 +923,12 @@ async fn an_unknown_outcome_is_looked_up_until_it_is_told_or_a_person_decides(t:
 
     let check = one(t.store.take_checks(10, LEASE).await.unwrap());
     assert_eq!((check.job.spec.id, check.request_id), (now.id, now.request_id));
-    assert_eq!((check.fence, check.checks, check.job.attempt), (now.holding.fence, 0, 1));
+    assert_eq!((check.fence, check.checks, check.job.attempt), (now.receipt.fence, 0, 1));
     assert!(t.store.take_checks(10, LEASE).await.unwrap().is_empty(), "it is taken");
 
     let put_off = |again_after| PutOff {
         id: now.id,
-        fence: now.holding.fence,
+        fence: now.receipt.fence,
         again_after,
         error: error(ErrorKind::UnknownOutcome),
     };
@@ -951,9 +951,9 @@ async fn an_unknown_outcome_is_looked_up_until_it_is_told_or_a_person_decides(t:
     assert_eq!(t.outcomes(later.id).await, [Some(AttemptOutcome::Succeeded)]);
 
     let spec = job(json!({}));
-    let offered = Claim { frozen: Some(frozen("20260101_00")), ..claim(&spec) };
+    let offered = Claim { binding: Some(binding("20260101_00")), ..claim(&spec) };
     let held =
-        Held { id: spec.id, request_id: offered.request_id, holding: running(t.claim(&offered).await) };
+        Held { id: spec.id, request_id: offered.request_id, receipt: running(t.claim(&offered).await) };
     t.finish(&held.end(succeed("1"), AttemptOutcome::Succeeded)).await;
     assert_eq!(t.store.known_success().await.unwrap(), Some(held.request_id));
 }
@@ -1071,9 +1071,9 @@ async fn a_connection_that_is_there_lets_its_jobs_go_in_pages(t: Bench) {
     let stranger = job(json!({"user_id": "u-2"}));
     t.claim(&park(&stranger, "github")).await;
     let named = job(json!({"connected_account_id": "ca_1"}));
-    let offered = Claim { frozen: Some(frozen("1")), ..claim(&named) };
+    let offered = Claim { binding: Some(binding("1")), ..claim(&named) };
     let held =
-        Held { id: named.id, request_id: offered.request_id, holding: running(t.claim(&offered).await) };
+        Held { id: named.id, request_id: offered.request_id, receipt: running(t.claim(&offered).await) };
     t.finish(&held.end(connect("github"), AttemptOutcome::Refused)).await;
 
     let all = t.store.take_awaited(10, Duration::ZERO).await.unwrap();
@@ -1095,16 +1095,16 @@ async fn a_connection_that_is_there_lets_its_jobs_go_in_pages(t: Bench) {
     assert_eq!((view.held_reason, view.attempt, view.spent), (None, 0, 0));
 
     assert_eq!(t.store.release_awaited(of("user:u-1", Some("ca_1")), 9).await.unwrap(), 1);
-    assert_eq!(t.view(named.id).await.frozen.unwrap().account.as_deref(), Some("ca_1"), "the job named it");
+    assert_eq!(t.view(named.id).await.binding.unwrap().account.as_deref(), Some("ca_1"), "the job named it");
     assert_eq!(awaited(&t).await.owner.to_string(), "user:u-2", "the others are not awaited any more");
 }
 
 async fn a_connection_is_doubted_after_a_call_was_refused_with_it(t: Bench) {
     let refused = async || {
         let spec = job(json!({}));
-        let offered = Claim { frozen: Some(frozen("1")), ..claim(&spec) };
+        let offered = Claim { binding: Some(binding("1")), ..claim(&spec) };
         let held =
-            Held { id: spec.id, request_id: offered.request_id, holding: running(t.claim(&offered).await) };
+            Held { id: spec.id, request_id: offered.request_id, receipt: running(t.claim(&offered).await) };
         t.finish(&held.end(connect("github"), AttemptOutcome::Refused)).await;
         spec.id
     };
@@ -1121,7 +1121,7 @@ async fn a_connection_is_doubted_after_a_call_was_refused_with_it(t: Bench) {
     t.store.put_off_awaited(&awaited(&t).await, Duration::ZERO, false).await.unwrap();
     assert_eq!(awaited(&t).await.doubted, None);
     assert_eq!(t.store.release_awaited(&awaited(&t).await, 9).await.unwrap(), 3);
-    assert_eq!(t.view(id).await.frozen.unwrap().account, None, "the new connection is another account");
+    assert_eq!(t.view(id).await.binding.unwrap().account, None, "the new connection is another account");
 }
 
 async fn a_connection_that_nobody_waits_for_is_forgotten(t: Bench) {
@@ -1177,8 +1177,8 @@ async fn a_job_waits_for_a_connection_until_its_time_has_passed(t: Bench) {
                     first = park(&spec, "github");
                 }
                 match t.claim(&first).await {
-                    Claimed::Running(holding) => {
-                        let held = Held { id: spec.id, request_id: first.request_id, holding };
+                    Claimed::Running(receipt) => {
+                        let held = Held { id: spec.id, request_id: first.request_id, receipt };
                         t.finish(&held.end(connect("github"), AttemptOutcome::Refused)).await;
                     }
                     answer => {
@@ -1457,7 +1457,7 @@ async fn a_rescue_that_missed_the_freeze_changes_nothing(t: Bench) {
         Finish { by: By::Rescuer { lease: LEASE }, ..held.end(ending, AttemptOutcome::Interrupted) }
     };
     let too_late = nothing_sent(&held);
-    assert_eq!(t.store.freeze(&[held.freeze(&frozen("20260101_00"))]).await.unwrap(), [true]);
+    assert_eq!(t.store.bind(&[held.bind(&binding("20260101_00"))]).await.unwrap(), [true]);
     assert_eq!(t.finish(&too_late).await, Finished::Fenced);
     assert_eq!(t.state(spec.id).await, State::Running);
     assert_eq!(t.outcomes(spec.id).await, [None]);
@@ -1467,7 +1467,7 @@ async fn a_rescue_that_missed_the_freeze_changes_nothing(t: Bench) {
     let held = t.run(&spec).await;
     assert_eq!(t.finish(&nothing_sent(&held)).await, applied(State::Retryable));
     assert_eq!(
-        t.store.freeze(&[held.freeze(&frozen("20260101_00"))]).await.unwrap(),
+        t.store.bind(&[held.bind(&binding("20260101_00"))]).await.unwrap(),
         [false],
         "nothing is sent now"
     );
@@ -1508,14 +1508,14 @@ async fn a_running_job_that_was_cancelled_does_not_run_again(t: Bench) {
 async fn a_value_that_cannot_be_stored_is_refused_alone(t: Bench) {
     let spec = job(json!({}));
     let good = claim(&spec);
-    let bad = Claim { frozen: Some(frozen("a\0b")), ..claim(&job(json!({}))) };
+    let bad = Claim { binding: Some(binding("a\0b")), ..claim(&job(json!({}))) };
     let error = t.store.claim(t.worker, &[good.clone(), bad.clone()]).await.unwrap_err();
     assert_eq!(error.kind(), StoreErrorKind::Data);
     assert!(t.store.claim(t.worker, std::slice::from_ref(&bad)).await.is_err());
     assert!(t.store.job(bad.spec.id).await.unwrap().is_none());
-    let holding = running(t.claim(&good).await);
+    let receipt = running(t.claim(&good).await);
 
-    let held = Held { id: spec.id, request_id: good.request_id, holding };
+    let held = Held { id: spec.id, request_id: good.request_id, receipt };
     let mut finish = held.end(succeed("{}"), AttemptOutcome::Succeeded);
     finish.attempt.log_id = Some("secret of a customer\0".into());
     let error = t.store.finish(std::slice::from_ref(&finish)).await.unwrap_err();
@@ -1524,7 +1524,7 @@ async fn a_value_that_cannot_be_stored_is_refused_alone(t: Bench) {
     assert_eq!(t.state(spec.id).await, State::Running);
     let text = Arc::new(JobSpec { text: Some("\0".into()), ..(*job(json!({}))).clone() });
     assert_eq!(t.store.insert(&[text], LEASE).await.unwrap_err().kind(), StoreErrorKind::Data);
-    assert_eq!(t.store.freeze(&[held.freeze(&frozen("\0"))]).await.unwrap_err().kind(), StoreErrorKind::Data);
+    assert_eq!(t.store.bind(&[held.bind(&binding("\0"))]).await.unwrap_err().kind(), StoreErrorKind::Data);
     finish.attempt.log_id = None;
     assert_eq!(t.finish(&finish).await, applied(State::Succeeded));
 }
@@ -1557,7 +1557,7 @@ async fn what_was_asked_for_comes_back_unchanged(t: Bench) {
             fallback_id: None,
         };
         let relayed = Arc::new(decode(&encode(&due.spec), &arrival).unwrap());
-        running(t.claim(&Claim { known: true, ..claim(&relayed) }).await);
+        running(t.claim(&Claim { from_store: true, ..claim(&relayed) }).await);
     }
 }
 
@@ -1570,7 +1570,7 @@ async fn a_batch_of_512_large_results_is_finished_at_once(t: Bench) {
         .iter()
         .zip(answers)
         .map(|(claim, answer)| {
-            let held = Held { id: claim.spec.id, request_id: claim.request_id, holding: running(answer) };
+            let held = Held { id: claim.spec.id, request_id: claim.request_id, receipt: running(answer) };
             held.end(succeed(&result), AttemptOutcome::Succeeded)
         })
         .collect();
@@ -1743,18 +1743,18 @@ async fn the_jobs_of_lost_workers_are_found(t: Bench) {
     let spec = job(json!({"max_attempts": 3, "max_age_ms": 60_000}));
     let held = t.run(&spec).await;
     let lost = one(t.store.lost_jobs(LEASE, 10).await.unwrap());
-    assert_eq!((lost.id, lost.fence, lost.request_id), (spec.id, held.holding.fence, held.request_id));
-    assert_eq!((lost.attempt, lost.spent, lost.frozen, lost.budget), (1, 0, None, spec.budget));
+    assert_eq!((lost.id, lost.fence, lost.request_id), (spec.id, held.receipt.fence, held.request_id));
+    assert_eq!((lost.attempt, lost.spent, lost.binding, lost.budget), (1, 0, None, spec.budget));
     assert_eq!(Some(lost.started_at), t.view(spec.id).await.started_at);
     assert!(lost.age < LEASE);
 
     t.store.beat(t.worker, "w").await.unwrap();
     assert!(t.store.lost_jobs(LEASE, 10).await.unwrap().is_empty(), "its worker lives");
-    t.store.freeze(&[held.freeze(&frozen("1"))]).await.unwrap();
+    t.store.bind(&[held.bind(&binding("1"))]).await.unwrap();
     let next = t.run(&job(json!({}))).await;
     let lost = t.store.lost_jobs(Duration::ZERO, 10).await.unwrap();
     assert_eq!(lost.iter().map(|lost| lost.id).collect::<Vec<_>>(), [spec.id, next.id], "oldest first");
-    assert_eq!(lost[0].frozen, Some(frozen("1")));
+    assert_eq!(lost[0].binding, Some(binding("1")));
     assert_eq!(t.store.lost_jobs(Duration::ZERO, 1).await.unwrap().len(), 1);
 
     t.store.retire(t.worker).await.unwrap();
@@ -1884,7 +1884,7 @@ async fn a_running_job_without_a_worker_is_found_and_made_findable(t: Bench) {
         assert_eq!(t.audit(&PATIENT).await, []);
     }
     let found = one(t.store.lost_jobs(Duration::ZERO, 10).await.unwrap());
-    assert_eq!((found.id, found.fence, found.request_id), (spec.id, held.holding.fence, held.request_id));
+    assert_eq!((found.id, found.fence, found.request_id), (spec.id, held.receipt.fence, held.request_id));
     t.finish(&held.end(succeed("1"), AttemptOutcome::Succeeded)).await;
     assert_eq!(t.audit(&lost).await, []);
     assert_eq!(t.store.make_findable(&[spec.id]).await.unwrap(), [], "it does not run any more");
@@ -2132,7 +2132,7 @@ async fn a_restarted_job_has_a_fresh_budget(t: Bench) {
     assert_eq!((view.error, view.result.is_none(), view.finished_at), (None, true, None));
     assert_eq!(one(t.store.take_due(10, LEASE).await.unwrap()).spec.id, spec.id, "it is due now");
     let again = t.run(&spec).await;
-    assert_eq!((again.holding.fence, again.holding.attempt, again.holding.spent), (Fence(2), 2, 0));
+    assert_eq!((again.receipt.fence, again.receipt.attempt, again.receipt.spent), (Fence(2), 2, 0));
 }
 
 async fn a_released_job_shows_what_a_person_decided(t: Bench) {
@@ -2375,10 +2375,10 @@ async fn random_histories_keep_the_rules(t: Bench) {
             let step = random.usize(..9);
             let expected = match step {
                 0 | 1 => {
-                    let claim = Claim { known: true, ..claim(&spec) };
+                    let claim = Claim { from_store: true, ..claim(&spec) };
                     match t.claim(&claim).await {
-                        Claimed::Running(holding) => {
-                            claims.push(Held { id: spec.id, request_id: claim.request_id, holding });
+                        Claimed::Running(receipt) => {
+                            claims.push(Held { id: spec.id, request_id: claim.request_id, receipt });
                             Transition::Claim.apply(state)
                         }
                         Claimed::Duplicate { state: is } => Ok(is),
@@ -2592,19 +2592,19 @@ async fn a_sqlite_store_lives_in_the_time_of_its_clock() {
     assert_eq!((due.was, due.late_by), (State::Scheduled, Duration::from_secs(60)));
     let worker = WorkerId::new();
     store.beat(worker, "w").await.unwrap();
-    let first = Claim { known: true, ..claim(&spec) };
-    let holding = running(one(store.claim(worker, std::slice::from_ref(&first)).await.unwrap()));
-    assert_eq!(holding.age, Duration::from_secs(3660));
+    let first = Claim { from_store: true, ..claim(&spec) };
+    let receipt = running(one(store.claim(worker, std::slice::from_ref(&first)).await.unwrap()));
+    assert_eq!(receipt.age, Duration::from_secs(3660));
     assert!(store.lost_jobs(LEASE, 10).await.unwrap().is_empty());
 
     clock.advance(SignedDuration::from_mins(60));
     let lost = one(store.lost_jobs(LEASE, 10).await.unwrap());
     assert_eq!(lost.age, Duration::from_secs(7260));
-    let held = Held { id: spec.id, request_id: first.request_id, holding };
+    let held = Held { id: spec.id, request_id: first.request_id, receipt };
     let rescued = store.finish(&[held.rescue(retry(Duration::ZERO))]).await.unwrap();
     assert_eq!(rescued, [applied(State::Retryable)]);
     store.take_due(1, LEASE).await.unwrap();
-    let second = Claim { known: true, ..claim(&spec) };
+    let second = Claim { from_store: true, ..claim(&spec) };
     let answer = one(store.claim(worker, &[second]).await.unwrap());
     assert!(matches!(answer, Claimed::Ended { kind: ErrorKind::Expired, .. }), "{answer:?}");
 }

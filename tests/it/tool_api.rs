@@ -9,9 +9,10 @@ use std::{
 };
 
 use errand::{
-    job::{self, Arrival, AttemptOutcome, Effect, ErrorKind, HeldReason, JobId, JobSpec, RequestId},
+    job::{
+        self, Arrival, AttemptOutcome, Effect, ErrorKind, HeldReason, JobId, JobSpec, PinnedBy, RequestId,
+    },
     sandbox::{DEFAULT_WORLD, Options as SandboxOptions, Running, Sandbox, World},
-    store::PinnedBy,
     tool::{
         Body, Call, Reply, ToolApi as _, ToolError,
         account::{AccountError, AccountOptions, Accounts},
@@ -587,7 +588,7 @@ async fn pins_and_accounts_are_resolved_against_the_sandbox() {
         ("github", "20251027_00", PinnedBy::Config)
     );
     let old = resolve(&config("20250905_00"), UnpinnedPolicy::Refuse).await.unwrap_err();
-    let message = old.setback().error().message.clone();
+    let message = old.not_ready().error().message.clone();
     assert!(message.contains("20250905_00") && message.contains("20251027_00"), "{message}");
     let unpinned = resolve(&PinSources::default(), UnpinnedPolicy::Refuse).await.unwrap_err();
     assert!(matches!(unpinned, ResolveError::Unpinned { .. }));

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::{
-    stage::{PATIENCE, Stage},
+    harness::{Harness, PATIENCE},
     support::{http, wait::until},
 };
 
@@ -30,17 +30,17 @@ fn send(id: &str, user: &str) -> Value {
 }
 
 /// A call of another tool that succeeds, by which the log shows that it knows our request IDs.
-async fn another_success(stage: &Stage) {
+async fn another_success(harness: &Harness) {
     let one = id();
     let job = json!({"id": one, "org_id": "org-1", "tool": "SLACK_SEND_MESSAGE",
                      "arguments": {"channel": "c", "text": "t"}});
-    stage.publish(&[job]).await;
-    stage.job_in(&one, &["succeeded"]).await;
+    harness.publish(&[job]).await;
+    harness.job_in(&one, &["succeeded"]).await;
 }
 
 /// Makes the sandbox's logs late, lossy or closed.
-async fn logs_are(stage: &Stage, settings: &Value) {
-    let url = format!("{}/_sandbox/logs", stage.sandbox.base_url());
+async fn logs_are(harness: &Harness, settings: &Value) {
+    let url = format!("{}/_sandbox/logs", harness.sandbox.base_url());
     let request = http::client().put(url).json(settings);
     request.send().await.unwrap().error_for_status().unwrap();
 }
@@ -55,89 +55,89 @@ fn attempt(shown: &Value) -> &Value {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_the_log_has_is_taken_as_the_answer_that_did_not_arrive() {
     let faults = "[[fault]]\nkind = \"reset\"\ntool = \"GMAIL_SEND_EMAIL\"\nafter_effect = true\n";
-    let stage = Stage::new("adopt", faults).await;
-    logs_are(&stage, &json!({"delay_ms": 1500})).await;
-    let _worker = stage.worker(&QUICK).await;
+    let harness = Harness::new("adopt", faults).await;
+    logs_are(&harness, &json!({"delay_ms": 1500})).await;
+    let _worker = harness.worker(&QUICK).await;
     let one = id();
-    stage.publish(&[send(&one, "user-1")]).await;
-    let shown = stage.job_in(&one, &["held"]).await;
+    harness.publish(&[send(&one, "user-1")]).await;
+    let shown = harness.job_in(&one, &["held"]).await;
     assert_eq!(
         (&shown["held_reason"], &attempt(&shown)["outcome"]),
         (&json!("unknown_outcome"), &json!("unknown"))
     );
 
-    let shown = stage.job_in(&one, &["succeeded"]).await;
+    let shown = harness.job_in(&one, &["succeeded"]).await;
     assert!(shown["result"].is_object() && shown["error"].is_null(), "{shown}");
     assert!(shown["log_id"].is_string());
     assert_eq!(attempt(&shown)["outcome"], "succeeded");
     assert_eq!(attempt(&shown)["log_id"], shown["log_id"]);
-    assert_eq!(stage.sandbox.job_effects(&one), 1);
+    assert_eq!(harness.sandbox.job_effects(&one), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_call_that_never_arrived_is_made_again_once_the_log_has_settled() {
     let faults =
         "[[fault]]\nkind = \"reset\"\ntool = \"GMAIL_SEND_EMAIL\"\nafter_effect = false\nfirst = 1\n";
-    let stage = Stage::new("absent", faults).await;
-    let _worker = stage.worker(&QUICK).await;
-    another_success(&stage).await;
+    let harness = Harness::new("absent", faults).await;
+    let _worker = harness.worker(&QUICK).await;
+    another_success(&harness).await;
     let one = id();
-    stage.publish(&[send(&one, "user-1")]).await;
-    let shown = stage.job_in(&one, &["succeeded"]).await;
+    harness.publish(&[send(&one, "user-1")]).await;
+    let shown = harness.job_in(&one, &["succeeded"]).await;
     let outcomes: Vec<_> =
         shown["attempts"].as_array().unwrap().iter().map(|attempt| attempt["outcome"].clone()).collect();
     assert_eq!(outcomes, ["not_sent", "succeeded"]);
-    assert_eq!(stage.sandbox.job_effects(&one), 1);
+    assert_eq!(harness.sandbox.job_effects(&one), 1);
     let waited = "select (extract(epoch from a2.started_at - a1.started_at) >= 3)::text \
                   from attempts a1 join attempts a2 on a2.job_id = a1.job_id and a2.number = 2 where a1.number = 1";
-    assert_eq!(stage.text(waited).await.as_deref(), Some("true"), "not before the log had time to settle");
+    assert_eq!(harness.text(waited).await.as_deref(), Some("true"), "not before the log had time to settle");
 }
 
 /// Held, and left to a person after the log was asked for as long as it is allowed.
-async fn is_left_to_a_person(stage: &Stage, job: &str, evidence: &str) {
+async fn is_left_to_a_person(harness: &Harness, job: &str, evidence: &str) {
     until("a person has to decide", PATIENCE, async || {
         let sql = format!("select (state = 'held' and check_at is null)::text from jobs where id = '{job}'");
-        (stage.text(&sql).await? == "true").then_some(())
+        (harness.text(&sql).await? == "true").then_some(())
     })
     .await;
-    let shown = stage.show(job);
+    let shown = harness.show(job);
     let message = shown["error"]["message"].as_str().unwrap();
     assert!(message.contains(evidence) && message.contains("--succeeded"), "{message}");
     assert!(message.contains(attempt(&shown)["request_id"].as_str().unwrap()) || !evidence.contains("entry"));
-    assert_eq!(stage.sandbox.job_effects(job), 1, "nothing was repeated");
+    assert_eq!(harness.sandbox.job_effects(job), 1, "nothing was repeated");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_log_that_has_lost_its_entries_proves_nothing() {
     let faults = "[[fault]]\nkind = \"reset\"\ntool = \"GMAIL_SEND_EMAIL\"\nafter_effect = true\nfirst = 1\n";
-    let stage = Stage::new("blind", faults).await;
-    logs_are(&stage, &json!({"lose_rate": 1.0})).await;
-    let _worker = stage.worker(&QUICK).await;
-    another_success(&stage).await;
+    let harness = Harness::new("blind", faults).await;
+    logs_are(&harness, &json!({"lose_rate": 1.0})).await;
+    let _worker = harness.worker(&QUICK).await;
+    another_success(&harness).await;
     let one = id();
-    stage.publish(&[send(&one, "user-1")]).await;
-    is_left_to_a_person(&stage, &one, "proves nothing").await;
-    let released = stage.errand(&["jobs", "release", &one, "--succeeded"]);
+    harness.publish(&[send(&one, "user-1")]).await;
+    is_left_to_a_person(&harness, &one, "proves nothing").await;
+    let released = harness.errand(&["jobs", "release", &one, "--succeeded"]);
     assert!(released.status.success());
-    assert_eq!(stage.show(&one)["state"], "succeeded");
+    assert_eq!(harness.show(&one)["state"], "succeeded");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_log_that_cannot_be_read_leaves_the_decision_to_a_person() {
     let faults = "[[fault]]\nkind = \"reset\"\ntool = \"GMAIL_SEND_EMAIL\"\nafter_effect = true\n";
-    let stage = Stage::new("closed", faults).await;
-    logs_are(&stage, &json!({"refuse_status": 503})).await;
-    let worker = stage.worker(&QUICK).await;
+    let harness = Harness::new("closed", faults).await;
+    logs_are(&harness, &json!({"refuse_status": 503})).await;
+    let worker = harness.worker(&QUICK).await;
     let one = id();
-    stage.publish(&[send(&one, "user-1")]).await;
-    is_left_to_a_person(&stage, &one, "could not be read").await;
+    harness.publish(&[send(&one, "user-1")]).await;
+    is_left_to_a_person(&harness, &one, "could not be read").await;
     drop(worker);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn after_a_kill_every_call_that_counts_is_made_once_and_every_job_ends() {
     let faults = "[[fault]]\nkind = \"latency\"\nmin_ms = 20\nmax_ms = 120\n";
-    let stage = Stage::new("verified", faults).await;
+    let harness = Harness::new("verified", faults).await;
     let mut settings = QUICK.to_vec();
     settings.extend([
         ("ERRAND__WORKER__LEASE_SECS", "5"),
@@ -147,25 +147,25 @@ async fn after_a_kill_every_call_that_counts_is_made_once_and_every_job_ends() {
         ("ERRAND__COMPOSIO__TIMEOUT_MS", "2000"),
         ("ERRAND__COMPOSIO__CONNECT_TIMEOUT_MS", "2000"),
     ]);
-    let mut first = stage.worker(&settings).await;
+    let mut first = harness.worker(&settings).await;
     let jobs: Vec<Value> = (0..300).map(|n| send(&id(), &format!("user-{}", n % 20 + 1))).collect();
-    stage.publish(&jobs).await;
+    harness.publish(&jobs).await;
     until("the worker is in the middle of it", PATIENCE, async || {
-        let done = stage.text("select count(*)::text from jobs where state = 'succeeded'").await?;
+        let done = harness.text("select count(*)::text from jobs where state = 'succeeded'").await?;
         (done.parse::<u32>().ok()? > 20).then_some(())
     })
     .await;
     first.kill9();
     assert_ne!(
-        stage.text("select count(*)::text from jobs where state = 'running'").await.as_deref(),
+        harness.text("select count(*)::text from jobs where state = 'running'").await.as_deref(),
         Some("0")
     );
-    let _second = stage.worker(&settings).await;
+    let _second = harness.worker(&settings).await;
     until("every job has succeeded", PATIENCE, async || {
-        let done = stage.text("select count(*)::text from jobs where state = 'succeeded'").await?;
+        let done = harness.text("select count(*)::text from jobs where state = 'succeeded'").await?;
         (done == "300").then_some(())
     })
     .await;
-    let ledger = stage.sandbox.ledger_summary();
+    let ledger = harness.sandbox.ledger_summary();
     assert_eq!((ledger.jobs_repeated_once, ledger.effects), (0, 300), "{ledger:?}");
 }

@@ -146,12 +146,12 @@ impl Foreign {
 #[derive(Debug)]
 pub struct Running {
     state: Arc<State>,
-    door: Mutex<Option<Door>>,
+    door: Mutex<Option<Admission>>,
 }
 
 /// The listener and its connections.
 #[derive(Debug)]
-struct Door {
+struct Admission {
     closed: CancellationToken,
     accepting: JoinHandle<()>,
 }
@@ -213,7 +213,7 @@ impl Running {
     /// nobody hears of them.
     pub async fn go_away(&self) {
         let door = self.door.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(Door { closed, accepting }) = door {
+        if let Some(Admission { closed, accepting }) = door {
             closed.cancel();
             // It ends by the token; that it panicked would only mean that it has ended, too.
             drop(accepting.await);
@@ -241,7 +241,7 @@ impl Running {
     fn open(&self, listener: TcpListener) {
         let closed = self.state.stop.child_token();
         let accepting = tokio::spawn(accept(self.state.clone(), listener, closed.clone()));
-        *self.door.lock().unwrap_or_else(PoisonError::into_inner) = Some(Door { closed, accepting });
+        *self.door.lock().unwrap_or_else(PoisonError::into_inner) = Some(Admission { closed, accepting });
     }
 }
 

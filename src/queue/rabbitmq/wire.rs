@@ -82,7 +82,7 @@ pub(super) fn to_amqp(message: &Message) -> Result<BasicProperties, QueueError> 
         reply_to,
         content_type,
         traceparent,
-        known,
+        from_store,
         unreadable: _,
         other: _,
     } = &message.properties;
@@ -100,12 +100,12 @@ pub(super) fn to_amqp(message: &Message) -> Result<BasicProperties, QueueError> 
     if let Some(queue) = reply_to {
         amqp = amqp.with_reply_to(short("reply_to", queue)?);
     }
-    if traceparent.is_some() || *known {
+    if traceparent.is_some() || *from_store {
         let mut headers = FieldTable::default();
         if let Some(traceparent) = traceparent {
             headers.insert(TRACEPARENT_HEADER.into(), AMQPValue::LongString(traceparent.as_str().into()));
         }
-        if *known {
+        if *from_store {
             headers.insert(KNOWN_HEADER.into(), AMQPValue::Boolean(true));
         }
         amqp = amqp.with_headers(headers);
@@ -149,7 +149,7 @@ pub(super) fn from_amqp(amqp: &BasicProperties) -> Properties {
     }
     for (name, value) in amqp.headers().iter().flatten() {
         match (name.as_str(), value) {
-            (KNOWN_HEADER, AMQPValue::Boolean(true)) => properties.known = true,
+            (KNOWN_HEADER, AMQPValue::Boolean(true)) => properties.from_store = true,
             (UNREADABLE_HEADER, AMQPValue::LongString(value)) => {
                 // One frame bounds it.
                 properties.unreadable = Some(value.as_bytes().escape_ascii().to_string());
@@ -276,7 +276,7 @@ mod tests {
             reply_to: Some("r".into()),
             content_type: Some("application/json".into()),
             traceparent: Some("00-ab-cd-01".into()),
-            known: true,
+            from_store: true,
             ..Properties::default()
         };
         assert_eq!(from_amqp(&to_amqp(&message(properties.clone())).unwrap()), properties);
@@ -289,7 +289,7 @@ mod tests {
             let mut headers = FieldTable::default();
             headers.insert(KNOWN_HEADER.into(), value);
             let properties = from_amqp(&BasicProperties::default().with_headers(headers));
-            assert!(!properties.known);
+            assert!(!properties.from_store);
             assert!(properties.other.contains_key(KNOWN_HEADER));
         }
     }

@@ -13,7 +13,7 @@ use crate::store::{
 /// The same numbers and names as for SQLite.
 const MIGRATIONS: &[(i64, &str, &str)] = &[
     (1, "jobs", include_str!("../../../migrations/postgres/0001_jobs.sql")),
-    (2, "desk", include_str!("../../../migrations/postgres/0002_desk.sql")),
+    (2, "job_control", include_str!("../../../migrations/postgres/0002_job_control.sql")),
     (3, "connections", include_str!("../../../migrations/postgres/0003_connections.sql")),
 ];
 

@@ -13,18 +13,18 @@ use uuid::Uuid;
 
 use super::{
     Bound, PostgresStore, at,
-    connecting::{note_awaited, rows_and_awaited},
+    connections::{note_awaited, rows_and_awaited},
     rows, time,
 };
 use crate::{
-    job::{Ending, ErrorKind, Fence, HeldReason, JobError, JobSpec, State, WorkerId},
+    job::{Binding, Ending, ErrorKind, Fence, HeldReason, JobError, JobSpec, State, WorkerId},
     store::{
-        By, Claim, Claimed, Finish, Finished, Freeze, Frozen, Holding, Inserted, Jobs, StoreError,
-        StoreErrorKind, Verdict,
-        judge::{self, Judged, Known, Record, reporter},
+        Bind, By, Claim, ClaimReceipt, Claimed, Finish, Finished, Inserted, Jobs, StoreError, StoreErrorKind,
+        Verdict,
+        replay::{self, Judged, Known, Record, reporter},
         row::{
-            EXPIRED_MESSAGE, MAX_ERROR_LENGTH, WORN_OUT_MESSAGE, micros, read_frozen, read_holding,
-            read_known, read_record, signed, tags, to_millis, word,
+            EXPIRED_MESSAGE, MAX_ERROR_LENGTH, WORN_OUT_MESSAGE, micros, read_binding, read_known,
+            read_receipt, read_record, signed, tags, to_millis, word,
         },
     },
 };
@@ -200,7 +200,7 @@ const KNOWN: &str = "with i as (
         j.frozen_effect, j.created_at, (extract(epoch from now() - j.created_at) * 1000000)::bigint as age
     from found f join jobs j on j.id = f.id";
 
-const FREEZE: &str = "update jobs j set toolkit = i.toolkit, toolkit_version = i.toolkit_version,
+const BIND: &str = "update jobs j set toolkit = i.toolkit, toolkit_version = i.toolkit_version,
         pinned_by = i.pinned_by, account = i.account, frozen_effect = i.frozen_effect
     from unnest($1::uuid[], $2::bigint[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[])
         as i (id, fence, toolkit, toolkit_version, pinned_by, account, frozen_effect)
@@ -346,7 +346,7 @@ impl Jobs for PostgresStore {
                 (0..batch.len()).filter(|place| answers[*place].is_none() && !again[*place]).collect();
             // In the order of the keys, so that concurrent batches wait for each other in one direction.
             open.sort_unstable_by_key(|place| batch[*place].spec.id);
-            let fresh: Vec<usize> = open.iter().copied().filter(|place| !batch[*place].known).collect();
+            let fresh: Vec<usize> = open.iter().copied().filter(|place| !batch[*place].from_store).collect();
             self.claim_new(worker, batch, &fresh, &mut answers).await?;
             open.retain(|place| answers[*place].is_none());
             self.claim_known(worker, batch, &open, &mut answers).await?;
@@ -358,7 +358,7 @@ impl Jobs for PostgresStore {
             for place in left {
                 let claim = &batch[place];
                 match found.remove(&place) {
-                    Some(known) if known.by_key && claim.known => answers[place] = Some(Claimed::Gone),
+                    Some(known) if known.by_key && claim.from_store => answers[place] = Some(Claimed::Gone),
                     Some(known) => {
                         let is_worn_out = known.is_worn_out(claim);
                         answers[place] = known.claimed(claim, worker, again[place]);
@@ -366,7 +366,7 @@ impl Jobs for PostgresStore {
                             answers[place] = self.wear_out(claim).await?;
                         }
                     }
-                    None if claim.known => answers[place] = Some(Claimed::Gone),
+                    None if claim.from_store => answers[place] = Some(Claimed::Gone),
                     None => again[place] = false,
                 }
             }
@@ -377,21 +377,20 @@ impl Jobs for PostgresStore {
         Err(restless())
     }
 
-    async fn freeze(&self, batch: &[Freeze]) -> Result<Vec<bool>, StoreError> {
+    async fn bind(&self, batch: &[Bind]) -> Result<Vec<bool>, StoreError> {
         if batch.is_empty() {
             return Ok(Vec::new());
         }
-        let query = sqlx::query(FREEZE)
-            .bind(all(batch, |freeze| freeze.id.0))
-            .bind(all(batch, |freeze| freeze.fence.0));
-        let frozen = FrozenColumns::new(batch.iter().map(|freeze| Some(&freeze.frozen)));
+        let query =
+            sqlx::query(BIND).bind(all(batch, |bind| bind.id.0)).bind(all(batch, |bind| bind.fence.0));
+        let binding = BindingColumns::new(batch.iter().map(|bind| Some(&bind.binding)));
         let mut done = HashMap::with_capacity(batch.len());
-        for row in rows(&self.hot, frozen.bind(query)).await? {
+        for row in rows(&self.hot, binding.bind(query)).await? {
             let (id, fence): (Uuid, i64) = (row.try_get("id")?, row.try_get("fence")?);
-            done.insert((id, fence), read_frozen!(row).frozen()?);
+            done.insert((id, fence), read_binding!(row).binding()?);
         }
-        let is_kept = |Freeze { id, fence, frozen }: &Freeze| {
-            done.get(&(id.0, fence.0)).is_some_and(|kept| kept.as_ref() == Some(frozen))
+        let is_kept = |Bind { id, fence, binding }: &Bind| {
+            done.get(&(id.0, fence.0)).is_some_and(|kept| kept.as_ref() == Some(binding))
         };
         Ok(batch.iter().map(is_kept).collect())
     }
@@ -448,11 +447,11 @@ impl PostgresStore {
             let (id, state): (Uuid, String) = (row.try_get("id")?, row.try_get("state")?);
             let Some(place) = places.get(&id) else { continue };
             answers[*place] = Some(match word("state", &state)? {
-                State::Running => Claimed::Running(Holding {
+                State::Running => Claimed::Running(ClaimReceipt {
                     fence: Fence(1),
                     attempt: 1,
                     spent: 0,
-                    frozen: batch[*place].frozen.clone(),
+                    binding: batch[*place].binding.clone(),
                     created_at: time(row, "created_at")?.unwrap_or_default(),
                     age: Duration::ZERO,
                 }),
@@ -489,7 +488,7 @@ impl PostgresStore {
             let (id, state): (Uuid, String) = (row.try_get("id")?, row.try_get("state")?);
             let Some(place) = places.get(&id) else { continue };
             answers[*place] = Some(match word("state", &state)? {
-                State::Running => Claimed::Running(read_holding!(row, time, row.try_get("age")?)),
+                State::Running => Claimed::Running(read_receipt!(row, time, row.try_get("age")?)),
                 state => Claimed::Ended { state, kind: ended_kind(row)? },
             });
         }
@@ -576,7 +575,7 @@ async fn finish_leftover(db: &mut PgConnection, finish: &Finish) -> Result<Finis
         Some(row) => Some(read_record!(&row)),
         None => None,
     };
-    let answer = match judge::finish(finish, job, met.as_ref())? {
+    let answer = match replay::finish(finish, job, met.as_ref())? {
         Judged::Answer(answer) => return Ok(answer),
         Judged::Record => Finished::Fenced,
         Judged::Late { charged } => {
@@ -732,20 +731,20 @@ impl ErrorColumns<'_> {
 }
 
 /// The columns of what is decided once.
-struct FrozenColumns<'a>(Vec<Option<&'a Frozen>>);
+struct BindingColumns<'a>(Vec<Option<&'a Binding>>);
 
-impl<'a> FrozenColumns<'a> {
-    fn new(frozen: impl Iterator<Item = Option<&'a Frozen>>) -> Self {
-        Self(frozen.collect())
+impl<'a> BindingColumns<'a> {
+    fn new(binding: impl Iterator<Item = Option<&'a Binding>>) -> Self {
+        Self(binding.collect())
     }
 
     fn bind(&self, query: Bound) -> Bound {
         query
-            .bind(some(&self.0, |frozen| frozen.map(|f| &*f.toolkit)))
-            .bind(some(&self.0, |frozen| frozen.map(|f| &*f.version)))
-            .bind(some(&self.0, |frozen| frozen.map(|f| f.pinned_by.as_str())))
-            .bind(some(&self.0, |frozen| frozen.and_then(|f| f.account.as_deref())))
-            .bind(some(&self.0, |frozen| frozen.map(|f| f.effect.as_str())))
+            .bind(some(&self.0, |binding| binding.map(|f| &*f.toolkit)))
+            .bind(some(&self.0, |binding| binding.map(|f| &*f.version)))
+            .bind(some(&self.0, |binding| binding.map(|f| f.pinned_by.as_str())))
+            .bind(some(&self.0, |binding| binding.and_then(|f| f.account.as_deref())))
+            .bind(some(&self.0, |binding| binding.map(|f| f.effect.as_str())))
     }
 }
 
@@ -766,7 +765,7 @@ fn bind_verdicts(query: Bound, claims: &[&Claim]) -> Bound {
         Verdict::Refuse(error) | Verdict::Hold(_, error) | Verdict::Connect(_, error) => Some(error),
     }));
     let query = query.bind(all(claims, |claim| claim.request_id.0)).bind(states).bind(reasons);
-    FrozenColumns::new(claims.iter().map(|claim| claim.frozen.as_ref())).bind(errors.bind(query))
+    BindingColumns::new(claims.iter().map(|claim| claim.binding.as_ref())).bind(errors.bind(query))
 }
 
 fn bind_finishes(batch: &[&Finish]) -> Bound {

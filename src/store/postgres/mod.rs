@@ -22,16 +22,16 @@ use self::pool::Pool;
 use super::{StoreError, StoreErrorKind};
 
 mod admin;
-mod auditing;
-mod connecting;
-mod desk;
+mod audit;
+mod checks;
+mod connections;
+mod job_control;
 mod jobs;
 mod leases;
 mod pins;
 mod pool;
+mod publications;
 mod rejections;
-mod relaying;
-mod verifying;
 
 /// After this the server ends a session that stopped in the middle of a transaction.
 const IDLE_IN_TRANSACTION: Duration = Duration::from_secs(10);

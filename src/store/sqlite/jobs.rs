@@ -9,14 +9,14 @@ use sqlx::{
     sqlite::{SqliteArguments, SqliteConnection},
 };
 
-use super::{SqliteStore, at, connecting::note_awaited, fits, time};
+use super::{SqliteStore, at, connections::note_awaited, fits, time};
 use crate::{
-    job::{Ending, ErrorKind, Fence, HeldReason, JobError, JobSpec, State, WorkerId},
+    job::{Binding, Ending, ErrorKind, Fence, HeldReason, JobError, JobSpec, State, WorkerId},
     store::{
-        By, Claim, Claimed, Finish, Finished, Freeze, Frozen, Holding, Inserted, Jobs, StoreError, Verdict,
-        judge::{self, Judged, Known, Record, reporter},
+        Bind, By, Claim, ClaimReceipt, Claimed, Finish, Finished, Inserted, Jobs, StoreError, Verdict,
+        replay::{self, Judged, Known, Record, reporter},
         row::{
-            EXPIRED_MESSAGE, MAX_ERROR_LENGTH, WORN_OUT_MESSAGE, micros, read_holding, read_known,
+            EXPIRED_MESSAGE, MAX_ERROR_LENGTH, WORN_OUT_MESSAGE, micros, read_known, read_receipt,
             read_record, signed, tags, to_millis, word,
         },
     },
@@ -86,7 +86,7 @@ const KNOWN_BY_KEY: &str = "select id, owner_kind, owner_id, digest, state, erro
         settled_by, fence, attempt, spent, toolkit, toolkit_version, pinned_by, account, frozen_effect, created_at
     from jobs where owner_kind = ?1 and owner_id = ?2 and idempotency_key = ?3";
 
-const FREEZE: &str = "update jobs set toolkit = ?3, toolkit_version = ?4, pinned_by = ?5, account = ?6,
+const BIND: &str = "update jobs set toolkit = ?3, toolkit_version = ?4, pinned_by = ?5, account = ?6,
         frozen_effect = ?7
     where id = ?1 and fence = ?2 and state = 'running'
         and (toolkit is null or (toolkit, toolkit_version, pinned_by, frozen_effect) is (?3, ?4, ?5, ?7)
@@ -186,14 +186,14 @@ impl Jobs for SqliteStore {
         .await
     }
 
-    async fn freeze(&self, batch: &[Freeze]) -> Result<Vec<bool>, StoreError> {
+    async fn bind(&self, batch: &[Bind]) -> Result<Vec<bool>, StoreError> {
         let batch = batch.to_vec();
         self.write(move |db, _| {
             Box::pin(async move {
                 let mut answers = Vec::with_capacity(batch.len());
-                for Freeze { id, fence, frozen } in &batch {
-                    let query = sqlx::query(FREEZE).bind(id.0).bind(fence.0);
-                    let done = bind_frozen(query, Some(frozen))?.execute(&mut *db).await?;
+                for Bind { id, fence, binding } in &batch {
+                    let query = sqlx::query(BIND).bind(id.0).bind(fence.0);
+                    let done = bind_binding(query, Some(binding))?.execute(&mut *db).await?;
                     answers.push(done.rows_affected() > 0);
                 }
                 Ok(answers)
@@ -246,13 +246,13 @@ async fn claim_one(
     claim: &Claim,
     again: bool,
 ) -> Result<Claimed, StoreError> {
-    if !claim.known && claim_new(db, now, worker, claim).await? {
+    if !claim.from_store && claim_new(db, now, worker, claim).await? {
         return Ok(match settle(claim, now, true) {
-            Settled::Run => Claimed::Running(Holding {
+            Settled::Run => Claimed::Running(ClaimReceipt {
                 fence: Fence(1),
                 attempt: 1,
                 spent: 0,
-                frozen: claim.frozen.clone(),
+                binding: claim.binding.clone(),
                 created_at: jiff::Timestamp::from_microsecond(now).unwrap_or_default(),
                 age: Duration::ZERO,
             }),
@@ -260,7 +260,7 @@ async fn claim_one(
             Settled::Ended { state, error, .. } => Claimed::Ended { state, kind: error.kind },
         });
     }
-    let known = if claim.known {
+    let known = if claim.from_store {
         known_by_id(db, now, &claim.spec).await?
     } else {
         known(db, now, &claim.spec).await?
@@ -300,7 +300,7 @@ async fn claim_new(
         .bind((!runs).then_some(claim.request_id.0))
         .bind(held_reason.map(HeldReason::as_str));
     let query = bind_error(query, error)?;
-    let query = bind_frozen(query, claim.frozen.as_ref().filter(|_| runs))?
+    let query = bind_binding(query, claim.binding.as_ref().filter(|_| runs))?
         .bind(finished_at)
         .bind(finished_at.filter(|_| claim.spec.reply_to.is_some()));
     let is_new = query.execute(&mut *db).await?.rows_affected() > 0;
@@ -336,9 +336,9 @@ async fn claim_known(
     match settle(claim, now, false) {
         Settled::Run | Settled::Later(_) => {
             let query = sqlx::query(RUN_KNOWN).bind(id).bind(worker.0).bind(claim.request_id.0).bind(now);
-            let row = bind_frozen(query, claim.frozen.as_ref())?.fetch_one(db).await?;
+            let row = bind_binding(query, claim.binding.as_ref())?.fetch_one(db).await?;
             let created_at: i64 = row.try_get("created_at")?;
-            Ok(Claimed::Running(read_holding!(&row, time, now - created_at)))
+            Ok(Claimed::Running(read_receipt!(&row, time, now - created_at)))
         }
         Settled::Ended { state, held_reason, error, toolkit } => {
             let query = sqlx::query(END_KNOWN)
@@ -448,7 +448,7 @@ async fn finish_one(db: &mut SqliteConnection, now: i64, finish: &Finish) -> Res
         Some(row) => Some(read_record!(&row)),
         None => None,
     };
-    let answer = match judge::finish(finish, job, met.as_ref())? {
+    let answer = match replay::finish(finish, job, met.as_ref())? {
         Judged::Answer(answer) => return Ok(answer),
         Judged::Record => Finished::Fenced,
         Judged::Late { charged } => {
@@ -548,15 +548,15 @@ fn bind_error(query: Bound, error: Option<&JobError>) -> Result<Bound, StoreErro
         .bind(error.and_then(|e| e.slug.as_deref())))
 }
 
-fn bind_frozen(query: Bound, frozen: Option<&Frozen>) -> Result<Bound, StoreError> {
-    let account = frozen.and_then(|f| f.account.as_deref());
-    fits([frozen.map(|f| &*f.toolkit), frozen.map(|f| &*f.version), account])?;
+fn bind_binding(query: Bound, binding: Option<&Binding>) -> Result<Bound, StoreError> {
+    let account = binding.and_then(|f| f.account.as_deref());
+    fits([binding.map(|f| &*f.toolkit), binding.map(|f| &*f.version), account])?;
     Ok(query
-        .bind(frozen.map(|f| &*f.toolkit))
-        .bind(frozen.map(|f| &*f.version))
-        .bind(frozen.map(|f| f.pinned_by.as_str()))
+        .bind(binding.map(|f| &*f.toolkit))
+        .bind(binding.map(|f| &*f.version))
+        .bind(binding.map(|f| f.pinned_by.as_str()))
         .bind(account)
-        .bind(frozen.map(|f| f.effect.as_str())))
+        .bind(binding.map(|f| f.effect.as_str())))
 }
 
 fn check_at(now: i64, ending: &Ending) -> Option<i64> {

@@ -33,15 +33,15 @@ use super::{StoreError, StoreErrorKind, detached};
 use crate::clock::SharedClock;
 
 mod admin;
-mod auditing;
-mod connecting;
-mod desk;
+mod audit;
+mod checks;
+mod connections;
+mod job_control;
 mod jobs;
 mod leases;
 mod pins;
+mod publications;
 mod rejections;
-mod relaying;
-mod verifying;
 
 /// How long a write waits for the write of another process.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);

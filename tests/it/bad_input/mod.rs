@@ -9,17 +9,17 @@ use lapin::{
 use serde_json::{Value, json};
 
 use self::{
-    front::{Said, success},
-    pair::{Pair, Place},
+    backends::{Backends, Place},
+    recording_proxy::{Said, success},
 };
 use crate::{
-    stage::{PATIENCE, Stage, python},
+    harness::{Harness, PATIENCE, python},
     support::wait::until,
 };
 
-mod front;
-mod pair;
+mod backends;
 mod panics;
+mod recording_proxy;
 
 /// Runs every function of the list on both pairs of backends, with these settings.
 macro_rules! on_both_pairs {
@@ -27,14 +27,14 @@ macro_rules! on_both_pairs {
         mod services {
             $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn $name() {
-                let pair = super::Pair::services(stringify!($name), &$settings).await;
+                let pair = super::Backends::services(stringify!($name), &$settings).await;
                 Box::pin(super::$name(pair)).await;
             })*
         }
         mod embedded {
             $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn $name() {
-                let pair = super::Pair::embedded(stringify!($name), &$settings).await;
+                let pair = super::Backends::embedded(stringify!($name), &$settings).await;
                 Box::pin(super::$name(pair)).await;
             })*
         }
@@ -149,22 +149,22 @@ fn poisons() -> Vec<Poison> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_kind_of_poison_is_kept_counted_and_explained_and_the_next_job_runs() {
-    let stage = Stage::new("poison", "").await;
-    let worker = stage.worker(&[]).await;
+    let harness = Harness::new("poison", "").await;
+    let worker = harness.worker(&[]).await;
     let poisons = poisons();
     let bodies: Vec<Vec<u8>> = poisons.iter().map(|poison| poison.body.clone()).collect();
     let good: Vec<String> = (0..3).map(|_| id()).collect();
     for good in &good {
-        stage.publish_raw(&bodies, BasicProperties::default().with_delivery_mode(2)).await;
-        stage.publish_raw(&[read(good).into_bytes()], BasicProperties::default()).await;
+        harness.publish_raw(&bodies, BasicProperties::default().with_delivery_mode(2)).await;
+        harness.publish_raw(&[read(good).into_bytes()], BasicProperties::default()).await;
     }
     for good in &good {
-        stage.job_in(good, &["succeeded"]).await;
+        harness.job_in(good, &["succeeded"]).await;
     }
     let kept = format!("{}/{}", poisons.len(), 3 * poisons.len());
     until(&format!("{kept} messages kept"), PATIENCE, async || {
         let sql = "select count(*) || '/' || sum(seen) from rejected";
-        (stage.text(sql).await? == kept).then_some(())
+        (harness.text(sql).await? == kept).then_some(())
     })
     .await;
     let metrics = worker.metrics().await;
@@ -173,7 +173,7 @@ async fn every_kind_of_poison_is_kept_counted_and_explained_and_the_next_job_run
         let line = format!("errand_rejected_messages_total{{reason=\"{reason}\"}} {count}");
         assert!(metrics.contains(&line), "{line}");
     }
-    let listed = stage.errand(&["rejected", "list", "--json", "--limit", "1000"]).stdout;
+    let listed = harness.errand(&["rejected", "list", "--json", "--limit", "1000"]).stdout;
     let listed: Vec<Value> =
         String::from_utf8(listed).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     for Poison { body, reason, hint } in &poisons {
@@ -184,13 +184,13 @@ async fn every_kind_of_poison_is_kept_counted_and_explained_and_the_next_job_run
                 && row["message"].as_str().unwrap().contains(hint)
         };
         let whole = listed.iter().filter(fits).any(|row| {
-            let shown = stage.errand(&["rejected", "show", row["id"].as_str().unwrap(), "--body"]);
+            let shown = harness.errand(&["rejected", "show", row["id"].as_str().unwrap(), "--body"]);
             shown.stdout == *body
         });
         assert!(whole, "{reason}, {hint}: {start}\n{listed:#?}");
     }
     assert_eq!(
-        stage.text("select count(*)::text from jobs").await.as_deref(),
+        harness.text("select count(*)::text from jobs").await.as_deref(),
         Some("3"),
         "no poison is a job"
     );
@@ -239,8 +239,8 @@ fn odd_headers() -> FieldTable {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn odd_properties_change_nothing_about_a_job_and_are_kept_with_what_is_none() {
-    let stage = Stage::new("odd", "").await;
-    let worker = stage.worker(&[]).await;
+    let harness = Harness::new("odd", "").await;
+    let worker = harness.worker(&[]).await;
     let odd = || {
         BasicProperties::default()
             .with_headers(odd_headers())
@@ -256,23 +256,23 @@ async fn odd_properties_change_nothing_about_a_job_and_are_kept_with_what_is_non
     let (job, next) = (id(), id());
     let zipped = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\x03zipped".to_vec();
     for _ in 0..3 {
-        stage.publish_raw(&[read(&job).into_bytes(), zipped.clone()], odd()).await;
+        harness.publish_raw(&[read(&job).into_bytes(), zipped.clone()], odd()).await;
     }
     // What a reply would be addressed with has to fit into a database.
     let unfit = odd().with_correlation_id("c\u{0}".into());
-    stage.publish_raw(&[read(&id()).into_bytes()], unfit).await;
-    stage.publish_raw(&[read(&next).into_bytes()], BasicProperties::default()).await;
+    harness.publish_raw(&[read(&id()).into_bytes()], unfit).await;
+    harness.publish_raw(&[read(&next).into_bytes()], BasicProperties::default()).await;
     for job in [&job, &next] {
-        stage.job_in(job, &["succeeded"]).await;
+        harness.job_in(job, &["succeeded"]).await;
     }
     until("both are kept", PATIENCE, async || {
         let sql = "select string_agg(reason || '=' || seen, ',' order by reason) from rejected";
-        (stage.text(sql).await? == "bad_value=1,malformed=3").then_some(())
+        (harness.text(sql).await? == "bad_value=1,malformed=3").then_some(())
     })
     .await;
     let metrics = worker.metrics().await;
     assert!(metrics.contains("errand_rejected_messages_total{reason=\"malformed\"} 3"), "{metrics}");
-    let listed = stage.errand(&["rejected", "list", "--json"]).stdout;
+    let listed = harness.errand(&["rejected", "list", "--json"]).stdout;
     let listed: Vec<Value> =
         String::from_utf8(listed).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let of = |reason: &str| listed.iter().find(|row| row["reason"] == reason).unwrap();
@@ -292,18 +292,18 @@ async fn odd_properties_change_nothing_about_a_job_and_are_kept_with_what_is_non
     ] {
         assert_eq!(other[name], value, "{name} in {other}");
     }
-    let shown = stage.errand(&["rejected", "show", kept["id"].as_str().unwrap(), "--body"]);
+    let shown = harness.errand(&["rejected", "show", kept["id"].as_str().unwrap(), "--body"]);
     assert_eq!(shown.stdout, zipped);
-    assert!(stage.errand(&["rejected", "show", kept["id"].as_str().unwrap()]).status.success());
+    assert!(harness.errand(&["rejected", "show", kept["id"].as_str().unwrap()]).status.success());
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn properties_that_cannot_be_read_are_kept_and_stop_nobody() {
-    let stage = Stage::new("unreadable", "").await;
-    let worker = stage.worker(&[]).await;
+    let harness = Harness::new("unreadable", "").await;
+    let worker = harness.worker(&[]).await;
     let before = id();
-    stage.publish_raw(&[read(&before).into_bytes()], BasicProperties::default()).await;
-    stage.job_in(&before, &["succeeded"]).await;
+    harness.publish_raw(&[read(&before).into_bytes()], BasicProperties::default()).await;
+    harness.job_in(&before, &["succeeded"]).await;
     // Bodies that would be jobs.
     let bodies =
         ["message_id", "header_name", "nested", "imitated", "too_long"].map(|kind| (kind, read(&id())));
@@ -312,26 +312,26 @@ async fn properties_that_cannot_be_read_are_kept_and_stop_nobody() {
     let misaddressed = id();
     bodies.insert("routing_key", read(&misaddressed));
     for _ in 0..3 {
-        let asked = json!({"url": stage.vhost.amqp_url, "bodies": bodies});
+        let asked = json!({"url": harness.vhost.amqp_url, "bodies": bodies});
         assert_eq!(python("bad_input/unreadable_client.py", asked).await, bodies.len());
         let (next, elsewhere) = (id(), id());
-        stage.publish_raw(&[read(&next).into_bytes()], BasicProperties::default()).await;
-        stage.publish_to("bulk", &[read(&elsewhere).into_bytes()], BasicProperties::default()).await;
+        harness.publish_raw(&[read(&next).into_bytes()], BasicProperties::default()).await;
+        harness.publish_to("bulk", &[read(&elsewhere).into_bytes()], BasicProperties::default()).await;
         for job in [&next, &elsewhere, &misaddressed] {
-            stage.job_in(job, &["succeeded"]).await;
+            harness.job_in(job, &["succeeded"]).await;
         }
     }
     until("all are kept", PATIENCE, async || {
         let sql = "select count(*) || '/' || sum(seen) from rejected";
-        (stage.text(sql).await? == "5/15").then_some(())
+        (harness.text(sql).await? == "5/15").then_some(())
     })
     .await;
-    assert_eq!(stage.text("select count(*)::text from jobs").await.as_deref(), Some("8"));
+    assert_eq!(harness.text("select count(*)::text from jobs").await.as_deref(), Some("8"));
     // One process and one subscription per lane, from the start to the end.
     let count = worker.metric("errand_rejected_messages_total{reason=\"malformed\"}").await;
     assert!((count - 15.0).abs() < 0.5, "{count}");
     assert!(!worker.log().contains("consuming ended"), "{}", worker.log());
-    let listed = stage.errand(&["rejected", "list", "--json"]).stdout;
+    let listed = harness.errand(&["rejected", "list", "--json"]).stdout;
     let listed: Vec<Value> =
         String::from_utf8(listed).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     for (kind, kept) in [
@@ -347,14 +347,14 @@ async fn properties_that_cannot_be_read_are_kept_and_stop_nobody() {
         let row = listed.iter().find(has_it).unwrap_or_else(|| panic!("{kind}: {listed:#?}"));
         assert_eq!((&row["reason"], &row["queue"]), (&json!("malformed"), &json!("default")), "{kind}");
         assert!(row["message"].as_str().unwrap().contains("is not UTF-8"), "{kind}: {row}");
-        let shown = stage.errand(&["rejected", "show", row["id"].as_str().unwrap(), "--body"]);
+        let shown = harness.errand(&["rejected", "show", row["id"].as_str().unwrap(), "--body"]);
         assert_eq!(shown.stdout, bodies[kind].as_bytes(), "{kind}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn lines_that_are_no_jobs_are_refused_with_a_reason_and_the_others_run() {
-    let pair = Pair::embedded("lines", &[]).await;
+    let pair = Backends::embedded("lines", &[]).await;
     let (first, last) = (id(), id());
     let mut lines = vec![read(&first)];
     // A line holds no line break and no other bytes than text.
@@ -380,7 +380,7 @@ async fn lines_that_are_no_jobs_are_refused_with_a_reason_and_the_others_run() {
 // ---------------------------------------------------------------------------------------------
 // Answers.
 
-async fn an_answer_larger_than_the_limit_is_not_read_to_its_end(pair: Pair) {
+async fn an_answer_larger_than_the_limit_is_not_read_to_its_end(pair: Backends) {
     let warm = id();
     pair.submit(&[read(&warm)]).await;
     pair.job_in(&warm, &["succeeded"]).await;
@@ -414,7 +414,7 @@ async fn an_answer_larger_than_the_limit_is_not_read_to_its_end(pair: Pair) {
 /// Numbers that floating point cannot hold, and spellings that it would change.
 const NUMBERS: &str = r#"{"owner":"o","repo":"r","a":9007199254740993,"b":18446744073709551616,"c":1e400,"d":-0.0,"e":0.1000000000000000055511151231257827,"f":1.10,"g":-9223372036854775809,"h":1E+2,"i":123456789012345678901234567890.123456789e-400}"#;
 
-async fn numbers_arrive_and_come_back_digit_by_digit(pair: Pair) {
+async fn numbers_arrive_and_come_back_digit_by_digit(pair: Backends) {
     let (published, enqueued, bulk) = (id(), id(), id());
     for job in [&published, &enqueued, &bulk] {
         pair.front.says(job, success(NUMBERS));
@@ -425,8 +425,8 @@ async fn numbers_arrive_and_come_back_digit_by_digit(pair: Pair) {
     assert!(waited.contains(NUMBERS), "{waited}");
     assert!(pair.bulk(&[read_with(&bulk, NUMBERS)]).status.success());
     let mut jobs = vec![published.clone(), enqueued, bulk];
-    if let Place::Services(stage) = &pair.place {
-        jobs.push(requeued(stage, &pair).await);
+    if let Place::Services(harness) = &pair.place {
+        jobs.push(requeued(harness, &pair).await);
     }
     for job in &jobs {
         pair.job_in(job, &["succeeded"]).await;
@@ -445,11 +445,11 @@ async fn numbers_arrive_and_come_back_digit_by_digit(pair: Pair) {
 
     // A neighbour that floating point cannot tell apart is another body.
     let neighbour = read_with(&published, &NUMBERS.replace("9007199254740993", "9007199254740992"));
-    if let Place::Services(stage) = &pair.place {
+    if let Place::Services(harness) = &pair.place {
         pair.submit(&[neighbour]).await;
         until("the conflict is kept", PATIENCE, async || {
             let sql = "select count(*)::text from rejected where reason = 'body_conflict'";
-            (stage.text(sql).await? == "1").then_some(())
+            (harness.text(sql).await? == "1").then_some(())
         })
         .await;
     } else {
@@ -465,11 +465,11 @@ async fn numbers_arrive_and_come_back_digit_by_digit(pair: Pair) {
 }
 
 /// Publishes a job without an ID, puts it back, and returns what it became.
-async fn requeued(stage: &Stage, pair: &Pair) -> String {
+async fn requeued(harness: &Harness, pair: &Backends) -> String {
     let nameless = format!(r#"{{"user_id":"u-alice","tool":"GITHUB_GET_REPO","arguments":{NUMBERS}}}"#);
     pair.submit(&[nameless]).await;
     let rejected = until("it is kept", PATIENCE, async || {
-        stage.text("select id::text from rejected where reason = 'no_id'").await
+        harness.text("select id::text from rejected where reason = 'no_id'").await
     })
     .await;
     // It gets the ID under which it was kept.
@@ -478,7 +478,7 @@ async fn requeued(stage: &Stage, pair: &Pair) -> String {
     said.split(" is job ").nth(1).unwrap().split(' ').next().unwrap().to_owned()
 }
 
-async fn what_json_can_say_and_databases_cannot_arrives_and_comes_back(pair: Pair) {
+async fn what_json_can_say_and_databases_cannot_arrives_and_comes_back(pair: Backends) {
     const ODD: &str = r#"{"owner":"o","repo":"r","nul":"a\u0000b","half":"\ud800","other half":"\udc00x","\u0000":"\ud800\ud800","both":"\ud83d\ude00"}"#;
     let (verbatim, log, failing, refused, next) = (id(), id(), id(), id(), id());
     pair.front.says(&verbatim, success(ODD));
@@ -511,7 +511,7 @@ async fn what_json_can_say_and_databases_cannot_arrives_and_comes_back(pair: Pai
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_answer_that_the_database_refuses_fails_its_job_alone_and_keeps_its_log_id() {
-    let pair = Pair::services("unstorable", &[]).await;
+    let pair = Backends::services("unstorable", &[]).await;
     let (deep, next) = (id(), id());
     // Parsing it takes more stack than PostgreSQL allows itself.
     let data = format!("{}{}", "[".repeat(200_000), "]".repeat(200_000));
@@ -540,7 +540,7 @@ async fn an_answer_that_the_database_refuses_fails_its_job_alone_and_keeps_its_l
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_job_whose_end_the_database_refuses_altogether_takes_no_other_with_it() {
-    let pair = Pair::services("unendable", &[]).await;
+    let pair = Backends::services("unendable", &[]).await;
     let bad = id();
     // Nothing that errand writes breaks a rule of its own tables, so this one is another's.
     let rule =
@@ -572,7 +572,7 @@ fn later(id: &str) -> String {
     )
 }
 
-async fn counters_at_their_maximum_end_their_job_and_keep_nobody_waiting(pair: Pair) {
+async fn counters_at_their_maximum_end_their_job_and_keep_nobody_waiting(pair: Backends) {
     let (tired, fenced, last, published, lost) = (id(), id(), id(), id(), id());
     let all = [&tired, &fenced, &last, &published, &lost];
     pair.submit(&all.map(|job| later(job))).await;

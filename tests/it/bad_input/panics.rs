@@ -28,7 +28,7 @@ use tempfile::TempDir;
 use tokio::task::JoinHandle;
 
 use crate::{
-    stage::{PATIENCE, Stage, run},
+    harness::{Harness, PATIENCE, run},
     support::wait::until,
 };
 
@@ -206,7 +206,7 @@ struct Inside {
     env: Vec<(String, String)>,
     shutdown: Shutdown,
     running: JoinHandle<()>,
-    _stage: Option<Stage>,
+    _stage: Option<Harness>,
     folder: TempDir,
 }
 
@@ -226,9 +226,9 @@ const SETTINGS: [(&str, &str); 9] = [
 impl Inside {
     async fn services(hint: &str) -> Self {
         drop(rustls::crypto::ring::default_provider().install_default());
-        let stage = Stage::new(hint, "").await;
-        let env = stage.env();
-        Self::start(env, Some(stage), |queue| queue)
+        let harness = Harness::new(hint, "").await;
+        let env = harness.env();
+        Self::start(env, Some(harness), |queue| queue)
     }
 
     fn embedded(wrap: impl FnOnce(SharedQueue) -> SharedQueue) -> Self {
@@ -237,12 +237,12 @@ impl Inside {
 
     fn start(
         mut env: Vec<(String, String)>,
-        stage: Option<Stage>,
+        harness: Option<Harness>,
         wrap: impl FnOnce(SharedQueue) -> SharedQueue,
     ) -> Self {
         metrics();
         let folder = tempfile::tempdir().unwrap();
-        if stage.is_none() {
+        if harness.is_none() {
             env.push(("DATABASE_URL".into(), format!("sqlite://{}/errand.db", folder.path().display())));
         }
         env.push(("ERRAND__WORKER__JOURNAL_DIR".into(), folder.path().join("journal").display().to_string()));
@@ -262,7 +262,7 @@ impl Inside {
         let running = tokio::spawn(async move {
             crew.run(ends).await.0.unwrap();
         });
-        Self { api, env, shutdown, running, _stage: stage, folder }
+        Self { api, env, shutdown, running, _stage: harness, folder }
     }
 
     /// Enqueues through the command line, as the relay brings it to either queue.

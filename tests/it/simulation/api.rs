@@ -27,7 +27,7 @@ use serde_json::{json, value::RawValue};
 use tokio::{sync::oneshot, time::sleep};
 
 use super::{
-    dice::Dice,
+    rng::SeededRng,
     world::{Life, Theme, World},
 };
 
@@ -87,17 +87,17 @@ pub(super) enum Log {
 }
 
 impl ApiWeather {
-    pub(super) fn draw(dice: &Dice, calm_at: Duration, patience: Patience, theme: Theme) -> Self {
-        let from = dice.up_to(calm_at);
-        let long = if dice.chance(0.15) { dice.up_to(Duration::from_secs(60)) } else { Duration::ZERO };
-        let log = dice.pick(&[Log::Open, Log::Open, Log::Open, Log::Open, Log::Blind, Log::Closed]);
+    pub(super) fn draw(rng: &SeededRng, calm_at: Duration, patience: Patience, theme: Theme) -> Self {
+        let from = rng.up_to(calm_at);
+        let long = if rng.chance(0.15) { rng.up_to(Duration::from_secs(60)) } else { Duration::ZERO };
+        let log = rng.pick(&[Log::Open, Log::Open, Log::Open, Log::Open, Log::Blind, Log::Closed]);
         let mixed = theme == Theme::Mixture;
         Self {
-            calls: if mixed { dice.pick(&[0.1, 0.4, 0.8]) } else { 0.8 },
-            slow: if mixed { dice.pick(&[0.1, 0.2, 0.8]) } else { 0.9 },
-            lookups: dice.pick(&[0.0, 0.1, 0.5]),
+            calls: if mixed { rng.pick(&[0.1, 0.4, 0.8]) } else { 0.8 },
+            slow: if mixed { rng.pick(&[0.1, 0.2, 0.8]) } else { 0.9 },
+            lookups: rng.pick(&[0.0, 0.1, 0.5]),
             key_refused: (from, (from + long).min(calm_at)),
-            log: if patience == Patience::Broken { (Log::Open, false) } else { (log, dice.chance(0.5)) },
+            log: if patience == Patience::Broken { (Log::Open, false) } else { (log, rng.chance(0.5)) },
             patience,
         }
     }
@@ -107,7 +107,7 @@ impl ApiWeather {
 #[derive(Debug)]
 pub(super) struct Api {
     pub(super) weather: ApiWeather,
-    dice: Dice,
+    rng: SeededRng,
     pub(super) accounts: Vec<Connected>,
     ledger: Mutex<Ledger>,
     /// Calls that still go on.
@@ -162,7 +162,7 @@ impl Connected {
 }
 
 /// Accounts that are there from the beginning, come later, never come, or expire and are connected anew.
-fn accounts(dice: &Dice, calm_at: Duration) -> Vec<Connected> {
+fn accounts(rng: &SeededRng, calm_at: Duration) -> Vec<Connected> {
     let mut accounts = Vec::new();
     for (_, owner) in OWNERS {
         for toolkit in ["alpha", "beta"] {
@@ -175,13 +175,13 @@ fn accounts(dice: &Dice, calm_at: Duration) -> Vec<Connected> {
                     until,
                 });
             };
-            match dice.below(8) {
+            match rng.below(8) {
                 0 => {}
-                1 => add(dice.up_to(calm_at), None),
+                1 => add(rng.up_to(calm_at), None),
                 2 => {
-                    let until = dice.up_to(calm_at);
+                    let until = rng.up_to(calm_at);
                     add(Duration::ZERO, Some(until));
-                    add(until + dice.up_to(calm_at - until), None);
+                    add(until + rng.up_to(calm_at - until), None);
                 }
                 _ => add(Duration::ZERO, None),
             }
@@ -221,11 +221,11 @@ enum Said {
 
 impl Api {
     pub(super) fn new(seed: u64, calm_at: Duration, patience: Patience, theme: Theme) -> Self {
-        let dice = Dice::new(seed, "api");
+        let rng = SeededRng::new(seed, "api");
         Self {
-            weather: ApiWeather::draw(&dice, calm_at, patience, theme),
-            accounts: accounts(&dice, calm_at),
-            dice,
+            weather: ApiWeather::draw(&rng, calm_at, patience, theme),
+            accounts: accounts(&rng, calm_at),
+            rng,
             ledger: Mutex::default(),
             under_way: AtomicUsize::new(0),
         }
@@ -240,45 +240,45 @@ impl Api {
     }
 
     fn fate(&self, timeout: Duration, calm: bool) -> Fate {
-        let dice = &self.dice;
-        let quick = dice.up_to(Duration::from_secs(2));
+        let rng = &self.rng;
+        let quick = rng.up_to(Duration::from_secs(2));
         let latest = match self.weather.patience {
-            Patience::Promised => dice.up_to(LATEST),
-            Patience::Broken => dice.between(LATEST * 2, LATEST * 5),
+            Patience::Promised => rng.up_to(LATEST),
+            Patience::Broken => rng.between(LATEST * 2, LATEST * 5),
         };
         let mut fate = Fate {
             answered_after: quick,
             answer: Said::Success,
             runs_after: Some(quick),
-            unwatched: dice.chance(0.6).then_some(latest),
-            logged_after: dice.up_to(SLOWEST_LOG),
+            unwatched: rng.chance(0.6).then_some(latest),
+            logged_after: rng.up_to(SLOWEST_LOG),
         };
-        if calm || !dice.chance(self.weather.calls) {
+        if calm || !rng.chance(self.weather.calls) {
             return fate;
         }
-        let may_run = dice.chance(0.5);
+        let may_run = rng.chance(0.5);
         // The effect of a call whose answer says nothing comes before it, or when nobody waits any more.
-        let unclear = if dice.chance(0.5) { Some(quick) } else { Some(quick + latest) };
-        if dice.chance(self.weather.slow) {
+        let unclear = if rng.chance(0.5) { Some(quick) } else { Some(quick + latest) };
+        if rng.chance(self.weather.slow) {
             // Slow, and sometimes too slow.
-            fate.answered_after = dice.between(timeout / 2, timeout.mul_f64(1.2));
+            fate.answered_after = rng.between(timeout / 2, timeout.mul_f64(1.2));
             fate.runs_after = may_run.then_some(fate.answered_after);
             if fate.runs_after.is_none() {
                 fate.answer = Said::Reset;
             }
             return fate;
         }
-        match dice.below(12) {
-            0 => fate.answer = Said::ToolFailed(dice.pick(&[None, Some(400), Some(429), Some(500)])),
+        match rng.below(12) {
+            0 => fate.answer = Said::ToolFailed(rng.pick(&[None, Some(400), Some(429), Some(500)])),
             1 => fate.answer = Said::Throttled,
             2 => fate.answer = Said::Refused,
-            3 => fate.answer = Said::Gateway(dice.pick(&[403, 404])),
+            3 => fate.answer = Said::Gateway(rng.pick(&[403, 404])),
             4 => fate.answer = Said::Broken(400),
             5 => fate.answer = Said::NotSent,
-            6 => fate.answer = if dice.chance(0.3) { Said::TooLarge } else { Said::Success },
-            7 => fate.answer = if dice.chance(0.3) { Said::Panic } else { Said::Reset },
-            8 => fate.answer = Said::Failing(dice.pick(&[500, 502, 503, 504])),
-            9 => fate.answer = dice.pick(&[Said::Garbage, Said::Broken(200)]),
+            6 => fate.answer = if rng.chance(0.3) { Said::TooLarge } else { Said::Success },
+            7 => fate.answer = if rng.chance(0.3) { Said::Panic } else { Said::Reset },
+            8 => fate.answer = Said::Failing(rng.pick(&[500, 502, 503, 504])),
+            9 => fate.answer = rng.pick(&[Said::Garbage, Said::Broken(200)]),
             _ => fate.answer = Said::Reset,
         }
         fate.runs_after = match fate.answer {
@@ -434,7 +434,7 @@ impl Line {
             }
             Said::Throttled => {
                 let mut answer = error(429, "HTTP_TooManyRequests");
-                answer.retry_after = api.dice.chance(0.5).then(|| api.dice.up_to(Duration::from_secs(90)));
+                answer.retry_after = api.rng.chance(0.5).then(|| api.rng.up_to(Duration::from_secs(90)));
                 Reply::Answered(answer)
             }
             Said::Refused => Reply::Answered(error(400, "Tool_InvalidArguments")),
@@ -454,12 +454,12 @@ impl Line {
         &self,
         question: impl FnOnce(&Api, Duration) -> Result<T, ToolError> + Send,
     ) -> Result<T, ToolError> {
-        let (world, dice) = (&self.world, &self.world.api.dice);
-        sleep(dice.up_to(Duration::from_millis(200))).await;
-        if !world.is_calm() && dice.chance(world.api.weather.lookups) {
-            sleep(dice.up_to(Duration::from_secs(20))).await;
-            let retry_after = dice.chance(0.5).then(|| dice.up_to(Duration::from_secs(30)));
-            return Err(match dice.below(2) {
+        let (world, rng) = (&self.world, &self.world.api.rng);
+        sleep(rng.up_to(Duration::from_millis(200))).await;
+        if !world.is_calm() && rng.chance(world.api.weather.lookups) {
+            sleep(rng.up_to(Duration::from_secs(20))).await;
+            let retry_after = rng.chance(0.5).then(|| rng.up_to(Duration::from_secs(30)));
+            return Err(match rng.below(2) {
                 0 => ToolError::Throttled { retry_after },
                 _ => ToolError::Unavailable("no answer".to_owned()),
             });

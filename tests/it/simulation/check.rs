@@ -77,7 +77,7 @@ fn of_one(world: &World, told: &Told, effects: usize, requests: usize) -> Vec<St
     promise(!job.started_at.is_some_and(early), "ran before its time");
     let expired = job.started_at.is_some_and(|at| spec.expires_at.is_some_and(|expires_at| at >= expires_at));
     promise(!expired, "ran after its time");
-    promise(job.frozen.as_ref().is_none_or(|frozen| frozen.version == VERSION), "ran another version");
+    promise(job.binding.as_ref().is_none_or(|binding| binding.version == VERSION), "ran another version");
 
     let allowed = match spec.budget.max_age {
         Some(_) => u32::MAX,

@@ -13,7 +13,7 @@ use errand::clock::Clock;
 use jiff::{SignedDuration, Timestamp};
 use tokio::time::Instant;
 
-use super::dice::Dice;
+use super::rng::SeededRng;
 
 /// What calendars show when a world begins, where they show the truth.
 const BEGINNING: Timestamp = Timestamp::constant(1_772_323_200, 0);
@@ -30,16 +30,16 @@ pub(super) struct Wrongness {
 
 impl Wrongness {
     /// Wrong by up to an hour, and set right or wrong in leaps until `calm_at`.
-    pub(super) fn draw(dice: &Dice, calm_at: Duration) -> Self {
+    pub(super) fn draw(rng: &SeededRng, calm_at: Duration) -> Self {
         let signed = |most: Duration| {
-            let length = SignedDuration::try_from(dice.up_to(most)).unwrap();
-            if dice.chance(0.5) { length } else { -length }
+            let length = SignedDuration::try_from(rng.up_to(most)).unwrap();
+            if rng.chance(0.5) { length } else { -length }
         };
         let skew = signed(Duration::from_secs(3_600));
         let leap = || signed(LEAPS / 2);
         let leaps = [leap(), leap()];
         let leaps =
-            leaps.into_iter().filter(|_| dice.chance(0.3)).map(|by| (dice.up_to(calm_at), by)).collect();
+            leaps.into_iter().filter(|_| rng.chance(0.3)).map(|by| (rng.up_to(calm_at), by)).collect();
         Self { skew, leaps }
     }
 

@@ -35,7 +35,7 @@ use self::{
 mod api;
 mod check;
 mod clock;
-mod dice;
+mod rng;
 mod store;
 mod trace;
 mod world;
@@ -226,7 +226,7 @@ fn a_seed_replays_exactly() {
 fn every_choice_in_the_code_that_is_simulated_has_an_order() {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let mut files = vec![source.join("relay.rs")];
-    for folder in ["worker", "upkeep"] {
+    for folder in ["worker", "maintenance"] {
         files.extend(
             fs::read_dir(source.join(folder))
                 .unwrap()

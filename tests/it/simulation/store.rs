@@ -17,10 +17,10 @@ use async_trait::async_trait;
 use errand::{
     job::{Fence, JobId, JobSpec, Owner, Release, RequestId, WorkerId},
     store::{
-        Admin, AttemptView, AuditLimits, AuditPage, Auditing, Awaited, By, Census, Check, Claim, Claimed,
-        Connecting, Decided, Desk, Due, Finding, Finish, Finished, Freeze, HeldFilter, Inserted, JobFilter,
-        JobView, Jobs, Leases, LostJob, PinRow, Pins, PutOff, Rejected, RejectedView, Rejections, Relaying,
-        Reply, Schema, StoreError, StoreErrorKind, Verifying,
+        Admin, AttemptView, Audit, AuditLimits, AuditPage, Awaited, Bind, By, Census, Check, Checks, Claim,
+        Claimed, Connections, Decided, Due, Finding, Finish, Finished, HeldFilter, Inserted, JobControl,
+        JobFilter, JobView, Jobs, Leases, LostJob, PinRow, Pins, Publications, PutOff, Rejected,
+        RejectedView, Rejections, Reply, Schema, StoreError, StoreErrorKind,
         sqlite::{SqliteOptions, SqliteStore},
     },
 };
@@ -35,7 +35,7 @@ use uuid::Uuid;
 
 use super::{
     clock::StoreClock,
-    dice::Dice,
+    rng::SeededRng,
     world::{Life, Theme, World},
 };
 
@@ -134,19 +134,19 @@ struct Outage {
 const SLOWEST: Duration = Duration::from_secs(25);
 
 impl StoreWeather {
-    pub(super) fn draw(dice: &Dice, calm_at: Duration, theme: Theme) -> Self {
+    pub(super) fn draw(rng: &SeededRng, calm_at: Duration, theme: Theme) -> Self {
         if theme == Theme::Partition {
-            let from = dice.between(calm_at / 10, calm_at / 2);
-            let to = from + dice.between(SLOWEST * 4, SLOWEST * 10);
-            let outages = vec![Outage { slot: Some(0), from, to, hangs: dice.chance(0.5) }];
+            let from = rng.between(calm_at / 10, calm_at / 2);
+            let to = from + rng.between(SLOWEST * 4, SLOWEST * 10);
+            let outages = vec![Outage { slot: Some(0), from, to, hangs: rng.chance(0.5) }];
             return Self { fails: 0.0, loses: 0.0, slow: 0.0, outages };
         }
-        let share = || dice.pick(&[0.0, 0.02, 0.15]);
-        let outages = (0..dice.below(4))
+        let share = || rng.pick(&[0.0, 0.02, 0.15]);
+        let outages = (0..rng.below(4))
             .map(|_| {
-                let from = dice.up_to(calm_at);
-                let to = (from + dice.between(SLOWEST, SLOWEST * 8)).min(calm_at);
-                Outage { slot: dice.pick(&[None, Some(0), Some(1)]), from, to, hangs: dice.chance(0.4) }
+                let from = rng.up_to(calm_at);
+                let to = (from + rng.between(SLOWEST, SLOWEST * 8)).min(calm_at);
+                Outage { slot: rng.pick(&[None, Some(0), Some(1)]), from, to, hangs: rng.chance(0.4) }
             })
             .collect();
         Self { fails: share(), loses: share(), slow: share(), outages }
@@ -168,20 +168,20 @@ impl Way {
         if now >= world.calm_at {
             return Self::default();
         }
-        let (weather, dice) = (&world.store_weather, &world.store_dice);
+        let (weather, rng) = (&world.store_weather, &world.store_dice);
         let hit = weather.outages.iter().find(|outage| {
             outage.slot.is_none_or(|slot| slot == life.slot) && (outage.from..outage.to).contains(&now)
         });
         if let Some(outage) = hit {
-            let wait = if outage.hangs { outage.to.saturating_sub(now) } else { dice.up_to(SLOWEST / 10) };
-            return Self { before: wait, fails: dice.chance(0.8), ..Self::default() };
+            let wait = if outage.hangs { outage.to.saturating_sub(now) } else { rng.up_to(SLOWEST / 10) };
+            return Self { before: wait, fails: rng.chance(0.8), ..Self::default() };
         }
-        let slow = || if dice.chance(weather.slow) { dice.up_to(SLOWEST) } else { Duration::ZERO };
+        let slow = || if rng.chance(weather.slow) { rng.up_to(SLOWEST) } else { Duration::ZERO };
         Self {
             before: slow(),
-            fails: dice.chance(weather.fails),
+            fails: rng.chance(weather.fails),
             after: slow(),
-            loses: dice.chance(weather.loses),
+            loses: rng.chance(weather.loses),
         }
     }
 }
@@ -297,12 +297,10 @@ impl Jobs for Faulty {
         .await
     }
 
-    async fn freeze(&self, batch: &[Freeze]) -> Result<Vec<bool>, StoreError> {
+    async fn bind(&self, batch: &[Bind]) -> Result<Vec<bool>, StoreError> {
         let batch = batch.to_vec();
-        self.call(format!("freeze {batch:?}"), move |store| {
-            Box::pin(async move { store.freeze(&batch).await })
-        })
-        .await
+        self.call(format!("freeze {batch:?}"), move |store| Box::pin(async move { store.bind(&batch).await }))
+            .await
     }
 
     async fn finish(&self, batch: &[Finish]) -> Result<Vec<Finished>, StoreError> {
@@ -340,8 +338,8 @@ struct Held {
 
 impl Claims {
     fn saw_claim(&self, world: &World, claim: &Claim, answer: &Claimed) {
-        let Claimed::Running(holding) = answer else { return };
-        let (id, fence, request) = (claim.spec.id, holding.fence, claim.request_id);
+        let Claimed::Running(receipt) = answer else { return };
+        let (id, fence, request) = (claim.spec.id, receipt.fence, claim.request_id);
         let held = self.held.lock().unwrap().insert(id, Held { fence, request, runs: true });
         // The same claim again gets the same answer.
         if let Some(held) = held.filter(|held| held.request != request)
@@ -373,7 +371,7 @@ impl Claims {
     }
 }
 
-pass_on!(Relaying {
+pass_on!(Publications {
     fn take_due(&self, limit: usize, unclaimed_after: Duration) -> Vec<Due>;
     fn defer(&self, &ids: [JobId], after: Duration) -> ();
     fn republish_all(&self) -> u64;
@@ -389,20 +387,20 @@ pass_on!(Leases {
     fn forget_workers(&self, after: Duration) -> u64;
 });
 
-pass_on!(Verifying {
+pass_on!(Checks {
     fn take_checks(&self, limit: usize, again_after: Duration) -> Vec<Check>;
     fn put_off(&self, &put_off: PutOff) -> bool;
     fn known_success(&self) -> Option<RequestId>;
 });
 
-pass_on!(Connecting {
+pass_on!(Connections {
     fn take_awaited(&self, limit: usize, again_after: Duration) -> Vec<Awaited>;
     fn put_off_awaited(&self, &awaited: Awaited, again_after: Duration, keep_doubt: bool) -> ();
     fn release_awaited(&self, &awaited: Awaited, limit: usize) -> u64;
     fn expire_awaiting(&self, limit: usize) -> u64;
 });
 
-pass_on!(Auditing {
+pass_on!(Audit {
     fn audit(&self, after: Option<JobId>, limit: usize, &limits: AuditLimits) -> AuditPage<Finding>;
     fn make_findable(&self, &ids: [JobId]) -> Vec<JobId>;
     fn make_due(&self, &ids: [JobId]) -> Vec<JobId>;
@@ -421,7 +419,7 @@ pass_on!(Rejections {
 // and not to a process. It is not worth the time of thousands of worlds.
 
 #[async_trait]
-impl Desk for Faulty {
+impl JobControl for Faulty {
     async fn job(&self, id: JobId) -> Result<Option<JobView>, StoreError> {
         self.world.apply(move |store| Box::pin(async move { store.job(id).await }))
     }

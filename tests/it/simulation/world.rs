@@ -9,13 +9,13 @@ use std::{
 };
 
 use errand::{
+    admission::{Admission, Enqueued},
     app::{App, Parts},
     config::Config,
-    enqueue::{Door, Enqueued},
     job::{Arrival, HeldReason, JobId, JobSpec, QueueName, Release, State, decode, encode},
     queue::{Address, Message, Properties, Queue as _, embedded::EmbeddedQueue},
     shutdown::Shutdown,
-    store::{AttemptView, Desk as _, JobFilter, JobView, SharedStore, StoreError},
+    store::{AttemptView, JobControl as _, JobFilter, JobView, SharedStore, StoreError},
 };
 use serde_json::{Value, json};
 use tokio::{
@@ -28,7 +28,7 @@ use uuid::Uuid;
 use super::{
     api::{Api, Line, Log, OWNERS, Patience, TOOLS},
     clock::{HostClock, Wrongness},
-    dice::Dice,
+    rng::SeededRng,
     store::{AsyncCall, Claims, Faulty, StoreThread, StoreWeather},
     trace::Trace,
 };
@@ -59,11 +59,11 @@ pub(super) struct World {
     pub(super) config: Config,
     pub(super) api: Api,
     pub(super) store_weather: StoreWeather,
-    pub(super) store_dice: Dice,
+    pub(super) store_dice: SeededRng,
     pub(super) trace: Mutex<Trace>,
     pub(super) claims: Claims,
     thread: StoreThread,
-    dice: Dice,
+    rng: SeededRng,
     theme: Theme,
     /// The processes that take jobs at the moment, by slot.
     live: Mutex<BTreeMap<usize, Live>>,
@@ -95,7 +95,7 @@ impl Life {
 #[derive(Debug, Clone)]
 struct Live {
     queue: Arc<EmbeddedQueue>,
-    door: Arc<Door>,
+    door: Arc<Admission>,
 }
 
 /// A job that an app wants.
@@ -112,7 +112,7 @@ pub(super) struct Wish {
 #[derive(Debug, Clone)]
 enum Way {
     /// Through the door of a process.
-    Door,
+    Admission,
     /// Through the command line, which is a process without a queue.
     CommandLine,
     /// As a message, which is published again at these times, and then until it has arrived.
@@ -148,17 +148,17 @@ pub(super) struct Setting<'a> {
 impl World {
     pub(super) fn new(setting: Setting<'_>) -> Arc<Self> {
         let Setting { seed, patience, thread, .. } = setting;
-        let dice = Dice::new(seed, "world");
-        let theme = if dice.chance(0.2) { Theme::Partition } else { Theme::Mixture };
+        let rng = SeededRng::new(seed, "world");
+        let theme = if rng.chance(0.2) { Theme::Partition } else { Theme::Mixture };
         let mut config = setting.config.clone();
         // Files are read and written at the pace of the machine, which no seed controls. What a shutdown cannot
         // write is left to the rescue here.
         config.worker.journal_dir = None;
-        config.verify.enabled = dice.chance(0.9) || patience == Patience::Broken;
+        config.verify.enabled = rng.chance(0.9) || patience == Patience::Broken;
         for lane in config.queues.values_mut() {
-            lane.concurrency = dice.pick(&[1, 2, 8]);
+            lane.concurrency = rng.pick(&[1, 2, 8]);
         }
-        let store_dice = Dice::new(seed, "store");
+        let store_dice = SeededRng::new(seed, "store");
         thread.sweep();
         thread.clock.restart(Wrongness::draw(&store_dice, CALM_AT));
         Arc::new(Self {
@@ -174,8 +174,8 @@ impl World {
             live: Mutex::default(),
             ended: Mutex::default(),
             broken: Mutex::default(),
-            capacity: dice.pick(&[1, 10_000]),
-            dice,
+            capacity: rng.pick(&[1, 10_000]),
+            rng,
             theme,
         })
     }
@@ -228,7 +228,7 @@ impl World {
     pub(super) async fn run(self: Arc<Self>) -> (Vec<Told>, Vec<String>) {
         let wishes = self.wishes();
         let over = CancellationToken::new();
-        let slots = if self.theme == Theme::Mixture && self.dice.chance(0.5) { 1 } else { 2 };
+        let slots = if self.theme == Theme::Mixture && self.rng.chance(0.5) { 1 } else { 2 };
         let processes: Vec<_> =
             (0..slots).map(|slot| tokio::spawn(self.clone().inhabit(slot, over.clone()))).collect();
         let apps: Vec<_> = wishes.iter().map(|wish| tokio::spawn(self.clone().wish(wish.clone()))).collect();
@@ -285,7 +285,7 @@ impl World {
             let run = app.crew().run(shutdown.clone());
             let running = tokio::spawn(async move { run.await.0 });
             // Some live through everything.
-            let lasts = self.theme == Theme::Partition || self.dice.chance(0.2);
+            let lasts = self.theme == Theme::Partition || self.rng.chance(0.2);
             let is_last = lasts || self.now() + Duration::from_secs(10) >= self.calm_at;
             if is_last {
                 // Those in the second place are a help for a while, not more.
@@ -302,13 +302,13 @@ impl World {
                 }
             } else {
                 let longest = Duration::from_secs(200).min(self.calm_at - self.now());
-                sleep(self.dice.between(Duration::from_secs(1), longest)).await;
+                sleep(self.rng.between(Duration::from_secs(1), longest)).await;
             }
             self.end(&life, &shutdown, running, is_last).await;
             if is_last {
                 break;
             }
-            sleep(self.dice.up_to(Duration::from_secs(40))).await;
+            sleep(self.rng.up_to(Duration::from_secs(40))).await;
         }
     }
 
@@ -320,7 +320,7 @@ impl World {
             api: Arc::new(Line { world: self.clone(), life: life.clone() }),
             clock: Arc::new(HostClock {
                 start: self.start,
-                wrongness: Wrongness::draw(&self.dice, self.calm_at),
+                wrongness: Wrongness::draw(&self.rng, self.calm_at),
             }),
         };
         let app = App::of(parts, self.config.clone());
@@ -341,7 +341,7 @@ impl World {
         in_order: bool,
     ) {
         self.live.lock().unwrap().remove(&life.slot);
-        let kills = !in_order && self.dice.chance(0.5);
+        let kills = !in_order && self.rng.chance(0.5);
         self.note(&life.name, if kills { "is killed" } else { "is asked to stop" });
         shutdown.stop.cancel();
         if kills {
@@ -350,8 +350,8 @@ impl World {
             shutdown.abort.cancel();
             return;
         }
-        if !in_order && self.dice.chance(0.3) {
-            sleep(self.dice.up_to(Duration::from_secs(10))).await;
+        if !in_order && self.rng.chance(0.3) {
+            sleep(self.rng.up_to(Duration::from_secs(10))).await;
             self.note(&life.name, "is asked to stop at once");
             shutdown.abort.cancel();
         }
@@ -368,11 +368,11 @@ impl World {
 
     fn wishes(&self) -> Vec<Wish> {
         let timeouts = match self.theme {
-            Theme::Mixture => self.dice.pick(&[&[2_000, 60_000][..], &[60_000, 500_000]]),
+            Theme::Mixture => self.rng.pick(&[&[2_000, 60_000][..], &[60_000, 500_000]]),
             Theme::Partition => &[500_000],
         };
         let mut wishes: Vec<Wish> =
-            (0..3 + self.dice.below(8)).map(|n| self.draw_wish(n as u128 + 1, timeouts)).collect();
+            (0..3 + self.rng.below(8)).map(|n| self.draw_wish(n as u128 + 1, timeouts)).collect();
         // A call that succeeds at once, by which the log can show that it knows our request IDs.
         let plain = json!({"user_id": "u-ann", "tool": "GAMMA_SEND", "arguments": {}});
         wishes.push(Wish {
@@ -386,33 +386,33 @@ impl World {
     }
 
     fn draw_wish(&self, n: u128, timeouts: &[u64]) -> Wish {
-        let dice = &self.dice;
+        let rng = &self.rng;
         let latest = if self.theme == Theme::Partition { 0.3 } else { 0.7 };
-        let at = dice.up_to(self.calm_at.mul_f64(latest));
+        let at = rng.up_to(self.calm_at.mul_f64(latest));
         let shown = |at: Duration| self.thread.clock.at(at).to_string();
-        let (field, owner) = dice.pick(&OWNERS);
-        let (tool, toolkit, _) = dice.pick(&TOOLS);
+        let (field, owner) = rng.pick(&OWNERS);
+        let (tool, toolkit, _) = rng.pick(&TOOLS);
         let mut job = json!({"tool": tool, "arguments": {"n": n as u64}});
         job[field] = json!(owner);
         let mut sometimes = |share: f64, name: &str, value: &dyn Fn() -> Value| {
-            if dice.chance(share) {
+            if rng.chance(share) {
                 job[name] = value();
             }
         };
-        sometimes(0.2, "effect", &|| dice.pick(&["safe", "idempotent", "once", "once"]).into());
-        sometimes(0.4, "timeout_ms", &|| dice.pick(timeouts).into());
-        let run_at = dice.chance(0.2).then(|| dice.up_to(self.calm_at * 2));
+        sometimes(0.2, "effect", &|| rng.pick(&["safe", "idempotent", "once", "once"]).into());
+        sometimes(0.4, "timeout_ms", &|| rng.pick(timeouts).into());
+        let run_at = rng.chance(0.2).then(|| rng.up_to(self.calm_at * 2));
         sometimes(1.0, "run_at", &|| run_at.map_or(Value::Null, |at| shown(at).into()));
-        sometimes(0.1, "max_attempts", &|| dice.pick(&[1, 2, 3]).into());
+        sometimes(0.1, "max_attempts", &|| rng.pick(&[1, 2, 3]).into());
         sometimes(0.1, "max_age_ms", &|| 600_000.into());
-        sometimes(0.2, "priority", &|| dice.pick(&[1, 9]).into());
+        sometimes(0.2, "priority", &|| rng.pick(&[1, 9]).into());
         sometimes(0.2, "queue", &|| "bulk".into());
         // In good time, or already over when it is enqueued; never before `run_at`, which is refused.
-        let over = run_at.unwrap_or(Duration::ZERO) + dice.between(Duration::from_secs(1), self.calm_at);
+        let over = run_at.unwrap_or(Duration::ZERO) + rng.between(Duration::from_secs(1), self.calm_at);
         sometimes(0.1, "expires_at", &|| shown(over).into());
         // The account of the job's owner, or of somebody else.
         let mut lasting = self.api.accounts.iter().filter(|a| a.toolkit == toolkit && a.until.is_none());
-        let named = if dice.chance(0.15) { lasting.nth(dice.below(3)) } else { None };
+        let named = if rng.chance(0.15) { lasting.nth(rng.below(3)) } else { None };
         if let Some(account) = &named {
             job["connected_account_id"] = json!(account.id);
         }
@@ -420,12 +420,12 @@ impl World {
             spec: spec(n, &job),
             is_robbery: named.is_some_and(|account| account.owner != owner),
             at,
-            way: match dice.below(3) {
-                0 => Way::Door,
+            way: match rng.below(3) {
+                0 => Way::Admission,
                 1 => Way::CommandLine,
-                _ => Way::Message((0..dice.below(4)).map(|_| dice.up_to(self.calm_at)).collect()),
+                _ => Way::Message((0..rng.below(4)).map(|_| rng.up_to(self.calm_at)).collect()),
             },
-            cancelled_at: dice.chance(0.08).then(|| at + dice.up_to(Duration::from_secs(120))),
+            cancelled_at: rng.chance(0.08).then(|| at + rng.up_to(Duration::from_secs(120))),
         }
     }
 
@@ -449,11 +449,15 @@ impl World {
             }
             way => {
                 let life = Life::new(usize::MAX, "cli".to_owned());
-                let bare =
-                    Door::new(self.store_of(&life), None, errand::enqueue::Rules::default(), Duration::ZERO);
+                let bare = Admission::new(
+                    self.store_of(&life),
+                    None,
+                    errand::admission::Rules::default(),
+                    Duration::ZERO,
+                );
                 let bare = Arc::new(bare);
                 loop {
-                    let live = self.some_live().filter(|_| matches!(way, Way::Door));
+                    let live = self.some_live().filter(|_| matches!(way, Way::Admission));
                     let door = live.map_or_else(|| bare.clone(), |live| live.door);
                     // A process that is killed does not answer.
                     let batch = [wish.spec.clone()];
@@ -484,19 +488,19 @@ impl World {
             priority: 0,
         };
         let mut live: Vec<Live> = self.live.lock().unwrap().values().cloned().collect();
-        if self.dice.chance(0.5) {
+        if self.rng.chance(0.5) {
             live.truncate(1);
         }
         for Live { queue, .. } in live {
             // A message that is lost with its process is published again in time.
-            drop(queue.publish(vec![message.clone(); 1 + self.dice.below(2)]).await);
+            drop(queue.publish(vec![message.clone(); 1 + self.rng.below(2)]).await);
         }
     }
 
     fn some_live(&self) -> Option<Live> {
         let live = self.live.lock().unwrap();
         let all: Vec<&Live> = live.values().collect();
-        (!all.is_empty()).then(|| self.dice.pick(&all).clone())
+        (!all.is_empty()).then(|| self.rng.pick(&all).clone())
     }
 
     async fn cancel(self: Arc<Self>, id: JobId, at: Duration) {

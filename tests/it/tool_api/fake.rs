@@ -10,14 +10,13 @@ use std::{
 
 use async_trait::async_trait;
 use errand::{
-    job::{Effect, ErrorKind, Owner, RequestId},
-    store::PinnedBy,
+    job::{Effect, ErrorKind, Owner, PinnedBy, RequestId},
     tool::{
         Account, ApiCheck, ApiError, Call, Execution, Reply, ToolApi, ToolError, ToolInfo,
         account::{AccountError, AccountOptions, Accounts},
         catalog::{Ask, Catalog, CatalogOptions, ResolveError, Resolved, UnpinnedPolicy},
+        not_ready::NotReady,
         pin::{PinSources, VersionMap},
-        setback::Setback,
     },
 };
 use futures_util::future::{FutureExt as _, join_all};
@@ -205,7 +204,7 @@ async fn a_tool_that_the_pinned_version_lacks_is_refused_and_told_where_it_is() 
         ("CHAT_NONE", Some(OLD), vec!["CHAT_NONE", OLD]),
     ] {
         let error = bench.resolve(tool, version, REFUSE).await.unwrap_err();
-        let Setback::Fail(error) = error.setback() else { panic!("{error:?}") };
+        let NotReady::Fail(error) = error.not_ready() else { panic!("{error:?}") };
         assert_eq!(error.kind, ErrorKind::UnknownTool);
         for part in parts {
             assert!(error.message.contains(part), "{part} in {}", error.message);
@@ -218,7 +217,7 @@ async fn an_unpinned_job_is_refused_with_the_ways_to_pin_or_frozen() {
     let bench = Bench::new(None);
     for version in [None, Some(" "), Some("latest")] {
         let error = bench.resolve("CHAT_POST", version, REFUSE).await.unwrap_err();
-        let error = error.setback().error().clone();
+        let error = error.not_ready().error().clone();
         assert_eq!(error.kind, ErrorKind::Unpinned);
         let mut parts = vec!["`version`", "errand pins set", "toolkit_versions", "COMPOSIO_TOOLKIT_VERSION_"];
         if version != Some("latest") {
@@ -236,15 +235,15 @@ async fn an_unpinned_job_is_refused_with_the_ways_to_pin_or_frozen() {
     let latest = Bench::new(Some("latest"));
     let error = latest.resolve("CHAT_POST", None, REFUSE).await.unwrap_err();
     assert!(
-        error.setback().error().message.contains("`toolkit_versions` in the configuration says `latest`")
+        error.not_ready().error().message.contains("`toolkit_versions` in the configuration says `latest`")
     );
     assert_eq!(latest.resolve("CHAT_POST", None, FREEZE).await.unwrap().version, NEW);
 
     let malformed = Bench::new(Some("soon"));
     let error = malformed.resolve("CHAT_POST", None, FREEZE).await.unwrap_err();
-    assert_eq!(error.setback().error().kind, ErrorKind::Unpinned);
+    assert_eq!(error.not_ready().error().kind, ErrorKind::Unpinned);
     let error = malformed.resolve("CHAT_POST", Some("v1"), FREEZE).await.unwrap_err();
-    assert_eq!(error.setback().error().kind, ErrorKind::InvalidJob);
+    assert_eq!(error.not_ready().error().kind, ErrorKind::InvalidJob);
 }
 
 #[tokio::test]
@@ -296,7 +295,7 @@ async fn an_old_description_of_a_literal_version_serves_while_the_api_is_down() 
     assert!(bench.catalog.get("CHAT_POST", Some(OLD)).await.is_err());
     bench.api.fail(Some(unavailable()));
     let error = bench.resolve("CHAT_SEND", Some(NEW), REFUSE).await.unwrap_err();
-    assert!(matches!(error.setback(), Setback::Wait { .. }), "{error:?}");
+    assert!(matches!(error.not_ready(), NotReady::Wait { .. }), "{error:?}");
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -358,7 +357,7 @@ async fn without_a_usable_account_the_job_waits_and_says_who_must_connect_what()
     for (owner, kind) in [("user:u", ErrorKind::NeedsReconnection), ("org:o", ErrorKind::NeedsConnection)] {
         let owner: Owner = owner.parse().unwrap();
         let error = accounts.resolve(&owner, "chat", None).await.unwrap_err();
-        let Setback::Connect { toolkit, error } = error.setback() else { panic!("{error:?}") };
+        let NotReady::Connect { toolkit, error } = error.not_ready() else { panic!("{error:?}") };
         assert_eq!(toolkit, "chat");
         assert_eq!(error.kind, kind);
         for part in [owner.kind().field(), owner.id(), "`chat`"] {
@@ -391,10 +390,10 @@ async fn a_named_account_must_be_the_owners_own_for_this_toolkit_and_active() {
         ("ca_dead", ErrorKind::NeedsReconnection),
     ] {
         let error = accounts.resolve(&owner, "chat", Some(id)).await.unwrap_err();
-        let setback = error.setback();
-        assert_eq!(setback.error().kind, kind, "{id}");
-        assert!(!setback.error().message.contains("`v`"), "nothing about the other owner");
-        assert_eq!(matches!(setback, Setback::Connect { .. }), id == "ca_dead");
+        let not_ready = error.not_ready();
+        assert_eq!(not_ready.error().kind, kind, "{id}");
+        assert!(!not_ready.error().message.contains("`v`"), "nothing about the other owner");
+        assert_eq!(matches!(not_ready, NotReady::Connect { .. }), id == "ca_dead");
     }
     api.asked();
     accounts.forget_account("ca_own");
@@ -415,7 +414,7 @@ async fn what_was_forgotten_while_it_was_being_asked_is_not_remembered() {
     assert!(accounts.resolve_cached(&owner, "chat", None).is_none());
     api.fail(Some(unavailable()));
     let error = accounts.resolve(&owner, "chat", None).await.unwrap_err();
-    assert!(matches!(error.setback(), Setback::Wait { .. }));
+    assert!(matches!(error.not_ready(), NotReady::Wait { .. }));
 }
 
 #[tokio::test(start_paused = true)]

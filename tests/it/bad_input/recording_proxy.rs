@@ -45,7 +45,7 @@ pub(super) fn success(data: &str) -> Said {
 }
 
 #[derive(Debug)]
-pub(super) struct Front {
+pub(super) struct RecordingProxy {
     address: SocketAddr,
     inner: Arc<Inner>,
     task: JoinHandle<()>,
@@ -60,7 +60,7 @@ struct Inner {
     endless: Arc<AtomicU64>,
 }
 
-impl Front {
+impl RecordingProxy {
     pub(super) async fn start(sandbox: String) -> Self {
         let inner = Arc::new(Inner {
             sandbox,
@@ -96,7 +96,7 @@ impl Front {
     }
 }
 
-impl Drop for Front {
+impl Drop for RecordingProxy {
     fn drop(&mut self) {
         self.task.abort();
     }

@@ -9,14 +9,14 @@ use super::{SqliteStore, fits, time};
 use crate::{
     job::{Fence, RequestId},
     store::{
-        Check, PutOff, StoreError, Verifying,
+        Check, Checks, PutOff, StoreError,
         row::{count, limit as row_limit, micros, read_job, span},
     },
 };
 
 const DUE: &str = concat!(
     "select fence, request_id, checks, unknown_since, ",
-    super::desk::job_columns!(),
+    super::job_control::job_columns!(),
     ", null as result from jobs where check_at is not null and check_at <= ?1 order by check_at limit +?2"
 );
 
@@ -33,7 +33,7 @@ const KNOWN_SUCCESS: &str =
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
 #[async_trait]
-impl Verifying for SqliteStore {
+impl Checks for SqliteStore {
     async fn take_checks(&self, limit: usize, again_after: Duration) -> Result<Vec<Check>, StoreError> {
         self.write(move |db, now| {
             Box::pin(async move {

@@ -9,7 +9,7 @@ use super::{PostgresStore, rows, time};
 use crate::{
     job::{Fence, RequestId},
     store::{
-        Check, PutOff, StoreError, Verifying,
+        Check, Checks, PutOff, StoreError,
         row::{count, limit as row_limit, micros, read_job, span},
     },
 };
@@ -24,7 +24,7 @@ const TAKE: &str = concat!(
         returning j.*)
     select fence, request_id, checks, (extract(epoch from now() - unknown_since) * 1000000)::bigint as unknown_for,
         (extract(epoch from now() - created_at) * 1000000)::bigint as age, ",
-    super::desk::job_columns!(),
+    super::job_control::job_columns!(),
     ", null::text as result from taken order by unknown_since"
 );
 
@@ -38,7 +38,7 @@ const KNOWN_SUCCESS: &str = "select request_id from jobs
     where created_at > now() - interval '1 day' and http_status is not null limit 1";
 
 #[async_trait]
-impl Verifying for PostgresStore {
+impl Checks for PostgresStore {
     async fn take_checks(&self, limit: usize, again_after: Duration) -> Result<Vec<Check>, StoreError> {
         let query = sqlx::query(TAKE).bind(row_limit(limit)).bind(micros(again_after));
         let read = |row: &sqlx::postgres::PgRow| {

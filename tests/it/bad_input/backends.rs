@@ -8,15 +8,15 @@ use serde_json::{Value, value::RawValue};
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _, SqliteConnection};
 use tempfile::TempDir;
 
-use super::front::Front;
+use super::recording_proxy::RecordingProxy;
 use crate::{
-    stage::{PATIENCE, Process, Stage, run, sandbox},
+    harness::{Harness, PATIENCE, Process, run, sandbox},
     support::wait::until,
 };
 
-/// A worker on one pair, with a [`Front`] to its sandbox.
-pub(super) struct Pair {
-    pub(super) front: Front,
+/// A worker on one pair, with a [`RecordingProxy`] to its sandbox.
+pub(super) struct Backends {
+    pub(super) front: RecordingProxy,
     pub(super) worker: Process,
     pub(super) place: Place,
     env: Vec<(String, String)>,
@@ -25,7 +25,7 @@ pub(super) struct Pair {
 }
 
 pub(super) enum Place {
-    Services(Box<Stage>),
+    Services(Box<Harness>),
     Embedded(Running),
 }
 
@@ -40,23 +40,23 @@ const SETTINGS: [(&str, &str); 8] = [
     ("ERRAND__VERIFY__ENABLED", "false"),
 ];
 
-impl Pair {
+impl Backends {
     pub(super) async fn services(hint: &str, settings: &[(&str, &str)]) -> Self {
-        let stage = Stage::new(hint, "").await;
-        let front = Front::start(stage.sandbox.base_url()).await;
-        let mut env = stage.env();
+        let harness = Harness::new(hint, "").await;
+        let front = RecordingProxy::start(harness.sandbox.base_url()).await;
+        let mut env = harness.env();
         env.extend(owned(&SETTINGS));
         env.push(("COMPOSIO_BASE_URL".into(), front.url()));
         env.extend(owned(settings));
         let worker = Process::start(&["worker", "--listen", "127.0.0.1:0"], &env);
         worker.logged("worker ready").await;
         let folder = tempfile::tempdir().unwrap();
-        Self { front, worker, place: Place::Services(Box::new(stage)), env, folder }
+        Self { front, worker, place: Place::Services(Box::new(harness)), env, folder }
     }
 
     pub(super) async fn embedded(_hint: &str, settings: &[(&str, &str)]) -> Self {
         let sandbox = sandbox("").await;
-        let front = Front::start(sandbox.base_url()).await;
+        let front = RecordingProxy::start(sandbox.base_url()).await;
         let folder = tempfile::tempdir().unwrap();
         let mut env = owned(&SETTINGS);
         env.push(("COMPOSIO_BASE_URL".into(), front.url()));
@@ -71,9 +71,9 @@ impl Pair {
     /// Publishes envelopes, where there is a broker, and enqueues them elsewhere.
     pub(super) async fn submit(&self, jobs: &[String]) {
         match &self.place {
-            Place::Services(stage) => {
+            Place::Services(harness) => {
                 let bodies: Vec<Vec<u8>> = jobs.iter().map(|job| job.clone().into_bytes()).collect();
-                stage.publish_raw(&bodies, BasicProperties::default().with_delivery_mode(2)).await;
+                harness.publish_raw(&bodies, BasicProperties::default().with_delivery_mode(2)).await;
             }
             Place::Embedded(_) => {
                 let output = self.bulk(jobs);
@@ -117,8 +117,8 @@ impl Pair {
     pub(super) async fn execute(&self, sql: &str) {
         let sql = AssertSqlSafe(sql.to_owned());
         match &self.place {
-            Place::Services(stage) => {
-                stage.database.connect().await.execute(sql).await.unwrap();
+            Place::Services(harness) => {
+                harness.database.connect().await.execute(sql).await.unwrap();
             }
             Place::Embedded(_) => {
                 let url = format!("sqlite://{}/errand.db", self.folder.path().display());
@@ -138,7 +138,7 @@ impl Pair {
     /// Effects that the job has had.
     pub(super) fn effects(&self, job: &str) -> u32 {
         match &self.place {
-            Place::Services(stage) => stage.sandbox.job_effects(job),
+            Place::Services(harness) => harness.sandbox.job_effects(job),
             Place::Embedded(sandbox) => sandbox.job_effects(job),
         }
     }

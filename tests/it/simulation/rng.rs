@@ -2,18 +2,16 @@
 
 use std::{sync::Mutex, time::Duration};
 
-use fastrand::Rng;
-
 /// A stream of random numbers. Each part of a world has its own, so that a change in one part leaves the
 /// others as they were.
 #[derive(Debug)]
-pub(super) struct Dice(Mutex<Rng>);
+pub(super) struct SeededRng(Mutex<fastrand::Rng>);
 
-impl Dice {
+impl SeededRng {
     pub(super) fn new(seed: u64, part: &str) -> Self {
         let mixed =
             part.bytes().fold(seed, |mixed, byte| (mixed ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
-        Self(Mutex::new(Rng::with_seed(mixed)))
+        Self(Mutex::new(fastrand::Rng::with_seed(mixed)))
     }
 
     pub(super) fn chance(&self, share: f64) -> bool {

@@ -9,7 +9,7 @@ use super::{Bound, PostgresStore, leases::running_of_claim, rows, time};
 use crate::{
     job::{ErrorKind, JobId, Release, State, Transition},
     store::{
-        AttemptView, Census, Decided, Desk, HeldFilter, JobFilter, JobView, StoreError, StoreErrorKind,
+        AttemptView, Census, Decided, HeldFilter, JobControl, JobFilter, JobView, StoreError, StoreErrorKind,
         owner_columns,
         row::{
             MARKED_FAILED_MESSAGE, NO_RESULT, limit as row_limit, micros, read_attempt, read_job,
@@ -170,7 +170,7 @@ const CENSUS_HELD: &str =
 const MAX_ROUNDS: usize = 8;
 
 #[async_trait]
-impl Desk for PostgresStore {
+impl JobControl for PostgresStore {
     async fn job(&self, id: JobId) -> Result<Option<JobView>, StoreError> {
         let found = rows(&self.other, sqlx::query(JOB).bind(id.0)).await?;
         found.first().map(|row| read_job!(row, time).view()).transpose()

@@ -8,11 +8,11 @@ use sqlx::{
     sqlite::{SqliteConnection, SqliteRow},
 };
 
-use super::{SqliteStore, desk::to_retry, fits};
+use super::{SqliteStore, fits, job_control::to_retry};
 use crate::{
     job::JobId,
     store::{
-        Awaited, Connecting, StoreError, owner_of,
+        Awaited, Connections, StoreError, owner_of,
         row::{EXPIRED_AWAITING, MAX_ERROR_LENGTH, count, limit as row_limit, micros},
     },
 };
@@ -68,7 +68,7 @@ const EXPIRE: &str = "update jobs set state = 'failed', held_reason = null,
         and waits_until <= ?1 order by waits_until limit +?2)";
 
 #[async_trait]
-impl Connecting for SqliteStore {
+impl Connections for SqliteStore {
     async fn take_awaited(&self, limit: usize, again_after: Duration) -> Result<Vec<Awaited>, StoreError> {
         self.write(move |db, now| {
             Box::pin(async move {

@@ -7,7 +7,7 @@ use crate::job::{ErrorKind, HeldReason, JobError};
 
 /// Why a job cannot be called now, and what to do with it. Nothing was sent.
 #[derive(Debug, Clone)]
-pub enum Setback {
+pub enum NotReady {
     /// Final: the job itself has to be changed.
     Fail(JobError),
     /// Parked until a person or a connection lets it go.
@@ -28,7 +28,7 @@ pub enum Setback {
     },
 }
 
-impl Setback {
+impl NotReady {
     /// What it says to the app.
     pub fn error(&self) -> &JobError {
         match self {
@@ -42,19 +42,19 @@ impl Setback {
 
 impl ToolError {
     /// What a failed look-up means for the job that needed it; `what` completes "to ...".
-    pub fn setback(&self, what: &str) -> Setback {
+    pub fn not_ready(&self, what: &str) -> NotReady {
         match self {
-            Self::NotFound(error) => Setback::Fail(said(
+            Self::NotFound(error) => NotReady::Fail(said(
                 ErrorKind::Refused,
                 format!("the tool API found nothing when asked to {what}"),
                 error,
             )),
-            Self::Refused { status, error } => Setback::Fail(said(
+            Self::Refused { status, error } => NotReady::Fail(said(
                 ErrorKind::Refused,
                 format!("the tool API refused to {what} (HTTP {status})"),
                 error,
             )),
-            Self::Credentials { status, error } => Setback::Hold(
+            Self::Credentials { status, error } => NotReady::Hold(
                 HeldReason::Credentials,
                 said(
                     ErrorKind::Credentials,
@@ -65,14 +65,14 @@ impl ToolError {
                     error,
                 ),
             ),
-            Self::Throttled { retry_after } => Setback::Wait {
+            Self::Throttled { retry_after } => NotReady::Wait {
                 error: JobError::new(
                     ErrorKind::Throttled,
                     format!("the tool API is throttling, so errand could not ask it to {what} yet"),
                 ),
                 retry_after: *retry_after,
             },
-            Self::Unavailable(cause) => Setback::Wait {
+            Self::Unavailable(cause) => NotReady::Wait {
                 error: JobError::new(
                     ErrorKind::NotSent,
                     format!("the tool API cannot be asked to {what}: {}", mask(cause)),

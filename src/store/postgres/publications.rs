@@ -10,7 +10,7 @@ use super::{PostgresStore, rows, time};
 use crate::{
     job::{JobId, JobSpec},
     store::{
-        Due, MAX_UNCLAIMED_WAIT, Relaying, Reply, StoreError,
+        Due, MAX_UNCLAIMED_WAIT, Publications, Reply, StoreError,
         row::{limit as row_limit, micros, read_job, reply, rows as row_count, span, word},
     },
 };
@@ -33,7 +33,7 @@ const TAKE_DUE: &str = concat!(
         from due where j.id = due.id
         returning due.place, due.was, due.was_due_at, j.*)
     select place, was, (extract(epoch from now() - was_due_at) * 1000000)::bigint as late_by, ",
-    super::desk::job_columns!(),
+    super::job_control::job_columns!(),
     ", null::text as result from taken order by place"
 );
 
@@ -60,14 +60,14 @@ const TAKE_REPLIES: &str = concat!(
         from due where j.id = due.id
         returning j.*)
     select ",
-    super::desk::job_columns!(),
+    super::job_control::job_columns!(),
     ", result::text as result from taken order by finished_at"
 );
 
 const REPLIED: &str = "update jobs set reply_due_at = null where id = any($1) and reply_due_at is not null";
 
 #[async_trait]
-impl Relaying for PostgresStore {
+impl Publications for PostgresStore {
     async fn take_due(&self, limit: usize, unclaimed_after: Duration) -> Result<Vec<Due>, StoreError> {
         let query = sqlx::query(TAKE_DUE)
             .bind(row_limit(limit))

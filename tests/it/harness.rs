@@ -1,4 +1,4 @@
-//! The real `errand` binary as a process, and a stage for it: a database, a vhost and a sandbox.
+//! The real `errand` binary as a process, and a harness for it: a database, a vhost and a sandbox.
 
 use std::{
     io::{BufRead as _, BufReader, Write as _},
@@ -17,18 +17,18 @@ use serde_json::Value;
 
 use crate::support::{self, postgres, rabbitmq, wait::until};
 
-/// How long anything on a stage may take. Generous, because the machine is shared.
+/// How long anything on a harness may take. Generous, because the machine is shared.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What a worker needs around it.
-pub(crate) struct Stage {
+pub(crate) struct Harness {
     pub(crate) database: postgres::Database,
     pub(crate) vhost: rabbitmq::Vhost,
     pub(crate) sandbox: Running,
 }
 
-impl Stage {
-    /// A fresh stage. `faults` is TOML that is added to the sandbox's default world.
+impl Harness {
+    /// A fresh harness. `faults` is TOML that is added to the sandbox's default world.
     pub(crate) async fn new(hint: &str, faults: &str) -> Self {
         let (database, vhost) =
             tokio::join!(async { postgres::shared().await.database(hint).await }, async {
@@ -37,7 +37,7 @@ impl Stage {
         Self { database, vhost, sandbox: sandbox(faults).await }
     }
 
-    /// The environment that points errand at this stage.
+    /// The environment that points errand at this harness.
     pub(crate) fn env(&self) -> Vec<(String, String)> {
         [
             ("DATABASE_URL", self.database.url.clone()),
@@ -65,7 +65,7 @@ impl Stage {
         .to_vec()
     }
 
-    /// The folder that the workers of this stage share for their journals.
+    /// The folder that the workers of this harness share for their journals.
     pub(crate) fn journal_dir(&self) -> PathBuf {
         // `tests/run` names a folder that it removes.
         let base = std::env::var_os("ERRAND_TEST_DIR").map_or_else(std::env::temp_dir, PathBuf::from);

@@ -5,18 +5,18 @@ use std::{future::Future, sync::Mutex, sync::PoisonError};
 
 use tokio::sync::{mpsc, oneshot};
 
-type Envelope<T, R> = (T, oneshot::Sender<R>);
+type Submission<T, R> = (T, oneshot::Sender<R>);
 
 /// The side that submits items.
 #[derive(Debug)]
 pub(super) struct GroupCommit<T, R> {
-    sender: Mutex<Option<mpsc::UnboundedSender<Envelope<T, R>>>>,
+    sender: Mutex<Option<mpsc::UnboundedSender<Submission<T, R>>>>,
 }
 
 /// The side that writes.
 #[derive(Debug)]
 pub(super) struct Runner<T, R> {
-    receiver: mpsc::UnboundedReceiver<Envelope<T, R>>,
+    receiver: mpsc::UnboundedReceiver<Submission<T, R>>,
     max: usize,
 }
 

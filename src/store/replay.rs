@@ -4,7 +4,7 @@
 use uuid::Uuid;
 
 use super::{
-    By, Claim, Claimed, Conflict, Finish, Finished, Holding, Inserted, StoreError, Verdict,
+    By, Claim, ClaimReceipt, Claimed, Conflict, Finish, Finished, Inserted, StoreError, Verdict,
     row::{HOLDER, RESCUER},
 };
 use crate::job::{
@@ -24,7 +24,7 @@ pub(super) struct Known {
     pub(super) request_id: Option<Uuid>,
     pub(super) settled_by: Option<Uuid>,
     /// What its holder knows, if it runs.
-    pub(super) holding: Holding,
+    pub(super) receipt: ClaimReceipt,
 }
 
 /// The highest numbers that the columns of a job hold. Databases refuse the next one, or make a fraction of it.
@@ -36,7 +36,7 @@ impl Known {
     /// be repeated for ever.
     pub(super) fn is_worn_out(&self, claim: &Claim) -> bool {
         matches!(claim.verdict, Verdict::Run)
-            && (self.holding.attempt >= MAX_ATTEMPT || self.holding.fence >= MAX_FENCE)
+            && (self.receipt.attempt >= MAX_ATTEMPT || self.receipt.fence >= MAX_FENCE)
     }
 
     fn conflict(&self, spec: &JobSpec) -> Option<Conflict> {
@@ -65,7 +65,7 @@ impl Known {
         Some(match (self.state, self.error_kind) {
             (State::Available, _) => return None,
             (State::Running, _) if self.worker_id == Some(worker.0) && self.request_id == request => {
-                Claimed::Running(self.holding)
+                Claimed::Running(self.receipt)
             }
             (State::Scheduled, _) if repeated => Claimed::Scheduled,
             (state @ (State::Failed | State::Held), Some(kind)) if repeated => Claimed::Ended { state, kind },

@@ -9,8 +9,8 @@ use super::SqliteStore;
 use crate::{
     job::{JobId, WorkerId},
     store::{
-        AuditLimits, AuditPage, Auditing, Finding, StoreError,
-        auditing::{audit, read_findings, read_succeeded, succeeded},
+        Audit, AuditLimits, AuditPage, Finding, StoreError,
+        audit::{audit, read_findings, read_succeeded, succeeded},
         row::{limit as row_limit, micros, to_millis},
     },
 };
@@ -31,7 +31,7 @@ const MAKE_DUE: &str = "update jobs set due_at = ?2, published = 0
 const ELDEST: &str = "select id from workers where beat_at > ?1 order by started_at, id limit 1";
 
 #[async_trait]
-impl Auditing for SqliteStore {
+impl Audit for SqliteStore {
     async fn audit(
         &self,
         after: Option<JobId>,

@@ -247,7 +247,7 @@ impl Verify {
                 outcome: told.outcome,
                 http_status: None,
                 log_id: told.log_id,
-                version: check.job.frozen.as_ref().map(|frozen| frozen.version.clone()),
+                version: check.job.binding.as_ref().map(|binding| binding.version.clone()),
                 error: told.ending.error().cloned(),
                 started_at,
                 finished_at: now.max(started_at),
@@ -311,7 +311,7 @@ struct Told {
 fn adopt(check: &Check, log_id: String, result: ToolResult, retry: &RetryPolicy) -> Told {
     let spec = &check.job.spec;
     let outcome = if result.successful { AttemptOutcome::Succeeded } else { AttemptOutcome::ToolFailed };
-    let Some(frozen) = &check.job.frozen else {
+    let Some(binding) = &check.job.binding else {
         let error =
             JobError::new(ErrorKind::Internal, "the log has an entry of a job that had no version yet");
         return Told { outcome, log_id: Some(log_id), ending: Ending::Fail { error } };
@@ -319,11 +319,11 @@ fn adopt(check: &Check, log_id: String, result: ToolResult, retry: &RetryPolicy)
     let context = classify::Context {
         owner: &spec.owner,
         tool: &spec.tool,
-        toolkit: &frozen.toolkit,
-        version: &frozen.version,
-        account: frozen.account.as_deref(),
+        toolkit: &binding.toolkit,
+        version: &binding.version,
+        account: binding.account.as_deref(),
         explicit_account: spec.connected_account_id.is_some(),
-        effect: frozen.effect,
+        effect: binding.effect,
     };
     let data: Arc<RawValue> = result.data.clone();
     let answer = Answer {
@@ -338,7 +338,7 @@ fn adopt(check: &Check, log_id: String, result: ToolResult, retry: &RetryPolicy)
         // Whatever else the entry contains, its own verdict is that the call succeeded.
         _ if outcome == AttemptOutcome::Succeeded => Ending::Succeed { result: data },
         Next::Succeed { result } => Ending::Succeed { result },
-        Next::Hold { reason, error } => hold(reason, &frozen.toolkit, error),
+        Next::Hold { reason, error } => hold(reason, &binding.toolkit, error),
         Next::Retry { error, .. } | Next::Throttled { error, .. } => again(check, error, retry),
         Next::Fail { error } | Next::Unknown { error } => Ending::Fail { error },
     };
@@ -394,9 +394,9 @@ mod tests {
     use crate::{
         backoff::RECONNECT,
         clock,
-        job::{self, Arrival, Effect, JobId, JobSpec, State},
+        job::{self, Arrival, Binding, Effect, JobId, JobSpec, PinnedBy, State},
         store::{
-            Admin as _, Claim, Claimed, Desk as _, Frozen, Jobs as _, PinnedBy, Verdict,
+            Admin as _, Claim, Claimed, JobControl as _, Jobs as _, Verdict,
             sqlite::{SqliteOptions, SqliteStore},
         },
         tool::{Account, ApiCheck, Call, ToolApi, ToolInfo},
@@ -492,7 +492,7 @@ mod tests {
 
     /// Runs a new job to the given end of its first attempt.
     async fn ended(store: &SqliteStore, outcome: AttemptOutcome, ending: Ending) -> JobId {
-        let frozen = Frozen {
+        let binding = Binding {
             toolkit: "t".into(),
             version: "20260101_00".into(),
             pinned_by: PinnedBy::Global,
@@ -503,12 +503,12 @@ mod tests {
         let claim = Claim {
             spec: spec.clone(),
             request_id,
-            frozen: Some(frozen),
+            binding: Some(binding),
             verdict: Verdict::Run,
-            known: false,
+            from_store: false,
         };
         let claimed = store.claim(job::WorkerId::new(), &[claim]).await.unwrap().remove(0);
-        let Claimed::Running(holding) = claimed else { panic!("{claimed:?}") };
+        let Claimed::Running(receipt) = claimed else { panic!("{claimed:?}") };
         let now = clock::system().now();
         let attempt = Attempt {
             number: 1,
@@ -521,7 +521,7 @@ mod tests {
             started_at: now,
             finished_at: now,
         };
-        let finish = Finish { id: spec.id, fence: holding.fence, by: By::Holder, attempt, ending };
+        let finish = Finish { id: spec.id, fence: receipt.fence, by: By::Holder, attempt, ending };
         store.finish(&[finish]).await.unwrap();
         spec.id
     }

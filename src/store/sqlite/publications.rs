@@ -9,7 +9,7 @@ use super::{SqliteStore, time};
 use crate::{
     job::{JobId, JobSpec},
     store::{
-        Due, MAX_UNCLAIMED_WAIT, Relaying, Reply, StoreError,
+        Due, MAX_UNCLAIMED_WAIT, Publications, Reply, StoreError,
         row::{limit as row_limit, micros, read_job, reply, span, word},
     },
 };
@@ -32,7 +32,7 @@ const DUE_PRIORITIES: &str = concat!(
 /// is not due yet.
 const DUE: &str = concat!(
     "select ",
-    super::desk::job_columns!(),
+    super::job_control::job_columns!(),
     ", null as result, published from jobs where due_at is not null and priority = ?1 and due_at <= ?2 order by due_at limit +?3"
 );
 
@@ -53,7 +53,7 @@ const NEXT_DUE: &str = concat!(
 
 const REPLIES: &str = concat!(
     "select ",
-    super::desk::job_columns!(),
+    super::job_control::job_columns!(),
     ", result from jobs where reply_due_at is not null and reply_due_at <= ?1 order by reply_due_at limit +?2"
 );
 
@@ -65,7 +65,7 @@ const REPLIED: &str = "update jobs set reply_due_at = null where id = ?1 and rep
 const MAX_DOUBLINGS: u32 = 20;
 
 #[async_trait]
-impl Relaying for SqliteStore {
+impl Publications for SqliteStore {
     async fn take_due(&self, limit: usize, unclaimed_after: Duration) -> Result<Vec<Due>, StoreError> {
         self.write(move |db, now| {
             Box::pin(async move {

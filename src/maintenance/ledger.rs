@@ -183,8 +183,8 @@ fn judge(job: Option<&JobView>, attempts: &[AttemptView], effects: &[Entry]) -> 
         found.push(Contradiction::EffectWithoutRecord);
     }
     // What the job was run as counts, which may be other than what the tool says of itself.
-    let once = match job.and_then(|job| job.frozen.as_ref()) {
-        Some(frozen) => frozen.effect == Effect::Once,
+    let once = match job.and_then(|job| job.binding.as_ref()) {
+        Some(binding) => binding.effect == Effect::Once,
         None => effects.iter().any(|effect| effect.effect == Effect::Once),
     };
     if once && effects.len() > 1 {

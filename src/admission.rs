@@ -98,14 +98,14 @@ pub enum Enqueued {
 
 /// Enqueues jobs.
 #[derive(Debug, Clone)]
-pub struct Door {
+pub struct Admission {
     store: SharedStore,
     queue: Option<SharedQueue>,
     rules: Rules,
     unclaimed_after: Duration,
 }
 
-impl Door {
+impl Admission {
     /// A door into `store`. With a `queue`, jobs are handed over at once and the relay looks after
     /// those that nobody claimed within `unclaimed_after`; without one, the relay publishes them.
     pub fn new(
@@ -188,7 +188,7 @@ pub(crate) fn message(spec: &JobSpec) -> Message {
             reply_to: spec.reply_to.clone(),
             content_type: Some("application/json".into()),
             traceparent: spec.traceparent.clone(),
-            known: true,
+            from_store: true,
             unreadable: None,
             other: BTreeMap::new(),
         },

@@ -10,8 +10,8 @@ use super::{Bound, PostgresStore, rows};
 use crate::{
     job::{JobId, WorkerId},
     store::{
-        AuditLimits, AuditPage, Auditing, Finding, StoreError,
-        auditing::{audit, read_findings, read_succeeded, succeeded},
+        Audit, AuditLimits, AuditPage, Finding, StoreError,
+        audit::{audit, read_findings, read_succeeded, succeeded},
         row::{limit as row_limit, micros, signed, to_millis},
     },
 };
@@ -46,7 +46,7 @@ const ELDEST: &str = "select id from workers where beat_at > now() - $1::bigint 
     order by started_at, id limit 1";
 
 #[async_trait]
-impl Auditing for PostgresStore {
+impl Audit for PostgresStore {
     async fn audit(
         &self,
         after: Option<JobId>,

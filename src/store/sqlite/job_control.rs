@@ -7,7 +7,7 @@ use super::{SqliteStore, time};
 use crate::{
     job::{ErrorKind, JobId, Release, State, Transition},
     store::{
-        AttemptView, Census, Decided, Desk, HeldFilter, JobFilter, JobView, StoreError, owner_columns,
+        AttemptView, Census, Decided, HeldFilter, JobControl, JobFilter, JobView, StoreError, owner_columns,
         row::{
             MARKED_FAILED_MESSAGE, NO_RESULT, limit as row_limit, read_attempt, read_job, rows as row_count,
             span, word,
@@ -150,7 +150,7 @@ const CENSUS_HELD: &str = "select queue, held_reason, count(*) as jobs from jobs
 type Bound = Query<'static, Sqlite, SqliteArguments>;
 
 #[async_trait]
-impl Desk for SqliteStore {
+impl JobControl for SqliteStore {
     async fn job(&self, id: JobId) -> Result<Option<JobView>, StoreError> {
         let row = sqlx::query(JOB).bind(id.0).fetch_optional(&self.reader).await?;
         row.map(|row| read_job!(&row, time).view()).transpose()

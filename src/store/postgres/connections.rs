@@ -6,9 +6,9 @@ use async_trait::async_trait;
 use sqlx::{PgConnection, Row, postgres::PgRow};
 use uuid::Uuid;
 
-use super::{Bound, PostgresStore, desk::to_retry, pool::Pool, rows};
+use super::{Bound, PostgresStore, job_control::to_retry, pool::Pool, rows};
 use crate::store::{
-    Awaited, Connecting, StoreError, owner_of,
+    Awaited, Connections, StoreError, owner_of,
     row::{EXPIRED_AWAITING, MAX_ERROR_LENGTH, count, limit as row_limit, micros},
 };
 
@@ -68,7 +68,7 @@ const EXPIRE: &str = "with due as (
     returning 1";
 
 #[async_trait]
-impl Connecting for PostgresStore {
+impl Connections for PostgresStore {
     async fn take_awaited(&self, limit: usize, again_after: Duration) -> Result<Vec<Awaited>, StoreError> {
         let query = sqlx::query(TAKE).bind(row_limit(limit)).bind(micros(again_after));
         let mut taken = rows(&self.other, query).await?.iter().map(awaited).collect::<Result<Vec<_>, _>>()?;

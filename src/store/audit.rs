@@ -16,7 +16,7 @@ use crate::job::{JobId, WorkerId};
 /// moment of the store; nothing is locked, and between two pages jobs go on. A page has no finding about
 /// a job that is only under way.
 #[async_trait]
-pub trait Auditing: Send + Sync {
+pub trait Audit: Send + Sync {
     /// Up to `limit` jobs that come after the job `after`, or the first ones, and what is wrong with
     /// them. Changes nothing. An empty page ([`AuditPage::last`] is `None`) is the end.
     async fn audit(
@@ -208,7 +208,7 @@ macro_rules! audit {
                     then 0 else 1 end
                 from attempts a where a.job_id = jobs.id) else 0 end as unrecorded,
             not (",
-            $crate::store::auditing::rules!(),
+            $crate::store::audit::rules!(),
             ") as broken
         from keys join jobs using (id) cross join l)
     select null as kind, (select id from keys order by id desc limit 1) as id, null as queue,
@@ -234,7 +234,7 @@ macro_rules! audit {
     };
 }
 
-/// The statement of one page of [`Auditing::succeeded_by_call`], in the same form.
+/// The statement of one page of [`Audit::succeeded_by_call`], in the same form.
 macro_rules! succeeded {
     ($after:literal, $limit:literal) => {
         concat!(
@@ -276,7 +276,7 @@ macro_rules! read_findings {
     }};
 }
 
-/// Reads the rows of a page of [`Auditing::succeeded_by_call`].
+/// Reads the rows of a page of [`Audit::succeeded_by_call`].
 macro_rules! read_succeeded {
     ($rows:expr) => {{
         let mut page = $crate::store::AuditPage { items: Vec::new(), seen: 0, last: None };

@@ -84,7 +84,7 @@ impl Rescue {
                         outcome,
                         http_status: None,
                         log_id: None,
-                        version: job.frozen.as_ref().map(|frozen| frozen.version.clone()),
+                        version: job.binding.as_ref().map(|binding| binding.version.clone()),
                         error: ending.error().cloned(),
                         started_at: job.started_at,
                         finished_at: now.max(job.started_at),
@@ -110,10 +110,10 @@ impl Rescue {
 
 /// What becomes of a job whose worker is lost.
 fn verdict(job: &LostJob, options: &Options, random: f64) -> (AttemptOutcome, Ending) {
-    let Some(frozen) = &job.frozen else {
+    let Some(binding) = &job.binding else {
         return (AttemptOutcome::Interrupted, Ending::Snooze { after: Duration::ZERO, error: None });
     };
-    if !frozen.effect.may_repeat() {
+    if !binding.effect.may_repeat() {
         let error = JobError::new(
             ErrorKind::WorkerLost,
             "the worker disappeared during the call, so it is unknown whether the tool ran",
@@ -134,8 +134,7 @@ mod tests {
     use super::*;
     use crate::{
         backoff,
-        job::{Budget, Effect, Fence, HeldReason, JobId, RequestId},
-        store::{Frozen, PinnedBy},
+        job::{Binding, Budget, Effect, Fence, HeldReason, JobId, PinnedBy, RequestId},
     };
 
     const OPTIONS: Options = Options {
@@ -159,7 +158,7 @@ mod tests {
             spent,
             request_id: RequestId::new(),
             started_at: jiff::Timestamp::UNIX_EPOCH,
-            frozen: effect.map(|effect| Frozen {
+            binding: effect.map(|effect| Binding {
                 toolkit: "t".into(),
                 version: "20250101_00".into(),
                 pinned_by: PinnedBy::Job,

@@ -68,7 +68,7 @@ struct AttemptJson<'a> {
 }
 
 fn summary(job: &JobView) -> JobJson<'_> {
-    let frozen = job.frozen.as_ref();
+    let binding = job.binding.as_ref();
     JobJson {
         id: job.spec.id,
         state: job.state,
@@ -76,11 +76,11 @@ fn summary(job: &JobView) -> JobJson<'_> {
         owner: owner(&job.spec.owner),
         requested_by: job.spec.requested_by.as_deref(),
         tool: &job.spec.tool,
-        toolkit: frozen.map(|frozen| frozen.toolkit.as_str()),
-        version: frozen.map(|frozen| frozen.version.as_str()),
-        pinned_by: frozen.map(|frozen| frozen.pinned_by.as_str()),
-        connected_account_id: match frozen {
-            Some(frozen) => frozen.account.as_deref(),
+        toolkit: binding.map(|binding| binding.toolkit.as_str()),
+        version: binding.map(|binding| binding.version.as_str()),
+        pinned_by: binding.map(|binding| binding.pinned_by.as_str()),
+        connected_account_id: match binding {
+            Some(binding) => binding.account.as_deref(),
             None => job.spec.connected_account_id.as_deref(),
         },
         queue: job.spec.queue.as_str(),
@@ -115,10 +115,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::{
-        job::{Arrival, Effect, ErrorKind, decode},
-        store::{Frozen, PinnedBy},
-    };
+    use crate::job::{Arrival, Binding, Effect, ErrorKind, PinnedBy, decode};
 
     const ID: &str = "0190b0a0-0000-7000-8000-000000000001";
 
@@ -134,7 +131,7 @@ mod tests {
             spec: Arc::new(decode(body.as_bytes(), &arrival).unwrap()),
             state: State::Available,
             held_reason: None,
-            frozen: None,
+            binding: None,
             created_at: at(0),
             due_at: None,
             started_at: None,
@@ -151,7 +148,7 @@ mod tests {
     fn done() -> JobView {
         JobView {
             state: State::Succeeded,
-            frozen: Some(Frozen {
+            binding: Some(Binding {
                 toolkit: "github".to_owned(),
                 version: "20251027_00".to_owned(),
                 pinned_by: PinnedBy::Owner,

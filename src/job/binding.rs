@@ -1,0 +1,37 @@
+//! What is decided once for a job and never changes after that.
+
+use super::Effect;
+use crate::string_enum::string_enum;
+
+/// The toolkit version, the account and the effect of a job, decided before its first call.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Binding {
+    /// From the tool's description, never from the slug's prefix.
+    pub toolkit: String,
+    /// The toolkit version.
+    pub version: String,
+    /// Where the version came from.
+    pub pinned_by: PinnedBy,
+    /// The connected account, unless the tool needs none.
+    pub account: Option<String>,
+    /// What repeating the call does.
+    pub effect: Effect,
+}
+
+string_enum! {
+    /// Where a toolkit version came from, in order of precedence.
+    PinnedBy {
+        /// The job's own `version`.
+        Job = "job",
+        /// The owner's pin.
+        Owner = "owner",
+        /// The global pin.
+        Global = "global",
+        /// `toolkit_versions` in the configuration.
+        Config = "config",
+        /// `COMPOSIO_TOOLKIT_VERSION_<TOOLKIT>`.
+        Env = "env",
+        /// The newest version, looked up once (policy `freeze`).
+        Latest = "latest",
+    }
+}
