@@ -15,7 +15,6 @@ mod show;
 
 pub use error::{ConfigErrors, Missing, Mistake, Origin};
 pub use load::{DEFAULTS, Loaded, Sources, load, load_text};
-pub use setting::is_toolkit_version;
 pub use show::mask_url;
 
 /// All settings. Field by field the same as `default.toml`, which is the manual.
