@@ -28,5 +28,6 @@ mod shutdown;
 mod simulation;
 mod store_contract;
 mod support;
+mod tidy;
 mod tool_api;
 mod verify;
