@@ -102,7 +102,11 @@ fn a_module_imports_only_from_those_below_it() {
 fn no_file_imports_itself_by_way_of_others() {
     for folder in crates() {
         let house = Crate::read(&folder);
-        let imports = house.imports();
+        let mut imports = house.imports();
+        // A folder's mod.rs puts its files together, and they share what it declares; that is one module.
+        for (file, targets) in &mut imports {
+            targets.retain(|target| !is_parent(file, target) && !is_parent(target, file));
+        }
         let circles = circles(&imports);
         assert!(circles.is_empty(), "circles of imports in {folder}: {circles:#?}");
     }
@@ -171,6 +175,67 @@ fn files_and_functions_have_a_ceiling() {
     assert_none(&broken, "longer than the ceiling, or an exception that is none any more:");
 }
 
+#[test]
+fn a_module_with_a_folder_is_the_mod_rs_in_it() {
+    let all: BTreeSet<String> = crates().iter().flat_map(|folder| files(folder, ".rs")).collect();
+    let beside = all.iter().filter(|path| {
+        let folder = format!("{}/", path.trim_end_matches(".rs"));
+        all.iter().any(|other| other.starts_with(&folder))
+    });
+    assert_none(&beside.cloned().collect::<Vec<_>>(), "files beside a folder of their name:");
+}
+
+#[test]
+fn each_guarantee_names_a_test_that_exists_or_says_that_there_is_none() {
+    let tests: BTreeSet<String> = ["src", "tests/it", "crates"]
+        .iter()
+        .flat_map(|folder| files(folder, ".rs"))
+        .flat_map(|path| {
+            let text = read(&path);
+            let named = text.match_indices("fn ").map(|(at, _)| {
+                text[at + 3..].chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect::<String>()
+            });
+            named.collect::<Vec<_>>()
+        })
+        .collect();
+    let mut broken = Vec::new();
+    for bullet in bullets(&read("docs/guarantees.md")) {
+        let start = bullet.chars().take(60).collect::<String>();
+        let Some((_, named)) = bullet.split_once("Test: ").or_else(|| bullet.split_once("Tests: ")) else {
+            if !bullet.contains("No test") {
+                broken.push(format!("{start}...: names no test, and does not say \"No test\""));
+            }
+            continue;
+        };
+        let names: Vec<&str> = named.split('`').skip(1).step_by(2).collect();
+        if names.is_empty() {
+            broken.push(format!("{start}...: \"Test:\" without a name"));
+        }
+        let unknown = names.iter().filter(|name| !tests.contains(name.rsplit("::").next().unwrap_or(name)));
+        broken.extend(unknown.map(|name| format!("{start}...: there is no test `{name}`")));
+    }
+    assert_none(&broken, "guarantees without a test:");
+}
+
+/// The bullets of a page, each on one line.
+fn bullets(page: &str) -> Vec<String> {
+    let mut all: Vec<String> = Vec::new();
+    let mut open = false;
+    for line in page.lines() {
+        if let Some(text) = line.strip_prefix("* ") {
+            all.push(text.to_owned());
+            open = true;
+        } else if open && line.starts_with("  ") {
+            let last = all.last_mut().unwrap();
+            last.push(' ');
+            last.push_str(line.trim());
+        } else {
+            open = false;
+        }
+    }
+    all
+}
+
 /// The folders with the sources of the workspace.
 fn crates() -> Vec<String> {
     let mut folders = vec!["src".to_owned()];
@@ -179,6 +244,13 @@ fn crates() -> Vec<String> {
     }
     folders.retain(|folder| source::root().join(folder).exists());
     folders
+}
+
+/// Whether a file is the `mod.rs` of a folder around another.
+fn is_parent(file: &str, inner: &str) -> bool {
+    ["mod.rs", "lib.rs"]
+        .iter()
+        .any(|name| file.strip_suffix(name).is_some_and(|folder| inner.starts_with(folder)))
 }
 
 /// Groups of files that reach each other.
