@@ -24,6 +24,7 @@ mod second_api;
 mod shutdown;
 mod simulation;
 mod store_contract;
+mod tidy;
 mod tool_api;
 mod verify;
 
