@@ -5,7 +5,7 @@ use uuid::Uuid;
 
 use super::{
     By, Claim, ClaimReceipt, Claimed, Conflict, Finish, Finished, Inserted, StoreError, Verdict,
-    row::{HOLDER, RESCUER},
+    texts::{HOLDER, RESCUER},
 };
 use crate::job::{
     AttemptOutcome, Digest, ErrorKind, Fence, JobId, JobSpec, Owner, RequestId, State, Transition, WorkerId,
