@@ -31,8 +31,7 @@ pub trait Claims: fmt::Debug + Send + Sync {
     /// * With [`Verdict::Refuse`] the job becomes `failed`, with [`Verdict::Hold`] and
     ///   [`Verdict::Connect`] `held`, instead of `running` ([`Claimed::Ended`]), with that error. Expiry and schedule come before the verdict
     ///   only where it is `Run`.
-    /// * A known job whose attempts or fences are counted as far as can be counted becomes `failed` with kind
-    ///   `internal` ([`Claimed::Ended`]) instead of `running`. All other counts stay at their highest value.
+    /// * Counts of attempts stay at their highest value, so that no claim fails for them.
     /// * What was frozen earlier wins over [`Claim::binding`]; what is offered is kept only where the
     ///   job becomes `running` and had nothing.
     /// * Within one batch, the first of several claims of the same ID wins; the others are duplicates.

@@ -16,10 +16,6 @@ pub(super) const GLOBAL: &str = "global";
 /// What a person reads about a job whose time passed before it ran.
 pub(super) const EXPIRED_MESSAGE: &str = "`expires_at` passed before the call was made";
 
-/// What a person reads first about a job that has been claimed as often as its row can count.
-pub(super) const WORN_OUT_MESSAGE: &str = "the job was started as often as can be counted, so it is not started \
-     again; find out what keeps starting it, then enqueue it anew under another `id`";
-
 /// What an app reads about a job that a person marked as failed.
 pub(super) const MARKED_FAILED_MESSAGE: &str = "a person marked this job as failed";
 

@@ -24,7 +24,7 @@ use crate::{
         Bind, Claim, ClaimReceipt, Claimed, Claims, StoreError, Verdict,
         convert::parse_column,
         rows::{read_binding, read_receipt},
-        texts::{EXPIRED_MESSAGE, MAX_ERROR_LENGTH, WORN_OUT_MESSAGE},
+        texts::EXPIRED_MESSAGE,
     },
 };
 
@@ -94,7 +94,7 @@ const CLAIM_KNOWN: &str = concat!(
         state = s.state, due_at = null,
         published = case when s.state = 'running' then 0 else j.published end,
         fence = j.fence + case when s.state = 'running' then 1 else 0 end,
-        attempt = j.attempt + case when s.state = 'running' then 1 else 0 end,
+        attempt = case when s.state = 'running' then least(j.attempt, 2147483646) + 1 else j.attempt end,
         worker_id = case when s.state = 'running' then $18::uuid end,
         request_id = case when s.state = 'running' then i.request_id else j.request_id end,
         started_at = case when s.state = 'running' then now() else j.started_at end,
@@ -127,20 +127,11 @@ const CLAIM_KNOWN: &str = concat!(
             else 'running' end as state) s
     where j.id = i.id and j.state = 'available' and j.owner_kind = i.owner_kind and j.owner_id = i.owner_id
         and j.digest = i.digest
-        and (i.verdict <> 'running' or (j.attempt < 2147483647 and j.fence < 9223372036854775807))
     returning j.id, j.state, j.error_kind, j.fence, j.attempt, j.spent, j.toolkit, j.toolkit_version, j.pinned_by,
         j.account, j.frozen_effect, j.created_at, (extract(epoch from now() - j.created_at) * 1000000)::bigint as age), ",
     log_claims!("$18"),
     " select * from claimed"
 );
-
-/// For what [`CLAIM_KNOWN`] leaves out, because its columns cannot count any further.
-const WEAR_OUT: &str = "update jobs set state = 'failed', due_at = null, settled_by = $2, error_kind = $3,
-        error_message = left($4 || coalesce('; its last error: ' || error_message, ''), $5),
-        error_code = null, error_slug = null, finished_at = now(),
-        reply_due_at = case when reply_to is not null then now() end
-    where id = $1 and state = 'available' and (attempt >= 2147483647 or fence >= 9223372036854775807)
-    returning 1";
 
 const BIND: &str = "update jobs j set toolkit = i.toolkit, toolkit_version = i.toolkit_version,
         pinned_by = i.pinned_by, account = i.account, frozen_effect = i.frozen_effect
@@ -176,13 +167,7 @@ impl Claims for PostgresStore {
                 let claim = &batch[place];
                 match found.remove(&place) {
                     Some(known) if known.by_key && claim.from_store => answers[place] = Some(Claimed::Gone),
-                    Some(known) => {
-                        let is_worn_out = known.is_worn_out(claim);
-                        answers[place] = known.claimed(claim, worker, again[place]);
-                        if answers[place].is_none() && is_worn_out {
-                            answers[place] = self.wear_out(claim).await?;
-                        }
-                    }
+                    Some(known) => answers[place] = known.claimed(claim, worker, again[place]),
                     None if claim.from_store => answers[place] = Some(Claimed::Gone),
                     None => again[place] = false,
                 }
@@ -281,19 +266,6 @@ impl PostgresStore {
             });
         }
         Ok(())
-    }
-
-    /// Ends a job that cannot be claimed once more; `None` when it has changed meanwhile.
-    async fn wear_out(&self, claim: &Claim) -> Result<Option<Claimed>, StoreError> {
-        let kind = ErrorKind::Internal;
-        let query = sqlx::query(WEAR_OUT)
-            .bind(claim.spec.id.0)
-            .bind(claim.request_id.0)
-            .bind(kind.as_str())
-            .bind(WORN_OUT_MESSAGE)
-            .bind(MAX_ERROR_LENGTH);
-        let ended = !fetch(&self.hot, query).await?.is_empty();
-        Ok(ended.then_some(Claimed::Ended { state: State::Failed, kind }))
     }
 
     /// Executes a claim, whose last column is the toolkit that is to be connected.

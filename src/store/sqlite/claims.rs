@@ -16,9 +16,8 @@ use super::{
 use crate::{
     job::{ErrorKind, Fence, HeldReason, JobError, State, WorkerId},
     store::{
-        Bind, Claim, ClaimReceipt, Claimed, Claims, StoreError, Verdict,
-        rows::read_receipt,
-        texts::{EXPIRED_MESSAGE, MAX_ERROR_LENGTH, WORN_OUT_MESSAGE},
+        Bind, Claim, ClaimReceipt, Claimed, Claims, StoreError, Verdict, rows::read_receipt,
+        texts::EXPIRED_MESSAGE,
     },
 };
 
@@ -34,7 +33,7 @@ const CLAIM_NEW: &str = concat!(
 );
 
 const RUN_KNOWN: &str = "update jobs set state = 'running', due_at = null, published = 0, fence = fence + 1,
-        attempt = attempt + 1, worker_id = ?2, request_id = ?3, started_at = ?4, settled_by = null,
+        attempt = min(attempt, 2147483646) + 1, worker_id = ?2, request_id = ?3, started_at = ?4, settled_by = null,
         toolkit_version = case when toolkit is null then ?6 else toolkit_version end,
         pinned_by = case when toolkit is null then ?7 else pinned_by end,
         account = case when toolkit is null then ?8 else account end,
@@ -42,13 +41,6 @@ const RUN_KNOWN: &str = "update jobs set state = 'running', due_at = null, publi
         toolkit = coalesce(toolkit, ?5)
     where id = ?1 and state = 'available'
     returning fence, attempt, spent, toolkit, toolkit_version, pinned_by, account, frozen_effect, created_at";
-
-/// A job whose columns cannot count any further. ?5 is now.
-const WEAR_OUT: &str = "update jobs set state = 'failed', due_at = null, settled_by = ?2, error_kind = ?3,
-        error_message = substr(?4 || coalesce('; its last error: ' || error_message, ''), 1, ?6),
-        error_code = null, error_slug = null, finished_at = ?5,
-        reply_due_at = case when reply_to is not null then ?5 end
-    where id = ?1 and state = 'available'";
 
 const END_KNOWN: &str = "update jobs set state = ?2, due_at = null, settled_by = ?3, held_reason = ?4,
         error_kind = ?5, error_message = ?6, error_code = ?7, error_slug = ?8, finished_at = ?9,
@@ -123,10 +115,8 @@ async fn claim_one(
         known(db, now, &claim.spec).await?
     };
     let Some(known) = known else { return Ok(Claimed::Gone) };
-    let is_worn_out = known.is_worn_out(claim);
     match known.claimed(claim, worker, again) {
         Some(answer) => Ok(answer),
-        None if is_worn_out => wear_out(db, now, claim).await,
         None => claim_known(db, now, worker, claim).await,
     }
 }
@@ -165,21 +155,6 @@ async fn claim_new(
         note_awaited(db, now, claim.spec.id, toolkit).await?;
     }
     Ok(is_new)
-}
-
-/// Ends a job that is `available` and cannot be claimed once more.
-async fn wear_out(db: &mut SqliteConnection, now: i64, claim: &Claim) -> Result<Claimed, StoreError> {
-    let kind = ErrorKind::Internal;
-    sqlx::query(WEAR_OUT)
-        .bind(claim.spec.id.0)
-        .bind(claim.request_id.0)
-        .bind(kind.as_str())
-        .bind(WORN_OUT_MESSAGE)
-        .bind(now)
-        .bind(MAX_ERROR_LENGTH)
-        .execute(db)
-        .await?;
-    Ok(Claimed::Ended { state: State::Failed, kind })
 }
 
 /// Takes a job that is `available`.

@@ -177,54 +177,6 @@ on_every_backend!(a_refused_job_fails_and_a_held_job_is_parked, async |t| {
     }
 });
 
-on_every_backend!(a_job_that_cannot_be_counted_any_further_ends_and_no_other_with_it, async |t| {
-    let (tired, fenced, good) = (job_with_reply(json!({}), Some("replies")), job(json!({})), job(json!({})));
-    for (spec, columns) in [
-        (&tired, "attempt = 2147483647, error_kind = 'tool_failed', error_message = 'busy'"),
-        (&fenced, "fence = 9223372036854775807"),
-        (&good, "attempt = 2147483646, fence = 9223372036854775806"),
-    ] {
-        t.insert(spec).await;
-        t.execute(&format!("update jobs set {columns} where id = {}", t.literal(spec.id))).await;
-    }
-    // One that may not run anyway is told why not.
-    let refused = job(json!({}));
-    t.insert(&refused).await;
-    t.execute(&format!("update jobs set attempt = 2147483647 where id = {}", t.literal(refused.id))).await;
-    let refusal = Verdict::Refuse(error(ErrorKind::Unpinned));
-    let batch = [
-        claim(&tired),
-        claim(&good),
-        Claim { from_store: true, ..claim(&fenced) },
-        Claim { verdict: refusal, ..claim(&refused) },
-    ];
-    let answers = t.store.claim(t.worker, &batch).await.unwrap();
-    let ended = |answer: &Claimed, expected: ErrorKind| matches!(answer, Claimed::Ended { state: State::Failed, kind } if *kind == expected);
-    assert!(ended(&answers[0], ErrorKind::Internal), "{answers:?}");
-    assert!(ended(&answers[2], ErrorKind::Internal), "{answers:?}");
-    assert!(ended(&answers[3], ErrorKind::Unpinned), "{answers:?}");
-    let Claimed::Running(receipt) = &answers[1] else { panic!("{answers:?}") };
-    assert_eq!((receipt.attempt, receipt.fence), (2_147_483_647, Fence(i64::MAX)));
-    let again = t.store.claim(t.worker, &batch).await.unwrap();
-    assert!(ended(&again[0], ErrorKind::Internal), "a repetition gets the same answer: {again:?}");
-    let again = running(again[1].clone());
-    assert_eq!((again.attempt, again.fence), (receipt.attempt, receipt.fence));
-
-    let view = t.view(tired.id).await;
-    let told = view.error.unwrap().message;
-    assert!(told.contains("another `id`") && told.ends_with("its last error: busy"), "{told}");
-    assert!(view.finished_at.is_some() && view.due_at.is_none());
-    assert_eq!(t.store.take_replies(10, LEASE).await.unwrap().len(), 1);
-    assert!(t.store.take_due(10, LEASE).await.unwrap().is_empty());
-
-    // Run again by a person, it ends again.
-    assert_eq!(t.store.restart(tired.id).await.unwrap(), Decided::Now(State::Available));
-    assert!(ended(&t.claim(&claim(&tired)).await, ErrorKind::Internal));
-    let run = RunningJob { id: good.id, request_id: batch[1].request_id, receipt: receipt.clone() };
-    assert_eq!(t.finish(&run.end(succeed("{}"), AttemptOutcome::Succeeded)).await, applied(State::Succeeded));
-    assert_eq!(t.store.attempts(good.id).await.unwrap()[0].number, 2_147_483_647);
-});
-
 on_every_backend!(what_was_frozen_first_wins, async |t| {
     let spec = job(json!({}));
     let first = Claim { binding: Some(binding("1")), ..claim(&spec) };

@@ -35,6 +35,17 @@ on_every_backend!(counts_stay_at_their_maximum, async |t| {
         set(&published, "published = 2147483647").await;
     }
 
+    // Claims.
+    let tried = job(json!({}));
+    t.insert(&tried).await;
+    set(&tried, "attempt = 2147483646").await;
+    for fence in 1..=2 {
+        let run = t.run(&tried).await;
+        assert_eq!((run.receipt.attempt, run.receipt.fence), (MAX, Fence(fence)));
+        t.finish(&run.end(retry(Duration::ZERO), AttemptOutcome::ToolFailed)).await;
+        t.publish().await;
+    }
+
     // Attempts that count, ended in time and late.
     let spent = job(json!({}));
     let run = t.run(&spent).await;
