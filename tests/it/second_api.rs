@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use errand::job::JobId;
-use errand_testbed::second_api::{Foreign, Options, Rates, TOOLKITS, TOOLS};
+use errand_testbed::second_api::{Options, Rates, SecondApi, TOOLKITS, TOOLS};
 use serde_json::{Value, json};
 
 use crate::{
@@ -53,8 +53,8 @@ async fn a_worker_keeps_its_promises_on_an_api_that_misbehaves() {
         huge: 2 * MAX_RESPONSE,
         ..Options::default()
     };
-    let api = Foreign::bind(options).await.unwrap();
-    let harness = Harness::new("foreign", "").await;
+    let api = SecondApi::bind(options).await.unwrap();
+    let harness = Harness::new("second_api", "").await;
     let base_url = api.base_url();
     let mut settings = HURRY.to_vec();
     settings.extend([("COMPOSIO_BASE_URL", &*base_url), ("COMPOSIO_API_KEY", api.api_key())]);

@@ -1,6 +1,6 @@
 //! The refusals of the API: the one place that knows which status, code and slug each one has.
 //!
-//! A handler returns an [`ApiError`] without knowing the request ID; the gate renders the envelope,
+//! A handler returns an [`ApiError`] without knowing the request ID; the middleware renders the envelope,
 //! because it is what gave the request its ID.
 
 use std::borrow::Cow;
@@ -223,7 +223,7 @@ impl ApiError {
 }
 
 impl IntoResponse for ApiError {
-    /// A bodiless answer that carries the error along for the gate to render.
+    /// A bodiless answer that carries the error along for the middleware to render.
     fn into_response(self) -> Response {
         let mut response = Response::new(Body::empty());
         *response.status_mut() = status_code(self.status);

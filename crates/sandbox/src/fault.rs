@@ -17,7 +17,7 @@ use std::{
 use axum::http::{HeaderName, HeaderValue};
 use serde::{Deserialize, Serialize};
 
-use super::chance;
+use super::seeded;
 
 /// The longest time that a rule may make a call wait, and how long a hang without an end lasts.
 pub(super) const WAIT_MAX_MS: u64 = 900_000;
@@ -150,7 +150,7 @@ impl Rule {
         let matches = (spec.tool == "*" || spec.tool == call.tool)
             && spec.user.as_deref().is_none_or(|user| user == call.user)
             && spec.first.is_none_or(|first| call.ordinal <= first)
-            && (spec.rate >= 1.0 || chance::fraction(call.seed, salt(index, 0), call.key()) < spec.rate);
+            && (spec.rate >= 1.0 || seeded::fraction(call.seed, salt(index, 0), call.key()) < spec.rate);
         matches
             && self
                 .applied
@@ -222,7 +222,7 @@ impl Faults {
         for (index, rule) in rules.iter().enumerate() {
             match &rule.action {
                 Action::Wait(wait) if rule.applies(index, call) => {
-                    plan.latency += wait.sample(chance::fraction(call.seed, salt(index, 1), call.key()));
+                    plan.latency += wait.sample(seeded::fraction(call.seed, salt(index, 1), call.key()));
                 }
                 Action::Fail(fault) if plan.fault.is_none() && rule.applies(index, call) => {
                     plan.fault = Some(fault.clone());

@@ -12,7 +12,7 @@ use std::{
 use jiff::Timestamp;
 use serde::Serialize;
 
-use super::{chance::fingerprint, world::Effect};
+use super::{seeded::fingerprint, world::Effect};
 
 /// How many effects are kept in detail.
 pub(super) const EFFECTS_KEPT: usize = 250_000;

@@ -14,7 +14,6 @@
 //! `/_sandbox` routes. It is for loopback.
 
 mod accounts;
-mod chance;
 mod clock;
 mod error;
 mod fault;
@@ -24,6 +23,7 @@ mod listener;
 mod logs;
 mod query;
 mod routes;
+mod seeded;
 mod server;
 mod state;
 mod world;

@@ -13,7 +13,7 @@ use jiff::{SignedDuration, Timestamp};
 use serde::Deserialize;
 
 use super::{
-    chance::{fingerprint, fraction},
+    seeded::{fingerprint, fraction},
     world::{LogSettings, Tool},
 };
 

@@ -39,7 +39,7 @@ pub struct Sandbox {
 impl Sandbox {
     /// Makes a sandbox of a world; nothing is bound yet.
     pub fn new(world: World, options: Options) -> Self {
-        Self { state: Arc::new(State::new(world, &options)) }
+        Self { state: Arc::new(State::new(world, options.seed)) }
     }
 
     /// Binds `addr` (port 0 for any free one) and serves from a task until the answer is stopped or

@@ -10,13 +10,12 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     accounts::Accounts,
-    chance::{draw, token},
     clock::Clock,
     fault::Faults,
     ledger::Ledger,
     limiter::Limiter,
     logs::Logs,
-    server::Options,
+    seeded::{draw, token},
     world::World,
 };
 
@@ -40,15 +39,15 @@ pub(super) struct State {
 pub(super) type Shared = Arc<State>;
 
 impl State {
-    pub(super) fn new(world: World, options: &Options) -> Self {
+    pub(super) fn new(world: World, seed: u64) -> Self {
         Self {
-            seed: options.seed,
+            seed,
             clock: Clock::default(),
             accounts: Accounts::new(&world),
             limiter: Limiter::new(world.rate_limit.clone()),
             faults: Faults::new(world.faults.clone()),
             ledger: Ledger::default(),
-            logs: Logs::new(options.seed, world.logs.clone()),
+            logs: Logs::new(seed, world.logs.clone()),
             stopped: CancellationToken::new(),
             run: fastrand::u64(..),
             serial: AtomicU64::new(0),

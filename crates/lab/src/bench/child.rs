@@ -13,15 +13,15 @@ use tokio::{
 
 use crate::child::Usage;
 
-/// The part that a process of the benchmark plays.
+/// What a process of the benchmark is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Role {
     /// The stub of the tool API.
     Stub,
     /// The worker.
     Worker,
-    /// The bare loop.
-    Bare,
+    /// The baseline.
+    Baseline,
 }
 
 impl Role {
@@ -29,7 +29,7 @@ impl Role {
         match self {
             Self::Stub => "stub",
             Self::Worker => "worker",
-            Self::Bare => "bare",
+            Self::Baseline => "baseline",
         }
     }
 }

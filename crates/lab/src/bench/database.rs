@@ -1,7 +1,7 @@
-//! The databases of the benchmark: a private place for each turn, the statements of the bare loop, and
-//! the times that both parties left behind.
+//! The databases of the benchmark: one schema or file for each measurement, the statements of the baseline, and
+//! the times that both contenders left behind.
 //!
-//! The bare loop writes a table of five columns with one statement per batch and keeps nothing else,
+//! The baseline writes a table of five columns with one statement per batch and keeps nothing else,
 //! so it is close to the most that a loop can do with the same durability.
 
 use bytes::Bytes;
@@ -15,16 +15,16 @@ use sqlx::{
 use url::Url;
 use uuid::Uuid;
 
-/// Where the jobs of a party are.
+/// Where the jobs of a contender are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Table {
     /// The worker's.
     Jobs,
-    /// The bare loop's.
-    Bare,
+    /// The baseline's.
+    Baseline,
 }
 
-/// When a job of the bare loop or of the worker was made and started, in microseconds since 1970.
+/// When a job of the baseline or of the worker was made and started, in microseconds since 1970.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Start {
     /// The job.
@@ -35,7 +35,7 @@ pub(crate) struct Start {
     pub(crate) started: i64,
 }
 
-/// What a party has done.
+/// What a contender has done.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Span {
     /// Jobs that succeeded.
@@ -44,7 +44,7 @@ pub(crate) struct Span {
     pub(crate) seconds: f64,
 }
 
-/// The database of one turn.
+/// The database of one measurement.
 #[derive(Debug, Clone)]
 pub(crate) enum BenchStore {
     Postgres(PgPool),
@@ -52,47 +52,47 @@ pub(crate) enum BenchStore {
 }
 
 const PG_CREATE: &str =
-    "create table bare (id uuid primary key, body bytea not null, created timestamptz not null,
+    "create table baseline (id uuid primary key, body bytea not null, created timestamptz not null,
     result bytea, finished timestamptz) with (fillfactor = 80)";
 
-const PG_INSERT: &str = "insert into bare (id, body, created)
+const PG_INSERT: &str = "insert into baseline (id, body, created)
     select i.id, i.body, now() from unnest($1::uuid[], $2::bytea[]) as i (id, body) on conflict do nothing";
 
-const PG_FINISH: &str = "update bare b set result = i.result, finished = now()
+const PG_FINISH: &str = "update baseline b set result = i.result, finished = now()
     from unnest($1::uuid[], $2::bytea[]) as i (id, result) where b.id = i.id";
 
 const PG_SPAN_JOBS: &str = "select count(*) filter (where state = 'succeeded'),
     coalesce(extract(epoch from max(finished_at) - min(started_at)), 0)::float8 from jobs";
 
-const PG_SPAN_BARE: &str = "select count(finished),
-    coalesce(extract(epoch from max(finished) - min(created)), 0)::float8 from bare";
+const PG_SPAN_BASELINE: &str = "select count(finished),
+    coalesce(extract(epoch from max(finished) - min(created)), 0)::float8 from baseline";
 
 const PG_STARTS_JOBS: &str = "select id, (extract(epoch from created_at) * 1000000)::bigint,
     (extract(epoch from started_at) * 1000000)::bigint from jobs where started_at is not null";
 
-const PG_STARTS_BARE: &str = "select id, (extract(epoch from created) * 1000000)::bigint,
-    (extract(epoch from created) * 1000000)::bigint from bare";
+const PG_STARTS_BASELINE: &str = "select id, (extract(epoch from created) * 1000000)::bigint,
+    (extract(epoch from created) * 1000000)::bigint from baseline";
 
 const LITE_CREATE: &str =
-    "create table bare (id blob primary key, body text not null, created integer not null,
+    "create table baseline (id blob primary key, body text not null, created integer not null,
     result text, finished integer) without rowid";
 
 /// One statement for the whole batch, since a statement per row costs more than the row.
-const LITE_INSERT: &str = "insert into bare (id, body, created)
+const LITE_INSERT: &str = "insert into baseline (id, body, created)
     select unhex(value ->> 0), value ->> 1, ?2 from json_each(?1) where true on conflict do nothing";
 
-const LITE_FINISH: &str = "update bare set result = i.value ->> 1, finished = ?2
-    from json_each(?1) as i where bare.id = unhex(i.value ->> 0)";
+const LITE_FINISH: &str = "update baseline set result = i.value ->> 1, finished = ?2
+    from json_each(?1) as i where baseline.id = unhex(i.value ->> 0)";
 
 const LITE_SPAN_JOBS: &str = "select count(*) filter (where state = 'succeeded'),
     coalesce(max(finished_at) - min(started_at), 0) / 1000000.0 from jobs";
 
-const LITE_SPAN_BARE: &str =
-    "select count(finished), coalesce(max(finished) - min(created), 0) / 1000000.0 from bare";
+const LITE_SPAN_BASELINE: &str =
+    "select count(finished), coalesce(max(finished) - min(created), 0) / 1000000.0 from baseline";
 
 const LITE_STARTS_JOBS: &str = "select id, created_at, started_at from jobs where started_at is not null";
 
-const LITE_STARTS_BARE: &str = "select id, created, created from bare";
+const LITE_STARTS_BASELINE: &str = "select id, created, created from baseline";
 
 impl BenchStore {
     /// Opens the database that the URL names, with at most so many connections.
@@ -125,8 +125,8 @@ impl BenchStore {
         Ok(Self::Postgres(pool.connect_lazy_with(options)))
     }
 
-    /// Makes the table of the bare loop.
-    pub(crate) async fn create_bare(&self) -> Result<(), StoreError> {
+    /// Makes the table of the baseline.
+    pub(crate) async fn create_baseline(&self) -> Result<(), StoreError> {
         match self {
             Self::Postgres(pool) => sqlx::query(PG_CREATE).execute(pool).await.map(drop)?,
             Self::Sqlite(pool) => sqlx::query(LITE_CREATE).execute(pool).await.map(drop)?,
@@ -135,7 +135,7 @@ impl BenchStore {
     }
 
     /// Writes new jobs.
-    pub(crate) async fn insert_bare(
+    pub(crate) async fn insert_baseline(
         &self,
         ids: &[Uuid],
         bodies: &[Bytes],
@@ -154,7 +154,7 @@ impl BenchStore {
     }
 
     /// Writes results.
-    pub(crate) async fn finish_bare(
+    pub(crate) async fn finish_baseline(
         &self,
         ids: &[Uuid],
         results: &[Bytes],
@@ -176,12 +176,12 @@ impl BenchStore {
     pub(crate) async fn span(&self, table: Table) -> Result<Span, StoreError> {
         let (succeeded, seconds): (i64, f64) = match self {
             Self::Postgres(pool) => {
-                let sql = if table == Table::Jobs { PG_SPAN_JOBS } else { PG_SPAN_BARE };
+                let sql = if table == Table::Jobs { PG_SPAN_JOBS } else { PG_SPAN_BASELINE };
                 let row = sqlx::query(sql).fetch_one(pool).await?;
                 (row.try_get(0)?, row.try_get(1)?)
             }
             Self::Sqlite(pool) => {
-                let sql = if table == Table::Jobs { LITE_SPAN_JOBS } else { LITE_SPAN_BARE };
+                let sql = if table == Table::Jobs { LITE_SPAN_JOBS } else { LITE_SPAN_BASELINE };
                 let row = sqlx::query(sql).fetch_one(pool).await?;
                 (row.try_get(0)?, row.try_get(1)?)
             }
@@ -193,7 +193,7 @@ impl BenchStore {
     pub(crate) async fn unfinished(&self, table: Table) -> Result<u64, StoreError> {
         let sql = match table {
             Table::Jobs => "select count(*) from jobs where finished_at is null",
-            Table::Bare => "select count(*) from bare where finished is null",
+            Table::Baseline => "select count(*) from baseline where finished is null",
         };
         let count: i64 = match self {
             Self::Postgres(pool) => sqlx::query(sql).fetch_one(pool).await?.try_get(0)?,
@@ -231,17 +231,17 @@ impl BenchStore {
         }
         Ok(match self {
             Self::Postgres(pool) => {
-                let sql = if table == Table::Jobs { PG_STARTS_JOBS } else { PG_STARTS_BARE };
+                let sql = if table == Table::Jobs { PG_STARTS_JOBS } else { PG_STARTS_BASELINE };
                 read!(sqlx::query(sql).fetch_all(pool).await?)
             }
             Self::Sqlite(pool) => {
-                let sql = if table == Table::Jobs { LITE_STARTS_JOBS } else { LITE_STARTS_BARE };
+                let sql = if table == Table::Jobs { LITE_STARTS_JOBS } else { LITE_STARTS_BASELINE };
                 read!(sqlx::query(sql).fetch_all(pool).await?)
             }
         })
     }
 
-    /// Makes a schema for one turn.
+    /// Makes a schema for one measurement.
     pub(crate) async fn create_schema(&self, name: &str) -> Result<(), StoreError> {
         let Self::Postgres(pool) = self else { return Ok(()) };
         ensure_plain(name)?;
@@ -314,19 +314,19 @@ mod tests {
     #[tokio::test]
     async fn the_bare_loops_statements_work_on_sqlite() {
         let folder = tempfile::tempdir().unwrap();
-        let url = format!("sqlite://{}", folder.path().join("bare.db").display()).into();
+        let url = format!("sqlite://{}", folder.path().join("baseline.db").display()).into();
         let store = BenchStore::open(&url, 1).unwrap();
-        store.create_bare().await.unwrap();
+        store.create_baseline().await.unwrap();
         let ids = [Uuid::now_v7(), Uuid::now_v7()];
         let texts = [Bytes::from_static(b"{\"a\": \"b\"}"), Bytes::from_static(b"{}")];
-        store.insert_bare(&ids, &texts, 1_000_000).await.unwrap();
-        store.insert_bare(&ids[..1], &texts[..1], 9_000_000).await.unwrap();
-        assert_eq!(store.span(Table::Bare).await.unwrap().succeeded, 0);
-        store.finish_bare(&ids, &texts, 3_000_000).await.unwrap();
-        let span = store.span(Table::Bare).await.unwrap();
+        store.insert_baseline(&ids, &texts, 1_000_000).await.unwrap();
+        store.insert_baseline(&ids[..1], &texts[..1], 9_000_000).await.unwrap();
+        assert_eq!(store.span(Table::Baseline).await.unwrap().succeeded, 0);
+        store.finish_baseline(&ids, &texts, 3_000_000).await.unwrap();
+        let span = store.span(Table::Baseline).await.unwrap();
         assert_eq!((span.succeeded, span.seconds), (2, 2.0));
         let mut starts: Vec<Uuid> =
-            store.starts(Table::Bare).await.unwrap().iter().map(|start| start.id).collect();
+            store.starts(Table::Baseline).await.unwrap().iter().map(|start| start.id).collect();
         starts.sort();
         assert_eq!(starts, ids);
     }

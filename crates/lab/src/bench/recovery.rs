@@ -14,10 +14,10 @@ use serde::Serialize;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::{
-    Plan,
     child::Role,
+    environment::Environment,
     jobs::{TOOLKIT, VERSION, spec},
-    stage::Stage,
+    plan::Plan,
     stub::StubProcess,
 };
 
@@ -44,26 +44,26 @@ pub(super) async fn measure(
     config: &Config,
     plan: &Plan,
     stub: &StubProcess,
-    stage: &Stage,
+    environment: &Environment,
 ) -> Result<Recovery> {
     let mut settings = config.clone();
-    settings.store.url = stage.url.clone();
+    settings.store.url = environment.url.clone();
     let store = app::open_store(&settings)?;
     store.migrate().await?;
     let lost = WorkerId::new();
     store.beat(lost, "lost").await?;
-    claim(&store, lost, stage, plan.recover).await?;
+    claim(&store, lost, environment, plan.recover).await?;
     let beaten = Instant::now();
     store.beat(lost, "lost").await?;
     store.close().await;
     let lease_end = beaten + Duration::from_secs(settings.worker.lease_secs);
 
     // A worker that has been there for a while when the lease ends.
-    let process = stage.start(Role::Worker, &[], config, plan, stub)?;
+    let process = environment.start(Role::Worker, &[], config, plan, stub)?;
     sleep_until(lease_end).await;
     let mut first = None;
     loop {
-        let left = stage.store.running_of(lost.0).await?;
+        let left = environment.store.running_of(lost.0).await?;
         let since = lease_end.elapsed();
         if left < plan.recover as u64 {
             first.get_or_insert(since);
@@ -83,11 +83,11 @@ pub(super) async fn measure(
     })
 }
 
-async fn claim(store: &SharedStore, worker: WorkerId, stage: &Stage, jobs: usize) -> Result<()> {
+async fn claim(store: &SharedStore, worker: WorkerId, environment: &Environment, jobs: usize) -> Result<()> {
     let numbers: Vec<usize> = (0..jobs).collect();
     for chunk in numbers.chunks(CLAIM_BATCH) {
         let claims =
-            chunk.iter().map(|n| Ok(claim_of(spec(&stage.lane, *n)?))).collect::<Result<Vec<_>>>()?;
+            chunk.iter().map(|n| Ok(claim_of(spec(&environment.lane, *n)?))).collect::<Result<Vec<_>>>()?;
         let answers = store.claim(worker, &claims).await.context("cannot claim the jobs of a lost worker")?;
         ensure!(answers.iter().all(|answer| matches!(answer, Claimed::Running(_))), "a job was not claimed");
     }

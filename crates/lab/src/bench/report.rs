@@ -5,7 +5,10 @@ use std::time::Duration;
 use comfy_table::{CellAlignment, Table, presets::NOTHING};
 use serde::Serialize;
 
-use super::{Backend, Party, Plan, recovery::Recovery};
+use super::{
+    plan::{Backend, Contender, Plan},
+    recovery::Recovery,
+};
 
 /// Bytes of a megabyte, as memory is counted here.
 const MEGABYTE: f64 = 1024.0 * 1024.0;
@@ -31,20 +34,20 @@ pub(super) struct Level {
     pub(super) latencies: Vec<Latency>,
 }
 
-/// One turn through a full lane.
+/// One measurement through a full lane.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub(super) struct Rate {
-    pub(super) party: Party,
+    pub(super) contender: Contender,
     pub(super) jobs_per_second: f64,
     pub(super) seconds: f64,
     pub(super) cpu_seconds_per_1000: f64,
     pub(super) peak_bytes: u64,
 }
 
-/// One turn of jobs at an even pace.
+/// One measurement of jobs at an even pace.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub(super) struct Latency {
-    pub(super) party: Party,
+    pub(super) contender: Contender,
     pub(super) pace: f64,
     pub(super) jobs: usize,
     pub(super) p50_ms: f64,
@@ -62,7 +65,7 @@ impl Report {
         let mut table = Table::new();
         table.load_style(NOTHING).set_header([
             "STUB",
-            "PARTY",
+            "CONTENDER",
             "JOBS/S",
             "LOWEST",
             "HIGHEST",
@@ -76,31 +79,31 @@ impl Report {
         }
         let mut ratios = String::new();
         for level in &self.levels {
-            for party in [Party::Bare, Party::Worker] {
-                let Some(median) = level.rate_of(party) else { continue };
-                let rates = level.figures(party, |rate| rate.jobs_per_second);
-                let latency = level.latencies.iter().find(|latency| latency.party == party);
+            for contender in [Contender::Baseline, Contender::Worker] {
+                let Some(median) = level.rate_of(contender) else { continue };
+                let rates = level.figures(contender, |rate| rate.jobs_per_second);
+                let latency = level.latencies.iter().find(|latency| latency.contender == contender);
                 let milliseconds = |pick: fn(&Latency) -> f64| {
                     latency.map_or_else(|| "-".to_owned(), |latency| format!("{:.1}", pick(latency)))
                 };
                 table.add_row([
                     format!("{} ms", level.stub_ms),
-                    party.name().to_owned(),
+                    contender.name().to_owned(),
                     format!("{median:.0}"),
                     format!("{:.0}", rates.first().copied().unwrap_or_default()),
                     format!("{:.0}", rates.last().copied().unwrap_or_default()),
                     format!(
                         "{:.3}",
-                        percentile(&level.figures(party, |rate| rate.cpu_seconds_per_1000), 0.5)
+                        percentile(&level.figures(contender, |rate| rate.cpu_seconds_per_1000), 0.5)
                     ),
-                    format!("{:.1}", level.peak_megabytes(party)),
+                    format!("{:.1}", level.peak_megabytes(contender)),
                     milliseconds(|latency| latency.p50_ms),
                     milliseconds(|latency| latency.p99_ms),
                 ]);
             }
             let ratio = level.ratio().map_or_else(String::new, |(ratio, lowest, highest)| {
                 format!(
-                    ", worker / bare loop = {ratio:.2} (medians; round by round {lowest:.2} to {highest:.2})"
+                    ", worker / baseline = {ratio:.2} (medians; round by round {lowest:.2} to {highest:.2})"
                 )
             });
             // Against a stub without a delay the count would only tell how the stub works.
@@ -121,7 +124,7 @@ impl Report {
             Backend::Embedded => "the embedded queue and SQLite",
         };
         format!(
-            "{} jobs per turn, {} in flight, {} rounds, {services}\n\n{table}\n\n{ratios}",
+            "{} jobs per measurement, {} in flight, {} rounds, {services}\n\n{table}\n\n{ratios}",
             self.jobs, self.concurrency, self.rounds
         )
     }
@@ -133,33 +136,33 @@ impl Level {
         Self { stub_ms, peak_in_flight: 0, rates: Vec::new(), latencies: Vec::new() }
     }
 
-    /// The median rate of a party.
-    pub(super) fn rate_of(&self, party: Party) -> Option<f64> {
-        let rates = self.figures(party, |rate| rate.jobs_per_second);
+    /// The median rate of a contender.
+    pub(super) fn rate_of(&self, contender: Contender) -> Option<f64> {
+        let rates = self.figures(contender, |rate| rate.jobs_per_second);
         (!rates.is_empty()).then(|| percentile(&rates, 0.5))
     }
 
-    fn turns(&self, party: Party) -> impl Iterator<Item = &Rate> {
-        self.rates.iter().filter(move |rate| rate.party == party)
+    fn measurements(&self, contender: Contender) -> impl Iterator<Item = &Rate> {
+        self.rates.iter().filter(move |rate| rate.contender == contender)
     }
 
-    /// A figure of every turn of a party, the smallest first.
-    fn figures(&self, party: Party, figure: fn(&Rate) -> f64) -> Vec<f64> {
-        let mut figures: Vec<f64> = self.turns(party).map(figure).collect();
+    /// A figure of every measurement of a contender, the smallest first.
+    fn figures(&self, contender: Contender, figure: fn(&Rate) -> f64) -> Vec<f64> {
+        let mut figures: Vec<f64> = self.measurements(contender).map(figure).collect();
         figures.sort_by(f64::total_cmp);
         figures
     }
 
-    fn peak_megabytes(&self, party: Party) -> f64 {
-        self.turns(party).map(|rate| rate.peak_bytes).max().unwrap_or(0) as f64 / MEGABYTE
+    fn peak_megabytes(&self, contender: Contender) -> f64 {
+        self.measurements(contender).map(|rate| rate.peak_bytes).max().unwrap_or(0) as f64 / MEGABYTE
     }
 
-    /// The ratio of the medians, and the lowest and highest of the turns that followed each other.
+    /// The ratio of the medians, and the lowest and highest of the measurements that followed each other.
     fn ratio(&self) -> Option<(f64, f64, f64)> {
-        let ratio = self.rate_of(Party::Worker)? / self.rate_of(Party::Bare)?;
-        let pairs = self.turns(Party::Worker).zip(self.turns(Party::Bare));
+        let ratio = self.rate_of(Contender::Worker)? / self.rate_of(Contender::Baseline)?;
+        let pairs = self.measurements(Contender::Worker).zip(self.measurements(Contender::Baseline));
         let mut ratios: Vec<f64> =
-            pairs.map(|(worker, bare)| worker.jobs_per_second / bare.jobs_per_second).collect();
+            pairs.map(|(worker, baseline)| worker.jobs_per_second / baseline.jobs_per_second).collect();
         ratios.sort_by(f64::total_cmp);
         Some((ratio, *ratios.first()?, *ratios.last()?))
     }
@@ -177,8 +180,8 @@ pub(super) fn percentile(sorted: &[f64], share: f64) -> f64 {
 mod tests {
     use super::*;
 
-    fn rate(party: Party, jobs_per_second: f64) -> Rate {
-        Rate { party, jobs_per_second, seconds: 1.0, cpu_seconds_per_1000: 0.1, peak_bytes: 1 << 20 }
+    fn rate(contender: Contender, jobs_per_second: f64) -> Rate {
+        Rate { contender, jobs_per_second, seconds: 1.0, cpu_seconds_per_1000: 0.1, peak_bytes: 1 << 20 }
     }
 
     #[test]
@@ -194,10 +197,10 @@ mod tests {
         let mut level = Level::new(Duration::ZERO);
         assert!(level.ratio().is_none());
         level.rates = vec![
-            rate(Party::Bare, 1000.0),
-            rate(Party::Worker, 600.0),
-            rate(Party::Bare, 2000.0),
-            rate(Party::Worker, 1000.0),
+            rate(Contender::Baseline, 1000.0),
+            rate(Contender::Worker, 600.0),
+            rate(Contender::Baseline, 2000.0),
+            rate(Contender::Worker, 1000.0),
         ];
         assert_eq!(level.ratio(), Some((800.0 / 1500.0, 0.5, 0.6)));
         let report = Report {

@@ -218,7 +218,7 @@ struct Request<'a> {
 enum Parsed<'a> {
     Whole(Request<'a>),
     Partial,
-    /// Not what the benchmark's parties send.
+    /// Not what the benchmark's contenders send.
     Unusable,
 }
 

@@ -16,7 +16,7 @@ use errand::{
 use serde_json::json;
 use tokio::time::Instant;
 
-use super::{stage::Entrance, target::Target};
+use super::{environment::AppAccess, tool_api::ToolApi};
 
 /// Jobs that are enqueued together.
 const CHUNK: usize = 10;
@@ -31,8 +31,8 @@ const PAUSE: Duration = Duration::from_millis(300);
 /// How jobs come in.
 #[derive(Debug, Clone)]
 pub(super) struct Load {
-    pub(super) entrance: Entrance,
-    pub(super) api: Arc<Target>,
+    pub(super) access: AppAccess,
+    pub(super) api: Arc<ToolApi>,
     pub(super) jobs: usize,
     /// How long they take to come in.
     pub(super) span: Duration,
@@ -72,7 +72,7 @@ impl Load {
             errand.body["priority"] = json!(rng.u8(1..=9));
         }
         let body = serde_json::to_vec(&errand.body)?;
-        let spec = decode(&body, &Arrival::new(&self.entrance.lane)).context("a job of ours is no job")?;
+        let spec = decode(&body, &Arrival::new(&self.access.lane)).context("a job of ours is no job")?;
         Ok((Arc::new(spec), errand.once))
     }
 
@@ -80,7 +80,7 @@ impl Load {
     async fn accept(&self, specs: &[Arc<JobSpec>], by_message: bool) -> Result<()> {
         let mut left = specs.to_vec();
         loop {
-            left = match (&self.entrance.queue, by_message) {
+            left = match (&self.access.queue, by_message) {
                 (Some(queue), true) => {
                     let answers = queue.publish(left.iter().map(|spec| message(spec)).collect()).await;
                     left.into_iter()
@@ -100,7 +100,7 @@ impl Load {
 
     /// Returns what was not accepted, which is all or nothing.
     async fn through_the_store(&self, specs: Vec<Arc<JobSpec>>) -> Result<Vec<Arc<JobSpec>>> {
-        let door = Admission::new(self.entrance.store.clone(), None, Rules::default(), Duration::ZERO);
+        let door = Admission::new(self.access.store.clone(), None, Rules::default(), Duration::ZERO);
         let Ok(answers) = door.enqueue(&specs).await else { return Ok(specs) };
         for answer in answers {
             if let Enqueued::Refused(_) | Enqueued::Conflict(_) = answer {

@@ -1,7 +1,7 @@
 //! Chaos: real workers on real services under every fault there is, and a count of what became of each job.
 //!
-//! A run is a series of rounds. Each round is one *cell*, a kind of fault: jobs come in at an even pace,
-//! the fault strikes while they run, everything heals, and when nothing moves any more the store is
+//! A run is a series of rounds. Each round injects one kind of fault: jobs come in at an even pace,
+//! the fault is injected while they run, everything heals, and when nothing moves any more the store is
 //! compared with the tool API's own ledger of effects. Three counts must be zero whatever happens:
 //! * lost: a job that was accepted and is not in the store, or that says it succeeded without an effect,
 //! * twice: a job whose call must not be repeated, and that took effect more than once,
@@ -10,65 +10,34 @@
 //! Everything random comes from the seed. Real services have their own timing, so a seed repeats the
 //! same faults, but not the same run.
 
-mod cell;
+mod backend;
+mod cluster;
+mod environment;
+mod fault;
+mod injector;
 mod load;
+mod plan;
 mod process;
 mod report;
 mod round;
-mod stage;
-mod strike;
-mod target;
+mod tally;
+mod tool_api;
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
-use errand::config::Config;
 use tokio::{sync::Semaphore, task::JoinSet, time::Instant};
 use tokio_util::sync::CancellationToken;
 
-pub(crate) use self::{cell::Cell, process::play, report::Report, stage::Backend, target::Kind as ApiKind};
-use self::{round::Round, stage::Ground};
-
-/// What to do.
-#[derive(Debug, Clone)]
-pub(crate) struct Plan {
-    /// The settings of this process; workers see none of them.
-    pub(crate) config: Config,
-    /// The services under the workers.
-    pub(crate) backend: Backend,
-    /// The tool API.
-    pub(crate) api: ApiKind,
-    /// Which faults; each has its turn before one comes again.
-    pub(crate) cells: Vec<Cell>,
-    /// When no more rounds are started.
-    pub(crate) until: Until,
-    /// Where everything random comes from.
-    pub(crate) seed: u64,
-    /// Jobs of a round.
-    pub(crate) jobs: usize,
-    /// Rounds at the same time, as far as their faults do not touch shared services.
-    pub(crate) parallel: u32,
-    /// Where the logs of rounds that went wrong are kept.
-    pub(crate) keep: PathBuf,
-}
-
-/// How long to go on.
-#[derive(Debug, Clone, Copy)]
-pub(crate) enum Until {
-    /// Rounds are started for so long.
-    Elapsed(Duration),
-    /// So many rounds.
-    Rounds(u64),
-}
-
-impl Until {
-    fn is_over(self, started: Instant, rounds: u64) -> bool {
-        match self {
-            Self::Elapsed(length) => started.elapsed() >= length,
-            Self::Rounds(count) => rounds >= count,
-        }
-    }
-}
+pub(crate) use self::{
+    backend::Backend,
+    fault::Fault,
+    plan::{Plan, Until},
+    process::play,
+    report::Report,
+    tool_api::Kind as ApiKind,
+};
+use self::{cluster::Cluster, round::Round, tally::Outcome};
 
 /// Runs rounds, telling `progress` about each, until the plan is done or `stop` is cancelled; then the
 /// rounds that run are finished.
@@ -78,23 +47,23 @@ impl Until {
 pub(crate) async fn run(plan: &Plan, stop: &CancellationToken, progress: impl Fn(&str)) -> Result<Report> {
     std::fs::create_dir_all(&plan.keep)
         .with_context(|| format!("cannot create {}; name another folder with --keep", plan.keep.display()))?;
-    let ground = Arc::new(Ground::prepare(plan.backend).await?);
+    let cluster = Arc::new(Cluster::prepare(plan.backend).await?);
     let permits = Arc::new(Semaphore::new(plan.parallel as usize));
     let mut report = Report::new(plan);
     let mut order = Order::new(plan);
-    let mut running: JoinSet<Result<round::Outcome>> = JoinSet::new();
+    let mut running: JoinSet<Result<Outcome>> = JoinSet::new();
     let started = Instant::now();
     let mut rounds = 0;
     while !plan.until.is_over(started, rounds) && !stop.is_cancelled() {
-        let (cell, seed) = order.next();
+        let (fault, seed) = order.next();
         // A fault of a shared service would be a fault of all rounds.
-        let needed = if cell.needs_the_services_alone() { plan.parallel } else { 1 };
+        let needed = if fault.needs_the_services_alone() { plan.parallel } else { 1 };
         let permit = tokio::select! {
             permit = permits.clone().acquire_many_owned(needed) => permit?,
             () = stop.cancelled() => break,
         };
         rounds += 1;
-        let round = Round { cell, seed, plan: plan.clone(), ground: ground.clone() };
+        let round = Round { fault, seed, plan: plan.clone(), cluster: cluster.clone() };
         running.spawn(async move {
             let outcome = round.play().await.with_context(|| format!("a round of {}", round.title()));
             drop(permit);
@@ -110,27 +79,27 @@ pub(crate) async fn run(plan: &Plan, stop: &CancellationToken, progress: impl Fn
     Ok(report)
 }
 
-/// The order of cells: shuffled anew for every pass through them. The first round has the seed of the run, so
+/// The order of faults: shuffled anew for every pass through them. The first round has the seed of the run, so
 /// that any round can be played again by its own seed.
 struct Order {
     rng: fastrand::Rng,
     seed: u64,
-    cells: Vec<Cell>,
-    left: Vec<Cell>,
+    faults: Vec<Fault>,
+    left: Vec<Fault>,
 }
 
 impl Order {
     fn new(plan: &Plan) -> Self {
         let rng = fastrand::Rng::with_seed(plan.seed);
-        Self { rng, seed: plan.seed, cells: plan.cells.clone(), left: Vec::new() }
+        Self { rng, seed: plan.seed, faults: plan.faults.clone(), left: Vec::new() }
     }
 
-    fn next(&mut self) -> (Cell, u64) {
+    fn next(&mut self) -> (Fault, u64) {
         if self.left.is_empty() {
-            self.left.clone_from(&self.cells);
+            self.left.clone_from(&self.faults);
             self.rng.shuffle(&mut self.left);
         }
-        let cell = self.left.pop().unwrap_or(Cell::KillWorkers);
-        (cell, std::mem::replace(&mut self.seed, self.rng.u64(..)))
+        let fault = self.left.pop().unwrap_or(Fault::KillWorkers);
+        (fault, std::mem::replace(&mut self.seed, self.rng.u64(..)))
     }
 }

@@ -1,93 +1,18 @@
 //! What became of all jobs, for people and for programs.
 
-use std::collections::HashMap;
-
 use comfy_table::{CellAlignment, Table, presets::NOTHING};
 use serde::Serialize;
 
-use super::{Plan, cell::Cell, round::Outcome, stage::Backend, target::Kind};
+use super::{
+    backend::Backend,
+    fault::Fault,
+    plan::Plan,
+    tally::{Outcome, Tally},
+    tool_api::Kind,
+};
 
 /// Most complaints that are kept.
 const COMPLAINTS: usize = 50;
-
-/// What became of jobs.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
-pub(super) struct Tally {
-    pub(super) rounds: u64,
-    pub(super) enqueued: u64,
-    pub(super) succeeded: u64,
-    pub(super) failed: u64,
-    /// Waiting for a person.
-    pub(super) held: u64,
-    pub(super) lost: u64,
-    pub(super) twice: u64,
-    pub(super) stuck: u64,
-    /// Calls whose outcome was unknown and that were looked for in the execution log.
-    pub(super) unknown: u64,
-    /// Of these: the log had the answer.
-    pub(super) adopted: u64,
-    /// The call never arrived and was made again.
-    pub(super) repeated: u64,
-    /// The worker's own answer came late and was taken.
-    pub(super) late: u64,
-    /// A person has to look.
-    pub(super) given_up: u64,
-    /// The most memory that a worker had that was there at the end.
-    pub(super) peak_bytes: u64,
-}
-
-impl Tally {
-    /// Counts the last word about each unknown outcome.
-    pub(super) fn add_look_ups(&mut self, words: &HashMap<String, String>) {
-        for word in words.values() {
-            self.unknown += 1;
-            match word.as_str() {
-                "succeeded" | "failed" => self.adopted += 1,
-                "never_arrived" => self.repeated += 1,
-                "gave_up" => self.given_up += 1,
-                _ => self.late += 1,
-            }
-        }
-    }
-
-    fn add(&mut self, other: &Self) {
-        let Self {
-            rounds,
-            enqueued,
-            succeeded,
-            failed,
-            held,
-            lost,
-            twice,
-            stuck,
-            unknown,
-            adopted,
-            repeated,
-            late,
-            given_up,
-            peak_bytes,
-        } = *other;
-        self.rounds += rounds;
-        self.enqueued += enqueued;
-        self.succeeded += succeeded;
-        self.failed += failed;
-        self.held += held;
-        self.lost += lost;
-        self.twice += twice;
-        self.stuck += stuck;
-        self.unknown += unknown;
-        self.adopted += adopted;
-        self.repeated += repeated;
-        self.late += late;
-        self.given_up += given_up;
-        self.peak_bytes = self.peak_bytes.max(peak_bytes);
-    }
-
-    /// What must be zero is zero.
-    fn is_clean(&self) -> bool {
-        self.lost == 0 && self.twice == 0 && self.stuck == 0
-    }
-}
 
 /// Everything that one run saw.
 #[derive(Debug, Serialize)]
@@ -95,14 +20,14 @@ pub(crate) struct Report {
     backend: Backend,
     api: Kind,
     seed: u64,
-    cells: Vec<Row>,
+    faults: Vec<Row>,
     complaints: Vec<String>,
 }
 
 #[derive(Debug, Serialize)]
 struct Row {
     #[serde(skip)]
-    cell: Cell,
+    fault: Fault,
     name: &'static str,
     #[serde(flatten)]
     tally: Tally,
@@ -110,21 +35,21 @@ struct Row {
 
 impl Report {
     pub(super) fn new(plan: &Plan) -> Self {
-        let row = |cell: &Cell| Row { cell: *cell, name: cell.name(), tally: Tally::default() };
+        let row = |fault: &Fault| Row { fault: *fault, name: fault.name(), tally: Tally::default() };
         Self {
             backend: plan.backend,
             api: plan.api,
             seed: plan.seed,
-            cells: plan.cells.iter().map(row).collect(),
+            faults: plan.faults.iter().map(row).collect(),
             complaints: Vec::new(),
         }
     }
 
     /// Adds a round; returns a line about it.
     pub(super) fn add(&mut self, outcome: Outcome) -> String {
-        let Outcome { cell, seed, tally, complaints, took } = outcome;
-        let name = cell.name();
-        if let Some(row) = self.cells.iter_mut().find(|row| row.cell == cell) {
+        let Outcome { fault, seed, tally, complaints, took } = outcome;
+        let name = fault.name();
+        if let Some(row) = self.faults.iter_mut().find(|row| row.fault == fault) {
             row.tally.add(&tally);
         }
         let mut line = format!(
@@ -147,7 +72,7 @@ impl Report {
 
     /// Whether nothing was lost, done twice or stuck, and nothing else was wrong.
     pub(crate) fn is_clean(&self) -> bool {
-        self.complaints.is_empty() && self.cells.iter().all(|row| row.tally.is_clean())
+        self.complaints.is_empty() && self.faults.iter().all(|row| row.tally.is_clean())
     }
 
     /// The report as text.
@@ -161,11 +86,11 @@ impl Report {
             column.set_cell_alignment(CellAlignment::Right);
         }
         let mut total = Tally::default();
-        for row in &self.cells {
+        for row in &self.faults {
             total.add(&row.tally);
-            table.add_row(cells(row.name, &row.tally));
+            table.add_row(table_row(row.name, &row.tally));
         }
-        table.add_row(cells("all", &total));
+        table.add_row(table_row("all", &total));
         let services = match self.backend {
             Backend::Amqp => "RabbitMQ and PostgreSQL",
             Backend::Embedded => "the embedded queue and SQLite",
@@ -184,7 +109,7 @@ impl Report {
     }
 }
 
-fn cells(name: &str, tally: &Tally) -> Vec<String> {
+fn table_row(name: &str, tally: &Tally) -> Vec<String> {
     let numbers = [
         tally.rounds,
         tally.enqueued,

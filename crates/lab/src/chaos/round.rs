@@ -13,19 +13,20 @@ use serde::Deserialize;
 use tokio::time::{Instant, sleep};
 
 use super::{
-    Plan,
-    cell::Cell,
+    cluster::Cluster,
+    environment::{DRAIN, Environment, LEASE},
+    fault::Fault,
+    injector::Injector,
     load::{Accepted, Load},
-    report::Tally,
-    stage::{DRAIN, Ground, LEASE, Stage},
-    strike::Strike,
+    plan::Plan,
+    tally::{Outcome, Tally},
 };
 
 /// How long jobs take to come in.
 const SPAN: Duration = Duration::from_secs(6);
 
 /// How long everything may take to come to rest after the fault. Waits for retries, rescue and the log are
-/// short on a stage; the rest is for a busy machine.
+/// short in a round; the rest is for a busy machine.
 const PATIENCE: Duration = Duration::from_secs(120);
 
 /// How often the store is looked at.
@@ -42,79 +43,76 @@ const NAMED: usize = 5;
 
 /// A round to play.
 pub(super) struct Round {
-    pub(super) cell: Cell,
+    pub(super) fault: Fault,
     pub(super) seed: u64,
     pub(super) plan: Plan,
-    pub(super) ground: Arc<Ground>,
-}
-
-/// A round that was played.
-#[derive(Debug)]
-pub(super) struct Outcome {
-    pub(super) cell: Cell,
-    pub(super) seed: u64,
-    pub(super) tally: Tally,
-    /// What was wrong, a line each.
-    pub(super) complaints: Vec<String>,
-    pub(super) took: Duration,
+    pub(super) cluster: Arc<Cluster>,
 }
 
 impl Round {
     pub(super) fn title(&self) -> String {
-        format!("{} with seed {}", self.cell.name(), self.seed)
+        format!("{} with seed {}", self.fault.name(), self.seed)
     }
 
     pub(super) async fn play(&self) -> Result<Outcome> {
         let begin = Instant::now();
         let mut rng = fastrand::Rng::with_seed(self.seed);
-        let mut stage = Stage::build(&self.plan, &self.ground, self.seed).await?;
-        let played = self.play_on(&mut stage, &mut rng).await;
-        stage.close().await;
+        let mut environment = Environment::build(&self.plan, &self.cluster, self.seed).await?;
+        let played = self.play_on(&mut environment, &mut rng).await;
+        environment.close().await;
         let went_well = matches!(&played, Ok((_, complaints)) if complaints.is_empty());
         if !went_well {
-            self.keep_logs(&stage)?;
+            self.keep_logs(&environment)?;
         }
         let (tally, complaints) = played?;
-        Ok(Outcome { cell: self.cell, seed: self.seed, tally, complaints, took: begin.elapsed() })
+        Ok(Outcome { fault: self.fault, seed: self.seed, tally, complaints, took: begin.elapsed() })
     }
 
-    async fn play_on(&self, stage: &mut Stage, rng: &mut fastrand::Rng) -> Result<(Tally, Vec<String>)> {
-        stage.start_workers().await?;
+    async fn play_on(
+        &self,
+        environment: &mut Environment,
+        rng: &mut fastrand::Rng,
+    ) -> Result<(Tally, Vec<String>)> {
+        environment.start_workers().await?;
         let load = Load {
-            entrance: stage.entrance.clone(),
-            api: stage.api.clone(),
+            access: environment.access.clone(),
+            api: environment.api.clone(),
             jobs: self.plan.jobs,
             span: SPAN,
-            by_message: !self.cell.loses_messages(),
+            by_message: !self.fault.loses_messages(),
         };
         let enqueueing = tokio::spawn(load.enqueue(rng.fork()));
-        let mut strike = Strike { stage, ground: &self.ground, backend: self.plan.backend, rng };
-        let struck = strike.run(self.cell).await;
+        let mut injector = Injector { environment, cluster: &self.cluster, backend: self.plan.backend, rng };
+        let injected = injector.run(self.fault).await;
         let accepted = enqueueing.await??;
-        struck?;
-        stage.start_workers().await?;
+        injected?;
+        environment.start_workers().await?;
 
         let mut complaints = Vec::new();
-        let jobs = come_to_rest(&stage.entrance.store, &accepted).await?;
-        complaints.extend(audit(&stage.entrance.store).await?);
-        let peak_bytes =
-            stage.slots.iter().filter_map(|slot| slot.process.as_ref()?.peak_bytes()).max().unwrap_or(0);
-        for slot in &mut stage.slots {
+        let jobs = come_to_rest(&environment.access.store, &accepted).await?;
+        complaints.extend(audit(&environment.access.store).await?);
+        let peak_bytes = environment
+            .slots
+            .iter()
+            .filter_map(|slot| slot.process.as_ref()?.peak_bytes())
+            .max()
+            .unwrap_or(0);
+        for slot in &mut environment.slots {
             if let Err(error) = slot.stop(END).await {
                 complaints.push(format!("{error:#}"));
             }
         }
-        let mut tally = count(stage, &accepted, &jobs, &mut complaints);
-        complaints.extend(stage.api.complaints());
+        let mut tally = count(environment, &accepted, &jobs, &mut complaints);
+        complaints.extend(environment.api.complaints());
         tally.peak_bytes = peak_bytes;
-        tally.add_look_ups(&look_ups(stage)?);
+        tally.add_look_ups(&look_ups(environment)?);
         Ok((tally, complaints))
     }
 
-    fn keep_logs(&self, stage: &Stage) -> Result<()> {
-        let folder = self.plan.keep.join(format!("{}-{}", self.cell.name(), self.seed));
+    fn keep_logs(&self, environment: &Environment) -> Result<()> {
+        let folder = self.plan.keep.join(format!("{}-{}", self.fault.name(), self.seed));
         std::fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
-        for entry in std::fs::read_dir(stage.folder())? {
+        for entry in std::fs::read_dir(environment.folder())? {
             let entry = entry?;
             if entry.file_type()?.is_file() {
                 std::fs::copy(entry.path(), folder.join(entry.file_name()))?;
@@ -177,7 +175,7 @@ async fn audit(store: &SharedStore) -> Result<Vec<String>> {
 
 /// Compares the store with the ledger.
 fn count(
-    stage: &Stage,
+    environment: &Environment,
     accepted: &Accepted,
     jobs: &HashMap<JobId, JobView>,
     complaints: &mut Vec<String>,
@@ -191,7 +189,7 @@ fn count(
         }
     };
     for (id, once) in accepted {
-        let effects = stage.api.effects(&id.to_string());
+        let effects = environment.api.effects(&id.to_string());
         if *once && effects > 1 {
             tally.twice += 1;
             complain(id, format!("took effect {effects} times"));
@@ -247,9 +245,9 @@ struct LookUp {
 
 /// The last word about each call whose outcome was unknown, by request ID. It is in the workers' logs only,
 /// because an outcome that became known leaves no trace of its having been unknown.
-fn look_ups(stage: &Stage) -> Result<HashMap<String, String>> {
+fn look_ups(environment: &Environment) -> Result<HashMap<String, String>> {
     let mut words = HashMap::new();
-    for entry in std::fs::read_dir(stage.folder())? {
+    for entry in std::fs::read_dir(environment.folder())? {
         let path = entry?.path();
         if path.extension().is_none_or(|extension| extension != "log") {
             continue;

@@ -1,4 +1,4 @@
-//! `errand-lab bench`: how fast the worker is, beside a bare loop over the same services.
+//! `errand-lab bench`: how fast the worker is, beside a baseline over the same services.
 
 use std::{io::IsTerminal as _, time::Duration};
 
@@ -9,9 +9,9 @@ use errand::{
     shutdown::Shutdown,
 };
 
-use crate::bench::{self, Backend, Http, Part, Plan, Role};
+use crate::bench::{self, Backend, Http, Plan, Role, Task};
 
-/// Measures the worker against a stub of the tool API, beside a bare loop over the same services as
+/// Measures the worker against a stub of the tool API, beside a baseline over the same services as
 /// the limit. What it creates in the database and on the broker is its own, and is removed.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -21,7 +21,7 @@ pub(super) struct Args {
     /// How long the stub takes for an answer, in milliseconds; a list is measured one by one.
     #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "0,50")]
     stub_ms: Vec<u64>,
-    /// Jobs per turn.
+    /// Jobs per measurement.
     #[arg(long, value_name = "N", default_value_t = 20_000)]
     jobs: usize,
     /// Jobs in flight at once.
@@ -30,12 +30,12 @@ pub(super) struct Args {
     /// The HTTP version of the calls.
     #[arg(long, value_enum, default_value = "1.1")]
     http: Http,
-    /// How often each party has its turn.
+    /// How often each contender is measured.
     #[arg(long, value_name = "N", default_value_t = 3)]
     rounds: usize,
-    /// Leave the bare loop out.
+    /// Leave the baseline out.
     #[arg(long)]
-    no_bare: bool,
+    no_baseline: bool,
     /// How long jobs come at an even pace to measure latency; 0 leaves it out.
     #[arg(long, value_name = "S", default_value_t = 5)]
     latency_secs: u64,
@@ -77,7 +77,7 @@ pub(super) async fn run(args: Args, config: Config) -> Result<Exit> {
         jobs: args.jobs,
         concurrency: args.concurrency,
         rounds: args.rounds,
-        bare: !args.no_bare,
+        baseline: !args.no_baseline,
         http: args.http,
         latency: Duration::from_secs(args.latency_secs),
         recover: args.recover,
@@ -94,10 +94,10 @@ pub(super) async fn run(args: Args, config: Config) -> Result<Exit> {
     Ok(Exit::Success)
 }
 
-/// Plays one of the parts of a running benchmark.
+/// Is one process of a running benchmark.
 pub(super) async fn run_child(args: ChildArgs, config: Option<Config>) -> Result<Exit> {
-    let part =
-        Part { role: args.role, stub: Duration::from_millis(args.stub_ms), feed: args.feed, pace: args.pace };
-    bench::play(&part, config).await?;
+    let task =
+        Task { role: args.role, stub: Duration::from_millis(args.stub_ms), feed: args.feed, pace: args.pace };
+    bench::run_child(&task, config).await?;
     Ok(Exit::Success)
 }

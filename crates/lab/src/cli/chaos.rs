@@ -10,7 +10,7 @@ use errand::{
     worker::CrashPlan,
 };
 
-use crate::chaos::{self, ApiKind, Backend, Cell, Plan, Until};
+use crate::chaos::{self, ApiKind, Backend, Fault, Plan, Until};
 
 /// Runs workers under faults of every kind, and compares what the store says with what really happened.
 /// Everything is private to the run and removed afterwards: RabbitMQ and PostgreSQL servers are started from
@@ -31,7 +31,7 @@ pub(super) struct Args {
     rounds: Option<u64>,
     /// Only these faults, separated by commas; otherwise all there are.
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
-    faults: Vec<Cell>,
+    faults: Vec<Fault>,
     /// Where everything random comes from; otherwise it is drawn and told.
     #[arg(long, value_name = "S")]
     seed: Option<u64>,
@@ -58,19 +58,22 @@ pub(super) struct WorkerArgs {
 }
 
 pub(super) async fn run(args: Args, config: Config) -> Result<Exit> {
-    let possible: Vec<Cell> =
-        Cell::all(args.backend).into_iter().filter(|cell| args.api.knows(*cell)).collect();
-    let cells = if args.faults.is_empty() { possible.clone() } else { args.faults };
-    for cell in &cells {
-        if !possible.contains(cell) {
-            return Err(usage(format!("{} does not exist with this backend and this tool API", cell.name())));
+    let possible: Vec<Fault> =
+        Fault::all(args.backend).into_iter().filter(|fault| args.api.knows(*fault)).collect();
+    let faults = if args.faults.is_empty() { possible.clone() } else { args.faults };
+    for fault in &faults {
+        if !possible.contains(fault) {
+            return Err(usage(format!(
+                "{} does not exist with this backend and this tool API",
+                fault.name()
+            )));
         }
     }
     let plan = Plan {
         config,
         backend: args.backend,
         api: args.api,
-        cells,
+        faults,
         until: match args.rounds {
             Some(rounds) => Until::Rounds(rounds),
             None => Until::Elapsed(Duration::from_secs(args.minutes * 60)),

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use errand::config::{ConfigErrors, Loaded, load_text};
 use toml::{Table, Value};
 
-use super::CANARY;
+use super::text::CANARY;
 
 /// Begins a line that sets an environment variable. To TOML it is a comment, so that one file holds
 /// both.

@@ -10,7 +10,7 @@ use errand::{
 };
 use serde_json::Value;
 
-use super::{CANARY, is_keepable_message, is_short_text};
+use super::text::{CANARY, is_keepable_message, is_short_text};
 
 /// Most fields of one envelope that are marked in turn; there are fewer documented ones.
 const MAX_MARKED: usize = 24;

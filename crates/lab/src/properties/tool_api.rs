@@ -15,7 +15,7 @@ use errand::{
 use jiff::Timestamp;
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 
-use super::{is_keepable_message, is_short_text};
+use super::text::{is_keepable_message, is_short_text};
 
 /// When the answers come. Their dates are compared with it.
 const NOW: Timestamp = Timestamp::constant(1_772_323_200, 0);

@@ -19,15 +19,15 @@ fn chaos(args: &[&str]) -> Value {
 
 /// Every given fault was played, with all its jobs, and unknown outcomes were among them.
 fn assert_played(report: &Value, faults: usize, jobs: u64) {
-    let cells = report["cells"].as_array().unwrap();
-    assert_eq!(cells.len(), faults);
-    for cell in cells {
-        assert_eq!((cell["rounds"].as_u64(), cell["enqueued"].as_u64()), (Some(1), Some(jobs)), "{cell}");
+    let rows = report["faults"].as_array().unwrap();
+    assert_eq!(rows.len(), faults);
+    for row in rows {
+        assert_eq!((row["rounds"].as_u64(), row["enqueued"].as_u64()), (Some(1), Some(jobs)), "{row}");
         for must_be_zero in ["lost", "twice", "stuck"] {
-            assert_eq!(cell[must_be_zero], 0, "{cell}");
+            assert_eq!(row[must_be_zero], 0, "{row}");
         }
     }
-    let unknown: u64 = cells.iter().filter_map(|cell| cell["unknown"].as_u64()).sum();
+    let unknown: u64 = rows.iter().filter_map(|row| row["unknown"].as_u64()).sum();
     assert!(unknown > 0, "no call was interrupted, so the run shows little: {report}");
 }
 

@@ -10,9 +10,11 @@ use axum::{
 use jiff::Timestamp;
 use serde::Deserialize;
 use serde_json::{Value, json};
-use uuid::Uuid;
 
-use super::{Body, Segment, ok};
+use super::{
+    extract::{Body, Segment},
+    render::{ok, uuid_of},
+};
 use crate::{
     accounts::Account,
     error::{ApiError, json_response},
@@ -190,11 +192,6 @@ pub(super) async fn delete(State(state): State<Shared>, Segment(id): Segment) ->
 /// Times as the API writes them.
 pub(super) fn time(at: Timestamp) -> String {
     format!("{at:.3}")
-}
-
-/// A legacy UUID that belongs to an ID.
-pub(super) fn uuid_of(id: &str) -> Uuid {
-    Uuid::new_v5(&Uuid::NAMESPACE_OID, id.as_bytes())
 }
 
 pub(super) fn find_config(state: &Shared, id: &str) -> Result<AuthConfig, ApiError> {

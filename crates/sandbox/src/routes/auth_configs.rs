@@ -6,7 +6,10 @@ use axum::{extract::State, response::Response};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{Body, accounts::uuid_of, ok, toolkits::logo};
+use super::{
+    extract::Body,
+    render::{logo, ok, uuid_of},
+};
 use crate::{
     error::{ApiError, json_response},
     query::Query,

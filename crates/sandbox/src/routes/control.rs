@@ -11,7 +11,10 @@ use axum::{
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{Body, Segment, ok};
+use super::{
+    extract::{Body, Segment},
+    render::ok,
+};
 use crate::{
     accounts::Outcome,
     error::ApiError,

@@ -19,19 +19,19 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::{
-    Raw, Segment,
     answer::{Done, Failure, deprecation},
-    gate::Call,
-    mishap, parse,
+    extract::{Raw, Segment, parse},
+    fault_response,
+    middleware::Call,
 };
 use crate::{
     accounts::{Chosen, Wanted},
-    chance::{fingerprint, token},
     error::ApiError,
     fault::{Fault, Subject, WAIT_MAX_MS},
     ledger::Entry,
     listener::Cut,
     logs::{LOG_PAYLOAD_MAX, Log},
+    seeded::{fingerprint, token},
     state::Shared,
     world::{
         Effect, MissingArgument, MissingUser, Tool, UnknownVersion, Version,
@@ -149,13 +149,13 @@ impl Attempt {
         match fault {
             Some(Fault::Throttle { retry_after, edge }) => {
                 let standing = self.state.limiter.untouched(self.state.now());
-                Ok(mishap::throttle(&standing, retry_after, edge))
+                Ok(fault_response::throttle(&standing, retry_after, edge))
             }
             Some(Fault::Status { status, body, headers, after_effect }) => {
                 if after_effect {
                     self.perform(None)?;
                 }
-                Ok(mishap::status(status, body, headers, &self.call.request_id))
+                Ok(fault_response::status(status, body, headers, &self.call.request_id))
             }
             Some(Fault::Hang { after_effect, ms }) => {
                 if after_effect {

@@ -6,7 +6,10 @@ use axum::{extract::State, response::Response};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{Body, Segment, ok};
+use super::{
+    extract::{Body, Segment},
+    render::ok,
+};
 use crate::{
     error::ApiError,
     logs::{Condition, Log, Search},

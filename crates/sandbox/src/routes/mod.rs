@@ -5,36 +5,32 @@ mod answer;
 mod auth_configs;
 mod control;
 mod execute;
-mod gate;
+mod extract;
+mod fault_response;
 mod logs;
-mod mishap;
+mod middleware;
+mod render;
 mod toolkits;
 mod tools;
 
 use axum::{
     Router,
-    body::Bytes,
-    extract::{DefaultBodyLimit, FromRequest, FromRequestParts, Path, Request},
-    http::request::Parts,
+    extract::DefaultBodyLimit,
     middleware::{from_fn_with_state, map_response},
     response::Response,
     routing::{get, patch, post},
 };
-use serde::de::DeserializeOwned;
 
-use super::{
-    error::{ApiError, json_response},
-    state::Shared,
+use self::{
+    extract::BODY_MAX,
+    middleware::{ApiVersion, Context, admit},
 };
-use gate::{ApiVersion, Gate, gate};
-
-/// The largest request body.
-const BODY_MAX: usize = 4 * 1024 * 1024;
+use crate::{error::ApiError, state::Shared};
 
 pub(super) fn router(state: Shared) -> Router {
     let api = |version| {
-        let keeper = Gate { state: Shared::clone(&state), version };
-        api_routes().layer(DefaultBodyLimit::max(BODY_MAX)).layer(from_fn_with_state(keeper, gate))
+        let context = Context { state: Shared::clone(&state), version };
+        api_routes().layer(DefaultBodyLimit::max(BODY_MAX)).layer(from_fn_with_state(context, admit))
     };
     let control = control::routes().layer(map_response(render_plainly));
     Router::new()
@@ -72,58 +68,10 @@ fn api_routes() -> Router<Shared> {
         .method_not_allowed_fallback(async || ApiError::method_not_allowed())
 }
 
-/// Renders errors of routes that have no gate.
+/// Renders errors of routes without that middleware.
 async fn render_plainly(response: Response) -> Response {
     match response.extensions().get::<ApiError>() {
         Some(error) => error.render(""),
         None => response,
     }
-}
-
-fn ok(body: &serde_json::Value) -> Response {
-    json_response(200, body.to_string())
-}
-
-/// The one path parameter of a route, percent-decoded.
-struct Segment(String);
-
-impl<S: Send + Sync> FromRequestParts<S> for Segment {
-    type Rejection = ApiError;
-
-    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
-        let decoded = Path::<String>::from_request_parts(parts, state).await;
-        decoded
-            .map(|Path(segment)| Self(segment))
-            .map_err(|_| ApiError::bad_request("The path is not percent-encoded UTF-8"))
-    }
-}
-
-/// A body within the limit.
-struct Raw(Bytes);
-
-impl<S: Send + Sync> FromRequest<S> for Raw {
-    type Rejection = ApiError;
-
-    async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
-        let body = Bytes::from_request(request, state).await;
-        body.map(Self).map_err(|_| ApiError::body_too_large(BODY_MAX))
-    }
-}
-
-/// A JSON body. An empty one counts as `{}`, because clients send none when they have nothing to say.
-struct Body<T>(T);
-
-impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
-    type Rejection = ApiError;
-
-    async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
-        let Raw(bytes) = Raw::from_request(request, state).await?;
-        parse(&bytes).map(Self)
-    }
-}
-
-fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
-    let bytes = if bytes.is_empty() { b"{}" } else { bytes };
-    serde_json::from_slice(bytes)
-        .map_err(|e| ApiError::invalid_fields("Invalid request body", vec![e.to_string()]))
 }

@@ -3,7 +3,10 @@
 use axum::{extract::State, response::Response};
 use serde_json::{Value, json};
 
-use super::{Segment, ok};
+use super::{
+    extract::Segment,
+    render::{logo, ok},
+};
 use crate::{
     error::ApiError,
     query::Query,
@@ -116,10 +119,6 @@ pub(super) fn version_names<'a>(
         names.reverse();
     }
     names
-}
-
-pub(super) fn logo(slug: &str) -> String {
-    format!("https://logos.example/{slug}.svg")
 }
 
 fn meta(world: &World, toolkit: &Toolkit, version: &str, categories: Vec<Value>) -> Value {

@@ -6,10 +6,10 @@ use axum::{Extension, extract::State, response::Response};
 use serde_json::{Value, json};
 
 use super::{
-    Segment,
-    gate::{ApiVersion, Call},
-    ok,
-    toolkits::{logo, version_names},
+    extract::Segment,
+    middleware::{ApiVersion, Call},
+    render::{logo, ok},
+    toolkits::version_names,
 };
 use crate::{
     error::ApiError,

@@ -12,8 +12,8 @@ use serde::{Deserialize, de::DeserializeOwned};
 use toml::{Table, Value};
 
 use super::{
-    AuthConfig, Behaviour, Effect, Key, LogSettings, RateLimit, SeedAccount, Status, Tool, Toolkit, World,
-    WorldError, template::Template,
+    AuthConfig, Behaviour, DEFAULT_WORLD, Effect, Key, LogSettings, RateLimit, SeedAccount, Status, Tool,
+    Toolkit, World, WorldError, template::Template,
 };
 use crate::fault::{Rule, RuleSpec};
 
@@ -28,7 +28,22 @@ const HINT_TAGS: [&str; 6] =
 
 const PARAMETER_TYPES: [&str; 6] = ["string", "integer", "number", "boolean", "array", "object"];
 
-pub(super) fn read(text: &str) -> Result<World, WorldError> {
+impl World {
+    /// Reads and checks a world file.
+    ///
+    /// # Errors
+    /// [`WorldError`] lists every mistake in the file, not only the first.
+    pub fn from_toml(text: &str) -> Result<Self, WorldError> {
+        read(text)
+    }
+
+    /// The world of [`DEFAULT_WORLD`].
+    pub fn default_world() -> Self {
+        Self::from_toml(DEFAULT_WORLD).expect("a test reads the default world")
+    }
+}
+
+fn read(text: &str) -> Result<World, WorldError> {
     let mut table: Table =
         text.parse().map_err(|e| WorldError { mistakes: vec![format!("it is not valid TOML: {e}")] })?;
     table.iter_mut().for_each(|(_, value)| quote_times(value));

@@ -40,19 +40,6 @@ pub struct World {
 }
 
 impl World {
-    /// Reads and checks a world file.
-    ///
-    /// # Errors
-    /// [`WorldError`] lists every mistake in the file, not only the first.
-    pub fn from_toml(text: &str) -> Result<Self, WorldError> {
-        file::read(text)
-    }
-
-    /// The world of [`DEFAULT_WORLD`].
-    pub fn default_world() -> Self {
-        Self::from_toml(DEFAULT_WORLD).expect("a test reads the default world")
-    }
-
     /// A key that may execute tools, for a line that tells the user which one to use.
     pub fn usable_key(&self) -> Option<&str> {
         let usable = |(_, key): &(&String, &Key)| key.state == KeyState::Active && key.execute;

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use serde_json::{Value, value::RawValue};
 
-use crate::chance::draw;
+use crate::seeded::draw;
 
 /// The arguments of one call, each as the JSON text the caller sent.
 pub(crate) type Arguments<'a> = BTreeMap<String, &'a RawValue>;

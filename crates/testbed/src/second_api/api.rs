@@ -1,20 +1,14 @@
-//! The routes, and what answers have in common.
+//! The routes.
 
-use std::time::Duration;
-
-use fastrand::Rng;
 use serde_json::{Value, json};
-use tokio::time::sleep;
 
 use super::{
-    State, calls, log,
-    mischief::{garbage, server_error, throttled, up_to},
+    answer::{disturbance, error, with_usual_headers},
+    calls, log,
+    state::State,
     wire::{Act, Answer, Request},
     world,
 };
-
-/// The longest that a look-up takes, in which nothing else is wrong.
-const SLOW: Duration = Duration::from_millis(400);
 
 /// Answers a request.
 pub(super) async fn handle(state: &State, request: &Request) -> Act {
@@ -39,31 +33,12 @@ fn not_there(request: &Request) -> Act {
     Act::Answer(error(404, 404, "HTTP_NotFound", &message))
 }
 
-/// An error in its envelope.
-pub(super) fn error(status: u16, code: u64, slug: &str, message: &str) -> Answer {
-    let envelope =
-        json!({"message": message, "code": code, "slug": slug, "status": status, "suggested_fix": ""});
-    Answer::json(status, &json!({"error": envelope}))
-}
-
-/// The headers that every answer should have, where it is not its mischief to have others.
-pub(super) fn with_usual_headers(answer: Answer, request: &Request) -> Answer {
-    let answer = match request.header("x-request-id") {
-        Some(id) => answer.with("X-Request-Id", id),
-        None => answer,
-    };
-    answer
-        .with("X-RateLimit", "2000")
-        .with("X-RateLimit-Remaining", "1999")
-        .with("X-RateLimit-Window-Size", "60s")
-}
-
 /// Tools, toolkits and accounts.
 async fn look_up(state: &State, request: &Request, path: &[&str]) -> Act {
     let subject = format!("look up {}", path.join("/"));
     let nth = state.ledger(|ledger| ledger.ask(&subject));
-    if let Some(mut dice) = state.trouble(&subject, nth, state.options.rates.look_up)
-        && let Some(act) = is_disturbed(state, &mut dice).await
+    if let Some(mut rng) = state.trouble(&subject, nth, state.options.rates.look_up)
+        && let Some(act) = disturbance(state, &mut rng).await
     {
         return act;
     }
@@ -106,21 +81,4 @@ fn found(thing: Option<Value>, code: u64, slug: &str, id: &str) -> Answer {
         Some(thing) => Answer::json(200, &thing),
         None => error(404, code, slug, &format!("{id} not found")),
     }
-}
-
-/// What goes wrong with something that only reads; `None` if it is only slow.
-pub(super) async fn is_disturbed(state: &State, dice: &mut Rng) -> Option<Act> {
-    let (what, act) = match dice.u8(..5) {
-        0 => ("look_up_closed", Act::Close),
-        1 => ("look_up_error", Act::Answer(server_error(dice, 1_000))),
-        2 => ("look_up_throttled", Act::Answer(throttled(dice))),
-        3 => ("look_up_garbage", Act::Answer(garbage(dice))),
-        _ => {
-            state.ledger(|ledger| ledger.count("look_up_slow"));
-            sleep(up_to(dice, SLOW)).await;
-            return None;
-        }
-    };
-    state.ledger(|ledger| ledger.count(what));
-    Some(act)
 }

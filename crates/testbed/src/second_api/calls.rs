@@ -5,10 +5,10 @@ use serde_json::{Value, json};
 use tokio::time::sleep;
 
 use super::{
-    Call, Mischief, State,
-    api::{error, with_usual_headers},
-    ledger::Entry,
-    mischief::{pick, server_error, throttled, up_to, wrong_shape},
+    answer::{error, with_usual_headers},
+    ledger::{Call, Entry},
+    mischief::{self, Mischief, pick, server_error, throttled, up_to, wrong_shape},
+    state::State,
     wire::{Act, Answer, Framing, Request},
     world,
 };
@@ -20,7 +20,7 @@ struct Accepted {
     tool: String,
     argument: Option<String>,
     /// The random numbers of this call, for what goes wrong and for what merely differs.
-    dice: Rng,
+    rng: Rng,
 }
 
 /// How a run ended.
@@ -100,10 +100,10 @@ fn accept(state: &State, request: &Request, tool: &str) -> Result<(Option<Mischi
     let job = header("x-errand-job-id");
     let subject = format!("call {job}");
     let nth = state.ledger(|ledger| ledger.ask(&subject));
-    let dice = state.trouble(&subject, nth, state.options.rates.call);
-    let (mischief, dice) = match dice {
-        Some(mut dice) => (dice.choice(&state.options.mischief).copied(), dice),
-        None => (None, super::dice(state.options.seed, &subject, nth)),
+    let rng = state.trouble(&subject, nth, state.options.rates.call);
+    let (mischief, rng) = match rng {
+        Some(mut rng) => (rng.choice(&state.options.mischief).copied(), rng),
+        None => (None, mischief::rng(state.options.seed, &subject, nth)),
     };
     let call = Call {
         request_id: header("x-request-id"),
@@ -118,27 +118,24 @@ fn accept(state: &State, request: &Request, tool: &str) -> Result<(Option<Mischi
         effect: None,
     };
     let place = state.ledger(|ledger| ledger.arrive(call));
-    Ok((mischief, Accepted { place, tool: tool.to_owned(), argument, dice }))
+    Ok((mischief, Accepted { place, tool: tool.to_owned(), argument, rng }))
 }
 
 /// Runs the tool, and writes it down.
 fn run(state: &State, call: &mut Accepted, successful: bool) -> Ran {
-    let dice = &mut call.dice;
-    let log_id = format!("log_{:016x}", dice.u64(..));
+    let rng = &mut call.rng;
+    let log_id = format!("log_{:016x}", rng.u64(..));
     let data = if successful {
         // A number that no double can hold, and a name that no key should lose.
         json!({"tool": call.tool, "job": call.argument, "big": 12_345_678_901_234_567_u64, "größe": null})
     } else {
-        let status = pick(
-            dice,
-            &[json!(400), json!(404), json!(409), json!(429), json!(500), json!(null)],
-            json!(404),
-        );
+        let status =
+            pick(rng, &[json!(400), json!(404), json!(409), json!(429), json!(500), json!(null)], json!(404));
         json!({"status_code": status, "message": "The provider did not like it"})
     };
     let error = if successful { Value::Null } else { json!("The provider did not like it") };
     let response = json!({"data": data, "error": error, "successful": successful, "log_id": log_id});
-    let (now, delay) = (state.now(), up_to(dice, state.options.log_delay));
+    let (now, delay) = (state.now(), up_to(rng, state.options.log_delay));
     let entry = Entry {
         call: call.place,
         log_id,
@@ -183,23 +180,23 @@ async fn misbehave(state: &State, mischief: Mischief, call: &mut Accepted) -> Ac
             told(ran)
         }
         Mischief::Late => {
-            sleep(up_to(&mut call.dice, options.late)).await;
+            sleep(up_to(&mut call.rng, options.late)).await;
             told(run(state, call, true))
         }
         Mischief::ServerError => {
             perhaps_run(state, call);
-            server_error(&mut call.dice, options.huge)
+            server_error(&mut call.rng, options.huge)
         }
-        Mischief::Throttled => throttled(&mut call.dice),
+        Mischief::Throttled => throttled(&mut call.rng),
         Mischief::ToolFails => told(run(state, call, false)),
         Mischief::WrongType => {
             let body = told(run(state, call, true)).body;
-            Answer::of(200, pick(&mut call.dice, &["text/html", "image/png", "nonsense", ""], ""), body)
+            Answer::of(200, pick(&mut call.rng, &["text/html", "image/png", "nonsense", ""], ""), body)
         }
         Mischief::TwiceTheHeaders => {
             let answer =
                 told(run(state, call, true)).with("Content-Type", "text/plain").with("Retry-After", "7");
-            let length = if call.dice.bool() { answer.body.len() } else { 1 };
+            let length = if call.rng.bool() { answer.body.len() } else { 1 };
             answer
                 .with("Retry-After", "x")
                 .with("X-Request-Id", "somebody else's")
@@ -208,24 +205,24 @@ async fn misbehave(state: &State, mischief: Mischief, call: &mut Accepted) -> Ac
         Mischief::Huge => {
             let mut body = run(state, call, true).response;
             body["data"]["more"] = Value::from("x".repeat(options.huge));
-            let framing = pick(&mut call.dice, &[Framing::Length, Framing::Chunked], Framing::Length);
+            let framing = pick(&mut call.rng, &[Framing::Length, Framing::Chunked], Framing::Length);
             Answer::json(200, &body).framed(framing)
         }
         Mischief::CutJson => {
             let mut answer = told(run(state, call, true));
-            answer.body.truncate(call.dice.usize(..answer.body.len()));
+            answer.body.truncate(call.rng.usize(..answer.body.len()));
             answer
         }
         Mischief::Stops => {
             let mut answer = told(run(state, call, true));
-            answer.body.truncate(call.dice.usize(..answer.body.len()));
+            answer.body.truncate(call.rng.usize(..answer.body.len()));
             let stops = [Framing::StopsBeforeLength, Framing::StopsBetweenChunks];
-            let framing = pick(&mut call.dice, &stops, Framing::StopsBeforeLength);
+            let framing = pick(&mut call.rng, &stops, Framing::StopsBeforeLength);
             answer.framed(framing)
         }
         Mischief::WrongShape => {
             perhaps_run(state, call);
-            Answer::json(200, &wrong_shape(&mut call.dice))
+            Answer::json(200, &wrong_shape(&mut call.rng))
         }
         Mischief::NoVerdict => {
             let mut body = run(state, call, true).response;
@@ -236,7 +233,7 @@ async fn misbehave(state: &State, mischief: Mischief, call: &mut Accepted) -> Ac
         }
         Mischief::WrongKinds => {
             let mut body = run(state, call, true).response;
-            match call.dice.u8(..4) {
+            match call.rng.u8(..4) {
                 0 => body["log_id"] = json!(17),
                 1 => body["successful"] = json!("true"),
                 2 => body["successful"] = json!(1),
@@ -254,7 +251,7 @@ async fn misbehave(state: &State, mischief: Mischief, call: &mut Accepted) -> Ac
 
 /// Runs the tool, or does not.
 fn perhaps_run(state: &State, call: &mut Accepted) {
-    if call.dice.bool() {
+    if call.rng.bool() {
         run(state, call, true);
     }
 }

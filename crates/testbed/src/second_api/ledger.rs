@@ -7,7 +7,7 @@ use std::{
 
 use serde_json::Value;
 
-use super::{Mischief, ONCE_TOOLS};
+use super::{mischief::Mischief, world::ONCE_TOOLS};
 
 /// A call of a tool.
 #[derive(Clone, Debug)]

@@ -3,10 +3,10 @@
 use serde_json::{Value, json};
 
 use super::{
-    Call, State,
-    api::{error, is_disturbed},
-    ledger::Entry,
-    mischief::dice,
+    answer::{disturbance, error},
+    ledger::{Call, Entry},
+    mischief::rng,
+    state::State,
     wire::{Act, Answer, Request},
     world,
 };
@@ -25,9 +25,9 @@ pub(super) async fn search(state: &State, request: &Request) -> Act {
     let nth = state.ledger(|ledger| ledger.ask(&subject));
     let trouble = state.trouble(&subject, nth, state.options.rates.log);
     // Some of the trouble is an empty page with more to come, which is no trouble at all.
-    let pages = trouble.as_ref().is_some_and(|dice| dice.clone().bool());
-    if let Some(mut dice) = trouble.filter(|_| !pages)
-        && let Some(act) = is_disturbed(state, &mut dice).await
+    let pages = trouble.as_ref().is_some_and(|rng| rng.clone().bool());
+    if let Some(mut rng) = trouble.filter(|_| !pages)
+        && let Some(act) = disturbance(state, &mut rng).await
     {
         return act;
     }
@@ -72,7 +72,7 @@ fn visible(state: &State, wanted: impl Fn(&Entry, &Call) -> bool) -> Vec<Value> 
 fn is_blacked_out(state: &State) -> bool {
     let period = state.options.log_blackout.as_millis().max(1);
     let nth = u64::try_from(state.now().as_millis() / period).unwrap_or(u64::MAX);
-    state.misbehaves() && dice(state.options.seed, "blackout", nth).f64() < state.options.rates.blackout
+    state.misbehaves() && rng(state.options.seed, "blackout", nth).f64() < state.options.rates.blackout
 }
 
 fn matches(filter: &Value, entry: &Entry, call: &Call) -> bool {

@@ -94,7 +94,7 @@ impl Mischief {
 }
 
 /// Random numbers that depend on nothing but these, and not on the order of requests.
-pub(super) fn dice(seed: u64, subject: &str, nth: u64) -> Rng {
+pub(super) fn rng(seed: u64, subject: &str, nth: u64) -> Rng {
     // FNV-1a, because the standard library's hash may change from version to version.
     let bytes = subject.bytes().chain(nth.to_le_bytes()).chain(seed.to_le_bytes());
     let hash = bytes.fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
@@ -104,21 +104,21 @@ pub(super) fn dice(seed: u64, subject: &str, nth: u64) -> Rng {
 }
 
 /// One of several.
-pub(super) fn pick<T: Clone>(dice: &mut Rng, from: &[T], default: T) -> T {
-    dice.choice(from).cloned().unwrap_or(default)
+pub(super) fn pick<T: Clone>(rng: &mut Rng, from: &[T], default: T) -> T {
+    rng.choice(from).cloned().unwrap_or(default)
 }
 
 /// A time up to the given one.
-pub(super) fn up_to(dice: &mut Rng, longest: Duration) -> Duration {
-    longest.mul_f64(dice.f64())
+pub(super) fn up_to(rng: &mut Rng, longest: Duration) -> Duration {
+    longest.mul_f64(rng.f64())
 }
 
 /// An answer that says that the server has failed, in one of many ways.
-pub(super) fn server_error(dice: &mut Rng, huge: usize) -> Answer {
-    let status = pick(dice, &[408, 500, 500, 502, 502, 503, 503, 504], 500);
+pub(super) fn server_error(rng: &mut Rng, huge: usize) -> Answer {
+    let status = pick(rng, &[408, 500, 500, 502, 502, 503, 503, 504], 500);
     let envelope = json!({"error": {"message": "Something went wrong", "code": status, "status": status, "slug": "HTTP_Error"}});
     let html = "<html><head><title>Just a moment...</title></head></html>";
-    let answer = match dice.u8(..8) {
+    let answer = match rng.u8(..8) {
         0 => Answer::of(status, "text/html", html),
         1 => Answer::of(status, "application/json", html),
         2 => Answer::of(status, "application/json", ""),
@@ -129,8 +129,8 @@ pub(super) fn server_error(dice: &mut Rng, huge: usize) -> Answer {
         _ => Answer::json(status, &envelope),
     };
     let framing =
-        pick(dice, &[Framing::Length, Framing::Chunked, Framing::StopsBetweenChunks], Framing::Length);
-    if status == 503 && dice.bool() {
+        pick(rng, &[Framing::Length, Framing::Chunked, Framing::StopsBetweenChunks], Framing::Length);
+    if status == 503 && rng.bool() {
         answer.with("Retry-After", "1").framed(framing)
     } else {
         answer.framed(framing)
@@ -138,8 +138,8 @@ pub(super) fn server_error(dice: &mut Rng, huge: usize) -> Answer {
 }
 
 /// An answer that says that there are too many requests.
-pub(super) fn throttled(dice: &mut Rng) -> Answer {
-    let body = match dice.u8(..4) {
+pub(super) fn throttled(rng: &mut Rng) -> Answer {
+    let body = match rng.u8(..4) {
         0 => json!({"message": "Rate limit exceeded. Limit: 2000 requests per 1 minutes"}).to_string(),
         1 => json!({"error": {"code": 10429, "slug": "HTTP_TooManyRequests", "message": "Slow down"}})
             .to_string(),
@@ -152,7 +152,7 @@ pub(super) fn throttled(dice: &mut Rng) -> Answer {
         let now = SystemTime::now();
         httpdate::fmt_http_date(if offset < 0 { now - distance } else { now + distance })
     };
-    let wishes: Vec<String> = match dice.u8(..14) {
+    let wishes: Vec<String> = match rng.u8(..14) {
         0 => vec![],
         1 => vec!["0".into()],
         2 => vec!["0.5".into()],
@@ -169,13 +169,13 @@ pub(super) fn throttled(dice: &mut Rng) -> Answer {
         _ => vec!["1".into()],
     };
     answer.headers.extend(wishes.into_iter().map(|wish| ("Retry-After", wish)));
-    if dice.u8(..8) == 0 { answer.with("Retry-After-Ms", "250") } else { answer }
+    if rng.u8(..8) == 0 { answer.with("Retry-After-Ms", "250") } else { answer }
 }
 
 /// JSON that is not what was asked for. None of it can be taken for a definite answer to anything.
-pub(super) fn wrong_shape(dice: &mut Rng) -> Value {
+pub(super) fn wrong_shape(rng: &mut Rng) -> Value {
     pick(
-        dice,
+        rng,
         &[
             json!([]),
             json!([[]]),
@@ -192,8 +192,8 @@ pub(super) fn wrong_shape(dice: &mut Rng) -> Value {
 }
 
 /// A body for a look-up that cannot be read as what was asked for, under HTTP 200.
-pub(super) fn garbage(dice: &mut Rng) -> Answer {
-    match dice.u8(..5) {
+pub(super) fn garbage(rng: &mut Rng) -> Answer {
+    match rng.u8(..5) {
         0 => Answer::of(200, "text/html", "<html>please log in</html>"),
         1 => Answer::of(200, "application/json", ""),
         2 => Answer::of(200, "application/json", r#"{"items":[{"id":"ca"#),
@@ -201,7 +201,7 @@ pub(super) fn garbage(dice: &mut Rng) -> Answer {
             200,
             &json!({"slug": 1, "toolkit": 2, "meta": [], "items": "none", "id": 3, "status": 4, "logs": {}}),
         ),
-        _ => Answer::json(200, &wrong_shape(dice)),
+        _ => Answer::json(200, &wrong_shape(rng)),
     }
 }
 
@@ -211,7 +211,7 @@ mod tests {
 
     #[test]
     fn the_same_seed_draws_the_same() {
-        let draw = |seed, subject, nth| dice(seed, subject, nth).u64(..);
+        let draw = |seed, subject, nth| rng(seed, subject, nth).u64(..);
         assert_eq!(draw(1, "job", 0), draw(1, "job", 0));
         let others = [draw(2, "job", 0), draw(1, "jab", 0), draw(1, "job", 1)];
         assert!(!others.contains(&draw(1, "job", 0)));

@@ -16,7 +16,7 @@
 
 use std::{
     io,
-    net::{Ipv4Addr, SocketAddr},
+    net::Ipv4Addr,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -31,94 +31,33 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+mod answer;
 mod api;
 mod calls;
 mod ledger;
 mod log;
 mod mischief;
+mod options;
+mod state;
 mod wire;
 mod world;
 
 pub use ledger::{Call, Summary};
 pub use mischief::Mischief;
+pub use options::{Options, Rates};
 pub use world::{ONCE_TOOLS, TOOLKITS, TOOLS};
 
-use ledger::Ledger;
-use mischief::dice;
+use state::State;
 use wire::Act;
 
 /// A pause after a connection could not be accepted, which happens when files run out.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// How the API misbehaves.
-#[derive(Clone, Debug)]
-pub struct Options {
-    /// The loopback port, 0 for any. One that is to be there again after [`Running::go_away`] is better named,
-    /// from below the range of outgoing connections.
-    pub port: u16,
-    /// The only key that is accepted.
-    pub api_key: String,
-    /// What happens to the n-th call of a job, or to the n-th look-up of something, follows from this alone.
-    pub seed: u64,
-    /// How often.
-    pub rates: Rates,
-    /// What may happen to calls; each with the same probability.
-    pub mischief: Vec<Mischief>,
-    /// How long a call hangs. Longer than the client waits, or it is only slow.
-    pub hang: Duration,
-    /// The longest time from the arrival of a call to its late effect.
-    pub late: Duration,
-    /// The longest time from an effect to its entry in the log.
-    pub log_delay: Duration,
-    /// How long the log shows nothing at a time. Longer than a look-up and its repetitions take.
-    pub log_blackout: Duration,
-    /// The size of a huge body, in bytes.
-    pub huge: usize,
-}
-
-impl Default for Options {
-    fn default() -> Self {
-        Self {
-            port: 0,
-            api_key: "ak_foreign".to_owned(),
-            seed: 0,
-            rates: Rates::default(),
-            mischief: Mischief::ALL.to_vec(),
-            hang: Duration::from_secs(10),
-            late: Duration::from_secs(5),
-            log_delay: Duration::from_secs(2),
-            log_blackout: Duration::from_secs(5),
-            huge: 9 * 1024 * 1024,
-        }
-    }
-}
-
-/// Probabilities of misbehaviour, from 0 to 1.
-#[derive(Clone, Copy, Debug)]
-pub struct Rates {
-    /// A request is cut off before it is read.
-    pub connection: f64,
-    /// Something is wrong with a call.
-    pub call: f64,
-    /// Something is wrong with a look-up of a tool, a toolkit or an account.
-    pub look_up: f64,
-    /// Something is wrong with a look into the log.
-    pub log: f64,
-    /// The log shows nothing for a while.
-    pub blackout: f64,
-}
-
-impl Default for Rates {
-    fn default() -> Self {
-        Self { connection: 0.02, call: 0.3, look_up: 0.1, log: 0.2, blackout: 0.3 }
-    }
-}
-
 /// A tool API that misbehaves.
 #[derive(Debug)]
-pub struct Foreign;
+pub struct SecondApi;
 
-impl Foreign {
+impl SecondApi {
     /// Starts to serve. It belongs to the runtime in which it is started.
     ///
     /// # Errors
@@ -136,7 +75,7 @@ impl Foreign {
             work: TaskTracker::new(),
             stop: CancellationToken::new(),
         });
-        let running = Running { state, door: Mutex::new(None) };
+        let running = Running { state, listening: Mutex::new(None) };
         running.open(listener);
         Ok(running)
     }
@@ -146,12 +85,12 @@ impl Foreign {
 #[derive(Debug)]
 pub struct Running {
     state: Arc<State>,
-    door: Mutex<Option<Admission>>,
+    listening: Mutex<Option<Listening>>,
 }
 
 /// The listener and its connections.
 #[derive(Debug)]
-struct Admission {
+struct Listening {
     closed: CancellationToken,
     accepting: JoinHandle<()>,
 }
@@ -212,8 +151,8 @@ impl Running {
     /// Closes the port and every connection; both hold when it returns. Calls that have arrived go on, and
     /// nobody hears of them.
     pub async fn go_away(&self) {
-        let door = self.door.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(Admission { closed, accepting }) = door {
+        let listening = self.listening.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(Listening { closed, accepting }) = listening {
             closed.cancel();
             // It ends by the token; that it panicked would only mean that it has ended, too.
             drop(accepting.await);
@@ -225,7 +164,7 @@ impl Running {
     /// # Errors
     /// It is taken by now.
     pub async fn come_back(&self) -> io::Result<()> {
-        if self.door.lock().unwrap_or_else(PoisonError::into_inner).is_none() {
+        if self.listening.lock().unwrap_or_else(PoisonError::into_inner).is_none() {
             self.open(TcpListener::bind(self.state.address).await?);
         }
         Ok(())
@@ -241,46 +180,14 @@ impl Running {
     fn open(&self, listener: TcpListener) {
         let closed = self.state.stop.child_token();
         let accepting = tokio::spawn(accept(self.state.clone(), listener, closed.clone()));
-        *self.door.lock().unwrap_or_else(PoisonError::into_inner) = Some(Admission { closed, accepting });
+        *self.listening.lock().unwrap_or_else(PoisonError::into_inner) =
+            Some(Listening { closed, accepting });
     }
 }
 
 impl Drop for Running {
     fn drop(&mut self) {
         self.state.stop.cancel();
-    }
-}
-
-#[derive(Debug)]
-struct State {
-    options: Options,
-    address: SocketAddr,
-    started: Instant,
-    misbehaves: AtomicBool,
-    /// Requests so far.
-    requests: AtomicU64,
-    ledger: Mutex<Ledger>,
-    work: TaskTracker,
-    stop: CancellationToken,
-}
-
-impl State {
-    fn ledger<T>(&self, work: impl FnOnce(&mut Ledger) -> T) -> T {
-        work(&mut self.ledger.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-
-    fn misbehaves(&self) -> bool {
-        self.misbehaves.load(Ordering::Acquire)
-    }
-
-    fn now(&self) -> Duration {
-        self.started.elapsed()
-    }
-
-    /// The random numbers of the n-th request about `subject`, if something goes wrong with it.
-    fn trouble(&self, subject: &str, nth: u64, rate: f64) -> Option<fastrand::Rng> {
-        let mut dice = dice(self.options.seed, subject, nth);
-        (self.misbehaves() && dice.f64() < rate).then_some(dice)
     }
 }
 

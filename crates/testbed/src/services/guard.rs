@@ -20,7 +20,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-use super::{Place, machine::Account};
+use super::{machine::Account, place::Place};
 
 const TREE: &str = include_str!("tree.sh");
 const GUARD: &str = include_str!("guard.sh");

@@ -9,9 +9,9 @@ use anyhow::{Context as _, Result, bail, ensure};
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 
 use super::{
-    Place,
     guard::{Guard, Process},
     machine,
+    place::Place,
     server::{self, Installation as _, Server},
 };
 

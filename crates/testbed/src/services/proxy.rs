@@ -19,7 +19,7 @@ use tokio::{
     task::{JoinHandle, JoinSet},
 };
 
-use super::Place;
+use super::place::Place;
 
 /// A pause after a connection could not be accepted, which happens when files run out.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);

@@ -10,9 +10,9 @@ use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::{Value, json};
 
 use super::{
-    Place,
     guard::{Guard, Process},
     machine,
+    place::Place,
     server::{self, Installation as _, Server},
 };
 

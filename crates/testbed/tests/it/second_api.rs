@@ -11,7 +11,7 @@ use errand::{
     worker::classify::{self, Next},
 };
 use errand_testbed::{
-    second_api::{Foreign, Mischief, ONCE_TOOLS, Options, Rates, Running, TOOLKITS, TOOLS},
+    second_api::{Mischief, ONCE_TOOLS, Options, Rates, Running, SecondApi, TOOLKITS, TOOLS},
     support::{machine, wait::until},
 };
 use futures_util::{StreamExt as _, stream};
@@ -88,7 +88,7 @@ fn meaning(call: &Call, reply: Reply) -> Next {
 
 #[tokio::test]
 async fn two_readings_of_the_facts_agree() {
-    let api = Foreign::bind(quick(1, CALM)).await.unwrap();
+    let api = SecondApi::bind(quick(1, CALM)).await.unwrap();
     api.heal();
     let client = client(&api);
     client.check().await.unwrap();
@@ -192,7 +192,7 @@ async fn calls_mean_what_they_say(api: &Running, calls: usize) {
 async fn a_success_has_an_effect_and_what_is_repeated_has_none_however_the_api_misbehaves() {
     for seed in [1, 2, 3] {
         let rates = Rates { connection: 0.1, call: 0.7, ..CALM };
-        let api = Foreign::bind(quick(seed, rates)).await.unwrap();
+        let api = SecondApi::bind(quick(seed, rates)).await.unwrap();
         calls_mean_what_they_say(&api, 300).await;
     }
 }
@@ -201,7 +201,7 @@ async fn a_success_has_an_effect_and_what_is_repeated_has_none_however_the_api_m
 async fn each_misbehaviour_alone_is_understood() {
     let one = async |mischief| {
         let options = Options { mischief: vec![mischief], ..quick(7, Rates { call: 1.0, ..CALM }) };
-        let api = Foreign::bind(options).await.unwrap();
+        let api = SecondApi::bind(options).await.unwrap();
         calls_mean_what_they_say(&api, 24).await;
         let summary = api.summary();
         // Some may find no connection in time on a busy machine.
@@ -213,7 +213,7 @@ async fn each_misbehaviour_alone_is_understood() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn look_ups_are_right_or_fail_however_the_api_misbehaves() {
-    let api = Foreign::bind(quick(4, Rates { connection: 0.1, look_up: 0.8, ..CALM })).await.unwrap();
+    let api = SecondApi::bind(quick(4, Rates { connection: 0.1, look_up: 0.8, ..CALM })).await.unwrap();
     let client = client(&api);
     let mut answered = 0;
     for n in 0..40 {
@@ -239,7 +239,7 @@ async fn look_ups_are_right_or_fail_however_the_api_misbehaves() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_in_the_log_is_found_or_the_log_cannot_be_read() {
-    let api = Foreign::bind(Options { log_delay: Duration::ZERO, ..quick(5, Rates { log: 0.8, ..CALM }) })
+    let api = SecondApi::bind(Options { log_delay: Duration::ZERO, ..quick(5, Rates { log: 0.8, ..CALM }) })
         .await
         .unwrap();
     let client = client(&api);
@@ -261,7 +261,7 @@ async fn what_is_in_the_log_is_found_or_the_log_cannot_be_read() {
 async fn the_log_is_late_and_blind_for_a_while_and_loses_nothing() {
     let options =
         Options { log_blackout: Duration::from_millis(300), ..quick(6, Rates { blackout: 0.5, ..CALM }) };
-    let api = Foreign::bind(options).await.unwrap();
+    let api = SecondApi::bind(options).await.unwrap();
     let client = client(&api);
     let call = call("POST_SEND_LETTER", "user-1");
     client.execute(&call).await;
@@ -278,7 +278,7 @@ async fn the_log_is_late_and_blind_for_a_while_and_loses_nothing() {
 #[tokio::test]
 async fn an_api_that_went_away_was_never_asked_and_comes_back_on_the_same_port() {
     let port = machine::free_port();
-    let api = Foreign::bind(Options { port, ..quick(1, CALM) }).await.unwrap();
+    let api = SecondApi::bind(Options { port, ..quick(1, CALM) }).await.unwrap();
     // Always another client, because one may not have noticed yet that its connection is gone.
     let success = async || {
         let call = call("POST_SEND_LETTER", "user-1");
@@ -307,7 +307,7 @@ async fn the_same_seed_misbehaves_in_the_same_way() {
     let drawn = async |seed| {
         let brief = Duration::from_millis(10);
         let options = Options { hang: brief, late: brief, ..quick(seed, Rates { call: 0.5, ..CALM }) };
-        let api = Foreign::bind(options).await.unwrap();
+        let api = SecondApi::bind(options).await.unwrap();
         let client = client(&api);
         let patient = jobs.iter().map(|call| Call { timeout: LIMIT, ..call.clone() });
         let calls = stream::iter(patient).map(async |call| drop(client.execute(&call).await));

@@ -1,5 +1,5 @@
-//! What each fault does, from its beginning to its end. When a strike is over, everything that it broke is
-//! whole again.
+//! Injects faults: what each does, from its beginning to its end. When an injection is over, everything that it
+//! broke is whole again.
 
 use std::{path::Path, time::Duration};
 
@@ -11,9 +11,11 @@ use sqlx::{ConnectOptions as _, Connection as _, sqlite::SqliteConnectOptions};
 use tokio::time::sleep;
 
 use super::{
-    cell::Cell,
-    stage::{Backend, DRAIN, Ground, LANE, LEASE, SETTLE, Services, Slot, Stage},
-    target::Log,
+    backend::Backend,
+    cluster::{Cluster, Services},
+    environment::{DRAIN, Environment, LANE, LEASE, SETTLE, Slot},
+    fault::Fault,
+    tool_api::Log,
 };
 
 /// Longer than the lease, so that the others have taken over, and shorter than lease and [`SETTLE`] together: a
@@ -33,85 +35,85 @@ const END_AT_ONCE: Duration = Duration::from_secs(5);
 /// How long the lock of a database file is waited for.
 const LOCK: Duration = Duration::from_secs(5);
 
-/// Faults of one round of [`Cell::Everything`].
+/// Faults of one round of [`Fault::Everything`].
 const MIXED: usize = 4;
 
-/// One fault at work.
-pub(super) struct Strike<'a> {
-    pub(super) stage: &'a mut Stage,
-    pub(super) ground: &'a Ground,
+/// Injects faults into one round.
+pub(super) struct Injector<'a> {
+    pub(super) environment: &'a mut Environment,
+    pub(super) cluster: &'a Cluster,
     pub(super) backend: Backend,
     pub(super) rng: &'a mut Rng,
 }
 
-impl Strike<'_> {
-    pub(super) async fn run(&mut self, cell: Cell) -> Result<()> {
-        match cell {
-            Cell::Everything => {
-                let cells = Cell::mixed(self.backend);
+impl Injector<'_> {
+    pub(super) async fn run(&mut self, fault: Fault) -> Result<()> {
+        match fault {
+            Fault::Everything => {
+                let faults = Fault::mixed(self.backend);
                 for _ in 0..MIXED {
-                    self.stage.api.misbehave().await?;
-                    let cell = cells[self.rng.usize(..cells.len())];
-                    self.single(cell).await.with_context(|| format!("during {}", cell.name()))?;
-                    self.stage.start_workers().await?;
+                    self.environment.api.misbehave().await?;
+                    let fault = faults[self.rng.usize(..faults.len())];
+                    self.inject(fault).await.with_context(|| format!("during {}", fault.name()))?;
+                    self.environment.start_workers().await?;
                 }
-                self.stage.api.heal().await
+                self.environment.api.heal().await
             }
-            cell => self.single(cell).await,
+            fault => self.inject(fault).await,
         }
     }
 
-    async fn single(&mut self, cell: Cell) -> Result<()> {
-        match cell {
-            Cell::Calm => Ok(()),
-            Cell::Crash(point) => self.crash(point).await,
-            Cell::KillWorkers => self.kill_workers().await,
-            Cell::FreezeWorker => self.freeze_worker().await,
-            Cell::RollingRestart => self.rolling_restart().await,
-            Cell::SecondSignal => self.second_signal().await,
-            Cell::CutBroker => self.cut(|slot| slot.broker.as_ref()).await,
-            Cell::StallBroker => self.stall(|slot| slot.broker.as_ref()).await,
-            Cell::CutDatabase => self.cut(|slot| slot.database.as_ref()).await,
-            Cell::StallDatabase => self.stall(|slot| slot.database.as_ref()).await,
-            Cell::DeleteQueue => self.delete_queue().await,
-            Cell::Partition => self.partition().await,
-            Cell::KillBroker | Cell::FreezeBroker | Cell::KillDatabase | Cell::FreezeDatabase => {
-                self.strike_services(cell).await
+    async fn inject(&mut self, fault: Fault) -> Result<()> {
+        match fault {
+            Fault::Calm => Ok(()),
+            Fault::Crash(point) => self.crash(point).await,
+            Fault::KillWorkers => self.kill_workers().await,
+            Fault::FreezeWorker => self.freeze_worker().await,
+            Fault::RollingRestart => self.rolling_restart().await,
+            Fault::SecondSignal => self.second_signal().await,
+            Fault::CutBroker => self.cut(|slot| slot.broker.as_ref()).await,
+            Fault::StallBroker => self.stall(|slot| slot.broker.as_ref()).await,
+            Fault::CutDatabase => self.cut(|slot| slot.database.as_ref()).await,
+            Fault::StallDatabase => self.stall(|slot| slot.database.as_ref()).await,
+            Fault::DeleteQueue => self.delete_queue().await,
+            Fault::Partition => self.partition().await,
+            Fault::KillBroker | Fault::FreezeBroker | Fault::KillDatabase | Fault::FreezeDatabase => {
+                self.fault_of_services(fault).await
             }
-            Cell::LockDatabase => self.lock_database().await,
-            Cell::ApiFaults | Cell::LogsLate | Cell::LogsRefused | Cell::LogsLost | Cell::Everything => {
-                self.api_faults(cell).await
+            Fault::LockDatabase => self.lock_database().await,
+            Fault::ApiFaults | Fault::LogsLate | Fault::LogsRefused | Fault::LogsLost | Fault::Everything => {
+                self.api_faults(fault).await
             }
-            Cell::ApiGone => {
-                sleep(self.some(1_000..2_000)).await;
-                self.stage.api_proxy.cut().await?;
-                sleep(self.some(2_000..5_000)).await;
-                self.stage.api_proxy.heal().await
+            Fault::ApiGone => {
+                sleep(self.random_time(1_000..2_000)).await;
+                self.environment.api_proxy.cut().await?;
+                sleep(self.random_time(2_000..5_000)).await;
+                self.environment.api_proxy.heal().await
             }
-            Cell::ApiStalled => {
-                sleep(self.some(1_000..2_000)).await;
+            Fault::ApiStalled => {
+                sleep(self.random_time(1_000..2_000)).await;
                 // What was sent arrives afterwards, but before the log counts as settled.
-                self.stage.api_proxy.stall();
-                sleep(self.some(3_000..4_500)).await;
-                self.stage.api_proxy.heal().await
+                self.environment.api_proxy.stall();
+                sleep(self.random_time(3_000..4_500)).await;
+                self.environment.api_proxy.heal().await
             }
         }
     }
 
     /// A time between these milliseconds.
-    fn some(&mut self, range: std::ops::Range<u64>) -> Duration {
+    fn random_time(&mut self, range: std::ops::Range<u64>) -> Duration {
         Duration::from_millis(self.rng.u64(range))
     }
 
     fn any_slot(&mut self) -> usize {
-        self.rng.usize(..self.stage.slots.len())
+        self.rng.usize(..self.environment.slots.len())
     }
 
     /// Crashes a worker at the point three times, each time after a few passages.
     async fn crash(&mut self, point: CrashPoint) -> Result<()> {
         if point == CrashPoint::DuringCall {
             // Otherwise calls are over before the crash.
-            self.stage.api.be_slow().await?;
+            self.environment.api.be_slow().await?;
         }
         for _ in 0..3 {
             // Some points are passed once for many jobs.
@@ -120,7 +122,7 @@ impl Strike<'_> {
                 _ => self.rng.u32(1..20),
             };
             let slot = self.any_slot();
-            let slot = &mut self.stage.slots[slot];
+            let slot = &mut self.environment.slots[slot];
             slot.kill().await?;
             slot.start(Some(CrashPlan { point, passage })).await?;
             if let Some(process) = &mut slot.process {
@@ -128,27 +130,27 @@ impl Strike<'_> {
                 let _crashed = process.ended_within(CRASH).await?;
             }
             slot.kill().await?;
-            sleep(self.some(0..1_000)).await;
-            self.stage.start_workers().await?;
+            sleep(self.random_time(0..1_000)).await;
+            self.environment.start_workers().await?;
         }
-        self.stage.api.heal().await
+        self.environment.api.heal().await
     }
 
     async fn kill_workers(&mut self) -> Result<()> {
         for _ in 0..4 {
-            sleep(self.some(300..1_500)).await;
+            sleep(self.random_time(300..1_500)).await;
             let slot = self.any_slot();
-            self.stage.slots[slot].kill().await?;
-            sleep(self.some(0..500)).await;
-            self.stage.start_workers().await?;
+            self.environment.slots[slot].kill().await?;
+            sleep(self.random_time(0..500)).await;
+            self.environment.start_workers().await?;
         }
         Ok(())
     }
 
     async fn freeze_worker(&mut self) -> Result<()> {
-        sleep(self.some(300..1_500)).await;
+        sleep(self.random_time(300..1_500)).await;
         let slot = self.any_slot();
-        let Some(process) = &mut self.stage.slots[slot].process else { return Ok(()) };
+        let Some(process) = &mut self.environment.slots[slot].process else { return Ok(()) };
         process.signal("STOP").await?;
         sleep(BEYOND_THE_LEASE).await;
         process.signal("CONT").await
@@ -156,7 +158,7 @@ impl Strike<'_> {
 
     async fn rolling_restart(&mut self) -> Result<()> {
         for _ in 0..2 {
-            for slot in &mut self.stage.slots {
+            for slot in &mut self.environment.slots {
                 sleep(Duration::from_millis(self.rng.u64(300..1_200))).await;
                 slot.stop(END).await?;
                 slot.start(None).await?;
@@ -167,10 +169,10 @@ impl Strike<'_> {
 
     async fn second_signal(&mut self) -> Result<()> {
         for _ in 0..3 {
-            sleep(self.some(500..1_500)).await;
-            let pause = self.some(0..300);
+            sleep(self.random_time(500..1_500)).await;
+            let pause = self.random_time(0..300);
             let slot = self.any_slot();
-            let slot = &mut self.stage.slots[slot];
+            let slot = &mut self.environment.slots[slot];
             if let Some(mut process) = slot.process.take() {
                 process.signal("TERM").await?;
                 sleep(pause).await;
@@ -186,12 +188,12 @@ impl Strike<'_> {
     /// Cuts the connections of all workers, twice.
     async fn cut(&mut self, which: impl Fn(&Slot) -> Option<&Proxy>) -> Result<()> {
         for _ in 0..2 {
-            sleep(self.some(300..1_500)).await;
-            for proxy in self.stage.slots.iter().filter_map(&which) {
+            sleep(self.random_time(300..1_500)).await;
+            for proxy in self.environment.slots.iter().filter_map(&which) {
                 proxy.cut().await?;
             }
-            sleep(self.some(200..3_000)).await;
-            for proxy in self.stage.slots.iter().filter_map(&which) {
+            sleep(self.random_time(200..3_000)).await;
+            for proxy in self.environment.slots.iter().filter_map(&which) {
                 proxy.heal().await?;
             }
         }
@@ -199,28 +201,28 @@ impl Strike<'_> {
     }
 
     async fn stall(&mut self, which: impl Fn(&Slot) -> Option<&Proxy>) -> Result<()> {
-        sleep(self.some(300..1_500)).await;
-        for proxy in self.stage.slots.iter().filter_map(&which) {
+        sleep(self.random_time(300..1_500)).await;
+        for proxy in self.environment.slots.iter().filter_map(&which) {
             proxy.stall();
         }
-        sleep(self.some(2_000..8_000)).await;
-        for proxy in self.stage.slots.iter().filter_map(&which) {
+        sleep(self.random_time(2_000..8_000)).await;
+        for proxy in self.environment.slots.iter().filter_map(&which) {
             proxy.heal().await?;
         }
         Ok(())
     }
 
     async fn partition(&mut self) -> Result<()> {
-        sleep(self.some(300..1_500)).await;
+        sleep(self.random_time(300..1_500)).await;
         let slot = self.any_slot();
-        let Some(proxy) = &self.stage.slots[slot].database else { return Ok(()) };
+        let Some(proxy) = &self.environment.slots[slot].database else { return Ok(()) };
         proxy.stall();
         sleep(BEYOND_THE_LEASE).await;
         proxy.heal().await
     }
 
     async fn delete_queue(&mut self) -> Result<()> {
-        let Some(vhost) = &self.stage.vhost else { return Ok(()) };
+        let Some(vhost) = &self.environment.vhost else { return Ok(()) };
         let path = format!("queues/{}/errand.{LANE}", vhost.encoded_name());
         for pause in [1_000, 2_000] {
             sleep(Duration::from_millis(pause)).await;
@@ -229,22 +231,22 @@ impl Strike<'_> {
         Ok(())
     }
 
-    async fn strike_services(&mut self, cell: Cell) -> Result<()> {
-        let Some(Services { postgres, rabbitmq }) = &self.ground.services else { return Ok(()) };
-        sleep(self.some(500..1_500)).await;
-        let length = self.some(500..3_000);
-        match cell {
-            Cell::KillBroker => {
+    async fn fault_of_services(&mut self, fault: Fault) -> Result<()> {
+        let Some(Services { postgres, rabbitmq }) = &self.cluster.services else { return Ok(()) };
+        sleep(self.random_time(500..1_500)).await;
+        let length = self.random_time(500..3_000);
+        match fault {
+            Fault::KillBroker => {
                 rabbitmq.kill9().await?;
                 sleep(length).await;
                 rabbitmq.restart().await
             }
-            Cell::KillDatabase => {
+            Fault::KillDatabase => {
                 postgres.kill9().await?;
                 sleep(length).await;
                 postgres.restart().await
             }
-            Cell::FreezeBroker => {
+            Fault::FreezeBroker => {
                 rabbitmq.pause().await?;
                 sleep(length + Duration::from_secs(5)).await;
                 rabbitmq.resume().await
@@ -258,31 +260,31 @@ impl Strike<'_> {
     }
 
     async fn lock_database(&mut self) -> Result<()> {
-        let Some(file) = self.stage.database_file.clone() else { return Ok(()) };
+        let Some(file) = self.environment.database_file.clone() else { return Ok(()) };
         for _ in 0..2 {
-            sleep(self.some(300..1_000)).await;
-            let length = self.some(1_000..7_000);
+            sleep(self.random_time(300..1_000)).await;
+            let length = self.random_time(1_000..7_000);
             lock_out_writers(&file, length).await?;
         }
         Ok(())
     }
 
-    async fn api_faults(&mut self, cell: Cell) -> Result<()> {
-        let api = self.stage.api.clone();
-        api.set_log(match cell {
-            Cell::LogsLate => Log::Late(SETTLE.mul_f64(0.6)),
-            Cell::LogsRefused => Log::Refused,
-            Cell::LogsLost => Log::Lost,
+    async fn api_faults(&mut self, fault: Fault) -> Result<()> {
+        let api = self.environment.api.clone();
+        api.set_log(match fault {
+            Fault::LogsLate => Log::Late(SETTLE.mul_f64(0.6)),
+            Fault::LogsRefused => Log::Refused,
+            Fault::LogsLost => Log::Lost,
             _ => Log::Prompt,
         })
         .await?;
         api.misbehave().await?;
-        sleep(self.some(5_000..8_000)).await;
+        sleep(self.random_time(5_000..8_000)).await;
         api.heal().await?;
-        match cell {
+        match fault {
             // What was lost stays lost: a log that loses some entries only cannot be told from one that
             // tells the truth.
-            Cell::LogsLost => Ok(()),
+            Fault::LogsLost => Ok(()),
             _ => api.set_log(Log::Prompt).await,
         }
     }

@@ -1,4 +1,4 @@
-//! Decisions that look random and are not.
+//! Pseudo-random decisions that follow from the seed: they look random and are not.
 //!
 //! Every draw is a pure function of the seed, of what is being decided, and of the request it is
 //! decided for. Two runs with the same seed and the same requests make the same decisions, in

@@ -5,10 +5,10 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use errand::job::JobId;
 use errand_sandbox::{DEFAULT_WORLD, Options, Running, Sandbox, World};
-use errand_testbed::second_api::{self as foreign, Foreign};
+use errand_testbed::second_api::{self, SecondApi};
 use serde_json::{Value, json};
 
-use super::cell::Cell;
+use super::fault::Fault;
 
 /// How long a request to the tool API's own controls may take.
 const CONTROL: Duration = Duration::from_secs(10);
@@ -16,15 +16,15 @@ const CONTROL: Duration = Duration::from_secs(10);
 /// The key that the sandbox's default world accepts.
 const SANDBOX_KEY: &str = "ak_test_good";
 
-/// How long the foreign API hangs: longer than workers wait.
-const FOREIGN_HANG: Duration = Duration::from_secs(5);
+/// How long the second API hangs: longer than workers wait.
+const SECOND_API_HANG: Duration = Duration::from_secs(5);
 
-/// How late an effect of the foreign API may be, and its entry in the log. Twice this is well below the time
+/// How late an effect of the second API may be, and its entry in the log. Twice this is well below the time
 /// after which workers trust the log, whatever else holds a call up.
-const FOREIGN_LATE: Duration = Duration::from_millis(500);
+const SECOND_API_LATE: Duration = Duration::from_millis(500);
 
-/// How long the foreign API's log shows nothing at a time.
-const FOREIGN_BLACKOUT: Duration = Duration::from_secs(3);
+/// How long the second API's log shows nothing at a time.
+const SECOND_API_BLACKOUT: Duration = Duration::from_secs(3);
 
 /// Calls that the sandbox answers with a fault, of a hundred of each line.
 const FAULT_RATE: f64 = 0.04;
@@ -36,13 +36,13 @@ pub(crate) enum Kind {
     /// errand's own sandbox.
     Sandbox,
     /// A second one by another hand, which shares no code with the first and misbehaves in its own ways.
-    Foreign,
+    SecondApi,
 }
 
 impl Kind {
     /// Whether rounds of this kind can be played with it: only the sandbox's log can be told what to do.
-    pub(crate) fn knows(self, cell: Cell) -> bool {
-        self == Self::Sandbox || !matches!(cell, Cell::LogsLate | Cell::LogsRefused | Cell::LogsLost)
+    pub(crate) fn knows(self, fault: Fault) -> bool {
+        self == Self::Sandbox || !matches!(fault, Fault::LogsLate | Fault::LogsRefused | Fault::LogsLost)
     }
 }
 
@@ -61,7 +61,7 @@ pub(super) enum Log {
 
 /// What an app would send, but for its ID.
 #[derive(Debug)]
-pub(super) struct Errand {
+pub(super) struct SampleJob {
     pub(super) body: Value,
     /// Whether it must not take effect twice.
     pub(super) once: bool,
@@ -69,12 +69,12 @@ pub(super) struct Errand {
 
 /// A tool API of one round.
 #[derive(Debug)]
-pub(super) enum Target {
+pub(super) enum ToolApi {
     Sandbox { running: Running, http: reqwest::Client },
-    Foreign(foreign::Running),
+    SecondApi(second_api::Running),
 }
 
-impl Target {
+impl ToolApi {
     pub(super) async fn start(kind: Kind, seed: u64) -> Result<Self> {
         match kind {
             Kind::Sandbox => {
@@ -88,19 +88,19 @@ impl Target {
                 target.heal().await?;
                 Ok(target)
             }
-            Kind::Foreign => {
-                let options = foreign::Options {
+            Kind::SecondApi => {
+                let options = second_api::Options {
                     seed,
-                    hang: FOREIGN_HANG,
-                    late: FOREIGN_LATE,
-                    log_delay: FOREIGN_LATE,
-                    log_blackout: FOREIGN_BLACKOUT,
-                    ..foreign::Options::default()
+                    hang: SECOND_API_HANG,
+                    late: SECOND_API_LATE,
+                    log_delay: SECOND_API_LATE,
+                    log_blackout: SECOND_API_BLACKOUT,
+                    ..second_api::Options::default()
                 };
                 let running =
-                    Foreign::bind(options).await.context("cannot listen on a free port of 127.0.0.1")?;
+                    SecondApi::bind(options).await.context("cannot listen on a free port of 127.0.0.1")?;
                 running.heal();
-                Ok(Self::Foreign(running))
+                Ok(Self::SecondApi(running))
             }
         }
     }
@@ -108,19 +108,19 @@ impl Target {
     pub(super) fn port(&self) -> u16 {
         match self {
             Self::Sandbox { running, .. } => running.addr.port(),
-            Self::Foreign(running) => running.port(),
+            Self::SecondApi(running) => running.port(),
         }
     }
 
     pub(super) fn key(&self) -> &str {
         match self {
             Self::Sandbox { .. } => SANDBOX_KEY,
-            Self::Foreign(running) => running.api_key(),
+            Self::SecondApi(running) => running.api_key(),
         }
     }
 
     /// The n-th job: most are such that must not be repeated.
-    pub(super) fn errand(&self, id: JobId, n: usize) -> Errand {
+    pub(super) fn errand(&self, id: JobId, n: usize) -> SampleJob {
         let user = format!("user-{}", n % 20 + 1);
         let org = format!("org-{}", n % 3 + 1);
         let (mut body, once) = match (self, n % 6) {
@@ -142,31 +142,31 @@ impl Target {
                        "arguments": {"recipient_email": "a@example.com", "subject": "s", "body": format!("mail {n}")}}),
                 true,
             ),
-            (Self::Foreign(_), of_six) => {
-                let tool = foreign::TOOLS[of_six % foreign::TOOLS.len()];
+            (Self::SecondApi(_), of_six) => {
+                let tool = second_api::TOOLS[of_six % second_api::TOOLS.len()];
                 let owner = if of_six < 3 { ("user_id", user) } else { ("org_id", org) };
                 (
                     json!({owner.0: owner.1, "tool": tool, "arguments": {"job": id}}),
-                    foreign::ONCE_TOOLS.contains(&tool),
+                    second_api::ONCE_TOOLS.contains(&tool),
                 )
             }
         };
         body["id"] = json!(id);
-        Errand { body, once }
+        SampleJob { body, once }
     }
 
     /// How often a job took effect.
     pub(super) fn effects(&self, job: &str) -> u64 {
         match self {
             Self::Sandbox { running, .. } => running.job_effects(job).into(),
-            Self::Foreign(running) => running.effects_of(job),
+            Self::SecondApi(running) => running.effects_of(job),
         }
     }
 
     /// What calls said that they must not say, a line each.
     pub(super) fn complaints(&self) -> Vec<String> {
-        let Self::Foreign(running) = self else { return Vec::new() };
-        let foreign::Summary { confused, strangers, unpinned, repeated_requests, .. } = running.summary();
+        let Self::SecondApi(running) = self else { return Vec::new() };
+        let second_api::Summary { confused, strangers, unpinned, repeated_requests, .. } = running.summary();
         [
             (confused, "calls named another job than the one that they were for"),
             (strangers, "calls used an account of another owner"),
@@ -182,7 +182,7 @@ impl Target {
     /// Calls go wrong in every way from now on.
     pub(super) async fn misbehave(&self) -> Result<()> {
         match self {
-            Self::Foreign(running) => {
+            Self::SecondApi(running) => {
                 running.misbehave();
                 Ok(())
             }
@@ -212,25 +212,25 @@ impl Target {
     pub(super) async fn heal(&self) -> Result<()> {
         match self {
             Self::Sandbox { running, http } => answer_within(http, running, 20, 300).await,
-            Self::Foreign(running) => {
+            Self::SecondApi(running) => {
                 running.heal();
                 Ok(())
             }
         }
     }
 
-    /// From now on every call, or with the foreign API some, can be interrupted before it is answered.
+    /// From now on every call, or with the second API some, can be interrupted before it is answered.
     pub(super) async fn be_slow(&self) -> Result<()> {
         match self {
             Self::Sandbox { running, http } => answer_within(http, running, 200, 400).await,
-            Self::Foreign(_) => self.misbehave().await,
+            Self::SecondApi(_) => self.misbehave().await,
         }
     }
 
-    /// Changes how the execution log behaves. That of the foreign API follows its misbehaviour.
+    /// Changes how the execution log behaves. That of the second API follows its misbehaviour.
     pub(super) async fn set_log(&self, log: Log) -> Result<()> {
         match self {
-            Self::Foreign(_) => Ok(()),
+            Self::SecondApi(_) => Ok(()),
             Self::Sandbox { running, http } => {
                 let settings = match log {
                     Log::Prompt => json!({}),

@@ -4,11 +4,11 @@ use std::str::FromStr;
 
 use errand::worker::CrashPoint;
 
-use super::stage::Backend;
+use super::backend::Backend;
 
 /// One kind of fault, with which rounds are played.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Cell {
+pub(crate) enum Fault {
     /// Nothing breaks: what the others are compared with.
     Calm,
     /// A worker crashes at a point of a job's way, several times.
@@ -55,12 +55,12 @@ pub(crate) enum Cell {
     LogsRefused,
     /// The execution log has lost everything.
     LogsLost,
-    /// Calls fail, and several other faults strike.
+    /// Calls fail, and several other faults are injected.
     Everything,
 }
 
-impl Cell {
-    /// Every cell that a backend can have.
+impl Fault {
+    /// Every fault that a backend can have.
     pub(crate) fn all(backend: Backend) -> Vec<Self> {
         let everywhere = [
             Self::Calm,
@@ -140,20 +140,20 @@ impl Cell {
         self == Self::DeleteQueue
     }
 
-    /// What can strike beside failing calls.
+    /// What can be injected beside failing calls.
     pub(super) fn mixed(backend: Backend) -> Vec<Self> {
         let whole_rounds = [Self::Calm, Self::ApiFaults, Self::LogsLost, Self::DeleteQueue, Self::Everything];
-        let fits = |cell: &Self| !whole_rounds.contains(cell) && !cell.needs_the_services_alone();
+        let fits = |fault: &Self| !whole_rounds.contains(fault) && !fault.needs_the_services_alone();
         Self::all(backend).into_iter().filter(fits).collect()
     }
 }
 
-impl FromStr for Cell {
+impl FromStr for Fault {
     type Err = String;
 
     fn from_str(name: &str) -> Result<Self, String> {
         let all = [Backend::Amqp, Backend::Embedded].into_iter().flat_map(Self::all);
-        all.clone().find(|cell| cell.name() == name).ok_or_else(|| {
+        all.clone().find(|fault| fault.name() == name).ok_or_else(|| {
             let mut names: Vec<_> = all.map(Self::name).collect();
             names.sort_unstable();
             names.dedup();
@@ -167,15 +167,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_cell_is_found_by_its_own_name() {
+    fn every_fault_is_found_by_its_own_name() {
         for backend in [Backend::Amqp, Backend::Embedded] {
-            let cells = Cell::all(backend);
-            let names: std::collections::HashSet<_> = cells.iter().map(|cell| cell.name()).collect();
-            assert_eq!(names.len(), cells.len());
-            for cell in cells {
-                assert_eq!(cell.name().parse(), Ok(cell));
+            let faults = Fault::all(backend);
+            let names: std::collections::HashSet<_> = faults.iter().map(|fault| fault.name()).collect();
+            assert_eq!(names.len(), faults.len());
+            for fault in faults {
+                assert_eq!(fault.name().parse(), Ok(fault));
             }
         }
-        assert!("rain".parse::<Cell>().unwrap_err().contains("kill-workers"));
+        assert!("rain".parse::<Fault>().unwrap_err().contains("kill-workers"));
     }
 }

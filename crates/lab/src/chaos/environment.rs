@@ -1,4 +1,4 @@
-//! The services of a run, and the place of one round on them.
+//! The environment of one round: its own database and lane, its own tool API, and its workers.
 
 use std::{
     path::{Path, PathBuf},
@@ -18,15 +18,15 @@ use errand::{
     store::SharedStore,
     worker::CrashPlan,
 };
-use errand_testbed::services::{
-    Place,
-    postgres::{self, Postgres},
-    proxy::Proxy,
-    rabbitmq::{self, RabbitMq, Vhost},
-};
+use errand_testbed::services::{proxy::Proxy, rabbitmq::Vhost};
 use tempfile::TempDir;
 
-use super::{Plan, process::Process, target::Target};
+use super::{
+    cluster::{Cluster, Services},
+    plan::Plan,
+    process::Process,
+    tool_api::ToolApi,
+};
 
 /// The lane of all jobs.
 pub(super) const LANE: &str = "default";
@@ -44,59 +44,16 @@ pub(super) const GIVE_UP: Duration = Duration::from_secs(15);
 /// How long a worker that was told to end may take.
 pub(super) const DRAIN: Duration = Duration::from_secs(5);
 
-/// The services under the workers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, serde::Serialize)]
-#[serde(rename_all = "snake_case")]
-pub(crate) enum Backend {
-    /// Private RabbitMQ and PostgreSQL servers, and two workers.
-    Amqp,
-    /// The queue in the process and SQLite, and one worker.
-    Embedded,
-}
-
-/// The services of a run.
+/// What one round has for itself. Each worker is behind proxies of its own.
 #[derive(Debug)]
-pub(super) struct Ground {
-    /// `None` for the embedded pair.
-    pub(super) services: Option<Services>,
-    place: Place,
-}
-
-/// The servers that all rounds share.
-#[derive(Debug)]
-pub(super) struct Services {
-    pub(super) postgres: Postgres,
-    pub(super) rabbitmq: RabbitMq,
-}
-
-impl Ground {
-    pub(super) async fn prepare(backend: Backend) -> Result<Self> {
-        let place = Place::default();
-        let services = match backend {
-            Backend::Embedded => None,
-            Backend::Amqp => {
-                let (postgres, rabbitmq) = tokio::try_join!(
-                    Postgres::start(&place, postgres::Options::default()),
-                    RabbitMq::start(&place, rabbitmq::Options::default()),
-                )?;
-                Some(Services { postgres, rabbitmq })
-            }
-        };
-        Ok(Self { services, place })
-    }
-}
-
-/// The place of one round: its own database and lane, its own tool API, and its workers, each behind its own
-/// connections.
-#[derive(Debug)]
-pub(super) struct Stage {
+pub(super) struct Environment {
     /// The tool API, and what stands before it.
-    pub(super) api: Arc<Target>,
+    pub(super) api: Arc<ToolApi>,
     pub(super) api_proxy: Proxy,
     pub(super) slots: Vec<Slot>,
-    /// The way of apps into the system, past all proxies.
-    pub(super) entrance: Entrance,
-    /// The round's own place on the broker.
+    /// How apps reach the broker and the database, past all proxies.
+    pub(super) access: AppAccess,
+    /// The round's own virtual host on the broker.
     pub(super) vhost: Option<Vhost>,
     /// The database file of the embedded pair.
     pub(super) database_file: Option<PathBuf>,
@@ -105,7 +62,7 @@ pub(super) struct Stage {
 
 /// How jobs get in, and how their states are read.
 #[derive(Debug, Clone)]
-pub(super) struct Entrance {
+pub(super) struct AppAccess {
     pub(super) store: SharedStore,
     pub(super) queue: Option<SharedQueue>,
     pub(super) lane: QueueName,
@@ -157,31 +114,31 @@ impl Slot {
     }
 }
 
-impl Stage {
-    pub(super) async fn build(plan: &Plan, ground: &Ground, seed: u64) -> Result<Self> {
+impl Environment {
+    pub(super) async fn build(plan: &Plan, cluster: &Cluster, seed: u64) -> Result<Self> {
         let folder = tempfile::Builder::new().prefix("errand-chaos-").tempdir()?;
-        let api = Arc::new(Target::start(plan.api, seed).await?);
-        let api_proxy = Proxy::start(&ground.place, api.port()).await?;
+        let api = Arc::new(ToolApi::start(plan.api, seed).await?);
+        let api_proxy = Proxy::start(&cluster.place, api.port()).await?;
         let mut common = settings(&api_proxy, api.key());
         let journals = folder.path().join("journals");
         common.push(("ERRAND__WORKER__JOURNAL_DIR".into(), journals.display().to_string()));
         let lane: QueueName = LANE.parse()?;
-        let stage = match &ground.services {
+        let environment = match &cluster.services {
             None => {
                 let file = folder.path().join("errand.db");
                 let url = format!("sqlite://{}", file.display());
-                let entrance = Entrance { store: open_store(&plan.config, &url)?, queue: None, lane };
+                let access = AppAccess { store: open_store(&plan.config, &url)?, queue: None, lane };
                 common.push(("DATABASE_URL".into(), url));
                 let slots = vec![slot(1, folder.path(), common, None, None)];
-                Self { api, api_proxy, slots, entrance, vhost: None, database_file: Some(file), folder }
+                Self { api, api_proxy, slots, access, vhost: None, database_file: Some(file), folder }
             }
             Some(Services { postgres, rabbitmq }) => {
                 let (database, vhost) =
                     tokio::try_join!(postgres.database("chaos"), rabbitmq.vhost("chaos"))?;
                 let mut slots = Vec::new();
                 for number in 1..=2 {
-                    let to_database = Proxy::start(&ground.place, postgres.port()).await?;
-                    let to_broker = Proxy::start(&ground.place, rabbitmq.port()).await?;
+                    let to_database = Proxy::start(&cluster.place, postgres.port()).await?;
+                    let to_broker = Proxy::start(&cluster.place, rabbitmq.port()).await?;
                     let mut env = common.clone();
                     env.push(("DATABASE_URL".into(), to_database.url(&database.url)?));
                     env.push(("AMQP_URL".into(), to_broker.url(&vhost.amqp_url)?));
@@ -189,15 +146,15 @@ impl Stage {
                 }
                 let store = open_store(&plan.config, &database.url)?;
                 let queue = open_queue(&vhost.amqp_url, &lane)?;
-                let entrance = Entrance { store, queue: Some(queue), lane };
-                Self { api, api_proxy, slots, entrance, vhost: Some(vhost), database_file: None, folder }
+                let access = AppAccess { store, queue: Some(queue), lane };
+                Self { api, api_proxy, slots, access, vhost: Some(vhost), database_file: None, folder }
             }
         };
-        stage.entrance.store.migrate().await.context("cannot migrate the database of a round")?;
-        if let Some(queue) = &stage.entrance.queue {
+        environment.access.store.migrate().await.context("cannot migrate the database of a round")?;
+        if let Some(queue) = &environment.access.queue {
             queue.check().await.context("cannot use the broker of a round")?;
         }
-        Ok(stage)
+        Ok(environment)
     }
 
     /// The folder with the workers' logs.
@@ -215,10 +172,10 @@ impl Stage {
 
     /// Ends everything that is connected.
     pub(super) async fn close(&self) {
-        if let Some(queue) = &self.entrance.queue {
+        if let Some(queue) = &self.access.queue {
             queue.close().await;
         }
-        self.entrance.store.close().await;
+        self.access.store.close().await;
     }
 }
 

@@ -13,12 +13,12 @@ use errand::{
 };
 use tokio::time::Instant;
 
-use super::{bare, child::Role, jobs::spec, stub};
+use super::{baseline, child::Role, jobs::spec, stub};
 use crate::child::parent_is_gone;
 
-/// What a child is told.
+/// What a child process is to do.
 #[derive(Debug, Clone)]
-pub(crate) struct Part {
+pub(crate) struct Task {
     /// What it is.
     pub(crate) role: Role,
     /// How long the stub takes.
@@ -29,20 +29,20 @@ pub(crate) struct Part {
     pub(crate) pace: f64,
 }
 
-/// Plays a part until the parent is gone.
+/// Does its task until the parent is gone.
 ///
 /// # Errors
 /// Whatever ends it early.
-pub(crate) async fn play(part: &Part, config: Option<Config>) -> Result<()> {
-    match (part.role, config) {
-        (Role::Stub, _) | (_, None) => stub::serve(part.stub).await,
-        (Role::Worker, Some(config)) => worker(part, config).await,
-        (Role::Bare, Some(config)) => bare::run(config, part.feed).await,
+pub(crate) async fn run(task: &Task, config: Option<Config>) -> Result<()> {
+    match (task.role, config) {
+        (Role::Stub, _) | (_, None) => stub::serve(task.stub).await,
+        (Role::Worker, Some(config)) => worker(task, config).await,
+        (Role::Baseline, Some(config)) => baseline::run(config, task.feed).await,
     }
 }
 
 /// The same as `errand worker`, except that it also ends when the parent does.
-async fn worker(part: &Part, config: Config) -> Result<()> {
+async fn worker(task: &Task, config: Config) -> Result<()> {
     let metrics = app::install_metrics()?;
     let lanes = config.worker.queues.clone();
     let app = App::new(config)?;
@@ -52,8 +52,8 @@ async fn worker(part: &Part, config: Config) -> Result<()> {
         parent_is_gone().await;
         stop.cancel();
     });
-    if let (Some(lane), 1..) = (lanes.into_iter().next(), part.feed) {
-        let (door, feed, pace) = (app.door(), part.feed, part.pace);
+    if let (Some(lane), 1..) = (lanes.into_iter().next(), task.feed) {
+        let (door, feed, pace) = (app.door(), task.feed, task.pace);
         tokio::spawn(async move {
             if let Err(error) = enqueue_evenly(&door, &lane, feed, pace).await {
                 tracing::error!(error = %chain(&*error), "jobs could not be enqueued");

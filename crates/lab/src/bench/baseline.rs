@@ -1,4 +1,4 @@
-//! The bare loop: consume, one batched insert, call, one batched update, acknowledge. It decides
+//! The baseline is a bare loop: consume, one batched insert, call, one batched update, acknowledge. It decides
 //! nothing, retries nothing and measures nothing, so that it shows what the services and the client
 //! libraries allow.
 //!
@@ -59,7 +59,7 @@ pub(super) async fn run(config: Config, feed: usize) -> Result<()> {
 }
 
 async fn work(config: &Config, feed: usize) -> Result<()> {
-    let lane = config.worker.queues.first().context("the bare loop has no lane")?;
+    let lane = config.worker.queues.first().context("the baseline has no lane")?;
     let concurrency = config.queues.get(lane).context("the lane has no concurrency")?.concurrency;
     let store = BenchStore::open(&config.store.url, config.store.hot_connections)?;
     let channels = Arc::new(channels(config.composio.http_version, concurrency)?);
@@ -90,14 +90,14 @@ async fn work(config: &Config, feed: usize) -> Result<()> {
         if ids.is_empty() {
             return std::future::pending().await;
         }
-        store.insert_bare(&ids, &bodies, now_micros()).await?;
+        store.insert_baseline(&ids, &bodies, now_micros()).await?;
         for (id, body) in ids.into_iter().zip(bodies) {
             let Some(permit) = room.split(1) else { break };
             let (channels, url, finished) = (channels.clone(), url.clone(), finished.clone());
             tokio::spawn(async move {
                 match call(channels.place().client(), &url, body).await {
                     Ok(result) => drop(finished.send(Done { id, result, _permit: permit })),
-                    Err(error) => tracing::error!(error = %chain(&*error), "a call of the bare loop failed"),
+                    Err(error) => tracing::error!(error = %chain(&*error), "a call of the baseline failed"),
                 }
             });
         }
@@ -148,8 +148,8 @@ async fn finish(store: BenchStore, mut results: mpsc::UnboundedReceiver<Done>) {
     while results.recv_many(&mut batch, FINISH_BATCH).await > 0 {
         let ids: Vec<Uuid> = batch.iter().map(|done| done.id).collect();
         let bodies: Vec<Bytes> = batch.iter().map(|done| done.result.clone()).collect();
-        if let Err(error) = store.finish_bare(&ids, &bodies, now_micros()).await {
-            tracing::error!(error = %chain(&error), "the bare loop could not write results");
+        if let Err(error) = store.finish_baseline(&ids, &bodies, now_micros()).await {
+            tracing::error!(error = %chain(&error), "the baseline could not write results");
         }
         batch.clear();
     }

@@ -1,5 +1,5 @@
-//! The place of one turn: a schema or a file, and a lane, which are removed when the turn is over,
-//! however it ended.
+//! The environment of one measurement: a schema or a file, and a lane, which are removed when the measurement is
+//! over, however it ended.
 
 use std::{fmt::Write as _, path::PathBuf, time::Duration};
 
@@ -18,24 +18,24 @@ use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Backend, Plan,
     child::{Process, Role},
     database::{BenchStore, with_schema},
     jobs::{TOOLKIT, VERSION, random_word},
+    plan::{Backend, Plan},
     stub::StubProcess,
 };
 
-/// Connections for looking at what the parties do.
+/// Connections for looking at what the contenders do.
 const CONNECTIONS: u32 = 2;
 
-/// The place of one turn.
+/// What one measurement has for itself.
 #[derive(Debug)]
-pub(super) struct Stage {
-    /// The turn's own database.
+pub(super) struct Environment {
+    /// The measurement's own database.
     pub(super) url: SecretString,
     /// The same, to read what is in it.
     pub(super) store: BenchStore,
-    /// The turn's own lane.
+    /// The measurement's own lane.
     pub(super) lane: QueueName,
     /// The broker, unless the backend is embedded.
     pub(super) queue: Option<RabbitQueue>,
@@ -45,20 +45,20 @@ pub(super) struct Stage {
     folder: TempDir,
 }
 
-impl Stage {
-    /// Runs `work` on a fresh stage, and clears it away afterwards.
+impl Environment {
+    /// Runs `work` in a fresh environment, and removes it afterwards.
     pub(super) async fn with<T>(
         config: &Config,
         plan: &Plan,
         stop: &CancellationToken,
-        work: impl AsyncFnOnce(&Stage) -> Result<T>,
+        work: impl AsyncFnOnce(&Environment) -> Result<T>,
     ) -> Result<T> {
-        let stage = Self::build(config, plan)?;
+        let environment = Self::build(config, plan)?;
         let done = tokio::select! {
-            done = async { stage.prepare().await?; work(&stage).await } => done,
+            done = async { environment.prepare().await?; work(&environment).await } => done,
             () = stop.cancelled() => Err(anyhow::anyhow!("the benchmark was stopped")),
         };
-        let cleared = stage.clear().await;
+        let cleared = environment.clear().await;
         let done = done?;
         cleared.context("what the benchmark created could not be removed")?;
         Ok(done)
@@ -128,7 +128,7 @@ impl Stage {
         cleared
     }
 
-    /// Starts a party here.
+    /// Starts a contender here.
     pub(super) fn start(
         &self,
         role: Role,
@@ -148,7 +148,7 @@ impl Stage {
         Process::start(role, arguments, &variables)
     }
 
-    /// The settings of the parties: the usual ones, with this lane and this stub.
+    /// The settings of the contenders: the usual ones, with this lane and this stub.
     fn write_settings(&self, config: &Config, plan: &Plan, stub: &StubProcess) -> Result<PathBuf> {
         let (lane, concurrency) = (&self.lane, plan.concurrency);
         let mut text = String::new();

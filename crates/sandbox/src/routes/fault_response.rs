@@ -8,7 +8,7 @@ use axum::{
 };
 use serde_json::json;
 
-use super::gate::{FromEdge, throttled};
+use super::middleware::{FromEdge, throttled};
 use crate::{
     error::{ApiError, json_response, status_code},
     fault::BodyForm,

@@ -42,7 +42,7 @@ impl ApiVersion {
     }
 }
 
-/// What the gate learned of a request.
+/// What the middleware learned of a request.
 #[derive(Debug, Clone)]
 pub(super) struct Call {
     pub(super) request_id: Arc<str>,
@@ -57,22 +57,24 @@ pub(super) struct Call {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct FromEdge;
 
+/// What the middleware of one version of the API works with.
 #[derive(Debug, Clone)]
-pub(super) struct Gate {
+pub(super) struct Context {
     pub(super) state: Shared,
     pub(super) version: ApiVersion,
 }
 
-pub(super) async fn gate(State(gate): State<Gate>, mut request: Request, next: Next) -> Response {
-    let now = gate.state.now();
+/// Identifies, authenticates and counts a request before its handler sees it, and completes the answer.
+pub(super) async fn admit(State(context): State<Context>, mut request: Request, next: Next) -> Response {
+    let now = context.state.now();
     let (request_id, chosen) = request_id(request.headers());
-    let (mut response, standing) = match authenticate(&gate.state, request.headers()) {
-        Err(error) => (error.render(&request_id), gate.state.limiter.untouched(now)),
+    let (mut response, standing) = match authenticate(&context.state, request.headers()) {
+        Err(error) => (error.render(&request_id), context.state.limiter.untouched(now)),
         Ok(key) => {
-            let standing = gate.state.limiter.take(&key.org, now);
+            let standing = context.state.limiter.take(&key.org, now);
             if standing.admitted {
                 let request_id = Arc::clone(&request_id);
-                let call = Call { request_id, chosen, api: gate.version, may_execute: key.execute };
+                let call = Call { request_id, chosen, api: context.version, may_execute: key.execute };
                 request.extensions_mut().insert(call);
                 (next.run(request).await, standing)
             } else {
