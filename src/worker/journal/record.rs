@@ -13,7 +13,7 @@ use serde_json::value::RawValue;
 use sha2::{Digest as _, Sha256};
 
 use crate::{
-    job::{Attempt, AttemptOutcome, Ending, Fence, HeldReason, JobError, JobId, RequestId},
+    job::{Attempt, AttemptOutcome, Ending, Fence, HeldReason, JobError, JobId, RequestId, Stop},
     store::{By, Finish},
 };
 
@@ -125,9 +125,6 @@ enum WireEnding {
         #[serde(with = "verbatim")]
         result: Arc<RawValue>,
     },
-    Fail {
-        error: JobError,
-    },
     Retry {
         after: Duration,
         error: JobError,
@@ -136,18 +133,21 @@ enum WireEnding {
         after: Duration,
         error: Option<JobError>,
     },
-    Hold {
-        reason: HeldReason,
-        error: JobError,
-    },
-    Connect {
-        toolkit: String,
-        error: JobError,
-    },
     Verify {
         after: Duration,
         error: JobError,
     },
+    // In the file, a stop is an ending like the others.
+    #[serde(untagged)]
+    Stop(#[serde(with = "WireStop")] Stop),
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(remote = "Stop", tag = "kind", rename_all = "snake_case")]
+enum WireStop {
+    Fail { error: JobError },
+    Hold { reason: HeldReason, error: JobError },
+    Connect { toolkit: String, error: JobError },
 }
 
 /// JSON in a text, because a result is kept verbatim and may contain line breaks.
@@ -176,7 +176,7 @@ pub(super) mod tests {
 
     fn errors() -> impl Strategy<Value = JobError> {
         (select(ErrorKind::ALL), any::<String>(), any::<Option<i64>>(), any::<Option<String>>())
-            .prop_map(|(kind, message, code, slug)| JobError { kind, message, code, slug })
+            .prop_map(|(kind, message, code, slug)| JobError::new(kind, message).with_code(code, slug))
     }
 
     fn durations() -> impl Strategy<Value = Duration> {
@@ -192,11 +192,12 @@ pub(super) mod tests {
         });
         prop_oneof![
             result,
-            errors().prop_map(|error| Ending::Fail { error }),
+            errors().prop_map(|error| Stop::Fail { error }.into()),
             (durations(), errors()).prop_map(|(after, error)| Ending::Retry { after, error }),
             (durations(), option::of(errors())).prop_map(|(after, error)| Ending::Snooze { after, error }),
-            (select(HeldReason::ALL), errors()).prop_map(|(reason, error)| Ending::Hold { reason, error }),
-            (any::<String>(), errors()).prop_map(|(toolkit, error)| Ending::Connect { toolkit, error }),
+            (select(HeldReason::ALL), errors())
+                .prop_map(|(reason, error)| Stop::Hold { reason, error }.into()),
+            (any::<String>(), errors()).prop_map(|(toolkit, error)| Stop::Connect { toolkit, error }.into()),
             (durations(), errors()).prop_map(|(after, error)| Ending::Verify { after, error }),
         ]
     }
