@@ -2,7 +2,7 @@
 //! job that the store knows, and delivering a message twice runs nothing twice.
 //!
 //! A backend implements [`Queue`] and [`Consumer`]; the contract suite in
-//! `tests/it/queue_contract.rs` has a test for each guarantee. No lapin type crosses this seam.
+//! `tests/it/queue_contract` has a test for each guarantee. No lapin type crosses this seam.
 
 use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
 

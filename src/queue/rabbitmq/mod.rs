@@ -56,6 +56,8 @@ mod stream;
 mod topology;
 mod wire;
 
+pub use stream::{FilteredFrames, MAX_BUFFERED_BYTES, filter_frames};
+
 /// How long a publish may take in all: to get a connection and a turn, and to be confirmed.
 pub const PUBLISH_TIMEOUT: Duration = Duration::from_secs(2 * BROKER_TIMEOUT.as_secs());
 

@@ -13,7 +13,7 @@ use std::{
 
 use async_rs::{Runtime, Tokio, traits::Reactor, util::RuntimeParts};
 use bytes::{Buf as _, BytesMut};
-use futures_util::Stream;
+use futures_util::{FutureExt as _, Stream, io::AsyncReadExt as _};
 use lapin::{
     AsyncTcpStream,
     uri::{AMQPScheme, AMQPUri},
@@ -28,11 +28,14 @@ use tokio::{
 use tokio_rustls::{TlsConnector, client::TlsStream};
 use tokio_util::either::Either;
 
-use super::frame_filter::FrameFilter;
+use super::frame_filter::{FrameFilter, MAX_FRAME};
 use crate::{queue::BROKER_TIMEOUT, sync::lock};
 
 /// How long the addresses of a host get together, which leaves time for handshakes.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(BROKER_TIMEOUT.as_secs() / 2);
+
+/// The bytes that a stream keeps back, beside those of its last read, are up to so many.
+pub const MAX_BUFFERED_BYTES: usize = MAX_FRAME;
 
 /// Tokio, with streams that are filtered.
 pub(super) type FilteringRuntime = Runtime<RuntimeParts<Tokio, FilteringReactor>>;
@@ -212,6 +215,30 @@ impl<S> fmt::Debug for FilteredStream<S> {
     }
 }
 
+/// What the client library reads of a stream of frames.
+#[derive(Debug, PartialEq, Eq)]
+pub struct FilteredFrames {
+    pub bytes: Vec<u8>,
+    /// The most bytes that were kept back between two reads.
+    pub most_buffered: usize,
+}
+
+/// Reads a stream of AMQP frames through the frame filter, as the client library does, in reads of these sizes again
+/// and again. `frame_max` is the largest frame that we would ask the broker for; zero means any. Only tests and
+/// fuzzing call this.
+pub fn filter_frames(frames: &[u8], frame_max: u32, read_sizes: &[usize]) -> FilteredFrames {
+    let mut stream = FilteredStream::new(frames, Some(frame_max));
+    let mut buffer = vec![0; read_sizes.iter().copied().max().unwrap_or(0)];
+    let (mut bytes, mut most_buffered) = (Vec::new(), 0);
+    for size in read_sizes.iter().cycle() {
+        // A slice is always ready and never fails.
+        let Some(Ok(length @ 1..)) = stream.read(&mut buffer[..*size]).now_or_never() else { break };
+        bytes.extend_from_slice(&buffer[..length]);
+        most_buffered = most_buffered.max(stream.rest.len() + stream.filter.buffered());
+    }
+    FilteredFrames { bytes, most_buffered }
+}
+
 /// Tokio's reactor but for the streams, which are filtered.
 #[derive(Debug, Clone)]
 pub(super) struct FilteringReactor(Tokio);
@@ -247,8 +274,6 @@ impl Reactor for FilteringReactor {
 
 #[cfg(test)]
 mod tests {
-    use futures_util::{FutureExt as _, io::AsyncReadExt as _};
-
     use super::*;
 
     /// A content header whose message ID is not UTF-8, and a heartbeat.
@@ -256,14 +281,7 @@ mod tests {
         b"\x02\0\x01\0\0\0\x11\0\x3c\0\0\0\0\0\0\0\0\0\x05\0\x80\x02\xff\xfe\xce\x08\0\0\0\0\0\0\xce";
 
     fn read_through(bytes: &[u8], buffer: usize) -> Vec<u8> {
-        let mut stream = FilteredStream::new(bytes, None);
-        let (mut buffer, mut out) = (vec![0; buffer], Vec::new());
-        loop {
-            match stream.read(&mut buffer).now_or_never().unwrap().unwrap() {
-                0 => return out,
-                length => out.extend_from_slice(&buffer[..length]),
-            }
-        }
+        filter_frames(bytes, 0, &[buffer]).bytes
     }
 
     #[test]
