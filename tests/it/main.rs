@@ -23,6 +23,7 @@ mod outage;
 mod outage_broker;
 mod outage_database;
 mod queue_contract;
+mod rabbitmq;
 mod sandbox;
 mod services;
 mod shutdown;
