@@ -1,4 +1,4 @@
-//! The stream that the client library reads from: the broker's, decrypted, through the frame filter.
+//! The TCP or TLS stream to the broker, which the client library reads through the frame filter.
 
 use std::{
     fmt,
@@ -31,13 +31,13 @@ use tokio_util::either::Either;
 use super::frame_filter::{FrameFilter, MAX_FRAME};
 use crate::{queue::BROKER_TIMEOUT, sync::lock};
 
-/// How long the addresses of a host get together, which leaves time for handshakes.
+/// How long connecting to all addresses of a host may take together, which leaves time for handshakes.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(BROKER_TIMEOUT.as_secs() / 2);
 
-/// The bytes that a stream keeps back, beside those of its last read, are up to so many.
+/// The most bytes that a stream keeps back, beside those of its last read.
 pub const MAX_BUFFERED_BYTES: usize = MAX_FRAME;
 
-/// Tokio, with streams that are filtered.
+/// The Tokio runtime, with filtered streams.
 pub(super) type FilteringRuntime = Runtime<RuntimeParts<Tokio, FilteringReactor>>;
 
 /// A plain or TLS stream to the broker.
@@ -48,12 +48,12 @@ pub(super) fn runtime() -> FilteringRuntime {
     Runtime::new(RuntimeParts::new(Tokio::current(), FilteringReactor(Tokio::current())))
 }
 
-/// Ends a stream from outside, at the latest when this is dropped. The library waits without a limit for a broker that
-/// falls silent in the middle of a handshake or of a goodbye, with a thread and a socket for each.
+/// Shuts the socket of a stream down from outside, at the latest when this is dropped. The library waits without a
+/// limit for a broker that falls silent in the middle of a handshake or of a close, with a thread and a socket for each.
 #[derive(Debug, Default)]
 pub(super) struct SocketGuard(Arc<Mutex<Socket>>);
 
-/// The socket of a stream, for whoever makes the stream.
+/// The socket of a guard, which the function that connects fills in.
 pub(super) type SharedSocket = Arc<Mutex<Socket>>;
 
 #[derive(Debug, Default)]
@@ -69,10 +69,10 @@ impl SocketGuard {
         Arc::clone(&self.0)
     }
 
-    /// Ends the stream, or has it end as soon as there is one.
+    /// Shuts the socket down, or has it shut down as soon as it is open.
     pub(super) fn shut_down(&self) {
         if let Socket::Open(socket) = std::mem::replace(&mut *lock(&self.0), Socket::ShutDown) {
-            // Of a connection that is at its end already there is nothing to end.
+            // This fails only for a connection that has ended.
             drop(socket.shutdown(Shutdown::Both));
         }
     }
@@ -123,20 +123,20 @@ async fn connect_to_any(host: (&str, u16)) -> io::Result<TcpStream> {
     Err(last)
 }
 
-/// Makes sure that the other side is who the URL names, for an authority that this host trusts.
+/// Starts TLS. The certificate has to name the host of the URL, and this host has to trust its authority.
 async fn encrypt(host: &str, plain: TcpStream) -> io::Result<TlsStream<TcpStream>> {
     let name = ServerName::try_from(host.to_owned())
         .map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
-    // Reads the certificates anew, which may have been renewed since the last connection.
+    // This reads the trusted certificates, which may have changed since the last connection.
     let config = ClientConfig::with_platform_verifier().map_err(io::Error::other)?;
     TlsConnector::from(Arc::new(config)).connect(name, plain).await
 }
 
-/// A stream of which everything that is read goes through the frame filter.
+/// A stream that is read through the frame filter.
 pub(super) struct FilteredStream<S> {
     stream: S,
     filter: FrameFilter,
-    /// What came from the stream and the filter has not consumed.
+    /// Bytes that were read and the filter has not consumed.
     rest: BytesMut,
 }
 
@@ -168,7 +168,7 @@ impl<S: AsyncRead + Unpin> futures_util::io::AsyncRead for FilteredStream<S> {
                 ready!(Pin::new(&mut *stream).poll_read(context, &mut chunk))?;
                 let chunk = chunk.filled();
                 if chunk.is_empty() {
-                    // The start of a frame that never ends is of no use to anybody.
+                    // The start of a frame whose end will not come is dropped.
                     return Poll::Ready(Ok(0));
                 }
                 let filtered = filter.filter(chunk);
@@ -215,7 +215,7 @@ impl<S> fmt::Debug for FilteredStream<S> {
     }
 }
 
-/// What the client library reads of a stream of frames.
+/// The bytes that the client library reads of a stream of frames.
 #[derive(Debug, PartialEq, Eq)]
 pub struct FilteredFrames {
     pub bytes: Vec<u8>,
@@ -239,7 +239,7 @@ pub fn filter_frames(frames: &[u8], frame_max: u32, read_sizes: &[usize]) -> Fil
     FilteredFrames { bytes, most_buffered }
 }
 
-/// Tokio's reactor but for the streams, which are filtered.
+/// Tokio's reactor, with filtered streams.
 #[derive(Debug, Clone)]
 pub(super) struct FilteringReactor(Tokio);
 

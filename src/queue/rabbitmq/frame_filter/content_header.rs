@@ -14,7 +14,7 @@ pub(super) const CUT_HEADER: &str = "x-errand-unreadable-cut";
 /// Deepest nesting of headers that passes. The library's stack takes a few hundred.
 pub(super) const MAX_DEPTH: usize = 32;
 
-/// Up to so many bytes of a replacement are not the original properties.
+/// The most bytes of a replacement beside the original properties.
 pub(super) const REPLACEMENT_OVERHEAD: usize = 256;
 
 /// Whether the library can read the properties of this whole frame.
