@@ -179,7 +179,7 @@ impl Admission {
 }
 
 /// The message that carries a stored job to a worker.
-pub(crate) fn message(spec: &JobSpec) -> Message {
+pub fn message(spec: &JobSpec) -> Message {
     Message {
         to: Address::Lane(spec.queue.clone()),
         body: encode(spec).into(),

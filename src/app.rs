@@ -37,7 +37,7 @@ use crate::{
     },
     telemetry::metrics,
     tool::{SharedToolApi, composio},
-    worker::{CrashPlan, Deps, Health, Options, OutagePolicy, Phase, Report, Resolver, Worker},
+    worker::{CircuitBreakerPolicy, CrashPlan, Deps, Health, Options, Phase, Report, Resolver, Worker},
 };
 
 /// Messages that the in-process queue holds per lane; what is more waits in the store.
@@ -459,7 +459,7 @@ fn worker_options(config: &Config, lanes: Vec<(QueueName, u32)>) -> Options {
         journal_dir: config.worker.journal_dir.clone(),
         accept_unidentified: config.worker.accept_unidentified,
         retry: retry_policy(&config.retry),
-        outage: OutagePolicy {
+        circuit_breaker: CircuitBreakerPolicy {
             after: config.outage.after,
             intervals: Intervals {
                 initial: Duration::from_millis(config.outage.first_ms),

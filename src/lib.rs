@@ -6,25 +6,16 @@ pub mod admission;
 pub mod api;
 pub mod app;
 pub mod backoff;
-pub(crate) mod bench;
 pub mod bounds;
-#[doc(hidden)]
-pub mod chaos;
-pub(crate) mod child;
 pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod failure;
-#[doc(hidden)]
-pub mod fuzzing;
 pub mod job;
 pub mod job_json;
 pub mod maintenance;
 pub mod queue;
 pub mod relay;
-pub mod sandbox;
-#[doc(hidden)]
-pub mod services;
 pub mod shutdown;
 pub mod store;
 pub(crate) mod string_enum;

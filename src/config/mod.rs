@@ -14,9 +14,7 @@ mod setting;
 mod show;
 
 pub use error::{ConfigErrors, Missing, Mistake, Origin};
-pub(crate) use load::load_text;
-pub use load::{DEFAULTS, Loaded, Sources, load};
-pub use setting::is_toolkit_version;
+pub use load::{DEFAULTS, Loaded, Sources, load, load_text};
 pub use show::mask_url;
 
 /// All settings. Field by field the same as `default.toml`, which is the manual.

@@ -44,8 +44,8 @@ use crate::{
     job::RequestId,
 };
 
-pub(crate) mod channels;
-pub(crate) mod wire;
+pub mod channels;
+pub mod wire;
 
 use channels::Channels;
 

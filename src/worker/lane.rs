@@ -12,7 +12,7 @@ use super::{
     Shared,
     crash::CrashPoint,
     execute,
-    silence::{LOOKS, Silence},
+    stall_detector::{CHECK_INTERVALS, StallDetector},
 };
 use crate::{
     backoff::RECONNECT,
@@ -129,7 +129,7 @@ impl Lane {
                 biased;
                 () = stop.cancelled() => break,
                 deliveries = consumer.next(permits.num_permits()) => deliveries?,
-                error = self.silent_too_long(*renewals) => {
+                error = self.stalled(*renewals) => {
                     *renewals += 1;
                     return Err(error);
                 }
@@ -144,15 +144,15 @@ impl Lane {
         Ok(())
     }
 
-    /// Looks at the queue now and then while nothing comes, and returns when something should have come.
-    async fn silent_too_long(&self, renewals: u32) -> QueueError {
-        let mut silence = Silence::default();
+    /// Checks the queue now and then while nothing comes, and returns when something should have come.
+    async fn stalled(&self, renewals: u32) -> QueueError {
+        let mut detector = StallDetector::default();
         loop {
-            tokio::time::sleep(LOOKS.wait(renewals + 1, fastrand::f64())).await;
+            tokio::time::sleep(CHECK_INTERVALS.wait(renewals + 1, fastrand::f64())).await;
             let seen = self.shared.deps.queue.depth(&self.name).await;
-            if let Err(suspicion) = silence.look(&seen) {
+            if let Err(stall) = detector.observe(&seen) {
                 metrics::SUBSCRIPTIONS_RENEWED.add1(self.name.as_str(), 1);
-                let sentence = format!("nothing comes through the subscription: {suspicion}");
+                let sentence = format!("nothing comes through the subscription: {stall}");
                 return QueueError::new(QueueErrorKind::Unavailable, sentence);
             }
         }

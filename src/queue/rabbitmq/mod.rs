@@ -119,14 +119,6 @@ impl RabbitQueue {
         self.shared.publishing.live()?.blocked()
     }
 
-    /// Deletes a lane with all its messages. Only for lanes that somebody made for a while, such as
-    /// those of the benchmark; deleting one that is not there is no error.
-    pub(crate) async fn delete_lane(&self, lane: &QueueName) -> Result<(), QueueError> {
-        let connector = &self.shared.consuming;
-        let session = connector.get().await?;
-        connector.run_on(&session, topology::delete(&session, lane)).await
-    }
-
     /// The channel to the publishers, which start with its first use.
     fn publishers(&self) -> Result<mpsc::Sender<Request>, QueueError> {
         let mut publishing = lock(&self.publishing);

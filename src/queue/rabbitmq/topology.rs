@@ -18,7 +18,7 @@ use std::fmt;
 
 use lapin::{
     ExchangeKind, Queue,
-    options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions},
+    options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions},
     types::{AMQPValue, FieldTable, ShortString},
 };
 use tokio::{sync::Mutex, time::timeout};
@@ -206,24 +206,6 @@ pub(super) async fn depth(session: &Session, lane: &QueueName) -> Result<Depth, 
         Outcome::Refused => Err(QueueError::new(
             QueueErrorKind::Access,
             format!("RabbitMQ does not let this user look at the {queue}"),
-        )),
-    }
-}
-
-/// Deletes the queue of a lane with all its messages.
-pub(super) async fn delete(session: &Session, lane: &QueueName) -> Result<(), QueueError> {
-    let name = lane_queue(lane)?;
-    let queue = Resource::Queue(name.clone());
-    let channel = session.channel().await?;
-    let deleted = channel.queue_delete(name, QueueDeleteOptions::default());
-    match outcome(&queue, timeout(BROKER_TIMEOUT, deleted).await)? {
-        Outcome::Exists(_) => Ok(()),
-        Outcome::Missing(error) | Outcome::Differs(error) => {
-            Err(failed(&format!("delete the {queue}"), error))
-        }
-        Outcome::Refused => Err(QueueError::new(
-            QueueErrorKind::Access,
-            format!("RabbitMQ does not let this user delete the {queue}"),
         )),
     }
 }
