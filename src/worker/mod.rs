@@ -303,7 +303,7 @@ impl Shared {
             }
             Err(why) => {
                 tracing::error!(
-                    error = why,
+                    error = %why,
                     results,
                     "results could not be journaled and are left to the rescue"
                 );

@@ -9,9 +9,11 @@
 
 mod config;
 mod envelope;
+mod frames;
 mod text;
 mod tool_api;
 
 pub use config::config;
 pub use envelope::envelope;
+pub use frames::frames;
 pub use tool_api::tool_api;
