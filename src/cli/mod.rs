@@ -243,7 +243,7 @@ fn lasting<F: Future<Output = anyhow::Result<Exit>>>(
     config: Config,
     command: impl FnOnce(Config) -> F,
 ) -> anyhow::Result<Exit> {
-    logging::init(&config.log)?;
+    logging::init(config.log.format, &config.log.level, config.log.colors)?;
     let runtime = runtime(config.runtime.threads)?;
     let answer = runtime.block_on(Box::pin(command(config)));
     runtime.shutdown_background();
@@ -252,11 +252,9 @@ fn lasting<F: Future<Output = anyhow::Result<Exit>>>(
 
 /// Starts logging of warnings only, unless a level is configured.
 fn start_quiet_logging(loaded: &Loaded) -> anyhow::Result<()> {
-    let mut log = loaded.config.log.clone();
-    if loaded.origin("log.level") == Some(&Origin::Default) {
-        "warn".clone_into(&mut log.level);
-    }
-    logging::init(&log)
+    let log = &loaded.config.log;
+    let level = if loaded.origin("log.level") == Some(&Origin::Default) { "warn" } else { &log.level };
+    logging::init(log.format, level, log.colors)
 }
 
 /// A runtime with so many threads; 0 means one per core.

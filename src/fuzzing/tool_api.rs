@@ -11,8 +11,9 @@ use crate::{
     job::{AttemptOutcome, Budget, Effect, ErrorKind, JobError, Owner, OwnerKind, RetryPolicy},
     tool::{
         Answer, Body, Reply,
-        composio::wire,
-        error::{MAX_RETRY_AFTER, date, decode, lookup_error, retry_after},
+        composio::{lookup::lookup_error, wire},
+        decode::decode,
+        retry_after::{MAX_RETRY_AFTER, date, retry_after},
     },
     worker::classify::{Classified, Context, Next, classify},
 };

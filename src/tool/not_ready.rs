@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{ApiError, ToolError, error::mask};
+use super::{ApiError, ToolError, redact::mask_keys};
 use crate::job::{ErrorKind, HeldReason, JobError};
 
 /// Why a job cannot be called now, and what to do with it. Nothing was sent.
@@ -75,7 +75,7 @@ impl ToolError {
             Self::Unavailable(cause) => NotReady::Wait {
                 error: JobError::new(
                     ErrorKind::NotSent,
-                    format!("the tool API cannot be asked to {what}: {}", mask(cause)),
+                    format!("the tool API cannot be asked to {what}: {}", mask_keys(cause)),
                 ),
                 retry_after: None,
             },
@@ -99,5 +99,5 @@ pub(crate) fn said(kind: ErrorKind, sentence: String, error: &ApiError) -> JobEr
         text.push_str("; suggested fix: ");
         text.push_str(fix);
     }
-    JobError::new(kind, mask(&text).into_owned()).with_code(error.code, error.slug.clone())
+    JobError::new(kind, mask_keys(&text).into_owned()).with_code(error.code, error.slug.clone())
 }

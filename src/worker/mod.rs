@@ -45,7 +45,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 pub use crash::{CrashPlan, CrashPoint};
 pub use health::{Health, Phase, Readiness};
 pub use outage::Policy as OutagePolicy;
-pub use resolve::Resolver;
+pub use resolve::{Options as ResolverOptions, Resolver};
 
 use self::{
     crash::Crash, finish::BindOutcome, group_commit::GroupCommit, heartbeat::LeaseClock, outage::Outages,
