@@ -3,13 +3,13 @@
 use std::{net::SocketAddr, path::PathBuf};
 
 use anyhow::{Context as _, Result};
+use errand_sandbox::{self as sandbox, Sandbox, World};
 use secrecy::ExposeSecret as _;
 
 use super::{exit::Exit, output};
 use crate::{
     app::{self, App},
     config::Config,
-    sandbox::{self, Sandbox, World},
     shutdown::Shutdown,
     tool::catalog::UnpinnedPolicy,
 };

@@ -115,7 +115,7 @@ pub fn load(sources: &Sources) -> Result<Loaded, ConfigErrors> {
 ///
 /// # Errors
 /// All mistakes of all sources.
-pub(crate) fn load_text(text: &str, env: &BTreeMap<String, String>) -> Result<Loaded, ConfigErrors> {
+pub fn load_text(text: &str, env: &BTreeMap<String, String>) -> Result<Loaded, ConfigErrors> {
     let mut loader = Loader::of_defaults();
     loader.read_text(text, PathBuf::from(USUAL_FILE));
     loader.finish(env)

@@ -7,7 +7,7 @@ use secrecy::SecretString;
 use serde::Deserialize;
 
 use crate::{
-    job::{OwnerKind, QueueName},
+    job::{OwnerKind, QueueName, QueueType},
     telemetry::logging::LogFormat,
     tool::{catalog::UnpinnedPolicy, composio::HttpVersion},
 };
@@ -18,8 +18,7 @@ mod setting;
 mod show;
 
 pub use error::{ConfigErrors, Missing, Mistake, Origin};
-pub(crate) use load::load_text;
-pub use load::{DEFAULTS, Loaded, Sources, load};
+pub use load::{DEFAULTS, Loaded, Sources, load, load_text};
 pub use show::mask_url;
 
 /// All settings. Field by field the same as `default.toml`, which is the manual.
@@ -69,16 +68,6 @@ pub struct Amqp {
     pub queue_type: QueueType,
     pub declare: bool,
     pub heartbeat_secs: u16,
-}
-
-/// The type of RabbitMQ queue that lanes are declared with.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum QueueType {
-    /// Replicated and crash-safe.
-    Quorum,
-    /// Not replicated.
-    Classic,
 }
 
 /// `[queues.<name>]`

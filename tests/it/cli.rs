@@ -13,9 +13,9 @@ use errand::{
     job::{
         Arrival, EnvelopeReason, ErrorKind, HeldReason, JobError, JobId, RequestId, State, WorkerId, decode,
     },
-    sandbox::{Options, Sandbox, World},
     store::{Claim, Claimed, Rejected, SharedStore, Verdict},
 };
+use errand_sandbox::{Options, Sandbox, World};
 use insta::assert_snapshot;
 use serde_json::{Value, json};
 use sqlx::{Connection as _, Executor as _};

@@ -6,7 +6,7 @@ use reqwest::{
 };
 use secrecy::{ExposeSecret as _, SecretString};
 
-use crate::tool::ApiError;
+use crate::{failure, tool::ApiError};
 
 /// What is reserved for a body of unknown size before any of it has arrived.
 const FIRST_READ: usize = 8 * 1024;
@@ -44,20 +44,9 @@ pub(super) fn header(headers: &HeaderMap, name: &HeaderName) -> Option<String> {
     (!text.is_empty()).then_some(text)
 }
 
-/// An error with its causes in one line, without the URL.
+/// An error with its causes, without the URL.
 pub(super) fn chain(error: reqwest::Error) -> String {
-    let error = error.without_url();
-    let mut text = error.to_string();
-    let mut source = std::error::Error::source(&error);
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.ends_with(&cause_text) {
-            text.push_str(": ");
-            text.push_str(&cause_text);
-        }
-        source = cause.source();
-    }
-    text
+    failure::chain(&error.without_url())
 }
 
 /// Takes errand's own key out of texts, should the API ever quote it.
