@@ -9,8 +9,8 @@ use errand::{
 use serde_json::json;
 
 use super::{
-    LEASE, RunningJob, TestStore, applied, binding, claim, error, in_hours, job, job_with_reply,
-    on_every_backend, one, renamed, retry, running, succeed,
+    LEASE, RunningJob, TestStore, binding, claim, error, in_hours, job, job_with_reply, on_every_backend,
+    one, renamed, retry, running,
 };
 
 on_every_backend!(an_unknown_job_is_inserted_and_claimed_in_one_step, async |t| {

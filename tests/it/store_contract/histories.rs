@@ -7,7 +7,10 @@ use std::{
 
 use errand::{
     clock,
-    job::{AttemptOutcome, Ending, EnvelopeReason, ErrorKind, JobSpec, Release, State, Transition, WorkerId},
+    job::{
+        AttemptOutcome, Ending, EnvelopeReason, ErrorKind, Fence, JobSpec, Release, State, Transition,
+        WorkerId,
+    },
     store::{Claim, Claimed, Decided, Finished, Inserted, PutOff, Rejected, SharedStore, StoreErrorKind},
 };
 use jiff::{SignedDuration, Timestamp};
