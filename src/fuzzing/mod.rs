@@ -10,10 +10,12 @@
 
 mod config;
 mod envelope;
+mod journal;
 mod tool_api;
 
 pub use config::config;
 pub use envelope::envelope;
+pub use journal::journal;
 pub use tool_api::tool_api;
 
 use crate::bounds::{MAX_ERROR_CHARS, MAX_SHORT_TEXT_BYTES};

@@ -3,6 +3,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use super::JobError;
@@ -55,7 +56,8 @@ string_enum! {
 }
 
 /// How a running job stops running.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Ending {
     /// The tool succeeded; its `data`, verbatim.
     Succeed {

@@ -45,6 +45,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 pub use circuit_breaker::Policy as CircuitBreakerPolicy;
 pub use crash::{CrashPlan, CrashPoint};
 pub use health::{Health, Phase, Readiness};
+pub use journal::{Unreadable as UnreadableJournal, decode as decode_journal};
 pub use resolve::Resolver;
 
 use self::{
