@@ -18,7 +18,7 @@ use crate::{
     bounds::CLAIM_BATCH,
     config::Config,
     job::{Binding, Effect, JobSpec, PinnedBy, RequestId, WorkerId},
-    store::{Claim, Claimed, SharedStore, Verdict},
+    store::{Claim, Claimed, SharedStore},
 };
 
 /// How often is looked, and how exact the times are. Each look reads the whole table.
@@ -102,11 +102,5 @@ fn claim_of(spec: Arc<JobSpec>) -> Claim {
         account: None,
         effect: Effect::Once,
     };
-    Claim {
-        spec,
-        request_id: RequestId::new(),
-        binding: Some(binding),
-        verdict: Verdict::Run,
-        from_store: false,
-    }
+    Claim { spec, request_id: RequestId::new(), binding: Some(binding), stop: None, from_store: false }
 }

@@ -1,6 +1,7 @@
 //! The vocabulary of jobs: pure types and rules, no I/O, no clock, no randomness.
 
 mod binding;
+mod ending;
 mod envelope;
 mod id;
 mod outcome;
@@ -9,6 +10,7 @@ mod retry;
 mod state;
 
 pub use binding::{Binding, PinnedBy};
+pub use ending::{AttemptEnd, Ending, NotReady, Stop};
 pub use envelope::{
     Arrival, Digest, EnvelopeError, EnvelopeReason, JobSpec, OwnerPolicy, QueueName, decode, encode,
 };
@@ -16,4 +18,4 @@ pub use id::{Fence, JobId, RequestId, WorkerId};
 pub use outcome::{Attempt, AttemptOutcome, Effect, ErrorKind, JobError};
 pub use owner::{Owner, OwnerError, OwnerKind};
 pub use retry::{Budget, RetryPolicy};
-pub use state::{Ending, HeldReason, IllegalMove, Release, State, Transition};
+pub use state::{HeldReason, IllegalMove, Release, State, Transition};

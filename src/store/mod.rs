@@ -28,7 +28,7 @@ use uuid::Uuid;
 
 use crate::job::{
     Attempt, Binding, Ending, EnvelopeReason, ErrorKind, Fence, HeldReason, JobError, JobId, JobSpec, Owner,
-    OwnerKind, QueueName, Release, RequestId, State, WorkerId,
+    OwnerKind, QueueName, Release, RequestId, State, Stop, WorkerId,
 };
 
 mod audit;
@@ -96,9 +96,8 @@ pub trait Jobs: fmt::Debug + Send + Sync {
     /// * An unknown job whose `run_at` lies in the future becomes `scheduled` ([`Claimed::Scheduled`]).
     ///   A known job that is `available` was due, or a person made it due, so it runs.
     /// * A job whose `expires_at` has passed becomes `failed` with kind `expired` ([`Claimed::Ended`]).
-    /// * With [`Verdict::Refuse`] the job becomes `failed`, with [`Verdict::Hold`] and
-    ///   [`Verdict::Connect`] `held`, instead of `running` ([`Claimed::Ended`]), with that error. Expiry and schedule come before the verdict
-    ///   only where it is `Run`.
+    /// * With a [`Claim::stop`] the job becomes `failed` or `held` instead of `running`
+    ///   ([`Claimed::Ended`]), with that error. Expiry and schedule matter only without one.
     /// * A known job whose attempts or fences are counted as far as can be counted becomes `failed` with kind
     ///   `internal` ([`Claimed::Ended`]) instead of `running`. All other counts stay at their highest value.
     /// * What was frozen earlier wins over [`Claim::frozen`]; what is offered is kept only where the
@@ -195,23 +194,17 @@ pub struct Claim {
     pub request_id: RequestId,
     /// Pin, account and effect, when they could be decided without waiting.
     pub binding: Option<Binding>,
-    /// What admission decided.
-    pub verdict: Verdict,
+    /// What admission decided against running it; `None` runs it.
+    pub stop: Option<Stop>,
     /// The message was published by the relay, so the store knew the job.
     pub from_store: bool,
 }
 
-/// What admission decided about a job that has not run.
-#[derive(Debug, Clone)]
-pub enum Verdict {
-    /// Run it.
-    Run,
-    /// It may not run; this is final.
-    Refuse(JobError),
-    /// It may not run yet.
-    Hold(HeldReason, JobError),
-    /// It may not run before its owner has connected this toolkit ([`Connecting`]).
-    Connect(String, JobError),
+impl Claim {
+    /// The state to which the claim brings a job that is neither expired nor due later.
+    pub fn goes_to(&self) -> State {
+        self.stop.as_ref().map_or(State::Running, Stop::state)
+    }
 }
 
 /// What became of a claim.
@@ -350,8 +343,6 @@ pub struct Due {
     pub spec: Arc<JobSpec>,
     /// The state it was in.
     pub was: State,
-    /// How late it is, by the store's clock.
-    pub late_by: Duration,
 }
 
 /// A finished job whose app waits for the result.
@@ -464,8 +455,7 @@ pub struct PutOff {
 // ---------------------------------------------------------------------------------------------
 // Missing connections.
 
-/// Jobs that are held until their owner has connected a toolkit ([`Ending::Connect`],
-/// [`Verdict::Connect`]). Those of the same owner, toolkit and named account wait together, and are asked
+/// Jobs that are held until their owner has connected a toolkit ([`Stop::Connect`]). Those of the same owner, toolkit and named account wait together, and are asked
 /// about together.
 #[async_trait]
 pub trait Connections: fmt::Debug + Send + Sync {

@@ -4,7 +4,7 @@
 use uuid::Uuid;
 
 use super::{
-    By, Claim, ClaimReceipt, Claimed, Conflict, Finish, Finished, Inserted, StoreError, Verdict,
+    By, Claim, ClaimReceipt, Claimed, Conflict, Finish, Finished, Inserted, StoreError,
     row::{HOLDER, RESCUER},
 };
 use crate::job::{
@@ -35,8 +35,7 @@ impl Known {
     /// Whether one more claim cannot be counted any more. Such a job ends instead: a claim that fails would
     /// be repeated for ever.
     pub(super) fn is_worn_out(&self, claim: &Claim) -> bool {
-        matches!(claim.verdict, Verdict::Run)
-            && (self.receipt.attempt >= MAX_ATTEMPT || self.receipt.fence >= MAX_FENCE)
+        claim.stop.is_none() && (self.receipt.attempt >= MAX_ATTEMPT || self.receipt.fence >= MAX_FENCE)
     }
 
     fn conflict(&self, spec: &JobSpec) -> Option<Conflict> {

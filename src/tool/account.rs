@@ -14,10 +14,8 @@ use futures_util::FutureExt as _;
 
 use tokio::time::Instant;
 
-use super::{
-    Account, SharedToolApi, ToolApi, ToolError, cached::Cached, not_ready::NotReady, refusals::Refusals,
-};
-use crate::job::{ErrorKind, JobError, Owner, OwnerKind};
+use super::{Account, SharedToolApi, ToolApi, ToolError, cached::Cached, refusals::Refusals};
+use crate::job::{ErrorKind, JobError, NotReady, Owner, OwnerKind, Stop};
 
 /// How long accounts are remembered.
 #[derive(Debug, Clone, Copy)]
@@ -104,11 +102,10 @@ pub enum AccountError {
 impl AccountError {
     /// What it means for the job.
     pub fn not_ready(&self) -> NotReady {
-        let connect = |toolkit: &str, kind, message| NotReady::Connect {
-            toolkit: toolkit.to_owned(),
-            error: JobError::new(kind, message),
+        let connect = |toolkit: &str, kind, message| {
+            Stop::Connect { toolkit: toolkit.to_owned(), error: JobError::new(kind, message) }.into()
         };
-        let fail = |kind, message| NotReady::Fail(JobError::new(kind, message));
+        let fail = |kind, message| Stop::Fail { error: JobError::new(kind, message) }.into();
         match self {
             Self::NotFound { id } => fail(
                 ErrorKind::AccountNotFound,

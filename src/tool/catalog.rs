@@ -14,10 +14,9 @@ use futures_util::FutureExt as _;
 use super::{
     ApiError, SharedToolApi, ToolError, ToolInfo,
     cached::Cached,
-    not_ready::NotReady,
     pin::{self, BASE_VERSION, Decision, PinSources, Wanted},
 };
-use crate::job::{Effect, ErrorKind, JobError, JobSpec, Owner, PinnedBy};
+use crate::job::{Effect, ErrorKind, JobError, JobSpec, NotReady, Owner, PinnedBy, Stop};
 
 /// Most guesses at the toolkit of a tool that is in neither the newest nor the base version.
 const MAX_GUESSES: usize = 3;
@@ -133,7 +132,7 @@ pub enum ResolveError {
 impl ResolveError {
     /// What it means for the job.
     pub fn not_ready(&self) -> NotReady {
-        let fail = |kind, message| NotReady::Fail(JobError::new(kind, message));
+        let fail = |kind, message| Stop::Fail { error: JobError::new(kind, message) }.into();
         match self {
             Self::BadVersion { version, by: PinnedBy::Job, .. } => fail(
                 ErrorKind::InvalidJob,

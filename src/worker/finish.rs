@@ -7,7 +7,7 @@ use std::{future::Future, sync::Arc};
 use super::{Shared, group_commit::Runner};
 use crate::{
     backoff::RECONNECT,
-    job::{Ending, ErrorKind, JobError},
+    job::{ErrorKind, JobError, Stop},
     store::{Bind, Finish, Finished, StoreError, StoreErrorKind},
     telemetry::metrics,
 };
@@ -112,7 +112,7 @@ async fn write_unstorable(shared: &Shared, refused: &[Finish], cause: &StoreErro
     let mut failed = refused.to_vec();
     for finish in &mut failed {
         finish.attempt.error = Some(error.clone());
-        finish.ending = Ending::Fail { error: error.clone() };
+        finish.ending = Stop::Fail { error: error.clone() }.into();
     }
     let store = &shared.deps.store;
     for keeps_log_id in [true, false] {

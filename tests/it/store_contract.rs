@@ -12,13 +12,13 @@ use errand::{
     clock,
     job::{
         Arrival, Attempt, AttemptOutcome, Binding, Effect, Ending, EnvelopeReason, ErrorKind, Fence,
-        HeldReason, JobError, JobId, JobSpec, Owner, PinnedBy, QueueName, Release, RequestId, State,
+        HeldReason, JobError, JobId, JobSpec, Owner, PinnedBy, QueueName, Release, RequestId, State, Stop,
         Transition, WorkerId, decode, encode,
     },
     store::{
         AuditLimits, Awaited, Bind, By, Claim, ClaimReceipt, Claimed, Conflict, Decided, Finding,
         FindingKind, Finish, Finished, HeldFilter, Inserted, JobFilter, JobView, MAX_UNCLAIMED_WAIT, PinRow,
-        PutOff, Rejected, Schema, SharedStore, StoreErrorKind, Verdict,
+        PutOff, Rejected, Schema, SharedStore, StoreErrorKind,
         postgres::{PostgresOptions, PostgresStore},
         sqlite::{SqliteOptions, SqliteStore},
     },
@@ -365,7 +365,7 @@ fn claim(spec: &Arc<JobSpec>) -> Claim {
         spec: Arc::clone(spec),
         request_id: RequestId::new(),
         binding: None,
-        verdict: Verdict::Run,
+        stop: None,
         from_store: false,
     }
 }
@@ -385,7 +385,7 @@ fn succeed(result: &str) -> Ending {
 }
 
 fn fail() -> Ending {
-    Ending::Fail { error: error(ErrorKind::ToolFailed) }
+    Stop::Fail { error: error(ErrorKind::ToolFailed) }.into()
 }
 
 fn retry(after: Duration) -> Ending {
@@ -393,7 +393,7 @@ fn retry(after: Duration) -> Ending {
 }
 
 fn hold() -> Ending {
-    Ending::Hold { reason: HeldReason::UnknownOutcome, error: error(ErrorKind::UnknownOutcome) }
+    Stop::Hold { reason: HeldReason::UnknownOutcome, error: error(ErrorKind::UnknownOutcome) }.into()
 }
 
 fn error(kind: ErrorKind) -> JobError {
@@ -533,9 +533,12 @@ async fn a_claim_repeated_gets_its_first_answer(t: Bench) {
     let batch = [
         Claim { binding: Some(binding("1")), ..claim(&specs[0]) },
         Claim { from_store: true, ..claim(&specs[1]) },
-        Claim { verdict: Verdict::Refuse(error(ErrorKind::InvalidJob)), ..claim(&specs[2]) },
+        Claim { stop: Some(Stop::Fail { error: error(ErrorKind::InvalidJob) }), ..claim(&specs[2]) },
         Claim {
-            verdict: Verdict::Hold(HeldReason::Connection, error(ErrorKind::NeedsConnection)),
+            stop: Some(Stop::Hold {
+                reason: HeldReason::Connection,
+                error: error(ErrorKind::NeedsConnection),
+            }),
             ..claim(&specs[3])
         },
         claim(&later),
@@ -572,7 +575,7 @@ async fn a_known_job_is_claimed_with_the_next_fence_and_attempt(t: Bench) {
     assert_eq!((second.fence, second.attempt, second.spent), (Fence(2), 2, 1));
     assert_eq!(second.created_at, first.receipt.created_at);
     assert!(second.age > Duration::ZERO);
-    assert_eq!(t.view(spec.id).await.error.map(|error| error.kind), Some(ErrorKind::ToolFailed));
+    assert_eq!(t.view(spec.id).await.error.map(|error| error.kind()), Some(ErrorKind::ToolFailed));
 }
 
 async fn a_claim_of_another_meaning_is_a_conflict(t: Bench) {
@@ -638,7 +641,7 @@ async fn a_claim_before_its_time_is_scheduled_and_one_after_its_time_fails(t: Be
         );
         let view = t.view(spec.id).await;
         assert_eq!((view.state, view.attempt, view.binding), (State::Failed, 0, None));
-        assert_eq!(view.error.map(|error| error.kind), Some(ErrorKind::Expired));
+        assert_eq!(view.error.map(|error| error.kind()), Some(ErrorKind::Expired));
         assert!(view.finished_at.is_some());
     }
     assert_eq!(t.store.take_replies(10, LEASE).await.unwrap().len(), 2, "its app is told");
@@ -653,21 +656,21 @@ async fn a_job_made_due_by_a_person_runs_before_its_time(t: Bench) {
 }
 
 async fn a_refused_job_fails_and_a_held_job_is_parked(t: Bench) {
-    let refuse = Verdict::Refuse(error(ErrorKind::OwnerRefused));
-    let hold = Verdict::Hold(HeldReason::Unidentified, error(ErrorKind::UnknownOutcome));
+    let refuse = Stop::Fail { error: error(ErrorKind::OwnerRefused) };
+    let hold = Stop::Hold { reason: HeldReason::Unidentified, error: error(ErrorKind::UnknownOutcome) };
     for known in [false, true] {
-        for (verdict, state) in [(&refuse, State::Failed), (&hold, State::Held)] {
-            // The verdict comes before schedule and expiry.
+        for (stop, state) in [(&refuse, State::Failed), (&hold, State::Held)] {
+            // The stop comes before schedule and expiry.
             let spec = job_with_reply(json!({"expires_at": in_hours(-1)}), Some("replies"));
             if known {
                 t.insert(&spec).await;
             }
-            let judged = Claim { verdict: verdict.clone(), from_store: known, ..claim(&spec) };
+            let judged = Claim { stop: Some(stop.clone()), from_store: known, ..claim(&spec) };
             let answer = t.claim(&judged).await;
             assert!(matches!(answer, Claimed::Ended { state: is, .. } if is == state), "{answer:?}");
             let view = t.view(spec.id).await;
             assert_eq!((view.state, view.attempt, view.due_at), (state, 0, None));
-            assert_eq!(view.error.unwrap().code, Some(4711));
+            assert_eq!(view.error.unwrap().code(), Some(4711));
             assert_eq!(view.held_reason, (state == State::Held).then_some(HeldReason::Unidentified));
             let replies = t.store.take_replies(10, LEASE).await.unwrap();
             assert_eq!(replies.len(), usize::from(state == State::Failed));
@@ -689,12 +692,12 @@ async fn a_job_that_cannot_be_counted_any_further_ends_and_no_other_with_it(t: B
     let refused = job(json!({}));
     t.insert(&refused).await;
     t.execute(&format!("update jobs set attempt = 2147483647 where id = {}", t.literal(refused.id))).await;
-    let refusal = Verdict::Refuse(error(ErrorKind::Unpinned));
+    let refusal = Stop::Fail { error: error(ErrorKind::Unpinned) };
     let batch = [
         claim(&tired),
         claim(&good),
         Claim { from_store: true, ..claim(&fenced) },
-        Claim { verdict: refusal, ..claim(&refused) },
+        Claim { stop: Some(refusal), ..claim(&refused) },
     ];
     let answers = t.store.claim(t.worker, &batch).await.unwrap();
     let ended = |answer: &Claimed, expected: ErrorKind| matches!(answer, Claimed::Ended { state: State::Failed, kind } if *kind == expected);
@@ -709,7 +712,7 @@ async fn a_job_that_cannot_be_counted_any_further_ends_and_no_other_with_it(t: B
     assert_eq!((again.attempt, again.fence), (receipt.attempt, receipt.fence));
 
     let view = t.view(tired.id).await;
-    let told = view.error.unwrap().message;
+    let told = view.error.as_ref().unwrap().message();
     assert!(told.contains("another `id`") && told.ends_with("its last error: busy"), "{told}");
     assert!(view.finished_at.is_some() && view.due_at.is_none());
     assert_eq!(t.store.take_replies(10, LEASE).await.unwrap().len(), 1);
@@ -773,7 +776,9 @@ async fn counts_stay_at_their_maximum(t: Bench) {
     assert_eq!(one(t.store.take_checks(10, LEASE).await.unwrap()).checks, MAX);
 
     // Looks for connections, and jobs that wait for them.
-    let connect = || Ending::Connect { toolkit: "github".into(), error: error(ErrorKind::NeedsConnection) };
+    let connect = || -> Ending {
+        Stop::Connect { toolkit: "github".into(), error: error(ErrorKind::NeedsConnection) }.into()
+    };
     let waiting = t.run(&job(json!({}))).await;
     t.finish(&waiting.end(connect(), AttemptOutcome::Interrupted)).await;
     t.execute("update awaited set looks = 2147483647, parked = 9223372036854775807").await;
@@ -980,12 +985,12 @@ async fn a_decision_ends_the_looking_up(t: Bench) {
 
 /// Held because the toolkit has to be connected, in the ways in which that can happen.
 fn connect(toolkit: &str) -> Ending {
-    Ending::Connect { toolkit: toolkit.into(), error: error(ErrorKind::NeedsConnection) }
+    Stop::Connect { toolkit: toolkit.into(), error: error(ErrorKind::NeedsConnection) }.into()
 }
 
 fn park(spec: &Arc<JobSpec>, toolkit: &str) -> Claim {
-    let verdict = Verdict::Connect(toolkit.into(), error(ErrorKind::NeedsConnection));
-    Claim { verdict, ..claim(spec) }
+    let stop = Stop::Connect { toolkit: toolkit.into(), error: error(ErrorKind::NeedsConnection) };
+    Claim { stop: Some(stop), ..claim(spec) }
 }
 
 async fn jobs_that_wait_for_the_same_connection_are_asked_about_together(t: Bench) {
@@ -1015,7 +1020,7 @@ async fn jobs_that_wait_for_the_same_connection_are_asked_about_together(t: Benc
     t.store.cancel(called_off.id).await.unwrap();
     t.finish(&called_off.end(connect("slack"), AttemptOutcome::Refused)).await;
     t.claim(&Claim {
-        verdict: Verdict::Hold(HeldReason::Connection, error(ErrorKind::NeedsConnection)),
+        stop: Some(Stop::Hold { reason: HeldReason::Connection, error: error(ErrorKind::NeedsConnection) }),
         ..claim(&job(json!({"user_id": "u-4"})))
     })
     .await;
@@ -1203,9 +1208,9 @@ async fn a_job_waits_for_a_connection_until_its_time_has_passed(t: Bench) {
         let view = t.view(id).await;
         assert_eq!(view.state, if passes { State::Failed } else { State::Held });
         let error = view.error.unwrap();
-        assert_eq!(error.kind, ErrorKind::NeedsConnection);
+        assert_eq!(error.kind(), ErrorKind::NeedsConnection);
         assert_eq!(
-            error.message.contains("passed before the account was connected: it did"),
+            error.message().contains("passed before the account was connected: it did"),
             passes,
             "{error:?}"
         );
@@ -1251,7 +1256,7 @@ async fn held_jobs_are_released_by_a_filter(t: Bench) {
     assert_eq!(t.view(unknown).await.result.unwrap().get(), "null");
     let unknown = t.in_state(State::Held).await;
     t.store.release_held(&unknown_ones, Release::Failed, 5).await.unwrap();
-    assert_eq!(t.view(unknown).await.error.map(|error| error.kind), Some(ErrorKind::MarkedFailed));
+    assert_eq!(t.view(unknown).await.error.map(|error| error.kind()), Some(ErrorKind::MarkedFailed));
 }
 
 async fn an_ending_leads_to_its_state(t: Bench) {
@@ -2142,7 +2147,7 @@ async fn a_released_job_shows_what_a_person_decided(t: Bench) {
     assert_eq!((view.result.unwrap().get(), view.error, view.held_reason), ("null", None, None));
     let id = t.in_state(State::Held).await;
     t.store.release(id, Release::Failed).await.unwrap();
-    assert_eq!(t.view(id).await.error.map(|error| error.kind), Some(ErrorKind::MarkedFailed));
+    assert_eq!(t.view(id).await.error.map(|error| error.kind()), Some(ErrorKind::MarkedFailed));
     let id = t.in_state(State::Held).await;
     t.store.release(id, Release::Retry).await.unwrap();
     assert_eq!(one(t.store.take_due(10, LEASE).await.unwrap()).spec.id, id);
@@ -2589,7 +2594,7 @@ async fn a_sqlite_store_lives_in_the_time_of_its_clock() {
 
     clock.advance(SignedDuration::from_mins(61));
     let due = one(store.take_due(1, LEASE).await.unwrap());
-    assert_eq!((due.was, due.late_by), (State::Scheduled, Duration::from_secs(60)));
+    assert_eq!(due.was, State::Scheduled);
     let worker = WorkerId::new();
     store.beat(worker, "w").await.unwrap();
     let first = Claim { from_store: true, ..claim(&spec) };

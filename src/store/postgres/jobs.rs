@@ -17,10 +17,9 @@ use super::{
     rows, time,
 };
 use crate::{
-    job::{Binding, Ending, ErrorKind, Fence, HeldReason, JobError, JobSpec, State, WorkerId},
+    job::{Binding, Ending, ErrorKind, Fence, HeldReason, JobError, JobSpec, State, Stop, WorkerId},
     store::{
         Bind, By, Claim, ClaimReceipt, Claimed, Finish, Finished, Inserted, Jobs, StoreError, StoreErrorKind,
-        Verdict,
         replay::{self, Judged, Known, Record, reporter},
         row::{
             EXPIRED_MESSAGE, MAX_ERROR_LENGTH, WORN_OUT_MESSAGE, micros, read_binding, read_known,
@@ -439,7 +438,7 @@ impl PostgresStore {
         }
         let claims: Vec<&Claim> = places.iter().map(|place| &batch[*place]).collect();
         let query = Specs::new(claims.iter().map(|claim| &*claim.spec)).bind(sqlx::query(CLAIM_NEW));
-        let query = bind_verdicts(query, &claims).bind(worker.0).bind(EXPIRED_MESSAGE);
+        let query = bind_starts(query, &claims).bind(worker.0).bind(EXPIRED_MESSAGE);
         let done = self.claimed(query, &claims).await?;
         let places: HashMap<Uuid, usize> =
             places.iter().map(|place| (batch[*place].spec.id.0, *place)).collect();
@@ -480,7 +479,7 @@ impl PostgresStore {
             .bind(all(&claims, |claim| claim.spec.owner.id()))
             .bind(all(&claims, |claim| &claim.spec.digest.0[..]))
             .bind(some(&claims, |claim| claim.spec.expires_at.map(at)));
-        let query = bind_verdicts(query, &claims).bind(worker.0).bind(EXPIRED_MESSAGE);
+        let query = bind_starts(query, &claims).bind(worker.0).bind(EXPIRED_MESSAGE);
         let done = self.claimed(query, &claims).await?;
         let places: HashMap<Uuid, usize> =
             places.iter().map(|place| (batch[*place].spec.id.0, *place)).collect();
@@ -510,10 +509,7 @@ impl PostgresStore {
 
     /// Executes a claim, whose last column is the toolkit that is to be connected.
     async fn claimed(&self, query: Bound, claims: &[&Claim]) -> Result<Vec<PgRow>, StoreError> {
-        let toolkit = |claim: &&Claim| match &claim.verdict {
-            Verdict::Connect(toolkit, _) => Some(toolkit.clone()),
-            Verdict::Run | Verdict::Refuse(_) | Verdict::Hold(..) => None,
-        };
+        let toolkit = |claim: &&Claim| claim.stop.as_ref().and_then(Stop::waits_for).map(str::to_owned);
         let parked = claims.iter().filter(|claim| toolkit(claim).is_some());
         let parked = parked.map(|claim| claim.spec.id.0).collect();
         rows_and_awaited(&self.hot, query.bind(some(claims, toolkit)), parked).await
@@ -602,10 +598,10 @@ async fn record(db: &mut PgConnection, finish: &Finish, answer: Finished) -> Res
         .bind(attempt.http_status.map(i32::from))
         .bind(attempt.log_id.as_deref())
         .bind(attempt.version.as_deref())
-        .bind(error.map(|e| e.kind.as_str()))
-        .bind(error.map(|e| &*e.message))
-        .bind(error.and_then(|e| e.code))
-        .bind(error.and_then(|e| e.slug.as_deref()))
+        .bind(error.map(|e| e.kind().as_str()))
+        .bind(error.map(JobError::message))
+        .bind(error.and_then(JobError::code))
+        .bind(error.and_then(JobError::slug))
         .bind(at(attempt.started_at))
         .bind(at(attempt.finished_at))
         .bind(reporter(finish.by))
@@ -723,10 +719,10 @@ struct ErrorColumns<'a>(Vec<Option<&'a JobError>>);
 impl ErrorColumns<'_> {
     fn bind(&self, query: Bound) -> Bound {
         query
-            .bind(some(&self.0, |error| error.map(|e| e.kind.as_str())))
-            .bind(some(&self.0, |error| error.map(|e| &*e.message)))
-            .bind(some(&self.0, |error| error.and_then(|e| e.code)))
-            .bind(some(&self.0, |error| error.and_then(|e| e.slug.as_deref())))
+            .bind(some(&self.0, |error| error.map(|e| e.kind().as_str())))
+            .bind(some(&self.0, |error| error.map(JobError::message)))
+            .bind(some(&self.0, |error| error.and_then(JobError::code)))
+            .bind(some(&self.0, |error| error.and_then(JobError::slug)))
     }
 }
 
@@ -748,22 +744,12 @@ impl<'a> BindingColumns<'a> {
     }
 }
 
-/// Request IDs, verdicts and offers of claims.
-fn bind_verdicts(query: Bound, claims: &[&Claim]) -> Bound {
-    let states = all(claims, |claim| match &claim.verdict {
-        Verdict::Run => State::Running.as_str(),
-        Verdict::Refuse(_) => State::Failed.as_str(),
-        Verdict::Hold(..) | Verdict::Connect(..) => State::Held.as_str(),
-    });
-    let reasons = some(claims, |claim| match &claim.verdict {
-        Verdict::Hold(reason, _) => Some(HeldReason::as_str(*reason)),
-        Verdict::Connect(..) => Some(HeldReason::Connection.as_str()),
-        Verdict::Run | Verdict::Refuse(_) => None,
-    });
-    let errors = ErrorColumns(all(claims, |claim| match &claim.verdict {
-        Verdict::Run => None,
-        Verdict::Refuse(error) | Verdict::Hold(_, error) | Verdict::Connect(_, error) => Some(error),
-    }));
+/// Request IDs, stops and offers of claims.
+fn bind_starts(query: Bound, claims: &[&Claim]) -> Bound {
+    let states = all(claims, |claim| claim.goes_to().as_str());
+    let reasons =
+        some(claims, |claim| claim.stop.as_ref().and_then(Stop::held_reason).map(HeldReason::as_str));
+    let errors = ErrorColumns(all(claims, |claim| claim.stop.as_ref().map(Stop::error)));
     let query = query.bind(all(claims, |claim| claim.request_id.0)).bind(states).bind(reasons);
     BindingColumns::new(claims.iter().map(|claim| claim.binding.as_ref())).bind(errors.bind(query))
 }
@@ -779,7 +765,7 @@ fn bind_finishes(batch: &[&Finish]) -> Bound {
         .bind(all(batch, |finish| finish.ending.state().as_str()))
         .bind(some(batch, |finish| wait_of(&finish.ending)))
         .bind(all(batch, |finish| i32::from(finish.ending.spends_attempt())))
-        .bind(some(batch, |finish| held_reason_of(&finish.ending)));
+        .bind(some(batch, |finish| finish.ending.held_reason().map(HeldReason::as_str)));
     let query = ErrorColumns(all(batch, |finish| finish.ending.error()))
         .bind(query)
         .bind(some(batch, |finish| result_of(&finish.ending)))
@@ -798,7 +784,7 @@ fn bind_finishes(batch: &[&Finish]) -> Bound {
         .bind(times(|finish| finish.attempt.finished_at))
         .bind(all(batch, |finish| reporter(finish.by)))
         .bind(some(batch, |finish| check_after(&finish.ending)))
-        .bind(some(batch, |finish| waits_for(&finish.ending)))
+        .bind(some(batch, |finish| finish.ending.waits_for()))
 }
 
 fn bind_late(query: Bound, charged: bool, finish: &Finish) -> Bound {
@@ -810,28 +796,20 @@ fn bind_late(query: Bound, charged: bool, finish: &Finish) -> Bound {
         .bind(ending.state().as_str())
         .bind(wait_of(ending))
         .bind(i32::from(ending.spends_attempt()))
-        .bind(held_reason_of(ending))
-        .bind(error.map(|e| e.kind.as_str()))
-        .bind(error.map(|e| &*e.message))
-        .bind(error.and_then(|e| e.code))
-        .bind(error.and_then(|e| e.slug.as_deref()))
+        .bind(ending.held_reason().map(HeldReason::as_str))
+        .bind(error.map(|e| e.kind().as_str()))
+        .bind(error.map(JobError::message))
+        .bind(error.and_then(JobError::code))
+        .bind(error.and_then(JobError::slug))
         .bind(result_of(ending))
         .bind(finish.attempt.log_id.as_deref())
         .bind(check_after(ending))
-        .bind(waits_for(ending))
-}
-
-/// The toolkit that is to be connected.
-fn waits_for(ending: &Ending) -> Option<&str> {
-    match ending {
-        Ending::Connect { toolkit, .. } => Some(toolkit),
-        _ => None,
-    }
+        .bind(ending.waits_for())
 }
 
 /// The jobs that these endings hold until there is a connection.
 fn parked<'a>(finishes: impl IntoIterator<Item = &'a Finish>) -> Vec<Uuid> {
-    let parked = finishes.into_iter().filter(|finish| waits_for(&finish.ending).is_some());
+    let parked = finishes.into_iter().filter(|finish| finish.ending.waits_for().is_some());
     parked.map(|finish| finish.id.0).collect()
 }
 
@@ -845,31 +823,13 @@ fn check_after(ending: &Ending) -> Option<i64> {
 fn wait_of(ending: &Ending) -> Option<i64> {
     match ending {
         Ending::Retry { after, .. } | Ending::Snooze { after, .. } => Some(micros(*after)),
-        Ending::Succeed { .. }
-        | Ending::Fail { .. }
-        | Ending::Hold { .. }
-        | Ending::Connect { .. }
-        | Ending::Verify { .. } => None,
-    }
-}
-
-fn held_reason_of(ending: &Ending) -> Option<&'static str> {
-    match ending {
-        Ending::Hold { reason, .. } => Some(reason.as_str()),
-        Ending::Connect { .. } => Some(HeldReason::Connection.as_str()),
-        Ending::Verify { .. } => Some(HeldReason::UnknownOutcome.as_str()),
-        Ending::Succeed { .. } | Ending::Fail { .. } | Ending::Retry { .. } | Ending::Snooze { .. } => None,
+        Ending::Succeed { .. } | Ending::Stop(_) | Ending::Verify { .. } => None,
     }
 }
 
 fn result_of(ending: &Ending) -> Option<&str> {
     match ending {
         Ending::Succeed { result } => Some(result.get()),
-        Ending::Fail { .. }
-        | Ending::Retry { .. }
-        | Ending::Snooze { .. }
-        | Ending::Hold { .. }
-        | Ending::Connect { .. }
-        | Ending::Verify { .. } => None,
+        Ending::Stop(_) | Ending::Retry { .. } | Ending::Snooze { .. } | Ending::Verify { .. } => None,
     }
 }

@@ -11,9 +11,9 @@ use sqlx::{
 
 use super::{SqliteStore, at, connections::note_awaited, fits, time};
 use crate::{
-    job::{Binding, Ending, ErrorKind, Fence, HeldReason, JobError, JobSpec, State, WorkerId},
+    job::{Binding, Ending, ErrorKind, Fence, HeldReason, JobError, JobSpec, State, Stop, WorkerId},
     store::{
-        Bind, By, Claim, ClaimReceipt, Claimed, Finish, Finished, Inserted, Jobs, StoreError, Verdict,
+        Bind, By, Claim, ClaimReceipt, Claimed, Finish, Finished, Inserted, Jobs, StoreError,
         replay::{self, Judged, Known, Record, reporter},
         row::{
             EXPIRED_MESSAGE, MAX_ERROR_LENGTH, WORN_OUT_MESSAGE, micros, read_known, read_receipt,
@@ -257,7 +257,7 @@ async fn claim_one(
                 age: Duration::ZERO,
             }),
             Settled::Later(_) => Claimed::Scheduled,
-            Settled::Ended { state, error, .. } => Claimed::Ended { state, kind: error.kind },
+            Settled::Ended(stop) => Claimed::Ended { state: stop.state(), kind: stop.error().kind() },
         });
     }
     let known = if claim.from_store {
@@ -285,7 +285,7 @@ async fn claim_new(
     let (state, due_at, held_reason, error) = match &settled {
         Settled::Run => (State::Running, None, None, None),
         Settled::Later(due_at) => (State::Scheduled, Some(*due_at), None, None),
-        Settled::Ended { state, held_reason, error, .. } => (*state, None, *held_reason, Some(error)),
+        Settled::Ended(stop) => (stop.state(), None, stop.held_reason(), Some(stop.error())),
     };
     let runs = state == State::Running;
     let finished_at = state.is_final().then_some(now);
@@ -304,8 +304,8 @@ async fn claim_new(
         .bind(finished_at)
         .bind(finished_at.filter(|_| claim.spec.reply_to.is_some()));
     let is_new = query.execute(&mut *db).await?.rows_affected() > 0;
-    if let (true, Settled::Ended { toolkit: Some(toolkit), .. }) = (is_new, settled) {
-        note_awaited(db, now, claim.spec.id, toolkit).await?;
+    if let (true, Some(toolkit)) = (is_new, claim.stop.as_ref().and_then(Stop::waits_for)) {
+        note_awaited(db, now, claim.spec.id, toolkit.to_owned()).await?;
     }
     Ok(is_new)
 }
@@ -340,17 +340,21 @@ async fn claim_known(
             let created_at: i64 = row.try_get("created_at")?;
             Ok(Claimed::Running(read_receipt!(&row, time, now - created_at)))
         }
-        Settled::Ended { state, held_reason, error, toolkit } => {
+        Settled::Ended(stop) => {
+            let state = stop.state();
             let query = sqlx::query(END_KNOWN)
                 .bind(id)
                 .bind(state.as_str())
                 .bind(claim.request_id.0)
-                .bind(held_reason.map(HeldReason::as_str));
-            bind_error(query, Some(&error))?.bind(state.is_final().then_some(now)).execute(&mut *db).await?;
-            if let Some(toolkit) = toolkit {
-                note_awaited(db, now, claim.spec.id, toolkit).await?;
+                .bind(stop.held_reason().map(HeldReason::as_str));
+            bind_error(query, Some(stop.error()))?
+                .bind(state.is_final().then_some(now))
+                .execute(&mut *db)
+                .await?;
+            if let Some(toolkit) = stop.waits_for() {
+                note_awaited(db, now, claim.spec.id, toolkit.to_owned()).await?;
             }
-            Ok(Claimed::Ended { state, kind: error.kind })
+            Ok(Claimed::Ended { state, kind: stop.error().kind() })
         }
     }
 }
@@ -359,30 +363,17 @@ async fn claim_known(
 enum Settled {
     Run,
     Later(i64),
-    Ended {
-        state: State,
-        held_reason: Option<HeldReason>,
-        error: JobError,
-        /// What has to be connected.
-        toolkit: Option<String>,
-    },
+    Ended(Stop),
 }
 
 fn settle(claim: &Claim, now: i64, new: bool) -> Settled {
-    let failed = |error| Settled::Ended { state: State::Failed, held_reason: None, error, toolkit: None };
-    let held = |reason, error: &JobError, toolkit| {
-        let error = error.clone();
-        Settled::Ended { state: State::Held, held_reason: Some(reason), error, toolkit }
-    };
-    match &claim.verdict {
-        Verdict::Refuse(error) => failed(error.clone()),
-        Verdict::Hold(reason, error) => held(*reason, error, None),
-        Verdict::Connect(toolkit, error) => held(HeldReason::Connection, error, Some(toolkit.clone())),
-        Verdict::Run if claim.spec.expires_at.is_some_and(|expires_at| at(expires_at) <= now) => {
-            failed(JobError::new(ErrorKind::Expired, EXPIRED_MESSAGE))
+    match &claim.stop {
+        Some(stop) => Settled::Ended(stop.clone()),
+        None if claim.spec.expires_at.is_some_and(|expires_at| at(expires_at) <= now) => {
+            Settled::Ended(Stop::Fail { error: JobError::new(ErrorKind::Expired, EXPIRED_MESSAGE) })
         }
         // A known job that is available was due, or was made due by a person.
-        Verdict::Run => match claim.spec.run_at.map(at).filter(|run_at| new && *run_at > now) {
+        None => match claim.spec.run_at.map(at).filter(|run_at| new && *run_at > now) {
             Some(due_at) => Settled::Later(due_at),
             None => Settled::Run,
         },
@@ -465,9 +456,9 @@ async fn finish_one(db: &mut SqliteConnection, now: i64, finish: &Finish) -> Res
 }
 
 async fn note_parked(db: &mut SqliteConnection, now: i64, finish: &Finish) -> Result<(), StoreError> {
-    match &finish.ending {
-        Ending::Connect { toolkit, .. } => note_awaited(db, now, finish.id, toolkit.clone()).await,
-        _ => Ok(()),
+    match finish.ending.waits_for() {
+        Some(toolkit) => note_awaited(db, now, finish.id, toolkit.to_owned()).await,
+        None => Ok(()),
     }
 }
 
@@ -540,12 +531,12 @@ fn bind_spec(query: Bound, spec: &JobSpec) -> Result<Bound, StoreError> {
 }
 
 fn bind_error(query: Bound, error: Option<&JobError>) -> Result<Bound, StoreError> {
-    fits([error.map(|e| &*e.message), error.and_then(|e| e.slug.as_deref())])?;
+    fits([error.map(JobError::message), error.and_then(JobError::slug)])?;
     Ok(query
-        .bind(error.map(|e| e.kind.as_str()))
-        .bind(error.map(|e| &*e.message))
-        .bind(error.and_then(|e| e.code))
-        .bind(error.and_then(|e| e.slug.as_deref())))
+        .bind(error.map(|e| e.kind().as_str()))
+        .bind(error.map(JobError::message))
+        .bind(error.and_then(JobError::code))
+        .bind(error.and_then(JobError::slug)))
 }
 
 fn bind_binding(query: Bound, binding: Option<&Binding>) -> Result<Bound, StoreError> {
@@ -575,17 +566,7 @@ fn bind_ending(
     let ending = &finish.ending;
     let due_at = match ending {
         Ending::Retry { after, .. } | Ending::Snooze { after, .. } => Some(now + micros(*after)),
-        Ending::Succeed { .. }
-        | Ending::Fail { .. }
-        | Ending::Hold { .. }
-        | Ending::Connect { .. }
-        | Ending::Verify { .. } => None,
-    };
-    let held_reason = match ending {
-        Ending::Hold { reason, .. } => Some(reason.as_str()),
-        Ending::Connect { .. } => Some(HeldReason::Connection.as_str()),
-        Ending::Verify { .. } => Some(HeldReason::UnknownOutcome.as_str()),
-        _ => None,
+        Ending::Succeed { .. } | Ending::Stop(_) | Ending::Verify { .. } => None,
     };
     let result = match ending {
         Ending::Succeed { result } => Some(result.get()),
@@ -598,7 +579,7 @@ fn bind_ending(
         .bind(ending.state().as_str())
         .bind(due_at)
         .bind(i32::from(ending.spends_attempt()))
-        .bind(held_reason);
+        .bind(ending.held_reason().map(HeldReason::as_str));
     fits([finish.attempt.log_id.as_deref()])?;
     Ok(bind_error(query, ending.error())?.bind(result).bind(finish.attempt.log_id.as_deref()).bind(now))
 }

@@ -78,7 +78,7 @@ impl Publications for SqliteStore {
                     }
                     let query = sqlx::query(DUE).bind(priority).bind(now).bind(room);
                     for row in query.fetch_all(&mut *db).await? {
-                        let (state, due_at): (String, i64) = (row.try_get("state")?, row.try_get("due_at")?);
+                        let state: String = row.try_get("state")?;
                         let published: u32 = row.try_get("published")?;
                         let wait = unclaimed_after.saturating_mul(1 << published.min(MAX_DOUBLINGS));
                         let spec: Arc<JobSpec> = read_job!(&row, time).view()?.spec;
@@ -87,7 +87,7 @@ impl Publications for SqliteStore {
                             .bind(now + micros(wait.min(MAX_UNCLAIMED_WAIT)))
                             .execute(&mut *db)
                             .await?;
-                        taken.push(Due { spec, was: word("state", &state)?, late_by: span(now - due_at) });
+                        taken.push(Due { spec, was: word("state", &state)? });
                     }
                 }
                 Ok(taken)

@@ -14,14 +14,23 @@ use uuid::Uuid;
 use super::{Folder, Unreadable, decode};
 use crate::{
     job::{
-        Attempt, AttemptOutcome, Ending, ErrorKind, Fence, HeldReason, JobError, JobId, RequestId, WorkerId,
+        Attempt, AttemptOutcome, Ending, ErrorKind, Fence, HeldReason, JobError, JobId, RequestId, Stop,
+        WorkerId,
     },
     store::{By, Finish},
 };
 
 fn errors() -> impl Strategy<Value = JobError> {
     (select(ErrorKind::ALL), any::<String>(), any::<Option<i64>>(), any::<Option<String>>())
-        .prop_map(|(kind, message, code, slug)| JobError { kind, message, code, slug })
+        .prop_map(|(kind, message, code, slug)| JobError::new(kind, message).with_code(code, slug))
+}
+
+fn stops() -> impl Strategy<Value = Stop> {
+    prop_oneof![
+        errors().prop_map(|error| Stop::Fail { error }),
+        (select(HeldReason::ALL), errors()).prop_map(|(reason, error)| Stop::Hold { reason, error }),
+        (any::<String>(), errors()).prop_map(|(toolkit, error)| Stop::Connect { toolkit, error }),
+    ]
 }
 
 fn durations() -> impl Strategy<Value = Duration> {
@@ -37,11 +46,9 @@ fn endings() -> impl Strategy<Value = Ending> {
     });
     prop_oneof![
         result,
-        errors().prop_map(|error| Ending::Fail { error }),
+        stops().prop_map(Ending::Stop),
         (durations(), errors()).prop_map(|(after, error)| Ending::Retry { after, error }),
         (durations(), option::of(errors())).prop_map(|(after, error)| Ending::Snooze { after, error }),
-        (select(HeldReason::ALL), errors()).prop_map(|(reason, error)| Ending::Hold { reason, error }),
-        (any::<String>(), errors()).prop_map(|(toolkit, error)| Ending::Connect { toolkit, error }),
         (durations(), errors()).prop_map(|(after, error)| Ending::Verify { after, error }),
     ]
 }
