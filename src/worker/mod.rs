@@ -46,6 +46,7 @@ pub use circuit_breaker::Policy as CircuitBreakerPolicy;
 pub use crash::{CrashPlan, CrashPoint};
 pub use execute::LOOKS;
 pub use health::{Health, Phase, Readiness};
+pub use journal::{Unreadable as UnreadableJournal, decode as decode_journal};
 pub use resolve::{Options as ResolverOptions, Resolver};
 
 use self::{
