@@ -26,8 +26,8 @@ use serde_json::value::RawValue;
 use uuid::Uuid;
 
 use crate::job::{
-    Attempt, Binding, Ending, EnvelopeReason, ErrorKind, Fence, HeldReason, JobError, JobId, JobSpec, Owner,
-    OwnerKind, QueueName, Release, RequestId, State, Stop, WorkerId,
+    Attempt, Binding, Ending, EnvelopeReason, ErrorKind, Fence, HeldReason, JobError, JobId, JobSpec,
+    LookResult, Owner, OwnerKind, QueueName, Release, RequestId, State, Stop, WorkerId,
 };
 
 mod audit;
@@ -435,6 +435,8 @@ pub struct Check {
     pub unknown_for: Duration,
     /// Age of the job.
     pub age: Duration,
+    /// What the attempt itself told, before anything was looked up.
+    pub known: String,
 }
 
 /// What becomes of a job about which the log did not tell.
@@ -446,7 +448,11 @@ pub struct PutOff {
     pub fence: Fence,
     /// When the log is asked again; `None` leaves the decision to a person.
     pub again_after: Option<Duration>,
-    /// What is known so far.
+    /// What the log said.
+    pub look: LookResult,
+    /// Why it could not be read, if it could not.
+    pub detail: Option<String>,
+    /// What a person reads from now on.
     pub error: JobError,
 }
 
@@ -598,6 +604,8 @@ pub struct JobView {
     pub created_at: Timestamp,
     /// When it is next looked at, while it waits.
     pub due_at: Option<Timestamp>,
+    /// When its call is next looked up in the execution log, while its outcome is unknown.
+    pub check_at: Option<Timestamp>,
     /// When the last attempt was claimed.
     pub started_at: Option<Timestamp>,
     /// When it became final.

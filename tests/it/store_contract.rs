@@ -12,8 +12,8 @@ use errand::{
     clock,
     job::{
         Arrival, Attempt, AttemptOutcome, Binding, Effect, Ending, EnvelopeReason, ErrorKind, Fence,
-        HeldReason, JobError, JobId, JobSpec, Owner, PinnedBy, QueueName, Release, RequestId, State, Stop,
-        Transition, WorkerId, decode, encode,
+        HeldReason, JobError, JobId, JobSpec, LookResult, Owner, PinnedBy, QueueName, Release, RequestId,
+        State, Stop, Transition, WorkerId, decode, encode,
     },
     store::{
         AuditLimits, Awaited, Bind, By, Claim, ClaimReceipt, Claimed, Conflict, Decided, Finding,
@@ -770,6 +770,8 @@ async fn counts_stay_at_their_maximum(t: Bench) {
         id: looked.id,
         fence: looked.receipt.fence,
         again_after: Some(Duration::ZERO),
+        look: LookResult::Unclear,
+        detail: None,
         error: error(ErrorKind::UnknownOutcome),
     };
     assert!(t.store.put_off(&put_off).await.unwrap());
@@ -935,6 +937,8 @@ async fn an_unknown_outcome_is_looked_up_until_it_is_told_or_a_person_decides(t:
         id: now.id,
         fence: now.receipt.fence,
         again_after,
+        look: LookResult::Unclear,
+        detail: None,
         error: error(ErrorKind::UnknownOutcome),
     };
     assert!(!t.store.put_off(&PutOff { fence: Fence(9), ..put_off(None) }).await.unwrap());
@@ -1950,6 +1954,8 @@ async fn what_is_overdue_is_found(t: Bench) {
         id: asked.id,
         fence: check.fence,
         again_after: None,
+        look: LookResult::Unclear,
+        detail: None,
         error: error(ErrorKind::UnknownOutcome),
     };
     assert!(t.store.put_off(&gave_up).await.unwrap());
