@@ -3,6 +3,7 @@
 use std::{net::SocketAddr, path::PathBuf};
 
 use anyhow::{Context as _, Result};
+use errand_sandbox::{self as sandbox, Sandbox, World};
 use secrecy::ExposeSecret as _;
 
 use super::{exit::Exit, output};
@@ -10,7 +11,6 @@ use super::{exit::Exit, output};
 use crate::{
     app::{self, App},
     config::{Config, Unpinned},
-    sandbox::{self, Sandbox, World},
     shutdown::Shutdown,
 };
 

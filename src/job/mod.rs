@@ -7,6 +7,7 @@ mod id;
 mod look_up;
 mod outcome;
 mod owner;
+mod queue;
 mod retry;
 mod state;
 
@@ -19,5 +20,6 @@ pub use id::{Fence, JobId, RequestId, WorkerId};
 pub use look_up::{LookResult, LookUps, UnknownOutcome};
 pub use outcome::{Attempt, AttemptOutcome, Effect, ErrorKind, JobError, Started};
 pub use owner::{Owner, OwnerError, OwnerKind};
+pub use queue::QueueType;
 pub use retry::{Budget, RetryPolicy, Spending};
 pub use state::{HeldReason, IllegalMove, Release, State, Transition};

@@ -28,7 +28,7 @@ const MAX_FIELD_ERRORS: usize = 16;
 
 /// The longest `Retry-After` that is passed on. Whoever waits has a much lower limit; this one only
 /// keeps arithmetic on the value harmless.
-pub(crate) const MAX_RETRY_AFTER: Duration = Duration::from_secs(366 * 24 * 3600);
+pub const MAX_RETRY_AFTER: Duration = Duration::from_secs(366 * 24 * 3600);
 
 /// Finer than `Retry-After`, and preferred to it, as in the API's own clients.
 const RETRY_AFTER_MS: HeaderName = HeaderName::from_static("retry-after-ms");
@@ -75,7 +75,7 @@ pub(crate) fn is_key_problem(status: u16, error: &ApiError) -> bool {
 }
 
 /// What a look-up reports for a status other than 2xx.
-pub(crate) fn lookup_error(status: u16, retry_after: Option<Duration>, body: &[u8]) -> ToolError {
+pub fn lookup_error(status: u16, retry_after: Option<Duration>, body: &[u8]) -> ToolError {
     let error = match decode(status, body) {
         Body::Error(error) => Some(error),
         Body::Result(result) => Some(ApiError { message: result.error, ..ApiError::default() }),
@@ -117,7 +117,7 @@ pub fn retry_after(headers: &HeaderMap, now: Timestamp) -> Option<Duration> {
 }
 
 /// The answer's `Date`.
-pub(crate) fn date(headers: &HeaderMap) -> Option<Timestamp> {
+pub fn date(headers: &HeaderMap) -> Option<Timestamp> {
     let text = headers.get(DATE)?.to_str().ok()?;
     Timestamp::try_from(httpdate::parse_http_date(text.trim()).ok()?).ok()
 }

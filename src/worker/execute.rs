@@ -12,10 +12,10 @@ use tokio::{sync::OwnedSemaphorePermit, time::Instant};
 
 use super::{
     Shared,
+    circuit_breaker::{CallPermit, Open, Scope},
     classify::{self, Next},
     crash::CrashPoint,
     finish::BindOutcome,
-    outage::{Permit, Postponed, Scope},
 };
 use crate::{
     job::{
@@ -118,9 +118,9 @@ async fn attempt(shared: &Shared, held: &mut Held) -> Option<AttemptEnd> {
     if let Some(ended) = refuse_to_start(shared, &binding, timeout) {
         return Some(ended);
     }
-    let permit = match shared.outages.admit(&held.spec.owner, &binding.toolkit) {
+    let permit = match shared.breakers.admit(&held.spec.owner, &binding.toolkit) {
         Ok(permit) => permit,
-        Err(postponed) => return Some(postpone(shared, held, postponed)),
+        Err(open) => return Some(postpone(shared, held, open)),
     };
     if let Err(not_ready) = shared.deps.resolver.admit_account(&held.spec, &binding) {
         return Some(set_back(shared, held, not_ready));
@@ -219,9 +219,9 @@ fn given_back(after: Duration, error: Option<JobError>) -> AttemptEnd {
     AttemptEnd::unanswered(AttemptOutcome::Interrupted, Ending::Snooze { after, error })
 }
 
-/// Gives a job back that would only meet an outage.
-fn postpone(shared: &Shared, held: &Held, postponed: Postponed) -> AttemptEnd {
-    let Postponed { scope, after } = postponed;
+/// Gives a job back whose call an open circuit breaker keeps back.
+fn postpone(shared: &Shared, held: &Held, open: Open) -> AttemptEnd {
+    let Open { scope, after } = open;
     let whose = match scope {
         Scope::OwnerToolkit => "for this owner and toolkit",
         Scope::Api => "for several owners",
@@ -237,7 +237,7 @@ fn postpone(shared: &Shared, held: &Held, postponed: Postponed) -> AttemptEnd {
 }
 
 /// Tells whether the API answered, whatever it answered.
-fn report(permit: Permit<'_>, outcome: AttemptOutcome, next: &Next) {
+fn report(permit: CallPermit<'_>, outcome: AttemptOutcome, next: &Next) {
     match next {
         Next::Throttled { retry_after, .. } => permit.failed(*retry_after),
         // The provider failed, not the API.
@@ -253,7 +253,7 @@ fn judge(
     shared: &Shared,
     held: &Held,
     binding: &Binding,
-    permit: Permit<'_>,
+    permit: CallPermit<'_>,
     reply: Option<Reply>,
 ) -> AttemptEnd {
     let context = classify::Context {

@@ -13,7 +13,6 @@ use errand::{
         self, Arrival, AttemptOutcome, Effect, ErrorKind, HeldReason, JobId, JobSpec, PinnedBy, RequestId,
         Stop,
     },
-    sandbox::{DEFAULT_WORLD, Options as SandboxOptions, Running, Sandbox, World},
     tool::{
         Body, Call, Reply, ToolApi as _, ToolError,
         account::{AccountError, AccountOptions, Accounts},
@@ -23,6 +22,7 @@ use errand::{
     },
     worker::classify::{self, Next},
 };
+use errand_sandbox::{DEFAULT_WORLD, Options as SandboxOptions, Running, Sandbox, World};
 use rogue::{Act, Rogue, response};
 use serde_json::json;
 use tokio::net::{TcpListener, TcpSocket};

@@ -49,7 +49,7 @@ impl Checks for SqliteStore {
                         request_id: RequestId(row.try_get("request_id")?),
                         checks: read_count("checks", row.try_get("checks")?)?,
                         known: row.try_get::<Option<String>, _>("known")?.unwrap_or_default(),
-                unknown_for: to_duration(now - unknown_since),
+                        unknown_for: to_duration(now - unknown_since),
                         age: to_duration(now - created_at),
                         job: read_job!(row, read_time).view()?,
                     };

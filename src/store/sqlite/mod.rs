@@ -10,17 +10,12 @@
 //! prepare the statement again each time one is bound; the sign hides it
 //! (<https://www.sqlite.org/optoverview.html>).
 
-use std::{
-    fmt,
-    path::{Path, PathBuf},
-    sync::Arc,
-    time::Duration,
-};
+use std::{fmt, path::PathBuf, sync::Arc, time::Duration};
 
 use futures_util::future::BoxFuture;
 use jiff::Timestamp;
 use sqlx::{
-    ConnectOptions as _, Connection as _, Row, Sqlite, SqlitePool, Transaction,
+    Row, Sqlite, SqlitePool, Transaction,
     error::DatabaseError as _,
     sqlite::{
         SqliteConnectOptions, SqliteConnection, SqliteError, SqliteJournalMode, SqlitePoolOptions, SqliteRow,
@@ -103,19 +98,6 @@ impl SqliteStore {
         let writer = pool(1).connect_lazy_with(file.clone().journal_mode(SqliteJournalMode::Wal));
         let reader = pool(READERS).connect_lazy_with(file.pragma("query_only", "on"));
         Ok(Self { writer, reader, clock, path: Arc::new(path) })
-    }
-
-    /// Keeps every other process from writing to a file for some time, as a backup tool might.
-    ///
-    /// # Errors
-    /// The file cannot be opened, or another process does not stop writing.
-    pub(crate) async fn lock_out_writers(path: &Path, length: Duration) -> Result<(), StoreError> {
-        let file = SqliteConnectOptions::new().filename(path).busy_timeout(BUSY_TIMEOUT);
-        let mut connection = file.connect().await?;
-        sqlx::query("begin immediate").execute(&mut connection).await?;
-        tokio::time::sleep(length).await;
-        sqlx::query("rollback").execute(&mut connection).await?;
-        Ok(connection.close().await?)
     }
 
     /// Runs `work` in one write transaction, with the time at which the lock was taken.
@@ -216,6 +198,8 @@ fn kind_of_code(extended: i32) -> StoreErrorKind {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
 
     #[test]

@@ -22,7 +22,7 @@ const PING_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(10);
 
 /// The clients, each with connections of its own.
 #[derive(Debug)]
-pub(crate) struct Channels(Vec<Channel>);
+pub struct Channels(Vec<Channel>);
 
 #[derive(Debug)]
 struct Channel {
@@ -32,14 +32,14 @@ struct Channel {
 
 /// A place on a connection, which is free again when this is dropped.
 #[derive(Debug)]
-pub(crate) struct Place<'a>(&'a Channel);
+pub struct Place<'a>(&'a Channel);
 
 impl Channels {
     /// Clients for `max_calls` calls at once, each built by `build`.
     ///
     /// # Errors
     /// A client cannot be set up.
-    pub(crate) fn new(
+    pub fn new(
         version: HttpVersion,
         max_calls: usize,
         build: impl Fn() -> ClientBuilder,
@@ -62,7 +62,7 @@ impl Channels {
 
     /// A place for one more call: on the first connection that has one free, so that few calls use few
     /// connections, or else on the one with the fewest calls.
-    pub(crate) fn place(&self) -> Place<'_> {
+    pub fn place(&self) -> Place<'_> {
         if let [only] = &self.0[..] {
             return only.take();
         }
@@ -84,7 +84,7 @@ impl Channel {
 
 impl Place<'_> {
     /// The client to use.
-    pub(crate) fn client(&self) -> &Client {
+    pub fn client(&self) -> &Client {
         &self.0.client
     }
 }

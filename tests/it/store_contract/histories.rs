@@ -8,8 +8,8 @@ use std::{
 use errand::{
     clock,
     job::{
-        AttemptOutcome, Ending, EnvelopeReason, ErrorKind, Fence, JobSpec, LookResult, Release, State, Stop, Transition,
-        WorkerId,
+        AttemptOutcome, Ending, EnvelopeReason, ErrorKind, Fence, JobSpec, LookResult, Release, State, Stop,
+        Transition, WorkerId,
     },
     store::{Claim, Claimed, Decided, Finished, Inserted, PutOff, Rejected, SharedStore, StoreErrorKind},
 };
