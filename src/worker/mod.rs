@@ -45,7 +45,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 pub use circuit_breaker::Policy as CircuitBreakerPolicy;
 pub use crash::{CrashPlan, CrashPoint};
 pub use health::{Health, Phase, Readiness};
-pub use resolve::Resolver;
+pub use resolve::{Options as ResolverOptions, Resolver};
 
 use self::{
     circuit_breaker::CircuitBreakers, crash::Crash, finish::BindOutcome, group_commit::GroupCommit,
