@@ -43,3 +43,9 @@ pub const MAX_ERROR_CHARS: usize = 2_000;
 
 /// Most jobs that one read of the command line or a person may list.
 pub const MAX_LIST: usize = 10_000;
+
+/// Most entries of a job's history that are read: the newest.
+pub const MAX_HISTORY: usize = 1_000;
+
+/// Longest name of somebody who decides about a job, in characters.
+pub const MAX_DECIDER_CHARS: usize = 128;

@@ -3,27 +3,66 @@
 //! The names here are an interface. Every key is always there, `null` where nothing is known, and a
 //! result is passed on verbatim.
 
+use std::borrow::Cow;
+
 use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::value::RawValue;
 
 use crate::{
-    job::{AttemptOutcome, HeldReason, JobError, JobId, Owner, RequestId, State},
-    store::{AttemptView, JobView},
+    job::{AttemptOutcome, HeldReason, JobError, JobId, LookUps, Owner, RequestId, State, UnknownOutcome},
+    store::{AttemptView, HistoryEntry, HistoryFact, JobView},
 };
 
-/// A job with its result and its attempts; `attempts` is `null` where they were not asked for.
-pub fn job_json<'a>(job: &'a JobView, attempts: Option<&'a [AttemptView]>) -> impl Serialize + use<'a> {
+/// A job with its result, its attempts and its history, which are both `null` where they were not asked for.
+pub fn job_json<'a>(
+    job: &'a JobView,
+    past: Option<(&'a [AttemptView], &'a [HistoryEntry])>,
+) -> impl Serialize + use<'a> {
+    let (attempts, history) = past.unzip();
     JobJson {
         result: Some(job.result.as_deref()),
+        error: told_error(job, history.unwrap_or_default()),
         attempts: Some(attempts.map(|all| all.iter().map(attempt).collect())),
+        history: Some(history.map(|all| all.iter().map(entry).collect())),
         ..summary(job)
     }
 }
 
-/// A job without the keys `result` and `attempts`, for lists.
+/// A job without the keys `result`, `attempts` and `history`, for lists.
 pub fn job_summary_json<'a>(job: &'a JobView) -> impl Serialize + use<'a> {
     summary(job)
+}
+
+/// The error of a job as a person reads it. Where a job is held because nobody knows what became of its call, it
+/// says who looks for the call, and what the look-ups found as far as the history is given.
+pub fn told_error<'a>(job: &'a JobView, history: &[HistoryEntry]) -> Option<Cow<'a, JobError>> {
+    let error = job.error.as_ref()?;
+    let (Some(HeldReason::UnknownOutcome), Some(request_id)) = (job.held_reason, job.request_id) else {
+        return Some(Cow::Borrowed(error));
+    };
+    let unknown = UnknownOutcome {
+        known: error.message(),
+        request_id,
+        is_looked_up: job.check_at.is_some(),
+        look_ups: look_ups(job, history),
+    };
+    Some(Cow::Owned(error.clone().with_message(unknown.sentence())))
+}
+
+/// The look-ups of the job's last call.
+fn look_ups<'a>(job: &JobView, history: &'a [HistoryEntry]) -> Option<LookUps<'a>> {
+    let unknown_since = job.unknown_since?;
+    history.iter().rev().find_map(|entry| match &entry.fact {
+        HistoryFact::LookedUp { found, detail } if entry.attempt == Some(job.attempt) => Some(LookUps {
+            count: job.checks,
+            unknown_for: entry.at.duration_since(unknown_since).try_into().unwrap_or_default(),
+            last_at: entry.at,
+            last: *found,
+            detail: detail.as_deref(),
+        }),
+        _ => None,
+    })
 }
 
 #[derive(Serialize)]
@@ -43,10 +82,12 @@ struct JobJson<'a> {
     finished_at: Option<Timestamp>,
     #[serde(skip_serializing_if = "Option::is_none")]
     result: Option<Option<&'a RawValue>>,
-    error: Option<&'a JobError>,
+    error: Option<Cow<'a, JobError>>,
     log_id: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     attempts: Option<Option<Vec<AttemptJson<'a>>>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    history: Option<Option<Vec<EntryJson<'a>>>>,
 }
 
 #[derive(Serialize)]
@@ -65,6 +106,16 @@ struct AttemptJson<'a> {
     version: Option<&'a str>,
     started_at: Timestamp,
     finished_at: Option<Timestamp>,
+}
+
+/// An entry of the history, with what belongs to its kind.
+#[derive(Serialize)]
+struct EntryJson<'a> {
+    at: Timestamp,
+    by: &'a str,
+    attempt: Option<u32>,
+    #[serde(flatten)]
+    fact: &'a HistoryFact,
 }
 
 fn summary(job: &JobView) -> JobJson<'_> {
@@ -87,9 +138,10 @@ fn summary(job: &JobView) -> JobJson<'_> {
         created_at: job.created_at,
         finished_at: job.finished_at,
         result: None,
-        error: job.error.as_ref(),
+        error: told_error(job, &[]),
         log_id: job.log_id.as_deref(),
         attempts: None,
+        history: None,
     }
 }
 
@@ -110,12 +162,16 @@ fn attempt(attempt: &AttemptView) -> AttemptJson<'_> {
     }
 }
 
+fn entry(entry: &HistoryEntry) -> EntryJson<'_> {
+    EntryJson { at: entry.at, by: &entry.by, attempt: entry.attempt, fact: &entry.fact }
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::job::{Arrival, Binding, Effect, ErrorKind, PinnedBy, decode};
+    use crate::job::{Arrival, Binding, Effect, ErrorKind, LookResult, PinnedBy, Release, decode};
 
     const ID: &str = "0190b0a0-0000-7000-8000-000000000001";
 
@@ -135,6 +191,9 @@ mod tests {
             created_at: at(0),
             due_at: None,
             check_at: None,
+            unknown_since: None,
+            checks: 0,
+            request_id: None,
             started_at: None,
             finished_at: None,
             result: None,
@@ -167,6 +226,10 @@ mod tests {
         }
     }
 
+    fn closed() -> HistoryFact {
+        HistoryFact::LookedUp { found: LookResult::Closed, detail: Some("it says 503".to_owned()) }
+    }
+
     #[test]
     fn a_finished_job_has_these_keys_and_its_result_verbatim() {
         let attempts = [AttemptView {
@@ -180,7 +243,25 @@ mod tests {
             started_at: at(1),
             finished_at: Some(at(9)),
         }];
-        let json = serde_json::to_string(&job_json(&done(), Some(&attempts))).unwrap();
+        let entry = |second, by: &str, attempt, fact| HistoryEntry {
+            at: at(second),
+            by: by.to_owned(),
+            attempt,
+            fact,
+        };
+        let account = "ca_0".to_owned();
+        let outcome = AttemptOutcome::Succeeded;
+        let history = [
+            entry(2, "errand: worker", Some(1), HistoryFact::Held { reason: HeldReason::Connection }),
+            entry(3, "alice", None, HistoryFact::Released { how: Release::Retry }),
+            entry(3, "alice", None, HistoryFact::AccountForgotten { account }),
+            entry(4, "errand: worker", Some(2), HistoryFact::Unknown),
+            entry(5, "errand: look-up", Some(2), closed()),
+            entry(6, "errand: look-up", Some(2), HistoryFact::Adopted { outcome }),
+            entry(7, "bob", None, HistoryFact::Cancelled),
+            entry(8, "bob", None, HistoryFact::Retried),
+        ];
+        let json = serde_json::to_string(&job_json(&done(), Some((&attempts, &history)))).unwrap();
         insta::assert_snapshot!(json.replace(",\"", ",\n\""), @r#"
         {"id":"0190b0a0-0000-7000-8000-000000000001",
         "state":"succeeded",
@@ -206,7 +287,38 @@ mod tests {
         "log_id":"log_1",
         "version":"20251027_00",
         "started_at":"2025-10-09T08:53:21Z",
-        "finished_at":"2025-10-09T08:53:29Z"}]}
+        "finished_at":"2025-10-09T08:53:29Z"}],
+        "history":[{"at":"2025-10-09T08:53:22Z",
+        "by":"errand: worker",
+        "attempt":1,
+        "kind":"held",
+        "reason":"connection"},{"at":"2025-10-09T08:53:23Z",
+        "by":"alice",
+        "attempt":null,
+        "kind":"released",
+        "how":"retry"},{"at":"2025-10-09T08:53:23Z",
+        "by":"alice",
+        "attempt":null,
+        "kind":"account_forgotten",
+        "account":"ca_0"},{"at":"2025-10-09T08:53:24Z",
+        "by":"errand: worker",
+        "attempt":2,
+        "kind":"unknown"},{"at":"2025-10-09T08:53:25Z",
+        "by":"errand: look-up",
+        "attempt":2,
+        "kind":"looked_up",
+        "found":"closed",
+        "detail":"it says 503"},{"at":"2025-10-09T08:53:26Z",
+        "by":"errand: look-up",
+        "attempt":2,
+        "kind":"adopted",
+        "outcome":"succeeded"},{"at":"2025-10-09T08:53:27Z",
+        "by":"bob",
+        "attempt":null,
+        "kind":"cancelled"},{"at":"2025-10-09T08:53:28Z",
+        "by":"bob",
+        "attempt":null,
+        "kind":"retried"}]}
         "#);
     }
 
@@ -220,7 +332,7 @@ mod tests {
         let waiting = serde_json::to_string(&job_json(&job, None)).unwrap();
         assert_eq!(
             keys(waiting.clone()),
-            keys(serde_json::to_string(&job_json(&done(), Some(&[]))).unwrap())
+            keys(serde_json::to_string(&job_json(&done(), Some((&[], &[])))).unwrap())
         );
         insta::assert_snapshot!(waiting.replace(",\"", ",\n\""), @r#"
         {"id":"0190b0a0-0000-7000-8000-000000000001",
@@ -240,8 +352,56 @@ mod tests {
         "result":null,
         "error":null,
         "log_id":null,
-        "attempts":null}
+        "attempts":null,
+        "history":null}
         "#);
+    }
+
+    #[test]
+    fn the_error_of_a_job_with_an_unknown_outcome_says_who_looks_and_what_was_found() {
+        let request_id = RequestId(ID.parse().unwrap());
+        let mut job = JobView {
+            state: State::Held,
+            held_reason: Some(HeldReason::UnknownOutcome),
+            check_at: Some(at(99)),
+            unknown_since: Some(at(0)),
+            checks: 3,
+            request_id: Some(request_id),
+            error: Some(JobError::new(ErrorKind::UnknownOutcome, "no answer").with_code(Some(7), None)),
+            attempt: 2,
+            ..done()
+        };
+        let entry = |second, attempt| HistoryEntry {
+            at: at(second),
+            by: "errand: look-up".to_owned(),
+            attempt: Some(attempt),
+            fact: closed(),
+        };
+        let told = |job: &JobView, history: &[HistoryEntry]| {
+            let error = told_error(job, history).unwrap().into_owned();
+            assert_eq!((error.kind(), error.code()), (ErrorKind::UnknownOutcome, Some(7)));
+            error.message().to_owned()
+        };
+        let before = told(&job, &[entry(9, 1)]);
+        assert_eq!(
+            before,
+            format!(
+                "no answer; errand looks for the request ID {ID} in the tool API's log and goes by what it finds"
+            )
+        );
+        let found = "execution log: asked 3 times over 60 s, last at 2025-10-09T08:54:20Z: it could not be read, it says 503";
+        let history = [entry(30, 2), entry(60, 2)];
+        assert_eq!(told(&job, &history), format!("{before}; {found}; errand looks again"));
+        job.check_at = None;
+        assert_eq!(
+            told(&job, &history),
+            format!(
+                "no answer; {found}; look there yourself for the request ID {ID}, then release the job with \
+                 --succeeded, --failed or --retry"
+            )
+        );
+        job.held_reason = None;
+        assert_eq!(told(&job, &history), "no answer");
     }
 
     #[test]
@@ -250,7 +410,9 @@ mod tests {
         job.error =
             Some(JobError::new(ErrorKind::ToolFailed, "no").with_code(Some(7), Some("Slug".to_owned())));
         let json = serde_json::to_string(&job_summary_json(&job)).unwrap();
-        assert!(!json.contains("\"result\"") && !json.contains("\"attempts\""), "{json}");
+        for key in ["result", "attempts", "history"] {
+            assert!(!json.contains(&format!("\"{key}\"")), "{json}");
+        }
         assert!(
             json.contains(r#""error":{"kind":"tool_failed","message":"no","code":7,"slug":"Slug"}"#),
             "{json}"

@@ -203,8 +203,7 @@ async fn wait_for(open: &OpenDoor, id: JobId, budget: Duration, format: Format) 
     let Some(job) = wait::until_settled(&open.store, id, budget).await? else {
         return Err(exit::negative(format!("job {id} is gone")));
     };
-    let attempts = open.store.attempts(id).await?;
-    jobs::print(&job, &attempts, format)?;
+    jobs::print(&open.store, &job, format).await?;
     if !wait::is_settled(job.state) {
         return Err(exit::negative(format!(
             "job {id} is still {} after {} s; look again with `errand jobs show {id}`, and check that a worker runs",

@@ -14,7 +14,10 @@ use crate::{
     bounds::MAX_LIST,
     job::{HeldReason, JobError, JobId, Owner, Release, State},
     job_json,
-    store::{AttemptView, Decided, HeldFilter, JobFilter, JobView, SharedStore, StoreError},
+    store::{
+        AttemptView, Decided, HeldFilter, HistoryEntry, JobFilter, JobView, SharedStore, StoreError,
+        check_decider,
+    },
 };
 
 const EXAMPLES: &str = "\
@@ -51,7 +54,7 @@ pub(super) enum Command {
         #[command(flatten)]
         format: Format,
     },
-    /// Show one job with its attempts and its result.
+    /// Show one job with its attempts, its history and its result.
     Show {
         /// The job.
         id: JobId,
@@ -64,6 +67,8 @@ pub(super) enum Command {
         #[arg(required = true)]
         ids: Vec<JobId>,
         #[command(flatten)]
+        who: Who,
+        #[command(flatten)]
         format: Format,
     },
     /// Retry failed or cancelled jobs with a fresh attempt budget, or make waiting jobs due now.
@@ -71,6 +76,8 @@ pub(super) enum Command {
         /// The jobs.
         #[arg(required = true)]
         ids: Vec<JobId>,
+        #[command(flatten)]
+        who: Who,
         #[command(flatten)]
         format: Format,
     },
@@ -86,9 +93,29 @@ pub(super) enum Command {
         #[command(flatten)]
         care: Care,
         #[command(flatten)]
+        who: Who,
+        #[command(flatten)]
         format: Format,
     },
 }
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Who {
+    /// Record NAME in the jobs' history as who decided so. Without it: the user of the operating system.
+    #[arg(long, value_name = "NAME", value_parser = value::decider)]
+    by: Option<String>,
+}
+
+impl Who {
+    /// The name in the history.
+    fn name(self, context: &Context) -> String {
+        let user = || context.loaded.user.clone().filter(|user| check_decider(user).is_ok());
+        self.by.or_else(user).unwrap_or_else(|| NOBODY_KNOWN.to_owned())
+    }
+}
+
+/// Who decided, where nobody says and the environment names no user.
+const NOBODY_KNOWN: &str = "unknown";
 
 #[derive(Debug, Clone, Copy, clap::Args)]
 #[group(required = true, multiple = false)]
@@ -177,12 +204,21 @@ pub(super) async fn run(command: Command, context: &Context) -> anyhow::Result<E
             list(&store, &JobFilter { state, owner, tool, limit }, format).await?
         }
         Command::Show { id, format } => show(&store, id, format).await?,
-        Command::Cancel { ids, format } => decide(&ids, format, async |id| store.cancel(id).await).await?,
-        Command::Retry { ids, format } => decide(&ids, format, async |id| store.restart(id).await).await?,
-        Command::Release { ids, how, which, care, format } => match which.held(how.release())? {
-            Some(filter) => release_all(&store, &filter, how.release(), care, format).await?,
-            None => decide(&ids, format, async |id| store.release(id, how.release()).await).await?,
-        },
+        Command::Cancel { ids, who, format } => {
+            let by = who.name(context);
+            decide(&ids, format, async |id| store.cancel(id, &by).await).await?
+        }
+        Command::Retry { ids, who, format } => {
+            let by = who.name(context);
+            decide(&ids, format, async |id| store.restart(id, &by).await).await?
+        }
+        Command::Release { ids, how, which, care, who, format } => {
+            let (how, by) = (how.release(), who.name(context));
+            match which.held(how)? {
+                Some(filter) => release_all(&store, &filter, how, &by, care, format).await?,
+                None => decide(&ids, format, async |id| store.release(id, how, &by).await).await?,
+            }
+        }
     };
     store.close().await;
     Ok(exit)
@@ -225,15 +261,16 @@ async fn show(store: &SharedStore, id: JobId, format: Format) -> anyhow::Result<
     let Some(job) = store.job(id).await? else {
         return Err(exit::negative(format!("there is no job {id}")));
     };
-    let attempts = store.attempts(id).await?;
-    print(&job, &attempts, format)?;
+    print(store, &job, format).await?;
     Ok(Exit::Success)
 }
 
-/// Prints a job with its attempts and its result.
-pub(super) fn print(job: &JobView, attempts: &[AttemptView], format: Format) -> anyhow::Result<()> {
+/// Prints a job with its attempts, its history and its result.
+pub(super) async fn print(store: &SharedStore, job: &JobView, format: Format) -> anyhow::Result<()> {
+    let attempts = store.attempts(job.spec.id).await?;
+    let history = store.history(job.spec.id).await?;
     if format.json {
-        return output::print_json(&job_json::job_json(job, Some(attempts)));
+        return output::print_json(&job_json::job_json(job, Some((&attempts, &history))));
     }
     let spec = &job.spec;
     let binding = job.binding.as_ref();
@@ -263,7 +300,7 @@ pub(super) fn print(job: &JobView, attempts: &[AttemptView], format: Format) -> 
         ("finished", job.finished_at.map(output::moment)),
         ("attempts", Some(format!("{}, of which {} count", job.attempt, job.spent))),
         ("log ID", job.log_id.clone()),
-        ("error", job.error.as_ref().map(error)),
+        ("error", job_json::told_error(job, &history).as_deref().map(error)),
         ("result", job.result.as_ref().map(|result| result.get().to_owned())),
     ])?;
     if !attempts.is_empty() {
@@ -273,7 +310,23 @@ pub(super) fn print(job: &JobView, attempts: &[AttemptView], format: Format) -> 
             ["ATTEMPT", "OUTCOME", "HTTP", "VERSION", "STARTED", "FINISHED", "LOG ID", "REQUEST ID", "ERROR"];
         output::print_table(&header, rows)?;
     }
+    if !history.is_empty() {
+        output::print("\n")?;
+        let rows = history.iter().map(history_row).collect();
+        output::print_table(&["AT", "KIND", "WHAT", "ATTEMPT", "BY"], rows)?;
+    }
     Ok(())
+}
+
+fn history_row(entry: &HistoryEntry) -> Vec<String> {
+    let what: Vec<_> = [entry.fact.word(), entry.fact.detail()].into_iter().flatten().collect();
+    vec![
+        output::moment(entry.at),
+        entry.fact.kind().to_string(),
+        what.join(": "),
+        entry.attempt.map(|number| number.to_string()).unwrap_or_default(),
+        entry.by.clone(),
+    ]
 }
 
 fn attempt_row(attempt: &AttemptView) -> Vec<String> {
@@ -318,6 +371,7 @@ async fn release_all(
     store: &SharedStore,
     filter: &HeldFilter,
     release: Release,
+    by: &str,
     care: Care,
     format: Format,
 ) -> anyhow::Result<Exit> {
@@ -330,7 +384,7 @@ async fn release_all(
             return Ok(Exit::Negative);
         }
         loop {
-            let page = store.release_held(filter, release, PAGE).await?;
+            let page = store.release_held(filter, release, by, PAGE).await?;
             released += page;
             if page < PAGE as u64 {
                 break;

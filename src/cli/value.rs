@@ -8,6 +8,7 @@ use super::exit;
 use crate::{
     bounds::MAX_ENVELOPE_BYTES,
     job::{Owner, OwnerKind},
+    store::check_decider,
     tool::pin::{Wanted, wanted},
 };
 
@@ -83,6 +84,11 @@ pub(super) fn pair(text: &str) -> Result<(String, String), String> {
         Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
         _ => Err("write key=value".to_owned()),
     }
+}
+
+/// The name of somebody who decides about jobs.
+pub(super) fn decider(text: &str) -> Result<String, String> {
+    check_decider(text).map(|()| text.to_owned())
 }
 
 /// A lower-case toolkit slug.

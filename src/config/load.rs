@@ -72,6 +72,8 @@ impl Sources {
 pub struct Loaded {
     /// The settings.
     pub config: Config,
+    /// The user of the operating system who runs this process, as far as the environment says.
+    pub user: Option<String>,
     pub(super) settings: Settings,
     pub(super) pin_origins: BTreeMap<String, Origin>,
 }
@@ -121,6 +123,12 @@ pub fn load_text(text: &str, env: &BTreeMap<String, String>) -> Result<Loaded, C
     loader.finish(env)
 }
 
+/// The name of the user, by the variables of POSIX, of most shells, and of Windows.
+fn user(env: &BTreeMap<String, String>) -> Option<String> {
+    let names = ["LOGNAME", "USER", "USERNAME"].into_iter().filter_map(|name| env.get(name));
+    names.map(|name| name.trim()).find(|name| !name.is_empty()).map(str::to_owned)
+}
+
 #[derive(Default)]
 struct Loader {
     settings: Settings,
@@ -155,7 +163,7 @@ impl Loader {
         config.toolkit_versions.retain(|_, version| !version.is_empty());
         config.env_pins = env_pins;
         config.log.colors = env.get("NO_COLOR").is_none_or(String::is_empty);
-        Ok(Loaded { config, settings, pin_origins })
+        Ok(Loaded { config, user: user(env), settings, pin_origins })
     }
 
     fn report(&mut self, message: String, origin: Option<Origin>) {

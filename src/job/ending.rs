@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use super::{Attempt, AttemptOutcome, HeldReason, JobError, RequestId, Started, State, UnknownOutcome};
+use super::{Attempt, AttemptOutcome, HeldReason, JobError, Started, State};
 
 /// What stops a job until a person or a connection intervenes, or for ever.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -86,23 +86,6 @@ impl Ending {
         match first_check {
             Some(after) => Self::Verify { after, error },
             None => Stop::Hold { reason: HeldReason::UnknownOutcome, error }.into(),
-        }
-    }
-
-    /// The same with the error that a person reads about the job, which says more than what the attempt told
-    /// where its outcome is unknown.
-    fn told(self, request_id: RequestId) -> Self {
-        let tell = |error: JobError, is_looked_up| {
-            let unknown = UnknownOutcome { known: error.message(), request_id, is_looked_up, look_ups: None };
-            let sentence = unknown.sentence();
-            error.with_message(sentence)
-        };
-        match self {
-            Self::Verify { after, error } => Self::Verify { after, error: tell(error, true) },
-            Self::Stop(Stop::Hold { reason: reason @ HeldReason::UnknownOutcome, error }) => {
-                Stop::Hold { reason, error: tell(error, false) }.into()
-            }
-            other => other,
         }
     }
 
@@ -214,6 +197,6 @@ impl AttemptEnd {
             started_at,
             finished_at,
         };
-        (attempt, ending.told(request_id))
+        (attempt, ending)
     }
 }

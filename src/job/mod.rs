@@ -18,6 +18,7 @@ pub use envelope::{
 };
 pub use id::{Fence, JobId, RequestId, WorkerId};
 pub use look_up::{LookResult, LookUps, UnknownOutcome};
+pub(crate) use outcome::clip;
 pub use outcome::{Attempt, AttemptOutcome, Effect, ErrorKind, JobError, Started};
 pub use owner::{Owner, OwnerError, OwnerKind};
 pub use queue::QueueType;

@@ -156,7 +156,7 @@ fn clipped_if_any<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<S
 }
 
 /// Bounds a text that comes from outside, and drops the characters that no database accepts.
-pub(super) fn clip(text: String) -> String {
+pub(crate) fn clip(text: String) -> String {
     if text.len() <= MAX_ERROR_CHARS && !text.contains('\0') {
         return text;
     }

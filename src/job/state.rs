@@ -50,15 +50,16 @@ string_enum! {
     }
 }
 
-/// What an operator decides about a held job.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Release {
-    /// Make the call again.
-    Retry,
-    /// The call is known to have succeeded.
-    Succeeded,
-    /// The call is known to have failed, or is not wanted any more.
-    Failed,
+string_enum! {
+    /// What an operator decides about a held job.
+    Release {
+        /// Make the call again.
+        Retry = "retry",
+        /// The call is known to have succeeded.
+        Succeeded = "succeeded",
+        /// The call is known to have failed, or is not wanted any more.
+        Failed = "failed",
+    }
 }
 
 /// Every legal move of a job. A store executes these and nothing else.

@@ -19,8 +19,8 @@ use crate::{
     backoff::Intervals,
     clock::SharedClock,
     job::{
-        AttemptEnd, AttemptOutcome, Ending, ErrorKind, JobError, LookResult, LookUps, RetryPolicy, Spending,
-        Started, Stop, UnknownOutcome,
+        AttemptEnd, AttemptOutcome, Ending, ErrorKind, JobError, LookResult, RetryPolicy, Spending, Started,
+        Stop, clip,
     },
     store::{By, Check, Finish, Finished, JobView, PutOff, SharedStore, StoreError, StoreErrorKind},
     telemetry::metrics,
@@ -257,8 +257,7 @@ impl Verify {
             at: check.job.started_at.unwrap_or(now),
         };
         let (attempt, ending) = end.record(started, now);
-        // What the log knows is what the holder would have been told.
-        let by = By::Holder;
+        let by = By::LookUp;
         let finish = Finish { id: check.job.spec.id, fence: check.fence, by, attempt, ending };
         if let [Finished::Applied { state, .. }] = self.store.finish(&[finish]).await?[..]
             && (!state.is_final() || check.job.spec.reply_to.is_some())
@@ -276,22 +275,14 @@ impl Verify {
         look: LookResult,
         detail: Option<String>,
     ) -> Result<(), StoreError> {
-        let unknown = UnknownOutcome {
-            known: &check.known,
-            request_id: check.request_id,
-            is_looked_up: again_after.is_some(),
-            look_ups: Some(LookUps {
-                count: check.checks.saturating_add(1),
-                unknown_for: check.unknown_for,
-                last_at: self.clock.now(),
-                last: look,
-                detail: detail.as_deref(),
-            }),
+        let put_off = PutOff {
+            id: check.job.spec.id,
+            fence: check.fence,
+            checks: check.checks,
+            again_after,
+            look,
+            detail: detail.map(clip),
         };
-        let error = check.job.error.clone();
-        let error = error.unwrap_or_else(|| JobError::new(ErrorKind::UnknownOutcome, ""));
-        let error = error.with_message(unknown.sentence());
-        let put_off = PutOff { id: check.job.spec.id, fence: check.fence, again_after, look, detail, error };
         self.store.put_off(&put_off).await?;
         Ok(())
     }

@@ -5,7 +5,7 @@ use std::{fmt, time::Duration};
 use async_trait::async_trait;
 
 use super::{JobView, StoreError};
-use crate::job::{Fence, JobError, JobId, LookResult, RequestId};
+use crate::job::{Fence, JobId, LookResult, RequestId};
 
 /// Jobs whose last call may or may not have run, while the tool API's log may still tell
 /// ([`Ending::Verify`](crate::job::Ending::Verify)). What the log tells is written with
@@ -17,8 +17,8 @@ pub trait Checks: fmt::Debug + Send + Sync {
     /// may call this at once: a job is given to one of them.
     async fn take_checks(&self, limit: usize, again_after: Duration) -> Result<Vec<Check>, StoreError>;
 
-    /// Records that the log did not tell. Changes nothing where the job was released, cancelled or
-    /// finished meanwhile, which is `false`.
+    /// Records that the log did not tell. Changes nothing where the job was released, cancelled or finished
+    /// meanwhile, or where this look-up or a later one is recorded already, which is `false`.
     async fn put_off(&self, put_off: &PutOff) -> Result<bool, StoreError>;
 
     /// The request ID of any call of the last day that succeeded, by which a log can show that it
@@ -41,8 +41,6 @@ pub struct Check {
     pub unknown_for: Duration,
     /// Age of the job.
     pub age: Duration,
-    /// What the attempt itself told, before anything was looked up.
-    pub known: String,
 }
 
 /// What becomes of a job about which the log did not tell.
@@ -52,12 +50,12 @@ pub struct PutOff {
     pub id: JobId,
     /// The claim of the attempt.
     pub fence: Fence,
+    /// How often the log was asked before, by which a repetition is recognized.
+    pub checks: u32,
     /// When the log is asked again; `None` leaves the decision to a person.
     pub again_after: Option<Duration>,
     /// What the log said.
     pub look: LookResult,
     /// Why it could not be read, if it could not.
     pub detail: Option<String>,
-    /// What a person reads from now on.
-    pub error: JobError,
 }

@@ -54,6 +54,9 @@ pub struct Finish {
 pub enum By {
     /// The worker that made it.
     Holder,
+    /// The look-up of an unknown outcome, which tells what the worker would have been told. It differs from
+    /// the holder in the history only.
+    LookUp,
     /// The rescue of a worker that stopped beating; `lease` is how old its beat must be.
     Rescuer {
         /// The age of the beat from which a worker is lost.

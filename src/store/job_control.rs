@@ -12,7 +12,8 @@ use crate::job::{
     RequestId, State,
 };
 
-/// Questions and decisions about single jobs, from the command line and the HTTP API.
+/// Questions and decisions about single jobs. Decisions name who made them, for the [history](super::History): a
+/// person, by [`check_decider`](super::check_decider).
 #[async_trait]
 pub trait JobControl: fmt::Debug + Send + Sync {
     /// One job.
@@ -25,16 +26,16 @@ pub trait JobControl: fmt::Debug + Send + Sync {
     async fn jobs(&self, filter: &JobFilter) -> Result<Vec<JobView>, StoreError>;
 
     /// Calls a job off ([`crate::job::Transition::Cancel`]). A running job is marked only.
-    async fn cancel(&self, id: JobId) -> Result<Decided, StoreError>;
+    async fn cancel(&self, id: JobId, by: &str) -> Result<Decided, StoreError>;
 
     /// Runs a failed or cancelled job again, with a fresh attempt budget, or makes a waiting one due
     /// now ([`crate::job::Transition::Restart`]). Its error is forgotten; what was frozen stays.
-    async fn restart(&self, id: JobId) -> Result<Decided, StoreError>;
+    async fn restart(&self, id: JobId, by: &str) -> Result<Decided, StoreError>;
 
     /// Lets a held job go. The result of one that a person marks as succeeded is JSON `null`. One that
     /// waited for a connection forgets the account that was chosen for it, because the new connection
     /// is another account; an account that the job named itself stays.
-    async fn release(&self, id: JobId, release: Release) -> Result<Decided, StoreError>;
+    async fn release(&self, id: JobId, release: Release, by: &str) -> Result<Decided, StoreError>;
 
     /// How many held jobs match.
     async fn count_held(&self, filter: &HeldFilter) -> Result<u64, StoreError>;
@@ -45,6 +46,7 @@ pub trait JobControl: fmt::Debug + Send + Sync {
         &self,
         filter: &HeldFilter,
         release: Release,
+        by: &str,
         limit: usize,
     ) -> Result<u64, StoreError>;
 
@@ -104,6 +106,12 @@ pub struct JobView {
     pub due_at: Option<Timestamp>,
     /// When its call is next looked up in the execution log, while its outcome is unknown.
     pub check_at: Option<Timestamp>,
+    /// Since when the outcome of the last call that was looked up was unknown.
+    pub unknown_since: Option<Timestamp>,
+    /// How often the execution log was asked about that call.
+    pub checks: u32,
+    /// The request ID of the last attempt.
+    pub request_id: Option<RequestId>,
     /// When the last attempt was claimed.
     pub started_at: Option<Timestamp>,
     /// When it became final.

@@ -30,6 +30,7 @@ mod detached;
 mod driver_error;
 mod error;
 mod finishes;
+mod history;
 mod job_control;
 mod jobs;
 mod leases;
@@ -50,6 +51,7 @@ pub use claims::{Bind, Claim, ClaimReceipt, Claimed, Claims};
 pub use connections::{Awaited, Connections};
 pub use error::{StoreError, StoreErrorKind};
 pub use finishes::{By, Finish, Finished, Finishes};
+pub use history::{History, HistoryEntry, HistoryFact, HistoryKind, check_decider};
 pub use job_control::{AttemptView, Census, Decided, HeldFilter, JobControl, JobFilter, JobView};
 pub use jobs::{Conflict, Inserted, Jobs};
 pub use leases::{Leases, LostJob};
@@ -68,6 +70,7 @@ pub trait Store:
     + Connections
     + Audit
     + JobControl
+    + History
     + Pins
     + Rejections
     + Admin
@@ -84,6 +87,8 @@ impl<T> Store for T where
         + Connections
         + Audit
         + JobControl
+        + History
+        + History
         + Pins
         + Rejections
         + Admin

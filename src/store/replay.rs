@@ -132,7 +132,7 @@ pub(super) fn finish(
 /// The word for who reports.
 pub(super) fn reporter(by: By) -> &'static str {
     match by {
-        By::Holder => HOLDER,
+        By::Holder | By::LookUp => HOLDER,
         By::Rescuer { .. } => RESCUER,
     }
 }

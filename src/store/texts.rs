@@ -10,6 +10,14 @@ pub(super) const MAX_ERROR_LENGTH: i32 = MAX_ERROR_CHARS as i32;
 pub(super) const HOLDER: &str = "holder";
 pub(super) const RESCUER: &str = "rescuer";
 
+/// What a part of errand is called where a person's name would stand, and what all such names begin with.
+pub(super) const BY_ERRAND: &str = "errand:";
+pub(super) const BY_ADMISSION: &str = "errand: admission";
+pub(super) const BY_WORKER: &str = "errand: worker";
+pub(super) const BY_RESCUE: &str = "errand: rescue";
+pub(super) const BY_LOOK_UP: &str = "errand: look-up";
+pub(super) const BY_CONNECTIONS: &str = "errand: connections";
+
 /// The kind of owner in the row of a global pin, whose owner ID is empty.
 pub(super) const GLOBAL: &str = "global";
 

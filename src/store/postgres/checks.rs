@@ -10,8 +10,9 @@ use crate::{
     job::{Fence, RequestId},
     store::{
         Check, Checks, PutOff, StoreError,
-        convert::{micros, read_count, to_duration, to_limit},
+        convert::{micros, read_count, to_duration, to_i32, to_limit},
         rows::read_job,
+        texts::BY_LOOK_UP,
     },
 };
 
@@ -23,18 +24,22 @@ const TAKE: &str = concat!(
         update jobs j set check_at = now() + $2::bigint * interval '1 microsecond'
         from due where j.id = due.id
         returning j.*)
-    select fence, request_id, checks, (extract(epoch from now() - unknown_since) * 1000000)::bigint as unknown_for,
-        (extract(epoch from now() - created_at) * 1000000)::bigint as age,
-        (select a.error_message from attempts a where a.job_id = taken.id and a.number = taken.attempt) as known, ",
+    select fence, (extract(epoch from now() - unknown_since) * 1000000)::bigint as unknown_for,
+        (extract(epoch from now() - created_at) * 1000000)::bigint as age, ",
     super::job_control::job_columns!(),
     ", null::text as result from taken order by unknown_since"
 );
 
-const PUT_OFF: &str =
-    "update jobs set check_at = now() + $3::bigint * interval '1 microsecond', checks = least(checks, 2147483646) + 1,
-        error_kind = $4, error_message = $5, error_code = $6, error_slug = $7
-    where id = $1 and fence = $2 and check_at is not null
-    returning 1";
+const PUT_OFF: &str = "with put_off as (
+        update jobs set check_at = now() + $4::bigint * interval '1 microsecond', checks = least(checks, 2147483646) + 1
+        where id = $1 and fence = $2 and checks = $3 and check_at is not null
+        returning id, attempt, check_at),
+    noted as (
+        insert into job_history (job_id, kind, by, attempt, what, detail)
+        select id, 'looked_up', $5::text, attempt, $6::text, left($7::text, 2000) from put_off
+        union all
+        select id, 'held', $5, attempt, 'unknown_outcome', null from put_off where check_at is null)
+    select 1 from put_off";
 
 const KNOWN_SUCCESS: &str = "select request_id from jobs
     where created_at > now() - interval '1 day' and http_status is not null limit 1";
@@ -48,7 +53,6 @@ impl Checks for PostgresStore {
                 fence: Fence(row.try_get("fence")?),
                 request_id: RequestId(row.try_get("request_id")?),
                 checks: read_count("checks", row.try_get("checks")?)?,
-                known: row.try_get::<Option<String>, _>("known")?.unwrap_or_default(),
                 unknown_for: to_duration(row.try_get("unknown_for")?),
                 age: to_duration(row.try_get("age")?),
                 job: read_job!(row, read_time).view()?,
@@ -58,15 +62,15 @@ impl Checks for PostgresStore {
     }
 
     async fn put_off(&self, put_off: &PutOff) -> Result<bool, StoreError> {
-        let PutOff { id, fence, again_after, error, .. } = put_off;
+        let PutOff { id, fence, checks, again_after, look, detail } = put_off;
         let query = sqlx::query(PUT_OFF)
             .bind(id.0)
             .bind(fence.0)
+            .bind(to_i32(*checks))
             .bind(again_after.map(micros))
-            .bind(error.kind().as_str())
-            .bind(error.message())
-            .bind(error.code())
-            .bind(error.slug());
+            .bind(BY_LOOK_UP)
+            .bind(look.as_str())
+            .bind(detail.as_deref());
         Ok(!fetch(&self.other, query).await?.is_empty())
     }
 

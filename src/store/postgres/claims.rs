@@ -15,7 +15,7 @@ use super::{
         BindingColumns, ErrorColumns, MAX_ROUNDS, Specs, column, jobs_kept_changing, sparse_column,
         spec_arrays, spec_columns, spec_values, take_complete, unanswered,
     },
-    connections::fetch_and_note_awaited,
+    connections::Accompaniment,
     fetch, instant, read_time,
 };
 use crate::{
@@ -23,6 +23,7 @@ use crate::{
     store::{
         Bind, Claim, ClaimReceipt, Claimed, Claims, StoreError,
         convert::parse_column,
+        history::of_claim,
         rows::{read_binding, read_receipt},
         texts::EXPIRED_MESSAGE,
     },
@@ -273,7 +274,9 @@ impl PostgresStore {
         let toolkit = |claim: &&Claim| claim.stop.as_ref().and_then(Stop::waits_for).map(str::to_owned);
         let parked = claims.iter().filter(|claim| toolkit(claim).is_some());
         let parked = parked.map(|claim| claim.spec.id.0).collect();
-        fetch_and_note_awaited(&self.hot, query.bind(sparse_column(claims, toolkit)), parked).await
+        let note = |claim: &&Claim| Some((claim.goes_to(), of_claim(claim, claim.goes_to())?));
+        let with = Accompaniment { parked, notes: claims.iter().filter_map(note).collect() };
+        with.fetch(&self.hot, query.bind(sparse_column(claims, toolkit))).await
     }
 }
 

@@ -1,16 +1,25 @@
 //! Jobs that wait until their owner has connected a toolkit.
 
-use std::time::Duration;
+use std::{collections::HashMap, time::Duration};
 
 use async_trait::async_trait;
 use sqlx::{PgConnection, Row, postgres::PgRow};
 use uuid::Uuid;
 
-use super::{Bound, PostgresStore, fetch, job_control::to_retry, pool::Pool};
-use crate::store::{
-    Awaited, Connections, StoreError,
-    convert::{micros, owner_of, read_count, to_limit},
-    texts::{EXPIRED_AWAITING, MAX_ERROR_LENGTH},
+use super::{
+    Bound, PostgresStore, fetch,
+    history::{note, release},
+    job_control::to_retry,
+    pool::Pool,
+};
+use crate::{
+    job::State,
+    store::{
+        Awaited, Connections, StoreError,
+        convert::{micros, owner_of, read_count, to_limit},
+        history::Note,
+        texts::{BY_CONNECTIONS, EXPIRED_AWAITING, MAX_ERROR_LENGTH},
+    },
 };
 
 /// In the order of the key, so that concurrent batches wait for each other in one direction. The lock
@@ -49,14 +58,10 @@ const PUT_OFF: &str = "update awaited set look_at = now() + $3::bigint * interva
         looks = least(looks, 2147483646) + 1, doubted = case when $4 or parked <> $2 then doubted end
     where id = $1";
 
-const RELEASE: &str = concat!(
-    "with page as (
-        select j.id as page_id from awaited a join jobs j on ",
-    jobs_of!(),
-    " where a.id = $1 order by j.created_at limit $2 for update of j skip locked)
-    update jobs set ",
-    to_retry!(),
-    " from page where id = page_id returning 1"
+const RELEASE: &str = release!(
+    page: ["select j.id as page_id, j.account as page_account from awaited a join jobs j on ", jobs_of!(),
+        " where a.id = $1 order by j.created_at limit $2 for update of j skip locked"],
+    to: [to_retry!()], how: "retry", by: "$3"
 );
 
 const EXPIRE: &str = "with due as (
@@ -95,7 +100,7 @@ impl Connections for PostgresStore {
     }
 
     async fn release_awaited(&self, awaited: &Awaited, limit: usize) -> Result<u64, StoreError> {
-        let query = sqlx::query(RELEASE).bind(awaited.id).bind(to_limit(limit));
+        let query = sqlx::query(RELEASE).bind(awaited.id).bind(to_limit(limit)).bind(BY_CONNECTIONS);
         let released = fetch(&self.other, query).await?.len();
         if released < limit {
             self.forget(std::slice::from_ref(awaited)).await?;
@@ -135,28 +140,52 @@ fn awaited(row: &PgRow) -> Result<Awaited, StoreError> {
     })
 }
 
-/// Executes a statement of which these jobs may end up waiting for a connection; what they wait for is
-/// noted in the same transaction.
-pub(super) async fn fetch_and_note_awaited(
-    pool: &Pool,
-    query: Bound,
-    parked: Vec<Uuid>,
-) -> Result<Vec<PgRow>, StoreError> {
-    if parked.is_empty() {
-        return fetch(pool, query).await;
-    }
-    pool.transaction(move |db| {
-        Box::pin(async move {
-            let rows = query.fetch_all(&mut *db).await?;
-            note_awaited(db, parked).await?;
-            Ok(rows)
+/// What goes with a statement, in the same transaction.
+#[derive(Debug, Default)]
+pub(super) struct Accompaniment {
+    /// Jobs that may end up waiting for a connection.
+    pub(super) parked: Vec<Uuid>,
+    /// Entries of the history, each with the state that its job has if it happens.
+    pub(super) notes: Vec<(State, Note<'static>)>,
+}
+
+impl Accompaniment {
+    /// Executes a statement that returns `id` and `state` of the jobs that it changes, and writes what goes with
+    /// it. Most statements have nothing with them, and are then a transaction by themselves.
+    pub(super) async fn fetch(self, pool: &Pool, query: Bound) -> Result<Vec<PgRow>, StoreError> {
+        let Self { parked, notes } = self;
+        if parked.is_empty() && notes.is_empty() {
+            return fetch(pool, query).await;
+        }
+        pool.transaction(move |db| {
+            Box::pin(async move {
+                let rows = query.fetch_all(&mut *db).await?;
+                let mut changed = HashMap::with_capacity(rows.len());
+                for row in &rows {
+                    let (id, state): (Uuid, String) = (row.try_get("id")?, row.try_get("state")?);
+                    changed.insert(id, state);
+                }
+                let happened = |state: State, note: &Note<'_>| {
+                    changed.get(&note.job.0).is_some_and(|changed| changed == state.as_str())
+                };
+                let notes: Vec<_> = notes
+                    .into_iter()
+                    .filter(|(state, note)| happened(*state, note))
+                    .map(|(_, note)| note)
+                    .collect();
+                note(db, &notes).await?;
+                note_awaited(db, parked).await?;
+                Ok(rows)
+            })
         })
-    })
-    .await
+        .await
+    }
 }
 
 /// Notes what these jobs wait for, as far as they do.
 pub(super) async fn note_awaited(db: &mut PgConnection, parked: Vec<Uuid>) -> Result<(), StoreError> {
-    sqlx::query(AWAIT).bind(parked).execute(db).await?;
+    if !parked.is_empty() {
+        sqlx::query(AWAIT).bind(parked).execute(db).await?;
+    }
     Ok(())
 }

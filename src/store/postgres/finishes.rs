@@ -10,7 +10,8 @@ use uuid::Uuid;
 use super::{
     Bound, PostgresStore,
     batch::{ErrorColumns, column, jobs_kept_changing, sparse_column, take_complete, unanswered},
-    connections::{fetch_and_note_awaited, note_awaited},
+    connections::{Accompaniment, note_awaited},
+    history::note,
     instant,
 };
 use crate::{
@@ -18,6 +19,7 @@ use crate::{
     store::{
         By, Finish, Finished, Finishes, StoreError,
         convert::{micros, parse_column, to_i32},
+        history::{Note, of_finish},
         replay::{self, Judged, Record, reporter},
         rows::read_record,
     },
@@ -129,7 +131,8 @@ impl Finishes for PostgresStore {
         let mut firsts: Vec<&Finish> = places.values().map(|place| &batch[*place]).collect();
         firsts.sort_unstable_by_key(|finish| finish.id);
         let query = bind_finishes(&firsts);
-        for row in fetch_and_note_awaited(&self.hot, query, parked(firsts.iter().copied())).await? {
+        let with = Accompaniment { parked: parked(firsts.iter().copied()), notes: notes(&firsts) };
+        for row in with.fetch(&self.hot, query).await? {
             let (id, state): (Uuid, String) = (row.try_get("id")?, row.try_get("state")?);
             if let Some(place) = places.get(&id) {
                 answers[*place] =
@@ -157,10 +160,7 @@ impl PostgresStore {
                 for finish in &finishes {
                     answers.push(finish_leftover(db, finish).await?);
                 }
-                let parked = parked(&finishes);
-                if !parked.is_empty() {
-                    note_awaited(db, parked).await?;
-                }
+                note_awaited(db, parked(&finishes)).await?;
                 Ok(answers)
             })
         });
@@ -187,7 +187,9 @@ async fn finish_leftover(db: &mut PgConnection, finish: &Finish) -> Result<Finis
         Judged::Late { charged } => {
             let query = bind_late(sqlx::query(FINISH_LATE), charged, finish);
             let state: String = query.fetch_one(&mut *db).await?.try_get(0)?;
-            Finished::Applied { state: parse_column("state", &state)?, late: true }
+            let state = parse_column("state", &state)?;
+            note(db, &of_finish(finish, state)).await?;
+            Finished::Applied { state, late: true }
         }
     };
     record(db, finish, answer).await?;
@@ -228,7 +230,7 @@ fn bind_finishes(batch: &[&Finish]) -> Bound {
         .bind(column(batch, |finish| finish.id.0))
         .bind(column(batch, |finish| finish.fence.0))
         .bind(sparse_column(batch, |finish| match finish.by {
-            By::Holder => None,
+            By::Holder | By::LookUp => None,
             By::Rescuer { lease } => Some(micros(lease)),
         }))
         .bind(column(batch, |finish| finish.ending.state().as_str()))
@@ -274,6 +276,15 @@ fn bind_late(query: Bound, charged: bool, finish: &Finish) -> Bound {
         .bind(finish.attempt.log_id.as_deref())
         .bind(check_after(ending))
         .bind(ending.waits_for())
+}
+
+/// What goes into the history of jobs whose endings are not changed by a cancellation.
+fn notes(finishes: &[&Finish]) -> Vec<(State, Note<'static>)> {
+    let of_one = |finish: &&Finish| {
+        let state = finish.ending.state();
+        of_finish(finish, state).into_iter().map(move |note| (state, note))
+    };
+    finishes.iter().flat_map(of_one).collect()
 }
 
 /// The jobs that these endings hold until there is a connection.

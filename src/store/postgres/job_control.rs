@@ -5,12 +5,13 @@ use std::time::Duration;
 use async_trait::async_trait;
 use sqlx::Row;
 
-use super::{Bound, PostgresStore, fetch, leases::running_of_claim, read_time};
+use super::{Bound, PostgresStore, fetch, history::release, leases::running_of_claim, read_time};
 use crate::{
     job::{ErrorKind, JobId, Release, State, Transition},
     store::{
         AttemptView, Census, Decided, HeldFilter, JobControl, JobFilter, JobView, StoreError, StoreErrorKind,
         convert::{micros, owner_columns, parse_column, to_duration, to_limit, to_u64},
+        history::refuse_decider,
         rows::{read_attempt, read_job},
         texts::{MARKED_FAILED_MESSAGE, NO_RESULT},
     },
@@ -22,8 +23,8 @@ macro_rules! job_columns {
         "id, digest, owner_kind, owner_id, requested_by, tool, arguments::text as arguments, text, version, \
          connected_account_id, queue, priority, run_at, expires_at, timeout_ms, max_attempts, max_age_ms, \
          effect, idempotency_key, tags::text as tags, reply_to, correlation_id, traceparent, toolkit, \
-         toolkit_version, pinned_by, account, frozen_effect, state, created_at, due_at, check_at, attempt, spent, \
-         started_at, cancel_requested, held_reason, error_kind, error_message, error_code, error_slug, log_id, \
+         toolkit_version, pinned_by, account, frozen_effect, state, created_at, due_at, check_at, unknown_since, checks, \
+         request_id, attempt, spent, started_at, cancel_requested, held_reason, error_kind, error_message, error_code, error_slug, log_id, \
          finished_at"
     };
 }
@@ -65,19 +66,31 @@ const JOBS_OF_OWNER: &str = concat!(
     order by created_at desc, id desc limit $3"
 );
 
-const CANCEL: &str = "update jobs set
-        state = case when state = 'running' then 'running' else 'cancelled' end,
-        cancel_requested = (state = 'running'), due_at = null, held_reason = null, check_at = null,
-        finished_at = case when state <> 'running' then now() end,
-        reply_due_at = case when state <> 'running' and reply_to is not null then now() end
-    where id = $1 and state in ('scheduled', 'available', 'retryable', 'held', 'running')
-    returning state";
+/// A running job that is called off twice is called off once.
+const CANCEL: &str = "with was as (
+        select id as was_id, cancel_requested as was_cancelled from jobs
+        where id = $1 and state in ('scheduled', 'available', 'retryable', 'held', 'running') for update),
+    cancelled as (
+        update jobs set
+            state = case when state = 'running' then 'running' else 'cancelled' end,
+            cancel_requested = (state = 'running'), due_at = null, held_reason = null, check_at = null,
+            finished_at = case when state <> 'running' then now() end,
+            reply_due_at = case when state <> 'running' and reply_to is not null then now() end
+        from was where id = was_id
+        returning id, state, was_cancelled),
+    noted as (
+        insert into job_history (job_id, kind, by)
+        select id, 'cancelled', $2::text from cancelled where not was_cancelled)
+    select state from cancelled";
 
-const RESTART: &str = "update jobs set state = 'available', due_at = now(), published = 0, spent = 0,
-        finished_at = null, reply_due_at = null, cancel_requested = false,
-        error_kind = null, error_message = null, error_code = null, error_slug = null
-    where id = $1 and state in ('failed', 'cancelled', 'retryable', 'scheduled')
-    returning state";
+const RESTART: &str = "with restarted as (
+        update jobs set state = 'available', due_at = now(), published = 0, spent = 0,
+            finished_at = null, reply_due_at = null, cancel_requested = false,
+            error_kind = null, error_message = null, error_code = null, error_slug = null
+        where id = $1 and state in ('failed', 'cancelled', 'retryable', 'scheduled')
+        returning id, state),
+    noted as (insert into job_history (job_id, kind, by) select id, 'retried', $2::text from restarted)
+    select state from restarted";
 
 /// What a held job becomes that is let go.
 macro_rules! to_retry {
@@ -113,14 +126,18 @@ macro_rules! to_failed {
     };
 }
 
-const RELEASE_RETRY: &str =
-    concat!("update jobs set ", to_retry!(), " where id = $1 and state = 'held' returning state");
+macro_rules! release_one {
+    ($how:literal, $($to:tt)*) => {
+        release!(
+            page: ["select id as page_id, account as page_account from jobs where id = $1 and state = 'held' for update"],
+            to: [$($to)*], how: $how, by: "$2"
+        )
+    };
+}
 
-const RELEASE_SUCCEEDED: &str =
-    concat!("update jobs set ", to_succeeded!("$2"), " where id = $1 and state = 'held' returning state");
-
-const RELEASE_FAILED: &str =
-    concat!("update jobs set ", to_failed!("$2", "$3"), " where id = $1 and state = 'held' returning state");
+const RELEASE_RETRY: &str = release_one!("retry", to_retry!());
+const RELEASE_SUCCEEDED: &str = release_one!("succeeded", to_succeeded!("$3"));
+const RELEASE_FAILED: &str = release_one!("failed", to_failed!("$3", "$4"));
 
 /// Held jobs by reason, owner and toolkit.
 macro_rules! matching {
@@ -131,22 +148,19 @@ macro_rules! matching {
 }
 
 macro_rules! release_page {
-    ($($to:tt)*) => {
-        concat!(
-            "with page as (select id as page_id from jobs where ",
-            matching!(),
-            " limit $5 for update skip locked)
-            update jobs set ",
-            $($to)*,
-            " from page where id = page_id returning 1"
+    ($how:literal, $($to:tt)*) => {
+        release!(
+            page: ["select id as page_id, account as page_account from jobs where ", matching!(),
+                " limit $5 for update skip locked"],
+            to: [$($to)*], how: $how, by: "$6"
         )
     };
 }
 
 const COUNT_HELD: &str = concat!("select count(*) from jobs where ", matching!());
-const RELEASE_HELD_RETRY: &str = release_page!(to_retry!());
-const RELEASE_HELD_SUCCEEDED: &str = release_page!(to_succeeded!("$6"));
-const RELEASE_HELD_FAILED: &str = release_page!(to_failed!("$6", "$7"));
+const RELEASE_HELD_RETRY: &str = release_page!("retry", to_retry!());
+const RELEASE_HELD_SUCCEEDED: &str = release_page!("succeeded", to_succeeded!("$7"));
+const RELEASE_HELD_FAILED: &str = release_page!("failed", to_failed!("$7", "$8"));
 
 const STATE: &str = "select state from jobs where id = $1";
 
@@ -200,24 +214,21 @@ impl JobControl for PostgresStore {
         found.iter().map(|row| read_job!(row, read_time).view()).collect()
     }
 
-    async fn cancel(&self, id: JobId) -> Result<Decided, StoreError> {
-        self.decide(id, Transition::Cancel, || sqlx::query(CANCEL).bind(id.0)).await
+    async fn cancel(&self, id: JobId, by: &str) -> Result<Decided, StoreError> {
+        self.decide(id, Transition::Cancel, CANCEL, by).await
     }
 
-    async fn restart(&self, id: JobId) -> Result<Decided, StoreError> {
-        self.decide(id, Transition::Restart, || sqlx::query(RESTART).bind(id.0)).await
+    async fn restart(&self, id: JobId, by: &str) -> Result<Decided, StoreError> {
+        self.decide(id, Transition::Restart, RESTART, by).await
     }
 
-    async fn release(&self, id: JobId, release: Release) -> Result<Decided, StoreError> {
-        let decision = || match release {
-            Release::Retry => sqlx::query(RELEASE_RETRY).bind(id.0),
-            Release::Succeeded => sqlx::query(RELEASE_SUCCEEDED).bind(id.0).bind(NO_RESULT),
-            Release::Failed => sqlx::query(RELEASE_FAILED)
-                .bind(id.0)
-                .bind(ErrorKind::MarkedFailed.as_str())
-                .bind(MARKED_FAILED_MESSAGE),
+    async fn release(&self, id: JobId, release: Release, by: &str) -> Result<Decided, StoreError> {
+        let statement = match release {
+            Release::Retry => RELEASE_RETRY,
+            Release::Succeeded => RELEASE_SUCCEEDED,
+            Release::Failed => RELEASE_FAILED,
         };
-        self.decide(id, Transition::Release(release), decision).await
+        self.decide(id, Transition::Release(release), statement, by).await
     }
 
     async fn count_held(&self, filter: &HeldFilter) -> Result<u64, StoreError> {
@@ -231,17 +242,17 @@ impl JobControl for PostgresStore {
         &self,
         filter: &HeldFilter,
         release: Release,
+        by: &str,
         limit: usize,
     ) -> Result<u64, StoreError> {
-        let page = |sql| bind_held(sqlx::query(sql), filter).bind(to_limit(limit));
-        let query = match release {
-            Release::Retry => page(RELEASE_HELD_RETRY),
-            Release::Succeeded => page(RELEASE_HELD_SUCCEEDED).bind(NO_RESULT),
-            Release::Failed => {
-                page(RELEASE_HELD_FAILED).bind(ErrorKind::MarkedFailed.as_str()).bind(MARKED_FAILED_MESSAGE)
-            }
+        refuse_decider(by)?;
+        let statement = match release {
+            Release::Retry => RELEASE_HELD_RETRY,
+            Release::Succeeded => RELEASE_HELD_SUCCEEDED,
+            Release::Failed => RELEASE_HELD_FAILED,
         };
-        Ok(fetch(&self.other, query).await?.len() as u64)
+        let page = bind_held(sqlx::query(statement), filter).bind(to_limit(limit)).bind(by);
+        Ok(fetch(&self.other, bind_released(page, release)).await?.len() as u64)
     }
 
     async fn census(&self) -> Result<Census, StoreError> {
@@ -278,6 +289,15 @@ fn bind_held(query: Bound, filter: &HeldFilter) -> Bound {
     query.bind(filter.reason.as_str()).bind(owner_kind).bind(owner_id).bind(filter.toolkit.as_deref())
 }
 
+/// What is written to a job that a person marks.
+fn bind_released(query: Bound, release: Release) -> Bound {
+    match release {
+        Release::Retry => query,
+        Release::Succeeded => query.bind(NO_RESULT),
+        Release::Failed => query.bind(ErrorKind::MarkedFailed.as_str()).bind(MARKED_FAILED_MESSAGE),
+    }
+}
+
 impl PostgresStore {
     /// Executes a decision, whose statement names the states that allow it; the transition says why
     /// not, where it changed nothing.
@@ -285,10 +305,17 @@ impl PostgresStore {
         &self,
         id: JobId,
         transition: Transition,
-        decision: impl Fn() -> Bound + Send + Sync,
+        statement: &'static str,
+        by: &str,
     ) -> Result<Decided, StoreError> {
+        refuse_decider(by)?;
         for _ in 0..MAX_ROUNDS {
-            if let Some(row) = fetch(&self.other, decision()).await?.first() {
+            let query = sqlx::query(statement).bind(id.0).bind(by);
+            let query = match transition {
+                Transition::Release(release) => bind_released(query, release),
+                _ => query,
+            };
+            if let Some(row) = fetch(&self.other, query).await?.first() {
                 let state: String = row.try_get(0)?;
                 return Ok(Decided::Now(parse_column("state", &state)?));
             }

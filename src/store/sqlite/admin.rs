@@ -15,6 +15,7 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
     (1, "jobs", include_str!("../../../migrations/sqlite/0001_jobs.sql")),
     (2, "job_control", include_str!("../../../migrations/sqlite/0002_job_control.sql")),
     (3, "connections", include_str!("../../../migrations/sqlite/0003_connections.sql")),
+    (4, "job_history", include_str!("../../../migrations/sqlite/0004_job_history.sql")),
 ];
 
 const HAS_TABLE: &str = "select count(*) from sqlite_master where type = 'table' and name = ?1";

@@ -5,29 +5,29 @@ use std::time::Duration;
 use async_trait::async_trait;
 use sqlx::Row;
 
-use super::{SqliteStore, read_time, refuse_nul};
+use super::{SqliteStore, history::note, read_time};
 use crate::{
-    job::{Fence, RequestId},
+    job::{Fence, HeldReason, RequestId},
     store::{
-        Check, Checks, PutOff, StoreError,
-        convert::{micros, read_count, to_duration, to_limit},
+        Check, Checks, HistoryFact, PutOff, StoreError,
+        convert::{micros, read_count, to_duration, to_i32, to_limit},
+        history::Note,
         rows::read_job,
+        texts::BY_LOOK_UP,
     },
 };
 
 const DUE: &str = concat!(
-    "select fence, request_id, checks, unknown_since,
-        (select a.error_message from attempts a where a.job_id = jobs.id and a.number = jobs.attempt) as known, ",
+    "select fence, ",
     super::job_control::job_columns!(),
     ", null as result from jobs where check_at is not null and check_at <= ?1 order by check_at limit +?2"
 );
 
 const TAKE: &str = "update jobs set check_at = ?2 where id = ?1 and check_at is not null";
 
-const PUT_OFF: &str =
-    "update jobs set check_at = ?3, checks = min(checks, 2147483646) + 1, error_kind = ?4, error_message = ?5,
-        error_code = ?6, error_slug = ?7
-    where id = ?1 and fence = ?2 and check_at is not null";
+const PUT_OFF: &str = "update jobs set check_at = ?4, checks = min(checks, 2147483646) + 1
+    where id = ?1 and fence = ?2 and checks = ?3 and check_at is not null
+    returning attempt";
 
 const KNOWN_SUCCESS: &str =
     "select request_id from jobs where created_at > ?1 and http_status is not null limit 1";
@@ -48,7 +48,6 @@ impl Checks for SqliteStore {
                         fence: Fence(row.try_get("fence")?),
                         request_id: RequestId(row.try_get("request_id")?),
                         checks: read_count("checks", row.try_get("checks")?)?,
-                        known: row.try_get::<Option<String>, _>("known")?.unwrap_or_default(),
                         unknown_for: to_duration(now - unknown_since),
                         age: to_duration(now - created_at),
                         job: read_job!(row, read_time).view()?,
@@ -64,19 +63,22 @@ impl Checks for SqliteStore {
     }
 
     async fn put_off(&self, put_off: &PutOff) -> Result<bool, StoreError> {
-        let PutOff { id, fence, again_after, error, .. } = put_off.clone();
-        refuse_nul([Some(error.message()), error.slug()])?;
+        let PutOff { id, fence, checks, again_after, look, detail } = put_off.clone();
         self.write(move |db, now| {
             Box::pin(async move {
                 let query = sqlx::query(PUT_OFF)
                     .bind(id.0)
                     .bind(fence.0)
-                    .bind(again_after.map(|after| now + micros(after)))
-                    .bind(error.kind().as_str())
-                    .bind(error.message())
-                    .bind(error.code())
-                    .bind(error.slug());
-                Ok(query.execute(db).await?.rows_affected() > 0)
+                    .bind(to_i32(checks))
+                    .bind(again_after.map(|after| now + micros(after)));
+                let Some(row) = query.fetch_optional(&mut *db).await? else { return Ok(false) };
+                let attempt = Some(read_count("attempt", row.try_get(0)?)?);
+                let looked_up = HistoryFact::LookedUp { found: look, detail };
+                let held = HistoryFact::Held { reason: HeldReason::UnknownOutcome };
+                for fact in [Some(looked_up), again_after.is_none().then_some(held)].into_iter().flatten() {
+                    note(db, now, &Note { job: id, by: BY_LOOK_UP, attempt, fact }).await?;
+                }
+                Ok(true)
             })
         })
         .await

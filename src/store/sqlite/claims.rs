@@ -9,6 +9,7 @@ use super::{
     SqliteStore,
     batch::{bind_binding, bind_error, bind_spec, spec_columns, spec_values},
     connections::note_awaited,
+    history::note,
     instant,
     jobs::{known, known_by_id},
     read_time,
@@ -16,7 +17,8 @@ use super::{
 use crate::{
     job::{ErrorKind, Fence, HeldReason, JobError, State, Stop, WorkerId},
     store::{
-        Bind, Claim, ClaimReceipt, Claimed, Claims, StoreError, rows::read_receipt, texts::EXPIRED_MESSAGE,
+        Bind, Claim, ClaimReceipt, Claimed, Claims, StoreError, history::of_claim, rows::read_receipt,
+        texts::EXPIRED_MESSAGE,
     },
 };
 
@@ -150,8 +152,8 @@ async fn claim_new(
         .bind(finished_at)
         .bind(finished_at.filter(|_| claim.spec.reply_to.is_some()));
     let is_new = query.execute(&mut *db).await?.rows_affected() > 0;
-    if let (true, Some(toolkit)) = (is_new, claim.stop.as_ref().and_then(Stop::waits_for)) {
-        note_awaited(db, now, claim.spec.id, toolkit.to_owned()).await?;
+    if is_new {
+        note_held(db, now, claim, state).await?;
     }
     Ok(is_new)
 }
@@ -182,11 +184,25 @@ async fn claim_known(
                 .bind(state.is_final().then_some(now))
                 .execute(&mut *db)
                 .await?;
-            if let Some(toolkit) = stop.waits_for() {
-                note_awaited(db, now, claim.spec.id, toolkit.to_owned()).await?;
-            }
+            note_held(db, now, claim, state).await?;
             Ok(Claimed::Ended { state, kind: stop.error().kind() })
         }
+    }
+}
+
+/// Notes what a claim that did not let its job run leaves behind: the history, and what the job waits for.
+async fn note_held(
+    db: &mut SqliteConnection,
+    now: i64,
+    claim: &Claim,
+    state: State,
+) -> Result<(), StoreError> {
+    if let Some(entry) = of_claim(claim, state) {
+        note(db, now, &entry).await?;
+    }
+    match claim.stop.as_ref().and_then(Stop::waits_for) {
+        Some(toolkit) => note_awaited(db, now, claim.spec.id, toolkit.to_owned()).await,
+        None => Ok(()),
     }
 }
 

@@ -8,13 +8,13 @@ use sqlx::{
     sqlite::{SqliteConnection, SqliteRow},
 };
 
-use super::{SqliteStore, job_control::to_retry, refuse_nul};
+use super::{SqliteStore, job_control::release_page, refuse_nul};
 use crate::{
-    job::JobId,
+    job::{JobId, Release},
     store::{
         Awaited, Connections, StoreError,
         convert::{micros, owner_of, read_count, to_limit},
-        texts::{EXPIRED_AWAITING, MAX_ERROR_LENGTH},
+        texts::{BY_CONNECTIONS, EXPIRED_AWAITING, MAX_ERROR_LENGTH},
     },
 };
 
@@ -53,13 +53,10 @@ const PUT_OFF: &str = "update awaited set look_at = ?3, looks = min(looks, 21474
         doubted = case when ?4 or parked <> ?2 then doubted end
     where id = ?1";
 
-/// ?2 is now.
-const RELEASE: &str = concat!(
-    "update jobs set ",
-    to_retry!(),
-    " where id in (select j.id from awaited a join jobs j on ",
+const WAITING: &str = concat!(
+    "select j.id as id from awaited a join jobs j on ",
     jobs_of!(),
-    " where a.id = ?1 order by j.created_at limit +?3)"
+    " where a.id = ?1 order by j.created_at limit +?2"
 );
 
 const EXPIRE: &str = "update jobs set state = 'failed', held_reason = null,
@@ -110,8 +107,8 @@ impl Connections for SqliteStore {
         let id = awaited.id;
         self.write(move |db, now| {
             Box::pin(async move {
-                let query = sqlx::query(RELEASE).bind(id).bind(now).bind(to_limit(limit));
-                let released = query.execute(&mut *db).await?.rows_affected();
+                let page = sqlx::query(WAITING).bind(id).bind(to_limit(limit));
+                let released = release_page(db, now, page, Release::Retry, BY_CONNECTIONS).await?;
                 if released < limit as u64 {
                     forget(db, id).await?;
                 }

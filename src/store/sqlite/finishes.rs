@@ -7,6 +7,7 @@ use super::{
     SqliteStore,
     batch::{Bound, bind_error},
     connections::note_awaited,
+    history::note,
     instant, refuse_nul,
 };
 use crate::{
@@ -14,6 +15,7 @@ use crate::{
     store::{
         By, Finish, Finished, Finishes, StoreError,
         convert::{micros, parse_column, to_i32},
+        history::of_finish,
         replay::{self, Judged, Record, reporter},
         rows::read_record,
     },
@@ -96,7 +98,7 @@ impl Finishes for SqliteStore {
 
 async fn finish_one(db: &mut SqliteConnection, now: i64, finish: &Finish) -> Result<Finished, StoreError> {
     let oldest_beat = match finish.by {
-        By::Holder => None,
+        By::Holder | By::LookUp => None,
         By::Rescuer { lease } => Some(now - micros(lease)),
     };
     let query = bind_ending(sqlx::query(FINISH), now, oldest_beat, finish)?;
@@ -109,11 +111,12 @@ async fn finish_one(db: &mut SqliteConnection, now: i64, finish: &Finish) -> Res
         .await?;
     if let Some(row) = ended {
         let (state, is_recorded): (String, bool) = (row.try_get(0)?, row.try_get(1)?);
-        let answer = Finished::Applied { state: parse_column("state", &state)?, late: false };
+        let state = parse_column("state", &state)?;
+        let answer = Finished::Applied { state, late: false };
         if !is_recorded {
             record(db, finish, answer).await?;
         }
-        note_parked(db, now, finish).await?;
+        note_held(db, now, finish, state).await?;
         return Ok(answer);
     }
     let job = match sqlx::query(CURRENT).bind(finish.id.0).fetch_optional(&mut *db).await? {
@@ -136,15 +139,25 @@ async fn finish_one(db: &mut SqliteConnection, now: i64, finish: &Finish) -> Res
                 .bind(i32::from(charged))
                 .bind(check_at(now, &finish.ending));
             let state: String = query.fetch_one(&mut *db).await?.try_get(0)?;
-            note_parked(db, now, finish).await?;
-            Finished::Applied { state: parse_column("state", &state)?, late: true }
+            let state = parse_column("state", &state)?;
+            note_held(db, now, finish, state).await?;
+            Finished::Applied { state, late: true }
         }
     };
     record(db, finish, answer).await?;
     Ok(answer)
 }
 
-async fn note_parked(db: &mut SqliteConnection, now: i64, finish: &Finish) -> Result<(), StoreError> {
+/// Notes what a finish that was applied leaves behind: the history, and what the job waits for.
+async fn note_held(
+    db: &mut SqliteConnection,
+    now: i64,
+    finish: &Finish,
+    state: State,
+) -> Result<(), StoreError> {
+    for entry in of_finish(finish, state) {
+        note(db, now, &entry).await?;
+    }
     match finish.ending.waits_for() {
         Some(toolkit) => note_awaited(db, now, finish.id, toolkit.to_owned()).await,
         None => Ok(()),

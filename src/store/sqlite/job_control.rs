@@ -1,14 +1,16 @@
 //! Questions and decisions about single jobs.
 
 use async_trait::async_trait;
-use sqlx::{Row, Sqlite, query::Query, sqlite::SqliteArguments};
+use sqlx::{Row, sqlite::SqliteConnection};
 
-use super::{SqliteStore, read_time};
+use super::{SqliteStore, batch::Bound, history::note, read_time};
 use crate::{
+    bounds::MAX_ERROR_CHARS,
     job::{ErrorKind, JobId, Release, State, Transition},
     store::{
-        AttemptView, Census, Decided, HeldFilter, JobControl, JobFilter, JobView, StoreError,
+        AttemptView, Census, Decided, HeldFilter, HistoryFact, JobControl, JobFilter, JobView, StoreError,
         convert::{owner_columns, parse_column, to_duration, to_limit, to_u64},
+        history::{Note, refuse_decider},
         rows::{read_attempt, read_job},
         texts::{MARKED_FAILED_MESSAGE, NO_RESULT},
     },
@@ -20,8 +22,8 @@ macro_rules! job_columns {
         "id, digest, owner_kind, owner_id, requested_by, tool, arguments, text, version, \
          connected_account_id, queue, priority, run_at, expires_at, timeout_ms, max_attempts, max_age_ms, \
          effect, idempotency_key, tags, reply_to, correlation_id, traceparent, toolkit, toolkit_version, \
-         pinned_by, account, frozen_effect, state, created_at, due_at, check_at, attempt, spent, started_at, \
-         cancel_requested, held_reason, error_kind, error_message, error_code, error_slug, log_id, \
+         pinned_by, account, frozen_effect, state, created_at, due_at, check_at, unknown_since, checks, request_id, \
+         attempt, spent, started_at, cancel_requested, held_reason, error_kind, error_message, error_code, error_slug, log_id, \
          finished_at"
     };
 }
@@ -59,13 +61,13 @@ const CANCEL: &str = "update jobs set
         finished_at = case when state <> 'running' then ?2 end,
         reply_due_at = case when state <> 'running' and reply_to is not null then ?2 end
     where id = ?1 and state in ('scheduled', 'available', 'retryable', 'held', 'running')
-    returning state";
+    returning state, account";
 
 const RESTART: &str = "update jobs set state = 'available', due_at = ?2, published = 0, spent = 0,
         finished_at = null, reply_due_at = null, cancel_requested = 0,
         error_kind = null, error_message = null, error_code = null, error_slug = null
     where id = ?1 and state in ('failed', 'cancelled', 'retryable', 'scheduled')
-    returning state";
+    returning state, account";
 
 /// What a held job becomes that is let go. ?2 is now.
 macro_rules! to_retry {
@@ -74,7 +76,6 @@ macro_rules! to_retry {
         account = case when held_reason <> 'connection' or connected_account_id is not null then account end"
     };
 }
-pub(super) use to_retry;
 
 macro_rules! to_succeeded {
     ($result:literal) => {
@@ -101,40 +102,32 @@ macro_rules! to_failed {
 }
 
 const RELEASE_RETRY: &str =
-    concat!("update jobs set ", to_retry!(), " where id = ?1 and state = 'held' returning state");
+    concat!("update jobs set ", to_retry!(), " where id = ?1 and state = 'held' returning state, account");
 
-const RELEASE_SUCCEEDED: &str =
-    concat!("update jobs set ", to_succeeded!("?3"), " where id = ?1 and state = 'held' returning state");
+const RELEASE_SUCCEEDED: &str = concat!(
+    "update jobs set ",
+    to_succeeded!("?3"),
+    " where id = ?1 and state = 'held' returning state, account"
+);
 
-const RELEASE_FAILED: &str =
-    concat!("update jobs set ", to_failed!("?3", "?4"), " where id = ?1 and state = 'held' returning state");
+const RELEASE_FAILED: &str = concat!(
+    "update jobs set ",
+    to_failed!("?3", "?4"),
+    " where id = ?1 and state = 'held' returning state, account"
+);
 
 /// Held jobs by reason, owner and toolkit. The state is named for the sake of the index.
 macro_rules! matching {
     () => {
-        "state = 'held' and held_reason = ?1 and (?3 is null or (owner_kind = ?3 and owner_id = ?4))
-            and (?5 is null or coalesce(toolkit, waits_for) = ?5)"
+        "state = 'held' and held_reason = ?1 and (?2 is null or (owner_kind = ?2 and owner_id = ?3))
+            and (?4 is null or coalesce(toolkit, waits_for) = ?4)"
     };
 }
 
-macro_rules! release_page {
-    ($($to:tt)*) => {
-        concat!(
-            "update jobs set ",
-            $($to)*,
-            " where id in (select id from jobs where ",
-            matching!(),
-            " limit +?6)"
-        )
-    };
-}
+const COUNT_HELD: &str = concat!("select count(*) from jobs where ", matching!());
+const HELD: &str = concat!("select id from jobs where ", matching!(), " limit +?5");
 
-const COUNT_HELD: &str = concat!("select count(*) from jobs where ?2 is not null and ", matching!());
-const RELEASE_HELD_RETRY: &str = release_page!(to_retry!());
-const RELEASE_HELD_SUCCEEDED: &str = release_page!(to_succeeded!("?7"));
-const RELEASE_HELD_FAILED: &str = release_page!(to_failed!("?7", "?8"));
-
-const STATE: &str = "select state from jobs where id = ?1";
+const BEFORE: &str = "select state, cancel_requested, account from jobs where id = ?1";
 
 const CENSUS_WAITING: &str = "select queue, state, count(*) as jobs,
         min(case when due_at <= ?1 then due_at end) as oldest_due
@@ -145,8 +138,6 @@ const CENSUS_RUNNING: &str = "select queue, count(*) as jobs from jobs where sta
 
 const CENSUS_HELD: &str = "select queue, held_reason, count(*) as jobs from jobs where state = 'held'
     group by queue, held_reason order by queue, held_reason";
-
-type Bound = Query<'static, Sqlite, SqliteArguments>;
 
 #[async_trait]
 impl JobControl for SqliteStore {
@@ -174,29 +165,24 @@ impl JobControl for SqliteStore {
         rows.iter().map(|row| read_job!(row, read_time).view()).collect()
     }
 
-    async fn cancel(&self, id: JobId) -> Result<Decided, StoreError> {
-        self.decide(id, Transition::Cancel, move |now| sqlx::query(CANCEL).bind(id.0).bind(now)).await
+    async fn cancel(&self, id: JobId, by: &str) -> Result<Decided, StoreError> {
+        let cancel = move |now| sqlx::query(CANCEL).bind(id.0).bind(now);
+        self.decide(id, by, Transition::Cancel, HistoryFact::Cancelled, cancel).await
     }
 
-    async fn restart(&self, id: JobId) -> Result<Decided, StoreError> {
-        self.decide(id, Transition::Restart, move |now| sqlx::query(RESTART).bind(id.0).bind(now)).await
+    async fn restart(&self, id: JobId, by: &str) -> Result<Decided, StoreError> {
+        let restart = move |now| sqlx::query(RESTART).bind(id.0).bind(now);
+        self.decide(id, by, Transition::Restart, HistoryFact::Retried, restart).await
     }
 
-    async fn release(&self, id: JobId, release: Release) -> Result<Decided, StoreError> {
-        let decision = move |now: i64| match release {
-            Release::Retry => sqlx::query(RELEASE_RETRY).bind(id.0).bind(now),
-            Release::Succeeded => sqlx::query(RELEASE_SUCCEEDED).bind(id.0).bind(now).bind(NO_RESULT),
-            Release::Failed => sqlx::query(RELEASE_FAILED)
-                .bind(id.0)
-                .bind(now)
-                .bind(ErrorKind::MarkedFailed.as_str())
-                .bind(MARKED_FAILED_MESSAGE),
-        };
-        self.decide(id, Transition::Release(release), decision).await
+    async fn release(&self, id: JobId, release: Release, by: &str) -> Result<Decided, StoreError> {
+        let fact = HistoryFact::Released { how: release };
+        self.decide(id, by, Transition::Release(release), fact, move |now| release_one(id, now, release))
+            .await
     }
 
     async fn count_held(&self, filter: &HeldFilter) -> Result<u64, StoreError> {
-        let query = bind_held(sqlx::query(COUNT_HELD), self.now_micros(), filter.clone());
+        let query = bind_held(sqlx::query(COUNT_HELD), filter);
         Ok(to_u64(query.fetch_one(&self.reader).await?.try_get(0)?))
     }
 
@@ -204,19 +190,16 @@ impl JobControl for SqliteStore {
         &self,
         filter: &HeldFilter,
         release: Release,
+        by: &str,
         limit: usize,
     ) -> Result<u64, StoreError> {
-        let filter = filter.clone();
+        refuse_decider(by)?;
+        let (filter, by) = (filter.clone(), by.to_owned());
         self.write(move |db, now| {
-            let page = |sql| bind_held(sqlx::query(sql), now, filter).bind(to_limit(limit));
-            let query = match release {
-                Release::Retry => page(RELEASE_HELD_RETRY),
-                Release::Succeeded => page(RELEASE_HELD_SUCCEEDED).bind(NO_RESULT),
-                Release::Failed => page(RELEASE_HELD_FAILED)
-                    .bind(ErrorKind::MarkedFailed.as_str())
-                    .bind(MARKED_FAILED_MESSAGE),
-            };
-            Box::pin(async move { Ok(query.execute(db).await?.rows_affected()) })
+            Box::pin(async move {
+                let page = bind_held(sqlx::query(HELD), &filter).bind(to_limit(limit));
+                release_page(db, now, page, release, &by).await
+            })
         })
         .await
     }
@@ -252,41 +235,90 @@ impl JobControl for SqliteStore {
     }
 }
 
-fn bind_held(query: Bound, now: i64, filter: HeldFilter) -> Bound {
+fn bind_held(query: Bound, filter: &HeldFilter) -> Bound {
     let (owner_kind, owner_id) = owner_columns(filter.owner.as_ref());
-    query
-        .bind(filter.reason.as_str())
-        .bind(now)
-        .bind(owner_kind)
-        .bind(owner_id.map(str::to_owned))
-        .bind(filter.toolkit)
+    query.bind(filter.reason.as_str()).bind(owner_kind).bind(owner_id).bind(filter.toolkit.as_deref())
 }
 
 impl SqliteStore {
-    /// Executes a decision, whose statement names the states that allow it; the transition says why
-    /// not, where it changed nothing.
     async fn decide(
         &self,
         id: JobId,
+        by: &str,
         transition: Transition,
+        fact: HistoryFact,
         decision: impl FnOnce(i64) -> Bound + Send + 'static,
     ) -> Result<Decided, StoreError> {
+        refuse_decider(by)?;
+        let by = by.to_owned();
         self.write(move |db, now| {
             Box::pin(async move {
-                if let Some(row) = decision(now).fetch_optional(&mut *db).await? {
-                    let state: String = row.try_get(0)?;
-                    return Ok(Decided::Now(parse_column("state", &state)?));
-                }
-                let Some(row) = sqlx::query(STATE).bind(id.0).fetch_optional(&mut *db).await? else {
-                    return Ok(Decided::Unknown);
-                };
-                let state: String = row.try_get(0)?;
-                match transition.apply(parse_column("state", &state)?) {
-                    Err(illegal) => Ok(Decided::Illegal(illegal)),
-                    Ok(_) => Err(StoreError::corrupt("state")),
-                }
+                let entry = Note { job: id, by: &by, attempt: None, fact };
+                decide(db, now, &transition, decision(now), entry).await
             })
         })
         .await
     }
+}
+
+/// Lets the held jobs go whose IDs `page` selects, and returns how many.
+pub(super) async fn release_page(
+    db: &mut SqliteConnection,
+    now: i64,
+    page: Bound,
+    release: Release,
+    by: &str,
+) -> Result<u64, StoreError> {
+    let mut released = 0;
+    for row in page.fetch_all(&mut *db).await? {
+        let job = JobId(row.try_get("id")?);
+        let entry = Note { job, by, attempt: None, fact: HistoryFact::Released { how: release } };
+        let query = release_one(job, now, release);
+        let decided = decide(db, now, &Transition::Release(release), query, entry).await?;
+        released += u64::from(matches!(decided, Decided::Now(_)));
+    }
+    Ok(released)
+}
+
+fn release_one(id: JobId, now: i64, release: Release) -> Bound {
+    let start = |statement| sqlx::query(statement).bind(id.0).bind(now);
+    match release {
+        Release::Retry => start(RELEASE_RETRY),
+        Release::Succeeded => start(RELEASE_SUCCEEDED).bind(NO_RESULT),
+        Release::Failed => {
+            start(RELEASE_FAILED).bind(ErrorKind::MarkedFailed.as_str()).bind(MARKED_FAILED_MESSAGE)
+        }
+    }
+}
+
+/// Executes a decision, whose statement names the states that allow it, and adds it to the history; the
+/// transition says why not, where it changed nothing.
+async fn decide(
+    db: &mut SqliteConnection,
+    now: i64,
+    transition: &Transition,
+    decision: Bound,
+    entry: Note<'_>,
+) -> Result<Decided, StoreError> {
+    let Some(before) = sqlx::query(BEFORE).bind(entry.job.0).fetch_optional(&mut *db).await? else {
+        return Ok(Decided::Unknown);
+    };
+    let (state, was_cancelled, was): (String, bool, Option<String>) =
+        (before.try_get("state")?, before.try_get("cancel_requested")?, before.try_get("account")?);
+    let Some(after) = decision.fetch_optional(&mut *db).await? else {
+        return match transition.apply(parse_column("state", &state)?) {
+            Err(illegal) => Ok(Decided::Illegal(illegal)),
+            Ok(_) => Err(StoreError::corrupt("state")),
+        };
+    };
+    let (state, account): (String, Option<String>) = (after.try_get("state")?, after.try_get("account")?);
+    // A running job that is called off twice is called off once.
+    if entry.fact != HistoryFact::Cancelled || !was_cancelled {
+        note(db, now, &entry).await?;
+    }
+    if let Some(was) = was.filter(|was| account.as_ref() != Some(was)) {
+        let account = was.chars().take(MAX_ERROR_CHARS).collect();
+        note(db, now, &Note { fact: HistoryFact::AccountForgotten { account }, ..entry }).await?;
+    }
+    Ok(Decided::Now(parse_column("state", &state)?))
 }

@@ -34,6 +34,7 @@ mod checks;
 mod claims;
 mod connections;
 mod finishes;
+mod history;
 mod job_control;
 mod jobs;
 mod leases;

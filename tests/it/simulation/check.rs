@@ -2,8 +2,10 @@
 
 use std::collections::BTreeSet;
 
-use errand::job::{AttemptOutcome, Effect, ErrorKind, JobId, State};
-
+use errand::{
+    job::{AttemptOutcome, Effect, ErrorKind, HeldReason, JobId, State},
+    store::{HistoryEntry, HistoryFact},
+};
 use jiff::Timestamp;
 
 use super::{
@@ -93,5 +95,19 @@ fn of_one(world: &World, told: &Told, effects: usize, requests: usize) -> Vec<St
         + world.claims.charged_by_rescues(spec.id)
         + u32::from(job.state == State::Failed);
     promise(job.spent <= charged, "was charged for a wait");
+    let mut noted = BTreeSet::new();
+    let is_new = |entry: &HistoryEntry| match entry.fact {
+        HistoryFact::Unknown | HistoryFact::Adopted { .. } | HistoryFact::Held { .. } => {
+            entry.attempt.is_none() || noted.insert((entry.fact.kind(), entry.by.clone(), entry.attempt))
+        }
+        _ => true,
+    };
+    promise(told.history.iter().all(is_new), "has one decision twice in its history");
+    let became_unknown = told.history.iter().any(|entry| {
+        let unknown = HistoryFact::Held { reason: HeldReason::UnknownOutcome };
+        entry.attempt == Some(job.attempt) && [HistoryFact::Unknown, unknown].contains(&entry.fact)
+    });
+    let is_unknown = job.held_reason == Some(HeldReason::UnknownOutcome);
+    promise(!is_unknown || became_unknown, "is held for what its history does not say");
     broken
 }

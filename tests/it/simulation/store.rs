@@ -18,9 +18,9 @@ use errand::{
     job::{Fence, JobId, JobSpec, Owner, Release, RequestId, WorkerId},
     store::{
         Admin, AttemptView, Audit, AuditLimits, AuditPage, Awaited, Bind, By, Census, Check, Checks, Claim,
-        Claimed, Claims, Connections, Decided, Due, Finding, Finish, Finished, Finishes, HeldFilter,
-        Inserted, JobControl, JobFilter, JobView, Jobs, Leases, LostJob, PinRow, Pins, Publications, PutOff,
-        Rejected, RejectedView, Rejections, Reply, Schema, StoreError, StoreErrorKind,
+        Claimed, Claims, Connections, Decided, Due, Finding, Finish, Finished, Finishes, HeldFilter, History,
+        HistoryEntry, Inserted, JobControl, JobFilter, JobView, Jobs, Leases, LostJob, PinRow, Pins,
+        Publications, PutOff, Rejected, RejectedView, Rejections, Reply, Schema, StoreError, StoreErrorKind,
         sqlite::{SqliteOptions, SqliteStore},
     },
 };
@@ -439,18 +439,19 @@ impl JobControl for Faulty {
         self.world.apply(move |store| Box::pin(async move { store.jobs(&filter).await }))
     }
 
-    async fn cancel(&self, id: JobId) -> Result<Decided, StoreError> {
-        self.call(format!("cancel {id}"), move |store| Box::pin(async move { store.cancel(id).await })).await
+    async fn cancel(&self, id: JobId, by: &str) -> Result<Decided, StoreError> {
+        let (told, by) = (format!("cancel {id}"), by.to_owned());
+        self.call(told, move |store| Box::pin(async move { store.cancel(id, &by).await })).await
     }
 
-    async fn restart(&self, id: JobId) -> Result<Decided, StoreError> {
-        self.call(format!("restart {id}"), move |store| Box::pin(async move { store.restart(id).await }))
-            .await
+    async fn restart(&self, id: JobId, by: &str) -> Result<Decided, StoreError> {
+        let (told, by) = (format!("restart {id}"), by.to_owned());
+        self.call(told, move |store| Box::pin(async move { store.restart(id, &by).await })).await
     }
 
-    async fn release(&self, id: JobId, release: Release) -> Result<Decided, StoreError> {
-        let told = format!("release {id} {release:?}");
-        self.call(told, move |store| Box::pin(async move { store.release(id, release).await })).await
+    async fn release(&self, id: JobId, release: Release, by: &str) -> Result<Decided, StoreError> {
+        let (told, by) = (format!("release {id} {release:?}"), by.to_owned());
+        self.call(told, move |store| Box::pin(async move { store.release(id, release, &by).await })).await
     }
 
     async fn count_held(&self, filter: &HeldFilter) -> Result<u64, StoreError> {
@@ -462,17 +463,26 @@ impl JobControl for Faulty {
         &self,
         filter: &HeldFilter,
         release: Release,
+        by: &str,
         limit: usize,
     ) -> Result<u64, StoreError> {
-        let (told, filter) = (format!("release {filter:?} {release:?}"), filter.clone());
+        let told = format!("release {filter:?} {release:?}");
+        let (filter, by) = (filter.clone(), by.to_owned());
         self.call(told, move |store| {
-            Box::pin(async move { store.release_held(&filter, release, limit).await })
+            Box::pin(async move { store.release_held(&filter, release, &by, limit).await })
         })
         .await
     }
 
     async fn census(&self) -> Result<Census, StoreError> {
         Ok(Census::default())
+    }
+}
+
+#[async_trait]
+impl History for Faulty {
+    async fn history(&self, id: JobId) -> Result<Vec<HistoryEntry>, StoreError> {
+        self.world.apply(move |store| Box::pin(async move { store.history(id).await }))
     }
 }
 

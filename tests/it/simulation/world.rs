@@ -15,7 +15,9 @@ use errand::{
     job::{Arrival, HeldReason, JobId, JobSpec, QueueName, Release, State, decode, encode},
     queue::{Address, Message, Properties, Queue as _, embedded::EmbeddedQueue},
     shutdown::Shutdown,
-    store::{AttemptView, JobControl as _, JobFilter, JobView, SharedStore, StoreError},
+    store::{
+        AttemptView, History as _, HistoryEntry, JobControl as _, JobFilter, JobView, SharedStore, StoreError,
+    },
 };
 use serde_json::{Value, json};
 use tokio::{
@@ -48,8 +50,8 @@ const BEYOND_DRAIN: Duration = Duration::from_secs(60);
 /// People and watchers look at the jobs so often.
 const LOOKS: Duration = Duration::from_secs(30);
 
-/// What a person reads on a job about which errand has stopped asking.
-const LOOK_YOURSELF: &str = "look there yourself";
+/// Who calls jobs off and releases them.
+const PERSON: &str = "a person";
 
 /// One world, shared by everything in it.
 #[derive(Debug)]
@@ -125,6 +127,7 @@ pub(super) struct Told {
     pub(super) wish: Wish,
     pub(super) job: Option<JobView>,
     pub(super) attempts: Vec<AttemptView>,
+    pub(super) history: Vec<HistoryEntry>,
 }
 
 /// Most worlds are a mixture of everything; some faults need others to come together.
@@ -268,7 +271,8 @@ impl World {
         let id = wish.spec.id;
         let job = self.apply(move |store| Box::pin(async move { store.job(id).await })).unwrap();
         let attempts = self.apply(move |store| Box::pin(async move { store.attempts(id).await })).unwrap();
-        Told { wish, job, attempts }
+        let history = self.apply(move |store| Box::pin(async move { store.history(id).await })).unwrap();
+        Told { wish, job, attempts, history }
     }
 
     // -----------------------------------------------------------------------------------------
@@ -506,7 +510,7 @@ impl World {
     async fn cancel(self: Arc<Self>, id: JobId, at: Duration) {
         self.until(at).await;
         let store = self.store_of(&Life::new(usize::MAX, "cli".to_owned()));
-        drop(store.cancel(id).await);
+        drop(store.cancel(id, PERSON).await);
     }
 
     // -----------------------------------------------------------------------------------------
@@ -558,27 +562,27 @@ impl World {
             })
     }
 
-    /// A person does what the job's error asks for.
+    /// A person does what the job asks for.
     async fn release(self: &Arc<Self>, job: &JobView, reason: HeldReason) {
         let id = job.spec.id;
-        let told = job.error.as_ref().map_or("", |error| &*error.message());
         let release = match reason {
             HeldReason::Connection | HeldReason::Credentials => Release::Retry,
-            HeldReason::UnknownOutcome if self.config.verify.enabled && !told.contains(LOOK_YOURSELF) => {
-                return;
-            }
+            // errand still asks the log.
+            HeldReason::UnknownOutcome if job.check_at.is_some() => return,
             // Who looks knows only when nothing can come any more.
             HeldReason::UnknownOutcome if self.api.under_way.load(Relaxed) > 0 => return,
             HeldReason::UnknownOutcome => {
                 if self.config.verify.enabled && self.log_tells() {
-                    self.is_broken(format!("{id} was left to a person, although the log could tell: {told}"));
+                    self.is_broken(format!(
+                        "{id} was left to a person, although the log could tell: {job:?}"
+                    ));
                 }
                 if self.api.has_run(id) { Release::Succeeded } else { Release::Retry }
             }
             HeldReason::Unidentified => return,
         };
         let store = self.store_of(&Life::new(usize::MAX, "cli".to_owned()));
-        drop(store.release(id, release).await);
+        drop(store.release(id, release, PERSON).await);
     }
 
     fn log_tells(&self) -> bool {

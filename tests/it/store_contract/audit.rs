@@ -10,7 +10,8 @@ use jiff::SignedDuration;
 use serde_json::json;
 
 use super::{
-    LEASE, Place, TestStore, error, hold, job, job_with_reply, late, on_every_backend, one, retry, succeed,
+    LEASE, OPERATOR, Place, TestStore, error, hold, job, job_with_reply, late, on_every_backend, one, retry,
+    succeed,
 };
 
 /// Limits that no test reaches.
@@ -177,10 +178,10 @@ on_every_backend!(what_is_overdue_is_found, async |t| {
     let gave_up = PutOff {
         id: asked.id,
         fence: check.fence,
+        checks: check.checks,
         again_after: None,
         look: LookResult::Unclear,
         detail: None,
-        error: error(ErrorKind::UnknownOutcome),
     };
     assert!(t.store.put_off(&gave_up).await.unwrap());
     assert_eq!(t.audit(&IMPATIENT).await, [(FindingKind::NotLookedUp, never_asked)]);
@@ -294,7 +295,7 @@ on_every_backend!(what_succeeded_by_a_call_is_told_from_what_a_person_said, asyn
     let mut expected = vec![t.in_state(State::Succeeded).await];
     t.in_state(State::Failed).await;
     let by_a_person = t.in_state(State::Held).await;
-    t.store.release(by_a_person, Release::Succeeded).await.unwrap();
+    t.store.release(by_a_person, Release::Succeeded, OPERATOR).await.unwrap();
     let spec = job(json!({}));
     let run = t.run(&spec).await;
     t.finish(&run.end(hold(), AttemptOutcome::Unknown)).await;

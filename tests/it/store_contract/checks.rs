@@ -9,7 +9,8 @@ use errand::{
 use serde_json::json;
 
 use super::{
-    LEASE, RunningJob, TestStore, binding, claim, error, job, on_every_backend, one, running, succeed,
+    LEASE, OPERATOR, RunningJob, TestStore, binding, claim, error, job, on_every_backend, one, running,
+    succeed,
 };
 
 fn verify(after: Duration) -> Ending {
@@ -28,19 +29,20 @@ on_every_backend!(an_unknown_outcome_is_looked_up_until_it_is_told_or_a_person_d
     assert_eq!((check.fence, check.checks, check.job.attempt), (now.receipt.fence, 0, 1));
     assert!(t.store.take_checks(10, LEASE).await.unwrap().is_empty(), "it is taken");
 
-    let put_off = |again_after| PutOff {
+    let put_off = |checks, again_after| PutOff {
         id: now.id,
         fence: now.receipt.fence,
+        checks,
         again_after,
         look: LookResult::Unclear,
         detail: None,
-        error: error(ErrorKind::UnknownOutcome),
     };
-    assert!(!t.store.put_off(&PutOff { fence: Fence(9), ..put_off(None) }).await.unwrap());
-    assert!(t.store.put_off(&put_off(Some(Duration::ZERO))).await.unwrap());
+    assert!(!t.store.put_off(&PutOff { fence: Fence(9), ..put_off(0, None) }).await.unwrap());
+    assert!(t.store.put_off(&put_off(0, Some(Duration::ZERO))).await.unwrap());
+    assert!(!t.store.put_off(&put_off(0, Some(Duration::ZERO))).await.unwrap(), "it is recorded already");
     assert_eq!(one(t.store.take_checks(10, LEASE).await.unwrap()).checks, 1);
-    assert!(t.store.put_off(&put_off(None)).await.unwrap());
-    assert!(!t.store.put_off(&put_off(Some(Duration::ZERO))).await.unwrap(), "a person decides now");
+    assert!(t.store.put_off(&put_off(1, None)).await.unwrap());
+    assert!(!t.store.put_off(&put_off(2, Some(Duration::ZERO))).await.unwrap(), "a person decides now");
     assert!(t.store.take_checks(10, LEASE).await.unwrap().is_empty());
     assert_eq!(t.state(now.id).await, State::Held);
 
@@ -68,15 +70,15 @@ on_every_backend!(a_decision_ends_the_looking_up, async |t| {
         t.finish(&run.end(verify(Duration::ZERO), AttemptOutcome::Unknown)).await;
         run.id
     };
-    t.store.release(unknown().await, Release::Retry).await.unwrap();
-    t.store.release(unknown().await, Release::Succeeded).await.unwrap();
-    t.store.release(unknown().await, Release::Failed).await.unwrap();
-    t.store.cancel(unknown().await).await.unwrap();
+    t.store.release(unknown().await, Release::Retry, OPERATOR).await.unwrap();
+    t.store.release(unknown().await, Release::Succeeded, OPERATOR).await.unwrap();
+    t.store.release(unknown().await, Release::Failed, OPERATOR).await.unwrap();
+    t.store.cancel(unknown().await, OPERATOR).await.unwrap();
     assert!(t.store.take_checks(10, LEASE).await.unwrap().is_empty());
 
     // A job that somebody called off while it ran is not looked up either.
     let run = t.run(&job(json!({}))).await;
-    t.store.cancel(run.id).await.unwrap();
+    t.store.cancel(run.id, OPERATOR).await.unwrap();
     t.finish(&run.end(verify(Duration::ZERO), AttemptOutcome::Unknown)).await;
     assert_eq!(t.state(run.id).await, State::Cancelled);
     assert!(t.store.take_checks(10, LEASE).await.unwrap().is_empty());

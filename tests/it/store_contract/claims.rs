@@ -9,8 +9,8 @@ use errand::{
 use serde_json::json;
 
 use super::{
-    LEASE, RunningJob, TestStore, binding, claim, error, in_hours, job, job_with_reply, on_every_backend,
-    one, renamed, retry, running,
+    LEASE, OPERATOR, RunningJob, TestStore, binding, claim, error, in_hours, job, job_with_reply,
+    on_every_backend, one, renamed, retry, running,
 };
 
 on_every_backend!(an_unknown_job_is_inserted_and_claimed_in_one_step, async |t| {
@@ -152,7 +152,7 @@ on_every_backend!(a_claim_before_its_time_is_scheduled_and_one_after_its_time_fa
 on_every_backend!(a_job_made_due_by_a_person_runs_before_its_time, async |t| {
     let spec = job(json!({"run_at": in_hours(1)}));
     t.insert(&spec).await;
-    assert_eq!(t.store.restart(spec.id).await.unwrap(), Decided::Now(State::Available));
+    assert_eq!(t.store.restart(spec.id, OPERATOR).await.unwrap(), Decided::Now(State::Available));
     t.publish().await;
     running(t.claim(&Claim { from_store: true, ..claim(&spec) }).await);
 });

@@ -9,8 +9,8 @@ use errand::{
 use serde_json::json;
 
 use super::{
-    LEASE, RunningJob, TestStore, applied, binding, claim, error, in_hours, job, job_with_reply, late,
-    on_every_backend, one, retry, running,
+    LEASE, OPERATOR, RunningJob, TestStore, applied, binding, claim, error, in_hours, job, job_with_reply,
+    late, on_every_backend, one, retry, running,
 };
 
 /// Held because the toolkit has to be connected, in the ways in which that can happen.
@@ -47,7 +47,7 @@ on_every_backend!(jobs_that_wait_for_the_same_connection_are_asked_about_togethe
     t.finish(&late_one.rescue(retry(Duration::ZERO))).await;
     assert_eq!(t.finish(&late_one.end(connect("slack"), AttemptOutcome::Refused)).await, late(State::Held));
     let called_off = t.run(&job(json!({"user_id": "u-3"}))).await;
-    t.store.cancel(called_off.id).await.unwrap();
+    t.store.cancel(called_off.id, OPERATOR).await.unwrap();
     t.finish(&called_off.end(connect("slack"), AttemptOutcome::Refused)).await;
     t.claim(&Claim {
         stop: Some(Stop::Hold { reason: HeldReason::Connection, error: error(ErrorKind::NeedsConnection) }),
@@ -170,10 +170,10 @@ on_every_backend!(a_connection_that_nobody_waits_for_is_forgotten, async |t| {
     for spec in &specs {
         t.claim(&park(spec, "github")).await;
     }
-    t.store.release(specs[0].id, Release::Retry).await.unwrap();
-    t.store.release(specs[1].id, Release::Failed).await.unwrap();
+    t.store.release(specs[0].id, Release::Retry, OPERATOR).await.unwrap();
+    t.store.release(specs[1].id, Release::Failed, OPERATOR).await.unwrap();
     let before = awaited(&t).await;
-    t.store.cancel(specs[2].id).await.unwrap();
+    t.store.cancel(specs[2].id, OPERATOR).await.unwrap();
     assert!(t.store.take_awaited(10, Duration::ZERO).await.unwrap().is_empty());
 
     // One that is held while the last one goes is awaited like the first.

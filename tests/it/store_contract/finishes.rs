@@ -10,8 +10,8 @@ use jiff::SignedDuration;
 use serde_json::json;
 
 use super::{
-    LEASE, RunningJob, TestStore, applied, binding, claim, error, fail, hold, job, job_with_reply, late,
-    on_every_backend, one, retry, running, succeed,
+    LEASE, OPERATOR, RunningJob, TestStore, applied, binding, claim, error, fail, hold, job, job_with_reply,
+    late, on_every_backend, one, retry, running, succeed,
 };
 
 on_every_backend!(a_first_attempt_that_succeeds_is_an_attempt_like_any_other, async |t| {
@@ -203,7 +203,7 @@ on_every_backend!(a_late_result_is_not_charged_twice, async |t| {
     let spec = job(json!({}));
     let run = t.run(&spec).await;
     t.finish(&run.rescue(fail())).await;
-    t.store.restart(spec.id).await.unwrap();
+    t.store.restart(spec.id, OPERATOR).await.unwrap();
     t.finish(&run.end(retry(LEASE), AttemptOutcome::ToolFailed)).await;
     assert_eq!((t.state(spec.id).await, t.view(spec.id).await.spent), (State::Retryable, 0));
 });
@@ -212,7 +212,7 @@ on_every_backend!(a_late_result_of_a_cancelled_job_is_fenced, async |t| {
     let spec = job(json!({}));
     let run = t.run(&spec).await;
     t.finish(&run.rescue(retry(LEASE))).await;
-    t.store.cancel(spec.id).await.unwrap();
+    t.store.cancel(spec.id, OPERATOR).await.unwrap();
     assert_eq!(t.finish(&run.end(succeed("1"), AttemptOutcome::Succeeded)).await, Finished::Fenced);
     assert_eq!(t.state(spec.id).await, State::Cancelled);
     assert_eq!(t.outcomes(spec.id).await, [Some(AttemptOutcome::Succeeded)], "what the tool did is known");
@@ -276,7 +276,7 @@ on_every_backend!(a_running_job_that_was_cancelled_does_not_run_again, async |t|
     ] {
         let spec = job_with_reply(json!({}), Some("replies"));
         let run = t.run(&spec).await;
-        assert_eq!(t.store.cancel(spec.id).await.unwrap(), Decided::Now(State::Running));
+        assert_eq!(t.store.cancel(spec.id, OPERATOR).await.unwrap(), Decided::Now(State::Running));
         assert!(t.view(spec.id).await.cancel_requested);
         assert_eq!(t.finish(&run.end(ending, AttemptOutcome::Unknown)).await, applied(state));
         let view = t.view(spec.id).await;

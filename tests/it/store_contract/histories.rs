@@ -18,8 +18,8 @@ use serde_json::json;
 use uuid::Uuid;
 
 use super::{
-    LEASE, RunningJob, TestStore, applied, audit::PATIENT, binding, claim, connections::awaited, error, fail,
-    hold, job, job_with_reply, late, on_every_backend, one, retry, running, sqlite, succeed,
+    LEASE, OPERATOR, RunningJob, TestStore, applied, audit::PATIENT, binding, claim, connections::awaited,
+    error, fail, hold, job, job_with_reply, late, on_every_backend, one, retry, running, sqlite, succeed,
 };
 
 on_every_backend!(counts_stay_at_their_maximum, async |t| {
@@ -73,10 +73,10 @@ on_every_backend!(counts_stay_at_their_maximum, async |t| {
     let put_off = PutOff {
         id: looked.id,
         fence: looked.receipt.fence,
+        checks: MAX,
         again_after: Some(Duration::ZERO),
         look: LookResult::Unclear,
         detail: None,
-        error: error(ErrorKind::UnknownOutcome),
     };
     assert!(t.store.put_off(&put_off).await.unwrap());
     assert_eq!(one(t.store.take_checks(10, LEASE).await.unwrap()).checks, MAX);
@@ -148,7 +148,7 @@ on_every_backend!(dropped_futures_do_no_harm, async |t| {
         drop(tokio::time::timeout(wait, t.store.finish(&finishes)).await);
         drop(tokio::time::timeout(wait, t.store.finish(&finishes)).await);
         drop(tokio::time::timeout(wait, t.store.take_due(5, LEASE)).await);
-        drop(tokio::time::timeout(wait, t.store.cancel(spec.id)).await);
+        drop(tokio::time::timeout(wait, t.store.cancel(spec.id, OPERATOR)).await);
         specs.push((batch, finishes));
     }
     for (batch, finishes) in specs {
@@ -200,7 +200,7 @@ on_every_backend!(random_histories_keep_the_rules, async |t| {
                     let moved = Transition::Cancel.apply(state);
                     cancelled |= state == State::Running;
                     assert_eq!(
-                        matches!(t.store.cancel(spec.id).await.unwrap(), Decided::Now(_)),
+                        matches!(t.store.cancel(spec.id, OPERATOR).await.unwrap(), Decided::Now(_)),
                         moved.is_ok()
                     );
                     Ok(moved.unwrap_or(state))
@@ -209,7 +209,7 @@ on_every_backend!(random_histories_keep_the_rules, async |t| {
                     let moved = Transition::Restart.apply(state);
                     cancelled &= moved.is_err();
                     assert_eq!(
-                        matches!(t.store.restart(spec.id).await.unwrap(), Decided::Now(_)),
+                        matches!(t.store.restart(spec.id, OPERATOR).await.unwrap(), Decided::Now(_)),
                         moved.is_ok()
                     );
                     Ok(moved.unwrap_or(state))
@@ -217,7 +217,7 @@ on_every_backend!(random_histories_keep_the_rules, async |t| {
                 5 => {
                     let release = [Release::Retry, Release::Succeeded, Release::Failed][random.usize(..3)];
                     let moved = Transition::Release(release).apply(state);
-                    let answer = t.store.release(spec.id, release).await.unwrap();
+                    let answer = t.store.release(spec.id, release, OPERATOR).await.unwrap();
                     assert_eq!(matches!(answer, Decided::Now(_)), moved.is_ok());
                     Ok(moved.unwrap_or(state))
                 }

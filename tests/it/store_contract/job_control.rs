@@ -11,7 +11,7 @@ use errand::{
 use serde_json::{Value, json};
 
 use super::{
-    LEASE, TestStore, connections::park, fail, in_hours, job, on_every_backend, one, retry, succeed,
+    LEASE, OPERATOR, TestStore, connections::park, fail, in_hours, job, on_every_backend, one, retry, succeed,
 };
 
 on_every_backend!(held_jobs_are_released_by_a_filter, async |t| {
@@ -40,18 +40,18 @@ on_every_backend!(held_jobs_are_released_by_a_filter, async |t| {
         assert_eq!(t.store.count_held(&filter).await.unwrap(), matching, "{filter:?}");
     }
     let one_owner = filter(Some("user:u-1"), None);
-    assert_eq!(t.store.release_held(&one_owner, Release::Retry, 1).await.unwrap(), 1);
-    assert_eq!(t.store.release_held(&one_owner, Release::Retry, 5).await.unwrap(), 1);
-    assert_eq!(t.store.release_held(&one_owner, Release::Retry, 5).await.unwrap(), 0);
+    assert_eq!(t.store.release_held(&one_owner, Release::Retry, OPERATOR, 1).await.unwrap(), 1);
+    assert_eq!(t.store.release_held(&one_owner, Release::Retry, OPERATOR, 5).await.unwrap(), 1);
+    assert_eq!(t.store.release_held(&one_owner, Release::Retry, OPERATOR, 5).await.unwrap(), 0);
     assert_eq!(t.store.take_due(10, LEASE).await.unwrap().len(), 2);
     assert_eq!((t.state(mine).await, t.state(mail).await), (State::Available, State::Available));
     assert_eq!((t.state(others).await, t.state(unknown).await), (State::Held, State::Held));
 
     let unknown_ones = HeldFilter { reason: HeldReason::UnknownOutcome, ..filter(None, None) };
-    t.store.release_held(&unknown_ones, Release::Succeeded, 5).await.unwrap();
+    t.store.release_held(&unknown_ones, Release::Succeeded, OPERATOR, 5).await.unwrap();
     assert_eq!(t.view(unknown).await.result.unwrap().get(), "null");
     let unknown = t.in_state(State::Held).await;
-    t.store.release_held(&unknown_ones, Release::Failed, 5).await.unwrap();
+    t.store.release_held(&unknown_ones, Release::Failed, OPERATOR, 5).await.unwrap();
     assert_eq!(t.view(unknown).await.error.map(|error| error.kind()), Some(ErrorKind::MarkedFailed));
 });
 
@@ -64,9 +64,9 @@ on_every_backend!(a_decision_obeys_the_transitions_in_every_state, async |t| {
         Transition::Release(Release::Failed),
     ];
     let decide = async |decision: &Transition, id: JobId| match decision {
-        Transition::Cancel => t.store.cancel(id).await.unwrap(),
-        Transition::Restart => t.store.restart(id).await.unwrap(),
-        Transition::Release(release) => t.store.release(id, *release).await.unwrap(),
+        Transition::Cancel => t.store.cancel(id, OPERATOR).await.unwrap(),
+        Transition::Restart => t.store.restart(id, OPERATOR).await.unwrap(),
+        Transition::Release(release) => t.store.release(id, *release, OPERATOR).await.unwrap(),
         other => panic!("{other:?} is nobody's decision"),
     };
     for decision in &decisions {
@@ -95,9 +95,9 @@ on_every_backend!(a_decision_obeys_the_transitions_in_every_state, async |t| {
 on_every_backend!(a_restarted_job_has_a_fresh_budget, async |t| {
     let spec = job(json!({}));
     let run = t.run(&spec).await;
-    t.store.cancel(spec.id).await.unwrap();
+    t.store.cancel(spec.id, OPERATOR).await.unwrap();
     t.finish(&run.end(fail(), AttemptOutcome::ToolFailed)).await;
-    assert_eq!(t.store.restart(spec.id).await.unwrap(), Decided::Now(State::Available));
+    assert_eq!(t.store.restart(spec.id, OPERATOR).await.unwrap(), Decided::Now(State::Available));
     let view = t.view(spec.id).await;
     assert_eq!((view.spent, view.attempt, view.cancel_requested), (0, 1, false));
     assert_eq!((view.error, view.result.is_none(), view.finished_at), (None, true, None));
@@ -108,14 +108,14 @@ on_every_backend!(a_restarted_job_has_a_fresh_budget, async |t| {
 
 on_every_backend!(a_released_job_shows_what_a_person_decided, async |t| {
     let id = t.in_state(State::Held).await;
-    t.store.release(id, Release::Succeeded).await.unwrap();
+    t.store.release(id, Release::Succeeded, OPERATOR).await.unwrap();
     let view = t.view(id).await;
     assert_eq!((view.result.unwrap().get(), view.error, view.held_reason), ("null", None, None));
     let id = t.in_state(State::Held).await;
-    t.store.release(id, Release::Failed).await.unwrap();
+    t.store.release(id, Release::Failed, OPERATOR).await.unwrap();
     assert_eq!(t.view(id).await.error.map(|error| error.kind()), Some(ErrorKind::MarkedFailed));
     let id = t.in_state(State::Held).await;
-    t.store.release(id, Release::Retry).await.unwrap();
+    t.store.release(id, Release::Retry, OPERATOR).await.unwrap();
     assert_eq!(one(t.store.take_due(10, LEASE).await.unwrap()).spec.id, id);
     assert_eq!(t.view(id).await.held_reason, None);
 });

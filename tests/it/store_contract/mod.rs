@@ -29,6 +29,7 @@ mod claims;
 mod connections;
 mod finishes;
 mod histories;
+mod history;
 mod job_control;
 mod jobs;
 mod leases;
@@ -193,7 +194,7 @@ impl TestStore {
             }
             State::Cancelled => {
                 self.insert(&spec).await;
-                self.store.cancel(spec.id).await.unwrap();
+                self.store.cancel(spec.id, OPERATOR).await.unwrap();
             }
         }
         assert_eq!(self.state(spec.id).await, state);
@@ -355,3 +356,6 @@ fn late(state: State) -> Finished {
 }
 
 const LEASE: Duration = Duration::from_secs(30);
+
+/// Who decides in tests.
+const OPERATOR: &str = "an operator";

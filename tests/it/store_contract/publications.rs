@@ -9,7 +9,9 @@ use errand::{
 use jiff::SignedDuration;
 use serde_json::json;
 
-use super::{LEASE, TestStore, fail, in_hours, job, job_with_reply, on_every_backend, one, retry, succeed};
+use super::{
+    LEASE, OPERATOR, TestStore, fail, in_hours, job, job_with_reply, on_every_backend, one, retry, succeed,
+};
 use crate::support::{self};
 
 on_every_backend!(due_jobs_come_by_priority_and_then_by_time, async |t| {
@@ -137,8 +139,8 @@ on_every_backend!(a_reply_is_offered_until_it_is_published, async |t| {
     // A job that is run again owes its reply again.
     let failed = job_with_reply(json!({}), Some("amq.gen-1"));
     t.finish(&t.run(&failed).await.end(fail(), AttemptOutcome::Refused)).await;
-    t.store.restart(failed.id).await.unwrap();
+    t.store.restart(failed.id, OPERATOR).await.unwrap();
     assert!(t.store.take_replies(10, LEASE).await.unwrap().is_empty(), "it is not final any more");
-    t.store.cancel(failed.id).await.unwrap();
+    t.store.cancel(failed.id, OPERATOR).await.unwrap();
     assert_eq!(one(t.store.take_replies(10, LEASE).await.unwrap()).job.state, State::Cancelled);
 });

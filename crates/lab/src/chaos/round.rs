@@ -8,7 +8,6 @@ use errand::{
     maintenance::audit::{self, Audit},
     store::{AuditLimits, JobFilter, JobView, SharedStore},
 };
-use serde::Deserialize;
 use tokio::time::{Instant, sleep};
 
 use super::{
@@ -104,7 +103,9 @@ impl Round {
         let mut tally = count(environment, &accepted, &jobs, &mut complaints);
         complaints.extend(environment.api.complaints());
         tally.peak_bytes = peak_bytes;
-        tally.add_look_ups(&look_ups(environment)?);
+        for id in jobs.keys() {
+            tally.add_look_ups(&environment.access.store.history(*id).await?);
+        }
         Ok((tally, complaints))
     }
 
@@ -231,35 +232,4 @@ fn count(
         }
     }
     tally
-}
-
-/// A line of a worker's log about a look at the execution log.
-#[derive(Deserialize)]
-struct LookUp {
-    #[serde(rename = "request.id")]
-    request: String,
-    result: String,
-}
-
-/// The last word about each call whose outcome was unknown, by request ID. It is in the workers' logs only,
-/// because an outcome that became known leaves no trace of its having been unknown.
-fn look_ups(environment: &Environment) -> Result<HashMap<String, String>> {
-    let mut words = HashMap::new();
-    for entry in std::fs::read_dir(environment.folder())? {
-        let path = entry?.path();
-        if path.extension().is_none_or(|extension| extension != "log") {
-            continue;
-        }
-        let text = String::from_utf8_lossy(&std::fs::read(&path)?).into_owned();
-        for line in text.lines().filter(|line| line.contains("looked for a call in the execution log")) {
-            if let Ok(LookUp { request, result }) = serde_json::from_str(line) {
-                // Workers look in turn; what ended the looking counts more than any look before.
-                let word = words.entry(request).or_insert_with(|| result.clone());
-                if result != "again" {
-                    *word = result;
-                }
-            }
-        }
-    }
-    Ok(words)
 }

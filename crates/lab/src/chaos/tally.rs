@@ -1,7 +1,11 @@
 //! What became of the jobs of a round, and of all rounds of one fault.
 
-use std::{collections::HashMap, time::Duration};
+use std::{collections::BTreeMap, time::Duration};
 
+use errand::{
+    job::{AttemptOutcome, HeldReason},
+    store::{HistoryEntry, HistoryFact},
+};
 use serde::Serialize;
 
 use super::fault::Fault;
@@ -44,15 +48,27 @@ pub(super) struct Tally {
 }
 
 impl Tally {
-    /// Counts the last word about each unknown outcome.
-    pub(super) fn add_look_ups(&mut self, words: &HashMap<String, String>) {
-        for word in words.values() {
+    /// Counts the attempts of one job whose outcome was looked up, by how the looking ended.
+    pub(super) fn add_look_ups(&mut self, history: &[HistoryEntry]) {
+        let mut looked_up: BTreeMap<Option<u32>, Option<&HistoryFact>> = BTreeMap::new();
+        for HistoryEntry { attempt, fact, .. } in history {
+            match fact {
+                HistoryFact::LookedUp { .. } => {
+                    looked_up.entry(*attempt).or_default();
+                }
+                HistoryFact::Adopted { .. } | HistoryFact::Held { reason: HeldReason::UnknownOutcome } => {
+                    looked_up.insert(*attempt, Some(fact));
+                }
+                _ => {}
+            }
+        }
+        for end in looked_up.values() {
             self.unknown += 1;
-            match word.as_str() {
-                "succeeded" | "failed" => self.adopted += 1,
-                "never_arrived" => self.repeated += 1,
-                "gave_up" => self.given_up += 1,
-                _ => self.late += 1,
+            match end {
+                Some(HistoryFact::Adopted { outcome: AttemptOutcome::NotSent }) => self.repeated += 1,
+                Some(HistoryFact::Adopted { .. }) => self.adopted += 1,
+                Some(_) => self.given_up += 1,
+                None => self.late += 1,
             }
         }
     }

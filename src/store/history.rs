@@ -1,0 +1,220 @@
+//! The history of rare decisions about a job.
+
+use std::fmt;
+
+use async_trait::async_trait;
+use jiff::Timestamp;
+use serde::Serialize;
+
+use super::{
+    By, Claim, Finish, StoreError, StoreErrorKind,
+    convert::{parse_column, read_count},
+    texts,
+};
+use crate::{
+    bounds::MAX_DECIDER_CHARS,
+    job::{AttemptOutcome, Ending, HeldReason, JobId, LookResult, Release, State, Stop},
+    string_enum::string_enum,
+};
+
+/// What was decided about a job beside its ordinary path, append-only.
+///
+/// * An entry is written in the transaction of the change that it records: there is never one without the other.
+/// * A write that is sent again adds no entry.
+/// * An ordinary claim, success, failure, retry or snooze adds none.
+#[async_trait]
+pub trait History: fmt::Debug + Send + Sync {
+    /// The history of one job, oldest entry first; of a longer one than
+    /// [`MAX_HISTORY`](crate::bounds::MAX_HISTORY) the newest entries.
+    async fn history(&self, id: JobId) -> Result<Vec<HistoryEntry>, StoreError>;
+}
+
+/// One decision about a job.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HistoryEntry {
+    /// By the store's clock.
+    pub at: Timestamp,
+    /// The name of a person, or `errand: ` and the part of errand.
+    pub by: String,
+    /// The number of the attempt that it is about.
+    pub attempt: Option<u32>,
+    pub fact: HistoryFact,
+}
+
+/// What was decided; as JSON, with the word of [`HistoryKind`] as `kind`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum HistoryFact {
+    /// The outcome of the attempt became unknown; it is looked up.
+    Unknown,
+    /// The execution log was asked about the attempt and did not settle it; the detail says why it could not be read.
+    LookedUp {
+        found: LookResult,
+        detail: Option<String>,
+    },
+    /// What the execution log says was taken as the outcome of the attempt: of an entry, or `not_sent` where the
+    /// log proves that the call never arrived.
+    Adopted {
+        outcome: AttemptOutcome,
+    },
+    /// The job waits for a person or a connection.
+    Held {
+        reason: HeldReason,
+    },
+    Released {
+        how: Release,
+    },
+    /// Called off; a job that runs, before its call has ended.
+    Cancelled,
+    /// Made due by a person, with a fresh budget of attempts.
+    Retried,
+    /// The account that the job was bound to was forgotten, so that one is chosen anew.
+    AccountForgotten {
+        account: String,
+    },
+}
+
+string_enum! {
+    /// The kind of a decision.
+    HistoryKind {
+        Unknown = "unknown",
+        LookedUp = "looked_up",
+        Adopted = "adopted",
+        Held = "held",
+        Released = "released",
+        Cancelled = "cancelled",
+        Retried = "retried",
+        AccountForgotten = "account_forgotten",
+    }
+}
+
+impl HistoryFact {
+    pub fn kind(&self) -> HistoryKind {
+        match self {
+            Self::Unknown => HistoryKind::Unknown,
+            Self::LookedUp { .. } => HistoryKind::LookedUp,
+            Self::Adopted { .. } => HistoryKind::Adopted,
+            Self::Held { .. } => HistoryKind::Held,
+            Self::Released { .. } => HistoryKind::Released,
+            Self::Cancelled => HistoryKind::Cancelled,
+            Self::Retried => HistoryKind::Retried,
+            Self::AccountForgotten { .. } => HistoryKind::AccountForgotten,
+        }
+    }
+
+    /// The word that belongs to the kind.
+    pub fn word(&self) -> Option<&'static str> {
+        match self {
+            Self::LookedUp { found, .. } => Some(found.as_str()),
+            Self::Adopted { outcome } => Some(outcome.as_str()),
+            Self::Held { reason } => Some(reason.as_str()),
+            Self::Released { how } => Some(how.as_str()),
+            Self::Unknown | Self::Cancelled | Self::Retried | Self::AccountForgotten { .. } => None,
+        }
+    }
+
+    /// Why the log could not be read, or which account was forgotten.
+    pub fn detail(&self) -> Option<&str> {
+        match self {
+            Self::LookedUp { detail, .. } => detail.as_deref(),
+            Self::AccountForgotten { account } => Some(account),
+            Self::Unknown
+            | Self::Adopted { .. }
+            | Self::Held { .. }
+            | Self::Released { .. }
+            | Self::Cancelled
+            | Self::Retried => None,
+        }
+    }
+
+    fn of_columns(kind: &str, word: &str, detail: Option<String>) -> Result<Self, StoreError> {
+        Ok(match parse_column("kind", kind)? {
+            HistoryKind::Unknown => Self::Unknown,
+            HistoryKind::LookedUp => Self::LookedUp { found: parse_column("what", word)?, detail },
+            HistoryKind::Adopted => Self::Adopted { outcome: parse_column("what", word)? },
+            HistoryKind::Held => Self::Held { reason: parse_column("what", word)? },
+            HistoryKind::Released => Self::Released { how: parse_column("what", word)? },
+            HistoryKind::Cancelled => Self::Cancelled,
+            HistoryKind::Retried => Self::Retried,
+            HistoryKind::AccountForgotten => {
+                Self::AccountForgotten { account: detail.ok_or_else(|| StoreError::corrupt("detail"))? }
+            }
+        })
+    }
+}
+
+/// Refuses what cannot stand in the history as the name of a person who decides.
+///
+/// # Errors
+/// A sentence that says what a name is.
+pub fn check_decider(by: &str) -> Result<(), String> {
+    if by.trim().is_empty() || by.chars().count() > MAX_DECIDER_CHARS || by.contains(char::is_control) {
+        Err(format!("write a name of up to {MAX_DECIDER_CHARS} characters, without control characters"))
+    } else if by.starts_with(texts::BY_ERRAND) {
+        Err(format!("a name does not begin with `{}`, which stands for errand itself", texts::BY_ERRAND))
+    } else {
+        Ok(())
+    }
+}
+
+/// The same for the methods of a store.
+pub(super) fn refuse_decider(by: &str) -> Result<(), StoreError> {
+    check_decider(by).map_err(|why| StoreError::new(StoreErrorKind::Data, why))
+}
+
+/// The columns of an entry.
+pub(super) struct HistoryRow {
+    pub(super) at: Timestamp,
+    pub(super) kind: String,
+    pub(super) by: String,
+    pub(super) attempt: Option<i32>,
+    pub(super) what: Option<String>,
+    pub(super) detail: Option<String>,
+}
+
+impl HistoryRow {
+    pub(super) fn entry(self) -> Result<HistoryEntry, StoreError> {
+        Ok(HistoryEntry {
+            at: self.at,
+            by: self.by,
+            attempt: self.attempt.map(|number| read_count("attempt", number)).transpose()?,
+            fact: HistoryFact::of_columns(&self.kind, &self.what.unwrap_or_default(), self.detail)?,
+        })
+    }
+}
+
+/// An entry that is written together with a change.
+#[derive(Debug, Clone)]
+pub(super) struct Note<'a> {
+    pub(super) job: JobId,
+    pub(super) by: &'a str,
+    pub(super) attempt: Option<u32>,
+    pub(super) fact: HistoryFact,
+}
+
+/// What is noted of a claim that brings its job to `state`.
+pub(super) fn of_claim(claim: &Claim, state: State) -> Option<Note<'static>> {
+    let reason = claim.stop.as_ref().and_then(Stop::held_reason).filter(|_| state == State::Held)?;
+    let fact = HistoryFact::Held { reason };
+    Some(Note { job: claim.spec.id, by: texts::BY_ADMISSION, attempt: None, fact })
+}
+
+/// What is noted of a finish that brings its job to `state`.
+pub(super) fn of_finish(finish: &Finish, state: State) -> Vec<Note<'static>> {
+    let by = match finish.by {
+        By::Holder => texts::BY_WORKER,
+        By::Rescuer { .. } => texts::BY_RESCUE,
+        By::LookUp => texts::BY_LOOK_UP,
+    };
+    let adopted = match finish.by {
+        By::LookUp => Some(HistoryFact::Adopted { outcome: finish.attempt.outcome }),
+        By::Holder | By::Rescuer { .. } => None,
+    };
+    let parked = match &finish.ending {
+        _ if state != State::Held => None,
+        Ending::Verify { .. } => Some(HistoryFact::Unknown),
+        ending => ending.held_reason().map(|reason| HistoryFact::Held { reason }),
+    };
+    let note = |fact| Note { job: finish.id, by, attempt: Some(finish.attempt.number), fact };
+    adopted.into_iter().chain(parked).map(note).collect()
+}
