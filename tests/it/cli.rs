@@ -659,6 +659,21 @@ fn decisions_say_what_became_of_each_job() {
 }
 
 #[test]
+fn the_history_of_a_job_says_who_decided() {
+    let place = Place::with_database().set("LOGNAME", "operator");
+    let id = place.enqueue(&[]);
+    place.run(&["jobs", "cancel", &id, "--by", "alice"]).succeeds();
+    place.run(&["jobs", "retry", &id]).succeeds();
+    let shown = place.run(&["jobs", "show", &id, "--json"]).succeeds().json();
+    let decided = |n: usize| (shown["history"][n]["kind"].as_str(), shown["history"][n]["by"].as_str());
+    assert_eq!(decided(0), (Some("cancelled"), Some("alice")));
+    assert_eq!(decided(1), (Some("retried"), Some("operator")));
+    let table = place.run(&["jobs", "show", &id]).succeeds().out;
+    assert!(table.contains("cancelled") && table.contains("alice"), "{table}");
+    place.run(&["jobs", "cancel", &id, "--by", "errand: worker"]).fails(2, "stands for errand itself");
+}
+
+#[test]
 fn a_held_job_is_shown_with_its_reason_and_can_be_released() {
     let place = Place::with_database();
     let id = hold(&place.store(), "X");
