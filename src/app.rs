@@ -14,6 +14,7 @@ use crate::{
     backoff::{Intervals, RECONNECT},
     clock::{self, SharedClock},
     config::{self, Config},
+    failure::chain,
     job::{OwnerPolicy, QueueName, RetryPolicy, WorkerId},
     maintenance::{
         audit::{self, Audit},
@@ -25,7 +26,7 @@ use crate::{
     queue::{
         SharedQueue,
         embedded::EmbeddedQueue,
-        rabbitmq::{QueueType, RabbitOptions, RabbitQueue},
+        rabbitmq::{RabbitOptions, RabbitQueue},
     },
     relay::{self, Relay},
     shutdown::{Countdown, Shutdown},
@@ -36,7 +37,7 @@ use crate::{
     },
     telemetry::metrics,
     tool::{SharedToolApi, composio},
-    worker::{CrashPlan, Deps, Health, Options, OutagePolicy, Phase, Report, Resolver, Worker},
+    worker::{CircuitBreakerPolicy, CrashPlan, Deps, Health, Options, Phase, Report, Resolver, Worker},
 };
 
 /// Messages that the in-process queue holds per lane; what is more waits in the store.
@@ -291,12 +292,12 @@ async fn prepare(
                     tracing::info!(applied, missing, "the database is migrated");
                     break;
                 }
-                Err(error) => format!("cannot migrate {}: {}", store.backend(), full(&error)),
+                Err(error) => format!("cannot migrate {}: {}", store.backend(), chain(&error)),
             },
             Ok(Schema::Behind { missing }) => {
                 format!("{missing} migrations are missing; run `errand migrate`")
             }
-            Err(error) => format!("waiting for {}: {}", store.backend(), full(&error)),
+            Err(error) => format!("waiting for {}: {}", store.backend(), chain(&error)),
         };
         failures = pause(failures, &problem).await;
     }
@@ -310,7 +311,7 @@ async fn prepare(
                 return Ok(());
             }
             Err(error) => {
-                let problem = format!("waiting for {}: {}", queue.backend(), full(&error));
+                let problem = format!("waiting for {}: {}", queue.backend(), chain(&error));
                 failures = pause(failures, &problem).await;
             }
         }
@@ -324,17 +325,6 @@ async fn within(countdown: &mut Countdown, parts: u32, part: &str, end: impl Fut
     if countdown.within(|times| times.end.min(until), end).await.is_none() {
         tracing::warn!("{part} did not end in time and is left as it is");
     }
-}
-
-/// An error with its causes in one line.
-fn full(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
 }
 
 async fn pause(failures: u32, problem: &str) -> u32 {
@@ -376,10 +366,7 @@ pub fn open_queue(config: &Config) -> Result<SharedQueue> {
     }
     let options = RabbitOptions {
         url: config.amqp.url.clone(),
-        queue_type: match config.amqp.queue_type {
-            config::QueueType::Quorum => QueueType::Quorum,
-            config::QueueType::Classic => QueueType::Classic,
-        },
+        queue_type: config.amqp.queue_type,
         declare: config.amqp.declare,
         lanes: names,
         connection_name: worker_name(config),
@@ -472,7 +459,7 @@ fn worker_options(config: &Config, lanes: Vec<(QueueName, u32)>) -> Options {
         journal_dir: config.worker.journal_dir.clone(),
         accept_unidentified: config.worker.accept_unidentified,
         retry: retry_policy(&config.retry),
-        outage: OutagePolicy {
+        circuit_breaker: CircuitBreakerPolicy {
             after: config.outage.after,
             intervals: Intervals {
                 initial: Duration::from_millis(config.outage.first_ms),

@@ -43,6 +43,13 @@ impl Intervals {
         let spread = 1.0 + self.jitter.clamp(0.0, 1.0) * (2.0 * random.clamp(0.0, 1.0) - 1.0);
         interval.min(self.max).mul_f64(spread)
     }
+
+    /// The wait of those who stand behind retry number `step`, which may be made `until_retry` from now: not less
+    /// than half its interval, and up to half an interval more, so that they do not come back together.
+    pub fn wait_behind(&self, step: u32, until_retry: Duration, random: f64) -> Duration {
+        let half = Self { jitter: 0.0, ..*self }.wait(step, random) / 2;
+        until_retry.max(half) + half.mul_f64(random.clamp(0.0, 1.0))
+    }
 }
 
 /// Intervals for reconnecting to a service: from a quarter of a second to 15 seconds.
@@ -65,6 +72,17 @@ mod tests {
             let wait = RECONNECT.wait(step, random);
             prop_assert!(wait <= RECONNECT.max.mul_f64(1.3 + 1e-9));
             prop_assert!(wait >= RECONNECT.initial.mul_f64(0.7 - 1e-9));
+        }
+
+        #[test]
+        fn nobody_behind_a_retry_comes_back_before_it_or_late(
+            step in 0u32..100, until_ms in 0u64..20_000, random in 0.0f64..1.0
+        ) {
+            let until_retry = Duration::from_millis(until_ms);
+            let wait = RECONNECT.wait_behind(step, until_retry, random);
+            let interval = Intervals { jitter: 0.0, ..RECONNECT }.wait(step, random);
+            prop_assert!(wait >= until_retry && wait >= interval / 2);
+            prop_assert!(wait <= until_retry.max(interval / 2) + interval / 2);
         }
 
         #[test]

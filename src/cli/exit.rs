@@ -5,6 +5,7 @@ use std::{any::Any, io::ErrorKind, panic::PanicHookInfo, process::ExitCode};
 use crate::{
     cli::output,
     config::{ConfigErrors, Missing},
+    failure::chain,
     maintenance::ledger::NotALedger,
     queue::{QueueError, QueueErrorKind},
     store::{StoreError, StoreErrorKind},
@@ -93,7 +94,7 @@ pub(super) fn report(error: &anyhow::Error) -> Exit {
     if error.downcast_ref::<output::Closed>().is_some_and(|closed| broken_pipe(&closed.0)) {
         return Exit::Success;
     }
-    let mut line = format!("error: {error:#}");
+    let mut line = format!("error: {}", chain(&**error));
     if let Some(hint) = error.chain().find_map(hint) {
         line = format!("{line}; {hint}");
     }

@@ -62,9 +62,9 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// See it all at work: some hundreds of jobs in one process, with nothing installed.
+    /// Run a demonstration: some hundred jobs in one process, against the sandbox tool API.
     Demo(demo::Args),
-    /// Run worker, queue, store and sandbox in one process that stays up.
+    /// Run a development server: worker, queue, store and sandbox tool API in one process.
     Dev(dev::Args),
     /// Run a worker on RabbitMQ and PostgreSQL.
     Worker(worker::Args),
@@ -72,33 +72,33 @@ enum Command {
     Enqueue(Box<enqueue::Args>),
     /// Enqueue many jobs, from a file of JSON Lines.
     EnqueueBulk(bulk::Args),
-    /// List, show and decide about jobs.
+    /// List jobs, show one, cancel, retry and release them.
     #[command(subcommand)]
     Jobs(jobs::Command),
-    /// Pin toolkit versions at run time.
+    /// List, set and remove pins of toolkit versions.
     #[command(subcommand)]
     Pins(pins::Command),
-    /// Look tools up in the tool API.
+    /// Show a tool as the tool API describes it.
     #[command(subcommand)]
     Tools(tools::Command),
-    /// Look connected accounts up in the tool API.
+    /// List connected accounts as the tool API knows them.
     #[command(subcommand)]
     Accounts(accounts::Command),
-    /// Look after messages that are not jobs.
+    /// List, show and requeue rejected messages, which are not valid jobs.
     #[command(subcommand)]
     Rejected(rejected::Command),
-    /// Look through all jobs for what should not be.
+    /// Audit all jobs: find rows that break a rule or that no part of errand would look at again.
     Audit(audit::Args),
-    /// Bring the database's schema up to date.
+    /// Apply the database migrations that are missing.
     Migrate(migrate::Args),
-    /// Show and check the settings.
+    /// Print the settings in effect, or check them for mistakes.
     #[command(subcommand)]
     Config(config_command::Command),
-    /// Check every service that errand depends on.
+    /// Check database, broker and tool API, and say what to change.
     Doctor(doctor::Args),
-    /// Ask a worker's health endpoint.
+    /// Ask the health endpoint of a worker; exit with 0 when it is healthy.
     Health(health::Args),
-    /// Serve a stand-in for the tool API.
+    /// Serve the sandbox, a stand-in for the tool API.
     Sandbox(sandbox::Args),
     /// Print a completion script for a shell.
     Completions {

@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf};
 use secrecy::SecretString;
 use serde::Deserialize;
 
-use crate::job::{OwnerKind, QueueName};
+use crate::job::{OwnerKind, QueueName, QueueType};
 
 mod error;
 mod load;
@@ -15,7 +15,6 @@ mod show;
 
 pub use error::{ConfigErrors, Missing, Mistake, Origin};
 pub use load::{DEFAULTS, Loaded, Sources, load, load_text};
-pub use setting::is_toolkit_version;
 pub use show::mask_url;
 
 /// All settings. Field by field the same as `default.toml`, which is the manual.
@@ -65,16 +64,6 @@ pub struct Amqp {
     pub queue_type: QueueType,
     pub declare: bool,
     pub heartbeat_secs: u16,
-}
-
-/// The type of RabbitMQ queue that lanes are declared with.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum QueueType {
-    /// Replicated and crash-safe.
-    Quorum,
-    /// Not replicated.
-    Classic,
 }
 
 /// `[queues.<name>]`

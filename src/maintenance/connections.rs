@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use super::rounds;
 use crate::{
     backoff::Intervals,
+    failure::chain,
     store::{Awaited, SharedStore, StoreError},
     telemetry::metrics,
     tool::{SharedToolApi, ToolError, account},
@@ -120,8 +121,8 @@ impl Connections {
             match self.look(awaited).await {
                 Ok(look) => self.follow(awaited, &look).await?,
                 Err(error) => {
-                    metrics::CONNECTION_LOOKS.add1("failed", 1);
-                    tracing::info!(%error, "connections cannot be looked for; looking again later");
+                    metrics::CONNECTION_LOOKUPS.add1("failed", 1);
+                    tracing::info!(error = %chain(&error), "connections cannot be looked for; looking again later");
                     self.be_quiet(&error);
                     for awaited in &taken[place..] {
                         self.put_off(awaited, true).await?;
@@ -141,7 +142,7 @@ impl Connections {
 
     async fn follow(&self, awaited: &Awaited, look: &Look) -> Result<(), StoreError> {
         let step = next(look, awaited.doubted.as_deref());
-        metrics::CONNECTION_LOOKS.add1(if step == Step::Wait { "missing" } else { "active" }, 1);
+        metrics::CONNECTION_LOOKUPS.add1(if step == Step::Wait { "missing" } else { "active" }, 1);
         match step {
             Step::Wait => self.put_off(awaited, false).await,
             Step::ReleaseOne => {

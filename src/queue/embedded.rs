@@ -25,7 +25,7 @@ use super::{
     Address, Consumer, Delivery, Depth, Message, Properties, Queue, QueueError, QueueErrorKind, Settler,
     Token,
 };
-use crate::job::QueueName;
+use crate::{job::QueueName, sync::lock};
 
 /// How long a whole batch may wait for room before the rest of it is refused as [`QueueErrorKind::Full`].
 pub const ROOM_TIMEOUT: Duration = Duration::from_secs(2);
@@ -66,7 +66,7 @@ impl EmbeddedQueue {
     }
 
     fn ensure_open(&self) -> Result<(), QueueError> {
-        if self.closed.load(Relaxed) { Err(over("the embedded queue is closed")) } else { Ok(()) }
+        if self.closed.load(Relaxed) { Err(unavailable("the embedded queue is closed")) } else { Ok(()) }
     }
 
     async fn publish_one(&self, message: Message, deadline: Instant) -> Result<(), QueueError> {
@@ -115,7 +115,7 @@ impl Queue for EmbeddedQueue {
         let subscription = Subscription {
             lane: Arc::clone(lane),
             prefetch: usize::from(prefetch.max(1)),
-            held: Mutex::new(Held::default()),
+            unsettled: Mutex::new(Unsettled::default()),
         };
         Ok(Box::new(EmbeddedConsumer { subscription: Arc::new(subscription), stopped: false }))
     }
@@ -192,7 +192,7 @@ impl Lane {
         self.wait_for(|| {
             let mut state = self.state();
             if state.closed {
-                return Some(Err(over("the embedded queue is closed")));
+                return Some(Err(unavailable("the embedded queue is closed")));
             }
             if state.ready.len() + state.unsettled >= self.capacity {
                 return None;
@@ -233,50 +233,51 @@ struct Subscription {
     lane: Arc<Lane>,
     prefetch: usize,
     /// Locked before the lane's state, never after.
-    held: Mutex<Held>,
+    unsettled: Mutex<Unsettled>,
 }
 
 #[derive(Debug, Default)]
-struct Held {
+struct Unsettled {
     last: u64,
-    unsettled: BTreeMap<Token, Stored>,
+    deliveries: BTreeMap<Token, Stored>,
 }
 
 impl Subscription {
     /// Deliveries, if there are any and this consumer may have them.
     fn take(&self, max: usize) -> Vec<Delivery> {
-        let mut held = lock(&self.held);
+        let mut unsettled = lock(&self.unsettled);
         let mut state = self.lane.state();
-        let room = self.prefetch.saturating_sub(held.unsettled.len());
+        let room = self.prefetch.saturating_sub(unsettled.deliveries.len());
         let count = room.min(max.max(1)).min(state.ready.len());
-        let deliveries = state.ready.drain(..count).map(|stored| held.deliver(stored)).collect();
+        let deliveries = state.ready.drain(..count).map(|stored| unsettled.deliver(stored)).collect();
         state.unsettled += count;
         deliveries
     }
 
     fn ack(&self, tokens: &[Token]) {
-        let mut held = lock(&self.held);
-        let settled = tokens.iter().filter(|token| held.unsettled.remove(token).is_some()).count();
+        let mut unsettled = lock(&self.unsettled);
+        let settled = tokens.iter().filter(|token| unsettled.deliveries.remove(token).is_some()).count();
         self.lane.state().unsettled -= settled;
-        drop(held);
+        drop(unsettled);
         self.lane.changed.notify_waiters();
     }
 
     fn give_back(&self, tokens: impl IntoIterator<Item = Token>) {
-        let mut held = lock(&self.held);
-        let returned: BTreeMap<Token, Stored> =
-            tokens.into_iter().filter_map(|token| Some((token, held.unsettled.remove(&token)?))).collect();
+        let mut unsettled = lock(&self.unsettled);
+        let returned: BTreeMap<Token, Stored> = tokens
+            .into_iter()
+            .filter_map(|token| Some((token, unsettled.deliveries.remove(&token)?)))
+            .collect();
         self.lane.put_back(returned);
     }
 
     fn give_back_all(&self) {
-        let mut held = lock(&self.held);
-        let unsettled = std::mem::take(&mut held.unsettled);
-        self.lane.put_back(unsettled);
+        let mut unsettled = lock(&self.unsettled);
+        self.lane.put_back(std::mem::take(&mut unsettled.deliveries));
     }
 }
 
-impl Held {
+impl Unsettled {
     fn deliver(&mut self, stored: Stored) -> Delivery {
         self.last += 1;
         let token = Token(self.last);
@@ -286,7 +287,7 @@ impl Held {
             properties: stored.properties.clone(),
             redelivered: stored.redelivered,
         };
-        self.unsettled.insert(token, stored);
+        self.deliveries.insert(token, stored);
         delivery
     }
 }
@@ -315,11 +316,11 @@ impl Consumer for EmbeddedConsumer {
     async fn next(&mut self, max: usize) -> Result<Vec<Delivery>, QueueError> {
         let Subscription { lane, .. } = &*self.subscription;
         if self.stopped {
-            return Err(over("the subscription was stopped"));
+            return Err(unavailable("the subscription was stopped"));
         }
         lane.wait_for(|| {
             if lane.state().closed {
-                return Some(Err(over("the embedded queue is closed")));
+                return Some(Err(unavailable("the embedded queue is closed")));
             }
             let deliveries = self.subscription.take(max);
             if deliveries.is_empty() { None } else { Some(Ok(deliveries)) }
@@ -368,12 +369,7 @@ impl Settler for EmbeddedSettler {
     }
 }
 
-/// No code that holds one of these locks can panic half-way, so a poisoned one is as good as another.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
-}
-
-fn over(message: &str) -> QueueError {
+fn unavailable(message: &str) -> QueueError {
     QueueError::new(QueueErrorKind::Unavailable, message)
 }
 

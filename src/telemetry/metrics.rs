@@ -94,11 +94,11 @@ catalogue! {
     AUDIT_FINDINGS = Gauge Count "errand_audit_findings" ["kind"] "Jobs that the last audit found to be wrong and did not repair, by kind; 0 where another worker audits.";
     AUDIT_REPAIRS = Counter Count "errand_audit_repairs_total" ["kind"] "Jobs that an audit brought back to the relay or the rescue, by kind of finding.";
     AUDIT_COMPLETED = Gauge Seconds "errand_audit_completed_timestamp_seconds" [] "When this process last completed an audit, as Unix time; 0 before its first.";
-    CONNECTION_LOOKS = Counter Count "errand_connection_looks_total" ["result"] "Looks for connections that held jobs wait for: active, missing or failed.";
+    CONNECTION_LOOKUPS = Counter Count "errand_connection_lookups_total" ["result"] "Look-ups of connections that held jobs wait for: active, missing or failed.";
     CONNECTION_RELEASED = Counter Count "errand_connection_released_jobs_total" [] "Jobs that were held for a connection and went on because it is there.";
     CONNECTION_EXPIRED = Counter Count "errand_connection_expired_jobs_total" [] "Jobs that were held for a connection until their time had passed, and failed.";
-    OUTAGES = Gauge Count "errand_outages" ["scope"] "What this process calls with one probe at a time, because the tool API does not answer: keys of owner and toolkit, or the whole API.";
-    OUTAGE_SNOOZES = Counter Count "errand_outage_snoozes_total" ["scope"] "Jobs that were given back without a call, because the tool API does not answer.";
+    CIRCUIT_BREAKERS_OPEN = Gauge Count "errand_circuit_breakers_open" ["scope"] "Open circuit breakers of this process, which let one call at a time through because the tool API does not answer: of an owner and toolkit, or of the whole API.";
+    CIRCUIT_BREAKER_SNOOZES = Counter Count "errand_circuit_breaker_snoozes_total" ["scope"] "Jobs that were given back without a call, because a circuit breaker is open.";
     HEARTBEAT_AGE = Gauge Seconds "errand_heartbeat_age_seconds" [] "Time since this worker last said in the store that it lives.";
     CONSUMING = Gauge Count "errand_consuming" ["queue"] "1 while this process really consumes the lane.";
     BROKER_CONNECTED = Gauge Count "errand_broker_connected" [] "1 while the broker is connected.";

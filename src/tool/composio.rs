@@ -40,6 +40,7 @@ use super::{
 use crate::{
     clock::{self, SharedClock},
     config::HttpVersion,
+    failure,
     job::RequestId,
 };
 
@@ -570,18 +571,7 @@ fn was_refused(error: &reqwest::Error) -> bool {
     false
 }
 
-/// An error with its causes in one line, without the URL.
+/// An error with its causes, without the URL.
 fn chain(error: reqwest::Error) -> String {
-    let error = error.without_url();
-    let mut text = error.to_string();
-    let mut source = std::error::Error::source(&error);
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.ends_with(&cause_text) {
-            text.push_str(": ");
-            text.push_str(&cause_text);
-        }
-        source = cause.source();
-    }
-    text
+    failure::chain(&error.without_url())
 }

@@ -12,10 +12,10 @@ use tokio::{sync::OwnedSemaphorePermit, time::Instant};
 
 use super::{
     Shared,
+    circuit_breaker::{CallPermit, Open, Scope},
     classify::{self, Next},
     crash::CrashPoint,
     finish::BindOutcome,
-    outage::{Permit, Postponed, Scope},
 };
 use crate::{
     job::{Attempt, AttemptOutcome, Binding, Ending, ErrorKind, HeldReason, JobError, JobSpec, RequestId},
@@ -123,9 +123,9 @@ async fn attempt(shared: &Shared, held: &mut Held) -> Option<Ended> {
     if let Some(ended) = refuse_to_start(shared, &binding, timeout) {
         return Some(ended);
     }
-    let permit = match shared.outages.admit(&held.spec.owner, &binding.toolkit) {
+    let permit = match shared.breakers.admit(&held.spec.owner, &binding.toolkit) {
         Ok(permit) => permit,
-        Err(postponed) => return Some(postpone(shared, held, postponed)),
+        Err(open) => return Some(postpone(shared, held, open)),
     };
     if let Err(not_ready) = shared.deps.resolver.admit_account(&held.spec, &binding) {
         return Some(set_back(shared, held, not_ready));
@@ -231,9 +231,9 @@ fn given_back(after: Duration, error: Option<JobError>) -> Ended {
     }
 }
 
-/// Gives a job back that would only meet an outage.
-fn postpone(shared: &Shared, held: &Held, postponed: Postponed) -> Ended {
-    let Postponed { scope, after } = postponed;
+/// Gives a job back whose call an open circuit breaker keeps back.
+fn postpone(shared: &Shared, held: &Held, open: Open) -> Ended {
+    let Open { scope, after } = open;
     let whose = match scope {
         Scope::OwnerToolkit => "for this owner and toolkit",
         Scope::Api => "for several owners",
@@ -249,7 +249,7 @@ fn postpone(shared: &Shared, held: &Held, postponed: Postponed) -> Ended {
 }
 
 /// Tells whether the API answered, whatever it answered.
-fn report(permit: Permit<'_>, outcome: AttemptOutcome, next: &Next) {
+fn report(permit: CallPermit<'_>, outcome: AttemptOutcome, next: &Next) {
     match next {
         Next::Throttled { retry_after, .. } => permit.failed(*retry_after),
         // The provider failed, not the API.
@@ -261,7 +261,13 @@ fn report(permit: Permit<'_>, outcome: AttemptOutcome, next: &Next) {
 }
 
 /// What the reply means for the job; without one, the shutdown interrupted the call.
-fn judge(shared: &Shared, held: &Held, binding: &Binding, permit: Permit<'_>, reply: Option<Reply>) -> Ended {
+fn judge(
+    shared: &Shared,
+    held: &Held,
+    binding: &Binding,
+    permit: CallPermit<'_>,
+    reply: Option<Reply>,
+) -> Ended {
     let context = classify::Context {
         owner: &held.spec.owner,
         tool: &held.spec.tool,

@@ -17,6 +17,7 @@
 
 pub mod classify;
 
+mod circuit_breaker;
 mod crash;
 pub(crate) mod execute;
 mod finish;
@@ -25,9 +26,8 @@ mod health;
 mod heartbeat;
 mod journal;
 mod lane;
-mod outage;
 mod resolve;
-mod silence;
+mod stall_detector;
 
 use std::{
     collections::{HashMap, HashSet},
@@ -42,17 +42,19 @@ use std::{
 use tokio::{sync::Notify, task::JoinHandle, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+pub use circuit_breaker::Policy as CircuitBreakerPolicy;
 pub use crash::{CrashPlan, CrashPoint};
 pub use execute::LOOKS;
 pub use health::{Health, Phase, Readiness};
-pub use outage::Policy as OutagePolicy;
 pub use resolve::Resolver;
 
 use self::{
-    crash::Crash, finish::BindOutcome, group_commit::GroupCommit, heartbeat::LeaseClock, outage::Outages,
+    circuit_breaker::CircuitBreakers, crash::Crash, finish::BindOutcome, group_commit::GroupCommit,
+    heartbeat::LeaseClock,
 };
 use crate::{
     clock::SharedClock,
+    failure::chain,
     job::{JobId, QueueName, RetryPolicy, WorkerId},
     queue::SharedQueue,
     shutdown::{Countdown, Shutdown},
@@ -101,7 +103,7 @@ pub struct Options {
     /// When to try again.
     pub retry: RetryPolicy,
     /// When calls are kept back because the tool API does not answer them.
-    pub outage: OutagePolicy,
+    pub circuit_breaker: CircuitBreakerPolicy,
     /// How long after an unknown outcome the tool API's log is asked for the first time; `None` leaves
     /// unknown outcomes to a person.
     pub first_check: Option<Duration>,
@@ -141,7 +143,7 @@ struct Shared {
     options: Options,
     health: Arc<Health>,
     lease: LeaseClock,
-    outages: Outages,
+    breakers: CircuitBreakers,
     /// The jobs that are held at the moment, for the list of what a shutdown leaves behind.
     held: Mutex<HashMap<JobId, ()>>,
     tasks: TaskTracker,
@@ -170,7 +172,7 @@ impl Worker {
         let shared = Arc::new(Shared {
             health: Arc::new(Health::new(lanes, options.heartbeat * 3)),
             lease: LeaseClock::new(options.lease),
-            outages: Outages::new(options.outage),
+            breakers: CircuitBreakers::new(options.circuit_breaker),
             held: Mutex::default(),
             tasks: TaskTracker::new(),
             drain_until: OnceLock::new(),
@@ -271,7 +273,9 @@ impl Shared {
     async fn writer_ended(&self, countdown: &mut Countdown, writer: JoinHandle<()>) {
         match countdown.within(|times| times.end, writer).await {
             Some(Ok(())) => {}
-            Some(Err(error)) => tracing::error!(%error, "a part of the worker ended abnormally"),
+            Some(Err(error)) => {
+                tracing::error!(error = %chain(&error), "a part of the worker ended abnormally")
+            }
             None => tracing::error!("a part of the worker does not end and is left as it is"),
         }
     }
@@ -297,8 +301,12 @@ impl Shared {
                 );
                 results
             }
-            Err(error) => {
-                tracing::error!(error, results, "results could not be journaled and are left to the rescue");
+            Err(why) => {
+                tracing::error!(
+                    error = why,
+                    results,
+                    "results could not be journaled and are left to the rescue"
+                );
                 0
             }
         }

@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     admission::{Rules, looks_like_email},
     config::{Config, Unpinned},
+    failure::chain,
     job::{Binding, JobError, JobSpec},
     store::SharedStore,
     telemetry::metrics,
@@ -220,7 +221,9 @@ impl Resolver {
                 let mut pins = self.pins.write().unwrap_or_else(PoisonError::into_inner);
                 pins.table = Arc::new(PinTable::new(rows));
             }
-            Err(error) => tracing::debug!(%error, "pins could not be read; the last known ones stay"),
+            Err(error) => {
+                tracing::debug!(error = %chain(&error), "pins could not be read; the last known ones stay")
+            }
         }
     }
 

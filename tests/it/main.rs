@@ -11,6 +11,7 @@ mod dashboards;
 mod deploy;
 mod embedded;
 mod envelope_schema;
+mod error_logs;
 mod flow;
 mod harness;
 mod metrics_docs;
@@ -23,6 +24,7 @@ mod second_api;
 mod shutdown;
 mod simulation;
 mod store_contract;
+mod tidy;
 mod tool_api;
 mod verify;
 

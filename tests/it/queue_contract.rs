@@ -9,11 +9,11 @@ use std::{
 
 use bytes::Bytes;
 use errand::{
-    job::QueueName,
+    job::{QueueName, QueueType},
     queue::{
         Address, Consumer, Delivery, Message, Properties, Queue, QueueErrorKind, SharedQueue, Token,
         embedded::EmbeddedQueue,
-        rabbitmq::{QueueType, RabbitOptions, RabbitQueue},
+        rabbitmq::{RabbitOptions, RabbitQueue},
     },
 };
 

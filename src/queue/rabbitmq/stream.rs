@@ -1,4 +1,4 @@
-//! The stream that the client library reads from: the broker's, decrypted, through the sieve.
+//! The stream that the client library reads from: the broker's, decrypted, through the frame filter.
 
 use std::{
     fmt,
@@ -28,27 +28,27 @@ use tokio::{
 use tokio_rustls::{TlsConnector, client::TlsStream};
 use tokio_util::either::Either;
 
-use super::{link::lock, sieve::Sieve};
-use crate::queue::BROKER_TIMEOUT;
+use super::frame_filter::FrameFilter;
+use crate::{queue::BROKER_TIMEOUT, sync::lock};
 
 /// How long the addresses of a host get together, which leaves time for handshakes.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(BROKER_TIMEOUT.as_secs() / 2);
 
-/// Tokio, with streams that are sieved.
-pub(super) type SievedRuntime = Runtime<RuntimeParts<Tokio, SievedReactor>>;
+/// Tokio, with streams that are filtered.
+pub(super) type FilteringRuntime = Runtime<RuntimeParts<Tokio, FilteringReactor>>;
 
 /// A plain or TLS stream to the broker.
 type BrokerStream = Either<TcpStream, TlsStream<TcpStream>>;
 
 /// The runtime of the caller, which must be in one.
-pub(super) fn runtime() -> SievedRuntime {
-    Runtime::new(RuntimeParts::new(Tokio::current(), SievedReactor(Tokio::current())))
+pub(super) fn runtime() -> FilteringRuntime {
+    Runtime::new(RuntimeParts::new(Tokio::current(), FilteringReactor(Tokio::current())))
 }
 
 /// Ends a stream from outside, at the latest when this is dropped. The library waits without a limit for a broker that
 /// falls silent in the middle of a handshake or of a goodbye, with a thread and a socket for each.
 #[derive(Debug, Default)]
-pub(super) struct Plug(Arc<Mutex<Socket>>);
+pub(super) struct SocketGuard(Arc<Mutex<Socket>>);
 
 /// The socket of a stream, for whoever makes the stream.
 pub(super) type SharedSocket = Arc<Mutex<Socket>>;
@@ -56,28 +56,28 @@ pub(super) type SharedSocket = Arc<Mutex<Socket>>;
 #[derive(Debug, Default)]
 pub(super) enum Socket {
     #[default]
-    NotYet,
+    NotConnected,
     Open(std::net::TcpStream),
-    Pulled,
+    ShutDown,
 }
 
-impl Plug {
+impl SocketGuard {
     pub(super) fn socket(&self) -> SharedSocket {
         Arc::clone(&self.0)
     }
 
     /// Ends the stream, or has it end as soon as there is one.
-    pub(super) fn pull(&self) {
-        if let Socket::Open(socket) = std::mem::replace(&mut *lock(&self.0), Socket::Pulled) {
+    pub(super) fn shut_down(&self) {
+        if let Socket::Open(socket) = std::mem::replace(&mut *lock(&self.0), Socket::ShutDown) {
             // Of a connection that is at its end already there is nothing to end.
             drop(socket.shutdown(Shutdown::Both));
         }
     }
 }
 
-impl Drop for Plug {
+impl Drop for SocketGuard {
     fn drop(&mut self) {
-        self.pull();
+        self.shut_down();
     }
 }
 
@@ -85,14 +85,14 @@ impl Drop for Plug {
 pub(super) async fn connect(
     uri: &AMQPUri,
     socket: &SharedSocket,
-) -> io::Result<AsyncTcpStream<Sieved<BrokerStream>>> {
+) -> io::Result<AsyncTcpStream<FilteredStream<BrokerStream>>> {
     let host = &*uri.authority.host;
     let plain = connect_to_any((host, uri.authority.port)).await?;
     plain.set_nodelay(true)?;
     {
         let own = plain.as_fd().try_clone_to_owned()?.into();
         let mut socket = lock(socket);
-        if matches!(*socket, Socket::Pulled) {
+        if matches!(*socket, Socket::ShutDown) {
             return Err(io::ErrorKind::ConnectionAborted.into());
         }
         *socket = Socket::Open(own);
@@ -102,7 +102,7 @@ pub(super) async fn connect(
         AMQPScheme::AMQPS => Either::Right(encrypt(host, plain).await?),
     };
     // For the library this is a plain stream, because what it reads is decrypted.
-    Ok(AsyncTcpStream::Plain(Sieved::new(stream, uri.query.frame_max)))
+    Ok(AsyncTcpStream::Plain(FilteredStream::new(stream, uri.query.frame_max)))
 }
 
 /// Tries the addresses of a host in turn. One that does not answer leaves the others their share of the time.
@@ -129,38 +129,38 @@ async fn encrypt(host: &str, plain: TcpStream) -> io::Result<TlsStream<TcpStream
     TlsConnector::from(Arc::new(config)).connect(name, plain).await
 }
 
-/// A stream of which everything that is read goes through the sieve.
-pub(super) struct Sieved<S> {
+/// A stream of which everything that is read goes through the frame filter.
+pub(super) struct FilteredStream<S> {
     stream: S,
-    sieve: Sieve,
-    /// What came from the stream and the sieve has not looked at.
+    filter: FrameFilter,
+    /// What came from the stream and the filter has not consumed.
     rest: BytesMut,
 }
 
-impl<S> Sieved<S> {
+impl<S> FilteredStream<S> {
     /// `frame_max` is what the URL asks for.
     fn new(stream: S, frame_max: Option<u32>) -> Self {
-        Self { stream, sieve: Sieve::new(frame_max.unwrap_or(0)), rest: BytesMut::new() }
+        Self { stream, filter: FrameFilter::new(frame_max.unwrap_or(0)), rest: BytesMut::new() }
     }
 }
 
-impl<S: AsyncRead + Unpin> futures_util::io::AsyncRead for Sieved<S> {
+impl<S: AsyncRead + Unpin> futures_util::io::AsyncRead for FilteredStream<S> {
     fn poll_read(
         self: Pin<&mut Self>,
         context: &mut Context<'_>,
         buffer: &mut [u8],
     ) -> Poll<io::Result<usize>> {
-        let Self { stream, sieve, rest } = self.get_mut();
+        let Self { stream, filter, rest } = self.get_mut();
         if buffer.is_empty() {
             return Poll::Ready(Ok(0));
         }
         loop {
-            let ready = sieve.take_ready(buffer);
-            if ready > 0 {
-                return Poll::Ready(Ok(ready));
+            let output = filter.take_output(buffer);
+            if output > 0 {
+                return Poll::Ready(Ok(output));
             }
             let passed = if rest.is_empty() {
-                let limit = buffer.len().min(sieve.wanted());
+                let limit = buffer.len().min(filter.next_chunk_limit());
                 let mut chunk = ReadBuf::new(&mut buffer[..limit]);
                 ready!(Pin::new(&mut *stream).poll_read(context, &mut chunk))?;
                 let chunk = chunk.filled();
@@ -168,14 +168,14 @@ impl<S: AsyncRead + Unpin> futures_util::io::AsyncRead for Sieved<S> {
                     // The start of a frame that never ends is of no use to anybody.
                     return Poll::Ready(Ok(0));
                 }
-                let sifted = sieve.sift(chunk);
-                rest.extend_from_slice(&chunk[sifted.taken..]);
-                sifted.passed
+                let filtered = filter.filter(chunk);
+                rest.extend_from_slice(&chunk[filtered.consumed..]);
+                filtered.passed
             } else {
-                let sifted = sieve.sift(&rest[..rest.len().min(buffer.len())]);
-                buffer[..sifted.passed].copy_from_slice(&rest[..sifted.passed]);
-                rest.advance(sifted.taken);
-                sifted.passed
+                let filtered = filter.filter(&rest[..rest.len().min(buffer.len())]);
+                buffer[..filtered.passed].copy_from_slice(&rest[..filtered.passed]);
+                rest.advance(filtered.consumed);
+                filtered.passed
             };
             if passed > 0 {
                 return Poll::Ready(Ok(passed));
@@ -184,7 +184,7 @@ impl<S: AsyncRead + Unpin> futures_util::io::AsyncRead for Sieved<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> futures_util::io::AsyncWrite for Sieved<S> {
+impl<S: AsyncWrite + Unpin> futures_util::io::AsyncWrite for FilteredStream<S> {
     fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.get_mut().stream).poll_write(context, bytes)
     }
@@ -206,18 +206,18 @@ impl<S: AsyncWrite + Unpin> futures_util::io::AsyncWrite for Sieved<S> {
     }
 }
 
-impl<S> fmt::Debug for Sieved<S> {
+impl<S> fmt::Debug for FilteredStream<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Sieved").finish_non_exhaustive()
+        f.debug_struct("FilteredStream").finish_non_exhaustive()
     }
 }
 
-/// Tokio's reactor but for the streams, which are sieved.
+/// Tokio's reactor but for the streams, which are filtered.
 #[derive(Debug, Clone)]
-pub(super) struct SievedReactor(Tokio);
+pub(super) struct FilteringReactor(Tokio);
 
-impl Reactor for SievedReactor {
-    type TcpStream = Sieved<BrokerStream>;
+impl Reactor for FilteringReactor {
+    type TcpStream = FilteredStream<BrokerStream>;
     type Sleep = <Tokio as Reactor>::Sleep;
 
     fn register<H: Read + Write + AsFd + AsRawFd + Send + 'static>(
@@ -241,7 +241,7 @@ impl Reactor for SievedReactor {
         address: SocketAddr,
     ) -> impl Future<Output = io::Result<Self::TcpStream>> + Send + 'static {
         let connecting = self.0.tcp_connect_addr(address);
-        async { Ok(Sieved::new(Either::Left(connecting.await?.into_inner()), None)) }
+        async { Ok(FilteredStream::new(Either::Left(connecting.await?.into_inner()), None)) }
     }
 }
 
@@ -256,7 +256,7 @@ mod tests {
         b"\x02\0\x01\0\0\0\x11\0\x3c\0\0\0\0\0\0\0\0\0\x05\0\x80\x02\xff\xfe\xce\x08\0\0\0\0\0\0\xce";
 
     fn read_through(bytes: &[u8], buffer: usize) -> Vec<u8> {
-        let mut stream = Sieved::new(bytes, None);
+        let mut stream = FilteredStream::new(bytes, None);
         let (mut buffer, mut out) = (vec![0; buffer], Vec::new());
         loop {
             match stream.read(&mut buffer).now_or_never().unwrap().unwrap() {

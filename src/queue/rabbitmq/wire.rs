@@ -7,7 +7,7 @@ use lapin::{
     types::{AMQPValue, FieldTable, ShortString},
 };
 
-use super::sieve::UNREADABLE_HEADER;
+use super::frame_filter::UNREADABLE_HEADER;
 use crate::queue::{Address, KNOWN_HEADER, Message, Properties, QueueError, QueueErrorKind};
 
 /// The exchange through which all lanes are published.

@@ -24,13 +24,16 @@ use sqlx::{
 };
 use tokio::time::Instant;
 
-use super::{StoreError, StoreErrorKind, detached};
+use super::{StoreError, StoreErrorKind, detached::detached};
 use crate::clock::SharedClock;
 
 mod admin;
 mod audit;
+mod batch;
 mod checks;
+mod claims;
 mod connections;
+mod finishes;
 mod job_control;
 mod jobs;
 mod leases;
@@ -149,7 +152,7 @@ impl fmt::Debug for SqliteStore {
 }
 
 /// Reads an optional instant.
-fn time(row: &SqliteRow, column: &str) -> Result<Option<Timestamp>, StoreError> {
+fn read_time(row: &SqliteRow, column: &str) -> Result<Option<Timestamp>, StoreError> {
     let micros: Option<i64> = row.try_get(column)?;
     micros
         .map(|micros| Timestamp::from_microsecond(micros).map_err(|_| StoreError::corrupt(column)))
@@ -157,13 +160,13 @@ fn time(row: &SqliteRow, column: &str) -> Result<Option<Timestamp>, StoreError> 
 }
 
 /// An instant as it is kept.
-fn at(time: Timestamp) -> i64 {
+fn instant(time: Timestamp) -> i64 {
     time.as_microsecond()
 }
 
 /// SQLite keeps a NUL inside a text, but its functions stop there and PostgreSQL refuses it, so it is
 /// refused here too.
-fn fits<'a>(texts: impl IntoIterator<Item = Option<&'a str>>) -> Result<(), StoreError> {
+fn refuse_nul<'a>(texts: impl IntoIterator<Item = Option<&'a str>>) -> Result<(), StoreError> {
     if texts.into_iter().flatten().any(|text| text.contains('\0')) {
         return Err(StoreError::new(
             StoreErrorKind::Data,

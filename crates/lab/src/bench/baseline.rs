@@ -13,6 +13,7 @@ use errand::{
     app,
     bounds::{CLAIM_BATCH, FINISH_BATCH},
     config::{Config, HttpVersion},
+    failure::chain,
     job::QueueName,
     queue::{Consumer, Settler, Token},
     tool::composio::channels::Channels,
@@ -96,7 +97,7 @@ async fn work(config: &Config, feed: usize) -> Result<()> {
             tokio::spawn(async move {
                 match call(channels.place().client(), &url, body).await {
                     Ok(result) => drop(finished.send(Done { id, result, _permit: permit })),
-                    Err(error) => tracing::error!(%error, "a call of the baseline failed"),
+                    Err(error) => tracing::error!(error = %chain(&*error), "a call of the baseline failed"),
                 }
             });
         }
@@ -148,7 +149,7 @@ async fn finish(store: BenchStore, mut results: mpsc::UnboundedReceiver<Done>) {
         let ids: Vec<Uuid> = batch.iter().map(|done| done.id).collect();
         let bodies: Vec<Bytes> = batch.iter().map(|done| done.result.clone()).collect();
         if let Err(error) = store.finish_baseline(&ids, &bodies, now_micros()).await {
-            tracing::error!(%error, "the baseline could not write results");
+            tracing::error!(error = %chain(&error), "the baseline could not write results");
         }
         batch.clear();
     }

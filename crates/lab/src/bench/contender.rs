@@ -7,6 +7,7 @@ use errand::{
     admission::Admission,
     app::{self, App},
     config::Config,
+    failure::chain,
     job::QueueName,
     shutdown::Shutdown,
 };
@@ -55,7 +56,7 @@ async fn worker(task: &Task, config: Config) -> Result<()> {
         let (door, feed, pace) = (app.door(), task.feed, task.pace);
         tokio::spawn(async move {
             if let Err(error) = enqueue_evenly(&door, &lane, feed, pace).await {
-                tracing::error!("jobs could not be enqueued: {error:#}");
+                tracing::error!(error = %chain(&*error), "jobs could not be enqueued");
             }
         });
     }

@@ -8,11 +8,11 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 use errand::{
-    config::{self, Config},
+    config::Config,
     job::QueueName,
     queue::{
         Queue as _,
-        rabbitmq::{QueueType, RabbitOptions, RabbitQueue},
+        rabbitmq::{RabbitOptions, RabbitQueue},
     },
 };
 use lapin::{Connection, ConnectionProperties, options::QueueDeleteOptions};
@@ -112,10 +112,7 @@ impl Environment {
         let url = with_schema(&config.store.url, &schema)?;
         let options = RabbitOptions {
             url: config.amqp.url.clone(),
-            queue_type: match config.amqp.queue_type {
-                config::QueueType::Quorum => QueueType::Quorum,
-                config::QueueType::Classic => QueueType::Classic,
-            },
+            queue_type: config.amqp.queue_type,
             declare: true,
             lanes: vec![lane.clone()],
             connection_name: "errand-lab bench".into(),
@@ -188,10 +185,7 @@ fn settings(base: Base<'_>, lane: &QueueName) -> String {
     let Base { config, plan, stub } = base;
     let (concurrency, threads) = (plan.concurrency, config.runtime.threads);
     let (base_url, http) = (stub.base_url(), plan.http.as_str());
-    let queue_type = match config.amqp.queue_type {
-        config::QueueType::Quorum => "quorum",
-        config::QueueType::Classic => "classic",
-    };
+    let queue_type = config.amqp.queue_type;
     format!(
         r#"[queues.{lane}]
 concurrency = {concurrency}

@@ -10,10 +10,10 @@ use anyhow::{Context as _, Result, ensure};
 use errand::{
     app,
     config::Config,
-    job::QueueName,
+    job::{QueueName, QueueType},
     queue::{
         SharedQueue,
-        rabbitmq::{QueueType, RabbitOptions, RabbitQueue},
+        rabbitmq::{RabbitOptions, RabbitQueue},
     },
     store::SharedStore,
     worker::CrashPlan,

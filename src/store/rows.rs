@@ -1,51 +1,16 @@
-//! What both backends read from a row, before it becomes a domain type; and the few conversions
-//! that rows need.
+//! Rows as both backends read them, before they become domain types.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use jiff::Timestamp;
-use serde_json::value::RawValue;
 use uuid::Uuid;
 
-use super::{AttemptView, Census, JobView, PinRow, Rejected, RejectedView, Reply, StoreError, owner_of};
-use crate::{
-    bounds::MAX_ERROR_CHARS,
-    job::{
-        Binding, Budget, Digest, ErrorKind, HeldReason, JobError, JobId, JobSpec, Owner, QueueName,
-        RequestId, State,
-    },
+use super::{
+    AttemptView, JobView, PinRow, Rejected, RejectedView, StoreError,
+    convert::{budget, digest, json, millis, owner_of, parse_column, read_count},
+    texts::GLOBAL,
 };
-
-/// Longer waits mean "never" and would leave the range of a timestamp.
-const MAX_WAIT: Duration = Duration::from_secs(100 * 366 * 24 * 3600);
-
-/// [`MAX_ERROR_CHARS`] as databases take it.
-#[expect(clippy::cast_possible_truncation, clippy::cast_possible_wrap, reason = "the limit is small")]
-pub(super) const MAX_ERROR_LENGTH: i32 = MAX_ERROR_CHARS as i32;
-
-/// The words for who reported the end of an attempt.
-pub(super) const HOLDER: &str = "holder";
-pub(super) const RESCUER: &str = "rescuer";
-
-/// The kind of owner in the row of a global pin, whose owner ID is empty.
-pub(super) const GLOBAL: &str = "global";
-
-/// What a person reads about a job whose time passed before it ran.
-pub(super) const EXPIRED_MESSAGE: &str = "`expires_at` passed before the call was made";
-
-/// What a person reads first about a job that has been claimed as often as its row can count.
-pub(super) const WORN_OUT_MESSAGE: &str = "the job was started as often as can be counted, so it is not started \
-     again; find out what keeps starting it, then enqueue it anew under another `id`";
-
-/// What an app reads about a job that a person marked as failed.
-pub(super) const MARKED_FAILED_MESSAGE: &str = "a person marked this job as failed";
-
-/// What an app reads first about a job whose time passed while it waited for a connection.
-pub(super) const EXPIRED_AWAITING: &str =
-    "`expires_at` or `max_age_ms` passed before the account was connected: ";
-
-/// The result of a job that a person marked as succeeded: nobody knows the tool's answer.
-pub(super) const NO_RESULT: &str = "null";
+use crate::job::{Binding, ErrorKind, JobError, JobId, JobSpec, RequestId};
 
 /// All columns of a job.
 pub(super) struct JobRow {
@@ -151,13 +116,13 @@ impl JobRow {
             text: self.text,
             version: self.version,
             connected_account_id: self.connected_account_id,
-            queue: word("queue", &self.queue)?,
+            queue: parse_column("queue", &self.queue)?,
             priority: self.priority,
             run_at: self.run_at,
             expires_at: self.expires_at,
             timeout: millis("timeout_ms", self.timeout_ms)?,
             budget: budget(self.max_attempts, self.max_age_ms)?,
-            effect: self.effect.map(|effect| word("effect", &effect)).transpose()?,
+            effect: self.effect.map(|effect| parse_column("effect", &effect)).transpose()?,
             idempotency_key: self.idempotency_key,
             tags: serde_json::from_str(&self.tags).map_err(|_| StoreError::corrupt("tags"))?,
             reply_to: self.reply_to,
@@ -167,8 +132,8 @@ impl JobRow {
         };
         Ok(JobView {
             spec: Arc::new(spec),
-            state: word("state", &self.state)?,
-            held_reason: self.held_reason.map(|reason| word("held_reason", &reason)).transpose()?,
+            state: parse_column("state", &self.state)?,
+            held_reason: self.held_reason.map(|reason| parse_column("held_reason", &reason)).transpose()?,
             binding: self.binding.binding()?,
             created_at: self.created_at,
             due_at: self.due_at,
@@ -177,8 +142,8 @@ impl JobRow {
             result: self.result.map(|text| json("result", text)).transpose()?,
             error: self.error.error()?,
             log_id: self.log_id,
-            attempt: count("attempt", self.attempt)?,
-            spent: count("spent", self.spent)?,
+            attempt: read_count("attempt", self.attempt)?,
+            spent: read_count("spent", self.spent)?,
             cancel_requested: self.cancel_requested,
         })
     }
@@ -195,9 +160,9 @@ impl BindingRow {
         Ok(Some(Binding {
             toolkit,
             version,
-            pinned_by: word("pinned_by", &pinned_by)?,
+            pinned_by: parse_column("pinned_by", &pinned_by)?,
             account: self.account,
-            effect: word("frozen_effect", &effect)?,
+            effect: parse_column("frozen_effect", &effect)?,
         }))
     }
 }
@@ -206,7 +171,7 @@ impl ErrorRow {
     /// The error, if there is one.
     pub(super) fn error(self) -> Result<Option<JobError>, StoreError> {
         let (Some(kind), Some(message)) = (self.kind, self.message) else { return Ok(None) };
-        let kind: ErrorKind = word("error_kind", &kind)?;
+        let kind: ErrorKind = parse_column("error_kind", &kind)?;
         Ok(Some(JobError { kind, message, code: self.code, slug: self.slug }))
     }
 }
@@ -215,9 +180,9 @@ impl AttemptRow {
     /// The attempt as people read it.
     pub(super) fn view(self) -> Result<AttemptView, StoreError> {
         Ok(AttemptView {
-            number: count("number", self.number)?,
+            number: read_count("number", self.number)?,
             request_id: RequestId(self.request_id),
-            outcome: self.outcome.map(|outcome| word("outcome", &outcome)).transpose()?,
+            outcome: self.outcome.map(|outcome| parse_column("outcome", &outcome)).transpose()?,
             http_status: self
                 .http_status
                 .map(|status| u16::try_from(status).map_err(|_| StoreError::corrupt("http_status")))
@@ -240,136 +205,30 @@ impl PinColumns {
     }
 }
 
-/// The owner columns of a pin.
-pub(super) fn pin_owner(owner: Option<&Owner>) -> (&'static str, &str) {
-    owner.map_or((GLOBAL, ""), |owner| (owner.kind().as_str(), owner.id()))
-}
-
 impl RejectedRow {
     /// The message as people read it.
     pub(super) fn view(self) -> Result<RejectedView, StoreError> {
         Ok(RejectedView {
             message: Rejected {
                 id: self.id,
-                queue: word("queue", &self.queue)?,
-                reason: word("reason", &self.reason)?,
+                queue: parse_column("queue", &self.queue)?,
+                reason: parse_column("reason", &self.reason)?,
                 message: self.message,
                 body: self.body,
                 properties: self.properties,
             },
             size: u64::try_from(self.size).map_err(|_| StoreError::corrupt("body"))?,
-            seen: count("seen", self.seen)?,
+            seen: read_count("seen", self.seen)?,
             received_at: self.received_at,
             requeued_at: self.requeued_at,
         })
     }
 }
-
-/// A word of a closed choice, or a name with rules.
-pub(super) fn word<T: std::str::FromStr>(column: &str, text: &str) -> Result<T, StoreError> {
-    text.parse().map_err(|_| StoreError::corrupt(column))
-}
-
-/// A count, which databases keep signed.
-pub(super) fn count(column: &str, value: i32) -> Result<u32, StoreError> {
-    u32::try_from(value).map_err(|_| StoreError::corrupt(column))
-}
-
-/// A count of rows.
-pub(super) fn rows(value: i64) -> u64 {
-    u64::try_from(value).unwrap_or(0)
-}
-
-/// A count as databases keep it; none that errand produces comes near the limit.
-pub(super) fn signed(value: u32) -> i32 {
-    i32::try_from(value).unwrap_or(i32::MAX)
-}
-
-/// A limit as databases take it.
-pub(super) fn limit(value: usize) -> i64 {
-    i64::try_from(value).unwrap_or(i64::MAX)
-}
-
-/// The reply of a finished job, which has an address.
-pub(super) fn reply(job: JobView) -> Option<Reply> {
-    let reply_to = job.spec.reply_to.clone()?;
-    Some(Reply { reply_to, correlation_id: job.spec.correlation_id.clone(), job })
-}
-
-impl Census {
-    /// Adds the jobs of one queue and state; `oldest` is how long the oldest due one has waited.
-    pub(super) fn add(&mut self, queue: QueueName, state: State, jobs: u64, oldest: Option<Duration>) {
-        if let Some(oldest) = oldest {
-            match self.oldest_due.iter_mut().find(|(name, _)| *name == queue) {
-                Some((_, longest)) => *longest = oldest.max(*longest),
-                None => self.oldest_due.push((queue.clone(), oldest)),
-            }
-        }
-        self.jobs.push((queue, state, jobs));
-    }
-
-    /// Adds the held jobs of one queue and reason.
-    pub(super) fn add_held(&mut self, queue: QueueName, reason: HeldReason, jobs: u64) {
-        match self.held.iter_mut().find(|(held, _)| *held == reason) {
-            Some((_, all)) => *all += jobs,
-            None => self.held.push((reason, jobs)),
-        }
-        match self.jobs.iter_mut().find(|(name, state, _)| *name == queue && *state == State::Held) {
-            Some((_, _, all)) => *all += jobs,
-            None => self.jobs.push((queue, State::Held, jobs)),
-        }
-    }
-}
-
-/// What a job may spend.
-pub(super) fn budget(max_attempts: Option<i32>, max_age_ms: Option<i64>) -> Result<Budget, StoreError> {
-    Ok(Budget {
-        max_attempts: max_attempts.map(|n| count("max_attempts", n)).transpose()?,
-        max_age: millis("max_age_ms", max_age_ms)?,
-    })
-}
-
-/// The digest of a job.
-pub(super) fn digest(bytes: &[u8]) -> Result<Digest, StoreError> {
-    bytes.try_into().map(Digest).map_err(|_| StoreError::corrupt("digest"))
-}
-
-/// The tags of a job, as JSON.
-pub(super) fn tags(spec: &JobSpec) -> String {
-    serde_json::to_string(&spec.tags)
-        .unwrap_or_else(|error| unreachable!("a map of strings always encodes: {error}"))
-}
-
-/// A time from now as microseconds.
-pub(super) fn micros(wait: Duration) -> i64 {
-    i64::try_from(wait.min(MAX_WAIT).as_micros()).unwrap_or(i64::MAX)
-}
-
-/// A span between two of the store's instants; a clock that steps back makes it zero, not an error.
-pub(super) fn span(micros: i64) -> Duration {
-    Duration::from_micros(u64::try_from(micros).unwrap_or(0))
-}
-
-/// A duration of the envelope as milliseconds.
-pub(super) fn to_millis(duration: Option<Duration>) -> Option<i64> {
-    duration.map(|d| i64::try_from(d.as_millis()).unwrap_or(i64::MAX))
-}
-
-fn millis(column: &str, value: Option<i64>) -> Result<Option<Duration>, StoreError> {
-    value
-        .map(|ms| u64::try_from(ms).map(Duration::from_millis).map_err(|_| StoreError::corrupt(column)))
-        .transpose()
-}
-
-fn json(column: &str, text: String) -> Result<Arc<RawValue>, StoreError> {
-    RawValue::from_string(text).map(Arc::from).map_err(|_| StoreError::corrupt(column))
-}
-
 /// Reads the columns of a job from a row of either backend; `$time` reads an optional instant.
 macro_rules! read_job {
     ($row:expr, $time:path) => {{
         let row = $row;
-        $crate::store::row::JobRow {
+        $crate::store::rows::JobRow {
             id: row.try_get("id")?,
             digest: row.try_get("digest")?,
             owner_kind: row.try_get("owner_kind")?,
@@ -393,7 +252,7 @@ macro_rules! read_job {
             reply_to: row.try_get("reply_to")?,
             correlation_id: row.try_get("correlation_id")?,
             traceparent: row.try_get("traceparent")?,
-            binding: $crate::store::row::read_binding!(row),
+            binding: $crate::store::rows::read_binding!(row),
             state: row.try_get("state")?,
             created_at: $time(row, "created_at")?.unwrap_or_default(),
             due_at: $time(row, "due_at")?,
@@ -402,7 +261,7 @@ macro_rules! read_job {
             started_at: $time(row, "started_at")?,
             cancel_requested: row.try_get("cancel_requested")?,
             held_reason: row.try_get("held_reason")?,
-            error: $crate::store::row::read_error!(row),
+            error: $crate::store::rows::read_error!(row),
             result: row.try_get("result")?,
             log_id: row.try_get("log_id")?,
             finished_at: $time(row, "finished_at")?,
@@ -413,7 +272,7 @@ macro_rules! read_job {
 /// Reads the columns of what is decided once.
 macro_rules! read_binding {
     ($row:expr) => {
-        $crate::store::row::BindingRow {
+        $crate::store::rows::BindingRow {
             toolkit: $row.try_get("toolkit")?,
             version: $row.try_get("toolkit_version")?,
             pinned_by: $row.try_get("pinned_by")?,
@@ -426,7 +285,7 @@ macro_rules! read_binding {
 /// Reads the columns of an error.
 macro_rules! read_error {
     ($row:expr) => {
-        $crate::store::row::ErrorRow {
+        $crate::store::rows::ErrorRow {
             kind: $row.try_get("error_kind")?,
             message: $row.try_get("error_message")?,
             code: $row.try_get("error_code")?,
@@ -439,14 +298,14 @@ macro_rules! read_error {
 macro_rules! read_attempt {
     ($row:expr, $time:path) => {{
         let row = $row;
-        $crate::store::row::AttemptRow {
+        $crate::store::rows::AttemptRow {
             number: row.try_get("number")?,
             request_id: row.try_get("request_id")?,
             outcome: row.try_get("outcome")?,
             http_status: row.try_get("http_status")?,
             log_id: row.try_get("log_id")?,
             version: row.try_get("version")?,
-            error: $crate::store::row::read_error!(row),
+            error: $crate::store::rows::read_error!(row),
             started_at: $time(row, "started_at")?.unwrap_or_default(),
             finished_at: $time(row, "finished_at")?,
         }
@@ -461,9 +320,11 @@ macro_rules! read_record {
         let ended_as: Option<String> = row.try_get("ended_as")?;
         $crate::store::replay::Record {
             request_id: $crate::job::RequestId(row.try_get("request_id")?),
-            outcome: $crate::store::row::word("outcome", &outcome)?,
+            outcome: $crate::store::convert::parse_column("outcome", &outcome)?,
             reported_by: row.try_get("reported_by")?,
-            ended_as: ended_as.map(|state| $crate::store::row::word("ended_as", &state)).transpose()?,
+            ended_as: ended_as
+                .map(|state| $crate::store::convert::parse_column("ended_as", &state))
+                .transpose()?,
             late: row.try_get("late")?,
             charged: row.try_get("charged")?,
         }
@@ -480,14 +341,16 @@ macro_rules! read_known {
         $crate::store::replay::Known {
             by_key: $by_key,
             id: $crate::job::JobId(row.try_get("id")?),
-            owner: $crate::store::owner_of(&owner_kind, owner_id)?,
-            digest: $crate::store::row::digest(&digest)?,
-            state: $crate::store::row::word("state", &state)?,
-            error_kind: error_kind.map(|kind| $crate::store::row::word("error_kind", &kind)).transpose()?,
+            owner: $crate::store::convert::owner_of(&owner_kind, owner_id)?,
+            digest: $crate::store::convert::digest(&digest)?,
+            state: $crate::store::convert::parse_column("state", &state)?,
+            error_kind: error_kind
+                .map(|kind| $crate::store::convert::parse_column("error_kind", &kind))
+                .transpose()?,
             worker_id: row.try_get("worker_id")?,
             request_id: row.try_get("request_id")?,
             settled_by: row.try_get("settled_by")?,
-            receipt: $crate::store::row::read_receipt!(row, $time, $age),
+            receipt: $crate::store::rows::read_receipt!(row, $time, $age),
         }
     }};
 }
@@ -497,11 +360,11 @@ macro_rules! read_receipt {
     ($row:expr, $time:path, $age:expr) => {
         $crate::store::ClaimReceipt {
             fence: $crate::job::Fence($row.try_get("fence")?),
-            attempt: $crate::store::row::count("attempt", $row.try_get("attempt")?)?,
-            spent: $crate::store::row::count("spent", $row.try_get("spent")?)?,
-            binding: $crate::store::row::read_binding!($row).binding()?,
+            attempt: $crate::store::convert::read_count("attempt", $row.try_get("attempt")?)?,
+            spent: $crate::store::convert::read_count("spent", $row.try_get("spent")?)?,
+            binding: $crate::store::rows::read_binding!($row).binding()?,
             created_at: $time($row, "created_at")?.unwrap_or_default(),
-            age: $crate::store::row::span($age),
+            age: $crate::store::convert::to_duration($age),
         }
     };
 }
@@ -510,7 +373,7 @@ macro_rules! read_receipt {
 macro_rules! read_lost {
     ($row:expr, $time:path, $age:expr) => {{
         let row = $row;
-        let receipt = $crate::store::row::read_receipt!(row, $time, $age);
+        let receipt = $crate::store::rows::read_receipt!(row, $time, $age);
         $crate::store::LostJob {
             id: $crate::job::JobId(row.try_get("id")?),
             fence: receipt.fence,
@@ -519,7 +382,7 @@ macro_rules! read_lost {
             request_id: $crate::job::RequestId(row.try_get("request_id")?),
             started_at: $time(row, "started_at")?.unwrap_or_default(),
             binding: receipt.binding,
-            budget: $crate::store::row::budget(row.try_get("max_attempts")?, row.try_get("max_age_ms")?)?,
+            budget: $crate::store::convert::budget(row.try_get("max_attempts")?, row.try_get("max_age_ms")?)?,
             age: receipt.age,
         }
     }};
@@ -529,7 +392,7 @@ macro_rules! read_lost {
 macro_rules! read_rejected {
     ($row:expr, $time:path) => {{
         let row = $row;
-        $crate::store::row::RejectedRow {
+        $crate::store::rows::RejectedRow {
             id: row.try_get("id")?,
             queue: row.try_get("queue")?,
             reason: row.try_get("reason")?,

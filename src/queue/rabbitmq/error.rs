@@ -62,15 +62,3 @@ pub(super) fn reply_code(error: &lapin::Error) -> Option<u16> {
 pub(super) fn is_bad_certificate(error: &lapin::Error) -> bool {
     matches!(error.kind(), ErrorKind::IOError(error) if error.kind() == std::io::ErrorKind::InvalidData)
 }
-
-/// An error with its causes, for where only text can be passed on.
-pub(super) fn in_one_line(error: &QueueError) -> String {
-    let mut line = error.to_string();
-    let mut source = std::error::Error::source(error);
-    while let Some(error) = source {
-        line.push_str(": ");
-        line.push_str(&error.to_string());
-        source = error.source();
-    }
-    line
-}

@@ -5,7 +5,7 @@ use std::{
     fmt,
     future::Future,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
@@ -19,29 +19,26 @@ use tokio::{
 };
 
 use super::{
-    failure::{self, bounded, within},
-    stream::{self, Plug},
+    endpoint::Endpoint,
+    error::{self, bounded, within},
+    stream::{self, SocketGuard},
 };
 use crate::{
     backoff::RECONNECT,
+    failure::chain,
     queue::{BROKER_TIMEOUT, QueueError, QueueErrorKind},
+    sync::lock,
 };
 
 /// How long a connection gets to end in good order.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Where the broker is and who we are. Holds the password, so it has no `Debug` of its own.
-pub(super) struct Target {
-    pub(super) uri: AMQPUri,
-    pub(super) connection_name: String,
-}
-
 /// A connection that is there when it is needed.
-pub(super) struct Link {
-    target: Arc<Target>,
+pub(super) struct Connector {
+    endpoint: Arc<Endpoint>,
     /// What the connection is for, as its name in the broker's list of connections shows.
     role: &'static str,
-    current: Mutex<Option<Arc<Generation>>>,
+    current: Mutex<Option<Arc<Session>>>,
     attempts: tokio::sync::Mutex<Attempts>,
     reconnects: AtomicU64,
     closed: AtomicBool,
@@ -57,19 +54,19 @@ struct Attempts {
 }
 
 /// One connection, from its start to its end.
-pub(super) struct Generation {
+pub(super) struct Session {
     connection: Connection,
     /// Whether all lanes were declared and nothing has been found missing since.
     pub(super) declared: AtomicBool,
     blocked_because: Arc<Mutex<String>>,
     events: JoinHandle<()>,
-    plug: Plug,
+    guard: SocketGuard,
 }
 
-impl Link {
-    pub(super) fn new(target: Arc<Target>, role: &'static str) -> Self {
+impl Connector {
+    pub(super) fn new(endpoint: Arc<Endpoint>, role: &'static str) -> Self {
         Self {
-            target,
+            endpoint,
             role,
             current: Mutex::new(None),
             attempts: tokio::sync::Mutex::default(),
@@ -79,8 +76,8 @@ impl Link {
     }
 
     /// The connection, if there is one that works as far as is known.
-    pub(super) fn live(&self) -> Option<Arc<Generation>> {
-        lock(&self.current).as_ref().filter(|generation| generation.live()).cloned()
+    pub(super) fn live(&self) -> Option<Arc<Session>> {
+        lock(&self.current).as_ref().filter(|session| session.live()).cloned()
     }
 
     pub(super) fn reconnects(&self) -> u64 {
@@ -90,7 +87,7 @@ impl Link {
     /// The connection; connects if there is none. After a failure, attempts keep the distance of
     /// [`RECONNECT`], and a caller that would have to wait longer than [`BROKER_TIMEOUT`] gets the
     /// last failure again.
-    pub(super) async fn get(&self) -> Result<Arc<Generation>, QueueError> {
+    pub(super) async fn get(&self) -> Result<Arc<Session>, QueueError> {
         if let Some(live) = self.live() {
             return Ok(live);
         }
@@ -108,37 +105,53 @@ impl Link {
             return Err(last.map_or_else(|| self.unreachable(), |(kind, text)| QueueError::new(*kind, text)));
         }
         match self.connect().await {
-            Ok(generation) => Ok(self.adopt(generation, &mut attempts)?),
+            Ok(session) => Ok(self.adopt(session, &mut attempts)?),
             Err(error) => {
                 attempts.failures = attempts.failures.saturating_add(1);
                 let pause = RECONNECT.wait(attempts.failures, fastrand::f64());
                 attempts.not_before = Some(Instant::now() + pause);
-                attempts.last_failure = Some((error.kind(), failure::in_one_line(&error)));
+                attempts.last_failure = Some((error.kind(), chain(&error)));
                 Err(error)
             }
         }
     }
 
     /// Ends a connection that does not work, for everyone who uses it.
-    pub(super) fn discard(&self, generation: &Arc<Generation>) {
+    pub(super) fn discard(&self, session: &Arc<Session>) {
         let mut current = lock(&self.current);
-        if current.as_ref().is_some_and(|current| Arc::ptr_eq(current, generation)) {
-            let generation = current.take();
+        if current.as_ref().is_some_and(|current| Arc::ptr_eq(current, session)) {
+            let session = current.take();
             drop(current);
             tokio::spawn(async move {
-                if let Some(generation) = generation {
-                    generation.close().await;
+                if let Some(session) = session {
+                    session.close().await;
                 }
             });
         }
     }
 
+    /// Runs work on a session, and ends that session for everyone when the broker does not answer on it.
+    pub(super) async fn run_on<T>(
+        &self,
+        session: &Arc<Session>,
+        work: impl Future<Output = Result<T, QueueError>>,
+    ) -> Result<T, QueueError> {
+        let result = work.await;
+        if let Err(error) = &result
+            && error.kind() == QueueErrorKind::Unavailable
+            && session.blocked().is_none()
+        {
+            self.discard(session);
+        }
+        result
+    }
+
     /// Ends the connection for good.
     pub(super) async fn close(&self) {
         self.closed.store(true, Relaxed);
-        let generation = lock(&self.current).take();
-        if let Some(generation) = generation {
-            generation.close().await;
+        let session = lock(&self.current).take();
+        if let Some(session) = session {
+            session.close().await;
         }
     }
 
@@ -149,26 +162,26 @@ impl Link {
         Ok(())
     }
 
-    fn adopt(&self, generation: Generation, attempts: &mut Attempts) -> Result<Arc<Generation>, QueueError> {
+    fn adopt(&self, session: Session, attempts: &mut Attempts) -> Result<Arc<Session>, QueueError> {
         if std::mem::replace(attempts, Attempts { connected_before: true, ..Attempts::default() })
             .connected_before
         {
             self.reconnects.fetch_add(1, Relaxed);
         }
-        let generation = Arc::new(generation);
-        *lock(&self.current) = Some(Arc::clone(&generation));
+        let session = Arc::new(session);
+        *lock(&self.current) = Some(Arc::clone(&session));
         // The queue may have been closed while the connection was being made.
         self.ensure_open().inspect_err(|_closed| drop(lock(&self.current).take()))?;
-        tracing::debug!(role = self.role, broker = %self.address(), "connected to RabbitMQ");
-        Ok(generation)
+        tracing::debug!(role = self.role, broker = %self.endpoint.address(), "connected to RabbitMQ");
+        Ok(session)
     }
 
-    async fn connect(&self) -> Result<Generation, QueueError> {
-        let name = format!("{} ({})", self.target.connection_name, self.role);
+    async fn connect(&self) -> Result<Session, QueueError> {
+        let name = format!("{} ({})", self.endpoint.connection_name, self.role);
         let properties = ConnectionProperties::default().with_connection_name(name.into());
-        // The library connects on a thread of its own, which no timeout out here ends. The plug does.
-        let plug = Plug::default();
-        let socket = plug.socket();
+        // The library connects on a thread of its own, which no timeout out here ends. The guard can.
+        let guard = SocketGuard::default();
+        let socket = guard.socket();
         let connect =
             async move |uri: AMQPUri, _runtime| match timeout(BROKER_TIMEOUT, stream::connect(&uri, &socket))
                 .await
@@ -177,34 +190,34 @@ impl Link {
                 Err(elapsed) => Err(std::io::Error::from(elapsed).into()),
             };
         let connecting =
-            Connection::connector(self.target.uri.clone(), stream::runtime(), connect, properties);
+            Connection::connector(self.endpoint.uri.clone(), stream::runtime(), connect, properties);
         let connection = match timeout(BROKER_TIMEOUT, connecting).await {
             Ok(connected) => connected.map_err(|error| self.explain(error))?,
             Err(_elapsed) => return Err(self.unreachable()),
         };
-        Ok(Generation::new(connection, plug))
+        Ok(Session::new(connection, guard))
     }
 
     fn explain(&self, error: lapin::Error) -> QueueError {
-        let broker = self.address();
-        let user = &self.target.uri.authority.userinfo.username;
-        let vhost = &self.target.uri.vhost;
-        let (kind, sentence) = match failure::reply_code(&error) {
-            Some(failure::ACCESS_REFUSED) => (
+        let broker = self.endpoint.address();
+        let user = &self.endpoint.uri.authority.userinfo.username;
+        let vhost = &self.endpoint.uri.vhost;
+        let (kind, sentence) = match error::reply_code(&error) {
+            Some(error::ACCESS_REFUSED) => (
                 QueueErrorKind::Access,
                 format!(
                     "RabbitMQ at {broker} refused the login of `{user}`: check the user name and the password \
                      (the user `guest` may connect from the broker's own host only)"
                 ),
             ),
-            Some(failure::NOT_ALLOWED) => (
+            Some(error::NOT_ALLOWED) => (
                 QueueErrorKind::Access,
                 format!(
                     "RabbitMQ at {broker} does not let `{user}` use the virtual host `{vhost}`: check that it exists \
                      and that the user has permissions on it"
                 ),
             ),
-            _ if failure::is_bad_certificate(&error) => (
+            _ if error::is_bad_certificate(&error) => (
                 QueueErrorKind::Access,
                 format!(
                     "RabbitMQ at {broker} has no TLS certificate that this host trusts, or speaks no TLS"
@@ -222,28 +235,23 @@ impl Link {
     }
 
     fn unreachable(&self) -> QueueError {
-        let broker = self.address();
+        let broker = self.endpoint.address();
         QueueError::new(QueueErrorKind::Unavailable, format!("RabbitMQ at {broker} does not answer"))
-    }
-
-    fn address(&self) -> String {
-        let authority = &self.target.uri.authority;
-        format!("{}:{}", authority.host, authority.port)
     }
 }
 
 /// Without the URL, which has the password.
-impl fmt::Debug for Link {
+impl fmt::Debug for Connector {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Link")
+        f.debug_struct("Connector")
             .field("role", &self.role)
             .field("live", &self.live().is_some())
             .finish_non_exhaustive()
     }
 }
 
-impl Generation {
-    fn new(connection: Connection, plug: Plug) -> Self {
+impl Session {
+    fn new(connection: Connection, guard: SocketGuard) -> Self {
         let blocked_because = Arc::new(Mutex::new(String::new()));
         let mut events = Box::pin(connection.events_listener());
         let reason = Arc::clone(&blocked_because);
@@ -259,7 +267,7 @@ impl Generation {
                 }
             }
         });
-        Self { connection, declared: AtomicBool::new(false), blocked_because, events, plug }
+        Self { connection, declared: AtomicBool::new(false), blocked_because, events, guard }
     }
 
     pub(super) fn live(&self) -> bool {
@@ -283,33 +291,12 @@ impl Generation {
             let goodbye = self.connection.close(200, "closing".into());
             drop(within(CLOSE_TIMEOUT, "end the connection", goodbye).await);
         }
-        self.plug.pull();
+        self.guard.shut_down();
     }
 }
 
-impl Drop for Generation {
+impl Drop for Session {
     fn drop(&mut self) {
         self.events.abort();
     }
-}
-
-/// Runs work that fits a connection, and ends the connection when the broker does not answer on it.
-pub(super) async fn or_discard<T>(
-    link: &Link,
-    generation: &Arc<Generation>,
-    work: impl Future<Output = Result<T, QueueError>>,
-) -> Result<T, QueueError> {
-    let result = work.await;
-    if let Err(error) = &result
-        && error.kind() == QueueErrorKind::Unavailable
-        && generation.blocked().is_none()
-    {
-        link.discard(generation);
-    }
-    result
-}
-
-/// No code that holds one of these locks can panic half-way, so a poisoned one is as good as another.
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

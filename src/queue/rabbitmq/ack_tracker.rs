@@ -12,7 +12,7 @@ use std::collections::BTreeSet;
 
 /// A frame to write. The order of frames matters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Frame {
+pub(super) enum AckFrame {
     /// Acknowledges everything up to the tag that is still outstanding.
     AckThrough(u64),
     /// Acknowledges one tag.
@@ -23,7 +23,7 @@ pub(super) enum Frame {
 
 /// What is outstanding on one channel. Its size is bounded by the prefetch.
 #[derive(Debug)]
-pub(super) struct AckWindow {
+pub(super) struct AckTracker {
     last_received: u64,
     unsettled: BTreeSet<u64>,
     /// Settled here, and unknown to the broker.
@@ -31,7 +31,7 @@ pub(super) struct AckWindow {
     most_withheld: usize,
 }
 
-impl AckWindow {
+impl AckTracker {
     pub(super) fn new(prefetch: u16) -> Self {
         let most_withheld = usize::from(prefetch / 2).max(1);
         Self { last_received: 0, unsettled: BTreeSet::new(), withheld: BTreeSet::new(), most_withheld }
@@ -45,7 +45,7 @@ impl AckWindow {
     }
 
     /// Settles deliveries. Tags that are settled already or were never received are ignored.
-    pub(super) fn ack(&mut self, tags: impl IntoIterator<Item = u64>, frames: &mut Vec<Frame>) {
+    pub(super) fn ack(&mut self, tags: impl IntoIterator<Item = u64>, frames: &mut Vec<AckFrame>) {
         for tag in tags {
             if self.unsettled.remove(&tag) {
                 self.withheld.insert(tag);
@@ -53,15 +53,15 @@ impl AckWindow {
         }
         self.write_prefix(frames);
         if self.withheld.len() >= self.most_withheld {
-            frames.extend(std::mem::take(&mut self.withheld).into_iter().map(Frame::AckOne));
+            frames.extend(std::mem::take(&mut self.withheld).into_iter().map(AckFrame::AckOne));
         }
     }
 
     /// Gives deliveries back. Tags that are settled already or were never received are ignored.
-    pub(super) fn give_back(&mut self, tags: impl IntoIterator<Item = u64>, frames: &mut Vec<Frame>) {
+    pub(super) fn give_back(&mut self, tags: impl IntoIterator<Item = u64>, frames: &mut Vec<AckFrame>) {
         for tag in tags {
             if self.unsettled.remove(&tag) {
-                frames.push(Frame::Requeue(tag));
+                frames.push(AckFrame::Requeue(tag));
             }
         }
         self.write_prefix(frames);
@@ -69,13 +69,13 @@ impl AckWindow {
 
     /// Acknowledges all that is settled before the first unsettled delivery. The tag of the frame must
     /// itself be outstanding, so it is that of the last withheld one.
-    fn write_prefix(&mut self, frames: &mut Vec<Frame>) {
+    fn write_prefix(&mut self, frames: &mut Vec<AckFrame>) {
         let rest = match self.unsettled.first() {
             Some(first) => self.withheld.split_off(first),
             None => BTreeSet::new(),
         };
         let prefix = std::mem::replace(&mut self.withheld, rest);
-        frames.extend(prefix.last().copied().map(Frame::AckThrough));
+        frames.extend(prefix.last().copied().map(AckFrame::AckThrough));
     }
 }
 
@@ -96,22 +96,22 @@ mod tests {
     }
 
     impl Broker {
-        fn apply(&mut self, frames: &[Frame]) {
+        fn apply(&mut self, frames: &[AckFrame]) {
             for frame in frames {
                 let tag = match *frame {
-                    Frame::AckThrough(tag) | Frame::AckOne(tag) | Frame::Requeue(tag) => tag,
+                    AckFrame::AckThrough(tag) | AckFrame::AckOne(tag) | AckFrame::Requeue(tag) => tag,
                 };
                 assert!(self.outstanding.contains_key(&tag), "406: unknown delivery tag {tag} in {frame:?}");
                 match frame {
-                    Frame::AckThrough(tag) => {
+                    AckFrame::AckThrough(tag) => {
                         let rest = self.outstanding.split_off(&(tag + 1));
                         self.acked.extend(std::mem::replace(&mut self.outstanding, rest).into_keys());
                     }
-                    Frame::AckOne(tag) => {
+                    AckFrame::AckOne(tag) => {
                         self.outstanding.remove(tag);
                         self.acked.push(*tag);
                     }
-                    Frame::Requeue(tag) => {
+                    AckFrame::Requeue(tag) => {
                         self.outstanding.remove(tag);
                         self.requeued.push(*tag);
                     }
@@ -140,7 +140,7 @@ mod tests {
     proptest! {
         #[test]
         fn the_broker_learns_exactly_what_was_settled(steps in steps(), prefetch in 1u16..40) {
-            let (mut window, mut broker) = (AckWindow::new(prefetch), Broker::default());
+            let (mut tracker, mut broker) = (AckTracker::new(prefetch), Broker::default());
             let (mut received, mut acked, mut returned) = (0, Vec::new(), Vec::new());
             let fresh = |received: u64, acked: &[u64], returned: &[u64], tags: &[u64]| {
                 let mut fresh: Vec<u64> = tags.to_vec();
@@ -155,15 +155,15 @@ mod tests {
                     Step::Receive(count) => for _ in 0..count {
                         received += 1;
                         broker.outstanding.insert(received, ());
-                        window.received(received);
+                        tracker.received(received);
                     },
                     Step::Ack(tags) => {
                         acked.extend(fresh(received, &acked, &returned, &tags));
-                        window.ack(tags, &mut frames);
+                        tracker.ack(tags, &mut frames);
                     }
                     Step::GiveBack(tags) => {
                         returned.extend(fresh(received, &acked, &returned, &tags));
-                        window.give_back(tags, &mut frames);
+                        tracker.give_back(tags, &mut frames);
                     }
                 }
                 broker.apply(&frames);
@@ -173,7 +173,7 @@ mod tests {
             }
             let mut frames = Vec::new();
             acked.extend(fresh(received, &acked, &returned, &(1..=received).collect::<Vec<_>>()));
-            window.ack(1..=received, &mut frames);
+            tracker.ack(1..=received, &mut frames);
             broker.apply(&frames);
             prop_assert!(broker.outstanding.is_empty());
             broker.acked.sort_unstable();
@@ -182,27 +182,27 @@ mod tests {
             broker.requeued.sort_unstable();
             returned.sort_unstable();
             prop_assert_eq!(broker.requeued, returned);
-            prop_assert!(window.unsettled.is_empty() && window.withheld.is_empty());
+            prop_assert!(tracker.unsettled.is_empty() && tracker.withheld.is_empty());
         }
     }
 
     #[test]
     fn a_settled_prefix_goes_out_in_one_frame() {
-        let (mut window, mut frames) = (AckWindow::new(100), Vec::new());
-        (1..=20).for_each(|tag| window.received(tag));
-        window.ack(2..=10, &mut frames);
+        let (mut tracker, mut frames) = (AckTracker::new(100), Vec::new());
+        (1..=20).for_each(|tag| tracker.received(tag));
+        tracker.ack(2..=10, &mut frames);
         assert_eq!(frames, []);
-        window.ack([1], &mut frames);
-        assert_eq!(frames, [Frame::AckThrough(10)]);
+        tracker.ack([1], &mut frames);
+        assert_eq!(frames, [AckFrame::AckThrough(10)]);
     }
 
     #[test]
     fn one_unsettled_delivery_withholds_at_most_half_of_the_prefetch() {
-        let (mut window, mut frames) = (AckWindow::new(8), Vec::new());
-        (1..=8).for_each(|tag| window.received(tag));
-        window.ack([2, 3, 4], &mut frames);
+        let (mut tracker, mut frames) = (AckTracker::new(8), Vec::new());
+        (1..=8).for_each(|tag| tracker.received(tag));
+        tracker.ack([2, 3, 4], &mut frames);
         assert_eq!(frames, []);
-        window.ack([6], &mut frames);
-        assert_eq!(frames, [2, 3, 4, 6].map(Frame::AckOne));
+        tracker.ack([6], &mut frames);
+        assert_eq!(frames, [2, 3, 4, 6].map(AckFrame::AckOne));
     }
 }

@@ -25,7 +25,7 @@ const CUT_HEADER: &str = "x-errand-unreadable-cut";
 /// Deepest nesting of headers that passes. The library's stack takes a few hundred.
 const MAX_DEPTH: usize = 32;
 
-/// Most of a frame that is collected, in bytes, and so the largest content header that passes whatever was agreed, and
+/// Most of a frame that is buffered, in bytes, and so the largest content header that passes whatever was agreed, and
 /// the largest method that is looked at.
 const MAX_FRAME: usize = 1024 * 1024;
 
@@ -56,156 +56,157 @@ const TUNE: [u8; 4] = [0, 10, 0, 30];
 /// A server that does not speak our version answers with `AMQP` and its own instead of a frame.
 const PROTOCOL_HEADER: usize = 8;
 
-/// Goes along a stream of frames, in chunks of any size.
+/// A decoder of a stream of frames that comes in chunks of any size.
 #[derive(Debug)]
-pub(super) struct Sieve {
+pub(super) struct FrameFilter {
     /// The largest frame that the library takes, in bytes, with its head and its end.
     limit: usize,
     /// Bytes that pass unseen: the rest of a frame of no interest.
-    passing: usize,
+    bytes_to_pass: usize,
     /// Bytes that are left out: the rest of a content header that is too large.
-    dropping: usize,
+    bytes_to_discard: usize,
     /// The start of a frame whose end has not come.
-    partial: Vec<u8>,
-    ready: BytesMut,
+    frame_start: Vec<u8>,
+    output: BytesMut,
 }
 
-/// What became of a chunk. What is behind `taken` was not looked at.
+/// What became of a chunk. What is behind `consumed` was not looked at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Sifted {
+pub(super) struct Filtered {
     /// Bytes at the start of the chunk that pass as they are.
     pub(super) passed: usize,
     /// Bytes at the start of the chunk that are dealt with. Those that did not pass come out as
-    /// [`Sieve::take_ready`], before anything that is behind them.
-    pub(super) taken: usize,
+    /// [`FrameFilter::take_output`], before anything that is behind them.
+    pub(super) consumed: usize,
 }
 
 /// The length of a frame in bytes, with its head and its end.
-enum Frame {
+enum FrameLength {
     /// It has to be looked at.
-    Suspect(usize),
-    Other(usize),
+    Inspected(usize),
+    Uninspected(usize),
 }
 
-impl Sieve {
+impl FrameFilter {
     /// For a connection on which this is the largest frame, in bytes, that is asked for; zero means any.
     pub(super) fn new(frame_max: u32) -> Self {
-        let (partial, ready) = (Vec::new(), BytesMut::new());
-        let mut sieve = Self { limit: MAX_FRAME, passing: 0, dropping: 0, partial, ready };
-        sieve.agree(frame_max);
-        sieve
+        let (frame_start, output) = (Vec::new(), BytesMut::new());
+        let mut filter =
+            Self { limit: MAX_FRAME, bytes_to_pass: 0, bytes_to_discard: 0, frame_start, output };
+        filter.lower_limit(frame_max);
+        filter
     }
 
-    /// Most bytes that the next chunk should have, so that all of it is taken.
-    pub(super) fn wanted(&self) -> usize {
-        if self.partial.is_empty() { usize::MAX } else { self.missing() }
+    /// Most bytes that the next chunk should have, so that all of it is consumed.
+    pub(super) fn next_chunk_limit(&self) -> usize {
+        if self.frame_start.is_empty() { usize::MAX } else { self.missing_bytes() }
     }
 
-    /// Looks at a chunk. What is ready has to be taken out before.
-    pub(super) fn sift(&mut self, chunk: &[u8]) -> Sifted {
-        if self.dropping > 0 {
-            let taken = self.dropping.min(chunk.len());
-            self.dropping -= taken;
-            return Sifted { passed: 0, taken };
+    /// Looks at a chunk. The output has to be taken before.
+    pub(super) fn filter(&mut self, chunk: &[u8]) -> Filtered {
+        if self.bytes_to_discard > 0 {
+            let consumed = self.bytes_to_discard.min(chunk.len());
+            self.bytes_to_discard -= consumed;
+            return Filtered { passed: 0, consumed };
         }
-        if !self.partial.is_empty() {
-            return Sifted { passed: 0, taken: self.collect(chunk) };
+        if !self.frame_start.is_empty() {
+            return Filtered { passed: 0, consumed: self.buffer_frame(chunk) };
         }
         let mut passed = 0;
         loop {
-            let unseen = self.passing.min(chunk.len() - passed);
-            self.passing -= unseen;
+            let unseen = self.bytes_to_pass.min(chunk.len() - passed);
+            self.bytes_to_pass -= unseen;
             passed += unseen;
             let rest = &chunk[passed..];
             if rest.is_empty() {
-                return Sifted { passed, taken: passed };
+                return Filtered { passed, consumed: passed };
             }
-            match frame(rest) {
-                Some(Frame::Other(length)) => self.passing = length,
-                Some(Frame::Suspect(length))
-                    if rest.get(..length).is_some_and(|frame| self.admits(frame)) =>
+            match frame_length(rest) {
+                Some(FrameLength::Uninspected(length)) => self.bytes_to_pass = length,
+                Some(FrameLength::Inspected(length))
+                    if rest.get(..length).is_some_and(|frame| self.is_readable_frame(frame)) =>
                 {
                     passed += length;
                 }
-                _ => return Sifted { passed, taken: passed + self.collect(rest) },
+                _ => return Filtered { passed, consumed: passed + self.buffer_frame(rest) },
             }
         }
     }
 
-    /// Moves what is ready into the buffer, and returns how many bytes that were.
-    pub(super) fn take_ready(&mut self, buffer: &mut [u8]) -> usize {
-        let length = self.ready.len().min(buffer.len());
-        self.ready.copy_to_slice(&mut buffer[..length]);
+    /// Moves output into the buffer, and returns how many bytes that were.
+    pub(super) fn take_output(&mut self, buffer: &mut [u8]) -> usize {
+        let length = self.output.len().min(buffer.len());
+        self.output.copy_to_slice(&mut buffer[..length]);
         length
     }
 
     /// Takes from the chunk what belongs to the frame that has started, and returns how many bytes that were.
-    fn collect(&mut self, chunk: &[u8]) -> usize {
-        let mut taken = 0;
+    fn buffer_frame(&mut self, chunk: &[u8]) -> usize {
+        let mut consumed = 0;
         loop {
-            let more = self.missing().min(chunk.len() - taken);
-            self.partial.extend_from_slice(&chunk[taken..taken + more]);
-            taken += more;
-            match frame(&self.partial) {
-                Some(Frame::Other(length)) => {
-                    self.passing = length - self.partial.len();
-                    self.ready.extend_from_slice(&self.partial);
-                    self.partial.clear();
-                    return taken;
+            let more = self.missing_bytes().min(chunk.len() - consumed);
+            self.frame_start.extend_from_slice(&chunk[consumed..consumed + more]);
+            consumed += more;
+            match frame_length(&self.frame_start) {
+                Some(FrameLength::Uninspected(length)) => {
+                    self.bytes_to_pass = length - self.frame_start.len();
+                    self.output.extend_from_slice(&self.frame_start);
+                    self.frame_start.clear();
+                    return consumed;
                 }
-                Some(Frame::Suspect(length)) if self.missing() == 0 => {
-                    self.decide(length);
-                    return taken;
+                Some(FrameLength::Inspected(length)) if self.missing_bytes() == 0 => {
+                    self.finish_frame(length);
+                    return consumed;
                 }
-                _ if taken == chunk.len() => return taken,
+                _ if consumed == chunk.len() => return consumed,
                 _ => {}
             }
         }
     }
 
     /// How many bytes of the frame that has started have to come until it can be decided, or its length is known.
-    fn missing(&self) -> usize {
-        let length = match frame(&self.partial) {
-            Some(Frame::Suspect(length) | Frame::Other(length)) => length.min(MAX_FRAME),
+    fn missing_bytes(&self) -> usize {
+        let length = match frame_length(&self.frame_start) {
+            Some(FrameLength::Inspected(length) | FrameLength::Uninspected(length)) => length.min(MAX_FRAME),
             None => FRAME_HEAD,
         };
-        length - self.partial.len()
+        length - self.frame_start.len()
     }
 
     /// Decides about a frame of this length, all of which has come unless it is too large.
-    fn decide(&mut self, length: usize) {
-        let mut frame = std::mem::take(&mut self.partial);
-        if frame.len() == length && self.admits(&frame) {
-            self.ready.extend_from_slice(&frame);
+    fn finish_frame(&mut self, length: usize) {
+        let mut frame = std::mem::take(&mut self.frame_start);
+        if frame.len() == length && self.is_readable_frame(&frame) {
+            self.output.extend_from_slice(&frame);
         } else if frame[0] == METHOD {
-            for name in names(&frame) {
-                mend(&mut frame[name]);
+            for name in delivery_names(&frame) {
+                replace_invalid_utf8(&mut frame[name]);
             }
-            self.ready.extend_from_slice(&frame);
+            self.output.extend_from_slice(&frame);
         } else {
-            replace(&frame, length, self.limit - AROUND_KEPT, &mut self.ready);
-            self.dropping = length - frame.len();
+            replace(&frame, length, self.limit - AROUND_KEPT, &mut self.output);
+            self.bytes_to_discard = length - frame.len();
         }
     }
 
     /// Whether the library may see this frame as it is. It looks into none that has a wrong end.
-    fn admits(&mut self, frame: &[u8]) -> bool {
+    fn is_readable_frame(&mut self, frame: &[u8]) -> bool {
         match frame {
             [METHOD, .., FRAME_END] => {
-                if let Some(frame_max) = proposed(frame) {
-                    self.agree(frame_max);
+                if let Some(frame_max) = proposed_frame_max(frame) {
+                    self.lower_limit(frame_max);
                 }
-                names(frame).into_iter().all(|name| std::str::from_utf8(&frame[name]).is_ok())
+                delivery_names(frame).into_iter().all(|name| std::str::from_utf8(&frame[name]).is_ok())
             }
             [properties @ .., FRAME_END] => {
-                frame.len() <= self.limit && is_readable(&properties[FRAME_HEAD + CONTENT_HEAD..])
+                frame.len() <= self.limit && are_readable(&properties[FRAME_HEAD + CONTENT_HEAD..])
             }
             _ => true,
         }
     }
 
     /// Takes the smaller of two limits, as the library does. Zero is none.
-    fn agree(&mut self, frame_max: u32) {
+    fn lower_limit(&mut self, frame_max: u32) {
         if frame_max > 0 {
             self.limit = self.limit.min((frame_max as usize).max(MIN_LIMIT));
         }
@@ -213,26 +214,26 @@ impl Sieve {
 }
 
 /// What starts here, or `None` if that cannot be told yet.
-fn frame(bytes: &[u8]) -> Option<Frame> {
+fn frame_length(bytes: &[u8]) -> Option<FrameLength> {
     match *bytes.first()? {
         kind @ (METHOD | HEADER | BODY | HEARTBEAT) => {
             let size = bytes.get(3..FRAME_HEAD)?.try_into().ok().map(u32::from_be_bytes)?;
             let length = (size as usize).saturating_add(FRAME_HEAD + 1);
-            let suspect = match kind {
+            let inspected = match kind {
                 HEADER => size as usize >= CONTENT_HEAD,
                 METHOD => length <= MAX_FRAME,
                 _ => false,
             };
-            Some(if suspect { Frame::Suspect(length) } else { Frame::Other(length) })
+            Some(if inspected { FrameLength::Inspected(length) } else { FrameLength::Uninspected(length) })
         }
-        b'A' => Some(Frame::Other(PROTOCOL_HEADER)),
+        b'A' => Some(FrameLength::Uninspected(PROTOCOL_HEADER)),
         // Here the library ends the connection.
-        _ => Some(Frame::Other(usize::MAX)),
+        _ => Some(FrameLength::Uninspected(usize::MAX)),
     }
 }
 
 /// The largest frame that the broker proposes, in bytes, if this is the frame in which it does.
-fn proposed(frame: &[u8]) -> Option<u32> {
+fn proposed_frame_max(frame: &[u8]) -> Option<u32> {
     // The highest channel comes first.
     let (method, arguments) = frame.get(FRAME_HEAD..)?.split_at_checked(TUNE.len())?;
     let frame_max = arguments.get(2..6).filter(|_| method == TUNE)?;
@@ -240,11 +241,11 @@ fn proposed(frame: &[u8]) -> Option<u32> {
 }
 
 /// Where the exchange and the routing key of a delivery are; nowhere, if the frame is none.
-fn names(frame: &[u8]) -> [Range<usize>; 2] {
-    find_names(frame).unwrap_or_default()
+fn delivery_names(frame: &[u8]) -> [Range<usize>; 2] {
+    find_delivery_names(frame).unwrap_or_default()
 }
 
-fn find_names(frame: &[u8]) -> Option<[Range<usize>; 2]> {
+fn find_delivery_names(frame: &[u8]) -> Option<[Range<usize>; 2]> {
     // The delivery tag, and whether it is redelivered.
     const BETWEEN: usize = 8 + 1;
     let text = |at: usize| Some(at + 1..at + 1 + usize::from(*frame.get(at)?));
@@ -259,7 +260,7 @@ fn find_names(frame: &[u8]) -> Option<[Range<usize>; 2]> {
 }
 
 /// Puts question marks in the place of what is not UTF-8.
-fn mend(text: &mut [u8]) {
+fn replace_invalid_utf8(text: &mut [u8]) {
     let mut start = 0;
     while let Err(error) = std::str::from_utf8(&text[start..]) {
         let bad = start + error.valid_up_to();
@@ -306,11 +307,11 @@ fn put_name(name: &str, out: &mut Vec<u8>) {
 }
 
 /// Whether the library can read these properties, the flags first.
-fn is_readable(mut properties: &[u8]) -> bool {
-    all_properties(&mut properties).is_some() && properties.is_empty()
+fn are_readable(mut properties: &[u8]) -> bool {
+    read_properties(&mut properties).is_some() && properties.is_empty()
 }
 
-fn all_properties(bytes: &mut &[u8]) -> Option<()> {
+fn read_properties(bytes: &mut &[u8]) -> Option<()> {
     let flags = u16::from_be_bytes(take(bytes, 2)?.try_into().ok()?);
     // From the highest bit: content_type, content_encoding, headers, delivery_mode, priority, correlation_id,
     // reply_to, expiration, message_id, timestamp, type, user_id, app_id, cluster_id. The library does not look at
@@ -420,27 +421,27 @@ mod tests {
     }
 
     /// What comes out when the stream comes in chunks of these sizes, again and again.
-    fn sifted(stream: &[u8], sizes: &[usize]) -> Vec<u8> {
-        sifted_by(Sieve::new(0), stream, sizes)
+    fn filtered(stream: &[u8], sizes: &[usize]) -> Vec<u8> {
+        filtered_by(FrameFilter::new(0), stream, sizes)
     }
 
-    fn sifted_by(mut sieve: Sieve, stream: &[u8], sizes: &[usize]) -> Vec<u8> {
+    fn filtered_by(mut filter: FrameFilter, stream: &[u8], sizes: &[usize]) -> Vec<u8> {
         let mut out = Vec::new();
         let mut sizes = sizes.iter().cycle();
         let mut rest = stream;
         while !rest.is_empty() {
             let chunk = &rest[..rest.len().min(*sizes.next().unwrap())];
-            let sifted = sieve.sift(chunk);
-            assert!(sifted.passed <= sifted.taken && sifted.taken > 0);
-            out.extend_from_slice(&chunk[..sifted.passed]);
-            let mut ready = [0; 64];
+            let filtered = filter.filter(chunk);
+            assert!(filtered.passed <= filtered.consumed && filtered.consumed > 0);
+            out.extend_from_slice(&chunk[..filtered.passed]);
+            let mut output = [0; 64];
             loop {
-                match sieve.take_ready(&mut ready) {
+                match filter.take_output(&mut output) {
                     0 => break,
-                    length => out.extend_from_slice(&ready[..length]),
+                    length => out.extend_from_slice(&output[..length]),
                 }
             }
-            rest = &rest[sifted.taken..];
+            rest = &rest[filtered.consumed..];
         }
         out
     }
@@ -486,7 +487,7 @@ mod tests {
         for properties in bad() {
             let bad = content(&properties);
             let stream = [&before[..], &bad, &bad, &after].concat();
-            let whole = sifted(&stream, &[stream.len()]);
+            let whole = filtered(&stream, &[stream.len()]);
             let replaced = &whole[before.len()..whole.len() - after.len()];
             let (first, second) = replaced.split_at(replaced.len() / 2);
             assert_eq!(first, second);
@@ -494,9 +495,9 @@ mod tests {
             assert_eq!(first[FRAME_HEAD..][..CONTENT_HEAD], bad[FRAME_HEAD..][..CONTENT_HEAD]);
             assert_eq!(original(first), (properties, false));
             assert!(whole.starts_with(&before) && whole.ends_with(&after));
-            assert_eq!(sifted(&stream, &[1]), whole);
+            assert_eq!(filtered(&stream, &[1]), whole);
             for cut in (1..stream.len()).step_by(1 + stream.len() / 500) {
-                assert_eq!(sifted(&stream, &[cut, stream.len()]), whole, "cut at {cut}");
+                assert_eq!(filtered(&stream, &[cut, stream.len()]), whole, "cut at {cut}");
             }
         }
     }
@@ -510,7 +511,7 @@ mod tests {
 
     #[test]
     fn names_of_a_delivery_that_are_not_utf_8_are_mended_wherever_the_stream_is_cut() {
-        for (bad, mended) in [
+        for (bad, replaced) in [
             (&b"\xff"[..], &b"?"[..]),
             (b"a\xff\xfeb\xc3", b"a??b?"),
             ("ä\u{10ffff}".as_bytes(), "ä\u{10ffff}".as_bytes()),
@@ -520,9 +521,9 @@ mod tests {
         ] {
             let after = [content(&with(0, b"")), framed(BODY, b"\xff"), delivery(b"", b"next")].concat();
             let stream = [&delivery(bad, b"key"), &delivery(b"errand", bad), &after[..]].concat();
-            let expected = [&delivery(mended, b"key"), &delivery(b"errand", mended), &after[..]].concat();
+            let expected = [&delivery(replaced, b"key"), &delivery(b"errand", replaced), &after[..]].concat();
             for sizes in (1..stream.len()).map(|cut| [cut, stream.len()]).chain([[1, 1]]) {
-                assert_eq!(sifted(&stream, &sizes), expected, "{sizes:?}");
+                assert_eq!(filtered(&stream, &sizes), expected, "{sizes:?}");
             }
         }
     }
@@ -533,26 +534,26 @@ mod tests {
         let payload = &whole[FRAME_HEAD..whole.len() - 1];
         for end in 0..payload.len() {
             let cut = framed(METHOD, &payload[..end]);
-            assert_eq!(sifted(&cut, &[usize::MAX]), cut, "{end}");
+            assert_eq!(filtered(&cut, &[usize::MAX]), cut, "{end}");
         }
         let mut confirm = payload.to_vec();
         confirm[3] = 80;
         let mut no_end = whole.clone();
         *no_end.last_mut().unwrap() = 0;
         for passes in [framed(METHOD, &confirm), no_end] {
-            assert_eq!(sifted(&passes, &[1]), passes);
+            assert_eq!(filtered(&passes, &[1]), passes);
         }
         let large = framed(METHOD, &[&DELIVER[..], &vec![0xff; MAX_FRAME]].concat());
-        assert_eq!(sifted(&large, &[1_000]), large);
+        assert_eq!(filtered(&large, &[1_000]), large);
     }
 
     #[test]
     fn every_truncation_of_properties_is_replaced() {
         let whole = [short("text/plain"), long(b"", &[short("n"), long(b"S", b"x")].concat()), short("id")];
         let whole = with(1 << 15 | HEADERS | MESSAGE_ID, &whole.concat());
-        assert_eq!(sifted(&content(&whole), &[1]), content(&whole));
+        assert_eq!(filtered(&content(&whole), &[1]), content(&whole));
         for end in 0..whole.len() {
-            let out = sifted(&content(&whole[..end]), &[usize::MAX]);
+            let out = filtered(&content(&whole[..end]), &[usize::MAX]);
             assert_eq!(original(&out), (whole[..end].to_vec(), false));
         }
     }
@@ -561,7 +562,7 @@ mod tests {
     fn nesting_passes_up_to_the_limit() {
         for levels in 0..MAX_DEPTH {
             let stream = content(&nested(levels));
-            assert_eq!(sifted(&stream, &[usize::MAX]), stream);
+            assert_eq!(filtered(&stream, &[usize::MAX]), stream);
             assert!(read_by_library(&nested(levels)).is_some());
         }
     }
@@ -573,7 +574,7 @@ mod tests {
     #[test]
     fn a_replacement_fits_into_a_frame_and_says_what_it_leaves_out() {
         let next = content(&with(0, b""));
-        for (ours, proposed, limit) in [
+        for (ours, proposed_frame_max, limit) in [
             (131_072, 0, 131_072),
             (131_072, 131_072, 131_072),
             (131_072, 8_192, 8_192),
@@ -581,13 +582,13 @@ mod tests {
             (0, 0, MAX_FRAME),
             (1, 1, MIN_LIMIT),
         ] {
-            let tune = tune(proposed);
+            let tune = tune(proposed_frame_max);
             let kept = limit - AROUND_KEPT;
             for length in [kept + 1, limit, 2 * MAX_FRAME] {
                 let properties = with(MESSAGE_ID, &vec![0xff; length]);
                 for size in [1_000, usize::MAX] {
                     let stream = [&tune[..], &content(&properties), &next].concat();
-                    let out = sifted_by(Sieve::new(ours), &stream, &[size]);
+                    let out = filtered_by(FrameFilter::new(ours), &stream, &[size]);
                     let replaced = out.strip_suffix(&next[..]).unwrap().strip_prefix(&tune[..]).unwrap();
                     assert!(replaced.len() <= limit);
                     assert_eq!(original(replaced), (properties[..kept].to_vec(), true));
@@ -604,11 +605,11 @@ mod tests {
         for limit in [MIN_LIMIT, 131_072] {
             let whole = content(&headers(limit - around));
             let stream = [tune(u32::try_from(limit).unwrap()), whole.clone()].concat();
-            assert_eq!(sifted(&stream, &[usize::MAX]), stream);
-            assert_eq!(sifted(&stream, &[1_000]), stream);
+            assert_eq!(filtered(&stream, &[usize::MAX]), stream);
+            assert_eq!(filtered(&stream, &[1_000]), stream);
             let properties = headers(limit - around + 1);
             let stream = [tune(u32::try_from(limit).unwrap()), content(&properties)].concat();
-            let out = sifted(&stream, &[1_000]);
+            let out = filtered(&stream, &[1_000]);
             let replaced = out.strip_prefix(&tune(u32::try_from(limit).unwrap())[..]).unwrap();
             assert!(replaced.len() <= limit);
             assert_eq!(original(replaced), (properties[..limit - AROUND_KEPT].to_vec(), true));
@@ -621,8 +622,8 @@ mod tests {
         *no_end.last_mut().unwrap() = 0;
         let other_version = [&b"AMQP\0\0\x09\x02"[..], &framed(METHOD, b"x")].concat();
         for stream in [&b"HTTP/1.1 400 Bad Request"[..], &no_end, &other_version, &framed(HEADER, b"short")] {
-            assert_eq!(sifted(stream, &[usize::MAX]), stream);
-            assert_eq!(sifted(stream, &[1]), stream);
+            assert_eq!(filtered(stream, &[usize::MAX]), stream);
+            assert_eq!(filtered(stream, &[1]), stream);
         }
     }
 
@@ -682,8 +683,8 @@ mod tests {
     proptest! {
         #[test]
         fn what_can_be_read_passes_byte_for_byte(stream in stream(), sizes in vec(1..80_usize, 1..6)) {
-            prop_assert_eq!(sifted(&stream, &sizes), &stream[..]);
-            prop_assert_eq!(sifted(&stream, &[usize::MAX]), stream);
+            prop_assert_eq!(filtered(&stream, &sizes), &stream[..]);
+            prop_assert_eq!(filtered(&stream, &[usize::MAX]), stream);
         }
 
         #[test]
@@ -692,12 +693,12 @@ mod tests {
             at in any::<proptest::sample::Index>(),
             byte in any::<u8>(),
         ) {
-            prop_assert!(is_readable(&properties));
+            prop_assert!(are_readable(&properties));
             prop_assert!(read_by_library(&properties).is_some());
             let mut changed = properties;
             *at.get_mut(&mut changed) = byte;
-            prop_assert_eq!(is_readable(&changed), read_by_library(&changed).is_some());
-            let out = sifted(&content(&changed), &[usize::MAX]);
+            prop_assert_eq!(are_readable(&changed), read_by_library(&changed).is_some());
+            let out = filtered(&content(&changed), &[usize::MAX]);
             prop_assert!(read_by_library(properties_of(&out)).is_some());
         }
 
@@ -706,7 +707,7 @@ mod tests {
             properties in vec(any::<u8>(), 0..300),
             sizes in vec(1..80_usize, 1..6),
         ) {
-            let out = sifted(&content(&properties), &sizes);
+            let out = filtered(&content(&properties), &sizes);
             prop_assert!(read_by_library(properties_of(&out)).is_some());
         }
     }
