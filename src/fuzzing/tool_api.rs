@@ -11,10 +11,10 @@ use crate::{
     job::{AttemptOutcome, Budget, Effect, ErrorKind, JobError, Owner, OwnerKind, RetryPolicy, Stop},
     tool::{
         Answer, Body, Reply,
+        classify::{Classified, Context, Next, classify},
         composio::wire,
         error::{MAX_RETRY_AFTER, date, decode, lookup_error, retry_after},
     },
-    worker::classify::{Classified, Context, Next, classify},
 };
 
 /// When the answers come. Their dates are compared with it.

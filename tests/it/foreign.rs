@@ -7,9 +7,9 @@ use errand::{
     job::{self, Arrival, Effect, JobId, JobSpec, Owner, OwnerKind, RequestId, Stop},
     tool::{
         Body, Call, Execution, Reply, ToolApi as _, ToolError,
+        classify::{self, Next},
         composio::{self, Composio},
     },
-    worker::classify::{self, Next},
 };
 use futures_util::{StreamExt as _, stream};
 use serde_json::{Value, json};
