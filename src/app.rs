@@ -14,6 +14,7 @@ use crate::{
     backoff::{Intervals, RECONNECT},
     clock::{self, SharedClock},
     config::{self, Config},
+    failure::chain,
     job::{OwnerPolicy, QueueName, RetryPolicy, WorkerId},
     maintenance::{
         audit::{self, Audit},
@@ -25,7 +26,7 @@ use crate::{
     queue::{
         SharedQueue,
         embedded::EmbeddedQueue,
-        rabbitmq::{QueueType, RabbitOptions, RabbitQueue},
+        rabbitmq::{RabbitOptions, RabbitQueue},
     },
     relay::{self, Relay},
     shutdown::{Countdown, Shutdown},
@@ -36,7 +37,10 @@ use crate::{
     },
     telemetry::metrics,
     tool::{SharedToolApi, composio},
-    worker::{CircuitBreakerPolicy, CrashPlan, Deps, Health, Options, Phase, Report, Resolver, Worker},
+    worker::{
+        CircuitBreakerPolicy, CrashPlan, Deps, Health, Options, Phase, Report, Resolver, ResolverOptions,
+        Worker,
+    },
 };
 
 /// Messages that the in-process queue holds per lane; what is more waits in the store.
@@ -172,7 +176,7 @@ impl App {
     pub fn crew(self) -> Crew {
         let lanes = lanes(&self.config);
         let names = lanes.iter().map(|(name, _)| name.clone()).collect();
-        let resolver = Arc::new(Resolver::new(self.api.clone(), rules(&self.config), &self.config));
+        let resolver = Arc::new(Resolver::new(self.api.clone(), resolver_options(&self.config)));
         let deps = Deps {
             store: self.store.clone(),
             queue: self.queue.clone(),
@@ -291,12 +295,12 @@ async fn prepare(
                     tracing::info!(applied, missing, "the database is migrated");
                     break;
                 }
-                Err(error) => format!("cannot migrate {}: {}", store.backend(), full(&error)),
+                Err(error) => format!("cannot migrate {}: {}", store.backend(), chain(&error)),
             },
             Ok(Schema::Behind { missing }) => {
                 format!("{missing} migrations are missing; run `errand migrate`")
             }
-            Err(error) => format!("waiting for {}: {}", store.backend(), full(&error)),
+            Err(error) => format!("waiting for {}: {}", store.backend(), chain(&error)),
         };
         failures = pause(failures, &problem).await;
     }
@@ -310,7 +314,7 @@ async fn prepare(
                 return Ok(());
             }
             Err(error) => {
-                let problem = format!("waiting for {}: {}", queue.backend(), full(&error));
+                let problem = format!("waiting for {}: {}", queue.backend(), chain(&error));
                 failures = pause(failures, &problem).await;
             }
         }
@@ -324,17 +328,6 @@ async fn within(countdown: &mut Countdown, parts: u32, part: &str, end: impl Fut
     if countdown.within(|times| times.end.min(until), end).await.is_none() {
         tracing::warn!("{part} did not end in time and is left as it is");
     }
-}
-
-/// An error with its causes in one line.
-fn full(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
 }
 
 async fn pause(failures: u32, problem: &str) -> u32 {
@@ -376,10 +369,7 @@ pub fn open_queue(config: &Config) -> Result<SharedQueue> {
     }
     let options = RabbitOptions {
         url: config.amqp.url.clone(),
-        queue_type: match config.amqp.queue_type {
-            config::QueueType::Quorum => QueueType::Quorum,
-            config::QueueType::Classic => QueueType::Classic,
-        },
+        queue_type: config.amqp.queue_type,
         declare: config.amqp.declare,
         lanes: names,
         connection_name: worker_name(config),
@@ -393,8 +383,16 @@ pub fn open_queue(config: &Config) -> Result<SharedQueue> {
 /// # Errors
 /// The address or the key cannot be used.
 pub fn open_tool_api(config: &Config) -> Result<SharedToolApi> {
+    Ok(Arc::new(composio::Composio::new(tool_api_options(config)?)?))
+}
+
+/// How to reach the tool API that the configuration names.
+///
+/// # Errors
+/// The address cannot be used.
+pub fn tool_api_options(config: &Config) -> Result<composio::Options> {
     let composio = &config.composio;
-    let options = composio::Options {
+    Ok(composio::Options {
         base_url: composio.base_url.parse().context("composio.base_url is not a URL")?,
         api_key: composio.api_key.clone(),
         api_path: composio.api_path.clone(),
@@ -404,8 +402,7 @@ pub fn open_tool_api(config: &Config) -> Result<SharedToolApi> {
         max_calls: config.queues.values().map(|lane| lane.concurrency as usize).sum::<usize>().min(4096),
         user_agent: concat!("errand/", env!("CARGO_PKG_VERSION")).into(),
         clock: clock::system(),
-    };
-    Ok(Arc::new(composio::Composio::new(options)?))
+    })
 }
 
 /// The rules of admission that the configuration names.
@@ -486,6 +483,17 @@ fn worker_options(config: &Config, lanes: Vec<(QueueName, u32)>) -> Options {
         timeout: Duration::from_millis(config.composio.timeout_ms),
         max_buffered_bytes: config.worker.max_buffered_bytes,
         crash: None,
+    }
+}
+
+fn resolver_options(config: &Config) -> ResolverOptions {
+    ResolverOptions {
+        rules: rules(config),
+        unpinned: config.pins.unpinned,
+        config_pins: config.toolkit_versions.clone(),
+        env_pins: config.env_pins.clone(),
+        tool_ttl: Duration::from_secs(config.composio.tool_cache_secs),
+        account_ttl: Duration::from_secs(config.composio.account_cache_secs),
     }
 }
 

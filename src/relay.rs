@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     admission::message,
     backoff::RECONNECT,
+    failure::chain,
     job::JobId,
     job_json,
     queue::{Address, Message, Properties, QueueErrorKind, SharedQueue},
@@ -69,7 +70,7 @@ impl Relay {
             // The messages of the last process are gone with it, so nothing that is available has one.
             let mut failures = 0;
             while let Err(error) = self.store.republish_all().await {
-                tracing::warn!(%error, "the relay cannot read the store; trying again");
+                tracing::warn!(error = %chain(&error), "the relay cannot read the store; trying again");
                 failures += 1;
                 tokio::select! {
                     biased;
@@ -97,7 +98,7 @@ impl Relay {
                     failures += 1;
                     metrics::STORE_ERRORS.add1(error.kind().as_str(), 1);
                     if failures == 1 {
-                        tracing::warn!(%error, "the relay cannot reach the store; trying again");
+                        tracing::warn!(error = %chain(&error), "the relay cannot reach the store; trying again");
                     }
                     RECONNECT.wait(failures, fastrand::f64())
                 }
@@ -129,7 +130,7 @@ impl Relay {
                 }
                 Err(error) => {
                     if failed.is_empty() {
-                        tracing::warn!(queue = %due.spec.queue, %error, "jobs could not be published; they stay due");
+                        tracing::warn!(queue = %due.spec.queue, error = %chain(&error), "jobs could not be published; they stay due");
                     }
                     metrics::RELAY_FAILED.add1(error.kind().as_str(), 1);
                     failed.push(due.spec.id);

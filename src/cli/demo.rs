@@ -9,6 +9,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
+use errand_sandbox::{self as sandbox, DEFAULT_WORLD, Sandbox, World};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -19,7 +20,6 @@ use crate::{
     app::{self, App},
     config::{Config, Toolkit},
     job::{Arrival, JobId, JobSpec, OwnerKind, QueueName, State, decode},
-    sandbox::{self, DEFAULT_WORLD, Sandbox, World},
     shutdown::Shutdown,
     store::{JobFilter, JobView, PinRow, SharedStore},
 };

@@ -20,9 +20,9 @@ use toml::{
 use super::{
     Config,
     error::{ConfigErrors, Missing, Mistake, Origin},
-    setting::{Key, Rule},
+    setting::{ENV_PREFIX, Key, Rule},
 };
-use crate::job::QueueName;
+use crate::{job::QueueName, tool::pin};
 
 /// The defaults, which are also the manual.
 pub const DEFAULTS: &str = include_str!("default.toml");
@@ -37,13 +37,6 @@ const SHORT_NAMES: &[(&str, &[&str])] = &[
     ("COMPOSIO_API_KEY", &["composio", "api_key"]),
     ("COMPOSIO_BASE_URL", &["composio", "base_url"]),
 ];
-
-/// Pins by toolkit, in the spelling of the tool API's own libraries.
-const PIN_PREFIX: &str = "COMPOSIO_TOOLKIT_VERSION_";
-
-/// The prefix that reaches every setting. Names with a single `_` are not ours: a service called
-/// `errand` in Kubernetes puts `ERRAND_PORT` and the like into every container.
-const PREFIX: &str = "ERRAND__";
 
 /// A lease must outlast three heartbeats by this, so that one slow write does not lose a worker.
 const LEASE_MARGIN_SECS: i64 = 2;
@@ -122,7 +115,7 @@ pub fn load(sources: &Sources) -> Result<Loaded, ConfigErrors> {
 ///
 /// # Errors
 /// All mistakes of all sources.
-pub(crate) fn load_text(text: &str, env: &BTreeMap<String, String>) -> Result<Loaded, ConfigErrors> {
+pub fn load_text(text: &str, env: &BTreeMap<String, String>) -> Result<Loaded, ConfigErrors> {
     let mut loader = Loader::of_defaults();
     loader.read_text(text, PathBuf::from(USUAL_FILE));
     loader.finish(env)
@@ -159,7 +152,7 @@ impl Loader {
             let message = "the settings are valid one by one but cannot be read together".to_owned();
             ConfigErrors(vec![Mistake { message, origin: None }])
         })?;
-        config.toolkit_versions.retain(|_, version| !version.trim().is_empty());
+        config.toolkit_versions.retain(|_, version| !version.is_empty());
         config.env_pins = env_pins;
         config.log.colors = env.get("NO_COLOR").is_none_or(String::is_empty);
         Ok(Loaded { config, settings, pin_origins })
@@ -271,21 +264,17 @@ impl Loader {
     ) -> (BTreeMap<String, String>, BTreeMap<String, Origin>) {
         let (mut pins, mut origins) = (BTreeMap::new(), BTreeMap::new());
         for (name, text) in env {
-            let Some(toolkit) = name.strip_prefix(PIN_PREFIX).filter(|toolkit| !toolkit.is_empty()) else {
+            // As the tool API's own libraries spell it.
+            let Some(toolkit) = pin::env_toolkit(name).filter(|_| !text.trim().is_empty()) else {
                 continue;
             };
-            if text.trim().is_empty() {
-                continue;
-            }
             let origin = Origin::Env { name: name.clone() };
             match Rule::Version.parse(text) {
                 Ok(_) => {
-                    pins.insert(toolkit.to_lowercase(), text.trim().to_owned());
-                    origins.insert(toolkit.to_lowercase(), origin);
+                    pins.insert(toolkit.clone(), text.trim().to_owned());
+                    origins.insert(toolkit, origin);
                 }
-                Err(message) => {
-                    self.report(format!("the pin of `{}` {message}", toolkit.to_lowercase()), Some(origin))
-                }
+                Err(message) => self.report(format!("the pin of `{toolkit}` {message}"), Some(origin)),
             }
         }
         (pins, origins)
@@ -293,7 +282,7 @@ impl Loader {
 
     fn read_prefixed(&mut self, env: &BTreeMap<String, String>) {
         for (name, text) in env {
-            let Some(rest) = name.strip_prefix(PREFIX) else { continue };
+            let Some(rest) = name.strip_prefix(ENV_PREFIX) else { continue };
             let (key, origin) = (Key::from_env(rest), Origin::Env { name: name.clone() });
             match Rule::of(&key) {
                 Some(rule) => self.set(key, rule.parse(text), origin),

@@ -8,7 +8,13 @@ use url::Url;
 
 use crate::{
     bounds::{MAX_AGE, MAX_ATTEMPTS, MAX_SHORT_TEXT_BYTES, MAX_TIMEOUT},
-    job::QueueName,
+    job::{OwnerKind, QueueName},
+    telemetry::logging::LogFormat,
+    tool::{
+        catalog::UnpinnedPolicy,
+        composio::HttpVersion,
+        pin::{Wanted, wanted},
+    },
 };
 
 /// Most calls that one worker process runs at once for one lane.
@@ -16,6 +22,10 @@ const MAX_CONCURRENCY: i64 = 20_000;
 
 /// Most jobs per round of the relay or the rescue.
 const MAX_BATCH: i64 = 10_000;
+
+/// The prefix of the environment variables that reach every setting. Names with a single `_` are not ours: a
+/// service called `errand` in Kubernetes puts `ERRAND_PORT` and the like into every container.
+pub(super) const ENV_PREFIX: &str = "ERRAND__";
 
 const DAY_SECS: i64 = 86_400;
 const DAY_MS: i64 = DAY_SECS * 1_000;
@@ -73,19 +83,19 @@ pub(super) const SETTINGS: &[(&[&str], Rule)] = &[
     (&["composio", "base_url"], Rule::BaseUrl),
     (&["composio", "api_key"], Rule::Key),
     (&["composio", "api_path"], Rule::Path),
-    (&["composio", "http_version"], Rule::Word(&["1.1", "2"])),
+    (&["composio", "http_version"], Rule::Word(HttpVersion::WORDS)),
     (&["composio", "timeout_ms"], Rule::Whole(1, MAX_TIMEOUT.as_millis() as i64)),
     (&["composio", "connect_timeout_ms"], Rule::Whole(1, MAX_TIMEOUT.as_millis() as i64)),
     (&["composio", "max_response_bytes"], Rule::Whole(1_024, 1 << 30)),
     (&["composio", "tool_cache_secs"], Rule::Whole(0, 7 * DAY_SECS)),
     (&["composio", "account_cache_secs"], Rule::Whole(0, DAY_SECS)),
-    (&["pins", "unpinned"], Rule::Word(&["refuse", "freeze"])),
+    (&["pins", "unpinned"], Rule::Word(UnpinnedPolicy::WORDS)),
     (&["toolkit_versions", "*"], Rule::Version),
-    (&["toolkits", "*", "owned_by"], Rule::Word(&["user", "org"])),
+    (&["toolkits", "*", "owned_by"], Rule::Word(OwnerKind::WORDS)),
     (&["owners", "allow_default"], Rule::Flag),
     (&["owners", "refuse_email"], Rule::Flag),
     (&["http", "listen"], Rule::Address),
-    (&["log", "format"], Rule::Word(&["text", "json"])),
+    (&["log", "format"], Rule::Word(LogFormat::WORDS)),
     (&["log", "level"], Rule::Filter),
     (&["runtime", "threads"], Rule::Whole(0, 1_024)),
 ];
@@ -113,7 +123,7 @@ pub(super) enum Rule {
     Path,
     /// Names of lanes.
     Lanes,
-    /// A toolkit version, or blank.
+    /// A literal toolkit version, or blank, by the rule that jobs are read by.
     Version,
     /// Address and port, or empty.
     Address,
@@ -199,6 +209,7 @@ impl Rule {
                 Err(format!("must be {expected}, but is {}", type_name(&other)))
             }
             (_, Value::String(text)) => match self.unfit_text(&text) {
+                None if self == Self::Version => Ok(Value::String(text.trim().to_owned())),
                 None => Ok(Value::String(text)),
                 Some(hint) => Err(format!("must be {expected}{hint}")),
             },
@@ -244,7 +255,7 @@ impl Rule {
                 text.starts_with('/')
                     && text.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'?' && byte != b'#')
             }
-            Self::Version => text.trim().is_empty() || is_toolkit_version(text),
+            Self::Version => matches!(wanted(Some(text)), Ok(Wanted::Nothing | Wanted::Exact(_))),
             Self::Address => text.is_empty() || text.parse::<SocketAddr>().is_ok(),
             Self::Filter => is_filter(text),
             Self::Flag | Self::Whole(..) | Self::Number(..) | Self::Lanes => true,
@@ -297,16 +308,6 @@ fn type_name(value: &Value) -> &'static str {
     }
 }
 
-/// Whether a text names one toolkit version: `YYYYMMDD_NN`, or `00000000_00` for the base version.
-pub fn is_toolkit_version(text: &str) -> bool {
-    let Some((date, number)) = text.split_once('_') else { return false };
-    let digits = |text: &str, len: usize| text.len() == len && text.bytes().all(|b| b.is_ascii_digit());
-    digits(date, 8)
-        && digits(number, 2)
-        && (text == "00000000_00"
-            || (("01"..="12").contains(&&date[4..6]) && ("01"..="31").contains(&&date[6..])))
-}
-
 /// Whether a text filters log lines. A word that is not a level would be read as the name of a
 /// module, so that a misspelt level silently showed nothing; hence the check of bare words.
 fn is_filter(text: &str) -> bool {
@@ -337,7 +338,7 @@ impl Key {
 
     /// The name of the environment variable that sets it.
     pub(super) fn env_name(&self) -> String {
-        format!("ERRAND__{}", self.0.join("__").to_uppercase())
+        format!("{ENV_PREFIX}{}", self.0.join("__").to_uppercase())
     }
 
     /// The key inside the section that `self` names.
@@ -431,25 +432,6 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-
-    #[test]
-    fn versions_are_dates_with_a_number() {
-        for good in ["20251027_00", "00000000_00", "20240229_99"] {
-            assert!(is_toolkit_version(good), "{good}");
-        }
-        for bad in [
-            "",
-            "latest",
-            "20251027",
-            "20251327_00",
-            "2025102_700",
-            "20251027_0",
-            "20251027_000",
-            "２０251027_00",
-        ] {
-            assert!(!is_toolkit_version(bad), "{bad}");
-        }
-    }
 
     #[test]
     fn a_misspelt_level_is_not_a_filter() {

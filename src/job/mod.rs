@@ -6,6 +6,7 @@ mod envelope;
 mod id;
 mod outcome;
 mod owner;
+mod queue;
 mod retry;
 mod state;
 
@@ -17,5 +18,6 @@ pub use envelope::{
 pub use id::{Fence, JobId, RequestId, WorkerId};
 pub use outcome::{Attempt, AttemptOutcome, Effect, ErrorKind, JobError};
 pub use owner::{Owner, OwnerError, OwnerKind};
+pub use queue::QueueType;
 pub use retry::{Budget, RetryPolicy};
 pub use state::{HeldReason, IllegalMove, Release, State, Transition};

@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use super::rounds;
 use crate::{
     backoff::Intervals,
+    failure::chain,
     store::{Awaited, SharedStore, StoreError},
     telemetry::metrics,
     tool::{SharedToolApi, ToolError, account},
@@ -121,7 +122,7 @@ impl Connections {
                 Ok(look) => self.follow(awaited, &look).await?,
                 Err(error) => {
                     metrics::CONNECTION_LOOKUPS.add1("failed", 1);
-                    tracing::info!(%error, "connections cannot be looked for; looking again later");
+                    tracing::info!(error = %chain(&error), "connections cannot be looked for; looking again later");
                     self.be_quiet(&error);
                     for awaited in &taken[place..] {
                         self.put_off(awaited, true).await?;

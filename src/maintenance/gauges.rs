@@ -5,6 +5,7 @@ use std::{collections::HashSet, time::Duration};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    failure::chain,
     job::{HeldReason, QueueName, State},
     queue::SharedQueue,
     store::{SharedStore, StoreError},
@@ -31,7 +32,7 @@ impl Gauges {
     pub async fn run(mut self, stop: CancellationToken) {
         while !stop.is_cancelled() {
             if let Err(error) = self.run_once().await {
-                tracing::debug!(%error, "the gauges could not be read");
+                tracing::debug!(error = %chain(&error), "the gauges could not be read");
             }
             tokio::select! {
                 biased;

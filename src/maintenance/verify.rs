@@ -388,7 +388,7 @@ mod tests {
         clock,
         job::{self, Arrival, Binding, Effect, JobId, JobSpec, PinnedBy, State},
         store::{
-            Admin as _, Claim, Claimed, JobControl as _, Jobs as _,
+            Admin as _, Claim, Claimed, Claims as _, Finishes as _, JobControl as _,
             sqlite::{SqliteOptions, SqliteStore},
         },
         tool::{Account, ApiCheck, Call, ToolApi, ToolInfo},

@@ -259,7 +259,7 @@ macro_rules! read_findings {
             let kind: Option<String> = row.try_get("kind")?;
             let id: Option<uuid::Uuid> = row.try_get("id")?;
             let Some(kind) = kind else {
-                page.seen = $crate::store::row::rows(row.try_get("seen")?);
+                page.seen = $crate::store::convert::to_u64(row.try_get("seen")?);
                 page.last = id.map($crate::job::JobId);
                 continue;
             };
@@ -286,7 +286,7 @@ macro_rules! read_succeeded {
             if row.try_get("succeeded")? {
                 page.items.extend(id);
             } else {
-                page.seen = $crate::store::row::rows(row.try_get("seen")?);
+                page.seen = $crate::store::convert::to_u64(row.try_get("seen")?);
                 page.last = id;
             }
         }

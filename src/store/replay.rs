@@ -5,7 +5,7 @@ use uuid::Uuid;
 
 use super::{
     By, Claim, ClaimReceipt, Claimed, Conflict, Finish, Finished, Inserted, StoreError,
-    row::{HOLDER, RESCUER},
+    texts::{HOLDER, RESCUER},
 };
 use crate::job::{
     AttemptOutcome, Digest, ErrorKind, Fence, JobId, JobSpec, Owner, RequestId, State, Transition, WorkerId,
@@ -27,17 +27,7 @@ pub(super) struct Known {
     pub(super) receipt: ClaimReceipt,
 }
 
-/// The highest numbers that the columns of a job hold. Databases refuse the next one, or make a fraction of it.
-const MAX_ATTEMPT: u32 = i32::MAX.unsigned_abs();
-const MAX_FENCE: Fence = Fence(i64::MAX);
-
 impl Known {
-    /// Whether one more claim cannot be counted any more. Such a job ends instead: a claim that fails would
-    /// be repeated for ever.
-    pub(super) fn is_worn_out(&self, claim: &Claim) -> bool {
-        claim.stop.is_none() && (self.receipt.attempt >= MAX_ATTEMPT || self.receipt.fence >= MAX_FENCE)
-    }
-
     fn conflict(&self, spec: &JobSpec) -> Option<Conflict> {
         if self.by_key {
             (self.digest != spec.digest).then_some(Conflict::Key)

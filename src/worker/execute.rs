@@ -303,7 +303,7 @@ fn judge(
 }
 
 /// What the error of a job says from here on as long as its call is looked for.
-pub(crate) const LOOKS: &str = "; errand looks for the request ID";
+pub const LOOKS: &str = "; errand looks for the request ID";
 
 /// Parks a job whose call may or may not have run: until the tool API's log is asked for the first
 /// time after `first_check`, or, without it, until a person has looked there.

@@ -17,6 +17,7 @@ use super::{
 use crate::{
     backoff::RECONNECT,
     bounds::CLAIM_BATCH,
+    failure::chain,
     job::{
         Arrival, EnvelopeError, EnvelopeReason, ErrorKind, HeldReason, JobError, JobId, NotReady, QueueName,
         RequestId, Stop, decode,
@@ -84,13 +85,6 @@ fn with_encoding(error: EnvelopeError, properties: &Properties) -> EnvelopeError
 /// Stands for the answer of a store that did not come before the shutdown was over.
 fn given_up() -> StoreError {
     StoreError::new(StoreErrorKind::Unavailable, "the worker stopped waiting for the store")
-}
-
-fn chain(error: &QueueError) -> String {
-    match std::error::Error::source(error) {
-        Some(source) => format!("{error}: {source}"),
-        None => error.to_string(),
-    }
 }
 
 struct Lane {
@@ -224,7 +218,7 @@ impl Lane {
         }
         self.shared.crash.pass(CrashPoint::BeforeAck);
         if let Some(Err(error)) = self.shared.unless_interrupted(settler.ack(tokens)).await {
-            tracing::debug!(queue = %self.name, %error, "acknowledging failed; the broker delivers again");
+            tracing::debug!(queue = %self.name, error = %chain(&error), "acknowledging failed; the broker delivers again");
         }
         true
     }
@@ -349,7 +343,7 @@ impl Lane {
                     // Heartbeats may still succeed, on a full disk for example, but no job is taken.
                     self.shared.health.set_consuming(&self.name, false);
                     let wait = RECONNECT.wait(failures, fastrand::f64());
-                    tracing::warn!(queue = %self.name, %error, jobs = claims.len(), wait_ms = wait.as_millis(), "claiming failed; trying again");
+                    tracing::warn!(queue = %self.name, error = %chain(&error), jobs = claims.len(), wait_ms = wait.as_millis(), "claiming failed; trying again");
                     tokio::select! {
                         biased;
                         () = stop.cancelled() => return Err(error),
@@ -460,7 +454,7 @@ impl Lane {
             failures += 1;
             self.shared.health.set_consuming(&self.name, false);
             let wait = RECONNECT.wait(failures, fastrand::f64());
-            tracing::warn!(queue = %self.name, %error, wait_ms = wait.as_millis(), "rejected messages could not be kept; trying again");
+            tracing::warn!(queue = %self.name, error = %chain(&error), wait_ms = wait.as_millis(), "rejected messages could not be kept; trying again");
             pieces.push(piece);
             tokio::select! {
                 biased;
@@ -475,7 +469,7 @@ impl Lane {
         if let Some(Err(error)) = self.shared.unless_interrupted(settler.give_back(tokens)).await
             && error.kind() != QueueErrorKind::Unavailable
         {
-            tracing::debug!(queue = %self.name, %error, "giving deliveries back failed; the broker does it");
+            tracing::debug!(queue = %self.name, error = %chain(&error), "giving deliveries back failed; the broker does it");
         }
     }
 }

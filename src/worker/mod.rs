@@ -42,9 +42,10 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use circuit_breaker::Policy as CircuitBreakerPolicy;
 pub use crash::{CrashPlan, CrashPoint};
+pub use execute::LOOKS;
 pub use health::{Health, Phase, Readiness};
 pub use journal::{Unreadable as UnreadableJournal, decode as decode_journal};
-pub use resolve::Resolver;
+pub use resolve::{Options as ResolverOptions, Resolver};
 
 use self::{
     circuit_breaker::CircuitBreakers, crash::Crash, finish::BindOutcome, group_commit::GroupCommit,
@@ -52,6 +53,7 @@ use self::{
 };
 use crate::{
     clock::SharedClock,
+    failure::chain,
     job::{JobId, QueueName, RetryPolicy, WorkerId},
     queue::SharedQueue,
     shutdown::{Countdown, Shutdown},
@@ -270,7 +272,9 @@ impl Shared {
     async fn writer_ended(&self, countdown: &mut Countdown, writer: JoinHandle<()>) {
         match countdown.within(|times| times.end, writer).await {
             Some(Ok(())) => {}
-            Some(Err(error)) => tracing::error!(%error, "a part of the worker ended abnormally"),
+            Some(Err(error)) => {
+                tracing::error!(error = %chain(&error), "a part of the worker ended abnormally")
+            }
             None => tracing::error!("a part of the worker does not end and is left as it is"),
         }
     }
@@ -296,8 +300,12 @@ impl Shared {
                 );
                 results
             }
-            Err(error) => {
-                tracing::error!(error, results, "results could not be journaled and are left to the rescue");
+            Err(why) => {
+                tracing::error!(
+                    error = %why,
+                    results,
+                    "results could not be journaled and are left to the rescue"
+                );
                 0
             }
         }

@@ -14,9 +14,9 @@ use errand::{
         Arrival, EnvelopeReason, ErrorKind, HeldReason, JobError, JobId, RequestId, State, Stop, WorkerId,
         decode,
     },
-    sandbox::{Options, Sandbox, World},
     store::{Claim, Claimed, Rejected, SharedStore},
 };
+use errand_sandbox::{Options, Sandbox, World};
 use insta::assert_snapshot;
 use serde_json::{Value, json};
 use sqlx::{Connection as _, Executor as _};

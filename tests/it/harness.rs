@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use errand::sandbox::{DEFAULT_WORLD, Options, Running, Sandbox, World};
+use errand_sandbox::{DEFAULT_WORLD, Options, Running, Sandbox, World};
 use lapin::{
     BasicProperties,
     options::{BasicPublishOptions, ConfirmSelectOptions},

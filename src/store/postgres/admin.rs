@@ -4,9 +4,10 @@ use async_trait::async_trait;
 use jiff::Timestamp;
 use sqlx::{ConnectOptions as _, Connection as _, PgConnection, Row, migrate::Migrate as _};
 
-use super::{PostgresStore, rows, time};
+use super::{PostgresStore, fetch, read_time};
 use crate::store::{
-    Admin, Schema, StoreError, StoreErrorKind, detached,
+    Admin, Schema, StoreError, StoreErrorKind,
+    detached::detached,
     migrations::{self, TABLE},
 };
 
@@ -40,26 +41,26 @@ impl Admin for PostgresStore {
     }
 
     async fn schema(&self) -> Result<Schema, StoreError> {
-        let exists = match rows(&self.other, sqlx::query(HAS_TABLE).bind(TABLE)).await?.first() {
+        let exists = match fetch(&self.other, sqlx::query(HAS_TABLE).bind(TABLE)).await?.first() {
             Some(row) => row.try_get(0)?,
             None => false,
         };
         if !exists {
             return Ok(migrations::compare(MIGRATIONS, &[]));
         }
-        let found = rows(&self.other, sqlx::query(APPLIED)).await?;
+        let found = fetch(&self.other, sqlx::query(APPLIED)).await?;
         let applied = found.iter().map(|row| row.try_get(0)).collect::<Result<Vec<i64>, _>>()?;
         Ok(migrations::compare(MIGRATIONS, &applied))
     }
 
     async fn now(&self) -> Result<Timestamp, StoreError> {
-        let found = rows(&self.other, sqlx::query("select clock_timestamp() as now")).await?;
-        let now = found.first().map(|row| time(row, "now")).transpose()?.flatten();
+        let found = fetch(&self.other, sqlx::query("select clock_timestamp() as now")).await?;
+        let now = found.first().map(|row| read_time(row, "now")).transpose()?.flatten();
         now.ok_or_else(|| StoreError::new(StoreErrorKind::Corrupt, "the database does not tell the time"))
     }
 
     async fn version(&self) -> Result<String, StoreError> {
-        let found = rows(&self.other, sqlx::query("select current_setting('server_version')")).await?;
+        let found = fetch(&self.other, sqlx::query("select current_setting('server_version')")).await?;
         match found.first() {
             Some(row) => Ok(row.try_get(0)?),
             None => Err(StoreError::corrupt("server_version")),

@@ -6,13 +6,13 @@ use async_trait::async_trait;
 use sqlx::Row;
 use uuid::Uuid;
 
-use super::{Bound, PostgresStore, rows};
+use super::{Bound, PostgresStore, fetch};
 use crate::{
     job::{JobId, WorkerId},
     store::{
         Audit, AuditLimits, AuditPage, Finding, StoreError,
         audit::{audit, read_findings, read_succeeded, succeeded},
-        row::{limit as row_limit, micros, signed, to_millis},
+        convert::{micros, to_i32, to_limit, to_millis},
     },
 };
 
@@ -55,14 +55,14 @@ impl Audit for PostgresStore {
     ) -> Result<AuditPage<Finding>, StoreError> {
         let query = sqlx::query(AUDIT)
             .bind(after.map(|id| id.0))
-            .bind(row_limit(limit))
+            .bind(to_limit(limit))
             .bind(micros(limits.lost))
             .bind(micros(limits.overdue))
             .bind(micros(limits.overrun))
             .bind(to_millis(Some(limits.timeout)))
-            .bind(signed(limits.publications))
+            .bind(to_i32(limits.publications))
             .bind(limits.verified);
-        Ok(read_findings!(&rows(&self.other, query).await?))
+        Ok(read_findings!(&fetch(&self.other, query).await?))
     }
 
     async fn make_findable(&self, ids: &[JobId]) -> Result<Vec<JobId>, StoreError> {
@@ -74,7 +74,7 @@ impl Audit for PostgresStore {
     }
 
     async fn eldest_worker(&self, lease: Duration) -> Result<Option<WorkerId>, StoreError> {
-        let found = rows(&self.other, sqlx::query(ELDEST).bind(micros(lease))).await?;
+        let found = fetch(&self.other, sqlx::query(ELDEST).bind(micros(lease))).await?;
         found.first().map(|row| Ok(WorkerId(row.try_get(0)?))).transpose()
     }
 
@@ -83,8 +83,8 @@ impl Audit for PostgresStore {
         after: Option<JobId>,
         limit: usize,
     ) -> Result<AuditPage<JobId>, StoreError> {
-        let query = sqlx::query(SUCCEEDED).bind(after.map(|id| id.0)).bind(row_limit(limit));
-        Ok(read_succeeded!(&rows(&self.other, query).await?))
+        let query = sqlx::query(SUCCEEDED).bind(after.map(|id| id.0)).bind(to_limit(limit));
+        Ok(read_succeeded!(&fetch(&self.other, query).await?))
     }
 }
 
@@ -92,6 +92,6 @@ impl PostgresStore {
     /// Executes a repair of these jobs, which returns those that it repaired.
     async fn repaired(&self, repair: Bound, ids: &[JobId]) -> Result<Vec<JobId>, StoreError> {
         let ids: Vec<Uuid> = ids.iter().map(|id| id.0).collect();
-        rows(&self.other, repair.bind(ids)).await?.iter().map(|row| Ok(JobId(row.try_get(0)?))).collect()
+        fetch(&self.other, repair.bind(ids)).await?.iter().map(|row| Ok(JobId(row.try_get(0)?))).collect()
     }
 }

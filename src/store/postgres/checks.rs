@@ -5,12 +5,13 @@ use std::time::Duration;
 use async_trait::async_trait;
 use sqlx::Row;
 
-use super::{PostgresStore, rows, time};
+use super::{PostgresStore, fetch, read_time};
 use crate::{
     job::{Fence, RequestId},
     store::{
         Check, Checks, PutOff, StoreError,
-        row::{count, limit as row_limit, micros, read_job, span},
+        convert::{micros, read_count, to_duration, to_limit},
+        rows::read_job,
     },
 };
 
@@ -40,18 +41,18 @@ const KNOWN_SUCCESS: &str = "select request_id from jobs
 #[async_trait]
 impl Checks for PostgresStore {
     async fn take_checks(&self, limit: usize, again_after: Duration) -> Result<Vec<Check>, StoreError> {
-        let query = sqlx::query(TAKE).bind(row_limit(limit)).bind(micros(again_after));
+        let query = sqlx::query(TAKE).bind(to_limit(limit)).bind(micros(again_after));
         let read = |row: &sqlx::postgres::PgRow| {
             Ok(Check {
                 fence: Fence(row.try_get("fence")?),
                 request_id: RequestId(row.try_get("request_id")?),
-                checks: count("checks", row.try_get("checks")?)?,
-                unknown_for: span(row.try_get("unknown_for")?),
-                age: span(row.try_get("age")?),
-                job: read_job!(row, time).view()?,
+                checks: read_count("checks", row.try_get("checks")?)?,
+                unknown_for: to_duration(row.try_get("unknown_for")?),
+                age: to_duration(row.try_get("age")?),
+                job: read_job!(row, read_time).view()?,
             })
         };
-        rows(&self.other, query).await?.iter().map(read).collect()
+        fetch(&self.other, query).await?.iter().map(read).collect()
     }
 
     async fn put_off(&self, put_off: &PutOff) -> Result<bool, StoreError> {
@@ -64,11 +65,11 @@ impl Checks for PostgresStore {
             .bind(error.message())
             .bind(error.code())
             .bind(error.slug());
-        Ok(!rows(&self.other, query).await?.is_empty())
+        Ok(!fetch(&self.other, query).await?.is_empty())
     }
 
     async fn known_success(&self) -> Result<Option<RequestId>, StoreError> {
-        match rows(&self.other, sqlx::query(KNOWN_SUCCESS)).await?.first() {
+        match fetch(&self.other, sqlx::query(KNOWN_SUCCESS)).await?.first() {
             Some(row) => Ok(Some(RequestId(row.try_get(0)?))),
             None => Ok(None),
         }

@@ -6,10 +6,11 @@ use async_trait::async_trait;
 use sqlx::{PgConnection, Row, postgres::PgRow};
 use uuid::Uuid;
 
-use super::{Bound, PostgresStore, job_control::to_retry, pool::Pool, rows};
+use super::{Bound, PostgresStore, fetch, job_control::to_retry, pool::Pool};
 use crate::store::{
-    Awaited, Connections, StoreError, owner_of,
-    row::{EXPIRED_AWAITING, MAX_ERROR_LENGTH, count, limit as row_limit, micros},
+    Awaited, Connections, StoreError,
+    convert::{micros, owner_of, read_count, to_limit},
+    texts::{EXPIRED_AWAITING, MAX_ERROR_LENGTH},
 };
 
 /// In the order of the key, so that concurrent batches wait for each other in one direction. The lock
@@ -70,8 +71,9 @@ const EXPIRE: &str = "with due as (
 #[async_trait]
 impl Connections for PostgresStore {
     async fn take_awaited(&self, limit: usize, again_after: Duration) -> Result<Vec<Awaited>, StoreError> {
-        let query = sqlx::query(TAKE).bind(row_limit(limit)).bind(micros(again_after));
-        let mut taken = rows(&self.other, query).await?.iter().map(awaited).collect::<Result<Vec<_>, _>>()?;
+        let query = sqlx::query(TAKE).bind(to_limit(limit)).bind(micros(again_after));
+        let mut taken =
+            fetch(&self.other, query).await?.iter().map(awaited).collect::<Result<Vec<_>, _>>()?;
         let idle = self.forget(&taken).await?;
         taken.retain(|awaited| !idle.contains(&awaited.id));
         Ok(taken)
@@ -88,13 +90,13 @@ impl Connections for PostgresStore {
             .bind(awaited.parked)
             .bind(micros(again_after))
             .bind(keep_doubt);
-        rows(&self.other, query).await?;
+        fetch(&self.other, query).await?;
         Ok(())
     }
 
     async fn release_awaited(&self, awaited: &Awaited, limit: usize) -> Result<u64, StoreError> {
-        let query = sqlx::query(RELEASE).bind(awaited.id).bind(row_limit(limit));
-        let released = rows(&self.other, query).await?.len();
+        let query = sqlx::query(RELEASE).bind(awaited.id).bind(to_limit(limit));
+        let released = fetch(&self.other, query).await?.len();
         if released < limit {
             self.forget(std::slice::from_ref(awaited)).await?;
         }
@@ -102,8 +104,8 @@ impl Connections for PostgresStore {
     }
 
     async fn expire_awaiting(&self, limit: usize) -> Result<u64, StoreError> {
-        let query = sqlx::query(EXPIRE).bind(row_limit(limit)).bind(EXPIRED_AWAITING).bind(MAX_ERROR_LENGTH);
-        Ok(rows(&self.other, query).await?.len() as u64)
+        let query = sqlx::query(EXPIRE).bind(to_limit(limit)).bind(EXPIRED_AWAITING).bind(MAX_ERROR_LENGTH);
+        Ok(fetch(&self.other, query).await?.len() as u64)
     }
 }
 
@@ -114,7 +116,7 @@ impl PostgresStore {
             return Ok(Vec::new());
         }
         let (ids, parked): (Vec<i64>, Vec<i64>) = awaited.iter().map(|a| (a.id, a.parked)).unzip();
-        let gone = rows(&self.other, sqlx::query(FORGET).bind(ids).bind(parked)).await?;
+        let gone = fetch(&self.other, sqlx::query(FORGET).bind(ids).bind(parked)).await?;
         gone.iter().map(|row| Ok(row.try_get(0)?)).collect()
     }
 }
@@ -127,7 +129,7 @@ fn awaited(row: &PgRow) -> Result<Awaited, StoreError> {
         toolkit: row.try_get("toolkit")?,
         account: (!account.is_empty()).then_some(account),
         doubted: row.try_get("doubted")?,
-        looks: count("looks", row.try_get("looks")?)?,
+        looks: read_count("looks", row.try_get("looks")?)?,
         id: row.try_get("id")?,
         parked: row.try_get("parked")?,
     })
@@ -135,13 +137,13 @@ fn awaited(row: &PgRow) -> Result<Awaited, StoreError> {
 
 /// Executes a statement of which these jobs may end up waiting for a connection; what they wait for is
 /// noted in the same transaction.
-pub(super) async fn rows_and_awaited(
+pub(super) async fn fetch_and_note_awaited(
     pool: &Pool,
     query: Bound,
     parked: Vec<Uuid>,
 ) -> Result<Vec<PgRow>, StoreError> {
     if parked.is_empty() {
-        return rows(pool, query).await;
+        return fetch(pool, query).await;
     }
     pool.transaction(move |db| {
         Box::pin(async move {

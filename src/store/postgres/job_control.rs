@@ -5,16 +5,14 @@ use std::time::Duration;
 use async_trait::async_trait;
 use sqlx::Row;
 
-use super::{Bound, PostgresStore, leases::running_of_claim, rows, time};
+use super::{Bound, PostgresStore, fetch, leases::running_of_claim, read_time};
 use crate::{
     job::{ErrorKind, JobId, Release, State, Transition},
     store::{
         AttemptView, Census, Decided, HeldFilter, JobControl, JobFilter, JobView, StoreError, StoreErrorKind,
-        owner_columns,
-        row::{
-            MARKED_FAILED_MESSAGE, NO_RESULT, limit as row_limit, micros, read_attempt, read_job,
-            rows as row_count, span, word,
-        },
+        convert::{micros, owner_columns, parse_column, to_duration, to_limit, to_u64},
+        rows::{read_attempt, read_job},
+        texts::{MARKED_FAILED_MESSAGE, NO_RESULT},
     },
 };
 
@@ -172,13 +170,13 @@ const MAX_ROUNDS: usize = 8;
 #[async_trait]
 impl JobControl for PostgresStore {
     async fn job(&self, id: JobId) -> Result<Option<JobView>, StoreError> {
-        let found = rows(&self.other, sqlx::query(JOB).bind(id.0)).await?;
-        found.first().map(|row| read_job!(row, time).view()).transpose()
+        let found = fetch(&self.other, sqlx::query(JOB).bind(id.0)).await?;
+        found.first().map(|row| read_job!(row, read_time).view()).transpose()
     }
 
     async fn attempts(&self, id: JobId) -> Result<Vec<AttemptView>, StoreError> {
-        let found = rows(&self.other, sqlx::query(ATTEMPTS).bind(id.0)).await?;
-        found.iter().map(|row| read_attempt!(row, time).view()).collect()
+        let found = fetch(&self.other, sqlx::query(ATTEMPTS).bind(id.0)).await?;
+        found.iter().map(|row| read_attempt!(row, read_time).view()).collect()
     }
 
     async fn jobs(&self, filter: &JobFilter) -> Result<Vec<JobView>, StoreError> {
@@ -186,20 +184,20 @@ impl JobControl for PostgresStore {
             sqlx::query(sql)
                 .bind(filter.state.map(State::as_str))
                 .bind(filter.tool.as_deref())
-                .bind(row_limit(filter.limit))
+                .bind(to_limit(filter.limit))
         };
         let mut found = Vec::new();
         if let (Some(kind), Some(id)) = owner_columns(filter.owner.as_ref()) {
-            found = rows(&self.other, bind(JOBS_OF_OWNER).bind(kind).bind(id)).await?;
+            found = fetch(&self.other, bind(JOBS_OF_OWNER).bind(kind).bind(id)).await?;
         } else {
             for window in WINDOWS {
-                found = rows(&self.other, bind(JOBS).bind(micros(window))).await?;
+                found = fetch(&self.other, bind(JOBS).bind(micros(window))).await?;
                 if found.len() >= filter.limit {
                     break;
                 }
             }
         }
-        found.iter().map(|row| read_job!(row, time).view()).collect()
+        found.iter().map(|row| read_job!(row, read_time).view()).collect()
     }
 
     async fn cancel(&self, id: JobId) -> Result<Decided, StoreError> {
@@ -223,8 +221,8 @@ impl JobControl for PostgresStore {
     }
 
     async fn count_held(&self, filter: &HeldFilter) -> Result<u64, StoreError> {
-        match rows(&self.other, bind_held(sqlx::query(COUNT_HELD), filter)).await?.first() {
-            Some(row) => Ok(row_count(row.try_get(0)?)),
+        match fetch(&self.other, bind_held(sqlx::query(COUNT_HELD), filter)).await?.first() {
+            Some(row) => Ok(to_u64(row.try_get(0)?)),
             None => Ok(0),
         }
     }
@@ -235,7 +233,7 @@ impl JobControl for PostgresStore {
         release: Release,
         limit: usize,
     ) -> Result<u64, StoreError> {
-        let page = |sql| bind_held(sqlx::query(sql), filter).bind(row_limit(limit));
+        let page = |sql| bind_held(sqlx::query(sql), filter).bind(to_limit(limit));
         let query = match release {
             Release::Retry => page(RELEASE_HELD_RETRY),
             Release::Succeeded => page(RELEASE_HELD_SUCCEEDED).bind(NO_RESULT),
@@ -243,32 +241,32 @@ impl JobControl for PostgresStore {
                 page(RELEASE_HELD_FAILED).bind(ErrorKind::MarkedFailed.as_str()).bind(MARKED_FAILED_MESSAGE)
             }
         };
-        Ok(rows(&self.other, query).await?.len() as u64)
+        Ok(fetch(&self.other, query).await?.len() as u64)
     }
 
     async fn census(&self) -> Result<Census, StoreError> {
         let mut census = Census::default();
-        for row in rows(&self.other, sqlx::query(CENSUS_WAITING)).await? {
+        for row in fetch(&self.other, sqlx::query(CENSUS_WAITING)).await? {
             let (queue, state, oldest): (String, String, Option<i64>) =
                 (row.try_get("queue")?, row.try_get("state")?, row.try_get("oldest")?);
-            let oldest = oldest.map(span);
+            let oldest = oldest.map(to_duration);
             census.add(
-                word("queue", &queue)?,
-                word("state", &state)?,
-                row_count(row.try_get("jobs")?),
+                parse_column("queue", &queue)?,
+                parse_column("state", &state)?,
+                to_u64(row.try_get("jobs")?),
                 oldest,
             );
         }
-        for row in rows(&self.other, sqlx::query(CENSUS_RUNNING)).await? {
+        for row in fetch(&self.other, sqlx::query(CENSUS_RUNNING)).await? {
             let queue: String = row.try_get("queue")?;
-            census.add(word("queue", &queue)?, State::Running, row_count(row.try_get("jobs")?), None);
+            census.add(parse_column("queue", &queue)?, State::Running, to_u64(row.try_get("jobs")?), None);
         }
-        for row in rows(&self.other, sqlx::query(CENSUS_HELD)).await? {
+        for row in fetch(&self.other, sqlx::query(CENSUS_HELD)).await? {
             let (queue, reason): (String, String) = (row.try_get("queue")?, row.try_get("held_reason")?);
             census.add_held(
-                word("queue", &queue)?,
-                word("held_reason", &reason)?,
-                row_count(row.try_get("jobs")?),
+                parse_column("queue", &queue)?,
+                parse_column("held_reason", &reason)?,
+                to_u64(row.try_get("jobs")?),
             );
         }
         Ok(census)
@@ -290,14 +288,14 @@ impl PostgresStore {
         decision: impl Fn() -> Bound + Send + Sync,
     ) -> Result<Decided, StoreError> {
         for _ in 0..MAX_ROUNDS {
-            if let Some(row) = rows(&self.other, decision()).await?.first() {
+            if let Some(row) = fetch(&self.other, decision()).await?.first() {
                 let state: String = row.try_get(0)?;
-                return Ok(Decided::Now(word("state", &state)?));
+                return Ok(Decided::Now(parse_column("state", &state)?));
             }
-            let found = rows(&self.other, sqlx::query(STATE).bind(id.0)).await?;
+            let found = fetch(&self.other, sqlx::query(STATE).bind(id.0)).await?;
             let Some(row) = found.first() else { return Ok(Decided::Unknown) };
             let state: String = row.try_get(0)?;
-            if let Err(illegal) = transition.apply(word("state", &state)?) {
+            if let Err(illegal) = transition.apply(parse_column("state", &state)?) {
                 return Ok(Decided::Illegal(illegal));
             }
         }

@@ -5,12 +5,13 @@ use std::time::Duration;
 use async_trait::async_trait;
 use sqlx::Row;
 
-use super::{PostgresStore, rows, time};
+use super::{PostgresStore, fetch, read_time};
 use crate::{
     job::WorkerId,
     store::{
         Leases, LostJob, StoreError,
-        row::{limit as row_limit, micros, read_lost, rows as row_count},
+        convert::{micros, to_limit, to_u64},
+        rows::read_lost,
     },
 };
 
@@ -64,24 +65,24 @@ const FORGET: &str = concat!(
 impl Leases for PostgresStore {
     /// On the hot pool, because a report that takes all other connections must not cost the lease.
     async fn beat(&self, worker: WorkerId, name: &str) -> Result<(), StoreError> {
-        rows(&self.hot, sqlx::query(BEAT).bind(worker.0).bind(name)).await?;
+        fetch(&self.hot, sqlx::query(BEAT).bind(worker.0).bind(name)).await?;
         Ok(())
     }
 
     async fn retire(&self, worker: WorkerId) -> Result<(), StoreError> {
-        rows(&self.hot, sqlx::query(RETIRE).bind(worker.0)).await?;
+        fetch(&self.hot, sqlx::query(RETIRE).bind(worker.0)).await?;
         Ok(())
     }
 
     async fn lost_jobs(&self, lease: Duration, limit: usize) -> Result<Vec<LostJob>, StoreError> {
-        let query = sqlx::query(LOST).bind(micros(lease)).bind(row_limit(limit));
-        let lost = rows(&self.other, query).await?;
-        lost.iter().map(|row| Ok(read_lost!(row, time, row.try_get("age")?))).collect()
+        let query = sqlx::query(LOST).bind(micros(lease)).bind(to_limit(limit));
+        let lost = fetch(&self.other, query).await?;
+        lost.iter().map(|row| Ok(read_lost!(row, read_time, row.try_get("age")?))).collect()
     }
 
     async fn forget_workers(&self, after: Duration) -> Result<u64, StoreError> {
-        match rows(&self.other, sqlx::query(FORGET).bind(micros(after))).await?.first() {
-            Some(row) => Ok(row_count(row.try_get(0)?)),
+        match fetch(&self.other, sqlx::query(FORGET).bind(micros(after))).await?.first() {
+            Some(row) => Ok(to_u64(row.try_get(0)?)),
             None => Ok(0),
         }
     }

@@ -23,8 +23,11 @@ use super::{StoreError, StoreErrorKind};
 
 mod admin;
 mod audit;
+mod batch;
 mod checks;
+mod claims;
 mod connections;
+mod finishes;
 mod job_control;
 mod jobs;
 mod leases;
@@ -81,7 +84,7 @@ impl PostgresStore {
             ("idle_in_transaction_session_timeout", format!("{}ms", IDLE_IN_TRANSACTION.as_millis())),
         ]);
         // Statements of the hot path address rows by their keys. A plan that was made while the
-        // tables were empty would read them whole, and would be kept until statistics catch up.
+        // tables were empty would read them take_complete, and would be kept until statistics catch up.
         let keyed = limited.clone().options([
             ("plan_cache_mode", "force_generic_plan"),
             ("enable_seqscan", "off"),
@@ -108,18 +111,18 @@ impl fmt::Debug for PostgresStore {
 type Bound = Query<'static, sqlx::Postgres, PgArguments>;
 
 /// Executes one statement.
-async fn rows(pool: &Pool, query: Bound) -> Result<Vec<PgRow>, StoreError> {
-    pool.rows(query).await
+async fn fetch(pool: &Pool, query: Bound) -> Result<Vec<PgRow>, StoreError> {
+    pool.fetch(query).await
 }
 
 /// Reads an optional instant.
-fn time(row: &PgRow, column: &str) -> Result<Option<Timestamp>, StoreError> {
+fn read_time(row: &PgRow, column: &str) -> Result<Option<Timestamp>, StoreError> {
     let time: Option<jiff_sqlx::Timestamp> = row.try_get(column)?;
     Ok(time.map(jiff_sqlx::Timestamp::to_jiff))
 }
 
 /// An instant as it is sent.
-fn at(time: Timestamp) -> jiff_sqlx::Timestamp {
+fn instant(time: Timestamp) -> jiff_sqlx::Timestamp {
     time.into()
 }
 

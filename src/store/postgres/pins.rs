@@ -3,13 +3,10 @@
 use async_trait::async_trait;
 use sqlx::Row;
 
-use super::{PostgresStore, rows};
+use super::{PostgresStore, fetch};
 use crate::{
     job::Owner,
-    store::{
-        PinRow, Pins, StoreError,
-        row::{PinColumns, pin_owner},
-    },
+    store::{PinRow, Pins, StoreError, convert::pin_owner, rows::PinColumns},
 };
 
 const PINS: &str = "select owner_kind, owner_id, toolkit, version from pins
@@ -24,7 +21,7 @@ const UNSET: &str = "delete from pins where owner_kind = $1 and owner_id = $2 an
 #[async_trait]
 impl Pins for PostgresStore {
     async fn pins(&self) -> Result<Vec<PinRow>, StoreError> {
-        let found = rows(&self.other, sqlx::query(PINS)).await?;
+        let found = fetch(&self.other, sqlx::query(PINS)).await?;
         found
             .iter()
             .map(|row| {
@@ -42,13 +39,13 @@ impl Pins for PostgresStore {
     async fn set_pin(&self, pin: &PinRow) -> Result<(), StoreError> {
         let (owner_kind, owner_id) = pin_owner(pin.owner.as_ref());
         let query = sqlx::query(SET).bind(owner_kind).bind(owner_id).bind(&*pin.toolkit).bind(&*pin.version);
-        rows(&self.other, query).await?;
+        fetch(&self.other, query).await?;
         Ok(())
     }
 
     async fn unset_pin(&self, owner: Option<&Owner>, toolkit: &str) -> Result<bool, StoreError> {
         let (owner_kind, owner_id) = pin_owner(owner);
         let query = sqlx::query(UNSET).bind(owner_kind).bind(owner_id).bind(toolkit);
-        Ok(!rows(&self.other, query).await?.is_empty())
+        Ok(!fetch(&self.other, query).await?.is_empty())
     }
 }

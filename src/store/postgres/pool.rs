@@ -14,7 +14,7 @@ use sqlx::{
 use tokio::time::{error::Elapsed, timeout};
 
 use super::Bound;
-use crate::store::{StoreError, StoreErrorKind, detached};
+use crate::store::{StoreError, StoreErrorKind, detached::detached};
 
 /// How long a caller waits for a connection, including the time that connecting takes.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(4);
@@ -84,7 +84,7 @@ impl Pool {
     }
 
     /// Executes one statement in a task of its own.
-    pub(super) async fn rows(&self, query: Bound) -> Result<Vec<PgRow>, StoreError> {
+    pub(super) async fn fetch(&self, query: Bound) -> Result<Vec<PgRow>, StoreError> {
         let this = self.clone();
         detached(async move {
             this.answer(query).await.map_err(|error| {

@@ -6,12 +6,13 @@ use async_trait::async_trait;
 use sqlx::Row;
 use uuid::Uuid;
 
-use super::{PostgresStore, rows, time};
+use super::{PostgresStore, fetch, read_time};
 use crate::{
     job::{JobId, JobSpec},
     store::{
         Due, MAX_UNCLAIMED_WAIT, Publications, Reply, StoreError,
-        row::{limit as row_limit, micros, read_job, reply, rows as row_count, span, word},
+        convert::{micros, parse_column, to_duration, to_limit, to_u64},
+        rows::read_job,
     },
 };
 
@@ -70,52 +71,54 @@ const REPLIED: &str = "update jobs set reply_due_at = null where id = any($1) an
 impl Publications for PostgresStore {
     async fn take_due(&self, limit: usize, unclaimed_after: Duration) -> Result<Vec<Due>, StoreError> {
         let query = sqlx::query(TAKE_DUE)
-            .bind(row_limit(limit))
+            .bind(to_limit(limit))
             .bind(micros(unclaimed_after))
             .bind(micros(MAX_UNCLAIMED_WAIT));
-        rows(&self.other, query)
+        fetch(&self.other, query)
             .await?
             .iter()
             .map(|row| {
                 let was: String = row.try_get("was")?;
-                let spec: Arc<JobSpec> = read_job!(row, time).view()?.spec;
-                Ok(Due { spec, was: word("state", &was)? })
+                let spec: Arc<JobSpec> = read_job!(row, read_time).view()?.spec;
+                Ok(Due { spec, was: parse_column("state", &was)? })
             })
             .collect()
     }
 
     async fn defer(&self, ids: &[JobId], after: Duration) -> Result<(), StoreError> {
         let ids: Vec<Uuid> = ids.iter().map(|id| id.0).collect();
-        rows(&self.other, sqlx::query(DEFER).bind(ids).bind(micros(after))).await?;
+        fetch(&self.other, sqlx::query(DEFER).bind(ids).bind(micros(after))).await?;
         Ok(())
     }
 
     async fn republish_all(&self) -> Result<u64, StoreError> {
-        match rows(&self.other, sqlx::query(REPUBLISH_ALL)).await?.first() {
-            Some(row) => Ok(row_count(row.try_get(0)?)),
+        match fetch(&self.other, sqlx::query(REPUBLISH_ALL)).await?.first() {
+            Some(row) => Ok(to_u64(row.try_get(0)?)),
             None => Ok(0),
         }
     }
 
     async fn next_due_in(&self) -> Result<Option<Duration>, StoreError> {
-        let next: Option<i64> = match rows(&self.other, sqlx::query(NEXT_DUE)).await?.first() {
+        let next: Option<i64> = match fetch(&self.other, sqlx::query(NEXT_DUE)).await?.first() {
             Some(row) => row.try_get(0)?,
             None => None,
         };
-        Ok(next.map(span))
+        Ok(next.map(to_duration))
     }
 
     async fn take_replies(&self, limit: usize, again_after: Duration) -> Result<Vec<Reply>, StoreError> {
-        let query = sqlx::query(TAKE_REPLIES).bind(row_limit(limit)).bind(micros(again_after));
-        let jobs = rows(&self.other, query).await?;
-        let jobs =
-            jobs.iter().map(|row| read_job!(row, time).view()).collect::<Result<Vec<_>, StoreError>>()?;
-        Ok(jobs.into_iter().filter_map(reply).collect())
+        let query = sqlx::query(TAKE_REPLIES).bind(to_limit(limit)).bind(micros(again_after));
+        let jobs = fetch(&self.other, query).await?;
+        let jobs = jobs
+            .iter()
+            .map(|row| read_job!(row, read_time).view())
+            .collect::<Result<Vec<_>, StoreError>>()?;
+        Ok(jobs.into_iter().filter_map(Reply::of).collect())
     }
 
     async fn replied(&self, ids: &[JobId]) -> Result<(), StoreError> {
         let ids: Vec<Uuid> = ids.iter().map(|id| id.0).collect();
-        rows(&self.other, sqlx::query(REPLIED).bind(ids)).await?;
+        fetch(&self.other, sqlx::query(REPLIED).bind(ids)).await?;
         Ok(())
     }
 }

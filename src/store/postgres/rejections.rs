@@ -6,11 +6,8 @@ use async_trait::async_trait;
 use sqlx::Row;
 use uuid::Uuid;
 
-use super::{PostgresStore, rows, time};
-use crate::store::{
-    Rejected, RejectedView, Rejections, StoreError,
-    row::{limit as row_limit, read_rejected},
-};
+use super::{PostgresStore, fetch, read_time};
+use crate::store::{Rejected, RejectedView, Rejections, StoreError, convert::to_limit, rows::read_rejected};
 
 const REJECT: &str = "insert into rejected (id, queue, reason, message, body, properties, seen, received_at)
     select i.*, now() from unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::bytea[], $6::text[], $7::integer[])
@@ -49,21 +46,21 @@ impl Rejections for PostgresStore {
             .bind(counted.values().map(|(rejected, _)| &*rejected.body).collect::<Vec<&[u8]>>())
             .bind(column(|rejected| &rejected.properties))
             .bind(counted.values().map(|(_, seen)| *seen).collect::<Vec<i32>>());
-        rows(&self.hot, query).await?;
+        fetch(&self.hot, query).await?;
         Ok(())
     }
 
     async fn rejected(&self, limit: usize) -> Result<Vec<RejectedView>, StoreError> {
-        let found = rows(&self.other, sqlx::query(REJECTED).bind(row_limit(limit))).await?;
-        found.iter().map(|row| read_rejected!(row, time).view()).collect()
+        let found = fetch(&self.other, sqlx::query(REJECTED).bind(to_limit(limit))).await?;
+        found.iter().map(|row| read_rejected!(row, read_time).view()).collect()
     }
 
     async fn rejected_message(&self, id: Uuid) -> Result<Option<RejectedView>, StoreError> {
-        let found = rows(&self.other, sqlx::query(MESSAGE).bind(id)).await?;
-        found.first().map(|row| read_rejected!(row, time).view()).transpose()
+        let found = fetch(&self.other, sqlx::query(MESSAGE).bind(id)).await?;
+        found.first().map(|row| read_rejected!(row, read_time).view()).transpose()
     }
 
     async fn mark_requeued(&self, id: Uuid) -> Result<bool, StoreError> {
-        Ok(!rows(&self.other, sqlx::query(REQUEUED).bind(id)).await?.is_empty())
+        Ok(!fetch(&self.other, sqlx::query(REQUEUED).bind(id)).await?.is_empty())
     }
 }

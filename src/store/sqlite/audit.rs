@@ -11,7 +11,7 @@ use crate::{
     store::{
         Audit, AuditLimits, AuditPage, Finding, StoreError,
         audit::{audit, read_findings, read_succeeded, succeeded},
-        row::{limit as row_limit, micros, to_millis},
+        convert::{micros, to_limit, to_millis},
     },
 };
 
@@ -41,7 +41,7 @@ impl Audit for SqliteStore {
         let now = self.now_micros();
         let query = sqlx::query(AUDIT)
             .bind(bytes(after))
-            .bind(row_limit(limit))
+            .bind(to_limit(limit))
             .bind(now - micros(limits.lost))
             .bind(now - micros(limits.overdue))
             .bind(now - micros(limits.overrun))
@@ -81,7 +81,7 @@ impl Audit for SqliteStore {
         after: Option<JobId>,
         limit: usize,
     ) -> Result<AuditPage<JobId>, StoreError> {
-        let query = sqlx::query(SUCCEEDED).bind(bytes(after)).bind(row_limit(limit));
+        let query = sqlx::query(SUCCEEDED).bind(bytes(after)).bind(to_limit(limit));
         Ok(read_succeeded!(&query.fetch_all(&self.reader).await?))
     }
 }

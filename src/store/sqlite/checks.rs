@@ -5,12 +5,13 @@ use std::time::Duration;
 use async_trait::async_trait;
 use sqlx::Row;
 
-use super::{SqliteStore, fits, time};
+use super::{SqliteStore, read_time, refuse_nul};
 use crate::{
     job::{Fence, RequestId},
     store::{
         Check, Checks, PutOff, StoreError,
-        row::{count, limit as row_limit, micros, read_job, span},
+        convert::{micros, read_count, to_duration, to_limit},
+        rows::read_job,
     },
 };
 
@@ -37,7 +38,7 @@ impl Checks for SqliteStore {
     async fn take_checks(&self, limit: usize, again_after: Duration) -> Result<Vec<Check>, StoreError> {
         self.write(move |db, now| {
             Box::pin(async move {
-                let query = sqlx::query(DUE).bind(now).bind(row_limit(limit));
+                let query = sqlx::query(DUE).bind(now).bind(to_limit(limit));
                 let mut taken = Vec::new();
                 for row in &query.fetch_all(&mut *db).await? {
                     let (unknown_since, created_at): (i64, i64) =
@@ -45,10 +46,10 @@ impl Checks for SqliteStore {
                     let check = Check {
                         fence: Fence(row.try_get("fence")?),
                         request_id: RequestId(row.try_get("request_id")?),
-                        checks: count("checks", row.try_get("checks")?)?,
-                        unknown_for: span(now - unknown_since),
-                        age: span(now - created_at),
-                        job: read_job!(row, time).view()?,
+                        checks: read_count("checks", row.try_get("checks")?)?,
+                        unknown_for: to_duration(now - unknown_since),
+                        age: to_duration(now - created_at),
+                        job: read_job!(row, read_time).view()?,
                     };
                     let id = check.job.spec.id.0;
                     sqlx::query(TAKE).bind(id).bind(now + micros(again_after)).execute(&mut *db).await?;
@@ -62,7 +63,7 @@ impl Checks for SqliteStore {
 
     async fn put_off(&self, put_off: &PutOff) -> Result<bool, StoreError> {
         let PutOff { id, fence, again_after, error } = put_off.clone();
-        fits([Some(error.message()), error.slug()])?;
+        refuse_nul([Some(error.message()), error.slug()])?;
         self.write(move |db, now| {
             Box::pin(async move {
                 let query = sqlx::query(PUT_OFF)

@@ -8,12 +8,13 @@ use sqlx::{
     sqlite::{SqliteConnection, SqliteRow},
 };
 
-use super::{SqliteStore, fits, job_control::to_retry};
+use super::{SqliteStore, job_control::to_retry, refuse_nul};
 use crate::{
     job::JobId,
     store::{
-        Awaited, Connections, StoreError, owner_of,
-        row::{EXPIRED_AWAITING, MAX_ERROR_LENGTH, count, limit as row_limit, micros},
+        Awaited, Connections, StoreError,
+        convert::{micros, owner_of, read_count, to_limit},
+        texts::{EXPIRED_AWAITING, MAX_ERROR_LENGTH},
     },
 };
 
@@ -72,7 +73,7 @@ impl Connections for SqliteStore {
     async fn take_awaited(&self, limit: usize, again_after: Duration) -> Result<Vec<Awaited>, StoreError> {
         self.write(move |db, now| {
             Box::pin(async move {
-                let due = sqlx::query(DUE).bind(now).bind(row_limit(limit)).fetch_all(&mut *db).await?;
+                let due = sqlx::query(DUE).bind(now).bind(to_limit(limit)).fetch_all(&mut *db).await?;
                 let mut taken = Vec::new();
                 for row in &due {
                     let awaited = awaited(row)?;
@@ -109,7 +110,7 @@ impl Connections for SqliteStore {
         let id = awaited.id;
         self.write(move |db, now| {
             Box::pin(async move {
-                let query = sqlx::query(RELEASE).bind(id).bind(now).bind(row_limit(limit));
+                let query = sqlx::query(RELEASE).bind(id).bind(now).bind(to_limit(limit));
                 let released = query.execute(&mut *db).await?.rows_affected();
                 if released < limit as u64 {
                     forget(db, id).await?;
@@ -123,7 +124,7 @@ impl Connections for SqliteStore {
     async fn expire_awaiting(&self, limit: usize) -> Result<u64, StoreError> {
         self.write(move |db, now| {
             Box::pin(async move {
-                let query = sqlx::query(EXPIRE).bind(now).bind(row_limit(limit));
+                let query = sqlx::query(EXPIRE).bind(now).bind(to_limit(limit));
                 let query = query.bind(EXPIRED_AWAITING).bind(MAX_ERROR_LENGTH);
                 Ok(query.execute(db).await?.rows_affected())
             })
@@ -145,7 +146,7 @@ fn awaited(row: &SqliteRow) -> Result<Awaited, StoreError> {
         toolkit: row.try_get("toolkit")?,
         account: (!account.is_empty()).then_some(account),
         doubted: row.try_get("doubted")?,
-        looks: count("looks", row.try_get("looks")?)?,
+        looks: read_count("looks", row.try_get("looks")?)?,
         id: row.try_get("id")?,
         parked: row.try_get("parked")?,
     })
@@ -158,7 +159,7 @@ pub(super) async fn note_awaited(
     job: JobId,
     toolkit: String,
 ) -> Result<(), StoreError> {
-    fits([Some(&*toolkit)])?;
+    refuse_nul([Some(&*toolkit)])?;
     sqlx::query(WAIT).bind(job.0).bind(toolkit).execute(&mut *db).await?;
     sqlx::query(AWAIT).bind(job.0).bind(now).execute(db).await?;
     Ok(())

@@ -3,15 +3,14 @@
 use async_trait::async_trait;
 use sqlx::{Row, Sqlite, query::Query, sqlite::SqliteArguments};
 
-use super::{SqliteStore, time};
+use super::{SqliteStore, read_time};
 use crate::{
     job::{ErrorKind, JobId, Release, State, Transition},
     store::{
-        AttemptView, Census, Decided, HeldFilter, JobControl, JobFilter, JobView, StoreError, owner_columns,
-        row::{
-            MARKED_FAILED_MESSAGE, NO_RESULT, limit as row_limit, read_attempt, read_job, rows as row_count,
-            span, word,
-        },
+        AttemptView, Census, Decided, HeldFilter, JobControl, JobFilter, JobView, StoreError,
+        convert::{owner_columns, parse_column, to_duration, to_limit, to_u64},
+        rows::{read_attempt, read_job},
+        texts::{MARKED_FAILED_MESSAGE, NO_RESULT},
     },
 };
 
@@ -153,12 +152,12 @@ type Bound = Query<'static, Sqlite, SqliteArguments>;
 impl JobControl for SqliteStore {
     async fn job(&self, id: JobId) -> Result<Option<JobView>, StoreError> {
         let row = sqlx::query(JOB).bind(id.0).fetch_optional(&self.reader).await?;
-        row.map(|row| read_job!(&row, time).view()).transpose()
+        row.map(|row| read_job!(&row, read_time).view()).transpose()
     }
 
     async fn attempts(&self, id: JobId) -> Result<Vec<AttemptView>, StoreError> {
         let rows = sqlx::query(ATTEMPTS).bind(id.0).fetch_all(&self.reader).await?;
-        rows.iter().map(|row| read_attempt!(row, time).view()).collect()
+        rows.iter().map(|row| read_attempt!(row, read_time).view()).collect()
     }
 
     async fn jobs(&self, filter: &JobFilter) -> Result<Vec<JobView>, StoreError> {
@@ -167,12 +166,12 @@ impl JobControl for SqliteStore {
         let mut query = query
             .bind(filter.state.map(State::as_str))
             .bind(filter.tool.as_deref())
-            .bind(row_limit(filter.limit));
+            .bind(to_limit(filter.limit));
         if owner_kind.is_some() {
             query = query.bind(owner_kind).bind(owner_id);
         }
         let rows = query.fetch_all(&self.reader).await?;
-        rows.iter().map(|row| read_job!(row, time).view()).collect()
+        rows.iter().map(|row| read_job!(row, read_time).view()).collect()
     }
 
     async fn cancel(&self, id: JobId) -> Result<Decided, StoreError> {
@@ -198,7 +197,7 @@ impl JobControl for SqliteStore {
 
     async fn count_held(&self, filter: &HeldFilter) -> Result<u64, StoreError> {
         let query = bind_held(sqlx::query(COUNT_HELD), self.now_micros(), filter.clone());
-        Ok(row_count(query.fetch_one(&self.reader).await?.try_get(0)?))
+        Ok(to_u64(query.fetch_one(&self.reader).await?.try_get(0)?))
     }
 
     async fn release_held(
@@ -209,7 +208,7 @@ impl JobControl for SqliteStore {
     ) -> Result<u64, StoreError> {
         let filter = filter.clone();
         self.write(move |db, now| {
-            let page = |sql| bind_held(sqlx::query(sql), now, filter).bind(row_limit(limit));
+            let page = |sql| bind_held(sqlx::query(sql), now, filter).bind(to_limit(limit));
             let query = match release {
                 Release::Retry => page(RELEASE_HELD_RETRY),
                 Release::Succeeded => page(RELEASE_HELD_SUCCEEDED).bind(NO_RESULT),
@@ -229,24 +228,24 @@ impl JobControl for SqliteStore {
         for row in sqlx::query(CENSUS_WAITING).bind(now).fetch_all(&mut *db).await? {
             let (queue, state, oldest_due): (String, String, Option<i64>) =
                 (row.try_get("queue")?, row.try_get("state")?, row.try_get("oldest_due")?);
-            let oldest = oldest_due.map(|due_at| span(now - due_at));
+            let oldest = oldest_due.map(|due_at| to_duration(now - due_at));
             census.add(
-                word("queue", &queue)?,
-                word("state", &state)?,
-                row_count(row.try_get("jobs")?),
+                parse_column("queue", &queue)?,
+                parse_column("state", &state)?,
+                to_u64(row.try_get("jobs")?),
                 oldest,
             );
         }
         for row in sqlx::query(CENSUS_RUNNING).fetch_all(&mut *db).await? {
             let queue: String = row.try_get("queue")?;
-            census.add(word("queue", &queue)?, State::Running, row_count(row.try_get("jobs")?), None);
+            census.add(parse_column("queue", &queue)?, State::Running, to_u64(row.try_get("jobs")?), None);
         }
         for row in sqlx::query(CENSUS_HELD).fetch_all(&mut *db).await? {
             let (queue, reason): (String, String) = (row.try_get("queue")?, row.try_get("held_reason")?);
             census.add_held(
-                word("queue", &queue)?,
-                word("held_reason", &reason)?,
-                row_count(row.try_get("jobs")?),
+                parse_column("queue", &queue)?,
+                parse_column("held_reason", &reason)?,
+                to_u64(row.try_get("jobs")?),
             );
         }
         Ok(census)
@@ -276,13 +275,13 @@ impl SqliteStore {
             Box::pin(async move {
                 if let Some(row) = decision(now).fetch_optional(&mut *db).await? {
                     let state: String = row.try_get(0)?;
-                    return Ok(Decided::Now(word("state", &state)?));
+                    return Ok(Decided::Now(parse_column("state", &state)?));
                 }
                 let Some(row) = sqlx::query(STATE).bind(id.0).fetch_optional(&mut *db).await? else {
                     return Ok(Decided::Unknown);
                 };
                 let state: String = row.try_get(0)?;
-                match transition.apply(word("state", &state)?) {
+                match transition.apply(parse_column("state", &state)?) {
                     Err(illegal) => Ok(Decided::Illegal(illegal)),
                     Ok(_) => Err(StoreError::corrupt("state")),
                 }

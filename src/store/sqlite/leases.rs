@@ -5,12 +5,13 @@ use std::time::Duration;
 use async_trait::async_trait;
 use sqlx::Row;
 
-use super::{SqliteStore, fits, time};
+use super::{SqliteStore, read_time, refuse_nul};
 use crate::{
     job::WorkerId,
     store::{
         Leases, LostJob, StoreError,
-        row::{limit as row_limit, micros, read_lost},
+        convert::{micros, to_limit},
+        rows::read_lost,
     },
 };
 
@@ -32,7 +33,7 @@ const FORGET: &str = "delete from workers where beat_at <= ?1
 #[async_trait]
 impl Leases for SqliteStore {
     async fn beat(&self, worker: WorkerId, name: &str) -> Result<(), StoreError> {
-        fits([Some(name)])?;
+        refuse_nul([Some(name)])?;
         let name = name.to_owned();
         self.write(move |db, now| {
             Box::pin(async move {
@@ -55,12 +56,12 @@ impl Leases for SqliteStore {
 
     async fn lost_jobs(&self, lease: Duration, limit: usize) -> Result<Vec<LostJob>, StoreError> {
         let now = self.now_micros();
-        let query = sqlx::query(LOST).bind(now - micros(lease)).bind(row_limit(limit));
+        let query = sqlx::query(LOST).bind(now - micros(lease)).bind(to_limit(limit));
         let rows = query.fetch_all(&self.reader).await?;
         rows.iter()
             .map(|row| {
                 let created_at: i64 = row.try_get("created_at")?;
-                Ok(read_lost!(row, time, now - created_at))
+                Ok(read_lost!(row, read_time, now - created_at))
             })
             .collect()
     }

@@ -10,17 +10,12 @@
 //! prepare the statement again each time one is bound; the sign hides it
 //! (<https://www.sqlite.org/optoverview.html>).
 
-use std::{
-    fmt,
-    path::{Path, PathBuf},
-    sync::Arc,
-    time::Duration,
-};
+use std::{fmt, path::PathBuf, sync::Arc, time::Duration};
 
 use futures_util::future::BoxFuture;
 use jiff::Timestamp;
 use sqlx::{
-    ConnectOptions as _, Connection as _, Row, Sqlite, SqlitePool, Transaction,
+    Row, Sqlite, SqlitePool, Transaction,
     error::DatabaseError as _,
     sqlite::{
         SqliteConnectOptions, SqliteConnection, SqliteError, SqliteJournalMode, SqlitePoolOptions, SqliteRow,
@@ -29,13 +24,16 @@ use sqlx::{
 };
 use tokio::time::Instant;
 
-use super::{StoreError, StoreErrorKind, detached};
+use super::{StoreError, StoreErrorKind, detached::detached};
 use crate::clock::SharedClock;
 
 mod admin;
 mod audit;
+mod batch;
 mod checks;
+mod claims;
 mod connections;
+mod finishes;
 mod job_control;
 mod jobs;
 mod leases;
@@ -102,19 +100,6 @@ impl SqliteStore {
         Ok(Self { writer, reader, clock, path: Arc::new(path) })
     }
 
-    /// Keeps every other process from writing to a file for some time, as a backup tool might.
-    ///
-    /// # Errors
-    /// The file cannot be opened, or another process does not stop writing.
-    pub(crate) async fn lock_out_writers(path: &Path, length: Duration) -> Result<(), StoreError> {
-        let file = SqliteConnectOptions::new().filename(path).busy_timeout(BUSY_TIMEOUT);
-        let mut connection = file.connect().await?;
-        sqlx::query("begin immediate").execute(&mut connection).await?;
-        tokio::time::sleep(length).await;
-        sqlx::query("rollback").execute(&mut connection).await?;
-        Ok(connection.close().await?)
-    }
-
     /// Runs `work` in one write transaction, with the time at which the lock was taken.
     async fn write<T, F>(&self, work: F) -> Result<T, StoreError>
     where
@@ -167,7 +152,7 @@ impl fmt::Debug for SqliteStore {
 }
 
 /// Reads an optional instant.
-fn time(row: &SqliteRow, column: &str) -> Result<Option<Timestamp>, StoreError> {
+fn read_time(row: &SqliteRow, column: &str) -> Result<Option<Timestamp>, StoreError> {
     let micros: Option<i64> = row.try_get(column)?;
     micros
         .map(|micros| Timestamp::from_microsecond(micros).map_err(|_| StoreError::corrupt(column)))
@@ -175,13 +160,13 @@ fn time(row: &SqliteRow, column: &str) -> Result<Option<Timestamp>, StoreError> 
 }
 
 /// An instant as it is kept.
-fn at(time: Timestamp) -> i64 {
+fn instant(time: Timestamp) -> i64 {
     time.as_microsecond()
 }
 
 /// SQLite keeps a NUL inside a text, but its functions stop there and PostgreSQL refuses it, so it is
 /// refused here too.
-fn fits<'a>(texts: impl IntoIterator<Item = Option<&'a str>>) -> Result<(), StoreError> {
+fn refuse_nul<'a>(texts: impl IntoIterator<Item = Option<&'a str>>) -> Result<(), StoreError> {
     if texts.into_iter().flatten().any(|text| text.contains('\0')) {
         return Err(StoreError::new(
             StoreErrorKind::Data,
@@ -213,6 +198,8 @@ fn kind_of_code(extended: i32) -> StoreErrorKind {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
 
     #[test]

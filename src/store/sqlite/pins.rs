@@ -3,13 +3,10 @@
 use async_trait::async_trait;
 use sqlx::Row;
 
-use super::{SqliteStore, fits};
+use super::{SqliteStore, refuse_nul};
 use crate::{
     job::Owner,
-    store::{
-        PinRow, Pins, StoreError,
-        row::{PinColumns, pin_owner},
-    },
+    store::{PinRow, Pins, StoreError, convert::pin_owner, rows::PinColumns},
 };
 
 const PINS: &str = "select owner_kind, owner_id, toolkit, version from pins
@@ -38,7 +35,7 @@ impl Pins for SqliteStore {
     }
 
     async fn set_pin(&self, pin: &PinRow) -> Result<(), StoreError> {
-        fits([Some(&*pin.toolkit), Some(&*pin.version)])?;
+        refuse_nul([Some(&*pin.toolkit), Some(&*pin.version)])?;
         let (owner_kind, owner_id) = pin_owner(pin.owner.as_ref());
         let query = sqlx::query(SET).bind(owner_kind).bind(owner_id).bind(&*pin.toolkit).bind(&*pin.version);
         self.write(move |db, _| {

@@ -5,12 +5,13 @@ use std::{sync::Arc, time::Duration};
 use async_trait::async_trait;
 use sqlx::Row;
 
-use super::{SqliteStore, time};
+use super::{SqliteStore, read_time};
 use crate::{
     job::{JobId, JobSpec},
     store::{
         Due, MAX_UNCLAIMED_WAIT, Publications, Reply, StoreError,
-        row::{limit as row_limit, micros, read_job, reply, span, word},
+        convert::{micros, parse_column, to_duration, to_limit},
+        rows::read_job,
     },
 };
 
@@ -72,7 +73,7 @@ impl Publications for SqliteStore {
                 let mut taken = Vec::new();
                 for found in sqlx::query(DUE_PRIORITIES).bind(now).fetch_all(&mut *db).await? {
                     let priority: i16 = found.try_get(0)?;
-                    let room = row_limit(limit.saturating_sub(taken.len()));
+                    let room = to_limit(limit.saturating_sub(taken.len()));
                     if room == 0 {
                         break;
                     }
@@ -81,13 +82,13 @@ impl Publications for SqliteStore {
                         let state: String = row.try_get("state")?;
                         let published: u32 = row.try_get("published")?;
                         let wait = unclaimed_after.saturating_mul(1 << published.min(MAX_DOUBLINGS));
-                        let spec: Arc<JobSpec> = read_job!(&row, time).view()?.spec;
+                        let spec: Arc<JobSpec> = read_job!(&row, read_time).view()?.spec;
                         sqlx::query(PUBLISH)
                             .bind(spec.id.0)
                             .bind(now + micros(wait.min(MAX_UNCLAIMED_WAIT)))
                             .execute(&mut *db)
                             .await?;
-                        taken.push(Due { spec, was: word("state", &state)? });
+                        taken.push(Due { spec, was: parse_column("state", &state)? });
                     }
                 }
                 Ok(taken)
@@ -120,22 +121,22 @@ impl Publications for SqliteStore {
 
     async fn next_due_in(&self) -> Result<Option<Duration>, StoreError> {
         let next: Option<i64> = sqlx::query(NEXT_DUE).fetch_one(&self.reader).await?.try_get(0)?;
-        Ok(next.map(|due_at| span(due_at - self.now_micros())))
+        Ok(next.map(|due_at| to_duration(due_at - self.now_micros())))
     }
 
     async fn take_replies(&self, limit: usize, again_after: Duration) -> Result<Vec<Reply>, StoreError> {
         self.write(move |db, now| {
             Box::pin(async move {
-                let rows = sqlx::query(REPLIES).bind(now).bind(row_limit(limit)).fetch_all(&mut *db).await?;
+                let rows = sqlx::query(REPLIES).bind(now).bind(to_limit(limit)).fetch_all(&mut *db).await?;
                 let mut taken = Vec::with_capacity(rows.len());
                 for row in rows {
-                    let job = read_job!(&row, time).view()?;
+                    let job = read_job!(&row, read_time).view()?;
                     sqlx::query(OFFER_REPLY)
                         .bind(job.spec.id.0)
                         .bind(now + micros(again_after))
                         .execute(&mut *db)
                         .await?;
-                    taken.extend(reply(job));
+                    taken.extend(Reply::of(job));
                 }
                 Ok(taken)
             })

@@ -4,11 +4,8 @@ use async_trait::async_trait;
 use sqlx::Row;
 use uuid::Uuid;
 
-use super::{SqliteStore, fits, time};
-use crate::store::{
-    Rejected, RejectedView, Rejections, StoreError,
-    row::{limit as row_limit, read_rejected},
-};
+use super::{SqliteStore, read_time, refuse_nul};
+use crate::store::{Rejected, RejectedView, Rejections, StoreError, convert::to_limit, rows::read_rejected};
 
 const REJECT: &str = "insert into rejected (id, queue, reason, message, body, properties, seen, received_at)
     values (?1, ?2, ?3, ?4, ?5, ?6, 1, ?7)
@@ -32,7 +29,7 @@ impl Rejections for SqliteStore {
         self.write(move |db, now| {
             Box::pin(async move {
                 for rejected in &batch {
-                    fits([Some(&*rejected.message), Some(&*rejected.properties)])?;
+                    refuse_nul([Some(&*rejected.message), Some(&*rejected.properties)])?;
                     sqlx::query(REJECT)
                         .bind(rejected.id)
                         .bind(rejected.queue.as_str())
@@ -51,13 +48,13 @@ impl Rejections for SqliteStore {
     }
 
     async fn rejected(&self, limit: usize) -> Result<Vec<RejectedView>, StoreError> {
-        let rows = sqlx::query(REJECTED).bind(row_limit(limit)).fetch_all(&self.reader).await?;
-        rows.iter().map(|row| read_rejected!(row, time).view()).collect()
+        let rows = sqlx::query(REJECTED).bind(to_limit(limit)).fetch_all(&self.reader).await?;
+        rows.iter().map(|row| read_rejected!(row, read_time).view()).collect()
     }
 
     async fn rejected_message(&self, id: Uuid) -> Result<Option<RejectedView>, StoreError> {
         let row = sqlx::query(MESSAGE).bind(id).fetch_optional(&self.reader).await?;
-        row.map(|row| read_rejected!(&row, time).view()).transpose()
+        row.map(|row| read_rejected!(&row, read_time).view()).transpose()
     }
 
     async fn mark_requeued(&self, id: Uuid) -> Result<bool, StoreError> {

@@ -8,7 +8,6 @@ use crate::{
     tool::{
         ApiError,
         account::{needs_connection, needs_reconnection},
-        error::is_key_problem,
         not_ready::said,
     },
 };
@@ -66,7 +65,7 @@ impl Cause {
             Reason::Foreign(_) | Reason::Lost => return by_status_alone(status, reason),
         };
         let cause = by_slug(error, context)
-            .or_else(|| is_key_problem(status, error).then_some(Self::Key))
+            .or_else(|| error.is_key_problem(status).then_some(Self::Key))
             .or_else(|| error.code.and_then(by_code))
             .unwrap_or_else(|| by_status(status));
         match cause {

@@ -16,10 +16,8 @@ use serde_json::value::RawValue;
 
 use self::cause::{Cause, Reason};
 use super::{
-    Answer, ApiError, Body, Reply, ToolResult,
-    account::needs_reconnection,
-    error::{failure_texts, mask},
-    not_ready::said,
+    Answer, ApiError, Body, Reply, ToolResult, account::needs_reconnection, decode::failure_texts,
+    not_ready::said, redact::mask_keys,
 };
 use crate::job::{AttemptOutcome, Effect, ErrorKind, JobError, Owner, Stop};
 
@@ -104,7 +102,8 @@ impl From<Stop> for Next {
 pub fn classify(reply: Reply, context: &Context<'_>) -> Classified {
     match reply {
         Reply::NotSent(cause) => {
-            let message = format!("the tool API could not be reached, nothing was sent: {}", mask(&cause));
+            let message =
+                format!("the tool API could not be reached, nothing was sent: {}", mask_keys(&cause));
             let error = JobError::new(ErrorKind::NotSent, message);
             unanswered(AttemptOutcome::NotSent, Next::Retry { error, retry_after: None })
         }
@@ -185,7 +184,7 @@ fn ran(result: ToolResult, retry_after: Option<Duration>, context: &Context<'_>)
     };
     if !text.is_empty() {
         message.push_str(": ");
-        message.push_str(&mask(&text));
+        message.push_str(&mask_keys(&text));
     }
     let error = JobError::new(ErrorKind::ToolFailed, message);
     let next = match provider_status {

@@ -3,7 +3,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::{
     job::{HeldReason, OwnerKind},
-    tool::error::decode,
+    tool::decode::decode,
 };
 
 const ALL: [Effect; 3] = [Effect::Safe, Effect::Idempotent, Effect::Once];

@@ -23,6 +23,7 @@ pub use self::file::{Unreadable, decode};
 use super::{Shared, finish};
 use crate::{
     bounds::FINISH_BATCH,
+    failure::chain,
     store::{Finish, Finished},
     telemetry::metrics,
 };
@@ -31,7 +32,7 @@ use crate::{
 pub(super) async fn write(shared: &Shared, finishes: Vec<Finish>) -> Result<PathBuf, String> {
     let Some(folder) = folder(shared) else { return Err("worker.journal_dir is empty".to_owned()) };
     let (worker, count) = (shared.options.id, finishes.len() as u64);
-    let path = blocking(move || folder.write(worker, &finishes)).await.map_err(|error| error.to_string())?;
+    let path = blocking(move || folder.write(worker, &finishes)).await.map_err(|error| chain(&error))?;
     metrics::JOURNAL_RECORDS.add1("written", count);
     Ok(path)
 }
@@ -53,7 +54,7 @@ pub(super) async fn replay(shared: &Shared) {
         Ok(files) => files,
         Err(error) => {
             tracing::error!(
-                folder = %folder.0.display(), %error,
+                folder = %folder.0.display(), error = %chain(&error),
                 "the journal cannot be used: results that a shutdown cannot write would be left to the rescue; \
                  set worker.journal_dir to a folder that can be written"
             );
@@ -62,7 +63,7 @@ pub(super) async fn replay(shared: &Shared) {
     };
     for path in files {
         if let Err(error) = replay_file(shared, &folder, &path).await {
-            tracing::error!(file = %path.display(), %error, "a journal could not be replayed; the next start tries again");
+            tracing::error!(file = %path.display(), error = %chain(&error), "a journal could not be replayed; the next start tries again");
         }
     }
 }

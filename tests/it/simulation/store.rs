@@ -18,9 +18,9 @@ use errand::{
     job::{Fence, JobId, JobSpec, Owner, Release, RequestId, WorkerId},
     store::{
         Admin, AttemptView, Audit, AuditLimits, AuditPage, Awaited, Bind, By, Census, Check, Checks, Claim,
-        Claimed, Connections, Decided, Due, Finding, Finish, Finished, HeldFilter, Inserted, JobControl,
-        JobFilter, JobView, Jobs, Leases, LostJob, PinRow, Pins, Publications, PutOff, Rejected,
-        RejectedView, Rejections, Reply, Schema, StoreError, StoreErrorKind,
+        Claimed, Claims, Connections, Decided, Due, Finding, Finish, Finished, Finishes, HeldFilter,
+        Inserted, JobControl, JobFilter, JobView, Jobs, Leases, LostJob, PinRow, Pins, Publications, PutOff,
+        Rejected, RejectedView, Rejections, Reply, Schema, StoreError, StoreErrorKind,
         sqlite::{SqliteOptions, SqliteStore},
     },
 };
@@ -281,7 +281,10 @@ impl Jobs for Faulty {
         })
         .await
     }
+}
 
+#[async_trait]
+impl Claims for Faulty {
     async fn claim(&self, worker: WorkerId, batch: &[Claim]) -> Result<Vec<Claimed>, StoreError> {
         let (batch, world) = (batch.to_vec(), self.world.clone());
         self.call(format!("claim {worker:?} {batch:?}"), move |store| {
@@ -299,10 +302,13 @@ impl Jobs for Faulty {
 
     async fn bind(&self, batch: &[Bind]) -> Result<Vec<bool>, StoreError> {
         let batch = batch.to_vec();
-        self.call(format!("freeze {batch:?}"), move |store| Box::pin(async move { store.bind(&batch).await }))
+        self.call(format!("bind {batch:?}"), move |store| Box::pin(async move { store.bind(&batch).await }))
             .await
     }
+}
 
+#[async_trait]
+impl Finishes for Faulty {
     async fn finish(&self, batch: &[Finish]) -> Result<Vec<Finished>, StoreError> {
         let (batch, world) = (batch.to_vec(), self.world.clone());
         self.call(format!("finish {batch:?}"), move |store| {
@@ -321,7 +327,7 @@ impl Jobs for Faulty {
 
 /// The claims of all processes, as the store granted them.
 #[derive(Debug, Default)]
-pub(super) struct Claims {
+pub(super) struct GrantedClaims {
     held: Mutex<BTreeMap<JobId, Held>>,
     /// The finishes that were applied.
     applied: Mutex<BTreeSet<RequestId>>,
@@ -336,7 +342,7 @@ struct Held {
     runs: bool,
 }
 
-impl Claims {
+impl GrantedClaims {
     fn saw_claim(&self, world: &World, claim: &Claim, answer: &Claimed) {
         let Claimed::Running(receipt) = answer else { return };
         let (id, fence, request) = (claim.spec.id, receipt.fence, claim.request_id);

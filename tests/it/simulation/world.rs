@@ -29,7 +29,7 @@ use super::{
     api::{Api, Line, Log, OWNERS, Patience, TOOLS},
     clock::{HostClock, Wrongness},
     rng::SeededRng,
-    store::{AsyncCall, Claims, Faulty, StoreThread, StoreWeather},
+    store::{AsyncCall, Faulty, GrantedClaims, StoreThread, StoreWeather},
     trace::Trace,
 };
 
@@ -61,7 +61,7 @@ pub(super) struct World {
     pub(super) store_weather: StoreWeather,
     pub(super) store_dice: SeededRng,
     pub(super) trace: Mutex<Trace>,
-    pub(super) claims: Claims,
+    pub(super) claims: GrantedClaims,
     thread: StoreThread,
     rng: SeededRng,
     theme: Theme,
@@ -169,7 +169,7 @@ impl World {
             store_weather: StoreWeather::draw(&store_dice, CALM_AT, theme),
             store_dice,
             trace: Mutex::default(),
-            claims: Claims::default(),
+            claims: GrantedClaims::default(),
             thread: thread.clone(),
             live: Mutex::default(),
             ended: Mutex::default(),

@@ -1,0 +1,44 @@
+//! The database itself.
+
+use std::fmt;
+
+use async_trait::async_trait;
+use jiff::Timestamp;
+
+use super::StoreError;
+
+/// Care for the database.
+#[async_trait]
+pub trait Admin: fmt::Debug + Send + Sync {
+    /// What kind of database this is, for people: `PostgreSQL` or `SQLite`.
+    fn backend(&self) -> &'static str;
+
+    /// Applies the migrations that are missing; returns how many. Several processes may call it at once.
+    async fn migrate(&self) -> Result<usize, StoreError>;
+
+    /// Compares the schema with this build.
+    async fn schema(&self) -> Result<Schema, StoreError>;
+
+    /// Answers if the store can be read, with its clock.
+    async fn now(&self) -> Result<Timestamp, StoreError>;
+
+    /// The server's version, for people.
+    async fn version(&self) -> Result<String, StoreError>;
+
+    /// Ends all connections.
+    async fn close(&self);
+}
+
+/// Whether the schema is what this build expects.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Schema {
+    /// All migrations are applied.
+    Current,
+    /// Migrations are missing.
+    Behind {
+        /// How many.
+        missing: usize,
+    },
+    /// The database was migrated by a newer build, which is fine: migrations only add.
+    Ahead,
+}

@@ -1,0 +1,57 @@
+//! Checks of unknown outcomes in the tool API's log.
+
+use std::{fmt, time::Duration};
+
+use async_trait::async_trait;
+
+use super::{JobView, StoreError};
+use crate::job::{Fence, JobError, JobId, RequestId};
+
+/// Jobs whose last call may or may not have run, while the tool API's log may still tell
+/// ([`Ending::Verify`](crate::job::Ending::Verify)). What the log tells is written with
+/// [`Finishes::finish`](super::Finishes::finish), as what the holder of the claim learned late.
+#[async_trait]
+pub trait Checks: fmt::Debug + Send + Sync {
+    /// Takes up to `limit` jobs about which the log should be asked now, longest due first. Each is
+    /// taken again after `again_after`, unless something was decided until then. Several processes
+    /// may call this at once: a job is given to one of them.
+    async fn take_checks(&self, limit: usize, again_after: Duration) -> Result<Vec<Check>, StoreError>;
+
+    /// Records that the log did not tell. Changes nothing where the job was released, cancelled or
+    /// finished meanwhile, which is `false`.
+    async fn put_off(&self, put_off: &PutOff) -> Result<bool, StoreError>;
+
+    /// The request ID of any call of the last day that succeeded, by which a log can show that it
+    /// knows our request IDs.
+    async fn known_success(&self) -> Result<Option<RequestId>, StoreError>;
+}
+
+/// A job about which the log should be asked.
+#[derive(Debug, Clone)]
+pub struct Check {
+    /// The job, which is `held`.
+    pub job: JobView,
+    /// The claim of the attempt.
+    pub fence: Fence,
+    /// The request ID of the attempt.
+    pub request_id: RequestId,
+    /// How often the log was asked before.
+    pub checks: u32,
+    /// Since when the outcome is unknown: the call was sent before.
+    pub unknown_for: Duration,
+    /// Age of the job.
+    pub age: Duration,
+}
+
+/// What becomes of a job about which the log did not tell.
+#[derive(Debug, Clone)]
+pub struct PutOff {
+    /// The job.
+    pub id: JobId,
+    /// The claim of the attempt.
+    pub fence: Fence,
+    /// When the log is asked again; `None` leaves the decision to a person.
+    pub again_after: Option<Duration>,
+    /// What is known so far.
+    pub error: JobError,
+}

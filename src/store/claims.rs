@@ -1,0 +1,116 @@
+//! Claims: how a delivery becomes a running job.
+
+use std::{fmt, sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use jiff::Timestamp;
+
+use super::{Conflict, StoreError};
+use crate::job::{Binding, ErrorKind, Fence, JobId, JobSpec, RequestId, State, Stop, WorkerId};
+
+/// The writes that start an attempt.
+#[async_trait]
+pub trait Claims: fmt::Debug + Send + Sync {
+    /// Answers are in the order of the batch.
+    ///
+    /// * An unknown job is inserted and claimed in one step, unless [`Claim::from_store`] says that the
+    ///   store knew it before: then it was removed since, and the answer is [`Claimed::Gone`].
+    /// * A known `available` job of the same owner and digest is claimed: fence and attempt number
+    ///   grow by one.
+    /// * A known job in any other state is [`Claimed::Duplicate`]; nothing changes. The exception
+    ///   makes repetition safe: a job that is `running` under the same worker and request ID gives
+    ///   the [`Claimed::Running`] of the first time.
+    /// * Another owner or digest, or an idempotency key used with another digest, is
+    ///   [`Claimed::Conflict`]; nothing changes. The same key and digest under another ID is a
+    ///   duplicate. Keys do not matter to a known job.
+    /// * An unknown job whose `run_at` lies in the future becomes `scheduled` ([`Claimed::Scheduled`]).
+    ///   A known job that is `available` was due, or a person made it due, so it runs.
+    /// * A job whose `expires_at` has passed becomes `failed` with kind `expired` ([`Claimed::Ended`]).
+    /// * With a [`Claim::stop`] the job becomes `failed` or `held` instead of `running`
+    ///   ([`Claimed::Ended`]), with that error. Expiry and schedule matter only without one.
+    /// * Counts of attempts stay at their highest value, so that no claim fails for them.
+    /// * What was frozen earlier wins over [`Claim::binding`]; what is offered is kept only where the
+    ///   job becomes `running` and had nothing.
+    /// * Within one batch, the first of several claims of the same ID wins; the others are duplicates.
+    async fn claim(&self, worker: WorkerId, batch: &[Claim]) -> Result<Vec<Claimed>, StoreError>;
+
+    /// Records pin, account and effect of running jobs that were claimed without them, or without an
+    /// account, before anything is sent. `false` for a job that the caller no longer holds (fenced), or for which
+    /// something else was frozen before; it must then not be sent.
+    async fn bind(&self, batch: &[Bind]) -> Result<Vec<bool>, StoreError>;
+}
+
+/// One delivery that a worker wants to take.
+#[derive(Debug, Clone)]
+pub struct Claim {
+    /// The job.
+    pub spec: Arc<JobSpec>,
+    /// The request ID of the attempt that this claim starts.
+    pub request_id: RequestId,
+    /// Pin, account and effect, when they could be decided without waiting.
+    pub binding: Option<Binding>,
+    /// What admission decided against running it; `None` runs it.
+    pub stop: Option<Stop>,
+    /// The message was published by the relay, so the store knew the job.
+    pub from_store: bool,
+}
+
+impl Claim {
+    /// The state to which the claim brings a job that is neither expired nor due later.
+    pub fn goes_to(&self) -> State {
+        self.stop.as_ref().map_or(State::Running, Stop::state)
+    }
+}
+
+/// What became of a claim.
+#[derive(Debug, Clone)]
+pub enum Claimed {
+    /// The worker holds the job.
+    Running(ClaimReceipt),
+    /// Due later; the relay will bring it back.
+    Scheduled,
+    /// It ended without running: refused, held or expired, as its state says.
+    Ended {
+        /// `failed` or `held`.
+        state: State,
+        /// Why.
+        kind: ErrorKind,
+    },
+    /// It is known and not available.
+    Duplicate {
+        /// Its state.
+        state: State,
+    },
+    /// It was known and has been removed since.
+    Gone,
+    /// Refused; nothing changed.
+    Conflict(Conflict),
+}
+
+/// What the holder of a claim knows about the job beyond its spec.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClaimReceipt {
+    /// The proof of this claim.
+    pub fence: Fence,
+    /// The number of the attempt that this claim starts, from 1.
+    pub attempt: u32,
+    /// Attempts charged so far, this one not included.
+    pub spent: u32,
+    /// Decided earlier or with this claim; `None` means that the worker must decide and freeze.
+    pub binding: Option<Binding>,
+    /// When the store first knew the job.
+    pub created_at: Timestamp,
+    /// The age of the job at the claim, by the store's clock.
+    pub age: Duration,
+}
+
+/// Pin, account and effect for a job that is held without them.
+#[derive(Debug, Clone)]
+pub struct Bind {
+    /// The job.
+    pub id: JobId,
+    /// The claim.
+    pub fence: Fence,
+    /// The decision.
+    pub binding: Binding,
+}

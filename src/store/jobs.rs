@@ -1,0 +1,81 @@
+//! Jobs that did not come through a queue.
+
+use std::{fmt, sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+
+use super::StoreError;
+use crate::job::{EnvelopeReason, JobId, JobSpec, State};
+
+/// Insertion of jobs by the door.
+#[async_trait]
+pub trait Jobs: fmt::Debug + Send + Sync {
+    /// Inserts jobs that did not come through a queue, as `scheduled` (when `run_at` is in the
+    /// future) or `available`.
+    ///
+    /// * The same ID, owner and digest again is [`Inserted::Duplicate`] and changes nothing.
+    /// * The same ID with another owner or digest, or the same idempotency key of the same owner
+    ///   with another digest, is [`Inserted::Conflict`] and changes nothing.
+    /// * The same idempotency key of the same owner with the same digest is a duplicate *of the
+    ///   first job*, whose ID is returned.
+    /// * `unclaimed_after` is when the relay looks at an available job for the first time: zero if
+    ///   nobody else will publish it; otherwise that counts as its first publication.
+    async fn insert(
+        &self,
+        batch: &[Arc<JobSpec>],
+        unclaimed_after: Duration,
+    ) -> Result<Vec<Inserted>, StoreError>;
+}
+
+/// What became of an inserted job.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Inserted {
+    /// It is new, and in this state now.
+    New {
+        /// `scheduled` or `available`.
+        state: State,
+    },
+    /// It was known already.
+    Duplicate {
+        /// The job that stands for it; differs from the given ID when the idempotency key matched.
+        id: JobId,
+        /// That job's state.
+        state: State,
+    },
+    /// Refused; nothing changed.
+    Conflict(Conflict),
+}
+
+/// Why the same name cannot mean this job too. Says nothing about the other job.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Conflict {
+    /// The ID belongs to another owner.
+    Owner,
+    /// The ID was used with another body.
+    Body,
+    /// The owner used this idempotency key with another body.
+    Key,
+}
+
+impl Conflict {
+    /// The class under which a conflicting message is rejected.
+    pub fn reason(self) -> EnvelopeReason {
+        match self {
+            Self::Owner => EnvelopeReason::OwnerConflict,
+            Self::Body => EnvelopeReason::BodyConflict,
+            Self::Key => EnvelopeReason::KeyConflict,
+        }
+    }
+
+    /// One sentence for the app.
+    pub fn message(self) -> &'static str {
+        match self {
+            Self::Owner | Self::Body => {
+                "this `id` is already used by another job; give every job an ID of its own"
+            }
+            Self::Key => {
+                "this `idempotency_key` was already used with another body; use a new key for a new request"
+            }
+        }
+    }
+}

@@ -1,0 +1,50 @@
+//! Leases of workers, and the rescue of their jobs.
+
+use std::{fmt, time::Duration};
+
+use async_trait::async_trait;
+use jiff::Timestamp;
+
+use super::StoreError;
+use crate::job::{Binding, Budget, Fence, JobId, RequestId, WorkerId};
+
+/// Heartbeats of workers, and the jobs of workers that stopped.
+#[async_trait]
+pub trait Leases: fmt::Debug + Send + Sync {
+    /// Says that this worker process lives. The first beat makes it known.
+    async fn beat(&self, worker: WorkerId, name: &str) -> Result<(), StoreError>;
+
+    /// Says that this worker process ends and holds nothing any more.
+    async fn retire(&self, worker: WorkerId) -> Result<(), StoreError>;
+
+    /// Up to `limit` running jobs, oldest claim first, whose worker has not beaten for `lease` or is
+    /// not known at all.
+    async fn lost_jobs(&self, lease: Duration, limit: usize) -> Result<Vec<LostJob>, StoreError>;
+
+    /// Forgets workers that have not beaten for `after` and hold nothing, and whatever else is only
+    /// needed to find jobs that run. Called every few seconds; returns the workers.
+    async fn forget_workers(&self, after: Duration) -> Result<u64, StoreError>;
+}
+
+/// A running job without a living worker.
+#[derive(Debug, Clone)]
+pub struct LostJob {
+    /// The job.
+    pub id: JobId,
+    /// The claim of the lost worker.
+    pub fence: Fence,
+    /// The number of its attempt.
+    pub attempt: u32,
+    /// Attempts charged before that one.
+    pub spent: u32,
+    /// The request ID of its attempt.
+    pub request_id: RequestId,
+    /// When the attempt was claimed.
+    pub started_at: Timestamp,
+    /// `None` when nothing had been frozen, so that nothing can have been sent.
+    pub binding: Option<Binding>,
+    /// What the job may spend.
+    pub budget: Budget,
+    /// Its age by the store's clock.
+    pub age: Duration,
+}

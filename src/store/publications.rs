@@ -1,0 +1,67 @@
+//! Publications: due and unclaimed rows to the queue, and replies to apps.
+
+use std::{fmt, sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+
+use super::{JobView, StoreError};
+use crate::job::{JobId, JobSpec, State};
+
+/// What the relay reads and writes. Several processes may call these at once: a row is given to
+/// one of them.
+#[async_trait]
+pub trait Publications: fmt::Debug + Send + Sync {
+    /// Takes up to `limit` jobs that are due: `scheduled` and `retryable` ones whose time has come,
+    /// and `available` ones that nobody claimed. Each becomes `available` and is looked at again
+    /// after `unclaimed_after`, doubled with every time it was published without being claimed, up
+    /// to `MAX_UNCLAIMED_WAIT`. Most urgent first: by priority, then by due time.
+    async fn take_due(&self, limit: usize, unclaimed_after: Duration) -> Result<Vec<Due>, StoreError>;
+
+    /// Makes jobs that could not be published due again after `after`; the failed publication does
+    /// not count.
+    async fn defer(&self, ids: &[JobId], after: Duration) -> Result<(), StoreError>;
+
+    /// Makes every `available` job due now. For queues that lose their messages with the process.
+    async fn republish_all(&self) -> Result<u64, StoreError>;
+
+    /// How long until [`Self::take_due`] would find something, or `None` when nothing waits.
+    async fn next_due_in(&self) -> Result<Option<Duration>, StoreError>;
+
+    /// Takes up to `limit` finished jobs whose reply was not published yet; each is offered again
+    /// after `again_after` unless [`Self::replied`] says that it is done.
+    async fn take_replies(&self, limit: usize, again_after: Duration) -> Result<Vec<Reply>, StoreError>;
+
+    /// These replies are published.
+    async fn replied(&self, ids: &[JobId]) -> Result<(), StoreError>;
+}
+
+/// The longest time between two publications of a job that nobody claims.
+pub const MAX_UNCLAIMED_WAIT: Duration = Duration::from_secs(3600);
+
+/// A job to put on the queue.
+#[derive(Debug, Clone)]
+pub struct Due {
+    /// The job.
+    pub spec: Arc<JobSpec>,
+    /// The state it was in.
+    pub was: State,
+}
+
+/// A finished job whose app waits for the result.
+#[derive(Debug, Clone)]
+pub struct Reply {
+    /// The AMQP routing key (on the default exchange).
+    pub reply_to: String,
+    /// The app's correlation ID.
+    pub correlation_id: Option<String>,
+    /// What is published.
+    pub job: JobView,
+}
+
+impl Reply {
+    /// The reply of a finished job, if it has an address.
+    pub(super) fn of(job: JobView) -> Option<Self> {
+        let reply_to = job.spec.reply_to.clone()?;
+        Some(Self { reply_to, correlation_id: job.spec.correlation_id.clone(), job })
+    }
+}

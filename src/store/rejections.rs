@@ -1,0 +1,75 @@
+//! Rejections: messages that are not jobs.
+
+use std::fmt;
+
+use async_trait::async_trait;
+use jiff::Timestamp;
+use uuid::Uuid;
+
+use super::StoreError;
+use crate::job::{EnvelopeReason, QueueName};
+
+/// Messages that are not jobs, kept whole.
+#[async_trait]
+pub trait Rejections: fmt::Debug + Send + Sync {
+    /// Keeps messages. The same message again (same ID) only counts as seen once more, and is listed
+    /// again if it was requeued: it came back.
+    async fn reject(&self, batch: &[Rejected]) -> Result<(), StoreError>;
+
+    /// The newest rejected messages that were not requeued, without bodies.
+    async fn rejected(&self, limit: usize) -> Result<Vec<RejectedView>, StoreError>;
+
+    /// One rejected message with its body.
+    async fn rejected_message(&self, id: Uuid) -> Result<Option<RejectedView>, StoreError>;
+
+    /// Marks a message as requeued, so that it is no longer listed.
+    async fn mark_requeued(&self, id: Uuid) -> Result<bool, StoreError>;
+}
+
+/// A message that is not a job.
+#[derive(Debug, Clone)]
+pub struct Rejected {
+    /// Derived from queue, properties and body, so that a redelivery is the same row.
+    pub id: Uuid,
+    /// The lane it came through.
+    pub queue: QueueName,
+    /// The class.
+    pub reason: EnvelopeReason,
+    /// One sentence that says what to change.
+    pub message: String,
+    /// The message, byte for byte.
+    pub body: Vec<u8>,
+    /// Its transport properties, as JSON.
+    pub properties: String,
+}
+
+impl Rejected {
+    /// Stands for an explanation that the database refused.
+    const UNTOLD: &str = "the message is not a job, and the database refuses to keep what is wrong with it";
+
+    /// Without any text that came with the message. Its body is bytes, which every database keeps.
+    #[must_use]
+    pub fn into_plain(self) -> Self {
+        Self { message: Self::UNTOLD.to_owned(), properties: "{}".to_owned(), ..self }
+    }
+
+    /// Whether nothing is left that a database could refuse.
+    pub fn is_plain(&self) -> bool {
+        self.message == Self::UNTOLD && self.properties == "{}"
+    }
+}
+
+/// A rejected message as people read it.
+#[derive(Debug, Clone)]
+pub struct RejectedView {
+    /// What was kept; the body is empty in lists.
+    pub message: Rejected,
+    /// The size of the body in bytes.
+    pub size: u64,
+    /// How often it was delivered.
+    pub seen: u32,
+    /// When it was first seen.
+    pub received_at: Timestamp,
+    /// When it was requeued.
+    pub requeued_at: Option<Timestamp>,
+}

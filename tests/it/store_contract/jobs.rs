@@ -1,0 +1,116 @@
+//! Insertion of jobs.
+
+use std::{sync::Arc, time::Duration};
+
+use errand::{
+    job::{Arrival, State, decode, encode},
+    store::{Claim, Conflict, Inserted},
+};
+use serde_json::json;
+
+use super::{LEASE, TestStore, claim, from_json, in_hours, job, on_every_backend, one, renamed, running};
+
+on_every_backend!(an_inserted_job_is_available_or_scheduled_by_the_stores_clock, async |t| {
+    for (fields, state) in [
+        (json!({}), State::Available),
+        (json!({"run_at": in_hours(-1)}), State::Available),
+        (json!({"run_at": in_hours(1)}), State::Scheduled),
+    ] {
+        let spec = job(fields);
+        assert_eq!(t.insert(&spec).await, Inserted::New { state });
+        let view = t.view(spec.id).await;
+        assert_eq!(view.state, state);
+        assert_eq!((view.attempt, view.spent), (0, 0));
+        if state == State::Scheduled {
+            assert_eq!(view.due_at, spec.run_at);
+        } else {
+            assert_eq!(view.due_at, Some(view.created_at), "the relay looks at once");
+        }
+    }
+    let spec = job(json!({}));
+    let wait = Duration::from_secs(60);
+    t.store.insert(std::slice::from_ref(&spec), wait).await.unwrap();
+    let view = t.view(spec.id).await;
+    assert_eq!(view.due_at, Some(view.created_at + wait));
+    assert!(t.store.insert(&[], wait).await.unwrap().is_empty());
+});
+
+on_every_backend!(an_insert_repeated_changes_nothing, async |t| {
+    let spec = job(json!({}));
+    let batch = [Arc::clone(&spec), Arc::clone(&spec)];
+    let answers = t.store.insert(&batch, Duration::ZERO).await.unwrap();
+    let duplicate = Inserted::Duplicate { id: spec.id, state: State::Available };
+    assert_eq!(answers, [Inserted::New { state: State::Available }, duplicate.clone()]);
+    let first = t.view(spec.id).await;
+    assert_eq!(t.insert(&spec).await, duplicate);
+    assert_eq!(t.view(spec.id).await.due_at, first.due_at);
+    t.run(&spec).await;
+    assert_eq!(t.insert(&spec).await, Inserted::Duplicate { id: spec.id, state: State::Running });
+});
+
+on_every_backend!(an_insert_with_another_meaning_is_a_conflict, async |t| {
+    let spec = job(json!({}));
+    t.insert(&spec).await;
+    let body = job(json!({"id": spec.id.to_string(), "tool": "OTHER"}));
+    let owner = job(json!({"id": spec.id.to_string(), "org_id": "u-1"}));
+    assert_eq!(t.insert(&body).await, Inserted::Conflict(Conflict::Body));
+    assert_eq!(t.insert(&owner).await, Inserted::Conflict(Conflict::Owner));
+    assert_eq!(t.view(spec.id).await.spec.tool, spec.tool);
+});
+
+on_every_backend!(an_idempotency_key_belongs_to_one_owner_and_one_body, async |t| {
+    let first = job(json!({"idempotency_key": "k"}));
+    let same = renamed(&first);
+    let other = job(json!({"idempotency_key": "k", "tool": "OTHER"}));
+    let org = job(json!({"idempotency_key": "k", "org_id": "u-1"}));
+    let mut batch = vec![first.clone(), same.clone(), other.clone(), org];
+    let answers = t.store.insert(&batch[..1], Duration::ZERO).await.unwrap();
+    assert_eq!(answers, [Inserted::New { state: State::Available }]);
+    let answers = t.store.insert(&batch, Duration::ZERO).await.unwrap();
+    let duplicate = Inserted::Duplicate { id: first.id, state: State::Available };
+    assert_eq!(answers[0], duplicate);
+    assert_eq!(answers[1], duplicate, "the first job stands for the second");
+    assert_eq!(answers[2], Inserted::Conflict(Conflict::Key));
+    assert_eq!(answers[3], Inserted::New { state: State::Available });
+    assert!(t.store.job(same.id).await.unwrap().is_none());
+    assert!(t.store.job(other.id).await.unwrap().is_none());
+
+    // Two of one batch, of which neither was known.
+    batch = vec![job(json!({"idempotency_key": "k2"}))];
+    batch.push(renamed(&batch[0]));
+    let answers = t.store.insert(&batch, Duration::ZERO).await.unwrap();
+    assert_eq!(answers.iter().filter(|answer| matches!(answer, Inserted::New { .. })).count(), 1);
+    assert_eq!(answers.iter().filter(|answer| matches!(answer, Inserted::Duplicate { .. })).count(), 1);
+});
+
+on_every_backend!(what_was_asked_for_comes_back_unchanged, async |t| {
+    let arguments = r#"{ "z": 1, "a": 12345678901234567890123456789.000, "nul": "\u0000", "half": "\ud800", "e": 1E400, "z": 2 }"#;
+    let envelope = format!(
+        r#"{{"org_id": "acme", "requested_by": "bo", "tool": "T", "arguments": {arguments}, "version": "v1",
+            "connected_account_id": "ca_9", "queue": "bulk", "priority": 7, "run_at": "2026-01-02T03:04:05.123456Z",
+            "expires_at": "2099-01-02T03:04:05.654321Z", "timeout_ms": 1500, "max_attempts": 9,
+            "max_age_ms": 3600000, "effect": "safe", "idempotency_key": "k", "tags": {{"b": "ä\"", "a": ""}}}}"#
+    );
+    let queue = "bulk".parse().unwrap();
+    let full = from_json(&envelope, &queue, Some("replies"));
+    let text = from_json(r#"{"user_id": "ü", "tool": "T", "text": "do\nit"}"#, &queue, None);
+    for spec in [full, text] {
+        t.insert(&spec).await;
+        let view = t.view(spec.id).await;
+        assert_eq!(format!("{:?}", view.spec), format!("{spec:?}"));
+        let due = one(t.store.take_due(10, LEASE).await.unwrap());
+        assert_eq!(due.was, State::Available);
+        assert_eq!(format!("{:?}", due.spec), format!("{spec:?}"));
+        // The worker that gets the relayed message sees the same job.
+        let arrival = Arrival {
+            queue: &queue,
+            message_id: None,
+            reply_to: spec.reply_to.as_deref(),
+            correlation_id: spec.correlation_id.as_deref(),
+            traceparent: None,
+            fallback_id: None,
+        };
+        let relayed = Arc::new(decode(&encode(&due.spec), &arrival).unwrap());
+        running(t.claim(&Claim { from_store: true, ..claim(&relayed) }).await);
+    }
+});

@@ -1,0 +1,78 @@
+//! Leases of workers, and their lost jobs.
+
+use std::time::Duration;
+
+use errand::{
+    job::{AttemptOutcome, State, WorkerId},
+    store::{By, Finish},
+};
+use serde_json::json;
+use sqlx::{Executor as _, Row as _};
+
+use super::{LEASE, Place, TestStore, applied, binding, claim, hold, job, on_every_backend, one, succeed};
+use crate::{harness::PATIENCE, support::wait::until};
+
+on_every_backend!(the_jobs_of_lost_workers_are_found, async |t| {
+    let spec = job(json!({"max_attempts": 3, "max_age_ms": 60_000}));
+    let run = t.run(&spec).await;
+    let lost = one(t.store.lost_jobs(LEASE, 10).await.unwrap());
+    assert_eq!((lost.id, lost.fence, lost.request_id), (spec.id, run.receipt.fence, run.request_id));
+    assert_eq!((lost.attempt, lost.spent, lost.binding, lost.budget), (1, 0, None, spec.budget));
+    assert_eq!(Some(lost.started_at), t.view(spec.id).await.started_at);
+    assert!(lost.age < LEASE);
+
+    t.store.beat(t.worker, "w").await.unwrap();
+    assert!(t.store.lost_jobs(LEASE, 10).await.unwrap().is_empty(), "its worker lives");
+    t.store.bind(&[run.bind(&binding("1"))]).await.unwrap();
+    let next = t.run(&job(json!({}))).await;
+    let lost = t.store.lost_jobs(Duration::ZERO, 10).await.unwrap();
+    assert_eq!(lost.iter().map(|lost| lost.id).collect::<Vec<_>>(), [spec.id, next.id], "oldest first");
+    assert_eq!(lost[0].binding, Some(binding("1")));
+    assert_eq!(t.store.lost_jobs(Duration::ZERO, 1).await.unwrap().len(), 1);
+
+    t.store.retire(t.worker).await.unwrap();
+    assert_eq!(t.store.lost_jobs(LEASE, 10).await.unwrap().len(), 2, "nobody knows its worker");
+    let rescue = Finish { by: By::Rescuer { lease: LEASE }, ..run.rescue(hold()) };
+    assert_eq!(t.finish(&rescue).await, applied(State::Held));
+    assert_eq!(t.finish(&rescue).await, applied(State::Held), "again");
+    assert_eq!(t.store.lost_jobs(LEASE, 10).await.unwrap().len(), 1);
+});
+
+on_every_backend!(idle_workers_are_forgotten, async |t| {
+    let idle = WorkerId::new();
+    t.store.beat(t.worker, "busy").await.unwrap();
+    t.store.beat(idle, "idle").await.unwrap();
+    let run = t.run(&job(json!({}))).await;
+    assert_eq!(t.store.forget_workers(LEASE).await.unwrap(), 0);
+    assert_eq!(t.store.forget_workers(Duration::ZERO).await.unwrap(), 1, "only the idle one");
+    assert!(t.store.lost_jobs(LEASE, 10).await.unwrap().is_empty());
+    t.finish(&run.end(succeed("1"), AttemptOutcome::Succeeded)).await;
+    assert_eq!(t.store.forget_workers(Duration::ZERO).await.unwrap(), 1);
+});
+
+/// Without the statistics, PostgreSQL would compare each job with each claimed ID.
+#[tokio::test]
+async fn the_jobs_of_a_lost_worker_are_found_by_their_keys_before_statistics_know_of_them() {
+    const JOBS: usize = 3_000;
+    let t = TestStore::postgres().await;
+    t.execute("alter table jobs set (autovacuum_enabled = false)").await;
+    t.execute("alter table claims set (autovacuum_enabled = false)").await;
+    let specs: Vec<_> = (0..JOBS).map(|_| job(json!({}))).collect();
+    for specs in specs.chunks(500) {
+        let claims: Vec<_> = specs.iter().map(claim).collect();
+        t.store.claim(t.worker, &claims).await.unwrap();
+    }
+    assert_eq!(t.store.lost_jobs(Duration::ZERO, JOBS * 2).await.unwrap().len(), JOBS);
+    assert_eq!(t.store.forget_workers(LEASE).await.unwrap(), 0);
+    t.store.close().await;
+    let Place::Postgres(database) = &t.place else { unreachable!("that is the backend") };
+    // What a session did is counted when it has ended.
+    let read_whole = until("the looks are counted", PATIENCE, async || {
+        let sql = "select idx_scan, seq_tup_read from pg_stat_user_tables where relname = 'jobs'";
+        let row = database.connect().await.fetch_one(sql).await.unwrap();
+        let (by_key, read_whole): (i64, i64) = (row.get(0), row.get(1));
+        (by_key >= i64::try_from(JOBS).unwrap()).then_some(read_whole)
+    })
+    .await;
+    assert_eq!(read_whole, 0, "rows that were read to find others");
+}

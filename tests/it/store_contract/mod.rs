@@ -1,0 +1,357 @@
+//! The guarantees of `errand::store`, each tested on every backend. A noun has the same file name here and in
+//! `src/store`.
+
+use std::{sync::Arc, time::Duration};
+
+use errand::{
+    clock,
+    job::{
+        Arrival, Attempt, AttemptOutcome, Binding, Effect, Ending, ErrorKind, HeldReason, JobError, JobId,
+        JobSpec, PinnedBy, QueueName, RequestId, State, Stop, WorkerId, decode,
+    },
+    store::{
+        Bind, By, Claim, ClaimReceipt, Claimed, Finish, Finished, Inserted, JobView, SharedStore,
+        postgres::{PostgresOptions, PostgresStore},
+        sqlite::{SqliteOptions, SqliteStore},
+    },
+};
+use jiff::{SignedDuration, Timestamp};
+use serde_json::{Value, json, value::RawValue};
+use sqlx::{AssertSqlSafe, Connection as _, Executor as _, SqliteConnection};
+use tempfile::TempDir;
+
+use crate::support;
+
+mod admin;
+mod audit;
+mod checks;
+mod claims;
+mod connections;
+mod finishes;
+mod histories;
+mod job_control;
+mod jobs;
+mod leases;
+mod pins;
+mod publications;
+mod rejections;
+
+/// A test of a guarantee, which runs on every backend: `name, async |t| { ... }`.
+macro_rules! on_every_backend {
+    ($name:ident, async |$t:ident| $body:block) => {
+        mod $name {
+            use super::*;
+
+            async fn test($t: TestStore) $body
+
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn postgres() {
+                Box::pin(test(TestStore::postgres().await)).await;
+            }
+
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn sqlite() {
+                Box::pin(test(TestStore::sqlite().await)).await;
+            }
+        }
+    };
+}
+use on_every_backend;
+
+/// An empty store, seen from two processes.
+struct TestStore {
+    store: SharedStore,
+    other: SharedStore,
+    worker: WorkerId,
+    place: Place,
+}
+
+enum Place {
+    Postgres(support::postgres::Database),
+    Sqlite(TempDir),
+}
+
+impl TestStore {
+    async fn postgres() -> Self {
+        let bench = Self::bare_postgres().await;
+        bench.store.migrate().await.unwrap();
+        bench
+    }
+
+    async fn bare_postgres() -> Self {
+        let database = support::postgres::shared().await.database("contract").await;
+        let open = || Arc::new(PostgresStore::new(postgres_options(&database.url)).unwrap());
+        Self { store: open(), other: open(), worker: WorkerId::new(), place: Place::Postgres(database) }
+    }
+
+    async fn sqlite() -> Self {
+        let bench = Self::bare_sqlite();
+        bench.store.migrate().await.unwrap();
+        bench
+    }
+
+    fn bare_sqlite() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let open = || Arc::new(sqlite(&dir, clock::system()));
+        Self { store: open(), other: open(), worker: WorkerId::new(), place: Place::Sqlite(dir) }
+    }
+
+    /// A store without tables beside this one.
+    async fn bare(&self) -> Self {
+        match &self.place {
+            Place::Postgres(_) => Self::bare_postgres().await,
+            Place::Sqlite(_) => Self::bare_sqlite(),
+        }
+    }
+
+    /// Does what errand never does.
+    async fn execute(&self, sql: &str) {
+        let sql = AssertSqlSafe(sql.to_owned());
+        match &self.place {
+            Place::Postgres(database) => {
+                database.connect().await.execute(sql).await.unwrap();
+            }
+            Place::Sqlite(dir) => {
+                let url = format!("sqlite://{}", dir.path().join("errand.db").display());
+                SqliteConnection::connect(&url).await.unwrap().execute(sql).await.unwrap();
+            }
+        }
+    }
+
+    /// The ID of a job as it stands in a statement.
+    fn literal(&self, id: JobId) -> String {
+        match &self.place {
+            Place::Postgres(_) => format!("'{id}'"),
+            Place::Sqlite(_) => format!("x'{}'", id.0.simple()),
+        }
+    }
+
+    async fn insert(&self, spec: &Arc<JobSpec>) -> Inserted {
+        one(self.store.insert(std::slice::from_ref(spec), Duration::ZERO).await.unwrap())
+    }
+
+    async fn claim(&self, claim: &Claim) -> Claimed {
+        one(self.store.claim(self.worker, std::slice::from_ref(claim)).await.unwrap())
+    }
+
+    /// Claims a job that can be claimed.
+    async fn run(&self, spec: &Arc<JobSpec>) -> RunningJob {
+        let claim = claim(spec);
+        let receipt = running(self.claim(&claim).await);
+        RunningJob { id: spec.id, request_id: claim.request_id, receipt }
+    }
+
+    async fn finish(&self, finish: &Finish) -> Finished {
+        one(self.store.finish(std::slice::from_ref(finish)).await.unwrap())
+    }
+
+    async fn view(&self, id: JobId) -> JobView {
+        self.store.job(id).await.unwrap().unwrap()
+    }
+
+    async fn state(&self, id: JobId) -> State {
+        self.view(id).await.state
+    }
+
+    async fn outcomes(&self, id: JobId) -> Vec<Option<AttemptOutcome>> {
+        self.store.attempts(id).await.unwrap().into_iter().map(|attempt| attempt.outcome).collect()
+    }
+
+    /// Takes everything that is due, as the relay does.
+    async fn publish(&self) {
+        self.store.take_due(100, Duration::from_secs(60)).await.unwrap();
+    }
+
+    /// A job in the given state, which has had an attempt where the state allows it.
+    async fn in_state(&self, state: State) -> JobId {
+        let spec = match state {
+            State::Scheduled => job(json!({"run_at": in_hours(1)})),
+            _ => job(json!({})),
+        };
+        match state {
+            State::Scheduled | State::Available => {
+                self.insert(&spec).await;
+            }
+            State::Running => {
+                self.run(&spec).await;
+            }
+            State::Retryable => {
+                let run = self.run(&spec).await;
+                self.finish(&run.end(retry(Duration::from_secs(60)), AttemptOutcome::ToolFailed)).await;
+            }
+            State::Held => {
+                let run = self.run(&spec).await;
+                self.finish(&run.end(hold(), AttemptOutcome::Unknown)).await;
+            }
+            State::Succeeded => {
+                let run = self.run(&spec).await;
+                self.finish(&run.end(succeed("{}"), AttemptOutcome::Succeeded)).await;
+            }
+            State::Failed => {
+                let run = self.run(&spec).await;
+                self.finish(&run.end(fail(), AttemptOutcome::ToolFailed)).await;
+            }
+            State::Cancelled => {
+                self.insert(&spec).await;
+                self.store.cancel(spec.id).await.unwrap();
+            }
+        }
+        assert_eq!(self.state(spec.id).await, state);
+        spec.id
+    }
+}
+
+fn postgres_options(url: &str) -> PostgresOptions {
+    PostgresOptions {
+        url: url.to_owned().into(),
+        hot_connections: 3,
+        other_connections: 2,
+        application_name: "errand-tests".into(),
+        statement_timeout: Duration::from_secs(20),
+    }
+}
+
+fn sqlite(dir: &TempDir, clock: clock::SharedClock) -> SqliteStore {
+    SqliteStore::new(SqliteOptions { path: dir.path().join("errand.db"), clock }).unwrap()
+}
+
+/// A claim that runs.
+struct RunningJob {
+    id: JobId,
+    request_id: RequestId,
+    receipt: ClaimReceipt,
+}
+
+impl RunningJob {
+    fn end(&self, ending: Ending, outcome: AttemptOutcome) -> Finish {
+        let attempt = Attempt {
+            number: self.receipt.attempt,
+            request_id: self.request_id,
+            outcome,
+            http_status: Some(200),
+            log_id: Some(format!("log-{outcome}")),
+            version: Some("20260101_00".into()),
+            error: ending.error().cloned(),
+            started_at: Timestamp::now(),
+            finished_at: Timestamp::now(),
+        };
+        Finish { id: self.id, fence: self.receipt.fence, by: By::Holder, attempt, ending }
+    }
+
+    fn rescue(&self, ending: Ending) -> Finish {
+        Finish {
+            by: By::Rescuer { lease: Duration::from_secs(30) },
+            ..self.end(ending, AttemptOutcome::Lost)
+        }
+    }
+
+    fn bind(&self, binding: &Binding) -> Bind {
+        Bind { id: self.id, fence: self.receipt.fence, binding: binding.clone() }
+    }
+}
+
+/// A job of `u-1` with the given fields.
+fn job(fields: Value) -> Arc<JobSpec> {
+    job_with_reply(fields, None)
+}
+
+fn job_with_reply(fields: Value, reply_to: Option<&str>) -> Arc<JobSpec> {
+    let mut envelope = json!({"user_id": "u-1", "tool": "GITHUB_GET_REPO", "arguments": {"name": "errand"}});
+    for (name, value) in fields.as_object().unwrap() {
+        envelope[name] = value.clone();
+    }
+    if !envelope["org_id"].is_null() {
+        envelope.as_object_mut().unwrap().remove("user_id");
+    }
+    let queue = envelope["queue"].as_str().unwrap_or("default").parse().unwrap();
+    from_json(&envelope.to_string(), &queue, reply_to)
+}
+
+fn from_json(envelope: &str, queue: &QueueName, reply_to: Option<&str>) -> Arc<JobSpec> {
+    let arrival = Arrival {
+        queue,
+        message_id: None,
+        reply_to,
+        correlation_id: reply_to.map(|_| "c-1"),
+        traceparent: None,
+        fallback_id: Some(JobId::new()),
+    };
+    Arc::new(decode(envelope.as_bytes(), &arrival).unwrap())
+}
+
+/// The same job with another ID.
+fn renamed(spec: &JobSpec) -> Arc<JobSpec> {
+    Arc::new(JobSpec { id: JobId::new(), ..spec.clone() })
+}
+
+fn claim(spec: &Arc<JobSpec>) -> Claim {
+    Claim {
+        spec: Arc::clone(spec),
+        request_id: RequestId::new(),
+        binding: None,
+        stop: None,
+        from_store: false,
+    }
+}
+
+fn binding(version: &str) -> Binding {
+    Binding {
+        toolkit: "github".into(),
+        version: version.into(),
+        pinned_by: PinnedBy::Global,
+        account: Some("ca_1".into()),
+        effect: Effect::Once,
+    }
+}
+
+fn succeed(result: &str) -> Ending {
+    Ending::Succeed { result: raw(result) }
+}
+
+fn fail() -> Ending {
+    Stop::Fail { error: error(ErrorKind::ToolFailed) }.into()
+}
+
+fn retry(after: Duration) -> Ending {
+    Ending::Retry { after, error: error(ErrorKind::ToolFailed) }
+}
+
+fn hold() -> Ending {
+    Stop::Hold { reason: HeldReason::UnknownOutcome, error: error(ErrorKind::UnknownOutcome) }.into()
+}
+
+fn error(kind: ErrorKind) -> JobError {
+    JobError::new(kind, "it did not work").with_code(Some(4711), Some("Tool_Failed".into()))
+}
+
+fn raw(json: &str) -> Arc<RawValue> {
+    RawValue::from_string(json.to_owned()).unwrap().into()
+}
+
+/// Stores keep microseconds.
+fn in_hours(hours: i64) -> String {
+    let now = Timestamp::from_microsecond(Timestamp::now().as_microsecond()).unwrap();
+    (now + SignedDuration::from_hours(hours)).to_string()
+}
+
+fn one<T>(mut answers: Vec<T>) -> T {
+    assert_eq!(answers.len(), 1, "one answer for one item");
+    answers.remove(0)
+}
+
+fn running(claimed: Claimed) -> ClaimReceipt {
+    match claimed {
+        Claimed::Running(receipt) => receipt,
+        other => panic!("not running: {other:?}"),
+    }
+}
+
+fn applied(state: State) -> Finished {
+    Finished::Applied { state, late: false }
+}
+
+fn late(state: State) -> Finished {
+    Finished::Applied { state, late: true }
+}
+
+const LEASE: Duration = Duration::from_secs(30);

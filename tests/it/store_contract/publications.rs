@@ -1,0 +1,144 @@
+//! Publications and replies.
+
+use std::{collections::HashSet, sync::Arc, time::Duration};
+
+use errand::{
+    job::{AttemptOutcome, JobId, State},
+    store::MAX_UNCLAIMED_WAIT,
+};
+use jiff::SignedDuration;
+use serde_json::json;
+
+use super::{LEASE, TestStore, fail, in_hours, job, job_with_reply, on_every_backend, one, retry, succeed};
+use crate::support::{self};
+
+on_every_backend!(due_jobs_come_by_priority_and_then_by_time, async |t| {
+    let low = job(json!({"run_at": in_hours(-3)}));
+    let high = job(json!({"priority": 9}));
+    let middle_new = job(json!({"priority": 5}));
+    let later = job(json!({"priority": 9, "run_at": in_hours(1)}));
+    let run = t.run(&job(json!({"priority": 5}))).await;
+    t.finish(&run.end(retry(Duration::ZERO), AttemptOutcome::NotSent)).await;
+    for spec in [&low, &middle_new, &high, &later] {
+        t.insert(spec).await;
+    }
+    let due = t.store.take_due(3, LEASE).await.unwrap();
+    let order: Vec<_> = due.iter().map(|due| (due.spec.id, due.was)).collect();
+    assert_eq!(
+        order,
+        [(high.id, State::Available), (run.id, State::Retryable), (middle_new.id, State::Available)]
+    );
+    let rest = t.store.take_due(3, LEASE).await.unwrap();
+    assert_eq!(one(rest.iter().map(|due| due.spec.id).collect()), low.id);
+    assert!(t.store.take_due(3, LEASE).await.unwrap().is_empty());
+    assert!(t.store.take_due(0, LEASE).await.unwrap().is_empty());
+    assert_eq!(t.state(run.id).await, State::Available);
+    assert_eq!(t.state(later.id).await, State::Scheduled);
+});
+
+on_every_backend!(a_due_job_is_given_to_one_process, async |t| {
+    let specs: Vec<_> = (0..200).map(|n| job(json!({"priority": n % 3}))).collect();
+    t.store.insert(&specs, Duration::ZERO).await.unwrap();
+    let tasks: Vec<_> = (0..4)
+        .map(|n| {
+            let store = Arc::clone(if n % 2 == 0 { &t.store } else { &t.other });
+            tokio::spawn(async move {
+                let mut taken = Vec::new();
+                for _ in 0..20 {
+                    taken.extend(store.take_due(20, LEASE).await.unwrap().into_iter().map(|due| due.spec.id));
+                }
+                taken
+            })
+        })
+        .collect();
+    let mut taken = Vec::new();
+    for task in tasks {
+        taken.extend(task.await.unwrap());
+    }
+    assert_eq!(taken.len(), 200);
+    assert_eq!(taken.iter().collect::<HashSet<_>>().len(), 200);
+});
+
+on_every_backend!(an_unclaimed_job_comes_back_after_ever_longer_waits, async |t| {
+    let spec = job(json!({}));
+    t.insert(&spec).await;
+    for doubling in 0..4 {
+        let before = t.store.now().await.unwrap();
+        let due = support::wait::until("the job to be due again", Duration::from_secs(20), async || {
+            t.store.take_due(10, Duration::from_millis(50)).await.unwrap().pop()
+        })
+        .await;
+        assert_eq!(due.spec.id, spec.id);
+        let after = t.store.now().await.unwrap();
+        let (due_at, wait) = (t.view(spec.id).await.due_at.unwrap(), Duration::from_millis(50 << doubling));
+        assert!(due_at >= before + wait && due_at <= after + wait, "{doubling}");
+    }
+    // A claim starts afresh, and no wait is longer than the maximum.
+    t.store.republish_all().await.unwrap();
+    let run = t.run(&spec).await;
+    t.finish(&run.end(retry(Duration::ZERO), AttemptOutcome::NotSent)).await;
+    t.store.take_due(10, Duration::from_millis(1)).await.unwrap();
+    let wait = t.view(spec.id).await.due_at.unwrap().duration_since(t.store.now().await.unwrap());
+    assert!(wait <= SignedDuration::from_millis(1), "{wait:?}");
+    t.store.republish_all().await.unwrap();
+    t.store.take_due(10, MAX_UNCLAIMED_WAIT * 10).await.unwrap();
+    let wait = t.view(spec.id).await.due_at.unwrap().duration_since(t.store.now().await.unwrap());
+    assert!(wait <= SignedDuration::from_hours(1) && wait > SignedDuration::from_mins(59), "{wait:?}");
+});
+
+on_every_backend!(a_job_that_could_not_be_published_comes_back_when_asked, async |t| {
+    let (spec, claimed) = (job(json!({})), job(json!({})));
+    t.insert(&spec).await;
+    t.insert(&claimed).await;
+    assert_eq!(t.store.take_due(10, LEASE).await.unwrap().len(), 2);
+    t.run(&claimed).await;
+    t.store.defer(&[spec.id, claimed.id, JobId::new()], Duration::ZERO).await.unwrap();
+    let due = one(t.store.take_due(10, Duration::from_secs(100)).await.unwrap());
+    assert_eq!(due.spec.id, spec.id);
+    let wait = t.view(spec.id).await.due_at.unwrap().duration_since(t.store.now().await.unwrap());
+    assert!(wait <= SignedDuration::from_secs(100), "the failed publication did not double it: {wait:?}");
+    assert_eq!(t.state(claimed.id).await, State::Running);
+});
+
+on_every_backend!(all_available_jobs_can_be_published_again, async |t| {
+    let specs: Vec<_> = (0..3).map(|_| job(json!({}))).collect();
+    t.store.insert(&specs, LEASE).await.unwrap();
+    t.run(&specs[0]).await;
+    t.insert(&job(json!({"run_at": in_hours(1)}))).await;
+    assert!(t.store.take_due(10, LEASE).await.unwrap().is_empty());
+    assert_eq!(t.store.republish_all().await.unwrap(), 2);
+    assert_eq!(t.store.take_due(10, LEASE).await.unwrap().len(), 2);
+});
+
+on_every_backend!(the_next_due_time_is_known, async |t| {
+    assert_eq!(t.store.next_due_in().await.unwrap(), None);
+    t.insert(&job(json!({"run_at": in_hours(2)}))).await;
+    t.insert(&job(json!({"run_at": in_hours(1), "priority": 4}))).await;
+    let next = t.store.next_due_in().await.unwrap().unwrap();
+    assert!(next > Duration::from_secs(3590) && next <= Duration::from_secs(3600), "{next:?}");
+    t.insert(&job(json!({}))).await;
+    assert_eq!(t.store.next_due_in().await.unwrap(), Some(Duration::ZERO));
+});
+
+on_every_backend!(a_reply_is_offered_until_it_is_published, async |t| {
+    let spec = job_with_reply(json!({}), Some("amq.gen-1"));
+    let run = t.run(&spec).await;
+    assert!(t.store.take_replies(10, LEASE).await.unwrap().is_empty(), "it is not finished");
+    t.finish(&run.end(succeed(r#"{"x":1}"#), AttemptOutcome::Succeeded)).await;
+    t.finish(&t.run(&job(json!({}))).await.end(fail(), AttemptOutcome::Refused)).await;
+    let reply = one(t.store.take_replies(10, Duration::ZERO).await.unwrap());
+    assert_eq!((reply.reply_to.as_str(), reply.correlation_id.as_deref()), ("amq.gen-1", Some("c-1")));
+    assert_eq!((reply.job.spec.id, reply.job.state), (spec.id, State::Succeeded));
+    assert_eq!(reply.job.result.unwrap().get(), r#"{"x":1}"#);
+    assert_eq!(t.store.take_replies(10, LEASE).await.unwrap().len(), 1, "offered again");
+    assert!(t.store.take_replies(10, LEASE).await.unwrap().is_empty(), "but not before its time");
+    t.store.replied(&[spec.id, JobId::new()]).await.unwrap();
+
+    // A job that is run again owes its reply again.
+    let failed = job_with_reply(json!({}), Some("amq.gen-1"));
+    t.finish(&t.run(&failed).await.end(fail(), AttemptOutcome::Refused)).await;
+    t.store.restart(failed.id).await.unwrap();
+    assert!(t.store.take_replies(10, LEASE).await.unwrap().is_empty(), "it is not final any more");
+    t.store.cancel(failed.id).await.unwrap();
+    assert_eq!(one(t.store.take_replies(10, LEASE).await.unwrap()).job.state, State::Cancelled);
+});
