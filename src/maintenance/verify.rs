@@ -21,11 +21,11 @@ use crate::{
     job::{Attempt, AttemptEnd, AttemptOutcome, Ending, ErrorKind, JobError, RequestId, RetryPolicy, Stop},
     store::{By, Check, Finish, Finished, PutOff, SharedStore, StoreError, StoreErrorKind},
     telemetry::metrics,
-    tool::{Answer, Body, Execution, Reply, SharedToolApi, ToolError, ToolResult},
-    worker::{
+    tool::{
+        Answer, Body, Execution, Reply, SharedToolApi, ToolError, ToolResult,
         classify::{self, Next},
-        execute::LOOKS,
     },
+    worker::execute::LOOKS,
 };
 
 /// A look-up that was cut off is repeated after this; longer than any look-up takes.

@@ -13,7 +13,6 @@ use tokio::{sync::OwnedSemaphorePermit, time::Instant};
 use super::{
     Shared,
     circuit_breaker::{CallPermit, Open, Scope},
-    classify::{self, Next},
     crash::CrashPoint,
     finish::BindOutcome,
 };
@@ -24,7 +23,10 @@ use crate::{
     },
     store::{Bind, By, Claim, ClaimReceipt, Finish, Finished},
     telemetry::metrics::{self, LaneMetrics},
-    tool::{Call, Reply},
+    tool::{
+        Call, Reply,
+        classify::{self, Next},
+    },
 };
 
 /// A claimed job.

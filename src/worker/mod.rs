@@ -1,6 +1,6 @@
 //! The worker: takes deliveries from the queue, claims them in the store, calls the tool API and
 //! records what came of it. The modules follow a job's way: `lane` (admit and claim), `execute`,
-//! `classify`, `finish`; `heartbeat` keeps the lease meanwhile, and `journal` keeps what could not be
+//! `finish`; `heartbeat` keeps the lease meanwhile, and `journal` keeps what could not be
 //! written before a shutdown ended.
 //!
 //! Guarantees:
@@ -14,8 +14,6 @@
 //!
 //! The worker does not publish jobs: whatever has to run again is written to the store, and the
 //! relay brings it back.
-
-pub mod classify;
 
 mod circuit_breaker;
 mod crash;
