@@ -42,7 +42,6 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use circuit_breaker::Policy as CircuitBreakerPolicy;
 pub use crash::{CrashPlan, CrashPoint};
-pub use execute::LOOKS;
 pub use health::{Health, Phase, Readiness};
 pub use journal::{Unreadable as UnreadableJournal, decode as decode_journal};
 pub use resolve::{Options as ResolverOptions, Resolver};
