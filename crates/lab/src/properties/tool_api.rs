@@ -7,9 +7,12 @@ use errand::{
     job::{AttemptOutcome, Budget, Effect, ErrorKind, JobError, Owner, OwnerKind, RetryPolicy},
     tool::{
         Answer, Body, Reply,
-        composio::{lookup::lookup_error, wire},
+        composio::{
+            lookup::lookup_error,
+            retry_after::{MAX_RETRY_AFTER, date, retry_after},
+            wire,
+        },
         decode::decode,
-        retry_after::{MAX_RETRY_AFTER, date, retry_after},
     },
     worker::classify::{Classified, Context, Next, classify},
 };
