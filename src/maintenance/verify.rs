@@ -19,6 +19,7 @@ use crate::{
     backoff::Intervals,
     clock::SharedClock,
     job::{Attempt, AttemptOutcome, Ending, ErrorKind, JobError, RequestId, RetryPolicy},
+    services::Services,
     store::{By, Check, Finish, Finished, PutOff, SharedStore, StoreError, StoreErrorKind},
     telemetry::metrics,
     tool::{Answer, Body, Execution, Reply, SharedToolApi, ToolError, ToolResult},
@@ -115,14 +116,9 @@ impl Policy {
 }
 
 impl Verify {
-    /// A verification on `store` with the log of `api`; wakes the relay when it made jobs due.
-    pub fn new(
-        store: SharedStore,
-        api: SharedToolApi,
-        clock: SharedClock,
-        relay_wake: Arc<Notify>,
-        options: Options,
-    ) -> Self {
+    /// A verification with the log of the tool API; wakes the relay when it made jobs due.
+    pub fn new(services: &Services, options: Options) -> Self {
+        let Services { store, api, clock, relay_wake, .. } = services.clone();
         Self { store, api, clock, relay_wake, options }
     }
 
@@ -395,6 +391,7 @@ mod tests {
         backoff::RECONNECT,
         clock,
         job::{self, Arrival, Binding, Effect, JobId, JobSpec, PinnedBy, State},
+        queue::embedded::EmbeddedQueue,
         store::{
             Admin as _, Claim, Claimed, Claims as _, Finishes as _, JobControl as _, Verdict,
             sqlite::{SqliteOptions, SqliteStore},
@@ -551,7 +548,8 @@ mod tests {
             timeout: Duration::from_secs(60),
         };
         let api = Arc::new(Flickering(Mutex::new(looks)));
-        let verify = Verify::new(store.clone(), api, clock::system(), Arc::default(), options);
+        let queue = Arc::new(EmbeddedQueue::new([], 1));
+        let verify = Verify::new(&Services::new(store.clone(), queue, api, clock::system()), options);
         assert_eq!(verify.run_once().await.unwrap(), 1);
         store.job(job).await.unwrap().unwrap().state
     }

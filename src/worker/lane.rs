@@ -244,7 +244,7 @@ impl Lane {
         let request_id = RequestId::new();
         let from_store = properties.from_store;
         let refuse = |error| Verdict::Refuse(error);
-        let resolver = &self.shared.deps.resolver;
+        let resolver = &self.shared.resolver;
         let (binding, verdict) = if anonymous == Some(spec.id) && delivery.redelivered {
             let error = JobError::new(
                 ErrorKind::UnknownOutcome,
