@@ -87,8 +87,8 @@ pub(super) fn worker(config: &Config, lanes: Vec<(QueueName, u32)>) -> worker::O
         accept_unidentified: config.worker.accept_unidentified,
         retry: retry_policy(&config.retry),
         circuit_breaker: worker::CircuitBreakerPolicy {
-            after: config.outage.after,
-            intervals: waits(config.outage.first_ms, config.outage.max_ms),
+            after: config.circuit_breaker.after,
+            intervals: waits(config.circuit_breaker.first_ms, config.circuit_breaker.max_ms),
             max_retry_after: Duration::from_secs(config.retry.max_retry_after_secs),
         },
         first_check: first_check(config),
@@ -134,7 +134,7 @@ pub(super) fn verify(config: &Config) -> verify::Options {
         batch: verify.batch,
         policy: verify::Policy {
             intervals: waits(verify.first_ms, verify.max_ms),
-            settle: Duration::from_secs(verify.settle_secs),
+            log_delay: Duration::from_secs(verify.log_delay_secs),
             give_up: Duration::from_secs(verify.give_up_secs),
         },
         retry: retry_policy(&config.retry),

@@ -27,7 +27,7 @@ pub(super) fn check(
     let one_fits = "so that one answer of the largest size fits";
     relations.at_least("worker.max_buffered_bytes", "composio.max_response_bytes", one_fits);
     let never_arrived = "or no call could be found to have never arrived";
-    relations.at_least("verify.give_up_secs", "verify.settle_secs", never_arrived);
+    relations.at_least("verify.give_up_secs", "verify.log_delay_secs", never_arrived);
     relations.lanes_have_a_concurrency(lanes);
     relations.consumed_lanes_exist();
     relations.mistakes

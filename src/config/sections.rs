@@ -41,7 +41,7 @@ pub struct Config {
     pub verify: Verify,
     pub audit: Audit,
     pub connections: Connections,
-    pub outage: Outage,
+    pub circuit_breaker: CircuitBreaker,
     pub retry: Retry,
     pub composio: Composio,
     pub pins: Pins,
@@ -157,7 +157,7 @@ settings! {
         batch: usize = Whole(1, 100),
         first_ms: u64 = Whole(1, 3_600_000),
         max_ms: u64 = Whole(1, 3_600_000),
-        settle_secs: u64 = Whole(0, DAY_SECS),
+        log_delay_secs: u64 = Whole(0, DAY_SECS),
         give_up_secs: u64 = Whole(0, 30 * DAY_SECS),
     }
     struct Audit [audit] {
@@ -172,7 +172,7 @@ settings! {
         first_ms: u64 = Whole(1, DAY_MS),
         max_ms: u64 = Whole(1, DAY_MS),
     }
-    struct Outage [outage] {
+    struct CircuitBreaker [circuit_breaker] {
         after: u32 = Whole(1, 1_000_000),
         first_ms: u64 = Whole(1, 3_600_000),
         max_ms: u64 = Whole(1, 3_600_000),

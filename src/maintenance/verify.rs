@@ -41,7 +41,7 @@ pub struct Policy {
     /// Waits between the looks at one job.
     pub intervals: Intervals,
     /// From when on a log without an entry says that the call never arrived.
-    pub settle: Duration,
+    pub log_delay: Duration,
     /// From when on a person has to decide.
     pub give_up: Duration,
 }
@@ -102,7 +102,7 @@ enum Step {
 impl Policy {
     /// Whether a log without an entry says something by now. `waited` is how long after the outcome became unknown a worker may still have waited for the answer.
     fn has_settled(&self, unknown_for: Duration, waited: Duration) -> bool {
-        unknown_for >= self.settle.saturating_add(waited)
+        unknown_for >= self.log_delay.saturating_add(waited)
     }
 
     fn next(&self, look: Look, unknown_for: Duration, waited: Duration, checks: u32, random: f64) -> Step {
@@ -401,7 +401,7 @@ mod tests {
 
     const POLICY: Policy = Policy {
         intervals: RECONNECT,
-        settle: Duration::from_secs(900),
+        log_delay: Duration::from_secs(900),
         give_up: Duration::from_secs(3_600),
     };
 
@@ -538,7 +538,7 @@ mod tests {
         let options = Options {
             poll: Duration::from_secs(1),
             batch: 10,
-            policy: Policy { settle: Duration::ZERO, ..POLICY },
+            policy: Policy { log_delay: Duration::ZERO, ..POLICY },
             retry: RetryPolicy {
                 intervals: RECONNECT,
                 max_attempts: 5,
@@ -580,7 +580,7 @@ mod tests {
                         unknown_for += after;
                     }
                     Step::NeverArrived => {
-                        prop_assert!(unknown_for >= POLICY.settle);
+                        prop_assert!(unknown_for >= POLICY.log_delay);
                         break;
                     }
                     Step::GiveUp | Step::Adopt(..) => break,
