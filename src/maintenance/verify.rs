@@ -22,6 +22,7 @@ use crate::{
         AttemptEnd, AttemptOutcome, Ending, ErrorKind, JobError, LookResult, LookUps, RetryPolicy, Spending,
         Started, Stop, UnknownOutcome,
     },
+    services::Services,
     store::{By, Check, Finish, Finished, JobView, PutOff, SharedStore, StoreError, StoreErrorKind},
     telemetry::metrics,
     tool::{
@@ -42,7 +43,7 @@ pub struct Policy {
     /// Waits between the looks at one job.
     pub intervals: Intervals,
     /// From when on a log without an entry says that the call never arrived.
-    pub settle: Duration,
+    pub log_delay: Duration,
     /// From when on a person has to decide.
     pub give_up: Duration,
 }
@@ -119,7 +120,7 @@ enum Step {
 impl Policy {
     /// Whether a log without an entry says something by now. `waited` is how long after the outcome became unknown a worker may still have waited for the answer.
     fn has_settled(&self, unknown_for: Duration, waited: Duration) -> bool {
-        unknown_for >= self.settle.saturating_add(waited)
+        unknown_for >= self.log_delay.saturating_add(waited)
     }
 
     fn next(&self, look: Look, unknown_for: Duration, waited: Duration, checks: u32, random: f64) -> Step {
@@ -133,14 +134,9 @@ impl Policy {
 }
 
 impl Verify {
-    /// A verification on `store` with the log of `api`; wakes the relay when it made jobs due.
-    pub fn new(
-        store: SharedStore,
-        api: SharedToolApi,
-        clock: SharedClock,
-        relay_wake: Arc<Notify>,
-        options: Options,
-    ) -> Self {
+    /// A verification with the log of the tool API; wakes the relay when it made jobs due.
+    pub fn new(services: &Services, options: Options) -> Self {
+        let Services { store, api, clock, relay_wake, .. } = services.clone();
         Self { store, api, clock, relay_wake, options }
     }
 
@@ -373,6 +369,7 @@ mod tests {
         backoff::RECONNECT,
         clock,
         job::{self, Arrival, Attempt, Binding, Effect, JobId, JobSpec, PinnedBy, RequestId, State},
+        queue::embedded::EmbeddedQueue,
         store::{
             Admin as _, Claim, Claimed, Claims as _, Finishes as _, JobControl as _,
             sqlite::{SqliteOptions, SqliteStore},
@@ -382,7 +379,7 @@ mod tests {
 
     const POLICY: Policy = Policy {
         intervals: RECONNECT,
-        settle: Duration::from_secs(900),
+        log_delay: Duration::from_secs(900),
         give_up: Duration::from_secs(3_600),
     };
 
@@ -514,7 +511,7 @@ mod tests {
         let options = Options {
             poll: Duration::from_secs(1),
             batch: 10,
-            policy: Policy { settle: Duration::ZERO, ..POLICY },
+            policy: Policy { log_delay: Duration::ZERO, ..POLICY },
             retry: RetryPolicy {
                 intervals: RECONNECT,
                 max_attempts: 5,
@@ -524,7 +521,8 @@ mod tests {
             timeout: Duration::from_secs(60),
         };
         let api = Arc::new(Flickering(Mutex::new(looks)));
-        let verify = Verify::new(store.clone(), api, clock::system(), Arc::default(), options);
+        let queue = Arc::new(EmbeddedQueue::new([], 1));
+        let verify = Verify::new(&Services::new(store.clone(), queue, api, clock::system()), options);
         assert_eq!(verify.run_once().await.unwrap(), 1);
         store.job(job).await.unwrap().unwrap().state
     }
@@ -555,7 +553,7 @@ mod tests {
                         unknown_for += after;
                     }
                     Step::NeverArrived => {
-                        prop_assert!(unknown_for >= POLICY.settle);
+                        prop_assert!(unknown_for >= POLICY.log_delay);
                         break;
                     }
                     Step::GiveUp | Step::Adopt(..) => break,

@@ -107,7 +107,7 @@ async fn run(shared: &Shared, mut held: Held) {
 /// `None` when the job turned out to be held by somebody else.
 async fn attempt(shared: &Shared, held: &mut Held) -> Option<AttemptEnd> {
     let binding = match held.receipt.binding.take() {
-        Some(binding) if !shared.deps.resolver.lacks_account(&held.spec, &binding) => {
+        Some(binding) if !shared.resolver.lacks_account(&held.spec, &binding) => {
             held.receipt.binding.insert(binding).clone()
         }
         earlier => match bind(shared, held, earlier).await {
@@ -124,7 +124,7 @@ async fn attempt(shared: &Shared, held: &mut Held) -> Option<AttemptEnd> {
         Ok(permit) => permit,
         Err(open) => return Some(postpone(shared, held, open)),
     };
-    if let Err(not_ready) = shared.deps.resolver.admit_account(&held.spec, &binding) {
+    if let Err(not_ready) = shared.resolver.admit_account(&held.spec, &binding) {
         return Some(set_back(shared, held, not_ready));
     }
     let call = Call {
@@ -158,7 +158,7 @@ enum Frozenness {
 /// Decides pin, account and effect of a job that came without them, or the account alone, and makes
 /// the decision durable before anything is sent.
 async fn bind(shared: &Shared, held: &mut Held, earlier: Option<Binding>) -> Frozenness {
-    let resolver = &shared.deps.resolver;
+    let resolver = &shared.resolver;
     held.receipt.binding.clone_from(&earlier);
     let decision = async {
         match earlier {
@@ -275,12 +275,12 @@ fn judge(
         report(permit, classified.outcome, &classified.next);
     }
     if classified.account_is_gone() {
-        shared.deps.resolver.account_refused(&held.spec, binding);
+        shared.resolver.account_refused(&held.spec, binding);
     } else if matches!(classified.outcome, AttemptOutcome::Succeeded | AttemptOutcome::ToolFailed) {
-        shared.deps.resolver.account_accepted(&held.spec, binding);
+        shared.resolver.account_accepted(&held.spec, binding);
     }
     if let Some(notice) = &classified.deprecated {
-        shared.deps.resolver.note_deprecated(&binding.toolkit, &binding.version, notice);
+        shared.resolver.note_deprecated(&binding.toolkit, &binding.version, notice);
     }
     let ending = match classified.next {
         Next::Succeed { result } => Ending::Succeed { result },
