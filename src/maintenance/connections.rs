@@ -7,7 +7,7 @@
 //! provider may have taken back a grant that the API still believes in.
 
 use std::{
-    sync::{Arc, PoisonError, RwLock},
+    sync::{Arc, RwLock},
     time::Duration,
 };
 
@@ -19,6 +19,7 @@ use crate::{
     backoff::Intervals,
     failure::chain,
     store::{Awaited, SharedStore, StoreError},
+    sync,
     telemetry::metrics,
     tool::{SharedToolApi, ToolError, account},
 };
@@ -202,7 +203,7 @@ impl Connections {
     }
 
     fn is_quiet(&self) -> bool {
-        let until = *self.quiet_until.read().unwrap_or_else(PoisonError::into_inner);
+        let until = *sync::read(&self.quiet_until);
         until.is_some_and(|until| Instant::now() < until)
     }
 
@@ -215,7 +216,7 @@ impl Connections {
             _ => initial,
         };
         let until = Instant::now() + wait;
-        *self.quiet_until.write().unwrap_or_else(PoisonError::into_inner) = Some(until);
+        *sync::write(&self.quiet_until) = Some(until);
     }
 }
 

@@ -8,7 +8,7 @@
 use std::{
     collections::HashMap,
     sync::{
-        Mutex, MutexGuard, PoisonError,
+        Mutex, MutexGuard,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
@@ -16,7 +16,7 @@ use std::{
 
 use tokio::time::Instant;
 
-use crate::job::Owner;
+use crate::{job::Owner, sync::lock};
 
 /// Most accounts that are remembered. Where there are more, calls are made that could have been spared.
 const CAPACITY: usize = 10_000;
@@ -100,7 +100,7 @@ impl Refusals {
     }
 
     fn known(&self) -> MutexGuard<'_, HashMap<Key, Refusal>> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.known)
     }
 }
 
