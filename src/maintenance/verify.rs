@@ -359,7 +359,7 @@ fn closed(error: &ToolError) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::{Mutex, PoisonError};
+    use std::sync::Mutex;
 
     use async_trait::async_trait;
     use proptest::prelude::*;
@@ -374,6 +374,7 @@ mod tests {
             Admin as _, Claim, Claimed, Claims as _, Finishes as _, JobControl as _,
             sqlite::{SqliteOptions, SqliteStore},
         },
+        sync::lock,
         tool::{Account, ApiCheck, Call, ToolApi, ToolInfo},
     };
 
@@ -417,7 +418,7 @@ mod tests {
     #[async_trait]
     impl ToolApi for Flickering {
         async fn execution(&self, request_id: RequestId) -> Result<Option<Execution>, ToolError> {
-            let mut looks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut looks = lock(&self.0);
             let sees = looks.pop().expect("no more looks than expected");
             Ok(sees.then(|| Execution {
                 log_id: format!("log-{request_id}"),
