@@ -9,8 +9,10 @@ use std::{
 };
 
 use errand::{
+    app, config,
     job::{
         self, Arrival, AttemptOutcome, Effect, ErrorKind, HeldReason, JobId, JobSpec, PinnedBy, RequestId,
+        Stop,
     },
     tool::{
         Body, Call, Reply, ToolApi as _, ToolError,
@@ -35,7 +37,8 @@ const OK: &str = r#"{"data":{},"error":null,"successful":true,"log_id":"log_1"}"
 
 fn options(base: url::Url) -> Options {
     drop(rustls::crypto::ring::default_provider().install_default());
-    Options::new(base, KEY)
+    let defaults = config::load(&config::Sources::default()).unwrap().config;
+    Options { base_url: base, api_key: KEY.into(), ..app::tool_api_options(&defaults).unwrap() }
 }
 
 fn client(rogue: &Rogue) -> Composio {
@@ -459,7 +462,7 @@ impl Bench {
     }
 
     fn catalog(&self) -> Catalog {
-        Catalog::new(self.api.clone(), CatalogOptions::default())
+        Catalog::new(self.api.clone(), CatalogOptions::new(Duration::from_secs(600)))
     }
 
     /// Runs a call and says what it means.
@@ -510,17 +513,17 @@ async fn the_sandboxs_refusals_mean_what_they_should() {
         let refused = bench.run(Effect::Once, call).await;
         assert_eq!(refused.outcome, AttemptOutcome::Refused, "{name}");
         match refused.next {
-            Next::Fail { error } | Next::Hold { reason: HeldReason::Connection, error } => {
-                assert_eq!(error.kind, kind, "{name}: {error:?}");
+            Next::Stop(Stop::Fail { error } | Stop::Connect { error, .. }) => {
+                assert_eq!(error.kind(), kind, "{name}: {error:?}");
             }
             other => panic!("{name}: {other:?}"),
         }
     }
     for key in ["ak_test_expired", "ak_test_readonly", "ak_nobody_knows"] {
         match Bench::with_key(key).await.run(Effect::Once, repo("u-alice", None)).await.next {
-            Next::Hold { reason: HeldReason::Credentials, error } => {
-                assert_eq!(error.kind, Credentials);
-                assert!(!error.message.contains(key), "{}", error.message);
+            Next::Stop(Stop::Hold { reason: HeldReason::Credentials, error }) => {
+                assert_eq!(error.kind(), Credentials);
+                assert!(!error.message().contains(key), "{}", error.message());
             }
             other => panic!("{key}: {other:?}"),
         }
@@ -588,14 +591,14 @@ async fn pins_and_accounts_are_resolved_against_the_sandbox() {
         ("github", "20251027_00", PinnedBy::Config)
     );
     let old = resolve(&config("20250905_00"), UnpinnedPolicy::Refuse).await.unwrap_err();
-    let message = old.not_ready().error().message.clone();
+    let message = old.not_ready().error().message().to_owned();
     assert!(message.contains("20250905_00") && message.contains("20251027_00"), "{message}");
     let unpinned = resolve(&PinSources::default(), UnpinnedPolicy::Refuse).await.unwrap_err();
     assert!(matches!(unpinned, ResolveError::Unpinned { .. }));
     let frozen = resolve(&PinSources::default(), UnpinnedPolicy::Freeze).await.unwrap();
     assert_eq!((frozen.version.as_str(), frozen.pinned_by), ("20251027_00", PinnedBy::Latest));
 
-    let accounts = Accounts::new(bench.api.clone(), AccountOptions::default());
+    let accounts = Accounts::new(bench.api.clone(), AccountOptions::new(Duration::from_secs(30)));
     let account = async |user: &str, explicit| {
         let owner = format!("user:{user}").parse().unwrap();
         accounts.resolve(&owner, "github", explicit).await

@@ -3,11 +3,9 @@
 use std::{sync::Arc, time::Duration};
 
 use errand::{
-    job::{self, Arrival, Effect, JobId, JobSpec, Owner, OwnerKind, RequestId},
-    tool::{
-        Body, Call, Execution, Reply, ToolApi as _, ToolError,
-        composio::{self, Composio},
-    },
+    app, config,
+    job::{self, Arrival, Effect, JobId, JobSpec, Owner, OwnerKind, RequestId, Stop},
+    tool::{Body, Call, Execution, Reply, ToolApi as _, ToolError, composio::Composio},
     worker::classify::{self, Next},
 };
 use errand_testbed::{
@@ -41,8 +39,11 @@ fn quick(seed: u64, rates: Rates) -> Options {
 
 fn client(api: &Running) -> Composio {
     drop(rustls::crypto::ring::default_provider().install_default());
-    let options = composio::Options::new(api.base_url().parse().unwrap(), api.api_key());
-    Composio::new(composio::Options { max_response_bytes: MAX_RESPONSE, ..options }).unwrap()
+    let mut config = config::load(&config::Sources::default()).unwrap().config;
+    config.composio.base_url = api.base_url();
+    config.composio.api_key = api.api_key().into();
+    config.composio.max_response_bytes = MAX_RESPONSE;
+    Composio::new(app::tool_api_options(&config).unwrap()).unwrap()
 }
 
 fn envelope(tool: &str, owner: &str, id: JobId) -> Value {
@@ -140,10 +141,10 @@ async fn two_readings_of_the_facts_agree() {
 
     let strange = Call { account: Some("ca_post_user-2".into()), ..call("POST_SEND_LETTER", "user-1") };
     let reply = client.execute(&strange).await;
-    assert!(matches!(meaning(&strange, reply), Next::Fail { .. }));
+    assert!(matches!(meaning(&strange, reply), Next::Stop(Stop::Fail { .. })));
     let unconnected = Call { account: None, ..call("POST_SEND_LETTER", "somebody") };
     let reply = client.execute(&unconnected).await;
-    assert!(matches!(meaning(&unconnected, reply), Next::Hold { .. }));
+    assert!(matches!(meaning(&unconnected, reply), Next::Stop(Stop::Connect { .. })));
 
     let summary = api.summary();
     assert_eq!((summary.calls, summary.effects, summary.jobs, summary.refused), (4, 4, 4, 2), "{summary:?}");
@@ -180,8 +181,10 @@ async fn calls_mean_what_they_say(api: &Running, calls: usize) {
             Next::Retry { error, .. } | Next::Throttled { error, .. } => {
                 assert_eq!(effects, 0, "it would be made again: {error:?}");
             }
-            Next::Hold { error, .. } => panic!("nothing is wrong with the key or the account: {error:?}"),
-            Next::Fail { .. } | Next::Unknown { .. } => {}
+            Next::Stop(stop @ (Stop::Hold { .. } | Stop::Connect { .. })) => {
+                panic!("nothing is wrong with the key or the account: {stop:?}")
+            }
+            Next::Stop(Stop::Fail { .. }) | Next::Unknown { .. } => {}
         }
     }
     let summary = api.summary();
