@@ -37,7 +37,10 @@ use crate::{
     },
     telemetry::metrics,
     tool::{SharedToolApi, composio},
-    worker::{CircuitBreakerPolicy, CrashPlan, Deps, Health, Options, Phase, Report, Resolver, Worker},
+    worker::{
+        CircuitBreakerPolicy, CrashPlan, Deps, Health, Options, Phase, Report, Resolver, ResolverOptions,
+        Worker,
+    },
 };
 
 /// Messages that the in-process queue holds per lane; what is more waits in the store.
@@ -173,7 +176,7 @@ impl App {
     pub fn crew(self) -> Crew {
         let lanes = lanes(&self.config);
         let names = lanes.iter().map(|(name, _)| name.clone()).collect();
-        let resolver = Arc::new(Resolver::new(self.api.clone(), rules(&self.config), &self.config));
+        let resolver = Arc::new(Resolver::new(self.api.clone(), resolver_options(&self.config)));
         let deps = Deps {
             store: self.store.clone(),
             queue: self.queue.clone(),
@@ -380,8 +383,16 @@ pub fn open_queue(config: &Config) -> Result<SharedQueue> {
 /// # Errors
 /// The address or the key cannot be used.
 pub fn open_tool_api(config: &Config) -> Result<SharedToolApi> {
+    Ok(Arc::new(composio::Composio::new(tool_api_options(config)?)?))
+}
+
+/// How to reach the tool API that the configuration names.
+///
+/// # Errors
+/// The address cannot be used.
+pub fn tool_api_options(config: &Config) -> Result<composio::Options> {
     let composio = &config.composio;
-    let options = composio::Options {
+    Ok(composio::Options {
         base_url: composio.base_url.parse().context("composio.base_url is not a URL")?,
         api_key: composio.api_key.clone(),
         api_path: composio.api_path.clone(),
@@ -391,8 +402,7 @@ pub fn open_tool_api(config: &Config) -> Result<SharedToolApi> {
         max_calls: config.queues.values().map(|lane| lane.concurrency as usize).sum::<usize>().min(4096),
         user_agent: concat!("errand/", env!("CARGO_PKG_VERSION")).into(),
         clock: clock::system(),
-    };
-    Ok(Arc::new(composio::Composio::new(options)?))
+    })
 }
 
 /// The rules of admission that the configuration names.
@@ -473,6 +483,17 @@ fn worker_options(config: &Config, lanes: Vec<(QueueName, u32)>) -> Options {
         timeout: Duration::from_millis(config.composio.timeout_ms),
         max_buffered_bytes: config.worker.max_buffered_bytes,
         crash: None,
+    }
+}
+
+fn resolver_options(config: &Config) -> ResolverOptions {
+    ResolverOptions {
+        rules: rules(config),
+        unpinned: config.pins.unpinned,
+        config_pins: config.toolkit_versions.clone(),
+        env_pins: config.env_pins.clone(),
+        tool_ttl: Duration::from_secs(config.composio.tool_cache_secs),
+        account_ttl: Duration::from_secs(config.composio.account_cache_secs),
     }
 }
 

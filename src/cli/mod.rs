@@ -179,11 +179,9 @@ fn brief<F: Future<Output = anyhow::Result<Exit>>>(
 
 /// Starts logging of warnings only, unless a level is configured.
 fn start_quiet_logging(loaded: &Loaded) -> anyhow::Result<()> {
-    let mut log = loaded.config.log.clone();
-    if loaded.origin("log.level") == Some(&Origin::Default) {
-        "warn".clone_into(&mut log.level);
-    }
-    logging::init(&log)
+    let log = &loaded.config.log;
+    let level = if loaded.origin("log.level") == Some(&Origin::Default) { "warn" } else { &log.level };
+    logging::init(log.format, level, log.colors)
 }
 
 fn completions(shell: clap_complete::Shell) -> anyhow::Result<Exit> {

@@ -6,7 +6,11 @@ use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf};
 use secrecy::SecretString;
 use serde::Deserialize;
 
-use crate::job::{OwnerKind, QueueName, QueueType};
+use crate::{
+    job::{OwnerKind, QueueName, QueueType},
+    telemetry::logging::LogFormat,
+    tool::{catalog::UnpinnedPolicy, composio::HttpVersion},
+};
 
 mod error;
 mod load;
@@ -175,34 +179,11 @@ pub struct Composio {
     pub account_cache_secs: u64,
 }
 
-/// The protocol of the connections to the tool API.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
-pub enum HttpVersion {
-    /// A connection for each call that runs. A lost connection leaves one outcome unknown.
-    #[default]
-    #[serde(rename = "1.1")]
-    Http1,
-    /// Connections are shared by a hundred calls, which takes a fraction of the memory and of the
-    /// handshakes. Spoken without asking: a server that does not know it cannot be called.
-    #[serde(rename = "2")]
-    Http2,
-}
-
 /// `[pins]`
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Pins {
-    pub unpinned: Unpinned,
-}
-
-/// What happens to a job whose toolkit version is not pinned.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Unpinned {
-    /// The job fails, with an error that names the ways to pin.
-    Refuse,
-    /// The newest version is looked up once and frozen.
-    Freeze,
+    pub unpinned: UnpinnedPolicy,
 }
 
 /// `[toolkits.<slug>]`
@@ -237,16 +218,6 @@ pub struct Log {
     /// Colors are welcome where a terminal is (`NO_COLOR` is not set); not a setting of the file.
     #[serde(skip)]
     pub colors: bool,
-}
-
-/// How log lines look.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum LogFormat {
-    /// For people.
-    Text,
-    /// One JSON object per line.
-    Json,
 }
 
 /// `[runtime]`

@@ -8,8 +8,13 @@ use url::Url;
 
 use crate::{
     bounds::{MAX_AGE, MAX_ATTEMPTS, MAX_SHORT_TEXT_BYTES, MAX_TIMEOUT},
-    job::QueueName,
-    tool::pin::{Wanted, wanted},
+    job::{OwnerKind, QueueName},
+    telemetry::logging::LogFormat,
+    tool::{
+        catalog::UnpinnedPolicy,
+        composio::HttpVersion,
+        pin::{Wanted, wanted},
+    },
 };
 
 /// Most calls that one worker process runs at once for one lane.
@@ -78,19 +83,19 @@ pub(super) const SETTINGS: &[(&[&str], Rule)] = &[
     (&["composio", "base_url"], Rule::BaseUrl),
     (&["composio", "api_key"], Rule::Key),
     (&["composio", "api_path"], Rule::Path),
-    (&["composio", "http_version"], Rule::Word(&["1.1", "2"])),
+    (&["composio", "http_version"], Rule::Word(HttpVersion::WORDS)),
     (&["composio", "timeout_ms"], Rule::Whole(1, MAX_TIMEOUT.as_millis() as i64)),
     (&["composio", "connect_timeout_ms"], Rule::Whole(1, MAX_TIMEOUT.as_millis() as i64)),
     (&["composio", "max_response_bytes"], Rule::Whole(1_024, 1 << 30)),
     (&["composio", "tool_cache_secs"], Rule::Whole(0, 7 * DAY_SECS)),
     (&["composio", "account_cache_secs"], Rule::Whole(0, DAY_SECS)),
-    (&["pins", "unpinned"], Rule::Word(&["refuse", "freeze"])),
+    (&["pins", "unpinned"], Rule::Word(UnpinnedPolicy::WORDS)),
     (&["toolkit_versions", "*"], Rule::Version),
-    (&["toolkits", "*", "owned_by"], Rule::Word(&["user", "org"])),
+    (&["toolkits", "*", "owned_by"], Rule::Word(OwnerKind::WORDS)),
     (&["owners", "allow_default"], Rule::Flag),
     (&["owners", "refuse_email"], Rule::Flag),
     (&["http", "listen"], Rule::Address),
-    (&["log", "format"], Rule::Word(&["text", "json"])),
+    (&["log", "format"], Rule::Word(LogFormat::WORDS)),
     (&["log", "level"], Rule::Filter),
     (&["runtime", "threads"], Rule::Whole(0, 1_024)),
 ];

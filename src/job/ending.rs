@@ -3,12 +3,14 @@
 
 use std::{sync::Arc, time::Duration};
 
+use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use super::{AttemptOutcome, HeldReason, JobError, State};
 
 /// What stops a job until a person or a connection intervenes, or for ever.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Stop {
     /// Final failure.
     Fail { error: JobError },
@@ -53,7 +55,8 @@ impl Stop {
 }
 
 /// How a running job stops running.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Ending {
     /// The tool succeeded; its `data`, verbatim.
     Succeed { result: Arc<RawValue> },

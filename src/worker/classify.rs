@@ -17,8 +17,9 @@ use crate::{
     tool::{
         Answer, ApiError, Body, Reply, ToolResult,
         account::{needs_connection, needs_reconnection},
-        error::{failure_texts, is_key_problem, mask},
+        decode::failure_texts,
         not_ready::said,
+        redact::mask_keys,
     },
 };
 
@@ -136,7 +137,8 @@ enum Cause {
 pub fn classify(reply: Reply, context: &Context<'_>) -> Classified {
     match reply {
         Reply::NotSent(cause) => {
-            let message = format!("the tool API could not be reached, nothing was sent: {}", mask(&cause));
+            let message =
+                format!("the tool API could not be reached, nothing was sent: {}", mask_keys(&cause));
             let error = JobError::new(ErrorKind::NotSent, message);
             unanswered(AttemptOutcome::NotSent, Next::Retry { error, retry_after: None })
         }
@@ -241,7 +243,7 @@ fn ran(result: ToolResult, retry_after: Option<Duration>, context: &Context<'_>)
     };
     if !text.is_empty() {
         message.push_str(": ");
-        message.push_str(&mask(&text));
+        message.push_str(&mask_keys(&text));
     }
     let error = JobError::new(ErrorKind::ToolFailed, message);
     let next = match provider_status {
@@ -406,7 +408,7 @@ fn unknown_error(what: &str, api: &ApiError) -> JobError {
 
 fn cause(status: u16, error: &ApiError, context: &Context<'_>) -> Cause {
     by_slug(error, context)
-        .or_else(|| is_key_problem(status, error).then_some(Cause::Key))
+        .or_else(|| error.is_key_problem(status).then_some(Cause::Key))
         .or_else(|| error.code.and_then(by_code))
         .unwrap_or_else(|| by_status(status))
 }
@@ -466,7 +468,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::{job::OwnerKind, tool::error::decode};
+    use crate::{job::OwnerKind, tool::decode::decode};
 
     const ALL: [Effect; 3] = [Effect::Safe, Effect::Idempotent, Effect::Once];
 

@@ -46,7 +46,8 @@ pub use circuit_breaker::Policy as CircuitBreakerPolicy;
 pub use crash::{CrashPlan, CrashPoint};
 pub use execute::LOOKS;
 pub use health::{Health, Phase, Readiness};
-pub use resolve::Resolver;
+pub use journal::{Unreadable as UnreadableJournal, decode as decode_journal};
+pub use resolve::{Options as ResolverOptions, Resolver};
 
 use self::{
     circuit_breaker::CircuitBreakers, crash::Crash, finish::BindOutcome, group_commit::GroupCommit,

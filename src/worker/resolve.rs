@@ -15,7 +15,6 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     admission::{Rules, looks_like_email},
-    config::{Config, Unpinned},
     failure::chain,
     job::{Binding, JobError, JobSpec, NotReady, Stop},
     store::SharedStore,
@@ -25,7 +24,7 @@ use crate::{
         SharedToolApi,
         account::{AccountOptions, Accounts},
         catalog::{Ask, Catalog, CatalogOptions, Known, Resolved, UnpinnedPolicy},
-        pin::{PinSources, PinTable},
+        pin::{PinSources, PinTable, VersionMap},
     },
 };
 
@@ -47,30 +46,33 @@ pub struct Resolver {
     noticed: Mutex<HashSet<String>>,
 }
 
+/// What a resolver decides by.
+#[derive(Debug, Clone)]
+pub struct Options {
+    pub rules: Rules,
+    pub unpinned: UnpinnedPolicy,
+    /// The pins of the configuration and of the environment.
+    pub config_pins: VersionMap,
+    pub env_pins: VersionMap,
+    /// How long descriptions of tools, and usable accounts, are remembered.
+    pub tool_ttl: Duration,
+    pub account_ttl: Duration,
+}
+
 impl Resolver {
-    /// A resolver with the rules and pins of the configuration, and none of the store's yet.
-    pub fn new(api: SharedToolApi, rules: Rules, config: &Config) -> Self {
-        let catalog = CatalogOptions {
-            ttl: Duration::from_secs(config.composio.tool_cache_secs),
-            ..CatalogOptions::default()
-        };
-        let accounts = AccountOptions {
-            ttl: Duration::from_secs(config.composio.account_cache_secs),
-            ..AccountOptions::default()
-        };
+    /// A resolver without the store's pins, which [`Self::load_pins`] reads.
+    pub fn new(api: SharedToolApi, options: Options) -> Self {
+        let Options { rules, unpinned, config_pins, env_pins, tool_ttl, account_ttl } = options;
         Self {
-            catalog: Catalog::new(api.clone(), catalog),
-            accounts: Accounts::new(api, accounts),
+            catalog: Catalog::new(api.clone(), CatalogOptions::new(tool_ttl)),
+            accounts: Accounts::new(api, AccountOptions::new(account_ttl)),
             rules,
             noticed: Mutex::default(),
-            policy: match config.pins.unpinned {
-                Unpinned::Refuse => UnpinnedPolicy::Refuse,
-                Unpinned::Freeze => UnpinnedPolicy::Freeze,
-            },
+            policy: unpinned,
             pins: RwLock::new(PinSources {
                 table: Arc::default(),
-                config: Arc::new(config.toolkit_versions.clone().into_iter().collect()),
-                env: Arc::new(config.env_pins.clone().into_iter().collect()),
+                config: Arc::new(config_pins),
+                env: Arc::new(env_pins),
             }),
         }
     }

@@ -12,7 +12,7 @@ use crate::{
     job::RequestId,
     tool::{
         Account, Body, Execution, ToolInfo, ToolResult,
-        error::decode,
+        decode::decode,
         pin::{LATEST, is_version},
     },
 };

@@ -12,11 +12,11 @@ use bytes::Bytes;
 use errand::{
     app,
     bounds::{CLAIM_BATCH, FINISH_BATCH},
-    config::{Config, HttpVersion},
+    config::Config,
     failure::chain,
     job::QueueName,
     queue::{Consumer, Settler, Token},
-    tool::composio::channels::Channels,
+    tool::composio::{HttpVersion, client_pool::ClientPool},
 };
 use reqwest::{
     Client,
@@ -62,7 +62,7 @@ async fn work(config: &Config, feed: usize) -> Result<()> {
     let lane = config.worker.queues.first().context("the baseline has no lane")?;
     let concurrency = config.queues.get(lane).context("the lane has no concurrency")?.concurrency;
     let store = BenchStore::open(&config.store.url, config.store.hot_connections)?;
-    let channels = Arc::new(channels(config.composio.http_version, concurrency)?);
+    let clients = Arc::new(client_pool(config.composio.http_version, concurrency)?);
     let url: Arc<str> =
         format!("{}{}/tools/execute/{TOOL}", config.composio.base_url, config.composio.api_path).into();
     let (finished, results) = mpsc::unbounded_channel();
@@ -93,9 +93,9 @@ async fn work(config: &Config, feed: usize) -> Result<()> {
         store.insert_baseline(&ids, &bodies, now_micros()).await?;
         for (id, body) in ids.into_iter().zip(bodies) {
             let Some(permit) = room.split(1) else { break };
-            let (channels, url, finished) = (channels.clone(), url.clone(), finished.clone());
+            let (clients, url, finished) = (clients.clone(), url.clone(), finished.clone());
             tokio::spawn(async move {
-                match call(channels.place().client(), &url, body).await {
+                match call(clients.checkout().client(), &url, body).await {
                     Ok(result) => drop(finished.send(Done { id, result, _permit: permit })),
                     Err(error) => tracing::error!(error = %chain(&*error), "a call of the baseline failed"),
                 }
@@ -156,7 +156,7 @@ async fn finish(store: BenchStore, mut results: mpsc::UnboundedReceiver<Done>) {
 }
 
 /// The worker's own connections.
-fn channels(version: HttpVersion, concurrency: u32) -> Result<Channels> {
+fn client_pool(version: HttpVersion, concurrency: u32) -> Result<ClientPool> {
     let headers = HeaderMap::from_iter([
         (ACCEPT, HeaderValue::from_static("application/json")),
         (CONTENT_TYPE, HeaderValue::from_static("application/json")),
@@ -170,7 +170,7 @@ fn channels(version: HttpVersion, concurrency: u32) -> Result<Channels> {
             .tcp_nodelay(true)
             .tls_certs_only([])
     };
-    Ok(Channels::new(version, concurrency as usize, build)?)
+    Ok(ClientPool::new(version, concurrency as usize, build)?)
 }
 
 /// Sends the job as it came, which is as large as what the worker sends.

@@ -7,8 +7,9 @@ use errand::{
     job::{AttemptOutcome, Budget, Effect, ErrorKind, JobError, Owner, OwnerKind, RetryPolicy, Stop},
     tool::{
         Answer, Body, Reply,
-        composio::wire,
-        error::{MAX_RETRY_AFTER, date, decode, lookup_error, retry_after},
+        composio::{lookup::lookup_error, wire},
+        decode::decode,
+        retry_after::{MAX_RETRY_AFTER, date, retry_after},
     },
     worker::classify::{Classified, Context, Next, classify},
 };

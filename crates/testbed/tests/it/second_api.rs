@@ -3,11 +3,9 @@
 use std::{sync::Arc, time::Duration};
 
 use errand::{
+    app, config,
     job::{self, Arrival, Effect, JobId, JobSpec, Owner, OwnerKind, RequestId, Stop},
-    tool::{
-        Body, Call, Execution, Reply, ToolApi as _, ToolError,
-        composio::{self, Composio},
-    },
+    tool::{Body, Call, Execution, Reply, ToolApi as _, ToolError, composio::Composio},
     worker::classify::{self, Next},
 };
 use errand_testbed::{
@@ -41,8 +39,11 @@ fn quick(seed: u64, rates: Rates) -> Options {
 
 fn client(api: &Running) -> Composio {
     drop(rustls::crypto::ring::default_provider().install_default());
-    let options = composio::Options::new(api.base_url().parse().unwrap(), api.api_key());
-    Composio::new(composio::Options { max_response_bytes: MAX_RESPONSE, ..options }).unwrap()
+    let mut config = config::load(&config::Sources::default()).unwrap().config;
+    config.composio.base_url = api.base_url();
+    config.composio.api_key = api.api_key().into();
+    config.composio.max_response_bytes = MAX_RESPONSE;
+    Composio::new(app::tool_api_options(&config).unwrap()).unwrap()
 }
 
 fn envelope(tool: &str, owner: &str, id: JobId) -> Value {

@@ -1,4 +1,4 @@
-//! A bounded cache whose misses fly once: many callers that miss the same key share one request.
+//! A bounded cache with single flight: callers that miss the same key at the same time share one request.
 
 use std::{
     collections::HashMap,
@@ -22,8 +22,8 @@ const SWEEP_AT: usize = 256;
 
 type Fetch<V> = BoxFuture<'static, Result<V, ToolError>>;
 
-/// Values by key, each for its own time. Failures are told to those who wait and not kept.
-pub(super) struct Cached<K, V>(Arc<Inner<K, V>>);
+/// A cache of values, each with a time to live of its own. An error goes to those who wait and is not kept.
+pub(super) struct SingleFlightCache<K, V>(Arc<Inner<K, V>>);
 
 struct Inner<K, V> {
     values: quick_cache::sync::Cache<K, Entry<V>>,
@@ -48,12 +48,12 @@ struct Entry<V> {
     until: Instant,
 }
 
-impl<K, V> Cached<K, V>
+impl<K, V> SingleFlightCache<K, V>
 where
     K: Clone + Eq + Hash + Send + Sync + 'static,
     V: Clone + Send + Sync + 'static,
 {
-    /// A cache of at most about `capacity` values.
+    /// A cache of up to about `capacity` values.
     pub(super) fn new(capacity: usize) -> Self {
         Self(Arc::new(Inner {
             values: quick_cache::sync::Cache::new(capacity.max(1)),
@@ -73,8 +73,8 @@ where
     }
 
     /// Keeps a value that came along with another one.
-    pub(super) fn put(&self, key: K, value: V, ttl: Duration) {
-        self.0.keep(key, value, ttl);
+    pub(super) fn insert(&self, key: K, value: V, ttl: Duration) {
+        self.0.insert(key, value, ttl);
     }
 
     /// Ends the time of a value.
@@ -92,7 +92,7 @@ where
     }
 
     /// The value, fetched unless it is fresh. `ttl` says how long a fetched value is kept.
-    pub(super) async fn get(
+    pub(super) async fn get_or_fetch(
         &self,
         key: K,
         ttl: impl FnOnce(&V) -> Duration + Send + 'static,
@@ -111,7 +111,7 @@ where
         fetch: impl FnOnce() -> Fetch<V>,
     ) -> Shared<Fetch<V>> {
         let mut flights = self.0.flights();
-        // A flight may have landed between the caller's look and the lock.
+        // A fetch may have ended between the caller's look-up and the lock.
         if let Some(value) = self.fresh(&key) {
             return std::future::ready(Ok(value)).boxed().shared();
         }
@@ -123,12 +123,12 @@ where
         }
         flights.next += 1;
         let number = flights.next;
-        let (inner, landing, fetch) = (self.0.clone(), key.clone(), fetch());
+        let (inner, fetched, fetch) = (self.0.clone(), key.clone(), fetch());
         let flight = async move {
             let result = tokio::time::timeout(MAX_FETCH, fetch)
                 .await
                 .unwrap_or_else(|_| Err(ToolError::Unavailable("the look-up took too long".into())));
-            inner.land(landing, number, &result, ttl);
+            inner.complete(fetched, number, &result, ttl);
             result
         };
         let shared = flight.boxed().shared();
@@ -141,18 +141,18 @@ where
 
 impl<K: Clone + Eq + Hash, V: Clone> Inner<K, V> {
     /// Ends a flight. What was forgotten while it was under way is not kept.
-    fn land(&self, key: K, number: u64, result: &Result<V, ToolError>, ttl: impl FnOnce(&V) -> Duration) {
+    fn complete(&self, key: K, number: u64, result: &Result<V, ToolError>, ttl: impl FnOnce(&V) -> Duration) {
         let mut flights = self.flights();
         if flights.by_key.get(&key).is_none_or(|flight| flight.number != number) {
             return;
         }
         flights.by_key.remove(&key);
         if let Ok(value) = result {
-            self.keep(key, value.clone(), ttl(value));
+            self.insert(key, value.clone(), ttl(value));
         }
     }
 
-    fn keep(&self, key: K, value: V, ttl: Duration) {
+    fn insert(&self, key: K, value: V, ttl: Duration) {
         let now = Instant::now();
         let until = now.checked_add(ttl).unwrap_or(now);
         self.values.insert(key, Entry { value, until });
@@ -163,9 +163,9 @@ impl<K: Clone + Eq + Hash, V: Clone> Inner<K, V> {
     }
 }
 
-impl<K, V> fmt::Debug for Cached<K, V> {
+impl<K, V> fmt::Debug for SingleFlightCache<K, V> {
     /// Without contents: keys name owners.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Cached").finish_non_exhaustive()
+        f.debug_struct("SingleFlightCache").finish_non_exhaustive()
     }
 }

@@ -1,6 +1,6 @@
-//! The connections to the tool API.
+//! The pool of HTTP clients, and with it of connections, to the tool API.
 //!
-//! Over HTTP/1.1 every call that runs has a connection of its own. Over HTTP/2 calls share
+//! Over HTTP/1.1 every call in flight has a connection of its own. Over HTTP/2 calls share
 //! connections, and the HTTP client keeps a single one for each host, whose stream limit (often 100)
 //! would quietly become the limit of the whole worker, and whose loss would make the outcome of every
 //! call unknown at once. So there are as many clients as it takes to keep a few calls on each: a
@@ -10,11 +10,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use reqwest::{Client, ClientBuilder};
 
-use crate::config::HttpVersion;
+use super::HttpVersion;
 
 /// Calls that share one connection over HTTP/2. Servers that limit streams allow at least 100
 /// (<https://www.rfc-editor.org/rfc/rfc9113#section-6.5.2>).
-pub(crate) const CALLS_PER_CONNECTION: usize = 100;
+pub const CALLS_PER_CONNECTION: usize = 100;
 
 /// A lost HTTP/2 connection is noticed by a ping that is not answered.
 const PING_EVERY: std::time::Duration = std::time::Duration::from_secs(15);
@@ -22,19 +22,19 @@ const PING_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(10);
 
 /// The clients, each with connections of its own.
 #[derive(Debug)]
-pub struct Channels(Vec<Channel>);
+pub struct ClientPool(Vec<PooledClient>);
 
 #[derive(Debug)]
-struct Channel {
+struct PooledClient {
     client: Client,
     calls: AtomicUsize,
 }
 
-/// A place on a connection, which is free again when this is dropped.
+/// A client that counts this call among its own until this is dropped.
 #[derive(Debug)]
-pub struct Place<'a>(&'a Channel);
+pub struct Checkout<'a>(&'a PooledClient);
 
-impl Channels {
+impl ClientPool {
     /// Clients for `max_calls` calls at once, each built by `build`.
     ///
     /// # Errors
@@ -44,7 +44,7 @@ impl Channels {
         max_calls: usize,
         build: impl Fn() -> ClientBuilder,
     ) -> reqwest::Result<Self> {
-        let channels = match version {
+        let count = match version {
             HttpVersion::Http1 => 1,
             HttpVersion::Http2 => max_calls.div_ceil(CALLS_PER_CONNECTION).max(1),
         };
@@ -56,40 +56,39 @@ impl Channels {
                 .http2_keep_alive_timeout(PING_TIMEOUT)
                 .build(),
         };
-        let channel = || Ok(Channel { client: client()?, calls: AtomicUsize::new(0) });
-        Ok(Self((0..channels).map(|_| channel()).collect::<reqwest::Result<_>>()?))
+        let pooled = || Ok(PooledClient { client: client()?, calls: AtomicUsize::new(0) });
+        Ok(Self((0..count).map(|_| pooled()).collect::<reqwest::Result<_>>()?))
     }
 
-    /// A place for one more call: on the first connection that has one free, so that few calls use few
-    /// connections, or else on the one with the fewest calls.
-    pub fn place(&self) -> Place<'_> {
+    /// A client for one more call: the first whose connection has room, so that few calls use few connections,
+    /// or else the one with the fewest calls.
+    pub fn checkout(&self) -> Checkout<'_> {
         if let [only] = &self.0[..] {
             return only.take();
         }
-        let calls = |channel: &Channel| channel.calls.load(Ordering::Relaxed);
-        let free = self.0.iter().find(|channel| calls(channel) < CALLS_PER_CONNECTION);
-        match free.or_else(|| self.0.iter().min_by_key(|channel| calls(channel))) {
-            Some(channel) => channel.take(),
+        let calls = |client: &PooledClient| client.calls.load(Ordering::Relaxed);
+        let free = self.0.iter().find(|client| calls(client) < CALLS_PER_CONNECTION);
+        match free.or_else(|| self.0.iter().min_by_key(|client| calls(client))) {
+            Some(client) => client.take(),
             None => unreachable!("there is always a client"),
         }
     }
 }
 
-impl Channel {
-    fn take(&self) -> Place<'_> {
+impl PooledClient {
+    fn take(&self) -> Checkout<'_> {
         self.calls.fetch_add(1, Ordering::Relaxed);
-        Place(self)
+        Checkout(self)
     }
 }
 
-impl Place<'_> {
-    /// The client to use.
+impl Checkout<'_> {
     pub fn client(&self) -> &Client {
         &self.0.client
     }
 }
 
-impl Drop for Place<'_> {
+impl Drop for Checkout<'_> {
     fn drop(&mut self) {
         self.0.calls.fetch_sub(1, Ordering::Relaxed);
     }
@@ -100,26 +99,26 @@ mod tests {
     use super::*;
 
     #[test]
-    fn places_are_taken_in_order_and_found_again() {
+    fn the_first_client_with_room_is_taken_and_given_back() {
         drop(rustls::crypto::ring::default_provider().install_default());
-        let channels = Channels::new(HttpVersion::Http2, 150, || Client::builder().no_proxy()).unwrap();
-        assert_eq!(channels.0.len(), 2);
+        let clients = ClientPool::new(HttpVersion::Http2, 150, || Client::builder().no_proxy()).unwrap();
+        assert_eq!(clients.0.len(), 2);
         let calls =
-            || channels.0.iter().map(|channel| channel.calls.load(Ordering::Relaxed)).collect::<Vec<_>>();
-        let mut places: Vec<_> = (0..150).map(|_| channels.place()).collect();
+            || clients.0.iter().map(|client| client.calls.load(Ordering::Relaxed)).collect::<Vec<_>>();
+        let mut checkouts: Vec<_> = (0..150).map(|_| clients.checkout()).collect();
         assert_eq!(calls(), [100, 50]);
-        places.truncate(90);
+        checkouts.truncate(90);
         assert_eq!(calls(), [90, 0]);
-        places.extend((0..120).map(|_| channels.place()));
+        checkouts.extend((0..120).map(|_| clients.checkout()));
         assert_eq!(calls(), [105, 105], "what no connection has room for goes where the fewest are");
-        drop(places);
+        drop(checkouts);
         assert_eq!(calls(), [0, 0]);
     }
 
     #[test]
     fn over_http_1_there_is_one_client_with_a_pool() {
         drop(rustls::crypto::ring::default_provider().install_default());
-        let channels = Channels::new(HttpVersion::Http1, 5_000, || Client::builder().no_proxy()).unwrap();
-        assert_eq!(channels.0.len(), 1);
+        let clients = ClientPool::new(HttpVersion::Http1, 5_000, || Client::builder().no_proxy()).unwrap();
+        assert_eq!(clients.0.len(), 1);
     }
 }
