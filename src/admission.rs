@@ -211,15 +211,15 @@ mod tests {
     #[test]
     fn a_job_with_text_and_arguments_is_refused() {
         let both = spec(serde_json::json!({"user_id": "u", "tool": "T", "text": "x", "arguments": {}}));
-        assert_eq!(Rules::default().judge(&both).unwrap_err().kind, ErrorKind::InvalidJob);
+        assert_eq!(Rules::default().judge(&both).unwrap_err().kind(), ErrorKind::InvalidJob);
     }
 
     #[test]
     fn the_default_owner_is_refused_unless_allowed() {
         let job = spec(serde_json::json!({"org_id": "Default", "tool": "T"}));
         let error = Rules::default().judge(&job).unwrap_err();
-        assert_eq!(error.kind, ErrorKind::OwnerRefused);
-        assert!(error.message.contains("org_id"));
+        assert_eq!(error.kind(), ErrorKind::OwnerRefused);
+        assert!(error.message().contains("org_id"));
         let lenient =
             Rules { owners: OwnerPolicy { allow_default: true, refuse_email: false }, ..Rules::default() };
         assert!(lenient.judge(&job).is_ok());
@@ -231,7 +231,7 @@ mod tests {
         assert!(Rules::default().judge(&job).is_ok());
         let strict =
             Rules { owners: OwnerPolicy { allow_default: false, refuse_email: true }, ..Rules::default() };
-        assert_eq!(strict.judge(&job).unwrap_err().kind, ErrorKind::OwnerRefused);
+        assert_eq!(strict.judge(&job).unwrap_err().kind(), ErrorKind::OwnerRefused);
     }
 
     #[test]
@@ -239,8 +239,8 @@ mod tests {
         let rules = Rules { owned_by: [("slack".to_owned(), OwnerKind::Org)].into(), ..Rules::default() };
         let job = spec(serde_json::json!({"user_id": "u", "tool": "SLACK_SEND_MESSAGE"}));
         let error = rules.judge_toolkit(&job, "slack").unwrap_err();
-        assert_eq!(error.kind, ErrorKind::WrongOwnerKind);
-        assert!(error.message.contains("send `org_id` instead of `user_id`"), "{}", error.message);
+        assert_eq!(error.kind(), ErrorKind::WrongOwnerKind);
+        assert!(error.message().contains("send `org_id` instead of `user_id`"), "{}", error.message());
         assert!(rules.judge_toolkit(&job, "github").is_ok());
     }
 }

@@ -157,7 +157,7 @@ impl Intake<'_> {
                 Answer::Is(Enqueued::New(_)) => self.tally.new += 1,
                 Answer::Is(Enqueued::Duplicate(_)) => self.tally.duplicate += 1,
                 Answer::Is(Enqueued::Refused(error)) => {
-                    self.tally.problem(number, error.message, Problem::Refused);
+                    self.tally.problem(number, error.message().to_owned(), Problem::Refused);
                 }
                 Answer::Is(Enqueued::Conflict(conflict)) => {
                     self.tally.problem(number, conflict.message().to_owned(), Problem::Refused);

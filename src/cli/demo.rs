@@ -239,7 +239,7 @@ async fn print(store: &SharedStore, summary: &Summary, jobs: &[JobView], ledger:
         let why = match (job.state, &job.error) {
             (State::Succeeded, _) if job.attempt > 1 => "after a retry",
             (State::Succeeded, _) => "at the first attempt",
-            (_, Some(error)) => error.kind.as_str(),
+            (_, Some(error)) => error.kind().as_str(),
             (_, None) => "",
         };
         let entry = groups.entry((job.state.as_str(), why)).or_default();
@@ -299,7 +299,7 @@ async fn examples(store: &SharedStore, jobs: &[JobView]) -> Result<Vec<String>> 
             );
         }
         if let Some(error) = &job.error {
-            text += &format!("  {}\n", error.message);
+            text += &format!("  {}\n", error.message());
         }
         texts.push(text);
     }

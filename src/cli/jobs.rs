@@ -209,7 +209,7 @@ async fn list(store: &SharedStore, filter: &JobFilter, format: Format) -> anyhow
                 job.spec.queue.to_string(),
                 job.attempt.to_string(),
                 output::moment(job.created_at),
-                job.error.as_ref().map(|error| error.kind.to_string()).unwrap_or_default(),
+                job.error.as_ref().map(|error| error.kind().to_string()).unwrap_or_default(),
             ]
         });
         let header = ["ID", "STATE", "OWNER", "TOOL", "QUEUE", "ATTEMPTS", "CREATED", "ERROR"];
@@ -286,7 +286,7 @@ fn attempt_row(attempt: &AttemptView) -> Vec<String> {
         attempt.finished_at.map(output::moment).unwrap_or_default(),
         attempt.log_id.clone().unwrap_or_default(),
         attempt.request_id.to_string(),
-        attempt.error.as_ref().map(|error| error.kind.to_string()).unwrap_or_default(),
+        attempt.error.as_ref().map(|error| error.kind().to_string()).unwrap_or_default(),
     ]
 }
 
@@ -305,9 +305,9 @@ fn tags(job: &JobView) -> String {
 }
 
 fn error(error: &JobError) -> String {
-    let code = error.code.map(|code| format!(" code {code}")).unwrap_or_default();
-    let slug = error.slug.as_deref().map(|slug| format!(" {slug}")).unwrap_or_default();
-    format!("{}: {}{slug}{code}", error.kind, error.message)
+    let code = error.code().map(|code| format!(" code {code}")).unwrap_or_default();
+    let slug = error.slug().map(|slug| format!(" {slug}")).unwrap_or_default();
+    format!("{}: {}{slug}{code}", error.kind(), error.message())
 }
 
 /// Jobs that are let go in one write.

@@ -180,7 +180,7 @@ async fn requeue(context: &Context, open: &OpenDoor, id: Uuid) -> anyhow::Result
     };
     let job = match open.door.enqueue(&[spec]).await?.into_iter().next() {
         Some(Enqueued::New(job) | Enqueued::Duplicate(job)) => job,
-        Some(Enqueued::Refused(error)) => return Ok(Err(error.message)),
+        Some(Enqueued::Refused(error)) => return Ok(Err(error.message().to_owned())),
         Some(Enqueued::Conflict(conflict)) => return Ok(Err(conflict.message().to_owned())),
         None => anyhow::bail!("the store gave no answer"),
     };

@@ -1,6 +1,7 @@
 //! The vocabulary of jobs: pure types and rules, no I/O, no clock, no randomness.
 
 mod binding;
+mod ending;
 mod envelope;
 mod id;
 mod outcome;
@@ -10,6 +11,7 @@ mod retry;
 mod state;
 
 pub use binding::{Binding, PinnedBy};
+pub use ending::{AttemptEnd, Ending, NotReady, Stop};
 pub use envelope::{
     Arrival, Digest, EnvelopeError, EnvelopeReason, JobSpec, OwnerPolicy, QueueName, decode, encode,
 };
@@ -18,4 +20,4 @@ pub use outcome::{Attempt, AttemptOutcome, Effect, ErrorKind, JobError};
 pub use owner::{Owner, OwnerError, OwnerKind};
 pub use queue::QueueType;
 pub use retry::{Budget, RetryPolicy};
-pub use state::{Ending, HeldReason, IllegalMove, Release, State, Transition};
+pub use state::{HeldReason, IllegalMove, Release, State, Transition};

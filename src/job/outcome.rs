@@ -1,7 +1,7 @@
 //! What became of an attempt, and why.
 
 use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use super::RequestId;
 use crate::{bounds::MAX_ERROR_CHARS, string_enum::string_enum};
@@ -96,17 +96,15 @@ string_enum! {
     }
 }
 
-/// What an app reads about a failure. It never contains credentials.
+/// What an app reads about a failure. It never contains credentials, and its texts keep to [`MAX_ERROR_CHARS`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct JobError {
-    /// The class of failure, for programs.
-    pub kind: ErrorKind,
-    /// One sentence for people, saying what to change where something can be changed.
-    pub message: String,
-    /// The tool API's numeric code, if it gave one.
-    pub code: Option<i64>,
-    /// The tool API's slug, if it gave one.
-    pub slug: Option<String>,
+    kind: ErrorKind,
+    #[serde(deserialize_with = "clipped")]
+    message: String,
+    code: Option<i64>,
+    #[serde(default, deserialize_with = "clipped_if_any")]
+    slug: Option<String>,
 }
 
 impl JobError {
@@ -121,6 +119,40 @@ impl JobError {
         self.slug = slug.map(clip);
         self
     }
+
+    /// The same error in other words.
+    pub fn with_message(mut self, message: String) -> Self {
+        self.message = clip(message);
+        self
+    }
+
+    /// The class of failure, for programs.
+    pub fn kind(&self) -> ErrorKind {
+        self.kind
+    }
+
+    /// One sentence for people, saying what to change where something can be changed.
+    pub fn message(&self) -> &str {
+        &self.message
+    }
+
+    /// The tool API's numeric code, if it gave one.
+    pub fn code(&self) -> Option<i64> {
+        self.code
+    }
+
+    /// The tool API's slug, if it gave one.
+    pub fn slug(&self) -> Option<&str> {
+        self.slug.as_deref()
+    }
+}
+
+fn clipped<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    String::deserialize(deserializer).map(clip)
+}
+
+fn clipped_if_any<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    Ok(Option::<String>::deserialize(deserializer)?.map(clip))
 }
 
 /// Bounds a text that comes from outside, and drops the characters that no database accepts.
@@ -132,7 +164,7 @@ pub(super) fn clip(text: String) -> String {
 }
 
 /// One try at a job, as it is recorded when it ends.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Attempt {
     /// Counts from 1 within the job.
     pub number: u32,

@@ -1,11 +1,7 @@
 //! The life of a job. Every change of state is a [`Transition`]; the database repeats the same
 //! rules as CHECK constraints.
 
-use std::{sync::Arc, time::Duration};
-
-use serde_json::value::RawValue;
-
-use super::JobError;
+use super::Ending;
 use crate::string_enum::string_enum;
 
 string_enum! {
@@ -51,89 +47,6 @@ string_enum! {
         Credentials = "credentials",
         /// The message came without an ID and was redelivered, so it may have run before.
         Unidentified = "unidentified",
-    }
-}
-
-/// How a running job stops running.
-#[derive(Debug, Clone)]
-pub enum Ending {
-    /// The tool succeeded; its `data`, verbatim.
-    Succeed {
-        /// The tool's `data`, as it was sent.
-        result: Arc<RawValue>,
-    },
-    /// Final failure.
-    Fail {
-        /// Why.
-        error: JobError,
-    },
-    /// Worth another attempt, which is charged to the budget.
-    Retry {
-        /// Time from now, by the store's clock.
-        after: Duration,
-        /// Why the attempt did not succeed.
-        error: JobError,
-    },
-    /// Postponed without spending an attempt: throttled, or given back at shutdown.
-    Snooze {
-        /// Time from now, by the store's clock.
-        after: Duration,
-        /// Why, when there is something to tell.
-        error: Option<JobError>,
-    },
-    /// Parked.
-    Hold {
-        /// What it waits for.
-        reason: HeldReason,
-        /// What a person should know or do.
-        error: JobError,
-    },
-    /// Parked until the job's owner has a usable connection ([`HeldReason::Connection`]).
-    Connect {
-        /// The toolkit that the owner has to connect.
-        toolkit: String,
-        /// Who has to do what.
-        error: JobError,
-    },
-    /// Parked because the outcome is unknown, until the tool API's log tells it.
-    Verify {
-        /// Time from now to the first look into the log, by the store's clock.
-        after: Duration,
-        /// What is known so far.
-        error: JobError,
-    },
-}
-
-impl Ending {
-    /// The state a job has after this ending, when nobody asked to cancel it.
-    pub fn state(&self) -> State {
-        match self {
-            Self::Succeed { .. } => State::Succeeded,
-            Self::Fail { .. } => State::Failed,
-            Self::Retry { .. } | Self::Snooze { .. } => State::Retryable,
-            Self::Hold { .. } | Self::Connect { .. } | Self::Verify { .. } => State::Held,
-        }
-    }
-
-    /// The error that goes with it.
-    pub fn error(&self) -> Option<&JobError> {
-        match self {
-            Self::Succeed { .. } => None,
-            Self::Fail { error }
-            | Self::Retry { error, .. }
-            | Self::Hold { error, .. }
-            | Self::Connect { error, .. }
-            | Self::Verify { error, .. } => Some(error),
-            Self::Snooze { error, .. } => error.as_ref(),
-        }
-    }
-
-    /// Whether the attempt counts against the job's budget.
-    pub fn spends_attempt(&self) -> bool {
-        match self {
-            Self::Succeed { .. } | Self::Fail { .. } | Self::Retry { .. } => true,
-            Self::Snooze { .. } | Self::Hold { .. } | Self::Connect { .. } | Self::Verify { .. } => false,
-        }
     }
 }
 
@@ -221,20 +134,23 @@ impl Transition {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use proptest::prelude::*;
+    use serde_json::value::RawValue;
 
     use super::*;
-    use crate::job::ErrorKind;
+    use crate::job::{ErrorKind, JobError, Stop};
 
     fn endings() -> Vec<Ending> {
         let error = JobError::new(ErrorKind::ToolFailed, "x");
         vec![
             Ending::Succeed { result: RawValue::from_string("{}".into()).unwrap().into() },
-            Ending::Fail { error: error.clone() },
+            Stop::Fail { error: error.clone() }.into(),
             Ending::Retry { after: Duration::ZERO, error: error.clone() },
             Ending::Snooze { after: Duration::ZERO, error: None },
-            Ending::Hold { reason: HeldReason::Credentials, error: error.clone() },
-            Ending::Connect { toolkit: "github".into(), error: error.clone() },
+            Stop::Hold { reason: HeldReason::Credentials, error: error.clone() }.into(),
+            Stop::Connect { toolkit: "github".into(), error: error.clone() }.into(),
             Ending::Verify { after: Duration::ZERO, error },
         ]
     }

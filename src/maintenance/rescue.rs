@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::rounds;
 use crate::{
     clock::SharedClock,
-    job::{Attempt, AttemptOutcome, Ending, ErrorKind, JobError, RetryPolicy},
+    job::{Attempt, AttemptEnd, AttemptOutcome, Ending, ErrorKind, JobError, RetryPolicy, Stop},
     services::Services,
     store::{By, Finish, Finished, LostJob, SharedStore, StoreError},
     telemetry::metrics,
@@ -75,7 +75,8 @@ impl Rescue {
         let finishes: Vec<Finish> = lost
             .iter()
             .map(|job| {
-                let (outcome, ending) = verdict(job, &self.options, fastrand::f64());
+                let AttemptEnd { outcome, http_status, log_id, ending } =
+                    end(job, &self.options, fastrand::f64());
                 Finish {
                     id: job.id,
                     fence: job.fence,
@@ -84,8 +85,8 @@ impl Rescue {
                         number: job.attempt,
                         request_id: job.request_id,
                         outcome,
-                        http_status: None,
-                        log_id: None,
+                        http_status,
+                        log_id,
                         version: job.binding.as_ref().map(|binding| binding.version.clone()),
                         error: ending.error().cloned(),
                         started_at: job.started_at,
@@ -111,24 +112,26 @@ impl Rescue {
 }
 
 /// What becomes of a job whose worker is lost.
-fn verdict(job: &LostJob, options: &Options, random: f64) -> (AttemptOutcome, Ending) {
+fn end(job: &LostJob, options: &Options, random: f64) -> AttemptEnd {
     let Some(binding) = &job.binding else {
-        return (AttemptOutcome::Interrupted, Ending::Snooze { after: Duration::ZERO, error: None });
+        let again = Ending::Snooze { after: Duration::ZERO, error: None };
+        return AttemptEnd::unanswered(AttemptOutcome::Interrupted, again);
     };
     if !binding.effect.may_repeat() {
         let error = JobError::new(
             ErrorKind::WorkerLost,
             "the worker disappeared during the call, so it is unknown whether the tool ran",
         );
-        return (AttemptOutcome::Lost, undecided(options.first_check, error, job.request_id));
+        let undecided = undecided(options.first_check, error, job.request_id);
+        return AttemptEnd::unanswered(AttemptOutcome::Lost, undecided);
     }
     let error = JobError::new(ErrorKind::WorkerLost, "the worker disappeared during the call");
     // The wait is left out: the lease was the wait, and the call is safe to repeat.
     let ending = match options.retry.next(job.budget, job.spent.saturating_add(1), job.age, None, random) {
         Some(_) => Ending::Retry { after: Duration::ZERO, error },
-        None => Ending::Fail { error },
+        None => Stop::Fail { error }.into(),
     };
-    (AttemptOutcome::Lost, ending)
+    AttemptEnd::unanswered(AttemptOutcome::Lost, ending)
 }
 
 #[cfg(test)]
@@ -174,28 +177,28 @@ mod tests {
 
     #[test]
     fn a_call_that_counts_is_held_and_never_repeated() {
-        let (outcome, ending) = verdict(&lost(Some(Effect::Once), 0), &OPTIONS, 0.5);
-        assert_eq!(outcome, AttemptOutcome::Lost);
-        assert!(matches!(ending, Ending::Verify { .. }), "the log is asked");
+        let asked = end(&lost(Some(Effect::Once), 0), &OPTIONS, 0.5);
+        assert_eq!(asked.outcome, AttemptOutcome::Lost);
+        assert!(matches!(asked.ending, Ending::Verify { .. }), "the log is asked");
         let nobody_asks = Options { first_check: None, ..OPTIONS };
-        let (_, ending) = verdict(&lost(Some(Effect::Once), 0), &nobody_asks, 0.5);
-        assert!(matches!(ending, Ending::Hold { reason: HeldReason::UnknownOutcome, .. }));
+        let AttemptEnd { ending, .. } = end(&lost(Some(Effect::Once), 0), &nobody_asks, 0.5);
+        assert!(matches!(ending, Ending::Stop(Stop::Hold { reason: HeldReason::UnknownOutcome, .. })));
     }
 
     #[test]
     fn repeatable_calls_are_due_at_once_within_their_budget() {
         for effect in [Effect::Safe, Effect::Idempotent] {
-            let (_, ending) = verdict(&lost(Some(effect), 0), &OPTIONS, 0.5);
+            let AttemptEnd { ending, .. } = end(&lost(Some(effect), 0), &OPTIONS, 0.5);
             assert!(matches!(ending, Ending::Retry { after: Duration::ZERO, .. }));
-            let (_, ending) = verdict(&lost(Some(effect), 2), &OPTIONS, 0.5);
-            assert!(matches!(ending, Ending::Fail { .. }));
+            let AttemptEnd { ending, .. } = end(&lost(Some(effect), 2), &OPTIONS, 0.5);
+            assert!(matches!(ending, Ending::Stop(Stop::Fail { .. })));
         }
     }
 
     #[test]
     fn a_job_that_cannot_have_been_sent_spends_nothing() {
-        let (outcome, ending) = verdict(&lost(None, 0), &OPTIONS, 0.5);
-        assert_eq!(outcome, AttemptOutcome::Interrupted);
-        assert!(!ending.spends_attempt());
+        let given_back = end(&lost(None, 0), &OPTIONS, 0.5);
+        assert_eq!(given_back.outcome, AttemptOutcome::Interrupted);
+        assert!(!given_back.ending.spends_attempt());
     }
 }

@@ -18,14 +18,14 @@ use super::rounds;
 use crate::{
     backoff::Intervals,
     clock::SharedClock,
-    job::{Attempt, AttemptOutcome, Ending, ErrorKind, JobError, RequestId, RetryPolicy},
+    job::{Attempt, AttemptEnd, AttemptOutcome, Ending, ErrorKind, JobError, RequestId, RetryPolicy, Stop},
     services::Services,
     store::{By, Check, Finish, Finished, PutOff, SharedStore, StoreError, StoreErrorKind},
     telemetry::metrics,
     tool::{Answer, Body, Execution, Reply, SharedToolApi, ToolError, ToolResult},
     worker::{
         classify::{self, Next},
-        execute::{LOOKS, hold},
+        execute::LOOKS,
     },
 };
 
@@ -222,14 +222,14 @@ impl Verify {
     /// A worker that was lost may live and not reach the store; then it went on waiting for its call.
     fn may_have_waited(&self, check: &Check) -> Duration {
         match &check.job.error {
-            Some(error) if error.kind == ErrorKind::WorkerLost => {
+            Some(error) if error.kind() == ErrorKind::WorkerLost => {
                 check.job.spec.timeout.unwrap_or(self.options.timeout)
             }
             _ => Duration::ZERO,
         }
     }
 
-    async fn finish(&self, check: &Check, told: Told) -> Result<(), StoreError> {
+    async fn finish(&self, check: &Check, end: AttemptEnd) -> Result<(), StoreError> {
         let now = self.clock.now();
         let started_at = check.job.started_at.unwrap_or(now);
         let finish = Finish {
@@ -240,15 +240,15 @@ impl Verify {
             attempt: Attempt {
                 number: check.job.attempt,
                 request_id: check.request_id,
-                outcome: told.outcome,
-                http_status: None,
-                log_id: told.log_id,
+                outcome: end.outcome,
+                http_status: end.http_status,
+                log_id: end.log_id,
                 version: check.job.binding.as_ref().map(|binding| binding.version.clone()),
-                error: told.ending.error().cloned(),
+                error: end.ending.error().cloned(),
                 started_at,
                 finished_at: now.max(started_at),
             },
-            ending: told.ending,
+            ending: end.ending,
         };
         if let [Finished::Applied { state, .. }] = self.store.finish(&[finish]).await?[..]
             && (!state.is_final() || check.job.spec.reply_to.is_some())
@@ -265,7 +265,7 @@ impl Verify {
         told: &str,
     ) -> Result<(), StoreError> {
         let known = check.job.error.as_ref();
-        let said = known.map_or("", |error| error.message.split(SEPARATOR).next().unwrap_or_default());
+        let said = known.map_or("", |error| error.message().split(SEPARATOR).next().unwrap_or_default());
         let (first, then) = match again_after {
             Some(_) => (said, "errand looks again".to_owned()),
             None => (
@@ -283,10 +283,8 @@ impl Verify {
             check.unknown_for.as_secs(),
             self.clock.now().strftime("%Y-%m-%dT%H:%M:%SZ"),
         );
-        let error = JobError {
-            message,
-            ..known.cloned().unwrap_or_else(|| JobError::new(ErrorKind::UnknownOutcome, ""))
-        };
+        let error = known.cloned().unwrap_or_else(|| JobError::new(ErrorKind::UnknownOutcome, ""));
+        let error = error.with_message(message);
         let put_off = PutOff { id: check.job.spec.id, fence: check.fence, again_after, error };
         self.store.put_off(&put_off).await?;
         Ok(())
@@ -296,21 +294,15 @@ impl Verify {
 /// Stands between what is known about the call and what was found in the log.
 const SEPARATOR: &str = "; execution log: ";
 
-/// What a look means for the attempt and the job.
-struct Told {
-    outcome: AttemptOutcome,
-    log_id: Option<String>,
-    ending: Ending,
-}
-
 /// Takes an entry of the log as the answer that did not arrive.
-fn adopt(check: &Check, log_id: String, result: ToolResult, retry: &RetryPolicy) -> Told {
+fn adopt(check: &Check, log_id: String, result: ToolResult, retry: &RetryPolicy) -> AttemptEnd {
     let spec = &check.job.spec;
     let outcome = if result.successful { AttemptOutcome::Succeeded } else { AttemptOutcome::ToolFailed };
     let Some(binding) = &check.job.binding else {
         let error =
             JobError::new(ErrorKind::Internal, "the log has an entry of a job that had no version yet");
-        return Told { outcome, log_id: Some(log_id), ending: Ending::Fail { error } };
+        let ending = Stop::Fail { error }.into();
+        return AttemptEnd { outcome, http_status: None, log_id: Some(log_id), ending };
     };
     let context = classify::Context {
         owner: &spec.owner,
@@ -334,26 +326,26 @@ fn adopt(check: &Check, log_id: String, result: ToolResult, retry: &RetryPolicy)
         // Whatever else the entry contains, its own verdict is that the call succeeded.
         _ if outcome == AttemptOutcome::Succeeded => Ending::Succeed { result: data },
         Next::Succeed { result } => Ending::Succeed { result },
-        Next::Hold { reason, error } => hold(reason, &binding.toolkit, error),
+        Next::Stop(stop) => stop.into(),
         Next::Retry { error, .. } | Next::Throttled { error, .. } => again(check, error, retry),
-        Next::Fail { error } | Next::Unknown { error } => Ending::Fail { error },
+        Next::Unknown { error } => Stop::Fail { error }.into(),
     };
-    Told { outcome, log_id: Some(log_id), ending }
+    AttemptEnd { outcome, http_status: None, log_id: Some(log_id), ending }
 }
 
-fn never_arrived(check: &Check, retry: &RetryPolicy) -> Told {
+fn never_arrived(check: &Check, retry: &RetryPolicy) -> AttemptEnd {
     let error = JobError::new(
         ErrorKind::NotSent,
         format!("the call with request ID {} never arrived at the tool API", check.request_id),
     );
-    Told { outcome: AttemptOutcome::NotSent, log_id: None, ending: again(check, error, retry) }
+    AttemptEnd::unanswered(AttemptOutcome::NotSent, again(check, error, retry))
 }
 
 fn again(check: &Check, error: JobError, retry: &RetryPolicy) -> Ending {
     let spent = check.job.spent.saturating_add(1);
     match retry.next(check.job.spec.budget, spent, check.age, None, fastrand::f64()) {
         Some(after) => Ending::Retry { after, error },
-        None => Ending::Fail { error },
+        None => Stop::Fail { error }.into(),
     }
 }
 
@@ -393,7 +385,7 @@ mod tests {
         job::{self, Arrival, Binding, Effect, JobId, JobSpec, PinnedBy, State},
         queue::embedded::EmbeddedQueue,
         store::{
-            Admin as _, Claim, Claimed, Claims as _, Finishes as _, JobControl as _, Verdict,
+            Admin as _, Claim, Claimed, Claims as _, Finishes as _, JobControl as _,
             sqlite::{SqliteOptions, SqliteStore},
         },
         tool::{Account, ApiCheck, Call, ToolApi, ToolInfo},
@@ -497,13 +489,8 @@ mod tests {
             effect: Effect::Once,
         };
         let (spec, request_id) = (spec(), RequestId::new());
-        let claim = Claim {
-            spec: spec.clone(),
-            request_id,
-            binding: Some(binding),
-            verdict: Verdict::Run,
-            from_store: false,
-        };
+        let claim =
+            Claim { spec: spec.clone(), request_id, binding: Some(binding), stop: None, from_store: false };
         let claimed = store.claim(job::WorkerId::new(), &[claim]).await.unwrap().remove(0);
         let Claimed::Running(receipt) = claimed else { panic!("{claimed:?}") };
         let now = clock::system().now();

@@ -1,8 +1,8 @@
-//! The queue inside one process, for development, demonstrations and machines without a broker.
+//! An in-process queue, for development, demonstrations and machines without a broker.
 //!
-//! Messages live in memory and end with the process: the relay publishes again whatever the store
-//! still knows, so nothing is lost but the time. A lane holds a bounded number of messages, those
-//! that wait and those that a consumer has not settled together. There are no priorities.
+//! Messages live in memory and end with the process: the relay publishes again whatever the store still has, so only
+//! time is lost. A lane holds a bounded number of messages: those that wait and those that a consumer has not settled.
+//! There are no priorities.
 
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
@@ -27,7 +27,7 @@ use super::{
 };
 use crate::{job::QueueName, sync::lock};
 
-/// How long a whole batch may wait for room before the rest of it is refused as [`QueueErrorKind::Full`].
+/// How long a batch of messages may wait for room before the rest of it is refused as [`QueueErrorKind::Full`].
 pub const ROOM_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Lanes in memory, shared by all parts of this process.
@@ -40,7 +40,7 @@ pub struct EmbeddedQueue {
 }
 
 impl EmbeddedQueue {
-    /// A queue with these lanes, each of at most `capacity` messages.
+    /// A queue with these lanes, each of up to `capacity` messages.
     pub fn new(lanes: impl IntoIterator<Item = QueueName>, capacity: usize) -> Self {
         let lanes = lanes.into_iter().map(|name| (name, Arc::new(Lane::new(capacity)))).collect();
         Self {
@@ -51,8 +51,8 @@ impl EmbeddedQueue {
         }
     }
 
-    /// Creates a reply queue of the given name, in place of an earlier one. It exists until the
-    /// receiver is dropped, and holds as many messages as a lane.
+    /// Creates a reply queue, in place of an earlier one of this name. It exists until the receiver is dropped, and
+    /// holds as many messages as a lane.
     pub fn reply_queue(&self, name: impl Into<String>) -> mpsc::Receiver<Message> {
         let (sender, receiver) = mpsc::channel(self.capacity.max(1));
         let mut replies = lock(&self.replies);
@@ -204,8 +204,8 @@ impl Lane {
         .await
     }
 
-    /// Tries until `attempt` has an answer, each time that the lane has changed. Nothing is taken
-    /// before the answer is there, so the future may be dropped.
+    /// Repeats `attempt` whenever the lane has changed, until it returns an answer. It takes no message before that, so
+    /// the future may be dropped.
     async fn wait_for<T>(&self, mut attempt: impl FnMut() -> Option<T>) -> T {
         loop {
             let mut changed = std::pin::pin!(self.changed.notified());
@@ -227,7 +227,7 @@ impl Stored {
     }
 }
 
-/// What a consumer and its settler share.
+/// The state that a consumer and its settler share.
 #[derive(Debug)]
 struct Subscription {
     lane: Arc<Lane>,
@@ -243,7 +243,7 @@ struct Unsettled {
 }
 
 impl Subscription {
-    /// Deliveries, if there are any and this consumer may have them.
+    /// Takes up to `max` messages of the lane, as far as the prefetch allows.
     fn take(&self, max: usize) -> Vec<Delivery> {
         let mut unsettled = lock(&self.unsettled);
         let mut state = self.lane.state();

@@ -1,4 +1,4 @@
-//! What a queue can answer instead of a result.
+//! Errors of the queue, by what a caller can do about them.
 
 use crate::{failure::Failure, string_enum::string_enum};
 

@@ -6,9 +6,7 @@ use async_trait::async_trait;
 use jiff::Timestamp;
 
 use super::{Conflict, StoreError};
-use crate::job::{
-    Binding, ErrorKind, Fence, HeldReason, JobError, JobId, JobSpec, RequestId, State, WorkerId,
-};
+use crate::job::{Binding, ErrorKind, Fence, JobId, JobSpec, RequestId, State, Stop, WorkerId};
 
 /// The writes that start an attempt.
 #[async_trait]
@@ -28,9 +26,8 @@ pub trait Claims: fmt::Debug + Send + Sync {
     /// * An unknown job whose `run_at` lies in the future becomes `scheduled` ([`Claimed::Scheduled`]).
     ///   A known job that is `available` was due, or a person made it due, so it runs.
     /// * A job whose `expires_at` has passed becomes `failed` with kind `expired` ([`Claimed::Ended`]).
-    /// * With [`Verdict::Refuse`] the job becomes `failed`, with [`Verdict::Hold`] and
-    ///   [`Verdict::Connect`] `held`, instead of `running` ([`Claimed::Ended`]), with that error. Expiry and schedule come before the verdict
-    ///   only where it is `Run`.
+    /// * With a [`Claim::stop`] the job becomes `failed` or `held` instead of `running`
+    ///   ([`Claimed::Ended`]), with that error. Expiry and schedule matter only without one.
     /// * Counts of attempts stay at their highest value, so that no claim fails for them.
     /// * What was frozen earlier wins over [`Claim::binding`]; what is offered is kept only where the
     ///   job becomes `running` and had nothing.
@@ -52,23 +49,17 @@ pub struct Claim {
     pub request_id: RequestId,
     /// Pin, account and effect, when they could be decided without waiting.
     pub binding: Option<Binding>,
-    /// What admission decided.
-    pub verdict: Verdict,
+    /// What admission decided against running it; `None` runs it.
+    pub stop: Option<Stop>,
     /// The message was published by the relay, so the store knew the job.
     pub from_store: bool,
 }
 
-/// What admission decided about a job that has not run.
-#[derive(Debug, Clone)]
-pub enum Verdict {
-    /// Run it.
-    Run,
-    /// It may not run; this is final.
-    Refuse(JobError),
-    /// It may not run yet.
-    Hold(HeldReason, JobError),
-    /// It may not run before its owner has connected this toolkit ([`Connections`](super::Connections)).
-    Connect(String, JobError),
+impl Claim {
+    /// The state to which the claim brings a job that is neither expired nor due later.
+    pub fn goes_to(&self) -> State {
+        self.stop.as_ref().map_or(State::Running, Stop::state)
+    }
 }
 
 /// What became of a claim.

@@ -8,8 +8,8 @@ use super::StoreError;
 use crate::job::Owner;
 
 /// Jobs that are held until their owner has connected a toolkit
-/// ([`Ending::Connect`](crate::job::Ending::Connect), [`Verdict::Connect`](super::Verdict::Connect)). Those of the
-/// same owner, toolkit and named account wait together, and are asked about together.
+/// ([`Stop::Connect`](crate::job::Stop::Connect)). Those of the same owner, toolkit and named account wait
+/// together, and are asked about together.
 #[async_trait]
 pub trait Connections: fmt::Debug + Send + Sync {
     /// Takes up to `limit` connections for which the tool API should be asked now, longest due first.

@@ -46,7 +46,7 @@ mod texts;
 pub use admin::{Admin, Schema};
 pub use audit::{Audit, AuditLimits, AuditPage, Finding, FindingKind};
 pub use checks::{Check, Checks, PutOff};
-pub use claims::{Bind, Claim, ClaimReceipt, Claimed, Claims, Verdict};
+pub use claims::{Bind, Claim, ClaimReceipt, Claimed, Claims};
 pub use connections::{Awaited, Connections};
 pub use error::{StoreError, StoreErrorKind};
 pub use finishes::{By, Finish, Finished, Finishes};

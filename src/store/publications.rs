@@ -45,8 +45,6 @@ pub struct Due {
     pub spec: Arc<JobSpec>,
     /// The state it was in.
     pub was: State,
-    /// How late it is, by the store's clock.
-    pub late_by: Duration,
 }
 
 /// A finished job whose app waits for the result.

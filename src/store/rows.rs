@@ -172,7 +172,7 @@ impl ErrorRow {
     pub(super) fn error(self) -> Result<Option<JobError>, StoreError> {
         let (Some(kind), Some(message)) = (self.kind, self.message) else { return Ok(None) };
         let kind: ErrorKind = parse_column("error_kind", &kind)?;
-        Ok(Some(JobError { kind, message, code: self.code, slug: self.slug }))
+        Ok(Some(JobError::new(kind, message).with_code(self.code, self.slug)))
     }
 }
 

@@ -13,7 +13,7 @@ use std::{sync::Arc, time::Duration};
 use serde_json::value::RawValue;
 
 use crate::{
-    job::{AttemptOutcome, Effect, ErrorKind, HeldReason, JobError, Owner},
+    job::{AttemptOutcome, Effect, ErrorKind, HeldReason, JobError, Owner, Stop},
     tool::{
         Answer, ApiError, Body, Reply, ToolResult,
         account::{needs_connection, needs_reconnection},
@@ -51,15 +51,26 @@ pub struct Classified {
     pub http_status: Option<u16>,
     /// The execution log ID, when the API gave one.
     pub log_id: Option<String>,
-    /// The API's own request ID, when it differs from ours.
-    pub api_request_id: Option<String>,
     /// The notice that the pinned version will go away, verbatim.
     pub deprecated: Option<String>,
-    /// The API says that the account is gone or unusable, so what is remembered about the owner's
-    /// accounts is outdated.
-    pub forget_account: bool,
     /// What becomes of the job.
     pub next: Next,
+}
+
+impl Classified {
+    /// Whether the API says that the account is gone or unusable, so that what is remembered about the
+    /// owner's accounts is outdated.
+    pub fn account_is_gone(&self) -> bool {
+        match &self.next {
+            Next::Stop(Stop::Connect { .. }) => true,
+            Next::Stop(Stop::Fail { error }) => error.kind() == ErrorKind::AccountNotFound,
+            Next::Stop(Stop::Hold { .. })
+            | Next::Succeed { .. }
+            | Next::Retry { .. }
+            | Next::Throttled { .. }
+            | Next::Unknown { .. } => false,
+        }
+    }
 }
 
 /// What becomes of the job after a reply.
@@ -70,11 +81,8 @@ pub enum Next {
         /// The tool's `data`, verbatim.
         result: Arc<RawValue>,
     },
-    /// Final failure.
-    Fail {
-        /// Why.
-        error: JobError,
-    },
+    /// Failed or parked.
+    Stop(Stop),
     /// Safe to make again, if the budget allows.
     Retry {
         /// Why the attempt did not succeed.
@@ -89,18 +97,17 @@ pub enum Next {
         /// The API's wish, if it said one.
         retry_after: Option<Duration>,
     },
-    /// Parked.
-    Hold {
-        /// What it waits for.
-        reason: HeldReason,
-        /// What a person should know or do.
-        error: JobError,
-    },
     /// Nobody knows whether the tool ran, and it must not run twice: verify, or hold.
     Unknown {
         /// What is known.
         error: JobError,
     },
+}
+
+impl From<Stop> for Next {
+    fn from(stop: Stop) -> Self {
+        Self::Stop(stop)
+    }
 }
 
 /// Why the API did not run a tool, or why that is not known.
@@ -128,48 +135,47 @@ enum Cause {
 
 /// Says what a reply means.
 pub fn classify(reply: Reply, context: &Context<'_>) -> Classified {
-    let (outcome, next, answer) = match reply {
+    match reply {
         Reply::NotSent(cause) => {
             let message =
                 format!("the tool API could not be reached, nothing was sent: {}", mask_keys(&cause));
             let error = JobError::new(ErrorKind::NotSent, message);
-            (AttemptOutcome::NotSent, Next::Retry { error, retry_after: None }, Meta::default())
+            unanswered(AttemptOutcome::NotSent, Next::Retry { error, retry_after: None })
         }
         Reply::NoAnswer(cause) => {
             let next = unknown(context, None, &format!("the call was sent and no answer came: {cause}"));
-            (AttemptOutcome::Unknown, next, Meta::default())
+            unanswered(AttemptOutcome::Unknown, next)
         }
-        Reply::Answered(answer) => return answered(answer, context),
-    };
-    answer.classified(outcome, next)
+        Reply::Answered(Answer { status, retry_after, request_id: _, deprecated, body }) => {
+            let log_id = match &body {
+                Body::Result(result) => result.log_id.clone(),
+                Body::Error(_) | Body::Opaque | Body::TooLarge | Body::Broken(_) => None,
+            };
+            let (outcome, next) = answered(status, retry_after, body, context);
+            Classified { outcome, http_status: Some(status), log_id, deprecated, next }
+        }
+    }
 }
 
-fn answered(answer: Answer, context: &Context<'_>) -> Classified {
-    let Answer { status, retry_after, request_id, deprecated, body } = answer;
-    let mut meta =
-        Meta { http_status: Some(status), api_request_id: request_id, deprecated, ..Meta::default() };
+fn unanswered(outcome: AttemptOutcome, next: Next) -> Classified {
+    Classified { outcome, http_status: None, log_id: None, deprecated: None, next }
+}
+
+fn answered(
+    status: u16,
+    retry_after: Option<Duration>,
+    body: Body,
+    context: &Context<'_>,
+) -> (AttemptOutcome, Next) {
     let success = (200..300).contains(&status);
     let said = match body {
-        Body::Result(result) if success => {
-            meta.log_id = result.log_id.clone();
-            let (outcome, next) = ran(result, retry_after, context);
-            meta.forget_account = is_dead_connection(&next);
-            return meta.classified(outcome, next);
-        }
+        Body::Result(result) if success => return ran(result, retry_after, context),
         // A success that comes with an error status is a contradiction, and then nothing is known.
         Body::Result(result) if result.successful && result.error.is_none() => {
-            meta.log_id = result.log_id;
-            let next = unknown(
-                context,
-                retry_after,
-                &format!("the tool API answered HTTP {status} with a success in it"),
-            );
-            return meta.classified(AttemptOutcome::Unknown, next);
+            let what = format!("the tool API answered HTTP {status} with a success in it");
+            return (AttemptOutcome::Unknown, unknown(context, retry_after, &what));
         }
-        Body::Result(result) => {
-            meta.log_id = result.log_id;
-            Said::Api(ApiError { message: result.error, ..ApiError::default() })
-        }
+        Body::Result(result) => Said::Api(ApiError { message: result.error, ..ApiError::default() }),
         Body::Error(error) => Said::Api(error),
         Body::Opaque => Said::Nothing("without a body that the tool API would send"),
         Body::Broken(_) => Said::Lost,
@@ -183,7 +189,7 @@ fn answered(answer: Answer, context: &Context<'_>) -> Classified {
                     context.tool
                 ),
             );
-            return meta.classified(AttemptOutcome::Unknown, Next::Fail { error });
+            return (AttemptOutcome::Unknown, Stop::Fail { error }.into());
         }
         Body::TooLarge => Said::Nothing("with a body that is larger than the limit"),
     };
@@ -193,10 +199,7 @@ fn answered(answer: Answer, context: &Context<'_>) -> Classified {
         Said::Nothing(_) | Said::Lost if matches!(status, 404 | 410 | 422) => Cause::Refused,
         Said::Nothing(_) | Said::Lost => by_status(status),
     };
-    let (outcome, next) = refused(cause, status, said, retry_after, context);
-    meta.forget_account = is_dead_connection(&next)
-        || matches!(cause, Cause::NoConnection | Cause::DeadConnection | Cause::UnknownAccount);
-    meta.classified(outcome, next)
+    refused(cause, status, said, retry_after, context)
 }
 
 /// What came with a status that is no success.
@@ -251,12 +254,10 @@ fn ran(result: ToolResult, retry_after: Option<Duration>, context: &Context<'_>)
             let why = "is no longer accepted by the provider";
             let sentence = needs_reconnection(context.owner, context.toolkit, why);
             let said_error = ApiError { message: Some(text), ..ApiError::default() };
-            Next::Hold {
-                reason: HeldReason::Connection,
-                error: said(ErrorKind::NeedsReconnection, sentence, &said_error),
-            }
+            let error = said(ErrorKind::NeedsReconnection, sentence, &said_error);
+            Stop::Connect { toolkit: context.toolkit.to_owned(), error }.into()
         }
-        Some(_) | None => Next::Fail { error },
+        Some(_) | None => Stop::Fail { error }.into(),
     };
     (AttemptOutcome::ToolFailed, next)
 }
@@ -302,8 +303,10 @@ fn refused(
     let Context { owner, toolkit, tool, version, .. } = context;
     let (field, owner_id) = (owner.kind().field(), owner.id());
     let api = said_body.error();
-    let fail = |kind, sentence| Next::Fail { error: said(kind, sentence, &api) };
-    let hold = |reason, kind, sentence| Next::Hold { reason, error: said(kind, sentence, &api) };
+    let fail = |kind, sentence| Stop::Fail { error: said(kind, sentence, &api) }.into();
+    let connect = |kind, sentence| {
+        Stop::Connect { toolkit: (*toolkit).to_owned(), error: said(kind, sentence, &api) }.into()
+    };
     let next = match cause {
         Cause::Throttled => {
             let sentence = "the tool API is throttling; the call is made again later".into();
@@ -318,13 +321,13 @@ fn refused(
             };
             return (AttemptOutcome::Unknown, next);
         }
-        Cause::Key => hold(
-            HeldReason::Credentials,
-            ErrorKind::Credentials,
-            format!(
+        Cause::Key => {
+            let sentence = format!(
                 "the tool API does not accept errand's API key (HTTP {status}); correct the key, then release the job"
-            ),
-        ),
+            );
+            let error = said(ErrorKind::Credentials, sentence, &api);
+            Stop::Hold { reason: HeldReason::Credentials, error }.into()
+        }
         Cause::UnknownTool => fail(
             ErrorKind::UnknownTool,
             format!(
@@ -333,9 +336,7 @@ fn refused(
             ),
         ),
         Cause::UnknownAccount => match context.account {
-            None => {
-                hold(HeldReason::Connection, ErrorKind::NeedsConnection, needs_connection(owner, toolkit))
-            }
+            None => connect(ErrorKind::NeedsConnection, needs_connection(owner, toolkit)),
             Some(account) if context.explicit_account => fail(
                 ErrorKind::AccountNotFound,
                 format!(
@@ -351,14 +352,10 @@ fn refused(
                 ),
             ),
         },
-        Cause::NoConnection => {
-            hold(HeldReason::Connection, ErrorKind::NeedsConnection, needs_connection(owner, toolkit))
+        Cause::NoConnection => connect(ErrorKind::NeedsConnection, needs_connection(owner, toolkit)),
+        Cause::DeadConnection => {
+            connect(ErrorKind::NeedsReconnection, needs_reconnection(owner, toolkit, "can no longer be used"))
         }
-        Cause::DeadConnection => hold(
-            HeldReason::Connection,
-            ErrorKind::NeedsReconnection,
-            needs_reconnection(owner, toolkit, "can no longer be used"),
-        ),
         Cause::OtherOwner => fail(
             ErrorKind::AccountMismatch,
             match context.account {
@@ -466,27 +463,6 @@ fn by_status(status: u16) -> Cause {
     }
 }
 
-fn is_dead_connection(next: &Next) -> bool {
-    matches!(next, Next::Hold { reason: HeldReason::Connection, .. })
-}
-
-/// What is recorded about an attempt besides its outcome.
-#[derive(Default)]
-struct Meta {
-    http_status: Option<u16>,
-    log_id: Option<String>,
-    api_request_id: Option<String>,
-    deprecated: Option<String>,
-    forget_account: bool,
-}
-
-impl Meta {
-    fn classified(self, outcome: AttemptOutcome, next: Next) -> Classified {
-        let Self { http_status, log_id, api_request_id, deprecated, forget_account } = self;
-        Classified { outcome, http_status, log_id, api_request_id, deprecated, forget_account, next }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -535,13 +511,17 @@ mod tests {
     fn verdict(classified: &Classified) -> (&'static str, Option<ErrorKind>) {
         match &classified.next {
             Next::Succeed { .. } => ("succeed", None),
-            Next::Fail { error } => ("fail", Some(error.kind)),
-            Next::Retry { error, .. } => ("retry", Some(error.kind)),
-            Next::Throttled { error, .. } => ("throttled", Some(error.kind)),
-            Next::Hold { reason: HeldReason::Connection, error } => ("connection", Some(error.kind)),
-            Next::Hold { reason: HeldReason::Credentials, error } => ("credentials", Some(error.kind)),
-            Next::Hold { error, .. } => ("hold", Some(error.kind)),
-            Next::Unknown { error } => ("unknown", Some(error.kind)),
+            Next::Stop(Stop::Fail { error }) => ("fail", Some(error.kind())),
+            Next::Stop(Stop::Connect { toolkit, error }) if toolkit == "github" => {
+                ("connection", Some(error.kind()))
+            }
+            Next::Stop(Stop::Hold { reason: HeldReason::Credentials, error }) => {
+                ("credentials", Some(error.kind()))
+            }
+            Next::Stop(stop) => ("hold", Some(stop.error().kind())),
+            Next::Retry { error, .. } => ("retry", Some(error.kind())),
+            Next::Throttled { error, .. } => ("throttled", Some(error.kind())),
+            Next::Unknown { error } => ("unknown", Some(error.kind())),
         }
     }
 
@@ -560,7 +540,6 @@ mod tests {
         let classified = judge(Effect::Once, 200, good);
         assert_eq!(classified.outcome, AttemptOutcome::Succeeded);
         assert_eq!(classified.log_id.as_deref(), Some("log_1"));
-        assert_eq!(classified.api_request_id.as_deref(), Some("theirs"));
         assert!(matches!(classified.next, Next::Succeed { result } if result.get() == r#"{"a":1}"#));
         assert_eq!(verdict(&judge(Effect::Once, 200, r#"{"successful":true}"#)).0, "succeed");
         assert_eq!(verdict(&judge(Effect::Once, 206, r#"{"successful":true,"error":" "}"#)).0, "succeed");
@@ -761,13 +740,13 @@ mod tests {
         let body = r#"{"error":{"message":"no account, key ak_live_123456","code":1810,
             "slug":"ActionExecute_ConnectedAccountNotFound","suggested_fix":"Connect it."}}"#;
         let classified = judge(Effect::Once, 400, body);
-        assert!(classified.forget_account);
-        let Next::Hold { error, .. } = classified.next else { panic!("not held") };
+        assert!(classified.account_is_gone());
+        let Next::Stop(Stop::Connect { error, .. }) = classified.next else { panic!("not held") };
         for part in ["`org_id` org_1", "`github`", "no account, key ak_***", "suggested fix: Connect it."] {
-            assert!(error.message.contains(part), "{part} in {}", error.message);
+            assert!(error.message().contains(part), "{part} in {}", error.message());
         }
-        assert_eq!(error.code, Some(1810));
-        assert_eq!(error.slug.as_deref(), Some("ActionExecute_ConnectedAccountNotFound"));
+        assert_eq!(error.code(), Some(1810));
+        assert_eq!(error.slug(), Some("ActionExecute_ConnectedAccountNotFound"));
     }
 
     fn any_reply() -> impl Strategy<Value = Reply> {

@@ -18,10 +18,13 @@ use super::{
     finish::BindOutcome,
 };
 use crate::{
-    job::{Attempt, AttemptOutcome, Binding, Ending, ErrorKind, HeldReason, JobError, JobSpec, RequestId},
+    job::{
+        Attempt, AttemptEnd, AttemptOutcome, Binding, Ending, ErrorKind, HeldReason, JobError, JobSpec,
+        NotReady, RequestId, Stop,
+    },
     store::{Bind, By, Claim, ClaimReceipt, Finish, Finished},
     telemetry::metrics::{self, LaneMetrics},
-    tool::{Call, Reply, not_ready::NotReady},
+    tool::{Call, Reply},
 };
 
 /// A claimed job.
@@ -36,14 +39,6 @@ pub(super) struct Held {
     /// When the job was due for the first time, as far as this process can tell.
     due_at: Timestamp,
     metrics: Arc<LaneMetrics>,
-}
-
-/// How an attempt ended, before it is recorded.
-struct Ended {
-    outcome: AttemptOutcome,
-    http_status: Option<u16>,
-    log_id: Option<String>,
-    ending: Ending,
 }
 
 impl Held {
@@ -108,7 +103,7 @@ async fn run(shared: &Shared, mut held: Held) {
 }
 
 /// `None` when the job turned out to be held by somebody else.
-async fn attempt(shared: &Shared, held: &mut Held) -> Option<Ended> {
+async fn attempt(shared: &Shared, held: &mut Held) -> Option<AttemptEnd> {
     let binding = match held.receipt.binding.take() {
         Some(binding) if !shared.resolver.lacks_account(&held.spec, &binding) => {
             held.receipt.binding.insert(binding).clone()
@@ -154,7 +149,7 @@ async fn attempt(shared: &Shared, held: &mut Held) -> Option<Ended> {
 
 enum Frozenness {
     Ready(Binding),
-    Ended(Box<Ended>),
+    Ended(Box<AttemptEnd>),
     Fenced,
 }
 
@@ -191,7 +186,7 @@ async fn bind(shared: &Shared, held: &mut Held, earlier: Option<Binding>) -> Fro
                              be recorded: {why}; look at what the tool API says about the tool and the owner's account"
                         ),
                     );
-                    Frozenness::Ended(Box::new(set_back(shared, held, NotReady::Fail(error))))
+                    Frozenness::Ended(Box::new(set_back(shared, held, Stop::Fail { error }.into())))
                 }
                 None => Frozenness::Ended(Box::new(given_back(Duration::ZERO, None))),
             }
@@ -201,19 +196,17 @@ async fn bind(shared: &Shared, held: &mut Held, earlier: Option<Binding>) -> Fro
 }
 
 /// Nothing was sent, because something is missing.
-fn set_back(shared: &Shared, held: &Held, not_ready: NotReady) -> Ended {
+fn set_back(shared: &Shared, held: &Held, not_ready: NotReady) -> AttemptEnd {
     let ending = match not_ready {
-        NotReady::Fail(error) => Ending::Fail { error },
-        NotReady::Hold(reason, error) => Ending::Hold { reason, error },
-        NotReady::Connect { toolkit, error } => Ending::Connect { toolkit, error },
+        NotReady::Stop(stop) => stop.into(),
         NotReady::Wait { error, retry_after } => throttled(shared, held, error, retry_after),
     };
-    Ended { outcome: AttemptOutcome::Interrupted, http_status: None, log_id: None, ending }
+    AttemptEnd::unanswered(AttemptOutcome::Interrupted, ending)
 }
 
 /// Whether the call must not be started now: the lease may be over, or the process is draining and
 /// a call that counts could not finish.
-fn refuse_to_start(shared: &Shared, binding: &Binding, timeout: Duration) -> Option<Ended> {
+fn refuse_to_start(shared: &Shared, binding: &Binding, timeout: Duration) -> Option<AttemptEnd> {
     if !shared.lease.may_start_call() {
         return Some(given_back(Duration::from_secs(1), None));
     }
@@ -222,17 +215,12 @@ fn refuse_to_start(shared: &Shared, binding: &Binding, timeout: Duration) -> Opt
     (!fits || shared.interrupt.is_cancelled()).then(|| given_back(Duration::ZERO, None))
 }
 
-fn given_back(after: Duration, error: Option<JobError>) -> Ended {
-    Ended {
-        outcome: AttemptOutcome::Interrupted,
-        http_status: None,
-        log_id: None,
-        ending: Ending::Snooze { after, error },
-    }
+fn given_back(after: Duration, error: Option<JobError>) -> AttemptEnd {
+    AttemptEnd::unanswered(AttemptOutcome::Interrupted, Ending::Snooze { after, error })
 }
 
 /// Gives a job back whose call an open circuit breaker keeps back.
-fn postpone(shared: &Shared, held: &Held, open: Open) -> Ended {
+fn postpone(shared: &Shared, held: &Held, open: Open) -> AttemptEnd {
     let Open { scope, after } = open;
     let whose = match scope {
         Scope::OwnerToolkit => "for this owner and toolkit",
@@ -256,7 +244,7 @@ fn report(permit: CallPermit<'_>, outcome: AttemptOutcome, next: &Next) {
         Next::Retry { .. } if outcome == AttemptOutcome::ToolFailed => permit.answered(),
         Next::Retry { retry_after, .. } => permit.failed(*retry_after),
         Next::Unknown { .. } => permit.failed(None),
-        Next::Succeed { .. } | Next::Fail { .. } | Next::Hold { .. } => permit.answered(),
+        Next::Succeed { .. } | Next::Stop(_) => permit.answered(),
     }
 }
 
@@ -267,7 +255,7 @@ fn judge(
     binding: &Binding,
     permit: CallPermit<'_>,
     reply: Option<Reply>,
-) -> Ended {
+) -> AttemptEnd {
     let context = classify::Context {
         owner: &held.spec.owner,
         tool: &held.spec.tool,
@@ -284,7 +272,7 @@ fn judge(
     if !interrupted {
         report(permit, classified.outcome, &classified.next);
     }
-    if classified.forget_account {
+    if classified.account_is_gone() {
         shared.resolver.account_refused(&held.spec, binding);
     } else if matches!(classified.outcome, AttemptOutcome::Succeeded | AttemptOutcome::ToolFailed) {
         shared.resolver.account_accepted(&held.spec, binding);
@@ -294,8 +282,7 @@ fn judge(
     }
     let ending = match classified.next {
         Next::Succeed { result } => Ending::Succeed { result },
-        Next::Fail { error } => Ending::Fail { error },
-        Next::Hold { reason, error } => hold(reason, &binding.toolkit, error),
+        Next::Stop(stop) => stop.into(),
         Next::Throttled { error, retry_after } => throttled(shared, held, error, retry_after),
         // An interruption is not the job's fault, so it spends no attempt.
         Next::Retry { error, .. } if interrupted => {
@@ -305,7 +292,7 @@ fn judge(
         Next::Unknown { error } if binding.effect.may_repeat() => retry(shared, held, error, None),
         Next::Unknown { error } => undecided(shared.options.first_check, error, held.request_id),
     };
-    Ended {
+    AttemptEnd {
         outcome: classified.outcome,
         http_status: classified.http_status,
         log_id: classified.log_id,
@@ -321,28 +308,18 @@ pub const LOOKS: &str = "; errand looks for the request ID";
 pub(crate) fn undecided(first_check: Option<Duration>, error: JobError, request_id: RequestId) -> Ending {
     let message = match first_check {
         Some(_) => {
-            format!("{}{LOOKS} {request_id} in the tool API's log and goes by what it finds", error.message)
+            format!("{}{LOOKS} {request_id} in the tool API's log and goes by what it finds", error.message())
         }
         None => format!(
             "{}; look for the request ID {request_id} in the tool API's log, then release the job with \
              --succeeded, --failed or --retry",
-            error.message
+            error.message()
         ),
     };
-    let error = JobError { message, ..error };
+    let error = error.with_message(message);
     match first_check {
         Some(after) => Ending::Verify { after, error },
-        None => Ending::Hold { reason: HeldReason::UnknownOutcome, error },
-    }
-}
-
-/// Parks a job; one that waits for a connection goes on when it is there.
-pub(crate) fn hold(reason: HeldReason, toolkit: &str, error: JobError) -> Ending {
-    match reason {
-        HeldReason::Connection => Ending::Connect { toolkit: toolkit.to_owned(), error },
-        HeldReason::UnknownOutcome | HeldReason::Credentials | HeldReason::Unidentified => {
-            Ending::Hold { reason, error }
-        }
+        None => Stop::Hold { reason: HeldReason::UnknownOutcome, error }.into(),
     }
 }
 
@@ -352,7 +329,7 @@ fn retry(shared: &Shared, held: &Held, error: JobError, retry_after: Option<Dura
         shared.options.retry.next(held.spec.budget, spent, age(shared, held), retry_after, fastrand::f64());
     match next {
         Some(after) => Ending::Retry { after, error },
-        None => Ending::Fail { error },
+        None => Stop::Fail { error }.into(),
     }
 }
 
@@ -362,7 +339,7 @@ fn throttled(shared: &Shared, held: &Held, error: JobError, retry_after: Option<
         shared.options.retry.throttled(budget, number, age(shared, held), retry_after, fastrand::f64());
     match next {
         Some(after) => Ending::Snooze { after, error: Some(error) },
-        None => Ending::Fail { error },
+        None => Stop::Fail { error }.into(),
     }
 }
 
@@ -374,7 +351,7 @@ fn age(shared: &Shared, held: &Held) -> Duration {
 
 /// What becomes of a job on which errand itself failed: it is tried again within its budget, unless the call
 /// counts and may have been made.
-fn panicked(shared: &Shared, held: &Held) -> Ended {
+fn panicked(shared: &Shared, held: &Held) -> AttemptEnd {
     metrics::PANICS.add(1);
     tracing::error!(job.id = %held.spec.id, attempt.n = held.receipt.attempt, "an attempt panicked");
     let (outcome, what) = if held.is_sent {
@@ -390,11 +367,11 @@ fn panicked(shared: &Shared, held: &Held) -> Ended {
     } else {
         retry(shared, held, error, None)
     };
-    Ended { outcome, http_status: None, log_id: None, ending }
+    AttemptEnd::unanswered(outcome, ending)
 }
 
 /// Records the attempt and tells the metrics what became of the job.
-async fn record(shared: &Shared, held: Held, ended: Ended) {
+async fn record(shared: &Shared, held: Held, ended: AttemptEnd) {
     let Held { spec, request_id, receipt, started_at, due_at, metrics: lane, is_sent: _, claimed_at: _ } =
         held;
     let toolkit = receipt.binding.as_ref().map(|binding| binding.toolkit.clone());
@@ -402,7 +379,7 @@ async fn record(shared: &Shared, held: Held, ended: Ended) {
         Ending::Succeed { result } => result.get().len() as u64,
         _ => 0,
     };
-    let cause = ended.ending.error().map(|error| error.kind);
+    let cause = ended.ending.error().map(|error| error.kind());
     let finish = Finish {
         id: spec.id,
         fence: receipt.fence,

@@ -8,7 +8,7 @@ use super::{Shared, group_commit::Runner};
 use crate::{
     backoff::RECONNECT,
     failure::chain,
-    job::{Ending, ErrorKind, JobError},
+    job::{ErrorKind, JobError, Stop},
     store::{Bind, Finish, Finished, StoreError, StoreErrorKind},
     telemetry::metrics,
 };
@@ -113,7 +113,7 @@ async fn write_unstorable(shared: &Shared, refused: &[Finish], cause: &StoreErro
     let mut failed = refused.to_vec();
     for finish in &mut failed {
         finish.attempt.error = Some(error.clone());
-        finish.ending = Ending::Fail { error: error.clone() };
+        finish.ending = Stop::Fail { error: error.clone() }.into();
     }
     let store = &shared.deps.store;
     for keeps_log_id in [true, false] {

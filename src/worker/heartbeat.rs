@@ -91,7 +91,7 @@ pub(super) async fn run(shared: Arc<Shared>, end: CancellationToken) {
                 if !away {
                     away = true;
                     tracing::warn!(
-                        error = why,
+                        error = %why,
                         "the store does not take heartbeats; no more jobs are claimed"
                     );
                 }

@@ -19,13 +19,12 @@ use crate::{
     bounds::CLAIM_BATCH,
     failure::chain,
     job::{
-        Arrival, EnvelopeError, EnvelopeReason, ErrorKind, HeldReason, JobError, JobId, QueueName, RequestId,
-        decode,
+        Arrival, EnvelopeError, EnvelopeReason, ErrorKind, HeldReason, JobError, JobId, NotReady, QueueName,
+        RequestId, Stop, decode,
     },
     queue::{Delivery, Properties, QueueError, QueueErrorKind, Settler, Token},
-    store::{Claim, Claimed, Rejected, StoreError, StoreErrorKind, Verdict},
+    store::{Claim, Claimed, Rejected, StoreError, StoreErrorKind},
     telemetry::metrics::{self, LaneMetrics},
-    tool::not_ready::NotReady,
 };
 
 /// RabbitMQ's documented sweet spot ends at a few hundred unsettled deliveries; claims are short,
@@ -243,35 +242,28 @@ impl Lane {
         let spec = decode(&delivery.body, &arrival).map_err(|error| with_encoding(error, properties))?;
         let request_id = RequestId::new();
         let from_store = properties.from_store;
-        let refuse = |error| Verdict::Refuse(error);
         let resolver = &self.shared.resolver;
-        let (binding, verdict) = if anonymous == Some(spec.id) && delivery.redelivered {
+        let (binding, stop) = if anonymous == Some(spec.id) && delivery.redelivered {
             let error = JobError::new(
                 ErrorKind::UnknownOutcome,
                 "the message has no ID and was delivered before, so it may have run; release the job to run it",
             );
-            (None, Verdict::Hold(HeldReason::Unidentified, error))
+            (None, Some(Stop::Hold { reason: HeldReason::Unidentified, error }))
         } else if let Err(error) = resolver.judge(&spec) {
-            (None, refuse(error))
+            (None, Some(Stop::Fail { error }))
         } else {
             match resolver.decide_cached(&spec) {
-                Some(Ok(binding)) => (Some(binding), Verdict::Run),
+                Some(Ok(binding)) => (Some(binding), None),
                 // Known jobs may carry an earlier decision that still holds, which only the store
-                // knows; their refusal is decided after the claim.
-                Some(Err(NotReady::Fail(error))) if !from_store => (None, refuse(error)),
+                // knows; what stops them is decided after the claim.
+                Some(Err(NotReady::Stop(stop @ Stop::Fail { .. }))) if !from_store => (None, Some(stop)),
                 // A job is not held before its time: by the store's clock it is scheduled, or found
                 // wanting after the claim.
-                Some(Err(_)) if spec.run_at.is_some() => (None, Verdict::Run),
-                Some(Err(NotReady::Hold(reason, error))) if !from_store => {
-                    (None, Verdict::Hold(reason, error))
-                }
-                Some(Err(NotReady::Connect { toolkit, error })) if !from_store => {
-                    (None, Verdict::Connect(toolkit, error))
-                }
-                _ => (None, Verdict::Run),
+                Some(Err(NotReady::Stop(stop))) if !from_store && spec.run_at.is_none() => (None, Some(stop)),
+                Some(Err(_)) | None => (None, None),
             }
         };
-        Ok(Claim { spec: Arc::new(spec), request_id, binding, verdict, from_store })
+        Ok(Claim { spec: Arc::new(spec), request_id, binding, stop, from_store })
     }
 
     /// Claims in one write, again and again until the store has answered. A job that the database

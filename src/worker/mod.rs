@@ -44,6 +44,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 pub use circuit_breaker::Policy as CircuitBreakerPolicy;
 pub use crash::{CrashPlan, CrashPoint};
 pub use execute::LOOKS;
+pub use journal::{Unreadable as UnreadableJournal, decode as decode_journal};
 pub use resolve::{Options as ResolverOptions, Resolver};
 
 use self::{
@@ -286,7 +287,7 @@ impl Shared {
             }
             Err(why) => {
                 tracing::error!(
-                    error = why,
+                    error = %why,
                     results,
                     "results could not be journaled and are left to the rescue"
                 );

@@ -16,14 +16,13 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     admission::{Rules, looks_like_email},
     failure::chain,
-    job::{Binding, JobError, JobSpec},
+    job::{Binding, JobError, JobSpec, NotReady, Stop},
     store::SharedStore,
     telemetry::metrics,
     tool::{
         SharedToolApi,
         account::{AccountOptions, Accounts},
         catalog::{Ask, Catalog, CatalogOptions, Known, Resolved, UnpinnedPolicy},
-        not_ready::NotReady,
         pin::{PinSources, PinTable, VersionMap},
     },
 };
@@ -111,7 +110,7 @@ impl Resolver {
             Err(error) => return Some(Err(error.not_ready())),
         };
         if let Err(error) = self.rules.judge_toolkit(spec, &resolved.toolkit) {
-            return Some(Err(NotReady::Fail(error)));
+            return Some(Err(Stop::Fail { error }.into()));
         }
         if resolved.no_auth && spec.connected_account_id.is_none() {
             return Some(Ok(binding(resolved, None)));
@@ -131,7 +130,7 @@ impl Resolver {
         let resolved = self.catalog.resolve(&Ask::from(spec), &pins, self.policy).await;
         metrics::LOOKUPS.add2(["tool", if resolved.is_ok() { "found" } else { "failed" }], 1);
         let resolved = resolved.map_err(|error| error.not_ready())?;
-        self.rules.judge_toolkit(spec, &resolved.toolkit).map_err(NotReady::Fail)?;
+        self.rules.judge_toolkit(spec, &resolved.toolkit).map_err(|error| Stop::Fail { error })?;
         if resolved.no_auth && spec.connected_account_id.is_none() {
             return Ok(binding(resolved, None));
         }

@@ -11,9 +11,10 @@ use errand::{
     app,
     config::{self, Sources},
     job::{
-        Arrival, EnvelopeReason, ErrorKind, HeldReason, JobError, JobId, RequestId, State, WorkerId, decode,
+        Arrival, EnvelopeReason, ErrorKind, HeldReason, JobError, JobId, RequestId, State, Stop, WorkerId,
+        decode,
     },
-    store::{Claim, Claimed, Rejected, SharedStore, Verdict},
+    store::{Claim, Claimed, Rejected, SharedStore},
 };
 use errand_sandbox::{Options, Sandbox, World};
 use insta::assert_snapshot;
@@ -704,8 +705,8 @@ fn hold(store: &SharedStore, tool: &str) -> String {
     let spec = Arc::new(decode(body.as_bytes(), &arrival).unwrap());
     let id = spec.id.to_string();
     let error = JobError::new(ErrorKind::NeedsConnection, "connect it\n\u{1b}[31m first");
-    let verdict = Verdict::Hold(HeldReason::Connection, error);
-    let claim = Claim { spec, request_id: RequestId::new(), binding: None, verdict, from_store: false };
+    let stop = Some(Stop::Hold { reason: HeldReason::Connection, error });
+    let claim = Claim { spec, request_id: RequestId::new(), binding: None, stop, from_store: false };
     let worker = WorkerId::new();
     block_on(async {
         store.beat(worker, "test").await.unwrap();

@@ -20,6 +20,7 @@ mod outage;
 mod outage_broker;
 mod outage_database;
 mod queue_contract;
+mod rabbitmq;
 mod second_api;
 mod shutdown;
 mod simulation;

@@ -12,6 +12,7 @@ use errand::{
     app, config,
     job::{
         self, Arrival, AttemptOutcome, Effect, ErrorKind, HeldReason, JobId, JobSpec, PinnedBy, RequestId,
+        Stop,
     },
     tool::{
         Body, Call, Reply, ToolApi as _, ToolError,
@@ -512,17 +513,17 @@ async fn the_sandboxs_refusals_mean_what_they_should() {
         let refused = bench.run(Effect::Once, call).await;
         assert_eq!(refused.outcome, AttemptOutcome::Refused, "{name}");
         match refused.next {
-            Next::Fail { error } | Next::Hold { reason: HeldReason::Connection, error } => {
-                assert_eq!(error.kind, kind, "{name}: {error:?}");
+            Next::Stop(Stop::Fail { error } | Stop::Connect { error, .. }) => {
+                assert_eq!(error.kind(), kind, "{name}: {error:?}");
             }
             other => panic!("{name}: {other:?}"),
         }
     }
     for key in ["ak_test_expired", "ak_test_readonly", "ak_nobody_knows"] {
         match Bench::with_key(key).await.run(Effect::Once, repo("u-alice", None)).await.next {
-            Next::Hold { reason: HeldReason::Credentials, error } => {
-                assert_eq!(error.kind, Credentials);
-                assert!(!error.message.contains(key), "{}", error.message);
+            Next::Stop(Stop::Hold { reason: HeldReason::Credentials, error }) => {
+                assert_eq!(error.kind(), Credentials);
+                assert!(!error.message().contains(key), "{}", error.message());
             }
             other => panic!("{key}: {other:?}"),
         }
@@ -590,7 +591,7 @@ async fn pins_and_accounts_are_resolved_against_the_sandbox() {
         ("github", "20251027_00", PinnedBy::Config)
     );
     let old = resolve(&config("20250905_00"), UnpinnedPolicy::Refuse).await.unwrap_err();
-    let message = old.not_ready().error().message.clone();
+    let message = old.not_ready().error().message().to_owned();
     assert!(message.contains("20250905_00") && message.contains("20251027_00"), "{message}");
     let unpinned = resolve(&PinSources::default(), UnpinnedPolicy::Refuse).await.unwrap_err();
     assert!(matches!(unpinned, ResolveError::Unpinned { .. }));

@@ -1,16 +1,16 @@
-//! Which deliveries of one channel are settled, and what has to be written to the broker for it.
+//! The acknowledgements of one channel: which deliveries are settled, and which frames tell the broker.
 //!
-//! Deliveries settle in any order, and one `basic.ack` with `multiple` settles all up to a tag. So
-//! acks wait until every earlier delivery is settled too, and the longest settled prefix goes out
-//! in one frame. One delivery that stays unsettled would withhold all later acks and with them the
-//! prefetch; once half of the prefetch is withheld, those acks are written one by one.
+//! Deliveries are settled in any order, and one `basic.ack` with `multiple` acknowledges all up to a tag. So
+//! acknowledgements wait until every earlier delivery is settled too, and the longest settled prefix goes out in one
+//! frame. One delivery that stays unsettled would withhold all later acknowledgements and with them the prefetch; once
+//! half of the prefetch is withheld, those are written one by one.
 //!
-//! The broker closes the channel when a tag is settled twice or was never delivered. This type
-//! never lets that happen, whatever tokens it is given.
+//! The broker closes the channel when a tag is settled twice or was never delivered. This type prevents that, whatever
+//! tokens it is given.
 
 use std::collections::BTreeSet;
 
-/// A frame to write. The order of frames matters.
+/// An acknowledgement to write. Their order matters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum AckFrame {
     /// Acknowledges everything up to the tag that is still outstanding.
@@ -21,12 +21,12 @@ pub(super) enum AckFrame {
     Requeue(u64),
 }
 
-/// What is outstanding on one channel. Its size is bounded by the prefetch.
+/// The unsettled deliveries of one channel. The prefetch bounds their number.
 #[derive(Debug)]
 pub(super) struct AckTracker {
     last_received: u64,
     unsettled: BTreeSet<u64>,
-    /// Settled here, and unknown to the broker.
+    /// Acknowledged by the caller, and not yet to the broker.
     withheld: BTreeSet<u64>,
     most_withheld: usize,
 }
@@ -37,14 +37,14 @@ impl AckTracker {
         Self { last_received: 0, unsettled: BTreeSet::new(), withheld: BTreeSet::new(), most_withheld }
     }
 
-    /// A delivery has arrived. Tags of a channel count up from 1.
+    /// Notes a delivery. Tags of a channel count up from 1.
     pub(super) fn received(&mut self, tag: u64) {
         // A gap would be a delivery that this process never saw, and must not acknowledge.
         self.unsettled.extend(self.last_received + 1..=tag);
         self.last_received = self.last_received.max(tag);
     }
 
-    /// Settles deliveries. Tags that are settled already or were never received are ignored.
+    /// Acknowledges deliveries. Tags that are settled already or were never received are ignored.
     pub(super) fn ack(&mut self, tags: impl IntoIterator<Item = u64>, frames: &mut Vec<AckFrame>) {
         for tag in tags {
             if self.unsettled.remove(&tag) {
@@ -67,8 +67,8 @@ impl AckTracker {
         self.write_prefix(frames);
     }
 
-    /// Acknowledges all that is settled before the first unsettled delivery. The tag of the frame must
-    /// itself be outstanding, so it is that of the last withheld one.
+    /// Acknowledges everything before the first unsettled delivery. The broker must still know the tag of the frame,
+    /// so it is that of the last withheld one.
     fn write_prefix(&mut self, frames: &mut Vec<AckFrame>) {
         let rest = match self.unsettled.first() {
             Some(first) => self.withheld.split_off(first),

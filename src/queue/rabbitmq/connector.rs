@@ -1,4 +1,4 @@
-//! One connection to the broker, made when it is first used and made anew by the next use after it
+//! Connections to the broker: a connector makes one when it is first used, and a new one at the next use after it
 //! ended. Everything that belongs to a connection is dropped with it; nothing is recovered.
 
 use std::{
@@ -30,13 +30,13 @@ use crate::{
     sync::lock,
 };
 
-/// How long a connection gets to end in good order.
+/// How long a connection may take to close.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// A connection that is there when it is needed.
+/// Makes a connection when one is needed and none is open.
 pub(super) struct Connector {
     endpoint: Arc<Endpoint>,
-    /// What the connection is for, as its name in the broker's list of connections shows.
+    /// What the connection is for, which its name in the broker's list of connections shows.
     role: &'static str,
     current: Mutex<Option<Arc<Session>>>,
     attempts: tokio::sync::Mutex<Attempts>,
@@ -44,7 +44,7 @@ pub(super) struct Connector {
     closed: AtomicBool,
 }
 
-/// What is known about earlier attempts to connect.
+/// The attempts to connect since the last connection.
 #[derive(Default)]
 struct Attempts {
     connected_before: bool,
@@ -75,7 +75,7 @@ impl Connector {
         }
     }
 
-    /// The connection, if there is one that works as far as is known.
+    /// The open connection, if there is one.
     pub(super) fn live(&self) -> Option<Arc<Session>> {
         lock(&self.current).as_ref().filter(|session| session.live()).cloned()
     }
@@ -84,9 +84,8 @@ impl Connector {
         self.reconnects.load(Relaxed)
     }
 
-    /// The connection; connects if there is none. After a failure, attempts keep the distance of
-    /// [`RECONNECT`], and a caller that would have to wait longer than [`BROKER_TIMEOUT`] gets the
-    /// last failure again.
+    /// Returns the open connection, or makes one. After a failure, the next attempt waits as long as [`RECONNECT`]
+    /// says, and a caller that would have to wait longer than [`BROKER_TIMEOUT`] gets the last failure again.
     pub(super) async fn get(&self) -> Result<Arc<Session>, QueueError> {
         if let Some(live) = self.live() {
             return Ok(live);
@@ -116,7 +115,7 @@ impl Connector {
         }
     }
 
-    /// Ends a connection that does not work, for everyone who uses it.
+    /// Closes a connection that does not work, for everyone who uses it.
     pub(super) fn discard(&self, session: &Arc<Session>) {
         let mut current = lock(&self.current);
         if current.as_ref().is_some_and(|current| Arc::ptr_eq(current, session)) {
@@ -130,7 +129,7 @@ impl Connector {
         }
     }
 
-    /// Runs work on a session, and ends that session for everyone when the broker does not answer on it.
+    /// Runs work on a connection, and closes that for everyone when the broker does not answer on it.
     pub(super) async fn run_on<T>(
         &self,
         session: &Arc<Session>,
@@ -146,7 +145,7 @@ impl Connector {
         result
     }
 
-    /// Ends the connection for good.
+    /// Closes the connection for good.
     pub(super) async fn close(&self) {
         self.closed.store(true, Relaxed);
         let session = lock(&self.current).take();
@@ -274,20 +273,20 @@ impl Session {
         self.connection.status().connected()
     }
 
-    /// Why the broker takes nothing from this connection, if so. Nothing at all is written to a
-    /// blocked connection, not even the end of it.
+    /// Why the broker blocks this connection, if it does. Nothing is written to a blocked connection, not even its
+    /// end.
     pub(super) fn blocked(&self) -> Option<String> {
         self.connection.status().blocked().then(|| lock(&self.blocked_because).clone())
     }
 
-    /// Opens a channel. Errors of the broker end a channel, so each purpose has its own.
+    /// Opens a channel. An error of the broker closes the channel, so each purpose has its own.
     pub(super) async fn channel(&self) -> Result<Channel, QueueError> {
         bounded("open a channel", self.connection.create_channel()).await
     }
 
     async fn close(&self) {
         if self.live() {
-            // Failing to say goodbye leaves a connection that the broker ends by itself.
+            // If this fails, the broker closes the connection by itself.
             let goodbye = self.connection.close(200, "closing".into());
             drop(within(CLOSE_TIMEOUT, "end the connection", goodbye).await);
         }

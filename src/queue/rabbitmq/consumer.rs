@@ -1,5 +1,4 @@
-//! One subscription: a channel with its prefetch, the deliveries that come through it, and what was
-//! settled of them.
+//! Subscriptions to lanes, each with a channel, its prefetch, and the acknowledgements of its deliveries.
 
 use std::{
     fmt,
@@ -35,7 +34,7 @@ use crate::{
 pub(super) struct RabbitConsumer {
     deliveries: lapin::Consumer,
     settler: Arc<ChannelSettler>,
-    /// Set when no more deliveries will come.
+    /// Why no more deliveries will come.
     ended: Option<String>,
 }
 
@@ -60,13 +59,13 @@ impl RabbitConsumer {
         lane: &QueueName,
         prefetch: u16,
     ) -> Result<Self, QueueError> {
-        // Zero would mean that the broker sends all it has.
+        // Zero would mean no limit.
         let prefetch = prefetch.max(1);
         let channel = session.channel().await?;
         bounded("limit the prefetch", channel.basic_qos(prefetch, BasicQosOptions::default())).await?;
         let queue = ShortString::try_new(wire::queue_name(lane.as_str())).unwrap_or_default();
         let tag = format!("{}-{lane}-{}", shared.endpoint.connection_name, channel.id());
-        // The broker makes a tag up if ours is too long.
+        // Without a tag, because ours is too long, the broker chooses one.
         let tag = ShortString::try_new(tag).unwrap_or_default();
         let options = BasicConsumeOptions::default();
         let consume = channel.basic_consume(queue, tag, options, FieldTable::default());

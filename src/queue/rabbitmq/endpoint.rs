@@ -1,4 +1,4 @@
-//! Where the broker is, and who we are to it.
+//! The address of the broker, and our login.
 
 use std::{fmt, time::Duration};
 

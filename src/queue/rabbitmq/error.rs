@@ -1,4 +1,4 @@
-//! What went wrong, as one sentence for operators and a kind for callers.
+//! Errors of the client library, as one sentence for operators and a kind for callers.
 
 use std::{future::Future, time::Duration};
 
@@ -12,7 +12,7 @@ pub(super) const NOT_FOUND: u16 = 404;
 pub(super) const PRECONDITION_FAILED: u16 = 406;
 pub(super) const NOT_ALLOWED: u16 = 530;
 
-/// Waits for the broker, at most [`BROKER_TIMEOUT`]. `action` completes "RabbitMQ did not ...".
+/// Waits for the broker, up to [`BROKER_TIMEOUT`]. `action` completes "RabbitMQ did not ...".
 pub(super) async fn bounded<T>(
     action: &str,
     work: impl Future<Output = lapin::Result<T>>,
@@ -20,7 +20,7 @@ pub(super) async fn bounded<T>(
     within(BROKER_TIMEOUT, action, work).await
 }
 
-/// Waits for the broker at most so long.
+/// Waits for the broker, up to `limit`.
 pub(super) async fn within<T>(
     limit: Duration,
     action: &str,

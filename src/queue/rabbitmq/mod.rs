@@ -1,4 +1,4 @@
-//! RabbitMQ, from 3.10 to 4.x.
+//! The queue on RabbitMQ, from 3.10 to 4.x.
 //!
 //! There are two connections, each made when it is first used: one publishes and one consumes,
 //! because a broker that is short of memory or disk stops reading from connections that publish, and
@@ -56,10 +56,12 @@ mod stream;
 mod topology;
 mod wire;
 
-/// How long a publish may take in all: to get a connection and a turn, and to be confirmed.
+pub use stream::{FilteredFrames, MAX_BUFFERED_BYTES, filter_frames};
+
+/// How long a batch of messages may take to be published: to get a connection and a publisher, and to be confirmed.
 pub const PUBLISH_TIMEOUT: Duration = Duration::from_secs(2 * BROKER_TIMEOUT.as_secs());
 
-/// Requests that wait for a publisher, beyond which callers wait.
+/// The capacity of the channel to the publishers; beyond it callers wait.
 const REQUESTS: usize = 64;
 
 /// How to reach the broker and what to declare on it.
@@ -69,14 +71,14 @@ pub struct RabbitOptions {
     pub url: SecretString,
     /// The type of the lanes' queues.
     pub queue_type: QueueType,
-    /// Whether to create what is missing. Otherwise somebody else has to.
+    /// Whether to declare exchange and queues. Otherwise somebody else has to.
     pub declare: bool,
     /// The lanes that are published to; one that is consumed is declared anyway.
     pub lanes: Vec<QueueName>,
-    /// How the connections are called in the broker's list.
+    /// The name of the connections in the broker's list.
     pub connection_name: String,
-    /// How often each side shows that it is alive, in whole seconds; twice this time without a sign
-    /// ends the connection. A `heartbeat` in the URL wins.
+    /// The interval of AMQP heartbeats, in whole seconds; a connection ends after two intervals without a sign of the
+    /// other side. A `heartbeat` in the URL wins.
     pub heartbeat: Duration,
 }
 
@@ -111,13 +113,13 @@ impl RabbitQueue {
         Ok(Self { shared: Arc::new(shared), publishing: Mutex::new(Publishing::NotStarted) })
     }
 
-    /// Why the broker takes no messages at present, if so: it is short of memory or disk. Publishing
-    /// answers `Full` meanwhile; consuming and settling go on.
+    /// Why the broker blocks publishing, if it does: it is short of memory or disk. Publishing fails with `Full`
+    /// meanwhile; consuming and settling go on.
     pub fn blocked(&self) -> Option<String> {
         self.shared.publishing.live()?.blocked()
     }
 
-    /// The way to the publishers, which start with the first use.
+    /// The channel to the publishers, which start with its first use.
     fn publishers(&self) -> Result<mpsc::Sender<Request>, QueueError> {
         let mut publishing = lock(&self.publishing);
         match &*publishing {
@@ -162,7 +164,7 @@ impl Queue for RabbitQueue {
             }
             let size = chunk.len();
             let (answer, answered) = oneshot::channel();
-            // If nobody takes it, the answer never comes, which is told below.
+            // If no publisher takes it in time, there is no answer to wait for below.
             let sent = timeout_at(deadline, sender.send(Request { batch: chunk, answer })).await.is_ok();
             waiting.push((size, sent.then_some(answered)));
         }

@@ -34,16 +34,16 @@ use crate::{
     queue::{BROKER_TIMEOUT, Message, QueueError, QueueErrorKind},
 };
 
-/// Publishers side by side, each with its own channel.
+/// The number of publishers, each with its own channel.
 pub(super) const PUBLISHERS: usize = 3;
 
-/// Most messages of one request; a batch ends with the request that reaches it.
+/// The most messages of one request; a confirm batch ends with the request that reaches this number.
 pub(super) const MAX_CONFIRM_BATCH: usize = 256;
 
-/// What became of the messages of a request, in their order.
+/// Whether the messages of a request were published, in their order.
 pub(super) type Answer = Vec<Result<(), QueueError>>;
 
-/// Messages that somebody waits for.
+/// Messages to publish, and where the answer goes.
 #[derive(Debug)]
 pub(super) struct Request {
     pub(super) batch: Vec<Message>,
@@ -53,11 +53,11 @@ pub(super) struct Request {
 /// Requests, shared by all publishers.
 pub(super) type Requests = Arc<Mutex<mpsc::Receiver<Request>>>;
 
-/// Publishes until nobody can ask any more.
+/// Publishes until all senders of requests are gone.
 pub(super) async fn run(shared: Arc<Shared>, requests: Requests) {
     let mut publisher = Publisher { shared, channel: None };
     while let Some(batch) = next_batch(&requests).await {
-        // Whoever gave up waiting was told that nothing is certain; better not to send it at all.
+        // A caller that gave up waiting was told `Unconfirmed`; it is better not to send its messages at all.
         let (sizes, messages): (Vec<_>, Vec<_>) = batch
             .into_iter()
             .filter(|request| !request.answer.is_closed())
@@ -87,7 +87,7 @@ async fn next_batch(requests: &Requests) -> Option<Vec<Request>> {
 
 struct Publisher {
     shared: Arc<Shared>,
-    /// A channel in confirm mode on which nothing is outstanding, with the connection it belongs to.
+    /// A channel in confirm mode without unconfirmed messages, and the connection it belongs to.
     channel: Option<(Arc<Session>, Channel)>,
 }
 
@@ -118,7 +118,7 @@ impl Publisher {
         batch.answer()
     }
 
-    /// Takes the channel, or opens one. It is put back only when nothing is outstanding on it.
+    /// Takes the channel, or opens one. It is put back only when all messages on it are confirmed.
     async fn channel(&mut self) -> Result<(Arc<Session>, Channel), QueueError> {
         let connector = &self.shared.publishing;
         let session = connector.get().await?;
@@ -156,7 +156,7 @@ struct ConfirmBatch {
     returned: HashSet<(Route, Option<ShortString>)>,
 }
 
-/// What is known about one message.
+/// The state of one message of a batch.
 enum MessageState {
     /// Published, not confirmed.
     Pending(Route),
@@ -177,13 +177,13 @@ impl ConfirmBatch {
         Self { messages, states, returned: HashSet::new() }
     }
 
-    /// Publishes everything and waits for the confirms. False if some did not come in time.
+    /// Publishes all messages and waits for the confirms. Returns false if some did not come in time.
     async fn run(&mut self, channel: &Channel) -> bool {
         let deadline = Instant::now() + BROKER_TIMEOUT;
         let mut confirms = FuturesUnordered::new();
         for (index, (message, state)) in self.messages.iter().zip(&mut self.states).enumerate() {
             let MessageState::Pending(route) = &*state else { continue };
-            let options = BasicPublishOptions { mandatory: route.tells_unroutable(), ..Default::default() };
+            let options = BasicPublishOptions { mandatory: route.is_mandatory(), ..Default::default() };
             let (exchange, key) = (route.exchange.clone(), route.key.clone());
             match wire::to_amqp(message) {
                 Ok(properties) => confirms.push(async move {
@@ -198,7 +198,7 @@ impl ConfirmBatch {
         loop {
             let next = match timeout_at(deadline, confirms.next()).await {
                 Ok(next) => next,
-                // What is there is taken, whatever the clock says.
+                // Confirms that have arrived count, whatever the clock says.
                 Err(_elapsed) => match confirms.next().now_or_never() {
                     Some(next) => next,
                     None => {
@@ -285,7 +285,7 @@ fn unroutable(route: &Route) -> QueueError {
     QueueError::new(QueueErrorKind::Unroutable, sentence)
 }
 
-/// The same error for another message.
+/// Repeats an error for another message.
 fn copy(error: &QueueError) -> QueueError {
     QueueError::new(error.kind(), chain(error))
 }

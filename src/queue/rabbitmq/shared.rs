@@ -1,4 +1,4 @@
-//! What the publishers and the subscriptions of one queue share.
+//! The connections and the topology that the publishers and the subscriptions of one queue share.
 
 use std::sync::Arc;
 

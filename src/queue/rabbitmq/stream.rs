@@ -1,4 +1,4 @@
-//! The stream that the client library reads from: the broker's, decrypted, through the frame filter.
+//! The TCP or TLS stream to the broker, which the client library reads through the frame filter.
 
 use std::{
     fmt,
@@ -13,7 +13,7 @@ use std::{
 
 use async_rs::{Runtime, Tokio, traits::Reactor, util::RuntimeParts};
 use bytes::{Buf as _, BytesMut};
-use futures_util::Stream;
+use futures_util::{FutureExt as _, Stream, io::AsyncReadExt as _};
 use lapin::{
     AsyncTcpStream,
     uri::{AMQPScheme, AMQPUri},
@@ -28,13 +28,16 @@ use tokio::{
 use tokio_rustls::{TlsConnector, client::TlsStream};
 use tokio_util::either::Either;
 
-use super::frame_filter::FrameFilter;
+use super::frame_filter::{FrameFilter, MAX_FRAME};
 use crate::{queue::BROKER_TIMEOUT, sync::lock};
 
-/// How long the addresses of a host get together, which leaves time for handshakes.
+/// How long connecting to all addresses of a host may take together, which leaves time for handshakes.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(BROKER_TIMEOUT.as_secs() / 2);
 
-/// Tokio, with streams that are filtered.
+/// The most bytes that a stream keeps back, beside those of its last read.
+pub const MAX_BUFFERED_BYTES: usize = MAX_FRAME;
+
+/// The Tokio runtime, with filtered streams.
 pub(super) type FilteringRuntime = Runtime<RuntimeParts<Tokio, FilteringReactor>>;
 
 /// A plain or TLS stream to the broker.
@@ -45,12 +48,12 @@ pub(super) fn runtime() -> FilteringRuntime {
     Runtime::new(RuntimeParts::new(Tokio::current(), FilteringReactor(Tokio::current())))
 }
 
-/// Ends a stream from outside, at the latest when this is dropped. The library waits without a limit for a broker that
-/// falls silent in the middle of a handshake or of a goodbye, with a thread and a socket for each.
+/// Shuts the socket of a stream down from outside, at the latest when this is dropped. The library waits without a
+/// limit for a broker that falls silent in the middle of a handshake or of a close, with a thread and a socket for each.
 #[derive(Debug, Default)]
 pub(super) struct SocketGuard(Arc<Mutex<Socket>>);
 
-/// The socket of a stream, for whoever makes the stream.
+/// The socket of a guard, which the function that connects fills in.
 pub(super) type SharedSocket = Arc<Mutex<Socket>>;
 
 #[derive(Debug, Default)]
@@ -66,10 +69,10 @@ impl SocketGuard {
         Arc::clone(&self.0)
     }
 
-    /// Ends the stream, or has it end as soon as there is one.
+    /// Shuts the socket down, or has it shut down as soon as it is open.
     pub(super) fn shut_down(&self) {
         if let Socket::Open(socket) = std::mem::replace(&mut *lock(&self.0), Socket::ShutDown) {
-            // Of a connection that is at its end already there is nothing to end.
+            // This fails only for a connection that has ended.
             drop(socket.shutdown(Shutdown::Both));
         }
     }
@@ -120,20 +123,20 @@ async fn connect_to_any(host: (&str, u16)) -> io::Result<TcpStream> {
     Err(last)
 }
 
-/// Makes sure that the other side is who the URL names, for an authority that this host trusts.
+/// Starts TLS. The certificate has to name the host of the URL, and this host has to trust its authority.
 async fn encrypt(host: &str, plain: TcpStream) -> io::Result<TlsStream<TcpStream>> {
     let name = ServerName::try_from(host.to_owned())
         .map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
-    // Reads the certificates anew, which may have been renewed since the last connection.
+    // This reads the trusted certificates, which may have changed since the last connection.
     let config = ClientConfig::with_platform_verifier().map_err(io::Error::other)?;
     TlsConnector::from(Arc::new(config)).connect(name, plain).await
 }
 
-/// A stream of which everything that is read goes through the frame filter.
+/// A stream that is read through the frame filter.
 pub(super) struct FilteredStream<S> {
     stream: S,
     filter: FrameFilter,
-    /// What came from the stream and the filter has not consumed.
+    /// Bytes that were read and the filter has not consumed.
     rest: BytesMut,
 }
 
@@ -165,7 +168,7 @@ impl<S: AsyncRead + Unpin> futures_util::io::AsyncRead for FilteredStream<S> {
                 ready!(Pin::new(&mut *stream).poll_read(context, &mut chunk))?;
                 let chunk = chunk.filled();
                 if chunk.is_empty() {
-                    // The start of a frame that never ends is of no use to anybody.
+                    // The start of a frame whose end will not come is dropped.
                     return Poll::Ready(Ok(0));
                 }
                 let filtered = filter.filter(chunk);
@@ -212,7 +215,31 @@ impl<S> fmt::Debug for FilteredStream<S> {
     }
 }
 
-/// Tokio's reactor but for the streams, which are filtered.
+/// The bytes that the client library reads of a stream of frames.
+#[derive(Debug, PartialEq, Eq)]
+pub struct FilteredFrames {
+    pub bytes: Vec<u8>,
+    /// The most bytes that were kept back between two reads.
+    pub most_buffered: usize,
+}
+
+/// Reads a stream of AMQP frames through the frame filter, as the client library does, in reads of these sizes again
+/// and again. `frame_max` is the largest frame that we would ask the broker for; zero means any. Only tests and
+/// fuzzing call this.
+pub fn filter_frames(frames: &[u8], frame_max: u32, read_sizes: &[usize]) -> FilteredFrames {
+    let mut stream = FilteredStream::new(frames, Some(frame_max));
+    let mut buffer = vec![0; read_sizes.iter().copied().max().unwrap_or(0)];
+    let (mut bytes, mut most_buffered) = (Vec::new(), 0);
+    for size in read_sizes.iter().cycle() {
+        // A slice is always ready and never fails.
+        let Some(Ok(length @ 1..)) = stream.read(&mut buffer[..*size]).now_or_never() else { break };
+        bytes.extend_from_slice(&buffer[..length]);
+        most_buffered = most_buffered.max(stream.rest.len() + stream.filter.buffered());
+    }
+    FilteredFrames { bytes, most_buffered }
+}
+
+/// Tokio's reactor, with filtered streams.
 #[derive(Debug, Clone)]
 pub(super) struct FilteringReactor(Tokio);
 
@@ -247,8 +274,6 @@ impl Reactor for FilteringReactor {
 
 #[cfg(test)]
 mod tests {
-    use futures_util::{FutureExt as _, io::AsyncReadExt as _};
-
     use super::*;
 
     /// A content header whose message ID is not UTF-8, and a heartbeat.
@@ -256,14 +281,7 @@ mod tests {
         b"\x02\0\x01\0\0\0\x11\0\x3c\0\0\0\0\0\0\0\0\0\x05\0\x80\x02\xff\xfe\xce\x08\0\0\0\0\0\0\xce";
 
     fn read_through(bytes: &[u8], buffer: usize) -> Vec<u8> {
-        let mut stream = FilteredStream::new(bytes, None);
-        let (mut buffer, mut out) = (vec![0; buffer], Vec::new());
-        loop {
-            match stream.read(&mut buffer).now_or_never().unwrap().unwrap() {
-                0 => return out,
-                length => out.extend_from_slice(&buffer[..length]),
-            }
-        }
+        filter_frames(bytes, 0, &[buffer]).bytes
     }
 
     #[test]

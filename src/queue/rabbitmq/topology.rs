@@ -1,4 +1,4 @@
-//! What errand needs on the broker: one exchange, and one queue for each lane.
+//! The exchange and the queues that errand declares on the broker: one exchange, and one queue for each lane.
 //!
 //! Each declaration has its own channel, because the broker answers a refusal by ending the
 //! channel. A user without the permission to configure may use what exists: then it is only looked
@@ -33,14 +33,14 @@ use crate::{
     queue::{BROKER_TIMEOUT, Depth, QueueError, QueueErrorKind},
 };
 
-/// So many deliveries that no message reaches them.
+/// The delivery limit of quorum queues, which no message reaches.
 const DELIVERY_LIMIT: i32 = 1_000_000_000;
 
-/// How queues are declared.
+/// Declares exchange and queues, or checks that they exist.
 #[derive(Debug)]
 pub(super) struct Topology {
     queue_type: QueueType,
-    /// Whether anything is created at all.
+    /// Whether to declare, or only to check.
     declare: bool,
     declaring: Mutex<()>,
 }
@@ -50,7 +50,7 @@ impl Topology {
         Self { queue_type, declare, declaring: Mutex::new(()) }
     }
 
-    /// Makes sure of the exchange and the queues of these lanes.
+    /// Makes sure that the exchange and the queues of these lanes exist.
     pub(super) async fn ensure(&self, session: &Session, lanes: &[QueueName]) -> Result<(), QueueError> {
         // RabbitMQ 3.10 says that a quorum queue is there while another connection is still declaring
         // it, and ends the connection that consumes from it too early with an internal error. Among
@@ -187,7 +187,7 @@ pub(super) async fn exchange_is_missing(session: &Session) -> Result<bool, Queue
     Ok(matches!(Resource::Exchange.declare_or_probe(session, None).await?, Outcome::Missing(_)))
 }
 
-/// Looks at the queue of a lane, and whether the exchange is there that feeds it.
+/// Returns the depth of a lane, if its queue and the exchange exist.
 pub(super) async fn depth(session: &Session, lane: &QueueName) -> Result<Depth, QueueError> {
     if let Outcome::Missing(error) = Resource::Exchange.declare_or_probe(session, None).await? {
         return Err(failed(&format!("find the {}", Resource::Exchange), error));
@@ -210,7 +210,7 @@ pub(super) async fn depth(session: &Session, lane: &QueueName) -> Result<Depth, 
     }
 }
 
-/// What the broker says to a declaration.
+/// The answer of the broker to a declaration.
 enum Outcome<T> {
     Exists(T),
     Missing(lapin::Error),

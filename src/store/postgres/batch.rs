@@ -129,10 +129,10 @@ pub(super) struct ErrorColumns<'a>(pub(super) Vec<Option<&'a JobError>>);
 impl ErrorColumns<'_> {
     pub(super) fn bind(&self, query: Bound) -> Bound {
         query
-            .bind(sparse_column(&self.0, |error| error.map(|e| e.kind.as_str())))
-            .bind(sparse_column(&self.0, |error| error.map(|e| &*e.message)))
-            .bind(sparse_column(&self.0, |error| error.and_then(|e| e.code)))
-            .bind(sparse_column(&self.0, |error| error.and_then(|e| e.slug.as_deref())))
+            .bind(sparse_column(&self.0, |error| error.map(|e| e.kind().as_str())))
+            .bind(sparse_column(&self.0, |error| error.map(JobError::message)))
+            .bind(sparse_column(&self.0, |error| error.and_then(JobError::code)))
+            .bind(sparse_column(&self.0, |error| error.and_then(JobError::slug)))
     }
 }
 

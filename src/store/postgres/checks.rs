@@ -61,10 +61,10 @@ impl Checks for PostgresStore {
             .bind(id.0)
             .bind(fence.0)
             .bind(again_after.map(micros))
-            .bind(error.kind.as_str())
-            .bind(&*error.message)
-            .bind(error.code)
-            .bind(error.slug.as_deref());
+            .bind(error.kind().as_str())
+            .bind(error.message())
+            .bind(error.code())
+            .bind(error.slug());
         Ok(!fetch(&self.other, query).await?.is_empty())
     }
 

@@ -19,9 +19,9 @@ use super::{
     fetch, instant, read_time,
 };
 use crate::{
-    job::{ErrorKind, Fence, HeldReason, State, WorkerId},
+    job::{ErrorKind, Fence, HeldReason, State, Stop, WorkerId},
     store::{
-        Bind, Claim, ClaimReceipt, Claimed, Claims, StoreError, Verdict,
+        Bind, Claim, ClaimReceipt, Claimed, Claims, StoreError,
         convert::parse_column,
         rows::{read_binding, read_receipt},
         texts::EXPIRED_MESSAGE,
@@ -212,7 +212,7 @@ impl PostgresStore {
         }
         let claims: Vec<&Claim> = places.iter().map(|place| &batch[*place]).collect();
         let query = Specs::new(claims.iter().map(|claim| &*claim.spec)).bind(sqlx::query(CLAIM_NEW));
-        let query = bind_verdicts(query, &claims).bind(worker.0).bind(EXPIRED_MESSAGE);
+        let query = bind_starts(query, &claims).bind(worker.0).bind(EXPIRED_MESSAGE);
         let done = self.claimed(query, &claims).await?;
         let places: HashMap<Uuid, usize> =
             places.iter().map(|place| (batch[*place].spec.id.0, *place)).collect();
@@ -253,7 +253,7 @@ impl PostgresStore {
             .bind(column(&claims, |claim| claim.spec.owner.id()))
             .bind(column(&claims, |claim| &claim.spec.digest.0[..]))
             .bind(sparse_column(&claims, |claim| claim.spec.expires_at.map(instant)));
-        let query = bind_verdicts(query, &claims).bind(worker.0).bind(EXPIRED_MESSAGE);
+        let query = bind_starts(query, &claims).bind(worker.0).bind(EXPIRED_MESSAGE);
         let done = self.claimed(query, &claims).await?;
         let places: HashMap<Uuid, usize> =
             places.iter().map(|place| (batch[*place].spec.id.0, *place)).collect();
@@ -270,10 +270,7 @@ impl PostgresStore {
 
     /// Executes a claim, whose last column is the toolkit that is to be connected.
     async fn claimed(&self, query: Bound, claims: &[&Claim]) -> Result<Vec<PgRow>, StoreError> {
-        let toolkit = |claim: &&Claim| match &claim.verdict {
-            Verdict::Connect(toolkit, _) => Some(toolkit.clone()),
-            Verdict::Run | Verdict::Refuse(_) | Verdict::Hold(..) => None,
-        };
+        let toolkit = |claim: &&Claim| claim.stop.as_ref().and_then(Stop::waits_for).map(str::to_owned);
         let parked = claims.iter().filter(|claim| toolkit(claim).is_some());
         let parked = parked.map(|claim| claim.spec.id.0).collect();
         fetch_and_note_awaited(&self.hot, query.bind(sparse_column(claims, toolkit)), parked).await
@@ -285,22 +282,13 @@ fn ended_kind(row: &PgRow) -> Result<ErrorKind, StoreError> {
     parse_column("error_kind", &kind.unwrap_or_default())
 }
 
-/// Request IDs, verdicts and offers of claims.
-fn bind_verdicts(query: Bound, claims: &[&Claim]) -> Bound {
-    let states = column(claims, |claim| match &claim.verdict {
-        Verdict::Run => State::Running.as_str(),
-        Verdict::Refuse(_) => State::Failed.as_str(),
-        Verdict::Hold(..) | Verdict::Connect(..) => State::Held.as_str(),
+/// Request IDs, stops and offers of claims.
+fn bind_starts(query: Bound, claims: &[&Claim]) -> Bound {
+    let states = column(claims, |claim| claim.goes_to().as_str());
+    let reasons = sparse_column(claims, |claim| {
+        claim.stop.as_ref().and_then(Stop::held_reason).map(HeldReason::as_str)
     });
-    let reasons = sparse_column(claims, |claim| match &claim.verdict {
-        Verdict::Hold(reason, _) => Some(HeldReason::as_str(*reason)),
-        Verdict::Connect(..) => Some(HeldReason::Connection.as_str()),
-        Verdict::Run | Verdict::Refuse(_) => None,
-    });
-    let errors = ErrorColumns(column(claims, |claim| match &claim.verdict {
-        Verdict::Run => None,
-        Verdict::Refuse(error) | Verdict::Hold(_, error) | Verdict::Connect(_, error) => Some(error),
-    }));
+    let errors = ErrorColumns(column(claims, |claim| claim.stop.as_ref().map(Stop::error)));
     let query = query.bind(column(claims, |claim| claim.request_id.0)).bind(states).bind(reasons);
     BindingColumns::new(claims.iter().map(|claim| claim.binding.as_ref())).bind(errors.bind(query))
 }

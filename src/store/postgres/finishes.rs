@@ -14,7 +14,7 @@ use super::{
     instant,
 };
 use crate::{
-    job::{Ending, Fence, HeldReason, State},
+    job::{Ending, Fence, HeldReason, JobError, State},
     store::{
         By, Finish, Finished, Finishes, StoreError,
         convert::{micros, parse_column, to_i32},
@@ -208,10 +208,10 @@ async fn record(db: &mut PgConnection, finish: &Finish, answer: Finished) -> Res
         .bind(attempt.http_status.map(i32::from))
         .bind(attempt.log_id.as_deref())
         .bind(attempt.version.as_deref())
-        .bind(error.map(|e| e.kind.as_str()))
-        .bind(error.map(|e| &*e.message))
-        .bind(error.and_then(|e| e.code))
-        .bind(error.and_then(|e| e.slug.as_deref()))
+        .bind(error.map(|e| e.kind().as_str()))
+        .bind(error.map(JobError::message))
+        .bind(error.and_then(JobError::code))
+        .bind(error.and_then(JobError::slug))
         .bind(instant(attempt.started_at))
         .bind(instant(attempt.finished_at))
         .bind(reporter(finish.by))
@@ -234,7 +234,7 @@ fn bind_finishes(batch: &[&Finish]) -> Bound {
         .bind(column(batch, |finish| finish.ending.state().as_str()))
         .bind(sparse_column(batch, |finish| wait_of(&finish.ending)))
         .bind(column(batch, |finish| i32::from(finish.ending.spends_attempt())))
-        .bind(sparse_column(batch, |finish| held_reason_of(&finish.ending)));
+        .bind(sparse_column(batch, |finish| finish.ending.held_reason().map(HeldReason::as_str)));
     let query = ErrorColumns(column(batch, |finish| finish.ending.error()))
         .bind(query)
         .bind(sparse_column(batch, |finish| result_of(&finish.ending)))
@@ -253,7 +253,7 @@ fn bind_finishes(batch: &[&Finish]) -> Bound {
         .bind(times(|finish| finish.attempt.finished_at))
         .bind(column(batch, |finish| reporter(finish.by)))
         .bind(sparse_column(batch, |finish| check_after(&finish.ending)))
-        .bind(sparse_column(batch, |finish| waits_for(&finish.ending)))
+        .bind(sparse_column(batch, |finish| finish.ending.waits_for()))
 }
 
 fn bind_late(query: Bound, charged: bool, finish: &Finish) -> Bound {
@@ -265,28 +265,20 @@ fn bind_late(query: Bound, charged: bool, finish: &Finish) -> Bound {
         .bind(ending.state().as_str())
         .bind(wait_of(ending))
         .bind(i32::from(ending.spends_attempt()))
-        .bind(held_reason_of(ending))
-        .bind(error.map(|e| e.kind.as_str()))
-        .bind(error.map(|e| &*e.message))
-        .bind(error.and_then(|e| e.code))
-        .bind(error.and_then(|e| e.slug.as_deref()))
+        .bind(ending.held_reason().map(HeldReason::as_str))
+        .bind(error.map(|e| e.kind().as_str()))
+        .bind(error.map(JobError::message))
+        .bind(error.and_then(JobError::code))
+        .bind(error.and_then(JobError::slug))
         .bind(result_of(ending))
         .bind(finish.attempt.log_id.as_deref())
         .bind(check_after(ending))
-        .bind(waits_for(ending))
-}
-
-/// The toolkit that is to be connected.
-fn waits_for(ending: &Ending) -> Option<&str> {
-    match ending {
-        Ending::Connect { toolkit, .. } => Some(toolkit),
-        _ => None,
-    }
+        .bind(ending.waits_for())
 }
 
 /// The jobs that these endings hold until there is a connection.
 fn parked<'a>(finishes: impl IntoIterator<Item = &'a Finish>) -> Vec<Uuid> {
-    let parked = finishes.into_iter().filter(|finish| waits_for(&finish.ending).is_some());
+    let parked = finishes.into_iter().filter(|finish| finish.ending.waits_for().is_some());
     parked.map(|finish| finish.id.0).collect()
 }
 
@@ -300,31 +292,13 @@ fn check_after(ending: &Ending) -> Option<i64> {
 fn wait_of(ending: &Ending) -> Option<i64> {
     match ending {
         Ending::Retry { after, .. } | Ending::Snooze { after, .. } => Some(micros(*after)),
-        Ending::Succeed { .. }
-        | Ending::Fail { .. }
-        | Ending::Hold { .. }
-        | Ending::Connect { .. }
-        | Ending::Verify { .. } => None,
-    }
-}
-
-fn held_reason_of(ending: &Ending) -> Option<&'static str> {
-    match ending {
-        Ending::Hold { reason, .. } => Some(reason.as_str()),
-        Ending::Connect { .. } => Some(HeldReason::Connection.as_str()),
-        Ending::Verify { .. } => Some(HeldReason::UnknownOutcome.as_str()),
-        Ending::Succeed { .. } | Ending::Fail { .. } | Ending::Retry { .. } | Ending::Snooze { .. } => None,
+        Ending::Succeed { .. } | Ending::Stop(_) | Ending::Verify { .. } => None,
     }
 }
 
 fn result_of(ending: &Ending) -> Option<&str> {
     match ending {
         Ending::Succeed { result } => Some(result.get()),
-        Ending::Fail { .. }
-        | Ending::Retry { .. }
-        | Ending::Snooze { .. }
-        | Ending::Hold { .. }
-        | Ending::Connect { .. }
-        | Ending::Verify { .. } => None,
+        Ending::Stop(_) | Ending::Retry { .. } | Ending::Snooze { .. } | Ending::Verify { .. } => None,
     }
 }

@@ -33,7 +33,7 @@ const TAKE_DUE: &str = concat!(
                 * interval '1 microsecond'
         from due where j.id = due.id
         returning due.place, due.was, due.was_due_at, j.*)
-    select place, was, (extract(epoch from now() - was_due_at) * 1000000)::bigint as late_by, ",
+    select place, was, ",
     super::job_control::job_columns!(),
     ", null::text as result from taken order by place"
 );
@@ -80,11 +80,7 @@ impl Publications for PostgresStore {
             .map(|row| {
                 let was: String = row.try_get("was")?;
                 let spec: Arc<JobSpec> = read_job!(row, read_time).view()?.spec;
-                Ok(Due {
-                    spec,
-                    was: parse_column("state", &was)?,
-                    late_by: to_duration(row.try_get("late_by")?),
-                })
+                Ok(Due { spec, was: parse_column("state", &was)? })
             })
             .collect()
     }

@@ -70,12 +70,12 @@ pub(super) fn bind_spec(query: Bound, spec: &JobSpec) -> Result<Bound, StoreErro
 }
 
 pub(super) fn bind_error(query: Bound, error: Option<&JobError>) -> Result<Bound, StoreError> {
-    refuse_nul([error.map(|e| &*e.message), error.and_then(|e| e.slug.as_deref())])?;
+    refuse_nul([error.map(JobError::message), error.and_then(JobError::slug)])?;
     Ok(query
-        .bind(error.map(|e| e.kind.as_str()))
-        .bind(error.map(|e| &*e.message))
-        .bind(error.and_then(|e| e.code))
-        .bind(error.and_then(|e| e.slug.as_deref())))
+        .bind(error.map(|e| e.kind().as_str()))
+        .bind(error.map(JobError::message))
+        .bind(error.and_then(JobError::code))
+        .bind(error.and_then(JobError::slug)))
 }
 
 pub(super) fn bind_binding(query: Bound, binding: Option<&Binding>) -> Result<Bound, StoreError> {

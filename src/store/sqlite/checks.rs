@@ -63,17 +63,17 @@ impl Checks for SqliteStore {
 
     async fn put_off(&self, put_off: &PutOff) -> Result<bool, StoreError> {
         let PutOff { id, fence, again_after, error } = put_off.clone();
-        refuse_nul([Some(&*error.message), error.slug.as_deref()])?;
+        refuse_nul([Some(error.message()), error.slug()])?;
         self.write(move |db, now| {
             Box::pin(async move {
                 let query = sqlx::query(PUT_OFF)
                     .bind(id.0)
                     .bind(fence.0)
                     .bind(again_after.map(|after| now + micros(after)))
-                    .bind(error.kind.as_str())
-                    .bind(error.message)
-                    .bind(error.code)
-                    .bind(error.slug);
+                    .bind(error.kind().as_str())
+                    .bind(error.message())
+                    .bind(error.code())
+                    .bind(error.slug());
                 Ok(query.execute(db).await?.rows_affected() > 0)
             })
         })

@@ -14,10 +14,9 @@ use super::{
     read_time,
 };
 use crate::{
-    job::{ErrorKind, Fence, HeldReason, JobError, State, WorkerId},
+    job::{ErrorKind, Fence, HeldReason, JobError, State, Stop, WorkerId},
     store::{
-        Bind, Claim, ClaimReceipt, Claimed, Claims, StoreError, Verdict, rows::read_receipt,
-        texts::EXPIRED_MESSAGE,
+        Bind, Claim, ClaimReceipt, Claimed, Claims, StoreError, rows::read_receipt, texts::EXPIRED_MESSAGE,
     },
 };
 
@@ -106,7 +105,7 @@ async fn claim_one(
                 age: Duration::ZERO,
             }),
             Settled::Later(_) => Claimed::Scheduled,
-            Settled::Ended { state, error, .. } => Claimed::Ended { state, kind: error.kind },
+            Settled::Ended(stop) => Claimed::Ended { state: stop.state(), kind: stop.error().kind() },
         });
     }
     let known = if claim.from_store {
@@ -132,7 +131,7 @@ async fn claim_new(
     let (state, due_at, held_reason, error) = match &settled {
         Settled::Run => (State::Running, None, None, None),
         Settled::Later(due_at) => (State::Scheduled, Some(*due_at), None, None),
-        Settled::Ended { state, held_reason, error, .. } => (*state, None, *held_reason, Some(error)),
+        Settled::Ended(stop) => (stop.state(), None, stop.held_reason(), Some(stop.error())),
     };
     let runs = state == State::Running;
     let finished_at = state.is_final().then_some(now);
@@ -151,8 +150,8 @@ async fn claim_new(
         .bind(finished_at)
         .bind(finished_at.filter(|_| claim.spec.reply_to.is_some()));
     let is_new = query.execute(&mut *db).await?.rows_affected() > 0;
-    if let (true, Settled::Ended { toolkit: Some(toolkit), .. }) = (is_new, settled) {
-        note_awaited(db, now, claim.spec.id, toolkit).await?;
+    if let (true, Some(toolkit)) = (is_new, claim.stop.as_ref().and_then(Stop::waits_for)) {
+        note_awaited(db, now, claim.spec.id, toolkit.to_owned()).await?;
     }
     Ok(is_new)
 }
@@ -172,17 +171,21 @@ async fn claim_known(
             let created_at: i64 = row.try_get("created_at")?;
             Ok(Claimed::Running(read_receipt!(&row, read_time, now - created_at)))
         }
-        Settled::Ended { state, held_reason, error, toolkit } => {
+        Settled::Ended(stop) => {
+            let state = stop.state();
             let query = sqlx::query(END_KNOWN)
                 .bind(id)
                 .bind(state.as_str())
                 .bind(claim.request_id.0)
-                .bind(held_reason.map(HeldReason::as_str));
-            bind_error(query, Some(&error))?.bind(state.is_final().then_some(now)).execute(&mut *db).await?;
-            if let Some(toolkit) = toolkit {
-                note_awaited(db, now, claim.spec.id, toolkit).await?;
+                .bind(stop.held_reason().map(HeldReason::as_str));
+            bind_error(query, Some(stop.error()))?
+                .bind(state.is_final().then_some(now))
+                .execute(&mut *db)
+                .await?;
+            if let Some(toolkit) = stop.waits_for() {
+                note_awaited(db, now, claim.spec.id, toolkit.to_owned()).await?;
             }
-            Ok(Claimed::Ended { state, kind: error.kind })
+            Ok(Claimed::Ended { state, kind: stop.error().kind() })
         }
     }
 }
@@ -191,30 +194,17 @@ async fn claim_known(
 enum Settled {
     Run,
     Later(i64),
-    Ended {
-        state: State,
-        held_reason: Option<HeldReason>,
-        error: JobError,
-        /// What has to be connected.
-        toolkit: Option<String>,
-    },
+    Ended(Stop),
 }
 
 fn settle(claim: &Claim, now: i64, new: bool) -> Settled {
-    let failed = |error| Settled::Ended { state: State::Failed, held_reason: None, error, toolkit: None };
-    let held = |reason, error: &JobError, toolkit| {
-        let error = error.clone();
-        Settled::Ended { state: State::Held, held_reason: Some(reason), error, toolkit }
-    };
-    match &claim.verdict {
-        Verdict::Refuse(error) => failed(error.clone()),
-        Verdict::Hold(reason, error) => held(*reason, error, None),
-        Verdict::Connect(toolkit, error) => held(HeldReason::Connection, error, Some(toolkit.clone())),
-        Verdict::Run if claim.spec.expires_at.is_some_and(|expires_at| instant(expires_at) <= now) => {
-            failed(JobError::new(ErrorKind::Expired, EXPIRED_MESSAGE))
+    match &claim.stop {
+        Some(stop) => Settled::Ended(stop.clone()),
+        None if claim.spec.expires_at.is_some_and(|expires_at| instant(expires_at) <= now) => {
+            Settled::Ended(Stop::Fail { error: JobError::new(ErrorKind::Expired, EXPIRED_MESSAGE) })
         }
         // A known job that is available was due, or was made due by a person.
-        Verdict::Run => match claim.spec.run_at.map(instant).filter(|run_at| new && *run_at > now) {
+        None => match claim.spec.run_at.map(instant).filter(|run_at| new && *run_at > now) {
             Some(due_at) => Settled::Later(due_at),
             None => Settled::Run,
         },

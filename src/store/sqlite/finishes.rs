@@ -145,9 +145,9 @@ async fn finish_one(db: &mut SqliteConnection, now: i64, finish: &Finish) -> Res
 }
 
 async fn note_parked(db: &mut SqliteConnection, now: i64, finish: &Finish) -> Result<(), StoreError> {
-    match &finish.ending {
-        Ending::Connect { toolkit, .. } => note_awaited(db, now, finish.id, toolkit.clone()).await,
-        _ => Ok(()),
+    match finish.ending.waits_for() {
+        Some(toolkit) => note_awaited(db, now, finish.id, toolkit.to_owned()).await,
+        None => Ok(()),
     }
 }
 
@@ -194,17 +194,7 @@ fn bind_ending(
     let ending = &finish.ending;
     let due_at = match ending {
         Ending::Retry { after, .. } | Ending::Snooze { after, .. } => Some(now + micros(*after)),
-        Ending::Succeed { .. }
-        | Ending::Fail { .. }
-        | Ending::Hold { .. }
-        | Ending::Connect { .. }
-        | Ending::Verify { .. } => None,
-    };
-    let held_reason = match ending {
-        Ending::Hold { reason, .. } => Some(reason.as_str()),
-        Ending::Connect { .. } => Some(HeldReason::Connection.as_str()),
-        Ending::Verify { .. } => Some(HeldReason::UnknownOutcome.as_str()),
-        _ => None,
+        Ending::Succeed { .. } | Ending::Stop(_) | Ending::Verify { .. } => None,
     };
     let result = match ending {
         Ending::Succeed { result } => Some(result.get()),
@@ -217,7 +207,7 @@ fn bind_ending(
         .bind(ending.state().as_str())
         .bind(due_at)
         .bind(i32::from(ending.spends_attempt()))
-        .bind(held_reason);
+        .bind(ending.held_reason().map(HeldReason::as_str));
     refuse_nul([finish.attempt.log_id.as_deref()])?;
     Ok(bind_error(query, ending.error())?.bind(result).bind(finish.attempt.log_id.as_deref()).bind(now))
 }

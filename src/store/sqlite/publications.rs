@@ -79,7 +79,7 @@ impl Publications for SqliteStore {
                     }
                     let query = sqlx::query(DUE).bind(priority).bind(now).bind(room);
                     for row in query.fetch_all(&mut *db).await? {
-                        let (state, due_at): (String, i64) = (row.try_get("state")?, row.try_get("due_at")?);
+                        let state: String = row.try_get("state")?;
                         let published: u32 = row.try_get("published")?;
                         let wait = unclaimed_after.saturating_mul(1 << published.min(MAX_DOUBLINGS));
                         let spec: Arc<JobSpec> = read_job!(&row, read_time).view()?.spec;
@@ -88,11 +88,7 @@ impl Publications for SqliteStore {
                             .bind(now + micros(wait.min(MAX_UNCLAIMED_WAIT)))
                             .execute(&mut *db)
                             .await?;
-                        taken.push(Due {
-                            spec,
-                            was: parse_column("state", &state)?,
-                            late_by: to_duration(now - due_at),
-                        });
+                        taken.push(Due { spec, was: parse_column("state", &state)? });
                     }
                 }
                 Ok(taken)

@@ -1,8 +1,8 @@
 //! Why a job has no connected account to use, and what its app or its owner can do about it.
 
 use crate::{
-    job::{ErrorKind, JobError, Owner},
-    tool::{ToolError, not_ready::NotReady},
+    job::{ErrorKind, JobError, NotReady, Owner, Stop},
+    tool::ToolError,
 };
 
 /// Why no account can be used.
@@ -71,11 +71,10 @@ pub enum AccountError {
 impl AccountError {
     /// What it means for the job.
     pub fn not_ready(&self) -> NotReady {
-        let connect = |toolkit: &str, kind, message| NotReady::Connect {
-            toolkit: toolkit.to_owned(),
-            error: JobError::new(kind, message),
+        let connect = |toolkit: &str, kind, message| {
+            Stop::Connect { toolkit: toolkit.to_owned(), error: JobError::new(kind, message) }.into()
         };
-        let fail = |kind, message| NotReady::Fail(JobError::new(kind, message));
+        let fail = |kind, message| Stop::Fail { error: JobError::new(kind, message) }.into();
         match self {
             Self::NotFound { id } => fail(
                 ErrorKind::AccountNotFound,

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use crate::{
-    job::{ErrorKind, JobError, PinnedBy},
-    tool::{ToolError, ToolInfo, not_ready::NotReady, pin},
+    job::{ErrorKind, JobError, NotReady, PinnedBy, Stop},
+    tool::{ToolError, ToolInfo, pin},
 };
 
 /// Why there is no decision.
@@ -46,7 +46,7 @@ pub enum ResolveError {
 impl ResolveError {
     /// What it means for the job.
     pub fn not_ready(&self) -> NotReady {
-        let fail = |kind, message| NotReady::Fail(JobError::new(kind, message));
+        let fail = |kind, message| Stop::Fail { error: JobError::new(kind, message) }.into();
         match self {
             Self::BadVersion { version, by: PinnedBy::Job, .. } => fail(
                 ErrorKind::InvalidJob,

@@ -43,11 +43,11 @@ pub(super) fn broken(world: &World, all: &[Told]) -> Vec<String> {
 fn of_one(world: &World, told: &Told, effects: usize, requests: usize) -> Vec<String> {
     let Some(job) = &told.job else { return vec!["is lost".to_owned()] };
     let spec = &told.wish.spec;
-    let kind = job.error.as_ref().map(|error| error.kind);
+    let kind = job.error.as_ref().map(|error| error.kind());
     let mut broken = Vec::new();
     let mut promise = |holds: bool, otherwise: &str| {
         if !holds {
-            let error = job.error.as_ref().map_or("", |error| &*error.message);
+            let error = job.error.as_ref().map_or("", |error| &*error.message());
             broken
                 .push(format!("{otherwise}: {}, {effects} effects, {requests} requests, {error}", job.state));
         }

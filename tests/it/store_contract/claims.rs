@@ -3,8 +3,8 @@
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use errand::{
-    job::{AttemptOutcome, Binding, ErrorKind, Fence, HeldReason, JobId, State, WorkerId},
-    store::{Bind, Claim, ClaimReceipt, Claimed, Conflict, Decided, Verdict},
+    job::{AttemptOutcome, Binding, ErrorKind, Fence, HeldReason, JobId, State, Stop, WorkerId},
+    store::{Bind, Claim, ClaimReceipt, Claimed, Conflict, Decided},
 };
 use serde_json::json;
 
@@ -35,9 +35,12 @@ on_every_backend!(a_claim_repeated_gets_its_first_answer, async |t| {
     let batch = [
         Claim { binding: Some(binding("1")), ..claim(&specs[0]) },
         Claim { from_store: true, ..claim(&specs[1]) },
-        Claim { verdict: Verdict::Refuse(error(ErrorKind::InvalidJob)), ..claim(&specs[2]) },
+        Claim { stop: Some(Stop::Fail { error: error(ErrorKind::InvalidJob) }), ..claim(&specs[2]) },
         Claim {
-            verdict: Verdict::Hold(HeldReason::Connection, error(ErrorKind::NeedsConnection)),
+            stop: Some(Stop::Hold {
+                reason: HeldReason::Connection,
+                error: error(ErrorKind::NeedsConnection),
+            }),
             ..claim(&specs[3])
         },
         claim(&later),
@@ -74,7 +77,7 @@ on_every_backend!(a_known_job_is_claimed_with_the_next_fence_and_attempt, async 
     assert_eq!((second.fence, second.attempt, second.spent), (Fence(2), 2, 1));
     assert_eq!(second.created_at, first.receipt.created_at);
     assert!(second.age > Duration::ZERO);
-    assert_eq!(t.view(spec.id).await.error.map(|error| error.kind), Some(ErrorKind::ToolFailed));
+    assert_eq!(t.view(spec.id).await.error.map(|error| error.kind()), Some(ErrorKind::ToolFailed));
 });
 
 on_every_backend!(a_claim_of_another_meaning_is_a_conflict, async |t| {
@@ -140,7 +143,7 @@ on_every_backend!(a_claim_before_its_time_is_scheduled_and_one_after_its_time_fa
         );
         let view = t.view(spec.id).await;
         assert_eq!((view.state, view.attempt, view.binding), (State::Failed, 0, None));
-        assert_eq!(view.error.map(|error| error.kind), Some(ErrorKind::Expired));
+        assert_eq!(view.error.map(|error| error.kind()), Some(ErrorKind::Expired));
         assert!(view.finished_at.is_some());
     }
     assert_eq!(t.store.take_replies(10, LEASE).await.unwrap().len(), 2, "its app is told");
@@ -155,21 +158,21 @@ on_every_backend!(a_job_made_due_by_a_person_runs_before_its_time, async |t| {
 });
 
 on_every_backend!(a_refused_job_fails_and_a_held_job_is_parked, async |t| {
-    let refuse = Verdict::Refuse(error(ErrorKind::OwnerRefused));
-    let hold = Verdict::Hold(HeldReason::Unidentified, error(ErrorKind::UnknownOutcome));
+    let refuse = Stop::Fail { error: error(ErrorKind::OwnerRefused) };
+    let hold = Stop::Hold { reason: HeldReason::Unidentified, error: error(ErrorKind::UnknownOutcome) };
     for known in [false, true] {
-        for (verdict, state) in [(&refuse, State::Failed), (&hold, State::Held)] {
-            // The verdict comes before schedule and expiry.
+        for (stop, state) in [(&refuse, State::Failed), (&hold, State::Held)] {
+            // The stop comes before schedule and expiry.
             let spec = job_with_reply(json!({"expires_at": in_hours(-1)}), Some("replies"));
             if known {
                 t.insert(&spec).await;
             }
-            let judged = Claim { verdict: verdict.clone(), from_store: known, ..claim(&spec) };
+            let judged = Claim { stop: Some(stop.clone()), from_store: known, ..claim(&spec) };
             let answer = t.claim(&judged).await;
             assert!(matches!(answer, Claimed::Ended { state: is, .. } if is == state), "{answer:?}");
             let view = t.view(spec.id).await;
             assert_eq!((view.state, view.attempt, view.due_at), (state, 0, None));
-            assert_eq!(view.error.unwrap().code, Some(4711));
+            assert_eq!(view.error.unwrap().code(), Some(4711));
             assert_eq!(view.held_reason, (state == State::Held).then_some(HeldReason::Unidentified));
             let replies = t.store.take_replies(10, LEASE).await.unwrap();
             assert_eq!(replies.len(), usize::from(state == State::Failed));

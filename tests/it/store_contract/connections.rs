@@ -3,8 +3,8 @@
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use errand::{
-    job::{AttemptOutcome, Ending, ErrorKind, HeldReason, JobSpec, Release, State},
-    store::{Awaited, Claim, Claimed, Verdict},
+    job::{AttemptOutcome, Ending, ErrorKind, HeldReason, JobSpec, Release, State, Stop},
+    store::{Awaited, Claim, Claimed},
 };
 use serde_json::json;
 
@@ -15,12 +15,12 @@ use super::{
 
 /// Held because the toolkit has to be connected, in the ways in which that can happen.
 fn connect(toolkit: &str) -> Ending {
-    Ending::Connect { toolkit: toolkit.into(), error: error(ErrorKind::NeedsConnection) }
+    Stop::Connect { toolkit: toolkit.into(), error: error(ErrorKind::NeedsConnection) }.into()
 }
 
 pub(super) fn park(spec: &Arc<JobSpec>, toolkit: &str) -> Claim {
-    let verdict = Verdict::Connect(toolkit.into(), error(ErrorKind::NeedsConnection));
-    Claim { verdict, ..claim(spec) }
+    let stop = Stop::Connect { toolkit: toolkit.into(), error: error(ErrorKind::NeedsConnection) };
+    Claim { stop: Some(stop), ..claim(spec) }
 }
 
 on_every_backend!(jobs_that_wait_for_the_same_connection_are_asked_about_together, async |t| {
@@ -50,7 +50,7 @@ on_every_backend!(jobs_that_wait_for_the_same_connection_are_asked_about_togethe
     t.store.cancel(called_off.id).await.unwrap();
     t.finish(&called_off.end(connect("slack"), AttemptOutcome::Refused)).await;
     t.claim(&Claim {
-        verdict: Verdict::Hold(HeldReason::Connection, error(ErrorKind::NeedsConnection)),
+        stop: Some(Stop::Hold { reason: HeldReason::Connection, error: error(ErrorKind::NeedsConnection) }),
         ..claim(&job(json!({"user_id": "u-4"})))
     })
     .await;
@@ -244,9 +244,9 @@ on_every_backend!(a_job_waits_for_a_connection_until_its_time_has_passed, async 
         let view = t.view(id).await;
         assert_eq!(view.state, if passes { State::Failed } else { State::Held });
         let error = view.error.unwrap();
-        assert_eq!(error.kind, ErrorKind::NeedsConnection);
+        assert_eq!(error.kind(), ErrorKind::NeedsConnection);
         assert_eq!(
-            error.message.contains("passed before the account was connected: it did"),
+            error.message().contains("passed before the account was connected: it did"),
             passes,
             "{error:?}"
         );

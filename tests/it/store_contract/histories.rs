@@ -8,7 +8,7 @@ use std::{
 use errand::{
     clock,
     job::{
-        AttemptOutcome, Ending, EnvelopeReason, ErrorKind, Fence, JobSpec, Release, State, Transition,
+        AttemptOutcome, Ending, EnvelopeReason, ErrorKind, Fence, JobSpec, Release, State, Stop, Transition,
         WorkerId,
     },
     store::{Claim, Claimed, Decided, Finished, Inserted, PutOff, Rejected, SharedStore, StoreErrorKind},
@@ -80,7 +80,9 @@ on_every_backend!(counts_stay_at_their_maximum, async |t| {
     assert_eq!(one(t.store.take_checks(10, LEASE).await.unwrap()).checks, MAX);
 
     // Looks for connections, and jobs that wait for them.
-    let connect = || Ending::Connect { toolkit: "github".into(), error: error(ErrorKind::NeedsConnection) };
+    let connect = || -> Ending {
+        Stop::Connect { toolkit: "github".into(), error: error(ErrorKind::NeedsConnection) }.into()
+    };
     let waiting = t.run(&job(json!({}))).await;
     t.finish(&waiting.end(connect(), AttemptOutcome::Interrupted)).await;
     t.execute("update awaited set looks = 2147483647, parked = 9223372036854775807").await;
@@ -280,7 +282,7 @@ async fn a_sqlite_store_lives_in_the_time_of_its_clock() {
 
     clock.advance(SignedDuration::from_mins(61));
     let due = one(store.take_due(1, LEASE).await.unwrap());
-    assert_eq!((due.was, due.late_by), (State::Scheduled, Duration::from_secs(60)));
+    assert_eq!(due.was, State::Scheduled);
     let worker = WorkerId::new();
     store.beat(worker, "w").await.unwrap();
     let first = Claim { from_store: true, ..claim(&spec) };

@@ -52,7 +52,7 @@ on_every_backend!(held_jobs_are_released_by_a_filter, async |t| {
     assert_eq!(t.view(unknown).await.result.unwrap().get(), "null");
     let unknown = t.in_state(State::Held).await;
     t.store.release_held(&unknown_ones, Release::Failed, 5).await.unwrap();
-    assert_eq!(t.view(unknown).await.error.map(|error| error.kind), Some(ErrorKind::MarkedFailed));
+    assert_eq!(t.view(unknown).await.error.map(|error| error.kind()), Some(ErrorKind::MarkedFailed));
 });
 
 on_every_backend!(a_decision_obeys_the_transitions_in_every_state, async |t| {
@@ -113,7 +113,7 @@ on_every_backend!(a_released_job_shows_what_a_person_decided, async |t| {
     assert_eq!((view.result.unwrap().get(), view.error, view.held_reason), ("null", None, None));
     let id = t.in_state(State::Held).await;
     t.store.release(id, Release::Failed).await.unwrap();
-    assert_eq!(t.view(id).await.error.map(|error| error.kind), Some(ErrorKind::MarkedFailed));
+    assert_eq!(t.view(id).await.error.map(|error| error.kind()), Some(ErrorKind::MarkedFailed));
     let id = t.in_state(State::Held).await;
     t.store.release(id, Release::Retry).await.unwrap();
     assert_eq!(one(t.store.take_due(10, LEASE).await.unwrap()).spec.id, id);

@@ -7,10 +7,10 @@ use errand::{
     clock,
     job::{
         Arrival, Attempt, AttemptOutcome, Binding, Effect, Ending, ErrorKind, HeldReason, JobError, JobId,
-        JobSpec, PinnedBy, QueueName, RequestId, State, WorkerId, decode,
+        JobSpec, PinnedBy, QueueName, RequestId, State, Stop, WorkerId, decode,
     },
     store::{
-        Bind, By, Claim, ClaimReceipt, Claimed, Finish, Finished, Inserted, JobView, SharedStore, Verdict,
+        Bind, By, Claim, ClaimReceipt, Claimed, Finish, Finished, Inserted, JobView, SharedStore,
         postgres::{PostgresOptions, PostgresStore},
         sqlite::{SqliteOptions, SqliteStore},
     },
@@ -289,7 +289,7 @@ fn claim(spec: &Arc<JobSpec>) -> Claim {
         spec: Arc::clone(spec),
         request_id: RequestId::new(),
         binding: None,
-        verdict: Verdict::Run,
+        stop: None,
         from_store: false,
     }
 }
@@ -309,7 +309,7 @@ fn succeed(result: &str) -> Ending {
 }
 
 fn fail() -> Ending {
-    Ending::Fail { error: error(ErrorKind::ToolFailed) }
+    Stop::Fail { error: error(ErrorKind::ToolFailed) }.into()
 }
 
 fn retry(after: Duration) -> Ending {
@@ -317,7 +317,7 @@ fn retry(after: Duration) -> Ending {
 }
 
 fn hold() -> Ending {
-    Ending::Hold { reason: HeldReason::UnknownOutcome, error: error(ErrorKind::UnknownOutcome) }
+    Stop::Hold { reason: HeldReason::UnknownOutcome, error: error(ErrorKind::UnknownOutcome) }.into()
 }
 
 fn error(kind: ErrorKind) -> JobError {

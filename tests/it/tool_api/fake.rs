@@ -10,12 +10,11 @@ use std::{
 
 use async_trait::async_trait;
 use errand::{
-    job::{Effect, ErrorKind, Owner, PinnedBy, RequestId},
+    job::{Effect, ErrorKind, NotReady, Owner, PinnedBy, RequestId, Stop},
     tool::{
         Account, ApiCheck, ApiError, Call, Execution, Reply, ToolApi, ToolError, ToolInfo,
         account::{AccountError, AccountOptions, Accounts},
         catalog::{Ask, Catalog, CatalogOptions, ResolveError, Resolved, UnpinnedPolicy},
-        not_ready::NotReady,
         pin::{PinSources, VersionMap},
     },
 };
@@ -204,10 +203,10 @@ async fn a_tool_that_the_pinned_version_lacks_is_refused_and_told_where_it_is() 
         ("CHAT_NONE", Some(OLD), vec!["CHAT_NONE", OLD]),
     ] {
         let error = bench.resolve(tool, version, REFUSE).await.unwrap_err();
-        let NotReady::Fail(error) = error.not_ready() else { panic!("{error:?}") };
-        assert_eq!(error.kind, ErrorKind::UnknownTool);
+        let NotReady::Stop(Stop::Fail { error }) = error.not_ready() else { panic!("{error:?}") };
+        assert_eq!(error.kind(), ErrorKind::UnknownTool);
         for part in parts {
-            assert!(error.message.contains(part), "{part} in {}", error.message);
+            assert!(error.message().contains(part), "{part} in {}", error.message());
         }
     }
 }
@@ -218,13 +217,13 @@ async fn an_unpinned_job_is_refused_with_the_ways_to_pin_or_frozen() {
     for version in [None, Some(" "), Some("latest")] {
         let error = bench.resolve("CHAT_POST", version, REFUSE).await.unwrap_err();
         let error = error.not_ready().error().clone();
-        assert_eq!(error.kind, ErrorKind::Unpinned);
+        assert_eq!(error.kind(), ErrorKind::Unpinned);
         let mut parts = vec!["`version`", "errand pins set", "toolkit_versions", "COMPOSIO_TOOLKIT_VERSION_"];
         if version != Some("latest") {
             parts.push("COMPOSIO_TOOLKIT_VERSION_CHAT");
         }
         for part in parts {
-            assert!(error.message.contains(part), "{part} in {}", error.message);
+            assert!(error.message().contains(part), "{part} in {}", error.message());
         }
         let frozen = bench.resolve("CHAT_POST", version, FREEZE).await.unwrap();
         assert_eq!((frozen.version.as_str(), frozen.pinned_by), (NEW, PinnedBy::Latest));
@@ -235,15 +234,15 @@ async fn an_unpinned_job_is_refused_with_the_ways_to_pin_or_frozen() {
     let latest = Bench::new(Some("latest"));
     let error = latest.resolve("CHAT_POST", None, REFUSE).await.unwrap_err();
     assert!(
-        error.not_ready().error().message.contains("`toolkit_versions` in the configuration says `latest`")
+        error.not_ready().error().message().contains("`toolkit_versions` in the configuration says `latest`")
     );
     assert_eq!(latest.resolve("CHAT_POST", None, FREEZE).await.unwrap().version, NEW);
 
     let malformed = Bench::new(Some("soon"));
     let error = malformed.resolve("CHAT_POST", None, FREEZE).await.unwrap_err();
-    assert_eq!(error.not_ready().error().kind, ErrorKind::Unpinned);
+    assert_eq!(error.not_ready().error().kind(), ErrorKind::Unpinned);
     let error = malformed.resolve("CHAT_POST", Some("v1"), FREEZE).await.unwrap_err();
-    assert_eq!(error.not_ready().error().kind, ErrorKind::InvalidJob);
+    assert_eq!(error.not_ready().error().kind(), ErrorKind::InvalidJob);
 }
 
 #[tokio::test]
@@ -357,11 +356,11 @@ async fn without_a_usable_account_the_job_waits_and_says_who_must_connect_what()
     for (owner, kind) in [("user:u", ErrorKind::NeedsReconnection), ("org:o", ErrorKind::NeedsConnection)] {
         let owner: Owner = owner.parse().unwrap();
         let error = accounts.resolve(&owner, "chat", None).await.unwrap_err();
-        let NotReady::Connect { toolkit, error } = error.not_ready() else { panic!("{error:?}") };
+        let NotReady::Stop(Stop::Connect { toolkit, error }) = error.not_ready() else { panic!("{error:?}") };
         assert_eq!(toolkit, "chat");
-        assert_eq!(error.kind, kind);
+        assert_eq!(error.kind(), kind);
         for part in [owner.kind().field(), owner.id(), "`chat`"] {
-            assert!(error.message.contains(part), "{part} in {}", error.message);
+            assert!(error.message().contains(part), "{part} in {}", error.message());
         }
     }
 }
@@ -391,9 +390,9 @@ async fn a_named_account_must_be_the_owners_own_for_this_toolkit_and_active() {
     ] {
         let error = accounts.resolve(&owner, "chat", Some(id)).await.unwrap_err();
         let not_ready = error.not_ready();
-        assert_eq!(not_ready.error().kind, kind, "{id}");
-        assert!(!not_ready.error().message.contains("`v`"), "nothing about the other owner");
-        assert_eq!(matches!(not_ready, NotReady::Connect { .. }), id == "ca_dead");
+        assert_eq!(not_ready.error().kind(), kind, "{id}");
+        assert!(!not_ready.error().message().contains("`v`"), "nothing about the other owner");
+        assert_eq!(matches!(not_ready, NotReady::Stop(Stop::Connect { .. })), id == "ca_dead");
     }
     api.asked();
     accounts.forget_account("ca_own");

@@ -8,7 +8,7 @@ use errand::{
     bounds::CLAIM_BATCH,
     config::Config,
     job::{Binding, Effect, JobSpec, PinnedBy, RequestId, WorkerId},
-    store::{Claim, Claimed, SharedStore, Verdict},
+    store::{Claim, Claimed, SharedStore},
 };
 use serde::Serialize;
 use tokio::time::{Instant, sleep, sleep_until};
@@ -102,11 +102,5 @@ fn claim_of(spec: Arc<JobSpec>) -> Claim {
         account: None,
         effect: Effect::Once,
     };
-    Claim {
-        spec,
-        request_id: RequestId::new(),
-        binding: Some(binding),
-        verdict: Verdict::Run,
-        from_store: false,
-    }
+    Claim { spec, request_id: RequestId::new(), binding: Some(binding), stop: None, from_store: false }
 }

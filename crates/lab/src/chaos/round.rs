@@ -145,7 +145,7 @@ async fn come_to_rest(store: &SharedStore, accepted: &Accepted) -> Result<HashMa
 
 /// Whether nothing but a person moves a job. One that is held while errand looks for its call is under way.
 fn rests(job: &JobView) -> bool {
-    let is_looked_for = job.error.as_ref().is_some_and(|error| error.message.contains(LOOKS));
+    let is_looked_for = job.error.as_ref().is_some_and(|error| error.message().contains(LOOKS));
     job.state.is_final() || (job.state == State::Held && !is_looked_for)
 }
 
@@ -209,7 +209,7 @@ fn count(
             State::Failed | State::Cancelled => {
                 tally.failed += 1;
                 // All jobs of a round can be done, so each of these is worth a look.
-                let kind = job.error.as_ref().map_or("", |error| error.kind.as_str());
+                let kind = job.error.as_ref().map_or("", |error| error.kind().as_str());
                 tracing::warn!(job.id = %id, kind, effects, attempts = job.attempt, "a job failed");
             }
             State::Held => {
@@ -218,7 +218,7 @@ fn count(
                     tally.stuck += 1;
                     complain(id, format!("is still looked for after {} s", PATIENCE.as_secs()));
                 }
-                let error = job.error.as_ref().map_or("", |error| error.message.as_str());
+                let error = job.error.as_ref().map_or("", |error| error.message());
                 tracing::warn!(job.id = %id, error, effects, "a job waits for a person");
                 if job.held_reason != Some(HeldReason::UnknownOutcome) {
                     tally.stuck += 1;

@@ -80,7 +80,7 @@ fn accepted(spec: &JobSpec, body: &[u8], arrival: &Arrival<'_>) {
         assert!(verbatim, "the arguments are not what was sent");
     }
     if let Err(error) = Rules::default().judge(spec) {
-        assert!(is_keepable_message(&error.message));
+        assert!(is_keepable_message(error.message()));
     }
 
     let again = decode(body, arrival).map(|again| again.digest);

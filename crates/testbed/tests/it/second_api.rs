@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use errand::{
     app, config,
-    job::{self, Arrival, Effect, JobId, JobSpec, Owner, OwnerKind, RequestId},
+    job::{self, Arrival, Effect, JobId, JobSpec, Owner, OwnerKind, RequestId, Stop},
     tool::{Body, Call, Execution, Reply, ToolApi as _, ToolError, composio::Composio},
     worker::classify::{self, Next},
 };
@@ -141,10 +141,10 @@ async fn two_readings_of_the_facts_agree() {
 
     let strange = Call { account: Some("ca_post_user-2".into()), ..call("POST_SEND_LETTER", "user-1") };
     let reply = client.execute(&strange).await;
-    assert!(matches!(meaning(&strange, reply), Next::Fail { .. }));
+    assert!(matches!(meaning(&strange, reply), Next::Stop(Stop::Fail { .. })));
     let unconnected = Call { account: None, ..call("POST_SEND_LETTER", "somebody") };
     let reply = client.execute(&unconnected).await;
-    assert!(matches!(meaning(&unconnected, reply), Next::Hold { .. }));
+    assert!(matches!(meaning(&unconnected, reply), Next::Stop(Stop::Connect { .. })));
 
     let summary = api.summary();
     assert_eq!((summary.calls, summary.effects, summary.jobs, summary.refused), (4, 4, 4, 2), "{summary:?}");
@@ -181,8 +181,10 @@ async fn calls_mean_what_they_say(api: &Running, calls: usize) {
             Next::Retry { error, .. } | Next::Throttled { error, .. } => {
                 assert_eq!(effects, 0, "it would be made again: {error:?}");
             }
-            Next::Hold { error, .. } => panic!("nothing is wrong with the key or the account: {error:?}"),
-            Next::Fail { .. } | Next::Unknown { .. } => {}
+            Next::Stop(stop @ (Stop::Hold { .. } | Stop::Connect { .. })) => {
+                panic!("nothing is wrong with the key or the account: {stop:?}")
+            }
+            Next::Stop(Stop::Fail { .. }) | Next::Unknown { .. } => {}
         }
     }
     let summary = api.summary();
