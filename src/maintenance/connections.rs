@@ -18,6 +18,7 @@ use super::rounds;
 use crate::{
     backoff::Intervals,
     failure::chain,
+    services::Services,
     store::{Awaited, SharedStore, StoreError},
     sync,
     telemetry::metrics,
@@ -84,8 +85,9 @@ fn next(look: &Look, doubted: Option<&str>) -> Step {
 }
 
 impl Connections {
-    /// Looks on `store` for what `api` knows; wakes the relay when it made jobs due.
-    pub fn new(store: SharedStore, api: SharedToolApi, relay_wake: Arc<Notify>, options: Options) -> Self {
+    /// Asks the tool API about held jobs; wakes the relay when it made jobs due.
+    pub fn new(services: &Services, options: Options) -> Self {
+        let Services { store, api, relay_wake, .. } = services.clone();
         Self { store, api, relay_wake, options, quiet_until: RwLock::default() }
     }
 

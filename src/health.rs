@@ -76,7 +76,7 @@ pub struct Readiness {
 }
 
 impl Health {
-    pub(super) fn new(lanes: Vec<QueueName>, stale_after: Duration) -> Self {
+    pub(crate) fn new(lanes: Vec<QueueName>, stale_after: Duration) -> Self {
         for lane in &lanes {
             metrics::CONSUMING.set1(lane.as_str(), 0.0);
         }
@@ -118,13 +118,13 @@ impl Health {
         metrics::HEARTBEAT_AGE.set(beaten.elapsed().as_secs_f64());
     }
 
-    pub(super) fn beat(&self, sent: Instant) {
+    pub(crate) fn beat(&self, sent: Instant) {
         *lock(&self.beaten) = sent;
         self.store_answered();
     }
 
     /// Notes whether a lane is consumed; `true` is returned when this was the last lane to start.
-    pub(super) fn set_consuming(&self, lane: &QueueName, consuming: bool) -> bool {
+    pub(crate) fn set_consuming(&self, lane: &QueueName, consuming: bool) -> bool {
         metrics::CONSUMING.set1(lane.as_str(), f64::from(u8::from(consuming)));
         let mut lanes = lock(&self.consuming);
         let before = lanes.values().all(|consuming| *consuming);
@@ -134,7 +134,7 @@ impl Health {
         !before && lanes.values().all(|consuming| *consuming)
     }
 
-    pub(super) fn store_answered(&self) {
+    pub(crate) fn store_answered(&self) {
         metrics::STORE_REACHABLE.set(1.0);
         *lock(&self.store_seen) = Some(Instant::now());
     }
