@@ -15,6 +15,7 @@ use crate::{
     clock::{self, SharedClock},
     config::{self, Config},
     failure::chain,
+    health::{Health, Phase},
     job::{OwnerPolicy, QueueName, RetryPolicy, WorkerId},
     maintenance::{
         audit::{self, Audit},
@@ -37,10 +38,7 @@ use crate::{
     },
     telemetry::metrics,
     tool::{SharedToolApi, composio},
-    worker::{
-        CircuitBreakerPolicy, CrashPlan, Deps, Health, Options, Phase, Report, Resolver, ResolverOptions,
-        Worker,
-    },
+    worker::{CircuitBreakerPolicy, CrashPlan, Deps, Options, Report, Resolver, ResolverOptions, Worker},
 };
 
 /// Messages that the in-process queue holds per lane; what is more waits in the store.

@@ -11,6 +11,7 @@ pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod failure;
+pub mod health;
 pub mod job;
 pub mod job_json;
 pub mod maintenance;

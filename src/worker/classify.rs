@@ -13,7 +13,7 @@ use std::{sync::Arc, time::Duration};
 use serde_json::value::RawValue;
 
 use crate::{
-    job::{AttemptOutcome, Effect, ErrorKind, HeldReason, JobError, Owner, Stop},
+    job::{AttemptOutcome, Binding, Effect, ErrorKind, HeldReason, JobError, JobSpec, Owner, Stop},
     tool::{
         Answer, ApiError, Body, Reply, ToolResult,
         account::{needs_connection, needs_reconnection},
@@ -40,6 +40,21 @@ pub struct Context<'a> {
     pub tool: &'a str,
     /// The version that was asked for.
     pub version: &'a str,
+}
+
+impl<'a> Context<'a> {
+    /// A call of this job with this binding.
+    pub fn new(spec: &'a JobSpec, binding: &'a Binding) -> Self {
+        Self {
+            effect: binding.effect,
+            account: binding.account.as_deref(),
+            explicit_account: spec.connected_account_id.is_some(),
+            owner: &spec.owner,
+            toolkit: &binding.toolkit,
+            tool: &spec.tool,
+            version: &binding.version,
+        }
+    }
 }
 
 /// What a reply means.
