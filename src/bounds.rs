@@ -43,7 +43,3 @@ pub const MAX_ERROR_CHARS: usize = 2_000;
 
 /// Most jobs that one read of the command line or a person may list.
 pub const MAX_LIST: usize = 10_000;
-
-/// Longest line of a journal, in bytes: twice the largest answer that can be configured, because escaping
-/// can double it, and some room for the rest of a record.
-pub const MAX_JOURNAL_LINE_BYTES: u64 = 2 * (1 << 30) + 65_536;

@@ -4,12 +4,14 @@
 use std::{sync::Arc, time::Duration};
 
 use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use super::{Attempt, AttemptOutcome, HeldReason, JobError, RequestId, Started, State, UnknownOutcome};
 
 /// What stops a job until a person or a connection intervenes, or for ever.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Stop {
     /// Final failure.
     Fail { error: JobError },
@@ -54,7 +56,8 @@ impl Stop {
 }
 
 /// How a running job stops running.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Ending {
     /// The tool succeeded; its `data`, verbatim.
     Succeed { result: Arc<RawValue> },

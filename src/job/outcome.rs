@@ -175,7 +175,7 @@ pub struct Started {
 }
 
 /// One try at a job, as it is recorded when it ends.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Attempt {
     /// Counts from 1 within the job.
     pub number: u32,

@@ -3,6 +3,7 @@
 use std::{fmt, time::Duration};
 
 use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
 
 use super::StoreError;
 use crate::job::{Attempt, Ending, Fence, JobId, State};
@@ -33,7 +34,7 @@ pub trait Finishes: fmt::Debug + Send + Sync {
 }
 
 /// The end of one attempt.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Finish {
     /// The job.
     pub id: JobId,
@@ -48,7 +49,8 @@ pub struct Finish {
 }
 
 /// Who ends an attempt.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum By {
     /// The worker that made it.
     Holder,

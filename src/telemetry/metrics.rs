@@ -110,7 +110,8 @@ catalogue! {
     LOOKUPS = Counter Count "errand_lookups_total" ["what", "result"] "Look-ups of tools and accounts that had to ask the tool API.";
     DRAINING = Gauge Count "errand_draining" [] "1 while this process shuts down.";
     PHASE = Gauge Count "errand_phase" ["phase"] "1 for the phase that this process is in, and 0 for the others.";
-    JOURNAL_RECORDS = Counter Count "errand_journal_records_total" ["result"] "Results that could not be written before a shutdown ended: written to the journal, and by a later process replayed, fenced, unknown to the store, or damaged.";
+    JOURNAL_RECORDS = Counter Count "errand_journal_records_total" ["result"] "Results that could not be written before a shutdown ended: written to the journal, and by a later process replayed, fenced or unknown to the store.";
+    UNREADABLE_JOURNALS = Counter Count "errand_unreadable_journals_total" [] "Journals that a start could not read, because they are damaged or of another version of errand, and set aside.";
 }
 
 const SECONDS: &[f64] = &[

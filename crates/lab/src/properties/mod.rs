@@ -10,10 +10,12 @@
 mod config;
 mod envelope;
 mod frames;
+mod journal;
 mod text;
 mod tool_api;
 
 pub use config::config;
 pub use envelope::envelope;
 pub use frames::frames;
+pub use journal::journal;
 pub use tool_api::tool_api;

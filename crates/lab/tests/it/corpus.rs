@@ -77,6 +77,11 @@ fn the_properties_of_frames_hold_for_the_corpus() {
 }
 
 #[test]
+fn the_properties_of_journals_hold_for_the_corpus() {
+    holds("journal", properties::journal, &["damaged", "other_version", "results", "whole"]);
+}
+
+#[test]
 fn the_properties_of_envelopes_hold_around_the_largest_size() {
     let of_size = |size: usize| {
         let frame = r#"{"user_id":"u","tool":"T","arguments":{"a":""}}"#;
