@@ -17,6 +17,7 @@ pub mod job_json;
 pub mod maintenance;
 pub mod queue;
 pub mod relay;
+pub mod services;
 pub mod shutdown;
 pub mod store;
 pub(crate) mod string_enum;

@@ -22,10 +22,13 @@ use crate::{
         AttemptEnd, AttemptOutcome, Ending, ErrorKind, JobError, LookResult, LookUps, RetryPolicy, Spending,
         Started, Stop, UnknownOutcome,
     },
+    services::Services,
     store::{By, Check, Finish, Finished, JobView, PutOff, SharedStore, StoreError, StoreErrorKind},
     telemetry::metrics,
-    tool::{Answer, Body, Execution, Reply, SharedToolApi, ToolError, ToolResult},
-    worker::classify::{Context, Next, classify},
+    tool::{
+        Answer, Body, Execution, Reply, SharedToolApi, ToolError, ToolResult,
+        classify::{Context, Next, classify},
+    },
 };
 
 /// A look-up that was cut off is repeated after this; longer than any look-up takes.
@@ -40,7 +43,7 @@ pub struct Policy {
     /// Waits between the looks at one job.
     pub intervals: Intervals,
     /// From when on a log without an entry says that the call never arrived.
-    pub settle: Duration,
+    pub log_delay: Duration,
     /// From when on a person has to decide.
     pub give_up: Duration,
 }
@@ -117,7 +120,7 @@ enum Step {
 impl Policy {
     /// Whether a log without an entry says something by now. `waited` is how long after the outcome became unknown a worker may still have waited for the answer.
     fn has_settled(&self, unknown_for: Duration, waited: Duration) -> bool {
-        unknown_for >= self.settle.saturating_add(waited)
+        unknown_for >= self.log_delay.saturating_add(waited)
     }
 
     fn next(&self, look: Look, unknown_for: Duration, waited: Duration, checks: u32, random: f64) -> Step {
@@ -131,14 +134,9 @@ impl Policy {
 }
 
 impl Verify {
-    /// A verification on `store` with the log of `api`; wakes the relay when it made jobs due.
-    pub fn new(
-        store: SharedStore,
-        api: SharedToolApi,
-        clock: SharedClock,
-        relay_wake: Arc<Notify>,
-        options: Options,
-    ) -> Self {
+    /// A verification with the log of the tool API; wakes the relay when it made jobs due.
+    pub fn new(services: &Services, options: Options) -> Self {
+        let Services { store, api, clock, relay_wake, .. } = services.clone();
         Self { store, api, clock, relay_wake, options }
     }
 
@@ -351,7 +349,7 @@ fn closed(error: &ToolError) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::{Mutex, PoisonError};
+    use std::sync::Mutex;
 
     use async_trait::async_trait;
     use proptest::prelude::*;
@@ -361,16 +359,18 @@ mod tests {
         backoff::RECONNECT,
         clock,
         job::{self, Arrival, Attempt, Binding, Effect, JobId, JobSpec, PinnedBy, RequestId, State},
+        queue::embedded::EmbeddedQueue,
         store::{
             Admin as _, Claim, Claimed, Claims as _, Finishes as _, JobControl as _,
             sqlite::{SqliteOptions, SqliteStore},
         },
+        sync::lock,
         tool::{Account, ApiCheck, Call, ToolApi, ToolInfo},
     };
 
     const POLICY: Policy = Policy {
         intervals: RECONNECT,
-        settle: Duration::from_secs(900),
+        log_delay: Duration::from_secs(900),
         give_up: Duration::from_secs(3_600),
     };
 
@@ -408,7 +408,7 @@ mod tests {
     #[async_trait]
     impl ToolApi for Flickering {
         async fn execution(&self, request_id: RequestId) -> Result<Option<Execution>, ToolError> {
-            let mut looks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut looks = lock(&self.0);
             let sees = looks.pop().expect("no more looks than expected");
             Ok(sees.then(|| Execution {
                 log_id: format!("log-{request_id}"),
@@ -502,7 +502,7 @@ mod tests {
         let options = Options {
             poll: Duration::from_secs(1),
             batch: 10,
-            policy: Policy { settle: Duration::ZERO, ..POLICY },
+            policy: Policy { log_delay: Duration::ZERO, ..POLICY },
             retry: RetryPolicy {
                 intervals: RECONNECT,
                 max_attempts: 5,
@@ -512,7 +512,8 @@ mod tests {
             timeout: Duration::from_secs(60),
         };
         let api = Arc::new(Flickering(Mutex::new(looks)));
-        let verify = Verify::new(store.clone(), api, clock::system(), Arc::default(), options);
+        let queue = Arc::new(EmbeddedQueue::new([], 1));
+        let verify = Verify::new(&Services::new(store.clone(), queue, api, clock::system()), options);
         assert_eq!(verify.run_once().await.unwrap(), 1);
         store.job(job).await.unwrap().unwrap().state
     }
@@ -543,7 +544,7 @@ mod tests {
                         unknown_for += after;
                     }
                     Step::NeverArrived => {
-                        prop_assert!(unknown_for >= POLICY.settle);
+                        prop_assert!(unknown_for >= POLICY.log_delay);
                         break;
                     }
                     Step::GiveUp | Step::Adopt(..) => break,

@@ -65,7 +65,7 @@ fn decide(
         );
         return Err(Stop::Hold { reason: HeldReason::Unidentified, error });
     }
-    let resolver = &shared.deps.resolver;
+    let resolver = &shared.resolver;
     resolver.check(spec).map_err(|error| Stop::Fail { error })?;
     match resolver.decide_cached(spec) {
         Some(Ok(binding)) => Ok(Some(binding)),

@@ -8,7 +8,6 @@ use tokio::{sync::OwnedSemaphorePermit, time::Instant};
 use super::{
     binding,
     circuit_breaker::CallPermit,
-    classify::{Classified, Context, Next, classify},
     crash::CrashPoint,
     ending::{Stopped, given_back},
     record::record,
@@ -18,7 +17,10 @@ use super::{
 use crate::{
     job::{AttemptEnd, AttemptOutcome, Binding},
     telemetry::metrics,
-    tool::{Call, Reply},
+    tool::{
+        Call, Reply,
+        classify::{Classified, Context, Next, classify},
+    },
 };
 
 /// Runs the attempt in a task of its own, which owns the slot of the lane.
@@ -58,7 +60,7 @@ async fn steps(shared: &Shared, job: &mut RunningJob) -> Result<AttemptEnd, Stop
     check_time(shared, &binding, timeout)?;
     let permit = shared.breakers.admit(&job.spec.owner, &binding.toolkit);
     let permit = permit.map_err(|open| job.policy(shared).kept_back(open))?;
-    let account = shared.deps.resolver.admit_account(&job.spec, &binding);
+    let account = shared.resolver.admit_account(&job.spec, &binding);
     account.map_err(|not_ready| job.policy(shared).not_ready(not_ready))?;
     let sent = Instant::now();
     let reply = call(shared, job, &binding, timeout).await;
@@ -113,7 +115,7 @@ fn end(
     if !interrupted {
         report(permit, &classified);
     }
-    let resolver = &shared.deps.resolver;
+    let resolver = &shared.resolver;
     if classified.account_is_gone() {
         resolver.account_refused(&job.spec, binding);
     } else if matches!(classified.outcome, AttemptOutcome::Succeeded | AttemptOutcome::ToolFailed) {

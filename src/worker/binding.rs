@@ -15,7 +15,7 @@ use crate::{
 /// The binding that the job came with; or a new one, or one with a new account, where something was missing.
 pub(super) async fn bind(shared: &Shared, job: &mut RunningJob) -> Result<Binding, Stopped> {
     match &job.receipt.binding {
-        Some(binding) if !shared.deps.resolver.lacks_account(&job.spec, binding) => {
+        Some(binding) if !shared.resolver.lacks_account(&job.spec, binding) => {
             return Ok(binding.clone());
         }
         _ => {}
@@ -38,7 +38,7 @@ pub(super) async fn bind(shared: &Shared, job: &mut RunningJob) -> Result<Bindin
 }
 
 async fn decide(shared: &Shared, job: &RunningJob) -> Result<Binding, NotReady> {
-    let resolver = &shared.deps.resolver;
+    let resolver = &shared.resolver;
     match job.receipt.binding.clone() {
         Some(binding) => resolver.decide_account(&job.spec, binding, job.claimed_at).await,
         None => resolver.decide(&job.spec, job.claimed_at).await,

@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use super::{
-    circuit_breaker::{Open, Scope},
-    classify::{Classified, Next},
-};
-use crate::job::{
-    AttemptEnd, AttemptOutcome, Binding, Ending, ErrorKind, JobError, NotReady, RetryPolicy, Spending,
+use super::circuit_breaker::{Open, Scope};
+use crate::{
+    job::{
+        AttemptEnd, AttemptOutcome, Binding, Ending, ErrorKind, JobError, NotReady, RetryPolicy, Spending,
+    },
+    tool::classify::{Classified, Next},
 };
 
 /// Why an attempt ends before its call.

@@ -15,8 +15,6 @@
 //! The worker does not publish jobs: whatever has to run again is written to the store, and the
 //! relay brings it back.
 
-pub mod classify;
-
 mod admit;
 mod attempt;
 mod binding;
@@ -45,12 +43,13 @@ pub use circuit_breaker::Policy as CircuitBreakerPolicy;
 pub use crash::{CrashPlan, CrashPoint};
 pub use journal::{Unreadable as UnreadableJournal, decode as decode_journal};
 pub use resolve::{Options as ResolverOptions, Resolver};
-pub use shared::{Deps, Options};
+pub use shared::Options;
 
 use self::shared::{Runners, Shared};
 use crate::{
     health::{Health, Phase},
     job::JobId,
+    services::Services,
     shutdown::{Countdown, Shutdown},
     telemetry::metrics,
 };
@@ -74,8 +73,8 @@ pub struct Worker {
 
 impl Worker {
     /// Prepares a worker; nothing happens before [`Self::run`].
-    pub fn new(deps: Deps, options: Options) -> Self {
-        let (shared, runners) = Shared::new(deps, options);
+    pub fn new(deps: Services, resolver: Arc<Resolver>, options: Options) -> Self {
+        let (shared, runners) = Shared::new(deps, resolver, options);
         Self { shared: Arc::new(shared), runners }
     }
 

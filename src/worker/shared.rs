@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::{sync::Notify, time::Instant};
+use tokio::time::Instant;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
@@ -22,27 +22,12 @@ use super::{
 };
 use crate::{
     bounds::{CLAIM_BATCH, FINISH_BATCH},
-    clock::SharedClock,
     health::Health,
     job::{JobId, QueueName, RetryPolicy, WorkerId},
-    queue::SharedQueue,
-    store::{Bind, Finish, Finished, SharedStore, StoreError},
+    services::Services,
+    store::{Bind, Finish, Finished, StoreError},
     sync::lock,
-    tool::SharedToolApi,
 };
-
-/// What a worker needs of the rest of errand.
-#[derive(Debug, Clone)]
-pub struct Deps {
-    pub store: SharedStore,
-    pub queue: SharedQueue,
-    pub api: SharedToolApi,
-    pub resolver: Arc<Resolver>,
-    /// For the times of attempts.
-    pub clock: SharedClock,
-    /// Woken when a job was written that will be due soon, or that has a reply to send.
-    pub relay_wake: Arc<Notify>,
-}
 
 /// Settings of a worker.
 #[derive(Debug, Clone)]
@@ -93,7 +78,9 @@ pub(super) struct Runners {
 /// What the parts of one worker share.
 #[derive(Debug)]
 pub(super) struct Shared {
-    pub(super) deps: Deps,
+    pub(super) deps: Services,
+    /// Decides version, account and effect.
+    pub(super) resolver: Arc<Resolver>,
     pub(super) options: Options,
     pub(super) health: Arc<Health>,
     pub(super) lease: LeaseClock,
@@ -118,7 +105,7 @@ pub(super) struct Shared {
 }
 
 impl Shared {
-    pub(super) fn new(deps: Deps, options: Options) -> (Self, Runners) {
+    pub(super) fn new(deps: Services, resolver: Arc<Resolver>, options: Options) -> (Self, Runners) {
         let (finishes, finish_runner) = group_commit::group_commit(FINISH_BATCH);
         let (bindings, binding_runner) = group_commit::group_commit(CLAIM_BATCH);
         let lanes = options.lanes.iter().map(|(name, _)| name.clone()).collect();
@@ -138,6 +125,7 @@ impl Shared {
             finishes,
             bindings,
             deps,
+            resolver,
             options,
         };
         (shared, Runners { finishes: finish_runner, bindings: binding_runner })
