@@ -14,6 +14,7 @@ use super::rounds;
 use crate::{
     clock::SharedClock,
     job::{AttemptEnd, AttemptOutcome, Ending, ErrorKind, JobError, RetryPolicy, Spending, Started},
+    services::Services,
     store::{By, Finish, Finished, LostJob, SharedStore, StoreError},
     telemetry::metrics,
 };
@@ -47,8 +48,9 @@ pub struct Rescue {
 }
 
 impl Rescue {
-    /// A rescue on `store`; wakes the relay when it made jobs due.
-    pub fn new(store: SharedStore, clock: SharedClock, relay_wake: Arc<Notify>, options: Options) -> Self {
+    /// A rescue that wakes the relay when it made jobs due.
+    pub fn new(services: &Services, options: Options) -> Self {
+        let Services { store, clock, relay_wake, .. } = services.clone();
         Self { store, clock, relay_wake, options }
     }
 

@@ -6,14 +6,14 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    sync::{Mutex, OnceLock, PoisonError},
+    sync::{Mutex, OnceLock},
     time::Duration,
 };
 
 use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
 
-use crate::job::AttemptOutcome;
+use crate::{job::AttemptOutcome, sync::lock};
 
 /// What a metric measures.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,50 +68,50 @@ catalogue! {
     ATTEMPT_DURATION = Histogram Seconds "errand_attempt_duration_seconds" ["outcome"] "Time of one call to the tool API, by the outcome of the attempt.";
     JOB_DURATION = Histogram Seconds "errand_job_duration_seconds" ["queue"] "Time from when a job was first due until its final state was recorded.";
     QUEUE_WAIT = Histogram Seconds "errand_queue_wait_seconds" ["queue"] "Time from when a job was due until a worker claimed it.";
-    JOBS_IN_FLIGHT = Gauge Count "errand_jobs_in_flight" ["queue"] "Jobs that this process holds at the moment.";
-    CONCURRENCY = Gauge Count "errand_concurrency_limit" ["queue"] "The most jobs that this process holds at once.";
+    JOBS_IN_FLIGHT = Gauge Count "errand_jobs_in_flight" ["queue"] "Jobs in flight: claimed by this process and not finished.";
+    CONCURRENCY = Gauge Count "errand_concurrency_limit" ["queue"] "The most jobs that this process has in flight at once.";
     RETRIES = Counter Count "errand_retries_total" ["cause"] "Attempts that will be repeated, by the kind of error.";
-    CLAIMS = Counter Count "errand_claims_total" ["queue", "result"] "Deliveries taken from the queue, by what the store said: running, scheduled, ended, duplicate, gone or conflict.";
+    CLAIMS = Counter Count "errand_claims_total" ["queue", "result"] "Deliveries taken from the queue, by the answer of the store: running, scheduled, ended, duplicate, gone or conflict.";
     CLAIM_BATCH = Histogram Count "errand_claim_batch_jobs" [] "Jobs per claim write.";
     CLAIM_DURATION = Histogram Seconds "errand_claim_duration_seconds" [] "Time of one claim write.";
     FINISH_BATCH = Histogram Count "errand_finish_batch_jobs" [] "Attempts per finish write.";
     FINISH_DURATION = Histogram Seconds "errand_finish_duration_seconds" [] "Time of one finish write.";
     FINISH_BACKLOG = Gauge Count "errand_finish_backlog_jobs" [] "Ended attempts that wait to be written.";
-    DUPLICATES = Counter Count "errand_duplicate_deliveries_total" ["queue"] "Deliveries of jobs that were already known; nothing ran twice.";
-    REJECTED = Counter Count "errand_rejected_messages_total" ["reason"] "Messages that are not jobs and were kept whole.";
-    FENCED = Counter Count "errand_fenced_results_total" [] "Results that came after another worker had claimed the job; recorded on their own attempt only.";
-    LATE = Counter Count "errand_late_results_total" [] "Results of a worker presumed lost that were still accepted.";
-    JOBS_WAITING = Gauge Count "errand_jobs" ["queue", "state"] "Jobs in the store that are not final.";
+    DUPLICATES = Counter Count "errand_duplicate_deliveries_total" ["queue"] "Deliveries of jobs that the store already knew and did not run again.";
+    REJECTED = Counter Count "errand_rejected_messages_total" ["reason"] "Messages that are not valid jobs and were kept whole.";
+    FENCED = Counter Count "errand_fenced_results_total" [] "Results that came after another worker had claimed the job; each is recorded on its own attempt only.";
+    LATE = Counter Count "errand_late_results_total" [] "Results of workers presumed lost that were still accepted.";
+    JOBS_WAITING = Gauge Count "errand_jobs" ["queue", "state"] "Jobs in the store that are not in a final state.";
     JOBS_HELD = Gauge Count "errand_held_jobs" ["reason"] "Held jobs, by what they wait for.";
-    OLDEST_DUE = Gauge Seconds "errand_oldest_due_age_seconds" ["queue"] "How long the oldest due job has waited; jobs scheduled for later do not count.";
+    OLDEST_DUE = Gauge Seconds "errand_oldest_due_age_seconds" ["queue"] "Time that the oldest due job has waited; jobs scheduled for later do not count.";
     QUEUE_DEPTH = Gauge Count "errand_queue_depth_messages" ["queue"] "Messages that wait in the broker.";
     RELAY_PUBLISHED = Counter Count "errand_relay_published_total" ["from"] "Jobs that the relay put on the queue, by the state they were in.";
     RELAY_FAILED = Counter Count "errand_relay_failed_total" ["kind"] "Publications that the broker did not confirm; the jobs stay due.";
     REPLIES = Counter Count "errand_replies_total" ["result"] "Results published to the app's reply queue: sent, or dropped because the queue is gone.";
-    RESCUED = Counter Count "errand_rescued_jobs_total" ["to"] "Running jobs of lost workers, by the state they were given.";
-    VERIFICATIONS = Counter Count "errand_verifications_total" ["result"] "Looks into the execution log for calls whose outcome is unknown: succeeded, failed, never_arrived, again or gave_up.";
-    PANICS = Counter Count "errand_panics_total" [] "Panics of errand's own code that a worker survived: a bug each, whose job was retried, held or failed with an error that says so.";
-    AUDIT_FINDINGS = Gauge Count "errand_audit_findings" ["kind"] "Jobs that the last audit found to be wrong and did not repair, by kind; 0 where another worker audits.";
-    AUDIT_REPAIRS = Counter Count "errand_audit_repairs_total" ["kind"] "Jobs that an audit brought back to the relay or the rescue, by kind of finding.";
-    AUDIT_COMPLETED = Gauge Seconds "errand_audit_completed_timestamp_seconds" [] "When this process last completed an audit, as Unix time; 0 before its first.";
+    RESCUED = Counter Count "errand_rescued_jobs_total" ["to"] "Running jobs of lost workers that were taken over, by the state they were given.";
+    VERIFICATIONS = Counter Count "errand_verifications_total" ["result"] "Look-ups of unknown outcomes in the execution log of the tool API: succeeded, failed, never_arrived, again or gave_up.";
+    PANICS = Counter Count "errand_panics_total" [] "Panics in errand's own code that a worker survived; each is a bug, and its job was retried, held or failed with an error that says so.";
+    AUDIT_FINDINGS = Gauge Count "errand_audit_findings" ["kind"] "Jobs that the last audit found to be wrong and did not repair; 0 where another worker audits.";
+    AUDIT_REPAIRS = Counter Count "errand_audit_repairs_total" ["kind"] "Jobs that an audit brought back to the relay or the rescue.";
+    AUDIT_COMPLETED = Gauge Seconds "errand_audit_completed_timestamp_seconds" [] "Unix time at which this process last completed an audit; 0 before its first.";
     CONNECTION_LOOKUPS = Counter Count "errand_connection_lookups_total" ["result"] "Look-ups of connections that held jobs wait for: active, missing or failed.";
-    CONNECTION_RELEASED = Counter Count "errand_connection_released_jobs_total" [] "Jobs that were held for a connection and went on because it is there.";
-    CONNECTION_EXPIRED = Counter Count "errand_connection_expired_jobs_total" [] "Jobs that were held for a connection until their time had passed, and failed.";
-    CIRCUIT_BREAKERS_OPEN = Gauge Count "errand_circuit_breakers_open" ["scope"] "Open circuit breakers of this process, which let one call at a time through because the tool API does not answer: of an owner and toolkit, or of the whole API.";
-    CIRCUIT_BREAKER_SNOOZES = Counter Count "errand_circuit_breaker_snoozes_total" ["scope"] "Jobs that were given back without a call, because a circuit breaker is open.";
-    HEARTBEAT_AGE = Gauge Seconds "errand_heartbeat_age_seconds" [] "Time since this worker last said in the store that it lives.";
-    CONSUMING = Gauge Count "errand_consuming" ["queue"] "1 while this process really consumes the lane.";
-    BROKER_CONNECTED = Gauge Count "errand_broker_connected" [] "1 while the broker is connected.";
-    BROKER_RECONNECTS = Counter Count "errand_broker_reconnects_total" [] "Connections to the broker that were made anew.";
-    SUBSCRIPTIONS_RENEWED = Counter Count "errand_subscriptions_renewed_total" ["queue"] "Subscriptions that were made anew because nothing came through them although something should have.";
+    CONNECTION_RELEASED = Counter Count "errand_connection_released_jobs_total" [] "Jobs held for a connection that went on because it is active.";
+    CONNECTION_EXPIRED = Counter Count "errand_connection_expired_jobs_total" [] "Jobs held for a connection that failed because their time had passed.";
+    CIRCUIT_BREAKERS_OPEN = Gauge Count "errand_circuit_breakers_open" ["scope"] "Open circuit breakers of this process, each for an owner and toolkit or for the whole tool API; an open one lets one call through at a time.";
+    CIRCUIT_BREAKER_SNOOZES = Counter Count "errand_circuit_breaker_snoozes_total" ["scope"] "Jobs that were given back without a call because a circuit breaker is open.";
+    HEARTBEAT_AGE = Gauge Seconds "errand_heartbeat_age_seconds" [] "Time since this worker's last heartbeat in the store.";
+    CONSUMING = Gauge Count "errand_consuming" ["queue"] "1 while this process takes jobs from the lane.";
+    BROKER_CONNECTED = Gauge Count "errand_broker_connected" [] "1 while this process is connected to the broker.";
+    BROKER_RECONNECTS = Counter Count "errand_broker_reconnects_total" [] "Connections to the broker that replaced a lost one.";
+    SUBSCRIPTIONS_RENEWED = Counter Count "errand_subscriptions_renewed_total" ["queue"] "Subscriptions that were renewed because no delivery came although the queue should have had one.";
     STORE_REACHABLE = Gauge Count "errand_store_reachable" [] "1 while the store answers.";
-    STORE_RECONNECTS = Counter Count "errand_store_reconnects_total" [] "Times the store answered again after it had been away.";
+    STORE_RECONNECTS = Counter Count "errand_store_reconnects_total" [] "Times that the store answered again after it had been away.";
     STORE_ERRORS = Counter Count "errand_store_errors_total" ["kind"] "Store calls that failed, by kind.";
-    LOOKUPS = Counter Count "errand_lookups_total" ["what", "result"] "Look-ups of tools and accounts that had to ask the tool API.";
+    LOOKUPS = Counter Count "errand_lookups_total" ["what", "result"] "Look-ups of tools and accounts at the tool API, which the cache could not answer.";
     DRAINING = Gauge Count "errand_draining" [] "1 while this process shuts down.";
     PHASE = Gauge Count "errand_phase" ["phase"] "1 for the phase that this process is in, and 0 for the others.";
-    JOURNAL_RECORDS = Counter Count "errand_journal_records_total" ["result"] "Results that could not be written before a shutdown ended: written to the journal, and by a later process replayed, fenced or unknown to the store.";
-    UNREADABLE_JOURNALS = Counter Count "errand_unreadable_journals_total" [] "Journals that a start could not read, because they are damaged or of another version of errand, and set aside.";
+    JOURNAL_RECORDS = Counter Count "errand_journal_records_total" ["result"] "Results that could not be written before a shutdown ended: written to the journal, and later replayed, fenced, or unknown to the store.";
+    UNREADABLE_JOURNALS = Counter Count "errand_unreadable_journals_total" [] "Journals that were set aside because they are damaged or of another version of errand.";
 }
 
 const SECONDS: &[f64] = &[
@@ -251,7 +251,7 @@ impl LaneMetrics {
     /// Counts what became of a job when an attempt ended.
     pub(crate) fn finished(&self, toolkit: Option<&str>, outcome: &'static str) {
         let toolkit = toolkit.map_or("none", toolkit_label);
-        let mut finished = self.finished.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut finished = lock(&self.finished);
         finished
             .entry((toolkit, outcome))
             .or_insert_with(|| jobs_finished(&self.queue, toolkit, outcome))
@@ -282,7 +282,7 @@ fn jobs_finished(queue: &str, toolkit: &'static str, outcome: &'static str) -> m
 /// interned once and for ever, so the leak is bounded by [`MAX_TOOLKITS`].
 fn toolkit_label(toolkit: &str) -> &'static str {
     static SEEN: OnceLock<Mutex<HashSet<&'static str>>> = OnceLock::new();
-    let mut seen = SEEN.get_or_init(Mutex::default).lock().unwrap_or_else(PoisonError::into_inner);
+    let mut seen = lock(SEEN.get_or_init(Mutex::default));
     if let Some(label) = seen.get(toolkit) {
         return label;
     }

@@ -314,7 +314,7 @@ fn settings_are_shown_with_their_origins_and_without_secrets() {
 
     [connections]
 
-    [outage]
+    [circuit_breaker]
 
     [retry]
 
@@ -529,7 +529,7 @@ fn a_job_as_json_has_exactly_the_documented_keys() {
     assert_eq!(
         keys[1..].join(" "),
         "state held_reason owner id requested_by tool toolkit version pinned_by connected_account_id queue \
-         created_at finished_at result error log_id attempts"
+         created_at finished_at result error log_id attempts history"
     );
 }
 

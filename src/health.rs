@@ -1,52 +1,32 @@
 //! Is this worker alive, and is it ready? Ready means that it really consumes, that the store
 //! answers, and that it is not draining.
 
-use std::{
-    collections::BTreeMap,
-    sync::{Mutex, PoisonError},
-    time::Duration,
-};
+use std::{collections::BTreeMap, sync::Mutex, time::Duration};
 
 use serde::Serialize;
 use tokio::time::Instant;
 
-use crate::{job::QueueName, telemetry::metrics};
+use crate::{job::QueueName, string_enum::string_enum, sync::lock, telemetry::metrics};
 
-/// Where a worker is in its life. A shutdown goes through the phases in this order, and may leave some out.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Phase {
-    /// It waits for its services, or writes what an earlier process journaled.
-    Starting,
-    /// It takes jobs.
-    Running,
-    /// It takes no more jobs; running calls go on.
-    Draining,
-    /// Calls that outlast the drain are interrupted, and what is known is written.
-    Interrupting,
-    /// What the store did not take goes to the journal.
-    Journaling,
-    /// Nothing runs; connections are closed.
-    Closing,
+string_enum! {
+    /// Where a worker is in its life. A shutdown goes through the phases in this order, and may leave some out.
+    Phase {
+        /// It waits for its services, or writes what an earlier process journaled.
+        Starting = "starting",
+        /// It takes jobs.
+        Running = "running",
+        /// It takes no more jobs; running calls go on.
+        Draining = "draining",
+        /// Calls that outlast the drain are interrupted, and what is known is written.
+        Interrupting = "interrupting",
+        /// What the store did not take goes to the journal.
+        Journaling = "journaling",
+        /// Nothing runs; connections are closed.
+        Closing = "closing",
+    }
 }
 
 impl Phase {
-    /// Every phase, in order.
-    pub const ALL: &'static [Self] =
-        &[Self::Starting, Self::Running, Self::Draining, Self::Interrupting, Self::Journaling, Self::Closing];
-
-    /// The word used in metrics, logs and JSON.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Starting => "starting",
-            Self::Running => "running",
-            Self::Draining => "draining",
-            Self::Interrupting => "interrupting",
-            Self::Journaling => "journaling",
-            Self::Closing => "closing",
-        }
-    }
-
     /// Whether the worker is shutting down.
     pub fn is_shutdown(self) -> bool {
         self >= Self::Draining
@@ -80,7 +60,7 @@ pub struct Readiness {
 }
 
 impl Health {
-    pub(super) fn new(lanes: Vec<QueueName>, stale_after: Duration) -> Self {
+    pub(crate) fn new(lanes: Vec<QueueName>, stale_after: Duration) -> Self {
         for lane in &lanes {
             metrics::CONSUMING.set1(lane.as_str(), 0.0);
         }
@@ -94,10 +74,9 @@ impl Health {
         }
     }
 
-    /// The present state.
     pub fn readiness(&self) -> Readiness {
-        let consuming = self.consuming.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let seen = *self.store_seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let consuming = lock(&self.consuming).clone();
+        let seen = *lock(&self.store_seen);
         let store = seen.is_some_and(|at| at.elapsed() < self.stale_after);
         let phase = self.phase();
         let draining = phase.is_shutdown();
@@ -105,42 +84,42 @@ impl Health {
         Readiness { ready, consuming, store, draining, phase }
     }
 
-    /// The present phase.
     pub fn phase(&self) -> Phase {
-        *self.phase.lock().unwrap_or_else(PoisonError::into_inner)
+        *lock(&self.phase)
     }
 
     /// Notes that the next phase begins.
     pub(crate) fn enter(&self, phase: Phase) {
-        *self.phase.lock().unwrap_or_else(PoisonError::into_inner) = phase;
+        *lock(&self.phase) = phase;
         publish(phase);
     }
 
     /// Sets the gauges that would be stale if they were only set when something happens.
     pub fn refresh_gauges(&self) {
-        let beaten = *self.beaten.lock().unwrap_or_else(PoisonError::into_inner);
+        let beaten = *lock(&self.beaten);
         metrics::HEARTBEAT_AGE.set(beaten.elapsed().as_secs_f64());
     }
 
-    pub(super) fn beat(&self, sent: Instant) {
-        *self.beaten.lock().unwrap_or_else(PoisonError::into_inner) = sent;
+    pub(crate) fn beat(&self, sent: Instant) {
+        *lock(&self.beaten) = sent;
         self.store_answered();
     }
 
-    /// Notes whether a lane is consumed; `true` is returned when this was the last lane to start.
-    pub(super) fn set_consuming(&self, lane: &QueueName, consuming: bool) -> bool {
-        metrics::CONSUMING.set1(lane.as_str(), f64::from(u8::from(consuming)));
-        let mut lanes = self.consuming.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = lanes.values().all(|consuming| *consuming);
+    /// Notes whether a lane takes jobs: it is consumed, and claims do not fail. `true` is returned when this was the
+    /// last lane to start.
+    pub(crate) fn set_taking(&self, lane: &QueueName, taking: bool) -> bool {
+        metrics::CONSUMING.set1(lane.as_str(), f64::from(u8::from(taking)));
+        let mut lanes = lock(&self.consuming);
+        let before = lanes.values().all(|taking| *taking);
         if let Some(entry) = lanes.get_mut(lane) {
-            *entry = consuming;
+            *entry = taking;
         }
-        !before && lanes.values().all(|consuming| *consuming)
+        !before && lanes.values().all(|taking| *taking)
     }
 
-    pub(super) fn store_answered(&self) {
+    pub(crate) fn store_answered(&self) {
         metrics::STORE_REACHABLE.set(1.0);
-        *self.store_seen.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+        *lock(&self.store_seen) = Some(Instant::now());
     }
 }
 

@@ -22,10 +22,13 @@ use crate::{
         AttemptEnd, AttemptOutcome, Ending, ErrorKind, JobError, LookResult, RetryPolicy, Spending, Started,
         Stop, clip,
     },
+    services::Services,
     store::{By, Check, Finish, Finished, JobView, PutOff, SharedStore, StoreError, StoreErrorKind},
     telemetry::metrics,
-    tool::{Answer, Body, Execution, Reply, SharedToolApi, ToolError, ToolResult},
-    worker::classify::{self, Next},
+    tool::{
+        Answer, Body, Execution, Reply, SharedToolApi, ToolError, ToolResult,
+        classify::{Context, Next, classify},
+    },
 };
 
 /// A look-up that was cut off is repeated after this; longer than any look-up takes.
@@ -40,7 +43,7 @@ pub struct Policy {
     /// Waits between the looks at one job.
     pub intervals: Intervals,
     /// From when on a log without an entry says that the call never arrived.
-    pub settle: Duration,
+    pub log_delay: Duration,
     /// From when on a person has to decide.
     pub give_up: Duration,
 }
@@ -117,7 +120,7 @@ enum Step {
 impl Policy {
     /// Whether a log without an entry says something by now. `waited` is how long after the outcome became unknown a worker may still have waited for the answer.
     fn has_settled(&self, unknown_for: Duration, waited: Duration) -> bool {
-        unknown_for >= self.settle.saturating_add(waited)
+        unknown_for >= self.log_delay.saturating_add(waited)
     }
 
     fn next(&self, look: Look, unknown_for: Duration, waited: Duration, checks: u32, random: f64) -> Step {
@@ -131,14 +134,9 @@ impl Policy {
 }
 
 impl Verify {
-    /// A verification on `store` with the log of `api`; wakes the relay when it made jobs due.
-    pub fn new(
-        store: SharedStore,
-        api: SharedToolApi,
-        clock: SharedClock,
-        relay_wake: Arc<Notify>,
-        options: Options,
-    ) -> Self {
+    /// A verification with the log of the tool API; wakes the relay when it made jobs due.
+    pub fn new(services: &Services, options: Options) -> Self {
+        let Services { store, api, clock, relay_wake, .. } = services.clone();
         Self { store, api, clock, relay_wake, options }
     }
 
@@ -290,22 +288,12 @@ impl Verify {
 
 /// Takes an entry of the log as the answer that did not arrive.
 fn adopt(check: &Check, log_id: String, result: ToolResult, retry: &RetryPolicy) -> AttemptEnd {
-    let spec = &check.job.spec;
     let outcome = if result.successful { AttemptOutcome::Succeeded } else { AttemptOutcome::ToolFailed };
     let Some(binding) = &check.job.binding else {
         let error =
             JobError::new(ErrorKind::Internal, "the log has an entry of a job that had no version yet");
         let ending = Stop::Fail { error }.into();
         return AttemptEnd { outcome, http_status: None, log_id: Some(log_id), ending };
-    };
-    let context = classify::Context {
-        owner: &spec.owner,
-        tool: &spec.tool,
-        toolkit: &binding.toolkit,
-        version: &binding.version,
-        account: binding.account.as_deref(),
-        explicit_account: spec.connected_account_id.is_some(),
-        effect: binding.effect,
     };
     let data: Arc<RawValue> = result.data.clone();
     let answer = Answer {
@@ -315,7 +303,7 @@ fn adopt(check: &Check, log_id: String, result: ToolResult, retry: &RetryPolicy)
         deprecated: None,
         body: Body::Result(result),
     };
-    let classified = classify::classify(Reply::Answered(answer), &context);
+    let classified = classify(Reply::Answered(answer), &Context::new(&check.job.spec, binding));
     let ending = match classified.next {
         // Whatever else the entry contains, its own verdict is that the call succeeded.
         _ if outcome == AttemptOutcome::Succeeded => Ending::Succeed { result: data },
@@ -351,205 +339,4 @@ fn closed(error: &ToolError) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::sync::{Mutex, PoisonError};
-
-    use async_trait::async_trait;
-    use proptest::prelude::*;
-
-    use super::*;
-    use crate::{
-        backoff::RECONNECT,
-        clock,
-        job::{self, Arrival, Attempt, Binding, Effect, JobId, JobSpec, PinnedBy, RequestId, State},
-        store::{
-            Admin as _, Claim, Claimed, Claims as _, Finishes as _, JobControl as _,
-            sqlite::{SqliteOptions, SqliteStore},
-        },
-        tool::{Account, ApiCheck, Call, ToolApi, ToolInfo},
-    };
-
-    const POLICY: Policy = Policy {
-        intervals: RECONNECT,
-        settle: Duration::from_secs(900),
-        give_up: Duration::from_secs(3_600),
-    };
-
-    fn looks() -> Vec<Look> {
-        vec![Look::Unclear, Look::Absent, Look::Blind, Look::Closed("x".into())]
-    }
-
-    #[test]
-    fn only_a_settled_log_that_shows_our_calls_proves_that_a_call_never_arrived() {
-        let next = |look, secs| POLICY.next(look, Duration::from_secs(secs), Duration::ZERO, 3, 0.5);
-        assert!(matches!(next(Look::Absent, 899), Step::Again(_)));
-        assert!(matches!(next(Look::Absent, 900), Step::NeverArrived));
-        for look in [Look::Unclear, Look::Blind, Look::Closed("x".into())] {
-            assert!(matches!(next(look, 3_599), Step::Again(_)));
-        }
-        for look in [Look::Unclear, Look::Blind, Look::Closed("x".into())] {
-            assert!(matches!(next(look, 3_600), Step::GiveUp), "a person decides");
-        }
-    }
-
-    #[test]
-    fn the_log_settles_only_after_the_last_worker_stopped_waiting() {
-        let waited = Duration::from_secs(5_000);
-        let next = |look, secs| POLICY.next(look, Duration::from_secs(secs), waited, 3, 0.5);
-        assert!(matches!(next(Look::Absent, 900), Step::Again(_)));
-        assert!(matches!(next(Look::Absent, 5_899), Step::Again(_)), "even when others would be given up");
-        assert!(matches!(next(Look::Absent, 5_900), Step::NeverArrived));
-        assert!(matches!(next(Look::Blind, 3_600), Step::GiveUp));
-    }
-
-    /// A log that has an entry for every call, and shows everything or nothing, look after look.
-    #[derive(Debug)]
-    struct Flickering(Mutex<Vec<bool>>);
-
-    #[async_trait]
-    impl ToolApi for Flickering {
-        async fn execution(&self, request_id: RequestId) -> Result<Option<Execution>, ToolError> {
-            let mut looks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-            let sees = looks.pop().expect("no more looks than expected");
-            Ok(sees.then(|| Execution {
-                log_id: format!("log-{request_id}"),
-                tool: None,
-                result: Some(ToolResult {
-                    data: RawValue::NULL.to_owned().into(),
-                    successful: true,
-                    error: None,
-                    provider_status: None,
-                    log_id: None,
-                }),
-            }))
-        }
-
-        async fn execute(&self, _: &Call) -> Reply {
-            unreachable!("only the log is asked")
-        }
-        async fn tool(&self, _: &str, _: Option<&str>) -> Result<ToolInfo, ToolError> {
-            unreachable!("only the log is asked")
-        }
-        async fn versions(&self, _: &str) -> Result<Vec<String>, ToolError> {
-            unreachable!("only the log is asked")
-        }
-        async fn accounts(&self, _: &str, _: Option<&str>) -> Result<Vec<Account>, ToolError> {
-            unreachable!("only the log is asked")
-        }
-        async fn account(&self, _: &str) -> Result<Account, ToolError> {
-            unreachable!("only the log is asked")
-        }
-        async fn check(&self) -> Result<ApiCheck, ToolError> {
-            unreachable!("only the log is asked")
-        }
-    }
-
-    fn spec() -> Arc<JobSpec> {
-        let queue = "default".parse().unwrap();
-        let arrival = Arrival {
-            queue: &queue,
-            message_id: None,
-            reply_to: None,
-            correlation_id: None,
-            traceparent: None,
-            fallback_id: Some(JobId::new()),
-        };
-        Arc::new(job::decode(br#"{"user_id":"u","tool":"T","arguments":{}}"#, &arrival).unwrap())
-    }
-
-    /// Runs a new job to the given end of its first attempt.
-    async fn ended(store: &SqliteStore, outcome: AttemptOutcome, ending: Ending) -> JobId {
-        let binding = Binding {
-            toolkit: "t".into(),
-            version: "20260101_00".into(),
-            pinned_by: PinnedBy::Global,
-            account: None,
-            effect: Effect::Once,
-        };
-        let (spec, request_id) = (spec(), RequestId::new());
-        let claim =
-            Claim { spec: spec.clone(), request_id, binding: Some(binding), stop: None, from_store: false };
-        let claimed = store.claim(job::WorkerId::new(), &[claim]).await.unwrap().remove(0);
-        let Claimed::Running(receipt) = claimed else { panic!("{claimed:?}") };
-        let now = clock::system().now();
-        let attempt = Attempt {
-            number: 1,
-            request_id,
-            outcome,
-            http_status: (outcome == AttemptOutcome::Succeeded).then_some(200),
-            log_id: None,
-            version: Some("20260101_00".into()),
-            error: ending.error().cloned(),
-            started_at: now,
-            finished_at: now,
-        };
-        let finish = Finish { id: spec.id, fence: receipt.fence, by: By::Holder, attempt, ending };
-        store.finish(&[finish]).await.unwrap();
-        spec.id
-    }
-
-    /// The state of a job with an entry after one round in which the log shows everything or nothing.
-    async fn after_looks(mut looks: Vec<bool>) -> State {
-        looks.reverse();
-        let folder = tempfile::tempdir().unwrap();
-        let options = SqliteOptions { path: folder.path().join("errand.db"), clock: clock::system() };
-        let store = Arc::new(SqliteStore::new(options).unwrap());
-        store.migrate().await.unwrap();
-        let success = Ending::Succeed { result: RawValue::NULL.to_owned().into() };
-        ended(&store, AttemptOutcome::Succeeded, success).await;
-        let error = JobError::new(ErrorKind::UnknownOutcome, "no answer");
-        let unknown = Ending::Verify { after: Duration::ZERO, error };
-        let job = ended(&store, AttemptOutcome::Unknown, unknown).await;
-        let options = Options {
-            poll: Duration::from_secs(1),
-            batch: 10,
-            policy: Policy { settle: Duration::ZERO, ..POLICY },
-            retry: RetryPolicy {
-                intervals: RECONNECT,
-                max_attempts: 5,
-                max_retry_after: Duration::from_secs(1),
-                max_throttled_age: Duration::from_secs(1),
-            },
-            timeout: Duration::from_secs(60),
-        };
-        let api = Arc::new(Flickering(Mutex::new(looks)));
-        let verify = Verify::new(store.clone(), api, clock::system(), Arc::default(), options);
-        assert_eq!(verify.run_once().await.unwrap(), 1);
-        store.job(job).await.unwrap().unwrap().state
-    }
-
-    #[tokio::test]
-    async fn a_log_that_goes_blind_in_the_middle_of_a_round_proves_nothing() {
-        assert_eq!(after_looks(vec![true, true]).await, State::Succeeded);
-        assert_eq!(after_looks(vec![true, false, false, false]).await, State::Held, "blind since");
-        assert_eq!(after_looks(vec![true, false, true, true]).await, State::Succeeded, "not any more");
-        assert_eq!(after_looks(vec![true, false, true, false, false]).await, State::Held, "blind again");
-        let absent = vec![true, false, true, false, true];
-        assert_eq!(after_looks(absent).await, State::Retryable, "which an absent entry looks like");
-    }
-
-    proptest! {
-        /// However the log behaves, nothing is repeated before it had time to settle, and every job
-        /// comes to an end or to a person.
-        #[test]
-        fn a_call_is_never_repeated_early_and_never_looked_for_without_end(
-            choices in prop::collection::vec(0usize..4, 1..50), random in 0.0f64..1.0,
-        ) {
-            let mut unknown_for = POLICY.intervals.wait(1, random);
-            for checks in 0.. {
-                let look = looks().swap_remove(choices[checks as usize % choices.len()]);
-                match POLICY.next(look, unknown_for, Duration::ZERO, checks, random) {
-                    Step::Again(after) => {
-                        prop_assert!(unknown_for < POLICY.give_up && !after.is_zero());
-                        unknown_for += after;
-                    }
-                    Step::NeverArrived => {
-                        prop_assert!(unknown_for >= POLICY.settle);
-                        break;
-                    }
-                    Step::GiveUp | Step::Adopt(..) => break,
-                }
-            }
-        }
-    }
-}
+mod tests;
