@@ -1,5 +1,4 @@
-//! The life of a job. Every change of state is a [`Transition`]; the database repeats the same
-//! rules as CHECK constraints.
+//! The life of a job. Every change of state is one that a [`Transition`] allows.
 
 use super::Ending;
 use crate::string_enum::string_enum;
@@ -61,7 +60,8 @@ pub enum Release {
     Failed,
 }
 
-/// Every legal move of a job. A store executes these and nothing else.
+/// Every legal move of a job: the specification by which tests judge a store, whose statements and CHECK constraints
+/// repeat it. The product itself asks it only why a person's decision was refused.
 #[derive(Debug, Clone)]
 pub enum Transition {
     /// The relay puts a due or unclaimed job on the way to the queue.
