@@ -8,6 +8,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use crate::{
     bounds::CLAIM_BATCH,
+    failure::chain,
     job::{ErrorKind, JobError, JobId, JobSpec, OwnerKind, OwnerPolicy, encode},
     queue::{Address, Message, Properties, SharedQueue},
     store::{Conflict, Inserted, SharedStore, StoreError},
@@ -172,13 +173,13 @@ impl Admission {
         if !failed.is_empty()
             && let Err(error) = self.store.defer(&failed, Duration::ZERO).await
         {
-            tracing::warn!(jobs = failed.len(), %error, "stored jobs are published only when the relay misses them");
+            tracing::warn!(jobs = failed.len(), error = %chain(&error), "stored jobs are published only when the relay misses them");
         }
     }
 }
 
 /// The message that carries a stored job to a worker.
-pub(crate) fn message(spec: &JobSpec) -> Message {
+pub fn message(spec: &JobSpec) -> Message {
     Message {
         to: Address::Lane(spec.queue.clone()),
         body: encode(spec).into(),

@@ -6,27 +6,22 @@ pub mod admission;
 pub mod api;
 pub mod app;
 pub mod backoff;
-pub(crate) mod bench;
 pub mod bounds;
-#[doc(hidden)]
-pub mod chaos;
-pub(crate) mod child;
 pub mod cli;
 pub mod clock;
 pub mod config;
-#[doc(hidden)]
-pub mod fuzzing;
+pub mod failure;
+pub mod health;
 pub mod job;
 pub mod job_json;
 pub mod maintenance;
 pub mod queue;
 pub mod relay;
-pub mod sandbox;
-#[doc(hidden)]
 pub mod services;
 pub mod shutdown;
 pub mod store;
 pub(crate) mod string_enum;
+pub(crate) mod sync;
 pub mod telemetry;
 pub mod tool;
 pub mod worker;

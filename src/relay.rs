@@ -13,9 +13,11 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     admission::message,
     backoff::RECONNECT,
+    failure::chain,
     job::JobId,
     job_json,
     queue::{Address, Message, Properties, QueueErrorKind, SharedQueue},
+    services::Services,
     store::{SharedStore, StoreError},
     telemetry::metrics,
 };
@@ -58,8 +60,9 @@ pub struct Relay {
 }
 
 impl Relay {
-    /// A relay between `store` and `queue`; `wake` makes it look before its time.
-    pub fn new(store: SharedStore, queue: SharedQueue, wake: Arc<Notify>, options: Options) -> Self {
+    /// A relay between store and queue, which `relay_wake` makes look before its time.
+    pub fn new(services: &Services, options: Options) -> Self {
+        let Services { store, queue, relay_wake: wake, .. } = services.clone();
         Self { store, queue, wake, options }
     }
 
@@ -69,7 +72,7 @@ impl Relay {
             // The messages of the last process are gone with it, so nothing that is available has one.
             let mut failures = 0;
             while let Err(error) = self.store.republish_all().await {
-                tracing::warn!(%error, "the relay cannot read the store; trying again");
+                tracing::warn!(error = %chain(&error), "the relay cannot read the store; trying again");
                 failures += 1;
                 tokio::select! {
                     biased;
@@ -97,7 +100,7 @@ impl Relay {
                     failures += 1;
                     metrics::STORE_ERRORS.add1(error.kind().as_str(), 1);
                     if failures == 1 {
-                        tracing::warn!(%error, "the relay cannot reach the store; trying again");
+                        tracing::warn!(error = %chain(&error), "the relay cannot reach the store; trying again");
                     }
                     RECONNECT.wait(failures, fastrand::f64())
                 }
@@ -129,7 +132,7 @@ impl Relay {
                 }
                 Err(error) => {
                     if failed.is_empty() {
-                        tracing::warn!(queue = %due.spec.queue, %error, "jobs could not be published; they stay due");
+                        tracing::warn!(queue = %due.spec.queue, error = %chain(&error), "jobs could not be published; they stay due");
                     }
                     metrics::RELAY_FAILED.add1(error.kind().as_str(), 1);
                     failed.push(due.spec.id);

@@ -15,6 +15,9 @@ macro_rules! string_enum {
             /// Every value, in the order of declaration.
             pub const ALL: &'static [Self] = &[$(Self::$variant,)*];
 
+            /// Every word, in the order of declaration.
+            pub const WORDS: &'static [&'static str] = &[$($word,)*];
+
             /// The word used in the database, in JSON and in metrics.
             pub fn as_str(self) -> &'static str {
                 match self { $(Self::$variant => $word,)* }
@@ -32,7 +35,7 @@ macro_rules! string_enum {
 
             fn from_str(text: &str) -> Result<Self, $crate::string_enum::UnknownWord> {
                 Self::ALL.iter().copied().find(|value| value.as_str() == text).ok_or(
-                    $crate::string_enum::UnknownWord { what: stringify!($name), choices: &[$($word,)*] },
+                    $crate::string_enum::UnknownWord { what: stringify!($name), choices: Self::WORDS },
                 )
             }
         }

@@ -1,5 +1,5 @@
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
-    errand::fuzzing::envelope(bytes);
+    errand_lab::properties::envelope(bytes);
 });

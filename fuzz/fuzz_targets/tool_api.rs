@@ -1,5 +1,5 @@
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
-    errand::fuzzing::tool_api(bytes);
+    errand_lab::properties::tool_api(bytes);
 });

@@ -9,7 +9,7 @@ use super::{
     value::{self, OwnerFlags},
 };
 
-/// Look connected accounts up in the tool API.
+/// List connected accounts as the tool API knows them.
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Command {
     /// List an owner's accounts, most recently connected first.

@@ -15,6 +15,7 @@ use super::{
 use crate::{
     app,
     bounds::MAX_LIST,
+    failure::chain,
     maintenance::{
         audit::{self, Audit, LaneFigures, Report},
         ledger::{self, Comparison},
@@ -34,13 +35,13 @@ The exit code is 0 when nothing is wrong, or everything was repaired, and 1 when
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct Args {
-    /// Bring jobs back to the relay or the rescue, where that is safe. Otherwise nothing is changed.
+    /// Give jobs back to the relay or to the rescue of lost workers, where that is safe. Without it, the audit only reads.
     #[arg(long)]
     repair: bool,
     /// Compare with the ledger of the sandbox at this address.
     #[arg(long, value_name = "URL", value_parser = ledger_url)]
     ledger: Option<Url>,
-    /// Name at most so many jobs of each kind.
+    /// Print up to N job IDs of each kind of finding.
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = limit)]
     limit: usize,
     #[command(flatten)]
@@ -99,7 +100,7 @@ pub(super) async fn run(args: Args, context: &Context) -> anyhow::Result<Exit> {
     let lanes = match audit.lanes(&known).await {
         // What the figures stumble over is among the findings.
         Err(error) if error.kind() == StoreErrorKind::Corrupt => {
-            output::note(format_args!("the figures of the queues cannot be read: {error}"));
+            output::note(format_args!("the figures of the queues cannot be read: {}", chain(&error)));
             Vec::new()
         }
         lanes => lanes?,

@@ -55,7 +55,7 @@ pub(super) struct Args {
     /// A file of JSON Lines, or - for standard input.
     file: PathBuf,
 
-    /// The lane of lines that name none.
+    /// The queue of jobs whose line names none.
     #[arg(long, default_value = DEFAULT_LANE)]
     queue: QueueName,
 

@@ -6,7 +6,7 @@ use super::{
 };
 use crate::config::{self, Sources};
 
-/// Show and check the settings.
+/// Print the settings in effect, or check them for mistakes.
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Command {
     /// Print the settings in effect, with secrets masked.

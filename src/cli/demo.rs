@@ -9,6 +9,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
+use errand_sandbox::{self as sandbox, DEFAULT_WORLD, Sandbox, World};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -19,7 +20,6 @@ use crate::{
     app::{self, App},
     config::{Config, Toolkit},
     job::{Arrival, JobId, JobSpec, OwnerKind, QueueName, State, decode},
-    sandbox::{self, DEFAULT_WORLD, Sandbox, World},
     shutdown::Shutdown,
     store::{JobFilter, JobView, PinRow, SharedStore},
 };
@@ -64,7 +64,7 @@ pub(crate) async fn run(args: Args, mut config: Config) -> Result<Exit> {
     config.composio.api_key = dev::SANDBOX_KEY.into();
 
     let app = App::new(config)?;
-    let (store, door) = (app.store.clone(), app.door());
+    let (store, door) = (app.services.store.clone(), app.admission());
     store.migrate().await?;
     // One pin in the store, so that all ways to pin can be seen: job, store, configuration, newest.
     store.set_pin(&PinRow { owner: None, toolkit: "gmail".into(), version: "20251001_00".into() }).await?;

@@ -3,15 +3,15 @@
 use std::{net::SocketAddr, path::PathBuf};
 
 use anyhow::{Context as _, Result};
+use errand_sandbox::{self as sandbox, Sandbox, World};
 use secrecy::ExposeSecret as _;
 
 use super::{exit::Exit, output};
-
 use crate::{
     app::{self, App},
-    config::{Config, Unpinned},
-    sandbox::{self, Sandbox, World},
+    config::Config,
     shutdown::Shutdown,
+    tool::catalog::UnpinnedPolicy,
 };
 
 /// The key that the sandbox's default world accepts.
@@ -93,7 +93,7 @@ pub(super) fn embed(config: &mut Config, database: &std::path::Path) -> String {
     config.store.migrate_at_start = true;
     config.amqp.url = String::new().into();
     config.worker.journal_dir = Some(database.with_file_name("journal"));
-    config.pins.unpinned = Unpinned::Freeze;
+    config.pins.unpinned = UnpinnedPolicy::Freeze;
     config.owners.allow_default = true;
     url
 }

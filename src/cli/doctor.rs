@@ -15,6 +15,7 @@ use super::{
 use crate::{
     app,
     config::{Missing, mask_url},
+    failure::chain,
     store::Schema,
     tool::ToolError,
 };
@@ -116,7 +117,7 @@ async fn database(context: &Context) -> Vec<Finding> {
     let advice = || format!("check DATABASE_URL ({place}) and that the database runs");
     let store = match app::open_store(config) {
         Ok(store) => store,
-        Err(error) => return vec![Finding::fail(WHAT, format!("{error:#}"), advice())],
+        Err(error) => return vec![Finding::fail(WHAT, chain(&*error), advice())],
     };
     let mut findings = Vec::new();
     match store.version().await {
@@ -159,7 +160,7 @@ async fn broker(context: &Context) -> Vec<Finding> {
     let advice = || format!("check AMQP_URL ({place}) and that the broker runs");
     let queue = match app::open_queue(config) {
         Ok(queue) => queue,
-        Err(error) => return vec![Finding::fail(WHAT, format!("{error:#}"), advice())],
+        Err(error) => return vec![Finding::fail(WHAT, chain(&*error), advice())],
     };
     let mut findings = Vec::new();
     match queue.check().await {
@@ -194,7 +195,7 @@ async fn tool_api(context: &Context) -> Vec<Finding> {
     let api = match app::open_tool_api(config) {
         Ok(api) => api,
         Err(error) => {
-            return vec![Finding::fail(WHAT, format!("{error:#}"), "check the settings in [composio]")];
+            return vec![Finding::fail(WHAT, chain(&*error), "check the settings in [composio]")];
         }
     };
     match api.check().await {
@@ -208,15 +209,15 @@ async fn tool_api(context: &Context) -> Vec<Finding> {
             findings
         }
         Err(error @ ToolError::Credentials { .. }) => {
-            vec![Finding::fail(WHAT, error.to_string(), "check COMPOSIO_API_KEY")]
+            vec![Finding::fail(WHAT, chain(&error), "check COMPOSIO_API_KEY")]
         }
         Err(error @ ToolError::Throttled { .. }) => {
-            vec![Finding::warn(WHAT, error.to_string(), "try again later; jobs wait by themselves")]
+            vec![Finding::warn(WHAT, chain(&error), "try again later; jobs wait by themselves")]
         }
         Err(error) => {
             vec![Finding::fail(
                 WHAT,
-                error.to_string(),
+                chain(&error),
                 format!("check COMPOSIO_BASE_URL ({place}) and the network"),
             )]
         }
@@ -231,14 +232,4 @@ fn skew(what: &'static str, ours: Timestamp, theirs: Timestamp, slack: Duration)
     } else {
         Finding::ok(what, "its clock agrees with this host's")
     }
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
 }

@@ -59,55 +59,55 @@ pub(super) struct Args {
     #[arg(long, value_name = "ID")]
     account: Option<String>,
 
-    /// The lane.
+    /// The queue, which is the lane that runs the job.
     #[arg(long, default_value = DEFAULT_LANE)]
     queue: String,
 
-    /// 0 to 9 within the lane; higher runs earlier.
+    /// The priority within the queue, 0 to 9; higher runs earlier.
     #[arg(long, value_name = "N")]
     priority: Option<i16>,
 
-    /// Not before: RFC 3339, or a time from now such as +10m.
+    /// The time before which the job does not run: RFC 3339, or from now, such as +10m.
     #[arg(long, value_name = "WHEN", value_parser = value::moment)]
     run_at: Option<Timestamp>,
 
-    /// Not after: RFC 3339, or a time from now such as +1h.
+    /// The time after which the job fails instead of running: RFC 3339, or from now, such as +1h.
     #[arg(long, value_name = "WHEN", value_parser = value::moment)]
     expires_at: Option<Timestamp>,
 
-    /// The longest that one attempt may take, such as 90s.
+    /// The timeout of one attempt, such as 90s.
     #[arg(long, value_name = "TIME", value_parser = value::duration)]
     timeout: Option<Duration>,
 
-    /// The most attempts.
+    /// The attempt budget: up to N attempts.
     #[arg(long, value_name = "N")]
     max_attempts: Option<u32>,
 
-    /// The longest that attempts are made, such as 2h.
+    /// The age budget: how long after it was created the job is tried again, such as 2h.
     #[arg(long, value_name = "TIME", value_parser = value::duration)]
     max_age: Option<Duration>,
 
-    /// What repeating the call does: safe, idempotent or once; overrides the tool's hints.
+    /// The effect of repeating the call: safe, idempotent or once; overrides the tool's hints.
     #[arg(long)]
     effect: Option<Effect>,
 
-    /// Unique per owner: the same key again is the same job.
+    /// The idempotency key, unique per owner: the same key again is the same job.
     #[arg(long, value_name = "KEY")]
     idempotency_key: Option<String>,
 
-    /// Who asked, when the job acts for an organization.
+    /// The person or service that asked, when the job acts for an organization.
     #[arg(long, value_name = "ID")]
     requested_by: Option<String>,
 
-    /// A label, as often as you like.
+    /// A tag; may be given several times.
     #[arg(long = "tag", value_name = "KEY=VALUE", value_parser = value::pair)]
     tags: Vec<(String, String)>,
 
-    /// The job's ID; the same ID again is the same job. A new one without it.
+    /// The job's ID (UUID); the same ID again is the same job. Without it, a new ID is made.
     #[arg(long, value_name = "UUID")]
     id: Option<JobId>,
 
-    /// Wait until the job is done or held, at most so many seconds (300 without a number).
+    /// Wait up to N seconds (300 without a number) until the job is final or held.
     #[arg(long, value_name = "SECS", num_args = 0..=1, require_equals = true, default_missing_value = "300")]
     wait: Option<u64>,
 

@@ -5,6 +5,7 @@ use std::{any::Any, io::ErrorKind, panic::PanicHookInfo, process::ExitCode};
 use crate::{
     cli::output,
     config::{ConfigErrors, Missing},
+    failure::chain,
     maintenance::ledger::NotALedger,
     queue::{QueueError, QueueErrorKind},
     store::{StoreError, StoreErrorKind},
@@ -12,7 +13,7 @@ use crate::{
 };
 
 /// Shown below `errand --help`.
-pub(super) const HELP: &str = "\
+pub const HELP: &str = "\
 Exit codes:
    0  done
    1  the command ran and the answer is no (a job failed, something was not found or was refused)
@@ -25,18 +26,25 @@ Settings come from errand.toml and the environment; `errand config show --origin
 
 /// The exit codes, which `docs/cli.md` and [`HELP`] explain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Exit {
+pub enum Exit {
+    /// The command is done.
     Success,
+    /// The command ran, and the answer is no.
     Negative,
+    /// The command line is wrong.
     Usage,
+    /// The configuration is wrong or incomplete.
     Configuration,
+    /// A service is unreachable or not usable.
     Unreachable,
+    /// The program itself failed.
     Internal,
 }
 
 impl Exit {
     /// Success, or a negative answer.
-    pub(super) fn negative_if(negative: bool) -> Self {
+    #[must_use]
+    pub fn negative_if(negative: bool) -> Self {
         if negative { Self::Negative } else { Self::Success }
     }
 
@@ -72,7 +80,7 @@ pub(super) fn negative(message: impl Into<String>) -> anyhow::Error {
 }
 
 /// The command line is wrong in a way that its grammar cannot express.
-pub(super) fn usage(message: impl Into<String>) -> anyhow::Error {
+pub fn usage(message: impl Into<String>) -> anyhow::Error {
     Failure { exit: Exit::Usage, message: message.into() }.into()
 }
 
@@ -86,7 +94,7 @@ pub(super) fn report(error: &anyhow::Error) -> Exit {
     if error.downcast_ref::<output::Closed>().is_some_and(|closed| broken_pipe(&closed.0)) {
         return Exit::Success;
     }
-    let mut line = format!("error: {error:#}");
+    let mut line = format!("error: {}", chain(&**error));
     if let Some(hint) = error.chain().find_map(hint) {
         line = format!("{line}; {hint}");
     }

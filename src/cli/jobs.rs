@@ -29,7 +29,7 @@ Examples:
 A held job waits for a person or a connection: `jobs show` says why. Decisions about several jobs exit with 1
 if any of them could not be carried out.";
 
-/// List, show and decide about jobs.
+/// List jobs, show one, cancel, retry and release them.
 #[derive(Debug, clap::Subcommand)]
 #[command(after_help = EXAMPLES)]
 pub(super) enum Command {
@@ -45,7 +45,7 @@ pub(super) enum Command {
         /// Only jobs of this tool.
         #[arg(long)]
         tool: Option<String>,
-        /// At most so many.
+        /// List up to N jobs.
         #[arg(long, default_value_t = 50, value_parser = limit)]
         limit: usize,
         #[command(flatten)]
@@ -58,7 +58,7 @@ pub(super) enum Command {
         #[command(flatten)]
         format: Format,
     },
-    /// Call jobs off. A running call is not interrupted, but not repeated either.
+    /// Cancel jobs. A call that is under way is not interrupted, and not repeated either.
     Cancel {
         /// The jobs.
         #[arg(required = true)]
@@ -66,7 +66,7 @@ pub(super) enum Command {
         #[command(flatten)]
         format: Format,
     },
-    /// Run failed or cancelled jobs again, or make waiting ones due now.
+    /// Retry failed or cancelled jobs with a fresh attempt budget, or make waiting jobs due now.
     Retry {
         /// The jobs.
         #[arg(required = true)]
@@ -74,7 +74,7 @@ pub(super) enum Command {
         #[command(flatten)]
         format: Format,
     },
-    /// Let held jobs go: the named ones, or all that match --reason, --owner and --toolkit.
+    /// Release held jobs: the named ones, or all that match --reason, --owner and --toolkit.
     Release {
         /// The jobs.
         #[arg(required_unless_present = "filter", conflicts_with = "filter")]
@@ -121,10 +121,10 @@ pub(super) struct ReleaseFilter {
 
 #[derive(Debug, Clone, Copy, clap::Args)]
 pub(super) struct Care {
-    /// Only count the jobs that match.
+    /// Count the matching jobs and change nothing.
     #[arg(long, requires = "filter")]
     dry_run: bool,
-    /// Do not ask.
+    /// Release without asking for confirmation.
     #[arg(long, requires = "filter", conflicts_with = "dry_run")]
     yes: bool,
 }

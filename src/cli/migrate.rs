@@ -5,7 +5,7 @@ use crate::store::Schema;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// Change nothing; exit with 1 when migrations are missing.
+    /// Check for missing migrations without applying them; exit with 1 when some are missing.
     #[arg(long)]
     check: bool,
 }

@@ -3,28 +3,22 @@
 //!
 //! Commands print answers to standard output and everything else to standard error. They return an
 //! exit code when they ran, and an error when they could not; only this module picks the exit code
-//! of an error and prints it, so that every failure looks the same.
+//! of an error and prints it, so that every failure looks the same. What it exports besides [`main`] is for
+//! `errand-lab`, whose commands start and end in the same way.
 
-use std::{
-    panic::{self, AssertUnwindSafe},
-    path::PathBuf,
-    process::ExitCode,
-};
+use std::{path::PathBuf, process::ExitCode};
 
 use clap::{CommandFactory as _, Parser, Subcommand};
-use tokio::runtime::Runtime;
 
 use crate::{
-    config::{self, Config, Loaded, Origin, Sources},
+    config::{self, Loaded, Origin, Sources},
     shutdown::Shutdown,
     telemetry::logging,
 };
 
 mod accounts;
 mod audit;
-mod bench;
 mod bulk;
-mod chaos;
 mod config_command;
 mod context;
 mod demo;
@@ -37,6 +31,7 @@ mod jobs;
 mod migrate;
 mod output;
 mod pins;
+mod program;
 mod rejected;
 mod sandbox;
 mod tools;
@@ -44,7 +39,11 @@ mod value;
 mod wait;
 mod worker;
 
-use exit::Exit;
+pub use exit::{Exit, HELP, usage};
+pub use output::{note, print};
+pub use program::{lasting, run};
+
+use program::runtime;
 
 /// Threads of commands that only talk to services for a moment.
 const FEW_THREADS: usize = 2;
@@ -63,9 +62,9 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// See it all at work: some hundreds of jobs in one process, with nothing installed.
+    /// Run a demonstration: some hundred jobs in one process, against the sandbox tool API.
     Demo(demo::Args),
-    /// Run worker, queue, store and sandbox in one process that stays up.
+    /// Run a development server: worker, queue, store and sandbox tool API in one process.
     Dev(dev::Args),
     /// Run a worker on RabbitMQ and PostgreSQL.
     Worker(worker::Args),
@@ -73,44 +72,34 @@ enum Command {
     Enqueue(Box<enqueue::Args>),
     /// Enqueue many jobs, from a file of JSON Lines.
     EnqueueBulk(bulk::Args),
-    /// List, show and decide about jobs.
+    /// List jobs, show one, cancel, retry and release them.
     #[command(subcommand)]
     Jobs(jobs::Command),
-    /// Pin toolkit versions at run time.
+    /// List, set and remove pins of toolkit versions.
     #[command(subcommand)]
     Pins(pins::Command),
-    /// Look tools up in the tool API.
+    /// Show a tool as the tool API describes it.
     #[command(subcommand)]
     Tools(tools::Command),
-    /// Look connected accounts up in the tool API.
+    /// List connected accounts as the tool API knows them.
     #[command(subcommand)]
     Accounts(accounts::Command),
-    /// Look after messages that are not jobs.
+    /// List, show and requeue rejected messages, which are not valid jobs.
     #[command(subcommand)]
     Rejected(rejected::Command),
-    /// Look through all jobs for what should not be.
+    /// Audit all jobs: find rows that break a rule or that no part of errand would look at again.
     Audit(audit::Args),
-    /// Bring the database's schema up to date.
+    /// Apply the database migrations that are missing.
     Migrate(migrate::Args),
-    /// Show and check the settings.
+    /// Print the settings in effect, or check them for mistakes.
     #[command(subcommand)]
     Config(config_command::Command),
-    /// Check every service that errand depends on.
+    /// Check database, broker and tool API, and say what to change.
     Doctor(doctor::Args),
-    /// Ask a worker's health endpoint.
+    /// Ask the health endpoint of a worker; exit with 0 when it is healthy.
     Health(health::Args),
-    /// Serve a stand-in for the tool API.
+    /// Serve the sandbox, a stand-in for the tool API.
     Sandbox(sandbox::Args),
-    /// Measure the worker beside a bare loop over the same services.
-    Bench(bench::Args),
-    /// One process of `errand bench`.
-    #[command(hide = true)]
-    BenchChild(bench::ChildArgs),
-    /// Break everything on purpose, and count what became of the jobs.
-    Chaos(chaos::Args),
-    /// One worker of `errand chaos`.
-    #[command(hide = true)]
-    ChaosWorker(chaos::WorkerArgs),
     /// Print a completion script for a shell.
     Completions {
         /// The shell.
@@ -120,26 +109,7 @@ enum Command {
 
 /// Runs the command that the process was started with.
 pub fn main() -> ExitCode {
-    // Two crates of the tree could each choose a provider of TLS; an error means that one is chosen.
-    let _already_chosen = rustls::crypto::ring::default_provider().install_default();
-    panic::set_hook(Box::new(exit::report_panic));
-    let exit = match panic::catch_unwind(AssertUnwindSafe(run)) {
-        Ok(exit) => exit,
-        Err(payload) => exit::of_panic(payload.as_ref()),
-    };
-    exit.into()
-}
-
-fn run() -> Exit {
-    let cli = match Cli::try_parse() {
-        Ok(cli) => cli,
-        Err(error) => {
-            // Help that nobody reads to the end is not a failure.
-            let _closed_pipe = error.print();
-            return if error.use_stderr() { Exit::Usage } else { Exit::Success };
-        }
-    };
-    dispatch(cli).unwrap_or_else(|error| exit::report(&error))
+    program::run(dispatch)
 }
 
 fn dispatch(cli: Cli) -> anyhow::Result<Exit> {
@@ -162,25 +132,6 @@ fn dispatch(cli: Cli) -> anyhow::Result<Exit> {
         Command::Sandbox(args) => lasting(config::load(&sources)?.config, |_| async move {
             sandbox::run(args, Shutdown::on_signals()?.stop).await.map(|()| Exit::Success)
         }),
-
-        Command::Bench(args) => {
-            let mut loaded = config::load(&sources)?;
-            if loaded.origin("log.level") == Some(&Origin::Default) {
-                "warn".clone_into(&mut loaded.config.log.level);
-            }
-            lasting(loaded.config, |config| bench::run(args, config))
-        }
-        Command::BenchChild(args) => bench_child(args, &sources),
-        Command::Chaos(args) => {
-            let mut loaded = config::load(&sources)?;
-            if loaded.origin("log.level") == Some(&Origin::Default) {
-                "error".clone_into(&mut loaded.config.log.level);
-            }
-            lasting(loaded.config, |config| chaos::run(args, config))
-        }
-        Command::ChaosWorker(args) => {
-            lasting(config::load(&sources)?.config, |config| chaos::run_worker(args, config))
-        }
 
         Command::Enqueue(args) => {
             brief(&sources, |context| async move { enqueue::run(*args, &context).await })
@@ -212,18 +163,6 @@ fn dispatch(cli: Cli) -> anyhow::Result<Exit> {
     }
 }
 
-/// Plays a part of a benchmark. The stub needs no configuration, and one thread, since it shares the
-/// processors with what is measured.
-fn bench_child(args: bench::ChildArgs, sources: &Sources) -> anyhow::Result<Exit> {
-    if args.is_stub() {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let answer = runtime.block_on(bench::run_child(args, None));
-        runtime.shutdown_background();
-        return answer;
-    }
-    lasting(config::load(sources)?.config, |config| bench::run_child(args, Some(config)))
-}
-
 /// Runs a command that ends by itself. It logs warnings only, unless a level is configured.
 fn brief<F: Future<Output = anyhow::Result<Exit>>>(
     sources: &Sources,
@@ -238,34 +177,11 @@ fn brief<F: Future<Output = anyhow::Result<Exit>>>(
     answer
 }
 
-/// Runs a command that stays up, with full logging and the configured number of threads.
-fn lasting<F: Future<Output = anyhow::Result<Exit>>>(
-    config: Config,
-    command: impl FnOnce(Config) -> F,
-) -> anyhow::Result<Exit> {
-    logging::init(&config.log)?;
-    let runtime = runtime(config.runtime.threads)?;
-    let answer = runtime.block_on(Box::pin(command(config)));
-    runtime.shutdown_background();
-    answer
-}
-
 /// Starts logging of warnings only, unless a level is configured.
 fn start_quiet_logging(loaded: &Loaded) -> anyhow::Result<()> {
-    let mut log = loaded.config.log.clone();
-    if loaded.origin("log.level") == Some(&Origin::Default) {
-        "warn".clone_into(&mut log.level);
-    }
-    logging::init(&log)
-}
-
-/// A runtime with so many threads; 0 means one per core.
-fn runtime(threads: usize) -> std::io::Result<Runtime> {
-    let mut builder = tokio::runtime::Builder::new_multi_thread();
-    if threads > 0 {
-        builder.worker_threads(threads);
-    }
-    builder.enable_all().build()
+    let log = &loaded.config.log;
+    let level = if loaded.origin("log.level") == Some(&Origin::Default) { "warn" } else { &log.level };
+    logging::init(log.format, level, loaded.config.colors)
 }
 
 fn completions(shell: clap_complete::Shell) -> anyhow::Result<Exit> {

@@ -20,10 +20,13 @@ pub(super) struct Format {
 /// Standard output could not be written.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot write to standard output")]
-pub(super) struct Closed(#[source] pub(super) io::Error);
+pub struct Closed(#[source] pub(super) io::Error);
 
 /// Prints text, which ends in a newline.
-pub(super) fn print(text: &str) -> Result<(), Closed> {
+///
+/// # Errors
+/// Standard output could not be written.
+pub fn print(text: &str) -> Result<(), Closed> {
     let mut out = io::stdout().lock();
     out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(Closed)
 }
@@ -57,7 +60,7 @@ pub(super) fn print_table(header: &[&str], rows: Vec<Vec<String>>) -> Result<(),
 }
 
 /// Says something beside the answer, on standard error. If nobody listens there, that is no failure.
-pub(super) fn note(text: impl std::fmt::Display) {
+pub fn note(text: impl std::fmt::Display) {
     let _nobody_listens = writeln!(io::stderr(), "{text}");
 }
 

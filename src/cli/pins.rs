@@ -23,33 +23,33 @@ A job's own version wins over its owner's pin, which wins over the pin for every
 over [toolkit_versions] in errand.toml, which wins over COMPOSIO_TOOLKIT_VERSION_<TOOLKIT>. A pin
 decides for jobs that have not started; a started job keeps the version that it began with.";
 
-/// Pin toolkit versions at run time.
+/// List, set and remove pins of toolkit versions.
 #[derive(Debug, clap::Subcommand)]
 #[command(after_help = EXAMPLES)]
 pub(super) enum Command {
-    /// List all pins: of owners, for everybody, of the configuration and of the environment.
+    /// List all pins: per owner, global, from the configuration and from the environment.
     List {
         #[command(flatten)]
         format: Format,
     },
     /// Set or replace a pin.
     Set {
-        /// The toolkit, in lower case.
+        /// The toolkit slug, in lower case.
         #[arg(value_parser = value::toolkit)]
         toolkit: String,
-        /// The version.
+        /// The toolkit version, such as 20251027_00.
         #[arg(value_parser = value::version)]
         version: String,
-        /// Only for this owner: user:ID or org:ID.
+        /// The owner whose pin it is, user:ID or org:ID; without it, the pin is global.
         #[arg(long, value_parser = value::owner)]
         owner: Option<Owner>,
     },
     /// Remove a pin.
     Unset {
-        /// The toolkit, in lower case.
+        /// The toolkit slug, in lower case.
         #[arg(value_parser = value::toolkit)]
         toolkit: String,
-        /// The pin of this owner instead of the one for everybody: user:ID or org:ID.
+        /// The owner whose pin is removed, user:ID or org:ID; without it, the global pin.
         #[arg(long, value_parser = value::owner)]
         owner: Option<Owner>,
     },

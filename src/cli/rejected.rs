@@ -27,13 +27,13 @@ Examples:
 `requeue` reads the message again, as it is. That helps where a setting was changed or where the
 message only lacked an ID; a message that is still not a job stays where it is.";
 
-/// Look after messages that are not jobs.
+/// List, show and requeue rejected messages, which are not valid jobs.
 #[derive(Debug, clap::Subcommand)]
 #[command(after_help = EXAMPLES)]
 pub(super) enum Command {
     /// List rejected messages, newest first.
     List {
-        /// At most so many.
+        /// List up to N messages.
         #[arg(long, default_value_t = 50)]
         limit: usize,
         #[command(flatten)]

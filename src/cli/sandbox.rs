@@ -10,7 +10,7 @@ use anyhow::Context;
 use tokio_util::sync::CancellationToken;
 
 use super::exit;
-use crate::sandbox::{DEFAULT_WORLD, Options, Sandbox, World};
+use errand_sandbox::{DEFAULT_WORLD, Options, Sandbox, World};
 
 /// Serves a stand-in for the tool API, with faults on demand and a ledger of effects.
 #[derive(Debug, clap::Args)]

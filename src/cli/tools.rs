@@ -9,7 +9,7 @@ use super::{
 };
 use crate::tool::ToolError;
 
-/// Look tools up in the tool API.
+/// Show a tool as the tool API describes it.
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Command {
     /// Show a tool: its toolkit, versions, and what repeating a call does.

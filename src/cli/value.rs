@@ -8,6 +8,7 @@ use super::exit;
 use crate::{
     bounds::MAX_ENVELOPE_BYTES,
     job::{Owner, OwnerKind},
+    tool::pin::{Wanted, wanted},
 };
 
 /// The owner of new jobs or of accounts: one of two flags, named as in the envelope.
@@ -94,12 +95,11 @@ pub(super) fn toolkit(text: &str) -> Result<String, String> {
     }
 }
 
-/// A literal toolkit version.
+/// A literal toolkit version, by the rule that jobs are read by.
 pub(super) fn version(text: &str) -> Result<String, String> {
-    if crate::config::is_toolkit_version(text) {
-        Ok(text.to_owned())
-    } else {
-        Err("write a version such as 20251027_00; `errand tools show` lists them".to_owned())
+    match wanted(Some(text)) {
+        Ok(Wanted::Exact(version)) => Ok(version.to_owned()),
+        _ => Err("write a version such as 20251027_00; `errand tools show` lists them".to_owned()),
     }
 }
 
@@ -124,7 +124,12 @@ pub(super) fn text_or_file(argument: &str) -> anyhow::Result<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+
     use super::*;
+    use crate::{config::load_text, tool::pin};
 
     #[test]
     fn durations_need_a_unit() {
@@ -144,6 +149,45 @@ mod tests {
         assert!((598..=600).contains(&ahead), "{ahead}");
         for bad in ["tomorrow", "+soon", "10m", "2026-01-31"] {
             assert!(moment(bad).is_err(), "{bad}");
+        }
+    }
+
+    proptest! {
+        // Each case reads the whole configuration twice.
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        /// `latest` is a wish and no version: a job may have it, and the policy for unpinned jobs decides;
+        /// nothing can be pinned to it.
+        #[test]
+        fn a_toolkit_version_is_one_for_jobs_settings_environment_and_command_line_alike(
+            text in prop_oneof![
+                "[0-9]{8}_[0-9]{2}",
+                "[ \\n]{0,2}[0-9]{8}_[0-9]{2}[ \\t]{0,2}",
+                "[0-9_]{7,14}",
+                Just("latest".to_owned()),
+                ".{0,12}",
+            ],
+        ) {
+            let job = match wanted(Some(&text)) {
+                Ok(Wanted::Exact(version)) => Some(version),
+                Ok(Wanted::Nothing | Wanted::Latest) | Err(_) => None,
+            };
+            let blank = wanted(Some(&text)) == Ok(Wanted::Nothing);
+
+            let quoted = toml::Value::String(text.clone());
+            let file = load_text(&format!("[toolkit_versions]\nx = {quoted}\n"), &BTreeMap::new());
+            prop_assert_eq!(file.is_ok(), job.is_some() || blank);
+            let pinned = file.ok().and_then(|loaded| loaded.config.toolkit_versions.get("x").cloned());
+            prop_assert_eq!(pinned.as_deref(), job);
+
+            let env = BTreeMap::from([(pin::env_name("x"), text.clone())]);
+            let env = load_text("", &env);
+            prop_assert_eq!(env.is_ok(), job.is_some() || blank);
+            let pinned = env.ok().and_then(|loaded| loaded.config.env_pins.get("x").cloned());
+            prop_assert_eq!(pinned.as_deref(), job);
+
+            let pinned = version(&text).ok();
+            prop_assert_eq!(pinned.as_deref(), job);
         }
     }
 }

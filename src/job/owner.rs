@@ -2,52 +2,24 @@
 
 use std::{fmt, str::FromStr};
 
-use serde::{Deserialize, Serialize};
+use crate::{bounds::MAX_OWNER_ID_BYTES, string_enum::string_enum};
 
-use crate::bounds::MAX_OWNER_ID_BYTES;
-
-/// A user or an organization.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum OwnerKind {
-    /// One person's accounts (`user_id`).
-    User,
-    /// Accounts that an organization shares (`org_id`).
-    Org,
+string_enum! {
+    /// A user or an organization.
+    OwnerKind {
+        /// One person's accounts (`user_id`).
+        User = "user",
+        /// Accounts that an organization shares (`org_id`).
+        Org = "org",
+    }
 }
 
 impl OwnerKind {
-    /// The word used in the database, in JSON and in metrics.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::User => "user",
-            Self::Org => "org",
-        }
-    }
-
     /// The envelope field that names an owner of this kind.
     pub fn field(self) -> &'static str {
         match self {
             Self::User => "user_id",
             Self::Org => "org_id",
-        }
-    }
-}
-
-impl fmt::Display for OwnerKind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
-
-impl FromStr for OwnerKind {
-    type Err = OwnerError;
-
-    fn from_str(text: &str) -> Result<Self, OwnerError> {
-        match text {
-            "user" => Ok(Self::User),
-            "org" => Ok(Self::Org),
-            _ => Err(OwnerError::Kind),
         }
     }
 }
@@ -116,6 +88,6 @@ impl FromStr for Owner {
 
     fn from_str(text: &str) -> Result<Self, OwnerError> {
         let (kind, id) = text.split_once(':').ok_or(OwnerError::Kind)?;
-        Self::new(kind.parse()?, id)
+        Self::new(kind.parse().map_err(|_| OwnerError::Kind)?, id)
     }
 }

@@ -7,7 +7,7 @@
 //! provider may have taken back a grant that the API still believes in.
 
 use std::{
-    sync::{Arc, PoisonError, RwLock},
+    sync::{Arc, RwLock},
     time::Duration,
 };
 
@@ -17,7 +17,10 @@ use tokio_util::sync::CancellationToken;
 use super::rounds;
 use crate::{
     backoff::Intervals,
+    failure::chain,
+    services::Services,
     store::{Awaited, SharedStore, StoreError},
+    sync,
     telemetry::metrics,
     tool::{SharedToolApi, ToolError, account},
 };
@@ -82,8 +85,9 @@ fn next(look: &Look, doubted: Option<&str>) -> Step {
 }
 
 impl Connections {
-    /// Looks on `store` for what `api` knows; wakes the relay when it made jobs due.
-    pub fn new(store: SharedStore, api: SharedToolApi, relay_wake: Arc<Notify>, options: Options) -> Self {
+    /// Asks the tool API about held jobs; wakes the relay when it made jobs due.
+    pub fn new(services: &Services, options: Options) -> Self {
+        let Services { store, api, relay_wake, .. } = services.clone();
         Self { store, api, relay_wake, options, quiet_until: RwLock::default() }
     }
 
@@ -120,8 +124,8 @@ impl Connections {
             match self.look(awaited).await {
                 Ok(look) => self.follow(awaited, &look).await?,
                 Err(error) => {
-                    metrics::CONNECTION_LOOKS.add1("failed", 1);
-                    tracing::info!(%error, "connections cannot be looked for; looking again later");
+                    metrics::CONNECTION_LOOKUPS.add1("failed", 1);
+                    tracing::info!(error = %chain(&error), "connections cannot be looked for; looking again later");
                     self.be_quiet(&error);
                     for awaited in &taken[place..] {
                         self.put_off(awaited, true).await?;
@@ -141,7 +145,7 @@ impl Connections {
 
     async fn follow(&self, awaited: &Awaited, look: &Look) -> Result<(), StoreError> {
         let step = next(look, awaited.doubted.as_deref());
-        metrics::CONNECTION_LOOKS.add1(if step == Step::Wait { "missing" } else { "active" }, 1);
+        metrics::CONNECTION_LOOKUPS.add1(if step == Step::Wait { "missing" } else { "active" }, 1);
         match step {
             Step::Wait => self.put_off(awaited, false).await,
             Step::ReleaseOne => {
@@ -201,7 +205,7 @@ impl Connections {
     }
 
     fn is_quiet(&self) -> bool {
-        let until = *self.quiet_until.read().unwrap_or_else(PoisonError::into_inner);
+        let until = *sync::read(&self.quiet_until);
         until.is_some_and(|until| Instant::now() < until)
     }
 
@@ -214,7 +218,7 @@ impl Connections {
             _ => initial,
         };
         let until = Instant::now() + wait;
-        *self.quiet_until.write().unwrap_or_else(PoisonError::into_inner) = Some(until);
+        *sync::write(&self.quiet_until) = Some(until);
     }
 }
 

@@ -5,8 +5,10 @@ use std::{collections::HashSet, time::Duration};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    failure::chain,
     job::{HeldReason, QueueName, State},
     queue::SharedQueue,
+    services::Services,
     store::{SharedStore, StoreError},
     telemetry::metrics,
 };
@@ -23,7 +25,8 @@ pub struct Gauges {
 
 impl Gauges {
     /// Gauges of these lanes, read once per `every`.
-    pub fn new(store: SharedStore, queue: SharedQueue, lanes: Vec<QueueName>, every: Duration) -> Self {
+    pub fn new(services: &Services, lanes: Vec<QueueName>, every: Duration) -> Self {
+        let Services { store, queue, .. } = services.clone();
         Self { store, queue, lanes, every, reconnects: 0 }
     }
 
@@ -31,7 +34,7 @@ impl Gauges {
     pub async fn run(mut self, stop: CancellationToken) {
         while !stop.is_cancelled() {
             if let Err(error) = self.run_once().await {
-                tracing::debug!(%error, "the gauges could not be read");
+                tracing::debug!(error = %chain(&error), "the gauges could not be read");
             }
             tokio::select! {
                 biased;

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-use crate::{backoff::RECONNECT, store::StoreError};
+use crate::{backoff::RECONNECT, failure::chain, store::StoreError};
 
 /// Repeats `round`, which returns how many jobs it took, until `stop`. Rounds follow each other without a
 /// pause while they take a whole `batch`; otherwise there is about `poll` between them, because processes
@@ -38,7 +38,7 @@ async fn rounds<F>(
             Err(error) => {
                 failures += 1;
                 if failures == 1 {
-                    tracing::warn!(%error, "{task} cannot reach the store; trying again");
+                    tracing::warn!(error = %chain(&error), "{task} cannot reach the store; trying again");
                 }
                 RECONNECT.wait(failures, fastrand::f64())
             }

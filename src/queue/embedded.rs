@@ -1,8 +1,8 @@
-//! The queue inside one process, for development, demonstrations and machines without a broker.
+//! An in-process queue, for development, demonstrations and machines without a broker.
 //!
-//! Messages live in memory and end with the process: the relay publishes again whatever the store
-//! still knows, so nothing is lost but the time. A lane holds a bounded number of messages, those
-//! that wait and those that a consumer has not settled together. There are no priorities.
+//! Messages live in memory and end with the process: the relay publishes again whatever the store still has, so only
+//! time is lost. A lane holds a bounded number of messages: those that wait and those that a consumer has not settled.
+//! There are no priorities.
 
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
@@ -25,9 +25,9 @@ use super::{
     Address, Consumer, Delivery, Depth, Message, Properties, Queue, QueueError, QueueErrorKind, Settler,
     Token,
 };
-use crate::job::QueueName;
+use crate::{job::QueueName, sync::lock};
 
-/// How long a whole batch may wait for room before the rest of it is refused as [`QueueErrorKind::Full`].
+/// How long a batch of messages may wait for room before the rest of it is refused as [`QueueErrorKind::Full`].
 pub const ROOM_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Lanes in memory, shared by all parts of this process.
@@ -40,7 +40,7 @@ pub struct EmbeddedQueue {
 }
 
 impl EmbeddedQueue {
-    /// A queue with these lanes, each of at most `capacity` messages.
+    /// A queue with these lanes, each of up to `capacity` messages.
     pub fn new(lanes: impl IntoIterator<Item = QueueName>, capacity: usize) -> Self {
         let lanes = lanes.into_iter().map(|name| (name, Arc::new(Lane::new(capacity)))).collect();
         Self {
@@ -51,8 +51,8 @@ impl EmbeddedQueue {
         }
     }
 
-    /// Creates a reply queue of the given name, in place of an earlier one. It exists until the
-    /// receiver is dropped, and holds as many messages as a lane.
+    /// Creates a reply queue, in place of an earlier one of this name. It exists until the receiver is dropped, and
+    /// holds as many messages as a lane.
     pub fn reply_queue(&self, name: impl Into<String>) -> mpsc::Receiver<Message> {
         let (sender, receiver) = mpsc::channel(self.capacity.max(1));
         let mut replies = lock(&self.replies);
@@ -66,7 +66,7 @@ impl EmbeddedQueue {
     }
 
     fn ensure_open(&self) -> Result<(), QueueError> {
-        if self.closed.load(Relaxed) { Err(over("the embedded queue is closed")) } else { Ok(()) }
+        if self.closed.load(Relaxed) { Err(unavailable("the embedded queue is closed")) } else { Ok(()) }
     }
 
     async fn publish_one(&self, message: Message, deadline: Instant) -> Result<(), QueueError> {
@@ -115,7 +115,7 @@ impl Queue for EmbeddedQueue {
         let subscription = Subscription {
             lane: Arc::clone(lane),
             prefetch: usize::from(prefetch.max(1)),
-            held: Mutex::new(Held::default()),
+            unsettled: Mutex::new(Unsettled::default()),
         };
         Ok(Box::new(EmbeddedConsumer { subscription: Arc::new(subscription), stopped: false }))
     }
@@ -192,7 +192,7 @@ impl Lane {
         self.wait_for(|| {
             let mut state = self.state();
             if state.closed {
-                return Some(Err(over("the embedded queue is closed")));
+                return Some(Err(unavailable("the embedded queue is closed")));
             }
             if state.ready.len() + state.unsettled >= self.capacity {
                 return None;
@@ -204,8 +204,8 @@ impl Lane {
         .await
     }
 
-    /// Tries until `attempt` has an answer, each time that the lane has changed. Nothing is taken
-    /// before the answer is there, so the future may be dropped.
+    /// Repeats `attempt` whenever the lane has changed, until it returns an answer. It takes no message before that, so
+    /// the future may be dropped.
     async fn wait_for<T>(&self, mut attempt: impl FnMut() -> Option<T>) -> T {
         loop {
             let mut changed = std::pin::pin!(self.changed.notified());
@@ -227,56 +227,57 @@ impl Stored {
     }
 }
 
-/// What a consumer and its settler share.
+/// The state that a consumer and its settler share.
 #[derive(Debug)]
 struct Subscription {
     lane: Arc<Lane>,
     prefetch: usize,
     /// Locked before the lane's state, never after.
-    held: Mutex<Held>,
+    unsettled: Mutex<Unsettled>,
 }
 
 #[derive(Debug, Default)]
-struct Held {
+struct Unsettled {
     last: u64,
-    unsettled: BTreeMap<Token, Stored>,
+    deliveries: BTreeMap<Token, Stored>,
 }
 
 impl Subscription {
-    /// Deliveries, if there are any and this consumer may have them.
+    /// Takes up to `max` messages of the lane, as far as the prefetch allows.
     fn take(&self, max: usize) -> Vec<Delivery> {
-        let mut held = lock(&self.held);
+        let mut unsettled = lock(&self.unsettled);
         let mut state = self.lane.state();
-        let room = self.prefetch.saturating_sub(held.unsettled.len());
+        let room = self.prefetch.saturating_sub(unsettled.deliveries.len());
         let count = room.min(max.max(1)).min(state.ready.len());
-        let deliveries = state.ready.drain(..count).map(|stored| held.deliver(stored)).collect();
+        let deliveries = state.ready.drain(..count).map(|stored| unsettled.deliver(stored)).collect();
         state.unsettled += count;
         deliveries
     }
 
     fn ack(&self, tokens: &[Token]) {
-        let mut held = lock(&self.held);
-        let settled = tokens.iter().filter(|token| held.unsettled.remove(token).is_some()).count();
+        let mut unsettled = lock(&self.unsettled);
+        let settled = tokens.iter().filter(|token| unsettled.deliveries.remove(token).is_some()).count();
         self.lane.state().unsettled -= settled;
-        drop(held);
+        drop(unsettled);
         self.lane.changed.notify_waiters();
     }
 
     fn give_back(&self, tokens: impl IntoIterator<Item = Token>) {
-        let mut held = lock(&self.held);
-        let returned: BTreeMap<Token, Stored> =
-            tokens.into_iter().filter_map(|token| Some((token, held.unsettled.remove(&token)?))).collect();
+        let mut unsettled = lock(&self.unsettled);
+        let returned: BTreeMap<Token, Stored> = tokens
+            .into_iter()
+            .filter_map(|token| Some((token, unsettled.deliveries.remove(&token)?)))
+            .collect();
         self.lane.put_back(returned);
     }
 
     fn give_back_all(&self) {
-        let mut held = lock(&self.held);
-        let unsettled = std::mem::take(&mut held.unsettled);
-        self.lane.put_back(unsettled);
+        let mut unsettled = lock(&self.unsettled);
+        self.lane.put_back(std::mem::take(&mut unsettled.deliveries));
     }
 }
 
-impl Held {
+impl Unsettled {
     fn deliver(&mut self, stored: Stored) -> Delivery {
         self.last += 1;
         let token = Token(self.last);
@@ -286,7 +287,7 @@ impl Held {
             properties: stored.properties.clone(),
             redelivered: stored.redelivered,
         };
-        self.unsettled.insert(token, stored);
+        self.deliveries.insert(token, stored);
         delivery
     }
 }
@@ -315,11 +316,11 @@ impl Consumer for EmbeddedConsumer {
     async fn next(&mut self, max: usize) -> Result<Vec<Delivery>, QueueError> {
         let Subscription { lane, .. } = &*self.subscription;
         if self.stopped {
-            return Err(over("the subscription was stopped"));
+            return Err(unavailable("the subscription was stopped"));
         }
         lane.wait_for(|| {
             if lane.state().closed {
-                return Some(Err(over("the embedded queue is closed")));
+                return Some(Err(unavailable("the embedded queue is closed")));
             }
             let deliveries = self.subscription.take(max);
             if deliveries.is_empty() { None } else { Some(Ok(deliveries)) }
@@ -368,12 +369,7 @@ impl Settler for EmbeddedSettler {
     }
 }
 
-/// No code that holds one of these locks can panic half-way, so a poisoned one is as good as another.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
-}
-
-fn over(message: &str) -> QueueError {
+fn unavailable(message: &str) -> QueueError {
     QueueError::new(QueueErrorKind::Unavailable, message)
 }
 

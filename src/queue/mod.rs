@@ -1,8 +1,8 @@
-//! The queue carries job envelopes to workers. It is only transport: losing every message loses no
-//! job that the store knows, and delivering a message twice runs nothing twice.
+//! The queue carries job envelopes to workers. It is only transport: if every message is lost, no job that is in the
+//! store is lost, and a message that is delivered twice runs nothing twice.
 //!
 //! A backend implements [`Queue`] and [`Consumer`]; the contract suite in
-//! `tests/it/queue_contract.rs` has a test for each guarantee. No lapin type crosses this seam.
+//! `tests/it/queue_contract` has a test for each guarantee. No lapin type crosses this seam.
 
 use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
 
@@ -21,10 +21,10 @@ pub use error::{QueueError, QueueErrorKind};
 /// A queue that is shared between long-lived parts.
 pub type SharedQueue = Arc<dyn Queue>;
 
-/// A broker, with the lanes that errand needs declared on it.
+/// A message broker, on which errand declares the lanes that it needs.
 #[async_trait]
 pub trait Queue: fmt::Debug + Send + Sync {
-    /// What kind of queue this is, for people: `RabbitMQ` or `embedded`.
+    /// The name of the backend, for people: `RabbitMQ` or `embedded`.
     fn backend(&self) -> &'static str;
 
     /// Whether messages survive the end of this process.
@@ -41,22 +41,20 @@ pub trait Queue: fmt::Debug + Send + Sync {
     /// * Every wait is bounded by the backend's timeouts.
     async fn publish(&self, batch: Vec<Message>) -> Vec<Result<(), QueueError>>;
 
-    /// Starts to consume a lane, at most `prefetch` unsettled deliveries at a time. Declares the
-    /// lane first.
+    /// Declares a lane and starts to consume it, with up to `prefetch` unsettled deliveries at a time.
     async fn consume(&self, queue: &QueueName, prefetch: u16) -> Result<Box<dyn Consumer>, QueueError>;
 
-    /// Messages that wait in a lane and are not yet delivered to anyone (approximate), and the
-    /// number of its consumers. A lane that is gone, or cannot be published to, is an error of kind
-    /// `Unroutable`.
+    /// The approximate number of messages in a lane that are not delivered yet, and the number of its consumers. A
+    /// lane that does not exist, or cannot be published to, is an error of kind `Unroutable`.
     async fn depth(&self, queue: &QueueName) -> Result<Depth, QueueError>;
 
-    /// Connects, declares everything and says what the broker is; used at start and by `doctor`.
+    /// Connects, declares all lanes, and returns the name and version of the broker; used at start and by `doctor`.
     async fn check(&self) -> Result<String, QueueError>;
 
     /// Whether the backend is connected, without asking the broker.
     fn connected(&self) -> bool;
 
-    /// How often a lost connection was made anew.
+    /// How often a lost connection was replaced.
     fn reconnects(&self) -> u64;
 
     /// Ends all connections, within a bounded time.
@@ -67,18 +65,18 @@ pub trait Queue: fmt::Debug + Send + Sync {
 /// the caller consumes anew. Deliveries that were not settled come again.
 #[async_trait]
 pub trait Consumer: fmt::Debug + Send {
-    /// Waits for at least one delivery and returns what is there, at most `max`, without waiting for
-    /// more. The future may be dropped without losing deliveries.
+    /// Waits for one delivery, and returns it with the others that have arrived, up to `max`. The future may be
+    /// dropped without losing deliveries.
     ///
     /// # Errors
     /// The subscription is over; the caller consumes anew. `Ok` is never empty.
     async fn next(&mut self, max: usize) -> Result<Vec<Delivery>, QueueError>;
 
-    /// The half that settles; it may be used from another task while `next` waits.
+    /// The settler of this subscription; it may be used from another task while `next` waits.
     fn settler(&self) -> Arc<dyn Settler>;
 
-    /// Stops the flow of deliveries and returns when no more will come. Unsettled ones can still be
-    /// settled; deliveries that were received and never returned by `next` are given back.
+    /// Ends the flow of deliveries, and returns when no more will come. Unsettled deliveries can still be settled;
+    /// those that `next` has not returned are given back.
     async fn stop(&mut self);
 }
 
@@ -86,10 +84,10 @@ pub trait Consumer: fmt::Debug + Send {
 /// subscription ended does nothing, since the broker delivers such messages again.
 #[async_trait]
 pub trait Settler: fmt::Debug + Send + Sync {
-    /// The messages are taken care of: durable in the store.
+    /// Acknowledges messages that the store has committed.
     async fn ack(&self, tokens: Vec<Token>) -> Result<(), QueueError>;
 
-    /// The messages are given back as they are, for another consumer, without counting as failed.
+    /// Gives messages back as they are, for another consumer. They do not count as failed.
     async fn give_back(&self, tokens: Vec<Token>) -> Result<(), QueueError>;
 }
 
@@ -99,18 +97,15 @@ pub struct Token(pub u64);
 
 /// A message as it arrived.
 pub struct Delivery {
-    /// Settles it.
     pub token: Token,
-    /// The bytes.
     pub body: Bytes,
-    /// What came with them.
     pub properties: Properties,
-    /// The broker delivered it before.
+    /// Whether the broker delivered it before.
     pub redelivered: bool,
 }
 
-/// The transport properties that errand honours. Anything else that came with a message is kept in
-/// `other` as text, so that a rejected message can be shown whole.
+/// The transport properties of a message that errand uses. Everything else is kept in `other` as text, so that a
+/// rejected message can be shown whole.
 #[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Properties {
     /// AMQP `message_id`.
@@ -128,11 +123,11 @@ pub struct Properties {
     /// The `traceparent` header.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub traceparent: Option<String>,
-    /// The header with which the relay marks a job that the store knows.
+    /// Whether the relay published the message, for a job that is in the store.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub from_store: bool,
-    /// What stands for all properties of a message when they cannot be read: their binary form, with bytes that are
-    /// no ASCII text escaped as in Rust's strings.
+    /// The properties in their binary form, instead of all others, if they cannot be read. Bytes that are not ASCII
+    /// text are escaped as in Rust's strings.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unreadable: Option<String>,
     /// Other properties and headers, as text.
@@ -140,8 +135,8 @@ pub struct Properties {
     pub other: BTreeMap<String, String>,
 }
 
-/// The header that carries [`Properties::known`].
-pub const KNOWN_HEADER: &str = "x-errand-known";
+/// The header that carries [`Properties::from_store`].
+pub const FROM_STORE_HEADER: &str = "x-errand-known";
 
 /// Where a message goes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -155,11 +150,9 @@ pub enum Address {
 /// A message to publish.
 #[derive(Clone)]
 pub struct Message {
-    /// Where it goes.
     pub to: Address,
-    /// The bytes.
     pub body: Bytes,
-    /// What goes with them. `message_id` must be set: a returned message is recognized by it.
+    /// `message_id` must be set: a returned message is recognized by it.
     pub properties: Properties,
     /// AMQP priority, 0 to 9; brokers may ignore it.
     pub priority: u8,
@@ -185,7 +178,7 @@ impl fmt::Debug for Message {
     }
 }
 
-/// How full a lane is.
+/// The numbers of messages and consumers of a lane.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Depth {
     /// Messages that wait.
@@ -194,5 +187,5 @@ pub struct Depth {
     pub consumers: u64,
 }
 
-/// How long any single exchange with a broker may take before it counts as failed.
+/// How long a broker may take to answer one request before it counts as failed.
 pub const BROKER_TIMEOUT: Duration = Duration::from_secs(10);

@@ -4,34 +4,15 @@
 
 use jiff::Timestamp;
 use serde_json::value::RawValue;
-use sqlx::{
-    Database, Encode, Postgres, Sqlite, Type, encode::IsNull, error::BoxDynError, sqlite::SqliteTypeInfo,
-};
+use sqlx::{Postgres, Sqlite};
 
 use super::{
     AuditLimits, Bind, By, Claim, Finish, HeldFilter, Rejected, StoreError,
     convert::{micros, reporter, tags, to_i32, to_millis},
     read::StoreRow,
-    sql::{Bound, Declared},
+    sql::{Bound, Columns, Declared, Text},
 };
 use crate::job::{self, Budget, Ending, HeldReason, JobError, JobId, JobSpec, Owner, Stop};
-
-/// A list of columns, with which a value is written to a row.
-pub(super) trait Columns {
-    /// What the values of a row are taken from.
-    type Item<'a>: Copy;
-    /// What a statement calls the list.
-    const NAME: &'static str;
-
-    /// Declares the columns, whose names begin with the prefix.
-    fn declare(prefix: &str, declared: &mut Declared);
-    /// Binds an array for each column.
-    fn bind_rows(items: &[Self::Item<'_>], query: Bound<Postgres>) -> Bound<Postgres>;
-    /// Binds a value for each column.
-    fn bind_postgres(item: Self::Item<'_>, query: Bound<Postgres>) -> Bound<Postgres>;
-    /// Binds a value for each column.
-    fn bind_sqlite(item: Self::Item<'_>, query: Bound<Sqlite>) -> Bound<Sqlite>;
-}
 
 /// Makes a list. A line is `name: type = value`, where the type is PostgreSQL's. `or null` marks what most rows do
 /// not have. `list` inserts another list, under its own names, or with what precedes its name as a prefix.
@@ -334,6 +315,15 @@ columns! {
     }
 }
 
+/// The lists that every statement may name.
+pub(super) fn common_lists() -> Declared {
+    let mut declared = Declared::default();
+    Spec::declare("", &mut declared);
+    Binding::declare("", &mut declared);
+    Error::declare("", &mut declared);
+    declared
+}
+
 fn due_after(ending: &Ending) -> Option<i64> {
     match ending {
         Ending::Retry { after, .. } | Ending::Snooze { after, .. } => Some(micros(*after)),
@@ -375,27 +365,4 @@ fn sparse_column<T: Copy, C>(batch: &[T], value: impl Fn(T) -> Option<C>) -> Vec
         }
     }
     values
-}
-
-/// A text for SQLite, which keeps a NUL inside one, but whose functions stop there. PostgreSQL refuses it, so
-/// it is refused here too.
-pub(super) struct Text<T>(pub(super) T);
-
-impl<T> Type<Sqlite> for Text<T> {
-    fn type_info() -> SqliteTypeInfo {
-        <str as Type<Sqlite>>::type_info()
-    }
-}
-
-impl<T: AsRef<str>> Encode<'_, Sqlite> for Text<T> {
-    fn encode_by_ref(
-        &self,
-        buffer: &mut <Sqlite as Database>::ArgumentBuffer,
-    ) -> Result<IsNull, BoxDynError> {
-        let text = self.0.as_ref();
-        if text.contains('\0') {
-            return Err("a text contains a NUL character".into());
-        }
-        Encode::<Sqlite>::encode(text, buffer)
-    }
 }

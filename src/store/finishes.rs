@@ -3,6 +3,7 @@
 use std::{fmt, time::Duration};
 
 use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
 
 use super::StoreError;
 use crate::job::{Attempt, Ending, Fence, JobId, State};
@@ -32,7 +33,7 @@ pub trait Finishes: fmt::Debug + Send + Sync {
     async fn finish(&self, batch: &[Finish]) -> Result<Vec<Finished>, StoreError>;
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Finish {
     pub id: JobId,
     /// The claim under which the attempt was made.
@@ -42,7 +43,8 @@ pub struct Finish {
     pub ending: Ending,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum By {
     /// The worker that made it.
     Holder,

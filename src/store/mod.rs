@@ -22,7 +22,6 @@ use std::sync::Arc;
 
 mod admin;
 mod audit;
-pub(crate) mod bench;
 mod checks;
 mod claims;
 mod columns;

@@ -12,7 +12,8 @@ use super::{
 use crate::job::{Binding, ErrorKind, Fence, JobError, JobId, RequestId};
 
 /// All columns of a job that people and apps read, but for `result`.
-pub(super) const JOB: &str = "{read spec}, {binding}, state, created_at, due_at, attempt, spent, started_at,
+pub(super) const JOB: &str =
+    "{read spec}, {binding}, state, created_at, due_at, check_at, attempt, spent, started_at,
     cancel_requested, held_reason, {error}, log_id, finished_at";
 
 /// A job with the columns [`JOB`] and `result`.
@@ -24,6 +25,7 @@ pub(super) fn job(row: &impl StoreRow) -> Result<JobView, StoreError> {
         binding: binding(row)?,
         created_at: row.read("created_at")?,
         due_at: row.read("due_at")?,
+        check_at: row.read("check_at")?,
         started_at: row.read("started_at")?,
         finished_at: row.read("finished_at")?,
         result: row.json("result")?,
@@ -138,6 +140,7 @@ pub(super) fn check(row: &impl StoreRow) -> Result<Check, StoreError> {
         checks: row.count("checks")?,
         unknown_for: row.span("unknown_for")?,
         age: row.span("age")?,
+        known: row.read::<Option<String>>("known")?.unwrap_or_default(),
     })
 }
 

@@ -17,10 +17,11 @@
 
 use std::marker::PhantomData;
 
-use sqlx::{Database, Postgres, Sqlite, query::Query};
+use sqlx::{
+    Database, Encode, Postgres, Sqlite, Type, encode::IsNull, error::BoxDynError, query::Query,
+    sqlite::SqliteTypeInfo,
+};
 use uuid::Uuid;
-
-use super::columns::{Binding, Columns, Error, Spec, Text};
 
 /// A statement with its values.
 pub(super) type Bound<DB> = Query<'static, DB, <DB as Database>::Arguments>;
@@ -44,6 +45,9 @@ pub(super) trait Dialect: Database {
     const CASTS_JSON: bool;
     /// Texts that several statements share.
     const FRAGMENTS: &'static [(&'static str, &'static str)];
+
+    /// The lists of columns that every statement may name.
+    fn lists() -> Declared;
 }
 
 /// A column of a row that is bound or read.
@@ -74,6 +78,23 @@ impl Declared {
         declare(self);
         self.lists.push((name, self.columns[from..].to_vec()));
     }
+}
+
+/// A list of columns, with which a value is written to a row.
+pub(super) trait Columns {
+    /// What the values of a row are taken from.
+    type Item<'a>: Copy;
+    /// What a statement calls the list.
+    const NAME: &'static str;
+
+    /// Declares the columns, whose names begin with the prefix.
+    fn declare(prefix: &str, declared: &mut Declared);
+    /// Binds an array for each column.
+    fn bind_rows(items: &[Self::Item<'_>], query: Bound<Postgres>) -> Bound<Postgres>;
+    /// Binds a value for each column.
+    fn bind_postgres(item: Self::Item<'_>, query: Bound<Postgres>) -> Bound<Postgres>;
+    /// Binds a value for each column.
+    fn bind_sqlite(item: Self::Item<'_>, query: Bound<Sqlite>) -> Bound<Sqlite>;
 }
 
 /// Something that a statement takes.
@@ -117,6 +138,29 @@ impl<L: Columns> Parameter<Sqlite> for One<'_, L> {
 
     fn bind(self, query: Bound<Sqlite>) -> Bound<Sqlite> {
         L::bind_sqlite(self.0, query)
+    }
+}
+
+/// A text for SQLite, which keeps a NUL inside one, but whose functions stop there. PostgreSQL refuses it, so
+/// it is refused here too.
+pub(super) struct Text<T>(pub(super) T);
+
+impl<T> Type<Sqlite> for Text<T> {
+    fn type_info() -> SqliteTypeInfo {
+        <str as Type<Sqlite>>::type_info()
+    }
+}
+
+impl<T: AsRef<str>> Encode<'_, Sqlite> for Text<T> {
+    fn encode_by_ref(
+        &self,
+        buffer: &mut <Sqlite as Database>::ArgumentBuffer,
+    ) -> Result<IsNull, BoxDynError> {
+        let text = self.0.as_ref();
+        if text.contains('\0') {
+            return Err("a text contains a NUL character".into());
+        }
+        Encode::<Sqlite>::encode(text, buffer)
     }
 }
 
@@ -200,11 +244,7 @@ pub(super) use statements;
 /// # Panics
 /// The text names what is not declared. A test renders every statement.
 pub(super) fn render<DB: Dialect>(name: &'static str, declared: &Declared, text: &str) -> Statement {
-    let mut known = Declared::default();
-    Spec::declare("", &mut known);
-    Binding::declare("", &mut known);
-    Error::declare("", &mut known);
-    let template = Template { declared, lists: known.lists, dialect: PhantomData::<DB> };
+    let template = Template { declared, lists: DB::lists().lists, dialect: PhantomData::<DB> };
     let types = declared.columns.iter().enumerate().map(|(place, column)| template.type_of(place, column));
     Statement { name, text: template.expand(text), types: types.collect() }
 }

@@ -8,7 +8,7 @@ use tracing_subscriber::{
     Layer as _, filter::Targets, layer::SubscriberExt as _, util::SubscriberInitExt as _,
 };
 
-use crate::config::{Log, LogFormat};
+use crate::string_enum::string_enum;
 
 /// lapin reports every orderly end of a connection as an error; what matters reaches the log through
 /// our own queue. `log.level = "info,lapin=debug"` shows it all the same.
@@ -19,16 +19,27 @@ const UNLESS_ASKED: &str = "lapin=off";
 const ALWAYS: [(&str, LevelFilter); 2] =
     [("lapin::returned_messages", LevelFilter::OFF), ("sqlx::postgres::notice", LevelFilter::WARN)];
 
-/// Starts logging for the whole process. A second call changes nothing.
+string_enum! {
+    /// How log lines look.
+    LogFormat {
+        /// For people.
+        Text = "text",
+        /// One JSON object per line.
+        Json = "json",
+    }
+}
+
+/// Starts logging for the whole process. A second call changes nothing. `level` is a filter of `tracing`, such as
+/// `info,errand=debug`; `colors` are used where standard error is a terminal.
 ///
 /// # Errors
 /// The level is not a filter, which the configuration has checked.
-pub fn init(log: &Log) -> Result<()> {
-    let rules = format!("{UNLESS_ASKED},{}", log.level);
+pub fn init(format: LogFormat, level: &str, colors: bool) -> Result<()> {
+    let rules = format!("{UNLESS_ASKED},{level}");
     let filter: Targets = rules.parse().context("`log.level` is not a filter")?;
     let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
-    let lines = match log.format {
-        LogFormat::Text => lines.with_ansi(log.colors && std::io::stderr().is_terminal()).boxed(),
+    let lines = match format {
+        LogFormat::Text => lines.with_ansi(colors && std::io::stderr().is_terminal()).boxed(),
         LogFormat::Json => lines.json().flatten_event(true).with_current_span(false).boxed(),
     };
     let started = tracing_subscriber::registry().with(filter.with_targets(ALWAYS)).with(lines).try_init();

@@ -6,14 +6,14 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    sync::{Mutex, OnceLock, PoisonError},
+    sync::{Mutex, OnceLock},
     time::Duration,
 };
 
 use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
 
-use crate::job::AttemptOutcome;
+use crate::{job::AttemptOutcome, sync::lock};
 
 /// What a metric measures.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -94,11 +94,11 @@ catalogue! {
     AUDIT_FINDINGS = Gauge Count "errand_audit_findings" ["kind"] "Jobs that the last audit found to be wrong and did not repair, by kind; 0 where another worker audits.";
     AUDIT_REPAIRS = Counter Count "errand_audit_repairs_total" ["kind"] "Jobs that an audit brought back to the relay or the rescue, by kind of finding.";
     AUDIT_COMPLETED = Gauge Seconds "errand_audit_completed_timestamp_seconds" [] "When this process last completed an audit, as Unix time; 0 before its first.";
-    CONNECTION_LOOKS = Counter Count "errand_connection_looks_total" ["result"] "Looks for connections that held jobs wait for: active, missing or failed.";
+    CONNECTION_LOOKUPS = Counter Count "errand_connection_lookups_total" ["result"] "Look-ups of connections that held jobs wait for: active, missing or failed.";
     CONNECTION_RELEASED = Counter Count "errand_connection_released_jobs_total" [] "Jobs that were held for a connection and went on because it is there.";
     CONNECTION_EXPIRED = Counter Count "errand_connection_expired_jobs_total" [] "Jobs that were held for a connection until their time had passed, and failed.";
-    OUTAGES = Gauge Count "errand_outages" ["scope"] "What this process calls with one probe at a time, because the tool API does not answer: keys of owner and toolkit, or the whole API.";
-    OUTAGE_SNOOZES = Counter Count "errand_outage_snoozes_total" ["scope"] "Jobs that were given back without a call, because the tool API does not answer.";
+    CIRCUIT_BREAKERS_OPEN = Gauge Count "errand_circuit_breakers_open" ["scope"] "Open circuit breakers of this process, which let one call at a time through because the tool API does not answer: of an owner and toolkit, or of the whole API.";
+    CIRCUIT_BREAKER_SNOOZES = Counter Count "errand_circuit_breaker_snoozes_total" ["scope"] "Jobs that were given back without a call, because a circuit breaker is open.";
     HEARTBEAT_AGE = Gauge Seconds "errand_heartbeat_age_seconds" [] "Time since this worker last said in the store that it lives.";
     CONSUMING = Gauge Count "errand_consuming" ["queue"] "1 while this process really consumes the lane.";
     BROKER_CONNECTED = Gauge Count "errand_broker_connected" [] "1 while the broker is connected.";
@@ -110,7 +110,8 @@ catalogue! {
     LOOKUPS = Counter Count "errand_lookups_total" ["what", "result"] "Look-ups of tools and accounts that had to ask the tool API.";
     DRAINING = Gauge Count "errand_draining" [] "1 while this process shuts down.";
     PHASE = Gauge Count "errand_phase" ["phase"] "1 for the phase that this process is in, and 0 for the others.";
-    JOURNAL_RECORDS = Counter Count "errand_journal_records_total" ["result"] "Results that could not be written before a shutdown ended: written to the journal, and by a later process replayed, fenced, unknown to the store, or damaged.";
+    JOURNAL_RECORDS = Counter Count "errand_journal_records_total" ["result"] "Results that could not be written before a shutdown ended: written to the journal, and by a later process replayed, fenced or unknown to the store.";
+    UNREADABLE_JOURNALS = Counter Count "errand_unreadable_journals_total" [] "Journals that a start could not read, because they are damaged or of another version of errand, and set aside.";
 }
 
 const SECONDS: &[f64] = &[
@@ -250,7 +251,7 @@ impl LaneMetrics {
     /// Counts what became of a job when an attempt ended.
     pub(crate) fn finished(&self, toolkit: Option<&str>, outcome: &'static str) {
         let toolkit = toolkit.map_or("none", toolkit_label);
-        let mut finished = self.finished.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut finished = lock(&self.finished);
         finished
             .entry((toolkit, outcome))
             .or_insert_with(|| jobs_finished(&self.queue, toolkit, outcome))
@@ -281,7 +282,7 @@ fn jobs_finished(queue: &str, toolkit: &'static str, outcome: &'static str) -> m
 /// interned once and for ever, so the leak is bounded by [`MAX_TOOLKITS`].
 fn toolkit_label(toolkit: &str) -> &'static str {
     static SEEN: OnceLock<Mutex<HashSet<&'static str>>> = OnceLock::new();
-    let mut seen = SEEN.get_or_init(Mutex::default).lock().unwrap_or_else(PoisonError::into_inner);
+    let mut seen = lock(SEEN.get_or_init(Mutex::default));
     if let Some(label) = seen.get(toolkit) {
         return label;
     }

@@ -2,10 +2,10 @@
 //!
 //! [`ToolApi`] is the seam; `composio` speaks the real protocol over HTTP. It reports what was seen
 //! on the wire and decides nothing: whether a reply is a success, a refusal or an unknown outcome
-//! is [`crate::worker`]'s `classify`.
+//! is for [`classify`] to say.
 //!
 //! Around it, [`catalog`] knows tools and decides versions by the order in [`pin`], [`account`]
-//! chooses accounts, and [`setback`] says what becomes of a job when either cannot.
+//! chooses accounts, and [`not_ready`] says what becomes of a job when either cannot.
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -15,15 +15,20 @@ use serde_json::value::RawValue;
 
 use crate::job::{JobId, JobSpec, RequestId};
 
-mod cached;
-mod refusals;
+mod single_flight;
+
+pub(crate) mod redact;
 
 pub mod account;
 pub mod catalog;
+pub mod classify;
 pub mod composio;
+pub mod decode;
 pub mod error;
 pub mod not_ready;
 pub mod pin;
+
+pub use error::{ApiError, ToolError};
 
 /// A tool API that is shared between long-lived parts.
 pub type SharedToolApi = Arc<dyn ToolApi>;
@@ -142,23 +147,6 @@ pub struct ToolResult {
     pub log_id: Option<String>,
 }
 
-/// An error body. Everything is optional, because everything has been seen missing.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct ApiError {
-    /// For people.
-    pub message: Option<String>,
-    /// Numeric code; strings that are numbers are converted.
-    pub code: Option<i64>,
-    /// The best key for classification.
-    pub slug: Option<String>,
-    /// The API's request ID.
-    pub request_id: Option<String>,
-    /// The API's advice; blank counts as absent.
-    pub suggested_fix: Option<String>,
-    /// Per-field messages.
-    pub errors: Vec<String>,
-}
-
 /// A tool at one toolkit version.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ToolInfo {
@@ -231,37 +219,4 @@ pub struct ApiCheck {
     pub date: Option<Timestamp>,
     /// How long the check took.
     pub took: Duration,
-}
-
-/// Why a look-up gave nothing.
-#[derive(Debug, Clone, thiserror::Error)]
-pub enum ToolError {
-    /// The API answers that there is no such tool, toolkit or account.
-    #[error("not found")]
-    NotFound(Box<ApiError>),
-    /// The API does not accept the key.
-    #[error("the tool API does not accept the key (HTTP {status})")]
-    Credentials {
-        /// 401 or 403.
-        status: u16,
-        /// What it said.
-        error: Box<ApiError>,
-    },
-    /// The API asks to slow down.
-    #[error("the tool API is throttling")]
-    Throttled {
-        /// When to come back.
-        retry_after: Option<Duration>,
-    },
-    /// Another refusal.
-    #[error("the tool API refused the look-up (HTTP {status})")]
-    Refused {
-        /// The HTTP status.
-        status: u16,
-        /// What it said.
-        error: Box<ApiError>,
-    },
-    /// Unreachable, failing, or not speaking the protocol. Names the cause without URL or credentials.
-    #[error("the tool API cannot be reached: {0}")]
-    Unavailable(String),
 }

@@ -1,6 +1,6 @@
 //! What becomes of a job when something is missing before its call can be made.
 
-use super::{ApiError, ToolError, error::mask};
+use super::{ApiError, ToolError, redact::mask_keys};
 use crate::job::{ErrorKind, HeldReason, JobError, NotReady, Stop};
 
 impl ToolError {
@@ -33,7 +33,7 @@ impl ToolError {
             Self::Unavailable(cause) => NotReady::Wait {
                 error: JobError::new(
                     ErrorKind::NotSent,
-                    format!("the tool API cannot be asked to {what}: {}", mask(cause)),
+                    format!("the tool API cannot be asked to {what}: {}", mask_keys(cause)),
                 ),
                 retry_after: None,
             },
@@ -57,5 +57,5 @@ pub(crate) fn said(kind: ErrorKind, sentence: String, error: &ApiError) -> JobEr
         text.push_str("; suggested fix: ");
         text.push_str(fix);
     }
-    JobError::new(kind, mask(&text).into_owned()).with_code(error.code, error.slug.clone())
+    JobError::new(kind, mask_keys(&text).into_owned()).with_code(error.code, error.slug.clone())
 }

@@ -75,7 +75,8 @@ pub fn is_version(text: &str) -> bool {
     matches!(text.as_bytes(), [date @ .., b'_', n1, n2] if date.len() == 8 && digits(date) && digits(&[*n1, *n2]))
 }
 
-/// Reads a version as a job, a pin or a setting gives it.
+/// Reads a version as a job, a pin, a setting or the environment gives it: the one rule for all of them. Blanks
+/// around a version do not count.
 ///
 /// # Errors
 /// [`VersionError`] when it is neither blank nor a version nor `latest`.
@@ -122,21 +123,14 @@ pub fn newest<'a>(versions: impl IntoIterator<Item = &'a str>) -> Option<&'a str
     versions.into_iter().filter(|version| is_version(version)).max()
 }
 
-/// Reads `COMPOSIO_TOOLKIT_VERSION_<TOOLKIT>` from the given variables. Toolkit slugs become lower
-/// case; blank values count as unset.
-pub fn env_pins<K: AsRef<str>, V: AsRef<str>>(vars: impl IntoIterator<Item = (K, V)>) -> VersionMap {
-    vars.into_iter()
-        .filter_map(|(key, value)| {
-            let toolkit = key.as_ref().strip_prefix(ENV_PREFIX)?.to_lowercase();
-            let version = value.as_ref().trim();
-            (!toolkit.is_empty() && !version.is_empty()).then(|| (toolkit, version.to_owned()))
-        })
-        .collect()
-}
-
-/// The variable that pins a toolkit.
+/// The environment variable that pins a toolkit.
 pub fn env_name(toolkit: &str) -> String {
     format!("{ENV_PREFIX}{}", toolkit.to_uppercase())
+}
+
+/// The toolkit that an environment variable pins, in lower case; `None` for any other variable.
+pub fn env_toolkit(variable: &str) -> Option<String> {
+    variable.strip_prefix(ENV_PREFIX).filter(|toolkit| !toolkit.is_empty()).map(str::to_lowercase)
 }
 
 /// A snapshot of the store's pins.
@@ -179,7 +173,7 @@ pub struct PinSources {
     pub table: Arc<PinTable>,
     /// `toolkit_versions` in the configuration.
     pub config: Arc<VersionMap>,
-    /// The environment, as [`env_pins`] reads it.
+    /// `COMPOSIO_TOOLKIT_VERSION_<TOOLKIT>` in the environment, as the configuration reads it.
     pub env: Arc<VersionMap>,
 }
 
@@ -240,6 +234,7 @@ mod tests {
             "2025102_000",
             "v20251027_00",
             "20251027_0",
+            "20251027_000",
             "LATEST",
             "２0251027_00",
             "_00",
@@ -250,17 +245,11 @@ mod tests {
 
     #[test]
     fn the_environment_pins_toolkits_by_the_rest_of_the_name() {
-        let pins = env_pins([
-            ("COMPOSIO_TOOLKIT_VERSION_MICROSOFT_TEAMS", " 20251027_00 "),
-            ("COMPOSIO_TOOLKIT_VERSION_GITHUB", "latest"),
-            ("COMPOSIO_TOOLKIT_VERSION_SLACK", " "),
-            ("COMPOSIO_TOOLKIT_VERSION_", "20251027_00"),
-            ("COMPOSIO_API_KEY", "20251027_00"),
-        ]);
-        let pins: Vec<_> =
-            pins.iter().map(|(toolkit, version)| (toolkit.as_str(), version.as_str())).collect();
-        assert_eq!(pins, [("github", "latest"), ("microsoft_teams", "20251027_00")]);
         assert_eq!(env_name("microsoft_teams"), "COMPOSIO_TOOLKIT_VERSION_MICROSOFT_TEAMS");
+        assert_eq!(env_toolkit(&env_name("microsoft_teams")).as_deref(), Some("microsoft_teams"));
+        for other in ["COMPOSIO_TOOLKIT_VERSION_", "COMPOSIO_API_KEY", ""] {
+            assert_eq!(env_toolkit(other), None, "{other}");
+        }
     }
 
     #[test]

@@ -7,6 +7,7 @@ use std::{future::Future, sync::Arc};
 use super::{Shared, group_commit::Runner};
 use crate::{
     backoff::RECONNECT,
+    failure::chain,
     job::{ErrorKind, JobError, Stop},
     store::{Bind, Finish, Finished, StoreError, StoreErrorKind},
     telemetry::metrics,
@@ -127,7 +128,7 @@ async fn write_unstorable(shared: &Shared, refused: &[Finish], cause: &StoreErro
     }
     for finish in refused {
         tracing::error!(
-            job.id = %finish.id, %cause,
+            job.id = %finish.id, error = %chain(cause),
             "the database refuses even to record that this job failed, so it stays as it is until an audit \
              reports it; compare its rules with the migrations"
         );
@@ -169,7 +170,7 @@ where
                 metrics::STORE_ERRORS.add1(error.kind().as_str(), 1);
                 failures += 1;
                 let wait = RECONNECT.wait(failures, fastrand::f64());
-                tracing::warn!(%error, wait_ms = wait.as_millis(), "results could not be written; trying again");
+                tracing::warn!(error = %chain(&error), wait_ms = wait.as_millis(), "results could not be written; trying again");
                 tokio::select! {
                     biased;
                     () = shared.give_up.cancelled() => return Err(Refused::GivenUp),

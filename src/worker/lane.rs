@@ -12,11 +12,12 @@ use super::{
     Shared,
     crash::CrashPoint,
     execute,
-    silence::{LOOKS, Silence},
+    stall_detector::{CHECK_INTERVALS, StallDetector},
 };
 use crate::{
     backoff::RECONNECT,
     bounds::CLAIM_BATCH,
+    failure::chain,
     job::{
         Arrival, EnvelopeError, EnvelopeReason, ErrorKind, HeldReason, JobError, JobId, NotReady, QueueName,
         RequestId, Stop, decode,
@@ -86,13 +87,6 @@ fn given_up() -> StoreError {
     StoreError::new(StoreErrorKind::Unavailable, "the worker stopped waiting for the store")
 }
 
-fn chain(error: &QueueError) -> String {
-    match std::error::Error::source(error) {
-        Some(source) => format!("{error}: {source}"),
-        None => error.to_string(),
-    }
-}
-
 struct Lane {
     name: QueueName,
     shared: Arc<Shared>,
@@ -134,7 +128,7 @@ impl Lane {
                 biased;
                 () = stop.cancelled() => break,
                 deliveries = consumer.next(permits.num_permits()) => deliveries?,
-                error = self.silent_too_long(*renewals) => {
+                error = self.stalled(*renewals) => {
                     *renewals += 1;
                     return Err(error);
                 }
@@ -149,15 +143,15 @@ impl Lane {
         Ok(())
     }
 
-    /// Looks at the queue now and then while nothing comes, and returns when something should have come.
-    async fn silent_too_long(&self, renewals: u32) -> QueueError {
-        let mut silence = Silence::default();
+    /// Checks the queue now and then while nothing comes, and returns when something should have come.
+    async fn stalled(&self, renewals: u32) -> QueueError {
+        let mut detector = StallDetector::default();
         loop {
-            tokio::time::sleep(LOOKS.wait(renewals + 1, fastrand::f64())).await;
+            tokio::time::sleep(CHECK_INTERVALS.wait(renewals + 1, fastrand::f64())).await;
             let seen = self.shared.deps.queue.depth(&self.name).await;
-            if let Err(suspicion) = silence.look(&seen) {
+            if let Err(stall) = detector.observe(&seen) {
                 metrics::SUBSCRIPTIONS_RENEWED.add1(self.name.as_str(), 1);
-                let sentence = format!("nothing comes through the subscription: {suspicion}");
+                let sentence = format!("nothing comes through the subscription: {stall}");
                 return QueueError::new(QueueErrorKind::Unavailable, sentence);
             }
         }
@@ -224,7 +218,7 @@ impl Lane {
         }
         self.shared.crash.pass(CrashPoint::BeforeAck);
         if let Some(Err(error)) = self.shared.unless_interrupted(settler.ack(tokens)).await {
-            tracing::debug!(queue = %self.name, %error, "acknowledging failed; the broker delivers again");
+            tracing::debug!(queue = %self.name, error = %chain(&error), "acknowledging failed; the broker delivers again");
         }
         true
     }
@@ -248,7 +242,7 @@ impl Lane {
         let spec = decode(&delivery.body, &arrival).map_err(|error| with_encoding(error, properties))?;
         let request_id = RequestId::new();
         let from_store = properties.from_store;
-        let resolver = &self.shared.deps.resolver;
+        let resolver = &self.shared.resolver;
         let (binding, stop) = if anonymous == Some(spec.id) && delivery.redelivered {
             let error = JobError::new(
                 ErrorKind::UnknownOutcome,
@@ -349,7 +343,7 @@ impl Lane {
                     // Heartbeats may still succeed, on a full disk for example, but no job is taken.
                     self.shared.health.set_consuming(&self.name, false);
                     let wait = RECONNECT.wait(failures, fastrand::f64());
-                    tracing::warn!(queue = %self.name, %error, jobs = claims.len(), wait_ms = wait.as_millis(), "claiming failed; trying again");
+                    tracing::warn!(queue = %self.name, error = %chain(&error), jobs = claims.len(), wait_ms = wait.as_millis(), "claiming failed; trying again");
                     tokio::select! {
                         biased;
                         () = stop.cancelled() => return Err(error),
@@ -460,7 +454,7 @@ impl Lane {
             failures += 1;
             self.shared.health.set_consuming(&self.name, false);
             let wait = RECONNECT.wait(failures, fastrand::f64());
-            tracing::warn!(queue = %self.name, %error, wait_ms = wait.as_millis(), "rejected messages could not be kept; trying again");
+            tracing::warn!(queue = %self.name, error = %chain(&error), wait_ms = wait.as_millis(), "rejected messages could not be kept; trying again");
             pieces.push(piece);
             tokio::select! {
                 biased;
@@ -475,7 +469,7 @@ impl Lane {
         if let Some(Err(error)) = self.shared.unless_interrupted(settler.give_back(tokens)).await
             && error.kind() != QueueErrorKind::Unavailable
         {
-            tracing::debug!(queue = %self.name, %error, "giving deliveries back failed; the broker does it");
+            tracing::debug!(queue = %self.name, error = %chain(&error), "giving deliveries back failed; the broker does it");
         }
     }
 }

@@ -1,6 +1,6 @@
 //! The worker: takes deliveries from the queue, claims them in the store, calls the tool API and
 //! records what came of it. The modules follow a job's way: `lane` (admit and claim), `execute`,
-//! `classify`, `finish`; `heartbeat` keeps the lease meanwhile, and `journal` keeps what could not be
+//! `finish`; `heartbeat` keeps the lease meanwhile, and `journal` keeps what could not be
 //! written before a shutdown ended.
 //!
 //! Guarantees:
@@ -15,67 +15,49 @@
 //! The worker does not publish jobs: whatever has to run again is written to the store, and the
 //! relay brings it back.
 
-pub mod classify;
-
+mod circuit_breaker;
 mod crash;
 pub(crate) mod execute;
 mod finish;
 mod group_commit;
-mod health;
 mod heartbeat;
 mod journal;
 mod lane;
-mod outage;
 mod resolve;
-mod silence;
+mod stall_detector;
 
 use std::{
     collections::{HashMap, HashSet},
     path::PathBuf,
     sync::{
-        Arc, Mutex, OnceLock, PoisonError,
+        Arc, Mutex, OnceLock,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
 
-use tokio::{sync::Notify, task::JoinHandle, time::Instant};
+use tokio::{task::JoinHandle, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+pub use circuit_breaker::Policy as CircuitBreakerPolicy;
 pub use crash::{CrashPlan, CrashPoint};
-pub use health::{Health, Phase, Readiness};
-pub use outage::Policy as OutagePolicy;
-pub use resolve::Resolver;
+pub use journal::{Unreadable as UnreadableJournal, decode as decode_journal};
+pub use resolve::{Options as ResolverOptions, Resolver};
 
 use self::{
-    crash::Crash, finish::BindOutcome, group_commit::GroupCommit, heartbeat::LeaseClock, outage::Outages,
+    circuit_breaker::CircuitBreakers, crash::Crash, finish::BindOutcome, group_commit::GroupCommit,
+    heartbeat::LeaseClock,
 };
 use crate::{
-    clock::SharedClock,
+    failure::chain,
+    health::{Health, Phase},
     job::{JobId, QueueName, RetryPolicy, WorkerId},
-    queue::SharedQueue,
+    services::Services,
     shutdown::{Countdown, Shutdown},
-    store::{Bind, Finish, Finished, SharedStore},
+    store::{Bind, Finish, Finished},
+    sync::lock,
     telemetry::metrics,
-    tool::SharedToolApi,
 };
-
-/// What a worker needs of the rest of errand.
-#[derive(Debug, Clone)]
-pub struct Deps {
-    /// The truth.
-    pub store: SharedStore,
-    /// Transport.
-    pub queue: SharedQueue,
-    /// Who runs the tools.
-    pub api: SharedToolApi,
-    /// Decides pin, account and effect.
-    pub resolver: Arc<Resolver>,
-    /// For the times of attempts.
-    pub clock: SharedClock,
-    /// Woken when a job was written that will be due soon, or that has a reply to send.
-    pub relay_wake: Arc<Notify>,
-}
 
 /// Settings of a worker.
 #[derive(Debug, Clone)]
@@ -100,7 +82,7 @@ pub struct Options {
     /// When to try again.
     pub retry: RetryPolicy,
     /// When calls are kept back because the tool API does not answer them.
-    pub outage: OutagePolicy,
+    pub circuit_breaker: CircuitBreakerPolicy,
     /// How long after an unknown outcome the tool API's log is asked for the first time; `None` leaves
     /// unknown outcomes to a person.
     pub first_check: Option<Duration>,
@@ -136,11 +118,13 @@ pub struct Worker {
 /// What the parts of one worker share.
 #[derive(Debug)]
 struct Shared {
-    deps: Deps,
+    deps: Services,
+    /// Decides version, account and effect.
+    resolver: Arc<Resolver>,
     options: Options,
     health: Arc<Health>,
     lease: LeaseClock,
-    outages: Outages,
+    breakers: CircuitBreakers,
     /// The jobs that are held at the moment, for the list of what a shutdown leaves behind.
     held: Mutex<HashMap<JobId, ()>>,
     tasks: TaskTracker,
@@ -162,14 +146,14 @@ struct Shared {
 
 impl Worker {
     /// Prepares a worker; nothing happens before [`Self::run`].
-    pub fn new(deps: Deps, options: Options) -> Self {
+    pub fn new(deps: Services, resolver: Arc<Resolver>, options: Options) -> Self {
         let (finisher, finish_loop) = group_commit::group_commit(crate::bounds::FINISH_BATCH);
         let (binder, bind_loop) = group_commit::group_commit(crate::bounds::CLAIM_BATCH);
         let lanes = options.lanes.iter().map(|(name, _)| name.clone()).collect();
         let shared = Arc::new(Shared {
             health: Arc::new(Health::new(lanes, options.heartbeat * 3)),
             lease: LeaseClock::new(options.lease),
-            outages: Outages::new(options.outage),
+            breakers: CircuitBreakers::new(options.circuit_breaker),
             held: Mutex::default(),
             tasks: TaskTracker::new(),
             drain_until: OnceLock::new(),
@@ -182,6 +166,7 @@ impl Worker {
             finisher,
             binder,
             deps,
+            resolver,
             options,
         });
         Self { shared, finish_loop, bind_loop }
@@ -270,7 +255,9 @@ impl Shared {
     async fn writer_ended(&self, countdown: &mut Countdown, writer: JoinHandle<()>) {
         match countdown.within(|times| times.end, writer).await {
             Some(Ok(())) => {}
-            Some(Err(error)) => tracing::error!(%error, "a part of the worker ended abnormally"),
+            Some(Err(error)) => {
+                tracing::error!(error = %chain(&error), "a part of the worker ended abnormally")
+            }
             None => tracing::error!("a part of the worker does not end and is left as it is"),
         }
     }
@@ -278,7 +265,7 @@ impl Shared {
     /// Puts what the store did not take into the journal, and takes it off the list of what is `left`;
     /// returns how much it is.
     async fn journal(&self, countdown: &mut Countdown, left: &mut Vec<JobId>) -> usize {
-        let unwritten = std::mem::take(&mut *self.unwritten.lock().unwrap_or_else(PoisonError::into_inner));
+        let unwritten = std::mem::take(&mut *lock(&self.unwritten));
         if unwritten.is_empty() {
             return 0;
         }
@@ -296,8 +283,12 @@ impl Shared {
                 );
                 results
             }
-            Err(error) => {
-                tracing::error!(error, results, "results could not be journaled and are left to the rescue");
+            Err(why) => {
+                tracing::error!(
+                    error = %why,
+                    results,
+                    "results could not be journaled and are left to the rescue"
+                );
                 0
             }
         }
@@ -329,25 +320,25 @@ impl Shared {
     }
 
     fn held_jobs(&self) -> usize {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner).len()
+        lock(&self.held).len()
     }
 
     fn take_held(&self) -> Vec<JobId> {
-        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut held = lock(&self.held);
         held.drain().map(|(id, ())| id).collect()
     }
 
     fn note_held(&self, ids: impl Iterator<Item = JobId>) {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner).extend(ids.map(|id| (id, ())));
+        lock(&self.held).extend(ids.map(|id| (id, ())));
     }
 
     fn note_ended(&self, id: JobId) {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+        lock(&self.held).remove(&id);
     }
 
     /// Keeps what could not be written for the journal.
     fn keep_unwritten(&self, finishes: Vec<Finish>) {
-        self.unwritten.lock().unwrap_or_else(PoisonError::into_inner).extend(finishes);
+        lock(&self.unwritten).extend(finishes);
     }
 
     /// Waits for the broker, but not beyond the moment when running calls are interrupted: what it has not

@@ -6,7 +6,7 @@
 
 use std::{
     collections::HashSet,
-    sync::{Arc, Mutex, PoisonError, RwLock},
+    sync::{Arc, Mutex, RwLock},
     time::Duration,
 };
 
@@ -15,15 +15,16 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     admission::{Rules, looks_like_email},
-    config::{Config, Unpinned},
+    failure::chain,
     job::{Binding, JobError, JobSpec, NotReady, Stop},
     store::SharedStore,
+    sync,
     telemetry::metrics,
     tool::{
         SharedToolApi,
         account::{AccountOptions, Accounts},
         catalog::{Ask, Catalog, CatalogOptions, Known, Resolved, UnpinnedPolicy},
-        pin::{PinSources, PinTable},
+        pin::{PinSources, PinTable, VersionMap},
     },
 };
 
@@ -45,30 +46,33 @@ pub struct Resolver {
     noticed: Mutex<HashSet<String>>,
 }
 
+/// What a resolver decides by.
+#[derive(Debug, Clone)]
+pub struct Options {
+    pub rules: Rules,
+    pub unpinned: UnpinnedPolicy,
+    /// The pins of the configuration and of the environment.
+    pub config_pins: VersionMap,
+    pub env_pins: VersionMap,
+    /// How long descriptions of tools, and usable accounts, are remembered.
+    pub tool_ttl: Duration,
+    pub account_ttl: Duration,
+}
+
 impl Resolver {
-    /// A resolver with the rules and pins of the configuration, and none of the store's yet.
-    pub fn new(api: SharedToolApi, rules: Rules, config: &Config) -> Self {
-        let catalog = CatalogOptions {
-            ttl: Duration::from_secs(config.composio.tool_cache_secs),
-            ..CatalogOptions::default()
-        };
-        let accounts = AccountOptions {
-            ttl: Duration::from_secs(config.composio.account_cache_secs),
-            ..AccountOptions::default()
-        };
+    /// A resolver without the store's pins, which [`Self::load_pins`] reads.
+    pub fn new(api: SharedToolApi, options: Options) -> Self {
+        let Options { rules, unpinned, config_pins, env_pins, tool_ttl, account_ttl } = options;
         Self {
-            catalog: Catalog::new(api.clone(), catalog),
-            accounts: Accounts::new(api, accounts),
+            catalog: Catalog::new(api.clone(), CatalogOptions::new(tool_ttl)),
+            accounts: Accounts::new(api, AccountOptions::new(account_ttl)),
             rules,
             noticed: Mutex::default(),
-            policy: match config.pins.unpinned {
-                Unpinned::Refuse => UnpinnedPolicy::Refuse,
-                Unpinned::Freeze => UnpinnedPolicy::Freeze,
-            },
+            policy: unpinned,
             pins: RwLock::new(PinSources {
                 table: Arc::default(),
-                config: Arc::new(config.toolkit_versions.clone().into_iter().collect()),
-                env: Arc::new(config.env_pins.clone().into_iter().collect()),
+                config: Arc::new(config_pins),
+                env: Arc::new(env_pins),
             }),
         }
     }
@@ -96,7 +100,7 @@ impl Resolver {
     }
 
     fn is_news(&self, what: &str) -> bool {
-        let mut noticed = self.noticed.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut noticed = sync::lock(&self.noticed);
         noticed.len() < MAX_NOTICES && noticed.insert(what.to_owned())
     }
 
@@ -216,15 +220,17 @@ impl Resolver {
     pub async fn load_pins(&self, store: &SharedStore) {
         match store.pins().await {
             Ok(rows) => {
-                let mut pins = self.pins.write().unwrap_or_else(PoisonError::into_inner);
+                let mut pins = sync::write(&self.pins);
                 pins.table = Arc::new(PinTable::new(rows));
             }
-            Err(error) => tracing::debug!(%error, "pins could not be read; the last known ones stay"),
+            Err(error) => {
+                tracing::debug!(error = %chain(&error), "pins could not be read; the last known ones stay")
+            }
         }
     }
 
     fn pins(&self) -> PinSources {
-        self.pins.read().unwrap_or_else(PoisonError::into_inner).clone()
+        sync::read(&self.pins).clone()
     }
 }
 

@@ -14,9 +14,9 @@ use errand::{
         Arrival, EnvelopeReason, ErrorKind, HeldReason, JobError, JobId, RequestId, State, Stop, WorkerId,
         decode,
     },
-    sandbox::{Options, Sandbox, World},
     store::{Claim, Claimed, Rejected, SharedStore},
 };
+use errand_sandbox::{Options, Sandbox, World};
 use insta::assert_snapshot;
 use serde_json::{Value, json};
 use sqlx::{Connection as _, Executor as _};
@@ -314,7 +314,7 @@ fn settings_are_shown_with_their_origins_and_without_secrets() {
 
     [connections]
 
-    [outage]
+    [circuit_breaker]
 
     [retry]
 

@@ -2,7 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use errand::config::{Config, ConfigErrors, DEFAULTS, Loaded, Origin, QueueType, Sources, load};
+use errand::{
+    config::{Config, ConfigErrors, DEFAULTS, Loaded, Origin, Sources, load},
+    job::QueueType,
+};
 
 fn env(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
     pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()

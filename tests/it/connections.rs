@@ -99,7 +99,7 @@ async fn an_account_that_is_listed_as_active_and_refused_by_the_provider_costs_f
     harness.publish(&further).await;
     become_so(&harness, 101, "state = 'held' and spent = 0").await;
     until("the account was tried several times", PATIENCE, async || {
-        (value(&worker, "errand_connection_looks_total{result=\"active\"}").await >= 4).then_some(())
+        (value(&worker, "errand_connection_lookups_total{result=\"active\"}").await >= 4).then_some(())
     })
     .await;
     let calls = harness.sandbox.ledger_summary().calls;
@@ -144,7 +144,7 @@ async fn jobs_give_up_waiting(hint: &str, settings: &[(&str, &str)]) -> usize {
     }
     assert_eq!(harness.show(id_of(&patient))["state"], "held");
     assert!(value(&worker, "errand_connection_expired_jobs_total").await >= 1);
-    worker.metrics().await.matches("errand_connection_looks_total{").count()
+    worker.metrics().await.matches("errand_connection_lookups_total{").count()
 }
 
 #[tokio::test(flavor = "multi_thread")]

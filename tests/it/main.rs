@@ -4,17 +4,15 @@
 
 mod audit;
 mod bad_input;
-mod chaos;
 mod cli;
 mod config;
 mod connections;
-mod corpus;
 mod dashboards;
 mod deploy;
 mod embedded;
 mod envelope_schema;
+mod error_logs;
 mod flow;
-mod foreign;
 mod harness;
 mod metrics_docs;
 mod model;
@@ -22,11 +20,13 @@ mod outage;
 mod outage_broker;
 mod outage_database;
 mod queue_contract;
-mod sandbox;
-mod services;
+mod rabbitmq;
+mod second_api;
 mod shutdown;
 mod simulation;
 mod store_contract;
-mod support;
+mod tidy;
 mod tool_api;
 mod verify;
+
+use errand_testbed::support;

@@ -56,11 +56,11 @@ async fn an_api_that_fails_every_call_is_called_a_few_times_and_every_job_succee
     let jobs: Vec<Value> = (0..200).map(|n| read(n % USERS + 1, 6)).collect();
     harness.publish(&jobs).await;
     until("calls of all owners fell to a probe", PATIENCE, async || {
-        (value(&worker, "errand_outages{scope=\"api\"}").await == 1).then_some(())
+        (value(&worker, "errand_circuit_breakers_open{scope=\"api\"}").await == 1).then_some(())
     })
     .await;
     until("every job was postponed several times", PATIENCE, async || {
-        (value(&worker, "errand_outage_snoozes_total{scope=\"api\"}").await > 800).then_some(())
+        (value(&worker, "errand_circuit_breaker_snoozes_total{scope=\"api\"}").await > 800).then_some(())
     })
     .await;
     let calls = harness.sandbox.ledger_summary().calls;
@@ -70,7 +70,11 @@ async fn an_api_that_fails_every_call_is_called_a_few_times_and_every_job_succee
     let ledger = harness.sandbox.ledger_summary();
     assert_eq!((ledger.effects, ledger.jobs_repeated), (200, 0), "{ledger:?}");
     for scope in ["api", "owner_toolkit"] {
-        assert_eq!(value(&worker, &format!("errand_outages{{scope=\"{scope}\"}}")).await, 0, "{scope}");
+        assert_eq!(
+            value(&worker, &format!("errand_circuit_breakers_open{{scope=\"{scope}\"}}")).await,
+            0,
+            "{scope}"
+        );
     }
 }
 
@@ -94,7 +98,7 @@ async fn calls_that_count_wait_for_an_api_that_is_gone_and_run_once() {
     let jobs: Vec<Value> = (0..200).map(|n| send(n % USERS + 1, 6)).collect();
     harness.publish(&jobs).await;
     until("every job was postponed several times", PATIENCE, async || {
-        (value(&worker, "errand_outage_snoozes_total{scope=\"api\"}").await > 800).then_some(())
+        (value(&worker, "errand_circuit_breaker_snoozes_total{scope=\"api\"}").await > 800).then_some(())
     })
     .await;
     let spent: u64 = harness
@@ -118,7 +122,7 @@ async fn an_owner_whose_calls_fail_keeps_nobody_else_waiting() {
     let bad: Vec<Value> = (0..100).map(|_| read(1, 12)).collect();
     harness.publish(&bad).await;
     until("the owner's calls fell to a probe", PATIENCE, async || {
-        (value(&worker, "errand_outages{scope=\"owner_toolkit\"}").await == 1).then_some(())
+        (value(&worker, "errand_circuit_breakers_open{scope=\"owner_toolkit\"}").await == 1).then_some(())
     })
     .await;
     let good: Vec<Value> = (0..300).map(|n| read(n % (USERS - 1) + 2, 1)).collect();
@@ -130,7 +134,7 @@ async fn an_owner_whose_calls_fail_keeps_nobody_else_waiting() {
     .await;
     assert!(started.elapsed() < Duration::from_secs(30), "{:?}", started.elapsed());
     assert_eq!(count(&harness, "state = 'succeeded' and attempt > 1").await, 0, "none of them was postponed");
-    assert_eq!(value(&worker, "errand_outage_snoozes_total{scope=\"api\"}").await, 0);
+    assert_eq!(value(&worker, "errand_circuit_breaker_snoozes_total{scope=\"api\"}").await, 0);
     let calls = harness.sandbox.ledger_summary().calls - 300;
     assert!(calls <= 120, "{calls} calls of the one whose calls fail");
     heal(&harness).await;

@@ -408,17 +408,17 @@ async fn a_journal_that_cannot_be_replayed_is_kept_and_does_not_stop_a_start() {
     let harness = Harness::new("damaged", "").await;
     fs::create_dir(harness.journal_dir()).unwrap();
     let path = |name: &str| harness.journal_dir().join(name);
-    fs::write(path("broken.jsonl"), "1 abc {\"records\":1}\nnonsense\n").unwrap();
-    let line = |version: u32, json: &str| {
-        let sum: String = Sha256::digest(json).iter().map(|byte| format!("{byte:02x}")).collect();
-        format!("{version} {sum} {json}\n")
+    let file = |version: u32, results: &str| {
+        let sum: String = Sha256::digest(results).iter().map(|byte| format!("{byte:02x}")).collect();
+        format!(r#"{{"version":{version},"results":{results},"checksum":"{sum}"}}"#)
     };
-    let elsewhere = json!({"job": id(), "fence": 1, "ending": {"kind": "succeed", "result": "{}"}, "attempt": {
+    let elsewhere = json!([{"id": id(), "fence": 1, "by": "holder", "ending": {"succeed": {"result": {}}}, "attempt": {
         "number": 1, "request_id": id(), "outcome": "succeeded", "http_status": 200, "log_id": null, "version": null,
-        "error": null, "started_at": "2026-01-01T00:00:00Z", "finished_at": "2026-01-01T00:00:01Z"}});
-    let foreign = line(1, r#"{"records":1}"#) + &line(1, &elsewhere.to_string());
-    fs::write(path("foreign.jsonl"), &foreign).unwrap();
-    fs::write(path("newer.jsonl"), line(2, r#"{"records":0}"#)).unwrap();
+        "error": null, "started_at": "2026-01-01T00:00:00Z", "finished_at": "2026-01-01T00:00:01Z"}}]);
+    let foreign = file(1, &elsewhere.to_string());
+    fs::write(path("broken.json"), foreign.replace("succeeded", "succeedee")).unwrap();
+    fs::write(path("foreign.json"), &foreign).unwrap();
+    fs::write(path("newer.json"), file(2, "[]")).unwrap();
 
     let mut worker = harness.worker(&[]).await;
     let log = worker.log();
@@ -426,16 +426,19 @@ async fn a_journal_that_cannot_be_replayed_is_kept_and_does_not_stop_a_start() {
         assert!(log.contains(said), "{said}: {log}");
     }
     let metrics = worker.metrics().await;
-    for (result, count) in [("damaged", 2), ("unknown", 1), ("replayed", 0)] {
-        let line = format!("errand_journal_records_total{{result=\"{result}\"}} {count}");
-        assert!(metrics.contains(&line), "{line}: {metrics}");
+    for line in [
+        "errand_unreadable_journals_total 2",
+        "errand_journal_records_total{result=\"unknown\"} 1",
+        "errand_journal_records_total{result=\"replayed\"} 0",
+    ] {
+        assert!(metrics.contains(line), "{line}: {metrics}");
     }
     let mut kept: Vec<String> = journal(&harness)
         .iter()
         .map(|path| path.file_name().unwrap().to_string_lossy().into_owned())
         .collect();
     kept.sort();
-    assert_eq!(kept, ["broken.jsonl.damaged", "foreign.jsonl", "newer.jsonl.damaged"]);
-    assert_eq!(fs::read_to_string(path("foreign.jsonl")).unwrap(), foreign);
+    assert_eq!(kept, ["broken.json.damaged", "foreign.json", "newer.json.damaged"]);
+    assert_eq!(fs::read_to_string(path("foreign.json")).unwrap(), foreign);
     assert!(worker.stop().await.success());
 }

@@ -9,20 +9,21 @@ use std::{
 };
 
 use errand::{
+    app, config,
     job::{
         self, Arrival, AttemptOutcome, Effect, ErrorKind, HeldReason, JobId, JobSpec, PinnedBy, RequestId,
         Stop,
     },
-    sandbox::{DEFAULT_WORLD, Options as SandboxOptions, Running, Sandbox, World},
     tool::{
         Body, Call, Reply, ToolApi as _, ToolError,
         account::{AccountError, AccountOptions, Accounts},
         catalog::{Ask, Catalog, CatalogOptions, ResolveError, UnpinnedPolicy},
+        classify::{self, Next},
         composio::{Composio, Options, SetupError},
         pin::PinSources,
     },
-    worker::classify::{self, Next},
 };
+use errand_sandbox::{DEFAULT_WORLD, Options as SandboxOptions, Running, Sandbox, World};
 use rogue::{Act, Rogue, response};
 use serde_json::json;
 use tokio::net::{TcpListener, TcpSocket};
@@ -36,7 +37,8 @@ const OK: &str = r#"{"data":{},"error":null,"successful":true,"log_id":"log_1"}"
 
 fn options(base: url::Url) -> Options {
     drop(rustls::crypto::ring::default_provider().install_default());
-    Options::new(base, KEY)
+    let defaults = config::load(&config::Sources::default()).unwrap().config;
+    Options { base_url: base, api_key: KEY.into(), ..app::tool_api_options(&defaults).unwrap() }
 }
 
 fn client(rogue: &Rogue) -> Composio {
@@ -460,7 +462,7 @@ impl Bench {
     }
 
     fn catalog(&self) -> Catalog {
-        Catalog::new(self.api.clone(), CatalogOptions::default())
+        Catalog::new(self.api.clone(), CatalogOptions::new(Duration::from_secs(600)))
     }
 
     /// Runs a call and says what it means.
@@ -596,7 +598,7 @@ async fn pins_and_accounts_are_resolved_against_the_sandbox() {
     let frozen = resolve(&PinSources::default(), UnpinnedPolicy::Freeze).await.unwrap();
     assert_eq!((frozen.version.as_str(), frozen.pinned_by), ("20251027_00", PinnedBy::Latest));
 
-    let accounts = Accounts::new(bench.api.clone(), AccountOptions::default());
+    let accounts = Accounts::new(bench.api.clone(), AccountOptions::new(Duration::from_secs(30)));
     let account = async |user: &str, explicit| {
         let owner = format!("user:{user}").parse().unwrap();
         accounts.resolve(&owner, "github", explicit).await

@@ -1,5 +1,4 @@
-//! One subscription: a channel with its prefetch, the deliveries that come through it, and what was
-//! settled of them.
+//! Subscriptions to lanes, each with a channel, its prefetch, and the acknowledgements of its deliveries.
 
 use std::{
     fmt,
@@ -18,34 +17,36 @@ use lapin::{
 use tokio::time::{Instant, timeout_at};
 
 use super::{
-    Shared,
-    failure::{bounded, failed},
-    link::{Generation, lock},
-    window::{AckWindow, Frame},
+    ack_tracker::{AckFrame, AckTracker},
+    connector::Session,
+    error::{bounded, failed},
+    shared::Shared,
     wire,
 };
 use crate::{
+    failure::chain,
     job::QueueName,
     queue::{BROKER_TIMEOUT, Consumer, Delivery, QueueError, QueueErrorKind, Settler, Token},
+    sync::lock,
 };
 
 /// A running subscription.
 pub(super) struct RabbitConsumer {
     deliveries: lapin::Consumer,
-    settling: Arc<Settling>,
-    /// Set when no more deliveries will come.
-    over: Option<String>,
+    settler: Arc<ChannelSettler>,
+    /// Why no more deliveries will come.
+    ended: Option<String>,
 }
 
 /// Settles deliveries of one channel, and only of this one: after it has ended, settling does nothing.
-struct Settling {
+struct ChannelSettler {
     shared: Arc<Shared>,
-    generation: Arc<Generation>,
-    channel: Mutex<State>,
+    session: Arc<Session>,
+    state: Mutex<SettlerState>,
 }
 
-struct State {
-    window: AckWindow,
+struct SettlerState {
+    tracker: AckTracker,
     /// `None` when the subscription was dropped.
     channel: Option<Channel>,
 }
@@ -54,28 +55,28 @@ impl RabbitConsumer {
     /// Subscribes to a lane that was declared.
     pub(super) async fn start(
         shared: Arc<Shared>,
-        generation: Arc<Generation>,
+        session: Arc<Session>,
         lane: &QueueName,
         prefetch: u16,
     ) -> Result<Self, QueueError> {
-        // Zero would mean that the broker sends all it has.
+        // Zero would mean no limit.
         let prefetch = prefetch.max(1);
-        let channel = generation.channel().await?;
+        let channel = session.channel().await?;
         bounded("limit the prefetch", channel.basic_qos(prefetch, BasicQosOptions::default())).await?;
         let queue = ShortString::try_new(wire::queue_name(lane.as_str())).unwrap_or_default();
-        let tag = format!("{}-{lane}-{}", shared.connection_name, channel.id());
-        // The broker makes a tag up if ours is too long.
+        let tag = format!("{}-{lane}-{}", shared.endpoint.connection_name, channel.id());
+        // Without a tag, because ours is too long, the broker chooses one.
         let tag = ShortString::try_new(tag).unwrap_or_default();
         let options = BasicConsumeOptions::default();
         let consume = channel.basic_consume(queue, tag, options, FieldTable::default());
         let deliveries = bounded("start to deliver", consume).await?;
-        let state = State { window: AckWindow::new(prefetch), channel: Some(channel) };
-        let settling = Settling { shared, generation, channel: Mutex::new(state) };
-        Ok(Self { deliveries, settling: Arc::new(settling), over: None })
+        let state = SettlerState { tracker: AckTracker::new(prefetch), channel: Some(channel) };
+        let settler = ChannelSettler { shared, session, state: Mutex::new(state) };
+        Ok(Self { deliveries, settler: Arc::new(settler), ended: None })
     }
 
     fn accept(&self, delivery: lapin::message::Delivery) -> Delivery {
-        lock(&self.settling.channel).window.received(delivery.delivery_tag);
+        lock(&self.settler.state).tracker.received(delivery.delivery_tag);
         Delivery {
             token: Token(delivery.delivery_tag),
             properties: wire::from_amqp(&delivery.properties),
@@ -89,14 +90,14 @@ impl RabbitConsumer {
         let error = match last {
             Some(error) => {
                 let error = failed("keep the subscription", error);
-                QueueError::new(QueueErrorKind::Unavailable, super::failure::in_one_line(&error))
+                QueueError::new(QueueErrorKind::Unavailable, chain(&error))
             }
             None => QueueError::new(
                 QueueErrorKind::Unavailable,
                 "RabbitMQ ended the subscription: its queue was deleted or moved",
             ),
         };
-        self.over = Some(error.to_string());
+        self.ended = Some(error.to_string());
         error
     }
 }
@@ -104,8 +105,8 @@ impl RabbitConsumer {
 #[async_trait]
 impl Consumer for RabbitConsumer {
     async fn next(&mut self, max: usize) -> Result<Vec<Delivery>, QueueError> {
-        if let Some(over) = &self.over {
-            return Err(QueueError::new(QueueErrorKind::Unavailable, over.clone()));
+        if let Some(ended) = &self.ended {
+            return Err(QueueError::new(QueueErrorKind::Unavailable, ended.clone()));
         }
         // This is the only await, and nothing has been taken from the stream before it.
         let first = match self.deliveries.next().await {
@@ -132,18 +133,18 @@ impl Consumer for RabbitConsumer {
     }
 
     fn settler(&self) -> Arc<dyn Settler> {
-        Arc::clone(&self.settling) as Arc<dyn Settler>
+        Arc::clone(&self.settler) as Arc<dyn Settler>
     }
 
     async fn stop(&mut self) {
-        if self.over.replace("the subscription was stopped".to_owned()).is_some() {
+        if self.ended.replace("the subscription was stopped".to_owned()).is_some() {
             return;
         }
-        let Some(channel) = lock(&self.settling.channel).channel.clone() else { return };
+        let Some(channel) = lock(&self.settler.state).channel.clone() else { return };
         let cancel = channel.basic_cancel(self.deliveries.tag(), BasicCancelOptions::default());
         if bounded("end the subscription", cancel).await.is_err() {
             // Then the channel is of no use either, and ends with everything that is unsettled.
-            self.settling.shared.consuming.discard(&self.settling.generation);
+            self.settler.shared.consuming.discard(&self.settler.session);
             return;
         }
         // The stream ends behind what was received before the broker agreed to stop.
@@ -153,32 +154,32 @@ impl Consumer for RabbitConsumer {
             unseen.push(self.accept(delivery).token);
         }
         // If this fails, the subscription has ended, which gives everything back.
-        drop(self.settling.give_back(unseen).await);
+        drop(self.settler.give_back(unseen).await);
     }
 }
 
 impl Drop for RabbitConsumer {
     fn drop(&mut self) {
         // The channel closes with its last handle, and the broker takes back what is unsettled.
-        lock(&self.settling.channel).channel = None;
+        lock(&self.settler.state).channel = None;
     }
 }
 
 #[async_trait]
-impl Settler for Settling {
+impl Settler for ChannelSettler {
     async fn ack(&self, tokens: Vec<Token>) -> Result<(), QueueError> {
-        self.settle(|window, frames| window.ack(tokens.iter().map(|token| token.0), frames)).await
+        self.settle(|tracker, frames| tracker.ack(tokens.iter().map(|token| token.0), frames)).await
     }
 
     async fn give_back(&self, tokens: Vec<Token>) -> Result<(), QueueError> {
-        self.settle(|window, frames| window.give_back(tokens.iter().map(|token| token.0), frames)).await
+        self.settle(|tracker, frames| tracker.give_back(tokens.iter().map(|token| token.0), frames)).await
     }
 }
 
-impl Settling {
+impl ChannelSettler {
     async fn settle(
         &self,
-        decide: impl FnOnce(&mut AckWindow, &mut Vec<Frame>) + Send,
+        decide: impl FnOnce(&mut AckTracker, &mut Vec<AckFrame>) + Send,
     ) -> Result<(), QueueError> {
         let writes = self.start_writes(decide);
         let all = async {
@@ -190,7 +191,7 @@ impl Settling {
         match bounded_writes(all).await {
             Ok(()) => Ok(()),
             Err(error) => {
-                self.shared.consuming.discard(&self.generation);
+                self.shared.consuming.discard(&self.session);
                 Err(error)
             }
         }
@@ -198,14 +199,14 @@ impl Settling {
 
     /// Decides and starts to write under one lock, because the broker must see frames in the order in
     /// which they were decided. A started write happens even if nobody waits for it.
-    fn start_writes(&self, decide: impl FnOnce(&mut AckWindow, &mut Vec<Frame>)) -> Vec<Write> {
-        let mut state = lock(&self.channel);
-        let State { window, channel } = &mut *state;
+    fn start_writes(&self, decide: impl FnOnce(&mut AckTracker, &mut Vec<AckFrame>)) -> Vec<Write> {
+        let mut state = lock(&self.state);
+        let SettlerState { tracker, channel } = &mut *state;
         let Some(channel) = channel.as_ref().filter(|channel| channel.status().connected()) else {
             return Vec::new();
         };
         let mut frames = Vec::new();
-        decide(window, &mut frames);
+        decide(tracker, &mut frames);
         let mut writes = Vec::with_capacity(frames.len());
         for frame in frames {
             let mut write = write(channel.clone(), frame);
@@ -221,12 +222,12 @@ impl Settling {
 
 type Write = Pin<Box<dyn Future<Output = lapin::Result<()>> + Send>>;
 
-fn write(channel: Channel, frame: Frame) -> Write {
+fn write(channel: Channel, frame: AckFrame) -> Write {
     async move {
         match frame {
-            Frame::AckThrough(tag) => channel.basic_ack(tag, BasicAckOptions { multiple: true }).await,
-            Frame::AckOne(tag) => channel.basic_ack(tag, BasicAckOptions { multiple: false }).await,
-            Frame::Requeue(tag) => {
+            AckFrame::AckThrough(tag) => channel.basic_ack(tag, BasicAckOptions { multiple: true }).await,
+            AckFrame::AckOne(tag) => channel.basic_ack(tag, BasicAckOptions { multiple: false }).await,
+            AckFrame::Requeue(tag) => {
                 channel.basic_nack(tag, BasicNackOptions { multiple: false, requeue: true }).await
             }
         }
@@ -236,12 +237,12 @@ fn write(channel: Channel, frame: Frame) -> Write {
 
 /// Waits for writes. A channel that has ended meanwhile has given everything back, which is no error.
 async fn bounded_writes(all: impl Future<Output = lapin::Result<()>>) -> Result<(), QueueError> {
-    let over = |error: &lapin::Error| {
+    let ended = |error: &lapin::Error| {
         matches!(error.kind(), ErrorKind::InvalidChannelState(..) | ErrorKind::InvalidConnectionState(_))
     };
     let all = async {
         match all.await {
-            Err(error) if over(&error) => Ok(()),
+            Err(error) if ended(&error) => Ok(()),
             result => result,
         }
     };
@@ -252,13 +253,13 @@ impl fmt::Debug for RabbitConsumer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RabbitConsumer")
             .field("tag", &self.deliveries.tag())
-            .field("over", &self.over)
+            .field("ended", &self.ended)
             .finish()
     }
 }
 
-impl fmt::Debug for Settling {
+impl fmt::Debug for ChannelSettler {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Settling").finish_non_exhaustive()
+        f.debug_struct("ChannelSettler").finish_non_exhaustive()
     }
 }

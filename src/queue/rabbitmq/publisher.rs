@@ -1,16 +1,14 @@
 //! Publishing with confirms.
 //!
-//! A publisher owns one channel and works in windows, as [`AckWindow`](super::window) does on the
-//! other side: it takes the requests that wait, publishes all their messages without waiting in
-//! between, waits until the broker has confirmed every one, and only then answers. Requests that
-//! arrive meanwhile make the next window, so load makes windows larger instead of slower, and a few
-//! publishers side by side keep the connection busy.
+//! A publisher owns one channel and works in batches: it takes the requests that wait, publishes all their messages
+//! without waiting in between, waits until the broker has confirmed every one, and only then answers. Requests that
+//! arrive meanwhile make the next batch, so load makes batches larger instead of slower, and a few publishers side by
+//! side keep the connection busy.
 //!
-//! The window is what makes the answers right. The broker returns an unroutable message before it
-//! confirms it, but the client library hands returned messages out in order of arrival to whichever
-//! confirms complete next, so a returned message can surface with the confirm of another one. At
-//! the end of a window every message has been confirmed, so every returned message has surfaced
-//! somewhere in it, and belongs to the message that has its address and ID.
+//! The batch is what makes the answers right. The broker returns an unroutable message before it confirms it, but the
+//! client library hands returned messages out in order of arrival to whichever confirms complete next, so a returned
+//! message can surface with the confirm of another one. At the end of a batch every message has been confirmed, so
+//! every returned message has surfaced somewhere in it, and belongs to the message that has its address and ID.
 
 use std::{collections::HashSet, sync::Arc, sync::atomic::Ordering::Relaxed};
 
@@ -26,23 +24,26 @@ use tokio::{
 };
 
 use super::{
-    Shared,
-    failure::{bounded, failed, in_one_line},
-    link::{Generation, or_discard},
+    connector::Session,
+    error::{bounded, failed},
+    shared::Shared,
     wire::{self, Route},
 };
-use crate::queue::{BROKER_TIMEOUT, Message, QueueError, QueueErrorKind};
+use crate::{
+    failure::chain,
+    queue::{BROKER_TIMEOUT, Message, QueueError, QueueErrorKind},
+};
 
-/// Publishers side by side, each with its own channel.
+/// The number of publishers, each with its own channel.
 pub(super) const PUBLISHERS: usize = 3;
 
-/// Most messages of one request; a window ends with the request that reaches it.
-pub(super) const WINDOW: usize = 256;
+/// The most messages of one request; a confirm batch ends with the request that reaches this number.
+pub(super) const MAX_CONFIRM_BATCH: usize = 256;
 
-/// What became of the messages of a request, in their order.
+/// Whether the messages of a request were published, in their order.
 pub(super) type Answer = Vec<Result<(), QueueError>>;
 
-/// Messages that somebody waits for.
+/// Messages to publish, and where the answer goes.
 #[derive(Debug)]
 pub(super) struct Request {
     pub(super) batch: Vec<Message>,
@@ -52,12 +53,12 @@ pub(super) struct Request {
 /// Requests, shared by all publishers.
 pub(super) type Requests = Arc<Mutex<mpsc::Receiver<Request>>>;
 
-/// Publishes until nobody can ask any more.
+/// Publishes until all senders of requests are gone.
 pub(super) async fn run(shared: Arc<Shared>, requests: Requests) {
     let mut publisher = Publisher { shared, channel: None };
-    while let Some(window) = take_window(&requests).await {
-        // Whoever gave up waiting was told that nothing is certain; better not to send it at all.
-        let (sizes, messages): (Vec<_>, Vec<_>) = window
+    while let Some(batch) = next_batch(&requests).await {
+        // A caller that gave up waiting was told `Unconfirmed`; it is better not to send its messages at all.
+        let (sizes, messages): (Vec<_>, Vec<_>) = batch
             .into_iter()
             .filter(|request| !request.answer.is_closed())
             .map(|request| ((request.batch.len(), request.answer), request.batch))
@@ -70,24 +71,24 @@ pub(super) async fn run(shared: Arc<Shared>, requests: Requests) {
     }
 }
 
-async fn take_window(requests: &Requests) -> Option<Vec<Request>> {
+async fn next_batch(requests: &Requests) -> Option<Vec<Request>> {
     let mut requests = requests.lock().await;
     let first = requests.recv().await?;
     let mut messages = first.batch.len();
-    let mut window = vec![first];
-    while messages < WINDOW
+    let mut batch = vec![first];
+    while messages < MAX_CONFIRM_BATCH
         && let Ok(request) = requests.try_recv()
     {
         messages += request.batch.len();
-        window.push(request);
+        batch.push(request);
     }
-    Some(window)
+    Some(batch)
 }
 
 struct Publisher {
     shared: Arc<Shared>,
-    /// A channel in confirm mode on which nothing is outstanding, with the connection it belongs to.
-    channel: Option<(Arc<Generation>, Channel)>,
+    /// A channel in confirm mode without unconfirmed messages, and the connection it belongs to.
+    channel: Option<(Arc<Session>, Channel)>,
 }
 
 impl Publisher {
@@ -95,67 +96,68 @@ impl Publisher {
         if messages.is_empty() {
             return Answer::new();
         }
-        let (generation, channel) = match self.channel().await {
+        let (session, channel) = match self.channel().await {
             Ok(ready) => ready,
             Err(error) => return messages.iter().map(|_| Err(copy(&error))).collect(),
         };
-        let mut window = Window::new(messages);
-        let finished = window.run(&channel).await;
-        if window.unroutable_lanes() {
-            // The queue or the exchange of a lane is gone: the next window declares it again.
-            generation.declared.store(false, Relaxed);
+        let mut batch = ConfirmBatch::new(messages);
+        let finished = batch.run(&channel).await;
+        if batch.unroutable_lanes() {
+            // The queue or the exchange of a lane is gone: the next batch declares it again.
+            session.declared.store(false, Relaxed);
         }
         if finished && channel.status().connected() {
-            self.channel = Some((generation, channel));
+            self.channel = Some((session, channel));
         } else {
-            generation.declared.store(false, Relaxed);
+            session.declared.store(false, Relaxed);
             // A blocked connection comes back to life by itself, and could not even be closed now.
-            if !finished && generation.blocked().is_none() {
-                self.shared.publishing.discard(&generation);
+            if !finished && session.blocked().is_none() {
+                self.shared.publishing.discard(&session);
             }
         }
-        window.answer()
+        batch.answer()
     }
 
-    /// Takes the channel, or opens one. It is put back only when nothing is outstanding on it.
-    async fn channel(&mut self) -> Result<(Arc<Generation>, Channel), QueueError> {
-        let link = &self.shared.publishing;
-        let generation = link.get().await?;
-        if let Some(reason) = generation.blocked() {
+    /// Takes the channel, or opens one. It is put back only when all messages on it are confirmed.
+    async fn channel(&mut self) -> Result<(Arc<Session>, Channel), QueueError> {
+        let connector = &self.shared.publishing;
+        let session = connector.get().await?;
+        if let Some(reason) = session.blocked() {
             let sentence = format!("RabbitMQ takes no messages at present: {reason}");
             return Err(QueueError::new(QueueErrorKind::Full, sentence));
         }
-        or_discard(link, &generation, async {
-            if !generation.declared.load(Relaxed) {
-                self.shared.topology.ensure(&generation, &self.shared.lanes).await?;
-                generation.declared.store(true, Relaxed);
-            }
-            let kept = self
-                .channel
-                .take()
-                .filter(|(owner, channel)| Arc::ptr_eq(owner, &generation) && channel.status().connected());
-            if let Some((_, channel)) = kept {
-                return Ok(channel);
-            }
-            let channel = generation.channel().await?;
-            let confirm = channel.confirm_select(ConfirmSelectOptions::default());
-            bounded("confirm messages", confirm).await?;
-            Ok(channel)
-        })
-        .await
-        .map(|channel| (Arc::clone(&generation), channel))
+        connector
+            .run_on(&session, async {
+                if !session.declared.load(Relaxed) {
+                    self.shared.topology.ensure(&session, &self.shared.lanes).await?;
+                    session.declared.store(true, Relaxed);
+                }
+                let kept = self
+                    .channel
+                    .take()
+                    .filter(|(owner, channel)| Arc::ptr_eq(owner, &session) && channel.status().connected());
+                if let Some((_, channel)) = kept {
+                    return Ok(channel);
+                }
+                let channel = session.channel().await?;
+                let confirm = channel.confirm_select(ConfirmSelectOptions::default());
+                bounded("confirm messages", confirm).await?;
+                Ok(channel)
+            })
+            .await
+            .map(|channel| (Arc::clone(&session), channel))
     }
 }
 
 /// Messages that are published together.
-struct Window {
+struct ConfirmBatch {
     messages: Vec<Message>,
-    results: Vec<State>,
+    states: Vec<MessageState>,
     returned: HashSet<(Route, Option<ShortString>)>,
 }
 
-/// What is known about one message.
-enum State {
+/// The state of one message of a batch.
+enum MessageState {
     /// Published, not confirmed.
     Pending(Route),
     /// Confirmed; it may have been returned before.
@@ -163,25 +165,25 @@ enum State {
     Failed(QueueError),
 }
 
-impl Window {
+impl ConfirmBatch {
     fn new(messages: Vec<Message>) -> Self {
-        let results = messages
+        let states = messages
             .iter()
             .map(|message| match wire::route(&message.to) {
-                Ok(route) => State::Pending(route),
-                Err(error) => State::Failed(error),
+                Ok(route) => MessageState::Pending(route),
+                Err(error) => MessageState::Failed(error),
             })
             .collect();
-        Self { messages, results, returned: HashSet::new() }
+        Self { messages, states, returned: HashSet::new() }
     }
 
-    /// Publishes everything and waits for the confirms. False if some did not come in time.
+    /// Publishes all messages and waits for the confirms. Returns false if some did not come in time.
     async fn run(&mut self, channel: &Channel) -> bool {
         let deadline = Instant::now() + BROKER_TIMEOUT;
         let mut confirms = FuturesUnordered::new();
-        for (index, (message, state)) in self.messages.iter().zip(&mut self.results).enumerate() {
-            let State::Pending(route) = &*state else { continue };
-            let options = BasicPublishOptions { mandatory: route.tells_unroutable(), ..Default::default() };
+        for (index, (message, state)) in self.messages.iter().zip(&mut self.states).enumerate() {
+            let MessageState::Pending(route) = &*state else { continue };
+            let options = BasicPublishOptions { mandatory: route.is_mandatory(), ..Default::default() };
             let (exchange, key) = (route.exchange.clone(), route.key.clone());
             match wire::to_amqp(message) {
                 Ok(properties) => confirms.push(async move {
@@ -189,14 +191,14 @@ impl Window {
                     let confirmation = async { confirm.await?.await }.await;
                     (index, confirmation)
                 }),
-                Err(error) => *state = State::Failed(error),
+                Err(error) => *state = MessageState::Failed(error),
             }
         }
         let mut finished = true;
         loop {
             let next = match timeout_at(deadline, confirms.next()).await {
                 Ok(next) => next,
-                // What is there is taken, whatever the clock says.
+                // Confirms that have arrived count, whatever the clock says.
                 Err(_elapsed) => match confirms.next().now_or_never() {
                     Some(next) => next,
                     None => {
@@ -208,21 +210,23 @@ impl Window {
             let Some((index, confirmation)) = next else { break };
             let returned = match confirmation {
                 Ok(Confirmation::Ack(returned)) => {
-                    self.results[index].confirm();
+                    self.states[index].confirm();
                     returned
                 }
                 Ok(Confirmation::Nack(returned)) => {
                     let sentence = "RabbitMQ refused the message: its queue is full or cannot store it now";
-                    self.results[index] = State::Failed(QueueError::new(QueueErrorKind::Full, sentence));
+                    self.states[index] =
+                        MessageState::Failed(QueueError::new(QueueErrorKind::Full, sentence));
                     returned
                 }
                 Ok(Confirmation::NotRequested) => {
-                    self.results[index] = State::Failed(unconfirmed("RabbitMQ did not confirm the message"));
+                    self.states[index] =
+                        MessageState::Failed(unconfirmed("RabbitMQ did not confirm the message"));
                     None
                 }
                 Err(error) => {
-                    let cause = in_one_line(&failed("confirm the message", error));
-                    self.results[index] = State::Failed(unconfirmed(cause));
+                    let cause = chain(&failed("confirm the message", error));
+                    self.states[index] = MessageState::Failed(unconfirmed(cause));
                     None
                 }
             };
@@ -241,28 +245,28 @@ impl Window {
 
     fn answer(self) -> Answer {
         let returned = self.returned;
-        let conclude = |(message, state): (Message, State)| match state {
-            State::Confirmed(route) => {
+        let conclude = |(message, state): (Message, MessageState)| match state {
+            MessageState::Confirmed(route) => {
                 let id = message.properties.message_id.and_then(|id| ShortString::try_new(id).ok());
                 let lookup = (route, id);
                 if returned.contains(&lookup) { Err(unroutable(&lookup.0)) } else { Ok(()) }
             }
-            State::Pending(_) => Err(unconfirmed(format!(
+            MessageState::Pending(_) => Err(unconfirmed(format!(
                 "RabbitMQ did not confirm the message within {} s",
                 BROKER_TIMEOUT.as_secs()
             ))),
-            State::Failed(error) => Err(error),
+            MessageState::Failed(error) => Err(error),
         };
-        self.messages.into_iter().zip(self.results).map(conclude).collect()
+        self.messages.into_iter().zip(self.states).map(conclude).collect()
     }
 }
 
-impl State {
+impl MessageState {
     fn confirm(&mut self) {
-        if let State::Pending(route) = self {
+        if let MessageState::Pending(route) = self {
             let route =
                 Route { exchange: std::mem::take(&mut route.exchange), key: std::mem::take(&mut route.key) };
-            *self = State::Confirmed(route);
+            *self = MessageState::Confirmed(route);
         }
     }
 }
@@ -281,7 +285,7 @@ fn unroutable(route: &Route) -> QueueError {
     QueueError::new(QueueErrorKind::Unroutable, sentence)
 }
 
-/// The same error for another message.
+/// Repeats an error for another message.
 fn copy(error: &QueueError) -> QueueError {
-    QueueError::new(error.kind(), in_one_line(error))
+    QueueError::new(error.kind(), chain(error))
 }

@@ -1,4 +1,4 @@
-//! The stream that the client library reads from: the broker's, decrypted, through the sieve.
+//! The TCP or TLS stream to the broker, which the client library reads through the frame filter.
 
 use std::{
     fmt,
@@ -13,7 +13,7 @@ use std::{
 
 use async_rs::{Runtime, Tokio, traits::Reactor, util::RuntimeParts};
 use bytes::{Buf as _, BytesMut};
-use futures_util::Stream;
+use futures_util::{FutureExt as _, Stream, io::AsyncReadExt as _};
 use lapin::{
     AsyncTcpStream,
     uri::{AMQPScheme, AMQPUri},
@@ -28,56 +28,59 @@ use tokio::{
 use tokio_rustls::{TlsConnector, client::TlsStream};
 use tokio_util::either::Either;
 
-use super::{link::lock, sieve::Sieve};
-use crate::queue::BROKER_TIMEOUT;
+use super::frame_filter::{FrameFilter, MAX_FRAME};
+use crate::{queue::BROKER_TIMEOUT, sync::lock};
 
-/// How long the addresses of a host get together, which leaves time for handshakes.
+/// How long connecting to all addresses of a host may take together, which leaves time for handshakes.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(BROKER_TIMEOUT.as_secs() / 2);
 
-/// Tokio, with streams that are sieved.
-pub(super) type SievedRuntime = Runtime<RuntimeParts<Tokio, SievedReactor>>;
+/// The most bytes that a stream keeps back, beside those of its last read.
+pub const MAX_BUFFERED_BYTES: usize = MAX_FRAME;
+
+/// The Tokio runtime, with filtered streams.
+pub(super) type FilteringRuntime = Runtime<RuntimeParts<Tokio, FilteringReactor>>;
 
 /// A plain or TLS stream to the broker.
 type BrokerStream = Either<TcpStream, TlsStream<TcpStream>>;
 
 /// The runtime of the caller, which must be in one.
-pub(super) fn runtime() -> SievedRuntime {
-    Runtime::new(RuntimeParts::new(Tokio::current(), SievedReactor(Tokio::current())))
+pub(super) fn runtime() -> FilteringRuntime {
+    Runtime::new(RuntimeParts::new(Tokio::current(), FilteringReactor(Tokio::current())))
 }
 
-/// Ends a stream from outside, at the latest when this is dropped. The library waits without a limit for a broker that
-/// falls silent in the middle of a handshake or of a goodbye, with a thread and a socket for each.
+/// Shuts the socket of a stream down from outside, at the latest when this is dropped. The library waits without a
+/// limit for a broker that falls silent in the middle of a handshake or of a close, with a thread and a socket for each.
 #[derive(Debug, Default)]
-pub(super) struct Plug(Arc<Mutex<Socket>>);
+pub(super) struct SocketGuard(Arc<Mutex<Socket>>);
 
-/// The socket of a stream, for whoever makes the stream.
+/// The socket of a guard, which the function that connects fills in.
 pub(super) type SharedSocket = Arc<Mutex<Socket>>;
 
 #[derive(Debug, Default)]
 pub(super) enum Socket {
     #[default]
-    NotYet,
+    NotConnected,
     Open(std::net::TcpStream),
-    Pulled,
+    ShutDown,
 }
 
-impl Plug {
+impl SocketGuard {
     pub(super) fn socket(&self) -> SharedSocket {
         Arc::clone(&self.0)
     }
 
-    /// Ends the stream, or has it end as soon as there is one.
-    pub(super) fn pull(&self) {
-        if let Socket::Open(socket) = std::mem::replace(&mut *lock(&self.0), Socket::Pulled) {
-            // Of a connection that is at its end already there is nothing to end.
+    /// Shuts the socket down, or has it shut down as soon as it is open.
+    pub(super) fn shut_down(&self) {
+        if let Socket::Open(socket) = std::mem::replace(&mut *lock(&self.0), Socket::ShutDown) {
+            // This fails only for a connection that has ended.
             drop(socket.shutdown(Shutdown::Both));
         }
     }
 }
 
-impl Drop for Plug {
+impl Drop for SocketGuard {
     fn drop(&mut self) {
-        self.pull();
+        self.shut_down();
     }
 }
 
@@ -85,14 +88,14 @@ impl Drop for Plug {
 pub(super) async fn connect(
     uri: &AMQPUri,
     socket: &SharedSocket,
-) -> io::Result<AsyncTcpStream<Sieved<BrokerStream>>> {
+) -> io::Result<AsyncTcpStream<FilteredStream<BrokerStream>>> {
     let host = &*uri.authority.host;
     let plain = connect_to_any((host, uri.authority.port)).await?;
     plain.set_nodelay(true)?;
     {
         let own = plain.as_fd().try_clone_to_owned()?.into();
         let mut socket = lock(socket);
-        if matches!(*socket, Socket::Pulled) {
+        if matches!(*socket, Socket::ShutDown) {
             return Err(io::ErrorKind::ConnectionAborted.into());
         }
         *socket = Socket::Open(own);
@@ -102,7 +105,7 @@ pub(super) async fn connect(
         AMQPScheme::AMQPS => Either::Right(encrypt(host, plain).await?),
     };
     // For the library this is a plain stream, because what it reads is decrypted.
-    Ok(AsyncTcpStream::Plain(Sieved::new(stream, uri.query.frame_max)))
+    Ok(AsyncTcpStream::Plain(FilteredStream::new(stream, uri.query.frame_max)))
 }
 
 /// Tries the addresses of a host in turn. One that does not answer leaves the others their share of the time.
@@ -120,62 +123,62 @@ async fn connect_to_any(host: (&str, u16)) -> io::Result<TcpStream> {
     Err(last)
 }
 
-/// Makes sure that the other side is who the URL names, for an authority that this host trusts.
+/// Starts TLS. The certificate has to name the host of the URL, and this host has to trust its authority.
 async fn encrypt(host: &str, plain: TcpStream) -> io::Result<TlsStream<TcpStream>> {
     let name = ServerName::try_from(host.to_owned())
         .map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
-    // Reads the certificates anew, which may have been renewed since the last connection.
+    // This reads the trusted certificates, which may have changed since the last connection.
     let config = ClientConfig::with_platform_verifier().map_err(io::Error::other)?;
     TlsConnector::from(Arc::new(config)).connect(name, plain).await
 }
 
-/// A stream of which everything that is read goes through the sieve.
-pub(super) struct Sieved<S> {
+/// A stream that is read through the frame filter.
+pub(super) struct FilteredStream<S> {
     stream: S,
-    sieve: Sieve,
-    /// What came from the stream and the sieve has not looked at.
+    filter: FrameFilter,
+    /// Bytes that were read and the filter has not consumed.
     rest: BytesMut,
 }
 
-impl<S> Sieved<S> {
+impl<S> FilteredStream<S> {
     /// `frame_max` is what the URL asks for.
     fn new(stream: S, frame_max: Option<u32>) -> Self {
-        Self { stream, sieve: Sieve::new(frame_max.unwrap_or(0)), rest: BytesMut::new() }
+        Self { stream, filter: FrameFilter::new(frame_max.unwrap_or(0)), rest: BytesMut::new() }
     }
 }
 
-impl<S: AsyncRead + Unpin> futures_util::io::AsyncRead for Sieved<S> {
+impl<S: AsyncRead + Unpin> futures_util::io::AsyncRead for FilteredStream<S> {
     fn poll_read(
         self: Pin<&mut Self>,
         context: &mut Context<'_>,
         buffer: &mut [u8],
     ) -> Poll<io::Result<usize>> {
-        let Self { stream, sieve, rest } = self.get_mut();
+        let Self { stream, filter, rest } = self.get_mut();
         if buffer.is_empty() {
             return Poll::Ready(Ok(0));
         }
         loop {
-            let ready = sieve.take_ready(buffer);
-            if ready > 0 {
-                return Poll::Ready(Ok(ready));
+            let output = filter.take_output(buffer);
+            if output > 0 {
+                return Poll::Ready(Ok(output));
             }
             let passed = if rest.is_empty() {
-                let limit = buffer.len().min(sieve.wanted());
+                let limit = buffer.len().min(filter.next_chunk_limit());
                 let mut chunk = ReadBuf::new(&mut buffer[..limit]);
                 ready!(Pin::new(&mut *stream).poll_read(context, &mut chunk))?;
                 let chunk = chunk.filled();
                 if chunk.is_empty() {
-                    // The start of a frame that never ends is of no use to anybody.
+                    // The start of a frame whose end will not come is dropped.
                     return Poll::Ready(Ok(0));
                 }
-                let sifted = sieve.sift(chunk);
-                rest.extend_from_slice(&chunk[sifted.taken..]);
-                sifted.passed
+                let filtered = filter.filter(chunk);
+                rest.extend_from_slice(&chunk[filtered.consumed..]);
+                filtered.passed
             } else {
-                let sifted = sieve.sift(&rest[..rest.len().min(buffer.len())]);
-                buffer[..sifted.passed].copy_from_slice(&rest[..sifted.passed]);
-                rest.advance(sifted.taken);
-                sifted.passed
+                let filtered = filter.filter(&rest[..rest.len().min(buffer.len())]);
+                buffer[..filtered.passed].copy_from_slice(&rest[..filtered.passed]);
+                rest.advance(filtered.consumed);
+                filtered.passed
             };
             if passed > 0 {
                 return Poll::Ready(Ok(passed));
@@ -184,7 +187,7 @@ impl<S: AsyncRead + Unpin> futures_util::io::AsyncRead for Sieved<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> futures_util::io::AsyncWrite for Sieved<S> {
+impl<S: AsyncWrite + Unpin> futures_util::io::AsyncWrite for FilteredStream<S> {
     fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.get_mut().stream).poll_write(context, bytes)
     }
@@ -206,18 +209,42 @@ impl<S: AsyncWrite + Unpin> futures_util::io::AsyncWrite for Sieved<S> {
     }
 }
 
-impl<S> fmt::Debug for Sieved<S> {
+impl<S> fmt::Debug for FilteredStream<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Sieved").finish_non_exhaustive()
+        f.debug_struct("FilteredStream").finish_non_exhaustive()
     }
 }
 
-/// Tokio's reactor but for the streams, which are sieved.
-#[derive(Debug, Clone)]
-pub(super) struct SievedReactor(Tokio);
+/// The bytes that the client library reads of a stream of frames.
+#[derive(Debug, PartialEq, Eq)]
+pub struct FilteredFrames {
+    pub bytes: Vec<u8>,
+    /// The most bytes that were kept back between two reads.
+    pub most_buffered: usize,
+}
 
-impl Reactor for SievedReactor {
-    type TcpStream = Sieved<BrokerStream>;
+/// Reads a stream of AMQP frames through the frame filter, as the client library does, in reads of these sizes again
+/// and again. `frame_max` is the largest frame that we would ask the broker for; zero means any. Only tests and
+/// fuzzing call this.
+pub fn filter_frames(frames: &[u8], frame_max: u32, read_sizes: &[usize]) -> FilteredFrames {
+    let mut stream = FilteredStream::new(frames, Some(frame_max));
+    let mut buffer = vec![0; read_sizes.iter().copied().max().unwrap_or(0)];
+    let (mut bytes, mut most_buffered) = (Vec::new(), 0);
+    for size in read_sizes.iter().cycle() {
+        // A slice is always ready and never fails.
+        let Some(Ok(length @ 1..)) = stream.read(&mut buffer[..*size]).now_or_never() else { break };
+        bytes.extend_from_slice(&buffer[..length]);
+        most_buffered = most_buffered.max(stream.rest.len() + stream.filter.buffered());
+    }
+    FilteredFrames { bytes, most_buffered }
+}
+
+/// Tokio's reactor, with filtered streams.
+#[derive(Debug, Clone)]
+pub(super) struct FilteringReactor(Tokio);
+
+impl Reactor for FilteringReactor {
+    type TcpStream = FilteredStream<BrokerStream>;
     type Sleep = <Tokio as Reactor>::Sleep;
 
     fn register<H: Read + Write + AsFd + AsRawFd + Send + 'static>(
@@ -241,14 +268,12 @@ impl Reactor for SievedReactor {
         address: SocketAddr,
     ) -> impl Future<Output = io::Result<Self::TcpStream>> + Send + 'static {
         let connecting = self.0.tcp_connect_addr(address);
-        async { Ok(Sieved::new(Either::Left(connecting.await?.into_inner()), None)) }
+        async { Ok(FilteredStream::new(Either::Left(connecting.await?.into_inner()), None)) }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use futures_util::{FutureExt as _, io::AsyncReadExt as _};
-
     use super::*;
 
     /// A content header whose message ID is not UTF-8, and a heartbeat.
@@ -256,14 +281,7 @@ mod tests {
         b"\x02\0\x01\0\0\0\x11\0\x3c\0\0\0\0\0\0\0\0\0\x05\0\x80\x02\xff\xfe\xce\x08\0\0\0\0\0\0\xce";
 
     fn read_through(bytes: &[u8], buffer: usize) -> Vec<u8> {
-        let mut stream = Sieved::new(bytes, None);
-        let (mut buffer, mut out) = (vec![0; buffer], Vec::new());
-        loop {
-            match stream.read(&mut buffer).now_or_never().unwrap().unwrap() {
-                0 => return out,
-                length => out.extend_from_slice(&buffer[..length]),
-            }
-        }
+        filter_frames(bytes, 0, &[buffer]).bytes
     }
 
     #[test]

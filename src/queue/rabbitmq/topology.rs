@@ -1,4 +1,4 @@
-//! What errand needs on the broker: one exchange, and one queue for each lane.
+//! The exchange and the queues that errand declares on the broker: one exchange, and one queue for each lane.
 //!
 //! Each declaration has its own channel, because the broker answers a refusal by ending the
 //! channel. A user without the permission to configure may use what exists: then it is only looked
@@ -18,99 +18,93 @@ use std::fmt;
 
 use lapin::{
     ExchangeKind, Queue,
-    options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions},
+    options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions},
     types::{AMQPValue, FieldTable, ShortString},
 };
-
 use tokio::{sync::Mutex, time::timeout};
 
 use super::{
-    QueueType,
-    failure::{ACCESS_REFUSED, NOT_FOUND, PRECONDITION_FAILED, failed, reply_code},
-    link::Generation,
+    connector::Session,
+    error::{ACCESS_REFUSED, NOT_FOUND, PRECONDITION_FAILED, failed, reply_code},
     wire,
 };
 use crate::{
-    job::QueueName,
+    job::{QueueName, QueueType},
     queue::{BROKER_TIMEOUT, Depth, QueueError, QueueErrorKind},
 };
 
-/// So many deliveries that no message reaches them.
+/// The delivery limit of quorum queues, which no message reaches.
 const DELIVERY_LIMIT: i32 = 1_000_000_000;
 
-/// How queues are declared.
+/// Declares exchange and queues, or checks that they exist.
 #[derive(Debug)]
 pub(super) struct Topology {
     queue_type: QueueType,
-    /// Whether anything is created at all.
+    /// Whether to declare, or only to check.
     declare: bool,
-    turn: Mutex<()>,
+    declaring: Mutex<()>,
 }
 
 impl Topology {
     pub(super) fn new(queue_type: QueueType, declare: bool) -> Self {
-        Self { queue_type, declare, turn: Mutex::new(()) }
+        Self { queue_type, declare, declaring: Mutex::new(()) }
     }
 
-    /// Makes sure of the exchange and the queues of these lanes.
-    pub(super) async fn ensure(
-        &self,
-        generation: &Generation,
-        lanes: &[QueueName],
-    ) -> Result<(), QueueError> {
+    /// Makes sure that the exchange and the queues of these lanes exist.
+    pub(super) async fn ensure(&self, session: &Session, lanes: &[QueueName]) -> Result<(), QueueError> {
         // RabbitMQ 3.10 says that a quorum queue is there while another connection is still declaring
         // it, and ends the connection that consumes from it too early with an internal error. Among
         // processes this can still happen, once, and consuming again helps; so a long wait is not worth it.
-        let _turn = timeout(BROKER_TIMEOUT, self.turn.lock()).await.ok();
-        self.settle(generation, &Thing::Exchange).await?;
+        let _declaring = timeout(BROKER_TIMEOUT, self.declaring.lock()).await.ok();
+        self.ensure_resource(session, &Resource::Exchange).await?;
         for lane in lanes {
-            self.lane(generation, lane).await?;
+            self.ensure_lane(session, lane).await?;
         }
         Ok(())
     }
 
-    async fn lane(&self, generation: &Generation, lane: &QueueName) -> Result<(), QueueError> {
-        let name = queue(lane)?;
-        self.settle(generation, &Thing::Queue(name.clone())).await?;
+    async fn ensure_lane(&self, session: &Session, lane: &QueueName) -> Result<(), QueueError> {
+        let name = lane_queue(lane)?;
+        self.ensure_resource(session, &Resource::Queue(name.clone())).await?;
         if self.declare {
-            self.bind(generation, lane, name).await?;
+            self.bind(session, lane, name).await?;
         }
         Ok(())
     }
 
-    /// Declares, or looks, or both, and says what to do when neither helps.
-    async fn settle(&self, generation: &Generation, what: &Thing) -> Result<(), QueueError> {
+    /// Declares the resource, or checks that it exists, or both. The error says what an operator has to do.
+    async fn ensure_resource(&self, session: &Session, resource: &Resource) -> Result<(), QueueError> {
         if self.declare {
-            match what.ask(generation, Some(self.arguments(what))).await? {
-                Outcome::There(()) => return Ok(()),
+            match resource.declare_or_probe(session, Some(self.arguments(resource))).await? {
+                Outcome::Exists(()) => return Ok(()),
                 Outcome::Differs(error) => {
-                    let type_hint = match what {
-                        Thing::Queue(_) => "set `amqp.queue_type` to the type that it has, or ",
-                        Thing::Exchange => "",
+                    let type_hint = match resource {
+                        Resource::Queue(_) => "set `amqp.queue_type` to the type that it has, or ",
+                        Resource::Exchange => "",
                     };
                     let sentence = format!(
-                        "RabbitMQ has the {what} with another type or other arguments than errand declares: \
+                        "RabbitMQ has the {resource} with another type or other arguments than errand declares: \
                          {type_hint}set `amqp.declare = false` to use it as it is, or delete it"
                     );
                     return Err(QueueError::new(QueueErrorKind::Topology, sentence).with_source(error));
                 }
-                Outcome::Missing(error) => return Err(failed(&format!("declare the {what}"), error)),
+                Outcome::Missing(error) => return Err(failed(&format!("declare the {resource}"), error)),
                 Outcome::Refused => {}
             }
         }
-        match what.ask(generation, None).await? {
+        match resource.declare_or_probe(session, None).await? {
             // Some versions refuse even to look without the permission to configure.
-            Outcome::There(()) | Outcome::Refused => Ok(()),
+            Outcome::Exists(()) | Outcome::Refused => Ok(()),
             Outcome::Missing(error) | Outcome::Differs(error) => {
                 let (kind, sentence) = if self.declare {
                     let sentence = format!(
-                        "RabbitMQ has no {what}, and this user may not create it: create it, or give the user the \
+                        "RabbitMQ has no {resource}, and this user may not create it: create it, or give the user the \
                          permission to configure `errand.*`"
                     );
                     (QueueErrorKind::Access, sentence)
                 } else {
                     let sentence = format!(
-                        "RabbitMQ has no usable {what}: create it, or set `amqp.declare = true` so that errand does"
+                        "RabbitMQ has no usable {resource}: create it, or set `amqp.declare = true` so that errand does"
                     );
                     (QueueErrorKind::Topology, sentence)
                 };
@@ -119,66 +113,57 @@ impl Topology {
         }
     }
 
-    async fn bind(
-        &self,
-        generation: &Generation,
-        lane: &QueueName,
-        name: ShortString,
-    ) -> Result<(), QueueError> {
-        let channel = generation.channel().await?;
+    async fn bind(&self, session: &Session, lane: &QueueName, name: ShortString) -> Result<(), QueueError> {
+        let channel = session.channel().await?;
         let what = format!("binding of queue `{name}`");
         let (exchange, key) = (wire::EXCHANGE.into(), lane.as_str().into());
         let bound =
             channel.queue_bind(name, exchange, key, QueueBindOptions::default(), FieldTable::default());
         match outcome(&what, timeout(BROKER_TIMEOUT, bound).await)? {
             // A binding cannot be looked at; without it, publishing says that the lane is unroutable.
-            Outcome::There(()) | Outcome::Refused => Ok(()),
+            Outcome::Exists(()) | Outcome::Refused => Ok(()),
             Outcome::Missing(error) | Outcome::Differs(error) => {
                 Err(failed(&format!("make the {what}"), error))
             }
         }
     }
 
-    fn arguments(&self, what: &Thing) -> FieldTable {
+    fn arguments(&self, resource: &Resource) -> FieldTable {
         let mut arguments = FieldTable::default();
-        if let Thing::Queue(_) = what {
-            let queue_type = match self.queue_type {
-                QueueType::Quorum => {
-                    arguments.insert("x-delivery-limit".into(), AMQPValue::LongInt(DELIVERY_LIMIT));
-                    "quorum"
-                }
-                QueueType::Classic => "classic",
-            };
-            arguments.insert("x-queue-type".into(), AMQPValue::LongString(queue_type.into()));
+        if let Resource::Queue(_) = resource {
+            if self.queue_type == QueueType::Quorum {
+                arguments.insert("x-delivery-limit".into(), AMQPValue::LongInt(DELIVERY_LIMIT));
+            }
+            arguments.insert("x-queue-type".into(), AMQPValue::LongString(self.queue_type.as_str().into()));
         }
         arguments
     }
 }
 
-/// Something that errand needs on the broker.
-enum Thing {
+/// An exchange or queue that errand needs on the broker.
+enum Resource {
     Exchange,
     Queue(ShortString),
 }
 
-impl Thing {
-    /// Declares it with these arguments, or only looks whether it is there.
-    async fn ask(
+impl Resource {
+    /// Declares the resource with these arguments, or only asks whether it exists.
+    async fn declare_or_probe(
         &self,
-        generation: &Generation,
+        session: &Session,
         declare: Option<FieldTable>,
     ) -> Result<Outcome<()>, QueueError> {
-        let channel = generation.channel().await?;
+        let channel = session.channel().await?;
         let passive = declare.is_none();
         let arguments = declare.unwrap_or_default();
         let asked = async {
             match self {
-                Thing::Exchange => {
+                Resource::Exchange => {
                     let options = ExchangeDeclareOptions { passive, durable: true, ..Default::default() };
                     let (name, kind) = (wire::EXCHANGE.into(), ExchangeKind::Direct);
                     channel.exchange_declare(name, kind, options, arguments).await
                 }
-                Thing::Queue(name) => {
+                Resource::Queue(name) => {
                     let options = QueueDeclareOptions { passive, durable: true, ..Default::default() };
                     channel.queue_declare(name.clone(), options, arguments).await.map(drop)
                 }
@@ -188,64 +173,46 @@ impl Thing {
     }
 }
 
-impl fmt::Display for Thing {
+impl fmt::Display for Resource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Thing::Exchange => write!(f, "exchange `{}`", wire::EXCHANGE),
-            Thing::Queue(name) => write!(f, "queue `{name}`"),
+            Resource::Exchange => write!(f, "exchange `{}`", wire::EXCHANGE),
+            Resource::Queue(name) => write!(f, "queue `{name}`"),
         }
     }
 }
 
 /// Whether the exchange is known not to be there.
-pub(super) async fn exchange_is_missing(generation: &Generation) -> Result<bool, QueueError> {
-    Ok(matches!(Thing::Exchange.ask(generation, None).await?, Outcome::Missing(_)))
+pub(super) async fn exchange_is_missing(session: &Session) -> Result<bool, QueueError> {
+    Ok(matches!(Resource::Exchange.declare_or_probe(session, None).await?, Outcome::Missing(_)))
 }
 
-/// Looks at the queue of a lane, and whether the exchange is there that feeds it.
-pub(super) async fn depth(generation: &Generation, lane: &QueueName) -> Result<Depth, QueueError> {
-    if let Outcome::Missing(error) = Thing::Exchange.ask(generation, None).await? {
-        return Err(failed(&format!("find the {}", Thing::Exchange), error));
+/// Returns the depth of a lane, if its queue and the exchange exist.
+pub(super) async fn depth(session: &Session, lane: &QueueName) -> Result<Depth, QueueError> {
+    if let Outcome::Missing(error) = Resource::Exchange.declare_or_probe(session, None).await? {
+        return Err(failed(&format!("find the {}", Resource::Exchange), error));
     }
-    let name = queue(lane)?;
-    let what = Thing::Queue(name.clone());
-    let channel = generation.channel().await?;
+    let name = lane_queue(lane)?;
+    let queue = Resource::Queue(name.clone());
+    let channel = session.channel().await?;
     let options = QueueDeclareOptions { passive: true, durable: true, ..Default::default() };
     let declared = channel.queue_declare(name, options, FieldTable::default());
-    match outcome::<Queue>(&what, timeout(BROKER_TIMEOUT, declared).await)? {
-        Outcome::There(queue) => Ok(Depth {
-            ready: u64::from(queue.message_count()),
-            consumers: u64::from(queue.consumer_count()),
+    match outcome::<Queue>(&queue, timeout(BROKER_TIMEOUT, declared).await)? {
+        Outcome::Exists(found) => Ok(Depth {
+            ready: u64::from(found.message_count()),
+            consumers: u64::from(found.consumer_count()),
         }),
-        Outcome::Missing(error) | Outcome::Differs(error) => Err(failed(&format!("find the {what}"), error)),
+        Outcome::Missing(error) | Outcome::Differs(error) => Err(failed(&format!("find the {queue}"), error)),
         Outcome::Refused => Err(QueueError::new(
             QueueErrorKind::Access,
-            format!("RabbitMQ does not let this user look at the {what}"),
+            format!("RabbitMQ does not let this user look at the {queue}"),
         )),
     }
 }
 
-/// Deletes the queue of a lane with all its messages.
-pub(super) async fn delete(generation: &Generation, lane: &QueueName) -> Result<(), QueueError> {
-    let name = queue(lane)?;
-    let what = Thing::Queue(name.clone());
-    let channel = generation.channel().await?;
-    let deleted = channel.queue_delete(name, QueueDeleteOptions::default());
-    match outcome(&what, tokio::time::timeout(BROKER_TIMEOUT, deleted).await)? {
-        Outcome::There(_) => Ok(()),
-        Outcome::Missing(error) | Outcome::Differs(error) => {
-            Err(failed(&format!("delete the {what}"), error))
-        }
-        Outcome::Refused => Err(QueueError::new(
-            QueueErrorKind::Access,
-            format!("RabbitMQ does not let this user delete the {what}"),
-        )),
-    }
-}
-
-/// What the broker says to a declaration.
+/// The answer of the broker to a declaration.
 enum Outcome<T> {
-    There(T),
+    Exists(T),
     Missing(lapin::Error),
     Differs(lapin::Error),
     Refused,
@@ -260,7 +227,7 @@ fn outcome<T>(
         return Err(QueueError::new(QueueErrorKind::Unavailable, sentence));
     };
     match result {
-        Ok(there) => Ok(Outcome::There(there)),
+        Ok(there) => Ok(Outcome::Exists(there)),
         Err(error) => match reply_code(&error) {
             Some(ACCESS_REFUSED) => Ok(Outcome::Refused),
             Some(NOT_FOUND) => Ok(Outcome::Missing(error)),
@@ -270,7 +237,7 @@ fn outcome<T>(
     }
 }
 
-fn queue(lane: &QueueName) -> Result<ShortString, QueueError> {
+fn lane_queue(lane: &QueueName) -> Result<ShortString, QueueError> {
     ShortString::try_new(wire::queue_name(lane.as_str())).map_err(|error| {
         QueueError::new(QueueErrorKind::Unroutable, "the lane's name is too long").with_source(error)
     })

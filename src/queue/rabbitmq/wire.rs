@@ -1,4 +1,4 @@
-//! Messages and properties as they travel over AMQP.
+//! Messages and properties in AMQP, and how they are translated.
 
 use std::fmt::Write as _;
 
@@ -7,19 +7,22 @@ use lapin::{
     types::{AMQPValue, FieldTable, ShortString},
 };
 
-use super::sieve::UNREADABLE_HEADER;
-use crate::queue::{Address, KNOWN_HEADER, Message, Properties, QueueError, QueueErrorKind};
+use super::frame_filter::UNREADABLE_HEADER;
+use crate::{
+    bounds::MAX_PRIORITY,
+    queue::{Address, FROM_STORE_HEADER, Message, Properties, QueueError, QueueErrorKind},
+};
 
 /// The exchange through which all lanes are published.
 pub(super) const EXCHANGE: &str = "errand";
 
-/// Most entries of [`Properties::other`]; a publisher could send thousands.
+/// The most entries of [`Properties::other`]; a publisher could send thousands.
 const MAX_OTHER_ENTRIES: usize = 64;
 
-/// Longest key or value of [`Properties::other`], in bytes.
+/// The longest value of [`Properties::other`], in bytes.
 const MAX_OTHER_BYTES: usize = 1024;
 
-/// Deepest nesting of a header that is shown.
+/// The deepest nesting of a header that is shown.
 const MAX_OTHER_DEPTH: usize = 8;
 
 /// The largest body that RabbitMQ 4 takes by default. A larger one would close the channel under
@@ -29,9 +32,8 @@ const MAX_BODY_BYTES: usize = 16 * 1024 * 1024;
 const TRACEPARENT_HEADER: &str = "traceparent";
 const CONTENT_TYPE: &str = "application/json";
 const PERSISTENT: u8 = 2;
-const MAX_PRIORITY: u8 = 9;
 
-/// Where a message goes, in AMQP's words.
+/// The exchange and routing key of a message.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Route {
     pub(super) exchange: ShortString,
@@ -42,10 +44,9 @@ pub(super) struct Route {
 const DIRECT_REPLY_PREFIX: &str = "amq.rabbitmq.reply-to.";
 
 impl Route {
-    /// Whether the broker can say that nobody is there. It returns whatever is published to a waiting
-    /// connection, even when it delivers it, so such a reply is not asked back: when the connection
-    /// is gone, nobody wants it any more.
-    pub(super) fn tells_unroutable(&self) -> bool {
+    /// Whether the broker can tell that no queue gets the message. It returns every message for a waiting connection,
+    /// even when it delivers it, so such a reply is not mandatory: when the connection is gone, nobody wants it.
+    pub(super) fn is_mandatory(&self) -> bool {
         !(self.exchange.as_str().is_empty() && self.key.as_str().starts_with(DIRECT_REPLY_PREFIX))
     }
 }
@@ -106,7 +107,7 @@ pub(super) fn to_amqp(message: &Message) -> Result<BasicProperties, QueueError> 
             headers.insert(TRACEPARENT_HEADER.into(), AMQPValue::LongString(traceparent.as_str().into()));
         }
         if *from_store {
-            headers.insert(KNOWN_HEADER.into(), AMQPValue::Boolean(true));
+            headers.insert(FROM_STORE_HEADER.into(), AMQPValue::Boolean(true));
         }
         amqp = amqp.with_headers(headers);
     }
@@ -149,7 +150,7 @@ pub(super) fn from_amqp(amqp: &BasicProperties) -> Properties {
     }
     for (name, value) in amqp.headers().iter().flatten() {
         match (name.as_str(), value) {
-            (KNOWN_HEADER, AMQPValue::Boolean(true)) => properties.from_store = true,
+            (FROM_STORE_HEADER, AMQPValue::Boolean(true)) => properties.from_store = true,
             (UNREADABLE_HEADER, AMQPValue::LongString(value)) => {
                 // One frame bounds it.
                 properties.unreadable = Some(value.as_bytes().escape_ascii().to_string());
@@ -287,10 +288,10 @@ mod tests {
         for value in [AMQPValue::Boolean(false), AMQPValue::LongString("true".into()), AMQPValue::LongInt(1)]
         {
             let mut headers = FieldTable::default();
-            headers.insert(KNOWN_HEADER.into(), value);
+            headers.insert(FROM_STORE_HEADER.into(), value);
             let properties = from_amqp(&BasicProperties::default().with_headers(headers));
             assert!(!properties.from_store);
-            assert!(properties.other.contains_key(KNOWN_HEADER));
+            assert!(properties.other.contains_key(FROM_STORE_HEADER));
         }
     }
 

@@ -27,7 +27,8 @@ statements! { Postgres:
         from due where j.id = due.id
         returning j.*)
     select fence, request_id, checks, (extract(epoch from now() - unknown_since) * 1000000)::bigint as unknown_for,
-        (extract(epoch from now() - created_at) * 1000000)::bigint as age, {job}, null::text as result
+        (extract(epoch from now() - created_at) * 1000000)::bigint as age, {job}, null::text as result,
+        (select a.error_message from attempts a where a.job_id = taken.id and a.number = taken.attempt) as known
     from taken order by unknown_since";
 
     put_off(error: One<'_, Error>, id: Uuid, fence: i64, again_after: Option<i64>) = "update jobs set
@@ -48,7 +49,7 @@ impl Checks for PostgresStore {
     }
 
     async fn put_off(&self, put_off: &PutOff) -> Result<bool, StoreError> {
-        let PutOff { id, fence, again_after, error } = put_off;
+        let PutOff { id, fence, again_after, error, .. } = put_off;
         let query = sql::put_off(One(Some(error)), id.0, fence.0, again_after.map(micros));
         Ok(self.other.fetch_first(query).await?.is_some())
     }

@@ -2,7 +2,12 @@
 
 use sqlx::Postgres;
 
-use crate::store::{audit::RULES, rows::JOB, sql::Dialect};
+use crate::store::{
+    audit::RULES,
+    columns::common_lists,
+    rows::JOB,
+    sql::{Declared, Dialect},
+};
 
 impl Dialect for Postgres {
     const MARK: char = '$';
@@ -84,4 +89,8 @@ impl Dialect for Postgres {
             select c.worker_id, taken.id from claims c cross join lateral unnest(c.job_ids) as taken (id)), false)",
         ),
     ];
+
+    fn lists() -> Declared {
+        common_lists()
+    }
 }

@@ -20,7 +20,8 @@ use crate::{
 
 statements! { Sqlite:
     due(now: i64, limit: i64) = "select fence, request_id, checks, {now} - unknown_since as unknown_for,
-        {now} - created_at as age, {job}, null as result
+        {now} - created_at as age, {job}, null as result,
+        (select a.error_message from attempts a where a.job_id = jobs.id and a.number = jobs.attempt) as known
     from jobs where check_at is not null and check_at <= {now} order by check_at limit +{limit}";
 
     take(id: Uuid, check_at: i64) = "update jobs set check_at = {check_at} where id = {id} and check_at is not null";
@@ -53,7 +54,7 @@ impl Checks for SqliteStore {
     }
 
     async fn put_off(&self, put_off: &PutOff) -> Result<bool, StoreError> {
-        let PutOff { id, fence, again_after, error } = put_off.clone();
+        let PutOff { id, fence, again_after, error, .. } = put_off.clone();
         let changed = self.write_one(move |now| {
             let check_at = again_after.map(|after| now + micros(after));
             sql::put_off(One(Some(&error)), id.0, fence.0, check_at)

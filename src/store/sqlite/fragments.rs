@@ -2,7 +2,12 @@
 
 use sqlx::Sqlite;
 
-use crate::store::{audit::RULES, rows::JOB, sql::Dialect};
+use crate::store::{
+    audit::RULES,
+    columns::common_lists,
+    rows::JOB,
+    sql::{Declared, Dialect},
+};
 
 impl Dialect for Sqlite {
     const MARK: char = '?';
@@ -59,4 +64,8 @@ impl Dialect for Sqlite {
         ("audit_overran", "started_at + coalesce(timeout_ms, {timeout_ms}) * 1000 < overrun_before"),
         ("audit_findable", "true"),
     ];
+
+    fn lists() -> Declared {
+        common_lists()
+    }
 }

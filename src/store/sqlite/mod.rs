@@ -6,23 +6,18 @@
 //!
 //! Times are microseconds of the given clock, read after the write lock was taken.
 //!
-//! A batch is written by a statement per row, which costs more than a row of a statement for all, but waits for the
-//! disk once: the statements are the same for one job and for many, and one machine with modest needs has few.
+//! A batch is written with one statement per row. One statement for the whole batch would cost less per row, but
+//! either way the disk is waited for once a batch, and so the same statements serve one job and many.
 //!
 //! A limit is written `limit +{limit}`. Of a bare `?2` the query planner looks at the value, so that SQLite would
 //! prepare the statement again each time one is bound; the sign hides it
 //! (<https://www.sqlite.org/optoverview.html>).
 
-use std::{
-    fmt,
-    path::{Path, PathBuf},
-    sync::Arc,
-    time::Duration,
-};
+use std::{fmt, path::PathBuf, sync::Arc, time::Duration};
 
 use futures_util::future::BoxFuture;
 use sqlx::{
-    ConnectOptions as _, Connection as _, Sqlite, SqlitePool, Transaction,
+    Sqlite, SqlitePool, Transaction,
     error::DatabaseError as _,
     sqlite::{
         SqliteConnectOptions, SqliteConnection, SqliteError, SqliteJournalMode, SqlitePoolOptions,
@@ -124,19 +119,6 @@ impl SqliteStore {
             rejections::sql::ALL,
         ];
         files.into_iter().flatten().map(|statement| &***statement)
-    }
-
-    /// Keeps every other process from writing to a file for some time, as a backup tool might.
-    ///
-    /// # Errors
-    /// The file cannot be opened, or another process does not stop writing.
-    pub(crate) async fn lock_out_writers(path: &Path, length: Duration) -> Result<(), StoreError> {
-        let file = SqliteConnectOptions::new().filename(path).busy_timeout(BUSY_TIMEOUT);
-        let mut connection = file.connect().await?;
-        sqlx::query("begin immediate").execute(&mut connection).await?;
-        tokio::time::sleep(length).await;
-        sqlx::query("rollback").execute(&mut connection).await?;
-        Ok(connection.close().await?)
     }
 
     /// Runs `work` in one write transaction, with the time at which the lock was taken.

@@ -12,7 +12,7 @@ use crate::{
     job::RequestId,
     tool::{
         Account, Body, Execution, ToolInfo, ToolResult,
-        error::decode,
+        decode::decode,
         pin::{LATEST, is_version},
     },
 };
@@ -174,15 +174,16 @@ pub(super) fn executions(body: &[u8], request_id: RequestId) -> Option<Execution
 }
 
 /// One page of accounts.
-pub(crate) struct Accounts {
+#[derive(Debug)]
+pub struct Accounts {
     /// Those that could be decoded.
-    pub(crate) accounts: Vec<Account>,
+    pub accounts: Vec<Account>,
     /// Where the next page begins, if there is one.
-    pub(crate) next_cursor: Option<String>,
+    pub next_cursor: Option<String>,
 }
 
 /// A tool's description; `asked` stands in for a version that the answer leaves out.
-pub(crate) fn tool(body: &[u8], asked: Option<&str>) -> Option<ToolInfo> {
+pub fn tool(body: &[u8], asked: Option<&str>) -> Option<ToolInfo> {
     let tool: Tool = object(body)?;
     let available_versions = newest_first(tool.available_versions);
     let version = tool.version.filter(|version| is_fit(version));
@@ -202,7 +203,7 @@ pub(crate) fn tool(body: &[u8], asked: Option<&str>) -> Option<ToolInfo> {
 }
 
 /// A toolkit's versions, newest first.
-pub(crate) fn versions(body: &[u8]) -> Option<Vec<String>> {
+pub fn versions(body: &[u8]) -> Option<Vec<String>> {
     let meta = object::<Toolkit>(body)?.meta;
     let mut all = meta.available_versions;
     all.extend(meta.version);
@@ -211,14 +212,14 @@ pub(crate) fn versions(body: &[u8]) -> Option<Vec<String>> {
 }
 
 /// A page of accounts.
-pub(crate) fn accounts(body: &[u8]) -> Option<Accounts> {
+pub fn accounts(body: &[u8]) -> Option<Accounts> {
     let page: Page<'_> = object(body)?;
     let accounts = page.items.iter().filter_map(|item| account(item.get().as_bytes())).collect();
     Some(Accounts { accounts, next_cursor: cursor(page.next_cursor) })
 }
 
 /// One account.
-pub(crate) fn account(body: &[u8]) -> Option<Account> {
+pub fn account(body: &[u8]) -> Option<Account> {
     let account: WireAccount = object(body)?;
     let created_at = account.created_at.and_then(|text| text.parse().ok());
     Some(Account {

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, process::Output};
 
-use errand::sandbox::Running;
+use errand_sandbox::Running;
 use lapin::BasicProperties;
 use serde_json::{Value, value::RawValue};
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _, SqliteConnection};

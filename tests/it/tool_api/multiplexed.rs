@@ -6,7 +6,7 @@ use std::sync::{
 };
 
 use bytes::Bytes;
-use errand::config::HttpVersion;
+use errand::tool::composio::HttpVersion;
 use h2::{Reason, server::SendResponse};
 use tokio::sync::{Notify, broadcast};
 

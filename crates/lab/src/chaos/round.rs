@@ -1,0 +1,265 @@
+//! One round: jobs, a fault, and the count of what became of them.
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use anyhow::{Context as _, Result};
+use errand::{
+    job::{HeldReason, JobId, State},
+    maintenance::audit::{self, Audit},
+    store::{AuditLimits, JobFilter, JobView, SharedStore},
+};
+use serde::Deserialize;
+use tokio::time::{Instant, sleep};
+
+use super::{
+    cluster::Cluster,
+    environment::{DRAIN, Environment, LEASE},
+    fault::Fault,
+    injector::Injector,
+    load::{Accepted, Load},
+    plan::Plan,
+    tally::{Outcome, Tally},
+};
+
+/// How long jobs take to come in.
+const SPAN: Duration = Duration::from_secs(6);
+
+/// How long everything may take to come to rest after the fault. Waits for retries, rescue and the log are
+/// short in a round; the rest is for a busy machine.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// How often the store is looked at.
+const LOOK: Duration = Duration::from_millis(250);
+
+/// How long a worker may take to end once nothing is left to do.
+const END: Duration = Duration::from_secs(DRAIN.as_secs() + 10);
+
+/// Jobs that the auditor reads at once.
+const AUDIT_PAGE: usize = 1_000;
+
+/// Most jobs that are named when something is wrong.
+const NAMED: usize = 5;
+
+/// A round to play.
+pub(super) struct Round {
+    pub(super) fault: Fault,
+    pub(super) seed: u64,
+    pub(super) plan: Plan,
+    pub(super) cluster: Arc<Cluster>,
+}
+
+impl Round {
+    pub(super) fn title(&self) -> String {
+        format!("{} with seed {}", self.fault.name(), self.seed)
+    }
+
+    pub(super) async fn play(&self) -> Result<Outcome> {
+        let begin = Instant::now();
+        let mut rng = fastrand::Rng::with_seed(self.seed);
+        let mut environment = Environment::build(&self.plan, &self.cluster, self.seed).await?;
+        let played = self.play_on(&mut environment, &mut rng).await;
+        environment.close().await;
+        let went_well = matches!(&played, Ok((_, complaints)) if complaints.is_empty());
+        if !went_well {
+            self.keep_logs(&environment)?;
+        }
+        let (tally, complaints) = played?;
+        Ok(Outcome { fault: self.fault, seed: self.seed, tally, complaints, took: begin.elapsed() })
+    }
+
+    async fn play_on(
+        &self,
+        environment: &mut Environment,
+        rng: &mut fastrand::Rng,
+    ) -> Result<(Tally, Vec<String>)> {
+        environment.start_workers().await?;
+        let load = Load {
+            access: environment.access.clone(),
+            api: environment.api.clone(),
+            jobs: self.plan.jobs,
+            span: SPAN,
+            by_message: !self.fault.loses_messages(),
+        };
+        let enqueueing = tokio::spawn(load.enqueue(rng.fork()));
+        let mut injector = Injector { environment, cluster: &self.cluster, backend: self.plan.backend, rng };
+        let injected = injector.run(self.fault).await;
+        let accepted = enqueueing.await??;
+        injected?;
+        environment.start_workers().await?;
+
+        let mut complaints = Vec::new();
+        let jobs = come_to_rest(&environment.access.store, &accepted).await?;
+        complaints.extend(audit(&environment.access.store).await?);
+        let peak_bytes = environment
+            .slots
+            .iter()
+            .filter_map(|slot| slot.process.as_ref()?.peak_bytes())
+            .max()
+            .unwrap_or(0);
+        for slot in &mut environment.slots {
+            if let Err(error) = slot.stop(END).await {
+                complaints.push(format!("{error:#}"));
+            }
+        }
+        let mut tally = count(environment, &accepted, &jobs, &mut complaints);
+        complaints.extend(environment.api.complaints());
+        tally.peak_bytes = peak_bytes;
+        tally.add_look_ups(&look_ups(environment)?);
+        Ok((tally, complaints))
+    }
+
+    fn keep_logs(&self, environment: &Environment) -> Result<()> {
+        let folder = self.plan.keep.join(format!("{}-{}", self.fault.name(), self.seed));
+        std::fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
+        for entry in std::fs::read_dir(environment.folder())? {
+            let entry = entry?;
+            if entry.file_type()?.is_file() {
+                std::fs::copy(entry.path(), folder.join(entry.file_name()))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Waits until every job is final or waits for a person, and returns all jobs there are.
+async fn come_to_rest(store: &SharedStore, accepted: &Accepted) -> Result<HashMap<JobId, JobView>> {
+    let begin = Instant::now();
+    loop {
+        let filter = JobFilter { limit: accepted.len() * 2, ..JobFilter::default() };
+        match store.jobs(&filter).await {
+            Ok(jobs) => {
+                let jobs: HashMap<JobId, JobView> = jobs.into_iter().map(|job| (job.spec.id, job)).collect();
+                let all_there = accepted.keys().all(|id| jobs.contains_key(id));
+                if (all_there && jobs.values().all(rests)) || begin.elapsed() > PATIENCE {
+                    return Ok(jobs);
+                }
+            }
+            Err(error) if begin.elapsed() > PATIENCE => return Err(error.into()),
+            // Faults may have left broken connections behind, which are noticed now.
+            Err(_) => {}
+        }
+        sleep(LOOK).await;
+    }
+}
+
+/// Whether nothing but a person moves a job. One that is held while errand looks for its call is under way.
+fn rests(job: &JobView) -> bool {
+    job.state.is_final() || (job.state == State::Held && job.check_at.is_none())
+}
+
+/// What the auditor finds in a store at rest, a line for each kind.
+async fn audit(store: &SharedStore) -> Result<Vec<String>> {
+    let options = audit::Options {
+        page: AUDIT_PAGE,
+        pause: Duration::ZERO,
+        limits: AuditLimits {
+            lost: LEASE * 2,
+            timeout: Duration::ZERO,
+            overrun: LEASE,
+            overdue: LEASE,
+            publications: 3,
+            verified: true,
+        },
+        repair: false,
+        named: NAMED,
+    };
+    let report = Audit::new(store.clone(), None, Arc::default(), options).run_once().await?;
+    let lines = report.found.iter().map(|(kind, found)| {
+        let jobs: Vec<_> = found.jobs.iter().map(ToString::to_string).collect();
+        format!("the audit finds {} jobs {}, such as {}", found.found, kind.as_str(), jobs.join(", "))
+    });
+    Ok(lines.collect())
+}
+
+/// Compares the store with the ledger.
+fn count(
+    environment: &Environment,
+    accepted: &Accepted,
+    jobs: &HashMap<JobId, JobView>,
+    complaints: &mut Vec<String>,
+) -> Tally {
+    let mut tally = Tally { rounds: 1, enqueued: accepted.len() as u64, ..Tally::default() };
+    let mut named = 0;
+    let mut complain = |id: &JobId, what: String| {
+        named += 1;
+        if named <= NAMED {
+            complaints.push(format!("job {id} {what}"));
+        }
+    };
+    for (id, once) in accepted {
+        let effects = environment.api.effects(&id.to_string());
+        if *once && effects > 1 {
+            tally.twice += 1;
+            complain(id, format!("took effect {effects} times"));
+        }
+        let Some(job) = jobs.get(id) else {
+            tally.lost += 1;
+            complain(id, "was accepted and is not in the store".into());
+            continue;
+        };
+        match job.state {
+            State::Succeeded if effects == 0 => {
+                tally.succeeded += 1;
+                tally.lost += 1;
+                complain(id, "succeeded without an effect".into());
+            }
+            State::Succeeded => tally.succeeded += 1,
+            State::Failed | State::Cancelled => {
+                tally.failed += 1;
+                // All jobs of a round can be done, so each of these is worth a look.
+                let kind = job.error.as_ref().map_or("", |error| error.kind().as_str());
+                tracing::warn!(job.id = %id, kind, effects, attempts = job.attempt, "a job failed");
+            }
+            State::Held => {
+                tally.held += 1;
+                if !rests(job) {
+                    tally.stuck += 1;
+                    complain(id, format!("is still looked for after {} s", PATIENCE.as_secs()));
+                }
+                let error = job.error.as_ref().map_or("", |error| error.message());
+                tracing::warn!(job.id = %id, error, effects, "a job waits for a person");
+                if job.held_reason != Some(HeldReason::UnknownOutcome) {
+                    tally.stuck += 1;
+                    let reason = job.held_reason.map_or("nothing", HeldReason::as_str);
+                    complain(id, format!("is held for {reason}, which nothing in the round justifies"));
+                }
+            }
+            State::Scheduled | State::Available | State::Running | State::Retryable => {
+                tally.stuck += 1;
+                complain(id, format!("is still {} after {} s", job.state, PATIENCE.as_secs()));
+            }
+        }
+    }
+    tally
+}
+
+/// A line of a worker's log about a look at the execution log.
+#[derive(Deserialize)]
+struct LookUp {
+    #[serde(rename = "request.id")]
+    request: String,
+    result: String,
+}
+
+/// The last word about each call whose outcome was unknown, by request ID. It is in the workers' logs only,
+/// because an outcome that became known leaves no trace of its having been unknown.
+fn look_ups(environment: &Environment) -> Result<HashMap<String, String>> {
+    let mut words = HashMap::new();
+    for entry in std::fs::read_dir(environment.folder())? {
+        let path = entry?.path();
+        if path.extension().is_none_or(|extension| extension != "log") {
+            continue;
+        }
+        let text = String::from_utf8_lossy(&std::fs::read(&path)?).into_owned();
+        for line in text.lines().filter(|line| line.contains("looked for a call in the execution log")) {
+            if let Ok(LookUp { request, result }) = serde_json::from_str(line) {
+                // Workers look in turn; what ended the looking counts more than any look before.
+                let word = words.entry(request).or_insert_with(|| result.clone());
+                if result != "again" {
+                    *word = result;
+                }
+            }
+        }
+    }
+    Ok(words)
+}

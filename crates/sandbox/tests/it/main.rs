@@ -1,0 +1,5 @@
+//! One integration binary.
+
+#![allow(clippy::unwrap_used, reason = "the helpers of tests fail as tests do")]
+
+mod sandbox;

@@ -1,0 +1,207 @@
+//! Private PostgreSQL servers.
+
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
+
+use super::{
+    guard::{Guard, Process},
+    machine,
+    place::Place,
+    server::{self, Installation as _, Server},
+};
+
+/// Long enough for recovery with fsync on a busy machine.
+const START_LIMIT: Duration = Duration::from_secs(60);
+
+/// How a private server is set up.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// Whether a commit waits for the disk. Tests leave it off, because killing a process loses nothing that
+    /// the kernel has already; a benchmark turns it on and says so.
+    pub fsync: bool,
+    /// More settings, as in `postgresql.conf`.
+    pub settings: Vec<(&'static str, String)>,
+}
+
+/// A database of its own. It is gone with its server.
+#[derive(Clone, Debug)]
+pub struct Database {
+    /// Its URL, as `DATABASE_URL` takes it.
+    pub url: String,
+    /// Its name in the server.
+    pub name: String,
+}
+
+/// A server that is gone, with its data, when the last clone is dropped.
+#[derive(Clone, Debug)]
+pub struct Postgres(Server<Installation>);
+
+impl Postgres {
+    /// Starts a server, and returns when it answers.
+    ///
+    /// # Errors
+    /// PostgreSQL is not installed, or does not start.
+    pub async fn start(place: &Place, options: Options) -> Result<Postgres> {
+        let place = place.clone();
+        machine::blocking(move || Postgres::start_blocking(&place, &options)).await
+    }
+
+    /// The same, for a thread that may wait.
+    ///
+    /// # Errors
+    /// As for `start`.
+    pub fn start_blocking(place: &Place, options: &Options) -> Result<Postgres> {
+        let directories = machine::versions(Path::new("/usr/lib/postgresql"), "bin");
+        let postgres = machine::program("postgres", "postgresql", &directories)?;
+        let start = || Server::start(Installation::create(place, &postgres, options)?);
+        machine::start_with_retries(Installation::SERVICE, start).map(Postgres)
+    }
+
+    /// The URL of the database `postgres`. It stays the same over restarts.
+    #[must_use]
+    pub fn url(&self) -> String {
+        self.0.installation().url("postgres")
+    }
+
+    /// The loopback port, for a proxy in front of the server.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.0.installation().port
+    }
+
+    /// Creates an empty database, whose name begins with the hint.
+    ///
+    /// # Errors
+    /// The server does not answer.
+    pub async fn database(&self, hint: &str) -> Result<Database> {
+        let name = self.0.name(hint);
+        create_database(&self.url(), &name).await.context("create a database")?;
+        Ok(Database { url: self.0.installation().url(&name), name })
+    }
+
+    /// Kills the server and all its backends with SIGKILL, and returns when they are gone.
+    ///
+    /// # Errors
+    /// They cannot be killed.
+    pub async fn kill9(&self) -> Result<()> {
+        self.0.kill9().await
+    }
+
+    /// Shuts down cleanly; open connections are closed. Kills what has not ended after 20 seconds.
+    ///
+    /// # Errors
+    /// The server cannot be stopped.
+    pub async fn stop(&self) -> Result<()> {
+        self.0.stop().await
+    }
+
+    /// Starts again on the same data and port, after a clean stop if the server runs.
+    ///
+    /// # Errors
+    /// The server does not stop or does not start.
+    pub async fn restart(&self) -> Result<()> {
+        self.0.restart().await
+    }
+
+    /// Stops all processes of the server where they are; connections stay open and nothing answers.
+    ///
+    /// # Errors
+    /// No signal can be sent.
+    pub async fn pause(&self) -> Result<()> {
+        self.0.pause().await
+    }
+
+    /// Lets a paused server go on.
+    ///
+    /// # Errors
+    /// No signal can be sent.
+    pub async fn resume(&self) -> Result<()> {
+        self.0.resume().await
+    }
+}
+
+/// What stays the same over restarts.
+#[derive(Debug)]
+struct Installation {
+    guard: Guard,
+    postgres: PathBuf,
+    port: u16,
+    settings: Vec<String>,
+}
+
+impl Installation {
+    fn create(place: &Place, postgres: &Path, options: &Options) -> Result<Installation> {
+        let guard = Guard::new(place, "pg", machine::unprivileged()?)?;
+        let directory = guard.directory().display().to_string();
+        ensure!(directory.len() < 90, "{directory} is too long a path for a socket in it");
+        initialize(&guard, &postgres.with_file_name("initdb"))?;
+        let settings = settings(options, &directory);
+        Ok(Installation { guard, postgres: postgres.to_owned(), port: place.free_port()?, settings })
+    }
+
+    fn url(&self, database: &str) -> String {
+        format!("postgres://errand@127.0.0.1:{}/{database}", self.port)
+    }
+}
+
+impl server::Installation for Installation {
+    const SERVICE: &'static str = "PostgreSQL";
+    const STOP_SIGNAL: &'static str = "INT";
+    const STOP_LIMIT: Duration = Duration::from_secs(20);
+
+    fn run(&self) -> Result<Process> {
+        let mut args = vec!["-D".to_owned(), "data".to_owned(), "-p".to_owned(), self.port.to_string()];
+        args.extend(self.settings.iter().flat_map(|setting| ["-c".to_owned(), setting.clone()]));
+        let mut process = self.guard.launch(&self.postgres, &args, &[])?;
+        process
+            .wait_ready(START_LIMIT, || answers(self.port))
+            .with_context(|| format!("the server wrote:\n{}\nand", self.guard.output()))?;
+        Ok(process)
+    }
+}
+
+/// Creates an empty database in the server of this URL. The name is one that [`machine::name`] made, so it has
+/// no quotes of its own; it is quoted because a word may be one of the language.
+async fn create_database(url: &str, name: &str) -> Result<()> {
+    let mut connection = PgConnection::connect(url).await?;
+    let statement = format!("create database \"{name}\"");
+    sqlx::query(AssertSqlSafe(statement)).execute(&mut connection).await?;
+    Ok(connection.close().await?)
+}
+
+fn initialize(guard: &Guard, initdb: &Path) -> Result<()> {
+    let args = ["-D", "data", "-U", "errand", "-A", "trust", "--no-sync", "--no-locale", "-E", "UTF8"];
+    let status = guard.launch(initdb, &args.map(str::to_owned), &[])?.wait(START_LIMIT)?;
+    match status {
+        Some(status) if status.success() => Ok(()),
+        _ => bail!("initdb failed ({status:?})\n{}", guard.output()),
+    }
+}
+
+fn settings(options: &Options, directory: &str) -> Vec<String> {
+    let fsync = if options.fsync { "on" } else { "off" };
+    let mut settings = vec![
+        "listen_addresses=127.0.0.1".to_owned(),
+        format!("unix_socket_directories={directory}"),
+        format!("fsync={fsync}"),
+        // `synchronous_commit` stays on: without it a killed server loses rows that it has confirmed.
+        "max_connections=300".to_owned(),
+        // Tests start several servers and need little; a benchmark gets what servers have by default.
+        format!("shared_buffers={}", if options.fsync { "128MB" } else { "64MB" }),
+    ];
+    settings.extend(options.settings.iter().map(|(name, value)| format!("{name}={value}")));
+    settings
+}
+
+/// Whether a session can be opened: a server that still recovers accepts connections and refuses sessions.
+fn answers(port: u16) -> bool {
+    let parameters = b"\0\x03\0\0user\0errand\0database\0postgres\0\0";
+    let mut request = (parameters.len() as u32 + 4).to_be_bytes().to_vec();
+    request.extend_from_slice(parameters);
+    machine::ask(port, &request) == Some(*b"R")
+}

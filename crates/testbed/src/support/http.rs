@@ -1,0 +1,15 @@
+//! An HTTP client for the tests.
+
+use std::time::Duration;
+
+/// A client that uses no proxy of the machine. Make one per test: its connections belong to the runtime that
+/// opened them.
+pub fn client() -> reqwest::Client {
+    // Only the first call installs it; that a provider is there already is no failure.
+    drop(rustls::crypto::ring::default_provider().install_default());
+    reqwest::Client::builder()
+        .no_proxy()
+        .timeout(Duration::from_secs(30))
+        .build()
+        .expect("build an HTTP client")
+}

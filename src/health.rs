@@ -1,0 +1,149 @@
+//! Is this worker alive, and is it ready? Ready means that it really consumes, that the store
+//! answers, and that it is not draining.
+
+use std::{collections::BTreeMap, sync::Mutex, time::Duration};
+
+use serde::Serialize;
+use tokio::time::Instant;
+
+use crate::{job::QueueName, sync::lock, telemetry::metrics};
+
+/// Where a worker is in its life. A shutdown goes through the phases in this order, and may leave some out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Phase {
+    /// It waits for its services, or writes what an earlier process journaled.
+    Starting,
+    /// It takes jobs.
+    Running,
+    /// It takes no more jobs; running calls go on.
+    Draining,
+    /// Calls that outlast the drain are interrupted, and what is known is written.
+    Interrupting,
+    /// What the store did not take goes to the journal.
+    Journaling,
+    /// Nothing runs; connections are closed.
+    Closing,
+}
+
+impl Phase {
+    /// Every phase, in order.
+    pub const ALL: &'static [Self] =
+        &[Self::Starting, Self::Running, Self::Draining, Self::Interrupting, Self::Journaling, Self::Closing];
+
+    /// The word used in metrics, logs and JSON.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Starting => "starting",
+            Self::Running => "running",
+            Self::Draining => "draining",
+            Self::Interrupting => "interrupting",
+            Self::Journaling => "journaling",
+            Self::Closing => "closing",
+        }
+    }
+
+    /// Whether the worker is shutting down.
+    pub fn is_shutdown(self) -> bool {
+        self >= Self::Draining
+    }
+}
+
+/// What is known about a worker's fitness.
+#[derive(Debug)]
+pub struct Health {
+    consuming: Mutex<BTreeMap<QueueName, bool>>,
+    store_seen: Mutex<Option<Instant>>,
+    /// The last heartbeat that the store took, or the start.
+    beaten: Mutex<Instant>,
+    stale_after: Duration,
+    phase: Mutex<Phase>,
+}
+
+/// The answer of `/health/ready`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Readiness {
+    /// All of the below is as it should be.
+    pub ready: bool,
+    /// The worker really consumes each of its lanes.
+    pub consuming: BTreeMap<QueueName, bool>,
+    /// The store answered recently.
+    pub store: bool,
+    /// The worker is shutting down.
+    pub draining: bool,
+    /// Where the worker is in its life.
+    pub phase: Phase,
+}
+
+impl Health {
+    pub(crate) fn new(lanes: Vec<QueueName>, stale_after: Duration) -> Self {
+        for lane in &lanes {
+            metrics::CONSUMING.set1(lane.as_str(), 0.0);
+        }
+        publish(Phase::Starting);
+        Self {
+            consuming: Mutex::new(lanes.into_iter().map(|lane| (lane, false)).collect()),
+            store_seen: Mutex::new(None),
+            beaten: Mutex::new(Instant::now()),
+            stale_after,
+            phase: Mutex::new(Phase::Starting),
+        }
+    }
+
+    /// The present state.
+    pub fn readiness(&self) -> Readiness {
+        let consuming = lock(&self.consuming).clone();
+        let seen = *lock(&self.store_seen);
+        let store = seen.is_some_and(|at| at.elapsed() < self.stale_after);
+        let phase = self.phase();
+        let draining = phase.is_shutdown();
+        let ready = !draining && store && consuming.values().all(|consuming| *consuming);
+        Readiness { ready, consuming, store, draining, phase }
+    }
+
+    /// The present phase.
+    pub fn phase(&self) -> Phase {
+        *lock(&self.phase)
+    }
+
+    /// Notes that the next phase begins.
+    pub(crate) fn enter(&self, phase: Phase) {
+        *lock(&self.phase) = phase;
+        publish(phase);
+    }
+
+    /// Sets the gauges that would be stale if they were only set when something happens.
+    pub fn refresh_gauges(&self) {
+        let beaten = *lock(&self.beaten);
+        metrics::HEARTBEAT_AGE.set(beaten.elapsed().as_secs_f64());
+    }
+
+    pub(crate) fn beat(&self, sent: Instant) {
+        *lock(&self.beaten) = sent;
+        self.store_answered();
+    }
+
+    /// Notes whether a lane is consumed; `true` is returned when this was the last lane to start.
+    pub(crate) fn set_consuming(&self, lane: &QueueName, consuming: bool) -> bool {
+        metrics::CONSUMING.set1(lane.as_str(), f64::from(u8::from(consuming)));
+        let mut lanes = lock(&self.consuming);
+        let before = lanes.values().all(|consuming| *consuming);
+        if let Some(entry) = lanes.get_mut(lane) {
+            *entry = consuming;
+        }
+        !before && lanes.values().all(|consuming| *consuming)
+    }
+
+    pub(crate) fn store_answered(&self) {
+        metrics::STORE_REACHABLE.set(1.0);
+        *lock(&self.store_seen) = Some(Instant::now());
+    }
+}
+
+/// Shows the phase in the gauges: one series per phase, of which one is 1.
+fn publish(present: Phase) {
+    for phase in Phase::ALL {
+        metrics::PHASE.set1(phase.as_str(), f64::from(u8::from(*phase == present)));
+    }
+    metrics::DRAINING.set(f64::from(u8::from(present.is_shutdown())));
+}

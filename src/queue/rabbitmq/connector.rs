@@ -1,0 +1,301 @@
+//! Connections to the broker: a connector makes one when it is first used, and a new one at the next use after it
+//! ended. Everything that belongs to a connection is dropped with it; nothing is recovered.
+
+use std::{
+    fmt,
+    future::Future,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use futures_util::StreamExt as _;
+use lapin::{Channel, Connection, ConnectionProperties, ErrorKind, Event, uri::AMQPUri};
+use tokio::{
+    task::JoinHandle,
+    time::{Instant, sleep_until, timeout, timeout_at},
+};
+
+use super::{
+    endpoint::Endpoint,
+    error::{self, bounded, within},
+    stream::{self, SocketGuard},
+};
+use crate::{
+    backoff::RECONNECT,
+    failure::chain,
+    queue::{BROKER_TIMEOUT, QueueError, QueueErrorKind},
+    sync::lock,
+};
+
+/// How long a connection may take to close.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Makes a connection when one is needed and none is open.
+pub(super) struct Connector {
+    endpoint: Arc<Endpoint>,
+    /// What the connection is for, which its name in the broker's list of connections shows.
+    role: &'static str,
+    current: Mutex<Option<Arc<Session>>>,
+    attempts: tokio::sync::Mutex<Attempts>,
+    reconnects: AtomicU64,
+    closed: AtomicBool,
+}
+
+/// The attempts to connect since the last connection.
+#[derive(Default)]
+struct Attempts {
+    connected_before: bool,
+    failures: u32,
+    last_failure: Option<(QueueErrorKind, String)>,
+    not_before: Option<Instant>,
+}
+
+/// One connection, from its start to its end.
+pub(super) struct Session {
+    connection: Connection,
+    /// Whether all lanes were declared and nothing has been found missing since.
+    pub(super) declared: AtomicBool,
+    blocked_because: Arc<Mutex<String>>,
+    events: JoinHandle<()>,
+    guard: SocketGuard,
+}
+
+impl Connector {
+    pub(super) fn new(endpoint: Arc<Endpoint>, role: &'static str) -> Self {
+        Self {
+            endpoint,
+            role,
+            current: Mutex::new(None),
+            attempts: tokio::sync::Mutex::default(),
+            reconnects: AtomicU64::new(0),
+            closed: AtomicBool::new(false),
+        }
+    }
+
+    /// The open connection, if there is one.
+    pub(super) fn live(&self) -> Option<Arc<Session>> {
+        lock(&self.current).as_ref().filter(|session| session.live()).cloned()
+    }
+
+    pub(super) fn reconnects(&self) -> u64 {
+        self.reconnects.load(Relaxed)
+    }
+
+    /// Returns the open connection, or makes one. After a failure, the next attempt waits as long as [`RECONNECT`]
+    /// says, and a caller that would have to wait longer than [`BROKER_TIMEOUT`] gets the last failure again.
+    pub(super) async fn get(&self) -> Result<Arc<Session>, QueueError> {
+        if let Some(live) = self.live() {
+            return Ok(live);
+        }
+        let deadline = Instant::now() + BROKER_TIMEOUT;
+        let locked = timeout_at(deadline, self.attempts.lock()).await;
+        let mut attempts = locked.map_err(|_elapsed| self.unreachable())?;
+        self.ensure_open()?;
+        if let Some(live) = self.live() {
+            return Ok(live);
+        }
+        if let Some(due) = attempts.not_before
+            && timeout_at(deadline, sleep_until(due)).await.is_err()
+        {
+            let last = attempts.last_failure.as_ref();
+            return Err(last.map_or_else(|| self.unreachable(), |(kind, text)| QueueError::new(*kind, text)));
+        }
+        match self.connect().await {
+            Ok(session) => Ok(self.adopt(session, &mut attempts)?),
+            Err(error) => {
+                attempts.failures = attempts.failures.saturating_add(1);
+                let pause = RECONNECT.wait(attempts.failures, fastrand::f64());
+                attempts.not_before = Some(Instant::now() + pause);
+                attempts.last_failure = Some((error.kind(), chain(&error)));
+                Err(error)
+            }
+        }
+    }
+
+    /// Closes a connection that does not work, for everyone who uses it.
+    pub(super) fn discard(&self, session: &Arc<Session>) {
+        let mut current = lock(&self.current);
+        if current.as_ref().is_some_and(|current| Arc::ptr_eq(current, session)) {
+            let session = current.take();
+            drop(current);
+            tokio::spawn(async move {
+                if let Some(session) = session {
+                    session.close().await;
+                }
+            });
+        }
+    }
+
+    /// Runs work on a connection, and closes that for everyone when the broker does not answer on it.
+    pub(super) async fn run_on<T>(
+        &self,
+        session: &Arc<Session>,
+        work: impl Future<Output = Result<T, QueueError>>,
+    ) -> Result<T, QueueError> {
+        let result = work.await;
+        if let Err(error) = &result
+            && error.kind() == QueueErrorKind::Unavailable
+            && session.blocked().is_none()
+        {
+            self.discard(session);
+        }
+        result
+    }
+
+    /// Closes the connection for good.
+    pub(super) async fn close(&self) {
+        self.closed.store(true, Relaxed);
+        let session = lock(&self.current).take();
+        if let Some(session) = session {
+            session.close().await;
+        }
+    }
+
+    fn ensure_open(&self) -> Result<(), QueueError> {
+        if self.closed.load(Relaxed) {
+            return Err(QueueError::new(QueueErrorKind::Unavailable, "the queue is closed"));
+        }
+        Ok(())
+    }
+
+    fn adopt(&self, session: Session, attempts: &mut Attempts) -> Result<Arc<Session>, QueueError> {
+        if std::mem::replace(attempts, Attempts { connected_before: true, ..Attempts::default() })
+            .connected_before
+        {
+            self.reconnects.fetch_add(1, Relaxed);
+        }
+        let session = Arc::new(session);
+        *lock(&self.current) = Some(Arc::clone(&session));
+        // The queue may have been closed while the connection was being made.
+        self.ensure_open().inspect_err(|_closed| drop(lock(&self.current).take()))?;
+        tracing::debug!(role = self.role, broker = %self.endpoint.address(), "connected to RabbitMQ");
+        Ok(session)
+    }
+
+    async fn connect(&self) -> Result<Session, QueueError> {
+        let name = format!("{} ({})", self.endpoint.connection_name, self.role);
+        let properties = ConnectionProperties::default().with_connection_name(name.into());
+        // The library connects on a thread of its own, which no timeout out here ends. The guard can.
+        let guard = SocketGuard::default();
+        let socket = guard.socket();
+        let connect =
+            async move |uri: AMQPUri, _runtime| match timeout(BROKER_TIMEOUT, stream::connect(&uri, &socket))
+                .await
+            {
+                Ok(stream) => stream.map_err(lapin::Error::from),
+                Err(elapsed) => Err(std::io::Error::from(elapsed).into()),
+            };
+        let connecting =
+            Connection::connector(self.endpoint.uri.clone(), stream::runtime(), connect, properties);
+        let connection = match timeout(BROKER_TIMEOUT, connecting).await {
+            Ok(connected) => connected.map_err(|error| self.explain(error))?,
+            Err(_elapsed) => return Err(self.unreachable()),
+        };
+        Ok(Session::new(connection, guard))
+    }
+
+    fn explain(&self, error: lapin::Error) -> QueueError {
+        let broker = self.endpoint.address();
+        let user = &self.endpoint.uri.authority.userinfo.username;
+        let vhost = &self.endpoint.uri.vhost;
+        let (kind, sentence) = match error::reply_code(&error) {
+            Some(error::ACCESS_REFUSED) => (
+                QueueErrorKind::Access,
+                format!(
+                    "RabbitMQ at {broker} refused the login of `{user}`: check the user name and the password \
+                     (the user `guest` may connect from the broker's own host only)"
+                ),
+            ),
+            Some(error::NOT_ALLOWED) => (
+                QueueErrorKind::Access,
+                format!(
+                    "RabbitMQ at {broker} does not let `{user}` use the virtual host `{vhost}`: check that it exists \
+                     and that the user has permissions on it"
+                ),
+            ),
+            _ if error::is_bad_certificate(&error) => (
+                QueueErrorKind::Access,
+                format!(
+                    "RabbitMQ at {broker} has no TLS certificate that this host trusts, or speaks no TLS"
+                ),
+            ),
+            _ => match error.kind() {
+                ErrorKind::AuthProviderError(_) => (
+                    QueueErrorKind::Access,
+                    format!("RabbitMQ at {broker} asked for a login that errand cannot give"),
+                ),
+                _ => (QueueErrorKind::Unavailable, format!("RabbitMQ at {broker} cannot be reached")),
+            },
+        };
+        QueueError::new(kind, sentence).with_source(error)
+    }
+
+    fn unreachable(&self) -> QueueError {
+        let broker = self.endpoint.address();
+        QueueError::new(QueueErrorKind::Unavailable, format!("RabbitMQ at {broker} does not answer"))
+    }
+}
+
+/// Without the URL, which has the password.
+impl fmt::Debug for Connector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Connector")
+            .field("role", &self.role)
+            .field("live", &self.live().is_some())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Session {
+    fn new(connection: Connection, guard: SocketGuard) -> Self {
+        let blocked_because = Arc::new(Mutex::new(String::new()));
+        let mut events = Box::pin(connection.events_listener());
+        let reason = Arc::clone(&blocked_because);
+        let events = tokio::spawn(async move {
+            while let Some(event) = events.next().await {
+                match event {
+                    Event::ConnectionBlocked(because) => {
+                        tracing::warn!(reason = %because, "RabbitMQ blocks publishing");
+                        *lock(&reason) = because;
+                    }
+                    Event::ConnectionUnblocked => tracing::info!("RabbitMQ takes messages again"),
+                    _ => {}
+                }
+            }
+        });
+        Self { connection, declared: AtomicBool::new(false), blocked_because, events, guard }
+    }
+
+    pub(super) fn live(&self) -> bool {
+        self.connection.status().connected()
+    }
+
+    /// Why the broker blocks this connection, if it does. Nothing is written to a blocked connection, not even its
+    /// end.
+    pub(super) fn blocked(&self) -> Option<String> {
+        self.connection.status().blocked().then(|| lock(&self.blocked_because).clone())
+    }
+
+    /// Opens a channel. An error of the broker closes the channel, so each purpose has its own.
+    pub(super) async fn channel(&self) -> Result<Channel, QueueError> {
+        bounded("open a channel", self.connection.create_channel()).await
+    }
+
+    async fn close(&self) {
+        if self.live() {
+            // If this fails, the broker closes the connection by itself.
+            let goodbye = self.connection.close(200, "closing".into());
+            drop(within(CLOSE_TIMEOUT, "end the connection", goodbye).await);
+        }
+        self.guard.shut_down();
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.events.abort();
+    }
+}

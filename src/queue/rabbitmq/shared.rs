@@ -1,0 +1,16 @@
+//! The connections and the topology that the publishers and the subscriptions of one queue share.
+
+use std::sync::Arc;
+
+use super::{connector::Connector, endpoint::Endpoint, topology::Topology};
+use crate::job::QueueName;
+
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) endpoint: Arc<Endpoint>,
+    pub(super) publishing: Connector,
+    pub(super) consuming: Connector,
+    pub(super) topology: Topology,
+    /// The lanes that are published to.
+    pub(super) lanes: Vec<QueueName>,
+}

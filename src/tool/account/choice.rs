@@ -1,0 +1,76 @@
+//! The choice among connected accounts. Pure: the accounts are given.
+//!
+//! Isolation is not left to the API's filters: what it lists is checked again for owner and
+//! toolkit. There is no fallback to any other owner.
+
+use std::sync::Arc;
+
+use super::error::AccountError;
+use crate::{job::Owner, tool::Account};
+
+/// The default account of an owner, or the status of the newest one that cannot be used.
+pub(super) type DefaultAccount = Result<Arc<str>, Option<Arc<str>>>;
+
+/// The most recently connected usable account of exactly this owner and toolkit.
+pub(super) fn newest_usable(user: &str, toolkit: &str, accounts: &[Account]) -> DefaultAccount {
+    let own = |account: &&Account| {
+        let owner_fits = match &account.user_id {
+            Some(owner) => owner == user,
+            // The API's filter takes lists joined by commas, so for such an ID it proves nothing.
+            None => !user.contains(','),
+        };
+        owner_fits && account.toolkit == toolkit
+    };
+    let newest = |accounts: &mut dyn Iterator<Item = &Account>| {
+        // Of several of the same age the first wins, which is the API's own order.
+        accounts.reduce(|best, next| if next.created_at > best.created_at { next } else { best }).cloned()
+    };
+    match newest(&mut accounts.iter().filter(own).filter(|account| account.is_active())) {
+        Some(account) => Ok(Arc::from(account.id)),
+        None => Err(newest(&mut accounts.iter().filter(own)).map(|account| Arc::from(status(&account)))),
+    }
+}
+
+pub(super) fn default_or_error(
+    owner: &Owner,
+    toolkit: &str,
+    account: DefaultAccount,
+) -> Result<String, AccountError> {
+    account.map(|id| id.to_string()).map_err(|latest| AccountError::NoneConnected {
+        owner: owner.clone(),
+        toolkit: toolkit.to_owned(),
+        latest: latest.map(|status| status.to_string()),
+    })
+}
+
+/// Whether the job may use the account that it names. Ownership comes first, so that nothing about
+/// another owner's account is told.
+pub(super) fn check_named(
+    owner: &Owner,
+    toolkit: &str,
+    id: &str,
+    account: Option<&Account>,
+) -> Result<String, AccountError> {
+    let id = id.to_owned();
+    let Some(account) = account else { return Err(AccountError::NotFound { id }) };
+    if account.user_id.as_deref().is_some_and(|user| user != owner.id()) {
+        return Err(AccountError::OtherOwner { id, field: owner.kind().field() });
+    }
+    if account.toolkit != toolkit {
+        let is = account.toolkit.clone();
+        return Err(AccountError::WrongToolkit { id, is, needs: toolkit.to_owned() });
+    }
+    if !account.is_active() {
+        return Err(AccountError::NotActive {
+            id,
+            status: status(account).to_owned(),
+            reason: account.status_reason.clone(),
+            toolkit: toolkit.to_owned(),
+        });
+    }
+    Ok(id)
+}
+
+fn status(account: &Account) -> &str {
+    if account.disabled { "DISABLED" } else { &account.status }
+}

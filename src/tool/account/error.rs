@@ -1,0 +1,146 @@
+//! Why a job has no connected account to use, and what its app or its owner can do about it.
+
+use crate::{
+    job::{ErrorKind, JobError, NotReady, Owner, Stop},
+    tool::ToolError,
+};
+
+/// Why no account can be used.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum AccountError {
+    /// The named account does not exist.
+    #[error("the connected account does not exist")]
+    NotFound {
+        /// The account.
+        id: String,
+    },
+    /// The named account belongs to another owner. Never retried.
+    #[error("the connected account belongs to another owner")]
+    OtherOwner {
+        /// The account.
+        id: String,
+        /// The envelope field that names the job's owner.
+        field: &'static str,
+    },
+    /// The named account is one of another toolkit.
+    #[error("the connected account is one of another toolkit")]
+    WrongToolkit {
+        /// The account.
+        id: String,
+        /// What it is for.
+        is: String,
+        /// What the tool needs.
+        needs: String,
+    },
+    /// The named account cannot be used now.
+    #[error("the connected account is not active")]
+    NotActive {
+        /// The account.
+        id: String,
+        /// Its status, or `DISABLED`.
+        status: String,
+        /// The API's reason.
+        reason: Option<String>,
+        /// What it is for.
+        toolkit: String,
+    },
+    /// The owner has no account that can be used.
+    #[error("the owner has no usable connected account")]
+    NoneConnected {
+        /// The owner.
+        owner: Owner,
+        /// What an account is needed for.
+        toolkit: String,
+        /// The status of the most recently connected account, if there is any: it has to be
+        /// connected again.
+        latest: Option<String>,
+    },
+    /// The account is listed as active, but calls with it were refused a moment ago.
+    #[error("calls with the connected account are refused")]
+    Refused {
+        /// Whose account it is.
+        owner: Owner,
+        /// What it is for.
+        toolkit: String,
+    },
+    /// The API could not say.
+    #[error(transparent)]
+    Api(#[from] ToolError),
+}
+
+impl AccountError {
+    /// What it means for the job.
+    pub fn not_ready(&self) -> NotReady {
+        let connect = |toolkit: &str, kind, message| {
+            Stop::Connect { toolkit: toolkit.to_owned(), error: JobError::new(kind, message) }.into()
+        };
+        let fail = |kind, message| Stop::Fail { error: JobError::new(kind, message) }.into();
+        match self {
+            Self::NotFound { id } => fail(
+                ErrorKind::AccountNotFound,
+                format!(
+                    "there is no connected account `{id}`; name an account of this project in \
+                     `connected_account_id`, or leave the field out"
+                ),
+            ),
+            Self::OtherOwner { id, field } => fail(
+                ErrorKind::AccountMismatch,
+                format!(
+                    "the connected account `{id}` does not belong to this job's `{field}`; name one of \
+                     its own accounts, or correct `{field}`"
+                ),
+            ),
+            Self::WrongToolkit { id, is, needs } => fail(
+                ErrorKind::InvalidJob,
+                format!(
+                    "the connected account `{id}` is one of the toolkit `{is}`, but the tool belongs to \
+                     `{needs}`; name an account of `{needs}`"
+                ),
+            ),
+            Self::NotActive { id, status, reason, toolkit } => connect(
+                toolkit,
+                ErrorKind::NeedsReconnection,
+                format!(
+                    "the connected account `{id}` is {status}{}; connect it for `{toolkit}` again, {RESUMES}",
+                    reason.as_deref().map(|reason| format!(" ({reason})")).unwrap_or_default()
+                ),
+            ),
+            Self::NoneConnected { owner, toolkit, latest: None } => {
+                connect(toolkit, ErrorKind::NeedsConnection, needs_connection(owner, toolkit))
+            }
+            Self::NoneConnected { owner, toolkit, latest: Some(status) } => connect(
+                toolkit,
+                ErrorKind::NeedsReconnection,
+                needs_reconnection(owner, toolkit, &format!("is {status}")),
+            ),
+            Self::Refused { owner, toolkit } => connect(
+                toolkit,
+                ErrorKind::NeedsReconnection,
+                needs_reconnection(owner, toolkit, "was refused a moment ago"),
+            ),
+            Self::Api(error) => error.not_ready("look the connected account up"),
+        }
+    }
+}
+
+/// Tells which owner must connect which toolkit.
+pub fn needs_connection(owner: &Owner, toolkit: &str) -> String {
+    format!(
+        "`{}` {} has not connected the toolkit `{toolkit}`; connect an account for exactly this ID, {RESUMES}",
+        owner.kind().field(),
+        owner.id()
+    )
+}
+
+/// Tells which owner must connect which toolkit again.
+pub fn needs_reconnection(owner: &Owner, toolkit: &str, why: &str) -> String {
+    format!(
+        "the account that `{}` {} connected for the toolkit `{toolkit}` {why}; connect it again for exactly \
+         this ID, {RESUMES}",
+        owner.kind().field(),
+        owner.id()
+    )
+}
+
+/// What happens after somebody has connected an account.
+const RESUMES: &str = "and the job goes on by itself, or when it is released";

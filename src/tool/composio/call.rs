@@ -1,0 +1,142 @@
+//! One call of a tool, made once: no retry, no redirect, no replay on another connection.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
+
+use bytes::Bytes;
+use futures_util::stream;
+use reqwest::{
+    Body as HttpBody, Method, Request, Response,
+    header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue},
+};
+use serde::Serialize;
+use serde_json::value::RawValue;
+use tokio::time::{Instant, timeout_at};
+
+use super::{
+    Composio, NOT_SLUGS,
+    response::{Unread, chain, collect, header},
+    retry_after::retry_after,
+};
+use crate::tool::{
+    Answer, Body, Call, Reply,
+    decode::{decode, empty_object},
+};
+
+const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const X_ERRAND_JOB_ID: HeaderName = HeaderName::from_static("x-errand-job-id");
+const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+const DEPRECATED: HeaderName = HeaderName::from_static("composio-deprecated-toolkits");
+
+impl Composio {
+    pub(super) async fn call(&self, call: &Call) -> Reply {
+        let deadline = Instant::now() + call.timeout;
+        let started = Arc::new(AtomicBool::new(false));
+        let request = match self.call_request(call, started.clone()) {
+            Ok(request) => request,
+            Err(cause) => return Reply::NotSent(cause),
+        };
+        let checkout = self.clients.checkout();
+        match timeout_at(deadline, checkout.client().execute(request)).await {
+            Ok(Ok(response)) => Reply::Answered(self.read_answer(response, deadline, call).await),
+            Ok(Err(error)) if error.is_connect() || error.is_builder() || was_refused(&error) => {
+                Reply::NotSent(self.scrubber.scrub(chain(error)))
+            }
+            Ok(Err(error)) => Reply::NoAnswer(self.scrubber.scrub(chain(error))),
+            // Nobody asked for the body, so the connection was never ready for it.
+            Err(_) if !started.load(Ordering::Acquire) => {
+                Reply::NotSent(format!("no connection within {} ms", call.timeout.as_millis()))
+            }
+            Err(_) => Reply::NoAnswer(format!("no answer within {} ms", call.timeout.as_millis())),
+        }
+    }
+
+    /// Builds a call. `started` is set when the body is first asked for, which the HTTP client does
+    /// only on an open connection, and before it sends anything.
+    fn call_request(&self, call: &Call, started: Arc<AtomicBool>) -> Result<Request, String> {
+        let spec = &*call.spec;
+        if NOT_SLUGS.contains(&spec.tool.as_str()) {
+            return Err("this slug is not a tool's".into());
+        }
+        let none = (spec.arguments.is_none() && spec.text.is_none()).then(empty_object);
+        let body = ExecuteBody {
+            user_id: spec.owner.id(),
+            version: &call.version,
+            connected_account_id: call.account.as_deref(),
+            arguments: spec.arguments.as_deref().or(none.as_deref()),
+            text: spec.text.as_deref(),
+        };
+        let body = serde_json::to_vec(&body).map_err(|_| "the body cannot be encoded".to_owned())?;
+        let mut request = Request::new(Method::POST, self.url(&["tools", "execute", &spec.tool]));
+        let headers = request.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        headers.insert(CONTENT_LENGTH, HeaderValue::from(body.len()));
+        let id = |id: String| HeaderValue::from_str(&id).map_err(|_| "an ID is no header value".to_owned());
+        headers.insert(X_REQUEST_ID, id(call.request_id.to_string())?);
+        headers.insert(X_ERRAND_JOB_ID, id(call.job.to_string())?);
+        if let Some(parent) = spec.traceparent.as_deref().and_then(|text| HeaderValue::from_str(text).ok()) {
+            headers.insert(TRACEPARENT, parent);
+        }
+        let body = Bytes::from(body);
+        *request.body_mut() = Some(HttpBody::wrap_stream(stream::once(async move {
+            started.store(true, Ordering::Release);
+            Ok::<_, std::convert::Infallible>(body)
+        })));
+        Ok(request)
+    }
+
+    async fn read_answer(&self, mut response: Response, deadline: Instant, call: &Call) -> Answer {
+        let status = response.status().as_u16();
+        let headers = response.headers();
+        let mut request_id = header(headers, &X_REQUEST_ID);
+        let deprecated = header(headers, &DEPRECATED);
+        let retry_after = retry_after(headers, self.clock.now());
+        let body = match timeout_at(deadline, collect(&mut response, self.max_response_bytes)).await {
+            Err(_) => Body::Broken("the body did not arrive in time".into()),
+            Ok(Err(Unread::Broken(cause))) => Body::Broken(self.scrubber.scrub(cause)),
+            Ok(Err(Unread::TooLarge)) => Body::TooLarge,
+            Ok(Ok(bytes)) => match decode(status, &bytes) {
+                Body::Error(error) => {
+                    request_id = request_id.or_else(|| error.request_id.clone());
+                    Body::Error(self.scrubber.scrub_error(error))
+                }
+                Body::Result(mut result) => {
+                    result.error = result.error.map(|text| self.scrubber.scrub(text));
+                    Body::Result(result)
+                }
+                other => other,
+            },
+        };
+        let ours = call.request_id.0;
+        let request_id = request_id.filter(|id| uuid::Uuid::parse_str(id).ok() != Some(ours));
+        Answer { status, retry_after, request_id, deprecated, body }
+    }
+}
+
+/// The body of a call. `arguments` goes out as it came in, so that no number loses digits.
+#[derive(Serialize)]
+struct ExecuteBody<'a> {
+    user_id: &'a str,
+    version: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    connected_account_id: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    arguments: Option<&'a RawValue>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    text: Option<&'a str>,
+}
+
+/// Whether the server refused the stream, by which it says that it has processed nothing of it
+/// (<https://www.rfc-editor.org/rfc/rfc9113#section-8.7>).
+fn was_refused(error: &reqwest::Error) -> bool {
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        if let Some(error) = cause.downcast_ref::<h2::Error>() {
+            return error.is_remote() && error.reason() == Some(h2::Reason::REFUSED_STREAM);
+        }
+        source = cause.source();
+    }
+    false
+}

@@ -1,0 +1,302 @@
+//! Look-ups: what can be read any number of times, and is read again quickly when the API fails.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use jiff::Timestamp;
+use reqwest::{
+    Method, Request,
+    header::{CONTENT_TYPE, HeaderValue},
+};
+use tokio::time::{Instant, timeout};
+
+use super::{
+    Composio, NOT_SLUGS,
+    response::{Unread, chain, collect},
+    retry_after::{date, retry_after},
+    wire,
+};
+use crate::{
+    job::RequestId,
+    tool::{Account, ApiCheck, ApiError, Body, Execution, ToolError, ToolInfo, decode::decode},
+};
+
+/// The time that one look-up may take, its repetitions included.
+const LOOKUP_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The time that a listing may take, over all pages.
+const LISTING_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Pauses before a look-up is repeated. Only look-ups are, because reading twice harms nobody.
+const LOOKUP_PAUSES: [Duration; 2] = [Duration::from_millis(100), Duration::from_millis(400)];
+
+/// The largest answer to a look-up, in bytes. Descriptions carry whole schemas.
+const MAX_LOOKUP_BYTES: usize = 8 * 1024 * 1024;
+
+/// Accounts per page, and the most pages of one owner that are read.
+const ACCOUNTS_PER_PAGE: &str = "100";
+const MAX_ACCOUNT_PAGES: usize = 20;
+
+/// Entries of the log per page, and the most pages that are read for one request ID. The API does not
+/// promise that there is only one entry.
+const EXECUTIONS_PER_PAGE: usize = 5;
+const MAX_EXECUTION_PAGES: usize = 20;
+
+impl Composio {
+    pub(super) async fn describe_tool(
+        &self,
+        slug: &str,
+        version: Option<&str>,
+    ) -> Result<ToolInfo, ToolError> {
+        if NOT_SLUGS.contains(&slug) {
+            return Err(ToolError::NotFound(Box::default()));
+        }
+        let query = match version {
+            Some(version) => ("version", version),
+            None => ("toolkit_versions", "latest"),
+        };
+        let found = self.get(&["tools", slug], &[query]).await?;
+        wire::tool(&found.body, version).ok_or_else(|| unreadable("a tool"))
+    }
+
+    pub(super) async fn list_versions(&self, toolkit: &str) -> Result<Vec<String>, ToolError> {
+        if NOT_SLUGS.contains(&toolkit) {
+            return Err(ToolError::NotFound(Box::default()));
+        }
+        let found = self.get(&["toolkits", toolkit], &[]).await?;
+        wire::versions(&found.body).ok_or_else(|| unreadable("a toolkit"))
+    }
+
+    pub(super) async fn list_accounts(
+        &self,
+        owner_id: &str,
+        toolkit: Option<&str>,
+    ) -> Result<Vec<Account>, ToolError> {
+        let pages = async {
+            let mut accounts = Vec::new();
+            let mut cursor: Option<String> = None;
+            for _ in 0..MAX_ACCOUNT_PAGES {
+                let mut query = vec![
+                    ("user_ids", owner_id),
+                    ("order_by", "created_at"),
+                    ("order_direction", "desc"),
+                    ("limit", ACCOUNTS_PER_PAGE),
+                ];
+                query.extend(toolkit.map(|toolkit| ("toolkit_slugs", toolkit)));
+                query.extend(cursor.as_deref().map(|cursor| ("cursor", cursor)));
+                let found = self.get(&["connected_accounts"], &query).await?;
+                let page = wire::accounts(&found.body).ok_or_else(|| unreadable("a list of accounts"))?;
+                accounts.extend(page.accounts);
+                if page.next_cursor.is_none() || page.next_cursor == cursor {
+                    break;
+                }
+                cursor = page.next_cursor;
+            }
+            Ok(accounts)
+        };
+        let mut accounts = timeout(LISTING_TIMEOUT, pages)
+            .await
+            .unwrap_or_else(|_| Err(ToolError::Unavailable("listing accounts took too long".into())))?;
+        accounts.sort_by_key(|account: &Account| std::cmp::Reverse(account.created_at));
+        Ok(accounts)
+    }
+
+    pub(super) async fn describe_account(&self, id: &str) -> Result<Account, ToolError> {
+        if matches!(id, "" | "." | ".." | "link") {
+            return Err(ToolError::NotFound(Box::default()));
+        }
+        let found = self.get(&["connected_accounts", id], &[]).await?;
+        wire::account(&found.body).ok_or_else(|| unreadable("an account"))
+    }
+
+    pub(super) async fn find_execution(&self, request_id: RequestId) -> Result<Option<Execution>, ToolError> {
+        let pages = async {
+            let mut cursor: Option<String> = None;
+            for _ in 0..MAX_EXECUTION_PAGES {
+                let found = self.executions(request_id, cursor.as_deref()).await?;
+                let page = wire::executions(&found.body, request_id)
+                    .ok_or_else(|| unreadable("a list of executions"))?;
+                if page.found.is_some() {
+                    return Ok(page.found);
+                }
+                // Its own entry may be behind any number of these.
+                if page.others {
+                    return Err(ToolError::Unavailable("its log does not filter by request ID".into()));
+                }
+                // A page may be empty and not the last.
+                if page.next_cursor.is_none() {
+                    return Ok(None);
+                }
+                if page.next_cursor == cursor {
+                    break;
+                }
+                cursor = page.next_cursor;
+            }
+            Err(ToolError::Unavailable("its log has no last page".into()))
+        };
+        let mut found = timeout(LISTING_TIMEOUT, pages)
+            .await
+            .unwrap_or_else(|_| Err(ToolError::Unavailable("reading its log took too long".into())))?;
+        if let Some(result) = found.as_mut().and_then(|execution| execution.result.as_mut()) {
+            result.error = result.error.take().map(|text| self.scrubber.scrub(text));
+        }
+        Ok(found)
+    }
+
+    pub(super) async fn check_access(&self) -> Result<ApiCheck, ToolError> {
+        let started = Instant::now();
+        let found = self.get(&["toolkits"], &[("limit", "1")]).await?;
+        if !found.body.trim_ascii_start().starts_with(b"{") {
+            return Err(unreadable("a list of toolkits"));
+        }
+        Ok(ApiCheck { date: found.date, took: started.elapsed() })
+    }
+
+    /// One look-up, repeated quickly when the API cannot be reached or fails.
+    async fn get(&self, segments: &[&str], query: &[(&str, &str)]) -> Result<Found, ToolError> {
+        let mut url = self.url(segments);
+        if !query.is_empty() {
+            url.query_pairs_mut().extend_pairs(query);
+        }
+        self.look_up(|| Request::new(Method::GET, url.clone())).await
+    }
+
+    async fn look_up(&self, request: impl Fn() -> Request) -> Result<Found, ToolError> {
+        let look_up = async {
+            for pause in LOOKUP_PAUSES {
+                match self.look_up_once(request()).await {
+                    Err(ToolError::Unavailable(_)) => tokio::time::sleep(pause).await,
+                    definite => return definite,
+                }
+            }
+            self.look_up_once(request()).await
+        };
+        timeout(LOOKUP_TIMEOUT, look_up).await.unwrap_or_else(|_| {
+            Err(ToolError::Unavailable(format!("it gave no answer within {} s", LOOKUP_TIMEOUT.as_secs())))
+        })
+    }
+
+    async fn look_up_once(&self, request: Request) -> Result<Found, ToolError> {
+        let unavailable = |error: reqwest::Error| ToolError::Unavailable(self.scrubber.scrub(chain(error)));
+        let checkout = self.clients.checkout();
+        let mut response = checkout.client().execute(request).await.map_err(unavailable)?;
+        let status = response.status();
+        let date = date(response.headers());
+        let retry_after = retry_after(response.headers(), self.clock.now());
+        let body = collect(&mut response, MAX_LOOKUP_BYTES).await.map_err(|unread| match unread {
+            Unread::TooLarge => ToolError::Unavailable("its answer to a look-up is too large".into()),
+            Unread::Broken(cause) => ToolError::Unavailable(self.scrubber.scrub(cause)),
+        });
+        if status.is_success() {
+            return Ok(Found { body: body?, date });
+        }
+        // The status says enough when the body is lost.
+        Err(match lookup_error(status.as_u16(), retry_after, &body.unwrap_or_default()) {
+            ToolError::NotFound(error) => ToolError::NotFound(self.scrubber.scrub_error(*error).into()),
+            ToolError::Credentials { status, error } => {
+                ToolError::Credentials { status, error: self.scrubber.scrub_error(*error).into() }
+            }
+            ToolError::Refused { status, error } => {
+                ToolError::Refused { status, error: self.scrubber.scrub_error(*error).into() }
+            }
+            other @ (ToolError::Throttled { .. } | ToolError::Unavailable(_)) => other,
+        })
+    }
+
+    /// One page of the log's entries for a request ID.
+    async fn executions(&self, request_id: RequestId, cursor: Option<&str>) -> Result<Found, ToolError> {
+        let url = self.url(&["logs", "tool_execution"]);
+        let mut search = serde_json::json!({
+            "limit": EXECUTIONS_PER_PAGE,
+            "filters": [{ "field": "request_id", "operator": "==", "value": request_id.to_string() }],
+        });
+        if let Some(cursor) = cursor {
+            search["cursor"] = cursor.into();
+        }
+        let search = Bytes::from(search.to_string());
+        self.look_up(|| {
+            let mut request = Request::new(Method::POST, url.clone());
+            request.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+            *request.body_mut() = Some(search.clone().into());
+            request
+        })
+        .await
+    }
+}
+
+/// A successful look-up.
+struct Found {
+    body: Vec<u8>,
+    date: Option<Timestamp>,
+}
+
+/// What a look-up reports for a status other than 2xx.
+pub fn lookup_error(status: u16, retry_after: Option<Duration>, body: &[u8]) -> ToolError {
+    let error = match decode(status, body) {
+        Body::Error(error) => Some(error),
+        Body::Result(result) => Some(ApiError { message: result.error, ..ApiError::default() }),
+        Body::Opaque | Body::TooLarge | Body::Broken(_) => None,
+    };
+    let known = error.is_some();
+    let error = Box::new(error.unwrap_or_default());
+    match status {
+        429 => ToolError::Throttled { retry_after },
+        _ if error.is_key_problem(status) => ToolError::Credentials { status, error },
+        404 | 410 if known => ToolError::NotFound(error),
+        // Without a word of the API this is a wrong base URL or something in between, and "not
+        // found" would fail every job for good.
+        404 => ToolError::Unavailable("it answered 404 without an error body; check its base URL".into()),
+        400..=499 if matches!(error.code, Some(606 | 1800 | 2401)) => ToolError::NotFound(error),
+        408 => ToolError::Unavailable("it answered 408".into()),
+        400..=499 => ToolError::Refused { status, error },
+        300..=399 => ToolError::Unavailable(format!(
+            "it answered {status}; redirects are not followed, check its base URL"
+        )),
+        _ => ToolError::Unavailable(format!("it answered {status}")),
+    }
+}
+
+fn unreadable(what: &str) -> ToolError {
+    ToolError::Unavailable(format!("its answer is not {what} as documented; check its base URL"))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn look_ups_tell_the_key_from_the_call_and_the_api_from_what_is_in_front_of_it() {
+        let of = |status, body: &str| lookup_error(status, None, body.as_bytes());
+        let slug = |slug: &str| format!(r#"{{"error":{{"message":"m","slug":"{slug}"}}}}"#);
+        assert!(matches!(of(401, ""), ToolError::Credentials { status: 401, .. }));
+        for family in ["APIKey_InsufficientPermissions", "Organization_InsufficientPermissions", "Auth_X"] {
+            assert!(matches!(of(403, &slug(family)), ToolError::Credentials { .. }), "{family}");
+        }
+        assert!(matches!(of(403, &slug("AuthConfig_Forbidden")), ToolError::Refused { status: 403, .. }));
+        assert!(matches!(of(404, &slug("Tool_ToolNotFound")), ToolError::NotFound(_)));
+        assert!(matches!(of(410, &slug("X")), ToolError::NotFound(_)));
+        assert!(matches!(of(400, r#"{"error":{"code":2401}}"#), ToolError::NotFound(_)));
+        assert!(matches!(of(404, "<html>"), ToolError::Unavailable(_)));
+        assert!(matches!(of(429, ""), ToolError::Throttled { .. }));
+        for status in [301, 408, 500, 502, 503, 599] {
+            assert!(matches!(of(status, ""), ToolError::Unavailable(_)), "{status}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_body_makes_a_look_up_panic(
+            status in 0u16..1000,
+            body in prop_oneof![
+                prop::collection::vec(any::<u8>(), 0..300),
+                (any::<i64>(), "[ -~]{0,20}").prop_map(|(code, text)| {
+                    serde_json::json!({"error": {"code": code, "slug": text, "message": text}}).to_string().into()
+                }),
+            ],
+        ) {
+            let _error = lookup_error(status, None, &body);
+        }
+    }
+}

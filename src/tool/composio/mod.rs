@@ -1,0 +1,217 @@
+//! The tool API over HTTP, as Composio speaks it.
+//!
+//! Guarantees of this client:
+//! * A call is made at most once: no retry, no redirect, no replay on another connection.
+//! * [`Reply::NotSent`] is only said when no tool can have run.
+//! * Answers are bounded while they are read, in size and in time.
+//! * The API key travels in its header and nowhere else; errors name no URL.
+//!
+//! Proxies from the environment are not honoured: the key and the customers' data go to the
+//! configured address or nowhere.
+
+use std::{fmt, time::Duration};
+
+use async_trait::async_trait;
+use reqwest::{
+    Client, ClientBuilder,
+    header::{ACCEPT, HeaderMap, HeaderName, HeaderValue},
+    redirect,
+};
+use secrecy::{ExposeSecret as _, SecretString};
+use url::Url;
+
+use self::{
+    client_pool::ClientPool,
+    response::{KeyScrubber, chain},
+};
+use super::{Account, ApiCheck, Call, Execution, Reply, ToolApi, ToolError, ToolInfo};
+use crate::{clock::SharedClock, job::RequestId, string_enum::string_enum};
+
+mod call;
+mod response;
+
+pub mod client_pool;
+pub mod lookup;
+pub mod retry_after;
+pub mod wire;
+
+/// Idle connections are dropped before common load balancers do it.
+const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Literal routes and path segments that stand where a slug would; none of them is a tool.
+const NOT_SLUGS: [&str; 6] = ["proxy", "enum", "input", "scopes", ".", ".."];
+
+const X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
+
+/// How to reach the API.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Scheme and host, with a path prefix if there is one; `http` or `https`.
+    pub base_url: Url,
+    /// The project's key.
+    pub api_key: SecretString,
+    /// The API version's path, below the base URL.
+    pub api_path: String,
+    /// Resolving, connecting and TLS. Keep it well below the timeout of a call.
+    pub connect_timeout: Duration,
+    /// The largest answer to a call, in bytes.
+    pub max_response_bytes: usize,
+    /// The protocol of the connections.
+    pub http_version: HttpVersion,
+    /// Calls that run at once; so many connections, or streams of some, are kept open between calls.
+    pub max_calls: usize,
+    /// Sent as `user-agent`.
+    pub user_agent: String,
+    /// Stands in for an answer's missing `Date` where a `Retry-After` is a date.
+    pub clock: SharedClock,
+}
+
+string_enum! {
+    /// The protocol of the connections to the tool API.
+    HttpVersion {
+        /// A connection for each call in flight. A lost connection leaves one outcome unknown.
+        Http1 = "1.1",
+        /// Connections are shared by up to a hundred calls, which takes a fraction of the memory and of the
+        /// handshakes. Spoken without asking: a server that does not know it cannot be called.
+        Http2 = "2",
+    }
+}
+
+/// Why a client cannot be made of the given options.
+#[derive(Debug, thiserror::Error)]
+pub enum SetupError {
+    /// The base URL is unusable.
+    #[error("the tool API's base URL {0}")]
+    BaseUrl(&'static str),
+    /// The key cannot be sent in a header.
+    #[error("the tool API's key is empty or contains characters that no header can carry")]
+    ApiKey,
+    /// The user agent cannot be sent in a header.
+    #[error("the user agent contains characters that no header can carry")]
+    UserAgent,
+    /// The HTTP client cannot be set up, for example without certificates of authorities.
+    #[error("the HTTP client cannot be set up: {0}")]
+    Client(String),
+}
+
+/// A client of the tool API. All calls share its connections.
+pub struct Composio {
+    clients: ClientPool,
+    /// Base URL and API path.
+    root: Url,
+    scrubber: KeyScrubber,
+    max_response_bytes: usize,
+    clock: SharedClock,
+}
+
+impl Composio {
+    /// Sets the client up; nothing is sent. With an `https` base URL, a rustls provider must have
+    /// been installed for the process.
+    ///
+    /// # Errors
+    /// [`SetupError`] when an option is unusable.
+    pub fn new(options: Options) -> Result<Self, SetupError> {
+        let root = root(&options)?;
+        let build = client_builder(&options)?;
+        let clients = ClientPool::new(options.http_version, options.max_calls, build)
+            .map_err(|error| SetupError::Client(chain(error)))?;
+        let Options { api_key, max_response_bytes, clock, .. } = options;
+        Ok(Self { clients, root, scrubber: KeyScrubber::new(api_key), max_response_bytes, clock })
+    }
+
+    fn url(&self, segments: &[&str]) -> Url {
+        let mut url = self.root.clone();
+        if let Ok(mut path) = url.path_segments_mut() {
+            path.pop_if_empty().extend(segments);
+        }
+        url
+    }
+}
+
+#[async_trait]
+impl ToolApi for Composio {
+    async fn execute(&self, call: &Call) -> Reply {
+        self.call(call).await
+    }
+
+    async fn tool(&self, slug: &str, version: Option<&str>) -> Result<ToolInfo, ToolError> {
+        self.describe_tool(slug, version).await
+    }
+
+    async fn versions(&self, toolkit: &str) -> Result<Vec<String>, ToolError> {
+        self.list_versions(toolkit).await
+    }
+
+    async fn accounts(&self, owner_id: &str, toolkit: Option<&str>) -> Result<Vec<Account>, ToolError> {
+        self.list_accounts(owner_id, toolkit).await
+    }
+
+    async fn account(&self, id: &str) -> Result<Account, ToolError> {
+        self.describe_account(id).await
+    }
+
+    async fn execution(&self, request_id: RequestId) -> Result<Option<Execution>, ToolError> {
+        self.find_execution(request_id).await
+    }
+
+    async fn check(&self) -> Result<ApiCheck, ToolError> {
+        self.check_access().await
+    }
+}
+
+impl fmt::Debug for Composio {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Composio").field("root", &self.root.as_str()).finish_non_exhaustive()
+    }
+}
+
+/// The base URL with the path of the API.
+fn root(options: &Options) -> Result<Url, SetupError> {
+    let mut root = options.base_url.clone();
+    if !matches!(root.scheme(), "http" | "https") {
+        return Err(SetupError::BaseUrl("is neither http nor https"));
+    }
+    if !root.username().is_empty() || root.password().is_some() {
+        return Err(SetupError::BaseUrl("contains a user name or password, which would end up in logs"));
+    }
+    if root.query().is_some() || root.fragment().is_some() {
+        return Err(SetupError::BaseUrl("contains a query or fragment"));
+    }
+    root.path_segments_mut()
+        .map_err(|()| SetupError::BaseUrl("cannot have a path"))?
+        .pop_if_empty()
+        .extend(options.api_path.split('/').filter(|part| !part.is_empty()));
+    Ok(root)
+}
+
+/// Makes HTTP clients that are alike, each with connections of its own.
+fn client_builder(options: &Options) -> Result<impl Fn() -> ClientBuilder, SetupError> {
+    if rustls::crypto::CryptoProvider::get_default().is_none() {
+        return Err(SetupError::Client("no rustls provider is installed for this process".into()));
+    }
+    let mut key = HeaderValue::from_str(options.api_key.expose_secret()).map_err(|_| SetupError::ApiKey)?;
+    if key.is_empty() {
+        return Err(SetupError::ApiKey);
+    }
+    key.set_sensitive(true);
+    let headers =
+        HeaderMap::from_iter([(X_API_KEY, key), (ACCEPT, HeaderValue::from_static("application/json"))]);
+    let agent = HeaderValue::from_str(&options.user_agent).map_err(|_| SetupError::UserAgent)?;
+    let (tls, connect_timeout) = (options.base_url.scheme() == "https", options.connect_timeout);
+    Ok(move || {
+        let builder = Client::builder()
+            .user_agent(agent.clone())
+            .default_headers(headers.clone())
+            .no_proxy()
+            .redirect(redirect::Policy::none())
+            .retry(reqwest::retry::never())
+            .referer(false)
+            .https_only(tls)
+            .tcp_nodelay(true)
+            .connect_timeout(connect_timeout)
+            .pool_idle_timeout(POOL_IDLE_TIMEOUT);
+        // Nothing is verified over plain HTTP, so a host without any authorities' certificates,
+        // for example a slim container, must not be an obstacle.
+        if tls { builder } else { builder.tls_certs_only([]) }
+    })
+}

@@ -1,0 +1,175 @@
+//! Circuit breakers, which keep calls back while the tool API does not answer them.
+//!
+//! A breaker opens after a few calls in a row without a proper answer (not sent, no answer, an error of the
+//! server, throttling), for one owner and toolkit. While it is open, one call at a time goes through as a
+//! probe. The other jobs are given back to the store for a time that grows with every probe that fails, so that
+//! they spend no attempt and hold no permit. A probe that is answered, whatever the answer is, lets twice as many
+//! calls through, and so on until the breaker is closed: jobs that waited together must not arrive together.
+//!
+//! When several owners in a row get no answer and nobody gets one in between, the breaker of the whole API opens,
+//! for all calls of this process. One owner alone cannot bring that about.
+//!
+//! [`Registry`] decides and is pure: it is given the time and a random number. Owners and toolkits are kept as
+//! hashes, and only those with failures, so that a call among good ones costs one atomic read.
+
+mod breaker;
+mod registry;
+
+use std::{
+    collections::hash_map::RandomState,
+    hash::BuildHasher as _,
+    sync::{
+        Mutex, MutexGuard,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+use self::registry::{Caller, Registry, Ticket};
+use crate::{backoff::Intervals, job::Owner, sync::lock, telemetry::metrics};
+
+/// When calls are kept back, and for how long.
+#[derive(Debug, Clone, Copy)]
+pub struct Policy {
+    /// Failures in a row, per owner and toolkit, that open the breaker.
+    pub after: u32,
+    /// Waits between probes.
+    pub intervals: Intervals,
+    /// The longest `Retry-After` that is believed.
+    pub max_retry_after: Duration,
+}
+
+/// The calls that a breaker stands for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Scope {
+    /// One owner's calls to one toolkit.
+    OwnerToolkit,
+    /// All calls of this process.
+    Api,
+}
+
+impl Scope {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::OwnerToolkit => "owner_toolkit",
+            Self::Api => "api",
+        }
+    }
+}
+
+/// An open breaker keeps the call back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Open {
+    pub(super) scope: Scope,
+    /// When to come back.
+    pub(super) after: Duration,
+}
+
+/// All breakers of one process.
+#[derive(Debug)]
+pub(super) struct CircuitBreakers {
+    /// [`Registry::known`], which is zero while all is well.
+    known: AtomicUsize,
+    hasher: RandomState,
+    registry: Mutex<Registry>,
+}
+
+/// The right to make one call. Dropped without an answer, as by a panic, it says nothing about the API.
+#[derive(Debug)]
+pub(super) struct CallPermit<'a> {
+    breakers: &'a CircuitBreakers,
+    caller: Caller,
+    ticket: Ticket,
+    is_reported: bool,
+}
+
+impl CircuitBreakers {
+    pub(super) fn new(policy: Policy) -> Self {
+        for scope in [Scope::OwnerToolkit, Scope::Api] {
+            metrics::CIRCUIT_BREAKERS_OPEN.set1(scope.as_str(), 0.0);
+        }
+        Self {
+            known: AtomicUsize::new(0),
+            hasher: RandomState::new(),
+            registry: Mutex::new(Registry::new(policy)),
+        }
+    }
+
+    /// The right to call now. Never waits.
+    ///
+    /// # Errors
+    /// When to come back.
+    pub(super) fn admit(&self, owner: &Owner, toolkit: &str) -> Result<CallPermit<'_>, Open> {
+        let caller =
+            Caller { owner: self.hasher.hash_one(owner), key: self.hasher.hash_one((owner, toolkit)) };
+        let ticket = if self.is_idle() {
+            Ticket::default()
+        } else {
+            self.registry().admit(caller, Instant::now(), fastrand::f64()).inspect_err(|open| {
+                metrics::CIRCUIT_BREAKER_SNOOZES.add1(open.scope.as_str(), 1);
+            })?
+        };
+        Ok(CallPermit { breakers: self, caller, ticket, is_reported: false })
+    }
+
+    fn is_idle(&self) -> bool {
+        self.known.load(Ordering::Relaxed) == 0
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Registry)) {
+        let mut registry = self.registry();
+        let before = registry.open();
+        change(&mut registry);
+        self.known.store(registry.known(), Ordering::Relaxed);
+        let (keys, api) = registry.open();
+        if before != (keys, api) {
+            metrics::CIRCUIT_BREAKERS_OPEN.set1(Scope::OwnerToolkit.as_str(), keys as f64);
+            metrics::CIRCUIT_BREAKERS_OPEN.set1(Scope::Api.as_str(), f64::from(u8::from(api)));
+            match (before.1, api) {
+                (false, true) => tracing::warn!(
+                    "the circuit breaker of the tool API opened: calls of several owners in a row got no answer, so \
+                     all calls fall to one probe at a time"
+                ),
+                (true, false) => {
+                    tracing::info!("the circuit breaker of the tool API closed: it answers again");
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn registry(&self) -> MutexGuard<'_, Registry> {
+        lock(&self.registry)
+    }
+}
+
+impl CallPermit<'_> {
+    /// The API answered properly, whatever it answered.
+    pub(super) fn answered(mut self) {
+        self.is_reported = true;
+        if self.ticket.is_probe() || !self.breakers.is_idle() {
+            self.breakers.change(|registry| registry.answered(self.caller, self.ticket, Instant::now()));
+        }
+    }
+
+    /// The API did not answer properly, or asked to slow down.
+    pub(super) fn failed(mut self, retry_after: Option<Duration>) {
+        self.is_reported = true;
+        self.breakers.change(|registry| {
+            registry.failed(self.caller, self.ticket, retry_after, Instant::now(), fastrand::f64());
+        });
+    }
+}
+
+impl Drop for CallPermit<'_> {
+    fn drop(&mut self) {
+        if !self.is_reported && self.ticket.is_probe() {
+            self.breakers.change(|registry| registry.give_back(self.caller, self.ticket));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
