@@ -7,6 +7,17 @@ use async_trait::async_trait;
 use super::StoreError;
 use crate::job::Owner;
 
+pub(super) const PINS: &str = "select owner_kind, owner_id, toolkit, version from pins
+    order by owner_kind <> 'global', owner_kind, owner_id, toolkit";
+
+pub(super) const SET: &str = "insert into pins (owner_kind, owner_id, toolkit, version)
+    values ({owner_kind}, {owner_id}, {toolkit}, {version})
+    on conflict (owner_kind, owner_id, toolkit) do update set version = excluded.version";
+
+pub(super) const UNSET: &str = "delete from pins
+    where owner_kind = {owner_kind} and owner_id = {owner_id} and toolkit = {toolkit}
+    returning version";
+
 /// Toolkit versions that are pinned at run time.
 #[async_trait]
 pub trait Pins: fmt::Debug + Send + Sync {
@@ -20,13 +31,10 @@ pub trait Pins: fmt::Debug + Send + Sync {
     async fn unset_pin(&self, owner: Option<&Owner>, toolkit: &str) -> Result<bool, StoreError>;
 }
 
-/// One pin.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PinRow {
     /// `None` is the global pin.
     pub owner: Option<Owner>,
-    /// Lower-case toolkit slug.
     pub toolkit: String,
-    /// The version.
     pub version: String,
 }
