@@ -18,10 +18,10 @@ use errand::{
         Body, Call, Reply, ToolApi as _, ToolError,
         account::{AccountError, AccountOptions, Accounts},
         catalog::{Ask, Catalog, CatalogOptions, ResolveError, UnpinnedPolicy},
+        classify::{self, Next},
         composio::{Composio, Options, SetupError},
         pin::PinSources,
     },
-    worker::classify::{self, Next},
 };
 use errand_sandbox::{DEFAULT_WORLD, Options as SandboxOptions, Running, Sandbox, World};
 use rogue::{Act, Rogue, response};

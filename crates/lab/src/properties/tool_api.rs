@@ -7,11 +7,14 @@ use errand::{
     job::{AttemptOutcome, Budget, Effect, ErrorKind, JobError, Owner, OwnerKind, RetryPolicy, Stop},
     tool::{
         Answer, Body, Reply,
-        composio::{lookup::lookup_error, wire},
+        classify::{Classified, Context, Next, classify},
+        composio::{
+            lookup::lookup_error,
+            retry_after::{MAX_RETRY_AFTER, date, retry_after},
+            wire,
+        },
         decode::decode,
-        retry_after::{MAX_RETRY_AFTER, date, retry_after},
     },
-    worker::classify::{Classified, Context, Next, classify},
 };
 use jiff::Timestamp;
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
