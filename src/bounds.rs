@@ -8,7 +8,7 @@ use std::time::Duration;
 /// Largest job envelope accepted, in bytes. RabbitMQ 4 takes 16 MiB; larger inputs belong in a file store.
 pub const MAX_ENVELOPE_BYTES: usize = 1024 * 1024;
 
-/// Longest owner ID, in bytes (design: the same limit as the index that holds it).
+/// Longest owner ID, in bytes (the same limit as the index that holds it).
 pub const MAX_OWNER_ID_BYTES: usize = 256;
 
 /// Longest tool slug, in bytes. The tool API publishes slugs of at most 64 characters.
@@ -19,6 +19,9 @@ pub const MAX_QUEUE_NAME_BYTES: usize = 64;
 
 /// Longest of the short free strings of an envelope (`requested_by`, `version`, account IDs, keys), in bytes.
 pub const MAX_SHORT_TEXT_BYTES: usize = 256;
+
+/// The highest `priority` of a job, and of a message; higher runs earlier within its queue.
+pub const MAX_PRIORITY: u8 = 9;
 
 /// Most tags on one job.
 pub const MAX_TAGS: usize = 32;

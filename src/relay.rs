@@ -17,6 +17,7 @@ use crate::{
     job::JobId,
     job_json,
     queue::{Address, Message, Properties, QueueErrorKind, SharedQueue},
+    services::Services,
     store::{SharedStore, StoreError},
     telemetry::metrics,
 };
@@ -59,8 +60,9 @@ pub struct Relay {
 }
 
 impl Relay {
-    /// A relay between `store` and `queue`; `wake` makes it look before its time.
-    pub fn new(store: SharedStore, queue: SharedQueue, wake: Arc<Notify>, options: Options) -> Self {
+    /// A relay between store and queue, which `relay_wake` makes look before its time.
+    pub fn new(services: &Services, options: Options) -> Self {
+        let Services { store, queue, relay_wake: wake, .. } = services.clone();
         Self { store, queue, wake, options }
     }
 

@@ -18,8 +18,8 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    health::{Health, Readiness},
     telemetry::metrics::UPKEEP,
-    worker::{Health, Readiness},
 };
 
 /// The listener, bound and ready to serve.

@@ -64,7 +64,7 @@ pub(crate) async fn run(args: Args, mut config: Config) -> Result<Exit> {
     config.composio.api_key = dev::SANDBOX_KEY.into();
 
     let app = App::new(config)?;
-    let (store, door) = (app.store.clone(), app.door());
+    let (store, door) = (app.services.store.clone(), app.admission());
     store.migrate().await?;
     // One pin in the store, so that all ways to pin can be seen: job, store, configuration, newest.
     store.set_pin(&PinRow { owner: None, toolkit: "gmail".into(), version: "20251001_00".into() }).await?;

@@ -181,7 +181,7 @@ fn brief<F: Future<Output = anyhow::Result<Exit>>>(
 fn start_quiet_logging(loaded: &Loaded) -> anyhow::Result<()> {
     let log = &loaded.config.log;
     let level = if loaded.origin("log.level") == Some(&Origin::Default) { "warn" } else { &log.level };
-    logging::init(log.format, level, log.colors)
+    logging::init(log.format, level, loaded.config.colors)
 }
 
 fn completions(shell: clap_complete::Shell) -> anyhow::Result<Exit> {

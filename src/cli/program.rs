@@ -43,7 +43,7 @@ pub fn lasting<F: Future<Output = anyhow::Result<Exit>>>(
     config: Config,
     command: impl FnOnce(Config) -> F,
 ) -> anyhow::Result<Exit> {
-    logging::init(config.log.format, &config.log.level, config.log.colors)?;
+    logging::init(config.log.format, &config.log.level, config.colors)?;
     let runtime = runtime(config.runtime.threads)?;
     let answer = runtime.block_on(Box::pin(command(config)));
     runtime.shutdown_background();

@@ -1,7 +1,6 @@
 //! Lays the file and the environment over the defaults and checks the result.
 //!
-//! Every mistake is collected, so that a person mends a configuration in one go. A setting that is
-//! mistaken is left out of the checks of relations, which would otherwise report it twice.
+//! Every mistake is collected, so that a person mends a configuration in one go.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -10,7 +9,6 @@ use std::{
     sync::Arc,
 };
 
-use secrecy::ExposeSecret as _;
 use serde::Deserialize as _;
 use toml::{
     Value,
@@ -18,9 +16,12 @@ use toml::{
 };
 
 use super::{
-    Config,
-    error::{ConfigErrors, Missing, Mistake, Origin},
-    setting::{ENV_PREFIX, Key, Rule},
+    error::{ConfigErrors, Mistake, Origin},
+    names::{ENV_PREFIX, Key},
+    relations,
+    rule::Rule,
+    sections::Config,
+    values::{Setting, Settings},
 };
 use crate::{job::QueueName, tool::pin};
 
@@ -31,15 +32,12 @@ pub const DEFAULTS: &str = include_str!("default.toml");
 const USUAL_FILE: &str = "errand.toml";
 
 /// Short environment variables for the settings that every deployment needs.
-const SHORT_NAMES: &[(&str, &[&str])] = &[
-    ("DATABASE_URL", &["store", "url"]),
-    ("AMQP_URL", &["amqp", "url"]),
-    ("COMPOSIO_API_KEY", &["composio", "api_key"]),
-    ("COMPOSIO_BASE_URL", &["composio", "base_url"]),
+const SHORT_NAMES: &[(&str, &str)] = &[
+    ("DATABASE_URL", "store.url"),
+    ("AMQP_URL", "amqp.url"),
+    ("COMPOSIO_API_KEY", "composio.api_key"),
+    ("COMPOSIO_BASE_URL", "composio.base_url"),
 ];
-
-/// A lease must outlast three heartbeats by this, so that one slow write does not lose a worker.
-const LEASE_MARGIN_SECS: i64 = 2;
 
 /// Where settings may come from.
 #[derive(Default)]
@@ -83,23 +81,6 @@ impl Loaded {
     }
 }
 
-/// One effective value.
-pub(super) struct Setting {
-    pub(super) value: Value,
-    pub(super) origin: Origin,
-}
-
-/// The effective values by name.
-#[derive(Default)]
-pub(super) struct Settings(pub(super) BTreeMap<Key, Setting>);
-
-impl fmt::Debug for Settings {
-    /// Some values are secrets.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_set().entries(self.0.keys().map(Key::to_string)).finish()
-    }
-}
-
 /// Reads all sources, strongest last: the defaults, the file, the short names of the environment,
 /// and `ERRAND__SECTION__KEY`.
 ///
@@ -125,7 +106,7 @@ pub fn load_text(text: &str, env: &BTreeMap<String, String>) -> Result<Loaded, C
 struct Loader {
     settings: Settings,
     mistaken: BTreeSet<Key>,
-    /// Lanes that a file declares, which must have a concurrency in the end.
+    /// Lanes that a file declares.
     lanes: BTreeMap<Key, Origin>,
     mistakes: Vec<Mistake>,
 }
@@ -142,8 +123,8 @@ impl Loader {
         self.read_short_names(env);
         let (env_pins, pin_origins) = self.read_env_pins(env);
         self.read_prefixed(env);
-        self.check_relations();
-        let Self { settings, mistakes, .. } = self;
+        let Self { settings, mistaken, lanes, mut mistakes } = self;
+        mistakes.extend(relations::check(&settings, &mistaken, &lanes));
         if !mistakes.is_empty() {
             return Err(ConfigErrors(mistakes));
         }
@@ -154,7 +135,7 @@ impl Loader {
         })?;
         config.toolkit_versions.retain(|_, version| !version.is_empty());
         config.env_pins = env_pins;
-        config.log.colors = env.get("NO_COLOR").is_none_or(String::is_empty);
+        config.colors = env.get("NO_COLOR").is_none_or(String::is_empty);
         Ok(Loaded { config, settings, pin_origins })
     }
 
@@ -203,7 +184,7 @@ impl Loader {
         entries.sort_by_key(|(name, _)| name.span().start);
         for (name, value) in entries {
             let (key, origin) = (section.child(name.get_ref()), place(name.span().start));
-            match (Rule::of(&key), value.get_ref()) {
+            match (key.rule(), value.get_ref()) {
                 (Some(rule), value) => self.set(key, rule.accept(plain(value)), origin),
                 (None, DeValue::Table(table)) if key.is_section() => {
                     if key.0.len() == 2 && key.0[0] == "queues" {
@@ -249,11 +230,10 @@ impl Loader {
     }
 
     fn read_short_names(&mut self, env: &BTreeMap<String, String>) {
-        for (name, path) in SHORT_NAMES {
+        for (name, setting) in SHORT_NAMES {
             let Some(text) = env.get(*name).filter(|text| !text.trim().is_empty()) else { continue };
-            let key = Key::new(path);
-            let value =
-                Rule::of(&key).map_or_else(|| Ok(Value::String(text.clone())), |rule| rule.parse(text));
+            let key = Key::new(setting);
+            let value = key.rule().map_or_else(|| Ok(Value::String(text.clone())), |rule| rule.parse(text));
             self.set(key, value, Origin::Env { name: (*name).to_owned() });
         }
     }
@@ -284,134 +264,11 @@ impl Loader {
         for (name, text) in env {
             let Some(rest) = name.strip_prefix(ENV_PREFIX) else { continue };
             let (key, origin) = (Key::from_env(rest), Origin::Env { name: name.clone() });
-            match Rule::of(&key) {
+            match key.rule() {
                 Some(rule) => self.set(key, rule.parse(text), origin),
                 None => self.unknown(&key, origin),
             }
         }
-    }
-
-    // -----------------------------------------------------------------------------------------
-    // Relations
-
-    fn check_relations(&mut self) {
-        let whole = |path: [&str; 2]| self.whole(&Key::new(&path));
-        let mut found: Vec<(String, [&str; 2])> = Vec::new();
-
-        if let (Some(lease), Some(beat)) =
-            (whole(["worker", "lease_secs"]), whole(["worker", "heartbeat_secs"]))
-        {
-            let least = 3 * beat + LEASE_MARGIN_SECS;
-            if lease < least {
-                found.push((
-                    format!(
-                        "`worker.lease_secs` is {lease} but must be at least {least} (three times `worker.heartbeat_secs` and {LEASE_MARGIN_SECS} more), because otherwise a worker that misses one beat loses its jobs"
-                    ),
-                    ["worker", "lease_secs"],
-                ));
-            }
-        }
-        if let (Some(initial), Some(max)) = (whole(["retry", "initial_ms"]), whole(["retry", "max_ms"]))
-            && initial > max
-        {
-            found.push((
-                format!("`retry.initial_ms` is {initial} but must not be more than `retry.max_ms` ({max}), the longest wait"),
-                ["retry", "initial_ms"],
-            ));
-        }
-        if let (Some(connect), Some(all)) =
-            (whole(["composio", "connect_timeout_ms"]), whole(["composio", "timeout_ms"]))
-            && connect > all
-        {
-            found.push((
-                format!("`composio.connect_timeout_ms` is {connect} but must not be more than `composio.timeout_ms` ({all}), which includes connecting"),
-                ["composio", "connect_timeout_ms"],
-            ));
-        }
-        if let (Some(buffer), Some(response)) =
-            (whole(["worker", "max_buffered_bytes"]), whole(["composio", "max_response_bytes"]))
-            && buffer < response
-        {
-            found.push((
-                format!("`worker.max_buffered_bytes` is {buffer} but must be at least `composio.max_response_bytes` ({response}), so that one answer of the largest size fits"),
-                ["worker", "max_buffered_bytes"],
-            ));
-        }
-        if let (Some(settle), Some(give_up)) =
-            (whole(["verify", "settle_secs"]), whole(["verify", "give_up_secs"]))
-            && give_up < settle
-        {
-            found.push((
-                format!("`verify.give_up_secs` is {give_up} but must be at least `verify.settle_secs` ({settle}), or no call could be found to have never arrived"),
-                ["verify", "give_up_secs"],
-            ));
-        }
-        for (message, path) in found {
-            let origin = self.settings.0.get(&Key::new(&path)).map(|setting| setting.origin.clone());
-            self.report(message, origin.filter(|origin| *origin != Origin::Default));
-        }
-        self.check_lanes();
-    }
-
-    fn check_lanes(&mut self) {
-        for (lane, origin) in std::mem::take(&mut self.lanes) {
-            let concurrency = lane.child("concurrency");
-            if !self.settings.0.contains_key(&concurrency) && !self.mistaken.contains(&concurrency) {
-                self.report(format!("`{concurrency}` is missing; every lane needs one"), Some(origin));
-            }
-        }
-        let key = Key::new(&["worker", "queues"]);
-        let Some(setting) = self.settings.0.get(&key).filter(|_| !self.mistaken.contains(&key)) else {
-            return;
-        };
-        let chosen: Vec<String> = setting
-            .value
-            .as_array()
-            .map(|names| names.iter().filter_map(Value::as_str).map(str::to_owned).collect())
-            .unwrap_or_default();
-        let origin = setting.origin.clone();
-        let lanes: BTreeSet<String> = self
-            .settings
-            .0
-            .keys()
-            .chain(&self.mistaken)
-            .filter(|key| key.0[0] == "queues")
-            .filter_map(|key| key.0.get(1).cloned())
-            .collect();
-        for name in chosen.iter().filter(|name| !lanes.contains(*name)) {
-            let known = lanes.iter().cloned().collect::<Vec<_>>().join(", ");
-            let message = format!("`worker.queues` names `{name}`, which is not in [queues] ({known})");
-            self.report(message, Some(origin.clone()));
-        }
-    }
-
-    /// A number that is not mistaken.
-    fn whole(&self, key: &Key) -> Option<i64> {
-        if self.mistaken.contains(key) {
-            return None;
-        }
-        self.settings.0.get(key).and_then(|setting| setting.value.as_integer())
-    }
-}
-
-impl Settings {
-    fn to_table(&self) -> toml::Table {
-        // Sections may be empty, and serde wants to see each of them.
-        let mut root: toml::Table = ["queues", "toolkit_versions", "toolkits"]
-            .map(|section| (section.to_owned(), Value::Table(toml::Table::new())))
-            .into_iter()
-            .collect();
-        for (key, setting) in &self.0 {
-            let Some((last, sections)) = key.0.split_last() else { continue };
-            let mut table = &mut root;
-            for section in sections {
-                let entry = table.entry(section.clone()).or_insert_with(|| Value::Table(toml::Table::new()));
-                let Value::Table(inner) = entry else { unreachable!("no setting is inside another setting") };
-                table = inner;
-            }
-            table.insert(last.clone(), setting.value.clone());
-        }
-        root
     }
 }
 
@@ -445,35 +302,5 @@ fn plain(value: &DeValue<'_>) -> Value {
         DeValue::Datetime(date) => Value::Datetime(*date),
         DeValue::Array(items) => Value::Array(items.iter().map(|item| plain(item.get_ref())).collect()),
         DeValue::Table(_) => Value::Table(toml::Table::new()),
-    }
-}
-
-impl Config {
-    /// # Errors
-    /// No database is configured.
-    pub fn require_store(&self) -> Result<(), Missing> {
-        if self.store.url.expose_secret().is_empty() { Err(Missing::Store) } else { Ok(()) }
-    }
-
-    /// # Errors
-    /// No broker is configured.
-    pub fn require_amqp(&self) -> Result<(), Missing> {
-        if self.has_amqp() { Ok(()) } else { Err(Missing::Amqp) }
-    }
-
-    /// # Errors
-    /// No key for the tool API is configured.
-    pub fn require_api_key(&self) -> Result<(), Missing> {
-        if self.composio.api_key.expose_secret().is_empty() { Err(Missing::ApiKey) } else { Ok(()) }
-    }
-
-    /// Whether a broker is configured.
-    pub fn has_amqp(&self) -> bool {
-        !self.amqp.url.expose_secret().is_empty()
-    }
-
-    /// Whether the store is a SQLite file, which only the processes of one machine share.
-    pub fn store_is_sqlite(&self) -> bool {
-        self.store.url.expose_secret().starts_with("sqlite://")
     }
 }

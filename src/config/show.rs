@@ -6,10 +6,7 @@ use serde_json::json;
 use toml::Value;
 use url::Url;
 
-use super::{
-    load::{Loaded, Setting},
-    setting::{Key, Rule, SETTINGS},
-};
+use super::{load::Loaded, names::Key, rule::Rule, values::Setting};
 
 /// What stands for a secret.
 const MASK: &str = "***";
@@ -67,18 +64,14 @@ impl Loaded {
     }
 
     fn in_order(&self) -> Vec<(&Key, &Setting)> {
-        let position = |key: &Key| {
-            SETTINGS.iter().position(|(pattern, _)| key.0.first().is_some_and(|s| s == pattern[0]))
-        };
-        let exact = |key: &Key| SETTINGS.iter().position(|(pattern, _)| *key == Key::new(pattern));
         let mut all: Vec<_> = self.settings.0.iter().collect();
-        all.sort_by_key(|(key, _)| exact(key).or_else(|| position(key)));
+        all.sort_by_key(|(key, _)| key.position());
         all
     }
 }
 
 fn shown(key: &Key, setting: &Setting) -> Value {
-    match (Rule::of(key), &setting.value) {
+    match (key.rule(), &setting.value) {
         (Some(rule), Value::String(text)) if rule.is_secret() && !text.is_empty() => {
             Value::String(match rule {
                 Rule::Service(_) => mask_url(text),

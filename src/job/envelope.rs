@@ -15,8 +15,8 @@ use sha2::{Digest as _, Sha256};
 use super::{Budget, Effect, JobId, Owner, OwnerKind, outcome::clip};
 use crate::{
     bounds::{
-        MAX_AGE, MAX_ATTEMPTS, MAX_ENVELOPE_BYTES, MAX_QUEUE_NAME_BYTES, MAX_SHORT_TEXT_BYTES, MAX_TAGS,
-        MAX_TIMEOUT, MAX_TOOL_BYTES,
+        MAX_AGE, MAX_ATTEMPTS, MAX_ENVELOPE_BYTES, MAX_PRIORITY, MAX_QUEUE_NAME_BYTES, MAX_SHORT_TEXT_BYTES,
+        MAX_TAGS, MAX_TIMEOUT, MAX_TOOL_BYTES,
     },
     string_enum::string_enum,
 };
@@ -26,9 +26,6 @@ const MAX_DEPTH: usize = 128;
 
 /// The most bytes by which [`encode`] exceeds what was decoded: ID, queue, and times spelt out.
 const MAX_GROWTH: usize = 1024;
-
-/// The highest `priority`; higher runs earlier within its queue.
-const MAX_PRIORITY: i16 = 9;
 
 /// A job as it was asked for: decoded, bounded and identified, but not yet judged.
 #[derive(Clone)]
@@ -310,7 +307,7 @@ pub fn decode(body: &[u8], arrival: &Arrival<'_>) -> Result<JobSpec, EnvelopeErr
         return Err(bad("max_attempts", format!("must be 1 to {MAX_ATTEMPTS}")));
     }
     let priority = wire.priority.unwrap_or(0);
-    if !(0..=MAX_PRIORITY).contains(&priority) {
+    if !(0..=i16::from(MAX_PRIORITY)).contains(&priority) {
         return Err(bad("priority", format!("must be 0 to {MAX_PRIORITY}; higher runs earlier")));
     }
     let tags = wire.tags.map(Cow::into_owned).unwrap_or_default();

@@ -7,7 +7,7 @@
 //! provider may have taken back a grant that the API still believes in.
 
 use std::{
-    sync::{Arc, PoisonError, RwLock},
+    sync::{Arc, RwLock},
     time::Duration,
 };
 
@@ -18,7 +18,9 @@ use super::rounds;
 use crate::{
     backoff::Intervals,
     failure::chain,
+    services::Services,
     store::{Awaited, SharedStore, StoreError},
+    sync,
     telemetry::metrics,
     tool::{SharedToolApi, ToolError, account},
 };
@@ -83,8 +85,9 @@ fn next(look: &Look, doubted: Option<&str>) -> Step {
 }
 
 impl Connections {
-    /// Looks on `store` for what `api` knows; wakes the relay when it made jobs due.
-    pub fn new(store: SharedStore, api: SharedToolApi, relay_wake: Arc<Notify>, options: Options) -> Self {
+    /// Asks the tool API about held jobs; wakes the relay when it made jobs due.
+    pub fn new(services: &Services, options: Options) -> Self {
+        let Services { store, api, relay_wake, .. } = services.clone();
         Self { store, api, relay_wake, options, quiet_until: RwLock::default() }
     }
 
@@ -202,7 +205,7 @@ impl Connections {
     }
 
     fn is_quiet(&self) -> bool {
-        let until = *self.quiet_until.read().unwrap_or_else(PoisonError::into_inner);
+        let until = *sync::read(&self.quiet_until);
         until.is_some_and(|until| Instant::now() < until)
     }
 
@@ -215,7 +218,7 @@ impl Connections {
             _ => initial,
         };
         let until = Instant::now() + wait;
-        *self.quiet_until.write().unwrap_or_else(PoisonError::into_inner) = Some(until);
+        *sync::write(&self.quiet_until) = Some(until);
     }
 }
 

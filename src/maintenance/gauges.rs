@@ -8,6 +8,7 @@ use crate::{
     failure::chain,
     job::{HeldReason, QueueName, State},
     queue::SharedQueue,
+    services::Services,
     store::{SharedStore, StoreError},
     telemetry::metrics,
 };
@@ -24,7 +25,8 @@ pub struct Gauges {
 
 impl Gauges {
     /// Gauges of these lanes, read once per `every`.
-    pub fn new(store: SharedStore, queue: SharedQueue, lanes: Vec<QueueName>, every: Duration) -> Self {
+    pub fn new(services: &Services, lanes: Vec<QueueName>, every: Duration) -> Self {
+        let Services { store, queue, .. } = services.clone();
         Self { store, queue, lanes, every, reconnects: 0 }
     }
 

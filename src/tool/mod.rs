@@ -27,7 +27,6 @@ pub mod decode;
 pub mod error;
 pub mod not_ready;
 pub mod pin;
-pub mod retry_after;
 
 pub use error::{ApiError, ToolError};
 

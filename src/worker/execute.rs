@@ -18,8 +18,8 @@ use super::{
 };
 use crate::{
     job::{
-        Attempt, AttemptEnd, AttemptOutcome, Binding, Ending, ErrorKind, HeldReason, JobError, JobSpec,
-        NotReady, RequestId, Stop,
+        AttemptEnd, AttemptOutcome, Binding, Ending, ErrorKind, JobError, JobSpec, NotReady, RequestId,
+        Spending, Started, Stop,
     },
     store::{Bind, By, Claim, ClaimReceipt, Finish, Finished},
     telemetry::metrics::{self, LaneMetrics},
@@ -107,7 +107,7 @@ async fn run(shared: &Shared, mut held: Held) {
 /// `None` when the job turned out to be held by somebody else.
 async fn attempt(shared: &Shared, held: &mut Held) -> Option<AttemptEnd> {
     let binding = match held.receipt.binding.take() {
-        Some(binding) if !shared.deps.resolver.lacks_account(&held.spec, &binding) => {
+        Some(binding) if !shared.resolver.lacks_account(&held.spec, &binding) => {
             held.receipt.binding.insert(binding).clone()
         }
         earlier => match bind(shared, held, earlier).await {
@@ -124,7 +124,7 @@ async fn attempt(shared: &Shared, held: &mut Held) -> Option<AttemptEnd> {
         Ok(permit) => permit,
         Err(open) => return Some(postpone(shared, held, open)),
     };
-    if let Err(not_ready) = shared.deps.resolver.admit_account(&held.spec, &binding) {
+    if let Err(not_ready) = shared.resolver.admit_account(&held.spec, &binding) {
         return Some(set_back(shared, held, not_ready));
     }
     let call = Call {
@@ -158,7 +158,7 @@ enum Frozenness {
 /// Decides pin, account and effect of a job that came without them, or the account alone, and makes
 /// the decision durable before anything is sent.
 async fn bind(shared: &Shared, held: &mut Held, earlier: Option<Binding>) -> Frozenness {
-    let resolver = &shared.deps.resolver;
+    let resolver = &shared.resolver;
     held.receipt.binding.clone_from(&earlier);
     let decision = async {
         match earlier {
@@ -275,12 +275,12 @@ fn judge(
         report(permit, classified.outcome, &classified.next);
     }
     if classified.account_is_gone() {
-        shared.deps.resolver.account_refused(&held.spec, binding);
+        shared.resolver.account_refused(&held.spec, binding);
     } else if matches!(classified.outcome, AttemptOutcome::Succeeded | AttemptOutcome::ToolFailed) {
-        shared.deps.resolver.account_accepted(&held.spec, binding);
+        shared.resolver.account_accepted(&held.spec, binding);
     }
     if let Some(notice) = &classified.deprecated {
-        shared.deps.resolver.note_deprecated(&binding.toolkit, &binding.version, notice);
+        shared.resolver.note_deprecated(&binding.toolkit, &binding.version, notice);
     }
     let ending = match classified.next {
         Next::Succeed { result } => Ending::Succeed { result },
@@ -292,7 +292,7 @@ fn judge(
         }
         Next::Retry { error, retry_after } => retry(shared, held, error, retry_after),
         Next::Unknown { error } if binding.effect.may_repeat() => retry(shared, held, error, None),
-        Next::Unknown { error } => undecided(shared.options.first_check, error, held.request_id),
+        Next::Unknown { error } => Ending::undecided(shared.options.first_check, error),
     };
     AttemptEnd {
         outcome: classified.outcome,
@@ -302,46 +302,20 @@ fn judge(
     }
 }
 
-/// What the error of a job says from here on as long as its call is looked for.
-pub const LOOKS: &str = "; errand looks for the request ID";
-
-/// Parks a job whose call may or may not have run: until the tool API's log is asked for the first
-/// time after `first_check`, or, without it, until a person has looked there.
-pub(crate) fn undecided(first_check: Option<Duration>, error: JobError, request_id: RequestId) -> Ending {
-    let message = match first_check {
-        Some(_) => {
-            format!("{}{LOOKS} {request_id} in the tool API's log and goes by what it finds", error.message())
-        }
-        None => format!(
-            "{}; look for the request ID {request_id} in the tool API's log, then release the job with \
-             --succeeded, --failed or --retry",
-            error.message()
-        ),
-    };
-    let error = error.with_message(message);
-    match first_check {
-        Some(after) => Ending::Verify { after, error },
-        None => Stop::Hold { reason: HeldReason::UnknownOutcome, error }.into(),
-    }
-}
-
 fn retry(shared: &Shared, held: &Held, error: JobError, retry_after: Option<Duration>) -> Ending {
-    let spent = held.receipt.spent.saturating_add(1);
-    let next =
-        shared.options.retry.next(held.spec.budget, spent, age(shared, held), retry_after, fastrand::f64());
-    match next {
-        Some(after) => Ending::Retry { after, error },
-        None => Stop::Fail { error }.into(),
-    }
+    shared.options.retry.retry(spending(shared, held), error, retry_after, fastrand::f64())
 }
 
 fn throttled(shared: &Shared, held: &Held, error: JobError, retry_after: Option<Duration>) -> Ending {
-    let (budget, number) = (held.spec.budget, held.receipt.attempt);
-    let next =
-        shared.options.retry.throttled(budget, number, age(shared, held), retry_after, fastrand::f64());
-    match next {
-        Some(after) => Ending::Snooze { after, error: Some(error) },
-        None => Stop::Fail { error }.into(),
+    shared.options.retry.snooze(spending(shared, held), error, retry_after, fastrand::f64())
+}
+
+fn spending(shared: &Shared, held: &Held) -> Spending {
+    Spending {
+        budget: held.spec.budget,
+        attempt: held.receipt.attempt,
+        spent: held.receipt.spent,
+        age: age(shared, held),
     }
 }
 
@@ -365,7 +339,7 @@ fn panicked(shared: &Shared, held: &Held) -> AttemptEnd {
     let error = JobError::new(ErrorKind::Internal, message);
     let counts = held.receipt.binding.as_ref().is_none_or(|binding| !binding.effect.may_repeat());
     let ending = if held.is_sent && counts {
-        undecided(shared.options.first_check, error, held.request_id)
+        Ending::undecided(shared.options.first_check, error)
     } else {
         retry(shared, held, error, None)
     };
@@ -382,23 +356,14 @@ async fn record(shared: &Shared, held: Held, ended: AttemptEnd) {
         _ => 0,
     };
     let cause = ended.ending.error().map(|error| error.kind());
-    let finish = Finish {
-        id: spec.id,
-        fence: receipt.fence,
-        by: By::Holder,
-        attempt: Attempt {
-            number: receipt.attempt,
-            request_id,
-            outcome: ended.outcome,
-            http_status: ended.http_status,
-            log_id: ended.log_id,
-            version: receipt.binding.map(|binding| binding.version),
-            error: ended.ending.error().cloned(),
-            started_at,
-            finished_at: shared.deps.clock.now(),
-        },
-        ending: ended.ending,
+    let started = Started {
+        number: receipt.attempt,
+        request_id,
+        version: receipt.binding.map(|binding| binding.version),
+        at: started_at,
     };
+    let (attempt, ending) = ended.record(started, shared.deps.clock.now());
+    let finish = Finish { id: spec.id, fence: receipt.fence, by: By::Holder, attempt, ending };
     shared.crash.pass(CrashPoint::AfterCall);
     shared.buffered.fetch_add(bytes, Ordering::Relaxed);
     shared.waiting.fetch_add(1, Ordering::Relaxed);

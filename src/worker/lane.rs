@@ -242,7 +242,7 @@ impl Lane {
         let spec = decode(&delivery.body, &arrival).map_err(|error| with_encoding(error, properties))?;
         let request_id = RequestId::new();
         let from_store = properties.from_store;
-        let resolver = &self.shared.deps.resolver;
+        let resolver = &self.shared.resolver;
         let (binding, stop) = if anonymous == Some(spec.id) && delivery.redelivered {
             let error = JobError::new(
                 ErrorKind::UnknownOutcome,

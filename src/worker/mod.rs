@@ -20,7 +20,6 @@ mod crash;
 pub(crate) mod execute;
 mod finish;
 mod group_commit;
-mod health;
 mod heartbeat;
 mod journal;
 mod lane;
@@ -31,19 +30,17 @@ use std::{
     collections::{HashMap, HashSet},
     path::PathBuf,
     sync::{
-        Arc, Mutex, OnceLock, PoisonError,
+        Arc, Mutex, OnceLock,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
 
-use tokio::{sync::Notify, task::JoinHandle, time::Instant};
+use tokio::{task::JoinHandle, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use circuit_breaker::Policy as CircuitBreakerPolicy;
 pub use crash::{CrashPlan, CrashPoint};
-pub use execute::LOOKS;
-pub use health::{Health, Phase, Readiness};
 pub use journal::{Unreadable as UnreadableJournal, decode as decode_journal};
 pub use resolve::{Options as ResolverOptions, Resolver};
 
@@ -52,32 +49,15 @@ use self::{
     heartbeat::LeaseClock,
 };
 use crate::{
-    clock::SharedClock,
     failure::chain,
+    health::{Health, Phase},
     job::{JobId, QueueName, RetryPolicy, WorkerId},
-    queue::SharedQueue,
+    services::Services,
     shutdown::{Countdown, Shutdown},
-    store::{Bind, Finish, Finished, SharedStore},
+    store::{Bind, Finish, Finished},
+    sync::lock,
     telemetry::metrics,
-    tool::SharedToolApi,
 };
-
-/// What a worker needs of the rest of errand.
-#[derive(Debug, Clone)]
-pub struct Deps {
-    /// The truth.
-    pub store: SharedStore,
-    /// Transport.
-    pub queue: SharedQueue,
-    /// Who runs the tools.
-    pub api: SharedToolApi,
-    /// Decides pin, account and effect.
-    pub resolver: Arc<Resolver>,
-    /// For the times of attempts.
-    pub clock: SharedClock,
-    /// Woken when a job was written that will be due soon, or that has a reply to send.
-    pub relay_wake: Arc<Notify>,
-}
 
 /// Settings of a worker.
 #[derive(Debug, Clone)]
@@ -138,7 +118,9 @@ pub struct Worker {
 /// What the parts of one worker share.
 #[derive(Debug)]
 struct Shared {
-    deps: Deps,
+    deps: Services,
+    /// Decides version, account and effect.
+    resolver: Arc<Resolver>,
     options: Options,
     health: Arc<Health>,
     lease: LeaseClock,
@@ -164,7 +146,7 @@ struct Shared {
 
 impl Worker {
     /// Prepares a worker; nothing happens before [`Self::run`].
-    pub fn new(deps: Deps, options: Options) -> Self {
+    pub fn new(deps: Services, resolver: Arc<Resolver>, options: Options) -> Self {
         let (finisher, finish_loop) = group_commit::group_commit(crate::bounds::FINISH_BATCH);
         let (binder, bind_loop) = group_commit::group_commit(crate::bounds::CLAIM_BATCH);
         let lanes = options.lanes.iter().map(|(name, _)| name.clone()).collect();
@@ -184,6 +166,7 @@ impl Worker {
             finisher,
             binder,
             deps,
+            resolver,
             options,
         });
         Self { shared, finish_loop, bind_loop }
@@ -282,7 +265,7 @@ impl Shared {
     /// Puts what the store did not take into the journal, and takes it off the list of what is `left`;
     /// returns how much it is.
     async fn journal(&self, countdown: &mut Countdown, left: &mut Vec<JobId>) -> usize {
-        let unwritten = std::mem::take(&mut *self.unwritten.lock().unwrap_or_else(PoisonError::into_inner));
+        let unwritten = std::mem::take(&mut *lock(&self.unwritten));
         if unwritten.is_empty() {
             return 0;
         }
@@ -337,25 +320,25 @@ impl Shared {
     }
 
     fn held_jobs(&self) -> usize {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner).len()
+        lock(&self.held).len()
     }
 
     fn take_held(&self) -> Vec<JobId> {
-        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut held = lock(&self.held);
         held.drain().map(|(id, ())| id).collect()
     }
 
     fn note_held(&self, ids: impl Iterator<Item = JobId>) {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner).extend(ids.map(|id| (id, ())));
+        lock(&self.held).extend(ids.map(|id| (id, ())));
     }
 
     fn note_ended(&self, id: JobId) {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+        lock(&self.held).remove(&id);
     }
 
     /// Keeps what could not be written for the journal.
     fn keep_unwritten(&self, finishes: Vec<Finish>) {
-        self.unwritten.lock().unwrap_or_else(PoisonError::into_inner).extend(finishes);
+        lock(&self.unwritten).extend(finishes);
     }
 
     /// Waits for the broker, but not beyond the moment when running calls are interrupted: what it has not

@@ -314,7 +314,7 @@ fn settings_are_shown_with_their_origins_and_without_secrets() {
 
     [connections]
 
-    [outage]
+    [circuit_breaker]
 
     [retry]
 

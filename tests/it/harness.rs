@@ -52,8 +52,8 @@ impl Harness {
             ("ERRAND__RETRY__INITIAL_MS", "50".into()),
             ("ERRAND__RETRY__MAX_MS", "500".into()),
             ("ERRAND__RELAY__POLL_MS", "100".into()),
-            ("ERRAND__OUTAGE__FIRST_MS", "100".into()),
-            ("ERRAND__OUTAGE__MAX_MS", "500".into()),
+            ("ERRAND__CIRCUIT_BREAKER__FIRST_MS", "100".into()),
+            ("ERRAND__CIRCUIT_BREAKER__MAX_MS", "500".into()),
             // Tests of unknown outcomes say for themselves when the log is asked.
             ("ERRAND__VERIFY__ENABLED", "false".into()),
             // Tests of held jobs decide for themselves when these go on.

@@ -2,10 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use errand::health::Phase;
 use errand::job::{AttemptOutcome, EnvelopeReason, ErrorKind, HeldReason, State};
 use errand::store::FindingKind;
 use errand::telemetry::metrics::{CATALOGUE, Kind};
-use errand::worker::Phase;
 
 use crate::dashboards::{self, between};
 

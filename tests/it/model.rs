@@ -7,7 +7,7 @@
 //! share nothing but lanes), time (what may happen after any wait may happen at once), and the batches.
 //!
 //! Assumed, as the documentation says: the log is asked whether a call never arrived only when no call
-//! can arrive any more (`verify.settle_secs`), and a worker without a lease starts no call.
+//! can arrive any more (`verify.log_delay_secs`), and a worker without a lease starts no call.
 
 use std::{sync::Arc, time::Duration};
 

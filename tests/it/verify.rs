@@ -16,7 +16,7 @@ const QUICK: [(&str, &str); 7] = [
     ("ERRAND__VERIFY__FIRST_MS", "100"),
     ("ERRAND__VERIFY__MAX_MS", "400"),
     ("ERRAND__VERIFY__BATCH", "50"),
-    ("ERRAND__VERIFY__SETTLE_SECS", "3"),
+    ("ERRAND__VERIFY__LOG_DELAY_SECS", "3"),
     ("ERRAND__VERIFY__GIVE_UP_SECS", "8"),
 ];
 

@@ -8,7 +8,10 @@ use lapin::{
 };
 
 use super::frame_filter::UNREADABLE_HEADER;
-use crate::queue::{Address, FROM_STORE_HEADER, Message, Properties, QueueError, QueueErrorKind};
+use crate::{
+    bounds::MAX_PRIORITY,
+    queue::{Address, FROM_STORE_HEADER, Message, Properties, QueueError, QueueErrorKind},
+};
 
 /// The exchange through which all lanes are published.
 pub(super) const EXCHANGE: &str = "errand";
@@ -29,7 +32,6 @@ const MAX_BODY_BYTES: usize = 16 * 1024 * 1024;
 const TRACEPARENT_HEADER: &str = "traceparent";
 const CONTENT_TYPE: &str = "application/json";
 const PERSISTENT: u8 = 2;
-const MAX_PRIORITY: u8 = 9;
 
 /// The exchange and routing key of a message.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]

@@ -18,11 +18,11 @@ use tokio::time::{Instant, timeout_at};
 use super::{
     Composio, NOT_SLUGS,
     response::{Unread, chain, collect, header},
+    retry_after::retry_after,
 };
 use crate::tool::{
     Answer, Body, Call, Reply,
     decode::{decode, empty_object},
-    retry_after::retry_after,
 };
 
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");

@@ -13,15 +13,12 @@ use tokio::time::{Instant, timeout};
 use super::{
     Composio, NOT_SLUGS,
     response::{Unread, chain, collect},
+    retry_after::{date, retry_after},
     wire,
 };
 use crate::{
     job::RequestId,
-    tool::{
-        Account, ApiCheck, ApiError, Body, Execution, ToolError, ToolInfo,
-        decode::decode,
-        retry_after::{date, retry_after},
-    },
+    tool::{Account, ApiCheck, ApiError, Body, Execution, ToolError, ToolInfo, decode::decode},
 };
 
 /// The time that one look-up may take, its repetitions included.

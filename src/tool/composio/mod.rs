@@ -32,6 +32,7 @@ mod response;
 
 pub mod client_pool;
 pub mod lookup;
+pub mod retry_after;
 pub mod wire;
 
 /// Idle connections are dropped before common load balancers do it.

@@ -11,11 +11,12 @@ use std::{
 
 use async_trait::async_trait;
 use errand::{
-    app::{self, App, Parts},
+    app::{self, App},
     clock,
     config::{self, Config, Sources},
     job::{JobId, QueueName, RequestId},
     queue::{Consumer, Delivery, Depth, Message, Queue, QueueError, Settler, SharedQueue},
+    services::Services,
     shutdown::Shutdown,
     tool::{
         Account, Answer, ApiCheck, Body, Call, Execution, Reply, ToolApi, ToolError, ToolInfo, ToolResult,
@@ -250,17 +251,13 @@ impl Inside {
         let sources = Sources { file: None, env: env.iter().cloned().collect() };
         let config: Config = config::load(&sources).unwrap().config;
         let api = Arc::new(Panicky::default());
-        let parts = Parts {
-            store: app::open_store(&config).unwrap(),
-            queue: wrap(app::open_queue(&config).unwrap()),
-            api: api.clone(),
-            clock: clock::system(),
-        };
-        let crew = App::of(parts, config).crew();
+        let (store, queue) = (app::open_store(&config).unwrap(), wrap(app::open_queue(&config).unwrap()));
+        let services = Services::new(store, queue, api.clone(), clock::system());
+        let runtime = App::of(services, config).runtime();
         let shutdown = Shutdown::default();
         let ends = shutdown.clone();
         let running = tokio::spawn(async move {
-            crew.run(ends).await.0.unwrap();
+            runtime.run(ends).await.0.unwrap();
         });
         Self { api, env, shutdown, running, _stage: harness, folder }
     }

@@ -10,10 +10,11 @@ use std::{
 
 use errand::{
     admission::{Admission, Enqueued},
-    app::{App, Parts},
+    app::App,
     config::Config,
     job::{Arrival, HeldReason, JobId, JobSpec, QueueName, Release, State, decode, encode},
     queue::{Address, Message, Properties, Queue as _, embedded::EmbeddedQueue},
+    services::Services,
     shutdown::Shutdown,
     store::{AttemptView, JobControl as _, JobFilter, JobView, SharedStore, StoreError},
 };
@@ -282,7 +283,7 @@ impl World {
             self.live.lock().unwrap().insert(slot, live);
             let shutdown = Shutdown::default();
             self.note(&life.name, "starts");
-            let run = app.crew().run(shutdown.clone());
+            let run = app.runtime().run(shutdown.clone());
             let running = tokio::spawn(async move { run.await.0 });
             // Some live through everything.
             let lasts = self.theme == Theme::Partition || self.rng.chance(0.2);
@@ -314,17 +315,12 @@ impl World {
 
     fn process(self: &Arc<Self>, life: &Arc<Life>) -> (App, Live) {
         let queue = Arc::new(EmbeddedQueue::new(self.config.queues.keys().cloned(), self.capacity));
-        let parts = Parts {
-            store: self.store_of(life),
-            queue: queue.clone(),
-            api: Arc::new(Line { world: self.clone(), life: life.clone() }),
-            clock: Arc::new(HostClock {
-                start: self.start,
-                wrongness: Wrongness::draw(&self.rng, self.calm_at),
-            }),
-        };
-        let app = App::of(parts, self.config.clone());
-        let door = Arc::new(app.door());
+        let api = Arc::new(Line { world: self.clone(), life: life.clone() });
+        let wrongness = Wrongness::draw(&self.rng, self.calm_at);
+        let clock = Arc::new(HostClock { start: self.start, wrongness });
+        let services = Services::new(self.store_of(life), queue.clone(), api, clock);
+        let app = App::of(services, self.config.clone());
+        let door = Arc::new(app.admission());
         (app, Live { queue, door })
     }
 

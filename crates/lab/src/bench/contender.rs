@@ -53,7 +53,7 @@ async fn worker(task: &Task, config: Config) -> Result<()> {
         stop.cancel();
     });
     if let (Some(lane), 1..) = (lanes.into_iter().next(), task.feed) {
-        let (door, feed, pace) = (app.door(), task.feed, task.pace);
+        let (door, feed, pace) = (app.admission(), task.feed, task.pace);
         tokio::spawn(async move {
             if let Err(error) = enqueue_evenly(&door, &lane, feed, pace).await {
                 tracing::error!(error = %chain(&*error), "jobs could not be enqueued");

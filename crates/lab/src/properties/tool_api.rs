@@ -8,9 +8,12 @@ use errand::{
     tool::{
         Answer, Body, Reply,
         classify::{Classified, Context, Next, classify},
-        composio::{lookup::lookup_error, wire},
+        composio::{
+            lookup::lookup_error,
+            retry_after::{MAX_RETRY_AFTER, date, retry_after},
+            wire,
+        },
         decode::decode,
-        retry_after::{MAX_RETRY_AFTER, date, retry_after},
     },
 };
 use jiff::Timestamp;

@@ -1,0 +1,107 @@
+//! Wires the parts together: the only module that names a concrete backend.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use metrics_exporter_prometheus::PrometheusHandle;
+use tokio_util::sync::CancellationToken;
+
+pub use self::{
+    open::{open_queue, open_store, open_tool_api, tool_api_options},
+    options::{AUDIT_PAGE, audit_limits, rules},
+    runtime::Runtime,
+};
+use crate::{
+    admission::Admission,
+    api::{self, Api},
+    config::Config,
+    services::Services,
+    shutdown::Shutdown,
+    telemetry::metrics,
+    worker::{CrashPlan, Report},
+};
+
+mod open;
+mod options;
+mod runtime;
+
+/// One process: what it works with, and how.
+#[derive(Debug)]
+pub struct App {
+    pub services: Services,
+    config: Config,
+    crash: Option<CrashPlan>,
+}
+
+impl App {
+    /// With the backends that the configuration names; nothing connects yet.
+    ///
+    /// # Errors
+    /// An address cannot be used.
+    pub fn new(config: Config) -> Result<Self> {
+        Ok(Self::of(open::open_services(&config)?, config))
+    }
+
+    /// With these backends. The addresses in the configuration are not looked at.
+    pub fn of(services: Services, config: Config) -> Self {
+        Self { services, config, crash: None }
+    }
+
+    /// Lets the worker crash at a point on a job's way, for tests of what that leaves behind.
+    #[must_use]
+    pub fn crashing(self, crash: Option<CrashPlan>) -> Self {
+        Self { crash, ..self }
+    }
+
+    /// The admission of jobs that this process enqueues itself.
+    pub fn admission(&self) -> Admission {
+        let unclaimed = Duration::from_secs(self.config.relay.unclaimed_secs);
+        let Services { store, queue, .. } = self.services.clone();
+        Admission::new(store, Some(queue), rules(&self.config), unclaimed)
+    }
+
+    /// Runs a worker with everything around it until `shutdown`, then drains. Waits for the services
+    /// at start, saying what it waits for. Serves metrics and health meanwhile.
+    ///
+    /// # Errors
+    /// The listener cannot be bound, or the store's schema does not fit and may not be migrated.
+    pub async fn run(self, metrics: PrometheusHandle, shutdown: Shutdown) -> Result<Report> {
+        let address = self.config.http.listen;
+        let runtime = self.runtime();
+        // The listener outlives everything else, so that a shutdown can be watched.
+        let serving = CancellationToken::new();
+        let listener = match address {
+            Some(address) => {
+                let api = Api::bind(address, metrics.clone(), runtime.health()).await.with_context(|| {
+                    format!("cannot listen on {address}; choose another address with --listen or http.listen")
+                })?;
+                tracing::info!(address = %api.address()?, "metrics and health are served");
+                Some(tokio::spawn(api.run(serving.clone())))
+            }
+            None => None,
+        };
+        let maintenance = tokio::spawn(api::metrics_maintenance(metrics, serving.clone()));
+        let (report, mut countdown) = runtime.run(shutdown).await;
+        serving.cancel();
+        maintenance.await?;
+        if let Some(listener) = listener {
+            let ended = async { listener.await?.context("the listener for metrics and health failed") };
+            // A client that does not read its answer must not keep the process either.
+            countdown.within(|times| times.end, ended).await.unwrap_or(Ok(()))?;
+        }
+        report
+    }
+
+    /// The worker and everything around it; nothing happens before [`Runtime::run`].
+    pub fn runtime(self) -> Runtime {
+        Runtime::new(self.services, self.config, self.crash)
+    }
+}
+
+/// Installs the metrics of this process.
+///
+/// # Errors
+/// They are installed already.
+pub fn install_metrics() -> Result<PrometheusHandle> {
+    metrics::install().context("metrics can be installed once per process")
+}

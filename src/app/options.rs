@@ -1,0 +1,192 @@
+//! From the configuration to the options of each part: the only place that knows both.
+
+use std::time::Duration;
+
+use crate::{
+    admission::Rules,
+    backoff::Intervals,
+    config::{self, Config},
+    job::{OwnerPolicy, QueueName, RetryPolicy, WorkerId},
+    maintenance::{audit, connections, rescue, verify},
+    relay,
+    store::AuditLimits,
+    worker,
+};
+
+/// Jobs that an audit looks at with one statement, and the time between two of them, in which a worker's
+/// database does other things.
+pub const AUDIT_PAGE: usize = 1_000;
+const AUDIT_PAUSE: Duration = Duration::from_millis(20);
+
+/// What rescue, relay and look-ups may take beyond their own times before an audit reports it.
+const AUDIT_MARGIN: Duration = Duration::from_secs(60);
+const OVERDUE: Duration = Duration::from_secs(10 * 60);
+
+/// An attempt may run so much longer than its timeout: looking tool and account up, and writing the result
+/// of a call while the store is away.
+const OVERRUN: Duration = Duration::from_secs(15 * 60);
+
+/// Publications of an available job that nobody claims, before an audit reports it. Each waits twice as long as the
+/// one before, beginning with `relay.unclaimed_secs`, so that these take about a quarter of an hour by default.
+const UNCLAIMED_PUBLICATIONS: u32 = 5;
+
+/// The rules of admission that the configuration names.
+pub fn rules(config: &Config) -> Rules {
+    Rules {
+        owners: OwnerPolicy {
+            allow_default: config.owners.allow_default,
+            refuse_email: config.owners.refuse_email,
+        },
+        owned_by: config
+            .toolkits
+            .iter()
+            .filter_map(|(slug, toolkit)| toolkit.owned_by.map(|kind| (slug.clone(), kind)))
+            .collect(),
+    }
+}
+
+pub(super) fn lanes(config: &Config) -> Vec<(QueueName, u32)> {
+    let chosen = |name: &QueueName| config.worker.queues.is_empty() || config.worker.queues.contains(name);
+    let lanes = config.queues.iter().filter(|(name, _)| chosen(name));
+    lanes.map(|(name, lane)| (name.clone(), lane.concurrency)).collect()
+}
+
+/// The configured name, or the host's.
+pub(super) fn worker_name(config: &Config) -> String {
+    if !config.worker.name.is_empty() {
+        return config.worker.name.clone();
+    }
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let host = host.trim();
+    if host.is_empty() { "errand".into() } else { host.into() }
+}
+
+fn retry_policy(retry: &config::Retry) -> RetryPolicy {
+    RetryPolicy {
+        intervals: Intervals {
+            initial: Duration::from_millis(retry.initial_ms),
+            max: Duration::from_millis(retry.max_ms),
+            multiplier: retry.multiplier,
+            jitter: retry.jitter,
+        },
+        max_attempts: retry.max_attempts,
+        max_retry_after: Duration::from_secs(retry.max_retry_after_secs),
+        max_throttled_age: Duration::from_secs(retry.max_throttled_secs),
+    }
+}
+
+pub(super) fn worker(config: &Config, lanes: Vec<(QueueName, u32)>) -> worker::Options {
+    worker::Options {
+        id: WorkerId::new(),
+        name: worker_name(config),
+        lanes,
+        lease: Duration::from_secs(config.worker.lease_secs),
+        heartbeat: Duration::from_secs(config.worker.heartbeat_secs),
+        shutdown: Duration::from_secs(config.worker.drain_secs),
+        journal_dir: config.worker.journal_dir.clone(),
+        accept_unidentified: config.worker.accept_unidentified,
+        retry: retry_policy(&config.retry),
+        circuit_breaker: worker::CircuitBreakerPolicy {
+            after: config.circuit_breaker.after,
+            intervals: waits(config.circuit_breaker.first_ms, config.circuit_breaker.max_ms),
+            max_retry_after: Duration::from_secs(config.retry.max_retry_after_secs),
+        },
+        first_check: first_check(config),
+        timeout: Duration::from_millis(config.composio.timeout_ms),
+        max_buffered_bytes: config.worker.max_buffered_bytes,
+        crash: None,
+    }
+}
+
+pub(super) fn resolver(config: &Config) -> worker::ResolverOptions {
+    worker::ResolverOptions {
+        rules: rules(config),
+        unpinned: config.pins.unpinned,
+        config_pins: config.toolkit_versions.clone(),
+        env_pins: config.env_pins.clone(),
+        tool_ttl: Duration::from_secs(config.composio.tool_cache_secs),
+        account_ttl: Duration::from_secs(config.composio.account_cache_secs),
+    }
+}
+
+pub(super) fn relay(config: &Config) -> relay::Options {
+    relay::Options {
+        poll: Duration::from_millis(config.relay.poll_ms),
+        batch: config.relay.batch,
+        unclaimed: Duration::from_secs(config.relay.unclaimed_secs),
+    }
+}
+
+/// Waits that double from the first to the longest.
+fn waits(first_ms: u64, max_ms: u64) -> Intervals {
+    Intervals::doubling(Duration::from_millis(first_ms), Duration::from_millis(max_ms)).with_jitter(0.2)
+}
+
+/// `None` where a person decides about every unknown outcome.
+fn first_check(config: &Config) -> Option<Duration> {
+    config.verify.enabled.then(|| Duration::from_millis(config.verify.first_ms))
+}
+
+pub(super) fn verify(config: &Config) -> verify::Options {
+    let verify = &config.verify;
+    verify::Options {
+        poll: Duration::from_millis(verify.poll_ms),
+        batch: verify.batch,
+        policy: verify::Policy {
+            intervals: waits(verify.first_ms, verify.max_ms),
+            log_delay: Duration::from_secs(verify.log_delay_secs),
+            give_up: Duration::from_secs(verify.give_up_secs),
+        },
+        retry: retry_policy(&config.retry),
+        timeout: Duration::from_millis(config.composio.timeout_ms),
+    }
+}
+
+pub(super) fn audit(config: &Config) -> audit::Options {
+    audit::Options {
+        page: AUDIT_PAGE,
+        pause: AUDIT_PAUSE,
+        limits: audit_limits(config),
+        repair: config.audit.repair,
+        named: audit::NAMED_IN_LOG,
+    }
+}
+
+/// Which worker's turn it is to audit.
+pub(super) fn audit_turns(config: &Config, worker: &worker::Options) -> audit::Turns {
+    let every = Duration::from_secs(config.audit.every_secs);
+    audit::Turns { every, worker: worker.id, lease: worker.lease }
+}
+
+/// From when on an audit reports what the flow should have done by itself.
+pub fn audit_limits(config: &Config) -> AuditLimits {
+    let lease = Duration::from_secs(config.worker.lease_secs);
+    AuditLimits {
+        lost: lease + 2 * Duration::from_secs(config.rescue.poll_secs) + AUDIT_MARGIN,
+        timeout: Duration::from_millis(config.composio.timeout_ms),
+        overrun: OVERRUN,
+        overdue: OVERDUE,
+        publications: UNCLAIMED_PUBLICATIONS,
+        verified: config.verify.enabled,
+    }
+}
+
+pub(super) fn connections(config: &Config) -> connections::Options {
+    let connections = &config.connections;
+    connections::Options {
+        looks: connections.enabled,
+        poll: Duration::from_millis(connections.poll_ms),
+        batch: connections.batch,
+        intervals: waits(connections.first_ms, connections.max_ms).with_jitter(0.3),
+    }
+}
+
+pub(super) fn rescue(config: &Config) -> rescue::Options {
+    rescue::Options {
+        poll: Duration::from_secs(config.rescue.poll_secs),
+        batch: config.rescue.batch,
+        lease: Duration::from_secs(config.worker.lease_secs),
+        first_check: first_check(config),
+        retry: retry_policy(&config.retry),
+    }
+}

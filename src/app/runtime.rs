@@ -1,0 +1,192 @@
+//! The life of a process: it waits for its services, works until it is told to stop, and closes what it opened.
+
+use std::{sync::Arc, time::Duration};
+
+use anyhow::Result;
+use futures_util::{FutureExt as _, future::BoxFuture};
+use tokio::time::Instant;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::options;
+use crate::{
+    backoff::RECONNECT,
+    config::Config,
+    failure::chain,
+    health::{Health, Phase},
+    job::QueueName,
+    maintenance::{
+        audit::{self, Audit},
+        connections::Connections,
+        gauges::Gauges,
+        rescue::Rescue,
+        verify::Verify,
+    },
+    relay::Relay,
+    services::Services,
+    shutdown::{Countdown, Shutdown},
+    store::Schema,
+    worker::{CrashPlan, Report, Resolver, Worker},
+};
+
+/// How often gauges are read.
+const GAUGES_EVERY: Duration = Duration::from_secs(5);
+
+/// How long each part may take to end, once nothing is running any more; less where the shutdown's budget
+/// is nearly used up.
+const CLOSING: Duration = Duration::from_secs(5);
+
+/// The worker of a process and everything around it, ready to run.
+#[derive(Debug)]
+pub struct Runtime {
+    services: Services,
+    config: Config,
+    worker: Worker,
+    background: Background,
+}
+
+/// What the parts beside the worker are made of.
+#[derive(Debug)]
+struct Background {
+    resolver: Arc<Resolver>,
+    lanes: Vec<QueueName>,
+    turns: audit::Turns,
+}
+
+impl Runtime {
+    pub(super) fn new(services: Services, config: Config, crash: Option<CrashPlan>) -> Self {
+        let lanes = options::lanes(&config);
+        let names = lanes.iter().map(|(name, _)| name.clone()).collect();
+        let resolver = Arc::new(Resolver::new(services.api.clone(), options::resolver(&config)));
+        let options = crate::worker::Options { crash, ..options::worker(&config, lanes) };
+        let turns = options::audit_turns(&config, &options);
+        let background = Background { resolver: resolver.clone(), lanes: names, turns };
+        let worker = Worker::new(services.clone(), resolver, options);
+        Self { services, config, worker, background }
+    }
+
+    /// Whether the worker is alive and ready, for the health endpoint.
+    pub fn health(&self) -> Arc<Health> {
+        self.worker.health()
+    }
+
+    /// Waits for the services, works until `shutdown`, drains, and closes queue and store. Returns what is
+    /// left of the time for shutting down, too.
+    ///
+    /// # Errors
+    /// The store's schema does not fit and may not be migrated.
+    pub async fn run(self, shutdown: Shutdown) -> (Result<Report>, Countdown) {
+        let Self { services, config, worker, background } = self;
+        let health = worker.health();
+        let ready = tokio::select! {
+            biased;
+            () = shutdown.stop.cancelled() => Ok(false),
+            ready = prepare(&services, &config, &background.resolver) => ready.map(|()| true),
+        };
+        let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
+        let budget = Duration::from_secs(config.worker.drain_secs);
+        let (report, mut countdown) = match ready {
+            Ok(true) => {
+                for part in background.parts(&services, &config, &stop) {
+                    tasks.spawn(part);
+                }
+                let (report, countdown) = worker.run(shutdown).await;
+                (Ok(report), countdown)
+            }
+            Ok(false) => (Ok(Report::default()), Countdown::begin(budget, shutdown.abort)),
+            Err(error) => (Err(error), Countdown::begin(budget, shutdown.abort)),
+        };
+        health.enter(Phase::Closing);
+        tracing::info!(phase = Phase::Closing.as_str(), "shutting down");
+        stop.cancel();
+        tasks.close();
+        let Services { queue, store, .. } = services;
+        // What is cut off here is looked at again by the next process.
+        within(&mut countdown, 4, "the relay and its neighbours", tasks.wait()).await;
+        within(&mut countdown, 3, queue.backend(), queue.close()).await;
+        within(&mut countdown, 2, store.backend(), store.close()).await;
+        (report, countdown)
+    }
+}
+
+impl Background {
+    /// Everything that runs beside the worker, until `stop`.
+    fn parts(
+        self,
+        services: &Services,
+        config: &Config,
+        stop: &CancellationToken,
+    ) -> Vec<BoxFuture<'static, ()>> {
+        let Self { resolver, lanes, turns } = self;
+        let stop = || stop.clone();
+        let mut parts = vec![
+            resolver.refresh_pins(services.store.clone(), stop()).boxed(),
+            Relay::new(services, options::relay(config)).run(stop()).boxed(),
+            Rescue::new(services, options::rescue(config)).run(stop()).boxed(),
+            Connections::new(services, options::connections(config)).run(stop()).boxed(),
+            Gauges::new(services, lanes, GAUGES_EVERY).run(stop()).boxed(),
+        ];
+        if config.verify.enabled {
+            parts.push(Verify::new(services, options::verify(config)).run(stop()).boxed());
+        }
+        if config.audit.enabled {
+            let Services { store, queue, relay_wake, .. } = services.clone();
+            let audit = Audit::new(store, Some(queue), relay_wake, options::audit(config));
+            parts.push(audit.run(turns, stop()).boxed());
+        }
+        parts
+    }
+}
+
+/// Waits for the store and the broker, saying what is waited for, sees to the schema and reads the pins.
+async fn prepare(services: &Services, config: &Config, resolver: &Resolver) -> Result<()> {
+    let Services { store, queue, .. } = services;
+    let mut failures = 0;
+    loop {
+        let problem = match store.schema().await {
+            Ok(Schema::Current | Schema::Ahead) => break,
+            Ok(Schema::Behind { missing }) if config.store.migrate_at_start => match store.migrate().await {
+                Ok(applied) => {
+                    tracing::info!(applied, missing, "the database is migrated");
+                    break;
+                }
+                Err(error) => format!("cannot migrate {}: {}", store.backend(), chain(&error)),
+            },
+            Ok(Schema::Behind { missing }) => {
+                format!("{missing} migrations are missing; run `errand migrate`")
+            }
+            Err(error) => format!("waiting for {}: {}", store.backend(), chain(&error)),
+        };
+        failures = pause(failures, &problem).await;
+    }
+    failures = 0;
+    loop {
+        match queue.check().await {
+            Ok(broker) => {
+                tracing::info!(broker, store = store.backend(), "services are there");
+                // The first jobs must already see the pins.
+                resolver.load_pins(store).await;
+                return Ok(());
+            }
+            Err(error) => {
+                let problem = format!("waiting for {}: {}", queue.backend(), chain(&error));
+                failures = pause(failures, &problem).await;
+            }
+        }
+    }
+}
+
+/// Waits for a part to end, but no longer than its share of what is left of the budget: a service that
+/// stalls must not keep the process, nor the parts that come after it. `parts` are still to end.
+async fn within(countdown: &mut Countdown, parts: u32, part: &str, end: impl Future<Output = ()>) {
+    let until = Instant::now() + CLOSING.min(countdown.left() / parts);
+    if countdown.within(|times| times.end.min(until), end).await.is_none() {
+        tracing::warn!("{part} did not end in time and is left as it is");
+    }
+}
+
+async fn pause(failures: u32, problem: &str) -> u32 {
+    let wait = RECONNECT.wait(failures + 1, fastrand::f64()).min(Duration::from_secs(5));
+    tracing::warn!(wait_ms = wait.as_millis(), "{problem}");
+    tokio::time::sleep(wait).await;
+    failures + 1
+}

@@ -1,0 +1,119 @@
+//! What must hold between settings. A setting that is mistaken by itself is left out, so that nothing is reported
+//! twice.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use toml::Value;
+
+use super::{
+    error::{Mistake, Origin},
+    names::Key,
+    values::Settings,
+};
+
+/// A lease must outlast three heartbeats by this, so that one slow write does not lose a worker.
+const LEASE_MARGIN_SECS: i64 = 2;
+
+/// Checks all relations. `lanes` are those that a file declares, which must have a concurrency in the end.
+pub(super) fn check(
+    settings: &Settings,
+    mistaken: &BTreeSet<Key>,
+    lanes: &BTreeMap<Key, Origin>,
+) -> Vec<Mistake> {
+    let mut relations = Relations { settings, mistaken, mistakes: Vec::new() };
+    relations.lease_outlasts_heartbeats();
+    relations.at_most("retry.initial_ms", "retry.max_ms", ", the longest wait");
+    relations.at_most("composio.connect_timeout_ms", "composio.timeout_ms", ", which includes connecting");
+    let one_fits = "so that one answer of the largest size fits";
+    relations.at_least("worker.max_buffered_bytes", "composio.max_response_bytes", one_fits);
+    let never_arrived = "or no call could be found to have never arrived";
+    relations.at_least("verify.give_up_secs", "verify.log_delay_secs", never_arrived);
+    relations.lanes_have_a_concurrency(lanes);
+    relations.consumed_lanes_exist();
+    relations.mistakes
+}
+
+struct Relations<'a> {
+    settings: &'a Settings,
+    mistaken: &'a BTreeSet<Key>,
+    mistakes: Vec<Mistake>,
+}
+
+impl Relations<'_> {
+    fn lease_outlasts_heartbeats(&mut self) {
+        if let (Some(lease), Some(beat)) =
+            (self.whole("worker.lease_secs"), self.whole("worker.heartbeat_secs"))
+        {
+            let least = 3 * beat + LEASE_MARGIN_SECS;
+            if lease < least {
+                let message = format!(
+                    "`worker.lease_secs` is {lease} but must be at least {least} (three times \
+                     `worker.heartbeat_secs` and {LEASE_MARGIN_SECS} more), because otherwise a worker that misses \
+                     one beat loses its jobs"
+                );
+                self.report("worker.lease_secs", message);
+            }
+        }
+    }
+
+    fn at_most(&mut self, name: &str, ceiling: &str, why: &str) {
+        if let (Some(value), Some(most)) = (self.whole(name), self.whole(ceiling))
+            && value > most
+        {
+            self.report(
+                name,
+                format!("`{name}` is {value} but must not be more than `{ceiling}` ({most}){why}"),
+            );
+        }
+    }
+
+    fn at_least(&mut self, name: &str, floor: &str, why: &str) {
+        if let (Some(value), Some(least)) = (self.whole(name), self.whole(floor))
+            && value < least
+        {
+            self.report(name, format!("`{name}` is {value} but must be at least `{floor}` ({least}), {why}"));
+        }
+    }
+
+    fn lanes_have_a_concurrency(&mut self, lanes: &BTreeMap<Key, Origin>) {
+        for (lane, origin) in lanes {
+            let concurrency = lane.child("concurrency");
+            if !self.settings.0.contains_key(&concurrency) && !self.mistaken.contains(&concurrency) {
+                let message = format!("`{concurrency}` is missing; every lane needs one");
+                self.mistakes.push(Mistake { message, origin: Some(origin.clone()) });
+            }
+        }
+    }
+
+    fn consumed_lanes_exist(&mut self) {
+        let key = Key::new("worker.queues");
+        let Some(setting) = self.settings.0.get(&key).filter(|_| !self.mistaken.contains(&key)) else {
+            return;
+        };
+        let lanes: BTreeSet<&str> = self
+            .settings
+            .0
+            .keys()
+            .chain(self.mistaken)
+            .filter(|key| key.0[0] == "queues")
+            .filter_map(|key| key.0.get(1).map(String::as_str))
+            .collect();
+        let consumed = setting.value.as_array().into_iter().flatten().filter_map(Value::as_str);
+        for name in consumed.filter(|name| !lanes.contains(name)) {
+            let known = lanes.iter().copied().collect::<Vec<_>>().join(", ");
+            let message = format!("`worker.queues` names `{name}`, which is not in [queues] ({known})");
+            self.mistakes.push(Mistake { message, origin: Some(setting.origin.clone()) });
+        }
+    }
+
+    /// A number that is not mistaken.
+    fn whole(&self, name: &str) -> Option<i64> {
+        let key = Key::new(name);
+        if self.mistaken.contains(&key) { None } else { self.settings.whole(&key) }
+    }
+
+    fn report(&mut self, name: &str, message: String) {
+        let origin = self.settings.0.get(&Key::new(name)).map(|setting| setting.origin.clone());
+        self.mistakes.push(Mistake { message, origin: origin.filter(|origin| *origin != Origin::Default) });
+    }
+}

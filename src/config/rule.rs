@@ -1,0 +1,244 @@
+//! What a value may be: its type and its bounds, and how a person is told.
+
+use std::net::SocketAddr;
+
+use toml::Value;
+use tracing_subscriber::filter::Targets;
+use url::Url;
+
+use crate::{
+    bounds::MAX_SHORT_TEXT_BYTES,
+    job::QueueName,
+    tool::pin::{Wanted, wanted},
+};
+
+/// The type and the bounds of a setting.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) enum Rule {
+    /// `true` or `false`.
+    Flag,
+    /// A whole number within bounds, both included.
+    Whole(i64, i64),
+    /// A number within bounds, both included.
+    Number(f64, f64),
+    /// A short printable text, or empty.
+    Text,
+    /// One of a few words.
+    Word(&'static [&'static str]),
+    /// The URL of a service with one of these schemes, or empty. May hold a password.
+    Service(&'static [&'static str]),
+    /// A key of the tool API, or empty. A secret.
+    ApiKey,
+    /// The http(s) URL of the tool API.
+    BaseUrl,
+    /// A path under a URL.
+    Path,
+    /// Names of lanes.
+    Lanes,
+    /// A literal toolkit version, or blank, by the rule that jobs are read by.
+    Version,
+    /// Address and port, or empty.
+    Address,
+    /// A filter of log lines.
+    Filter,
+}
+
+impl Rule {
+    /// Whether the value must not be shown as it is.
+    pub(super) fn is_secret(self) -> bool {
+        matches!(self, Self::Service(_) | Self::ApiKey)
+    }
+
+    /// Reads a value of the environment, which knows only text.
+    pub(super) fn parse(self, text: &str) -> Result<Value, String> {
+        let value = match self {
+            Self::Flag => match text.trim().to_ascii_lowercase().as_str() {
+                "true" => Value::Boolean(true),
+                "false" => Value::Boolean(false),
+                _ => return Err(format!("must be {}", self.expected())),
+            },
+            Self::Whole(..) => match text.trim().replace('_', "").parse() {
+                Ok(number) => Value::Integer(number),
+                Err(_) => return Err(format!("must be {}", self.expected())),
+            },
+            Self::Number(..) => match text.trim().replace('_', "").parse() {
+                Ok(number) => Value::Float(number),
+                Err(_) => return Err(format!("must be {}", self.expected())),
+            },
+            Self::Lanes => Value::Array(
+                text.split(',')
+                    .map(str::trim)
+                    .filter(|name| !name.is_empty())
+                    .map(|name| Value::String(name.to_owned()))
+                    .collect(),
+            ),
+            Self::Text
+            | Self::Word(_)
+            | Self::Service(_)
+            | Self::ApiKey
+            | Self::BaseUrl
+            | Self::Path
+            | Self::Version
+            | Self::Address
+            | Self::Filter => Value::String(text.trim().to_owned()),
+        };
+        self.accept(value)
+    }
+
+    /// Checks a value, and returns it as the configuration reads it. The message continues the name
+    /// of the setting. It quotes numbers but never text, because a text could be a secret that was
+    /// put in the wrong place.
+    pub(super) fn accept(self, value: Value) -> Result<Value, String> {
+        let expected = self.expected();
+        match (self, value) {
+            (Self::Flag, value @ Value::Boolean(_)) => Ok(value),
+            (Self::Whole(min, max), Value::Integer(number)) => {
+                if (min..=max).contains(&number) {
+                    Ok(Value::Integer(number))
+                } else {
+                    Err(format!("must be {expected}, but is {number}"))
+                }
+            }
+            (Self::Number(min, max), Value::Float(number)) => accept_number(min, max, number, &expected),
+            #[expect(clippy::cast_precision_loss, reason = "the bounds are far below 2^53")]
+            (Self::Number(min, max), Value::Integer(number)) => {
+                accept_number(min, max, number as f64, &expected)
+            }
+            (Self::Lanes, Value::Array(names)) => {
+                let fits = |name: &Value| name.as_str().is_some_and(|name| name.parse::<QueueName>().is_ok());
+                if names.iter().all(fits) {
+                    Ok(Value::Array(names))
+                } else {
+                    Err(format!("must be {expected}"))
+                }
+            }
+            (Self::Flag | Self::Whole(..) | Self::Number(..) | Self::Lanes, other) => {
+                Err(format!("must be {expected}, but is {}", type_name(&other)))
+            }
+            (_, Value::String(text)) => match self.unfit_text(&text) {
+                None if self == Self::Version => Ok(Value::String(text.trim().to_owned())),
+                None => Ok(Value::String(text)),
+                Some(hint) => Err(format!("must be {expected}{hint}")),
+            },
+            (_, other) => Err(format!("must be {expected}, but is {}", type_name(&other))),
+        }
+    }
+
+    /// What is wrong with a text, as a continuation of what was expected; empty where that says it.
+    fn unfit_text(self, text: &str) -> Option<&'static str> {
+        let fits = match self {
+            Self::Text => text.len() <= MAX_SHORT_TEXT_BYTES && !text.chars().any(char::is_control),
+            Self::Word(words) => words.contains(&text),
+            Self::Service(schemes) => {
+                return match Url::parse(text) {
+                    _ if text.is_empty() => None,
+                    Ok(url) if !schemes.contains(&url.scheme()) => Some(", but has another scheme"),
+                    Ok(url) if url.scheme() == "sqlite" => match text.strip_prefix("sqlite://") {
+                        Some(path) if !path.is_empty() => None,
+                        _ => Some(", and SQLite as sqlite:///path/to/file"),
+                    },
+                    Ok(url) if !url.has_host() => Some(", but names no host"),
+                    Ok(_) => None,
+                    Err(_) => {
+                        Some(", but cannot be read; special characters in a password must be percent-encoded")
+                    }
+                };
+            }
+            Self::ApiKey => text.bytes().all(|byte| byte.is_ascii_graphic()),
+            Self::BaseUrl => {
+                return match Url::parse(text) {
+                    Ok(url) if !matches!(url.scheme(), "http" | "https") => Some(", but has another scheme"),
+                    Ok(url) if !url.username().is_empty() || url.password().is_some() => {
+                        Some(" without user and password; the key belongs in `composio.api_key`")
+                    }
+                    Ok(url) if url.query().is_some() || url.fragment().is_some() => {
+                        Some(" without query and fragment")
+                    }
+                    Ok(_) => None,
+                    Err(_) => Some(""),
+                };
+            }
+            Self::Path => {
+                text.starts_with('/')
+                    && text.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'?' && byte != b'#')
+            }
+            Self::Version => matches!(wanted(Some(text)), Ok(Wanted::Nothing | Wanted::Exact(_))),
+            Self::Address => text.is_empty() || text.parse::<SocketAddr>().is_ok(),
+            Self::Filter => is_filter(text),
+            Self::Flag | Self::Whole(..) | Self::Number(..) | Self::Lanes => true,
+        };
+        if fits { None } else { Some("") }
+    }
+
+    fn expected(self) -> String {
+        match self {
+            Self::Flag => "true or false".to_owned(),
+            Self::Whole(min, max) => format!("a whole number from {min} to {max}"),
+            Self::Number(min, max) => format!("a number from {min} to {max}"),
+            Self::Text => format!("text of at most {MAX_SHORT_TEXT_BYTES} printable bytes"),
+            Self::Word(words) => {
+                let quoted: Vec<_> = words.iter().map(|word| format!("\"{word}\"")).collect();
+                quoted.join(" or ")
+            }
+            Self::Service(schemes) => format!("a URL that starts with {}:", schemes.join(": or ")),
+            Self::ApiKey => "text of visible ASCII characters, without blanks".to_owned(),
+            Self::BaseUrl => "a URL that starts with http: or https:".to_owned(),
+            Self::Path => "a path that starts with \"/\", without query".to_owned(),
+            Self::Lanes => "a list of queue names (lower-case letters, digits, \"_\", \"-\", \".\")".to_owned(),
+            Self::Version => "a toolkit version such as \"20251027_00\" or \"00000000_00\"".to_owned(),
+            Self::Address => "an address and a port such as \"127.0.0.1:9464\", or empty".to_owned(),
+            Self::Filter => {
+                "a filter such as \"info\" or \"info,errand=debug\" (levels: off, error, warn, info, debug, trace)"
+                    .to_owned()
+            }
+        }
+    }
+}
+
+fn accept_number(min: f64, max: f64, number: f64, expected: &str) -> Result<Value, String> {
+    if (min..=max).contains(&number) {
+        Ok(Value::Float(number))
+    } else {
+        Err(format!("must be {expected}, but is {number}"))
+    }
+}
+
+fn type_name(value: &Value) -> &'static str {
+    match value {
+        Value::String(_) => "text",
+        Value::Integer(_) => "a whole number",
+        Value::Float(_) => "a fraction",
+        Value::Boolean(_) => "true or false",
+        Value::Datetime(_) => "a date",
+        Value::Array(_) => "a list",
+        Value::Table(_) => "a table",
+    }
+}
+
+/// Whether a text filters log lines. A word that is not a level would be read as the name of a
+/// module, so that a misspelt level silently showed nothing; hence the check of bare words.
+fn is_filter(text: &str) -> bool {
+    let is_level = |word: &str| {
+        ["off", "error", "warn", "info", "debug", "trace"]
+            .iter()
+            .any(|level| level.eq_ignore_ascii_case(word))
+    };
+    let bare_words_are_levels =
+        text.split(',').map(str::trim).all(|part| part.contains('=') || part.contains('[') || is_level(part));
+    bare_words_are_levels && text.parse::<Targets>().is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_misspelt_level_is_not_a_filter() {
+        for good in ["info", "INFO", "warn,errand=debug", "off", "errand::store=trace,lapin=off"] {
+            assert!(is_filter(good), "{good}");
+        }
+        for bad in ["", "inof", "debug,errand", "errand=loud"] {
+            assert!(!is_filter(bad), "{bad}");
+        }
+    }
+}
