@@ -1,16 +1,12 @@
 //! Is this worker alive, and is it ready? Ready means that it really consumes, that the store
 //! answers, and that it is not draining.
 
-use std::{
-    collections::BTreeMap,
-    sync::{Mutex, PoisonError},
-    time::Duration,
-};
+use std::{collections::BTreeMap, sync::Mutex, time::Duration};
 
 use serde::Serialize;
 use tokio::time::Instant;
 
-use crate::{job::QueueName, string_enum::string_enum, telemetry::metrics};
+use crate::{job::QueueName, string_enum::string_enum, sync::lock, telemetry::metrics};
 
 string_enum! {
     /// Where a worker is in its life. A shutdown goes through the phases in this order, and may leave some out.
@@ -79,8 +75,8 @@ impl Health {
     }
 
     pub fn readiness(&self) -> Readiness {
-        let consuming = self.consuming.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let seen = *self.store_seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let consuming = lock(&self.consuming).clone();
+        let seen = *lock(&self.store_seen);
         let store = seen.is_some_and(|at| at.elapsed() < self.stale_after);
         let phase = self.phase();
         let draining = phase.is_shutdown();
@@ -89,30 +85,30 @@ impl Health {
     }
 
     pub fn phase(&self) -> Phase {
-        *self.phase.lock().unwrap_or_else(PoisonError::into_inner)
+        *lock(&self.phase)
     }
 
     /// Notes that the next phase begins.
     pub(crate) fn enter(&self, phase: Phase) {
-        *self.phase.lock().unwrap_or_else(PoisonError::into_inner) = phase;
+        *lock(&self.phase) = phase;
         publish(phase);
     }
 
     /// Sets the gauges that would be stale if they were only set when something happens.
     pub fn refresh_gauges(&self) {
-        let beaten = *self.beaten.lock().unwrap_or_else(PoisonError::into_inner);
+        let beaten = *lock(&self.beaten);
         metrics::HEARTBEAT_AGE.set(beaten.elapsed().as_secs_f64());
     }
 
     pub(crate) fn beat(&self, sent: Instant) {
-        *self.beaten.lock().unwrap_or_else(PoisonError::into_inner) = sent;
+        *lock(&self.beaten) = sent;
         self.store_answered();
     }
 
     /// Notes whether a lane is consumed; `true` is returned when this was the last lane to start.
     pub(crate) fn set_consuming(&self, lane: &QueueName, consuming: bool) -> bool {
         metrics::CONSUMING.set1(lane.as_str(), f64::from(u8::from(consuming)));
-        let mut lanes = self.consuming.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut lanes = lock(&self.consuming);
         let before = lanes.values().all(|consuming| *consuming);
         if let Some(entry) = lanes.get_mut(lane) {
             *entry = consuming;
@@ -122,7 +118,7 @@ impl Health {
 
     pub(crate) fn store_answered(&self) {
         metrics::STORE_REACHABLE.set(1.0);
-        *self.store_seen.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+        *lock(&self.store_seen) = Some(Instant::now());
     }
 }
 

@@ -134,6 +134,7 @@ mod tests {
             binding: None,
             created_at: at(0),
             due_at: None,
+            check_at: None,
             started_at: None,
             finished_at: None,
             result: None,

@@ -3,10 +3,11 @@
 
 use std::{sync::Arc, time::Duration};
 
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use super::{AttemptOutcome, HeldReason, JobError, State};
+use super::{Attempt, AttemptOutcome, HeldReason, JobError, RequestId, Started, State, UnknownOutcome};
 
 /// What stops a job until a person or a connection intervenes, or for ever.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -67,8 +68,8 @@ pub enum Ending {
     /// Postponed without spending an attempt: throttled, or given back at shutdown. `after` is by the store's
     /// clock; the error is there when there is something to tell.
     Snooze { after: Duration, error: Option<JobError> },
-    /// Parked because the outcome is unknown, until the tool API's log tells it. `after` is the time to the
-    /// first look-up, by the store's clock.
+    /// Parked because the outcome is unknown, until the tool API's execution log tells it. `after` is the time to
+    /// the first look-up, by the store's clock.
     Verify { after: Duration, error: JobError },
 }
 
@@ -79,6 +80,32 @@ impl From<Stop> for Ending {
 }
 
 impl Ending {
+    /// Parks a job whose call may or may not have run: until it is looked up for the first time after
+    /// `first_check`, or, without it, until a person has looked.
+    pub fn undecided(first_check: Option<Duration>, error: JobError) -> Self {
+        match first_check {
+            Some(after) => Self::Verify { after, error },
+            None => Stop::Hold { reason: HeldReason::UnknownOutcome, error }.into(),
+        }
+    }
+
+    /// The same with the error that a person reads about the job, which says more than what the attempt told
+    /// where its outcome is unknown.
+    fn told(self, request_id: RequestId) -> Self {
+        let tell = |error: JobError, is_looked_up| {
+            let unknown = UnknownOutcome { known: error.message(), request_id, is_looked_up, look_ups: None };
+            let sentence = unknown.sentence();
+            error.with_message(sentence)
+        };
+        match self {
+            Self::Verify { after, error } => Self::Verify { after, error: tell(error, true) },
+            Self::Stop(Stop::Hold { reason: reason @ HeldReason::UnknownOutcome, error }) => {
+                Stop::Hold { reason, error: tell(error, false) }.into()
+            }
+            other => other,
+        }
+    }
+
     /// The state a job has after this ending, when nobody asked to cancel it.
     pub fn state(&self) -> State {
         match self {
@@ -168,5 +195,25 @@ impl AttemptEnd {
     /// An attempt to which the tool API answered nothing.
     pub fn unanswered(outcome: AttemptOutcome, ending: impl Into<Ending>) -> Self {
         Self { outcome, http_status: None, log_id: None, ending: ending.into() }
+    }
+
+    /// The record of the attempt, and what becomes of its job.
+    pub fn record(self, started: Started, now: Timestamp) -> (Attempt, Ending) {
+        let Self { outcome, http_status, log_id, ending } = self;
+        let Started { number, request_id, version, at: started_at } = started;
+        let error = ending.error().cloned();
+        let finished_at = now.max(started_at);
+        let attempt = Attempt {
+            number,
+            request_id,
+            outcome,
+            http_status,
+            log_id,
+            version,
+            error,
+            started_at,
+            finished_at,
+        };
+        (attempt, ending.told(request_id))
     }
 }

@@ -4,20 +4,22 @@ mod binding;
 mod ending;
 mod envelope;
 mod id;
+mod look_up;
 mod outcome;
 mod owner;
 mod queue;
 mod retry;
 mod state;
 
-pub use binding::{Binding, PinnedBy};
+pub use binding::{Binding, Pin, PinnedBy};
 pub use ending::{AttemptEnd, Ending, NotReady, Stop};
 pub use envelope::{
     Arrival, Digest, EnvelopeError, EnvelopeReason, JobSpec, OwnerPolicy, QueueName, decode, encode,
 };
 pub use id::{Fence, JobId, RequestId, WorkerId};
-pub use outcome::{Attempt, AttemptOutcome, Effect, ErrorKind, JobError};
+pub use look_up::{LookResult, LookUps, UnknownOutcome};
+pub use outcome::{Attempt, AttemptOutcome, Effect, ErrorKind, JobError, Started};
 pub use owner::{Owner, OwnerError, OwnerKind};
 pub use queue::QueueType;
-pub use retry::{Budget, RetryPolicy};
+pub use retry::{Budget, RetryPolicy, Spending};
 pub use state::{HeldReason, IllegalMove, Release, State, Transition};

@@ -163,6 +163,17 @@ pub(super) fn clip(text: String) -> String {
     text.chars().filter(|c| *c != '\0').take(MAX_ERROR_CHARS).collect()
 }
 
+/// An attempt that was claimed and has not ended.
+#[derive(Debug, Clone)]
+pub struct Started {
+    /// Counts from 1 within the job.
+    pub number: u32,
+    pub request_id: RequestId,
+    /// The toolkit version, when it got as far as a pin.
+    pub version: Option<String>,
+    pub at: Timestamp,
+}
+
 /// One try at a job, as it is recorded when it ends.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Attempt {

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::{Ending, JobError, Stop};
 use crate::{backoff::Intervals, bounds::MAX_ATTEMPTS};
 
 /// The rules that hold for jobs which do not bring their own.
@@ -26,7 +27,48 @@ pub struct Budget {
     pub max_age: Option<Duration>,
 }
 
+/// What a job has used of its budget when an attempt ends.
+#[derive(Debug, Clone, Copy)]
+pub struct Spending {
+    pub budget: Budget,
+    /// The number of the attempt.
+    pub attempt: u32,
+    /// Attempts charged before this one.
+    pub spent: u32,
+    pub age: Duration,
+}
+
 impl RetryPolicy {
+    /// Charges the attempt, and ends it in another attempt or, when the budget is spent, in failure.
+    pub fn retry(
+        &self,
+        spending: Spending,
+        error: JobError,
+        retry_after: Option<Duration>,
+        random: f64,
+    ) -> Ending {
+        let Spending { budget, spent, age, .. } = spending;
+        match self.next(budget, spent.saturating_add(1), age, retry_after, random) {
+            Some(after) => Ending::Retry { after, error },
+            None => Stop::Fail { error }.into(),
+        }
+    }
+
+    /// Postpones the job without charging the attempt, or fails it when it has been postponed for too long.
+    pub fn snooze(
+        &self,
+        spending: Spending,
+        error: JobError,
+        retry_after: Option<Duration>,
+        random: f64,
+    ) -> Ending {
+        let Spending { budget, attempt, age, .. } = spending;
+        match self.throttled(budget, attempt, age, retry_after, random) {
+            Some(after) => Ending::Snooze { after, error: Some(error) },
+            None => Stop::Fail { error }.into(),
+        }
+    }
+
     /// The wait before the next attempt, or `None` when the budget is spent.
     ///
     /// `spent` counts the attempts charged so far, this one included; `age` is the time since the

@@ -7,7 +7,7 @@
 //! provider may have taken back a grant that the API still believes in.
 
 use std::{
-    sync::{Arc, PoisonError, RwLock},
+    sync::{Arc, RwLock},
     time::Duration,
 };
 
@@ -20,6 +20,7 @@ use crate::{
     failure::chain,
     services::Services,
     store::{Awaited, SharedStore, StoreError},
+    sync,
     telemetry::metrics,
     tool::{SharedToolApi, ToolError, account},
 };
@@ -204,7 +205,7 @@ impl Connections {
     }
 
     fn is_quiet(&self) -> bool {
-        let until = *self.quiet_until.read().unwrap_or_else(PoisonError::into_inner);
+        let until = *sync::read(&self.quiet_until);
         until.is_some_and(|until| Instant::now() < until)
     }
 
@@ -217,7 +218,7 @@ impl Connections {
             _ => initial,
         };
         let until = Instant::now() + wait;
-        *self.quiet_until.write().unwrap_or_else(PoisonError::into_inner) = Some(until);
+        *sync::write(&self.quiet_until) = Some(until);
     }
 }
 

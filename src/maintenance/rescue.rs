@@ -13,11 +13,10 @@ use tokio_util::sync::CancellationToken;
 use super::rounds;
 use crate::{
     clock::SharedClock,
-    job::{Attempt, AttemptEnd, AttemptOutcome, Ending, ErrorKind, JobError, RetryPolicy, Stop},
+    job::{AttemptEnd, AttemptOutcome, Ending, ErrorKind, JobError, RetryPolicy, Spending, Started},
     services::Services,
     store::{By, Finish, Finished, LostJob, SharedStore, StoreError},
     telemetry::metrics,
-    worker::execute::undecided,
 };
 
 /// Workers that have been silent for this many leases and hold nothing are forgotten.
@@ -72,30 +71,18 @@ impl Rescue {
             return Ok(0);
         }
         let now = self.clock.now();
-        let finishes: Vec<Finish> = lost
-            .iter()
-            .map(|job| {
-                let AttemptEnd { outcome, http_status, log_id, ending } =
-                    end(job, &self.options, fastrand::f64());
-                Finish {
-                    id: job.id,
-                    fence: job.fence,
-                    by: By::Rescuer { lease: self.options.lease },
-                    attempt: Attempt {
-                        number: job.attempt,
-                        request_id: job.request_id,
-                        outcome,
-                        http_status,
-                        log_id,
-                        version: job.binding.as_ref().map(|binding| binding.version.clone()),
-                        error: ending.error().cloned(),
-                        started_at: job.started_at,
-                        finished_at: now.max(job.started_at),
-                    },
-                    ending,
-                }
-            })
-            .collect();
+        let finish = |job: &LostJob| {
+            let started = Started {
+                number: job.attempt,
+                request_id: job.request_id,
+                version: job.binding.as_ref().map(|binding| binding.version.clone()),
+                at: job.started_at,
+            };
+            let (attempt, ending) = end(job, &self.options, fastrand::f64()).record(started, now);
+            let by = By::Rescuer { lease: self.options.lease };
+            Finish { id: job.id, fence: job.fence, by, attempt, ending }
+        };
+        let finishes: Vec<Finish> = lost.iter().map(finish).collect();
         let mut rescued = 0;
         for (job, finished) in lost.iter().zip(self.store.finish(&finishes).await?) {
             if let Finished::Applied { state, .. } = finished {
@@ -122,14 +109,15 @@ fn end(job: &LostJob, options: &Options, random: f64) -> AttemptEnd {
             ErrorKind::WorkerLost,
             "the worker disappeared during the call, so it is unknown whether the tool ran",
         );
-        let undecided = undecided(options.first_check, error, job.request_id);
-        return AttemptEnd::unanswered(AttemptOutcome::Lost, undecided);
+        let ending = Ending::undecided(options.first_check, error);
+        return AttemptEnd::unanswered(AttemptOutcome::Lost, ending);
     }
     let error = JobError::new(ErrorKind::WorkerLost, "the worker disappeared during the call");
-    // The wait is left out: the lease was the wait, and the call is safe to repeat.
-    let ending = match options.retry.next(job.budget, job.spent.saturating_add(1), job.age, None, random) {
-        Some(_) => Ending::Retry { after: Duration::ZERO, error },
-        None => Stop::Fail { error }.into(),
+    let LostJob { budget, attempt, spent, age, .. } = *job;
+    let ending = match options.retry.retry(Spending { budget, attempt, spent, age }, error, None, random) {
+        // The wait is left out: the lease was the wait, and the call is safe to repeat.
+        Ending::Retry { after: _, error } => Ending::Retry { after: Duration::ZERO, error },
+        ending => ending,
     };
     AttemptEnd::unanswered(AttemptOutcome::Lost, ending)
 }
@@ -139,7 +127,7 @@ mod tests {
     use super::*;
     use crate::{
         backoff,
-        job::{Binding, Budget, Effect, Fence, HeldReason, JobId, PinnedBy, RequestId},
+        job::{Binding, Budget, Effect, Fence, HeldReason, JobId, PinnedBy, RequestId, Stop},
     };
 
     const OPTIONS: Options = Options {

@@ -18,14 +18,16 @@ use super::rounds;
 use crate::{
     backoff::Intervals,
     clock::SharedClock,
-    job::{Attempt, AttemptEnd, AttemptOutcome, Ending, ErrorKind, JobError, RequestId, RetryPolicy, Stop},
+    job::{
+        AttemptEnd, AttemptOutcome, Ending, ErrorKind, JobError, LookResult, LookUps, RetryPolicy, Spending,
+        Started, Stop, UnknownOutcome,
+    },
     services::Services,
-    store::{By, Check, Finish, Finished, PutOff, SharedStore, StoreError, StoreErrorKind},
+    store::{By, Check, Finish, Finished, JobView, PutOff, SharedStore, StoreError, StoreErrorKind},
     telemetry::metrics,
-    tool::{Answer, Body, Execution, Reply, SharedToolApi, ToolError, ToolResult},
-    worker::{
+    tool::{
+        Answer, Body, Execution, Reply, SharedToolApi, ToolError, ToolResult,
         classify::{self, Next},
-        execute::LOOKS,
     },
 };
 
@@ -71,19 +73,35 @@ pub struct Verify {
     options: Options,
 }
 
-/// What the log says about a call.
+/// What the log says about a call, see [`LookResult`].
 #[derive(Debug)]
 enum Look {
-    /// It ran, and this is how it ended.
+    /// The ID of the entry, and how the call ended.
     Ended(String, ToolResult),
-    /// It has an entry that does not tell the end, or that belongs to another tool.
     Unclear,
-    /// It has no entry, and it shows another call of ours.
     Absent,
-    /// It has no entry, and it does not show another call of ours either, or there is none to look for.
     Blind,
-    /// It cannot be asked; the text says why.
+    /// Why the log cannot be read.
     Closed(String),
+}
+
+impl Look {
+    fn result(&self) -> LookResult {
+        match self {
+            Self::Ended(..) => LookResult::Ended,
+            Self::Unclear => LookResult::Unclear,
+            Self::Absent => LookResult::Absent,
+            Self::Blind => LookResult::Blind,
+            Self::Closed(_) => LookResult::Closed,
+        }
+    }
+
+    fn detail(&self) -> Option<String> {
+        match self {
+            Self::Closed(why) => Some(why.clone()),
+            Self::Ended(..) | Self::Unclear | Self::Absent | Self::Blind => None,
+        }
+    }
 }
 
 /// What follows from a look.
@@ -190,7 +208,7 @@ impl Verify {
             }
             look => look,
         };
-        let told = told(&look, check.request_id);
+        let (result, detail) = (look.result(), look.detail());
         let step = self.options.policy.next(look, check.unknown_for, waited, check.checks, fastrand::f64());
         let word = match &step {
             Step::Adopt(_, result) if result.successful => "succeeded",
@@ -206,14 +224,13 @@ impl Verify {
                 self.finish(check, adopt(check, log_id, result, &self.options.retry)).await
             }
             Step::NeverArrived => self.finish(check, never_arrived(check, &self.options.retry)).await,
-            Step::Again(after) => self.put_off(check, Some(after), &told).await,
-            Step::GiveUp => self.put_off(check, None, &told).await,
+            Step::Again(after) => self.put_off(check, Some(after), result, detail).await,
+            Step::GiveUp => self.put_off(check, None, result, detail).await,
         };
         match done {
             // One answer that no database keeps must not stop the looking for all others.
             Err(error) if error.kind() == StoreErrorKind::Data => {
-                self.put_off(check, None, "the call is there, but the database refuses to keep its answer")
-                    .await
+                self.put_off(check, None, LookResult::Ended, None).await
             }
             done => done,
         }
@@ -231,25 +248,16 @@ impl Verify {
 
     async fn finish(&self, check: &Check, end: AttemptEnd) -> Result<(), StoreError> {
         let now = self.clock.now();
-        let started_at = check.job.started_at.unwrap_or(now);
-        let finish = Finish {
-            id: check.job.spec.id,
-            fence: check.fence,
-            // What the log knows is what the holder would have been told.
-            by: By::Holder,
-            attempt: Attempt {
-                number: check.job.attempt,
-                request_id: check.request_id,
-                outcome: end.outcome,
-                http_status: end.http_status,
-                log_id: end.log_id,
-                version: check.job.binding.as_ref().map(|binding| binding.version.clone()),
-                error: end.ending.error().cloned(),
-                started_at,
-                finished_at: now.max(started_at),
-            },
-            ending: end.ending,
+        let started = Started {
+            number: check.job.attempt,
+            request_id: check.request_id,
+            version: check.job.binding.as_ref().map(|binding| binding.version.clone()),
+            at: check.job.started_at.unwrap_or(now),
         };
+        let (attempt, ending) = end.record(started, now);
+        // What the log knows is what the holder would have been told.
+        let by = By::Holder;
+        let finish = Finish { id: check.job.spec.id, fence: check.fence, by, attempt, ending };
         if let [Finished::Applied { state, .. }] = self.store.finish(&[finish]).await?[..]
             && (!state.is_final() || check.job.spec.reply_to.is_some())
         {
@@ -258,41 +266,34 @@ impl Verify {
         Ok(())
     }
 
+    /// Leaves the job as it is, until the next look-up or, without one, until a person decides.
     async fn put_off(
         &self,
         check: &Check,
         again_after: Option<Duration>,
-        told: &str,
+        look: LookResult,
+        detail: Option<String>,
     ) -> Result<(), StoreError> {
-        let known = check.job.error.as_ref();
-        let said = known.map_or("", |error| error.message().split(SEPARATOR).next().unwrap_or_default());
-        let (first, then) = match again_after {
-            Some(_) => (said, "errand looks again".to_owned()),
-            None => (
-                said.split(LOOKS).next().unwrap_or_default(),
-                format!(
-                    "look there yourself for the request ID {}, then release the job with --succeeded, --failed \
-                     or --retry",
-                    check.request_id
-                ),
-            ),
+        let unknown = UnknownOutcome {
+            known: &check.known,
+            request_id: check.request_id,
+            is_looked_up: again_after.is_some(),
+            look_ups: Some(LookUps {
+                count: check.checks.saturating_add(1),
+                unknown_for: check.unknown_for,
+                last_at: self.clock.now(),
+                last: look,
+                detail: detail.as_deref(),
+            }),
         };
-        let times = check.checks.saturating_add(1);
-        let message = format!(
-            "{first}{SEPARATOR}asked {times} times over {} s, last at {}: {told}; {then}",
-            check.unknown_for.as_secs(),
-            self.clock.now().strftime("%Y-%m-%dT%H:%M:%SZ"),
-        );
-        let error = known.cloned().unwrap_or_else(|| JobError::new(ErrorKind::UnknownOutcome, ""));
-        let error = error.with_message(message);
-        let put_off = PutOff { id: check.job.spec.id, fence: check.fence, again_after, error };
+        let error = check.job.error.clone();
+        let error = error.unwrap_or_else(|| JobError::new(ErrorKind::UnknownOutcome, ""));
+        let error = error.with_message(unknown.sentence());
+        let put_off = PutOff { id: check.job.spec.id, fence: check.fence, again_after, look, detail, error };
         self.store.put_off(&put_off).await?;
         Ok(())
     }
 }
-
-/// Stands between what is known about the call and what was found in the log.
-const SEPARATOR: &str = "; execution log: ";
 
 /// Takes an entry of the log as the answer that did not arrive.
 fn adopt(check: &Check, log_id: String, result: ToolResult, retry: &RetryPolicy) -> AttemptEnd {
@@ -342,24 +343,9 @@ fn never_arrived(check: &Check, retry: &RetryPolicy) -> AttemptEnd {
 }
 
 fn again(check: &Check, error: JobError, retry: &RetryPolicy) -> Ending {
-    let spent = check.job.spent.saturating_add(1);
-    match retry.next(check.job.spec.budget, spent, check.age, None, fastrand::f64()) {
-        Some(after) => Ending::Retry { after, error },
-        None => Stop::Fail { error }.into(),
-    }
-}
-
-fn told(look: &Look, request_id: RequestId) -> String {
-    match look {
-        Look::Ended(log_id, _) => format!("entry {log_id} tells the end"),
-        Look::Unclear => format!("the entry for request ID {request_id} does not tell how the call ended"),
-        Look::Absent => format!("no entry for request ID {request_id} yet"),
-        Look::Blind => format!(
-            "no entry for request ID {request_id}, which proves nothing, because no call of the last day that \
-             succeeded is found by its request ID either"
-        ),
-        Look::Closed(cause) => format!("it could not be read, {cause}"),
-    }
+    let JobView { spec, attempt, spent, .. } = &check.job;
+    let spending = Spending { budget: spec.budget, attempt: *attempt, spent: *spent, age: check.age };
+    retry.retry(spending, error, None, fastrand::f64())
 }
 
 /// Why the log could not be asked, without anything that the API said.
@@ -373,7 +359,7 @@ fn closed(error: &ToolError) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::{Mutex, PoisonError};
+    use std::sync::Mutex;
 
     use async_trait::async_trait;
     use proptest::prelude::*;
@@ -382,12 +368,13 @@ mod tests {
     use crate::{
         backoff::RECONNECT,
         clock,
-        job::{self, Arrival, Binding, Effect, JobId, JobSpec, PinnedBy, State},
+        job::{self, Arrival, Attempt, Binding, Effect, JobId, JobSpec, PinnedBy, RequestId, State},
         queue::embedded::EmbeddedQueue,
         store::{
             Admin as _, Claim, Claimed, Claims as _, Finishes as _, JobControl as _,
             sqlite::{SqliteOptions, SqliteStore},
         },
+        sync::lock,
         tool::{Account, ApiCheck, Call, ToolApi, ToolInfo},
     };
 
@@ -431,7 +418,7 @@ mod tests {
     #[async_trait]
     impl ToolApi for Flickering {
         async fn execution(&self, request_id: RequestId) -> Result<Option<Execution>, ToolError> {
-            let mut looks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut looks = lock(&self.0);
             let sees = looks.pop().expect("no more looks than expected");
             Ok(sees.then(|| Execution {
                 log_id: format!("log-{request_id}"),

@@ -5,7 +5,7 @@ use std::{fmt, time::Duration};
 use async_trait::async_trait;
 
 use super::{JobView, StoreError};
-use crate::job::{Fence, JobError, JobId, RequestId};
+use crate::job::{Fence, JobError, JobId, LookResult, RequestId};
 
 /// Jobs whose last call may or may not have run, while the tool API's log may still tell
 /// ([`Ending::Verify`](crate::job::Ending::Verify)). What the log tells is written with
@@ -41,6 +41,8 @@ pub struct Check {
     pub unknown_for: Duration,
     /// Age of the job.
     pub age: Duration,
+    /// What the attempt itself told, before anything was looked up.
+    pub known: String,
 }
 
 /// What becomes of a job about which the log did not tell.
@@ -52,6 +54,10 @@ pub struct PutOff {
     pub fence: Fence,
     /// When the log is asked again; `None` leaves the decision to a person.
     pub again_after: Option<Duration>,
-    /// What is known so far.
+    /// What the log said.
+    pub look: LookResult,
+    /// Why it could not be read, if it could not.
+    pub detail: Option<String>,
+    /// What a person reads from now on.
     pub error: JobError,
 }

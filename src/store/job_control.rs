@@ -102,6 +102,8 @@ pub struct JobView {
     pub created_at: Timestamp,
     /// When it is next looked at, while it waits.
     pub due_at: Option<Timestamp>,
+    /// When its call is next looked up in the execution log, while its outcome is unknown.
+    pub check_at: Option<Timestamp>,
     /// When the last attempt was claimed.
     pub started_at: Option<Timestamp>,
     /// When it became final.

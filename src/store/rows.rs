@@ -6,11 +6,11 @@ use jiff::Timestamp;
 use uuid::Uuid;
 
 use super::{
-    AttemptView, JobView, PinRow, Rejected, RejectedView, StoreError,
+    AttemptView, JobView, Rejected, RejectedView, StoreError,
     convert::{budget, digest, json, millis, owner_of, parse_column, read_count},
     texts::GLOBAL,
 };
-use crate::job::{Binding, ErrorKind, JobError, JobId, JobSpec, RequestId};
+use crate::job::{Binding, ErrorKind, JobError, JobId, JobSpec, Pin, RequestId};
 
 /// All columns of a job.
 pub(super) struct JobRow {
@@ -41,6 +41,7 @@ pub(super) struct JobRow {
     pub(super) state: String,
     pub(super) created_at: Timestamp,
     pub(super) due_at: Option<Timestamp>,
+    pub(super) check_at: Option<Timestamp>,
     pub(super) attempt: i32,
     pub(super) spent: i32,
     pub(super) started_at: Option<Timestamp>,
@@ -137,6 +138,7 @@ impl JobRow {
             binding: self.binding.binding()?,
             created_at: self.created_at,
             due_at: self.due_at,
+            check_at: self.check_at,
             started_at: self.started_at,
             finished_at: self.finished_at,
             result: self.result.map(|text| json("result", text)).transpose()?,
@@ -198,10 +200,10 @@ impl AttemptRow {
 
 impl PinColumns {
     /// The pin.
-    pub(super) fn pin(self) -> Result<PinRow, StoreError> {
+    pub(super) fn pin(self) -> Result<Pin, StoreError> {
         let owner =
             if self.owner_kind == GLOBAL { None } else { Some(owner_of(&self.owner_kind, self.owner_id)?) };
-        Ok(PinRow { owner, toolkit: self.toolkit, version: self.version })
+        Ok(Pin { owner, toolkit: self.toolkit, version: self.version })
     }
 }
 
@@ -256,6 +258,7 @@ macro_rules! read_job {
             state: row.try_get("state")?,
             created_at: $time(row, "created_at")?.unwrap_or_default(),
             due_at: $time(row, "due_at")?,
+            check_at: $time(row, "check_at")?,
             attempt: row.try_get("attempt")?,
             spent: row.try_get("spent")?,
             started_at: $time(row, "started_at")?,

@@ -6,14 +6,14 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    sync::{Mutex, OnceLock, PoisonError},
+    sync::{Mutex, OnceLock},
     time::Duration,
 };
 
 use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
 
-use crate::job::AttemptOutcome;
+use crate::{job::AttemptOutcome, sync::lock};
 
 /// What a metric measures.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -251,7 +251,7 @@ impl LaneMetrics {
     /// Counts what became of a job when an attempt ended.
     pub(crate) fn finished(&self, toolkit: Option<&str>, outcome: &'static str) {
         let toolkit = toolkit.map_or("none", toolkit_label);
-        let mut finished = self.finished.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut finished = lock(&self.finished);
         finished
             .entry((toolkit, outcome))
             .or_insert_with(|| jobs_finished(&self.queue, toolkit, outcome))
@@ -282,7 +282,7 @@ fn jobs_finished(queue: &str, toolkit: &'static str, outcome: &'static str) -> m
 /// interned once and for ever, so the leak is bounded by [`MAX_TOOLKITS`].
 fn toolkit_label(toolkit: &str) -> &'static str {
     static SEEN: OnceLock<Mutex<HashSet<&'static str>>> = OnceLock::new();
-    let mut seen = SEEN.get_or_init(Mutex::default).lock().unwrap_or_else(PoisonError::into_inner);
+    let mut seen = lock(SEEN.get_or_init(Mutex::default));
     if let Some(label) = seen.get(toolkit) {
         return label;
     }

@@ -2,7 +2,7 @@
 //!
 //! [`ToolApi`] is the seam; `composio` speaks the real protocol over HTTP. It reports what was seen
 //! on the wire and decides nothing: whether a reply is a success, a refusal or an unknown outcome
-//! is [`crate::worker`]'s `classify`.
+//! is for [`classify`] to say.
 //!
 //! Around it, [`catalog`] knows tools and decides versions by the order in [`pin`], [`account`]
 //! chooses accounts, and [`not_ready`] says what becomes of a job when either cannot.
@@ -21,6 +21,7 @@ pub(crate) mod redact;
 
 pub mod account;
 pub mod catalog;
+pub mod classify;
 pub mod composio;
 pub mod decode;
 pub mod error;

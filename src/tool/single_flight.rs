@@ -4,7 +4,7 @@ use std::{
     collections::HashMap,
     fmt,
     hash::Hash,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard},
     time::Duration,
 };
 
@@ -12,6 +12,7 @@ use futures_util::future::{BoxFuture, FutureExt as _, Shared, WeakShared};
 use tokio::time::Instant;
 
 use super::ToolError;
+use crate::sync::lock;
 
 /// The longest that one fetch may take, whatever the API behind it promises.
 const MAX_FETCH: Duration = Duration::from_secs(60);
@@ -158,7 +159,7 @@ impl<K: Clone + Eq + Hash, V: Clone> Inner<K, V> {
     }
 
     fn flights(&self) -> MutexGuard<'_, Flights<K, V>> {
-        self.flights.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.flights)
     }
 }
 

@@ -1,5 +1,5 @@
 //! Points on a job's way at which a worker can be told to crash, so that what is left behind at each of
-//! them can be seen by `errand chaos`. A crash ends the process where it stands, as SIGKILL would: nothing
+//! them can be seen by `errand-lab chaos`. A crash ends the process where it stands, as SIGKILL would: nothing
 //! is flushed, no destructor runs.
 
 use std::{
@@ -84,7 +84,7 @@ impl FromStr for CrashPlan {
     }
 }
 
-/// A plan with its count. Workers have none, except in `errand chaos`.
+/// A plan with its count. Workers have none, except in `errand-lab chaos`.
 #[derive(Debug, Default)]
 pub(super) struct Crash {
     plan: Option<CrashPlan>,

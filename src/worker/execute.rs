@@ -13,18 +13,20 @@ use tokio::{sync::OwnedSemaphorePermit, time::Instant};
 use super::{
     Shared,
     circuit_breaker::{CallPermit, Open, Scope},
-    classify::{self, Next},
     crash::CrashPoint,
     finish::BindOutcome,
 };
 use crate::{
     job::{
-        Attempt, AttemptEnd, AttemptOutcome, Binding, Ending, ErrorKind, HeldReason, JobError, JobSpec,
-        NotReady, RequestId, Stop,
+        AttemptEnd, AttemptOutcome, Binding, Ending, ErrorKind, JobError, JobSpec, NotReady, RequestId,
+        Spending, Started, Stop,
     },
     store::{Bind, By, Claim, ClaimReceipt, Finish, Finished},
     telemetry::metrics::{self, LaneMetrics},
-    tool::{Call, Reply},
+    tool::{
+        Call, Reply,
+        classify::{self, Next},
+    },
 };
 
 /// A claimed job.
@@ -290,7 +292,7 @@ fn judge(
         }
         Next::Retry { error, retry_after } => retry(shared, held, error, retry_after),
         Next::Unknown { error } if binding.effect.may_repeat() => retry(shared, held, error, None),
-        Next::Unknown { error } => undecided(shared.options.first_check, error, held.request_id),
+        Next::Unknown { error } => Ending::undecided(shared.options.first_check, error),
     };
     AttemptEnd {
         outcome: classified.outcome,
@@ -300,46 +302,20 @@ fn judge(
     }
 }
 
-/// What the error of a job says from here on as long as its call is looked for.
-pub const LOOKS: &str = "; errand looks for the request ID";
-
-/// Parks a job whose call may or may not have run: until the tool API's log is asked for the first
-/// time after `first_check`, or, without it, until a person has looked there.
-pub(crate) fn undecided(first_check: Option<Duration>, error: JobError, request_id: RequestId) -> Ending {
-    let message = match first_check {
-        Some(_) => {
-            format!("{}{LOOKS} {request_id} in the tool API's log and goes by what it finds", error.message())
-        }
-        None => format!(
-            "{}; look for the request ID {request_id} in the tool API's log, then release the job with \
-             --succeeded, --failed or --retry",
-            error.message()
-        ),
-    };
-    let error = error.with_message(message);
-    match first_check {
-        Some(after) => Ending::Verify { after, error },
-        None => Stop::Hold { reason: HeldReason::UnknownOutcome, error }.into(),
-    }
-}
-
 fn retry(shared: &Shared, held: &Held, error: JobError, retry_after: Option<Duration>) -> Ending {
-    let spent = held.receipt.spent.saturating_add(1);
-    let next =
-        shared.options.retry.next(held.spec.budget, spent, age(shared, held), retry_after, fastrand::f64());
-    match next {
-        Some(after) => Ending::Retry { after, error },
-        None => Stop::Fail { error }.into(),
-    }
+    shared.options.retry.retry(spending(shared, held), error, retry_after, fastrand::f64())
 }
 
 fn throttled(shared: &Shared, held: &Held, error: JobError, retry_after: Option<Duration>) -> Ending {
-    let (budget, number) = (held.spec.budget, held.receipt.attempt);
-    let next =
-        shared.options.retry.throttled(budget, number, age(shared, held), retry_after, fastrand::f64());
-    match next {
-        Some(after) => Ending::Snooze { after, error: Some(error) },
-        None => Stop::Fail { error }.into(),
+    shared.options.retry.snooze(spending(shared, held), error, retry_after, fastrand::f64())
+}
+
+fn spending(shared: &Shared, held: &Held) -> Spending {
+    Spending {
+        budget: held.spec.budget,
+        attempt: held.receipt.attempt,
+        spent: held.receipt.spent,
+        age: age(shared, held),
     }
 }
 
@@ -363,7 +339,7 @@ fn panicked(shared: &Shared, held: &Held) -> AttemptEnd {
     let error = JobError::new(ErrorKind::Internal, message);
     let counts = held.receipt.binding.as_ref().is_none_or(|binding| !binding.effect.may_repeat());
     let ending = if held.is_sent && counts {
-        undecided(shared.options.first_check, error, held.request_id)
+        Ending::undecided(shared.options.first_check, error)
     } else {
         retry(shared, held, error, None)
     };
@@ -380,23 +356,14 @@ async fn record(shared: &Shared, held: Held, ended: AttemptEnd) {
         _ => 0,
     };
     let cause = ended.ending.error().map(|error| error.kind());
-    let finish = Finish {
-        id: spec.id,
-        fence: receipt.fence,
-        by: By::Holder,
-        attempt: Attempt {
-            number: receipt.attempt,
-            request_id,
-            outcome: ended.outcome,
-            http_status: ended.http_status,
-            log_id: ended.log_id,
-            version: receipt.binding.map(|binding| binding.version),
-            error: ended.ending.error().cloned(),
-            started_at,
-            finished_at: shared.deps.clock.now(),
-        },
-        ending: ended.ending,
+    let started = Started {
+        number: receipt.attempt,
+        request_id,
+        version: receipt.binding.map(|binding| binding.version),
+        at: started_at,
     };
+    let (attempt, ending) = ended.record(started, shared.deps.clock.now());
+    let finish = Finish { id: spec.id, fence: receipt.fence, by: By::Holder, attempt, ending };
     shared.crash.pass(CrashPoint::AfterCall);
     shared.buffered.fetch_add(bytes, Ordering::Relaxed);
     shared.waiting.fetch_add(1, Ordering::Relaxed);

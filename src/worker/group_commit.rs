@@ -1,9 +1,11 @@
 //! Group commit: items that arrive while a write is in progress are written together by the next
 //! one. There is no timer; a lone item is written at once.
 
-use std::{future::Future, sync::Mutex, sync::PoisonError};
+use std::{future::Future, sync::Mutex};
 
 use tokio::sync::{mpsc, oneshot};
+
+use crate::sync::lock;
 
 type Submission<T, R> = (T, oneshot::Sender<R>);
 
@@ -32,7 +34,7 @@ impl<T, R> GroupCommit<T, R> {
     pub(super) async fn submit(&self, item: T) -> Option<R> {
         let (answer, written) = oneshot::channel();
         {
-            let sender = self.sender.lock().unwrap_or_else(PoisonError::into_inner);
+            let sender = lock(&self.sender);
             sender.as_ref()?.send((item, answer)).ok()?;
         }
         written.await.ok()
@@ -40,7 +42,7 @@ impl<T, R> GroupCommit<T, R> {
 
     /// Lets the writer end once everything submitted is written.
     pub(super) fn close(&self) {
-        drop(self.sender.lock().unwrap_or_else(PoisonError::into_inner).take());
+        drop(lock(&self.sender).take());
     }
 }
 

@@ -1,7 +1,7 @@
 //! The heartbeat, and what the worker may conclude from it about its own lease.
 
 use std::{
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::Shared;
-use crate::{failure::chain, store::StoreErrorKind, telemetry::metrics};
+use crate::{failure::chain, store::StoreErrorKind, sync::lock, telemetry::metrics};
 
 /// When this worker last proved that it lives, by its own monotonic clock, which also runs while
 /// the process is stopped.
@@ -27,7 +27,7 @@ impl LeaseClock {
 
     /// Time since the last beat that the store confirmed, counted from before it was sent.
     pub(super) fn age(&self) -> Duration {
-        let last = *self.last_beat.lock().unwrap_or_else(PoisonError::into_inner);
+        let last = *lock(&self.last_beat);
         last.map_or(Duration::MAX, |at| at.elapsed())
     }
 
@@ -53,7 +53,7 @@ impl LeaseClock {
     }
 
     fn beat(&self, sent: Instant) {
-        *self.last_beat.lock().unwrap_or_else(PoisonError::into_inner) = Some(sent);
+        *lock(&self.last_beat) = Some(sent);
         self.beaten.notify_waiters();
     }
 }

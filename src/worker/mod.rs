@@ -1,6 +1,6 @@
 //! The worker: takes deliveries from the queue, claims them in the store, calls the tool API and
 //! records what came of it. The modules follow a job's way: `lane` (admit and claim), `execute`,
-//! `classify`, `finish`; `heartbeat` keeps the lease meanwhile, and `journal` keeps what could not be
+//! `finish`; `heartbeat` keeps the lease meanwhile, and `journal` keeps what could not be
 //! written before a shutdown ended.
 //!
 //! Guarantees:
@@ -14,8 +14,6 @@
 //!
 //! The worker does not publish jobs: whatever has to run again is written to the store, and the
 //! relay brings it back.
-
-pub mod classify;
 
 mod circuit_breaker;
 mod crash;
@@ -32,7 +30,7 @@ use std::{
     collections::{HashMap, HashSet},
     path::PathBuf,
     sync::{
-        Arc, Mutex, OnceLock, PoisonError,
+        Arc, Mutex, OnceLock,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
@@ -43,7 +41,6 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use circuit_breaker::Policy as CircuitBreakerPolicy;
 pub use crash::{CrashPlan, CrashPoint};
-pub use execute::LOOKS;
 pub use journal::{Unreadable as UnreadableJournal, decode as decode_journal};
 pub use resolve::{Options as ResolverOptions, Resolver};
 
@@ -58,6 +55,7 @@ use crate::{
     services::Services,
     shutdown::{Countdown, Shutdown},
     store::{Bind, Finish, Finished},
+    sync::lock,
     telemetry::metrics,
 };
 
@@ -267,7 +265,7 @@ impl Shared {
     /// Puts what the store did not take into the journal, and takes it off the list of what is `left`;
     /// returns how much it is.
     async fn journal(&self, countdown: &mut Countdown, left: &mut Vec<JobId>) -> usize {
-        let unwritten = std::mem::take(&mut *self.unwritten.lock().unwrap_or_else(PoisonError::into_inner));
+        let unwritten = std::mem::take(&mut *lock(&self.unwritten));
         if unwritten.is_empty() {
             return 0;
         }
@@ -322,25 +320,25 @@ impl Shared {
     }
 
     fn held_jobs(&self) -> usize {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner).len()
+        lock(&self.held).len()
     }
 
     fn take_held(&self) -> Vec<JobId> {
-        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut held = lock(&self.held);
         held.drain().map(|(id, ())| id).collect()
     }
 
     fn note_held(&self, ids: impl Iterator<Item = JobId>) {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner).extend(ids.map(|id| (id, ())));
+        lock(&self.held).extend(ids.map(|id| (id, ())));
     }
 
     fn note_ended(&self, id: JobId) {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+        lock(&self.held).remove(&id);
     }
 
     /// Keeps what could not be written for the journal.
     fn keep_unwritten(&self, finishes: Vec<Finish>) {
-        self.unwritten.lock().unwrap_or_else(PoisonError::into_inner).extend(finishes);
+        lock(&self.unwritten).extend(finishes);
     }
 
     /// Waits for the broker, but not beyond the moment when running calls are interrupted: what it has not

@@ -6,7 +6,7 @@
 
 use std::{
     collections::HashSet,
-    sync::{Arc, Mutex, PoisonError, RwLock},
+    sync::{Arc, Mutex, RwLock},
     time::Duration,
 };
 
@@ -18,6 +18,7 @@ use crate::{
     failure::chain,
     job::{Binding, JobError, JobSpec, NotReady, Stop},
     store::SharedStore,
+    sync,
     telemetry::metrics,
     tool::{
         SharedToolApi,
@@ -99,7 +100,7 @@ impl Resolver {
     }
 
     fn is_news(&self, what: &str) -> bool {
-        let mut noticed = self.noticed.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut noticed = sync::lock(&self.noticed);
         noticed.len() < MAX_NOTICES && noticed.insert(what.to_owned())
     }
 
@@ -219,7 +220,7 @@ impl Resolver {
     pub async fn load_pins(&self, store: &SharedStore) {
         match store.pins().await {
             Ok(rows) => {
-                let mut pins = self.pins.write().unwrap_or_else(PoisonError::into_inner);
+                let mut pins = sync::write(&self.pins);
                 pins.table = Arc::new(PinTable::new(rows));
             }
             Err(error) => {
@@ -229,7 +230,7 @@ impl Resolver {
     }
 
     fn pins(&self) -> PinSources {
-        self.pins.read().unwrap_or_else(PoisonError::into_inner).clone()
+        sync::read(&self.pins).clone()
     }
 }
 

@@ -178,7 +178,7 @@ impl Ledger {
         self.book().by_tool.get(tool).copied().unwrap_or(0)
     }
 
-    /// The kept effects that pass `filter`, oldest first, at most `limit`, and whether there are more.
+    /// The kept effects that pass `filter`, oldest first, up to `limit`, and whether there are more.
     pub(super) fn entries(&self, filter: &Filter<'_>, limit: usize) -> (Vec<Entry>, bool) {
         let book = self.book();
         let start = book.entries.partition_point(|entry| entry.number <= filter.after);

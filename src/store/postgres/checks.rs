@@ -24,7 +24,8 @@ const TAKE: &str = concat!(
         from due where j.id = due.id
         returning j.*)
     select fence, request_id, checks, (extract(epoch from now() - unknown_since) * 1000000)::bigint as unknown_for,
-        (extract(epoch from now() - created_at) * 1000000)::bigint as age, ",
+        (extract(epoch from now() - created_at) * 1000000)::bigint as age,
+        (select a.error_message from attempts a where a.job_id = taken.id and a.number = taken.attempt) as known, ",
     super::job_control::job_columns!(),
     ", null::text as result from taken order by unknown_since"
 );
@@ -47,6 +48,7 @@ impl Checks for PostgresStore {
                 fence: Fence(row.try_get("fence")?),
                 request_id: RequestId(row.try_get("request_id")?),
                 checks: read_count("checks", row.try_get("checks")?)?,
+                known: row.try_get::<Option<String>, _>("known")?.unwrap_or_default(),
                 unknown_for: to_duration(row.try_get("unknown_for")?),
                 age: to_duration(row.try_get("age")?),
                 job: read_job!(row, read_time).view()?,
@@ -56,7 +58,7 @@ impl Checks for PostgresStore {
     }
 
     async fn put_off(&self, put_off: &PutOff) -> Result<bool, StoreError> {
-        let PutOff { id, fence, again_after, error } = put_off;
+        let PutOff { id, fence, again_after, error, .. } = put_off;
         let query = sqlx::query(PUT_OFF)
             .bind(id.0)
             .bind(fence.0)

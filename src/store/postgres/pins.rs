@@ -5,8 +5,8 @@ use sqlx::Row;
 
 use super::{PostgresStore, fetch};
 use crate::{
-    job::Owner,
-    store::{PinRow, Pins, StoreError, convert::pin_owner, rows::PinColumns},
+    job::{Owner, Pin},
+    store::{Pins, StoreError, convert::pin_owner, rows::PinColumns},
 };
 
 const PINS: &str = "select owner_kind, owner_id, toolkit, version from pins
@@ -20,7 +20,7 @@ const UNSET: &str = "delete from pins where owner_kind = $1 and owner_id = $2 an
 
 #[async_trait]
 impl Pins for PostgresStore {
-    async fn pins(&self) -> Result<Vec<PinRow>, StoreError> {
+    async fn pins(&self) -> Result<Vec<Pin>, StoreError> {
         let found = fetch(&self.other, sqlx::query(PINS)).await?;
         found
             .iter()
@@ -36,7 +36,7 @@ impl Pins for PostgresStore {
             .collect()
     }
 
-    async fn set_pin(&self, pin: &PinRow) -> Result<(), StoreError> {
+    async fn set_pin(&self, pin: &Pin) -> Result<(), StoreError> {
         let (owner_kind, owner_id) = pin_owner(pin.owner.as_ref());
         let query = sqlx::query(SET).bind(owner_kind).bind(owner_id).bind(&*pin.toolkit).bind(&*pin.version);
         fetch(&self.other, query).await?;

@@ -1,7 +1,7 @@
 //! Connections, and what an error says about them.
 
 use std::{
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
@@ -14,7 +14,10 @@ use sqlx::{
 use tokio::time::{error::Elapsed, timeout};
 
 use super::Bound;
-use crate::store::{StoreError, StoreErrorKind, detached::detached};
+use crate::{
+    store::{StoreError, StoreErrorKind, detached::detached},
+    sync::lock,
+};
 
 /// How long a caller waits for a connection, including the time that connecting takes.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(4);
@@ -47,11 +50,11 @@ struct Condemned(Arc<Mutex<Option<Instant>>>);
 
 impl Condemned {
     fn all_that_are_open(&self) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+        *lock(&self.0) = Some(Instant::now());
     }
 
     fn has_one_of(&self, age: Duration) -> bool {
-        let moment = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let moment = *lock(&self.0);
         moment.is_some_and(|moment| moment.elapsed() <= age)
     }
 }

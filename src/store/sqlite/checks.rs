@@ -16,7 +16,8 @@ use crate::{
 };
 
 const DUE: &str = concat!(
-    "select fence, request_id, checks, unknown_since, ",
+    "select fence, request_id, checks, unknown_since,
+        (select a.error_message from attempts a where a.job_id = jobs.id and a.number = jobs.attempt) as known, ",
     super::job_control::job_columns!(),
     ", null as result from jobs where check_at is not null and check_at <= ?1 order by check_at limit +?2"
 );
@@ -47,6 +48,7 @@ impl Checks for SqliteStore {
                         fence: Fence(row.try_get("fence")?),
                         request_id: RequestId(row.try_get("request_id")?),
                         checks: read_count("checks", row.try_get("checks")?)?,
+                        known: row.try_get::<Option<String>, _>("known")?.unwrap_or_default(),
                         unknown_for: to_duration(now - unknown_since),
                         age: to_duration(now - created_at),
                         job: read_job!(row, read_time).view()?,
@@ -62,7 +64,7 @@ impl Checks for SqliteStore {
     }
 
     async fn put_off(&self, put_off: &PutOff) -> Result<bool, StoreError> {
-        let PutOff { id, fence, again_after, error } = put_off.clone();
+        let PutOff { id, fence, again_after, error, .. } = put_off.clone();
         refuse_nul([Some(error.message()), error.slug()])?;
         self.write(move |db, now| {
             Box::pin(async move {

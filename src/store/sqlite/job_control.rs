@@ -20,7 +20,7 @@ macro_rules! job_columns {
         "id, digest, owner_kind, owner_id, requested_by, tool, arguments, text, version, \
          connected_account_id, queue, priority, run_at, expires_at, timeout_ms, max_attempts, max_age_ms, \
          effect, idempotency_key, tags, reply_to, correlation_id, traceparent, toolkit, toolkit_version, \
-         pinned_by, account, frozen_effect, state, created_at, due_at, attempt, spent, started_at, \
+         pinned_by, account, frozen_effect, state, created_at, due_at, check_at, attempt, spent, started_at, \
          cancel_requested, held_reason, error_kind, error_message, error_code, error_slug, log_id, \
          finished_at"
     };

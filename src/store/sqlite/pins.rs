@@ -5,8 +5,8 @@ use sqlx::Row;
 
 use super::{SqliteStore, refuse_nul};
 use crate::{
-    job::Owner,
-    store::{PinRow, Pins, StoreError, convert::pin_owner, rows::PinColumns},
+    job::{Owner, Pin},
+    store::{Pins, StoreError, convert::pin_owner, rows::PinColumns},
 };
 
 const PINS: &str = "select owner_kind, owner_id, toolkit, version from pins
@@ -19,7 +19,7 @@ const UNSET: &str = "delete from pins where owner_kind = ?1 and owner_id = ?2 an
 
 #[async_trait]
 impl Pins for SqliteStore {
-    async fn pins(&self) -> Result<Vec<PinRow>, StoreError> {
+    async fn pins(&self) -> Result<Vec<Pin>, StoreError> {
         let rows = sqlx::query(PINS).fetch_all(&self.reader).await?;
         rows.iter()
             .map(|row| {
@@ -34,7 +34,7 @@ impl Pins for SqliteStore {
             .collect()
     }
 
-    async fn set_pin(&self, pin: &PinRow) -> Result<(), StoreError> {
+    async fn set_pin(&self, pin: &Pin) -> Result<(), StoreError> {
         refuse_nul([Some(&*pin.toolkit), Some(&*pin.version)])?;
         let (owner_kind, owner_id) = pin_owner(pin.owner.as_ref());
         let query = sqlx::query(SET).bind(owner_kind).bind(owner_id).bind(&*pin.toolkit).bind(&*pin.version);

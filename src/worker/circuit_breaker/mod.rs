@@ -19,7 +19,7 @@ use std::{
     collections::hash_map::RandomState,
     hash::BuildHasher as _,
     sync::{
-        Mutex, MutexGuard, PoisonError,
+        Mutex, MutexGuard,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
@@ -28,7 +28,7 @@ use std::{
 use tokio::time::Instant;
 
 use self::registry::{Caller, Registry, Ticket};
-use crate::{backoff::Intervals, job::Owner, telemetry::metrics};
+use crate::{backoff::Intervals, job::Owner, sync::lock, telemetry::metrics};
 
 /// When calls are kept back, and for how long.
 #[derive(Debug, Clone, Copy)]
@@ -141,7 +141,7 @@ impl CircuitBreakers {
     }
 
     fn registry(&self) -> MutexGuard<'_, Registry> {
-        self.registry.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.registry)
     }
 }
 

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use errand::{
-    job::{AttemptOutcome, Ending, ErrorKind, JobId, Release, State, WorkerId},
+    job::{AttemptOutcome, Ending, ErrorKind, JobId, LookResult, Release, State, WorkerId},
     store::{AuditLimits, Finding, FindingKind, PutOff},
 };
 use jiff::SignedDuration;
@@ -178,6 +178,8 @@ on_every_backend!(what_is_overdue_is_found, async |t| {
         id: asked.id,
         fence: check.fence,
         again_after: None,
+        look: LookResult::Unclear,
+        detail: None,
         error: error(ErrorKind::UnknownOutcome),
     };
     assert!(t.store.put_off(&gave_up).await.unwrap());

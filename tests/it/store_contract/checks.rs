@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use errand::{
-    job::{Attempt, AttemptOutcome, Ending, ErrorKind, Fence, HeldReason, Release, State},
+    job::{Attempt, AttemptOutcome, Ending, ErrorKind, Fence, HeldReason, LookResult, Release, State},
     store::{Claim, Finish, Finished, PutOff},
 };
 use serde_json::json;
@@ -32,6 +32,8 @@ on_every_backend!(an_unknown_outcome_is_looked_up_until_it_is_told_or_a_person_d
         id: now.id,
         fence: now.receipt.fence,
         again_after,
+        look: LookResult::Unclear,
+        detail: None,
         error: error(ErrorKind::UnknownOutcome),
     };
     assert!(!t.store.put_off(&PutOff { fence: Fence(9), ..put_off(None) }).await.unwrap());

@@ -8,8 +8,8 @@ use std::{
 use errand::{
     clock,
     job::{
-        AttemptOutcome, Ending, EnvelopeReason, ErrorKind, Fence, JobSpec, Release, State, Stop, Transition,
-        WorkerId,
+        AttemptOutcome, Ending, EnvelopeReason, ErrorKind, Fence, JobSpec, LookResult, Release, State, Stop,
+        Transition, WorkerId,
     },
     store::{Claim, Claimed, Decided, Finished, Inserted, PutOff, Rejected, SharedStore, StoreErrorKind},
 };
@@ -74,6 +74,8 @@ on_every_backend!(counts_stay_at_their_maximum, async |t| {
         id: looked.id,
         fence: looked.receipt.fence,
         again_after: Some(Duration::ZERO),
+        look: LookResult::Unclear,
+        detail: None,
         error: error(ErrorKind::UnknownOutcome),
     };
     assert!(t.store.put_off(&put_off).await.unwrap());

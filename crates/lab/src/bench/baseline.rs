@@ -108,7 +108,7 @@ async fn work(config: &Config, feed: usize) -> Result<()> {
 }
 
 impl Source {
-    /// At least one job, and at most so many as are there; none when there will be no more.
+    /// One job or more, up to `most`; none when there will be no more.
     async fn next(&mut self, most: usize) -> Result<(Vec<Uuid>, Vec<Bytes>, Vec<Token>)> {
         let (mut ids, mut bodies, mut tokens) = (Vec::new(), Vec::new(), Vec::new());
         match self {

@@ -2,9 +2,13 @@
 //!
 //! A child ends when its standard input does, so that none outlives the benchmark, however that ends.
 
-use std::{process::Stdio, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    process::Stdio,
+    time::Duration,
+};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use tokio::{
     io::{AsyncBufReadExt as _, BufReader},
     process::{Child, ChildStdin, Command},
@@ -34,6 +38,48 @@ impl Role {
     }
 }
 
+/// The file of this program, which is started again for every part of the benchmark.
+pub(super) fn this_program() -> Result<PathBuf> {
+    std::env::current_exe().context("cannot find this program's own file")
+}
+
+/// Makes sure that the program of another build can be measured.
+///
+/// # Errors
+/// It cannot be run, or it is another program.
+pub(super) async fn check_program(program: &Path) -> Result<()> {
+    let mut command = command(program, &[]);
+    let asked = command.args(["bench-child", "--help"]).stdin(Stdio::null()).output().await;
+    let answer = asked.with_context(|| format!("cannot run {}", program.display()))?;
+    ensure!(
+        answer.status.success() && String::from_utf8_lossy(&answer.stdout).contains("bench-child"),
+        "{} has no worker to measure: name an errand-lab, or an errand that still has the command `bench`",
+        program.display()
+    );
+    Ok(())
+}
+
+/// Runs a program to its end.
+///
+/// # Errors
+/// It fails; it has told the reason.
+pub(super) async fn run(program: &Path, arguments: &[&str], variables: &[(&str, &str)]) -> Result<()> {
+    let mut command = command(program, variables);
+    let status = command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).status().await;
+    let what = || format!("{} {}", program.display(), arguments.first().unwrap_or(&""));
+    let status = status.with_context(|| format!("cannot run {}", what()))?;
+    ensure!(status.success(), "{} failed: {status}", what());
+    Ok(())
+}
+
+/// A program that sees no other environment than `variables`, so that the settings of a person's shell do not
+/// change what is measured.
+fn command(program: &Path, variables: &[(&str, &str)]) -> Command {
+    let mut command = Command::new(program);
+    command.env_clear().envs(variables.iter().copied()).kill_on_drop(true);
+    command
+}
+
 /// How long a child may take to end after it was asked to.
 const END: Duration = Duration::from_secs(40);
 
@@ -46,19 +92,19 @@ pub(super) struct Process {
 }
 
 impl Process {
-    /// Starts this program again in a role. It sees no other environment than `variables`, so that
-    /// the settings of a person's shell do not change what is measured.
-    pub(super) fn start(role: Role, arguments: &[String], variables: &[(&str, &str)]) -> Result<Self> {
-        let program = std::env::current_exe().context("cannot find this program's own file")?;
-        let mut command = Command::new(program);
+    /// Starts a program in a role.
+    pub(super) fn start(
+        program: &Path,
+        role: Role,
+        arguments: &[String],
+        variables: &[(&str, &str)],
+    ) -> Result<Self> {
+        let mut command = command(program, variables);
         command
             .args(["bench-child", role.name()])
             .args(arguments)
-            .env_clear()
-            .envs(variables.iter().copied())
             .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .kill_on_drop(true);
+            .stdout(Stdio::piped());
         let mut child =
             command.spawn().with_context(|| format!("cannot start the {} of the benchmark", role.name()))?;
         let stdin = child.stdin.take().context("a child has no standard input")?;

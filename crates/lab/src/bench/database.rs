@@ -95,7 +95,7 @@ const LITE_STARTS_JOBS: &str = "select id, created_at, started_at from jobs wher
 const LITE_STARTS_BASELINE: &str = "select id, created, created from baseline";
 
 impl BenchStore {
-    /// Opens the database that the URL names, with at most so many connections.
+    /// Opens the database that the URL names, with up to `connections` connections.
     ///
     /// # Errors
     /// The URL cannot be used.
@@ -115,7 +115,7 @@ impl BenchStore {
             .parse()
             .map_err(|_| StoreError::new(StoreErrorKind::Access, "the database URL cannot be understood"))?;
         // The same as for the worker: the tables are empty when the statements are planned.
-        let options = options.application_name("errand bench").options([
+        let options = options.application_name("errand-lab bench").options([
             ("plan_cache_mode", "force_generic_plan"),
             ("enable_seqscan", "off"),
             ("enable_hashjoin", "off"),

@@ -1,7 +1,10 @@
 //! The environment of one measurement: a schema or a file, and a lane, which are removed when the measurement is
 //! over, however it ended.
 
-use std::{fmt::Write as _, path::PathBuf, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result, bail};
 use errand::{
@@ -18,7 +21,7 @@ use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    child::{Process, Role},
+    child::{self, Process, Role},
     database::{BenchStore, with_schema},
     jobs::{TOOLKIT, VERSION, random_word},
     plan::{Backend, Plan},
@@ -42,18 +45,28 @@ pub(super) struct Environment {
     amqp_url: SecretString,
     /// The database around it, and the name of the schema.
     around: Option<(BenchStore, String)>,
+    /// The file with the settings of the contenders.
+    settings: PathBuf,
     folder: TempDir,
+}
+
+/// What the environments of a run are made from.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Base<'a> {
+    /// The settings of this process.
+    pub(super) config: &'a Config,
+    pub(super) plan: &'a Plan,
+    pub(super) stub: &'a StubProcess,
 }
 
 impl Environment {
     /// Runs `work` in a fresh environment, and removes it afterwards.
     pub(super) async fn with<T>(
-        config: &Config,
-        plan: &Plan,
+        base: Base<'_>,
         stop: &CancellationToken,
         work: impl AsyncFnOnce(&Environment) -> Result<T>,
     ) -> Result<T> {
-        let environment = Self::build(config, plan)?;
+        let environment = Self::build(base)?;
         let done = tokio::select! {
             done = async { environment.prepare().await?; work(&environment).await } => done,
             () = stop.cancelled() => Err(anyhow::anyhow!("the benchmark was stopped")),
@@ -64,15 +77,27 @@ impl Environment {
         Ok(done)
     }
 
-    fn build(config: &Config, plan: &Plan) -> Result<Self> {
+    fn build(base: Base<'_>) -> Result<Self> {
+        let Base { config, plan, .. } = base;
         let word = random_word();
         let folder = tempfile::Builder::new().prefix("errand-bench-").tempdir()?;
         let lane: QueueName = format!("bench-{word}").parse()?;
+        let file = folder.path().join("errand.toml");
+        std::fs::write(&file, settings(base, &lane))?;
         if plan.backend == Backend::Embedded {
             let url: SecretString = format!("sqlite://{}", folder.path().join("bench.db").display()).into();
             let store = BenchStore::open(&url, CONNECTIONS)?;
             let amqp_url = String::new().into();
-            return Ok(Self { url, store, lane, queue: None, amqp_url, around: None, folder });
+            return Ok(Self {
+                url,
+                store,
+                lane,
+                queue: None,
+                amqp_url,
+                around: None,
+                settings: file,
+                folder,
+            });
         }
         if config.store_is_sqlite() || config.store.url.expose_secret().is_empty() || !config.has_amqp() {
             bail!(
@@ -90,7 +115,7 @@ impl Environment {
             queue_type: config.amqp.queue_type,
             declare: true,
             lanes: vec![lane.clone()],
-            connection_name: "errand bench".into(),
+            connection_name: "errand-lab bench".into(),
             heartbeat: Duration::from_secs(config.amqp.heartbeat_secs.into()),
         };
         Ok(Self {
@@ -100,6 +125,7 @@ impl Environment {
             around: Some((BenchStore::open(&config.store.url, 1)?, schema)),
             url,
             lane,
+            settings: file,
             folder,
         })
     }
@@ -129,41 +155,58 @@ impl Environment {
     }
 
     /// Starts a contender here.
-    pub(super) fn start(
-        &self,
-        role: Role,
-        arguments: &[String],
-        config: &Config,
-        plan: &Plan,
-        stub: &StubProcess,
-    ) -> Result<Process> {
-        let file = self.write_settings(config, plan, stub)?;
-        let file = file.to_str().context("the temporary folder has a strange name")?;
-        let variables = [
-            ("ERRAND_CONFIG", file),
+    pub(super) fn start(&self, program: &Path, role: Role, arguments: &[String]) -> Result<Process> {
+        Process::start(program, role, arguments, &self.variables()?)
+    }
+
+    /// Runs a command of a contender's program here, to its end.
+    pub(super) async fn run(&self, program: &Path, arguments: &[&str]) -> Result<()> {
+        child::run(program, arguments, &self.variables()?).await
+    }
+
+    /// The environment's own folder.
+    pub(super) fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    fn variables(&self) -> Result<[(&'static str, &str); 4]> {
+        Ok([
+            ("ERRAND_CONFIG", self.settings.to_str().context("the temporary folder has a strange name")?),
             ("DATABASE_URL", self.url.expose_secret()),
             ("AMQP_URL", self.amqp_url.expose_secret()),
             ("COMPOSIO_API_KEY", "bench"),
-        ];
-        Process::start(role, arguments, &variables)
+        ])
     }
+}
 
-    /// The settings of the contenders: the usual ones, with this lane and this stub.
-    fn write_settings(&self, config: &Config, plan: &Plan, stub: &StubProcess) -> Result<PathBuf> {
-        let (lane, concurrency) = (&self.lane, plan.concurrency);
-        let mut text = String::new();
-        writeln!(text, "[queues.{lane}]\nconcurrency = {concurrency}")?;
-        writeln!(text, "[worker]\nqueues = [\"{lane}\"]\njournal_dir = \"\"")?;
-        let (base_url, http) = (stub.base_url(), plan.http.as_str());
-        writeln!(text, "[composio]\nbase_url = \"{base_url}\"\nhttp_version = \"{http}\"")?;
-        writeln!(text, "[toolkit_versions]\n{TOOLKIT} = \"{VERSION}\"")?;
-        writeln!(text, "[http]\nlisten = \"127.0.0.1:0\"\n[log]\nlevel = \"warn\"")?;
-        writeln!(text, "[amqp]\nqueue_type = \"{}\"", config.amqp.queue_type)?;
-        writeln!(text, "[runtime]\nthreads = {}", config.runtime.threads)?;
-        let file = self.folder.path().join("errand.toml");
-        std::fs::write(&file, text)?;
-        Ok(file)
-    }
+/// The settings of the contenders: the usual ones, with this lane and this stub. They are few and old, so that
+/// other builds know them, too.
+fn settings(base: Base<'_>, lane: &QueueName) -> String {
+    let Base { config, plan, stub } = base;
+    let (concurrency, threads) = (plan.concurrency, config.runtime.threads);
+    let (base_url, http) = (stub.base_url(), plan.http.as_str());
+    let queue_type = config.amqp.queue_type;
+    format!(
+        r#"[queues.{lane}]
+concurrency = {concurrency}
+[worker]
+queues = ["{lane}"]
+journal_dir = ""
+[composio]
+base_url = "{base_url}"
+http_version = "{http}"
+[toolkit_versions]
+{TOOLKIT} = "{VERSION}"
+[http]
+listen = "127.0.0.1:0"
+[log]
+level = "warn"
+[amqp]
+queue_type = "{queue_type}"
+[runtime]
+threads = {threads}
+"#
+    )
 }
 
 /// Deletes the queue of a lane with all its messages. One that is not there is no error to the broker.

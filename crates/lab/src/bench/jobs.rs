@@ -9,7 +9,7 @@ use errand::{
     job::{Arrival, EnvelopeError, JobId, JobSpec, QueueName, decode},
     queue::{Address, Message, Properties},
 };
-use serde_json::json;
+use serde_json::{Value, json};
 use uuid::Uuid;
 
 /// The only tool there is.
@@ -19,11 +19,11 @@ pub(super) const TOOLKIT: &str = "bench";
 /// The version that the worker is told to use.
 pub(super) const VERSION: &str = "20250101_00";
 
-/// Jobs belong to so many users, whose accounts the worker looks up.
+/// The number of users to whom the jobs belong, and whose accounts the worker looks up.
 const OWNERS: usize = 100;
 
 /// A job of the usual size, some 400 bytes, with a fresh ID.
-fn envelope(n: usize) -> (JobId, Vec<u8>) {
+fn envelope(n: usize) -> (JobId, Value) {
     let id = JobId::new();
     let body = json!({
         "id": id,
@@ -38,7 +38,7 @@ fn envelope(n: usize) -> (JobId, Vec<u8>) {
             "priority": n % 5,
         },
     });
-    (id, body.to_string().into_bytes())
+    (id, body)
 }
 
 /// The message that an app would publish for such a job.
@@ -49,7 +49,14 @@ pub(super) fn message(lane: &QueueName, n: usize) -> (JobId, Message) {
         content_type: Some("application/json".into()),
         ..Properties::default()
     };
-    (id, Message { to: Address::Lane(lane.clone()), body: body.into(), properties, priority: 0 })
+    (id, Message { to: Address::Lane(lane.clone()), body: body.to_string().into(), properties, priority: 0 })
+}
+
+/// The same job as a line of a file for `enqueue-bulk`, where no message says to which lane it goes.
+pub(super) fn line(lane: &QueueName, n: usize) -> Value {
+    let (_, mut body) = envelope(n);
+    body["queue"] = json!(lane.as_str());
+    body
 }
 
 /// The same job for a store.
@@ -62,7 +69,7 @@ pub(super) fn spec(lane: &QueueName, n: usize) -> Result<Arc<JobSpec>, EnvelopeE
         traceparent: None,
         fallback_id: None,
     };
-    decode(&envelope(n).1, &arrival).map(Arc::new)
+    decode(envelope(n).1.to_string().as_bytes(), &arrival).map(Arc::new)
 }
 
 /// Microseconds since 1970, the unit in which both databases are asked for times.

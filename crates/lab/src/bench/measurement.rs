@@ -1,27 +1,23 @@
 //! One measurement of a contender: how fast it works through a full lane, or how soon it starts jobs that come
 //! at an even pace.
 
-use std::{collections::HashMap, time::Duration};
+use std::{collections::HashMap, io::Write as _, path::PathBuf, time::Duration};
 
 use anyhow::{Context as _, Result, bail};
 use errand::{
-    app,
-    config::Config,
     job::JobId,
     queue::{Queue as _, QueueError},
-    store::SharedStore,
 };
 use futures_util::{FutureExt as _, StreamExt as _, stream::FuturesUnordered};
 use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::{
-    child::{Process, Role},
-    environment::Environment,
-    jobs::{message, now_micros, spec},
-    plan::{Backend, Contender, Plan},
+    child::{Process, Role, this_program},
+    environment::{Base, Environment},
+    jobs::{line, message, now_micros},
+    plan::{Backend, Contender},
     report::{Latency, Rate, percentile},
-    stub::StubProcess,
 };
 
 /// Messages of one publication.
@@ -30,7 +26,7 @@ const CHUNK: usize = 1_000;
 /// How often the parent looks. It looks at a count that the stub keeps, which costs next to nothing.
 const LOOK: Duration = Duration::from_millis(20);
 
-/// Without any progress for so long, a measurement has failed.
+/// A measurement without any progress for this long has failed.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// How long a contender that was just started gets before jobs come at an even pace, and how long the
@@ -40,16 +36,14 @@ const SETTLE: Duration = Duration::from_secs(1);
 /// One measurement.
 #[derive(Clone, Copy)]
 pub(super) struct Measurement<'a> {
-    pub(super) config: &'a Config,
-    pub(super) plan: &'a Plan,
-    pub(super) stub: &'a StubProcess,
+    pub(super) base: Base<'a>,
     pub(super) contender: Contender,
 }
 
 impl Measurement<'_> {
     /// Fills the lane, starts the contender, and waits until it has done everything.
-    pub(super) async fn rate(&self, environment: &Environment) -> Result<Rate> {
-        let (plan, stub) = (self.plan, self.stub);
+    pub(super) async fn rate(&self, environment: &Environment, round: usize) -> Result<Rate> {
+        let Base { plan, stub, .. } = self.base;
         self.prepare_tables(environment).await?;
         self.fill(environment).await?;
         let before = stub.calls().await?.answered;
@@ -58,13 +52,14 @@ impl Measurement<'_> {
             (Contender::Baseline, Backend::Embedded) => &["--feed".to_owned(), plan.jobs.to_string()],
             _ => &[],
         };
-        let mut process = environment.start(self.role(), arguments, self.config, plan, stub)?;
+        let mut process = environment.start(&self.program()?, self.role(), arguments)?;
         self.wait(environment, &mut process, before + plan.jobs as u64).await?;
         let usage = process.usage()?;
         let span = environment.store.span(self.contender.table()).await?;
         process.stop().await?;
         Ok(Rate {
             contender: self.contender,
+            round,
             jobs_per_second: span.succeeded as f64 / span.seconds.max(1e-6),
             seconds: span.seconds,
             cpu_seconds_per_1000: usage.cpu_seconds * 1000.0 / span.succeeded.max(1) as f64,
@@ -74,7 +69,7 @@ impl Measurement<'_> {
 
     /// Lets jobs come in at an even pace, and compares the time of each with its claim.
     pub(super) async fn latency(&self, environment: &Environment, pace: f64) -> Result<Latency> {
-        let (plan, stub) = (self.plan, self.stub);
+        let Base { plan, stub, .. } = self.base;
         self.prepare_tables(environment).await?;
         let before = stub.calls().await?.answered;
         let total = (pace * (plan.latency + SETTLE).as_secs_f64()).ceil().max(1.0);
@@ -85,7 +80,7 @@ impl Measurement<'_> {
         } else {
             &[]
         };
-        let mut process = environment.start(self.role(), arguments, self.config, plan, stub)?;
+        let mut process = environment.start(&self.program()?, self.role(), arguments)?;
         let mut enqueued = HashMap::new();
         if !embedded {
             tokio::time::sleep(SETTLE).await;
@@ -116,54 +111,56 @@ impl Measurement<'_> {
 
     fn role(&self) -> Role {
         match self.contender {
-            Contender::Worker => Role::Worker,
+            Contender::Worker | Contender::Other => Role::Worker,
             Contender::Baseline => Role::Baseline,
         }
     }
 
-    async fn prepare_tables(&self, environment: &Environment) -> Result<()> {
-        if self.contender == Contender::Baseline {
-            return Ok(environment.store.create_baseline().await?);
+    /// What is started as this contender.
+    fn program(&self) -> Result<PathBuf> {
+        match (self.contender, &self.base.plan.other) {
+            (Contender::Other, Some(other)) => Ok(other.clone()),
+            _ => this_program(),
         }
-        let store = self.open_store(environment)?;
-        store.migrate().await?;
-        store.close().await;
-        Ok(())
     }
 
-    fn open_store(&self, environment: &Environment) -> Result<SharedStore> {
-        let mut config = self.config.clone();
-        config.store.url = environment.url.clone();
-        app::open_store(&config)
+    /// A worker finds the tables that its own build makes.
+    async fn prepare_tables(&self, environment: &Environment) -> Result<()> {
+        match self.contender {
+            Contender::Baseline => Ok(environment.store.create_baseline().await?),
+            Contender::Worker | Contender::Other => environment.run(&self.program()?, &["migrate"]).await,
+        }
     }
 
     /// Puts all jobs where the contender finds them: on the broker, or in the store, from where the
     /// worker's relay brings them.
     async fn fill(&self, environment: &Environment) -> Result<()> {
-        let numbers: Vec<usize> = (0..self.plan.jobs).collect();
+        let jobs = self.base.plan.jobs;
         if let Some(queue) = &environment.queue {
+            let numbers: Vec<usize> = (0..jobs).collect();
             for chunk in numbers.chunks(CHUNK) {
                 let messages = chunk.iter().map(|n| message(&environment.lane, *n).1).collect();
                 confirmed(queue.publish(messages).await)?;
             }
-        } else if self.contender == Contender::Worker {
-            let store = self.open_store(environment)?;
-            for chunk in numbers.chunks(CHUNK) {
-                let specs: Vec<_> =
-                    chunk.iter().map(|n| spec(&environment.lane, *n)).collect::<Result<_, _>>()?;
-                store.insert(&specs, Duration::ZERO).await?;
+        } else if self.contender != Contender::Baseline {
+            let file = environment.folder().join("jobs.jsonl");
+            let mut lines = std::io::BufWriter::new(std::fs::File::create(&file)?);
+            for n in 0..jobs {
+                writeln!(lines, "{}", line(&environment.lane, n))?;
             }
-            store.close().await;
+            lines.flush()?;
+            let file = file.to_str().context("the temporary folder has a strange name")?;
+            environment.run(&self.program()?, &["enqueue-bulk", file]).await?;
         }
         Ok(())
     }
 
-    /// Waits until the stub has answered so many calls and everything is recorded.
+    /// Waits until the stub has answered this many calls and everything is recorded.
     async fn wait(&self, environment: &Environment, process: &mut Process, calls: u64) -> Result<()> {
         let (mut answered, mut moved) = (0, Instant::now());
         loop {
             process.ensure_running()?;
-            let now = self.stub.calls().await?.answered;
+            let now = self.base.stub.calls().await?.answered;
             if now >= calls && self.is_recorded(environment).await? {
                 return Ok(());
             }

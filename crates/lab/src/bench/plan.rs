@@ -1,6 +1,6 @@
 //! What a run measures, and with what.
 
-use std::time::Duration;
+use std::{path::PathBuf, time::Duration};
 
 use super::database::Table;
 
@@ -19,6 +19,8 @@ pub(crate) struct Plan {
     pub(crate) rounds: usize,
     /// Whether the baseline takes part.
     pub(crate) baseline: bool,
+    /// The program of another build, whose worker takes part.
+    pub(crate) other: Option<PathBuf>,
     /// The protocol between the contenders and the stub.
     pub(crate) http: Http,
     /// How long jobs come in at an even pace to measure latency; zero leaves it out.
@@ -36,6 +38,25 @@ pub(crate) enum Http {
     /// A connection for every 100 calls.
     #[value(name = "2")]
     Two,
+}
+
+impl Plan {
+    /// Everybody who is measured, in the order of a round. Every second round has the opposite order, so that a
+    /// host that becomes slower harms all of them alike.
+    pub(super) fn contenders(&self, round: usize) -> Vec<Contender> {
+        let mut contenders = Vec::new();
+        if self.baseline {
+            contenders.push(Contender::Baseline);
+        }
+        contenders.push(Contender::Worker);
+        if self.other.is_some() {
+            contenders.push(Contender::Other);
+        }
+        if round.is_multiple_of(2) {
+            contenders.reverse();
+        }
+        contenders
+    }
 }
 
 impl Http {
@@ -61,8 +82,10 @@ pub(crate) enum Backend {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Contender {
-    /// The worker, with everything it does.
+    /// The worker of this build, with everything it does.
     Worker,
+    /// The worker of another build.
+    Other,
     /// Consume, one batched insert, call, one batched update, acknowledge.
     Baseline,
 }
@@ -71,6 +94,7 @@ impl Contender {
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::Worker => "worker",
+            Self::Other => "other build",
             Self::Baseline => "baseline",
         }
     }
@@ -78,8 +102,35 @@ impl Contender {
     /// Where its jobs are.
     pub(super) fn table(self) -> Table {
         match self {
-            Self::Worker => Table::Jobs,
+            Self::Worker | Self::Other => Table::Jobs,
             Self::Baseline => Table::Baseline,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_second_round_has_the_opposite_order() {
+        let mut plan = Plan {
+            backend: Backend::Embedded,
+            stub: Vec::new(),
+            jobs: 1,
+            concurrency: 1,
+            rounds: 2,
+            baseline: false,
+            other: Some("other".into()),
+            http: Http::One,
+            latency: Duration::ZERO,
+            recover: 0,
+        };
+        assert_eq!(plan.contenders(1), [Contender::Worker, Contender::Other]);
+        assert_eq!(plan.contenders(2), [Contender::Other, Contender::Worker]);
+        plan.baseline = true;
+        assert_eq!(plan.contenders(3), [Contender::Baseline, Contender::Worker, Contender::Other]);
+        plan.other = None;
+        assert_eq!(plan.contenders(2), [Contender::Worker, Contender::Baseline]);
     }
 }

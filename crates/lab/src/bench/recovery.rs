@@ -14,17 +14,16 @@ use serde::Serialize;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::{
-    child::Role,
+    child::{Role, this_program},
     environment::Environment,
     jobs::{TOOLKIT, VERSION, spec},
     plan::Plan,
-    stub::StubProcess,
 };
 
-/// How often is looked, and how exact the times are. Each look reads the whole table.
+/// How often the database is asked, and how exact the times are. Each question reads the whole table.
 const LOOK: Duration = Duration::from_millis(100);
 
-/// Without an end for so long after the lease, something is wrong.
+/// A recovery that takes longer than this after the end of the lease has failed.
 const PATIENCE: Duration = Duration::from_secs(120);
 
 /// What was measured.
@@ -40,12 +39,7 @@ pub(super) struct Recovery {
 
 /// Claims `plan.recover` jobs for a worker that beats once and never again, and watches another worker, with
 /// the settings that are the defaults, take them over.
-pub(super) async fn measure(
-    config: &Config,
-    plan: &Plan,
-    stub: &StubProcess,
-    environment: &Environment,
-) -> Result<Recovery> {
+pub(super) async fn measure(config: &Config, plan: &Plan, environment: &Environment) -> Result<Recovery> {
     let mut settings = config.clone();
     settings.store.url = environment.url.clone();
     let store = app::open_store(&settings)?;
@@ -59,7 +53,7 @@ pub(super) async fn measure(
     let lease_end = beaten + Duration::from_secs(settings.worker.lease_secs);
 
     // A worker that has been there for a while when the lease ends.
-    let process = environment.start(Role::Worker, &[], config, plan, stub)?;
+    let process = environment.start(&this_program()?, Role::Worker, &[])?;
     sleep_until(lease_end).await;
     let mut first = None;
     loop {

@@ -1,6 +1,6 @@
 //! What was measured, for people and for programs.
 
-use std::time::Duration;
+use std::{path::PathBuf, time::Duration};
 
 use comfy_table::{CellAlignment, Table, presets::NOTHING};
 use serde::Serialize;
@@ -20,6 +20,8 @@ pub(crate) struct Report {
     jobs: usize,
     concurrency: u32,
     rounds: usize,
+    /// The program of the other build, if one took part.
+    other: Option<PathBuf>,
     pub(super) levels: Vec<Level>,
     pub(super) recoveries: Vec<Recovery>,
 }
@@ -32,12 +34,15 @@ pub(super) struct Level {
     pub(super) peak_in_flight: u64,
     pub(super) rates: Vec<Rate>,
     pub(super) latencies: Vec<Latency>,
+    /// How the worker of this build compares with that of the other.
+    pub(super) comparison: Option<Comparison>,
 }
 
 /// One measurement through a full lane.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub(super) struct Rate {
     pub(super) contender: Contender,
+    pub(super) round: usize,
     pub(super) jobs_per_second: f64,
     pub(super) seconds: f64,
     pub(super) cpu_seconds_per_1000: f64,
@@ -54,10 +59,54 @@ pub(super) struct Latency {
     pub(super) p99_ms: f64,
 }
 
+/// This build divided by the other, in pairs of measurements of the same round.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub(super) struct Comparison {
+    pub(super) jobs_per_second: Spread,
+    pub(super) cpu_seconds_per_1000: Spread,
+}
+
+/// How figures are spread.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub(super) struct Spread {
+    /// How many figures there are.
+    pub(super) count: usize,
+    pub(super) lowest: f64,
+    pub(super) lower_quartile: f64,
+    pub(super) median: f64,
+    pub(super) upper_quartile: f64,
+    pub(super) highest: f64,
+}
+
+impl Spread {
+    /// The spread of some figures; `None` when there are none.
+    fn of(mut figures: Vec<f64>) -> Option<Self> {
+        figures.sort_by(f64::total_cmp);
+        let (Some(lowest), Some(highest)) = (figures.first(), figures.last()) else { return None };
+        Some(Self {
+            count: figures.len(),
+            lowest: *lowest,
+            lower_quartile: percentile(&figures, 0.25),
+            median: percentile(&figures, 0.5),
+            upper_quartile: percentile(&figures, 0.75),
+            highest: *highest,
+        })
+    }
+
+    /// As text, such as `1.04 (quartiles 1.02 and 1.07, from 0.98 to 1.10)`.
+    fn text(&self) -> String {
+        let Self { count: _, lowest, lower_quartile, median, upper_quartile, highest } = self;
+        format!(
+            "{median:.3} (quartiles {lower_quartile:.3} and {upper_quartile:.3}, from {lowest:.3} to {highest:.3})"
+        )
+    }
+}
+
 impl Report {
     pub(super) fn new(plan: &Plan) -> Self {
         let Plan { backend, jobs, concurrency, rounds, .. } = *plan;
-        Self { backend, jobs, concurrency, rounds, levels: Vec::new(), recoveries: Vec::new() }
+        let other = plan.other.clone();
+        Self { backend, jobs, concurrency, rounds, other, levels: Vec::new(), recoveries: Vec::new() }
     }
 
     /// The report as text.
@@ -79,7 +128,7 @@ impl Report {
         }
         let mut ratios = String::new();
         for level in &self.levels {
-            for contender in [Contender::Baseline, Contender::Worker] {
+            for contender in [Contender::Baseline, Contender::Worker, Contender::Other] {
                 let Some(median) = level.rate_of(contender) else { continue };
                 let rates = level.figures(contender, |rate| rate.jobs_per_second);
                 let latency = level.latencies.iter().find(|latency| latency.contender == contender);
@@ -109,9 +158,18 @@ impl Report {
             // Against a stub without a delay the count would only tell how the stub works.
             let in_flight = match level.stub_ms {
                 0 => String::new(),
-                _ => format!(", at most {} calls in flight", level.peak_in_flight),
+                _ => format!(", up to {} calls in flight", level.peak_in_flight),
             };
             ratios.push_str(&format!("stub of {} ms{in_flight}{ratio}\n", level.stub_ms));
+            if let Some(Comparison { jobs_per_second, cpu_seconds_per_1000 }) = &level.comparison {
+                ratios.push_str(&format!(
+                    "stub of {} ms, this build / other build, medians of {} rounds: jobs/s {}; CPU per job {}\n",
+                    level.stub_ms,
+                    jobs_per_second.count,
+                    jobs_per_second.text(),
+                    cpu_seconds_per_1000.text()
+                ));
+            }
         }
         for Recovery { jobs, first_seconds, all_seconds } in &self.recoveries {
             ratios.push_str(&format!(
@@ -133,7 +191,21 @@ impl Report {
 impl Level {
     pub(super) fn new(stub: Duration) -> Self {
         let stub_ms = u64::try_from(stub.as_millis()).unwrap_or(u64::MAX);
-        Self { stub_ms, peak_in_flight: 0, rates: Vec::new(), latencies: Vec::new() }
+        Self { stub_ms, peak_in_flight: 0, rates: Vec::new(), latencies: Vec::new(), comparison: None }
+    }
+
+    /// Compares the worker of this build with that of the other, if both were measured.
+    pub(super) fn compare(&mut self) {
+        let ratios = |figure: fn(&Rate) -> f64| {
+            let pairs = self.measurements(Contender::Worker).zip(self.measurements(Contender::Other));
+            Spread::of(pairs.map(|(this, other)| figure(this) / figure(other)).collect())
+        };
+        let jobs_per_second = ratios(|rate| rate.jobs_per_second);
+        let cpu_seconds_per_1000 = ratios(|rate| rate.cpu_seconds_per_1000);
+        self.comparison =
+            jobs_per_second.zip(cpu_seconds_per_1000).map(|(jobs_per_second, cpu_seconds_per_1000)| {
+                Comparison { jobs_per_second, cpu_seconds_per_1000 }
+            });
     }
 
     /// The median rate of a contender.
@@ -142,6 +214,7 @@ impl Level {
         (!rates.is_empty()).then(|| percentile(&rates, 0.5))
     }
 
+    /// The measurements of a contender, round by round.
     fn measurements(&self, contender: Contender) -> impl Iterator<Item = &Rate> {
         self.rates.iter().filter(move |rate| rate.contender == contender)
     }
@@ -181,7 +254,14 @@ mod tests {
     use super::*;
 
     fn rate(contender: Contender, jobs_per_second: f64) -> Rate {
-        Rate { contender, jobs_per_second, seconds: 1.0, cpu_seconds_per_1000: 0.1, peak_bytes: 1 << 20 }
+        Rate {
+            contender,
+            round: 1,
+            jobs_per_second,
+            seconds: 1.0,
+            cpu_seconds_per_1000: 0.1,
+            peak_bytes: 1 << 20,
+        }
     }
 
     #[test]
@@ -208,9 +288,33 @@ mod tests {
             jobs: 1,
             concurrency: 1,
             rounds: 2,
+            other: None,
             levels: vec![level],
             recoveries: Vec::new(),
         };
         assert!(report.text().contains("0.53 (medians; round by round 0.50 to 0.60)"), "{}", report.text());
+    }
+
+    #[test]
+    fn builds_are_compared_round_by_round() {
+        let mut level = Level::new(Duration::ZERO);
+        level.compare();
+        assert_eq!(level.comparison, None);
+        for (round, this, other) in [(1, 1100.0, 1000.0), (2, 900.0, 1000.0), (3, 2400.0, 2000.0)] {
+            let mut pair = [rate(Contender::Worker, this), rate(Contender::Other, other)];
+            if round == 2 {
+                pair.reverse();
+            }
+            level.rates.extend(pair);
+        }
+        level.compare();
+        let comparison = level.comparison.unwrap();
+        let Spread { count, lowest, median, highest, .. } = comparison.jobs_per_second;
+        assert_eq!((count, lowest, median, highest), (3, 0.9, 1.1, 1.2));
+        assert_eq!(comparison.cpu_seconds_per_1000.highest, 1.0);
+        assert_eq!(
+            comparison.jobs_per_second.text(),
+            "1.100 (quartiles 1.000 and 1.150, from 0.900 to 1.200)"
+        );
     }
 }

@@ -19,7 +19,7 @@ use tokio::{
 };
 
 use super::{
-    child::{Process, Role},
+    child::{Process, Role, this_program},
     jobs::{TOOL, TOOLKIT, VERSION},
 };
 use crate::child::parent_is_gone;
@@ -265,7 +265,7 @@ pub(super) struct Calls {
 impl StubProcess {
     pub(super) async fn start(delay: Duration) -> Result<Self> {
         let arguments = ["--stub-ms".to_owned(), delay.as_millis().to_string()];
-        let mut process = Process::start(Role::Stub, &arguments, &[])?;
+        let mut process = Process::start(&this_program()?, Role::Stub, &arguments, &[])?;
         let address = process.first_line().await?;
         let client = reqwest::Client::builder().no_proxy().tls_certs_only([]).build()?;
         Ok(Self { process, address, delay, client })

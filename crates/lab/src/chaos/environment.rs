@@ -241,7 +241,7 @@ fn open_queue(url: &str, lane: &QueueName) -> Result<SharedQueue> {
         queue_type: QueueType::Quorum,
         declare: true,
         lanes: vec![lane.clone()],
-        connection_name: "errand chaos".into(),
+        connection_name: "errand-lab chaos".into(),
         heartbeat: Duration::from_secs(5),
     };
     Ok(Arc::new(RabbitQueue::new(options)?))

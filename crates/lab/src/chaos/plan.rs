@@ -33,9 +33,9 @@ pub(crate) struct Plan {
 /// How long to go on.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Until {
-    /// Rounds are started for so long.
+    /// Rounds are started for this long.
     Elapsed(Duration),
-    /// So many rounds.
+    /// This many rounds are played.
     Rounds(u64),
 }
 

@@ -7,7 +7,6 @@ use errand::{
     job::{HeldReason, JobId, State},
     maintenance::audit::{self, Audit},
     store::{AuditLimits, JobFilter, JobView, SharedStore},
-    worker::LOOKS,
 };
 use serde::Deserialize;
 use tokio::time::{Instant, sleep};
@@ -145,8 +144,7 @@ async fn come_to_rest(store: &SharedStore, accepted: &Accepted) -> Result<HashMa
 
 /// Whether nothing but a person moves a job. One that is held while errand looks for its call is under way.
 fn rests(job: &JobView) -> bool {
-    let is_looked_for = job.error.as_ref().is_some_and(|error| error.message().contains(LOOKS));
-    job.state.is_final() || (job.state == State::Held && !is_looked_for)
+    job.state.is_final() || (job.state == State::Held && job.check_at.is_none())
 }
 
 /// What the auditor finds in a store at rest, a line for each kind.

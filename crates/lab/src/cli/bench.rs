@@ -1,6 +1,10 @@
 //! `errand-lab bench`: how fast the worker is, beside a baseline over the same services.
 
-use std::{io::IsTerminal as _, time::Duration};
+use std::{
+    io::IsTerminal as _,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use anyhow::{Result, ensure};
 use errand::{
@@ -11,8 +15,8 @@ use errand::{
 
 use crate::bench::{self, Backend, Http, Plan, Role, Task};
 
-/// Measures the worker against a stub of the tool API, beside a baseline over the same services as
-/// the limit. What it creates in the database and on the broker is its own, and is removed.
+/// Measures the worker against a stub of the tool API, beside a baseline: a bare loop over the same services.
+/// What it creates in the database and on the broker is its own, and is removed.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// The services to use.
@@ -36,10 +40,14 @@ pub(super) struct Args {
     /// Leave the baseline out.
     #[arg(long)]
     no_baseline: bool,
+    /// Also measure the worker of another build, in turn with the one of this build: an `errand-lab`, or an
+    /// `errand` that still has the command `bench`.
+    #[arg(long, value_name = "PATH")]
+    worker: Option<PathBuf>,
     /// How long jobs come at an even pace to measure latency; 0 leaves it out.
     #[arg(long, value_name = "S", default_value_t = 5)]
     latency_secs: u64,
-    /// Also measure how long so many running jobs of a lost worker take to be taken over.
+    /// Also measure how long N running jobs of a lost worker take to be taken over.
     #[arg(long, value_name = "N", default_value_t = 0)]
     recover: usize,
     /// Print JSON.
@@ -78,6 +86,7 @@ pub(super) async fn run(args: Args, config: Config) -> Result<Exit> {
         concurrency: args.concurrency,
         rounds: args.rounds,
         baseline: !args.no_baseline,
+        other: args.worker.map(std::path::absolute).transpose()?,
         http: args.http,
         latency: Duration::from_secs(args.latency_secs),
         recover: args.recover,
@@ -99,5 +108,17 @@ pub(super) async fn run_child(args: ChildArgs, config: Option<Config>) -> Result
     let task =
         Task { role: args.role, stub: Duration::from_millis(args.stub_ms), feed: args.feed, pace: args.pace };
     bench::run_child(&task, config).await?;
+    Ok(Exit::Success)
+}
+
+/// Makes the tables of a build that is measured.
+pub(super) async fn migrate(config: Config) -> Result<Exit> {
+    bench::migrate(&config).await?;
+    Ok(Exit::Success)
+}
+
+/// Enqueues the jobs of a build that is measured.
+pub(super) async fn enqueue(file: &Path, config: Config) -> Result<Exit> {
+    bench::enqueue(&config, file).await?;
     Ok(Exit::Success)
 }

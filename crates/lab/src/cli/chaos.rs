@@ -26,7 +26,7 @@ pub(super) struct Args {
     /// How long to start rounds.
     #[arg(long, value_name = "N", default_value_t = 10)]
     minutes: u64,
-    /// Play so many rounds, instead of going by time.
+    /// Play N rounds, instead of going by time.
     #[arg(long, value_name = "N", conflicts_with = "minutes")]
     rounds: Option<u64>,
     /// Only these faults, separated by commas; otherwise all there are.

@@ -26,11 +26,20 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Measure the worker beside a bare loop over the same services.
+    /// Measure the worker beside a baseline, and beside the worker of another build.
     Bench(bench::Args),
     /// One process of `errand-lab bench`.
     #[command(hide = true)]
     BenchChild(bench::ChildArgs),
+    /// Make the tables of a build that `errand-lab bench` measures, as `errand migrate` does.
+    #[command(hide = true)]
+    Migrate,
+    /// Enqueue jobs for a build that `errand-lab bench` measures, as `errand enqueue-bulk` does.
+    #[command(hide = true)]
+    EnqueueBulk {
+        /// A file of JSON Lines.
+        file: PathBuf,
+    },
     /// Break everything on purpose, and count what became of the jobs.
     Chaos(chaos::Args),
     /// One worker of `errand-lab chaos`.
@@ -50,6 +59,13 @@ fn dispatch(cli: Cli) -> anyhow::Result<Exit> {
             lasting(load_with_level(&sources, "warn")?, |config| bench::run(args, config))
         }
         Command::BenchChild(args) => bench_child(args, &sources),
+        Command::Migrate => lasting(config::load(&sources)?.config, bench::migrate),
+        Command::EnqueueBulk { file } => {
+            lasting(
+                config::load(&sources)?.config,
+                |config| async move { bench::enqueue(&file, config).await },
+            )
+        }
         Command::Chaos(args) => {
             lasting(load_with_level(&sources, "error")?, |config| chaos::run(args, config))
         }

@@ -7,6 +7,7 @@ use errand::{
     job::{AttemptOutcome, Budget, Effect, ErrorKind, JobError, Owner, OwnerKind, RetryPolicy, Stop},
     tool::{
         Answer, Body, Reply,
+        classify::{Classified, Context, Next, classify},
         composio::{
             lookup::lookup_error,
             retry_after::{MAX_RETRY_AFTER, date, retry_after},
@@ -14,7 +15,6 @@ use errand::{
         },
         decode::decode,
     },
-    worker::classify::{Classified, Context, Next, classify},
 };
 use jiff::Timestamp;
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue};

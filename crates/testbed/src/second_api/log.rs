@@ -11,7 +11,7 @@ use super::{
     world,
 };
 
-/// How many entries a page has at most, and if nobody says.
+/// The most entries of a page, and those of a page whose size nobody names.
 const MAX_PAGE: u64 = 100;
 const PAGE: u64 = 20;
 

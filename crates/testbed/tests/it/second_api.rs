@@ -5,8 +5,11 @@ use std::{sync::Arc, time::Duration};
 use errand::{
     app, config,
     job::{self, Arrival, Effect, JobId, JobSpec, Owner, OwnerKind, RequestId, Stop},
-    tool::{Body, Call, Execution, Reply, ToolApi as _, ToolError, composio::Composio},
-    worker::classify::{self, Next},
+    tool::{
+        Body, Call, Execution, Reply, ToolApi as _, ToolError,
+        classify::{self, Next},
+        composio::Composio,
+    },
 };
 use errand_testbed::{
     second_api::{Mischief, ONCE_TOOLS, Options, Rates, Running, SecondApi, TOOLKITS, TOOLS},

@@ -1,0 +1,137 @@
+//! What is known about a call whose outcome is unknown, and the sentence that tells a person.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+use super::RequestId;
+use crate::{bounds::MAX_ERROR_CHARS, string_enum::string_enum};
+
+string_enum! {
+    /// What the tool API's execution log says about a call, looked up by the call's request ID.
+    LookResult {
+        /// It has an entry that tells how the call ended.
+        Ended = "ended",
+        /// It has an entry that does not tell the end, or that belongs to another tool.
+        Unclear = "unclear",
+        /// It has no entry, and it shows another call of ours.
+        Absent = "absent",
+        /// It has no entry, and it does not show another call of ours either, or there is none to look for.
+        Blind = "blind",
+        /// It cannot be read.
+        Closed = "closed",
+    }
+}
+
+/// The look-ups of one call so far.
+#[derive(Debug, Clone, Copy)]
+pub struct LookUps<'a> {
+    pub count: u32,
+    /// How long the outcome had been unknown at the last one.
+    pub unknown_for: Duration,
+    pub last_at: Timestamp,
+    pub last: LookResult,
+    /// Why the log could not be read, if it could not.
+    pub detail: Option<&'a str>,
+}
+
+/// What is known about a call whose outcome is unknown.
+#[derive(Debug, Clone, Copy)]
+pub struct UnknownOutcome<'a> {
+    /// What the attempt itself told.
+    pub known: &'a str,
+    pub request_id: RequestId,
+    /// Whether errand looks the call up, or looks it up again; otherwise a person decides.
+    pub is_looked_up: bool,
+    pub look_ups: Option<LookUps<'a>>,
+}
+
+impl UnknownOutcome<'_> {
+    /// The sentence that a person reads as the error of the job. What the attempt told is cut first, because the
+    /// rest says what to do.
+    pub fn sentence(&self) -> String {
+        let rest = self.rest();
+        let room = MAX_ERROR_CHARS.saturating_sub(rest.chars().count());
+        self.known.chars().take(room).chain(rest.chars()).collect()
+    }
+
+    fn rest(&self) -> String {
+        let id = self.request_id;
+        let looks =
+            format!("; errand looks for the request ID {id} in the tool API's log and goes by what it finds");
+        let release = "then release the job with --succeeded, --failed or --retry";
+        match (self.look_ups, self.is_looked_up) {
+            (None, true) => looks,
+            (None, false) => format!("; look for the request ID {id} in the tool API's log, {release}"),
+            (Some(look_ups), true) => {
+                format!("{looks}; execution log: {}; errand looks again", look_ups.told(id))
+            }
+            (Some(look_ups), false) => format!(
+                "; execution log: {}; look there yourself for the request ID {id}, {release}",
+                look_ups.told(id)
+            ),
+        }
+    }
+}
+
+impl LookUps<'_> {
+    fn told(&self, id: RequestId) -> String {
+        let found = match self.last {
+            LookResult::Ended => "the call is there, but the database refuses to keep its answer".to_owned(),
+            LookResult::Unclear => format!("the entry for request ID {id} does not tell how the call ended"),
+            LookResult::Absent => format!("no entry for request ID {id} yet"),
+            LookResult::Blind => format!(
+                "no entry for request ID {id}, which proves nothing, because no call of the last day that \
+                 succeeded is found by its request ID either"
+            ),
+            LookResult::Closed => {
+                format!("it could not be read, {}", self.detail.unwrap_or("and did not say why"))
+            }
+        };
+        format!(
+            "asked {} times over {} s, last at {}: {found}",
+            self.count,
+            self.unknown_for.as_secs(),
+            self.last_at.strftime("%Y-%m-%dT%H:%M:%SZ"),
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_to_do_is_told_however_much_the_attempt_told() {
+        let request_id = RequestId::new();
+        let closed = LookUps {
+            count: 3,
+            unknown_for: Duration::from_secs(90),
+            last_at: Timestamp::UNIX_EPOCH,
+            last: LookResult::Closed,
+            detail: Some("the tool API does not answer"),
+        };
+        for known in ["no answer".to_owned(), "é".repeat(MAX_ERROR_CHARS * 2)] {
+            let mut sentences = Vec::new();
+            for look_ups in [None, Some(closed)] {
+                for is_looked_up in [true, false] {
+                    let unknown = UnknownOutcome { known: &known, request_id, is_looked_up, look_ups };
+                    let sentence = unknown.sentence();
+                    assert!(sentence.chars().count() <= MAX_ERROR_CHARS);
+                    assert!(sentence.contains(&request_id.to_string()));
+                    assert_eq!(sentence.ends_with("--succeeded, --failed or --retry"), !is_looked_up);
+                    assert_eq!(
+                        sentence.contains(
+                            "asked 3 times over 90 s, last at 1970-01-01T00:00:00Z: it could not be read, the \
+                             tool API does not answer"
+                        ),
+                        look_ups.is_some()
+                    );
+                    sentences.push(sentence);
+                }
+            }
+            sentences.dedup();
+            assert_eq!(sentences.len(), 4);
+        }
+    }
+}
