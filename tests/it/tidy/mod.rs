@@ -193,8 +193,11 @@ fn each_guarantee_names_a_test_that_exists_or_says_that_there_is_none() {
         .flat_map(|folder| files(folder, ".rs"))
         .flat_map(|path| {
             let text = read(&path);
-            let named = text.match_indices("fn ").map(|(at, _)| {
-                text[at + 3..].chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect::<String>()
+            let named = ["fn ", "on_every_backend!("].iter().flat_map(|before| {
+                text.match_indices(before).map(|(at, _)| {
+                    let name = text[at + before.len()..].chars();
+                    name.take_while(|c| c.is_alphanumeric() || *c == '_').collect::<String>()
+                })
             });
             named.collect::<Vec<_>>()
         })
