@@ -159,7 +159,7 @@ pub(super) fn awaited(row: &impl StoreRow) -> Result<Awaited, StoreError> {
 }
 
 /// A pin.
-pub(super) fn pin(row: &impl StoreRow) -> Result<StoreError> {
+pub(super) fn pin(row: &impl StoreRow) -> Result<Pin, StoreError> {
     let owner = if row.read::<String>("owner_kind")? == GLOBAL { None } else { Some(row.owner()?) };
     Ok(Pin { owner, toolkit: row.read("toolkit")?, version: row.read("version")? })
 }
