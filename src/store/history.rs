@@ -6,16 +6,16 @@ use async_trait::async_trait;
 use jiff::Timestamp;
 use serde::Serialize;
 
-use super::{
-    By, Claim, Finish, StoreError, StoreErrorKind,
-    convert::{parse_column, read_count},
-    texts,
-};
+use super::{By, Claim, Finish, StoreError, StoreErrorKind, texts};
 use crate::{
     bounds::MAX_DECIDER_CHARS,
     job::{AttemptOutcome, Ending, HeldReason, JobId, LookResult, Release, State, Stop},
     string_enum::string_enum,
 };
+
+pub(super) const HISTORY: &str = "select at, kind, by, attempt, what, detail from (
+        select * from job_history where job_id = {job_id} order by seq desc limit +{limit}) newest
+    order by seq";
 
 /// What was decided about a job beside its ordinary path, append-only.
 ///
@@ -126,21 +126,6 @@ impl HistoryFact {
             | Self::Retried => None,
         }
     }
-
-    fn of_columns(kind: &str, word: &str, detail: Option<String>) -> Result<Self, StoreError> {
-        Ok(match parse_column("kind", kind)? {
-            HistoryKind::Unknown => Self::Unknown,
-            HistoryKind::LookedUp => Self::LookedUp { found: parse_column("what", word)?, detail },
-            HistoryKind::Adopted => Self::Adopted { outcome: parse_column("what", word)? },
-            HistoryKind::Held => Self::Held { reason: parse_column("what", word)? },
-            HistoryKind::Released => Self::Released { how: parse_column("what", word)? },
-            HistoryKind::Cancelled => Self::Cancelled,
-            HistoryKind::Retried => Self::Retried,
-            HistoryKind::AccountForgotten => {
-                Self::AccountForgotten { account: detail.ok_or_else(|| StoreError::corrupt("detail"))? }
-            }
-        })
-    }
 }
 
 /// Refuses what cannot stand in the history as the name of a person who decides.
@@ -160,27 +145,6 @@ pub fn check_decider(by: &str) -> Result<(), String> {
 /// The same for the methods of a store.
 pub(super) fn refuse_decider(by: &str) -> Result<(), StoreError> {
     check_decider(by).map_err(|why| StoreError::new(StoreErrorKind::Data, why))
-}
-
-/// The columns of an entry.
-pub(super) struct HistoryRow {
-    pub(super) at: Timestamp,
-    pub(super) kind: String,
-    pub(super) by: String,
-    pub(super) attempt: Option<i32>,
-    pub(super) what: Option<String>,
-    pub(super) detail: Option<String>,
-}
-
-impl HistoryRow {
-    pub(super) fn entry(self) -> Result<HistoryEntry, StoreError> {
-        Ok(HistoryEntry {
-            at: self.at,
-            by: self.by,
-            attempt: self.attempt.map(|number| read_count("attempt", number)).transpose()?,
-            fact: HistoryFact::of_columns(&self.kind, &self.what.unwrap_or_default(), self.detail)?,
-        })
-    }
 }
 
 /// An entry that is written together with a change.

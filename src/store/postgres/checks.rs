@@ -3,81 +3,67 @@
 use std::time::Duration;
 
 use async_trait::async_trait;
-use sqlx::Row;
+use uuid::Uuid;
 
-use super::{PostgresStore, fetch, read_time};
+use super::PostgresStore;
 use crate::{
-    job::{Fence, RequestId},
+    job::RequestId,
     store::{
         Check, Checks, PutOff, StoreError,
-        convert::{micros, read_count, to_duration, to_i32, to_limit},
-        rows::read_job,
+        convert::{micros, to_i32, to_limit},
+        read::StoreRow as _,
+        rows,
+        sql::statements,
         texts::BY_LOOK_UP,
     },
 };
 
-const TAKE: &str = concat!(
-    "with due as (
+statements! { Postgres:
+    take(limit: i64, again_after: i64) = "with due as (
         select id from jobs where check_at is not null and check_at <= now()
-        order by check_at limit $1 for update skip locked),
+        order by check_at limit {limit} for update skip locked),
     taken as (
-        update jobs j set check_at = now() + $2::bigint * interval '1 microsecond'
+        update jobs j set check_at = now() + {again_after}::bigint * interval '1 microsecond'
         from due where j.id = due.id
         returning j.*)
     select fence, (extract(epoch from now() - unknown_since) * 1000000)::bigint as unknown_for,
-        (extract(epoch from now() - created_at) * 1000000)::bigint as age, ",
-    super::job_control::job_columns!(),
-    ", null::text as result from taken order by unknown_since"
-);
+        (extract(epoch from now() - created_at) * 1000000)::bigint as age, {job}, null::text as result
+    from taken order by unknown_since";
 
-const PUT_OFF: &str = "with put_off as (
-        update jobs set check_at = now() + $4::bigint * interval '1 microsecond', checks = least(checks, 2147483646) + 1
-        where id = $1 and fence = $2 and checks = $3 and check_at is not null
+    put_off(id: Uuid, fence: i64, checks: i32, again_after: Option<i64>, by: &str, found: &str, detail: Option<&str>) =
+    "with put_off as (
+        update jobs set check_at = now() + {again_after}::bigint * interval '1 microsecond',
+            checks = least(checks, 2147483646) + 1
+        where id = {id} and fence = {fence} and checks = {checks} and check_at is not null
         returning id, attempt, check_at),
     noted as (
         insert into job_history (job_id, kind, by, attempt, what, detail)
-        select id, 'looked_up', $5::text, attempt, $6::text, left($7::text, 2000) from put_off
+        select id, 'looked_up', {by}::text, attempt, {found}::text, {detail}::text from put_off
         union all
-        select id, 'held', $5, attempt, 'unknown_outcome', null from put_off where check_at is null)
+        select id, 'held', {by}, attempt, 'unknown_outcome', null from put_off where check_at is null)
     select 1 from put_off";
 
-const KNOWN_SUCCESS: &str = "select request_id from jobs
+    known_success() = "select request_id from jobs
     where created_at > now() - interval '1 day' and http_status is not null limit 1";
+}
 
 #[async_trait]
 impl Checks for PostgresStore {
     async fn take_checks(&self, limit: usize, again_after: Duration) -> Result<Vec<Check>, StoreError> {
-        let query = sqlx::query(TAKE).bind(to_limit(limit)).bind(micros(again_after));
-        let read = |row: &sqlx::postgres::PgRow| {
-            Ok(Check {
-                fence: Fence(row.try_get("fence")?),
-                request_id: RequestId(row.try_get("request_id")?),
-                checks: read_count("checks", row.try_get("checks")?)?,
-                unknown_for: to_duration(row.try_get("unknown_for")?),
-                age: to_duration(row.try_get("age")?),
-                job: read_job!(row, read_time).view()?,
-            })
-        };
-        fetch(&self.other, query).await?.iter().map(read).collect()
+        let taken = self.other.fetch(sql::take(to_limit(limit), micros(again_after))).await?;
+        taken.iter().map(rows::check).collect()
     }
 
     async fn put_off(&self, put_off: &PutOff) -> Result<bool, StoreError> {
         let PutOff { id, fence, checks, again_after, look, detail } = put_off;
-        let query = sqlx::query(PUT_OFF)
-            .bind(id.0)
-            .bind(fence.0)
-            .bind(to_i32(*checks))
-            .bind(again_after.map(micros))
-            .bind(BY_LOOK_UP)
-            .bind(look.as_str())
-            .bind(detail.as_deref());
-        Ok(!fetch(&self.other, query).await?.is_empty())
+        let again_after = again_after.map(micros);
+        let (found, detail) = (look.as_str(), detail.as_deref());
+        let query = sql::put_off(id.0, fence.0, to_i32(*checks), again_after, BY_LOOK_UP, found, detail);
+        Ok(self.other.fetch_first(query).await?.is_some())
     }
 
     async fn known_success(&self) -> Result<Option<RequestId>, StoreError> {
-        match fetch(&self.other, sqlx::query(KNOWN_SUCCESS)).await?.first() {
-            Some(row) => Ok(Some(RequestId(row.try_get(0)?))),
-            None => Ok(None),
-        }
+        let found = self.other.fetch_first(sql::known_success()).await?;
+        found.map(|row| Ok(RequestId(row.read("request_id")?))).transpose()
     }
 }

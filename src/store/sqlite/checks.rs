@@ -3,34 +3,37 @@
 use std::time::Duration;
 
 use async_trait::async_trait;
-use sqlx::Row;
+use uuid::Uuid;
 
-use super::{SqliteStore, history::note, read_time};
+use super::{SqliteStore, history::note};
 use crate::{
-    job::{Fence, HeldReason, RequestId},
+    job::{HeldReason, RequestId},
     store::{
         Check, Checks, HistoryFact, PutOff, StoreError,
-        convert::{micros, read_count, to_duration, to_i32, to_limit},
+        convert::{micros, to_i32, to_limit},
         history::Note,
-        rows::read_job,
+        read::StoreRow as _,
+        rows,
+        sql::statements,
         texts::BY_LOOK_UP,
     },
 };
 
-const DUE: &str = concat!(
-    "select fence, ",
-    super::job_control::job_columns!(),
-    ", null as result from jobs where check_at is not null and check_at <= ?1 order by check_at limit +?2"
-);
+statements! { Sqlite:
+    due(now: i64, limit: i64) = "select fence, {now} - unknown_since as unknown_for,
+        {now} - created_at as age, {job}, null as result
+    from jobs where check_at is not null and check_at <= {now} order by check_at limit +{limit}";
 
-const TAKE: &str = "update jobs set check_at = ?2 where id = ?1 and check_at is not null";
+    take(id: Uuid, check_at: i64) = "update jobs set check_at = {check_at} where id = {id} and check_at is not null";
 
-const PUT_OFF: &str = "update jobs set check_at = ?4, checks = min(checks, 2147483646) + 1
-    where id = ?1 and fence = ?2 and checks = ?3 and check_at is not null
+    put_off(id: Uuid, fence: i64, checks: i32, check_at: Option<i64>) = "update jobs set
+        check_at = {check_at}, checks = min(checks, 2147483646) + 1
+    where id = {id} and fence = {fence} and checks = {checks} and check_at is not null
     returning attempt";
 
-const KNOWN_SUCCESS: &str =
-    "select request_id from jobs where created_at > ?1 and http_status is not null limit 1";
+    known_success(after: i64) = "select request_id from jobs
+    where created_at > {after} and http_status is not null limit 1";
+}
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
@@ -39,21 +42,10 @@ impl Checks for SqliteStore {
     async fn take_checks(&self, limit: usize, again_after: Duration) -> Result<Vec<Check>, StoreError> {
         self.write(move |db, now| {
             Box::pin(async move {
-                let query = sqlx::query(DUE).bind(now).bind(to_limit(limit));
                 let mut taken = Vec::new();
-                for row in &query.fetch_all(&mut *db).await? {
-                    let (unknown_since, created_at): (i64, i64) =
-                        (row.try_get("unknown_since")?, row.try_get("created_at")?);
-                    let check = Check {
-                        fence: Fence(row.try_get("fence")?),
-                        request_id: RequestId(row.try_get("request_id")?),
-                        checks: read_count("checks", row.try_get("checks")?)?,
-                        unknown_for: to_duration(now - unknown_since),
-                        age: to_duration(now - created_at),
-                        job: read_job!(row, read_time).view()?,
-                    };
-                    let id = check.job.spec.id.0;
-                    sqlx::query(TAKE).bind(id).bind(now + micros(again_after)).execute(&mut *db).await?;
+                for row in &sql::due(now, to_limit(limit)).fetch_all(&mut *db).await? {
+                    let check = rows::check(row)?;
+                    sql::take(check.job.spec.id.0, now + micros(again_after)).execute(&mut *db).await?;
                     taken.push(check);
                 }
                 Ok(taken)
@@ -66,13 +58,10 @@ impl Checks for SqliteStore {
         let PutOff { id, fence, checks, again_after, look, detail } = put_off.clone();
         self.write(move |db, now| {
             Box::pin(async move {
-                let query = sqlx::query(PUT_OFF)
-                    .bind(id.0)
-                    .bind(fence.0)
-                    .bind(to_i32(checks))
-                    .bind(again_after.map(|after| now + micros(after)));
+                let check_at = again_after.map(|after| now + micros(after));
+                let query = sql::put_off(id.0, fence.0, to_i32(checks), check_at);
                 let Some(row) = query.fetch_optional(&mut *db).await? else { return Ok(false) };
-                let attempt = Some(read_count("attempt", row.try_get(0)?)?);
+                let attempt = Some(row.count("attempt")?);
                 let looked_up = HistoryFact::LookedUp { found: look, detail };
                 let held = HistoryFact::Held { reason: HeldReason::UnknownOutcome };
                 for fact in [Some(looked_up), again_after.is_none().then_some(held)].into_iter().flatten() {
@@ -85,10 +74,8 @@ impl Checks for SqliteStore {
     }
 
     async fn known_success(&self) -> Result<Option<RequestId>, StoreError> {
-        let query = sqlx::query(KNOWN_SUCCESS).bind(self.now_micros() - micros(DAY));
-        match query.fetch_optional(&self.reader).await? {
-            Some(row) => Ok(Some(RequestId(row.try_get(0)?))),
-            None => Ok(None),
-        }
+        let query = sql::known_success(self.now_micros() - micros(DAY));
+        let found = query.fetch_optional(&self.reader).await?;
+        found.map(|row| Ok(RequestId(row.read("request_id")?))).transpose()
     }
 }
