@@ -6,43 +6,27 @@ use std::{collections::BTreeMap, sync::Mutex, time::Duration};
 use serde::Serialize;
 use tokio::time::Instant;
 
-use crate::{job::QueueName, sync::lock, telemetry::metrics};
+use crate::{job::QueueName, string_enum::string_enum, sync::lock, telemetry::metrics};
 
-/// Where a worker is in its life. A shutdown goes through the phases in this order, and may leave some out.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Phase {
-    /// It waits for its services, or writes what an earlier process journaled.
-    Starting,
-    /// It takes jobs.
-    Running,
-    /// It takes no more jobs; running calls go on.
-    Draining,
-    /// Calls that outlast the drain are interrupted, and what is known is written.
-    Interrupting,
-    /// What the store did not take goes to the journal.
-    Journaling,
-    /// Nothing runs; connections are closed.
-    Closing,
+string_enum! {
+    /// Where a worker is in its life. A shutdown goes through the phases in this order, and may leave some out.
+    Phase {
+        /// It waits for its services, or writes what an earlier process journaled.
+        Starting = "starting",
+        /// It takes jobs.
+        Running = "running",
+        /// It takes no more jobs; running calls go on.
+        Draining = "draining",
+        /// Calls that outlast the drain are interrupted, and what is known is written.
+        Interrupting = "interrupting",
+        /// What the store did not take goes to the journal.
+        Journaling = "journaling",
+        /// Nothing runs; connections are closed.
+        Closing = "closing",
+    }
 }
 
 impl Phase {
-    /// Every phase, in order.
-    pub const ALL: &'static [Self] =
-        &[Self::Starting, Self::Running, Self::Draining, Self::Interrupting, Self::Journaling, Self::Closing];
-
-    /// The word used in metrics, logs and JSON.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Starting => "starting",
-            Self::Running => "running",
-            Self::Draining => "draining",
-            Self::Interrupting => "interrupting",
-            Self::Journaling => "journaling",
-            Self::Closing => "closing",
-        }
-    }
-
     /// Whether the worker is shutting down.
     pub fn is_shutdown(self) -> bool {
         self >= Self::Draining
@@ -90,7 +74,6 @@ impl Health {
         }
     }
 
-    /// The present state.
     pub fn readiness(&self) -> Readiness {
         let consuming = lock(&self.consuming).clone();
         let seen = *lock(&self.store_seen);
@@ -101,7 +84,6 @@ impl Health {
         Readiness { ready, consuming, store, draining, phase }
     }
 
-    /// The present phase.
     pub fn phase(&self) -> Phase {
         *lock(&self.phase)
     }
@@ -123,15 +105,16 @@ impl Health {
         self.store_answered();
     }
 
-    /// Notes whether a lane is consumed; `true` is returned when this was the last lane to start.
-    pub(crate) fn set_consuming(&self, lane: &QueueName, consuming: bool) -> bool {
-        metrics::CONSUMING.set1(lane.as_str(), f64::from(u8::from(consuming)));
+    /// Notes whether a lane takes jobs: it is consumed, and claims do not fail. `true` is returned when this was the
+    /// last lane to start.
+    pub(crate) fn set_taking(&self, lane: &QueueName, taking: bool) -> bool {
+        metrics::CONSUMING.set1(lane.as_str(), f64::from(u8::from(taking)));
         let mut lanes = lock(&self.consuming);
-        let before = lanes.values().all(|consuming| *consuming);
+        let before = lanes.values().all(|taking| *taking);
         if let Some(entry) = lanes.get_mut(lane) {
-            *entry = consuming;
+            *entry = taking;
         }
-        !before && lanes.values().all(|consuming| *consuming)
+        !before && lanes.values().all(|taking| *taking)
     }
 
     pub(crate) fn store_answered(&self) {
