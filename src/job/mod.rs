@@ -9,6 +9,7 @@ mod outcome;
 mod owner;
 mod queue;
 mod retry;
+mod rules;
 mod state;
 
 pub use binding::{Binding, PinnedBy};
@@ -22,4 +23,5 @@ pub use outcome::{Attempt, AttemptOutcome, Effect, ErrorKind, JobError, Started}
 pub use owner::{Owner, OwnerError, OwnerKind};
 pub use queue::QueueType;
 pub use retry::{Budget, RetryPolicy, Spending};
+pub use rules::{Rules, looks_like_email};
 pub use state::{HeldReason, IllegalMove, Release, State, Transition};
