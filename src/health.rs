@@ -74,7 +74,6 @@ impl Health {
         }
     }
 
-    /// The present state.
     pub fn readiness(&self) -> Readiness {
         let consuming = lock(&self.consuming).clone();
         let seen = *lock(&self.store_seen);
@@ -85,7 +84,6 @@ impl Health {
         Readiness { ready, consuming, store, draining, phase }
     }
 
-    /// The present phase.
     pub fn phase(&self) -> Phase {
         *lock(&self.phase)
     }

@@ -24,7 +24,6 @@ pub(super) struct OwnerFlags {
 }
 
 impl OwnerFlags {
-    /// The owner.
     pub(super) fn owner(&self) -> anyhow::Result<Owner> {
         let (kind, id) = match (&self.user_id, &self.org_id) {
             (Some(id), _) => (OwnerKind::User, id),

@@ -7,16 +7,12 @@ use std::{fmt, path::PathBuf, sync::Arc};
 pub enum Origin {
     /// `default.toml`.
     Default,
-    /// A configuration file.
     File {
-        /// As it was named.
         path: Arc<PathBuf>,
         /// Counts from 1.
         line: usize,
     },
-    /// An environment variable.
     Env {
-        /// Its name.
         name: String,
     },
 }
@@ -31,7 +27,6 @@ impl fmt::Display for Origin {
     }
 }
 
-/// One mistake in a configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mistake {
     /// One sentence that names the setting and says what it must be. Never quotes a text value.
@@ -71,17 +66,14 @@ impl std::error::Error for ConfigErrors {}
 /// A setting that has no default and that this command needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Missing {
-    /// `store.url`
     #[error(
         "no database is configured: set DATABASE_URL, for example to postgres://user:password@host/database or sqlite:///path/to/file (setting `store.url`)"
     )]
     Store,
-    /// `amqp.url`
     #[error(
         "no broker is configured: set AMQP_URL, for example to amqp://user:password@host:5672/%2f (setting `amqp.url`)"
     )]
     Amqp,
-    /// `composio.api_key`
     #[error("no key for the tool API is configured: set COMPOSIO_API_KEY (setting `composio.api_key`)")]
     ApiKey,
 }

@@ -68,7 +68,6 @@ impl Sources {
 /// A valid configuration that knows where each value came from.
 #[derive(Debug)]
 pub struct Loaded {
-    /// The settings.
     pub config: Config,
     pub(super) settings: Settings,
     pub(super) pin_origins: BTreeMap<String, Origin>,

@@ -6,7 +6,6 @@ use toml::Value;
 
 use super::{error::Origin, names::Key};
 
-/// One effective value.
 pub(super) struct Setting {
     pub(super) value: Value,
     pub(super) origin: Origin,

@@ -11,17 +11,17 @@ mod queue;
 mod retry;
 mod rules;
 mod state;
+mod transition;
 
 pub use binding::{Binding, PinnedBy};
 pub use ending::{AttemptEnd, Ending, NotReady, Stop};
-pub use envelope::{
-    Arrival, Digest, EnvelopeError, EnvelopeReason, JobSpec, OwnerPolicy, QueueName, decode, encode,
-};
+pub use envelope::{Arrival, Digest, EnvelopeError, EnvelopeReason, JobSpec, OwnerPolicy, decode, encode};
 pub use id::{Fence, JobId, RequestId, WorkerId};
 pub use look_up::{LookResult, LookUps, UnknownOutcome};
 pub use outcome::{Attempt, AttemptOutcome, Effect, ErrorKind, JobError, Started};
 pub use owner::{Owner, OwnerError, OwnerKind};
-pub use queue::QueueType;
+pub use queue::{QueueName, QueueNameError, QueueType};
 pub use retry::{Budget, RetryPolicy, Spending};
 pub use rules::{Rules, looks_like_email};
-pub use state::{HeldReason, IllegalMove, Release, State, Transition};
+pub use state::{HeldReason, Release, State};
+pub use transition::{IllegalMove, Transition};

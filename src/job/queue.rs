@@ -1,6 +1,57 @@
-//! How the broker keeps the messages of a lane.
+//! The name of a lane, and how the broker keeps its messages.
 
-use crate::string_enum::string_enum;
+use std::{fmt, str::FromStr, sync::Arc};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{bounds::MAX_QUEUE_NAME_BYTES, string_enum::string_enum};
+
+/// The name of a lane: lower-case letters, digits, `_`, `-` and `.`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct QueueName(Arc<str>);
+
+/// Why a string is not a queue name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("must have 1 to {MAX_QUEUE_NAME_BYTES} lower-case letters, digits, `_`, `-` or `.`")]
+pub struct QueueNameError;
+
+impl QueueName {
+    /// The name as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for QueueName {
+    type Err = QueueNameError;
+
+    fn from_str(text: &str) -> Result<Self, QueueNameError> {
+        let fits = (1..=MAX_QUEUE_NAME_BYTES).contains(&text.len())
+            && text.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'_' | b'-' | b'.'));
+        if fits { Ok(Self(text.into())) } else { Err(QueueNameError) }
+    }
+}
+
+impl TryFrom<String> for QueueName {
+    type Error = QueueNameError;
+
+    fn try_from(text: String) -> Result<Self, QueueNameError> {
+        text.parse()
+    }
+}
+
+impl From<QueueName> for String {
+    fn from(name: QueueName) -> Self {
+        name.0.to_string()
+    }
+}
+
+impl fmt::Display for QueueName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0)
+    }
+}
 
 string_enum! {
     /// The type that the queues behind lanes are declared with on RabbitMQ.

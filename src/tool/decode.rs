@@ -64,7 +64,6 @@ fn result(fields: &Fields<'_>, successful: bool) -> ToolResult {
     ToolResult { data: Arc::from(data), successful, error, provider_status, log_id: fields.text(Key::LogId) }
 }
 
-/// The empty JSON object.
 pub(crate) fn empty_object() -> Box<RawValue> {
     RawValue::from_string("{}".to_owned()).unwrap_or_else(|_| RawValue::NULL.to_owned())
 }

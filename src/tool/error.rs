@@ -5,17 +5,14 @@ use std::time::Duration;
 /// An error body. Everything is optional, because everything has been seen missing.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ApiError {
-    /// For people.
     pub message: Option<String>,
     /// Numeric code; strings that are numbers are converted.
     pub code: Option<i64>,
     /// The best key for classification.
     pub slug: Option<String>,
-    /// The API's request ID.
     pub request_id: Option<String>,
     /// The API's advice; blank counts as absent.
     pub suggested_fix: Option<String>,
-    /// Per-field messages.
     pub errors: Vec<String>,
 }
 
@@ -41,7 +38,6 @@ pub enum ToolError {
     Credentials {
         /// 401 or 403.
         status: u16,
-        /// What it said.
         error: Box<ApiError>,
     },
     /// The API asks to slow down.
@@ -52,12 +48,7 @@ pub enum ToolError {
     },
     /// Another refusal.
     #[error("the tool API refused the look-up (HTTP {status})")]
-    Refused {
-        /// The HTTP status.
-        status: u16,
-        /// What it said.
-        error: Box<ApiError>,
-    },
+    Refused { status: u16, error: Box<ApiError> },
     /// Unreachable, failing, or not speaking the protocol. Names the cause without URL or credentials.
     #[error("the tool API cannot be reached: {0}")]
     Unavailable(String),

@@ -64,7 +64,6 @@ pub trait ToolApi: fmt::Debug + Send + Sync {
 /// An entry of the execution log.
 #[derive(Debug, Clone)]
 pub struct Execution {
-    /// The log ID.
     pub log_id: String,
     /// The tool that ran, when the entry names it.
     pub tool: Option<String>,
@@ -73,7 +72,6 @@ pub struct Execution {
     pub result: Option<ToolResult>,
 }
 
-/// One call.
 #[derive(Debug, Clone)]
 pub struct Call {
     /// Sent as `x-request-id`; stored before anything is sent.
@@ -82,7 +80,6 @@ pub struct Call {
     pub job: JobId,
     /// Tool, owner, and `arguments` or `text`.
     pub spec: Arc<JobSpec>,
-    /// The pinned version.
     pub version: String,
     /// The frozen account, unless the tool needs none.
     pub account: Option<String>,
@@ -105,7 +102,6 @@ pub enum Reply {
 /// An HTTP answer, decoded as far as it can be.
 #[derive(Debug)]
 pub struct Answer {
-    /// The HTTP status.
     pub status: u16,
     /// The parsed `Retry-After` (or `retry-after-ms`), not yet clamped; garbage is `None`.
     pub retry_after: Option<Duration>,
@@ -113,11 +109,9 @@ pub struct Answer {
     pub request_id: Option<String>,
     /// `Composio-Deprecated-Toolkits`, verbatim: the pinned version will go away.
     pub deprecated: Option<String>,
-    /// The body.
     pub body: Body,
 }
 
-/// A response body.
 #[derive(Debug)]
 pub enum Body {
     /// A tool result: `{data, error, successful, log_id}`. Unknown keys are ignored.
@@ -143,7 +137,6 @@ pub struct ToolResult {
     pub error: Option<String>,
     /// The provider's HTTP status, from `data.status_code` of a failed run.
     pub provider_status: Option<u16>,
-    /// The execution log ID.
     pub log_id: Option<String>,
 }
 
@@ -152,9 +145,7 @@ pub struct ToolResult {
 pub struct ToolInfo {
     /// UPPER_SNAKE slug.
     pub slug: String,
-    /// For people.
     pub name: String,
-    /// For people.
     pub description: String,
     /// Lower-case toolkit slug, from the description and never from the tool slug's prefix.
     pub toolkit: String,
@@ -217,6 +208,5 @@ impl Account {
 pub struct ApiCheck {
     /// The API's clock, from its `Date` header.
     pub date: Option<Timestamp>,
-    /// How long the check took.
     pub took: Duration,
 }

@@ -46,24 +46,11 @@ pub struct VersionError;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Decision {
     /// A literal version.
-    Pinned {
-        /// The version.
-        version: String,
-        /// Who says so.
-        by: PinnedBy,
-    },
+    Pinned { version: String, by: PinnedBy },
     /// The first source that says anything says `latest`.
-    Latest {
-        /// Who says so.
-        by: PinnedBy,
-    },
+    Latest { by: PinnedBy },
     /// The first source that says anything says something unusable.
-    Malformed {
-        /// What it says.
-        version: String,
-        /// Who says so.
-        by: PinnedBy,
-    },
+    Malformed { version: String, by: PinnedBy },
     /// Nobody says anything.
     Unpinned,
 }
@@ -169,7 +156,6 @@ impl PinTable {
 /// replaces the table.
 #[derive(Debug, Clone, Default)]
 pub struct PinSources {
-    /// The store's pins.
     pub table: Arc<PinTable>,
     /// `toolkit_versions` in the configuration.
     pub config: Arc<VersionMap>,

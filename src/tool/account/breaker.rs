@@ -8,14 +8,14 @@
 use std::{
     collections::HashMap,
     sync::{
-        Mutex, MutexGuard, PoisonError,
+        Mutex, MutexGuard,
         atomic::{AtomicUsize, Ordering},
     },
 };
 
 use tokio::time::Instant;
 
-use crate::{backoff::Intervals, job::Owner};
+use crate::{backoff::Intervals, job::Owner, sync::lock};
 
 /// Most accounts that are remembered. Where there are more, calls are made that could have been spared.
 const CAPACITY: usize = 10_000;
@@ -98,7 +98,7 @@ impl AccountBreaker {
     }
 
     fn refused(&self) -> MutexGuard<'_, HashMap<Key, Refusals>> {
-        self.refused.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.refused)
     }
 }
 

@@ -10,44 +10,29 @@ use crate::{
 pub enum AccountError {
     /// The named account does not exist.
     #[error("the connected account does not exist")]
-    NotFound {
-        /// The account.
-        id: String,
-    },
+    NotFound { id: String },
     /// The named account belongs to another owner. Never retried.
     #[error("the connected account belongs to another owner")]
     OtherOwner {
-        /// The account.
         id: String,
         /// The envelope field that names the job's owner.
         field: &'static str,
     },
     /// The named account is one of another toolkit.
     #[error("the connected account is one of another toolkit")]
-    WrongToolkit {
-        /// The account.
-        id: String,
-        /// What it is for.
-        is: String,
-        /// What the tool needs.
-        needs: String,
-    },
+    WrongToolkit { id: String, is: String, needs: String },
     /// The named account cannot be used now.
     #[error("the connected account is not active")]
     NotActive {
-        /// The account.
         id: String,
         /// Its status, or `DISABLED`.
         status: String,
-        /// The API's reason.
         reason: Option<String>,
-        /// What it is for.
         toolkit: String,
     },
     /// The owner has no account that can be used.
     #[error("the owner has no usable connected account")]
     NoneConnected {
-        /// The owner.
         owner: Owner,
         /// What an account is needed for.
         toolkit: String,
@@ -57,12 +42,7 @@ pub enum AccountError {
     },
     /// The account is listed as active, but calls with it were refused a moment ago.
     #[error("calls with the connected account are refused")]
-    Refused {
-        /// Whose account it is.
-        owner: Owner,
-        /// What it is for.
-        toolkit: String,
-    },
+    Refused { owner: Owner, toolkit: String },
     /// The API could not say.
     #[error(transparent)]
     Api(#[from] ToolError),

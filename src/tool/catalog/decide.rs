@@ -29,7 +29,6 @@ string_enum! {
 /// What is known about a tool at a version.
 #[derive(Debug, Clone)]
 pub enum Known {
-    /// Its description.
     Found(Arc<ToolInfo>),
     /// The API says that it does not exist there.
     Missing(Arc<ApiError>),
@@ -38,7 +37,6 @@ pub enum Known {
 /// What a decision is asked about.
 #[derive(Debug, Clone, Copy)]
 pub struct Ask<'a> {
-    /// The tool's slug.
     pub tool: &'a str,
     /// The job's own `version`.
     pub version: Option<&'a str>,
@@ -54,14 +52,12 @@ impl<'a> From<&'a JobSpec> for Ask<'a> {
     }
 }
 
-/// A decision.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Resolved {
     /// From the tool's description.
     pub toolkit: String,
     /// A literal version at which the tool exists.
     pub version: String,
-    /// Where the version came from.
     pub pinned_by: PinnedBy,
     /// What repeating a call does.
     pub effect: Effect,

@@ -13,9 +13,7 @@ pub enum ResolveError {
     /// The job or a pin asks for something that is not a version.
     #[error("`{version}` is not a toolkit version")]
     BadVersion {
-        /// What it asks for.
         version: String,
-        /// Who asks.
         by: PinnedBy,
         /// The toolkit, where it is known.
         toolkit: Option<String>,
@@ -31,7 +29,6 @@ pub enum ResolveError {
     /// The tool does not exist at the version.
     #[error("the tool does not exist at the pinned version")]
     UnknownTool {
-        /// The tool.
         tool: String,
         /// The version and who asks for it; `None` when the tool was found nowhere.
         pinned: Option<(String, PinnedBy)>,

@@ -48,7 +48,6 @@ const X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 pub struct Options {
     /// Scheme and host, with a path prefix if there is one; `http` or `https`.
     pub base_url: Url,
-    /// The project's key.
     pub api_key: SecretString,
     /// The API version's path, below the base URL.
     pub api_path: String,
@@ -56,11 +55,9 @@ pub struct Options {
     pub connect_timeout: Duration,
     /// The largest answer to a call, in bytes.
     pub max_response_bytes: usize,
-    /// The protocol of the connections.
     pub http_version: HttpVersion,
     /// Calls that run at once; so many connections, or streams of some, are kept open between calls.
     pub max_calls: usize,
-    /// Sent as `user-agent`.
     pub user_agent: String,
     /// Stands in for an answer's missing `Date` where a `Retry-After` is a date.
     pub clock: SharedClock,

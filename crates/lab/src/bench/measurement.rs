@@ -17,7 +17,8 @@ use super::{
     environment::{Base, Environment},
     jobs::{line, message, now_micros},
     plan::{Backend, Contender},
-    report::{Latency, Rate, percentile},
+    report::{Latency, Rate},
+    statistics::percentile,
 };
 
 /// Messages of one publication.

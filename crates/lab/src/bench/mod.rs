@@ -22,6 +22,7 @@ mod plan;
 mod prepare;
 mod recovery;
 mod report;
+mod statistics;
 mod stub;
 
 use std::time::Duration;

@@ -8,6 +8,7 @@ use serde::Serialize;
 use super::{
     plan::{Backend, Contender, Plan},
     recovery::Recovery,
+    statistics::Spread,
 };
 
 /// Bytes of a megabyte, as memory is counted here.
@@ -66,42 +67,6 @@ pub(super) struct Comparison {
     pub(super) cpu_seconds_per_1000: Spread,
 }
 
-/// How figures are spread.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-pub(super) struct Spread {
-    /// How many figures there are.
-    pub(super) count: usize,
-    pub(super) lowest: f64,
-    pub(super) lower_quartile: f64,
-    pub(super) median: f64,
-    pub(super) upper_quartile: f64,
-    pub(super) highest: f64,
-}
-
-impl Spread {
-    /// The spread of some figures; `None` when there are none.
-    fn of(mut figures: Vec<f64>) -> Option<Self> {
-        figures.sort_by(f64::total_cmp);
-        let (Some(lowest), Some(highest)) = (figures.first(), figures.last()) else { return None };
-        Some(Self {
-            count: figures.len(),
-            lowest: *lowest,
-            lower_quartile: percentile(&figures, 0.25),
-            median: percentile(&figures, 0.5),
-            upper_quartile: percentile(&figures, 0.75),
-            highest: *highest,
-        })
-    }
-
-    /// As text, such as `1.04 (quartiles 1.02 and 1.07, from 0.98 to 1.10)`.
-    fn text(&self) -> String {
-        let Self { count: _, lowest, lower_quartile, median, upper_quartile, highest } = self;
-        format!(
-            "{median:.3} (quartiles {lower_quartile:.3} and {upper_quartile:.3}, from {lowest:.3} to {highest:.3})"
-        )
-    }
-}
-
 impl Report {
     pub(super) fn new(plan: &Plan) -> Self {
         let Plan { backend, jobs, concurrency, rounds, .. } = *plan;
@@ -111,6 +76,30 @@ impl Report {
 
     /// The report as text.
     pub(crate) fn text(&self) -> String {
+        let services = match self.backend {
+            Backend::Amqp => "RabbitMQ and PostgreSQL",
+            Backend::Embedded => "the embedded queue and SQLite",
+        };
+        let mut text = format!(
+            "{} jobs per measurement, {} in flight, {} rounds, {services}\n\n{}\n\n",
+            self.jobs,
+            self.concurrency,
+            self.rounds,
+            self.table()
+        );
+        for level in &self.levels {
+            text.push_str(&level.ratios());
+        }
+        for Recovery { jobs, first_seconds, all_seconds } in &self.recoveries {
+            text.push_str(&format!(
+                "{jobs} jobs of a lost worker: the first was taken over {first_seconds:.1} s after the lease ended, \
+                 the last after {all_seconds:.1} s\n"
+            ));
+        }
+        text
+    }
+
+    fn table(&self) -> Table {
         let mut table = Table::new();
         table.load_style(NOTHING).set_header([
             "STUB",
@@ -126,65 +115,13 @@ impl Report {
         for column in table.column_iter_mut().skip(2) {
             column.set_cell_alignment(CellAlignment::Right);
         }
-        let mut ratios = String::new();
         for level in &self.levels {
-            for contender in [Contender::Baseline, Contender::Worker, Contender::Other] {
-                let Some(median) = level.rate_of(contender) else { continue };
-                let rates = level.figures(contender, |rate| rate.jobs_per_second);
-                let latency = level.latencies.iter().find(|latency| latency.contender == contender);
-                let milliseconds = |pick: fn(&Latency) -> f64| {
-                    latency.map_or_else(|| "-".to_owned(), |latency| format!("{:.1}", pick(latency)))
-                };
-                table.add_row([
-                    format!("{} ms", level.stub_ms),
-                    contender.name().to_owned(),
-                    format!("{median:.0}"),
-                    format!("{:.0}", rates.first().copied().unwrap_or_default()),
-                    format!("{:.0}", rates.last().copied().unwrap_or_default()),
-                    format!(
-                        "{:.3}",
-                        percentile(&level.figures(contender, |rate| rate.cpu_seconds_per_1000), 0.5)
-                    ),
-                    format!("{:.1}", level.peak_megabytes(contender)),
-                    milliseconds(|latency| latency.p50_ms),
-                    milliseconds(|latency| latency.p99_ms),
-                ]);
-            }
-            let ratio = level.ratio().map_or_else(String::new, |(ratio, lowest, highest)| {
-                format!(
-                    ", worker / baseline = {ratio:.2} (medians; round by round {lowest:.2} to {highest:.2})"
-                )
-            });
-            // Against a stub without a delay the count would only tell how the stub works.
-            let in_flight = match level.stub_ms {
-                0 => String::new(),
-                _ => format!(", up to {} calls in flight", level.peak_in_flight),
-            };
-            ratios.push_str(&format!("stub of {} ms{in_flight}{ratio}\n", level.stub_ms));
-            if let Some(Comparison { jobs_per_second, cpu_seconds_per_1000 }) = &level.comparison {
-                ratios.push_str(&format!(
-                    "stub of {} ms, this build / other build, medians of {} rounds: jobs/s {}; CPU per job {}\n",
-                    level.stub_ms,
-                    jobs_per_second.count,
-                    jobs_per_second.text(),
-                    cpu_seconds_per_1000.text()
-                ));
+            let contenders = [Contender::Baseline, Contender::Worker, Contender::Other];
+            for row in contenders.into_iter().filter_map(|contender| level.row(contender)) {
+                table.add_row(row);
             }
         }
-        for Recovery { jobs, first_seconds, all_seconds } in &self.recoveries {
-            ratios.push_str(&format!(
-                "{jobs} jobs of a lost worker: the first was taken over {first_seconds:.1} s after the lease ended, \
-                 the last after {all_seconds:.1} s\n"
-            ));
-        }
-        let services = match self.backend {
-            Backend::Amqp => "RabbitMQ and PostgreSQL",
-            Backend::Embedded => "the embedded queue and SQLite",
-        };
-        format!(
-            "{} jobs per measurement, {} in flight, {} rounds, {services}\n\n{table}\n\n{ratios}",
-            self.jobs, self.concurrency, self.rounds
-        )
+        table
     }
 }
 
@@ -194,14 +131,54 @@ impl Level {
         Self { stub_ms, peak_in_flight: 0, rates: Vec::new(), latencies: Vec::new(), comparison: None }
     }
 
+    /// The row of a contender, if it was measured.
+    fn row(&self, contender: Contender) -> Option<[String; 9]> {
+        let rates = Spread::of(self.figures(contender, |rate| rate.jobs_per_second))?;
+        let cpu = Spread::of(self.figures(contender, |rate| rate.cpu_seconds_per_1000))?;
+        let latency = self.latencies.iter().find(|latency| latency.contender == contender);
+        let milliseconds = |pick: fn(&Latency) -> f64| {
+            latency.map_or_else(|| "-".to_owned(), |latency| format!("{:.1}", pick(latency)))
+        };
+        Some([
+            format!("{} ms", self.stub_ms),
+            contender.name().to_owned(),
+            format!("{:.0}", rates.median),
+            format!("{:.0}", rates.lowest),
+            format!("{:.0}", rates.highest),
+            format!("{:.3}", cpu.median),
+            format!("{:.1}", self.peak_megabytes(contender)),
+            milliseconds(|latency| latency.p50_ms),
+            milliseconds(|latency| latency.p99_ms),
+        ])
+    }
+
+    /// What the figures are to each other, a line each.
+    fn ratios(&self) -> String {
+        let stub_ms = self.stub_ms;
+        // Against a stub without a delay the count would only tell how the stub works.
+        let in_flight = match stub_ms {
+            0 => String::new(),
+            _ => format!(", up to {} calls in flight", self.peak_in_flight),
+        };
+        let ratio = self.ratio().map_or_else(String::new, |(ratio, lowest, highest)| {
+            format!(", worker / baseline = {ratio:.2} (medians; round by round {lowest:.2} to {highest:.2})")
+        });
+        let mut text = format!("stub of {stub_ms} ms{in_flight}{ratio}\n");
+        if let Some(Comparison { jobs_per_second, cpu_seconds_per_1000 }) = &self.comparison {
+            text.push_str(&format!(
+                "stub of {stub_ms} ms, this build / other build, {} pairs: jobs/s {jobs_per_second}, CPU per job \
+                 {cpu_seconds_per_1000}\n",
+                jobs_per_second.count
+            ));
+        }
+        text
+    }
+
     /// Compares the worker of this build with that of the other, if both were measured.
     pub(super) fn compare(&mut self) {
-        let ratios = |figure: fn(&Rate) -> f64| {
-            let pairs = self.measurements(Contender::Worker).zip(self.measurements(Contender::Other));
-            Spread::of(pairs.map(|(this, other)| figure(this) / figure(other)).collect())
-        };
-        let jobs_per_second = ratios(|rate| rate.jobs_per_second);
-        let cpu_seconds_per_1000 = ratios(|rate| rate.cpu_seconds_per_1000);
+        let pairs = |figure| self.pairs(Contender::Worker, Contender::Other, figure);
+        let jobs_per_second = pairs(|rate| rate.jobs_per_second);
+        let cpu_seconds_per_1000 = pairs(|rate| rate.cpu_seconds_per_1000);
         self.comparison =
             jobs_per_second.zip(cpu_seconds_per_1000).map(|(jobs_per_second, cpu_seconds_per_1000)| {
                 Comparison { jobs_per_second, cpu_seconds_per_1000 }
@@ -210,8 +187,7 @@ impl Level {
 
     /// The median rate of a contender.
     pub(super) fn rate_of(&self, contender: Contender) -> Option<f64> {
-        let rates = self.figures(contender, |rate| rate.jobs_per_second);
-        (!rates.is_empty()).then(|| percentile(&rates, 0.5))
+        Spread::of(self.figures(contender, |rate| rate.jobs_per_second)).map(|rates| rates.median)
     }
 
     /// The measurements of a contender, round by round.
@@ -219,34 +195,27 @@ impl Level {
         self.rates.iter().filter(move |rate| rate.contender == contender)
     }
 
-    /// A figure of every measurement of a contender, the smallest first.
+    /// A figure of every measurement of a contender, round by round.
     fn figures(&self, contender: Contender, figure: fn(&Rate) -> f64) -> Vec<f64> {
-        let mut figures: Vec<f64> = self.measurements(contender).map(figure).collect();
-        figures.sort_by(f64::total_cmp);
-        figures
+        self.measurements(contender).map(figure).collect()
     }
 
     fn peak_megabytes(&self, contender: Contender) -> f64 {
         self.measurements(contender).map(|rate| rate.peak_bytes).max().unwrap_or(0) as f64 / MEGABYTE
     }
 
-    /// The ratio of the medians, and the lowest and highest of the measurements that followed each other.
+    /// The ratio of the medians, and the lowest and highest ratio of a round.
     fn ratio(&self) -> Option<(f64, f64, f64)> {
         let ratio = self.rate_of(Contender::Worker)? / self.rate_of(Contender::Baseline)?;
-        let pairs = self.measurements(Contender::Worker).zip(self.measurements(Contender::Baseline));
-        let mut ratios: Vec<f64> =
-            pairs.map(|(worker, baseline)| worker.jobs_per_second / baseline.jobs_per_second).collect();
-        ratios.sort_by(f64::total_cmp);
-        Some((ratio, *ratios.first()?, *ratios.last()?))
+        let pairs = self.pairs(Contender::Worker, Contender::Baseline, |rate| rate.jobs_per_second)?;
+        Some((ratio, pairs.lowest, pairs.highest))
     }
-}
 
-/// A percentile of sorted figures; the median of an even number is between the two in the middle.
-pub(super) fn percentile(sorted: &[f64], share: f64) -> f64 {
-    let Some(last) = sorted.len().checked_sub(1) else { return 0.0 };
-    let place = last as f64 * share;
-    let (below, above) = (sorted[place.floor() as usize], sorted[place.ceil() as usize]);
-    below + (above - below) * place.fract()
+    /// A figure of one contender divided by that of another, round by round.
+    fn pairs(&self, this: Contender, other: Contender, figure: fn(&Rate) -> f64) -> Option<Spread> {
+        let pairs = self.measurements(this).zip(self.measurements(other));
+        Spread::of(pairs.map(|(this, other)| figure(this) / figure(other)).collect())
+    }
 }
 
 #[cfg(test)]
@@ -262,14 +231,6 @@ mod tests {
             cpu_seconds_per_1000: 0.1,
             peak_bytes: 1 << 20,
         }
-    }
-
-    #[test]
-    fn percentiles_lie_between_the_figures() {
-        assert_eq!(percentile(&[], 0.5), 0.0);
-        assert_eq!(percentile(&[4.0], 0.99), 4.0);
-        assert_eq!(percentile(&[1.0, 2.0], 0.5), 1.5);
-        assert_eq!(percentile(&[1.0, 2.0, 9.0], 0.5), 2.0);
     }
 
     #[test]
@@ -313,7 +274,7 @@ mod tests {
         assert_eq!((count, lowest, median, highest), (3, 0.9, 1.1, 1.2));
         assert_eq!(comparison.cpu_seconds_per_1000.highest, 1.0);
         assert_eq!(
-            comparison.jobs_per_second.text(),
+            comparison.jobs_per_second.to_string(),
             "1.100 (quartiles 1.000 and 1.150, from 0.900 to 1.200)"
         );
     }

@@ -8,12 +8,14 @@ use std::{
 };
 
 use jiff::{SignedDuration, Timestamp};
-use serde::{Deserialize, de::DeserializeOwned};
+use serde::de::DeserializeOwned;
 use toml::{Table, Value};
 
 use super::{
-    AuthConfig, Behaviour, DEFAULT_WORLD, Effect, Key, LogSettings, RateLimit, SeedAccount, Status, Tool,
-    Toolkit, World, WorldError, template::Template,
+    AuthConfig, Behaviour, DEFAULT_WORLD, Effect, Key, LogSettings, RateLimit, SeedAccount, Tool, Toolkit,
+    World, WorldError,
+    entry::{AccountEntry, RangeEntry, ToolEntry},
+    template::Template,
 };
 use crate::fault::{Rule, RuleSpec};
 
@@ -79,62 +81,6 @@ fn read(text: &str) -> Result<World, WorldError> {
     } else {
         Err(WorldError { mistakes: reader.mistakes })
     }
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct ToolEntry {
-    slug: Arc<str>,
-    toolkit: String,
-    #[serde(default)]
-    name: String,
-    #[serde(default)]
-    description: String,
-    no_auth: Option<bool>,
-    since: Option<String>,
-    until: Option<String>,
-    #[serde(default)]
-    removed: bool,
-    #[serde(default)]
-    deprecated: bool,
-    #[serde(default)]
-    important: bool,
-    #[serde(default)]
-    tags: Vec<String>,
-    #[serde(default)]
-    scopes: Vec<String>,
-    #[serde(default)]
-    required: BTreeMap<String, String>,
-    #[serde(default)]
-    optional: BTreeMap<String, String>,
-    result: Table,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct AccountEntry {
-    id: Arc<str>,
-    user: Arc<str>,
-    toolkit: Arc<str>,
-    auth_config: Option<Arc<str>>,
-    #[serde(default)]
-    status: Status,
-    created_at: Option<Timestamp>,
-    shared_with: Option<Vec<String>>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RangeEntry {
-    user: String,
-    from: u32,
-    to: u32,
-    toolkit: Arc<str>,
-    id: Option<String>,
-    auth_config: Option<Arc<str>>,
-    #[serde(default)]
-    status: Status,
-    created_at: Option<Timestamp>,
 }
 
 struct Reader {

@@ -5,6 +5,7 @@
 //! does change while the sandbox runs (the state of accounts, the ledger, the logs, the fault
 //! rules) starts from it and lives elsewhere.
 
+mod entry;
 mod file;
 pub(super) mod template;
 

@@ -64,36 +64,7 @@ fn accept(state: &State, request: &Request, tool: &str) -> Result<(Option<Mischi
     }
     let account = text("connected_account_id");
     let owner = text("user_id").or_else(|| text("entity_id")).unwrap_or_default();
-    if let Some(account) = &account {
-        if owner.is_empty() {
-            let slug = "ActionExecute_ConnectedAccountEntityIdRequired";
-            return Err(error(400, 1811, slug, "User ID is required with connected account"));
-        }
-        let Some((theirs, of)) = world::account_parts(account) else {
-            return Err(error(
-                400,
-                1803,
-                "ActionExecute_ConnectedAccountNotFound",
-                "No connected account found",
-            ));
-        };
-        if theirs != owner {
-            state.ledger(|ledger| ledger.stranger());
-            let slug = "ActionExecute_ConnectedAccountEntityIdMismatch";
-            return Err(error(400, 1812, slug, "The connected account belongs to another user ID"));
-        }
-        if of != toolkit {
-            return Err(error(
-                400,
-                400,
-                "HTTP_BadRequest",
-                "The connected account is one of another toolkit",
-            ));
-        }
-    } else if !world::is_connected(&owner) {
-        let message = format!("No connected account found for user ID {owner} for toolkit {toolkit}");
-        return Err(error(404, 1810, "ActionExecute_ConnectedAccountNotFound", &message));
-    }
+    check_account(state, account.as_deref(), &owner, toolkit)?;
 
     let header = |name| request.header(name).unwrap_or_default().to_owned();
     let argument = body["arguments"]["job"].as_str().map(str::to_owned);
@@ -119,6 +90,35 @@ fn accept(state: &State, request: &Request, tool: &str) -> Result<(Option<Mischi
     };
     let place = state.ledger(|ledger| ledger.arrive(call));
     Ok((mischief, Accepted { place, tool: tool.to_owned(), argument, rng }))
+}
+
+/// Whether the owner may use the account that is named, or else has one.
+fn check_account(state: &State, account: Option<&str>, owner: &str, toolkit: &str) -> Result<(), Answer> {
+    let Some(account) = account else {
+        if world::is_connected(owner) {
+            return Ok(());
+        }
+        let message = format!("No connected account found for user ID {owner} for toolkit {toolkit}");
+        return Err(error(404, 1810, "ActionExecute_ConnectedAccountNotFound", &message));
+    };
+    if owner.is_empty() {
+        let slug = "ActionExecute_ConnectedAccountEntityIdRequired";
+        return Err(error(400, 1811, slug, "User ID is required with connected account"));
+    }
+    let Some((theirs, of)) = world::account_parts(account) else {
+        let slug = "ActionExecute_ConnectedAccountNotFound";
+        return Err(error(400, 1803, slug, "No connected account found"));
+    };
+    if theirs != owner {
+        state.ledger(|ledger| ledger.stranger());
+        let slug = "ActionExecute_ConnectedAccountEntityIdMismatch";
+        return Err(error(400, 1812, slug, "The connected account belongs to another user ID"));
+    }
+    if of != toolkit {
+        let message = "The connected account is one of another toolkit";
+        return Err(error(400, 400, "HTTP_BadRequest", message));
+    }
+    Ok(())
 }
 
 /// Runs the tool, and writes it down.
@@ -162,6 +162,7 @@ fn told(ran: Ran) -> Answer {
     Answer::json(200, &body)
 }
 
+/// Lets something go wrong with a call.
 async fn misbehave(state: &State, mischief: Mischief, call: &mut Accepted) -> Act {
     let options = &state.options;
     let answer = match mischief {
@@ -189,51 +190,67 @@ async fn misbehave(state: &State, mischief: Mischief, call: &mut Accepted) -> Ac
         }
         Mischief::Throttled => throttled(&mut call.rng),
         Mischief::ToolFails => told(run(state, call, false)),
+        Mischief::WrongShape => {
+            perhaps_run(state, call);
+            Answer::json(200, &wrong_shape(&mut call.rng))
+        }
+        Mischief::ErrorInSuccess => {
+            perhaps_run(state, call);
+            error(200, 1801, "ActionExecute_ExecutionError", "Something went wrong")
+        }
+        Mischief::WrongType
+        | Mischief::TwiceTheHeaders
+        | Mischief::Huge
+        | Mischief::CutJson
+        | Mischief::Stops
+        | Mischief::NoVerdict
+        | Mischief::WrongKinds => {
+            let ran = run(state, call, true);
+            damaged(mischief, ran, &mut call.rng, options.huge)
+        }
+    };
+    Act::Answer(answer)
+}
+
+/// Tells of a run that succeeded, with one thing wrong.
+fn damaged(mischief: Mischief, ran: Ran, rng: &mut Rng, huge: usize) -> Answer {
+    let mut body = ran.response.clone();
+    let mut answer = told(ran);
+    match mischief {
         Mischief::WrongType => {
-            let body = told(run(state, call, true)).body;
-            Answer::of(200, pick(&mut call.rng, &["text/html", "image/png", "nonsense", ""], ""), body)
+            Answer::of(200, pick(rng, &["text/html", "image/png", "nonsense", ""], ""), answer.body)
         }
         Mischief::TwiceTheHeaders => {
-            let answer =
-                told(run(state, call, true)).with("Content-Type", "text/plain").with("Retry-After", "7");
-            let length = if call.rng.bool() { answer.body.len() } else { 1 };
+            let length = if rng.bool() { answer.body.len() } else { 1 };
             answer
+                .with("Content-Type", "text/plain")
+                .with("Retry-After", "7")
                 .with("Retry-After", "x")
                 .with("X-Request-Id", "somebody else's")
                 .with("Content-Length", length.to_string())
         }
         Mischief::Huge => {
-            let mut body = run(state, call, true).response;
-            body["data"]["more"] = Value::from("x".repeat(options.huge));
-            let framing = pick(&mut call.rng, &[Framing::Length, Framing::Chunked], Framing::Length);
+            body["data"]["more"] = Value::from("x".repeat(huge));
+            let framing = pick(rng, &[Framing::Length, Framing::Chunked], Framing::Length);
             Answer::json(200, &body).framed(framing)
         }
         Mischief::CutJson => {
-            let mut answer = told(run(state, call, true));
-            answer.body.truncate(call.rng.usize(..answer.body.len()));
+            answer.body.truncate(rng.usize(..answer.body.len()));
             answer
         }
         Mischief::Stops => {
-            let mut answer = told(run(state, call, true));
-            answer.body.truncate(call.rng.usize(..answer.body.len()));
+            answer.body.truncate(rng.usize(..answer.body.len()));
             let stops = [Framing::StopsBeforeLength, Framing::StopsBetweenChunks];
-            let framing = pick(&mut call.rng, &stops, Framing::StopsBeforeLength);
-            answer.framed(framing)
-        }
-        Mischief::WrongShape => {
-            perhaps_run(state, call);
-            Answer::json(200, &wrong_shape(&mut call.rng))
+            answer.framed(pick(rng, &stops, Framing::StopsBeforeLength))
         }
         Mischief::NoVerdict => {
-            let mut body = run(state, call, true).response;
             if let Some(fields) = body.as_object_mut() {
                 fields.remove("successful");
             }
             Answer::json(200, &body)
         }
         Mischief::WrongKinds => {
-            let mut body = run(state, call, true).response;
-            match call.rng.u8(..4) {
+            match rng.u8(..4) {
                 0 => body["log_id"] = json!(17),
                 1 => body["successful"] = json!("true"),
                 2 => body["successful"] = json!(1),
@@ -241,12 +258,8 @@ async fn misbehave(state: &State, mischief: Mischief, call: &mut Accepted) -> Ac
             }
             Answer::json(200, &body)
         }
-        Mischief::ErrorInSuccess => {
-            perhaps_run(state, call);
-            error(200, 1801, "ActionExecute_ExecutionError", "Something went wrong")
-        }
-    };
-    Act::Answer(answer)
+        _ => answer,
+    }
 }
 
 /// Runs the tool, or does not.

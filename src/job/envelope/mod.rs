@@ -1,0 +1,389 @@
+//! The job envelope: what an app publishes and what the relay puts on the queue.
+//!
+//! Decoding is strict, because a typo must not change meaning. A message that fails here has no
+//! usable identity or meaning and is kept whole as *rejected*; a job that is well-formed but may
+//! not run (both `text` and `arguments`, owner `default`, ...) decodes, and admission fails it with
+//! an error that its app can read.
+
+mod wire;
+
+#[cfg(test)]
+mod tests;
+
+use std::{borrow::Cow, collections::BTreeMap, fmt, sync::Arc, time::Duration};
+
+use jiff::Timestamp;
+use serde_json::value::RawValue;
+
+pub use self::wire::encode;
+use self::wire::{Wire, describe, digest};
+use super::{Budget, Effect, JobId, Owner, OwnerKind, QueueName, outcome::clip};
+use crate::{
+    bounds::{
+        MAX_AGE, MAX_ATTEMPTS, MAX_ENVELOPE_BYTES, MAX_PRIORITY, MAX_SHORT_TEXT_BYTES, MAX_TAGS, MAX_TIMEOUT,
+        MAX_TOOL_BYTES,
+    },
+    string_enum::string_enum,
+};
+
+/// Deepest nesting of `arguments`; databases and languages give up at different depths.
+const MAX_DEPTH: usize = 128;
+
+/// The most bytes by which [`encode`] exceeds what was decoded: ID, queue, and times spelt out.
+const MAX_GROWTH: usize = 1024;
+
+/// A job as it was asked for: decoded, bounded and identified, but not yet judged.
+#[derive(Clone)]
+pub struct JobSpec {
+    /// The dedupe key.
+    pub id: JobId,
+    /// Whose accounts are used.
+    pub owner: Owner,
+    /// Who asked.
+    pub requested_by: Option<String>,
+    /// UPPER_SNAKE slug.
+    pub tool: String,
+    /// The tool's input, verbatim.
+    pub arguments: Option<Arc<RawValue>>,
+    /// A request in natural language, instead of `arguments`.
+    pub text: Option<String>,
+    /// The version that the job itself asks for; blank counts as absent.
+    pub version: Option<String>,
+    /// The account that the job itself asks for.
+    pub connected_account_id: Option<String>,
+    /// The lane.
+    pub queue: QueueName,
+    /// 0 to 9 within the lane; higher runs earlier.
+    pub priority: i16,
+    /// Not before.
+    pub run_at: Option<Timestamp>,
+    /// Not after.
+    pub expires_at: Option<Timestamp>,
+    /// Per attempt.
+    pub timeout: Option<Duration>,
+    /// What retries may spend.
+    pub budget: Budget,
+    /// Overrides the tool's hints.
+    pub effect: Option<Effect>,
+    /// Unique per owner.
+    pub idempotency_key: Option<String>,
+    /// Searchable labels.
+    pub tags: BTreeMap<String, String>,
+    /// Where the result is published, if anywhere (AMQP `reply_to`).
+    pub reply_to: Option<String>,
+    /// The app's correlation ID, returned with the result.
+    pub correlation_id: Option<String>,
+    /// W3C trace context of the publisher.
+    pub traceparent: Option<String>,
+    /// Identifies everything above but the ID and the three transport fields, so that the same ID
+    /// with another body is noticed.
+    pub digest: Digest,
+}
+
+/// What a job says is a customer's data, which must not reach a log by way of `{:?}`.
+impl fmt::Debug for JobSpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("JobSpec")
+            .field("id", &self.id)
+            .field("owner", &self.owner.kind())
+            .field("tool", &self.tool)
+            .field("queue", &self.queue)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A 128-bit prefix of the SHA-256 of a job's meaning.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Digest(pub [u8; 16]);
+
+/// How and where a message arrived.
+#[derive(Debug, Clone, Copy)]
+pub struct Arrival<'a> {
+    /// The lane it came through.
+    pub queue: &'a QueueName,
+    /// AMQP `message_id`, which stands for a missing `id`.
+    pub message_id: Option<&'a str>,
+    /// Where to publish the result.
+    pub reply_to: Option<&'a str>,
+    /// Returned with the result.
+    pub correlation_id: Option<&'a str>,
+    /// W3C trace context.
+    pub traceparent: Option<&'a str>,
+    /// The ID for an envelope that brings none: a fresh one where a person or an HTTP call
+    /// enqueues, `None` where a redelivery could not be told from a new job.
+    pub fallback_id: Option<JobId>,
+}
+
+impl<'a> Arrival<'a> {
+    /// An envelope that comes through this lane without transport properties.
+    pub fn new(queue: &'a QueueName) -> Self {
+        Self {
+            queue,
+            message_id: None,
+            reply_to: None,
+            correlation_id: None,
+            traceparent: None,
+            fallback_id: None,
+        }
+    }
+}
+
+/// Which owners may run jobs at all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct OwnerPolicy {
+    /// Accept the owner `default`, which could expose other people's data. Only for development.
+    pub allow_default: bool,
+    /// Refuse e-mail addresses, which change hands, instead of warning.
+    pub refuse_email: bool,
+}
+
+string_enum! {
+    /// The class of a rejected message, for metrics and for `errand rejected`.
+    EnvelopeReason {
+        /// Larger than [`MAX_ENVELOPE_BYTES`].
+        TooLarge = "too_large",
+        /// Not JSON, or not an object of the documented fields.
+        Malformed = "malformed",
+        /// Neither an `id` nor an AMQP `message_id`.
+        NoId = "no_id",
+        /// Not exactly one of `user_id` and `org_id`, or an unusable one.
+        BadOwner = "bad_owner",
+        /// A field's value is out of bounds.
+        BadValue = "bad_value",
+        /// The ID is taken by another owner's job.
+        OwnerConflict = "owner_conflict",
+        /// The ID is taken by a job with another body.
+        BodyConflict = "body_conflict",
+        /// The owner used this idempotency key with another body.
+        KeyConflict = "key_conflict",
+    }
+}
+
+/// Why a message is not a job.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct EnvelopeError {
+    /// The class.
+    pub reason: EnvelopeReason,
+    /// One sentence that says what to change. Quotes field names, never values of customers.
+    pub message: String,
+}
+
+impl EnvelopeError {
+    /// An error of the given class.
+    pub fn new(reason: EnvelopeReason, message: impl Into<String>) -> Self {
+        Self { reason, message: clip(message.into()) }
+    }
+}
+
+/// Decodes an envelope.
+///
+/// # Errors
+/// [`EnvelopeError`] when the message has no usable identity or meaning; it names the field.
+pub fn decode(body: &[u8], arrival: &Arrival<'_>) -> Result<JobSpec, EnvelopeError> {
+    if body.len() > MAX_ENVELOPE_BYTES {
+        return Err(too_large(body.len(), ""));
+    }
+    let wire: Wire<'_> = serde_json::from_slice(body).map_err(|error| {
+        let what = format!("the envelope is not a valid job: {}", describe(&error));
+        EnvelopeError::new(EnvelopeReason::Malformed, what)
+    })?;
+    let owner = owner(wire.user_id, wire.org_id)?;
+    let id = id(wire.id.as_deref(), &owner, arrival)?;
+    let (run_at, expires_at) = times(wire.run_at, wire.expires_at)?;
+    let mut spec = JobSpec {
+        id,
+        owner,
+        requested_by: short("requested_by", wire.requested_by)?,
+        tool: tool(wire.tool)?,
+        arguments: arguments(wire.arguments)?,
+        text: text(wire.text)?,
+        version: short("version", wire.version)?,
+        connected_account_id: short("connected_account_id", wire.connected_account_id)?,
+        queue: queue(wire.queue, arrival)?,
+        priority: priority(wire.priority)?,
+        run_at,
+        expires_at,
+        timeout: millis("timeout_ms", wire.timeout_ms, MAX_TIMEOUT)?,
+        budget: Budget {
+            max_attempts: max_attempts(wire.max_attempts)?,
+            max_age: millis("max_age_ms", wire.max_age_ms, MAX_AGE)?,
+        },
+        effect: wire.effect,
+        idempotency_key: short("idempotency_key", wire.idempotency_key)?,
+        tags: tags(wire.tags)?,
+        reply_to: short("reply_to", arrival.reply_to.map(Cow::Borrowed))?,
+        correlation_id: short("correlation_id", arrival.correlation_id.map(Cow::Borrowed))?,
+        traceparent: short("traceparent", arrival.traceparent.map(Cow::Borrowed))?,
+        digest: Digest([0; 16]),
+    };
+    // What the relay publishes has to be accepted too.
+    if body.len() > MAX_ENVELOPE_BYTES - MAX_GROWTH {
+        let bytes = encode(&spec).len();
+        if bytes > MAX_ENVELOPE_BYTES {
+            return Err(too_large(bytes, " with its ID and queue"));
+        }
+    }
+    spec.digest = digest(&spec);
+    Ok(spec)
+}
+
+fn too_large(bytes: usize, with: &str) -> EnvelopeError {
+    EnvelopeError::new(
+        EnvelopeReason::TooLarge,
+        format!("the envelope has {bytes} bytes{with}; send at most {MAX_ENVELOPE_BYTES}"),
+    )
+}
+
+fn bad(field: &str, what: impl fmt::Display) -> EnvelopeError {
+    EnvelopeError::new(EnvelopeReason::BadValue, format!("`{field}` {what}"))
+}
+
+fn owner(user: Option<Cow<'_, str>>, org: Option<Cow<'_, str>>) -> Result<Owner, EnvelopeError> {
+    let bad_owner = |what: String| EnvelopeError::new(EnvelopeReason::BadOwner, what);
+    let (kind, id) = match (user, org) {
+        (Some(id), None) => (OwnerKind::User, id),
+        (None, Some(id)) => (OwnerKind::Org, id),
+        (Some(_), Some(_)) => return Err(bad_owner("give `user_id` or `org_id`, not both".into())),
+        (None, None) => return Err(bad_owner("give `user_id` or `org_id`".into())),
+    };
+    Owner::new(kind, id).map_err(|error| bad_owner(format!("`{}` {error}", kind.field())))
+}
+
+fn id(id: Option<&str>, owner: &Owner, arrival: &Arrival<'_>) -> Result<JobId, EnvelopeError> {
+    match (id, arrival.message_id, arrival.fallback_id) {
+        (Some(id), ..) => id.parse().map_err(|_| bad("id", "is not a UUID")),
+        (None, Some(message_id), _) if !message_id.trim().is_empty() => {
+            Ok(JobId::from_message_id(owner, message_id))
+        }
+        (None, _, Some(id)) => Ok(id),
+        (None, _, None) => Err(EnvelopeError::new(
+            EnvelopeReason::NoId,
+            "give an `id` or an AMQP `message_id`, because without one a redelivery cannot be told from a new job",
+        )),
+    }
+}
+
+fn queue(name: Option<Cow<'_, str>>, arrival: &Arrival<'_>) -> Result<QueueName, EnvelopeError> {
+    let Some(name) = name else { return Ok(arrival.queue.clone()) };
+    let name: QueueName = name.parse().map_err(|error| bad("queue", error))?;
+    if name != *arrival.queue {
+        let came = arrival.queue;
+        return Err(bad("queue", format!("says `{name}` but the message came through `{came}`")));
+    }
+    Ok(name)
+}
+
+fn tool(slug: Option<Cow<'_, str>>) -> Result<String, EnvelopeError> {
+    let slug = slug.ok_or_else(|| bad("tool", "is missing"))?;
+    if slug.is_empty() || slug.len() > MAX_TOOL_BYTES || slug.chars().any(char::is_control) {
+        return Err(bad("tool", format!("must have 1 to {MAX_TOOL_BYTES} printable characters")));
+    }
+    Ok(slug.into_owned())
+}
+
+fn arguments(raw: Option<&RawValue>) -> Result<Option<Arc<RawValue>>, EnvelopeError> {
+    let Some(raw) = raw else { return Ok(None) };
+    if !raw.get().starts_with('{') {
+        return Err(bad("arguments", "must be an object"));
+    }
+    if depth(raw.get()) > MAX_DEPTH {
+        return Err(bad("arguments", format!("is nested deeper than {MAX_DEPTH} levels")));
+    }
+    Ok(Some(Arc::from(raw.to_owned())))
+}
+
+fn text(text: Option<Cow<'_, str>>) -> Result<Option<String>, EnvelopeError> {
+    if text.as_deref().is_some_and(|text| text.contains('\0')) {
+        return Err(bad("text", "contains a NUL character"));
+    }
+    Ok(text.map(Cow::into_owned))
+}
+
+/// A short printable text; a blank one counts as absent.
+fn short(field: &str, value: Option<Cow<'_, str>>) -> Result<Option<String>, EnvelopeError> {
+    match value {
+        Some(text) if is_unfit(&text) => {
+            Err(bad(field, format!("must have at most {MAX_SHORT_TEXT_BYTES} printable bytes")))
+        }
+        Some(text) if text.trim().is_empty() => Ok(None),
+        other => Ok(other.map(Cow::into_owned)),
+    }
+}
+
+fn is_unfit(text: &str) -> bool {
+    text.len() > MAX_SHORT_TEXT_BYTES || text.chars().any(char::is_control)
+}
+
+fn millis(field: &str, value: Option<u64>, max: Duration) -> Result<Option<Duration>, EnvelopeError> {
+    match value {
+        Some(ms) if ms == 0 || u128::from(ms) > max.as_millis() => {
+            Err(bad(field, format!("must be 1 to {} milliseconds", max.as_millis())))
+        }
+        other => Ok(other.map(Duration::from_millis)),
+    }
+}
+
+fn max_attempts(count: Option<u32>) -> Result<Option<u32>, EnvelopeError> {
+    if count.is_some_and(|n| n == 0 || n > MAX_ATTEMPTS) {
+        return Err(bad("max_attempts", format!("must be 1 to {MAX_ATTEMPTS}")));
+    }
+    Ok(count)
+}
+
+fn priority(priority: Option<i16>) -> Result<i16, EnvelopeError> {
+    let priority = priority.unwrap_or(0);
+    if !(0..=i16::from(MAX_PRIORITY)).contains(&priority) {
+        return Err(bad("priority", format!("must be 0 to {MAX_PRIORITY}; higher runs earlier")));
+    }
+    Ok(priority)
+}
+
+fn tags(tags: Option<Cow<'_, BTreeMap<String, String>>>) -> Result<BTreeMap<String, String>, EnvelopeError> {
+    let tags = tags.map(Cow::into_owned).unwrap_or_default();
+    if tags.len() > MAX_TAGS {
+        return Err(bad("tags", format!("has more than {MAX_TAGS} entries")));
+    }
+    if tags.iter().any(|(key, value)| key.is_empty() || is_unfit(key) || is_unfit(value)) {
+        return Err(bad("tags", format!("must map 1 to {MAX_SHORT_TEXT_BYTES} printable bytes to the same")));
+    }
+    Ok(tags)
+}
+
+/// `run_at` and `expires_at`, in order.
+fn times(
+    run_at: Option<Timestamp>,
+    expires_at: Option<Timestamp>,
+) -> Result<(Option<Timestamp>, Option<Timestamp>), EnvelopeError> {
+    let (run_at, expires_at) = (run_at.map(whole_microseconds), expires_at.map(whole_microseconds));
+    if let (Some(run_at), Some(expires_at)) = (run_at, expires_at)
+        && expires_at <= run_at
+    {
+        return Err(bad("expires_at", "must be later than `run_at`"));
+    }
+    Ok((run_at, expires_at))
+}
+
+/// Databases keep microseconds. A finer time would come back from the store as another one, and the
+/// job with it as another body.
+fn whole_microseconds(time: Timestamp) -> Timestamp {
+    Timestamp::from_microsecond(time.as_microsecond()).unwrap_or(time)
+}
+
+fn depth(json: &str) -> usize {
+    let (mut in_string, mut escaped, mut level, mut deepest) = (false, false, 0usize, 0usize);
+    for byte in json.bytes() {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' if in_string => escaped = true,
+            b'"' => in_string = !in_string,
+            b'{' | b'[' if !in_string => {
+                level += 1;
+                deepest = deepest.max(level);
+            }
+            b'}' | b']' if !in_string => level = level.saturating_sub(1),
+            _ => {}
+        }
+    }
+    deepest
+}
