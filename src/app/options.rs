@@ -3,10 +3,9 @@
 use std::time::Duration;
 
 use crate::{
-    admission::Rules,
     backoff::Intervals,
     config::{self, Config},
-    job::{OwnerPolicy, QueueName, RetryPolicy, WorkerId},
+    job::{OwnerPolicy, QueueName, RetryPolicy, Rules, WorkerId},
     maintenance::{audit, connections, rescue, verify},
     relay,
     store::AuditLimits,

@@ -9,6 +9,7 @@ mod outcome;
 mod owner;
 mod queue;
 mod retry;
+mod rules;
 mod state;
 mod transition;
 
@@ -22,5 +23,6 @@ pub use outcome::{Attempt, AttemptOutcome, Effect, ErrorKind, JobError, Started}
 pub use owner::{Owner, OwnerError, OwnerKind};
 pub use queue::{QueueName, QueueNameError, QueueType};
 pub use retry::{Budget, RetryPolicy, Spending};
+pub use rules::{Rules, looks_like_email};
 pub use state::{HeldReason, Release, State};
 pub use transition::{IllegalMove, Transition};

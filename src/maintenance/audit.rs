@@ -100,7 +100,7 @@ pub struct Audit {
 
 /// What to do about a finding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Verdict {
+enum Remedy {
     /// The job only waits for its turn.
     Nothing,
     /// A person has to see it.
@@ -201,7 +201,7 @@ impl Audit {
         loop {
             let page = self.store.audit(after, self.options.page, &self.options.limits).await?;
             report.seen += page.seen;
-            self.judge(page.items, &mut lanes, &mut report).await?;
+            self.act(page.items, &mut lanes, &mut report).await?;
             let Some(last) = page.last else { break };
             after = Some(last);
             tokio::time::sleep(self.options.pause).await;
@@ -229,13 +229,13 @@ impl Audit {
     }
 
     /// Adds what a page found to the report, and repairs what may be repaired.
-    async fn judge(
+    async fn act(
         &self,
         findings: Vec<Finding>,
         lanes: &mut HashMap<String, Lane>,
         report: &mut Report,
     ) -> Result<(), StoreError> {
-        let mut repairs: BTreeMap<FindingKind, (Verdict, Vec<JobId>)> = BTreeMap::new();
+        let mut repairs: BTreeMap<FindingKind, (Remedy, Vec<JobId>)> = BTreeMap::new();
         for Finding { kind, id, queue } in findings {
             let lane = match lanes.get(&queue) {
                 Some(lane) => *lane,
@@ -245,8 +245,8 @@ impl Audit {
                     lane
                 }
             };
-            let verdict = verdict(kind, lane);
-            if verdict == Verdict::Nothing {
+            let remedy = remedy(kind, lane);
+            if remedy == Remedy::Nothing {
                 continue;
             }
             let found = report.found.entry(kind).or_default();
@@ -254,19 +254,19 @@ impl Audit {
             if found.jobs.len() < self.options.named {
                 found.jobs.push(id);
             }
-            if self.options.repair && verdict != Verdict::Report {
-                repairs.entry(kind).or_insert((verdict, Vec::new())).1.push(id);
+            if self.options.repair && remedy != Remedy::Report {
+                repairs.entry(kind).or_insert((remedy, Vec::new())).1.push(id);
             }
         }
-        for (kind, (verdict, jobs)) in repairs {
-            let repaired = match verdict {
-                Verdict::MakeFindable => self.store.make_findable(&jobs).await?,
-                Verdict::MakeDue => {
+        for (kind, (remedy, jobs)) in repairs {
+            let repaired = match remedy {
+                Remedy::MakeFindable => self.store.make_findable(&jobs).await?,
+                Remedy::MakeDue => {
                     let due = self.store.make_due(&jobs).await?;
                     self.relay_wake.notify_one();
                     due
                 }
-                Verdict::Nothing | Verdict::Report => continue,
+                Remedy::Nothing | Remedy::Report => continue,
             };
             let repaired = repaired.len() as u64;
             metrics::AUDIT_REPAIRS.add1(kind.as_str(), repaired);
@@ -295,14 +295,14 @@ impl Audit {
 }
 
 /// What a finding means, given how full the lane of the job is.
-fn verdict(kind: FindingKind, lane: Lane) -> Verdict {
+fn remedy(kind: FindingKind, lane: Lane) -> Remedy {
     match (kind, lane) {
-        (FindingKind::RunningWithoutWorker | FindingKind::RunningWithoutClaim, _) => Verdict::MakeFindable,
+        (FindingKind::RunningWithoutWorker | FindingKind::RunningWithoutClaim, _) => Remedy::MakeFindable,
         // Where messages wait, its own may be among them. Where none does, it is lost.
-        (FindingKind::NotClaimed, Lane::Filled | Lane::FilledInProcess) => Verdict::Nothing,
-        (FindingKind::NotClaimed, Lane::Empty) => Verdict::MakeDue,
+        (FindingKind::NotClaimed, Lane::Filled | Lane::FilledInProcess) => Remedy::Nothing,
+        (FindingKind::NotClaimed, Lane::Empty) => Remedy::MakeDue,
         // The in-process queue is full before the store is empty, so that jobs wait where they are.
-        (FindingKind::NotPublished, Lane::FilledInProcess) => Verdict::Nothing,
+        (FindingKind::NotPublished, Lane::FilledInProcess) => Remedy::Nothing,
         (
             FindingKind::NotClaimed
             | FindingKind::NotPublished
@@ -313,7 +313,7 @@ fn verdict(kind: FindingKind, lane: Lane) -> Verdict {
             | FindingKind::NotLookedUp
             | FindingKind::ReplyOverdue,
             _,
-        ) => Verdict::Report,
+        ) => Remedy::Report,
     }
 }
 
@@ -385,9 +385,9 @@ mod tests {
     #[test]
     fn a_job_is_published_again_only_where_no_message_can_be_its_own() {
         for lane in LANES {
-            let verdict = verdict(FindingKind::NotClaimed, lane);
-            assert_eq!(verdict == Verdict::MakeDue, lane == Lane::Empty, "{lane:?}");
-            assert_eq!(verdict == Verdict::Report, lane == Lane::Unknown, "{lane:?}");
+            let remedy = remedy(FindingKind::NotClaimed, lane);
+            assert_eq!(remedy == Remedy::MakeDue, lane == Lane::Empty, "{lane:?}");
+            assert_eq!(remedy == Remedy::Report, lane == Lane::Unknown, "{lane:?}");
         }
     }
 
@@ -402,7 +402,7 @@ mod tests {
             );
             let repaired = LANES
                 .iter()
-                .any(|lane| matches!(verdict(*kind, *lane), Verdict::MakeFindable | Verdict::MakeDue));
+                .any(|lane| matches!(remedy(*kind, *lane), Remedy::MakeFindable | Remedy::MakeDue));
             assert_eq!(repaired, safe, "{kind:?}");
         }
     }

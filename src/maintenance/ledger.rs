@@ -143,12 +143,12 @@ pub async fn compare(store: &SharedStore, base: &Url, named: usize) -> Result<Co
             add(Contradiction::SuccessWithoutEffect, &job);
         }
     }
-    let judged: Vec<(&String, Vec<Contradiction>)> = stream::iter(&effects)
-        .map(|(job, effects)| async move { anyhow::Ok((job, judge_job(store, job, effects).await?)) })
+    let compared: Vec<(&String, Vec<Contradiction>)> = stream::iter(&effects)
+        .map(|(job, effects)| async move { anyhow::Ok((job, contradictions_of(store, job, effects).await?)) })
         .buffered(AT_ONCE)
         .try_collect()
         .await?;
-    for (job, kinds) in judged {
+    for (job, kinds) in compared {
         for kind in kinds {
             add(kind, job);
         }
@@ -169,15 +169,15 @@ async fn succeeded(store: &SharedStore) -> Result<Vec<JobId>> {
     }
 }
 
-async fn judge_job(store: &SharedStore, job: &str, effects: &[Entry]) -> Result<Vec<Contradiction>> {
-    let Ok(id) = job.parse::<JobId>() else { return Ok(judge(None, &[], effects)) };
-    let Some(view) = store.job(id).await? else { return Ok(judge(None, &[], effects)) };
+async fn contradictions_of(store: &SharedStore, job: &str, effects: &[Entry]) -> Result<Vec<Contradiction>> {
+    let Ok(id) = job.parse::<JobId>() else { return Ok(contradictions(None, &[], effects)) };
+    let Some(view) = store.job(id).await? else { return Ok(contradictions(None, &[], effects)) };
     let attempts = store.attempts(id).await?;
-    Ok(judge(Some(&view), &attempts, effects))
+    Ok(contradictions(Some(&view), &attempts, effects))
 }
 
 /// What contradicts between a job and its effects, of which there is at least one.
-fn judge(job: Option<&JobView>, attempts: &[AttemptView], effects: &[Entry]) -> Vec<Contradiction> {
+fn contradictions(job: Option<&JobView>, attempts: &[AttemptView], effects: &[Entry]) -> Vec<Contradiction> {
     let mut found = Vec::new();
     if job.is_none() || effects.iter().any(|effect| !is_recorded(attempts, effect)) {
         found.push(Contradiction::EffectWithoutRecord);

@@ -4,6 +4,7 @@ use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use futures_util::FutureExt as _;
 use tokio::{sync::OwnedSemaphorePermit, time::Instant};
+use tracing::Instrument as _;
 
 use super::{
     binding,
@@ -26,14 +27,15 @@ use crate::{
 /// Runs the attempt in a task of its own, which owns the slot of the lane.
 pub(super) fn start(shared: Arc<Shared>, job: RunningJob, slot: OwnedSemaphorePermit) {
     shared.note_in_flight([job.spec.id]);
-    let tasks = shared.tasks.clone();
-    tasks.spawn(async move {
+    let (tasks, span) = (shared.tasks.clone(), job.span());
+    let attempt = async move {
         let metrics = job.metrics.clone();
         metrics.in_flight.increment(1.0);
         run(&shared, job).await;
         metrics.in_flight.decrement(1.0);
         drop(slot);
-    });
+    };
+    tasks.spawn(attempt.instrument(span));
 }
 
 async fn run(shared: &Shared, mut job: RunningJob) {
@@ -47,7 +49,7 @@ async fn run(shared: &Shared, mut job: RunningJob) {
         }
         Err(_) => {
             metrics::PANICS.add(1);
-            tracing::error!(job.id = %job.spec.id, attempt.n = job.receipt.attempt, "an attempt panicked");
+            tracing::error!("an attempt panicked");
             job.policy(shared).panicked(job.receipt.binding.as_ref(), job.is_sent)
         }
     };

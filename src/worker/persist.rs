@@ -278,3 +278,55 @@ async fn unstorable(
     // The job is not changed and nobody holds it here, which is what this answer means. The others go on.
     Ok(Finished::Fenced)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::sync::lock;
+
+    /// Refuses batches with a 0 in them, and takes no more writes than given.
+    struct Scripted {
+        writes: Mutex<usize>,
+    }
+
+    impl Halvable for Scripted {
+        type Item = u8;
+        type Answer = Option<u8>;
+
+        async fn write(&self, batch: &[u8]) -> Result<Vec<Option<u8>>, NotTaken> {
+            let mut writes = lock(&self.writes);
+            if *writes == 0 {
+                return Err(NotTaken::GivenUp);
+            }
+            *writes -= 1;
+            if batch.contains(&0) {
+                return Err(NotTaken::Refused(StoreError::new(StoreErrorKind::Data, "no")));
+            }
+            Ok(batch.iter().copied().map(Some).collect())
+        }
+
+        async fn refused(&self, _: &u8, _: StoreError) -> Result<Option<u8>, NotTaken> {
+            Ok(None)
+        }
+    }
+
+    proptest! {
+        /// What is answered comes first and in order, each item once, and only a refused item is told so.
+        #[test]
+        fn every_item_is_answered_or_left_in_order(batch in prop::collection::vec(0u8..4, 0..40), writes in 0usize..60) {
+            let writer = Scripted { writes: Mutex::new(writes) };
+            let (done, left) = futures_util::FutureExt::now_or_never(bisect(&writer, batch.clone())).unwrap();
+            for (item, answer) in &done {
+                prop_assert_eq!(*answer, (*item != 0).then_some(*item));
+            }
+            let gave_up = *lock(&writer.writes) == 0;
+            prop_assert!(left.is_empty() || gave_up);
+            let all: Vec<u8> = done.into_iter().map(|(item, _)| item).chain(left).collect();
+            prop_assert_eq!(all, batch);
+        }
+    }
+}

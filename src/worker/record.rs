@@ -37,11 +37,11 @@ pub(super) async fn record(shared: &Shared, job: RunningJob, end: AttemptEnd) {
                 metrics::RETRIES.add1(cause.as_str(), 1);
             }
             applied(shared, &job, state);
-            tracing::debug!(job.id = %job.spec.id, attempt.n = job.receipt.attempt, state = %state, "attempt recorded");
+            tracing::debug!(state = %state, "attempt recorded");
         }
         Finished::Fenced => {
             metrics::FENCED.add(1);
-            tracing::warn!(job.id = %job.spec.id, attempt.n = job.receipt.attempt, "a late result was fenced off");
+            tracing::warn!("a late result was fenced off");
         }
     }
 }

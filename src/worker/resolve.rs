@@ -14,9 +14,8 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    admission::{Rules, looks_like_email},
     failure::chain,
-    job::{Binding, JobError, JobSpec, NotReady, Stop},
+    job::{Binding, JobError, JobSpec, NotReady, Rules, Stop, looks_like_email},
     store::SharedStore,
     sync,
     telemetry::metrics,
@@ -77,12 +76,12 @@ impl Resolver {
         }
     }
 
-    /// Judges a job by itself.
+    /// Checks a job by itself.
     ///
     /// # Errors
     /// The error that the job fails with.
     pub fn check(&self, spec: &JobSpec) -> Result<(), JobError> {
-        self.rules.judge(spec)?;
+        self.rules.check(spec)?;
         if looks_like_email(spec.owner.id()) && self.is_news("e-mail") {
             tracing::warn!(
                 owner.kind = %spec.owner.kind(),
@@ -110,7 +109,7 @@ impl Resolver {
             Ok(resolved) => resolved,
             Err(error) => return Some(Err(error.not_ready())),
         };
-        if let Err(error) = self.rules.judge_toolkit(spec, &resolved.toolkit) {
+        if let Err(error) = self.rules.check_toolkit(spec, &resolved.toolkit) {
             return Some(Err(Stop::Fail { error }.into()));
         }
         if resolved.no_auth && spec.connected_account_id.is_none() {
@@ -131,7 +130,7 @@ impl Resolver {
         let resolved = self.catalog.resolve(&Ask::from(spec), &pins, self.policy).await;
         metrics::LOOKUPS.add2(["tool", if resolved.is_ok() { "found" } else { "failed" }], 1);
         let resolved = resolved.map_err(|error| error.not_ready())?;
-        self.rules.judge_toolkit(spec, &resolved.toolkit).map_err(|error| Stop::Fail { error })?;
+        self.rules.check_toolkit(spec, &resolved.toolkit).map_err(|error| Stop::Fail { error })?;
         if resolved.no_auth && spec.connected_account_id.is_none() {
             return Ok(binding(resolved, None));
         }

@@ -4,6 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use jiff::{SignedDuration, Timestamp};
 use tokio::time::Instant;
+use tracing::Span;
 
 use super::{ending::EndingPolicy, shared::Shared};
 use crate::{
@@ -45,6 +46,18 @@ impl RunningJob {
         let Claim { spec, request_id, .. } = claim;
         let claimed_at = Instant::now();
         Self { spec, request_id, receipt, is_sent: false, started_at, claimed_at, due_at, metrics }
+    }
+
+    /// The span of the attempt, by which every line about it names its job, whoever writes the line. It has the
+    /// highest level, so that it is there whatever `log.level` leaves out.
+    pub(super) fn span(&self) -> Span {
+        tracing::error_span!(
+            "attempt",
+            job.id = %self.spec.id,
+            attempt.n = self.receipt.attempt,
+            owner.kind = %self.spec.owner.kind(),
+            tool = self.spec.tool
+        )
     }
 
     /// By what an ending of the attempt is decided now.

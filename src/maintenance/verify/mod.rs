@@ -118,7 +118,8 @@ enum Step {
 }
 
 impl Policy {
-    /// Whether a log without an entry says something by now. `waited` is how long after the outcome became unknown a worker may still have waited for the answer.
+    /// Whether a log without an entry says something by now. `waited` is how long after the outcome became unknown
+    /// a worker may still have waited for the answer.
     fn has_settled(&self, unknown_for: Duration, waited: Duration) -> bool {
         unknown_for >= self.log_delay.saturating_add(waited)
     }

@@ -452,7 +452,7 @@ impl World {
                 let bare = Admission::new(
                     self.store_of(&life),
                     None,
-                    errand::admission::Rules::default(),
+                    errand::job::Rules::default(),
                     Duration::ZERO,
                 );
                 let bare = Arc::new(bare);

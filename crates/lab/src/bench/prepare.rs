@@ -11,11 +11,11 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use errand::{
-    admission::{Admission, Enqueued, Rules},
+    admission::{Admission, Enqueued},
     app,
     bounds::CLAIM_BATCH,
     config::Config,
-    job::{Arrival, decode},
+    job::{Arrival, Rules, decode},
 };
 
 /// Makes the tables.

@@ -9,8 +9,8 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 use errand::{
-    admission::{Admission, Enqueued, Rules},
-    job::{Arrival, JobId, JobSpec, decode, encode},
+    admission::{Admission, Enqueued},
+    job::{Arrival, JobId, JobSpec, Rules, decode, encode},
     queue::{Address, Message, Properties},
 };
 use serde_json::json;

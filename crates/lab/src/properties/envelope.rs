@@ -1,12 +1,12 @@
 //! Messages of apps.
 
 use errand::{
-    admission::{Rules, message},
+    admission::message,
     bounds::{
         MAX_AGE, MAX_ATTEMPTS, MAX_ENVELOPE_BYTES, MAX_OWNER_ID_BYTES, MAX_SHORT_TEXT_BYTES, MAX_TAGS,
         MAX_TIMEOUT, MAX_TOOL_BYTES,
     },
-    job::{Arrival, EnvelopeError, EnvelopeReason, JobSpec, Owner, QueueName, decode, encode},
+    job::{Arrival, EnvelopeError, EnvelopeReason, JobSpec, Owner, QueueName, Rules, decode, encode},
 };
 use serde_json::Value;
 
@@ -79,7 +79,7 @@ fn accepted(spec: &JobSpec, body: &[u8], arrival: &Arrival<'_>) {
         let verbatim = std::str::from_utf8(body).is_ok_and(|body| body.contains(arguments.get()));
         assert!(verbatim, "the arguments are not what was sent");
     }
-    if let Err(error) = Rules::default().judge(spec) {
+    if let Err(error) = Rules::default().check(spec) {
         assert!(is_keepable_message(error.message()));
     }
 
