@@ -12,7 +12,7 @@ mod retry;
 mod state;
 mod transition;
 
-pub use binding::{Binding, PinnedBy};
+pub use binding::{Binding, Pin, PinnedBy};
 pub use ending::{AttemptEnd, Ending, NotReady, Stop};
 pub use envelope::{Arrival, Digest, EnvelopeError, EnvelopeReason, JobSpec, OwnerPolicy, decode, encode};
 pub use id::{Fence, JobId, RequestId, WorkerId};

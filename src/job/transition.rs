@@ -1,5 +1,5 @@
-//! The legal moves of a job between its states: the specification that tests hold every store against. The
-//! statements of a store and the CHECK constraints of its tables say the same.
+//! The legal moves of a job between its states: the specification by which tests judge a store, whose statements and
+//! CHECK constraints repeat it. The product itself asks it only why a person's decision was refused.
 
 use super::{Ending, Release, State};
 

@@ -56,7 +56,7 @@ pub use finishes::{By, Finish, Finished, Finishes};
 pub use job_control::{AttemptView, Census, Decided, HeldFilter, JobControl, JobFilter, JobView};
 pub use jobs::{Conflict, Inserted, Jobs};
 pub use leases::{Leases, LostJob};
-pub use pins::{PinRow, Pins};
+pub use pins::Pins;
 pub use publications::{Due, MAX_UNCLAIMED_WAIT, Publications, Reply};
 pub use rejections::{Rejected, RejectedView, Rejections};
 pub use sql::Statement;

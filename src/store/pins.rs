@@ -5,7 +5,7 @@ use std::fmt;
 use async_trait::async_trait;
 
 use super::StoreError;
-use crate::job::Owner;
+use crate::job::{Owner, Pin};
 
 pub(super) const PINS: &str = "select owner_kind, owner_id, toolkit, version from pins
     order by owner_kind <> 'global', owner_kind, owner_id, toolkit";
@@ -22,19 +22,11 @@ pub(super) const UNSET: &str = "delete from pins
 #[async_trait]
 pub trait Pins: fmt::Debug + Send + Sync {
     /// All pins, global ones first.
-    async fn pins(&self) -> Result<Vec<PinRow>, StoreError>;
+    async fn pins(&self) -> Result<Vec<Pin>, StoreError>;
 
     /// Sets or replaces a pin.
-    async fn set_pin(&self, pin: &PinRow) -> Result<(), StoreError>;
+    async fn set_pin(&self, pin: &Pin) -> Result<(), StoreError>;
 
     /// Removes a pin; `false` when there was none.
     async fn unset_pin(&self, owner: Option<&Owner>, toolkit: &str) -> Result<bool, StoreError>;
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PinRow {
-    /// `None` is the global pin.
-    pub owner: Option<Owner>,
-    pub toolkit: String,
-    pub version: String,
 }

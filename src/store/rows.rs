@@ -3,13 +3,13 @@
 use std::sync::Arc;
 
 use super::{
-    AttemptView, Awaited, Check, ClaimReceipt, JobView, LostJob, PinRow, Rejected, RejectedView, StoreError,
+    AttemptView, Awaited, Check, ClaimReceipt, JobView, LostJob, Rejected, RejectedView, StoreError,
     columns::{budget_of, spec_of},
     read::StoreRow,
     replay::{FoundJob, RecordedAttempt},
     texts::GLOBAL,
 };
-use crate::job::{Binding, ErrorKind, Fence, JobError, JobId, RequestId};
+use crate::job::{Binding, ErrorKind, Fence, JobError, JobId, Pin, RequestId};
 
 /// All columns of a job that people and apps read, but for `result`.
 pub(super) const JOB: &str =
@@ -159,9 +159,9 @@ pub(super) fn awaited(row: &impl StoreRow) -> Result<Awaited, StoreError> {
 }
 
 /// A pin.
-pub(super) fn pin(row: &impl StoreRow) -> Result<PinRow, StoreError> {
+pub(super) fn pin(row: &impl StoreRow) -> Result<Pin, StoreError> {
     let owner = if row.read::<String>("owner_kind")? == GLOBAL { None } else { Some(row.owner()?) };
-    Ok(PinRow { owner, toolkit: row.read("toolkit")?, version: row.read("version")? })
+    Ok(Pin { owner, toolkit: row.read("toolkit")?, version: row.read("version")? })
 }
 
 /// A rejected message.

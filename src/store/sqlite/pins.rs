@@ -4,9 +4,9 @@ use async_trait::async_trait;
 
 use super::SqliteStore;
 use crate::{
-    job::Owner,
+    job::{Owner, Pin},
     store::{
-        PinRow, Pins, StoreError,
+        Pins, StoreError,
         convert::pin_owner,
         pins::{PINS, SET, UNSET},
         rows,
@@ -22,11 +22,11 @@ statements! { Sqlite:
 
 #[async_trait]
 impl Pins for SqliteStore {
-    async fn pins(&self) -> Result<Vec<PinRow>, StoreError> {
+    async fn pins(&self) -> Result<Vec<Pin>, StoreError> {
         sql::pins().fetch_all(&self.reader).await?.iter().map(rows::pin).collect()
     }
 
-    async fn set_pin(&self, pin: &PinRow) -> Result<(), StoreError> {
+    async fn set_pin(&self, pin: &Pin) -> Result<(), StoreError> {
         let (owner_kind, owner_id) = pin_owner(pin.owner.as_ref());
         let query = sql::set(owner_kind, owner_id, &pin.toolkit, &pin.version);
         self.write_one(|_| query).await.map(drop)
