@@ -105,15 +105,16 @@ impl Health {
         self.store_answered();
     }
 
-    /// Notes whether a lane is consumed; `true` is returned when this was the last lane to start.
-    pub(crate) fn set_consuming(&self, lane: &QueueName, consuming: bool) -> bool {
-        metrics::CONSUMING.set1(lane.as_str(), f64::from(u8::from(consuming)));
+    /// Notes whether a lane takes jobs: it is consumed, and claims do not fail. `true` is returned when this was the
+    /// last lane to start.
+    pub(crate) fn set_taking(&self, lane: &QueueName, taking: bool) -> bool {
+        metrics::CONSUMING.set1(lane.as_str(), f64::from(u8::from(taking)));
         let mut lanes = lock(&self.consuming);
-        let before = lanes.values().all(|consuming| *consuming);
+        let before = lanes.values().all(|taking| *taking);
         if let Some(entry) = lanes.get_mut(lane) {
-            *entry = consuming;
+            *entry = taking;
         }
-        !before && lanes.values().all(|consuming| *consuming)
+        !before && lanes.values().all(|taking| *taking)
     }
 
     pub(crate) fn store_answered(&self) {

@@ -19,9 +19,9 @@ use crate::{
     admission::Enqueued,
     app::{self, App},
     config::{Config, Toolkit},
-    job::{Arrival, JobId, JobSpec, OwnerKind, QueueName, State, decode},
+    job::{Arrival, JobId, JobSpec, OwnerKind, Pin, QueueName, State, decode},
     shutdown::Shutdown,
-    store::{JobFilter, JobView, PinRow, SharedStore},
+    store::{JobFilter, JobView, SharedStore},
 };
 
 /// How long the demo waits for its jobs before it says that some are missing.
@@ -67,7 +67,7 @@ pub(crate) async fn run(args: Args, mut config: Config) -> Result<Exit> {
     let (store, door) = (app.services.store.clone(), app.admission());
     store.migrate().await?;
     // One pin in the store, so that all ways to pin can be seen: job, store, configuration, newest.
-    store.set_pin(&PinRow { owner: None, toolkit: "gmail".into(), version: "20251001_00".into() }).await?;
+    store.set_pin(&Pin { owner: None, toolkit: "gmail".into(), version: "20251001_00".into() }).await?;
     let shutdown = Shutdown::default();
     let running = tokio::spawn(app.run(app::install_metrics()?, shutdown.clone()));
 

@@ -8,10 +8,7 @@ use super::{
     output::{self, Format},
     value,
 };
-use crate::{
-    job::{Owner, PinnedBy},
-    store::PinRow,
-};
+use crate::job::{Owner, Pin, PinnedBy};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -60,7 +57,7 @@ pub(super) async fn run(command: Command, context: &Context) -> anyhow::Result<E
     match command {
         Command::List { format } => list(&all(context, store.pins().await?), format)?,
         Command::Set { toolkit, version, owner } => {
-            let pin = PinRow { owner, toolkit, version };
+            let pin = Pin { owner, toolkit, version };
             store.set_pin(&pin).await?;
             let holder = holder(pin.owner.as_ref());
             output::print_line(format!("{} is pinned to {} for {holder}", pin.toolkit, pin.version))?;
@@ -78,24 +75,24 @@ pub(super) async fn run(command: Command, context: &Context) -> anyhow::Result<E
 }
 
 /// A pin with its place in the order of precedence.
-struct Pin {
-    row: PinRow,
+struct RankedPin {
+    row: Pin,
     by: PinnedBy,
 }
 
-fn all(context: &Context, stored: Vec<PinRow>) -> Vec<Pin> {
+fn all(context: &Context, stored: Vec<Pin>) -> Vec<RankedPin> {
     let config = context.config();
     let everybody = |by| {
-        move |(toolkit, version): (&String, &String)| Pin {
-            row: PinRow { owner: None, toolkit: toolkit.clone(), version: version.clone() },
+        move |(toolkit, version): (&String, &String)| RankedPin {
+            row: Pin { owner: None, toolkit: toolkit.clone(), version: version.clone() },
             by,
         }
     };
     let stored = stored.into_iter().map(|row| {
         let by = if row.owner.is_some() { PinnedBy::Owner } else { PinnedBy::Global };
-        Pin { row, by }
+        RankedPin { row, by }
     });
-    let mut pins: Vec<Pin> = stored
+    let mut pins: Vec<RankedPin> = stored
         .chain(config.toolkit_versions.iter().map(everybody(PinnedBy::Config)))
         .chain(config.env_pins.iter().map(everybody(PinnedBy::Env)))
         .collect();
@@ -106,9 +103,9 @@ fn all(context: &Context, stored: Vec<PinRow>) -> Vec<Pin> {
     pins
 }
 
-fn list(pins: &[Pin], format: Format) -> anyhow::Result<()> {
+fn list(pins: &[RankedPin], format: Format) -> anyhow::Result<()> {
     if format.json {
-        for Pin { row, by } in pins {
+        for RankedPin { row, by } in pins {
             let owner = row.owner.as_ref().map(|o| json!({"kind": o.kind().as_str(), "id": o.id()}));
             output::print_json(&json!({
                 "toolkit": row.toolkit, "version": row.version, "owner": owner, "pinned_by": by.as_str(),
@@ -117,7 +114,7 @@ fn list(pins: &[Pin], format: Format) -> anyhow::Result<()> {
     } else if pins.is_empty() {
         output::note("nothing is pinned");
     } else {
-        let rows = pins.iter().map(|Pin { row, by }| {
+        let rows = pins.iter().map(|RankedPin { row, by }| {
             vec![row.toolkit.clone(), row.version.clone(), holder(row.owner.as_ref()), by.as_str().to_owned()]
         });
         output::print_table(&["TOOLKIT", "VERSION", "FOR", "PINNED BY"], rows.collect())?;

@@ -1,6 +1,6 @@
 //! What is decided once for a job and never changes after that.
 
-use super::Effect;
+use super::{Effect, Owner};
 use crate::string_enum::string_enum;
 
 /// The toolkit version, the account and the effect of a job, decided before its first call.
@@ -16,6 +16,16 @@ pub struct Binding {
     pub account: Option<String>,
     /// What repeating the call does.
     pub effect: Effect,
+}
+
+/// A toolkit version that was pinned at run time.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pin {
+    /// `None` pins for everybody.
+    pub owner: Option<Owner>,
+    /// Lower-case toolkit slug.
+    pub toolkit: String,
+    pub version: String,
 }
 
 string_enum! {

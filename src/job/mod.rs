@@ -10,8 +10,9 @@ mod owner;
 mod queue;
 mod retry;
 mod state;
+mod transition;
 
-pub use binding::{Binding, PinnedBy};
+pub use binding::{Binding, Pin, PinnedBy};
 pub use ending::{AttemptEnd, Ending, NotReady, Stop};
 pub use envelope::{Arrival, Digest, EnvelopeError, EnvelopeReason, JobSpec, OwnerPolicy, decode, encode};
 pub use id::{Fence, JobId, RequestId, WorkerId};
@@ -20,4 +21,5 @@ pub use outcome::{Attempt, AttemptOutcome, Effect, ErrorKind, JobError, Started}
 pub use owner::{Owner, OwnerError, OwnerKind};
 pub use queue::{QueueName, QueueNameError, QueueType};
 pub use retry::{Budget, RetryPolicy, Spending};
-pub use state::{HeldReason, IllegalMove, Release, State, Transition};
+pub use state::{HeldReason, Release, State};
+pub use transition::{IllegalMove, Transition};

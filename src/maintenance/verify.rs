@@ -27,7 +27,7 @@ use crate::{
     telemetry::metrics,
     tool::{
         Answer, Body, Execution, Reply, SharedToolApi, ToolError, ToolResult,
-        classify::{self, Next},
+        classify::{Context, Next, classify},
     },
 };
 
@@ -297,22 +297,12 @@ impl Verify {
 
 /// Takes an entry of the log as the answer that did not arrive.
 fn adopt(check: &Check, log_id: String, result: ToolResult, retry: &RetryPolicy) -> AttemptEnd {
-    let spec = &check.job.spec;
     let outcome = if result.successful { AttemptOutcome::Succeeded } else { AttemptOutcome::ToolFailed };
     let Some(binding) = &check.job.binding else {
         let error =
             JobError::new(ErrorKind::Internal, "the log has an entry of a job that had no version yet");
         let ending = Stop::Fail { error }.into();
         return AttemptEnd { outcome, http_status: None, log_id: Some(log_id), ending };
-    };
-    let context = classify::Context {
-        owner: &spec.owner,
-        tool: &spec.tool,
-        toolkit: &binding.toolkit,
-        version: &binding.version,
-        account: binding.account.as_deref(),
-        explicit_account: spec.connected_account_id.is_some(),
-        effect: binding.effect,
     };
     let data: Arc<RawValue> = result.data.clone();
     let answer = Answer {
@@ -322,7 +312,7 @@ fn adopt(check: &Check, log_id: String, result: ToolResult, retry: &RetryPolicy)
         deprecated: None,
         body: Body::Result(result),
     };
-    let classified = classify::classify(Reply::Answered(answer), &context);
+    let classified = classify(Reply::Answered(answer), &Context::new(&check.job.spec, binding));
     let ending = match classified.next {
         // Whatever else the entry contains, its own verdict is that the call succeeded.
         _ if outcome == AttemptOutcome::Succeeded => Ending::Succeed { result: data },

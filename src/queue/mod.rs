@@ -123,8 +123,8 @@ pub struct Properties {
     /// The `traceparent` header.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub traceparent: Option<String>,
-    /// Whether the relay published the message, for a job that is in the store.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    /// Whether the relay published the message, for a job that is in the store. Kept messages spell it as the header does.
+    #[serde(default, rename = "known", skip_serializing_if = "std::ops::Not::not")]
     pub from_store: bool,
     /// The properties in their binary form, instead of all others, if they cannot be read. Bytes that are not ASCII
     /// text are escaped as in Rust's strings.

@@ -7,6 +7,9 @@ use jiff::Timestamp;
 
 use super::StoreError;
 
+/// The migrations that are applied.
+pub(super) const APPLIED: &str = "select version from _sqlx_migrations where success order by version";
+
 /// Care for the database.
 #[async_trait]
 pub trait Admin: fmt::Debug + Send + Sync {
@@ -32,11 +35,8 @@ pub trait Admin: fmt::Debug + Send + Sync {
 /// Whether the schema is what this build expects.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Schema {
-    /// All migrations are applied.
     Current,
-    /// Migrations are missing.
     Behind {
-        /// How many.
         missing: usize,
     },
     /// The database was migrated by a newer build, which is fine: migrations only add.

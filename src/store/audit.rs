@@ -6,9 +6,13 @@
 use std::time::Duration;
 
 use async_trait::async_trait;
+use uuid::Uuid;
 
-use super::StoreError;
-use crate::job::{JobId, WorkerId};
+use super::{StoreError, read::StoreRow};
+use crate::{
+    job::{JobId, WorkerId},
+    string_enum::string_enum,
+};
 
 /// The scan for jobs that the flow would never look at again, and the repairs that are safe.
 ///
@@ -66,7 +70,6 @@ pub struct AuditLimits {
 /// One page of a scan.
 #[derive(Debug, Clone)]
 pub struct AuditPage<T> {
-    /// What was found.
     pub items: Vec<T>,
     /// How many jobs were looked at.
     pub seen: u64,
@@ -77,81 +80,42 @@ pub struct AuditPage<T> {
 /// Something that is wrong with a job.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Finding {
-    /// What.
     pub kind: FindingKind,
-    /// The job.
     pub id: JobId,
     /// Its lane, as the row says it.
     pub queue: String,
 }
 
-/// What can be wrong with a job.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum FindingKind {
-    /// Running, but its worker is lost or was never known, and nobody has taken it over.
-    RunningWithoutWorker,
-    /// Running, and the rescue would not find it if its worker disappeared.
-    RunningWithoutClaim,
-    /// Running under a living worker for much longer than its timeout allows.
-    RunningTooLong,
-    /// Due for long, and nobody has published it.
-    NotPublished,
-    /// Published again and again, and nobody has claimed it: a row without a message.
-    NotClaimed,
-    /// An attempt has ended without a record, or its record contradicts the job.
-    AttemptWithoutOutcome,
-    /// Held without a reason, or with a reason but not held.
-    HeldWithoutReason,
-    /// The row breaks another rule of the table, which the database should have refused.
-    BrokenRule,
-    /// Held for an unknown outcome, and nobody asks the execution log in time.
-    NotLookedUp,
-    /// Its reply has not been published for long.
-    ReplyOverdue,
-}
-
-impl FindingKind {
-    /// Every kind.
-    pub const ALL: &'static [Self] = &[
-        Self::RunningWithoutWorker,
-        Self::RunningWithoutClaim,
-        Self::RunningTooLong,
-        Self::NotPublished,
-        Self::NotClaimed,
-        Self::AttemptWithoutOutcome,
-        Self::HeldWithoutReason,
-        Self::BrokenRule,
-        Self::NotLookedUp,
-        Self::ReplyOverdue,
-    ];
-
-    /// The word used in SQL, in JSON and in metrics.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::RunningWithoutWorker => "running_without_worker",
-            Self::RunningWithoutClaim => "running_without_claim",
-            Self::RunningTooLong => "running_too_long",
-            Self::NotPublished => "not_published",
-            Self::NotClaimed => "not_claimed",
-            Self::AttemptWithoutOutcome => "attempt_without_outcome",
-            Self::HeldWithoutReason => "held_without_reason",
-            Self::BrokenRule => "broken_rule",
-            Self::NotLookedUp => "not_looked_up",
-            Self::ReplyOverdue => "reply_overdue",
-        }
-    }
-
-    /// The kind of a word.
-    pub fn from_word(word: &str) -> Option<Self> {
-        Self::ALL.iter().copied().find(|kind| kind.as_str() == word)
+string_enum! {
+    /// What can be wrong with a job.
+    FindingKind {
+        /// Running, but its worker is lost or was never known, and nobody has taken it over.
+        RunningWithoutWorker = "running_without_worker",
+        /// Running, and the rescue would not find it if its worker disappeared.
+        RunningWithoutClaim = "running_without_claim",
+        /// Running under a living worker for much longer than its timeout allows.
+        RunningTooLong = "running_too_long",
+        /// Due for long, and nobody has published it.
+        NotPublished = "not_published",
+        /// Published again and again, and nobody has claimed it: a row without a message.
+        NotClaimed = "not_claimed",
+        /// An attempt has ended without a record, or its record contradicts the job.
+        AttemptWithoutOutcome = "attempt_without_outcome",
+        /// Held without a reason, or with a reason but not held.
+        HeldWithoutReason = "held_without_reason",
+        /// The row breaks another rule of the table, which the database should have refused.
+        BrokenRule = "broken_rule",
+        /// Held for an unknown outcome, and nobody asks the execution log in time.
+        NotLookedUp = "not_looked_up",
+        /// Its reply has not been published for long.
+        ReplyOverdue = "reply_overdue",
     }
 }
 
 /// The CHECK constraints of the table, so that rows are found that slipped in while one was missing or not
 /// valid. The one about `held` has a kind of its own.
-macro_rules! rules {
-    () => {
-        "((state in ('scheduled', 'available', 'retryable')) = (due_at is not null))
+pub(super) const RULES: &str =
+    "((state in ('scheduled', 'available', 'retryable')) = (due_at is not null))
         and ((state = 'running') = (worker_id is not null))
         and (state <> 'running' or (attempt > 0 and request_id is not null and started_at is not null))
         and ((state in ('succeeded', 'failed', 'cancelled')) = (finished_at is not null))
@@ -166,39 +130,21 @@ macro_rules! rules {
         and (spent between 0 and attempt)
         and (not cancel_requested or state in ('running', 'succeeded', 'failed', 'cancelled'))
         and (check_at is null or (held_reason is not null and held_reason = 'unknown_outcome' and unknown_since is not null))
-        and (reply_due_at is null or (reply_to is not null and finished_at is not null))"
-    };
-}
+        and (reply_due_at is null or (reply_to is not null and finished_at is not null))";
 
-/// The statement of one page: limit, jobs after which ID, and then what a backend must say itself.
-///
-/// * `$instants` are the columns `lost_before`, `overdue_before` and `overrun_before`.
-/// * `$overran` is whether the attempt is longer than its timeout at `overrun_before`.
-/// * `$findable` is whether the rescue finds the running job of a lost worker.
+/// The statement of one page. What a backend says itself are the fragments `audit_after`, `audit_instants` (the columns
+/// `lost_before`, `overdue_before` and `overrun_before`), `audit_overran` (whether the attempt is longer than its timeout
+/// at `overrun_before`) and `audit_findable` (whether the rescue finds the running job of a lost worker).
 ///
 /// The first row has no kind: it says how many jobs were looked at, and the last of them.
-macro_rules! audit {
-    ($after:literal, $limit:literal, $publications:literal, $verified:literal,
-        instants: $instants:literal, overran: $overran:literal, findable: $findable:literal) => {
-        concat!(
-            "with l as materialized (select ",
-            $instants,
-            "),
-    keys as materialized (select id from jobs where ",
-            $after,
-            " order by id limit ",
-            $limit,
-            "),
+pub(super) const AUDIT: &str = "with l as materialized (select {audit_instants}),
+    keys as materialized (select id from jobs where {audit_after} order by id limit +{limit}),
     page as materialized (
         select id, queue, state, due_at, published, held_reason, check_at, checks, reply_due_at, overdue_before,
             state = 'running' and (started_at is null or started_at <= lost_before)
                 and not exists (select 1 from workers w where w.id = jobs.worker_id and w.beat_at > lost_before) as lost,
-            state <> 'running' or (",
-            $findable,
-            ") as findable,
-            state = 'running' and ",
-            $overran,
-            " as overran,
+            state <> 'running' or ({audit_findable}) as findable,
+            state = 'running' and {audit_overran} as overran,
             case when attempt > 0 and http_status is null then (
                 select case when count(*) >= jobs.attempt - case when jobs.state = 'running' then 1 else 0 end
                     and count(*) = count(*) filter (where a.number <= jobs.attempt
@@ -207,9 +153,7 @@ macro_rules! audit {
                             'lost', 'interrupted'))
                     then 0 else 1 end
                 from attempts a where a.job_id = jobs.id) else 0 end as unrecorded,
-            not (",
-            $crate::store::audit::rules!(),
-            ") as broken
+            not ({rules}) as broken
         from keys join jobs using (id) cross join l)
     select null as kind, (select id from keys order by id desc limit 1) as id, null as queue,
         (select count(*) from keys) as seen
@@ -218,91 +162,61 @@ macro_rules! audit {
     union all select 'running_too_long', id, queue, 0 from page where overran and not lost
     union all select 'not_published', id, queue, 0 from page where due_at < overdue_before
     union all select 'not_claimed', id, queue, 0 from page
-        where state = 'available' and published >= ",
-            $publications,
-            " and due_at >= overdue_before
+        where state = 'available' and published >= {publications} and due_at >= overdue_before
     union all select 'attempt_without_outcome', id, queue, 0 from page where unrecorded = 1
     union all select 'held_without_reason', id, queue, 0 from page
         where (state = 'held') <> (held_reason is not null)
     union all select 'broken_rule', id, queue, 0 from page where broken
     union all select 'not_looked_up', id, queue, 0 from page where held_reason = 'unknown_outcome'
-        and (check_at < overdue_before or (check_at is null and checks = 0 and ",
-            $verified,
-            "))
-    union all select 'reply_overdue', id, queue, 0 from page where reply_due_at < overdue_before"
-        )
-    };
-}
+        and (check_at < overdue_before or (check_at is null and checks = 0 and {verified}))
+    union all select 'reply_overdue', id, queue, 0 from page where reply_due_at < overdue_before";
 
 /// The statement of one page of [`Audit::succeeded_by_call`], in the same form.
-macro_rules! succeeded {
-    ($after:literal, $limit:literal) => {
-        concat!(
-            "with keys as materialized (select id from jobs where ",
-            $after,
-            " order by id limit ",
-            $limit,
-            ")
+pub(super) const SUCCEEDED: &str = "with keys as materialized (select id from jobs where {audit_after} order by id limit +{limit})
     select false as succeeded, (select id from keys order by id desc limit 1) as id, (select count(*) from keys) as seen
     union all
     select true, id, 0 from keys join jobs using (id) where state = 'succeeded' and (http_status is not null
-        or exists (select 1 from attempts a where a.job_id = jobs.id and a.outcome = 'succeeded'))"
-        )
-    };
-}
+        or exists (select 1 from attempts a where a.job_id = jobs.id and a.outcome = 'succeeded'))";
 
-/// Reads the rows of a page of findings, of either backend.
-macro_rules! read_findings {
-    ($rows:expr) => {{
-        let mut page = $crate::store::AuditPage { items: Vec::new(), seen: 0, last: None };
-        for row in $rows {
-            let kind: Option<String> = row.try_get("kind")?;
-            let id: Option<uuid::Uuid> = row.try_get("id")?;
-            let Some(kind) = kind else {
-                page.seen = $crate::store::convert::to_u64(row.try_get("seen")?);
-                page.last = id.map($crate::job::JobId);
+impl AuditPage<Finding> {
+    /// Reads the rows of [`AUDIT`].
+    pub(super) fn findings(rows: &[impl StoreRow]) -> Result<Self, StoreError> {
+        let mut page = Self { items: Vec::new(), seen: 0, last: None };
+        for row in rows {
+            let id = row.read::<Option<Uuid>>("id")?.map(JobId);
+            let Some(kind) = row.parse_if_any("kind")? else {
+                page.seen = row.total("seen")?;
+                page.last = id;
                 continue;
             };
-            let kind = $crate::store::FindingKind::from_word(&kind)
-                .ok_or_else(|| $crate::store::StoreError::corrupt("kind"))?;
-            let id = id.ok_or_else(|| $crate::store::StoreError::corrupt("id"))?;
-            page.items.push($crate::store::Finding {
-                kind,
-                id: $crate::job::JobId(id),
-                queue: row.try_get("queue")?,
-            });
+            let id = id.ok_or_else(|| StoreError::corrupt("id"))?;
+            page.items.push(Finding { kind, id, queue: row.read("queue")? });
         }
-        page
-    }};
+        Ok(page)
+    }
 }
 
-/// Reads the rows of a page of [`Audit::succeeded_by_call`].
-macro_rules! read_succeeded {
-    ($rows:expr) => {{
-        let mut page = $crate::store::AuditPage { items: Vec::new(), seen: 0, last: None };
-        for row in $rows {
-            let id: Option<uuid::Uuid> = row.try_get("id")?;
-            let id = id.map($crate::job::JobId);
-            if row.try_get("succeeded")? {
+impl AuditPage<JobId> {
+    /// Reads the rows of [`SUCCEEDED`].
+    pub(super) fn succeeded(rows: &[impl StoreRow]) -> Result<Self, StoreError> {
+        let mut page = Self { items: Vec::new(), seen: 0, last: None };
+        for row in rows {
+            let id = row.read::<Option<Uuid>>("id")?.map(JobId);
+            if row.read("succeeded")? {
                 page.items.extend(id);
             } else {
-                page.seen = $crate::store::convert::to_u64(row.try_get("seen")?);
+                page.seen = row.total("seen")?;
                 page.last = id;
             }
         }
-        page
-    }};
+        Ok(page)
+    }
 }
-
-pub(super) use {audit, read_findings, read_succeeded, rules, succeeded};
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::job::AttemptOutcome;
-
-    const STATEMENT: &str =
-        audit!("id > ?", "?", "?", "?", instants: "?", overran: "?", findable: "(select 1)");
 
     fn flat(text: &str) -> String {
         text.split_whitespace().collect::<Vec<_>>().join(" ")
@@ -311,22 +225,21 @@ mod tests {
     #[test]
     fn every_kind_has_one_word_and_one_condition() {
         for kind in FindingKind::ALL {
-            assert_eq!(FindingKind::from_word(kind.as_str()), Some(*kind));
-            assert_eq!(STATEMENT.matches(&format!("select '{}',", kind.as_str())).count(), 1, "{kind:?}");
+            assert_eq!(AUDIT.matches(&format!("select '{}',", kind.as_str())).count(), 1, "{kind:?}");
         }
-        assert_eq!(STATEMENT.matches("union all").count(), FindingKind::ALL.len());
+        assert_eq!(AUDIT.matches("union all").count(), FindingKind::ALL.len());
     }
 
     #[test]
     fn every_outcome_is_known_to_the_scan() {
         for outcome in AttemptOutcome::ALL {
-            assert!(STATEMENT.contains(&format!("'{outcome}'")), "{outcome}");
+            assert!(AUDIT.contains(&format!("'{outcome}'")), "{outcome}");
         }
     }
 
     #[test]
     fn every_constraint_of_the_table_is_one_of_the_rules() {
-        let rules = flat(rules!());
+        let rules = flat(RULES);
         for migration in [
             include_str!("../../migrations/postgres/0001_jobs.sql"),
             include_str!("../../migrations/sqlite/0001_jobs.sql"),

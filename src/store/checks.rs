@@ -26,20 +26,17 @@ pub trait Checks: fmt::Debug + Send + Sync {
     async fn known_success(&self) -> Result<Option<RequestId>, StoreError>;
 }
 
-/// A job about which the log should be asked.
 #[derive(Debug, Clone)]
 pub struct Check {
     /// The job, which is `held`.
     pub job: JobView,
     /// The claim of the attempt.
     pub fence: Fence,
-    /// The request ID of the attempt.
     pub request_id: RequestId,
     /// How often the log was asked before.
     pub checks: u32,
     /// Since when the outcome is unknown: the call was sent before.
     pub unknown_for: Duration,
-    /// Age of the job.
     pub age: Duration,
     /// What the attempt itself told, before anything was looked up.
     pub known: String,
@@ -48,7 +45,6 @@ pub struct Check {
 /// What becomes of a job about which the log did not tell.
 #[derive(Debug, Clone)]
 pub struct PutOff {
-    /// The job.
     pub id: JobId,
     /// The claim of the attempt.
     pub fence: Fence,

@@ -43,7 +43,6 @@ pub trait Claims: fmt::Debug + Send + Sync {
 /// One delivery that a worker wants to take.
 #[derive(Debug, Clone)]
 pub struct Claim {
-    /// The job.
     pub spec: Arc<JobSpec>,
     /// The request ID of the attempt that this claim starts.
     pub request_id: RequestId,
@@ -62,7 +61,6 @@ impl Claim {
     }
 }
 
-/// What became of a claim.
 #[derive(Debug, Clone)]
 pub enum Claimed {
     /// The worker holds the job.
@@ -73,14 +71,10 @@ pub enum Claimed {
     Ended {
         /// `failed` or `held`.
         state: State,
-        /// Why.
         kind: ErrorKind,
     },
     /// It is known and not available.
-    Duplicate {
-        /// Its state.
-        state: State,
-    },
+    Duplicate { state: State },
     /// It was known and has been removed since.
     Gone,
     /// Refused; nothing changed.
@@ -107,10 +101,7 @@ pub struct ClaimReceipt {
 /// Pin, account and effect for a job that is held without them.
 #[derive(Debug, Clone)]
 pub struct Bind {
-    /// The job.
     pub id: JobId,
-    /// The claim.
     pub fence: Fence,
-    /// The decision.
     pub binding: Binding,
 }

@@ -42,12 +42,9 @@ pub trait Connections: fmt::Debug + Send + Sync {
     async fn expire_awaiting(&self, limit: usize) -> Result<u64, StoreError>;
 }
 
-/// A connection that held jobs wait for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Awaited {
-    /// Who has to connect.
     pub owner: Owner,
-    /// What has to be connected.
     pub toolkit: String,
     /// The account that the jobs name, if they do.
     pub account: Option<String>,

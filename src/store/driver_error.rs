@@ -16,7 +16,7 @@ impl From<sqlx::Error> for StoreError {
             }
             sqlx::Error::PoolClosed => Self::new(Unavailable, "the store is closed"),
             sqlx::Error::Encode(_) => {
-                Self::new(Data, "the database cannot store a value: it cannot be encoded")
+                Self::new(Data, "the database cannot store a value, such as a text with a NUL character")
             }
             sqlx::Error::ColumnDecode { index, .. } => Self::corrupt(&index),
             sqlx::Error::ColumnNotFound(column) => Self::corrupt(&column),

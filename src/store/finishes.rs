@@ -33,22 +33,16 @@ pub trait Finishes: fmt::Debug + Send + Sync {
     async fn finish(&self, batch: &[Finish]) -> Result<Vec<Finished>, StoreError>;
 }
 
-/// The end of one attempt.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Finish {
-    /// The job.
     pub id: JobId,
     /// The claim under which the attempt was made.
     pub fence: Fence,
-    /// Who reports.
     pub by: By,
-    /// The record of the attempt.
     pub attempt: Attempt,
-    /// What should become of the job.
     pub ending: Ending,
 }
 
-/// Who ends an attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum By {
@@ -61,12 +55,10 @@ pub enum By {
     },
 }
 
-/// What became of a finish.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Finished {
     /// The job is in this state now.
     Applied {
-        /// The new state.
         state: State,
         /// Whether the job had been rescued in the meantime.
         late: bool,
@@ -74,3 +66,29 @@ pub enum Finished {
     /// The caller no longer holds the job; only the attempt was recorded.
     Fenced,
 }
+
+impl Finished {
+    /// What the record of the attempt says about it: what the job became, and whether it was late.
+    pub(super) fn recorded(self) -> (Option<State>, bool) {
+        match self {
+            Self::Applied { state, late } => (Some(state), late),
+            Self::Fenced => (None, false),
+        }
+    }
+}
+
+/// Records an attempt, or what is known better about one that is recorded.
+pub(super) const RECORD: &str = "insert into attempts (job_id, number, request_id, outcome, http_status, log_id, version,
+        {error}, started_at, finished_at, reported_by, ended_as, late, charged)
+    values ({job_id}, {values attempt}, {ended_as}, {late}, {charged})
+    on conflict (job_id, number) do update set {each outcome, http_status, log_id, version, error, started_at, finished_at,
+        reported_by, ended_as, late, charged: @ = excluded.@}
+    where attempts.request_id = excluded.request_id";
+
+/// The record of an attempt; a first one that succeeded is in the job's row.
+pub(super) const RECORDED: &str =
+    "select request_id, outcome, reported_by, ended_as, late, charged from attempts
+    where job_id = {job_id} and number = {number}
+    union all
+    select request_id, 'succeeded', 'holder', state, false, true from jobs
+    where id = {job_id} and attempt = {number} and http_status is not null";

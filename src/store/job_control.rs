@@ -66,22 +66,16 @@ pub enum Decided {
 /// Which jobs to list. All given conditions must hold.
 #[derive(Debug, Clone, Default)]
 pub struct JobFilter {
-    /// In this state.
     pub state: Option<State>,
-    /// Of this owner.
     pub owner: Option<Owner>,
-    /// Of this tool.
     pub tool: Option<String>,
-    /// At most so many.
     pub limit: usize,
 }
 
 /// Which held jobs to let go. All given conditions must hold.
 #[derive(Debug, Clone)]
 pub struct HeldFilter {
-    /// Held for this reason.
     pub reason: HeldReason,
-    /// Of this owner.
     pub owner: Option<Owner>,
     /// Of this toolkit, as far as it is known: a job that was held before its tool was looked up has none.
     pub toolkit: Option<String>,
@@ -90,11 +84,8 @@ pub struct HeldFilter {
 /// A job as people and apps read it.
 #[derive(Debug, Clone)]
 pub struct JobView {
-    /// What was asked for.
     pub spec: Arc<JobSpec>,
-    /// Where it is.
     pub state: State,
-    /// Why it is held.
     pub held_reason: Option<HeldReason>,
     /// Pin, account and effect, once decided.
     pub binding: Option<Binding>,
@@ -114,7 +105,6 @@ pub struct JobView {
     pub error: Option<JobError>,
     /// The log ID of the last attempt that had one.
     pub log_id: Option<String>,
-    /// Attempts started.
     pub attempt: u32,
     /// Attempts charged.
     pub spent: u32,
@@ -127,19 +117,14 @@ pub struct JobView {
 pub struct AttemptView {
     /// Counts from 1.
     pub number: u32,
-    /// The `x-request-id`.
     pub request_id: RequestId,
     /// `None` while it runs.
     pub outcome: Option<AttemptOutcome>,
-    /// The HTTP status.
     pub http_status: Option<u16>,
-    /// The execution log ID.
     pub log_id: Option<String>,
-    /// The toolkit version.
     pub version: Option<String>,
     /// Why it did not succeed.
     pub error: Option<JobError>,
-    /// When it was claimed.
     pub started_at: Timestamp,
     /// When its outcome was known.
     pub finished_at: Option<Timestamp>,
@@ -151,7 +136,6 @@ pub struct AttemptView {
 pub struct Census {
     /// Jobs by queue and state, for states that are not final.
     pub jobs: Vec<(QueueName, State, u64)>,
-    /// Held jobs by reason.
     pub held: Vec<(HeldReason, u64)>,
     /// For each queue, how long its oldest due job has waited.
     pub oldest_due: Vec<(QueueName, Duration)>,
@@ -178,6 +162,59 @@ impl Census {
         match self.jobs.iter_mut().find(|(name, state, _)| *name == queue && *state == State::Held) {
             Some((_, _, all)) => *all += jobs,
             None => self.jobs.push((queue, State::Held, jobs)),
+        }
+    }
+}
+
+/// The attempts of a job; one in progress, and a first one that succeeded, are in the job's row.
+pub(super) const ATTEMPTS: &str = "select number, request_id, outcome, http_status, log_id, version, {error},
+        started_at, finished_at
+    from attempts where job_id = {job_id}
+    union all
+    select attempt, request_id, case when state = 'succeeded' then 'succeeded' end, http_status,
+        case when state = 'succeeded' then log_id end, toolkit_version, {each error: null}, started_at, finished_at
+    from jobs where id = {job_id} and (state = 'running' or http_status is not null)
+    order by number";
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use crate::{
+        job::{Ending, Release, State, Transition},
+        store::{Statement, postgres::PostgresStore, sqlite::SqliteStore},
+    };
+
+    /// The states from which a statement takes jobs, as its condition has it.
+    fn states(text: &str) -> Vec<State> {
+        let condition = text.rsplit("id = ").find(|condition| condition.contains("state ")).unwrap();
+        let states = condition.split_once("state ").unwrap().1;
+        let states = states.split(['\n', ')']).next().unwrap();
+        states.split('\'').skip(1).step_by(2).map(|word| word.parse().unwrap()).collect()
+    }
+
+    #[test]
+    fn statements_take_jobs_from_the_states_that_the_transitions_allow() {
+        let ending = Ending::Snooze { after: Duration::ZERO, error: None };
+        let transitions = [
+            ("cancel", Transition::Cancel),
+            ("restart", Transition::Restart),
+            ("release_retry", Transition::Release(Release::Retry)),
+            ("release_succeeded", Transition::Release(Release::Succeeded)),
+            ("release_failed", Transition::Release(Release::Failed)),
+            ("finish_late", Transition::EndLate(ending)),
+        ];
+        for (name, transition) in transitions {
+            let statements = PostgresStore::statements().chain(SqliteStore::statements());
+            let mut found = 0;
+            for Statement { text, .. } in statements.filter(|statement| statement.name == name) {
+                let allowed = State::ALL.iter().filter(|state| transition.apply(**state).is_ok());
+                let mut states = states(text);
+                states.sort_by_key(|state| State::ALL.iter().position(|known| known == state));
+                assert_eq!(states, allowed.copied().collect::<Vec<_>>(), "{name}: {text}");
+                found += 1;
+            }
+            assert_eq!(found, 2, "{name} on both databases");
         }
     }
 }

@@ -27,7 +27,6 @@ pub trait Jobs: fmt::Debug + Send + Sync {
     ) -> Result<Vec<Inserted>, StoreError>;
 }
 
-/// What became of an inserted job.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Inserted {
     /// It is new, and in this state now.
@@ -39,7 +38,6 @@ pub enum Inserted {
     Duplicate {
         /// The job that stands for it; differs from the given ID when the idempotency key matched.
         id: JobId,
-        /// That job's state.
         state: State,
     },
     /// Refused; nothing changed.

@@ -29,21 +29,16 @@ pub trait Leases: fmt::Debug + Send + Sync {
 /// A running job without a living worker.
 #[derive(Debug, Clone)]
 pub struct LostJob {
-    /// The job.
     pub id: JobId,
     /// The claim of the lost worker.
     pub fence: Fence,
-    /// The number of its attempt.
     pub attempt: u32,
     /// Attempts charged before that one.
     pub spent: u32,
-    /// The request ID of its attempt.
     pub request_id: RequestId,
-    /// When the attempt was claimed.
     pub started_at: Timestamp,
     /// `None` when nothing had been frozen, so that nothing can have been sent.
     pub binding: Option<Binding>,
-    /// What the job may spend.
     pub budget: Budget,
     /// Its age by the store's clock.
     pub age: Duration,

@@ -24,6 +24,7 @@ mod admin;
 mod audit;
 mod checks;
 mod claims;
+mod columns;
 mod connections;
 mod convert;
 mod detached;
@@ -37,9 +38,11 @@ mod migrations;
 mod pins;
 pub mod postgres;
 mod publications;
+mod read;
 mod rejections;
 mod replay;
 mod rows;
+mod sql;
 pub mod sqlite;
 mod texts;
 
@@ -53,9 +56,10 @@ pub use finishes::{By, Finish, Finished, Finishes};
 pub use job_control::{AttemptView, Census, Decided, HeldFilter, JobControl, JobFilter, JobView};
 pub use jobs::{Conflict, Inserted, Jobs};
 pub use leases::{Leases, LostJob};
-pub use pins::{PinRow, Pins};
+pub use pins::Pins;
 pub use publications::{Due, MAX_UNCLAIMED_WAIT, Publications, Reply};
 pub use rejections::{Rejected, RejectedView, Rejections};
+pub use sql::Statement;
 
 /// Everything that a process needs of a store.
 pub trait Store:

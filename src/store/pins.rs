@@ -5,28 +5,28 @@ use std::fmt;
 use async_trait::async_trait;
 
 use super::StoreError;
-use crate::job::Owner;
+use crate::job::{Owner, Pin};
+
+pub(super) const PINS: &str = "select owner_kind, owner_id, toolkit, version from pins
+    order by owner_kind <> 'global', owner_kind, owner_id, toolkit";
+
+pub(super) const SET: &str = "insert into pins (owner_kind, owner_id, toolkit, version)
+    values ({owner_kind}, {owner_id}, {toolkit}, {version})
+    on conflict (owner_kind, owner_id, toolkit) do update set version = excluded.version";
+
+pub(super) const UNSET: &str = "delete from pins
+    where owner_kind = {owner_kind} and owner_id = {owner_id} and toolkit = {toolkit}
+    returning version";
 
 /// Toolkit versions that are pinned at run time.
 #[async_trait]
 pub trait Pins: fmt::Debug + Send + Sync {
     /// All pins, global ones first.
-    async fn pins(&self) -> Result<Vec<PinRow>, StoreError>;
+    async fn pins(&self) -> Result<Vec<Pin>, StoreError>;
 
     /// Sets or replaces a pin.
-    async fn set_pin(&self, pin: &PinRow) -> Result<(), StoreError>;
+    async fn set_pin(&self, pin: &Pin) -> Result<(), StoreError>;
 
     /// Removes a pin; `false` when there was none.
     async fn unset_pin(&self, owner: Option<&Owner>, toolkit: &str) -> Result<bool, StoreError>;
-}
-
-/// One pin.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PinRow {
-    /// `None` is the global pin.
-    pub owner: Option<Owner>,
-    /// Lower-case toolkit slug.
-    pub toolkit: String,
-    /// The version.
-    pub version: String,
 }

@@ -38,12 +38,9 @@ pub trait Publications: fmt::Debug + Send + Sync {
 /// The longest time between two publications of a job that nobody claims.
 pub const MAX_UNCLAIMED_WAIT: Duration = Duration::from_secs(3600);
 
-/// A job to put on the queue.
 #[derive(Debug, Clone)]
 pub struct Due {
-    /// The job.
     pub spec: Arc<JobSpec>,
-    /// The state it was in.
     pub was: State,
 }
 
@@ -52,9 +49,7 @@ pub struct Due {
 pub struct Reply {
     /// The AMQP routing key (on the default exchange).
     pub reply_to: String,
-    /// The app's correlation ID.
     pub correlation_id: Option<String>,
-    /// What is published.
     pub job: JobView,
 }
 

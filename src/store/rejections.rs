@@ -33,7 +33,6 @@ pub struct Rejected {
     pub id: Uuid,
     /// The lane it came through.
     pub queue: QueueName,
-    /// The class.
     pub reason: EnvelopeReason,
     /// One sentence that says what to change.
     pub message: String,
@@ -70,6 +69,5 @@ pub struct RejectedView {
     pub seen: u32,
     /// When it was first seen.
     pub received_at: Timestamp,
-    /// When it was requeued.
     pub requeued_at: Option<Timestamp>,
 }

@@ -3,16 +3,13 @@
 
 use uuid::Uuid;
 
-use super::{
-    By, Claim, ClaimReceipt, Claimed, Conflict, Finish, Finished, Inserted, StoreError,
-    texts::{HOLDER, RESCUER},
-};
+use super::{By, Claim, ClaimReceipt, Claimed, Conflict, Finish, Finished, Inserted, convert::reporter};
 use crate::job::{
-    AttemptOutcome, Digest, ErrorKind, Fence, JobId, JobSpec, Owner, RequestId, State, Transition, WorkerId,
+    AttemptOutcome, Digest, ErrorKind, Fence, JobId, JobSpec, Owner, RequestId, State, WorkerId,
 };
 
 /// A known job that stands in the way of a claim or an insert.
-pub(super) struct Known {
+pub(super) struct FoundJob {
     /// Found by its idempotency key, because the ID is new.
     pub(super) by_key: bool,
     pub(super) id: JobId,
@@ -27,7 +24,7 @@ pub(super) struct Known {
     pub(super) receipt: ClaimReceipt,
 }
 
-impl Known {
+impl FoundJob {
     fn conflict(&self, spec: &JobSpec) -> Option<Conflict> {
         if self.by_key {
             (self.digest != spec.digest).then_some(Conflict::Key)
@@ -72,7 +69,7 @@ impl Known {
 }
 
 /// The record of an attempt that a finish meets.
-pub(super) struct Record {
+pub(super) struct RecordedAttempt {
     pub(super) request_id: RequestId,
     pub(super) outcome: AttemptOutcome,
     pub(super) reported_by: String,
@@ -81,58 +78,71 @@ pub(super) struct Record {
     pub(super) charged: bool,
 }
 
-/// What to do with a finish whose job is not running under its fence.
-pub(super) enum Judged {
+/// What is to be done about a finish whose job is not running under its fence.
+pub(super) enum NextStep {
     /// Nothing: it is a repetition, or a rescue that came too late.
     Answer(Finished),
     /// The job was rescued and nobody has claimed it since: end it, and replace the record.
-    Late {
+    EndLate {
         /// What the rescue charged for the same attempt.
         charged: bool,
     },
     /// The claim is over: keep what is known about the attempt, and nothing else.
-    Record,
+    RecordOnly,
 }
 
-/// The judgement on a finish that the normal statement did not apply. `job` is the state and fence of
-/// its job, `None` if it was removed.
-pub(super) fn finish(
+/// Decides about a finish that the normal statement did not apply. `job` is the state and fence of its job, `None` if
+/// it was removed.
+pub(super) fn next_step(
     finish: &Finish,
     job: Option<(State, Fence)>,
-    record: Option<&Record>,
-) -> Result<Judged, StoreError> {
+    record: Option<&RecordedAttempt>,
+) -> NextStep {
     let own = record.filter(|record| record.request_id == finish.attempt.request_id);
     if let Some(record) = own
         && record.reported_by == reporter(finish.by)
         && record.outcome == finish.attempt.outcome
     {
-        return Ok(Judged::Answer(match record.ended_as {
+        return NextStep::Answer(match record.ended_as {
             Some(state) => Finished::Applied { state, late: record.late },
             None => Finished::Fenced,
-        }));
+        });
     }
     // A rescue knows nothing about the attempt that its holder would not know better.
     if matches!(finish.by, By::Rescuer { .. }) {
-        return Ok(Judged::Answer(Finished::Fenced));
+        return NextStep::Answer(Finished::Fenced);
     }
-    if let Some((state, fence)) = job
-        && fence == finish.fence
-        && Transition::EndLate(finish.ending.clone()).apply(state).is_ok()
-    {
-        return Ok(Judged::Late { charged: own.is_some_and(|record| record.charged) });
+    if job.is_some_and(|(state, fence)| fence == finish.fence && may_end_late(state)) {
+        return NextStep::EndLate { charged: own.is_some_and(|record| record.charged) };
     }
     let open = match (record, own) {
         (None, _) => job.is_some(),
         (Some(_), None) => false,
         (Some(_), Some(own)) => matches!(own.outcome, AttemptOutcome::Lost | AttemptOutcome::Unknown),
     };
-    Ok(if open { Judged::Record } else { Judged::Answer(Finished::Fenced) })
+    if open { NextStep::RecordOnly } else { NextStep::Answer(Finished::Fenced) }
 }
 
-/// The word for who reports.
-pub(super) fn reporter(by: By) -> &'static str {
-    match by {
-        By::Holder => HOLDER,
-        By::Rescuer { .. } => RESCUER,
+/// Whether nobody but a rescue has decided about a job since its last attempt, as [`Transition::EndLate`] has it.
+///
+/// [`Transition::EndLate`]: crate::job::Transition::EndLate
+fn may_end_late(state: State) -> bool {
+    match state {
+        State::Scheduled | State::Available | State::Retryable | State::Held => true,
+        State::Running | State::Succeeded | State::Failed | State::Cancelled => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::job::{Ending, Transition};
+
+    #[test]
+    fn a_late_result_counts_where_the_transitions_allow_it() {
+        let late = Transition::EndLate(Ending::Snooze { after: std::time::Duration::ZERO, error: None });
+        for state in State::ALL {
+            assert_eq!(may_end_late(*state), late.apply(*state).is_ok(), "{state}");
+        }
     }
 }

@@ -1,6 +1,9 @@
 //! What people and apps read about jobs that ended in the store itself, and other fixed words in rows.
 
-use crate::bounds::MAX_ERROR_CHARS;
+use crate::{
+    bounds::MAX_ERROR_CHARS,
+    job::{ErrorKind, JobError},
+};
 
 /// [`MAX_ERROR_CHARS`] as databases take it.
 #[expect(clippy::cast_possible_truncation, clippy::cast_possible_wrap, reason = "the limit is small")]
@@ -17,7 +20,9 @@ pub(super) const GLOBAL: &str = "global";
 pub(super) const EXPIRED_MESSAGE: &str = "`expires_at` passed before the call was made";
 
 /// What an app reads about a job that a person marked as failed.
-pub(super) const MARKED_FAILED_MESSAGE: &str = "a person marked this job as failed";
+pub(super) fn marked_failed() -> JobError {
+    JobError::new(ErrorKind::MarkedFailed, "a person marked this job as failed")
+}
 
 /// What an app reads first about a job whose time passed while it waited for a connection.
 pub(super) const EXPIRED_AWAITING: &str =

@@ -10,10 +10,7 @@ use std::{
     sync::Arc,
 };
 
-use crate::{
-    job::{Owner, PinnedBy},
-    store::PinRow,
-};
+use crate::job::{Owner, Pin, PinnedBy};
 
 /// The first version of every toolkit, under which tools are found that were renamed later.
 pub const BASE_VERSION: &str = "00000000_00";
@@ -129,9 +126,9 @@ pub struct PinTable {
 
 impl PinTable {
     /// Arranges the rows for look-ups.
-    pub fn new(rows: Vec<PinRow>) -> Self {
+    pub fn new(rows: Vec<Pin>) -> Self {
         let mut table = Self::default();
-        for PinRow { owner, toolkit, version } in rows {
+        for Pin { owner, toolkit, version } in rows {
             let pins = match owner {
                 Some(owner) => table.owners.entry(owner).or_default(),
                 None => &mut table.global,
@@ -240,7 +237,7 @@ mod tests {
 
     #[test]
     fn the_table_gives_an_owner_its_own_pins_and_nobody_elses() {
-        let row = |owner: Option<&Owner>, toolkit: &str, version: &str| PinRow {
+        let row = |owner: Option<&Owner>, toolkit: &str, version: &str| Pin {
             owner: owner.cloned(),
             toolkit: toolkit.into(),
             version: version.into(),

@@ -10,47 +10,26 @@ use std::{
     time::Duration,
 };
 
+use crate::string_enum::string_enum;
+
 /// How long a call has been on its way when [`CrashPoint::DuringCall`] strikes.
 const INTO_THE_CALL: Duration = Duration::from_millis(100);
 
-/// Where to crash.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum CrashPoint {
-    /// A delivery is there, and nothing is written.
-    BeforeClaim,
-    /// The claim is committed, and the delivery is not acknowledged.
-    BeforeAck,
-    /// The job is claimed, and nothing is sent.
-    AfterClaim,
-    /// The call is sent, and not answered.
-    DuringCall,
-    /// The call is answered, and nothing of it is written.
-    AfterCall,
-    /// The outcome is committed.
-    AfterFinish,
-}
-
-impl CrashPoint {
-    /// Every point, in the order of a job's way.
-    pub const ALL: [Self; 6] = [
-        Self::BeforeClaim,
-        Self::BeforeAck,
-        Self::AfterClaim,
-        Self::DuringCall,
-        Self::AfterCall,
-        Self::AfterFinish,
-    ];
-
-    /// The word for it on the command line.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::BeforeClaim => "before-claim",
-            Self::BeforeAck => "before-ack",
-            Self::AfterClaim => "after-claim",
-            Self::DuringCall => "during-call",
-            Self::AfterCall => "after-call",
-            Self::AfterFinish => "after-finish",
-        }
+string_enum! {
+    /// Where to crash, in the order of a job's way.
+    CrashPoint {
+        /// A delivery is there, and nothing is written.
+        BeforeClaim = "before-claim",
+        /// The claim is committed, and the delivery is not acknowledged.
+        BeforeAck = "before-ack",
+        /// The job is claimed, and nothing is sent.
+        AfterClaim = "after-claim",
+        /// The call is sent, and not answered.
+        DuringCall = "during-call",
+        /// The call is answered, and nothing of it is written.
+        AfterCall = "after-call",
+        /// The outcome is committed.
+        AfterFinish = "after-finish",
     }
 }
 
@@ -74,11 +53,14 @@ impl FromStr for CrashPlan {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let parsed = text.split_once(':').and_then(|(word, number)| {
-            let point = CrashPoint::ALL.into_iter().find(|point| point.as_str() == word)?;
-            Some(Self { point, passage: number.parse().ok().filter(|passage| *passage > 0)? })
+            Some(Self {
+                point: word.parse().ok()?,
+                passage: number.parse().ok().filter(|passage| *passage > 0)?,
+            })
         });
         parsed.ok_or_else(|| {
-            let points = CrashPoint::ALL.map(CrashPoint::as_str).join(", ");
+            let points: Vec<_> = CrashPoint::ALL.iter().map(|point| point.as_str()).collect();
+            let points = points.join(", ");
             format!("write POINT:N, where N counts from 1 and POINT is one of {points}")
         })
     }
@@ -125,7 +107,7 @@ mod tests {
 
     #[test]
     fn plans_are_written_as_they_are_read() {
-        for point in CrashPoint::ALL {
+        for point in CrashPoint::ALL.iter().copied() {
             let plan = CrashPlan { point, passage: 7 };
             assert_eq!(plan.to_string().parse(), Ok(plan));
         }

@@ -1,62 +1,12 @@
-//! The heartbeat, and what the worker may conclude from it about its own lease.
+//! The heartbeat, which keeps the lease.
 
-use std::{
-    sync::{Arc, Mutex},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::Shared;
-use crate::{failure::chain, store::StoreErrorKind, sync::lock, telemetry::metrics};
-
-/// When this worker last proved that it lives, by its own monotonic clock, which also runs while
-/// the process is stopped.
-#[derive(Debug)]
-pub(super) struct LeaseClock {
-    lease: Duration,
-    last_beat: Mutex<Option<Instant>>,
-    beaten: tokio::sync::Notify,
-}
-
-impl LeaseClock {
-    pub(super) fn new(lease: Duration) -> Self {
-        Self { lease, last_beat: Mutex::new(None), beaten: tokio::sync::Notify::new() }
-    }
-
-    /// Time since the last beat that the store confirmed, counted from before it was sent.
-    pub(super) fn age(&self) -> Duration {
-        let last = *lock(&self.last_beat);
-        last.map_or(Duration::MAX, |at| at.elapsed())
-    }
-
-    /// Claims stop at half the lease, so that nobody rescues a job that was claimed a moment ago.
-    pub(super) fn may_claim(&self) -> bool {
-        self.age() < self.lease / 2
-    }
-
-    /// Calls stop a little before others may take the job over.
-    pub(super) fn may_start_call(&self) -> bool {
-        self.age() < self.lease.mul_f64(0.8)
-    }
-
-    /// Waits until claims are allowed.
-    pub(super) async fn wait_until_fit(&self) {
-        loop {
-            let beaten = self.beaten.notified();
-            if self.may_claim() {
-                return;
-            }
-            beaten.await;
-        }
-    }
-
-    fn beat(&self, sent: Instant) {
-        *lock(&self.last_beat) = Some(sent);
-        self.beaten.notify_waiters();
-    }
-}
+use super::shared::Shared;
+use crate::{failure::chain, store::StoreErrorKind, telemetry::metrics};
 
 /// Beats until `end`. A beat that fails is repeated sooner than the next one is due.
 pub(super) async fn run(shared: Arc<Shared>, end: CancellationToken) {

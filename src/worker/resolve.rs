@@ -81,7 +81,7 @@ impl Resolver {
     ///
     /// # Errors
     /// The error that the job fails with.
-    pub fn judge(&self, spec: &JobSpec) -> Result<(), JobError> {
+    pub fn check(&self, spec: &JobSpec) -> Result<(), JobError> {
         self.rules.judge(spec)?;
         if looks_like_email(spec.owner.id()) && self.is_news("e-mail") {
             tracing::warn!(

@@ -283,7 +283,7 @@ async fn the_phases_of_a_shutdown_can_be_watched() {
     assert_eq!(phases(&worker), ["draining", "closing"]);
     let log = worker.log();
     let line = log.lines().find(|line| line.contains("phase=\"draining\"")).unwrap();
-    assert!(line.contains("held=1") && line.contains("unwritten=0"), "{line}");
+    assert!(line.contains("in_flight=1") && line.contains("unwritten=0"), "{line}");
     assert_eq!(harness.show(&one)["state"], "succeeded");
 }
 

@@ -2,13 +2,16 @@
 
 use async_trait::async_trait;
 use jiff::Timestamp;
-use sqlx::{ConnectOptions as _, Connection as _, PgConnection, Row, migrate::Migrate as _};
+use sqlx::{ConnectOptions as _, Connection as _, PgConnection, migrate::Migrate as _};
 
-use super::{PostgresStore, fetch, read_time};
+use super::PostgresStore;
 use crate::store::{
-    Admin, Schema, StoreError, StoreErrorKind,
+    Admin, Schema, StoreError,
+    admin::APPLIED,
     detached::detached,
     migrations::{self, TABLE},
+    read::StoreRow as _,
+    sql::statements,
 };
 
 /// The same numbers and names as for SQLite.
@@ -18,9 +21,12 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
     (3, "connections", include_str!("../../../migrations/postgres/0003_connections.sql")),
 ];
 
-const HAS_TABLE: &str = "select to_regclass($1) is not null";
-
-const APPLIED: &str = "select version from _sqlx_migrations where success order by version";
+statements! { Postgres:
+    has_table(name: &str) = "select to_regclass({name}) is not null as is_there";
+    applied() = APPLIED;
+    now() = "select clock_timestamp() as now";
+    version() = "select current_setting('server_version') as version";
+}
 
 #[async_trait]
 impl Admin for PostgresStore {
@@ -41,30 +47,23 @@ impl Admin for PostgresStore {
     }
 
     async fn schema(&self) -> Result<Schema, StoreError> {
-        let exists = match fetch(&self.other, sqlx::query(HAS_TABLE).bind(TABLE)).await?.first() {
-            Some(row) => row.try_get(0)?,
-            None => false,
-        };
-        if !exists {
+        let exists = self.other.fetch_first(sql::has_table(TABLE)).await?;
+        if !exists.map_or(Ok(false), |row| row.read("is_there"))? {
             return Ok(migrations::compare(MIGRATIONS, &[]));
         }
-        let found = fetch(&self.other, sqlx::query(APPLIED)).await?;
-        let applied = found.iter().map(|row| row.try_get(0)).collect::<Result<Vec<i64>, _>>()?;
+        let applied = self.other.fetch(sql::applied()).await?;
+        let applied = applied.iter().map(|row| row.read("version")).collect::<Result<Vec<i64>, _>>()?;
         Ok(migrations::compare(MIGRATIONS, &applied))
     }
 
     async fn now(&self) -> Result<Timestamp, StoreError> {
-        let found = fetch(&self.other, sqlx::query("select clock_timestamp() as now")).await?;
-        let now = found.first().map(|row| read_time(row, "now")).transpose()?.flatten();
-        now.ok_or_else(|| StoreError::new(StoreErrorKind::Corrupt, "the database does not tell the time"))
+        let now = self.other.fetch_first(sql::now()).await?;
+        now.ok_or_else(|| StoreError::corrupt("now"))?.read("now")
     }
 
     async fn version(&self) -> Result<String, StoreError> {
-        let found = fetch(&self.other, sqlx::query("select current_setting('server_version')")).await?;
-        match found.first() {
-            Some(row) => Ok(row.try_get(0)?),
-            None => Err(StoreError::corrupt("server_version")),
-        }
+        let version = self.other.fetch_first(sql::version()).await?;
+        version.ok_or_else(|| StoreError::corrupt("version"))?.read("version")
     }
 
     async fn close(&self) {

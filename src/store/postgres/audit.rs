@@ -3,47 +3,43 @@
 use std::time::Duration;
 
 use async_trait::async_trait;
-use sqlx::Row;
+use sqlx::Postgres;
 use uuid::Uuid;
 
-use super::{Bound, PostgresStore, fetch};
+use super::PostgresStore;
 use crate::{
     job::{JobId, WorkerId},
     store::{
         Audit, AuditLimits, AuditPage, Finding, StoreError,
-        audit::{audit, read_findings, read_succeeded, succeeded},
-        convert::{micros, to_i32, to_limit, to_millis},
+        audit::{AUDIT, SUCCEEDED},
+        columns::Limits,
+        convert::{micros, to_limit},
+        read::StoreRow as _,
+        sql::{Bound, One, statements},
     },
 };
 
-/// The claims are read at most once for a page, and not at all where nothing runs.
-const AUDIT: &str = audit!(
-    "($1::uuid is null or id > $1)", "$2", "$7", "$8",
-    instants: "now() - $3::bigint * interval '1 microsecond' as lost_before,
-        now() - $4::bigint * interval '1 microsecond' as overdue_before,
-        now() - $5::bigint * interval '1 microsecond' as overrun_before",
-    overran: "started_at + coalesce(timeout_ms, $6) * interval '1 millisecond' < overrun_before",
-    findable: "coalesce((worker_id, id) in (
-            select c.worker_id, taken.id from claims c cross join lateral unnest(c.job_ids) as taken (id)), false)"
-);
+statements! { Postgres:
+    audit(limits: One<'_, Limits>, after: Option<Uuid>, limit: i64) = AUDIT;
 
-const SUCCEEDED: &str = succeeded!("($1::uuid is null or id > $1)", "$2");
+    succeeded(after: Option<Uuid>, limit: i64) = SUCCEEDED;
 
-/// What the claim should have noted. A claim that exists already is enough.
-const MAKE_FINDABLE: &str = "with lacking as (
+    /// What the claim should have noted. A claim that exists already is enough.
+    make_findable(ids: Vec<Uuid>) = "with lacking as (
         select j.id, j.worker_id from jobs j
-        where j.id = any($1) and j.state = 'running' and j.worker_id is not null
+        where j.id = any({ids}) and j.state = 'running' and j.worker_id is not null
             and not exists (select 1 from claims c where c.worker_id = j.worker_id and j.id = any(c.job_ids))),
     noted as (
         insert into claims (worker_id, job_ids) select worker_id, array_agg(id) from lacking group by worker_id)
     select id from lacking";
 
-const MAKE_DUE: &str = "update jobs set due_at = now(), published = 0
-    where id = any($1) and state = 'available' and due_at > now()
+    make_due(ids: Vec<Uuid>) = "update jobs set due_at = now(), published = 0
+    where id = any({ids}) and state = 'available' and due_at > now()
     returning id";
 
-const ELDEST: &str = "select id from workers where beat_at > now() - $1::bigint * interval '1 microsecond'
+    eldest(lease: i64) = "select id from workers where beat_at > now() - {lease}::bigint * interval '1 microsecond'
     order by started_at, id limit 1";
+}
 
 #[async_trait]
 impl Audit for PostgresStore {
@@ -53,29 +49,21 @@ impl Audit for PostgresStore {
         limit: usize,
         limits: &AuditLimits,
     ) -> Result<AuditPage<Finding>, StoreError> {
-        let query = sqlx::query(AUDIT)
-            .bind(after.map(|id| id.0))
-            .bind(to_limit(limit))
-            .bind(micros(limits.lost))
-            .bind(micros(limits.overdue))
-            .bind(micros(limits.overrun))
-            .bind(to_millis(Some(limits.timeout)))
-            .bind(to_i32(limits.publications))
-            .bind(limits.verified);
-        Ok(read_findings!(&fetch(&self.other, query).await?))
+        let query = sql::audit(One(limits), after.map(|id| id.0), to_limit(limit));
+        AuditPage::findings(&self.other.fetch(query).await?)
     }
 
     async fn make_findable(&self, ids: &[JobId]) -> Result<Vec<JobId>, StoreError> {
-        self.repaired(sqlx::query(MAKE_FINDABLE), ids).await
+        self.repaired(sql::make_findable(uuids(ids))).await
     }
 
     async fn make_due(&self, ids: &[JobId]) -> Result<Vec<JobId>, StoreError> {
-        self.repaired(sqlx::query(MAKE_DUE), ids).await
+        self.repaired(sql::make_due(uuids(ids))).await
     }
 
     async fn eldest_worker(&self, lease: Duration) -> Result<Option<WorkerId>, StoreError> {
-        let found = fetch(&self.other, sqlx::query(ELDEST).bind(micros(lease))).await?;
-        found.first().map(|row| Ok(WorkerId(row.try_get(0)?))).transpose()
+        let found = self.other.fetch_first(sql::eldest(micros(lease))).await?;
+        found.map(|row| Ok(WorkerId(row.read("id")?))).transpose()
     }
 
     async fn succeeded_by_call(
@@ -83,15 +71,17 @@ impl Audit for PostgresStore {
         after: Option<JobId>,
         limit: usize,
     ) -> Result<AuditPage<JobId>, StoreError> {
-        let query = sqlx::query(SUCCEEDED).bind(after.map(|id| id.0)).bind(to_limit(limit));
-        Ok(read_succeeded!(&fetch(&self.other, query).await?))
+        AuditPage::succeeded(&self.other.fetch(sql::succeeded(after.map(|id| id.0), to_limit(limit))).await?)
     }
 }
 
 impl PostgresStore {
-    /// Executes a repair of these jobs, which returns those that it repaired.
-    async fn repaired(&self, repair: Bound, ids: &[JobId]) -> Result<Vec<JobId>, StoreError> {
-        let ids: Vec<Uuid> = ids.iter().map(|id| id.0).collect();
-        fetch(&self.other, repair.bind(ids)).await?.iter().map(|row| Ok(JobId(row.try_get(0)?))).collect()
+    /// Executes a repair, which returns the jobs that it repaired.
+    async fn repaired(&self, repair: Bound<Postgres>) -> Result<Vec<JobId>, StoreError> {
+        self.other.fetch(repair).await?.iter().map(|row| Ok(JobId(row.read("id")?))).collect()
     }
+}
+
+fn uuids(ids: &[JobId]) -> Vec<Uuid> {
+    ids.iter().map(|id| id.0).collect()
 }

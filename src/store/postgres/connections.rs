@@ -3,77 +3,67 @@
 use std::time::Duration;
 
 use async_trait::async_trait;
-use sqlx::{PgConnection, Row, postgres::PgRow};
+use sqlx::{PgConnection, Postgres, postgres::PgRow};
 use uuid::Uuid;
 
-use super::{Bound, PostgresStore, fetch, job_control::to_retry, pool::Pool};
+use super::PostgresStore;
 use crate::store::{
     Awaited, Connections, StoreError,
-    convert::{micros, owner_of, read_count, to_limit},
+    convert::{micros, to_limit},
+    read::StoreRow as _,
+    rows,
+    sql::{Bound, statements},
     texts::{EXPIRED_AWAITING, MAX_ERROR_LENGTH},
 };
 
-/// In the order of the key, so that concurrent batches wait for each other in one direction. The lock
-/// on a row that is there already lasts until its jobs are committed, which [`FORGET`] relies on.
-const AWAIT: &str = "insert into awaited (owner_kind, owner_id, toolkit, account, doubted, look_at)
+statements! { Postgres:
+    /// In the order of the key, so that concurrent batches wait for each other in one direction. The lock
+    /// on a row that is there already lasts until its jobs are committed, which `forget` relies on.
+    note(jobs: Vec<Uuid>) = "insert into awaited (owner_kind, owner_id, toolkit, account, doubted, look_at)
     select owner_kind, owner_id, waits_for, coalesce(connected_account_id, ''), max(account), now()
-    from jobs where id = any($1) and held_reason = 'connection' and waits_for is not null
+    from jobs where id = any({jobs}) and held_reason = 'connection' and waits_for is not null
     group by 1, 2, 3, 4 order by 1, 2, 3, 4
     on conflict (owner_kind, owner_id, toolkit, account)
     do update set parked = least(awaited.parked, 9223372036854775806) + 1, doubted = coalesce(excluded.doubted, awaited.doubted)";
 
-const TAKE: &str = "with due as (
-        select id from awaited where look_at <= now() order by look_at limit $1 for update skip locked)
-    update awaited a set look_at = now() + $2::bigint * interval '1 microsecond'
+    take(limit: i64, again_after: i64) = "with due as (
+        select id from awaited where look_at <= now() order by look_at limit {limit} for update skip locked)
+    update awaited a set look_at = now() + {again_after}::bigint * interval '1 microsecond'
     from due where a.id = due.id
     returning a.id, a.owner_kind, a.owner_id, a.toolkit, a.account, a.doubted, a.looks, a.parked";
 
-/// The jobs of an awaited connection `a`.
-macro_rules! jobs_of {
-    () => {
-        "j.held_reason = 'connection' and j.owner_id = a.owner_id and j.waits_for = a.toolkit
-            and j.owner_kind = a.owner_kind and coalesce(j.connected_account_id, '') = a.account"
-    };
-}
+    /// Connections that no job waits for. Whoever parks a job at the same time changes `parked`, and holds
+    /// the row until the job can be seen.
+    forget(ids: Vec<i64>, parked: Vec<i64>) = "delete from awaited a
+    using unnest({ids}::bigint[], {parked}::bigint[]) as t (id, parked)
+    where a.id = t.id and a.parked = t.parked and not exists (select 1 from jobs j where {is_job_of_awaited})
+    returning a.id";
 
-/// Connections that no job waits for. Whoever parks a job at the same time changes `parked`, and holds
-/// the row until the job can be seen.
-const FORGET: &str = concat!(
-    "delete from awaited a using unnest($1::bigint[], $2::bigint[]) as t (id, parked)
-    where a.id = t.id and a.parked = t.parked and not exists (select 1 from jobs j where ",
-    jobs_of!(),
-    ") returning a.id"
-);
+    put_off(id: i64, parked: i64, again_after: i64, keep_doubt: bool) = "update awaited set
+        look_at = now() + {again_after}::bigint * interval '1 microsecond', looks = least(looks, 2147483646) + 1,
+        doubted = case when {keep_doubt} or parked <> {parked} then doubted end
+    where id = {id}";
 
-const PUT_OFF: &str = "update awaited set look_at = now() + $3::bigint * interval '1 microsecond',
-        looks = least(looks, 2147483646) + 1, doubted = case when $4 or parked <> $2 then doubted end
-    where id = $1";
+    release(id: i64, limit: i64) = "with page as (
+        select j.id as page_id from awaited a join jobs j on {is_job_of_awaited}
+        where a.id = {id} order by j.created_at limit {limit} for update of j skip locked)
+    update jobs set {to_retry} from page where id = page_id returning 1";
 
-const RELEASE: &str = concat!(
-    "with page as (
-        select j.id as page_id from awaited a join jobs j on ",
-    jobs_of!(),
-    " where a.id = $1 order by j.created_at limit $2 for update of j skip locked)
-    update jobs set ",
-    to_retry!(),
-    " from page where id = page_id returning 1"
-);
-
-const EXPIRE: &str = "with due as (
+    expire(limit: i64, message: &str, max_length: i32) = "with due as (
         select id as due_id from jobs where held_reason = 'connection' and waits_until is not null
             and waits_until <= now()
-        order by waits_until limit $1 for update skip locked)
-    update jobs set state = 'failed', held_reason = null, error_message = left($2 || error_message, $3),
+        order by waits_until limit {limit} for update skip locked)
+    update jobs set state = 'failed', held_reason = null, error_message = left({message} || error_message, {max_length}),
         finished_at = now(), reply_due_at = case when reply_to is not null then now() end
     from due where id = due_id
     returning 1";
+}
 
 #[async_trait]
 impl Connections for PostgresStore {
     async fn take_awaited(&self, limit: usize, again_after: Duration) -> Result<Vec<Awaited>, StoreError> {
-        let query = sqlx::query(TAKE).bind(to_limit(limit)).bind(micros(again_after));
-        let mut taken =
-            fetch(&self.other, query).await?.iter().map(awaited).collect::<Result<Vec<_>, _>>()?;
+        let due = self.other.fetch(sql::take(to_limit(limit), micros(again_after))).await?;
+        let mut taken = due.iter().map(rows::awaited).collect::<Result<Vec<_>, _>>()?;
         let idle = self.forget(&taken).await?;
         taken.retain(|awaited| !idle.contains(&awaited.id));
         Ok(taken)
@@ -85,18 +75,13 @@ impl Connections for PostgresStore {
         again_after: Duration,
         keep_doubt: bool,
     ) -> Result<(), StoreError> {
-        let query = sqlx::query(PUT_OFF)
-            .bind(awaited.id)
-            .bind(awaited.parked)
-            .bind(micros(again_after))
-            .bind(keep_doubt);
-        fetch(&self.other, query).await?;
+        let query = sql::put_off(awaited.id, awaited.parked, micros(again_after), keep_doubt);
+        self.other.fetch(query).await?;
         Ok(())
     }
 
     async fn release_awaited(&self, awaited: &Awaited, limit: usize) -> Result<u64, StoreError> {
-        let query = sqlx::query(RELEASE).bind(awaited.id).bind(to_limit(limit));
-        let released = fetch(&self.other, query).await?.len();
+        let released = self.other.fetch(sql::release(awaited.id, to_limit(limit))).await?.len();
         if released < limit {
             self.forget(std::slice::from_ref(awaited)).await?;
         }
@@ -104,8 +89,8 @@ impl Connections for PostgresStore {
     }
 
     async fn expire_awaiting(&self, limit: usize) -> Result<u64, StoreError> {
-        let query = sqlx::query(EXPIRE).bind(to_limit(limit)).bind(EXPIRED_AWAITING).bind(MAX_ERROR_LENGTH);
-        Ok(fetch(&self.other, query).await?.len() as u64)
+        let query = sql::expire(to_limit(limit), EXPIRED_AWAITING, MAX_ERROR_LENGTH);
+        Ok(self.other.fetch(query).await?.len() as u64)
     }
 }
 
@@ -116,47 +101,32 @@ impl PostgresStore {
             return Ok(Vec::new());
         }
         let (ids, parked): (Vec<i64>, Vec<i64>) = awaited.iter().map(|a| (a.id, a.parked)).unzip();
-        let gone = fetch(&self.other, sqlx::query(FORGET).bind(ids).bind(parked)).await?;
-        gone.iter().map(|row| Ok(row.try_get(0)?)).collect()
+        self.other.fetch(sql::forget(ids, parked)).await?.iter().map(|row| row.read("id")).collect()
     }
-}
 
-fn awaited(row: &PgRow) -> Result<Awaited, StoreError> {
-    let (owner_kind, owner_id): (String, String) = (row.try_get("owner_kind")?, row.try_get("owner_id")?);
-    let account: String = row.try_get("account")?;
-    Ok(Awaited {
-        owner: owner_of(&owner_kind, owner_id)?,
-        toolkit: row.try_get("toolkit")?,
-        account: (!account.is_empty()).then_some(account),
-        doubted: row.try_get("doubted")?,
-        looks: read_count("looks", row.try_get("looks")?)?,
-        id: row.try_get("id")?,
-        parked: row.try_get("parked")?,
-    })
-}
-
-/// Executes a statement of which these jobs may end up waiting for a connection; what they wait for is
-/// noted in the same transaction.
-pub(super) async fn fetch_and_note_awaited(
-    pool: &Pool,
-    query: Bound,
-    parked: Vec<Uuid>,
-) -> Result<Vec<PgRow>, StoreError> {
-    if parked.is_empty() {
-        return fetch(pool, query).await;
+    /// Executes a statement of which these jobs may end up waiting for a connection; what they wait for is
+    /// noted in the same transaction.
+    pub(super) async fn fetch_and_note_awaited(
+        &self,
+        query: Bound<Postgres>,
+        waiting: Vec<Uuid>,
+    ) -> Result<Vec<PgRow>, StoreError> {
+        if waiting.is_empty() {
+            return self.hot.fetch(query).await;
+        }
+        let work = self.hot.transaction(move |db| {
+            Box::pin(async move {
+                let rows = query.fetch_all(&mut *db).await?;
+                note_awaited(db, waiting).await?;
+                Ok(rows)
+            })
+        });
+        work.await
     }
-    pool.transaction(move |db| {
-        Box::pin(async move {
-            let rows = query.fetch_all(&mut *db).await?;
-            note_awaited(db, parked).await?;
-            Ok(rows)
-        })
-    })
-    .await
 }
 
 /// Notes what these jobs wait for, as far as they do.
-pub(super) async fn note_awaited(db: &mut PgConnection, parked: Vec<Uuid>) -> Result<(), StoreError> {
-    sqlx::query(AWAIT).bind(parked).execute(db).await?;
+pub(super) async fn note_awaited(db: &mut PgConnection, waiting: Vec<Uuid>) -> Result<(), StoreError> {
+    sql::note(waiting).execute(db).await?;
     Ok(())
 }

@@ -10,16 +10,14 @@
 
 use std::{fmt, time::Duration};
 
-use jiff::Timestamp;
 use secrecy::{ExposeSecret as _, SecretString};
 use sqlx::{
-    ConnectOptions as _, Row,
-    postgres::{PgArguments, PgConnectOptions, PgDatabaseError, PgRow},
-    query::Query,
+    ConnectOptions as _,
+    postgres::{PgConnectOptions, PgDatabaseError},
 };
 
 use self::pool::Pool;
-use super::{StoreError, StoreErrorKind};
+use super::{Statement, StoreError, StoreErrorKind};
 
 mod admin;
 mod audit;
@@ -28,6 +26,7 @@ mod checks;
 mod claims;
 mod connections;
 mod finishes;
+mod fragments;
 mod job_control;
 mod jobs;
 mod leases;
@@ -84,7 +83,7 @@ impl PostgresStore {
             ("idle_in_transaction_session_timeout", format!("{}ms", IDLE_IN_TRANSACTION.as_millis())),
         ]);
         // Statements of the hot path address rows by their keys. A plan that was made while the
-        // tables were empty would read them take_complete, and would be kept until statistics catch up.
+        // tables were empty would read them whole, and would be kept until statistics catch up.
         let keyed = limited.clone().options([
             ("plan_cache_mode", "force_generic_plan"),
             ("enable_seqscan", "off"),
@@ -97,6 +96,25 @@ impl PostgresStore {
         let other = Pool::new(other_connections, planned, statement_timeout);
         Ok(Self { hot, other, patient })
     }
+
+    /// Every statement of this store.
+    pub fn statements() -> impl Iterator<Item = &'static Statement> {
+        let files = [
+            admin::sql::ALL,
+            audit::sql::ALL,
+            checks::sql::ALL,
+            claims::sql::ALL,
+            connections::sql::ALL,
+            finishes::sql::ALL,
+            job_control::sql::ALL,
+            jobs::sql::ALL,
+            leases::sql::ALL,
+            pins::sql::ALL,
+            publications::sql::ALL,
+            rejections::sql::ALL,
+        ];
+        files.into_iter().flatten().map(|statement| &***statement)
+    }
 }
 
 impl fmt::Debug for PostgresStore {
@@ -106,24 +124,6 @@ impl fmt::Debug for PostgresStore {
             .field("other", &self.other.size())
             .finish_non_exhaustive()
     }
-}
-
-type Bound = Query<'static, sqlx::Postgres, PgArguments>;
-
-/// Executes one statement.
-async fn fetch(pool: &Pool, query: Bound) -> Result<Vec<PgRow>, StoreError> {
-    pool.fetch(query).await
-}
-
-/// Reads an optional instant.
-fn read_time(row: &PgRow, column: &str) -> Result<Option<Timestamp>, StoreError> {
-    let time: Option<jiff_sqlx::Timestamp> = row.try_get(column)?;
-    Ok(time.map(jiff_sqlx::Timestamp::to_jiff))
-}
-
-/// An instant as it is sent.
-fn instant(time: Timestamp) -> jiff_sqlx::Timestamp {
-    time.into()
 }
 
 /// Sorts an error by its SQLSTATE (<https://www.postgresql.org/docs/current/errcodes-appendix.html>).

@@ -1,51 +1,39 @@
 //! Toolkit versions that are pinned at run time.
 
 use async_trait::async_trait;
-use sqlx::Row;
 
-use super::{PostgresStore, fetch};
+use super::PostgresStore;
 use crate::{
-    job::Owner,
-    store::{PinRow, Pins, StoreError, convert::pin_owner, rows::PinColumns},
+    job::{Owner, Pin},
+    store::{
+        Pins, StoreError,
+        convert::pin_owner,
+        pins::{PINS, SET, UNSET},
+        rows,
+        sql::statements,
+    },
 };
 
-const PINS: &str = "select owner_kind, owner_id, toolkit, version from pins
-    order by owner_kind <> 'global', owner_kind, owner_id, toolkit";
-
-const SET: &str = "insert into pins (owner_kind, owner_id, toolkit, version) values ($1, $2, $3, $4)
-    on conflict (owner_kind, owner_id, toolkit) do update set version = excluded.version";
-
-const UNSET: &str = "delete from pins where owner_kind = $1 and owner_id = $2 and toolkit = $3
-    returning 1";
+statements! { Postgres:
+    pins() = PINS;
+    set(owner_kind: &str, owner_id: &str, toolkit: &str, version: &str) = SET;
+    unset(owner_kind: &str, owner_id: &str, toolkit: &str) = UNSET;
+}
 
 #[async_trait]
 impl Pins for PostgresStore {
-    async fn pins(&self) -> Result<Vec<PinRow>, StoreError> {
-        let found = fetch(&self.other, sqlx::query(PINS)).await?;
-        found
-            .iter()
-            .map(|row| {
-                PinColumns {
-                    owner_kind: row.try_get("owner_kind")?,
-                    owner_id: row.try_get("owner_id")?,
-                    toolkit: row.try_get("toolkit")?,
-                    version: row.try_get("version")?,
-                }
-                .pin()
-            })
-            .collect()
+    async fn pins(&self) -> Result<Vec<Pin>, StoreError> {
+        self.other.fetch(sql::pins()).await?.iter().map(rows::pin).collect()
     }
 
-    async fn set_pin(&self, pin: &PinRow) -> Result<(), StoreError> {
+    async fn set_pin(&self, pin: &Pin) -> Result<(), StoreError> {
         let (owner_kind, owner_id) = pin_owner(pin.owner.as_ref());
-        let query = sqlx::query(SET).bind(owner_kind).bind(owner_id).bind(&*pin.toolkit).bind(&*pin.version);
-        fetch(&self.other, query).await?;
+        self.other.fetch(sql::set(owner_kind, owner_id, &pin.toolkit, &pin.version)).await?;
         Ok(())
     }
 
     async fn unset_pin(&self, owner: Option<&Owner>, toolkit: &str) -> Result<bool, StoreError> {
         let (owner_kind, owner_id) = pin_owner(owner);
-        let query = sqlx::query(UNSET).bind(owner_kind).bind(owner_id).bind(toolkit);
-        Ok(!fetch(&self.other, query).await?.is_empty())
+        Ok(self.other.fetch_first(sql::unset(owner_kind, owner_id, toolkit)).await?.is_some())
     }
 }

@@ -13,9 +13,8 @@ use sqlx::{
 };
 use tokio::time::{error::Elapsed, timeout};
 
-use super::Bound;
 use crate::{
-    store::{StoreError, StoreErrorKind, detached::detached},
+    store::{StoreError, StoreErrorKind, detached::detached, sql::Bound},
     sync::lock,
 };
 
@@ -87,7 +86,7 @@ impl Pool {
     }
 
     /// Executes one statement in a task of its own.
-    pub(super) async fn fetch(&self, query: Bound) -> Result<Vec<PgRow>, StoreError> {
+    pub(super) async fn fetch(&self, query: Bound<Postgres>) -> Result<Vec<PgRow>, StoreError> {
         let this = self.clone();
         detached(async move {
             this.answer(query).await.map_err(|error| {
@@ -98,6 +97,11 @@ impl Pool {
             })
         })
         .await
+    }
+
+    /// The first row of the answer to one statement.
+    pub(super) async fn fetch_first(&self, query: Bound<Postgres>) -> Result<Option<PgRow>, StoreError> {
+        Ok(self.fetch(query).await?.into_iter().next())
     }
 
     /// Does work of several statements in one transaction, in a task of its own.
@@ -129,7 +133,7 @@ impl Pool {
         })
     }
 
-    async fn answer(&self, query: Bound) -> Result<Vec<PgRow>, sqlx::Error> {
+    async fn answer(&self, query: Bound<Postgres>) -> Result<Vec<PgRow>, sqlx::Error> {
         let mut connection = match self.pool.acquire().await {
             Err(sqlx::Error::PoolTimedOut) => return Err(self.why_timed_out().await),
             acquired => acquired?,

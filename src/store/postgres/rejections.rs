@@ -3,28 +3,33 @@
 use std::collections::BTreeMap;
 
 use async_trait::async_trait;
-use sqlx::Row;
 use uuid::Uuid;
 
-use super::{PostgresStore, fetch, read_time};
-use crate::store::{Rejected, RejectedView, Rejections, StoreError, convert::to_limit, rows::read_rejected};
+use super::PostgresStore;
+use crate::store::{
+    Rejected, RejectedView, Rejections, StoreError,
+    columns::Rejection,
+    convert::to_limit,
+    rows,
+    sql::{Rows, statements},
+};
 
-const REJECT: &str = "insert into rejected (id, queue, reason, message, body, properties, seen, received_at)
-    select i.*, now() from unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::bytea[], $6::text[], $7::integer[])
-        as i (id, queue, reason, message, body, properties, seen)
+statements! { Postgres:
+    reject(rejections: Rows<'_, Rejection>) = "insert into rejected ({rejection}, received_at)
+    select {i.rejection}, now() from {rows}
     on conflict (id) do update set seen = rejected.seen + least(excluded.seen, 2147483647 - rejected.seen), requeued_at = null";
 
-const REJECTED: &str = "select id, queue, reason, message, ''::bytea as body, properties,
+    rejected(limit: i64) = "select id, queue, reason, message, ''::bytea as body, properties,
         octet_length(body)::bigint as size, seen, received_at, requeued_at
-    from rejected where requeued_at is null order by received_at desc, id desc limit $1";
+    from rejected where requeued_at is null order by received_at desc, id desc limit {limit}";
 
-const MESSAGE: &str =
-    "select id, queue, reason, message, body, properties, octet_length(body)::bigint as size, seen,
+    message(id: Uuid) = "select id, queue, reason, message, body, properties, octet_length(body)::bigint as size, seen,
         received_at, requeued_at
-    from rejected where id = $1";
+    from rejected where id = {id}";
 
-const REQUEUED: &str = "update rejected set requeued_at = now() where id = $1 and requeued_at is null
+    requeued(id: Uuid) = "update rejected set requeued_at = now() where id = {id} and requeued_at is null
     returning 1";
+}
 
 #[async_trait]
 impl Rejections for PostgresStore {
@@ -35,32 +40,20 @@ impl Rejections for PostgresStore {
         for rejected in batch {
             counted.entry(rejected.id).or_insert((rejected, 0)).1 += 1;
         }
-        let column = |column: fn(&Rejected) -> &str| -> Vec<&str> {
-            counted.values().map(|(rejected, _)| column(rejected)).collect()
-        };
-        let query = sqlx::query(REJECT)
-            .bind(counted.keys().copied().collect::<Vec<Uuid>>())
-            .bind(column(|rejected| rejected.queue.as_str()))
-            .bind(column(|rejected| rejected.reason.as_str()))
-            .bind(column(|rejected| &rejected.message))
-            .bind(counted.values().map(|(rejected, _)| &*rejected.body).collect::<Vec<&[u8]>>())
-            .bind(column(|rejected| &rejected.properties))
-            .bind(counted.values().map(|(_, seen)| *seen).collect::<Vec<i32>>());
-        fetch(&self.hot, query).await?;
+        let counted: Vec<(&Rejected, i32)> = counted.into_values().collect();
+        self.hot.fetch(sql::reject(Rows(&counted))).await?;
         Ok(())
     }
 
     async fn rejected(&self, limit: usize) -> Result<Vec<RejectedView>, StoreError> {
-        let found = fetch(&self.other, sqlx::query(REJECTED).bind(to_limit(limit))).await?;
-        found.iter().map(|row| read_rejected!(row, read_time).view()).collect()
+        self.other.fetch(sql::rejected(to_limit(limit))).await?.iter().map(rows::rejected).collect()
     }
 
     async fn rejected_message(&self, id: Uuid) -> Result<Option<RejectedView>, StoreError> {
-        let found = fetch(&self.other, sqlx::query(MESSAGE).bind(id)).await?;
-        found.first().map(|row| read_rejected!(row, read_time).view()).transpose()
+        self.other.fetch_first(sql::message(id)).await?.as_ref().map(rows::rejected).transpose()
     }
 
     async fn mark_requeued(&self, id: Uuid) -> Result<bool, StoreError> {
-        Ok(!fetch(&self.other, sqlx::query(REQUEUED).bind(id)).await?.is_empty())
+        Ok(self.other.fetch_first(sql::requeued(id)).await?.is_some())
     }
 }

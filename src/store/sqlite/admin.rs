@@ -2,12 +2,15 @@
 
 use async_trait::async_trait;
 use jiff::Timestamp;
-use sqlx::{Row, migrate::Migrate as _};
+use sqlx::migrate::Migrate as _;
 
 use super::SqliteStore;
 use crate::store::{
     Admin, Schema, StoreError,
+    admin::APPLIED,
     migrations::{self, TABLE},
+    read::StoreRow as _,
+    sql::statements,
 };
 
 /// The same numbers and names as for PostgreSQL.
@@ -17,9 +20,12 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
     (3, "connections", include_str!("../../../migrations/sqlite/0003_connections.sql")),
 ];
 
-const HAS_TABLE: &str = "select count(*) from sqlite_master where type = 'table' and name = ?1";
-
-const APPLIED: &str = "select version from _sqlx_migrations where success order by version";
+statements! { Sqlite:
+    tables(name: &str) = "select count(*) as tables from sqlite_master where type = 'table' and name = {name}";
+    applied() = APPLIED;
+    ping() = "select 1";
+    version() = "select sqlite_version() as version";
+}
 
 #[async_trait]
 impl Admin for SqliteStore {
@@ -43,22 +49,21 @@ impl Admin for SqliteStore {
 
     async fn schema(&self) -> Result<Schema, StoreError> {
         let mut db = self.reader.acquire().await?;
-        let tables: i64 = sqlx::query(HAS_TABLE).bind(TABLE).fetch_one(&mut *db).await?.try_get(0)?;
-        if tables == 0 {
+        if sql::tables(TABLE).fetch_one(&mut *db).await?.total("tables")? == 0 {
             return Ok(migrations::compare(MIGRATIONS, &[]));
         }
-        let rows = sqlx::query(APPLIED).fetch_all(&mut *db).await?;
-        let applied = rows.iter().map(|row| row.try_get(0)).collect::<Result<Vec<i64>, _>>()?;
+        let applied = sql::applied().fetch_all(&mut *db).await?;
+        let applied = applied.iter().map(|row| row.read("version")).collect::<Result<Vec<i64>, _>>()?;
         Ok(migrations::compare(MIGRATIONS, &applied))
     }
 
     async fn now(&self) -> Result<Timestamp, StoreError> {
-        sqlx::query("select 1").execute(&self.reader).await?;
+        sql::ping().execute(&self.reader).await?;
         Ok(self.clock.now())
     }
 
     async fn version(&self) -> Result<String, StoreError> {
-        Ok(sqlx::query("select sqlite_version()").fetch_one(&self.reader).await?.try_get(0)?)
+        sql::version().fetch_one(&self.reader).await?.read("version")
     }
 
     async fn close(&self) {

@@ -3,32 +3,31 @@
 use std::time::Duration;
 
 use async_trait::async_trait;
-use sqlx::Row;
+use uuid::Uuid;
 
 use super::SqliteStore;
 use crate::{
     job::{JobId, WorkerId},
     store::{
         Audit, AuditLimits, AuditPage, Finding, StoreError,
-        audit::{audit, read_findings, read_succeeded, succeeded},
-        convert::{micros, to_limit, to_millis},
+        audit::{AUDIT, SUCCEEDED},
+        columns::Limits,
+        convert::{micros, to_limit},
+        read::StoreRow as _,
+        sql::{One, statements},
     },
 };
 
-/// The rescue finds running jobs by their state, so it finds them all.
-const AUDIT: &str = audit!(
-    "id > ?1", "+?2", "?7", "?8",
-    instants: "?3 as lost_before, ?4 as overdue_before, ?5 as overrun_before",
-    overran: "started_at + coalesce(timeout_ms, ?6) * 1000 < overrun_before",
-    findable: "true"
-);
+statements! { Sqlite:
+    audit(limits: One<'_, Limits>, now: i64, after: Vec<u8>, limit: i64) = AUDIT;
 
-const SUCCEEDED: &str = succeeded!("id > ?1", "+?2");
+    succeeded(after: Vec<u8>, limit: i64) = SUCCEEDED;
 
-const MAKE_DUE: &str = "update jobs set due_at = ?2, published = 0
-    where id = ?1 and state = 'available' and due_at > ?2";
+    make_due(id: Uuid, now: i64) = "update jobs set due_at = {now}, published = 0
+    where id = {id} and state = 'available' and due_at > {now}";
 
-const ELDEST: &str = "select id from workers where beat_at > ?1 order by started_at, id limit 1";
+    eldest(oldest_beat: i64) = "select id from workers where beat_at > {oldest_beat} order by started_at, id limit 1";
+}
 
 #[async_trait]
 impl Audit for SqliteStore {
@@ -38,17 +37,8 @@ impl Audit for SqliteStore {
         limit: usize,
         limits: &AuditLimits,
     ) -> Result<AuditPage<Finding>, StoreError> {
-        let now = self.now_micros();
-        let query = sqlx::query(AUDIT)
-            .bind(bytes(after))
-            .bind(to_limit(limit))
-            .bind(now - micros(limits.lost))
-            .bind(now - micros(limits.overdue))
-            .bind(now - micros(limits.overrun))
-            .bind(to_millis(Some(limits.timeout)))
-            .bind(limits.publications)
-            .bind(limits.verified);
-        Ok(read_findings!(&query.fetch_all(&self.reader).await?))
+        let query = sql::audit(One(limits), self.now_micros(), bytes(after), to_limit(limit));
+        AuditPage::findings(&query.fetch_all(&self.reader).await?)
     }
 
     async fn make_findable(&self, _ids: &[JobId]) -> Result<Vec<JobId>, StoreError> {
@@ -61,7 +51,7 @@ impl Audit for SqliteStore {
             Box::pin(async move {
                 let mut due = Vec::new();
                 for id in ids {
-                    let done = sqlx::query(MAKE_DUE).bind(id.0).bind(now).execute(&mut *db).await?;
+                    let done = sql::make_due(id.0, now).execute(&mut *db).await?;
                     due.extend((done.rows_affected() > 0).then_some(id));
                 }
                 Ok(due)
@@ -71,9 +61,8 @@ impl Audit for SqliteStore {
     }
 
     async fn eldest_worker(&self, lease: Duration) -> Result<Option<WorkerId>, StoreError> {
-        let query = sqlx::query(ELDEST).bind(self.now_micros() - micros(lease));
-        let found = query.fetch_optional(&self.reader).await?;
-        found.map(|row| Ok(WorkerId(row.try_get(0)?))).transpose()
+        let found = sql::eldest(self.now_micros() - micros(lease)).fetch_optional(&self.reader).await?;
+        found.map(|row| Ok(WorkerId(row.read("id")?))).transpose()
     }
 
     async fn succeeded_by_call(
@@ -81,8 +70,8 @@ impl Audit for SqliteStore {
         after: Option<JobId>,
         limit: usize,
     ) -> Result<AuditPage<JobId>, StoreError> {
-        let query = sqlx::query(SUCCEEDED).bind(bytes(after)).bind(to_limit(limit));
-        Ok(read_succeeded!(&query.fetch_all(&self.reader).await?))
+        let query = sql::succeeded(bytes(after), to_limit(limit));
+        AuditPage::succeeded(&query.fetch_all(&self.reader).await?)
     }
 }
 

@@ -1,56 +1,65 @@
 //! Claims: how a delivery becomes a running job.
 
-use std::{collections::HashSet, time::Duration};
+use std::{borrow::Cow, collections::HashSet, time::Duration};
 
 use async_trait::async_trait;
-use sqlx::{Row, sqlite::SqliteConnection};
+use jiff::Timestamp;
+use sqlx::sqlite::SqliteConnection;
+use uuid::Uuid;
 
 use super::{
     SqliteStore,
-    batch::{bind_binding, bind_error, bind_spec, spec_columns, spec_values},
     connections::note_awaited,
-    instant,
-    jobs::{known, known_by_id},
-    read_time,
+    jobs::{find, find_by_id},
 };
 use crate::{
-    job::{ErrorKind, Fence, HeldReason, JobError, State, Stop, WorkerId},
+    job::{ErrorKind, Fence, JobError, State, Stop, WorkerId},
     store::{
-        Bind, Claim, ClaimReceipt, Claimed, Claims, StoreError, rows::read_receipt, texts::EXPIRED_MESSAGE,
+        Bind, Claim, ClaimReceipt, Claimed, Claims, StoreError,
+        columns::{Decision, Spec, Start},
+        rows,
+        sql::{One, statements},
+        texts::EXPIRED_MESSAGE,
     },
 };
 
-const CLAIM_NEW: &str = concat!(
-    "insert into jobs (",
-    spec_columns!(),
-    ", state, created_at, due_at, fence, attempt, worker_id, request_id, started_at, settled_by, held_reason, \
-     error_kind, error_message, error_code, error_slug, toolkit, toolkit_version, pinned_by, account, \
-     frozen_effect, finished_at, reply_due_at) values (",
-    spec_values!(),
-    ", ?24, ?25, ?26, ?27, ?27, ?28, ?29, ?30, ?31, ?32, ?33, ?34, ?35, ?36, ?37, ?38, ?39, ?40, ?41, ?42, ?43) \
-     on conflict do nothing"
-);
+statements! { Sqlite:
+    claim_new(spec: One<'_, Spec>, start: One<'_, Start>, state: &str, worker: Uuid, now: i64) = "insert into jobs
+        ({spec}, state, created_at, due_at, fence, attempt, worker_id, request_id, started_at, settled_by,
+        held_reason, {error}, {binding}, finished_at, reply_due_at)
+    values ({values spec}, {state}, {now},
+        case when {state} = 'scheduled' then {run_at} end,
+        {state} = 'running', {state} = 'running',
+        case when {state} = 'running' then {worker} end,
+        case when {state} = 'running' then {request_id} end,
+        case when {state} = 'running' then {now} end,
+        case when {state} <> 'running' then {request_id} end,
+        {held_reason}, {values error},
+        {each binding: case when {state} = 'running' then {@} end},
+        case when {state} = 'failed' then {now} end,
+        case when {state} = 'failed' and {reply_to} is not null then {now} end)
+    on conflict do nothing";
 
-const RUN_KNOWN: &str = "update jobs set state = 'running', due_at = null, published = 0, fence = fence + 1,
-        attempt = min(attempt, 2147483646) + 1, worker_id = ?2, request_id = ?3, started_at = ?4, settled_by = null,
-        toolkit_version = case when toolkit is null then ?6 else toolkit_version end,
-        pinned_by = case when toolkit is null then ?7 else pinned_by end,
-        account = case when toolkit is null then ?8 else account end,
-        frozen_effect = case when toolkit is null then ?9 else frozen_effect end,
-        toolkit = coalesce(toolkit, ?5)
-    where id = ?1 and state = 'available'
-    returning fence, attempt, spent, toolkit, toolkit_version, pinned_by, account, frozen_effect, created_at";
+    run_known(start: One<'_, Start>, id: Uuid, worker: Uuid, now: i64) = "update jobs set
+        state = 'running', due_at = null, published = 0, fence = fence + 1, attempt = min(attempt, 2147483646) + 1,
+        worker_id = {worker}, request_id = {request_id}, started_at = {now}, settled_by = null,
+        {each binding: @ = case when toolkit is null then {@} else @ end}
+    where id = {id} and state = 'available'
+    returning {receipt}";
 
-const END_KNOWN: &str = "update jobs set state = ?2, due_at = null, settled_by = ?3, held_reason = ?4,
-        error_kind = ?5, error_message = ?6, error_code = ?7, error_slug = ?8, finished_at = ?9,
-        reply_due_at = case when reply_to is not null then ?9 end
-    where id = ?1 and state = 'available'";
+    end_known(start: One<'_, Start>, id: Uuid, now: i64) = "update jobs set
+        state = {goes_to}, due_at = null, settled_by = {request_id}, held_reason = {held_reason},
+        {each error: @ = {@}},
+        finished_at = case when {goes_to} = 'failed' then {now} end,
+        reply_due_at = case when {goes_to} = 'failed' and reply_to is not null then {now} end
+    where id = {id} and state = 'available'";
 
-const BIND: &str = "update jobs set toolkit = ?3, toolkit_version = ?4, pinned_by = ?5, account = ?6,
-        frozen_effect = ?7
-    where id = ?1 and fence = ?2 and state = 'running'
-        and (toolkit is null or (toolkit, toolkit_version, pinned_by, frozen_effect) is (?3, ?4, ?5, ?7)
-            and (account is null or account is ?6))";
+    bind(decision: One<'_, Decision>) = "update jobs set {each binding: @ = {@}}
+    where id = {id} and fence = {fence} and state = 'running'
+        and (toolkit is null or (toolkit, toolkit_version, pinned_by, frozen_effect)
+                is ({toolkit}, {toolkit_version}, {pinned_by}, {frozen_effect})
+            and (account is null or account is {account}))";
+}
 
 #[async_trait]
 impl Claims for SqliteStore {
@@ -62,7 +71,7 @@ impl Claims for SqliteStore {
                 let mut answers = Vec::with_capacity(batch.len());
                 for claim in &batch {
                     let again = !seen.insert(claim.spec.id);
-                    answers.push(claim_one(db, now, worker, claim, again).await?);
+                    answers.push(claim_one(db, now, worker, &unless_expired(claim, now), again).await?);
                 }
                 Ok(answers)
             })
@@ -75,9 +84,8 @@ impl Claims for SqliteStore {
         self.write(move |db, _| {
             Box::pin(async move {
                 let mut answers = Vec::with_capacity(batch.len());
-                for Bind { id, fence, binding } in &batch {
-                    let query = sqlx::query(BIND).bind(id.0).bind(fence.0);
-                    let done = bind_binding(query, Some(binding))?.execute(&mut *db).await?;
+                for bind in &batch {
+                    let done = sql::bind(One(bind)).execute(&mut *db).await?;
                     answers.push(done.rows_affected() > 0);
                 }
                 Ok(answers)
@@ -87,6 +95,16 @@ impl Claims for SqliteStore {
     }
 }
 
+/// The claim, which ends its job if that has expired.
+fn unless_expired(claim: &Claim, now: i64) -> Cow<'_, Claim> {
+    let has_expired = claim.spec.expires_at.is_some_and(|expires_at| expires_at.as_microsecond() <= now);
+    if claim.stop.is_some() || !has_expired {
+        return Cow::Borrowed(claim);
+    }
+    let error = JobError::new(ErrorKind::Expired, EXPIRED_MESSAGE);
+    Cow::Owned(Claim { stop: Some(Stop::Fail { error }), ..claim.clone() })
+}
+
 async fn claim_one(
     db: &mut SqliteConnection,
     now: i64,
@@ -94,69 +112,51 @@ async fn claim_one(
     claim: &Claim,
     again: bool,
 ) -> Result<Claimed, StoreError> {
-    if !claim.from_store && claim_new(db, now, worker, claim).await? {
-        return Ok(match settle(claim, now, true) {
-            Settled::Run => Claimed::Running(ClaimReceipt {
-                fence: Fence(1),
-                attempt: 1,
-                spent: 0,
-                binding: claim.binding.clone(),
-                created_at: jiff::Timestamp::from_microsecond(now).unwrap_or_default(),
-                age: Duration::ZERO,
-            }),
-            Settled::Later(_) => Claimed::Scheduled,
-            Settled::Ended(stop) => Claimed::Ended { state: stop.state(), kind: stop.error().kind() },
-        });
+    if !claim.from_store
+        && let Some(claimed) = claim_new(db, now, worker, claim).await?
+    {
+        return Ok(claimed);
     }
-    let known = if claim.from_store {
-        known_by_id(db, now, &claim.spec).await?
+    let found = if claim.from_store {
+        find_by_id(db, now, &claim.spec).await?
     } else {
-        known(db, now, &claim.spec).await?
+        find(db, now, &claim.spec).await?
     };
-    let Some(known) = known else { return Ok(Claimed::Gone) };
-    match known.claimed(claim, worker, again) {
+    let Some(found) = found else { return Ok(Claimed::Gone) };
+    match found.claimed(claim, worker, again) {
         Some(answer) => Ok(answer),
         None => claim_known(db, now, worker, claim).await,
     }
 }
 
-/// Inserts an unknown job as it is claimed; `false` when something is known already.
+/// Inserts an unknown job as it is claimed; `None` when something is known already.
 async fn claim_new(
     db: &mut SqliteConnection,
     now: i64,
     worker: WorkerId,
     claim: &Claim,
-) -> Result<bool, StoreError> {
-    let settled = settle(claim, now, true);
-    let (state, due_at, held_reason, error) = match &settled {
-        Settled::Run => (State::Running, None, None, None),
-        Settled::Later(due_at) => (State::Scheduled, Some(*due_at), None, None),
-        Settled::Ended(stop) => (stop.state(), None, stop.held_reason(), Some(stop.error())),
-    };
-    let runs = state == State::Running;
-    let finished_at = state.is_final().then_some(now);
-    let query = bind_spec(sqlx::query(CLAIM_NEW), &claim.spec)?
-        .bind(state.as_str())
-        .bind(now)
-        .bind(due_at)
-        .bind(i32::from(runs))
-        .bind(runs.then_some(worker.0))
-        .bind(runs.then_some(claim.request_id.0))
-        .bind(runs.then_some(now))
-        .bind((!runs).then_some(claim.request_id.0))
-        .bind(held_reason.map(HeldReason::as_str));
-    let query = bind_error(query, error)?;
-    let query = bind_binding(query, claim.binding.as_ref().filter(|_| runs))?
-        .bind(finished_at)
-        .bind(finished_at.filter(|_| claim.spec.reply_to.is_some()));
-    let is_new = query.execute(&mut *db).await?.rows_affected() > 0;
-    if let (true, Some(toolkit)) = (is_new, claim.stop.as_ref().and_then(Stop::waits_for)) {
-        note_awaited(db, now, claim.spec.id, toolkit.to_owned()).await?;
+) -> Result<Option<Claimed>, StoreError> {
+    let is_later = claim.spec.run_at.is_some_and(|run_at| run_at.as_microsecond() > now);
+    let state = if claim.stop.is_none() && is_later { State::Scheduled } else { claim.goes_to() };
+    let query = sql::claim_new(One(&*claim.spec), One(claim), state.as_str(), worker.0, now);
+    if query.execute(&mut *db).await?.rows_affected() == 0 {
+        return Ok(None);
     }
-    Ok(is_new)
+    Ok(Some(match &claim.stop {
+        Some(stop) => stopped(db, now, claim, stop).await?,
+        None if is_later => Claimed::Scheduled,
+        None => Claimed::Running(ClaimReceipt {
+            fence: Fence(1),
+            attempt: 1,
+            spent: 0,
+            binding: claim.binding.clone(),
+            created_at: Timestamp::from_microsecond(now).unwrap_or_default(),
+            age: Duration::ZERO,
+        }),
+    }))
 }
 
-/// Takes a job that is `available`.
+/// Takes a job that is `available`. It was due, or was made due by a person, so `run_at` does not matter any more.
 async fn claim_known(
     db: &mut SqliteConnection,
     now: i64,
@@ -164,49 +164,24 @@ async fn claim_known(
     claim: &Claim,
 ) -> Result<Claimed, StoreError> {
     let id = claim.spec.id.0;
-    match settle(claim, now, false) {
-        Settled::Run | Settled::Later(_) => {
-            let query = sqlx::query(RUN_KNOWN).bind(id).bind(worker.0).bind(claim.request_id.0).bind(now);
-            let row = bind_binding(query, claim.binding.as_ref())?.fetch_one(db).await?;
-            let created_at: i64 = row.try_get("created_at")?;
-            Ok(Claimed::Running(read_receipt!(&row, read_time, now - created_at)))
-        }
-        Settled::Ended(stop) => {
-            let state = stop.state();
-            let query = sqlx::query(END_KNOWN)
-                .bind(id)
-                .bind(state.as_str())
-                .bind(claim.request_id.0)
-                .bind(stop.held_reason().map(HeldReason::as_str));
-            bind_error(query, Some(stop.error()))?
-                .bind(state.is_final().then_some(now))
-                .execute(&mut *db)
-                .await?;
-            if let Some(toolkit) = stop.waits_for() {
-                note_awaited(db, now, claim.spec.id, toolkit.to_owned()).await?;
-            }
-            Ok(Claimed::Ended { state, kind: stop.error().kind() })
-        }
-    }
-}
-
-/// What a claim makes of a job that it may take.
-enum Settled {
-    Run,
-    Later(i64),
-    Ended(Stop),
-}
-
-fn settle(claim: &Claim, now: i64, new: bool) -> Settled {
     match &claim.stop {
-        Some(stop) => Settled::Ended(stop.clone()),
-        None if claim.spec.expires_at.is_some_and(|expires_at| instant(expires_at) <= now) => {
-            Settled::Ended(Stop::Fail { error: JobError::new(ErrorKind::Expired, EXPIRED_MESSAGE) })
+        Some(stop) => {
+            sql::end_known(One(claim), id, now).execute(&mut *db).await?;
+            stopped(db, now, claim, stop).await
         }
-        // A known job that is available was due, or was made due by a person.
-        None => match claim.spec.run_at.map(instant).filter(|run_at| new && *run_at > now) {
-            Some(due_at) => Settled::Later(due_at),
-            None => Settled::Run,
-        },
+        None => {
+            let row = sql::run_known(One(claim), id, worker.0, now).fetch_one(db).await?;
+            Ok(Claimed::Running(rows::receipt(&row)?))
+        }
     }
+}
+
+async fn stopped(
+    db: &mut SqliteConnection,
+    now: i64,
+    claim: &Claim,
+    stop: &Stop,
+) -> Result<Claimed, StoreError> {
+    note_awaited(db, now, claim.spec.id, stop.waits_for()).await?;
+    Ok(Claimed::Ended { state: stop.state(), kind: stop.error().kind() })
 }

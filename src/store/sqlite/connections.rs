@@ -3,83 +3,67 @@
 use std::time::Duration;
 
 use async_trait::async_trait;
-use sqlx::{
-    Row,
-    sqlite::{SqliteConnection, SqliteRow},
-};
+use sqlx::sqlite::SqliteConnection;
+use uuid::Uuid;
 
-use super::{SqliteStore, job_control::to_retry, refuse_nul};
+use super::SqliteStore;
 use crate::{
     job::JobId,
     store::{
         Awaited, Connections, StoreError,
-        convert::{micros, owner_of, read_count, to_limit},
+        convert::{micros, to_limit},
+        rows,
+        sql::statements,
         texts::{EXPIRED_AWAITING, MAX_ERROR_LENGTH},
     },
 };
 
-/// When a job gives up waiting: at the earlier of its two limits, of which `min` needs both.
-const WAIT: &str = "update jobs set waits_for = ?2,
+statements! { Sqlite:
+    /// When a job gives up waiting: at the earlier of its two limits, of which `min` needs both.
+    wait(id: Uuid, toolkit: &str) = "update jobs set waits_for = {toolkit},
         waits_until = min(coalesce(expires_at, created_at + max_age_ms * 1000),
             coalesce(created_at + max_age_ms * 1000, expires_at))
-    where id = ?1 and held_reason = 'connection'";
+    where id = {id} and held_reason = 'connection'";
 
-const AWAIT: &str = "insert into awaited (owner_kind, owner_id, toolkit, account, doubted, look_at)
-    select owner_kind, owner_id, waits_for, coalesce(connected_account_id, ''), account, ?2
-    from jobs where id = ?1 and held_reason = 'connection'
+    note(id: Uuid, now: i64) = "insert into awaited (owner_kind, owner_id, toolkit, account, doubted, look_at)
+    select owner_kind, owner_id, waits_for, coalesce(connected_account_id, ''), account, {now}
+    from jobs where id = {id} and held_reason = 'connection'
     on conflict (owner_kind, owner_id, toolkit, account)
     do update set parked = min(parked, 9223372036854775806) + 1, doubted = coalesce(excluded.doubted, doubted)";
 
-const DUE: &str = "select id, owner_kind, owner_id, toolkit, account, doubted, looks, parked
-    from awaited where look_at <= ?1 order by look_at limit +?2";
+    due(now: i64, limit: i64) = "select id, owner_kind, owner_id, toolkit, account, doubted, looks, parked
+    from awaited where look_at <= {now} order by look_at limit +{limit}";
 
-const TAKE: &str = "update awaited set look_at = ?2 where id = ?1";
+    take(id: i64, look_at: i64) = "update awaited set look_at = {look_at} where id = {id}";
 
-/// The jobs of an awaited connection `a`.
-macro_rules! jobs_of {
-    () => {
-        "j.held_reason = 'connection' and j.owner_kind = a.owner_kind and j.owner_id = a.owner_id
-            and j.waits_for = a.toolkit and coalesce(j.connected_account_id, '') = a.account"
-    };
-}
+    forget(id: i64) = "delete from awaited as a
+    where a.id = {id} and not exists (select 1 from jobs j where {is_job_of_awaited})";
 
-const FORGET: &str = concat!(
-    "delete from awaited as a where a.id = ?1 and not exists (select 1 from jobs j where ",
-    jobs_of!(),
-    ")"
-);
+    put_off(id: i64, parked: i64, look_at: i64, keep_doubt: bool) = "update awaited set look_at = {look_at},
+        looks = min(looks, 2147483646) + 1, doubted = case when {keep_doubt} or parked <> {parked} then doubted end
+    where id = {id}";
 
-const PUT_OFF: &str = "update awaited set look_at = ?3, looks = min(looks, 2147483646) + 1,
-        doubted = case when ?4 or parked <> ?2 then doubted end
-    where id = ?1";
+    release(id: i64, now: i64, limit: i64) = "update jobs set {to_retry}
+    where id in (select j.id from awaited a join jobs j on {is_job_of_awaited}
+        where a.id = {id} order by j.created_at limit +{limit})";
 
-/// ?2 is now.
-const RELEASE: &str = concat!(
-    "update jobs set ",
-    to_retry!(),
-    " where id in (select j.id from awaited a join jobs j on ",
-    jobs_of!(),
-    " where a.id = ?1 order by j.created_at limit +?3)"
-);
-
-const EXPIRE: &str = "update jobs set state = 'failed', held_reason = null,
-        error_message = substr(?3 || error_message, 1, ?4), finished_at = ?1,
-        reply_due_at = case when reply_to is not null then ?1 end
+    expire(now: i64, limit: i64, message: &str, max_length: i32) = "update jobs set state = 'failed', held_reason = null,
+        error_message = substr({message} || error_message, 1, {max_length}), finished_at = {now},
+        reply_due_at = case when reply_to is not null then {now} end
     where id in (select id from jobs where held_reason = 'connection' and waits_until is not null
-        and waits_until <= ?1 order by waits_until limit +?2)";
+        and waits_until <= {now} order by waits_until limit +{limit})";
+}
 
 #[async_trait]
 impl Connections for SqliteStore {
     async fn take_awaited(&self, limit: usize, again_after: Duration) -> Result<Vec<Awaited>, StoreError> {
         self.write(move |db, now| {
             Box::pin(async move {
-                let due = sqlx::query(DUE).bind(now).bind(to_limit(limit)).fetch_all(&mut *db).await?;
                 let mut taken = Vec::new();
-                for row in &due {
-                    let awaited = awaited(row)?;
+                for row in &sql::due(now, to_limit(limit)).fetch_all(&mut *db).await? {
+                    let awaited = rows::awaited(row)?;
                     if !forget(db, awaited.id).await? {
-                        let query = sqlx::query(TAKE).bind(awaited.id).bind(now + micros(again_after));
-                        query.execute(&mut *db).await?;
+                        sql::take(awaited.id, now + micros(again_after)).execute(&mut *db).await?;
                         taken.push(awaited);
                     }
                 }
@@ -96,22 +80,16 @@ impl Connections for SqliteStore {
         keep_doubt: bool,
     ) -> Result<(), StoreError> {
         let (id, parked) = (awaited.id, awaited.parked);
-        self.write(move |db, now| {
-            Box::pin(async move {
-                let query = sqlx::query(PUT_OFF).bind(id).bind(parked).bind(now + micros(again_after));
-                query.bind(keep_doubt).execute(db).await?;
-                Ok(())
-            })
-        })
-        .await
+        let put_off = move |now| sql::put_off(id, parked, now + micros(again_after), keep_doubt);
+        self.write_one(put_off).await.map(drop)
     }
 
     async fn release_awaited(&self, awaited: &Awaited, limit: usize) -> Result<u64, StoreError> {
         let id = awaited.id;
         self.write(move |db, now| {
             Box::pin(async move {
-                let query = sqlx::query(RELEASE).bind(id).bind(now).bind(to_limit(limit));
-                let released = query.execute(&mut *db).await?.rows_affected();
+                let released =
+                    sql::release(id, now, to_limit(limit)).execute(&mut *db).await?.rows_affected();
                 if released < limit as u64 {
                     forget(db, id).await?;
                 }
@@ -122,45 +100,26 @@ impl Connections for SqliteStore {
     }
 
     async fn expire_awaiting(&self, limit: usize) -> Result<u64, StoreError> {
-        self.write(move |db, now| {
-            Box::pin(async move {
-                let query = sqlx::query(EXPIRE).bind(now).bind(to_limit(limit));
-                let query = query.bind(EXPIRED_AWAITING).bind(MAX_ERROR_LENGTH);
-                Ok(query.execute(db).await?.rows_affected())
-            })
-        })
-        .await
+        let expire = move |now| sql::expire(now, to_limit(limit), EXPIRED_AWAITING, MAX_ERROR_LENGTH);
+        self.write_one(expire).await
     }
 }
 
 /// Forgets a connection that no job waits for any more; `false` when one does.
 async fn forget(db: &mut SqliteConnection, id: i64) -> Result<bool, StoreError> {
-    Ok(sqlx::query(FORGET).bind(id).execute(db).await?.rows_affected() > 0)
+    Ok(sql::forget(id).execute(db).await?.rows_affected() > 0)
 }
 
-fn awaited(row: &SqliteRow) -> Result<Awaited, StoreError> {
-    let (owner_kind, owner_id): (String, String) = (row.try_get("owner_kind")?, row.try_get("owner_id")?);
-    let account: String = row.try_get("account")?;
-    Ok(Awaited {
-        owner: owner_of(&owner_kind, owner_id)?,
-        toolkit: row.try_get("toolkit")?,
-        account: (!account.is_empty()).then_some(account),
-        doubted: row.try_get("doubted")?,
-        looks: read_count("looks", row.try_get("looks")?)?,
-        id: row.try_get("id")?,
-        parked: row.try_get("parked")?,
-    })
-}
-
-/// Notes that a job waits for its owner to connect the toolkit, if it is held for that.
+/// Notes the toolkit that a job waits for, if it does and is held for that.
 pub(super) async fn note_awaited(
     db: &mut SqliteConnection,
     now: i64,
     job: JobId,
-    toolkit: String,
+    toolkit: Option<&str>,
 ) -> Result<(), StoreError> {
-    refuse_nul([Some(&*toolkit)])?;
-    sqlx::query(WAIT).bind(job.0).bind(toolkit).execute(&mut *db).await?;
-    sqlx::query(AWAIT).bind(job.0).bind(now).execute(db).await?;
+    if let Some(toolkit) = toolkit {
+        sql::wait(job.0, toolkit).execute(&mut *db).await?;
+        sql::note(job.0, now).execute(db).await?;
+    }
     Ok(())
 }

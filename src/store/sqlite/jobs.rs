@@ -3,33 +3,33 @@
 use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use sqlx::{Row, sqlite::SqliteConnection};
+use sqlx::sqlite::SqliteConnection;
+use uuid::Uuid;
 
-use super::{
-    SqliteStore,
-    batch::{bind_spec, spec_columns, spec_values},
-    instant, read_time,
-};
+use super::SqliteStore;
 use crate::{
     job::{JobSpec, State},
-    store::{Inserted, Jobs, StoreError, convert::micros, replay::Known, rows::read_known},
+    store::{
+        Inserted, Jobs, StoreError,
+        columns::Spec,
+        convert::micros,
+        replay::FoundJob,
+        rows,
+        sql::{One, statements},
+    },
 };
 
-const INSERT: &str = concat!(
-    "insert into jobs (",
-    spec_columns!(),
-    ", state, created_at, due_at, published) values (",
-    spec_values!(),
-    ", ?24, ?25, ?26, ?27) on conflict do nothing"
-);
+statements! { Sqlite:
+    insert(spec: One<'_, Spec>, state: &str, now: i64, due_at: i64, published: i32) = "insert into jobs
+        ({spec}, state, created_at, due_at, published)
+    values ({values spec}, {state}, {now}, {due_at}, {published})
+    on conflict do nothing";
 
-const KNOWN_BY_ID: &str = "select id, owner_kind, owner_id, digest, state, error_kind, worker_id, request_id,
-        settled_by, fence, attempt, spent, toolkit, toolkit_version, pinned_by, account, frozen_effect, created_at
-    from jobs where id = ?1";
+    find_by_id(id: Uuid, now: i64) = "select {found_job} from jobs where id = {id}";
 
-const KNOWN_BY_KEY: &str = "select id, owner_kind, owner_id, digest, state, error_kind, worker_id, request_id,
-        settled_by, fence, attempt, spent, toolkit, toolkit_version, pinned_by, account, frozen_effect, created_at
-    from jobs where owner_kind = ?1 and owner_id = ?2 and idempotency_key = ?3";
+    find_by_key(owner_kind: &str, owner_id: &str, idempotency_key: Option<&str>, now: i64) = "select {found_job}
+    from jobs where owner_kind = {owner_kind} and owner_id = {owner_id} and idempotency_key = {idempotency_key}";
+}
 
 #[async_trait]
 impl Jobs for SqliteStore {
@@ -58,47 +58,40 @@ async fn insert_one(
     spec: &JobSpec,
     unclaimed_after: Duration,
 ) -> Result<Inserted, StoreError> {
-    let later = spec.run_at.map(instant).filter(|run_at| *run_at > now);
+    let later = spec.run_at.map(|run_at| run_at.as_microsecond()).filter(|run_at| *run_at > now);
     let state = if later.is_some() { State::Scheduled } else { State::Available };
-    let query = bind_spec(sqlx::query(INSERT), spec)?
-        .bind(state.as_str())
-        .bind(now)
-        .bind(later.unwrap_or(now + micros(unclaimed_after)))
-        .bind(i32::from(later.is_none() && !unclaimed_after.is_zero()));
+    let due_at = later.unwrap_or(now + micros(unclaimed_after));
+    let published = i32::from(later.is_none() && !unclaimed_after.is_zero());
+    let query = sql::insert(One(spec), state.as_str(), now, due_at, published);
     if query.execute(&mut *db).await?.rows_affected() > 0 {
         return Ok(Inserted::New { state });
     }
-    match known(db, now, spec).await? {
-        Some(known) => Ok(known.inserted(spec)),
+    match find(db, now, spec).await? {
+        Some(found) => Ok(found.inserted(spec)),
         None => Err(StoreError::corrupt("id")),
     }
 }
 
-pub(super) async fn known(
+/// What stands in the way of a job, by ID, or by idempotency key where the ID is new.
+pub(super) async fn find(
     db: &mut SqliteConnection,
     now: i64,
     spec: &JobSpec,
-) -> Result<Option<Known>, StoreError> {
-    if let Some(known) = known_by_id(db, now, spec).await? {
-        return Ok(Some(known));
+) -> Result<Option<FoundJob>, StoreError> {
+    if let Some(found) = find_by_id(db, now, spec).await? {
+        return Ok(Some(found));
     }
-    let query = sqlx::query(KNOWN_BY_KEY)
-        .bind(spec.owner.kind().as_str())
-        .bind(spec.owner.id())
-        .bind(spec.idempotency_key.as_deref());
-    let Some(row) = query.fetch_optional(db).await? else { return Ok(None) };
-    let created_at: i64 = row.try_get("created_at")?;
-    Ok(Some(read_known!(&row, read_time, true, now - created_at)))
+    let key = spec.idempotency_key.as_deref();
+    let row =
+        sql::find_by_key(spec.owner.kind().as_str(), spec.owner.id(), key, now).fetch_optional(db).await?;
+    row.map(|row| rows::found(&row, true)).transpose()
 }
 
-pub(super) async fn known_by_id(
+pub(super) async fn find_by_id(
     db: &mut SqliteConnection,
     now: i64,
     spec: &JobSpec,
-) -> Result<Option<Known>, StoreError> {
-    let Some(row) = sqlx::query(KNOWN_BY_ID).bind(spec.id.0).fetch_optional(db).await? else {
-        return Ok(None);
-    };
-    let created_at: i64 = row.try_get("created_at")?;
-    Ok(Some(read_known!(&row, read_time, false, now - created_at)))
+) -> Result<Option<FoundJob>, StoreError> {
+    let row = sql::find_by_id(spec.id.0, now).fetch_optional(db).await?;
+    row.map(|row| rows::found(&row, false)).transpose()
 }

@@ -3,64 +3,52 @@
 use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use sqlx::Row;
+use uuid::Uuid;
 
-use super::{SqliteStore, read_time};
+use super::SqliteStore;
 use crate::{
-    job::{JobId, JobSpec},
+    job::JobId,
     store::{
         Due, MAX_UNCLAIMED_WAIT, Publications, Reply, StoreError,
-        convert::{micros, parse_column, to_duration, to_limit},
-        rows::read_job,
+        columns::spec_of,
+        convert::{micros, to_duration, to_limit},
+        read::StoreRow as _,
+        rows,
+        sql::statements,
     },
 };
 
-/// The most urgent first.
-macro_rules! priorities {
-    () => {
-        "(select column1 as p from (values (9), (8), (7), (6), (5), (4), (3), (2), (1), (0)))"
-    };
-}
+statements! { Sqlite:
+    /// Which priorities have anything due, so that a look that finds nothing is one statement.
+    due_priorities(now: i64) = "select p as priority from {priorities}
+    where exists (select 1 from jobs where due_at is not null and priority = p and due_at <= {now}) order by p desc";
 
-/// Which priorities have anything due, so that a look that finds nothing is one statement.
-const DUE_PRIORITIES: &str = concat!(
-    "select p from ",
-    priorities!(),
-    " where exists (select 1 from jobs where due_at is not null and priority = p and due_at <= ?1) order by p desc"
-);
+    /// One range of the index for each priority; a single ordered scan would walk past everything that
+    /// is not due yet.
+    due(priority: i16, now: i64, limit: i64) = "select {read spec}, state, published from jobs
+    where due_at is not null and priority = {priority} and due_at <= {now} order by due_at limit +{limit}";
 
-/// One range of the index for each priority; a single ordered scan would walk past everything that
-/// is not due yet.
-const DUE: &str = concat!(
-    "select ",
-    super::job_control::job_columns!(),
-    ", null as result, published from jobs where due_at is not null and priority = ?1 and due_at <= ?2 order by due_at limit +?3"
-);
+    publish(id: Uuid, due_at: i64) = "update jobs set
+        state = 'available', due_at = {due_at}, published = min(published, 2147483646) + 1
+    where id = {id} and due_at is not null";
 
-const PUBLISH: &str =
-    "update jobs set state = 'available', due_at = ?2, published = min(published, 2147483646) + 1
-    where id = ?1 and due_at is not null";
+    defer(id: Uuid, due_at: i64) = "update jobs set due_at = {due_at}, published = max(0, published - 1)
+    where id = {id} and state = 'available'";
 
-const DEFER: &str = "update jobs set due_at = ?2, published = max(0, published - 1)
-    where id = ?1 and state = 'available'";
-
-const REPUBLISH_ALL: &str = "update jobs set due_at = ?1, published = 0
+    republish_all(now: i64) = "update jobs set due_at = {now}, published = 0
     where due_at is not null and state = 'available'";
 
-const NEXT_DUE: &str = concat!(
-    "select min((select min(due_at) from jobs where due_at is not null and priority = p)) from ",
-    priorities!()
-);
+    next_due() = "select min((select min(due_at) from jobs where due_at is not null and priority = p)) as due_at
+    from {priorities}";
 
-const REPLIES: &str = concat!(
-    "select ",
-    super::job_control::job_columns!(),
-    ", result from jobs where reply_due_at is not null and reply_due_at <= ?1 order by reply_due_at limit +?2"
-);
+    replies(now: i64, limit: i64) = "select {job}, result from jobs
+    where reply_due_at is not null and reply_due_at <= {now} order by reply_due_at limit +{limit}";
 
-const OFFER_REPLY: &str = "update jobs set reply_due_at = ?2 where id = ?1 and reply_due_at is not null";
+    offer_reply(id: Uuid, reply_due_at: i64) = "update jobs set reply_due_at = {reply_due_at}
+    where id = {id} and reply_due_at is not null";
 
-const REPLIED: &str = "update jobs set reply_due_at = null where id = ?1 and reply_due_at is not null";
+    replied(id: Uuid) = "update jobs set reply_due_at = null where id = {id} and reply_due_at is not null";
+}
 
 /// After so many doublings every wait has reached its ceiling.
 const MAX_DOUBLINGS: u32 = 20;
@@ -71,24 +59,18 @@ impl Publications for SqliteStore {
         self.write(move |db, now| {
             Box::pin(async move {
                 let mut taken = Vec::new();
-                for found in sqlx::query(DUE_PRIORITIES).bind(now).fetch_all(&mut *db).await? {
-                    let priority: i16 = found.try_get(0)?;
+                for found in sql::due_priorities(now).fetch_all(&mut *db).await? {
                     let room = to_limit(limit.saturating_sub(taken.len()));
                     if room == 0 {
                         break;
                     }
-                    let query = sqlx::query(DUE).bind(priority).bind(now).bind(room);
-                    for row in query.fetch_all(&mut *db).await? {
-                        let state: String = row.try_get("state")?;
-                        let published: u32 = row.try_get("published")?;
-                        let wait = unclaimed_after.saturating_mul(1 << published.min(MAX_DOUBLINGS));
-                        let spec: Arc<JobSpec> = read_job!(&row, read_time).view()?.spec;
-                        sqlx::query(PUBLISH)
-                            .bind(spec.id.0)
-                            .bind(now + micros(wait.min(MAX_UNCLAIMED_WAIT)))
-                            .execute(&mut *db)
-                            .await?;
-                        taken.push(Due { spec, was: parse_column("state", &state)? });
+                    let due = sql::due(found.read("priority")?, now, room);
+                    for row in due.fetch_all(&mut *db).await? {
+                        let (spec, was) = (Arc::new(spec_of(&row)?), row.parse("state")?);
+                        let doublings = row.count("published")?.min(MAX_DOUBLINGS);
+                        let wait = unclaimed_after.saturating_mul(1 << doublings).min(MAX_UNCLAIMED_WAIT);
+                        sql::publish(spec.id.0, now + micros(wait)).execute(&mut *db).await?;
+                        taken.push(Due { spec, was });
                     }
                 }
                 Ok(taken)
@@ -102,7 +84,7 @@ impl Publications for SqliteStore {
         self.write(move |db, now| {
             Box::pin(async move {
                 for id in ids {
-                    sqlx::query(DEFER).bind(id.0).bind(now + micros(after)).execute(&mut *db).await?;
+                    sql::defer(id.0, now + micros(after)).execute(&mut *db).await?;
                 }
                 Ok(())
             })
@@ -111,31 +93,21 @@ impl Publications for SqliteStore {
     }
 
     async fn republish_all(&self) -> Result<u64, StoreError> {
-        self.write(move |db, now| {
-            Box::pin(
-                async move { Ok(sqlx::query(REPUBLISH_ALL).bind(now).execute(db).await?.rows_affected()) },
-            )
-        })
-        .await
+        self.write_one(sql::republish_all).await
     }
 
     async fn next_due_in(&self) -> Result<Option<Duration>, StoreError> {
-        let next: Option<i64> = sqlx::query(NEXT_DUE).fetch_one(&self.reader).await?.try_get(0)?;
+        let next: Option<i64> = sql::next_due().fetch_one(&self.reader).await?.read("due_at")?;
         Ok(next.map(|due_at| to_duration(due_at - self.now_micros())))
     }
 
     async fn take_replies(&self, limit: usize, again_after: Duration) -> Result<Vec<Reply>, StoreError> {
         self.write(move |db, now| {
             Box::pin(async move {
-                let rows = sqlx::query(REPLIES).bind(now).bind(to_limit(limit)).fetch_all(&mut *db).await?;
-                let mut taken = Vec::with_capacity(rows.len());
-                for row in rows {
-                    let job = read_job!(&row, read_time).view()?;
-                    sqlx::query(OFFER_REPLY)
-                        .bind(job.spec.id.0)
-                        .bind(now + micros(again_after))
-                        .execute(&mut *db)
-                        .await?;
+                let mut taken = Vec::new();
+                for row in sql::replies(now, to_limit(limit)).fetch_all(&mut *db).await? {
+                    let job = rows::job(&row)?;
+                    sql::offer_reply(job.spec.id.0, now + micros(again_after)).execute(&mut *db).await?;
                     taken.extend(Reply::of(job));
                 }
                 Ok(taken)
@@ -149,7 +121,7 @@ impl Publications for SqliteStore {
         self.write(move |db, _| {
             Box::pin(async move {
                 for id in ids {
-                    sqlx::query(REPLIED).bind(id.0).execute(&mut *db).await?;
+                    sql::replied(id.0).execute(&mut *db).await?;
                 }
                 Ok(())
             })

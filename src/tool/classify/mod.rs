@@ -19,7 +19,7 @@ use super::{
     Answer, ApiError, Body, Reply, ToolResult, account::needs_reconnection, decode::failure_texts,
     not_ready::said, redact::mask_keys,
 };
-use crate::job::{AttemptOutcome, Effect, ErrorKind, JobError, Owner, Stop};
+use crate::job::{AttemptOutcome, Binding, Effect, ErrorKind, JobError, JobSpec, Owner, Stop};
 
 /// What is known about the call.
 #[derive(Debug, Clone, Copy)]
@@ -35,6 +35,21 @@ pub struct Context<'a> {
     pub tool: &'a str,
     /// The version that was asked for.
     pub version: &'a str,
+}
+
+impl<'a> Context<'a> {
+    /// A call of this job with this binding.
+    pub fn new(spec: &'a JobSpec, binding: &'a Binding) -> Self {
+        Self {
+            effect: binding.effect,
+            account: binding.account.as_deref(),
+            explicit_account: spec.connected_account_id.is_some(),
+            owner: &spec.owner,
+            toolkit: &binding.toolkit,
+            tool: &spec.tool,
+            version: &binding.version,
+        }
+    }
 }
 
 /// What a reply means.

@@ -20,7 +20,10 @@ use std::{
 
 use self::file::Folder;
 pub use self::file::{Unreadable, decode};
-use super::{Shared, finish};
+use super::{
+    persist::{Persist, write_finishes},
+    shared::Shared,
+};
 use crate::{
     bounds::FINISH_BATCH,
     failure::chain,
@@ -136,7 +139,7 @@ async fn replay_results(shared: &Shared, finishes: Vec<Finish>) -> Replayed {
             return replayed;
         }
         let ids: Vec<_> = batch.iter().map(|finish| finish.id).collect();
-        let (answers, left) = finish::write_finishes(shared, batch).await;
+        let (answers, left) = write_finishes(shared, batch).await;
         replayed.unknown += left.len() as u64;
         for (id, answer) in ids.into_iter().zip(answers) {
             match answer {
@@ -144,8 +147,8 @@ async fn replay_results(shared: &Shared, finishes: Vec<Finish>) -> Replayed {
                 // The answer is the same for a job that somebody else has claimed and for one that is not
                 // there, which may be because this is another database.
                 Finished::Fenced => {
-                    let store = &shared.deps.store;
-                    match finish::until_taken(shared, || store.job(id)).await {
+                    let persist = Persist::new(shared, "a job could not be read");
+                    match persist.until_taken(|| shared.deps.store.job(id)).await {
                         Ok(Some(_)) => replayed.fenced += 1,
                         Ok(None) | Err(_) => replayed.unknown += 1,
                     }

@@ -47,7 +47,7 @@ fn of_one(world: &World, told: &Told, effects: usize, requests: usize) -> Vec<St
     let mut broken = Vec::new();
     let mut promise = |holds: bool, otherwise: &str| {
         if !holds {
-            let error = job.error.as_ref().map_or("", |error| &*error.message());
+            let error = job.error.as_ref().map_or("", |error| error.message());
             broken
                 .push(format!("{otherwise}: {}, {effects} effects, {requests} requests, {error}", job.state));
         }

@@ -15,11 +15,11 @@ use std::{
 
 use async_trait::async_trait;
 use errand::{
-    job::{Fence, JobId, JobSpec, Owner, Release, RequestId, WorkerId},
+    job::{Fence, JobId, JobSpec, Owner, Pin, Release, RequestId, WorkerId},
     store::{
         Admin, AttemptView, Audit, AuditLimits, AuditPage, Awaited, Bind, By, Census, Check, Checks, Claim,
         Claimed, Claims, Connections, Decided, Due, Finding, Finish, Finished, Finishes, HeldFilter,
-        Inserted, JobControl, JobFilter, JobView, Jobs, Leases, LostJob, PinRow, Pins, Publications, PutOff,
+        Inserted, JobControl, JobFilter, JobView, Jobs, Leases, LostJob, Pins, Publications, PutOff,
         Rejected, RejectedView, Rejections, Reply, Schema, StoreError, StoreErrorKind,
         sqlite::{SqliteOptions, SqliteStore},
     },
@@ -478,11 +478,11 @@ impl JobControl for Faulty {
 
 #[async_trait]
 impl Pins for Faulty {
-    async fn pins(&self) -> Result<Vec<PinRow>, StoreError> {
+    async fn pins(&self) -> Result<Vec<Pin>, StoreError> {
         Ok(Vec::new())
     }
 
-    async fn set_pin(&self, _: &PinRow) -> Result<(), StoreError> {
+    async fn set_pin(&self, _: &Pin) -> Result<(), StoreError> {
         unreachable!("nobody pins anything at run time here")
     }
 

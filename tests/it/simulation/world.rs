@@ -557,7 +557,7 @@ impl World {
     /// A person does what the job's error asks for.
     async fn release(self: &Arc<Self>, job: &JobView, reason: HeldReason) {
         let id = job.spec.id;
-        let told = job.error.as_ref().map_or("", |error| &*error.message());
+        let told = job.error.as_ref().map_or("", |error| error.message());
         let release = match reason {
             HeldReason::Connection | HeldReason::Credentials => Release::Retry,
             HeldReason::UnknownOutcome if self.config.verify.enabled && !told.contains(LOOK_YOURSELF) => {

@@ -5,14 +5,15 @@ use std::{fs::Permissions, os::unix::fs::PermissionsExt as _, sync::Arc, time::D
 use errand::{
     job::{JobId, WorkerId},
     store::{
-        Schema, StoreErrorKind,
+        Schema, Statement, StoreErrorKind,
         postgres::{PostgresOptions, PostgresStore},
+        sqlite::SqliteStore,
     },
 };
 use serde_json::json;
-use sqlx::Executor as _;
+use sqlx::{AssertSqlSafe, Connection as _, Executor as _, SqlSafeStr as _, SqliteConnection};
 
-use super::{TestStore, claim, job, on_every_backend, one, postgres_options, running};
+use super::{Place, TestStore, claim, job, on_every_backend, one, postgres_options, running};
 use crate::support::{self, wait::until};
 
 on_every_backend!(migrations_run_once_however_many_start_them, async |t| {
@@ -45,6 +46,35 @@ on_every_backend!(the_schema_is_compared_with_this_build, async |t| {
     assert_eq!(t.store.schema().await.unwrap(), Schema::Behind { missing: 1 });
     let bare = t.bare().await;
     assert!(matches!(bare.store.schema().await.unwrap(), Schema::Behind { missing } if missing > 1));
+});
+
+on_every_backend!(every_statement_can_be_prepared, async |t| {
+    let prepared = match &t.place {
+        Place::Postgres(database) => {
+            let mut db = database.connect().await;
+            let mut prepared = 0;
+            for Statement { name, text, types } in PostgresStore::statements() {
+                let types = if types.is_empty() { String::new() } else { format!("({})", types.join(", ")) };
+                let prepare = format!("prepare statement_{prepared} {types} as {text}");
+                let answer = db.execute(AssertSqlSafe(prepare)).await;
+                assert!(answer.is_ok(), "{name}: {text}: {answer:?}");
+                prepared += 1;
+            }
+            prepared
+        }
+        Place::Sqlite(dir) => {
+            let url = format!("sqlite://{}", dir.path().join("errand.db").display());
+            let mut db = SqliteConnection::connect(&url).await.unwrap();
+            let mut prepared = 0;
+            for Statement { name, text, .. } in SqliteStore::statements() {
+                let answer = (&mut db).prepare(AssertSqlSafe(text.clone()).into_sql_str()).await;
+                assert!(answer.is_ok(), "{name}: {text}: {answer:?}");
+                prepared += 1;
+            }
+            prepared
+        }
+    };
+    assert!(prepared > 50, "{prepared} statements");
 });
 
 on_every_backend!(missing_tables_are_a_schema_error, async |t| {

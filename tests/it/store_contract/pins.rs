@@ -1,11 +1,11 @@
 //! Pins.
 
-use errand::store::PinRow;
+use errand::job::Pin;
 
 use super::{TestStore, on_every_backend};
 
 on_every_backend!(pins_are_set_replaced_and_removed, async |t| {
-    let pin = |owner: Option<&str>, toolkit: &str, version: &str| PinRow {
+    let pin = |owner: Option<&str>, toolkit: &str, version: &str| Pin {
         owner: owner.map(|owner| owner.parse().unwrap()),
         toolkit: toolkit.into(),
         version: version.into(),

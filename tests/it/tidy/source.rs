@@ -88,6 +88,23 @@ impl Source {
         found
     }
 
+    /// Whether the file uses a crate of this name, and not a module that is called the same.
+    pub(super) fn names_crate(&self, name: &str) -> bool {
+        let mut trees = Vec::new();
+        for (at, _) in self.code.match_indices("use ") {
+            let end = self.code[at..].find(';').map_or(self.code.len(), |end| at + end);
+            expand(&self.code[at + 4..end], &[], &mut trees);
+        }
+        let is_module =
+            trees.iter().any(|path| path.len() > 1 && path.iter().skip(1).any(|part| part == name));
+        let in_use = trees.iter().any(|path| path[0] == name);
+        let inline = self
+            .code
+            .match_indices(&format!("{name}::"))
+            .any(|(at, _)| !self.code[..at].ends_with(|c: char| c.is_alphanumeric() || c == '_' || c == ':'));
+        in_use || inline && !is_module
+    }
+
     /// Names that the file defines at its top level.
     fn definitions(&self) -> BTreeSet<String> {
         const KINDS: [&str; 9] =

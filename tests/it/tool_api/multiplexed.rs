@@ -1,14 +1,20 @@
 //! Calls that share connections, over HTTP/2.
 
-use std::sync::{
-    Mutex,
-    atomic::{AtomicUsize, Ordering},
+use std::{
+    net::Ipv4Addr,
+    sync::{
+        Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use bytes::Bytes;
-use errand::tool::composio::HttpVersion;
+use errand::tool::{ToolApi as _, composio::HttpVersion};
 use h2::{Reason, server::SendResponse};
-use tokio::sync::{Notify, broadcast};
+use tokio::{
+    net::TcpListener,
+    sync::{Notify, broadcast},
+};
 
 use super::*;
 

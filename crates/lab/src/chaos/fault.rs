@@ -92,7 +92,13 @@ impl Fault {
             Backend::Amqp => &of_services,
             Backend::Embedded => &[Self::LockDatabase],
         };
-        CrashPoint::ALL.map(Self::Crash).into_iter().chain(everywhere).chain(own.iter().copied()).collect()
+        CrashPoint::ALL
+            .iter()
+            .copied()
+            .map(Self::Crash)
+            .chain(everywhere)
+            .chain(own.iter().copied())
+            .collect()
     }
 
     /// The name on the command line and in the table.

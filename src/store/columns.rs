@@ -1,0 +1,368 @@
+//! The columns that are written: one list owns the name, the type and the value of each, for both databases.
+//!
+//! A new field of the envelope is a line in [`Spec`], a line in [`spec_of`], and a migration for each database.
+
+use jiff::Timestamp;
+use serde_json::value::RawValue;
+use sqlx::{Postgres, Sqlite};
+
+use super::{
+    AuditLimits, Bind, By, Claim, Finish, HeldFilter, Rejected, StoreError,
+    convert::{micros, reporter, tags, to_i32, to_millis},
+    read::StoreRow,
+    sql::{Bound, Columns, Declared, Text},
+};
+use crate::job::{self, Budget, Ending, HeldReason, JobError, JobId, JobSpec, Owner, Stop};
+
+/// Makes a list. A line is `name: type = value`, where the type is PostgreSQL's. `or null` marks what most rows do
+/// not have. `list` inserts another list, under its own names, or with what precedes its name as a prefix.
+macro_rules! columns {
+    ($(#[$doc:meta])* $list:ident $called:literal of<$life:lifetime> $type:ty as $item:ident {
+        $($name:ident: $kind:ident $($more:ident)* = $value:expr,)+
+    }) => {
+        $(#[$doc])*
+        pub(super) struct $list;
+
+        impl Columns for $list {
+            type Item<$life> = $type;
+            const NAME: &'static str = $called;
+
+            fn declare(prefix: &str, declared: &mut Declared) {
+                declared.list(format!("{prefix}{}", Self::NAME), |declared| {
+                    $(declare!(declared, prefix, $name, $kind $($more)*);)+
+                });
+            }
+
+            fn bind_rows(items: &[Self::Item<'_>], query: Bound<Postgres>) -> Bound<Postgres> {
+                $(let query = bind_column!(query, items, $item, $value, $kind $($more)*);)+
+                query
+            }
+
+            fn bind_postgres($item: Self::Item<'_>, query: Bound<Postgres>) -> Bound<Postgres> {
+                $(let query = bind_value!(bind_postgres, postgres_value, query, $value, $kind $($more)*);)+
+                query
+            }
+
+            fn bind_sqlite($item: Self::Item<'_>, query: Bound<Sqlite>) -> Bound<Sqlite> {
+                $(let query = bind_value!(bind_sqlite, sqlite_value, query, $value, $kind $($more)*);)+
+                query
+            }
+        }
+    };
+}
+
+macro_rules! declare {
+    ($declared:ident, $prefix:ident, $name:ident, list $list:ident) => {
+        <$list as Columns>::declare(
+            &format!("{}{}", $prefix, stringify!($name).trim_end_matches(<$list as Columns>::NAME)),
+            $declared,
+        )
+    };
+    ($declared:ident, $prefix:ident, $name:ident, $kind:ident $($more:ident)*) => {
+        $declared.column(format!("{}{}", $prefix, stringify!($name)), stringify!($kind))
+    };
+}
+
+macro_rules! bind_column {
+    ($query:expr, $items:ident, $item:ident, $value:expr, list $list:ident) => {
+        <$list as Columns>::bind_rows(&column($items, |$item| $value), $query)
+    };
+    ($query:expr, $items:ident, $item:ident, $value:expr, $kind:ident or null) => {
+        $query.bind(sparse_column($items, |$item| postgres_value!($value, $kind or null)))
+    };
+    ($query:expr, $items:ident, $item:ident, $value:expr, $kind:ident) => {
+        $query.bind(column($items, |$item| postgres_value!($value, $kind)))
+    };
+}
+
+macro_rules! bind_value {
+    ($bind:ident, $sent:ident, $query:expr, $value:expr, list $list:ident) => {
+        <$list as Columns>::$bind($value, $query)
+    };
+    ($bind:ident, $sent:ident, $query:expr, $value:expr, $kind:ident $($more:ident)*) => {
+        $query.bind($sent!($value, $kind $($more)*))
+    };
+}
+
+macro_rules! postgres_value {
+    ($value:expr, timestamptz) => {
+        jiff_sqlx::Timestamp::from($value)
+    };
+    ($value:expr, timestamptz or null) => {
+        $value.map(jiff_sqlx::Timestamp::from)
+    };
+    ($value:expr, $kind:ident $($more:ident)*) => {
+        $value
+    };
+}
+
+macro_rules! sqlite_value {
+    ($value:expr, timestamptz) => {
+        $value.as_microsecond()
+    };
+    ($value:expr, timestamptz or null) => {
+        $value.map(Timestamp::as_microsecond)
+    };
+    ($value:expr, text) => {
+        Text($value)
+    };
+    ($value:expr, text or null) => {
+        $value.map(Text)
+    };
+    ($value:expr, $kind:ident $($more:ident)*) => {
+        $value
+    };
+}
+
+columns! {
+    /// What was asked for; never changes.
+    Spec "spec" of<'a> &'a JobSpec as spec {
+        id: uuid = spec.id.0,
+        digest: bytea = &spec.digest.0[..],
+        owner_kind: text = spec.owner.kind().as_str(),
+        owner_id: text = spec.owner.id(),
+        requested_by: text or null = spec.requested_by.as_deref(),
+        tool: text = &*spec.tool,
+        arguments: json or null = spec.arguments.as_deref().map(RawValue::get),
+        text: text or null = spec.text.as_deref(),
+        version: text or null = spec.version.as_deref(),
+        connected_account_id: text or null = spec.connected_account_id.as_deref(),
+        queue: text = spec.queue.as_str(),
+        priority: smallint = spec.priority,
+        run_at: timestamptz or null = spec.run_at,
+        expires_at: timestamptz or null = spec.expires_at,
+        timeout_ms: bigint or null = to_millis(spec.timeout),
+        max_attempts: integer or null = spec.budget.max_attempts.map(to_i32),
+        max_age_ms: bigint or null = to_millis(spec.budget.max_age),
+        effect: text or null = spec.effect.map(|effect| effect.as_str()),
+        idempotency_key: text or null = spec.idempotency_key.as_deref(),
+        tags: jsonb = tags(spec),
+        reply_to: text or null = spec.reply_to.as_deref(),
+        correlation_id: text or null = spec.correlation_id.as_deref(),
+        traceparent: text or null = spec.traceparent.as_deref(),
+    }
+}
+
+/// The job of a row with the columns of [`Spec`].
+pub(super) fn spec_of(row: &impl StoreRow) -> Result<JobSpec, StoreError> {
+    Ok(JobSpec {
+        id: JobId(row.read("id")?),
+        digest: row.digest()?,
+        owner: row.owner()?,
+        requested_by: row.read("requested_by")?,
+        tool: row.read("tool")?,
+        arguments: row.json("arguments")?,
+        text: row.read("text")?,
+        version: row.read("version")?,
+        connected_account_id: row.read("connected_account_id")?,
+        queue: row.parse("queue")?,
+        priority: row.read("priority")?,
+        run_at: row.read("run_at")?,
+        expires_at: row.read("expires_at")?,
+        timeout: row.millis("timeout_ms")?,
+        budget: budget_of(row)?,
+        effect: row.parse_if_any("effect")?,
+        idempotency_key: row.read("idempotency_key")?,
+        tags: serde_json::from_str(&row.read::<String>("tags")?).map_err(|_| StoreError::corrupt("tags"))?,
+        reply_to: row.read("reply_to")?,
+        correlation_id: row.read("correlation_id")?,
+        traceparent: row.read("traceparent")?,
+    })
+}
+
+/// What a job may spend.
+pub(super) fn budget_of(row: &impl StoreRow) -> Result<Budget, StoreError> {
+    let max_attempts: Option<i32> = row.read("max_attempts")?;
+    let max_attempts = max_attempts.map(u32::try_from).transpose();
+    Ok(Budget {
+        max_attempts: max_attempts.map_err(|_| StoreError::corrupt("max_attempts"))?,
+        max_age: row.millis("max_age_ms")?,
+    })
+}
+
+columns! {
+    /// What is decided once, before anything is sent.
+    Binding "binding" of<'a> Option<&'a job::Binding> as binding {
+        toolkit: text or null = binding.map(|b| &*b.toolkit),
+        toolkit_version: text or null = binding.map(|b| &*b.version),
+        pinned_by: text or null = binding.map(|b| b.pinned_by.as_str()),
+        account: text or null = binding.and_then(|b| b.account.as_deref()),
+        frozen_effect: text or null = binding.map(|b| b.effect.as_str()),
+    }
+}
+
+columns! {
+    /// An error of a job or of an attempt.
+    Error "error" of<'a> Option<&'a JobError> as error {
+        error_kind: text or null = error.map(|e| e.kind().as_str()),
+        error_message: text or null = error.map(JobError::message),
+        error_code: bigint or null = error.and_then(JobError::code),
+        error_slug: text or null = error.and_then(JobError::slug),
+    }
+}
+
+columns! {
+    /// By which a claim finds a known job, and what must be the same.
+    Identity "identity" of<'a> &'a Claim as claim {
+        id: uuid = claim.spec.id.0,
+        owner_kind: text = claim.spec.owner.kind().as_str(),
+        owner_id: text = claim.spec.owner.id(),
+        digest: bytea = &claim.spec.digest.0[..],
+        expires_at: timestamptz or null = claim.spec.expires_at,
+    }
+}
+
+columns! {
+    /// What a claim makes of its job.
+    Start "start" of<'a> &'a Claim as claim {
+        request_id: uuid = claim.request_id.0,
+        goes_to: text = claim.goes_to().as_str(),
+        held_reason: text or null = claim.stop.as_ref().and_then(Stop::held_reason).map(HeldReason::as_str),
+        error: list Error = claim.stop.as_ref().map(Stop::error),
+        binding: list Binding = claim.binding.as_ref(),
+        waits_for: text or null = claim.stop.as_ref().and_then(Stop::waits_for),
+    }
+}
+
+columns! {
+    /// By which a job is looked for that stands in the way of another.
+    Name "name" of<'a> (usize, &'a JobSpec) as named {
+        place: integer = i32::try_from(named.0).unwrap_or(i32::MAX),
+        id: uuid = named.1.id.0,
+        owner_kind: text = named.1.owner.kind().as_str(),
+        owner_id: text = named.1.owner.id(),
+        idempotency_key: text or null = named.1.idempotency_key.as_deref(),
+    }
+}
+
+columns! {
+    /// A decision about pin, account and effect under a claim.
+    Decision "decision" of<'a> &'a Bind as bind {
+        id: uuid = bind.id.0,
+        fence: bigint = bind.fence.0,
+        binding: list Binding = Some(&bind.binding),
+    }
+}
+
+columns! {
+    /// What the end of an attempt makes of its job. There is a lease if a rescuer reports.
+    End "end" of<'a> &'a Finish as finish {
+        id: uuid = finish.id.0,
+        fence: bigint = finish.fence.0,
+        lease: bigint or null = match finish.by {
+            By::Holder => None,
+            By::Rescuer { lease } => Some(micros(lease)),
+        },
+        state: text = finish.ending.state().as_str(),
+        after: bigint or null = due_after(&finish.ending),
+        charge: integer = i32::from(finish.ending.spends_attempt()),
+        held_reason: text or null = finish.ending.held_reason().map(HeldReason::as_str),
+        error: list Error = finish.ending.error(),
+        result: json or null = result_of(&finish.ending),
+        check_after: bigint or null = check_after(&finish.ending),
+        waits_for: text or null = finish.ending.waits_for(),
+    }
+}
+
+columns! {
+    /// The record of an attempt.
+    Attempt "attempt" of<'a> &'a Finish as finish {
+        number: integer = to_i32(finish.attempt.number),
+        request_id: uuid = finish.attempt.request_id.0,
+        outcome: text = finish.attempt.outcome.as_str(),
+        http_status: integer or null = finish.attempt.http_status.map(i32::from),
+        log_id: text or null = finish.attempt.log_id.as_deref(),
+        version: text or null = finish.attempt.version.as_deref(),
+        attempt_error: list Error = finish.attempt.error.as_ref(),
+        started_at: timestamptz = finish.attempt.started_at,
+        finished_at: timestamptz = finish.attempt.finished_at,
+        reported_by: text = reporter(finish.by),
+    }
+}
+
+columns! {
+    /// A message that is not a job, and how often it came with this batch.
+    Rejection "rejection" of<'a> (&'a Rejected, i32) as rejected {
+        id: uuid = rejected.0.id,
+        queue: text = rejected.0.queue.as_str(),
+        reason: text = rejected.0.reason.as_str(),
+        message: text = &*rejected.0.message,
+        body: bytea = &*rejected.0.body,
+        properties: text = &*rejected.0.properties,
+        seen: integer = rejected.1,
+    }
+}
+
+columns! {
+    /// Which held jobs a person lets go.
+    Held "held" of<'a> &'a HeldFilter as filter {
+        reason: text = filter.reason.as_str(),
+        owner_kind: text or null = filter.owner.as_ref().map(|owner| owner.kind().as_str()),
+        owner_id: text or null = filter.owner.as_ref().map(Owner::id),
+        toolkit: text or null = filter.toolkit.as_deref(),
+    }
+}
+
+columns! {
+    /// From when on an audit calls something wrong.
+    Limits "limits" of<'a> &'a AuditLimits as limits {
+        lost: bigint = micros(limits.lost),
+        overdue: bigint = micros(limits.overdue),
+        overrun: bigint = micros(limits.overrun),
+        timeout_ms: bigint or null = to_millis(Some(limits.timeout)),
+        publications: integer = to_i32(limits.publications),
+        verified: boolean = limits.verified,
+    }
+}
+
+/// The lists that every statement may name.
+pub(super) fn common_lists() -> Declared {
+    let mut declared = Declared::default();
+    Spec::declare("", &mut declared);
+    Binding::declare("", &mut declared);
+    Error::declare("", &mut declared);
+    declared
+}
+
+fn due_after(ending: &Ending) -> Option<i64> {
+    match ending {
+        Ending::Retry { after, .. } | Ending::Snooze { after, .. } => Some(micros(*after)),
+        Ending::Succeed { .. } | Ending::Stop(_) | Ending::Verify { .. } => None,
+    }
+}
+
+fn check_after(ending: &Ending) -> Option<i64> {
+    match ending {
+        Ending::Verify { after, .. } => Some(micros(*after)),
+        Ending::Succeed { .. } | Ending::Stop(_) | Ending::Retry { .. } | Ending::Snooze { .. } => None,
+    }
+}
+
+fn result_of(ending: &Ending) -> Option<&str> {
+    match ending {
+        Ending::Succeed { result } => Some(result.get()),
+        Ending::Stop(_) | Ending::Retry { .. } | Ending::Snooze { .. } | Ending::Verify { .. } => None,
+    }
+}
+
+/// One column of a batch.
+fn column<T: Copy, C>(batch: &[T], value: impl Fn(T) -> C) -> Vec<C> {
+    batch.iter().copied().map(value).collect()
+}
+
+/// A column that most batches do not use. One without any value is sent without elements: `unnest`
+/// fills it up with nulls to the length of the others, and neither side pays for them.
+fn sparse_column<T: Copy, C>(batch: &[T], value: impl Fn(T) -> Option<C>) -> Vec<Option<C>> {
+    let mut values = Vec::new();
+    for (place, item) in batch.iter().enumerate() {
+        let value = value(*item);
+        if value.is_some() && values.is_empty() {
+            values.reserve(batch.len());
+            values.extend((0..place).map(|_| None));
+        }
+        if value.is_some() || !values.is_empty() {
+            values.push(value);
+        }
+    }
+    values
+}

@@ -1,0 +1,96 @@
+//! What several statements have in common.
+
+use sqlx::Postgres;
+
+use crate::store::{
+    audit::RULES,
+    columns::common_lists,
+    rows::JOB,
+    sql::{Declared, Dialect},
+};
+
+impl Dialect for Postgres {
+    const MARK: char = '$';
+    const CASTS_JSON: bool = true;
+    const FRAGMENTS: &'static [(&'static str, &'static str)] = &[
+        ("job", JOB),
+        // What the holder of a claim knows.
+        (
+            "receipt of j",
+            "j.fence, j.attempt, j.spent, {j.binding}, j.created_at,
+            (extract(epoch from now() - j.created_at) * 1000000)::bigint as age",
+        ),
+        // When a job gives up waiting for a connection.
+        ("waits_until", "least(j.expires_at, j.created_at + j.max_age_ms * interval '1 millisecond')"),
+        // Notes which jobs a worker took with this statement, which is how they are found when it stops: no index of
+        // `jobs` knows a state, so that a finish changes none of them.
+        (
+            "log_claims",
+            "logged as (insert into claims (worker_id, job_ids)
+                select {worker}::uuid, array_agg(id) from claimed where state = 'running' having count(*) > 0)",
+        ),
+        // The running jobs among those that a claim `c` took. The offset keeps the planner from joining the other
+        // way round: right after many claims, before the statistics know of them, it would compare each job with
+        // each.
+        (
+            "running_of_claim",
+            "unnest(c.job_ids) as taken (id)
+            cross join lateral (select * from jobs
+                where jobs.id = taken.id and worker_id = c.worker_id and state = 'running' offset 0) j",
+        ),
+        // The jobs of an awaited connection `a`.
+        (
+            "is_job_of_awaited",
+            "j.held_reason = 'connection' and j.owner_id = a.owner_id and j.waits_for = a.toolkit
+            and j.owner_kind = a.owner_kind and coalesce(j.connected_account_id, '') = a.account",
+        ),
+        // What a held job becomes that is let go.
+        (
+            "to_retry",
+            "state = 'available', due_at = now(), published = 0, held_reason = null, check_at = null,
+        account = case when held_reason <> 'connection' or connected_account_id is not null then account end",
+        ),
+        (
+            "to_succeeded",
+            "state = 'succeeded', held_reason = null, check_at = null, result = {result}::text::json,
+        {each error: @ = null}, finished_at = now(), reply_due_at = case when reply_to is not null then now() end",
+        ),
+        (
+            "to_failed",
+            "state = 'failed', held_reason = null, check_at = null, {each error: @ = {@}}, finished_at = now(),
+        reply_due_at = case when reply_to is not null then now() end",
+        ),
+        // Held jobs by reason, owner and toolkit.
+        (
+            "is_held_match",
+            "held_reason = {reason} and ({owner_kind}::text is null or (owner_kind = {owner_kind} and owner_id = {owner_id}))
+            and ({toolkit}::text is null or coalesce(toolkit, waits_for) = {toolkit})",
+        ),
+        (
+            "held_page",
+            "page as (select id as page_id from jobs where {is_held_match} limit {limit} for update skip locked)",
+        ),
+        // For the audit, which reads the claims once for a page at most, and not at all where nothing runs.
+        ("rules", RULES),
+        ("audit_after", "({after}::uuid is null or id > {after})"),
+        (
+            "audit_instants",
+            "now() - {lost}::bigint * interval '1 microsecond' as lost_before,
+        now() - {overdue}::bigint * interval '1 microsecond' as overdue_before,
+        now() - {overrun}::bigint * interval '1 microsecond' as overrun_before",
+        ),
+        (
+            "audit_overran",
+            "started_at + coalesce(timeout_ms, {timeout_ms}) * interval '1 millisecond' < overrun_before",
+        ),
+        (
+            "audit_findable",
+            "coalesce((worker_id, id) in (
+            select c.worker_id, taken.id from claims c cross join lateral unnest(c.job_ids) as taken (id)), false)",
+        ),
+    ];
+
+    fn lists() -> Declared {
+        common_lists()
+    }
+}

@@ -1,0 +1,71 @@
+//! What several statements have in common.
+
+use sqlx::Sqlite;
+
+use crate::store::{
+    audit::RULES,
+    columns::common_lists,
+    rows::JOB,
+    sql::{Declared, Dialect},
+};
+
+impl Dialect for Sqlite {
+    const MARK: char = '?';
+    const CASTS_JSON: bool = false;
+    const FRAGMENTS: &'static [(&'static str, &'static str)] = &[
+        ("job", JOB),
+        // What the holder of a claim knows.
+        ("receipt", "fence, attempt, spent, {binding}, created_at, {now} - created_at as age"),
+        (
+            "found_job",
+            "id, owner_kind, owner_id, digest, state, error_kind, worker_id, request_id, settled_by, {receipt}",
+        ),
+        // The most urgent first.
+        (
+            "priorities",
+            "(select column1 as p from (values (9), (8), (7), (6), (5), (4), (3), (2), (1), (0)))",
+        ),
+        // The jobs of an awaited connection `a`.
+        (
+            "is_job_of_awaited",
+            "j.held_reason = 'connection' and j.owner_kind = a.owner_kind and j.owner_id = a.owner_id
+            and j.waits_for = a.toolkit and coalesce(j.connected_account_id, '') = a.account",
+        ),
+        // What a held job becomes that is let go.
+        (
+            "to_retry",
+            "state = 'available', due_at = {now}, published = 0, held_reason = null, check_at = null,
+        account = case when held_reason <> 'connection' or connected_account_id is not null then account end",
+        ),
+        (
+            "to_succeeded",
+            "state = 'succeeded', held_reason = null, check_at = null, result = {result}, {each error: @ = null},
+        finished_at = {now}, reply_due_at = case when reply_to is not null then {now} end",
+        ),
+        (
+            "to_failed",
+            "state = 'failed', held_reason = null, check_at = null, {each error: @ = {@}},
+        finished_at = {now}, reply_due_at = case when reply_to is not null then {now} end",
+        ),
+        // Held jobs by reason, owner and toolkit. The state is named for the sake of the index.
+        (
+            "is_held_match",
+            "state = 'held' and held_reason = {reason}
+            and ({owner_kind} is null or (owner_kind = {owner_kind} and owner_id = {owner_id}))
+            and ({toolkit} is null or coalesce(toolkit, waits_for) = {toolkit})",
+        ),
+        // For the audit. The rescue finds running jobs by their state, so it finds them all.
+        ("rules", RULES),
+        ("audit_after", "id > {after}"),
+        (
+            "audit_instants",
+            "{now} - {lost} as lost_before, {now} - {overdue} as overdue_before, {now} - {overrun} as overrun_before",
+        ),
+        ("audit_overran", "started_at + coalesce(timeout_ms, {timeout_ms}) * 1000 < overrun_before"),
+        ("audit_findable", "true"),
+    ];
+
+    fn lists() -> Declared {
+        common_lists()
+    }
+}

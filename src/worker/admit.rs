@@ -1,0 +1,111 @@
+//! What a delivery is: a job to claim, or a message to reject. Decided without waiting for anything.
+
+use std::sync::Arc;
+
+use uuid::Uuid;
+
+use super::shared::Shared;
+use crate::{
+    job::{
+        Arrival, Binding, EnvelopeError, EnvelopeReason, ErrorKind, HeldReason, JobError, JobId, JobSpec,
+        NotReady, QueueName, RequestId, Stop, decode,
+    },
+    queue::{Delivery, Properties},
+    store::{Claim, Rejected},
+    telemetry::metrics,
+};
+
+/// Why a message is rejected whose ID, reply queue and headers are not known.
+const UNREADABLE: &str = "the properties of the message cannot be read: a property or the name of a header is not UTF-8, \
+    headers are nested deeper than 32 levels, or all of it is longer than one frame (128 KiB); publish it with short text \
+    and flat headers (what came is kept as `unreadable`)";
+
+/// The namespace of IDs of rejected messages, which are derived from the message.
+const REJECTED_NAMESPACE: Uuid = Uuid::from_u128(0x2d0c_6f5a_9b7e_5f0e_8c52_6572_7261_6e64);
+
+/// The claim that a delivery becomes.
+///
+/// # Errors
+/// Why it is not a job.
+pub(super) fn admit(shared: &Shared, lane: &QueueName, delivery: &Delivery) -> Result<Claim, EnvelopeError> {
+    let properties = &delivery.properties;
+    if properties.unreadable.is_some() {
+        return Err(EnvelopeError::new(EnvelopeReason::Malformed, UNREADABLE));
+    }
+    let anonymous = shared.options.accept_unidentified.then(JobId::new);
+    let arrival = Arrival {
+        queue: lane,
+        message_id: properties.message_id.as_deref(),
+        reply_to: properties.reply_to.as_deref(),
+        correlation_id: properties.correlation_id.as_deref(),
+        traceparent: properties.traceparent.as_deref(),
+        fallback_id: anonymous,
+    };
+    let spec = decode(&delivery.body, &arrival).map_err(|error| with_encoding(error, properties))?;
+    let from_store = properties.from_store;
+    let may_have_run = anonymous == Some(spec.id) && delivery.redelivered;
+    let (binding, stop) = match decide(shared, &spec, may_have_run, from_store) {
+        Ok(binding) => (binding, None),
+        Err(stop) => (None, Some(stop)),
+    };
+    Ok(Claim { spec: Arc::new(spec), request_id: RequestId::new(), binding, stop, from_store })
+}
+
+/// The binding, if it is known without a look-up.
+fn decide(
+    shared: &Shared,
+    spec: &JobSpec,
+    may_have_run: bool,
+    from_store: bool,
+) -> Result<Option<Binding>, Stop> {
+    if may_have_run {
+        let error = JobError::new(
+            ErrorKind::UnknownOutcome,
+            "the message has no ID and was delivered before, so it may have run; release the job to run it",
+        );
+        return Err(Stop::Hold { reason: HeldReason::Unidentified, error });
+    }
+    let resolver = &shared.resolver;
+    resolver.check(spec).map_err(|error| Stop::Fail { error })?;
+    match resolver.decide_cached(spec) {
+        Some(Ok(binding)) => Ok(Some(binding)),
+        // Known jobs may carry an earlier decision that still holds, which only the store knows; what stops
+        // them is decided after the claim.
+        Some(Err(NotReady::Stop(stop @ Stop::Fail { .. }))) if !from_store => Err(stop),
+        // A job is not held before its time: by the store's clock it is scheduled, or found wanting after
+        // the claim.
+        Some(Err(NotReady::Stop(stop))) if !from_store && spec.run_at.is_none() => Err(stop),
+        Some(Err(_)) | None => Ok(None),
+    }
+}
+
+/// Compressed JSON is no JSON, and its first bytes do not say why.
+fn with_encoding(error: EnvelopeError, properties: &Properties) -> EnvelopeError {
+    if error.reason == EnvelopeReason::Malformed && properties.other.contains_key("content_encoding") {
+        let hint = "it came with a content encoding, which errand does not undo: send it without";
+        return EnvelopeError::new(error.reason, format!("{}; {hint}", error.message));
+    }
+    error
+}
+
+/// A message that is kept because it is not a job.
+pub(super) fn reject(lane: &QueueName, delivery: &Delivery, error: EnvelopeError) -> Rejected {
+    metrics::REJECTED.add1(error.reason.as_str(), 1);
+    let properties = serde_json::to_string(&delivery.properties).unwrap_or_else(|_| "{}".into());
+    let mut name = Vec::with_capacity(delivery.body.len() + 128);
+    name.extend_from_slice(lane.as_str().as_bytes());
+    name.push(0);
+    let Properties { message_id, unreadable, .. } = &delivery.properties;
+    name.extend_from_slice(message_id.as_deref().or(unreadable.as_deref()).unwrap_or("").as_bytes());
+    name.push(0);
+    name.extend_from_slice(&delivery.body);
+    tracing::warn!(queue = %lane, reason = %error.reason, bytes = delivery.body.len(), "message rejected and kept");
+    Rejected {
+        id: Uuid::new_v5(&REJECTED_NAMESPACE, &name),
+        queue: lane.clone(),
+        reason: error.reason,
+        message: error.message,
+        body: delivery.body.to_vec(),
+        properties,
+    }
+}

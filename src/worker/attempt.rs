@@ -1,0 +1,140 @@
+//! One attempt of one claimed job, from the claim to the recorded outcome.
+
+use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
+
+use futures_util::FutureExt as _;
+use tokio::{sync::OwnedSemaphorePermit, time::Instant};
+
+use super::{
+    binding,
+    circuit_breaker::CallPermit,
+    crash::CrashPoint,
+    ending::{Stopped, given_back},
+    record::record,
+    running_job::RunningJob,
+    shared::Shared,
+};
+use crate::{
+    job::{AttemptEnd, AttemptOutcome, Binding},
+    telemetry::metrics,
+    tool::{
+        Call, Reply,
+        classify::{Classified, Context, Next, classify},
+    },
+};
+
+/// Runs the attempt in a task of its own, which owns the slot of the lane.
+pub(super) fn start(shared: Arc<Shared>, job: RunningJob, slot: OwnedSemaphorePermit) {
+    shared.note_in_flight([job.spec.id]);
+    let tasks = shared.tasks.clone();
+    tasks.spawn(async move {
+        let metrics = job.metrics.clone();
+        metrics.in_flight.increment(1.0);
+        run(&shared, job).await;
+        metrics.in_flight.decrement(1.0);
+        drop(slot);
+    });
+}
+
+async fn run(shared: &Shared, mut job: RunningJob) {
+    // A panic in a look-up, in decoding or in classification must not leave the job running for ever.
+    let end = match AssertUnwindSafe(steps(shared, &mut job)).catch_unwind().await {
+        Ok(Ok(end)) => end,
+        Ok(Err(Stopped::Ended(end))) => *end,
+        Ok(Err(Stopped::Fenced)) => {
+            shared.note_ended(job.spec.id);
+            return;
+        }
+        Err(_) => {
+            metrics::PANICS.add(1);
+            tracing::error!(job.id = %job.spec.id, attempt.n = job.receipt.attempt, "an attempt panicked");
+            job.policy(shared).panicked(job.receipt.binding.as_ref(), job.is_sent)
+        }
+    };
+    record(shared, job, end).await;
+}
+
+async fn steps(shared: &Shared, job: &mut RunningJob) -> Result<AttemptEnd, Stopped> {
+    let binding = binding::bind(shared, job).await?;
+    let timeout = job.spec.timeout.unwrap_or(shared.options.timeout);
+    check_time(shared, &binding, timeout)?;
+    let permit = shared.breakers.admit(&job.spec.owner, &binding.toolkit);
+    let permit = permit.map_err(|open| job.policy(shared).kept_back(open))?;
+    let account = shared.resolver.admit_account(&job.spec, &binding);
+    account.map_err(|not_ready| job.policy(shared).not_ready(not_ready))?;
+    let sent = Instant::now();
+    let reply = call(shared, job, &binding, timeout).await;
+    let end = end(shared, job, &binding, permit, reply);
+    job.metrics.attempted(end.outcome, sent.elapsed().as_secs_f64());
+    Ok(end)
+}
+
+/// Whether the call must not be started now: the lease may be over, or the process is draining and
+/// a `once` call could not finish.
+fn check_time(shared: &Shared, binding: &Binding, timeout: Duration) -> Result<(), Stopped> {
+    if !shared.lease.may_start_call() {
+        return Err(given_back(Duration::from_secs(1)).into());
+    }
+    let Some(until) = shared.drain_until.get() else { return Ok(()) };
+    let fits = Instant::now() + timeout <= *until || binding.effect.may_repeat();
+    if fits && !shared.interrupt.is_cancelled() { Ok(()) } else { Err(given_back(Duration::ZERO).into()) }
+}
+
+/// Makes the call; `None` when the shutdown interrupted it.
+async fn call(shared: &Shared, job: &mut RunningJob, binding: &Binding, timeout: Duration) -> Option<Reply> {
+    let call = Call {
+        request_id: job.request_id,
+        job: job.spec.id,
+        spec: job.spec.clone(),
+        version: binding.version.clone(),
+        account: binding.account.clone(),
+        timeout,
+    };
+    shared.crash.pass(CrashPoint::AfterClaim);
+    job.is_sent = true;
+    tokio::select! {
+        biased;
+        reply = shared.deps.api.execute(&call) => Some(reply),
+        () = shared.interrupt.cancelled() => None,
+        never = shared.crash.during_call() => match never {},
+    }
+}
+
+/// What the reply means, for the job and for what is remembered about the API.
+fn end(
+    shared: &Shared,
+    job: &RunningJob,
+    binding: &Binding,
+    permit: CallPermit<'_>,
+    reply: Option<Reply>,
+) -> AttemptEnd {
+    let interrupted = reply.is_none();
+    let reply = reply.unwrap_or_else(|| Reply::NoAnswer("the worker shut down during the call".into()));
+    let classified = classify(reply, &Context::new(&job.spec, binding));
+    // A call that the shutdown cut off says nothing about the API.
+    if !interrupted {
+        report(permit, &classified);
+    }
+    let resolver = &shared.resolver;
+    if classified.account_is_gone() {
+        resolver.account_refused(&job.spec, binding);
+    } else if matches!(classified.outcome, AttemptOutcome::Succeeded | AttemptOutcome::ToolFailed) {
+        resolver.account_accepted(&job.spec, binding);
+    }
+    if let Some(notice) = &classified.deprecated {
+        resolver.note_deprecated(&binding.toolkit, &binding.version, notice);
+    }
+    job.policy(shared).called(binding, classified, interrupted)
+}
+
+/// Tells the circuit breaker whether the API answered, whatever it answered.
+fn report(permit: CallPermit<'_>, classified: &Classified) {
+    match &classified.next {
+        Next::Throttled { retry_after, .. } => permit.failed(*retry_after),
+        // The provider failed, not the API.
+        Next::Retry { .. } if classified.outcome == AttemptOutcome::ToolFailed => permit.answered(),
+        Next::Retry { retry_after, .. } => permit.failed(*retry_after),
+        Next::Unknown { .. } => permit.failed(None),
+        Next::Succeed { .. } | Next::Stop(_) => permit.answered(),
+    }
+}

@@ -1,0 +1,57 @@
+//! The binding of a claimed job: toolkit version, account and effect, recorded before anything is sent.
+
+use std::time::Duration;
+
+use super::{
+    ending::{Stopped, given_back},
+    running_job::RunningJob,
+    shared::Shared,
+};
+use crate::{
+    job::{Binding, ErrorKind, JobError, NotReady, Stop},
+    store::{Bind, StoreError},
+};
+
+/// The binding that the job came with; or a new one, or one with a new account, where something was missing.
+pub(super) async fn bind(shared: &Shared, job: &mut RunningJob) -> Result<Binding, Stopped> {
+    match &job.receipt.binding {
+        Some(binding) if !shared.resolver.lacks_account(&job.spec, binding) => {
+            return Ok(binding.clone());
+        }
+        _ => {}
+    }
+    let binding = tokio::select! {
+        biased;
+        binding = decide(shared, job) => binding.map_err(|not_ready| job.policy(shared).not_ready(not_ready))?,
+        () = shared.interrupt.cancelled() => return Err(given_back(Duration::ZERO).into()),
+    };
+    let bind = Bind { id: job.spec.id, fence: job.receipt.fence, binding: binding.clone() };
+    match shared.bindings.submit(bind).await {
+        Some(Ok(true)) => {
+            job.receipt.binding = Some(binding.clone());
+            Ok(binding)
+        }
+        Some(Ok(false)) => Err(Stopped::Fenced),
+        Some(Err(error)) => Err(job.policy(shared).not_ready(refused(&error).into()).into()),
+        None => Err(given_back(Duration::ZERO).into()),
+    }
+}
+
+async fn decide(shared: &Shared, job: &RunningJob) -> Result<Binding, NotReady> {
+    let resolver = &shared.resolver;
+    match job.receipt.binding.clone() {
+        Some(binding) => resolver.decide_account(&job.spec, binding, job.claimed_at).await,
+        None => resolver.decide(&job.spec, job.claimed_at).await,
+    }
+}
+
+fn refused(error: &StoreError) -> Stop {
+    let error = JobError::new(
+        ErrorKind::Internal,
+        format!(
+            "nothing was sent, because the version or account that was chosen for this job cannot be recorded: \
+             {error}; look at what the tool API says about the tool and the owner's account"
+        ),
+    );
+    Stop::Fail { error }
+}

@@ -1,0 +1,180 @@
+//! Deliveries, from the broker to running jobs: admitted, claimed in one write, started, acknowledged. What was
+//! not recorded is given back to the broker.
+
+use std::sync::Arc;
+
+use tokio::{sync::OwnedSemaphorePermit, time::Instant};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    admit::{admit, reject},
+    attempt,
+    crash::CrashPoint,
+    persist::{Halvable, NotTaken, Persist, bisect},
+    running_job::RunningJob,
+    shared::Shared,
+};
+use crate::{
+    failure::chain,
+    job::{EnvelopeError, EnvelopeReason, QueueName},
+    queue::{Delivery, QueueErrorKind, Settler, Token},
+    store::{Claim, Claimed, Rejected, StoreError},
+    telemetry::metrics::{self, LaneMetrics},
+};
+
+/// Takes the deliveries of one lane until its stop.
+pub(super) struct Intake {
+    pub(super) lane: QueueName,
+    pub(super) shared: Arc<Shared>,
+    pub(super) metrics: Arc<LaneMetrics>,
+    pub(super) stop: CancellationToken,
+}
+
+/// A delivery that decoded into a job.
+struct Admitted {
+    claim: Claim,
+    /// Kept for the case that the database refuses the job for what it contains.
+    delivery: Delivery,
+}
+
+impl Intake {
+    /// Takes deliveries to their end as deliveries: rejected, claimed or given back. `false` when
+    /// the lane should stop.
+    pub(super) async fn take(
+        &self,
+        deliveries: Vec<Delivery>,
+        mut slots: OwnedSemaphorePermit,
+        settler: &Arc<dyn Settler>,
+    ) -> bool {
+        let tokens: Vec<Token> = deliveries.iter().map(|delivery| delivery.token).collect();
+        let mut rejected = Vec::new();
+        let mut admitted = Vec::with_capacity(deliveries.len());
+        for delivery in deliveries {
+            match admit(&self.shared, &self.lane, &delivery) {
+                Ok(claim) => admitted.push(Admitted { claim, delivery }),
+                Err(error) => rejected.push(reject(&self.lane, &delivery, error)),
+            }
+        }
+
+        let (claimed, in_doubt) = bisect(&Claims(self.persist("claiming failed")), admitted).await;
+        for (admitted, answer) in claimed {
+            rejected.extend(self.start(admitted, answer, &mut slots));
+        }
+        drop(slots);
+        // The store may have taken what is in doubt, and nobody is going to run it here.
+        self.shared.note_in_flight(in_doubt.iter().map(|admitted| admitted.claim.spec.id));
+        let persist = self.persist("rejected messages could not be kept");
+        if !in_doubt.is_empty() || !bisect(&Rejections(persist), rejected).await.1.is_empty() {
+            // What was claimed is recorded, so its redelivery is a duplicate; the rest comes again.
+            self.give_back(settler, tokens).await;
+            return false;
+        }
+        self.shared.crash.pass(CrashPoint::BeforeAck);
+        if let Some(Err(error)) = self.shared.unless_interrupted(settler.ack(tokens)).await {
+            tracing::debug!(queue = %self.lane, error = %chain(&error), "acknowledging failed; the broker delivers again");
+        }
+        true
+    }
+
+    /// Starts a job that was claimed, or counts why it was not. Returns a message that is rejected after all.
+    fn start(
+        &self,
+        admitted: Admitted,
+        answer: Result<Claimed, StoreError>,
+        slots: &mut OwnedSemaphorePermit,
+    ) -> Option<Rejected> {
+        let Admitted { claim, delivery } = admitted;
+        let result = match answer {
+            Ok(Claimed::Running(receipt)) => {
+                if let Some(slot) = slots.split(1) {
+                    let job = RunningJob::new(&self.shared, self.metrics.clone(), claim, receipt);
+                    attempt::start(self.shared.clone(), job, slot);
+                }
+                self.metrics.claimed(1);
+                return None;
+            }
+            Ok(Claimed::Scheduled) => {
+                self.shared.deps.relay_wake.notify_one();
+                "scheduled"
+            }
+            Ok(Claimed::Ended { state, kind }) => {
+                self.metrics.finished(None, state.as_str());
+                tracing::debug!(job.id = %claim.spec.id, kind = %kind, state = %state, "ended without a call");
+                if claim.spec.reply_to.is_some() {
+                    self.shared.deps.relay_wake.notify_one();
+                }
+                "ended"
+            }
+            Ok(Claimed::Duplicate { .. }) => {
+                metrics::DUPLICATES.add1(self.lane.as_str(), 1);
+                "duplicate"
+            }
+            Ok(Claimed::Gone) => "gone",
+            Ok(Claimed::Conflict(conflict)) => {
+                metrics::CLAIMS.add2([self.lane.as_str(), "conflict"], 1);
+                let error = EnvelopeError::new(conflict.reason(), conflict.message());
+                return Some(reject(&self.lane, &delivery, error));
+            }
+            Err(error) => {
+                let message = format!("the database refuses the job for a value in it: {error}");
+                let error = EnvelopeError::new(EnvelopeReason::BadValue, message);
+                return Some(reject(&self.lane, &delivery, error));
+            }
+        };
+        metrics::CLAIMS.add2([self.lane.as_str(), result], 1);
+        None
+    }
+
+    fn persist(&self, failure: &'static str) -> Persist<'_> {
+        Persist::new(&self.shared, failure).for_lane(&self.lane, &self.stop)
+    }
+
+    async fn give_back(&self, settler: &Arc<dyn Settler>, tokens: Vec<Token>) {
+        if let Some(Err(error)) = self.shared.unless_interrupted(settler.give_back(tokens)).await
+            && error.kind() != QueueErrorKind::Unavailable
+        {
+            tracing::debug!(queue = %self.lane, error = %chain(&error), "giving deliveries back failed; the broker does it");
+        }
+    }
+}
+
+/// Claims deliveries in one write. The error is why the database refuses what a job contains.
+struct Claims<'a>(Persist<'a>);
+
+impl Halvable for Claims<'_> {
+    type Item = Admitted;
+    type Answer = Result<Claimed, StoreError>;
+
+    async fn write(&self, batch: &[Admitted]) -> Result<Vec<Self::Answer>, NotTaken> {
+        let shared = self.0.shared;
+        shared.crash.pass(CrashPoint::BeforeClaim);
+        metrics::CLAIM_BATCH.record(batch.len() as f64);
+        let started = Instant::now();
+        let claims: Vec<Claim> = batch.iter().map(|admitted| admitted.claim.clone()).collect();
+        let answers = self.0.until_taken(|| shared.deps.store.claim(shared.options.id, &claims)).await?;
+        metrics::CLAIM_DURATION.record(started.elapsed().as_secs_f64());
+        Ok(answers.into_iter().map(Ok).collect())
+    }
+
+    async fn refused(&self, _: &Admitted, error: StoreError) -> Result<Self::Answer, NotTaken> {
+        Ok(Err(error))
+    }
+}
+
+/// Keeps rejected messages; where the database refuses their text, their bytes alone.
+struct Rejections<'a>(Persist<'a>);
+
+impl Halvable for Rejections<'_> {
+    type Item = Rejected;
+    type Answer = ();
+
+    async fn write(&self, batch: &[Rejected]) -> Result<Vec<()>, NotTaken> {
+        self.0.until_taken(|| self.0.shared.deps.store.reject(batch)).await?;
+        Ok(vec![(); batch.len()])
+    }
+
+    async fn refused(&self, message: &Rejected, _: StoreError) -> Result<(), NotTaken> {
+        let plain = [message.clone().into_plain()];
+        self.0.even_refused().until_taken(|| self.0.shared.deps.store.reject(&plain)).await
+    }
+}

@@ -1,0 +1,280 @@
+//! Writing to the store until it has taken it. A write is repeated while the store is unavailable, and a batch
+//! that the database refuses for what it contains is halved until the refused item is alone, so that it does
+//! not hold up the others.
+
+use std::{future::Future, sync::Arc};
+
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    group_commit::Runner,
+    shared::{Bound, Shared},
+};
+use crate::{
+    backoff::RECONNECT,
+    failure::chain,
+    job::{ErrorKind, JobError, QueueName, Stop},
+    store::{Bind, Finish, Finished, StoreError, StoreErrorKind},
+    telemetry::metrics,
+};
+
+/// Why the store did not take a write.
+#[derive(Debug)]
+pub(super) enum NotTaken {
+    /// The database refuses what it contains.
+    Refused(StoreError),
+    /// Nobody waits for the store any more.
+    GivenUp,
+}
+
+/// How a write is repeated.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Persist<'a> {
+    pub(super) shared: &'a Shared,
+    /// What the log says when a write fails.
+    failure: &'static str,
+    /// The lane that takes no jobs while the write fails, and its stop, which ends the repetition.
+    lane: Option<(&'a QueueName, &'a CancellationToken)>,
+    /// Whether a refusal is repeated, too.
+    even_refused: bool,
+}
+
+impl<'a> Persist<'a> {
+    /// Repeats writes until the worker gives up.
+    pub(super) fn new(shared: &'a Shared, failure: &'static str) -> Self {
+        Self { shared, failure, lane: None, even_refused: false }
+    }
+
+    /// Repeats writes for a lane, which is not ready meanwhile.
+    pub(super) fn for_lane(self, lane: &'a QueueName, stop: &'a CancellationToken) -> Self {
+        Self { lane: Some((lane, stop)), ..self }
+    }
+
+    /// Repeats also what the database refuses for what it contains.
+    pub(super) fn even_refused(self) -> Self {
+        Self { even_refused: true, ..self }
+    }
+
+    /// Repeats a write until the store takes it, refuses its content, or nobody waits any more. Every
+    /// batch may be repeated as it is, so a lost answer does no harm.
+    pub(super) async fn until_taken<R, F>(&self, write: impl Fn() -> F) -> Result<R, NotTaken>
+    where
+        F: Future<Output = Result<R, StoreError>>,
+    {
+        let mut failures = 0;
+        loop {
+            let written = tokio::select! {
+                biased;
+                () = self.shared.give_up.cancelled() => return Err(NotTaken::GivenUp),
+                written = write() => written,
+            };
+            let error = match written {
+                Ok(answer) => {
+                    self.shared.health.store_answered();
+                    if failures > 0 {
+                        self.set_taking(true);
+                    }
+                    return Ok(answer);
+                }
+                Err(error) => error,
+            };
+            metrics::STORE_ERRORS.add1(error.kind().as_str(), 1);
+            if error.kind() == StoreErrorKind::Data && !self.even_refused {
+                return Err(NotTaken::Refused(error));
+            }
+            failures += 1;
+            // Heartbeats may still succeed, on a full disk for example, but no job is taken.
+            self.set_taking(false);
+            self.pause(failures, &error).await?;
+        }
+    }
+
+    fn set_taking(&self, taking: bool) {
+        if let Some((lane, _)) = self.lane {
+            self.shared.health.set_taking(lane, taking);
+        }
+    }
+
+    async fn pause(&self, failures: u32, error: &StoreError) -> Result<(), NotTaken> {
+        let wait = RECONNECT.wait(failures, fastrand::f64());
+        tracing::warn!(
+            queue = self.lane.map(|(lane, _)| lane.as_str()),
+            error = %chain(error),
+            wait_ms = wait.as_millis(),
+            "{}; trying again",
+            self.failure
+        );
+        let stopped = async {
+            match self.lane {
+                Some((_, stop)) => stop.cancelled().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            () = stopped => Err(NotTaken::GivenUp),
+            () = self.shared.give_up.cancelled() => Err(NotTaken::GivenUp),
+            () = tokio::time::sleep(wait) => Ok(()),
+        }
+    }
+}
+
+/// A write of batches that can be halved.
+pub(super) trait Halvable: Sync {
+    type Item: Send + Sync;
+    type Answer: Send;
+
+    /// Writes a batch, and answers for each of its items.
+    fn write(&self, batch: &[Self::Item])
+    -> impl Future<Output = Result<Vec<Self::Answer>, NotTaken>> + Send;
+
+    /// Answers for an item that the database refuses by itself.
+    fn refused(
+        &self,
+        item: &Self::Item,
+        error: StoreError,
+    ) -> impl Future<Output = Result<Self::Answer, NotTaken>> + Send;
+}
+
+/// Writes a batch, which is halved as long as the database refuses it. Returns the items with their answers in
+/// order, and the items behind them, which were not written because nobody waits any more.
+pub(super) async fn bisect<H: Halvable>(
+    writer: &H,
+    batch: Vec<H::Item>,
+) -> (Vec<(H::Item, H::Answer)>, Vec<H::Item>) {
+    let mut done = Vec::with_capacity(batch.len());
+    let mut pieces = vec![batch];
+    while let Some(mut piece) = pieces.pop() {
+        if piece.is_empty() {
+            continue;
+        }
+        let written = match (writer.write(&piece).await, &piece[..]) {
+            (Err(NotTaken::Refused(error)), [item]) => {
+                writer.refused(item, error).await.map(|answer| vec![answer])
+            }
+            (written, _) => written,
+        };
+        match written {
+            Ok(answers) => done.extend(piece.into_iter().zip(answers)),
+            Err(NotTaken::Refused(_)) if piece.len() > 1 => {
+                let rest = piece.split_off(piece.len() / 2);
+                pieces.extend([rest, piece]);
+            }
+            Err(NotTaken::Refused(_) | NotTaken::GivenUp) => {
+                pieces.push(piece);
+                break;
+            }
+        }
+    }
+    (done, pieces.into_iter().rev().flatten().collect())
+}
+
+/// Writes ended attempts in batches. Those that the store has not taken when the worker gives up are kept for the
+/// journal.
+pub(super) async fn run_finishes(shared: Arc<Shared>, runner: Runner<Finish, Finished>) {
+    runner
+        .run(|batch, backlog| {
+            let shared = shared.clone();
+            async move {
+                metrics::FINISH_BACKLOG.set(backlog as f64);
+                metrics::FINISH_BATCH.record(batch.len() as f64);
+                let started = Instant::now();
+                let (written, left) = write_finishes(&shared, batch).await;
+                metrics::FINISH_DURATION.record(started.elapsed().as_secs_f64());
+                shared.keep_unwritten(left);
+                written
+            }
+        })
+        .await;
+}
+
+/// Writes bindings in batches.
+pub(super) async fn run_bindings(shared: Arc<Shared>, runner: Runner<Bind, Bound>) {
+    runner
+        .run(|batch, _| {
+            let shared = shared.clone();
+            async move { write_bindings(&shared, batch).await }
+        })
+        .await;
+}
+
+async fn write_bindings(shared: &Shared, batch: Vec<Bind>) -> Vec<Bound> {
+    let (done, _) = bisect(&Bindings(Persist::new(shared, "bindings could not be written")), batch).await;
+    done.into_iter().map(|(_, bound)| bound).collect()
+}
+
+/// Writes a batch of ended attempts; an item that the database refuses for what it contains is
+/// recorded as a failure that says so. Returns the answers in order, and the items behind them, which were not
+/// written because the worker gave up.
+pub(super) async fn write_finishes(shared: &Shared, batch: Vec<Finish>) -> (Vec<Finished>, Vec<Finish>) {
+    let (done, left) = bisect(&Finishes(Persist::new(shared, "results could not be written")), batch).await;
+    (done.into_iter().map(|(_, finished)| finished).collect(), left)
+}
+
+struct Bindings<'a>(Persist<'a>);
+
+impl Halvable for Bindings<'_> {
+    type Item = Bind;
+    type Answer = Bound;
+
+    async fn write(&self, batch: &[Bind]) -> Result<Vec<Bound>, NotTaken> {
+        let recorded = self.0.until_taken(|| self.0.shared.deps.store.bind(batch)).await?;
+        Ok(recorded.into_iter().map(Ok).collect())
+    }
+
+    async fn refused(&self, _: &Bind, error: StoreError) -> Result<Bound, NotTaken> {
+        Ok(Err(error))
+    }
+}
+
+struct Finishes<'a>(Persist<'a>);
+
+impl Halvable for Finishes<'_> {
+    type Item = Finish;
+    type Answer = Finished;
+
+    async fn write(&self, batch: &[Finish]) -> Result<Vec<Finished>, NotTaken> {
+        self.0.until_taken(|| self.0.shared.deps.store.finish(batch)).await
+    }
+
+    async fn refused(&self, finish: &Finish, error: StoreError) -> Result<Finished, NotTaken> {
+        unstorable(&self.0, finish, &error).await
+    }
+}
+
+/// Records the end of an attempt whose answer the database refuses: without the answer, and then without
+/// the log ID too.
+async fn unstorable(
+    persist: &Persist<'_>,
+    refused: &Finish,
+    cause: &StoreError,
+) -> Result<Finished, NotTaken> {
+    let error = JobError::new(
+        ErrorKind::Internal,
+        format!(
+            "the tool API answered, but the database refuses to keep the answer: {cause}; the tool may have run, so \
+             look the answer up in the tool API's log before the job is enqueued anew"
+        ),
+    );
+    let mut failed = [refused.clone()];
+    failed[0].attempt.error = Some(error.clone());
+    failed[0].ending = Stop::Fail { error }.into();
+    for keeps_log_id in [true, false] {
+        if !keeps_log_id {
+            failed[0].attempt.log_id = None;
+        }
+        match persist.until_taken(|| persist.shared.deps.store.finish(&failed)).await {
+            Ok(written) => return written.into_iter().next().ok_or(NotTaken::GivenUp),
+            Err(NotTaken::GivenUp) => return Err(NotTaken::GivenUp),
+            Err(NotTaken::Refused(_)) => {}
+        }
+    }
+    tracing::error!(
+        job.id = %refused.id, error = %chain(cause),
+        "the database refuses even to record that this job failed, so it stays as it is until an audit \
+         reports it; compare its rules with the migrations"
+    );
+    // The job is not changed and nobody holds it here, which is what this answer means. The others go on.
+    Ok(Finished::Fenced)
+}

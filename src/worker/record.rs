@@ -1,0 +1,73 @@
+//! The record of an ended attempt, and what the metrics are told of it.
+
+use std::sync::atomic::Ordering;
+
+use super::{crash::CrashPoint, running_job::RunningJob, shared::Shared};
+use crate::{
+    job::{AttemptEnd, Ending, Started, State},
+    store::{By, Finish, Finished},
+    telemetry::metrics,
+};
+
+/// Records the attempt, and waits until the store has it or the worker gives up.
+pub(super) async fn record(shared: &Shared, job: RunningJob, end: AttemptEnd) {
+    let cause = end.ending.error().map(|error| error.kind());
+    let started = Started {
+        number: job.receipt.attempt,
+        request_id: job.request_id,
+        version: job.receipt.binding.as_ref().map(|binding| binding.version.clone()),
+        at: job.started_at,
+    };
+    let (attempt, ending) = end.record(started, shared.deps.clock.now());
+    let finish = Finish { id: job.spec.id, fence: job.receipt.fence, by: By::Holder, attempt, ending };
+    shared.crash.pass(CrashPoint::AfterCall);
+    let Some(finished) = submit(shared, finish).await else {
+        // The store was away for the whole shutdown: the job stays in the list of what is left, unless
+        // the journal takes it.
+        return;
+    };
+    shared.crash.pass(CrashPoint::AfterFinish);
+    shared.note_ended(job.spec.id);
+    match finished {
+        Finished::Applied { state, late } => {
+            if late {
+                metrics::LATE.add(1);
+            }
+            if let (State::Retryable, Some(cause)) = (state, cause) {
+                metrics::RETRIES.add1(cause.as_str(), 1);
+            }
+            applied(shared, &job, state);
+            tracing::debug!(job.id = %job.spec.id, attempt.n = job.receipt.attempt, state = %state, "attempt recorded");
+        }
+        Finished::Fenced => {
+            metrics::FENCED.add(1);
+            tracing::warn!(job.id = %job.spec.id, attempt.n = job.receipt.attempt, "a late result was fenced off");
+        }
+    }
+}
+
+/// `None` when the worker gave up.
+async fn submit(shared: &Shared, finish: Finish) -> Option<Finished> {
+    let bytes = match &finish.ending {
+        Ending::Succeed { result } => result.get().len() as u64,
+        _ => 0,
+    };
+    shared.buffered.fetch_add(bytes, Ordering::Relaxed);
+    shared.waiting.fetch_add(1, Ordering::Relaxed);
+    let finished = shared.finishes.submit(finish).await;
+    shared.waiting.fetch_sub(1, Ordering::Relaxed);
+    shared.buffered.fetch_sub(bytes, Ordering::Relaxed);
+    finished
+}
+
+fn applied(shared: &Shared, job: &RunningJob, state: State) {
+    let toolkit = job.receipt.binding.as_ref().map(|binding| binding.toolkit.as_str());
+    job.metrics.finished(toolkit, state.as_str());
+    if state.is_final() {
+        let took = shared.deps.clock.now().duration_since(job.due_at).as_secs_f64().max(0.0);
+        job.metrics.finished_after(took);
+    }
+    if !state.is_final() || job.spec.reply_to.is_some() {
+        shared.deps.relay_wake.notify_one();
+    }
+}

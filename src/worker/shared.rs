@@ -1,0 +1,173 @@
+//! What the parts of one worker share: its settings, and what it has under way.
+
+use std::{
+    collections::HashSet,
+    path::PathBuf,
+    sync::{
+        Arc, Mutex, OnceLock,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::time::Instant;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::{
+    circuit_breaker::{CircuitBreakers, Policy as CircuitBreakerPolicy},
+    crash::{Crash, CrashPlan},
+    group_commit::{self, GroupCommit, Runner},
+    lease::LeaseClock,
+    resolve::Resolver,
+};
+use crate::{
+    bounds::{CLAIM_BATCH, FINISH_BATCH},
+    health::Health,
+    job::{JobId, QueueName, RetryPolicy, WorkerId},
+    services::Services,
+    store::{Bind, Finish, Finished, StoreError},
+    sync::lock,
+};
+
+/// Settings of a worker.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Fresh for every process.
+    pub id: WorkerId,
+    /// For people.
+    pub name: String,
+    /// The lanes to consume and the most jobs in flight of each.
+    pub lanes: Vec<(QueueName, u32)>,
+    /// Age of a heartbeat from which others rescue our jobs.
+    pub lease: Duration,
+    /// Time between heartbeats.
+    pub heartbeat: Duration,
+    /// How long a whole shutdown may take, see [`crate::shutdown::Timeline`].
+    pub shutdown: Duration,
+    /// Where results are kept that could not be written before a shutdown ended; `None` leaves them to the
+    /// rescue.
+    pub journal_dir: Option<PathBuf>,
+    /// Run messages that have no ID; redelivered ones are held.
+    pub accept_unidentified: bool,
+    /// When to try again.
+    pub retry: RetryPolicy,
+    /// When calls are kept back because the tool API does not answer them.
+    pub circuit_breaker: CircuitBreakerPolicy,
+    /// How long after an unknown outcome the tool API's log is asked for the first time; `None` leaves
+    /// unknown outcomes to a person.
+    pub first_check: Option<Duration>,
+    /// Per attempt, for jobs that do not say.
+    pub timeout: Duration,
+    /// Bytes of results that may wait to be written before no more jobs are taken.
+    pub max_buffered_bytes: u64,
+    /// Where to crash, for tests of what a crash leaves behind.
+    pub crash: Option<CrashPlan>,
+}
+
+/// What became of a binding: whether it is recorded, or why the database refuses what it contains. One that is not
+/// recorded was fenced off.
+pub(super) type Bound = Result<bool, StoreError>;
+
+/// The writing sides of the two group commits.
+#[derive(Debug)]
+pub(super) struct Runners {
+    pub(super) finishes: Runner<Finish, Finished>,
+    pub(super) bindings: Runner<Bind, Bound>,
+}
+
+/// What the parts of one worker share.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) deps: Services,
+    /// Decides version, account and effect.
+    pub(super) resolver: Arc<Resolver>,
+    pub(super) options: Options,
+    pub(super) health: Arc<Health>,
+    pub(super) lease: LeaseClock,
+    pub(super) breakers: CircuitBreakers,
+    /// The jobs that are claimed and not finished, for the list of what a shutdown leaves behind.
+    in_flight: Mutex<HashSet<JobId>>,
+    pub(super) tasks: TaskTracker,
+    /// Set once when the drain begins: when it ends.
+    pub(super) drain_until: OnceLock<Instant>,
+    /// Ends calls that outlast the drain.
+    pub(super) interrupt: CancellationToken,
+    /// Ends every wait for the store, when nothing more can be done.
+    pub(super) give_up: CancellationToken,
+    pub(super) crash: Crash,
+    /// Bytes of results, and ended attempts, that wait to be written.
+    pub(super) buffered: AtomicU64,
+    pub(super) waiting: AtomicUsize,
+    /// Ended attempts that the store did not take before the worker gave up.
+    unwritten: Mutex<Vec<Finish>>,
+    pub(super) finishes: GroupCommit<Finish, Finished>,
+    pub(super) bindings: GroupCommit<Bind, Bound>,
+}
+
+impl Shared {
+    pub(super) fn new(deps: Services, resolver: Arc<Resolver>, options: Options) -> (Self, Runners) {
+        let (finishes, finish_runner) = group_commit::group_commit(FINISH_BATCH);
+        let (bindings, binding_runner) = group_commit::group_commit(CLAIM_BATCH);
+        let lanes = options.lanes.iter().map(|(name, _)| name.clone()).collect();
+        let shared = Self {
+            health: Arc::new(Health::new(lanes, options.heartbeat * 3)),
+            lease: LeaseClock::new(options.lease),
+            breakers: CircuitBreakers::new(options.circuit_breaker),
+            in_flight: Mutex::default(),
+            tasks: TaskTracker::new(),
+            drain_until: OnceLock::new(),
+            interrupt: CancellationToken::new(),
+            give_up: CancellationToken::new(),
+            crash: Crash::new(options.crash),
+            buffered: AtomicU64::new(0),
+            waiting: AtomicUsize::new(0),
+            unwritten: Mutex::default(),
+            finishes,
+            bindings,
+            deps,
+            resolver,
+            options,
+        };
+        (shared, Runners { finishes: finish_runner, bindings: binding_runner })
+    }
+
+    pub(super) fn jobs_in_flight(&self) -> usize {
+        lock(&self.in_flight).len()
+    }
+
+    pub(super) fn take_in_flight(&self) -> Vec<JobId> {
+        lock(&self.in_flight).drain().collect()
+    }
+
+    pub(super) fn note_in_flight(&self, ids: impl IntoIterator<Item = JobId>) {
+        lock(&self.in_flight).extend(ids);
+    }
+
+    pub(super) fn note_ended(&self, id: JobId) {
+        lock(&self.in_flight).remove(&id);
+    }
+
+    /// Keeps what could not be written for the journal.
+    pub(super) fn keep_unwritten(&self, finishes: Vec<Finish>) {
+        lock(&self.unwritten).extend(finishes);
+    }
+
+    pub(super) fn take_unwritten(&self) -> Vec<Finish> {
+        std::mem::take(&mut *lock(&self.unwritten))
+    }
+
+    /// Waits for the broker, but not beyond the moment when running calls are interrupted: what it has not
+    /// settled by then it delivers again. `None` when that moment came.
+    pub(super) async fn unless_interrupted<T>(&self, work: impl Future<Output = T>) -> Option<T> {
+        tokio::select! {
+            biased;
+            done = work => Some(done),
+            () = self.interrupt.cancelled() => None,
+        }
+    }
+
+    /// Whether results that wait to be written leave room for more.
+    pub(super) fn has_buffer_room(&self) -> bool {
+        self.buffered.load(Ordering::Relaxed) < self.options.max_buffered_bytes
+    }
+}

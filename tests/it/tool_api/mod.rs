@@ -1,0 +1,82 @@
+//! The client of the tool API against servers that misbehave, and against the sandbox.
+
+#![allow(clippy::unwrap_used, reason = "a test may panic, in its helpers too")]
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use errand::{
+    app, config,
+    job::{self, Arrival, JobId, JobSpec, RequestId},
+    tool::{
+        Body, Call, Reply,
+        composio::{Composio, Options},
+    },
+};
+use rogue::Rogue;
+use serde_json::json;
+
+mod against_sandbox;
+mod calls;
+mod fake;
+mod lookups;
+mod multiplexed;
+mod rogue;
+
+const KEY: &str = "ak_test_good";
+const OK: &str = r#"{"data":{},"error":null,"successful":true,"log_id":"log_1"}"#;
+
+fn options(base: url::Url) -> Options {
+    drop(rustls::crypto::ring::default_provider().install_default());
+    let defaults = config::load(&config::Sources::default()).unwrap().config;
+    Options { base_url: base, api_key: KEY.into(), ..app::tool_api_options(&defaults).unwrap() }
+}
+
+fn client(rogue: &Rogue) -> Composio {
+    Composio::new(options(rogue.base())).unwrap()
+}
+
+fn spec(envelope: serde_json::Value) -> JobSpec {
+    decode(&envelope.to_string(), None)
+}
+
+fn decode(envelope: &str, traceparent: Option<&str>) -> JobSpec {
+    let arrival = Arrival {
+        queue: &"default".parse().unwrap(),
+        message_id: None,
+        reply_to: None,
+        correlation_id: None,
+        traceparent,
+        fallback_id: Some(JobId::new()),
+    };
+    job::decode(envelope.as_bytes(), &arrival).unwrap()
+}
+
+fn call(spec: JobSpec) -> Call {
+    Call {
+        request_id: RequestId::new(),
+        job: spec.id,
+        spec: Arc::new(spec),
+        version: "20251027_00".into(),
+        account: Some("ca_1".into()),
+        timeout: Duration::from_secs(5),
+    }
+}
+
+fn simple() -> Call {
+    call(spec(json!({"user_id": "u-alice", "tool": "GITHUB_GET_REPO", "arguments": {}})))
+}
+
+fn within(millis: u64, call: Call) -> Call {
+    Call { timeout: Duration::from_millis(millis), ..call }
+}
+
+fn body(reply: Reply) -> Body {
+    match reply {
+        Reply::Answered(answer) => answer.body,
+        other => panic!("{other:?}"),
+    }
+}
+
+// ---------------------------------------------------------------------------------------------
+// The request.
