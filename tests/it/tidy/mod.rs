@@ -57,7 +57,6 @@ const LONG_FILES: &[(&str, &str)] = &[
     ("tests/it/simulation/api.rs", "a simulated tool API, whose faults depend on each other"),
     ("tests/it/simulation/store.rs", "every method of the store's traits passes through it"),
     ("tests/it/simulation/world.rs", "one simulated world from its seed to its end"),
-    ("tests/it/tool_api.rs", "one case per answer of the tool API"),
 ];
 
 /// The most lines of a function outside tests.
