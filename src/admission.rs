@@ -62,8 +62,12 @@ impl Admission {
 
     async fn enqueue_chunk(&self, chunk: &[Arc<JobSpec>]) -> Result<Vec<Enqueued>, StoreError> {
         let checked: Vec<_> = chunk.iter().map(|spec| self.rules.check(spec)).collect();
-        let fit: Vec<Arc<JobSpec>> =
-            chunk.iter().zip(&checked).filter(|(_, checked)| checked.is_ok()).map(|(spec, _)| spec.clone()).collect();
+        let fit: Vec<Arc<JobSpec>> = chunk
+            .iter()
+            .zip(&checked)
+            .filter(|(_, checked)| checked.is_ok())
+            .map(|(spec, _)| spec.clone())
+            .collect();
         let unclaimed_after = if self.queue.is_some() { self.unclaimed_after } else { Duration::ZERO };
         let inserted = self.store.insert(&fit, unclaimed_after).await?;
         self.hand_over(&fit, &inserted).await;
@@ -88,9 +92,7 @@ impl Admission {
         let available: Vec<&Arc<JobSpec>> = specs
             .iter()
             .zip(inserted)
-            .filter(|(_, answer)| {
-                matches!(answer, Inserted::New { state } if *state == State::Available)
-            })
+            .filter(|(_, answer)| matches!(answer, Inserted::New { state } if *state == State::Available))
             .map(|(spec, _)| spec)
             .collect();
         let messages = available.iter().map(|spec| message(spec)).collect();

@@ -62,9 +62,9 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Run a demonstration: some hundred jobs in one process, against the sandbox tool API.
+    /// Run a demonstration: some hundred jobs against the sandbox tool API.
     Demo(demo::Args),
-    /// Run a development server: worker, queue, store and sandbox tool API in one process.
+    /// Run a development server: worker, queue, store and sandbox tool API.
     Dev(dev::Args),
     /// Run a worker on RabbitMQ and PostgreSQL.
     Worker(worker::Args),
@@ -87,7 +87,7 @@ enum Command {
     /// List, show and requeue rejected messages, which are not valid jobs.
     #[command(subcommand)]
     Rejected(rejected::Command),
-    /// Audit all jobs: find rows that break a rule or that no part of errand would look at again.
+    /// Audit all jobs: find rows that break a rule or that nothing goes on with.
     Audit(audit::Args),
     /// Apply the database migrations that are missing.
     Migrate(migrate::Args),
@@ -96,7 +96,7 @@ enum Command {
     Config(config_command::Command),
     /// Check database, broker and tool API, and say what to change.
     Doctor(doctor::Args),
-    /// Ask the health endpoint of a worker; exit with 0 when it is healthy.
+    /// Ask a worker's health endpoint; exit with 0 when it is healthy.
     Health(health::Args),
     /// Serve the sandbox, a stand-in for the tool API.
     Sandbox(sandbox::Args),

@@ -449,12 +449,8 @@ impl World {
             }
             way => {
                 let life = Life::new(usize::MAX, "cli".to_owned());
-                let bare = Admission::new(
-                    self.store_of(&life),
-                    None,
-                    errand::job::Rules::default(),
-                    Duration::ZERO,
-                );
+                let bare =
+                    Admission::new(self.store_of(&life), None, errand::job::Rules::default(), Duration::ZERO);
                 let bare = Arc::new(bare);
                 loop {
                     let live = self.some_live().filter(|_| matches!(way, Way::Admission));
