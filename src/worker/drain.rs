@@ -70,8 +70,8 @@ pub(super) async fn journal(shared: &Shared, countdown: &mut Countdown, left: &m
             );
             results
         }
-        Err(error) => {
-            tracing::error!(error, results, "results could not be journaled and are left to the rescue");
+        Err(why) => {
+            tracing::error!(error = %why, results, "results could not be journaled and are left to the rescue");
             0
         }
     }
