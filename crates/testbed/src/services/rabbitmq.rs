@@ -206,7 +206,12 @@ async fn manage(root: &str, method: reqwest::Method, path: &str, body: Option<Va
     if let Some(body) = body {
         request = request.json(&body);
     }
-    let response = request.send().await.context("reach the management API of RabbitMQ")?;
+    let mut response = send(&request).await;
+    // The node closes a connection on which no request came for some seconds, as happens on a busy machine.
+    if response.is_err() && method.is_idempotent() {
+        response = send(&request).await;
+    }
+    let response = response.context("reach the management API of RabbitMQ")?;
     let status = response.status();
     let text = response.text().await.context("read an answer of the management API of RabbitMQ")?;
     ensure!(status.is_success(), "{method} {url}: {status} {text}");
@@ -214,6 +219,10 @@ async fn manage(root: &str, method: reqwest::Method, path: &str, body: Option<Va
         return Ok(Value::Null);
     }
     serde_json::from_str(&text).with_context(|| format!("{method} {url}: the answer is not JSON"))
+}
+
+async fn send(request: &reqwest::RequestBuilder) -> Result<reqwest::Response> {
+    Ok(request.try_clone().context("a request with a stream")?.send().await?)
 }
 
 /// Percent-encodes a name of this fixture, in which only the slash needs it.
