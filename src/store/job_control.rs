@@ -195,8 +195,8 @@ mod tests {
 
     /// The states from which a statement takes jobs, as its condition has it.
     fn states(text: &str) -> Vec<State> {
-        let condition = text.rsplit("id = ").find(|condition| condition.contains("state ")).unwrap();
-        let states = condition.split_once("state ").unwrap().1;
+        let condition = text.rsplit("id = ").find(|condition| condition.contains("and state ")).unwrap();
+        let states = condition.split_once("and state ").unwrap().1;
         let states = states.split(['\n', ')']).next().unwrap();
         states.split('\'').skip(1).step_by(2).map(|word| word.parse().unwrap()).collect()
     }
