@@ -16,6 +16,7 @@ use url::Url;
 use crate::{
     job::{AttemptOutcome, Effect, JobId},
     store::{AttemptView, JobView, SharedStore},
+    string_enum::string_enum,
 };
 
 /// How long one page of the ledger may take.
@@ -32,32 +33,20 @@ const MAX_EFFECTS: usize = 1_000_000;
 const STORE_PAGE: usize = 1_000;
 const AT_ONCE: usize = 4;
 
-/// A contradiction between store and ledger.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Contradiction {
-    /// The tool ran for a job that is unknown, or under a request ID that is no attempt of it, or in an
-    /// attempt of which errand says that nothing ran.
-    EffectWithoutRecord,
-    /// The job succeeded by a call, and the tool has not run.
-    SuccessWithoutEffect,
-    /// The tool ran more than once for a job that must run once.
-    RepeatedEffect,
+string_enum! {
+    /// A contradiction between store and ledger.
+    Contradiction {
+        /// The tool ran for a job that is unknown, or under a request ID that is no attempt of it, or in an
+        /// attempt of which errand says that nothing ran.
+        EffectWithoutRecord = "effect_without_record",
+        /// The job succeeded by a call, and the tool has not run.
+        SuccessWithoutEffect = "success_without_effect",
+        /// The tool ran more than once for a job that must run once.
+        RepeatedEffect = "repeated_effect",
+    }
 }
 
 impl Contradiction {
-    /// Every kind.
-    pub const ALL: &'static [Self] =
-        &[Self::EffectWithoutRecord, Self::SuccessWithoutEffect, Self::RepeatedEffect];
-
-    /// The word used in JSON.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::EffectWithoutRecord => "effect_without_record",
-            Self::SuccessWithoutEffect => "success_without_effect",
-            Self::RepeatedEffect => "repeated_effect",
-        }
-    }
-
     /// What a person does about it.
     pub fn advice(self) -> &'static str {
         match self {
