@@ -8,6 +8,7 @@ use tracing_subscriber::{
     Layer as _, filter::Targets, layer::SubscriberExt as _, util::SubscriberInitExt as _,
 };
 
+use super::span_fields::SpanFields;
 use crate::string_enum::string_enum;
 
 /// lapin reports every orderly end of a connection as an error; what matters reaches the log through
@@ -40,7 +41,9 @@ pub fn init(format: LogFormat, level: &str, colors: bool) -> Result<()> {
     let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
     let lines = match format {
         LogFormat::Text => lines.with_ansi(colors && std::io::stderr().is_terminal()).boxed(),
-        LogFormat::Json => lines.json().flatten_event(true).with_current_span(false).boxed(),
+        LogFormat::Json => {
+            lines.json().flatten_event(true).with_current_span(false).fmt_fields(SpanFields).boxed()
+        }
     };
     let started = tracing_subscriber::registry().with(filter.with_targets(ALWAYS)).with(lines).try_init();
     if started.is_err() {

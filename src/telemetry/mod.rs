@@ -2,3 +2,5 @@
 
 pub mod logging;
 pub mod metrics;
+
+mod span_fields;

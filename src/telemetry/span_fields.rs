@@ -1,0 +1,148 @@
+//! The fields of a span as the text of a JSON object.
+//!
+//! A span is made for every attempt, and hardly any of them is ever logged. The subscriber's own formatter for JSON
+//! builds a map of values for each, which cost more than the rest of the span.
+
+use std::fmt;
+
+use tracing::{
+    field::{Field, Visit},
+    span::Record,
+};
+use tracing_subscriber::{
+    field::RecordFields,
+    fmt::{FormatFields, FormattedFields, format::Writer},
+};
+
+/// Formats the fields of spans, for a layer that writes JSON.
+#[derive(Debug)]
+pub(super) struct SpanFields;
+
+impl<'writer> FormatFields<'writer> for SpanFields {
+    fn format_fields<R: RecordFields>(&self, mut writer: Writer<'writer>, fields: R) -> fmt::Result {
+        writer.write_char('{')?;
+        let mut object = Object { writer, is_empty: true, written: Ok(()) };
+        fields.record(&mut object);
+        object.close()
+    }
+
+    fn add_fields(&self, current: &'writer mut FormattedFields<Self>, fields: &Record<'_>) -> fmt::Result {
+        // Without the closing brace the object goes on. A name that comes twice counts with its last value.
+        current.fields.pop();
+        let is_empty = current.fields == "{";
+        let mut object = Object { writer: current.as_writer(), is_empty, written: Ok(()) };
+        fields.record(&mut object);
+        object.close()
+    }
+}
+
+/// A JSON object that is being written.
+struct Object<'writer> {
+    writer: Writer<'writer>,
+    is_empty: bool,
+    written: fmt::Result,
+}
+
+impl Object<'_> {
+    fn close(mut self) -> fmt::Result {
+        self.written?;
+        self.writer.write_char('}')
+    }
+
+    fn add(&mut self, field: &Field, value: fmt::Arguments<'_>) {
+        if self.written.is_ok() {
+            let comma = if self.is_empty { "" } else { "," };
+            let name = field.name().trim_start_matches("r#");
+            self.written = write!(self.writer, "{comma}\"{name}\":{value}");
+            self.is_empty = false;
+        }
+    }
+}
+
+impl Visit for Object<'_> {
+    fn record_f64(&mut self, field: &Field, value: f64) {
+        if value.is_finite() {
+            self.add(field, format_args!("{value}"));
+        } else {
+            self.add(field, format_args!("null"));
+        }
+    }
+
+    fn record_i64(&mut self, field: &Field, value: i64) {
+        self.add(field, format_args!("{value}"));
+    }
+
+    fn record_u64(&mut self, field: &Field, value: u64) {
+        self.add(field, format_args!("{value}"));
+    }
+
+    fn record_bool(&mut self, field: &Field, value: bool) {
+        self.add(field, format_args!("{value}"));
+    }
+
+    fn record_str(&mut self, field: &Field, value: &str) {
+        let is_plain = value.bytes().all(|byte| byte >= b' ' && byte != b'"' && byte != b'\\');
+        if is_plain {
+            self.add(field, format_args!("\"{value}\""));
+        } else {
+            self.add(field, format_args!("{}", serde_json::Value::from(value)));
+        }
+    }
+
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        self.record_str(field, &format!("{value:?}"));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        io::{self, Write},
+        sync::{Arc, Mutex},
+    };
+
+    use serde_json::{Value, json};
+    use tracing_subscriber::layer::SubscriberExt as _;
+
+    use super::*;
+
+    #[derive(Clone, Default)]
+    struct Lines(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Lines {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().write(bytes)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn the_fields_of_a_span_are_a_json_object_whatever_they_contain() {
+        let lines = Lines::default();
+        let writer = lines.clone();
+        let layer = tracing_subscriber::fmt::layer()
+            .json()
+            .with_current_span(false)
+            .fmt_fields(SpanFields)
+            .with_writer(move || writer.clone());
+        tracing::subscriber::with_default(tracing_subscriber::registry().with(layer), || {
+            let _none = tracing::error_span!("none").entered();
+            let text = "a \"quoted\"\n\\ text \u{7f} ü";
+            let id = uuid::Uuid::nil();
+            let later = tracing::field::Empty;
+            let span = tracing::error_span!("some", text, job.id = %id, n = 3, low = -1, yes = true, half = 0.5, later);
+            span.record("later", text);
+            span.in_scope(|| tracing::error!("a line"));
+        });
+        let line: Value = serde_json::from_slice(&lines.0.lock().unwrap()).unwrap();
+        let text = "a \"quoted\"\n\\ text \u{7f} ü";
+        let some = json!({
+            "name": "some", "text": text, "job.id": uuid::Uuid::nil(), "n": 3, "low": -1, "yes": true, "half": 0.5,
+            "later": text,
+        });
+        assert_eq!(line["spans"], json!([{"name": "none"}, some]));
+    }
+}
