@@ -65,6 +65,8 @@ async fn a_store_that_was_busy_and_lost_a_worker_has_no_finding() {
         ("ERRAND__WORKER__HEARTBEAT_SECS", "1"),
         ("ERRAND__RESCUE__POLL_SECS", "1"),
         ("ERRAND__AUDIT__EVERY_SECS", "1"),
+        // What the first worker has taken to publish and never published comes again after this.
+        ("ERRAND__RELAY__UNCLAIMED_SECS", "5"),
     ];
     let mut doomed = harness.worker(&quick).await;
     let jobs: Vec<Value> = (0..400)

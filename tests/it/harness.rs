@@ -17,8 +17,9 @@ use serde_json::Value;
 
 use crate::support::{self, postgres, rabbitmq, wait::until};
 
-/// How long anything on a harness may take. Generous, because the machine is shared.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+/// How long anything on a harness may take. Generous, because the machine is shared, and longer than the minute
+/// after which a job is published again whose worker was killed while it published (`relay.unclaimed_secs`).
+pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 
 /// What a worker needs around it.
 pub(crate) struct Harness {
