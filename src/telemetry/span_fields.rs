@@ -81,16 +81,33 @@ impl Visit for Object<'_> {
     }
 
     fn record_str(&mut self, field: &Field, value: &str) {
-        let is_plain = value.bytes().all(|byte| byte >= b' ' && byte != b'"' && byte != b'\\');
-        if is_plain {
-            self.add(field, format_args!("\"{value}\""));
-        } else {
-            self.add(field, format_args!("{}", serde_json::Value::from(value)));
-        }
+        self.add(field, format_args!("\"{}\"", Escaped(format_args!("{value}"))));
     }
 
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
-        self.record_str(field, &format!("{value:?}"));
+        self.add(field, format_args!("\"{}\"", Escaped(format_args!("{value:?}"))));
+    }
+}
+
+/// A text as the inside of a JSON string, without a copy where nothing has to be escaped.
+struct Escaped<'a>(fmt::Arguments<'a>);
+
+impl fmt::Display for Escaped<'_> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        struct Pieces<'a, 'b>(&'a mut fmt::Formatter<'b>);
+
+        impl fmt::Write for Pieces<'_, '_> {
+            fn write_str(&mut self, piece: &str) -> fmt::Result {
+                let is_plain = piece.bytes().all(|byte| byte >= b' ' && byte != b'"' && byte != b'\\');
+                if is_plain {
+                    return self.0.write_str(piece);
+                }
+                let quoted = serde_json::Value::from(piece).to_string();
+                self.0.write_str(&quoted[1..quoted.len() - 1])
+            }
+        }
+
+        fmt::write(&mut Pieces(formatter), self.0)
     }
 }
 

@@ -55,7 +55,7 @@ impl RunningJob {
             "attempt",
             job.id = %self.spec.id,
             attempt.n = self.receipt.attempt,
-            owner.kind = %self.spec.owner.kind(),
+            owner.kind = self.spec.owner.kind().as_str(),
             tool = self.spec.tool
         )
     }
