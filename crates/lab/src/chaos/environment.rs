@@ -19,7 +19,9 @@ use errand::{
     worker::CrashPlan,
 };
 use errand_testbed::services::{proxy::Proxy, rabbitmq::Vhost};
+use futures_util::future::BoxFuture;
 use tempfile::TempDir;
+use tokio::time::{Instant, sleep};
 
 use super::{
     cluster::{Cluster, Services},
@@ -43,6 +45,9 @@ pub(super) const GIVE_UP: Duration = Duration::from_secs(15);
 
 /// How long a worker that was told to end may take.
 pub(super) const DRAIN: Duration = Duration::from_secs(5);
+
+/// How long the services may take to be usable at the beginning of a round.
+const PREPARATION: Duration = Duration::from_secs(60);
 
 /// What one round has for itself. Each worker is behind proxies of its own.
 #[derive(Debug)]
@@ -150,9 +155,10 @@ impl Environment {
                 Self { api, api_proxy, slots, access, vhost: Some(vhost), database_file: None, folder }
             }
         };
-        environment.access.store.migrate().await.context("cannot migrate the database of a round")?;
-        if let Some(queue) = &environment.access.queue {
-            queue.check().await.context("cannot use the broker of a round")?;
+        let AppAccess { store, queue, .. } = &environment.access;
+        patiently(|| store.migrate()).await.context("cannot migrate the database of a round")?;
+        if let Some(queue) = queue {
+            patiently(|| queue.check()).await.context("cannot use the broker of a round")?;
         }
         Ok(environment)
     }
@@ -176,6 +182,18 @@ impl Environment {
             queue.close().await;
         }
         self.access.store.close().await;
+    }
+}
+
+/// Tries again for a while: the services may have just come back from the fault of the round before, and a broker
+/// sometimes answers the first declaration on a new virtual host with an internal error.
+async fn patiently<'a, T, E>(work: impl Fn() -> BoxFuture<'a, Result<T, E>>) -> Result<T, E> {
+    let until = Instant::now() + PREPARATION;
+    loop {
+        match work().await {
+            Err(_) if Instant::now() < until => sleep(Duration::from_millis(500)).await,
+            answer => return answer,
+        }
     }
 }
 

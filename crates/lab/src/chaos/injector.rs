@@ -32,8 +32,9 @@ const CRASH: Duration = Duration::from_secs(10);
 /// The same for one that was told twice.
 const END_AT_ONCE: Duration = Duration::from_secs(5);
 
-/// How long the lock of a database file is waited for.
-const LOCK: Duration = Duration::from_secs(5);
+/// How long the lock of a database file is waited for. SQLite's locks are not handed over in turn, and a busy worker
+/// takes its own again at once.
+const LOCK: Duration = Duration::from_secs(60);
 
 /// Faults of one round of [`Fault::Everything`].
 const MIXED: usize = 4;
