@@ -110,8 +110,9 @@ fn assert_versions(versions: &[String]) {
 fn execute(status: u16, asked: Option<Duration>, bytes: &[u8], body: impl Fn() -> Body) -> &'static str {
     let Ok(owner) = Owner::new(OwnerKind::User, "u-alice") else { unreachable!("the owner is valid") };
     if let Body::Result(result) = body() {
+        // The rest of the body may be no text at all.
         let data = result.data.get();
-        assert!(data == "{}" || std::str::from_utf8(bytes).is_ok_and(|text| text.contains(data)));
+        assert!(data == "{}" || bytes.windows(data.len()).any(|part| part == data.as_bytes()));
     }
     let mut word = "";
     for (account, explicit_account) in [(None, false), (Some("ca_1"), true), (Some("ca_1"), false)] {
