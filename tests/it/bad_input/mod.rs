@@ -2,16 +2,14 @@
 //! counts, and errand's own bugs. Each is kept, counted and explained, and the next job runs.
 
 use errand::job::JobId;
+use errand_testbed::scripted_api::Answer;
 use lapin::{
     BasicProperties,
     types::{AMQPValue, DecimalValue, FieldArray, FieldTable},
 };
 use serde_json::{Value, json};
 
-use self::{
-    backends::{Backends, Place},
-    recording_proxy::{Said, success},
-};
+use self::backends::{Backends, Place};
 use crate::{
     harness::{Harness, PATIENCE, python},
     support::wait::until,
@@ -19,7 +17,6 @@ use crate::{
 
 mod backends;
 mod panics;
-mod recording_proxy;
 
 /// Runs every function of the list on both pairs of backends, with these settings.
 macro_rules! on_both_pairs {
@@ -380,14 +377,25 @@ async fn lines_that_are_no_jobs_are_refused_with_a_reason_and_the_others_run() {
 // ---------------------------------------------------------------------------------------------
 // Answers.
 
+/// How the body of a success begins that does not end.
+const BLOB: &str = r#"{"successful":true,"error":null,"log_id":"log_front","data":{"blob":""#;
+
+fn json_answer(status: &str, body: String) -> Answer {
+    Answer::new(status, body).header("content-type", "application/json")
+}
+
+fn success(data: &str) -> Answer {
+    json_answer("200 OK", format!(r#"{{"data":{data},"successful":true,"error":null,"log_id":"log_front"}}"#))
+}
+
 async fn an_answer_larger_than_the_limit_is_not_read_to_its_end(pair: Backends) {
     let warm = id();
     pair.submit(&[read(&warm)]).await;
     pair.job_in(&warm, &["succeeded"]).await;
     let before = pair.worker.peak_memory();
     let (endless, announced, next) = (id(), id(), id());
-    pair.front.says(&endless, Said::Endless);
-    pair.front.says(&announced, Said::Announced(1 << 40));
+    pair.front.answer_job(&endless, Answer::endless(None, BLOB));
+    pair.front.answer_job(&announced, Answer::endless(Some(1 << 40), BLOB));
     pair.submit(&[send(&endless), send(&announced), read(&next)]).await;
     for job in [&endless, &announced] {
         let shown = pair.job_in(job, &["failed", "succeeded", "held"]).await;
@@ -401,7 +409,7 @@ async fn an_answer_larger_than_the_limit_is_not_read_to_its_end(pair: Backends) 
         let attempts = shown["attempts"].as_array().unwrap();
         assert_eq!((attempts.len(), &attempts[0]["http_status"]), (1, &json!(200)), "{shown}");
         assert!(attempts[0]["request_id"].is_string());
-        assert_eq!((pair.front.seen(job).len(), pair.effects(job)), (1, 1), "it ran once");
+        assert_eq!((pair.front.bodies_of(job).len(), pair.effects(job)), (1, 1), "it ran once");
     }
     pair.job_in(&next, &["succeeded"]).await;
     assert_eq!(pair.metric("errand_jobs_finished_total", "outcome=\"failed\"").await, 2.0);
@@ -417,7 +425,7 @@ const NUMBERS: &str = r#"{"owner":"o","repo":"r","a":9007199254740993,"b":184467
 async fn numbers_arrive_and_come_back_digit_by_digit(pair: Backends) {
     let (published, enqueued, bulk) = (id(), id(), id());
     for job in [&published, &enqueued, &bulk] {
-        pair.front.says(job, success(NUMBERS));
+        pair.front.answer_job(job, success(NUMBERS));
     }
     pair.submit(&[read_with(&published, NUMBERS)]).await;
     let args = ["enqueue", "GITHUB_GET_REPO", "--user-id", "u-alice", "--args", NUMBERS, "--id", &enqueued];
@@ -430,11 +438,11 @@ async fn numbers_arrive_and_come_back_digit_by_digit(pair: Backends) {
     }
     for job in &jobs {
         pair.job_in(job, &["succeeded"]).await;
-        assert_eq!(pair.front.seen(job).len(), 1);
+        assert_eq!(pair.front.bodies_of(job).len(), 1);
         assert!(
-            pair.front.seen(job)[0].contains(&format!("\"arguments\":{NUMBERS}")),
+            pair.front.bodies_of(job)[0].contains(&format!("\"arguments\":{NUMBERS}")),
             "{:?}",
-            pair.front.seen(job)
+            pair.front.bodies_of(job)
         );
     }
     for job in &jobs[..3] {
@@ -461,7 +469,7 @@ async fn numbers_arrive_and_come_back_digit_by_digit(pair: Backends) {
     let next = id();
     pair.submit(&[read(&next)]).await;
     pair.job_in(&next, &["succeeded"]).await;
-    assert_eq!(pair.front.seen(&published).len(), 1, "the same body is the same job");
+    assert_eq!(pair.front.bodies_of(&published).len(), 1, "the same body is the same job");
 }
 
 /// Publishes a job without an ID, puts it back, and returns what it became.
@@ -473,7 +481,7 @@ async fn requeued(harness: &Harness, pair: &Backends) -> String {
     })
     .await;
     // It gets the ID under which it was kept.
-    pair.front.says(&rejected, success(NUMBERS));
+    pair.front.answer_job(&rejected, success(NUMBERS));
     let said = pair.says(&["rejected", "requeue", &rejected]);
     said.split(" is job ").nth(1).unwrap().split(' ').next().unwrap().to_owned()
 }
@@ -481,15 +489,15 @@ async fn requeued(harness: &Harness, pair: &Backends) -> String {
 async fn what_json_can_say_and_databases_cannot_arrives_and_comes_back(pair: Backends) {
     const ODD: &str = r#"{"owner":"o","repo":"r","nul":"a\u0000b","half":"\ud800","other half":"\udc00x","\u0000":"\ud800\ud800","both":"\ud83d\ude00"}"#;
     let (verbatim, log, failing, refused, next) = (id(), id(), id(), id(), id());
-    pair.front.says(&verbatim, success(ODD));
+    pair.front.answer_job(&verbatim, success(ODD));
     let body = |id: &str, error: &str| {
         format!(r#"{{"data":{ODD},"successful":{},"error":{error},"log_id":"{id}"}}"#, error == "null")
     };
-    pair.front.says(&log, Said::This(200, body(r"log\u0000_\u0000", "null")));
-    pair.front.says(&failing, Said::This(200, body("log_1", r#""it \u0000 broke""#)));
+    pair.front.answer_job(&log, json_answer("200 OK", body(r"log\u0000_\u0000", "null")));
+    pair.front.answer_job(&failing, json_answer("200 OK", body("log_1", r#""it \u0000 broke""#)));
     let error =
         r#"{"error":{"message":"no \u0000\ud800","slug":"A\u0000B","code":400,"request_id":"\u0000"}}"#;
-    pair.front.says(&refused, Said::This(400, error.to_owned()));
+    pair.front.answer_job(&refused, json_answer("400 Bad Request", error.to_owned()));
     let jobs = [&verbatim, &log, &failing, &refused].map(|job| read_with(job, ODD));
     pair.submit(&jobs).await;
     pair.submit(&[read(&next)]).await;
@@ -497,7 +505,7 @@ async fn what_json_can_say_and_databases_cannot_arrives_and_comes_back(pair: Bac
         let shown = pair.job_in(job, &["succeeded", "failed"]).await;
         assert_eq!((&shown["state"], &shown["log_id"]), (&json!("succeeded"), &json!(log_id)), "{shown}");
         assert!(pair.says(&["jobs", "show", job, "--json"]).contains(&format!("\"result\":{ODD}")));
-        assert!(pair.front.seen(job)[0].contains(ODD), "{:?}", pair.front.seen(job));
+        assert!(pair.front.bodies_of(job)[0].contains(ODD), "{:?}", pair.front.bodies_of(job));
     }
     for (job, part) in [(&failing, "it  broke"), (&refused, "no ")] {
         let shown = pair.job_in(job, &["failed"]).await;
@@ -515,7 +523,7 @@ async fn an_answer_that_the_database_refuses_fails_its_job_alone_and_keeps_its_l
     let (deep, next) = (id(), id());
     // Parsing it takes more stack than PostgreSQL allows itself.
     let data = format!("{}{}", "[".repeat(200_000), "]".repeat(200_000));
-    pair.front.says(&deep, success(&data));
+    pair.front.answer_job(&deep, success(&data));
     let together: Vec<String> = (0..20).map(|_| id()).collect();
     let mut jobs: Vec<String> = together.iter().map(|job| read(job)).collect();
     jobs.insert(10, send(&deep));
@@ -611,7 +619,7 @@ async fn counters_at_their_maximum_keep_nobody_waiting(pair: Backends) {
     assert_eq!(shown["attempts"][0]["number"], 2_147_483_647);
     let shown = pair.job_in(&lost, &["failed"]).await;
     assert_eq!(shown["error"]["kind"], "worker_lost", "{shown}");
-    assert_eq!(pair.front.seen(&tried).len(), 1);
+    assert_eq!(pair.front.bodies_of(&tried).len(), 1);
     assert_eq!(pair.metric("errand_rescued_jobs_total", "to=\"failed\"").await, 1.0);
 
     let listed = pair.says(&["jobs", "list", "--state", "failed", "--json"]);

@@ -13,7 +13,7 @@ use errand::{
         composio::{Composio, Options},
     },
 };
-use rogue::Rogue;
+use errand_testbed::scripted_api::{Answer, ScriptedApi};
 use serde_json::json;
 
 mod against_sandbox;
@@ -21,7 +21,6 @@ mod calls;
 mod fake;
 mod lookups;
 mod multiplexed;
-mod rogue;
 
 const KEY: &str = "ak_test_good";
 const OK: &str = r#"{"data":{},"error":null,"successful":true,"log_id":"log_1"}"#;
@@ -32,8 +31,12 @@ fn options(base: url::Url) -> Options {
     Options { base_url: base, api_key: KEY.into(), ..app::tool_api_options(&defaults).unwrap() }
 }
 
-fn client(rogue: &Rogue) -> Composio {
-    Composio::new(options(rogue.base())).unwrap()
+fn base(api: &ScriptedApi) -> url::Url {
+    api.url().parse().unwrap()
+}
+
+fn client(api: &ScriptedApi) -> Composio {
+    Composio::new(options(base(api))).unwrap()
 }
 
 fn spec(envelope: serde_json::Value) -> JobSpec {
@@ -77,6 +80,3 @@ fn body(reply: Reply) -> Body {
         other => panic!("{other:?}"),
     }
 }
-
-// ---------------------------------------------------------------------------------------------
-// The request.
