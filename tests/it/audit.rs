@@ -1,26 +1,13 @@
 //! The audit of a store that was really used: the real binary on real services, against the sandbox and
 //! its ledger.
 
+use errand_testbed::factory::{Envelope as _, id, read, send, update};
 use serde_json::{Value, json};
-use uuid::Uuid;
 
 use crate::{
     harness::{Harness, PATIENCE},
     support::{http, wait::until},
 };
-
-fn id() -> String {
-    Uuid::now_v7().to_string()
-}
-
-fn send(id: &str, user: &str) -> Value {
-    json!({"id": id, "user_id": user, "tool": "GMAIL_SEND_EMAIL",
-           "arguments": {"recipient_email": "a@example.com", "subject": "s", "body": "b"}})
-}
-
-fn read(id: &str, user: &str) -> Value {
-    json!({"id": id, "user_id": user, "tool": "GITHUB_GET_REPO", "arguments": {"owner": "o", "repo": "r"}})
-}
 
 /// Runs `errand audit` with these flags, and returns its exit code and its answer.
 fn audit(harness: &Harness, flags: &[&str]) -> (i32, Value) {
@@ -34,11 +21,6 @@ fn audit(harness: &Harness, flags: &[&str]) -> (i32, Value) {
 fn found<'a>(answer: &'a Value, kind: &str) -> &'a Value {
     let findings = answer["findings"].as_array().unwrap();
     findings.iter().find(|finding| finding["kind"] == kind).unwrap_or(&Value::Null)
-}
-
-async fn execute(harness: &Harness, sql: &str) {
-    use sqlx::Executor as _;
-    harness.database.connect().await.execute(sqlx::AssertSqlSafe(sql.to_owned())).await.unwrap();
 }
 
 /// Makes the call of an attempt again, as somebody would who had its request ID.
@@ -70,12 +52,11 @@ async fn a_store_that_was_busy_and_lost_a_worker_has_no_finding() {
     ];
     let mut doomed = harness.worker(&quick).await;
     let jobs: Vec<Value> = (0..400)
-        .map(|n| match n % 4 {
-            0 => send(&id(), &format!("user-{}", n % 20 + 1)),
-            1 => json!({"id": id(), "user_id": format!("user-{}", n % 20 + 1), "tool": "LINEAR_UPDATE_ISSUE",
-                        "arguments": {"issue_id": "I-1", "state": "done"}}),
-            2 if n % 40 == 2 => read(&id(), "u-nobody"),
-            _ => read(&id(), &format!("user-{}", n % 20 + 1)),
+        .map(|n| match (n % 4, format!("user-{}", n % 20 + 1)) {
+            (0, user) => send(&user),
+            (1, user) => update(&user),
+            (2, _) if n % 40 == 2 => read("u-nobody"),
+            (_, user) => read(&user),
         })
         .collect();
     harness.publish(&jobs).await;
@@ -108,17 +89,17 @@ async fn a_running_job_that_the_rescue_cannot_see_is_brought_back_by_a_worker() 
         Harness::new("orphan", "[[fault]]\nkind = \"hang\"\nafter_effect = false\nfirst = 1\n").await;
     let mut doomed = harness.worker(&[]).await;
     let one = id();
-    harness.publish(&[read(&one, "user-1")]).await;
+    harness.publish(&[read("user-1").named(&one)]).await;
     until("the call is made", PATIENCE, async || (harness.sandbox.ledger_summary().calls > 0).then_some(()))
         .await;
     doomed.kill9();
     // As after a restore, or a hand that was too thorough.
-    execute(
-        &harness,
-        "delete from claims; update workers set beat_at = beat_at - interval '1 hour';
+    harness
+        .execute(
+            "delete from claims; update workers set beat_at = beat_at - interval '1 hour';
         update jobs set started_at = started_at - interval '1 hour'",
-    )
-    .await;
+        )
+        .await;
 
     let (code, answer) = audit(&harness, &[]);
     assert_eq!((code, &answer["clean"]), (1, &json!(false)));
@@ -155,13 +136,11 @@ async fn a_worker_that_may_not_repair_only_reports() {
     let settings = [("ERRAND__AUDIT__EVERY_SECS", "1"), ("ERRAND__AUDIT__REPAIR", "false")];
     let worker = harness.worker(&settings).await;
     let one = id();
-    harness.publish(&[read(&one, "user-1")]).await;
+    harness.publish(&[read("user-1").named(&one)]).await;
     harness.job_in(&one, &["succeeded"]).await;
-    execute(
-        &harness,
-        "alter table jobs drop constraint jobs_succeeded_has_result; update jobs set result = null",
-    )
-    .await;
+    harness
+        .execute("alter table jobs drop constraint jobs_succeeded_has_result; update jobs set result = null")
+        .await;
     worker.logged("kind=\"broken_rule\" found=1 repaired=0").await;
     until("the gauge shows it", PATIENCE, async || {
         worker.metrics().await.contains("errand_audit_findings{kind=\"broken_rule\"} 1\n").then_some(())
@@ -200,7 +179,7 @@ async fn jobs_whose_messages_are_lost_are_published_again_on_demand() {
     assert!(enqueued.status.success(), "{}", String::from_utf8_lossy(&enqueued.stderr));
     other.stop().await;
     // Published so often that the next time is far away.
-    execute(&harness, "update jobs set published = 9, due_at = now() + interval '1 hour'").await;
+    harness.execute("update jobs set published = 9, due_at = now() + interval '1 hour'").await;
 
     let (code, answer) = audit(&harness, &["--repair"]);
     assert_eq!((code, &answer["findings"]), (0, &json!([])), "its message still waits: {answer}");
@@ -233,7 +212,8 @@ async fn the_ledger_tells_what_errand_does_not_know() {
     let _worker = harness.worker(&[]).await;
     let ledger = harness.sandbox.base_url();
     let (twice, strange, believed, fine) = (id(), id(), id(), id());
-    let jobs: Vec<Value> = [&twice, &strange, &believed, &fine].iter().map(|id| send(id, "user-1")).collect();
+    let jobs: Vec<Value> =
+        [&twice, &strange, &believed, &fine].iter().map(|id| send("user-1").named(id)).collect();
     harness.publish(&jobs).await;
     for job in [&twice, &strange, &fine] {
         harness.job_in(job, &["succeeded"]).await;
@@ -265,7 +245,7 @@ async fn the_ledger_tells_what_errand_does_not_know() {
     assert_eq!(answer["ledger"]["effects"], 7);
 
     // An effect in an attempt of which errand says that nothing ran, and successes that had none.
-    execute(&harness, &format!("update jobs set state = 'failed', http_status = null, result = null,
+    harness.execute(&format!("update jobs set state = 'failed', http_status = null, result = null,
             error_kind = 'refused', error_message = 'm' where id = '{fine}';
         insert into attempts (job_id, number, request_id, outcome, started_at, finished_at, reported_by, ended_as,
             late, charged)

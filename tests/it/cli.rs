@@ -4,25 +4,25 @@ use std::{
     collections::BTreeMap,
     io::Write as _,
     process::{Command, Output, Stdio},
-    sync::Arc,
 };
 
 use errand::{
     app,
     config::{self, Sources},
-    job::{
-        Arrival, EnvelopeReason, ErrorKind, HeldReason, JobError, JobId, RequestId, State, Stop, WorkerId,
-        decode,
-    },
+    job::{EnvelopeReason, ErrorKind, HeldReason, JobError, State, Stop, WorkerId},
     store::{Claim, Claimed, Rejected, SharedStore},
 };
 use errand_sandbox::{Options, Sandbox, World};
+use errand_testbed::factory;
 use insta::assert_snapshot;
 use serde_json::{Value, json};
 use sqlx::{Connection as _, Executor as _};
 use tempfile::TempDir;
 
-use crate::support::{postgres, rabbitmq};
+use crate::{
+    jobs::{claim, spec},
+    support::{postgres, rabbitmq},
+};
 
 /// An ID that no job has.
 const NOBODY: &str = "0190b0a0-0000-7000-8000-00000000dead";
@@ -715,14 +715,11 @@ fn held_jobs_are_released_by_reason_owner_and_toolkit() {
 
 /// A job that admission parked, with an error that tries to steer the terminal.
 fn hold(store: &SharedStore, tool: &str) -> String {
-    let queue = "default".parse().unwrap();
-    let arrival = Arrival { fallback_id: Some(JobId::new()), ..Arrival::new(&queue) };
-    let body = json!({"user_id": "u", "tool": tool}).to_string();
-    let spec = Arc::new(decode(body.as_bytes(), &arrival).unwrap());
+    let spec = spec(&factory::job("u", tool, &json!({})));
     let id = spec.id.to_string();
     let error = JobError::new(ErrorKind::NeedsConnection, "connect it\n\u{1b}[31m first");
     let stop = Some(Stop::Hold { reason: HeldReason::Connection, error });
-    let claim = Claim { spec, request_id: RequestId::new(), binding: None, stop, from_store: false };
+    let claim = Claim { stop, ..claim(&spec) };
     let worker = WorkerId::new();
     block_on(async {
         store.beat(worker, "test").await.unwrap();

@@ -159,6 +159,40 @@ impl Harness {
         counted.split(',').filter_map(parse).collect()
     }
 
+    /// How many jobs meet a condition.
+    pub(crate) async fn count(&self, condition: &str) -> u64 {
+        let sql = format!("select count(*)::text from jobs where {condition}");
+        self.text(&sql).await.unwrap().parse().unwrap()
+    }
+
+    /// Waits until exactly so many do.
+    pub(crate) async fn counts(&self, condition: &str, jobs: u64) {
+        until(&format!("{jobs} jobs with {condition}"), PATIENCE, async || {
+            (self.count(condition).await == jobs).then_some(())
+        })
+        .await;
+    }
+
+    /// Waits until the sandbox has received exactly so many calls.
+    pub(crate) async fn called(&self, calls: u64) {
+        until(&format!("{calls} calls"), PATIENCE, async || {
+            (self.sandbox.ledger_summary().calls == calls).then_some(())
+        })
+        .await;
+    }
+
+    /// Ends all faults of the sandbox.
+    pub(crate) async fn heal(&self) {
+        let url = format!("{}/_sandbox/faults", self.sandbox.base_url());
+        support::http::client().delete(url).send().await.unwrap().error_for_status().unwrap();
+    }
+
+    /// Does to the database what errand never does.
+    pub(crate) async fn execute(&self, sql: &str) {
+        use sqlx::Executor as _;
+        self.database.connect().await.execute(sqlx::AssertSqlSafe(sql.to_owned())).await.unwrap();
+    }
+
     /// Waits until so many jobs have succeeded, and makes sure that there are no others, that each took effect
     /// exactly once, and that nothing was rejected.
     pub(crate) async fn all_ran_once(&self, jobs: u64) {
@@ -194,6 +228,11 @@ impl Harness {
             sqlx::query(sqlx::AssertSqlSafe(sql.to_owned())).fetch_optional(&mut connection).await.ok()??;
         row.try_get::<Option<String>, _>(0).ok()?
     }
+}
+
+/// The port of a service, for a proxy in front of it.
+pub(crate) fn port(url: &str) -> u16 {
+    url::Url::parse(url).unwrap().port().unwrap()
 }
 
 /// A sandbox with extra faults.

@@ -15,6 +15,7 @@ mod envelope_schema;
 mod error_logs;
 mod flow;
 mod harness;
+mod jobs;
 mod metrics_docs;
 mod model;
 mod outage;

@@ -1,13 +1,13 @@
 //! What becomes of jobs while RabbitMQ refuses, forgets or loses something, and after that. One worker lives
 //! through all of it, and every job counts, so that a repetition would be seen.
 
-use errand::job::JobId;
+use errand_testbed::factory::{create, send, spread};
 use lapin::{
     BasicProperties,
     options::{BasicGetOptions, BasicNackOptions},
 };
 use reqwest::Method;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::{
     harness::{Harness, PATIENCE, Process, run, sandbox},
@@ -23,34 +23,6 @@ const RELAYED: &str = r#"
     retry_after = "0.1"
     first = 1
 "#;
-
-fn sends(jobs: usize) -> Vec<Value> {
-    let send = |n: usize| {
-        json!({"id": JobId::new().to_string(), "user_id": format!("user-{}", n % 20 + 1), "tool": "GMAIL_SEND_EMAIL",
-               "arguments": {"recipient_email": "ann@example.com", "subject": "s", "body": "b"}})
-    };
-    (0..jobs).map(send).collect()
-}
-
-fn creates(jobs: usize) -> Vec<Value> {
-    let create = |n: usize| {
-        json!({"id": JobId::new().to_string(), "user_id": format!("user-{}", n % 20 + 1), "tool": "LINEAR_CREATE_ISSUE",
-               "arguments": {"team_id": "t", "title": "x"}})
-    };
-    (0..jobs).map(create).collect()
-}
-
-async fn count(harness: &Harness, condition: &str) -> u64 {
-    let sql = format!("select count(*)::text from jobs where {condition}");
-    harness.text(&sql).await.unwrap().parse().unwrap()
-}
-
-async fn counts(harness: &Harness, condition: &str, jobs: u64) {
-    until(&format!("{jobs} jobs with {condition}"), PATIENCE, async || {
-        (count(harness, condition).await == jobs).then_some(())
-    })
-    .await;
-}
 
 /// A tool API that can be stalled, and a worker that reaches it. Jobs that are claimed while it is stalled run
 /// until it is healed.
@@ -76,15 +48,15 @@ async fn while_the_broker_is_out_of_memory_running_jobs_end_and_retries_wait() {
     };
     let (api, worker) = behind_proxy(&harness).await;
     api.stall();
-    harness.publish(&[sends(20), creates(4)].concat()).await;
-    counts(&harness, "state = 'running'", 24).await;
+    harness.publish(&[spread(20, send), spread(4, create)].concat()).await;
+    harness.counts("state = 'running'", 24).await;
     broker.control(&["set_vm_memory_high_watermark", "0"]).await;
     let mark = worker.log().len();
     api.heal().await;
     worker.logged("RabbitMQ blocks publishing").await;
-    counts(&harness, "state = 'succeeded' and tool = 'GMAIL_SEND_EMAIL'", 20).await;
+    harness.counts("state = 'succeeded' and tool = 'GMAIL_SEND_EMAIL'", 20).await;
     assert_eq!(worker.readiness().await["ready"], true, "it still consumes and records");
-    assert_ne!(count(&harness, "state in ('retryable', 'available')").await, 0, "retries wait in the store");
+    assert_ne!(harness.count("state in ('retryable', 'available')").await, 0, "retries wait in the store");
 
     broker.control(&["set_vm_memory_high_watermark", "0.9"]).await;
     worker.logged("RabbitMQ takes messages again").await;
@@ -152,11 +124,11 @@ async fn revoked_credentials_are_named_tried_again_slowly_and_never_shown() {
     let url = harness.vhost.amqp_url.replace("guest:guest", &format!("{}:first-secret", user.name));
     let worker = harness.worker(&[("AMQP_URL", &url)]).await;
     let mark = worker.log().len();
-    harness.publish(&sends(10)).await;
+    harness.publish(&spread(10, send)).await;
 
     user.set_password("second-secret").await;
     user.cut_off(&worker).await;
-    harness.publish(&sends(10)).await;
+    harness.publish(&spread(10, send)).await;
     worker.logged("refused the login of").await;
     until("it tried several times", PATIENCE, async || {
         (worker.log().matches("consuming ended; trying again").count() >= 4).then_some(())
@@ -167,7 +139,7 @@ async fn revoked_credentials_are_named_tried_again_slowly_and_never_shown() {
 
     user.forbid().await;
     user.cut_off(&worker).await;
-    harness.publish(&sends(10)).await;
+    harness.publish(&spread(10, send)).await;
     worker.logged("does not let").await;
     user.permit().await;
     worker.becomes_ready(true).await;
@@ -184,8 +156,8 @@ async fn a_lane_whose_queue_is_deleted_is_declared_and_consumed_again_and_others
     let harness = Harness::new("deleted-lane", RELAYED).await;
     let (api, worker) = behind_proxy(&harness).await;
     api.stall();
-    harness.publish(&[sends(10), creates(4)].concat()).await;
-    counts(&harness, "state = 'running'", 14).await;
+    harness.publish(&[spread(10, send), spread(4, create)].concat()).await;
+    harness.counts("state = 'running'", 14).await;
     let queue = format!("queues/{}/errand.default", harness.vhost.encoded_name());
     harness.vhost.manage(Method::DELETE, &queue, None).await;
     worker.logged("its queue was deleted or moved").await;
@@ -194,8 +166,8 @@ async fn a_lane_whose_queue_is_deleted_is_declared_and_consumed_again_and_others
     })
     .await;
     api.heal().await;
-    harness.publish(&sends(10)).await;
-    let bulk: Vec<Vec<u8>> = sends(5).iter().map(|job| serde_json::to_vec(job).unwrap()).collect();
+    harness.publish(&spread(10, send)).await;
+    let bulk: Vec<Vec<u8>> = spread(5, send).iter().map(|job| serde_json::to_vec(job).unwrap()).collect();
     harness.publish_to("bulk", &bulk, BasicProperties::default()).await;
     harness.all_ran_once(29).await;
     let log = worker.log();
@@ -229,11 +201,11 @@ async fn an_exchange_that_is_deleted_comes_back_with_the_next_retry_or_by_itself
     let (api, worker) = behind_proxy(&harness).await;
     let exchange = format!("exchanges/{}/errand", harness.vhost.encoded_name());
     // The relay has published before, so that it takes the exchange for granted.
-    harness.publish(&creates(1)).await;
+    harness.publish(&spread(1, create)).await;
     harness.all_ran_once(1).await;
     api.stall();
-    harness.publish(&creates(4)).await;
-    counts(&harness, "state = 'running'", 4).await;
+    harness.publish(&spread(4, create)).await;
+    harness.counts("state = 'running'", 4).await;
     harness.vhost.manage(Method::DELETE, &exchange, None).await;
     api.heal().await;
     worker.logged("jobs could not be published").await;
@@ -249,8 +221,8 @@ async fn an_exchange_that_is_deleted_comes_back_with_the_next_retry_or_by_itself
         (of_errand.count() == 2).then_some(())
     })
     .await;
-    harness.publish(&sends(5)).await;
-    let bulk: Vec<Vec<u8>> = sends(5).iter().map(|job| serde_json::to_vec(job).unwrap()).collect();
+    harness.publish(&spread(5, send)).await;
+    let bulk: Vec<Vec<u8>> = spread(5, send).iter().map(|job| serde_json::to_vec(job).unwrap()).collect();
     harness.publish_to("bulk", &bulk, BasicProperties::default()).await;
     harness.all_ran_once(15).await;
     worker.becomes_ready(true).await;
@@ -260,7 +232,7 @@ async fn an_exchange_that_is_deleted_comes_back_with_the_next_retry_or_by_itself
 async fn a_message_that_was_given_back_and_redelivered_very_often_is_not_lost_and_runs_once() {
     let harness = Harness::new("redelivered", "").await;
     assert!(harness.worker(&[]).await.stop().await.success());
-    harness.publish(&sends(2)).await;
+    harness.publish(&spread(2, send)).await;
     let connection = harness.vhost.connect().await;
     for round in 0..40 {
         let channel = connection.create_channel().await.unwrap();
@@ -286,7 +258,7 @@ async fn a_message_that_was_given_back_and_redelivered_very_often_is_not_lost_an
 async fn a_worker_that_the_broker_forgot_notices_and_subscribes_anew() {
     let harness = Harness::new("forgotten", "").await;
     let worker = harness.worker(&[]).await;
-    harness.publish(&sends(3)).await;
+    harness.publish(&spread(3, send)).await;
     harness.settled(3).await;
     // Takes the consumer off the queue without telling anybody, as faults of brokers have done. Connection,
     // channel and heartbeats stay as they are.
@@ -298,7 +270,7 @@ async fn a_worker_that_the_broker_forgot_notices_and_subscribes_anew() {
         harness.vhost.name
     );
     rabbitmq::shared().await.control(&["eval", &forget]).await;
-    harness.publish(&sends(5)).await;
+    harness.publish(&spread(5, send)).await;
     worker.logged("nothing comes through the subscription").await;
     harness.all_ran_once(8).await;
     worker.becomes_ready(true).await;

@@ -3,9 +3,8 @@
 
 use std::time::{Duration, Instant};
 
-use errand::job::JobId;
+use errand_testbed::factory::{send, spread};
 use reqwest::Method;
-use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 
 use crate::{
@@ -24,14 +23,6 @@ const SLOW: &str = "[[fault]]\nkind = \"latency\"\nfixed_ms = 1500\n";
 
 /// How long an outage lasts at least, so that what spins would show.
 const LASTS: Duration = Duration::from_secs(3);
-
-fn sends(jobs: usize) -> Vec<Value> {
-    let send = |n: usize| {
-        json!({"id": JobId::new().to_string(), "user_id": format!("user-{}", n % 20 + 1), "tool": "GMAIL_SEND_EMAIL",
-               "arguments": {"recipient_email": "ann@example.com", "subject": "s", "body": "b"}})
-    };
-    (0..jobs).map(send).collect()
-}
 
 /// A harness whose worker has a role of its own, without the rights of a superuser, to whom limits do not apply.
 struct Limited {
@@ -79,14 +70,11 @@ async fn lives_through(
     end: impl AsyncFnOnce(&mut Limited),
 ) {
     let worker = limited.worker().await;
-    limited.harness.publish(&sends(20)).await;
-    until("20 calls are in flight", PATIENCE, async || {
-        (limited.harness.sandbox.ledger_summary().calls == 20).then_some(())
-    })
-    .await;
+    limited.harness.publish(&spread(20, send)).await;
+    limited.harness.called(20).await;
     let (begun, mark) = (Instant::now(), worker.log().len());
     begin(limited).await;
-    limited.harness.publish(&sends(20)).await;
+    limited.harness.publish(&spread(20, send)).await;
     worker.becomes_ready(false).await;
     worker.logged("results could not be written").await;
     worker.logged(said).await;
@@ -187,7 +175,7 @@ async fn survives_attacks_on_its_backends(hint: &str, function: &str, said: &str
     "#;
     let mut limited = Limited::new(hint, faults).await;
     let worker = limited.worker().await;
-    limited.harness.publish(&sends(60)).await;
+    limited.harness.publish(&spread(60, send)).await;
     until("some are done", PATIENCE, async || {
         (limited.harness.sandbox.ledger_summary().effects > 5).then_some(())
     })
@@ -197,7 +185,7 @@ async fn survives_attacks_on_its_backends(hint: &str, function: &str, said: &str
     let mut published = 60;
     while begun.elapsed() < LASTS {
         sqlx::raw_sql("begin; lock table jobs in exclusive mode").execute(&mut locking).await.unwrap();
-        limited.harness.publish(&sends(5)).await;
+        limited.harness.publish(&spread(5, send)).await;
         published += 5;
         for _ in 0..10 {
             limited.each_backend(function).await;

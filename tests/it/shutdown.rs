@@ -8,38 +8,18 @@ use std::{
     time::{Duration, Instant},
 };
 
-use errand::job::JobId;
+use errand_testbed::factory::{Envelope as _, create, id, read, send};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 use sqlx::{Connection as _, Executor as _, PgConnection};
 
 use crate::{
-    harness::{Harness, PATIENCE, Process, sandbox},
+    harness::{Harness, PATIENCE, Process, port, sandbox},
     support::{Postgres, Proxy, http, postgres, rabbitmq, wait::until},
 };
 
 /// What a busy machine may add to a budget.
 const MARGIN: Duration = Duration::from_secs(4);
-
-fn id() -> String {
-    JobId::new().to_string()
-}
-
-/// A call that may be repeated.
-fn read(id: &str) -> Value {
-    json!({"id": id, "user_id": "u-alice", "tool": "GITHUB_GET_REPO", "arguments": {"owner": "o", "repo": "r"}})
-}
-
-/// A call that counts.
-fn send(id: &str) -> Value {
-    json!({"id": id, "user_id": "user-1", "tool": "GMAIL_SEND_EMAIL",
-           "arguments": {"recipient_email": "ann@example.com", "subject": "s", "body": "b"}})
-}
-
-/// Another one.
-fn create(id: &str) -> Value {
-    json!({"id": id, "user_id": "user-1", "tool": "LINEAR_CREATE_ISSUE", "arguments": {"team_id": "t", "title": "x"}})
-}
 
 /// A harness whose database can be killed.
 async fn fragile(hint: &str, faults: &str) -> (Postgres, Harness) {
@@ -50,13 +30,6 @@ async fn fragile(hint: &str, faults: &str) -> (Postgres, Harness) {
         sandbox: sandbox(faults).await,
     };
     (server, harness)
-}
-
-async fn in_flight(harness: &Harness, calls: u64) {
-    until(&format!("{calls} calls in flight"), PATIENCE, async || {
-        (harness.sandbox.ledger_summary().calls == calls).then_some(())
-    })
-    .await;
 }
 
 /// The files of the journal's folder, with what is kept aside.
@@ -76,17 +49,13 @@ fn outcomes(job: &Value) -> Vec<&str> {
     job["attempts"].as_array().unwrap().iter().filter_map(|attempt| attempt["outcome"].as_str()).collect()
 }
 
-fn port(url: &str) -> u16 {
-    url::Url::parse(url).unwrap().port().unwrap()
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn results_that_a_dead_database_cannot_take_are_written_by_the_next_worker() {
     let (server, harness) = fragile("journal", "[[fault]]\nkind = \"latency\"\nfixed_ms = 4000\n").await;
     let mut worker = harness.worker(&[("ERRAND__WORKER__DRAIN_SECS", "10")]).await;
     let ids: Vec<String> = (0..20).map(|_| id()).collect();
-    harness.publish(&ids.iter().map(|id| send(id)).collect::<Vec<_>>()).await;
-    in_flight(&harness, 20).await;
+    harness.publish(&ids.iter().map(|id| send("user-1").named(id)).collect::<Vec<_>>()).await;
+    harness.called(20).await;
     server.kill9().await;
     let begun = Instant::now();
     let status = worker.stop().await;
@@ -116,8 +85,8 @@ async fn journaled(hint: &str) -> (Postgres, Harness, Vec<String>) {
     let (server, harness) = fragile(hint, "[[fault]]\nkind = \"latency\"\nfixed_ms = 2000\n").await;
     let mut worker = harness.worker(&[("ERRAND__WORKER__DRAIN_SECS", "10")]).await;
     let ids: Vec<String> = (0..20).map(|_| id()).collect();
-    harness.publish(&ids.iter().map(|id| send(id)).collect::<Vec<_>>()).await;
-    in_flight(&harness, 20).await;
+    harness.publish(&ids.iter().map(|id| send("user-1").named(id)).collect::<Vec<_>>()).await;
+    harness.called(20).await;
     server.kill9().await;
     assert!(worker.stop().await.success(), "nothing is left: {}", worker.log());
     assert_eq!(journal(&harness).len(), 1);
@@ -199,9 +168,9 @@ async fn a_second_signal_ends_at_once_and_loses_nothing() {
     let (server, harness) = fragile("abort", faults).await;
     let mut worker = harness.worker(&[("ERRAND__WORKER__DRAIN_SECS", "600")]).await;
     let (sent, created): (Vec<String>, Vec<String>) = (0..10).map(|_| (id(), id())).unzip();
-    harness.publish(&sent.iter().map(|id| send(id)).collect::<Vec<_>>()).await;
-    harness.publish(&created.iter().map(|id| create(id)).collect::<Vec<_>>()).await;
-    in_flight(&harness, 20).await;
+    harness.publish(&sent.iter().map(|id| send("user-1").named(id)).collect::<Vec<_>>()).await;
+    harness.publish(&created.iter().map(|id| create("user-1").named(id)).collect::<Vec<_>>()).await;
+    harness.called(20).await;
     server.kill9().await;
     worker.logged("results could not be written").await;
     until("all have taken effect", PATIENCE, async || {
@@ -237,8 +206,8 @@ async fn a_second_signal_still_writes_to_a_database_that_answers() {
     let harness = Harness::new("abort-healthy", faults).await;
     let mut worker = harness.worker(&[("ERRAND__WORKER__DRAIN_SECS", "600")]).await;
     let (counts, repeatable) = (id(), id());
-    harness.publish(&[send(&counts), read(&repeatable)]).await;
-    in_flight(&harness, 2).await;
+    harness.publish(&[send("user-1").named(&counts), read("u-alice").named(&repeatable)]).await;
+    harness.called(2).await;
     worker.terminate();
     worker.logged("phase=\"draining\"").await;
     worker.terminate();
@@ -269,8 +238,8 @@ async fn the_phases_of_a_shutdown_can_be_watched() {
     };
     assert_eq!(phase().await.as_deref(), Some("running"));
     let one = id();
-    harness.publish(&[send(&one)]).await;
-    in_flight(&harness, 1).await;
+    harness.publish(&[send("user-1").named(&one)]).await;
+    harness.called(1).await;
     worker.terminate();
     until("it drains", PATIENCE, async || (phase().await? == "draining").then_some(())).await;
     let metrics = worker.metrics().await;
@@ -298,12 +267,12 @@ async fn while_draining_only_calls_that_can_finish_or_be_repeated_are_started() 
     // The look-ups before the calls hang, so that the drain begins between claim and call.
     api.stall();
     let (long, short, repeatable) = (id(), id(), id());
-    let with = |mut job: Value, timeout_ms: u32| {
-        job["timeout_ms"] = json!(timeout_ms);
-        job["max_attempts"] = json!(1);
-        job
-    };
-    let jobs = [with(send(&long), 60_000), with(create(&short), 5_000), with(read(&repeatable), 60_000)];
+    let with = |job: Value, timeout_ms: u32| job.with("timeout_ms", timeout_ms).with("max_attempts", 1);
+    let jobs = [
+        with(send("user-1").named(&long), 60_000),
+        with(create("user-1").named(&short), 5_000),
+        with(read("u-alice").named(&repeatable), 60_000),
+    ];
     harness.publish(&jobs).await;
     for job in [&long, &short, &repeatable] {
         harness.job_in(job, &["running"]).await;
@@ -329,10 +298,9 @@ async fn a_call_that_outlasts_the_budget_is_interrupted_in_time() {
     let harness = Harness::new("hang", "[[fault]]\nkind = \"hang\"\nafter_effect = true\nfirst = 1\n").await;
     let mut worker = harness.worker(&[("ERRAND__WORKER__DRAIN_SECS", "3")]).await;
     let (counts, repeatable) = (id(), id());
-    let mut once_only = read(&repeatable);
-    once_only["max_attempts"] = json!(1);
-    harness.publish(&[send(&counts), once_only]).await;
-    in_flight(&harness, 2).await;
+    let once_only = read("u-alice").named(&repeatable).with("max_attempts", 1);
+    harness.publish(&[send("user-1").named(&counts), once_only]).await;
+    harness.called(2).await;
     let begun = Instant::now();
     assert!(worker.stop().await.success(), "nothing is left: {}", worker.log());
     let took = begun.elapsed();
@@ -354,8 +322,8 @@ async fn a_worker_whose_broker_stalls_ends_in_time_and_writes_what_it_has() {
     let through = broker.url(&harness.vhost.amqp_url);
     let mut worker = harness.worker(&[("AMQP_URL", &through), ("ERRAND__WORKER__DRAIN_SECS", "5")]).await;
     let one = id();
-    harness.publish(&[send(&one)]).await;
-    in_flight(&harness, 1).await;
+    harness.publish(&[send("user-1").named(&one)]).await;
+    harness.called(1).await;
     broker.stall();
     let begun = Instant::now();
     assert!(worker.stop().await.success(), "nothing is left: {}", worker.log());
@@ -375,10 +343,10 @@ async fn a_worker_whose_database_stalls_ends_in_time_and_lists_claims_in_doubt()
     ];
     let mut worker = harness.worker(&settings).await;
     let (one, in_doubt) = (id(), id());
-    harness.publish(&[send(&one)]).await;
-    in_flight(&harness, 1).await;
+    harness.publish(&[send("user-1").named(&one)]).await;
+    harness.called(1).await;
     database.stall();
-    harness.publish(&[read(&in_doubt)]).await;
+    harness.publish(&[read("u-alice").named(&in_doubt)]).await;
     until("the claim is under way", PATIENCE, async || {
         let metrics = worker.metrics().await;
         metrics.contains("errand_claim_batch_jobs_count 2").then_some(())

@@ -3,6 +3,7 @@
 //!
 //! Nothing in production depends on this crate.
 
+pub mod factory;
 pub mod scripted_api;
 pub mod second_api;
 pub mod services;

@@ -1,8 +1,10 @@
 //! Bad input from every side: messages that are no jobs, answers that no database keeps, numbers that no computer
 //! counts, and errand's own bugs. Each is kept, counted and explained, and the next job runs.
 
-use errand::job::JobId;
-use errand_testbed::scripted_api::Answer;
+use errand_testbed::{
+    factory::{self, Envelope as _, id},
+    scripted_api::Answer,
+};
 use lapin::{
     BasicProperties,
     types::{AMQPValue, DecimalValue, FieldArray, FieldTable},
@@ -45,24 +47,18 @@ on_both_pairs! {
     counters_at_their_maximum_keep_nobody_waiting [],
 }
 
-fn id() -> String {
-    JobId::new().to_string()
-}
-
 /// A call that may be repeated, with these arguments.
 fn read_with(id: &str, arguments: &str) -> String {
     format!(r#"{{"id":"{id}","user_id":"u-alice","tool":"GITHUB_GET_REPO","arguments":{arguments}}}"#)
 }
 
 fn read(id: &str) -> String {
-    read_with(id, r#"{"owner":"o","repo":"r"}"#)
+    factory::read("u-alice").named(id).to_string()
 }
 
 /// A call that counts.
 fn send(id: &str) -> String {
-    json!({"id": id, "user_id": "user-1", "tool": "GMAIL_SEND_EMAIL",
-           "arguments": {"recipient_email": "ann@example.com", "subject": "s", "body": "b"}})
-    .to_string()
+    factory::send("user-1").named(id).to_string()
 }
 
 fn message(job: &Value) -> &str {
@@ -575,9 +571,7 @@ async fn a_job_whose_end_the_database_refuses_altogether_takes_no_other_with_it(
 /// A job that waits for tomorrow.
 fn later(id: &str) -> String {
     let tomorrow = jiff::Timestamp::now() + jiff::SignedDuration::from_hours(24);
-    format!(
-        r#"{{"id":"{id}","user_id":"u-alice","tool":"GITHUB_GET_REPO","arguments":{{"owner":"o","repo":"r"}},"run_at":"{tomorrow}"}}"#
-    )
+    factory::read("u-alice").named(id).with("run_at", tomorrow.to_string()).to_string()
 }
 
 async fn counters_at_their_maximum_keep_nobody_waiting(pair: Backends) {

@@ -14,13 +14,14 @@ use errand::{
     app::{self, App},
     clock,
     config::{self, Config, Sources},
-    job::{JobId, QueueName, RequestId},
+    job::{QueueName, RequestId},
     queue::{Consumer, Delivery, Depth, Message, Queue, QueueError, Settler, SharedQueue},
     services::Services,
     shutdown::Shutdown,
     tool::{Account, ApiCheck, Call, Execution, Reply, SharedToolApi, ToolApi, ToolError, ToolInfo},
 };
 use errand_sandbox::Running;
+use errand_testbed::factory::{self, Envelope as _};
 use metrics_exporter_prometheus::PrometheusHandle;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -265,9 +266,8 @@ impl Inside {
     }
 
     async fn job_in(&self, job: &Value, states: &[&str]) -> Value {
-        let id = job["id"].as_str().unwrap();
         until(&format!("job {job} in {states:?}"), PATIENCE, async || {
-            let output = run(&["jobs", "show", id, "--json"], &self.env);
+            let output = run(&["jobs", "show", job.id(), "--json"], &self.env);
             let shown: Value = serde_json::from_slice(&output.stdout).ok()?;
             states.contains(&shown["state"].as_str()?).then_some(shown)
         })
@@ -275,7 +275,7 @@ impl Inside {
     }
 
     fn calls(&self, job: &Value) -> u32 {
-        self.sandbox.job_effects(job["id"].as_str().unwrap())
+        self.sandbox.job_effects(job.id())
     }
 
     async fn stop(self) {
@@ -297,12 +297,7 @@ fn panics() -> u64 {
 }
 
 fn job(owner: &str, tool: &str) -> Value {
-    json!({"id": JobId::new().to_string(), "user_id": owner, "tool": tool, "arguments": {}})
-}
-
-fn twice(mut job: Value) -> Value {
-    job["max_attempts"] = json!(2);
-    job
+    factory::job(owner, tool, &json!({}))
 }
 
 fn message(shown: &Value) -> &str {
@@ -327,9 +322,9 @@ async fn panics_are_survived(inside: Inside) {
     let before = panics();
     let good = job("u-1", "SEND");
     let counts = job("u-1", "SEND_ANSWER_ALWAYS");
-    let hopeless = twice(job("u-1", "READ_ANSWER_ALWAYS"));
+    let hopeless = job("u-1", "READ_ANSWER_ALWAYS").with("max_attempts", 2);
     let clumsy = job("u-1", "READ_ANSWER_ONCE");
-    let unknown_tool = twice(job("u-1", "SEND_TOOL_ALWAYS"));
+    let unknown_tool = job("u-1", "SEND_TOOL_ALWAYS").with("max_attempts", 2);
     let slow_tool = job("u-1", "SEND_TOOL_ONCE");
     let slow_account = job("ACCOUNT_ONCE", "SEND");
     let jobs = [&counts, &hopeless, &clumsy, &unknown_tool, &slow_tool, &slow_account, &good];

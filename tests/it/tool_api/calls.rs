@@ -1,6 +1,6 @@
 //! Calls against servers that misbehave.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use errand::tool::{
     Body, Call, Reply, ToolApi as _, ToolError,
@@ -10,7 +10,8 @@ use errand_testbed::scripted_api::{Answer, ScriptedApi};
 use serde_json::json;
 use tokio::net::TcpSocket;
 
-use super::{KEY, OK, base, body, call, client, decode, options, simple, spec, within};
+use super::{KEY, OK, base, body, call, client, options, simple, within};
+use crate::jobs::{Properties, decode, spec};
 
 #[tokio::test]
 async fn a_call_carries_what_the_job_says_verbatim_and_the_key_once() {
@@ -19,10 +20,9 @@ async fn a_call_carries_what_the_job_says_verbatim_and_the_key_once() {
     let composio = Composio::new(options(prefixed)).unwrap();
     let arguments = r#"{"n": 123456789012345678901234567890.10e400,  "s":"\ud83d\ude00","u":"é"}"#;
     let trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
-    let call = call(decode(
-        &format!(r#"{{"org_id":"org \"1\"","tool":"A/../B?c#d%e","arguments":{arguments}}}"#),
-        Some(trace),
-    ));
+    let envelope = format!(r#"{{"org_id":"org \"1\"","tool":"A/../B?c#d%e","arguments":{arguments}}}"#);
+    let properties = Properties { traceparent: Some(trace), ..Properties::default() };
+    let call = call(Arc::new(decode(&envelope, properties).unwrap()));
     let reply = composio.execute(&call).await;
     assert!(matches!(reply, Reply::Answered(answer) if answer.status == 200));
 
@@ -47,8 +47,8 @@ async fn a_call_carries_what_the_job_says_verbatim_and_the_key_once() {
 async fn a_call_without_input_has_empty_arguments_and_one_with_text_has_none() {
     let api = ScriptedApi::answering("200 OK", OK).await;
     let composio = client(&api);
-    let bare = Call { account: None, ..call(spec(json!({"user_id": "u", "tool": "T"}))) };
-    let text = call(spec(json!({"user_id": "u", "tool": "T", "text": "do it"})));
+    let bare = Call { account: None, ..call(spec(&json!({"user_id": "u", "tool": "T"}))) };
+    let text = call(spec(&json!({"user_id": "u", "tool": "T", "text": "do it"})));
     for call in [bare, text] {
         composio.execute(&call).await;
     }
@@ -67,7 +67,7 @@ async fn a_literal_route_is_not_a_tool() {
     let api = ScriptedApi::answering("200 OK", OK).await;
     let composio = client(&api);
     for slug in ["proxy", "..", ".", "enum"] {
-        let reply = composio.execute(&call(spec(json!({"user_id": "u", "tool": slug})))).await;
+        let reply = composio.execute(&call(spec(&json!({"user_id": "u", "tool": slug})))).await;
         assert!(matches!(reply, Reply::NotSent(_)), "{slug}");
         assert!(matches!(composio.tool(slug, None).await, Err(ToolError::NotFound(_))), "{slug}");
     }
@@ -146,7 +146,7 @@ async fn once_the_request_left_only_a_status_line_ends_the_doubt_and_nothing_is_
 async fn a_large_request_that_is_cut_off_midway_may_have_been_read() {
     let api = ScriptedApi::start([Answer::nothing().unread().resetting()]).await;
     let text = "x".repeat(900_000);
-    let reply = client(&api).execute(&call(spec(json!({"user_id": "u", "tool": "T", "text": text})))).await;
+    let reply = client(&api).execute(&call(spec(&json!({"user_id": "u", "tool": "T", "text": text})))).await;
     assert!(matches!(&reply, Reply::NoAnswer(_)), "{reply:?}");
 }
 

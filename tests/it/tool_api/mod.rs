@@ -7,14 +7,18 @@ use std::time::Duration;
 
 use errand::{
     app, config,
-    job::{self, Arrival, JobId, JobSpec, RequestId},
+    job::{JobSpec, RequestId},
     tool::{
         Body, Call, Reply,
         composio::{Composio, Options},
     },
 };
-use errand_testbed::scripted_api::{Answer, ScriptedApi};
-use serde_json::json;
+use errand_testbed::{
+    factory,
+    scripted_api::{Answer, ScriptedApi},
+};
+
+use crate::jobs::spec;
 
 mod against_sandbox;
 mod calls;
@@ -39,27 +43,11 @@ fn client(api: &ScriptedApi) -> Composio {
     Composio::new(options(base(api))).unwrap()
 }
 
-fn spec(envelope: serde_json::Value) -> JobSpec {
-    decode(&envelope.to_string(), None)
-}
-
-fn decode(envelope: &str, traceparent: Option<&str>) -> JobSpec {
-    let arrival = Arrival {
-        queue: &"default".parse().unwrap(),
-        message_id: None,
-        reply_to: None,
-        correlation_id: None,
-        traceparent,
-        fallback_id: Some(JobId::new()),
-    };
-    job::decode(envelope.as_bytes(), &arrival).unwrap()
-}
-
-fn call(spec: JobSpec) -> Call {
+fn call(spec: Arc<JobSpec>) -> Call {
     Call {
         request_id: RequestId::new(),
         job: spec.id,
-        spec: Arc::new(spec),
+        spec,
         version: "20251027_00".into(),
         account: Some("ca_1".into()),
         timeout: Duration::from_secs(5),
@@ -67,7 +55,7 @@ fn call(spec: JobSpec) -> Call {
 }
 
 fn simple() -> Call {
-    call(spec(json!({"user_id": "u-alice", "tool": "GITHUB_GET_REPO", "arguments": {}})))
+    call(spec(&factory::read("u-alice")))
 }
 
 fn within(millis: u64, call: Call) -> Call {
