@@ -6,10 +6,7 @@ use serde_json::{Value, json};
 use crate::harness::Harness;
 
 /// JSON lines, with those of the HTTP client.
-const LOG: [(&str, &str); 2] = [
-    ("ERRAND__LOG__FORMAT", "json"),
-    ("ERRAND__LOG__LEVEL", "info,errand=debug,reqwest=debug,hyper_util=debug"),
-];
+const LOG: [(&str, &str); 1] = [("ERRAND__LOG__LEVEL", "info,errand=debug,reqwest=debug,hyper_util=debug")];
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_line_about_a_call_names_its_job_whoever_writes_it() {

@@ -9,6 +9,9 @@ use crate::{
     support::{http, wait::until},
 };
 
+/// When a worker last completed an audit; 0 before its first.
+const COMPLETED: &str = "errand_audit_completed_timestamp_seconds";
+
 /// Runs `errand audit` with these flags, and returns its exit code and its answer.
 fn audit(harness: &Harness, flags: &[&str]) -> (i32, Value) {
     let output = harness.errand(&[&["audit", "--json"][..], flags].concat());
@@ -79,8 +82,11 @@ async fn a_store_that_was_busy_and_lost_a_worker_has_no_finding() {
     }
 
     // The worker finds the same, all by itself.
-    worker.logged("audited the store jobs=400 found=0 repaired=0").await;
-    assert!(!worker.log().contains("the audit found"));
+    let settled = jiff::Timestamp::now().as_second() + 1;
+    worker.metric_reaches(COMPLETED, settled as f64).await;
+    for metric in ["errand_audit_findings", "errand_audit_repairs_total"] {
+        assert_eq!(worker.metric_sum(metric).await, 0.0, "{metric}: {}", worker.log());
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -111,21 +117,14 @@ async fn a_running_job_that_the_rescue_cannot_see_is_brought_back_by_a_worker() 
     let worker =
         harness.worker(&[("ERRAND__AUDIT__EVERY_SECS", "1"), ("ERRAND__RESCUE__POLL_SECS", "1")]).await;
     harness.job_in(&one, &["succeeded"]).await;
-    worker.logged("kind=\"running_without_worker\" found=1 repaired=1").await;
-    assert!(worker.log().contains(&one));
     until("the audit shows that all is well", PATIENCE, async || {
         let metrics = worker.metrics().await;
-        let completed = metrics
-            .lines()
-            .find_map(|line| line.strip_prefix("errand_audit_completed_timestamp_seconds "))?
-            .parse::<f64>()
-            .ok()?;
-        (completed > 1.7e9
-            && metrics.contains("errand_audit_repairs_total{kind=\"running_without_worker\"} 1\n")
+        (metrics.contains("errand_audit_repairs_total{kind=\"running_without_worker\"} 1\n")
             && metrics.contains("errand_audit_findings{kind=\"running_without_worker\"} 0\n"))
         .then_some(())
     })
     .await;
+    assert!(worker.log().contains(&one), "the repaired job is named: {}", worker.log());
     let (code, answer) = audit(&harness, &[]);
     assert_eq!((code, &answer["findings"]), (0, &json!([])), "{answer}");
 }
@@ -141,11 +140,8 @@ async fn a_worker_that_may_not_repair_only_reports() {
     harness
         .execute("alter table jobs drop constraint jobs_succeeded_has_result; update jobs set result = null")
         .await;
-    worker.logged("kind=\"broken_rule\" found=1 repaired=0").await;
-    until("the gauge shows it", PATIENCE, async || {
-        worker.metrics().await.contains("errand_audit_findings{kind=\"broken_rule\"} 1\n").then_some(())
-    })
-    .await;
+    worker.metric_reaches("errand_audit_findings{kind=\"broken_rule\"}", 1.0).await;
+    assert_eq!(worker.metric_sum("errand_audit_repairs_total").await, 0.0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -157,14 +153,14 @@ async fn of_two_workers_the_elder_audits_and_the_younger_takes_over() {
         ("ERRAND__AUDIT__EVERY_SECS", "1"),
     ];
     let mut elder = harness.worker(&quick).await;
-    elder.logged("audited the store").await;
+    elder.metric_reaches(COMPLETED, 1.0).await;
     let younger = harness.worker(&quick).await;
-    let audits = |log: String| log.matches("audited the store").count();
-    let before = audits(elder.log());
-    until("the elder goes on", PATIENCE, async || (audits(elder.log()) > before + 3).then_some(())).await;
-    assert_eq!(audits(younger.log()), 0);
+    let before = elder.metric(COMPLETED).await;
+    // Several audits later.
+    elder.metric_reaches(COMPLETED, before + 4.0).await;
+    assert_eq!(younger.metric(COMPLETED).await, 0.0);
     elder.kill9();
-    younger.logged("audited the store").await;
+    younger.metric_reaches(COMPLETED, 1.0).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -263,6 +263,7 @@ pub(crate) struct Process {
 impl Process {
     pub(crate) fn start(args: &[&str], env: &[(String, String)]) -> Self {
         let mut child = command(args, env)
+            .env("ERRAND__LOG__FORMAT", "json")
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
@@ -292,7 +293,15 @@ impl Process {
         self.log.lock().unwrap().clone()
     }
 
-    /// Waits until a line contains `text`.
+    /// The lines that say exactly this, with their fields.
+    pub(crate) fn lines(&self, message: &str) -> Vec<Value> {
+        let log = self.log();
+        let lines = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        lines.filter(|line| line["message"] == message).collect()
+    }
+
+    /// Waits until a line contains `text`, which is what the test is about or what scripts rely on. For anything
+    /// else there is a state, a metric or the store.
     pub(crate) async fn logged(&self, text: &str) {
         let deadline = tokio::time::Instant::now() + PATIENCE;
         while !self.log().contains(text) {
@@ -303,10 +312,9 @@ impl Process {
 
     /// The address of its metrics and health, from its log.
     pub(crate) async fn address(&self) -> std::net::SocketAddr {
-        self.logged("metrics and health are served").await;
-        let log = self.log();
-        let line = log.lines().find(|line| line.contains("metrics and health are served")).unwrap();
-        line.split("address=").nth(1).unwrap().split_whitespace().next().unwrap().parse().unwrap()
+        const SERVED: &str = "metrics and health are served";
+        self.logged(SERVED).await;
+        self.lines(SERVED)[0]["address"].as_str().unwrap().parse().unwrap()
     }
 
     /// Its metrics, as text.
@@ -320,6 +328,22 @@ impl Process {
         let metrics = self.metrics().await;
         let line = metrics.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
         line.map_or(0.0, |value| value.parse().unwrap())
+    }
+
+    /// Waits until a series has at least this value.
+    pub(crate) async fn metric_reaches(&self, series: &str, value: f64) {
+        until(&format!("{series} of at least {value}"), PATIENCE, async || {
+            (self.metric(series).await >= value).then_some(())
+        })
+        .await;
+    }
+
+    /// The sum of all series of a metric.
+    pub(crate) async fn metric_sum(&self, name: &str) -> f64 {
+        let metrics = self.metrics().await;
+        let series =
+            metrics.lines().filter(|line| line.strip_prefix(name).is_some_and(|s| s.starts_with('{')));
+        series.map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap()).sum()
     }
 
     /// What `/health/ready` says. Its status says the same.
@@ -336,6 +360,14 @@ impl Process {
     pub(crate) async fn becomes_ready(&self, ready: bool) {
         until(&format!("ready = {ready}"), PATIENCE, async || {
             (self.readiness().await["ready"] == ready).then_some(())
+        })
+        .await;
+    }
+
+    /// Waits until it is in a phase of its life.
+    pub(crate) async fn in_phase(&self, phase: &str) {
+        until(&format!("phase {phase}"), PATIENCE, async || {
+            (self.readiness().await["phase"] == phase).then_some(())
         })
         .await;
     }

@@ -40,9 +40,8 @@ fn journal(harness: &Harness) -> Vec<PathBuf> {
 
 /// The phases that a process has logged, in order.
 fn phases(worker: &Process) -> Vec<String> {
-    let log = worker.log();
-    let named = log.lines().filter(|line| line.contains("shutting down"));
-    named.map(|line| line.split("phase=\"").nth(1).unwrap().split('"').next().unwrap().to_owned()).collect()
+    let named = worker.lines("shutting down");
+    named.iter().map(|line| line["phase"].as_str().unwrap().to_owned()).collect()
 }
 
 fn outcomes(job: &Value) -> Vec<&str> {
@@ -132,7 +131,7 @@ async fn two_workers_that_replay_one_journal_at_once_write_each_result_once() {
     replaying(&harness, "2").await;
     keeper.close().await.unwrap();
     for worker in [&one, &other] {
-        worker.logged("worker ready").await;
+        worker.becomes_ready(true).await;
         assert!(!worker.log().contains("ERROR"), "{}", worker.log());
     }
     each_result_is_written_once(&harness, &ids).await;
@@ -172,13 +171,14 @@ async fn a_second_signal_ends_at_once_and_loses_nothing() {
     harness.publish(&created.iter().map(|id| create("user-1").named(id)).collect::<Vec<_>>()).await;
     harness.called(20).await;
     server.kill9().await;
-    worker.logged("results could not be written").await;
+    // What has ended is being written, to a database that is dead.
+    worker.metric_reaches("errand_finish_batch_jobs_count", 1.0).await;
     until("all have taken effect", PATIENCE, async || {
         (harness.sandbox.ledger_summary().effects == 20).then_some(())
     })
     .await;
     worker.terminate();
-    worker.logged("phase=\"draining\"").await;
+    worker.in_phase("draining").await;
     worker.terminate();
     let begun = Instant::now();
     worker.ended().await;
@@ -209,7 +209,7 @@ async fn a_second_signal_still_writes_to_a_database_that_answers() {
     harness.publish(&[send("user-1").named(&counts), read("u-alice").named(&repeatable)]).await;
     harness.called(2).await;
     worker.terminate();
-    worker.logged("phase=\"draining\"").await;
+    worker.in_phase("draining").await;
     worker.terminate();
     assert!(worker.ended().await.success(), "nothing is left: {}", worker.log());
     assert_eq!(phases(&worker), ["draining", "interrupting", "closing"]);
@@ -241,7 +241,7 @@ async fn the_phases_of_a_shutdown_can_be_watched() {
     harness.publish(&[send("user-1").named(&one)]).await;
     harness.called(1).await;
     worker.terminate();
-    until("it drains", PATIENCE, async || (phase().await? == "draining").then_some(())).await;
+    worker.in_phase("draining").await;
     let metrics = worker.metrics().await;
     for line in
         ["errand_phase{phase=\"draining\"} 1", "errand_phase{phase=\"running\"} 0", "errand_draining 1"]
@@ -250,9 +250,8 @@ async fn the_phases_of_a_shutdown_can_be_watched() {
     }
     assert!(worker.ended().await.success());
     assert_eq!(phases(&worker), ["draining", "closing"]);
-    let log = worker.log();
-    let line = log.lines().find(|line| line.contains("phase=\"draining\"")).unwrap();
-    assert!(line.contains("in_flight=1") && line.contains("unwritten=0"), "{line}");
+    let drained = &worker.lines("shutting down")[0];
+    assert_eq!((&drained["in_flight"], &drained["unwritten"]), (&json!(1), &json!(0)), "{drained}");
     assert_eq!(harness.show(&one)["state"], "succeeded");
 }
 
@@ -278,7 +277,7 @@ async fn while_draining_only_calls_that_can_finish_or_be_repeated_are_started() 
         harness.job_in(job, &["running"]).await;
     }
     worker.terminate();
-    worker.logged("phase=\"draining\"").await;
+    worker.in_phase("draining").await;
     api.heal().await;
     assert!(worker.ended().await.success(), "nothing is left: {}", worker.log());
     for job in [&short, &repeatable] {
