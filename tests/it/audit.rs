@@ -186,7 +186,7 @@ async fn jobs_whose_messages_are_lost_are_published_again_on_demand() {
         (&json!(1), &json!(1), &json!(0))
     );
 
-    let connection = harness.vhost.connect().await;
+    let connection = harness.vhost.connect().await.unwrap();
     let channel = connection.create_channel().await.unwrap();
     channel.queue_purge("errand.default".into(), lapin::options::QueuePurgeOptions::default()).await.unwrap();
     let (code, answer) = audit(&harness, &[]);

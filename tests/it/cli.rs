@@ -21,7 +21,7 @@ use tempfile::TempDir;
 
 use crate::{
     jobs::{claim, spec},
-    support::{postgres, rabbitmq},
+    support::{self},
 };
 
 /// An ID that no job has.
@@ -591,9 +591,8 @@ fn waiting_ends_with_the_job_or_with_the_time() {
 #[test]
 fn with_a_broker_jobs_are_handed_over_at_once_and_without_it_they_are_kept() {
     let services = tokio::runtime::Runtime::new().unwrap();
-    let (database, vhost) = services.block_on(async {
-        (postgres::shared().await.database("cli").await, rabbitmq::shared().await.vhost("cli").await)
-    });
+    let (database, vhost) =
+        services.block_on(async { (support::database("cli").await, support::vhost("cli").await) });
     let place = Place::empty().set("DATABASE_URL", &database.url).set("AMQP_URL", &vhost.amqp_url);
     place.run(&["migrate"]).succeeds();
     place.enqueue(&[]);

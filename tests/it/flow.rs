@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::{
     harness::{Harness, PATIENCE, port, python, sandbox},
-    support::{Proxy, RabbitMq, machine, postgres, rabbitmq, wait::until},
+    support::{self, machine, rabbitmq, wait::until},
 };
 
 #[tokio::test(flavor = "multi_thread")]
@@ -321,16 +321,19 @@ async fn readiness_falls_while_a_worker_drains_and_the_call_in_flight_is_recorde
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_waits_for_its_services_with_a_clear_message() {
     let harness = Harness::new("wait", "").await;
-    let (database, broker) =
-        tokio::join!(Proxy::start(port(&harness.database.url)), Proxy::start(port(&harness.vhost.amqp_url)),);
-    database.cut().await;
-    broker.cut().await;
-    let (database_url, amqp_url) = (database.url(&harness.database.url), broker.url(&harness.vhost.amqp_url));
+    let (database, broker) = tokio::join!(
+        support::start_proxy(port(&harness.database.url)),
+        support::start_proxy(port(&harness.vhost.amqp_url)),
+    );
+    database.cut().await.unwrap();
+    broker.cut().await.unwrap();
+    let (database_url, amqp_url) =
+        (database.url(&harness.database.url).unwrap(), broker.url(&harness.vhost.amqp_url).unwrap());
     let mut worker = harness.start_worker(&[("DATABASE_URL", &database_url), ("AMQP_URL", &amqp_url)]);
     worker.logged("waiting for PostgreSQL").await;
-    database.heal().await;
+    database.heal().await.unwrap();
     worker.logged("waiting for RabbitMQ").await;
-    broker.heal().await;
+    broker.heal().await.unwrap();
     worker.becomes_ready(true).await;
     assert!(worker.stop().await.success());
 }
@@ -461,7 +464,7 @@ async fn accepted_messages_without_an_id_run_once_and_are_held_when_they_come_ag
 
     // Another consumer takes the message and goes away without settling it.
     harness.publish(&[nameless]).await;
-    let connection = harness.vhost.connect().await;
+    let connection = harness.vhost.connect().await.unwrap();
     let channel = connection.create_channel().await.unwrap();
     until("the message is there", PATIENCE, async || {
         channel.basic_get("errand.default".into(), lapin::options::BasicGetOptions::default()).await.unwrap()
@@ -481,8 +484,8 @@ async fn accepted_messages_without_an_id_run_once_and_are_held_when_they_come_ag
 async fn a_worker_whose_database_stalls_still_ends_and_leaves_its_job_to_the_rescue() {
     let faults = "[[fault]]\nkind = \"latency\"\nfixed_ms = 300\n";
     let harness = Harness::new("stall", faults).await;
-    let database = Proxy::start(port(&harness.database.url)).await;
-    let url = database.url(&harness.database.url);
+    let database = support::start_proxy(port(&harness.database.url)).await;
+    let url = database.url(&harness.database.url).unwrap();
     let settings = [
         ("DATABASE_URL", url.as_str()),
         ("ERRAND__WORKER__DRAIN_SECS", "1"),
@@ -518,19 +521,19 @@ async fn e_mail_addresses_as_owners_are_warned_about_once_and_never_shown() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_consumes_again_after_its_broker_was_killed_and_restarted() {
-    let broker = RabbitMq::start(rabbitmq::Options::default()).await;
+    let broker = support::start_rabbitmq(rabbitmq::Options::default()).await;
     let harness = Harness {
-        database: postgres::shared().await.database("broker").await,
-        vhost: broker.vhost("broker").await,
+        database: support::database("broker").await,
+        vhost: broker.vhost("broker").await.unwrap(),
         sandbox: sandbox("").await,
     };
     let worker = harness.worker(&[]).await;
     worker.becomes_ready(true).await;
     harness.publish(&[read("u-alice")]).await;
     harness.settled(1).await;
-    broker.kill9().await;
+    broker.kill9().await.unwrap();
     worker.becomes_ready(false).await;
-    broker.restart().await;
+    broker.restart().await.unwrap();
     worker.becomes_ready(true).await;
     harness.publish(&[read("u-alice")]).await;
     harness.settled(2).await;
@@ -549,10 +552,10 @@ async fn a_worker_speaks_tls_with_a_broker_that_its_host_trusts_and_with_no_othe
         file("certificate"),
         file("key"),
     );
-    let broker = RabbitMq::start(rabbitmq::Options { conf, ..rabbitmq::Options::default() }).await;
+    let broker = support::start_rabbitmq(rabbitmq::Options { conf, ..rabbitmq::Options::default() }).await;
     let harness = Harness {
-        database: postgres::shared().await.database("tls").await,
-        vhost: broker.vhost("tls").await,
+        database: support::database("tls").await,
+        vhost: broker.vhost("tls").await.unwrap(),
         sandbox: sandbox("").await,
     };
     let plain = format!("amqp://guest:guest@127.0.0.1:{}", broker.port());

@@ -32,9 +32,7 @@ impl Harness {
     /// A fresh harness. `faults` is TOML that is added to the sandbox's default world.
     pub(crate) async fn new(hint: &str, faults: &str) -> Self {
         let (database, vhost) =
-            tokio::join!(async { postgres::shared().await.database(hint).await }, async {
-                rabbitmq::shared().await.vhost(hint).await
-            },);
+            tokio::join!(async { support::database(hint).await }, async { support::vhost(hint).await },);
         Self { database, vhost, sandbox: sandbox(faults).await }
     }
 
@@ -100,7 +98,7 @@ impl Harness {
 
     /// Publishes any bytes to a lane.
     pub(crate) async fn publish_to(&self, lane: &str, bodies: &[Vec<u8>], properties: BasicProperties) {
-        let connection = self.vhost.connect().await;
+        let connection = self.vhost.connect().await.unwrap();
         let channel = connection.create_channel().await.unwrap();
         channel.confirm_select(ConfirmSelectOptions::default()).await.unwrap();
         let mut confirms = Vec::new();
@@ -190,7 +188,7 @@ impl Harness {
     /// Does to the database what errand never does.
     pub(crate) async fn execute(&self, sql: &str) {
         use sqlx::Executor as _;
-        self.database.connect().await.execute(sqlx::AssertSqlSafe(sql.to_owned())).await.unwrap();
+        self.database.connect().await.unwrap().execute(sqlx::AssertSqlSafe(sql.to_owned())).await.unwrap();
     }
 
     /// Waits until so many jobs have succeeded, and makes sure that there are no others, that each took effect
@@ -223,7 +221,7 @@ impl Harness {
     /// The first column of the first row, as text.
     pub(crate) async fn text(&self, sql: &str) -> Option<String> {
         use sqlx::Row as _;
-        let mut connection = self.database.connect().await;
+        let mut connection = self.database.connect().await.unwrap();
         let row =
             sqlx::query(sqlx::AssertSqlSafe(sql.to_owned())).fetch_optional(&mut connection).await.ok()??;
         row.try_get::<Option<String>, _>(0).ok()?

@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use crate::{
     harness::{Harness, PATIENCE},
-    support::{Proxy, wait::until},
+    support::{self, wait::until},
 };
 
 const USERS: usize = 20;
@@ -53,8 +53,9 @@ async fn an_api_that_fails_every_call_is_called_a_few_times_and_every_job_succee
 #[tokio::test(flavor = "multi_thread")]
 async fn calls_that_count_wait_for_an_api_that_is_gone_and_run_once() {
     let harness = Harness::new("unreached", "").await;
-    let api = Proxy::start(harness.sandbox.base_url().rsplit(':').next().unwrap().parse().unwrap()).await;
-    let url = api.url(&harness.sandbox.base_url());
+    let api =
+        support::start_proxy(harness.sandbox.base_url().rsplit(':').next().unwrap().parse().unwrap()).await;
+    let url = api.url(&harness.sandbox.base_url()).unwrap();
     let worker = harness
         .worker(&[
             ("COMPOSIO_BASE_URL", url.as_str()),
@@ -65,7 +66,7 @@ async fn calls_that_count_wait_for_an_api_that_is_gone_and_run_once() {
     // Tools and accounts are known when the API goes away.
     harness.publish(&spread(USERS, |user| send(user).with("max_attempts", 6))).await;
     all_succeed(&harness, 20).await;
-    api.cut().await;
+    api.cut().await.unwrap();
     harness.publish(&spread(200, |user| send(user).with("max_attempts", 6))).await;
     until("every job was postponed several times", PATIENCE, async || {
         (worker.metric("errand_circuit_breaker_snoozes_total{scope=\"api\"}").await > 800.0).then_some(())
@@ -78,7 +79,7 @@ async fn calls_that_count_wait_for_an_api_that_is_gone_and_run_once() {
         .parse()
         .unwrap();
     assert!(spent <= 120, "{spent} calls, where 200 jobs have 1200 attempts");
-    api.heal().await;
+    api.heal().await.unwrap();
     all_succeed(&harness, 220).await;
     let ledger = harness.sandbox.ledger_summary();
     assert_eq!((ledger.effects_once, ledger.jobs_repeated_once), (220, 0), "{ledger:?}");

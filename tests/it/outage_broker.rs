@@ -11,7 +11,7 @@ use serde_json::json;
 
 use crate::{
     harness::{Harness, PATIENCE, Process, run, sandbox},
-    support::{Proxy, RabbitMq, http, postgres, rabbitmq, wait::until},
+    support::{self, Proxy, http, rabbitmq, wait::until},
 };
 
 /// Every first call of this tool is throttled, so that the relay has to bring the job back.
@@ -27,8 +27,9 @@ const RELAYED: &str = r#"
 /// A tool API that can be stalled, and a worker that reaches it. Jobs that are claimed while it is stalled run
 /// until it is healed.
 async fn behind_proxy(harness: &Harness) -> (Proxy, Process) {
-    let api = Proxy::start(url::Url::parse(&harness.sandbox.base_url()).unwrap().port().unwrap()).await;
-    let through = api.url(&harness.sandbox.base_url());
+    let api =
+        support::start_proxy(url::Url::parse(&harness.sandbox.base_url()).unwrap().port().unwrap()).await;
+    let through = api.url(&harness.sandbox.base_url()).unwrap();
     let worker = harness.worker(&[("COMPOSIO_BASE_URL", through.trim_end_matches('/'))]).await;
     (api, worker)
 }
@@ -40,25 +41,25 @@ fn lines_since(worker: &Process, mark: usize) -> usize {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn while_the_broker_is_out_of_memory_running_jobs_end_and_retries_wait() {
-    let broker = RabbitMq::start(rabbitmq::Options::default()).await;
+    let broker = support::start_rabbitmq(rabbitmq::Options::default()).await;
     let harness = Harness {
-        database: postgres::shared().await.database("alarm").await,
-        vhost: broker.vhost("alarm").await,
+        database: support::database("alarm").await,
+        vhost: broker.vhost("alarm").await.unwrap(),
         sandbox: sandbox(RELAYED).await,
     };
     let (api, worker) = behind_proxy(&harness).await;
     api.stall();
     harness.publish(&[spread(20, send), spread(4, create)].concat()).await;
     harness.counts("state = 'running'", 24).await;
-    broker.control(&["set_vm_memory_high_watermark", "0"]).await;
+    broker.control(&["set_vm_memory_high_watermark", "0"]).await.unwrap();
     let mark = worker.log().len();
-    api.heal().await;
+    api.heal().await.unwrap();
     worker.logged("RabbitMQ blocks publishing").await;
     harness.counts("state = 'succeeded' and tool = 'GMAIL_SEND_EMAIL'", 20).await;
     assert_eq!(worker.readiness().await["ready"], true, "it still consumes and records");
     assert_ne!(harness.count("state in ('retryable', 'available')").await, 0, "retries wait in the store");
 
-    broker.control(&["set_vm_memory_high_watermark", "0.9"]).await;
+    broker.control(&["set_vm_memory_high_watermark", "0.9"]).await.unwrap();
     harness.all_ran_once(24).await;
     assert_eq!(worker.lines("RabbitMQ takes messages again").len(), 1);
     assert_eq!(worker.metric("errand_broker_reconnects_total").await, 0.0);
@@ -82,7 +83,7 @@ impl<'a> User<'a> {
 
     async fn set_password(&self, password: &str) {
         let body = json!({"password": password, "tags": ""});
-        self.harness.vhost.manage(Method::PUT, &format!("users/{}", self.name), Some(body)).await;
+        self.harness.vhost.manage(Method::PUT, &format!("users/{}", self.name), Some(body)).await.unwrap();
     }
 
     fn permissions(&self) -> String {
@@ -91,18 +92,18 @@ impl<'a> User<'a> {
 
     async fn permit(&self) {
         let all = json!({"configure": ".*", "write": ".*", "read": ".*"});
-        self.harness.vhost.manage(Method::PUT, &self.permissions(), Some(all)).await;
+        self.harness.vhost.manage(Method::PUT, &self.permissions(), Some(all)).await.unwrap();
     }
 
     async fn forbid(&self) {
-        self.harness.vhost.manage(Method::DELETE, &self.permissions(), None).await;
+        self.harness.vhost.manage(Method::DELETE, &self.permissions(), None).await.unwrap();
     }
 
     /// Closes the user's connections until the worker notices. The broker's list of them lags behind.
     async fn cut_off(&self, worker: &Process) {
         let list = format!("vhosts/{}/connections", self.harness.vhost.encoded_name());
         until("the worker is cut off", PATIENCE, async || {
-            let connections = self.harness.vhost.manage(Method::GET, &list, None).await;
+            let connections = self.harness.vhost.manage(Method::GET, &list, None).await.unwrap();
             let own =
                 connections.as_array()?.iter().filter(|connection| connection["user"] == self.name.as_str());
             for name in own.filter_map(|connection| connection["name"].as_str()) {
@@ -158,15 +159,15 @@ async fn a_lane_whose_queue_is_deleted_is_declared_and_consumed_again_and_others
     harness.publish(&[spread(10, send), spread(4, create)].concat()).await;
     harness.counts("state = 'running'", 14).await;
     let queue = format!("queues/{}/errand.default", harness.vhost.encoded_name());
-    harness.vhost.manage(Method::DELETE, &queue, None).await;
+    harness.vhost.manage(Method::DELETE, &queue, None).await.unwrap();
     let queues = format!("queues/{}", harness.vhost.encoded_name());
     until("it consumes again", PATIENCE, async || {
-        let queues = harness.vhost.manage(Method::GET, &queues, None).await;
+        let queues = harness.vhost.manage(Method::GET, &queues, None).await.unwrap();
         let default = queues.as_array()?.iter().find(|queue| queue["name"] == "errand.default")?;
         (default["consumers"] == 1).then_some(())
     })
     .await;
-    api.heal().await;
+    api.heal().await.unwrap();
     harness.publish(&spread(10, send)).await;
     let bulk: Vec<Vec<u8>> = spread(5, send).iter().map(|job| serde_json::to_vec(job).unwrap()).collect();
     harness.publish_to("bulk", &bulk, BasicProperties::default()).await;
@@ -192,7 +193,7 @@ async fn jobs_that_the_database_knows_outlive_a_deleted_queue() {
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     }
     let queue = format!("queues/{}/errand.default", harness.vhost.encoded_name());
-    harness.vhost.manage(Method::DELETE, &queue, None).await;
+    harness.vhost.manage(Method::DELETE, &queue, None).await.unwrap();
     let _worker = harness.worker(&[soon]).await;
     harness.all_ran_once(3).await;
 }
@@ -208,16 +209,16 @@ async fn an_exchange_that_is_deleted_comes_back_with_the_next_retry_or_by_itself
     api.stall();
     harness.publish(&spread(4, create)).await;
     harness.counts("state = 'running'", 4).await;
-    harness.vhost.manage(Method::DELETE, &exchange, None).await;
-    api.heal().await;
+    harness.vhost.manage(Method::DELETE, &exchange, None).await.unwrap();
+    api.heal().await.unwrap();
     harness.all_ran_once(5).await;
     assert_ne!(worker.metric_sum("errand_relay_failed_total").await, 0.0, "the relay met the loss");
 
     // Nothing has to be published by errand now, and apps cannot.
-    harness.vhost.manage(Method::DELETE, &exchange, None).await;
+    harness.vhost.manage(Method::DELETE, &exchange, None).await.unwrap();
     until("the exchange is there, with the bindings of both lanes", PATIENCE, async || {
         let path = format!("bindings/{}", harness.vhost.encoded_name());
-        let bindings = harness.vhost.manage(Method::GET, &path, None).await;
+        let bindings = harness.vhost.manage(Method::GET, &path, None).await.unwrap();
         let of_errand = bindings.as_array()?.iter().filter(|binding| binding["source"] == "errand");
         (of_errand.count() == 2).then_some(())
     })
@@ -235,7 +236,7 @@ async fn a_message_that_was_given_back_and_redelivered_very_often_is_not_lost_an
     let harness = Harness::new("redelivered", "").await;
     assert!(harness.worker(&[]).await.stop().await.success());
     harness.publish(&spread(2, send)).await;
-    let connection = harness.vhost.connect().await;
+    let connection = harness.vhost.connect().await.unwrap();
     for round in 0..40 {
         let channel = connection.create_channel().await.unwrap();
         for _ in 0..2 {
@@ -271,7 +272,7 @@ async fn a_worker_that_the_broker_forgot_notices_and_subscribes_anew() {
             || C <- rabbit_amqqueue:consumers(Q)]."#,
         harness.vhost.name
     );
-    rabbitmq::shared().await.control(&["eval", &forget]).await;
+    support::control(&["eval", &forget]).await;
     harness.publish(&spread(5, send)).await;
     harness.all_ran_once(8).await;
     worker.becomes_ready(true).await;

@@ -81,7 +81,7 @@ async fn lives_through(
     // Each message is still the broker's: it waits, or is not acknowledged.
     let queue = format!("queues/{}/errand.default", limited.harness.vhost.encoded_name());
     until("the broker keeps 20 messages", PATIENCE, async || {
-        let shown = limited.harness.vhost.manage(Method::GET, &queue, None).await;
+        let shown = limited.harness.vhost.manage(Method::GET, &queue, None).await.unwrap();
         (shown["messages"] == 20).then_some(())
     })
     .await;
@@ -142,7 +142,7 @@ async fn a_database_whose_disk_is_full_loses_and_repeats_nothing() {
     lives_through(
         &mut limited,
         async |limited| {
-            let mut inside = limited.harness.database.connect().await;
+            let mut inside = limited.harness.database.connect().await.unwrap();
             let full = "create function no_space() returns trigger language plpgsql as $$ begin
                             raise exception 'could not extend file \"base/1/2\": No space left on device'
                                 using errcode = '53100';
@@ -152,7 +152,7 @@ async fn a_database_whose_disk_is_full_loses_and_repeats_nothing() {
         },
         "No space left on device",
         async |limited| {
-            let mut inside = limited.harness.database.connect().await;
+            let mut inside = limited.harness.database.connect().await.unwrap();
             sqlx::raw_sql("drop trigger no_space on jobs").execute(&mut inside).await.unwrap();
         },
     )
@@ -181,7 +181,7 @@ async fn survives_attacks_on_its_backends(hint: &str, function: &str, said: &str
     })
     .await;
     let (begun, mark) = (Instant::now(), worker.log().len());
-    let mut locking = limited.harness.database.connect().await;
+    let mut locking = limited.harness.database.connect().await.unwrap();
     let mut published = 60;
     while begun.elapsed() < LASTS {
         sqlx::raw_sql("begin; lock table jobs in exclusive mode").execute(&mut locking).await.unwrap();

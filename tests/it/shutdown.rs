@@ -15,7 +15,7 @@ use sqlx::{Connection as _, Executor as _, PgConnection};
 
 use crate::{
     harness::{Harness, PATIENCE, Process, port, sandbox},
-    support::{Postgres, Proxy, http, postgres, rabbitmq, wait::until},
+    support::{self, Postgres, http, postgres, wait::until},
 };
 
 /// What a busy machine may add to a budget.
@@ -23,10 +23,10 @@ const MARGIN: Duration = Duration::from_secs(4);
 
 /// A harness whose database can be killed.
 async fn fragile(hint: &str, faults: &str) -> (Postgres, Harness) {
-    let server = Postgres::start(postgres::Options::default()).await;
+    let server = support::start_postgres(postgres::Options::default()).await;
     let harness = Harness {
-        database: server.database(hint).await,
-        vhost: rabbitmq::shared().await.vhost(hint).await,
+        database: server.database(hint).await.unwrap(),
+        vhost: support::vhost(hint).await,
         sandbox: sandbox(faults).await,
     };
     (server, harness)
@@ -55,7 +55,7 @@ async fn results_that_a_dead_database_cannot_take_are_written_by_the_next_worker
     let ids: Vec<String> = (0..20).map(|_| id()).collect();
     harness.publish(&ids.iter().map(|id| send("user-1").named(id)).collect::<Vec<_>>()).await;
     harness.called(20).await;
-    server.kill9().await;
+    server.kill9().await.unwrap();
     let begun = Instant::now();
     let status = worker.stop().await;
     assert!(begun.elapsed() < Duration::from_secs(10) + MARGIN, "{:?}", begun.elapsed());
@@ -66,7 +66,7 @@ async fn results_that_a_dead_database_cannot_take_are_written_by_the_next_worker
     assert_eq!(fs::metadata(&files[0]).unwrap().permissions().mode() & 0o777, 0o600);
     assert!(!worker.log().contains("ann@example.com"));
 
-    server.restart().await;
+    server.restart().await.unwrap();
     let next = harness.worker(&[]).await;
     assert_eq!(harness.settled(20).await, [("succeeded".to_owned(), 20)]);
     for id in &ids {
@@ -86,16 +86,16 @@ async fn journaled(hint: &str) -> (Postgres, Harness, Vec<String>) {
     let ids: Vec<String> = (0..20).map(|_| id()).collect();
     harness.publish(&ids.iter().map(|id| send("user-1").named(id)).collect::<Vec<_>>()).await;
     harness.called(20).await;
-    server.kill9().await;
+    server.kill9().await.unwrap();
     assert!(worker.stop().await.success(), "nothing is left: {}", worker.log());
     assert_eq!(journal(&harness).len(), 1);
-    server.restart().await;
+    server.restart().await.unwrap();
     (server, harness, ids)
 }
 
 /// Keeps every writer of jobs waiting until the connection is closed.
 async fn lock_jobs(harness: &Harness) -> PgConnection {
-    let mut keeper = harness.database.connect().await;
+    let mut keeper = harness.database.connect().await.unwrap();
     keeper.execute("begin").await.unwrap();
     keeper.execute("lock table jobs in share mode").await.unwrap();
     keeper
@@ -170,7 +170,7 @@ async fn a_second_signal_ends_at_once_and_loses_nothing() {
     harness.publish(&sent.iter().map(|id| send("user-1").named(id)).collect::<Vec<_>>()).await;
     harness.publish(&created.iter().map(|id| create("user-1").named(id)).collect::<Vec<_>>()).await;
     harness.called(20).await;
-    server.kill9().await;
+    server.kill9().await.unwrap();
     // What has ended is being written, to a database that is dead.
     worker.metric_reaches("errand_finish_batch_jobs_count", 1.0).await;
     until("all have taken effect", PATIENCE, async || {
@@ -184,7 +184,7 @@ async fn a_second_signal_ends_at_once_and_loses_nothing() {
     worker.ended().await;
     assert!(begun.elapsed() < Duration::from_secs(1) + MARGIN, "{:?}", begun.elapsed());
 
-    server.restart().await;
+    server.restart().await.unwrap();
     let _next = harness.worker(&[]).await;
     let counts = harness.settled(20).await;
     let [(held, _), (succeeded, _)] = counts.as_slice() else { panic!("{counts:?}") };
@@ -258,8 +258,8 @@ async fn the_phases_of_a_shutdown_can_be_watched() {
 #[tokio::test(flavor = "multi_thread")]
 async fn while_draining_only_calls_that_can_finish_or_be_repeated_are_started() {
     let harness = Harness::new("fit", "").await;
-    let api = Proxy::start(port(&harness.sandbox.base_url())).await;
-    let through = api.url(&harness.sandbox.base_url());
+    let api = support::start_proxy(port(&harness.sandbox.base_url())).await;
+    let through = api.url(&harness.sandbox.base_url()).unwrap();
     let through = through.trim_end_matches('/');
     let mut worker =
         harness.worker(&[("COMPOSIO_BASE_URL", through), ("ERRAND__WORKER__DRAIN_SECS", "30")]).await;
@@ -278,7 +278,7 @@ async fn while_draining_only_calls_that_can_finish_or_be_repeated_are_started() 
     }
     worker.terminate();
     worker.in_phase("draining").await;
-    api.heal().await;
+    api.heal().await.unwrap();
     assert!(worker.ended().await.success(), "nothing is left: {}", worker.log());
     for job in [&short, &repeatable] {
         assert_eq!(harness.show(job)["state"], "succeeded");
@@ -317,8 +317,8 @@ async fn a_call_that_outlasts_the_budget_is_interrupted_in_time() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_whose_broker_stalls_ends_in_time_and_writes_what_it_has() {
     let harness = Harness::new("stalled-broker", "[[fault]]\nkind = \"latency\"\nfixed_ms = 2000\n").await;
-    let broker = Proxy::start(port(&harness.vhost.amqp_url)).await;
-    let through = broker.url(&harness.vhost.amqp_url);
+    let broker = support::start_proxy(port(&harness.vhost.amqp_url)).await;
+    let through = broker.url(&harness.vhost.amqp_url).unwrap();
     let mut worker = harness.worker(&[("AMQP_URL", &through), ("ERRAND__WORKER__DRAIN_SECS", "5")]).await;
     let one = id();
     harness.publish(&[send("user-1").named(&one)]).await;
@@ -333,8 +333,8 @@ async fn a_worker_whose_broker_stalls_ends_in_time_and_writes_what_it_has() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_whose_database_stalls_ends_in_time_and_lists_claims_in_doubt() {
     let harness = Harness::new("stalled-database", "[[fault]]\nkind = \"latency\"\nfixed_ms = 2000\n").await;
-    let database = Proxy::start(port(&harness.database.url)).await;
-    let through = database.url(&harness.database.url);
+    let database = support::start_proxy(port(&harness.database.url)).await;
+    let through = database.url(&harness.database.url).unwrap();
     let settings = [
         ("DATABASE_URL", through.as_str()),
         ("ERRAND__WORKER__DRAIN_SECS", "5"),
@@ -361,7 +361,7 @@ async fn a_worker_whose_database_stalls_ends_in_time_and_lists_claims_in_doubt()
     assert_eq!(journal(&harness).len(), 1);
 
     // What the proxy holds back reaches the database after all, as packets in a network may.
-    database.heal().await;
+    database.heal().await.unwrap();
     let _next =
         harness.worker(&[("ERRAND__WORKER__LEASE_SECS", "20"), ("ERRAND__RESCUE__POLL_SECS", "1")]).await;
     for job in [&one, &in_doubt] {

@@ -118,7 +118,7 @@ impl Backends {
         let sql = AssertSqlSafe(sql.to_owned());
         match &self.place {
             Place::Services(harness) => {
-                harness.database.connect().await.execute(sql).await.unwrap();
+                harness.database.connect().await.unwrap().execute(sql).await.unwrap();
             }
             Place::Embedded(_) => {
                 let url = format!("sqlite://{}/errand.db", self.folder.path().display());

@@ -84,7 +84,7 @@ impl TestStore {
     }
 
     async fn bare_postgres() -> Self {
-        let database = support::postgres::shared().await.database("contract").await;
+        let database = support::database("contract").await;
         let open = || Arc::new(PostgresStore::new(postgres_options(&database.url)).unwrap());
         Self { store: open(), other: open(), worker: WorkerId::new(), place: Place::Postgres(database) }
     }
@@ -114,7 +114,7 @@ impl TestStore {
         let sql = AssertSqlSafe(sql.to_owned());
         match &self.place {
             Place::Postgres(database) => {
-                database.connect().await.execute(sql).await.unwrap();
+                database.connect().await.unwrap().execute(sql).await.unwrap();
             }
             Place::Sqlite(dir) => {
                 let url = format!("sqlite://{}", dir.path().join("errand.db").display());
