@@ -30,5 +30,6 @@ mod store_contract;
 mod tidy;
 mod tool_api;
 mod verify;
+mod workers;
 
 use errand_testbed::support;

@@ -1,4 +1,7 @@
 //! Catalog and accounts against an API in memory that counts what it is asked.
+//!
+//! It stands behind the seam and not behind HTTP, because what is counted is how often the seam is asked, where the
+//! HTTP client repeats look-ups by itself, and because a test of who shares an answer needs simulated time.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic, in its helpers too")]
 
