@@ -22,9 +22,9 @@ use crate::jobs::spec;
 
 mod against_sandbox;
 mod calls;
-mod fake;
 mod lookups;
 mod multiplexed;
+mod remembered;
 
 const KEY: &str = "ak_test_good";
 const OK: &str = r#"{"data":{},"error":null,"successful":true,"log_id":"log_1"}"#;

@@ -18,7 +18,7 @@ pub(super) enum Content {
     Bytes(Vec<u8>),
     /// A body that goes on for as long as anybody reads it. HTTP/2 has no such answer.
     Endless { announced: Option<u64>, start: Vec<u8> },
-    /// What the API behind this one says.
+    /// What the API or the function behind this one says.
     Theirs,
 }
 

@@ -7,6 +7,7 @@
 
 use std::{
     collections::{HashMap, VecDeque},
+    fmt,
     net::{Ipv4Addr, SocketAddr},
     sync::{
         Arc, Mutex,
@@ -44,7 +45,7 @@ struct State {
     script: Mutex<VecDeque<Answer>>,
     /// What is done with the calls of single jobs instead.
     of_jobs: Mutex<HashMap<String, Answer>>,
-    upstream: Option<Upstream>,
+    behind: Behind,
     seen: Mutex<Vec<Request>>,
     arrival: Notify,
     release: Notify,
@@ -52,8 +53,24 @@ struct State {
     endless_bytes: AtomicU64,
 }
 
+/// Where answers come from that no script has.
+enum Behind {
+    Nothing,
+    Api(Upstream),
+    Function(Box<dyn Fn(&Request) -> Answer + Send + Sync>),
+}
+
+impl fmt::Debug for Behind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Nothing => "Nothing",
+            Self::Api(_) => "Api",
+            Self::Function(_) => "Function",
+        })
+    }
+}
+
 /// The API behind this one.
-#[derive(Debug)]
 struct Upstream {
     base_url: String,
     client: reqwest::Client,
@@ -63,7 +80,7 @@ impl ScriptedApi {
     /// Serves HTTP/1.1. The n-th request, over all connections, gets the n-th answer, and all that follow get
     /// the last one.
     pub async fn start(script: impl IntoIterator<Item = Answer>) -> Self {
-        Self::serve(script, None, false).await
+        Self::serve(script, Behind::Nothing, false).await
     }
 
     /// The same, with one answer for everything.
@@ -73,27 +90,28 @@ impl ScriptedApi {
 
     /// The same for HTTP/2 without TLS, and for nothing else.
     pub async fn http2(script: impl IntoIterator<Item = Answer>) -> Self {
-        Self::serve(script, None, true).await
+        Self::serve(script, Behind::Nothing, true).await
     }
 
     /// Passes every request on to another API, and its answers back. What [`Self::answer_job`] replaces is
     /// passed on as well, so that it has its effect.
     pub async fn in_front_of(base_url: &str) -> Self {
         let upstream = Upstream { base_url: base_url.to_owned(), client: http::client() };
-        Self::serve([Answer::theirs()], Some(upstream), false).await
+        Self::serve([Answer::theirs()], Behind::Api(upstream), false).await
     }
 
-    async fn serve(
-        script: impl IntoIterator<Item = Answer>,
-        upstream: Option<Upstream>,
-        is_http2: bool,
-    ) -> Self {
+    /// Answers each request as a function of it says.
+    pub async fn responding(respond: impl Fn(&Request) -> Answer + Send + Sync + 'static) -> Self {
+        Self::serve([Answer::theirs()], Behind::Function(Box::new(respond)), false).await
+    }
+
+    async fn serve(script: impl IntoIterator<Item = Answer>, behind: Behind, is_http2: bool) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let address = listener.local_addr().unwrap();
         let state = Arc::new(State {
             script: Mutex::new(script.into_iter().collect()),
             of_jobs: Mutex::default(),
-            upstream,
+            behind,
             seen: Mutex::default(),
             arrival: Notify::new(),
             release: Notify::new(),
@@ -135,6 +153,11 @@ impl ScriptedApi {
     #[must_use]
     pub fn seen(&self) -> Vec<Request> {
         self.state.seen.lock().unwrap().clone()
+    }
+
+    /// The requests that were read since the last time; they are not seen again.
+    pub fn take_seen(&self) -> Vec<Request> {
+        std::mem::take(&mut *self.state.seen.lock().unwrap())
     }
 
     /// The bodies that were sent for this job.
@@ -206,14 +229,19 @@ impl State {
     /// Records a request and returns its answer, which is the given one unless its job has one of its own.
     async fn decide(&self, request: Request, scripted: Answer) -> Answer {
         let of_job = request.job().and_then(|job| self.of_jobs.lock().unwrap().get(job).cloned());
-        let mut answer = of_job.unwrap_or(scripted);
+        // Decided before anybody hears of the request, who may change what the next one is told.
+        let mut answer = match (of_job, &self.behind) {
+            (Some(answer), _) => answer,
+            (None, Behind::Function(respond)) if scripted.is_theirs() => respond(&request),
+            (None, _) => scripted,
+        };
         // Whoever waits for the request may let its answer go at once.
         let release = self.release.notified();
         tokio::pin!(release);
         release.as_mut().enable();
         self.seen.lock().unwrap().push(request.clone());
         self.arrival.notify_waiters();
-        if let Some(upstream) = &self.upstream {
+        if let Behind::Api(upstream) = &self.behind {
             let theirs = upstream.ask(request).await;
             if answer.is_theirs() {
                 answer = theirs;
