@@ -14,6 +14,7 @@ use lapin::{
     options::{BasicPublishOptions, ConfirmSelectOptions},
 };
 use serde_json::Value;
+use tempfile::TempDir;
 
 use crate::support::{self, postgres, rabbitmq, wait::until};
 
@@ -26,14 +27,22 @@ pub(crate) struct Harness {
     pub(crate) database: postgres::Database,
     pub(crate) vhost: rabbitmq::Vhost,
     pub(crate) sandbox: Running,
+    folder: TempDir,
 }
 
 impl Harness {
     /// A fresh harness. `faults` is TOML that is added to the sandbox's default world.
     pub(crate) async fn new(hint: &str, faults: &str) -> Self {
-        let (database, vhost) =
-            tokio::join!(async { support::database(hint).await }, async { support::vhost(hint).await },);
-        Self { database, vhost, sandbox: sandbox(faults).await }
+        let (database, vhost) = tokio::join!(support::database(hint), support::vhost(hint));
+        Self::of(database, vhost, sandbox(faults).await)
+    }
+
+    /// The same, of servers that a test may break.
+    pub(crate) fn of(database: postgres::Database, vhost: rabbitmq::Vhost, sandbox: Running) -> Self {
+        // `tests/run` names a folder that it removes whatever happens.
+        let base = std::env::var_os("ERRAND_TEST_DIR").map_or_else(std::env::temp_dir, PathBuf::from);
+        let folder = tempfile::Builder::new().prefix("errand-harness-").tempdir_in(base).unwrap();
+        Self { database, vhost, sandbox, folder }
     }
 
     /// The environment that points errand at this harness.
@@ -66,9 +75,7 @@ impl Harness {
 
     /// The folder that the workers of this harness share for their journals.
     pub(crate) fn journal_dir(&self) -> PathBuf {
-        // `tests/run` names a folder that it removes.
-        let base = std::env::var_os("ERRAND_TEST_DIR").map_or_else(std::env::temp_dir, PathBuf::from);
-        base.join(format!("errand-journal-{}", self.database.name))
+        self.folder.path().join("journal")
     }
 
     /// A worker that is ready.

@@ -24,11 +24,8 @@ const MARGIN: Duration = Duration::from_secs(4);
 /// A harness whose database can be killed.
 async fn fragile(hint: &str, faults: &str) -> (Postgres, Harness) {
     let server = support::start_postgres(postgres::Options::default()).await;
-    let harness = Harness {
-        database: server.database(hint).await.unwrap(),
-        vhost: support::vhost(hint).await,
-        sandbox: sandbox(faults).await,
-    };
+    let harness =
+        Harness::of(server.database(hint).await.unwrap(), support::vhost(hint).await, sandbox(faults).await);
     (server, harness)
 }
 

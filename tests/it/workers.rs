@@ -186,11 +186,11 @@ async fn e_mail_addresses_as_owners_are_warned_about_once_and_never_shown() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_consumes_again_after_its_broker_was_killed_and_restarted() {
     let broker = support::start_rabbitmq(rabbitmq::Options::default()).await;
-    let harness = Harness {
-        database: support::database("broker").await,
-        vhost: broker.vhost("broker").await.unwrap(),
-        sandbox: sandbox("").await,
-    };
+    let harness = Harness::of(
+        support::database("broker").await,
+        broker.vhost("broker").await.unwrap(),
+        sandbox("").await,
+    );
     let worker = harness.worker(&[]).await;
     worker.becomes_ready(true).await;
     harness.publish(&[read("u-alice")]).await;
@@ -217,11 +217,8 @@ async fn a_worker_speaks_tls_with_a_broker_that_its_host_trusts_and_with_no_othe
         file("key"),
     );
     let broker = support::start_rabbitmq(rabbitmq::Options { conf, ..rabbitmq::Options::default() }).await;
-    let harness = Harness {
-        database: support::database("tls").await,
-        vhost: broker.vhost("tls").await.unwrap(),
-        sandbox: sandbox("").await,
-    };
+    let harness =
+        Harness::of(support::database("tls").await, broker.vhost("tls").await.unwrap(), sandbox("").await);
     let plain = format!("amqp://guest:guest@127.0.0.1:{}", broker.port());
     let encrypted = harness.vhost.amqp_url.replace(&plain, &format!("amqps://guest:guest@127.0.0.1:{port}"));
     let distrusting = harness.start_worker(&[("AMQP_URL", &encrypted)]);

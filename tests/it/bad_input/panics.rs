@@ -34,23 +34,24 @@ use crate::{
 
 const VERSION: &str = "20250101_00";
 
-/// A sandbox's toolkit whose names ask for panics.
+/// A toolkit of the sandbox whose names ask for panics.
 fn world() -> String {
     let mut world = format!(
-        "[[toolkit]]\nslug = \"alpha\"\nversions = [{{ version = \"{VERSION}\" }}]\n\
-         [[auth_config]]\nid = \"ac_alpha\"\ntoolkit = \"alpha\"\n"
+        r#"
+        [[toolkit]]
+        slug = "alpha"
+        versions = [{{ version = "{VERSION}" }}]
+        [[auth_config]]
+        id = "ac_alpha"
+        toolkit = "alpha"
+        "#
     );
     for user in ["u-1", "ACCOUNT_ONCE", "unfit"] {
         world += &format!("[[account]]\nid = \"ca_{user}\"\nuser = \"{user}\"\ntoolkit = \"alpha\"\n");
     }
-    for (tool, tags) in [
-        ("SEND", "[]"),
-        ("SEND_ANSWER_ALWAYS", "[]"),
-        ("SEND_TOOL_ALWAYS", "[]"),
-        ("SEND_TOOL_ONCE", "[]"),
-        ("READ_ANSWER_ALWAYS", "[\"readOnlyHint\"]"),
-        ("READ_ANSWER_ONCE", "[\"readOnlyHint\"]"),
-    ] {
+    let sends = ["SEND", "SEND_ANSWER_ALWAYS", "SEND_TOOL_ALWAYS", "SEND_TOOL_ONCE"].map(|tool| (tool, "[]"));
+    let reads = ["READ_ANSWER_ALWAYS", "READ_ANSWER_ONCE"].map(|tool| (tool, "[\"readOnlyHint\"]"));
+    for (tool, tags) in sends.into_iter().chain(reads) {
         world += &format!("[[tool]]\nslug = \"{tool}\"\ntoolkit = \"alpha\"\ntags = {tags}\nresult = {{}}\n");
     }
     world
