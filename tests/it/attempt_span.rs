@@ -1,14 +1,12 @@
 //! Log lines of an attempt name its job, whoever writes them.
 
+use errand_testbed::factory::{Envelope as _, read};
 use serde_json::{Value, json};
 
 use crate::harness::Harness;
 
 /// JSON lines, with those of the HTTP client.
-const LOG: [(&str, &str); 2] = [
-    ("ERRAND__LOG__FORMAT", "json"),
-    ("ERRAND__LOG__LEVEL", "info,errand=debug,reqwest=debug,hyper_util=debug"),
-];
+const LOG: [(&str, &str); 1] = [("ERRAND__LOG__LEVEL", "info,errand=debug,reqwest=debug,hyper_util=debug")];
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_line_about_a_call_names_its_job_whoever_writes_it() {
@@ -17,9 +15,7 @@ async fn every_line_about_a_call_names_its_job_whoever_writes_it() {
         Harness::new("span", "[[fault]]\nkind = \"reset\"\nafter_effect = false\nfirst = 1\n").await;
     let mut worker = harness.worker(&LOG).await;
     let id = "0190b0a0-0000-7000-8000-00000000005a";
-    let job = json!({"id": id, "user_id": "user-1", "tool": "GITHUB_GET_REPO", "effect": "safe",
-        "arguments": {"owner": "o", "repo": "r"}});
-    harness.publish(&[job]).await;
+    harness.publish(&[read("user-1").named(id).with("effect", "safe")]).await;
     harness.job_in(id, &["succeeded"]).await;
     worker.stop().await;
 

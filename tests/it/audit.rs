@@ -1,26 +1,16 @@
 //! The audit of a store that was really used: the real binary on real services, against the sandbox and
 //! its ledger.
 
+use errand_testbed::factory::{Envelope as _, id, read, send, update};
 use serde_json::{Value, json};
-use uuid::Uuid;
 
 use crate::{
     harness::{Harness, PATIENCE},
     support::{http, wait::until},
 };
 
-fn id() -> String {
-    Uuid::now_v7().to_string()
-}
-
-fn send(id: &str, user: &str) -> Value {
-    json!({"id": id, "user_id": user, "tool": "GMAIL_SEND_EMAIL",
-           "arguments": {"recipient_email": "a@example.com", "subject": "s", "body": "b"}})
-}
-
-fn read(id: &str, user: &str) -> Value {
-    json!({"id": id, "user_id": user, "tool": "GITHUB_GET_REPO", "arguments": {"owner": "o", "repo": "r"}})
-}
+/// When a worker last completed an audit; 0 before its first.
+const COMPLETED: &str = "errand_audit_completed_timestamp_seconds";
 
 /// Runs `errand audit` with these flags, and returns its exit code and its answer.
 fn audit(harness: &Harness, flags: &[&str]) -> (i32, Value) {
@@ -34,11 +24,6 @@ fn audit(harness: &Harness, flags: &[&str]) -> (i32, Value) {
 fn found<'a>(answer: &'a Value, kind: &str) -> &'a Value {
     let findings = answer["findings"].as_array().unwrap();
     findings.iter().find(|finding| finding["kind"] == kind).unwrap_or(&Value::Null)
-}
-
-async fn execute(harness: &Harness, sql: &str) {
-    use sqlx::Executor as _;
-    harness.database.connect().await.execute(sqlx::AssertSqlSafe(sql.to_owned())).await.unwrap();
 }
 
 /// Makes the call of an attempt again, as somebody would who had its request ID.
@@ -70,12 +55,11 @@ async fn a_store_that_was_busy_and_lost_a_worker_has_no_finding() {
     ];
     let mut doomed = harness.worker(&quick).await;
     let jobs: Vec<Value> = (0..400)
-        .map(|n| match n % 4 {
-            0 => send(&id(), &format!("user-{}", n % 20 + 1)),
-            1 => json!({"id": id(), "user_id": format!("user-{}", n % 20 + 1), "tool": "LINEAR_UPDATE_ISSUE",
-                        "arguments": {"issue_id": "I-1", "state": "done"}}),
-            2 if n % 40 == 2 => read(&id(), "u-nobody"),
-            _ => read(&id(), &format!("user-{}", n % 20 + 1)),
+        .map(|n| match (n % 4, format!("user-{}", n % 20 + 1)) {
+            (0, user) => send(&user),
+            (1, user) => update(&user),
+            (2, _) if n % 40 == 2 => read("u-nobody"),
+            (_, user) => read(&user),
         })
         .collect();
     harness.publish(&jobs).await;
@@ -98,8 +82,11 @@ async fn a_store_that_was_busy_and_lost_a_worker_has_no_finding() {
     }
 
     // The worker finds the same, all by itself.
-    worker.logged("audited the store jobs=400 found=0 repaired=0").await;
-    assert!(!worker.log().contains("the audit found"));
+    let settled = jiff::Timestamp::now().as_second() + 1;
+    worker.metric_reaches(COMPLETED, settled as f64).await;
+    for metric in ["errand_audit_findings", "errand_audit_repairs_total"] {
+        assert_eq!(worker.metric_sum(metric).await, 0.0, "{metric}: {}", worker.log());
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -108,17 +95,17 @@ async fn a_running_job_that_the_rescue_cannot_see_is_brought_back_by_a_worker() 
         Harness::new("orphan", "[[fault]]\nkind = \"hang\"\nafter_effect = false\nfirst = 1\n").await;
     let mut doomed = harness.worker(&[]).await;
     let one = id();
-    harness.publish(&[read(&one, "user-1")]).await;
+    harness.publish(&[read("user-1").named(&one)]).await;
     until("the call is made", PATIENCE, async || (harness.sandbox.ledger_summary().calls > 0).then_some(()))
         .await;
     doomed.kill9();
     // As after a restore, or a hand that was too thorough.
-    execute(
-        &harness,
-        "delete from claims; update workers set beat_at = beat_at - interval '1 hour';
+    harness
+        .execute(
+            "delete from claims; update workers set beat_at = beat_at - interval '1 hour';
         update jobs set started_at = started_at - interval '1 hour'",
-    )
-    .await;
+        )
+        .await;
 
     let (code, answer) = audit(&harness, &[]);
     assert_eq!((code, &answer["clean"]), (1, &json!(false)));
@@ -130,21 +117,14 @@ async fn a_running_job_that_the_rescue_cannot_see_is_brought_back_by_a_worker() 
     let worker =
         harness.worker(&[("ERRAND__AUDIT__EVERY_SECS", "1"), ("ERRAND__RESCUE__POLL_SECS", "1")]).await;
     harness.job_in(&one, &["succeeded"]).await;
-    worker.logged("kind=\"running_without_worker\" found=1 repaired=1").await;
-    assert!(worker.log().contains(&one));
     until("the audit shows that all is well", PATIENCE, async || {
         let metrics = worker.metrics().await;
-        let completed = metrics
-            .lines()
-            .find_map(|line| line.strip_prefix("errand_audit_completed_timestamp_seconds "))?
-            .parse::<f64>()
-            .ok()?;
-        (completed > 1.7e9
-            && metrics.contains("errand_audit_repairs_total{kind=\"running_without_worker\"} 1\n")
+        (metrics.contains("errand_audit_repairs_total{kind=\"running_without_worker\"} 1\n")
             && metrics.contains("errand_audit_findings{kind=\"running_without_worker\"} 0\n"))
         .then_some(())
     })
     .await;
+    assert!(worker.log().contains(&one), "the repaired job is named: {}", worker.log());
     let (code, answer) = audit(&harness, &[]);
     assert_eq!((code, &answer["findings"]), (0, &json!([])), "{answer}");
 }
@@ -155,18 +135,13 @@ async fn a_worker_that_may_not_repair_only_reports() {
     let settings = [("ERRAND__AUDIT__EVERY_SECS", "1"), ("ERRAND__AUDIT__REPAIR", "false")];
     let worker = harness.worker(&settings).await;
     let one = id();
-    harness.publish(&[read(&one, "user-1")]).await;
+    harness.publish(&[read("user-1").named(&one)]).await;
     harness.job_in(&one, &["succeeded"]).await;
-    execute(
-        &harness,
-        "alter table jobs drop constraint jobs_succeeded_has_result; update jobs set result = null",
-    )
-    .await;
-    worker.logged("kind=\"broken_rule\" found=1 repaired=0").await;
-    until("the gauge shows it", PATIENCE, async || {
-        worker.metrics().await.contains("errand_audit_findings{kind=\"broken_rule\"} 1\n").then_some(())
-    })
-    .await;
+    harness
+        .execute("alter table jobs drop constraint jobs_succeeded_has_result; update jobs set result = null")
+        .await;
+    worker.metric_reaches("errand_audit_findings{kind=\"broken_rule\"}", 1.0).await;
+    assert_eq!(worker.metric_sum("errand_audit_repairs_total").await, 0.0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -178,14 +153,14 @@ async fn of_two_workers_the_elder_audits_and_the_younger_takes_over() {
         ("ERRAND__AUDIT__EVERY_SECS", "1"),
     ];
     let mut elder = harness.worker(&quick).await;
-    elder.logged("audited the store").await;
+    elder.metric_reaches(COMPLETED, 1.0).await;
     let younger = harness.worker(&quick).await;
-    let audits = |log: String| log.matches("audited the store").count();
-    let before = audits(elder.log());
-    until("the elder goes on", PATIENCE, async || (audits(elder.log()) > before + 3).then_some(())).await;
-    assert_eq!(audits(younger.log()), 0);
+    let before = elder.metric(COMPLETED).await;
+    // Several audits later.
+    elder.metric_reaches(COMPLETED, before + 4.0).await;
+    assert_eq!(younger.metric(COMPLETED).await, 0.0);
     elder.kill9();
-    younger.logged("audited the store").await;
+    younger.metric_reaches(COMPLETED, 1.0).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -200,7 +175,7 @@ async fn jobs_whose_messages_are_lost_are_published_again_on_demand() {
     assert!(enqueued.status.success(), "{}", String::from_utf8_lossy(&enqueued.stderr));
     other.stop().await;
     // Published so often that the next time is far away.
-    execute(&harness, "update jobs set published = 9, due_at = now() + interval '1 hour'").await;
+    harness.execute("update jobs set published = 9, due_at = now() + interval '1 hour'").await;
 
     let (code, answer) = audit(&harness, &["--repair"]);
     assert_eq!((code, &answer["findings"]), (0, &json!([])), "its message still waits: {answer}");
@@ -211,7 +186,7 @@ async fn jobs_whose_messages_are_lost_are_published_again_on_demand() {
         (&json!(1), &json!(1), &json!(0))
     );
 
-    let connection = harness.vhost.connect().await;
+    let connection = harness.vhost.connect().await.unwrap();
     let channel = connection.create_channel().await.unwrap();
     channel.queue_purge("errand.default".into(), lapin::options::QueuePurgeOptions::default()).await.unwrap();
     let (code, answer) = audit(&harness, &[]);
@@ -233,7 +208,8 @@ async fn the_ledger_tells_what_errand_does_not_know() {
     let _worker = harness.worker(&[]).await;
     let ledger = harness.sandbox.base_url();
     let (twice, strange, believed, fine) = (id(), id(), id(), id());
-    let jobs: Vec<Value> = [&twice, &strange, &believed, &fine].iter().map(|id| send(id, "user-1")).collect();
+    let jobs: Vec<Value> =
+        [&twice, &strange, &believed, &fine].iter().map(|id| send("user-1").named(id)).collect();
     harness.publish(&jobs).await;
     for job in [&twice, &strange, &fine] {
         harness.job_in(job, &["succeeded"]).await;
@@ -265,7 +241,7 @@ async fn the_ledger_tells_what_errand_does_not_know() {
     assert_eq!(answer["ledger"]["effects"], 7);
 
     // An effect in an attempt of which errand says that nothing ran, and successes that had none.
-    execute(&harness, &format!("update jobs set state = 'failed', http_status = null, result = null,
+    harness.execute(&format!("update jobs set state = 'failed', http_status = null, result = null,
             error_kind = 'refused', error_message = 'm' where id = '{fine}';
         insert into attempts (job_id, number, request_id, outcome, started_at, finished_at, reported_by, ended_as,
             late, charged)

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use errand_testbed::factory::{read, spread};
 use serde_json::Value;
 
 use crate::{
@@ -89,10 +90,8 @@ async fn jobs_of_a_killed_dev_are_rescued_by_the_next_one() {
     let data = tempfile::tempdir().unwrap();
     let mut dev = Dev::start(data.path()).await;
     let file = data.path().join("jobs.jsonl");
-    let lines: String = (0..200)
-        .map(|n| format!("{{\"user_id\":\"user-{}\",\"tool\":\"GITHUB_GET_REPO\",\"arguments\":{{\"owner\":\"o\",\"repo\":\"r{n}\"}}}}\n", n % 20 + 1))
-        .collect();
-    std::fs::write(&file, lines).unwrap();
+    let lines: Vec<String> = spread(200, read).iter().map(Value::to_string).collect();
+    std::fs::write(&file, lines.join("\n")).unwrap();
     let output = run(&["enqueue-bulk", file.to_str().unwrap()], &dev.env);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     dev.process.kill9();

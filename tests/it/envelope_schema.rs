@@ -1,9 +1,11 @@
 //! The published schema of the envelope says what the decoder does.
 
-use errand::job::{Arrival, EnvelopeError, JobId, JobSpec, decode};
+use errand::job::{EnvelopeError, JobSpec};
 use jsonschema::Validator;
 use proptest::prelude::*;
 use serde_json::{Value, json};
+
+use crate::jobs::{Properties, decode};
 
 const SCHEMA: &str = include_str!("../../docs/envelope.schema.json");
 
@@ -17,10 +19,7 @@ fn validator() -> Validator {
 
 /// Decodes as for a message that came with an ID and through the lane that it names.
 fn decoded(envelope: &Value) -> Result<JobSpec, EnvelopeError> {
-    let named = envelope.get("queue").and_then(Value::as_str).and_then(|name| name.parse().ok());
-    let queue = named.unwrap_or_else(|| "default".parse().unwrap());
-    let arrival = Arrival { fallback_id: Some(JobId::new()), ..Arrival::new(&queue) };
-    decode(&serde_json::to_vec(envelope).unwrap(), &arrival)
+    decode(&envelope.to_string(), Properties::default())
 }
 
 #[track_caller]

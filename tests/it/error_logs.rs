@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use crate::{
     harness::{Harness, PATIENCE},
-    support::{Proxy, wait::until},
+    support::{self, wait::until},
 };
 
 /// Names of errors in log macros.
@@ -115,12 +115,12 @@ fn prints_bare_error(call: &str) -> bool {
 async fn a_worker_whose_database_goes_away_says_why_and_no_password() {
     let harness = Harness::new("causes", "").await;
     let port = harness.database.url.rsplit_once(':').unwrap().1.split('/').next().unwrap().parse().unwrap();
-    let proxy = Proxy::start(port).await;
-    let url = proxy.url(&harness.database.url).replace("//errand@", "//errand:hunter2@");
+    let proxy = support::start_proxy(port).await;
+    let url = proxy.url(&harness.database.url).unwrap().replace("//errand@", "//errand:hunter2@");
     let heartbeat = ("ERRAND__WORKER__HEARTBEAT_SECS", "1");
     let worker = harness.worker(&[("DATABASE_URL", url.as_str()), heartbeat]).await;
     let mark = worker.log().len();
-    proxy.cut().await;
+    proxy.cut().await.unwrap();
     let parts = ["the store does not take heartbeats", "the relay cannot"];
     let lines = until("both parts say so", PATIENCE, async || {
         let log = worker.log()[mark..].to_owned();

@@ -1,37 +1,22 @@
 //! The whole flow with the real binary on RabbitMQ and PostgreSQL: what an app publishes, what the
 //! tool API sees, and what is recorded.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::collections::BTreeSet;
 
-use errand::job::JobId;
+use errand_testbed::factory::{Envelope as _, browse, create, id, post, read, send, spread, update};
 use lapin::{BasicProperties, types::FieldTable};
 use serde_json::{Value, json};
 
 use crate::{
-    harness::{Harness, PATIENCE, python, sandbox},
-    support::{Proxy, RabbitMq, http, machine, postgres, rabbitmq, wait::until},
+    harness::{Harness, PATIENCE, python},
+    support::wait::until,
 };
-
-fn id() -> String {
-    JobId::new().to_string()
-}
-
-/// A read-only call for a user who has an account.
-fn read(id: &str) -> Value {
-    json!({"id": id, "user_id": "u-alice", "tool": "GITHUB_GET_REPO", "arguments": {"owner": "o", "repo": "r"}})
-}
-
-/// A call that counts.
-fn send(id: &str, user: &str) -> Value {
-    json!({"id": id, "user_id": user, "tool": "GMAIL_SEND_EMAIL",
-           "arguments": {"recipient_email": "ann@example.com", "subject": "s", "body": "b"}})
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn jobs_of_a_foreign_client_end_with_result_log_id_version_and_account() {
     let harness = Harness::new("foreign", "").await;
     let _worker = harness.worker(&[]).await;
-    let jobs: Vec<Value> = (0..20).map(|_| read(&id())).collect();
+    let jobs = spread(20, |_| read("u-alice"));
     let asked = json!({"url": harness.vhost.amqp_url, "jobs": jobs, "replies": true});
     let replies = python("foreign_client.py", asked).await;
     let replies = replies.as_array().unwrap();
@@ -44,7 +29,7 @@ async fn jobs_of_a_foreign_client_end_with_result_log_id_version_and_account() {
         assert_eq!(job["result"]["full_name"], "o/r");
     }
     for job in &jobs {
-        let shown = harness.show(job["id"].as_str().unwrap());
+        let shown = harness.show(job.id());
         assert_eq!(shown["state"], "succeeded");
         assert_eq!(shown["version"], "20251027_00");
         assert_eq!(shown["pinned_by"], "env");
@@ -60,7 +45,7 @@ async fn jobs_of_a_foreign_client_end_with_result_log_id_version_and_account() {
 async fn a_job_that_is_published_three_times_runs_once() {
     let harness = Harness::new("thrice", "").await;
     let worker = harness.worker(&[]).await;
-    let jobs: Vec<Value> = (0..30).map(|_| send(&id(), "user-1")).collect();
+    let jobs = spread(30, send);
     for _ in 0..3 {
         harness.publish(&jobs).await;
     }
@@ -79,12 +64,10 @@ async fn the_same_id_with_another_owner_or_body_is_rejected_and_changes_nothing(
     let harness = Harness::new("conflict", "").await;
     let _worker = harness.worker(&[]).await;
     let one = id();
-    harness.publish(&[read(&one)]).await;
+    harness.publish(&[read("u-alice").named(&one)]).await;
     let before = harness.job_in(&one, &["succeeded"]).await;
-    let mut other_owner = read(&one);
-    other_owner["user_id"] = json!("u-bob");
-    let mut other_body = read(&one);
-    other_body["arguments"]["repo"] = json!("else");
+    let other_owner = read("u-bob").named(&one);
+    let other_body = read("u-alice").named(&one).with("arguments", json!({"owner": "o", "repo": "else"}));
     harness.publish(&[other_owner, other_body]).await;
     until("two rejected messages", PATIENCE, async || {
         (harness.text("select count(*)::text from rejected").await? == "2").then_some(())
@@ -100,8 +83,7 @@ async fn what_is_not_a_job_is_kept_whole_and_can_be_requeued() {
     let harness = Harness::new("rejected", "").await;
     let _worker = harness.worker(&[]).await;
     let headers = FieldTable::default();
-    let nameless =
-        json!({"user_id": "u-alice", "tool": "HACKERNEWS_GET_USER", "arguments": {"username": "pg"}});
+    let nameless = browse("u-alice").nameless();
     let bodies: Vec<Vec<u8>> = vec![
         b"\xff\xfe not json \x00".to_vec(),
         br#"{"user_id":"u","tool":"T","id":"0190b0a0-0000-7000-8000-000000000001","toll":1}"#.to_vec(),
@@ -142,32 +124,26 @@ async fn jobs_that_may_not_run_fail_with_an_error_that_says_what_to_change() {
     let harness = Harness::new("refused", "").await;
     let worker_rules = [("ERRAND__TOOLKITS__SLACK__OWNED_BY", "org")];
     let _worker = harness.worker(&worker_rules).await;
-    let with = |field: &str, value: Value| {
-        let mut job = read(&id());
-        job[field] = value;
-        job
-    };
-    let mut slack = with("tool", json!("SLACK_SEND_MESSAGE"));
-    slack["arguments"] = json!({"channel": "c", "text": "t"});
+    let with = |field: &str, value: &str| read("u-alice").with(field, value);
     let cases = [
-        (with("text", json!("please")), "failed", "invalid_job", "arguments"),
-        (with("user_id", json!("default")), "failed", "owner_refused", "user_id"),
-        (slack, "failed", "wrong_owner_kind", "org_id"),
-        (with("tool", json!("NOTION_SEARCH")), "failed", "unpinned", "errand pins set"),
-        (with("version", json!("latest")), "failed", "unpinned", "version"),
-        (with("tool", json!("GITHUB_NOPE")), "failed", "unknown_tool", "GITHUB_NOPE"),
-        (with("version", json!("20200101_00")), "failed", "unknown_tool", "20200101_00"),
-        (with("connected_account_id", json!("ca_bob")), "failed", "account_mismatch", "ca_bob"),
-        (with("connected_account_id", json!("ca_missing")), "failed", "account_not_found", "ca_missing"),
-        (with("expires_at", json!("2020-01-01T00:00:00Z")), "failed", "expired", "expires_at"),
-        (with("user_id", json!("u-nobody")), "held", "needs_connection", "u-nobody"),
-        (with("user_id", json!("u-exp")), "held", "needs_reconnection", "u-exp"),
+        (with("text", "please"), "failed", "invalid_job", "arguments"),
+        (with("user_id", "default"), "failed", "owner_refused", "user_id"),
+        (post("u-alice"), "failed", "wrong_owner_kind", "org_id"),
+        (with("tool", "NOTION_SEARCH"), "failed", "unpinned", "errand pins set"),
+        (with("version", "latest"), "failed", "unpinned", "version"),
+        (with("tool", "GITHUB_NOPE"), "failed", "unknown_tool", "GITHUB_NOPE"),
+        (with("version", "20200101_00"), "failed", "unknown_tool", "20200101_00"),
+        (with("connected_account_id", "ca_bob"), "failed", "account_mismatch", "ca_bob"),
+        (with("connected_account_id", "ca_missing"), "failed", "account_not_found", "ca_missing"),
+        (with("expires_at", "2020-01-01T00:00:00Z"), "failed", "expired", "expires_at"),
+        (with("user_id", "u-nobody"), "held", "needs_connection", "u-nobody"),
+        (with("user_id", "u-exp"), "held", "needs_reconnection", "u-exp"),
     ];
     let jobs: Vec<Value> = cases.iter().map(|(job, ..)| job.clone()).collect();
     harness.publish(&jobs).await;
     harness.settled(cases.len() as u64).await;
     for (job, state, kind, hint) in &cases {
-        let shown = harness.show(job["id"].as_str().unwrap());
+        let shown = harness.show(job.id());
         assert_eq!((&shown["state"], &shown["error"]["kind"]), (&json!(state), &json!(kind)), "{job}");
         let message = shown["error"]["message"].as_str().unwrap();
         assert!(message.contains(hint), "{kind}: {message}");
@@ -193,12 +169,9 @@ async fn what_fails_for_a_moment_is_retried_and_throttling_spends_no_attempt() {
     let harness = Harness::new("retry", faults).await;
     let _worker = harness.worker(&[]).await;
     let (flaky, throttled, hopeless) = (id(), id(), id());
-    let update = |id: &str| json!({"id": id, "user_id": "user-1", "tool": "LINEAR_UPDATE_ISSUE", "arguments": {"issue_id": "1"}});
-    let mut once = read(&throttled);
-    once["max_attempts"] = json!(1);
-    let mut twice = update(&hopeless);
-    twice["max_attempts"] = json!(2);
-    harness.publish(&[update(&flaky), once, twice]).await;
+    let once = read("u-alice").named(&throttled).with("max_attempts", 1);
+    let twice = update("user-1").named(&hopeless).with("max_attempts", 2);
+    harness.publish(&[update("user-1").named(&flaky), once, twice]).await;
 
     let flaky = harness.job_in(&flaky, &["succeeded"]).await;
     let outcomes: Vec<&str> =
@@ -242,10 +215,9 @@ async fn an_unknown_outcome_of_a_call_that_counts_is_held_until_the_operator_dec
     let (reset, status, hang) = (id(), id(), id());
     harness
         .publish(&[
-            send(&reset, "user-1"),
-            json!({"id": status, "org_id": "org-1", "tool": "SLACK_SEND_MESSAGE", "arguments": {"channel": "c", "text": "t"}}),
-            json!({"id": hang, "user_id": "user-1", "tool": "LINEAR_CREATE_ISSUE", "timeout_ms": 300,
-                   "arguments": {"team_id": "t", "title": "x"}}),
+            send("user-1").named(&reset),
+            post("org-1").named(&status),
+            create("user-1").named(&hang).with("timeout_ms", 300),
         ])
         .await;
     for job in [&reset, &status, &hang] {
@@ -268,124 +240,13 @@ async fn an_unknown_outcome_of_a_call_that_counts_is_held_until_the_operator_dec
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_worker_killed_in_mid_flight_loses_nothing_and_repeats_nothing_that_counts() {
-    let faults = "[[fault]]\nkind = \"latency\"\nmin_ms = 20\nmax_ms = 120\n";
-    let harness = Harness::new("sigkill", faults).await;
-    let short_lease = [
-        ("ERRAND__WORKER__LEASE_SECS", "5"),
-        ("ERRAND__WORKER__HEARTBEAT_SECS", "1"),
-        ("ERRAND__RESCUE__POLL_SECS", "1"),
-    ];
-    let mut first = harness.worker(&short_lease).await;
-    let jobs: Vec<Value> = (0..400)
-        .map(|n| if n % 2 == 0 { send(&id(), &format!("user-{}", n % 20 + 1)) } else { read(&id()) })
-        .collect();
-    harness.publish(&jobs).await;
-    until("the worker is in the middle of it", PATIENCE, async || {
-        let done = harness.text("select count(*)::text from jobs where state = 'succeeded'").await?;
-        (done.parse::<u32>().ok()? > 20).then_some(())
-    })
-    .await;
-    first.kill9();
-    let running = harness.text("select count(*)::text from jobs where state = 'running'").await.unwrap();
-    assert_ne!(running, "0", "the kill met calls in flight");
-
-    let _second = harness.worker(&short_lease).await;
-    let counts = harness.settled(400).await;
-    let total: u64 = counts.iter().map(|(_, n)| n).sum();
-    assert_eq!(total, 400, "{counts:?}");
-    let ledger = harness.sandbox.ledger_summary();
-    assert_eq!(ledger.jobs_repeated_once, 0, "{ledger:?}");
-    let unexplained = "select count(*)::text from jobs where state not in ('succeeded') \
-                       and not (state = 'held' and held_reason = 'unknown_outcome' and effect_known)";
-    let unexplained = unexplained.replace("effect_known", "frozen_effect = 'once'");
-    assert_eq!(harness.text(&unexplained).await.as_deref(), Some("0"), "{counts:?}");
-    let lost =
-        harness.text("select count(*)::text from attempts where outcome in ('lost', 'interrupted')").await;
-    assert_ne!(lost.as_deref(), Some("0"), "rescued jobs have the lost attempt on record");
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn two_workers_share_the_load_and_a_drained_one_leaves_nothing_running() {
-    let faults = "[[fault]]\nkind = \"latency\"\nfixed_ms = 150\n";
-    let harness = Harness::new("share", faults).await;
-    let few = [("ERRAND__QUEUES__DEFAULT__CONCURRENCY", "8")];
-    let (mut one, two) = tokio::join!(harness.worker(&few), harness.worker(&few));
-    let jobs: Vec<Value> = (0..160).map(|_| send(&id(), "user-1")).collect();
-    harness.publish(&jobs).await;
-    for worker in [&one, &two] {
-        until("both run jobs", PATIENCE, async || {
-            let metrics = worker.metrics().await;
-            metrics.lines().find(|l| l.starts_with("errand_claims_total{") && l.contains("running"))?;
-            Some(())
-        })
-        .await;
-    }
-    let status = one.stop().await;
-    assert!(status.success(), "{}", one.log());
-    assert!(one.log().contains("worker stopped"), "{}", one.log());
-    harness.settled(160).await;
-    let ledger = harness.sandbox.ledger_summary();
-    assert_eq!((ledger.effects_once, ledger.jobs_repeated_once), (160, 0));
-    let succeeded = harness.text("select count(*)::text from jobs where state = 'succeeded'").await;
-    assert_eq!(succeeded.as_deref(), Some("160"), "draining interrupts nothing that fits its time");
-    drop(two);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn readiness_falls_while_a_worker_drains_and_the_call_in_flight_is_recorded() {
-    let faults = "[[fault]]\nkind = \"latency\"\nfixed_ms = 1500\n";
-    let harness = Harness::new("drain", faults).await;
-    let mut worker = harness.worker(&[]).await;
-    let ready = format!("http://{}/health/ready", worker.address().await);
-    let client = http::client();
-    until("ready", PATIENCE, async || (client.get(&ready).send().await.ok()?.status() == 200).then_some(()))
-        .await;
-    let one = id();
-    harness.publish(&[send(&one, "user-1")]).await;
-    until("the call is in flight", PATIENCE, async || {
-        (harness.sandbox.ledger_summary().calls == 1).then_some(())
-    })
-    .await;
-    worker.terminate();
-    until("not ready", PATIENCE, async || {
-        (client.get(&ready).send().await.ok()?.status() == 503).then_some(())
-    })
-    .await;
-    assert!(worker.ended().await.success());
-    assert_eq!(harness.show(&one)["state"], "succeeded");
-}
-
-fn port(url: &str) -> u16 {
-    url::Url::parse(url).unwrap().port().unwrap()
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_worker_waits_for_its_services_with_a_clear_message() {
-    let harness = Harness::new("wait", "").await;
-    let (database, broker) =
-        tokio::join!(Proxy::start(port(&harness.database.url)), Proxy::start(port(&harness.vhost.amqp_url)),);
-    database.cut().await;
-    broker.cut().await;
-    let (database_url, amqp_url) = (database.url(&harness.database.url), broker.url(&harness.vhost.amqp_url));
-    let mut worker = harness.start_worker(&[("DATABASE_URL", &database_url), ("AMQP_URL", &amqp_url)]);
-    worker.logged("waiting for PostgreSQL").await;
-    database.heal().await;
-    worker.logged("waiting for RabbitMQ").await;
-    broker.heal().await;
-    worker.logged("worker ready").await;
-    assert!(worker.stop().await.success());
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn jobs_for_later_wait_in_the_store_and_can_be_cancelled() {
     let harness = Harness::new("later", "").await;
     let _worker = harness.worker(&[]).await;
     let at = |secs: i64| (jiff::Timestamp::now() + jiff::SignedDuration::from_secs(secs)).to_string();
     let (soon, never) = (id(), id());
-    let (mut first, mut second) = (read(&soon), read(&never));
-    first["run_at"] = json!(at(2));
-    second["run_at"] = json!(at(3600));
+    let first = read("u-alice").named(&soon).with("run_at", at(2));
+    let second = read("u-alice").named(&never).with("run_at", at(3600));
     harness.publish(&[first.clone(), second]).await;
     harness.job_in(&never, &["scheduled"]).await;
     assert!(harness.errand(&["jobs", "cancel", &never]).status.success());
@@ -402,26 +263,17 @@ async fn a_pin_set_at_run_time_decides_the_next_jobs_and_is_recorded() {
     let _worker = harness.worker(&[]).await;
     let set = |args: &[&str]| assert!(harness.errand(args).status.success());
     set(&["pins", "set", "github", "20250905_00", "--owner", "user:u-bob"]);
-    let job = || {
-        let mut job = read(&id());
-        job["user_id"] = json!("u-bob");
-        job
-    };
     let shown = until("the pin takes effect", PATIENCE, async || {
-        let job = job();
+        let job = read("u-bob");
         harness.publish(std::slice::from_ref(&job)).await;
-        let shown = harness.job_in(job["id"].as_str()?, &["succeeded"]).await;
+        let shown = harness.job_in(job.id(), &["succeeded"]).await;
         (shown["pinned_by"] == "owner").then_some(shown)
     })
     .await;
     assert_eq!(shown["version"], "20250905_00");
-    let asked = {
-        let mut job = job();
-        job["version"] = json!("20251027_00");
-        job
-    };
+    let asked = read("u-bob").with("version", "20251027_00");
     harness.publish(std::slice::from_ref(&asked)).await;
-    let shown = harness.job_in(asked["id"].as_str().unwrap(), &["succeeded"]).await;
+    let shown = harness.job_in(asked.id(), &["succeeded"]).await;
     assert_eq!((&shown["version"], &shown["pinned_by"]), (&json!("20251027_00"), &json!("job")));
 }
 
@@ -444,59 +296,16 @@ async fn results_and_arguments_survive_verbatim() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn secrets_never_reach_logs_or_metrics() {
-    let harness = Harness::new("secrets", "").await;
-    let worker = harness.worker(&[("ERRAND__LOG__LEVEL", "debug")]).await;
-    let jobs = [send(&id(), "user-1"), read(&id())];
-    harness.publish(&jobs).await;
-    harness.settled(2).await;
-    let seen = worker.log() + &worker.metrics().await;
-    for secret in ["ak_test_good", "ann@example.com", "guest:guest"] {
-        assert!(!seen.contains(secret), "{secret} was shown");
-    }
-    assert!(!worker.metrics().await.contains("user-1"), "owners are no labels");
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn every_query_of_the_dashboard_returns_data_of_a_real_worker() {
-    let faults = "[[fault]]\nkind = \"provider_failure\"\ntool = \"LINEAR_UPDATE_ISSUE\"\nprovider_status = 503\nfirst = 1\n";
-    let harness = Harness::new("dashboard", faults).await;
-    let worker = harness.worker(&[]).await;
-    let address = worker.address().await;
-    let publishing = async {
-        // Rates need events between two scrapes, so jobs keep coming while the queries are tried.
-        loop {
-            let mut nobody = read(&id());
-            nobody["user_id"] = json!("u-nobody");
-            let update = json!({"id": id(), "user_id": "user-1", "tool": "LINEAR_UPDATE_ISSUE", "arguments": {"issue_id": "1"}});
-            harness.publish(&[read(&id()), update, nobody]).await;
-            harness.publish_raw(&[b"{}".to_vec()], BasicProperties::default()).await;
-            tokio::time::sleep(Duration::from_millis(300)).await;
-        }
-    };
-    tokio::select! {
-        () = publishing => {}
-        () = crate::dashboards::every_query_returns_data(address) => {}
-    }
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn a_job_that_waited_for_a_connection_runs_with_the_new_one_and_keeps_its_version() {
     let harness = Harness::new("reconnect", "").await;
     let _worker = harness.worker(&[("ERRAND__COMPOSIO__ACCOUNT_CACHE_SECS", "1")]).await;
     let one = id();
-    let mut job = read(&one);
-    job["user_id"] = json!("u-bob");
     // The account is chosen and then expires before the call, which only the call can find out.
-    let warm = {
-        let mut job = job.clone();
-        job["id"] = json!(id());
-        job
-    };
+    let warm = read("u-bob");
     harness.publish(std::slice::from_ref(&warm)).await;
-    harness.job_in(warm["id"].as_str().unwrap(), &["succeeded"]).await;
+    harness.job_in(warm.id(), &["succeeded"]).await;
     harness.set_account("ca_bob", false).await;
-    harness.publish(&[job]).await;
+    harness.publish(&[read("u-bob").named(&one)]).await;
     let held = harness.job_in(&one, &["held"]).await;
     assert_eq!(held["held_reason"], "connection");
 
@@ -515,15 +324,14 @@ async fn accepted_messages_without_an_id_run_once_and_are_held_when_they_come_ag
     let harness = Harness::new("unidentified", "").await;
     let accepting = [("ERRAND__WORKER__ACCEPT_UNIDENTIFIED", "true")];
     let mut worker = harness.worker(&accepting).await;
-    let nameless =
-        json!({"user_id": "user-1", "tool": "HACKERNEWS_GET_USER", "arguments": {"username": "pg"}});
+    let nameless = browse("user-1").nameless();
     harness.publish(std::slice::from_ref(&nameless)).await;
     harness.settled(1).await;
     assert!(worker.stop().await.success());
 
     // Another consumer takes the message and goes away without settling it.
     harness.publish(&[nameless]).await;
-    let connection = harness.vhost.connect().await;
+    let connection = harness.vhost.connect().await.unwrap();
     let channel = connection.create_channel().await.unwrap();
     until("the message is there", PATIENCE, async || {
         channel.basic_get("errand.default".into(), lapin::options::BasicGetOptions::default()).await.unwrap()
@@ -537,104 +345,4 @@ async fn accepted_messages_without_an_id_run_once_and_are_held_when_they_come_ag
         "select string_agg(state || coalesce(':' || held_reason, ''), ',' order by state) from jobs";
     assert_eq!(harness.text(reasons).await.as_deref(), Some("held:unidentified,succeeded"));
     assert_eq!(harness.sandbox.ledger_summary().effects, 1);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_worker_whose_database_stalls_still_ends_and_leaves_its_job_to_the_rescue() {
-    let faults = "[[fault]]\nkind = \"latency\"\nfixed_ms = 300\n";
-    let harness = Harness::new("stall", faults).await;
-    let database = Proxy::start(port(&harness.database.url)).await;
-    let url = database.url(&harness.database.url);
-    let settings = [
-        ("DATABASE_URL", url.as_str()),
-        ("ERRAND__WORKER__DRAIN_SECS", "1"),
-        ("ERRAND__WORKER__JOURNAL_DIR", ""),
-        ("ERRAND__WORKER__LEASE_SECS", "5"),
-        ("ERRAND__WORKER__HEARTBEAT_SECS", "1"),
-        ("ERRAND__RESCUE__POLL_SECS", "1"),
-    ];
-    let mut worker = harness.worker(&settings).await;
-    let one = id();
-    harness.publish(&[send(&one, "user-1")]).await;
-    until("the call is in flight", PATIENCE, async || {
-        (harness.sandbox.ledger_summary().calls == 1).then_some(())
-    })
-    .await;
-    database.stall();
-    let status = worker.stop().await;
-    assert!(!status.success(), "something was left behind");
-    assert!(worker.log().contains("left behind"), "{}", worker.log());
-
-    let _next = harness.worker(&settings[1..]).await;
-    let held = harness.job_in(&one, &["held"]).await;
-    assert_eq!(held["held_reason"], "unknown_outcome");
-    assert_eq!(harness.sandbox.job_effects(&one), 1);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn e_mail_addresses_as_owners_are_warned_about_once_and_never_shown() {
-    let harness = Harness::new("email", "").await;
-    let worker = harness.worker(&[]).await;
-    let job = || json!({"id": id(), "user_id": "ann@example.com", "tool": "HACKERNEWS_GET_USER", "arguments": {"username": "pg"}});
-    harness.publish(&[job(), job(), job()]).await;
-    harness.settled(3).await;
-    assert_eq!(worker.log().matches("owners.refuse_email").count(), 1, "{}", worker.log());
-    assert!(!worker.log().contains("ann@example.com"));
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_worker_consumes_again_after_its_broker_was_killed_and_restarted() {
-    let broker = RabbitMq::start(rabbitmq::Options::default()).await;
-    let harness = Harness {
-        database: postgres::shared().await.database("broker").await,
-        vhost: broker.vhost("broker").await,
-        sandbox: sandbox("").await,
-    };
-    let worker = harness.worker(&[]).await;
-    let ready = format!("http://{}/health/ready", worker.address().await);
-    let client = http::client();
-    let answers = async |status: u16| {
-        until(&format!("readiness of {status}"), PATIENCE, async || {
-            (client.get(&ready).send().await.ok()?.status() == status).then_some(())
-        })
-        .await;
-    };
-    answers(200).await;
-    harness.publish(&[read(&id())]).await;
-    harness.settled(1).await;
-    broker.kill9().await;
-    answers(503).await;
-    broker.restart().await;
-    answers(200).await;
-    harness.publish(&[read(&id())]).await;
-    harness.settled(2).await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_worker_speaks_tls_with_a_broker_that_its_host_trusts_and_with_no_other() {
-    let files = tempfile::tempdir().unwrap();
-    let file = |name: &str| files.path().join(name).display().to_string();
-    let own = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
-    std::fs::write(file("certificate"), own.cert.pem()).unwrap();
-    std::fs::write(file("key"), own.signing_key.serialize_pem()).unwrap();
-    let port = machine::free_port();
-    let conf = format!(
-        "listeners.ssl.1 = 127.0.0.1:{port}\nssl_options.certfile = {}\nssl_options.keyfile = {}\n",
-        file("certificate"),
-        file("key"),
-    );
-    let broker = RabbitMq::start(rabbitmq::Options { conf, ..rabbitmq::Options::default() }).await;
-    let harness = Harness {
-        database: postgres::shared().await.database("tls").await,
-        vhost: broker.vhost("tls").await,
-        sandbox: sandbox("").await,
-    };
-    let plain = format!("amqp://guest:guest@127.0.0.1:{}", broker.port());
-    let encrypted = harness.vhost.amqp_url.replace(&plain, &format!("amqps://guest:guest@127.0.0.1:{port}"));
-    let distrusting = harness.start_worker(&[("AMQP_URL", &encrypted)]);
-    distrusting.logged("no TLS certificate that this host trusts").await;
-    let _worker = harness.worker(&[("AMQP_URL", &encrypted), ("SSL_CERT_FILE", &file("certificate"))]).await;
-    let jobs: Vec<Value> = (0..100).map(|_| send(&id(), "user-1")).collect();
-    harness.publish(&jobs).await;
-    harness.all_ran_once(100).await;
 }

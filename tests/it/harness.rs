@@ -14,6 +14,7 @@ use lapin::{
     options::{BasicPublishOptions, ConfirmSelectOptions},
 };
 use serde_json::Value;
+use tempfile::TempDir;
 
 use crate::support::{self, postgres, rabbitmq, wait::until};
 
@@ -26,16 +27,22 @@ pub(crate) struct Harness {
     pub(crate) database: postgres::Database,
     pub(crate) vhost: rabbitmq::Vhost,
     pub(crate) sandbox: Running,
+    folder: TempDir,
 }
 
 impl Harness {
     /// A fresh harness. `faults` is TOML that is added to the sandbox's default world.
     pub(crate) async fn new(hint: &str, faults: &str) -> Self {
-        let (database, vhost) =
-            tokio::join!(async { postgres::shared().await.database(hint).await }, async {
-                rabbitmq::shared().await.vhost(hint).await
-            },);
-        Self { database, vhost, sandbox: sandbox(faults).await }
+        let (database, vhost) = tokio::join!(support::database(hint), support::vhost(hint));
+        Self::of(database, vhost, sandbox(faults).await)
+    }
+
+    /// The same, of servers that a test may break.
+    pub(crate) fn of(database: postgres::Database, vhost: rabbitmq::Vhost, sandbox: Running) -> Self {
+        // `tests/run` names a folder that it removes whatever happens.
+        let base = std::env::var_os("ERRAND_TEST_DIR").map_or_else(std::env::temp_dir, PathBuf::from);
+        let folder = tempfile::Builder::new().prefix("errand-harness-").tempdir_in(base).unwrap();
+        Self { database, vhost, sandbox, folder }
     }
 
     /// The environment that points errand at this harness.
@@ -68,9 +75,7 @@ impl Harness {
 
     /// The folder that the workers of this harness share for their journals.
     pub(crate) fn journal_dir(&self) -> PathBuf {
-        // `tests/run` names a folder that it removes.
-        let base = std::env::var_os("ERRAND_TEST_DIR").map_or_else(std::env::temp_dir, PathBuf::from);
-        base.join(format!("errand-journal-{}", self.database.name))
+        self.folder.path().join("journal")
     }
 
     /// A worker that is ready.
@@ -100,7 +105,7 @@ impl Harness {
 
     /// Publishes any bytes to a lane.
     pub(crate) async fn publish_to(&self, lane: &str, bodies: &[Vec<u8>], properties: BasicProperties) {
-        let connection = self.vhost.connect().await;
+        let connection = self.vhost.connect().await.unwrap();
         let channel = connection.create_channel().await.unwrap();
         channel.confirm_select(ConfirmSelectOptions::default()).await.unwrap();
         let mut confirms = Vec::new();
@@ -159,6 +164,40 @@ impl Harness {
         counted.split(',').filter_map(parse).collect()
     }
 
+    /// How many jobs meet a condition.
+    pub(crate) async fn count(&self, condition: &str) -> u64 {
+        let sql = format!("select count(*)::text from jobs where {condition}");
+        self.text(&sql).await.unwrap().parse().unwrap()
+    }
+
+    /// Waits until exactly so many do.
+    pub(crate) async fn counts(&self, condition: &str, jobs: u64) {
+        until(&format!("{jobs} jobs with {condition}"), PATIENCE, async || {
+            (self.count(condition).await == jobs).then_some(())
+        })
+        .await;
+    }
+
+    /// Waits until the sandbox has received exactly so many calls.
+    pub(crate) async fn called(&self, calls: u64) {
+        until(&format!("{calls} calls"), PATIENCE, async || {
+            (self.sandbox.ledger_summary().calls == calls).then_some(())
+        })
+        .await;
+    }
+
+    /// Ends all faults of the sandbox.
+    pub(crate) async fn heal(&self) {
+        let url = format!("{}/_sandbox/faults", self.sandbox.base_url());
+        support::http::client().delete(url).send().await.unwrap().error_for_status().unwrap();
+    }
+
+    /// Does to the database what errand never does.
+    pub(crate) async fn execute(&self, sql: &str) {
+        use sqlx::Executor as _;
+        self.database.connect().await.unwrap().execute(sqlx::AssertSqlSafe(sql.to_owned())).await.unwrap();
+    }
+
     /// Waits until so many jobs have succeeded, and makes sure that there are no others, that each took effect
     /// exactly once, and that nothing was rejected.
     pub(crate) async fn all_ran_once(&self, jobs: u64) {
@@ -189,11 +228,16 @@ impl Harness {
     /// The first column of the first row, as text.
     pub(crate) async fn text(&self, sql: &str) -> Option<String> {
         use sqlx::Row as _;
-        let mut connection = self.database.connect().await;
+        let mut connection = self.database.connect().await.unwrap();
         let row =
             sqlx::query(sqlx::AssertSqlSafe(sql.to_owned())).fetch_optional(&mut connection).await.ok()??;
         row.try_get::<Option<String>, _>(0).ok()?
     }
+}
+
+/// The port of a service, for a proxy in front of it.
+pub(crate) fn port(url: &str) -> u16 {
+    url::Url::parse(url).unwrap().port().unwrap()
 }
 
 /// A sandbox with extra faults.
@@ -224,6 +268,7 @@ pub(crate) struct Process {
 impl Process {
     pub(crate) fn start(args: &[&str], env: &[(String, String)]) -> Self {
         let mut child = command(args, env)
+            .env("ERRAND__LOG__FORMAT", "json")
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
@@ -253,7 +298,15 @@ impl Process {
         self.log.lock().unwrap().clone()
     }
 
-    /// Waits until a line contains `text`.
+    /// The lines that say exactly this, with their fields.
+    pub(crate) fn lines(&self, message: &str) -> Vec<Value> {
+        let log = self.log();
+        let lines = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        lines.filter(|line| line["message"] == message).collect()
+    }
+
+    /// Waits until a line contains `text`, which is what the test is about or what scripts rely on. For anything
+    /// else there is a state, a metric or the store.
     pub(crate) async fn logged(&self, text: &str) {
         let deadline = tokio::time::Instant::now() + PATIENCE;
         while !self.log().contains(text) {
@@ -264,10 +317,9 @@ impl Process {
 
     /// The address of its metrics and health, from its log.
     pub(crate) async fn address(&self) -> std::net::SocketAddr {
-        self.logged("metrics and health are served").await;
-        let log = self.log();
-        let line = log.lines().find(|line| line.contains("metrics and health are served")).unwrap();
-        line.split("address=").nth(1).unwrap().split_whitespace().next().unwrap().parse().unwrap()
+        const SERVED: &str = "metrics and health are served";
+        self.logged(SERVED).await;
+        self.lines(SERVED)[0]["address"].as_str().unwrap().parse().unwrap()
     }
 
     /// Its metrics, as text.
@@ -281,6 +333,22 @@ impl Process {
         let metrics = self.metrics().await;
         let line = metrics.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
         line.map_or(0.0, |value| value.parse().unwrap())
+    }
+
+    /// Waits until a series has at least this value.
+    pub(crate) async fn metric_reaches(&self, series: &str, value: f64) {
+        until(&format!("{series} of at least {value}"), PATIENCE, async || {
+            (self.metric(series).await >= value).then_some(())
+        })
+        .await;
+    }
+
+    /// The sum of all series of a metric.
+    pub(crate) async fn metric_sum(&self, name: &str) -> f64 {
+        let metrics = self.metrics().await;
+        let series =
+            metrics.lines().filter(|line| line.strip_prefix(name).is_some_and(|s| s.starts_with('{')));
+        series.map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap()).sum()
     }
 
     /// What `/health/ready` says. Its status says the same.
@@ -297,6 +365,14 @@ impl Process {
     pub(crate) async fn becomes_ready(&self, ready: bool) {
         until(&format!("ready = {ready}"), PATIENCE, async || {
             (self.readiness().await["ready"] == ready).then_some(())
+        })
+        .await;
+    }
+
+    /// Waits until it is in a phase of its life.
+    pub(crate) async fn in_phase(&self, phase: &str) {
+        until(&format!("phase {phase}"), PATIENCE, async || {
+            (self.readiness().await["phase"] == phase).then_some(())
         })
         .await;
     }

@@ -15,6 +15,7 @@ mod envelope_schema;
 mod error_logs;
 mod flow;
 mod harness;
+mod jobs;
 mod metrics_docs;
 mod model;
 mod outage;
@@ -29,5 +30,6 @@ mod store_contract;
 mod tidy;
 mod tool_api;
 mod verify;
+mod workers;
 
 use errand_testbed::support;

@@ -1,17 +1,17 @@
 //! What becomes of jobs while RabbitMQ refuses, forgets or loses something, and after that. One worker lives
 //! through all of it, and every job counts, so that a repetition would be seen.
 
-use errand::job::JobId;
+use errand_testbed::factory::{create, send, spread};
 use lapin::{
     BasicProperties,
     options::{BasicGetOptions, BasicNackOptions},
 };
 use reqwest::Method;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::{
     harness::{Harness, PATIENCE, Process, run, sandbox},
-    support::{Proxy, RabbitMq, http, postgres, rabbitmq, wait::until},
+    support::{self, Proxy, http, rabbitmq, wait::until},
 };
 
 /// Every first call of this tool is throttled, so that the relay has to bring the job back.
@@ -24,39 +24,12 @@ const RELAYED: &str = r#"
     first = 1
 "#;
 
-fn sends(jobs: usize) -> Vec<Value> {
-    let send = |n: usize| {
-        json!({"id": JobId::new().to_string(), "user_id": format!("user-{}", n % 20 + 1), "tool": "GMAIL_SEND_EMAIL",
-               "arguments": {"recipient_email": "ann@example.com", "subject": "s", "body": "b"}})
-    };
-    (0..jobs).map(send).collect()
-}
-
-fn creates(jobs: usize) -> Vec<Value> {
-    let create = |n: usize| {
-        json!({"id": JobId::new().to_string(), "user_id": format!("user-{}", n % 20 + 1), "tool": "LINEAR_CREATE_ISSUE",
-               "arguments": {"team_id": "t", "title": "x"}})
-    };
-    (0..jobs).map(create).collect()
-}
-
-async fn count(harness: &Harness, condition: &str) -> u64 {
-    let sql = format!("select count(*)::text from jobs where {condition}");
-    harness.text(&sql).await.unwrap().parse().unwrap()
-}
-
-async fn counts(harness: &Harness, condition: &str, jobs: u64) {
-    until(&format!("{jobs} jobs with {condition}"), PATIENCE, async || {
-        (count(harness, condition).await == jobs).then_some(())
-    })
-    .await;
-}
-
 /// A tool API that can be stalled, and a worker that reaches it. Jobs that are claimed while it is stalled run
 /// until it is healed.
 async fn behind_proxy(harness: &Harness) -> (Proxy, Process) {
-    let api = Proxy::start(url::Url::parse(&harness.sandbox.base_url()).unwrap().port().unwrap()).await;
-    let through = api.url(&harness.sandbox.base_url());
+    let api =
+        support::start_proxy(url::Url::parse(&harness.sandbox.base_url()).unwrap().port().unwrap()).await;
+    let through = api.url(&harness.sandbox.base_url()).unwrap();
     let worker = harness.worker(&[("COMPOSIO_BASE_URL", through.trim_end_matches('/'))]).await;
     (api, worker)
 }
@@ -68,27 +41,27 @@ fn lines_since(worker: &Process, mark: usize) -> usize {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn while_the_broker_is_out_of_memory_running_jobs_end_and_retries_wait() {
-    let broker = RabbitMq::start(rabbitmq::Options::default()).await;
-    let harness = Harness {
-        database: postgres::shared().await.database("alarm").await,
-        vhost: broker.vhost("alarm").await,
-        sandbox: sandbox(RELAYED).await,
-    };
+    let broker = support::start_rabbitmq(rabbitmq::Options::default()).await;
+    let harness = Harness::of(
+        support::database("alarm").await,
+        broker.vhost("alarm").await.unwrap(),
+        sandbox(RELAYED).await,
+    );
     let (api, worker) = behind_proxy(&harness).await;
     api.stall();
-    harness.publish(&[sends(20), creates(4)].concat()).await;
-    counts(&harness, "state = 'running'", 24).await;
-    broker.control(&["set_vm_memory_high_watermark", "0"]).await;
+    harness.publish(&[spread(20, send), spread(4, create)].concat()).await;
+    harness.counts("state = 'running'", 24).await;
+    broker.control(&["set_vm_memory_high_watermark", "0"]).await.unwrap();
     let mark = worker.log().len();
-    api.heal().await;
+    api.heal().await.unwrap();
     worker.logged("RabbitMQ blocks publishing").await;
-    counts(&harness, "state = 'succeeded' and tool = 'GMAIL_SEND_EMAIL'", 20).await;
+    harness.counts("state = 'succeeded' and tool = 'GMAIL_SEND_EMAIL'", 20).await;
     assert_eq!(worker.readiness().await["ready"], true, "it still consumes and records");
-    assert_ne!(count(&harness, "state in ('retryable', 'available')").await, 0, "retries wait in the store");
+    assert_ne!(harness.count("state in ('retryable', 'available')").await, 0, "retries wait in the store");
 
-    broker.control(&["set_vm_memory_high_watermark", "0.9"]).await;
-    worker.logged("RabbitMQ takes messages again").await;
+    broker.control(&["set_vm_memory_high_watermark", "0.9"]).await.unwrap();
     harness.all_ran_once(24).await;
+    assert_eq!(worker.lines("RabbitMQ takes messages again").len(), 1);
     assert_eq!(worker.metric("errand_broker_reconnects_total").await, 0.0);
     let lines = lines_since(&worker, mark);
     assert!(lines < 100, "{lines} lines:\n{}", worker.log());
@@ -110,7 +83,7 @@ impl<'a> User<'a> {
 
     async fn set_password(&self, password: &str) {
         let body = json!({"password": password, "tags": ""});
-        self.harness.vhost.manage(Method::PUT, &format!("users/{}", self.name), Some(body)).await;
+        self.harness.vhost.manage(Method::PUT, &format!("users/{}", self.name), Some(body)).await.unwrap();
     }
 
     fn permissions(&self) -> String {
@@ -119,18 +92,18 @@ impl<'a> User<'a> {
 
     async fn permit(&self) {
         let all = json!({"configure": ".*", "write": ".*", "read": ".*"});
-        self.harness.vhost.manage(Method::PUT, &self.permissions(), Some(all)).await;
+        self.harness.vhost.manage(Method::PUT, &self.permissions(), Some(all)).await.unwrap();
     }
 
     async fn forbid(&self) {
-        self.harness.vhost.manage(Method::DELETE, &self.permissions(), None).await;
+        self.harness.vhost.manage(Method::DELETE, &self.permissions(), None).await.unwrap();
     }
 
     /// Closes the user's connections until the worker notices. The broker's list of them lags behind.
     async fn cut_off(&self, worker: &Process) {
         let list = format!("vhosts/{}/connections", self.harness.vhost.encoded_name());
         until("the worker is cut off", PATIENCE, async || {
-            let connections = self.harness.vhost.manage(Method::GET, &list, None).await;
+            let connections = self.harness.vhost.manage(Method::GET, &list, None).await.unwrap();
             let own =
                 connections.as_array()?.iter().filter(|connection| connection["user"] == self.name.as_str());
             for name in own.filter_map(|connection| connection["name"].as_str()) {
@@ -152,14 +125,13 @@ async fn revoked_credentials_are_named_tried_again_slowly_and_never_shown() {
     let url = harness.vhost.amqp_url.replace("guest:guest", &format!("{}:first-secret", user.name));
     let worker = harness.worker(&[("AMQP_URL", &url)]).await;
     let mark = worker.log().len();
-    harness.publish(&sends(10)).await;
+    harness.publish(&spread(10, send)).await;
 
     user.set_password("second-secret").await;
     user.cut_off(&worker).await;
-    harness.publish(&sends(10)).await;
-    worker.logged("refused the login of").await;
-    until("it tried several times", PATIENCE, async || {
-        (worker.log().matches("consuming ended; trying again").count() >= 4).then_some(())
+    harness.publish(&spread(10, send)).await;
+    until("it tried several times and said why", PATIENCE, async || {
+        (worker.log().matches("refused the login of").count() >= 4).then_some(())
     })
     .await;
     user.set_password("first-secret").await;
@@ -167,7 +139,7 @@ async fn revoked_credentials_are_named_tried_again_slowly_and_never_shown() {
 
     user.forbid().await;
     user.cut_off(&worker).await;
-    harness.publish(&sends(10)).await;
+    harness.publish(&spread(10, send)).await;
     worker.logged("does not let").await;
     user.permit().await;
     worker.becomes_ready(true).await;
@@ -184,23 +156,27 @@ async fn a_lane_whose_queue_is_deleted_is_declared_and_consumed_again_and_others
     let harness = Harness::new("deleted-lane", RELAYED).await;
     let (api, worker) = behind_proxy(&harness).await;
     api.stall();
-    harness.publish(&[sends(10), creates(4)].concat()).await;
-    counts(&harness, "state = 'running'", 14).await;
+    harness.publish(&[spread(10, send), spread(4, create)].concat()).await;
+    harness.counts("state = 'running'", 14).await;
     let queue = format!("queues/{}/errand.default", harness.vhost.encoded_name());
-    harness.vhost.manage(Method::DELETE, &queue, None).await;
-    worker.logged("its queue was deleted or moved").await;
+    harness.vhost.manage(Method::DELETE, &queue, None).await.unwrap();
+    let queues = format!("queues/{}", harness.vhost.encoded_name());
     until("it consumes again", PATIENCE, async || {
-        (worker.log().matches("consuming queue=default").count() == 2).then_some(())
+        let queues = harness.vhost.manage(Method::GET, &queues, None).await.unwrap();
+        let default = queues.as_array()?.iter().find(|queue| queue["name"] == "errand.default")?;
+        (default["consumers"] == 1).then_some(())
     })
     .await;
-    api.heal().await;
-    harness.publish(&sends(10)).await;
-    let bulk: Vec<Vec<u8>> = sends(5).iter().map(|job| serde_json::to_vec(job).unwrap()).collect();
+    api.heal().await.unwrap();
+    harness.publish(&spread(10, send)).await;
+    let bulk: Vec<Vec<u8>> = spread(5, send).iter().map(|job| serde_json::to_vec(job).unwrap()).collect();
     harness.publish_to("bulk", &bulk, BasicProperties::default()).await;
     harness.all_ran_once(29).await;
-    let log = worker.log();
-    assert_eq!(log.matches("consuming queue=bulk").count(), 1, "the other lane was not disturbed:\n{log}");
-    assert_eq!(log.matches("consuming ended").count(), 1, "{log}");
+    let bulk = worker.lines("consuming").iter().filter(|line| line["queue"] == "bulk").count();
+    assert_eq!(bulk, 1, "the other lane was not disturbed:\n{}", worker.log());
+    let ended = worker.lines("consuming ended; trying again");
+    assert_eq!(ended.len(), 1, "{ended:?}");
+    assert!(ended[0]["error"].as_str().unwrap().contains("its queue was deleted or moved"), "{ended:?}");
     assert_eq!(worker.readiness().await["ready"], true);
 }
 
@@ -218,7 +194,7 @@ async fn jobs_that_the_database_knows_outlive_a_deleted_queue() {
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     }
     let queue = format!("queues/{}/errand.default", harness.vhost.encoded_name());
-    harness.vhost.manage(Method::DELETE, &queue, None).await;
+    harness.vhost.manage(Method::DELETE, &queue, None).await.unwrap();
     let _worker = harness.worker(&[soon]).await;
     harness.all_ran_once(3).await;
 }
@@ -229,39 +205,39 @@ async fn an_exchange_that_is_deleted_comes_back_with_the_next_retry_or_by_itself
     let (api, worker) = behind_proxy(&harness).await;
     let exchange = format!("exchanges/{}/errand", harness.vhost.encoded_name());
     // The relay has published before, so that it takes the exchange for granted.
-    harness.publish(&creates(1)).await;
+    harness.publish(&spread(1, create)).await;
     harness.all_ran_once(1).await;
     api.stall();
-    harness.publish(&creates(4)).await;
-    counts(&harness, "state = 'running'", 4).await;
-    harness.vhost.manage(Method::DELETE, &exchange, None).await;
-    api.heal().await;
-    worker.logged("jobs could not be published").await;
+    harness.publish(&spread(4, create)).await;
+    harness.counts("state = 'running'", 4).await;
+    harness.vhost.manage(Method::DELETE, &exchange, None).await.unwrap();
+    api.heal().await.unwrap();
     harness.all_ran_once(5).await;
+    assert_ne!(worker.metric_sum("errand_relay_failed_total").await, 0.0, "the relay met the loss");
 
     // Nothing has to be published by errand now, and apps cannot.
-    harness.vhost.manage(Method::DELETE, &exchange, None).await;
-    worker.logged("its queue or exchange was deleted").await;
+    harness.vhost.manage(Method::DELETE, &exchange, None).await.unwrap();
     until("the exchange is there, with the bindings of both lanes", PATIENCE, async || {
         let path = format!("bindings/{}", harness.vhost.encoded_name());
-        let bindings = harness.vhost.manage(Method::GET, &path, None).await;
+        let bindings = harness.vhost.manage(Method::GET, &path, None).await.unwrap();
         let of_errand = bindings.as_array()?.iter().filter(|binding| binding["source"] == "errand");
         (of_errand.count() == 2).then_some(())
     })
     .await;
-    harness.publish(&sends(5)).await;
-    let bulk: Vec<Vec<u8>> = sends(5).iter().map(|job| serde_json::to_vec(job).unwrap()).collect();
+    harness.publish(&spread(5, send)).await;
+    let bulk: Vec<Vec<u8>> = spread(5, send).iter().map(|job| serde_json::to_vec(job).unwrap()).collect();
     harness.publish_to("bulk", &bulk, BasicProperties::default()).await;
     harness.all_ran_once(15).await;
     worker.becomes_ready(true).await;
+    assert!(worker.log().contains("its queue or exchange was deleted"), "{}", worker.log());
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_message_that_was_given_back_and_redelivered_very_often_is_not_lost_and_runs_once() {
     let harness = Harness::new("redelivered", "").await;
     assert!(harness.worker(&[]).await.stop().await.success());
-    harness.publish(&sends(2)).await;
-    let connection = harness.vhost.connect().await;
+    harness.publish(&spread(2, send)).await;
+    let connection = harness.vhost.connect().await.unwrap();
     for round in 0..40 {
         let channel = connection.create_channel().await.unwrap();
         for _ in 0..2 {
@@ -286,7 +262,7 @@ async fn a_message_that_was_given_back_and_redelivered_very_often_is_not_lost_an
 async fn a_worker_that_the_broker_forgot_notices_and_subscribes_anew() {
     let harness = Harness::new("forgotten", "").await;
     let worker = harness.worker(&[]).await;
-    harness.publish(&sends(3)).await;
+    harness.publish(&spread(3, send)).await;
     harness.settled(3).await;
     // Takes the consumer off the queue without telling anybody, as faults of brokers have done. Connection,
     // channel and heartbeats stay as they are.
@@ -297,9 +273,8 @@ async fn a_worker_that_the_broker_forgot_notices_and_subscribes_anew() {
             || C <- rabbit_amqqueue:consumers(Q)]."#,
         harness.vhost.name
     );
-    rabbitmq::shared().await.control(&["eval", &forget]).await;
-    harness.publish(&sends(5)).await;
-    worker.logged("nothing comes through the subscription").await;
+    support::control(&["eval", &forget]).await;
+    harness.publish(&spread(5, send)).await;
     harness.all_ran_once(8).await;
     worker.becomes_ready(true).await;
     let renewed = async |lane: &str| {

@@ -3,9 +3,8 @@
 
 use std::time::{Duration, Instant};
 
-use errand::job::JobId;
+use errand_testbed::factory::{send, spread};
 use reqwest::Method;
-use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 
 use crate::{
@@ -24,14 +23,6 @@ const SLOW: &str = "[[fault]]\nkind = \"latency\"\nfixed_ms = 1500\n";
 
 /// How long an outage lasts at least, so that what spins would show.
 const LASTS: Duration = Duration::from_secs(3);
-
-fn sends(jobs: usize) -> Vec<Value> {
-    let send = |n: usize| {
-        json!({"id": JobId::new().to_string(), "user_id": format!("user-{}", n % 20 + 1), "tool": "GMAIL_SEND_EMAIL",
-               "arguments": {"recipient_email": "ann@example.com", "subject": "s", "body": "b"}})
-    };
-    (0..jobs).map(send).collect()
-}
 
 /// A harness whose worker has a role of its own, without the rights of a superuser, to whom limits do not apply.
 struct Limited {
@@ -79,21 +70,18 @@ async fn lives_through(
     end: impl AsyncFnOnce(&mut Limited),
 ) {
     let worker = limited.worker().await;
-    limited.harness.publish(&sends(20)).await;
-    until("20 calls are in flight", PATIENCE, async || {
-        (limited.harness.sandbox.ledger_summary().calls == 20).then_some(())
-    })
-    .await;
+    limited.harness.publish(&spread(20, send)).await;
+    limited.harness.called(20).await;
     let (begun, mark) = (Instant::now(), worker.log().len());
     begin(limited).await;
-    limited.harness.publish(&sends(20)).await;
+    limited.harness.publish(&spread(20, send)).await;
     worker.becomes_ready(false).await;
-    worker.logged("results could not be written").await;
+    worker.metric_reaches("errand_finish_batch_jobs_count", 1.0).await;
     worker.logged(said).await;
     // Each message is still the broker's: it waits, or is not acknowledged.
     let queue = format!("queues/{}/errand.default", limited.harness.vhost.encoded_name());
     until("the broker keeps 20 messages", PATIENCE, async || {
-        let shown = limited.harness.vhost.manage(Method::GET, &queue, None).await;
+        let shown = limited.harness.vhost.manage(Method::GET, &queue, None).await.unwrap();
         (shown["messages"] == 20).then_some(())
     })
     .await;
@@ -108,7 +96,7 @@ async fn lives_through(
     end(limited).await;
     worker.becomes_ready(true).await;
     limited.harness.all_ran_once(40).await;
-    assert_eq!(worker.log().matches("taken over").count(), 0, "nothing had to be rescued");
+    assert_eq!(worker.metric_sum("errand_rescued_jobs_total").await, 0.0, "nothing had to be rescued");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -154,7 +142,7 @@ async fn a_database_whose_disk_is_full_loses_and_repeats_nothing() {
     lives_through(
         &mut limited,
         async |limited| {
-            let mut inside = limited.harness.database.connect().await;
+            let mut inside = limited.harness.database.connect().await.unwrap();
             let full = "create function no_space() returns trigger language plpgsql as $$ begin
                             raise exception 'could not extend file \"base/1/2\": No space left on device'
                                 using errcode = '53100';
@@ -164,7 +152,7 @@ async fn a_database_whose_disk_is_full_loses_and_repeats_nothing() {
         },
         "No space left on device",
         async |limited| {
-            let mut inside = limited.harness.database.connect().await;
+            let mut inside = limited.harness.database.connect().await.unwrap();
             sqlx::raw_sql("drop trigger no_space on jobs").execute(&mut inside).await.unwrap();
         },
     )
@@ -187,17 +175,17 @@ async fn survives_attacks_on_its_backends(hint: &str, function: &str, said: &str
     "#;
     let mut limited = Limited::new(hint, faults).await;
     let worker = limited.worker().await;
-    limited.harness.publish(&sends(60)).await;
+    limited.harness.publish(&spread(60, send)).await;
     until("some are done", PATIENCE, async || {
         (limited.harness.sandbox.ledger_summary().effects > 5).then_some(())
     })
     .await;
     let (begun, mark) = (Instant::now(), worker.log().len());
-    let mut locking = limited.harness.database.connect().await;
+    let mut locking = limited.harness.database.connect().await.unwrap();
     let mut published = 60;
     while begun.elapsed() < LASTS {
         sqlx::raw_sql("begin; lock table jobs in exclusive mode").execute(&mut locking).await.unwrap();
-        limited.harness.publish(&sends(5)).await;
+        limited.harness.publish(&spread(5, send)).await;
         published += 5;
         for _ in 0..10 {
             limited.each_backend(function).await;

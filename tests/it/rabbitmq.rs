@@ -23,16 +23,8 @@ use crate::{
         helpers::{LIMIT, consume, id_of, ids, lane, message, message_to, publish, receive, tokens},
         options, rabbit,
     },
-    support::{
-        Proxy, RabbitMq, http, machine,
-        rabbitmq::{self, Vhost},
-        wait::until,
-    },
+    support::{self, http, machine, rabbitmq, vhost, wait::until},
 };
-
-async fn vhost(hint: &str) -> Vhost {
-    rabbitmq::shared().await.vhost(hint).await
-}
 
 async fn publish_one(queue: &dyn Queue, to: &str, id: &str) -> Result<(), errand::queue::QueueError> {
     queue.publish(vec![message(to, id)]).await.remove(0)
@@ -54,7 +46,7 @@ async fn whatever_a_foreign_publisher_sends_is_kept_as_text() {
     let vhost = vhost("foreign").await;
     let queue = rabbit(&vhost.amqp_url);
     queue.check().await.unwrap();
-    let connection = vhost.connect().await;
+    let connection = vhost.connect().await.unwrap();
     let channel = connection.create_channel().await.unwrap();
     channel.confirm_select(ConfirmSelectOptions::default()).await.unwrap();
     let mut inner = FieldTable::default();
@@ -112,7 +104,7 @@ async fn whatever_a_foreign_publisher_sends_is_kept_as_text() {
 async fn a_reply_reaches_the_queue_of_the_app() {
     let vhost = vhost("reply").await;
     let queue = rabbit(&vhost.amqp_url);
-    let connection = vhost.connect().await;
+    let connection = vhost.connect().await.unwrap();
     let channel = connection.create_channel().await.unwrap();
     let options = QueueDeclareOptions { exclusive: true, ..Default::default() };
     channel.queue_declare("answers".into(), options, FieldTable::default()).await.unwrap();
@@ -130,7 +122,7 @@ async fn a_reply_reaches_an_app_that_waits_without_a_queue_of_its_own() {
     let vhost = vhost("direct").await;
     let queue = rabbit(&vhost.amqp_url);
     queue.check().await.unwrap();
-    let connection = vhost.connect().await;
+    let connection = vhost.connect().await.unwrap();
     let channel = connection.create_channel().await.unwrap();
     let pseudo_queue = "amq.rabbitmq.reply-to";
     let options = BasicConsumeOptions { no_ack: true, ..Default::default() };
@@ -162,7 +154,7 @@ async fn a_connection_that_an_operator_closes_ends_the_subscription() {
     receive(&mut *consumer, 1).await;
     let path = format!("vhosts/{}/connections", vhost.encoded_name());
     until("the connections are listed and closed", LIMIT, async || {
-        let connections = vhost.manage(Method::GET, &path, None).await;
+        let connections = vhost.manage(Method::GET, &path, None).await.unwrap();
         for connection in connections.as_array().unwrap() {
             let name = connection["name"].as_str().unwrap().replace(' ', "%20").replace('>', "%3E");
             let url = format!("{}/api/connections/{name}", vhost.management_url);
@@ -205,7 +197,7 @@ async fn tls_to_a_port_without_tls_is_told() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_crash_of_the_broker_loses_nothing_that_was_confirmed() {
-    let node = RabbitMq::start(rabbitmq::Options::default()).await;
+    let node = support::start_rabbitmq(rabbitmq::Options::default()).await;
     let queue = rabbit(&node.url());
     publish(&queue, ids(0..50)).await;
     let mut consumer = consume(&queue, 10).await;
@@ -215,7 +207,7 @@ async fn a_crash_of_the_broker_loses_nothing_that_was_confirmed() {
     // The acknowledgement is on its way only; the broker has it when it delivers more.
     receive(&mut *consumer, 5).await;
 
-    node.kill9().await;
+    node.kill9().await.unwrap();
     let error = loop {
         match tokio::time::timeout(LIMIT, consumer.next(10)).await.expect("the subscription ends") {
             Ok(_) => {}
@@ -231,7 +223,7 @@ async fn a_crash_of_the_broker_loses_nothing_that_was_confirmed() {
     assert!(queue.consume(&lane("default"), 1).await.is_err());
     assert!(started.elapsed() < Duration::from_secs(25));
 
-    node.restart().await;
+    node.restart().await.unwrap();
     // Settling what the broker has forgotten does nothing.
     settler.ack(tokens(&taken[5..])).await.unwrap();
     drop(consumer);
@@ -257,8 +249,8 @@ async fn a_crash_of_the_broker_loses_nothing_that_was_confirmed() {
 async fn a_broker_that_stops_to_answer_delays_a_publish_only_so_long() {
     let vhost = vhost("stalled").await;
     let port = url::Url::parse(&vhost.amqp_url).unwrap().port().unwrap();
-    let proxy = Proxy::start(port).await;
-    let queue = rabbit(&proxy.url(&vhost.amqp_url));
+    let proxy = support::start_proxy(port).await;
+    let queue = rabbit(&proxy.url(&vhost.amqp_url).unwrap());
     publish(&queue, ids(0..1)).await;
     let mut consumer = consume(&queue, 10).await;
     let taken = receive(&mut *consumer, 1).await;
@@ -270,12 +262,12 @@ async fn a_broker_that_stops_to_answer_delays_a_publish_only_so_long() {
         assert!(matches!(error.kind(), QueueErrorKind::Unavailable | QueueErrorKind::Unconfirmed), "{error}");
     }
     assert!(started.elapsed() < Duration::from_secs(45), "{:?}", started.elapsed());
-    proxy.cut().await;
+    proxy.cut().await.unwrap();
     assert_eq!(consumer.next(1).await.unwrap_err().kind(), QueueErrorKind::Unavailable);
     consumer.settler().ack(tokens(&taken)).await.unwrap();
     consumer.stop().await;
 
-    proxy.heal().await;
+    proxy.heal().await.unwrap();
     until("publishing works again", LIMIT, async || publish_one(&queue, "default", "after").await.ok()).await;
     until("consuming works again", LIMIT, async || queue.consume(&lane("default"), 5).await.ok()).await;
     assert!(queue.reconnects() >= 2);
@@ -288,7 +280,7 @@ async fn a_deleted_queue_ends_only_its_subscription_and_is_declared_anew() {
     let mut consumer = consume(&queue, 10).await;
     let mut bulk = queue.consume(&lane("bulk"), 10).await.unwrap();
     let path = format!("queues/{}/errand.default", vhost.encoded_name());
-    vhost.manage(Method::DELETE, &path, None).await;
+    vhost.manage(Method::DELETE, &path, None).await.unwrap();
     let error = tokio::time::timeout(LIMIT, consumer.next(1)).await.unwrap().unwrap_err();
     assert_eq!(error.kind(), QueueErrorKind::Unavailable, "{error}");
     publish_one(&queue, "bulk", "unharmed").await.unwrap();
@@ -299,10 +291,10 @@ async fn a_deleted_queue_ends_only_its_subscription_and_is_declared_anew() {
 
     // A publisher notices as well, says so, and declares the lane for the next message.
     drop(consumer);
-    vhost.manage(Method::DELETE, &path, None).await;
+    vhost.manage(Method::DELETE, &path, None).await.unwrap();
     assert_eq!(publish_one(&queue, "default", "lost").await.unwrap_err().kind(), QueueErrorKind::Unroutable);
     publish_one(&queue, "default", "found").await.unwrap();
-    vhost.manage(Method::DELETE, &format!("exchanges/{}/errand", vhost.encoded_name()), None).await;
+    vhost.manage(Method::DELETE, &format!("exchanges/{}/errand", vhost.encoded_name()), None).await.unwrap();
     publish_one(&queue, "default", "lost").await.unwrap_err();
     publish_one(&queue, "default", "found").await.unwrap();
     assert_eq!(queue.reconnects(), 0);
@@ -372,9 +364,12 @@ async fn a_queue_of_another_type_is_a_topology_error_that_says_what_to_do() {
 async fn without_permission_to_configure_what_exists_is_used() {
     let vhost = vhost("permissions").await;
     let (user, path) = (vhost.name.replace('/', "-"), vhost.encoded_name());
-    vhost.manage(Method::PUT, &format!("users/{user}"), Some(json!({"password": "p", "tags": ""}))).await;
+    vhost
+        .manage(Method::PUT, &format!("users/{user}"), Some(json!({"password": "p", "tags": ""})))
+        .await
+        .unwrap();
     let permissions = json!({"configure": "", "write": "^(errand|amq\\.default)$", "read": "^errand\\..*"});
-    vhost.manage(Method::PUT, &format!("permissions/{path}/{user}"), Some(permissions)).await;
+    vhost.manage(Method::PUT, &format!("permissions/{path}/{user}"), Some(permissions)).await.unwrap();
     let restricted = rabbit(&vhost.amqp_url.replace("guest:guest", &format!("{user}:p")));
     let error = restricted.check().await.unwrap_err();
     assert_eq!(error.kind(), QueueErrorKind::Access, "{}", chain(&error));
@@ -389,7 +384,7 @@ async fn without_permission_to_configure_what_exists_is_used() {
     assert!(restricted.depth(&lane("default")).await.is_ok());
     let error = publish_one(&restricted, "nowhere", "m").await.unwrap_err();
     assert_eq!(error.kind(), QueueErrorKind::Unroutable);
-    vhost.manage(Method::DELETE, &format!("users/{user}"), None).await;
+    vhost.manage(Method::DELETE, &format!("users/{user}"), None).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -404,7 +399,7 @@ async fn without_declaring_what_is_missing_is_a_topology_error() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_broker_short_of_memory_blocks_publishing_and_nothing_else() {
     let conf = rabbitmq::Options { memory_watermark: "1MB".to_owned(), ..Default::default() };
-    let node = RabbitMq::start(conf).await;
+    let node = support::start_rabbitmq(conf).await;
     let queue = rabbit(&node.url());
     let mut consumer = consume(&queue, 10).await;
     assert_eq!(queue.blocked(), None);

@@ -8,55 +8,25 @@ use std::{
     time::{Duration, Instant},
 };
 
-use errand::job::JobId;
+use errand_testbed::factory::{Envelope as _, create, id, read, send};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 use sqlx::{Connection as _, Executor as _, PgConnection};
 
 use crate::{
-    harness::{Harness, PATIENCE, Process, sandbox},
-    support::{Postgres, Proxy, http, postgres, rabbitmq, wait::until},
+    harness::{Harness, PATIENCE, Process, port, sandbox},
+    support::{self, Postgres, http, postgres, wait::until},
 };
 
 /// What a busy machine may add to a budget.
 const MARGIN: Duration = Duration::from_secs(4);
 
-fn id() -> String {
-    JobId::new().to_string()
-}
-
-/// A call that may be repeated.
-fn read(id: &str) -> Value {
-    json!({"id": id, "user_id": "u-alice", "tool": "GITHUB_GET_REPO", "arguments": {"owner": "o", "repo": "r"}})
-}
-
-/// A call that counts.
-fn send(id: &str) -> Value {
-    json!({"id": id, "user_id": "user-1", "tool": "GMAIL_SEND_EMAIL",
-           "arguments": {"recipient_email": "ann@example.com", "subject": "s", "body": "b"}})
-}
-
-/// Another one.
-fn create(id: &str) -> Value {
-    json!({"id": id, "user_id": "user-1", "tool": "LINEAR_CREATE_ISSUE", "arguments": {"team_id": "t", "title": "x"}})
-}
-
 /// A harness whose database can be killed.
 async fn fragile(hint: &str, faults: &str) -> (Postgres, Harness) {
-    let server = Postgres::start(postgres::Options::default()).await;
-    let harness = Harness {
-        database: server.database(hint).await,
-        vhost: rabbitmq::shared().await.vhost(hint).await,
-        sandbox: sandbox(faults).await,
-    };
+    let server = support::start_postgres(postgres::Options::default()).await;
+    let harness =
+        Harness::of(server.database(hint).await.unwrap(), support::vhost(hint).await, sandbox(faults).await);
     (server, harness)
-}
-
-async fn in_flight(harness: &Harness, calls: u64) {
-    until(&format!("{calls} calls in flight"), PATIENCE, async || {
-        (harness.sandbox.ledger_summary().calls == calls).then_some(())
-    })
-    .await;
 }
 
 /// The files of the journal's folder, with what is kept aside.
@@ -67,17 +37,12 @@ fn journal(harness: &Harness) -> Vec<PathBuf> {
 
 /// The phases that a process has logged, in order.
 fn phases(worker: &Process) -> Vec<String> {
-    let log = worker.log();
-    let named = log.lines().filter(|line| line.contains("shutting down"));
-    named.map(|line| line.split("phase=\"").nth(1).unwrap().split('"').next().unwrap().to_owned()).collect()
+    let named = worker.lines("shutting down");
+    named.iter().map(|line| line["phase"].as_str().unwrap().to_owned()).collect()
 }
 
 fn outcomes(job: &Value) -> Vec<&str> {
     job["attempts"].as_array().unwrap().iter().filter_map(|attempt| attempt["outcome"].as_str()).collect()
-}
-
-fn port(url: &str) -> u16 {
-    url::Url::parse(url).unwrap().port().unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -85,9 +50,9 @@ async fn results_that_a_dead_database_cannot_take_are_written_by_the_next_worker
     let (server, harness) = fragile("journal", "[[fault]]\nkind = \"latency\"\nfixed_ms = 4000\n").await;
     let mut worker = harness.worker(&[("ERRAND__WORKER__DRAIN_SECS", "10")]).await;
     let ids: Vec<String> = (0..20).map(|_| id()).collect();
-    harness.publish(&ids.iter().map(|id| send(id)).collect::<Vec<_>>()).await;
-    in_flight(&harness, 20).await;
-    server.kill9().await;
+    harness.publish(&ids.iter().map(|id| send("user-1").named(id)).collect::<Vec<_>>()).await;
+    harness.called(20).await;
+    server.kill9().await.unwrap();
     let begun = Instant::now();
     let status = worker.stop().await;
     assert!(begun.elapsed() < Duration::from_secs(10) + MARGIN, "{:?}", begun.elapsed());
@@ -98,7 +63,7 @@ async fn results_that_a_dead_database_cannot_take_are_written_by_the_next_worker
     assert_eq!(fs::metadata(&files[0]).unwrap().permissions().mode() & 0o777, 0o600);
     assert!(!worker.log().contains("ann@example.com"));
 
-    server.restart().await;
+    server.restart().await.unwrap();
     let next = harness.worker(&[]).await;
     assert_eq!(harness.settled(20).await, [("succeeded".to_owned(), 20)]);
     for id in &ids {
@@ -116,18 +81,18 @@ async fn journaled(hint: &str) -> (Postgres, Harness, Vec<String>) {
     let (server, harness) = fragile(hint, "[[fault]]\nkind = \"latency\"\nfixed_ms = 2000\n").await;
     let mut worker = harness.worker(&[("ERRAND__WORKER__DRAIN_SECS", "10")]).await;
     let ids: Vec<String> = (0..20).map(|_| id()).collect();
-    harness.publish(&ids.iter().map(|id| send(id)).collect::<Vec<_>>()).await;
-    in_flight(&harness, 20).await;
-    server.kill9().await;
+    harness.publish(&ids.iter().map(|id| send("user-1").named(id)).collect::<Vec<_>>()).await;
+    harness.called(20).await;
+    server.kill9().await.unwrap();
     assert!(worker.stop().await.success(), "nothing is left: {}", worker.log());
     assert_eq!(journal(&harness).len(), 1);
-    server.restart().await;
+    server.restart().await.unwrap();
     (server, harness, ids)
 }
 
 /// Keeps every writer of jobs waiting until the connection is closed.
 async fn lock_jobs(harness: &Harness) -> PgConnection {
-    let mut keeper = harness.database.connect().await;
+    let mut keeper = harness.database.connect().await.unwrap();
     keeper.execute("begin").await.unwrap();
     keeper.execute("lock table jobs in share mode").await.unwrap();
     keeper
@@ -163,7 +128,7 @@ async fn two_workers_that_replay_one_journal_at_once_write_each_result_once() {
     replaying(&harness, "2").await;
     keeper.close().await.unwrap();
     for worker in [&one, &other] {
-        worker.logged("worker ready").await;
+        worker.becomes_ready(true).await;
         assert!(!worker.log().contains("ERROR"), "{}", worker.log());
     }
     each_result_is_written_once(&harness, &ids).await;
@@ -199,23 +164,24 @@ async fn a_second_signal_ends_at_once_and_loses_nothing() {
     let (server, harness) = fragile("abort", faults).await;
     let mut worker = harness.worker(&[("ERRAND__WORKER__DRAIN_SECS", "600")]).await;
     let (sent, created): (Vec<String>, Vec<String>) = (0..10).map(|_| (id(), id())).unzip();
-    harness.publish(&sent.iter().map(|id| send(id)).collect::<Vec<_>>()).await;
-    harness.publish(&created.iter().map(|id| create(id)).collect::<Vec<_>>()).await;
-    in_flight(&harness, 20).await;
-    server.kill9().await;
-    worker.logged("results could not be written").await;
+    harness.publish(&sent.iter().map(|id| send("user-1").named(id)).collect::<Vec<_>>()).await;
+    harness.publish(&created.iter().map(|id| create("user-1").named(id)).collect::<Vec<_>>()).await;
+    harness.called(20).await;
+    server.kill9().await.unwrap();
+    // What has ended is being written, to a database that is dead.
+    worker.metric_reaches("errand_finish_batch_jobs_count", 1.0).await;
     until("all have taken effect", PATIENCE, async || {
         (harness.sandbox.ledger_summary().effects == 20).then_some(())
     })
     .await;
     worker.terminate();
-    worker.logged("phase=\"draining\"").await;
+    worker.in_phase("draining").await;
     worker.terminate();
     let begun = Instant::now();
     worker.ended().await;
     assert!(begun.elapsed() < Duration::from_secs(1) + MARGIN, "{:?}", begun.elapsed());
 
-    server.restart().await;
+    server.restart().await.unwrap();
     let _next = harness.worker(&[]).await;
     let counts = harness.settled(20).await;
     let [(held, _), (succeeded, _)] = counts.as_slice() else { panic!("{counts:?}") };
@@ -237,10 +203,10 @@ async fn a_second_signal_still_writes_to_a_database_that_answers() {
     let harness = Harness::new("abort-healthy", faults).await;
     let mut worker = harness.worker(&[("ERRAND__WORKER__DRAIN_SECS", "600")]).await;
     let (counts, repeatable) = (id(), id());
-    harness.publish(&[send(&counts), read(&repeatable)]).await;
-    in_flight(&harness, 2).await;
+    harness.publish(&[send("user-1").named(&counts), read("u-alice").named(&repeatable)]).await;
+    harness.called(2).await;
     worker.terminate();
-    worker.logged("phase=\"draining\"").await;
+    worker.in_phase("draining").await;
     worker.terminate();
     assert!(worker.ended().await.success(), "nothing is left: {}", worker.log());
     assert_eq!(phases(&worker), ["draining", "interrupting", "closing"]);
@@ -269,10 +235,10 @@ async fn the_phases_of_a_shutdown_can_be_watched() {
     };
     assert_eq!(phase().await.as_deref(), Some("running"));
     let one = id();
-    harness.publish(&[send(&one)]).await;
-    in_flight(&harness, 1).await;
+    harness.publish(&[send("user-1").named(&one)]).await;
+    harness.called(1).await;
     worker.terminate();
-    until("it drains", PATIENCE, async || (phase().await? == "draining").then_some(())).await;
+    worker.in_phase("draining").await;
     let metrics = worker.metrics().await;
     for line in
         ["errand_phase{phase=\"draining\"} 1", "errand_phase{phase=\"running\"} 0", "errand_draining 1"]
@@ -281,36 +247,35 @@ async fn the_phases_of_a_shutdown_can_be_watched() {
     }
     assert!(worker.ended().await.success());
     assert_eq!(phases(&worker), ["draining", "closing"]);
-    let log = worker.log();
-    let line = log.lines().find(|line| line.contains("phase=\"draining\"")).unwrap();
-    assert!(line.contains("in_flight=1") && line.contains("unwritten=0"), "{line}");
+    let drained = &worker.lines("shutting down")[0];
+    assert_eq!((&drained["in_flight"], &drained["unwritten"]), (&json!(1), &json!(0)), "{drained}");
     assert_eq!(harness.show(&one)["state"], "succeeded");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn while_draining_only_calls_that_can_finish_or_be_repeated_are_started() {
     let harness = Harness::new("fit", "").await;
-    let api = Proxy::start(port(&harness.sandbox.base_url())).await;
-    let through = api.url(&harness.sandbox.base_url());
+    let api = support::start_proxy(port(&harness.sandbox.base_url())).await;
+    let through = api.url(&harness.sandbox.base_url()).unwrap();
     let through = through.trim_end_matches('/');
     let mut worker =
         harness.worker(&[("COMPOSIO_BASE_URL", through), ("ERRAND__WORKER__DRAIN_SECS", "30")]).await;
     // The look-ups before the calls hang, so that the drain begins between claim and call.
     api.stall();
     let (long, short, repeatable) = (id(), id(), id());
-    let with = |mut job: Value, timeout_ms: u32| {
-        job["timeout_ms"] = json!(timeout_ms);
-        job["max_attempts"] = json!(1);
-        job
-    };
-    let jobs = [with(send(&long), 60_000), with(create(&short), 5_000), with(read(&repeatable), 60_000)];
+    let with = |job: Value, timeout_ms: u32| job.with("timeout_ms", timeout_ms).with("max_attempts", 1);
+    let jobs = [
+        with(send("user-1").named(&long), 60_000),
+        with(create("user-1").named(&short), 5_000),
+        with(read("u-alice").named(&repeatable), 60_000),
+    ];
     harness.publish(&jobs).await;
     for job in [&long, &short, &repeatable] {
         harness.job_in(job, &["running"]).await;
     }
     worker.terminate();
-    worker.logged("phase=\"draining\"").await;
-    api.heal().await;
+    worker.in_phase("draining").await;
+    api.heal().await.unwrap();
     assert!(worker.ended().await.success(), "nothing is left: {}", worker.log());
     for job in [&short, &repeatable] {
         assert_eq!(harness.show(job)["state"], "succeeded");
@@ -329,10 +294,9 @@ async fn a_call_that_outlasts_the_budget_is_interrupted_in_time() {
     let harness = Harness::new("hang", "[[fault]]\nkind = \"hang\"\nafter_effect = true\nfirst = 1\n").await;
     let mut worker = harness.worker(&[("ERRAND__WORKER__DRAIN_SECS", "3")]).await;
     let (counts, repeatable) = (id(), id());
-    let mut once_only = read(&repeatable);
-    once_only["max_attempts"] = json!(1);
-    harness.publish(&[send(&counts), once_only]).await;
-    in_flight(&harness, 2).await;
+    let once_only = read("u-alice").named(&repeatable).with("max_attempts", 1);
+    harness.publish(&[send("user-1").named(&counts), once_only]).await;
+    harness.called(2).await;
     let begun = Instant::now();
     assert!(worker.stop().await.success(), "nothing is left: {}", worker.log());
     let took = begun.elapsed();
@@ -350,12 +314,12 @@ async fn a_call_that_outlasts_the_budget_is_interrupted_in_time() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_whose_broker_stalls_ends_in_time_and_writes_what_it_has() {
     let harness = Harness::new("stalled-broker", "[[fault]]\nkind = \"latency\"\nfixed_ms = 2000\n").await;
-    let broker = Proxy::start(port(&harness.vhost.amqp_url)).await;
-    let through = broker.url(&harness.vhost.amqp_url);
+    let broker = support::start_proxy(port(&harness.vhost.amqp_url)).await;
+    let through = broker.url(&harness.vhost.amqp_url).unwrap();
     let mut worker = harness.worker(&[("AMQP_URL", &through), ("ERRAND__WORKER__DRAIN_SECS", "5")]).await;
     let one = id();
-    harness.publish(&[send(&one)]).await;
-    in_flight(&harness, 1).await;
+    harness.publish(&[send("user-1").named(&one)]).await;
+    harness.called(1).await;
     broker.stall();
     let begun = Instant::now();
     assert!(worker.stop().await.success(), "nothing is left: {}", worker.log());
@@ -366,8 +330,8 @@ async fn a_worker_whose_broker_stalls_ends_in_time_and_writes_what_it_has() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_whose_database_stalls_ends_in_time_and_lists_claims_in_doubt() {
     let harness = Harness::new("stalled-database", "[[fault]]\nkind = \"latency\"\nfixed_ms = 2000\n").await;
-    let database = Proxy::start(port(&harness.database.url)).await;
-    let through = database.url(&harness.database.url);
+    let database = support::start_proxy(port(&harness.database.url)).await;
+    let through = database.url(&harness.database.url).unwrap();
     let settings = [
         ("DATABASE_URL", through.as_str()),
         ("ERRAND__WORKER__DRAIN_SECS", "5"),
@@ -375,10 +339,10 @@ async fn a_worker_whose_database_stalls_ends_in_time_and_lists_claims_in_doubt()
     ];
     let mut worker = harness.worker(&settings).await;
     let (one, in_doubt) = (id(), id());
-    harness.publish(&[send(&one)]).await;
-    in_flight(&harness, 1).await;
+    harness.publish(&[send("user-1").named(&one)]).await;
+    harness.called(1).await;
     database.stall();
-    harness.publish(&[read(&in_doubt)]).await;
+    harness.publish(&[read("u-alice").named(&in_doubt)]).await;
     until("the claim is under way", PATIENCE, async || {
         let metrics = worker.metrics().await;
         metrics.contains("errand_claim_batch_jobs_count 2").then_some(())
@@ -394,7 +358,7 @@ async fn a_worker_whose_database_stalls_ends_in_time_and_lists_claims_in_doubt()
     assert_eq!(journal(&harness).len(), 1);
 
     // What the proxy holds back reaches the database after all, as packets in a network may.
-    database.heal().await;
+    database.heal().await.unwrap();
     let _next =
         harness.worker(&[("ERRAND__WORKER__LEASE_SECS", "20"), ("ERRAND__RESCUE__POLL_SECS", "1")]).await;
     for job in [&one, &in_doubt] {

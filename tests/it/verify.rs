@@ -1,8 +1,8 @@
 //! Calls whose outcome is unknown are looked up in the tool API's log: the real binary on real
 //! services against the sandbox.
 
+use errand_testbed::factory::{Envelope as _, id, post, send, spread};
 use serde_json::{Value, json};
-use uuid::Uuid;
 
 use crate::{
     harness::{Harness, PATIENCE},
@@ -20,21 +20,10 @@ const QUICK: [(&str, &str); 7] = [
     ("ERRAND__VERIFY__GIVE_UP_SECS", "8"),
 ];
 
-fn id() -> String {
-    Uuid::now_v7().to_string()
-}
-
-fn send(id: &str, user: &str) -> Value {
-    json!({"id": id, "user_id": user, "tool": "GMAIL_SEND_EMAIL",
-           "arguments": {"recipient_email": "a@example.com", "subject": "s", "body": "b"}})
-}
-
 /// A call of another tool that succeeds, by which the log shows that it knows our request IDs.
 async fn another_success(harness: &Harness) {
     let one = id();
-    let job = json!({"id": one, "org_id": "org-1", "tool": "SLACK_SEND_MESSAGE",
-                     "arguments": {"channel": "c", "text": "t"}});
-    harness.publish(&[job]).await;
+    harness.publish(&[post("org-1").named(&one)]).await;
     harness.job_in(&one, &["succeeded"]).await;
 }
 
@@ -59,7 +48,7 @@ async fn what_the_log_has_is_taken_as_the_answer_that_did_not_arrive() {
     logs_are(&harness, &json!({"delay_ms": 1500})).await;
     let _worker = harness.worker(&QUICK).await;
     let one = id();
-    harness.publish(&[send(&one, "user-1")]).await;
+    harness.publish(&[send("user-1").named(&one)]).await;
     let shown = harness.job_in(&one, &["held"]).await;
     assert_eq!(
         (&shown["held_reason"], &attempt(&shown)["outcome"]),
@@ -82,7 +71,7 @@ async fn a_call_that_never_arrived_is_made_again_once_the_log_has_settled() {
     let _worker = harness.worker(&QUICK).await;
     another_success(&harness).await;
     let one = id();
-    harness.publish(&[send(&one, "user-1")]).await;
+    harness.publish(&[send("user-1").named(&one)]).await;
     let shown = harness.job_in(&one, &["succeeded"]).await;
     let outcomes: Vec<_> =
         shown["attempts"].as_array().unwrap().iter().map(|attempt| attempt["outcome"].clone()).collect();
@@ -115,7 +104,7 @@ async fn a_log_that_has_lost_its_entries_proves_nothing() {
     let _worker = harness.worker(&QUICK).await;
     another_success(&harness).await;
     let one = id();
-    harness.publish(&[send(&one, "user-1")]).await;
+    harness.publish(&[send("user-1").named(&one)]).await;
     is_left_to_a_person(&harness, &one, "proves nothing").await;
     let released = harness.errand(&["jobs", "release", &one, "--succeeded"]);
     assert!(released.status.success());
@@ -129,7 +118,7 @@ async fn a_log_that_cannot_be_read_leaves_the_decision_to_a_person() {
     logs_are(&harness, &json!({"refuse_status": 503})).await;
     let worker = harness.worker(&QUICK).await;
     let one = id();
-    harness.publish(&[send(&one, "user-1")]).await;
+    harness.publish(&[send("user-1").named(&one)]).await;
     is_left_to_a_person(&harness, &one, "could not be read").await;
     drop(worker);
 }
@@ -148,8 +137,7 @@ async fn after_a_kill_every_call_that_counts_is_made_once_and_every_job_ends() {
         ("ERRAND__COMPOSIO__CONNECT_TIMEOUT_MS", "2000"),
     ]);
     let mut first = harness.worker(&settings).await;
-    let jobs: Vec<Value> = (0..300).map(|n| send(&id(), &format!("user-{}", n % 20 + 1))).collect();
-    harness.publish(&jobs).await;
+    harness.publish(&spread(300, send)).await;
     until("the worker is in the middle of it", PATIENCE, async || {
         let done = harness.text("select count(*)::text from jobs where state = 'succeeded'").await?;
         (done.parse::<u32>().ok()? > 20).then_some(())

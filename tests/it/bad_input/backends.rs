@@ -3,20 +3,20 @@
 use std::{collections::BTreeMap, process::Output};
 
 use errand_sandbox::Running;
+use errand_testbed::scripted_api::ScriptedApi;
 use lapin::BasicProperties;
 use serde_json::{Value, value::RawValue};
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _, SqliteConnection};
 use tempfile::TempDir;
 
-use super::recording_proxy::RecordingProxy;
 use crate::{
     harness::{Harness, PATIENCE, Process, run, sandbox},
     support::wait::until,
 };
 
-/// A worker on one pair, with a [`RecordingProxy`] to its sandbox.
+/// A worker on one pair, with a scripted API in front of its sandbox.
 pub(super) struct Backends {
-    pub(super) front: RecordingProxy,
+    pub(super) front: ScriptedApi,
     pub(super) worker: Process,
     pub(super) place: Place,
     env: Vec<(String, String)>,
@@ -43,7 +43,7 @@ const SETTINGS: [(&str, &str); 8] = [
 impl Backends {
     pub(super) async fn services(hint: &str, settings: &[(&str, &str)]) -> Self {
         let harness = Harness::new(hint, "").await;
-        let front = RecordingProxy::start(harness.sandbox.base_url()).await;
+        let front = ScriptedApi::in_front_of(&harness.sandbox.base_url()).await;
         let mut env = harness.env();
         env.extend(owned(&SETTINGS));
         env.push(("COMPOSIO_BASE_URL".into(), front.url()));
@@ -56,7 +56,7 @@ impl Backends {
 
     pub(super) async fn embedded(_hint: &str, settings: &[(&str, &str)]) -> Self {
         let sandbox = sandbox("").await;
-        let front = RecordingProxy::start(sandbox.base_url()).await;
+        let front = ScriptedApi::in_front_of(&sandbox.base_url()).await;
         let folder = tempfile::tempdir().unwrap();
         let mut env = owned(&SETTINGS);
         env.push(("COMPOSIO_BASE_URL".into(), front.url()));
@@ -118,7 +118,7 @@ impl Backends {
         let sql = AssertSqlSafe(sql.to_owned());
         match &self.place {
             Place::Services(harness) => {
-                harness.database.connect().await.execute(sql).await.unwrap();
+                harness.database.connect().await.unwrap().execute(sql).await.unwrap();
             }
             Place::Embedded(_) => {
                 let url = format!("sqlite://{}/errand.db", self.folder.path().display());

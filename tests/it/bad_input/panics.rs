@@ -14,36 +14,59 @@ use errand::{
     app::{self, App},
     clock,
     config::{self, Config, Sources},
-    job::{JobId, QueueName, RequestId},
+    job::{QueueName, RequestId},
     queue::{Consumer, Delivery, Depth, Message, Queue, QueueError, Settler, SharedQueue},
     services::Services,
     shutdown::Shutdown,
-    tool::{
-        Account, Answer, ApiCheck, Body, Call, Execution, Reply, ToolApi, ToolError, ToolInfo, ToolResult,
-    },
+    tool::{Account, ApiCheck, Call, Execution, Reply, SharedToolApi, ToolApi, ToolError, ToolInfo},
 };
-use jiff::Timestamp;
+use errand_sandbox::Running;
+use errand_testbed::factory::{self, Envelope as _};
 use metrics_exporter_prometheus::PrometheusHandle;
-use serde_json::{Value, json, value::RawValue};
+use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
 
 use crate::{
-    harness::{Harness, PATIENCE, run},
+    harness::{Harness, PATIENCE, run, sandbox},
     support::wait::until,
 };
 
 const VERSION: &str = "20250101_00";
 
-/// Answers every call with success, except where a name asks for a panic: `..._ALWAYS` and `..._ONCE` in a
-/// tool's slug, or an owner whose accounts cannot be listed.
-#[derive(Debug, Default)]
-struct Panicky {
-    asked: Mutex<BTreeMap<String, u32>>,
-    calls: Mutex<BTreeMap<JobId, u32>>,
+/// A toolkit of the sandbox whose names ask for panics.
+fn world() -> String {
+    let mut world = format!(
+        r#"
+        [[toolkit]]
+        slug = "alpha"
+        versions = [{{ version = "{VERSION}" }}]
+        [[auth_config]]
+        id = "ac_alpha"
+        toolkit = "alpha"
+        "#
+    );
+    for user in ["u-1", "ACCOUNT_ONCE", "unfit"] {
+        world += &format!("[[account]]\nid = \"ca_{user}\"\nuser = \"{user}\"\ntoolkit = \"alpha\"\n");
+    }
+    let sends = ["SEND", "SEND_ANSWER_ALWAYS", "SEND_TOOL_ALWAYS", "SEND_TOOL_ONCE"].map(|tool| (tool, "[]"));
+    let reads = ["READ_ANSWER_ALWAYS", "READ_ANSWER_ONCE"].map(|tool| (tool, "[\"readOnlyHint\"]"));
+    for (tool, tags) in sends.into_iter().chain(reads) {
+        world += &format!("[[tool]]\nslug = \"{tool}\"\ntoolkit = \"alpha\"\ntags = {tags}\nresult = {{}}\n");
+    }
+    world
 }
 
-impl Panicky {
+/// The client of the tool API, which panics where a name asks for it: `..._ALWAYS` and `..._ONCE` in a tool's
+/// slug, or an owner whose accounts cannot be listed. No answer of a server makes errand's own code panic, so
+/// that a panic has to come from inside.
+#[derive(Debug)]
+struct PanickyClient {
+    inner: SharedToolApi,
+    asked: Mutex<BTreeMap<String, u32>>,
+}
+
+impl PanickyClient {
     /// Panics always, or the first time, if the name says so.
     fn ask(&self, what: &str, name: &str) {
         let asked = {
@@ -55,79 +78,45 @@ impl Panicky {
         let due = name.contains(what) && (name.contains("ALWAYS") || asked == 1);
         assert!(!due, "a bug in what handles {what}");
     }
-
-    fn calls(&self, job: &str) -> u32 {
-        self.calls.lock().unwrap().get(&job.parse().unwrap()).copied().unwrap_or(0)
-    }
 }
 
 #[async_trait]
-impl ToolApi for Panicky {
+impl ToolApi for PanickyClient {
     async fn execute(&self, call: &Call) -> Reply {
-        *self.calls.lock().unwrap().entry(call.job).or_default() += 1;
+        let reply = self.inner.execute(call).await;
         self.ask("ANSWER", &call.spec.tool);
-        let data = RawValue::from_string("{}".into()).unwrap();
-        let result = ToolResult {
-            data: data.into(),
-            successful: true,
-            error: None,
-            provider_status: None,
-            log_id: Some("log_1".into()),
-        };
-        Reply::Answered(Answer {
-            status: 200,
-            retry_after: None,
-            request_id: None,
-            deprecated: None,
-            body: Body::Result(result),
-        })
+        reply
     }
 
-    async fn tool(&self, slug: &str, _: Option<&str>) -> Result<ToolInfo, ToolError> {
+    async fn tool(&self, slug: &str, version: Option<&str>) -> Result<ToolInfo, ToolError> {
         self.ask("TOOL", slug);
-        let tags = if slug.starts_with("READ") { vec!["readOnlyHint".to_owned()] } else { Vec::new() };
-        Ok(ToolInfo {
-            slug: slug.into(),
-            name: String::new(),
-            description: String::new(),
-            toolkit: "alpha".into(),
-            version: VERSION.into(),
-            available_versions: vec![VERSION.into()],
-            tags,
-            no_auth: false,
-            deprecated: false,
-        })
+        self.inner.tool(slug, version).await
     }
 
-    async fn versions(&self, _: &str) -> Result<Vec<String>, ToolError> {
-        Ok(vec![VERSION.into()])
+    async fn versions(&self, toolkit: &str) -> Result<Vec<String>, ToolError> {
+        self.inner.versions(toolkit).await
     }
 
-    async fn accounts(&self, owner_id: &str, _: Option<&str>) -> Result<Vec<Account>, ToolError> {
+    async fn accounts(&self, owner_id: &str, toolkit: Option<&str>) -> Result<Vec<Account>, ToolError> {
         self.ask("ACCOUNT", owner_id);
-        // No HTTP client lets such an ID through, but this seam does.
-        let id = if owner_id == "unfit" { "ca_\0" } else { "ca_1" };
-        Ok(vec![Account {
-            id: id.into(),
-            user_id: Some(owner_id.into()),
-            toolkit: "alpha".into(),
-            status: "ACTIVE".into(),
-            status_reason: None,
-            disabled: false,
-            created_at: Timestamp::UNIX_EPOCH,
-        }])
+        let mut accounts = self.inner.accounts(owner_id, toolkit).await?;
+        if owner_id == "unfit" {
+            // No answer brings such an ID past the decoder, but this seam does.
+            "ca_\0".clone_into(&mut accounts[0].id);
+        }
+        Ok(accounts)
     }
 
-    async fn account(&self, _: &str) -> Result<Account, ToolError> {
-        Err(ToolError::NotFound(Box::default()))
+    async fn account(&self, id: &str) -> Result<Account, ToolError> {
+        self.inner.account(id).await
     }
 
-    async fn execution(&self, _: RequestId) -> Result<Option<Execution>, ToolError> {
-        Ok(None)
+    async fn execution(&self, request_id: RequestId) -> Result<Option<Execution>, ToolError> {
+        self.inner.execution(request_id).await
     }
 
     async fn check(&self) -> Result<ApiCheck, ToolError> {
-        Err(ToolError::Unavailable("nothing is checked here".into()))
+        self.inner.check().await
     }
 }
 
@@ -203,7 +192,7 @@ impl Consumer for PanickyConsumer {
 
 /// A worker in this process.
 struct Inside {
-    api: Arc<Panicky>,
+    sandbox: Running,
     env: Vec<(String, String)>,
     shutdown: Shutdown,
     running: JoinHandle<()>,
@@ -226,22 +215,24 @@ const SETTINGS: [(&str, &str); 9] = [
 
 impl Inside {
     async fn services(hint: &str) -> Self {
-        drop(rustls::crypto::ring::default_provider().install_default());
         let harness = Harness::new(hint, "").await;
         let env = harness.env();
-        Self::start(env, Some(harness), |queue| queue)
+        Self::start(env, Some(harness), |queue| queue).await
     }
 
-    fn embedded(wrap: impl FnOnce(SharedQueue) -> SharedQueue) -> Self {
-        Self::start(Vec::new(), None, wrap)
+    async fn embedded(wrap: impl FnOnce(SharedQueue) -> SharedQueue) -> Self {
+        Self::start(Vec::new(), None, wrap).await
     }
 
-    fn start(
+    async fn start(
         mut env: Vec<(String, String)>,
         harness: Option<Harness>,
         wrap: impl FnOnce(SharedQueue) -> SharedQueue,
     ) -> Self {
         metrics();
+        drop(rustls::crypto::ring::default_provider().install_default());
+        let sandbox = sandbox(&world()).await;
+        env.push(("COMPOSIO_BASE_URL".into(), sandbox.base_url()));
         let folder = tempfile::tempdir().unwrap();
         if harness.is_none() {
             env.push(("DATABASE_URL".into(), format!("sqlite://{}/errand.db", folder.path().display())));
@@ -250,16 +241,17 @@ impl Inside {
         env.extend(SETTINGS.map(|(name, value)| (name.to_owned(), value.to_owned())));
         let sources = Sources { file: None, env: env.iter().cloned().collect() };
         let config: Config = config::load(&sources).unwrap().config;
-        let api = Arc::new(Panicky::default());
+        let inner = app::open_tool_api(&config).unwrap();
+        let api = Arc::new(PanickyClient { inner, asked: Mutex::default() });
         let (store, queue) = (app::open_store(&config).unwrap(), wrap(app::open_queue(&config).unwrap()));
-        let services = Services::new(store, queue, api.clone(), clock::system());
+        let services = Services::new(store, queue, api, clock::system());
         let runtime = App::of(services, config).runtime();
         let shutdown = Shutdown::default();
         let ends = shutdown.clone();
         let running = tokio::spawn(async move {
             runtime.run(ends).await.0.unwrap();
         });
-        Self { api, env, shutdown, running, _stage: harness, folder }
+        Self { sandbox, env, shutdown, running, _stage: harness, folder }
     }
 
     /// Enqueues through the command line, as the relay brings it to either queue.
@@ -275,9 +267,8 @@ impl Inside {
     }
 
     async fn job_in(&self, job: &Value, states: &[&str]) -> Value {
-        let id = job["id"].as_str().unwrap();
         until(&format!("job {job} in {states:?}"), PATIENCE, async || {
-            let output = run(&["jobs", "show", id, "--json"], &self.env);
+            let output = run(&["jobs", "show", job.id(), "--json"], &self.env);
             let shown: Value = serde_json::from_slice(&output.stdout).ok()?;
             states.contains(&shown["state"].as_str()?).then_some(shown)
         })
@@ -285,7 +276,7 @@ impl Inside {
     }
 
     fn calls(&self, job: &Value) -> u32 {
-        self.api.calls(job["id"].as_str().unwrap())
+        self.sandbox.job_effects(job.id())
     }
 
     async fn stop(self) {
@@ -307,12 +298,7 @@ fn panics() -> u64 {
 }
 
 fn job(owner: &str, tool: &str) -> Value {
-    json!({"id": JobId::new().to_string(), "user_id": owner, "tool": tool, "arguments": {}})
-}
-
-fn twice(mut job: Value) -> Value {
-    job["max_attempts"] = json!(2);
-    job
+    factory::job(owner, tool, &json!({}))
 }
 
 fn message(shown: &Value) -> &str {
@@ -330,16 +316,16 @@ async fn a_panic_is_survived_on_rabbitmq_and_postgres() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_panic_is_survived_on_the_embedded_pair() {
-    panics_are_survived(Inside::embedded(|queue| queue)).await;
+    panics_are_survived(Inside::embedded(|queue| queue).await).await;
 }
 
 async fn panics_are_survived(inside: Inside) {
     let before = panics();
     let good = job("u-1", "SEND");
     let counts = job("u-1", "SEND_ANSWER_ALWAYS");
-    let hopeless = twice(job("u-1", "READ_ANSWER_ALWAYS"));
+    let hopeless = job("u-1", "READ_ANSWER_ALWAYS").with("max_attempts", 2);
     let clumsy = job("u-1", "READ_ANSWER_ONCE");
-    let unknown_tool = twice(job("u-1", "SEND_TOOL_ALWAYS"));
+    let unknown_tool = job("u-1", "SEND_TOOL_ALWAYS").with("max_attempts", 2);
     let slow_tool = job("u-1", "SEND_TOOL_ONCE");
     let slow_account = job("ACCOUNT_ONCE", "SEND");
     let jobs = [&counts, &hopeless, &clumsy, &unknown_tool, &slow_tool, &slow_account, &good];
@@ -382,7 +368,8 @@ async fn panics_are_survived(inside: Inside) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lane_goes_on_after_a_panic_in_its_queue() {
     let before = panics();
-    let inside = Inside::embedded(|inner| Arc::new(PanickyQueue { inner, has_panicked: Arc::default() }));
+    let inside =
+        Inside::embedded(|inner| Arc::new(PanickyQueue { inner, has_panicked: Arc::default() })).await;
     let jobs = [job("u-1", "SEND"), job("u-1", "SEND")];
     inside.submit(&jobs).await;
     for job in &jobs {
@@ -395,7 +382,7 @@ async fn a_lane_goes_on_after_a_panic_in_its_queue() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_decision_that_the_database_refuses_fails_its_job_alone() {
-    for inside in [Inside::services("unfreezable").await, Inside::embedded(|queue| queue)] {
+    for inside in [Inside::services("unfreezable").await, Inside::embedded(|queue| queue).await] {
         let (unfit, good) = (job("unfit", "SEND"), job("u-1", "SEND"));
         inside.submit(&[unfit.clone(), good.clone()]).await;
         let shown = inside.job_in(&unfit, &["failed", "succeeded", "held"]).await;

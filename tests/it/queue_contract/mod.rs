@@ -19,7 +19,7 @@ use errand::{
 use self::helpers::{
     LIMIT, consume, id_of, ids, is_quiet, lane, lanes, message, message_to, publish, receive, tokens,
 };
-use crate::support::{rabbitmq, wait::until};
+use crate::support::{self, wait::until};
 
 pub(crate) mod helpers;
 
@@ -42,7 +42,7 @@ struct Rabbit;
 
 impl Backend for Rabbit {
     async fn queue(hint: &str) -> SharedQueue {
-        let vhost = rabbitmq::shared().await.vhost(hint).await;
+        let vhost = support::vhost(hint).await;
         Arc::new(rabbit(&vhost.amqp_url))
     }
 }

@@ -12,7 +12,7 @@ use errand::{
     admission::{Admission, Enqueued},
     app::App,
     config::Config,
-    job::{Arrival, HeldReason, JobId, JobSpec, QueueName, Release, State, decode, encode},
+    job::{HeldReason, JobId, JobSpec, Release, State, encode},
     queue::{Address, Message, Properties, Queue as _, embedded::EmbeddedQueue},
     services::Services,
     shutdown::Shutdown,
@@ -20,6 +20,7 @@ use errand::{
         AttemptView, History as _, HistoryEntry, JobControl as _, JobFilter, JobView, SharedStore, StoreError,
     },
 };
+use errand_testbed::factory::Envelope as _;
 use serde_json::{Value, json};
 use tokio::{
     task::JoinHandle,
@@ -583,8 +584,7 @@ impl World {
     }
 }
 
+/// The n-th job of a world.
 fn spec(n: u128, job: &Value) -> Arc<JobSpec> {
-    let queue: QueueName = job["queue"].as_str().unwrap_or("default").parse().unwrap();
-    let arrival = Arrival { fallback_id: Some(JobId(Uuid::from_u128(n))), ..Arrival::new(&queue) };
-    Arc::new(decode(&serde_json::to_vec(job).unwrap(), &arrival).unwrap())
+    crate::jobs::spec(&job.clone().named(&Uuid::from_u128(n).to_string()))
 }

@@ -51,7 +51,7 @@ on_every_backend!(the_schema_is_compared_with_this_build, async |t| {
 on_every_backend!(every_statement_can_be_prepared, async |t| {
     let prepared = match &t.place {
         Place::Postgres(database) => {
-            let mut db = database.connect().await;
+            let mut db = database.connect().await.unwrap();
             let mut prepared = 0;
             for Statement { name, text, types } in PostgresStore::statements() {
                 let types = if types.is_empty() { String::new() } else { format!("({})", types.join(", ")) };
@@ -99,10 +99,9 @@ async fn a_wrong_password_is_an_access_error_that_does_not_show_it() {
     std::fs::write(rules.path(), "host all locked all scram-sha-256\nhost all all all trust\n").unwrap();
     std::fs::set_permissions(rules.path(), Permissions::from_mode(0o644)).unwrap();
     let settings = vec![("hba_file", rules.path().display().to_string())];
-    let server =
-        support::Postgres::start(support::postgres::Options { settings, ..Default::default() }).await;
-    let database = server.database("contract").await;
-    database.connect().await.execute("create role locked login password 'right'").await.unwrap();
+    let server = support::start_postgres(support::postgres::Options { settings, ..Default::default() }).await;
+    let database = server.database("contract").await.unwrap();
+    database.connect().await.unwrap().execute("create role locked login password 'right'").await.unwrap();
     let mut url = url::Url::parse(&database.url).unwrap();
     url.set_username("locked").unwrap();
     url.set_password(Some("hunter2")).unwrap();
@@ -120,15 +119,15 @@ async fn a_wrong_password_is_an_access_error_that_does_not_show_it() {
 
 #[tokio::test]
 async fn a_store_that_cannot_be_reached_is_unavailable_and_recovers() {
-    let server = support::Postgres::start(support::postgres::Options::default()).await;
-    let database = server.database("contract").await;
+    let server = support::start_postgres(support::postgres::Options::default()).await;
+    let database = server.database("contract").await.unwrap();
     let store = PostgresStore::new(postgres_options(&database.url)).unwrap();
     errand::store::Admin::migrate(&store).await.unwrap();
     let claims = [claim(&job(json!({})))];
-    server.kill9().await;
+    server.kill9().await.unwrap();
     let error = errand::store::Claims::claim(&store, WorkerId::new(), &claims).await.unwrap_err();
     assert_eq!(error.kind(), StoreErrorKind::Unavailable, "{error}");
-    server.restart().await;
+    server.restart().await.unwrap();
     let worker = WorkerId::new();
     let answer = support::wait::until("the store to recover", Duration::from_secs(20), async || {
         errand::store::Claims::claim(&store, worker, &claims).await.ok()
@@ -140,13 +139,13 @@ async fn a_store_that_cannot_be_reached_is_unavailable_and_recovers() {
 /// As behind a gateway that forgot a connection: nothing comes, and nothing ends it.
 #[tokio::test]
 async fn a_connection_on_which_nothing_comes_any_more_holds_up_nobody_for_ever() {
-    let database = support::postgres::shared().await.database("silence").await;
+    let database = support::database("silence").await;
     let port = database.url.rsplit(':').next().unwrap().split('/').next().unwrap().parse().unwrap();
-    let proxy = support::Proxy::start(port).await;
+    let proxy = support::start_proxy(port).await;
     let store = PostgresStore::new(PostgresOptions {
         hot_connections: 1,
         statement_timeout: Duration::from_secs(5),
-        ..postgres_options(&proxy.url(&database.url))
+        ..postgres_options(&proxy.url(&database.url).unwrap())
     })
     .unwrap();
     errand::store::Admin::migrate(&store).await.unwrap();
@@ -154,7 +153,7 @@ async fn a_connection_on_which_nothing_comes_any_more_holds_up_nobody_for_ever()
     let worker = WorkerId::new();
     let claiming = || errand::store::Claims::claim(&store, worker, &claims);
     // The lock has the answer come when the way is closed already.
-    let mut other = database.connect().await;
+    let mut other = database.connect().await.unwrap();
     sqlx::raw_sql("begin; lock table jobs in access exclusive mode").execute(&mut other).await.unwrap();
     let closing = async {
         let waits = "select 1 from pg_locks where not granted and database =
@@ -169,7 +168,7 @@ async fn a_connection_on_which_nothing_comes_any_more_holds_up_nobody_for_ever()
     let both = async { tokio::join!(claiming(), closing).0 };
     let silent = tokio::time::timeout(Duration::from_secs(30), both).await.expect("the wait ends");
     assert_eq!(silent.unwrap_err().kind(), StoreErrorKind::Unavailable);
-    proxy.heal().await;
+    proxy.heal().await.unwrap();
     let answer = until("the store to recover", Duration::from_secs(20), async || claiming().await.ok()).await;
     running(one(answer));
 }

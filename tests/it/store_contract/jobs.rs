@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use errand::{
-    job::{Arrival, State, decode, encode},
+    job::{State, encode},
     store::{Claim, Conflict, Inserted},
 };
 use serde_json::json;
@@ -91,9 +91,8 @@ on_every_backend!(what_was_asked_for_comes_back_unchanged, async |t| {
             "expires_at": "2099-01-02T03:04:05.654321Z", "timeout_ms": 1500, "max_attempts": 9,
             "max_age_ms": 3600000, "effect": "safe", "idempotency_key": "k", "tags": {{"b": "ä\"", "a": ""}}}}"#
     );
-    let queue = "bulk".parse().unwrap();
-    let full = from_json(&envelope, &queue, Some("replies"));
-    let text = from_json(r#"{"user_id": "ü", "tool": "T", "text": "do\nit"}"#, &queue, None);
+    let full = from_json(&envelope, Some("replies"));
+    let text = from_json(r#"{"user_id": "ü", "tool": "T", "text": "do\nit", "queue": "bulk"}"#, None);
     for spec in [full, text] {
         t.insert(&spec).await;
         let view = t.view(spec.id).await;
@@ -102,15 +101,8 @@ on_every_backend!(what_was_asked_for_comes_back_unchanged, async |t| {
         assert_eq!(due.was, State::Available);
         assert_eq!(format!("{:?}", due.spec), format!("{spec:?}"));
         // The worker that gets the relayed message sees the same job.
-        let arrival = Arrival {
-            queue: &queue,
-            message_id: None,
-            reply_to: spec.reply_to.as_deref(),
-            correlation_id: spec.correlation_id.as_deref(),
-            traceparent: None,
-            fallback_id: None,
-        };
-        let relayed = Arc::new(decode(&encode(&due.spec), &arrival).unwrap());
+        let encoded = String::from_utf8(encode(&due.spec)).unwrap();
+        let relayed = from_json(&encoded, spec.reply_to.as_deref());
         running(t.claim(&Claim { from_store: true, ..claim(&relayed) }).await);
     }
 });

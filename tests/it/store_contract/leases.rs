@@ -69,7 +69,7 @@ async fn the_jobs_of_a_lost_worker_are_found_by_their_keys_before_statistics_kno
     // What a session did is counted when it has ended.
     let read_whole = until("the looks are counted", PATIENCE, async || {
         let sql = "select idx_scan, seq_tup_read from pg_stat_user_tables where relname = 'jobs'";
-        let row = database.connect().await.fetch_one(sql).await.unwrap();
+        let row = database.connect().await.unwrap().fetch_one(sql).await.unwrap();
         let (by_key, read_whole): (i64, i64) = (row.get(0), row.get(1));
         (by_key >= i64::try_from(JOBS).unwrap()).then_some(read_whole)
     })

@@ -6,8 +6,8 @@ use std::{sync::Arc, time::Duration};
 use errand::{
     clock,
     job::{
-        Arrival, Attempt, AttemptOutcome, Binding, Effect, Ending, ErrorKind, HeldReason, JobError, JobId,
-        JobSpec, PinnedBy, QueueName, RequestId, State, Stop, WorkerId, decode,
+        Attempt, AttemptOutcome, Binding, Effect, Ending, ErrorKind, HeldReason, JobError, JobId, JobSpec,
+        PinnedBy, RequestId, State, Stop, WorkerId,
     },
     store::{
         Bind, By, Claim, ClaimReceipt, Claimed, Finish, Finished, Inserted, JobView, SharedStore,
@@ -15,12 +15,16 @@ use errand::{
         sqlite::{SqliteOptions, SqliteStore},
     },
 };
+use errand_testbed::factory::{self, Envelope as _};
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json, value::RawValue};
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _, SqliteConnection};
 use tempfile::TempDir;
 
-use crate::support;
+use crate::{
+    jobs::{Properties, claim, decode},
+    support,
+};
 
 mod admin;
 mod audit;
@@ -80,7 +84,7 @@ impl TestStore {
     }
 
     async fn bare_postgres() -> Self {
-        let database = support::postgres::shared().await.database("contract").await;
+        let database = support::database("contract").await;
         let open = || Arc::new(PostgresStore::new(postgres_options(&database.url)).unwrap());
         Self { store: open(), other: open(), worker: WorkerId::new(), place: Place::Postgres(database) }
     }
@@ -110,7 +114,7 @@ impl TestStore {
         let sql = AssertSqlSafe(sql.to_owned());
         match &self.place {
             Place::Postgres(database) => {
-                database.connect().await.execute(sql).await.unwrap();
+                database.connect().await.unwrap().execute(sql).await.unwrap();
             }
             Place::Sqlite(dir) => {
                 let url = format!("sqlite://{}", dir.path().join("errand.db").display());
@@ -257,42 +261,20 @@ fn job(fields: Value) -> Arc<JobSpec> {
 }
 
 fn job_with_reply(fields: Value, reply_to: Option<&str>) -> Arc<JobSpec> {
-    let mut envelope = json!({"user_id": "u-1", "tool": "GITHUB_GET_REPO", "arguments": {"name": "errand"}});
-    for (name, value) in fields.as_object().unwrap() {
-        envelope[name] = value.clone();
-    }
-    if !envelope["org_id"].is_null() {
-        envelope.as_object_mut().unwrap().remove("user_id");
-    }
-    let queue = envelope["queue"].as_str().unwrap_or("default").parse().unwrap();
-    from_json(&envelope.to_string(), &queue, reply_to)
+    let owner = if fields["org_id"].is_null() { "u-1" } else { "org" };
+    let Value::Object(fields) = fields else { panic!("fields are an object: {fields}") };
+    let plain = factory::read(owner);
+    let envelope = fields.into_iter().fold(plain, |envelope, (name, value)| envelope.with(&name, value));
+    from_json(&envelope.to_string(), reply_to)
 }
 
-fn from_json(envelope: &str, queue: &QueueName, reply_to: Option<&str>) -> Arc<JobSpec> {
-    let arrival = Arrival {
-        queue,
-        message_id: None,
-        reply_to,
-        correlation_id: reply_to.map(|_| "c-1"),
-        traceparent: None,
-        fallback_id: Some(JobId::new()),
-    };
-    Arc::new(decode(envelope.as_bytes(), &arrival).unwrap())
+fn from_json(envelope: &str, reply_to: Option<&str>) -> Arc<JobSpec> {
+    Arc::new(decode(envelope, Properties { reply_to, ..Properties::default() }).unwrap())
 }
 
 /// The same job with another ID.
 fn renamed(spec: &JobSpec) -> Arc<JobSpec> {
     Arc::new(JobSpec { id: JobId::new(), ..spec.clone() })
-}
-
-fn claim(spec: &Arc<JobSpec>) -> Claim {
-    Claim {
-        spec: Arc::clone(spec),
-        request_id: RequestId::new(),
-        binding: None,
-        stop: None,
-        from_store: false,
-    }
 }
 
 fn binding(version: &str) -> Binding {

@@ -12,7 +12,7 @@ use serde_json::json;
 use super::{
     LEASE, OPERATOR, TestStore, fail, in_hours, job, job_with_reply, on_every_backend, one, retry, succeed,
 };
-use crate::support::{self};
+use crate::support;
 
 on_every_backend!(due_jobs_come_by_priority_and_then_by_time, async |t| {
     let low = job(json!({"run_at": in_hours(-3)}));

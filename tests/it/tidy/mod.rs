@@ -51,9 +51,6 @@ const MAX_LINES: usize = 500;
 
 /// Files that are longer, with the reason.
 const LONG_FILES: &[(&str, &str)] = &[
-    ("tests/it/bad_input/mod.rs", "one case per kind of bad input, all on one pair of backends"),
-    ("tests/it/cli.rs", "one test per command, with one store between them"),
-    ("tests/it/flow.rs", "one way of a job per test, on one harness"),
     ("tests/it/simulation/api.rs", "a simulated tool API, whose faults depend on each other"),
     ("tests/it/simulation/store.rs", "every method of the store's traits passes through it"),
     ("tests/it/simulation/world.rs", "one simulated world from its seed to its end"),

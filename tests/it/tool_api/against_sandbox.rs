@@ -18,9 +18,11 @@ use errand::{
     },
 };
 use errand_sandbox::{DEFAULT_WORLD, Options as SandboxOptions, Running, Sandbox, World};
+use errand_testbed::factory;
 use serde_json::json;
 
-use super::{KEY, call, options, spec, within};
+use super::{KEY, call, options, within};
+use crate::jobs::spec;
 
 struct Bench {
     running: Running,
@@ -61,8 +63,7 @@ impl Bench {
 }
 
 fn repo(user: &str, account: Option<&str>) -> Call {
-    let arguments = json!({"owner": "o", "repo": "r"});
-    let call = call(spec(json!({"user_id": user, "tool": "GITHUB_GET_REPO", "arguments": arguments})));
+    let call = call(spec(&factory::read(user)));
     Call { account: account.map(Into::into), ..call }
 }
 
@@ -77,7 +78,7 @@ async fn the_sandboxs_refusals_mean_what_they_should() {
     assert!(done.log_id.is_some());
 
     let elsewhere = |call: Call, version: &str| Call { version: version.into(), ..call };
-    let unknown = call(spec(json!({"user_id": "u-alice", "tool": "GITHUB_NOPE"})));
+    let unknown = call(spec(&json!({"user_id": "u-alice", "tool": "GITHUB_NOPE"})));
     let rows = [
         ("another owner's account", repo("u-alice", Some("ca_bob")), AccountMismatch),
         ("a missing account", repo("u-alice", Some("ca_missing")), AccountNotFound),
@@ -158,12 +159,12 @@ async fn the_sandbox_can_be_looked_up() {
 async fn pins_and_accounts_are_resolved_against_the_sandbox() {
     let bench = Bench::start().await;
     let catalog = bench.catalog();
-    let stars = spec(json!({"user_id": "u-alice", "tool": "GITHUB_LIST_STARGAZERS"}));
+    let stars = spec(&json!({"user_id": "u-alice", "tool": "GITHUB_LIST_STARGAZERS"}));
     let config = |version: &str| PinSources {
         config: Arc::new([("github".to_owned(), version.to_owned())].into()),
         ..PinSources::default()
     };
-    let resolve = async |pins: &PinSources, policy| catalog.resolve(&Ask::from(&stars), pins, policy).await;
+    let resolve = async |pins: &PinSources, policy| catalog.resolve(&Ask::from(&*stars), pins, policy).await;
     let good = resolve(&config("20251027_00"), UnpinnedPolicy::Refuse).await.unwrap();
     assert_eq!(
         (good.toolkit.as_str(), good.version.as_str(), good.pinned_by),

@@ -3,39 +3,36 @@
 use std::time::Duration;
 
 use errand::tool::{ToolApi as _, ToolError};
+use errand_testbed::scripted_api::{Answer, ScriptedApi};
 use serde_json::json;
 
-use super::{
-    client,
-    rogue::{Act, Rogue, response},
-};
+use super::client;
 
 #[tokio::test]
 async fn a_look_up_is_repeated_twice_when_the_api_fails_and_not_when_it_answers() {
-    let broken = Act::Answer(response("503 Unavailable", "", ""));
+    let broken = Answer::new("503 Unavailable", "");
     let tool = r#"{"slug":"T","toolkit":{"slug":"Kit"},"version":"20250101_00","tags":null,"no_auth":"?",
         "available_versions":["20240101_00","latest","20250101_00","00000000_00"],"deprecated":{"is_deprecated":true}}"#;
-    let good = Act::Answer(response("200 OK", "", tool));
-    let rogue = Rogue::start(vec![broken.clone(), Act::Reset, good]).await;
-    let info = client(&rogue).tool("T", Some("20250101_00")).await.unwrap();
+    let good = Answer::new("200 OK", tool);
+    let api = ScriptedApi::start([broken.clone(), Answer::nothing().resetting(), good]).await;
+    let info = client(&api).tool("T", Some("20250101_00")).await.unwrap();
     assert_eq!((info.toolkit.as_str(), info.deprecated, info.no_auth), ("kit", true, false));
     assert_eq!(info.available_versions, ["20250101_00", "20240101_00", "00000000_00"]);
-    assert_eq!(rogue.seen().len(), 3);
-    assert_eq!(rogue.seen()[0].line(), "GET /api/v3.1/tools/T?version=20250101_00");
+    assert_eq!(api.seen().len(), 3);
+    assert_eq!(api.seen()[0].line(), "GET /api/v3.1/tools/T?version=20250101_00");
 
-    let rogue = Rogue::start(vec![broken]).await;
-    assert!(matches!(client(&rogue).tool("T", None).await, Err(ToolError::Unavailable(_))));
-    assert_eq!(rogue.seen().len(), 3);
-    assert_eq!(rogue.seen()[0].line(), "GET /api/v3.1/tools/T?toolkit_versions=latest");
+    let api = ScriptedApi::start([broken]).await;
+    assert!(matches!(client(&api).tool("T", None).await, Err(ToolError::Unavailable(_))));
+    assert_eq!(api.seen().len(), 3);
+    assert_eq!(api.seen()[0].line(), "GET /api/v3.1/tools/T?toolkit_versions=latest");
 
-    for (status, retry_after) in [("429 Slow Down", Some(Duration::from_secs(9)))] {
-        let rogue = Rogue::start(vec![Act::Answer(response(status, "retry-after: 9\r\n", "{}"))]).await;
-        match client(&rogue).versions("github").await {
-            Err(ToolError::Throttled { retry_after: told }) => assert_eq!(told, retry_after),
-            other => panic!("{other:?}"),
-        }
-        assert_eq!(rogue.seen().len(), 1);
+    let throttled = Answer::new("429 Slow Down", "{}").header("retry-after", "9");
+    let api = ScriptedApi::start([throttled]).await;
+    match client(&api).versions("github").await {
+        Err(ToolError::Throttled { retry_after }) => assert_eq!(retry_after, Some(Duration::from_secs(9))),
+        other => panic!("{other:?}"),
     }
+    assert_eq!(api.seen().len(), 1);
 }
 
 #[tokio::test]
@@ -51,32 +48,31 @@ async fn accounts_are_read_page_by_page_up_to_a_bound_and_sorted() {
     ], "next_cursor": "c=1"});
     let second = json!({"items": [account("ca_3", "SOMETHING_NEW", "2026-01-02T00:00:00Z"),
                                   account("ca_4", "ACTIVE", "garbage")], "next_cursor": null});
-    let page = |value: &serde_json::Value| Act::Answer(response("200 OK", "", &value.to_string()));
-    let rogue = Rogue::start(vec![page(&first), page(&second)]).await;
-    let accounts = client(&rogue).accounts("u&1", Some("github")).await.unwrap();
+    let page = |value: &serde_json::Value| Answer::new("200 OK", value.to_string());
+    let api = ScriptedApi::start([page(&first), page(&second)]).await;
+    let accounts = client(&api).accounts("u&1", Some("github")).await.unwrap();
     let ids: Vec<_> = accounts.iter().map(|account| (account.id.as_str(), account.status.as_str())).collect();
     let expected = [("ca_2", "REVOKED"), ("ca_3", "SOMETHING_NEW"), ("ca_1", "ACTIVE"), ("ca_4", "ACTIVE")];
     assert_eq!(ids, expected);
     assert!(!format!("{accounts:?}").contains("secret-token"));
-    let seen = rogue.seen();
+    let seen = api.seen();
     assert!(seen[0].line().contains("user_ids=u%261&") && seen[0].line().contains("toolkit_slugs=github"));
     assert!(seen[1].line().ends_with("cursor=c%3D1"), "{}", seen[1].line());
 
     // A cursor that never ends, and one that repeats itself.
-    let endless: Vec<_> =
-        (0..40).map(|n| page(&json!({"items": [], "next_cursor": n.to_string()}))).collect();
-    let rogue = Rogue::start(endless).await;
-    assert!(client(&rogue).accounts("u", None).await.unwrap().is_empty());
-    assert_eq!(rogue.seen().len(), 20);
-    let rogue = Rogue::start(vec![page(&json!({"items": [], "next_cursor": "again"}))]).await;
-    client(&rogue).accounts("u", None).await.unwrap();
-    assert_eq!(rogue.seen().len(), 2);
+    let endless = (0..40).map(|n| page(&json!({"items": [], "next_cursor": n.to_string()})));
+    let api = ScriptedApi::start(endless).await;
+    assert!(client(&api).accounts("u", None).await.unwrap().is_empty());
+    assert_eq!(api.seen().len(), 20);
+    let api = ScriptedApi::start([page(&json!({"items": [], "next_cursor": "again"}))]).await;
+    client(&api).accounts("u", None).await.unwrap();
+    assert_eq!(api.seen().len(), 2);
 }
 
 #[tokio::test]
 async fn an_answer_of_another_server_is_not_believed() {
-    let rogue = Rogue::answering("200 OK", "<html>Welcome</html>").await;
-    let composio = client(&rogue);
+    let api = ScriptedApi::answering("200 OK", "<html>Welcome</html>").await;
+    let composio = client(&api);
     assert!(matches!(composio.check().await, Err(ToolError::Unavailable(_))));
     assert!(matches!(composio.tool("T", None).await, Err(ToolError::Unavailable(_))));
     assert!(matches!(composio.accounts("u", None).await, Err(ToolError::Unavailable(_))));

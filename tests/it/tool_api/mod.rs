@@ -7,21 +7,24 @@ use std::time::Duration;
 
 use errand::{
     app, config,
-    job::{self, Arrival, JobId, JobSpec, RequestId},
+    job::{JobSpec, RequestId},
     tool::{
         Body, Call, Reply,
         composio::{Composio, Options},
     },
 };
-use rogue::Rogue;
-use serde_json::json;
+use errand_testbed::{
+    factory,
+    scripted_api::{Answer, ScriptedApi},
+};
+
+use crate::jobs::spec;
 
 mod against_sandbox;
 mod calls;
-mod fake;
 mod lookups;
 mod multiplexed;
-mod rogue;
+mod remembered;
 
 const KEY: &str = "ak_test_good";
 const OK: &str = r#"{"data":{},"error":null,"successful":true,"log_id":"log_1"}"#;
@@ -32,31 +35,19 @@ fn options(base: url::Url) -> Options {
     Options { base_url: base, api_key: KEY.into(), ..app::tool_api_options(&defaults).unwrap() }
 }
 
-fn client(rogue: &Rogue) -> Composio {
-    Composio::new(options(rogue.base())).unwrap()
+fn base(api: &ScriptedApi) -> url::Url {
+    api.url().parse().unwrap()
 }
 
-fn spec(envelope: serde_json::Value) -> JobSpec {
-    decode(&envelope.to_string(), None)
+fn client(api: &ScriptedApi) -> Composio {
+    Composio::new(options(base(api))).unwrap()
 }
 
-fn decode(envelope: &str, traceparent: Option<&str>) -> JobSpec {
-    let arrival = Arrival {
-        queue: &"default".parse().unwrap(),
-        message_id: None,
-        reply_to: None,
-        correlation_id: None,
-        traceparent,
-        fallback_id: Some(JobId::new()),
-    };
-    job::decode(envelope.as_bytes(), &arrival).unwrap()
-}
-
-fn call(spec: JobSpec) -> Call {
+fn call(spec: Arc<JobSpec>) -> Call {
     Call {
         request_id: RequestId::new(),
         job: spec.id,
-        spec: Arc::new(spec),
+        spec,
         version: "20251027_00".into(),
         account: Some("ca_1".into()),
         timeout: Duration::from_secs(5),
@@ -64,7 +55,7 @@ fn call(spec: JobSpec) -> Call {
 }
 
 fn simple() -> Call {
-    call(spec(json!({"user_id": "u-alice", "tool": "GITHUB_GET_REPO", "arguments": {}})))
+    call(spec(&factory::read("u-alice")))
 }
 
 fn within(millis: u64, call: Call) -> Call {
@@ -77,6 +68,3 @@ fn body(reply: Reply) -> Body {
         other => panic!("{other:?}"),
     }
 }
-
-// ---------------------------------------------------------------------------------------------
-// The request.

@@ -2,4 +2,9 @@
 
 #![allow(clippy::unwrap_used, reason = "the helpers of tests fail as tests do")]
 
-mod sandbox;
+mod behaviour;
+mod bench;
+mod coded_vectors;
+mod faults;
+mod row;
+mod tables;

@@ -37,6 +37,16 @@ pub struct Database {
     pub name: String,
 }
 
+impl Database {
+    /// One connection, for looking at what the code under test has written.
+    ///
+    /// # Errors
+    /// The server does not answer.
+    pub async fn connect(&self) -> sqlx::Result<PgConnection> {
+        PgConnection::connect(&self.url).await
+    }
+}
+
 /// A server that is gone, with its data, when the last clone is dropped.
 #[derive(Clone, Debug)]
 pub struct Postgres(Server<Installation>);

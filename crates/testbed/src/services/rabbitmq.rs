@@ -7,6 +7,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
+use lapin::{Connection, ConnectionProperties};
 use serde_json::{Value, json};
 
 use super::{
@@ -55,6 +56,14 @@ pub struct Vhost {
 }
 
 impl Vhost {
+    /// A connection for what the test itself publishes and looks at.
+    ///
+    /// # Errors
+    /// The node does not answer, or refuses.
+    pub async fn connect(&self) -> lapin::Result<Connection> {
+        Connection::connect(&self.amqp_url, ConnectionProperties::default()).await
+    }
+
     /// The name as it stands in a path of the management API.
     #[must_use]
     pub fn encoded_name(&self) -> String {

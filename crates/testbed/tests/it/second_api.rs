@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use errand::{
     app, config,
-    job::{self, Arrival, Effect, JobId, JobSpec, Owner, OwnerKind, RequestId, Stop},
+    job::{self, Arrival, Effect, JobSpec, Owner, OwnerKind, RequestId, Stop},
     tool::{
         Body, Call, Execution, Reply, ToolApi as _, ToolError,
         classify::{self, Next},
@@ -12,11 +12,11 @@ use errand::{
     },
 };
 use errand_testbed::{
+    factory,
     second_api::{Mischief, ONCE_TOOLS, Options, Rates, Running, SecondApi, TOOLKITS, TOOLS},
     support::{machine, wait::until},
 };
 use futures_util::{StreamExt as _, stream};
-use serde_json::{Value, json};
 
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -49,22 +49,9 @@ fn client(api: &Running) -> Composio {
     Composio::new(app::tool_api_options(&config).unwrap()).unwrap()
 }
 
-fn envelope(tool: &str, owner: &str, id: JobId) -> Value {
-    let field = if owner.starts_with("org-") { "org_id" } else { "user_id" };
-    json!({"id": id.to_string(), field: owner, "tool": tool, "arguments": {"job": id.to_string()}})
-}
-
 fn call(tool: &str, owner: &str) -> Call {
-    let id = JobId::new();
-    let arrival = Arrival {
-        queue: &"default".parse().unwrap(),
-        message_id: None,
-        reply_to: None,
-        correlation_id: None,
-        traceparent: None,
-        fallback_id: None,
-    };
-    let spec: JobSpec = job::decode(envelope(tool, owner, id).to_string().as_bytes(), &arrival).unwrap();
+    let envelope = factory::self_naming(owner, tool).to_string();
+    let spec: JobSpec = job::decode(envelope.as_bytes(), &Arrival::new(&"default".parse().unwrap())).unwrap();
     let (toolkit, version) = if tool.starts_with("NOTES") { TOOLKITS[0] } else { TOOLKITS[1] };
     Call {
         request_id: RequestId::new(),

@@ -18,17 +18,15 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 
-use errand_testbed::support::wait::until;
-use errand_testbed::support::{Postgres, Prometheus, Proxy, RabbitMq, http, machine, postgres, rabbitmq};
+use errand_testbed::support::{self, Prometheus, Proxy, http, machine, postgres, rabbitmq, wait::until};
 
 const LIMIT: Duration = Duration::from_secs(30);
 
 #[tokio::test]
 async fn each_database_is_separate() {
-    let shared = postgres::shared().await;
-    let (one, two) = (shared.database("same hint").await, shared.database("same hint").await);
+    let (one, two) = (support::database("same hint").await, support::database("same hint").await);
     for database in [&one, &two] {
-        let mut connection = database.connect().await;
+        let mut connection = database.connect().await.unwrap();
         sqlx::query(AssertSqlSafe(format!("CREATE TABLE own AS SELECT '{}' AS name", database.name)))
             .execute(&mut connection)
             .await
@@ -40,24 +38,24 @@ async fn each_database_is_separate() {
 
 #[tokio::test]
 async fn a_killed_postgres_keeps_committed_rows() {
-    let server = Postgres::start(postgres::Options::default()).await;
-    let database = server.database("kept").await;
-    let mut connection = database.connect().await;
+    let server = support::start_postgres(postgres::Options::default()).await;
+    let database = server.database("kept").await.unwrap();
+    let mut connection = database.connect().await.unwrap();
     sqlx::query("CREATE TABLE kept (id int)").execute(&mut connection).await.unwrap();
     for id in 0..100 {
         sqlx::query("INSERT INTO kept VALUES ($1)").bind(id).execute(&mut connection).await.unwrap();
     }
 
-    server.kill9().await;
+    server.kill9().await.unwrap();
     assert!(sqlx::query("SELECT 1").execute(&mut connection).await.is_err());
-    server.restart().await;
-    assert_eq!(rows(&mut database.connect().await).await, 100);
+    server.restart().await.unwrap();
+    assert_eq!(rows(&mut database.connect().await.unwrap()).await, 100);
 
     // A clean stop and start keeps them as well, and closes connections that are open.
-    let mut connection = database.connect().await;
-    server.restart().await;
+    let mut connection = database.connect().await.unwrap();
+    server.restart().await.unwrap();
     assert!(sqlx::query("SELECT 1").execute(&mut connection).await.is_err());
-    assert_eq!(rows(&mut database.connect().await).await, 100);
+    assert_eq!(rows(&mut database.connect().await.unwrap()).await, 100);
 }
 
 async fn rows(connection: &mut PgConnection) -> i64 {
@@ -66,31 +64,30 @@ async fn rows(connection: &mut PgConnection) -> i64 {
 
 #[tokio::test]
 async fn a_paused_postgres_answers_when_it_is_resumed() {
-    let server = Postgres::start(postgres::Options { fsync: true, ..Default::default() }).await;
-    let mut connection = server.database("paused").await.connect().await;
+    let server = support::start_postgres(postgres::Options { fsync: true, ..Default::default() }).await;
+    let mut connection = server.database("paused").await.unwrap().connect().await.unwrap();
     let fsync: String = sqlx::query("SHOW fsync").fetch_one(&mut connection).await.unwrap().get(0);
     assert_eq!(fsync, "on");
 
-    server.pause().await;
+    server.pause().await.unwrap();
     let mut query = Box::pin(sqlx::query("SELECT 1").execute(&mut connection));
     assert!(tokio::time::timeout(Duration::from_millis(200), &mut query).await.is_err());
-    server.resume().await;
+    server.resume().await.unwrap();
     query.await.unwrap();
 }
 
 #[tokio::test]
 async fn each_vhost_is_separate() {
-    let shared = rabbitmq::shared().await;
     for _ in 0..2 {
-        let vhost = shared.vhost("same hint").await;
-        let connection = vhost.connect().await;
+        let vhost = support::vhost("same hint").await;
+        let connection = vhost.connect().await.unwrap();
         let channel = connection.create_channel().await.unwrap();
         declare(&channel, "jobs").await;
         publish(&channel, "jobs", vhost.name.as_bytes()).await;
         assert_eq!(next(&channel, "jobs").await, vhost.name.as_bytes());
 
         let path = format!("queues/{}", vhost.encoded_name());
-        let queues = vhost.manage(reqwest::Method::GET, &path, None).await;
+        let queues = vhost.manage(reqwest::Method::GET, &path, None).await.unwrap();
         assert_eq!(queues.as_array().unwrap().len(), 1);
         connection.close(200, "done".into()).await.unwrap();
     }
@@ -98,33 +95,33 @@ async fn each_vhost_is_separate() {
 
 #[tokio::test]
 async fn a_killed_rabbitmq_keeps_a_confirmed_message() {
-    let node = RabbitMq::start(rabbitmq::Options { prometheus: true, ..Default::default() }).await;
-    let vhost = node.vhost("kept").await;
-    let connection = vhost.connect().await;
+    let node = support::start_rabbitmq(rabbitmq::Options { prometheus: true, ..Default::default() }).await;
+    let vhost = node.vhost("kept").await.unwrap();
+    let connection = vhost.connect().await.unwrap();
     let channel = connection.create_channel().await.unwrap();
     declare(&channel, "jobs").await;
     publish(&channel, "jobs", b"confirmed").await;
     let metrics = http::client().get(node.prometheus_url()).send().await.unwrap();
     assert!(metrics.status().is_success());
 
-    node.kill9().await;
+    node.kill9().await.unwrap();
     until("the client notices that the node is gone", LIMIT, async || {
         (!connection.status().connected()).then_some(())
     })
     .await;
-    node.restart().await;
+    node.restart().await.unwrap();
 
-    let connection = vhost.connect().await;
+    let connection = vhost.connect().await.unwrap();
     let channel = connection.create_channel().await.unwrap();
     assert_eq!(next(&channel, "jobs").await, b"confirmed");
 
-    node.pause().await;
+    node.pause().await.unwrap();
     let connections = Connection::connect(&vhost.amqp_url, ConnectionProperties::default());
     assert!(tokio::time::timeout(Duration::from_millis(200), connections).await.is_err());
-    node.resume().await;
-    vhost.connect().await.close(200, "done".into()).await.unwrap();
+    node.resume().await.unwrap();
+    vhost.connect().await.unwrap().close(200, "done".into()).await.unwrap();
 
-    node.stop().await;
+    node.stop().await.unwrap();
     let connections = Connection::connect(&vhost.amqp_url, ConnectionProperties::default());
     assert!(connections.await.is_err());
 }
@@ -182,11 +179,11 @@ async fn a_cut_proxy_closes_connections_and_refuses_new_ones_until_it_heals() {
     let mut stream = dial(&proxy).await.unwrap();
     assert_eq!(echo(&mut stream, b"before").await, b"before");
 
-    proxy.cut().await;
+    proxy.cut().await.unwrap();
     assert!(matches!(stream.read(&mut [0; 8]).await, Ok(0) | Err(_)));
     assert_eq!(dial(&proxy).await.unwrap_err().kind(), std::io::ErrorKind::ConnectionRefused);
 
-    proxy.heal().await;
+    proxy.heal().await.unwrap();
     assert_eq!(echo(&mut dial(&proxy).await.unwrap(), b"after").await, b"after");
 }
 
@@ -205,9 +202,9 @@ async fn a_cut_holds_while_processes_are_started() {
     };
     let mut dialled = 0;
     for _ in 0..300 {
-        proxy.cut().await;
+        proxy.cut().await.unwrap();
         dialled += usize::from(dial(&proxy).await.is_ok());
-        proxy.heal().await;
+        proxy.heal().await.unwrap();
     }
     over.store(true, Relaxed);
     starter.join().unwrap();
@@ -228,7 +225,7 @@ async fn a_stalled_proxy_keeps_connections_and_delivers_when_it_heals() {
     let silence = Duration::from_millis(100);
     assert!(tokio::time::timeout(silence, stream.read_exact(&mut answer)).await.is_err());
 
-    proxy.heal().await;
+    proxy.heal().await.unwrap();
     stream.read_exact(&mut answer).await.unwrap();
     assert_eq!(&answer, b"during");
     late.read_exact(&mut answer[..4]).await.unwrap();
@@ -237,7 +234,7 @@ async fn a_stalled_proxy_keeps_connections_and_delivers_when_it_heals() {
     // A cut ends connections that are stalled, too.
     proxy.stall();
     stream.write_all(b"lost").await.unwrap();
-    proxy.cut().await;
+    proxy.cut().await.unwrap();
     assert!(matches!(stream.read(&mut answer).await, Ok(0) | Err(_)));
 }
 
@@ -255,14 +252,14 @@ async fn a_proxy_passes_on_that_one_side_has_no_more_to_say() {
 #[test]
 fn a_proxy_stands_in_for_its_target_in_a_url() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
-    let proxy = runtime.block_on(Proxy::start(1));
+    let proxy = runtime.block_on(support::start_proxy(1));
     let port = proxy.port();
     assert_eq!(
-        proxy.url("postgres://errand@127.0.0.1:1/jobs"),
+        proxy.url("postgres://errand@127.0.0.1:1/jobs").unwrap(),
         format!("postgres://errand@127.0.0.1:{port}/jobs")
     );
     assert_eq!(
-        proxy.url("amqp://guest:guest@127.0.0.1:1/test%2Fjobs_1"),
+        proxy.url("amqp://guest:guest@127.0.0.1:1/test%2Fjobs_1").unwrap(),
         format!("amqp://guest:guest@127.0.0.1:{port}/test%2Fjobs_1")
     );
 }
@@ -280,7 +277,7 @@ async fn proxied_echo() -> (Proxy, JoinHandle<()>) {
             });
         }
     });
-    (Proxy::start(port).await, server)
+    (support::start_proxy(port).await, server)
 }
 
 async fn dial(proxy: &Proxy) -> std::io::Result<TcpStream> {
@@ -348,7 +345,7 @@ async fn started_to_be_killed() {
     if std::env::var_os(TO_BE_KILLED).is_none() {
         return;
     }
-    tokio::join!(postgres::shared(), rabbitmq::shared());
+    tokio::join!(support::database("killed"), support::vhost("killed"));
     fs::write(machine::base().join("started"), "").unwrap();
     std::future::pending().await
 }

@@ -1,6 +1,4 @@
-//! Catalog and accounts against an API in memory that counts what it is asked.
-
-#![allow(clippy::unwrap_used, reason = "a test may panic, in its helpers too")]
+//! What catalog and accounts remember, and how often they ask.
 
 use std::{
     collections::HashMap,
@@ -8,107 +6,116 @@ use std::{
     time::Duration,
 };
 
-use async_trait::async_trait;
 use errand::{
-    job::{Effect, ErrorKind, NotReady, Owner, PinnedBy, RequestId, Stop},
+    job::{Effect, ErrorKind, NotReady, Owner, PinnedBy, Stop},
     tool::{
-        Account, ApiCheck, ApiError, Call, Execution, Reply, ToolApi, ToolError, ToolInfo,
+        ToolError,
         account::{AccountError, AccountOptions, Accounts},
         catalog::{Ask, Catalog, CatalogOptions, ResolveError, Resolved, UnpinnedPolicy},
+        composio::Composio,
         pin::{PinSources, VersionMap},
     },
 };
+use errand_testbed::{
+    factory::Envelope as _,
+    scripted_api::{Answer, Request, ScriptedApi},
+};
 use futures_util::future::{FutureExt as _, join_all};
+use serde_json::{Value, json};
 use tokio::time::Instant;
 
+use super::client;
+
 const LONG: Duration = Duration::from_secs(600);
-const ANSWERS_AFTER: Duration = Duration::from_millis(10);
 const BASE: &str = "00000000_00";
 const OLD: &str = "20250101_00";
 const NEW: &str = "20260101_00";
 
-/// Answers from tables after a short while, and writes down what it was asked.
+/// What the API says.
 #[derive(Debug, Default)]
-struct Fake {
-    /// By slug and version; the newest has none.
-    tools: HashMap<(&'static str, Option<&'static str>), ToolInfo>,
-    accounts: Mutex<Vec<Account>>,
-    failure: Mutex<Option<ToolError>>,
-    asked: Mutex<Vec<String>>,
+struct Table {
+    /// By what was asked for.
+    tools: HashMap<String, Value>,
+    accounts: Vec<Value>,
+    /// Said instead of everything else.
+    failure: Option<Answer>,
+    is_held: bool,
 }
 
-impl Fake {
-    async fn ask(&self, what: String) -> Result<(), ToolError> {
-        self.asked.lock().unwrap().push(what);
-        tokio::time::sleep(ANSWERS_AFTER).await;
-        self.failure.lock().unwrap().clone().map_or(Ok(()), Err)
+/// An API that answers from a table.
+struct TableApi {
+    server: ScriptedApi,
+    table: Arc<Mutex<Table>>,
+    client: Arc<Composio>,
+}
+
+impl TableApi {
+    async fn start(table: Table) -> Self {
+        let table = Arc::new(Mutex::new(table));
+        let shown = table.clone();
+        let server = ScriptedApi::responding(move |request| shown.lock().unwrap().answer(request)).await;
+        let client = Arc::new(client(&server));
+        Self { server, table, client }
     }
 
     fn asked(&self) -> Vec<String> {
-        std::mem::take(&mut *self.asked.lock().unwrap())
+        self.server.take_seen().iter().map(asked).collect()
     }
 
-    fn fail(&self, with: Option<ToolError>) {
-        *self.failure.lock().unwrap() = with;
-    }
-}
-
-#[async_trait]
-impl ToolApi for Fake {
-    async fn execute(&self, _: &Call) -> Reply {
-        unreachable!("no call is made here")
+    fn fail(&self, with: Option<Answer>) {
+        self.table.lock().unwrap().failure = with;
     }
 
-    async fn tool(&self, slug: &str, version: Option<&str>) -> Result<ToolInfo, ToolError> {
-        self.ask(format!("{slug} {}", version.unwrap_or("newest"))).await?;
-        let found = self.tools.iter().find(|((s, v), _)| *s == slug && *v == version);
-        found.map(|(_, info)| info.clone()).ok_or_else(|| ToolError::NotFound(Box::default()))
-    }
-
-    async fn execution(&self, _: RequestId) -> Result<Option<Execution>, ToolError> {
-        unreachable!("no log is read here")
-    }
-
-    async fn versions(&self, _: &str) -> Result<Vec<String>, ToolError> {
-        unreachable!("descriptions list the versions")
-    }
-
-    async fn accounts(&self, owner_id: &str, toolkit: Option<&str>) -> Result<Vec<Account>, ToolError> {
-        self.ask(format!("{owner_id} {}", toolkit.unwrap_or("all"))).await?;
-        Ok(self.accounts.lock().unwrap().clone())
-    }
-
-    async fn account(&self, id: &str) -> Result<Account, ToolError> {
-        self.ask(id.to_owned()).await?;
-        let accounts = self.accounts.lock().unwrap();
-        accounts
-            .iter()
-            .find(|account| account.id == id)
-            .cloned()
-            .ok_or_else(|| ToolError::NotFound(Box::default()))
-    }
-
-    async fn check(&self) -> Result<ApiCheck, ToolError> {
-        unreachable!("nothing is checked here")
+    /// Whether answers wait until they are released.
+    fn hold(&self, is_held: bool) {
+        self.table.lock().unwrap().is_held = is_held;
     }
 }
 
-fn info(slug: &str, toolkit: &str, version: &str) -> ToolInfo {
-    ToolInfo {
-        slug: slug.into(),
-        name: String::new(),
-        description: String::new(),
-        toolkit: toolkit.into(),
-        version: version.into(),
-        available_versions: vec![BASE.into(), NEW.into(), OLD.into()],
-        tags: vec!["readOnlyHint".into()],
-        no_auth: false,
-        deprecated: false,
+impl Table {
+    fn answer(&self, request: &Request) -> Answer {
+        if let Some(failure) = &self.failure {
+            return failure.clone();
+        }
+        let asked = asked(request);
+        let found = match asked.split_once(' ') {
+            Some((tool, _)) if tool.starts_with("CHAT_") => self.tools.get(&asked).cloned(),
+            Some(_) => Some(json!({"items": self.accounts, "next_cursor": null})),
+            None => self.accounts.iter().find(|account| account["id"] == asked.as_str()).cloned(),
+        };
+        let missing = || Answer::new("404 Not Found", r#"{"error":{"message":"there is none"}}"#);
+        let answer = found.map_or_else(missing, |found| Answer::new("200 OK", found.to_string()));
+        if self.is_held { answer.held() } else { answer }
     }
 }
 
-fn unavailable() -> ToolError {
-    ToolError::Unavailable("down".into())
+/// A look-up in words: a tool and its version, an owner and a toolkit, or an account.
+fn asked(request: &Request) -> String {
+    let target = request.line().strip_prefix("GET ").unwrap();
+    let url = url::Url::parse(&format!("http://api{target}")).unwrap();
+    let query: HashMap<_, _> = url.query_pairs().into_owned().collect();
+    let path: Vec<&str> = url.path_segments().unwrap().collect();
+    match path.as_slice() {
+        [.., "tools", slug] => format!("{slug} {}", query.get("version").map_or("newest", String::as_str)),
+        [.., "connected_accounts"] => format!("{} {}", query["user_ids"], query["toolkit_slugs"]),
+        [.., id] => (*id).to_owned(),
+        [] => unreachable!("a path has a segment"),
+    }
+}
+
+fn tool(slug: &str, version: &str) -> Value {
+    json!({"slug": slug, "name": "", "description": "", "toolkit": {"slug": "chat"}, "version": version,
+           "available_versions": [BASE, NEW, OLD], "tags": ["readOnlyHint"], "no_auth": false})
+}
+
+/// Look-ups are repeated after this.
+fn unavailable() -> Answer {
+    Answer::new("503 Unavailable", "")
+}
+
+/// And not after this.
+fn throttled() -> Answer {
+    Answer::new("429 Slow Down", "{}")
 }
 
 fn user(id: &str) -> Owner {
@@ -116,7 +123,7 @@ fn user(id: &str) -> Owner {
 }
 
 struct Bench {
-    api: Arc<Fake>,
+    api: TableApi,
     catalog: Catalog,
     pins: PinSources,
 }
@@ -124,11 +131,11 @@ struct Bench {
 impl Bench {
     /// `CHAT_POST` exists everywhere, `CHAT_SEND` only at the newest version, `CHAT_WRITE` only at
     /// the base one, `CHAT_TELL` only in between.
-    fn new(pinned: Option<&str>) -> Self {
-        Self::with_ttl(pinned, LONG)
+    async fn new(pinned: Option<&str>) -> Self {
+        Self::with_ttl(pinned, LONG).await
     }
 
-    fn with_ttl(pinned: Option<&str>, ttl: Duration) -> Self {
+    async fn with_ttl(pinned: Option<&str>, ttl: Duration) -> Self {
         let mut tools = HashMap::new();
         for (slug, version) in [
             ("CHAT_POST", BASE),
@@ -138,16 +145,19 @@ impl Bench {
             ("CHAT_WRITE", BASE),
             ("CHAT_TELL", OLD),
         ] {
-            tools.insert((slug, Some(version)), info(slug, "chat", version));
+            tools.insert(format!("{slug} {version}"), tool(slug, version));
             if version == NEW {
-                tools.insert((slug, None), info(slug, "chat", version));
+                tools.insert(format!("{slug} newest"), tool(slug, version));
             }
         }
-        let api = Arc::new(Fake { tools, ..Fake::default() });
+        let api = TableApi::start(Table { tools, ..Table::default() }).await;
         let config: VersionMap =
             pinned.map(|version| ("chat".to_owned(), version.to_owned())).into_iter().collect();
         Self {
-            catalog: Catalog::new(api.clone(), CatalogOptions { capacity: 100, ttl, negative_ttl: ttl }),
+            catalog: Catalog::new(
+                api.client.clone(),
+                CatalogOptions { capacity: 100, ttl, negative_ttl: ttl },
+            ),
             api,
             pins: PinSources { config: Arc::new(config), ..PinSources::default() },
         }
@@ -176,7 +186,7 @@ const FREEZE: UnpinnedPolicy = UnpinnedPolicy::Freeze;
 
 #[tokio::test]
 async fn a_tool_is_looked_up_where_it_can_be_found_and_verified_at_the_pin() {
-    let bench = Bench::new(Some(OLD));
+    let bench = Bench::new(Some(OLD)).await;
     let resolved = bench.resolve("CHAT_POST", None, REFUSE).await.unwrap();
     assert_eq!((resolved.version.as_str(), resolved.pinned_by), (OLD, PinnedBy::Config));
     assert_eq!((resolved.toolkit.as_str(), resolved.effect), ("chat", Effect::Safe));
@@ -188,13 +198,13 @@ async fn a_tool_is_looked_up_where_it_can_be_found_and_verified_at_the_pin() {
 
     let between = bench.resolve("CHAT_TELL", None, REFUSE).await.unwrap();
     assert_eq!(between.version, OLD, "a tool that only the pinned version has");
-    let renamed = Bench::new(Some(BASE)).resolve("CHAT_WRITE", None, REFUSE).await.unwrap();
+    let renamed = Bench::new(Some(BASE)).await.resolve("CHAT_WRITE", None, REFUSE).await.unwrap();
     assert_eq!(renamed.version, BASE);
 }
 
 #[tokio::test]
 async fn a_tool_that_the_pinned_version_lacks_is_refused_and_told_where_it_is() {
-    let bench = Bench::new(Some(OLD));
+    let bench = Bench::new(Some(OLD)).await;
     for (tool, version, parts) in [
         ("CHAT_SEND", None, vec!["CHAT_SEND", OLD, NEW, "toolkit_versions"]),
         ("CHAT_SEND", Some(OLD), vec!["CHAT_SEND", OLD, NEW, "the job's `version`"]),
@@ -213,7 +223,7 @@ async fn a_tool_that_the_pinned_version_lacks_is_refused_and_told_where_it_is() 
 
 #[tokio::test]
 async fn an_unpinned_job_is_refused_with_the_ways_to_pin_or_frozen() {
-    let bench = Bench::new(None);
+    let bench = Bench::new(None).await;
     for version in [None, Some(" "), Some("latest")] {
         let error = bench.resolve("CHAT_POST", version, REFUSE).await.unwrap_err();
         let error = error.not_ready().error().clone();
@@ -231,14 +241,14 @@ async fn an_unpinned_job_is_refused_with_the_ways_to_pin_or_frozen() {
     let gone = bench.resolve("CHAT_WRITE", None, FREEZE).await.unwrap_err();
     assert!(matches!(gone, ResolveError::UnknownTool { .. }), "{gone:?}");
 
-    let latest = Bench::new(Some("latest"));
+    let latest = Bench::new(Some("latest")).await;
     let error = latest.resolve("CHAT_POST", None, REFUSE).await.unwrap_err();
     assert!(
         error.not_ready().error().message().contains("`toolkit_versions` in the configuration says `latest`")
     );
     assert_eq!(latest.resolve("CHAT_POST", None, FREEZE).await.unwrap().version, NEW);
 
-    let malformed = Bench::new(Some("soon"));
+    let malformed = Bench::new(Some("soon")).await;
     let error = malformed.resolve("CHAT_POST", None, FREEZE).await.unwrap_err();
     assert_eq!(error.not_ready().error().kind(), ErrorKind::Unpinned);
     let error = malformed.resolve("CHAT_POST", Some("v1"), FREEZE).await.unwrap_err();
@@ -247,7 +257,7 @@ async fn an_unpinned_job_is_refused_with_the_ways_to_pin_or_frozen() {
 
 #[tokio::test]
 async fn callers_that_miss_together_share_one_request() {
-    let bench = Bench::new(Some(NEW));
+    let bench = Bench::new(Some(NEW)).await;
     let all = join_all((0..100).map(|_| bench.resolve("CHAT_POST", None, REFUSE))).await;
     assert!(all.iter().all(Result::is_ok));
     assert_eq!(bench.api.asked(), ["CHAT_POST newest"]);
@@ -257,9 +267,9 @@ async fn callers_that_miss_together_share_one_request() {
     assert_eq!(bench.api.asked().len(), 1);
     assert!(bench.catalog.get_cached("CHAT_NONE", None).is_some(), "absence is remembered, too");
 
-    bench.api.fail(Some(unavailable()));
+    bench.api.fail(Some(throttled()));
     let failed = join_all((0..100).map(|_| bench.catalog.get("CHAT_SEND", None))).await;
-    assert!(failed.iter().all(|found| matches!(found, Err(ToolError::Unavailable(_)))));
+    assert!(failed.iter().all(|found| matches!(found, Err(ToolError::Throttled { .. }))));
     assert_eq!(bench.api.asked().len(), 1, "those who waited fail together");
     bench.api.fail(None);
     assert!(bench.catalog.get("CHAT_SEND", None).await.is_ok(), "a failure is not remembered");
@@ -267,7 +277,7 @@ async fn callers_that_miss_together_share_one_request() {
 
 #[tokio::test]
 async fn a_request_outlives_the_caller_that_began_it_only_for_those_who_wait() {
-    let bench = Bench::new(None);
+    let bench = Bench::new(None).await;
     let get = || Box::pin(bench.catalog.get("CHAT_POST", None));
     let (mut impatient, mut patient) = (get(), get());
     assert!((&mut impatient).now_or_never().is_none() && (&mut patient).now_or_never().is_none());
@@ -275,22 +285,26 @@ async fn a_request_outlives_the_caller_that_began_it_only_for_those_who_wait() {
     assert!(patient.await.is_ok());
     assert_eq!(bench.api.asked().len(), 1);
 
-    assert!(bench.catalog.get("CHAT_SEND", None).now_or_never().is_none(), "begun and given up");
+    bench.api.hold(true);
+    tokio::select! {
+        answered = bench.catalog.get("CHAT_SEND", None) => panic!("{answered:?}"),
+        () = bench.api.server.until_seen(1) => {}
+    }
+    bench.api.hold(false);
     assert!(bench.catalog.get("CHAT_SEND", None).await.is_ok());
     assert_eq!(bench.api.asked().len(), 2, "the abandoned request is not waited for");
 }
 
 #[tokio::test]
 async fn an_old_description_of_a_literal_version_serves_while_the_api_is_down() {
-    let bench = Bench::with_ttl(None, Duration::ZERO);
+    let bench = Bench::with_ttl(None, Duration::ZERO).await;
     bench.catalog.get("CHAT_POST", Some(OLD)).await.unwrap();
     assert!(bench.catalog.get_cached("CHAT_POST", Some(OLD)).is_none(), "its time is over");
     bench.api.fail(Some(unavailable()));
     assert!(bench.catalog.get("CHAT_POST", Some(OLD)).await.is_ok());
-    bench.api.fail(Some(ToolError::Throttled { retry_after: None }));
+    bench.api.fail(Some(throttled()));
     assert!(bench.catalog.get("CHAT_POST", Some(OLD)).await.is_ok());
-    let key = ToolError::Credentials { status: 401, error: Box::new(ApiError::default()) };
-    bench.api.fail(Some(key));
+    bench.api.fail(Some(Answer::new("401 Unauthorized", r#"{"error":{"message":"no key"}}"#)));
     assert!(bench.catalog.get("CHAT_POST", Some(OLD)).await.is_err());
     bench.api.fail(Some(unavailable()));
     let error = bench.resolve("CHAT_SEND", Some(NEW), REFUSE).await.unwrap_err();
@@ -300,27 +314,22 @@ async fn an_old_description_of_a_literal_version_serves_while_the_api_is_down() 
 // ---------------------------------------------------------------------------------------------
 // Accounts.
 
-fn account(id: &str, owner: Option<&str>, toolkit: &str, status: &str, day: i64) -> Account {
-    Account {
-        id: id.into(),
-        user_id: owner.map(Into::into),
-        toolkit: toolkit.into(),
-        status: status.into(),
-        status_reason: None,
-        disabled: false,
-        created_at: jiff::Timestamp::from_second(day * 86_400).unwrap(),
-    }
+fn account(id: &str, owner: Option<&str>, toolkit: &str, status: &str, day: i64) -> Value {
+    let created = jiff::Timestamp::from_second(day * 86_400).unwrap().to_string();
+    json!({"id": id, "user_id": owner, "toolkit": {"slug": toolkit}, "status": status, "is_disabled": false,
+           "created_at": created})
 }
 
-fn accounts(list: Vec<Account>, ttl: Duration) -> (Arc<Fake>, Accounts) {
-    let api = Arc::new(Fake { accounts: Mutex::new(list), ..Fake::default() });
+async fn accounts(accounts: Vec<Value>, ttl: Duration) -> (TableApi, Accounts) {
+    let api = TableApi::start(Table { accounts, ..Table::default() }).await;
     let options = AccountOptions { capacity: 100, ttl, negative_ttl: ttl };
-    (api.clone(), Accounts::new(api, options))
+    let accounts = Accounts::new(api.client.clone(), options);
+    (api, accounts)
 }
 
 #[tokio::test]
 async fn the_default_is_the_owners_own_newest_usable_account_whatever_the_api_lists() {
-    let off = Account { disabled: true, ..account("ca_off", Some("u"), "chat", "ACTIVE", 9) };
+    let off = account("ca_off", Some("u"), "chat", "ACTIVE", 9).with("is_disabled", true);
     let (api, accounts) = accounts(
         vec![
             account("ca_old", Some("u"), "chat", "ACTIVE", 1),
@@ -332,7 +341,8 @@ async fn the_default_is_the_owners_own_newest_usable_account_whatever_the_api_li
             off,
         ],
         LONG,
-    );
+    )
+    .await;
     let owner = user("u");
     assert!(accounts.resolve_cached(&owner, "chat", None).is_none());
     let all = join_all((0..50).map(|_| accounts.resolve(&owner, "chat", None))).await;
@@ -343,7 +353,7 @@ async fn the_default_is_the_owners_own_newest_usable_account_whatever_the_api_li
     assert!(accounts.resolve_cached(&org, "chat", None).is_none(), "an organization is not a user");
 
     accounts.forget(&owner, "chat");
-    api.accounts.lock().unwrap().retain(|account| account.id != "ca_new");
+    api.table.lock().unwrap().accounts.retain(|account| account["id"] != "ca_new");
     assert_eq!(accounts.resolve(&owner, "chat", None).await.unwrap(), "ca_mid");
     // A comma makes the API's filter a list, so an account that does not say whose it is proves nothing.
     let error = accounts.resolve(&user("u,v"), "chat", None).await.unwrap_err();
@@ -352,7 +362,7 @@ async fn the_default_is_the_owners_own_newest_usable_account_whatever_the_api_li
 
 #[tokio::test]
 async fn without_a_usable_account_the_job_waits_and_says_who_must_connect_what() {
-    let (_, accounts) = accounts(vec![account("ca_1", Some("u"), "chat", "EXPIRED", 1)], LONG);
+    let (_api, accounts) = accounts(vec![account("ca_1", Some("u"), "chat", "EXPIRED", 1)], LONG).await;
     for (owner, kind) in [("user:u", ErrorKind::NeedsReconnection), ("org:o", ErrorKind::NeedsConnection)] {
         let owner: Owner = owner.parse().unwrap();
         let error = accounts.resolve(&owner, "chat", None).await.unwrap_err();
@@ -376,7 +386,8 @@ async fn a_named_account_must_be_the_owners_own_for_this_toolkit_and_active() {
             account("ca_dead", Some("u"), "chat", "EXPIRED", 1),
         ],
         LONG,
-    );
+    )
+    .await;
     let owner = user("u");
     for id in ["ca_own", "ca_silent"] {
         assert_eq!(accounts.resolve(&owner, "chat", Some(id)).await.unwrap(), id);
@@ -403,7 +414,7 @@ async fn a_named_account_must_be_the_owners_own_for_this_toolkit_and_active() {
 
 #[tokio::test]
 async fn what_was_forgotten_while_it_was_being_asked_is_not_remembered() {
-    let (api, accounts) = accounts(vec![account("ca_1", Some("u"), "chat", "ACTIVE", 1)], LONG);
+    let (api, accounts) = accounts(vec![account("ca_1", Some("u"), "chat", "ACTIVE", 1)], LONG).await;
     let owner = user("u");
     let mut asking = Box::pin(accounts.resolve(&owner, "chat", None));
     assert!((&mut asking).now_or_never().is_none());
@@ -416,11 +427,11 @@ async fn what_was_forgotten_while_it_was_being_asked_is_not_remembered() {
     assert!(matches!(error.not_ready(), NotReady::Wait { .. }));
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test]
 async fn that_there_is_no_account_counts_only_for_jobs_that_were_claimed_before() {
-    let (api, accounts) = accounts(vec![account("ca_1", Some("u"), "chat", "EXPIRED", 1)], LONG);
+    let (api, accounts) = accounts(vec![account("ca_1", Some("u"), "chat", "EXPIRED", 1)], LONG).await;
     let owner = user("u");
-    let become_status = |status: &str| status.clone_into(&mut api.accounts.lock().unwrap()[0].status);
+    let become_status = |status: &str| api.table.lock().unwrap().accounts[0]["status"] = json!(status);
     for named in [None, Some("ca_1")] {
         let resolve = |since| accounts.resolve_since(&owner, "chat", named, since);
         let early = Instant::now();
@@ -431,15 +442,20 @@ async fn that_there_is_no_account_counts_only_for_jobs_that_were_claimed_before(
         // The API is being asked when jobs are let go, and says what was true before.
         accounts.forget(&owner, "chat");
         accounts.forget_account("ca_1");
-        let later = async {
-            tokio::time::sleep(ANSWERS_AFTER / 2).await;
-            join_all((0..50).map(|_| resolve(Instant::now()))).await
-        };
-        let activate = async {
-            tokio::time::sleep(ANSWERS_AFTER + ANSWERS_AFTER / 2).await;
-            become_status("ACTIVE");
-        };
-        let (first, later, ()) = tokio::join!(resolve(early), later, activate);
+        api.hold(true);
+        let first = resolve(early);
+        tokio::pin!(first);
+        tokio::select! {
+            answered = &mut first => panic!("{answered:?}"),
+            () = api.server.until_seen(1) => {}
+        }
+        let later = join_all((0..50).map(|_| resolve(Instant::now())));
+        tokio::pin!(later);
+        assert!((&mut later).now_or_never().is_none(), "they wait");
+        api.hold(false);
+        become_status("ACTIVE");
+        api.server.release();
+        let (first, later) = tokio::join!(first, later);
         first.unwrap_err();
         assert!(later.into_iter().all(|found| found.unwrap() == "ca_1"));
         assert_eq!(api.asked().len(), 2, "all who came later share one question");

@@ -1,0 +1,154 @@
+//! Jobs from the command line.
+
+use insta::assert_snapshot;
+use serde_json::json;
+
+use super::{NOBODY, Place};
+use crate::support;
+
+#[test]
+fn an_enqueued_job_can_be_listed_and_shown() {
+    let place = Place::with_database();
+    let id =
+        place.enqueue(&["--args", r#"{"owner":"o", "n":1.50}"#, "--tag", "team=core", "--run-at", "+10m"]);
+    let shown = place.run(&["jobs", "show", &id]).succeeds().out;
+    let stable: Vec<_> = shown
+        .lines()
+        .filter(|line| !["job", "created", "due"].contains(&line.split(' ').next().unwrap()))
+        .collect();
+    assert_snapshot!(stable.join("\n"), @"
+    state         scheduled
+    owner         user:u-alice
+    tool          GITHUB_GET_REPO
+    queue         default
+    tags          team=core
+    attempts      0, of which 0 count
+    ");
+    let list = place.run(&["jobs", "list"]).succeeds();
+    assert!(list.out.starts_with("ID  ") && list.out.contains(&id), "{list:?}");
+    let line = &place.run(&["jobs", "list", "--json", "--owner", "user:u-alice"]).succeeds().json_lines()[0];
+    assert_eq!((&line["id"], &line["state"]), (&json!(id), &json!("scheduled")));
+    assert!(line.get("result").is_none() && line.get("attempts").is_none());
+    for filter in [&["--state", "held"][..], &["--owner", "org:u-alice"], &["--tool", "OTHER"]] {
+        let none = place.run(&[&["jobs", "list"], filter].concat()).succeeds();
+        assert_eq!((none.out.as_str(), none.err.as_str()), ("", "no jobs match\n"));
+    }
+}
+
+#[test]
+fn a_job_as_json_has_exactly_the_documented_keys() {
+    let place = Place::with_database();
+    let id = place.enqueue(&[]);
+    let ran = place.run(&["jobs", "show", &id, "--json"]).succeeds();
+    let keys: Vec<_> = ran.out.split(",\"").map(|part| part.split('"').next().unwrap().to_owned()).collect();
+    assert!(ran.out.starts_with("{\"id\":"), "{ran:?}");
+    assert_eq!(
+        keys[1..].join(" "),
+        "state held_reason owner id requested_by tool toolkit version pinned_by connected_account_id queue \
+         created_at finished_at result error log_id attempts history"
+    );
+}
+
+#[test]
+fn arguments_come_from_the_command_line_a_file_or_standard_input() {
+    let place = Place::with_database();
+    let file = place.file("args.json", "{\"from\": \"file\"}\n");
+    place.enqueue(&["--args", &format!("@{file}")]);
+    place
+        .run_with_input(&["enqueue", "X", "--org-id", "o", "--args", "-"], "{\"from\": \"stdin\"}\n")
+        .succeeds();
+    place
+        .run(&["enqueue", "X", "--org-id", "o", "--args", "@missing.json"])
+        .fails(2, "cannot read @missing.json");
+    place.run(&["enqueue", "X", "--org-id", "o", "--args", "{\"a\""]).fails(2, "not valid JSON");
+    place.run(&["enqueue", "X", "--org-id", "o", "--args", "[1]"]).fails(1, "`arguments` must be an object");
+}
+
+#[test]
+fn an_id_or_an_idempotency_key_makes_one_job_of_two() {
+    let place = Place::with_database();
+    let first = place.enqueue(&["--idempotency-key", "k", "--args", "{}"]);
+    assert_eq!(place.enqueue(&["--idempotency-key", "k", "--args", "{ }"]), first);
+    assert_eq!(place.enqueue(&["--id", &first, "--idempotency-key", "k", "--args", "{}"]), first);
+    let again =
+        ["enqueue", "GITHUB_GET_REPO", "--user-id", "u-alice", "--args", "{}", "--idempotency-key", "k"];
+    let json = place.run(&[&again[..], &["--json"]].concat()).succeeds().json();
+    assert_eq!(json, json!({"id": first, "duplicate": true}));
+    let other = ["enqueue", "OTHER", "--user-id", "u-alice", "--idempotency-key", "k"];
+    place.run(&other).fails(1, "`idempotency_key` was already used with another body");
+    place
+        .run(&["enqueue", "OTHER", "--user-id", "u-alice", "--id", &first])
+        .fails(1, "already used by another job");
+}
+
+#[test]
+fn a_job_that_may_not_run_is_refused_with_the_reason() {
+    let place = Place::with_database();
+    place.run(&["enqueue", "X", "--user-id", "default"]).fails(1, "could expose other people's data");
+    place.run(&["enqueue", "X", "--user-id", "u", "--queue", "nope"]).fails(1, "use one of bulk, default");
+    place.run(&["enqueue", "X", "--user-id", "u", "--queue", "No Pe"]).fails(2, "--queue must have");
+    place.run(&["enqueue", "X", "--user-id", "u", "--priority", "10"]).fails(1, "`priority` must be 0 to 9");
+    place.run(&["enqueue", "X", "--user-id", " "]).fails(1, "`user_id` is empty");
+}
+
+#[test]
+fn waiting_ends_with_the_job_or_with_the_time() {
+    let place = Place::with_database();
+    let ran = place
+        .run(&["enqueue", "X", "--user-id", "u", "--wait=1", "--json"])
+        .fails(1, "is still available after 1 s");
+    assert_eq!(ran.json()["state"], "available");
+    let id = place.enqueue(&["--id", NOBODY]);
+    place.run(&["jobs", "cancel", &id]).succeeds();
+    let ended = ["enqueue", "GITHUB_GET_REPO", "--user-id", "u-alice", "--id", NOBODY, "--wait", "--json"];
+    assert_eq!(place.run(&ended).exits(1).json()["state"], "cancelled");
+}
+
+#[test]
+fn with_a_broker_jobs_are_handed_over_at_once_and_without_it_they_are_kept() {
+    let services = tokio::runtime::Runtime::new().unwrap();
+    let (database, vhost) =
+        services.block_on(async { (support::database("cli").await, support::vhost("cli").await) });
+    let place = Place::empty().set("DATABASE_URL", &database.url).set("AMQP_URL", &vhost.amqp_url);
+    place.run(&["migrate"]).succeeds();
+    place.enqueue(&[]);
+    let file = place.file("jobs.jsonl", &"{\"user_id\":\"u\",\"tool\":\"X\"}\n".repeat(1_000));
+    assert_eq!(
+        place.run(&["enqueue-bulk", &file]).succeeds().out,
+        "1000 new, 0 duplicate, 0 refused, 0 invalid\n"
+    );
+    let doctor = place.run(&["doctor"]).exits(1);
+    assert!(doctor.out.contains("queue default: 1001 messages wait and nobody consumes"), "{doctor:?}");
+    assert!(doctor.out.contains("OK    database       PostgreSQL"), "{doctor:?}");
+
+    let place = place.set("AMQP_URL", "amqp://errand:hunter2@127.0.0.1:1/%2f");
+    let id = place.enqueue(&[]);
+    assert_eq!(place.run(&["jobs", "show", &id, "--json"]).succeeds().json()["state"], "available");
+}
+
+#[test]
+fn bulk_counts_every_line_and_bad_ones_stop_nobody() {
+    let place = Place::with_database();
+    let mut lines: Vec<String> = (0..1_200)
+        .map(|n| {
+            let id = uuid::Uuid::from_u128(n + 1);
+            json!({"id": id, "user_id": format!("u-{n}"), "tool": "X", "arguments": {"n": n}}).to_string()
+        })
+        .collect();
+    lines.insert(3, r#"{"user_id": "u", "tool": "X", "toll": 1}"#.to_owned());
+    lines.insert(4, String::new());
+    lines.insert(700, r#"{"user_id": "default", "tool": "X"}"#.to_owned());
+    lines.insert(701, r#"{"user_id": "u", "tool": "X", "queue": "nope"}"#.to_owned());
+    lines.push(r#"{"user_id": "u", "tool": "X", "queue": "bulk"}"#.to_owned());
+    let file = place.file("jobs.jsonl", &lines.join("\n"));
+    let ran = place.run(&["enqueue-bulk", &file]).exits(1);
+    assert_eq!(ran.out, "1201 new, 0 duplicate, 1 refused, 2 invalid\n");
+    assert_snapshot!(ran.err, @"
+    line 4: the envelope is not a valid job: unknown field `toll`, expected one of `id`, `user_id`, `org_id`, `requested_by`, `tool`, `arguments`, `text`, `version`, `connected_account_id`, `queue`, `priority`, `run_at`, `expires_at`, `timeout_ms`, `max_attempts`, `max_age_ms`, `effect`, `idempotency_key`, `tags`, at column 36
+    line 701: the owner `default` is refused because it could expose other people's data; send the real `user_id`
+    line 702: there is no queue of this name in [queues]; use one of bulk, default
+    ");
+    let again = place.run_with_input(&["enqueue-bulk", "-", "--json"], &lines[..3].join("\n")).succeeds();
+    assert_eq!(again.json(), json!({"new": 0, "duplicate": 3, "refused": 0, "invalid": 0, "problems": []}));
+    place.run(&["enqueue-bulk", "missing.jsonl"]).fails(2, "cannot read missing.jsonl");
+}

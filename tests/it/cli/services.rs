@@ -1,0 +1,111 @@
+//! Services that are away or not as they should be: the doctor, the audit, the schema.
+
+use insta::assert_snapshot;
+use serde_json::{Value, json};
+use sqlx::{Connection as _, Executor as _};
+
+use super::{Place, SECRET, block_on, with_sandbox};
+
+#[test]
+fn an_unreachable_database_exits_with_4_and_shows_no_password() {
+    let place = Place::empty().set("DATABASE_URL", "postgres://errand:hunter2@127.0.0.1:1/errand");
+    place.run(&["jobs", "list"]).fails(4, "check DATABASE_URL");
+}
+
+#[test]
+fn a_database_without_schema_says_how_to_migrate() {
+    let place = Place::empty();
+    let url = format!("sqlite://{}", place.folder.path().join("errand.db").display());
+    let place = place.set("DATABASE_URL", &url);
+    place.run(&["jobs", "list"]).fails(4, "run `errand migrate`");
+    let check = place.run(&["migrate", "--check"]).exits(1);
+    assert!(check.out.contains("missing"), "{check:?}");
+    assert!(place.run(&["migrate"]).succeeds().out.contains("applied"));
+    assert_eq!(place.run(&["migrate"]).succeeds().out, "the schema is up to date\n");
+    assert_eq!(place.run(&["migrate", "--check"]).succeeds().out, "the schema is up to date\n");
+}
+
+#[test]
+fn an_audit_says_what_is_wrong_and_what_to_do() {
+    let place = Place::empty();
+    place.run(&["audit"]).fails(3, "set DATABASE_URL");
+    let place = Place::with_database();
+    let clean = place.run(&["audit"]).succeeds();
+    assert_snapshot!(clean.out, @"
+    0 jobs looked at
+
+    QUEUE    AVAILABLE  MESSAGES  DIFFERENCE
+    bulk     0          -         -
+    default  0          -         -
+
+    nothing is wrong
+    ");
+
+    let job = place.enqueue(&[]);
+    block_on(async {
+        let url = place.env["DATABASE_URL"].clone();
+        let mut db = sqlx::SqliteConnection::connect(&url).await.unwrap();
+        db.execute("pragma ignore_check_constraints = on; update jobs set state = 'held', due_at = null")
+            .await
+            .unwrap();
+    });
+    let ran = place.run(&["audit", "--repair"]).exits(1);
+    assert!(ran.out.contains(&job) && ran.out.contains("errand jobs release"), "{ran:?}");
+    let found = ran.out.lines().filter(|line| line.starts_with("held_without_reason  ")).count();
+    assert_eq!(found, 1, "{ran:?}");
+    let json = place.run(&["audit", "--json"]).exits(1).json();
+    assert_eq!((&json["clean"], &json["jobs"], &json["ledger"]), (&json!(false), &json!(1), &Value::Null));
+    let finding = &json["findings"][0];
+    assert_eq!(finding["kind"], "held_without_reason");
+    assert_eq!(
+        (&finding["found"], &finding["repaired"], &finding["jobs"]),
+        (&json!(1), &json!(0), &json!([job]))
+    );
+    assert!(finding["advice"].is_string());
+    let json = Place::with_database().run(&["audit", "--json"]).succeeds().json();
+    assert_eq!(
+        json["queues"][0],
+        json!({"queue": "bulk", "available": 0, "messages": null, "difference": null})
+    );
+}
+
+#[test]
+fn a_ledger_that_is_none_is_refused() {
+    let (place, sandbox) = with_sandbox();
+    place.run(&["audit", "--ledger", "http://127.0.0.1:1"]).fails(4, "running sandbox");
+    let elsewhere = format!("{}/api", place.env["COMPOSIO_BASE_URL"]);
+    place.run(&["audit", "--ledger", &elsewhere]).fails(4, "is no sandbox");
+    let ran = place.run(&["audit", "--ledger", &place.env["COMPOSIO_BASE_URL"]]).succeeds();
+    assert!(ran.out.contains("0 effects in the ledger"), "{ran:?}");
+    drop(sandbox);
+}
+
+#[test]
+fn the_doctor_names_every_service_that_is_away_and_what_to_check() {
+    let place = Place::empty()
+        .set("DATABASE_URL", "postgres://errand:hunter2@127.0.0.1:1/errand")
+        .set("AMQP_URL", "amqp://errand:hunter2@127.0.0.1:1/%2f")
+        .set("COMPOSIO_BASE_URL", "http://127.0.0.1:1")
+        .set("COMPOSIO_API_KEY", SECRET);
+    let ran = place.run(&["doctor"]).exits(1);
+    for expected in ["OK    configuration", "check DATABASE_URL", "check AMQP_URL", "check COMPOSIO_BASE_URL"]
+    {
+        assert!(ran.out.contains(expected), "{expected}: {ran:?}");
+    }
+    let json = place.run(&["doctor", "--json"]).exits(1).json();
+    assert_eq!(json["ok"], false);
+    assert_eq!(
+        json["checks"].as_array().unwrap().iter().filter(|check| check["status"] == "fail").count(),
+        3
+    );
+}
+
+#[test]
+fn the_doctor_is_content_with_an_embedded_setup() {
+    let (place, _sandbox) = with_sandbox();
+    let ran = place.run(&["doctor"]).succeeds();
+    assert!(ran.out.lines().all(|line| line.starts_with("OK ")), "{ran:?}");
+    assert!(ran.out.contains("SQLite") && ran.out.contains("the key is accepted"), "{ran:?}");
+    let wrong_key = place.set("COMPOSIO_API_KEY", SECRET).run(&["doctor"]).exits(1);
+    assert!(wrong_key.out.contains("check COMPOSIO_API_KEY"), "{wrong_key:?}");
+}

@@ -1,0 +1,231 @@
+//! Help, usage and settings.
+
+use std::process::Stdio;
+
+use insta::assert_snapshot;
+use serde_json::json;
+
+use super::{NOBODY, Place, Ran};
+
+#[test]
+fn help_lists_the_commands_and_the_exit_codes() {
+    let ran = Place::empty().run(&["--help"]).succeeds();
+    for command in ["enqueue", "enqueue-bulk", "jobs", "pins", "rejected", "migrate", "config", "doctor"] {
+        assert!(ran.out.contains(&format!("\n  {command} ")), "{command}: {ran:?}");
+    }
+    let codes = ran.out.split_once("Exit codes:\n").unwrap().1;
+    assert_snapshot!(codes.lines().map(str::trim).collect::<Vec<_>>().join("\n"), @"
+    0  done
+    1  the command ran and the answer is no (a job failed, something was not found or was refused)
+    2  the command line is wrong
+    3  the configuration is wrong or incomplete
+    4  a service (database, broker, tool API) is unreachable or not usable
+    70  errand itself failed
+
+    Settings come from errand.toml and the environment; `errand config show --origins` prints them.
+    ");
+}
+
+#[test]
+fn every_command_and_every_exit_code_is_documented() {
+    const MANUAL: &str = include_str!("../../../docs/cli.md");
+    let help = Place::empty().run(&["--help"]).succeeds().out;
+    let commands = help.split_once("Commands:\n").unwrap().1.split_once("\n\n").unwrap().0;
+    for line in commands.lines() {
+        let command = line.split_whitespace().next().unwrap();
+        assert!(command == "help" || MANUAL.contains(&format!("\n| `errand {command}` | ")), "{command}");
+    }
+    for code in ["0", "1", "2", "3", "4", "70"] {
+        assert!(MANUAL.contains(&format!("\n| {code} | ")), "{code}");
+    }
+}
+
+#[test]
+fn every_command_has_help_and_no_line_of_it_is_wrapped_badly() {
+    let place = Place::empty();
+    for command in [
+        &["enqueue"][..],
+        &["enqueue-bulk"],
+        &["jobs"],
+        &["jobs", "list"],
+        &["jobs", "release"],
+        &["pins"],
+        &["pins", "set"],
+        &["tools", "show"],
+        &["accounts", "list"],
+        &["rejected"],
+        &["rejected", "requeue"],
+        &["migrate"],
+        &["config", "show"],
+        &["doctor"],
+        &["completions"],
+    ] {
+        let mut args = command.to_vec();
+        args.push("--help");
+        let ran = place.run(&args).succeeds();
+        assert!(ran.out.contains("Usage: errand"), "{ran:?}");
+        assert!(ran.out.lines().all(|line| line.chars().count() <= 100), "{ran:?}");
+    }
+}
+
+#[test]
+fn a_wrong_command_line_exits_with_2() {
+    let place = Place::empty();
+    for args in [
+        &["frobnicate"][..],
+        &["jobs"],
+        &["jobs", "list", "--state", "asleep"],
+        &["jobs", "list", "--owner", "alice"],
+        &["jobs", "list", "--limit", "0"],
+        &["jobs", "show", "not-a-uuid"],
+        &["jobs", "cancel"],
+        &["jobs", "release", NOBODY],
+        &["jobs", "release", NOBODY, "--retry", "--failed"],
+        &["enqueue", "X"],
+        &["enqueue", "X", "--user-id", "u", "--org-id", "o"],
+        &["enqueue", "X", "--user-id", "u", "--text", "t", "--args", "{}"],
+        &["enqueue", "X", "--user-id", "u", "--run-at", "soon"],
+        &["enqueue", "X", "--user-id", "u", "--timeout", "10"],
+        &["enqueue", "X", "--user-id", "u", "--effect", "sometimes"],
+        &["enqueue", "X", "--user-id", "u", "--tag", "novalue"],
+        &["pins", "set", "github", "latest"],
+        &["pins", "set", "GitHub", "20251027_00"],
+        &["accounts", "list"],
+        &["audit", "--limit", "0"],
+        &["audit", "--ledger", "sandbox"],
+        &["audit", "--ledger", "ftp://127.0.0.1:1"],
+    ] {
+        let ran = place.run(args).exits(2);
+        assert!(ran.err.contains("error: ") || ran.err.contains("Usage:"), "{ran:?}");
+        assert!(ran.out.is_empty(), "{ran:?}");
+    }
+}
+
+#[test]
+fn all_mistakes_in_the_settings_are_reported_at_once_and_exit_with_3() {
+    let place = Place::empty()
+        .set("DATABASE_URL", "mysql://u:hunter2@h/d")
+        .set("COMPOSIO_API_KEY", "hunter2 hunter2")
+        .set("ERRAND__RELAY__BATCH", "0");
+    place.file("errand.toml", "[worker]\nlease_secs = 16\nheartbeet_secs = 1\n[log]\nlevel = \"inof\"\n");
+    let check = place.run(&["config", "check"]).exits(3);
+    assert_snapshot!(check.err, @r#"
+    error: the configuration has 6 mistakes:
+      - `worker.heartbeet_secs` is not a setting; did you mean `worker.heartbeat_secs`? (errand.toml, line 3)
+      - `log.level` must be a filter such as "info" or "info,errand=debug" (levels: off, error, warn, info, debug, trace) (errand.toml, line 5)
+      - `store.url` must be a URL that starts with postgres: or postgresql: or sqlite:, but has another scheme (environment variable DATABASE_URL)
+      - `composio.api_key` must be text of visible ASCII characters, without blanks (environment variable COMPOSIO_API_KEY)
+      - `relay.batch` must be a whole number from 1 to 10000, but is 0 (environment variable ERRAND__RELAY__BATCH)
+      - `worker.lease_secs` is 16 but must be at least 17 (three times `worker.heartbeat_secs` and 2 more), because otherwise a worker that misses one beat loses its jobs (errand.toml, line 2)
+    "#);
+    assert_eq!(place.run(&["jobs", "list"]).exits(3).err, check.err);
+    assert_eq!(place.run(&["migrate"]).exits(3).err, check.err);
+}
+
+#[test]
+fn a_valid_configuration_is_called_valid() {
+    assert_eq!(Place::empty().run(&["config", "check"]).succeeds().out, "configuration is valid\n");
+}
+
+#[test]
+fn settings_are_shown_with_their_origins_and_without_secrets() {
+    let place = Place::empty()
+        .set("DATABASE_URL", "postgres://errand:hunter2@db:5432/errand?password=hunter2")
+        .set("AMQP_URL", "amqp://errand:hunter2@mq:5672/%2f")
+        .set("COMPOSIO_API_KEY", "hunter2")
+        .set("COMPOSIO_TOOLKIT_VERSION_GITHUB", "20251027_00");
+    place.file("errand.toml", "[queues.mail]\nconcurrency = 3\n");
+    let shown = place.run(&["config", "show", "--origins"]).succeeds().out;
+    let lines: Vec<_> =
+        shown.lines().filter(|line| line.starts_with('[') || !line.ends_with("# default")).collect();
+    assert_snapshot!(lines.join("\n"), @r#"
+    [store]
+    url = "postgres://errand:***@db:5432/errand?password=***"  # environment variable DATABASE_URL
+
+    [amqp]
+    url = "amqp://errand:***@mq:5672/%2f"  # environment variable AMQP_URL
+
+    [queues.bulk]
+
+    [queues.default]
+
+    [queues.mail]
+    concurrency = 3  # errand.toml, line 2
+
+    [worker]
+
+    [relay]
+
+    [rescue]
+
+    [verify]
+
+    [audit]
+
+    [connections]
+
+    [circuit_breaker]
+
+    [retry]
+
+    [composio]
+    api_key = "***"  # environment variable COMPOSIO_API_KEY
+
+    [pins]
+
+    [owners]
+
+    [http]
+
+    [log]
+
+    [runtime]
+
+    # Pins of the environment, which are weaker than [toolkit_versions]:
+    # github = "20251027_00"  # environment variable COMPOSIO_TOOLKIT_VERSION_GITHUB
+    "#);
+    let json = place.run(&["config", "show", "--json", "--origins"]).succeeds().json();
+    assert_eq!(json["queues.mail.concurrency"], json!({"value": 3, "origin": "errand.toml, line 2"}));
+    assert_eq!(place.run(&["config", "show", "--json"]).succeeds().json()["relay.batch"], 500);
+}
+
+#[test]
+fn a_named_file_is_read_instead_and_must_exist() {
+    let place = Place::empty();
+    place.file("errand.toml", "[relay]\nbatch = 7\n");
+    let other = place.file("other.toml", "[relay]\nbatch = 8\n");
+    let batch = |ran: Ran| ran.succeeds().json()["relay.batch"].clone();
+    assert_eq!(batch(place.run(&["config", "show", "--json"])), 7);
+    assert_eq!(batch(place.run(&["--config", &other, "config", "show", "--json"])), 8);
+    assert_eq!(batch(place.run(&["config", "show", "--json", "--config", &other])), 8);
+    place.run(&["--config", "missing.toml", "config", "show"]).fails(3, "named by --config cannot be read");
+    let place = place.set("ERRAND_CONFIG", &other);
+    assert_eq!(batch(place.run(&["config", "show", "--json"])), 8);
+}
+
+#[test]
+fn commands_say_which_setting_they_miss() {
+    let place = Place::empty();
+    place.run(&["jobs", "list"]).fails(3, "set DATABASE_URL");
+    place.run(&["enqueue", "X", "--user-id", "u"]).fails(3, "set DATABASE_URL");
+    place.run(&["tools", "show", "X"]).fails(3, "set COMPOSIO_API_KEY");
+    place.run(&["accounts", "list", "--org-id", "o"]).fails(3, "set COMPOSIO_API_KEY");
+}
+
+#[test]
+fn completions_are_printed_for_every_shell() {
+    for shell in ["bash", "zsh", "fish", "powershell", "elvish"] {
+        let ran = Place::empty().run(&["completions", shell]).succeeds();
+        assert!(ran.out.contains("errand") && ran.out.contains("enqueue-bulk"), "{shell}");
+    }
+}
+
+#[test]
+fn a_reader_that_goes_away_is_no_failure() {
+    for args in [&["config", "show"][..], &["completions", "bash"], &["--help"], &["enqueue", "--help"]] {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let output = Place::empty().command(args).stdout(writer).stderr(Stdio::piped()).output().unwrap();
+        assert_eq!(Ran::of(args, output).succeeds().err, "");
+    }
+}
