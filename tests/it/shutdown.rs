@@ -292,7 +292,8 @@ async fn while_draining_only_calls_that_can_finish_or_be_repeated_are_started() 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_call_that_outlasts_the_budget_is_interrupted_in_time() {
     let harness = Harness::new("hang", "[[fault]]\nkind = \"hang\"\nafter_effect = true\nfirst = 1\n").await;
-    let mut worker = harness.worker(&[("ERRAND__WORKER__DRAIN_SECS", "3")]).await;
+    // A second of these is left to write, which a busy machine needs.
+    let mut worker = harness.worker(&[("ERRAND__WORKER__DRAIN_SECS", "10")]).await;
     let (counts, repeatable) = (id(), id());
     let once_only = read("u-alice").named(&repeatable).with("max_attempts", 1);
     harness.publish(&[send("user-1").named(&counts), once_only]).await;
@@ -300,7 +301,7 @@ async fn a_call_that_outlasts_the_budget_is_interrupted_in_time() {
     let begun = Instant::now();
     assert!(worker.stop().await.success(), "nothing is left: {}", worker.log());
     let took = begun.elapsed();
-    assert!(took > Duration::from_secs(1) && took < Duration::from_secs(3) + MARGIN, "{took:?}");
+    assert!(took > Duration::from_secs(7) && took < Duration::from_secs(10) + MARGIN, "{took:?}");
     assert_eq!(phases(&worker), ["draining", "interrupting", "closing"]);
     let held = harness.show(&counts);
     assert_eq!((&held["state"], &held["held_reason"]), (&json!("held"), &json!("unknown_outcome")));
