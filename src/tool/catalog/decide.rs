@@ -26,7 +26,6 @@ string_enum! {
     }
 }
 
-/// What is known about a tool at a version.
 #[derive(Debug, Clone)]
 pub enum Known {
     Found(Arc<ToolInfo>),
@@ -38,7 +37,6 @@ pub enum Known {
 #[derive(Debug, Clone, Copy)]
 pub struct Ask<'a> {
     pub tool: &'a str,
-    /// The job's own `version`.
     pub version: Option<&'a str>,
     /// Whose pins count.
     pub owner: &'a Owner,
@@ -54,24 +52,18 @@ impl<'a> From<&'a JobSpec> for Ask<'a> {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Resolved {
-    /// From the tool's description.
     pub toolkit: String,
     /// A literal version at which the tool exists.
     pub version: String,
     pub pinned_by: PinnedBy,
-    /// What repeating a call does.
     pub effect: Effect,
-    /// No account is needed.
     pub no_auth: bool,
-    /// The tool is deprecated at this version.
     pub deprecated: bool,
 }
 
-/// Why there is no decision yet, or none at all.
 pub(super) enum Undecided {
     /// This description is needed first.
     Needs(Need),
-    /// The job may not run.
     Refused(ResolveError),
 }
 
@@ -97,7 +89,6 @@ pub(super) struct Decider<'a> {
 }
 
 impl Decider<'_> {
-    /// Makes the decision, or says why not.
     pub(super) fn decide(&self) -> Result<Resolved, Undecided> {
         // The job's own word comes first, and where it is a version, no pin has to be known.
         let asks_latest = match pin::wanted(self.ask.version) {

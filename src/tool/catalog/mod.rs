@@ -25,27 +25,18 @@ use super::{
 mod decide;
 mod error;
 
-/// About how many descriptions are remembered.
 const CAPACITY: usize = 4_096;
 
-/// How long it is remembered that there is no such tool.
-const NEGATIVE_TTL: Duration = Duration::from_secs(10);
-
-/// How long descriptions are remembered.
 #[derive(Debug, Clone, Copy)]
 pub struct CatalogOptions {
-    /// About how many descriptions are remembered.
-    pub capacity: usize,
-    /// How long a description is remembered.
     pub ttl: Duration,
     /// How long it is remembered that there is no such tool.
     pub negative_ttl: Duration,
 }
 
 impl CatalogOptions {
-    /// Descriptions are remembered for `ttl`.
     pub fn new(ttl: Duration) -> Self {
-        Self { capacity: CAPACITY, ttl, negative_ttl: NEGATIVE_TTL }
+        Self { ttl, negative_ttl: Duration::from_secs(10) }
     }
 }
 
@@ -61,9 +52,8 @@ pub struct Catalog {
 type Key = (Arc<str>, Option<Arc<str>>);
 
 impl Catalog {
-    /// Remembers nothing yet.
     pub fn new(api: SharedToolApi, options: CatalogOptions) -> Self {
-        Self { api, options, known: SingleFlightCache::new(options.capacity) }
+        Self { api, options, known: SingleFlightCache::new(CAPACITY) }
     }
 
     /// What is known about a tool without asking the API. Never waits.
@@ -137,7 +127,7 @@ impl Catalog {
     async fn look_up(&self, slug: &str, version: Option<&str>) -> Result<Known, ToolError> {
         let key = key(slug, version);
         let (api, wanted) = (self.api.clone(), key.clone());
-        let CatalogOptions { ttl, negative_ttl, .. } = self.options;
+        let CatalogOptions { ttl, negative_ttl } = self.options;
         let ttl_of = move |known: &Known| match known {
             Known::Found(_) => ttl,
             Known::Missing(_) => negative_ttl,

@@ -77,7 +77,6 @@ impl ToolApi for Panicky {
         Reply::Answered(Answer {
             status: 200,
             retry_after: None,
-            request_id: None,
             deprecated: None,
             body: Body::Result(result),
         })
@@ -97,10 +96,6 @@ impl ToolApi for Panicky {
             no_auth: false,
             deprecated: false,
         })
-    }
-
-    async fn versions(&self, _: &str) -> Result<Vec<String>, ToolError> {
-        Ok(vec![VERSION.into()])
     }
 
     async fn accounts(&self, owner_id: &str, _: Option<&str>) -> Result<Vec<Account>, ToolError> {

@@ -69,10 +69,6 @@ impl ToolApi for Fake {
         unreachable!("no log is read here")
     }
 
-    async fn versions(&self, _: &str) -> Result<Vec<String>, ToolError> {
-        unreachable!("descriptions list the versions")
-    }
-
     async fn accounts(&self, owner_id: &str, toolkit: Option<&str>) -> Result<Vec<Account>, ToolError> {
         self.ask(format!("{owner_id} {}", toolkit.unwrap_or("all"))).await?;
         Ok(self.accounts.lock().unwrap().clone())
@@ -147,7 +143,7 @@ impl Bench {
         let config: VersionMap =
             pinned.map(|version| ("chat".to_owned(), version.to_owned())).into_iter().collect();
         Self {
-            catalog: Catalog::new(api.clone(), CatalogOptions { capacity: 100, ttl, negative_ttl: ttl }),
+            catalog: Catalog::new(api.clone(), CatalogOptions { ttl, negative_ttl: ttl }),
             api,
             pins: PinSources { config: Arc::new(config), ..PinSources::default() },
         }
@@ -314,7 +310,7 @@ fn account(id: &str, owner: Option<&str>, toolkit: &str, status: &str, day: i64)
 
 fn accounts(list: Vec<Account>, ttl: Duration) -> (Arc<Fake>, Accounts) {
     let api = Arc::new(Fake { accounts: Mutex::new(list), ..Fake::default() });
-    let options = AccountOptions { capacity: 100, ttl, negative_ttl: ttl };
+    let options = AccountOptions { ttl, negative_ttl: ttl };
     (api.clone(), Accounts::new(api, options))
 }
 
@@ -335,7 +331,7 @@ async fn the_default_is_the_owners_own_newest_usable_account_whatever_the_api_li
     );
     let owner = user("u");
     assert!(accounts.resolve_cached(&owner, "chat", None).is_none());
-    let all = join_all((0..50).map(|_| accounts.resolve(&owner, "chat", None))).await;
+    let all = join_all((0..50).map(|_| accounts.resolve(&owner, "chat", None, None))).await;
     assert!(all.into_iter().all(|found| found.unwrap() == "ca_new"));
     assert_eq!(api.asked(), ["u chat"]);
     assert_eq!(accounts.resolve_cached(&owner, "chat", None).unwrap().unwrap(), "ca_new");
@@ -344,9 +340,9 @@ async fn the_default_is_the_owners_own_newest_usable_account_whatever_the_api_li
 
     accounts.forget(&owner, "chat");
     api.accounts.lock().unwrap().retain(|account| account.id != "ca_new");
-    assert_eq!(accounts.resolve(&owner, "chat", None).await.unwrap(), "ca_mid");
+    assert_eq!(accounts.resolve(&owner, "chat", None, None).await.unwrap(), "ca_mid");
     // A comma makes the API's filter a list, so an account that does not say whose it is proves nothing.
-    let error = accounts.resolve(&user("u,v"), "chat", None).await.unwrap_err();
+    let error = accounts.resolve(&user("u,v"), "chat", None, None).await.unwrap_err();
     assert!(matches!(error, AccountError::NoneConnected { latest: None, .. }));
 }
 
@@ -355,7 +351,7 @@ async fn without_a_usable_account_the_job_waits_and_says_who_must_connect_what()
     let (_, accounts) = accounts(vec![account("ca_1", Some("u"), "chat", "EXPIRED", 1)], LONG);
     for (owner, kind) in [("user:u", ErrorKind::NeedsReconnection), ("org:o", ErrorKind::NeedsConnection)] {
         let owner: Owner = owner.parse().unwrap();
-        let error = accounts.resolve(&owner, "chat", None).await.unwrap_err();
+        let error = accounts.resolve(&owner, "chat", None, None).await.unwrap_err();
         let NotReady::Stop(Stop::Connect { toolkit, error }) = error.not_ready() else { panic!("{error:?}") };
         assert_eq!(toolkit, "chat");
         assert_eq!(error.kind(), kind);
@@ -379,7 +375,7 @@ async fn a_named_account_must_be_the_owners_own_for_this_toolkit_and_active() {
     );
     let owner = user("u");
     for id in ["ca_own", "ca_silent"] {
-        assert_eq!(accounts.resolve(&owner, "chat", Some(id)).await.unwrap(), id);
+        assert_eq!(accounts.resolve(&owner, "chat", Some(id), None).await.unwrap(), id);
         assert_eq!(accounts.resolve_cached(&owner, "chat", Some(id)).unwrap().unwrap(), id);
     }
     for (id, kind) in [
@@ -388,7 +384,7 @@ async fn a_named_account_must_be_the_owners_own_for_this_toolkit_and_active() {
         ("ca_mail", ErrorKind::InvalidJob),
         ("ca_dead", ErrorKind::NeedsReconnection),
     ] {
-        let error = accounts.resolve(&owner, "chat", Some(id)).await.unwrap_err();
+        let error = accounts.resolve(&owner, "chat", Some(id), None).await.unwrap_err();
         let not_ready = error.not_ready();
         assert_eq!(not_ready.error().kind(), kind, "{id}");
         assert!(!not_ready.error().message().contains("`v`"), "nothing about the other owner");
@@ -397,7 +393,7 @@ async fn a_named_account_must_be_the_owners_own_for_this_toolkit_and_active() {
     api.asked();
     accounts.forget_account("ca_own");
     assert!(accounts.resolve_cached(&owner, "chat", Some("ca_own")).is_none());
-    assert_eq!(accounts.resolve(&owner, "chat", Some("ca_own")).await.unwrap(), "ca_own");
+    assert_eq!(accounts.resolve(&owner, "chat", Some("ca_own"), None).await.unwrap(), "ca_own");
     assert_eq!(api.asked(), ["ca_own"]);
 }
 
@@ -405,14 +401,14 @@ async fn a_named_account_must_be_the_owners_own_for_this_toolkit_and_active() {
 async fn what_was_forgotten_while_it_was_being_asked_is_not_remembered() {
     let (api, accounts) = accounts(vec![account("ca_1", Some("u"), "chat", "ACTIVE", 1)], LONG);
     let owner = user("u");
-    let mut asking = Box::pin(accounts.resolve(&owner, "chat", None));
+    let mut asking = Box::pin(accounts.resolve(&owner, "chat", None, None));
     assert!((&mut asking).now_or_never().is_none());
     accounts.forget(&owner, "chat");
     let found = asking.await;
     assert!(found.is_ok());
     assert!(accounts.resolve_cached(&owner, "chat", None).is_none());
     api.fail(Some(unavailable()));
-    let error = accounts.resolve(&owner, "chat", None).await.unwrap_err();
+    let error = accounts.resolve(&owner, "chat", None, None).await.unwrap_err();
     assert!(matches!(error.not_ready(), NotReady::Wait { .. }));
 }
 
@@ -422,7 +418,7 @@ async fn that_there_is_no_account_counts_only_for_jobs_that_were_claimed_before(
     let owner = user("u");
     let become_status = |status: &str| status.clone_into(&mut api.accounts.lock().unwrap()[0].status);
     for named in [None, Some("ca_1")] {
-        let resolve = |since| accounts.resolve_since(&owner, "chat", named, since);
+        let resolve = |since| accounts.resolve(&owner, "chat", named, Some(since));
         let early = Instant::now();
         resolve(early).await.unwrap_err();
         resolve(early).await.unwrap_err();

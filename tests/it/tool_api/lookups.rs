@@ -30,7 +30,7 @@ async fn a_look_up_is_repeated_twice_when_the_api_fails_and_not_when_it_answers(
 
     for (status, retry_after) in [("429 Slow Down", Some(Duration::from_secs(9)))] {
         let rogue = Rogue::start(vec![Act::Answer(response(status, "retry-after: 9\r\n", "{}"))]).await;
-        match client(&rogue).versions("github").await {
+        match client(&rogue).tool("T", None).await {
             Err(ToolError::Throttled { retry_after: told }) => assert_eq!(told, retry_after),
             other => panic!("{other:?}"),
         }
