@@ -7,10 +7,8 @@ use jiff::Timestamp;
 
 use super::StoreError;
 
-/// The migrations that are applied.
 pub(super) const APPLIED: &str = "select version from _sqlx_migrations where success order by version";
 
-/// Care for the database.
 #[async_trait]
 pub trait Admin: fmt::Debug + Send + Sync {
     /// What kind of database this is, for people: `PostgreSQL` or `SQLite`.
@@ -19,16 +17,13 @@ pub trait Admin: fmt::Debug + Send + Sync {
     /// Applies the migrations that are missing; returns how many. Several processes may call it at once.
     async fn migrate(&self) -> Result<usize, StoreError>;
 
-    /// Compares the schema with this build.
     async fn schema(&self) -> Result<Schema, StoreError>;
 
     /// Answers if the store can be read, with its clock.
     async fn now(&self) -> Result<Timestamp, StoreError>;
 
-    /// The server's version, for people.
     async fn version(&self) -> Result<String, StoreError>;
 
-    /// Ends all connections.
     async fn close(&self);
 }
 

@@ -67,7 +67,6 @@ pub struct AuditLimits {
     pub verified: bool,
 }
 
-/// One page of a scan.
 #[derive(Debug, Clone)]
 pub struct AuditPage<T> {
     pub items: Vec<T>,
@@ -77,7 +76,6 @@ pub struct AuditPage<T> {
     pub last: Option<JobId>,
 }
 
-/// Something that is wrong with a job.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Finding {
     pub kind: FindingKind,
@@ -87,7 +85,6 @@ pub struct Finding {
 }
 
 string_enum! {
-    /// What can be wrong with a job.
     FindingKind {
         /// Running, but its worker is lost or was never known, and nobody has taken it over.
         RunningWithoutWorker = "running_without_worker",
@@ -181,32 +178,33 @@ pub(super) const SUCCEEDED: &str = "with keys as materialized (select id from jo
 impl AuditPage<Finding> {
     /// Reads the rows of [`AUDIT`].
     pub(super) fn findings(rows: &[impl StoreRow]) -> Result<Self, StoreError> {
-        let mut page = Self { items: Vec::new(), seen: 0, last: None };
-        for row in rows {
-            let id = row.read::<Option<Uuid>>("id")?.map(JobId);
-            let Some(kind) = row.parse_if_any("kind")? else {
-                page.seen = row.total("seen")?;
-                page.last = id;
-                continue;
-            };
-            let id = id.ok_or_else(|| StoreError::corrupt("id"))?;
-            page.items.push(Finding { kind, id, queue: row.read("queue")? });
-        }
-        Ok(page)
+        Self::read(rows, |row, id| match (row.parse_if_any("kind")?, id) {
+            (None, _) => Ok(None),
+            (Some(kind), Some(id)) => Ok(Some(Finding { kind, id, queue: row.read("queue")? })),
+            (Some(_), None) => Err(StoreError::corrupt("id")),
+        })
     }
 }
 
 impl AuditPage<JobId> {
     /// Reads the rows of [`SUCCEEDED`].
     pub(super) fn succeeded(rows: &[impl StoreRow]) -> Result<Self, StoreError> {
+        Self::read(rows, |row, id| Ok(if row.read("succeeded")? { id } else { None }))
+    }
+}
+
+impl<T> AuditPage<T> {
+    /// Reads rows of which the one that is no item says how many jobs were looked at, and the last of them.
+    fn read<R: StoreRow>(
+        rows: &[R],
+        item: impl Fn(&R, Option<JobId>) -> Result<Option<T>, StoreError>,
+    ) -> Result<Self, StoreError> {
         let mut page = Self { items: Vec::new(), seen: 0, last: None };
         for row in rows {
             let id = row.read::<Option<Uuid>>("id")?.map(JobId);
-            if row.read("succeeded")? {
-                page.items.extend(id);
-            } else {
-                page.seen = row.total("seen")?;
-                page.last = id;
+            match item(row, id)? {
+                Some(item) => page.items.push(item),
+                None => (page.seen, page.last) = (row.total("seen")?, id),
             }
         }
         Ok(page)

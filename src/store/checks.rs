@@ -13,8 +13,7 @@ use crate::job::{Fence, JobId, LookResult, RequestId};
 #[async_trait]
 pub trait Checks: fmt::Debug + Send + Sync {
     /// Takes up to `limit` jobs about which the log should be asked now, longest due first. Each is
-    /// taken again after `again_after`, unless something was decided until then. Several processes
-    /// may call this at once: a job is given to one of them.
+    /// taken again after `again_after`, unless something was decided until then.
     async fn take_checks(&self, limit: usize, again_after: Duration) -> Result<Vec<Check>, StoreError>;
 
     /// Records that the log did not tell. Changes nothing where the job was released, cancelled or finished
@@ -28,7 +27,6 @@ pub trait Checks: fmt::Debug + Send + Sync {
 
 #[derive(Debug, Clone)]
 pub struct Check {
-    /// The job, which is `held`.
     pub job: JobView,
     /// The claim of the attempt.
     pub fence: Fence,
@@ -50,7 +48,6 @@ pub struct PutOff {
     pub checks: u32,
     /// When the log is asked again; `None` leaves the decision to a person.
     pub again_after: Option<Duration>,
-    /// What the log said.
     pub look: LookResult,
     /// Why it could not be read, if it could not.
     pub detail: Option<String>,

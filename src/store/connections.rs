@@ -16,8 +16,7 @@ pub trait Connections: fmt::Debug + Send + Sync {
     ///
     /// * A connection is awaited from the moment at which the first of its jobs is held, and can be
     ///   taken at once; as soon as no job waits for it any more it is forgotten instead of given out.
-    /// * Each is taken again after `again_after`, unless it was put off until then. Several processes
-    ///   may call this at once: a connection is given to one of them.
+    /// * Each is taken again after `again_after`, unless it was put off until then.
     async fn take_awaited(&self, limit: usize, again_after: Duration) -> Result<Vec<Awaited>, StoreError>;
 
     /// Records that the connection is still missing, or was not found out about: it is asked for again

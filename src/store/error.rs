@@ -6,7 +6,6 @@ use crate::{failure::Failure, string_enum::string_enum};
 pub type StoreError = Failure<StoreErrorKind>;
 
 string_enum! {
-    /// What a caller can do about a store error.
     StoreErrorKind {
         /// The database is away, busy or restarting: wait and repeat the same batch.
         Unavailable = "unavailable",
@@ -17,7 +16,6 @@ string_enum! {
         Schema = "schema",
         /// Wrong address, credentials or permissions: repeating helps only after someone acts.
         Access = "access",
-        /// The database contains what errand never writes.
         Corrupt = "corrupt",
     }
 }

@@ -7,7 +7,6 @@ use async_trait::async_trait;
 use super::StoreError;
 use crate::job::{EnvelopeReason, JobId, JobSpec, State};
 
-/// Insertion of jobs by the door.
 #[async_trait]
 pub trait Jobs: fmt::Debug + Send + Sync {
     /// Inserts jobs that did not come through a queue, as `scheduled` (when `run_at` is in the
@@ -34,7 +33,6 @@ pub enum Inserted {
         /// `scheduled` or `available`.
         state: State,
     },
-    /// It was known already.
     Duplicate {
         /// The job that stands for it; differs from the given ID when the idempotency key matched.
         id: JobId,
@@ -47,11 +45,8 @@ pub enum Inserted {
 /// Why the same name cannot mean this job too. Says nothing about the other job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Conflict {
-    /// The ID belongs to another owner.
     Owner,
-    /// The ID was used with another body.
     Body,
-    /// The owner used this idempotency key with another body.
     Key,
 }
 
@@ -65,7 +60,6 @@ impl Conflict {
         }
     }
 
-    /// One sentence for the app.
     pub fn message(self) -> &'static str {
         match self {
             Self::Owner | Self::Body => {

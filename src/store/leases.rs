@@ -8,7 +8,6 @@ use jiff::Timestamp;
 use super::StoreError;
 use crate::job::{Binding, Budget, Fence, JobId, RequestId, WorkerId};
 
-/// Heartbeats of workers, and the jobs of workers that stopped.
 #[async_trait]
 pub trait Leases: fmt::Debug + Send + Sync {
     /// Says that this worker process lives. The first beat makes it known.
@@ -26,11 +25,9 @@ pub trait Leases: fmt::Debug + Send + Sync {
     async fn forget_workers(&self, after: Duration) -> Result<u64, StoreError>;
 }
 
-/// A running job without a living worker.
 #[derive(Debug, Clone)]
 pub struct LostJob {
     pub id: JobId,
-    /// The claim of the lost worker.
     pub fence: Fence,
     pub attempt: u32,
     /// Attempts charged before that one.

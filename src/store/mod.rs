@@ -16,6 +16,7 @@
 //! * An error of kind `Data` means that nothing of the batch was applied.
 //! * Due times, leases, expiry and ages are judged by the store's clock. Durations come in, never
 //!   instants of the caller's clock.
+//! * What a method takes for somebody to work on is given to one of the processes that ask at the same time.
 //! * Futures may be dropped at any time without harm to the backend's connections.
 
 use std::sync::Arc;
@@ -81,23 +82,4 @@ pub trait Store:
 {
 }
 
-impl<T> Store for T where
-    T: Jobs
-        + Claims
-        + Finishes
-        + Publications
-        + Leases
-        + Checks
-        + Connections
-        + Audit
-        + JobControl
-        + History
-        + History
-        + Pins
-        + Rejections
-        + Admin
-{
-}
-
-/// A store that is shared between long-lived parts.
 pub type SharedStore = Arc<dyn Store>;

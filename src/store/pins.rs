@@ -18,13 +18,11 @@ pub(super) const UNSET: &str = "delete from pins
     where owner_kind = {owner_kind} and owner_id = {owner_id} and toolkit = {toolkit}
     returning version";
 
-/// Toolkit versions that are pinned at run time.
 #[async_trait]
 pub trait Pins: fmt::Debug + Send + Sync {
     /// All pins, global ones first.
     async fn pins(&self) -> Result<Vec<Pin>, StoreError>;
 
-    /// Sets or replaces a pin.
     async fn set_pin(&self, pin: &Pin) -> Result<(), StoreError>;
 
     /// Removes a pin; `false` when there was none.

@@ -7,8 +7,7 @@ use async_trait::async_trait;
 use super::{JobView, StoreError};
 use crate::job::{JobId, JobSpec, State};
 
-/// What the relay reads and writes. Several processes may call these at once: a row is given to
-/// one of them.
+/// What the relay reads and writes.
 #[async_trait]
 pub trait Publications: fmt::Debug + Send + Sync {
     /// Takes up to `limit` jobs that are due: `scheduled` and `retryable` ones whose time has come,
@@ -31,7 +30,6 @@ pub trait Publications: fmt::Debug + Send + Sync {
     /// after `again_after` unless [`Self::replied`] says that it is done.
     async fn take_replies(&self, limit: usize, again_after: Duration) -> Result<Vec<Reply>, StoreError>;
 
-    /// These replies are published.
     async fn replied(&self, ids: &[JobId]) -> Result<(), StoreError>;
 }
 

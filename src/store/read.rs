@@ -4,16 +4,19 @@ use std::{str::FromStr, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use serde_json::value::RawValue;
-use sqlx::{Row as _, postgres::PgRow, sqlite::SqliteRow};
-use uuid::Uuid;
+use sqlx::{Decode, Postgres, Row as _, Sqlite, Type, postgres::PgRow, sqlite::SqliteRow};
 
 use super::{StoreError, convert::to_duration};
 use crate::job::{Digest, Owner, OwnerKind};
 
-/// A row, whichever database it comes from.
 pub(super) trait StoreRow {
-    /// A value as it is kept.
     fn read<T: Readable>(&self, column: &str) -> Result<T, StoreError>;
+
+    fn time_if_any(&self, column: &str) -> Result<Option<Timestamp>, StoreError>;
+
+    fn time(&self, column: &str) -> Result<Timestamp, StoreError> {
+        self.time_if_any(column)?.ok_or_else(|| StoreError::corrupt(column))
+    }
 
     /// A word of a closed choice, or a name with rules.
     fn parse<T: FromStr>(&self, column: &str) -> Result<T, StoreError> {
@@ -25,9 +28,14 @@ pub(super) trait StoreRow {
         text.map(|text| text.parse().map_err(|_| StoreError::corrupt(column))).transpose()
     }
 
-    /// A count, which databases keep signed.
+    /// A number that databases keep signed.
+    fn unsigned_if_any<T: TryFrom<i32>>(&self, column: &str) -> Result<Option<T>, StoreError> {
+        let number: Option<i32> = self.read(column)?;
+        number.map(T::try_from).transpose().map_err(|_| StoreError::corrupt(column))
+    }
+
     fn count(&self, column: &str) -> Result<u32, StoreError> {
-        u32::try_from(self.read::<i32>(column)?).map_err(|_| StoreError::corrupt(column))
+        self.unsigned_if_any(column)?.ok_or_else(|| StoreError::corrupt(column))
     }
 
     /// A count of rows, or a size.
@@ -40,7 +48,6 @@ pub(super) trait StoreRow {
         self.read(column).map(to_duration)
     }
 
-    /// A duration of the envelope.
     fn millis(&self, column: &str) -> Result<Option<Duration>, StoreError> {
         let millis: Option<i64> = self.read(column)?;
         let millis = millis.map(u64::try_from).transpose().map_err(|_| StoreError::corrupt(column))?;
@@ -66,56 +73,33 @@ pub(super) trait StoreRow {
 
 impl StoreRow for PgRow {
     fn read<T: Readable>(&self, column: &str) -> Result<T, StoreError> {
-        T::from_postgres(self, column)
+        Ok(self.try_get(column)?)
+    }
+
+    fn time_if_any(&self, column: &str) -> Result<Option<Timestamp>, StoreError> {
+        let time: Option<jiff_sqlx::Timestamp> = self.try_get(column)?;
+        Ok(time.map(jiff_sqlx::Timestamp::to_jiff))
     }
 }
 
 impl StoreRow for SqliteRow {
     fn read<T: Readable>(&self, column: &str) -> Result<T, StoreError> {
-        T::from_sqlite(self, column)
-    }
-}
-
-/// A value that both databases keep.
-pub(super) trait Readable: Sized {
-    fn from_postgres(row: &PgRow, column: &str) -> Result<Self, StoreError>;
-    fn from_sqlite(row: &SqliteRow, column: &str) -> Result<Self, StoreError>;
-}
-
-macro_rules! readable {
-    ($($type:ty),*) => {
-        $(impl Readable for $type {
-            fn from_postgres(row: &PgRow, column: &str) -> Result<Self, StoreError> {
-                Ok(row.try_get(column)?)
-            }
-
-            fn from_sqlite(row: &SqliteRow, column: &str) -> Result<Self, StoreError> {
-                Ok(row.try_get(column)?)
-            }
-        })*
-    };
-}
-
-readable!(Uuid, Option<Uuid>, Vec<u8>, String, Option<String>, i16, i32, Option<i32>, i64, Option<i64>, bool);
-
-impl Readable for Option<Timestamp> {
-    fn from_postgres(row: &PgRow, column: &str) -> Result<Self, StoreError> {
-        let time: Option<jiff_sqlx::Timestamp> = row.try_get(column)?;
-        Ok(time.map(jiff_sqlx::Timestamp::to_jiff))
+        Ok(self.try_get(column)?)
     }
 
-    fn from_sqlite(row: &SqliteRow, column: &str) -> Result<Self, StoreError> {
-        let micros: Option<i64> = row.try_get(column)?;
+    fn time_if_any(&self, column: &str) -> Result<Option<Timestamp>, StoreError> {
+        let micros: Option<i64> = self.try_get(column)?;
         micros.map(Timestamp::from_microsecond).transpose().map_err(|_| StoreError::corrupt(column))
     }
 }
 
-impl Readable for Timestamp {
-    fn from_postgres(row: &PgRow, column: &str) -> Result<Self, StoreError> {
-        Option::from_postgres(row, column)?.ok_or_else(|| StoreError::corrupt(column))
-    }
+/// A value that both databases keep alike; they do not keep times so.
+pub(super) trait Readable:
+    for<'r> Decode<'r, Postgres> + Type<Postgres> + for<'r> Decode<'r, Sqlite> + Type<Sqlite>
+{
+}
 
-    fn from_sqlite(row: &SqliteRow, column: &str) -> Result<Self, StoreError> {
-        Option::from_sqlite(row, column)?.ok_or_else(|| StoreError::corrupt(column))
-    }
+impl<T> Readable for T where
+    T: for<'r> Decode<'r, Postgres> + Type<Postgres> + for<'r> Decode<'r, Sqlite> + Type<Sqlite>
+{
 }

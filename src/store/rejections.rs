@@ -9,7 +9,6 @@ use uuid::Uuid;
 use super::StoreError;
 use crate::job::{EnvelopeReason, QueueName};
 
-/// Messages that are not jobs, kept whole.
 #[async_trait]
 pub trait Rejections: fmt::Debug + Send + Sync {
     /// Keeps messages. The same message again (same ID) only counts as seen once more, and is listed
@@ -19,24 +18,20 @@ pub trait Rejections: fmt::Debug + Send + Sync {
     /// The newest rejected messages that were not requeued, without bodies.
     async fn rejected(&self, limit: usize) -> Result<Vec<RejectedView>, StoreError>;
 
-    /// One rejected message with its body.
     async fn rejected_message(&self, id: Uuid) -> Result<Option<RejectedView>, StoreError>;
 
     /// Marks a message as requeued, so that it is no longer listed.
     async fn mark_requeued(&self, id: Uuid) -> Result<bool, StoreError>;
 }
 
-/// A message that is not a job.
 #[derive(Debug, Clone)]
 pub struct Rejected {
     /// Derived from queue, properties and body, so that a redelivery is the same row.
     pub id: Uuid,
-    /// The lane it came through.
     pub queue: QueueName,
     pub reason: EnvelopeReason,
     /// One sentence that says what to change.
     pub message: String,
-    /// The message, byte for byte.
     pub body: Vec<u8>,
     /// Its transport properties, as JSON.
     pub properties: String,
@@ -51,11 +46,6 @@ impl Rejected {
     pub fn into_plain(self) -> Self {
         Self { message: Self::UNTOLD.to_owned(), properties: "{}".to_owned(), ..self }
     }
-
-    /// Whether nothing is left that a database could refuse.
-    pub fn is_plain(&self) -> bool {
-        self.message == Self::UNTOLD && self.properties == "{}"
-    }
 }
 
 /// A rejected message as people read it.
@@ -63,11 +53,9 @@ impl Rejected {
 pub struct RejectedView {
     /// What was kept; the body is empty in lists.
     pub message: Rejected,
-    /// The size of the body in bytes.
     pub size: u64,
     /// How often it was delivered.
     pub seen: u32,
-    /// When it was first seen.
     pub received_at: Timestamp,
     pub requeued_at: Option<Timestamp>,
 }

@@ -25,14 +25,14 @@ pub(super) fn job(row: &impl StoreRow) -> Result<JobView, StoreError> {
         state: row.parse("state")?,
         held_reason: row.parse_if_any("held_reason")?,
         binding: binding(row)?,
-        created_at: row.read("created_at")?,
-        due_at: row.read("due_at")?,
-        check_at: row.read("check_at")?,
-        unknown_since: row.read("unknown_since")?,
+        created_at: row.time("created_at")?,
+        due_at: row.time_if_any("due_at")?,
+        check_at: row.time_if_any("check_at")?,
+        unknown_since: row.time_if_any("unknown_since")?,
         checks: row.count("checks")?,
         request_id: row.read::<Option<_>>("request_id")?.map(RequestId),
-        started_at: row.read("started_at")?,
-        finished_at: row.read("finished_at")?,
+        started_at: row.time_if_any("started_at")?,
+        finished_at: row.time_if_any("finished_at")?,
         result: row.json("result")?,
         error: error(row)?,
         log_id: row.read("log_id")?,
@@ -42,7 +42,6 @@ pub(super) fn job(row: &impl StoreRow) -> Result<JobView, StoreError> {
     })
 }
 
-/// What was decided once, if it was.
 pub(super) fn binding(row: &impl StoreRow) -> Result<Option<Binding>, StoreError> {
     let (toolkit, version): (Option<String>, Option<String>) =
         (row.read("toolkit")?, row.read("toolkit_version")?);
@@ -61,26 +60,20 @@ fn error(row: &impl StoreRow) -> Result<Option<JobError>, StoreError> {
     Ok(Some(JobError::new(kind, message).with_code(row.read("error_code")?, row.read("error_slug")?)))
 }
 
-/// An attempt as people read it.
 pub(super) fn attempt(row: &impl StoreRow) -> Result<AttemptView, StoreError> {
-    let http_status: Option<i32> = row.read("http_status")?;
     Ok(AttemptView {
         number: row.count("number")?,
         request_id: RequestId(row.read("request_id")?),
         outcome: row.parse_if_any("outcome")?,
-        http_status: http_status
-            .map(u16::try_from)
-            .transpose()
-            .map_err(|_| StoreError::corrupt("http_status"))?,
+        http_status: row.unsigned_if_any("http_status")?,
         log_id: row.read("log_id")?,
         version: row.read("version")?,
         error: error(row)?,
-        started_at: row.read("started_at")?,
-        finished_at: row.read("finished_at")?,
+        started_at: row.time("started_at")?,
+        finished_at: row.time_if_any("finished_at")?,
     })
 }
 
-/// The record of an attempt that a finish meets.
 pub(super) fn recorded(row: &impl StoreRow) -> Result<RecordedAttempt, StoreError> {
     Ok(RecordedAttempt {
         request_id: RequestId(row.read("request_id")?),
@@ -92,7 +85,6 @@ pub(super) fn recorded(row: &impl StoreRow) -> Result<RecordedAttempt, StoreErro
     })
 }
 
-/// A known job that stands in the way.
 pub(super) fn found(row: &impl StoreRow, by_key: bool) -> Result<FoundJob, StoreError> {
     Ok(FoundJob {
         by_key,
@@ -108,19 +100,17 @@ pub(super) fn found(row: &impl StoreRow, by_key: bool) -> Result<FoundJob, Store
     })
 }
 
-/// What the holder of a claim knows.
 pub(super) fn receipt(row: &impl StoreRow) -> Result<ClaimReceipt, StoreError> {
     Ok(ClaimReceipt {
         fence: Fence(row.read("fence")?),
         attempt: row.count("attempt")?,
         spent: row.count("spent")?,
         binding: binding(row)?,
-        created_at: row.read("created_at")?,
+        created_at: row.time("created_at")?,
         age: row.span("age")?,
     })
 }
 
-/// A job of a lost worker.
 pub(super) fn lost(row: &impl StoreRow) -> Result<LostJob, StoreError> {
     let ClaimReceipt { fence, attempt, spent, binding, age, .. } = receipt(row)?;
     Ok(LostJob {
@@ -129,14 +119,13 @@ pub(super) fn lost(row: &impl StoreRow) -> Result<LostJob, StoreError> {
         attempt,
         spent,
         request_id: RequestId(row.read("request_id")?),
-        started_at: row.read("started_at")?,
+        started_at: row.time("started_at")?,
         binding,
         budget: budget_of(row)?,
         age,
     })
 }
 
-/// A job about which the log should be asked.
 pub(super) fn check(row: &impl StoreRow) -> Result<Check, StoreError> {
     Ok(Check {
         job: job(row)?,
@@ -148,7 +137,6 @@ pub(super) fn check(row: &impl StoreRow) -> Result<Check, StoreError> {
     })
 }
 
-/// An entry of a job's history.
 pub(super) fn entry(row: &impl StoreRow) -> Result<HistoryEntry, StoreError> {
     let fact = match row.parse("kind")? {
         HistoryKind::Unknown => HistoryFact::Unknown,
@@ -162,12 +150,10 @@ pub(super) fn entry(row: &impl StoreRow) -> Result<HistoryEntry, StoreError> {
         HistoryKind::Retried => HistoryFact::Retried,
         HistoryKind::AccountForgotten => HistoryFact::AccountForgotten { account: row.read("detail")? },
     };
-    let attempt: Option<i32> = row.read("attempt")?;
-    let attempt = attempt.map(u32::try_from).transpose().map_err(|_| StoreError::corrupt("attempt"))?;
-    Ok(HistoryEntry { at: row.read("at")?, by: row.read("by")?, attempt, fact })
+    let attempt = row.unsigned_if_any("attempt")?;
+    Ok(HistoryEntry { at: row.time("at")?, by: row.read("by")?, attempt, fact })
 }
 
-/// A connection that held jobs wait for.
 pub(super) fn awaited(row: &impl StoreRow) -> Result<Awaited, StoreError> {
     let account: String = row.read("account")?;
     Ok(Awaited {
@@ -181,13 +167,11 @@ pub(super) fn awaited(row: &impl StoreRow) -> Result<Awaited, StoreError> {
     })
 }
 
-/// A pin.
 pub(super) fn pin(row: &impl StoreRow) -> Result<Pin, StoreError> {
     let owner = if row.read::<String>("owner_kind")? == GLOBAL { None } else { Some(row.owner()?) };
     Ok(Pin { owner, toolkit: row.read("toolkit")?, version: row.read("version")? })
 }
 
-/// A rejected message.
 pub(super) fn rejected(row: &impl StoreRow) -> Result<RejectedView, StoreError> {
     Ok(RejectedView {
         message: Rejected {
@@ -200,7 +184,7 @@ pub(super) fn rejected(row: &impl StoreRow) -> Result<RejectedView, StoreError> 
         },
         size: row.total("size")?,
         seen: row.count("seen")?,
-        received_at: row.read("received_at")?,
-        requeued_at: row.read("requeued_at")?,
+        received_at: row.time("received_at")?,
+        requeued_at: row.time_if_any("requeued_at")?,
     })
 }

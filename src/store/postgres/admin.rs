@@ -59,7 +59,7 @@ impl Admin for PostgresStore {
 
     async fn now(&self) -> Result<Timestamp, StoreError> {
         let now = self.other.fetch_first(sql::now()).await?;
-        now.ok_or_else(|| StoreError::corrupt("now"))?.read("now")
+        now.ok_or_else(|| StoreError::corrupt("now"))?.time("now")
     }
 
     async fn version(&self) -> Result<String, StoreError> {

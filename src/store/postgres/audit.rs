@@ -13,7 +13,7 @@ use crate::{
         Audit, AuditLimits, AuditPage, Finding, StoreError,
         audit::{AUDIT, SUCCEEDED},
         columns::Limits,
-        convert::{micros, to_limit},
+        convert::{micros, to_limit, uuids},
         read::StoreRow as _,
         sql::{Bound, One, statements},
     },
@@ -80,8 +80,4 @@ impl PostgresStore {
     async fn repaired(&self, repair: Bound<Postgres>) -> Result<Vec<JobId>, StoreError> {
         self.other.fetch(repair).await?.iter().map(|row| Ok(JobId(row.read("id")?))).collect()
     }
-}
-
-fn uuids(ids: &[JobId]) -> Vec<Uuid> {
-    ids.iter().map(|id| id.0).collect()
 }

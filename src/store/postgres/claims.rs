@@ -1,12 +1,9 @@
 //! Claims: how a delivery becomes a running job.
 
-use std::{
-    collections::{HashMap, HashSet},
-    time::Duration,
-};
+use std::collections::{HashMap, HashSet};
 
 use async_trait::async_trait;
-use sqlx::postgres::PgRow;
+use sqlx::{Postgres, postgres::PgRow};
 use uuid::Uuid;
 
 use super::{
@@ -14,7 +11,7 @@ use super::{
     batch::{MAX_ROUNDS, jobs_kept_changing, take_complete, unanswered},
 };
 use crate::{
-    job::{Fence, State, WorkerId},
+    job::{State, WorkerId},
     store::{
         Bind, Claim, ClaimReceipt, Claimed, Claims, StoreError,
         columns::{Decision, Identity, Spec, Start},
@@ -169,21 +166,10 @@ impl PostgresStore {
         let claims: Vec<&Claim> = places.iter().map(|place| &batch[*place]).collect();
         let specs: Vec<_> = claims.iter().map(|claim| &*claim.spec).collect();
         let query = sql::claim_new(Rows(&specs), Rows(&claims), worker.0, EXPIRED_MESSAGE);
-        for (place, row) in self.claimed(query, batch, places).await? {
-            answers[place] = Some(match row.parse("state")? {
-                State::Running => Claimed::Running(ClaimReceipt {
-                    fence: Fence(1),
-                    attempt: 1,
-                    spent: 0,
-                    binding: batch[place].binding.clone(),
-                    created_at: row.read("created_at")?,
-                    age: Duration::ZERO,
-                }),
-                State::Scheduled => Claimed::Scheduled,
-                state => Claimed::Ended { state, kind: row.parse("error_kind")? },
-            });
-        }
-        Ok(())
+        let receipt = |row: &PgRow, claim: &Claim| {
+            Ok(ClaimReceipt::first(claim.binding.clone(), row.time("created_at")?))
+        };
+        self.claimed(query, batch, places, answers, receipt).await
     }
 
     /// Takes known jobs that are `available`.
@@ -199,23 +185,19 @@ impl PostgresStore {
         }
         let claims: Vec<&Claim> = places.iter().map(|place| &batch[*place]).collect();
         let query = sql::claim_known(Rows(&claims), Rows(&claims), worker.0, EXPIRED_MESSAGE);
-        for (place, row) in self.claimed(query, batch, places).await? {
-            answers[place] = Some(match row.parse("state")? {
-                State::Running => Claimed::Running(rows::receipt(&row)?),
-                state => Claimed::Ended { state, kind: row.parse("error_kind")? },
-            });
-        }
-        Ok(())
+        self.claimed(query, batch, places, answers, |row, _| rows::receipt(row)).await
     }
 
-    /// Executes the claims of these places, and notes which of them wait for a connection. Returns the rows of
-    /// the jobs that were claimed, with their places.
+    /// Executes the claims of these places, notes which of them wait for a connection, and answers those whose jobs
+    /// were claimed.
     async fn claimed(
         &self,
-        query: Bound<sqlx::Postgres>,
+        query: Bound<Postgres>,
         batch: &[Claim],
         places: &[usize],
-    ) -> Result<Vec<(usize, PgRow)>, StoreError> {
+        answers: &mut [Option<Claimed>],
+        receipt: impl Fn(&PgRow, &Claim) -> Result<ClaimReceipt, StoreError>,
+    ) -> Result<(), StoreError> {
         let waits = |claim: &Claim| claim.stop.as_ref().is_some_and(|stop| stop.waits_for().is_some());
         let waiting = places.iter().map(|place| &batch[*place]).filter(|claim| waits(claim));
         let waiting = waiting.map(|claim| claim.spec.id.0).collect();
@@ -224,12 +206,14 @@ impl PostgresStore {
         let rows = self.fetch_and_note(query, waiting, notes).await?;
         let places: HashMap<Uuid, usize> =
             places.iter().map(|place| (batch[*place].spec.id.0, *place)).collect();
-        let mut claimed = Vec::with_capacity(rows.len());
-        for row in rows {
-            if let Some(place) = places.get(&row.read("id")?) {
-                claimed.push((*place, row));
-            }
+        for row in &rows {
+            let Some(place) = places.get(&row.read("id")?) else { continue };
+            answers[*place] = Some(match row.parse("state")? {
+                State::Running => Claimed::Running(receipt(row, &batch[*place])?),
+                State::Scheduled => Claimed::Scheduled,
+                state => Claimed::Ended { state, kind: row.parse("error_kind")? },
+            });
         }
-        Ok(claimed)
+        Ok(())
     }
 }

@@ -81,8 +81,7 @@ impl Connections for PostgresStore {
         keep_doubt: bool,
     ) -> Result<(), StoreError> {
         let query = sql::put_off(awaited.id, awaited.parked, micros(again_after), keep_doubt);
-        self.other.fetch(query).await?;
-        Ok(())
+        self.other.fetch(query).await.map(drop)
     }
 
     async fn release_awaited(&self, awaited: &Awaited, limit: usize) -> Result<u64, StoreError> {

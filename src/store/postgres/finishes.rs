@@ -122,7 +122,6 @@ impl Finishes for PostgresStore {
 }
 
 impl PostgresStore {
-    /// Finishes whose jobs are not running under their fence, in one transaction.
     async fn finish_leftovers(&self, finishes: Vec<Finish>) -> Result<Vec<Finished>, StoreError> {
         let work = self.hot.transaction(move |db| {
             Box::pin(async move {

@@ -12,7 +12,7 @@ use crate::{
     store::{
         AttemptView, Census, Decided, HeldFilter, JobControl, JobFilter, JobView, StoreError, StoreErrorKind,
         columns::{Error, Held},
-        convert::{micros, owner_columns, to_duration, to_limit},
+        convert::{micros, to_limit},
         history::refuse_decider,
         job_control::ATTEMPTS,
         read::StoreRow as _,
@@ -121,8 +121,9 @@ impl JobControl for PostgresStore {
         let (state, tool, limit) =
             (filter.state.map(State::as_str), filter.tool.as_deref(), to_limit(filter.limit));
         let mut found = Vec::new();
-        if let (Some(kind), Some(id)) = owner_columns(filter.owner.as_ref()) {
-            found = self.other.fetch(sql::jobs_of_owner(state, tool, limit, kind, id)).await?;
+        if let Some(owner) = &filter.owner {
+            let query = sql::jobs_of_owner(state, tool, limit, owner.kind().as_str(), owner.id());
+            found = self.other.fetch(query).await?;
         } else {
             for window in WINDOWS {
                 found = self.other.fetch(sql::jobs(state, tool, limit, micros(window))).await?;
@@ -153,8 +154,7 @@ impl JobControl for PostgresStore {
     }
 
     async fn count_held(&self, filter: &HeldFilter) -> Result<u64, StoreError> {
-        let count = self.other.fetch_first(sql::count_held(One(filter))).await?;
-        count.map_or(Ok(0), |row| row.total("jobs"))
+        self.other.fetch_total(sql::count_held(One(filter)), "jobs").await
     }
 
     async fn release_held(
@@ -177,18 +177,9 @@ impl JobControl for PostgresStore {
     }
 
     async fn census(&self) -> Result<Census, StoreError> {
-        let mut census = Census::default();
-        for row in self.other.fetch(sql::census_waiting()).await? {
-            let oldest: Option<i64> = row.read("oldest")?;
-            census.add(row.parse("queue")?, row.parse("state")?, row.total("jobs")?, oldest.map(to_duration));
-        }
-        for row in self.other.fetch(sql::census_running()).await? {
-            census.add(row.parse("queue")?, State::Running, row.total("jobs")?, None);
-        }
-        for row in self.other.fetch(sql::census_held()).await? {
-            census.add_held(row.parse("queue")?, row.parse("held_reason")?, row.total("jobs")?);
-        }
-        Ok(census)
+        let waiting = self.other.fetch(sql::census_waiting()).await?;
+        let running = self.other.fetch(sql::census_running()).await?;
+        Census::of(&waiting, &running, &self.other.fetch(sql::census_held()).await?)
     }
 }
 

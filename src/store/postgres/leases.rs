@@ -11,7 +11,6 @@ use crate::{
     store::{
         Leases, LostJob, StoreError,
         convert::{micros, to_limit},
-        read::StoreRow as _,
         rows,
         sql::statements,
     },
@@ -49,13 +48,11 @@ statements! { Postgres:
 impl Leases for PostgresStore {
     /// On the hot pool, because a report that takes all other connections must not cost the lease.
     async fn beat(&self, worker: WorkerId, name: &str) -> Result<(), StoreError> {
-        self.hot.fetch(sql::beat(worker.0, name)).await?;
-        Ok(())
+        self.hot.fetch(sql::beat(worker.0, name)).await.map(drop)
     }
 
     async fn retire(&self, worker: WorkerId) -> Result<(), StoreError> {
-        self.hot.fetch(sql::retire(worker.0)).await?;
-        Ok(())
+        self.hot.fetch(sql::retire(worker.0)).await.map(drop)
     }
 
     async fn lost_jobs(&self, lease: Duration, limit: usize) -> Result<Vec<LostJob>, StoreError> {
@@ -64,7 +61,6 @@ impl Leases for PostgresStore {
     }
 
     async fn forget_workers(&self, after: Duration) -> Result<u64, StoreError> {
-        let count = self.other.fetch_first(sql::forget(micros(after))).await?;
-        count.map_or(Ok(0), |row| row.total("workers"))
+        self.other.fetch_total(sql::forget(micros(after)), "workers").await
     }
 }

@@ -17,7 +17,7 @@ use sqlx::{
 };
 
 use self::pool::Pool;
-use super::{Statement, StoreError, StoreErrorKind};
+use super::{Statement, Store, StoreError, StoreErrorKind, sql::all_statements};
 
 mod admin;
 mod audit;
@@ -39,7 +39,6 @@ mod rejections;
 /// After this the server ends a session that stopped in the middle of a transaction.
 const IDLE_IN_TRANSACTION: Duration = Duration::from_secs(10);
 
-/// Where the database is, and how much of it to use.
 #[derive(Debug, Clone)]
 pub struct PostgresOptions {
     /// `postgres://user:password@host:port/database?...`
@@ -54,7 +53,6 @@ pub struct PostgresOptions {
     pub statement_timeout: Duration,
 }
 
-/// The store in PostgreSQL.
 #[derive(Clone)]
 pub struct PostgresStore {
     hot: Pool,
@@ -98,26 +96,26 @@ impl PostgresStore {
         Ok(Self { hot, other, patient })
     }
 
-    /// Every statement of this store.
     pub fn statements() -> impl Iterator<Item = &'static Statement> {
-        let files = [
-            admin::sql::ALL,
-            audit::sql::ALL,
-            checks::sql::ALL,
-            claims::sql::ALL,
-            connections::sql::ALL,
-            finishes::sql::ALL,
-            history::sql::ALL,
-            job_control::sql::ALL,
-            jobs::sql::ALL,
-            leases::sql::ALL,
-            pins::sql::ALL,
-            publications::sql::ALL,
-            rejections::sql::ALL,
-        ];
-        files.into_iter().flatten().map(|statement| &***statement)
+        all_statements!(
+            admin,
+            audit,
+            checks,
+            claims,
+            connections,
+            finishes,
+            history,
+            job_control,
+            jobs,
+            leases,
+            pins,
+            publications,
+            rejections
+        )
     }
 }
+
+impl Store for PostgresStore {}
 
 impl fmt::Debug for PostgresStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -156,7 +154,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_condition_of_the_server_is_never_taken_for_a_fault_of_the_data() {
+    fn what_repeating_cannot_help_is_told_from_conditions_of_the_server() {
         for (code, condition) in [
             ("08006", "the connection broke"),
             ("25006", "read-only, as after a failover"),
@@ -179,10 +177,6 @@ mod tests {
         ] {
             assert_eq!(kind_of_code(code), StoreErrorKind::Unavailable, "{code}: {condition}");
         }
-    }
-
-    #[test]
-    fn what_repeating_cannot_help_is_told_apart() {
         for (code, kind) in [
             ("22P05", StoreErrorKind::Data),
             ("22021", StoreErrorKind::Data),

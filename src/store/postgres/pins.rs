@@ -28,8 +28,7 @@ impl Pins for PostgresStore {
 
     async fn set_pin(&self, pin: &Pin) -> Result<(), StoreError> {
         let (owner_kind, owner_id) = pin_owner(pin.owner.as_ref());
-        self.other.fetch(sql::set(owner_kind, owner_id, &pin.toolkit, &pin.version)).await?;
-        Ok(())
+        self.other.fetch(sql::set(owner_kind, owner_id, &pin.toolkit, &pin.version)).await.map(drop)
     }
 
     async fn unset_pin(&self, owner: Option<&Owner>, toolkit: &str) -> Result<bool, StoreError> {

@@ -14,7 +14,7 @@ use sqlx::{
 use tokio::time::{error::Elapsed, timeout};
 
 use crate::{
-    store::{StoreError, StoreErrorKind, detached::detached, sql::Bound},
+    store::{StoreError, StoreErrorKind, detached::detached, read::StoreRow as _, sql::Bound},
     sync::lock,
 };
 
@@ -76,7 +76,6 @@ impl Pool {
         Self { pool, condemned, answer_timeout: statement_timeout + ANSWER_GRACE }
     }
 
-    /// How many connections are open.
     pub(super) fn size(&self) -> u32 {
         self.pool.size()
     }
@@ -99,9 +98,13 @@ impl Pool {
         .await
     }
 
-    /// The first row of the answer to one statement.
     pub(super) async fn fetch_first(&self, query: Bound<Postgres>) -> Result<Option<PgRow>, StoreError> {
         Ok(self.fetch(query).await?.into_iter().next())
+    }
+
+    /// The count in this column of the answer to one statement.
+    pub(super) async fn fetch_total(&self, query: Bound<Postgres>, column: &str) -> Result<u64, StoreError> {
+        self.fetch_first(query).await?.map_or(Ok(0), |row| row.total(column))
     }
 
     /// Does work of several statements in one transaction, in a task of its own.

@@ -11,7 +11,7 @@ use crate::{
     store::{
         Due, MAX_UNCLAIMED_WAIT, Publications, Reply, StoreError,
         columns::spec_of,
-        convert::{micros, to_duration, to_limit},
+        convert::{micros, to_duration, to_limit, uuids},
         read::StoreRow as _,
         rows,
         sql::statements,
@@ -72,14 +72,11 @@ impl Publications for PostgresStore {
     }
 
     async fn defer(&self, ids: &[JobId], after: Duration) -> Result<(), StoreError> {
-        let ids: Vec<Uuid> = ids.iter().map(|id| id.0).collect();
-        self.other.fetch(sql::defer(ids, micros(after))).await?;
-        Ok(())
+        self.other.fetch(sql::defer(uuids(ids), micros(after))).await.map(drop)
     }
 
     async fn republish_all(&self) -> Result<u64, StoreError> {
-        let count = self.other.fetch_first(sql::republish_all()).await?;
-        count.map_or(Ok(0), |row| row.total("jobs"))
+        self.other.fetch_total(sql::republish_all(), "jobs").await
     }
 
     async fn next_due_in(&self) -> Result<Option<Duration>, StoreError> {
@@ -95,8 +92,6 @@ impl Publications for PostgresStore {
     }
 
     async fn replied(&self, ids: &[JobId]) -> Result<(), StoreError> {
-        let ids: Vec<Uuid> = ids.iter().map(|id| id.0).collect();
-        self.other.fetch(sql::replied(ids)).await?;
-        Ok(())
+        self.other.fetch(sql::replied(uuids(ids))).await.map(drop)
     }
 }

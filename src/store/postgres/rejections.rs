@@ -41,8 +41,7 @@ impl Rejections for PostgresStore {
             counted.entry(rejected.id).or_insert((rejected, 0)).1 += 1;
         }
         let counted: Vec<(&Rejected, i32)> = counted.into_values().collect();
-        self.hot.fetch(sql::reject(Rows(&counted))).await?;
-        Ok(())
+        self.hot.fetch(sql::reject(Rows(&counted))).await.map(drop)
     }
 
     async fn rejected(&self, limit: usize) -> Result<Vec<RejectedView>, StoreError> {

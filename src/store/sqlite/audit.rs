@@ -46,18 +46,8 @@ impl Audit for SqliteStore {
     }
 
     async fn make_due(&self, ids: &[JobId]) -> Result<Vec<JobId>, StoreError> {
-        let ids = ids.to_vec();
-        self.write(move |db, now| {
-            Box::pin(async move {
-                let mut due = Vec::new();
-                for id in ids {
-                    let done = sql::make_due(id.0, now).execute(&mut *db).await?;
-                    due.extend((done.rows_affected() > 0).then_some(id));
-                }
-                Ok(due)
-            })
-        })
-        .await
+        let changed = self.write_each(ids.to_vec(), |id, now| sql::make_due(id.0, now)).await?;
+        Ok(ids.iter().zip(changed).filter_map(|(id, changed)| changed.then_some(*id)).collect())
     }
 
     async fn eldest_worker(&self, lease: Duration) -> Result<Option<WorkerId>, StoreError> {

@@ -1,6 +1,6 @@
 //! Claims: how a delivery becomes a running job.
 
-use std::{borrow::Cow, collections::HashSet, time::Duration};
+use std::{borrow::Cow, collections::HashSet};
 
 use async_trait::async_trait;
 use jiff::Timestamp;
@@ -14,7 +14,7 @@ use super::{
     jobs::{find, find_by_id},
 };
 use crate::{
-    job::{ErrorKind, Fence, JobError, State, Stop, WorkerId},
+    job::{ErrorKind, JobError, State, Stop, WorkerId},
     store::{
         Bind, Claim, ClaimReceipt, Claimed, Claims, StoreError,
         columns::{Decision, Spec, Start},
@@ -82,18 +82,7 @@ impl Claims for SqliteStore {
     }
 
     async fn bind(&self, batch: &[Bind]) -> Result<Vec<bool>, StoreError> {
-        let batch = batch.to_vec();
-        self.write(move |db, _| {
-            Box::pin(async move {
-                let mut answers = Vec::with_capacity(batch.len());
-                for bind in &batch {
-                    let done = sql::bind(One(bind)).execute(&mut *db).await?;
-                    answers.push(done.rows_affected() > 0);
-                }
-                Ok(answers)
-            })
-        })
-        .await
+        self.write_each(batch.to_vec(), |bind, _| sql::bind(One(bind))).await
     }
 }
 
@@ -147,14 +136,10 @@ async fn claim_new(
     Ok(Some(match &claim.stop {
         Some(stop) => stopped(db, now, claim, stop).await?,
         None if is_later => Claimed::Scheduled,
-        None => Claimed::Running(ClaimReceipt {
-            fence: Fence(1),
-            attempt: 1,
-            spent: 0,
-            binding: claim.binding.clone(),
-            created_at: Timestamp::from_microsecond(now).unwrap_or_default(),
-            age: Duration::ZERO,
-        }),
+        None => {
+            let created_at = Timestamp::from_microsecond(now).unwrap_or_default();
+            Claimed::Running(ClaimReceipt::first(claim.binding.clone(), created_at))
+        }
     }))
 }
 

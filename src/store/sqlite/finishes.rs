@@ -98,7 +98,6 @@ async fn finish_one(db: &mut SqliteConnection, now: i64, finish: &Finish) -> Res
     Ok(answer)
 }
 
-/// A finish whose job is not running under its fence.
 async fn finish_leftover(
     db: &mut SqliteConnection,
     now: i64,

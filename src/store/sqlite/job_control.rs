@@ -11,7 +11,7 @@ use crate::{
     store::{
         AttemptView, Census, Decided, HeldFilter, HistoryFact, JobControl, JobFilter, JobView, StoreError,
         columns::{Error, Held},
-        convert::{owner_columns, to_duration, to_limit},
+        convert::to_limit,
         history::{Note, refuse_decider},
         job_control::ATTEMPTS,
         read::StoreRow as _,
@@ -88,9 +88,9 @@ impl JobControl for SqliteStore {
     async fn jobs(&self, filter: &JobFilter) -> Result<Vec<JobView>, StoreError> {
         let (state, tool, limit) =
             (filter.state.map(State::as_str), filter.tool.as_deref(), to_limit(filter.limit));
-        let query = match owner_columns(filter.owner.as_ref()) {
-            (Some(kind), Some(id)) => sql::jobs_of_owner(state, tool, limit, kind, id),
-            _ => sql::jobs(state, tool, limit),
+        let query = match &filter.owner {
+            Some(owner) => sql::jobs_of_owner(state, tool, limit, owner.kind().as_str(), owner.id()),
+            None => sql::jobs(state, tool, limit),
         };
         query.fetch_all(&self.reader).await?.iter().map(rows::job).collect()
     }
@@ -129,20 +129,10 @@ impl JobControl for SqliteStore {
     }
 
     async fn census(&self) -> Result<Census, StoreError> {
-        let now = self.now_micros();
         let mut db = self.reader.acquire().await?;
-        let mut census = Census::default();
-        for row in sql::census_waiting(now).fetch_all(&mut *db).await? {
-            let oldest: Option<i64> = row.read("oldest")?;
-            census.add(row.parse("queue")?, row.parse("state")?, row.total("jobs")?, oldest.map(to_duration));
-        }
-        for row in sql::census_running().fetch_all(&mut *db).await? {
-            census.add(row.parse("queue")?, State::Running, row.total("jobs")?, None);
-        }
-        for row in sql::census_held().fetch_all(&mut *db).await? {
-            census.add_held(row.parse("queue")?, row.parse("held_reason")?, row.total("jobs")?);
-        }
-        Ok(census)
+        let waiting = sql::census_waiting(self.now_micros()).fetch_all(&mut *db).await?;
+        let running = sql::census_running().fetch_all(&mut *db).await?;
+        Census::of(&waiting, &running, &sql::census_held().fetch_all(&mut *db).await?)
     }
 }
 

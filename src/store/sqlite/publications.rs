@@ -80,16 +80,8 @@ impl Publications for SqliteStore {
     }
 
     async fn defer(&self, ids: &[JobId], after: Duration) -> Result<(), StoreError> {
-        let ids = ids.to_vec();
-        self.write(move |db, now| {
-            Box::pin(async move {
-                for id in ids {
-                    sql::defer(id.0, now + micros(after)).execute(&mut *db).await?;
-                }
-                Ok(())
-            })
-        })
-        .await
+        let defer = move |id: &JobId, now| sql::defer(id.0, now + micros(after));
+        self.write_each(ids.to_vec(), defer).await.map(drop)
     }
 
     async fn republish_all(&self) -> Result<u64, StoreError> {
@@ -117,15 +109,6 @@ impl Publications for SqliteStore {
     }
 
     async fn replied(&self, ids: &[JobId]) -> Result<(), StoreError> {
-        let ids = ids.to_vec();
-        self.write(move |db, _| {
-            Box::pin(async move {
-                for id in ids {
-                    sql::replied(id.0).execute(&mut *db).await?;
-                }
-                Ok(())
-            })
-        })
-        .await
+        self.write_each(ids.to_vec(), |id, _| sql::replied(id.0)).await.map(drop)
     }
 }

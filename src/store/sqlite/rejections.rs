@@ -31,16 +31,7 @@ statements! { Sqlite:
 #[async_trait]
 impl Rejections for SqliteStore {
     async fn reject(&self, batch: &[Rejected]) -> Result<(), StoreError> {
-        let batch = batch.to_vec();
-        self.write(move |db, now| {
-            Box::pin(async move {
-                for rejected in &batch {
-                    sql::reject(One((rejected, 1)), now).execute(&mut *db).await?;
-                }
-                Ok(())
-            })
-        })
-        .await
+        self.write_each(batch.to_vec(), |rejected, now| sql::reject(One((rejected, 1)), now)).await.map(drop)
     }
 
     async fn rejected(&self, limit: usize) -> Result<Vec<RejectedView>, StoreError> {
