@@ -18,12 +18,10 @@ string_enum! {
         Absent = "absent",
         /// It has no entry, and it does not show another call of ours either, or there is none to look for.
         Blind = "blind",
-        /// It cannot be read.
         Closed = "closed",
     }
 }
 
-/// The look-ups of one call so far.
 #[derive(Debug, Clone, Copy)]
 pub struct LookUps<'a> {
     pub count: u32,

@@ -28,23 +28,31 @@ fn with(field: &str, value: Value) -> Value {
 }
 
 #[test]
-fn an_unknown_field_is_refused_by_name() {
-    let error = decode_json(&with("toll", json!("X"))).unwrap_err();
-    assert_eq!(error.reason, EnvelopeReason::Malformed);
-    assert!(error.message.contains("toll"), "{error}");
-}
-
-#[test]
-fn exactly_one_owner_is_needed() {
-    assert_eq!(decode_json(&with("org_id", json!("o"))).unwrap_err().reason, EnvelopeReason::BadOwner);
-    assert_eq!(decode_json(&with("user_id", json!(null))).unwrap_err().reason, EnvelopeReason::BadOwner);
-    assert_eq!(decode_json(&with("user_id", json!(" "))).unwrap_err().reason, EnvelopeReason::BadOwner);
-    assert_eq!(decode_json(&with("user_id", json!("a\u{7}"))).unwrap_err().reason, EnvelopeReason::BadOwner);
-}
-
-#[test]
-fn a_message_without_any_id_is_refused() {
-    assert_eq!(decode_json(&with("id", json!(null))).unwrap_err().reason, EnvelopeReason::NoId);
+fn what_is_no_job_is_refused_by_the_field_that_is_wrong() {
+    use EnvelopeReason::{BadOwner, BadValue, Malformed, NoId};
+    for (field, value, reason) in [
+        ("toll", json!("X"), Malformed),
+        ("org_id", json!("o"), BadOwner),
+        ("user_id", json!(null), BadOwner),
+        ("user_id", json!(" "), BadOwner),
+        ("user_id", json!("a\u{7}"), BadOwner),
+        ("id", json!(null), NoId),
+        ("arguments", json!([1]), BadValue),
+        ("timeout_ms", json!(0), BadValue),
+        ("max_attempts", json!(0), BadValue),
+        ("max_attempts", json!(1_000_000), BadValue),
+        ("priority", json!(10), BadValue),
+        ("queue", json!("Not A Queue"), BadValue),
+        ("queue", json!("other"), BadValue),
+        ("tool", json!(""), BadValue),
+        ("version", json!("x".repeat(300)), BadValue),
+        ("text", json!("a\u{0}b"), BadValue),
+        ("tags", json!({"": "x"}), BadValue),
+    ] {
+        let error = decode_json(&with(field, value)).unwrap_err();
+        assert_eq!(error.reason, reason, "{field}");
+        assert!(error.message.contains(field), "{error}");
+    }
 }
 
 #[test]
@@ -56,35 +64,12 @@ fn message_ids_of_two_owners_never_collide() {
 }
 
 #[test]
-fn values_out_of_bounds_name_their_field() {
-    for (field, value) in [
-        ("arguments", json!([1])),
-        ("timeout_ms", json!(0)),
-        ("max_attempts", json!(0)),
-        ("max_attempts", json!(1_000_000)),
-        ("priority", json!(10)),
-        ("queue", json!("Not A Queue")),
-        ("queue", json!("other")),
-        ("tool", json!("")),
-        ("version", json!("x".repeat(300))),
-        ("text", json!("a\u{0}b")),
-        ("tags", json!({"": "x"})),
-    ] {
-        let error = decode_json(&with(field, value)).unwrap_err();
-        assert_eq!(error.reason, EnvelopeReason::BadValue, "{field}");
-        assert!(error.message.contains(field), "{error}");
-    }
-}
-
-#[test]
 fn errors_never_quote_what_a_customer_sent() {
     for field in ["priority", "effect", "run_at", "tags", "arguments", "id", "user_id"] {
-        let error = decode_json(&with(field, json!({"hunter2": "hunter2"}))).map(drop);
-        let error = error.map_err(|e| e.message).err().unwrap_or_default();
-        assert!(!error.contains("hunter2"), "{field}: {error}");
-        let error = decode_json(&with(field, json!("hunter2"))).map(drop);
-        let error = error.map_err(|e| e.message).err().unwrap_or_default();
-        assert!(!error.contains("hunter2"), "{field}: {error}");
+        for value in [json!({"hunter2": "hunter2"}), json!("hunter2")] {
+            let error = decode_json(&with(field, value)).err().map(|error| error.message).unwrap_or_default();
+            assert!(!error.contains("hunter2"), "{field}: {error}");
+        }
     }
 }
 
@@ -205,10 +190,5 @@ proptest! {
         let again = decode_bytes(&encode(&first)).unwrap();
         prop_assert_eq!(first.digest, again.digest);
         prop_assert_eq!(encode(&first), encode(&again));
-    }
-
-    #[test]
-    fn no_bytes_make_the_decoder_panic(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
-        let _result = decode_bytes(&bytes).map(drop);
     }
 }

@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use errand::{
     backoff::Intervals,
-    job::{AttemptOutcome, Budget, Effect, ErrorKind, JobError, Owner, OwnerKind, RetryPolicy, Stop},
+    job::{
+        AttemptOutcome, Budget, Effect, ErrorKind, JobError, Owner, OwnerKind, RetryPolicy, Spending, Stop,
+    },
     tool::{
         Answer, Body, Reply,
         classify::{Classified, Context, Next, classify},
@@ -47,7 +49,8 @@ pub fn tool_api(bytes: &[u8]) -> &'static str {
     let asked = retry_after(&headers, NOW);
     let _date = date(&headers);
     assert!(asked.is_none_or(|wait| wait <= MAX_RETRY_AFTER));
-    let wait = POLICY.next(Budget::default(), 1, Duration::ZERO, asked, 0.999);
+    let first = Spending { budget: Budget::default(), attempt: 1, spent: 0, age: Duration::ZERO };
+    let wait = POLICY.next(first, asked, 0.999);
     assert!(wait.is_some_and(|wait| wait <= POLICY.max_retry_after.mul_f64(1.2)));
 
     look_up(status, asked, body);
