@@ -5,7 +5,7 @@ use std::fmt;
 use async_trait::async_trait;
 use jiff::Timestamp;
 
-use super::StoreError;
+use super::Result;
 
 pub(super) const APPLIED: &str = "select version from _sqlx_migrations where success order by version";
 
@@ -15,14 +15,14 @@ pub trait Admin: fmt::Debug + Send + Sync {
     fn backend(&self) -> &'static str;
 
     /// Applies the migrations that are missing; returns how many. Several processes may call it at once.
-    async fn migrate(&self) -> Result<usize, StoreError>;
+    async fn migrate(&self) -> Result<usize>;
 
-    async fn schema(&self) -> Result<Schema, StoreError>;
+    async fn schema(&self) -> Result<Schema>;
 
     /// Answers if the store can be read, with its clock.
-    async fn now(&self) -> Result<Timestamp, StoreError>;
+    async fn now(&self) -> Result<Timestamp>;
 
-    async fn version(&self) -> Result<String, StoreError>;
+    async fn version(&self) -> Result<String>;
 
     async fn close(&self);
 }

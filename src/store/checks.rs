@@ -4,7 +4,7 @@ use std::{fmt, time::Duration};
 
 use async_trait::async_trait;
 
-use super::{JobView, StoreError};
+use super::{JobView, Result};
 use crate::job::{Fence, JobId, LookResult, RequestId};
 
 /// Jobs whose last call may or may not have run, while the tool API's log may still tell
@@ -14,15 +14,15 @@ use crate::job::{Fence, JobId, LookResult, RequestId};
 pub trait Checks: fmt::Debug + Send + Sync {
     /// Takes up to `limit` jobs about which the log should be asked now, longest due first. Each is
     /// taken again after `again_after`, unless something was decided until then.
-    async fn take_checks(&self, limit: usize, again_after: Duration) -> Result<Vec<Check>, StoreError>;
+    async fn take_checks(&self, limit: usize, again_after: Duration) -> Result<Vec<Check>>;
 
     /// Records that the log did not tell. Changes nothing where the job was released, cancelled or finished
     /// meanwhile, or where this look-up or a later one is recorded already, which is `false`.
-    async fn put_off(&self, put_off: &PutOff) -> Result<bool, StoreError>;
+    async fn put_off(&self, put_off: &PutOff) -> Result<bool>;
 
     /// The request ID of any call of the last day that succeeded, by which a log can show that it
     /// knows our request IDs.
-    async fn known_success(&self) -> Result<Option<RequestId>, StoreError>;
+    async fn known_success(&self) -> Result<Option<RequestId>>;
 }
 
 #[derive(Debug, Clone)]

@@ -5,7 +5,7 @@ use std::{fmt, sync::Arc, time::Duration};
 use async_trait::async_trait;
 use jiff::Timestamp;
 
-use super::{Conflict, StoreError};
+use super::{Conflict, Result};
 use crate::job::{Binding, ErrorKind, Fence, JobId, JobSpec, RequestId, State, Stop, WorkerId};
 
 #[async_trait]
@@ -31,12 +31,12 @@ pub trait Claims: fmt::Debug + Send + Sync {
     /// * What was frozen earlier wins over [`Claim::binding`]; what is offered is kept only where the
     ///   job becomes `running` and had nothing.
     /// * Within one batch, the first of several claims of the same ID wins; the others are duplicates.
-    async fn claim(&self, worker: WorkerId, batch: &[Claim]) -> Result<Vec<Claimed>, StoreError>;
+    async fn claim(&self, worker: WorkerId, batch: &[Claim]) -> Result<Vec<Claimed>>;
 
     /// Records pin, account and effect of running jobs that were claimed without them, or without an
     /// account, before anything is sent. `false` for a job that the caller no longer holds (fenced), or for which
     /// something else was frozen before; it must then not be sent.
-    async fn bind(&self, batch: &[Bind]) -> Result<Vec<bool>, StoreError>;
+    async fn bind(&self, batch: &[Bind]) -> Result<Vec<bool>>;
 }
 
 #[derive(Debug, Clone)]

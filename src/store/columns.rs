@@ -7,7 +7,7 @@ use serde_json::value::RawValue;
 use sqlx::{Postgres, Sqlite};
 
 use super::{
-    AuditLimits, Bind, By, Claim, Finish, HeldFilter, Rejected, StoreError,
+    AuditLimits, Bind, By, Claim, Finish, HeldFilter, Rejected, Result, StoreError,
     convert::{micros, reporter, tags, to_i32, to_millis},
     history::Note,
     read::StoreRow,
@@ -144,7 +144,7 @@ columns! {
     }
 }
 
-pub(super) fn spec_of(row: &impl StoreRow) -> Result<JobSpec, StoreError> {
+pub(super) fn spec_of(row: &impl StoreRow) -> Result<JobSpec> {
     Ok(JobSpec {
         id: JobId(row.read("id")?),
         digest: row.digest()?,
@@ -170,7 +170,7 @@ pub(super) fn spec_of(row: &impl StoreRow) -> Result<JobSpec, StoreError> {
     })
 }
 
-pub(super) fn budget_of(row: &impl StoreRow) -> Result<Budget, StoreError> {
+pub(super) fn budget_of(row: &impl StoreRow) -> Result<Budget> {
     Ok(Budget { max_attempts: row.unsigned_if_any("max_attempts")?, max_age: row.millis("max_age_ms")? })
 }
 

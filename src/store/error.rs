@@ -5,6 +5,8 @@ use crate::{failure::Failure, string_enum::string_enum};
 /// An error of the store. It never contains customers' data or credentials.
 pub type StoreError = Failure<StoreErrorKind>;
 
+pub type Result<T, E = StoreError> = std::result::Result<T, E>;
+
 string_enum! {
     StoreErrorKind {
         /// The database is away, busy or restarting: wait and repeat the same batch.

@@ -5,7 +5,7 @@ use std::{fmt, time::Duration};
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
-use super::StoreError;
+use super::Result;
 use crate::job::{Attempt, Ending, Fence, JobId, State};
 
 #[async_trait]
@@ -29,7 +29,7 @@ pub trait Finishes: fmt::Debug + Send + Sync {
     ///   `retryable` or `held`; success and failure stand.
     /// * A snooze without an error keeps the error of the attempt before.
     /// * Final states get `finished_at`, and `reply_pending` where the app asked for a reply.
-    async fn finish(&self, batch: &[Finish]) -> Result<Vec<Finished>, StoreError>;
+    async fn finish(&self, batch: &[Finish]) -> Result<Vec<Finished>>;
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]

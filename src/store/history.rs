@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use jiff::Timestamp;
 use serde::Serialize;
 
-use super::{By, Claim, Finish, StoreError, StoreErrorKind, texts};
+use super::{By, Claim, Finish, Result, StoreError, StoreErrorKind, texts};
 use crate::{
     bounds::MAX_DECIDER_CHARS,
     job::{AttemptOutcome, Ending, HeldReason, JobId, LookResult, Release, State, Stop},
@@ -26,7 +26,7 @@ pub(super) const HISTORY: &str = "select at, kind, by, attempt, what, detail fro
 pub trait History: fmt::Debug + Send + Sync {
     /// The history of one job, oldest entry first; of a longer one than
     /// [`MAX_HISTORY`](crate::bounds::MAX_HISTORY) the newest entries.
-    async fn history(&self, id: JobId) -> Result<Vec<HistoryEntry>, StoreError>;
+    async fn history(&self, id: JobId) -> Result<Vec<HistoryEntry>>;
 }
 
 /// One decision about a job; as JSON, with what belongs to its kind.
@@ -120,7 +120,7 @@ pub fn check_decider(by: &str) -> Result<(), String> {
 }
 
 /// The same for the methods of a store.
-pub(super) fn refuse_decider(by: &str) -> Result<(), StoreError> {
+pub(super) fn refuse_decider(by: &str) -> Result<()> {
     check_decider(by).map_err(|why| StoreError::new(StoreErrorKind::Data, why))
 }
 

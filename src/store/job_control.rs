@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::value::RawValue;
 
-use super::{StoreError, convert::to_duration, read::StoreRow};
+use super::{Result, convert::to_duration, read::StoreRow};
 use crate::job::{
     AttemptOutcome, Binding, HeldReason, IllegalMove, JobError, JobId, JobSpec, Owner, QueueName, Release,
     RequestId, State,
@@ -17,27 +17,27 @@ use crate::job::{
 /// person, by [`check_decider`](super::check_decider).
 #[async_trait]
 pub trait JobControl: fmt::Debug + Send + Sync {
-    async fn job(&self, id: JobId) -> Result<Option<JobView>, StoreError>;
+    async fn job(&self, id: JobId) -> Result<Option<JobView>>;
 
     /// Its attempts, in order. The attempt of a running job is included, without an outcome.
-    async fn attempts(&self, id: JobId) -> Result<Vec<AttemptView>, StoreError>;
+    async fn attempts(&self, id: JobId) -> Result<Vec<AttemptView>>;
 
     /// Jobs, newest first, without `result`.
-    async fn jobs(&self, filter: &JobFilter) -> Result<Vec<JobView>, StoreError>;
+    async fn jobs(&self, filter: &JobFilter) -> Result<Vec<JobView>>;
 
     /// Calls a job off ([`crate::job::Transition::Cancel`]). A running job is marked only.
-    async fn cancel(&self, id: JobId, by: &str) -> Result<Decided, StoreError>;
+    async fn cancel(&self, id: JobId, by: &str) -> Result<Decided>;
 
     /// Runs a failed or cancelled job again, with a fresh attempt budget, or makes a waiting one due
     /// now ([`crate::job::Transition::Restart`]). Its error is forgotten; what was frozen stays.
-    async fn restart(&self, id: JobId, by: &str) -> Result<Decided, StoreError>;
+    async fn restart(&self, id: JobId, by: &str) -> Result<Decided>;
 
     /// Lets a held job go. The result of one that a person marks as succeeded is JSON `null`. One that
     /// waited for a connection forgets the account that was chosen for it, because the new connection
     /// is another account; an account that the job named itself stays.
-    async fn release(&self, id: JobId, release: Release, by: &str) -> Result<Decided, StoreError>;
+    async fn release(&self, id: JobId, release: Release, by: &str) -> Result<Decided>;
 
-    async fn count_held(&self, filter: &HeldFilter) -> Result<u64, StoreError>;
+    async fn count_held(&self, filter: &HeldFilter) -> Result<u64>;
 
     /// Lets up to `limit` matching jobs go, each as [`Self::release`] does, and returns how many. Jobs
     /// that somebody else decides about at the same time are left to them.
@@ -47,9 +47,9 @@ pub trait JobControl: fmt::Debug + Send + Sync {
         release: Release,
         by: &str,
         limit: usize,
-    ) -> Result<u64, StoreError>;
+    ) -> Result<u64>;
 
-    async fn census(&self) -> Result<Census, StoreError>;
+    async fn census(&self) -> Result<Census>;
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -139,7 +139,7 @@ pub struct Census {
 impl Census {
     /// Reads the figures of jobs that are due, by queue and state, that run, by queue, and that are held, by queue
     /// and reason.
-    pub(super) fn of<R: StoreRow>(waiting: &[R], running: &[R], held: &[R]) -> Result<Self, StoreError> {
+    pub(super) fn of<R: StoreRow>(waiting: &[R], running: &[R], held: &[R]) -> Result<Self> {
         let mut census = Self::default();
         for row in waiting {
             let queue: QueueName = row.parse("queue")?;

@@ -4,7 +4,7 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 
-use super::StoreError;
+use super::Result;
 use crate::job::{EnvelopeReason, JobId, JobSpec, State};
 
 #[async_trait]
@@ -19,11 +19,7 @@ pub trait Jobs: fmt::Debug + Send + Sync {
     ///   first job*, whose ID is returned.
     /// * `unclaimed_after` is when the relay looks at an available job for the first time: zero if
     ///   nobody else will publish it; otherwise that counts as its first publication.
-    async fn insert(
-        &self,
-        batch: &[Arc<JobSpec>],
-        unclaimed_after: Duration,
-    ) -> Result<Vec<Inserted>, StoreError>;
+    async fn insert(&self, batch: &[Arc<JobSpec>], unclaimed_after: Duration) -> Result<Vec<Inserted>>;
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -53,7 +53,7 @@ pub use audit::{Audit, AuditLimits, AuditPage, Finding, FindingKind};
 pub use checks::{Check, Checks, PutOff};
 pub use claims::{Bind, Claim, ClaimReceipt, Claimed, Claims};
 pub use connections::{Awaited, Connections};
-pub use error::{StoreError, StoreErrorKind};
+pub use error::{Result, StoreError, StoreErrorKind};
 pub use finishes::{By, Finish, Finished, Finishes};
 pub use history::{History, HistoryEntry, HistoryFact, HistoryKind, check_decider};
 pub use job_control::{AttemptView, Census, Decided, HeldFilter, JobControl, JobFilter, JobView};

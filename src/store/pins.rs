@@ -4,7 +4,7 @@ use std::fmt;
 
 use async_trait::async_trait;
 
-use super::StoreError;
+use super::Result;
 use crate::job::{Owner, Pin};
 
 pub(super) const PINS: &str = "select owner_kind, owner_id, toolkit, version from pins
@@ -21,10 +21,10 @@ pub(super) const UNSET: &str = "delete from pins
 #[async_trait]
 pub trait Pins: fmt::Debug + Send + Sync {
     /// All pins, global ones first.
-    async fn pins(&self) -> Result<Vec<Pin>, StoreError>;
+    async fn pins(&self) -> Result<Vec<Pin>>;
 
-    async fn set_pin(&self, pin: &Pin) -> Result<(), StoreError>;
+    async fn set_pin(&self, pin: &Pin) -> Result<()>;
 
     /// Removes a pin; `false` when there was none.
-    async fn unset_pin(&self, owner: Option<&Owner>, toolkit: &str) -> Result<bool, StoreError>;
+    async fn unset_pin(&self, owner: Option<&Owner>, toolkit: &str) -> Result<bool>;
 }

@@ -6,22 +6,22 @@ use async_trait::async_trait;
 use jiff::Timestamp;
 use uuid::Uuid;
 
-use super::StoreError;
+use super::Result;
 use crate::job::{EnvelopeReason, QueueName};
 
 #[async_trait]
 pub trait Rejections: fmt::Debug + Send + Sync {
     /// Keeps messages. The same message again (same ID) only counts as seen once more, and is listed
     /// again if it was requeued: it came back.
-    async fn reject(&self, batch: &[Rejected]) -> Result<(), StoreError>;
+    async fn reject(&self, batch: &[Rejected]) -> Result<()>;
 
     /// The newest rejected messages that were not requeued, without bodies.
-    async fn rejected(&self, limit: usize) -> Result<Vec<RejectedView>, StoreError>;
+    async fn rejected(&self, limit: usize) -> Result<Vec<RejectedView>>;
 
-    async fn rejected_message(&self, id: Uuid) -> Result<Option<RejectedView>, StoreError>;
+    async fn rejected_message(&self, id: Uuid) -> Result<Option<RejectedView>>;
 
     /// Marks a message as requeued, so that it is no longer listed.
-    async fn mark_requeued(&self, id: Uuid) -> Result<bool, StoreError>;
+    async fn mark_requeued(&self, id: Uuid) -> Result<bool>;
 }
 
 #[derive(Debug, Clone)]

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::{
     AttemptView, Awaited, Check, ClaimReceipt, HistoryEntry, HistoryFact, HistoryKind, JobView, LostJob,
-    Rejected, RejectedView, StoreError,
+    Rejected, RejectedView, Result,
     columns::{budget_of, spec_of},
     read::StoreRow,
     replay::{FoundJob, RecordedAttempt},
@@ -19,7 +19,7 @@ pub(super) const JOB: &str =
     cancel_requested, held_reason, {error}, log_id, finished_at";
 
 /// A job with the columns [`JOB`] and `result`.
-pub(super) fn job(row: &impl StoreRow) -> Result<JobView, StoreError> {
+pub(super) fn job(row: &impl StoreRow) -> Result<JobView> {
     Ok(JobView {
         spec: Arc::new(spec_of(row)?),
         state: row.parse("state")?,
@@ -42,7 +42,7 @@ pub(super) fn job(row: &impl StoreRow) -> Result<JobView, StoreError> {
     })
 }
 
-pub(super) fn binding(row: &impl StoreRow) -> Result<Option<Binding>, StoreError> {
+pub(super) fn binding(row: &impl StoreRow) -> Result<Option<Binding>> {
     let (toolkit, version): (Option<String>, Option<String>) =
         (row.read("toolkit")?, row.read("toolkit_version")?);
     let (Some(toolkit), Some(version), Some(pinned_by), Some(effect)) =
@@ -53,14 +53,14 @@ pub(super) fn binding(row: &impl StoreRow) -> Result<Option<Binding>, StoreError
     Ok(Some(Binding { toolkit, version, pinned_by, account: row.read("account")?, effect }))
 }
 
-fn error(row: &impl StoreRow) -> Result<Option<JobError>, StoreError> {
+fn error(row: &impl StoreRow) -> Result<Option<JobError>> {
     let (kind, message): (Option<ErrorKind>, Option<String>) =
         (row.parse_if_any("error_kind")?, row.read("error_message")?);
     let (Some(kind), Some(message)) = (kind, message) else { return Ok(None) };
     Ok(Some(JobError::new(kind, message).with_code(row.read("error_code")?, row.read("error_slug")?)))
 }
 
-pub(super) fn attempt(row: &impl StoreRow) -> Result<AttemptView, StoreError> {
+pub(super) fn attempt(row: &impl StoreRow) -> Result<AttemptView> {
     Ok(AttemptView {
         number: row.count("number")?,
         request_id: RequestId(row.read("request_id")?),
@@ -74,7 +74,7 @@ pub(super) fn attempt(row: &impl StoreRow) -> Result<AttemptView, StoreError> {
     })
 }
 
-pub(super) fn recorded(row: &impl StoreRow) -> Result<RecordedAttempt, StoreError> {
+pub(super) fn recorded(row: &impl StoreRow) -> Result<RecordedAttempt> {
     Ok(RecordedAttempt {
         request_id: RequestId(row.read("request_id")?),
         outcome: row.parse("outcome")?,
@@ -85,7 +85,7 @@ pub(super) fn recorded(row: &impl StoreRow) -> Result<RecordedAttempt, StoreErro
     })
 }
 
-pub(super) fn found(row: &impl StoreRow, by_key: bool) -> Result<FoundJob, StoreError> {
+pub(super) fn found(row: &impl StoreRow, by_key: bool) -> Result<FoundJob> {
     Ok(FoundJob {
         by_key,
         id: JobId(row.read("id")?),
@@ -100,7 +100,7 @@ pub(super) fn found(row: &impl StoreRow, by_key: bool) -> Result<FoundJob, Store
     })
 }
 
-pub(super) fn receipt(row: &impl StoreRow) -> Result<ClaimReceipt, StoreError> {
+pub(super) fn receipt(row: &impl StoreRow) -> Result<ClaimReceipt> {
     Ok(ClaimReceipt {
         fence: Fence(row.read("fence")?),
         attempt: row.count("attempt")?,
@@ -111,7 +111,7 @@ pub(super) fn receipt(row: &impl StoreRow) -> Result<ClaimReceipt, StoreError> {
     })
 }
 
-pub(super) fn lost(row: &impl StoreRow) -> Result<LostJob, StoreError> {
+pub(super) fn lost(row: &impl StoreRow) -> Result<LostJob> {
     let ClaimReceipt { fence, attempt, spent, binding, age, .. } = receipt(row)?;
     Ok(LostJob {
         id: JobId(row.read("id")?),
@@ -126,7 +126,7 @@ pub(super) fn lost(row: &impl StoreRow) -> Result<LostJob, StoreError> {
     })
 }
 
-pub(super) fn check(row: &impl StoreRow) -> Result<Check, StoreError> {
+pub(super) fn check(row: &impl StoreRow) -> Result<Check> {
     Ok(Check {
         job: job(row)?,
         fence: Fence(row.read("fence")?),
@@ -137,7 +137,7 @@ pub(super) fn check(row: &impl StoreRow) -> Result<Check, StoreError> {
     })
 }
 
-pub(super) fn entry(row: &impl StoreRow) -> Result<HistoryEntry, StoreError> {
+pub(super) fn entry(row: &impl StoreRow) -> Result<HistoryEntry> {
     let fact = match row.parse("kind")? {
         HistoryKind::Unknown => HistoryFact::Unknown,
         HistoryKind::LookedUp => {
@@ -154,7 +154,7 @@ pub(super) fn entry(row: &impl StoreRow) -> Result<HistoryEntry, StoreError> {
     Ok(HistoryEntry { at: row.time("at")?, by: row.read("by")?, attempt, fact })
 }
 
-pub(super) fn awaited(row: &impl StoreRow) -> Result<Awaited, StoreError> {
+pub(super) fn awaited(row: &impl StoreRow) -> Result<Awaited> {
     let account: String = row.read("account")?;
     Ok(Awaited {
         owner: row.owner()?,
@@ -167,12 +167,12 @@ pub(super) fn awaited(row: &impl StoreRow) -> Result<Awaited, StoreError> {
     })
 }
 
-pub(super) fn pin(row: &impl StoreRow) -> Result<Pin, StoreError> {
+pub(super) fn pin(row: &impl StoreRow) -> Result<Pin> {
     let owner = if row.read::<String>("owner_kind")? == GLOBAL { None } else { Some(row.owner()?) };
     Ok(Pin { owner, toolkit: row.read("toolkit")?, version: row.read("version")? })
 }
 
-pub(super) fn rejected(row: &impl StoreRow) -> Result<RejectedView, StoreError> {
+pub(super) fn rejected(row: &impl StoreRow) -> Result<RejectedView> {
     Ok(RejectedView {
         message: Rejected {
             id: row.read("id")?,

@@ -13,7 +13,7 @@ use super::{
 use crate::{
     job::{State, WorkerId},
     store::{
-        Bind, Claim, ClaimReceipt, Claimed, Claims, StoreError,
+        Bind, Claim, ClaimReceipt, Claimed, Claims, Result,
         columns::{Decision, Identity, Spec, Start},
         history::of_claim,
         read::StoreRow as _,
@@ -100,7 +100,7 @@ statements! { Postgres:
 
 #[async_trait]
 impl Claims for PostgresStore {
-    async fn claim(&self, worker: WorkerId, batch: &[Claim]) -> Result<Vec<Claimed>, StoreError> {
+    async fn claim(&self, worker: WorkerId, batch: &[Claim]) -> Result<Vec<Claimed>> {
         let mut answers: Vec<Option<Claimed>> = vec![None; batch.len()];
         let mut seen = HashSet::with_capacity(batch.len());
         let mut again: Vec<bool> = batch.iter().map(|claim| !seen.insert(claim.spec.id)).collect();
@@ -134,7 +134,7 @@ impl Claims for PostgresStore {
         Err(jobs_kept_changing())
     }
 
-    async fn bind(&self, batch: &[Bind]) -> Result<Vec<bool>, StoreError> {
+    async fn bind(&self, batch: &[Bind]) -> Result<Vec<bool>> {
         if batch.is_empty() {
             return Ok(Vec::new());
         }
@@ -159,7 +159,7 @@ impl PostgresStore {
         batch: &[Claim],
         places: &[usize],
         answers: &mut [Option<Claimed>],
-    ) -> Result<(), StoreError> {
+    ) -> Result<()> {
         if places.is_empty() {
             return Ok(());
         }
@@ -179,7 +179,7 @@ impl PostgresStore {
         batch: &[Claim],
         places: &[usize],
         answers: &mut [Option<Claimed>],
-    ) -> Result<(), StoreError> {
+    ) -> Result<()> {
         if places.is_empty() {
             return Ok(());
         }
@@ -196,8 +196,8 @@ impl PostgresStore {
         batch: &[Claim],
         places: &[usize],
         answers: &mut [Option<Claimed>],
-        receipt: impl Fn(&PgRow, &Claim) -> Result<ClaimReceipt, StoreError>,
-    ) -> Result<(), StoreError> {
+        receipt: impl Fn(&PgRow, &Claim) -> Result<ClaimReceipt>,
+    ) -> Result<()> {
         let waits = |claim: &Claim| claim.stop.as_ref().is_some_and(|stop| stop.waits_for().is_some());
         let waiting = places.iter().map(|place| &batch[*place]).filter(|claim| waits(claim));
         let waiting = waiting.map(|claim| claim.spec.id.0).collect();

@@ -15,7 +15,7 @@ use super::{
 use crate::{
     job::{Fence, State},
     store::{
-        Finish, Finished, Finishes, StoreError,
+        Finish, Finished, Finishes, Result, StoreError,
         columns::{Attempt, End},
         convert::to_i32,
         finishes::{RECORD, RECORDED},
@@ -91,7 +91,7 @@ statements! { Postgres:
 
 #[async_trait]
 impl Finishes for PostgresStore {
-    async fn finish(&self, batch: &[Finish]) -> Result<Vec<Finished>, StoreError> {
+    async fn finish(&self, batch: &[Finish]) -> Result<Vec<Finished>> {
         if batch.is_empty() {
             return Ok(Vec::new());
         }
@@ -122,7 +122,7 @@ impl Finishes for PostgresStore {
 }
 
 impl PostgresStore {
-    async fn finish_leftovers(&self, finishes: Vec<Finish>) -> Result<Vec<Finished>, StoreError> {
+    async fn finish_leftovers(&self, finishes: Vec<Finish>) -> Result<Vec<Finished>> {
         let work = self.hot.transaction(move |db| {
             Box::pin(async move {
                 let mut answers = Vec::with_capacity(finishes.len());
@@ -137,7 +137,7 @@ impl PostgresStore {
     }
 }
 
-async fn finish_leftover(db: &mut PgConnection, finish: &Finish) -> Result<Finished, StoreError> {
+async fn finish_leftover(db: &mut PgConnection, finish: &Finish) -> Result<Finished> {
     let job = sql::lock_job(finish.id.0).fetch_optional(&mut *db).await?;
     let job =
         job.map(|row| Ok::<_, StoreError>((row.parse("state")?, Fence(row.read("fence")?)))).transpose()?;

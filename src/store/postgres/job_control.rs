@@ -10,7 +10,8 @@ use super::PostgresStore;
 use crate::{
     job::{JobId, Release, State, Transition},
     store::{
-        AttemptView, Census, Decided, HeldFilter, JobControl, JobFilter, JobView, StoreError, StoreErrorKind,
+        AttemptView, Census, Decided, HeldFilter, JobControl, JobFilter, JobView, Result, StoreError,
+        StoreErrorKind,
         columns::{Error, Held},
         convert::{micros, to_limit},
         history::refuse_decider,
@@ -109,15 +110,15 @@ const MAX_ROUNDS: usize = 8;
 
 #[async_trait]
 impl JobControl for PostgresStore {
-    async fn job(&self, id: JobId) -> Result<Option<JobView>, StoreError> {
+    async fn job(&self, id: JobId) -> Result<Option<JobView>> {
         self.other.fetch_first(sql::job(id.0)).await?.as_ref().map(rows::job).transpose()
     }
 
-    async fn attempts(&self, id: JobId) -> Result<Vec<AttemptView>, StoreError> {
+    async fn attempts(&self, id: JobId) -> Result<Vec<AttemptView>> {
         self.other.fetch(sql::attempts(id.0)).await?.iter().map(rows::attempt).collect()
     }
 
-    async fn jobs(&self, filter: &JobFilter) -> Result<Vec<JobView>, StoreError> {
+    async fn jobs(&self, filter: &JobFilter) -> Result<Vec<JobView>> {
         let (state, tool, limit) =
             (filter.state.map(State::as_str), filter.tool.as_deref(), to_limit(filter.limit));
         let mut found = Vec::new();
@@ -135,15 +136,15 @@ impl JobControl for PostgresStore {
         found.iter().map(rows::job).collect()
     }
 
-    async fn cancel(&self, id: JobId, by: &str) -> Result<Decided, StoreError> {
+    async fn cancel(&self, id: JobId, by: &str) -> Result<Decided> {
         self.decide(id, by, Transition::Cancel, || sql::cancel(id.0, by)).await
     }
 
-    async fn restart(&self, id: JobId, by: &str) -> Result<Decided, StoreError> {
+    async fn restart(&self, id: JobId, by: &str) -> Result<Decided> {
         self.decide(id, by, Transition::Restart, || sql::restart(id.0, by)).await
     }
 
-    async fn release(&self, id: JobId, release: Release, by: &str) -> Result<Decided, StoreError> {
+    async fn release(&self, id: JobId, release: Release, by: &str) -> Result<Decided> {
         let how = release.as_str();
         let decision = || match release {
             Release::Retry => sql::release_retry(id.0, by, how),
@@ -153,7 +154,7 @@ impl JobControl for PostgresStore {
         self.decide(id, by, Transition::Release(release), decision).await
     }
 
-    async fn count_held(&self, filter: &HeldFilter) -> Result<u64, StoreError> {
+    async fn count_held(&self, filter: &HeldFilter) -> Result<u64> {
         self.other.fetch_total(sql::count_held(One(filter)), "jobs").await
     }
 
@@ -163,7 +164,7 @@ impl JobControl for PostgresStore {
         release: Release,
         by: &str,
         limit: usize,
-    ) -> Result<u64, StoreError> {
+    ) -> Result<u64> {
         refuse_decider(by)?;
         let (limit, how) = (to_limit(limit), release.as_str());
         let query = match release {
@@ -176,7 +177,7 @@ impl JobControl for PostgresStore {
         Ok(self.other.fetch(query).await?.len() as u64)
     }
 
-    async fn census(&self) -> Result<Census, StoreError> {
+    async fn census(&self) -> Result<Census> {
         let waiting = self.other.fetch(sql::census_waiting()).await?;
         let running = self.other.fetch(sql::census_running()).await?;
         Census::of(&waiting, &running, &self.other.fetch(sql::census_held()).await?)
@@ -192,7 +193,7 @@ impl PostgresStore {
         by: &str,
         transition: Transition,
         decision: impl Fn() -> Bound<Postgres> + Send + Sync,
-    ) -> Result<Decided, StoreError> {
+    ) -> Result<Decided> {
         refuse_decider(by)?;
         for _ in 0..MAX_ROUNDS {
             if let Some(row) = self.other.fetch_first(decision()).await? {

@@ -17,7 +17,7 @@ use sqlx::{
 };
 
 use self::pool::Pool;
-use super::{Statement, Store, StoreError, StoreErrorKind, sql::all_statements};
+use super::{Result, Statement, Store, StoreError, StoreErrorKind, sql::all_statements};
 
 mod admin;
 mod audit;
@@ -66,7 +66,7 @@ impl PostgresStore {
     ///
     /// # Errors
     /// [`StoreErrorKind::Access`] when the URL cannot be understood.
-    pub fn new(options: PostgresOptions) -> Result<Self, StoreError> {
+    pub fn new(options: PostgresOptions) -> Result<Self> {
         let PostgresOptions { url, hot_connections, other_connections, application_name, statement_timeout } =
             options;
         // The reason is dropped, because it can quote a part of the URL.

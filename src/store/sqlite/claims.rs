@@ -16,7 +16,7 @@ use super::{
 use crate::{
     job::{ErrorKind, JobError, State, Stop, WorkerId},
     store::{
-        Bind, Claim, ClaimReceipt, Claimed, Claims, StoreError,
+        Bind, Claim, ClaimReceipt, Claimed, Claims, Result,
         columns::{Decision, Spec, Start},
         history::of_claim,
         rows,
@@ -65,7 +65,7 @@ statements! { Sqlite:
 
 #[async_trait]
 impl Claims for SqliteStore {
-    async fn claim(&self, worker: WorkerId, batch: &[Claim]) -> Result<Vec<Claimed>, StoreError> {
+    async fn claim(&self, worker: WorkerId, batch: &[Claim]) -> Result<Vec<Claimed>> {
         let batch = batch.to_vec();
         self.write(move |db, now| {
             Box::pin(async move {
@@ -81,7 +81,7 @@ impl Claims for SqliteStore {
         .await
     }
 
-    async fn bind(&self, batch: &[Bind]) -> Result<Vec<bool>, StoreError> {
+    async fn bind(&self, batch: &[Bind]) -> Result<Vec<bool>> {
         self.write_each(batch.to_vec(), |bind, _| sql::bind(One(bind))).await
     }
 }
@@ -102,7 +102,7 @@ async fn claim_one(
     worker: WorkerId,
     claim: &Claim,
     again: bool,
-) -> Result<Claimed, StoreError> {
+) -> Result<Claimed> {
     if !claim.from_store
         && let Some(claimed) = claim_new(db, now, worker, claim).await?
     {
@@ -126,7 +126,7 @@ async fn claim_new(
     now: i64,
     worker: WorkerId,
     claim: &Claim,
-) -> Result<Option<Claimed>, StoreError> {
+) -> Result<Option<Claimed>> {
     let is_later = claim.spec.run_at.is_some_and(|run_at| run_at.as_microsecond() > now);
     let state = if claim.stop.is_none() && is_later { State::Scheduled } else { claim.goes_to() };
     let query = sql::claim_new(One(&*claim.spec), One(claim), state.as_str(), worker.0, now);
@@ -149,7 +149,7 @@ async fn claim_known(
     now: i64,
     worker: WorkerId,
     claim: &Claim,
-) -> Result<Claimed, StoreError> {
+) -> Result<Claimed> {
     let id = claim.spec.id.0;
     match &claim.stop {
         Some(stop) => {
@@ -163,12 +163,7 @@ async fn claim_known(
     }
 }
 
-async fn stopped(
-    db: &mut SqliteConnection,
-    now: i64,
-    claim: &Claim,
-    stop: &Stop,
-) -> Result<Claimed, StoreError> {
+async fn stopped(db: &mut SqliteConnection, now: i64, claim: &Claim, stop: &Stop) -> Result<Claimed> {
     if let Some(entry) = of_claim(claim, stop.state()) {
         note(db, now, &entry).await?;
     }

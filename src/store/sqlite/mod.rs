@@ -27,7 +27,7 @@ use sqlx::{
 use tokio::time::Instant;
 
 use super::{
-    Statement, Store, StoreError, StoreErrorKind,
+    Result, Statement, Store, StoreError, StoreErrorKind,
     detached::detached,
     sql::{Bound, all_statements},
 };
@@ -80,7 +80,7 @@ impl SqliteStore {
     ///
     /// # Errors
     /// None today; the signature is that of every backend.
-    pub fn new(options: SqliteOptions) -> Result<Self, StoreError> {
+    pub fn new(options: SqliteOptions) -> Result<Self> {
         let SqliteOptions { path, clock } = options;
         let file = SqliteConnectOptions::new()
             .filename(&path)
@@ -122,12 +122,10 @@ impl SqliteStore {
     }
 
     /// Runs `work` in one write transaction, with the time at which the lock was taken.
-    async fn write<T, F>(&self, work: F) -> Result<T, StoreError>
+    async fn write<T, F>(&self, work: F) -> Result<T>
     where
         T: Send + 'static,
-        F: for<'c> FnOnce(&'c mut SqliteConnection, i64) -> BoxFuture<'c, Result<T, StoreError>>
-            + Send
-            + 'static,
+        F: for<'c> FnOnce(&'c mut SqliteConnection, i64) -> BoxFuture<'c, Result<T>> + Send + 'static,
     {
         let (writer, clock) = (self.writer.clone(), Arc::clone(&self.clock));
         detached(async move {
@@ -145,10 +143,7 @@ impl SqliteStore {
     }
 
     /// Runs one statement that writes, and returns how many rows it changed.
-    async fn write_one(
-        &self,
-        statement: impl FnOnce(i64) -> Bound<Sqlite> + Send + 'static,
-    ) -> Result<u64, StoreError> {
+    async fn write_one(&self, statement: impl FnOnce(i64) -> Bound<Sqlite> + Send + 'static) -> Result<u64> {
         self.write(move |db, now| {
             let statement = statement(now);
             Box::pin(async move { Ok(statement.execute(db).await?.rows_affected()) })
@@ -161,7 +156,7 @@ impl SqliteStore {
         &self,
         batch: Vec<T>,
         statement: impl Fn(&T, i64) -> Bound<Sqlite> + Send + Sync + 'static,
-    ) -> Result<Vec<bool>, StoreError> {
+    ) -> Result<Vec<bool>> {
         self.write(move |db, now| {
             Box::pin(async move {
                 let mut changed = Vec::with_capacity(batch.len());
