@@ -10,7 +10,7 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 
 use crate::{
-    job::{HeldReason, JobError, JobId, LookUps, OwnerKind, State, UnknownOutcome},
+    job::{HeldReason, JobError, JobId, LookUps, OwnerKind, State, unknown_outcome},
     store::{AttemptView, HistoryEntry, HistoryFact, JobView},
 };
 
@@ -41,13 +41,9 @@ pub fn told_error<'a>(job: &'a JobView, history: &[HistoryEntry]) -> Option<Cow<
     let (Some(HeldReason::UnknownOutcome), Some(request_id)) = (job.held_reason, job.request_id) else {
         return Some(Cow::Borrowed(error));
     };
-    let unknown = UnknownOutcome {
-        known: error.message(),
-        request_id,
-        is_looked_up: job.check_at.is_some(),
-        look_ups: look_ups(job, history),
-    };
-    Some(Cow::Owned(error.clone().with_message(unknown.sentence())))
+    let (is_looked_up, look_ups) = (job.check_at.is_some(), look_ups(job, history));
+    let sentence = unknown_outcome(error.message(), request_id, is_looked_up, look_ups);
+    Some(Cow::Owned(error.clone().with_message(sentence)))
 }
 
 /// The look-ups of the job's last call.

@@ -104,7 +104,6 @@ impl JobError {
         Self { kind, message: clip(message.into()), code: None, slug: None }
     }
 
-    /// Adds what the tool API said.
     pub fn with_code(mut self, code: Option<i64>, slug: Option<String>) -> Self {
         self.code = code;
         self.slug = slug.map(clip);

@@ -20,7 +20,6 @@ pub struct RetryPolicy {
 /// What a job may spend. Whichever limit is met first ends it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Budget {
-    /// Attempts in all.
     pub max_attempts: Option<u32>,
     /// Time since the job was created.
     pub max_age: Option<Duration>,

@@ -2,11 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use super::{ErrorKind, JobError, JobSpec, OwnerKind, OwnerPolicy};
+use super::{ErrorKind, JobError, JobSpec, OwnerKind};
 
 #[derive(Debug, Clone, Default)]
 pub struct Rules {
-    pub owners: OwnerPolicy,
+    /// Accept the owner `default`, which could expose other people's data. Only for development.
+    pub allow_default: bool,
+    /// Refuse e-mail addresses, which change hands, instead of warning.
+    pub refuse_email: bool,
     /// Toolkits that belong to one kind of owner.
     pub owned_by: BTreeMap<String, OwnerKind>,
 }
@@ -23,7 +26,7 @@ impl Rules {
                 "`arguments` and `text` exclude each other; send one of them",
             ));
         }
-        if spec.owner.id().eq_ignore_ascii_case("default") && !self.owners.allow_default {
+        if spec.owner.id().eq_ignore_ascii_case("default") && !self.allow_default {
             return Err(JobError::new(
                 ErrorKind::OwnerRefused,
                 format!(
@@ -32,7 +35,7 @@ impl Rules {
                 ),
             ));
         }
-        if self.owners.refuse_email && looks_like_email(spec.owner.id()) {
+        if self.refuse_email && looks_like_email(spec.owner.id()) {
             return Err(JobError::new(
                 ErrorKind::OwnerRefused,
                 format!(
@@ -93,8 +96,8 @@ mod tests {
             (&email, false, false, None),
             (&email, false, true, Some((OwnerRefused, "user_id"))),
         ] {
-            let owners = OwnerPolicy { allow_default, refuse_email };
-            let error = Rules { owners, ..Rules::default() }.check(&spec(job.clone())).err();
+            let rules = Rules { allow_default, refuse_email, ..Rules::default() };
+            let error = rules.check(&spec(job.clone())).err();
             assert_eq!(error.as_ref().map(JobError::kind), refused.map(|(kind, _)| kind), "{job}");
             assert!(error.is_none_or(|error| error.message().contains(refused.unwrap().1)), "{job}");
         }

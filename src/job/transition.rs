@@ -97,12 +97,10 @@ mod tests {
             Transition::Claim,
             Transition::Refuse,
             Transition::Park,
-            Transition::Release(Release::Retry),
-            Transition::Release(Release::Succeeded),
-            Transition::Release(Release::Failed),
             Transition::Cancel,
             Transition::Restart,
         ];
+        all.extend(Release::ALL.iter().copied().map(Transition::Release));
         all.extend(endings().into_iter().map(Transition::End));
         all.extend(endings().into_iter().map(Transition::EndLate));
         all

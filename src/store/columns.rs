@@ -228,7 +228,6 @@ columns! {
 }
 
 columns! {
-    /// A decision about pin, account and effect under a claim.
     Decision "decision" of<'a> &'a Bind as bind {
         id: uuid = bind.id.0,
         fence: bigint = bind.fence.0,
@@ -296,7 +295,6 @@ columns! {
 }
 
 columns! {
-    /// Which held jobs a person lets go.
     Held "held" of<'a> &'a HeldFilter as filter {
         reason: text = filter.reason.as_str(),
         owner_kind: text or null = filter.owner.as_ref().map(|owner| owner.kind().as_str()),
@@ -347,7 +345,6 @@ fn result_of(ending: &Ending) -> Option<&str> {
     }
 }
 
-/// One column of a batch.
 fn column<T: Copy, C>(batch: &[T], value: impl Fn(T) -> C) -> Vec<C> {
     batch.iter().copied().map(value).collect()
 }

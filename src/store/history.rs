@@ -124,7 +124,6 @@ pub(super) fn refuse_decider(by: &str) -> Result<()> {
     check_decider(by).map_err(|why| StoreError::new(StoreErrorKind::Data, why))
 }
 
-/// An entry that is written together with a change.
 #[derive(Debug, Clone)]
 pub(super) struct Note<'a> {
     pub(super) job: JobId,

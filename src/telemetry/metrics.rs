@@ -121,28 +121,22 @@ pub fn install() -> Result<PrometheusHandle, BuildError> {
         .set_buckets_for_metric(Matcher::Suffix("_seconds".into()), SECONDS)?
         .set_buckets_for_metric(Matcher::Suffix("_batch_jobs".into()), BATCHES)?
         .install_recorder()?;
-    describe();
-    gauge!(BUILD_INFO.name, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
-    // A counter that is born with its first event hides that event from every rate, so those that
-    // can be named beforehand start at zero.
-    for metric in CATALOGUE.iter().filter(|metric| metric.labels.is_empty()) {
-        match metric.kind {
-            Kind::Counter => counter!(metric.name).increment(0),
-            Kind::Gauge => gauge!(metric.name).set(0.0),
-            Kind::Histogram => {}
-        }
-    }
-    Ok(handle)
-}
-
-fn describe() {
     for metric in CATALOGUE {
         match metric.kind {
             Kind::Counter => describe_counter!(metric.name, metric.unit, metric.help),
             Kind::Gauge => describe_gauge!(metric.name, metric.unit, metric.help),
             Kind::Histogram => describe_histogram!(metric.name, metric.unit, metric.help),
         }
+        // A counter that is born with its first event hides that event from every rate, so those that
+        // can be named beforehand start at zero.
+        match metric.kind {
+            Kind::Counter if metric.labels.is_empty() => metric.add(0),
+            Kind::Gauge if metric.labels.is_empty() => metric.set(0.0),
+            Kind::Counter | Kind::Gauge | Kind::Histogram => {}
+        }
     }
+    BUILD_INFO.set1(env!("CARGO_PKG_VERSION"), 1.0);
+    Ok(handle)
 }
 
 impl Metric {

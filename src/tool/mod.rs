@@ -81,7 +81,6 @@ pub struct Call {
     pub timeout: Duration,
 }
 
-/// What was seen on the wire.
 #[derive(Debug)]
 pub enum Reply {
     /// No byte of the call's body left, so no tool can have run. The text names the cause without URL

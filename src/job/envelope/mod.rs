@@ -48,7 +48,6 @@ pub struct JobSpec {
     /// The version that the job itself asks for; blank counts as absent.
     pub version: Option<String>,
     pub connected_account_id: Option<String>,
-    /// The lane.
     pub queue: QueueName,
     /// 0 to 9 within the lane; higher runs earlier.
     pub priority: i16,
@@ -117,14 +116,6 @@ impl<'a> Arrival<'a> {
             fallback_id: None,
         }
     }
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct OwnerPolicy {
-    /// Accept the owner `default`, which could expose other people's data. Only for development.
-    pub allow_default: bool,
-    /// Refuse e-mail addresses, which change hands, instead of warning.
-    pub refuse_email: bool,
 }
 
 string_enum! {

@@ -110,9 +110,18 @@ impl Claims for PostgresStore {
             // In the order of the keys, so that concurrent batches wait for each other in one direction.
             open.sort_unstable_by_key(|place| batch[*place].spec.id);
             let fresh: Vec<usize> = open.iter().copied().filter(|place| !batch[*place].from_store).collect();
-            self.claim_new(worker, batch, &fresh, &mut answers).await?;
+            let new = |claims: &[&Claim]| {
+                let specs: Vec<_> = claims.iter().map(|claim| &*claim.spec).collect();
+                sql::claim_new(Rows(&specs), Rows(claims), worker.0, EXPIRED_MESSAGE)
+            };
+            let first = |row: &PgRow, claim: &Claim| {
+                Ok(ClaimReceipt::first(claim.binding.clone(), row.time("created_at")?))
+            };
+            self.claim_places(batch, &fresh, &mut answers, new, first).await?;
             open.retain(|place| answers[*place].is_none());
-            self.claim_known(worker, batch, &open, &mut answers).await?;
+            let known =
+                |claims: &[&Claim]| sql::claim_known(Rows(claims), Rows(claims), worker.0, EXPIRED_MESSAGE);
+            self.claim_places(batch, &open, &mut answers, known, |row, _| rows::receipt(row)).await?;
             if let Some(answers) = take_complete(&mut answers) {
                 return Ok(answers);
             }
@@ -152,58 +161,25 @@ impl Claims for PostgresStore {
 }
 
 impl PostgresStore {
-    /// Inserts unknown jobs as they are claimed.
-    async fn claim_new(
-        &self,
-        worker: WorkerId,
-        batch: &[Claim],
-        places: &[usize],
-        answers: &mut [Option<Claimed>],
-    ) -> Result<()> {
-        if places.is_empty() {
-            return Ok(());
-        }
-        let claims: Vec<&Claim> = places.iter().map(|place| &batch[*place]).collect();
-        let specs: Vec<_> = claims.iter().map(|claim| &*claim.spec).collect();
-        let query = sql::claim_new(Rows(&specs), Rows(&claims), worker.0, EXPIRED_MESSAGE);
-        let receipt = |row: &PgRow, claim: &Claim| {
-            Ok(ClaimReceipt::first(claim.binding.clone(), row.time("created_at")?))
-        };
-        self.claimed(query, batch, places, answers, receipt).await
-    }
-
-    /// Takes known jobs that are `available`.
-    async fn claim_known(
-        &self,
-        worker: WorkerId,
-        batch: &[Claim],
-        places: &[usize],
-        answers: &mut [Option<Claimed>],
-    ) -> Result<()> {
-        if places.is_empty() {
-            return Ok(());
-        }
-        let claims: Vec<&Claim> = places.iter().map(|place| &batch[*place]).collect();
-        let query = sql::claim_known(Rows(&claims), Rows(&claims), worker.0, EXPIRED_MESSAGE);
-        self.claimed(query, batch, places, answers, |row, _| rows::receipt(row)).await
-    }
-
     /// Executes the claims of these places, notes which of them wait for a connection, and answers those whose jobs
     /// were claimed.
-    async fn claimed(
+    async fn claim_places(
         &self,
-        query: Bound<Postgres>,
         batch: &[Claim],
         places: &[usize],
         answers: &mut [Option<Claimed>],
+        query: impl FnOnce(&[&Claim]) -> Bound<Postgres>,
         receipt: impl Fn(&PgRow, &Claim) -> Result<ClaimReceipt>,
     ) -> Result<()> {
+        if places.is_empty() {
+            return Ok(());
+        }
+        let claims: Vec<&Claim> = places.iter().map(|place| &batch[*place]).collect();
         let waits = |claim: &Claim| claim.stop.as_ref().is_some_and(|stop| stop.waits_for().is_some());
-        let waiting = places.iter().map(|place| &batch[*place]).filter(|claim| waits(claim));
-        let waiting = waiting.map(|claim| claim.spec.id.0).collect();
+        let waiting = claims.iter().filter(|claim| waits(claim)).map(|claim| claim.spec.id.0).collect();
         let note = |claim: &Claim| Some((claim.goes_to(), of_claim(claim, claim.goes_to())?));
-        let notes = places.iter().filter_map(|place| note(&batch[*place])).collect();
-        let rows = self.fetch_and_note(query, waiting, notes).await?;
+        let notes = claims.iter().filter_map(|claim| note(claim)).collect();
+        let rows = self.fetch_and_note(query(&claims), waiting, notes).await?;
         let places: HashMap<Uuid, usize> =
             places.iter().map(|place| (batch[*place].spec.id.0, *place)).collect();
         for row in &rows {

@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use sqlx::Postgres;
 use uuid::Uuid;
 
-use super::PostgresStore;
+use super::{PostgresStore, batch::MAX_ROUNDS};
 use crate::{
     job::{JobId, Release, State, Transition},
     store::{
@@ -104,9 +104,6 @@ const WINDOWS: [Duration; 4] = [
     Duration::from_secs(14 * 24 * 3600),
     Duration::from_secs(100 * 366 * 24 * 3600),
 ];
-
-/// How often a decision looks again at a job that changes under it.
-const MAX_ROUNDS: usize = 8;
 
 #[async_trait]
 impl JobControl for PostgresStore {

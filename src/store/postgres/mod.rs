@@ -45,7 +45,6 @@ pub struct PostgresOptions {
     pub url: SecretString,
     /// Connections for claims, finishes and heartbeats.
     pub hot_connections: u32,
-    /// Connections for everything else.
     pub other_connections: u32,
     /// What the server's activity view shows.
     pub application_name: String,

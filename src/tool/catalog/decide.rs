@@ -62,16 +62,13 @@ pub struct Resolved {
 }
 
 pub(super) enum Undecided {
-    /// This description is needed first.
-    Needs(Need),
+    /// The description at this version is needed first; no version is the newest.
+    Needs {
+        version: Option<String>,
+        /// The decision stands; the description would only make its message better.
+        only_for_hint: bool,
+    },
     Refused(ResolveError),
-}
-
-/// A description that a decision cannot be made without; no version is the newest.
-pub(super) struct Need {
-    pub(super) version: Option<String>,
-    /// The decision stands; the description would only make its message better.
-    pub(super) only_for_hint: bool,
 }
 
 impl From<ResolveError> for Undecided {
@@ -117,7 +114,7 @@ impl Decider<'_> {
             return Ok(self.resolved(&info, version, PinnedBy::Job));
         }
         let elsewhere = self.find(None).map_err(|undecided| match undecided {
-            Undecided::Needs(need) => Undecided::Needs(Need { only_for_hint: true, ..need }),
+            Undecided::Needs { version, .. } => Undecided::Needs { version, only_for_hint: true },
             refused @ Undecided::Refused(_) => refused,
         })?;
         Err(self.unknown_tool(Some((version, PinnedBy::Job)), elsewhere))
@@ -185,7 +182,7 @@ impl Decider<'_> {
             Some(Known::Missing(_)) => Ok(None),
             None => {
                 let version = version.map(str::to_owned);
-                Err(Undecided::Needs(Need { version, only_for_hint: false }))
+                Err(Undecided::Needs { version, only_for_hint: false })
             }
         }
     }

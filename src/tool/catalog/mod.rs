@@ -11,7 +11,7 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use futures_util::FutureExt as _;
 
-use self::decide::{Decider, Need, Undecided};
+use self::decide::{Decider, Undecided};
 pub use self::{
     decide::{Ask, Known, Resolved, UnpinnedPolicy},
     error::ResolveError,
@@ -86,7 +86,7 @@ impl Catalog {
         match (Decider { ask, pins, policy, known: &known }).decide() {
             Ok(resolved) => Some(Ok(resolved)),
             Err(Undecided::Refused(error)) => Some(Err(error)),
-            Err(Undecided::Needs(_)) => None,
+            Err(Undecided::Needs { .. }) => None,
         }
     }
 
@@ -109,12 +109,11 @@ impl Catalog {
                 let version = version.map(str::to_owned);
                 learnt.get(&version).cloned().or_else(|| self.get_cached(ask.tool, version.as_deref()))
             };
-            let Need { version, only_for_hint } =
-                match (Decider { ask, pins, policy, known: &known }).decide() {
-                    Ok(resolved) => return Ok(resolved),
-                    Err(Undecided::Refused(error)) => return Err(error),
-                    Err(Undecided::Needs(need)) => need,
-                };
+            let (version, only_for_hint) = match (Decider { ask, pins, policy, known: &known }).decide() {
+                Ok(resolved) => return Ok(resolved),
+                Err(Undecided::Refused(error)) => return Err(error),
+                Err(Undecided::Needs { version, only_for_hint }) => (version, only_for_hint),
+            };
             let known = match self.look_up(ask.tool, version.as_deref()).await {
                 Ok(known) => known,
                 Err(_) if only_for_hint => Known::Missing(Arc::default()),

@@ -253,21 +253,22 @@ mod tests {
     fn an_execution_is_told_by_its_entry() {
         let ours = RequestId::new();
         let response = r#"{"response":{"data":{"n":1.50},"error":null,"successful":true}}"#;
-        let found = only(entry("l1", Some(ours), "success", response), ours);
-        let result = found.result.unwrap();
-        assert_eq!((found.log_id.as_str(), found.tool.as_deref()), ("l1", Some("T")));
-        assert_eq!((result.successful, result.data.get()), (true, r#"{"n":1.50}"#));
-        assert_eq!(result.log_id.as_deref(), Some("l1"));
-
-        let failed = only(entry("l2", Some(ours), "failed", "{}"), ours);
-        let result = failed.result.unwrap();
-        assert_eq!((result.successful, result.error.as_deref()), (false, Some("boom")));
-
-        let running = only(entry("l3", Some(ours), "running", "{}"), ours);
-        assert!(running.result.is_none(), "it does not say how the call ended");
-
-        let kept_nothing = only(entry("l4", Some(ours), "success", "{}"), ours);
-        assert!(kept_nothing.result.is_some_and(|result| result.successful && result.data.get() == "null"));
+        for (status, data, told) in [
+            ("success", response, Some((true, r#"{"n":1.50}"#, None))),
+            ("failed", "{}", Some((false, "null", Some("boom")))),
+            // It does not say how the call ended.
+            ("running", "{}", None),
+            // The log keeps no payloads.
+            ("success", "{}", Some((true, "null", None))),
+        ] {
+            let found = only(entry("l1", Some(ours), status, data), ours);
+            assert_eq!((found.log_id.as_str(), found.tool.as_deref()), ("l1", Some("T")));
+            let result = found.result.as_ref();
+            let of = |result: &'_ ToolResult| result.log_id.as_deref() == Some("l1");
+            assert!(result.is_none_or(of), "{status}");
+            let found = result.map(|result| (result.successful, result.data.get(), result.error.as_deref()));
+            assert_eq!(found, told, "{status}");
+        }
     }
 
     #[test]
