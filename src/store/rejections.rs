@@ -53,6 +53,7 @@ impl Rejected {
 pub struct RejectedView {
     /// What was kept; the body is empty in lists.
     pub message: Rejected,
+    /// Of the body, in bytes.
     pub size: u64,
     /// How often it was delivered.
     pub seen: u32,

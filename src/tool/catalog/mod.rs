@@ -25,6 +25,7 @@ use super::{
 mod decide;
 mod error;
 
+/// About how many descriptions are remembered.
 const CAPACITY: usize = 4_096;
 
 #[derive(Debug, Clone, Copy)]
