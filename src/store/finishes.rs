@@ -28,7 +28,7 @@ pub trait Finishes: fmt::Debug + Send + Sync {
     /// * A job that was asked to be cancelled while it ran becomes `cancelled` instead of
     ///   `retryable` or `held`; success and failure stand.
     /// * A snooze without an error keeps the error of the attempt before.
-    /// * Final states get `finished_at`, and `reply_pending` where the app asked for a reply.
+    /// * Final states get `finished_at`, and are given out as a reply where the app asked for one.
     async fn finish(&self, batch: &[Finish]) -> Result<Vec<Finished>>;
 }
 
