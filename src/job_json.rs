@@ -10,7 +10,7 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 
 use crate::{
-    job::{AttemptOutcome, HeldReason, JobError, JobId, LookUps, Owner, RequestId, State, UnknownOutcome},
+    job::{HeldReason, JobError, JobId, LookUps, OwnerKind, State, unknown_outcome},
     store::{AttemptView, HistoryEntry, HistoryFact, JobView},
 };
 
@@ -23,8 +23,8 @@ pub fn job_json<'a>(
     JobJson {
         result: Some(job.result.as_deref()),
         error: told_error(job, history.unwrap_or_default()),
-        attempts: Some(attempts.map(|all| all.iter().map(attempt).collect())),
-        history: Some(history.map(|all| all.iter().map(entry).collect())),
+        attempts: Some(attempts),
+        history: Some(history),
         ..summary(job)
     }
 }
@@ -41,13 +41,9 @@ pub fn told_error<'a>(job: &'a JobView, history: &[HistoryEntry]) -> Option<Cow<
     let (Some(HeldReason::UnknownOutcome), Some(request_id)) = (job.held_reason, job.request_id) else {
         return Some(Cow::Borrowed(error));
     };
-    let unknown = UnknownOutcome {
-        known: error.message(),
-        request_id,
-        is_looked_up: job.check_at.is_some(),
-        look_ups: look_ups(job, history),
-    };
-    Some(Cow::Owned(error.clone().with_message(unknown.sentence())))
+    let (is_looked_up, look_ups) = (job.check_at.is_some(), look_ups(job, history));
+    let sentence = unknown_outcome(error.message(), request_id, is_looked_up, look_ups);
+    Some(Cow::Owned(error.clone().with_message(sentence)))
 }
 
 /// The look-ups of the job's last call.
@@ -85,37 +81,15 @@ struct JobJson<'a> {
     error: Option<Cow<'a, JobError>>,
     log_id: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    attempts: Option<Option<Vec<AttemptJson<'a>>>>,
+    attempts: Option<Option<&'a [AttemptView]>>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    history: Option<Option<Vec<EntryJson<'a>>>>,
+    history: Option<Option<&'a [HistoryEntry]>>,
 }
 
 #[derive(Serialize)]
 struct OwnerJson<'a> {
-    kind: &'static str,
+    kind: OwnerKind,
     id: &'a str,
-}
-
-#[derive(Serialize)]
-struct AttemptJson<'a> {
-    number: u32,
-    request_id: RequestId,
-    outcome: Option<AttemptOutcome>,
-    http_status: Option<u16>,
-    log_id: Option<&'a str>,
-    version: Option<&'a str>,
-    started_at: Timestamp,
-    finished_at: Option<Timestamp>,
-}
-
-/// An entry of the history, with what belongs to its kind.
-#[derive(Serialize)]
-struct EntryJson<'a> {
-    at: Timestamp,
-    by: &'a str,
-    attempt: Option<u32>,
-    #[serde(flatten)]
-    fact: &'a HistoryFact,
 }
 
 fn summary(job: &JobView) -> JobJson<'_> {
@@ -124,7 +98,7 @@ fn summary(job: &JobView) -> JobJson<'_> {
         id: job.spec.id,
         state: job.state,
         held_reason: job.held_reason,
-        owner: owner(&job.spec.owner),
+        owner: OwnerJson { kind: job.spec.owner.kind(), id: job.spec.owner.id() },
         requested_by: job.spec.requested_by.as_deref(),
         tool: &job.spec.tool,
         toolkit: binding.map(|binding| binding.toolkit.as_str()),
@@ -145,33 +119,14 @@ fn summary(job: &JobView) -> JobJson<'_> {
     }
 }
 
-fn owner(owner: &Owner) -> OwnerJson<'_> {
-    OwnerJson { kind: owner.kind().as_str(), id: owner.id() }
-}
-
-fn attempt(attempt: &AttemptView) -> AttemptJson<'_> {
-    AttemptJson {
-        number: attempt.number,
-        request_id: attempt.request_id,
-        outcome: attempt.outcome,
-        http_status: attempt.http_status,
-        log_id: attempt.log_id.as_deref(),
-        version: attempt.version.as_deref(),
-        started_at: attempt.started_at,
-        finished_at: attempt.finished_at,
-    }
-}
-
-fn entry(entry: &HistoryEntry) -> EntryJson<'_> {
-    EntryJson { at: entry.at, by: &entry.by, attempt: entry.attempt, fact: &entry.fact }
-}
-
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::job::{Arrival, Binding, Effect, ErrorKind, LookResult, PinnedBy, Release, decode};
+    use crate::job::{
+        Arrival, AttemptOutcome, Binding, Effect, ErrorKind, LookResult, PinnedBy, Release, RequestId, decode,
+    };
 
     const ID: &str = "0190b0a0-0000-7000-8000-000000000001";
 
@@ -226,6 +181,21 @@ mod tests {
         }
     }
 
+    /// The JSON with a line for each key of the job and for each entry of a list.
+    fn lines(json: &str) -> String {
+        let (mut depth, mut before) = (0, ' ');
+        let mut lines = String::new();
+        for c in json.chars() {
+            depth += i32::from(matches!(c, '{' | '[')) - i32::from(matches!(c, '}' | ']'));
+            lines.push(c);
+            if c == ',' && (depth == 1 || depth == 2 && before == '}') {
+                lines.push('\n');
+            }
+            before = c;
+        }
+        lines
+    }
+
     fn closed() -> HistoryFact {
         HistoryFact::LookedUp { found: LookResult::Closed, detail: Some("it says 503".to_owned()) }
     }
@@ -262,12 +232,11 @@ mod tests {
             entry(8, "bob", None, HistoryFact::Retried),
         ];
         let json = serde_json::to_string(&job_json(&done(), Some((&attempts, &history)))).unwrap();
-        insta::assert_snapshot!(json.replace(",\"", ",\n\""), @r#"
+        insta::assert_snapshot!(lines(&json), @r#"
         {"id":"0190b0a0-0000-7000-8000-000000000001",
         "state":"succeeded",
         "held_reason":null,
-        "owner":{"kind":"org",
-        "id":"org-1"},
+        "owner":{"kind":"org","id":"org-1"},
         "requested_by":null,
         "tool":"GITHUB_GET_REPO",
         "toolkit":"github",
@@ -280,45 +249,15 @@ mod tests {
         "result":{"n": 1.50, "big":123456789012345678901},
         "error":null,
         "log_id":"log_1",
-        "attempts":[{"number":1,
-        "request_id":"0190b0a0-0000-7000-8000-000000000001",
-        "outcome":"succeeded",
-        "http_status":200,
-        "log_id":"log_1",
-        "version":"20251027_00",
-        "started_at":"2025-10-09T08:53:21Z",
-        "finished_at":"2025-10-09T08:53:29Z"}],
-        "history":[{"at":"2025-10-09T08:53:22Z",
-        "by":"errand: worker",
-        "attempt":1,
-        "kind":"held",
-        "reason":"connection"},{"at":"2025-10-09T08:53:23Z",
-        "by":"alice",
-        "attempt":null,
-        "kind":"released",
-        "how":"retry"},{"at":"2025-10-09T08:53:23Z",
-        "by":"alice",
-        "attempt":null,
-        "kind":"account_forgotten",
-        "account":"ca_0"},{"at":"2025-10-09T08:53:24Z",
-        "by":"errand: worker",
-        "attempt":2,
-        "kind":"unknown"},{"at":"2025-10-09T08:53:25Z",
-        "by":"errand: look-up",
-        "attempt":2,
-        "kind":"looked_up",
-        "found":"closed",
-        "detail":"it says 503"},{"at":"2025-10-09T08:53:26Z",
-        "by":"errand: look-up",
-        "attempt":2,
-        "kind":"adopted",
-        "outcome":"succeeded"},{"at":"2025-10-09T08:53:27Z",
-        "by":"bob",
-        "attempt":null,
-        "kind":"cancelled"},{"at":"2025-10-09T08:53:28Z",
-        "by":"bob",
-        "attempt":null,
-        "kind":"retried"}]}
+        "attempts":[{"number":1,"request_id":"0190b0a0-0000-7000-8000-000000000001","outcome":"succeeded","http_status":200,"log_id":"log_1","version":"20251027_00","started_at":"2025-10-09T08:53:21Z","finished_at":"2025-10-09T08:53:29Z"}],
+        "history":[{"at":"2025-10-09T08:53:22Z","by":"errand: worker","attempt":1,"kind":"held","reason":"connection"},
+        {"at":"2025-10-09T08:53:23Z","by":"alice","attempt":null,"kind":"released","how":"retry"},
+        {"at":"2025-10-09T08:53:23Z","by":"alice","attempt":null,"kind":"account_forgotten","account":"ca_0"},
+        {"at":"2025-10-09T08:53:24Z","by":"errand: worker","attempt":2,"kind":"unknown"},
+        {"at":"2025-10-09T08:53:25Z","by":"errand: look-up","attempt":2,"kind":"looked_up","found":"closed","detail":"it says 503"},
+        {"at":"2025-10-09T08:53:26Z","by":"errand: look-up","attempt":2,"kind":"adopted","outcome":"succeeded"},
+        {"at":"2025-10-09T08:53:27Z","by":"bob","attempt":null,"kind":"cancelled"},
+        {"at":"2025-10-09T08:53:28Z","by":"bob","attempt":null,"kind":"retried"}]}
         "#);
     }
 
@@ -334,12 +273,11 @@ mod tests {
             keys(waiting.clone()),
             keys(serde_json::to_string(&job_json(&done(), Some((&[], &[])))).unwrap())
         );
-        insta::assert_snapshot!(waiting.replace(",\"", ",\n\""), @r#"
+        insta::assert_snapshot!(lines(&waiting), @r#"
         {"id":"0190b0a0-0000-7000-8000-000000000001",
         "state":"available",
         "held_reason":null,
-        "owner":{"kind":"org",
-        "id":"org-1"},
+        "owner":{"kind":"org","id":"org-1"},
         "requested_by":null,
         "tool":"GITHUB_GET_REPO",
         "toolkit":null,

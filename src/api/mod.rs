@@ -22,7 +22,6 @@ use crate::{
     telemetry::metrics::UPKEEP,
 };
 
-/// The listener, bound and ready to serve.
 #[derive(Debug)]
 pub struct Api {
     listener: TcpListener,
@@ -38,9 +37,6 @@ struct Shared {
 
 impl Api {
     /// Binds the address, so that a port in use is known before anything else starts.
-    ///
-    /// # Errors
-    /// The address cannot be bound.
     pub async fn bind(
         address: SocketAddr,
         metrics: PrometheusHandle,
@@ -52,15 +48,11 @@ impl Api {
         Ok(Self { listener, state: Shared { metrics, process, health } })
     }
 
-    /// The address that was bound.
     pub fn address(&self) -> std::io::Result<SocketAddr> {
         self.listener.local_addr()
     }
 
     /// Serves until `stop`. Metrics are the last thing to go, so that a shutdown can be watched.
-    ///
-    /// # Errors
-    /// The listener failed.
     pub async fn run(self, stop: CancellationToken) -> std::io::Result<()> {
         let router = Router::new()
             .route("/metrics", get(serve_metrics))

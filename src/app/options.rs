@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::{
     backoff::Intervals,
     config::{self, Config},
-    job::{OwnerPolicy, QueueName, RetryPolicy, Rules, WorkerId},
+    job::{QueueName, RetryPolicy, Rules, WorkerId},
     maintenance::{audit, connections, rescue, verify},
     relay,
     store::AuditLimits,
@@ -32,10 +32,8 @@ const UNCLAIMED_PUBLICATIONS: u32 = 5;
 /// The rules of admission that the configuration names.
 pub fn rules(config: &Config) -> Rules {
     Rules {
-        owners: OwnerPolicy {
-            allow_default: config.owners.allow_default,
-            refuse_email: config.owners.refuse_email,
-        },
+        allow_default: config.owners.allow_default,
+        refuse_email: config.owners.refuse_email,
         owned_by: config
             .toolkits
             .iter()

@@ -319,10 +319,11 @@ pub(super) async fn print(store: &SharedStore, job: &JobView, format: Format) ->
 }
 
 fn history_row(entry: &HistoryEntry) -> Vec<String> {
-    let what: Vec<_> = [entry.fact.word(), entry.fact.detail()].into_iter().flatten().collect();
+    let (kind, word, detail) = entry.fact.parts();
+    let what: Vec<_> = [word, detail].into_iter().flatten().collect();
     vec![
         output::moment(entry.at),
-        entry.fact.kind().to_string(),
+        kind.to_string(),
         what.join(": "),
         entry.attempt.map(|number| number.to_string()).unwrap_or_default(),
         entry.by.clone(),

@@ -8,13 +8,10 @@ use crate::string_enum::string_enum;
 pub struct Binding {
     /// From the tool's description, never from the slug's prefix.
     pub toolkit: String,
-    /// The toolkit version.
     pub version: String,
-    /// Where the version came from.
     pub pinned_by: PinnedBy,
     /// The connected account, unless the tool needs none.
     pub account: Option<String>,
-    /// What repeating the call does.
     pub effect: Effect,
 }
 
@@ -31,11 +28,8 @@ pub struct Pin {
 string_enum! {
     /// Where a toolkit version came from, in order of precedence.
     PinnedBy {
-        /// The job's own `version`.
         Job = "job",
-        /// The owner's pin.
         Owner = "owner",
-        /// The global pin.
         Global = "global",
         /// `toolkit_versions` in the configuration.
         Config = "config",

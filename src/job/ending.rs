@@ -13,12 +13,19 @@ use super::{Attempt, AttemptOutcome, HeldReason, JobError, Started, State};
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Stop {
-    /// Final failure.
-    Fail { error: JobError },
+    Fail {
+        error: JobError,
+    },
     /// Parked; the error says what a person should know or do.
-    Hold { reason: HeldReason, error: JobError },
+    Hold {
+        reason: HeldReason,
+        error: JobError,
+    },
     /// Parked until the job's owner has a usable connection of this toolkit ([`HeldReason::Connection`]).
-    Connect { toolkit: String, error: JobError },
+    Connect {
+        toolkit: String,
+        error: JobError,
+    },
 }
 
 impl Stop {
@@ -30,7 +37,6 @@ impl Stop {
         }
     }
 
-    /// Why the job is held, if it is.
     pub fn held_reason(&self) -> Option<HeldReason> {
         match self {
             Self::Fail { .. } => None,
@@ -47,7 +53,6 @@ impl Stop {
         }
     }
 
-    /// The error that goes with it.
     pub fn error(&self) -> &JobError {
         match self {
             Self::Fail { error } | Self::Hold { error, .. } | Self::Connect { error, .. } => error,
@@ -55,22 +60,31 @@ impl Stop {
     }
 }
 
-/// How a running job stops running.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Ending {
     /// The tool succeeded; its `data`, verbatim.
-    Succeed { result: Arc<RawValue> },
-    /// Failed or parked.
+    Succeed {
+        result: Arc<RawValue>,
+    },
     Stop(Stop),
     /// Worth another attempt `after` some time by the store's clock, which is charged to the budget.
-    Retry { after: Duration, error: JobError },
+    Retry {
+        after: Duration,
+        error: JobError,
+    },
     /// Postponed without spending an attempt: throttled, or given back at shutdown. `after` is by the store's
     /// clock; the error is there when there is something to tell.
-    Snooze { after: Duration, error: Option<JobError> },
+    Snooze {
+        after: Duration,
+        error: Option<JobError>,
+    },
     /// Parked because the outcome is unknown, until the tool API's execution log tells it. `after` is the time to
     /// the first look-up, by the store's clock.
-    Verify { after: Duration, error: JobError },
+    Verify {
+        after: Duration,
+        error: JobError,
+    },
 }
 
 impl From<Stop> for Ending {
@@ -99,7 +113,6 @@ impl Ending {
         }
     }
 
-    /// Why the job is held, if it is.
     pub fn held_reason(&self) -> Option<HeldReason> {
         match self {
             Self::Stop(stop) => stop.held_reason(),
@@ -116,7 +129,6 @@ impl Ending {
         }
     }
 
-    /// The error that goes with it.
     pub fn error(&self) -> Option<&JobError> {
         match self {
             Self::Succeed { .. } => None,
@@ -140,11 +152,13 @@ impl Ending {
 /// Why a job cannot be called now, and what to do with it. Nothing was sent.
 #[derive(Debug, Clone)]
 pub enum NotReady {
-    /// The job stops.
     Stop(Stop),
     /// Not the job's fault, and it passes: come back later, when the API wishes if it said so, without
     /// spending an attempt.
-    Wait { error: JobError, retry_after: Option<Duration> },
+    Wait {
+        error: JobError,
+        retry_after: Option<Duration>,
+    },
 }
 
 impl From<Stop> for NotReady {
@@ -154,7 +168,6 @@ impl From<Stop> for NotReady {
 }
 
 impl NotReady {
-    /// What it says to the app.
     pub fn error(&self) -> &JobError {
         match self {
             Self::Stop(stop) => stop.error(),
@@ -167,9 +180,7 @@ impl NotReady {
 #[derive(Debug, Clone)]
 pub struct AttemptEnd {
     pub outcome: AttemptOutcome,
-    /// The HTTP status, when one was received.
     pub http_status: Option<u16>,
-    /// The tool API's execution log ID, when it gave one.
     pub log_id: Option<String>,
     pub ending: Ending,
 }

@@ -18,12 +18,10 @@ string_enum! {
         Absent = "absent",
         /// It has no entry, and it does not show another call of ours either, or there is none to look for.
         Blind = "blind",
-        /// It cannot be read.
         Closed = "closed",
     }
 }
 
-/// The look-ups of one call so far.
 #[derive(Debug, Clone, Copy)]
 pub struct LookUps<'a> {
     pub count: u32,
@@ -35,43 +33,28 @@ pub struct LookUps<'a> {
     pub detail: Option<&'a str>,
 }
 
-/// What is known about a call whose outcome is unknown.
-#[derive(Debug, Clone, Copy)]
-pub struct UnknownOutcome<'a> {
-    /// What the attempt itself told.
-    pub known: &'a str,
-    pub request_id: RequestId,
-    /// Whether errand looks the call up, or looks it up again; otherwise a person decides.
-    pub is_looked_up: bool,
-    pub look_ups: Option<LookUps<'a>>,
-}
-
-impl UnknownOutcome<'_> {
-    /// The sentence that a person reads as the error of the job. What the attempt told is cut first, because the
-    /// rest says what to do.
-    pub fn sentence(&self) -> String {
-        let rest = self.rest();
-        let room = MAX_ERROR_CHARS.saturating_sub(rest.chars().count());
-        self.known.chars().take(room).chain(rest.chars()).collect()
-    }
-
-    fn rest(&self) -> String {
-        let id = self.request_id;
-        let looks =
-            format!("; errand looks for the request ID {id} in the tool API's log and goes by what it finds");
-        let release = "then release the job with --succeeded, --failed or --retry";
-        match (self.look_ups, self.is_looked_up) {
-            (None, true) => looks,
-            (None, false) => format!("; look for the request ID {id} in the tool API's log, {release}"),
-            (Some(look_ups), true) => {
-                format!("{looks}; execution log: {}; errand looks again", look_ups.told(id))
-            }
-            (Some(look_ups), false) => format!(
-                "; execution log: {}; look there yourself for the request ID {id}, {release}",
-                look_ups.told(id)
-            ),
+/// The sentence that a person reads as the error of a job whose call, with this request ID, has an unknown outcome.
+/// `known` is what the attempt itself told, which is cut first, because the rest says what to do. A person decides
+/// unless errand looks the call up, or looks it up again.
+pub fn unknown_outcome(
+    known: &str,
+    id: RequestId,
+    is_looked_up: bool,
+    look_ups: Option<LookUps<'_>>,
+) -> String {
+    let looks =
+        format!("; errand looks for the request ID {id} in the tool API's log and goes by what it finds");
+    let release = "then release the job with --succeeded, --failed or --retry";
+    let rest = match (look_ups.map(|look_ups| look_ups.told(id)), is_looked_up) {
+        (None, true) => looks,
+        (None, false) => format!("; look for the request ID {id} in the tool API's log, {release}"),
+        (Some(told), true) => format!("{looks}; execution log: {told}; errand looks again"),
+        (Some(told), false) => {
+            format!("; execution log: {told}; look there yourself for the request ID {id}, {release}")
         }
-    }
+    };
+    let room = MAX_ERROR_CHARS.saturating_sub(rest.chars().count());
+    known.chars().take(room).chain(rest.chars()).collect()
 }
 
 impl LookUps<'_> {
@@ -115,8 +98,7 @@ mod tests {
             let mut sentences = Vec::new();
             for look_ups in [None, Some(closed)] {
                 for is_looked_up in [true, false] {
-                    let unknown = UnknownOutcome { known: &known, request_id, is_looked_up, look_ups };
-                    let sentence = unknown.sentence();
+                    let sentence = unknown_outcome(&known, request_id, is_looked_up, look_ups);
                     assert!(sentence.chars().count() <= MAX_ERROR_CHARS);
                     assert!(sentence.contains(&request_id.to_string()));
                     assert_eq!(sentence.ends_with("--succeeded, --failed or --retry"), !is_looked_up);

@@ -15,9 +15,9 @@ mod transition;
 
 pub use binding::{Binding, Pin, PinnedBy};
 pub use ending::{AttemptEnd, Ending, NotReady, Stop};
-pub use envelope::{Arrival, Digest, EnvelopeError, EnvelopeReason, JobSpec, OwnerPolicy, decode, encode};
+pub use envelope::{Arrival, Digest, EnvelopeError, EnvelopeReason, JobSpec, decode, encode};
 pub use id::{Fence, JobId, RequestId, WorkerId};
-pub use look_up::{LookResult, LookUps, UnknownOutcome};
+pub use look_up::{LookResult, LookUps, unknown_outcome};
 pub(crate) use outcome::clip;
 pub use outcome::{Attempt, AttemptOutcome, Effect, ErrorKind, JobError, Started};
 pub use owner::{Owner, OwnerError, OwnerKind};

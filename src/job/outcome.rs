@@ -29,11 +29,8 @@ impl Effect {
 }
 
 string_enum! {
-    /// How one attempt ended.
     AttemptOutcome {
-        /// The tool ran and reported success.
         Succeeded = "succeeded",
-        /// The tool ran and reported a failure.
         ToolFailed = "tool_failed",
         /// The tool API refused the call; nothing ran.
         Refused = "refused",
@@ -71,19 +68,14 @@ string_enum! {
         NeedsConnection = "needs_connection",
         /// The owner's connection expired or is not in a usable state.
         NeedsReconnection = "needs_reconnection",
-        /// The tool API does not accept errand's own key.
         Credentials = "credentials",
         /// The tool API refused the call for another reason.
         Refused = "refused",
-        /// The tool reported a failure.
         ToolFailed = "tool_failed",
-        /// The tool API is throttling.
         Throttled = "throttled",
         /// The tool API could not be reached; nothing was sent.
         NotSent = "not_sent",
-        /// The outcome of a call is unknown.
         UnknownOutcome = "unknown_outcome",
-        /// The worker that ran the job disappeared.
         WorkerLost = "worker_lost",
         /// The tool ran but its answer is larger than the limit, so the result is not kept.
         ResultTooLarge = "result_too_large",
@@ -91,7 +83,6 @@ string_enum! {
         Expired = "expired",
         /// errand itself failed to process the job.
         Internal = "internal",
-        /// A person marked the job as failed.
         MarkedFailed = "marked_failed",
     }
 }
@@ -113,20 +104,17 @@ impl JobError {
         Self { kind, message: clip(message.into()), code: None, slug: None }
     }
 
-    /// Adds what the tool API said.
     pub fn with_code(mut self, code: Option<i64>, slug: Option<String>) -> Self {
         self.code = code;
         self.slug = slug.map(clip);
         self
     }
 
-    /// The same error in other words.
     pub fn with_message(mut self, message: String) -> Self {
         self.message = clip(message);
         self
     }
 
-    /// The class of failure, for programs.
     pub fn kind(&self) -> ErrorKind {
         self.kind
     }
@@ -136,12 +124,10 @@ impl JobError {
         &self.message
     }
 
-    /// The tool API's numeric code, if it gave one.
     pub fn code(&self) -> Option<i64> {
         self.code
     }
 
-    /// The tool API's slug, if it gave one.
     pub fn slug(&self) -> Option<&str> {
         self.slug.as_deref()
     }
@@ -163,7 +149,6 @@ pub(crate) fn clip(text: String) -> String {
     text.chars().filter(|c| *c != '\0').take(MAX_ERROR_CHARS).collect()
 }
 
-/// An attempt that was claimed and has not ended.
 #[derive(Debug, Clone)]
 pub struct Started {
     /// Counts from 1 within the job.
@@ -181,15 +166,11 @@ pub struct Attempt {
     pub number: u32,
     /// The `x-request-id` that the tool API saw.
     pub request_id: RequestId,
-    /// How it ended.
     pub outcome: AttemptOutcome,
-    /// The HTTP status, when one was received.
     pub http_status: Option<u16>,
-    /// The tool API's execution log ID, when it gave one.
     pub log_id: Option<String>,
     /// The toolkit version that ran, when it got as far as a pin.
     pub version: Option<String>,
-    /// Why it did not succeed.
     pub error: Option<JobError>,
     /// When the attempt was claimed, by the worker's clock.
     pub started_at: Timestamp,

@@ -5,7 +5,6 @@ use std::{fmt, str::FromStr};
 use crate::{bounds::MAX_OWNER_ID_BYTES, string_enum::string_enum};
 
 string_enum! {
-    /// A user or an organization.
     OwnerKind {
         /// One person's accounts (`user_id`).
         User = "user",
@@ -31,19 +30,14 @@ pub struct Owner {
     id: String,
 }
 
-/// Why a string cannot be an owner.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum OwnerError {
-    /// The ID is empty or only blanks.
     #[error("is empty")]
     Empty,
-    /// The ID is longer than [`MAX_OWNER_ID_BYTES`].
     #[error("is longer than {MAX_OWNER_ID_BYTES} bytes")]
     TooLong,
-    /// The ID contains a control character.
     #[error("contains a control character")]
     Control,
-    /// The kind is neither `user` nor `org`.
     #[error("is neither `user` nor `org`")]
     Kind,
 }
@@ -65,7 +59,6 @@ impl Owner {
         Ok(Self { kind, id })
     }
 
-    /// Whether this is a user or an organization.
     pub fn kind(&self) -> OwnerKind {
         self.kind
     }

@@ -11,13 +11,11 @@ use crate::{bounds::MAX_QUEUE_NAME_BYTES, string_enum::string_enum};
 #[serde(try_from = "String", into = "String")]
 pub struct QueueName(Arc<str>);
 
-/// Why a string is not a queue name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("must have 1 to {MAX_QUEUE_NAME_BYTES} lower-case letters, digits, `_`, `-` or `.`")]
 pub struct QueueNameError;
 
 impl QueueName {
-    /// The name as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }

@@ -8,7 +8,6 @@ use crate::{backoff::Intervals, bounds::MAX_ATTEMPTS};
 /// The rules that hold for jobs which do not bring their own.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct RetryPolicy {
-    /// How waits grow.
     pub intervals: Intervals,
     /// Attempt budget of a job that names neither a count nor an age.
     pub max_attempts: u32,
@@ -21,7 +20,6 @@ pub struct RetryPolicy {
 /// What a job may spend. Whichever limit is met first ends it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Budget {
-    /// Attempts in all.
     pub max_attempts: Option<u32>,
     /// Time since the job was created.
     pub max_age: Option<Duration>,
@@ -31,7 +29,6 @@ pub struct Budget {
 #[derive(Debug, Clone, Copy)]
 pub struct Spending {
     pub budget: Budget,
-    /// The number of the attempt.
     pub attempt: u32,
     /// Attempts charged before this one.
     pub spent: u32,
@@ -39,7 +36,8 @@ pub struct Spending {
 }
 
 impl RetryPolicy {
-    /// Charges the attempt, and ends it in another attempt or, when the budget is spent, in failure.
+    /// Charges the attempt, and ends it in another attempt or, when the budget is spent, in failure. `random` is
+    /// uniform in `[0, 1)`.
     pub fn retry(
         &self,
         spending: Spending,
@@ -47,14 +45,14 @@ impl RetryPolicy {
         retry_after: Option<Duration>,
         random: f64,
     ) -> Ending {
-        let Spending { budget, spent, age, .. } = spending;
-        match self.next(budget, spent.saturating_add(1), age, retry_after, random) {
+        match self.next(spending, retry_after, random) {
             Some(after) => Ending::Retry { after, error },
             None => Stop::Fail { error }.into(),
         }
     }
 
-    /// Postpones the job without charging the attempt, or fails it when it has been postponed for too long.
+    /// Postpones the job without charging the attempt, or fails it when it has been postponed for too long. The
+    /// attempt's number makes waits grow although nothing is charged.
     pub fn snooze(
         &self,
         spending: Spending,
@@ -62,25 +60,19 @@ impl RetryPolicy {
         retry_after: Option<Duration>,
         random: f64,
     ) -> Ending {
-        let Spending { budget, attempt, age, .. } = spending;
-        match self.throttled(budget, attempt, age, retry_after, random) {
-            Some(after) => Ending::Snooze { after, error: Some(error) },
-            None => Stop::Fail { error }.into(),
+        let wait = self.wait(spending.attempt, retry_after, random);
+        let limit = spending.budget.max_age.unwrap_or(self.max_throttled_age);
+        if spending.age.saturating_add(wait) <= limit {
+            Ending::Snooze { after: wait, error: Some(error) }
+        } else {
+            Stop::Fail { error }.into()
         }
     }
 
-    /// The wait before the next attempt, or `None` when the budget is spent.
-    ///
-    /// `spent` counts the attempts charged so far, this one included; `age` is the time since the
-    /// job was created; `random` is uniform in `[0, 1)`.
-    pub fn next(
-        &self,
-        budget: Budget,
-        spent: u32,
-        age: Duration,
-        retry_after: Option<Duration>,
-        random: f64,
-    ) -> Option<Duration> {
+    /// The wait before the next attempt, or `None` when this one spends the budget.
+    pub fn next(&self, spending: Spending, retry_after: Option<Duration>, random: f64) -> Option<Duration> {
+        let Spending { budget, spent, age, .. } = spending;
+        let spent = spent.saturating_add(1);
         let attempts = match (budget.max_attempts, budget.max_age) {
             (Some(count), _) => count,
             (None, Some(_)) => MAX_ATTEMPTS,
@@ -94,22 +86,6 @@ impl RetryPolicy {
             Some(limit) if age.saturating_add(wait) > limit => None,
             _ => Some(wait),
         }
-    }
-
-    /// The wait of a throttled job, which spends no attempt; `None` when it has been at it for too long.
-    ///
-    /// `number` is the attempt's number, so that waits grow although nothing is charged.
-    pub fn throttled(
-        &self,
-        budget: Budget,
-        number: u32,
-        age: Duration,
-        retry_after: Option<Duration>,
-        random: f64,
-    ) -> Option<Duration> {
-        let wait = self.wait(number, retry_after, random);
-        let limit = budget.max_age.unwrap_or(self.max_throttled_age);
-        (age.saturating_add(wait) <= limit).then_some(wait)
     }
 
     /// A server's `Retry-After` wins over our own interval. It is cut to the believable maximum and
@@ -129,6 +105,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::job::ErrorKind;
 
     const POLICY: RetryPolicy = RetryPolicy {
         intervals: Intervals {
@@ -142,26 +119,32 @@ mod tests {
         max_throttled_age: Duration::from_secs(86_400),
     };
 
+    /// What is used of this budget when the attempt ends that is charged as number `charged`.
+    fn spending(budget: Budget, charged: u32, age: Duration) -> Spending {
+        Spending { budget, attempt: charged, spent: charged.saturating_sub(1), age }
+    }
+
     #[test]
     fn a_count_budget_allows_exactly_that_many_attempts() {
         let budget = Budget { max_attempts: Some(3), max_age: None };
-        let allowed =
-            (1..10).take_while(|spent| POLICY.next(budget, *spent, Duration::ZERO, None, 0.5).is_some());
+        let next = |charged: &u32| POLICY.next(spending(budget, *charged, Duration::ZERO), None, 0.5);
+        let allowed = (1..10).take_while(|charged| next(charged).is_some());
         assert_eq!(allowed.count(), 2, "two retries after the first attempt make three");
     }
 
     #[test]
     fn an_age_budget_replaces_the_default_count() {
         let budget = Budget { max_attempts: None, max_age: Some(Duration::from_secs(3600)) };
-        assert!(POLICY.next(budget, 50, Duration::from_secs(1), None, 0.5).is_some());
-        assert!(POLICY.next(budget, 1, Duration::from_secs(3600), None, 0.5).is_none());
+        assert!(POLICY.next(spending(budget, 50, Duration::from_secs(1)), None, 0.5).is_some());
+        assert!(POLICY.next(spending(budget, 1, Duration::from_secs(3600)), None, 0.5).is_none());
     }
 
     proptest! {
         #[test]
         fn the_servers_word_is_never_undercut(secs in 0u64..100_000, random in 0.0f64..1.0, spent in 1u32..5) {
             let asked = Duration::from_secs(secs);
-            let wait = POLICY.next(Budget::default(), spent.min(4), Duration::ZERO, Some(asked), random).unwrap();
+            let spending = spending(Budget::default(), spent.min(4), Duration::ZERO);
+            let wait = POLICY.next(spending, Some(asked), random).unwrap();
             prop_assert!(wait >= asked.min(POLICY.max_retry_after));
             prop_assert!(wait <= POLICY.max_retry_after.mul_f64(1.2));
         }
@@ -169,8 +152,9 @@ mod tests {
         #[test]
         fn no_input_overflows(spent in any::<u32>(), age in any::<u64>(), after in any::<u64>(), random in 0.0f64..1.0) {
             let budget = Budget { max_attempts: None, max_age: Some(Duration::from_secs(u64::MAX)) };
-            let _wait = POLICY.next(budget, spent, Duration::from_secs(age), Some(Duration::from_secs(after)), random);
-            let _wait = POLICY.throttled(budget, spent, Duration::from_secs(age), None, random);
+            let spending = Spending { budget, attempt: spent, spent, age: Duration::from_secs(age) };
+            let _wait = POLICY.next(spending, Some(Duration::from_secs(after)), random);
+            let _ending = POLICY.snooze(spending, JobError::new(ErrorKind::Throttled, ""), None, random);
         }
     }
 }

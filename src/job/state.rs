@@ -3,7 +3,6 @@
 use crate::string_enum::string_enum;
 
 string_enum! {
-    /// Where a job is in its life.
     State {
         /// Due later.
         Scheduled = "scheduled",
@@ -35,13 +34,11 @@ impl State {
 }
 
 string_enum! {
-    /// Why a job is held.
     HeldReason {
         /// A call that must happen at most once ended without an answer.
         UnknownOutcome = "unknown_outcome",
         /// The owner has to connect, or reconnect, an account.
         Connection = "connection",
-        /// The tool API does not accept errand's key.
         Credentials = "credentials",
         /// The message came without an ID and was redelivered, so it may have run before.
         Unidentified = "unidentified",

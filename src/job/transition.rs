@@ -3,12 +3,10 @@
 
 use super::{Ending, Release, State};
 
-/// A legal move of a job.
 #[derive(Debug, Clone)]
 pub enum Transition {
     /// The relay puts a due or unclaimed job on the way to the queue.
     Publish,
-    /// A worker takes it.
     Claim,
     /// Admission refuses an unclaimed job; final.
     Refuse,
@@ -18,7 +16,6 @@ pub enum Transition {
     End(Ending),
     /// The result of a worker that was presumed dead; legal while nobody has claimed since.
     EndLate(Ending),
-    /// An operator lets a held job go.
     Release(Release),
     /// Somebody calls it off. A running job is only marked, because its call may already count.
     Cancel,
@@ -26,11 +23,9 @@ pub enum Transition {
     Restart,
 }
 
-/// A move that the state does not allow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("a {from} job cannot {action}")]
 pub struct IllegalMove {
-    /// The state the job is in.
     pub from: State,
     /// The verb that was tried.
     pub action: &'static str,
@@ -52,7 +47,6 @@ impl Transition {
         }
     }
 
-    /// The state that follows, or why the move is illegal.
     pub fn apply(&self, from: State) -> Result<State, IllegalMove> {
         use State::{Available, Cancelled, Failed, Held, Retryable, Running, Scheduled, Succeeded};
         let to = match (self, from) {
@@ -103,12 +97,10 @@ mod tests {
             Transition::Claim,
             Transition::Refuse,
             Transition::Park,
-            Transition::Release(Release::Retry),
-            Transition::Release(Release::Succeeded),
-            Transition::Release(Release::Failed),
             Transition::Cancel,
             Transition::Restart,
         ];
+        all.extend(Release::ALL.iter().copied().map(Transition::Release));
         all.extend(endings().into_iter().map(Transition::End));
         all.extend(endings().into_iter().map(Transition::EndLate));
         all

@@ -5,30 +5,25 @@ use std::fmt;
 use async_trait::async_trait;
 use jiff::Timestamp;
 
-use super::StoreError;
+use super::Result;
 
-/// The migrations that are applied.
 pub(super) const APPLIED: &str = "select version from _sqlx_migrations where success order by version";
 
-/// Care for the database.
 #[async_trait]
 pub trait Admin: fmt::Debug + Send + Sync {
     /// What kind of database this is, for people: `PostgreSQL` or `SQLite`.
     fn backend(&self) -> &'static str;
 
     /// Applies the migrations that are missing; returns how many. Several processes may call it at once.
-    async fn migrate(&self) -> Result<usize, StoreError>;
+    async fn migrate(&self) -> Result<usize>;
 
-    /// Compares the schema with this build.
-    async fn schema(&self) -> Result<Schema, StoreError>;
+    async fn schema(&self) -> Result<Schema>;
 
     /// Answers if the store can be read, with its clock.
-    async fn now(&self) -> Result<Timestamp, StoreError>;
+    async fn now(&self) -> Result<Timestamp>;
 
-    /// The server's version, for people.
-    async fn version(&self) -> Result<String, StoreError>;
+    async fn version(&self) -> Result<String>;
 
-    /// Ends all connections.
     async fn close(&self);
 }
 

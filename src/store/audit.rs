@@ -8,7 +8,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use uuid::Uuid;
 
-use super::{StoreError, read::StoreRow};
+use super::{Result, StoreError, read::StoreRow};
 use crate::{
     job::{JobId, WorkerId},
     string_enum::string_enum,
@@ -28,26 +28,22 @@ pub trait Audit: Send + Sync {
         after: Option<JobId>,
         limit: usize,
         limits: &AuditLimits,
-    ) -> Result<AuditPage<Finding>, StoreError>;
+    ) -> Result<AuditPage<Finding>>;
 
     /// Sees to it that the rescue finds those of these jobs that are running, once their workers are lost.
     /// Returns those that it would not have found. Safe for jobs of living workers, and when repeated.
-    async fn make_findable(&self, ids: &[JobId]) -> Result<Vec<JobId>, StoreError>;
+    async fn make_findable(&self, ids: &[JobId]) -> Result<Vec<JobId>>;
 
     /// Makes those of these jobs that are `available`, and would be published later, due now, as if they had
     /// never been published. Returns them.
-    async fn make_due(&self, ids: &[JobId]) -> Result<Vec<JobId>, StoreError>;
+    async fn make_due(&self, ids: &[JobId]) -> Result<Vec<JobId>>;
 
     /// The living worker that started first, by which several workers agree on who does what only one
     /// needs to do. For a moment two may hold themselves for it, so that what it does must bear that.
-    async fn eldest_worker(&self, lease: Duration) -> Result<Option<WorkerId>, StoreError>;
+    async fn eldest_worker(&self, lease: Duration) -> Result<Option<WorkerId>>;
 
     /// As [`Self::audit`], those of the page that succeeded by a call, and not because a person said so.
-    async fn succeeded_by_call(
-        &self,
-        after: Option<JobId>,
-        limit: usize,
-    ) -> Result<AuditPage<JobId>, StoreError>;
+    async fn succeeded_by_call(&self, after: Option<JobId>, limit: usize) -> Result<AuditPage<JobId>>;
 }
 
 /// How long the flow may take for what it does by itself. What takes longer is a finding.
@@ -67,7 +63,6 @@ pub struct AuditLimits {
     pub verified: bool,
 }
 
-/// One page of a scan.
 #[derive(Debug, Clone)]
 pub struct AuditPage<T> {
     pub items: Vec<T>,
@@ -77,7 +72,6 @@ pub struct AuditPage<T> {
     pub last: Option<JobId>,
 }
 
-/// Something that is wrong with a job.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Finding {
     pub kind: FindingKind,
@@ -87,7 +81,6 @@ pub struct Finding {
 }
 
 string_enum! {
-    /// What can be wrong with a job.
     FindingKind {
         /// Running, but its worker is lost or was never known, and nobody has taken it over.
         RunningWithoutWorker = "running_without_worker",
@@ -180,33 +173,31 @@ pub(super) const SUCCEEDED: &str = "with keys as materialized (select id from jo
 
 impl AuditPage<Finding> {
     /// Reads the rows of [`AUDIT`].
-    pub(super) fn findings(rows: &[impl StoreRow]) -> Result<Self, StoreError> {
-        let mut page = Self { items: Vec::new(), seen: 0, last: None };
-        for row in rows {
-            let id = row.read::<Option<Uuid>>("id")?.map(JobId);
-            let Some(kind) = row.parse_if_any("kind")? else {
-                page.seen = row.total("seen")?;
-                page.last = id;
-                continue;
-            };
-            let id = id.ok_or_else(|| StoreError::corrupt("id"))?;
-            page.items.push(Finding { kind, id, queue: row.read("queue")? });
-        }
-        Ok(page)
+    pub(super) fn findings(rows: &[impl StoreRow]) -> Result<Self> {
+        Self::read(rows, |row, id| match (row.parse_if_any("kind")?, id) {
+            (None, _) => Ok(None),
+            (Some(kind), Some(id)) => Ok(Some(Finding { kind, id, queue: row.read("queue")? })),
+            (Some(_), None) => Err(StoreError::corrupt("id")),
+        })
     }
 }
 
 impl AuditPage<JobId> {
     /// Reads the rows of [`SUCCEEDED`].
-    pub(super) fn succeeded(rows: &[impl StoreRow]) -> Result<Self, StoreError> {
+    pub(super) fn succeeded(rows: &[impl StoreRow]) -> Result<Self> {
+        Self::read(rows, |row, id| Ok(if row.read("succeeded")? { id } else { None }))
+    }
+}
+
+impl<T> AuditPage<T> {
+    /// Reads rows of which the one that is no item says how many jobs were looked at, and the last of them.
+    fn read<R: StoreRow>(rows: &[R], item: impl Fn(&R, Option<JobId>) -> Result<Option<T>>) -> Result<Self> {
         let mut page = Self { items: Vec::new(), seen: 0, last: None };
         for row in rows {
             let id = row.read::<Option<Uuid>>("id")?.map(JobId);
-            if row.read("succeeded")? {
-                page.items.extend(id);
-            } else {
-                page.seen = row.total("seen")?;
-                page.last = id;
+            match item(row, id)? {
+                Some(item) => page.items.push(item),
+                None => (page.seen, page.last) = (row.total("seen")?, id),
             }
         }
         Ok(page)

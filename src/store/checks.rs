@@ -4,7 +4,7 @@ use std::{fmt, time::Duration};
 
 use async_trait::async_trait;
 
-use super::{JobView, StoreError};
+use super::{JobView, Result};
 use crate::job::{Fence, JobId, LookResult, RequestId};
 
 /// Jobs whose last call may or may not have run, while the tool API's log may still tell
@@ -13,22 +13,20 @@ use crate::job::{Fence, JobId, LookResult, RequestId};
 #[async_trait]
 pub trait Checks: fmt::Debug + Send + Sync {
     /// Takes up to `limit` jobs about which the log should be asked now, longest due first. Each is
-    /// taken again after `again_after`, unless something was decided until then. Several processes
-    /// may call this at once: a job is given to one of them.
-    async fn take_checks(&self, limit: usize, again_after: Duration) -> Result<Vec<Check>, StoreError>;
+    /// taken again after `again_after`, unless something was decided until then.
+    async fn take_checks(&self, limit: usize, again_after: Duration) -> Result<Vec<Check>>;
 
     /// Records that the log did not tell. Changes nothing where the job was released, cancelled or finished
     /// meanwhile, or where this look-up or a later one is recorded already, which is `false`.
-    async fn put_off(&self, put_off: &PutOff) -> Result<bool, StoreError>;
+    async fn put_off(&self, put_off: &PutOff) -> Result<bool>;
 
     /// The request ID of any call of the last day that succeeded, by which a log can show that it
     /// knows our request IDs.
-    async fn known_success(&self) -> Result<Option<RequestId>, StoreError>;
+    async fn known_success(&self) -> Result<Option<RequestId>>;
 }
 
 #[derive(Debug, Clone)]
 pub struct Check {
-    /// The job, which is `held`.
     pub job: JobView,
     /// The claim of the attempt.
     pub fence: Fence,
@@ -50,7 +48,6 @@ pub struct PutOff {
     pub checks: u32,
     /// When the log is asked again; `None` leaves the decision to a person.
     pub again_after: Option<Duration>,
-    /// What the log said.
     pub look: LookResult,
     /// Why it could not be read, if it could not.
     pub detail: Option<String>,

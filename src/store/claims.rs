@@ -5,10 +5,9 @@ use std::{fmt, sync::Arc, time::Duration};
 use async_trait::async_trait;
 use jiff::Timestamp;
 
-use super::{Conflict, StoreError};
+use super::{Conflict, Result};
 use crate::job::{Binding, ErrorKind, Fence, JobId, JobSpec, RequestId, State, Stop, WorkerId};
 
-/// The writes that start an attempt.
 #[async_trait]
 pub trait Claims: fmt::Debug + Send + Sync {
     /// Answers are in the order of the batch.
@@ -32,19 +31,17 @@ pub trait Claims: fmt::Debug + Send + Sync {
     /// * What was frozen earlier wins over [`Claim::binding`]; what is offered is kept only where the
     ///   job becomes `running` and had nothing.
     /// * Within one batch, the first of several claims of the same ID wins; the others are duplicates.
-    async fn claim(&self, worker: WorkerId, batch: &[Claim]) -> Result<Vec<Claimed>, StoreError>;
+    async fn claim(&self, worker: WorkerId, batch: &[Claim]) -> Result<Vec<Claimed>>;
 
     /// Records pin, account and effect of running jobs that were claimed without them, or without an
     /// account, before anything is sent. `false` for a job that the caller no longer holds (fenced), or for which
     /// something else was frozen before; it must then not be sent.
-    async fn bind(&self, batch: &[Bind]) -> Result<Vec<bool>, StoreError>;
+    async fn bind(&self, batch: &[Bind]) -> Result<Vec<bool>>;
 }
 
-/// One delivery that a worker wants to take.
 #[derive(Debug, Clone)]
 pub struct Claim {
     pub spec: Arc<JobSpec>,
-    /// The request ID of the attempt that this claim starts.
     pub request_id: RequestId,
     /// Pin, account and effect, when they could be decided without waiting.
     pub binding: Option<Binding>,
@@ -63,7 +60,6 @@ impl Claim {
 
 #[derive(Debug, Clone)]
 pub enum Claimed {
-    /// The worker holds the job.
     Running(ClaimReceipt),
     /// Due later; the relay will bring it back.
     Scheduled,
@@ -74,7 +70,9 @@ pub enum Claimed {
         kind: ErrorKind,
     },
     /// It is known and not available.
-    Duplicate { state: State },
+    Duplicate {
+        state: State,
+    },
     /// It was known and has been removed since.
     Gone,
     /// Refused; nothing changed.
@@ -84,7 +82,6 @@ pub enum Claimed {
 /// What the holder of a claim knows about the job beyond its spec.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ClaimReceipt {
-    /// The proof of this claim.
     pub fence: Fence,
     /// The number of the attempt that this claim starts, from 1.
     pub attempt: u32,
@@ -96,6 +93,13 @@ pub struct ClaimReceipt {
     pub created_at: Timestamp,
     /// The age of the job at the claim, by the store's clock.
     pub age: Duration,
+}
+
+impl ClaimReceipt {
+    /// Of a job that was unknown before.
+    pub(super) fn first(binding: Option<Binding>, created_at: Timestamp) -> Self {
+        Self { fence: Fence(1), attempt: 1, spent: 0, binding, created_at, age: Duration::ZERO }
+    }
 }
 
 /// Pin, account and effect for a job that is held without them.

@@ -7,7 +7,7 @@ use serde_json::value::RawValue;
 use sqlx::{Postgres, Sqlite};
 
 use super::{
-    AuditLimits, Bind, By, Claim, Finish, HeldFilter, Rejected, StoreError,
+    AuditLimits, Bind, By, Claim, Finish, HeldFilter, Rejected, Result, StoreError,
     convert::{micros, reporter, tags, to_i32, to_millis},
     history::Note,
     read::StoreRow,
@@ -144,8 +144,7 @@ columns! {
     }
 }
 
-/// The job of a row with the columns of [`Spec`].
-pub(super) fn spec_of(row: &impl StoreRow) -> Result<JobSpec, StoreError> {
+pub(super) fn spec_of(row: &impl StoreRow) -> Result<JobSpec> {
     Ok(JobSpec {
         id: JobId(row.read("id")?),
         digest: row.digest()?,
@@ -158,8 +157,8 @@ pub(super) fn spec_of(row: &impl StoreRow) -> Result<JobSpec, StoreError> {
         connected_account_id: row.read("connected_account_id")?,
         queue: row.parse("queue")?,
         priority: row.read("priority")?,
-        run_at: row.read("run_at")?,
-        expires_at: row.read("expires_at")?,
+        run_at: row.time_if_any("run_at")?,
+        expires_at: row.time_if_any("expires_at")?,
         timeout: row.millis("timeout_ms")?,
         budget: budget_of(row)?,
         effect: row.parse_if_any("effect")?,
@@ -171,14 +170,8 @@ pub(super) fn spec_of(row: &impl StoreRow) -> Result<JobSpec, StoreError> {
     })
 }
 
-/// What a job may spend.
-pub(super) fn budget_of(row: &impl StoreRow) -> Result<Budget, StoreError> {
-    let max_attempts: Option<i32> = row.read("max_attempts")?;
-    let max_attempts = max_attempts.map(u32::try_from).transpose();
-    Ok(Budget {
-        max_attempts: max_attempts.map_err(|_| StoreError::corrupt("max_attempts"))?,
-        max_age: row.millis("max_age_ms")?,
-    })
+pub(super) fn budget_of(row: &impl StoreRow) -> Result<Budget> {
+    Ok(Budget { max_attempts: row.unsigned_if_any("max_attempts")?, max_age: row.millis("max_age_ms")? })
 }
 
 columns! {
@@ -193,7 +186,6 @@ columns! {
 }
 
 columns! {
-    /// An error of a job or of an attempt.
     Error "error" of<'a> Option<&'a JobError> as error {
         error_kind: text or null = error.map(|e| e.kind().as_str()),
         error_message: text or null = error.map(JobError::message),
@@ -214,7 +206,6 @@ columns! {
 }
 
 columns! {
-    /// What a claim makes of its job.
     Start "start" of<'a> &'a Claim as claim {
         request_id: uuid = claim.request_id.0,
         goes_to: text = claim.goes_to().as_str(),
@@ -237,7 +228,6 @@ columns! {
 }
 
 columns! {
-    /// A decision about pin, account and effect under a claim.
     Decision "decision" of<'a> &'a Bind as bind {
         id: uuid = bind.id.0,
         fence: bigint = bind.fence.0,
@@ -266,7 +256,6 @@ columns! {
 }
 
 columns! {
-    /// The record of an attempt.
     Attempt "attempt" of<'a> &'a Finish as finish {
         number: integer = to_i32(finish.attempt.number),
         request_id: uuid = finish.attempt.request_id.0,
@@ -282,14 +271,13 @@ columns! {
 }
 
 columns! {
-    /// An entry of a job's history.
     Entry "entry" of<'a> &'a Note<'a> as note {
         job_id: uuid = note.job.0,
-        kind: text = note.fact.kind().as_str(),
+        kind: text = note.fact.parts().0.as_str(),
         by: text = note.by,
         attempt: integer or null = note.attempt.map(to_i32),
-        what: text or null = note.fact.word(),
-        detail: text or null = note.fact.detail(),
+        what: text or null = note.fact.parts().1,
+        detail: text or null = note.fact.parts().2,
     }
 }
 
@@ -307,7 +295,6 @@ columns! {
 }
 
 columns! {
-    /// Which held jobs a person lets go.
     Held "held" of<'a> &'a HeldFilter as filter {
         reason: text = filter.reason.as_str(),
         owner_kind: text or null = filter.owner.as_ref().map(|owner| owner.kind().as_str()),
@@ -358,7 +345,6 @@ fn result_of(ending: &Ending) -> Option<&str> {
     }
 }
 
-/// One column of a batch.
 fn column<T: Copy, C>(batch: &[T], value: impl Fn(T) -> C) -> Vec<C> {
     batch.iter().copied().map(value).collect()
 }

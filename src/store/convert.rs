@@ -2,11 +2,13 @@
 
 use std::time::Duration;
 
+use uuid::Uuid;
+
 use super::{
     By,
     texts::{GLOBAL, HOLDER, RESCUER},
 };
-use crate::job::{JobSpec, Owner};
+use crate::job::{JobId, JobSpec, Owner};
 
 /// Longer waits mean "never" and would leave the range of a timestamp.
 const MAX_WAIT: Duration = Duration::from_secs(100 * 366 * 24 * 3600);
@@ -16,15 +18,17 @@ pub(super) fn to_i32(value: u32) -> i32 {
     i32::try_from(value).unwrap_or(i32::MAX)
 }
 
-/// A limit as databases take it.
 pub(super) fn to_limit(value: usize) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
 }
 
-/// The tags of a job, as JSON.
 pub(super) fn tags(spec: &JobSpec) -> String {
     serde_json::to_string(&spec.tags)
         .unwrap_or_else(|error| unreachable!("a map of strings always encodes: {error}"))
+}
+
+pub(super) fn uuids(ids: &[JobId]) -> Vec<Uuid> {
+    ids.iter().map(|id| id.0).collect()
 }
 
 /// A time from now as microseconds.
@@ -37,19 +41,12 @@ pub(super) fn to_duration(micros: i64) -> Duration {
     Duration::from_micros(u64::try_from(micros).unwrap_or(0))
 }
 
-/// A duration of the envelope as milliseconds.
 pub(super) fn to_millis(duration: Option<Duration>) -> Option<i64> {
     duration.map(|d| i64::try_from(d.as_millis()).unwrap_or(i64::MAX))
 }
 
-/// The owner columns of a pin.
 pub(super) fn pin_owner(owner: Option<&Owner>) -> (&'static str, &str) {
     owner.map_or((GLOBAL, ""), |owner| (owner.kind().as_str(), owner.id()))
-}
-
-/// The kind of owner as a filter column; both backends use the same words.
-pub(super) fn owner_columns(owner: Option<&Owner>) -> (Option<&'static str>, Option<&str>) {
-    (owner.map(|o| o.kind().as_str()), owner.map(Owner::id))
 }
 
 /// The word for who reports.

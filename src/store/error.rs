@@ -5,8 +5,9 @@ use crate::{failure::Failure, string_enum::string_enum};
 /// An error of the store. It never contains customers' data or credentials.
 pub type StoreError = Failure<StoreErrorKind>;
 
+pub type Result<T, E = StoreError> = std::result::Result<T, E>;
+
 string_enum! {
-    /// What a caller can do about a store error.
     StoreErrorKind {
         /// The database is away, busy or restarting: wait and repeat the same batch.
         Unavailable = "unavailable",
@@ -17,7 +18,6 @@ string_enum! {
         Schema = "schema",
         /// Wrong address, credentials or permissions: repeating helps only after someone acts.
         Access = "access",
-        /// The database contains what errand never writes.
         Corrupt = "corrupt",
     }
 }

@@ -5,10 +5,9 @@ use std::{fmt, time::Duration};
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
-use super::StoreError;
+use super::Result;
 use crate::job::{Attempt, Ending, Fence, JobId, State};
 
-/// The write that ends an attempt.
 #[async_trait]
 pub trait Finishes: fmt::Debug + Send + Sync {
     /// Ends attempts. What a holder reports about its attempt is recorded in every case (of a first
@@ -29,14 +28,13 @@ pub trait Finishes: fmt::Debug + Send + Sync {
     /// * A job that was asked to be cancelled while it ran becomes `cancelled` instead of
     ///   `retryable` or `held`; success and failure stand.
     /// * A snooze without an error keeps the error of the attempt before.
-    /// * Final states get `finished_at`, and `reply_pending` where the app asked for a reply.
-    async fn finish(&self, batch: &[Finish]) -> Result<Vec<Finished>, StoreError>;
+    /// * Final states get `finished_at`, and are given out as a reply where the app asked for one.
+    async fn finish(&self, batch: &[Finish]) -> Result<Vec<Finished>>;
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Finish {
     pub id: JobId,
-    /// The claim under which the attempt was made.
     pub fence: Fence,
     pub by: By,
     pub attempt: Attempt,
@@ -46,7 +44,6 @@ pub struct Finish {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum By {
-    /// The worker that made it.
     Holder,
     /// The look-up of an unknown outcome, which tells what the worker would have been told. It differs from
     /// the holder in the history only.
@@ -60,7 +57,6 @@ pub enum By {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Finished {
-    /// The job is in this state now.
     Applied {
         state: State,
         /// Whether the job had been rescued in the meantime.

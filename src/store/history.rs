@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use jiff::Timestamp;
 use serde::Serialize;
 
-use super::{By, Claim, Finish, StoreError, StoreErrorKind, texts};
+use super::{By, Claim, Finish, Result, StoreError, StoreErrorKind, texts};
 use crate::{
     bounds::MAX_DECIDER_CHARS,
     job::{AttemptOutcome, Ending, HeldReason, JobId, LookResult, Release, State, Stop},
@@ -26,18 +26,18 @@ pub(super) const HISTORY: &str = "select at, kind, by, attempt, what, detail fro
 pub trait History: fmt::Debug + Send + Sync {
     /// The history of one job, oldest entry first; of a longer one than
     /// [`MAX_HISTORY`](crate::bounds::MAX_HISTORY) the newest entries.
-    async fn history(&self, id: JobId) -> Result<Vec<HistoryEntry>, StoreError>;
+    async fn history(&self, id: JobId) -> Result<Vec<HistoryEntry>>;
 }
 
-/// One decision about a job.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// One decision about a job; as JSON, with what belongs to its kind.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct HistoryEntry {
     /// By the store's clock.
     pub at: Timestamp,
     /// The name of a person, or `errand: ` and the part of errand.
     pub by: String,
-    /// The number of the attempt that it is about.
     pub attempt: Option<u32>,
+    #[serde(flatten)]
     pub fact: HistoryFact,
 }
 
@@ -75,7 +75,6 @@ pub enum HistoryFact {
 }
 
 string_enum! {
-    /// The kind of a decision.
     HistoryKind {
         Unknown = "unknown",
         LookedUp = "looked_up",
@@ -89,41 +88,19 @@ string_enum! {
 }
 
 impl HistoryFact {
-    pub fn kind(&self) -> HistoryKind {
+    /// The kind, the word that belongs to it, and why the log could not be read or which account was forgotten.
+    pub fn parts(&self) -> (HistoryKind, Option<&'static str>, Option<&str>) {
         match self {
-            Self::Unknown => HistoryKind::Unknown,
-            Self::LookedUp { .. } => HistoryKind::LookedUp,
-            Self::Adopted { .. } => HistoryKind::Adopted,
-            Self::Held { .. } => HistoryKind::Held,
-            Self::Released { .. } => HistoryKind::Released,
-            Self::Cancelled => HistoryKind::Cancelled,
-            Self::Retried => HistoryKind::Retried,
-            Self::AccountForgotten { .. } => HistoryKind::AccountForgotten,
-        }
-    }
-
-    /// The word that belongs to the kind.
-    pub fn word(&self) -> Option<&'static str> {
-        match self {
-            Self::LookedUp { found, .. } => Some(found.as_str()),
-            Self::Adopted { outcome } => Some(outcome.as_str()),
-            Self::Held { reason } => Some(reason.as_str()),
-            Self::Released { how } => Some(how.as_str()),
-            Self::Unknown | Self::Cancelled | Self::Retried | Self::AccountForgotten { .. } => None,
-        }
-    }
-
-    /// Why the log could not be read, or which account was forgotten.
-    pub fn detail(&self) -> Option<&str> {
-        match self {
-            Self::LookedUp { detail, .. } => detail.as_deref(),
-            Self::AccountForgotten { account } => Some(account),
-            Self::Unknown
-            | Self::Adopted { .. }
-            | Self::Held { .. }
-            | Self::Released { .. }
-            | Self::Cancelled
-            | Self::Retried => None,
+            Self::Unknown => (HistoryKind::Unknown, None, None),
+            Self::LookedUp { found, detail } => {
+                (HistoryKind::LookedUp, Some(found.as_str()), detail.as_deref())
+            }
+            Self::Adopted { outcome } => (HistoryKind::Adopted, Some(outcome.as_str()), None),
+            Self::Held { reason } => (HistoryKind::Held, Some(reason.as_str()), None),
+            Self::Released { how } => (HistoryKind::Released, Some(how.as_str()), None),
+            Self::Cancelled => (HistoryKind::Cancelled, None, None),
+            Self::Retried => (HistoryKind::Retried, None, None),
+            Self::AccountForgotten { account } => (HistoryKind::AccountForgotten, None, Some(account)),
         }
     }
 }
@@ -143,11 +120,10 @@ pub fn check_decider(by: &str) -> Result<(), String> {
 }
 
 /// The same for the methods of a store.
-pub(super) fn refuse_decider(by: &str) -> Result<(), StoreError> {
+pub(super) fn refuse_decider(by: &str) -> Result<()> {
     check_decider(by).map_err(|why| StoreError::new(StoreErrorKind::Data, why))
 }
 
-/// An entry that is written together with a change.
 #[derive(Debug, Clone)]
 pub(super) struct Note<'a> {
     pub(super) job: JobId,

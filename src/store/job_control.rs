@@ -4,9 +4,10 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use jiff::Timestamp;
+use serde::Serialize;
 use serde_json::value::RawValue;
 
-use super::StoreError;
+use super::{Result, convert::to_duration, read::StoreRow};
 use crate::job::{
     AttemptOutcome, Binding, HeldReason, IllegalMove, JobError, JobId, JobSpec, Owner, QueueName, Release,
     RequestId, State,
@@ -16,29 +17,27 @@ use crate::job::{
 /// person, by [`check_decider`](super::check_decider).
 #[async_trait]
 pub trait JobControl: fmt::Debug + Send + Sync {
-    /// One job.
-    async fn job(&self, id: JobId) -> Result<Option<JobView>, StoreError>;
+    async fn job(&self, id: JobId) -> Result<Option<JobView>>;
 
     /// Its attempts, in order. The attempt of a running job is included, without an outcome.
-    async fn attempts(&self, id: JobId) -> Result<Vec<AttemptView>, StoreError>;
+    async fn attempts(&self, id: JobId) -> Result<Vec<AttemptView>>;
 
     /// Jobs, newest first, without `result`.
-    async fn jobs(&self, filter: &JobFilter) -> Result<Vec<JobView>, StoreError>;
+    async fn jobs(&self, filter: &JobFilter) -> Result<Vec<JobView>>;
 
     /// Calls a job off ([`crate::job::Transition::Cancel`]). A running job is marked only.
-    async fn cancel(&self, id: JobId, by: &str) -> Result<Decided, StoreError>;
+    async fn cancel(&self, id: JobId, by: &str) -> Result<Decided>;
 
     /// Runs a failed or cancelled job again, with a fresh attempt budget, or makes a waiting one due
     /// now ([`crate::job::Transition::Restart`]). Its error is forgotten; what was frozen stays.
-    async fn restart(&self, id: JobId, by: &str) -> Result<Decided, StoreError>;
+    async fn restart(&self, id: JobId, by: &str) -> Result<Decided>;
 
     /// Lets a held job go. The result of one that a person marks as succeeded is JSON `null`. One that
     /// waited for a connection forgets the account that was chosen for it, because the new connection
     /// is another account; an account that the job named itself stays.
-    async fn release(&self, id: JobId, release: Release, by: &str) -> Result<Decided, StoreError>;
+    async fn release(&self, id: JobId, release: Release, by: &str) -> Result<Decided>;
 
-    /// How many held jobs match.
-    async fn count_held(&self, filter: &HeldFilter) -> Result<u64, StoreError>;
+    async fn count_held(&self, filter: &HeldFilter) -> Result<u64>;
 
     /// Lets up to `limit` matching jobs go, each as [`Self::release`] does, and returns how many. Jobs
     /// that somebody else decides about at the same time are left to them.
@@ -48,20 +47,15 @@ pub trait JobControl: fmt::Debug + Send + Sync {
         release: Release,
         by: &str,
         limit: usize,
-    ) -> Result<u64, StoreError>;
+    ) -> Result<u64>;
 
-    /// Figures for the gauges.
-    async fn census(&self) -> Result<Census, StoreError>;
+    async fn census(&self) -> Result<Census>;
 }
 
-/// The answer to a decision.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Decided {
-    /// Done; the job is in this state now.
     Now(State),
-    /// The job's state does not allow it.
     Illegal(IllegalMove),
-    /// There is no such job.
     Unknown,
 }
 
@@ -83,15 +77,12 @@ pub struct HeldFilter {
     pub toolkit: Option<String>,
 }
 
-/// A job as people and apps read it.
 #[derive(Debug, Clone)]
 pub struct JobView {
     pub spec: Arc<JobSpec>,
     pub state: State,
     pub held_reason: Option<HeldReason>,
-    /// Pin, account and effect, once decided.
     pub binding: Option<Binding>,
-    /// When the store first knew it.
     pub created_at: Timestamp,
     /// When it is next looked at, while it waits.
     pub due_at: Option<Timestamp>,
@@ -101,15 +92,12 @@ pub struct JobView {
     pub unknown_since: Option<Timestamp>,
     /// How often the execution log was asked about that call.
     pub checks: u32,
-    /// The request ID of the last attempt.
     pub request_id: Option<RequestId>,
     /// When the last attempt was claimed.
     pub started_at: Option<Timestamp>,
-    /// When it became final.
     pub finished_at: Option<Timestamp>,
     /// The tool's `data`.
     pub result: Option<Arc<RawValue>>,
-    /// Why it is not, or not yet, succeeded.
     pub error: Option<JobError>,
     /// The log ID of the last attempt that had one.
     pub log_id: Option<String>,
@@ -120,8 +108,8 @@ pub struct JobView {
     pub cancel_requested: bool,
 }
 
-/// One attempt as people read it.
-#[derive(Debug, Clone)]
+/// One attempt as people read it; as JSON, without its error.
+#[derive(Debug, Clone, Serialize)]
 pub struct AttemptView {
     /// Counts from 1.
     pub number: u32,
@@ -131,10 +119,9 @@ pub struct AttemptView {
     pub http_status: Option<u16>,
     pub log_id: Option<String>,
     pub version: Option<String>,
-    /// Why it did not succeed.
+    #[serde(skip)]
     pub error: Option<JobError>,
     pub started_at: Timestamp,
-    /// When its outcome was known.
     pub finished_at: Option<Timestamp>,
 }
 
@@ -150,27 +137,35 @@ pub struct Census {
 }
 
 impl Census {
-    /// Adds the jobs of one queue and state; `oldest` is how long the oldest due one has waited.
-    pub(super) fn add(&mut self, queue: QueueName, state: State, jobs: u64, oldest: Option<Duration>) {
-        if let Some(oldest) = oldest {
-            match self.oldest_due.iter_mut().find(|(name, _)| *name == queue) {
-                Some((_, longest)) => *longest = oldest.max(*longest),
-                None => self.oldest_due.push((queue.clone(), oldest)),
+    /// Reads the figures of jobs that are due, by queue and state, that run, by queue, and that are held, by queue
+    /// and reason.
+    pub(super) fn of<R: StoreRow>(waiting: &[R], running: &[R], held: &[R]) -> Result<Self> {
+        let mut census = Self::default();
+        for row in waiting {
+            let queue: QueueName = row.parse("queue")?;
+            if let Some(oldest) = row.read("oldest")? {
+                match census.oldest_due.iter_mut().find(|(name, _)| *name == queue) {
+                    Some((_, longest)) => *longest = to_duration(oldest).max(*longest),
+                    None => census.oldest_due.push((queue.clone(), to_duration(oldest))),
+                }
+            }
+            census.jobs.push((queue, row.parse("state")?, row.total("jobs")?));
+        }
+        for row in running {
+            census.jobs.push((row.parse("queue")?, State::Running, row.total("jobs")?));
+        }
+        for row in held {
+            let (queue, reason, jobs) = (row.parse("queue")?, row.parse("held_reason")?, row.total("jobs")?);
+            match census.held.iter_mut().find(|(held, _)| *held == reason) {
+                Some((_, all)) => *all += jobs,
+                None => census.held.push((reason, jobs)),
+            }
+            match census.jobs.iter_mut().find(|(name, state, _)| *name == queue && *state == State::Held) {
+                Some((_, _, all)) => *all += jobs,
+                None => census.jobs.push((queue, State::Held, jobs)),
             }
         }
-        self.jobs.push((queue, state, jobs));
-    }
-
-    /// Adds the held jobs of one queue and reason.
-    pub(super) fn add_held(&mut self, queue: QueueName, reason: HeldReason, jobs: u64) {
-        match self.held.iter_mut().find(|(held, _)| *held == reason) {
-            Some((_, all)) => *all += jobs,
-            None => self.held.push((reason, jobs)),
-        }
-        match self.jobs.iter_mut().find(|(name, state, _)| *name == queue && *state == State::Held) {
-            Some((_, _, all)) => *all += jobs,
-            None => self.jobs.push((queue, State::Held, jobs)),
-        }
+        Ok(census)
     }
 }
 

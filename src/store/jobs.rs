@@ -4,10 +4,9 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 
-use super::StoreError;
+use super::Result;
 use crate::job::{EnvelopeReason, JobId, JobSpec, State};
 
-/// Insertion of jobs by the door.
 #[async_trait]
 pub trait Jobs: fmt::Debug + Send + Sync {
     /// Inserts jobs that did not come through a queue, as `scheduled` (when `run_at` is in the
@@ -20,11 +19,7 @@ pub trait Jobs: fmt::Debug + Send + Sync {
     ///   first job*, whose ID is returned.
     /// * `unclaimed_after` is when the relay looks at an available job for the first time: zero if
     ///   nobody else will publish it; otherwise that counts as its first publication.
-    async fn insert(
-        &self,
-        batch: &[Arc<JobSpec>],
-        unclaimed_after: Duration,
-    ) -> Result<Vec<Inserted>, StoreError>;
+    async fn insert(&self, batch: &[Arc<JobSpec>], unclaimed_after: Duration) -> Result<Vec<Inserted>>;
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,7 +29,6 @@ pub enum Inserted {
         /// `scheduled` or `available`.
         state: State,
     },
-    /// It was known already.
     Duplicate {
         /// The job that stands for it; differs from the given ID when the idempotency key matched.
         id: JobId,
@@ -47,11 +41,8 @@ pub enum Inserted {
 /// Why the same name cannot mean this job too. Says nothing about the other job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Conflict {
-    /// The ID belongs to another owner.
     Owner,
-    /// The ID was used with another body.
     Body,
-    /// The owner used this idempotency key with another body.
     Key,
 }
 
@@ -65,7 +56,6 @@ impl Conflict {
         }
     }
 
-    /// One sentence for the app.
     pub fn message(self) -> &'static str {
         match self {
             Self::Owner | Self::Body => {

@@ -5,32 +5,29 @@ use std::{fmt, time::Duration};
 use async_trait::async_trait;
 use jiff::Timestamp;
 
-use super::StoreError;
+use super::Result;
 use crate::job::{Binding, Budget, Fence, JobId, RequestId, WorkerId};
 
-/// Heartbeats of workers, and the jobs of workers that stopped.
 #[async_trait]
 pub trait Leases: fmt::Debug + Send + Sync {
     /// Says that this worker process lives. The first beat makes it known.
-    async fn beat(&self, worker: WorkerId, name: &str) -> Result<(), StoreError>;
+    async fn beat(&self, worker: WorkerId, name: &str) -> Result<()>;
 
     /// Says that this worker process ends and holds nothing any more.
-    async fn retire(&self, worker: WorkerId) -> Result<(), StoreError>;
+    async fn retire(&self, worker: WorkerId) -> Result<()>;
 
     /// Up to `limit` running jobs, oldest claim first, whose worker has not beaten for `lease` or is
     /// not known at all.
-    async fn lost_jobs(&self, lease: Duration, limit: usize) -> Result<Vec<LostJob>, StoreError>;
+    async fn lost_jobs(&self, lease: Duration, limit: usize) -> Result<Vec<LostJob>>;
 
     /// Forgets workers that have not beaten for `after` and hold nothing, and whatever else is only
     /// needed to find jobs that run. Called every few seconds; returns the workers.
-    async fn forget_workers(&self, after: Duration) -> Result<u64, StoreError>;
+    async fn forget_workers(&self, after: Duration) -> Result<u64>;
 }
 
-/// A running job without a living worker.
 #[derive(Debug, Clone)]
 pub struct LostJob {
     pub id: JobId,
-    /// The claim of the lost worker.
     pub fence: Fence,
     pub attempt: u32,
     /// Attempts charged before that one.

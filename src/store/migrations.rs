@@ -7,7 +7,6 @@ use sqlx::{
 
 use super::Schema;
 
-/// Where applied migrations are recorded.
 pub(super) const TABLE: &str = "_sqlx_migrations";
 
 /// What applies the given migrations: version, name and statements. The caller holds the lock. A

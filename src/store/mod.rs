@@ -16,6 +16,7 @@
 //! * An error of kind `Data` means that nothing of the batch was applied.
 //! * Due times, leases, expiry and ages are judged by the store's clock. Durations come in, never
 //!   instants of the caller's clock.
+//! * What a method takes for somebody to work on is given to one of the processes that ask at the same time.
 //! * Futures may be dropped at any time without harm to the backend's connections.
 
 use std::sync::Arc;
@@ -52,7 +53,7 @@ pub use audit::{Audit, AuditLimits, AuditPage, Finding, FindingKind};
 pub use checks::{Check, Checks, PutOff};
 pub use claims::{Bind, Claim, ClaimReceipt, Claimed, Claims};
 pub use connections::{Awaited, Connections};
-pub use error::{StoreError, StoreErrorKind};
+pub use error::{Result, StoreError, StoreErrorKind};
 pub use finishes::{By, Finish, Finished, Finishes};
 pub use history::{History, HistoryEntry, HistoryFact, HistoryKind, check_decider};
 pub use job_control::{AttemptView, Census, Decided, HeldFilter, JobControl, JobFilter, JobView};
@@ -81,23 +82,4 @@ pub trait Store:
 {
 }
 
-impl<T> Store for T where
-    T: Jobs
-        + Claims
-        + Finishes
-        + Publications
-        + Leases
-        + Checks
-        + Connections
-        + Audit
-        + JobControl
-        + History
-        + History
-        + Pins
-        + Rejections
-        + Admin
-{
-}
-
-/// A store that is shared between long-lived parts.
 pub type SharedStore = Arc<dyn Store>;

@@ -4,7 +4,7 @@ use std::fmt;
 
 use async_trait::async_trait;
 
-use super::StoreError;
+use super::Result;
 use crate::job::{Owner, Pin};
 
 pub(super) const PINS: &str = "select owner_kind, owner_id, toolkit, version from pins
@@ -18,15 +18,13 @@ pub(super) const UNSET: &str = "delete from pins
     where owner_kind = {owner_kind} and owner_id = {owner_id} and toolkit = {toolkit}
     returning version";
 
-/// Toolkit versions that are pinned at run time.
 #[async_trait]
 pub trait Pins: fmt::Debug + Send + Sync {
     /// All pins, global ones first.
-    async fn pins(&self) -> Result<Vec<Pin>, StoreError>;
+    async fn pins(&self) -> Result<Vec<Pin>>;
 
-    /// Sets or replaces a pin.
-    async fn set_pin(&self, pin: &Pin) -> Result<(), StoreError>;
+    async fn set_pin(&self, pin: &Pin) -> Result<()>;
 
     /// Removes a pin; `false` when there was none.
-    async fn unset_pin(&self, owner: Option<&Owner>, toolkit: &str) -> Result<bool, StoreError>;
+    async fn unset_pin(&self, owner: Option<&Owner>, toolkit: &str) -> Result<bool>;
 }

@@ -4,35 +4,33 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 
-use super::{JobView, StoreError};
+use super::{JobView, Result};
 use crate::job::{JobId, JobSpec, State};
 
-/// What the relay reads and writes. Several processes may call these at once: a row is given to
-/// one of them.
+/// What the relay reads and writes.
 #[async_trait]
 pub trait Publications: fmt::Debug + Send + Sync {
     /// Takes up to `limit` jobs that are due: `scheduled` and `retryable` ones whose time has come,
     /// and `available` ones that nobody claimed. Each becomes `available` and is looked at again
     /// after `unclaimed_after`, doubled with every time it was published without being claimed, up
     /// to `MAX_UNCLAIMED_WAIT`. Most urgent first: by priority, then by due time.
-    async fn take_due(&self, limit: usize, unclaimed_after: Duration) -> Result<Vec<Due>, StoreError>;
+    async fn take_due(&self, limit: usize, unclaimed_after: Duration) -> Result<Vec<Due>>;
 
     /// Makes jobs that could not be published due again after `after`; the failed publication does
     /// not count.
-    async fn defer(&self, ids: &[JobId], after: Duration) -> Result<(), StoreError>;
+    async fn defer(&self, ids: &[JobId], after: Duration) -> Result<()>;
 
     /// Makes every `available` job due now. For queues that lose their messages with the process.
-    async fn republish_all(&self) -> Result<u64, StoreError>;
+    async fn republish_all(&self) -> Result<u64>;
 
     /// How long until [`Self::take_due`] would find something, or `None` when nothing waits.
-    async fn next_due_in(&self) -> Result<Option<Duration>, StoreError>;
+    async fn next_due_in(&self) -> Result<Option<Duration>>;
 
     /// Takes up to `limit` finished jobs whose reply was not published yet; each is offered again
     /// after `again_after` unless [`Self::replied`] says that it is done.
-    async fn take_replies(&self, limit: usize, again_after: Duration) -> Result<Vec<Reply>, StoreError>;
+    async fn take_replies(&self, limit: usize, again_after: Duration) -> Result<Vec<Reply>>;
 
-    /// These replies are published.
-    async fn replied(&self, ids: &[JobId]) -> Result<(), StoreError>;
+    async fn replied(&self, ids: &[JobId]) -> Result<()>;
 }
 
 /// The longest time between two publications of a job that nobody claims.

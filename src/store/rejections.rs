@@ -6,37 +6,32 @@ use async_trait::async_trait;
 use jiff::Timestamp;
 use uuid::Uuid;
 
-use super::StoreError;
+use super::Result;
 use crate::job::{EnvelopeReason, QueueName};
 
-/// Messages that are not jobs, kept whole.
 #[async_trait]
 pub trait Rejections: fmt::Debug + Send + Sync {
     /// Keeps messages. The same message again (same ID) only counts as seen once more, and is listed
     /// again if it was requeued: it came back.
-    async fn reject(&self, batch: &[Rejected]) -> Result<(), StoreError>;
+    async fn reject(&self, batch: &[Rejected]) -> Result<()>;
 
     /// The newest rejected messages that were not requeued, without bodies.
-    async fn rejected(&self, limit: usize) -> Result<Vec<RejectedView>, StoreError>;
+    async fn rejected(&self, limit: usize) -> Result<Vec<RejectedView>>;
 
-    /// One rejected message with its body.
-    async fn rejected_message(&self, id: Uuid) -> Result<Option<RejectedView>, StoreError>;
+    async fn rejected_message(&self, id: Uuid) -> Result<Option<RejectedView>>;
 
     /// Marks a message as requeued, so that it is no longer listed.
-    async fn mark_requeued(&self, id: Uuid) -> Result<bool, StoreError>;
+    async fn mark_requeued(&self, id: Uuid) -> Result<bool>;
 }
 
-/// A message that is not a job.
 #[derive(Debug, Clone)]
 pub struct Rejected {
     /// Derived from queue, properties and body, so that a redelivery is the same row.
     pub id: Uuid,
-    /// The lane it came through.
     pub queue: QueueName,
     pub reason: EnvelopeReason,
     /// One sentence that says what to change.
     pub message: String,
-    /// The message, byte for byte.
     pub body: Vec<u8>,
     /// Its transport properties, as JSON.
     pub properties: String,
@@ -51,11 +46,6 @@ impl Rejected {
     pub fn into_plain(self) -> Self {
         Self { message: Self::UNTOLD.to_owned(), properties: "{}".to_owned(), ..self }
     }
-
-    /// Whether nothing is left that a database could refuse.
-    pub fn is_plain(&self) -> bool {
-        self.message == Self::UNTOLD && self.properties == "{}"
-    }
 }
 
 /// A rejected message as people read it.
@@ -63,11 +53,10 @@ impl Rejected {
 pub struct RejectedView {
     /// What was kept; the body is empty in lists.
     pub message: Rejected,
-    /// The size of the body in bytes.
+    /// Of the body, in bytes.
     pub size: u64,
     /// How often it was delivered.
     pub seen: u32,
-    /// When it was first seen.
     pub received_at: Timestamp,
     pub requeued_at: Option<Timestamp>,
 }

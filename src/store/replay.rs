@@ -59,7 +59,6 @@ impl FoundJob {
         })
     }
 
-    /// The answer to an insert.
     pub(super) fn inserted(&self, spec: &JobSpec) -> Inserted {
         match self.conflict(spec) {
             Some(conflict) => Inserted::Conflict(conflict),
@@ -68,7 +67,6 @@ impl FoundJob {
     }
 }
 
-/// The record of an attempt that a finish meets.
 pub(super) struct RecordedAttempt {
     pub(super) request_id: RequestId,
     pub(super) outcome: AttemptOutcome,

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::{
     AttemptView, Awaited, Check, ClaimReceipt, HistoryEntry, HistoryFact, HistoryKind, JobView, LostJob,
-    Rejected, RejectedView, StoreError,
+    Rejected, RejectedView, Result,
     columns::{budget_of, spec_of},
     read::StoreRow,
     replay::{FoundJob, RecordedAttempt},
@@ -19,20 +19,20 @@ pub(super) const JOB: &str =
     cancel_requested, held_reason, {error}, log_id, finished_at";
 
 /// A job with the columns [`JOB`] and `result`.
-pub(super) fn job(row: &impl StoreRow) -> Result<JobView, StoreError> {
+pub(super) fn job(row: &impl StoreRow) -> Result<JobView> {
     Ok(JobView {
         spec: Arc::new(spec_of(row)?),
         state: row.parse("state")?,
         held_reason: row.parse_if_any("held_reason")?,
         binding: binding(row)?,
-        created_at: row.read("created_at")?,
-        due_at: row.read("due_at")?,
-        check_at: row.read("check_at")?,
-        unknown_since: row.read("unknown_since")?,
+        created_at: row.time("created_at")?,
+        due_at: row.time_if_any("due_at")?,
+        check_at: row.time_if_any("check_at")?,
+        unknown_since: row.time_if_any("unknown_since")?,
         checks: row.count("checks")?,
         request_id: row.read::<Option<_>>("request_id")?.map(RequestId),
-        started_at: row.read("started_at")?,
-        finished_at: row.read("finished_at")?,
+        started_at: row.time_if_any("started_at")?,
+        finished_at: row.time_if_any("finished_at")?,
         result: row.json("result")?,
         error: error(row)?,
         log_id: row.read("log_id")?,
@@ -42,8 +42,7 @@ pub(super) fn job(row: &impl StoreRow) -> Result<JobView, StoreError> {
     })
 }
 
-/// What was decided once, if it was.
-pub(super) fn binding(row: &impl StoreRow) -> Result<Option<Binding>, StoreError> {
+pub(super) fn binding(row: &impl StoreRow) -> Result<Option<Binding>> {
     let (toolkit, version): (Option<String>, Option<String>) =
         (row.read("toolkit")?, row.read("toolkit_version")?);
     let (Some(toolkit), Some(version), Some(pinned_by), Some(effect)) =
@@ -54,34 +53,28 @@ pub(super) fn binding(row: &impl StoreRow) -> Result<Option<Binding>, StoreError
     Ok(Some(Binding { toolkit, version, pinned_by, account: row.read("account")?, effect }))
 }
 
-fn error(row: &impl StoreRow) -> Result<Option<JobError>, StoreError> {
+fn error(row: &impl StoreRow) -> Result<Option<JobError>> {
     let (kind, message): (Option<ErrorKind>, Option<String>) =
         (row.parse_if_any("error_kind")?, row.read("error_message")?);
     let (Some(kind), Some(message)) = (kind, message) else { return Ok(None) };
     Ok(Some(JobError::new(kind, message).with_code(row.read("error_code")?, row.read("error_slug")?)))
 }
 
-/// An attempt as people read it.
-pub(super) fn attempt(row: &impl StoreRow) -> Result<AttemptView, StoreError> {
-    let http_status: Option<i32> = row.read("http_status")?;
+pub(super) fn attempt(row: &impl StoreRow) -> Result<AttemptView> {
     Ok(AttemptView {
         number: row.count("number")?,
         request_id: RequestId(row.read("request_id")?),
         outcome: row.parse_if_any("outcome")?,
-        http_status: http_status
-            .map(u16::try_from)
-            .transpose()
-            .map_err(|_| StoreError::corrupt("http_status"))?,
+        http_status: row.unsigned_if_any("http_status")?,
         log_id: row.read("log_id")?,
         version: row.read("version")?,
         error: error(row)?,
-        started_at: row.read("started_at")?,
-        finished_at: row.read("finished_at")?,
+        started_at: row.time("started_at")?,
+        finished_at: row.time_if_any("finished_at")?,
     })
 }
 
-/// The record of an attempt that a finish meets.
-pub(super) fn recorded(row: &impl StoreRow) -> Result<RecordedAttempt, StoreError> {
+pub(super) fn recorded(row: &impl StoreRow) -> Result<RecordedAttempt> {
     Ok(RecordedAttempt {
         request_id: RequestId(row.read("request_id")?),
         outcome: row.parse("outcome")?,
@@ -92,8 +85,7 @@ pub(super) fn recorded(row: &impl StoreRow) -> Result<RecordedAttempt, StoreErro
     })
 }
 
-/// A known job that stands in the way.
-pub(super) fn found(row: &impl StoreRow, by_key: bool) -> Result<FoundJob, StoreError> {
+pub(super) fn found(row: &impl StoreRow, by_key: bool) -> Result<FoundJob> {
     Ok(FoundJob {
         by_key,
         id: JobId(row.read("id")?),
@@ -108,20 +100,18 @@ pub(super) fn found(row: &impl StoreRow, by_key: bool) -> Result<FoundJob, Store
     })
 }
 
-/// What the holder of a claim knows.
-pub(super) fn receipt(row: &impl StoreRow) -> Result<ClaimReceipt, StoreError> {
+pub(super) fn receipt(row: &impl StoreRow) -> Result<ClaimReceipt> {
     Ok(ClaimReceipt {
         fence: Fence(row.read("fence")?),
         attempt: row.count("attempt")?,
         spent: row.count("spent")?,
         binding: binding(row)?,
-        created_at: row.read("created_at")?,
+        created_at: row.time("created_at")?,
         age: row.span("age")?,
     })
 }
 
-/// A job of a lost worker.
-pub(super) fn lost(row: &impl StoreRow) -> Result<LostJob, StoreError> {
+pub(super) fn lost(row: &impl StoreRow) -> Result<LostJob> {
     let ClaimReceipt { fence, attempt, spent, binding, age, .. } = receipt(row)?;
     Ok(LostJob {
         id: JobId(row.read("id")?),
@@ -129,15 +119,14 @@ pub(super) fn lost(row: &impl StoreRow) -> Result<LostJob, StoreError> {
         attempt,
         spent,
         request_id: RequestId(row.read("request_id")?),
-        started_at: row.read("started_at")?,
+        started_at: row.time("started_at")?,
         binding,
         budget: budget_of(row)?,
         age,
     })
 }
 
-/// A job about which the log should be asked.
-pub(super) fn check(row: &impl StoreRow) -> Result<Check, StoreError> {
+pub(super) fn check(row: &impl StoreRow) -> Result<Check> {
     Ok(Check {
         job: job(row)?,
         fence: Fence(row.read("fence")?),
@@ -148,8 +137,7 @@ pub(super) fn check(row: &impl StoreRow) -> Result<Check, StoreError> {
     })
 }
 
-/// An entry of a job's history.
-pub(super) fn entry(row: &impl StoreRow) -> Result<HistoryEntry, StoreError> {
+pub(super) fn entry(row: &impl StoreRow) -> Result<HistoryEntry> {
     let fact = match row.parse("kind")? {
         HistoryKind::Unknown => HistoryFact::Unknown,
         HistoryKind::LookedUp => {
@@ -162,13 +150,11 @@ pub(super) fn entry(row: &impl StoreRow) -> Result<HistoryEntry, StoreError> {
         HistoryKind::Retried => HistoryFact::Retried,
         HistoryKind::AccountForgotten => HistoryFact::AccountForgotten { account: row.read("detail")? },
     };
-    let attempt: Option<i32> = row.read("attempt")?;
-    let attempt = attempt.map(u32::try_from).transpose().map_err(|_| StoreError::corrupt("attempt"))?;
-    Ok(HistoryEntry { at: row.read("at")?, by: row.read("by")?, attempt, fact })
+    let attempt = row.unsigned_if_any("attempt")?;
+    Ok(HistoryEntry { at: row.time("at")?, by: row.read("by")?, attempt, fact })
 }
 
-/// A connection that held jobs wait for.
-pub(super) fn awaited(row: &impl StoreRow) -> Result<Awaited, StoreError> {
+pub(super) fn awaited(row: &impl StoreRow) -> Result<Awaited> {
     let account: String = row.read("account")?;
     Ok(Awaited {
         owner: row.owner()?,
@@ -181,14 +167,12 @@ pub(super) fn awaited(row: &impl StoreRow) -> Result<Awaited, StoreError> {
     })
 }
 
-/// A pin.
-pub(super) fn pin(row: &impl StoreRow) -> Result<Pin, StoreError> {
+pub(super) fn pin(row: &impl StoreRow) -> Result<Pin> {
     let owner = if row.read::<String>("owner_kind")? == GLOBAL { None } else { Some(row.owner()?) };
     Ok(Pin { owner, toolkit: row.read("toolkit")?, version: row.read("version")? })
 }
 
-/// A rejected message.
-pub(super) fn rejected(row: &impl StoreRow) -> Result<RejectedView, StoreError> {
+pub(super) fn rejected(row: &impl StoreRow) -> Result<RejectedView> {
     Ok(RejectedView {
         message: Rejected {
             id: row.read("id")?,
@@ -200,7 +184,7 @@ pub(super) fn rejected(row: &impl StoreRow) -> Result<RejectedView, StoreError> 
         },
         size: row.total("size")?,
         seen: row.count("seen")?,
-        received_at: row.read("received_at")?,
-        requeued_at: row.read("requeued_at")?,
+        received_at: row.time("received_at")?,
+        requeued_at: row.time_if_any("requeued_at")?,
     })
 }

@@ -23,15 +23,12 @@ use sqlx::{
 };
 use uuid::Uuid;
 
-/// A statement with its values.
 pub(super) type Bound<DB> = Query<'static, DB, <DB as Database>::Arguments>;
 
-/// A rendered statement.
 #[derive(Debug)]
 pub struct Statement {
     /// The name of its function.
     pub name: &'static str,
-    /// The text, with numbered parameters.
     pub text: String,
     /// The types of the parameters, as PostgreSQL calls them.
     pub types: Vec<String>,
@@ -43,21 +40,18 @@ pub(super) trait Dialect: Database {
     const MARK: char;
     /// Whether JSON has types of its own, which are sent and read as text.
     const CASTS_JSON: bool;
-    /// Texts that several statements share.
     const FRAGMENTS: &'static [(&'static str, &'static str)];
 
     /// The lists of columns that every statement may name.
     fn lists() -> Declared;
 }
 
-/// A column of a row that is bound or read.
 #[derive(Debug, Clone)]
 struct Column {
     name: String,
     kind: &'static str,
 }
 
-/// What a statement is declared to take.
 #[derive(Debug, Default)]
 pub(super) struct Declared {
     /// In the order in which they are bound.
@@ -84,20 +78,15 @@ impl Declared {
 pub(super) trait Columns {
     /// What the values of a row are taken from.
     type Item<'a>: Copy;
-    /// What a statement calls the list.
     const NAME: &'static str;
 
     /// Declares the columns, whose names begin with the prefix.
     fn declare(prefix: &str, declared: &mut Declared);
-    /// Binds an array for each column.
     fn bind_rows(items: &[Self::Item<'_>], query: Bound<Postgres>) -> Bound<Postgres>;
-    /// Binds a value for each column.
     fn bind_postgres(item: Self::Item<'_>, query: Bound<Postgres>) -> Bound<Postgres>;
-    /// Binds a value for each column.
     fn bind_sqlite(item: Self::Item<'_>, query: Bound<Sqlite>) -> Bound<Sqlite>;
 }
 
-/// Something that a statement takes.
 pub(super) trait Parameter<DB: Database> {
     fn declare(name: &str, declared: &mut Declared);
     fn bind(self, query: Bound<DB>) -> Bound<DB>;
@@ -106,7 +95,6 @@ pub(super) trait Parameter<DB: Database> {
 /// A batch of rows, sent as an array for each column. Such parameters come first.
 pub(super) struct Rows<'a, L: Columns>(pub(super) &'a [L::Item<'a>]);
 
-/// One row, sent as a value for each column.
 pub(super) struct One<'a, L: Columns>(pub(super) L::Item<'a>);
 
 impl<L: Columns> Parameter<Postgres> for Rows<'_, L> {
@@ -216,7 +204,6 @@ macro_rules! statements {
                 query
             })*
 
-            /// All of this file.
             pub(in crate::store) static ALL: &[&std::sync::LazyLock<$crate::store::Statement>] = &[$(&texts::$name),*];
 
             #[allow(non_upper_case_globals, reason = "named like the functions")]
@@ -238,6 +225,14 @@ macro_rules! statements {
     };
 }
 pub(super) use statements;
+
+/// The statements of all files of a backend.
+macro_rules! all_statements {
+    ($($file:ident),*) => {
+        [$($file::sql::ALL),*].into_iter().flatten().map(|statement| &***statement)
+    };
+}
+pub(super) use all_statements;
 
 /// Renders a statement.
 ///

@@ -5,7 +5,6 @@ use crate::{
     job::{ErrorKind, JobError},
 };
 
-/// [`MAX_ERROR_CHARS`] as databases take it.
 #[expect(clippy::cast_possible_truncation, clippy::cast_possible_wrap, reason = "the limit is small")]
 pub(super) const MAX_ERROR_LENGTH: i32 = MAX_ERROR_CHARS as i32;
 

@@ -21,7 +21,6 @@ const ALWAYS: [(&str, LevelFilter); 2] =
     [("lapin::returned_messages", LevelFilter::OFF), ("sqlx::postgres::notice", LevelFilter::WARN)];
 
 string_enum! {
-    /// How log lines look.
     LogFormat {
         /// For people.
         Text = "text",

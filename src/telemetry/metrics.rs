@@ -10,34 +10,25 @@ use std::{
     time::Duration,
 };
 
-use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
+use metrics::{Label, Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
 
 use crate::{job::AttemptOutcome, sync::lock};
 
-/// What a metric measures.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// Only grows.
     Counter,
-    /// Goes up and down.
     Gauge,
-    /// A distribution.
     Histogram,
 }
 
-/// One metric of the catalogue.
 #[derive(Debug, Clone, Copy)]
 pub struct Metric {
     /// The full name as Prometheus shows it (histograms add `_bucket`, `_sum` and `_count`).
     pub name: &'static str,
-    /// What it measures.
     pub kind: Kind,
-    /// The unit of its values.
     pub unit: Unit,
-    /// Its labels.
     pub labels: &'static [&'static str],
-    /// One sentence for people.
     pub help: &'static str,
 }
 
@@ -130,79 +121,61 @@ pub fn install() -> Result<PrometheusHandle, BuildError> {
         .set_buckets_for_metric(Matcher::Suffix("_seconds".into()), SECONDS)?
         .set_buckets_for_metric(Matcher::Suffix("_batch_jobs".into()), BATCHES)?
         .install_recorder()?;
-    describe();
-    gauge!(BUILD_INFO.name, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
-    // A counter that is born with its first event hides that event from every rate, so those that
-    // can be named beforehand start at zero.
-    for metric in CATALOGUE.iter().filter(|metric| metric.labels.is_empty()) {
-        match metric.kind {
-            Kind::Counter => counter!(metric.name).increment(0),
-            Kind::Gauge => gauge!(metric.name).set(0.0),
-            Kind::Histogram => {}
-        }
-    }
-    Ok(handle)
-}
-
-fn describe() {
     for metric in CATALOGUE {
         match metric.kind {
             Kind::Counter => describe_counter!(metric.name, metric.unit, metric.help),
             Kind::Gauge => describe_gauge!(metric.name, metric.unit, metric.help),
             Kind::Histogram => describe_histogram!(metric.name, metric.unit, metric.help),
         }
+        // A counter that is born with its first event hides that event from every rate, so those that
+        // can be named beforehand start at zero.
+        match metric.kind {
+            Kind::Counter if metric.labels.is_empty() => metric.add(0),
+            Kind::Gauge if metric.labels.is_empty() => metric.set(0.0),
+            Kind::Counter | Kind::Gauge | Kind::Histogram => {}
+        }
     }
+    BUILD_INFO.set1(env!("CARGO_PKG_VERSION"), 1.0);
+    Ok(handle)
 }
 
 impl Metric {
-    /// Adds to a counter without labels.
+    /// The labels with these values, of which there is one for each.
+    fn labels<const N: usize>(&self, kind: Kind, values: [&str; N]) -> Vec<Label> {
+        debug_assert!(self.kind == kind && self.labels.len() == N, "{}", self.name);
+        self.labels.iter().zip(values).map(|(name, value)| Label::new(*name, value.to_owned())).collect()
+    }
+
     pub(crate) fn add(&self, n: u64) {
-        debug_assert!(self.kind == Kind::Counter && self.labels.is_empty(), "{}", self.name);
-        counter!(self.name).increment(n);
+        counter!(self.name, self.labels(Kind::Counter, [])).increment(n);
     }
 
-    /// Adds to a counter with one label.
     pub(crate) fn add1(&self, value: &str, n: u64) {
-        debug_assert!(self.kind == Kind::Counter && self.labels.len() == 1, "{}", self.name);
-        counter!(self.name, self.labels[0] => value.to_owned()).increment(n);
+        counter!(self.name, self.labels(Kind::Counter, [value])).increment(n);
     }
 
-    /// Adds to a counter with two labels.
     pub(crate) fn add2(&self, values: [&str; 2], n: u64) {
-        debug_assert!(self.kind == Kind::Counter && self.labels.len() == 2, "{}", self.name);
-        counter!(self.name, self.labels[0] => values[0].to_owned(), self.labels[1] => values[1].to_owned())
-            .increment(n);
+        counter!(self.name, self.labels(Kind::Counter, values)).increment(n);
     }
 
-    /// Sets a gauge without labels.
     pub(crate) fn set(&self, value: f64) {
-        debug_assert!(self.kind == Kind::Gauge && self.labels.is_empty(), "{}", self.name);
-        gauge!(self.name).set(value);
+        gauge!(self.name, self.labels(Kind::Gauge, [])).set(value);
     }
 
-    /// Sets a gauge with one label.
     pub(crate) fn set1(&self, label: &str, value: f64) {
-        debug_assert!(self.kind == Kind::Gauge && self.labels.len() == 1, "{}", self.name);
-        gauge!(self.name, self.labels[0] => label.to_owned()).set(value);
+        gauge!(self.name, self.labels(Kind::Gauge, [label])).set(value);
     }
 
-    /// Sets a gauge with two labels.
     pub(crate) fn set2(&self, labels: [&str; 2], value: f64) {
-        debug_assert!(self.kind == Kind::Gauge && self.labels.len() == 2, "{}", self.name);
-        gauge!(self.name, self.labels[0] => labels[0].to_owned(), self.labels[1] => labels[1].to_owned())
-            .set(value);
+        gauge!(self.name, self.labels(Kind::Gauge, labels)).set(value);
     }
 
-    /// Adds a sample to a histogram without labels.
     pub(crate) fn record(&self, value: f64) {
-        debug_assert!(self.kind == Kind::Histogram && self.labels.is_empty(), "{}", self.name);
-        histogram!(self.name).record(value);
+        histogram!(self.name, self.labels(Kind::Histogram, [])).record(value);
     }
 
-    /// Adds a sample to a histogram with one label.
     pub(crate) fn record1(&self, label: &str, value: f64) {
-        debug_assert!(self.kind == Kind::Histogram && self.labels.len() == 1, "{}", self.name);
-        histogram!(self.name, self.labels[0] => label.to_owned()).record(value);
+        histogram!(self.name, self.labels(Kind::Histogram, [label])).record(value);
     }
 }
 
@@ -211,9 +184,9 @@ impl Metric {
 #[derive(Debug)]
 pub(crate) struct LaneMetrics {
     pub(crate) in_flight: metrics::Gauge,
-    queue_wait: metrics::Histogram,
-    job_duration: metrics::Histogram,
-    running: metrics::Counter,
+    pub(crate) queue_wait: metrics::Histogram,
+    pub(crate) job_duration: metrics::Histogram,
+    pub(crate) running: metrics::Counter,
     attempt_succeeded: metrics::Histogram,
     queue: String,
     /// By toolkit and outcome, whose labels are few.
@@ -251,31 +224,11 @@ impl LaneMetrics {
     /// Counts what became of a job when an attempt ended.
     pub(crate) fn finished(&self, toolkit: Option<&str>, outcome: &'static str) {
         let toolkit = toolkit.map_or("none", toolkit_label);
-        let mut finished = lock(&self.finished);
-        finished
-            .entry((toolkit, outcome))
-            .or_insert_with(|| jobs_finished(&self.queue, toolkit, outcome))
-            .increment(1);
+        let queue = || self.queue.clone();
+        let new =
+            || counter!(JOBS_FINISHED.name, "queue" => queue(), "toolkit" => toolkit, "outcome" => outcome);
+        lock(&self.finished).entry((toolkit, outcome)).or_insert_with(new).increment(1);
     }
-
-    /// A job waited so long for its first claim.
-    pub(crate) fn waited(&self, seconds: f64) {
-        self.queue_wait.record(seconds);
-    }
-
-    /// A job became final so long after it was due.
-    pub(crate) fn finished_after(&self, seconds: f64) {
-        self.job_duration.record(seconds);
-    }
-
-    /// So many deliveries became running jobs.
-    pub(crate) fn claimed(&self, jobs: u64) {
-        self.running.increment(jobs);
-    }
-}
-
-fn jobs_finished(queue: &str, toolkit: &'static str, outcome: &'static str) -> metrics::Counter {
-    counter!(JOBS_FINISHED.name, "queue" => queue.to_owned(), "toolkit" => toolkit, "outcome" => outcome)
 }
 
 /// The label value of a toolkit: itself while there are few, `other` afterwards. A toolkit is

@@ -36,7 +36,6 @@ impl<'writer> FormatFields<'writer> for SpanFields {
     }
 }
 
-/// A JSON object that is being written.
 struct Object<'writer> {
     writer: Writer<'writer>,
     is_empty: bool,

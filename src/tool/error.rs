@@ -10,7 +10,6 @@ pub struct ApiError {
     pub code: Option<i64>,
     /// The best key for classification.
     pub slug: Option<String>,
-    pub request_id: Option<String>,
     /// The API's advice; blank counts as absent.
     pub suggested_fix: Option<String>,
     pub errors: Vec<String>,
@@ -33,20 +32,14 @@ pub enum ToolError {
     /// The API answers that there is no such tool, toolkit or account.
     #[error("not found")]
     NotFound(Box<ApiError>),
-    /// The API does not accept the key.
     #[error("the tool API does not accept the key (HTTP {status})")]
     Credentials {
         /// 401 or 403.
         status: u16,
         error: Box<ApiError>,
     },
-    /// The API asks to slow down.
     #[error("the tool API is throttling")]
-    Throttled {
-        /// When to come back.
-        retry_after: Option<Duration>,
-    },
-    /// Another refusal.
+    Throttled { retry_after: Option<Duration> },
     #[error("the tool API refused the look-up (HTTP {status})")]
     Refused { status: u16, error: Box<ApiError> },
     /// Unreachable, failing, or not speaking the protocol. Names the cause without URL or credentials.

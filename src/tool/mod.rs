@@ -30,7 +30,6 @@ pub mod pin;
 
 pub use error::{ApiError, ToolError};
 
-/// A tool API that is shared between long-lived parts.
 pub type SharedToolApi = Arc<dyn ToolApi>;
 
 /// What errand asks of a tool API.
@@ -43,13 +42,9 @@ pub trait ToolApi: fmt::Debug + Send + Sync {
     /// Describes a tool at a toolkit version; `None` for the newest.
     async fn tool(&self, slug: &str, version: Option<&str>) -> Result<ToolInfo, ToolError>;
 
-    /// The versions of a toolkit, newest first.
-    async fn versions(&self, toolkit: &str) -> Result<Vec<String>, ToolError>;
-
     /// The owner's accounts for a toolkit, in any status, most recently connected first.
     async fn accounts(&self, owner_id: &str, toolkit: Option<&str>) -> Result<Vec<Account>, ToolError>;
 
-    /// One account.
     async fn account(&self, id: &str) -> Result<Account, ToolError>;
 
     /// What the execution log says about the call with this request ID; `None` when it has no entry, over all
@@ -61,7 +56,6 @@ pub trait ToolApi: fmt::Debug + Send + Sync {
     async fn check(&self) -> Result<ApiCheck, ToolError>;
 }
 
-/// An entry of the execution log.
 #[derive(Debug, Clone)]
 pub struct Execution {
     pub log_id: String,
@@ -87,7 +81,6 @@ pub struct Call {
     pub timeout: Duration,
 }
 
-/// What was seen on the wire.
 #[derive(Debug)]
 pub enum Reply {
     /// No byte of the call's body left, so no tool can have run. The text names the cause without URL
@@ -105,8 +98,6 @@ pub struct Answer {
     pub status: u16,
     /// The parsed `Retry-After` (or `retry-after-ms`), not yet clamped; garbage is `None`.
     pub retry_after: Option<Duration>,
-    /// The API's own `x-request-id`, when it differs from ours.
-    pub request_id: Option<String>,
     /// `Composio-Deprecated-Toolkits`, verbatim: the pinned version will go away.
     pub deprecated: Option<String>,
     pub body: Body,
@@ -122,11 +113,9 @@ pub enum Body {
     Opaque,
     /// Larger than the limit; reading stopped there.
     TooLarge,
-    /// The connection failed while the body was read.
     Broken(String),
 }
 
-/// What a tool reported.
 #[derive(Debug, Clone)]
 pub struct ToolResult {
     /// The tool's output, verbatim; `{}` when it was absent or null.
@@ -140,7 +129,6 @@ pub struct ToolResult {
     pub log_id: Option<String>,
 }
 
-/// A tool at one toolkit version.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ToolInfo {
     /// UPPER_SNAKE slug.
@@ -149,15 +137,12 @@ pub struct ToolInfo {
     pub description: String,
     /// Lower-case toolkit slug, from the description and never from the tool slug's prefix.
     pub toolkit: String,
-    /// The version that this description belongs to.
     pub version: String,
     /// All versions of the toolkit, newest first.
     pub available_versions: Vec<String>,
     /// Hint and other tags.
     pub tags: Vec<String>,
-    /// Runs without any account.
     pub no_auth: bool,
-    /// The tool is deprecated at this version.
     pub deprecated: bool,
 }
 
@@ -180,7 +165,6 @@ impl ToolInfo {
 /// A connected account, without its credentials.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Account {
-    /// Opaque ID.
     pub id: String,
     /// Who it belongs to; the API may leave it out.
     pub user_id: Option<String>,
@@ -188,22 +172,18 @@ pub struct Account {
     pub toolkit: String,
     /// `ACTIVE`, `EXPIRED`, ... Unknown words are kept as they are.
     pub status: String,
-    /// Why it is in that status.
     pub status_reason: Option<String>,
     /// Switched off by somebody.
     pub disabled: bool,
-    /// When it was connected.
     pub created_at: Timestamp,
 }
 
 impl Account {
-    /// Whether calls can use it.
     pub fn is_active(&self) -> bool {
         self.status == "ACTIVE" && !self.disabled
     }
 }
 
-/// What a successful check found.
 #[derive(Debug, Clone)]
 pub struct ApiCheck {
     /// The API's clock, from its `Date` header.

@@ -23,14 +23,11 @@ const ENV_PREFIX: &str = "COMPOSIO_TOOLKIT_VERSION_";
 /// Versions by lower-case toolkit slug.
 pub type VersionMap = BTreeMap<String, String>;
 
-/// What a text asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Wanted<'a> {
     /// Blank or absent.
     Nothing,
-    /// `latest`.
     Latest,
-    /// A literal version.
     Exact(&'a str),
 }
 
@@ -42,13 +39,19 @@ pub struct VersionError;
 /// What the sources of pins say together.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Decision {
-    /// A literal version.
-    Pinned { version: String, by: PinnedBy },
+    Pinned {
+        version: String,
+        by: PinnedBy,
+    },
     /// The first source that says anything says `latest`.
-    Latest { by: PinnedBy },
+    Latest {
+        by: PinnedBy,
+    },
     /// The first source that says anything says something unusable.
-    Malformed { version: String, by: PinnedBy },
-    /// Nobody says anything.
+    Malformed {
+        version: String,
+        by: PinnedBy,
+    },
     Unpinned,
 }
 
@@ -73,22 +76,9 @@ pub fn wanted(text: Option<&str>) -> Result<Wanted<'_>, VersionError> {
     }
 }
 
-/// Decides by precedence. Every source has been looked up for the toolkit in question.
-pub fn decide(
-    asked: Option<&str>,
-    owner_pin: Option<&str>,
-    global_pin: Option<&str>,
-    config: Option<&str>,
-    env: Option<&str>,
-) -> Decision {
-    let sources = [
-        (PinnedBy::Job, asked),
-        (PinnedBy::Owner, owner_pin),
-        (PinnedBy::Global, global_pin),
-        (PinnedBy::Config, config),
-        (PinnedBy::Env, env),
-    ];
-    for (by, text) in sources {
+/// Decides by precedence, by what each source says of the toolkit in question, in the order of [`PinnedBy`].
+pub fn decide(said: [Option<&str>; 5]) -> Decision {
+    for (text, by) in said.into_iter().zip(PinnedBy::ALL.iter().copied()) {
         match wanted(text) {
             Ok(Wanted::Nothing) => {}
             Ok(Wanted::Latest) => return Decision::Latest { by },
@@ -107,7 +97,6 @@ pub fn newest<'a>(versions: impl IntoIterator<Item = &'a str>) -> Option<&'a str
     versions.into_iter().filter(|version| is_version(version)).max()
 }
 
-/// The environment variable that pins a toolkit.
 pub fn env_name(toolkit: &str) -> String {
     format!("{ENV_PREFIX}{}", toolkit.to_uppercase())
 }
@@ -125,7 +114,6 @@ pub struct PinTable {
 }
 
 impl PinTable {
-    /// Arranges the rows for look-ups.
     pub fn new(rows: Vec<Pin>) -> Self {
         let mut table = Self::default();
         for Pin { owner, toolkit, version } in rows {
@@ -136,16 +124,6 @@ impl PinTable {
             pins.insert(toolkit.to_lowercase(), version);
         }
         table
-    }
-
-    /// The owner's own pin.
-    pub fn owner(&self, owner: &Owner, toolkit: &str) -> Option<&str> {
-        self.owners.get(owner)?.get(toolkit).map(String::as_str)
-    }
-
-    /// The pin for everybody.
-    pub fn global(&self, toolkit: &str) -> Option<&str> {
-        self.global.get(toolkit).map(String::as_str)
     }
 }
 
@@ -163,13 +141,10 @@ pub struct PinSources {
 impl PinSources {
     /// Decides the version of a job of this owner whose tool belongs to this toolkit.
     pub fn decide(&self, asked: Option<&str>, owner: &Owner, toolkit: &str) -> Decision {
-        decide(
-            asked,
-            self.table.owner(owner, toolkit),
-            self.table.global(toolkit),
-            self.config.get(toolkit).map(String::as_str),
-            self.env.get(toolkit).map(String::as_str),
-        )
+        let own = self.table.owners.get(owner).and_then(|pins| pins.get(toolkit));
+        let pins = [own, self.table.global.get(toolkit), self.config.get(toolkit), self.env.get(toolkit)];
+        let [own, global, config, env] = pins.map(|pin| pin.map(String::as_str));
+        decide([asked, own, global, config, env])
     }
 
     /// The toolkits that are pinned for this owner by any source and whose slug, in upper case, begins
@@ -289,8 +264,7 @@ mod tests {
     proptest! {
         #[test]
         fn the_first_source_that_says_anything_decides(said in prop::array::uniform5(say())) {
-            let [job, owner, global, config, env] = said.each_ref().map(Option::as_deref);
-            let decision = decide(job, owner, global, config, env);
+            let decision = decide(said.each_ref().map(Option::as_deref));
             let first = said
                 .iter()
                 .zip(PinnedBy::ALL)

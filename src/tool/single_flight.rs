@@ -53,7 +53,6 @@ where
     K: Clone + Eq + Hash + Send + Sync + 'static,
     V: Clone + Send + Sync + 'static,
 {
-    /// A cache of up to about `capacity` values.
     pub(super) fn new(capacity: usize) -> Self {
         Self(Arc::new(Inner {
             values: quick_cache::sync::Cache::new(capacity.max(1)),

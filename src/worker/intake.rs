@@ -90,7 +90,7 @@ impl Intake {
                     let job = RunningJob::new(&self.shared, self.metrics.clone(), claim, receipt);
                     attempt::start(self.shared.clone(), job, slot);
                 }
-                self.metrics.claimed(1);
+                self.metrics.running.increment(1);
                 return None;
             }
             Ok(Claimed::Scheduled) => {

@@ -65,7 +65,7 @@ fn applied(shared: &Shared, job: &RunningJob, state: State) {
     job.metrics.finished(toolkit, state.as_str());
     if state.is_final() {
         let took = shared.deps.clock.now().duration_since(job.due_at).as_secs_f64().max(0.0);
-        job.metrics.finished_after(took);
+        job.metrics.job_duration.record(took);
     }
     if !state.is_final() || job.spec.reply_to.is_some() {
         shared.deps.relay_wake.notify_one();

@@ -135,7 +135,7 @@ impl Resolver {
             return Ok(binding(resolved, None));
         }
         let explicit = spec.connected_account_id.as_deref();
-        let account = self.accounts.resolve_since(&spec.owner, &resolved.toolkit, explicit, since).await;
+        let account = self.accounts.resolve(&spec.owner, &resolved.toolkit, explicit, Some(since)).await;
         metrics::LOOKUPS.add2(["account", if account.is_ok() { "found" } else { "failed" }], 1);
         account.map(|id| binding(resolved, Some(id))).map_err(|error| error.not_ready())
     }
@@ -166,7 +166,7 @@ impl Resolver {
             return Ok(binding);
         }
         let explicit = spec.connected_account_id.as_deref();
-        let account = self.accounts.resolve_since(&spec.owner, &binding.toolkit, explicit, since).await;
+        let account = self.accounts.resolve(&spec.owner, &binding.toolkit, explicit, Some(since)).await;
         account.map(|id| Binding { account: Some(id), ..binding }).map_err(|error| error.not_ready())
     }
 

@@ -41,7 +41,7 @@ impl RunningJob {
         let due_at = first_due(&claim.spec, receipt.created_at, started_at);
         if receipt.attempt == 1 {
             let waited = started_at.duration_since(due_at).as_secs_f64().max(0.0);
-            metrics.waited(waited);
+            metrics.queue_wait.record(waited);
         }
         let Claim { spec, request_id, .. } = claim;
         let claimed_at = Instant::now();

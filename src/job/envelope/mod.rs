@@ -37,9 +37,7 @@ const MAX_GROWTH: usize = 1024;
 pub struct JobSpec {
     /// The dedupe key.
     pub id: JobId,
-    /// Whose accounts are used.
     pub owner: Owner,
-    /// Who asked.
     pub requested_by: Option<String>,
     /// UPPER_SNAKE slug.
     pub tool: String,
@@ -49,9 +47,7 @@ pub struct JobSpec {
     pub text: Option<String>,
     /// The version that the job itself asks for; blank counts as absent.
     pub version: Option<String>,
-    /// The account that the job itself asks for.
     pub connected_account_id: Option<String>,
-    /// The lane.
     pub queue: QueueName,
     /// 0 to 9 within the lane; higher runs earlier.
     pub priority: i16,
@@ -61,19 +57,16 @@ pub struct JobSpec {
     pub expires_at: Option<Timestamp>,
     /// Per attempt.
     pub timeout: Option<Duration>,
-    /// What retries may spend.
     pub budget: Budget,
     /// Overrides the tool's hints.
     pub effect: Option<Effect>,
     /// Unique per owner.
     pub idempotency_key: Option<String>,
-    /// Searchable labels.
     pub tags: BTreeMap<String, String>,
     /// Where the result is published, if anywhere (AMQP `reply_to`).
     pub reply_to: Option<String>,
     /// The app's correlation ID, returned with the result.
     pub correlation_id: Option<String>,
-    /// W3C trace context of the publisher.
     pub traceparent: Option<String>,
     /// Identifies everything above but the ID and the three transport fields, so that the same ID
     /// with another body is noticed.
@@ -96,16 +89,13 @@ impl fmt::Debug for JobSpec {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Digest(pub [u8; 16]);
 
-/// How and where a message arrived.
 #[derive(Debug, Clone, Copy)]
 pub struct Arrival<'a> {
     /// The lane it came through.
     pub queue: &'a QueueName,
     /// AMQP `message_id`, which stands for a missing `id`.
     pub message_id: Option<&'a str>,
-    /// Where to publish the result.
     pub reply_to: Option<&'a str>,
-    /// Returned with the result.
     pub correlation_id: Option<&'a str>,
     /// W3C trace context.
     pub traceparent: Option<&'a str>,
@@ -128,15 +118,6 @@ impl<'a> Arrival<'a> {
     }
 }
 
-/// Which owners may run jobs at all.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct OwnerPolicy {
-    /// Accept the owner `default`, which could expose other people's data. Only for development.
-    pub allow_default: bool,
-    /// Refuse e-mail addresses, which change hands, instead of warning.
-    pub refuse_email: bool,
-}
-
 string_enum! {
     /// The class of a rejected message, for metrics and for `errand rejected`.
     EnvelopeReason {
@@ -148,29 +129,22 @@ string_enum! {
         NoId = "no_id",
         /// Not exactly one of `user_id` and `org_id`, or an unusable one.
         BadOwner = "bad_owner",
-        /// A field's value is out of bounds.
         BadValue = "bad_value",
-        /// The ID is taken by another owner's job.
         OwnerConflict = "owner_conflict",
-        /// The ID is taken by a job with another body.
         BodyConflict = "body_conflict",
-        /// The owner used this idempotency key with another body.
         KeyConflict = "key_conflict",
     }
 }
 
-/// Why a message is not a job.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub struct EnvelopeError {
-    /// The class.
     pub reason: EnvelopeReason,
     /// One sentence that says what to change. Quotes field names, never values of customers.
     pub message: String,
 }
 
 impl EnvelopeError {
-    /// An error of the given class.
     pub fn new(reason: EnvelopeReason, message: impl Into<String>) -> Self {
         Self { reason, message: clip(message.into()) }
     }

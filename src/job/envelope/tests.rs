@@ -1,4 +1,3 @@
-use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::*;
@@ -28,23 +27,31 @@ fn with(field: &str, value: Value) -> Value {
 }
 
 #[test]
-fn an_unknown_field_is_refused_by_name() {
-    let error = decode_json(&with("toll", json!("X"))).unwrap_err();
-    assert_eq!(error.reason, EnvelopeReason::Malformed);
-    assert!(error.message.contains("toll"), "{error}");
-}
-
-#[test]
-fn exactly_one_owner_is_needed() {
-    assert_eq!(decode_json(&with("org_id", json!("o"))).unwrap_err().reason, EnvelopeReason::BadOwner);
-    assert_eq!(decode_json(&with("user_id", json!(null))).unwrap_err().reason, EnvelopeReason::BadOwner);
-    assert_eq!(decode_json(&with("user_id", json!(" "))).unwrap_err().reason, EnvelopeReason::BadOwner);
-    assert_eq!(decode_json(&with("user_id", json!("a\u{7}"))).unwrap_err().reason, EnvelopeReason::BadOwner);
-}
-
-#[test]
-fn a_message_without_any_id_is_refused() {
-    assert_eq!(decode_json(&with("id", json!(null))).unwrap_err().reason, EnvelopeReason::NoId);
+fn what_is_no_job_is_refused_by_the_field_that_is_wrong() {
+    use EnvelopeReason::{BadOwner, BadValue, Malformed, NoId};
+    for (field, value, reason) in [
+        ("toll", json!("X"), Malformed),
+        ("org_id", json!("o"), BadOwner),
+        ("user_id", json!(null), BadOwner),
+        ("user_id", json!(" "), BadOwner),
+        ("user_id", json!("a\u{7}"), BadOwner),
+        ("id", json!(null), NoId),
+        ("arguments", json!([1]), BadValue),
+        ("timeout_ms", json!(0), BadValue),
+        ("max_attempts", json!(0), BadValue),
+        ("max_attempts", json!(1_000_000), BadValue),
+        ("priority", json!(10), BadValue),
+        ("queue", json!("Not A Queue"), BadValue),
+        ("queue", json!("other"), BadValue),
+        ("tool", json!(""), BadValue),
+        ("version", json!("x".repeat(300)), BadValue),
+        ("text", json!("a\u{0}b"), BadValue),
+        ("tags", json!({"": "x"}), BadValue),
+    ] {
+        let error = decode_json(&with(field, value)).unwrap_err();
+        assert_eq!(error.reason, reason, "{field}");
+        assert!(error.message.contains(field), "{error}");
+    }
 }
 
 #[test]
@@ -53,72 +60,6 @@ fn message_ids_of_two_owners_never_collide() {
     let org = Owner::new(OwnerKind::Org, "a").unwrap();
     assert_ne!(JobId::from_message_id(&alice, "order-1"), JobId::from_message_id(&org, "order-1"));
     assert_eq!(JobId::from_message_id(&alice, "order-1"), JobId::from_message_id(&alice, "order-1"));
-}
-
-#[test]
-fn values_out_of_bounds_name_their_field() {
-    for (field, value) in [
-        ("arguments", json!([1])),
-        ("timeout_ms", json!(0)),
-        ("max_attempts", json!(0)),
-        ("max_attempts", json!(1_000_000)),
-        ("priority", json!(10)),
-        ("queue", json!("Not A Queue")),
-        ("queue", json!("other")),
-        ("tool", json!("")),
-        ("version", json!("x".repeat(300))),
-        ("text", json!("a\u{0}b")),
-        ("tags", json!({"": "x"})),
-    ] {
-        let error = decode_json(&with(field, value)).unwrap_err();
-        assert_eq!(error.reason, EnvelopeReason::BadValue, "{field}");
-        assert!(error.message.contains(field), "{error}");
-    }
-}
-
-#[test]
-fn errors_never_quote_what_a_customer_sent() {
-    for field in ["priority", "effect", "run_at", "tags", "arguments", "id", "user_id"] {
-        let error = decode_json(&with(field, json!({"hunter2": "hunter2"}))).map(drop);
-        let error = error.map_err(|e| e.message).err().unwrap_or_default();
-        assert!(!error.contains("hunter2"), "{field}: {error}");
-        let error = decode_json(&with(field, json!("hunter2"))).map(drop);
-        let error = error.map_err(|e| e.message).err().unwrap_or_default();
-        assert!(!error.contains("hunter2"), "{field}: {error}");
-    }
-}
-
-#[test]
-fn errors_do_not_quote_values_that_imitate_them() {
-    for (field, value) in [
-        ("priority", "x, expected hunter2"),
-        ("priority", "expected hunter2"),
-        ("effect", "x`, expected hunter2"),
-        ("effect", "expected hunter2"),
-        ("run_at", "2026-01-02T03:04:05Zhunter2"),
-        ("run_at", "2026-01-02T03:04:05Z: invalid type: hunter2, expected hunter2"),
-    ] {
-        let error = decode_json(&with(field, json!(value))).unwrap_err();
-        assert_eq!(error.reason, EnvelopeReason::Malformed);
-        assert!(!error.message.contains("hunter2"), "{error}");
-    }
-}
-
-#[test]
-fn errors_can_be_kept_whatever_a_field_is_called() {
-    for name in ["re\0po", "\u{1b}[2J", &"long".repeat(10_000)] {
-        let error = decode_json(&with(name, json!(1))).unwrap_err();
-        assert_eq!(error.reason, EnvelopeReason::Malformed);
-        assert!(!error.message.contains(char::is_control), "{error}");
-        assert!(error.message.chars().count() <= crate::bounds::MAX_ERROR_CHARS);
-    }
-}
-
-#[test]
-fn times_that_become_equal_are_refused_before_the_relay_has_to() {
-    let mut job = with("run_at", json!("2026-01-02T03:04:05.000000100Z"));
-    job["expires_at"] = json!("2026-01-02T03:04:05.000000900Z");
-    assert_eq!(decode_json(&job).unwrap_err().reason, EnvelopeReason::BadValue);
 }
 
 #[test]
@@ -133,24 +74,6 @@ fn what_would_be_too_large_for_the_relay_is_refused_at_once() {
     assert!(decode(&encode(&fits), &arrival).is_ok());
     let error = decode(of_size(MAX_ENVELOPE_BYTES).as_bytes(), &arrival).unwrap_err();
     assert_eq!(error.reason, EnvelopeReason::TooLarge);
-}
-
-#[test]
-fn deep_nesting_is_refused_and_quoted_brackets_are_not_nesting() {
-    let deep = format!("{}1{}", "{\"a\":".repeat(200), "}".repeat(200));
-    let body = format!(
-        r#"{{"id":"0190b0a0-0000-7000-8000-000000000001","user_id":"u","tool":"T","arguments":{deep}}}"#
-    );
-    assert_eq!(decode_bytes(body.as_bytes()).unwrap_err().reason, EnvelopeReason::BadValue);
-    assert!(decode_json(&with("arguments", json!({"a": "{[\\\"".repeat(500)}))).is_ok());
-}
-
-#[test]
-fn numbers_beyond_two_to_the_53_survive_verbatim() {
-    let body = br#"{"id":"0190b0a0-0000-7000-8000-000000000001","user_id":"u","tool":"T",
-        "arguments":{"n": 123456789012345678901234567890.5}}"#;
-    let spec = decode_bytes(body).unwrap();
-    assert!(String::from_utf8(encode(&spec)).unwrap().contains("123456789012345678901234567890.5"));
 }
 
 #[test]
@@ -169,46 +92,4 @@ fn times_are_kept_as_finely_as_databases_keep_them() {
     assert_eq!(spec.run_at, Some("2026-01-02T03:04:05.123456Z".parse().unwrap()));
     let stored = decode_json(&with("run_at", json!("2026-01-02T03:04:05.123456Z"))).unwrap();
     assert_eq!(spec.digest, stored.digest);
-}
-
-fn short() -> impl Strategy<Value = Option<String>> {
-    prop::option::of("[ -~]{0,40}")
-}
-
-prop_compose! {
-    fn envelopes()(
-        owner in "[!-~]{1,40}", org in any::<bool>(), tool in "[A-Z_]{1,40}",
-        args in prop::option::of(prop::collection::btree_map(".{0,8}", any::<i64>(), 0..5)),
-        text in prop::option::of("[^\0]{0,60}"), version in short(), account in short(),
-        priority in prop::option::of(0i16..=9), at in prop::option::of(0i64..4_000_000_000),
-        timeout in prop::option::of(1u64..1_000_000), attempts in prop::option::of(1u32..1000),
-        age in prop::option::of(1u64..1_000_000), effect in prop::option::of(0usize..3),
-        key in short(), tags in prop::collection::btree_map("[a-z]{1,8}", "[ -~]{0,8}", 0..4),
-    ) -> Value {
-        let mut job = json!({
-            "id": JobId::new().to_string(), "tool": tool, "text": text, "version": version,
-            "connected_account_id": account, "priority": priority,
-            "run_at": at.map(|s| Timestamp::from_second(s).unwrap().to_string()),
-            "timeout_ms": timeout, "max_attempts": attempts, "max_age_ms": age,
-            "effect": effect.map(|n| Effect::ALL[n].as_str()), "idempotency_key": key, "tags": tags,
-            "arguments": args,
-        });
-        job[if org { "org_id" } else { "user_id" }] = json!(owner);
-        job
-    }
-}
-
-proptest! {
-    #[test]
-    fn what_is_encoded_decodes_to_the_same_job(envelope in envelopes()) {
-        let first = decode_json(&envelope).unwrap();
-        let again = decode_bytes(&encode(&first)).unwrap();
-        prop_assert_eq!(first.digest, again.digest);
-        prop_assert_eq!(encode(&first), encode(&again));
-    }
-
-    #[test]
-    fn no_bytes_make_the_decoder_panic(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
-        let _result = decode_bytes(&bytes).map(drop);
-    }
 }

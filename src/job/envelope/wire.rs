@@ -10,48 +10,41 @@ use sha2::{Digest as _, Sha256};
 use super::{Digest, JobSpec};
 use crate::job::{Effect, OwnerKind};
 
-/// The JSON as it travels. Kept apart from [`JobSpec`], so that the wire can be read beside its
-/// documentation.
-#[derive(Debug, Default, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Wire<'a> {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) id: Option<Cow<'a, str>>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) user_id: Option<Cow<'a, str>>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) org_id: Option<Cow<'a, str>>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) requested_by: Option<Cow<'a, str>>,
-    pub(super) tool: Option<Cow<'a, str>>,
-    #[serde(borrow, skip_serializing_if = "Option::is_none")]
-    pub(super) arguments: Option<&'a RawValue>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) text: Option<Cow<'a, str>>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) version: Option<Cow<'a, str>>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) connected_account_id: Option<Cow<'a, str>>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) queue: Option<Cow<'a, str>>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) priority: Option<i16>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) run_at: Option<Timestamp>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) expires_at: Option<Timestamp>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) timeout_ms: Option<u64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) max_attempts: Option<u32>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) max_age_ms: Option<u64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) effect: Option<Effect>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) idempotency_key: Option<Cow<'a, str>>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) tags: Option<Cow<'a, BTreeMap<String, String>>>,
+/// Declares the JSON as it travels. What is missing is left out.
+macro_rules! wire {
+    ($life:lifetime: $($(#[$attribute:meta])? $field:ident: $type:ty,)*) => {
+        /// Kept apart from [`JobSpec`], so that the wire can be read beside its documentation.
+        #[derive(Debug, Default, Serialize, Deserialize)]
+        #[serde(deny_unknown_fields)]
+        pub(super) struct Wire<$life> {
+            $($(#[$attribute])?
+            #[serde(skip_serializing_if = "Option::is_none")]
+            pub(super) $field: Option<$type>,)*
+        }
+    };
+}
+
+wire! { 'a:
+    id: Cow<'a, str>,
+    user_id: Cow<'a, str>,
+    org_id: Cow<'a, str>,
+    requested_by: Cow<'a, str>,
+    tool: Cow<'a, str>,
+    #[serde(borrow)]
+    arguments: &'a RawValue,
+    text: Cow<'a, str>,
+    version: Cow<'a, str>,
+    connected_account_id: Cow<'a, str>,
+    queue: Cow<'a, str>,
+    priority: i16,
+    run_at: Timestamp,
+    expires_at: Timestamp,
+    timeout_ms: u64,
+    max_attempts: u32,
+    max_age_ms: u64,
+    effect: Effect,
+    idempotency_key: Cow<'a, str>,
+    tags: Cow<'a, BTreeMap<String, String>>,
 }
 
 /// The envelope of a stored job, as the relay publishes it. Decoding it gives the same job with

@@ -297,13 +297,7 @@ fn adopt(check: &Check, log_id: String, result: ToolResult, retry: &RetryPolicy)
         return AttemptEnd { outcome, http_status: None, log_id: Some(log_id), ending };
     };
     let data: Arc<RawValue> = result.data.clone();
-    let answer = Answer {
-        status: 200,
-        retry_after: None,
-        request_id: None,
-        deprecated: None,
-        body: Body::Result(result),
-    };
+    let answer = Answer { status: 200, retry_after: None, deprecated: None, body: Body::Result(result) };
     let classified = classify(Reply::Answered(answer), &Context::new(&check.job.spec, binding));
     let ending = match classified.next {
         // Whatever else the entry contains, its own verdict is that the call succeeded.

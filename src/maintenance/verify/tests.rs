@@ -75,9 +75,6 @@ impl ToolApi for Flickering {
     async fn tool(&self, _: &str, _: Option<&str>) -> Result<ToolInfo, ToolError> {
         unreachable!("only the log is asked")
     }
-    async fn versions(&self, _: &str) -> Result<Vec<String>, ToolError> {
-        unreachable!("only the log is asked")
-    }
     async fn accounts(&self, _: &str, _: Option<&str>) -> Result<Vec<Account>, ToolError> {
         unreachable!("only the log is asked")
     }

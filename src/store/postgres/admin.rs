@@ -6,7 +6,7 @@ use sqlx::{ConnectOptions as _, Connection as _, PgConnection, migrate::Migrate 
 
 use super::PostgresStore;
 use crate::store::{
-    Admin, Schema, StoreError,
+    Admin, Result, Schema, StoreError,
     admin::APPLIED,
     detached::detached,
     migrations::{self, TABLE},
@@ -36,7 +36,7 @@ impl Admin for PostgresStore {
     }
 
     /// On a connection of its own, which is closed in every case and takes the lock with it.
-    async fn migrate(&self) -> Result<usize, StoreError> {
+    async fn migrate(&self) -> Result<usize> {
         let options = self.patient.clone();
         detached(async move {
             let mut db = options.connect().await?;
@@ -47,7 +47,7 @@ impl Admin for PostgresStore {
         .await
     }
 
-    async fn schema(&self) -> Result<Schema, StoreError> {
+    async fn schema(&self) -> Result<Schema> {
         let exists = self.other.fetch_first(sql::has_table(TABLE)).await?;
         if !exists.map_or(Ok(false), |row| row.read("is_there"))? {
             return Ok(migrations::compare(MIGRATIONS, &[]));
@@ -57,12 +57,12 @@ impl Admin for PostgresStore {
         Ok(migrations::compare(MIGRATIONS, &applied))
     }
 
-    async fn now(&self) -> Result<Timestamp, StoreError> {
+    async fn now(&self) -> Result<Timestamp> {
         let now = self.other.fetch_first(sql::now()).await?;
-        now.ok_or_else(|| StoreError::corrupt("now"))?.read("now")
+        now.ok_or_else(|| StoreError::corrupt("now"))?.time("now")
     }
 
-    async fn version(&self) -> Result<String, StoreError> {
+    async fn version(&self) -> Result<String> {
         let version = self.other.fetch_first(sql::version()).await?;
         version.ok_or_else(|| StoreError::corrupt("version"))?.read("version")
     }
@@ -73,7 +73,7 @@ impl Admin for PostgresStore {
     }
 }
 
-async fn migrate(db: &mut PgConnection) -> Result<usize, StoreError> {
+async fn migrate(db: &mut PgConnection) -> Result<usize> {
     db.lock().await?;
     db.ensure_migrations_table(TABLE).await?;
     let before = db.list_applied_migrations(TABLE).await?.len();

@@ -10,10 +10,10 @@ use super::PostgresStore;
 use crate::{
     job::{JobId, WorkerId},
     store::{
-        Audit, AuditLimits, AuditPage, Finding, StoreError,
+        Audit, AuditLimits, AuditPage, Finding, Result,
         audit::{AUDIT, SUCCEEDED},
         columns::Limits,
-        convert::{micros, to_limit},
+        convert::{micros, to_limit, uuids},
         read::StoreRow as _,
         sql::{Bound, One, statements},
     },
@@ -48,40 +48,32 @@ impl Audit for PostgresStore {
         after: Option<JobId>,
         limit: usize,
         limits: &AuditLimits,
-    ) -> Result<AuditPage<Finding>, StoreError> {
+    ) -> Result<AuditPage<Finding>> {
         let query = sql::audit(One(limits), after.map(|id| id.0), to_limit(limit));
         AuditPage::findings(&self.other.fetch(query).await?)
     }
 
-    async fn make_findable(&self, ids: &[JobId]) -> Result<Vec<JobId>, StoreError> {
+    async fn make_findable(&self, ids: &[JobId]) -> Result<Vec<JobId>> {
         self.repaired(sql::make_findable(uuids(ids))).await
     }
 
-    async fn make_due(&self, ids: &[JobId]) -> Result<Vec<JobId>, StoreError> {
+    async fn make_due(&self, ids: &[JobId]) -> Result<Vec<JobId>> {
         self.repaired(sql::make_due(uuids(ids))).await
     }
 
-    async fn eldest_worker(&self, lease: Duration) -> Result<Option<WorkerId>, StoreError> {
+    async fn eldest_worker(&self, lease: Duration) -> Result<Option<WorkerId>> {
         let found = self.other.fetch_first(sql::eldest(micros(lease))).await?;
         found.map(|row| Ok(WorkerId(row.read("id")?))).transpose()
     }
 
-    async fn succeeded_by_call(
-        &self,
-        after: Option<JobId>,
-        limit: usize,
-    ) -> Result<AuditPage<JobId>, StoreError> {
+    async fn succeeded_by_call(&self, after: Option<JobId>, limit: usize) -> Result<AuditPage<JobId>> {
         AuditPage::succeeded(&self.other.fetch(sql::succeeded(after.map(|id| id.0), to_limit(limit))).await?)
     }
 }
 
 impl PostgresStore {
     /// Executes a repair, which returns the jobs that it repaired.
-    async fn repaired(&self, repair: Bound<Postgres>) -> Result<Vec<JobId>, StoreError> {
+    async fn repaired(&self, repair: Bound<Postgres>) -> Result<Vec<JobId>> {
         self.other.fetch(repair).await?.iter().map(|row| Ok(JobId(row.read("id")?))).collect()
     }
-}
-
-fn uuids(ids: &[JobId]) -> Vec<Uuid> {
-    ids.iter().map(|id| id.0).collect()
 }

@@ -2,7 +2,7 @@
 
 use crate::store::{StoreError, StoreErrorKind};
 
-/// How often a batch looks again at jobs that change under it.
+/// How often a batch or a decision looks again at jobs that change under it.
 pub(super) const MAX_ROUNDS: usize = 8;
 
 pub(super) fn unanswered<T>(answers: &[Option<T>]) -> Vec<usize> {

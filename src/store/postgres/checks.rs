@@ -9,7 +9,7 @@ use super::PostgresStore;
 use crate::{
     job::RequestId,
     store::{
-        Check, Checks, PutOff, StoreError,
+        Check, Checks, PutOff, Result,
         convert::{micros, to_i32, to_limit},
         read::StoreRow as _,
         rows,
@@ -49,12 +49,12 @@ statements! { Postgres:
 
 #[async_trait]
 impl Checks for PostgresStore {
-    async fn take_checks(&self, limit: usize, again_after: Duration) -> Result<Vec<Check>, StoreError> {
+    async fn take_checks(&self, limit: usize, again_after: Duration) -> Result<Vec<Check>> {
         let taken = self.other.fetch(sql::take(to_limit(limit), micros(again_after))).await?;
         taken.iter().map(rows::check).collect()
     }
 
-    async fn put_off(&self, put_off: &PutOff) -> Result<bool, StoreError> {
+    async fn put_off(&self, put_off: &PutOff) -> Result<bool> {
         let PutOff { id, fence, checks, again_after, look, detail } = put_off;
         let again_after = again_after.map(micros);
         let (found, detail) = (look.as_str(), detail.as_deref());
@@ -62,7 +62,7 @@ impl Checks for PostgresStore {
         Ok(self.other.fetch_first(query).await?.is_some())
     }
 
-    async fn known_success(&self) -> Result<Option<RequestId>, StoreError> {
+    async fn known_success(&self) -> Result<Option<RequestId>> {
         let found = self.other.fetch_first(sql::known_success()).await?;
         found.map(|row| Ok(RequestId(row.read("request_id")?))).transpose()
     }

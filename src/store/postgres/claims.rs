@@ -1,12 +1,9 @@
 //! Claims: how a delivery becomes a running job.
 
-use std::{
-    collections::{HashMap, HashSet},
-    time::Duration,
-};
+use std::collections::{HashMap, HashSet};
 
 use async_trait::async_trait;
-use sqlx::postgres::PgRow;
+use sqlx::{Postgres, postgres::PgRow};
 use uuid::Uuid;
 
 use super::{
@@ -14,9 +11,9 @@ use super::{
     batch::{MAX_ROUNDS, jobs_kept_changing, take_complete, unanswered},
 };
 use crate::{
-    job::{Fence, State, WorkerId},
+    job::{State, WorkerId},
     store::{
-        Bind, Claim, ClaimReceipt, Claimed, Claims, StoreError,
+        Bind, Claim, ClaimReceipt, Claimed, Claims, Result,
         columns::{Decision, Identity, Spec, Start},
         history::of_claim,
         read::StoreRow as _,
@@ -103,7 +100,7 @@ statements! { Postgres:
 
 #[async_trait]
 impl Claims for PostgresStore {
-    async fn claim(&self, worker: WorkerId, batch: &[Claim]) -> Result<Vec<Claimed>, StoreError> {
+    async fn claim(&self, worker: WorkerId, batch: &[Claim]) -> Result<Vec<Claimed>> {
         let mut answers: Vec<Option<Claimed>> = vec![None; batch.len()];
         let mut seen = HashSet::with_capacity(batch.len());
         let mut again: Vec<bool> = batch.iter().map(|claim| !seen.insert(claim.spec.id)).collect();
@@ -113,9 +110,18 @@ impl Claims for PostgresStore {
             // In the order of the keys, so that concurrent batches wait for each other in one direction.
             open.sort_unstable_by_key(|place| batch[*place].spec.id);
             let fresh: Vec<usize> = open.iter().copied().filter(|place| !batch[*place].from_store).collect();
-            self.claim_new(worker, batch, &fresh, &mut answers).await?;
+            let new = |claims: &[&Claim]| {
+                let specs: Vec<_> = claims.iter().map(|claim| &*claim.spec).collect();
+                sql::claim_new(Rows(&specs), Rows(claims), worker.0, EXPIRED_MESSAGE)
+            };
+            let first = |row: &PgRow, claim: &Claim| {
+                Ok(ClaimReceipt::first(claim.binding.clone(), row.time("created_at")?))
+            };
+            self.claim_places(batch, &fresh, &mut answers, new, first).await?;
             open.retain(|place| answers[*place].is_none());
-            self.claim_known(worker, batch, &open, &mut answers).await?;
+            let known =
+                |claims: &[&Claim]| sql::claim_known(Rows(claims), Rows(claims), worker.0, EXPIRED_MESSAGE);
+            self.claim_places(batch, &open, &mut answers, known, |row, _| rows::receipt(row)).await?;
             if let Some(answers) = take_complete(&mut answers) {
                 return Ok(answers);
             }
@@ -137,7 +143,7 @@ impl Claims for PostgresStore {
         Err(jobs_kept_changing())
     }
 
-    async fn bind(&self, batch: &[Bind]) -> Result<Vec<bool>, StoreError> {
+    async fn bind(&self, batch: &[Bind]) -> Result<Vec<bool>> {
         if batch.is_empty() {
             return Ok(Vec::new());
         }
@@ -155,81 +161,35 @@ impl Claims for PostgresStore {
 }
 
 impl PostgresStore {
-    /// Inserts unknown jobs as they are claimed.
-    async fn claim_new(
+    /// Executes the claims of these places, notes which of them wait for a connection, and answers those whose jobs
+    /// were claimed.
+    async fn claim_places(
         &self,
-        worker: WorkerId,
         batch: &[Claim],
         places: &[usize],
         answers: &mut [Option<Claimed>],
-    ) -> Result<(), StoreError> {
+        query: impl FnOnce(&[&Claim]) -> Bound<Postgres>,
+        receipt: impl Fn(&PgRow, &Claim) -> Result<ClaimReceipt>,
+    ) -> Result<()> {
         if places.is_empty() {
             return Ok(());
         }
         let claims: Vec<&Claim> = places.iter().map(|place| &batch[*place]).collect();
-        let specs: Vec<_> = claims.iter().map(|claim| &*claim.spec).collect();
-        let query = sql::claim_new(Rows(&specs), Rows(&claims), worker.0, EXPIRED_MESSAGE);
-        for (place, row) in self.claimed(query, batch, places).await? {
-            answers[place] = Some(match row.parse("state")? {
-                State::Running => Claimed::Running(ClaimReceipt {
-                    fence: Fence(1),
-                    attempt: 1,
-                    spent: 0,
-                    binding: batch[place].binding.clone(),
-                    created_at: row.read("created_at")?,
-                    age: Duration::ZERO,
-                }),
+        let waits = |claim: &Claim| claim.stop.as_ref().is_some_and(|stop| stop.waits_for().is_some());
+        let waiting = claims.iter().filter(|claim| waits(claim)).map(|claim| claim.spec.id.0).collect();
+        let note = |claim: &Claim| Some((claim.goes_to(), of_claim(claim, claim.goes_to())?));
+        let notes = claims.iter().filter_map(|claim| note(claim)).collect();
+        let rows = self.fetch_and_note(query(&claims), waiting, notes).await?;
+        let places: HashMap<Uuid, usize> =
+            places.iter().map(|place| (batch[*place].spec.id.0, *place)).collect();
+        for row in &rows {
+            let Some(place) = places.get(&row.read("id")?) else { continue };
+            answers[*place] = Some(match row.parse("state")? {
+                State::Running => Claimed::Running(receipt(row, &batch[*place])?),
                 State::Scheduled => Claimed::Scheduled,
                 state => Claimed::Ended { state, kind: row.parse("error_kind")? },
             });
         }
         Ok(())
-    }
-
-    /// Takes known jobs that are `available`.
-    async fn claim_known(
-        &self,
-        worker: WorkerId,
-        batch: &[Claim],
-        places: &[usize],
-        answers: &mut [Option<Claimed>],
-    ) -> Result<(), StoreError> {
-        if places.is_empty() {
-            return Ok(());
-        }
-        let claims: Vec<&Claim> = places.iter().map(|place| &batch[*place]).collect();
-        let query = sql::claim_known(Rows(&claims), Rows(&claims), worker.0, EXPIRED_MESSAGE);
-        for (place, row) in self.claimed(query, batch, places).await? {
-            answers[place] = Some(match row.parse("state")? {
-                State::Running => Claimed::Running(rows::receipt(&row)?),
-                state => Claimed::Ended { state, kind: row.parse("error_kind")? },
-            });
-        }
-        Ok(())
-    }
-
-    /// Executes the claims of these places, and notes which of them wait for a connection. Returns the rows of
-    /// the jobs that were claimed, with their places.
-    async fn claimed(
-        &self,
-        query: Bound<sqlx::Postgres>,
-        batch: &[Claim],
-        places: &[usize],
-    ) -> Result<Vec<(usize, PgRow)>, StoreError> {
-        let waits = |claim: &Claim| claim.stop.as_ref().is_some_and(|stop| stop.waits_for().is_some());
-        let waiting = places.iter().map(|place| &batch[*place]).filter(|claim| waits(claim));
-        let waiting = waiting.map(|claim| claim.spec.id.0).collect();
-        let note = |claim: &Claim| Some((claim.goes_to(), of_claim(claim, claim.goes_to())?));
-        let notes = places.iter().filter_map(|place| note(&batch[*place])).collect();
-        let rows = self.fetch_and_note(query, waiting, notes).await?;
-        let places: HashMap<Uuid, usize> =
-            places.iter().map(|place| (batch[*place].spec.id.0, *place)).collect();
-        let mut claimed = Vec::with_capacity(rows.len());
-        for row in rows {
-            if let Some(place) = places.get(&row.read("id")?) {
-                claimed.push((*place, row));
-            }
-        }
-        Ok(claimed)
     }
 }

@@ -10,7 +10,7 @@ use super::{PostgresStore, history::note};
 use crate::{
     job::{Release, State},
     store::{
-        Awaited, Connections, StoreError,
+        Awaited, Connections, Result,
         convert::{micros, to_limit},
         history::Note,
         read::StoreRow as _,
@@ -66,7 +66,7 @@ statements! { Postgres:
 
 #[async_trait]
 impl Connections for PostgresStore {
-    async fn take_awaited(&self, limit: usize, again_after: Duration) -> Result<Vec<Awaited>, StoreError> {
+    async fn take_awaited(&self, limit: usize, again_after: Duration) -> Result<Vec<Awaited>> {
         let due = self.other.fetch(sql::take(to_limit(limit), micros(again_after))).await?;
         let mut taken = due.iter().map(rows::awaited).collect::<Result<Vec<_>, _>>()?;
         let idle = self.forget(&taken).await?;
@@ -79,13 +79,12 @@ impl Connections for PostgresStore {
         awaited: &Awaited,
         again_after: Duration,
         keep_doubt: bool,
-    ) -> Result<(), StoreError> {
+    ) -> Result<()> {
         let query = sql::put_off(awaited.id, awaited.parked, micros(again_after), keep_doubt);
-        self.other.fetch(query).await?;
-        Ok(())
+        self.other.fetch(query).await.map(drop)
     }
 
-    async fn release_awaited(&self, awaited: &Awaited, limit: usize) -> Result<u64, StoreError> {
+    async fn release_awaited(&self, awaited: &Awaited, limit: usize) -> Result<u64> {
         let query = sql::release(awaited.id, to_limit(limit), BY_CONNECTIONS, Release::Retry.as_str());
         let released = self.other.fetch(query).await?.len();
         if released < limit {
@@ -94,7 +93,7 @@ impl Connections for PostgresStore {
         Ok(released as u64)
     }
 
-    async fn expire_awaiting(&self, limit: usize) -> Result<u64, StoreError> {
+    async fn expire_awaiting(&self, limit: usize) -> Result<u64> {
         let query = sql::expire(to_limit(limit), EXPIRED_AWAITING, MAX_ERROR_LENGTH);
         Ok(self.other.fetch(query).await?.len() as u64)
     }
@@ -102,7 +101,7 @@ impl Connections for PostgresStore {
 
 impl PostgresStore {
     /// Forgets those that no job waits for any more, and returns them.
-    async fn forget(&self, awaited: &[Awaited]) -> Result<Vec<i64>, StoreError> {
+    async fn forget(&self, awaited: &[Awaited]) -> Result<Vec<i64>> {
         if awaited.is_empty() {
             return Ok(Vec::new());
         }
@@ -118,7 +117,7 @@ impl PostgresStore {
         query: Bound<Postgres>,
         waiting: Vec<Uuid>,
         notes: Vec<(State, Note<'static>)>,
-    ) -> Result<Vec<PgRow>, StoreError> {
+    ) -> Result<Vec<PgRow>> {
         if waiting.is_empty() && notes.is_empty() {
             return self.hot.fetch(query).await;
         }
@@ -143,7 +142,7 @@ impl PostgresStore {
 }
 
 /// Notes what these jobs wait for, as far as they do.
-pub(super) async fn note_awaited(db: &mut PgConnection, waiting: Vec<Uuid>) -> Result<(), StoreError> {
+pub(super) async fn note_awaited(db: &mut PgConnection, waiting: Vec<Uuid>) -> Result<()> {
     if !waiting.is_empty() {
         sql::note(waiting).execute(db).await?;
     }

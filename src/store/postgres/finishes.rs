@@ -15,7 +15,7 @@ use super::{
 use crate::{
     job::{Fence, State},
     store::{
-        Finish, Finished, Finishes, StoreError,
+        Finish, Finished, Finishes, Result, StoreError,
         columns::{Attempt, End},
         convert::to_i32,
         finishes::{RECORD, RECORDED},
@@ -91,7 +91,7 @@ statements! { Postgres:
 
 #[async_trait]
 impl Finishes for PostgresStore {
-    async fn finish(&self, batch: &[Finish]) -> Result<Vec<Finished>, StoreError> {
+    async fn finish(&self, batch: &[Finish]) -> Result<Vec<Finished>> {
         if batch.is_empty() {
             return Ok(Vec::new());
         }
@@ -103,8 +103,8 @@ impl Finishes for PostgresStore {
         let mut firsts: Vec<&Finish> = places.values().map(|place| &batch[*place]).collect();
         firsts.sort_unstable_by_key(|finish| finish.id);
         let query = sql::finish(Rows(&firsts), Rows(&firsts));
-        let waiting = waiting(firsts.iter().copied());
-        for row in &self.fetch_and_note(query, waiting, notes(&firsts)).await? {
+        let awaiting = waiting(firsts.iter().copied());
+        for row in &self.fetch_and_note(query, awaiting, notes(&firsts)).await? {
             if let Some(place) = places.get(&row.read("id")?) {
                 answers[*place] = Some(Finished::Applied { state: row.parse("state")?, late: false });
             }
@@ -112,8 +112,18 @@ impl Finishes for PostgresStore {
         let mut left = unanswered(&answers);
         if !left.is_empty() {
             left.sort_by_key(|place| batch[*place].id);
-            let finishes = left.iter().map(|place| batch[*place].clone()).collect();
-            for (place, answer) in left.into_iter().zip(self.finish_leftovers(finishes).await?) {
+            let finishes: Vec<Finish> = left.iter().map(|place| batch[*place].clone()).collect();
+            let work = self.hot.transaction(move |db| {
+                Box::pin(async move {
+                    let mut answers = Vec::with_capacity(finishes.len());
+                    for finish in &finishes {
+                        answers.push(finish_leftover(db, finish).await?);
+                    }
+                    note_awaited(db, waiting(&finishes)).await?;
+                    Ok(answers)
+                })
+            });
+            for (place, answer) in left.into_iter().zip(work.await?) {
                 answers[place] = Some(answer);
             }
         }
@@ -121,24 +131,8 @@ impl Finishes for PostgresStore {
     }
 }
 
-impl PostgresStore {
-    /// Finishes whose jobs are not running under their fence, in one transaction.
-    async fn finish_leftovers(&self, finishes: Vec<Finish>) -> Result<Vec<Finished>, StoreError> {
-        let work = self.hot.transaction(move |db| {
-            Box::pin(async move {
-                let mut answers = Vec::with_capacity(finishes.len());
-                for finish in &finishes {
-                    answers.push(finish_leftover(db, finish).await?);
-                }
-                note_awaited(db, waiting(&finishes)).await?;
-                Ok(answers)
-            })
-        });
-        work.await
-    }
-}
-
-async fn finish_leftover(db: &mut PgConnection, finish: &Finish) -> Result<Finished, StoreError> {
+/// Of a job that is not running under its fence.
+async fn finish_leftover(db: &mut PgConnection, finish: &Finish) -> Result<Finished> {
     let job = sql::lock_job(finish.id.0).fetch_optional(&mut *db).await?;
     let job =
         job.map(|row| Ok::<_, StoreError>((row.parse("state")?, Fence(row.read("fence")?)))).transpose()?;

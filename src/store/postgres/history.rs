@@ -9,7 +9,7 @@ use crate::{
     bounds::MAX_HISTORY,
     job::JobId,
     store::{
-        History, HistoryEntry, StoreError,
+        History, HistoryEntry, Result,
         columns::Entry,
         convert::to_limit,
         history::{HISTORY, Note},
@@ -26,14 +26,14 @@ statements! { Postgres:
 
 #[async_trait]
 impl History for PostgresStore {
-    async fn history(&self, id: JobId) -> Result<Vec<HistoryEntry>, StoreError> {
+    async fn history(&self, id: JobId) -> Result<Vec<HistoryEntry>> {
         let found = self.other.fetch(sql::history(id.0, to_limit(MAX_HISTORY))).await?;
         found.iter().map(rows::entry).collect()
     }
 }
 
 /// Adds entries to the history in the transaction of what they record.
-pub(super) async fn note(db: &mut PgConnection, notes: &[Note<'_>]) -> Result<(), StoreError> {
+pub(super) async fn note(db: &mut PgConnection, notes: &[Note<'_>]) -> Result<()> {
     if !notes.is_empty() {
         let entries: Vec<&Note<'_>> = notes.iter().collect();
         sql::note(Rows(&entries)).execute(db).await?;

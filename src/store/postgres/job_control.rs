@@ -6,13 +6,14 @@ use async_trait::async_trait;
 use sqlx::Postgres;
 use uuid::Uuid;
 
-use super::PostgresStore;
+use super::{PostgresStore, batch::MAX_ROUNDS};
 use crate::{
     job::{JobId, Release, State, Transition},
     store::{
-        AttemptView, Census, Decided, HeldFilter, JobControl, JobFilter, JobView, StoreError, StoreErrorKind,
+        AttemptView, Census, Decided, HeldFilter, JobControl, JobFilter, JobView, Result, StoreError,
+        StoreErrorKind,
         columns::{Error, Held},
-        convert::{micros, owner_columns, to_duration, to_limit},
+        convert::{micros, to_limit},
         history::refuse_decider,
         job_control::ATTEMPTS,
         read::StoreRow as _,
@@ -104,25 +105,23 @@ const WINDOWS: [Duration; 4] = [
     Duration::from_secs(100 * 366 * 24 * 3600),
 ];
 
-/// How often a decision looks again at a job that changes under it.
-const MAX_ROUNDS: usize = 8;
-
 #[async_trait]
 impl JobControl for PostgresStore {
-    async fn job(&self, id: JobId) -> Result<Option<JobView>, StoreError> {
+    async fn job(&self, id: JobId) -> Result<Option<JobView>> {
         self.other.fetch_first(sql::job(id.0)).await?.as_ref().map(rows::job).transpose()
     }
 
-    async fn attempts(&self, id: JobId) -> Result<Vec<AttemptView>, StoreError> {
+    async fn attempts(&self, id: JobId) -> Result<Vec<AttemptView>> {
         self.other.fetch(sql::attempts(id.0)).await?.iter().map(rows::attempt).collect()
     }
 
-    async fn jobs(&self, filter: &JobFilter) -> Result<Vec<JobView>, StoreError> {
+    async fn jobs(&self, filter: &JobFilter) -> Result<Vec<JobView>> {
         let (state, tool, limit) =
             (filter.state.map(State::as_str), filter.tool.as_deref(), to_limit(filter.limit));
         let mut found = Vec::new();
-        if let (Some(kind), Some(id)) = owner_columns(filter.owner.as_ref()) {
-            found = self.other.fetch(sql::jobs_of_owner(state, tool, limit, kind, id)).await?;
+        if let Some(owner) = &filter.owner {
+            let query = sql::jobs_of_owner(state, tool, limit, owner.kind().as_str(), owner.id());
+            found = self.other.fetch(query).await?;
         } else {
             for window in WINDOWS {
                 found = self.other.fetch(sql::jobs(state, tool, limit, micros(window))).await?;
@@ -134,15 +133,15 @@ impl JobControl for PostgresStore {
         found.iter().map(rows::job).collect()
     }
 
-    async fn cancel(&self, id: JobId, by: &str) -> Result<Decided, StoreError> {
+    async fn cancel(&self, id: JobId, by: &str) -> Result<Decided> {
         self.decide(id, by, Transition::Cancel, || sql::cancel(id.0, by)).await
     }
 
-    async fn restart(&self, id: JobId, by: &str) -> Result<Decided, StoreError> {
+    async fn restart(&self, id: JobId, by: &str) -> Result<Decided> {
         self.decide(id, by, Transition::Restart, || sql::restart(id.0, by)).await
     }
 
-    async fn release(&self, id: JobId, release: Release, by: &str) -> Result<Decided, StoreError> {
+    async fn release(&self, id: JobId, release: Release, by: &str) -> Result<Decided> {
         let how = release.as_str();
         let decision = || match release {
             Release::Retry => sql::release_retry(id.0, by, how),
@@ -152,9 +151,8 @@ impl JobControl for PostgresStore {
         self.decide(id, by, Transition::Release(release), decision).await
     }
 
-    async fn count_held(&self, filter: &HeldFilter) -> Result<u64, StoreError> {
-        let count = self.other.fetch_first(sql::count_held(One(filter))).await?;
-        count.map_or(Ok(0), |row| row.total("jobs"))
+    async fn count_held(&self, filter: &HeldFilter) -> Result<u64> {
+        self.other.fetch_total(sql::count_held(One(filter)), "jobs").await
     }
 
     async fn release_held(
@@ -163,7 +161,7 @@ impl JobControl for PostgresStore {
         release: Release,
         by: &str,
         limit: usize,
-    ) -> Result<u64, StoreError> {
+    ) -> Result<u64> {
         refuse_decider(by)?;
         let (limit, how) = (to_limit(limit), release.as_str());
         let query = match release {
@@ -176,19 +174,10 @@ impl JobControl for PostgresStore {
         Ok(self.other.fetch(query).await?.len() as u64)
     }
 
-    async fn census(&self) -> Result<Census, StoreError> {
-        let mut census = Census::default();
-        for row in self.other.fetch(sql::census_waiting()).await? {
-            let oldest: Option<i64> = row.read("oldest")?;
-            census.add(row.parse("queue")?, row.parse("state")?, row.total("jobs")?, oldest.map(to_duration));
-        }
-        for row in self.other.fetch(sql::census_running()).await? {
-            census.add(row.parse("queue")?, State::Running, row.total("jobs")?, None);
-        }
-        for row in self.other.fetch(sql::census_held()).await? {
-            census.add_held(row.parse("queue")?, row.parse("held_reason")?, row.total("jobs")?);
-        }
-        Ok(census)
+    async fn census(&self) -> Result<Census> {
+        let waiting = self.other.fetch(sql::census_waiting()).await?;
+        let running = self.other.fetch(sql::census_running()).await?;
+        Census::of(&waiting, &running, &self.other.fetch(sql::census_held()).await?)
     }
 }
 
@@ -201,7 +190,7 @@ impl PostgresStore {
         by: &str,
         transition: Transition,
         decision: impl Fn() -> Bound<Postgres> + Send + Sync,
-    ) -> Result<Decided, StoreError> {
+    ) -> Result<Decided> {
         refuse_decider(by)?;
         for _ in 0..MAX_ROUNDS {
             if let Some(row) = self.other.fetch_first(decision()).await? {

@@ -16,7 +16,7 @@ use super::{
 use crate::{
     job::JobSpec,
     store::{
-        Inserted, Jobs, StoreError,
+        Inserted, Jobs, Result,
         columns::{Name, Spec},
         convert::micros,
         read::StoreRow as _,
@@ -49,11 +49,7 @@ statements! { Postgres:
 
 #[async_trait]
 impl Jobs for PostgresStore {
-    async fn insert(
-        &self,
-        batch: &[Arc<JobSpec>],
-        unclaimed_after: Duration,
-    ) -> Result<Vec<Inserted>, StoreError> {
+    async fn insert(&self, batch: &[Arc<JobSpec>], unclaimed_after: Duration) -> Result<Vec<Inserted>> {
         let mut answers: Vec<Option<Inserted>> = vec![None; batch.len()];
         for _ in 0..MAX_ROUNDS {
             let open = first_of_each(answers.iter().map(Option::is_none), batch);
@@ -83,7 +79,7 @@ impl PostgresStore {
     pub(super) async fn find<'a>(
         &self,
         specs: impl Iterator<Item = (usize, &'a JobSpec)> + Send,
-    ) -> Result<HashMap<usize, FoundJob>, StoreError> {
+    ) -> Result<HashMap<usize, FoundJob>> {
         let names: Vec<(usize, &JobSpec)> = specs.collect();
         if names.is_empty() {
             return Ok(HashMap::new());

@@ -9,9 +9,8 @@ use super::PostgresStore;
 use crate::{
     job::WorkerId,
     store::{
-        Leases, LostJob, StoreError,
+        Leases, LostJob, Result,
         convert::{micros, to_limit},
-        read::StoreRow as _,
         rows,
         sql::statements,
     },
@@ -48,23 +47,20 @@ statements! { Postgres:
 #[async_trait]
 impl Leases for PostgresStore {
     /// On the hot pool, because a report that takes all other connections must not cost the lease.
-    async fn beat(&self, worker: WorkerId, name: &str) -> Result<(), StoreError> {
-        self.hot.fetch(sql::beat(worker.0, name)).await?;
-        Ok(())
+    async fn beat(&self, worker: WorkerId, name: &str) -> Result<()> {
+        self.hot.fetch(sql::beat(worker.0, name)).await.map(drop)
     }
 
-    async fn retire(&self, worker: WorkerId) -> Result<(), StoreError> {
-        self.hot.fetch(sql::retire(worker.0)).await?;
-        Ok(())
+    async fn retire(&self, worker: WorkerId) -> Result<()> {
+        self.hot.fetch(sql::retire(worker.0)).await.map(drop)
     }
 
-    async fn lost_jobs(&self, lease: Duration, limit: usize) -> Result<Vec<LostJob>, StoreError> {
+    async fn lost_jobs(&self, lease: Duration, limit: usize) -> Result<Vec<LostJob>> {
         let lost = self.other.fetch(sql::lost(micros(lease), to_limit(limit))).await?;
         lost.iter().map(rows::lost).collect()
     }
 
-    async fn forget_workers(&self, after: Duration) -> Result<u64, StoreError> {
-        let count = self.other.fetch_first(sql::forget(micros(after))).await?;
-        count.map_or(Ok(0), |row| row.total("workers"))
+    async fn forget_workers(&self, after: Duration) -> Result<u64> {
+        self.other.fetch_total(sql::forget(micros(after)), "workers").await
     }
 }

@@ -17,7 +17,7 @@ use sqlx::{
 };
 
 use self::pool::Pool;
-use super::{Statement, StoreError, StoreErrorKind};
+use super::{Result, Statement, Store, StoreError, StoreErrorKind, sql::all_statements};
 
 mod admin;
 mod audit;
@@ -39,14 +39,12 @@ mod rejections;
 /// After this the server ends a session that stopped in the middle of a transaction.
 const IDLE_IN_TRANSACTION: Duration = Duration::from_secs(10);
 
-/// Where the database is, and how much of it to use.
 #[derive(Debug, Clone)]
 pub struct PostgresOptions {
     /// `postgres://user:password@host:port/database?...`
     pub url: SecretString,
     /// Connections for claims, finishes and heartbeats.
     pub hot_connections: u32,
-    /// Connections for everything else.
     pub other_connections: u32,
     /// What the server's activity view shows.
     pub application_name: String,
@@ -54,7 +52,6 @@ pub struct PostgresOptions {
     pub statement_timeout: Duration,
 }
 
-/// The store in PostgreSQL.
 #[derive(Clone)]
 pub struct PostgresStore {
     hot: Pool,
@@ -68,7 +65,7 @@ impl PostgresStore {
     ///
     /// # Errors
     /// [`StoreErrorKind::Access`] when the URL cannot be understood.
-    pub fn new(options: PostgresOptions) -> Result<Self, StoreError> {
+    pub fn new(options: PostgresOptions) -> Result<Self> {
         let PostgresOptions { url, hot_connections, other_connections, application_name, statement_timeout } =
             options;
         // The reason is dropped, because it can quote a part of the URL.
@@ -98,26 +95,26 @@ impl PostgresStore {
         Ok(Self { hot, other, patient })
     }
 
-    /// Every statement of this store.
     pub fn statements() -> impl Iterator<Item = &'static Statement> {
-        let files = [
-            admin::sql::ALL,
-            audit::sql::ALL,
-            checks::sql::ALL,
-            claims::sql::ALL,
-            connections::sql::ALL,
-            finishes::sql::ALL,
-            history::sql::ALL,
-            job_control::sql::ALL,
-            jobs::sql::ALL,
-            leases::sql::ALL,
-            pins::sql::ALL,
-            publications::sql::ALL,
-            rejections::sql::ALL,
-        ];
-        files.into_iter().flatten().map(|statement| &***statement)
+        all_statements!(
+            admin,
+            audit,
+            checks,
+            claims,
+            connections,
+            finishes,
+            history,
+            job_control,
+            jobs,
+            leases,
+            pins,
+            publications,
+            rejections
+        )
     }
 }
+
+impl Store for PostgresStore {}
 
 impl fmt::Debug for PostgresStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -156,7 +153,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_condition_of_the_server_is_never_taken_for_a_fault_of_the_data() {
+    fn what_repeating_cannot_help_is_told_from_conditions_of_the_server() {
         for (code, condition) in [
             ("08006", "the connection broke"),
             ("25006", "read-only, as after a failover"),
@@ -179,10 +176,6 @@ mod tests {
         ] {
             assert_eq!(kind_of_code(code), StoreErrorKind::Unavailable, "{code}: {condition}");
         }
-    }
-
-    #[test]
-    fn what_repeating_cannot_help_is_told_apart() {
         for (code, kind) in [
             ("22P05", StoreErrorKind::Data),
             ("22021", StoreErrorKind::Data),

@@ -6,7 +6,7 @@ use super::PostgresStore;
 use crate::{
     job::{Owner, Pin},
     store::{
-        Pins, StoreError,
+        Pins, Result,
         convert::pin_owner,
         pins::{PINS, SET, UNSET},
         rows,
@@ -22,17 +22,16 @@ statements! { Postgres:
 
 #[async_trait]
 impl Pins for PostgresStore {
-    async fn pins(&self) -> Result<Vec<Pin>, StoreError> {
+    async fn pins(&self) -> Result<Vec<Pin>> {
         self.other.fetch(sql::pins()).await?.iter().map(rows::pin).collect()
     }
 
-    async fn set_pin(&self, pin: &Pin) -> Result<(), StoreError> {
+    async fn set_pin(&self, pin: &Pin) -> Result<()> {
         let (owner_kind, owner_id) = pin_owner(pin.owner.as_ref());
-        self.other.fetch(sql::set(owner_kind, owner_id, &pin.toolkit, &pin.version)).await?;
-        Ok(())
+        self.other.fetch(sql::set(owner_kind, owner_id, &pin.toolkit, &pin.version)).await.map(drop)
     }
 
-    async fn unset_pin(&self, owner: Option<&Owner>, toolkit: &str) -> Result<bool, StoreError> {
+    async fn unset_pin(&self, owner: Option<&Owner>, toolkit: &str) -> Result<bool> {
         let (owner_kind, owner_id) = pin_owner(owner);
         Ok(self.other.fetch_first(sql::unset(owner_kind, owner_id, toolkit)).await?.is_some())
     }

@@ -14,7 +14,7 @@ use sqlx::{
 use tokio::time::{error::Elapsed, timeout};
 
 use crate::{
-    store::{StoreError, StoreErrorKind, detached::detached, sql::Bound},
+    store::{Result, StoreError, StoreErrorKind, detached::detached, read::StoreRow as _, sql::Bound},
     sync::lock,
 };
 
@@ -76,7 +76,6 @@ impl Pool {
         Self { pool, condemned, answer_timeout: statement_timeout + ANSWER_GRACE }
     }
 
-    /// How many connections are open.
     pub(super) fn size(&self) -> u32 {
         self.pool.size()
     }
@@ -86,7 +85,7 @@ impl Pool {
     }
 
     /// Executes one statement in a task of its own.
-    pub(super) async fn fetch(&self, query: Bound<Postgres>) -> Result<Vec<PgRow>, StoreError> {
+    pub(super) async fn fetch(&self, query: Bound<Postgres>) -> Result<Vec<PgRow>> {
         let this = self.clone();
         detached(async move {
             this.answer(query).await.map_err(|error| {
@@ -99,16 +98,20 @@ impl Pool {
         .await
     }
 
-    /// The first row of the answer to one statement.
-    pub(super) async fn fetch_first(&self, query: Bound<Postgres>) -> Result<Option<PgRow>, StoreError> {
+    pub(super) async fn fetch_first(&self, query: Bound<Postgres>) -> Result<Option<PgRow>> {
         Ok(self.fetch(query).await?.into_iter().next())
     }
 
+    /// The count in this column of the answer to one statement.
+    pub(super) async fn fetch_total(&self, query: Bound<Postgres>, column: &str) -> Result<u64> {
+        self.fetch_first(query).await?.map_or(Ok(0), |row| row.total(column))
+    }
+
     /// Does work of several statements in one transaction, in a task of its own.
-    pub(super) async fn transaction<T, W>(&self, work: W) -> Result<T, StoreError>
+    pub(super) async fn transaction<T, W>(&self, work: W) -> Result<T>
     where
         T: Send + 'static,
-        W: for<'c> FnOnce(&'c mut PgConnection) -> BoxFuture<'c, Result<T, StoreError>> + Send + 'static,
+        W: for<'c> FnOnce(&'c mut PgConnection) -> BoxFuture<'c, Result<T>> + Send + 'static,
     {
         let this = self.clone();
         let answer = detached(async move {

@@ -9,9 +9,9 @@ use super::PostgresStore;
 use crate::{
     job::JobId,
     store::{
-        Due, MAX_UNCLAIMED_WAIT, Publications, Reply, StoreError,
+        Due, MAX_UNCLAIMED_WAIT, Publications, Reply, Result,
         columns::spec_of,
-        convert::{micros, to_duration, to_limit},
+        convert::{micros, to_duration, to_limit, uuids},
         read::StoreRow as _,
         rows,
         sql::statements,
@@ -65,38 +65,33 @@ statements! { Postgres:
 
 #[async_trait]
 impl Publications for PostgresStore {
-    async fn take_due(&self, limit: usize, unclaimed_after: Duration) -> Result<Vec<Due>, StoreError> {
+    async fn take_due(&self, limit: usize, unclaimed_after: Duration) -> Result<Vec<Due>> {
         let query = sql::take_due(to_limit(limit), micros(unclaimed_after), micros(MAX_UNCLAIMED_WAIT));
         let due = self.other.fetch(query).await?;
         due.iter().map(|row| Ok(Due { spec: Arc::new(spec_of(row)?), was: row.parse("was")? })).collect()
     }
 
-    async fn defer(&self, ids: &[JobId], after: Duration) -> Result<(), StoreError> {
-        let ids: Vec<Uuid> = ids.iter().map(|id| id.0).collect();
-        self.other.fetch(sql::defer(ids, micros(after))).await?;
-        Ok(())
+    async fn defer(&self, ids: &[JobId], after: Duration) -> Result<()> {
+        self.other.fetch(sql::defer(uuids(ids), micros(after))).await.map(drop)
     }
 
-    async fn republish_all(&self) -> Result<u64, StoreError> {
-        let count = self.other.fetch_first(sql::republish_all()).await?;
-        count.map_or(Ok(0), |row| row.total("jobs"))
+    async fn republish_all(&self) -> Result<u64> {
+        self.other.fetch_total(sql::republish_all(), "jobs").await
     }
 
-    async fn next_due_in(&self) -> Result<Option<Duration>, StoreError> {
+    async fn next_due_in(&self) -> Result<Option<Duration>> {
         let next = self.other.fetch_first(sql::next_due()).await?;
         let next: Option<i64> = next.map_or(Ok(None), |row| row.read("due_in"))?;
         Ok(next.map(to_duration))
     }
 
-    async fn take_replies(&self, limit: usize, again_after: Duration) -> Result<Vec<Reply>, StoreError> {
+    async fn take_replies(&self, limit: usize, again_after: Duration) -> Result<Vec<Reply>> {
         let jobs = self.other.fetch(sql::take_replies(to_limit(limit), micros(again_after))).await?;
         let jobs = jobs.iter().map(rows::job).collect::<Result<Vec<_>, _>>()?;
         Ok(jobs.into_iter().filter_map(Reply::of).collect())
     }
 
-    async fn replied(&self, ids: &[JobId]) -> Result<(), StoreError> {
-        let ids: Vec<Uuid> = ids.iter().map(|id| id.0).collect();
-        self.other.fetch(sql::replied(ids)).await?;
-        Ok(())
+    async fn replied(&self, ids: &[JobId]) -> Result<()> {
+        self.other.fetch(sql::replied(uuids(ids))).await.map(drop)
     }
 }

@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use super::PostgresStore;
 use crate::store::{
-    Rejected, RejectedView, Rejections, StoreError,
+    Rejected, RejectedView, Rejections, Result,
     columns::Rejection,
     convert::to_limit,
     rows,
@@ -33,7 +33,7 @@ statements! { Postgres:
 
 #[async_trait]
 impl Rejections for PostgresStore {
-    async fn reject(&self, batch: &[Rejected]) -> Result<(), StoreError> {
+    async fn reject(&self, batch: &[Rejected]) -> Result<()> {
         // One statement cannot touch a row twice, so copies are counted here; the order of the IDs
         // makes concurrent batches wait for each other in one direction.
         let mut counted: BTreeMap<Uuid, (&Rejected, i32)> = BTreeMap::new();
@@ -41,19 +41,18 @@ impl Rejections for PostgresStore {
             counted.entry(rejected.id).or_insert((rejected, 0)).1 += 1;
         }
         let counted: Vec<(&Rejected, i32)> = counted.into_values().collect();
-        self.hot.fetch(sql::reject(Rows(&counted))).await?;
-        Ok(())
+        self.hot.fetch(sql::reject(Rows(&counted))).await.map(drop)
     }
 
-    async fn rejected(&self, limit: usize) -> Result<Vec<RejectedView>, StoreError> {
+    async fn rejected(&self, limit: usize) -> Result<Vec<RejectedView>> {
         self.other.fetch(sql::rejected(to_limit(limit))).await?.iter().map(rows::rejected).collect()
     }
 
-    async fn rejected_message(&self, id: Uuid) -> Result<Option<RejectedView>, StoreError> {
+    async fn rejected_message(&self, id: Uuid) -> Result<Option<RejectedView>> {
         self.other.fetch_first(sql::message(id)).await?.as_ref().map(rows::rejected).transpose()
     }
 
-    async fn mark_requeued(&self, id: Uuid) -> Result<bool, StoreError> {
+    async fn mark_requeued(&self, id: Uuid) -> Result<bool> {
         Ok(self.other.fetch_first(sql::requeued(id)).await?.is_some())
     }
 }

@@ -6,7 +6,7 @@ use sqlx::migrate::Migrate as _;
 
 use super::SqliteStore;
 use crate::store::{
-    Admin, Schema, StoreError,
+    Admin, Result, Schema,
     admin::APPLIED,
     migrations::{self, TABLE},
     read::StoreRow as _,
@@ -35,7 +35,7 @@ impl Admin for SqliteStore {
     }
 
     /// All missing migrations are one write transaction, so that processes wait for each other.
-    async fn migrate(&self) -> Result<usize, StoreError> {
+    async fn migrate(&self) -> Result<usize> {
         self.write(move |db, _| {
             Box::pin(async move {
                 let migrator = migrations::migrator(MIGRATIONS);
@@ -48,7 +48,7 @@ impl Admin for SqliteStore {
         .await
     }
 
-    async fn schema(&self) -> Result<Schema, StoreError> {
+    async fn schema(&self) -> Result<Schema> {
         let mut db = self.reader.acquire().await?;
         if sql::tables(TABLE).fetch_one(&mut *db).await?.total("tables")? == 0 {
             return Ok(migrations::compare(MIGRATIONS, &[]));
@@ -58,12 +58,12 @@ impl Admin for SqliteStore {
         Ok(migrations::compare(MIGRATIONS, &applied))
     }
 
-    async fn now(&self) -> Result<Timestamp, StoreError> {
+    async fn now(&self) -> Result<Timestamp> {
         sql::ping().execute(&self.reader).await?;
         Ok(self.clock.now())
     }
 
-    async fn version(&self) -> Result<String, StoreError> {
+    async fn version(&self) -> Result<String> {
         sql::version().fetch_one(&self.reader).await?.read("version")
     }
 

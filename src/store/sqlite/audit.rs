@@ -9,7 +9,7 @@ use super::SqliteStore;
 use crate::{
     job::{JobId, WorkerId},
     store::{
-        Audit, AuditLimits, AuditPage, Finding, StoreError,
+        Audit, AuditLimits, AuditPage, Finding, Result,
         audit::{AUDIT, SUCCEEDED},
         columns::Limits,
         convert::{micros, to_limit},
@@ -36,40 +36,26 @@ impl Audit for SqliteStore {
         after: Option<JobId>,
         limit: usize,
         limits: &AuditLimits,
-    ) -> Result<AuditPage<Finding>, StoreError> {
+    ) -> Result<AuditPage<Finding>> {
         let query = sql::audit(One(limits), self.now_micros(), bytes(after), to_limit(limit));
         AuditPage::findings(&query.fetch_all(&self.reader).await?)
     }
 
-    async fn make_findable(&self, _ids: &[JobId]) -> Result<Vec<JobId>, StoreError> {
+    async fn make_findable(&self, _ids: &[JobId]) -> Result<Vec<JobId>> {
         Ok(Vec::new())
     }
 
-    async fn make_due(&self, ids: &[JobId]) -> Result<Vec<JobId>, StoreError> {
-        let ids = ids.to_vec();
-        self.write(move |db, now| {
-            Box::pin(async move {
-                let mut due = Vec::new();
-                for id in ids {
-                    let done = sql::make_due(id.0, now).execute(&mut *db).await?;
-                    due.extend((done.rows_affected() > 0).then_some(id));
-                }
-                Ok(due)
-            })
-        })
-        .await
+    async fn make_due(&self, ids: &[JobId]) -> Result<Vec<JobId>> {
+        let changed = self.write_each(ids.to_vec(), |id, now| sql::make_due(id.0, now)).await?;
+        Ok(ids.iter().zip(changed).filter_map(|(id, changed)| changed.then_some(*id)).collect())
     }
 
-    async fn eldest_worker(&self, lease: Duration) -> Result<Option<WorkerId>, StoreError> {
+    async fn eldest_worker(&self, lease: Duration) -> Result<Option<WorkerId>> {
         let found = sql::eldest(self.now_micros() - micros(lease)).fetch_optional(&self.reader).await?;
         found.map(|row| Ok(WorkerId(row.read("id")?))).transpose()
     }
 
-    async fn succeeded_by_call(
-        &self,
-        after: Option<JobId>,
-        limit: usize,
-    ) -> Result<AuditPage<JobId>, StoreError> {
+    async fn succeeded_by_call(&self, after: Option<JobId>, limit: usize) -> Result<AuditPage<JobId>> {
         let query = sql::succeeded(bytes(after), to_limit(limit));
         AuditPage::succeeded(&query.fetch_all(&self.reader).await?)
     }

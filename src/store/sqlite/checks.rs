@@ -9,7 +9,7 @@ use super::{SqliteStore, history::note};
 use crate::{
     job::{HeldReason, RequestId},
     store::{
-        Check, Checks, HistoryFact, PutOff, StoreError,
+        Check, Checks, HistoryFact, PutOff, Result,
         convert::{micros, to_i32, to_limit},
         history::Note,
         read::StoreRow as _,
@@ -39,7 +39,7 @@ const DAY: Duration = Duration::from_secs(24 * 3600);
 
 #[async_trait]
 impl Checks for SqliteStore {
-    async fn take_checks(&self, limit: usize, again_after: Duration) -> Result<Vec<Check>, StoreError> {
+    async fn take_checks(&self, limit: usize, again_after: Duration) -> Result<Vec<Check>> {
         self.write(move |db, now| {
             Box::pin(async move {
                 let mut taken = Vec::new();
@@ -54,7 +54,7 @@ impl Checks for SqliteStore {
         .await
     }
 
-    async fn put_off(&self, put_off: &PutOff) -> Result<bool, StoreError> {
+    async fn put_off(&self, put_off: &PutOff) -> Result<bool> {
         let PutOff { id, fence, checks, again_after, look, detail } = put_off.clone();
         self.write(move |db, now| {
             Box::pin(async move {
@@ -73,7 +73,7 @@ impl Checks for SqliteStore {
         .await
     }
 
-    async fn known_success(&self) -> Result<Option<RequestId>, StoreError> {
+    async fn known_success(&self) -> Result<Option<RequestId>> {
         let query = sql::known_success(self.now_micros() - micros(DAY));
         let found = query.fetch_optional(&self.reader).await?;
         found.map(|row| Ok(RequestId(row.read("request_id")?))).transpose()

@@ -1,6 +1,6 @@
 //! Claims: how a delivery becomes a running job.
 
-use std::{borrow::Cow, collections::HashSet, time::Duration};
+use std::{borrow::Cow, collections::HashSet};
 
 use async_trait::async_trait;
 use jiff::Timestamp;
@@ -14,9 +14,9 @@ use super::{
     jobs::{find, find_by_id},
 };
 use crate::{
-    job::{ErrorKind, Fence, JobError, State, Stop, WorkerId},
+    job::{ErrorKind, JobError, State, Stop, WorkerId},
     store::{
-        Bind, Claim, ClaimReceipt, Claimed, Claims, StoreError,
+        Bind, Claim, ClaimReceipt, Claimed, Claims, Result,
         columns::{Decision, Spec, Start},
         history::of_claim,
         rows,
@@ -65,7 +65,7 @@ statements! { Sqlite:
 
 #[async_trait]
 impl Claims for SqliteStore {
-    async fn claim(&self, worker: WorkerId, batch: &[Claim]) -> Result<Vec<Claimed>, StoreError> {
+    async fn claim(&self, worker: WorkerId, batch: &[Claim]) -> Result<Vec<Claimed>> {
         let batch = batch.to_vec();
         self.write(move |db, now| {
             Box::pin(async move {
@@ -81,19 +81,8 @@ impl Claims for SqliteStore {
         .await
     }
 
-    async fn bind(&self, batch: &[Bind]) -> Result<Vec<bool>, StoreError> {
-        let batch = batch.to_vec();
-        self.write(move |db, _| {
-            Box::pin(async move {
-                let mut answers = Vec::with_capacity(batch.len());
-                for bind in &batch {
-                    let done = sql::bind(One(bind)).execute(&mut *db).await?;
-                    answers.push(done.rows_affected() > 0);
-                }
-                Ok(answers)
-            })
-        })
-        .await
+    async fn bind(&self, batch: &[Bind]) -> Result<Vec<bool>> {
+        self.write_each(batch.to_vec(), |bind, _| sql::bind(One(bind))).await
     }
 }
 
@@ -113,7 +102,7 @@ async fn claim_one(
     worker: WorkerId,
     claim: &Claim,
     again: bool,
-) -> Result<Claimed, StoreError> {
+) -> Result<Claimed> {
     if !claim.from_store
         && let Some(claimed) = claim_new(db, now, worker, claim).await?
     {
@@ -137,7 +126,7 @@ async fn claim_new(
     now: i64,
     worker: WorkerId,
     claim: &Claim,
-) -> Result<Option<Claimed>, StoreError> {
+) -> Result<Option<Claimed>> {
     let is_later = claim.spec.run_at.is_some_and(|run_at| run_at.as_microsecond() > now);
     let state = if claim.stop.is_none() && is_later { State::Scheduled } else { claim.goes_to() };
     let query = sql::claim_new(One(&*claim.spec), One(claim), state.as_str(), worker.0, now);
@@ -147,14 +136,10 @@ async fn claim_new(
     Ok(Some(match &claim.stop {
         Some(stop) => stopped(db, now, claim, stop).await?,
         None if is_later => Claimed::Scheduled,
-        None => Claimed::Running(ClaimReceipt {
-            fence: Fence(1),
-            attempt: 1,
-            spent: 0,
-            binding: claim.binding.clone(),
-            created_at: Timestamp::from_microsecond(now).unwrap_or_default(),
-            age: Duration::ZERO,
-        }),
+        None => {
+            let created_at = Timestamp::from_microsecond(now).unwrap_or_default();
+            Claimed::Running(ClaimReceipt::first(claim.binding.clone(), created_at))
+        }
     }))
 }
 
@@ -164,7 +149,7 @@ async fn claim_known(
     now: i64,
     worker: WorkerId,
     claim: &Claim,
-) -> Result<Claimed, StoreError> {
+) -> Result<Claimed> {
     let id = claim.spec.id.0;
     match &claim.stop {
         Some(stop) => {
@@ -178,12 +163,7 @@ async fn claim_known(
     }
 }
 
-async fn stopped(
-    db: &mut SqliteConnection,
-    now: i64,
-    claim: &Claim,
-    stop: &Stop,
-) -> Result<Claimed, StoreError> {
+async fn stopped(db: &mut SqliteConnection, now: i64, claim: &Claim, stop: &Stop) -> Result<Claimed> {
     if let Some(entry) = of_claim(claim, stop.state()) {
         note(db, now, &entry).await?;
     }

@@ -10,7 +10,7 @@ use super::{SqliteStore, job_control::release_page};
 use crate::{
     job::{JobId, Release},
     store::{
-        Awaited, Connections, StoreError,
+        Awaited, Connections, Result,
         convert::{micros, to_limit},
         rows,
         sql::statements,
@@ -55,7 +55,7 @@ statements! { Sqlite:
 
 #[async_trait]
 impl Connections for SqliteStore {
-    async fn take_awaited(&self, limit: usize, again_after: Duration) -> Result<Vec<Awaited>, StoreError> {
+    async fn take_awaited(&self, limit: usize, again_after: Duration) -> Result<Vec<Awaited>> {
         self.write(move |db, now| {
             Box::pin(async move {
                 let mut taken = Vec::new();
@@ -77,13 +77,13 @@ impl Connections for SqliteStore {
         awaited: &Awaited,
         again_after: Duration,
         keep_doubt: bool,
-    ) -> Result<(), StoreError> {
+    ) -> Result<()> {
         let (id, parked) = (awaited.id, awaited.parked);
         let put_off = move |now| sql::put_off(id, parked, now + micros(again_after), keep_doubt);
         self.write_one(put_off).await.map(drop)
     }
 
-    async fn release_awaited(&self, awaited: &Awaited, limit: usize) -> Result<u64, StoreError> {
+    async fn release_awaited(&self, awaited: &Awaited, limit: usize) -> Result<u64> {
         let id = awaited.id;
         self.write(move |db, now| {
             Box::pin(async move {
@@ -98,14 +98,14 @@ impl Connections for SqliteStore {
         .await
     }
 
-    async fn expire_awaiting(&self, limit: usize) -> Result<u64, StoreError> {
+    async fn expire_awaiting(&self, limit: usize) -> Result<u64> {
         let expire = move |now| sql::expire(now, to_limit(limit), EXPIRED_AWAITING, MAX_ERROR_LENGTH);
         self.write_one(expire).await
     }
 }
 
 /// Forgets a connection that no job waits for any more; `false` when one does.
-async fn forget(db: &mut SqliteConnection, id: i64) -> Result<bool, StoreError> {
+async fn forget(db: &mut SqliteConnection, id: i64) -> Result<bool> {
     Ok(sql::forget(id).execute(db).await?.rows_affected() > 0)
 }
 
@@ -115,7 +115,7 @@ pub(super) async fn note_awaited(
     now: i64,
     job: JobId,
     toolkit: Option<&str>,
-) -> Result<(), StoreError> {
+) -> Result<()> {
     if let Some(toolkit) = toolkit {
         sql::wait(job.0, toolkit).execute(&mut *db).await?;
         sql::note(job.0, now).execute(db).await?;

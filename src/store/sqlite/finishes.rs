@@ -8,7 +8,7 @@ use super::{SqliteStore, connections::note_awaited, history::note};
 use crate::{
     job::{Fence, State},
     store::{
-        Finish, Finished, Finishes, StoreError,
+        Finish, Finished, Finishes, Result, StoreError,
         columns::{Attempt, End},
         convert::to_i32,
         finishes::{RECORD, RECORDED},
@@ -66,7 +66,7 @@ statements! { Sqlite:
 
 #[async_trait]
 impl Finishes for SqliteStore {
-    async fn finish(&self, batch: &[Finish]) -> Result<Vec<Finished>, StoreError> {
+    async fn finish(&self, batch: &[Finish]) -> Result<Vec<Finished>> {
         let batch = batch.to_vec();
         self.write(move |db, now| {
             Box::pin(async move {
@@ -81,7 +81,7 @@ impl Finishes for SqliteStore {
     }
 }
 
-async fn finish_one(db: &mut SqliteConnection, now: i64, finish: &Finish) -> Result<Finished, StoreError> {
+async fn finish_one(db: &mut SqliteConnection, now: i64, finish: &Finish) -> Result<Finished> {
     let attempt = &finish.attempt;
     let (version, log_id) = (attempt.version.as_deref(), attempt.log_id.as_deref());
     let status = attempt.http_status.map(i32::from);
@@ -98,12 +98,7 @@ async fn finish_one(db: &mut SqliteConnection, now: i64, finish: &Finish) -> Res
     Ok(answer)
 }
 
-/// A finish whose job is not running under its fence.
-async fn finish_leftover(
-    db: &mut SqliteConnection,
-    now: i64,
-    finish: &Finish,
-) -> Result<Finished, StoreError> {
+async fn finish_leftover(db: &mut SqliteConnection, now: i64, finish: &Finish) -> Result<Finished> {
     let job = sql::job(finish.id.0).fetch_optional(&mut *db).await?;
     let job =
         job.map(|row| Ok::<_, StoreError>((row.parse("state")?, Fence(row.read("fence")?)))).transpose()?;
@@ -125,19 +120,14 @@ async fn finish_leftover(
 }
 
 /// Notes what a finish that was applied leaves behind: the history, and what the job waits for.
-async fn note_held(
-    db: &mut SqliteConnection,
-    now: i64,
-    finish: &Finish,
-    state: State,
-) -> Result<(), StoreError> {
+async fn note_held(db: &mut SqliteConnection, now: i64, finish: &Finish, state: State) -> Result<()> {
     for entry in of_finish(finish, state) {
         note(db, now, &entry).await?;
     }
     note_awaited(db, now, finish.id, finish.ending.waits_for()).await
 }
 
-async fn record(db: &mut SqliteConnection, finish: &Finish, answer: Finished) -> Result<(), StoreError> {
+async fn record(db: &mut SqliteConnection, finish: &Finish, answer: Finished) -> Result<()> {
     let (ended_as, late) = answer.recorded();
     let charged = ended_as.is_some() && finish.ending.spends_attempt();
     sql::record(One(finish), finish.id.0, ended_as.map(State::as_str), late, charged).execute(db).await?;

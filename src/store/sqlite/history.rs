@@ -9,7 +9,7 @@ use crate::{
     bounds::MAX_HISTORY,
     job::JobId,
     store::{
-        History, HistoryEntry, StoreError,
+        History, HistoryEntry, Result,
         columns::Entry,
         convert::to_limit,
         history::{HISTORY, Note},
@@ -26,14 +26,14 @@ statements! { Sqlite:
 
 #[async_trait]
 impl History for SqliteStore {
-    async fn history(&self, id: JobId) -> Result<Vec<HistoryEntry>, StoreError> {
+    async fn history(&self, id: JobId) -> Result<Vec<HistoryEntry>> {
         let found = sql::history(id.0, to_limit(MAX_HISTORY)).fetch_all(&self.reader).await?;
         found.iter().map(rows::entry).collect()
     }
 }
 
 /// Adds an entry to the history in the transaction of what it records.
-pub(super) async fn note(db: &mut SqliteConnection, now: i64, note: &Note<'_>) -> Result<(), StoreError> {
+pub(super) async fn note(db: &mut SqliteConnection, now: i64, note: &Note<'_>) -> Result<()> {
     sql::note(One(note), now).execute(db).await?;
     Ok(())
 }

@@ -9,9 +9,10 @@ use crate::{
     bounds::MAX_ERROR_CHARS,
     job::{JobId, Release, State, Transition},
     store::{
-        AttemptView, Census, Decided, HeldFilter, HistoryFact, JobControl, JobFilter, JobView, StoreError,
+        AttemptView, Census, Decided, HeldFilter, HistoryFact, JobControl, JobFilter, JobView, Result,
+        StoreError,
         columns::{Error, Held},
-        convert::{owner_columns, to_duration, to_limit},
+        convert::to_limit,
         history::{Note, refuse_decider},
         job_control::ATTEMPTS,
         read::StoreRow as _,
@@ -77,41 +78,41 @@ statements! { Sqlite:
 
 #[async_trait]
 impl JobControl for SqliteStore {
-    async fn job(&self, id: JobId) -> Result<Option<JobView>, StoreError> {
+    async fn job(&self, id: JobId) -> Result<Option<JobView>> {
         sql::job(id.0).fetch_optional(&self.reader).await?.as_ref().map(rows::job).transpose()
     }
 
-    async fn attempts(&self, id: JobId) -> Result<Vec<AttemptView>, StoreError> {
+    async fn attempts(&self, id: JobId) -> Result<Vec<AttemptView>> {
         sql::attempts(id.0).fetch_all(&self.reader).await?.iter().map(rows::attempt).collect()
     }
 
-    async fn jobs(&self, filter: &JobFilter) -> Result<Vec<JobView>, StoreError> {
+    async fn jobs(&self, filter: &JobFilter) -> Result<Vec<JobView>> {
         let (state, tool, limit) =
             (filter.state.map(State::as_str), filter.tool.as_deref(), to_limit(filter.limit));
-        let query = match owner_columns(filter.owner.as_ref()) {
-            (Some(kind), Some(id)) => sql::jobs_of_owner(state, tool, limit, kind, id),
-            _ => sql::jobs(state, tool, limit),
+        let query = match &filter.owner {
+            Some(owner) => sql::jobs_of_owner(state, tool, limit, owner.kind().as_str(), owner.id()),
+            None => sql::jobs(state, tool, limit),
         };
         query.fetch_all(&self.reader).await?.iter().map(rows::job).collect()
     }
 
-    async fn cancel(&self, id: JobId, by: &str) -> Result<Decided, StoreError> {
+    async fn cancel(&self, id: JobId, by: &str) -> Result<Decided> {
         let cancel = move |now| sql::cancel(id.0, now);
         self.decide(id, by, Transition::Cancel, HistoryFact::Cancelled, cancel).await
     }
 
-    async fn restart(&self, id: JobId, by: &str) -> Result<Decided, StoreError> {
+    async fn restart(&self, id: JobId, by: &str) -> Result<Decided> {
         let restart = move |now| sql::restart(id.0, now);
         self.decide(id, by, Transition::Restart, HistoryFact::Retried, restart).await
     }
 
-    async fn release(&self, id: JobId, release: Release, by: &str) -> Result<Decided, StoreError> {
+    async fn release(&self, id: JobId, release: Release, by: &str) -> Result<Decided> {
         let fact = HistoryFact::Released { how: release };
         self.decide(id, by, Transition::Release(release), fact, move |now| release_one(id, now, release))
             .await
     }
 
-    async fn count_held(&self, filter: &HeldFilter) -> Result<u64, StoreError> {
+    async fn count_held(&self, filter: &HeldFilter) -> Result<u64> {
         sql::count_held(One(filter)).fetch_one(&self.reader).await?.total("jobs")
     }
 
@@ -121,28 +122,18 @@ impl JobControl for SqliteStore {
         release: Release,
         by: &str,
         limit: usize,
-    ) -> Result<u64, StoreError> {
+    ) -> Result<u64> {
         refuse_decider(by)?;
         let (page, by) = (sql::held(One(filter), to_limit(limit)), by.to_owned());
         self.write(move |db, now| Box::pin(async move { release_page(db, now, page, release, &by).await }))
             .await
     }
 
-    async fn census(&self) -> Result<Census, StoreError> {
-        let now = self.now_micros();
+    async fn census(&self) -> Result<Census> {
         let mut db = self.reader.acquire().await?;
-        let mut census = Census::default();
-        for row in sql::census_waiting(now).fetch_all(&mut *db).await? {
-            let oldest: Option<i64> = row.read("oldest")?;
-            census.add(row.parse("queue")?, row.parse("state")?, row.total("jobs")?, oldest.map(to_duration));
-        }
-        for row in sql::census_running().fetch_all(&mut *db).await? {
-            census.add(row.parse("queue")?, State::Running, row.total("jobs")?, None);
-        }
-        for row in sql::census_held().fetch_all(&mut *db).await? {
-            census.add_held(row.parse("queue")?, row.parse("held_reason")?, row.total("jobs")?);
-        }
-        Ok(census)
+        let waiting = sql::census_waiting(self.now_micros()).fetch_all(&mut *db).await?;
+        let running = sql::census_running().fetch_all(&mut *db).await?;
+        Census::of(&waiting, &running, &sql::census_held().fetch_all(&mut *db).await?)
     }
 }
 
@@ -154,7 +145,7 @@ impl SqliteStore {
         transition: Transition,
         fact: HistoryFact,
         decision: impl FnOnce(i64) -> Bound<Sqlite> + Send + 'static,
-    ) -> Result<Decided, StoreError> {
+    ) -> Result<Decided> {
         refuse_decider(by)?;
         let by = by.to_owned();
         self.write(move |db, now| {
@@ -174,7 +165,7 @@ pub(super) async fn release_page(
     page: Bound<Sqlite>,
     release: Release,
     by: &str,
-) -> Result<u64, StoreError> {
+) -> Result<u64> {
     let mut released = 0;
     for row in page.fetch_all(&mut *db).await? {
         let job = JobId(row.read("id")?);
@@ -202,7 +193,7 @@ async fn decide(
     transition: &Transition,
     decision: Bound<Sqlite>,
     entry: Note<'_>,
-) -> Result<Decided, StoreError> {
+) -> Result<Decided> {
     let Some(before) = sql::before(entry.job.0).fetch_optional(&mut *db).await? else {
         return Ok(Decided::Unknown);
     };

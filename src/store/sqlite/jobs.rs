@@ -10,7 +10,7 @@ use super::SqliteStore;
 use crate::{
     job::{JobSpec, State},
     store::{
-        Inserted, Jobs, StoreError,
+        Inserted, Jobs, Result, StoreError,
         columns::Spec,
         convert::micros,
         replay::FoundJob,
@@ -33,11 +33,7 @@ statements! { Sqlite:
 
 #[async_trait]
 impl Jobs for SqliteStore {
-    async fn insert(
-        &self,
-        batch: &[Arc<JobSpec>],
-        unclaimed_after: Duration,
-    ) -> Result<Vec<Inserted>, StoreError> {
+    async fn insert(&self, batch: &[Arc<JobSpec>], unclaimed_after: Duration) -> Result<Vec<Inserted>> {
         let batch = batch.to_vec();
         self.write(move |db, now| {
             Box::pin(async move {
@@ -57,7 +53,7 @@ async fn insert_one(
     now: i64,
     spec: &JobSpec,
     unclaimed_after: Duration,
-) -> Result<Inserted, StoreError> {
+) -> Result<Inserted> {
     let later = spec.run_at.map(|run_at| run_at.as_microsecond()).filter(|run_at| *run_at > now);
     let state = if later.is_some() { State::Scheduled } else { State::Available };
     let due_at = later.unwrap_or(now + micros(unclaimed_after));
@@ -73,11 +69,7 @@ async fn insert_one(
 }
 
 /// What stands in the way of a job, by ID, or by idempotency key where the ID is new.
-pub(super) async fn find(
-    db: &mut SqliteConnection,
-    now: i64,
-    spec: &JobSpec,
-) -> Result<Option<FoundJob>, StoreError> {
+pub(super) async fn find(db: &mut SqliteConnection, now: i64, spec: &JobSpec) -> Result<Option<FoundJob>> {
     if let Some(found) = find_by_id(db, now, spec).await? {
         return Ok(Some(found));
     }
@@ -91,7 +83,7 @@ pub(super) async fn find_by_id(
     db: &mut SqliteConnection,
     now: i64,
     spec: &JobSpec,
-) -> Result<Option<FoundJob>, StoreError> {
+) -> Result<Option<FoundJob>> {
     let row = sql::find_by_id(spec.id.0, now).fetch_optional(db).await?;
     row.map(|row| rows::found(&row, false)).transpose()
 }

@@ -9,7 +9,7 @@ use super::SqliteStore;
 use crate::{
     job::WorkerId,
     store::{
-        Leases, LostJob, StoreError,
+        Leases, LostJob, Result,
         convert::{micros, to_limit},
         rows,
         sql::statements,
@@ -34,22 +34,22 @@ statements! { Sqlite:
 
 #[async_trait]
 impl Leases for SqliteStore {
-    async fn beat(&self, worker: WorkerId, name: &str) -> Result<(), StoreError> {
+    async fn beat(&self, worker: WorkerId, name: &str) -> Result<()> {
         let name = name.to_owned();
         self.write_one(move |now| sql::beat(worker.0, &name, now)).await.map(drop)
     }
 
-    async fn retire(&self, worker: WorkerId) -> Result<(), StoreError> {
+    async fn retire(&self, worker: WorkerId) -> Result<()> {
         self.write_one(move |_| sql::retire(worker.0)).await.map(drop)
     }
 
-    async fn lost_jobs(&self, lease: Duration, limit: usize) -> Result<Vec<LostJob>, StoreError> {
+    async fn lost_jobs(&self, lease: Duration, limit: usize) -> Result<Vec<LostJob>> {
         let now = self.now_micros();
         let lost = sql::lost(now - micros(lease), now, to_limit(limit)).fetch_all(&self.reader).await?;
         lost.iter().map(rows::lost).collect()
     }
 
-    async fn forget_workers(&self, after: Duration) -> Result<u64, StoreError> {
+    async fn forget_workers(&self, after: Duration) -> Result<u64> {
         self.write_one(move |now| sql::forget(now - micros(after))).await
     }
 }

@@ -26,7 +26,11 @@ use sqlx::{
 };
 use tokio::time::Instant;
 
-use super::{Statement, StoreError, StoreErrorKind, detached::detached, sql::Bound};
+use super::{
+    Result, Statement, Store, StoreError, StoreErrorKind,
+    detached::detached,
+    sql::{Bound, all_statements},
+};
 use crate::clock::SharedClock;
 
 mod admin;
@@ -54,19 +58,15 @@ const BUSY_PAUSE: Duration = Duration::from_millis(10);
 /// How long a caller waits for a connection; writers wait here for each other.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Connections that only read.
 const READERS: u32 = 4;
 
-/// Where the file is, and what time it is there.
 #[derive(Debug, Clone)]
 pub struct SqliteOptions {
     /// The database file; it is created by the first use. Not on a network file system.
     pub path: PathBuf,
-    /// The store's clock.
     pub clock: SharedClock,
 }
 
-/// The store in a SQLite file.
 #[derive(Clone)]
 pub struct SqliteStore {
     writer: SqlitePool,
@@ -80,7 +80,7 @@ impl SqliteStore {
     ///
     /// # Errors
     /// None today; the signature is that of every backend.
-    pub fn new(options: SqliteOptions) -> Result<Self, StoreError> {
+    pub fn new(options: SqliteOptions) -> Result<Self> {
         let SqliteOptions { path, clock } = options;
         let file = SqliteConnectOptions::new()
             .filename(&path)
@@ -103,33 +103,29 @@ impl SqliteStore {
         Ok(Self { writer, reader, clock, path: Arc::new(path) })
     }
 
-    /// Every statement of this store.
     pub fn statements() -> impl Iterator<Item = &'static Statement> {
-        let files = [
-            admin::sql::ALL,
-            audit::sql::ALL,
-            checks::sql::ALL,
-            claims::sql::ALL,
-            connections::sql::ALL,
-            finishes::sql::ALL,
-            history::sql::ALL,
-            job_control::sql::ALL,
-            jobs::sql::ALL,
-            leases::sql::ALL,
-            pins::sql::ALL,
-            publications::sql::ALL,
-            rejections::sql::ALL,
-        ];
-        files.into_iter().flatten().map(|statement| &***statement)
+        all_statements!(
+            admin,
+            audit,
+            checks,
+            claims,
+            connections,
+            finishes,
+            history,
+            job_control,
+            jobs,
+            leases,
+            pins,
+            publications,
+            rejections
+        )
     }
 
     /// Runs `work` in one write transaction, with the time at which the lock was taken.
-    async fn write<T, F>(&self, work: F) -> Result<T, StoreError>
+    async fn write<T, F>(&self, work: F) -> Result<T>
     where
         T: Send + 'static,
-        F: for<'c> FnOnce(&'c mut SqliteConnection, i64) -> BoxFuture<'c, Result<T, StoreError>>
-            + Send
-            + 'static,
+        F: for<'c> FnOnce(&'c mut SqliteConnection, i64) -> BoxFuture<'c, Result<T>> + Send + 'static,
     {
         let (writer, clock) = (self.writer.clone(), Arc::clone(&self.clock));
         detached(async move {
@@ -147,10 +143,7 @@ impl SqliteStore {
     }
 
     /// Runs one statement that writes, and returns how many rows it changed.
-    async fn write_one(
-        &self,
-        statement: impl FnOnce(i64) -> Bound<Sqlite> + Send + 'static,
-    ) -> Result<u64, StoreError> {
+    async fn write_one(&self, statement: impl FnOnce(i64) -> Bound<Sqlite> + Send + 'static) -> Result<u64> {
         self.write(move |db, now| {
             let statement = statement(now);
             Box::pin(async move { Ok(statement.execute(db).await?.rows_affected()) })
@@ -158,7 +151,24 @@ impl SqliteStore {
         .await
     }
 
-    /// The time for a read.
+    /// Runs a statement that writes for each of these, and returns which of them changed anything.
+    async fn write_each<T: Send + Sync + 'static>(
+        &self,
+        batch: Vec<T>,
+        statement: impl Fn(&T, i64) -> Bound<Sqlite> + Send + Sync + 'static,
+    ) -> Result<Vec<bool>> {
+        self.write(move |db, now| {
+            Box::pin(async move {
+                let mut changed = Vec::with_capacity(batch.len());
+                for item in &batch {
+                    changed.push(statement(item, now).execute(&mut *db).await?.rows_affected() > 0);
+                }
+                Ok(changed)
+            })
+        })
+        .await
+    }
+
     fn now_micros(&self) -> i64 {
         self.clock.now().as_microsecond()
     }
@@ -179,6 +189,8 @@ async fn begin(writer: &SqlitePool) -> Result<Transaction<'static, Sqlite>, sqlx
         }
     }
 }
+
+impl Store for SqliteStore {}
 
 impl fmt::Debug for SqliteStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -6,7 +6,7 @@ use super::SqliteStore;
 use crate::{
     job::{Owner, Pin},
     store::{
-        Pins, StoreError,
+        Pins, Result,
         convert::pin_owner,
         pins::{PINS, SET, UNSET},
         rows,
@@ -22,17 +22,17 @@ statements! { Sqlite:
 
 #[async_trait]
 impl Pins for SqliteStore {
-    async fn pins(&self) -> Result<Vec<Pin>, StoreError> {
+    async fn pins(&self) -> Result<Vec<Pin>> {
         sql::pins().fetch_all(&self.reader).await?.iter().map(rows::pin).collect()
     }
 
-    async fn set_pin(&self, pin: &Pin) -> Result<(), StoreError> {
+    async fn set_pin(&self, pin: &Pin) -> Result<()> {
         let (owner_kind, owner_id) = pin_owner(pin.owner.as_ref());
         let query = sql::set(owner_kind, owner_id, &pin.toolkit, &pin.version);
         self.write_one(|_| query).await.map(drop)
     }
 
-    async fn unset_pin(&self, owner: Option<&Owner>, toolkit: &str) -> Result<bool, StoreError> {
+    async fn unset_pin(&self, owner: Option<&Owner>, toolkit: &str) -> Result<bool> {
         let (owner_kind, owner_id) = pin_owner(owner);
         let query = sql::unset(owner_kind, owner_id, toolkit);
         Ok(self.write_one(|_| query).await? > 0)

@@ -9,7 +9,7 @@ use super::SqliteStore;
 use crate::{
     job::JobId,
     store::{
-        Due, MAX_UNCLAIMED_WAIT, Publications, Reply, StoreError,
+        Due, MAX_UNCLAIMED_WAIT, Publications, Reply, Result,
         columns::spec_of,
         convert::{micros, to_duration, to_limit},
         read::StoreRow as _,
@@ -55,7 +55,7 @@ const MAX_DOUBLINGS: u32 = 20;
 
 #[async_trait]
 impl Publications for SqliteStore {
-    async fn take_due(&self, limit: usize, unclaimed_after: Duration) -> Result<Vec<Due>, StoreError> {
+    async fn take_due(&self, limit: usize, unclaimed_after: Duration) -> Result<Vec<Due>> {
         self.write(move |db, now| {
             Box::pin(async move {
                 let mut taken = Vec::new();
@@ -79,29 +79,21 @@ impl Publications for SqliteStore {
         .await
     }
 
-    async fn defer(&self, ids: &[JobId], after: Duration) -> Result<(), StoreError> {
-        let ids = ids.to_vec();
-        self.write(move |db, now| {
-            Box::pin(async move {
-                for id in ids {
-                    sql::defer(id.0, now + micros(after)).execute(&mut *db).await?;
-                }
-                Ok(())
-            })
-        })
-        .await
+    async fn defer(&self, ids: &[JobId], after: Duration) -> Result<()> {
+        let defer = move |id: &JobId, now| sql::defer(id.0, now + micros(after));
+        self.write_each(ids.to_vec(), defer).await.map(drop)
     }
 
-    async fn republish_all(&self) -> Result<u64, StoreError> {
+    async fn republish_all(&self) -> Result<u64> {
         self.write_one(sql::republish_all).await
     }
 
-    async fn next_due_in(&self) -> Result<Option<Duration>, StoreError> {
+    async fn next_due_in(&self) -> Result<Option<Duration>> {
         let next: Option<i64> = sql::next_due().fetch_one(&self.reader).await?.read("due_at")?;
         Ok(next.map(|due_at| to_duration(due_at - self.now_micros())))
     }
 
-    async fn take_replies(&self, limit: usize, again_after: Duration) -> Result<Vec<Reply>, StoreError> {
+    async fn take_replies(&self, limit: usize, again_after: Duration) -> Result<Vec<Reply>> {
         self.write(move |db, now| {
             Box::pin(async move {
                 let mut taken = Vec::new();
@@ -116,16 +108,7 @@ impl Publications for SqliteStore {
         .await
     }
 
-    async fn replied(&self, ids: &[JobId]) -> Result<(), StoreError> {
-        let ids = ids.to_vec();
-        self.write(move |db, _| {
-            Box::pin(async move {
-                for id in ids {
-                    sql::replied(id.0).execute(&mut *db).await?;
-                }
-                Ok(())
-            })
-        })
-        .await
+    async fn replied(&self, ids: &[JobId]) -> Result<()> {
+        self.write_each(ids.to_vec(), |id, _| sql::replied(id.0)).await.map(drop)
     }
 }

@@ -5,7 +5,7 @@ use uuid::Uuid;
 
 use super::SqliteStore;
 use crate::store::{
-    Rejected, RejectedView, Rejections, StoreError,
+    Rejected, RejectedView, Rejections, Result,
     columns::Rejection,
     convert::to_limit,
     rows,
@@ -30,28 +30,19 @@ statements! { Sqlite:
 
 #[async_trait]
 impl Rejections for SqliteStore {
-    async fn reject(&self, batch: &[Rejected]) -> Result<(), StoreError> {
-        let batch = batch.to_vec();
-        self.write(move |db, now| {
-            Box::pin(async move {
-                for rejected in &batch {
-                    sql::reject(One((rejected, 1)), now).execute(&mut *db).await?;
-                }
-                Ok(())
-            })
-        })
-        .await
+    async fn reject(&self, batch: &[Rejected]) -> Result<()> {
+        self.write_each(batch.to_vec(), |rejected, now| sql::reject(One((rejected, 1)), now)).await.map(drop)
     }
 
-    async fn rejected(&self, limit: usize) -> Result<Vec<RejectedView>, StoreError> {
+    async fn rejected(&self, limit: usize) -> Result<Vec<RejectedView>> {
         sql::rejected(to_limit(limit)).fetch_all(&self.reader).await?.iter().map(rows::rejected).collect()
     }
 
-    async fn rejected_message(&self, id: Uuid) -> Result<Option<RejectedView>, StoreError> {
+    async fn rejected_message(&self, id: Uuid) -> Result<Option<RejectedView>> {
         sql::message(id).fetch_optional(&self.reader).await?.as_ref().map(rows::rejected).transpose()
     }
 
-    async fn mark_requeued(&self, id: Uuid) -> Result<bool, StoreError> {
+    async fn mark_requeued(&self, id: Uuid) -> Result<bool> {
         Ok(self.write_one(move |now| sql::requeued(id, now)).await? > 0)
     }
 }

@@ -23,7 +23,6 @@ const CAPACITY: usize = 10_000;
 /// An account, and whose jobs were refused with it: nobody can spoil another owner's account.
 type Key = (Owner, String);
 
-/// The breakers of all accounts that calls were refused with.
 #[derive(Debug)]
 pub(super) struct AccountBreaker {
     /// How long a breaker is open after each refusal in a row. The others wait for the longest of these for the
@@ -41,7 +40,6 @@ struct Refusals {
 }
 
 impl AccountBreaker {
-    /// All breakers are closed.
     pub(super) fn new(intervals: Intervals) -> Self {
         Self { intervals, len: AtomicUsize::new(0), refused: Mutex::default() }
     }

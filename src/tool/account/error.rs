@@ -5,10 +5,8 @@ use crate::{
     tool::ToolError,
 };
 
-/// Why no account can be used.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum AccountError {
-    /// The named account does not exist.
     #[error("the connected account does not exist")]
     NotFound { id: String },
     /// The named account belongs to another owner. Never retried.
@@ -18,10 +16,8 @@ pub enum AccountError {
         /// The envelope field that names the job's owner.
         field: &'static str,
     },
-    /// The named account is one of another toolkit.
     #[error("the connected account is one of another toolkit")]
     WrongToolkit { id: String, is: String, needs: String },
-    /// The named account cannot be used now.
     #[error("the connected account is not active")]
     NotActive {
         id: String,
@@ -30,11 +26,9 @@ pub enum AccountError {
         reason: Option<String>,
         toolkit: String,
     },
-    /// The owner has no account that can be used.
     #[error("the owner has no usable connected account")]
     NoneConnected {
         owner: Owner,
-        /// What an account is needed for.
         toolkit: String,
         /// The status of the most recently connected account, if there is any: it has to be
         /// connected again.
@@ -43,13 +37,11 @@ pub enum AccountError {
     /// The account is listed as active, but calls with it were refused a moment ago.
     #[error("calls with the connected account are refused")]
     Refused { owner: Owner, toolkit: String },
-    /// The API could not say.
     #[error(transparent)]
     Api(#[from] ToolError),
 }
 
 impl AccountError {
-    /// What it means for the job.
     pub fn not_ready(&self) -> NotReady {
         let connect = |toolkit: &str, kind, message| {
             Stop::Connect { toolkit: toolkit.to_owned(), error: JobError::new(kind, message) }.into()
@@ -103,7 +95,6 @@ impl AccountError {
     }
 }
 
-/// Tells which owner must connect which toolkit.
 pub fn needs_connection(owner: &Owner, toolkit: &str) -> String {
     format!(
         "`{}` {} has not connected the toolkit `{toolkit}`; connect an account for exactly this ID, {RESUMES}",
@@ -112,7 +103,6 @@ pub fn needs_connection(owner: &Owner, toolkit: &str) -> String {
     )
 }
 
-/// Tells which owner must connect which toolkit again.
 pub fn needs_reconnection(owner: &Owner, toolkit: &str, why: &str) -> String {
     format!(
         "the account that `{}` {} connected for the toolkit `{toolkit}` {why}; connect it again for exactly \

@@ -5,9 +5,9 @@
 //! accounts there, and errand cannot tell them apart. Give organizations IDs that no user has. The
 //! cache keeps the two apart all the same.
 
-use std::{sync::Arc, time::Duration};
+use std::{hash::Hash, sync::Arc, time::Duration};
 
-use futures_util::FutureExt as _;
+use futures_util::future::{BoxFuture, FutureExt as _};
 use tokio::time::Instant;
 
 pub use self::error::{AccountError, needs_connection, needs_reconnection};
@@ -28,15 +28,8 @@ mod error;
 /// About how many owners' defaults, and as many named accounts, are remembered.
 const CAPACITY: usize = 10_000;
 
-/// How long it is remembered at first that there is no usable account. Short, because people connect accounts
-/// and expect their jobs to run.
-const NEGATIVE_TTL: Duration = Duration::from_secs(2);
-
-/// How long accounts are remembered.
 #[derive(Debug, Clone, Copy)]
 pub struct AccountOptions {
-    /// About how many owners' defaults, and as many named accounts, are remembered.
-    pub capacity: usize,
     /// How long a usable account is remembered. Until then a disconnection is not noticed here, but
     /// the API notices it with every call.
     pub ttl: Duration,
@@ -46,9 +39,10 @@ pub struct AccountOptions {
 }
 
 impl AccountOptions {
-    /// Usable accounts are remembered for `ttl`.
+    /// Usable accounts are remembered for `ttl`, and that there is none for a short time at first, because people
+    /// connect accounts and expect their jobs to run.
     pub fn new(ttl: Duration) -> Self {
-        Self { capacity: CAPACITY, ttl, negative_ttl: NEGATIVE_TTL }
+        Self { ttl, negative_ttl: Duration::from_secs(2) }
     }
 
     /// The times for which it is remembered that there is no usable account, and for which nobody calls with
@@ -71,14 +65,19 @@ pub async fn active(
         let accounts = api.accounts(owner.id(), Some(toolkit)).await?;
         return Ok(newest_usable(owner.id(), toolkit, &accounts).ok().map(|id| id.to_string()));
     };
-    let account = match api.account(id).await {
-        Ok(account) => Some(account),
-        Err(ToolError::NotFound(_)) => None,
-        Err(error) => return Err(error),
-    };
+    let account = named(api, id).await?;
     let waits =
         matches!(check_named(owner, toolkit, id, account.as_ref()), Err(AccountError::NotActive { .. }));
     Ok((!waits).then(|| id.to_owned()))
+}
+
+/// The account with this ID, asked of the API, if there is one.
+async fn named(api: &dyn ToolApi, id: &str) -> Result<Option<Account>, ToolError> {
+    match api.account(id).await {
+        Ok(account) => Ok(Some(account)),
+        Err(ToolError::NotFound(_)) => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 type DefaultKey = (OwnerKind, Arc<str>, Arc<str>);
@@ -91,36 +90,26 @@ struct Lookup<T> {
     asked_at: Instant,
 }
 
-impl<T> Lookup<T> {
-    /// Whether this may be told to a job that was claimed at `since`.
-    fn counts_since(&self, since: Instant) -> bool {
-        self.misses == 0 || self.asked_at >= since
-    }
-
-    /// How long it is remembered.
-    fn ttl(&self, options: &AccountOptions) -> Duration {
-        if self.misses == 0 { options.ttl } else { options.retries().interval(self.misses) }
-    }
-}
+/// What is remembered about accounts.
+type Remembered<K, T> = SingleFlightCache<K, Lookup<T>>;
 
 /// Accounts by owner and toolkit, remembered for a short time.
 #[derive(Debug)]
 pub struct Accounts {
     api: SharedToolApi,
     options: AccountOptions,
-    defaults: SingleFlightCache<DefaultKey, Lookup<DefaultAccount>>,
-    named: SingleFlightCache<String, Lookup<Option<Arc<Account>>>>,
+    defaults: Remembered<DefaultKey, DefaultAccount>,
+    named: Remembered<String, Option<Arc<Account>>>,
     breaker: AccountBreaker,
 }
 
 impl Accounts {
-    /// Remembers nothing yet.
     pub fn new(api: SharedToolApi, options: AccountOptions) -> Self {
         Self {
             api,
             options,
-            defaults: SingleFlightCache::new(options.capacity),
-            named: SingleFlightCache::new(options.capacity),
+            defaults: SingleFlightCache::new(CAPACITY),
+            named: SingleFlightCache::new(CAPACITY),
             breaker: AccountBreaker::new(options.retries()),
         }
     }
@@ -138,13 +127,16 @@ impl Accounts {
         };
         Some(account.and_then(|id| {
             if self.breaker.is_open(owner, &id, Instant::now()) {
-                return Err(AccountError::Refused { owner: owner.clone(), toolkit: toolkit.to_owned() });
+                Err(refused(owner, toolkit))
+            } else {
+                Ok(id)
             }
-            Ok(id)
         }))
     }
 
-    /// The account to use. Callers that ask for the same one at the same time share one request.
+    /// The account to use. Callers that ask for the same one at the same time share one request. A job that was claimed
+    /// at `since` may have been let go right before because its owner has connected an account: for it, that there is
+    /// none counts only when the API was asked after that.
     ///
     /// # Errors
     /// [`AccountError`] when there is none that may be used, or when the API cannot say.
@@ -153,45 +145,29 @@ impl Accounts {
         owner: &Owner,
         toolkit: &str,
         explicit: Option<&str>,
+        since: Option<Instant>,
     ) -> Result<String, AccountError> {
-        match explicit {
-            Some(id) => check_named(owner, toolkit, id, self.named(id).await?.found.as_deref()),
-            None => default_or_error(owner, toolkit, self.default(owner, toolkit).await?.found),
-        }
-    }
-
-    /// As [`Self::resolve`], for a job that was claimed at `since` and may have been let go right before
-    /// because its owner has connected an account: that there is none counts only when the API was asked
-    /// after that.
-    ///
-    /// # Errors
-    /// As [`Self::resolve`].
-    pub async fn resolve_since(
-        &self,
-        owner: &Owner,
-        toolkit: &str,
-        explicit: Option<&str>,
-        since: Instant,
-    ) -> Result<String, AccountError> {
-        // Ends, because what is fetched from now on counts.
-        loop {
-            match explicit {
-                Some(id) => {
-                    let lookup = self.named(id).await?;
-                    if lookup.counts_since(since) {
-                        return check_named(owner, toolkit, id, lookup.found.as_deref());
-                    }
-                    self.named.expire(&id.to_owned());
-                }
-                None => {
-                    let lookup = self.default(owner, toolkit).await?;
-                    if lookup.counts_since(since) {
-                        return default_or_error(owner, toolkit, lookup.found);
-                    }
-                    self.defaults.expire(&key(owner, toolkit));
-                }
-            }
-        }
+        let Some(id) = explicit else {
+            let key = key(owner, toolkit);
+            let ask = || {
+                let (api, (_, user, slug)) = (self.api.clone(), key.clone());
+                let ask = async move {
+                    let accounts = api.accounts(&user, Some(&slug)).await?;
+                    Ok(newest_usable(&user, &slug, &accounts))
+                };
+                ask.boxed()
+            };
+            let found = self.look_up(&self.defaults, &key, since, ask, Result::is_ok).await?;
+            return default_or_error(owner, toolkit, found);
+        };
+        let ask = || {
+            let (api, id) = (self.api.clone(), id.to_owned());
+            async move { Ok(named(&*api, &id).await?.map(Arc::new)) }.boxed()
+        };
+        let is_active =
+            |found: &Option<Arc<Account>>| found.as_ref().is_some_and(|account| account.is_active());
+        let found = self.look_up(&self.named, &id.to_owned(), since, ask, is_active).await?;
+        check_named(owner, toolkit, id, found.as_deref())
     }
 
     /// To be asked right before a call with this account.
@@ -200,9 +176,10 @@ impl Accounts {
     /// Calls with it were refused a moment ago, and this one is not the probe.
     pub fn admit(&self, owner: &Owner, toolkit: &str, account: &str) -> Result<(), AccountError> {
         if self.breaker.try_call(owner, account, Instant::now()) {
-            return Ok(());
+            Ok(())
+        } else {
+            Err(refused(owner, toolkit))
         }
-        Err(AccountError::Refused { owner: owner.clone(), toolkit: toolkit.to_owned() })
     }
 
     /// To be called when a call with this account was refused because of the account.
@@ -225,46 +202,47 @@ impl Accounts {
         self.named.forget(&id.to_owned());
     }
 
-    async fn default(&self, owner: &Owner, toolkit: &str) -> Result<Lookup<DefaultAccount>, ToolError> {
-        let key = key(owner, toolkit);
-        let (api, user, slug) = (self.api.clone(), key.1.clone(), key.2.clone());
-        let options = self.options;
-        let ttl = move |lookup: &Lookup<DefaultAccount>| lookup.ttl(&options);
-        let misses = self.defaults.stale(&key).map_or(0, |lookup| lookup.misses);
-        let fetch = move || {
-            let asked_at = Instant::now();
-            async move {
-                let accounts = api.accounts(&user, Some(&slug)).await?;
-                let found = newest_usable(&user, &slug, &accounts);
-                let misses = if found.is_ok() { 0 } else { misses.saturating_add(1) };
-                Ok(Lookup { found, misses, asked_at })
-            }
-            .boxed()
-        };
-        self.defaults.get_or_fetch(key, ttl, fetch).await
-    }
-
-    async fn named(&self, id: &str) -> Result<Lookup<Option<Arc<Account>>>, ToolError> {
-        let (api, wanted) = (self.api.clone(), id.to_owned());
-        let options = self.options;
-        let ttl = move |lookup: &Lookup<Option<Arc<Account>>>| lookup.ttl(&options);
-        let misses = self.named.stale(&wanted).map_or(0, |lookup| lookup.misses);
-        let fetch = move || {
-            let asked_at = Instant::now();
-            async move {
-                let found = match api.account(&wanted).await {
-                    Ok(account) => Some(Arc::new(account)),
-                    Err(ToolError::NotFound(_)) => None,
-                    Err(error) => return Err(error),
+    /// What is remembered, or what `ask` finds. With `since`, that it is nothing usable counts only when the API was
+    /// asked after that; the loop ends, because what is asked from now on counts.
+    async fn look_up<K, T>(
+        &self,
+        remembered: &Remembered<K, T>,
+        key: &K,
+        since: Option<Instant>,
+        ask: impl Fn() -> BoxFuture<'static, Result<T, ToolError>>,
+        is_usable: fn(&T) -> bool,
+    ) -> Result<T, ToolError>
+    where
+        K: Clone + Eq + Hash + Send + Sync + 'static,
+        T: Clone + Send + Sync + 'static,
+    {
+        loop {
+            let misses = remembered.stale(key).map_or(0, |lookup| lookup.misses);
+            let options = self.options;
+            let ttl = move |lookup: &Lookup<T>| match lookup.misses {
+                0 => options.ttl,
+                misses => options.retries().interval(misses),
+            };
+            let fetch = || {
+                let (asked_at, asked) = (Instant::now(), ask());
+                let fetch = async move {
+                    let found = asked.await?;
+                    let misses = if is_usable(&found) { 0 } else { misses.saturating_add(1) };
+                    Ok(Lookup { found, misses, asked_at })
                 };
-                let usable = found.as_ref().is_some_and(|account| account.is_active());
-                let misses = if usable { 0 } else { misses.saturating_add(1) };
-                Ok(Lookup { found, misses, asked_at })
+                fetch.boxed()
+            };
+            let lookup = remembered.get_or_fetch(key.clone(), ttl, fetch).await?;
+            if lookup.misses == 0 || since.is_none_or(|since| lookup.asked_at >= since) {
+                return Ok(lookup.found);
             }
-            .boxed()
-        };
-        self.named.get_or_fetch(id.to_owned(), ttl, fetch).await
+            remembered.expire(key);
+        }
     }
+}
+
+fn refused(owner: &Owner, toolkit: &str) -> AccountError {
+    AccountError::Refused { owner: owner.clone(), toolkit: toolkit.to_owned() }
 }
 
 fn key(owner: &Owner, toolkit: &str) -> DefaultKey {

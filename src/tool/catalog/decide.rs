@@ -26,7 +26,6 @@ string_enum! {
     }
 }
 
-/// What is known about a tool at a version.
 #[derive(Debug, Clone)]
 pub enum Known {
     Found(Arc<ToolInfo>),
@@ -38,7 +37,6 @@ pub enum Known {
 #[derive(Debug, Clone, Copy)]
 pub struct Ask<'a> {
     pub tool: &'a str,
-    /// The job's own `version`.
     pub version: Option<&'a str>,
     /// Whose pins count.
     pub owner: &'a Owner,
@@ -54,32 +52,23 @@ impl<'a> From<&'a JobSpec> for Ask<'a> {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Resolved {
-    /// From the tool's description.
     pub toolkit: String,
     /// A literal version at which the tool exists.
     pub version: String,
     pub pinned_by: PinnedBy,
-    /// What repeating a call does.
     pub effect: Effect,
-    /// No account is needed.
     pub no_auth: bool,
-    /// The tool is deprecated at this version.
     pub deprecated: bool,
 }
 
-/// Why there is no decision yet, or none at all.
 pub(super) enum Undecided {
-    /// This description is needed first.
-    Needs(Need),
-    /// The job may not run.
+    /// The description at this version is needed first; no version is the newest.
+    Needs {
+        version: Option<String>,
+        /// The decision stands; the description would only make its message better.
+        only_for_hint: bool,
+    },
     Refused(ResolveError),
-}
-
-/// A description that a decision cannot be made without; no version is the newest.
-pub(super) struct Need {
-    pub(super) version: Option<String>,
-    /// The decision stands; the description would only make its message better.
-    pub(super) only_for_hint: bool,
 }
 
 impl From<ResolveError> for Undecided {
@@ -97,7 +86,6 @@ pub(super) struct Decider<'a> {
 }
 
 impl Decider<'_> {
-    /// Makes the decision, or says why not.
     pub(super) fn decide(&self) -> Result<Resolved, Undecided> {
         // The job's own word comes first, and where it is a version, no pin has to be known.
         let asks_latest = match pin::wanted(self.ask.version) {
@@ -126,7 +114,7 @@ impl Decider<'_> {
             return Ok(self.resolved(&info, version, PinnedBy::Job));
         }
         let elsewhere = self.find(None).map_err(|undecided| match undecided {
-            Undecided::Needs(need) => Undecided::Needs(Need { only_for_hint: true, ..need }),
+            Undecided::Needs { version, .. } => Undecided::Needs { version, only_for_hint: true },
             refused @ Undecided::Refused(_) => refused,
         })?;
         Err(self.unknown_tool(Some((version, PinnedBy::Job)), elsewhere))
@@ -194,7 +182,7 @@ impl Decider<'_> {
             Some(Known::Missing(_)) => Ok(None),
             None => {
                 let version = version.map(str::to_owned);
-                Err(Undecided::Needs(Need { version, only_for_hint: false }))
+                Err(Undecided::Needs { version, only_for_hint: false })
             }
         }
     }

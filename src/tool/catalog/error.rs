@@ -7,7 +7,6 @@ use crate::{
     tool::{ToolError, ToolInfo, pin},
 };
 
-/// Why there is no decision.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum ResolveError {
     /// The job or a pin asks for something that is not a version.
@@ -26,7 +25,6 @@ pub enum ResolveError {
         /// Who says `latest`, if anybody.
         latest: Option<PinnedBy>,
     },
-    /// The tool does not exist at the version.
     #[error("the tool does not exist at the pinned version")]
     UnknownTool {
         tool: String,
@@ -35,13 +33,11 @@ pub enum ResolveError {
         /// A description at another version, if one was found.
         elsewhere: Option<Arc<ToolInfo>>,
     },
-    /// The API could not say.
     #[error(transparent)]
     Api(#[from] ToolError),
 }
 
 impl ResolveError {
-    /// What it means for the job.
     pub fn not_ready(&self) -> NotReady {
         let fail = |kind, message| Stop::Fail { error: JobError::new(kind, message) }.into();
         match self {

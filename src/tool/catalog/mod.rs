@@ -11,7 +11,7 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use futures_util::FutureExt as _;
 
-use self::decide::{Decider, Need, Undecided};
+use self::decide::{Decider, Undecided};
 pub use self::{
     decide::{Ask, Known, Resolved, UnpinnedPolicy},
     error::ResolveError,
@@ -28,24 +28,16 @@ mod error;
 /// About how many descriptions are remembered.
 const CAPACITY: usize = 4_096;
 
-/// How long it is remembered that there is no such tool.
-const NEGATIVE_TTL: Duration = Duration::from_secs(10);
-
-/// How long descriptions are remembered.
 #[derive(Debug, Clone, Copy)]
 pub struct CatalogOptions {
-    /// About how many descriptions are remembered.
-    pub capacity: usize,
-    /// How long a description is remembered.
     pub ttl: Duration,
     /// How long it is remembered that there is no such tool.
     pub negative_ttl: Duration,
 }
 
 impl CatalogOptions {
-    /// Descriptions are remembered for `ttl`.
     pub fn new(ttl: Duration) -> Self {
-        Self { capacity: CAPACITY, ttl, negative_ttl: NEGATIVE_TTL }
+        Self { ttl, negative_ttl: Duration::from_secs(10) }
     }
 }
 
@@ -61,9 +53,8 @@ pub struct Catalog {
 type Key = (Arc<str>, Option<Arc<str>>);
 
 impl Catalog {
-    /// Remembers nothing yet.
     pub fn new(api: SharedToolApi, options: CatalogOptions) -> Self {
-        Self { api, options, known: SingleFlightCache::new(options.capacity) }
+        Self { api, options, known: SingleFlightCache::new(CAPACITY) }
     }
 
     /// What is known about a tool without asking the API. Never waits.
@@ -96,7 +87,7 @@ impl Catalog {
         match (Decider { ask, pins, policy, known: &known }).decide() {
             Ok(resolved) => Some(Ok(resolved)),
             Err(Undecided::Refused(error)) => Some(Err(error)),
-            Err(Undecided::Needs(_)) => None,
+            Err(Undecided::Needs { .. }) => None,
         }
     }
 
@@ -119,12 +110,11 @@ impl Catalog {
                 let version = version.map(str::to_owned);
                 learnt.get(&version).cloned().or_else(|| self.get_cached(ask.tool, version.as_deref()))
             };
-            let Need { version, only_for_hint } =
-                match (Decider { ask, pins, policy, known: &known }).decide() {
-                    Ok(resolved) => return Ok(resolved),
-                    Err(Undecided::Refused(error)) => return Err(error),
-                    Err(Undecided::Needs(need)) => need,
-                };
+            let (version, only_for_hint) = match (Decider { ask, pins, policy, known: &known }).decide() {
+                Ok(resolved) => return Ok(resolved),
+                Err(Undecided::Refused(error)) => return Err(error),
+                Err(Undecided::Needs { version, only_for_hint }) => (version, only_for_hint),
+            };
             let known = match self.look_up(ask.tool, version.as_deref()).await {
                 Ok(known) => known,
                 Err(_) if only_for_hint => Known::Missing(Arc::default()),
@@ -137,7 +127,7 @@ impl Catalog {
     async fn look_up(&self, slug: &str, version: Option<&str>) -> Result<Known, ToolError> {
         let key = key(slug, version);
         let (api, wanted) = (self.api.clone(), key.clone());
-        let CatalogOptions { ttl, negative_ttl, .. } = self.options;
+        let CatalogOptions { ttl, negative_ttl } = self.options;
         let ttl_of = move |known: &Known| match known {
             Known::Found(_) => ttl,
             Known::Missing(_) => negative_ttl,

@@ -14,11 +14,9 @@ use crate::{
 
 /// The error that came with an answer which is no success, as far as it arrived.
 pub(super) enum Reason {
-    /// The API's own words.
     Told(ApiError),
     /// Something that the API would not say, so perhaps it was not the API that answered.
     Foreign(&'static str),
-    /// A body that was lost on the way.
     Lost,
 }
 
@@ -35,20 +33,15 @@ impl Reason {
 /// Why the API did not run a tool. Nothing ran, except where that is unknown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Cause {
-    /// Whether anything ran is not known.
     Unknown,
     Throttled,
-    /// errand's own key is not accepted.
     Key,
-    /// There is no such tool at that version.
     UnknownTool,
     /// The owner has no account for the toolkit.
     NoConnection,
     /// The account is expired or otherwise unusable.
     DeadConnection,
-    /// There is no such account.
     UnknownAccount,
-    /// The account belongs to somebody else.
     OtherOwner,
     /// Gateways answer like this when they are troubled, and the API was not even asked.
     Intercepted,
@@ -83,7 +76,6 @@ impl Cause {
         }
     }
 
-    /// What the cause makes of the job.
     pub(super) fn next(
         self,
         error: JobError,

@@ -21,10 +21,8 @@ use super::{
 };
 use crate::job::{AttemptOutcome, Binding, Effect, ErrorKind, JobError, JobSpec, Owner, Stop};
 
-/// What is known about the call.
 #[derive(Debug, Clone, Copy)]
 pub struct Context<'a> {
-    /// What repeating the call does.
     pub effect: Effect,
     /// The account that was sent along, if any.
     pub account: Option<&'a str>,
@@ -38,7 +36,6 @@ pub struct Context<'a> {
 }
 
 impl<'a> Context<'a> {
-    /// A call of this job with this binding.
     pub fn new(spec: &'a JobSpec, binding: &'a Binding) -> Self {
         Self {
             effect: binding.effect,
@@ -52,13 +49,10 @@ impl<'a> Context<'a> {
     }
 }
 
-/// What a reply means.
 #[derive(Debug)]
 pub struct Classified {
     pub outcome: AttemptOutcome,
-    /// The HTTP status, when one was received.
     pub http_status: Option<u16>,
-    /// The execution log ID, when the API gave one.
     pub log_id: Option<String>,
     /// The notice that the pinned version will go away, verbatim.
     pub deprecated: Option<String>,
@@ -81,24 +75,20 @@ impl Classified {
     }
 }
 
-/// What becomes of the job after a reply.
 #[derive(Debug)]
 pub enum Next {
     Succeed {
-        /// The tool's `data`, verbatim.
         result: Arc<RawValue>,
     },
     Stop(Stop),
     /// Safe to make again, if the budget allows.
     Retry {
         error: JobError,
-        /// The API's wish, if it said one.
         retry_after: Option<Duration>,
     },
     /// Safe to make again, without spending an attempt.
     Throttled {
         error: JobError,
-        /// The API's wish, if it said one.
         retry_after: Option<Duration>,
     },
     /// Nobody knows whether the tool ran, and it must not run twice: verify, or hold.
@@ -113,7 +103,6 @@ impl From<Stop> for Next {
     }
 }
 
-/// Says what a reply means.
 pub fn classify(reply: Reply, context: &Context<'_>) -> Classified {
     match reply {
         Reply::NotSent(cause) => {
@@ -126,7 +115,7 @@ pub fn classify(reply: Reply, context: &Context<'_>) -> Classified {
             let what = format!("the call was sent and no answer came: {cause}");
             unanswered(AttemptOutcome::Unknown, unknown(&what, None, context))
         }
-        Reply::Answered(Answer { status, retry_after, request_id: _, deprecated, body }) => {
+        Reply::Answered(Answer { status, retry_after, deprecated, body }) => {
             let log_id = match &body {
                 Body::Result(result) => result.log_id.clone(),
                 Body::Error(_) | Body::Opaque | Body::TooLarge | Body::Broken(_) => None,
@@ -166,7 +155,6 @@ fn answered(
     cause.next(cause.error(status, &reason, context), retry_after, context)
 }
 
-/// Whether the tool ran is not known.
 fn unknown(what: &str, retry_after: Option<Duration>, context: &Context<'_>) -> Next {
     let message = format!("{what}; whether the tool ran is not known");
     undecided(said(ErrorKind::UnknownOutcome, message, &ApiError::default()), retry_after, context)

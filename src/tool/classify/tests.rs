@@ -29,13 +29,7 @@ fn reply(status: u16, body: &str) -> Reply {
 }
 
 fn with_body(status: u16, body: Body) -> Reply {
-    Reply::Answered(Answer {
-        status,
-        retry_after: Some(Duration::from_secs(7)),
-        request_id: Some("theirs".into()),
-        deprecated: None,
-        body,
-    })
+    Reply::Answered(Answer { status, retry_after: Some(Duration::from_secs(7)), deprecated: None, body })
 }
 
 /// The verdict as one word and the kind of its error.
@@ -189,35 +183,32 @@ fn refusals_go_by_slug_then_code_then_status() {
     }
 }
 
+fn of_unknown_outcome() -> [(&'static str, Reply); 14] {
+    [
+        ("no answer", Reply::NoAnswer("reset".into())),
+        ("500", reply(500, r#"{"error":{"message":"m","code":10500}}"#)),
+        ("502 HTML", reply(502, "<html>")),
+        ("503 empty", reply(503, "")),
+        ("504", reply(504, "")),
+        ("408", reply(408, "")),
+        ("302", reply(302, "")),
+        ("200 empty", reply(200, "")),
+        ("200 cut JSON", reply(200, r#"{"data":{"#)),
+        ("200 other JSON", reply(200, "[]")),
+        ("200 unknown error", reply(200, r#"{"error":{"message":"m"}}"#)),
+        ("500 with a result", reply(500, r#"{"data":{},"successful":false,"error":"e"}"#)),
+        ("200 lost", with_body(200, Body::Broken("cut".into()))),
+        ("500 lost", with_body(500, Body::Broken("cut".into()))),
+    ]
+}
+
 #[test]
 fn what_is_not_known_is_unknown_for_once_and_repeated_otherwise() {
-    let broken = || Body::Broken("cut".into());
-    type Make = fn() -> Reply;
-    let replies: [(&str, Make); 12] = [
-        ("no answer", || Reply::NoAnswer("reset".into())),
-        ("500", || reply(500, r#"{"error":{"message":"m","code":10500}}"#)),
-        ("502 HTML", || reply(502, "<html>")),
-        ("503 empty", || reply(503, "")),
-        ("504", || reply(504, "")),
-        ("408", || reply(408, "")),
-        ("302", || reply(302, "")),
-        ("200 empty", || reply(200, "")),
-        ("200 cut JSON", || reply(200, r#"{"data":{"#)),
-        ("200 other JSON", || reply(200, "[]")),
-        ("200 unknown error", || reply(200, r#"{"error":{"message":"m"}}"#)),
-        ("500 with a result", || reply(500, r#"{"data":{},"successful":false,"error":"e"}"#)),
-    ];
-    let lost: [Reply; 2] = [with_body(200, broken()), with_body(500, broken())];
-    let all = replies.map(|(name, make)| (name, make())).into_iter().chain(lost.map(|r| ("lost", r)));
-    for (name, reply) in all {
-        let classified = classify(reply, &context(&owner(), Effect::Once, None, false));
-        assert_eq!(verdict(&classified), ("unknown", Some(ErrorKind::UnknownOutcome)), "{name}");
-        assert_eq!(classified.outcome, AttemptOutcome::Unknown, "{name}");
-    }
-    for effect in [Effect::Safe, Effect::Idempotent] {
-        for (name, make) in replies {
-            let classified = classify(make(), &context(&owner(), effect, None, false));
-            assert_eq!(verdict(&classified).0, "retry", "{name}");
+    for effect in ALL {
+        let expected = if effect == Effect::Once { "unknown" } else { "retry" };
+        for (name, reply) in of_unknown_outcome() {
+            let classified = classify(reply, &context(&owner(), effect, None, false));
+            assert_eq!(verdict(&classified), (expected, Some(ErrorKind::UnknownOutcome)), "{name}");
             assert_eq!(classified.outcome, AttemptOutcome::Unknown, "{name}");
         }
     }

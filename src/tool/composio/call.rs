@@ -40,7 +40,7 @@ impl Composio {
         };
         let checkout = self.clients.checkout();
         match timeout_at(deadline, checkout.client().execute(request)).await {
-            Ok(Ok(response)) => Reply::Answered(self.read_answer(response, deadline, call).await),
+            Ok(Ok(response)) => Reply::Answered(self.read_answer(response, deadline).await),
             Ok(Err(error)) if error.is_connect() || error.is_builder() || was_refused(&error) => {
                 Reply::NotSent(self.scrubber.scrub(chain(error)))
             }
@@ -87,10 +87,9 @@ impl Composio {
         Ok(request)
     }
 
-    async fn read_answer(&self, mut response: Response, deadline: Instant, call: &Call) -> Answer {
+    async fn read_answer(&self, mut response: Response, deadline: Instant) -> Answer {
         let status = response.status().as_u16();
         let headers = response.headers();
-        let mut request_id = header(headers, &X_REQUEST_ID);
         let deprecated = header(headers, &DEPRECATED);
         let retry_after = retry_after(headers, self.clock.now());
         let body = match timeout_at(deadline, collect(&mut response, self.max_response_bytes)).await {
@@ -98,10 +97,7 @@ impl Composio {
             Ok(Err(Unread::Broken(cause))) => Body::Broken(self.scrubber.scrub(cause)),
             Ok(Err(Unread::TooLarge)) => Body::TooLarge,
             Ok(Ok(bytes)) => match decode(status, &bytes) {
-                Body::Error(error) => {
-                    request_id = request_id.or_else(|| error.request_id.clone());
-                    Body::Error(self.scrubber.scrub_error(error))
-                }
+                Body::Error(error) => Body::Error(self.scrubber.scrub_error(error)),
                 Body::Result(mut result) => {
                     result.error = result.error.map(|text| self.scrubber.scrub(text));
                     Body::Result(result)
@@ -109,9 +105,7 @@ impl Composio {
                 other => other,
             },
         };
-        let ours = call.request_id.0;
-        let request_id = request_id.filter(|id| uuid::Uuid::parse_str(id).ok() != Some(ours));
-        Answer { status, retry_after, request_id, deprecated, body }
+        Answer { status, retry_after, deprecated, body }
     }
 }
 

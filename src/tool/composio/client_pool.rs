@@ -20,7 +20,6 @@ pub const CALLS_PER_CONNECTION: usize = 100;
 const PING_EVERY: std::time::Duration = std::time::Duration::from_secs(15);
 const PING_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(10);
 
-/// The clients, each with connections of its own.
 #[derive(Debug)]
 pub struct ClientPool(Vec<PooledClient>);
 
@@ -36,9 +35,6 @@ pub struct Checkout<'a>(&'a PooledClient);
 
 impl ClientPool {
     /// Clients for `max_calls` calls at once, each built by `build`.
-    ///
-    /// # Errors
-    /// A client cannot be set up.
     pub fn new(
         version: HttpVersion,
         max_calls: usize,

@@ -2,7 +2,7 @@
 //!
 //! Guarantees of this client:
 //! * A call is made at most once: no retry, no redirect, no replay on another connection.
-//! * [`Reply::NotSent`] is only said when no tool can have run.
+//! * [`Reply::NotSent`](super::Reply::NotSent) is only said when no tool can have run.
 //! * Answers are bounded while they are read, in size and in time.
 //! * The API key travels in its header and nowhere else; errors name no URL.
 //!
@@ -11,7 +11,6 @@
 
 use std::{fmt, time::Duration};
 
-use async_trait::async_trait;
 use reqwest::{
     Client, ClientBuilder,
     header::{ACCEPT, HeaderMap, HeaderName, HeaderValue},
@@ -24,8 +23,7 @@ use self::{
     client_pool::ClientPool,
     response::{KeyScrubber, chain},
 };
-use super::{Account, ApiCheck, Call, Execution, Reply, ToolApi, ToolError, ToolInfo};
-use crate::{clock::SharedClock, job::RequestId, string_enum::string_enum};
+use crate::{clock::SharedClock, string_enum::string_enum};
 
 mod call;
 mod response;
@@ -43,7 +41,6 @@ const NOT_SLUGS: [&str; 6] = ["proxy", "enum", "input", "scopes", ".", ".."];
 
 const X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 
-/// How to reach the API.
 #[derive(Debug, Clone)]
 pub struct Options {
     /// Scheme and host, with a path prefix if there is one; `http` or `https`.
@@ -74,16 +71,12 @@ string_enum! {
     }
 }
 
-/// Why a client cannot be made of the given options.
 #[derive(Debug, thiserror::Error)]
 pub enum SetupError {
-    /// The base URL is unusable.
     #[error("the tool API's base URL {0}")]
     BaseUrl(&'static str),
-    /// The key cannot be sent in a header.
     #[error("the tool API's key is empty or contains characters that no header can carry")]
     ApiKey,
-    /// The user agent cannot be sent in a header.
     #[error("the user agent contains characters that no header can carry")]
     UserAgent,
     /// The HTTP client cannot be set up, for example without certificates of authorities.
@@ -94,7 +87,6 @@ pub enum SetupError {
 /// A client of the tool API. All calls share its connections.
 pub struct Composio {
     clients: ClientPool,
-    /// Base URL and API path.
     root: Url,
     scrubber: KeyScrubber,
     max_response_bytes: usize,
@@ -104,16 +96,13 @@ pub struct Composio {
 impl Composio {
     /// Sets the client up; nothing is sent. With an `https` base URL, a rustls provider must have
     /// been installed for the process.
-    ///
-    /// # Errors
-    /// [`SetupError`] when an option is unusable.
     pub fn new(options: Options) -> Result<Self, SetupError> {
         let root = root(&options)?;
         let build = client_builder(&options)?;
         let clients = ClientPool::new(options.http_version, options.max_calls, build)
             .map_err(|error| SetupError::Client(chain(error)))?;
         let Options { api_key, max_response_bytes, clock, .. } = options;
-        Ok(Self { clients, root, scrubber: KeyScrubber::new(api_key), max_response_bytes, clock })
+        Ok(Self { clients, root, scrubber: KeyScrubber(api_key), max_response_bytes, clock })
     }
 
     fn url(&self, segments: &[&str]) -> Url {
@@ -122,37 +111,6 @@ impl Composio {
             path.pop_if_empty().extend(segments);
         }
         url
-    }
-}
-
-#[async_trait]
-impl ToolApi for Composio {
-    async fn execute(&self, call: &Call) -> Reply {
-        self.call(call).await
-    }
-
-    async fn tool(&self, slug: &str, version: Option<&str>) -> Result<ToolInfo, ToolError> {
-        self.describe_tool(slug, version).await
-    }
-
-    async fn versions(&self, toolkit: &str) -> Result<Vec<String>, ToolError> {
-        self.list_versions(toolkit).await
-    }
-
-    async fn accounts(&self, owner_id: &str, toolkit: Option<&str>) -> Result<Vec<Account>, ToolError> {
-        self.list_accounts(owner_id, toolkit).await
-    }
-
-    async fn account(&self, id: &str) -> Result<Account, ToolError> {
-        self.describe_account(id).await
-    }
-
-    async fn execution(&self, request_id: RequestId) -> Result<Option<Execution>, ToolError> {
-        self.find_execution(request_id).await
-    }
-
-    async fn check(&self) -> Result<ApiCheck, ToolError> {
-        self.check_access().await
     }
 }
 

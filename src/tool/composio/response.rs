@@ -51,13 +51,9 @@ pub(super) fn chain(error: reqwest::Error) -> String {
 
 /// Takes errand's own key out of texts, should the API ever quote it.
 #[derive(Debug)]
-pub(super) struct KeyScrubber(SecretString);
+pub(super) struct KeyScrubber(pub(super) SecretString);
 
 impl KeyScrubber {
-    pub(super) fn new(api_key: SecretString) -> Self {
-        Self(api_key)
-    }
-
     pub(super) fn scrub(&self, text: String) -> String {
         match self.0.expose_secret() {
             key if text.contains(key) => text.replace(key, "***"),
@@ -71,7 +67,6 @@ impl KeyScrubber {
             message: scrub(error.message),
             code: error.code,
             slug: scrub(error.slug),
-            request_id: scrub(error.request_id),
             suggested_fix: scrub(error.suggested_fix),
             errors: error.errors.into_iter().map(|text| self.scrub(text)).collect(),
         }

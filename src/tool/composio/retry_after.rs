@@ -47,8 +47,6 @@ fn seconds(count: f64) -> Duration {
 
 #[cfg(test)]
 mod tests {
-    use proptest::prelude::*;
-
     use super::*;
 
     #[test]
@@ -61,35 +59,30 @@ mod tests {
                 .collect();
             retry_after(&headers, now).map(|wait| wait.as_secs_f64())
         };
-        assert_eq!(read(&[]), None);
-        assert_eq!(read(&[("retry-after", "7")]), Some(7.0));
-        assert_eq!(read(&[("retry-after", " 1.5 ")]), Some(1.5));
-        assert_eq!(read(&[("retry-after-ms", "250"), ("retry-after", "9")]), Some(0.25));
-        assert_eq!(read(&[("retry-after-ms", "soon"), ("retry-after", "9")]), Some(9.0));
-        assert_eq!(read(&[("retry-after", "Sun, 01 Mar 2026 00:00:30 GMT")]), Some(30.0));
-        let skewed =
-            [("retry-after", "Sun, 01 Mar 2026 00:00:30 GMT"), ("date", "Sun, 01 Mar 2026 00:00:20 GMT")];
-        assert_eq!(read(&skewed), Some(10.0));
-        assert_eq!(read(&[("retry-after", "Sun, 01 Mar 2020 00:00:30 GMT")]), Some(0.0));
-        let ceiling = Some(MAX_RETRY_AFTER.as_secs_f64());
-        assert_eq!(read(&[("retry-after", "Fri, 31 Dec 9999 23:59:59 GMT")]), ceiling);
-        assert_eq!(read(&[("retry-after", "99999999999999999999999999")]), ceiling);
+        let longest = MAX_RETRY_AFTER.as_secs_f64();
+        for (headers, wait) in [
+            (&[][..], None),
+            (&[("retry-after", "7")], Some(7.0)),
+            (&[("retry-after", " 1.5 ")], Some(1.5)),
+            (&[("retry-after-ms", "250"), ("retry-after", "9")], Some(0.25)),
+            (&[("retry-after-ms", "soon"), ("retry-after", "9")], Some(9.0)),
+            (&[("retry-after", "Sun, 01 Mar 2026 00:00:30 GMT")], Some(30.0)),
+            (
+                &[
+                    ("retry-after", "Sun, 01 Mar 2026 00:00:30 GMT"),
+                    ("date", "Sun, 01 Mar 2026 00:00:20 GMT"),
+                ],
+                Some(10.0),
+            ),
+            (&[("retry-after", "Sun, 01 Mar 2020 00:00:30 GMT")], Some(0.0)),
+            (&[("retry-after", "Fri, 31 Dec 9999 23:59:59 GMT")], Some(longest)),
+            (&[("retry-after", "99999999999999999999999999")], Some(longest)),
+            (&[("retry-after", "5"), ("date", "Fri, 31 Dec 9999 23:59:59 GMT")], Some(5.0)),
+        ] {
+            assert_eq!(read(headers), wait, "{headers:?}");
+        }
         for garbage in ["", "-1", "soon", "inf", "nan", "1e9", "0x10", "..", "1 2", "Sun, 99 Foo 2026"] {
             assert_eq!(read(&[("retry-after", garbage)]), None, "{garbage}");
-        }
-        let year_9999 = [("retry-after", "5"), ("date", "Fri, 31 Dec 9999 23:59:59 GMT")];
-        assert_eq!(read(&year_9999), Some(5.0));
-    }
-
-    proptest! {
-        #[test]
-        fn no_header_makes_retry_after_panic(asked in "[ -~]{0,40}", date in "[ -~]{0,40}") {
-            let mut headers = HeaderMap::new();
-            headers.insert(RETRY_AFTER, asked.parse().unwrap());
-            headers.insert(DATE, date.parse().unwrap());
-            let wait = retry_after(&headers, Timestamp::MAX);
-            prop_assert!(wait.is_none_or(|wait| wait <= MAX_RETRY_AFTER));
-            let _wait = retry_after(&headers, Timestamp::MIN);
         }
     }
 }

@@ -4,7 +4,7 @@
 //! Credentials (`state`, `data`, `params` of an account) are never decoded, so they cannot leak.
 
 use jiff::Timestamp;
-use serde::{Deserialize, Deserializer};
+use serde::{Deserialize, Deserializer, de::DeserializeOwned};
 use serde_json::value::RawValue;
 
 use crate::{
@@ -20,23 +20,15 @@ use crate::{
 #[derive(Deserialize)]
 struct Tool {
     slug: String,
-    #[serde(default, deserialize_with = "lenient")]
-    name: String,
-    #[serde(default, deserialize_with = "lenient")]
-    description: String,
+    name: Lenient<String>,
+    description: Lenient<String>,
     toolkit: Slug,
-    #[serde(default, deserialize_with = "lenient")]
-    version: Option<String>,
-    #[serde(default, deserialize_with = "lenient")]
-    available_versions: Vec<String>,
-    #[serde(default, deserialize_with = "lenient")]
-    tags: Vec<String>,
-    #[serde(default, deserialize_with = "lenient")]
-    no_auth: bool,
-    #[serde(default, deserialize_with = "lenient")]
-    is_deprecated: bool,
-    #[serde(default, deserialize_with = "lenient")]
-    deprecated: Deprecated,
+    version: Lenient<Option<String>>,
+    available_versions: Lenient<Vec<String>>,
+    tags: Lenient<Vec<String>>,
+    no_auth: Lenient<bool>,
+    is_deprecated: Lenient<bool>,
+    deprecated: Lenient<Deprecated>,
 }
 
 #[derive(Deserialize)]
@@ -47,94 +39,64 @@ struct Slug {
 /// The older place of the flag.
 #[derive(Default, Deserialize)]
 struct Deprecated {
-    #[serde(default, deserialize_with = "lenient")]
-    is_deprecated: bool,
-}
-
-#[derive(Deserialize)]
-struct Toolkit {
-    meta: Meta,
-}
-
-#[derive(Deserialize)]
-struct Meta {
-    #[serde(default, deserialize_with = "lenient")]
-    version: Option<String>,
-    #[serde(default, deserialize_with = "lenient")]
-    available_versions: Vec<String>,
+    is_deprecated: Lenient<bool>,
 }
 
 #[derive(Deserialize)]
 struct Page<'a> {
     #[serde(borrow)]
     items: Vec<&'a RawValue>,
-    #[serde(default, deserialize_with = "lenient")]
-    next_cursor: Option<String>,
+    next_cursor: Lenient<Option<String>>,
 }
 
 #[derive(Deserialize)]
 struct WireExecutions {
     logs: Vec<WireExecution>,
-    #[serde(default, deserialize_with = "lenient")]
-    next_cursor: Option<String>,
+    next_cursor: Lenient<Option<String>>,
 }
 
 #[derive(Deserialize)]
 struct WireExecution {
     id: String,
-    #[serde(default, deserialize_with = "lenient")]
-    status: String,
-    #[serde(default, deserialize_with = "lenient")]
-    message: Option<String>,
-    #[serde(default, deserialize_with = "lenient")]
-    metadata: ExecutionMetadata,
-    #[serde(default, deserialize_with = "lenient")]
-    context: ExecutionContext,
-    #[serde(default, deserialize_with = "lenient")]
-    data: ExecutionData,
+    status: Lenient<String>,
+    message: Lenient<Option<String>>,
+    metadata: Lenient<ExecutionMetadata>,
+    context: Lenient<ExecutionContext>,
+    data: Lenient<ExecutionData>,
 }
 
 #[derive(Default, Deserialize)]
 struct ExecutionMetadata {
-    #[serde(default, deserialize_with = "lenient")]
-    tool_slug: Option<String>,
+    tool_slug: Lenient<Option<String>>,
 }
 
 #[derive(Default, Deserialize)]
 struct ExecutionContext {
-    #[serde(default, deserialize_with = "lenient")]
-    request_id: Option<String>,
+    request_id: Lenient<Option<String>>,
 }
 
 /// Absent where the project does not store payloads.
 #[derive(Default, Deserialize)]
 struct ExecutionData {
-    #[serde(default, deserialize_with = "lenient")]
-    response: Option<Box<RawValue>>,
+    response: Lenient<Option<Box<RawValue>>>,
 }
 
 #[derive(Deserialize)]
 struct WireAccount {
     id: String,
-    #[serde(default, deserialize_with = "lenient")]
-    user_id: Option<String>,
+    user_id: Lenient<Option<String>>,
     toolkit: Slug,
     status: String,
-    #[serde(default, deserialize_with = "lenient")]
-    status_reason: Option<String>,
-    #[serde(default, deserialize_with = "lenient")]
-    is_disabled: bool,
-    #[serde(default, deserialize_with = "lenient")]
-    created_at: Option<String>,
+    status_reason: Lenient<Option<String>>,
+    is_disabled: Lenient<bool>,
+    created_at: Lenient<Option<String>>,
 }
 
-/// One page of executions.
 pub(super) struct Executions {
     /// The entry of the call. Of several, one that succeeded counts, then one that failed.
     pub(super) found: Option<Execution>,
     /// There are entries that are not the call's, so the search was not for its request ID.
     pub(super) others: bool,
-    /// Where the next page begins, if there is one.
     pub(super) next_cursor: Option<String>,
 }
 
@@ -143,17 +105,17 @@ pub(super) struct Executions {
 pub(super) fn executions(body: &[u8], request_id: RequestId) -> Option<Executions> {
     let page: WireExecutions = object(body)?;
     let ours = |entry: &WireExecution| {
-        let id = entry.context.request_id.as_deref().and_then(|id| uuid::Uuid::parse_str(id).ok());
+        let id = entry.context.0.request_id.0.as_deref().and_then(|id| uuid::Uuid::parse_str(id).ok());
         id == Some(request_id.0) && is_fit(&entry.id)
     };
     let others = !page.logs.iter().all(ours);
     let entries = page.logs.into_iter().filter(ours).map(|entry| {
-        let successful = match entry.status.as_str() {
+        let successful = match entry.status.0.as_str() {
             "success" | "succeeded" => Some(true),
             "failed" | "failure" | "error" => Some(false),
             _ => None,
         };
-        let told = entry.data.response.map(|response| decode(200, response.get().as_bytes()));
+        let told = entry.data.0.response.0.map(|response| decode(200, response.get().as_bytes()));
         let result = successful.map(|successful| match told {
             Some(Body::Result(result)) if result.successful == successful => {
                 ToolResult { log_id: Some(entry.id.clone()), ..result }
@@ -162,73 +124,60 @@ pub(super) fn executions(body: &[u8], request_id: RequestId) -> Option<Execution
             _ => ToolResult {
                 data: RawValue::NULL.to_owned().into(),
                 successful,
-                error: if successful { None } else { entry.message },
+                error: if successful { None } else { entry.message.0 },
                 provider_status: None,
                 log_id: Some(entry.id.clone()),
             },
         });
-        Execution { log_id: entry.id, tool: entry.metadata.tool_slug, result }
+        Execution { log_id: entry.id, tool: entry.metadata.0.tool_slug.0, result }
     });
     let found = entries.max_by_key(|entry| entry.result.as_ref().map(|result| result.successful));
     Some(Executions { found, others, next_cursor: cursor(page.next_cursor) })
 }
 
-/// One page of accounts.
 #[derive(Debug)]
 pub struct Accounts {
     /// Those that could be decoded.
     pub accounts: Vec<Account>,
-    /// Where the next page begins, if there is one.
     pub next_cursor: Option<String>,
 }
 
 /// A tool's description; `asked` stands in for a version that the answer leaves out.
 pub fn tool(body: &[u8], asked: Option<&str>) -> Option<ToolInfo> {
     let tool: Tool = object(body)?;
-    let available_versions = newest_first(tool.available_versions);
-    let version = tool.version.filter(|version| is_fit(version));
+    let available_versions = newest_first(tool.available_versions.0);
+    let version = tool.version.0.filter(|version| is_fit(version));
     let version =
         version.or_else(|| asked.map(Into::into)).or_else(|| available_versions.first().cloned())?;
     Some(ToolInfo {
         slug: tool.slug,
-        name: tool.name,
-        description: tool.description,
+        name: tool.name.0,
+        description: tool.description.0,
         toolkit: slug(tool.toolkit)?,
         version,
         available_versions,
-        tags: tool.tags,
-        no_auth: tool.no_auth,
-        deprecated: tool.is_deprecated || tool.deprecated.is_deprecated,
+        tags: tool.tags.0,
+        no_auth: tool.no_auth.0,
+        deprecated: tool.is_deprecated.0 || tool.deprecated.0.is_deprecated.0,
     })
 }
 
-/// A toolkit's versions, newest first.
-pub fn versions(body: &[u8]) -> Option<Vec<String>> {
-    let meta = object::<Toolkit>(body)?.meta;
-    let mut all = meta.available_versions;
-    all.extend(meta.version);
-    let all = newest_first(all);
-    (!all.is_empty()).then_some(all)
-}
-
-/// A page of accounts.
 pub fn accounts(body: &[u8]) -> Option<Accounts> {
     let page: Page<'_> = object(body)?;
     let accounts = page.items.iter().filter_map(|item| account(item.get().as_bytes())).collect();
     Some(Accounts { accounts, next_cursor: cursor(page.next_cursor) })
 }
 
-/// One account.
 pub fn account(body: &[u8]) -> Option<Account> {
     let account: WireAccount = object(body)?;
-    let created_at = account.created_at.and_then(|text| text.parse().ok());
+    let created_at = account.created_at.0.and_then(|text| text.parse().ok());
     Some(Account {
         id: is_fit(&account.id).then_some(account.id)?,
-        user_id: account.user_id.filter(|id| !id.is_empty()),
+        user_id: account.user_id.0.filter(|id| !id.is_empty()),
         toolkit: slug(account.toolkit)?,
         status: account.status,
-        status_reason: account.status_reason,
-        disabled: account.is_disabled,
+        status_reason: account.status_reason.0,
+        disabled: account.is_disabled.0,
         // An account of unknown age is never preferred to one of known age.
         created_at: created_at.unwrap_or(Timestamp::UNIX_EPOCH),
     })
@@ -244,8 +193,8 @@ fn object<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Option<T> {
 }
 
 /// A blank cursor is the end, as a missing one.
-fn cursor(cursor: Option<String>) -> Option<String> {
-    cursor.filter(|cursor| !cursor.trim().is_empty())
+fn cursor(cursor: Lenient<Option<String>>) -> Option<String> {
+    cursor.0.filter(|cursor| !cursor.trim().is_empty())
 }
 
 fn slug(slug: Slug) -> Option<String> {
@@ -267,14 +216,15 @@ fn newest_first(mut versions: Vec<String>) -> Vec<String> {
     versions
 }
 
-/// A value of the expected type, or the default for any other, `null` included.
-fn lenient<'de, T, D>(deserializer: D) -> Result<T, D::Error>
-where
-    T: Deserialize<'de> + Default,
-    D: Deserializer<'de>,
-{
-    let raw = <&'de RawValue>::deserialize(deserializer)?;
-    Ok(serde_json::from_str(raw.get()).unwrap_or_default())
+/// A value of the expected type, or the default for any other, and where it is missing or `null`.
+#[derive(Default)]
+struct Lenient<T>(T);
+
+impl<'de, T: DeserializeOwned + Default> Deserialize<'de> for Lenient<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let raw = Option::<&'de RawValue>::deserialize(deserializer)?;
+        Ok(Self(raw.and_then(|raw| serde_json::from_str(raw.get()).ok()).unwrap_or_default()))
+    }
 }
 
 #[cfg(test)]
@@ -303,21 +253,22 @@ mod tests {
     fn an_execution_is_told_by_its_entry() {
         let ours = RequestId::new();
         let response = r#"{"response":{"data":{"n":1.50},"error":null,"successful":true}}"#;
-        let found = only(entry("l1", Some(ours), "success", response), ours);
-        let result = found.result.unwrap();
-        assert_eq!((found.log_id.as_str(), found.tool.as_deref()), ("l1", Some("T")));
-        assert_eq!((result.successful, result.data.get()), (true, r#"{"n":1.50}"#));
-        assert_eq!(result.log_id.as_deref(), Some("l1"));
-
-        let failed = only(entry("l2", Some(ours), "failed", "{}"), ours);
-        let result = failed.result.unwrap();
-        assert_eq!((result.successful, result.error.as_deref()), (false, Some("boom")));
-
-        let running = only(entry("l3", Some(ours), "running", "{}"), ours);
-        assert!(running.result.is_none(), "it does not say how the call ended");
-
-        let kept_nothing = only(entry("l4", Some(ours), "success", "{}"), ours);
-        assert!(kept_nothing.result.is_some_and(|result| result.successful && result.data.get() == "null"));
+        for (status, data, told) in [
+            ("success", response, Some((true, r#"{"n":1.50}"#, None))),
+            ("failed", "{}", Some((false, "null", Some("boom")))),
+            // It does not say how the call ended.
+            ("running", "{}", None),
+            // The log keeps no payloads.
+            ("success", "{}", Some((true, "null", None))),
+        ] {
+            let found = only(entry("l1", Some(ours), status, data), ours);
+            assert_eq!((found.log_id.as_str(), found.tool.as_deref()), ("l1", Some("T")));
+            let result = found.result.as_ref();
+            let of = |result: &'_ ToolResult| result.log_id.as_deref() == Some("l1");
+            assert!(result.is_none_or(of), "{status}");
+            let found = result.map(|result| (result.successful, result.data.get(), result.error.as_deref()));
+            assert_eq!(found, told, "{status}");
+        }
     }
 
     #[test]
@@ -344,7 +295,6 @@ mod tests {
         assert!(accounts(b"[[]]").is_none() && accounts(br#"{"items":[]}"#).is_some());
         assert!(account(br#"["ca_1","u",["github"],"ACTIVE"]"#).is_none());
         assert!(tool(br#"["T","","",["github"]]"#, Some("20251027_00")).is_none());
-        assert!(versions(br#"[["20251027_00"]]"#).is_none());
     }
 
     #[test]
@@ -367,7 +317,6 @@ mod tests {
                 tool(body.as_bytes(), Some("20251027_00")).map(|tool| tool.version).as_deref(),
                 Some("20251027_00")
             );
-            assert_eq!(versions(format!(r#"{{"meta":{{"version":"{unfit}"}}}}"#).as_bytes()), None);
         }
     }
 }

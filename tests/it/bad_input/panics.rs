@@ -93,10 +93,6 @@ impl ToolApi for PanickyClient {
         self.inner.tool(slug, version).await
     }
 
-    async fn versions(&self, toolkit: &str) -> Result<Vec<String>, ToolError> {
-        self.inner.versions(toolkit).await
-    }
-
     async fn accounts(&self, owner_id: &str, toolkit: Option<&str>) -> Result<Vec<Account>, ToolError> {
         self.ask("ACCOUNT", owner_id);
         let mut accounts = self.inner.accounts(owner_id, toolkit).await?;

@@ -319,7 +319,7 @@ impl Api {
 }
 
 fn answer(status: u16, body: Body) -> Answer {
-    Answer { status, retry_after: None, request_id: None, deprecated: None, body }
+    Answer { status, retry_after: None, deprecated: None, body }
 }
 
 fn error(status: u16, slug: &str) -> Answer {
@@ -513,10 +513,6 @@ impl ToolApi for Line {
                 })
             })
         )
-    }
-
-    async fn versions(&self, _: &str) -> Result<Vec<String>, ToolError> {
-        Ok(vec![VERSION.to_owned()])
     }
 
     async fn accounts(&self, owner: &str, toolkit: Option<&str>) -> Result<Vec<Account>, ToolError> {

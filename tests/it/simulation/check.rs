@@ -98,7 +98,7 @@ fn of_one(world: &World, told: &Told, effects: usize, requests: usize) -> Vec<St
     let mut noted = BTreeSet::new();
     let is_new = |entry: &HistoryEntry| match entry.fact {
         HistoryFact::Unknown | HistoryFact::Adopted { .. } | HistoryFact::Held { .. } => {
-            entry.attempt.is_none() || noted.insert((entry.fact.kind(), entry.by.clone(), entry.attempt))
+            entry.attempt.is_none() || noted.insert((entry.fact.parts().0, entry.by.clone(), entry.attempt))
         }
         _ => true,
     };

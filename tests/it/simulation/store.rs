@@ -20,7 +20,7 @@ use errand::{
         Admin, AttemptView, Audit, AuditLimits, AuditPage, Awaited, Bind, By, Census, Check, Checks, Claim,
         Claimed, Claims, Connections, Decided, Due, Finding, Finish, Finished, Finishes, HeldFilter, History,
         HistoryEntry, Inserted, JobControl, JobFilter, JobView, Jobs, Leases, LostJob, Pins, Publications,
-        PutOff, Rejected, RejectedView, Rejections, Reply, Schema, StoreError, StoreErrorKind,
+        PutOff, Rejected, RejectedView, Rejections, Reply, Schema, Store, StoreError, StoreErrorKind,
         sqlite::{SqliteOptions, SqliteStore},
     },
 };
@@ -282,6 +282,8 @@ impl Jobs for Faulty {
         .await
     }
 }
+
+impl Store for Faulty {}
 
 #[async_trait]
 impl Claims for Faulty {

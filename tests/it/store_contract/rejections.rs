@@ -19,9 +19,8 @@ on_every_backend!(a_rejection_that_cannot_be_kept_can_be_kept_without_its_texts,
     };
     let refused = t.store.reject(std::slice::from_ref(&unfit)).await.unwrap_err();
     assert_eq!(refused.kind(), StoreErrorKind::Data);
-    assert!(!unfit.is_plain());
     let plain = unfit.clone().into_plain();
-    assert!(plain.is_plain());
+    assert!(!plain.message.contains('\0') && plain.properties == "{}");
     t.store.reject(&[plain]).await.unwrap();
     let kept = t.store.rejected_message(unfit.id).await.unwrap().unwrap();
     assert_eq!((kept.message.body, kept.message.reason), (unfit.body, unfit.reason), "the message is whole");

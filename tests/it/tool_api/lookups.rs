@@ -28,7 +28,7 @@ async fn a_look_up_is_repeated_twice_when_the_api_fails_and_not_when_it_answers(
 
     let throttled = Answer::new("429 Slow Down", "{}").header("retry-after", "9");
     let api = ScriptedApi::start([throttled]).await;
-    match client(&api).versions("github").await {
+    match client(&api).tool("T", None).await {
         Err(ToolError::Throttled { retry_after }) => assert_eq!(retry_after, Some(Duration::from_secs(9))),
         other => panic!("{other:?}"),
     }

@@ -154,10 +154,7 @@ impl Bench {
         let config: VersionMap =
             pinned.map(|version| ("chat".to_owned(), version.to_owned())).into_iter().collect();
         Self {
-            catalog: Catalog::new(
-                api.client.clone(),
-                CatalogOptions { capacity: 100, ttl, negative_ttl: ttl },
-            ),
+            catalog: Catalog::new(api.client.clone(), CatalogOptions { ttl, negative_ttl: ttl }),
             api,
             pins: PinSources { config: Arc::new(config), ..PinSources::default() },
         }
@@ -322,7 +319,7 @@ fn account(id: &str, owner: Option<&str>, toolkit: &str, status: &str, day: i64)
 
 async fn accounts(accounts: Vec<Value>, ttl: Duration) -> (TableApi, Accounts) {
     let api = TableApi::start(Table { accounts, ..Table::default() }).await;
-    let options = AccountOptions { capacity: 100, ttl, negative_ttl: ttl };
+    let options = AccountOptions { ttl, negative_ttl: ttl };
     let accounts = Accounts::new(api.client.clone(), options);
     (api, accounts)
 }
@@ -345,7 +342,7 @@ async fn the_default_is_the_owners_own_newest_usable_account_whatever_the_api_li
     .await;
     let owner = user("u");
     assert!(accounts.resolve_cached(&owner, "chat", None).is_none());
-    let all = join_all((0..50).map(|_| accounts.resolve(&owner, "chat", None))).await;
+    let all = join_all((0..50).map(|_| accounts.resolve(&owner, "chat", None, None))).await;
     assert!(all.into_iter().all(|found| found.unwrap() == "ca_new"));
     assert_eq!(api.asked(), ["u chat"]);
     assert_eq!(accounts.resolve_cached(&owner, "chat", None).unwrap().unwrap(), "ca_new");
@@ -354,9 +351,9 @@ async fn the_default_is_the_owners_own_newest_usable_account_whatever_the_api_li
 
     accounts.forget(&owner, "chat");
     api.table.lock().unwrap().accounts.retain(|account| account["id"] != "ca_new");
-    assert_eq!(accounts.resolve(&owner, "chat", None).await.unwrap(), "ca_mid");
+    assert_eq!(accounts.resolve(&owner, "chat", None, None).await.unwrap(), "ca_mid");
     // A comma makes the API's filter a list, so an account that does not say whose it is proves nothing.
-    let error = accounts.resolve(&user("u,v"), "chat", None).await.unwrap_err();
+    let error = accounts.resolve(&user("u,v"), "chat", None, None).await.unwrap_err();
     assert!(matches!(error, AccountError::NoneConnected { latest: None, .. }));
 }
 
@@ -365,7 +362,7 @@ async fn without_a_usable_account_the_job_waits_and_says_who_must_connect_what()
     let (_api, accounts) = accounts(vec![account("ca_1", Some("u"), "chat", "EXPIRED", 1)], LONG).await;
     for (owner, kind) in [("user:u", ErrorKind::NeedsReconnection), ("org:o", ErrorKind::NeedsConnection)] {
         let owner: Owner = owner.parse().unwrap();
-        let error = accounts.resolve(&owner, "chat", None).await.unwrap_err();
+        let error = accounts.resolve(&owner, "chat", None, None).await.unwrap_err();
         let NotReady::Stop(Stop::Connect { toolkit, error }) = error.not_ready() else { panic!("{error:?}") };
         assert_eq!(toolkit, "chat");
         assert_eq!(error.kind(), kind);
@@ -390,7 +387,7 @@ async fn a_named_account_must_be_the_owners_own_for_this_toolkit_and_active() {
     .await;
     let owner = user("u");
     for id in ["ca_own", "ca_silent"] {
-        assert_eq!(accounts.resolve(&owner, "chat", Some(id)).await.unwrap(), id);
+        assert_eq!(accounts.resolve(&owner, "chat", Some(id), None).await.unwrap(), id);
         assert_eq!(accounts.resolve_cached(&owner, "chat", Some(id)).unwrap().unwrap(), id);
     }
     for (id, kind) in [
@@ -399,7 +396,7 @@ async fn a_named_account_must_be_the_owners_own_for_this_toolkit_and_active() {
         ("ca_mail", ErrorKind::InvalidJob),
         ("ca_dead", ErrorKind::NeedsReconnection),
     ] {
-        let error = accounts.resolve(&owner, "chat", Some(id)).await.unwrap_err();
+        let error = accounts.resolve(&owner, "chat", Some(id), None).await.unwrap_err();
         let not_ready = error.not_ready();
         assert_eq!(not_ready.error().kind(), kind, "{id}");
         assert!(!not_ready.error().message().contains("`v`"), "nothing about the other owner");
@@ -408,7 +405,7 @@ async fn a_named_account_must_be_the_owners_own_for_this_toolkit_and_active() {
     api.asked();
     accounts.forget_account("ca_own");
     assert!(accounts.resolve_cached(&owner, "chat", Some("ca_own")).is_none());
-    assert_eq!(accounts.resolve(&owner, "chat", Some("ca_own")).await.unwrap(), "ca_own");
+    assert_eq!(accounts.resolve(&owner, "chat", Some("ca_own"), None).await.unwrap(), "ca_own");
     assert_eq!(api.asked(), ["ca_own"]);
 }
 
@@ -416,14 +413,14 @@ async fn a_named_account_must_be_the_owners_own_for_this_toolkit_and_active() {
 async fn what_was_forgotten_while_it_was_being_asked_is_not_remembered() {
     let (api, accounts) = accounts(vec![account("ca_1", Some("u"), "chat", "ACTIVE", 1)], LONG).await;
     let owner = user("u");
-    let mut asking = Box::pin(accounts.resolve(&owner, "chat", None));
+    let mut asking = Box::pin(accounts.resolve(&owner, "chat", None, None));
     assert!((&mut asking).now_or_never().is_none());
     accounts.forget(&owner, "chat");
     let found = asking.await;
     assert!(found.is_ok());
     assert!(accounts.resolve_cached(&owner, "chat", None).is_none());
     api.fail(Some(unavailable()));
-    let error = accounts.resolve(&owner, "chat", None).await.unwrap_err();
+    let error = accounts.resolve(&owner, "chat", None, None).await.unwrap_err();
     assert!(matches!(error.not_ready(), NotReady::Wait { .. }));
 }
 
@@ -433,7 +430,7 @@ async fn that_there_is_no_account_counts_only_for_jobs_that_were_claimed_before(
     let owner = user("u");
     let become_status = |status: &str| api.table.lock().unwrap().accounts[0]["status"] = json!(status);
     for named in [None, Some("ca_1")] {
-        let resolve = |since| accounts.resolve_since(&owner, "chat", named, since);
+        let resolve = |since| accounts.resolve(&owner, "chat", named, Some(since));
         let early = Instant::now();
         resolve(early).await.unwrap_err();
         resolve(early).await.unwrap_err();
