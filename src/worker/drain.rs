@@ -42,9 +42,7 @@ pub(super) async fn drain(shared: &Shared, countdown: &mut Countdown, lanes: &Ta
 pub(super) async fn writer_ended(countdown: &mut Countdown, writer: JoinHandle<()>) {
     match countdown.within(|times| times.end, writer).await {
         Some(Ok(())) => {}
-        Some(Err(error)) => {
-            tracing::error!(error = %chain(&error), "a part of the worker ended abnormally");
-        }
+        Some(Err(error)) => tracing::error!(error = %chain(&error), "a part of the worker ended abnormally"),
         None => tracing::error!("a part of the worker does not end and is left as it is"),
     }
 }

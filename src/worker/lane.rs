@@ -38,10 +38,9 @@ pub(super) async fn run(shared: Arc<Shared>, name: QueueName, concurrency: u32, 
     };
     let (mut failures, mut renewals) = (0, 0);
     while !lane.stop.is_cancelled() {
-        tokio::select! {
-            biased;
-            () = lane.stop.cancelled() => return,
-            () = lane.shared.lease.wait_until_fit() => {}
+        lane.stop.run_until_cancelled(lane.shared.lease.wait_until_fit()).await;
+        if lane.stop.is_cancelled() {
+            return;
         }
         let ended = AssertUnwindSafe(lane.consume(&mut failures, &mut renewals)).catch_unwind().await;
         let ended = ended.unwrap_or_else(|_| {
@@ -53,11 +52,7 @@ pub(super) async fn run(shared: Arc<Shared>, name: QueueName, concurrency: u32, 
         failures += 1;
         let wait = RECONNECT.wait(failures, fastrand::f64());
         tracing::warn!(queue = %lane.name, error = %chain(&error), wait_ms = wait.as_millis(), "consuming ended; trying again");
-        tokio::select! {
-            biased;
-            () = lane.stop.cancelled() => return,
-            () = tokio::time::sleep(wait) => {}
-        }
+        lane.stop.run_until_cancelled(tokio::time::sleep(wait)).await;
     }
 }
 
@@ -125,16 +120,8 @@ impl Lane {
     /// when the lane should stop.
     async fn free_slots(&self) -> Option<OwnedSemaphorePermit> {
         loop {
-            let mut slots = tokio::select! {
-                biased;
-                () = self.stop.cancelled() => return None,
-                slot = self.slots.clone().acquire_owned() => slot.ok()?,
-            };
-            tokio::select! {
-                biased;
-                () = self.stop.cancelled() => return None,
-                () = self.shared.lease.wait_until_fit() => {}
-            }
+            let mut slots = self.stop.run_until_cancelled(self.slots.clone().acquire_owned()).await?.ok()?;
+            self.stop.run_until_cancelled(self.shared.lease.wait_until_fit()).await?;
             if self.shared.has_buffer_room() {
                 let more = self.slots.available_permits().min(CLAIM_BATCH - 1);
                 let more = u32::try_from(more).unwrap_or(0);

@@ -96,11 +96,7 @@ impl Worker {
             tokio::spawn(persist::run_finishes(shared.clone(), runners.finishes)),
             tokio::spawn(persist::run_bindings(shared.clone(), runners.bindings)),
         ];
-        let replayed = tokio::select! {
-            biased;
-            () = journal::replay(&shared) => true,
-            () = stop.cancelled() => false,
-        };
+        let replayed = stop.run_until_cancelled(journal::replay(&shared)).await.is_some();
         let lanes = TaskTracker::new();
         if replayed {
             shared.health.enter(Phase::Running);

@@ -64,11 +64,7 @@ impl<'a> Persist<'a> {
     {
         let mut failures = 0;
         loop {
-            let written = tokio::select! {
-                biased;
-                () = self.shared.give_up.cancelled() => return Err(NotTaken::GivenUp),
-                written = write() => written,
-            };
+            let written = self.shared.give_up.run_until_cancelled(write()).await.ok_or(NotTaken::GivenUp)?;
             let error = match written {
                 Ok(answer) => {
                     self.shared.health.store_answered();
@@ -105,18 +101,10 @@ impl<'a> Persist<'a> {
             "{}; trying again",
             self.failure
         );
-        let stopped = async {
-            match self.lane {
-                Some((_, stop)) => stop.cancelled().await,
-                None => std::future::pending().await,
-            }
-        };
-        tokio::select! {
-            biased;
-            () = stopped => Err(NotTaken::GivenUp),
-            () = self.shared.give_up.cancelled() => Err(NotTaken::GivenUp),
-            () = tokio::time::sleep(wait) => Ok(()),
-        }
+        let give_up = &self.shared.give_up;
+        let stop = self.lane.map_or(give_up, |(_, stop)| stop);
+        let slept = stop.run_until_cancelled(give_up.run_until_cancelled(tokio::time::sleep(wait)));
+        slept.await.flatten().ok_or(NotTaken::GivenUp)
     }
 }
 
@@ -173,35 +161,27 @@ pub(super) async fn bisect<H: Halvable>(
 /// Writes ended attempts in batches. Those that the store has not taken when the worker gives up are kept for the
 /// journal.
 pub(super) async fn run_finishes(shared: Arc<Shared>, runner: Runner<Finish, Finished>) {
-    runner
-        .run(|batch, backlog| {
-            let shared = shared.clone();
-            async move {
-                metrics::FINISH_BACKLOG.set(backlog as f64);
-                metrics::FINISH_BATCH.record(batch.len() as f64);
-                let started = Instant::now();
-                let (written, left) = write_finishes(&shared, batch).await;
-                metrics::FINISH_DURATION.record(started.elapsed().as_secs_f64());
-                shared.keep_unwritten(left);
-                written
-            }
-        })
-        .await;
+    let shared = &*shared;
+    let write = |batch: Vec<Finish>, backlog| async move {
+        metrics::FINISH_BACKLOG.set(backlog as f64);
+        metrics::FINISH_BATCH.record(batch.len() as f64);
+        let started = Instant::now();
+        let (written, left) = write_finishes(shared, batch).await;
+        metrics::FINISH_DURATION.record(started.elapsed().as_secs_f64());
+        shared.keep_unwritten(left);
+        written
+    };
+    runner.run(write).await;
 }
 
 /// Writes bindings in batches.
 pub(super) async fn run_bindings(shared: Arc<Shared>, runner: Runner<Bind, Bound>) {
-    runner
-        .run(|batch, _| {
-            let shared = shared.clone();
-            async move { write_bindings(&shared, batch).await }
-        })
-        .await;
-}
-
-async fn write_bindings(shared: &Shared, batch: Vec<Bind>) -> Vec<Bound> {
-    let (done, _) = bisect(&Bindings(Persist::new(shared, "bindings could not be written")), batch).await;
-    done.into_iter().map(|(_, bound)| bound).collect()
+    let bindings = &Bindings(Persist::new(&shared, "bindings could not be written"));
+    let write = |batch, _| async move {
+        let (done, _) = bisect(bindings, batch).await;
+        done.into_iter().map(|(_, bound)| bound).collect()
+    };
+    runner.run(write).await;
 }
 
 /// Writes a batch of ended attempts; an item that the database refuses for what it contains is

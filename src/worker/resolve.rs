@@ -207,21 +207,14 @@ impl Resolver {
     pub async fn refresh_pins(self: Arc<Self>, store: SharedStore, stop: CancellationToken) {
         while !stop.is_cancelled() {
             self.load_pins(&store).await;
-            tokio::select! {
-                biased;
-                () = stop.cancelled() => {}
-                () = tokio::time::sleep(REFRESH_PINS) => {}
-            }
+            stop.run_until_cancelled(tokio::time::sleep(REFRESH_PINS)).await;
         }
     }
 
     /// Reads the store's pins once. If the store does not answer, the last known ones stay.
     pub async fn load_pins(&self, store: &SharedStore) {
         match store.pins().await {
-            Ok(rows) => {
-                let mut pins = sync::write(&self.pins);
-                pins.table = Arc::new(PinTable::new(rows));
-            }
+            Ok(rows) => sync::write(&self.pins).table = Arc::new(PinTable::new(rows)),
             Err(error) => {
                 tracing::debug!(error = %chain(&error), "pins could not be read; the last known ones stay")
             }

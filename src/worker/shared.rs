@@ -156,8 +156,8 @@ impl Shared {
         std::mem::take(&mut *lock(&self.unwritten))
     }
 
-    /// Waits for the broker, but not beyond the moment when running calls are interrupted: what it has not
-    /// settled by then it delivers again. `None` when that moment came.
+    /// Waits for a service, but not beyond the moment when running calls are interrupted, when this returns `None`: what
+    /// the broker has not settled by then it delivers again.
     pub(super) async fn unless_interrupted<T>(&self, work: impl Future<Output = T>) -> Option<T> {
         tokio::select! {
             biased;

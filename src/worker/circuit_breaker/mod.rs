@@ -28,7 +28,7 @@ use std::{
 use tokio::time::Instant;
 
 use self::registry::{Caller, Registry, Ticket};
-use crate::{backoff::Intervals, job::Owner, sync::lock, telemetry::metrics};
+use crate::{backoff::Intervals, job::Owner, string_enum::string_enum, sync::lock, telemetry::metrics};
 
 /// When calls are kept back, and for how long.
 #[derive(Debug, Clone, Copy)]
@@ -41,21 +41,13 @@ pub struct Policy {
     pub max_retry_after: Duration,
 }
 
-/// The calls that a breaker stands for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Scope {
-    /// One owner's calls to one toolkit.
-    OwnerToolkit,
-    /// All calls of this process.
-    Api,
-}
-
-impl Scope {
-    fn as_str(self) -> &'static str {
-        match self {
-            Self::OwnerToolkit => "owner_toolkit",
-            Self::Api => "api",
-        }
+string_enum! {
+    /// The calls that a breaker stands for.
+    Scope {
+        /// One owner's calls to one toolkit.
+        OwnerToolkit = "owner_toolkit",
+        /// All calls of this process.
+        Api = "api",
     }
 }
 
@@ -87,7 +79,7 @@ pub(super) struct CallPermit<'a> {
 
 impl CircuitBreakers {
     pub(super) fn new(policy: Policy) -> Self {
-        for scope in [Scope::OwnerToolkit, Scope::Api] {
+        for scope in Scope::ALL {
             metrics::CIRCUIT_BREAKERS_OPEN.set1(scope.as_str(), 0.0);
         }
         Self {
