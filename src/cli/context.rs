@@ -8,6 +8,7 @@ use crate::{
     admission::Admission,
     app,
     config::{Config, Loaded},
+    job::QueueName,
     queue::SharedQueue,
     store::SharedStore,
     tool::SharedToolApi,
@@ -20,11 +21,6 @@ pub(super) struct Context {
 }
 
 impl Context {
-    pub(super) fn new(loaded: Loaded) -> Self {
-        Self { loaded }
-    }
-
-    /// The settings.
     pub(super) fn config(&self) -> &Config {
         &self.loaded.config
     }
@@ -50,11 +46,8 @@ impl Context {
     /// The way for new jobs.
     pub(super) fn door(&self) -> anyhow::Result<OpenDoor> {
         let store = self.store()?;
-        let queue = if self.uses_broker() {
-            Some(app::open_queue(self.config()).context("cannot use the broker")?)
-        } else {
-            None
-        };
+        let queue = self.uses_broker().then(|| app::open_queue(self.config()));
+        let queue = queue.transpose().context("cannot use the broker")?;
         let unclaimed_after = Duration::from_secs(self.config().relay.unclaimed_secs);
         let door = Admission::new(store.clone(), queue.clone(), app::rules(self.config()), unclaimed_after);
         Ok(OpenDoor { door, store, queue })
@@ -65,10 +58,10 @@ impl Context {
     /// # Errors
     /// A sentence that lists the lanes there are.
     pub(super) fn check_lane(&self, lane: &str) -> Result<(), String> {
-        if self.config().queues.keys().any(|known| known.as_str() == lane) {
+        let known: Vec<_> = self.config().queues.keys().map(QueueName::as_str).collect();
+        if known.contains(&lane) {
             return Ok(());
         }
-        let known: Vec<_> = self.config().queues.keys().map(ToString::to_string).collect();
         Err(format!("there is no queue of this name in [queues]; use one of {}", known.join(", ")))
     }
 }

@@ -59,6 +59,30 @@ pub(super) fn print_table(header: &[&str], rows: Vec<Vec<String>>) -> Result<(),
     print_line(table.trim_fmt())
 }
 
+/// Prints a list: a JSON document or a row for each item, or says on standard error why there is none.
+pub(super) fn print_list<T, const N: usize>(
+    items: &[T],
+    format: Format,
+    json: impl Fn(&T) -> serde_json::Result<String>,
+    nothing: impl std::fmt::Display,
+    header: [&str; N],
+    row: impl Fn(&T) -> [String; N],
+) -> anyhow::Result<()> {
+    if format.json {
+        let mut lines = String::new();
+        for item in items {
+            lines += &json(item)?;
+            lines.push('\n');
+        }
+        return Ok(print(&lines)?);
+    }
+    if items.is_empty() {
+        note(nothing);
+        return Ok(());
+    }
+    Ok(print_table(&header, items.iter().map(|item| row(item).into()).collect())?)
+}
+
 /// Says something beside the answer, on standard error. If nobody listens there, that is no failure.
 pub fn note(text: impl std::fmt::Display) {
     let _nobody_listens = writeln!(io::stderr(), "{text}");

@@ -96,30 +96,19 @@ async fn find(store: &SharedStore, id: Uuid) -> anyhow::Result<RejectedView> {
 }
 
 fn list(messages: &[RejectedView], format: Format) -> anyhow::Result<()> {
-    if format.json {
-        for message in messages {
-            output::print_json(&summary(message))?;
-        }
-    } else if messages.is_empty() {
-        output::note("no messages were rejected");
-    } else {
-        let rows = messages.iter().map(|view| {
-            vec![
-                view.message.id.to_string(),
-                output::moment(view.received_at),
-                view.message.queue.to_string(),
-                view.message.reason.to_string(),
-                view.size.to_string(),
-                view.seen.to_string(),
-                view.message.message.clone(),
-            ]
-        });
-        output::print_table(
-            &["ID", "RECEIVED", "QUEUE", "REASON", "BYTES", "SEEN", "MESSAGE"],
-            rows.collect(),
-        )?;
-    }
-    Ok(())
+    let header = ["ID", "RECEIVED", "QUEUE", "REASON", "BYTES", "SEEN", "MESSAGE"];
+    let json = |view: &RejectedView| serde_json::to_string(&summary(view));
+    output::print_list(messages, format, json, "no messages were rejected", header, |view| {
+        [
+            view.message.id.to_string(),
+            output::moment(view.received_at),
+            view.message.queue.to_string(),
+            view.message.reason.to_string(),
+            view.size.to_string(),
+            view.seen.to_string(),
+            view.message.message.clone(),
+        ]
+    })
 }
 
 fn show(view: &RejectedView, body: bool, format: Format) -> anyhow::Result<()> {

@@ -223,8 +223,7 @@ impl Loader {
     /// A stronger source wins even where it is mistaken: going on with the weaker value would hide
     /// the mistake from the checks of relations.
     fn set(&mut self, key: Key, value: Result<Value, String>, origin: Origin) {
-        let value = check_name(&key).and(value);
-        match value {
+        match check_name(&key).and(value) {
             Ok(value) => {
                 self.mistaken.remove(&key);
                 self.settings.0.insert(key, Setting { value, origin });
@@ -279,17 +278,19 @@ impl Loader {
     }
 }
 
+/// Whether a text is the slug of a toolkit as it is spelt here, in lower case.
+pub fn is_slug(text: &str) -> bool {
+    let fits = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'_' | b'-');
+    !text.is_empty() && text.bytes().all(fits)
+}
+
 /// Checks the names that people choose.
 fn check_name(key: &Key) -> Result<(), String> {
-    let slug = |name: &str| {
-        !name.is_empty()
-            && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'_' | b'-'))
-    };
     match (key.0[0].as_str(), key.0.get(1)) {
         ("queues", Some(name)) => {
             name.parse::<QueueName>().map(drop).map_err(|error| format!("names a queue that {error}"))
         }
-        ("toolkit_versions" | "toolkits", Some(name)) if !slug(name) => {
+        ("toolkit_versions" | "toolkits", Some(name)) if !is_slug(name) => {
             Err("names a toolkit that must be spelt in lower case, such as `github`".to_owned())
         }
         _ => Ok(()),

@@ -51,27 +51,16 @@ impl Rule {
 
     /// Reads a value of the environment, which knows only text.
     pub(super) fn parse(self, text: &str) -> Result<Value, String> {
+        let text = text.trim();
+        let number = text.replace('_', "");
         let value = match self {
-            Self::Flag => match text.trim().to_ascii_lowercase().as_str() {
-                "true" => Value::Boolean(true),
-                "false" => Value::Boolean(false),
-                _ => return Err(format!("must be {}", self.expected())),
-            },
-            Self::Whole(..) => match text.trim().replace('_', "").parse() {
-                Ok(number) => Value::Integer(number),
-                Err(_) => return Err(format!("must be {}", self.expected())),
-            },
-            Self::Number(..) => match text.trim().replace('_', "").parse() {
-                Ok(number) => Value::Float(number),
-                Err(_) => return Err(format!("must be {}", self.expected())),
-            },
-            Self::Lanes => Value::Array(
-                text.split(',')
-                    .map(str::trim)
-                    .filter(|name| !name.is_empty())
-                    .map(|name| Value::String(name.to_owned()))
-                    .collect(),
-            ),
+            Self::Flag => text.to_ascii_lowercase().parse().ok().map(Value::Boolean),
+            Self::Whole(..) => number.parse().ok().map(Value::Integer),
+            Self::Number(..) => number.parse().ok().map(Value::Float),
+            Self::Lanes => {
+                let names = text.split(',').map(str::trim).filter(|name| !name.is_empty());
+                Some(names.map(Value::from).collect::<Vec<_>>().into())
+            }
             Self::Text
             | Self::Word(_)
             | Self::Service(_)
@@ -80,8 +69,9 @@ impl Rule {
             | Self::Path
             | Self::Version
             | Self::Address
-            | Self::Filter => Value::String(text.trim().to_owned()),
+            | Self::Filter => Some(text.into()),
         };
+        let value = value.ok_or_else(|| format!("must be {}", self.expected()))?;
         self.accept(value)
     }
 
@@ -91,19 +81,17 @@ impl Rule {
     pub(super) fn accept(self, value: Value) -> Result<Value, String> {
         let expected = self.expected();
         match (self, value) {
-            (Self::Flag, value @ Value::Boolean(_)) => Ok(value),
-            (Self::Whole(min, max), Value::Integer(number)) => {
-                if (min..=max).contains(&number) {
-                    Ok(Value::Integer(number))
-                } else {
-                    Err(format!("must be {expected}, but is {number}"))
-                }
+            (Self::Whole(min, max), Value::Integer(number)) if !(min..=max).contains(&number) => {
+                Err(format!("must be {expected}, but is {number}"))
             }
-            (Self::Number(min, max), Value::Float(number)) => accept_number(min, max, number, &expected),
+            (Self::Number(min, max), Value::Float(number)) if !(min..=max).contains(&number) => {
+                Err(format!("must be {expected}, but is {number}"))
+            }
             #[expect(clippy::cast_precision_loss, reason = "the bounds are far below 2^53")]
-            (Self::Number(min, max), Value::Integer(number)) => {
-                accept_number(min, max, number as f64, &expected)
-            }
+            (Self::Number(..), Value::Integer(number)) => self.accept(Value::Float(number as f64)),
+            (Self::Flag, value @ Value::Boolean(_))
+            | (Self::Whole(..), value @ Value::Integer(_))
+            | (Self::Number(..), value @ Value::Float(_)) => Ok(value),
             (Self::Lanes, Value::Array(names)) => {
                 let fits = |name: &Value| name.as_str().is_some_and(|name| name.parse::<QueueName>().is_ok());
                 if names.iter().all(fits) {
@@ -192,14 +180,6 @@ impl Rule {
                     .to_owned()
             }
         }
-    }
-}
-
-fn accept_number(min: f64, max: f64, number: f64, expected: &str) -> Result<Value, String> {
-    if (min..=max).contains(&number) {
-        Ok(Value::Float(number))
-    } else {
-        Err(format!("must be {expected}, but is {number}"))
     }
 }
 
