@@ -160,20 +160,10 @@ impl Audit {
         for kind in FindingKind::ALL {
             metrics::AUDIT_REPAIRS.add1(kind.as_str(), 0);
         }
-        tokio::select! {
-            biased;
-            () = stop.cancelled() => return,
-            () = tokio::time::sleep(FIRST_AFTER.min(turns.every)) => {}
-        }
+        stop.run_until_cancelled(tokio::time::sleep(FIRST_AFTER.min(turns.every))).await;
         // An audit that is cut off has changed nothing that the next one would miss.
-        let round = || async {
-            tokio::select! {
-                biased;
-                round = self.take_turn(turns) => round.map(|()| 0),
-                () = stop.cancelled() => Ok(0),
-            }
-        };
-        rounds(stop.clone(), turns.every, usize::MAX, "the audit", round).await;
+        let round = || async { stop.run_until_cancelled(self.take_turn(turns)).await.transpose().map(|_| 0) };
+        rounds(&stop, turns.every, usize::MAX, "the audit", round).await;
     }
 
     async fn take_turn(&self, turns: Turns) -> Result<(), StoreError> {
@@ -287,10 +277,7 @@ impl Audit {
 
     async fn messages(&self, lane: &QueueName) -> Option<u64> {
         let depth = self.queue.as_ref()?.depth(lane);
-        match tokio::time::timeout(BROKER_TIMEOUT, depth).await {
-            Ok(Ok(depth)) => Some(depth.ready),
-            Ok(Err(_)) | Err(_) => None,
-        }
+        Some(tokio::time::timeout(BROKER_TIMEOUT, depth).await.ok()?.ok()?.ready)
     }
 }
 
@@ -411,13 +398,10 @@ mod tests {
     fn only_what_is_not_repaired_is_left() {
         let mut report = Report::default();
         assert!(report.is_clean());
-        report
-            .found
-            .insert(FindingKind::NotClaimed, Found { found: 3, repaired: 3, jobs: vec![JobId::new()] });
+        let found = |found, repaired| Found { found, repaired, jobs: vec![JobId::new()] };
+        report.found.insert(FindingKind::NotClaimed, found(3, 3));
         assert!(report.is_clean());
-        report
-            .found
-            .insert(FindingKind::BrokenRule, Found { found: 2, repaired: 0, jobs: vec![JobId::new()] });
+        report.found.insert(FindingKind::BrokenRule, found(2, 0));
         assert_eq!((report.left(FindingKind::BrokenRule), report.is_clean()), (2, false));
     }
 }

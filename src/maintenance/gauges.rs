@@ -36,11 +36,7 @@ impl Gauges {
             if let Err(error) = self.run_once().await {
                 tracing::debug!(error = %chain(&error), "the gauges could not be read");
             }
-            tokio::select! {
-                biased;
-                () = stop.cancelled() => {}
-                () = tokio::time::sleep(self.every) => {}
-            }
+            stop.run_until_cancelled(tokio::time::sleep(self.every)).await;
         }
     }
 

@@ -5,17 +5,15 @@
 //! simply given back. The result of a worker that was only presumed dead is still accepted while
 //! nobody has claimed the job again (the store's `finish` sees to that).
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
-use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::rounds;
 use crate::{
-    clock::SharedClock,
     job::{AttemptEnd, AttemptOutcome, Ending, ErrorKind, JobError, RetryPolicy, Spending, Started},
     services::Services,
-    store::{By, Finish, Finished, LostJob, SharedStore, StoreError},
+    store::{By, Finish, Finished, LostJob, StoreError},
     telemetry::metrics,
 };
 
@@ -38,26 +36,22 @@ pub struct Options {
     pub retry: RetryPolicy,
 }
 
-/// The rescue.
 #[derive(Debug)]
 pub struct Rescue {
-    store: SharedStore,
-    clock: SharedClock,
-    relay_wake: Arc<Notify>,
+    services: Services,
     options: Options,
 }
 
 impl Rescue {
     /// A rescue that wakes the relay when it made jobs due.
     pub fn new(services: &Services, options: Options) -> Self {
-        let Services { store, clock, relay_wake, .. } = services.clone();
-        Self { store, clock, relay_wake, options }
+        Self { services: services.clone(), options }
     }
 
     /// Looks until `stop`; pages follow each other without a pause while they are full.
     pub async fn run(self, stop: CancellationToken) {
         let Options { poll, batch, .. } = self.options;
-        rounds(stop, poll, batch, "the rescue", || self.run_once()).await;
+        rounds(&stop, poll, batch, "the rescue", || self.run_once()).await;
     }
 
     /// One page; returns how many jobs were taken over.
@@ -65,12 +59,13 @@ impl Rescue {
     /// # Errors
     /// The store could not be read or written.
     pub async fn run_once(&self) -> Result<usize, StoreError> {
-        let lost = self.store.lost_jobs(self.options.lease, self.options.batch).await?;
+        let Services { store, clock, relay_wake, .. } = &self.services;
+        let lost = store.lost_jobs(self.options.lease, self.options.batch).await?;
         if lost.is_empty() {
-            self.store.forget_workers(self.options.lease * FORGET_AFTER_LEASES).await?;
+            store.forget_workers(self.options.lease * FORGET_AFTER_LEASES).await?;
             return Ok(0);
         }
-        let now = self.clock.now();
+        let now = clock.now();
         let finish = |job: &LostJob| {
             let started = Started {
                 number: job.attempt,
@@ -84,7 +79,7 @@ impl Rescue {
         };
         let finishes: Vec<Finish> = lost.iter().map(finish).collect();
         let mut rescued = 0;
-        for (job, finished) in lost.iter().zip(self.store.finish(&finishes).await?) {
+        for (job, finished) in lost.iter().zip(store.finish(&finishes).await?) {
             if let Finished::Applied { state, .. } = finished {
                 rescued += 1;
                 metrics::RESCUED.add1(state.as_str(), 1);
@@ -92,7 +87,7 @@ impl Rescue {
             }
         }
         if rescued > 0 {
-            self.relay_wake.notify_one();
+            relay_wake.notify_one();
         }
         Ok(rescued)
     }
