@@ -66,7 +66,7 @@ impl EmbeddedQueue {
     }
 
     fn ensure_open(&self) -> Result<(), QueueError> {
-        if self.closed.load(Relaxed) { Err(unavailable("the embedded queue is closed")) } else { Ok(()) }
+        if self.closed.load(Relaxed) { Err(closed()) } else { Ok(()) }
     }
 
     async fn publish_one(&self, message: Message, deadline: Instant) -> Result<(), QueueError> {
@@ -188,11 +188,13 @@ impl Lane {
     }
 
     async fn push(&self, message: Message) -> Result<(), QueueError> {
-        let mut stored = Some(Stored::new(message));
+        // A broker keeps the properties that it knows; `other` is only for what arrives.
+        let properties = Properties { other: BTreeMap::new(), ..message.properties };
+        let mut stored = Some(Stored { body: message.body, properties, redelivered: false });
         self.wait_for(|| {
             let mut state = self.state();
             if state.closed {
-                return Some(Err(unavailable("the embedded queue is closed")));
+                return Some(Err(closed()));
             }
             if state.ready.len() + state.unsettled >= self.capacity {
                 return None;
@@ -217,17 +219,19 @@ impl Lane {
             changed.await;
         }
     }
-}
 
-impl Stored {
-    fn new(message: Message) -> Self {
-        // A broker keeps the properties that it knows; `other` is only for what arrives.
-        let properties = Properties { other: BTreeMap::new(), ..message.properties };
-        Self { body: message.body, properties, redelivered: false }
+    /// Returns deliveries to the head of the lane, in the order in which they left it.
+    fn put_back(&self, returned: BTreeMap<Token, Stored>) {
+        let mut state = self.state();
+        state.unsettled -= returned.len();
+        for stored in returned.into_values().rev() {
+            state.ready.push_front(Stored { redelivered: true, ..stored });
+        }
+        drop(state);
+        self.changed.notify_waiters();
     }
 }
 
-/// The state that a consumer and its settler share.
 #[derive(Debug)]
 struct Subscription {
     lane: Arc<Lane>,
@@ -253,27 +257,24 @@ impl Subscription {
         state.unsettled += count;
         deliveries
     }
+}
 
-    fn ack(&self, tokens: &[Token]) {
+#[async_trait]
+impl Settler for Subscription {
+    async fn ack(&self, tokens: Vec<Token>) -> Result<(), QueueError> {
         let mut unsettled = lock(&self.unsettled);
         let settled = tokens.iter().filter(|token| unsettled.deliveries.remove(token).is_some()).count();
         self.lane.state().unsettled -= settled;
         drop(unsettled);
         self.lane.changed.notify_waiters();
+        Ok(())
     }
 
-    fn give_back(&self, tokens: impl IntoIterator<Item = Token>) {
+    async fn give_back(&self, tokens: Vec<Token>) -> Result<(), QueueError> {
         let mut unsettled = lock(&self.unsettled);
-        let returned: BTreeMap<Token, Stored> = tokens
-            .into_iter()
-            .filter_map(|token| Some((token, unsettled.deliveries.remove(&token)?)))
-            .collect();
+        let returned = tokens.iter().filter_map(|token| unsettled.deliveries.remove_entry(token)).collect();
         self.lane.put_back(returned);
-    }
-
-    fn give_back_all(&self) {
-        let mut unsettled = lock(&self.unsettled);
-        self.lane.put_back(std::mem::take(&mut unsettled.deliveries));
+        Ok(())
     }
 }
 
@@ -292,19 +293,6 @@ impl Unsettled {
     }
 }
 
-impl Lane {
-    /// Returns deliveries to the head of the lane, in the order in which they left it.
-    fn put_back(&self, returned: BTreeMap<Token, Stored>) {
-        let mut state = self.state();
-        state.unsettled -= returned.len();
-        for stored in returned.into_values().rev() {
-            state.ready.push_front(Stored { redelivered: true, ..stored });
-        }
-        drop(state);
-        self.changed.notify_waiters();
-    }
-}
-
 #[derive(Debug)]
 struct EmbeddedConsumer {
     subscription: Arc<Subscription>,
@@ -316,11 +304,11 @@ impl Consumer for EmbeddedConsumer {
     async fn next(&mut self, max: usize) -> Result<Vec<Delivery>, QueueError> {
         let Subscription { lane, .. } = &*self.subscription;
         if self.stopped {
-            return Err(unavailable("the subscription was stopped"));
+            return Err(QueueError::new(QueueErrorKind::Unavailable, "the subscription was stopped"));
         }
         lane.wait_for(|| {
             if lane.state().closed {
-                return Some(Err(unavailable("the embedded queue is closed")));
+                return Some(Err(closed()));
             }
             let deliveries = self.subscription.take(max);
             if deliveries.is_empty() { None } else { Some(Ok(deliveries)) }
@@ -329,7 +317,7 @@ impl Consumer for EmbeddedConsumer {
     }
 
     fn settler(&self) -> Arc<dyn Settler> {
-        Arc::new(EmbeddedSettler(Arc::clone(&self.subscription)))
+        self.subscription.clone()
     }
 
     async fn stop(&mut self) {
@@ -349,28 +337,13 @@ impl EmbeddedConsumer {
 impl Drop for EmbeddedConsumer {
     fn drop(&mut self) {
         self.leave();
-        self.subscription.give_back_all();
+        let mut unsettled = lock(&self.subscription.unsettled);
+        self.subscription.lane.put_back(std::mem::take(&mut unsettled.deliveries));
     }
 }
 
-#[derive(Debug)]
-struct EmbeddedSettler(Arc<Subscription>);
-
-#[async_trait]
-impl Settler for EmbeddedSettler {
-    async fn ack(&self, tokens: Vec<Token>) -> Result<(), QueueError> {
-        self.0.ack(&tokens);
-        Ok(())
-    }
-
-    async fn give_back(&self, tokens: Vec<Token>) -> Result<(), QueueError> {
-        self.0.give_back(tokens);
-        Ok(())
-    }
-}
-
-fn unavailable(message: &str) -> QueueError {
-    QueueError::new(QueueErrorKind::Unavailable, message)
+fn closed() -> QueueError {
+    QueueError::new(QueueErrorKind::Unavailable, "the embedded queue is closed")
 }
 
 fn unroutable(what: &str, name: &(dyn fmt::Display + Sync)) -> QueueError {

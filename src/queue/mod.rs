@@ -95,12 +95,10 @@ pub trait Settler: fmt::Debug + Send + Sync {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Token(pub u64);
 
-/// A message as it arrived.
 pub struct Delivery {
     pub token: Token,
     pub body: Bytes,
     pub properties: Properties,
-    /// Whether the broker delivered it before.
     pub redelivered: bool,
 }
 
@@ -108,19 +106,14 @@ pub struct Delivery {
 /// rejected message can be shown whole.
 #[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Properties {
-    /// AMQP `message_id`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub message_id: Option<String>,
-    /// AMQP `correlation_id`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub correlation_id: Option<String>,
-    /// AMQP `reply_to`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reply_to: Option<String>,
-    /// AMQP `content_type`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub content_type: Option<String>,
-    /// The `traceparent` header.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub traceparent: Option<String>,
     /// Whether the relay published the message, for a job that is in the store. Kept messages spell it as the header does.
@@ -138,7 +131,6 @@ pub struct Properties {
 /// The header that carries [`Properties::from_store`].
 pub const FROM_STORE_HEADER: &str = "x-errand-known";
 
-/// Where a message goes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Address {
     /// A lane: exchange `errand`, routing key = the lane's name.
@@ -147,7 +139,6 @@ pub enum Address {
     Reply(String),
 }
 
-/// A message to publish.
 #[derive(Clone)]
 pub struct Message {
     pub to: Address,
@@ -178,10 +169,8 @@ impl fmt::Debug for Message {
     }
 }
 
-/// The numbers of messages and consumers of a lane.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Depth {
-    /// Messages that wait.
     pub ready: u64,
     /// Consumers, of all processes; with some brokers also a stopped one that has unsettled deliveries.
     pub consumers: u64,

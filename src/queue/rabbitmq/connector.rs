@@ -30,7 +30,6 @@ use crate::{
     sync::lock,
 };
 
-/// How long a connection may take to close.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Makes a connection when one is needed and none is open.
@@ -75,7 +74,6 @@ impl Connector {
         }
     }
 
-    /// The open connection, if there is one.
     pub(super) fn live(&self) -> Option<Arc<Session>> {
         lock(&self.current).as_ref().filter(|session| session.live()).cloned()
     }
@@ -145,7 +143,6 @@ impl Connector {
         result
     }
 
-    /// Closes the connection for good.
     pub(super) async fn close(&self) {
         self.closed.store(true, Relaxed);
         let session = lock(&self.current).take();
@@ -201,36 +198,31 @@ impl Connector {
         let broker = self.endpoint.address();
         let user = &self.endpoint.uri.authority.userinfo.username;
         let vhost = &self.endpoint.uri.vhost;
-        let (kind, sentence) = match error::reply_code(&error) {
+        let (kind, what) = match error::reply_code(&error) {
             Some(error::ACCESS_REFUSED) => (
                 QueueErrorKind::Access,
                 format!(
-                    "RabbitMQ at {broker} refused the login of `{user}`: check the user name and the password \
-                     (the user `guest` may connect from the broker's own host only)"
+                    "refused the login of `{user}`: check the user name and the password (the user `guest` may connect \
+                     from the broker's own host only)"
                 ),
             ),
             Some(error::NOT_ALLOWED) => (
                 QueueErrorKind::Access,
                 format!(
-                    "RabbitMQ at {broker} does not let `{user}` use the virtual host `{vhost}`: check that it exists \
-                     and that the user has permissions on it"
+                    "does not let `{user}` use the virtual host `{vhost}`: check that it exists and that the user has \
+                     permissions on it"
                 ),
             ),
-            _ if error::is_bad_certificate(&error) => (
-                QueueErrorKind::Access,
-                format!(
-                    "RabbitMQ at {broker} has no TLS certificate that this host trusts, or speaks no TLS"
-                ),
-            ),
-            _ => match error.kind() {
-                ErrorKind::AuthProviderError(_) => (
-                    QueueErrorKind::Access,
-                    format!("RabbitMQ at {broker} asked for a login that errand cannot give"),
-                ),
-                _ => (QueueErrorKind::Unavailable, format!("RabbitMQ at {broker} cannot be reached")),
-            },
+            _ if error::is_bad_certificate(&error) => {
+                let what = "has no TLS certificate that this host trusts, or speaks no TLS";
+                (QueueErrorKind::Access, what.to_owned())
+            }
+            _ if matches!(error.kind(), ErrorKind::AuthProviderError(_)) => {
+                (QueueErrorKind::Access, "asked for a login that errand cannot give".to_owned())
+            }
+            _ => (QueueErrorKind::Unavailable, "cannot be reached".to_owned()),
         };
-        QueueError::new(kind, sentence).with_source(error)
+        QueueError::new(kind, format!("RabbitMQ at {broker} {what}")).with_source(error)
     }
 
     fn unreachable(&self) -> QueueError {

@@ -34,6 +34,7 @@ use self::{
     connector::Connector,
     consumer::RabbitConsumer,
     endpoint::Endpoint,
+    error::repeat,
     publisher::{MAX_CONFIRM_BATCH, PUBLISHERS, Request},
     shared::Shared,
     topology::Topology,
@@ -69,7 +70,6 @@ const REQUESTS: usize = 64;
 pub struct RabbitOptions {
     /// `amqp://user:password@host:port/vhost` or `amqps://...`. No virtual host means `/`.
     pub url: SecretString,
-    /// The type of the lanes' queues.
     pub queue_type: QueueType,
     /// Whether to declare exchange and queues. Otherwise somebody else has to.
     pub declare: bool,
@@ -82,7 +82,6 @@ pub struct RabbitOptions {
     pub heartbeat: Duration,
 }
 
-/// Lanes on a RabbitMQ broker.
 pub struct RabbitQueue {
     shared: Arc<Shared>,
     publishing: Mutex<Publishing>,
@@ -235,8 +234,4 @@ impl fmt::Debug for RabbitQueue {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RabbitQueue").field("shared", &self.shared).finish_non_exhaustive()
     }
-}
-
-fn repeat(kind: QueueErrorKind, sentence: &str, times: usize) -> Vec<Result<(), QueueError>> {
-    (0..times).map(|_| Err(QueueError::new(kind, sentence))).collect()
 }

@@ -37,10 +37,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(BROKER_TIMEOUT.as_secs() /
 /// The most bytes that a stream keeps back, beside those of its last read.
 pub const MAX_BUFFERED_BYTES: usize = MAX_FRAME;
 
-/// The Tokio runtime, with filtered streams.
 pub(super) type FilteringRuntime = Runtime<RuntimeParts<Tokio, FilteringReactor>>;
 
-/// A plain or TLS stream to the broker.
 type BrokerStream = Either<TcpStream, TlsStream<TcpStream>>;
 
 /// The runtime of the caller, which must be in one.
@@ -215,7 +213,6 @@ impl<S> fmt::Debug for FilteredStream<S> {
     }
 }
 
-/// The bytes that the client library reads of a stream of frames.
 #[derive(Debug, PartialEq, Eq)]
 pub struct FilteredFrames {
     pub bytes: Vec<u8>,
@@ -239,7 +236,6 @@ pub fn filter_frames(frames: &[u8], frame_max: u32, read_sizes: &[usize]) -> Fil
     FilteredFrames { bytes, most_buffered }
 }
 
-/// Tokio's reactor, with filtered streams.
 #[derive(Debug, Clone)]
 pub(super) struct FilteringReactor(Tokio);
 

@@ -17,7 +17,7 @@
 use std::fmt;
 
 use lapin::{
-    ExchangeKind, Queue,
+    ExchangeKind,
     options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions},
     types::{AMQPValue, FieldTable, ShortString},
 };
@@ -40,7 +40,6 @@ const DELIVERY_LIMIT: i32 = 1_000_000_000;
 #[derive(Debug)]
 pub(super) struct Topology {
     queue_type: QueueType,
-    /// Whether to declare, or only to check.
     declare: bool,
     declaring: Mutex<()>,
 }
@@ -76,7 +75,7 @@ impl Topology {
     async fn ensure_resource(&self, session: &Session, resource: &Resource) -> Result<(), QueueError> {
         if self.declare {
             match resource.declare_or_probe(session, Some(self.arguments(resource))).await? {
-                Outcome::Exists(()) => return Ok(()),
+                Outcome::Exists(_) => return Ok(()),
                 Outcome::Differs(error) => {
                     let type_hint = match resource {
                         Resource::Queue(_) => "set `amqp.queue_type` to the type that it has, or ",
@@ -94,7 +93,7 @@ impl Topology {
         }
         match resource.declare_or_probe(session, None).await? {
             // Some versions refuse even to look without the permission to configure.
-            Outcome::Exists(()) | Outcome::Refused => Ok(()),
+            Outcome::Exists(_) | Outcome::Refused => Ok(()),
             Outcome::Missing(error) | Outcome::Differs(error) => {
                 let (kind, sentence) = if self.declare {
                     let sentence = format!(
@@ -147,12 +146,12 @@ enum Resource {
 }
 
 impl Resource {
-    /// Declares the resource with these arguments, or only asks whether it exists.
+    /// Declares the resource with these arguments, or only asks whether it exists. An exchange has no depth.
     async fn declare_or_probe(
         &self,
         session: &Session,
         declare: Option<FieldTable>,
-    ) -> Result<Outcome<()>, QueueError> {
+    ) -> Result<Outcome<Depth>, QueueError> {
         let channel = session.channel().await?;
         let passive = declare.is_none();
         let arguments = declare.unwrap_or_default();
@@ -161,11 +160,16 @@ impl Resource {
                 Resource::Exchange => {
                     let options = ExchangeDeclareOptions { passive, durable: true, ..Default::default() };
                     let (name, kind) = (wire::EXCHANGE.into(), ExchangeKind::Direct);
-                    channel.exchange_declare(name, kind, options, arguments).await
+                    channel.exchange_declare(name, kind, options, arguments).await?;
+                    Ok(Depth::default())
                 }
                 Resource::Queue(name) => {
                     let options = QueueDeclareOptions { passive, durable: true, ..Default::default() };
-                    channel.queue_declare(name.clone(), options, arguments).await.map(drop)
+                    let queue = channel.queue_declare(name.clone(), options, arguments).await?;
+                    Ok(Depth {
+                        ready: queue.message_count().into(),
+                        consumers: queue.consumer_count().into(),
+                    })
                 }
             }
         };
@@ -182,7 +186,6 @@ impl fmt::Display for Resource {
     }
 }
 
-/// Whether the exchange is known not to be there.
 pub(super) async fn exchange_is_missing(session: &Session) -> Result<bool, QueueError> {
     Ok(matches!(Resource::Exchange.declare_or_probe(session, None).await?, Outcome::Missing(_)))
 }
@@ -192,16 +195,9 @@ pub(super) async fn depth(session: &Session, lane: &QueueName) -> Result<Depth, 
     if let Outcome::Missing(error) = Resource::Exchange.declare_or_probe(session, None).await? {
         return Err(failed(&format!("find the {}", Resource::Exchange), error));
     }
-    let name = lane_queue(lane)?;
-    let queue = Resource::Queue(name.clone());
-    let channel = session.channel().await?;
-    let options = QueueDeclareOptions { passive: true, durable: true, ..Default::default() };
-    let declared = channel.queue_declare(name, options, FieldTable::default());
-    match outcome::<Queue>(&queue, timeout(BROKER_TIMEOUT, declared).await)? {
-        Outcome::Exists(found) => Ok(Depth {
-            ready: u64::from(found.message_count()),
-            consumers: u64::from(found.consumer_count()),
-        }),
+    let queue = Resource::Queue(lane_queue(lane)?);
+    match queue.declare_or_probe(session, None).await? {
+        Outcome::Exists(depth) => Ok(depth),
         Outcome::Missing(error) | Outcome::Differs(error) => Err(failed(&format!("find the {queue}"), error)),
         Outcome::Refused => Err(QueueError::new(
             QueueErrorKind::Access,

@@ -33,8 +33,7 @@ const TRACEPARENT_HEADER: &str = "traceparent";
 const CONTENT_TYPE: &str = "application/json";
 const PERSISTENT: u8 = 2;
 
-/// The exchange and routing key of a message.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub(super) struct Route {
     pub(super) exchange: ShortString,
     pub(super) key: ShortString,
@@ -51,7 +50,6 @@ impl Route {
     }
 }
 
-/// The name of a lane's queue.
 pub(super) fn queue_name(lane: &str) -> String {
     format!("errand.{lane}")
 }
@@ -155,11 +153,7 @@ pub(super) fn from_amqp(amqp: &BasicProperties) -> Properties {
                 // One frame bounds it.
                 properties.unreadable = Some(value.as_bytes().escape_ascii().to_string());
             }
-            (UNREADABLE_HEADER, value) => {
-                let mut text = String::new();
-                describe(value, 0, &mut text);
-                properties.unreadable = Some(text);
-            }
+            (UNREADABLE_HEADER, value) => properties.unreadable = Some(described(value)),
             (TRACEPARENT_HEADER, AMQPValue::LongString(value)) => {
                 properties.traceparent = Some(value.to_string());
             }
@@ -167,8 +161,7 @@ pub(super) fn from_amqp(amqp: &BasicProperties) -> Properties {
                 properties.traceparent = Some(value.to_string());
             }
             (name, value) => {
-                let mut text = String::new();
-                describe(value, 0, &mut text);
+                let text = described(value);
                 // A header may have the name of a property.
                 let taken = properties.other.contains_key(name);
                 keep(&mut properties, if taken { format!("header.{name}") } else { name.to_owned() }, &text);
@@ -185,7 +178,13 @@ fn keep(properties: &mut Properties, name: impl Into<String>, value: &str) {
     }
 }
 
-/// Writes a header's value as a person would read it, and no more of it than will be kept.
+/// A header's value as a person would read it, and no more of it than will be kept.
+fn described(value: &AMQPValue) -> String {
+    let mut text = String::new();
+    describe(value, 0, &mut text);
+    text
+}
+
 fn describe(value: &AMQPValue, depth: usize, out: &mut String) {
     if out.len() > MAX_OTHER_BYTES {
         return;
@@ -269,6 +268,14 @@ mod tests {
         Message { to, body: Bytes::from_static(b"{}"), properties, priority: 0 }
     }
 
+    fn read(headers: impl IntoIterator<Item = (String, AMQPValue)>) -> Properties {
+        let mut table = FieldTable::default();
+        for (name, value) in headers {
+            table.insert(name.into(), value);
+        }
+        from_amqp(&BasicProperties::default().with_headers(table))
+    }
+
     #[test]
     fn what_is_published_is_read_back() {
         let properties = Properties {
@@ -287,9 +294,7 @@ mod tests {
     fn only_a_true_flag_marks_a_known_job() {
         for value in [AMQPValue::Boolean(false), AMQPValue::LongString("true".into()), AMQPValue::LongInt(1)]
         {
-            let mut headers = FieldTable::default();
-            headers.insert(FROM_STORE_HEADER.into(), value);
-            let properties = from_amqp(&BasicProperties::default().with_headers(headers));
+            let properties = read([(FROM_STORE_HEADER.to_owned(), value)]);
             assert!(!properties.from_store);
             assert!(properties.other.contains_key(FROM_STORE_HEADER));
         }
@@ -302,10 +307,7 @@ mod tests {
             (AMQPValue::LongString(bytes.into()), format!(r"a\\\x00\xff{}", r"\xfe".repeat(10_000))),
             (AMQPValue::Boolean(true), "true".to_owned()),
         ] {
-            let mut headers = FieldTable::default();
-            headers.insert(UNREADABLE_HEADER.into(), value);
-            let properties = from_amqp(&BasicProperties::default().with_headers(headers));
-            assert_eq!(properties.unreadable, Some(text));
+            assert_eq!(read([(UNREADABLE_HEADER.to_owned(), value)]).unreadable, Some(text));
         }
     }
 
@@ -317,13 +319,10 @@ mod tests {
             table.insert("k".into(), nested);
             nested = AMQPValue::FieldTable(table);
         }
-        let mut headers = FieldTable::default();
-        headers.insert("0-nested".into(), nested);
-        headers.insert("0-umlauts".into(), AMQPValue::LongString("ä".repeat(5_000).into()));
-        for index in 0..500 {
-            headers.insert(format!("h{index}").into(), AMQPValue::Void);
-        }
-        let properties = from_amqp(&BasicProperties::default().with_headers(headers));
+        let long = AMQPValue::LongString("ä".repeat(5_000).into());
+        let many = (0..500).map(|index| (format!("h{index}"), AMQPValue::Void));
+        let headers = [("0-nested".to_owned(), nested), ("0-umlauts".to_owned(), long)];
+        let properties = read(headers.into_iter().chain(many));
         assert_eq!(properties.other.len(), MAX_OTHER_ENTRIES);
         assert!(properties.other.values().all(|value| value.len() <= MAX_OTHER_BYTES));
         assert!(properties.other["0-nested"].starts_with("{k: {k: "));
