@@ -31,33 +31,26 @@ const FIRST_AFTER: Duration = Duration::from_secs(60);
 /// Most jobs of each kind that are named in the log.
 pub const NAMED_IN_LOG: usize = 10;
 
-/// How an audit is made.
 #[derive(Debug, Clone, Copy)]
 pub struct Options {
-    /// Jobs per page.
     pub page: usize,
     /// Time between two pages, in which the store does other things.
     pub pause: Duration,
-    /// What counts as a finding.
     pub limits: AuditLimits,
-    /// Whether to repair what is safe.
     pub repair: bool,
     /// Most jobs of each kind that are named.
     pub named: usize,
 }
 
-/// Who audits when.
 #[derive(Debug, Clone, Copy)]
 pub struct Turns {
     /// Time between two audits, about.
     pub every: Duration,
-    /// This worker.
     pub worker: WorkerId,
     /// The age of a heartbeat from which a worker is lost.
     pub lease: Duration,
 }
 
-/// What an audit found.
 #[derive(Debug, Clone, Default)]
 pub struct Report {
     /// Jobs that were looked at.
@@ -66,12 +59,9 @@ pub struct Report {
     pub found: BTreeMap<FindingKind, Found>,
 }
 
-/// The findings of one kind.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Found {
-    /// How many there are.
     pub found: u64,
-    /// How many of them are repaired.
     pub repaired: u64,
     /// The first of them.
     pub jobs: Vec<JobId>,
@@ -81,15 +71,12 @@ pub struct Found {
 /// that a worker is about to claim has no message in the lane any more.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LaneFigures {
-    /// The lane.
     pub lane: QueueName,
-    /// Jobs that are available.
     pub available: u64,
     /// Messages that wait; `None` when the broker does not say.
     pub messages: Option<u64>,
 }
 
-/// The auditor.
 #[derive(Debug)]
 pub struct Audit {
     store: SharedStore,
@@ -98,7 +85,6 @@ pub struct Audit {
     options: Options,
 }
 
-/// What to do about a finding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Remedy {
     /// The job only waits for its turn.
@@ -128,14 +114,12 @@ impl Report {
         self.found.get(&kind).map_or(0, Found::left)
     }
 
-    /// Whether nothing is left to do.
     pub fn is_clean(&self) -> bool {
         self.found.values().all(|found| found.left() == 0)
     }
 }
 
 impl Found {
-    /// Those that were not repaired.
     pub fn left(&self) -> u64 {
         self.found.saturating_sub(self.repaired)
     }

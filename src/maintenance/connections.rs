@@ -29,20 +29,16 @@ const TAKEN_FOR: Duration = Duration::from_secs(60);
 /// Jobs that are let go, or given up, in one write.
 const PAGE: usize = 500;
 
-/// Settings of the looking for connections.
 #[derive(Debug, Clone, Copy)]
 pub struct Options {
     /// Whether the tool API is asked at all; without it only the time of jobs is watched.
     pub looks: bool,
-    /// Time between two rounds.
     pub poll: Duration,
-    /// Connections per round.
     pub batch: usize,
     /// Waits between the looks for one connection.
     pub intervals: Intervals,
 }
 
-/// The looking for connections.
 #[derive(Debug)]
 pub struct Connections {
     services: Services,
@@ -51,7 +47,6 @@ pub struct Connections {
     quiet_until: Mutex<Option<Instant>>,
 }
 
-/// What follows.
 #[derive(Debug, PartialEq, Eq)]
 enum Step {
     /// All jobs go on.
@@ -165,7 +160,6 @@ impl Connections {
         self.services.store.put_off_awaited(awaited, after, keep_doubt).await
     }
 
-    /// Ends jobs whose time has passed.
     async fn expire(&self) -> Result<(), StoreError> {
         loop {
             let expired = self.services.store.expire_awaiting(PAGE).await?;

@@ -47,7 +47,6 @@ string_enum! {
 }
 
 impl Contradiction {
-    /// What a person does about it.
     pub fn advice(self) -> &'static str {
         match self {
             Self::EffectWithoutRecord => {
@@ -61,7 +60,6 @@ impl Contradiction {
     }
 }
 
-/// What the comparison found.
 #[derive(Debug, Clone, Default)]
 pub struct Comparison {
     /// Effects that the ledger has kept.
@@ -203,7 +201,6 @@ fn may_have_run(outcome: AttemptOutcome) -> bool {
     }
 }
 
-/// A sandbox's ledger over HTTP.
 struct Ledger {
     client: reqwest::Client,
     base: Url,

@@ -20,12 +20,9 @@ use crate::{
 /// Workers that have been silent for this many leases and hold nothing are forgotten.
 const FORGET_AFTER_LEASES: u32 = 20;
 
-/// Settings of the rescue.
 #[derive(Debug, Clone, Copy)]
 pub struct Options {
-    /// Time between two looks.
     pub poll: Duration,
-    /// Jobs per round.
     pub batch: usize,
     /// Age of a heartbeat from which a worker is lost.
     pub lease: Duration,

@@ -35,7 +35,6 @@ const TAKEN_FOR: Duration = Duration::from_secs(60);
 /// How many jobs of a round are looked at side by side.
 const LOOKS_AT_ONCE: usize = 8;
 
-/// When to look, and how long.
 #[derive(Debug, Clone, Copy)]
 pub struct Policy {
     /// Waits between the looks at one job.
@@ -46,14 +45,10 @@ pub struct Policy {
     pub give_up: Duration,
 }
 
-/// Settings of the verification.
 #[derive(Debug, Clone, Copy)]
 pub struct Options {
-    /// Time between two rounds.
     pub poll: Duration,
-    /// Jobs per round.
     pub batch: usize,
-    /// When to look, and how long.
     pub policy: Policy,
     /// When to try again.
     pub retry: RetryPolicy,
@@ -75,7 +70,6 @@ enum Look {
     Unclear,
     Absent,
     Blind,
-    /// Why the log cannot be read.
     Closed(String),
 }
 
@@ -92,14 +86,11 @@ impl Look {
     }
 }
 
-/// What follows from a look.
 #[derive(Debug)]
 enum Step {
     /// The call ended so.
     Adopt(String, ToolResult),
-    /// The call never arrived.
     NeverArrived,
-    /// Look again.
     Again(Duration),
     /// A person has to decide.
     GiveUp,
