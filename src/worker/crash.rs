@@ -36,9 +36,7 @@ string_enum! {
 /// Crash when a point is passed for the given time, counted from 1. Written `POINT:N`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CrashPlan {
-    /// Where.
     pub point: CrashPoint,
-    /// At which passage.
     pub passage: u32,
 }
 

@@ -7,7 +7,7 @@ use tokio::{task::JoinHandle, time::Instant};
 use tokio_util::task::TaskTracker;
 
 use super::{journal, shared::Shared};
-use crate::{failure::chain, health::Phase, job::JobId, shutdown::Countdown};
+use crate::{failure::chain, health::Phase, job::JobId, shutdown::Countdown, sync::lock};
 
 /// How long a worker with nothing in flight tries to say so. Others forget it in time all the same.
 const RETIRE: Duration = Duration::from_secs(2);
@@ -50,7 +50,7 @@ pub(super) async fn writer_ended(countdown: &mut Countdown, writer: JoinHandle<(
 /// Puts what the store did not take into the journal, and takes it off the list of what is `left`;
 /// returns how much it is.
 pub(super) async fn journal(shared: &Shared, countdown: &mut Countdown, left: &mut Vec<JobId>) -> usize {
-    let unwritten = shared.take_unwritten();
+    let unwritten = std::mem::take(&mut *lock(&shared.unwritten));
     if unwritten.is_empty() {
         return 0;
     }
@@ -89,12 +89,11 @@ pub(super) async fn retire(shared: &Shared, countdown: &mut Countdown, heartbeat
     }
 }
 
-/// Begins a phase of the shutdown, and says so.
 fn enter(shared: &Shared, phase: Phase) {
     shared.health.enter(phase);
     tracing::info!(
         phase = phase.as_str(),
-        in_flight = shared.jobs_in_flight(),
+        in_flight = lock(&shared.in_flight).len(),
         unwritten = shared.waiting.load(Ordering::Relaxed),
         "shutting down"
     );

@@ -24,7 +24,6 @@ impl From<AttemptEnd> for Stopped {
     }
 }
 
-/// By what an ending is decided.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct EndingPolicy {
     pub(super) retry: RetryPolicy,

@@ -9,13 +9,11 @@ use crate::sync::lock;
 
 type Submission<T, R> = (T, oneshot::Sender<R>);
 
-/// The side that submits items.
 #[derive(Debug)]
 pub(super) struct GroupCommit<T, R> {
     sender: Mutex<Option<mpsc::UnboundedSender<Submission<T, R>>>>,
 }
 
-/// The side that writes.
 #[derive(Debug)]
 pub(super) struct Runner<T, R> {
     receiver: mpsc::UnboundedReceiver<Submission<T, R>>,

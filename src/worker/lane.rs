@@ -59,7 +59,6 @@ pub(super) async fn run(shared: Arc<Shared>, name: QueueName, concurrency: u32, 
 struct Lane {
     name: QueueName,
     shared: Arc<Shared>,
-    /// One for each job in flight.
     slots: Arc<Semaphore>,
     prefetch: u16,
     intake: Intake,

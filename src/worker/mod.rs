@@ -51,10 +51,10 @@ use crate::{
     job::JobId,
     services::Services,
     shutdown::{Countdown, Shutdown},
+    sync::lock,
     telemetry::metrics,
 };
 
-/// How a worker stopped.
 #[derive(Debug, Default)]
 pub struct Report {
     /// Jobs that were in flight, or may have been claimed at the last moment: their attempts could not be recorded
@@ -64,7 +64,6 @@ pub struct Report {
     pub journaled: usize,
 }
 
-/// A worker, ready to run.
 #[derive(Debug)]
 pub struct Worker {
     shared: Arc<Shared>,
@@ -115,7 +114,7 @@ impl Worker {
         for writer in writers {
             drain::writer_ended(&mut countdown, writer).await;
         }
-        let mut left = shared.take_in_flight();
+        let mut left: Vec<JobId> = lock(&shared.in_flight).drain().collect();
         let journaled = drain::journal(&shared, &mut countdown, &mut left).await;
         heart.cancel();
         if left.is_empty() && journaled == 0 {

@@ -16,6 +16,7 @@ use crate::{
     failure::chain,
     job::{ErrorKind, JobError, QueueName, Stop},
     store::{Bind, Finish, Finished, StoreError, StoreErrorKind},
+    sync::lock,
     telemetry::metrics,
 };
 
@@ -28,7 +29,6 @@ pub(super) enum NotTaken {
     GivenUp,
 }
 
-/// How a write is repeated.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Persist<'a> {
     pub(super) shared: &'a Shared,
@@ -36,7 +36,6 @@ pub(super) struct Persist<'a> {
     failure: &'static str,
     /// The lane that takes no jobs while the write fails, and its stop, which ends the repetition.
     lane: Option<(&'a QueueName, &'a CancellationToken)>,
-    /// Whether a refusal is repeated, too.
     even_refused: bool,
 }
 
@@ -108,12 +107,10 @@ impl<'a> Persist<'a> {
     }
 }
 
-/// A write of batches that can be halved.
 pub(super) trait Halvable: Sync {
     type Item: Send + Sync;
     type Answer: Send;
 
-    /// Writes a batch, and answers for each of its items.
     fn write(&self, batch: &[Self::Item])
     -> impl Future<Output = Result<Vec<Self::Answer>, NotTaken>> + Send;
 
@@ -168,7 +165,7 @@ pub(super) async fn run_finishes(shared: Arc<Shared>, runner: Runner<Finish, Fin
         let started = Instant::now();
         let (written, left) = write_finishes(shared, batch).await;
         metrics::FINISH_DURATION.record(started.elapsed().as_secs_f64());
-        shared.keep_unwritten(left);
+        lock(&shared.unwritten).extend(left);
         written
     };
     runner.run(write).await;
@@ -266,7 +263,6 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::sync::lock;
 
     /// Refuses batches with a 0 in them, and takes no more writes than given.
     struct Scripted {

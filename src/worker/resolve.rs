@@ -33,7 +33,6 @@ const REFRESH_PINS: Duration = Duration::from_secs(2);
 /// Most notices that are remembered; further ones are not given.
 const MAX_NOTICES: usize = 1_000;
 
-/// Decides pins, accounts and effects.
 #[derive(Debug)]
 pub struct Resolver {
     catalog: Catalog,
@@ -45,7 +44,6 @@ pub struct Resolver {
     noticed: Mutex<HashSet<String>>,
 }
 
-/// What a resolver decides by.
 #[derive(Debug, Clone)]
 pub struct Options {
     pub rules: Rules,

@@ -21,7 +21,6 @@ pub(super) const CHECK_INTERVALS: Intervals = Intervals {
     jitter: 0.2,
 };
 
-/// Why a subscription counts as stalled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Stall {
     /// Messages wait, there is room for them, and they do not come.
@@ -44,7 +43,6 @@ impl fmt::Display for Stall {
     }
 }
 
-/// What the checks since the last delivery have shown.
 #[derive(Debug, Default)]
 pub(super) struct StallDetector {
     was_stalled: bool,

@@ -35,14 +35,12 @@ use crate::{backoff::Intervals, job::Owner, string_enum::string_enum, sync::lock
 pub struct Policy {
     /// Failures in a row, per owner and toolkit, that open the breaker.
     pub after: u32,
-    /// Waits between probes.
     pub intervals: Intervals,
     /// The longest `Retry-After` that is believed.
     pub max_retry_after: Duration,
 }
 
 string_enum! {
-    /// The calls that a breaker stands for.
     Scope {
         /// One owner's calls to one toolkit.
         OwnerToolkit = "owner_toolkit",
@@ -51,15 +49,12 @@ string_enum! {
     }
 }
 
-/// An open breaker keeps the call back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Open {
     pub(super) scope: Scope,
-    /// When to come back.
     pub(super) after: Duration,
 }
 
-/// All breakers of one process.
 #[derive(Debug)]
 pub(super) struct CircuitBreakers {
     /// [`Registry::known`], which is zero while all is well.
@@ -138,7 +133,6 @@ impl CircuitBreakers {
 }
 
 impl CallPermit<'_> {
-    /// The API answered properly, whatever it answered.
     pub(super) fn answered(mut self) {
         self.is_reported = true;
         if self.ticket.is_probe() || !self.breakers.is_idle() {

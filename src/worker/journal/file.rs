@@ -30,7 +30,6 @@ pub enum Unreadable {
     OtherVersion,
 }
 
-/// The object in a file.
 #[derive(Deserialize)]
 struct Journal<'a> {
     version: u32,
@@ -66,7 +65,6 @@ fn encode(out: impl Write, results: &[Finish]) -> io::Result<()> {
     out.flush()
 }
 
-/// Passes bytes on and hashes them.
 struct Hashing<W> {
     out: W,
     hash: Sha256,

@@ -71,7 +71,6 @@ pub(super) async fn replay(shared: &Shared) {
     }
 }
 
-/// What became of the results of one file.
 #[derive(Debug, Default)]
 struct Replayed {
     applied: u64,
