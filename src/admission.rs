@@ -27,7 +27,6 @@ pub enum Enqueued {
     Conflict(Conflict),
 }
 
-/// Enqueues jobs.
 #[derive(Debug, Clone)]
 pub struct Admission {
     store: SharedStore,

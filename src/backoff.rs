@@ -11,7 +11,6 @@ use ::backoff::{SystemClock, backoff::Backoff as _, exponential::ExponentialBack
 /// After this many doublings every sensible interval has reached its ceiling.
 const MAX_STEPS: u32 = 64;
 
-/// How waiting times grow.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Intervals {
     /// The first interval, before jitter.

@@ -23,7 +23,6 @@ pub const MAX_SHORT_TEXT_BYTES: usize = 256;
 /// The highest `priority` of a job, and of a message; higher runs earlier within its queue.
 pub const MAX_PRIORITY: u8 = 9;
 
-/// Most tags on one job.
 pub const MAX_TAGS: usize = 32;
 
 /// Largest attempt budget that a job may ask for.

@@ -5,9 +5,7 @@ use std::{fmt, sync::Arc};
 
 use jiff::Timestamp;
 
-/// A source of wall-clock time.
 pub trait Clock: fmt::Debug + Send + Sync {
-    /// The current instant.
     fn now(&self) -> Timestamp;
 }
 
@@ -24,7 +22,6 @@ impl Clock for SystemClock {
 /// A clock that is shared between long-lived parts.
 pub type SharedClock = Arc<dyn Clock>;
 
-/// The host's clock, shared.
 pub fn system() -> SharedClock {
     Arc::new(SystemClock)
 }

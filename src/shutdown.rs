@@ -88,12 +88,10 @@ impl Countdown {
         Self { times: Timeline::new(Instant::now(), budget), abort, cut: false }
     }
 
-    /// The times as they stand.
     pub fn times(&self) -> Timeline {
         self.times
     }
 
-    /// What is left until the end.
     pub fn left(&self) -> Duration {
         self.times.end.saturating_duration_since(Instant::now())
     }

@@ -33,7 +33,6 @@ const EMBEDDED_CAPACITY: usize = 10_000;
 /// Most calls for which connections to the tool API are kept open between calls.
 const MAX_POOLED_CALLS: usize = 4_096;
 
-/// All backends.
 pub(super) fn open_services(config: &Config) -> Result<Services> {
     let (store, queue, api) = (open_store(config)?, open_queue(config)?, open_tool_api(config)?);
     Ok(Services::new(store, queue, api, clock::system()))

@@ -29,7 +29,6 @@ const OVERRUN: Duration = Duration::from_secs(15 * 60);
 /// one before, beginning with `relay.unclaimed_secs`, so that these take about a quarter of an hour by default.
 const UNCLAIMED_PUBLICATIONS: u32 = 5;
 
-/// The rules of admission that the configuration names.
 pub fn rules(config: &Config) -> Rules {
     Rules {
         owners: OwnerPolicy {

@@ -39,7 +39,6 @@ const SHORT_NAMES: &[(&str, &str)] = &[
     ("COMPOSIO_BASE_URL", "composio.base_url"),
 ];
 
-/// Where settings may come from.
 #[derive(Default)]
 pub struct Sources {
     /// The file that the command line names. It must exist.
@@ -284,7 +283,6 @@ pub fn is_slug(text: &str) -> bool {
     !text.is_empty() && text.bytes().all(fits)
 }
 
-/// Checks the names that people choose.
 fn check_name(key: &Key) -> Result<(), String> {
     match (key.0[0].as_str(), key.0.get(1)) {
         ("queues", Some(name)) => {

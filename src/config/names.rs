@@ -18,7 +18,6 @@ impl Key {
         Self(name.split('.').map(str::to_owned).collect())
     }
 
-    /// The rule of the setting, if there is such a setting.
     pub(super) fn rule(&self) -> Option<Rule> {
         SETTINGS.iter().find(|(pattern, _)| self.matches(pattern)).map(|(_, rule)| *rule)
     }

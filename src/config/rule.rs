@@ -15,7 +15,6 @@ use crate::{
 /// The type and the bounds of a setting.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum Rule {
-    /// `true` or `false`.
     Flag,
     /// A whole number within bounds, both included.
     Whole(i64, i64),
@@ -23,7 +22,6 @@ pub(super) enum Rule {
     Number(f64, f64),
     /// A short printable text, or empty.
     Text,
-    /// One of a few words.
     Word(&'static [&'static str]),
     /// The URL of a service with one of these schemes, or empty. May hold a password.
     Service(&'static [&'static str]),
@@ -31,15 +29,12 @@ pub(super) enum Rule {
     ApiKey,
     /// The http(s) URL of the tool API.
     BaseUrl,
-    /// A path under a URL.
     Path,
-    /// Names of lanes.
     Lanes,
     /// A literal toolkit version, or blank, by the rule that jobs are read by.
     Version,
     /// Address and port, or empty.
     Address,
-    /// A filter of log lines.
     Filter,
 }
 

@@ -78,7 +78,6 @@ impl Config {
         if self.composio.api_key.expose_secret().is_empty() { Err(Missing::ApiKey) } else { Ok(()) }
     }
 
-    /// Whether a broker is configured.
     pub fn has_amqp(&self) -> bool {
         !self.amqp.url.expose_secret().is_empty()
     }

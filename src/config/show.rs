@@ -8,7 +8,6 @@ use url::Url;
 
 use super::{load::Loaded, names::Key, rule::Rule, values::Setting};
 
-/// What stands for a secret.
 const MASK: &str = "***";
 
 impl Loaded {
