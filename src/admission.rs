@@ -1,8 +1,7 @@
 //! The one door: a job that does not come through a queue is born here.
 //!
-//! A job is inserted into the store first and handed to the queue second. If the hand-over fails,
-//! the relay of any worker publishes it; so what the caller was told is true whatever happens to
-//! the broker.
+//! A job is inserted into the store first and handed to the queue second. If the hand-over fails, the relay of any worker
+//! publishes it; so what the caller was told is true whatever happens to the broker.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -47,10 +46,7 @@ impl Admission {
         Self { store, queue, rules, unclaimed_after }
     }
 
-    /// Enqueues a batch; answers are in its order.
-    ///
-    /// # Errors
-    /// The store could not be written; the same batch may be enqueued again as it is.
+    /// Enqueues a batch; answers are in its order. After an error of the store, it may be enqueued again as it is.
     pub async fn enqueue(&self, batch: &[Arc<JobSpec>]) -> Result<Vec<Enqueued>, StoreError> {
         let mut answers = Vec::with_capacity(batch.len());
         for chunk in batch.chunks(CLAIM_BATCH) {
@@ -84,8 +80,7 @@ impl Admission {
             .collect())
     }
 
-    /// Publishes what was just stored. Nothing that fails here is a failure of enqueueing: the relay looks after jobs
-    /// that nobody claims.
+    /// Publishes what was just stored. No failure here is one of enqueueing: the relay looks after jobs that nobody claims.
     async fn hand_over(&self, specs: &[Arc<JobSpec>], inserted: &[Inserted]) {
         let Some(queue) = &self.queue else { return };
         let available: Vec<&Arc<JobSpec>> = specs

@@ -1,9 +1,8 @@
 //! The relay brings due and unclaimed jobs from the store to the queue, and results to the apps that
 //! asked for a reply.
 //!
-//! It is the only part of errand that publishes jobs it did not just receive at the door: first
-//! start, retry, rescue and release all take this path. Several processes may run it at once; the
-//! store gives each row to one of them. A publication that is not confirmed leaves the job due.
+//! First start, retry, rescue and release all take this path. Several processes may run it at once; the store gives each
+//! row to one of them. A publication that is not confirmed leaves the job due.
 
 use std::time::Duration;
 
@@ -103,10 +102,7 @@ impl Relay {
         }
     }
 
-    /// One round: publishes what is due, then replies.
-    ///
-    /// # Errors
-    /// The store could not be read or written. What was taken is looked at again in time.
+    /// One round: publishes what is due, then replies. After an error, what was taken is looked at again in time.
     pub async fn run_once(&self) -> Result<Round, StoreError> {
         let due = self.services.store.take_due(self.options.batch, self.options.unclaimed).await?;
         let messages = due.iter().map(|due| message(&due.spec)).collect();

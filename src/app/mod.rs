@@ -34,10 +34,7 @@ pub struct App {
 }
 
 impl App {
-    /// With the backends that the configuration names; nothing connects yet.
-    ///
-    /// # Errors
-    /// An address cannot be used.
+    /// With the backends that the configuration names; nothing connects yet. An address that cannot be used is an error.
     pub fn new(config: Config) -> Result<Self> {
         Ok(Self::of(open::open_services(&config)?, config))
     }
@@ -98,10 +95,7 @@ impl App {
     }
 }
 
-/// Installs the metrics of this process.
-///
-/// # Errors
-/// They are installed already.
+/// Installs the metrics of this process; an error if they are installed already.
 pub fn install_metrics() -> Result<PrometheusHandle> {
     metrics::install().context("metrics can be installed once per process")
 }

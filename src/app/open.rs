@@ -38,10 +38,7 @@ pub(super) fn open_services(config: &Config) -> Result<Services> {
     Ok(Services::new(store, queue, api, clock::system()))
 }
 
-/// The store that the configuration names.
-///
-/// # Errors
-/// The address cannot be used.
+/// The store that the configuration names; an error if its address cannot be used.
 pub fn open_store(config: &Config) -> Result<SharedStore> {
     let url = config.store.url.expose_secret();
     if let Some(path) = url.strip_prefix("sqlite://") {
@@ -58,11 +55,7 @@ pub fn open_store(config: &Config) -> Result<SharedStore> {
     Ok(Arc::new(PostgresStore::new(options)?))
 }
 
-/// The queue that the configuration names: RabbitMQ, or the one inside this process when no broker
-/// is configured.
-///
-/// # Errors
-/// The address cannot be used.
+/// RabbitMQ, or the queue inside this process when no broker is configured; an error if the address cannot be used.
 pub fn open_queue(config: &Config) -> Result<SharedQueue> {
     let names: Vec<QueueName> = config.queues.keys().cloned().collect();
     if config.amqp.url.expose_secret().is_empty() {
@@ -79,18 +72,12 @@ pub fn open_queue(config: &Config) -> Result<SharedQueue> {
     Ok(Arc::new(RabbitQueue::new(options)?))
 }
 
-/// The tool API that the configuration names.
-///
-/// # Errors
-/// The address or the key cannot be used.
+/// The tool API that the configuration names; an error if its address or the key cannot be used.
 pub fn open_tool_api(config: &Config) -> Result<SharedToolApi> {
     Ok(Arc::new(Composio::new(tool_api_options(config)?)?))
 }
 
-/// How to reach the tool API that the configuration names.
-///
-/// # Errors
-/// The address cannot be used.
+/// How to reach the tool API that the configuration names; an error if its address cannot be used.
 pub fn tool_api_options(config: &Config) -> Result<composio::Options> {
     let composio = &config.composio;
     Ok(composio::Options {

@@ -197,8 +197,7 @@ async fn enqueue_all(door: Admission, batch: Batch) -> Result<Answers, StoreErro
     Ok(answers)
 }
 
-/// Enqueues a batch, again and again while the database is away for a moment; the store gives the
-/// answers that were lost.
+/// Enqueues a batch, also while the database is away for a moment; the store gives the answers that were lost.
 async fn enqueue(door: &Admission, batch: &Batch) -> Result<Vec<Enqueued>, StoreError> {
     let specs: Vec<_> = batch.iter().map(|(_, spec)| spec.clone()).collect();
     let mut step = 0;

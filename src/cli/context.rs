@@ -37,8 +37,7 @@ impl Context {
         app::open_tool_api(self.config()).context("cannot use the tool API")
     }
 
-    /// Whether jobs reach workers through a broker. Otherwise the relay of a process that uses the
-    /// same store brings them.
+    /// Whether jobs reach workers through a broker, and not by the relay of a process that uses the same store.
     pub(super) fn uses_broker(&self) -> bool {
         self.config().has_amqp() && !self.config().store_is_sqlite()
     }
@@ -53,10 +52,7 @@ impl Context {
         Ok(OpenDoor { door, store, queue })
     }
 
-    /// Whether jobs may be sent to this lane.
-    ///
-    /// # Errors
-    /// A sentence that lists the lanes there are.
+    /// Whether jobs may be sent to this lane; the error is a sentence that lists the lanes there are.
     pub(super) fn check_lane(&self, lane: &str) -> Result<(), String> {
         let known: Vec<_> = self.config().queues.keys().map(QueueName::as_str).collect();
         if known.contains(&lane) {

@@ -104,8 +104,7 @@ pub(crate) async fn run(args: Args, mut config: Config) -> Result<Exit> {
     Ok(Exit::negative_if(summary.lost != 0))
 }
 
-/// Settings that make a short run show what a long one would: quick retries, and a toolkit that
-/// belongs to organizations.
+/// Makes a short run show what a long one would: quick retries, and a toolkit that belongs to organizations.
 fn settle_for_demo(config: &mut Config) {
     config.http.listen = None;
     config.retry.initial_ms = 100;

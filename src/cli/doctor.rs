@@ -23,8 +23,7 @@ use crate::{
 /// The longest that one service may take to answer all its questions.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// From this on, clocks that disagree make log lines and `run_at` confusing. Leases and due times
-/// are judged by the store's clock alone and stay right.
+/// From this on, log lines and `run_at` are confusing. Leases and due times, judged by the store's clock, stay right.
 const MAX_SKEW: Duration = Duration::from_secs(2);
 
 #[derive(Debug, clap::Args)]

@@ -136,8 +136,7 @@ fn verdict(error: &(dyn std::error::Error + 'static)) -> Option<(Exit, Option<&'
     matches!(kind, ErrorKind::AddrInUse | ErrorKind::AddrNotAvailable).then_some((Exit::Configuration, None))
 }
 
-/// Says in one line that there is a bug, without a backtrace. Panics of tasks are reported the same
-/// way and do not end the process.
+/// Says in one line that there is a bug, without a backtrace, also for tasks, whose panics do not end the process.
 pub(super) fn report_panic(panic: &PanicHookInfo<'_>) {
     if is_closed_pipe(panic.payload()) {
         return;
@@ -152,8 +151,7 @@ pub(super) fn report_panic(panic: &PanicHookInfo<'_>) {
     }
 }
 
-/// A message that was put together when it was needed may quote a customer's text, as that of a cut between the
-/// bytes of a character does.
+/// A message that was put together may quote a customer's text, as that of a cut between the bytes of a character does.
 fn loggable(payload: &(dyn Any + Send)) -> &str {
     payload
         .downcast_ref::<&str>()

@@ -1,9 +1,8 @@
 //! The command line: parses, loads the configuration, runs one command and turns what became of it
 //! into one line and an exit code.
 //!
-//! Commands print answers to standard output and everything else to standard error. They return an
-//! exit code when they ran, and an error when they could not; only this module picks the exit code
-//! of an error and prints it, so that every failure looks the same. What it exports besides [`main`] is for
+//! Commands print answers to standard output and everything else to standard error. They return an exit code when they
+//! ran, and an error when they could not, which only this module prints. What it exports besides [`main`] is for
 //! `errand-lab`, whose commands start and end in the same way.
 
 use std::{path::PathBuf, process::ExitCode};
@@ -171,14 +170,4 @@ fn completions(shell: clap_complete::Shell) -> anyhow::Result<Exit> {
     clap_complete::generate(shell, &mut Cli::command(), "errand", &mut script);
     output::print(&String::from_utf8_lossy(&script))?;
     Ok(Exit::Success)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_command_line_is_consistent() {
-        Cli::command().debug_assert();
-    }
 }

@@ -23,9 +23,6 @@ pub(super) struct Format {
 pub struct Closed(#[source] pub(super) io::Error);
 
 /// Prints text, which ends in a newline.
-///
-/// # Errors
-/// Standard output could not be written.
 pub fn print(text: &str) -> Result<(), Closed> {
     let mut out = io::stdout().lock();
     out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(Closed)

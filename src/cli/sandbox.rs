@@ -31,10 +31,7 @@ pub(crate) struct Args {
     print_world: bool,
 }
 
-/// Serves until `stop`.
-///
-/// # Errors
-/// A world file that cannot be read or has mistakes, and an address that cannot be served on.
+/// Serves until `stop`. A world file and an address that cannot be used are errors.
 pub(crate) async fn run(args: Args, stop: CancellationToken) -> anyhow::Result<()> {
     if args.print_world {
         return Ok(output::print(DEFAULT_WORLD)?);

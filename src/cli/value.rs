@@ -114,8 +114,7 @@ pub(super) fn version(text: &str) -> Result<String, String> {
     }
 }
 
-/// The text of an argument that may name a file (`@file`) or standard input (`-`). Reading stops
-/// at the largest envelope.
+/// The text of an argument that may name a file (`@file`) or standard input (`-`), up to the largest envelope.
 pub(super) fn text_or_file(argument: &str) -> anyhow::Result<String> {
     let limit = MAX_ENVELOPE_BYTES as u64 + 1;
     let mut text = String::new();

@@ -81,11 +81,8 @@ impl Loaded {
     }
 }
 
-/// Reads all sources, strongest last: the defaults, the file, the short names of the environment,
-/// and `ERRAND__SECTION__KEY`.
-///
-/// # Errors
-/// All mistakes of all sources.
+/// Reads all sources, strongest last: the defaults, the file, the short names of the environment, and
+/// `ERRAND__SECTION__KEY`. The error has all mistakes of all of them.
 pub fn load(sources: &Sources) -> Result<Loaded, ConfigErrors> {
     let mut loader = Loader::of_defaults();
     loader.read_file(sources);
@@ -93,9 +90,6 @@ pub fn load(sources: &Sources) -> Result<Loaded, ConfigErrors> {
 }
 
 /// As [`load`], with the text of the usual file instead of a file. `ERRAND_CONFIG` names none.
-///
-/// # Errors
-/// All mistakes of all sources.
 pub fn load_text(text: &str, env: &BTreeMap<String, String>) -> Result<Loaded, ConfigErrors> {
     let mut loader = Loader::of_defaults();
     loader.read_text(text, PathBuf::from(USUAL_FILE));
@@ -219,8 +213,7 @@ impl Loader {
         self.report(format!("`{name}` is not a setting; {hint}"), Some(origin));
     }
 
-    /// A stronger source wins even where it is mistaken: going on with the weaker value would hide
-    /// the mistake from the checks of relations.
+    /// A stronger source wins even where it is mistaken: relations must not be checked with a value that is overridden.
     fn set(&mut self, key: Key, value: Result<Value, String>, origin: Origin) {
         match check_name(&key).and(value) {
             Ok(value) => {

@@ -60,10 +60,8 @@ impl Relations<'_> {
         if let (Some(value), Some(most)) = (self.whole(name), self.whole(ceiling))
             && value > most
         {
-            self.report(
-                name,
-                format!("`{name}` is {value} but must not be more than `{ceiling}` ({most}){why}"),
-            );
+            let message = format!("`{name}` is {value} but must not be more than `{ceiling}` ({most}){why}");
+            self.report(name, message);
         }
     }
 

@@ -11,8 +11,7 @@ use super::{load::Loaded, names::Key, rule::Rule, values::Setting};
 const MASK: &str = "***";
 
 impl Loaded {
-    /// The settings as TOML, in the order of the manual. With `origins`, each line says where its
-    /// value came from.
+    /// The settings as TOML, in the order of the manual. With `origins`, each line says where its value came from.
     pub fn to_toml(&self, origins: bool) -> String {
         let mut out = String::new();
         let mut section: &[String] = &[];
@@ -43,8 +42,7 @@ impl Loaded {
         out
     }
 
-    /// The settings as one JSON object with an entry per setting, by its full name. With `origins`,
-    /// each entry is an object of `value` and `origin`.
+    /// The settings as one JSON object, by their full names. With `origins`, each has its `value` and its `origin`.
     pub fn to_json(&self, origins: bool) -> serde_json::Value {
         let settings = self.in_order().into_iter().map(|(key, setting)| {
             let value = json!(shown(key, setting));

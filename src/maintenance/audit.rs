@@ -1,12 +1,9 @@
 //! Looks at every job for what the flow would never look at again, repairs what is safe and says the rest.
 //!
-//! A repair never decides about a job: it only brings the job back to where the relay or the rescue
-//! finds it, so that the rare case takes the way of every day. Whatever a person must judge is reported.
+//! A repair never decides about a job: it only brings the job back to where the relay or the rescue finds it. Whatever a
+//! person must judge is reported. Of several workers the one that started first does it.
 //!
-//! Of several workers the one that started first does it. What it reads is a page at a time, with pauses.
-//!
-//! What this cannot see is a message without a row: a message tells what it is only to who consumes it.
-//! [`Audit::lanes`] compares figures instead.
+//! What this cannot see is a message without a row; [`Audit::lanes`] compares figures instead.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -67,8 +64,7 @@ pub struct Found {
     pub jobs: Vec<JobId>,
 }
 
-/// A lane's figures. They are for information: apps publish messages that have no row yet, and a row
-/// that a worker is about to claim has no message in the lane any more.
+/// For information: apps publish messages that have no row yet, and a row that is being claimed has no message any more.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LaneFigures {
     pub lane: QueueName,
@@ -126,8 +122,7 @@ impl Found {
 }
 
 impl Audit {
-    /// An auditor of `store`. Without a queue it repairs no job that might have a message; it wakes the
-    /// relay when it made jobs due.
+    /// Without a queue it repairs no job that might have a message; it wakes the relay when it made jobs due.
     pub fn new(
         store: SharedStore,
         queue: Option<SharedQueue>,
@@ -164,10 +159,7 @@ impl Audit {
         Ok(())
     }
 
-    /// One audit of the whole store.
-    ///
-    /// # Errors
-    /// The store could not be read or written. Repairs up to there are kept.
+    /// One audit of the whole store. Repairs up to an error of the store are kept.
     pub async fn run_once(&self) -> Result<Report, StoreError> {
         let mut report = Report::default();
         let mut lanes = HashMap::new();
@@ -184,9 +176,6 @@ impl Audit {
     }
 
     /// The available jobs and the waiting messages of these lanes, and of all lanes that have such jobs.
-    ///
-    /// # Errors
-    /// The store could not be read.
     pub async fn lanes(&self, known: &[QueueName]) -> Result<Vec<LaneFigures>, StoreError> {
         let mut available: BTreeMap<QueueName, u64> = known.iter().map(|lane| (lane.clone(), 0)).collect();
         for (lane, state, jobs) in self.store.census().await?.jobs {

@@ -1,10 +1,9 @@
-//! Lets jobs go on that are held because their owner has to connect an account, and ends those whose time
-//! passes first. The looking can be switched off; the ending cannot.
+//! Lets jobs go on that are held because their owner has to connect an account, and ends those whose time passes first.
+//! The looking can be switched off; the ending cannot.
 //!
-//! All jobs of the same owner, toolkit and named account wait together. The tool API is asked about them
-//! together, ever less often, and when the account is active they are let go page by page. An account
-//! that calls were refused with although the API says it is active is tried with one job first: the
-//! provider may have taken back a grant that the API still believes in.
+//! The tool API is asked once for all jobs of the same owner, toolkit and named account, ever less often. An account that
+//! calls were refused with although the API says it is active is tried with one job first: the provider may have taken
+//! back a grant that the API still believes in.
 
 use std::{sync::Mutex, time::Duration};
 
@@ -22,8 +21,7 @@ use crate::{
     tool::{ToolError, account},
 };
 
-/// What was taken and not decided, because the process died, is taken again after this; longer than any
-/// look-up takes.
+/// What a process that died had taken is taken again after this; longer than any look-up takes.
 const TAKEN_FOR: Duration = Duration::from_secs(60);
 
 /// Jobs that are let go, or given up, in one write.
@@ -81,9 +79,6 @@ impl Connections {
     }
 
     /// One round; returns how many connections were taken.
-    ///
-    /// # Errors
-    /// The store could not be read or written.
     pub async fn run_once(&self) -> Result<usize, StoreError> {
         self.expire().await?;
         let is_quiet = lock(&self.quiet_until).is_some_and(|until| Instant::now() < until);
@@ -174,8 +169,7 @@ impl Connections {
         }
     }
 
-    /// Asks nothing for as long as the API wants, or for the first interval. What the API wants is cut to
-    /// the longest interval.
+    /// Asks nothing for as long as the API wants, up to the longest interval, or else for the first interval.
     fn be_quiet(&self, error: &ToolError) {
         let Intervals { initial, max, .. } = self.options.intervals;
         let wait = match error {

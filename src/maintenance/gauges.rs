@@ -35,10 +35,7 @@ impl Gauges {
         }
     }
 
-    /// Reads once.
-    ///
-    /// # Errors
-    /// The store could not be read.
+    /// Reads once. A lane whose depth the broker does not tell is left out.
     pub async fn run_once(&mut self) -> Result<(), StoreError> {
         let Services { store, queue, .. } = &self.services;
         metrics::BROKER_CONNECTED.set(f64::from(u8::from(queue.connected())));

@@ -100,14 +100,9 @@ struct Summary {
     effects_kept: u64,
 }
 
-/// Compares all jobs of the store with the ledger of the sandbox at `base`; names up to `named` jobs of
-/// each kind.
-///
-/// # Errors
-/// The store or the sandbox could not be read.
+/// Compares all jobs of the store with the ledger of the sandbox at `base`; names up to `named` jobs of each kind.
 pub async fn compare(store: &SharedStore, base: &Url, named: usize) -> Result<Comparison> {
-    // An effect comes after its claim and before its success, so what is read in this order can only
-    // contradict where something is wrong.
+    // An effect comes after its claim and before its success, so in this order only what is wrong contradicts.
     let succeeded = succeeded(store).await?;
     let ledger = Ledger::new(base)?;
     let summary: Summary = ledger.read("_sandbox/ledger").await?;

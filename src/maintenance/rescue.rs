@@ -1,9 +1,8 @@
 //! Takes over the running jobs of workers that stopped beating.
 //!
-//! What may be repeated is due again; a call that counts and may have been made is held until
-//! [`super::verify`] or a person knows. A job that had nothing frozen cannot have been sent, so it is
-//! simply given back. The result of a worker that was only presumed dead is still accepted while
-//! nobody has claimed the job again (the store's `finish` sees to that).
+//! What may be repeated is due again; a `once` call that may have been made is held until [`super::verify`] or a person
+//! knows. A job without a binding cannot have been sent, so it is simply given back. The store's `finish` still accepts
+//! the result of a worker that was only presumed dead, while nobody has claimed the job again.
 
 use std::time::Duration;
 
@@ -26,8 +25,7 @@ pub struct Options {
     pub batch: usize,
     /// Age of a heartbeat from which a worker is lost.
     pub lease: Duration,
-    /// How long after an unknown outcome the tool API's log is asked for the first time; `None` leaves
-    /// unknown outcomes to a person.
+    /// How long after an unknown outcome the tool API's log is asked first; `None` leaves it to a person.
     pub first_check: Option<Duration>,
     /// When to try again.
     pub retry: RetryPolicy,
@@ -52,9 +50,6 @@ impl Rescue {
     }
 
     /// One page; returns how many jobs were taken over.
-    ///
-    /// # Errors
-    /// The store could not be read or written.
     pub async fn run_once(&self) -> Result<usize, StoreError> {
         let Services { store, clock, relay_wake, .. } = &self.services;
         let lost = store.lost_jobs(self.options.lease, self.options.batch).await?;

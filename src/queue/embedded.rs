@@ -51,8 +51,7 @@ impl EmbeddedQueue {
         }
     }
 
-    /// Creates a reply queue, in place of an earlier one of this name. It exists until the receiver is dropped, and
-    /// holds as many messages as a lane.
+    /// Creates a reply queue, in place of one of this name, until the receiver is dropped. It holds as much as a lane.
     pub fn reply_queue(&self, name: impl Into<String>) -> mpsc::Receiver<Message> {
         let (sender, receiver) = mpsc::channel(self.capacity.max(1));
         let mut replies = lock(&self.replies);
@@ -206,8 +205,7 @@ impl Lane {
         .await
     }
 
-    /// Repeats `attempt` whenever the lane has changed, until it returns an answer. It takes no message before that, so
-    /// the future may be dropped.
+    /// Repeats `attempt` whenever the lane has changed, until it answers. No message is taken before: it may be dropped.
     async fn wait_for<T>(&self, mut attempt: impl FnMut() -> Option<T>) -> T {
         loop {
             let mut changed = std::pin::pin!(self.changed.notified());

@@ -119,8 +119,7 @@ pub struct Properties {
     /// Whether the relay published the message, for a job that is in the store. Kept messages spell it as the header does.
     #[serde(default, rename = "known", skip_serializing_if = "std::ops::Not::not")]
     pub from_store: bool,
-    /// The properties in their binary form, instead of all others, if they cannot be read. Bytes that are not ASCII
-    /// text are escaped as in Rust's strings.
+    /// The bytes of all properties if they cannot be read, with what is not ASCII escaped as in Rust's strings.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unreadable: Option<String>,
     /// Other properties and headers, as text.

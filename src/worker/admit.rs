@@ -23,10 +23,7 @@ const UNREADABLE: &str = "the properties of the message cannot be read: a proper
 /// The namespace of IDs of rejected messages, which are derived from the message.
 const REJECTED_NAMESPACE: Uuid = Uuid::from_u128(0x2d0c_6f5a_9b7e_5f0e_8c52_6572_7261_6e64);
 
-/// The claim that a delivery becomes.
-///
-/// # Errors
-/// Why it is not a job.
+/// The claim that a delivery becomes, or why it is not a job.
 pub(super) fn admit(shared: &Shared, lane: &QueueName, delivery: &Delivery) -> Result<Claim, EnvelopeError> {
     let properties = &delivery.properties;
     if properties.unreadable.is_some() {

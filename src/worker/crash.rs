@@ -51,14 +51,11 @@ impl FromStr for CrashPlan {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let parsed = text.split_once(':').and_then(|(word, number)| {
-            Some(Self {
-                point: word.parse().ok()?,
-                passage: number.parse().ok().filter(|passage| *passage > 0)?,
-            })
+            let passage = number.parse().ok().filter(|passage| *passage > 0)?;
+            Some(Self { point: word.parse().ok()?, passage })
         });
         parsed.ok_or_else(|| {
-            let points: Vec<_> = CrashPoint::ALL.iter().map(|point| point.as_str()).collect();
-            let points = points.join(", ");
+            let points = CrashPoint::WORDS.join(", ");
             format!("write POINT:N, where N counts from 1 and POINT is one of {points}")
         })
     }

@@ -16,8 +16,7 @@ const RETIRE: Duration = Duration::from_secs(2);
 pub(super) async fn drain(shared: &Shared, countdown: &mut Countdown, lanes: &TaskTracker) {
     let _set_once = shared.drain_until.set(countdown.times().drain_until);
     enter(shared, Phase::Draining);
-    // A claim that is being written when the stop comes still starts its jobs, so lanes end before the
-    // count of tasks means anything.
+    // A claim that is being written still starts its jobs, so lanes end before the count of tasks means anything.
     let all_ended = || async {
         lanes.wait().await;
         shared.tasks.close();
@@ -47,8 +46,7 @@ pub(super) async fn writer_ended(countdown: &mut Countdown, writer: JoinHandle<(
     }
 }
 
-/// Puts what the store did not take into the journal, and takes it off the list of what is `left`;
-/// returns how much it is.
+/// Puts what the store did not take into the journal, and takes it off the list `left`; returns how much it is.
 pub(super) async fn journal(shared: &Shared, countdown: &mut Countdown, left: &mut Vec<JobId>) -> usize {
     let unwritten = std::mem::take(&mut *lock(&shared.unwritten));
     if unwritten.is_empty() {

@@ -20,8 +20,7 @@ pub(super) struct Runner<T, R> {
     max: usize,
 }
 
-/// Makes both sides. The channel itself needs no bound: every submitter waits for its answer, so it
-/// never holds more items than there are jobs in flight.
+/// Makes both sides. Every submitter waits for its answer, so the jobs in flight bound the channel.
 pub(super) fn group_commit<T, R>(max: usize) -> (GroupCommit<T, R>, Runner<T, R>) {
     let (sender, receiver) = mpsc::unbounded_channel();
     (GroupCommit { sender: Mutex::new(Some(sender)) }, Runner { receiver, max })
@@ -42,9 +41,8 @@ impl<T, R> GroupCommit<T, R> {
 }
 
 impl<T, R> Runner<T, R> {
-    /// Writes batches with `write`, which is told how many items wait behind the batch, and returns
-    /// an answer per item in order; items at the end that have none are given up. Ends when the
-    /// submitting side is closed.
+    /// Writes batches with `write`, which is told how many items wait behind the batch, and returns an answer per item in
+    /// order; items at the end that have none are given up. Ends when the submitting side is closed.
     pub(super) async fn run<F>(mut self, mut write: impl FnMut(Vec<T>, usize) -> F)
     where
         F: Future<Output = Vec<R>>,

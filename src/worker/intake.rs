@@ -38,8 +38,7 @@ struct Admitted {
 }
 
 impl Intake {
-    /// Takes deliveries to their end as deliveries: rejected, claimed or given back. `false` when
-    /// the lane should stop.
+    /// Takes deliveries to their end: rejected, claimed or given back. `false` when the lane should stop.
     pub(super) async fn take(
         &self,
         deliveries: Vec<Delivery>,

@@ -115,8 +115,7 @@ impl Lane {
         }
     }
 
-    /// Waits until at least one slot is free, and takes all that are free up to one batch. `None`
-    /// when the lane should stop.
+    /// Waits until a slot is free, and takes all that are free up to one batch. `None` when the lane should stop.
     async fn free_slots(&self) -> Option<OwnedSemaphorePermit> {
         loop {
             let mut slots = self.stop.run_until_cancelled(self.slots.clone().acquire_owned()).await?.ok()?;

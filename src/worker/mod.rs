@@ -1,19 +1,15 @@
-//! The worker: takes deliveries from the queue, claims them in the store, calls the tool API and
-//! records what came of it. The modules follow a job's way: `lane`, `intake`, `admit`, then `attempt` with
-//! `binding`, `ending` and `record`, then `persist`; `heartbeat` keeps the lease meanwhile, and `journal` keeps what
-//! could not be written before a shutdown ended.
+//! The worker: takes deliveries from the queue, claims them in the store, calls the tool API and records what came of
+//! it. ARCHITECTURE.md lists the modules in the order of a job's way.
 //!
 //! Guarantees:
 //! * A delivery is acknowledged only after the store has committed what became of it.
-//! * A job occupies one slot of its lane from before its delivery is taken until its attempt is
-//!   recorded, so concurrency, memory and unwritten results are bounded by one number.
-//! * The slot is owned by the job's task: a panic releases it, and the job still ends.
+//! * A job occupies one slot of its lane from before its delivery is taken until its attempt is recorded, so one number
+//!   bounds concurrency, memory and unwritten results. Its task owns the slot: a panic releases it, and the job ends.
 //! * A worker whose lease is stale neither claims nor starts calls.
-//! * A shutdown keeps to its budget, whichever service stalls. What ended and was not written is in the
-//!   journal; what was not even that is listed by ID.
+//! * A shutdown keeps to its budget, whichever service stalls. What ended and was not written is in the journal; what
+//!   was not even that is listed by ID.
 //!
-//! The worker does not publish jobs: whatever has to run again is written to the store, and the
-//! relay brings it back.
+//! The worker does not publish jobs: the relay brings back from the store what has to run again.
 
 mod admit;
 mod attempt;

@@ -55,8 +55,7 @@ impl<'a> Persist<'a> {
         Self { even_refused: true, ..self }
     }
 
-    /// Repeats a write until the store takes it, refuses its content, or nobody waits any more. Every
-    /// batch may be repeated as it is, so a lost answer does no harm.
+    /// Repeats a write until the store takes it, refuses its content, or nobody waits any more. A lost answer does no harm.
     pub(super) async fn until_taken<R, F>(&self, write: impl Fn() -> F) -> Result<R, NotTaken>
     where
         F: Future<Output = Result<R, StoreError>>,
@@ -155,8 +154,7 @@ pub(super) async fn bisect<H: Halvable>(
     (done, pieces.into_iter().rev().flatten().collect())
 }
 
-/// Writes ended attempts in batches. Those that the store has not taken when the worker gives up are kept for the
-/// journal.
+/// Writes ended attempts in batches, and keeps for the journal what the store has not taken when the worker gives up.
 pub(super) async fn run_finishes(shared: Arc<Shared>, runner: Runner<Finish, Finished>) {
     let shared = &*shared;
     let write = |batch: Vec<Finish>, backlog| async move {
@@ -181,9 +179,8 @@ pub(super) async fn run_bindings(shared: Arc<Shared>, runner: Runner<Bind, Bound
     runner.run(write).await;
 }
 
-/// Writes a batch of ended attempts; an item that the database refuses for what it contains is
-/// recorded as a failure that says so. Returns the answers in order, and the items behind them, which were not
-/// written because the worker gave up.
+/// Writes a batch of ended attempts; one that the database refuses is recorded as a failure that says so. Returns as
+/// [`bisect`] does.
 pub(super) async fn write_finishes(shared: &Shared, batch: Vec<Finish>) -> (Vec<Finished>, Vec<Finish>) {
     let (done, left) = bisect(&Finishes(Persist::new(shared, "results could not be written")), batch).await;
     (done.into_iter().map(|(_, finished)| finished).collect(), left)
@@ -220,8 +217,7 @@ impl Halvable for Finishes<'_> {
     }
 }
 
-/// Records the end of an attempt whose answer the database refuses: without the answer, and then without
-/// the log ID too.
+/// Records the end of an attempt whose answer the database refuses: without it, and then without the log ID too.
 async fn unstorable(
     persist: &Persist<'_>,
     refused: &Finish,

@@ -41,8 +41,7 @@ pub struct Options {
     pub heartbeat: Duration,
     /// How long a whole shutdown may take, see [`crate::shutdown::Timeline`].
     pub shutdown: Duration,
-    /// Where results are kept that could not be written before a shutdown ended; `None` leaves them to the
-    /// rescue.
+    /// Where results are kept that a shutdown could not write; `None` leaves them to the rescue.
     pub journal_dir: Option<PathBuf>,
     /// Run messages that have no ID; redelivered ones are held.
     pub accept_unidentified: bool,
@@ -50,8 +49,7 @@ pub struct Options {
     pub retry: RetryPolicy,
     /// When calls are kept back because the tool API does not answer them.
     pub circuit_breaker: CircuitBreakerPolicy,
-    /// How long after an unknown outcome the tool API's log is asked for the first time; `None` leaves
-    /// unknown outcomes to a person.
+    /// How long after an unknown outcome the tool API's log is asked first; `None` leaves it to a person.
     pub first_check: Option<Duration>,
     /// Per attempt, for jobs that do not say.
     pub timeout: Duration,
@@ -61,8 +59,7 @@ pub struct Options {
     pub crash: Option<CrashPlan>,
 }
 
-/// What became of a binding: whether it is recorded, or why the database refuses what it contains. One that is not
-/// recorded was fenced off.
+/// Whether a binding is recorded or fenced off, or why the database refuses what it contains.
 pub(super) type Bound = Result<bool, StoreError>;
 
 #[derive(Debug)]
@@ -133,8 +130,7 @@ impl Shared {
         lock(&self.in_flight).remove(&id);
     }
 
-    /// Waits for a service, but not beyond the moment when running calls are interrupted, when this returns `None`: what
-    /// the broker has not settled by then it delivers again.
+    /// Waits for a service until running calls are interrupted (`None`); what is not settled then is delivered again.
     pub(super) async fn unless_interrupted<T>(&self, work: impl Future<Output = T>) -> Option<T> {
         tokio::select! {
             biased;

@@ -1,11 +1,9 @@
 //! Finds out what became of calls whose outcome is unknown.
 //!
-//! A call that must not be made twice and ended without an answer is looked for in the tool API's
-//! execution log, by the request ID under which it was sent. What the log has is taken as the answer
-//! that did not arrive. That the log has nothing proves something only when it had time to settle
-//! and when it shows a call of ours that is known to have succeeded, right before and right after: a
-//! log that does not keep our request IDs, or has lost entries, finds nothing either. Where nobody can
-//! know, a person decides.
+//! A `once` call that ended without an answer is looked for in the tool API's execution log, by its request ID. What the
+//! log has is taken as the answer that did not arrive. That it has nothing proves something only when it had time to
+//! settle and shows a call of ours that is known to have succeeded, right before and right after: a log that does not
+//! keep our request IDs, or has lost entries, finds nothing either. Where nobody can know, a person decides.
 
 use std::{sync::Arc, time::Duration};
 
@@ -128,9 +126,6 @@ impl Verify {
     }
 
     /// One round; returns how many jobs were looked at.
-    ///
-    /// # Errors
-    /// The store could not be read or written.
     pub async fn run_once(&self) -> Result<usize, StoreError> {
         let checks = self.services.store.take_checks(self.options.batch, TAKEN_FOR).await?;
         if checks.is_empty() {
@@ -161,8 +156,7 @@ impl Verify {
         }
     }
 
-    /// Looks again, right between two sights of the call that is known to have run: a log can go blind at any
-    /// time, and a call must not be made again because it did so in the middle of a round.
+    /// Looks again, right between two sights of the call that is known to have run: a log can go blind within a round.
     async fn look_between_sights(&self, check: &Check) -> Result<Look, StoreError> {
         let before = self.shows_a_known_success().await?;
         let look = self.look(check, before).await;

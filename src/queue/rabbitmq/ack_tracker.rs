@@ -65,8 +65,7 @@ impl AckTracker {
         self.write_prefix(frames);
     }
 
-    /// Acknowledges everything before the first unsettled delivery. The broker must still know the tag of the frame,
-    /// so it is that of the last withheld one.
+    /// Acknowledges all before the first unsettled delivery, by the last withheld tag, which the broker still knows.
     fn write_prefix(&mut self, frames: &mut Vec<AckFrame>) {
         let rest = match self.unsettled.first() {
             Some(first) => self.withheld.split_off(first),

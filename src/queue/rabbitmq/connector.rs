@@ -265,8 +265,7 @@ impl Session {
         self.connection.status().connected()
     }
 
-    /// Why the broker blocks this connection, if it does. Nothing is written to a blocked connection, not even its
-    /// end.
+    /// Why the broker blocks this connection, if it does. Nothing is written to a blocked connection, not even its end.
     pub(super) fn blocked(&self) -> Option<String> {
         self.connection.status().blocked().then(|| lock(&self.blocked_because).clone())
     }

@@ -27,10 +27,7 @@ pub(super) struct Endpoint {
 }
 
 impl Endpoint {
-    /// Reads the URL.
-    ///
-    /// # Errors
-    /// The URL is unusable; the kind is `Access`. Neither the URL nor its password is quoted.
+    /// An unusable URL is an error of kind `Access`, which quotes neither the URL nor its password.
     pub(super) fn new(url: &str, heartbeat: Duration, connection_name: &str) -> Result<Self, QueueError> {
         let end = connection_name.floor_char_boundary(MAX_CONNECTION_NAME_BYTES);
         Ok(Self { uri: parse(url, heartbeat)?, connection_name: connection_name[..end].to_owned() })
@@ -42,8 +39,7 @@ impl Endpoint {
         format!("{}:{}", authority.host, authority.port)
     }
 
-    /// The server's name and version, which the client library keeps to itself, if its greeting can be read without
-    /// TLS.
+    /// The server's name and version, which the client library keeps to itself; `None` over TLS.
     pub(super) async fn version(&self) -> Option<String> {
         if self.uri.scheme != AMQPScheme::AMQP {
             return None;

@@ -1,21 +1,14 @@
 //! The queue on RabbitMQ, from 3.10 to 4.x.
 //!
-//! There are two connections, each made when it is first used: one publishes and one consumes,
-//! because a broker that is short of memory or disk stops reading from connections that publish, and
-//! acknowledgements must still get through. A connection or channel that fails is never repaired: it
-//! is dropped with all that belongs to it, and the next use makes a new one.
+//! One connection publishes and one consumes, because a broker that is short of memory or disk stops reading from
+//! connections that publish, and acknowledgements must still get through. A connection or channel that fails is never
+//! repaired: it is dropped with all that belongs to it, and the next use makes a new one.
 //!
-//! * Lanes are durable queues `errand.<lane>`, bound to the durable direct exchange `errand`; see
-//!   the module `topology` for the arguments.
-//! * Messages are persistent and mandatory, and count as published when the broker has confirmed
-//!   them; see the module `publisher`.
-//! * A subscription has a channel of its own. Acknowledgements go only through that channel, so a
-//!   late one cannot settle a message of another subscription; see the modules `consumer` and `ack_tracker`.
-//! * Nothing is ever rejected: errand acknowledges what its store has committed, and gives the rest
-//!   back.
-//!
-//! A subscription that ends ends alone, unless the broker stops to answer: then the connection is
-//! dropped for all of them.
+//! * Lanes are durable queues `errand.<lane>`, bound to the durable direct exchange `errand` (`topology`).
+//! * Messages are persistent and mandatory, and count as published when the broker has confirmed them (`publisher`).
+//! * A subscription has a channel of its own, through which alone its acknowledgements go, so a late one cannot settle
+//!   a message of another subscription (`consumer`, `ack_tracker`). It ends alone, unless the broker stops to answer.
+//! * Nothing is ever rejected: errand acknowledges what its store has committed, and gives the rest back.
 
 use std::{
     fmt,
@@ -95,10 +88,7 @@ enum Publishing {
 }
 
 impl RabbitQueue {
-    /// Prepares the queue, without connecting.
-    ///
-    /// # Errors
-    /// The URL is unusable; the kind is `Access`. Neither the URL nor its password is quoted.
+    /// Does not connect. An unusable URL is an error of kind `Access`, which quotes neither the URL nor its password.
     pub fn new(options: RabbitOptions) -> Result<Self, QueueError> {
         let RabbitOptions { url, queue_type, declare, lanes, connection_name, heartbeat } = options;
         let endpoint = Arc::new(Endpoint::new(url.expose_secret(), heartbeat, &connection_name)?);
@@ -112,8 +102,7 @@ impl RabbitQueue {
         Ok(Self { shared: Arc::new(shared), publishing: Mutex::new(Publishing::NotStarted) })
     }
 
-    /// Why the broker blocks publishing, if it does: it is short of memory or disk. Publishing fails with `Full`
-    /// meanwhile; consuming and settling go on.
+    /// Why the broker blocks publishing, if it does. Publishing fails with `Full` meanwhile; consuming and settling go on.
     pub fn blocked(&self) -> Option<String> {
         self.shared.publishing.live()?.blocked()
     }

@@ -1,14 +1,12 @@
 //! Publishing with confirms.
 //!
-//! A publisher owns one channel and works in batches: it takes the requests that wait, publishes all their messages
-//! without waiting in between, waits until the broker has confirmed every one, and only then answers. Requests that
-//! arrive meanwhile make the next batch, so load makes batches larger instead of slower, and a few publishers side by
-//! side keep the connection busy.
+//! A publisher owns one channel and works in batches: it publishes all messages of the requests that wait, and answers
+//! when the broker has confirmed every one. Requests that arrive meanwhile make the next batch, so load makes batches
+//! larger, and a few publishers side by side keep the connection busy.
 //!
 //! The batch is what makes the answers right. The broker returns an unroutable message before it confirms it, but the
-//! client library hands returned messages out in order of arrival to whichever confirms complete next, so a returned
-//! message can surface with the confirm of another one. At the end of a batch every message has been confirmed, so
-//! every returned message has surfaced somewhere in it, and belongs to the message that has its address and ID.
+//! client library hands it out with whichever confirm completes next. At the end of a batch every returned message has
+//! surfaced, and belongs to the message that has its address and ID.
 
 use std::{collections::HashSet, sync::Arc, sync::atomic::Ordering::Relaxed};
 

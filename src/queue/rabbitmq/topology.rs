@@ -1,18 +1,14 @@
 //! The exchange and the queues that errand declares on the broker: one exchange, and one queue for each lane.
 //!
-//! Each declaration has its own channel, because the broker answers a refusal by ending the
-//! channel. A user without the permission to configure may use what exists: then it is only looked
-//! at, and what cannot even be looked at is taken for granted, since consuming and publishing say
-//! precisely what is missing.
+//! Each declaration has its own channel, because the broker answers a refusal by ending the channel. A user without the
+//! permission to configure may use what exists: then it is only looked at, and what cannot even be looked at is taken
+//! for granted, since consuming and publishing say precisely what is missing.
 //!
-//! Queues are declared with as few arguments as possible, because arguments can never be changed;
-//! whatever else a queue should have belongs into a policy. The one exception besides the type is
-//! the delivery limit of quorum queues: RabbitMQ 4 drops a message silently after 20 deliveries that
-//! were not acknowledged, which a worker in a crash loop reaches soon, and a lane must not lose
-//! messages. The limit is an argument rather than a policy, since a policy needs an administrator;
-//! it is a large number rather than the `-1` of RabbitMQ 4, since 3.10 refuses that. A dead-letter
-//! queue instead would need more permissions and somebody to look at it, and errand keeps what
-//! cannot be run in its store anyway. A policy may still lower the limit.
+//! Queues have as few arguments as possible, because arguments can never be changed; the rest belongs into a policy.
+//! Beside the type there is the delivery limit of quorum queues: RabbitMQ 4 drops a message silently after 20 deliveries
+//! that were not acknowledged, which a worker in a crash loop reaches soon. A policy with the limit would need an
+//! administrator (and may still lower it), 3.10 refuses the `-1` of RabbitMQ 4, and a dead-letter queue would need more
+//! permissions and somebody to look at it.
 
 use std::fmt;
 

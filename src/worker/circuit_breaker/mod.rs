@@ -1,13 +1,12 @@
 //! Circuit breakers, which keep calls back while the tool API does not answer them.
 //!
-//! A breaker opens after a few calls in a row without a proper answer (not sent, no answer, an error of the
-//! server, throttling), for one owner and toolkit. While it is open, one call at a time goes through as a
-//! probe. The other jobs are given back to the store for a time that grows with every probe that fails, so that
-//! they spend no attempt and hold no permit. A probe that is answered, whatever the answer is, lets twice as many
-//! calls through, and so on until the breaker is closed: jobs that waited together must not arrive together.
+//! A breaker opens after a few calls in a row without a proper answer (not sent, no answer, an error of the server,
+//! throttling), for one owner and toolkit. While it is open, one call at a time goes through as a probe, and the other
+//! jobs are given back to the store for a time that grows with every probe that fails; they spend no attempt. A probe
+//! that is answered, whatever the answer is, lets twice as many calls through, until the breaker is closed: jobs that
+//! waited together must not arrive together.
 //!
-//! When several owners in a row get no answer and nobody gets one in between, the breaker of the whole API opens,
-//! for all calls of this process. One owner alone cannot bring that about.
+//! When several owners in a row get no answer, the breaker of the whole API opens, for all calls of this process.
 //!
 //! [`Registry`] decides and is pure: it is given the time and a random number. Owners and toolkits are kept as
 //! hashes, and only those with failures, so that a call among good ones costs one atomic read.
@@ -84,10 +83,7 @@ impl CircuitBreakers {
         }
     }
 
-    /// The right to call now. Never waits.
-    ///
-    /// # Errors
-    /// When to come back.
+    /// The right to call now, or when to come back. Never waits.
     pub(super) fn admit(&self, owner: &Owner, toolkit: &str) -> Result<CallPermit<'_>, Open> {
         let caller =
             Caller { owner: self.hasher.hash_one(owner), key: self.hasher.hash_one((owner, toolkit)) };

@@ -155,9 +155,8 @@ fn a_permit_that_is_dropped_makes_room_for_the_next() {
 }
 
 proptest! {
-    /// Whatever happens in whatever order: a breaker that is open never has more calls in flight than it
-    /// allowed, no key without failures is kept back for its own sake, and all close once the API
-    /// answers.
+    /// In whatever order: an open breaker never has more calls in flight than it allowed, no key without failures is kept
+    /// back for its own sake, and all close once the API answers.
     #[test]
     fn probes_are_counted_and_every_breaker_closes_again(
         steps in prop::collection::vec((0u64..8, 0u8..8, 0u64..5_000, 0.0f64..1.0), 1..400),

@@ -39,9 +39,6 @@ struct Journal<'a> {
 }
 
 /// Decodes a journal, whole or not at all.
-///
-/// # Errors
-/// The bytes are not what a worker of this version writes.
 pub fn decode(bytes: &[u8]) -> Result<Vec<Finish>, Unreadable> {
     let damaged = |_| Unreadable::Damaged;
     let journal: Journal<'_> = serde_json::from_slice(bytes).map_err(damaged)?;

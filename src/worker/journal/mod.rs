@@ -1,14 +1,12 @@
-//! The journal: what a shutdown could not write to the store, in a local file that the next start writes
-//! there.
+//! The journal: what a shutdown could not write to the store, in a local file that the next start writes there.
 //!
 //! Guarantees:
 //! * A file has its final name only when it is whole and on the disk. What is being written has another name, which
 //!   no start reads; a process that is killed meanwhile leaves that file behind, and its jobs to the rescue.
 //! * Files are readable by their owner only, because results are customers' data.
 //! * A file is read whole. One with a changed or missing byte is renamed, kept and reported.
-//! * Replaying is writing what the holder of the attempt reports, late: the store's fences decide whether
-//!   it still counts, and repeating it changes nothing. So processes may replay the same file at once, and
-//!   one that dies in between leaves the file to the next.
+//! * Replaying is a late report of the attempt's holder: the store's fences decide whether it still counts, and
+//!   repeating it changes nothing. So processes may replay a file at once, and one that dies leaves it to the next.
 //! * A file is removed only after the store has taken, or fenced off, every result in it.
 
 mod file;
@@ -40,8 +38,7 @@ pub(super) async fn write(shared: &Shared, finishes: Vec<Finish>) -> Result<Path
     Ok(path)
 }
 
-/// Replays all journals of the folder. Waits for the store as long as it takes; the future may be dropped,
-/// and then what is not replayed stays for the next start.
+/// Replays all journals of the folder, and waits for the store; what is not replayed when this is dropped stays.
 pub(super) async fn replay(shared: &Shared) {
     let Some(folder) = folder(shared) else {
         tracing::info!(
@@ -143,8 +140,7 @@ async fn replay_results(shared: &Shared, finishes: Vec<Finish>) -> Replayed {
         for (id, answer) in ids.into_iter().zip(answers) {
             match answer {
                 Finished::Applied { .. } => replayed.applied += 1,
-                // The answer is the same for a job that somebody else has claimed and for one that is not
-                // there, which may be because this is another database.
+                // Somebody else has claimed the job, or it is not there, which may be because this is another database.
                 Finished::Fenced => {
                     let persist = Persist::new(shared, "a job could not be read");
                     match persist.until_taken(|| shared.deps.store.job(id)).await {
