@@ -13,7 +13,7 @@ use super::{
 use crate::{
     admission::Enqueued,
     bounds::MAX_LIST,
-    job::{Arrival, JobId, decode},
+    job::{JobId, decode},
     queue::Properties,
     store::{RejectedView, SharedStore},
 };
@@ -151,15 +151,8 @@ async fn requeue(context: &Context, open: &OpenDoor, id: Uuid) -> anyhow::Result
         return Ok(Err("it was requeued before".to_owned()));
     }
     let properties: Properties = serde_json::from_str(&view.message.properties).unwrap_or_default();
-    let arrival = Arrival {
-        queue: &view.message.queue,
-        message_id: properties.message_id.as_deref(),
-        reply_to: properties.reply_to.as_deref(),
-        correlation_id: properties.correlation_id.as_deref(),
-        traceparent: properties.traceparent.as_deref(),
-        // The message's own ID, so that a requeue that was interrupted makes one job, not two.
-        fallback_id: Some(JobId(id)),
-    };
+    // The message's own ID, so that a requeue that was interrupted makes one job, not two.
+    let arrival = properties.arrival(&view.message.queue, Some(JobId(id)));
     if let Err(reason) = context.check_lane(view.message.queue.as_str()) {
         return Ok(Err(reason));
     }

@@ -15,7 +15,6 @@ use std::{
 };
 
 use async_trait::async_trait;
-use bytes::Bytes;
 use tokio::{
     sync::{Notify, mpsc},
     time::{Instant, timeout_at},
@@ -158,23 +157,11 @@ struct Lane {
 
 #[derive(Debug, Default)]
 struct LaneState {
-    ready: VecDeque<Stored>,
+    /// The tokens of waiting messages mean nothing.
+    ready: VecDeque<Delivery>,
     unsettled: usize,
     consumers: usize,
     closed: bool,
-}
-
-struct Stored {
-    body: Bytes,
-    properties: Properties,
-    redelivered: bool,
-}
-
-/// Bodies are customers' data and stay out of every log.
-impl fmt::Debug for Stored {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Stored").field("bytes", &self.body.len()).finish_non_exhaustive()
-    }
 }
 
 impl Lane {
@@ -189,7 +176,8 @@ impl Lane {
     async fn push(&self, message: Message) -> Result<(), QueueError> {
         // A broker keeps the properties that it knows; `other` is only for what arrives.
         let properties = Properties { other: BTreeMap::new(), ..message.properties };
-        let mut stored = Some(Stored { body: message.body, properties, redelivered: false });
+        let mut stored =
+            Some(Delivery { token: Token(0), body: message.body, properties, redelivered: false });
         self.wait_for(|| {
             let mut state = self.state();
             if state.closed {
@@ -219,11 +207,11 @@ impl Lane {
     }
 
     /// Returns deliveries to the head of the lane, in the order in which they left it.
-    fn put_back(&self, returned: BTreeMap<Token, Stored>) {
+    fn put_back(&self, returned: BTreeMap<Token, Delivery>) {
         let mut state = self.state();
         state.unsettled -= returned.len();
-        for stored in returned.into_values().rev() {
-            state.ready.push_front(Stored { redelivered: true, ..stored });
+        for delivery in returned.into_values().rev() {
+            state.ready.push_front(Delivery { redelivered: true, ..delivery });
         }
         drop(state);
         self.changed.notify_waiters();
@@ -241,7 +229,7 @@ struct Subscription {
 #[derive(Debug, Default)]
 struct Unsettled {
     last: u64,
-    deliveries: BTreeMap<Token, Stored>,
+    deliveries: BTreeMap<Token, Delivery>,
 }
 
 impl Subscription {
@@ -251,7 +239,7 @@ impl Subscription {
         let mut state = self.lane.state();
         let room = self.prefetch.saturating_sub(unsettled.deliveries.len());
         let count = room.min(max.max(1)).min(state.ready.len());
-        let deliveries = state.ready.drain(..count).map(|stored| unsettled.deliver(stored)).collect();
+        let deliveries = state.ready.drain(..count).map(|waiting| unsettled.deliver(waiting)).collect();
         state.unsettled += count;
         deliveries
     }
@@ -277,16 +265,10 @@ impl Settler for Subscription {
 }
 
 impl Unsettled {
-    fn deliver(&mut self, stored: Stored) -> Delivery {
+    fn deliver(&mut self, waiting: Delivery) -> Delivery {
         self.last += 1;
-        let token = Token(self.last);
-        let delivery = Delivery {
-            token,
-            body: stored.body.clone(),
-            properties: stored.properties.clone(),
-            redelivered: stored.redelivered,
-        };
-        self.deliveries.insert(token, stored);
+        let delivery = Delivery { token: Token(self.last), ..waiting };
+        self.deliveries.insert(delivery.token, delivery.clone());
         delivery
     }
 }

@@ -9,7 +9,7 @@ use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use crate::job::QueueName;
+use crate::job::{Arrival, JobId, QueueName};
 
 pub mod embedded;
 pub mod rabbitmq;
@@ -18,7 +18,6 @@ mod error;
 
 pub use error::{QueueError, QueueErrorKind};
 
-/// A queue that is shared between long-lived parts.
 pub type SharedQueue = Arc<dyn Queue>;
 
 /// A message broker, on which errand declares the lanes that it needs.
@@ -95,6 +94,7 @@ pub trait Settler: fmt::Debug + Send + Sync {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Token(pub u64);
 
+#[derive(Clone)]
 pub struct Delivery {
     pub token: Token,
     pub body: Bytes,
@@ -125,6 +125,21 @@ pub struct Properties {
     /// Other properties and headers, as text.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub other: BTreeMap<String, String>,
+}
+
+impl Properties {
+    /// What they say about the job in a message of this lane.
+    pub fn arrival<'a>(&'a self, queue: &'a QueueName, fallback_id: Option<JobId>) -> Arrival<'a> {
+        let Self { message_id, correlation_id, reply_to, traceparent, .. } = self;
+        Arrival {
+            queue,
+            message_id: message_id.as_deref(),
+            reply_to: reply_to.as_deref(),
+            correlation_id: correlation_id.as_deref(),
+            traceparent: traceparent.as_deref(),
+            fallback_id,
+        }
+    }
 }
 
 /// The header that carries [`Properties::from_store`].

@@ -48,11 +48,10 @@ pub(super) struct Connector {
 struct Attempts {
     connected_before: bool,
     failures: u32,
-    last_failure: Option<(QueueErrorKind, String)>,
-    not_before: Option<Instant>,
+    /// The last failure, and when the next attempt is due.
+    last_failure: Option<(Instant, QueueErrorKind, String)>,
 }
 
-/// One connection, from its start to its end.
 pub(super) struct Session {
     connection: Connection,
     /// Whether all lanes were declared and nothing has been found missing since.
@@ -95,19 +94,17 @@ impl Connector {
         if let Some(live) = self.live() {
             return Ok(live);
         }
-        if let Some(due) = attempts.not_before
-            && timeout_at(deadline, sleep_until(due)).await.is_err()
+        if let Some((due, kind, text)) = &attempts.last_failure
+            && timeout_at(deadline, sleep_until(*due)).await.is_err()
         {
-            let last = attempts.last_failure.as_ref();
-            return Err(last.map_or_else(|| self.unreachable(), |(kind, text)| QueueError::new(*kind, text)));
+            return Err(QueueError::new(*kind, text));
         }
         match self.connect().await {
             Ok(session) => Ok(self.adopt(session, &mut attempts)?),
             Err(error) => {
                 attempts.failures = attempts.failures.saturating_add(1);
                 let pause = RECONNECT.wait(attempts.failures, fastrand::f64());
-                attempts.not_before = Some(Instant::now() + pause);
-                attempts.last_failure = Some((error.kind(), chain(&error)));
+                attempts.last_failure = Some((Instant::now() + pause, error.kind(), chain(&error)));
                 Err(error)
             }
         }

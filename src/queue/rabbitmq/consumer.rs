@@ -165,11 +165,16 @@ impl ChannelSettler {
         let writes = self.start_writes(decide);
         let all = async {
             for write in writes {
-                write.await?;
+                match write.await {
+                    // A channel that has ended meanwhile has given everything back, which is no error.
+                    Err(error) if has_ended(&error) => return Ok(()),
+                    written => written?,
+                }
             }
             Ok(())
         };
-        bounded_writes(all).await.inspect_err(|_| self.shared.consuming.discard(&self.session))
+        let written = bounded("take acknowledgements", all).await;
+        written.inspect_err(|_| self.shared.consuming.discard(&self.session))
     }
 
     /// Decides and starts to write under one lock, because the broker must see frames in the order in
@@ -210,18 +215,8 @@ fn write(channel: Channel, frame: AckFrame) -> Write {
     .boxed()
 }
 
-/// Waits for writes. A channel that has ended meanwhile has given everything back, which is no error.
-async fn bounded_writes(all: impl Future<Output = lapin::Result<()>>) -> Result<(), QueueError> {
-    let ended = |error: &lapin::Error| {
-        matches!(error.kind(), ErrorKind::InvalidChannelState(..) | ErrorKind::InvalidConnectionState(_))
-    };
-    let all = async {
-        match all.await {
-            Err(error) if ended(&error) => Ok(()),
-            result => result,
-        }
-    };
-    bounded("take acknowledgements", all).await
+fn has_ended(error: &lapin::Error) -> bool {
+    matches!(error.kind(), ErrorKind::InvalidChannelState(..) | ErrorKind::InvalidConnectionState(_))
 }
 
 impl fmt::Debug for RabbitConsumer {

@@ -20,7 +20,6 @@ const FRAME_MAX: u32 = 128 * 1024;
 /// Longest name of a connection, so that consumer tags fit into 255 bytes.
 const MAX_CONNECTION_NAME_BYTES: usize = 128;
 
-/// The address of the broker, our login, and the name of our connections.
 pub(super) struct Endpoint {
     pub(super) uri: AMQPUri,
     pub(super) connection_name: String,

@@ -11,7 +11,6 @@
 //! * Nothing is ever rejected: errand acknowledges what its store has committed, and gives the rest back.
 
 use std::{
-    fmt,
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -58,7 +57,6 @@ pub const PUBLISH_TIMEOUT: Duration = Duration::from_secs(2 * BROKER_TIMEOUT.as_
 /// The capacity of the channel to the publishers; beyond it callers wait.
 const REQUESTS: usize = 64;
 
-/// How to reach the broker and what to declare on it.
 #[derive(Debug, Clone)]
 pub struct RabbitOptions {
     /// `amqp://user:password@host:port/vhost` or `amqps://...`. No virtual host means `/`.
@@ -75,6 +73,7 @@ pub struct RabbitOptions {
     pub heartbeat: Duration,
 }
 
+#[derive(Debug)]
 pub struct RabbitQueue {
     shared: Arc<Shared>,
     publishing: Mutex<Publishing>,
@@ -215,12 +214,5 @@ impl Queue for RabbitQueue {
         // Publishers end when nobody can ask them any more.
         *lock(&self.publishing) = Publishing::Closed;
         tokio::join!(self.shared.publishing.close(), self.shared.consuming.close());
-    }
-}
-
-/// Without the URL, which has the password.
-impl fmt::Debug for RabbitQueue {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("RabbitQueue").field("shared", &self.shared).finish_non_exhaustive()
     }
 }

@@ -40,7 +40,6 @@ pub(super) const MAX_CONFIRM_BATCH: usize = 256;
 /// Whether the messages of a request were published, in their order.
 pub(super) type Answer = Vec<Result<(), QueueError>>;
 
-/// Messages to publish, and where the answer goes.
 #[derive(Debug)]
 pub(super) struct Request {
     pub(super) batch: Vec<Message>,

@@ -130,7 +130,6 @@ async fn encrypt(host: &str, plain: TcpStream) -> io::Result<TlsStream<TcpStream
     TlsConnector::from(Arc::new(config)).connect(name, plain).await
 }
 
-/// A stream that is read through the frame filter.
 pub(super) struct FilteredStream<S> {
     stream: S,
     filter: FrameFilter,

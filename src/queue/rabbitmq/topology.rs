@@ -32,7 +32,6 @@ use crate::{
 /// The delivery limit of quorum queues, which no message reaches.
 const DELIVERY_LIMIT: i32 = 1_000_000_000;
 
-/// Declares exchange and queues, or checks that they exist.
 #[derive(Debug)]
 pub(super) struct Topology {
     queue_type: QueueType,
@@ -53,16 +52,11 @@ impl Topology {
         let _declaring = timeout(BROKER_TIMEOUT, self.declaring.lock()).await.ok();
         self.ensure_resource(session, &Resource::Exchange).await?;
         for lane in lanes {
-            self.ensure_lane(session, lane).await?;
-        }
-        Ok(())
-    }
-
-    async fn ensure_lane(&self, session: &Session, lane: &QueueName) -> Result<(), QueueError> {
-        let name = lane_queue(lane)?;
-        self.ensure_resource(session, &Resource::Queue(name.clone())).await?;
-        if self.declare {
-            self.bind(session, lane, name).await?;
+            let name = lane_queue(lane)?;
+            self.ensure_resource(session, &Resource::Queue(name.clone())).await?;
+            if self.declare {
+                self.bind(session, lane, name).await?;
+            }
         }
         Ok(())
     }
@@ -91,19 +85,19 @@ impl Topology {
             // Some versions refuse even to look without the permission to configure.
             Outcome::Exists(_) | Outcome::Refused => Ok(()),
             Outcome::Missing(error) | Outcome::Differs(error) => {
-                let (kind, sentence) = if self.declare {
+                let refused = if self.declare {
                     let sentence = format!(
                         "RabbitMQ has no {resource}, and this user may not create it: create it, or give the user the \
                          permission to configure `errand.*`"
                     );
-                    (QueueErrorKind::Access, sentence)
+                    QueueError::new(QueueErrorKind::Access, sentence)
                 } else {
                     let sentence = format!(
                         "RabbitMQ has no usable {resource}: create it, or set `amqp.declare = true` so that errand does"
                     );
-                    (QueueErrorKind::Topology, sentence)
+                    QueueError::new(QueueErrorKind::Topology, sentence)
                 };
-                Err(QueueError::new(kind, sentence).with_source(error))
+                Err(refused.with_source(error))
             }
         }
     }
@@ -135,7 +129,6 @@ impl Topology {
     }
 }
 
-/// An exchange or queue that errand needs on the broker.
 enum Resource {
     Exchange,
     Queue(ShortString),

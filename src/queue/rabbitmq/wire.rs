@@ -13,7 +13,6 @@ use crate::{
     queue::{Address, FROM_STORE_HEADER, Message, Properties, QueueError, QueueErrorKind},
 };
 
-/// The exchange through which all lanes are published.
 pub(super) const EXCHANGE: &str = "errand";
 
 /// The most entries of [`Properties::other`]; a publisher could send thousands.
