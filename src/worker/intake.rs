@@ -30,7 +30,6 @@ pub(super) struct Intake {
     pub(super) stop: CancellationToken,
 }
 
-/// A delivery that decoded into a job.
 struct Admitted {
     claim: Claim,
     /// Kept for the case that the database refuses the job for what it contains.
@@ -125,7 +124,7 @@ impl Intake {
     }
 
     fn persist(&self, failure: &'static str) -> Persist<'_> {
-        Persist::new(&self.shared, failure).for_lane(&self.lane, &self.stop)
+        Persist { lane: Some((&self.lane, &self.stop)), ..Persist::new(&self.shared, failure) }
     }
 
     async fn give_back(&self, settler: &Arc<dyn Settler>, tokens: Vec<Token>) {
@@ -174,6 +173,7 @@ impl Halvable for Rejections<'_> {
 
     async fn refused(&self, message: &Rejected, _: StoreError) -> Result<(), NotTaken> {
         let plain = [message.clone().into_plain()];
-        self.0.even_refused().until_taken(|| self.0.shared.deps.store.reject(&plain)).await
+        let persist = Persist { even_refused: true, ..self.0 };
+        persist.until_taken(|| persist.shared.deps.store.reject(&plain)).await
     }
 }

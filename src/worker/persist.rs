@@ -20,7 +20,6 @@ use crate::{
     telemetry::metrics,
 };
 
-/// Why the store did not take a write.
 #[derive(Debug)]
 pub(super) enum NotTaken {
     /// The database refuses what it contains.
@@ -33,26 +32,17 @@ pub(super) enum NotTaken {
 pub(super) struct Persist<'a> {
     pub(super) shared: &'a Shared,
     /// What the log says when a write fails.
-    failure: &'static str,
+    pub(super) failure: &'static str,
     /// The lane that takes no jobs while the write fails, and its stop, which ends the repetition.
-    lane: Option<(&'a QueueName, &'a CancellationToken)>,
-    even_refused: bool,
+    pub(super) lane: Option<(&'a QueueName, &'a CancellationToken)>,
+    /// Whether also what the database refuses for what it contains is repeated.
+    pub(super) even_refused: bool,
 }
 
 impl<'a> Persist<'a> {
     /// Repeats writes until the worker gives up.
     pub(super) fn new(shared: &'a Shared, failure: &'static str) -> Self {
         Self { shared, failure, lane: None, even_refused: false }
-    }
-
-    /// Repeats writes for a lane, which is not ready meanwhile.
-    pub(super) fn for_lane(self, lane: &'a QueueName, stop: &'a CancellationToken) -> Self {
-        Self { lane: Some((lane, stop)), ..self }
-    }
-
-    /// Repeats also what the database refuses for what it contains.
-    pub(super) fn even_refused(self) -> Self {
-        Self { even_refused: true, ..self }
     }
 
     /// Repeats a write until the store takes it, refuses its content, or nobody waits any more. A lost answer does no harm.

@@ -47,7 +47,6 @@ pub struct Resolver {
 pub struct Options {
     pub rules: Rules,
     pub unpinned: UnpinnedPolicy,
-    /// The pins of the configuration and of the environment.
     pub config_pins: VersionMap,
     pub env_pins: VersionMap,
     /// How long descriptions of tools, and usable accounts, are remembered.

@@ -45,9 +45,7 @@ pub struct Options {
     pub journal_dir: Option<PathBuf>,
     /// Run messages that have no ID; redelivered ones are held.
     pub accept_unidentified: bool,
-    /// When to try again.
     pub retry: RetryPolicy,
-    /// When calls are kept back because the tool API does not answer them.
     pub circuit_breaker: CircuitBreakerPolicy,
     /// How long after an unknown outcome the tool API's log is asked first; `None` leaves it to a person.
     pub first_check: Option<Duration>,

@@ -13,12 +13,8 @@ use crate::{
 
 /// Time between two checks of a queue. It grows while subscribing anew brings nothing, because there are queues from which a
 /// healthy consumer gets nothing: those that were declared with a single active consumer.
-pub(super) const CHECK_INTERVALS: Intervals = Intervals {
-    initial: Duration::from_secs(4),
-    max: Duration::from_secs(300),
-    multiplier: 2.0,
-    jitter: 0.2,
-};
+pub(super) const CHECK_INTERVALS: Intervals =
+    Intervals::doubling(Duration::from_secs(4), Duration::from_secs(300)).with_jitter(0.2);
 
 #[derive(Debug, Default)]
 pub(super) struct StallDetector {

@@ -9,12 +9,7 @@ use super::{
 
 const POLICY: Policy = Policy {
     after: 3,
-    intervals: Intervals {
-        initial: Duration::from_secs(1),
-        max: Duration::from_secs(60),
-        multiplier: 2.0,
-        jitter: 0.2,
-    },
+    intervals: Intervals::doubling(Duration::from_secs(1), Duration::from_secs(60)).with_jitter(0.2),
     max_retry_after: Duration::from_secs(3_600),
 };
 

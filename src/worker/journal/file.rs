@@ -21,7 +21,6 @@ const VERSION: u32 = 1;
 const JOURNAL: &str = "json";
 const SET_ASIDE: &str = "json.damaged";
 
-/// Why a journal cannot be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Unreadable {
     /// It is not whole, or a byte of it has changed.

@@ -46,11 +46,8 @@ pub(super) async fn replay(shared: &Shared) {
         );
         return;
     };
-    let prepared = {
-        let folder = folder.clone();
-        blocking(move || folder.prepare().and_then(|()| folder.files())).await
-    };
-    let files = match prepared {
+    let to_prepare = folder.clone();
+    let files = match blocking(move || to_prepare.prepare().and_then(|()| to_prepare.files())).await {
         Ok(files) => files,
         Err(error) => {
             tracing::error!(
