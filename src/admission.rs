@@ -13,7 +13,6 @@ use crate::{
     store::{Conflict, Inserted, SharedStore, StoreError},
 };
 
-/// What became of one job at the door.
 #[derive(Debug, Clone)]
 pub enum Enqueued {
     /// It is stored, and the store or the queue will bring it to a worker.

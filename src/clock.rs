@@ -9,7 +9,6 @@ pub trait Clock: fmt::Debug + Send + Sync {
     fn now(&self) -> Timestamp;
 }
 
-/// The host's clock.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct SystemClock;
 
@@ -19,7 +18,6 @@ impl Clock for SystemClock {
     }
 }
 
-/// A clock that is shared between long-lived parts.
 pub type SharedClock = Arc<dyn Clock>;
 
 pub fn system() -> SharedClock {

@@ -35,12 +35,11 @@ pub struct Options {
     pub unclaimed: Duration,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Round {
-    /// Jobs that are on the queue now.
-    pub published: usize,
-    /// Jobs that stay due.
-    pub failed: usize,
+/// How many jobs a round brought to the queue, and how many stay due.
+#[derive(Default)]
+struct Round {
+    published: usize,
+    failed: usize,
 }
 
 #[derive(Debug)]
@@ -103,7 +102,7 @@ impl Relay {
     }
 
     /// One round: publishes what is due, then replies. After an error, what was taken is looked at again in time.
-    pub async fn run_once(&self) -> Result<Round, StoreError> {
+    async fn run_once(&self) -> Result<Round, StoreError> {
         let due = self.services.store.take_due(self.options.batch, self.options.unclaimed).await?;
         let messages = due.iter().map(|due| message(&due.spec)).collect();
         let mut round = Round::default();

@@ -25,7 +25,6 @@ mod open;
 mod options;
 mod runtime;
 
-/// One process: what it works with, and how.
 #[derive(Debug)]
 pub struct App {
     pub services: Services,

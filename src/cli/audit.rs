@@ -56,7 +56,6 @@ fn ledger_url(text: &str) -> Result<Url, String> {
     text.parse().ok().filter(fits).ok_or_else(wrong)
 }
 
-/// What is wrong, of one kind.
 #[derive(Debug, Serialize)]
 struct Row {
     kind: &'static str,

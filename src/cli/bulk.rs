@@ -212,7 +212,6 @@ async fn enqueue(door: &Admission, batch: &Batch) -> Result<Vec<Enqueued>, Store
     }
 }
 
-/// One line of the input.
 struct Line {
     /// Counts from 1.
     number: u64,

@@ -14,7 +14,6 @@ use crate::{
     tool::SharedToolApi,
 };
 
-/// The settings of one run.
 #[derive(Debug)]
 pub(super) struct Context {
     pub(super) loaded: Loaded,
@@ -62,7 +61,6 @@ impl Context {
     }
 }
 
-/// A door and what is behind it.
 #[derive(Debug)]
 pub(super) struct OpenDoor {
     pub(super) door: Admission,
@@ -71,7 +69,6 @@ pub(super) struct OpenDoor {
 }
 
 impl OpenDoor {
-    /// Ends all connections.
     pub(super) async fn close(&self) {
         if let Some(queue) = &self.queue {
             queue.close().await;

@@ -38,7 +38,6 @@ pub(crate) struct Args {
     json: bool,
 }
 
-/// What `demo --json` prints.
 #[derive(Debug, Serialize)]
 struct Summary {
     enqueued: usize,

@@ -40,7 +40,6 @@ enum Status {
     Fail,
 }
 
-/// What was found, and what to do about it.
 #[derive(Debug, Serialize)]
 struct Finding {
     what: &'static str,

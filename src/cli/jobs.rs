@@ -377,7 +377,6 @@ async fn release_all(
     Ok(Exit::Success)
 }
 
-/// Asks on the terminal.
 fn confirmed(question: &str) -> anyhow::Result<bool> {
     if !std::io::stdin().is_terminal() {
         return Err(exit::usage("nobody can be asked here; add --yes to release, or --dry-run to count"));

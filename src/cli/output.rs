@@ -28,7 +28,6 @@ pub fn print(text: &str) -> Result<(), Closed> {
     out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(Closed)
 }
 
-/// Prints one line.
 pub(super) fn print_line(line: impl std::fmt::Display) -> Result<(), Closed> {
     print(&format!("{line}\n"))
 }

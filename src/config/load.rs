@@ -25,7 +25,6 @@ use super::{
 };
 use crate::{job::QueueName, tool::pin};
 
-/// The defaults, which are also the manual.
 pub const DEFAULTS: &str = include_str!("default.toml");
 
 /// The file that is read when none is named.

@@ -35,7 +35,6 @@ impl Key {
         Self(rest.split("__").map(str::to_lowercase).collect())
     }
 
-    /// The name of the environment variable that sets it.
     pub(super) fn env_name(&self) -> String {
         format!("{ENV_PREFIX}{}", self.0.join("__").to_uppercase())
     }

@@ -105,7 +105,6 @@ enum Lane {
 }
 
 impl Report {
-    /// Findings of a kind that were not repaired.
     pub fn left(&self, kind: FindingKind) -> u64 {
         self.found.get(&kind).map_or(0, Found::left)
     }

@@ -47,11 +47,9 @@ pub struct Connections {
 
 #[derive(Debug, PartialEq, Eq)]
 enum Step {
-    /// All jobs go on.
     ReleaseAll,
     /// One job goes on, and shows whether the others can.
     ReleaseOne,
-    /// They wait on.
     Wait,
 }
 

@@ -80,7 +80,6 @@ pub struct NotALedger {
     what: String,
 }
 
-/// One effect of a job, as the ledger has it.
 #[derive(Debug, Clone, Deserialize)]
 struct Entry {
     request_id: String,

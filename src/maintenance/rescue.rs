@@ -27,7 +27,6 @@ pub struct Options {
     pub lease: Duration,
     /// How long after an unknown outcome the tool API's log is asked first; `None` leaves it to a person.
     pub first_check: Option<Duration>,
-    /// When to try again.
     pub retry: RetryPolicy,
 }
 

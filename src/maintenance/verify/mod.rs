@@ -48,7 +48,6 @@ pub struct Options {
     pub poll: Duration,
     pub batch: usize,
     pub policy: Policy,
-    /// When to try again.
     pub retry: RetryPolicy,
     /// How long a worker waits for an answer, for jobs that do not say.
     pub timeout: Duration,
@@ -86,7 +85,6 @@ impl Look {
 
 #[derive(Debug)]
 enum Step {
-    /// The call ended so.
     Adopt(String, ToolResult),
     NeverArrived,
     Again(Duration),
