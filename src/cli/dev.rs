@@ -37,9 +37,7 @@ pub(crate) async fn run(args: Args, mut config: Config) -> Result<Exit> {
     })?;
     let data = args.data.canonicalize().context("cannot resolve the data folder")?;
     let database = embed(&mut config, &data.join("errand.db"));
-    if let Some(listen) = args.listen {
-        config.http.listen = Some(listen);
-    }
+    config.http.listen = args.listen.or(config.http.listen);
 
     let sandbox = if config.composio.api_key.expose_secret().is_empty() {
         let running = Sandbox::new(World::default_world(), sandbox::Options::default())

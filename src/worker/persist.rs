@@ -96,46 +96,27 @@ impl<'a> Persist<'a> {
     }
 }
 
-pub(super) trait Halvable: Sync {
-    type Item: Send + Sync;
-    type Answer: Send;
-
-    fn write(&self, batch: &[Self::Item])
-    -> impl Future<Output = Result<Vec<Self::Answer>, NotTaken>> + Send;
-
-    /// Answers for an item that the database refuses by itself.
-    fn refused(
-        &self,
-        item: &Self::Item,
-        error: StoreError,
-    ) -> impl Future<Output = Result<Self::Answer, NotTaken>> + Send;
-}
-
-/// Writes a batch, which is halved as long as the database refuses it. Returns the items with their answers in
-/// order, and the items behind them, which were not written because nobody waits any more.
-pub(super) async fn bisect<H: Halvable>(
-    writer: &H,
-    batch: Vec<H::Item>,
-) -> (Vec<(H::Item, H::Answer)>, Vec<H::Item>) {
+/// Writes a batch, which is halved as long as the database refuses it. `write` gives back what it was given, and answers
+/// for an item that the database refuses by itself. Returns the items with their answers in order, and the items behind
+/// them, which were not written because nobody waits any more.
+pub(super) async fn bisect<T, A, F>(batch: Vec<T>, write: impl Fn(Vec<T>) -> F) -> (Vec<(T, A)>, Vec<T>)
+where
+    F: Future<Output = (Vec<T>, Result<Vec<A>, NotTaken>)>,
+{
     let mut done = Vec::with_capacity(batch.len());
     let mut pieces = vec![batch];
-    while let Some(mut piece) = pieces.pop() {
+    while let Some(piece) = pieces.pop() {
         if piece.is_empty() {
             continue;
         }
-        let written = match (writer.write(&piece).await, &piece[..]) {
-            (Err(NotTaken::Refused(error)), [item]) => {
-                writer.refused(item, error).await.map(|answer| vec![answer])
-            }
-            (written, _) => written,
-        };
+        let (mut piece, written) = write(piece).await;
         match written {
             Ok(answers) => done.extend(piece.into_iter().zip(answers)),
             Err(NotTaken::Refused(_)) if piece.len() > 1 => {
                 let rest = piece.split_off(piece.len() / 2);
                 pieces.extend([rest, piece]);
             }
-            Err(NotTaken::Refused(_) | NotTaken::GivenUp) => {
+            Err(_) => {
                 pieces.push(piece);
                 break;
             }
@@ -161,50 +142,45 @@ pub(super) async fn run_finishes(shared: Arc<Shared>, runner: Runner<Finish, Fin
 
 /// Writes bindings in batches.
 pub(super) async fn run_bindings(shared: Arc<Shared>, runner: Runner<Bind, Bound>) {
-    let bindings = &Bindings(Persist::new(&shared, "bindings could not be written"));
-    let write = |batch, _| async move {
-        let (done, _) = bisect(bindings, batch).await;
+    let persist = &Persist::new(&shared, "bindings could not be written");
+    let write = |batch: Vec<Bind>| async move {
+        let written = persist.until_taken(|| persist.shared.deps.store.bind(&batch)).await;
+        let written = each(&batch, written);
+        (batch, written)
+    };
+    let write_all = |batch, _| async move {
+        let (done, _) = bisect(batch, write).await;
         done.into_iter().map(|(_, bound)| bound).collect()
     };
-    runner.run(write).await;
+    runner.run(write_all).await;
+}
+
+/// The answers for each item of a batch: the refusal of one that is alone is one.
+pub(super) fn each<T, A>(
+    batch: &[T],
+    written: Result<Vec<A>, NotTaken>,
+) -> Result<Vec<Result<A, StoreError>>, NotTaken> {
+    match written {
+        Err(NotTaken::Refused(error)) if batch.len() == 1 => Ok(vec![Err(error)]),
+        written => written.map(|answers| answers.into_iter().map(Ok).collect()),
+    }
 }
 
 /// Writes a batch of ended attempts; one that the database refuses is recorded as a failure that says so. Returns as
 /// [`bisect`] does.
 pub(super) async fn write_finishes(shared: &Shared, batch: Vec<Finish>) -> (Vec<Finished>, Vec<Finish>) {
-    let (done, left) = bisect(&Finishes(Persist::new(shared, "results could not be written")), batch).await;
+    let persist = &Persist::new(shared, "results could not be written");
+    let write = |batch: Vec<Finish>| async move {
+        let written = match (persist.until_taken(|| shared.deps.store.finish(&batch)).await, &batch[..]) {
+            (Err(NotTaken::Refused(error)), [finish]) => {
+                unstorable(persist, finish, &error).await.map(|finished| vec![finished])
+            }
+            (written, _) => written,
+        };
+        (batch, written)
+    };
+    let (done, left) = bisect(batch, write).await;
     (done.into_iter().map(|(_, finished)| finished).collect(), left)
-}
-
-struct Bindings<'a>(Persist<'a>);
-
-impl Halvable for Bindings<'_> {
-    type Item = Bind;
-    type Answer = Bound;
-
-    async fn write(&self, batch: &[Bind]) -> Result<Vec<Bound>, NotTaken> {
-        let recorded = self.0.until_taken(|| self.0.shared.deps.store.bind(batch)).await?;
-        Ok(recorded.into_iter().map(Ok).collect())
-    }
-
-    async fn refused(&self, _: &Bind, error: StoreError) -> Result<Bound, NotTaken> {
-        Ok(Err(error))
-    }
-}
-
-struct Finishes<'a>(Persist<'a>);
-
-impl Halvable for Finishes<'_> {
-    type Item = Finish;
-    type Answer = Finished;
-
-    async fn write(&self, batch: &[Finish]) -> Result<Vec<Finished>, NotTaken> {
-        self.0.until_taken(|| self.0.shared.deps.store.finish(batch)).await
-    }
-
-    async fn refused(&self, finish: &Finish, error: StoreError) -> Result<Finished, NotTaken> {
-        unstorable(&self.0, finish, &error).await
-    }
 }
 
 /// Records the end of an attempt whose answer the database refuses: without it, and then without the log ID too.
@@ -244,48 +220,36 @@ async fn unstorable(
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Mutex;
+    use std::cell::Cell;
 
+    use futures_util::FutureExt as _;
     use proptest::prelude::*;
 
     use super::*;
-
-    /// Refuses batches with a 0 in them, and takes no more writes than given.
-    struct Scripted {
-        writes: Mutex<usize>,
-    }
-
-    impl Halvable for Scripted {
-        type Item = u8;
-        type Answer = Option<u8>;
-
-        async fn write(&self, batch: &[u8]) -> Result<Vec<Option<u8>>, NotTaken> {
-            let mut writes = lock(&self.writes);
-            if *writes == 0 {
-                return Err(NotTaken::GivenUp);
-            }
-            *writes -= 1;
-            if batch.contains(&0) {
-                return Err(NotTaken::Refused(StoreError::new(StoreErrorKind::Data, "no")));
-            }
-            Ok(batch.iter().copied().map(Some).collect())
-        }
-
-        async fn refused(&self, _: &u8, _: StoreError) -> Result<Option<u8>, NotTaken> {
-            Ok(None)
-        }
-    }
 
     proptest! {
         /// What is answered comes first and in order, each item once, and only a refused item is told so.
         #[test]
         fn every_item_is_answered_or_left_in_order(batch in prop::collection::vec(0u8..4, 0..40), writes in 0usize..60) {
-            let writer = Scripted { writes: Mutex::new(writes) };
-            let (done, left) = futures_util::FutureExt::now_or_never(bisect(&writer, batch.clone())).unwrap();
+            // Refuses batches with a 0 in them, and takes no more writes than given.
+            let writes = &Cell::new(writes);
+            let write = |batch: Vec<u8>| async move {
+                let written = match writes.get().checked_sub(1) {
+                    None => Err(NotTaken::GivenUp),
+                    Some(rest) => {
+                        writes.set(rest);
+                        let refused = || NotTaken::Refused(StoreError::new(StoreErrorKind::Data, "no"));
+                        if batch.contains(&0) { Err(refused()) } else { Ok(batch.clone()) }
+                    }
+                };
+                let answers = each(&batch, written);
+                (batch, answers)
+            };
+            let (done, left) = bisect(batch.clone(), write).now_or_never().unwrap();
             for (item, answer) in &done {
-                prop_assert_eq!(*answer, (*item != 0).then_some(*item));
+                prop_assert_eq!(answer.as_ref().ok(), Some(item).filter(|item| **item != 0));
             }
-            let gave_up = *lock(&writer.writes) == 0;
+            let gave_up = writes.get() == 0;
             prop_assert!(left.is_empty() || gave_up);
             let all: Vec<u8> = done.into_iter().map(|(item, _)| item).chain(left).collect();
             prop_assert_eq!(all, batch);

@@ -31,7 +31,9 @@ use crate::{
 
 /// Writes what the store did not take to the journal; on failure says why not, for people.
 pub(super) async fn write(shared: &Shared, finishes: Vec<Finish>) -> Result<PathBuf, String> {
-    let Some(folder) = folder(shared) else { return Err("worker.journal_dir is empty".to_owned()) };
+    let Some(folder) = shared.options.journal_dir.clone().map(Folder) else {
+        return Err("worker.journal_dir is empty".to_owned());
+    };
     let (worker, count) = (shared.options.id, finishes.len() as u64);
     let path = blocking(move || folder.write(worker, &finishes)).await.map_err(|error| chain(&error))?;
     metrics::JOURNAL_RECORDS.add1("written", count);
@@ -40,7 +42,7 @@ pub(super) async fn write(shared: &Shared, finishes: Vec<Finish>) -> Result<Path
 
 /// Replays all journals of the folder, and waits for the store; what is not replayed when this is dropped stays.
 pub(super) async fn replay(shared: &Shared) {
-    let Some(folder) = folder(shared) else {
+    let Some(folder) = shared.options.journal_dir.clone().map(Folder) else {
         tracing::info!(
             "worker.journal_dir is empty: results that a shutdown cannot write are left to the rescue"
         );
@@ -148,10 +150,6 @@ async fn replay_results(shared: &Shared, finishes: Vec<Finish>) -> Replayed {
             }
         }
     }
-}
-
-fn folder(shared: &Shared) -> Option<Folder> {
-    shared.options.journal_dir.clone().map(Folder)
 }
 
 /// Runs work that blocks where it may block.
