@@ -1,7 +1,6 @@
 //! Ceilings that are not settings. Every one has a name here; settings live in `default.toml`.
 //!
-//! A limit is applied while data is read, never after, so no customer can make errand hold more
-//! than these sizes.
+//! A limit is applied while data is read, never after, so no customer can make errand hold more.
 
 use std::time::Duration;
 
@@ -23,6 +22,7 @@ pub const MAX_SHORT_TEXT_BYTES: usize = 256;
 /// The highest `priority` of a job, and of a message; higher runs earlier within its queue.
 pub const MAX_PRIORITY: u8 = 9;
 
+/// Most tags on one job.
 pub const MAX_TAGS: usize = 32;
 
 /// Largest attempt budget that a job may ask for.

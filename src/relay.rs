@@ -1,5 +1,4 @@
-//! The relay brings due and unclaimed jobs from the store to the queue, and results to the apps that
-//! asked for a reply.
+//! The relay brings due and unclaimed jobs from the store to the queue, and results to the apps that asked for a reply.
 //!
 //! First start, retry, rescue and release all take this path. Several processes may run it at once; the store gives each
 //! row to one of them. A publication that is not confirmed leaves the job due.

@@ -23,8 +23,8 @@ const OVERDUE: Duration = Duration::from_secs(10 * 60);
 /// An attempt may run so much longer than its timeout: for look-ups, and to write its result while the store is away.
 const OVERRUN: Duration = Duration::from_secs(15 * 60);
 
-/// Publications of an available job that nobody claims, before an audit reports it. Each waits twice as long as the
-/// one before, beginning with `relay.unclaimed_secs`, so that these take about a quarter of an hour by default.
+/// Publications of a job that nobody claims, before an audit reports it. Their waits double from `relay.unclaimed_secs`
+/// on, so that these take about a quarter of an hour by default.
 const UNCLAIMED_PUBLICATIONS: u32 = 5;
 
 pub fn rules(config: &Config) -> Rules {

@@ -41,7 +41,6 @@ impl Context {
         self.config().has_amqp() && !self.config().store_is_sqlite()
     }
 
-    /// The way for new jobs.
     pub(super) fn door(&self) -> anyhow::Result<OpenDoor> {
         let store = self.store()?;
         let queue = self.uses_broker().then(|| app::open_queue(self.config()));

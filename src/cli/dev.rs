@@ -82,9 +82,8 @@ pub(crate) async fn run(args: Args, mut config: Config) -> Result<Exit> {
     Ok(Exit::negative_if(!report.left.is_empty()))
 }
 
-/// Switches a configuration to the embedded backends on this file, with the defaults of development:
-/// newest versions are frozen, and the owner `default` is allowed. The journal is beside the file. Returns
-/// the store's URL.
+/// Switches to the embedded backends on this file and a journal beside it, with the defaults of development: newest
+/// versions are frozen, and the owner `default` is allowed. Returns the store's URL.
 pub(super) fn embed(config: &mut Config, database: &std::path::Path) -> String {
     let url = format!("sqlite://{}", database.display());
     config.store.url = url.clone().into();

@@ -12,7 +12,6 @@ use crate::{
     tool::ToolError,
 };
 
-/// Shown below `errand --help`.
 pub const HELP: &str = "\
 Exit codes:
    0  done
@@ -58,7 +57,6 @@ pub(super) struct Failure {
     message: String,
 }
 
-/// The answer is no, for this reason.
 pub(super) fn negative(message: impl Into<String>) -> anyhow::Error {
     Failure { exit: Exit::Negative, message: message.into() }.into()
 }
@@ -158,7 +156,6 @@ fn loggable(payload: &(dyn Any + Send)) -> &str {
         .unwrap_or(&"what it said is not logged, because it may quote somebody's data")
 }
 
-/// The exit code of a panic that nobody caught.
 pub(super) fn of_panic(payload: &(dyn Any + Send)) -> Exit {
     if is_closed_pipe(payload) { Exit::Success } else { Exit::Internal }
 }

@@ -101,7 +101,6 @@ pub(super) struct Who {
 }
 
 impl Who {
-    /// The name in the history.
     fn name(self, context: &Context) -> String {
         let user = || context.loaded.user.clone().filter(|user| check_decider(user).is_ok());
         self.by.or_else(user).unwrap_or_else(|| NOBODY_KNOWN.to_owned())

@@ -1,5 +1,4 @@
-//! The command line: parses, loads the configuration, runs one command and turns what became of it
-//! into one line and an exit code.
+//! The command line: parses, loads the configuration, runs one command and picks the exit code.
 //!
 //! Commands print answers to standard output and everything else to standard error. They return an exit code when they
 //! ran, and an error when they could not, which only this module prints. What it exports besides [`main`] is for
@@ -107,7 +106,6 @@ enum Command {
     },
 }
 
-/// Runs the command that the process was started with.
 pub fn main() -> ExitCode {
     program::run(dispatch)
 }

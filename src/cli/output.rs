@@ -17,7 +17,6 @@ pub(super) struct Format {
     pub(super) json: bool,
 }
 
-/// Standard output could not be written.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot write to standard output")]
 pub struct Closed(#[source] pub(super) io::Error);
@@ -32,7 +31,6 @@ pub(super) fn print_line(line: impl std::fmt::Display) -> Result<(), Closed> {
     print(&format!("{line}\n"))
 }
 
-/// Prints one JSON document on one line.
 pub(super) fn print_json(value: &impl Serialize) -> anyhow::Result<()> {
     Ok(print_line(serde_json::to_string(value)?)?)
 }

@@ -78,7 +78,6 @@ pub(super) fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// How many entries to list.
 pub(super) fn limit(text: &str) -> Result<usize, String> {
     match text.parse() {
         Ok(limit) if (1..=MAX_LIST).contains(&limit) => Ok(limit),
@@ -86,7 +85,6 @@ pub(super) fn limit(text: &str) -> Result<usize, String> {
     }
 }
 
-/// A `key=value` pair.
 pub(super) fn pair(text: &str) -> Result<(String, String), String> {
     let pair = text.split_once('=').filter(|(key, _)| !key.is_empty());
     pair.map(|(key, value)| (key.to_owned(), value.to_owned())).ok_or_else(|| "write key=value".to_owned())
@@ -97,7 +95,6 @@ pub(super) fn decider(text: &str) -> Result<String, String> {
     check_decider(text).map(|()| text.to_owned())
 }
 
-/// A lower-case toolkit slug.
 pub(super) fn toolkit(text: &str) -> Result<String, String> {
     if is_slug(text) {
         Ok(text.to_owned())

@@ -70,9 +70,8 @@ impl Rule {
         self.accept(value)
     }
 
-    /// Checks a value, and returns it as the configuration reads it. The message continues the name
-    /// of the setting. It quotes numbers but never text, because a text could be a secret that was
-    /// put in the wrong place.
+    /// Checks a value, and returns it as the configuration reads it. The message continues the name of the setting. It
+    /// quotes numbers but never text, which could be a secret that was put in the wrong place.
     pub(super) fn accept(self, value: Value) -> Result<Value, String> {
         let expected = self.expected();
         match (self, value) {
@@ -190,8 +189,7 @@ fn type_name(value: &Value) -> &'static str {
     }
 }
 
-/// Whether a text filters log lines. A word that is not a level would be read as the name of a
-/// module, so that a misspelt level silently showed nothing; hence the check of bare words.
+/// Whether a text filters log lines. A misspelt level, read as the name of a module, would silently show nothing.
 fn is_filter(text: &str) -> bool {
     let is_level = |word: &str| {
         ["off", "error", "warn", "info", "debug", "trace"]

@@ -1,7 +1,6 @@
 //! Compares the store with the ledger of a sandbox, which knows what really had its effect.
 //!
-//! It is for tests and rehearsals: no real tool API tells so much. The ledger must be as old as the
-//! database, and the tool API of nobody else's jobs.
+//! For tests and rehearsals. The ledger must be as old as the database, and the tool API of nobody else's jobs.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -36,8 +35,7 @@ const AT_ONCE: usize = 4;
 string_enum! {
     /// A contradiction between store and ledger.
     Contradiction {
-        /// The tool ran for a job that is unknown, or under a request ID that is no attempt of it, or in an
-        /// attempt of which errand says that nothing ran.
+        /// The tool ran for an unknown job or request ID, or in an attempt of which errand says that nothing ran.
         EffectWithoutRecord = "effect_without_record",
         /// The job succeeded by a call, and the tool has not run.
         SuccessWithoutEffect = "success_without_effect",

@@ -13,9 +13,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{backoff::RECONNECT, failure::chain, store::StoreError};
 
-/// Repeats `round`, which returns how many jobs it took, until `stop`. Rounds follow each other without a
-/// pause while they take a whole `batch`; otherwise there is about `poll` between them, because processes
-/// that started together need not look together. `task` says in the log what waits for the store.
+/// Repeats `round`, which returns how many jobs it took, until `stop`: at once while it takes a whole `batch`, otherwise
+/// after about `poll`, because processes that started together need not look together. `task` names it in the log.
 async fn rounds<F: Future<Output = Result<usize, StoreError>>>(
     stop: &CancellationToken,
     poll: Duration,

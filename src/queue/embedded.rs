@@ -1,8 +1,7 @@
 //! An in-process queue, for development, demonstrations and machines without a broker.
 //!
-//! Messages live in memory and end with the process: the relay publishes again whatever the store still has, so only
-//! time is lost. A lane holds a bounded number of messages: those that wait and those that a consumer has not settled.
-//! There are no priorities.
+//! Messages live in memory and end with the process: the relay publishes again whatever the store still has. A lane holds
+//! a bounded number of messages: those that wait and those that are not settled. There are no priorities.
 
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},

@@ -60,15 +60,11 @@ pub trait Queue: fmt::Debug + Send + Sync {
     async fn close(&self);
 }
 
-/// A running subscription to one lane. It belongs to one connection: when that ends, it ends, and
-/// the caller consumes anew. Deliveries that were not settled come again.
+/// A subscription to one lane. When its connection ends, it ends, and unsettled deliveries come again.
 #[async_trait]
 pub trait Consumer: fmt::Debug + Send {
-    /// Waits for one delivery, and returns it with the others that have arrived, up to `max`. The future may be
-    /// dropped without losing deliveries.
-    ///
-    /// # Errors
-    /// The subscription is over; the caller consumes anew. `Ok` is never empty.
+    /// Waits for one delivery, and returns it with the others that have arrived, up to `max`; never none. The future may be
+    /// dropped without losing deliveries. An error says that the subscription is over; the caller consumes anew.
     async fn next(&mut self, max: usize) -> Result<Vec<Delivery>, QueueError>;
 
     /// The settler of this subscription; it may be used from another task while `next` waits.

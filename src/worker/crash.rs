@@ -1,6 +1,5 @@
-//! Points on a job's way at which a worker can be told to crash, so that what is left behind at each of
-//! them can be seen by `errand-lab chaos`. A crash ends the process where it stands, as SIGKILL would: nothing
-//! is flushed, no destructor runs.
+//! Points on a job's way at which `errand-lab chaos` lets a worker crash, to see what is left behind. A crash ends the
+//! process where it stands, as SIGKILL would: nothing is flushed, no destructor runs.
 
 use std::{
     convert::Infallible,

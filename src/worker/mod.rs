@@ -78,10 +78,9 @@ impl Worker {
         self.shared.health.clone()
     }
 
-    /// Writes what an earlier process journaled, then works until `shutdown.stop` is cancelled, then drains:
-    /// intake ends, running calls go on while the budget lasts, those that outlast it are interrupted, and
-    /// everything known is written, to the journal if the store does not take it. `shutdown.abort` uses the
-    /// budget up; nothing is lost by it. Whoever closes the rest has what is left of the countdown.
+    /// Writes what an earlier process journaled, works until `shutdown.stop`, then drains: intake ends, calls that outlast
+    /// the budget are interrupted, and everything known is written, to the journal if the store does not take it.
+    /// `shutdown.abort` uses the budget up, and loses nothing. Whoever closes the rest has what is left of the countdown.
     pub async fn run(self, shutdown: Shutdown) -> (Report, Countdown) {
         let Self { shared, runners } = self;
         let Shutdown { stop, abort } = shutdown;

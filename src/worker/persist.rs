@@ -1,6 +1,5 @@
-//! Writing to the store until it has taken it. A write is repeated while the store is unavailable, and a batch
-//! that the database refuses for what it contains is halved until the refused item is alone, so that it does
-//! not hold up the others.
+//! Writing to the store until it has taken it. A write is repeated while the store is unavailable, and a batch that it
+//! refuses for what it contains is halved until the refused item is alone, so that it does not hold up the others.
 
 use std::{future::Future, sync::Arc};
 

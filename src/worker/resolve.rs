@@ -130,8 +130,7 @@ impl Resolver {
         account.map(|id| binding(resolved, Some(id))).map_err(|error| error.not_ready())
     }
 
-    /// Whether a decision that was made earlier has lost its account: it waited for a connection and
-    /// was released. Never waits; when nothing is remembered about the tool, the answer is yes.
+    /// Whether an earlier decision lacks its account, because it waited for a connection. Never waits; yes in doubt.
     pub fn lacks_account(&self, spec: &JobSpec, binding: &Binding) -> bool {
         if binding.account.is_some() {
             return false;

@@ -166,8 +166,7 @@ async fn a_log_that_goes_blind_in_the_middle_of_a_round_proves_nothing() {
 }
 
 proptest! {
-    /// However the log behaves, nothing is repeated before it had time to settle, and every job
-    /// comes to an end or to a person.
+    /// However the log behaves, nothing is repeated before it had time to settle, and every job ends or is a person's.
     #[test]
     fn a_call_is_never_repeated_early_and_never_looked_for_without_end(
         choices in prop::collection::vec(0usize..4, 1..50), random in 0.0f64..1.0,

@@ -1,12 +1,10 @@
 //! The acknowledgements of one channel: which deliveries are settled, and which frames tell the broker.
 //!
-//! Deliveries are settled in any order, and one `basic.ack` with `multiple` acknowledges all up to a tag. So
-//! acknowledgements wait until every earlier delivery is settled too, and the longest settled prefix goes out in one
-//! frame. One delivery that stays unsettled would withhold all later acknowledgements and with them the prefetch; once
-//! half of the prefetch is withheld, those are written one by one.
+//! Deliveries are settled in any order, and one `basic.ack` with `multiple` acknowledges all up to a tag. So the longest
+//! settled prefix goes out in one frame. One delivery that stays unsettled would withhold all later acknowledgements and
+//! with them the prefetch; once half of the prefetch is withheld, those are written one by one.
 //!
-//! The broker closes the channel when a tag is settled twice or was never delivered. This type prevents that, whatever
-//! tokens it is given.
+//! The broker closes the channel when a tag is settled twice or was never delivered, which this type prevents.
 
 use std::collections::BTreeSet;
 

@@ -11,10 +11,9 @@ use tokio::{
 
 use crate::queue::{BROKER_TIMEOUT, QueueError, QueueErrorKind};
 
-/// The largest frame, in bytes, unless the URL says otherwise: what RabbitMQ lets other clients send by default.
-/// A body is split, but the properties of a message are always one frame, and with a smaller limit here one message
-/// with long headers would keep its lane waiting for ever. The client library keeps buffers of 64 frames for every
-/// connection.
+/// The largest frame, in bytes, unless the URL says otherwise: what RabbitMQ lets other clients send by default. The
+/// properties of a message are always one frame, and with a smaller limit here one message with long headers would keep
+/// its lane waiting for ever. The client library keeps buffers of 64 frames for every connection.
 const FRAME_MAX: u32 = 128 * 1024;
 
 /// Longest name of a connection, so that consumer tags fit into 255 bytes.

@@ -219,9 +219,8 @@ pub struct FilteredFrames {
     pub most_buffered: usize,
 }
 
-/// Reads a stream of AMQP frames through the frame filter, as the client library does, in reads of these sizes again
-/// and again. `frame_max` is the largest frame that we would ask the broker for; zero means any. Only tests and
-/// fuzzing call this.
+/// Reads a stream of AMQP frames through the frame filter in reads of these sizes again and again, for tests and fuzzing.
+/// `frame_max` is the largest frame that we would ask the broker for; zero means any.
 pub fn filter_frames(frames: &[u8], frame_max: u32, read_sizes: &[usize]) -> FilteredFrames {
     let mut stream = FilteredStream::new(frames, Some(frame_max));
     let mut buffer = vec![0; read_sizes.iter().copied().max().unwrap_or(0)];

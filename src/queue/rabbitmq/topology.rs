@@ -46,9 +46,8 @@ impl Topology {
 
     /// Makes sure that the exchange and the queues of these lanes exist.
     pub(super) async fn ensure(&self, session: &Session, lanes: &[QueueName]) -> Result<(), QueueError> {
-        // RabbitMQ 3.10 says that a quorum queue is there while another connection is still declaring
-        // it, and ends the connection that consumes from it too early with an internal error. Among
-        // processes this can still happen, once, and consuming again helps; so a long wait is not worth it.
+        // RabbitMQ 3.10 says that a quorum queue is there while another connection is still declaring it, and ends the
+        // connection that consumes too early. Among processes this can still happen, and consuming again helps.
         let _declaring = timeout(BROKER_TIMEOUT, self.declaring.lock()).await.ok();
         self.ensure_resource(session, &Resource::Exchange).await?;
         for lane in lanes {

@@ -6,7 +6,8 @@
 //! that is answered, whatever the answer is, lets twice as many calls through, until the breaker is closed: jobs that
 //! waited together must not arrive together.
 //!
-//! When several owners in a row get no answer, the breaker of the whole API opens, for all calls of this process.
+//! When several owners in a row, so never one alone, get no answer and nobody gets one in between, the breaker of the
+//! whole API opens, for all calls of this process.
 //!
 //! [`Registry`] decides and is pure: it is given the time and a random number. Owners and toolkits are kept as
 //! hashes, and only those with failures, so that a call among good ones costs one atomic read.
