@@ -14,6 +14,7 @@ pub use self::{
 use crate::{
     admission::Admission,
     api::{self, Api},
+    clock,
     config::Config,
     services::Services,
     shutdown::Shutdown,
@@ -35,7 +36,8 @@ pub struct App {
 impl App {
     /// With the backends that the configuration names; nothing connects yet. An address that cannot be used is an error.
     pub fn new(config: Config) -> Result<Self> {
-        Ok(Self::of(open::open_services(&config)?, config))
+        let (store, queue, api) = (open_store(&config)?, open_queue(&config)?, open_tool_api(&config)?);
+        Ok(Self::of(Services::new(store, queue, api, clock::system()), config))
     }
 
     /// With these backends. The addresses in the configuration are not looked at.

@@ -15,7 +15,6 @@ use crate::{
         embedded::EmbeddedQueue,
         rabbitmq::{RabbitOptions, RabbitQueue},
     },
-    services::Services,
     store::{
         SharedStore,
         postgres::{PostgresOptions, PostgresStore},
@@ -32,11 +31,6 @@ const EMBEDDED_CAPACITY: usize = 10_000;
 
 /// Most calls for which connections to the tool API are kept open between calls.
 const MAX_POOLED_CALLS: usize = 4_096;
-
-pub(super) fn open_services(config: &Config) -> Result<Services> {
-    let (store, queue, api) = (open_store(config)?, open_queue(config)?, open_tool_api(config)?);
-    Ok(Services::new(store, queue, api, clock::system()))
-}
 
 /// The store that the configuration names; an error if its address cannot be used.
 pub fn open_store(config: &Config) -> Result<SharedStore> {

@@ -128,10 +128,8 @@ fn memory_is_bounded_and_what_nobody_calls_is_forgotten() {
 
 #[test]
 fn a_permit_that_is_dropped_makes_room_for_the_next() {
-    let breakers = CircuitBreakers::new(Policy {
-        intervals: Intervals { initial: Duration::ZERO, max: Duration::ZERO, ..POLICY.intervals },
-        ..POLICY
-    });
+    let intervals = Intervals::doubling(Duration::ZERO, Duration::ZERO);
+    let breakers = CircuitBreakers::new(Policy { intervals, ..POLICY });
     let owner: Owner = "user:ann".parse().unwrap();
     for _ in 0..3 {
         breakers.admit(&owner, "github").unwrap().failed(None);
