@@ -56,12 +56,8 @@ impl Admission {
 
     async fn enqueue_chunk(&self, chunk: &[Arc<JobSpec>]) -> Result<Vec<Enqueued>, StoreError> {
         let checked: Vec<_> = chunk.iter().map(|spec| self.rules.check(spec)).collect();
-        let fit: Vec<Arc<JobSpec>> = chunk
-            .iter()
-            .zip(&checked)
-            .filter(|(_, checked)| checked.is_ok())
-            .map(|(spec, _)| spec.clone())
-            .collect();
+        let fits = chunk.iter().zip(&checked).filter(|(_, checked)| checked.is_ok());
+        let fit: Vec<Arc<JobSpec>> = fits.map(|(spec, _)| spec.clone()).collect();
         let unclaimed_after = if self.queue.is_some() { self.unclaimed_after } else { Duration::ZERO };
         let inserted = self.store.insert(&fit, unclaimed_after).await?;
         self.hand_over(&fit, &inserted).await;
@@ -82,19 +78,11 @@ impl Admission {
     /// Publishes what was just stored. No failure here is one of enqueueing: the relay looks after jobs that nobody claims.
     async fn hand_over(&self, specs: &[Arc<JobSpec>], inserted: &[Inserted]) {
         let Some(queue) = &self.queue else { return };
-        let available: Vec<&Arc<JobSpec>> = specs
-            .iter()
-            .zip(inserted)
-            .filter(|(_, answer)| matches!(answer, Inserted::New { state } if *state == State::Available))
-            .map(|(spec, _)| spec)
-            .collect();
-        let messages = available.iter().map(|spec| message(spec)).collect();
-        let failed: Vec<JobId> = available
-            .iter()
-            .zip(queue.publish(messages).await)
-            .filter(|(_, answer)| answer.is_err())
-            .map(|(spec, _)| spec.id)
-            .collect();
+        let is_available = |answer: &Inserted| matches!(answer, Inserted::New { state: State::Available });
+        let available = specs.iter().zip(inserted).filter(|(_, answer)| is_available(answer));
+        let (ids, messages): (Vec<JobId>, _) = available.map(|(spec, _)| (spec.id, message(spec))).unzip();
+        let published = ids.into_iter().zip(queue.publish(messages).await);
+        let failed: Vec<JobId> = published.filter(|(_, answer)| answer.is_err()).map(|(id, _)| id).collect();
         if !failed.is_empty()
             && let Err(error) = self.store.defer(&failed, Duration::ZERO).await
         {

@@ -23,7 +23,10 @@ use super::{
     sections::Config,
     values::{Setting, Settings},
 };
-use crate::{job::QueueName, tool::pin};
+use crate::{
+    job::QueueName,
+    tool::pin::{self, VersionMap},
+};
 
 pub const DEFAULTS: &str = include_str!("default.toml");
 
@@ -235,10 +238,7 @@ impl Loader {
         }
     }
 
-    fn read_env_pins(
-        &mut self,
-        env: &BTreeMap<String, String>,
-    ) -> (BTreeMap<String, String>, BTreeMap<String, Origin>) {
+    fn read_env_pins(&mut self, env: &BTreeMap<String, String>) -> (VersionMap, BTreeMap<String, Origin>) {
         let (mut pins, mut origins) = (BTreeMap::new(), BTreeMap::new());
         for (name, text) in env {
             // As the tool API's own libraries spell it.
