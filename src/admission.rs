@@ -1,8 +1,7 @@
 //! The one door: a job that does not come through a queue is born here.
 //!
-//! A job is inserted into the store first and handed to the queue second. If the hand-over fails,
-//! the relay of any worker publishes it; so what the caller was told is true whatever happens to
-//! the broker.
+//! A job is inserted into the store first and handed to the queue second. If the hand-over fails, the relay of any worker
+//! publishes it; so what the caller was told is true whatever happens to the broker.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -14,7 +13,6 @@ use crate::{
     store::{Conflict, Inserted, SharedStore, StoreError},
 };
 
-/// What became of one job at the door.
 #[derive(Debug, Clone)]
 pub enum Enqueued {
     /// It is stored, and the store or the queue will bring it to a worker.
@@ -27,7 +25,6 @@ pub enum Enqueued {
     Conflict(Conflict),
 }
 
-/// Enqueues jobs.
 #[derive(Debug, Clone)]
 pub struct Admission {
     store: SharedStore,
@@ -48,10 +45,7 @@ impl Admission {
         Self { store, queue, rules, unclaimed_after }
     }
 
-    /// Enqueues a batch; answers are in its order.
-    ///
-    /// # Errors
-    /// The store could not be written; the same batch may be enqueued again as it is.
+    /// Enqueues a batch; answers are in its order. After an error of the store, it may be enqueued again as it is.
     pub async fn enqueue(&self, batch: &[Arc<JobSpec>]) -> Result<Vec<Enqueued>, StoreError> {
         let mut answers = Vec::with_capacity(batch.len());
         for chunk in batch.chunks(CLAIM_BATCH) {
@@ -62,12 +56,8 @@ impl Admission {
 
     async fn enqueue_chunk(&self, chunk: &[Arc<JobSpec>]) -> Result<Vec<Enqueued>, StoreError> {
         let checked: Vec<_> = chunk.iter().map(|spec| self.rules.check(spec)).collect();
-        let fit: Vec<Arc<JobSpec>> = chunk
-            .iter()
-            .zip(&checked)
-            .filter(|(_, checked)| checked.is_ok())
-            .map(|(spec, _)| spec.clone())
-            .collect();
+        let fits = chunk.iter().zip(&checked).filter(|(_, checked)| checked.is_ok());
+        let fit: Vec<Arc<JobSpec>> = fits.map(|(spec, _)| spec.clone()).collect();
         let unclaimed_after = if self.queue.is_some() { self.unclaimed_after } else { Duration::ZERO };
         let inserted = self.store.insert(&fit, unclaimed_after).await?;
         self.hand_over(&fit, &inserted).await;
@@ -85,23 +75,14 @@ impl Admission {
             .collect())
     }
 
-    /// Publishes what was just stored. Nothing that fails here is a failure of enqueueing: the relay looks after jobs
-    /// that nobody claims.
+    /// Publishes what was just stored. No failure here is one of enqueueing: the relay looks after jobs that nobody claims.
     async fn hand_over(&self, specs: &[Arc<JobSpec>], inserted: &[Inserted]) {
         let Some(queue) = &self.queue else { return };
-        let available: Vec<&Arc<JobSpec>> = specs
-            .iter()
-            .zip(inserted)
-            .filter(|(_, answer)| matches!(answer, Inserted::New { state } if *state == State::Available))
-            .map(|(spec, _)| spec)
-            .collect();
-        let messages = available.iter().map(|spec| message(spec)).collect();
-        let failed: Vec<JobId> = available
-            .iter()
-            .zip(queue.publish(messages).await)
-            .filter(|(_, answer)| answer.is_err())
-            .map(|(spec, _)| spec.id)
-            .collect();
+        let is_available = |answer: &Inserted| matches!(answer, Inserted::New { state: State::Available });
+        let available = specs.iter().zip(inserted).filter(|(_, answer)| is_available(answer));
+        let (ids, messages): (Vec<JobId>, _) = available.map(|(spec, _)| (spec.id, message(spec))).unzip();
+        let published = ids.into_iter().zip(queue.publish(messages).await);
+        let failed: Vec<JobId> = published.filter(|(_, answer)| answer.is_err()).map(|(id, _)| id).collect();
         if !failed.is_empty()
             && let Err(error) = self.store.defer(&failed, Duration::ZERO).await
         {

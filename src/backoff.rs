@@ -1,8 +1,5 @@
-//! Exponential intervals with jitter. This is the only module that uses the `backoff` crate, so
-//! that replacing it stays a change of one file.
-//!
-//! The crate's own randomness is switched off: callers pass the random number, which keeps retry
-//! arithmetic pure and testable.
+//! Exponential intervals with jitter. The randomness of the `backoff` crate is switched off: callers pass the random
+//! number, which keeps retry arithmetic pure and testable.
 
 use std::time::Duration;
 
@@ -11,7 +8,6 @@ use ::backoff::{SystemClock, backoff::Backoff as _, exponential::ExponentialBack
 /// After this many doublings every sensible interval has reached its ceiling.
 const MAX_STEPS: u32 = 64;
 
-/// How waiting times grow.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Intervals {
     /// The first interval, before jitter.

@@ -1,7 +1,6 @@
 //! Ceilings that are not settings. Every one has a name here; settings live in `default.toml`.
 //!
-//! A limit is applied while data is read, never after, so no customer can make errand hold more
-//! than these sizes.
+//! A limit is applied while data is read, never after, so no customer can make errand hold more.
 
 use std::time::Duration;
 

@@ -5,13 +5,10 @@ use std::{fmt, sync::Arc};
 
 use jiff::Timestamp;
 
-/// A source of wall-clock time.
 pub trait Clock: fmt::Debug + Send + Sync {
-    /// The current instant.
     fn now(&self) -> Timestamp;
 }
 
-/// The host's clock.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct SystemClock;
 
@@ -21,10 +18,8 @@ impl Clock for SystemClock {
     }
 }
 
-/// A clock that is shared between long-lived parts.
 pub type SharedClock = Arc<dyn Clock>;
 
-/// The host's clock, shared.
 pub fn system() -> SharedClock {
     Arc::new(SystemClock)
 }

@@ -12,7 +12,6 @@ pub struct Failure<K> {
 }
 
 impl<K: Copy> Failure<K> {
-    /// An error without a cause.
     pub fn new(kind: K, message: impl Into<String>) -> Self {
         Self { kind, message: message.into(), source: None }
     }
@@ -23,7 +22,6 @@ impl<K: Copy> Failure<K> {
         self
     }
 
-    /// What a caller can do about it.
     pub fn kind(&self) -> K {
         self.kind
     }

@@ -27,13 +27,11 @@ string_enum! {
 }
 
 impl Phase {
-    /// Whether the worker is shutting down.
     pub fn is_shutdown(self) -> bool {
         self >= Self::Draining
     }
 }
 
-/// What is known about a worker's fitness.
 #[derive(Debug)]
 pub struct Health {
     consuming: Mutex<BTreeMap<QueueName, bool>>,
@@ -53,9 +51,7 @@ pub struct Readiness {
     pub consuming: BTreeMap<QueueName, bool>,
     /// The store answered recently.
     pub store: bool,
-    /// The worker is shutting down.
     pub draining: bool,
-    /// Where the worker is in its life.
     pub phase: Phase,
 }
 
@@ -88,7 +84,6 @@ impl Health {
         *lock(&self.phase)
     }
 
-    /// Notes that the next phase begins.
     pub(crate) fn enter(&self, phase: Phase) {
         *lock(&self.phase) = phase;
         publish(phase);

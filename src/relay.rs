@@ -1,13 +1,10 @@
-//! The relay brings due and unclaimed jobs from the store to the queue, and results to the apps that
-//! asked for a reply.
+//! The relay brings due and unclaimed jobs from the store to the queue, and results to the apps that asked for a reply.
 //!
-//! It is the only part of errand that publishes jobs it did not just receive at the door: first
-//! start, retry, rescue and release all take this path. Several processes may run it at once; the
-//! store gives each row to one of them. A publication that is not confirmed leaves the job due.
+//! First start, retry, rescue and release all take this path. Several processes may run it at once; the store gives each
+//! row to one of them. A publication that is not confirmed leaves the job due.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
-use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -16,9 +13,9 @@ use crate::{
     failure::chain,
     job::JobId,
     job_json,
-    queue::{Address, Message, Properties, QueueErrorKind, SharedQueue},
+    queue::{Address, Message, Properties, QueueErrorKind},
     services::Services,
-    store::{SharedStore, StoreError},
+    store::StoreError,
     telemetry::metrics,
 };
 
@@ -28,56 +25,44 @@ const DEFER: Duration = Duration::from_secs(2);
 /// When a reply is offered again that was taken by a process which then vanished.
 const REPLY_AGAIN: Duration = Duration::from_secs(60);
 
-/// Settings of the relay.
 #[derive(Debug, Clone, Copy)]
 pub struct Options {
     /// The longest time between two looks at the store.
     pub poll: Duration,
-    /// Jobs per round.
     pub batch: usize,
     /// When an available job that nobody claimed is published again.
     pub unclaimed: Duration,
 }
 
-/// What one round did.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Round {
-    /// Jobs that are on the queue now.
-    pub published: usize,
-    /// Jobs that stay due.
-    pub failed: usize,
-    /// Replies that were sent or dropped.
-    pub replies: usize,
+/// How many jobs a round brought to the queue, and how many stay due.
+#[derive(Default)]
+struct Round {
+    published: usize,
+    failed: usize,
 }
 
-/// The relay.
 #[derive(Debug)]
 pub struct Relay {
-    store: SharedStore,
-    queue: SharedQueue,
-    wake: Arc<Notify>,
+    services: Services,
     options: Options,
 }
 
 impl Relay {
     /// A relay between store and queue, which `relay_wake` makes look before its time.
     pub fn new(services: &Services, options: Options) -> Self {
-        let Services { store, queue, relay_wake: wake, .. } = services.clone();
-        Self { store, queue, wake, options }
+        Self { services: services.clone(), options }
     }
 
-    /// Runs rounds until `stop`.
     pub async fn run(self, stop: CancellationToken) {
-        if !self.queue.survives_restart() {
+        if !self.services.queue.survives_restart() {
             // The messages of the last process are gone with it, so nothing that is available has one.
             let mut failures = 0;
-            while let Err(error) = self.store.republish_all().await {
+            while let Err(error) = self.services.store.republish_all().await {
                 tracing::warn!(error = %chain(&error), "the relay cannot read the store; trying again");
                 failures += 1;
-                tokio::select! {
-                    biased;
-                    () = stop.cancelled() => return,
-                    () = tokio::time::sleep(RECONNECT.wait(failures, fastrand::f64())) => {}
+                let wait = tokio::time::sleep(RECONNECT.wait(failures, fastrand::f64()));
+                if stop.run_until_cancelled(wait).await.is_none() {
+                    return;
                 }
             }
         }
@@ -110,21 +95,18 @@ impl Relay {
                 () = stop.cancelled() => {}
                 () = tokio::time::sleep(wait) => {}
                 // A wake-up cannot make a failing service answer, so backoff is not cut short by it.
-                () = self.wake.notified(), if failures == 0 => {}
+                () = self.services.relay_wake.notified(), if failures == 0 => {}
             }
         }
     }
 
-    /// One round: publishes what is due, then replies.
-    ///
-    /// # Errors
-    /// The store could not be read or written. What was taken is looked at again in time.
-    pub async fn run_once(&self) -> Result<Round, StoreError> {
-        let due = self.store.take_due(self.options.batch, self.options.unclaimed).await?;
+    /// One round: publishes what is due, then replies. After an error, what was taken is looked at again in time.
+    async fn run_once(&self) -> Result<Round, StoreError> {
+        let due = self.services.store.take_due(self.options.batch, self.options.unclaimed).await?;
         let messages = due.iter().map(|due| message(&due.spec)).collect();
         let mut round = Round::default();
         let mut failed: Vec<JobId> = Vec::new();
-        for (due, answer) in due.iter().zip(self.queue.publish(messages).await) {
+        for (due, answer) in due.iter().zip(self.services.queue.publish(messages).await) {
             match answer {
                 Ok(()) => {
                     round.published += 1;
@@ -141,22 +123,22 @@ impl Relay {
         }
         if !failed.is_empty() {
             round.failed = failed.len();
-            self.store.defer(&failed, DEFER).await?;
+            self.services.store.defer(&failed, DEFER).await?;
         }
-        round.replies = self.reply().await?;
+        self.reply().await?;
         Ok(round)
     }
 
     async fn until_next_due(&self) -> Duration {
-        let next = self.store.next_due_in().await.ok().flatten();
+        let next = self.services.store.next_due_in().await.ok().flatten();
         // A little later than the exact time costs less than finding nothing and asking again.
         next.map_or(self.options.poll, |next| (next + Duration::from_millis(1)).min(self.options.poll))
     }
 
-    async fn reply(&self) -> Result<usize, StoreError> {
-        let replies = self.store.take_replies(self.options.batch, REPLY_AGAIN).await?;
+    async fn reply(&self) -> Result<(), StoreError> {
+        let replies = self.services.store.take_replies(self.options.batch, REPLY_AGAIN).await?;
         if replies.is_empty() {
-            return Ok(0);
+            return Ok(());
         }
         let messages = replies
             .iter()
@@ -174,7 +156,7 @@ impl Relay {
             })
             .collect();
         let mut done = Vec::new();
-        for (reply, answer) in replies.iter().zip(self.queue.publish(messages).await) {
+        for (reply, answer) in replies.iter().zip(self.services.queue.publish(messages).await) {
             match answer {
                 Ok(()) => {
                     metrics::REPLIES.add1("sent", 1);
@@ -190,8 +172,8 @@ impl Relay {
             }
         }
         if !done.is_empty() {
-            self.store.replied(&done).await?;
+            self.services.store.replied(&done).await?;
         }
-        Ok(done.len())
+        Ok(())
     }
 }

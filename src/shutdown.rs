@@ -16,9 +16,6 @@ pub struct Shutdown {
 
 impl Shutdown {
     /// Cancels `stop` at the first SIGTERM or SIGINT and `abort` at the second.
-    ///
-    /// # Errors
-    /// The signal handlers could not be installed.
     pub fn on_signals() -> std::io::Result<Self> {
         use tokio::signal::unix::{SignalKind, signal};
         let shutdown = Self::default();
@@ -52,9 +49,8 @@ pub struct Timeline {
 }
 
 impl Timeline {
-    /// The times of a shutdown that begins `now`. A fifth of the budget, but at least one second and at
-    /// most five, is kept back to interrupt, to write and to close; a budget of less than a second counts
-    /// as one second.
+    /// The times of a shutdown that begins `now`. A fifth of the budget, from one second to five, is kept back to
+    /// interrupt, to write and to close; a budget of less than a second counts as one second.
     pub fn new(now: Instant, budget: Duration) -> Self {
         let (least, most) = RESERVE;
         let reserve = (budget / 5).clamp(least, most);
@@ -88,18 +84,15 @@ impl Countdown {
         Self { times: Timeline::new(Instant::now(), budget), abort, cut: false }
     }
 
-    /// The times as they stand.
     pub fn times(&self) -> Timeline {
         self.times
     }
 
-    /// What is left until the end.
     pub fn left(&self) -> Duration {
         self.times.end.saturating_duration_since(Instant::now())
     }
 
-    /// Waits for `work` until the chosen time; `None` when that came first, with the work
-    /// dropped. A second signal may bring the time nearer.
+    /// Waits for `work` until the chosen time, which drops it (`None`). A second signal may bring the time nearer.
     pub async fn within<T>(
         &mut self,
         until: impl Fn(Timeline) -> Instant,

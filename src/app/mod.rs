@@ -14,6 +14,7 @@ pub use self::{
 use crate::{
     admission::Admission,
     api::{self, Api},
+    clock,
     config::Config,
     services::Services,
     shutdown::Shutdown,
@@ -25,7 +26,6 @@ mod open;
 mod options;
 mod runtime;
 
-/// One process: what it works with, and how.
 #[derive(Debug)]
 pub struct App {
     pub services: Services,
@@ -34,12 +34,10 @@ pub struct App {
 }
 
 impl App {
-    /// With the backends that the configuration names; nothing connects yet.
-    ///
-    /// # Errors
-    /// An address cannot be used.
+    /// With the backends that the configuration names; nothing connects yet. An address that cannot be used is an error.
     pub fn new(config: Config) -> Result<Self> {
-        Ok(Self::of(open::open_services(&config)?, config))
+        let (store, queue, api) = (open_store(&config)?, open_queue(&config)?, open_tool_api(&config)?);
+        Ok(Self::of(Services::new(store, queue, api, clock::system()), config))
     }
 
     /// With these backends. The addresses in the configuration are not looked at.
@@ -98,10 +96,7 @@ impl App {
     }
 }
 
-/// Installs the metrics of this process.
-///
-/// # Errors
-/// They are installed already.
+/// Installs the metrics of this process; an error if they are installed already.
 pub fn install_metrics() -> Result<PrometheusHandle> {
     metrics::install().context("metrics can be installed once per process")
 }

@@ -15,7 +15,6 @@ use crate::{
         embedded::EmbeddedQueue,
         rabbitmq::{RabbitOptions, RabbitQueue},
     },
-    services::Services,
     store::{
         SharedStore,
         postgres::{PostgresOptions, PostgresStore},
@@ -33,16 +32,7 @@ const EMBEDDED_CAPACITY: usize = 10_000;
 /// Most calls for which connections to the tool API are kept open between calls.
 const MAX_POOLED_CALLS: usize = 4_096;
 
-/// All backends.
-pub(super) fn open_services(config: &Config) -> Result<Services> {
-    let (store, queue, api) = (open_store(config)?, open_queue(config)?, open_tool_api(config)?);
-    Ok(Services::new(store, queue, api, clock::system()))
-}
-
-/// The store that the configuration names.
-///
-/// # Errors
-/// The address cannot be used.
+/// The store that the configuration names; an error if its address cannot be used.
 pub fn open_store(config: &Config) -> Result<SharedStore> {
     let url = config.store.url.expose_secret();
     if let Some(path) = url.strip_prefix("sqlite://") {
@@ -59,11 +49,7 @@ pub fn open_store(config: &Config) -> Result<SharedStore> {
     Ok(Arc::new(PostgresStore::new(options)?))
 }
 
-/// The queue that the configuration names: RabbitMQ, or the one inside this process when no broker
-/// is configured.
-///
-/// # Errors
-/// The address cannot be used.
+/// RabbitMQ, or the queue inside this process when no broker is configured; an error if the address cannot be used.
 pub fn open_queue(config: &Config) -> Result<SharedQueue> {
     let names: Vec<QueueName> = config.queues.keys().cloned().collect();
     if config.amqp.url.expose_secret().is_empty() {
@@ -80,18 +66,12 @@ pub fn open_queue(config: &Config) -> Result<SharedQueue> {
     Ok(Arc::new(RabbitQueue::new(options)?))
 }
 
-/// The tool API that the configuration names.
-///
-/// # Errors
-/// The address or the key cannot be used.
+/// The tool API that the configuration names; an error if its address or the key cannot be used.
 pub fn open_tool_api(config: &Config) -> Result<SharedToolApi> {
     Ok(Arc::new(Composio::new(tool_api_options(config)?)?))
 }
 
-/// How to reach the tool API that the configuration names.
-///
-/// # Errors
-/// The address cannot be used.
+/// How to reach the tool API that the configuration names; an error if its address cannot be used.
 pub fn tool_api_options(config: &Config) -> Result<composio::Options> {
     let composio = &config.composio;
     Ok(composio::Options {

@@ -12,8 +12,7 @@ use crate::{
     worker,
 };
 
-/// Jobs that an audit looks at with one statement, and the time between two of them, in which a worker's
-/// database does other things.
+/// Jobs that an audit looks at with one statement, and the time between two of them, for other work of the database.
 pub const AUDIT_PAGE: usize = 1_000;
 const AUDIT_PAUSE: Duration = Duration::from_millis(20);
 
@@ -21,15 +20,13 @@ const AUDIT_PAUSE: Duration = Duration::from_millis(20);
 const AUDIT_MARGIN: Duration = Duration::from_secs(60);
 const OVERDUE: Duration = Duration::from_secs(10 * 60);
 
-/// An attempt may run so much longer than its timeout: looking tool and account up, and writing the result
-/// of a call while the store is away.
+/// An attempt may run so much longer than its timeout: for look-ups, and to write its result while the store is away.
 const OVERRUN: Duration = Duration::from_secs(15 * 60);
 
-/// Publications of an available job that nobody claims, before an audit reports it. Each waits twice as long as the
-/// one before, beginning with `relay.unclaimed_secs`, so that these take about a quarter of an hour by default.
+/// Publications of a job that nobody claims, before an audit reports it. Their waits double from `relay.unclaimed_secs`
+/// on, so that these take about a quarter of an hour by default.
 const UNCLAIMED_PUBLICATIONS: u32 = 5;
 
-/// The rules of admission that the configuration names.
 pub fn rules(config: &Config) -> Rules {
     Rules {
         allow_default: config.owners.allow_default,

@@ -1,6 +1,6 @@
 //! `errand accounts`: which accounts an owner has connected. Never their credentials.
 
-use serde_json::json;
+use serde_json::{json, to_string};
 
 use super::{
     context::Context,
@@ -8,6 +8,7 @@ use super::{
     output::{self, Format},
     value::{self, OwnerFlags},
 };
+use crate::tool::Account;
 
 /// List connected accounts as the tool API knows them.
 #[derive(Debug, clap::Subcommand)]
@@ -28,28 +29,24 @@ pub(super) async fn run(command: Command, context: &Context) -> anyhow::Result<E
     let Command::List { owner, toolkit, format } = command;
     let owner = owner.owner()?;
     let accounts = context.tool_api()?.accounts(owner.id(), toolkit.as_deref()).await?;
-    if format.json {
-        for account in &accounts {
-            output::print_json(&json!({
-                "id": account.id, "toolkit": account.toolkit, "status": account.status,
-                "status_reason": account.status_reason, "disabled": account.disabled,
-                "usable": account.is_active(), "created_at": account.created_at,
-            }))?;
-        }
-    } else if accounts.is_empty() {
-        output::note(format_args!("{owner} has connected nothing that matches"));
-    } else {
-        let rows = accounts.iter().map(|account| {
-            let disabled = if account.disabled { " (disabled)" } else { "" };
-            vec![
-                account.id.clone(),
-                account.toolkit.clone(),
-                format!("{}{disabled}", account.status),
-                output::moment(account.created_at),
-                account.status_reason.clone().unwrap_or_default(),
-            ]
-        });
-        output::print_table(&["ID", "TOOLKIT", "STATUS", "CONNECTED", "REASON"], rows.collect())?;
-    }
+    let json = |account: &Account| {
+        to_string(&json!({
+            "id": account.id, "toolkit": account.toolkit, "status": account.status,
+            "status_reason": account.status_reason, "disabled": account.disabled,
+            "usable": account.is_active(), "created_at": account.created_at,
+        }))
+    };
+    let nothing = format_args!("{owner} has connected nothing that matches");
+    let header = ["ID", "TOOLKIT", "STATUS", "CONNECTED", "REASON"];
+    output::print_list(&accounts, format, json, nothing, header, |account| {
+        let disabled = if account.disabled { " (disabled)" } else { "" };
+        [
+            account.id.clone(),
+            account.toolkit.clone(),
+            format!("{}{disabled}", account.status),
+            output::moment(account.created_at),
+            account.status_reason.clone().unwrap_or_default(),
+        ]
+    })?;
     Ok(Exit::Success)
 }

@@ -11,10 +11,10 @@ use super::{
     context::Context,
     exit::Exit,
     output::{self, Format},
+    value,
 };
 use crate::{
     app,
-    bounds::MAX_LIST,
     failure::chain,
     maintenance::{
         audit::{self, Audit, LaneFigures, Report},
@@ -42,33 +42,20 @@ pub(super) struct Args {
     #[arg(long, value_name = "URL", value_parser = ledger_url)]
     ledger: Option<Url>,
     /// Print up to N job IDs of each kind of finding.
-    #[arg(long, value_name = "N", default_value_t = 3, value_parser = limit)]
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = value::limit)]
     limit: usize,
     #[command(flatten)]
     format: Format,
 }
 
-fn limit(text: &str) -> Result<usize, String> {
-    match text.parse() {
-        Ok(limit) if (1..=MAX_LIST).contains(&limit) => Ok(limit),
-        _ => Err(format!("write a number from 1 to {MAX_LIST}")),
-    }
-}
-
 fn ledger_url(text: &str) -> Result<Url, String> {
-    match text.parse::<Url>() {
-        Ok(url)
-            if matches!(url.scheme(), "http" | "https")
-                && url.username().is_empty()
-                && url.password().is_none() =>
-        {
-            Ok(url)
-        }
-        _ => Err("write the base URL of a sandbox, such as http://127.0.0.1:8090".to_owned()),
-    }
+    let fits = |url: &Url| {
+        matches!(url.scheme(), "http" | "https") && url.username().is_empty() && url.password().is_none()
+    };
+    let wrong = || "write the base URL of a sandbox, such as http://127.0.0.1:8090".to_owned();
+    text.parse().ok().filter(fits).ok_or_else(wrong)
 }
 
-/// What is wrong, of one kind.
 #[derive(Debug, Serialize)]
 struct Row {
     kind: &'static str,
@@ -86,7 +73,7 @@ impl Row {
 
 pub(super) async fn run(args: Args, context: &Context) -> anyhow::Result<Exit> {
     let store = context.store()?;
-    let queue = if context.uses_broker() { Some(app::open_queue(context.config())?) } else { None };
+    let queue = context.uses_broker().then(|| app::open_queue(context.config())).transpose()?;
     let options = audit::Options {
         page: app::AUDIT_PAGE,
         pause: Duration::ZERO,
@@ -151,15 +138,13 @@ fn print_json(
     lanes: &[LaneFigures],
     comparison: Option<&Comparison>,
 ) -> anyhow::Result<()> {
-    let lanes: Vec<_> = lanes
-        .iter()
-        .map(|lane| {
-            json!({
-                "queue": lane.lane, "available": lane.available, "messages": lane.messages,
-                "difference": difference(lane),
-            })
+    let lane = |lane: &LaneFigures| {
+        json!({
+            "queue": lane.lane, "available": lane.available, "messages": lane.messages,
+            "difference": difference(lane),
         })
-        .collect();
+    };
+    let lanes: Vec<_> = lanes.iter().map(lane).collect();
     let ledger = comparison.map(|comparison| {
         json!({
             "effects": comparison.effects, "without_job": comparison.without_job,

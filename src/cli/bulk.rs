@@ -78,7 +78,8 @@ pub(super) async fn run(args: Args, context: &Context) -> anyhow::Result<Exit> {
         lines: Lines { input, number: 0 },
         context,
         queue: args.queue,
-        sender: Sender { door: open.door.clone(), under_way: JoinSet::new() },
+        door: open.door.clone(),
+        under_way: JoinSet::new(),
         tally: Tally::default(),
         progress: progress(size),
     };
@@ -96,7 +97,8 @@ struct Intake<'a> {
     lines: Lines<Box<dyn AsyncBufRead + Unpin>>,
     context: &'a Context,
     queue: QueueName,
-    sender: Sender,
+    door: Admission,
+    under_way: JoinSet<Result<Answers, StoreError>>,
     tally: Tally,
     progress: ProgressBar,
 }
@@ -114,7 +116,7 @@ impl Intake<'_> {
                     batch.push((number, Arc::new(spec)));
                     bytes += size;
                 }
-                Err(reason) => self.tally.problem(number, reason, Problem::Invalid),
+                Err(reason) => self.tally.invalid(number, reason),
             }
             if batch.len() >= CLAIM_BATCH || bytes >= BATCH_BYTES {
                 bytes = 0;
@@ -142,27 +144,25 @@ impl Intake<'_> {
     }
 
     async fn send(&mut self, batch: Batch) -> anyhow::Result<()> {
-        while self.sender.under_way.len() >= IN_FLIGHT {
+        while self.under_way.len() >= IN_FLIGHT {
             self.collect_one().await?;
         }
-        self.sender.start(batch);
+        self.under_way.spawn(enqueue_all(self.door.clone(), batch));
         Ok(())
     }
 
     /// Waits for one batch; `false` when none is under way.
     async fn collect_one(&mut self) -> anyhow::Result<bool> {
-        let Some(answers) = self.sender.under_way.join_next().await else { return Ok(false) };
+        let Some(answers) = self.under_way.join_next().await else { return Ok(false) };
         for (number, answer) in answers?? {
             match answer {
-                Answer::Is(Enqueued::New(_)) => self.tally.new += 1,
-                Answer::Is(Enqueued::Duplicate(_)) => self.tally.duplicate += 1,
-                Answer::Is(Enqueued::Refused(error)) => {
-                    self.tally.problem(number, error.message().to_owned(), Problem::Refused);
+                Ok(Enqueued::New(_)) => self.tally.new += 1,
+                Ok(Enqueued::Duplicate(_)) => self.tally.duplicate += 1,
+                Ok(Enqueued::Refused(error)) => self.tally.refused(number, error.message().to_owned()),
+                Ok(Enqueued::Conflict(conflict)) => {
+                    self.tally.refused(number, conflict.message().to_owned());
                 }
-                Answer::Is(Enqueued::Conflict(conflict)) => {
-                    self.tally.problem(number, conflict.message().to_owned(), Problem::Refused);
-                }
-                Answer::Unfit(reason) => self.tally.problem(number, reason, Problem::Refused),
+                Err(unfit) => self.tally.refused(number, unfit),
             }
         }
         self.progress.set_message(format!("{} new", self.tally.new));
@@ -172,48 +172,32 @@ impl Intake<'_> {
 
 type Batch = Vec<(u64, Arc<JobSpec>)>;
 
-/// What became of one line that is a job.
-enum Answer {
-    Is(Enqueued),
-    /// The database refuses it for what it contains.
-    Unfit(String),
-}
+/// What became of the lines of a batch, or why the database refuses one for what it contains.
+type Answers = Vec<(u64, Result<Enqueued, String>)>;
 
-/// Batches on their way through the door.
-struct Sender {
-    door: Admission,
-    under_way: JoinSet<Result<Vec<(u64, Answer)>, StoreError>>,
-}
-
-impl Sender {
-    fn start(&mut self, batch: Batch) {
-        let door = self.door.clone();
-        self.under_way.spawn(async move {
-            let (mut todo, mut answers) = (vec![batch], Vec::new());
-            while let Some(mut batch) = todo.pop() {
-                match enqueue(&door, &batch).await {
-                    Ok(done) => {
-                        let numbers = batch.iter().map(|(number, _)| *number);
-                        answers.extend(numbers.zip(done.into_iter().map(Answer::Is)));
-                    }
-                    // One job spoils the batch: halve it until that job is alone.
-                    Err(error) if error.kind() == StoreErrorKind::Data => match batch.as_slice() {
-                        [(number, _)] => answers.push((*number, Answer::Unfit(error.to_string()))),
-                        _ => {
-                            todo.push(batch.split_off(batch.len() / 2));
-                            todo.push(batch);
-                        }
-                    },
-                    Err(error) => return Err(error),
-                }
+async fn enqueue_all(door: Admission, batch: Batch) -> Result<Answers, StoreError> {
+    let (mut todo, mut answers) = (vec![batch], Vec::new());
+    while let Some(mut batch) = todo.pop() {
+        match enqueue(&door, &batch).await {
+            Ok(done) => {
+                let numbers = batch.iter().map(|(number, _)| *number);
+                answers.extend(numbers.zip(done.into_iter().map(Ok)));
             }
-            Ok(answers)
-        });
+            // One job spoils the batch: halve it until that job is alone.
+            Err(error) if error.kind() == StoreErrorKind::Data => match batch.as_slice() {
+                [(number, _)] => answers.push((*number, Err(error.to_string()))),
+                _ => {
+                    todo.push(batch.split_off(batch.len() / 2));
+                    todo.push(batch);
+                }
+            },
+            Err(error) => return Err(error),
+        }
     }
+    Ok(answers)
 }
 
-/// Enqueues a batch, again and again while the database is away for a moment; the store gives the
-/// answers that were lost.
+/// Enqueues a batch, also while the database is away for a moment; the store gives the answers that were lost.
 async fn enqueue(door: &Admission, batch: &Batch) -> Result<Vec<Enqueued>, StoreError> {
     let specs: Vec<_> = batch.iter().map(|(_, spec)| spec.clone()).collect();
     let mut step = 0;
@@ -228,7 +212,6 @@ async fn enqueue(door: &Admission, batch: &Batch) -> Result<Vec<Enqueued>, Store
     }
 }
 
-/// One line of the input.
 struct Line {
     /// Counts from 1.
     number: u64,
@@ -279,31 +262,30 @@ impl<R: AsyncBufRead + Unpin> Lines<R> {
     }
 }
 
-/// Which count a line belongs to.
-#[derive(Debug, Clone, Copy)]
-enum Problem {
-    /// It is a job that may not run, or whose name is taken.
-    Refused,
-    /// It is not a job.
-    Invalid,
-}
-
 #[derive(Debug, Default)]
 struct Tally {
     new: u64,
     duplicate: u64,
+    /// Jobs that may not run, or whose name is taken.
     refused: u64,
+    /// Lines that are not jobs.
     invalid: u64,
     /// The first problems by line; batches end in any order.
     problems: BTreeMap<u64, String>,
 }
 
 impl Tally {
-    fn problem(&mut self, number: u64, reason: String, problem: Problem) {
-        match problem {
-            Problem::Refused => self.refused += 1,
-            Problem::Invalid => self.invalid += 1,
-        }
+    fn refused(&mut self, number: u64, reason: String) {
+        self.refused += 1;
+        self.problem(number, reason);
+    }
+
+    fn invalid(&mut self, number: u64, reason: String) {
+        self.invalid += 1;
+        self.problem(number, reason);
+    }
+
+    fn problem(&mut self, number: u64, reason: String) {
         self.problems.insert(number, reason);
         if self.problems.len() > SHOWN_PROBLEMS {
             self.problems.pop_last();
@@ -371,7 +353,7 @@ mod tests {
     fn the_first_problems_are_kept_whatever_order_they_come_in() {
         let mut tally = Tally::default();
         for number in (1..=20).rev() {
-            tally.problem(number, String::new(), Problem::Invalid);
+            tally.invalid(number, String::new());
         }
         assert_eq!(tally.problems.into_keys().collect::<Vec<_>>(), (1..=10).collect::<Vec<_>>());
         assert_eq!(tally.invalid, 20);

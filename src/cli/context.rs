@@ -8,23 +8,18 @@ use crate::{
     admission::Admission,
     app,
     config::{Config, Loaded},
+    job::QueueName,
     queue::SharedQueue,
     store::SharedStore,
     tool::SharedToolApi,
 };
 
-/// The settings of one run.
 #[derive(Debug)]
 pub(super) struct Context {
     pub(super) loaded: Loaded,
 }
 
 impl Context {
-    pub(super) fn new(loaded: Loaded) -> Self {
-        Self { loaded }
-    }
-
-    /// The settings.
     pub(super) fn config(&self) -> &Config {
         &self.loaded.config
     }
@@ -41,39 +36,30 @@ impl Context {
         app::open_tool_api(self.config()).context("cannot use the tool API")
     }
 
-    /// Whether jobs reach workers through a broker. Otherwise the relay of a process that uses the
-    /// same store brings them.
+    /// Whether jobs reach workers through a broker, and not by the relay of a process that uses the same store.
     pub(super) fn uses_broker(&self) -> bool {
         self.config().has_amqp() && !self.config().store_is_sqlite()
     }
 
-    /// The way for new jobs.
     pub(super) fn door(&self) -> anyhow::Result<OpenDoor> {
         let store = self.store()?;
-        let queue = if self.uses_broker() {
-            Some(app::open_queue(self.config()).context("cannot use the broker")?)
-        } else {
-            None
-        };
+        let queue = self.uses_broker().then(|| app::open_queue(self.config()));
+        let queue = queue.transpose().context("cannot use the broker")?;
         let unclaimed_after = Duration::from_secs(self.config().relay.unclaimed_secs);
         let door = Admission::new(store.clone(), queue.clone(), app::rules(self.config()), unclaimed_after);
         Ok(OpenDoor { door, store, queue })
     }
 
-    /// Whether jobs may be sent to this lane.
-    ///
-    /// # Errors
-    /// A sentence that lists the lanes there are.
+    /// Whether jobs may be sent to this lane; the error is a sentence that lists the lanes there are.
     pub(super) fn check_lane(&self, lane: &str) -> Result<(), String> {
-        if self.config().queues.keys().any(|known| known.as_str() == lane) {
+        let known: Vec<_> = self.config().queues.keys().map(QueueName::as_str).collect();
+        if known.contains(&lane) {
             return Ok(());
         }
-        let known: Vec<_> = self.config().queues.keys().map(ToString::to_string).collect();
         Err(format!("there is no queue of this name in [queues]; use one of {}", known.join(", ")))
     }
 }
 
-/// A door and what is behind it.
 #[derive(Debug)]
 pub(super) struct OpenDoor {
     pub(super) door: Admission,
@@ -82,7 +68,6 @@ pub(super) struct OpenDoor {
 }
 
 impl OpenDoor {
-    /// Ends all connections.
     pub(super) async fn close(&self) {
         if let Some(queue) = &self.queue {
             queue.close().await;

@@ -38,7 +38,6 @@ pub(crate) struct Args {
     json: bool,
 }
 
-/// What `demo --json` prints.
 #[derive(Debug, Serialize)]
 struct Summary {
     enqueued: usize,
@@ -104,8 +103,7 @@ pub(crate) async fn run(args: Args, mut config: Config) -> Result<Exit> {
     Ok(Exit::negative_if(summary.lost != 0))
 }
 
-/// Settings that make a short run show what a long one would: quick retries, and a toolkit that
-/// belongs to organizations.
+/// Makes a short run show what a long one would: quick retries, and a toolkit that belongs to organizations.
 fn settle_for_demo(config: &mut Config) {
     config.http.listen = None;
     config.retry.initial_ms = 100;
@@ -135,28 +133,24 @@ fn job(n: u32) -> Value {
     let user = format!("user-{}", n % 20 + 1);
     let org = format!("org-{}", n % 3 + 1);
     if n.is_multiple_of(20) {
-        return match n / 20 % 6 {
-            0 => {
-                json!({"user_id": "u-nobody", "tool": "GITHUB_GET_REPO", "arguments": {"owner": "o", "repo": "r"}})
-            }
+        let (user, repo, account) = match n / 20 % 6 {
+            0 => ("u-nobody", "r", None),
             1 => {
-                json!({"user_id": "user-2", "tool": "SLACK_SEND_MESSAGE", "arguments": {"channel": "C01", "text": "hi"}})
+                return json!({"user_id": "user-2", "tool": "SLACK_SEND_MESSAGE", "arguments": {"channel": "C01", "text": "hi"}});
             }
-            2 => {
-                json!({"user_id": "u-alice", "tool": "GITHUB_GET_REPO", "arguments": {"owner": "o", "repo": "old"},
-                        "connected_account_id": "ca_alice_old"})
-            }
-            3 => {
-                json!({"user_id": "u-alice", "tool": "GITHUB_GET_REPO", "arguments": {"owner": "o", "repo": "new"}})
-            }
+            2 => ("u-alice", "old", Some("ca_alice_old")),
+            3 => ("u-alice", "new", None),
             4 => {
-                json!({"user_id": user, "tool": "GITHUB_DELETE_REPO", "arguments": {"owner": "o", "repo": "gone"}})
+                return json!({"user_id": user, "tool": "GITHUB_DELETE_REPO", "arguments": {"owner": "o", "repo": "gone"}});
             }
-            _ => {
-                json!({"user_id": "u-alice", "tool": "GITHUB_GET_REPO", "arguments": {"owner": "o", "repo": "r"},
-                        "connected_account_id": "ca_bob"})
-            }
+            _ => ("u-alice", "r", Some("ca_bob")),
         };
+        let mut job =
+            json!({"user_id": user, "tool": "GITHUB_GET_REPO", "arguments": {"owner": "o", "repo": repo}});
+        if let Some(account) = account {
+            job["connected_account_id"] = account.into();
+        }
+        return job;
     }
     match n % 7 {
         0 => {
@@ -195,14 +189,11 @@ async fn watch<T>(
     let deadline = Instant::now() + PATIENCE;
     loop {
         let census = store.census().await?;
-        let on_the_way: u64 =
-            census.jobs.iter().filter(|(_, state, _)| *state != State::Held).map(|(.., count)| count).sum();
-        let retrying: u64 = census
-            .jobs
-            .iter()
-            .filter(|(_, state, _)| *state == State::Retryable)
-            .map(|(.., count)| count)
-            .sum();
+        let count = |counts: fn(State) -> bool| -> u64 {
+            census.jobs.iter().filter(|(_, state, _)| counts(*state)).map(|(.., count)| count).sum()
+        };
+        let on_the_way = count(|state| state != State::Held);
+        let retrying = count(|state| state == State::Retryable);
         bar.set_position((enqueued as u64).saturating_sub(on_the_way));
         bar.set_message(format!("{retrying} wait for a retry"));
         if on_the_way == 0 || Instant::now() > deadline {
@@ -246,13 +237,10 @@ async fn print(store: &SharedStore, summary: &Summary, jobs: &[JobView], ledger:
         entry.0 += 1;
         entry.1 += job.attempt;
     }
-    let rows = groups
-        .into_iter()
-        .map(|((state, why), (count, attempts))| {
-            vec![state.to_owned(), why.to_owned(), count.to_string(), attempts.to_string()]
-        })
-        .collect();
-    output::print_table(&["OUTCOME", "WHY", "JOBS", "ATTEMPTS"], rows)?;
+    let rows = groups.into_iter().map(|((state, why), (count, attempts))| {
+        vec![state.to_owned(), why.to_owned(), count.to_string(), attempts.to_string()]
+    });
+    output::print_table(&["OUTCOME", "WHY", "JOBS", "ATTEMPTS"], rows.collect())?;
     output::print_line("")?;
     for text in examples(store, jobs).await? {
         output::print_line(text)?;

@@ -37,9 +37,7 @@ pub(crate) async fn run(args: Args, mut config: Config) -> Result<Exit> {
     })?;
     let data = args.data.canonicalize().context("cannot resolve the data folder")?;
     let database = embed(&mut config, &data.join("errand.db"));
-    if let Some(listen) = args.listen {
-        config.http.listen = Some(listen);
-    }
+    config.http.listen = args.listen.or(config.http.listen);
 
     let sandbox = if config.composio.api_key.expose_secret().is_empty() {
         let running = Sandbox::new(World::default_world(), sandbox::Options::default())
@@ -84,9 +82,8 @@ pub(crate) async fn run(args: Args, mut config: Config) -> Result<Exit> {
     Ok(Exit::negative_if(!report.left.is_empty()))
 }
 
-/// Switches a configuration to the embedded backends on this file, with the defaults of development:
-/// newest versions are frozen, and the owner `default` is allowed. The journal is beside the file. Returns
-/// the store's URL.
+/// Switches to the embedded backends on this file and a journal beside it, with the defaults of development: newest
+/// versions are frozen, and the owner `default` is allowed. Returns the store's URL.
 pub(super) fn embed(config: &mut Config, database: &std::path::Path) -> String {
     let url = format!("sqlite://{}", database.display());
     config.store.url = url.clone().into();

@@ -1,6 +1,6 @@
 //! `errand doctor`: asks every service that errand depends on, and says what to do.
 
-use std::{future::Future, time::Duration};
+use std::{error::Error, time::Duration};
 
 use jiff::Timestamp;
 use secrecy::ExposeSecret as _;
@@ -23,8 +23,7 @@ use crate::{
 /// The longest that one service may take to answer all its questions.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// From this on, clocks that disagree make log lines and `run_at` confusing. Leases and due times
-/// are judged by the store's clock alone and stay right.
+/// From this on, log lines and `run_at` are confusing. Leases and due times, judged by the store's clock, stay right.
 const MAX_SKEW: Duration = Duration::from_secs(2);
 
 #[derive(Debug, clap::Args)]
@@ -41,7 +40,6 @@ enum Status {
     Fail,
 }
 
-/// What was found, and what to do about it.
 #[derive(Debug, Serialize)]
 struct Finding {
     what: &'static str,
@@ -76,9 +74,7 @@ pub(super) async fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> 
         patiently("broker", broker(context)),
         patiently("tool API", tool_api(context)),
     );
-    findings.extend(database);
-    findings.extend(broker);
-    findings.extend(tool_api);
+    findings.extend(database.into_iter().chain(broker).chain(tool_api));
     let failed = findings.iter().any(|finding| finding.status == Status::Fail);
     if args.format.json {
         output::print_json(&json!({"ok": !failed, "checks": findings}))?;
@@ -100,30 +96,27 @@ fn line(finding: &Finding) -> String {
     output::clean(&format!("{status}  {:13}  {}{advice}", finding.what, finding.message)).into_owned()
 }
 
-async fn patiently(what: &'static str, asking: impl Future<Output = Vec<Finding>>) -> Vec<Finding> {
-    tokio::time::timeout(PATIENCE, asking).await.unwrap_or_else(|_| {
+/// All findings about a service, or the one that leaves nothing else to ask.
+type Answer = Result<Vec<Finding>, Finding>;
+
+async fn patiently(what: &'static str, asking: impl Future<Output = Answer>) -> Vec<Finding> {
+    let answer = tokio::time::timeout(PATIENCE, asking).await.unwrap_or_else(|_| {
         let message = format!("did not answer within {} s", PATIENCE.as_secs());
-        vec![Finding::fail(what, message, "check that it runs and that no firewall drops the connection")]
-    })
+        Err(Finding::fail(what, message, "check that it runs and that no firewall drops the connection"))
+    });
+    answer.unwrap_or_else(|finding| vec![finding])
 }
 
-async fn database(context: &Context) -> Vec<Finding> {
+async fn database(context: &Context) -> Answer {
     const WHAT: &str = "database";
     let config = context.config();
-    if let Err(missing) = config.require_store() {
-        return vec![Finding::missing(WHAT, Status::Fail, missing)];
-    }
+    config.require_store().map_err(|missing| Finding::missing(WHAT, Status::Fail, missing))?;
     let place = mask_url(config.store.url.expose_secret());
     let advice = || format!("check DATABASE_URL ({place}) and that the database runs");
-    let store = match app::open_store(config) {
-        Ok(store) => store,
-        Err(error) => return vec![Finding::fail(WHAT, chain(&*error), advice())],
-    };
-    let mut findings = Vec::new();
-    match store.version().await {
-        Ok(version) => findings.push(Finding::ok(WHAT, format!("{} {version} at {place}", store.backend()))),
-        Err(error) => return vec![Finding::fail(WHAT, chain(&error), advice())],
-    }
+    let failed = |error: &dyn Error| Finding::fail(WHAT, chain(error), advice());
+    let store = app::open_store(config).map_err(|error| failed(&*error))?;
+    let version = store.version().await.map_err(|error| failed(&error))?;
+    let mut findings = vec![Finding::ok(WHAT, format!("{} {version} at {place}", store.backend()))];
     findings.push(match store.schema().await {
         Ok(Schema::Current) => Finding::ok(WHAT, "the schema is up to date"),
         Ok(Schema::Ahead) => Finding::ok(WHAT, "the schema is newer than this build, which is fine"),
@@ -135,38 +128,33 @@ async fn database(context: &Context) -> Vec<Finding> {
         Ok(Schema::Behind { missing }) => {
             Finding::fail(WHAT, format!("{missing} migrations are missing"), "run `errand migrate`")
         }
-        Err(error) => Finding::fail(WHAT, chain(&error), advice()),
+        Err(error) => failed(&error),
     });
     let before = Timestamp::now();
     findings.push(match store.now().await {
         Ok(theirs) => skew(WHAT, before, theirs, Duration::ZERO),
-        Err(error) => Finding::fail(WHAT, chain(&error), advice()),
+        Err(error) => failed(&error),
     });
     store.close().await;
-    findings
+    Ok(findings)
 }
 
-async fn broker(context: &Context) -> Vec<Finding> {
+async fn broker(context: &Context) -> Answer {
     const WHAT: &str = "broker";
     let config = context.config();
-    if let Err(missing) = config.require_amqp() {
-        return vec![if config.store_is_sqlite() {
+    config.require_amqp().map_err(|missing| {
+        if config.store_is_sqlite() {
             Finding::ok(WHAT, "not needed: with SQLite, the queue is inside the process that runs jobs")
         } else {
             Finding::missing(WHAT, Status::Warn, missing)
-        }];
-    }
+        }
+    })?;
     let place = mask_url(config.amqp.url.expose_secret());
     let advice = || format!("check AMQP_URL ({place}) and that the broker runs");
-    let queue = match app::open_queue(config) {
-        Ok(queue) => queue,
-        Err(error) => return vec![Finding::fail(WHAT, chain(&*error), advice())],
-    };
-    let mut findings = Vec::new();
-    match queue.check().await {
-        Ok(version) => findings.push(Finding::ok(WHAT, format!("{version} at {place}"))),
-        Err(error) => return vec![Finding::fail(WHAT, chain(&error), advice())],
-    }
+    let failed = |error: &dyn Error| Finding::fail(WHAT, chain(error), advice());
+    let queue = app::open_queue(config).map_err(|error| failed(&*error))?;
+    let version = queue.check().await.map_err(|error| failed(&error))?;
+    let mut findings = vec![Finding::ok(WHAT, format!("{version} at {place}"))];
     for lane in config.queues.keys() {
         findings.push(match queue.depth(lane).await {
             Ok(depth) if depth.consumers == 0 => Finding::warn(
@@ -182,46 +170,29 @@ async fn broker(context: &Context) -> Vec<Finding> {
         });
     }
     queue.close().await;
-    findings
+    Ok(findings)
 }
 
-async fn tool_api(context: &Context) -> Vec<Finding> {
+async fn tool_api(context: &Context) -> Answer {
     const WHAT: &str = "tool API";
     let config = context.config();
-    if let Err(missing) = config.require_api_key() {
-        return vec![Finding::missing(WHAT, Status::Fail, missing)];
-    }
+    config.require_api_key().map_err(|missing| Finding::missing(WHAT, Status::Fail, missing))?;
     let place = &config.composio.base_url;
-    let api = match app::open_tool_api(config) {
-        Ok(api) => api,
-        Err(error) => {
-            return vec![Finding::fail(WHAT, chain(&*error), "check the settings in [composio]")];
+    let api = app::open_tool_api(config)
+        .map_err(|error| Finding::fail(WHAT, chain(&*error), "check the settings in [composio]"))?;
+    let check = api.check().await.map_err(|error| match &error {
+        ToolError::Credentials { .. } => Finding::fail(WHAT, chain(&error), "check COMPOSIO_API_KEY"),
+        ToolError::Throttled { .. } => {
+            Finding::warn(WHAT, chain(&error), "try again later; jobs wait by themselves")
         }
-    };
-    match api.check().await {
-        Ok(check) => {
-            let took =
-                format!("reachable at {place} in {} ms, and the key is accepted", check.took.as_millis());
-            let mut findings = vec![Finding::ok(WHAT, took)];
-            // A `Date` header has whole seconds and is as old as the answer was long under way.
-            let slack = check.took + Duration::from_secs(1);
-            findings.extend(check.date.map(|theirs| skew(WHAT, Timestamp::now(), theirs, slack)));
-            findings
-        }
-        Err(error @ ToolError::Credentials { .. }) => {
-            vec![Finding::fail(WHAT, chain(&error), "check COMPOSIO_API_KEY")]
-        }
-        Err(error @ ToolError::Throttled { .. }) => {
-            vec![Finding::warn(WHAT, chain(&error), "try again later; jobs wait by themselves")]
-        }
-        Err(error) => {
-            vec![Finding::fail(
-                WHAT,
-                chain(&error),
-                format!("check COMPOSIO_BASE_URL ({place}) and the network"),
-            )]
-        }
-    }
+        _ => Finding::fail(WHAT, chain(&error), format!("check COMPOSIO_BASE_URL ({place}) and the network")),
+    })?;
+    let took = format!("reachable at {place} in {} ms, and the key is accepted", check.took.as_millis());
+    let mut findings = vec![Finding::ok(WHAT, took)];
+    // A `Date` header has whole seconds and is as old as the answer was long under way.
+    let slack = check.took + Duration::from_secs(1);
+    findings.extend(check.date.map(|theirs| skew(WHAT, Timestamp::now(), theirs, slack)));
+    Ok(findings)
 }
 
 fn skew(what: &'static str, ours: Timestamp, theirs: Timestamp, slack: Duration) -> Finding {

@@ -154,11 +154,7 @@ fn spec(args: &Args, context: &Context) -> anyhow::Result<JobSpec> {
 
 fn envelope(args: &Args) -> anyhow::Result<Vec<u8>> {
     let mut fields: BTreeMap<&str, Box<RawValue>> = BTreeMap::new();
-    let mut put = |name, value: Option<Box<RawValue>>| {
-        if let Some(value) = value {
-            fields.insert(name, value);
-        }
-    };
+    let mut put = |name, value: Option<Box<RawValue>>| fields.extend(value.map(|value| (name, value)));
     if let Some(arguments) = &args.arguments {
         let text = value::text_or_file(arguments)?;
         let raw = RawValue::from_string(text.trim().to_owned()).map_err(|error| {

@@ -12,7 +12,6 @@ use crate::{
     tool::ToolError,
 };
 
-/// Shown below `errand --help`.
 pub const HELP: &str = "\
 Exit codes:
    0  done
@@ -26,19 +25,14 @@ Settings come from errand.toml and the environment; `errand config show --origin
 
 /// The exit codes, which `docs/cli.md` and [`HELP`] explain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
 pub enum Exit {
-    /// The command is done.
-    Success,
-    /// The command ran, and the answer is no.
-    Negative,
-    /// The command line is wrong.
-    Usage,
-    /// The configuration is wrong or incomplete.
-    Configuration,
-    /// A service is unreachable or not usable.
-    Unreachable,
-    /// The program itself failed.
-    Internal,
+    Success = 0,
+    Negative = 1,
+    Usage = 2,
+    Configuration = 3,
+    Unreachable = 4,
+    Internal = 70,
 }
 
 impl Exit {
@@ -47,22 +41,11 @@ impl Exit {
     pub fn negative_if(negative: bool) -> Self {
         if negative { Self::Negative } else { Self::Success }
     }
-
-    fn code(self) -> u8 {
-        match self {
-            Self::Success => 0,
-            Self::Negative => 1,
-            Self::Usage => 2,
-            Self::Configuration => 3,
-            Self::Unreachable => 4,
-            Self::Internal => 70,
-        }
-    }
 }
 
 impl From<Exit> for ExitCode {
     fn from(exit: Exit) -> Self {
-        exit.code().into()
+        (exit as u8).into()
     }
 }
 
@@ -74,7 +57,6 @@ pub(super) struct Failure {
     message: String,
 }
 
-/// The answer is no, for this reason.
 pub(super) fn negative(message: impl Into<String>) -> anyhow::Error {
     Failure { exit: Exit::Negative, message: message.into() }.into()
 }
@@ -86,16 +68,12 @@ pub fn usage(message: impl Into<String>) -> anyhow::Error {
 
 /// Prints an error as one line, unless the reader of the output has simply gone away.
 pub(super) fn report(error: &anyhow::Error) -> Exit {
-    let broken_pipe = |cause: &(dyn std::error::Error + 'static)| {
-        cause
-            .downcast_ref::<std::io::Error>()
-            .is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
-    };
-    if error.downcast_ref::<output::Closed>().is_some_and(|closed| broken_pipe(&closed.0)) {
+    let closed = error.downcast_ref::<output::Closed>();
+    if closed.is_some_and(|closed| closed.0.kind() == ErrorKind::BrokenPipe) {
         return Exit::Success;
     }
     let mut line = format!("error: {}", chain(&**error));
-    if let Some(hint) = error.chain().find_map(hint) {
+    if let Some(hint) = error.chain().find_map(|cause| verdict(cause)?.1) {
         line = format!("{line}; {hint}");
     }
     output::note(output::clean_lines(&line));
@@ -103,82 +81,60 @@ pub(super) fn report(error: &anyhow::Error) -> Exit {
 }
 
 fn exit_of(error: &(dyn std::error::Error + 'static)) -> Option<Exit> {
+    verdict(error).map(|(exit, _)| exit)
+}
+
+/// The exit code of an error, if it has one, and what to do about it where its message cannot know the command line.
+fn verdict(error: &(dyn std::error::Error + 'static)) -> Option<(Exit, Option<&'static str>)> {
     if let Some(failure) = error.downcast_ref::<Failure>() {
-        return Some(failure.exit);
+        return Some((failure.exit, None));
     }
     if error.is::<ConfigErrors>() || error.is::<Missing>() {
-        return Some(Exit::Configuration);
+        return Some((Exit::Configuration, None));
     }
     if let Some(error) = error.downcast_ref::<StoreError>() {
         return Some(match error.kind() {
-            StoreErrorKind::Unavailable | StoreErrorKind::Access | StoreErrorKind::Schema => {
-                Exit::Unreachable
+            StoreErrorKind::Schema => (Exit::Unreachable, Some("run `errand migrate`")),
+            StoreErrorKind::Unavailable | StoreErrorKind::Access => {
+                (Exit::Unreachable, Some("check DATABASE_URL and the database, or run `errand doctor`"))
             }
-            StoreErrorKind::Data => Exit::Negative,
-            StoreErrorKind::Corrupt => Exit::Internal,
+            StoreErrorKind::Data => (Exit::Negative, None),
+            StoreErrorKind::Corrupt => (Exit::Internal, None),
         });
     }
     if let Some(error) = error.downcast_ref::<QueueError>() {
         return Some(match error.kind() {
-            QueueErrorKind::Unavailable
-            | QueueErrorKind::Unconfirmed
-            | QueueErrorKind::Full
-            | QueueErrorKind::Access
-            | QueueErrorKind::Topology => Exit::Unreachable,
-            QueueErrorKind::Unroutable => Exit::Negative,
+            QueueErrorKind::Unavailable | QueueErrorKind::Access => {
+                (Exit::Unreachable, Some("check AMQP_URL and the broker, or run `errand doctor`"))
+            }
+            QueueErrorKind::Unconfirmed | QueueErrorKind::Full | QueueErrorKind::Topology => {
+                (Exit::Unreachable, None)
+            }
+            QueueErrorKind::Unroutable => (Exit::Negative, None),
         });
     }
     if let Some(error) = error.downcast_ref::<ToolError>() {
         return Some(match error {
-            ToolError::NotFound(_) | ToolError::Refused { .. } => Exit::Negative,
-            ToolError::Credentials { .. } | ToolError::Throttled { .. } | ToolError::Unavailable(_) => {
-                Exit::Unreachable
+            ToolError::NotFound(_) | ToolError::Refused { .. } => (Exit::Negative, None),
+            ToolError::Credentials { .. } => (Exit::Unreachable, Some("check COMPOSIO_API_KEY")),
+            ToolError::Throttled { .. } => (Exit::Unreachable, Some("try again later")),
+            ToolError::Unavailable(_) => {
+                (Exit::Unreachable, Some("check COMPOSIO_BASE_URL, or run `errand doctor`"))
             }
         });
     }
     if error.is::<NotALedger>() {
-        return Some(Exit::Unreachable);
+        return Some((Exit::Unreachable, None));
     }
     if let Some(error) = error.downcast_ref::<reqwest::Error>() {
-        return Some(if error.is_builder() { Exit::Usage } else { Exit::Unreachable });
+        return Some((if error.is_builder() { Exit::Usage } else { Exit::Unreachable }, None));
     }
     // An address that cannot be listened on was chosen by a setting or a flag.
-    let kind = error.downcast_ref::<std::io::Error>().map(std::io::Error::kind)?;
-    matches!(kind, ErrorKind::AddrInUse | ErrorKind::AddrNotAvailable).then_some(Exit::Configuration)
+    let kind = error.downcast_ref::<std::io::Error>()?.kind();
+    matches!(kind, ErrorKind::AddrInUse | ErrorKind::AddrNotAvailable).then_some((Exit::Configuration, None))
 }
 
-/// What to do about an error whose message cannot know the command line.
-fn hint(error: &(dyn std::error::Error + 'static)) -> Option<&'static str> {
-    if let Some(error) = error.downcast_ref::<StoreError>() {
-        return match error.kind() {
-            StoreErrorKind::Schema => Some("run `errand migrate`"),
-            StoreErrorKind::Unavailable | StoreErrorKind::Access => {
-                Some("check DATABASE_URL and the database, or run `errand doctor`")
-            }
-            StoreErrorKind::Data | StoreErrorKind::Corrupt => None,
-        };
-    }
-    if let Some(error) = error.downcast_ref::<QueueError>() {
-        return match error.kind() {
-            QueueErrorKind::Unavailable | QueueErrorKind::Access => {
-                Some("check AMQP_URL and the broker, or run `errand doctor`")
-            }
-            QueueErrorKind::Unconfirmed
-            | QueueErrorKind::Unroutable
-            | QueueErrorKind::Full
-            | QueueErrorKind::Topology => None,
-        };
-    }
-    error.downcast_ref::<ToolError>().and_then(|error| match error {
-        ToolError::Credentials { .. } => Some("check COMPOSIO_API_KEY"),
-        ToolError::Unavailable(_) => Some("check COMPOSIO_BASE_URL, or run `errand doctor`"),
-        ToolError::Throttled { .. } => Some("try again later"),
-        ToolError::NotFound(_) | ToolError::Refused { .. } => None,
-    })
-}
-
-/// Says in one line that there is a bug, without a backtrace. Panics of tasks are reported the same
-/// way and do not end the process.
+/// Says in one line that there is a bug, without a backtrace, also for tasks, whose panics do not end the process.
 pub(super) fn report_panic(panic: &PanicHookInfo<'_>) {
     if is_closed_pipe(panic.payload()) {
         return;
@@ -193,15 +149,13 @@ pub(super) fn report_panic(panic: &PanicHookInfo<'_>) {
     }
 }
 
-/// A message that was put together when it was needed may quote a customer's text, as that of a cut between the
-/// bytes of a character does.
+/// A message that was put together may quote a customer's text, as that of a cut between the bytes of a character does.
 fn loggable(payload: &(dyn Any + Send)) -> &str {
     payload
         .downcast_ref::<&str>()
         .unwrap_or(&"what it said is not logged, because it may quote somebody's data")
 }
 
-/// The exit code of a panic that nobody caught.
 pub(super) fn of_panic(payload: &(dyn Any + Send)) -> Exit {
     if is_closed_pipe(payload) { Exit::Success } else { Exit::Internal }
 }
@@ -223,15 +177,17 @@ mod tests {
 
     #[test]
     fn the_exit_code_comes_from_the_cause_whatever_is_said_around_it() {
-        let exit = |error: anyhow::Error| error.context("around it").chain().find_map(exit_of);
-        assert_eq!(exit(negative("no")), Some(Exit::Negative));
-        assert_eq!(exit(usage("what")), Some(Exit::Usage));
-        assert_eq!(exit(Missing::Store.into()), Some(Exit::Configuration));
-        let away = StoreError::new(StoreErrorKind::Unavailable, "away");
-        assert_eq!(exit(away.into()), Some(Exit::Unreachable));
-        assert_eq!(exit(QueueError::new(QueueErrorKind::Access, "no").into()), Some(Exit::Unreachable));
-        assert_eq!(exit(std::io::Error::from(ErrorKind::AddrInUse).into()), Some(Exit::Configuration));
-        assert_eq!(exit(anyhow::anyhow!("who knows")), None);
+        for (error, exit) in [
+            (negative("no"), Some(Exit::Negative)),
+            (usage("what"), Some(Exit::Usage)),
+            (Missing::Store.into(), Some(Exit::Configuration)),
+            (StoreError::new(StoreErrorKind::Unavailable, "away").into(), Some(Exit::Unreachable)),
+            (QueueError::new(QueueErrorKind::Access, "no").into(), Some(Exit::Unreachable)),
+            (std::io::Error::from(ErrorKind::AddrInUse).into(), Some(Exit::Configuration)),
+            (anyhow::anyhow!("who knows"), None),
+        ] {
+            assert_eq!(error.context("around it").chain().find_map(exit_of), exit);
+        }
     }
 
     #[test]

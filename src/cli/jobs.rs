@@ -11,7 +11,6 @@ use super::{
     value,
 };
 use crate::{
-    bounds::MAX_LIST,
     job::{HeldReason, JobError, JobId, Owner, Release, State},
     job_json,
     store::{
@@ -49,7 +48,7 @@ pub(super) enum Command {
         #[arg(long)]
         tool: Option<String>,
         /// List up to N jobs.
-        #[arg(long, default_value_t = 50, value_parser = limit)]
+        #[arg(long, default_value_t = 50, value_parser = value::limit)]
         limit: usize,
         #[command(flatten)]
         format: Format,
@@ -62,25 +61,9 @@ pub(super) enum Command {
         format: Format,
     },
     /// Cancel jobs. A call that is under way is not interrupted, and not repeated either.
-    Cancel {
-        /// The jobs.
-        #[arg(required = true)]
-        ids: Vec<JobId>,
-        #[command(flatten)]
-        who: Who,
-        #[command(flatten)]
-        format: Format,
-    },
+    Cancel(Which),
     /// Retry failed or cancelled jobs with a fresh attempt budget, or make waiting jobs due now.
-    Retry {
-        /// The jobs.
-        #[arg(required = true)]
-        ids: Vec<JobId>,
-        #[command(flatten)]
-        who: Who,
-        #[command(flatten)]
-        format: Format,
-    },
+    Retry(Which),
     /// Release held jobs: the named ones, or all that match --reason, --owner and --toolkit.
     Release {
         /// The jobs.
@@ -100,6 +83,17 @@ pub(super) enum Command {
 }
 
 #[derive(Debug, clap::Args)]
+pub(super) struct Which {
+    /// The jobs.
+    #[arg(required = true)]
+    ids: Vec<JobId>,
+    #[command(flatten)]
+    who: Who,
+    #[command(flatten)]
+    format: Format,
+}
+
+#[derive(Debug, clap::Args)]
 pub(super) struct Who {
     /// Record NAME in the jobs' history as who decided so. Without it: the user of the operating system.
     #[arg(long, value_name = "NAME", value_parser = value::decider)]
@@ -107,7 +101,6 @@ pub(super) struct Who {
 }
 
 impl Who {
-    /// The name in the history.
     fn name(self, context: &Context) -> String {
         let user = || context.loaded.user.clone().filter(|user| check_decider(user).is_ok());
         self.by.or_else(user).unwrap_or_else(|| NOBODY_KNOWN.to_owned())
@@ -190,13 +183,6 @@ impl ReleaseFlags {
     }
 }
 
-fn limit(text: &str) -> Result<usize, String> {
-    match text.parse() {
-        Ok(limit) if (1..=MAX_LIST).contains(&limit) => Ok(limit),
-        _ => Err(format!("write a number from 1 to {MAX_LIST}")),
-    }
-}
-
 pub(super) async fn run(command: Command, context: &Context) -> anyhow::Result<Exit> {
     let store = context.store()?;
     let exit = match command {
@@ -204,11 +190,11 @@ pub(super) async fn run(command: Command, context: &Context) -> anyhow::Result<E
             list(&store, &JobFilter { state, owner, tool, limit }, format).await?
         }
         Command::Show { id, format } => show(&store, id, format).await?,
-        Command::Cancel { ids, who, format } => {
+        Command::Cancel(Which { ids, who, format }) => {
             let by = who.name(context);
             decide(&ids, format, async |id| store.cancel(id, &by).await).await?
         }
-        Command::Retry { ids, who, format } => {
+        Command::Retry(Which { ids, who, format }) => {
             let by = who.name(context);
             decide(&ids, format, async |id| store.restart(id, &by).await).await?
         }
@@ -226,33 +212,22 @@ pub(super) async fn run(command: Command, context: &Context) -> anyhow::Result<E
 
 async fn list(store: &SharedStore, filter: &JobFilter, format: Format) -> anyhow::Result<Exit> {
     let jobs = store.jobs(filter).await?;
-    if format.json {
-        let mut lines = String::new();
-        for job in &jobs {
-            lines.push_str(&serde_json::to_string(&job_json::job_summary_json(job))?);
-            lines.push('\n');
-        }
-        output::print(&lines)?;
-    } else if jobs.is_empty() {
-        output::note("no jobs match");
-    } else {
-        let rows = jobs.iter().map(|job| {
-            vec![
-                job.spec.id.to_string(),
-                state(job),
-                job.spec.owner.to_string(),
-                job.spec.tool.clone(),
-                job.spec.queue.to_string(),
-                job.attempt.to_string(),
-                output::moment(job.created_at),
-                job.error.as_ref().map(|error| error.kind().to_string()).unwrap_or_default(),
-            ]
-        });
-        let header = ["ID", "STATE", "OWNER", "TOOL", "QUEUE", "ATTEMPTS", "CREATED", "ERROR"];
-        output::print_table(&header, rows.collect())?;
-        if jobs.len() == filter.limit {
-            output::note("there may be more; see --limit");
-        }
+    let json = |job: &JobView| serde_json::to_string(&job_json::job_summary_json(job));
+    let header = ["ID", "STATE", "OWNER", "TOOL", "QUEUE", "ATTEMPTS", "CREATED", "ERROR"];
+    output::print_list(&jobs, format, json, "no jobs match", header, |job| {
+        [
+            job.spec.id.to_string(),
+            state(job),
+            job.spec.owner.to_string(),
+            job.spec.tool.clone(),
+            job.spec.queue.to_string(),
+            job.attempt.to_string(),
+            output::moment(job.created_at),
+            job.error.as_ref().map(|error| error.kind().to_string()).unwrap_or_default(),
+        ]
+    })?;
+    if !format.json && jobs.len() == filter.limit {
+        output::note("there may be more; see --limit");
     }
     Ok(Exit::Success)
 }
@@ -402,7 +377,6 @@ async fn release_all(
     Ok(Exit::Success)
 }
 
-/// Asks on the terminal.
 fn confirmed(question: &str) -> anyhow::Result<bool> {
     if !std::io::stdin().is_terminal() {
         return Err(exit::usage("nobody can be asked here; add --yes to release, or --dry-run to count"));
@@ -424,23 +398,18 @@ async fn decide(
 ) -> anyhow::Result<Exit> {
     let mut refused = false;
     for id in ids {
-        let decided = decision(*id).await?;
-        let message = match decided {
-            Decided::Now(State::Running) => {
-                "is running; its call is not interrupted, but it will not be repeated".to_owned()
+        let (done, state, message) = match decision(*id).await? {
+            Decided::Now(state @ State::Running) => {
+                let message = "is running; its call is not interrupted, but it will not be repeated";
+                (true, Some(state), message.to_owned())
             }
-            Decided::Now(state) => format!("is {state} now"),
+            Decided::Now(state) => (true, Some(state), format!("is {state} now")),
             Decided::Illegal(illegal) => {
-                format!("unchanged: it is {} and cannot {}", illegal.from, illegal.action)
+                let message = format!("unchanged: it is {} and cannot {}", illegal.from, illegal.action);
+                (false, Some(illegal.from), message)
             }
-            Decided::Unknown => "unchanged: there is no such job".to_owned(),
+            Decided::Unknown => (false, None, "unchanged: there is no such job".to_owned()),
         };
-        let state = match decided {
-            Decided::Now(state) => Some(state),
-            Decided::Illegal(illegal) => Some(illegal.from),
-            Decided::Unknown => None,
-        };
-        let done = matches!(decided, Decided::Now(_));
         refused |= !done;
         if format.json {
             output::print_json(&json!({"id": id, "done": done, "state": state, "message": message}))?;

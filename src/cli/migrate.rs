@@ -12,25 +12,22 @@ pub(super) struct Args {
 
 pub(super) async fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
     let store = context.store()?;
-    let exit = if args.check {
-        let (line, negative) = match store.schema().await? {
+    let (line, negative) = if args.check {
+        match store.schema().await? {
             Schema::Current => ("the schema is up to date".to_owned(), false),
             Schema::Ahead => ("the schema is newer than this build, which is fine".to_owned(), false),
             Schema::Behind { missing } => {
                 (format!("{missing} migrations are missing; run `errand migrate`"), true)
             }
-        };
-        output::print_line(line)?;
-        Exit::negative_if(negative)
+        }
     } else {
-        let line = match store.migrate().await? {
-            0 => "the schema is up to date".to_owned(),
-            1 => "1 migration applied".to_owned(),
-            applied => format!("{applied} migrations applied"),
-        };
-        output::print_line(line)?;
-        Exit::Success
+        match store.migrate().await? {
+            0 => ("the schema is up to date".to_owned(), false),
+            1 => ("1 migration applied".to_owned(), false),
+            applied => (format!("{applied} migrations applied"), false),
+        }
     };
+    output::print_line(line)?;
     store.close().await;
-    Ok(exit)
+    Ok(Exit::negative_if(negative))
 }

@@ -1,9 +1,7 @@
-//! The command line: parses, loads the configuration, runs one command and turns what became of it
-//! into one line and an exit code.
+//! The command line: parses, loads the configuration, runs one command and picks the exit code.
 //!
-//! Commands print answers to standard output and everything else to standard error. They return an
-//! exit code when they ran, and an error when they could not; only this module picks the exit code
-//! of an error and prints it, so that every failure looks the same. What it exports besides [`main`] is for
+//! Commands print answers to standard output and everything else to standard error. They return an exit code when they
+//! ran, and an error when they could not, which only this module prints. What it exports besides [`main`] is for
 //! `errand-lab`, whose commands start and end in the same way.
 
 use std::{path::PathBuf, process::ExitCode};
@@ -11,7 +9,7 @@ use std::{path::PathBuf, process::ExitCode};
 use clap::{CommandFactory as _, Parser, Subcommand};
 
 use crate::{
-    config::{self, Loaded, Origin, Sources},
+    config::{self, Origin, Sources},
     shutdown::Shutdown,
     telemetry::logging,
 };
@@ -43,6 +41,7 @@ pub use exit::{Exit, HELP, usage};
 pub use output::{note, print};
 pub use program::{lasting, run};
 
+use context::Context;
 use program::runtime;
 
 /// Threads of commands that only talk to services for a moment.
@@ -107,7 +106,6 @@ enum Command {
     },
 }
 
-/// Runs the command that the process was started with.
 pub fn main() -> ExitCode {
     program::run(dispatch)
 }
@@ -130,58 +128,39 @@ fn dispatch(cli: Cli) -> anyhow::Result<Exit> {
         Command::Dev(args) => lasting(config::load(&sources)?.config, |config| dev::run(args, config)),
         Command::Worker(args) => lasting(config::load(&sources)?.config, |config| worker::run(args, config)),
         Command::Sandbox(args) => lasting(config::load(&sources)?.config, |_| async move {
-            sandbox::run(args, Shutdown::on_signals()?.stop).await.map(|()| Exit::Success)
+            sandbox::run(args, Shutdown::on_signals()?.stop).await?;
+            Ok(Exit::Success)
         }),
 
-        Command::Enqueue(args) => {
-            brief(&sources, |context| async move { enqueue::run(*args, &context).await })
-        }
-        Command::EnqueueBulk(args) => {
-            brief(&sources, |context| async move { bulk::run(args, &context).await })
-        }
-        Command::Jobs(command) => {
-            brief(&sources, |context| async move { jobs::run(command, &context).await })
-        }
-        Command::Pins(command) => {
-            brief(&sources, |context| async move { pins::run(command, &context).await })
-        }
-        Command::Tools(command) => {
-            brief(&sources, |context| async move { tools::run(command, &context).await })
-        }
-        Command::Accounts(command) => {
-            brief(&sources, |context| async move { accounts::run(command, &context).await })
-        }
-        Command::Rejected(command) => {
-            brief(&sources, |context| async move { rejected::run(command, &context).await })
-        }
-        Command::Audit(args) => brief(&sources, |context| async move { audit::run(args, &context).await }),
-        Command::Migrate(args) => {
-            brief(&sources, |context| async move { migrate::run(&args, &context).await })
-        }
-        Command::Health(args) => brief(&sources, |_| async move { health::run(args).await }),
-        Command::Doctor(args) => brief(&sources, |context| async move { doctor::run(&args, &context).await }),
+        Command::Enqueue(args) => brief(&sources, async |context| enqueue::run(*args, context).await),
+        Command::EnqueueBulk(args) => brief(&sources, async |context| bulk::run(args, context).await),
+        Command::Jobs(command) => brief(&sources, async |context| jobs::run(command, context).await),
+        Command::Pins(command) => brief(&sources, async |context| pins::run(command, context).await),
+        Command::Tools(command) => brief(&sources, async |context| tools::run(command, context).await),
+        Command::Accounts(command) => brief(&sources, async |context| accounts::run(command, context).await),
+        Command::Rejected(command) => brief(&sources, async |context| rejected::run(command, context).await),
+        Command::Audit(args) => brief(&sources, async |context| audit::run(args, context).await),
+        Command::Migrate(args) => brief(&sources, async |context| migrate::run(&args, context).await),
+        Command::Health(args) => brief(&sources, async |_| health::run(args).await),
+        Command::Doctor(args) => brief(&sources, async |context| doctor::run(&args, context).await),
     }
 }
 
 /// Runs a command that ends by itself. It logs warnings only, unless a level is configured.
-fn brief<F: Future<Output = anyhow::Result<Exit>>>(
+fn brief(
     sources: &Sources,
-    command: impl FnOnce(context::Context) -> F,
+    command: impl AsyncFnOnce(&Context) -> anyhow::Result<Exit>,
 ) -> anyhow::Result<Exit> {
     let loaded = config::load(sources)?;
-    start_quiet_logging(&loaded)?;
-    let runtime = runtime(FEW_THREADS)?;
-    // A task of a driver that does not end must not keep the process: everything is settled by now.
-    let answer = runtime.block_on(Box::pin(command(context::Context::new(loaded))));
-    runtime.shutdown_background();
-    answer
-}
-
-/// Starts logging of warnings only, unless a level is configured.
-fn start_quiet_logging(loaded: &Loaded) -> anyhow::Result<()> {
     let log = &loaded.config.log;
     let level = if loaded.origin("log.level") == Some(&Origin::Default) { "warn" } else { &log.level };
-    logging::init(log.format, level, loaded.config.colors)
+    logging::init(log.format, level, loaded.config.colors)?;
+    let runtime = runtime(FEW_THREADS)?;
+    let context = Context { loaded };
+    // A task of a driver that does not end must not keep the process: everything is settled by now.
+    let answer = runtime.block_on(Box::pin(command(&context)));
+    runtime.shutdown_background();
+    answer
 }
 
 fn completions(shell: clap_complete::Shell) -> anyhow::Result<Exit> {
@@ -189,14 +168,4 @@ fn completions(shell: clap_complete::Shell) -> anyhow::Result<Exit> {
     clap_complete::generate(shell, &mut Cli::command(), "errand", &mut script);
     output::print(&String::from_utf8_lossy(&script))?;
     Ok(Exit::Success)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_command_line_is_consistent() {
-        Cli::command().debug_assert();
-    }
 }

@@ -17,26 +17,20 @@ pub(super) struct Format {
     pub(super) json: bool,
 }
 
-/// Standard output could not be written.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot write to standard output")]
 pub struct Closed(#[source] pub(super) io::Error);
 
 /// Prints text, which ends in a newline.
-///
-/// # Errors
-/// Standard output could not be written.
 pub fn print(text: &str) -> Result<(), Closed> {
     let mut out = io::stdout().lock();
     out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(Closed)
 }
 
-/// Prints one line.
 pub(super) fn print_line(line: impl std::fmt::Display) -> Result<(), Closed> {
     print(&format!("{line}\n"))
 }
 
-/// Prints one JSON document on one line.
 pub(super) fn print_json(value: &impl Serialize) -> anyhow::Result<()> {
     Ok(print_line(serde_json::to_string(value)?)?)
 }
@@ -57,6 +51,30 @@ pub(super) fn print_table(header: &[&str], rows: Vec<Vec<String>>) -> Result<(),
         column.set_padding((0, 2));
     }
     print_line(table.trim_fmt())
+}
+
+/// Prints a list: a JSON document or a row for each item, or says on standard error why there is none.
+pub(super) fn print_list<T, const N: usize>(
+    items: &[T],
+    format: Format,
+    json: impl Fn(&T) -> serde_json::Result<String>,
+    nothing: impl std::fmt::Display,
+    header: [&str; N],
+    row: impl Fn(&T) -> [String; N],
+) -> anyhow::Result<()> {
+    if format.json {
+        let mut lines = String::new();
+        for item in items {
+            lines += &json(item)?;
+            lines.push('\n');
+        }
+        return Ok(print(&lines)?);
+    }
+    if items.is_empty() {
+        note(nothing);
+        return Ok(());
+    }
+    Ok(print_table(&header, items.iter().map(|item| row(item).into()).collect())?)
 }
 
 /// Says something beside the answer, on standard error. If nobody listens there, that is no failure.

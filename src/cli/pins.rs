@@ -1,6 +1,6 @@
 //! `errand pins`: toolkit versions that are pinned at run time.
 
-use serde_json::json;
+use serde_json::{json, to_string};
 
 use super::{
     context::Context,
@@ -96,30 +96,21 @@ fn all(context: &Context, stored: Vec<Pin>) -> Vec<RankedPin> {
         .chain(config.toolkit_versions.iter().map(everybody(PinnedBy::Config)))
         .chain(config.env_pins.iter().map(everybody(PinnedBy::Env)))
         .collect();
-    let rank = |by: PinnedBy| PinnedBy::ALL.iter().position(|other| *other == by);
-    pins.sort_by(|a, b| {
-        (&a.row.toolkit, rank(a.by), &a.row.owner).cmp(&(&b.row.toolkit, rank(b.by), &b.row.owner))
-    });
+    pins.sort_by(|a, b| (&a.row.toolkit, a.by, &a.row.owner).cmp(&(&b.row.toolkit, b.by, &b.row.owner)));
     pins
 }
 
 fn list(pins: &[RankedPin], format: Format) -> anyhow::Result<()> {
-    if format.json {
-        for RankedPin { row, by } in pins {
-            let owner = row.owner.as_ref().map(|o| json!({"kind": o.kind().as_str(), "id": o.id()}));
-            output::print_json(&json!({
-                "toolkit": row.toolkit, "version": row.version, "owner": owner, "pinned_by": by.as_str(),
-            }))?;
-        }
-    } else if pins.is_empty() {
-        output::note("nothing is pinned");
-    } else {
-        let rows = pins.iter().map(|RankedPin { row, by }| {
-            vec![row.toolkit.clone(), row.version.clone(), holder(row.owner.as_ref()), by.as_str().to_owned()]
-        });
-        output::print_table(&["TOOLKIT", "VERSION", "FOR", "PINNED BY"], rows.collect())?;
-    }
-    Ok(())
+    let json = |RankedPin { row, by }: &RankedPin| {
+        let owner = row.owner.as_ref().map(|o| json!({"kind": o.kind().as_str(), "id": o.id()}));
+        to_string(&json!({
+            "toolkit": row.toolkit, "version": row.version, "owner": owner, "pinned_by": by.as_str(),
+        }))
+    };
+    let header = ["TOOLKIT", "VERSION", "FOR", "PINNED BY"];
+    output::print_list(pins, format, json, "nothing is pinned", header, |RankedPin { row, by }| {
+        [row.toolkit.clone(), row.version.clone(), holder(row.owner.as_ref()), by.as_str().to_owned()]
+    })
 }
 
 fn holder(owner: Option<&Owner>) -> String {

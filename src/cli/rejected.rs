@@ -13,7 +13,7 @@ use super::{
 use crate::{
     admission::Enqueued,
     bounds::MAX_LIST,
-    job::{Arrival, JobId, decode},
+    job::{JobId, decode},
     queue::Properties,
     store::{RejectedView, SharedStore},
 };
@@ -96,30 +96,19 @@ async fn find(store: &SharedStore, id: Uuid) -> anyhow::Result<RejectedView> {
 }
 
 fn list(messages: &[RejectedView], format: Format) -> anyhow::Result<()> {
-    if format.json {
-        for message in messages {
-            output::print_json(&summary(message))?;
-        }
-    } else if messages.is_empty() {
-        output::note("no messages were rejected");
-    } else {
-        let rows = messages.iter().map(|view| {
-            vec![
-                view.message.id.to_string(),
-                output::moment(view.received_at),
-                view.message.queue.to_string(),
-                view.message.reason.to_string(),
-                view.size.to_string(),
-                view.seen.to_string(),
-                view.message.message.clone(),
-            ]
-        });
-        output::print_table(
-            &["ID", "RECEIVED", "QUEUE", "REASON", "BYTES", "SEEN", "MESSAGE"],
-            rows.collect(),
-        )?;
-    }
-    Ok(())
+    let header = ["ID", "RECEIVED", "QUEUE", "REASON", "BYTES", "SEEN", "MESSAGE"];
+    let json = |view: &RejectedView| serde_json::to_string(&summary(view));
+    output::print_list(messages, format, json, "no messages were rejected", header, |view| {
+        [
+            view.message.id.to_string(),
+            output::moment(view.received_at),
+            view.message.queue.to_string(),
+            view.message.reason.to_string(),
+            view.size.to_string(),
+            view.seen.to_string(),
+            view.message.message.clone(),
+        ]
+    })
 }
 
 fn show(view: &RejectedView, body: bool, format: Format) -> anyhow::Result<()> {
@@ -162,15 +151,8 @@ async fn requeue(context: &Context, open: &OpenDoor, id: Uuid) -> anyhow::Result
         return Ok(Err("it was requeued before".to_owned()));
     }
     let properties: Properties = serde_json::from_str(&view.message.properties).unwrap_or_default();
-    let arrival = Arrival {
-        queue: &view.message.queue,
-        message_id: properties.message_id.as_deref(),
-        reply_to: properties.reply_to.as_deref(),
-        correlation_id: properties.correlation_id.as_deref(),
-        traceparent: properties.traceparent.as_deref(),
-        // The message's own ID, so that a requeue that was interrupted makes one job, not two.
-        fallback_id: Some(JobId(id)),
-    };
+    // The message's own ID, so that a requeue that was interrupted makes one job, not two.
+    let arrival = properties.arrival(&view.message.queue, Some(JobId(id)));
     if let Err(reason) = context.check_lane(view.message.queue.as_str()) {
         return Ok(Err(reason));
     }

@@ -1,15 +1,14 @@
 //! `errand sandbox`: a stand-in for the tool API, to develop and test against.
 
 use std::{
-    io::{self, Write},
+    io,
     net::SocketAddr,
     path::{Path, PathBuf},
 };
 
-use anyhow::Context;
 use tokio_util::sync::CancellationToken;
 
-use super::exit;
+use super::{exit, output};
 use errand_sandbox::{DEFAULT_WORLD, Options, Sandbox, World};
 
 /// Serves a stand-in for the tool API, with faults on demand and a ledger of effects.
@@ -32,31 +31,22 @@ pub(crate) struct Args {
     print_world: bool,
 }
 
-/// Serves until `stop`.
-///
-/// # Errors
-/// A world file that cannot be read or has mistakes, and an address that cannot be served on.
+/// Serves until `stop`. A world file and an address that cannot be used are errors.
 pub(crate) async fn run(args: Args, stop: CancellationToken) -> anyhow::Result<()> {
     if args.print_world {
-        return print_world();
+        return Ok(output::print(DEFAULT_WORLD)?);
     }
     let world = args.world.as_deref().map_or_else(|| Ok(World::default_world()), read_world)?;
     let key = world.usable_key().unwrap_or("(none of the world's keys may execute)").to_owned();
     let sandbox = Sandbox::new(world, Options { seed: args.seed });
     let running = sandbox.bind(args.listen).await.map_err(|error| cannot_listen(args.listen, &error))?;
     let base = running.base_url();
-    println!("sandbox: base URL {base}, API key {key}, ledger {base}/_sandbox/ledger (stop with Ctrl-C)");
+    output::print_line(format_args!(
+        "sandbox: base URL {base}, API key {key}, ledger {base}/_sandbox/ledger (stop with Ctrl-C)"
+    ))?;
     stop.cancelled().await;
     running.stop().await;
     Ok(())
-}
-
-fn print_world() -> anyhow::Result<()> {
-    match io::stdout().lock().write_all(DEFAULT_WORLD.as_bytes()) {
-        // Whoever reads the other end of the pipe has seen enough.
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        written => written.context("cannot print the world"),
-    }
 }
 
 fn read_world(path: &Path) -> anyhow::Result<World> {
@@ -86,30 +76,35 @@ fn cannot_listen(addr: SocketAddr, error: &io::Error) -> anyhow::Error {
 mod tests {
     use super::*;
 
-    fn args(listen: SocketAddr, world: Option<PathBuf>) -> Args {
-        Args { listen, world, seed: 1, print_world: false }
+    async fn run_on(
+        listen: SocketAddr,
+        world: Option<PathBuf>,
+        stop: CancellationToken,
+    ) -> anyhow::Result<()> {
+        run(Args { listen, world, seed: 1, print_world: false }, stop).await
+    }
+
+    fn any_port() -> SocketAddr {
+        ([127, 0, 0, 1], 0).into()
     }
 
     #[tokio::test]
-    async fn a_port_in_use_is_told_with_what_to_do() {
-        let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let addr = taken.local_addr().unwrap();
-        let error = run(args(addr, None), CancellationToken::new()).await.unwrap_err().to_string();
-        assert!(error.contains("in use") && error.contains("--listen"), "{error}");
-    }
-
-    #[tokio::test]
-    async fn a_missing_world_file_is_told_with_what_to_do() {
-        let listen = SocketAddr::from(([127, 0, 0, 1], 0));
-        let world = Some(PathBuf::from("/nowhere/world.toml"));
-        let error = run(args(listen, world), CancellationToken::new()).await.unwrap_err().to_string();
-        assert!(error.contains("/nowhere/world.toml") && error.contains("--print-world"), "{error}");
+    async fn what_cannot_be_used_is_told_with_what_to_do() {
+        let taken = std::net::TcpListener::bind(any_port()).unwrap();
+        let missing = Some(PathBuf::from("/nowhere/world.toml"));
+        for (listen, world, told) in [
+            (taken.local_addr().unwrap(), None, ["in use", "--listen"]),
+            (any_port(), missing, ["/nowhere/world.toml", "--print-world"]),
+        ] {
+            let error = run_on(listen, world, CancellationToken::new()).await.unwrap_err().to_string();
+            assert!(told.iter().all(|part| error.contains(part)), "{error}");
+        }
     }
 
     #[tokio::test]
     async fn it_serves_until_it_is_told_to_stop() {
         let stop = CancellationToken::new();
         stop.cancel();
-        run(args(SocketAddr::from(([127, 0, 0, 1], 0)), None), stop).await.unwrap();
+        run_on(any_port(), None, stop).await.unwrap();
     }
 }

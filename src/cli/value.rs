@@ -6,7 +6,8 @@ use jiff::{SignedDuration, Timestamp};
 
 use super::exit;
 use crate::{
-    bounds::MAX_ENVELOPE_BYTES,
+    bounds::{MAX_ENVELOPE_BYTES, MAX_LIST},
+    config::is_slug,
     job::{Owner, OwnerKind},
     store::check_decider,
     tool::pin::{Wanted, wanted},
@@ -77,12 +78,16 @@ pub(super) fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// A `key=value` pair.
-pub(super) fn pair(text: &str) -> Result<(String, String), String> {
-    match text.split_once('=') {
-        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
-        _ => Err("write key=value".to_owned()),
+pub(super) fn limit(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(limit) if (1..=MAX_LIST).contains(&limit) => Ok(limit),
+        _ => Err(format!("write a number from 1 to {MAX_LIST}")),
     }
+}
+
+pub(super) fn pair(text: &str) -> Result<(String, String), String> {
+    let pair = text.split_once('=').filter(|(key, _)| !key.is_empty());
+    pair.map(|(key, value)| (key.to_owned(), value.to_owned())).ok_or_else(|| "write key=value".to_owned())
 }
 
 /// The name of somebody who decides about jobs.
@@ -90,10 +95,8 @@ pub(super) fn decider(text: &str) -> Result<String, String> {
     check_decider(text).map(|()| text.to_owned())
 }
 
-/// A lower-case toolkit slug.
 pub(super) fn toolkit(text: &str) -> Result<String, String> {
-    let fits = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'_' | b'-');
-    if !text.is_empty() && text.bytes().all(fits) {
+    if is_slug(text) {
         Ok(text.to_owned())
     } else {
         Err("toolkits are spelt in lower case, such as github".to_owned())
@@ -108,8 +111,7 @@ pub(super) fn version(text: &str) -> Result<String, String> {
     }
 }
 
-/// The text of an argument that may name a file (`@file`) or standard input (`-`). Reading stops
-/// at the largest envelope.
+/// The text of an argument that may name a file (`@file`) or standard input (`-`), up to the largest envelope.
 pub(super) fn text_or_file(argument: &str) -> anyhow::Result<String> {
     let limit = MAX_ENVELOPE_BYTES as u64 + 1;
     let mut text = String::new();

@@ -25,9 +25,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) async fn run(args: Args, mut config: Config) -> Result<Exit> {
-    if let Some(listen) = args.listen {
-        config.http.listen = Some(listen);
-    }
+    config.http.listen = args.listen.or(config.http.listen);
     config.require_amqp()?;
     config.require_store()?;
     config.require_api_key()?;

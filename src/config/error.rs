@@ -2,7 +2,6 @@
 
 use std::{fmt, path::PathBuf, sync::Arc};
 
-/// Where the value of a setting came from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Origin {
     /// `default.toml`.

@@ -23,9 +23,11 @@ use super::{
     sections::Config,
     values::{Setting, Settings},
 };
-use crate::{job::QueueName, tool::pin};
+use crate::{
+    job::QueueName,
+    tool::pin::{self, VersionMap},
+};
 
-/// The defaults, which are also the manual.
 pub const DEFAULTS: &str = include_str!("default.toml");
 
 /// The file that is read when none is named.
@@ -39,7 +41,6 @@ const SHORT_NAMES: &[(&str, &str)] = &[
     ("COMPOSIO_BASE_URL", "composio.base_url"),
 ];
 
-/// Where settings may come from.
 #[derive(Default)]
 pub struct Sources {
     /// The file that the command line names. It must exist.
@@ -82,11 +83,8 @@ impl Loaded {
     }
 }
 
-/// Reads all sources, strongest last: the defaults, the file, the short names of the environment,
-/// and `ERRAND__SECTION__KEY`.
-///
-/// # Errors
-/// All mistakes of all sources.
+/// Reads all sources, strongest last: the defaults, the file, the short names of the environment, and
+/// `ERRAND__SECTION__KEY`. The error has all mistakes of all of them.
 pub fn load(sources: &Sources) -> Result<Loaded, ConfigErrors> {
     let mut loader = Loader::of_defaults();
     loader.read_file(sources);
@@ -94,9 +92,6 @@ pub fn load(sources: &Sources) -> Result<Loaded, ConfigErrors> {
 }
 
 /// As [`load`], with the text of the usual file instead of a file. `ERRAND_CONFIG` names none.
-///
-/// # Errors
-/// All mistakes of all sources.
 pub fn load_text(text: &str, env: &BTreeMap<String, String>) -> Result<Loaded, ConfigErrors> {
     let mut loader = Loader::of_defaults();
     loader.read_text(text, PathBuf::from(USUAL_FILE));
@@ -220,11 +215,9 @@ impl Loader {
         self.report(format!("`{name}` is not a setting; {hint}"), Some(origin));
     }
 
-    /// A stronger source wins even where it is mistaken: going on with the weaker value would hide
-    /// the mistake from the checks of relations.
+    /// A stronger source wins even where it is mistaken: relations must not be checked with a value that is overridden.
     fn set(&mut self, key: Key, value: Result<Value, String>, origin: Origin) {
-        let value = check_name(&key).and(value);
-        match value {
+        match check_name(&key).and(value) {
             Ok(value) => {
                 self.mistaken.remove(&key);
                 self.settings.0.insert(key, Setting { value, origin });
@@ -245,10 +238,7 @@ impl Loader {
         }
     }
 
-    fn read_env_pins(
-        &mut self,
-        env: &BTreeMap<String, String>,
-    ) -> (BTreeMap<String, String>, BTreeMap<String, Origin>) {
+    fn read_env_pins(&mut self, env: &BTreeMap<String, String>) -> (VersionMap, BTreeMap<String, Origin>) {
         let (mut pins, mut origins) = (BTreeMap::new(), BTreeMap::new());
         for (name, text) in env {
             // As the tool API's own libraries spell it.
@@ -279,17 +269,18 @@ impl Loader {
     }
 }
 
-/// Checks the names that people choose.
+/// Whether a text is the slug of a toolkit as it is spelt here, in lower case.
+pub fn is_slug(text: &str) -> bool {
+    let fits = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'_' | b'-');
+    !text.is_empty() && text.bytes().all(fits)
+}
+
 fn check_name(key: &Key) -> Result<(), String> {
-    let slug = |name: &str| {
-        !name.is_empty()
-            && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'_' | b'-'))
-    };
     match (key.0[0].as_str(), key.0.get(1)) {
         ("queues", Some(name)) => {
             name.parse::<QueueName>().map(drop).map_err(|error| format!("names a queue that {error}"))
         }
-        ("toolkit_versions" | "toolkits", Some(name)) if !slug(name) => {
+        ("toolkit_versions" | "toolkits", Some(name)) if !is_slug(name) => {
             Err("names a toolkit that must be spelt in lower case, such as `github`".to_owned())
         }
         _ => Ok(()),

@@ -11,6 +11,6 @@ mod show;
 mod values;
 
 pub use error::{ConfigErrors, Missing, Mistake, Origin};
-pub use load::{DEFAULTS, Loaded, Sources, load, load_text};
+pub use load::{DEFAULTS, Loaded, Sources, is_slug, load, load_text};
 pub use sections::*;
 pub use show::mask_url;

@@ -18,7 +18,6 @@ impl Key {
         Self(name.split('.').map(str::to_owned).collect())
     }
 
-    /// The rule of the setting, if there is such a setting.
     pub(super) fn rule(&self) -> Option<Rule> {
         SETTINGS.iter().find(|(pattern, _)| self.matches(pattern)).map(|(_, rule)| *rule)
     }
@@ -36,7 +35,6 @@ impl Key {
         Self(rest.split("__").map(str::to_lowercase).collect())
     }
 
-    /// The name of the environment variable that sets it.
     pub(super) fn env_name(&self) -> String {
         format!("{ENV_PREFIX}{}", self.0.join("__").to_uppercase())
     }

@@ -41,18 +41,16 @@ struct Relations<'a> {
 
 impl Relations<'_> {
     fn lease_outlasts_heartbeats(&mut self) {
-        if let (Some(lease), Some(beat)) =
-            (self.whole("worker.lease_secs"), self.whole("worker.heartbeat_secs"))
+        let (lease, beat) = (self.whole("worker.lease_secs"), self.whole("worker.heartbeat_secs"));
+        let least = beat.map(|beat| 3 * beat + LEASE_MARGIN_SECS);
+        if let (Some(lease), Some(least)) = (lease, least)
+            && lease < least
         {
-            let least = 3 * beat + LEASE_MARGIN_SECS;
-            if lease < least {
-                let message = format!(
-                    "`worker.lease_secs` is {lease} but must be at least {least} (three times \
-                     `worker.heartbeat_secs` and {LEASE_MARGIN_SECS} more), because otherwise a worker that misses \
-                     one beat loses its jobs"
-                );
-                self.report("worker.lease_secs", message);
-            }
+            let message = format!(
+                "`worker.lease_secs` is {lease} but must be at least {least} (three times `worker.heartbeat_secs` and \
+                 {LEASE_MARGIN_SECS} more), because otherwise a worker that misses one beat loses its jobs"
+            );
+            self.report("worker.lease_secs", message);
         }
     }
 
@@ -60,10 +58,8 @@ impl Relations<'_> {
         if let (Some(value), Some(most)) = (self.whole(name), self.whole(ceiling))
             && value > most
         {
-            self.report(
-                name,
-                format!("`{name}` is {value} but must not be more than `{ceiling}` ({most}){why}"),
-            );
+            let message = format!("`{name}` is {value} but must not be more than `{ceiling}` ({most}){why}");
+            self.report(name, message);
         }
     }
 

@@ -15,7 +15,6 @@ use crate::{
 /// The type and the bounds of a setting.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum Rule {
-    /// `true` or `false`.
     Flag,
     /// A whole number within bounds, both included.
     Whole(i64, i64),
@@ -23,7 +22,6 @@ pub(super) enum Rule {
     Number(f64, f64),
     /// A short printable text, or empty.
     Text,
-    /// One of a few words.
     Word(&'static [&'static str]),
     /// The URL of a service with one of these schemes, or empty. May hold a password.
     Service(&'static [&'static str]),
@@ -31,15 +29,12 @@ pub(super) enum Rule {
     ApiKey,
     /// The http(s) URL of the tool API.
     BaseUrl,
-    /// A path under a URL.
     Path,
-    /// Names of lanes.
     Lanes,
     /// A literal toolkit version, or blank, by the rule that jobs are read by.
     Version,
     /// Address and port, or empty.
     Address,
-    /// A filter of log lines.
     Filter,
 }
 
@@ -51,27 +46,16 @@ impl Rule {
 
     /// Reads a value of the environment, which knows only text.
     pub(super) fn parse(self, text: &str) -> Result<Value, String> {
+        let text = text.trim();
+        let number = text.replace('_', "");
         let value = match self {
-            Self::Flag => match text.trim().to_ascii_lowercase().as_str() {
-                "true" => Value::Boolean(true),
-                "false" => Value::Boolean(false),
-                _ => return Err(format!("must be {}", self.expected())),
-            },
-            Self::Whole(..) => match text.trim().replace('_', "").parse() {
-                Ok(number) => Value::Integer(number),
-                Err(_) => return Err(format!("must be {}", self.expected())),
-            },
-            Self::Number(..) => match text.trim().replace('_', "").parse() {
-                Ok(number) => Value::Float(number),
-                Err(_) => return Err(format!("must be {}", self.expected())),
-            },
-            Self::Lanes => Value::Array(
-                text.split(',')
-                    .map(str::trim)
-                    .filter(|name| !name.is_empty())
-                    .map(|name| Value::String(name.to_owned()))
-                    .collect(),
-            ),
+            Self::Flag => text.to_ascii_lowercase().parse().ok().map(Value::Boolean),
+            Self::Whole(..) => number.parse().ok().map(Value::Integer),
+            Self::Number(..) => number.parse().ok().map(Value::Float),
+            Self::Lanes => {
+                let names = text.split(',').map(str::trim).filter(|name| !name.is_empty());
+                Some(names.map(Value::from).collect::<Vec<_>>().into())
+            }
             Self::Text
             | Self::Word(_)
             | Self::Service(_)
@@ -80,30 +64,28 @@ impl Rule {
             | Self::Path
             | Self::Version
             | Self::Address
-            | Self::Filter => Value::String(text.trim().to_owned()),
+            | Self::Filter => Some(text.into()),
         };
+        let value = value.ok_or_else(|| format!("must be {}", self.expected()))?;
         self.accept(value)
     }
 
-    /// Checks a value, and returns it as the configuration reads it. The message continues the name
-    /// of the setting. It quotes numbers but never text, because a text could be a secret that was
-    /// put in the wrong place.
+    /// Checks a value, and returns it as the configuration reads it. The message continues the name of the setting. It
+    /// quotes numbers but never text, which could be a secret that was put in the wrong place.
     pub(super) fn accept(self, value: Value) -> Result<Value, String> {
         let expected = self.expected();
         match (self, value) {
-            (Self::Flag, value @ Value::Boolean(_)) => Ok(value),
-            (Self::Whole(min, max), Value::Integer(number)) => {
-                if (min..=max).contains(&number) {
-                    Ok(Value::Integer(number))
-                } else {
-                    Err(format!("must be {expected}, but is {number}"))
-                }
+            (Self::Whole(min, max), Value::Integer(number)) if !(min..=max).contains(&number) => {
+                Err(format!("must be {expected}, but is {number}"))
             }
-            (Self::Number(min, max), Value::Float(number)) => accept_number(min, max, number, &expected),
+            (Self::Number(min, max), Value::Float(number)) if !(min..=max).contains(&number) => {
+                Err(format!("must be {expected}, but is {number}"))
+            }
             #[expect(clippy::cast_precision_loss, reason = "the bounds are far below 2^53")]
-            (Self::Number(min, max), Value::Integer(number)) => {
-                accept_number(min, max, number as f64, &expected)
-            }
+            (Self::Number(..), Value::Integer(number)) => self.accept(Value::Float(number as f64)),
+            (Self::Flag, value @ Value::Boolean(_))
+            | (Self::Whole(..), value @ Value::Integer(_))
+            | (Self::Number(..), value @ Value::Float(_)) => Ok(value),
             (Self::Lanes, Value::Array(names)) => {
                 let fits = |name: &Value| name.as_str().is_some_and(|name| name.parse::<QueueName>().is_ok());
                 if names.iter().all(fits) {
@@ -195,14 +177,6 @@ impl Rule {
     }
 }
 
-fn accept_number(min: f64, max: f64, number: f64, expected: &str) -> Result<Value, String> {
-    if (min..=max).contains(&number) {
-        Ok(Value::Float(number))
-    } else {
-        Err(format!("must be {expected}, but is {number}"))
-    }
-}
-
 fn type_name(value: &Value) -> &'static str {
     match value {
         Value::String(_) => "text",
@@ -215,8 +189,7 @@ fn type_name(value: &Value) -> &'static str {
     }
 }
 
-/// Whether a text filters log lines. A word that is not a level would be read as the name of a
-/// module, so that a misspelt level silently showed nothing; hence the check of bare words.
+/// Whether a text filters log lines. A misspelt level, read as the name of a module, would silently show nothing.
 fn is_filter(text: &str) -> bool {
     let is_level = |word: &str| {
         ["off", "error", "warn", "info", "debug", "trace"]

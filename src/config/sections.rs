@@ -1,6 +1,6 @@
 //! Every setting: its name, its type and its bounds. `default.toml` has its default and says what it means.
 
-use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf};
+use std::{collections::BTreeMap, fmt, net::SocketAddr, path::PathBuf, str::FromStr};
 
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::Deserialize;
@@ -60,25 +60,21 @@ pub struct Config {
 }
 
 impl Config {
-    /// # Errors
-    /// No database is configured.
+    /// An error if no database is configured.
     pub fn require_store(&self) -> Result<(), Missing> {
         if self.store.url.expose_secret().is_empty() { Err(Missing::Store) } else { Ok(()) }
     }
 
-    /// # Errors
-    /// No broker is configured.
+    /// An error if no broker is configured.
     pub fn require_amqp(&self) -> Result<(), Missing> {
         if self.has_amqp() { Ok(()) } else { Err(Missing::Amqp) }
     }
 
-    /// # Errors
-    /// No key for the tool API is configured.
+    /// An error if no key for the tool API is configured.
     pub fn require_api_key(&self) -> Result<(), Missing> {
         if self.composio.api_key.expose_secret().is_empty() { Err(Missing::ApiKey) } else { Ok(()) }
     }
 
-    /// Whether a broker is configured.
     pub fn has_amqp(&self) -> bool {
         !self.amqp.url.expose_secret().is_empty()
     }
@@ -139,7 +135,7 @@ settings! {
         drain_secs: u64 = Whole(0, 3_600),
         accept_unidentified: bool = Flag,
         max_buffered_bytes: u64 = Whole(65_536, 1 << 36),
-        #[serde(deserialize_with = "folder")]
+        #[serde(deserialize_with = "unless_empty")]
         journal_dir: Option<PathBuf> = Text,
     }
     struct Relay [relay] {
@@ -209,7 +205,7 @@ settings! {
         refuse_email: bool = Flag,
     }
     struct Http [http] {
-        #[serde(deserialize_with = "listen_address")]
+        #[serde(deserialize_with = "unless_empty")]
         listen: Option<SocketAddr> = Address,
     }
     struct Log [log] {
@@ -221,19 +217,12 @@ settings! {
     }
 }
 
-/// An empty name switches off what the folder is for.
-fn folder<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<PathBuf>, D::Error> {
+/// An empty text switches off what the setting is for.
+fn unless_empty<'de, D, T>(deserializer: D) -> Result<Option<T>, D::Error>
+where
+    D: serde::Deserializer<'de>,
+    T: FromStr<Err: fmt::Display>,
+{
     let text = String::deserialize(deserializer)?;
-    Ok((!text.is_empty()).then(|| text.into()))
-}
-
-/// An empty address switches a listener off.
-fn listen_address<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<SocketAddr>, D::Error> {
-    let text = String::deserialize(deserializer)?;
-    if text.is_empty() {
-        return Ok(None);
-    }
-    text.parse().map(Some).map_err(|_| {
-        serde::de::Error::custom("must be an address and a port such as 127.0.0.1:9464, or empty")
-    })
+    (!text.is_empty()).then(|| text.parse().map_err(serde::de::Error::custom)).transpose()
 }

@@ -6,14 +6,12 @@ use serde_json::json;
 use toml::Value;
 use url::Url;
 
-use super::{load::Loaded, names::Key, rule::Rule, values::Setting};
+use super::{error::Origin, load::Loaded, names::Key, rule::Rule, values::Setting};
 
-/// What stands for a secret.
 const MASK: &str = "***";
 
 impl Loaded {
-    /// The settings as TOML, in the order of the manual. With `origins`, each line says where its
-    /// value came from.
+    /// The settings as TOML, in the order of the manual. With `origins`, each line says where its value came from.
     pub fn to_toml(&self, origins: bool) -> String {
         let mut out = String::new();
         let mut section: &[String] = &[];
@@ -44,21 +42,17 @@ impl Loaded {
         out
     }
 
-    /// The settings as one JSON object with an entry per setting, by its full name. With `origins`,
-    /// each entry is an object of `value` and `origin`.
+    /// The settings as one JSON object, by their full names. With `origins`, each has its `value` and its `origin`.
     pub fn to_json(&self, origins: bool) -> serde_json::Value {
+        let entry = |value: serde_json::Value, origin: Option<&Origin>| match origin.filter(|_| origins) {
+            Some(origin) => json!({"value": value, "origin": origin.to_string()}),
+            None => value,
+        };
         let settings = self.in_order().into_iter().map(|(key, setting)| {
-            let value = json!(shown(key, setting));
-            let entry =
-                if origins { json!({"value": value, "origin": setting.origin.to_string()}) } else { value };
-            (key.to_string(), entry)
+            (key.to_string(), entry(json!(shown(key, setting)), Some(&setting.origin)))
         });
         let pins = self.config.env_pins.iter().map(|(toolkit, version)| {
-            let entry = match self.pin_origins.get(toolkit).filter(|_| origins) {
-                Some(origin) => json!({"value": version, "origin": origin.to_string()}),
-                None => json!(version),
-            };
-            (format!("env_pins.{toolkit}"), entry)
+            (format!("env_pins.{toolkit}"), entry(json!(version), self.pin_origins.get(toolkit)))
         });
         settings.chain(pins).collect::<serde_json::Map<_, _>>().into()
     }

@@ -11,7 +11,6 @@ pub(super) struct Setting {
     pub(super) origin: Origin,
 }
 
-/// The effective values by name.
 #[derive(Default)]
 pub(super) struct Settings(pub(super) BTreeMap<Key, Setting>);
 
@@ -42,7 +41,6 @@ impl Settings {
         root
     }
 
-    /// A whole number.
     pub(super) fn whole(&self, key: &Key) -> Option<i64> {
         self.0.get(key).and_then(|setting| setting.value.as_integer())
     }

@@ -1,12 +1,9 @@
 //! Looks at every job for what the flow would never look at again, repairs what is safe and says the rest.
 //!
-//! A repair never decides about a job: it only brings the job back to where the relay or the rescue
-//! finds it, so that the rare case takes the way of every day. Whatever a person must judge is reported.
+//! A repair never decides about a job: it only brings the job back to where the relay or the rescue finds it. Whatever a
+//! person must judge is reported. Of several workers the one that started first does it.
 //!
-//! Of several workers the one that started first does it. What it reads is a page at a time, with pauses.
-//!
-//! What this cannot see is a message without a row: a message tells what it is only to who consumes it.
-//! [`Audit::lanes`] compares figures instead.
+//! What this cannot see is a message without a row; [`Audit::lanes`] compares figures instead.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -31,33 +28,26 @@ const FIRST_AFTER: Duration = Duration::from_secs(60);
 /// Most jobs of each kind that are named in the log.
 pub const NAMED_IN_LOG: usize = 10;
 
-/// How an audit is made.
 #[derive(Debug, Clone, Copy)]
 pub struct Options {
-    /// Jobs per page.
     pub page: usize,
     /// Time between two pages, in which the store does other things.
     pub pause: Duration,
-    /// What counts as a finding.
     pub limits: AuditLimits,
-    /// Whether to repair what is safe.
     pub repair: bool,
     /// Most jobs of each kind that are named.
     pub named: usize,
 }
 
-/// Who audits when.
 #[derive(Debug, Clone, Copy)]
 pub struct Turns {
     /// Time between two audits, about.
     pub every: Duration,
-    /// This worker.
     pub worker: WorkerId,
     /// The age of a heartbeat from which a worker is lost.
     pub lease: Duration,
 }
 
-/// What an audit found.
 #[derive(Debug, Clone, Default)]
 pub struct Report {
     /// Jobs that were looked at.
@@ -66,30 +56,23 @@ pub struct Report {
     pub found: BTreeMap<FindingKind, Found>,
 }
 
-/// The findings of one kind.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Found {
-    /// How many there are.
     pub found: u64,
-    /// How many of them are repaired.
     pub repaired: u64,
     /// The first of them.
     pub jobs: Vec<JobId>,
 }
 
-/// A lane's figures. They are for information: apps publish messages that have no row yet, and a row
-/// that a worker is about to claim has no message in the lane any more.
+/// For information: apps publish messages that have no row yet, and a row that is being claimed has no message any more.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LaneFigures {
-    /// The lane.
     pub lane: QueueName,
-    /// Jobs that are available.
     pub available: u64,
     /// Messages that wait; `None` when the broker does not say.
     pub messages: Option<u64>,
 }
 
-/// The auditor.
 #[derive(Debug)]
 pub struct Audit {
     store: SharedStore,
@@ -98,7 +81,6 @@ pub struct Audit {
     options: Options,
 }
 
-/// What to do about a finding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Remedy {
     /// The job only waits for its turn.
@@ -123,27 +105,23 @@ enum Lane {
 }
 
 impl Report {
-    /// Findings of a kind that were not repaired.
     pub fn left(&self, kind: FindingKind) -> u64 {
         self.found.get(&kind).map_or(0, Found::left)
     }
 
-    /// Whether nothing is left to do.
     pub fn is_clean(&self) -> bool {
         self.found.values().all(|found| found.left() == 0)
     }
 }
 
 impl Found {
-    /// Those that were not repaired.
     pub fn left(&self) -> u64 {
         self.found.saturating_sub(self.repaired)
     }
 }
 
 impl Audit {
-    /// An auditor of `store`. Without a queue it repairs no job that might have a message; it wakes the
-    /// relay when it made jobs due.
+    /// Without a queue it repairs no job that might have a message; it wakes the relay when it made jobs due.
     pub fn new(
         store: SharedStore,
         queue: Option<SharedQueue>,
@@ -160,20 +138,10 @@ impl Audit {
         for kind in FindingKind::ALL {
             metrics::AUDIT_REPAIRS.add1(kind.as_str(), 0);
         }
-        tokio::select! {
-            biased;
-            () = stop.cancelled() => return,
-            () = tokio::time::sleep(FIRST_AFTER.min(turns.every)) => {}
-        }
+        stop.run_until_cancelled(tokio::time::sleep(FIRST_AFTER.min(turns.every))).await;
         // An audit that is cut off has changed nothing that the next one would miss.
-        let round = || async {
-            tokio::select! {
-                biased;
-                round = self.take_turn(turns) => round.map(|()| 0),
-                () = stop.cancelled() => Ok(0),
-            }
-        };
-        rounds(stop.clone(), turns.every, usize::MAX, "the audit", round).await;
+        let round = || async { stop.run_until_cancelled(self.take_turn(turns)).await.transpose().map(|_| 0) };
+        rounds(&stop, turns.every, usize::MAX, "the audit", round).await;
     }
 
     async fn take_turn(&self, turns: Turns) -> Result<(), StoreError> {
@@ -190,10 +158,7 @@ impl Audit {
         Ok(())
     }
 
-    /// One audit of the whole store.
-    ///
-    /// # Errors
-    /// The store could not be read or written. Repairs up to there are kept.
+    /// One audit of the whole store. Repairs up to an error of the store are kept.
     pub async fn run_once(&self) -> Result<Report, StoreError> {
         let mut report = Report::default();
         let mut lanes = HashMap::new();
@@ -210,9 +175,6 @@ impl Audit {
     }
 
     /// The available jobs and the waiting messages of these lanes, and of all lanes that have such jobs.
-    ///
-    /// # Errors
-    /// The store could not be read.
     pub async fn lanes(&self, known: &[QueueName]) -> Result<Vec<LaneFigures>, StoreError> {
         let mut available: BTreeMap<QueueName, u64> = known.iter().map(|lane| (lane.clone(), 0)).collect();
         for (lane, state, jobs) in self.store.census().await?.jobs {
@@ -287,10 +249,7 @@ impl Audit {
 
     async fn messages(&self, lane: &QueueName) -> Option<u64> {
         let depth = self.queue.as_ref()?.depth(lane);
-        match tokio::time::timeout(BROKER_TIMEOUT, depth).await {
-            Ok(Ok(depth)) => Some(depth.ready),
-            Ok(Err(_)) | Err(_) => None,
-        }
+        Some(tokio::time::timeout(BROKER_TIMEOUT, depth).await.ok()?.ok()?.ready)
     }
 }
 
@@ -411,13 +370,10 @@ mod tests {
     fn only_what_is_not_repaired_is_left() {
         let mut report = Report::default();
         assert!(report.is_clean());
-        report
-            .found
-            .insert(FindingKind::NotClaimed, Found { found: 3, repaired: 3, jobs: vec![JobId::new()] });
+        let found = |found, repaired| Found { found, repaired, jobs: vec![JobId::new()] };
+        report.found.insert(FindingKind::NotClaimed, found(3, 3));
         assert!(report.is_clean());
-        report
-            .found
-            .insert(FindingKind::BrokenRule, Found { found: 2, repaired: 0, jobs: vec![JobId::new()] });
+        report.found.insert(FindingKind::BrokenRule, found(2, 0));
         assert_eq!((report.left(FindingKind::BrokenRule), report.is_clean()), (2, false));
     }
 }

@@ -1,17 +1,13 @@
-//! Lets jobs go on that are held because their owner has to connect an account, and ends those whose time
-//! passes first. The looking can be switched off; the ending cannot.
+//! Lets jobs go on that are held because their owner has to connect an account, and ends those whose time passes first.
+//! The looking can be switched off; the ending cannot.
 //!
-//! All jobs of the same owner, toolkit and named account wait together. The tool API is asked about them
-//! together, ever less often, and when the account is active they are let go page by page. An account
-//! that calls were refused with although the API says it is active is tried with one job first: the
-//! provider may have taken back a grant that the API still believes in.
+//! The tool API is asked once for all jobs of the same owner, toolkit and named account, ever less often. An account that
+//! calls were refused with although the API says it is active is tried with one job first: the provider may have taken
+//! back a grant that the API still believes in.
 
-use std::{
-    sync::{Arc, RwLock},
-    time::Duration,
-};
+use std::{sync::Mutex, time::Duration};
 
-use tokio::{sync::Notify, time::Instant};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::rounds;
@@ -19,110 +15,84 @@ use crate::{
     backoff::Intervals,
     failure::chain,
     services::Services,
-    store::{Awaited, SharedStore, StoreError},
-    sync,
+    store::{Awaited, StoreError},
+    sync::lock,
     telemetry::metrics,
-    tool::{SharedToolApi, ToolError, account},
+    tool::{ToolError, account},
 };
 
-/// What was taken and not decided, because the process died, is taken again after this; longer than any
-/// look-up takes.
+/// What a process that died had taken is taken again after this; longer than any look-up takes.
 const TAKEN_FOR: Duration = Duration::from_secs(60);
 
 /// Jobs that are let go, or given up, in one write.
 const PAGE: usize = 500;
 
-/// Settings of the looking for connections.
 #[derive(Debug, Clone, Copy)]
 pub struct Options {
     /// Whether the tool API is asked at all; without it only the time of jobs is watched.
     pub looks: bool,
-    /// Time between two rounds.
     pub poll: Duration,
-    /// Connections per round.
     pub batch: usize,
     /// Waits between the looks for one connection.
     pub intervals: Intervals,
 }
 
-/// The looking for connections.
 #[derive(Debug)]
 pub struct Connections {
-    store: SharedStore,
-    api: SharedToolApi,
-    relay_wake: Arc<Notify>,
+    services: Services,
     options: Options,
     /// The API asked for a pause, or could not be asked.
-    quiet_until: RwLock<Option<Instant>>,
+    quiet_until: Mutex<Option<Instant>>,
 }
 
-/// What the tool API says.
-#[derive(Debug)]
-enum Look {
-    /// Jobs would use this account.
-    Active(String),
-    /// There is none that could be used.
-    Missing,
-}
-
-/// What follows.
 #[derive(Debug, PartialEq, Eq)]
 enum Step {
-    /// All jobs go on.
     ReleaseAll,
     /// One job goes on, and shows whether the others can.
     ReleaseOne,
-    /// They wait on.
     Wait,
 }
 
-fn next(look: &Look, doubted: Option<&str>) -> Step {
-    match look {
-        Look::Missing => Step::Wait,
-        Look::Active(account) if doubted == Some(account) => Step::ReleaseOne,
-        Look::Active(_) => Step::ReleaseAll,
+/// `active` is the account that jobs would use, if there is one.
+fn next(active: Option<&str>, doubted: Option<&str>) -> Step {
+    match active {
+        None => Step::Wait,
+        Some(account) if doubted == Some(account) => Step::ReleaseOne,
+        Some(_) => Step::ReleaseAll,
     }
 }
 
 impl Connections {
     /// Asks the tool API about held jobs; wakes the relay when it made jobs due.
     pub fn new(services: &Services, options: Options) -> Self {
-        let Services { store, api, relay_wake, .. } = services.clone();
-        Self { store, api, relay_wake, options, quiet_until: RwLock::default() }
+        Self { services: services.clone(), options, quiet_until: Mutex::default() }
     }
 
     /// Looks until `stop`, never more than one batch per poll.
     pub async fn run(self, stop: CancellationToken) {
         // Look-ups may take long, and one that is cut off is made again by the next process.
-        let round = || async {
-            tokio::select! {
-                biased;
-                round = self.run_once() => round,
-                () = stop.cancelled() => Ok(0),
-            }
-        };
+        let round = || async { stop.run_until_cancelled(self.run_once()).await.unwrap_or(Ok(0)) };
         // A full batch is no reason to go on at once: the API's rate limit belongs to the calls.
-        rounds(stop.clone(), self.options.poll, usize::MAX, "the look for connections", round).await;
+        rounds(&stop, self.options.poll, usize::MAX, "the look for connections", round).await;
     }
 
     /// One round; returns how many connections were taken.
-    ///
-    /// # Errors
-    /// The store could not be read or written.
     pub async fn run_once(&self) -> Result<usize, StoreError> {
         self.expire().await?;
-        if !self.options.looks || self.is_quiet() {
+        let is_quiet = lock(&self.quiet_until).is_some_and(|until| Instant::now() < until);
+        if !self.options.looks || is_quiet {
             return Ok(0);
         }
-        let taken = self.store.take_awaited(self.options.batch, TAKEN_FOR).await?;
+        let taken = self.services.store.take_awaited(self.options.batch, TAKEN_FOR).await?;
         for (place, awaited) in taken.iter().enumerate() {
             if awaited.looks == 0 {
                 // Whoever held the first job has just asked.
                 self.put_off(awaited, true).await?;
                 continue;
             }
-            match self.look(awaited).await {
-                Ok(look) => self.follow(awaited, &look).await?,
+            let Awaited { owner, toolkit, account, .. } = awaited;
+            match account::active(&*self.services.api, owner, toolkit, account.as_deref()).await {
+                Ok(active) => self.follow(awaited, active.as_deref()).await?,
                 Err(error) => {
                     metrics::CONNECTION_LOOKUPS.add1("failed", 1);
                     tracing::info!(error = %chain(&error), "connections cannot be looked for; looking again later");
@@ -137,14 +107,8 @@ impl Connections {
         Ok(taken.len())
     }
 
-    async fn look(&self, awaited: &Awaited) -> Result<Look, ToolError> {
-        let Awaited { owner, toolkit, account, .. } = awaited;
-        let found = account::active(&*self.api, owner, toolkit, account.as_deref()).await?;
-        Ok(found.map_or(Look::Missing, Look::Active))
-    }
-
-    async fn follow(&self, awaited: &Awaited, look: &Look) -> Result<(), StoreError> {
-        let step = next(look, awaited.doubted.as_deref());
+    async fn follow(&self, awaited: &Awaited, active: Option<&str>) -> Result<(), StoreError> {
+        let step = next(active, awaited.doubted.as_deref());
         metrics::CONNECTION_LOOKUPS.add1(if step == Step::Wait { "missing" } else { "active" }, 1);
         match step {
             Step::Wait => self.put_off(awaited, false).await,
@@ -176,26 +140,25 @@ impl Connections {
     }
 
     async fn release(&self, awaited: &Awaited, limit: usize) -> Result<u64, StoreError> {
-        let released = self.store.release_awaited(awaited, limit).await?;
+        let released = self.services.store.release_awaited(awaited, limit).await?;
         if released > 0 {
             metrics::CONNECTION_RELEASED.add(released);
-            self.relay_wake.notify_one();
+            self.services.relay_wake.notify_one();
         }
         Ok(released)
     }
 
     async fn put_off(&self, awaited: &Awaited, keep_doubt: bool) -> Result<(), StoreError> {
         let after = self.options.intervals.wait(awaited.looks.saturating_add(1), fastrand::f64());
-        self.store.put_off_awaited(awaited, after, keep_doubt).await
+        self.services.store.put_off_awaited(awaited, after, keep_doubt).await
     }
 
-    /// Ends jobs whose time has passed.
     async fn expire(&self) -> Result<(), StoreError> {
         loop {
-            let expired = self.store.expire_awaiting(PAGE).await?;
+            let expired = self.services.store.expire_awaiting(PAGE).await?;
             if expired > 0 {
                 metrics::CONNECTION_EXPIRED.add(expired);
-                self.relay_wake.notify_one();
+                self.services.relay_wake.notify_one();
                 tracing::info!(jobs = expired, "jobs failed because their time passed without a connection");
             }
             if expired < PAGE as u64 {
@@ -204,21 +167,14 @@ impl Connections {
         }
     }
 
-    fn is_quiet(&self) -> bool {
-        let until = *sync::read(&self.quiet_until);
-        until.is_some_and(|until| Instant::now() < until)
-    }
-
-    /// Asks nothing for as long as the API wants, or for the first interval. What the API wants is cut to
-    /// the longest interval.
+    /// Asks nothing for as long as the API wants, up to the longest interval, or else for the first interval.
     fn be_quiet(&self, error: &ToolError) {
         let Intervals { initial, max, .. } = self.options.intervals;
         let wait = match error {
             ToolError::Throttled { retry_after: Some(asked) } => (*asked).clamp(initial.min(max), max),
             _ => initial,
         };
-        let until = Instant::now() + wait;
-        *sync::write(&self.quiet_until) = Some(until);
+        *lock(&self.quiet_until) = Some(Instant::now() + wait);
     }
 }
 
@@ -228,12 +184,14 @@ mod tests {
 
     #[test]
     fn an_account_that_calls_were_refused_with_is_tried_with_one_job() {
-        let active = || Look::Active("ca_1".into());
-        assert_eq!(next(&active(), None), Step::ReleaseAll);
-        assert_eq!(next(&active(), Some("ca_0")), Step::ReleaseAll, "another account");
-        assert_eq!(next(&active(), Some("ca_1")), Step::ReleaseOne);
-        for doubted in [None, Some("ca_1")] {
-            assert_eq!(next(&Look::Missing, doubted), Step::Wait);
+        for (active, doubted, step) in [
+            (Some("ca_1"), None, Step::ReleaseAll),
+            (Some("ca_1"), Some("ca_0"), Step::ReleaseAll),
+            (Some("ca_1"), Some("ca_1"), Step::ReleaseOne),
+            (None, None, Step::Wait),
+            (None, Some("ca_1"), Step::Wait),
+        ] {
+            assert_eq!(next(active, doubted), step, "{active:?} {doubted:?}");
         }
     }
 }

@@ -7,17 +7,14 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     failure::chain,
     job::{HeldReason, QueueName, State},
-    queue::SharedQueue,
     services::Services,
-    store::{SharedStore, StoreError},
+    store::StoreError,
     telemetry::metrics,
 };
 
-/// Sets the gauges of store and broker at regular times.
 #[derive(Debug)]
 pub struct Gauges {
-    store: SharedStore,
-    queue: SharedQueue,
+    services: Services,
     lanes: Vec<QueueName>,
     every: Duration,
     reconnects: u64,
@@ -26,39 +23,31 @@ pub struct Gauges {
 impl Gauges {
     /// Gauges of these lanes, read once per `every`.
     pub fn new(services: &Services, lanes: Vec<QueueName>, every: Duration) -> Self {
-        let Services { store, queue, .. } = services.clone();
-        Self { store, queue, lanes, every, reconnects: 0 }
+        Self { services: services.clone(), lanes, every, reconnects: 0 }
     }
 
-    /// Reads until `stop`.
     pub async fn run(mut self, stop: CancellationToken) {
         while !stop.is_cancelled() {
             if let Err(error) = self.run_once().await {
                 tracing::debug!(error = %chain(&error), "the gauges could not be read");
             }
-            tokio::select! {
-                biased;
-                () = stop.cancelled() => {}
-                () = tokio::time::sleep(self.every) => {}
-            }
+            stop.run_until_cancelled(tokio::time::sleep(self.every)).await;
         }
     }
 
-    /// Reads once.
-    ///
-    /// # Errors
-    /// The store could not be read.
+    /// Reads once. A lane whose depth the broker does not tell is left out.
     pub async fn run_once(&mut self) -> Result<(), StoreError> {
-        metrics::BROKER_CONNECTED.set(f64::from(u8::from(self.queue.connected())));
-        let reconnects = self.queue.reconnects();
+        let Services { store, queue, .. } = &self.services;
+        metrics::BROKER_CONNECTED.set(f64::from(u8::from(queue.connected())));
+        let reconnects = queue.reconnects();
         metrics::BROKER_RECONNECTS.add(reconnects.saturating_sub(self.reconnects));
         self.reconnects = reconnects;
         for lane in &self.lanes {
-            if let Ok(depth) = self.queue.depth(lane).await {
+            if let Ok(depth) = queue.depth(lane).await {
                 metrics::QUEUE_DEPTH.set1(lane.as_str(), depth.ready as f64);
             }
         }
-        let census = self.store.census().await?;
+        let census = store.census().await?;
         // A gauge that was set once must be set to zero when its jobs are gone.
         let mut lanes: HashSet<&QueueName> = self.lanes.iter().collect();
         lanes.extend(census.jobs.iter().map(|(lane, ..)| lane));

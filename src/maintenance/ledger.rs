@@ -1,7 +1,6 @@
 //! Compares the store with the ledger of a sandbox, which knows what really had its effect.
 //!
-//! It is for tests and rehearsals: no real tool API tells so much. The ledger must be as old as the
-//! database, and the tool API of nobody else's jobs.
+//! For tests and rehearsals. The ledger must be as old as the database, and the tool API of nobody else's jobs.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -36,8 +35,7 @@ const AT_ONCE: usize = 4;
 string_enum! {
     /// A contradiction between store and ledger.
     Contradiction {
-        /// The tool ran for a job that is unknown, or under a request ID that is no attempt of it, or in an
-        /// attempt of which errand says that nothing ran.
+        /// The tool ran for an unknown job or request ID, or in an attempt of which errand says that nothing ran.
         EffectWithoutRecord = "effect_without_record",
         /// The job succeeded by a call, and the tool has not run.
         SuccessWithoutEffect = "success_without_effect",
@@ -47,7 +45,6 @@ string_enum! {
 }
 
 impl Contradiction {
-    /// What a person does about it.
     pub fn advice(self) -> &'static str {
         match self {
             Self::EffectWithoutRecord => {
@@ -61,7 +58,6 @@ impl Contradiction {
     }
 }
 
-/// What the comparison found.
 #[derive(Debug, Clone, Default)]
 pub struct Comparison {
     /// Effects that the ledger has kept.
@@ -82,7 +78,6 @@ pub struct NotALedger {
     what: String,
 }
 
-/// One effect of a job, as the ledger has it.
 #[derive(Debug, Clone, Deserialize)]
 struct Entry {
     request_id: String,
@@ -102,14 +97,9 @@ struct Summary {
     effects_kept: u64,
 }
 
-/// Compares all jobs of the store with the ledger of the sandbox at `base`; names up to `named` jobs of
-/// each kind.
-///
-/// # Errors
-/// The store or the sandbox could not be read.
+/// Compares all jobs of the store with the ledger of the sandbox at `base`; names up to `named` jobs of each kind.
 pub async fn compare(store: &SharedStore, base: &Url, named: usize) -> Result<Comparison> {
-    // An effect comes after its claim and before its success, so what is read in this order can only
-    // contradict where something is wrong.
+    // An effect comes after its claim and before its success, so in this order only what is wrong contradicts.
     let succeeded = succeeded(store).await?;
     let ledger = Ledger::new(base)?;
     let summary: Summary = ledger.read("_sandbox/ledger").await?;
@@ -203,7 +193,6 @@ fn may_have_run(outcome: AttemptOutcome) -> bool {
     }
 }
 
-/// A sandbox's ledger over HTTP.
 struct Ledger {
     client: reqwest::Client,
     base: Url,

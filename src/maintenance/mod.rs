@@ -13,18 +13,15 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{backoff::RECONNECT, failure::chain, store::StoreError};
 
-/// Repeats `round`, which returns how many jobs it took, until `stop`. Rounds follow each other without a
-/// pause while they take a whole `batch`; otherwise there is about `poll` between them, because processes
-/// that started together need not look together. `task` says in the log what waits for the store.
-async fn rounds<F>(
-    stop: CancellationToken,
+/// Repeats `round`, which returns how many jobs it took, until `stop`: at once while it takes a whole `batch`, otherwise
+/// after about `poll`, because processes that started together need not look together. `task` names it in the log.
+async fn rounds<F: Future<Output = Result<usize, StoreError>>>(
+    stop: &CancellationToken,
     poll: Duration,
     batch: usize,
     task: &'static str,
     round: impl Fn() -> F,
-) where
-    F: Future<Output = Result<usize, StoreError>>,
-{
+) {
     let mut failures = 0;
     while !stop.is_cancelled() {
         let wait = match round().await {
@@ -43,10 +40,6 @@ async fn rounds<F>(
                 RECONNECT.wait(failures, fastrand::f64())
             }
         };
-        tokio::select! {
-            biased;
-            () = stop.cancelled() => {}
-            () = tokio::time::sleep(wait) => {}
-        }
+        stop.run_until_cancelled(tokio::time::sleep(wait)).await;
     }
 }

@@ -1,76 +1,62 @@
 //! Takes over the running jobs of workers that stopped beating.
 //!
-//! What may be repeated is due again; a call that counts and may have been made is held until
-//! [`super::verify`] or a person knows. A job that had nothing frozen cannot have been sent, so it is
-//! simply given back. The result of a worker that was only presumed dead is still accepted while
-//! nobody has claimed the job again (the store's `finish` sees to that).
+//! What may be repeated is due again; a `once` call that may have been made is held until [`super::verify`] or a person
+//! knows. A job without a binding cannot have been sent, so it is simply given back. The store's `finish` still accepts
+//! the result of a worker that was only presumed dead, while nobody has claimed the job again.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
-use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::rounds;
 use crate::{
-    clock::SharedClock,
     job::{AttemptEnd, AttemptOutcome, Ending, ErrorKind, JobError, RetryPolicy, Spending, Started},
     services::Services,
-    store::{By, Finish, Finished, LostJob, SharedStore, StoreError},
+    store::{By, Finish, Finished, LostJob, StoreError},
     telemetry::metrics,
 };
 
 /// Workers that have been silent for this many leases and hold nothing are forgotten.
 const FORGET_AFTER_LEASES: u32 = 20;
 
-/// Settings of the rescue.
 #[derive(Debug, Clone, Copy)]
 pub struct Options {
-    /// Time between two looks.
     pub poll: Duration,
-    /// Jobs per round.
     pub batch: usize,
     /// Age of a heartbeat from which a worker is lost.
     pub lease: Duration,
-    /// How long after an unknown outcome the tool API's log is asked for the first time; `None` leaves
-    /// unknown outcomes to a person.
+    /// How long after an unknown outcome the tool API's log is asked first; `None` leaves it to a person.
     pub first_check: Option<Duration>,
-    /// When to try again.
     pub retry: RetryPolicy,
 }
 
-/// The rescue.
 #[derive(Debug)]
 pub struct Rescue {
-    store: SharedStore,
-    clock: SharedClock,
-    relay_wake: Arc<Notify>,
+    services: Services,
     options: Options,
 }
 
 impl Rescue {
     /// A rescue that wakes the relay when it made jobs due.
     pub fn new(services: &Services, options: Options) -> Self {
-        let Services { store, clock, relay_wake, .. } = services.clone();
-        Self { store, clock, relay_wake, options }
+        Self { services: services.clone(), options }
     }
 
     /// Looks until `stop`; pages follow each other without a pause while they are full.
     pub async fn run(self, stop: CancellationToken) {
         let Options { poll, batch, .. } = self.options;
-        rounds(stop, poll, batch, "the rescue", || self.run_once()).await;
+        rounds(&stop, poll, batch, "the rescue", || self.run_once()).await;
     }
 
     /// One page; returns how many jobs were taken over.
-    ///
-    /// # Errors
-    /// The store could not be read or written.
     pub async fn run_once(&self) -> Result<usize, StoreError> {
-        let lost = self.store.lost_jobs(self.options.lease, self.options.batch).await?;
+        let Services { store, clock, relay_wake, .. } = &self.services;
+        let lost = store.lost_jobs(self.options.lease, self.options.batch).await?;
         if lost.is_empty() {
-            self.store.forget_workers(self.options.lease * FORGET_AFTER_LEASES).await?;
+            store.forget_workers(self.options.lease * FORGET_AFTER_LEASES).await?;
             return Ok(0);
         }
-        let now = self.clock.now();
+        let now = clock.now();
         let finish = |job: &LostJob| {
             let started = Started {
                 number: job.attempt,
@@ -84,7 +70,7 @@ impl Rescue {
         };
         let finishes: Vec<Finish> = lost.iter().map(finish).collect();
         let mut rescued = 0;
-        for (job, finished) in lost.iter().zip(self.store.finish(&finishes).await?) {
+        for (job, finished) in lost.iter().zip(store.finish(&finishes).await?) {
             if let Finished::Applied { state, .. } = finished {
                 rescued += 1;
                 metrics::RESCUED.add1(state.as_str(), 1);
@@ -92,7 +78,7 @@ impl Rescue {
             }
         }
         if rescued > 0 {
-            self.relay_wake.notify_one();
+            relay_wake.notify_one();
         }
         Ok(rescued)
     }

@@ -1,8 +1,7 @@
 //! An in-process queue, for development, demonstrations and machines without a broker.
 //!
-//! Messages live in memory and end with the process: the relay publishes again whatever the store still has, so only
-//! time is lost. A lane holds a bounded number of messages: those that wait and those that a consumer has not settled.
-//! There are no priorities.
+//! Messages live in memory and end with the process: the relay publishes again whatever the store still has. A lane holds
+//! a bounded number of messages: those that wait and those that are not settled. There are no priorities.
 
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
@@ -15,7 +14,6 @@ use std::{
 };
 
 use async_trait::async_trait;
-use bytes::Bytes;
 use tokio::{
     sync::{Notify, mpsc},
     time::{Instant, timeout_at},
@@ -51,8 +49,7 @@ impl EmbeddedQueue {
         }
     }
 
-    /// Creates a reply queue, in place of an earlier one of this name. It exists until the receiver is dropped, and
-    /// holds as many messages as a lane.
+    /// Creates a reply queue, in place of one of this name, until the receiver is dropped. It holds as much as a lane.
     pub fn reply_queue(&self, name: impl Into<String>) -> mpsc::Receiver<Message> {
         let (sender, receiver) = mpsc::channel(self.capacity.max(1));
         let mut replies = lock(&self.replies);
@@ -66,7 +63,7 @@ impl EmbeddedQueue {
     }
 
     fn ensure_open(&self) -> Result<(), QueueError> {
-        if self.closed.load(Relaxed) { Err(unavailable("the embedded queue is closed")) } else { Ok(()) }
+        if self.closed.load(Relaxed) { Err(closed()) } else { Ok(()) }
     }
 
     async fn publish_one(&self, message: Message, deadline: Instant) -> Result<(), QueueError> {
@@ -159,23 +156,11 @@ struct Lane {
 
 #[derive(Debug, Default)]
 struct LaneState {
-    ready: VecDeque<Stored>,
+    /// The tokens of waiting messages mean nothing.
+    ready: VecDeque<Delivery>,
     unsettled: usize,
     consumers: usize,
     closed: bool,
-}
-
-struct Stored {
-    body: Bytes,
-    properties: Properties,
-    redelivered: bool,
-}
-
-/// Bodies are customers' data and stay out of every log.
-impl fmt::Debug for Stored {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Stored").field("bytes", &self.body.len()).finish_non_exhaustive()
-    }
 }
 
 impl Lane {
@@ -188,11 +173,14 @@ impl Lane {
     }
 
     async fn push(&self, message: Message) -> Result<(), QueueError> {
-        let mut stored = Some(Stored::new(message));
+        // A broker keeps the properties that it knows; `other` is only for what arrives.
+        let properties = Properties { other: BTreeMap::new(), ..message.properties };
+        let mut stored =
+            Some(Delivery { token: Token(0), body: message.body, properties, redelivered: false });
         self.wait_for(|| {
             let mut state = self.state();
             if state.closed {
-                return Some(Err(unavailable("the embedded queue is closed")));
+                return Some(Err(closed()));
             }
             if state.ready.len() + state.unsettled >= self.capacity {
                 return None;
@@ -204,8 +192,7 @@ impl Lane {
         .await
     }
 
-    /// Repeats `attempt` whenever the lane has changed, until it returns an answer. It takes no message before that, so
-    /// the future may be dropped.
+    /// Repeats `attempt` whenever the lane has changed, until it answers. No message is taken before: it may be dropped.
     async fn wait_for<T>(&self, mut attempt: impl FnMut() -> Option<T>) -> T {
         loop {
             let mut changed = std::pin::pin!(self.changed.notified());
@@ -217,17 +204,19 @@ impl Lane {
             changed.await;
         }
     }
-}
 
-impl Stored {
-    fn new(message: Message) -> Self {
-        // A broker keeps the properties that it knows; `other` is only for what arrives.
-        let properties = Properties { other: BTreeMap::new(), ..message.properties };
-        Self { body: message.body, properties, redelivered: false }
+    /// Returns deliveries to the head of the lane, in the order in which they left it.
+    fn put_back(&self, returned: BTreeMap<Token, Delivery>) {
+        let mut state = self.state();
+        state.unsettled -= returned.len();
+        for delivery in returned.into_values().rev() {
+            state.ready.push_front(Delivery { redelivered: true, ..delivery });
+        }
+        drop(state);
+        self.changed.notify_waiters();
     }
 }
 
-/// The state that a consumer and its settler share.
 #[derive(Debug)]
 struct Subscription {
     lane: Arc<Lane>,
@@ -239,7 +228,7 @@ struct Subscription {
 #[derive(Debug, Default)]
 struct Unsettled {
     last: u64,
-    deliveries: BTreeMap<Token, Stored>,
+    deliveries: BTreeMap<Token, Delivery>,
 }
 
 impl Subscription {
@@ -249,59 +238,37 @@ impl Subscription {
         let mut state = self.lane.state();
         let room = self.prefetch.saturating_sub(unsettled.deliveries.len());
         let count = room.min(max.max(1)).min(state.ready.len());
-        let deliveries = state.ready.drain(..count).map(|stored| unsettled.deliver(stored)).collect();
+        let deliveries = state.ready.drain(..count).map(|waiting| unsettled.deliver(waiting)).collect();
         state.unsettled += count;
         deliveries
     }
+}
 
-    fn ack(&self, tokens: &[Token]) {
+#[async_trait]
+impl Settler for Subscription {
+    async fn ack(&self, tokens: Vec<Token>) -> Result<(), QueueError> {
         let mut unsettled = lock(&self.unsettled);
         let settled = tokens.iter().filter(|token| unsettled.deliveries.remove(token).is_some()).count();
         self.lane.state().unsettled -= settled;
         drop(unsettled);
         self.lane.changed.notify_waiters();
+        Ok(())
     }
 
-    fn give_back(&self, tokens: impl IntoIterator<Item = Token>) {
+    async fn give_back(&self, tokens: Vec<Token>) -> Result<(), QueueError> {
         let mut unsettled = lock(&self.unsettled);
-        let returned: BTreeMap<Token, Stored> = tokens
-            .into_iter()
-            .filter_map(|token| Some((token, unsettled.deliveries.remove(&token)?)))
-            .collect();
+        let returned = tokens.iter().filter_map(|token| unsettled.deliveries.remove_entry(token)).collect();
         self.lane.put_back(returned);
-    }
-
-    fn give_back_all(&self) {
-        let mut unsettled = lock(&self.unsettled);
-        self.lane.put_back(std::mem::take(&mut unsettled.deliveries));
+        Ok(())
     }
 }
 
 impl Unsettled {
-    fn deliver(&mut self, stored: Stored) -> Delivery {
+    fn deliver(&mut self, waiting: Delivery) -> Delivery {
         self.last += 1;
-        let token = Token(self.last);
-        let delivery = Delivery {
-            token,
-            body: stored.body.clone(),
-            properties: stored.properties.clone(),
-            redelivered: stored.redelivered,
-        };
-        self.deliveries.insert(token, stored);
+        let delivery = Delivery { token: Token(self.last), ..waiting };
+        self.deliveries.insert(delivery.token, delivery.clone());
         delivery
-    }
-}
-
-impl Lane {
-    /// Returns deliveries to the head of the lane, in the order in which they left it.
-    fn put_back(&self, returned: BTreeMap<Token, Stored>) {
-        let mut state = self.state();
-        state.unsettled -= returned.len();
-        for stored in returned.into_values().rev() {
-            state.ready.push_front(Stored { redelivered: true, ..stored });
-        }
-        drop(state);
-        self.changed.notify_waiters();
     }
 }
 
@@ -316,11 +283,11 @@ impl Consumer for EmbeddedConsumer {
     async fn next(&mut self, max: usize) -> Result<Vec<Delivery>, QueueError> {
         let Subscription { lane, .. } = &*self.subscription;
         if self.stopped {
-            return Err(unavailable("the subscription was stopped"));
+            return Err(QueueError::new(QueueErrorKind::Unavailable, "the subscription was stopped"));
         }
         lane.wait_for(|| {
             if lane.state().closed {
-                return Some(Err(unavailable("the embedded queue is closed")));
+                return Some(Err(closed()));
             }
             let deliveries = self.subscription.take(max);
             if deliveries.is_empty() { None } else { Some(Ok(deliveries)) }
@@ -329,7 +296,7 @@ impl Consumer for EmbeddedConsumer {
     }
 
     fn settler(&self) -> Arc<dyn Settler> {
-        Arc::new(EmbeddedSettler(Arc::clone(&self.subscription)))
+        self.subscription.clone()
     }
 
     async fn stop(&mut self) {
@@ -349,28 +316,13 @@ impl EmbeddedConsumer {
 impl Drop for EmbeddedConsumer {
     fn drop(&mut self) {
         self.leave();
-        self.subscription.give_back_all();
+        let mut unsettled = lock(&self.subscription.unsettled);
+        self.subscription.lane.put_back(std::mem::take(&mut unsettled.deliveries));
     }
 }
 
-#[derive(Debug)]
-struct EmbeddedSettler(Arc<Subscription>);
-
-#[async_trait]
-impl Settler for EmbeddedSettler {
-    async fn ack(&self, tokens: Vec<Token>) -> Result<(), QueueError> {
-        self.0.ack(&tokens);
-        Ok(())
-    }
-
-    async fn give_back(&self, tokens: Vec<Token>) -> Result<(), QueueError> {
-        self.0.give_back(tokens);
-        Ok(())
-    }
-}
-
-fn unavailable(message: &str) -> QueueError {
-    QueueError::new(QueueErrorKind::Unavailable, message)
+fn closed() -> QueueError {
+    QueueError::new(QueueErrorKind::Unavailable, "the embedded queue is closed")
 }
 
 fn unroutable(what: &str, name: &(dyn fmt::Display + Sync)) -> QueueError {

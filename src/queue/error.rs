@@ -19,8 +19,7 @@ string_enum! {
         Full = "full",
         /// Wrong address, credentials or permissions: repeating helps only after someone acts.
         Access = "access",
-        /// The broker has a queue or exchange of this name with other arguments, or has none and errand
-        /// was told not to declare it.
+        /// The broker has a queue or exchange of this name with other arguments, or none, which errand may not declare.
         Topology = "topology",
     }
 }

@@ -9,7 +9,7 @@ use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use crate::job::QueueName;
+use crate::job::{Arrival, JobId, QueueName};
 
 pub mod embedded;
 pub mod rabbitmq;
@@ -18,7 +18,6 @@ mod error;
 
 pub use error::{QueueError, QueueErrorKind};
 
-/// A queue that is shared between long-lived parts.
 pub type SharedQueue = Arc<dyn Queue>;
 
 /// A message broker, on which errand declares the lanes that it needs.
@@ -61,15 +60,11 @@ pub trait Queue: fmt::Debug + Send + Sync {
     async fn close(&self);
 }
 
-/// A running subscription to one lane. It belongs to one connection: when that ends, it ends, and
-/// the caller consumes anew. Deliveries that were not settled come again.
+/// A subscription to one lane. When its connection ends, it ends, and unsettled deliveries come again.
 #[async_trait]
 pub trait Consumer: fmt::Debug + Send {
-    /// Waits for one delivery, and returns it with the others that have arrived, up to `max`. The future may be
-    /// dropped without losing deliveries.
-    ///
-    /// # Errors
-    /// The subscription is over; the caller consumes anew. `Ok` is never empty.
+    /// Waits for one delivery, and returns it with the others that have arrived, up to `max`; never none. The future may be
+    /// dropped without losing deliveries. An error says that the subscription is over; the caller consumes anew.
     async fn next(&mut self, max: usize) -> Result<Vec<Delivery>, QueueError>;
 
     /// The settler of this subscription; it may be used from another task while `next` waits.
@@ -95,12 +90,11 @@ pub trait Settler: fmt::Debug + Send + Sync {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Token(pub u64);
 
-/// A message as it arrived.
+#[derive(Clone)]
 pub struct Delivery {
     pub token: Token,
     pub body: Bytes,
     pub properties: Properties,
-    /// Whether the broker delivered it before.
     pub redelivered: bool,
 }
 
@@ -108,26 +102,20 @@ pub struct Delivery {
 /// rejected message can be shown whole.
 #[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Properties {
-    /// AMQP `message_id`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub message_id: Option<String>,
-    /// AMQP `correlation_id`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub correlation_id: Option<String>,
-    /// AMQP `reply_to`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reply_to: Option<String>,
-    /// AMQP `content_type`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub content_type: Option<String>,
-    /// The `traceparent` header.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub traceparent: Option<String>,
     /// Whether the relay published the message, for a job that is in the store. Kept messages spell it as the header does.
     #[serde(default, rename = "known", skip_serializing_if = "std::ops::Not::not")]
     pub from_store: bool,
-    /// The properties in their binary form, instead of all others, if they cannot be read. Bytes that are not ASCII
-    /// text are escaped as in Rust's strings.
+    /// The bytes of all properties if they cannot be read, with what is not ASCII escaped as in Rust's strings.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unreadable: Option<String>,
     /// Other properties and headers, as text.
@@ -135,10 +123,24 @@ pub struct Properties {
     pub other: BTreeMap<String, String>,
 }
 
+impl Properties {
+    /// What they say about the job in a message of this lane.
+    pub fn arrival<'a>(&'a self, queue: &'a QueueName, fallback_id: Option<JobId>) -> Arrival<'a> {
+        let Self { message_id, correlation_id, reply_to, traceparent, .. } = self;
+        Arrival {
+            queue,
+            message_id: message_id.as_deref(),
+            reply_to: reply_to.as_deref(),
+            correlation_id: correlation_id.as_deref(),
+            traceparent: traceparent.as_deref(),
+            fallback_id,
+        }
+    }
+}
+
 /// The header that carries [`Properties::from_store`].
 pub const FROM_STORE_HEADER: &str = "x-errand-known";
 
-/// Where a message goes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Address {
     /// A lane: exchange `errand`, routing key = the lane's name.
@@ -147,7 +149,6 @@ pub enum Address {
     Reply(String),
 }
 
-/// A message to publish.
 #[derive(Clone)]
 pub struct Message {
     pub to: Address,
@@ -178,10 +179,8 @@ impl fmt::Debug for Message {
     }
 }
 
-/// The numbers of messages and consumers of a lane.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Depth {
-    /// Messages that wait.
     pub ready: u64,
     /// Consumers, of all processes; with some brokers also a stopped one that has unsettled deliveries.
     pub consumers: u64,

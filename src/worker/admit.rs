@@ -7,8 +7,8 @@ use uuid::Uuid;
 use super::shared::Shared;
 use crate::{
     job::{
-        Arrival, Binding, EnvelopeError, EnvelopeReason, ErrorKind, HeldReason, JobError, JobId, JobSpec,
-        NotReady, QueueName, RequestId, Stop, decode,
+        Binding, EnvelopeError, EnvelopeReason, ErrorKind, HeldReason, JobError, JobId, JobSpec, NotReady,
+        QueueName, RequestId, Stop, decode,
     },
     queue::{Delivery, Properties},
     store::{Claim, Rejected},
@@ -23,24 +23,14 @@ const UNREADABLE: &str = "the properties of the message cannot be read: a proper
 /// The namespace of IDs of rejected messages, which are derived from the message.
 const REJECTED_NAMESPACE: Uuid = Uuid::from_u128(0x2d0c_6f5a_9b7e_5f0e_8c52_6572_7261_6e64);
 
-/// The claim that a delivery becomes.
-///
-/// # Errors
-/// Why it is not a job.
+/// The claim that a delivery becomes, or why it is not a job.
 pub(super) fn admit(shared: &Shared, lane: &QueueName, delivery: &Delivery) -> Result<Claim, EnvelopeError> {
     let properties = &delivery.properties;
     if properties.unreadable.is_some() {
         return Err(EnvelopeError::new(EnvelopeReason::Malformed, UNREADABLE));
     }
     let anonymous = shared.options.accept_unidentified.then(JobId::new);
-    let arrival = Arrival {
-        queue: lane,
-        message_id: properties.message_id.as_deref(),
-        reply_to: properties.reply_to.as_deref(),
-        correlation_id: properties.correlation_id.as_deref(),
-        traceparent: properties.traceparent.as_deref(),
-        fallback_id: anonymous,
-    };
+    let arrival = properties.arrival(lane, anonymous);
     let spec = decode(&delivery.body, &arrival).map_err(|error| with_encoding(error, properties))?;
     let from_store = properties.from_store;
     let may_have_run = anonymous == Some(spec.id) && delivery.redelivered;

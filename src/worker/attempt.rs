@@ -71,8 +71,7 @@ async fn steps(shared: &Shared, job: &mut RunningJob) -> Result<AttemptEnd, Stop
     Ok(end)
 }
 
-/// Whether the call must not be started now: the lease may be over, or the process is draining and
-/// a `once` call could not finish.
+/// An error if the lease may be over, or the process is draining and a `once` call could not finish.
 fn check_time(shared: &Shared, binding: &Binding, timeout: Duration) -> Result<(), Stopped> {
     if !shared.lease.may_start_call() {
         return Err(given_back(Duration::from_secs(1)).into());

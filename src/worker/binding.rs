@@ -14,17 +14,15 @@ use crate::{
 
 /// The binding that the job came with; or a new one, or one with a new account, where something was missing.
 pub(super) async fn bind(shared: &Shared, job: &mut RunningJob) -> Result<Binding, Stopped> {
-    match &job.receipt.binding {
-        Some(binding) if !shared.resolver.lacks_account(&job.spec, binding) => {
-            return Ok(binding.clone());
-        }
-        _ => {}
+    if let Some(binding) = &job.receipt.binding
+        && !shared.resolver.lacks_account(&job.spec, binding)
+    {
+        return Ok(binding.clone());
     }
-    let binding = tokio::select! {
-        biased;
-        binding = decide(shared, job) => binding.map_err(|not_ready| job.policy(shared).not_ready(not_ready))?,
-        () = shared.interrupt.cancelled() => return Err(given_back(Duration::ZERO).into()),
+    let Some(binding) = shared.unless_interrupted(decide(shared, job)).await else {
+        return Err(given_back(Duration::ZERO).into());
     };
+    let binding = binding.map_err(|not_ready| job.policy(shared).not_ready(not_ready))?;
     let bind = Bind { id: job.spec.id, fence: job.receipt.fence, binding: binding.clone() };
     match shared.bindings.submit(bind).await {
         Some(Ok(true)) => {

@@ -1,6 +1,5 @@
-//! Points on a job's way at which a worker can be told to crash, so that what is left behind at each of
-//! them can be seen by `errand-lab chaos`. A crash ends the process where it stands, as SIGKILL would: nothing
-//! is flushed, no destructor runs.
+//! Points on a job's way at which `errand-lab chaos` lets a worker crash, to see what is left behind. A crash ends the
+//! process where it stands, as SIGKILL would: nothing is flushed, no destructor runs.
 
 use std::{
     convert::Infallible,
@@ -36,9 +35,7 @@ string_enum! {
 /// Crash when a point is passed for the given time, counted from 1. Written `POINT:N`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CrashPlan {
-    /// Where.
     pub point: CrashPoint,
-    /// At which passage.
     pub passage: u32,
 }
 
@@ -53,14 +50,11 @@ impl FromStr for CrashPlan {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let parsed = text.split_once(':').and_then(|(word, number)| {
-            Some(Self {
-                point: word.parse().ok()?,
-                passage: number.parse().ok().filter(|passage| *passage > 0)?,
-            })
+            let passage = number.parse().ok().filter(|passage| *passage > 0)?;
+            Some(Self { point: word.parse().ok()?, passage })
         });
         parsed.ok_or_else(|| {
-            let points: Vec<_> = CrashPoint::ALL.iter().map(|point| point.as_str()).collect();
-            let points = points.join(", ");
+            let points = CrashPoint::WORDS.join(", ");
             format!("write POINT:N, where N counts from 1 and POINT is one of {points}")
         })
     }

@@ -7,7 +7,7 @@ use tokio::{task::JoinHandle, time::Instant};
 use tokio_util::task::TaskTracker;
 
 use super::{journal, shared::Shared};
-use crate::{failure::chain, health::Phase, job::JobId, shutdown::Countdown};
+use crate::{failure::chain, health::Phase, job::JobId, shutdown::Countdown, sync::lock};
 
 /// How long a worker with nothing in flight tries to say so. Others forget it in time all the same.
 const RETIRE: Duration = Duration::from_secs(2);
@@ -16,8 +16,7 @@ const RETIRE: Duration = Duration::from_secs(2);
 pub(super) async fn drain(shared: &Shared, countdown: &mut Countdown, lanes: &TaskTracker) {
     let _set_once = shared.drain_until.set(countdown.times().drain_until);
     enter(shared, Phase::Draining);
-    // A claim that is being written when the stop comes still starts its jobs, so lanes end before the
-    // count of tasks means anything.
+    // A claim that is being written still starts its jobs, so lanes end before the count of tasks means anything.
     let all_ended = || async {
         lanes.wait().await;
         shared.tasks.close();
@@ -42,17 +41,14 @@ pub(super) async fn drain(shared: &Shared, countdown: &mut Countdown, lanes: &Ta
 pub(super) async fn writer_ended(countdown: &mut Countdown, writer: JoinHandle<()>) {
     match countdown.within(|times| times.end, writer).await {
         Some(Ok(())) => {}
-        Some(Err(error)) => {
-            tracing::error!(error = %chain(&error), "a part of the worker ended abnormally");
-        }
+        Some(Err(error)) => tracing::error!(error = %chain(&error), "a part of the worker ended abnormally"),
         None => tracing::error!("a part of the worker does not end and is left as it is"),
     }
 }
 
-/// Puts what the store did not take into the journal, and takes it off the list of what is `left`;
-/// returns how much it is.
+/// Puts what the store did not take into the journal, and takes it off the list `left`; returns how much it is.
 pub(super) async fn journal(shared: &Shared, countdown: &mut Countdown, left: &mut Vec<JobId>) -> usize {
-    let unwritten = shared.take_unwritten();
+    let unwritten = std::mem::take(&mut *lock(&shared.unwritten));
     if unwritten.is_empty() {
         return 0;
     }
@@ -91,12 +87,11 @@ pub(super) async fn retire(shared: &Shared, countdown: &mut Countdown, heartbeat
     }
 }
 
-/// Begins a phase of the shutdown, and says so.
 fn enter(shared: &Shared, phase: Phase) {
     shared.health.enter(phase);
     tracing::info!(
         phase = phase.as_str(),
-        in_flight = shared.jobs_in_flight(),
+        in_flight = lock(&shared.in_flight).len(),
         unwritten = shared.waiting.load(Ordering::Relaxed),
         "shutting down"
     );

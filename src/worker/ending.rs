@@ -24,7 +24,6 @@ impl From<AttemptEnd> for Stopped {
     }
 }
 
-/// By what an ending is decided.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct EndingPolicy {
     pub(super) retry: RetryPolicy,
@@ -84,8 +83,7 @@ impl EndingPolicy {
         AttemptEnd { outcome, http_status, log_id, ending }
     }
 
-    /// errand itself failed: the job is tried again within its budget, unless it is `once` and the call may have
-    /// been made.
+    /// errand itself failed: the job is tried again within its budget, unless it is `once` and may have been called.
     pub(super) fn panicked(&self, binding: Option<&Binding>, is_sent: bool) -> AttemptEnd {
         let (outcome, what) = if is_sent {
             (AttemptOutcome::Unknown, "the call may have been made")

@@ -9,21 +9,18 @@ use crate::sync::lock;
 
 type Submission<T, R> = (T, oneshot::Sender<R>);
 
-/// The side that submits items.
 #[derive(Debug)]
 pub(super) struct GroupCommit<T, R> {
     sender: Mutex<Option<mpsc::UnboundedSender<Submission<T, R>>>>,
 }
 
-/// The side that writes.
 #[derive(Debug)]
 pub(super) struct Runner<T, R> {
     receiver: mpsc::UnboundedReceiver<Submission<T, R>>,
     max: usize,
 }
 
-/// Makes both sides. The channel itself needs no bound: every submitter waits for its answer, so it
-/// never holds more items than there are jobs in flight.
+/// Makes both sides. Every submitter waits for its answer, so the jobs in flight bound the channel.
 pub(super) fn group_commit<T, R>(max: usize) -> (GroupCommit<T, R>, Runner<T, R>) {
     let (sender, receiver) = mpsc::unbounded_channel();
     (GroupCommit { sender: Mutex::new(Some(sender)) }, Runner { receiver, max })
@@ -33,10 +30,7 @@ impl<T, R> GroupCommit<T, R> {
     /// Submits one item and waits until it is written. `None` when the writer has given up.
     pub(super) async fn submit(&self, item: T) -> Option<R> {
         let (answer, written) = oneshot::channel();
-        {
-            let sender = lock(&self.sender);
-            sender.as_ref()?.send((item, answer)).ok()?;
-        }
+        lock(&self.sender).as_ref()?.send((item, answer)).ok()?;
         written.await.ok()
     }
 
@@ -47,9 +41,8 @@ impl<T, R> GroupCommit<T, R> {
 }
 
 impl<T, R> Runner<T, R> {
-    /// Writes batches with `write`, which is told how many items wait behind the batch, and returns
-    /// an answer per item in order; items at the end that have none are given up. Ends when the
-    /// submitting side is closed.
+    /// Writes batches with `write`, which is told how many items wait behind the batch, and returns an answer per item in
+    /// order; items at the end that have none are given up. Ends when the submitting side is closed.
     pub(super) async fn run<F>(mut self, mut write: impl FnMut(Vec<T>, usize) -> F)
     where
         F: Future<Output = Vec<R>>,
@@ -70,7 +63,14 @@ impl<T, R> Runner<T, R> {
 mod tests {
     use std::sync::Arc;
 
+    use tokio::task::JoinHandle;
+
     use super::*;
+
+    fn submit(commit: &Arc<GroupCommit<u32, u32>>, n: u32) -> JoinHandle<Option<u32>> {
+        let commit = commit.clone();
+        tokio::spawn(async move { commit.submit(n).await })
+    }
 
     #[tokio::test]
     async fn items_that_arrive_during_a_write_share_the_next_one() {
@@ -87,10 +87,7 @@ mod tests {
                 items.into_iter().map(|n| n * 2).collect()
             }
         }));
-        let submit = |n| {
-            let commit = commit.clone();
-            tokio::spawn(async move { commit.submit(n).await })
-        };
+        let submit = |n| submit(&commit, n);
         let first = submit(1);
         assert_eq!(sizes.recv().await, Some(1), "a lone item is written at once");
         let rest: Vec<_> = (2..=9).map(submit).collect();
@@ -111,12 +108,7 @@ mod tests {
     async fn items_that_the_writer_leaves_out_are_given_up() {
         let (commit, runner) = group_commit::<u32, u32>(100);
         let commit = Arc::new(commit);
-        let submitted: Vec<_> = (0..3)
-            .map(|n| {
-                let commit = commit.clone();
-                tokio::spawn(async move { commit.submit(n).await })
-            })
-            .collect();
+        let submitted: Vec<_> = (0..3).map(|n| submit(&commit, n)).collect();
         // The submitters run before the writer on this single-threaded runtime.
         tokio::task::yield_now().await;
         let writer = tokio::spawn(runner.run(|items: Vec<u32>, _| async move { items[..1].to_vec() }));

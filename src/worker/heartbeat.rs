@@ -28,30 +28,18 @@ pub(super) async fn run(shared: Arc<Shared>, end: CancellationToken) {
             }
             failed => {
                 metrics::STORE_REACHABLE.set(0.0);
-                let why = match failed {
-                    Ok(Err(error)) => {
-                        metrics::STORE_ERRORS.add1(error.kind().as_str(), 1);
-                        chain(&error)
-                    }
-                    _ => {
-                        metrics::STORE_ERRORS.add1(StoreErrorKind::Unavailable.as_str(), 1);
-                        "no answer in time".to_owned()
-                    }
+                let (kind, why) = match failed {
+                    Ok(Err(error)) => (error.kind(), chain(&error)),
+                    _ => (StoreErrorKind::Unavailable, "no answer in time".to_owned()),
                 };
+                metrics::STORE_ERRORS.add1(kind.as_str(), 1);
                 if !away {
                     away = true;
-                    tracing::warn!(
-                        error = %why,
-                        "the store does not take heartbeats; no more jobs are claimed"
-                    );
+                    tracing::warn!(error = %why, "the store does not take heartbeats; no more jobs are claimed");
                 }
                 (every / 5).max(Duration::from_millis(100))
             }
         };
-        tokio::select! {
-            biased;
-            () = end.cancelled() => {}
-            () = tokio::time::sleep(wait) => {}
-        }
+        end.run_until_cancelled(tokio::time::sleep(wait)).await;
     }
 }

@@ -10,7 +10,7 @@ use super::{
     admit::{admit, reject},
     attempt,
     crash::CrashPoint,
-    persist::{Halvable, NotTaken, Persist, bisect},
+    persist::{NotTaken, Persist, bisect, each},
     running_job::RunningJob,
     shared::Shared,
 };
@@ -30,7 +30,6 @@ pub(super) struct Intake {
     pub(super) stop: CancellationToken,
 }
 
-/// A delivery that decoded into a job.
 struct Admitted {
     claim: Claim,
     /// Kept for the case that the database refuses the job for what it contains.
@@ -38,8 +37,7 @@ struct Admitted {
 }
 
 impl Intake {
-    /// Takes deliveries to their end as deliveries: rejected, claimed or given back. `false` when
-    /// the lane should stop.
+    /// Takes deliveries to their end: rejected, claimed or given back. `false` when the lane should stop.
     pub(super) async fn take(
         &self,
         deliveries: Vec<Delivery>,
@@ -56,15 +54,14 @@ impl Intake {
             }
         }
 
-        let (claimed, in_doubt) = bisect(&Claims(self.persist("claiming failed")), admitted).await;
+        let (claimed, in_doubt) = self.claim(admitted).await;
         for (admitted, answer) in claimed {
             rejected.extend(self.start(admitted, answer, &mut slots));
         }
         drop(slots);
         // The store may have taken what is in doubt, and nobody is going to run it here.
         self.shared.note_in_flight(in_doubt.iter().map(|admitted| admitted.claim.spec.id));
-        let persist = self.persist("rejected messages could not be kept");
-        if !in_doubt.is_empty() || !bisect(&Rejections(persist), rejected).await.1.is_empty() {
+        if !in_doubt.is_empty() || !self.keep(rejected).await {
             // What was claimed is recorded, so its redelivery is a duplicate; the rest comes again.
             self.give_back(settler, tokens).await;
             return false;
@@ -74,6 +71,45 @@ impl Intake {
             tracing::debug!(queue = %self.lane, error = %chain(&error), "acknowledging failed; the broker delivers again");
         }
         true
+    }
+
+    /// Claims deliveries in one write. An error is why the database refuses what a job contains; deliveries without an
+    /// answer are in doubt.
+    async fn claim(
+        &self,
+        admitted: Vec<Admitted>,
+    ) -> (Vec<(Admitted, Result<Claimed, StoreError>)>, Vec<Admitted>) {
+        let (shared, persist) = (&*self.shared, &self.persist("claiming failed"));
+        let write = |batch: Vec<Admitted>| async move {
+            shared.crash.pass(CrashPoint::BeforeClaim);
+            metrics::CLAIM_BATCH.record(batch.len() as f64);
+            let started = Instant::now();
+            let claims: Vec<Claim> = batch.iter().map(|admitted| admitted.claim.clone()).collect();
+            let written = persist.until_taken(|| shared.deps.store.claim(shared.options.id, &claims)).await;
+            if written.is_ok() {
+                metrics::CLAIM_DURATION.record(started.elapsed().as_secs_f64());
+            }
+            let answers = each(&batch, written);
+            (batch, answers)
+        };
+        bisect(admitted, write).await
+    }
+
+    /// Keeps rejected messages; where the database refuses their text, their bytes alone. `false` if some are not kept.
+    async fn keep(&self, rejected: Vec<Rejected>) -> bool {
+        let persist = &self.persist("rejected messages could not be kept");
+        let write = |batch: Vec<Rejected>| async move {
+            let store = &persist.shared.deps.store;
+            let mut kept = persist.until_taken(|| store.reject(&batch)).await;
+            if let (Err(NotTaken::Refused(_)), [message]) = (&kept, &batch[..]) {
+                let (plain, persist) =
+                    ([message.clone().into_plain()], Persist { even_refused: true, ..*persist });
+                kept = persist.until_taken(|| store.reject(&plain)).await;
+            }
+            let answers = kept.map(|()| vec![(); batch.len()]);
+            (batch, answers)
+        };
+        bisect(rejected, write).await.1.is_empty()
     }
 
     /// Starts a job that was claimed, or counts why it was not. Returns a message that is rejected after all.
@@ -126,7 +162,7 @@ impl Intake {
     }
 
     fn persist(&self, failure: &'static str) -> Persist<'_> {
-        Persist::new(&self.shared, failure).for_lane(&self.lane, &self.stop)
+        Persist { lane: Some((&self.lane, &self.stop)), ..Persist::new(&self.shared, failure) }
     }
 
     async fn give_back(&self, settler: &Arc<dyn Settler>, tokens: Vec<Token>) {
@@ -135,46 +171,5 @@ impl Intake {
         {
             tracing::debug!(queue = %self.lane, error = %chain(&error), "giving deliveries back failed; the broker does it");
         }
-    }
-}
-
-/// Claims deliveries in one write. The error is why the database refuses what a job contains.
-struct Claims<'a>(Persist<'a>);
-
-impl Halvable for Claims<'_> {
-    type Item = Admitted;
-    type Answer = Result<Claimed, StoreError>;
-
-    async fn write(&self, batch: &[Admitted]) -> Result<Vec<Self::Answer>, NotTaken> {
-        let shared = self.0.shared;
-        shared.crash.pass(CrashPoint::BeforeClaim);
-        metrics::CLAIM_BATCH.record(batch.len() as f64);
-        let started = Instant::now();
-        let claims: Vec<Claim> = batch.iter().map(|admitted| admitted.claim.clone()).collect();
-        let answers = self.0.until_taken(|| shared.deps.store.claim(shared.options.id, &claims)).await?;
-        metrics::CLAIM_DURATION.record(started.elapsed().as_secs_f64());
-        Ok(answers.into_iter().map(Ok).collect())
-    }
-
-    async fn refused(&self, _: &Admitted, error: StoreError) -> Result<Self::Answer, NotTaken> {
-        Ok(Err(error))
-    }
-}
-
-/// Keeps rejected messages; where the database refuses their text, their bytes alone.
-struct Rejections<'a>(Persist<'a>);
-
-impl Halvable for Rejections<'_> {
-    type Item = Rejected;
-    type Answer = ();
-
-    async fn write(&self, batch: &[Rejected]) -> Result<Vec<()>, NotTaken> {
-        self.0.until_taken(|| self.0.shared.deps.store.reject(batch)).await?;
-        Ok(vec![(); batch.len()])
-    }
-
-    async fn refused(&self, message: &Rejected, _: StoreError) -> Result<(), NotTaken> {
-        let plain = [message.clone().into_plain()];
-        self.0.even_refused().until_taken(|| self.0.shared.deps.store.reject(&plain)).await
     }
 }

@@ -31,66 +31,56 @@ pub(super) async fn run(shared: Arc<Shared>, name: QueueName, concurrency: u32, 
     let lane = Lane {
         slots: Arc::new(Semaphore::new(concurrency as usize)),
         prefetch: u16::try_from(concurrency.min(MAX_PREFETCH)).unwrap_or(u16::MAX),
-        intake: Intake { lane: name.clone(), shared: shared.clone(), metrics, stop: stop.clone() },
-        name,
-        shared,
-        stop,
+        intake: Intake { lane: name, shared, metrics, stop },
     };
+    let Intake { lane: name, shared, stop, .. } = &lane.intake;
     let (mut failures, mut renewals) = (0, 0);
-    while !lane.stop.is_cancelled() {
-        tokio::select! {
-            biased;
-            () = lane.stop.cancelled() => return,
-            () = lane.shared.lease.wait_until_fit() => {}
+    while !stop.is_cancelled() {
+        stop.run_until_cancelled(shared.lease.wait_until_fit()).await;
+        if stop.is_cancelled() {
+            return;
         }
         let ended = AssertUnwindSafe(lane.consume(&mut failures, &mut renewals)).catch_unwind().await;
         let ended = ended.unwrap_or_else(|_| {
             metrics::PANICS.add(1);
             Err(QueueError::new(QueueErrorKind::Unavailable, "a bug in errand ended the subscription"))
         });
-        lane.shared.health.set_taking(&lane.name, false);
+        shared.health.set_taking(name, false);
         let Err(error) = ended else { return };
         failures += 1;
         let wait = RECONNECT.wait(failures, fastrand::f64());
-        tracing::warn!(queue = %lane.name, error = %chain(&error), wait_ms = wait.as_millis(), "consuming ended; trying again");
-        tokio::select! {
-            biased;
-            () = lane.stop.cancelled() => return,
-            () = tokio::time::sleep(wait) => {}
-        }
+        tracing::warn!(queue = %name, error = %chain(&error), wait_ms = wait.as_millis(), "consuming ended; trying again");
+        stop.run_until_cancelled(tokio::time::sleep(wait)).await;
     }
 }
 
 struct Lane {
-    name: QueueName,
-    shared: Arc<Shared>,
-    /// One for each job in flight.
     slots: Arc<Semaphore>,
     prefetch: u16,
     intake: Intake,
-    stop: CancellationToken,
 }
 
 impl Lane {
     /// Consumes until the stop (`Ok`) or until the subscription ends (`Err`). `failures` counts subscriptions that
     /// failed in a row, and `renewals` those that were made anew in a row because nothing came.
     async fn consume(&self, failures: &mut u32, renewals: &mut u32) -> Result<(), QueueError> {
+        let Intake { lane: name, shared, stop, .. } = &self.intake;
         let mut consumer = tokio::select! {
             biased;
-            () = self.stop.cancelled() => return Ok(()),
-            consumer = self.shared.deps.queue.consume(&self.name, self.prefetch) => consumer?,
+            () = stop.cancelled() => return Ok(()),
+            consumer = shared.deps.queue.consume(name, self.prefetch) => consumer?,
         };
         let settler = consumer.settler();
-        tracing::info!(queue = %self.name, prefetch = self.prefetch, "consuming");
-        if self.shared.health.set_taking(&self.name, true) {
-            tracing::info!(worker.id = %self.shared.options.id, "worker ready");
+        tracing::info!(queue = %name, prefetch = self.prefetch, "consuming");
+        if shared.health.set_taking(name, true) {
+            tracing::info!(worker.id = %shared.options.id, "worker ready");
         }
         *failures = 0;
         loop {
             let Some(slots) = self.free_slots().await else { break };
             let deliveries = tokio::select! {
                 biased;
-                () = self.stop.cancelled() => break,
+                () = stop.cancelled() => break,
                 deliveries = consumer.next(slots.num_permits()) => deliveries?,
                 error = self.stalled(*renewals) => {
                     *renewals += 1;
@@ -103,39 +93,32 @@ impl Lane {
             }
         }
         // What is left to the broker here comes again.
-        let _stopped = self.shared.unless_interrupted(consumer.stop()).await;
+        let _stopped = shared.unless_interrupted(consumer.stop()).await;
         Ok(())
     }
 
     /// Checks the queue now and then while nothing comes, and returns when something should have come.
     async fn stalled(&self, renewals: u32) -> QueueError {
+        let Intake { lane: name, shared, .. } = &self.intake;
         let mut detector = StallDetector::default();
         loop {
             tokio::time::sleep(CHECK_INTERVALS.wait(renewals + 1, fastrand::f64())).await;
-            let seen = self.shared.deps.queue.depth(&self.name).await;
+            let seen = shared.deps.queue.depth(name).await;
             if let Err(stall) = detector.observe(&seen) {
-                metrics::SUBSCRIPTIONS_RENEWED.add1(self.name.as_str(), 1);
+                metrics::SUBSCRIPTIONS_RENEWED.add1(name.as_str(), 1);
                 let sentence = format!("nothing comes through the subscription: {stall}");
                 return QueueError::new(QueueErrorKind::Unavailable, sentence);
             }
         }
     }
 
-    /// Waits until at least one slot is free, and takes all that are free up to one batch. `None`
-    /// when the lane should stop.
+    /// Waits until a slot is free, and takes all that are free up to one batch. `None` when the lane should stop.
     async fn free_slots(&self) -> Option<OwnedSemaphorePermit> {
+        let Intake { shared, stop, .. } = &self.intake;
         loop {
-            let mut slots = tokio::select! {
-                biased;
-                () = self.stop.cancelled() => return None,
-                slot = self.slots.clone().acquire_owned() => slot.ok()?,
-            };
-            tokio::select! {
-                biased;
-                () = self.stop.cancelled() => return None,
-                () = self.shared.lease.wait_until_fit() => {}
-            }
-            if self.shared.has_buffer_room() {
+            let mut slots = stop.run_until_cancelled(self.slots.clone().acquire_owned()).await?.ok()?;
+            stop.run_until_cancelled(shared.lease.wait_until_fit()).await?;
+            if shared.has_buffer_room() {
                 let more = self.slots.available_permits().min(CLAIM_BATCH - 1);
                 let more = u32::try_from(more).unwrap_or(0);
                 if let Ok(rest) = self.slots.clone().try_acquire_many_owned(more) {

@@ -6,8 +6,7 @@ use tokio::{sync::Notify, time::Instant};
 
 use crate::sync::lock;
 
-/// When this worker last proved that it lives, by its own monotonic clock, which also runs while
-/// the process is stopped.
+/// When this worker last proved that it lives, by a monotonic clock that also runs while the process is stopped.
 #[derive(Debug)]
 pub(super) struct LeaseClock {
     lease: Duration,
@@ -25,8 +24,7 @@ impl LeaseClock {
         self.age() < self.lease.mul_f64(0.8)
     }
 
-    /// Waits until claims are allowed. They stop at half the lease, so that nobody rescues a job that was
-    /// claimed a moment ago.
+    /// Waits until claims are allowed: for half the lease, so that nobody rescues a job that was claimed a moment ago.
     pub(super) async fn wait_until_fit(&self) {
         loop {
             let beaten = self.beaten.notified();

@@ -1,19 +1,15 @@
-//! The worker: takes deliveries from the queue, claims them in the store, calls the tool API and
-//! records what came of it. The modules follow a job's way: `lane`, `intake`, `admit`, then `attempt` with
-//! `binding`, `ending` and `record`, then `persist`; `heartbeat` keeps the lease meanwhile, and `journal` keeps what
-//! could not be written before a shutdown ended.
+//! The worker: takes deliveries from the queue, claims them in the store, calls the tool API and records what came of
+//! it. ARCHITECTURE.md lists the modules in the order of a job's way.
 //!
 //! Guarantees:
 //! * A delivery is acknowledged only after the store has committed what became of it.
-//! * A job occupies one slot of its lane from before its delivery is taken until its attempt is
-//!   recorded, so concurrency, memory and unwritten results are bounded by one number.
-//! * The slot is owned by the job's task: a panic releases it, and the job still ends.
+//! * A job occupies one slot of its lane from before its delivery is taken until its attempt is recorded, so one number
+//!   bounds concurrency, memory and unwritten results. Its task owns the slot: a panic releases it, and the job ends.
 //! * A worker whose lease is stale neither claims nor starts calls.
-//! * A shutdown keeps to its budget, whichever service stalls. What ended and was not written is in the
-//!   journal; what was not even that is listed by ID.
+//! * A shutdown keeps to its budget, whichever service stalls. What ended and was not written is in the journal; what
+//!   was not even that is listed by ID.
 //!
-//! The worker does not publish jobs: whatever has to run again is written to the store, and the
-//! relay brings it back.
+//! The worker does not publish jobs: the relay brings back from the store what has to run again.
 
 mod admit;
 mod attempt;
@@ -51,10 +47,10 @@ use crate::{
     job::JobId,
     services::Services,
     shutdown::{Countdown, Shutdown},
+    sync::lock,
     telemetry::metrics,
 };
 
-/// How a worker stopped.
 #[derive(Debug, Default)]
 pub struct Report {
     /// Jobs that were in flight, or may have been claimed at the last moment: their attempts could not be recorded
@@ -64,7 +60,6 @@ pub struct Report {
     pub journaled: usize,
 }
 
-/// A worker, ready to run.
 #[derive(Debug)]
 pub struct Worker {
     shared: Arc<Shared>,
@@ -83,10 +78,9 @@ impl Worker {
         self.shared.health.clone()
     }
 
-    /// Writes what an earlier process journaled, then works until `shutdown.stop` is cancelled, then drains:
-    /// intake ends, running calls go on while the budget lasts, those that outlast it are interrupted, and
-    /// everything known is written, to the journal if the store does not take it. `shutdown.abort` uses the
-    /// budget up; nothing is lost by it. Whoever closes the rest has what is left of the countdown.
+    /// Writes what an earlier process journaled, works until `shutdown.stop`, then drains: intake ends, calls that outlast
+    /// the budget are interrupted, and everything known is written, to the journal if the store does not take it.
+    /// `shutdown.abort` uses the budget up, and loses nothing. Whoever closes the rest has what is left of the countdown.
     pub async fn run(self, shutdown: Shutdown) -> (Report, Countdown) {
         let Self { shared, runners } = self;
         let Shutdown { stop, abort } = shutdown;
@@ -96,11 +90,7 @@ impl Worker {
             tokio::spawn(persist::run_finishes(shared.clone(), runners.finishes)),
             tokio::spawn(persist::run_bindings(shared.clone(), runners.bindings)),
         ];
-        let replayed = tokio::select! {
-            biased;
-            () = journal::replay(&shared) => true,
-            () = stop.cancelled() => false,
-        };
+        let replayed = stop.run_until_cancelled(journal::replay(&shared)).await.is_some();
         let lanes = TaskTracker::new();
         if replayed {
             shared.health.enter(Phase::Running);
@@ -119,7 +109,7 @@ impl Worker {
         for writer in writers {
             drain::writer_ended(&mut countdown, writer).await;
         }
-        let mut left = shared.take_in_flight();
+        let mut left: Vec<JobId> = lock(&shared.in_flight).drain().collect();
         let journaled = drain::journal(&shared, &mut countdown, &mut left).await;
         heart.cancel();
         if left.is_empty() && journaled == 0 {

@@ -1,6 +1,5 @@
-//! Writing to the store until it has taken it. A write is repeated while the store is unavailable, and a batch
-//! that the database refuses for what it contains is halved until the refused item is alone, so that it does
-//! not hold up the others.
+//! Writing to the store until it has taken it. A write is repeated while the store is unavailable, and a batch that it
+//! refuses for what it contains is halved until the refused item is alone, so that it does not hold up the others.
 
 use std::{future::Future, sync::Arc};
 
@@ -16,10 +15,10 @@ use crate::{
     failure::chain,
     job::{ErrorKind, JobError, QueueName, Stop},
     store::{Bind, Finish, Finished, StoreError, StoreErrorKind},
+    sync::lock,
     telemetry::metrics,
 };
 
-/// Why the store did not take a write.
 #[derive(Debug)]
 pub(super) enum NotTaken {
     /// The database refuses what it contains.
@@ -28,16 +27,15 @@ pub(super) enum NotTaken {
     GivenUp,
 }
 
-/// How a write is repeated.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Persist<'a> {
     pub(super) shared: &'a Shared,
     /// What the log says when a write fails.
-    failure: &'static str,
+    pub(super) failure: &'static str,
     /// The lane that takes no jobs while the write fails, and its stop, which ends the repetition.
-    lane: Option<(&'a QueueName, &'a CancellationToken)>,
-    /// Whether a refusal is repeated, too.
-    even_refused: bool,
+    pub(super) lane: Option<(&'a QueueName, &'a CancellationToken)>,
+    /// Whether also what the database refuses for what it contains is repeated.
+    pub(super) even_refused: bool,
 }
 
 impl<'a> Persist<'a> {
@@ -46,29 +44,14 @@ impl<'a> Persist<'a> {
         Self { shared, failure, lane: None, even_refused: false }
     }
 
-    /// Repeats writes for a lane, which is not ready meanwhile.
-    pub(super) fn for_lane(self, lane: &'a QueueName, stop: &'a CancellationToken) -> Self {
-        Self { lane: Some((lane, stop)), ..self }
-    }
-
-    /// Repeats also what the database refuses for what it contains.
-    pub(super) fn even_refused(self) -> Self {
-        Self { even_refused: true, ..self }
-    }
-
-    /// Repeats a write until the store takes it, refuses its content, or nobody waits any more. Every
-    /// batch may be repeated as it is, so a lost answer does no harm.
+    /// Repeats a write until the store takes it, refuses its content, or nobody waits any more. A lost answer does no harm.
     pub(super) async fn until_taken<R, F>(&self, write: impl Fn() -> F) -> Result<R, NotTaken>
     where
         F: Future<Output = Result<R, StoreError>>,
     {
         let mut failures = 0;
         loop {
-            let written = tokio::select! {
-                biased;
-                () = self.shared.give_up.cancelled() => return Err(NotTaken::GivenUp),
-                written = write() => written,
-            };
+            let written = self.shared.give_up.run_until_cancelled(write()).await.ok_or(NotTaken::GivenUp)?;
             let error = match written {
                 Ok(answer) => {
                     self.shared.health.store_answered();
@@ -105,63 +88,34 @@ impl<'a> Persist<'a> {
             "{}; trying again",
             self.failure
         );
-        let stopped = async {
-            match self.lane {
-                Some((_, stop)) => stop.cancelled().await,
-                None => std::future::pending().await,
-            }
-        };
-        tokio::select! {
-            biased;
-            () = stopped => Err(NotTaken::GivenUp),
-            () = self.shared.give_up.cancelled() => Err(NotTaken::GivenUp),
-            () = tokio::time::sleep(wait) => Ok(()),
-        }
+        let give_up = &self.shared.give_up;
+        let stop = self.lane.map_or(give_up, |(_, stop)| stop);
+        let slept = stop.run_until_cancelled(give_up.run_until_cancelled(tokio::time::sleep(wait)));
+        slept.await.flatten().ok_or(NotTaken::GivenUp)
     }
 }
 
-/// A write of batches that can be halved.
-pub(super) trait Halvable: Sync {
-    type Item: Send + Sync;
-    type Answer: Send;
-
-    /// Writes a batch, and answers for each of its items.
-    fn write(&self, batch: &[Self::Item])
-    -> impl Future<Output = Result<Vec<Self::Answer>, NotTaken>> + Send;
-
-    /// Answers for an item that the database refuses by itself.
-    fn refused(
-        &self,
-        item: &Self::Item,
-        error: StoreError,
-    ) -> impl Future<Output = Result<Self::Answer, NotTaken>> + Send;
-}
-
-/// Writes a batch, which is halved as long as the database refuses it. Returns the items with their answers in
-/// order, and the items behind them, which were not written because nobody waits any more.
-pub(super) async fn bisect<H: Halvable>(
-    writer: &H,
-    batch: Vec<H::Item>,
-) -> (Vec<(H::Item, H::Answer)>, Vec<H::Item>) {
+/// Writes a batch, which is halved as long as the database refuses it. `write` gives back what it was given, and answers
+/// for an item that the database refuses by itself. Returns the items with their answers in order, and the items behind
+/// them, which were not written because nobody waits any more.
+pub(super) async fn bisect<T, A, F>(batch: Vec<T>, write: impl Fn(Vec<T>) -> F) -> (Vec<(T, A)>, Vec<T>)
+where
+    F: Future<Output = (Vec<T>, Result<Vec<A>, NotTaken>)>,
+{
     let mut done = Vec::with_capacity(batch.len());
     let mut pieces = vec![batch];
-    while let Some(mut piece) = pieces.pop() {
+    while let Some(piece) = pieces.pop() {
         if piece.is_empty() {
             continue;
         }
-        let written = match (writer.write(&piece).await, &piece[..]) {
-            (Err(NotTaken::Refused(error)), [item]) => {
-                writer.refused(item, error).await.map(|answer| vec![answer])
-            }
-            (written, _) => written,
-        };
+        let (mut piece, written) = write(piece).await;
         match written {
             Ok(answers) => done.extend(piece.into_iter().zip(answers)),
             Err(NotTaken::Refused(_)) if piece.len() > 1 => {
                 let rest = piece.split_off(piece.len() / 2);
                 pieces.extend([rest, piece]);
             }
-            Err(NotTaken::Refused(_) | NotTaken::GivenUp) => {
+            Err(_) => {
                 pieces.push(piece);
                 break;
             }
@@ -170,81 +124,65 @@ pub(super) async fn bisect<H: Halvable>(
     (done, pieces.into_iter().rev().flatten().collect())
 }
 
-/// Writes ended attempts in batches. Those that the store has not taken when the worker gives up are kept for the
-/// journal.
+/// Writes ended attempts in batches, and keeps for the journal what the store has not taken when the worker gives up.
 pub(super) async fn run_finishes(shared: Arc<Shared>, runner: Runner<Finish, Finished>) {
-    runner
-        .run(|batch, backlog| {
-            let shared = shared.clone();
-            async move {
-                metrics::FINISH_BACKLOG.set(backlog as f64);
-                metrics::FINISH_BATCH.record(batch.len() as f64);
-                let started = Instant::now();
-                let (written, left) = write_finishes(&shared, batch).await;
-                metrics::FINISH_DURATION.record(started.elapsed().as_secs_f64());
-                shared.keep_unwritten(left);
-                written
-            }
-        })
-        .await;
+    let shared = &*shared;
+    let write = |batch: Vec<Finish>, backlog| async move {
+        metrics::FINISH_BACKLOG.set(backlog as f64);
+        metrics::FINISH_BATCH.record(batch.len() as f64);
+        let started = Instant::now();
+        let (written, left) = write_finishes(shared, batch).await;
+        metrics::FINISH_DURATION.record(started.elapsed().as_secs_f64());
+        lock(&shared.unwritten).extend(left);
+        written
+    };
+    runner.run(write).await;
 }
 
 /// Writes bindings in batches.
 pub(super) async fn run_bindings(shared: Arc<Shared>, runner: Runner<Bind, Bound>) {
-    runner
-        .run(|batch, _| {
-            let shared = shared.clone();
-            async move { write_bindings(&shared, batch).await }
-        })
-        .await;
+    let persist = &Persist::new(&shared, "bindings could not be written");
+    let write = |batch: Vec<Bind>| async move {
+        let written = persist.until_taken(|| persist.shared.deps.store.bind(&batch)).await;
+        let written = each(&batch, written);
+        (batch, written)
+    };
+    let write_all = |batch, _| async move {
+        let (done, _) = bisect(batch, write).await;
+        done.into_iter().map(|(_, bound)| bound).collect()
+    };
+    runner.run(write_all).await;
 }
 
-async fn write_bindings(shared: &Shared, batch: Vec<Bind>) -> Vec<Bound> {
-    let (done, _) = bisect(&Bindings(Persist::new(shared, "bindings could not be written")), batch).await;
-    done.into_iter().map(|(_, bound)| bound).collect()
+/// The answers for each item of a batch: the refusal of one that is alone is one.
+pub(super) fn each<T, A>(
+    batch: &[T],
+    written: Result<Vec<A>, NotTaken>,
+) -> Result<Vec<Result<A, StoreError>>, NotTaken> {
+    match written {
+        Err(NotTaken::Refused(error)) if batch.len() == 1 => Ok(vec![Err(error)]),
+        written => written.map(|answers| answers.into_iter().map(Ok).collect()),
+    }
 }
 
-/// Writes a batch of ended attempts; an item that the database refuses for what it contains is
-/// recorded as a failure that says so. Returns the answers in order, and the items behind them, which were not
-/// written because the worker gave up.
+/// Writes a batch of ended attempts; one that the database refuses is recorded as a failure that says so. Returns as
+/// [`bisect`] does.
 pub(super) async fn write_finishes(shared: &Shared, batch: Vec<Finish>) -> (Vec<Finished>, Vec<Finish>) {
-    let (done, left) = bisect(&Finishes(Persist::new(shared, "results could not be written")), batch).await;
+    let persist = &Persist::new(shared, "results could not be written");
+    let write = |batch: Vec<Finish>| async move {
+        let written = match (persist.until_taken(|| shared.deps.store.finish(&batch)).await, &batch[..]) {
+            (Err(NotTaken::Refused(error)), [finish]) => {
+                unstorable(persist, finish, &error).await.map(|finished| vec![finished])
+            }
+            (written, _) => written,
+        };
+        (batch, written)
+    };
+    let (done, left) = bisect(batch, write).await;
     (done.into_iter().map(|(_, finished)| finished).collect(), left)
 }
 
-struct Bindings<'a>(Persist<'a>);
-
-impl Halvable for Bindings<'_> {
-    type Item = Bind;
-    type Answer = Bound;
-
-    async fn write(&self, batch: &[Bind]) -> Result<Vec<Bound>, NotTaken> {
-        let recorded = self.0.until_taken(|| self.0.shared.deps.store.bind(batch)).await?;
-        Ok(recorded.into_iter().map(Ok).collect())
-    }
-
-    async fn refused(&self, _: &Bind, error: StoreError) -> Result<Bound, NotTaken> {
-        Ok(Err(error))
-    }
-}
-
-struct Finishes<'a>(Persist<'a>);
-
-impl Halvable for Finishes<'_> {
-    type Item = Finish;
-    type Answer = Finished;
-
-    async fn write(&self, batch: &[Finish]) -> Result<Vec<Finished>, NotTaken> {
-        self.0.until_taken(|| self.0.shared.deps.store.finish(batch)).await
-    }
-
-    async fn refused(&self, finish: &Finish, error: StoreError) -> Result<Finished, NotTaken> {
-        unstorable(&self.0, finish, &error).await
-    }
-}
-
-/// Records the end of an attempt whose answer the database refuses: without the answer, and then without
-/// the log ID too.
+/// Records the end of an attempt whose answer the database refuses: without it, and then without the log ID too.
 async fn unstorable(
     persist: &Persist<'_>,
     refused: &Finish,
@@ -281,49 +219,36 @@ async fn unstorable(
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Mutex;
+    use std::cell::Cell;
 
+    use futures_util::FutureExt as _;
     use proptest::prelude::*;
 
     use super::*;
-    use crate::sync::lock;
-
-    /// Refuses batches with a 0 in them, and takes no more writes than given.
-    struct Scripted {
-        writes: Mutex<usize>,
-    }
-
-    impl Halvable for Scripted {
-        type Item = u8;
-        type Answer = Option<u8>;
-
-        async fn write(&self, batch: &[u8]) -> Result<Vec<Option<u8>>, NotTaken> {
-            let mut writes = lock(&self.writes);
-            if *writes == 0 {
-                return Err(NotTaken::GivenUp);
-            }
-            *writes -= 1;
-            if batch.contains(&0) {
-                return Err(NotTaken::Refused(StoreError::new(StoreErrorKind::Data, "no")));
-            }
-            Ok(batch.iter().copied().map(Some).collect())
-        }
-
-        async fn refused(&self, _: &u8, _: StoreError) -> Result<Option<u8>, NotTaken> {
-            Ok(None)
-        }
-    }
 
     proptest! {
         /// What is answered comes first and in order, each item once, and only a refused item is told so.
         #[test]
         fn every_item_is_answered_or_left_in_order(batch in prop::collection::vec(0u8..4, 0..40), writes in 0usize..60) {
-            let writer = Scripted { writes: Mutex::new(writes) };
-            let (done, left) = futures_util::FutureExt::now_or_never(bisect(&writer, batch.clone())).unwrap();
+            // Refuses batches with a 0 in them, and takes no more writes than given.
+            let writes = &Cell::new(writes);
+            let write = |batch: Vec<u8>| async move {
+                let written = match writes.get().checked_sub(1) {
+                    None => Err(NotTaken::GivenUp),
+                    Some(rest) => {
+                        writes.set(rest);
+                        let refused = || NotTaken::Refused(StoreError::new(StoreErrorKind::Data, "no"));
+                        if batch.contains(&0) { Err(refused()) } else { Ok(batch.clone()) }
+                    }
+                };
+                let answers = each(&batch, written);
+                (batch, answers)
+            };
+            let (done, left) = bisect(batch.clone(), write).now_or_never().unwrap();
             for (item, answer) in &done {
-                prop_assert_eq!(*answer, (*item != 0).then_some(*item));
+                prop_assert_eq!(answer.as_ref().ok(), Some(item).filter(|item| **item != 0));
             }
-            let gave_up = *lock(&writer.writes) == 0;
+            let gave_up = writes.get() == 0;
             prop_assert!(left.is_empty() || gave_up);
             let all: Vec<u8> = done.into_iter().map(|(item, _)| item).chain(left).collect();
             prop_assert_eq!(all, batch);

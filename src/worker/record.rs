@@ -22,8 +22,7 @@ pub(super) async fn record(shared: &Shared, job: RunningJob, end: AttemptEnd) {
     let finish = Finish { id: job.spec.id, fence: job.receipt.fence, by: By::Holder, attempt, ending };
     shared.crash.pass(CrashPoint::AfterCall);
     let Some(finished) = submit(shared, finish).await else {
-        // The store was away for the whole shutdown: the job stays in the list of what is left, unless
-        // the journal takes it.
+        // The store was away for the whole shutdown: the job is left behind, unless the journal takes it.
         return;
     };
     shared.crash.pass(CrashPoint::AfterFinish);

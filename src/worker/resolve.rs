@@ -1,8 +1,7 @@
 //! Decides what is frozen with a job: toolkit, version, account and effect.
 //!
-//! On the hot path everything is remembered and nothing waits ([`Resolver::decide_cached`]); a job
-//! for which something must be looked up is claimed first and decided afterwards
-//! ([`Resolver::decide`]), so that a slow tool API never holds a delivery.
+//! On the hot path everything is remembered ([`Resolver::decide_cached`]); a job for which something must be looked up
+//! is claimed first and decided afterwards ([`Resolver::decide`]), so that a slow tool API never holds a delivery.
 
 use std::{
     collections::HashSet,
@@ -33,7 +32,6 @@ const REFRESH_PINS: Duration = Duration::from_secs(2);
 /// Most notices that are remembered; further ones are not given.
 const MAX_NOTICES: usize = 1_000;
 
-/// Decides pins, accounts and effects.
 #[derive(Debug)]
 pub struct Resolver {
     catalog: Catalog,
@@ -45,12 +43,10 @@ pub struct Resolver {
     noticed: Mutex<HashSet<String>>,
 }
 
-/// What a resolver decides by.
 #[derive(Debug, Clone)]
 pub struct Options {
     pub rules: Rules,
     pub unpinned: UnpinnedPolicy,
-    /// The pins of the configuration and of the environment.
     pub config_pins: VersionMap,
     pub env_pins: VersionMap,
     /// How long descriptions of tools, and usable accounts, are remembered.
@@ -76,10 +72,7 @@ impl Resolver {
         }
     }
 
-    /// Checks a job by itself.
-    ///
-    /// # Errors
-    /// The error that the job fails with.
+    /// Checks a job by itself; it fails with the error.
     pub fn check(&self, spec: &JobSpec) -> Result<(), JobError> {
         self.rules.check(spec)?;
         if looks_like_email(spec.owner.id()) && self.is_news("e-mail") {
@@ -120,11 +113,8 @@ impl Resolver {
         Some(account.map(|id| binding(resolved, Some(id))).map_err(|error| error.not_ready()))
     }
 
-    /// The decision for a job that was claimed at `since`, asking the tool API where something is not
-    /// remembered. Bounded by the API client's own timeouts.
-    ///
-    /// # Errors
-    /// Why the job cannot be called now, and what to do with it.
+    /// The decision for a job that was claimed at `since`, asking the tool API where something is not remembered, within
+    /// the client's own timeouts. The error says why the job cannot be called now, and what to do with it.
     pub async fn decide(&self, spec: &JobSpec, since: Instant) -> Result<Binding, NotReady> {
         let pins = self.pins();
         let resolved = self.catalog.resolve(&Ask::from(spec), &pins, self.policy).await;
@@ -140,8 +130,7 @@ impl Resolver {
         account.map(|id| binding(resolved, Some(id))).map_err(|error| error.not_ready())
     }
 
-    /// Whether a decision that was made earlier has lost its account: it waited for a connection and
-    /// was released. Never waits; when nothing is remembered about the tool, the answer is yes.
+    /// Whether an earlier decision lacks its account, because it waited for a connection. Never waits; yes in doubt.
     pub fn lacks_account(&self, spec: &JobSpec, binding: &Binding) -> bool {
         if binding.account.is_some() {
             return false;
@@ -150,11 +139,7 @@ impl Resolver {
         !self.catalog.get_cached(&spec.tool, Some(&binding.version)).is_some_and(needs_none)
     }
 
-    /// Chooses the account of a decision that lacks one, for a job that was claimed at `since`; the
-    /// rest of it stays.
-    ///
-    /// # Errors
-    /// As [`Self::decide`].
+    /// As [`Self::decide`], for a decision of which only the account is missing; the rest of it stays.
     pub async fn decide_account(
         &self,
         spec: &JobSpec,
@@ -170,11 +155,8 @@ impl Resolver {
         account.map(|id| Binding { account: Some(id), ..binding }).map_err(|error| error.not_ready())
     }
 
-    /// To be asked right before the call, because since the decision calls with the same account may
-    /// have been refused. Never waits.
-    ///
-    /// # Errors
-    /// The job has to wait for another account, or for what the one who tries again learns.
+    /// To be asked right before the call, because since the decision calls with the same account may have been refused. Then
+    /// the job has to wait for another account, or for what the one who tries again learns. Never waits.
     pub fn admit_account(&self, spec: &JobSpec, binding: &Binding) -> Result<(), NotReady> {
         match &binding.account {
             Some(account) => {
@@ -202,26 +184,18 @@ impl Resolver {
         }
     }
 
-    /// Reads the store's pins again and again until `stop`, so that a pin that is set at run time
-    /// takes effect within seconds.
+    /// Reads the store's pins until `stop`, so that a pin that is set at run time takes effect within seconds.
     pub async fn refresh_pins(self: Arc<Self>, store: SharedStore, stop: CancellationToken) {
         while !stop.is_cancelled() {
             self.load_pins(&store).await;
-            tokio::select! {
-                biased;
-                () = stop.cancelled() => {}
-                () = tokio::time::sleep(REFRESH_PINS) => {}
-            }
+            stop.run_until_cancelled(tokio::time::sleep(REFRESH_PINS)).await;
         }
     }
 
     /// Reads the store's pins once. If the store does not answer, the last known ones stay.
     pub async fn load_pins(&self, store: &SharedStore) {
         match store.pins().await {
-            Ok(rows) => {
-                let mut pins = sync::write(&self.pins);
-                pins.table = Arc::new(PinTable::new(rows));
-            }
+            Ok(rows) => sync::write(&self.pins).table = Arc::new(PinTable::new(rows)),
             Err(error) => {
                 tracing::debug!(error = %chain(&error), "pins could not be read; the last known ones stay")
             }

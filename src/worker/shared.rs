@@ -29,32 +29,25 @@ use crate::{
     sync::lock,
 };
 
-/// Settings of a worker.
 #[derive(Debug, Clone)]
 pub struct Options {
     /// Fresh for every process.
     pub id: WorkerId,
-    /// For people.
     pub name: String,
     /// The lanes to consume and the most jobs in flight of each.
     pub lanes: Vec<(QueueName, u32)>,
     /// Age of a heartbeat from which others rescue our jobs.
     pub lease: Duration,
-    /// Time between heartbeats.
     pub heartbeat: Duration,
     /// How long a whole shutdown may take, see [`crate::shutdown::Timeline`].
     pub shutdown: Duration,
-    /// Where results are kept that could not be written before a shutdown ended; `None` leaves them to the
-    /// rescue.
+    /// Where results are kept that a shutdown could not write; `None` leaves them to the rescue.
     pub journal_dir: Option<PathBuf>,
     /// Run messages that have no ID; redelivered ones are held.
     pub accept_unidentified: bool,
-    /// When to try again.
     pub retry: RetryPolicy,
-    /// When calls are kept back because the tool API does not answer them.
     pub circuit_breaker: CircuitBreakerPolicy,
-    /// How long after an unknown outcome the tool API's log is asked for the first time; `None` leaves
-    /// unknown outcomes to a person.
+    /// How long after an unknown outcome the tool API's log is asked first; `None` leaves it to a person.
     pub first_check: Option<Duration>,
     /// Per attempt, for jobs that do not say.
     pub timeout: Duration,
@@ -64,29 +57,25 @@ pub struct Options {
     pub crash: Option<CrashPlan>,
 }
 
-/// What became of a binding: whether it is recorded, or why the database refuses what it contains. One that is not
-/// recorded was fenced off.
+/// Whether a binding is recorded or fenced off, or why the database refuses what it contains.
 pub(super) type Bound = Result<bool, StoreError>;
 
-/// The writing sides of the two group commits.
 #[derive(Debug)]
 pub(super) struct Runners {
     pub(super) finishes: Runner<Finish, Finished>,
     pub(super) bindings: Runner<Bind, Bound>,
 }
 
-/// What the parts of one worker share.
 #[derive(Debug)]
 pub(super) struct Shared {
     pub(super) deps: Services,
-    /// Decides version, account and effect.
     pub(super) resolver: Arc<Resolver>,
     pub(super) options: Options,
     pub(super) health: Arc<Health>,
     pub(super) lease: LeaseClock,
     pub(super) breakers: CircuitBreakers,
     /// The jobs that are claimed and not finished, for the list of what a shutdown leaves behind.
-    in_flight: Mutex<HashSet<JobId>>,
+    pub(super) in_flight: Mutex<HashSet<JobId>>,
     pub(super) tasks: TaskTracker,
     /// Set once when the drain begins: when it ends.
     pub(super) drain_until: OnceLock<Instant>,
@@ -98,8 +87,8 @@ pub(super) struct Shared {
     /// Bytes of results, and ended attempts, that wait to be written.
     pub(super) buffered: AtomicU64,
     pub(super) waiting: AtomicUsize,
-    /// Ended attempts that the store did not take before the worker gave up.
-    unwritten: Mutex<Vec<Finish>>,
+    /// Ended attempts that the store did not take before the worker gave up, for the journal.
+    pub(super) unwritten: Mutex<Vec<Finish>>,
     pub(super) finishes: GroupCommit<Finish, Finished>,
     pub(super) bindings: GroupCommit<Bind, Bound>,
 }
@@ -131,14 +120,6 @@ impl Shared {
         (shared, Runners { finishes: finish_runner, bindings: binding_runner })
     }
 
-    pub(super) fn jobs_in_flight(&self) -> usize {
-        lock(&self.in_flight).len()
-    }
-
-    pub(super) fn take_in_flight(&self) -> Vec<JobId> {
-        lock(&self.in_flight).drain().collect()
-    }
-
     pub(super) fn note_in_flight(&self, ids: impl IntoIterator<Item = JobId>) {
         lock(&self.in_flight).extend(ids);
     }
@@ -147,17 +128,7 @@ impl Shared {
         lock(&self.in_flight).remove(&id);
     }
 
-    /// Keeps what could not be written for the journal.
-    pub(super) fn keep_unwritten(&self, finishes: Vec<Finish>) {
-        lock(&self.unwritten).extend(finishes);
-    }
-
-    pub(super) fn take_unwritten(&self) -> Vec<Finish> {
-        std::mem::take(&mut *lock(&self.unwritten))
-    }
-
-    /// Waits for the broker, but not beyond the moment when running calls are interrupted: what it has not
-    /// settled by then it delivers again. `None` when that moment came.
+    /// Waits for a service until running calls are interrupted (`None`); what is not settled then is delivered again.
     pub(super) async fn unless_interrupted<T>(&self, work: impl Future<Output = T>) -> Option<T> {
         tokio::select! {
             biased;

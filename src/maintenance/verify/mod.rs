@@ -1,32 +1,28 @@
 //! Finds out what became of calls whose outcome is unknown.
 //!
-//! A call that must not be made twice and ended without an answer is looked for in the tool API's
-//! execution log, by the request ID under which it was sent. What the log has is taken as the answer
-//! that did not arrive. That the log has nothing proves something only when it had time to settle
-//! and when it shows a call of ours that is known to have succeeded, right before and right after: a
-//! log that does not keep our request IDs, or has lost entries, finds nothing either. Where nobody can
-//! know, a person decides.
+//! A `once` call that ended without an answer is looked for in the tool API's execution log, by its request ID. What the
+//! log has is taken as the answer that did not arrive. That it has nothing proves something only when it had time to
+//! settle and shows a call of ours that is known to have succeeded, right before and right after: a log that does not
+//! keep our request IDs, or has lost entries, finds nothing either. Where nobody can know, a person decides.
 
 use std::{sync::Arc, time::Duration};
 
 use futures_util::{FutureExt as _, StreamExt as _, stream};
 use serde_json::value::RawValue;
-use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::rounds;
 use crate::{
     backoff::Intervals,
-    clock::SharedClock,
     job::{
         AttemptEnd, AttemptOutcome, Ending, ErrorKind, JobError, LookResult, RetryPolicy, Spending, Started,
         Stop, clip,
     },
     services::Services,
-    store::{By, Check, Finish, Finished, JobView, PutOff, SharedStore, StoreError, StoreErrorKind},
+    store::{By, Check, Finish, Finished, JobView, PutOff, StoreError, StoreErrorKind},
     telemetry::metrics,
     tool::{
-        Answer, Body, Execution, Reply, SharedToolApi, ToolError, ToolResult,
+        Answer, Body, Execution, Reply, ToolError, ToolResult,
         classify::{Context, Next, classify},
     },
 };
@@ -37,7 +33,6 @@ const TAKEN_FOR: Duration = Duration::from_secs(60);
 /// How many jobs of a round are looked at side by side.
 const LOOKS_AT_ONCE: usize = 8;
 
-/// When to look, and how long.
 #[derive(Debug, Clone, Copy)]
 pub struct Policy {
     /// Waits between the looks at one job.
@@ -48,28 +43,19 @@ pub struct Policy {
     pub give_up: Duration,
 }
 
-/// Settings of the verification.
 #[derive(Debug, Clone, Copy)]
 pub struct Options {
-    /// Time between two rounds.
     pub poll: Duration,
-    /// Jobs per round.
     pub batch: usize,
-    /// When to look, and how long.
     pub policy: Policy,
-    /// When to try again.
     pub retry: RetryPolicy,
     /// How long a worker waits for an answer, for jobs that do not say.
     pub timeout: Duration,
 }
 
-/// The verification.
 #[derive(Debug)]
 pub struct Verify {
-    store: SharedStore,
-    api: SharedToolApi,
-    clock: SharedClock,
-    relay_wake: Arc<Notify>,
+    services: Services,
     options: Options,
 }
 
@@ -81,37 +67,26 @@ enum Look {
     Unclear,
     Absent,
     Blind,
-    /// Why the log cannot be read.
     Closed(String),
 }
 
 impl Look {
-    fn result(&self) -> LookResult {
+    /// What the history keeps of it.
+    fn recorded(&self) -> (LookResult, Option<String>) {
         match self {
-            Self::Ended(..) => LookResult::Ended,
-            Self::Unclear => LookResult::Unclear,
-            Self::Absent => LookResult::Absent,
-            Self::Blind => LookResult::Blind,
-            Self::Closed(_) => LookResult::Closed,
-        }
-    }
-
-    fn detail(&self) -> Option<String> {
-        match self {
-            Self::Closed(why) => Some(why.clone()),
-            Self::Ended(..) | Self::Unclear | Self::Absent | Self::Blind => None,
+            Self::Ended(..) => (LookResult::Ended, None),
+            Self::Unclear => (LookResult::Unclear, None),
+            Self::Absent => (LookResult::Absent, None),
+            Self::Blind => (LookResult::Blind, None),
+            Self::Closed(why) => (LookResult::Closed, Some(why.clone())),
         }
     }
 }
 
-/// What follows from a look.
 #[derive(Debug)]
 enum Step {
-    /// The call ended so.
     Adopt(String, ToolResult),
-    /// The call never arrived.
     NeverArrived,
-    /// Look again.
     Again(Duration),
     /// A person has to decide.
     GiveUp,
@@ -137,30 +112,20 @@ impl Policy {
 impl Verify {
     /// A verification with the log of the tool API; wakes the relay when it made jobs due.
     pub fn new(services: &Services, options: Options) -> Self {
-        let Services { store, api, clock, relay_wake, .. } = services.clone();
-        Self { store, api, clock, relay_wake, options }
+        Self { services: services.clone(), options }
     }
 
     /// Looks until `stop`; rounds follow each other without a pause while they are full.
     pub async fn run(self, stop: CancellationToken) {
         let Options { poll, batch, .. } = self.options;
         // Look-ups may take long, and one that is cut off is made again by the next process.
-        let round = || async {
-            tokio::select! {
-                biased;
-                round = self.run_once() => round,
-                () = stop.cancelled() => Ok(0),
-            }
-        };
-        rounds(stop.clone(), poll, batch, "the look-up of unknown outcomes", round).await;
+        let round = || async { stop.run_until_cancelled(self.run_once()).await.unwrap_or(Ok(0)) };
+        rounds(&stop, poll, batch, "the look-up of unknown outcomes", round).await;
     }
 
     /// One round; returns how many jobs were looked at.
-    ///
-    /// # Errors
-    /// The store could not be read or written.
     pub async fn run_once(&self) -> Result<usize, StoreError> {
-        let checks = self.store.take_checks(self.options.batch, TAKEN_FOR).await?;
+        let checks = self.services.store.take_checks(self.options.batch, TAKEN_FOR).await?;
         if checks.is_empty() {
             return Ok(0);
         }
@@ -174,12 +139,12 @@ impl Verify {
     }
 
     async fn shows_a_known_success(&self) -> Result<bool, StoreError> {
-        let Some(known) = self.store.known_success().await? else { return Ok(false) };
-        Ok(matches!(self.api.execution(known).await, Ok(Some(_))))
+        let Some(known) = self.services.store.known_success().await? else { return Ok(false) };
+        Ok(matches!(self.services.api.execution(known).await, Ok(Some(_))))
     }
 
     async fn look(&self, check: &Check, shows_ours: bool) -> Look {
-        match self.api.execution(check.request_id).await {
+        match self.services.api.execution(check.request_id).await {
             Ok(Some(Execution { tool: Some(tool), .. })) if tool != check.job.spec.tool => Look::Unclear,
             Ok(Some(Execution { log_id, result: Some(result), .. })) => Look::Ended(log_id, result),
             Ok(Some(Execution { result: None, .. })) => Look::Unclear,
@@ -189,8 +154,7 @@ impl Verify {
         }
     }
 
-    /// Looks again, right between two sights of the call that is known to have run: a log can go blind at any
-    /// time, and a call must not be made again because it did so in the middle of a round.
+    /// Looks again, right between two sights of the call that is known to have run: a log can go blind within a round.
     async fn look_between_sights(&self, check: &Check) -> Result<Look, StoreError> {
         let before = self.shows_a_known_success().await?;
         let look = self.look(check, before).await;
@@ -209,7 +173,7 @@ impl Verify {
             }
             look => look,
         };
-        let (result, detail) = (look.result(), look.detail());
+        let (result, detail) = look.recorded();
         let step = self.options.policy.next(look, check.unknown_for, waited, check.checks, fastrand::f64());
         let word = match &step {
             Step::Adopt(_, result) if result.successful => "succeeded",
@@ -248,7 +212,7 @@ impl Verify {
     }
 
     async fn finish(&self, check: &Check, end: AttemptEnd) -> Result<(), StoreError> {
-        let now = self.clock.now();
+        let now = self.services.clock.now();
         let started = Started {
             number: check.job.attempt,
             request_id: check.request_id,
@@ -258,10 +222,10 @@ impl Verify {
         let (attempt, ending) = end.record(started, now);
         let by = By::LookUp;
         let finish = Finish { id: check.job.spec.id, fence: check.fence, by, attempt, ending };
-        if let [Finished::Applied { state, .. }] = self.store.finish(&[finish]).await?[..]
+        if let [Finished::Applied { state, .. }] = self.services.store.finish(&[finish]).await?[..]
             && (!state.is_final() || check.job.spec.reply_to.is_some())
         {
-            self.relay_wake.notify_one();
+            self.services.relay_wake.notify_one();
         }
         Ok(())
     }
@@ -282,7 +246,7 @@ impl Verify {
             look,
             detail: detail.map(clip),
         };
-        self.store.put_off(&put_off).await?;
+        self.services.store.put_off(&put_off).await?;
         Ok(())
     }
 }

@@ -29,11 +29,9 @@ fn only_a_settled_log_that_shows_our_calls_proves_that_a_call_never_arrived() {
     let next = |look, secs| POLICY.next(look, Duration::from_secs(secs), Duration::ZERO, 3, 0.5);
     assert!(matches!(next(Look::Absent, 899), Step::Again(_)));
     assert!(matches!(next(Look::Absent, 900), Step::NeverArrived));
-    for look in [Look::Unclear, Look::Blind, Look::Closed("x".into())] {
-        assert!(matches!(next(look, 3_599), Step::Again(_)));
-    }
-    for look in [Look::Unclear, Look::Blind, Look::Closed("x".into())] {
-        assert!(matches!(next(look, 3_600), Step::GiveUp), "a person decides");
+    for look in [|| Look::Unclear, || Look::Blind, || Look::Closed("x".into())] {
+        assert!(matches!(next(look(), 3_599), Step::Again(_)));
+        assert!(matches!(next(look(), 3_600), Step::GiveUp), "a person decides");
     }
 }
 
@@ -88,14 +86,7 @@ impl ToolApi for Flickering {
 
 fn spec() -> Arc<JobSpec> {
     let queue = "default".parse().unwrap();
-    let arrival = Arrival {
-        queue: &queue,
-        message_id: None,
-        reply_to: None,
-        correlation_id: None,
-        traceparent: None,
-        fallback_id: Some(JobId::new()),
-    };
+    let arrival = Arrival { fallback_id: Some(JobId::new()), ..Arrival::new(&queue) };
     Arc::new(job::decode(br#"{"user_id":"u","tool":"T","arguments":{}}"#, &arrival).unwrap())
 }
 
@@ -172,8 +163,7 @@ async fn a_log_that_goes_blind_in_the_middle_of_a_round_proves_nothing() {
 }
 
 proptest! {
-    /// However the log behaves, nothing is repeated before it had time to settle, and every job
-    /// comes to an end or to a person.
+    /// However the log behaves, nothing is repeated before it had time to settle, and every job ends or is a person's.
     #[test]
     fn a_call_is_never_repeated_early_and_never_looked_for_without_end(
         choices in prop::collection::vec(0usize..4, 1..50), random in 0.0f64..1.0,

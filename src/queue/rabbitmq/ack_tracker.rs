@@ -1,12 +1,10 @@
 //! The acknowledgements of one channel: which deliveries are settled, and which frames tell the broker.
 //!
-//! Deliveries are settled in any order, and one `basic.ack` with `multiple` acknowledges all up to a tag. So
-//! acknowledgements wait until every earlier delivery is settled too, and the longest settled prefix goes out in one
-//! frame. One delivery that stays unsettled would withhold all later acknowledgements and with them the prefetch; once
-//! half of the prefetch is withheld, those are written one by one.
+//! Deliveries are settled in any order, and one `basic.ack` with `multiple` acknowledges all up to a tag. So the longest
+//! settled prefix goes out in one frame. One delivery that stays unsettled would withhold all later acknowledgements and
+//! with them the prefetch; once half of the prefetch is withheld, those are written one by one.
 //!
-//! The broker closes the channel when a tag is settled twice or was never delivered. This type prevents that, whatever
-//! tokens it is given.
+//! The broker closes the channel when a tag is settled twice or was never delivered, which this type prevents.
 
 use std::collections::BTreeSet;
 
@@ -15,9 +13,7 @@ use std::collections::BTreeSet;
 pub(super) enum AckFrame {
     /// Acknowledges everything up to the tag that is still outstanding.
     AckThrough(u64),
-    /// Acknowledges one tag.
     AckOne(u64),
-    /// Gives one tag back to the queue.
     Requeue(u64),
 }
 
@@ -67,8 +63,7 @@ impl AckTracker {
         self.write_prefix(frames);
     }
 
-    /// Acknowledges everything before the first unsettled delivery. The broker must still know the tag of the frame,
-    /// so it is that of the last withheld one.
+    /// Acknowledges all before the first unsettled delivery, by the last withheld tag, which the broker still knows.
     fn write_prefix(&mut self, frames: &mut Vec<AckFrame>) {
         let rest = match self.unsettled.first() {
             Some(first) => self.withheld.split_off(first),
@@ -81,8 +76,6 @@ impl AckTracker {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use proptest::prelude::*;
 
     use super::*;
@@ -90,7 +83,7 @@ mod tests {
     /// The broker's side: it knows what is outstanding and refuses what it does not know.
     #[derive(Default)]
     struct Broker {
-        outstanding: BTreeMap<u64, ()>,
+        outstanding: BTreeSet<u64>,
         acked: Vec<u64>,
         requeued: Vec<u64>,
     }
@@ -101,11 +94,11 @@ mod tests {
                 let tag = match *frame {
                     AckFrame::AckThrough(tag) | AckFrame::AckOne(tag) | AckFrame::Requeue(tag) => tag,
                 };
-                assert!(self.outstanding.contains_key(&tag), "406: unknown delivery tag {tag} in {frame:?}");
+                assert!(self.outstanding.contains(&tag), "406: unknown delivery tag {tag} in {frame:?}");
                 match frame {
                     AckFrame::AckThrough(tag) => {
                         let rest = self.outstanding.split_off(&(tag + 1));
-                        self.acked.extend(std::mem::replace(&mut self.outstanding, rest).into_keys());
+                        self.acked.extend(std::mem::replace(&mut self.outstanding, rest));
                     }
                     AckFrame::AckOne(tag) => {
                         self.outstanding.remove(tag);
@@ -154,7 +147,7 @@ mod tests {
                 match step {
                     Step::Receive(count) => for _ in 0..count {
                         received += 1;
-                        broker.outstanding.insert(received, ());
+                        broker.outstanding.insert(received);
                         tracker.received(received);
                     },
                     Step::Ack(tags) => {

@@ -30,7 +30,6 @@ use crate::{
     sync::lock,
 };
 
-/// How long a connection may take to close.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Makes a connection when one is needed and none is open.
@@ -49,11 +48,10 @@ pub(super) struct Connector {
 struct Attempts {
     connected_before: bool,
     failures: u32,
-    last_failure: Option<(QueueErrorKind, String)>,
-    not_before: Option<Instant>,
+    /// The last failure, and when the next attempt is due.
+    last_failure: Option<(Instant, QueueErrorKind, String)>,
 }
 
-/// One connection, from its start to its end.
 pub(super) struct Session {
     connection: Connection,
     /// Whether all lanes were declared and nothing has been found missing since.
@@ -75,7 +73,6 @@ impl Connector {
         }
     }
 
-    /// The open connection, if there is one.
     pub(super) fn live(&self) -> Option<Arc<Session>> {
         lock(&self.current).as_ref().filter(|session| session.live()).cloned()
     }
@@ -97,19 +94,17 @@ impl Connector {
         if let Some(live) = self.live() {
             return Ok(live);
         }
-        if let Some(due) = attempts.not_before
-            && timeout_at(deadline, sleep_until(due)).await.is_err()
+        if let Some((due, kind, text)) = &attempts.last_failure
+            && timeout_at(deadline, sleep_until(*due)).await.is_err()
         {
-            let last = attempts.last_failure.as_ref();
-            return Err(last.map_or_else(|| self.unreachable(), |(kind, text)| QueueError::new(*kind, text)));
+            return Err(QueueError::new(*kind, text));
         }
         match self.connect().await {
             Ok(session) => Ok(self.adopt(session, &mut attempts)?),
             Err(error) => {
                 attempts.failures = attempts.failures.saturating_add(1);
                 let pause = RECONNECT.wait(attempts.failures, fastrand::f64());
-                attempts.not_before = Some(Instant::now() + pause);
-                attempts.last_failure = Some((error.kind(), chain(&error)));
+                attempts.last_failure = Some((Instant::now() + pause, error.kind(), chain(&error)));
                 Err(error)
             }
         }
@@ -145,7 +140,6 @@ impl Connector {
         result
     }
 
-    /// Closes the connection for good.
     pub(super) async fn close(&self) {
         self.closed.store(true, Relaxed);
         let session = lock(&self.current).take();
@@ -201,36 +195,31 @@ impl Connector {
         let broker = self.endpoint.address();
         let user = &self.endpoint.uri.authority.userinfo.username;
         let vhost = &self.endpoint.uri.vhost;
-        let (kind, sentence) = match error::reply_code(&error) {
+        let (kind, what) = match error::reply_code(&error) {
             Some(error::ACCESS_REFUSED) => (
                 QueueErrorKind::Access,
                 format!(
-                    "RabbitMQ at {broker} refused the login of `{user}`: check the user name and the password \
-                     (the user `guest` may connect from the broker's own host only)"
+                    "refused the login of `{user}`: check the user name and the password (the user `guest` may connect \
+                     from the broker's own host only)"
                 ),
             ),
             Some(error::NOT_ALLOWED) => (
                 QueueErrorKind::Access,
                 format!(
-                    "RabbitMQ at {broker} does not let `{user}` use the virtual host `{vhost}`: check that it exists \
-                     and that the user has permissions on it"
+                    "does not let `{user}` use the virtual host `{vhost}`: check that it exists and that the user has \
+                     permissions on it"
                 ),
             ),
-            _ if error::is_bad_certificate(&error) => (
-                QueueErrorKind::Access,
-                format!(
-                    "RabbitMQ at {broker} has no TLS certificate that this host trusts, or speaks no TLS"
-                ),
-            ),
-            _ => match error.kind() {
-                ErrorKind::AuthProviderError(_) => (
-                    QueueErrorKind::Access,
-                    format!("RabbitMQ at {broker} asked for a login that errand cannot give"),
-                ),
-                _ => (QueueErrorKind::Unavailable, format!("RabbitMQ at {broker} cannot be reached")),
-            },
+            _ if error::is_bad_certificate(&error) => {
+                let what = "has no TLS certificate that this host trusts, or speaks no TLS";
+                (QueueErrorKind::Access, what.to_owned())
+            }
+            _ if matches!(error.kind(), ErrorKind::AuthProviderError(_)) => {
+                (QueueErrorKind::Access, "asked for a login that errand cannot give".to_owned())
+            }
+            _ => (QueueErrorKind::Unavailable, "cannot be reached".to_owned()),
         };
-        QueueError::new(kind, sentence).with_source(error)
+        QueueError::new(kind, format!("RabbitMQ at {broker} {what}")).with_source(error)
     }
 
     fn unreachable(&self) -> QueueError {
@@ -273,8 +262,7 @@ impl Session {
         self.connection.status().connected()
     }
 
-    /// Why the broker blocks this connection, if it does. Nothing is written to a blocked connection, not even its
-    /// end.
+    /// Why the broker blocks this connection, if it does. Nothing is written to a blocked connection, not even its end.
     pub(super) fn blocked(&self) -> Option<String> {
         self.connection.status().blocked().then(|| lock(&self.blocked_because).clone())
     }

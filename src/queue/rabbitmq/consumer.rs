@@ -30,7 +30,6 @@ use crate::{
     sync::lock,
 };
 
-/// A running subscription.
 pub(super) struct RabbitConsumer {
     deliveries: lapin::Consumer,
     settler: Arc<ChannelSettler>,
@@ -84,50 +83,32 @@ impl RabbitConsumer {
             redelivered: delivery.redelivered,
         }
     }
-
-    /// Notes why the stream of deliveries ended.
-    fn end(&mut self, last: Option<lapin::Error>) -> QueueError {
-        let error = match last {
-            Some(error) => {
-                let error = failed("keep the subscription", error);
-                QueueError::new(QueueErrorKind::Unavailable, chain(&error))
-            }
-            None => QueueError::new(
-                QueueErrorKind::Unavailable,
-                "RabbitMQ ended the subscription: its queue was deleted or moved",
-            ),
-        };
-        self.ended = Some(error.to_string());
-        error
-    }
 }
 
 #[async_trait]
 impl Consumer for RabbitConsumer {
     async fn next(&mut self, max: usize) -> Result<Vec<Delivery>, QueueError> {
         if let Some(ended) = &self.ended {
-            return Err(QueueError::new(QueueErrorKind::Unavailable, ended.clone()));
+            return Err(QueueError::new(QueueErrorKind::Unavailable, ended));
         }
         // This is the only await, and nothing has been taken from the stream before it.
-        let first = match self.deliveries.next().await {
-            Some(Ok(first)) => first,
-            Some(Err(error)) => return Err(self.end(Some(error))),
-            None => return Err(self.end(None)),
-        };
-        let mut batch = vec![self.accept(first)];
-        while batch.len() < max {
-            match self.deliveries.next().now_or_never() {
-                Some(Some(Ok(delivery))) => batch.push(self.accept(delivery)),
-                Some(Some(Err(error))) => {
-                    self.end(Some(error));
-                    break;
+        let mut next = Some(self.deliveries.next().await);
+        let mut batch = Vec::new();
+        while let Some(arrived) = next {
+            let ended = match arrived {
+                Some(Ok(delivery)) => {
+                    batch.push(self.accept(delivery));
+                    next = if batch.len() < max { self.deliveries.next().now_or_never() } else { None };
+                    continue;
                 }
-                Some(None) => {
-                    self.end(None);
-                    break;
-                }
-                None => break,
+                Some(Err(error)) => chain(&failed("keep the subscription", error)),
+                None => "RabbitMQ ended the subscription: its queue was deleted or moved".to_owned(),
+            };
+            self.ended = Some(ended.clone());
+            if batch.is_empty() {
+                return Err(QueueError::new(QueueErrorKind::Unavailable, ended));
             }
+            break;
         }
         Ok(batch)
     }
@@ -184,17 +165,16 @@ impl ChannelSettler {
         let writes = self.start_writes(decide);
         let all = async {
             for write in writes {
-                write.await?;
+                match write.await {
+                    // A channel that has ended meanwhile has given everything back, which is no error.
+                    Err(error) if has_ended(&error) => return Ok(()),
+                    written => written?,
+                }
             }
             Ok(())
         };
-        match bounded_writes(all).await {
-            Ok(()) => Ok(()),
-            Err(error) => {
-                self.shared.consuming.discard(&self.session);
-                Err(error)
-            }
-        }
+        let written = bounded("take acknowledgements", all).await;
+        written.inspect_err(|_| self.shared.consuming.discard(&self.session))
     }
 
     /// Decides and starts to write under one lock, because the broker must see frames in the order in
@@ -235,18 +215,8 @@ fn write(channel: Channel, frame: AckFrame) -> Write {
     .boxed()
 }
 
-/// Waits for writes. A channel that has ended meanwhile has given everything back, which is no error.
-async fn bounded_writes(all: impl Future<Output = lapin::Result<()>>) -> Result<(), QueueError> {
-    let ended = |error: &lapin::Error| {
-        matches!(error.kind(), ErrorKind::InvalidChannelState(..) | ErrorKind::InvalidConnectionState(_))
-    };
-    let all = async {
-        match all.await {
-            Err(error) if ended(&error) => Ok(()),
-            result => result,
-        }
-    };
-    bounded("take acknowledgements", all).await
+fn has_ended(error: &lapin::Error) -> bool {
+    matches!(error.kind(), ErrorKind::InvalidChannelState(..) | ErrorKind::InvalidConnectionState(_))
 }
 
 impl fmt::Debug for RabbitConsumer {

@@ -11,26 +11,21 @@ use tokio::{
 
 use crate::queue::{BROKER_TIMEOUT, QueueError, QueueErrorKind};
 
-/// The largest frame, in bytes, unless the URL says otherwise: what RabbitMQ lets other clients send by default.
-/// A body is split, but the properties of a message are always one frame, and with a smaller limit here one message
-/// with long headers would keep its lane waiting for ever. The client library keeps buffers of 64 frames for every
-/// connection.
+/// The largest frame, in bytes, unless the URL says otherwise: what RabbitMQ lets other clients send by default. The
+/// properties of a message are always one frame, and with a smaller limit here one message with long headers would keep
+/// its lane waiting for ever. The client library keeps buffers of 64 frames for every connection.
 const FRAME_MAX: u32 = 128 * 1024;
 
 /// Longest name of a connection, so that consumer tags fit into 255 bytes.
 const MAX_CONNECTION_NAME_BYTES: usize = 128;
 
-/// The address of the broker, our login, and the name of our connections.
 pub(super) struct Endpoint {
     pub(super) uri: AMQPUri,
     pub(super) connection_name: String,
 }
 
 impl Endpoint {
-    /// Reads the URL.
-    ///
-    /// # Errors
-    /// The URL is unusable; the kind is `Access`. Neither the URL nor its password is quoted.
+    /// An unusable URL is an error of kind `Access`, which quotes neither the URL nor its password.
     pub(super) fn new(url: &str, heartbeat: Duration, connection_name: &str) -> Result<Self, QueueError> {
         let end = connection_name.floor_char_boundary(MAX_CONNECTION_NAME_BYTES);
         Ok(Self { uri: parse(url, heartbeat)?, connection_name: connection_name[..end].to_owned() })
@@ -42,8 +37,7 @@ impl Endpoint {
         format!("{}:{}", authority.host, authority.port)
     }
 
-    /// The server's name and version, which the client library keeps to itself, if its greeting can be read without
-    /// TLS.
+    /// The server's name and version, which the client library keeps to itself; `None` over TLS.
     pub(super) async fn version(&self) -> Option<String> {
         if self.uri.scheme != AMQPScheme::AMQP {
             return None;

@@ -20,7 +20,6 @@ pub(super) async fn bounded<T>(
     within(BROKER_TIMEOUT, action, work).await
 }
 
-/// Waits for the broker, up to `limit`.
 pub(super) async fn within<T>(
     limit: Duration,
     action: &str,
@@ -35,7 +34,6 @@ pub(super) async fn within<T>(
     }
 }
 
-/// Explains an error of the client library.
 pub(super) fn failed(action: &str, error: lapin::Error) -> QueueError {
     let kind = match reply_code(&error) {
         Some(ACCESS_REFUSED | NOT_ALLOWED) => QueueErrorKind::Access,
@@ -61,4 +59,9 @@ pub(super) fn reply_code(error: &lapin::Error) -> Option<u16> {
 /// rustls reports what it does not trust as invalid data.
 pub(super) fn is_bad_certificate(error: &lapin::Error) -> bool {
     matches!(error.kind(), ErrorKind::IOError(error) if error.kind() == std::io::ErrorKind::InvalidData)
+}
+
+/// The same error for each of so many messages.
+pub(super) fn repeat(kind: QueueErrorKind, sentence: &str, times: usize) -> Vec<Result<(), QueueError>> {
+    (0..times).map(|_| Err(QueueError::new(kind, sentence))).collect()
 }

@@ -1,24 +1,16 @@
 //! The queue on RabbitMQ, from 3.10 to 4.x.
 //!
-//! There are two connections, each made when it is first used: one publishes and one consumes,
-//! because a broker that is short of memory or disk stops reading from connections that publish, and
-//! acknowledgements must still get through. A connection or channel that fails is never repaired: it
-//! is dropped with all that belongs to it, and the next use makes a new one.
+//! One connection publishes and one consumes, because a broker that is short of memory or disk stops reading from
+//! connections that publish, and acknowledgements must still get through. A connection or channel that fails is never
+//! repaired: it is dropped with all that belongs to it, and the next use makes a new one.
 //!
-//! * Lanes are durable queues `errand.<lane>`, bound to the durable direct exchange `errand`; see
-//!   the module `topology` for the arguments.
-//! * Messages are persistent and mandatory, and count as published when the broker has confirmed
-//!   them; see the module `publisher`.
-//! * A subscription has a channel of its own. Acknowledgements go only through that channel, so a
-//!   late one cannot settle a message of another subscription; see the modules `consumer` and `ack_tracker`.
-//! * Nothing is ever rejected: errand acknowledges what its store has committed, and gives the rest
-//!   back.
-//!
-//! A subscription that ends ends alone, unless the broker stops to answer: then the connection is
-//! dropped for all of them.
+//! * Lanes are durable queues `errand.<lane>`, bound to the durable direct exchange `errand` (`topology`).
+//! * Messages are persistent and mandatory, and count as published when the broker has confirmed them (`publisher`).
+//! * A subscription has a channel of its own, through which alone its acknowledgements go, so a late one cannot settle
+//!   a message of another subscription (`consumer`, `ack_tracker`). It ends alone, unless the broker stops to answer.
+//! * Nothing is ever rejected: errand acknowledges what its store has committed, and gives the rest back.
 
 use std::{
-    fmt,
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -34,6 +26,7 @@ use self::{
     connector::Connector,
     consumer::RabbitConsumer,
     endpoint::Endpoint,
+    error::repeat,
     publisher::{MAX_CONFIRM_BATCH, PUBLISHERS, Request},
     shared::Shared,
     topology::Topology,
@@ -64,12 +57,10 @@ pub const PUBLISH_TIMEOUT: Duration = Duration::from_secs(2 * BROKER_TIMEOUT.as_
 /// The capacity of the channel to the publishers; beyond it callers wait.
 const REQUESTS: usize = 64;
 
-/// How to reach the broker and what to declare on it.
 #[derive(Debug, Clone)]
 pub struct RabbitOptions {
     /// `amqp://user:password@host:port/vhost` or `amqps://...`. No virtual host means `/`.
     pub url: SecretString,
-    /// The type of the lanes' queues.
     pub queue_type: QueueType,
     /// Whether to declare exchange and queues. Otherwise somebody else has to.
     pub declare: bool,
@@ -82,7 +73,7 @@ pub struct RabbitOptions {
     pub heartbeat: Duration,
 }
 
-/// Lanes on a RabbitMQ broker.
+#[derive(Debug)]
 pub struct RabbitQueue {
     shared: Arc<Shared>,
     publishing: Mutex<Publishing>,
@@ -96,10 +87,7 @@ enum Publishing {
 }
 
 impl RabbitQueue {
-    /// Prepares the queue, without connecting.
-    ///
-    /// # Errors
-    /// The URL is unusable; the kind is `Access`. Neither the URL nor its password is quoted.
+    /// Does not connect. An unusable URL is an error of kind `Access`, which quotes neither the URL nor its password.
     pub fn new(options: RabbitOptions) -> Result<Self, QueueError> {
         let RabbitOptions { url, queue_type, declare, lanes, connection_name, heartbeat } = options;
         let endpoint = Arc::new(Endpoint::new(url.expose_secret(), heartbeat, &connection_name)?);
@@ -113,8 +101,7 @@ impl RabbitQueue {
         Ok(Self { shared: Arc::new(shared), publishing: Mutex::new(Publishing::NotStarted) })
     }
 
-    /// Why the broker blocks publishing, if it does: it is short of memory or disk. Publishing fails with `Full`
-    /// meanwhile; consuming and settling go on.
+    /// Why the broker blocks publishing, if it does. Publishing fails with `Full` meanwhile; consuming and settling go on.
     pub fn blocked(&self) -> Option<String> {
         self.shared.publishing.live()?.blocked()
     }
@@ -228,15 +215,4 @@ impl Queue for RabbitQueue {
         *lock(&self.publishing) = Publishing::Closed;
         tokio::join!(self.shared.publishing.close(), self.shared.consuming.close());
     }
-}
-
-/// Without the URL, which has the password.
-impl fmt::Debug for RabbitQueue {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("RabbitQueue").field("shared", &self.shared).finish_non_exhaustive()
-    }
-}
-
-fn repeat(kind: QueueErrorKind, sentence: &str, times: usize) -> Vec<Result<(), QueueError>> {
-    (0..times).map(|_| Err(QueueError::new(kind, sentence))).collect()
 }

@@ -1,14 +1,12 @@
 //! Publishing with confirms.
 //!
-//! A publisher owns one channel and works in batches: it takes the requests that wait, publishes all their messages
-//! without waiting in between, waits until the broker has confirmed every one, and only then answers. Requests that
-//! arrive meanwhile make the next batch, so load makes batches larger instead of slower, and a few publishers side by
-//! side keep the connection busy.
+//! A publisher owns one channel and works in batches: it publishes all messages of the requests that wait, and answers
+//! when the broker has confirmed every one. Requests that arrive meanwhile make the next batch, so load makes batches
+//! larger, and a few publishers side by side keep the connection busy.
 //!
 //! The batch is what makes the answers right. The broker returns an unroutable message before it confirms it, but the
-//! client library hands returned messages out in order of arrival to whichever confirms complete next, so a returned
-//! message can surface with the confirm of another one. At the end of a batch every message has been confirmed, so
-//! every returned message has surfaced somewhere in it, and belongs to the message that has its address and ID.
+//! client library hands it out with whichever confirm completes next. At the end of a batch every returned message has
+//! surfaced, and belongs to the message that has its address and ID.
 
 use std::{collections::HashSet, sync::Arc, sync::atomic::Ordering::Relaxed};
 
@@ -25,7 +23,7 @@ use tokio::{
 
 use super::{
     connector::Session,
-    error::{bounded, failed},
+    error::{bounded, failed, repeat},
     shared::Shared,
     wire::{self, Route},
 };
@@ -34,7 +32,6 @@ use crate::{
     queue::{BROKER_TIMEOUT, Message, QueueError, QueueErrorKind},
 };
 
-/// The number of publishers, each with its own channel.
 pub(super) const PUBLISHERS: usize = 3;
 
 /// The most messages of one request; a confirm batch ends with the request that reaches this number.
@@ -43,14 +40,12 @@ pub(super) const MAX_CONFIRM_BATCH: usize = 256;
 /// Whether the messages of a request were published, in their order.
 pub(super) type Answer = Vec<Result<(), QueueError>>;
 
-/// Messages to publish, and where the answer goes.
 #[derive(Debug)]
 pub(super) struct Request {
     pub(super) batch: Vec<Message>,
     pub(super) answer: oneshot::Sender<Answer>,
 }
 
-/// Requests, shared by all publishers.
 pub(super) type Requests = Arc<Mutex<mpsc::Receiver<Request>>>;
 
 /// Publishes until all senders of requests are gone.
@@ -98,7 +93,7 @@ impl Publisher {
         }
         let (session, channel) = match self.channel().await {
             Ok(ready) => ready,
-            Err(error) => return messages.iter().map(|_| Err(copy(&error))).collect(),
+            Err(error) => return repeat(error.kind(), &chain(&error), messages.len()),
         };
         let mut batch = ConfirmBatch::new(messages);
         let finished = batch.run(&channel).await;
@@ -149,40 +144,32 @@ impl Publisher {
     }
 }
 
-/// Messages that are published together.
 struct ConfirmBatch {
     messages: Vec<Message>,
-    states: Vec<MessageState>,
+    routes: Vec<Route>,
+    /// `None` while a message is not confirmed. One that is confirmed may have been returned before.
+    results: Vec<Option<Result<(), QueueError>>>,
     returned: HashSet<(Route, Option<ShortString>)>,
-}
-
-/// The state of one message of a batch.
-enum MessageState {
-    /// Published, not confirmed.
-    Pending(Route),
-    /// Confirmed; it may have been returned before.
-    Confirmed(Route),
-    Failed(QueueError),
 }
 
 impl ConfirmBatch {
     fn new(messages: Vec<Message>) -> Self {
-        let states = messages
-            .iter()
-            .map(|message| match wire::route(&message.to) {
-                Ok(route) => MessageState::Pending(route),
-                Err(error) => MessageState::Failed(error),
-            })
-            .collect();
-        Self { messages, states, returned: HashSet::new() }
+        let route = |message: &Message| match wire::route(&message.to) {
+            Ok(route) => (route, None),
+            Err(error) => (Route::default(), Some(Err(error))),
+        };
+        let (routes, results) = messages.iter().map(route).unzip();
+        Self { messages, routes, results, returned: HashSet::new() }
     }
 
     /// Publishes all messages and waits for the confirms. Returns false if some did not come in time.
     async fn run(&mut self, channel: &Channel) -> bool {
         let deadline = Instant::now() + BROKER_TIMEOUT;
         let mut confirms = FuturesUnordered::new();
-        for (index, (message, state)) in self.messages.iter().zip(&mut self.states).enumerate() {
-            let MessageState::Pending(route) = &*state else { continue };
+        for (index, (message, route)) in self.messages.iter().zip(&self.routes).enumerate() {
+            if self.results[index].is_some() {
+                continue;
+            }
             let options = BasicPublishOptions { mandatory: route.is_mandatory(), ..Default::default() };
             let (exchange, key) = (route.exchange.clone(), route.key.clone());
             match wire::to_amqp(message) {
@@ -191,7 +178,7 @@ impl ConfirmBatch {
                     let confirmation = async { confirm.await?.await }.await;
                     (index, confirmation)
                 }),
-                Err(error) => *state = MessageState::Failed(error),
+                Err(error) => self.results[index] = Some(Err(error)),
             }
         }
         let mut finished = true;
@@ -208,28 +195,18 @@ impl ConfirmBatch {
                 },
             };
             let Some((index, confirmation)) = next else { break };
-            let returned = match confirmation {
-                Ok(Confirmation::Ack(returned)) => {
-                    self.states[index].confirm();
-                    returned
-                }
+            let (result, returned) = match confirmation {
+                Ok(Confirmation::Ack(returned)) => (Ok(()), returned),
                 Ok(Confirmation::Nack(returned)) => {
                     let sentence = "RabbitMQ refused the message: its queue is full or cannot store it now";
-                    self.states[index] =
-                        MessageState::Failed(QueueError::new(QueueErrorKind::Full, sentence));
-                    returned
+                    (Err(QueueError::new(QueueErrorKind::Full, sentence)), returned)
                 }
                 Ok(Confirmation::NotRequested) => {
-                    self.states[index] =
-                        MessageState::Failed(unconfirmed("RabbitMQ did not confirm the message"));
-                    None
+                    (Err(unconfirmed("RabbitMQ did not confirm the message")), None)
                 }
-                Err(error) => {
-                    let cause = chain(&failed("confirm the message", error));
-                    self.states[index] = MessageState::Failed(unconfirmed(cause));
-                    None
-                }
+                Err(error) => (Err(unconfirmed(chain(&failed("confirm the message", error)))), None),
             };
+            self.results[index] = Some(result);
             if let Some(returned) = returned {
                 let delivery = returned.delivery;
                 let route = Route { exchange: delivery.exchange, key: delivery.routing_key };
@@ -245,29 +222,15 @@ impl ConfirmBatch {
 
     fn answer(self) -> Answer {
         let returned = self.returned;
-        let conclude = |(message, state): (Message, MessageState)| match state {
-            MessageState::Confirmed(route) => {
-                let id = message.properties.message_id.and_then(|id| ShortString::try_new(id).ok());
-                let lookup = (route, id);
-                if returned.contains(&lookup) { Err(unroutable(&lookup.0)) } else { Ok(()) }
-            }
-            MessageState::Pending(_) => Err(unconfirmed(format!(
-                "RabbitMQ did not confirm the message within {} s",
-                BROKER_TIMEOUT.as_secs()
-            ))),
-            MessageState::Failed(error) => Err(error),
+        let conclude = |((message, route), result): ((Message, Route), Option<_>)| {
+            let sentence =
+                || format!("RabbitMQ did not confirm the message within {} s", BROKER_TIMEOUT.as_secs());
+            result.unwrap_or_else(|| Err(unconfirmed(sentence())))?;
+            let id = message.properties.message_id.and_then(|id| ShortString::try_new(id).ok());
+            let lookup = (route, id);
+            if returned.contains(&lookup) { Err(unroutable(&lookup.0)) } else { Ok(()) }
         };
-        self.messages.into_iter().zip(self.states).map(conclude).collect()
-    }
-}
-
-impl MessageState {
-    fn confirm(&mut self) {
-        if let MessageState::Pending(route) = self {
-            let route =
-                Route { exchange: std::mem::take(&mut route.exchange), key: std::mem::take(&mut route.key) };
-            *self = MessageState::Confirmed(route);
-        }
+        self.messages.into_iter().zip(self.routes).zip(self.results).map(conclude).collect()
     }
 }
 
@@ -283,9 +246,4 @@ fn unroutable(route: &Route) -> QueueError {
         format!("RabbitMQ has no queue bound to the exchange `{exchange}` for `{key}`")
     };
     QueueError::new(QueueErrorKind::Unroutable, sentence)
-}
-
-/// Repeats an error for another message.
-fn copy(error: &QueueError) -> QueueError {
-    QueueError::new(error.kind(), chain(error))
 }

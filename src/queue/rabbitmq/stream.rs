@@ -37,10 +37,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(BROKER_TIMEOUT.as_secs() /
 /// The most bytes that a stream keeps back, beside those of its last read.
 pub const MAX_BUFFERED_BYTES: usize = MAX_FRAME;
 
-/// The Tokio runtime, with filtered streams.
 pub(super) type FilteringRuntime = Runtime<RuntimeParts<Tokio, FilteringReactor>>;
 
-/// A plain or TLS stream to the broker.
 type BrokerStream = Either<TcpStream, TlsStream<TcpStream>>;
 
 /// The runtime of the caller, which must be in one.
@@ -132,7 +130,6 @@ async fn encrypt(host: &str, plain: TcpStream) -> io::Result<TlsStream<TcpStream
     TlsConnector::from(Arc::new(config)).connect(name, plain).await
 }
 
-/// A stream that is read through the frame filter.
 pub(super) struct FilteredStream<S> {
     stream: S,
     filter: FrameFilter,
@@ -215,7 +212,6 @@ impl<S> fmt::Debug for FilteredStream<S> {
     }
 }
 
-/// The bytes that the client library reads of a stream of frames.
 #[derive(Debug, PartialEq, Eq)]
 pub struct FilteredFrames {
     pub bytes: Vec<u8>,
@@ -223,9 +219,8 @@ pub struct FilteredFrames {
     pub most_buffered: usize,
 }
 
-/// Reads a stream of AMQP frames through the frame filter, as the client library does, in reads of these sizes again
-/// and again. `frame_max` is the largest frame that we would ask the broker for; zero means any. Only tests and
-/// fuzzing call this.
+/// Reads a stream of AMQP frames through the frame filter in reads of these sizes again and again, for tests and fuzzing.
+/// `frame_max` is the largest frame that we would ask the broker for; zero means any.
 pub fn filter_frames(frames: &[u8], frame_max: u32, read_sizes: &[usize]) -> FilteredFrames {
     let mut stream = FilteredStream::new(frames, Some(frame_max));
     let mut buffer = vec![0; read_sizes.iter().copied().max().unwrap_or(0)];
@@ -239,7 +234,6 @@ pub fn filter_frames(frames: &[u8], frame_max: u32, read_sizes: &[usize]) -> Fil
     FilteredFrames { bytes, most_buffered }
 }
 
-/// Tokio's reactor, with filtered streams.
 #[derive(Debug, Clone)]
 pub(super) struct FilteringReactor(Tokio);
 

@@ -1,23 +1,19 @@
 //! The exchange and the queues that errand declares on the broker: one exchange, and one queue for each lane.
 //!
-//! Each declaration has its own channel, because the broker answers a refusal by ending the
-//! channel. A user without the permission to configure may use what exists: then it is only looked
-//! at, and what cannot even be looked at is taken for granted, since consuming and publishing say
-//! precisely what is missing.
+//! Each declaration has its own channel, because the broker answers a refusal by ending the channel. A user without the
+//! permission to configure may use what exists: then it is only looked at, and what cannot even be looked at is taken
+//! for granted, since consuming and publishing say precisely what is missing.
 //!
-//! Queues are declared with as few arguments as possible, because arguments can never be changed;
-//! whatever else a queue should have belongs into a policy. The one exception besides the type is
-//! the delivery limit of quorum queues: RabbitMQ 4 drops a message silently after 20 deliveries that
-//! were not acknowledged, which a worker in a crash loop reaches soon, and a lane must not lose
-//! messages. The limit is an argument rather than a policy, since a policy needs an administrator;
-//! it is a large number rather than the `-1` of RabbitMQ 4, since 3.10 refuses that. A dead-letter
-//! queue instead would need more permissions and somebody to look at it, and errand keeps what
-//! cannot be run in its store anyway. A policy may still lower the limit.
+//! Queues have as few arguments as possible, because arguments can never be changed; the rest belongs into a policy.
+//! Beside the type there is the delivery limit of quorum queues: RabbitMQ 4 drops a message silently after 20 deliveries
+//! that were not acknowledged, which a worker in a crash loop reaches soon. A policy with the limit would need an
+//! administrator (and may still lower it), 3.10 refuses the `-1` of RabbitMQ 4, and a dead-letter queue would need more
+//! permissions and somebody to look at it.
 
 use std::fmt;
 
 use lapin::{
-    ExchangeKind, Queue,
+    ExchangeKind,
     options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions},
     types::{AMQPValue, FieldTable, ShortString},
 };
@@ -36,11 +32,9 @@ use crate::{
 /// The delivery limit of quorum queues, which no message reaches.
 const DELIVERY_LIMIT: i32 = 1_000_000_000;
 
-/// Declares exchange and queues, or checks that they exist.
 #[derive(Debug)]
 pub(super) struct Topology {
     queue_type: QueueType,
-    /// Whether to declare, or only to check.
     declare: bool,
     declaring: Mutex<()>,
 }
@@ -52,22 +46,16 @@ impl Topology {
 
     /// Makes sure that the exchange and the queues of these lanes exist.
     pub(super) async fn ensure(&self, session: &Session, lanes: &[QueueName]) -> Result<(), QueueError> {
-        // RabbitMQ 3.10 says that a quorum queue is there while another connection is still declaring
-        // it, and ends the connection that consumes from it too early with an internal error. Among
-        // processes this can still happen, once, and consuming again helps; so a long wait is not worth it.
+        // RabbitMQ 3.10 says that a quorum queue is there while another connection is still declaring it, and ends the
+        // connection that consumes too early. Among processes this can still happen, and consuming again helps.
         let _declaring = timeout(BROKER_TIMEOUT, self.declaring.lock()).await.ok();
         self.ensure_resource(session, &Resource::Exchange).await?;
         for lane in lanes {
-            self.ensure_lane(session, lane).await?;
-        }
-        Ok(())
-    }
-
-    async fn ensure_lane(&self, session: &Session, lane: &QueueName) -> Result<(), QueueError> {
-        let name = lane_queue(lane)?;
-        self.ensure_resource(session, &Resource::Queue(name.clone())).await?;
-        if self.declare {
-            self.bind(session, lane, name).await?;
+            let name = lane_queue(lane)?;
+            self.ensure_resource(session, &Resource::Queue(name.clone())).await?;
+            if self.declare {
+                self.bind(session, lane, name).await?;
+            }
         }
         Ok(())
     }
@@ -76,7 +64,7 @@ impl Topology {
     async fn ensure_resource(&self, session: &Session, resource: &Resource) -> Result<(), QueueError> {
         if self.declare {
             match resource.declare_or_probe(session, Some(self.arguments(resource))).await? {
-                Outcome::Exists(()) => return Ok(()),
+                Outcome::Exists(_) => return Ok(()),
                 Outcome::Differs(error) => {
                     let type_hint = match resource {
                         Resource::Queue(_) => "set `amqp.queue_type` to the type that it has, or ",
@@ -94,21 +82,21 @@ impl Topology {
         }
         match resource.declare_or_probe(session, None).await? {
             // Some versions refuse even to look without the permission to configure.
-            Outcome::Exists(()) | Outcome::Refused => Ok(()),
+            Outcome::Exists(_) | Outcome::Refused => Ok(()),
             Outcome::Missing(error) | Outcome::Differs(error) => {
-                let (kind, sentence) = if self.declare {
+                let refused = if self.declare {
                     let sentence = format!(
                         "RabbitMQ has no {resource}, and this user may not create it: create it, or give the user the \
                          permission to configure `errand.*`"
                     );
-                    (QueueErrorKind::Access, sentence)
+                    QueueError::new(QueueErrorKind::Access, sentence)
                 } else {
                     let sentence = format!(
                         "RabbitMQ has no usable {resource}: create it, or set `amqp.declare = true` so that errand does"
                     );
-                    (QueueErrorKind::Topology, sentence)
+                    QueueError::new(QueueErrorKind::Topology, sentence)
                 };
-                Err(QueueError::new(kind, sentence).with_source(error))
+                Err(refused.with_source(error))
             }
         }
     }
@@ -140,19 +128,18 @@ impl Topology {
     }
 }
 
-/// An exchange or queue that errand needs on the broker.
 enum Resource {
     Exchange,
     Queue(ShortString),
 }
 
 impl Resource {
-    /// Declares the resource with these arguments, or only asks whether it exists.
+    /// Declares the resource with these arguments, or only asks whether it exists. An exchange has no depth.
     async fn declare_or_probe(
         &self,
         session: &Session,
         declare: Option<FieldTable>,
-    ) -> Result<Outcome<()>, QueueError> {
+    ) -> Result<Outcome<Depth>, QueueError> {
         let channel = session.channel().await?;
         let passive = declare.is_none();
         let arguments = declare.unwrap_or_default();
@@ -161,11 +148,16 @@ impl Resource {
                 Resource::Exchange => {
                     let options = ExchangeDeclareOptions { passive, durable: true, ..Default::default() };
                     let (name, kind) = (wire::EXCHANGE.into(), ExchangeKind::Direct);
-                    channel.exchange_declare(name, kind, options, arguments).await
+                    channel.exchange_declare(name, kind, options, arguments).await?;
+                    Ok(Depth::default())
                 }
                 Resource::Queue(name) => {
                     let options = QueueDeclareOptions { passive, durable: true, ..Default::default() };
-                    channel.queue_declare(name.clone(), options, arguments).await.map(drop)
+                    let queue = channel.queue_declare(name.clone(), options, arguments).await?;
+                    Ok(Depth {
+                        ready: queue.message_count().into(),
+                        consumers: queue.consumer_count().into(),
+                    })
                 }
             }
         };
@@ -182,7 +174,6 @@ impl fmt::Display for Resource {
     }
 }
 
-/// Whether the exchange is known not to be there.
 pub(super) async fn exchange_is_missing(session: &Session) -> Result<bool, QueueError> {
     Ok(matches!(Resource::Exchange.declare_or_probe(session, None).await?, Outcome::Missing(_)))
 }
@@ -192,16 +183,9 @@ pub(super) async fn depth(session: &Session, lane: &QueueName) -> Result<Depth, 
     if let Outcome::Missing(error) = Resource::Exchange.declare_or_probe(session, None).await? {
         return Err(failed(&format!("find the {}", Resource::Exchange), error));
     }
-    let name = lane_queue(lane)?;
-    let queue = Resource::Queue(name.clone());
-    let channel = session.channel().await?;
-    let options = QueueDeclareOptions { passive: true, durable: true, ..Default::default() };
-    let declared = channel.queue_declare(name, options, FieldTable::default());
-    match outcome::<Queue>(&queue, timeout(BROKER_TIMEOUT, declared).await)? {
-        Outcome::Exists(found) => Ok(Depth {
-            ready: u64::from(found.message_count()),
-            consumers: u64::from(found.consumer_count()),
-        }),
+    let queue = Resource::Queue(lane_queue(lane)?);
+    match queue.declare_or_probe(session, None).await? {
+        Outcome::Exists(depth) => Ok(depth),
         Outcome::Missing(error) | Outcome::Differs(error) => Err(failed(&format!("find the {queue}"), error)),
         Outcome::Refused => Err(QueueError::new(
             QueueErrorKind::Access,

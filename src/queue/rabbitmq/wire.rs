@@ -13,7 +13,6 @@ use crate::{
     queue::{Address, FROM_STORE_HEADER, Message, Properties, QueueError, QueueErrorKind},
 };
 
-/// The exchange through which all lanes are published.
 pub(super) const EXCHANGE: &str = "errand";
 
 /// The most entries of [`Properties::other`]; a publisher could send thousands.
@@ -25,16 +24,14 @@ const MAX_OTHER_BYTES: usize = 1024;
 /// The deepest nesting of a header that is shown.
 const MAX_OTHER_DEPTH: usize = 8;
 
-/// The largest body that RabbitMQ 4 takes by default. A larger one would close the channel under
-/// the other messages.
+/// The largest body that RabbitMQ 4 takes by default. A larger one would close the channel under other messages.
 const MAX_BODY_BYTES: usize = 16 * 1024 * 1024;
 
 const TRACEPARENT_HEADER: &str = "traceparent";
 const CONTENT_TYPE: &str = "application/json";
 const PERSISTENT: u8 = 2;
 
-/// The exchange and routing key of a message.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub(super) struct Route {
     pub(super) exchange: ShortString,
     pub(super) key: ShortString,
@@ -51,15 +48,11 @@ impl Route {
     }
 }
 
-/// The name of a lane's queue.
 pub(super) fn queue_name(lane: &str) -> String {
     format!("errand.{lane}")
 }
 
-/// Translates an address.
-///
-/// # Errors
-/// A name that AMQP cannot carry names no queue, so its kind is `Unroutable`.
+/// Translates an address. A name that AMQP cannot carry names no queue, so it is `Unroutable`.
 pub(super) fn route(to: &Address) -> Result<Route, QueueError> {
     let (exchange, key) = match to {
         Address::Lane(lane) => (EXCHANGE, lane.as_str()),
@@ -68,10 +61,7 @@ pub(super) fn route(to: &Address) -> Result<Route, QueueError> {
     Ok(Route { exchange: exchange.into(), key: short("routing key", key)? })
 }
 
-/// Translates what goes with a message.
-///
-/// # Errors
-/// A property that AMQP cannot carry, or a body that the broker would not take.
+/// Translates what goes with a message. A property or body that the broker would not take is an error.
 pub(super) fn to_amqp(message: &Message) -> Result<BasicProperties, QueueError> {
     if message.body.len() > MAX_BODY_BYTES {
         let bytes = message.body.len();
@@ -155,11 +145,7 @@ pub(super) fn from_amqp(amqp: &BasicProperties) -> Properties {
                 // One frame bounds it.
                 properties.unreadable = Some(value.as_bytes().escape_ascii().to_string());
             }
-            (UNREADABLE_HEADER, value) => {
-                let mut text = String::new();
-                describe(value, 0, &mut text);
-                properties.unreadable = Some(text);
-            }
+            (UNREADABLE_HEADER, value) => properties.unreadable = Some(described(value)),
             (TRACEPARENT_HEADER, AMQPValue::LongString(value)) => {
                 properties.traceparent = Some(value.to_string());
             }
@@ -167,8 +153,7 @@ pub(super) fn from_amqp(amqp: &BasicProperties) -> Properties {
                 properties.traceparent = Some(value.to_string());
             }
             (name, value) => {
-                let mut text = String::new();
-                describe(value, 0, &mut text);
+                let text = described(value);
                 // A header may have the name of a property.
                 let taken = properties.other.contains_key(name);
                 keep(&mut properties, if taken { format!("header.{name}") } else { name.to_owned() }, &text);
@@ -185,7 +170,13 @@ fn keep(properties: &mut Properties, name: impl Into<String>, value: &str) {
     }
 }
 
-/// Writes a header's value as a person would read it, and no more of it than will be kept.
+/// A header's value as a person would read it, and no more of it than will be kept.
+fn described(value: &AMQPValue) -> String {
+    let mut text = String::new();
+    describe(value, 0, &mut text);
+    text
+}
+
 fn describe(value: &AMQPValue, depth: usize, out: &mut String) {
     if out.len() > MAX_OTHER_BYTES {
         return;
@@ -269,27 +260,19 @@ mod tests {
         Message { to, body: Bytes::from_static(b"{}"), properties, priority: 0 }
     }
 
-    #[test]
-    fn what_is_published_is_read_back() {
-        let properties = Properties {
-            message_id: Some("m".into()),
-            correlation_id: Some("c".into()),
-            reply_to: Some("r".into()),
-            content_type: Some("application/json".into()),
-            traceparent: Some("00-ab-cd-01".into()),
-            from_store: true,
-            ..Properties::default()
-        };
-        assert_eq!(from_amqp(&to_amqp(&message(properties.clone())).unwrap()), properties);
+    fn read(headers: impl IntoIterator<Item = (String, AMQPValue)>) -> Properties {
+        let mut table = FieldTable::default();
+        for (name, value) in headers {
+            table.insert(name.into(), value);
+        }
+        from_amqp(&BasicProperties::default().with_headers(table))
     }
 
     #[test]
     fn only_a_true_flag_marks_a_known_job() {
         for value in [AMQPValue::Boolean(false), AMQPValue::LongString("true".into()), AMQPValue::LongInt(1)]
         {
-            let mut headers = FieldTable::default();
-            headers.insert(FROM_STORE_HEADER.into(), value);
-            let properties = from_amqp(&BasicProperties::default().with_headers(headers));
+            let properties = read([(FROM_STORE_HEADER.to_owned(), value)]);
             assert!(!properties.from_store);
             assert!(properties.other.contains_key(FROM_STORE_HEADER));
         }
@@ -302,10 +285,7 @@ mod tests {
             (AMQPValue::LongString(bytes.into()), format!(r"a\\\x00\xff{}", r"\xfe".repeat(10_000))),
             (AMQPValue::Boolean(true), "true".to_owned()),
         ] {
-            let mut headers = FieldTable::default();
-            headers.insert(UNREADABLE_HEADER.into(), value);
-            let properties = from_amqp(&BasicProperties::default().with_headers(headers));
-            assert_eq!(properties.unreadable, Some(text));
+            assert_eq!(read([(UNREADABLE_HEADER.to_owned(), value)]).unreadable, Some(text));
         }
     }
 
@@ -317,13 +297,10 @@ mod tests {
             table.insert("k".into(), nested);
             nested = AMQPValue::FieldTable(table);
         }
-        let mut headers = FieldTable::default();
-        headers.insert("0-nested".into(), nested);
-        headers.insert("0-umlauts".into(), AMQPValue::LongString("ä".repeat(5_000).into()));
-        for index in 0..500 {
-            headers.insert(format!("h{index}").into(), AMQPValue::Void);
-        }
-        let properties = from_amqp(&BasicProperties::default().with_headers(headers));
+        let long = AMQPValue::LongString("ä".repeat(5_000).into());
+        let many = (0..500).map(|index| (format!("h{index}"), AMQPValue::Void));
+        let headers = [("0-nested".to_owned(), nested), ("0-umlauts".to_owned(), long)];
+        let properties = read(headers.into_iter().chain(many));
         assert_eq!(properties.other.len(), MAX_OTHER_ENTRIES);
         assert!(properties.other.values().all(|value| value.len() <= MAX_OTHER_BYTES));
         assert!(properties.other["0-nested"].starts_with("{k: {k: "));

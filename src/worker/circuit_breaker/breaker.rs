@@ -9,7 +9,6 @@ use super::Policy;
 /// An open breaker that lets more calls than this through at once is closed.
 const MAX_PROBES: u32 = 32;
 
-/// A circuit breaker. It counts failures until it opens.
 #[derive(Debug)]
 pub(super) struct Breaker {
     /// Tells this breaker from an earlier one of the same key.
@@ -52,7 +51,6 @@ impl Breaker {
         self.trips > 0
     }
 
-    /// How long a call has to wait, if it has to.
     pub(super) fn keeps_back(&self, policy: &Policy, now: Instant, random: f64) -> Option<Duration> {
         if !self.is_open() || (now >= self.probe_at && self.in_flight < self.allowed) {
             return None;

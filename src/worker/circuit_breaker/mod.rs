@@ -1,13 +1,13 @@
 //! Circuit breakers, which keep calls back while the tool API does not answer them.
 //!
-//! A breaker opens after a few calls in a row without a proper answer (not sent, no answer, an error of the
-//! server, throttling), for one owner and toolkit. While it is open, one call at a time goes through as a
-//! probe. The other jobs are given back to the store for a time that grows with every probe that fails, so that
-//! they spend no attempt and hold no permit. A probe that is answered, whatever the answer is, lets twice as many
-//! calls through, and so on until the breaker is closed: jobs that waited together must not arrive together.
+//! A breaker opens after a few calls in a row without a proper answer (not sent, no answer, an error of the server,
+//! throttling), for one owner and toolkit. While it is open, one call at a time goes through as a probe, and the other
+//! jobs are given back to the store for a time that grows with every probe that fails; they spend no attempt. A probe
+//! that is answered, whatever the answer is, lets twice as many calls through, until the breaker is closed: jobs that
+//! waited together must not arrive together.
 //!
-//! When several owners in a row get no answer and nobody gets one in between, the breaker of the whole API opens,
-//! for all calls of this process. One owner alone cannot bring that about.
+//! When several owners in a row, so never one alone, get no answer and nobody gets one in between, the breaker of the
+//! whole API opens, for all calls of this process.
 //!
 //! [`Registry`] decides and is pure: it is given the time and a random number. Owners and toolkits are kept as
 //! hashes, and only those with failures, so that a call among good ones costs one atomic read.
@@ -28,46 +28,33 @@ use std::{
 use tokio::time::Instant;
 
 use self::registry::{Caller, Registry, Ticket};
-use crate::{backoff::Intervals, job::Owner, sync::lock, telemetry::metrics};
+use crate::{backoff::Intervals, job::Owner, string_enum::string_enum, sync::lock, telemetry::metrics};
 
 /// When calls are kept back, and for how long.
 #[derive(Debug, Clone, Copy)]
 pub struct Policy {
     /// Failures in a row, per owner and toolkit, that open the breaker.
     pub after: u32,
-    /// Waits between probes.
     pub intervals: Intervals,
     /// The longest `Retry-After` that is believed.
     pub max_retry_after: Duration,
 }
 
-/// The calls that a breaker stands for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Scope {
-    /// One owner's calls to one toolkit.
-    OwnerToolkit,
-    /// All calls of this process.
-    Api,
-}
-
-impl Scope {
-    fn as_str(self) -> &'static str {
-        match self {
-            Self::OwnerToolkit => "owner_toolkit",
-            Self::Api => "api",
-        }
+string_enum! {
+    Scope {
+        /// One owner's calls to one toolkit.
+        OwnerToolkit = "owner_toolkit",
+        /// All calls of this process.
+        Api = "api",
     }
 }
 
-/// An open breaker keeps the call back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Open {
     pub(super) scope: Scope,
-    /// When to come back.
     pub(super) after: Duration,
 }
 
-/// All breakers of one process.
 #[derive(Debug)]
 pub(super) struct CircuitBreakers {
     /// [`Registry::known`], which is zero while all is well.
@@ -87,7 +74,7 @@ pub(super) struct CallPermit<'a> {
 
 impl CircuitBreakers {
     pub(super) fn new(policy: Policy) -> Self {
-        for scope in [Scope::OwnerToolkit, Scope::Api] {
+        for scope in Scope::ALL {
             metrics::CIRCUIT_BREAKERS_OPEN.set1(scope.as_str(), 0.0);
         }
         Self {
@@ -97,10 +84,7 @@ impl CircuitBreakers {
         }
     }
 
-    /// The right to call now. Never waits.
-    ///
-    /// # Errors
-    /// When to come back.
+    /// The right to call now, or when to come back. Never waits.
     pub(super) fn admit(&self, owner: &Owner, toolkit: &str) -> Result<CallPermit<'_>, Open> {
         let caller =
             Caller { owner: self.hasher.hash_one(owner), key: self.hasher.hash_one((owner, toolkit)) };
@@ -146,7 +130,6 @@ impl CircuitBreakers {
 }
 
 impl CallPermit<'_> {
-    /// The API answered properly, whatever it answered.
     pub(super) fn answered(mut self) {
         self.is_reported = true;
         if self.ticket.is_probe() || !self.breakers.is_idle() {

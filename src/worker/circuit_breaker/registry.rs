@@ -76,25 +76,16 @@ impl Registry {
     }
 
     pub(super) fn admit(&mut self, caller: Caller, now: Instant, random: f64) -> Result<Ticket, Open> {
-        let policy = &self.policy;
         let key = self.keys.get_mut(&caller.key);
-        let open = |scope| move |after| Open { scope, after };
-        let waits = key
-            .as_ref()
-            .and_then(|breaker| breaker.keeps_back(policy, now, random))
-            .map(open(Scope::OwnerToolkit));
         let api = self.api.as_mut();
-        let waits = waits.or_else(|| {
-            let after = api.as_ref().and_then(|breaker| breaker.keeps_back(policy, now, random));
-            after.map(open(Scope::Api))
-        });
-        match waits {
-            Some(open) => Err(open),
-            None => Ok(Ticket {
-                key: key.and_then(|breaker| breaker.enter(now)),
-                api: api.and_then(|breaker| breaker.enter(now)),
-            }),
+        for (scope, breaker) in [(Scope::OwnerToolkit, &key), (Scope::Api, &api)] {
+            if let Some(after) = breaker.as_ref().and_then(|open| open.keeps_back(&self.policy, now, random))
+            {
+                return Err(Open { scope, after });
+            }
         }
+        let enter = |breaker: Option<&mut Breaker>| breaker.and_then(|breaker| breaker.enter(now));
+        Ok(Ticket { key: enter(key), api: enter(api) })
     }
 
     pub(super) fn give_back(&mut self, caller: Caller, ticket: Ticket) {
@@ -157,7 +148,6 @@ impl Registry {
         self.sweep(now);
     }
 
-    /// Whether another key fits.
     fn make_room(&mut self, now: Instant) -> bool {
         if self.keys.len() >= MAX_KEYS {
             self.sweep(now);

@@ -9,12 +9,7 @@ use super::{
 
 const POLICY: Policy = Policy {
     after: 3,
-    intervals: Intervals {
-        initial: Duration::from_secs(1),
-        max: Duration::from_secs(60),
-        multiplier: 2.0,
-        jitter: 0.2,
-    },
+    intervals: Intervals::doubling(Duration::from_secs(1), Duration::from_secs(60)).with_jitter(0.2),
     max_retry_after: Duration::from_secs(3_600),
 };
 
@@ -133,10 +128,8 @@ fn memory_is_bounded_and_what_nobody_calls_is_forgotten() {
 
 #[test]
 fn a_permit_that_is_dropped_makes_room_for_the_next() {
-    let breakers = CircuitBreakers::new(Policy {
-        intervals: Intervals { initial: Duration::ZERO, max: Duration::ZERO, ..POLICY.intervals },
-        ..POLICY
-    });
+    let intervals = Intervals::doubling(Duration::ZERO, Duration::ZERO);
+    let breakers = CircuitBreakers::new(Policy { intervals, ..POLICY });
     let owner: Owner = "user:ann".parse().unwrap();
     for _ in 0..3 {
         breakers.admit(&owner, "github").unwrap().failed(None);
@@ -155,9 +148,8 @@ fn a_permit_that_is_dropped_makes_room_for_the_next() {
 }
 
 proptest! {
-    /// Whatever happens in whatever order: a breaker that is open never has more calls in flight than it
-    /// allowed, no key without failures is kept back for its own sake, and all close once the API
-    /// answers.
+    /// In whatever order: an open breaker never has more calls in flight than it allowed, no key without failures is kept
+    /// back for its own sake, and all close once the API answers.
     #[test]
     fn probes_are_counted_and_every_breaker_closes_again(
         steps in prop::collection::vec((0u64..8, 0u8..8, 0u64..5_000, 0.0f64..1.0), 1..400),

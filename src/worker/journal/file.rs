@@ -21,7 +21,6 @@ const VERSION: u32 = 1;
 const JOURNAL: &str = "json";
 const SET_ASIDE: &str = "json.damaged";
 
-/// Why a journal cannot be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Unreadable {
     /// It is not whole, or a byte of it has changed.
@@ -30,7 +29,6 @@ pub enum Unreadable {
     OtherVersion,
 }
 
-/// The object in a file.
 #[derive(Deserialize)]
 struct Journal<'a> {
     version: u32,
@@ -40,9 +38,6 @@ struct Journal<'a> {
 }
 
 /// Decodes a journal, whole or not at all.
-///
-/// # Errors
-/// The bytes are not what a worker of this version writes.
 pub fn decode(bytes: &[u8]) -> Result<Vec<Finish>, Unreadable> {
     let damaged = |_| Unreadable::Damaged;
     let journal: Journal<'_> = serde_json::from_slice(bytes).map_err(damaged)?;
@@ -66,7 +61,6 @@ fn encode(out: impl Write, results: &[Finish]) -> io::Result<()> {
     out.flush()
 }
 
-/// Passes bytes on and hashes them.
 struct Hashing<W> {
     out: W,
     hash: Sha256,

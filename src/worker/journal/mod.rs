@@ -1,14 +1,12 @@
-//! The journal: what a shutdown could not write to the store, in a local file that the next start writes
-//! there.
+//! The journal: what a shutdown could not write to the store, in a local file that the next start writes there.
 //!
 //! Guarantees:
 //! * A file has its final name only when it is whole and on the disk. What is being written has another name, which
 //!   no start reads; a process that is killed meanwhile leaves that file behind, and its jobs to the rescue.
 //! * Files are readable by their owner only, because results are customers' data.
 //! * A file is read whole. One with a changed or missing byte is renamed, kept and reported.
-//! * Replaying is writing what the holder of the attempt reports, late: the store's fences decide whether
-//!   it still counts, and repeating it changes nothing. So processes may replay the same file at once, and
-//!   one that dies in between leaves the file to the next.
+//! * Replaying is a late report of the attempt's holder: the store's fences decide whether it still counts, and
+//!   repeating it changes nothing. So processes may replay a file at once, and one that dies leaves it to the next.
 //! * A file is removed only after the store has taken, or fenced off, every result in it.
 
 mod file;
@@ -33,27 +31,25 @@ use crate::{
 
 /// Writes what the store did not take to the journal; on failure says why not, for people.
 pub(super) async fn write(shared: &Shared, finishes: Vec<Finish>) -> Result<PathBuf, String> {
-    let Some(folder) = folder(shared) else { return Err("worker.journal_dir is empty".to_owned()) };
+    let Some(folder) = shared.options.journal_dir.clone().map(Folder) else {
+        return Err("worker.journal_dir is empty".to_owned());
+    };
     let (worker, count) = (shared.options.id, finishes.len() as u64);
     let path = blocking(move || folder.write(worker, &finishes)).await.map_err(|error| chain(&error))?;
     metrics::JOURNAL_RECORDS.add1("written", count);
     Ok(path)
 }
 
-/// Replays all journals of the folder. Waits for the store as long as it takes; the future may be dropped,
-/// and then what is not replayed stays for the next start.
+/// Replays all journals of the folder, and waits for the store; what is not replayed when this is dropped stays.
 pub(super) async fn replay(shared: &Shared) {
-    let Some(folder) = folder(shared) else {
+    let Some(folder) = shared.options.journal_dir.clone().map(Folder) else {
         tracing::info!(
             "worker.journal_dir is empty: results that a shutdown cannot write are left to the rescue"
         );
         return;
     };
-    let prepared = {
-        let folder = folder.clone();
-        blocking(move || folder.prepare().and_then(|()| folder.files())).await
-    };
-    let files = match prepared {
+    let to_prepare = folder.clone();
+    let files = match blocking(move || to_prepare.prepare().and_then(|()| to_prepare.files())).await {
         Ok(files) => files,
         Err(error) => {
             tracing::error!(
@@ -71,7 +67,6 @@ pub(super) async fn replay(shared: &Shared) {
     }
 }
 
-/// What became of the results of one file.
 #[derive(Debug, Default)]
 struct Replayed {
     applied: u64,
@@ -144,8 +139,7 @@ async fn replay_results(shared: &Shared, finishes: Vec<Finish>) -> Replayed {
         for (id, answer) in ids.into_iter().zip(answers) {
             match answer {
                 Finished::Applied { .. } => replayed.applied += 1,
-                // The answer is the same for a job that somebody else has claimed and for one that is not
-                // there, which may be because this is another database.
+                // Somebody else has claimed the job, or it is not there, which may be because this is another database.
                 Finished::Fenced => {
                     let persist = Persist::new(shared, "a job could not be read");
                     match persist.until_taken(|| shared.deps.store.job(id)).await {
@@ -156,10 +150,6 @@ async fn replay_results(shared: &Shared, finishes: Vec<Finish>) -> Replayed {
             }
         }
     }
-}
-
-fn folder(shared: &Shared) -> Option<Folder> {
-    shared.options.journal_dir.clone().map(Folder)
 }
 
 /// Runs work that blocks where it may block.

@@ -22,8 +22,7 @@ pub(super) fn is_readable(frame: &[u8]) -> bool {
     are_readable(&frame[FRAME_HEAD + CONTENT_HEAD..frame.len() - 1])
 }
 
-/// Writes what stands for a content header of this length, of which `frame` is the start, in a frame of up to `limit`
-/// bytes.
+/// Writes what stands for a content header of this length, which starts with `frame`, in up to `limit` bytes.
 pub(super) fn replace(frame: &[u8], length: usize, limit: usize, out: &mut BytesMut) {
     const ONLY_HEADERS: u16 = 1 << 13;
     let original = &frame[FRAME_HEAD + CONTENT_HEAD..frame.len().min(length - 1)];
