@@ -142,31 +142,31 @@ impl Relay {
         }
         let messages = replies
             .iter()
-            .map(|reply| Message {
-                to: Address::Reply(reply.reply_to.clone()),
-                body: serde_json::to_vec(&job_json::job_json(&reply.job, None)).unwrap_or_default().into(),
+            .map(|job| Message {
+                to: Address::Reply(job.spec.reply_to.clone().unwrap_or_default()),
+                body: serde_json::to_vec(&job_json::job_json(job, None)).unwrap_or_default().into(),
                 properties: Properties {
-                    message_id: Some(reply.job.spec.id.to_string()),
-                    correlation_id: reply.correlation_id.clone(),
+                    message_id: Some(job.spec.id.to_string()),
+                    correlation_id: job.spec.correlation_id.clone(),
                     content_type: Some("application/json".into()),
-                    traceparent: reply.job.spec.traceparent.clone(),
+                    traceparent: job.spec.traceparent.clone(),
                     ..Properties::default()
                 },
                 priority: 0,
             })
             .collect();
         let mut done = Vec::new();
-        for (reply, answer) in replies.iter().zip(self.services.queue.publish(messages).await) {
+        for (job, answer) in replies.iter().zip(self.services.queue.publish(messages).await) {
             match answer {
                 Ok(()) => {
                     metrics::REPLIES.add1("sent", 1);
-                    done.push(reply.job.spec.id);
+                    done.push(job.spec.id);
                 }
                 // Nobody listens any more; the result stays readable in the store.
                 Err(error) if error.kind() == QueueErrorKind::Unroutable => {
                     metrics::REPLIES.add1("dropped", 1);
-                    tracing::info!(job.id = %reply.job.spec.id, "the reply queue is gone; the result is in the store");
-                    done.push(reply.job.spec.id);
+                    tracing::info!(job.id = %job.spec.id, "the reply queue is gone; the result is in the store");
+                    done.push(job.spec.id);
                 }
                 Err(_) => {}
             }

@@ -136,9 +136,6 @@ fn verdict(error: &(dyn std::error::Error + 'static)) -> Option<(Exit, Option<&'
 
 /// Says in one line that there is a bug, without a backtrace, also for tasks, whose panics do not end the process.
 pub(super) fn report_panic(panic: &PanicHookInfo<'_>) {
-    if is_closed_pipe(panic.payload()) {
-        return;
-    }
     let place = panic.location().map(|at| format!(" at {}:{}", at.file(), at.line())).unwrap_or_default();
     if tracing::dispatcher::has_been_set() {
         let message = loggable(panic.payload());
@@ -154,16 +151,6 @@ fn loggable(payload: &(dyn Any + Send)) -> &str {
     payload
         .downcast_ref::<&str>()
         .unwrap_or(&"what it said is not logged, because it may quote somebody's data")
-}
-
-pub(super) fn of_panic(payload: &(dyn Any + Send)) -> Exit {
-    if is_closed_pipe(payload) { Exit::Success } else { Exit::Internal }
-}
-
-/// `println!` panics when nobody reads any more, which is no bug.
-fn is_closed_pipe(payload: &(dyn Any + Send)) -> bool {
-    let message = panic_message(payload);
-    message.starts_with("failed printing to std") && message.contains("Broken pipe")
 }
 
 fn panic_message(payload: &(dyn Any + Send)) -> &str {
@@ -198,13 +185,5 @@ mod tests {
         assert!(!loggable(&*quoting).contains("sécret"));
         let literal = panic(|text| text.find('x').unwrap());
         assert_eq!(loggable(&*literal), panic_message(&*literal));
-    }
-
-    #[test]
-    fn only_a_panic_about_a_closed_pipe_is_no_bug() {
-        let closed = "failed printing to stdout: Broken pipe (os error 32)".to_owned();
-        assert_eq!(of_panic(&closed), Exit::Success);
-        assert_eq!(of_panic(&"index out of bounds"), Exit::Internal);
-        assert_eq!(of_panic(&7), Exit::Internal);
     }
 }

@@ -16,11 +16,7 @@ pub fn run<C: Parser>(dispatch: impl FnOnce(C) -> anyhow::Result<Exit>) -> ExitC
     // Two crates of the tree could each choose a provider of TLS; an error means that one is chosen.
     let _already_chosen = rustls::crypto::ring::default_provider().install_default();
     panic::set_hook(Box::new(exit::report_panic));
-    let exit = match panic::catch_unwind(AssertUnwindSafe(|| parse_and_run(dispatch))) {
-        Ok(exit) => exit,
-        Err(payload) => exit::of_panic(payload.as_ref()),
-    };
-    exit.into()
+    panic::catch_unwind(AssertUnwindSafe(|| parse_and_run(dispatch))).unwrap_or(Exit::Internal).into()
 }
 
 fn parse_and_run<C: Parser>(dispatch: impl FnOnce(C) -> anyhow::Result<Exit>) -> Exit {

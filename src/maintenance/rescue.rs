@@ -12,7 +12,7 @@ use super::rounds;
 use crate::{
     job::{AttemptEnd, AttemptOutcome, Ending, ErrorKind, JobError, RetryPolicy, Spending, Started},
     services::Services,
-    store::{By, Finish, Finished, LostJob, StoreError},
+    store::{By, ClaimReceipt, Finish, Finished, LostJob, StoreError},
     telemetry::metrics,
 };
 
@@ -58,15 +58,16 @@ impl Rescue {
         }
         let now = clock.now();
         let finish = |job: &LostJob| {
+            let version = job.receipt.binding.as_ref().map(|binding| binding.version.clone());
             let started = Started {
-                number: job.attempt,
+                number: job.receipt.attempt,
                 request_id: job.request_id,
-                version: job.binding.as_ref().map(|binding| binding.version.clone()),
+                version,
                 at: job.started_at,
             };
             let (attempt, ending) = end(job, &self.options, fastrand::f64()).record(started, now);
             let by = By::Rescuer { lease: self.options.lease };
-            Finish { id: job.id, fence: job.fence, by, attempt, ending }
+            Finish { id: job.id, fence: job.receipt.fence, by, attempt, ending }
         };
         let finishes: Vec<Finish> = lost.iter().map(finish).collect();
         let mut rescued = 0;
@@ -74,7 +75,7 @@ impl Rescue {
             if let Finished::Applied { state, .. } = finished {
                 rescued += 1;
                 metrics::RESCUED.add1(state.as_str(), 1);
-                tracing::warn!(job.id = %job.id, attempt.n = job.attempt, state = %state, "job of a lost worker taken over");
+                tracing::warn!(job.id = %job.id, attempt.n = job.receipt.attempt, state = %state, "job of a lost worker taken over");
             }
         }
         if rescued > 0 {
@@ -86,7 +87,7 @@ impl Rescue {
 
 /// What becomes of a job whose worker is lost.
 fn end(job: &LostJob, options: &Options, random: f64) -> AttemptEnd {
-    let Some(binding) = &job.binding else {
+    let Some(binding) = &job.receipt.binding else {
         let again = Ending::Snooze { after: Duration::ZERO, error: None };
         return AttemptEnd::unanswered(AttemptOutcome::Interrupted, again);
     };
@@ -99,8 +100,9 @@ fn end(job: &LostJob, options: &Options, random: f64) -> AttemptEnd {
         return AttemptEnd::unanswered(AttemptOutcome::Lost, ending);
     }
     let error = JobError::new(ErrorKind::WorkerLost, "the worker disappeared during the call");
-    let LostJob { budget, attempt, spent, age, .. } = *job;
-    let ending = match options.retry.retry(Spending { budget, attempt, spent, age }, error, None, random) {
+    let ClaimReceipt { attempt, spent, age, .. } = job.receipt;
+    let spending = Spending { budget: job.budget, attempt, spent, age };
+    let ending = match options.retry.retry(spending, error, None, random) {
         // The wait is left out: the lease was the wait, and the call is safe to repeat.
         Ending::Retry { after: _, error } => Ending::Retry { after: Duration::ZERO, error },
         ending => ending,
@@ -130,22 +132,21 @@ mod tests {
     };
 
     fn lost(effect: Option<Effect>, spent: u32) -> LostJob {
+        let binding = effect.map(|effect| Binding {
+            toolkit: "t".into(),
+            version: "20250101_00".into(),
+            pinned_by: PinnedBy::Job,
+            account: None,
+            effect,
+        });
+        let started_at = jiff::Timestamp::UNIX_EPOCH;
+        let (attempt, age) = (spent + 1, Duration::ZERO);
         LostJob {
             id: JobId::new(),
-            fence: Fence(1),
-            attempt: spent + 1,
-            spent,
             request_id: RequestId::new(),
-            started_at: jiff::Timestamp::UNIX_EPOCH,
-            binding: effect.map(|effect| Binding {
-                toolkit: "t".into(),
-                version: "20250101_00".into(),
-                pinned_by: PinnedBy::Job,
-                account: None,
-                effect,
-            }),
+            started_at,
             budget: Budget::default(),
-            age: Duration::ZERO,
+            receipt: ClaimReceipt { fence: Fence(1), attempt, spent, binding, created_at: started_at, age },
         }
     }
 

@@ -5,8 +5,8 @@ use std::{fmt, time::Duration};
 use async_trait::async_trait;
 use jiff::Timestamp;
 
-use super::Result;
-use crate::job::{Binding, Budget, Fence, JobId, RequestId, WorkerId};
+use super::{ClaimReceipt, Result};
+use crate::job::{Budget, JobId, RequestId, WorkerId};
 
 #[async_trait]
 pub trait Leases: fmt::Debug + Send + Sync {
@@ -28,15 +28,9 @@ pub trait Leases: fmt::Debug + Send + Sync {
 #[derive(Debug, Clone)]
 pub struct LostJob {
     pub id: JobId,
-    pub fence: Fence,
-    pub attempt: u32,
-    /// Attempts charged before that one.
-    pub spent: u32,
     pub request_id: RequestId,
     pub started_at: Timestamp,
-    /// `None` when nothing had been frozen, so that nothing can have been sent.
-    pub binding: Option<Binding>,
     pub budget: Budget,
-    /// Its age by the store's clock.
-    pub age: Duration,
+    /// What the lost worker was given. Without a binding nothing can have been sent.
+    pub receipt: ClaimReceipt,
 }

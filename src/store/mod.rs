@@ -60,7 +60,7 @@ pub use job_control::{AttemptView, Census, Decided, HeldFilter, JobControl, JobF
 pub use jobs::{Conflict, Inserted, Jobs};
 pub use leases::{Leases, LostJob};
 pub use pins::Pins;
-pub use publications::{Due, MAX_UNCLAIMED_WAIT, Publications, Reply};
+pub use publications::{Due, MAX_UNCLAIMED_WAIT, Publications};
 pub use rejections::{Rejected, RejectedView, Rejections};
 pub use sql::Statement;
 

@@ -26,9 +26,9 @@ pub trait Publications: fmt::Debug + Send + Sync {
     /// How long until [`Self::take_due`] would find something, or `None` when nothing waits.
     async fn next_due_in(&self) -> Result<Option<Duration>>;
 
-    /// Takes up to `limit` finished jobs whose reply was not published yet; each is offered again
-    /// after `again_after` unless [`Self::replied`] says that it is done.
-    async fn take_replies(&self, limit: usize, again_after: Duration) -> Result<Vec<Reply>>;
+    /// Takes up to `limit` finished jobs with a `reply_to` to which the result was not published yet; each is offered
+    /// again after `again_after` unless [`Self::replied`] says that it is done.
+    async fn take_replies(&self, limit: usize, again_after: Duration) -> Result<Vec<JobView>>;
 
     async fn replied(&self, ids: &[JobId]) -> Result<()>;
 }
@@ -40,21 +40,4 @@ pub const MAX_UNCLAIMED_WAIT: Duration = Duration::from_secs(3600);
 pub struct Due {
     pub spec: Arc<JobSpec>,
     pub was: State,
-}
-
-/// A finished job whose app waits for the result.
-#[derive(Debug, Clone)]
-pub struct Reply {
-    /// The AMQP routing key (on the default exchange).
-    pub reply_to: String,
-    pub correlation_id: Option<String>,
-    pub job: JobView,
-}
-
-impl Reply {
-    /// The reply of a finished job, if it has an address.
-    pub(super) fn of(job: JobView) -> Option<Self> {
-        let reply_to = job.spec.reply_to.clone()?;
-        Some(Self { reply_to, correlation_id: job.spec.correlation_id.clone(), job })
-    }
 }

@@ -112,17 +112,12 @@ pub(super) fn receipt(row: &impl StoreRow) -> Result<ClaimReceipt> {
 }
 
 pub(super) fn lost(row: &impl StoreRow) -> Result<LostJob> {
-    let ClaimReceipt { fence, attempt, spent, binding, age, .. } = receipt(row)?;
     Ok(LostJob {
         id: JobId(row.read("id")?),
-        fence,
-        attempt,
-        spent,
         request_id: RequestId(row.read("request_id")?),
         started_at: row.time("started_at")?,
-        binding,
         budget: budget_of(row)?,
-        age,
+        receipt: receipt(row)?,
     })
 }
 

@@ -9,7 +9,7 @@ use super::PostgresStore;
 use crate::{
     job::JobId,
     store::{
-        Due, MAX_UNCLAIMED_WAIT, Publications, Reply, Result,
+        Due, JobView, MAX_UNCLAIMED_WAIT, Publications, Result,
         columns::spec_of,
         convert::{micros, to_duration, to_limit, uuids},
         read::StoreRow as _,
@@ -85,10 +85,9 @@ impl Publications for PostgresStore {
         Ok(next.map(to_duration))
     }
 
-    async fn take_replies(&self, limit: usize, again_after: Duration) -> Result<Vec<Reply>> {
+    async fn take_replies(&self, limit: usize, again_after: Duration) -> Result<Vec<JobView>> {
         let jobs = self.other.fetch(sql::take_replies(to_limit(limit), micros(again_after))).await?;
-        let jobs = jobs.iter().map(rows::job).collect::<Result<Vec<_>, _>>()?;
-        Ok(jobs.into_iter().filter_map(Reply::of).collect())
+        jobs.iter().map(rows::job).collect()
     }
 
     async fn replied(&self, ids: &[JobId]) -> Result<()> {

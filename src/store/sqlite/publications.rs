@@ -9,7 +9,7 @@ use super::SqliteStore;
 use crate::{
     job::JobId,
     store::{
-        Due, MAX_UNCLAIMED_WAIT, Publications, Reply, Result,
+        Due, JobView, MAX_UNCLAIMED_WAIT, Publications, Result,
         columns::spec_of,
         convert::{micros, to_duration, to_limit},
         read::StoreRow as _,
@@ -93,14 +93,14 @@ impl Publications for SqliteStore {
         Ok(next.map(|due_at| to_duration(due_at - self.now_micros())))
     }
 
-    async fn take_replies(&self, limit: usize, again_after: Duration) -> Result<Vec<Reply>> {
+    async fn take_replies(&self, limit: usize, again_after: Duration) -> Result<Vec<JobView>> {
         self.write(move |db, now| {
             Box::pin(async move {
                 let mut taken = Vec::new();
                 for row in sql::replies(now, to_limit(limit)).fetch_all(&mut *db).await? {
                     let job = rows::job(&row)?;
                     sql::offer_reply(job.spec.id.0, now + micros(again_after)).execute(&mut *db).await?;
-                    taken.extend(Reply::of(job));
+                    taken.push(job);
                 }
                 Ok(taken)
             })

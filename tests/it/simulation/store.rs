@@ -20,7 +20,7 @@ use errand::{
         Admin, AttemptView, Audit, AuditLimits, AuditPage, Awaited, Bind, By, Census, Check, Checks, Claim,
         Claimed, Claims, Connections, Decided, Due, Finding, Finish, Finished, Finishes, HeldFilter, History,
         HistoryEntry, Inserted, JobControl, JobFilter, JobView, Jobs, Leases, LostJob, Pins, Publications,
-        PutOff, Rejected, RejectedView, Rejections, Reply, Schema, Store, StoreError, StoreErrorKind,
+        PutOff, Rejected, RejectedView, Rejections, Schema, Store, StoreError, StoreErrorKind,
         sqlite::{SqliteOptions, SqliteStore},
     },
 };
@@ -384,7 +384,7 @@ pass_on!(Publications {
     fn defer(&self, &ids: [JobId], after: Duration) -> ();
     fn republish_all(&self) -> u64;
     fn next_due_in(&self) -> Option<Duration>;
-    fn take_replies(&self, limit: usize, again_after: Duration) -> Vec<Reply>;
+    fn take_replies(&self, limit: usize, again_after: Duration) -> Vec<JobView>;
     fn replied(&self, &ids: [JobId]) -> ();
 });
 

@@ -118,7 +118,10 @@ on_every_backend!(a_running_job_without_a_worker_is_found_and_made_findable, asy
         assert_eq!(t.audit(&PATIENT).await, []);
     }
     let found = one(t.store.lost_jobs(Duration::ZERO, 10).await.unwrap());
-    assert_eq!((found.id, found.fence, found.request_id), (spec.id, run.receipt.fence, run.request_id));
+    assert_eq!(
+        (found.id, found.receipt.fence, found.request_id),
+        (spec.id, run.receipt.fence, run.request_id)
+    );
     t.finish(&run.end(succeed("1"), AttemptOutcome::Succeeded)).await;
     assert_eq!(t.audit(&lost).await, []);
     assert_eq!(t.store.make_findable(&[spec.id]).await.unwrap(), [], "it does not run any more");

@@ -294,7 +294,7 @@ async fn a_sqlite_store_lives_in_the_time_of_its_clock() {
 
     clock.advance(SignedDuration::from_mins(60));
     let lost = one(store.lost_jobs(LEASE, 10).await.unwrap());
-    assert_eq!(lost.age, Duration::from_secs(7260));
+    assert_eq!(lost.receipt.age, Duration::from_secs(7260));
     let run = RunningJob { id: spec.id, request_id: first.request_id, receipt };
     let rescued = store.finish(&[run.rescue(retry(Duration::ZERO))]).await.unwrap();
     assert_eq!(rescued, [applied(State::Retryable)]);

@@ -16,10 +16,11 @@ on_every_backend!(the_jobs_of_lost_workers_are_found, async |t| {
     let spec = job(json!({"max_attempts": 3, "max_age_ms": 60_000}));
     let run = t.run(&spec).await;
     let lost = one(t.store.lost_jobs(LEASE, 10).await.unwrap());
-    assert_eq!((lost.id, lost.fence, lost.request_id), (spec.id, run.receipt.fence, run.request_id));
-    assert_eq!((lost.attempt, lost.spent, lost.binding, lost.budget), (1, 0, None, spec.budget));
+    assert_eq!((lost.id, lost.receipt.fence, lost.request_id), (spec.id, run.receipt.fence, run.request_id));
+    let receipt = lost.receipt;
+    assert_eq!((receipt.attempt, receipt.spent, receipt.binding, lost.budget), (1, 0, None, spec.budget));
     assert_eq!(Some(lost.started_at), t.view(spec.id).await.started_at);
-    assert!(lost.age < LEASE);
+    assert!(receipt.age < LEASE);
 
     t.store.beat(t.worker, "w").await.unwrap();
     assert!(t.store.lost_jobs(LEASE, 10).await.unwrap().is_empty(), "its worker lives");
@@ -27,7 +28,7 @@ on_every_backend!(the_jobs_of_lost_workers_are_found, async |t| {
     let next = t.run(&job(json!({}))).await;
     let lost = t.store.lost_jobs(Duration::ZERO, 10).await.unwrap();
     assert_eq!(lost.iter().map(|lost| lost.id).collect::<Vec<_>>(), [spec.id, next.id], "oldest first");
-    assert_eq!(lost[0].binding, Some(binding("1")));
+    assert_eq!(lost[0].receipt.binding, Some(binding("1")));
     assert_eq!(t.store.lost_jobs(Duration::ZERO, 1).await.unwrap().len(), 1);
 
     t.store.retire(t.worker).await.unwrap();

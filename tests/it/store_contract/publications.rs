@@ -129,9 +129,10 @@ on_every_backend!(a_reply_is_offered_until_it_is_published, async |t| {
     t.finish(&run.end(succeed(r#"{"x":1}"#), AttemptOutcome::Succeeded)).await;
     t.finish(&t.run(&job(json!({}))).await.end(fail(), AttemptOutcome::Refused)).await;
     let reply = one(t.store.take_replies(10, Duration::ZERO).await.unwrap());
-    assert_eq!((reply.reply_to.as_str(), reply.correlation_id.as_deref()), ("amq.gen-1", Some("c-1")));
-    assert_eq!((reply.job.spec.id, reply.job.state), (spec.id, State::Succeeded));
-    assert_eq!(reply.job.result.unwrap().get(), r#"{"x":1}"#);
+    assert_eq!(reply.spec.reply_to.as_deref(), Some("amq.gen-1"));
+    assert_eq!(reply.spec.correlation_id.as_deref(), Some("c-1"));
+    assert_eq!((reply.spec.id, reply.state), (spec.id, State::Succeeded));
+    assert_eq!(reply.result.unwrap().get(), r#"{"x":1}"#);
     assert_eq!(t.store.take_replies(10, LEASE).await.unwrap().len(), 1, "offered again");
     assert!(t.store.take_replies(10, LEASE).await.unwrap().is_empty(), "but not before its time");
     t.store.replied(&[spec.id, JobId::new()]).await.unwrap();
@@ -142,5 +143,5 @@ on_every_backend!(a_reply_is_offered_until_it_is_published, async |t| {
     t.store.restart(failed.id, OPERATOR).await.unwrap();
     assert!(t.store.take_replies(10, LEASE).await.unwrap().is_empty(), "it is not final any more");
     t.store.cancel(failed.id, OPERATOR).await.unwrap();
-    assert_eq!(one(t.store.take_replies(10, LEASE).await.unwrap()).job.state, State::Cancelled);
+    assert_eq!(one(t.store.take_replies(10, LEASE).await.unwrap()).state, State::Cancelled);
 });

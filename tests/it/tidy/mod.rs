@@ -130,24 +130,28 @@ fn each_crate_is_named_only_where_it_belongs() {
     assert_none(&broken, "crates out of place:");
 }
 
+/// Where the sources of a folder contain one of these words outside comments.
+fn words_in(folder: &str, words: &[&str]) -> Vec<String> {
+    let mut found = Vec::new();
+    for path in files(folder, ".rs") {
+        let source = Source::read(folder, &path);
+        let words = words.iter().filter(|word| source.code.contains(**word));
+        found.extend(words.map(|word| format!("{path}: {word}")));
+    }
+    found
+}
+
 #[test]
 fn production_knows_nothing_of_its_tests_and_the_sandbox_nothing_of_errand() {
-    let names = |folder: &str, words: &[&str]| {
-        let mut broken = Vec::new();
-        for path in files(folder, ".rs") {
-            let source = Source::read(folder, &path);
-            broken.extend(
-                words
-                    .iter()
-                    .filter(|word| source.code.contains(**word))
-                    .map(|word| format!("{path}: {word}")),
-            );
-        }
-        broken
-    };
-    assert_none(&names("src", &["errand_testbed", "errand_lab"]), "production names what only tests use:");
-    let of_errand = names("crates/sandbox/src", &["errand::", "errand_testbed", "errand_lab"]);
+    let of_tests = words_in("src", &["errand_testbed", "errand_lab"]);
+    assert_none(&of_tests, "production names what only tests use:");
+    let of_errand = words_in("crates/sandbox/src", &["errand::", "errand_testbed", "errand_lab"]);
     assert_none(&of_errand, "the sandbox names what it stands in for:");
+}
+
+#[test]
+fn nothing_is_printed_that_panics_when_its_reader_goes_away() {
+    assert_none(&words_in("src", &["println!", "print!("]), "print by cli::output instead:");
 }
 
 #[test]

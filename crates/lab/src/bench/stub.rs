@@ -13,6 +13,7 @@ use std::{
 use anyhow::{Context as _, Result};
 use axum::http;
 use bytes::Bytes;
+use errand::cli;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpSocket, TcpStream},
@@ -51,7 +52,7 @@ pub(super) async fn serve(delay: Duration) -> Result<()> {
     let socket = TcpSocket::new_v4()?;
     socket.bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))?;
     let listener = socket.listen(BACKLOG).context("the stub cannot listen")?;
-    println!("{}", listener.local_addr()?);
+    cli::print(&format!("{}\n", listener.local_addr()?))?;
     let counts = Arc::new(Counts::default());
     let serving = async {
         loop {

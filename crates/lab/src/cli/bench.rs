@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Result, ensure};
 use errand::{
-    cli::{Exit, print},
+    cli::{Exit, note, print},
     config::Config,
     shutdown::Shutdown,
 };
@@ -94,7 +94,7 @@ pub(super) async fn run(args: Args, config: Config) -> Result<Exit> {
     let talks = std::io::stderr().is_terminal() || !args.json;
     let progress = |text: &str| {
         if talks {
-            eprintln!("{text}");
+            note(text);
         }
     };
     let report = bench::run(&config, &plan, &Shutdown::on_signals()?.stop, progress).await?;
