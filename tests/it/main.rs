@@ -30,6 +30,7 @@ mod store_contract;
 mod tidy;
 mod tool_api;
 mod verify;
+mod verify_rounds;
 mod workers;
 
 use errand_testbed::support;

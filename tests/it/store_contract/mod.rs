@@ -64,8 +64,8 @@ macro_rules! on_every_backend {
 use on_every_backend;
 
 /// An empty store, seen from two processes.
-struct TestStore {
-    store: SharedStore,
+pub(crate) struct TestStore {
+    pub(crate) store: SharedStore,
     other: SharedStore,
     worker: WorkerId,
     place: Place,
@@ -89,7 +89,7 @@ impl TestStore {
         Self { store: open(), other: open(), worker: WorkerId::new(), place: Place::Postgres(database) }
     }
 
-    async fn sqlite() -> Self {
+    pub(crate) async fn sqlite() -> Self {
         let bench = Self::bare_sqlite();
         bench.store.migrate().await.unwrap();
         bench
@@ -135,7 +135,7 @@ impl TestStore {
         one(self.store.insert(std::slice::from_ref(spec), Duration::ZERO).await.unwrap())
     }
 
-    async fn claim(&self, claim: &Claim) -> Claimed {
+    pub(crate) async fn claim(&self, claim: &Claim) -> Claimed {
         one(self.store.claim(self.worker, std::slice::from_ref(claim)).await.unwrap())
     }
 
@@ -146,7 +146,7 @@ impl TestStore {
         RunningJob { id: spec.id, request_id: claim.request_id, receipt }
     }
 
-    async fn finish(&self, finish: &Finish) -> Finished {
+    pub(crate) async fn finish(&self, finish: &Finish) -> Finished {
         one(self.store.finish(std::slice::from_ref(finish)).await.unwrap())
     }
 
@@ -154,7 +154,7 @@ impl TestStore {
         self.store.job(id).await.unwrap().unwrap()
     }
 
-    async fn state(&self, id: JobId) -> State {
+    pub(crate) async fn state(&self, id: JobId) -> State {
         self.view(id).await.state
     }
 
@@ -221,14 +221,14 @@ fn sqlite(dir: &TempDir, clock: clock::SharedClock) -> SqliteStore {
 }
 
 /// A claim that runs.
-struct RunningJob {
-    id: JobId,
-    request_id: RequestId,
-    receipt: ClaimReceipt,
+pub(crate) struct RunningJob {
+    pub(crate) id: JobId,
+    pub(crate) request_id: RequestId,
+    pub(crate) receipt: ClaimReceipt,
 }
 
 impl RunningJob {
-    fn end(&self, ending: Ending, outcome: AttemptOutcome) -> Finish {
+    pub(crate) fn end(&self, ending: Ending, outcome: AttemptOutcome) -> Finish {
         let attempt = Attempt {
             number: self.receipt.attempt,
             request_id: self.request_id,
@@ -256,7 +256,7 @@ impl RunningJob {
 }
 
 /// A job of `u-1` with the given fields.
-fn job(fields: Value) -> Arc<JobSpec> {
+pub(crate) fn job(fields: Value) -> Arc<JobSpec> {
     job_with_reply(fields, None)
 }
 
@@ -277,7 +277,7 @@ fn renamed(spec: &JobSpec) -> Arc<JobSpec> {
     Arc::new(JobSpec { id: JobId::new(), ..spec.clone() })
 }
 
-fn binding(version: &str) -> Binding {
+pub(crate) fn binding(version: &str) -> Binding {
     Binding {
         toolkit: "github".into(),
         version: version.into(),
@@ -287,7 +287,7 @@ fn binding(version: &str) -> Binding {
     }
 }
 
-fn succeed(result: &str) -> Ending {
+pub(crate) fn succeed(result: &str) -> Ending {
     Ending::Succeed { result: raw(result) }
 }
 
@@ -303,7 +303,7 @@ fn hold() -> Ending {
     Stop::Hold { reason: HeldReason::UnknownOutcome, error: error(ErrorKind::UnknownOutcome) }.into()
 }
 
-fn error(kind: ErrorKind) -> JobError {
+pub(crate) fn error(kind: ErrorKind) -> JobError {
     JobError::new(kind, "it did not work").with_code(Some(4711), Some("Tool_Failed".into()))
 }
 
@@ -322,7 +322,7 @@ fn one<T>(mut answers: Vec<T>) -> T {
     answers.remove(0)
 }
 
-fn running(claimed: Claimed) -> ClaimReceipt {
+pub(crate) fn running(claimed: Claimed) -> ClaimReceipt {
     match claimed {
         Claimed::Running(receipt) => receipt,
         other => panic!("not running: {other:?}"),

@@ -39,7 +39,7 @@ fn base(api: &ScriptedApi) -> url::Url {
     api.url().parse().unwrap()
 }
 
-fn client(api: &ScriptedApi) -> Composio {
+pub(crate) fn client(api: &ScriptedApi) -> Composio {
     Composio::new(options(base(api))).unwrap()
 }
 

@@ -1,0 +1,83 @@
+//! One round of look-ups in a log that changes between two looks.
+
+use std::{collections::VecDeque, sync::Arc, sync::Mutex, time::Duration};
+
+use errand::{
+    backoff::RECONNECT,
+    clock,
+    job::{AttemptOutcome, Binding, Effect, Ending, ErrorKind, JobId, RetryPolicy, State},
+    maintenance::verify::{Options, Policy, Verify},
+    queue::embedded::EmbeddedQueue,
+    services::Services,
+    store::Claim,
+};
+use errand_testbed::scripted_api::{Answer, Request, ScriptedApi};
+use serde_json::{Value, json};
+
+use crate::{
+    jobs::claim,
+    store_contract::{RunningJob, TestStore, binding, error, job, running, succeed},
+    tool_api::client,
+};
+
+const OPTIONS: Options = Options {
+    poll: Duration::from_secs(1),
+    batch: 10,
+    policy: Policy { intervals: RECONNECT, log_delay: Duration::ZERO, give_up: Duration::from_secs(3_600) },
+    retry: RetryPolicy {
+        intervals: RECONNECT,
+        max_attempts: 5,
+        max_retry_after: Duration::from_secs(1),
+        max_throttled_age: Duration::from_secs(1),
+    },
+    timeout: Duration::from_secs(60),
+};
+
+/// A log that has an entry for every call, and shows everything or nothing, look after look.
+async fn flickering_log(looks: &[bool]) -> ScriptedApi {
+    let looks = Mutex::new(VecDeque::from(looks.to_vec()));
+    let look = move |request: &Request| {
+        let search: Value = serde_json::from_str(&request.body).unwrap();
+        let request_id = &search["filters"][0]["value"];
+        let entry = json!({"id": "log_1", "status": "success", "context": {"request_id": request_id}});
+        let sees = looks.lock().unwrap().pop_front().unwrap_or_default();
+        let logs: Vec<Value> = sees.then_some(entry).into_iter().collect();
+        Answer::new("200 OK", json!({"logs": logs, "next_cursor": null}).to_string())
+    };
+    ScriptedApi::responding(look).await
+}
+
+/// Runs a new `once` job to this end of its first attempt.
+async fn ended(t: &TestStore, outcome: AttemptOutcome, ending: Ending) -> JobId {
+    let spec = job(json!({}));
+    let binding = Binding { effect: Effect::Once, ..binding("20260101_00") };
+    let claim = Claim { binding: Some(binding), ..claim(&spec) };
+    let receipt = running(t.claim(&claim).await);
+    let run = RunningJob { id: spec.id, request_id: claim.request_id, receipt };
+    t.finish(&run.end(ending, outcome)).await;
+    spec.id
+}
+
+/// The state of a job with an unknown outcome after one round, in which the log is looked at so often.
+async fn after_looks(looks: &[bool]) -> State {
+    let t = TestStore::sqlite().await;
+    ended(&t, AttemptOutcome::Succeeded, succeed("null")).await;
+    let unknown = Ending::Verify { after: Duration::ZERO, error: error(ErrorKind::UnknownOutcome) };
+    let job = ended(&t, AttemptOutcome::Unknown, unknown).await;
+    let log = flickering_log(looks).await;
+    let queue = Arc::new(EmbeddedQueue::new([], 1));
+    let services = Services::new(t.store.clone(), queue, Arc::new(client(&log)), clock::system());
+    assert_eq!(Verify::new(&services, OPTIONS).run_once().await.unwrap(), 1);
+    assert_eq!(log.seen().len(), looks.len());
+    t.state(job).await
+}
+
+#[tokio::test]
+async fn a_log_that_goes_blind_in_the_middle_of_a_round_proves_nothing() {
+    assert_eq!(after_looks(&[true, true]).await, State::Succeeded);
+    assert_eq!(after_looks(&[true, false, false, false]).await, State::Held, "blind since");
+    assert_eq!(after_looks(&[true, false, true, true]).await, State::Succeeded, "not any more");
+    assert_eq!(after_looks(&[true, false, true, false, false]).await, State::Held, "blind again");
+    let absent = [true, false, true, false, true];
+    assert_eq!(after_looks(&absent).await, State::Retryable, "which an absent entry looks like");
+}
