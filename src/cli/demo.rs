@@ -130,43 +130,36 @@ fn workload(count: u32) -> Result<Vec<Arc<JobSpec>>> {
 
 /// The n-th job: every twentieth is one of the special cases, the rest is daily work.
 fn job(n: u32) -> Value {
-    let user = format!("user-{}", n % 20 + 1);
-    let org = format!("org-{}", n % 3 + 1);
+    let (user, org) = (format!("user-{}", n % 20 + 1), format!("org-{}", n % 3 + 1));
+    let of = |user: &str, tool: &str, arguments: Value| json!({"user_id": user, "tool": tool, "arguments": arguments});
+    let repo = |user: &str, owner: &str, repo: &str| {
+        of(user, "GITHUB_GET_REPO", json!({"owner": owner, "repo": repo}))
+    };
+    let with = |mut job: Value, key: &str, value: &str| {
+        job[key] = value.into();
+        job
+    };
     if n.is_multiple_of(20) {
-        let (user, repo, account) = match n / 20 % 6 {
-            0 => ("u-nobody", "r", None),
-            1 => {
-                return json!({"user_id": "user-2", "tool": "SLACK_SEND_MESSAGE", "arguments": {"channel": "C01", "text": "hi"}});
-            }
-            2 => ("u-alice", "old", Some("ca_alice_old")),
-            3 => ("u-alice", "new", None),
-            4 => {
-                return json!({"user_id": user, "tool": "GITHUB_DELETE_REPO", "arguments": {"owner": "o", "repo": "gone"}});
-            }
-            _ => ("u-alice", "r", Some("ca_bob")),
+        return match n / 20 % 6 {
+            0 => repo("u-nobody", "o", "r"),
+            1 => of("user-2", "SLACK_SEND_MESSAGE", json!({"channel": "C01", "text": "hi"})),
+            2 => with(repo("u-alice", "o", "old"), "connected_account_id", "ca_alice_old"),
+            3 => repo("u-alice", "o", "new"),
+            4 => of(&user, "GITHUB_DELETE_REPO", json!({"owner": "o", "repo": "gone"})),
+            _ => with(repo("u-alice", "o", "r"), "connected_account_id", "ca_bob"),
         };
-        let mut job =
-            json!({"user_id": user, "tool": "GITHUB_GET_REPO", "arguments": {"owner": "o", "repo": repo}});
-        if let Some(account) = account {
-            job["connected_account_id"] = account.into();
-        }
-        return job;
     }
+    let mail = json!({"recipient_email": "ann@example.com", "subject": "hi", "body": format!("mail {n}")});
+    let issue = json!({"issue_id": format!("ISS-{n}"), "state": "done"});
     match n % 7 {
-        0 => {
-            json!({"user_id": user, "tool": "GITHUB_GET_REPO", "arguments": {"owner": "acme", "repo": format!("r{n}")}})
-        }
-        1 => json!({"user_id": user, "tool": "LINEAR_UPDATE_ISSUE", "version": "20251020_00",
-                    "arguments": {"issue_id": format!("ISS-{n}"), "state": "done"}}),
-        2 => json!({"user_id": user, "tool": "NOTION_SEARCH", "arguments": {"query": format!("plan {n}")}}),
+        0 => repo(&user, "acme", &format!("r{n}")),
+        1 => with(of(&user, "LINEAR_UPDATE_ISSUE", issue), "version", "20251020_00"),
+        2 => of(&user, "NOTION_SEARCH", json!({"query": format!("plan {n}")})),
         3 => json!({"org_id": org, "tool": "SLACK_SEND_MESSAGE", "requested_by": user,
                     "arguments": {"channel": "C01", "text": format!("report {n}")}}),
-        4 => json!({"user_id": user, "tool": "GMAIL_SEND_EMAIL",
-                    "arguments": {"recipient_email": "ann@example.com", "subject": "hi", "body": format!("mail {n}")}}),
-        5 => json!({"user_id": user, "tool": "HACKERNEWS_GET_USER", "arguments": {"username": "pg"}}),
-        _ => {
-            json!({"user_id": user, "tool": "NOTION_UPDATE_PAGE", "arguments": {"page_id": format!("p{n}")}})
-        }
+        4 => of(&user, "GMAIL_SEND_EMAIL", mail),
+        5 => of(&user, "HACKERNEWS_GET_USER", json!({"username": "pg"})),
+        _ => of(&user, "NOTION_UPDATE_PAGE", json!({"page_id": format!("p{n}")})),
     }
 }
 
