@@ -58,7 +58,7 @@ pub struct Readiness {
 impl Health {
     pub(crate) fn new(lanes: Vec<QueueName>, stale_after: Duration) -> Self {
         for lane in &lanes {
-            metrics::CONSUMING.set1(lane.as_str(), 0.0);
+            metrics::CONSUMING.set([lane.as_str()], 0.0);
         }
         publish(Phase::Starting);
         Self {
@@ -92,7 +92,7 @@ impl Health {
     /// Sets the gauges that would be stale if they were only set when something happens.
     pub fn refresh_gauges(&self) {
         let beaten = *lock(&self.beaten);
-        metrics::HEARTBEAT_AGE.set(beaten.elapsed().as_secs_f64());
+        metrics::HEARTBEAT_AGE.set([], beaten.elapsed().as_secs_f64());
     }
 
     pub(crate) fn beat(&self, sent: Instant) {
@@ -103,7 +103,7 @@ impl Health {
     /// Notes whether a lane takes jobs: it is consumed, and claims do not fail. `true` is returned when this was the
     /// last lane to start.
     pub(crate) fn set_taking(&self, lane: &QueueName, taking: bool) -> bool {
-        metrics::CONSUMING.set1(lane.as_str(), f64::from(u8::from(taking)));
+        metrics::CONSUMING.set([lane.as_str()], f64::from(u8::from(taking)));
         let mut lanes = lock(&self.consuming);
         let before = lanes.values().all(|taking| *taking);
         if let Some(entry) = lanes.get_mut(lane) {
@@ -113,7 +113,7 @@ impl Health {
     }
 
     pub(crate) fn store_answered(&self) {
-        metrics::STORE_REACHABLE.set(1.0);
+        metrics::STORE_REACHABLE.set([], 1.0);
         *lock(&self.store_seen) = Some(Instant::now());
     }
 }
@@ -121,7 +121,7 @@ impl Health {
 /// Shows the phase in the gauges: one series per phase, of which one is 1.
 fn publish(present: Phase) {
     for phase in Phase::ALL {
-        metrics::PHASE.set1(phase.as_str(), f64::from(u8::from(*phase == present)));
+        metrics::PHASE.set([phase.as_str()], f64::from(u8::from(*phase == present)));
     }
-    metrics::DRAINING.set(f64::from(u8::from(present.is_shutdown())));
+    metrics::DRAINING.set([], f64::from(u8::from(present.is_shutdown())));
 }

@@ -263,36 +263,12 @@ mod tests {
 
     #[test]
     fn a_waiting_job_has_the_same_keys_with_null() {
-        let keys = |json: String| {
-            let value: serde_json::Map<String, serde_json::Value> = serde_json::from_str(&json).unwrap();
-            value.into_iter().map(|(key, _)| key).collect::<Vec<_>>()
-        };
-        let job = waiting();
-        let waiting = serde_json::to_string(&job_json(&job, None)).unwrap();
-        assert_eq!(
-            keys(waiting.clone()),
-            keys(serde_json::to_string(&job_json(&done(), Some((&[], &[])))).unwrap())
-        );
-        insta::assert_snapshot!(lines(&waiting), @r#"
-        {"id":"0190b0a0-0000-7000-8000-000000000001",
-        "state":"available",
-        "held_reason":null,
-        "owner":{"kind":"org","id":"org-1"},
-        "requested_by":null,
-        "tool":"GITHUB_GET_REPO",
-        "toolkit":null,
-        "version":null,
-        "pinned_by":null,
-        "connected_account_id":null,
-        "queue":"bulk",
-        "created_at":"2025-10-09T08:53:20Z",
-        "finished_at":null,
-        "result":null,
-        "error":null,
-        "log_id":null,
-        "attempts":null,
-        "history":null}
-        "#);
+        let object = |json: String| serde_json::from_str::<serde_json::Map<_, _>>(&json).unwrap();
+        let waiting = object(serde_json::to_string(&job_json(&waiting(), None)).unwrap());
+        let done = object(serde_json::to_string(&job_json(&done(), Some((&[], &[])))).unwrap());
+        assert!(waiting.keys().eq(done.keys()));
+        let known = waiting.iter().filter(|(_, value)| !value.is_null()).map(|(key, _)| key);
+        assert_eq!(known.collect::<Vec<_>>(), ["created_at", "id", "owner", "queue", "state", "tool"]);
     }
 
     #[test]

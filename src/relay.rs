@@ -83,7 +83,7 @@ impl Relay {
                 }
                 Err(error) => {
                     failures += 1;
-                    metrics::STORE_ERRORS.add1(error.kind().as_str(), 1);
+                    metrics::STORE_ERRORS.add([error.kind().as_str()], 1);
                     if failures == 1 {
                         tracing::warn!(error = %chain(&error), "the relay cannot reach the store; trying again");
                     }
@@ -110,13 +110,13 @@ impl Relay {
             match answer {
                 Ok(()) => {
                     round.published += 1;
-                    metrics::RELAY_PUBLISHED.add1(due.was.as_str(), 1);
+                    metrics::RELAY_PUBLISHED.add([due.was.as_str()], 1);
                 }
                 Err(error) => {
                     if failed.is_empty() {
                         tracing::warn!(queue = %due.spec.queue, error = %chain(&error), "jobs could not be published; they stay due");
                     }
-                    metrics::RELAY_FAILED.add1(error.kind().as_str(), 1);
+                    metrics::RELAY_FAILED.add([error.kind().as_str()], 1);
                     failed.push(due.spec.id);
                 }
             }
@@ -159,12 +159,12 @@ impl Relay {
         for (job, answer) in replies.iter().zip(self.services.queue.publish(messages).await) {
             match answer {
                 Ok(()) => {
-                    metrics::REPLIES.add1("sent", 1);
+                    metrics::REPLIES.add(["sent"], 1);
                     done.push(job.spec.id);
                 }
                 // Nobody listens any more; the result stays readable in the store.
                 Err(error) if error.kind() == QueueErrorKind::Unroutable => {
-                    metrics::REPLIES.add1("dropped", 1);
+                    metrics::REPLIES.add(["dropped"], 1);
                     tracing::info!(job.id = %job.spec.id, "the reply queue is gone; the result is in the store");
                     done.push(job.spec.id);
                 }

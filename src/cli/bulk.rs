@@ -5,7 +5,7 @@
 
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
 use serde::Deserialize;
 use serde_json::json;
 use tokio::{
@@ -319,8 +319,7 @@ fn progress(size: Option<u64>) -> ProgressBar {
         Some(size) => (ProgressBar::new(size), "{bar:30} {percent:>3} %  {msg}  {elapsed}, {eta} left"),
         None => (ProgressBar::new_spinner(), "{spinner} {bytes}  {msg}  {elapsed}"),
     };
-    let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
-    bar.with_style(style)
+    output::styled(bar, template)
 }
 
 #[cfg(test)]

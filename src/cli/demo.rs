@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 use errand_sandbox::{self as sandbox, DEFAULT_WORLD, Sandbox, World};
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -167,9 +167,7 @@ fn progress(args: &Args, length: u64) -> ProgressBar {
     if args.json || !std::io::stderr().is_terminal() {
         return ProgressBar::hidden();
     }
-    let style = ProgressStyle::with_template("{bar:40} {pos}/{len} jobs settled, {msg}")
-        .unwrap_or_else(|_| ProgressStyle::default_bar());
-    ProgressBar::new(length).with_style(style)
+    output::styled(ProgressBar::new(length), "{bar:40} {pos}/{len} jobs settled, {msg}")
 }
 
 /// Waits until no job is on its way any more.

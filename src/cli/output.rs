@@ -6,6 +6,7 @@ use std::{
 };
 
 use comfy_table::{ContentArrangement, Table, presets};
+use indicatif::{ProgressBar, ProgressStyle};
 use jiff::Timestamp;
 use serde::Serialize;
 
@@ -63,12 +64,8 @@ pub(super) fn print_list<T, const N: usize>(
     row: impl Fn(&T) -> [String; N],
 ) -> anyhow::Result<()> {
     if format.json {
-        let mut lines = String::new();
-        for item in items {
-            lines += &json(item)?;
-            lines.push('\n');
-        }
-        return Ok(print(&lines)?);
+        let lines = items.iter().map(|item| Ok(json(item)? + "\n"));
+        return Ok(print(&lines.collect::<serde_json::Result<String>>()?)?);
     }
     if items.is_empty() {
         note(nothing);
@@ -80,6 +77,11 @@ pub(super) fn print_list<T, const N: usize>(
 /// Says something beside the answer, on standard error. If nobody listens there, that is no failure.
 pub fn note(text: impl std::fmt::Display) {
     let _nobody_listens = writeln!(io::stderr(), "{text}");
+}
+
+/// A progress bar that looks as the template says.
+pub(super) fn styled(bar: ProgressBar, template: &str) -> ProgressBar {
+    bar.with_style(ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()))
 }
 
 /// Prints names and values below each other; values that are `None` are left out.

@@ -136,7 +136,7 @@ impl Audit {
         show(&Report::default());
         // A counter that is born with its first event hides that event from every rate.
         for kind in FindingKind::ALL {
-            metrics::AUDIT_REPAIRS.add1(kind.as_str(), 0);
+            metrics::AUDIT_REPAIRS.add([kind.as_str()], 0);
         }
         stop.run_until_cancelled(tokio::time::sleep(FIRST_AFTER.min(turns.every))).await;
         // An audit that is cut off has changed nothing that the next one would miss.
@@ -153,7 +153,7 @@ impl Audit {
         let started = Instant::now();
         let report = self.run_once().await?;
         show(&report);
-        metrics::AUDIT_COMPLETED.set(self.store.now().await?.as_second() as f64);
+        metrics::AUDIT_COMPLETED.set([], self.store.now().await?.as_second() as f64);
         tell(&report, started.elapsed());
         Ok(())
     }
@@ -231,7 +231,7 @@ impl Audit {
                 Remedy::Nothing | Remedy::Report => continue,
             };
             let repaired = repaired.len() as u64;
-            metrics::AUDIT_REPAIRS.add1(kind.as_str(), repaired);
+            metrics::AUDIT_REPAIRS.add([kind.as_str()], repaired);
             report.found.entry(kind).or_default().repaired += repaired;
         }
         Ok(())
@@ -314,7 +314,7 @@ pub fn advice(kind: FindingKind) -> &'static str {
 /// Sets the gauges. Every kind is shown, so that one that is gone is seen to be gone.
 fn show(report: &Report) {
     for kind in FindingKind::ALL {
-        metrics::AUDIT_FINDINGS.set1(kind.as_str(), report.left(*kind) as f64);
+        metrics::AUDIT_FINDINGS.set([kind.as_str()], report.left(*kind) as f64);
     }
 }
 

@@ -94,7 +94,7 @@ impl Connections {
             match account::active(&*self.services.api, owner, toolkit, account.as_deref()).await {
                 Ok(active) => self.follow(awaited, active.as_deref()).await?,
                 Err(error) => {
-                    metrics::CONNECTION_LOOKUPS.add1("failed", 1);
+                    metrics::CONNECTION_LOOKUPS.add(["failed"], 1);
                     tracing::info!(error = %chain(&error), "connections cannot be looked for; looking again later");
                     self.be_quiet(&error);
                     for awaited in &taken[place..] {
@@ -109,7 +109,7 @@ impl Connections {
 
     async fn follow(&self, awaited: &Awaited, active: Option<&str>) -> Result<(), StoreError> {
         let step = next(active, awaited.doubted.as_deref());
-        metrics::CONNECTION_LOOKUPS.add1(if step == Step::Wait { "missing" } else { "active" }, 1);
+        metrics::CONNECTION_LOOKUPS.add([if step == Step::Wait { "missing" } else { "active" }], 1);
         match step {
             Step::Wait => self.put_off(awaited, false).await,
             Step::ReleaseOne => {
@@ -142,7 +142,7 @@ impl Connections {
     async fn release(&self, awaited: &Awaited, limit: usize) -> Result<u64, StoreError> {
         let released = self.services.store.release_awaited(awaited, limit).await?;
         if released > 0 {
-            metrics::CONNECTION_RELEASED.add(released);
+            metrics::CONNECTION_RELEASED.add([], released);
             self.services.relay_wake.notify_one();
         }
         Ok(released)
@@ -157,7 +157,7 @@ impl Connections {
         loop {
             let expired = self.services.store.expire_awaiting(PAGE).await?;
             if expired > 0 {
-                metrics::CONNECTION_EXPIRED.add(expired);
+                metrics::CONNECTION_EXPIRED.add([], expired);
                 self.services.relay_wake.notify_one();
                 tracing::info!(jobs = expired, "jobs failed because their time passed without a connection");
             }

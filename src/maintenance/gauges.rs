@@ -38,13 +38,13 @@ impl Gauges {
     /// Reads once. A lane whose depth the broker does not tell is left out.
     pub async fn run_once(&mut self) -> Result<(), StoreError> {
         let Services { store, queue, .. } = &self.services;
-        metrics::BROKER_CONNECTED.set(f64::from(u8::from(queue.connected())));
+        metrics::BROKER_CONNECTED.set([], f64::from(u8::from(queue.connected())));
         let reconnects = queue.reconnects();
-        metrics::BROKER_RECONNECTS.add(reconnects.saturating_sub(self.reconnects));
+        metrics::BROKER_RECONNECTS.add([], reconnects.saturating_sub(self.reconnects));
         self.reconnects = reconnects;
         for lane in &self.lanes {
             if let Ok(depth) = queue.depth(lane).await {
-                metrics::QUEUE_DEPTH.set1(lane.as_str(), depth.ready as f64);
+                metrics::QUEUE_DEPTH.set([lane.as_str()], depth.ready as f64);
             }
         }
         let census = store.census().await?;
@@ -55,15 +55,15 @@ impl Gauges {
             for state in State::ALL.iter().copied().filter(|state| !state.is_final()) {
                 let found = census.jobs.iter().find(|(l, s, _)| l == lane && *s == state);
                 let count = found.map_or(0, |(.., count)| *count);
-                metrics::JOBS_WAITING.set2([lane.as_str(), state.as_str()], count as f64);
+                metrics::JOBS_WAITING.set([lane.as_str(), state.as_str()], count as f64);
             }
             let oldest = census.oldest_due.iter().find(|(l, _)| l == lane);
             let age = oldest.map_or(Duration::ZERO, |(_, age)| *age);
-            metrics::OLDEST_DUE.set1(lane.as_str(), age.as_secs_f64());
+            metrics::OLDEST_DUE.set([lane.as_str()], age.as_secs_f64());
         }
         for reason in HeldReason::ALL {
             let found = census.held.iter().find(|(r, _)| r == reason);
-            metrics::JOBS_HELD.set1(reason.as_str(), found.map_or(0, |(_, count)| *count) as f64);
+            metrics::JOBS_HELD.set([reason.as_str()], found.map_or(0, |(_, count)| *count) as f64);
         }
         Ok(())
     }

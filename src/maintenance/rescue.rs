@@ -74,7 +74,7 @@ impl Rescue {
         for (job, finished) in lost.iter().zip(store.finish(&finishes).await?) {
             if let Finished::Applied { state, .. } = finished {
                 rescued += 1;
-                metrics::RESCUED.add1(state.as_str(), 1);
+                metrics::RESCUED.add([state.as_str()], 1);
                 tracing::warn!(job.id = %job.id, attempt.n = job.receipt.attempt, state = %state, "job of a lost worker taken over");
             }
         }

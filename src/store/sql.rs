@@ -228,7 +228,12 @@ pub(super) use statements;
 
 /// The statements of all files of a backend.
 macro_rules! all_statements {
-    ($($file:ident),*) => {
+    () => {
+        all_statements!(
+            admin audit checks claims connections finishes history job_control jobs leases pins publications rejections
+        )
+    };
+    ($($file:ident)*) => {
         [$($file::sql::ALL),*].into_iter().flatten().map(|statement| &***statement)
     };
 }

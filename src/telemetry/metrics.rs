@@ -130,12 +130,12 @@ pub fn install() -> Result<PrometheusHandle, BuildError> {
         // A counter that is born with its first event hides that event from every rate, so those that
         // can be named beforehand start at zero.
         match metric.kind {
-            Kind::Counter if metric.labels.is_empty() => metric.add(0),
-            Kind::Gauge if metric.labels.is_empty() => metric.set(0.0),
+            Kind::Counter if metric.labels.is_empty() => metric.add([], 0),
+            Kind::Gauge if metric.labels.is_empty() => metric.set([], 0.0),
             Kind::Counter | Kind::Gauge | Kind::Histogram => {}
         }
     }
-    BUILD_INFO.set1(env!("CARGO_PKG_VERSION"), 1.0);
+    BUILD_INFO.set([env!("CARGO_PKG_VERSION")], 1.0);
     Ok(handle)
 }
 
@@ -146,36 +146,16 @@ impl Metric {
         self.labels.iter().zip(values).map(|(name, value)| Label::new(*name, value.to_owned())).collect()
     }
 
-    pub(crate) fn add(&self, n: u64) {
-        counter!(self.name, self.labels(Kind::Counter, [])).increment(n);
+    pub(crate) fn add<const N: usize>(&self, labels: [&str; N], n: u64) {
+        counter!(self.name, self.labels(Kind::Counter, labels)).increment(n);
     }
 
-    pub(crate) fn add1(&self, value: &str, n: u64) {
-        counter!(self.name, self.labels(Kind::Counter, [value])).increment(n);
-    }
-
-    pub(crate) fn add2(&self, values: [&str; 2], n: u64) {
-        counter!(self.name, self.labels(Kind::Counter, values)).increment(n);
-    }
-
-    pub(crate) fn set(&self, value: f64) {
-        gauge!(self.name, self.labels(Kind::Gauge, [])).set(value);
-    }
-
-    pub(crate) fn set1(&self, label: &str, value: f64) {
-        gauge!(self.name, self.labels(Kind::Gauge, [label])).set(value);
-    }
-
-    pub(crate) fn set2(&self, labels: [&str; 2], value: f64) {
+    pub(crate) fn set<const N: usize>(&self, labels: [&str; N], value: f64) {
         gauge!(self.name, self.labels(Kind::Gauge, labels)).set(value);
     }
 
-    pub(crate) fn record(&self, value: f64) {
-        histogram!(self.name, self.labels(Kind::Histogram, [])).record(value);
-    }
-
-    pub(crate) fn record1(&self, label: &str, value: f64) {
-        histogram!(self.name, self.labels(Kind::Histogram, [label])).record(value);
+    pub(crate) fn record<const N: usize>(&self, labels: [&str; N], value: f64) {
+        histogram!(self.name, self.labels(Kind::Histogram, labels)).record(value);
     }
 }
 
@@ -217,7 +197,7 @@ impl LaneMetrics {
     pub(crate) fn attempted(&self, outcome: AttemptOutcome, seconds: f64) {
         match outcome {
             AttemptOutcome::Succeeded => self.attempt_succeeded.record(seconds),
-            other => ATTEMPT_DURATION.record1(other.as_str(), seconds),
+            other => ATTEMPT_DURATION.record([other.as_str()], seconds),
         }
     }
 

@@ -80,7 +80,7 @@ fn with_encoding(error: EnvelopeError, properties: &Properties) -> EnvelopeError
 
 /// A message that is kept because it is not a job.
 pub(super) fn reject(lane: &QueueName, delivery: &Delivery, error: EnvelopeError) -> Rejected {
-    metrics::REJECTED.add1(error.reason.as_str(), 1);
+    metrics::REJECTED.add([error.reason.as_str()], 1);
     let properties = serde_json::to_string(&delivery.properties).unwrap_or_else(|_| "{}".into());
     let mut name = Vec::with_capacity(delivery.body.len() + 128);
     name.extend_from_slice(lane.as_str().as_bytes());

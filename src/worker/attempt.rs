@@ -48,7 +48,7 @@ async fn run(shared: &Shared, mut job: RunningJob) {
             return;
         }
         Err(_) => {
-            metrics::PANICS.add(1);
+            metrics::PANICS.add([], 1);
             tracing::error!("an attempt panicked");
             job.policy(shared).panicked(job.receipt.binding.as_ref(), job.is_sent)
         }

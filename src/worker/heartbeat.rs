@@ -21,18 +21,18 @@ pub(super) async fn run(shared: Arc<Shared>, end: CancellationToken) {
                 shared.health.beat(sent);
                 if away {
                     away = false;
-                    metrics::STORE_RECONNECTS.add(1);
+                    metrics::STORE_RECONNECTS.add([], 1);
                     tracing::info!("the store answers again");
                 }
                 every
             }
             failed => {
-                metrics::STORE_REACHABLE.set(0.0);
+                metrics::STORE_REACHABLE.set([], 0.0);
                 let (kind, why) = match failed {
                     Ok(Err(error)) => (error.kind(), chain(&error)),
                     _ => (StoreErrorKind::Unavailable, "no answer in time".to_owned()),
                 };
-                metrics::STORE_ERRORS.add1(kind.as_str(), 1);
+                metrics::STORE_ERRORS.add([kind.as_str()], 1);
                 if !away {
                     away = true;
                     tracing::warn!(error = %why, "the store does not take heartbeats; no more jobs are claimed");

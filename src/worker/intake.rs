@@ -82,12 +82,12 @@ impl Intake {
         let (shared, persist) = (&*self.shared, &self.persist("claiming failed"));
         let write = |batch: Vec<Admitted>| async move {
             shared.crash.pass(CrashPoint::BeforeClaim);
-            metrics::CLAIM_BATCH.record(batch.len() as f64);
+            metrics::CLAIM_BATCH.record([], batch.len() as f64);
             let started = Instant::now();
             let claims: Vec<Claim> = batch.iter().map(|admitted| admitted.claim.clone()).collect();
             let written = persist.until_taken(|| shared.deps.store.claim(shared.options.id, &claims)).await;
             if written.is_ok() {
-                metrics::CLAIM_DURATION.record(started.elapsed().as_secs_f64());
+                metrics::CLAIM_DURATION.record([], started.elapsed().as_secs_f64());
             }
             let answers = each(&batch, written);
             (batch, answers)
@@ -142,12 +142,12 @@ impl Intake {
                 "ended"
             }
             Ok(Claimed::Duplicate { .. }) => {
-                metrics::DUPLICATES.add1(self.lane.as_str(), 1);
+                metrics::DUPLICATES.add([self.lane.as_str()], 1);
                 "duplicate"
             }
             Ok(Claimed::Gone) => "gone",
             Ok(Claimed::Conflict(conflict)) => {
-                metrics::CLAIMS.add2([self.lane.as_str(), "conflict"], 1);
+                metrics::CLAIMS.add([self.lane.as_str(), "conflict"], 1);
                 let error = EnvelopeError::new(conflict.reason(), conflict.message());
                 return Some(reject(&self.lane, &delivery, error));
             }
@@ -157,7 +157,7 @@ impl Intake {
                 return Some(reject(&self.lane, &delivery, error));
             }
         };
-        metrics::CLAIMS.add2([self.lane.as_str(), result], 1);
+        metrics::CLAIMS.add([self.lane.as_str(), result], 1);
         None
     }
 

@@ -42,7 +42,7 @@ pub(super) async fn run(shared: Arc<Shared>, name: QueueName, concurrency: u32, 
         }
         let ended = AssertUnwindSafe(lane.consume(&mut failures, &mut renewals)).catch_unwind().await;
         let ended = ended.unwrap_or_else(|_| {
-            metrics::PANICS.add(1);
+            metrics::PANICS.add([], 1);
             Err(QueueError::new(QueueErrorKind::Unavailable, "a bug in errand ended the subscription"))
         });
         shared.health.set_taking(name, false);
@@ -105,7 +105,7 @@ impl Lane {
             tokio::time::sleep(CHECK_INTERVALS.wait(renewals + 1, fastrand::f64())).await;
             let seen = shared.deps.queue.depth(name).await;
             if let Err(stall) = detector.observe(&seen) {
-                metrics::SUBSCRIPTIONS_RENEWED.add1(name.as_str(), 1);
+                metrics::SUBSCRIPTIONS_RENEWED.add([name.as_str()], 1);
                 let sentence = format!("nothing comes through the subscription: {stall}");
                 return QueueError::new(QueueErrorKind::Unavailable, sentence);
             }

@@ -95,7 +95,7 @@ impl Worker {
         if replayed {
             shared.health.enter(Phase::Running);
             for (name, concurrency) in &shared.options.lanes {
-                metrics::CONCURRENCY.set1(name.as_str(), f64::from(*concurrency));
+                metrics::CONCURRENCY.set([name.as_str()], f64::from(*concurrency));
                 lanes.spawn(lane::run(shared.clone(), name.clone(), *concurrency, stop.clone()));
             }
         }

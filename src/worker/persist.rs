@@ -62,7 +62,7 @@ impl<'a> Persist<'a> {
                 }
                 Err(error) => error,
             };
-            metrics::STORE_ERRORS.add1(error.kind().as_str(), 1);
+            metrics::STORE_ERRORS.add([error.kind().as_str()], 1);
             if error.kind() == StoreErrorKind::Data && !self.even_refused {
                 return Err(NotTaken::Refused(error));
             }
@@ -128,11 +128,11 @@ where
 pub(super) async fn run_finishes(shared: Arc<Shared>, runner: Runner<Finish, Finished>) {
     let shared = &*shared;
     let write = |batch: Vec<Finish>, backlog| async move {
-        metrics::FINISH_BACKLOG.set(backlog as f64);
-        metrics::FINISH_BATCH.record(batch.len() as f64);
+        metrics::FINISH_BACKLOG.set([], backlog as f64);
+        metrics::FINISH_BATCH.record([], batch.len() as f64);
         let started = Instant::now();
         let (written, left) = write_finishes(shared, batch).await;
-        metrics::FINISH_DURATION.record(started.elapsed().as_secs_f64());
+        metrics::FINISH_DURATION.record([], started.elapsed().as_secs_f64());
         lock(&shared.unwritten).extend(left);
         written
     };

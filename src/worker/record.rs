@@ -30,16 +30,16 @@ pub(super) async fn record(shared: &Shared, job: RunningJob, end: AttemptEnd) {
     match finished {
         Finished::Applied { state, late } => {
             if late {
-                metrics::LATE.add(1);
+                metrics::LATE.add([], 1);
             }
             if let (State::Retryable, Some(cause)) = (state, cause) {
-                metrics::RETRIES.add1(cause.as_str(), 1);
+                metrics::RETRIES.add([cause.as_str()], 1);
             }
             applied(shared, &job, state);
             tracing::debug!(state = %state, "attempt recorded");
         }
         Finished::Fenced => {
-            metrics::FENCED.add(1);
+            metrics::FENCED.add([], 1);
             tracing::warn!("a late result was fenced off");
         }
     }

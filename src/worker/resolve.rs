@@ -118,7 +118,7 @@ impl Resolver {
     pub async fn decide(&self, spec: &JobSpec, since: Instant) -> Result<Binding, NotReady> {
         let pins = self.pins();
         let resolved = self.catalog.resolve(&Ask::from(spec), &pins, self.policy).await;
-        metrics::LOOKUPS.add2(["tool", if resolved.is_ok() { "found" } else { "failed" }], 1);
+        metrics::LOOKUPS.add(["tool", if resolved.is_ok() { "found" } else { "failed" }], 1);
         let resolved = resolved.map_err(|error| error.not_ready())?;
         self.rules.check_toolkit(spec, &resolved.toolkit).map_err(|error| Stop::Fail { error })?;
         if resolved.no_auth && spec.connected_account_id.is_none() {
@@ -126,7 +126,7 @@ impl Resolver {
         }
         let explicit = spec.connected_account_id.as_deref();
         let account = self.accounts.resolve(&spec.owner, &resolved.toolkit, explicit, Some(since)).await;
-        metrics::LOOKUPS.add2(["account", if account.is_ok() { "found" } else { "failed" }], 1);
+        metrics::LOOKUPS.add(["account", if account.is_ok() { "found" } else { "failed" }], 1);
         account.map(|id| binding(resolved, Some(id))).map_err(|error| error.not_ready())
     }
 

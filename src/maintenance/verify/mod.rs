@@ -182,7 +182,7 @@ impl Verify {
             Step::Again(_) => "again",
             Step::GiveUp => "gave_up",
         };
-        metrics::VERIFICATIONS.add1(word, 1);
+        metrics::VERIFICATIONS.add([word], 1);
         tracing::info!(job.id = %job.id, request.id = %check.request_id, result = word, "looked for a call in the execution log");
         let done = match step {
             Step::Adopt(log_id, result) => {

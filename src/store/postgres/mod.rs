@@ -96,21 +96,7 @@ impl PostgresStore {
     }
 
     pub fn statements() -> impl Iterator<Item = &'static Statement> {
-        all_statements!(
-            admin,
-            audit,
-            checks,
-            claims,
-            connections,
-            finishes,
-            history,
-            job_control,
-            jobs,
-            leases,
-            pins,
-            publications,
-            rejections
-        )
+        all_statements!()
     }
 }
 

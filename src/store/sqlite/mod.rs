@@ -104,21 +104,7 @@ impl SqliteStore {
     }
 
     pub fn statements() -> impl Iterator<Item = &'static Statement> {
-        all_statements!(
-            admin,
-            audit,
-            checks,
-            claims,
-            connections,
-            finishes,
-            history,
-            job_control,
-            jobs,
-            leases,
-            pins,
-            publications,
-            rejections
-        )
+        all_statements!()
     }
 
     /// Runs `work` in one write transaction, with the time at which the lock was taken.

@@ -75,7 +75,7 @@ pub(super) struct CallPermit<'a> {
 impl CircuitBreakers {
     pub(super) fn new(policy: Policy) -> Self {
         for scope in Scope::ALL {
-            metrics::CIRCUIT_BREAKERS_OPEN.set1(scope.as_str(), 0.0);
+            metrics::CIRCUIT_BREAKERS_OPEN.set([scope.as_str()], 0.0);
         }
         Self {
             known: AtomicUsize::new(0),
@@ -92,7 +92,7 @@ impl CircuitBreakers {
             Ticket::default()
         } else {
             self.registry().admit(caller, Instant::now(), fastrand::f64()).inspect_err(|open| {
-                metrics::CIRCUIT_BREAKER_SNOOZES.add1(open.scope.as_str(), 1);
+                metrics::CIRCUIT_BREAKER_SNOOZES.add([open.scope.as_str()], 1);
             })?
         };
         Ok(CallPermit { breakers: self, caller, ticket, is_reported: false })
@@ -109,8 +109,8 @@ impl CircuitBreakers {
         self.known.store(registry.known(), Ordering::Relaxed);
         let (keys, api) = registry.open();
         if before != (keys, api) {
-            metrics::CIRCUIT_BREAKERS_OPEN.set1(Scope::OwnerToolkit.as_str(), keys as f64);
-            metrics::CIRCUIT_BREAKERS_OPEN.set1(Scope::Api.as_str(), f64::from(u8::from(api)));
+            metrics::CIRCUIT_BREAKERS_OPEN.set([Scope::OwnerToolkit.as_str()], keys as f64);
+            metrics::CIRCUIT_BREAKERS_OPEN.set([Scope::Api.as_str()], f64::from(u8::from(api)));
             match (before.1, api) {
                 (false, true) => tracing::warn!(
                     "the circuit breaker of the tool API opened: calls of several owners in a row got no answer, so \

@@ -36,7 +36,7 @@ pub(super) async fn write(shared: &Shared, finishes: Vec<Finish>) -> Result<Path
     };
     let (worker, count) = (shared.options.id, finishes.len() as u64);
     let path = blocking(move || folder.write(worker, &finishes)).await.map_err(|error| chain(&error))?;
-    metrics::JOURNAL_RECORDS.add1("written", count);
+    metrics::JOURNAL_RECORDS.add(["written"], count);
     Ok(path)
 }
 
@@ -87,7 +87,7 @@ async fn replay_file(shared: &Shared, folder: &Folder, path: &Path) -> io::Resul
     };
     let Replayed { applied, fenced, unknown } = replay_results(shared, finishes).await;
     for (result, count) in [("replayed", applied), ("fenced", fenced), ("unknown", unknown)] {
-        metrics::JOURNAL_RECORDS.add1(result, count);
+        metrics::JOURNAL_RECORDS.add([result], count);
     }
     if applied > 0 {
         shared.deps.relay_wake.notify_one();
@@ -110,7 +110,7 @@ async fn replay_file(shared: &Shared, folder: &Folder, path: &Path) -> io::Resul
 async fn set_aside(folder: &Folder, path: &Path, unreadable: Unreadable) -> io::Result<()> {
     let (folder, file) = (folder.clone(), path.to_owned());
     let aside = blocking(move || folder.set_aside(&file)).await?;
-    metrics::UNREADABLE_JOURNALS.add(1);
+    metrics::UNREADABLE_JOURNALS.add([], 1);
     let what = match unreadable {
         Unreadable::Damaged => {
             "a journal is damaged and is kept: its jobs are left to the rescue; look for held jobs (`errand jobs list \

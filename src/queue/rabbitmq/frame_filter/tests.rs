@@ -6,7 +6,7 @@ use proptest::{collection::vec, prelude::*};
 use super::{
     FrameFilter, MIN_LIMIT, UNREADABLE_HEADER,
     content_header::{CUT_HEADER, MAX_DEPTH, REPLACEMENT_OVERHEAD, are_readable},
-    frame::{BODY, CONTENT_HEAD, FRAME_END, FRAME_HEAD, HEADER, HEARTBEAT, MAX_FRAME, METHOD},
+    frame::{BODY, CONTENT_HEAD, FRAME_END, FRAME_HEAD, HEARTBEAT, MAX_FRAME, METHOD},
     method::DELIVER,
     samples::*,
 };
@@ -177,17 +177,6 @@ fn a_content_header_passes_up_to_the_agreed_limit() {
         let replaced = out.strip_prefix(&tune(u32::try_from(limit).unwrap())[..]).unwrap();
         assert!(replaced.len() <= limit);
         assert_eq!(original(replaced), (properties[..limit - REPLACEMENT_OVERHEAD].to_vec(), true));
-    }
-}
-
-#[test]
-fn what_is_no_stream_of_frames_passes() {
-    let mut no_end = content(&bad()[0]);
-    *no_end.last_mut().unwrap() = 0;
-    let other_version = [&b"AMQP\0\0\x09\x02"[..], &framed(METHOD, b"x")].concat();
-    for stream in [&b"HTTP/1.1 400 Bad Request"[..], &no_end, &other_version, &framed(HEADER, b"short")] {
-        assert_eq!(filtered(stream, &[usize::MAX]), stream);
-        assert_eq!(filtered(stream, &[1]), stream);
     }
 }
 
