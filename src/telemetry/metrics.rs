@@ -193,7 +193,7 @@ impl LaneMetrics {
         }
     }
 
-    /// An attempt took so long from the first byte to its judgement.
+    /// An attempt took so long from the first byte until it was classified.
     pub(crate) fn attempted(&self, outcome: AttemptOutcome, seconds: f64) {
         match outcome {
             AttemptOutcome::Succeeded => self.attempt_succeeded.record(seconds),

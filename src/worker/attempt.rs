@@ -95,7 +95,7 @@ async fn call(shared: &Shared, job: &mut RunningJob, binding: &Binding, timeout:
     job.is_sent = true;
     tokio::select! {
         biased;
-        reply = shared.deps.api.execute(&call) => Some(reply),
+        reply = shared.services.api.execute(&call) => Some(reply),
         () = shared.interrupt.cancelled() => None,
         never = shared.crash.during_call() => match never {},
     }

@@ -79,7 +79,7 @@ pub(super) async fn retire(shared: &Shared, countdown: &mut Countdown, heartbeat
     let retire = async {
         // A beat that is under way would bring the row back.
         let _ended = heartbeat.await;
-        shared.deps.store.retire(shared.options.id).await
+        shared.services.store.retire(shared.options.id).await
     };
     let retired = countdown.within(|times| times.end.min(begun + RETIRE), retire).await;
     if !matches!(retired, Some(Ok(()))) {

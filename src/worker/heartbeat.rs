@@ -14,7 +14,7 @@ pub(super) async fn run(shared: Arc<Shared>, end: CancellationToken) {
     let mut away = false;
     while !end.is_cancelled() {
         let sent = Instant::now();
-        let beat = shared.deps.store.beat(shared.options.id, &shared.options.name);
+        let beat = shared.services.store.beat(shared.options.id, &shared.options.name);
         let wait = match tokio::time::timeout(every, beat).await {
             Ok(Ok(())) => {
                 shared.lease.beat(sent);

@@ -85,7 +85,8 @@ impl Intake {
             metrics::CLAIM_BATCH.record([], batch.len() as f64);
             let started = Instant::now();
             let claims: Vec<Claim> = batch.iter().map(|admitted| admitted.claim.clone()).collect();
-            let written = persist.until_taken(|| shared.deps.store.claim(shared.options.id, &claims)).await;
+            let written =
+                persist.until_taken(|| shared.services.store.claim(shared.options.id, &claims)).await;
             if written.is_ok() {
                 metrics::CLAIM_DURATION.record([], started.elapsed().as_secs_f64());
             }
@@ -99,7 +100,7 @@ impl Intake {
     async fn keep(&self, rejected: Vec<Rejected>) -> bool {
         let persist = &self.persist("rejected messages could not be kept");
         let write = |batch: Vec<Rejected>| async move {
-            let store = &persist.shared.deps.store;
+            let store = &persist.shared.services.store;
             let mut kept = persist.until_taken(|| store.reject(&batch)).await;
             if let (Err(NotTaken::Refused(_)), [message]) = (&kept, &batch[..]) {
                 let (plain, persist) =
@@ -130,14 +131,14 @@ impl Intake {
                 return None;
             }
             Ok(Claimed::Scheduled) => {
-                self.shared.deps.relay_wake.notify_one();
+                self.shared.services.relay_wake.notify_one();
                 "scheduled"
             }
             Ok(Claimed::Ended { state, kind }) => {
                 self.metrics.finished(None, state.as_str());
                 tracing::debug!(job.id = %claim.spec.id, kind = %kind, state = %state, "ended without a call");
                 if claim.spec.reply_to.is_some() {
-                    self.shared.deps.relay_wake.notify_one();
+                    self.shared.services.relay_wake.notify_one();
                 }
                 "ended"
             }

@@ -68,7 +68,7 @@ impl Lane {
         let mut consumer = tokio::select! {
             biased;
             () = stop.cancelled() => return Ok(()),
-            consumer = shared.deps.queue.consume(name, self.prefetch) => consumer?,
+            consumer = shared.services.queue.consume(name, self.prefetch) => consumer?,
         };
         let settler = consumer.settler();
         tracing::info!(queue = %name, prefetch = self.prefetch, "consuming");
@@ -103,7 +103,7 @@ impl Lane {
         let mut detector = StallDetector::default();
         loop {
             tokio::time::sleep(CHECK_INTERVALS.wait(renewals + 1, fastrand::f64())).await;
-            let seen = shared.deps.queue.depth(name).await;
+            let seen = shared.services.queue.depth(name).await;
             if let Err(stall) = detector.observe(&seen) {
                 metrics::SUBSCRIPTIONS_RENEWED.add([name.as_str()], 1);
                 let sentence = format!("nothing comes through the subscription: {stall}");

@@ -68,8 +68,8 @@ pub struct Worker {
 
 impl Worker {
     /// Prepares a worker; nothing happens before [`Self::run`].
-    pub fn new(deps: Services, resolver: Arc<Resolver>, options: Options) -> Self {
-        let (shared, runners) = Shared::new(deps, resolver, options);
+    pub fn new(services: Services, resolver: Arc<Resolver>, options: Options) -> Self {
+        let (shared, runners) = Shared::new(services, resolver, options);
         Self { shared: Arc::new(shared), runners }
     }
 

@@ -143,7 +143,7 @@ pub(super) async fn run_finishes(shared: Arc<Shared>, runner: Runner<Finish, Fin
 pub(super) async fn run_bindings(shared: Arc<Shared>, runner: Runner<Bind, Bound>) {
     let persist = &Persist::new(&shared, "bindings could not be written");
     let write = |batch: Vec<Bind>| async move {
-        let written = persist.until_taken(|| persist.shared.deps.store.bind(&batch)).await;
+        let written = persist.until_taken(|| persist.shared.services.store.bind(&batch)).await;
         let written = each(&batch, written);
         (batch, written)
     };
@@ -170,7 +170,7 @@ pub(super) fn each<T, A>(
 pub(super) async fn write_finishes(shared: &Shared, batch: Vec<Finish>) -> (Vec<Finished>, Vec<Finish>) {
     let persist = &Persist::new(shared, "results could not be written");
     let write = |batch: Vec<Finish>| async move {
-        let written = match (persist.until_taken(|| shared.deps.store.finish(&batch)).await, &batch[..]) {
+        let written = match (persist.until_taken(|| shared.services.store.finish(&batch)).await, &batch[..]) {
             (Err(NotTaken::Refused(error)), [finish]) => {
                 unstorable(persist, finish, &error).await.map(|finished| vec![finished])
             }
@@ -202,7 +202,7 @@ async fn unstorable(
         if !keeps_log_id {
             failed[0].attempt.log_id = None;
         }
-        match persist.until_taken(|| persist.shared.deps.store.finish(&failed)).await {
+        match persist.until_taken(|| persist.shared.services.store.finish(&failed)).await {
             Ok(written) => return written.into_iter().next().ok_or(NotTaken::GivenUp),
             Err(NotTaken::GivenUp) => return Err(NotTaken::GivenUp),
             Err(NotTaken::Refused(_)) => {}

@@ -18,7 +18,7 @@ pub(super) async fn record(shared: &Shared, job: RunningJob, end: AttemptEnd) {
         version: job.receipt.binding.as_ref().map(|binding| binding.version.clone()),
         at: job.started_at,
     };
-    let (attempt, ending) = end.record(started, shared.deps.clock.now());
+    let (attempt, ending) = end.record(started, shared.services.clock.now());
     let finish = Finish { id: job.spec.id, fence: job.receipt.fence, by: By::Holder, attempt, ending };
     shared.crash.pass(CrashPoint::AfterCall);
     let Some(finished) = submit(shared, finish).await else {
@@ -63,10 +63,10 @@ fn applied(shared: &Shared, job: &RunningJob, state: State) {
     let toolkit = job.receipt.binding.as_ref().map(|binding| binding.toolkit.as_str());
     job.metrics.finished(toolkit, state.as_str());
     if state.is_final() {
-        let took = shared.deps.clock.now().duration_since(job.due_at).as_secs_f64().max(0.0);
+        let took = shared.services.clock.now().duration_since(job.due_at).as_secs_f64().max(0.0);
         job.metrics.job_duration.record(took);
     }
     if !state.is_final() || job.spec.reply_to.is_some() {
-        shared.deps.relay_wake.notify_one();
+        shared.services.relay_wake.notify_one();
     }
 }

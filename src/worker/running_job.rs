@@ -37,7 +37,7 @@ impl RunningJob {
         claim: Claim,
         receipt: ClaimReceipt,
     ) -> Self {
-        let started_at = shared.deps.clock.now();
+        let started_at = shared.services.clock.now();
         let due_at = first_due(&claim.spec, receipt.created_at, started_at);
         if receipt.attempt == 1 {
             let waited = started_at.duration_since(due_at).as_secs_f64().max(0.0);
@@ -62,7 +62,7 @@ impl RunningJob {
 
     /// By what an ending of the attempt is decided now.
     pub(super) fn policy(&self, shared: &Shared) -> EndingPolicy {
-        let since = shared.deps.clock.now().duration_since(self.started_at);
+        let since = shared.services.clock.now().duration_since(self.started_at);
         let spending = Spending {
             budget: self.spec.budget,
             attempt: self.receipt.attempt,

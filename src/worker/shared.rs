@@ -68,7 +68,7 @@ pub(super) struct Runners {
 
 #[derive(Debug)]
 pub(super) struct Shared {
-    pub(super) deps: Services,
+    pub(super) services: Services,
     pub(super) resolver: Arc<Resolver>,
     pub(super) options: Options,
     pub(super) health: Arc<Health>,
@@ -94,7 +94,7 @@ pub(super) struct Shared {
 }
 
 impl Shared {
-    pub(super) fn new(deps: Services, resolver: Arc<Resolver>, options: Options) -> (Self, Runners) {
+    pub(super) fn new(services: Services, resolver: Arc<Resolver>, options: Options) -> (Self, Runners) {
         let (finishes, finish_runner) = group_commit::group_commit(FINISH_BATCH);
         let (bindings, binding_runner) = group_commit::group_commit(CLAIM_BATCH);
         let lanes = options.lanes.iter().map(|(name, _)| name.clone()).collect();
@@ -113,7 +113,7 @@ impl Shared {
             unwritten: Mutex::default(),
             finishes,
             bindings,
-            deps,
+            services,
             resolver,
             options,
         };

@@ -50,7 +50,7 @@ fn verdict(classified: &Classified) -> (&'static str, Option<ErrorKind>) {
     }
 }
 
-fn judge(effect: Effect, status: u16, body: &str) -> Classified {
+fn meaning(effect: Effect, status: u16, body: &str) -> Classified {
     classify(reply(status, body), &context(&owner(), effect, Some("ca_1"), false))
 }
 
@@ -61,17 +61,20 @@ fn slug(code: i64, slug: &str) -> String {
 #[test]
 fn a_success_needs_status_field_and_silence() {
     let good = r#"{"data":{"a":1},"error":null,"successful":true,"log_id":"log_1","session_info":{},"x":1}"#;
-    let classified = judge(Effect::Once, 200, good);
+    let classified = meaning(Effect::Once, 200, good);
     assert_eq!(classified.outcome, AttemptOutcome::Succeeded);
     assert_eq!(classified.log_id.as_deref(), Some("log_1"));
     assert!(matches!(classified.next, Next::Succeed { result } if result.get() == r#"{"a":1}"#));
-    assert_eq!(verdict(&judge(Effect::Once, 200, r#"{"successful":true}"#)).0, "succeed");
-    assert_eq!(verdict(&judge(Effect::Once, 206, r#"{"successful":true,"error":" "}"#)).0, "succeed");
+    assert_eq!(verdict(&meaning(Effect::Once, 200, r#"{"successful":true}"#)).0, "succeed");
+    assert_eq!(verdict(&meaning(Effect::Once, 206, r#"{"successful":true,"error":" "}"#)).0, "succeed");
 
-    assert_eq!(verdict(&judge(Effect::Once, 200, r#"{"data":{},"successful":true,"error":"no"}"#)).0, "fail");
-    assert_eq!(verdict(&judge(Effect::Once, 200, r#"{"data":{},"successfull":true}"#)).0, "fail");
+    assert_eq!(
+        verdict(&meaning(Effect::Once, 200, r#"{"data":{},"successful":true,"error":"no"}"#)).0,
+        "fail"
+    );
+    assert_eq!(verdict(&meaning(Effect::Once, 200, r#"{"data":{},"successfull":true}"#)).0, "fail");
     for status in [300, 400, 404, 429, 500] {
-        assert_eq!(verdict(&judge(Effect::Once, status, good)).0, "unknown", "{status}");
+        assert_eq!(verdict(&meaning(Effect::Once, status, good)).0, "unknown", "{status}");
     }
 }
 
@@ -113,7 +116,7 @@ fn a_failed_tool_is_repeated_only_where_the_provider_did_nothing_or_repeating_is
     ];
     for (body, safe, once, kind) in rows {
         for (effect, expected) in [(Effect::Safe, safe), (Effect::Idempotent, safe), (Effect::Once, once)] {
-            let classified = judge(effect, 200, &body);
+            let classified = meaning(effect, 200, &body);
             assert_eq!(verdict(&classified), (expected, Some(kind)), "{effect} {body}");
             assert_eq!(classified.outcome, AttemptOutcome::ToolFailed);
             assert_eq!(classified.log_id.as_deref(), Some("log_1"));
@@ -175,7 +178,7 @@ fn refusals_go_by_slug_then_code_then_status() {
     ];
     for (status, body, expected, kind) in rows {
         for effect in ALL {
-            let classified = judge(effect, status, &body);
+            let classified = meaning(effect, status, &body);
             assert_eq!(verdict(&classified), (expected, Some(kind)), "{effect} {status} {body}");
             let ran = !matches!(classified.outcome, AttemptOutcome::Refused | AttemptOutcome::Throttled);
             assert!(!ran, "{status} {body} means that nothing ran");
@@ -252,7 +255,7 @@ fn a_missing_account_waits_for_a_connection_unless_one_was_sent() {
 fn errors_say_what_to_change_and_hide_keys() {
     let body = r#"{"error":{"message":"no account, key ak_live_123456","code":1810,
         "slug":"ActionExecute_ConnectedAccountNotFound","suggested_fix":"Connect it."}}"#;
-    let classified = judge(Effect::Once, 400, body);
+    let classified = meaning(Effect::Once, 400, body);
     assert!(classified.account_is_gone());
     let Next::Stop(Stop::Connect { error, .. }) = classified.next else { panic!("not held") };
     for part in ["`org_id` org_1", "`github`", "no account, key ak_***", "suggested fix: Connect it."] {

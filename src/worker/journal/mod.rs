@@ -90,7 +90,7 @@ async fn replay_file(shared: &Shared, folder: &Folder, path: &Path) -> io::Resul
         metrics::JOURNAL_RECORDS.add([result], count);
     }
     if applied > 0 {
-        shared.deps.relay_wake.notify_one();
+        shared.services.relay_wake.notify_one();
     }
     if unknown > 0 {
         tracing::error!(
@@ -142,7 +142,7 @@ async fn replay_results(shared: &Shared, finishes: Vec<Finish>) -> Replayed {
                 // Somebody else has claimed the job, or it is not there, which may be because this is another database.
                 Finished::Fenced => {
                     let persist = Persist::new(shared, "a job could not be read");
-                    match persist.until_taken(|| shared.deps.store.job(id)).await {
+                    match persist.until_taken(|| shared.services.store.job(id)).await {
                         Ok(Some(_)) => replayed.fenced += 1,
                         Ok(None) | Err(_) => replayed.unknown += 1,
                     }
