@@ -30,12 +30,6 @@ pub(super) struct Intake {
     pub(super) stop: CancellationToken,
 }
 
-struct Admitted {
-    claim: Claim,
-    /// Kept for the case that the database refuses the job for what it contains.
-    delivery: Delivery,
-}
-
 impl Intake {
     /// Takes deliveries to their end: rejected, claimed or given back. `false` when the lane should stop.
     pub(super) async fn take(
@@ -46,21 +40,26 @@ impl Intake {
     ) -> bool {
         let tokens: Vec<Token> = deliveries.iter().map(|delivery| delivery.token).collect();
         let mut rejected = Vec::new();
-        let mut admitted = Vec::with_capacity(deliveries.len());
+        let (mut claims, mut admitted) =
+            (Vec::with_capacity(deliveries.len()), Vec::with_capacity(deliveries.len()));
         for delivery in deliveries {
             match admit(&self.shared, &self.lane, &delivery) {
-                Ok(claim) => admitted.push(Admitted { claim, delivery }),
+                Ok(claim) => {
+                    claims.push(claim);
+                    admitted.push(delivery);
+                }
                 Err(error) => rejected.push(reject(&self.lane, &delivery, error)),
             }
         }
 
-        let (claimed, in_doubt) = self.claim(admitted).await;
-        for (admitted, answer) in claimed {
-            rejected.extend(self.start(admitted, answer, &mut slots));
+        let (claimed, in_doubt) = self.claim(claims).await;
+        // In the order of the claims, of which those in doubt are the last.
+        for ((claim, answer), delivery) in claimed.into_iter().zip(&admitted) {
+            rejected.extend(self.start(claim, answer, delivery, &mut slots));
         }
         drop(slots);
         // The store may have taken what is in doubt, and nobody is going to run it here.
-        self.shared.note_in_flight(in_doubt.iter().map(|admitted| admitted.claim.spec.id));
+        self.shared.note_in_flight(in_doubt.iter().map(|claim| claim.spec.id));
         if !in_doubt.is_empty() || !self.keep(rejected).await {
             // What was claimed is recorded, so its redelivery is a duplicate; the rest comes again.
             self.give_back(settler, tokens).await;
@@ -73,27 +72,23 @@ impl Intake {
         true
     }
 
-    /// Claims deliveries in one write. An error is why the database refuses what a job contains; deliveries without an
-    /// answer are in doubt.
-    async fn claim(
-        &self,
-        admitted: Vec<Admitted>,
-    ) -> (Vec<(Admitted, Result<Claimed, StoreError>)>, Vec<Admitted>) {
+    /// Claims in one write. An error is why the database refuses what a job contains; claims without an answer are in
+    /// doubt.
+    async fn claim(&self, claims: Vec<Claim>) -> (Vec<(Claim, Result<Claimed, StoreError>)>, Vec<Claim>) {
         let (shared, persist) = (&*self.shared, &self.persist("claiming failed"));
-        let write = |batch: Vec<Admitted>| async move {
+        let write = |batch: Vec<Claim>| async move {
             shared.crash.pass(CrashPoint::BeforeClaim);
             metrics::CLAIM_BATCH.record([], batch.len() as f64);
             let started = Instant::now();
-            let claims: Vec<Claim> = batch.iter().map(|admitted| admitted.claim.clone()).collect();
             let written =
-                persist.until_taken(|| shared.services.store.claim(shared.options.id, &claims)).await;
+                persist.until_taken(|| shared.services.store.claim(shared.options.id, &batch)).await;
             if written.is_ok() {
                 metrics::CLAIM_DURATION.record([], started.elapsed().as_secs_f64());
             }
             let answers = each(&batch, written);
             (batch, answers)
         };
-        bisect(admitted, write).await
+        bisect(claims, write).await
     }
 
     /// Keeps rejected messages; where the database refuses their text, their bytes alone. `false` if some are not kept.
@@ -116,11 +111,11 @@ impl Intake {
     /// Starts a job that was claimed, or counts why it was not. Returns a message that is rejected after all.
     fn start(
         &self,
-        admitted: Admitted,
+        claim: Claim,
         answer: Result<Claimed, StoreError>,
+        delivery: &Delivery,
         slots: &mut OwnedSemaphorePermit,
     ) -> Option<Rejected> {
-        let Admitted { claim, delivery } = admitted;
         let result = match answer {
             Ok(Claimed::Running(receipt)) => {
                 if let Some(slot) = slots.split(1) {
@@ -150,12 +145,12 @@ impl Intake {
             Ok(Claimed::Conflict(conflict)) => {
                 metrics::CLAIMS.add([self.lane.as_str(), "conflict"], 1);
                 let error = EnvelopeError::new(conflict.reason(), conflict.message());
-                return Some(reject(&self.lane, &delivery, error));
+                return Some(reject(&self.lane, delivery, error));
             }
             Err(error) => {
                 let message = format!("the database refuses the job for a value in it: {error}");
                 let error = EnvelopeError::new(EnvelopeReason::BadValue, message);
-                return Some(reject(&self.lane, &delivery, error));
+                return Some(reject(&self.lane, delivery, error));
             }
         };
         metrics::CLAIMS.add([self.lane.as_str(), result], 1);
