@@ -3,7 +3,7 @@
 //! A span is made for every attempt, and hardly any of them is ever logged. The subscriber's own formatter for JSON
 //! builds a map of values for each, which cost more than the rest of the span.
 
-use std::fmt;
+use std::fmt::{self, Write as _};
 
 use tracing::{
     field::{Field, Visit},
@@ -14,51 +14,46 @@ use tracing_subscriber::{
     fmt::{FormatFields, FormattedFields, format::Writer},
 };
 
+/// More bytes than the fields of an attempt take.
+const CAPACITY: usize = 256;
+
 /// Formats the fields of spans, for a layer that writes JSON.
 #[derive(Debug)]
 pub(super) struct SpanFields;
 
 impl<'writer> FormatFields<'writer> for SpanFields {
     fn format_fields<R: RecordFields>(&self, mut writer: Writer<'writer>, fields: R) -> fmt::Result {
-        writer.write_char('{')?;
-        let mut object = Object { writer, is_empty: true, written: Ok(()) };
+        let mut object = Object(String::with_capacity(CAPACITY));
+        object.0.push('{');
         fields.record(&mut object);
-        object.close()
+        object.0.push('}');
+        // At once, so that the span's own text does not grow piece by piece.
+        writer.write_str(&object.0)
     }
 
     fn add_fields(&self, current: &'writer mut FormattedFields<Self>, fields: &Record<'_>) -> fmt::Result {
         // Without the closing brace the object goes on. A name that comes twice counts with its last value.
         current.fields.pop();
-        let is_empty = current.fields == "{";
-        let mut object = Object { writer: current.as_writer(), is_empty, written: Ok(()) };
+        let mut object = Object(std::mem::take(&mut current.fields));
         fields.record(&mut object);
-        object.close()
+        object.0.push('}');
+        current.fields = object.0;
+        Ok(())
     }
 }
 
-struct Object<'writer> {
-    writer: Writer<'writer>,
-    is_empty: bool,
-    written: fmt::Result,
-}
+/// A JSON object that is being written.
+struct Object(String);
 
-impl Object<'_> {
-    fn close(mut self) -> fmt::Result {
-        self.written?;
-        self.writer.write_char('}')
-    }
-
+impl Object {
     fn add(&mut self, field: &Field, value: fmt::Arguments<'_>) {
-        if self.written.is_ok() {
-            let comma = if self.is_empty { "" } else { "," };
-            let name = field.name().trim_start_matches("r#");
-            self.written = write!(self.writer, "{comma}\"{name}\":{value}");
-            self.is_empty = false;
-        }
+        let comma = if self.0.len() > 1 { "," } else { "" };
+        let name = field.name().trim_start_matches("r#");
+        write!(self.0, "{comma}\"{name}\":{value}").expect("writing to a string does not fail");
     }
 }
 
-impl Visit for Object<'_> {
+impl Visit for Object {
     fn record_f64(&mut self, field: &Field, value: f64) {
         if value.is_finite() {
             self.add(field, format_args!("{value}"));
