@@ -83,7 +83,7 @@ pub(crate) async fn run(args: Args, mut config: Config) -> Result<Exit> {
 }
 
 /// Switches to the embedded backends on this file and a journal beside it, with the defaults of development: newest
-/// versions are frozen, and the owner `default` is allowed. Returns the store's URL.
+/// versions are bound, and the owner `default` is allowed. Returns the store's URL.
 pub(super) fn embed(config: &mut Config, database: &std::path::Path) -> String {
     let url = format!("sqlite://{}", database.display());
     config.store.url = url.clone().into();

@@ -28,14 +28,14 @@ pub trait Claims: fmt::Debug + Send + Sync {
     /// * With a [`Claim::stop`] the job becomes `failed` or `held` instead of `running`
     ///   ([`Claimed::Ended`]), with that error. Expiry and schedule matter only without one.
     /// * Counts of attempts stay at their highest value, so that no claim fails for them.
-    /// * What was frozen earlier wins over [`Claim::binding`]; what is offered is kept only where the
+    /// * What was bound earlier wins over [`Claim::binding`]; what is offered is kept only where the
     ///   job becomes `running` and had nothing.
     /// * Within one batch, the first of several claims of the same ID wins; the others are duplicates.
     async fn claim(&self, worker: WorkerId, batch: &[Claim]) -> Result<Vec<Claimed>>;
 
     /// Records pin, account and effect of running jobs that were claimed without them, or without an
     /// account, before anything is sent. `false` for a job that the caller no longer holds (fenced), or for which
-    /// something else was frozen before; it must then not be sent.
+    /// something else was bound before; it must then not be sent.
     async fn bind(&self, batch: &[Bind]) -> Result<Vec<bool>>;
 }
 
@@ -87,7 +87,7 @@ pub struct ClaimReceipt {
     pub attempt: u32,
     /// Attempts charged so far, this one not included.
     pub spent: u32,
-    /// Decided earlier or with this claim; `None` means that the worker must decide and freeze.
+    /// Decided earlier or with this claim; `None` means that the worker must decide and bind.
     pub binding: Option<Binding>,
     /// When the store first knew the job.
     pub created_at: Timestamp,

@@ -21,7 +21,7 @@ pub trait Finishes: fmt::Debug + Send + Sync {
     ///   the record of the rescue and what the rescue charged to `spent`.
     /// * [`By::Rescuer`] is never late: it applies to `running` jobs of workers that are still lost, and
     ///   otherwise changes and records nothing. With the outcome `interrupted` it says that nothing was sent,
-    ///   which applies only while the job is not frozen.
+    ///   which applies only while the job is not bound.
     /// * Otherwise [`Finished::Fenced`]: only the attempt record changes (the one of the same number
     ///   and request ID is replaced by the later knowledge, unless it already has a definite outcome,
     ///   which is any but `unknown` and `lost`).

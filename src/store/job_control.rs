@@ -29,7 +29,7 @@ pub trait JobControl: fmt::Debug + Send + Sync {
     async fn cancel(&self, id: JobId, by: &str) -> Result<Decided>;
 
     /// Runs a failed or cancelled job again, with a fresh attempt budget, or makes a waiting one due
-    /// now ([`crate::job::Transition::Restart`]). Its error is forgotten; what was frozen stays.
+    /// now ([`crate::job::Transition::Restart`]). Its error is forgotten; its binding stays.
     async fn restart(&self, id: JobId, by: &str) -> Result<Decided>;
 
     /// Lets a held job go. The result of one that a person marks as succeeded is JSON `null`. One that

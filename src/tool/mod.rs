@@ -75,7 +75,7 @@ pub struct Call {
     /// Tool, owner, and `arguments` or `text`.
     pub spec: Arc<JobSpec>,
     pub version: String,
-    /// The frozen account, unless the tool needs none.
+    /// The bound account, unless the tool needs none.
     pub account: Option<String>,
     /// For the whole attempt, connecting included.
     pub timeout: Duration,

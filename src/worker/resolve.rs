@@ -1,4 +1,4 @@
-//! Decides what is frozen with a job: toolkit, version, account and effect.
+//! Decides what a job is bound to: toolkit, version, account and effect.
 //!
 //! On the hot path everything is remembered ([`Resolver::decide_cached`]); a job for which something must be looked up
 //! is claimed first and decided afterwards ([`Resolver::decide`]), so that a slow tool API never holds a delivery.

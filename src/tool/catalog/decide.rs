@@ -143,7 +143,7 @@ impl Decider<'_> {
         Ok(None)
     }
 
-    /// The version that is pinned for the toolkit of a description, or that is frozen for want of a pin.
+    /// The version that is pinned for the toolkit of a description, or that is chosen for want of a pin.
     fn pinned_version(
         &self,
         probe: &ToolInfo,

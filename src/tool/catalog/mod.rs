@@ -91,7 +91,7 @@ impl Catalog {
         }
     }
 
-    /// The decision for a job. The version that is decided here must be frozen with the job: the
+    /// The decision for a job. The version that is decided here must be bound to the job: the
     /// next decision may differ.
     ///
     /// # Errors

@@ -1,4 +1,4 @@
-//! Claims, and what is frozen under them.
+//! Claims, and what is bound under them.
 
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
@@ -180,7 +180,7 @@ on_every_backend!(a_refused_job_fails_and_a_held_job_is_parked, async |t| {
     }
 });
 
-on_every_backend!(what_was_frozen_first_wins, async |t| {
+on_every_backend!(what_was_bound_first_wins, async |t| {
     let spec = job(json!({}));
     let first = Claim { binding: Some(binding("1")), ..claim(&spec) };
     let receipt = running(t.claim(&first).await);

@@ -229,7 +229,7 @@ on_every_backend!(a_rescue_leaves_living_workers_alone, async |t| {
     assert_eq!(t.outcomes(spec.id).await, [Some(AttemptOutcome::Succeeded)]);
 });
 
-// The rescuer saw a job that was not frozen, of which nothing can have been sent; then its worker came back.
+// The rescuer saw a job that was not bound, of which nothing can have been sent; then its worker came back.
 on_every_backend!(a_rescue_that_missed_the_freeze_changes_nothing, async |t| {
     let spec = job(json!({}));
     let run = t.run(&spec).await;
