@@ -143,6 +143,7 @@ impl Relay {
         let messages = replies
             .iter()
             .map(|job| Message {
+                // The store takes no job without an address; if it did, the broker would say that there is no such queue.
                 to: Address::Reply(job.spec.reply_to.clone().unwrap_or_default()),
                 body: serde_json::to_vec(&job_json::job_json(job, None)).unwrap_or_default().into(),
                 properties: Properties {
