@@ -21,6 +21,10 @@ use crate::{
 /// What a busy machine may add to a budget.
 const MARGIN: Duration = Duration::from_secs(4);
 
+/// A budget of which 2.5 seconds are left for the journal, because the disk of a machine that has just compiled may take
+/// more than one to sync a file. In seconds.
+const JOURNALING: &str = "25";
+
 /// A harness whose database can be killed.
 async fn fragile(hint: &str, faults: &str) -> (Postgres, Harness) {
     let server = support::start_postgres(postgres::Options::default()).await;
@@ -48,14 +52,14 @@ fn outcomes(job: &Value) -> Vec<&str> {
 #[tokio::test(flavor = "multi_thread")]
 async fn results_that_a_dead_database_cannot_take_are_written_by_the_next_worker() {
     let (server, harness) = fragile("journal", "[[fault]]\nkind = \"latency\"\nfixed_ms = 4000\n").await;
-    let mut worker = harness.worker(&[("ERRAND__WORKER__DRAIN_SECS", "10")]).await;
+    let mut worker = harness.worker(&[("ERRAND__WORKER__DRAIN_SECS", JOURNALING)]).await;
     let ids: Vec<String> = (0..20).map(|_| id()).collect();
     harness.publish(&ids.iter().map(|id| send("user-1").named(id)).collect::<Vec<_>>()).await;
     harness.called(20).await;
     server.kill9().await.unwrap();
     let begun = Instant::now();
     let status = worker.stop().await;
-    assert!(begun.elapsed() < Duration::from_secs(10) + MARGIN, "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(25) + MARGIN, "{:?}", begun.elapsed());
     assert!(status.success(), "nothing is left: {}", worker.log());
     assert_eq!(phases(&worker), ["draining", "interrupting", "journaling", "closing"]);
     let files = journal(&harness);
@@ -79,7 +83,7 @@ async fn results_that_a_dead_database_cannot_take_are_written_by_the_next_worker
 /// A harness whose journal has the results of these calls.
 async fn journaled(hint: &str) -> (Postgres, Harness, Vec<String>) {
     let (server, harness) = fragile(hint, "[[fault]]\nkind = \"latency\"\nfixed_ms = 2000\n").await;
-    let mut worker = harness.worker(&[("ERRAND__WORKER__DRAIN_SECS", "10")]).await;
+    let mut worker = harness.worker(&[("ERRAND__WORKER__DRAIN_SECS", JOURNALING)]).await;
     let ids: Vec<String> = (0..20).map(|_| id()).collect();
     harness.publish(&ids.iter().map(|id| send("user-1").named(id)).collect::<Vec<_>>()).await;
     harness.called(20).await;
