@@ -168,7 +168,7 @@ pub fn audit_limits(config: &Config) -> AuditLimits {
 pub(super) fn connections(config: &Config) -> connections::Options {
     let connections = &config.connections;
     connections::Options {
-        looks: connections.enabled,
+        enabled: connections.enabled,
         poll: Duration::from_millis(connections.poll_ms),
         batch: connections.batch,
         intervals: waits(connections.first_ms, connections.max_ms).with_jitter(0.3),

@@ -30,10 +30,10 @@ const PAGE: usize = 500;
 #[derive(Debug, Clone, Copy)]
 pub struct Options {
     /// Whether the tool API is asked at all; without it only the time of jobs is watched.
-    pub looks: bool,
+    pub enabled: bool,
     pub poll: Duration,
     pub batch: usize,
-    /// Waits between the looks for one connection.
+    /// Waits between the look-ups of one connection.
     pub intervals: Intervals,
 }
 
@@ -80,12 +80,12 @@ impl Connections {
     pub async fn run_once(&self) -> Result<usize, StoreError> {
         self.expire().await?;
         let is_quiet = lock(&self.quiet_until).is_some_and(|until| Instant::now() < until);
-        if !self.options.looks || is_quiet {
+        if !self.options.enabled || is_quiet {
             return Ok(0);
         }
         let taken = self.services.store.take_awaited(self.options.batch, TAKEN_FOR).await?;
         for (place, awaited) in taken.iter().enumerate() {
-            if awaited.looks == 0 {
+            if awaited.lookups == 0 {
                 // Whoever held the first job has just asked.
                 self.put_off(awaited, true).await?;
                 continue;
@@ -149,7 +149,7 @@ impl Connections {
     }
 
     async fn put_off(&self, awaited: &Awaited, keep_doubt: bool) -> Result<(), StoreError> {
-        let after = self.options.intervals.wait(awaited.looks.saturating_add(1), fastrand::f64());
+        let after = self.options.intervals.wait(awaited.lookups.saturating_add(1), fastrand::f64());
         self.services.store.put_off_awaited(awaited, after, keep_doubt).await
     }
 

@@ -47,7 +47,7 @@ pub struct Awaited {
     /// proves nothing.
     pub doubted: Option<String>,
     /// How often it was put off before.
-    pub looks: u32,
+    pub lookups: u32,
     /// The row, and how often jobs were parked in it.
     pub(crate) id: i64,
     pub(crate) parked: i64,

@@ -19,7 +19,7 @@ pub(super) struct FoundJob {
     pub(super) error_kind: Option<ErrorKind>,
     pub(super) worker_id: Option<Uuid>,
     pub(super) request_id: Option<Uuid>,
-    pub(super) settled_by: Option<Uuid>,
+    pub(super) ended_by: Option<Uuid>,
     /// What its holder knows, if it runs.
     pub(super) receipt: ClaimReceipt,
 }
@@ -47,7 +47,7 @@ impl FoundJob {
             return Some(duplicate);
         }
         // A claim whose answer was lost is told what became of it the first time.
-        let repeated = self.settled_by == request;
+        let repeated = self.ended_by == request;
         Some(match (self.state, self.error_kind) {
             (State::Available, _) => return None,
             (State::Running, _) if self.worker_id == Some(worker.0) && self.request_id == request => {

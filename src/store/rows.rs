@@ -95,7 +95,7 @@ pub(super) fn found(row: &impl StoreRow, by_key: bool) -> Result<FoundJob> {
         error_kind: row.parse_if_any("error_kind")?,
         worker_id: row.read("worker_id")?,
         request_id: row.read("request_id")?,
-        settled_by: row.read("settled_by")?,
+        ended_by: row.read("ended_by")?,
         receipt: receipt(row)?,
     })
 }
@@ -156,7 +156,7 @@ pub(super) fn awaited(row: &impl StoreRow) -> Result<Awaited> {
         toolkit: row.read("toolkit")?,
         account: (!account.is_empty()).then_some(account),
         doubted: row.read("doubted")?,
-        looks: row.count("looks")?,
+        lookups: row.count("lookups")?,
         id: row.read("id")?,
         parked: row.read("parked")?,
     })

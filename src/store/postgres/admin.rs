@@ -20,6 +20,7 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
     (2, "job_control", include_str!("../../../migrations/postgres/0002_job_control.sql")),
     (3, "connections", include_str!("../../../migrations/postgres/0003_connections.sql")),
     (4, "job_history", include_str!("../../../migrations/postgres/0004_job_history.sql")),
+    (5, "words", include_str!("../../../migrations/postgres/0005_words.sql")),
 ];
 
 statements! { Postgres:

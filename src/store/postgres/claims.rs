@@ -25,7 +25,7 @@ use crate::{
 
 statements! { Postgres:
     claim_new(specs: Rows<'_, Spec>, starts: Rows<'_, Start>, worker: Uuid, expired_message: &str) = "with claimed as (
-    insert into jobs ({spec}, state, created_at, due_at, fence, attempt, worker_id, request_id, started_at, settled_by,
+    insert into jobs ({spec}, state, created_at, due_at, fence, attempt, worker_id, request_id, started_at, ended_by,
         held_reason, {error}, {binding}, finished_at, reply_due_at, waits_for, waits_until)
     select {i.spec}, s.state, now(),
         case when s.state = 'scheduled' then i.run_at end,
@@ -67,7 +67,7 @@ statements! { Postgres:
         worker_id = case when s.state = 'running' then {worker}::uuid end,
         request_id = case when s.state = 'running' then i.request_id else j.request_id end,
         started_at = case when s.state = 'running' then now() else j.started_at end,
-        settled_by = case when s.state <> 'running' then i.request_id end,
+        ended_by = case when s.state <> 'running' then i.request_id end,
         held_reason = i.held_reason,
         error_kind = case when s.expired then 'expired' when s.state = 'running' then j.error_kind else i.error_kind end,
         error_message = case when s.expired then {expired_message} when s.state = 'running' then j.error_message else i.error_message end,

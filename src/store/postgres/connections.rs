@@ -34,7 +34,7 @@ statements! { Postgres:
         select id from awaited where look_at <= now() order by look_at limit {limit} for update skip locked)
     update awaited a set look_at = now() + {again_after}::bigint * interval '1 microsecond'
     from due where a.id = due.id
-    returning a.id, a.owner_kind, a.owner_id, a.toolkit, a.account, a.doubted, a.looks, a.parked";
+    returning a.id, a.owner_kind, a.owner_id, a.toolkit, a.account, a.doubted, a.lookups, a.parked";
 
     /// Connections that no job waits for. Whoever parks a job at the same time changes `parked`, and holds
     /// the row until the job can be seen.
@@ -44,7 +44,7 @@ statements! { Postgres:
     returning a.id";
 
     put_off(id: i64, parked: i64, again_after: i64, keep_doubt: bool) = "update awaited set
-        look_at = now() + {again_after}::bigint * interval '1 microsecond', looks = least(looks, 2147483646) + 1,
+        look_at = now() + {again_after}::bigint * interval '1 microsecond', lookups = least(lookups, 2147483646) + 1,
         doubted = case when {keep_doubt} or parked <> {parked} then doubted end
     where id = {id}";
 

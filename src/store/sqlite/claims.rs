@@ -27,7 +27,7 @@ use crate::{
 
 statements! { Sqlite:
     claim_new(spec: One<'_, Spec>, start: One<'_, Start>, state: &str, worker: Uuid, now: i64) = "insert into jobs
-        ({spec}, state, created_at, due_at, fence, attempt, worker_id, request_id, started_at, settled_by,
+        ({spec}, state, created_at, due_at, fence, attempt, worker_id, request_id, started_at, ended_by,
         held_reason, {error}, {binding}, finished_at, reply_due_at)
     values ({values spec}, {state}, {now},
         case when {state} = 'scheduled' then {run_at} end,
@@ -44,13 +44,13 @@ statements! { Sqlite:
 
     run_known(start: One<'_, Start>, id: Uuid, worker: Uuid, now: i64) = "update jobs set
         state = 'running', due_at = null, published = 0, fence = fence + 1, attempt = min(attempt, 2147483646) + 1,
-        worker_id = {worker}, request_id = {request_id}, started_at = {now}, settled_by = null,
+        worker_id = {worker}, request_id = {request_id}, started_at = {now}, ended_by = null,
         {each binding: @ = case when toolkit is null then {@} else @ end}
     where id = {id} and state = 'available'
     returning {receipt}";
 
     end_known(start: One<'_, Start>, id: Uuid, now: i64) = "update jobs set
-        state = {goes_to}, due_at = null, settled_by = {request_id}, held_reason = {held_reason},
+        state = {goes_to}, due_at = null, ended_by = {request_id}, held_reason = {held_reason},
         {each error: @ = {@}},
         finished_at = case when {goes_to} = 'failed' then {now} end,
         reply_due_at = case when {goes_to} = 'failed' and reply_to is not null then {now} end

@@ -31,7 +31,7 @@ statements! { Sqlite:
     on conflict (owner_kind, owner_id, toolkit, account)
     do update set parked = min(parked, 9223372036854775806) + 1, doubted = coalesce(excluded.doubted, doubted)";
 
-    due(now: i64, limit: i64) = "select id, owner_kind, owner_id, toolkit, account, doubted, looks, parked
+    due(now: i64, limit: i64) = "select id, owner_kind, owner_id, toolkit, account, doubted, lookups, parked
     from awaited where look_at <= {now} order by look_at limit +{limit}";
 
     take(id: i64, look_at: i64) = "update awaited set look_at = {look_at} where id = {id}";
@@ -40,7 +40,7 @@ statements! { Sqlite:
     where a.id = {id} and not exists (select 1 from jobs j where {is_job_of_awaited})";
 
     put_off(id: i64, parked: i64, look_at: i64, keep_doubt: bool) = "update awaited set look_at = {look_at},
-        looks = min(looks, 2147483646) + 1, doubted = case when {keep_doubt} or parked <> {parked} then doubted end
+        lookups = min(lookups, 2147483646) + 1, doubted = case when {keep_doubt} or parked <> {parked} then doubted end
     where id = {id}";
 
     waiting(id: i64, limit: i64) = "select j.id as id from awaited a join jobs j on {is_job_of_awaited}

@@ -18,7 +18,7 @@ impl Dialect for Sqlite {
         ("receipt", "fence, attempt, spent, {binding}, created_at, {now} - created_at as age"),
         (
             "found_job",
-            "id, owner_kind, owner_id, digest, state, error_kind, worker_id, request_id, settled_by, {receipt}",
+            "id, owner_kind, owner_id, digest, state, error_kind, worker_id, request_id, ended_by, {receipt}",
         ),
         // The most urgent first.
         (

@@ -57,7 +57,7 @@ on_every_backend!(jobs_that_wait_for_the_same_connection_are_asked_about_togethe
 
     let taken = t.store.take_awaited(10, LEASE).await.unwrap();
     let mut seen: Vec<_> =
-        taken.iter().map(|a| (a.owner.to_string(), &*a.toolkit, a.account.as_deref(), a.looks)).collect();
+        taken.iter().map(|a| (a.owner.to_string(), &*a.toolkit, a.account.as_deref(), a.lookups)).collect();
     seen.sort();
     assert_eq!(
         seen,
@@ -92,8 +92,8 @@ on_every_backend!(an_awaited_connection_is_given_to_one_process, async |t| {
     t.store.put_off_awaited(&here[0], Duration::ZERO, true).await.unwrap();
     t.store.put_off_awaited(&here[1], LEASE, true).await.unwrap();
     let again = awaited(&t).await;
-    assert_eq!((&again.owner, again.looks), (&here[0].owner, 1));
-    assert_eq!(awaited(&t).await.looks, 1, "what was taken and not decided is taken again");
+    assert_eq!((&again.owner, again.lookups), (&here[0].owner, 1));
+    assert_eq!(awaited(&t).await.lookups, 1, "what was taken and not decided is taken again");
 });
 
 on_every_backend!(a_connection_that_is_there_lets_its_jobs_go_in_pages, async |t| {

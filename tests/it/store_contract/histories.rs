@@ -87,13 +87,13 @@ on_every_backend!(counts_stay_at_their_maximum, async |t| {
     };
     let waiting = t.run(&job(json!({}))).await;
     t.finish(&waiting.end(connect(), AttemptOutcome::Interrupted)).await;
-    t.execute("update awaited set looks = 2147483647, parked = 9223372036854775807").await;
+    t.execute("update awaited set lookups = 2147483647, parked = 9223372036854775807").await;
     let more = t.run(&job(json!({}))).await;
     assert_eq!(t.finish(&more.end(connect(), AttemptOutcome::Interrupted)).await, applied(State::Held));
     let found = awaited(&t).await;
     t.store.put_off_awaited(&found, Duration::ZERO, false).await.unwrap();
     let found = awaited(&t).await;
-    assert_eq!(found.looks, MAX);
+    assert_eq!(found.lookups, MAX);
     assert_eq!(t.store.release_awaited(&found, 10).await.unwrap(), 2);
 
     // Deliveries of what is no job.
