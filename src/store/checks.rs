@@ -3,6 +3,7 @@
 use std::{fmt, time::Duration};
 
 use async_trait::async_trait;
+use jiff::Timestamp;
 
 use super::{JobView, Result};
 use crate::job::{Fence, JobId, LookResult, RequestId};
@@ -20,9 +21,9 @@ pub trait Checks: fmt::Debug + Send + Sync {
     /// meanwhile, or where this look-up or a later one is recorded already, which is `false`.
     async fn put_off(&self, put_off: &PutOff) -> Result<bool>;
 
-    /// The request ID of any call of the last day that succeeded, by which a log can show that it
-    /// knows our request IDs.
-    async fn known_success(&self) -> Result<Option<RequestId>>;
+    /// The request ID of a call that succeeded and was sent after this time, by which a log can show that it knows our
+    /// request IDs and has not stopped since.
+    async fn known_success(&self, after: Timestamp) -> Result<Option<RequestId>>;
 }
 
 #[derive(Debug, Clone)]

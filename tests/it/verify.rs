@@ -69,9 +69,10 @@ async fn a_call_that_never_arrived_is_made_again_once_the_log_has_settled() {
         "[[fault]]\nkind = \"reset\"\ntool = \"GMAIL_SEND_EMAIL\"\nafter_effect = false\nfirst = 1\n";
     let harness = Harness::new("absent", faults).await;
     let _worker = harness.worker(&QUICK).await;
-    another_success(&harness).await;
     let one = id();
     harness.publish(&[send("user-1").named(&one)]).await;
+    harness.job_in(&one, &["held"]).await;
+    another_success(&harness).await;
     let shown = harness.job_in(&one, &["succeeded"]).await;
     let outcomes: Vec<_> =
         shown["attempts"].as_array().unwrap().iter().map(|attempt| attempt["outcome"].clone()).collect();
@@ -102,13 +103,28 @@ async fn a_log_that_has_lost_its_entries_proves_nothing() {
     let harness = Harness::new("blind", faults).await;
     logs_are(&harness, &json!({"lose_rate": 1.0})).await;
     let _worker = harness.worker(&QUICK).await;
-    another_success(&harness).await;
     let one = id();
     harness.publish(&[send("user-1").named(&one)]).await;
+    harness.job_in(&one, &["held"]).await;
+    another_success(&harness).await;
     is_left_to_a_person(&harness, &one, "proves nothing").await;
     let released = harness.errand(&["jobs", "release", &one, "--succeeded"]);
     assert!(released.status.success());
     assert_eq!(harness.show(&one)["state"], "succeeded");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_that_has_stopped_since_proves_nothing() {
+    let faults = "[[fault]]\nkind = \"reset\"\ntool = \"GMAIL_SEND_EMAIL\"\nafter_effect = true\nfirst = 1\n";
+    let harness = Harness::new("stopped", faults).await;
+    let _worker = harness.worker(&QUICK).await;
+    another_success(&harness).await;
+    logs_are(&harness, &json!({"delay_ms": 3_600_000})).await;
+    let one = id();
+    harness.publish(&[send("user-1").named(&one)]).await;
+    harness.job_in(&one, &["held"]).await;
+    another_success(&harness).await;
+    is_left_to_a_person(&harness, &one, "proves nothing").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

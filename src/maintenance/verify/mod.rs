@@ -2,21 +2,23 @@
 //!
 //! A `once` call that ended without an answer is looked for in the tool API's execution log, by its request ID. What the
 //! log has is taken as the answer that did not arrive. That it has nothing proves something only when it had time to
-//! settle and shows a call of ours that is known to have succeeded, right before and right after: a log that does not
-//! keep our request IDs, or has lost entries, finds nothing either. Where nobody can know, a person decides.
+//! settle and shows a call of ours that is known to have succeeded and was sent after the one in doubt, right before and
+//! right after: a log that does not keep our request IDs, has lost entries or has stopped since, finds nothing either.
+//! Where nobody can know, a person decides.
 
 use std::{sync::Arc, time::Duration};
 
-use futures_util::{FutureExt as _, StreamExt as _, stream};
+use futures_util::future::join_all;
 use serde_json::value::RawValue;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::rounds;
 use crate::{
     backoff::Intervals,
     job::{
-        AttemptEnd, AttemptOutcome, Ending, ErrorKind, JobError, LookResult, RetryPolicy, Spending, Started,
-        Stop, clip,
+        AttemptEnd, AttemptOutcome, Ending, ErrorKind, JobError, LookResult, RequestId, RetryPolicy,
+        Spending, Started, Stop, clip,
     },
     services::Services,
     store::{By, Check, Finish, Finished, JobView, PutOff, StoreError, StoreErrorKind},
@@ -27,11 +29,11 @@ use crate::{
     },
 };
 
-/// A look-up that was cut off is repeated after this; longer than any look-up takes.
+/// A look-up that was cut off is repeated after this.
 const TAKEN_FOR: Duration = Duration::from_secs(60);
 
-/// How many jobs of a round are looked at side by side.
-const LOOKS_AT_ONCE: usize = 8;
+/// The longest that the log may take to tell about one job, so that no other process takes it meanwhile.
+const LOOK_TIMEOUT: Duration = Duration::from_secs(TAKEN_FOR.as_secs() - 10);
 
 #[derive(Debug, Clone, Copy)]
 pub struct Policy {
@@ -129,50 +131,54 @@ impl Verify {
         if checks.is_empty() {
             return Ok(0);
         }
-        // One call that is known to have run shows for the whole round whether absence means anything.
-        let shows_ours = self.shows_a_known_success().await?;
-        let looks: Vec<_> = checks.iter().map(|check| self.look_at(check, shows_ours).boxed()).collect();
-        let looked: Vec<_> = stream::iter(looks).buffer_unordered(LOOKS_AT_ONCE).collect().await;
+        let looked = join_all(checks.iter().map(|check| self.look_at(check))).await;
         // What a failed write left open is looked at again when its time as taken is over.
         looked.into_iter().collect::<Result<Vec<()>, _>>()?;
         Ok(checks.len())
     }
 
-    async fn shows_a_known_success(&self) -> Result<bool, StoreError> {
-        let Some(known) = self.services.store.known_success().await? else { return Ok(false) };
-        Ok(matches!(self.services.api.execution(known).await, Ok(Some(_))))
+    async fn shows(&self, known_success: RequestId) -> bool {
+        matches!(self.services.api.execution(known_success).await, Ok(Some(_)))
     }
 
-    async fn look(&self, check: &Check, shows_ours: bool) -> Look {
+    async fn look(&self, check: &Check) -> Look {
         match self.services.api.execution(check.request_id).await {
             Ok(Some(Execution { tool: Some(tool), .. })) if tool != check.job.spec.tool => Look::Unclear,
             Ok(Some(Execution { log_id, result: Some(result), .. })) => Look::Ended(log_id, result),
             Ok(Some(Execution { result: None, .. })) => Look::Unclear,
-            Ok(None) if shows_ours => Look::Absent,
-            Ok(None) => Look::Blind,
+            Ok(None) => Look::Absent,
             Err(error) => Look::Closed(closed(&error)),
         }
     }
 
-    /// Looks again, right between two sights of the call that is known to have run: a log can go blind within a round.
+    /// Looks again, right between two sights of a call that is known to have run: a log can go blind within a round. It
+    /// was sent after the outcome became unknown, since a log that has stopped meanwhile shows everything older.
     async fn look_between_sights(&self, check: &Check) -> Result<Look, StoreError> {
-        let before = self.shows_a_known_success().await?;
-        let look = self.look(check, before).await;
-        if matches!(look, Look::Absent) && !self.shows_a_known_success().await? {
+        let Some(unknown_since) = check.job.unknown_since else { return Ok(Look::Blind) };
+        let known = self.services.store.known_success(unknown_since).await?;
+        let Some(known) = known else { return Ok(Look::Blind) };
+        if !self.shows(known).await {
             return Ok(Look::Blind);
         }
-        Ok(look)
+        Ok(match self.look(check).await {
+            Look::Absent if !self.shows(known).await => Look::Blind,
+            look => look,
+        })
     }
 
-    async fn look_at(&self, check: &Check, shows_ours: bool) -> Result<(), StoreError> {
+    async fn look_at(&self, check: &Check) -> Result<(), StoreError> {
         let job = &check.job.spec;
         let waited = self.may_have_waited(check);
-        let look = match self.look(check, shows_ours).await {
-            Look::Absent if self.options.policy.has_settled(check.unknown_for, waited) => {
-                self.look_between_sights(check).await?
+        let look = async {
+            match self.look(check).await {
+                Look::Absent if self.options.policy.has_settled(check.unknown_for, waited) => {
+                    self.look_between_sights(check).await
+                }
+                look => Ok(look),
             }
-            look => look,
         };
+        let late = |_| Ok(Look::Closed("the tool API takes too long".to_owned()));
+        let look = timeout(LOOK_TIMEOUT, look).await.unwrap_or_else(late)?;
         let (result, detail) = look.recorded();
         let step = self.options.policy.next(look, check.unknown_for, waited, check.checks, fastrand::f64());
         let word = match &step {

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use async_trait::async_trait;
+use jiff::Timestamp;
 use uuid::Uuid;
 
 use super::PostgresStore;
@@ -43,8 +44,9 @@ statements! { Postgres:
         select id, 'held', {by}, attempt, 'unknown_outcome', null from put_off where check_at is null)
     select 1 from put_off";
 
-    known_success() = "select request_id from jobs
-    where created_at > now() - interval '1 day' and http_status is not null limit 1";
+    /// Jobs that were unknown by then, so that they were sent later.
+    known_success(after: i64) = "select request_id from jobs
+    where created_at > timestamptz 'epoch' + {after}::bigint * interval '1 microsecond' and http_status is not null limit 1";
 }
 
 #[async_trait]
@@ -62,8 +64,8 @@ impl Checks for PostgresStore {
         Ok(self.other.fetch_first(query).await?.is_some())
     }
 
-    async fn known_success(&self) -> Result<Option<RequestId>> {
-        let found = self.other.fetch_first(sql::known_success()).await?;
+    async fn known_success(&self, after: Timestamp) -> Result<Option<RequestId>> {
+        let found = self.other.fetch_first(sql::known_success(after.as_microsecond())).await?;
         found.map(|row| Ok(RequestId(row.read("request_id")?))).transpose()
     }
 }

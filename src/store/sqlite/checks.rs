@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use async_trait::async_trait;
+use jiff::Timestamp;
 use uuid::Uuid;
 
 use super::{SqliteStore, history::note};
@@ -31,11 +32,10 @@ statements! { Sqlite:
     where id = {id} and fence = {fence} and checks = {checks} and check_at is not null
     returning attempt";
 
+    /// Jobs that were unknown by then, so that they were sent later.
     known_success(after: i64) = "select request_id from jobs
     where created_at > {after} and http_status is not null limit 1";
 }
-
-const DAY: Duration = Duration::from_secs(24 * 3600);
 
 #[async_trait]
 impl Checks for SqliteStore {
@@ -73,8 +73,8 @@ impl Checks for SqliteStore {
         .await
     }
 
-    async fn known_success(&self) -> Result<Option<RequestId>> {
-        let query = sql::known_success(self.now_micros() - micros(DAY));
+    async fn known_success(&self, after: Timestamp) -> Result<Option<RequestId>> {
+        let query = sql::known_success(after.as_microsecond());
         let found = query.fetch_optional(&self.reader).await?;
         found.map(|row| Ok(RequestId(row.read("request_id")?))).transpose()
     }

@@ -398,7 +398,7 @@ pass_on!(Leases {
 pass_on!(Checks {
     fn take_checks(&self, limit: usize, again_after: Duration) -> Vec<Check>;
     fn put_off(&self, &put_off: PutOff) -> bool;
-    fn known_success(&self) -> Option<RequestId>;
+    fn known_success(&self, after: Timestamp) -> Option<RequestId>;
 });
 
 pass_on!(Connections {

@@ -18,7 +18,6 @@ fn verify(after: Duration) -> Ending {
 }
 
 on_every_backend!(an_unknown_outcome_is_looked_up_until_it_is_told_or_a_person_decides, async |t| {
-    assert!(t.store.known_success().await.unwrap().is_none());
     let (now, later) = (t.run(&job(json!({}))).await, t.run(&job(json!({}))).await);
     t.finish(&now.end(verify(Duration::ZERO), AttemptOutcome::Unknown)).await;
     t.finish(&later.end(verify(LEASE), AttemptOutcome::Unknown)).await;
@@ -55,13 +54,24 @@ on_every_backend!(an_unknown_outcome_is_looked_up_until_it_is_told_or_a_person_d
     let view = t.view(later.id).await;
     assert_eq!((view.state, view.spent, view.held_reason), (State::Succeeded, 1, None));
     assert_eq!(t.outcomes(later.id).await, [Some(AttemptOutcome::Succeeded)]);
+});
 
-    let spec = job(json!({}));
-    let offered = Claim { binding: Some(binding("20260101_00")), ..claim(&spec) };
-    let run =
-        RunningJob { id: spec.id, request_id: offered.request_id, receipt: running(t.claim(&offered).await) };
-    t.finish(&run.end(succeed("1"), AttemptOutcome::Succeeded)).await;
-    assert_eq!(t.store.known_success().await.unwrap(), Some(run.request_id));
+on_every_backend!(a_log_is_judged_by_a_call_that_succeeded_and_was_sent_later, async |t| {
+    let succeeded = async || {
+        let spec = job(json!({}));
+        let offered = Claim { binding: Some(binding("20260101_00")), ..claim(&spec) };
+        let receipt = running(t.claim(&offered).await);
+        let run = RunningJob { id: spec.id, request_id: offered.request_id, receipt };
+        t.finish(&run.end(succeed("1"), AttemptOutcome::Succeeded)).await;
+        run.request_id
+    };
+    succeeded().await;
+    let run = t.run(&job(json!({}))).await;
+    t.finish(&run.end(verify(Duration::ZERO), AttemptOutcome::Unknown)).await;
+    let unknown_since = t.view(run.id).await.unknown_since.unwrap();
+    assert_eq!(t.store.known_success(unknown_since).await.unwrap(), None, "older ones prove nothing");
+    let later = succeeded().await;
+    assert_eq!(t.store.known_success(unknown_since).await.unwrap(), Some(later));
 });
 
 on_every_backend!(a_decision_ends_the_looking_up, async |t| {
