@@ -3,18 +3,29 @@
 use std::fmt;
 
 /// Declares an enum whose values are words: `ALL`, `as_str`, `Display`, `FromStr`, and the same words in JSON.
+///
+/// With `NAME or Other`, rows may hold words of a newer version: they are read as `Other`, which is written nowhere.
 macro_rules! string_enum {
-    ($(#[$doc:meta])* $name:ident { $($(#[$vdoc:meta])* $variant:ident = $word:literal,)* }) => {
+    ($(#[$doc:meta])* $name:ident $(or $other:ident)? { $($(#[$vdoc:meta])* $variant:ident = $word:literal,)* }) => {
         $(#[$doc])*
         #[allow(unreachable_pub, reason = "some of these enums are for one module only")]
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
         pub enum $name {
             $($(#[$vdoc])* #[serde(rename = $word)] $variant,)*
+            $(
+                /// A word that this version of errand does not know.
+                #[serde(rename = "unrecognized")]
+                $other,
+            )?
         }
+
+        $(impl $crate::string_enum::OpenWord for $name {
+            const UNRECOGNIZED: Self = Self::$other;
+        })?
 
         #[allow(unreachable_pub, reason = "some of these enums are for one module only")]
         impl $name {
-            /// Every value, in the order of declaration.
+            /// Every value that this version knows, in the order of declaration.
             pub const ALL: &'static [Self] = &[$(Self::$variant,)*];
 
             /// Every word, in the order of declaration.
@@ -22,7 +33,10 @@ macro_rules! string_enum {
 
             /// The word used in the database, in JSON and in metrics.
             pub fn as_str(self) -> &'static str {
-                match self { $(Self::$variant => $word,)* }
+                match self {
+                    $(Self::$variant => $word,)*
+                    $(Self::$other => "unrecognized",)?
+                }
             }
         }
 
@@ -44,6 +58,11 @@ macro_rules! string_enum {
     };
 }
 pub(crate) use string_enum;
+
+/// A word to which newer versions of errand may add, and that rows of theirs may hold.
+pub(crate) trait OpenWord {
+    const UNRECOGNIZED: Self;
+}
 
 /// A text that is none of the words of an enum.
 #[derive(Debug, Clone, PartialEq, Eq)]

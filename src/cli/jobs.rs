@@ -63,7 +63,13 @@ pub(super) enum Command {
     /// Cancel jobs. A call that is under way is not interrupted, and not repeated either.
     Cancel(Which),
     /// Retry failed or cancelled jobs with a fresh attempt budget, or make waiting jobs due now.
-    Retry(Which),
+    Retry {
+        #[command(flatten)]
+        which: Which,
+        /// Also jobs whose last call may have had its effect, which would be repeated.
+        #[arg(long)]
+        force: bool,
+    },
     /// Release held jobs: the named ones, or all that match --reason, --owner and --toolkit.
     Release {
         /// The jobs.
@@ -158,7 +164,7 @@ impl ReleaseFilter {
         }
         let reason = reason.unwrap_or(HeldReason::Connection);
         let may_have_run = match reason {
-            HeldReason::UnknownOutcome | HeldReason::Unidentified => true,
+            HeldReason::UnknownOutcome | HeldReason::Unidentified | HeldReason::Unrecognized => true,
             HeldReason::Connection | HeldReason::Credentials => false,
         };
         if !may_have_run && release != Release::Retry {
@@ -194,9 +200,9 @@ pub(super) async fn run(command: Command, context: &Context) -> anyhow::Result<E
             let by = who.name(context);
             decide(&ids, format, async |id| store.cancel(id, &by).await).await?
         }
-        Command::Retry(Which { ids, who, format }) => {
+        Command::Retry { which: Which { ids, who, format }, force } => {
             let by = who.name(context);
-            decide(&ids, format, async |id| store.restart(id, &by).await).await?
+            decide(&ids, format, async |id| store.restart(id, &by, force).await).await?
         }
         Command::Release { ids, how, which, care, who, format } => {
             let (how, by) = (how.release(), who.name(context));
@@ -407,6 +413,11 @@ async fn decide(
             Decided::Illegal(illegal) => {
                 let message = format!("unchanged: it is {} and cannot {}", illegal.from, illegal.action);
                 (false, Some(illegal.from), message)
+            }
+            Decided::MayHaveActed => {
+                let message = "unchanged: its last call may have had its effect (see `errand jobs show`); to make it again \
+                               all the same, add --force";
+                (false, None, message.to_owned())
             }
             Decided::Unknown => (false, None, "unchanged: there is no such job".to_owned()),
         };

@@ -27,7 +27,7 @@ pub struct Pin {
 
 string_enum! {
     /// Where a toolkit version came from, in order of precedence.
-    PinnedBy {
+    PinnedBy or Unrecognized {
         Job = "job",
         Owner = "owner",
         Global = "global",

@@ -29,7 +29,7 @@ impl Effect {
 }
 
 string_enum! {
-    AttemptOutcome {
+    AttemptOutcome or Unrecognized {
         Succeeded = "succeeded",
         ToolFailed = "tool_failed",
         /// The tool API refused the call; nothing ran.
@@ -49,7 +49,7 @@ string_enum! {
 
 string_enum! {
     /// Why a job failed, is held or is being retried.
-    ErrorKind {
+    ErrorKind or Unrecognized {
         /// The envelope contradicts itself, for example `text` and `arguments` together.
         InvalidJob = "invalid_job",
         /// The owner may not run jobs (`default`, an e-mail address where that is refused).

@@ -34,7 +34,7 @@ impl State {
 }
 
 string_enum! {
-    HeldReason {
+    HeldReason or Unrecognized {
         /// A call that must happen at most once ended without an answer.
         UnknownOutcome = "unknown_outcome",
         /// The owner has to connect, or reconnect, an account.

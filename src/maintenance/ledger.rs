@@ -185,7 +185,8 @@ fn may_have_run(outcome: AttemptOutcome) -> bool {
         AttemptOutcome::Succeeded
         | AttemptOutcome::ToolFailed
         | AttemptOutcome::Unknown
-        | AttemptOutcome::Lost => true,
+        | AttemptOutcome::Lost
+        | AttemptOutcome::Unrecognized => true,
         AttemptOutcome::Refused
         | AttemptOutcome::Throttled
         | AttemptOutcome::NotSent

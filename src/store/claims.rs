@@ -26,7 +26,8 @@ pub trait Claims: fmt::Debug + Send + Sync {
     ///   A known job that is `available` was due, or a person made it due, so it runs.
     /// * A job whose `expires_at` has passed becomes `failed` with kind `expired` ([`Claimed::Ended`]).
     /// * With a [`Claim::stop`] the job becomes `failed` or `held` instead of `running`
-    ///   ([`Claimed::Ended`]), with that error. Expiry and schedule matter only without one.
+    ///   ([`Claimed::Ended`]), with that error. Expiry and schedule matter only without one. It does not count for a
+    ///   job that is bound or was tried: what is decided stays decided, however often its message comes.
     /// * Counts of attempts stay at their highest value, so that no claim fails for them.
     /// * What was bound earlier wins over [`Claim::binding`]; what is offered is kept only where the
     ///   job becomes `running` and had nothing.
@@ -69,9 +70,9 @@ pub enum Claimed {
         state: State,
         kind: ErrorKind,
     },
-    /// It is known and not available.
+    /// It is known and not available. The state is `None` where this version does not know it.
     Duplicate {
-        state: State,
+        state: Option<State>,
     },
     /// It was known and has been removed since.
     Gone,

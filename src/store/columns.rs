@@ -161,7 +161,7 @@ pub(super) fn spec_of(row: &impl StoreRow) -> Result<JobSpec> {
         expires_at: row.time_if_any("expires_at")?,
         timeout: row.millis("timeout_ms")?,
         budget: budget_of(row)?,
-        effect: row.parse_if_any("effect")?,
+        effect: row.effect_if_any("effect")?,
         idempotency_key: row.read("idempotency_key")?,
         tags: serde_json::from_str(&row.read::<String>("tags")?).map_err(|_| StoreError::corrupt("tags"))?,
         reply_to: row.read("reply_to")?,

@@ -23,8 +23,13 @@ string_enum! {
 }
 
 impl StoreError {
-    /// A column holds what errand never writes.
+    /// A column holds what this version of errand never writes.
     pub fn corrupt(column: &str) -> Self {
-        Self::new(StoreErrorKind::Corrupt, format!("the column `{column}` holds an unknown value"))
+        Self::new(
+            StoreErrorKind::Corrupt,
+            format!(
+                "the column `{column}` holds what this version of errand does not know; a newer one may have written it"
+            ),
+        )
     }
 }

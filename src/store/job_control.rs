@@ -25,12 +25,16 @@ pub trait JobControl: fmt::Debug + Send + Sync {
     /// Jobs, newest first, without `result`.
     async fn jobs(&self, filter: &JobFilter) -> Result<Vec<JobView>>;
 
-    /// Calls a job off ([`crate::job::Transition::Cancel`]). A running job is marked only.
+    /// Calls a job off ([`crate::job::Transition::Cancel`]). A running job is marked only. A call whose outcome is unknown
+    /// is still looked up; what is learned of it changes the record of its attempt and not the state.
     async fn cancel(&self, id: JobId, by: &str) -> Result<Decided>;
 
     /// Runs a failed or cancelled job again, with a fresh attempt budget, or makes a waiting one due
     /// now ([`crate::job::Transition::Restart`]). Its error is forgotten; its binding stays.
-    async fn restart(&self, id: JobId, by: &str) -> Result<Decided>;
+    ///
+    /// A job whose last call counts and may have had its effect is run again only with `force`
+    /// ([`Decided::MayHaveActed`]).
+    async fn restart(&self, id: JobId, by: &str, force: bool) -> Result<Decided>;
 
     /// Lets a held job go. The result of one that a person marks as succeeded is JSON `null`. One that
     /// waited for a connection forgets the account that was chosen for it, because the new connection
@@ -56,6 +60,8 @@ pub trait JobControl: fmt::Debug + Send + Sync {
 pub enum Decided {
     Now(State),
     Illegal(IllegalMove),
+    /// Unchanged: running it again might repeat an effect.
+    MayHaveActed,
     Unknown,
 }
 
@@ -168,6 +174,11 @@ impl Census {
         Ok(census)
     }
 }
+
+/// Whether the last call of a job counts and may have had its effect, as far as nobody has said otherwise.
+pub(super) const MAY_HAVE_ACTED: &str = "coalesce(frozen_effect = 'once' and error_kind <> 'marked_failed'
+        and exists (select 1 from attempts a where a.job_id = jobs.id and a.number = jobs.attempt
+            and a.outcome in ('succeeded', 'unknown', 'lost')), false)";
 
 /// The attempts of a job; one in progress, and a first one that succeeded, are in the job's row.
 pub(super) const ATTEMPTS: &str = "select number, request_id, outcome, http_status, log_id, version, {error},

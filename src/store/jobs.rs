@@ -32,7 +32,8 @@ pub enum Inserted {
     Duplicate {
         /// The job that stands for it; differs from the given ID when the idempotency key matched.
         id: JobId,
-        state: State,
+        /// `None` where this version does not know it.
+        state: Option<State>,
     },
     /// Refused; nothing changed.
     Conflict(Conflict),

@@ -5,9 +5,15 @@ use std::{str::FromStr, sync::Arc, time::Duration};
 use jiff::Timestamp;
 use serde_json::value::RawValue;
 use sqlx::{Decode, Postgres, Row as _, Sqlite, Type, postgres::PgRow, sqlite::SqliteRow};
+use uuid::Uuid;
 
 use super::{Result, StoreError, convert::to_duration};
-use crate::job::{Digest, Owner, OwnerKind};
+use crate::{
+    failure::chain,
+    job::{Digest, Effect, Owner, OwnerKind},
+    string_enum::OpenWord,
+    telemetry::metrics,
+};
 
 pub(super) trait StoreRow {
     fn read<T: Readable>(&self, column: &str) -> Result<T>;
@@ -26,6 +32,22 @@ pub(super) trait StoreRow {
     fn parse_if_any<T: FromStr>(&self, column: &str) -> Result<Option<T>> {
         let text: Option<String> = self.read(column)?;
         text.map(|text| text.parse().map_err(|_| StoreError::corrupt(column))).transpose()
+    }
+
+    /// A word of a choice that newer versions may widen.
+    fn word<T: FromStr + OpenWord>(&self, column: &str) -> Result<T> {
+        Ok(self.word_if_any(column)?.ok_or_else(|| StoreError::corrupt(column))?)
+    }
+
+    fn word_if_any<T: FromStr + OpenWord>(&self, column: &str) -> Result<Option<T>> {
+        let text: Option<String> = self.read(column)?;
+        Ok(text.map(|text| text.parse().unwrap_or(T::UNRECOGNIZED)))
+    }
+
+    /// What repeating a call does. Of a word that a newer version has added, the most careful is assumed.
+    fn effect_if_any(&self, column: &str) -> Result<Option<Effect>> {
+        let text: Option<String> = self.read(column)?;
+        Ok(text.map(|text| text.parse().unwrap_or(Effect::Once)))
     }
 
     /// A number that databases keep signed.
@@ -69,6 +91,22 @@ pub(super) trait StoreRow {
         let kind: OwnerKind = self.parse("owner_kind")?;
         Owner::new(kind, self.read::<String>("owner_id")?).map_err(|_| StoreError::corrupt("owner_id"))
     }
+}
+
+/// What those rows say that this version of errand can read. One that it cannot, such as one of a newer version, is
+/// left out and must harm nobody but itself.
+pub(super) fn readable<R: StoreRow, T>(rows: &[R], read: impl Fn(&R) -> Result<T>) -> Vec<T> {
+    rows.iter().filter_map(|row| if_readable(row, read(row))).collect()
+}
+
+/// The same for one row.
+pub(super) fn if_readable<T>(row: &impl StoreRow, read: Result<T>) -> Option<T> {
+    let unreadable = |error: &StoreError| {
+        metrics::UNREADABLE_ROWS.add([], 1);
+        let id = row.read::<Uuid>("id").ok();
+        tracing::warn!(id = id.map(tracing::field::display), error = %chain(error), "a row cannot be read, and is left as it is");
+    };
+    read.inspect_err(unreadable).ok()
 }
 
 impl StoreRow for PgRow {

@@ -13,9 +13,10 @@ pub(super) struct FoundJob {
     /// Found by its idempotency key, because the ID is new.
     pub(super) by_key: bool,
     pub(super) id: JobId,
-    pub(super) owner: Owner,
-    pub(super) digest: Digest,
-    pub(super) state: State,
+    /// Whose it is and what it asks for; `None` where this version cannot read it.
+    pub(super) identity: Option<(Owner, Digest)>,
+    /// `None`: one that a newer version has added.
+    pub(super) state: Option<State>,
     pub(super) error_kind: Option<ErrorKind>,
     pub(super) worker_id: Option<Uuid>,
     pub(super) request_id: Option<Uuid>,
@@ -26,12 +27,13 @@ pub(super) struct FoundJob {
 
 impl FoundJob {
     fn conflict(&self, spec: &JobSpec) -> Option<Conflict> {
+        let (owner, digest) = self.identity.as_ref()?;
         if self.by_key {
-            (self.digest != spec.digest).then_some(Conflict::Key)
-        } else if self.owner != spec.owner {
+            (*digest != spec.digest).then_some(Conflict::Key)
+        } else if *owner != spec.owner {
             Some(Conflict::Owner)
         } else {
-            (self.digest != spec.digest).then_some(Conflict::Body)
+            (*digest != spec.digest).then_some(Conflict::Body)
         }
     }
 
@@ -43,20 +45,27 @@ impl FoundJob {
         }
         let request = Some(claim.request_id.0);
         let duplicate = Claimed::Duplicate { state: self.state };
-        if self.by_key || again {
+        if self.by_key || again || self.identity.is_none() {
             return Some(duplicate);
         }
         // A claim whose answer was lost is told what became of it the first time.
         let repeated = self.ended_by == request;
         Some(match (self.state, self.error_kind) {
-            (State::Available, _) => return None,
-            (State::Running, _) if self.worker_id == Some(worker.0) && self.request_id == request => {
+            (Some(State::Available), _) => return None,
+            (Some(State::Running), _) if self.worker_id == Some(worker.0) && self.request_id == request => {
                 Claimed::Running(self.receipt)
             }
-            (State::Scheduled, _) if repeated => Claimed::Scheduled,
-            (state @ (State::Failed | State::Held), Some(kind)) if repeated => Claimed::Ended { state, kind },
+            (Some(State::Scheduled), _) if repeated => Claimed::Scheduled,
+            (Some(state @ (State::Failed | State::Held)), Some(kind)) if repeated => {
+                Claimed::Ended { state, kind }
+            }
             _ => duplicate,
         })
+    }
+
+    /// Whether the job is bound or was tried, so that what is decided about it stays decided.
+    pub(super) fn is_under_way(&self) -> bool {
+        self.receipt.binding.is_some() || self.receipt.attempt > 0
     }
 
     pub(super) fn inserted(&self, spec: &JobSpec) -> Inserted {
@@ -85,15 +94,26 @@ pub(super) enum NextStep {
         /// What the rescue charged for the same attempt.
         charged: bool,
     },
+    /// The job was cancelled while its outcome was unknown, and the look-up tells it: keep that, and leave the job cancelled.
+    Learn,
     /// The claim is over: keep what is known about the attempt, and nothing else.
     RecordOnly,
 }
 
-/// Decides about a finish that the normal statement did not apply. `job` is the state and fence of its job, `None` if
-/// it was removed.
+/// The job of a finish that the normal statement did not apply.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Standing {
+    /// `None`: one that a newer version has added.
+    pub(super) state: Option<State>,
+    pub(super) fence: Fence,
+    /// Whether its call is being looked up.
+    pub(super) is_looked_up: bool,
+}
+
+/// Decides about a finish that the normal statement did not apply. `job` is `None` if it was removed.
 pub(super) fn next_step(
     finish: &Finish,
-    job: Option<(State, Fence)>,
+    job: Option<Standing>,
     record: Option<&RecordedAttempt>,
 ) -> NextStep {
     let own = record.filter(|record| record.request_id == finish.attempt.request_id);
@@ -110,7 +130,16 @@ pub(super) fn next_step(
     if matches!(finish.by, By::Rescuer { .. }) {
         return NextStep::Answer(Finished::Fenced);
     }
-    if job.is_some_and(|(state, fence)| fence == finish.fence && may_end_late(state)) {
+    let same_claim = job.filter(|job| job.fence == finish.fence);
+    if finish.by == By::LookUp {
+        // Whoever decided about the job meanwhile has ended the look-up, and a person's word is not overruled.
+        match same_claim.filter(|job| job.is_looked_up) {
+            None => return NextStep::Answer(Finished::Fenced),
+            Some(Standing { state: Some(State::Cancelled), .. }) => return NextStep::Learn,
+            Some(_) => {}
+        }
+    }
+    if same_claim.and_then(|job| job.state).is_some_and(may_end_late) {
         return NextStep::EndLate { charged: own.is_some_and(|record| record.charged) };
     }
     let open = match (record, own) {

@@ -7,7 +7,7 @@ use super::{
     Rejected, RejectedView, Result,
     columns::{budget_of, spec_of},
     read::StoreRow,
-    replay::{FoundJob, RecordedAttempt},
+    replay::{FoundJob, RecordedAttempt, Standing},
     texts::GLOBAL,
 };
 use crate::job::{Binding, ErrorKind, Fence, JobError, JobId, Pin, RequestId};
@@ -23,7 +23,7 @@ pub(super) fn job(row: &impl StoreRow) -> Result<JobView> {
     Ok(JobView {
         spec: Arc::new(spec_of(row)?),
         state: row.parse("state")?,
-        held_reason: row.parse_if_any("held_reason")?,
+        held_reason: row.word_if_any("held_reason")?,
         binding: binding(row)?,
         created_at: row.time("created_at")?,
         due_at: row.time_if_any("due_at")?,
@@ -46,7 +46,7 @@ pub(super) fn binding(row: &impl StoreRow) -> Result<Option<Binding>> {
     let (toolkit, version): (Option<String>, Option<String>) =
         (row.read("toolkit")?, row.read("toolkit_version")?);
     let (Some(toolkit), Some(version), Some(pinned_by), Some(effect)) =
-        (toolkit, version, row.parse_if_any("pinned_by")?, row.parse_if_any("frozen_effect")?)
+        (toolkit, version, row.word_if_any("pinned_by")?, row.effect_if_any("frozen_effect")?)
     else {
         return Ok(None);
     };
@@ -55,7 +55,7 @@ pub(super) fn binding(row: &impl StoreRow) -> Result<Option<Binding>> {
 
 fn error(row: &impl StoreRow) -> Result<Option<JobError>> {
     let (kind, message): (Option<ErrorKind>, Option<String>) =
-        (row.parse_if_any("error_kind")?, row.read("error_message")?);
+        (row.word_if_any("error_kind")?, row.read("error_message")?);
     let (Some(kind), Some(message)) = (kind, message) else { return Ok(None) };
     Ok(Some(JobError::new(kind, message).with_code(row.read("error_code")?, row.read("error_slug")?)))
 }
@@ -64,7 +64,7 @@ pub(super) fn attempt(row: &impl StoreRow) -> Result<AttemptView> {
     Ok(AttemptView {
         number: row.count("number")?,
         request_id: RequestId(row.read("request_id")?),
-        outcome: row.parse_if_any("outcome")?,
+        outcome: row.word_if_any("outcome")?,
         http_status: row.unsigned_if_any("http_status")?,
         log_id: row.read("log_id")?,
         version: row.read("version")?,
@@ -74,12 +74,20 @@ pub(super) fn attempt(row: &impl StoreRow) -> Result<AttemptView> {
     })
 }
 
+pub(super) fn standing(row: &impl StoreRow) -> Result<Standing> {
+    Ok(Standing {
+        state: row.read::<String>("state")?.parse().ok(),
+        fence: Fence(row.read("fence")?),
+        is_looked_up: row.read("is_looked_up")?,
+    })
+}
+
 pub(super) fn recorded(row: &impl StoreRow) -> Result<RecordedAttempt> {
     Ok(RecordedAttempt {
         request_id: RequestId(row.read("request_id")?),
-        outcome: row.parse("outcome")?,
+        outcome: row.word("outcome")?,
         reported_by: row.read("reported_by")?,
-        ended_as: row.parse_if_any("ended_as")?,
+        ended_as: row.read::<Option<String>>("ended_as")?.and_then(|state| state.parse().ok()),
         late: row.read("late")?,
         charged: row.read("charged")?,
     })
@@ -89,10 +97,9 @@ pub(super) fn found(row: &impl StoreRow, by_key: bool) -> Result<FoundJob> {
     Ok(FoundJob {
         by_key,
         id: JobId(row.read("id")?),
-        owner: row.owner()?,
-        digest: row.digest()?,
-        state: row.parse("state")?,
-        error_kind: row.parse_if_any("error_kind")?,
+        identity: row.owner().ok().zip(row.digest().ok()),
+        state: row.read::<String>("state")?.parse().ok(),
+        error_kind: row.word_if_any("error_kind")?,
         worker_id: row.read("worker_id")?,
         request_id: row.read("request_id")?,
         ended_by: row.read("ended_by")?,
@@ -138,8 +145,8 @@ pub(super) fn entry(row: &impl StoreRow) -> Result<HistoryEntry> {
         HistoryKind::LookedUp => {
             HistoryFact::LookedUp { found: row.parse("what")?, detail: row.read("detail")? }
         }
-        HistoryKind::Adopted => HistoryFact::Adopted { outcome: row.parse("what")? },
-        HistoryKind::Held => HistoryFact::Held { reason: row.parse("what")? },
+        HistoryKind::Adopted => HistoryFact::Adopted { outcome: row.word("what")? },
+        HistoryKind::Held => HistoryFact::Held { reason: row.word("what")? },
         HistoryKind::Released => HistoryFact::Released { how: row.parse("what")? },
         HistoryKind::Cancelled => HistoryFact::Cancelled,
         HistoryKind::Retried => HistoryFact::Retried,
@@ -172,7 +179,7 @@ pub(super) fn rejected(row: &impl StoreRow) -> Result<RejectedView> {
         message: Rejected {
             id: row.read("id")?,
             queue: row.parse("queue")?,
-            reason: row.parse("reason")?,
+            reason: row.word("reason")?,
             message: row.read("message")?,
             body: row.read("body")?,
             properties: row.read("properties")?,

@@ -120,7 +120,7 @@ impl<'a> Arrival<'a> {
 
 string_enum! {
     /// The class of a rejected message, for metrics and for `errand rejected`.
-    EnvelopeReason {
+    EnvelopeReason or Unrecognized {
         /// Larger than [`MAX_ENVELOPE_BYTES`].
         TooLarge = "too_large",
         /// Not JSON, or not an object of the documented fields.

@@ -12,7 +12,7 @@ use crate::{
     store::{
         Check, Checks, PutOff, Result,
         convert::{micros, to_i32, to_limit},
-        read::StoreRow as _,
+        read::{StoreRow as _, readable},
         rows,
         sql::statements,
         texts::BY_LOOK_UP,
@@ -36,12 +36,13 @@ statements! { Postgres:
         update jobs set check_at = now() + {again_after}::bigint * interval '1 microsecond',
             checks = least(checks, 2147483646) + 1
         where id = {id} and fence = {fence} and checks = {checks} and check_at is not null
-        returning id, attempt, check_at),
+        returning id, state, attempt, check_at),
     noted as (
         insert into job_history (job_id, kind, by, attempt, what, detail)
         select id, 'looked_up', {by}::text, attempt, {found}::text, {detail}::text from put_off
         union all
-        select id, 'held', {by}, attempt, 'unknown_outcome', null from put_off where check_at is null)
+        select id, 'held', {by}, attempt, 'unknown_outcome', null from put_off
+        where check_at is null and state = 'held')
     select 1 from put_off";
 
     /// Jobs that were unknown by then, so that they were sent later.
@@ -53,7 +54,7 @@ statements! { Postgres:
 impl Checks for PostgresStore {
     async fn take_checks(&self, limit: usize, again_after: Duration) -> Result<Vec<Check>> {
         let taken = self.other.fetch(sql::take(to_limit(limit), micros(again_after))).await?;
-        taken.iter().map(rows::check).collect()
+        Ok(readable(&taken, rows::check))
     }
 
     async fn put_off(&self, put_off: &PutOff) -> Result<bool> {

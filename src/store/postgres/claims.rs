@@ -1,6 +1,9 @@
 //! Claims: how a delivery becomes a running job.
 
-use std::collections::{HashMap, HashSet};
+use std::{
+    borrow::Cow,
+    collections::{HashMap, HashSet},
+};
 
 use async_trait::async_trait;
 use sqlx::{Postgres, postgres::PgRow};
@@ -84,16 +87,15 @@ statements! { Postgres:
             when i.expires_at <= now() then 'failed'
             else 'running' end as state) s
     where j.id = i.id and j.state = 'available' and j.owner_kind = i.owner_kind and j.owner_id = i.owner_id
-        and j.digest = i.digest
+        and j.digest = i.digest and (i.goes_to = 'running' or (j.toolkit is null and j.attempt = 0))
     returning j.id, j.state, j.error_kind, {receipt of j}),
     {log_claims}
     select * from claimed";
 
-    bind(decisions: Rows<'_, Decision>) = "update jobs j set {each binding: @ = i.@}
+    bind(decisions: Rows<'_, Decision>) = "update jobs j set {each binding: @ = coalesce(j.@, i.@)}
     from {rows}
     where j.id = i.id and j.fence = i.fence and j.state = 'running'
-        and (j.toolkit is null or (j.toolkit, j.toolkit_version, j.pinned_by, j.frozen_effect)
-                is not distinct from (i.toolkit, i.toolkit_version, i.pinned_by, i.frozen_effect)
+        and (j.toolkit is null or (j.toolkit, j.toolkit_version) = (i.toolkit, i.toolkit_version)
             and (j.account is null or j.account = i.account))
     returning j.id, j.fence, {j.binding}";
 }
@@ -102,6 +104,7 @@ statements! { Postgres:
 impl Claims for PostgresStore {
     async fn claim(&self, worker: WorkerId, batch: &[Claim]) -> Result<Vec<Claimed>> {
         let mut answers: Vec<Option<Claimed>> = vec![None; batch.len()];
+        let mut batch: Vec<Cow<'_, Claim>> = batch.iter().map(Cow::Borrowed).collect();
         let mut seen = HashSet::with_capacity(batch.len());
         let mut again: Vec<bool> = batch.iter().map(|claim| !seen.insert(claim.spec.id)).collect();
         for _ in 0..MAX_ROUNDS {
@@ -117,21 +120,26 @@ impl Claims for PostgresStore {
             let first = |row: &PgRow, claim: &Claim| {
                 Ok(ClaimReceipt::first(claim.binding.clone(), row.time("created_at")?))
             };
-            self.claim_places(batch, &fresh, &mut answers, new, first).await?;
+            self.claim_places(&batch, &fresh, &mut answers, new, first).await?;
             open.retain(|place| answers[*place].is_none());
             let known =
                 |claims: &[&Claim]| sql::claim_known(Rows(claims), Rows(claims), worker.0, EXPIRED_MESSAGE);
-            self.claim_places(batch, &open, &mut answers, known, |row, _| rows::receipt(row)).await?;
+            self.claim_places(&batch, &open, &mut answers, known, |row, _| rows::receipt(row)).await?;
             if let Some(answers) = take_complete(&mut answers) {
                 return Ok(answers);
             }
             let left = unanswered(&answers);
             let mut found = self.find(left.iter().map(|place| (*place, &*batch[*place].spec))).await?;
             for place in left {
-                let claim = &batch[place];
+                let claim = &mut batch[place];
                 match found.remove(&place) {
                     Some(job) if job.by_key && claim.from_store => answers[place] = Some(Claimed::Gone),
-                    Some(job) => answers[place] = job.claimed(claim, worker, again[place]),
+                    Some(job) => {
+                        if job.is_under_way() && claim.stop.is_some() {
+                            claim.to_mut().stop = None;
+                        }
+                        answers[place] = job.claimed(claim, worker, again[place]);
+                    }
                     None if claim.from_store => answers[place] = Some(Claimed::Gone),
                     None => again[place] = false,
                 }
@@ -165,7 +173,7 @@ impl PostgresStore {
     /// were claimed.
     async fn claim_places(
         &self,
-        batch: &[Claim],
+        batch: &[Cow<'_, Claim>],
         places: &[usize],
         answers: &mut [Option<Claimed>],
         query: impl FnOnce(&[&Claim]) -> Bound<Postgres>,
@@ -174,7 +182,7 @@ impl PostgresStore {
         if places.is_empty() {
             return Ok(());
         }
-        let claims: Vec<&Claim> = places.iter().map(|place| &batch[*place]).collect();
+        let claims: Vec<&Claim> = places.iter().map(|place| &*batch[*place]).collect();
         let waits = |claim: &Claim| claim.stop.as_ref().is_some_and(|stop| stop.waits_for().is_some());
         let waiting = claims.iter().filter(|claim| waits(claim)).map(|claim| claim.spec.id.0).collect();
         let note = |claim: &Claim| Some((claim.goes_to(), of_claim(claim, claim.goes_to())?));

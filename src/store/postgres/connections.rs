@@ -13,7 +13,7 @@ use crate::{
         Awaited, Connections, Result,
         convert::{micros, to_limit},
         history::Note,
-        read::StoreRow as _,
+        read::{StoreRow as _, readable},
         rows,
         sql::{Bound, statements},
         texts::{BY_CONNECTIONS, EXPIRED_AWAITING, MAX_ERROR_LENGTH},
@@ -68,7 +68,7 @@ statements! { Postgres:
 impl Connections for PostgresStore {
     async fn take_awaited(&self, limit: usize, again_after: Duration) -> Result<Vec<Awaited>> {
         let due = self.other.fetch(sql::take(to_limit(limit), micros(again_after))).await?;
-        let mut taken = due.iter().map(rows::awaited).collect::<Result<Vec<_>, _>>()?;
+        let mut taken = readable(&due, rows::awaited);
         let idle = self.forget(&taken).await?;
         taken.retain(|awaited| !idle.contains(&awaited.id));
         Ok(taken)

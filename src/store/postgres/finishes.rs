@@ -13,10 +13,10 @@ use super::{
     history::note,
 };
 use crate::{
-    job::{Fence, State},
+    job::State,
     store::{
-        Finish, Finished, Finishes, Result, StoreError,
-        columns::{Attempt, End},
+        Finish, Finished, Finishes, Result,
+        columns::{Attempt, End, Error},
         convert::to_i32,
         finishes::{RECORD, RECORDED},
         history::{Note, of_finish},
@@ -40,7 +40,7 @@ statements! { Postgres:
             due_at = case when not j.cancel_requested then now() + i.after * interval '1 microsecond' end,
             spent = j.spent + least(i.charge, j.attempt - j.spent), worker_id = null,
             held_reason = case when not j.cancel_requested then i.held_reason end,
-            check_at = case when not j.cancel_requested then now() + i.check_after * interval '1 microsecond' end,
+            check_at = now() + i.check_after * interval '1 microsecond',
             unknown_since = case when i.check_after is not null then now() else j.unknown_since end,
             checks = case when i.check_after is not null then 0 else j.checks end,
             {each error: @ = case when i.state = 'retryable' and i.error_kind is null then j.@ else i.@ end},
@@ -65,7 +65,7 @@ statements! { Postgres:
         on conflict (job_id, number) do nothing)
     select id, state from ended";
 
-    lock_job(id: Uuid) = "select state, fence from jobs where id = {id} for update";
+    lock_job(id: Uuid) = "select state, fence, check_at is not null as is_looked_up from jobs where id = {id} for update";
 
     recorded(job_id: Uuid, number: i32) = RECORDED;
 
@@ -85,6 +85,11 @@ statements! { Postgres:
     where id = {id} and fence = {fence} and {lease}::bigint is null
         and state in ('scheduled', 'available', 'retryable', 'held')
     returning state";
+
+    /// What the look-up of a cancelled job's call told.
+    learn(error: One<'_, Error>, id: Uuid, log_id: Option<&str>) = "update jobs set check_at = null,
+        {each error: @ = {@}}, log_id = coalesce({log_id}, log_id)
+    where id = {id} and state = 'cancelled' and check_at is not null";
 
     record(attempt: One<'_, Attempt>, job_id: Uuid, ended_as: Option<&str>, late: bool, charged: bool) = RECORD;
 }
@@ -134,8 +139,7 @@ impl Finishes for PostgresStore {
 /// Of a job that is not running under its fence.
 async fn finish_leftover(db: &mut PgConnection, finish: &Finish) -> Result<Finished> {
     let job = sql::lock_job(finish.id.0).fetch_optional(&mut *db).await?;
-    let job =
-        job.map(|row| Ok::<_, StoreError>((row.parse("state")?, Fence(row.read("fence")?)))).transpose()?;
+    let job = job.as_ref().map(rows::standing).transpose()?;
     let recorded = sql::recorded(finish.id.0, to_i32(finish.attempt.number)).fetch_optional(&mut *db).await?;
     let recorded = recorded.as_ref().map(rows::recorded).transpose()?;
     let answer = match replay::next_step(finish, job, recorded.as_ref()) {
@@ -146,6 +150,12 @@ async fn finish_leftover(db: &mut PgConnection, finish: &Finish) -> Result<Finis
             let state = query.fetch_one(&mut *db).await?.parse("state")?;
             note(db, &of_finish(finish, state)).await?;
             Finished::Applied { state, late: true }
+        }
+        NextStep::Learn => {
+            let (error, log_id) = (finish.ending.error(), finish.attempt.log_id.as_deref());
+            sql::learn(One(error), finish.id.0, log_id).execute(&mut *db).await?;
+            note(db, &of_finish(finish, State::Cancelled)).await?;
+            Finished::Applied { state: State::Cancelled, late: true }
         }
     };
     let (ended_as, late) = answer.recorded();

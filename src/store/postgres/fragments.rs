@@ -5,6 +5,7 @@ use sqlx::Postgres;
 use crate::store::{
     audit::RULES,
     columns::common_lists,
+    job_control::MAY_HAVE_ACTED,
     rows::JOB,
     sql::{Declared, Dialect},
 };
@@ -88,6 +89,7 @@ impl Dialect for Postgres {
             select id, 'account_forgotten', {by}, null, left(page_account, 2000)
             from released where account is distinct from page_account)",
         ),
+        ("may_have_acted", MAY_HAVE_ACTED),
         // For the audit, which reads the claims once for a page at most, and not at all where nothing runs.
         ("rules", RULES),
         ("audit_after", "({after}::uuid is null or id > {after})"),

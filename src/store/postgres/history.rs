@@ -13,6 +13,7 @@ use crate::{
         columns::Entry,
         convert::to_limit,
         history::{HISTORY, Note},
+        read::readable,
         rows,
         sql::{Rows, statements},
     },
@@ -28,7 +29,7 @@ statements! { Postgres:
 impl History for PostgresStore {
     async fn history(&self, id: JobId) -> Result<Vec<HistoryEntry>> {
         let found = self.other.fetch(sql::history(id.0, to_limit(MAX_HISTORY))).await?;
-        found.iter().map(rows::entry).collect()
+        Ok(readable(&found, rows::entry))
     }
 }
 

@@ -16,7 +16,7 @@ use crate::{
         convert::{micros, to_limit},
         history::refuse_decider,
         job_control::ATTEMPTS,
-        read::StoreRow as _,
+        read::{StoreRow as _, readable},
         rows,
         sql::{Bound, One, statements},
         texts::{NO_RESULT, marked_failed},
@@ -45,7 +45,7 @@ statements! { Postgres:
         where id = {id} and state in ('scheduled', 'available', 'retryable', 'held', 'running') for update),
     cancelled as (
         update jobs set state = case when state = 'running' then 'running' else 'cancelled' end,
-            cancel_requested = (state = 'running'), due_at = null, held_reason = null, check_at = null,
+            cancel_requested = (state = 'running'), due_at = null, held_reason = null,
             finished_at = case when state <> 'running' then now() end,
             reply_due_at = case when state <> 'running' and reply_to is not null then now() end
         from was where id = was_id
@@ -55,10 +55,10 @@ statements! { Postgres:
         select id, 'cancelled', {by}::text from cancelled where not was_cancelled)
     select state from cancelled";
 
-    restart(id: Uuid, by: &str) = "with restarted as (
+    restart(id: Uuid, by: &str, force: bool) = "with restarted as (
         update jobs set state = 'available', due_at = now(), published = 0, spent = 0,
-            finished_at = null, reply_due_at = null, cancel_requested = false, {each error: @ = null}
-        where id = {id} and state in ('failed', 'cancelled', 'retryable', 'scheduled')
+            finished_at = null, reply_due_at = null, check_at = null, cancel_requested = false, {each error: @ = null}
+        where ({force} or not {may_have_acted}) and id = {id} and state in ('failed', 'cancelled', 'retryable', 'scheduled')
         returning id, state),
     noted as (insert into job_history (job_id, kind, by) select id, 'retried', {by}::text from restarted)
     select state from restarted";
@@ -83,7 +83,7 @@ statements! { Postgres:
     release_held_failed(held: One<'_, Held>, error: One<'_, Error>, limit: i64, by: &str, how: &str) =
     "with {held_page}, released as (update jobs set {to_failed} {of_page}), {note_released} select state from released";
 
-    state(id: Uuid) = "select state from jobs where id = {id}";
+    state(id: Uuid) = "select state, {may_have_acted} as may_have_acted from jobs where id = {id}";
 
     census_waiting() = "select queue, state, count(*) as jobs,
         (extract(epoch from now() - min(due_at) filter (where due_at <= now())) * 1000000)::bigint as oldest
@@ -112,7 +112,7 @@ impl JobControl for PostgresStore {
     }
 
     async fn attempts(&self, id: JobId) -> Result<Vec<AttemptView>> {
-        self.other.fetch(sql::attempts(id.0)).await?.iter().map(rows::attempt).collect()
+        Ok(readable(&self.other.fetch(sql::attempts(id.0)).await?, rows::attempt))
     }
 
     async fn jobs(&self, filter: &JobFilter) -> Result<Vec<JobView>> {
@@ -130,15 +130,15 @@ impl JobControl for PostgresStore {
                 }
             }
         }
-        found.iter().map(rows::job).collect()
+        Ok(readable(&found, rows::job))
     }
 
     async fn cancel(&self, id: JobId, by: &str) -> Result<Decided> {
         self.decide(id, by, Transition::Cancel, || sql::cancel(id.0, by)).await
     }
 
-    async fn restart(&self, id: JobId, by: &str) -> Result<Decided> {
-        self.decide(id, by, Transition::Restart, || sql::restart(id.0, by)).await
+    async fn restart(&self, id: JobId, by: &str, force: bool) -> Result<Decided> {
+        self.decide(id, by, Transition::Restart, || sql::restart(id.0, by, force)).await
     }
 
     async fn release(&self, id: JobId, release: Release, by: &str) -> Result<Decided> {
@@ -201,6 +201,9 @@ impl PostgresStore {
             };
             if let Err(illegal) = transition.apply(row.parse("state")?) {
                 return Ok(Decided::Illegal(illegal));
+            }
+            if matches!(transition, Transition::Restart) && row.read("may_have_acted")? {
+                return Ok(Decided::MayHaveActed);
             }
         }
         Err(StoreError::new(StoreErrorKind::Unavailable, "the job kept changing while it was decided on"))

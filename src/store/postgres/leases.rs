@@ -11,6 +11,7 @@ use crate::{
     store::{
         Leases, LostJob, Result,
         convert::{micros, to_limit},
+        read::readable,
         rows,
         sql::statements,
     },
@@ -57,7 +58,7 @@ impl Leases for PostgresStore {
 
     async fn lost_jobs(&self, lease: Duration, limit: usize) -> Result<Vec<LostJob>> {
         let lost = self.other.fetch(sql::lost(micros(lease), to_limit(limit))).await?;
-        lost.iter().map(rows::lost).collect()
+        Ok(readable(&lost, rows::lost))
     }
 
     async fn forget_workers(&self, after: Duration) -> Result<u64> {

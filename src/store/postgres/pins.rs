@@ -9,6 +9,7 @@ use crate::{
         Pins, Result,
         convert::pin_owner,
         pins::{PINS, SET, UNSET},
+        read::readable,
         rows,
         sql::statements,
     },
@@ -23,7 +24,7 @@ statements! { Postgres:
 #[async_trait]
 impl Pins for PostgresStore {
     async fn pins(&self) -> Result<Vec<Pin>> {
-        self.other.fetch(sql::pins()).await?.iter().map(rows::pin).collect()
+        Ok(readable(&self.other.fetch(sql::pins()).await?, rows::pin))
     }
 
     async fn set_pin(&self, pin: &Pin) -> Result<()> {

@@ -10,6 +10,7 @@ use crate::store::{
     Rejected, RejectedView, Rejections, Result,
     columns::Rejection,
     convert::to_limit,
+    read::readable,
     rows,
     sql::{Rows, statements},
 };
@@ -45,7 +46,7 @@ impl Rejections for PostgresStore {
     }
 
     async fn rejected(&self, limit: usize) -> Result<Vec<RejectedView>> {
-        self.other.fetch(sql::rejected(to_limit(limit))).await?.iter().map(rows::rejected).collect()
+        Ok(readable(&self.other.fetch(sql::rejected(to_limit(limit))).await?, rows::rejected))
     }
 
     async fn rejected_message(&self, id: Uuid) -> Result<Option<RejectedView>> {

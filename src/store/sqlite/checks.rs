@@ -13,7 +13,7 @@ use crate::{
         Check, Checks, HistoryFact, PutOff, Result,
         convert::{micros, to_i32, to_limit},
         history::Note,
-        read::StoreRow as _,
+        read::{StoreRow as _, if_readable},
         rows,
         sql::statements,
         texts::BY_LOOK_UP,
@@ -30,7 +30,7 @@ statements! { Sqlite:
     put_off(id: Uuid, fence: i64, checks: i32, check_at: Option<i64>) = "update jobs set
         check_at = {check_at}, checks = min(checks, 2147483646) + 1
     where id = {id} and fence = {fence} and checks = {checks} and check_at is not null
-    returning attempt";
+    returning attempt, state = 'held' as is_held";
 
     /// Jobs that were unknown by then, so that they were sent later.
     known_success(after: i64) = "select request_id from jobs
@@ -44,9 +44,8 @@ impl Checks for SqliteStore {
             Box::pin(async move {
                 let mut taken = Vec::new();
                 for row in &sql::due(now, to_limit(limit)).fetch_all(&mut *db).await? {
-                    let check = rows::check(row)?;
-                    sql::take(check.job.spec.id.0, now + micros(again_after)).execute(&mut *db).await?;
-                    taken.push(check);
+                    sql::take(row.read("id")?, now + micros(again_after)).execute(&mut *db).await?;
+                    taken.extend(if_readable(row, rows::check(row)));
                 }
                 Ok(taken)
             })
@@ -64,7 +63,8 @@ impl Checks for SqliteStore {
                 let attempt = Some(row.count("attempt")?);
                 let looked_up = HistoryFact::LookedUp { found: look, detail };
                 let held = HistoryFact::Held { reason: HeldReason::UnknownOutcome };
-                for fact in [Some(looked_up), again_after.is_none().then_some(held)].into_iter().flatten() {
+                let gives_up = again_after.is_none() && row.read::<bool>("is_held")?;
+                for fact in [Some(looked_up), gives_up.then_some(held)].into_iter().flatten() {
                     note(db, now, &Note { job: id, by: BY_LOOK_UP, attempt, fact }).await?;
                 }
                 Ok(true)

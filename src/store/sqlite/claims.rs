@@ -56,10 +56,9 @@ statements! { Sqlite:
         reply_due_at = case when {goes_to} = 'failed' and reply_to is not null then {now} end
     where id = {id} and state = 'available'";
 
-    bind(decision: One<'_, Decision>) = "update jobs set {each binding: @ = {@}}
+    bind(decision: One<'_, Decision>) = "update jobs set {each binding: @ = coalesce(@, {@})}
     where id = {id} and fence = {fence} and state = 'running'
-        and (toolkit is null or (toolkit, toolkit_version, pinned_by, frozen_effect)
-                is ({toolkit}, {toolkit_version}, {pinned_by}, {frozen_effect})
+        and (toolkit is null or (toolkit, toolkit_version) = ({toolkit}, {toolkit_version})
             and (account is null or account is {account}))";
 }
 
@@ -73,7 +72,7 @@ impl Claims for SqliteStore {
                 let mut answers = Vec::with_capacity(batch.len());
                 for claim in &batch {
                     let again = !seen.insert(claim.spec.id);
-                    answers.push(claim_one(db, now, worker, &unless_expired(claim, now), again).await?);
+                    answers.push(claim_one(db, now, worker, claim, again).await?);
                 }
                 Ok(answers)
             })
@@ -104,7 +103,7 @@ async fn claim_one(
     again: bool,
 ) -> Result<Claimed> {
     if !claim.from_store
-        && let Some(claimed) = claim_new(db, now, worker, claim).await?
+        && let Some(claimed) = claim_new(db, now, worker, &unless_expired(claim, now)).await?
     {
         return Ok(claimed);
     }
@@ -114,10 +113,12 @@ async fn claim_one(
         find(db, now, &claim.spec).await?
     };
     let Some(found) = found else { return Ok(Claimed::Gone) };
-    match found.claimed(claim, worker, again) {
-        Some(answer) => Ok(answer),
-        None => claim_known(db, now, worker, claim).await,
+    let is_under_way = found.is_under_way();
+    if let Some(answer) = found.claimed(claim, worker, again) {
+        return Ok(answer);
     }
+    let claim = if is_under_way { &Claim { stop: None, ..claim.clone() } } else { claim };
+    claim_known(db, now, worker, &unless_expired(claim, now)).await
 }
 
 /// Inserts an unknown job as it is claimed; `None` when something is known already.

@@ -12,6 +12,7 @@ use crate::{
     store::{
         Awaited, Connections, Result,
         convert::{micros, to_limit},
+        read::if_readable,
         rows,
         sql::statements,
         texts::{BY_CONNECTIONS, EXPIRED_AWAITING, MAX_ERROR_LENGTH},
@@ -60,7 +61,7 @@ impl Connections for SqliteStore {
             Box::pin(async move {
                 let mut taken = Vec::new();
                 for row in &sql::due(now, to_limit(limit)).fetch_all(&mut *db).await? {
-                    let awaited = rows::awaited(row)?;
+                    let Some(awaited) = if_readable(row, rows::awaited(row)) else { continue };
                     if !forget(db, awaited.id).await? {
                         sql::take(awaited.id, now + micros(again_after)).execute(&mut *db).await?;
                         taken.push(awaited);

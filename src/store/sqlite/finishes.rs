@@ -6,10 +6,10 @@ use uuid::Uuid;
 
 use super::{SqliteStore, connections::note_awaited, history::note};
 use crate::{
-    job::{Fence, State},
+    job::State,
     store::{
-        Finish, Finished, Finishes, Result, StoreError,
-        columns::{Attempt, End},
+        Finish, Finished, Finishes, Result,
+        columns::{Attempt, End, Error},
         convert::to_i32,
         finishes::{RECORD, RECORDED},
         history::of_finish,
@@ -29,7 +29,7 @@ statements! { Sqlite:
         due_at = case when not cancel_requested then {now} + {after} end,
         spent = min(attempt, spent + {charge}), worker_id = null,
         held_reason = case when not cancel_requested then {held_reason} end,
-        check_at = case when not cancel_requested then {now} + {check_after} end,
+        check_at = {now} + {check_after},
         unknown_since = case when {check_after} is not null then {now} else unknown_since end,
         checks = case when {check_after} is not null then 0 else checks end,
         {each error: @ = case when {state} = 'retryable' and {error_kind} is null then @ else {@} end},
@@ -44,7 +44,7 @@ statements! { Sqlite:
         and ({lease} is null or {outcome} <> 'interrupted' or toolkit is null)
     returning state, http_status is not null as is_recorded";
 
-    job(id: Uuid) = "select state, fence from jobs where id = {id}";
+    job(id: Uuid) = "select state, fence, check_at is not null as is_looked_up from jobs where id = {id}";
 
     recorded(job_id: Uuid, number: i32) = RECORDED;
 
@@ -60,6 +60,11 @@ statements! { Sqlite:
     where id = {id} and fence = {fence} and {lease} is null
         and state in ('scheduled', 'available', 'retryable', 'held')
     returning state";
+
+    /// What the look-up of a cancelled job's call told.
+    learn(error: One<'_, Error>, id: Uuid, log_id: Option<&str>) = "update jobs set check_at = null,
+        {each error: @ = {@}}, log_id = coalesce({log_id}, log_id)
+    where id = {id} and state = 'cancelled' and check_at is not null";
 
     record(attempt: One<'_, Attempt>, job_id: Uuid, ended_as: Option<&str>, late: bool, charged: bool) = RECORD;
 }
@@ -100,8 +105,7 @@ async fn finish_one(db: &mut SqliteConnection, now: i64, finish: &Finish) -> Res
 
 async fn finish_leftover(db: &mut SqliteConnection, now: i64, finish: &Finish) -> Result<Finished> {
     let job = sql::job(finish.id.0).fetch_optional(&mut *db).await?;
-    let job =
-        job.map(|row| Ok::<_, StoreError>((row.parse("state")?, Fence(row.read("fence")?)))).transpose()?;
+    let job = job.as_ref().map(rows::standing).transpose()?;
     let recorded = sql::recorded(finish.id.0, to_i32(finish.attempt.number)).fetch_optional(&mut *db).await?;
     let recorded = recorded.as_ref().map(rows::recorded).transpose()?;
     let answer = match replay::next_step(finish, job, recorded.as_ref()) {
@@ -113,6 +117,12 @@ async fn finish_leftover(db: &mut SqliteConnection, now: i64, finish: &Finish) -
             let state = query.fetch_one(&mut *db).await?.parse("state")?;
             note_held(db, now, finish, state).await?;
             Finished::Applied { state, late: true }
+        }
+        NextStep::Learn => {
+            let (error, log_id) = (finish.ending.error(), finish.attempt.log_id.as_deref());
+            sql::learn(One(error), finish.id.0, log_id).execute(&mut *db).await?;
+            note_held(db, now, finish, State::Cancelled).await?;
+            Finished::Applied { state: State::Cancelled, late: true }
         }
     };
     record(db, finish, answer).await?;

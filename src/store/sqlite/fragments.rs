@@ -5,6 +5,7 @@ use sqlx::Sqlite;
 use crate::store::{
     audit::RULES,
     columns::common_lists,
+    job_control::MAY_HAVE_ACTED,
     rows::JOB,
     sql::{Declared, Dialect},
 };
@@ -54,6 +55,7 @@ impl Dialect for Sqlite {
             and ({owner_kind} is null or (owner_kind = {owner_kind} and owner_id = {owner_id}))
             and ({toolkit} is null or coalesce(toolkit, waits_for) = {toolkit})",
         ),
+        ("may_have_acted", MAY_HAVE_ACTED),
         // For the audit. The rescue finds running jobs by their state, so it finds them all.
         ("rules", RULES),
         ("audit_after", "id > {after}"),

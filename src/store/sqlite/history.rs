@@ -13,6 +13,7 @@ use crate::{
         columns::Entry,
         convert::to_limit,
         history::{HISTORY, Note},
+        read::readable,
         rows,
         sql::{One, statements},
     },
@@ -28,7 +29,7 @@ statements! { Sqlite:
 impl History for SqliteStore {
     async fn history(&self, id: JobId) -> Result<Vec<HistoryEntry>> {
         let found = sql::history(id.0, to_limit(MAX_HISTORY)).fetch_all(&self.reader).await?;
-        found.iter().map(rows::entry).collect()
+        Ok(readable(&found, rows::entry))
     }
 }
 

@@ -15,7 +15,7 @@ use crate::{
         convert::to_limit,
         history::{Note, refuse_decider},
         job_control::ATTEMPTS,
-        read::StoreRow as _,
+        read::{StoreRow as _, readable},
         rows,
         sql::{Bound, One, statements},
         texts::{NO_RESULT, marked_failed},
@@ -39,15 +39,15 @@ statements! { Sqlite:
 
     cancel(id: Uuid, now: i64) = "update jobs set
         state = case when state = 'running' then 'running' else 'cancelled' end,
-        cancel_requested = (state = 'running'), due_at = null, held_reason = null, check_at = null,
+        cancel_requested = (state = 'running'), due_at = null, held_reason = null,
         finished_at = case when state <> 'running' then {now} end,
         reply_due_at = case when state <> 'running' and reply_to is not null then {now} end
     where id = {id} and state in ('scheduled', 'available', 'retryable', 'held', 'running')
     returning state, account";
 
-    restart(id: Uuid, now: i64) = "update jobs set state = 'available', due_at = {now}, published = 0, spent = 0,
-        finished_at = null, reply_due_at = null, cancel_requested = 0, {each error: @ = null}
-    where id = {id} and state in ('failed', 'cancelled', 'retryable', 'scheduled')
+    restart(id: Uuid, now: i64, force: bool) = "update jobs set state = 'available', due_at = {now}, published = 0, spent = 0,
+        finished_at = null, reply_due_at = null, check_at = null, cancel_requested = 0, {each error: @ = null}
+    where ({force} or not {may_have_acted}) and id = {id} and state in ('failed', 'cancelled', 'retryable', 'scheduled')
     returning state, account";
 
     release_retry(id: Uuid, now: i64) =
@@ -63,7 +63,7 @@ statements! { Sqlite:
 
     held(held: One<'_, Held>, limit: i64) = "select id from jobs where {is_held_match} limit +{limit}";
 
-    before(id: Uuid) = "select state, cancel_requested, account from jobs where id = {id}";
+    before(id: Uuid) = "select state, cancel_requested, account, {may_have_acted} as may_have_acted from jobs where id = {id}";
 
     census_waiting(now: i64) = "select queue, state, count(*) as jobs,
         {now} - min(case when due_at <= {now} then due_at end) as oldest
@@ -83,7 +83,7 @@ impl JobControl for SqliteStore {
     }
 
     async fn attempts(&self, id: JobId) -> Result<Vec<AttemptView>> {
-        sql::attempts(id.0).fetch_all(&self.reader).await?.iter().map(rows::attempt).collect()
+        Ok(readable(&sql::attempts(id.0).fetch_all(&self.reader).await?, rows::attempt))
     }
 
     async fn jobs(&self, filter: &JobFilter) -> Result<Vec<JobView>> {
@@ -93,7 +93,7 @@ impl JobControl for SqliteStore {
             Some(owner) => sql::jobs_of_owner(state, tool, limit, owner.kind().as_str(), owner.id()),
             None => sql::jobs(state, tool, limit),
         };
-        query.fetch_all(&self.reader).await?.iter().map(rows::job).collect()
+        Ok(readable(&query.fetch_all(&self.reader).await?, rows::job))
     }
 
     async fn cancel(&self, id: JobId, by: &str) -> Result<Decided> {
@@ -101,8 +101,8 @@ impl JobControl for SqliteStore {
         self.decide(id, by, Transition::Cancel, HistoryFact::Cancelled, cancel).await
     }
 
-    async fn restart(&self, id: JobId, by: &str) -> Result<Decided> {
-        let restart = move |now| sql::restart(id.0, now);
+    async fn restart(&self, id: JobId, by: &str, force: bool) -> Result<Decided> {
+        let restart = move |now| sql::restart(id.0, now, force);
         self.decide(id, by, Transition::Restart, HistoryFact::Retried, restart).await
     }
 
@@ -200,6 +200,7 @@ async fn decide(
     let Some(after) = decision.fetch_optional(&mut *db).await? else {
         return match transition.apply(before.parse("state")?) {
             Err(illegal) => Ok(Decided::Illegal(illegal)),
+            Ok(_) if before.read("may_have_acted")? => Ok(Decided::MayHaveActed),
             Ok(_) => Err(StoreError::corrupt("state")),
         };
     };

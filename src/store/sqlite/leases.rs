@@ -11,6 +11,7 @@ use crate::{
     store::{
         Leases, LostJob, Result,
         convert::{micros, to_limit},
+        read::readable,
         rows,
         sql::statements,
     },
@@ -46,7 +47,7 @@ impl Leases for SqliteStore {
     async fn lost_jobs(&self, lease: Duration, limit: usize) -> Result<Vec<LostJob>> {
         let now = self.now_micros();
         let lost = sql::lost(now - micros(lease), now, to_limit(limit)).fetch_all(&self.reader).await?;
-        lost.iter().map(rows::lost).collect()
+        Ok(readable(&lost, rows::lost))
     }
 
     async fn forget_workers(&self, after: Duration) -> Result<u64> {

@@ -9,6 +9,7 @@ use crate::{
         Pins, Result,
         convert::pin_owner,
         pins::{PINS, SET, UNSET},
+        read::readable,
         rows,
         sql::statements,
     },
@@ -23,7 +24,7 @@ statements! { Sqlite:
 #[async_trait]
 impl Pins for SqliteStore {
     async fn pins(&self) -> Result<Vec<Pin>> {
-        sql::pins().fetch_all(&self.reader).await?.iter().map(rows::pin).collect()
+        Ok(readable(&sql::pins().fetch_all(&self.reader).await?, rows::pin))
     }
 
     async fn set_pin(&self, pin: &Pin) -> Result<()> {

@@ -8,6 +8,7 @@ use crate::store::{
     Rejected, RejectedView, Rejections, Result,
     columns::Rejection,
     convert::to_limit,
+    read::readable,
     rows,
     sql::{One, statements},
 };
@@ -35,7 +36,7 @@ impl Rejections for SqliteStore {
     }
 
     async fn rejected(&self, limit: usize) -> Result<Vec<RejectedView>> {
-        sql::rejected(to_limit(limit)).fetch_all(&self.reader).await?.iter().map(rows::rejected).collect()
+        Ok(readable(&sql::rejected(to_limit(limit)).fetch_all(&self.reader).await?, rows::rejected))
     }
 
     async fn rejected_message(&self, id: Uuid) -> Result<Option<RejectedView>> {

@@ -75,6 +75,7 @@ fn source(by: PinnedBy, toolkit: Option<&str>) -> String {
         PinnedBy::Config => "`toolkit_versions` in the configuration".into(),
         PinnedBy::Env => format!("`{}`", pin::env_name(toolkit.unwrap_or("<toolkit>"))),
         PinnedBy::Latest => "the newest version".into(),
+        PinnedBy::Unrecognized => "a pin that another version of errand knows".into(),
     }
 }
 

@@ -446,9 +446,9 @@ impl JobControl for Faulty {
         self.call(told, move |store| Box::pin(async move { store.cancel(id, &by).await })).await
     }
 
-    async fn restart(&self, id: JobId, by: &str) -> Result<Decided, StoreError> {
+    async fn restart(&self, id: JobId, by: &str, force: bool) -> Result<Decided, StoreError> {
         let (told, by) = (format!("restart {id}"), by.to_owned());
-        self.call(told, move |store| Box::pin(async move { store.restart(id, &by).await })).await
+        self.call(told, move |store| Box::pin(async move { store.restart(id, &by, force).await })).await
     }
 
     async fn release(&self, id: JobId, release: Release, by: &str) -> Result<Decided, StoreError> {

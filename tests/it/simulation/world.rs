@@ -572,7 +572,7 @@ impl World {
                 }
                 if self.api.has_run(id) { Release::Succeeded } else { Release::Retry }
             }
-            HeldReason::Unidentified => return,
+            HeldReason::Unidentified | HeldReason::Unrecognized => return,
         };
         let store = self.store_of(&Life::new(usize::MAX, "cli".to_owned()));
         drop(store.release(id, release, PERSON).await);

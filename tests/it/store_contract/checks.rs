@@ -4,13 +4,13 @@ use std::time::Duration;
 
 use errand::{
     job::{Attempt, AttemptOutcome, Ending, ErrorKind, Fence, HeldReason, LookResult, Release, State},
-    store::{Claim, Finish, Finished, PutOff},
+    store::{By, Claim, Decided, Finish, Finished, HistoryFact, PutOff},
 };
 use serde_json::json;
 
 use super::{
-    LEASE, OPERATOR, RunningJob, TestStore, binding, claim, error, job, on_every_backend, one, running,
-    succeed,
+    LEASE, OPERATOR, RunningJob, TestStore, binding, claim, error, fail, job, job_with_reply,
+    on_every_backend, one, retry, running, succeed,
 };
 
 fn verify(after: Duration) -> Ending {
@@ -47,7 +47,7 @@ on_every_backend!(an_unknown_outcome_is_looked_up_until_it_is_told_or_a_person_d
 
     // What the log told is a late result of the same claim.
     let told = Attempt { http_status: None, ..later.end(succeed("1"), AttemptOutcome::Succeeded).attempt };
-    let told = Finish { attempt: told, ..later.end(succeed("1"), AttemptOutcome::Succeeded) };
+    let told = Finish { attempt: told, by: By::LookUp, ..later.end(succeed("1"), AttemptOutcome::Succeeded) };
     let answer = Finished::Applied { state: State::Succeeded, late: true };
     assert_eq!(t.finish(&told).await, answer);
     assert_eq!(t.finish(&told).await, answer, "a repetition gets the same answer");
@@ -83,13 +83,108 @@ on_every_backend!(a_decision_ends_the_looking_up, async |t| {
     t.store.release(unknown().await, Release::Retry, OPERATOR).await.unwrap();
     t.store.release(unknown().await, Release::Succeeded, OPERATOR).await.unwrap();
     t.store.release(unknown().await, Release::Failed, OPERATOR).await.unwrap();
-    t.store.cancel(unknown().await, OPERATOR).await.unwrap();
     assert!(t.store.take_checks(10, LEASE).await.unwrap().is_empty());
+});
 
-    // A job that somebody called off while it ran is not looked up either.
-    let run = t.run(&job(json!({}))).await;
-    t.store.cancel(run.id, OPERATOR).await.unwrap();
-    t.finish(&run.end(verify(Duration::ZERO), AttemptOutcome::Unknown)).await;
+/// A job of which each call counts, in its first attempt.
+async fn run_once(t: &TestStore) -> RunningJob {
+    let spec = job_with_reply(json!({}), Some("replies"));
+    let offered = Claim { binding: Some(binding("20260101_00")), ..claim(&spec) };
+    RunningJob { id: spec.id, request_id: offered.request_id, receipt: running(t.claim(&offered).await) }
+}
+
+/// The same, called off before or after its outcome became unknown.
+async fn cancelled(t: &TestStore, while_it_runs: bool) -> RunningJob {
+    let run = run_once(t).await;
+    let unknown = run.end(verify(Duration::ZERO), AttemptOutcome::Unknown);
+    if while_it_runs {
+        t.store.cancel(run.id, OPERATOR).await.unwrap();
+        t.finish(&unknown).await;
+    } else {
+        t.finish(&unknown).await;
+        t.store.cancel(run.id, OPERATOR).await.unwrap();
+    }
     assert_eq!(t.state(run.id).await, State::Cancelled);
-    assert!(t.store.take_checks(10, LEASE).await.unwrap().is_empty());
+    run
+}
+
+/// What the look-up tells, as it is reported.
+fn told(run: &RunningJob, ending: Ending, outcome: AttemptOutcome) -> Finish {
+    let told = run.end(ending, outcome);
+    Finish { by: By::LookUp, attempt: Attempt { http_status: None, ..told.attempt.clone() }, ..told }
+}
+
+on_every_backend!(a_cancelled_job_is_still_looked_up_and_stays_cancelled, async |t| {
+    let answer = Finished::Applied { state: State::Cancelled, late: true };
+    for while_it_runs in [true, false] {
+        let run = cancelled(&t, while_it_runs).await;
+        assert_eq!(one(t.store.take_checks(10, LEASE).await.unwrap()).job.spec.id, run.id);
+        let told = told(&run, succeed("1"), AttemptOutcome::Succeeded);
+        for _repeated in 0..2 {
+            assert_eq!(t.finish(&told).await, answer);
+        }
+        let view = t.view(run.id).await;
+        assert_eq!((view.state, view.check_at, view.error), (State::Cancelled, None, None));
+        assert_eq!((view.result.is_none(), view.log_id), (true, Some("log-succeeded".to_owned())));
+        assert_eq!(t.outcomes(run.id).await, [Some(AttemptOutcome::Succeeded)]);
+        let adopted = HistoryFact::Adopted { outcome: AttemptOutcome::Succeeded };
+        assert_eq!(t.store.history(run.id).await.unwrap().pop().unwrap().fact, adopted);
+    }
+
+    let run = cancelled(&t, false).await;
+    let check = one(t.store.take_checks(10, LEASE).await.unwrap());
+    let given_up = PutOff {
+        id: run.id,
+        fence: check.fence,
+        checks: 0,
+        again_after: None,
+        look: LookResult::Blind,
+        detail: None,
+    };
+    assert!(t.store.put_off(&given_up).await.unwrap());
+    let last = t.store.history(run.id).await.unwrap().pop().unwrap().fact;
+    assert!(matches!(last, HistoryFact::LookedUp { .. }), "nothing is held: {last:?}");
+    assert_eq!((t.state(run.id).await, t.view(run.id).await.check_at), (State::Cancelled, None));
+});
+
+on_every_backend!(a_job_that_may_have_acted_is_run_again_only_by_force, async |t| {
+    let restart = async |id, force| t.store.restart(id, OPERATOR, force).await.unwrap();
+    for while_it_runs in [true, false] {
+        let run = cancelled(&t, while_it_runs).await;
+        assert_eq!(restart(run.id, false).await, Decided::MayHaveActed);
+        assert_eq!(t.state(run.id).await, State::Cancelled);
+        assert_eq!(restart(run.id, true).await, Decided::Now(State::Available));
+        assert_eq!(t.view(run.id).await.check_at, None);
+    }
+    let too_large = run_once(&t).await;
+    t.finish(&too_large.end(fail(), AttemptOutcome::Unknown)).await;
+    assert_eq!(restart(too_large.id, false).await, Decided::MayHaveActed);
+
+    // It is known by now that nothing happened, or a person says so.
+    let run = cancelled(&t, true).await;
+    t.finish(&told(&run, retry(Duration::ZERO), AttemptOutcome::NotSent)).await;
+    assert_eq!(restart(run.id, false).await, Decided::Now(State::Available));
+    let run = run_once(&t).await;
+    t.finish(&run.end(verify(Duration::ZERO), AttemptOutcome::Unknown)).await;
+    t.store.release(run.id, Release::Failed, OPERATOR).await.unwrap();
+    assert_eq!(restart(run.id, false).await, Decided::Now(State::Available));
+    let refused = run_once(&t).await;
+    t.finish(&refused.end(fail(), AttemptOutcome::ToolFailed)).await;
+    assert_eq!(restart(refused.id, false).await, Decided::Now(State::Available));
+});
+
+on_every_backend!(a_look_up_overrules_no_decision_of_a_person, async |t| {
+    for (release, state) in [(Release::Retry, State::Available), (Release::Failed, State::Failed)] {
+        let run = run_once(&t).await;
+        t.finish(&run.end(verify(Duration::ZERO), AttemptOutcome::Unknown)).await;
+        one(t.store.take_checks(10, LEASE).await.unwrap());
+        t.store.release(run.id, release, OPERATOR).await.unwrap();
+        for late in
+            [told(&run, fail(), AttemptOutcome::NotSent), told(&run, succeed("1"), AttemptOutcome::Succeeded)]
+        {
+            assert_eq!(t.finish(&late).await, Finished::Fenced);
+        }
+        assert_eq!(t.state(run.id).await, state);
+        assert_eq!(t.outcomes(run.id).await, [Some(AttemptOutcome::Unknown)]);
+    }
 });

@@ -62,7 +62,7 @@ on_every_backend!(a_claim_repeated_gets_its_first_answer, async |t| {
 
     // The same request ID in the hands of another worker is not the same claim.
     let other = one(t.store.claim(WorkerId::new(), &batch[..1]).await.unwrap());
-    assert!(matches!(other, Claimed::Duplicate { state: State::Running }));
+    assert!(matches!(other, Claimed::Duplicate { state: Some(State::Running) }));
 });
 
 on_every_backend!(a_known_job_is_claimed_with_the_next_fence_and_attempt, async |t| {
@@ -98,7 +98,7 @@ on_every_backend!(a_claim_with_a_used_idempotency_key_is_a_duplicate_or_a_confli
     let spec = job(json!({"idempotency_key": "k"}));
     t.run(&spec).await;
     let answer = t.claim(&claim(&renamed(&spec))).await;
-    assert!(matches!(answer, Claimed::Duplicate { state: State::Running }), "{answer:?}");
+    assert!(matches!(answer, Claimed::Duplicate { state: Some(State::Running) }), "{answer:?}");
     let other = job(json!({"idempotency_key": "k", "tool": "OTHER"}));
     let answer = t.claim(&claim(&other)).await;
     assert!(matches!(answer, Claimed::Conflict(Conflict::Key)), "{answer:?}");
@@ -112,7 +112,10 @@ on_every_backend!(a_job_that_is_not_available_is_a_duplicate, async |t| {
         let before = format!("{:?}", t.view(id).await);
         for known in [false, true] {
             let answer = t.claim(&Claim { from_store: known, ..claim(&spec) }).await;
-            assert!(matches!(answer, Claimed::Duplicate { state: is } if is == state), "{state}: {answer:?}");
+            assert!(
+                matches!(answer, Claimed::Duplicate { state: is } if is == Some(state)),
+                "{state}: {answer:?}"
+            );
         }
         assert_eq!(format!("{:?}", t.view(id).await), before);
     }
@@ -152,7 +155,7 @@ on_every_backend!(a_claim_before_its_time_is_scheduled_and_one_after_its_time_fa
 on_every_backend!(a_job_made_due_by_a_person_runs_before_its_time, async |t| {
     let spec = job(json!({"run_at": in_hours(1)}));
     t.insert(&spec).await;
-    assert_eq!(t.store.restart(spec.id, OPERATOR).await.unwrap(), Decided::Now(State::Available));
+    assert_eq!(t.store.restart(spec.id, OPERATOR, false).await.unwrap(), Decided::Now(State::Available));
     t.publish().await;
     running(t.claim(&Claim { from_store: true, ..claim(&spec) }).await);
 });
@@ -178,6 +181,31 @@ on_every_backend!(a_refused_job_fails_and_a_held_job_is_parked, async |t| {
             assert_eq!(replies.len(), usize::from(state == State::Failed));
         }
     }
+});
+
+on_every_backend!(a_job_that_is_bound_or_was_tried_is_stopped_by_no_message, async |t| {
+    let refuse = Stop::Fail { error: error(ErrorKind::Unpinned) };
+    let connect = Stop::Connect { toolkit: "github".into(), error: error(ErrorKind::NeedsConnection) };
+    for stop in [refuse, connect] {
+        for bound in [true, false] {
+            let spec = job(json!({}));
+            let first = Claim { binding: bound.then(|| binding("1")), ..claim(&spec) };
+            let receipt = running(t.claim(&first).await);
+            let run = RunningJob { id: spec.id, request_id: first.request_id, receipt };
+            t.finish(&run.end(retry(Duration::ZERO), AttemptOutcome::Throttled)).await;
+            t.publish().await;
+            // The app publishes its message once more, or the relay's comes, and the rules have changed since.
+            let stopped = Claim { stop: Some(stop.clone()), from_store: bound, ..claim(&spec) };
+            let receipt = running(t.claim(&stopped).await);
+            assert_eq!((receipt.attempt, receipt.binding.is_some()), (2, bound));
+            let view = t.view(spec.id).await;
+            assert_eq!((view.held_reason, view.state), (None, State::Running));
+        }
+    }
+    let expired = job(json!({"expires_at": in_hours(-1)}));
+    t.insert(&expired).await;
+    let answer = t.claim(&Claim { from_store: true, ..claim(&expired) }).await;
+    assert!(matches!(answer, Claimed::Ended { kind: ErrorKind::Expired, .. }), "time counts all the same");
 });
 
 on_every_backend!(what_was_bound_first_wins, async |t| {
@@ -206,7 +234,7 @@ on_every_backend!(the_first_claim_of_a_batch_wins, async |t| {
     assert_eq!(running(answers[0].clone()).fence, Fence(1));
     assert_eq!(running(answers[1].clone()).fence, Fence(1));
     for answer in &answers[2..5] {
-        assert!(matches!(answer, Claimed::Duplicate { state: State::Running }), "{answer:?}");
+        assert!(matches!(answer, Claimed::Duplicate { state: Some(State::Running) }), "{answer:?}");
     }
     assert!(matches!(answers[5], Claimed::Conflict(Conflict::Body)), "{:?}", answers[5]);
 });
@@ -228,7 +256,7 @@ on_every_backend!(exactly_one_of_concurrent_claims_wins, async |t| {
                     let answers = store.claim(WorkerId::new(), &batch).await.unwrap();
                     let won = batch.iter().zip(answers).filter(|(_, answer)| match answer {
                         Claimed::Running(_) => true,
-                        Claimed::Duplicate { state: State::Running } => false,
+                        Claimed::Duplicate { state: Some(State::Running) } => false,
                         other => panic!("{other:?}"),
                     });
                     won.map(|(claim, _)| claim.spec.id).collect::<Vec<_>>()

@@ -203,7 +203,7 @@ on_every_backend!(a_late_result_is_not_charged_twice, async |t| {
     let spec = job(json!({}));
     let run = t.run(&spec).await;
     t.finish(&run.rescue(fail())).await;
-    t.store.restart(spec.id, OPERATOR).await.unwrap();
+    t.store.restart(spec.id, OPERATOR, false).await.unwrap();
     t.finish(&run.end(retry(LEASE), AttemptOutcome::ToolFailed)).await;
     assert_eq!((t.state(spec.id).await, t.view(spec.id).await.spent), (State::Retryable, 0));
 });

@@ -187,7 +187,7 @@ on_every_backend!(random_histories_keep_the_rules, async |t| {
                             claims.push(RunningJob { id: spec.id, request_id: claim.request_id, receipt });
                             Transition::Claim.apply(state)
                         }
-                        Claimed::Duplicate { state: is } => Ok(is),
+                        Claimed::Duplicate { state: is } => Ok(is.unwrap()),
                         other => panic!("{other:?}"),
                     }
                 }
@@ -209,7 +209,7 @@ on_every_backend!(random_histories_keep_the_rules, async |t| {
                     let moved = Transition::Restart.apply(state);
                     cancelled &= moved.is_err();
                     assert_eq!(
-                        matches!(t.store.restart(spec.id, OPERATOR).await.unwrap(), Decided::Now(_)),
+                        matches!(t.store.restart(spec.id, OPERATOR, false).await.unwrap(), Decided::Now(_)),
                         moved.is_ok()
                     );
                     Ok(moved.unwrap_or(state))

@@ -71,7 +71,7 @@ on_every_backend!(rare_decisions_are_in_the_history_in_order_with_who_made_them,
     let second = t.run(&spec).await;
     t.store.cancel(spec.id, "carol").await.unwrap();
     t.finish(&second.end(fail(), AttemptOutcome::ToolFailed)).await;
-    t.store.restart(spec.id, "dave").await.unwrap();
+    t.store.restart(spec.id, "dave", false).await.unwrap();
     let third = t.run(&spec).await;
     t.finish(&third.rescue(verify())).await;
     t.finish(&looked_up(&third, succeed("1"), AttemptOutcome::Succeeded)).await;
@@ -146,7 +146,7 @@ on_every_backend!(a_write_that_is_sent_again_adds_no_entry, async |t| {
     let let_go = t.in_state(State::Held).await;
     for _ in 0..2 {
         t.store.cancel(called_off, OPERATOR).await.unwrap();
-        t.store.restart(restarted, OPERATOR).await.unwrap();
+        t.store.restart(restarted, OPERATOR, false).await.unwrap();
         t.store.release(let_go, Release::Succeeded, OPERATOR).await.unwrap();
     }
     assert_eq!(t.facts(called_off).await, [HistoryFact::Cancelled]);
@@ -257,7 +257,7 @@ on_every_backend!(a_decision_without_a_name_of_a_person_is_refused, async |t| {
     for by in ["", " ", "a\0b", "a\nb", "errand: worker", &format!("{long}x")] {
         let refusals = [
             t.store.cancel(running, by).await.unwrap_err(),
-            t.store.restart(failed, by).await.unwrap_err(),
+            t.store.restart(failed, by, false).await.unwrap_err(),
             t.store.release(held, Release::Retry, by).await.unwrap_err(),
             t.store.release_held(&filter, Release::Retry, by, 9).await.unwrap_err(),
         ];

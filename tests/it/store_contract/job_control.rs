@@ -65,7 +65,7 @@ on_every_backend!(a_decision_obeys_the_transitions_in_every_state, async |t| {
     ];
     let decide = async |decision: &Transition, id: JobId| match decision {
         Transition::Cancel => t.store.cancel(id, OPERATOR).await.unwrap(),
-        Transition::Restart => t.store.restart(id, OPERATOR).await.unwrap(),
+        Transition::Restart => t.store.restart(id, OPERATOR, false).await.unwrap(),
         Transition::Release(release) => t.store.release(id, *release, OPERATOR).await.unwrap(),
         other => panic!("{other:?} is nobody's decision"),
     };
@@ -97,7 +97,7 @@ on_every_backend!(a_restarted_job_has_a_fresh_budget, async |t| {
     let run = t.run(&spec).await;
     t.store.cancel(spec.id, OPERATOR).await.unwrap();
     t.finish(&run.end(fail(), AttemptOutcome::ToolFailed)).await;
-    assert_eq!(t.store.restart(spec.id, OPERATOR).await.unwrap(), Decided::Now(State::Available));
+    assert_eq!(t.store.restart(spec.id, OPERATOR, false).await.unwrap(), Decided::Now(State::Available));
     let view = t.view(spec.id).await;
     assert_eq!((view.spent, view.attempt, view.cancel_requested), (0, 1, false));
     assert_eq!((view.error, view.result.is_none(), view.finished_at), (None, true, None));

@@ -41,13 +41,13 @@ on_every_backend!(an_insert_repeated_changes_nothing, async |t| {
     let spec = job(json!({}));
     let batch = [Arc::clone(&spec), Arc::clone(&spec)];
     let answers = t.store.insert(&batch, Duration::ZERO).await.unwrap();
-    let duplicate = Inserted::Duplicate { id: spec.id, state: State::Available };
+    let duplicate = Inserted::Duplicate { id: spec.id, state: Some(State::Available) };
     assert_eq!(answers, [Inserted::New { state: State::Available }, duplicate.clone()]);
     let first = t.view(spec.id).await;
     assert_eq!(t.insert(&spec).await, duplicate);
     assert_eq!(t.view(spec.id).await.due_at, first.due_at);
     t.run(&spec).await;
-    assert_eq!(t.insert(&spec).await, Inserted::Duplicate { id: spec.id, state: State::Running });
+    assert_eq!(t.insert(&spec).await, Inserted::Duplicate { id: spec.id, state: Some(State::Running) });
 });
 
 on_every_backend!(an_insert_with_another_meaning_is_a_conflict, async |t| {
@@ -69,7 +69,7 @@ on_every_backend!(an_idempotency_key_belongs_to_one_owner_and_one_body, async |t
     let answers = t.store.insert(&batch[..1], Duration::ZERO).await.unwrap();
     assert_eq!(answers, [Inserted::New { state: State::Available }]);
     let answers = t.store.insert(&batch, Duration::ZERO).await.unwrap();
-    let duplicate = Inserted::Duplicate { id: first.id, state: State::Available };
+    let duplicate = Inserted::Duplicate { id: first.id, state: Some(State::Available) };
     assert_eq!(answers[0], duplicate);
     assert_eq!(answers[1], duplicate, "the first job stands for the second");
     assert_eq!(answers[2], Inserted::Conflict(Conflict::Key));

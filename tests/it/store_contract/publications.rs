@@ -140,7 +140,7 @@ on_every_backend!(a_reply_is_offered_until_it_is_published, async |t| {
     // A job that is run again owes its reply again.
     let failed = job_with_reply(json!({}), Some("amq.gen-1"));
     t.finish(&t.run(&failed).await.end(fail(), AttemptOutcome::Refused)).await;
-    t.store.restart(failed.id, OPERATOR).await.unwrap();
+    t.store.restart(failed.id, OPERATOR, false).await.unwrap();
     assert!(t.store.take_replies(10, LEASE).await.unwrap().is_empty(), "it is not final any more");
     t.store.cancel(failed.id, OPERATOR).await.unwrap();
     assert_eq!(one(t.store.take_replies(10, LEASE).await.unwrap()).state, State::Cancelled);
