@@ -163,9 +163,7 @@ async fn prepare(services: &Services, config: &Config, resolver: &Resolver) -> R
         match queue.check().await {
             Ok(broker) => {
                 tracing::info!(broker, store = store.backend(), "services are there");
-                // The first jobs must already see the pins.
-                resolver.load_pins(store).await;
-                return Ok(());
+                break;
             }
             Err(error) => {
                 let problem = format!("waiting for {}: {}", queue.backend(), chain(&error));
@@ -173,6 +171,12 @@ async fn prepare(services: &Services, config: &Config, resolver: &Resolver) -> R
             }
         }
     }
+    failures = 0;
+    // The first jobs must already see the pins: what a job is bound to stays.
+    while let Err(error) = resolver.load_pins(store).await {
+        failures = pause(failures, &format!("waiting for the pins: {}", chain(&error))).await;
+    }
+    Ok(())
 }
 
 /// Waits for a part to end, but no longer than its share of what is left of the budget: a service that

@@ -18,7 +18,7 @@ pub use ending::{AttemptEnd, Ending, NotReady, Stop};
 pub use envelope::{Arrival, Digest, EnvelopeError, EnvelopeReason, JobSpec, decode, encode};
 pub use id::{Fence, JobId, RequestId, WorkerId};
 pub use look_up::{LookResult, LookUps, unknown_outcome};
-pub(crate) use outcome::clip;
+pub(crate) use outcome::{EXPIRED, TOO_OLD, clip};
 pub use outcome::{Attempt, AttemptOutcome, Effect, ErrorKind, JobError, Started};
 pub use owner::{Owner, OwnerError, OwnerKind};
 pub use queue::{QueueName, QueueNameError, QueueType};

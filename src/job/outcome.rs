@@ -79,13 +79,17 @@ string_enum! {
         WorkerLost = "worker_lost",
         /// The tool ran but its answer is larger than the limit, so the result is not kept.
         ResultTooLarge = "result_too_large",
-        /// `expires_at` passed before the call was made.
+        /// `expires_at` or `max_age_ms` passed before the call was made.
         Expired = "expired",
         /// errand itself failed to process the job.
         Internal = "internal",
         MarkedFailed = "marked_failed",
     }
 }
+
+/// What an app reads about a job whose time passed before it was called.
+pub(crate) const EXPIRED: &str = "`expires_at` passed before the call was made";
+pub(crate) const TOO_OLD: &str = "`max_age_ms` passed before the call was made";
 
 /// What an app reads about a failure. It never contains credentials, and its texts keep to [`MAX_ERROR_CHARS`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -23,9 +23,6 @@ pub(super) const BY_CONNECTIONS: &str = "errand: connections";
 /// The kind of owner in the row of a global pin, whose owner ID is empty.
 pub(super) const GLOBAL: &str = "global";
 
-/// What a person reads about a job whose time passed before it ran.
-pub(super) const EXPIRED_MESSAGE: &str = "`expires_at` passed before the call was made";
-
 /// What an app reads about a job that a person marked as failed.
 pub(super) fn marked_failed() -> JobError {
     JobError::new(ErrorKind::MarkedFailed, "a person marked this job as failed")

@@ -16,7 +16,7 @@ use super::{
     shared::Shared,
 };
 use crate::{
-    job::{AttemptEnd, AttemptOutcome, Binding},
+    job::{AttemptEnd, AttemptOutcome, Binding, ErrorKind, JobError, Stop},
     telemetry::metrics,
     tool::{
         Call, Reply,
@@ -59,7 +59,7 @@ async fn run(shared: &Shared, mut job: RunningJob) {
 async fn steps(shared: &Shared, job: &mut RunningJob) -> Result<AttemptEnd, Stopped> {
     let binding = binding::bind(shared, job).await?;
     let timeout = job.spec.timeout.unwrap_or(shared.options.timeout);
-    check_time(shared, &binding, timeout)?;
+    check_time(shared, job, &binding, timeout)?;
     let permit = shared.breakers.admit(&job.spec.owner, &binding.toolkit);
     let permit = permit.map_err(|open| job.policy(shared).kept_back(open))?;
     let account = shared.resolver.admit_account(&job.spec, &binding);
@@ -71,10 +71,20 @@ async fn steps(shared: &Shared, job: &mut RunningJob) -> Result<AttemptEnd, Stop
     Ok(end)
 }
 
-/// An error if the lease may be over, or the process is draining and a `once` call could not finish.
-fn check_time(shared: &Shared, binding: &Binding, timeout: Duration) -> Result<(), Stopped> {
+/// An error if the lease or the job's own time may be over, or the process is draining and a `once` call could not
+/// finish. What comes before the call may take long, so that only now these can be judged.
+fn check_time(
+    shared: &Shared,
+    job: &RunningJob,
+    binding: &Binding,
+    timeout: Duration,
+) -> Result<(), Stopped> {
     if !shared.lease.may_start_call() {
         return Err(given_back(Duration::from_secs(1)).into());
+    }
+    if let Some(why) = job.too_late() {
+        let error = JobError::new(ErrorKind::Expired, why);
+        return Err(job.policy(shared).not_ready(Stop::Fail { error }.into()).into());
     }
     let Some(until) = shared.drain_until.get() else { return Ok(()) };
     let fits = Instant::now() + timeout <= *until || binding.effect.may_repeat();

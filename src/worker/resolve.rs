@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     failure::chain,
     job::{Binding, JobError, JobSpec, NotReady, Rules, Stop, looks_like_email},
-    store::SharedStore,
+    store::{SharedStore, StoreError},
     sync,
     telemetry::metrics,
     tool::{
@@ -186,20 +186,28 @@ impl Resolver {
 
     /// Reads the store's pins until `stop`, so that a pin that is set at run time takes effect within seconds.
     pub async fn refresh_pins(self: Arc<Self>, store: SharedStore, stop: CancellationToken) {
+        let mut is_stale = false;
         while !stop.is_cancelled() {
-            self.load_pins(&store).await;
+            let loaded = self.load_pins(&store).await;
+            match &loaded {
+                Ok(()) if is_stale => tracing::info!("pins can be read again"),
+                Err(error) if !is_stale => {
+                    tracing::warn!(error = %chain(error), "pins cannot be read; the last known ones stay");
+                }
+                Ok(()) | Err(_) => {}
+            }
+            is_stale = loaded.is_err();
+            metrics::PINS_STALE.set([], f64::from(u8::from(is_stale)));
             stop.run_until_cancelled(tokio::time::sleep(REFRESH_PINS)).await;
         }
     }
 
-    /// Reads the store's pins once. If the store does not answer, the last known ones stay.
-    pub async fn load_pins(&self, store: &SharedStore) {
-        match store.pins().await {
-            Ok(rows) => sync::write(&self.pins).table = Arc::new(PinTable::new(rows)),
-            Err(error) => {
-                tracing::debug!(error = %chain(&error), "pins could not be read; the last known ones stay")
-            }
-        }
+    /// Reads the store's pins once. If the store does not answer, the last known ones stay. Nothing may be decided before
+    /// this has succeeded once.
+    pub async fn load_pins(&self, store: &SharedStore) -> Result<(), StoreError> {
+        let table = Arc::new(PinTable::new(store.pins().await?));
+        sync::write(&self.pins).table = table;
+        Ok(())
     }
 
     fn pins(&self) -> PinSources {

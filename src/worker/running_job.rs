@@ -8,7 +8,7 @@ use tracing::Span;
 
 use super::{ending::EndingPolicy, shared::Shared};
 use crate::{
-    job::{JobSpec, RequestId, Spending},
+    job::{EXPIRED, JobSpec, RequestId, Spending, TOO_OLD},
     store::{Claim, ClaimReceipt},
     telemetry::metrics::LaneMetrics,
 };
@@ -60,15 +60,28 @@ impl RunningJob {
         )
     }
 
+    /// Its age: by the store's clock until the claim, by a monotonic one since, which nobody sets.
+    fn age(&self) -> Duration {
+        self.receipt.age.saturating_add(self.claimed_at.elapsed())
+    }
+
+    /// Why it is too late to call now, if it is.
+    pub(super) fn too_late(&self) -> Option<&'static str> {
+        let age = self.age();
+        let now = self.receipt.created_at.saturating_add(age).unwrap_or(Timestamp::MAX);
+        if self.spec.expires_at.is_some_and(|expires_at| expires_at <= now) {
+            return Some(EXPIRED);
+        }
+        self.spec.budget.max_age.filter(|max_age| *max_age <= age).map(|_| TOO_OLD)
+    }
+
     /// By what an ending of the attempt is decided now.
     pub(super) fn policy(&self, shared: &Shared) -> EndingPolicy {
-        let since = shared.services.clock.now().duration_since(self.started_at);
         let spending = Spending {
             budget: self.spec.budget,
             attempt: self.receipt.attempt,
             spent: self.receipt.spent,
-            // By the store's clock until the claim, by ours since.
-            age: self.receipt.age.saturating_add(since.try_into().unwrap_or(Duration::ZERO)),
+            age: self.age(),
         };
         EndingPolicy {
             retry: shared.options.retry,

@@ -14,7 +14,7 @@ use super::{
     batch::{MAX_ROUNDS, jobs_kept_changing, take_complete, unanswered},
 };
 use crate::{
-    job::{State, WorkerId},
+    job::{EXPIRED, State, WorkerId},
     store::{
         Bind, Claim, ClaimReceipt, Claimed, Claims, Result,
         columns::{Decision, Identity, Spec, Start},
@@ -22,7 +22,6 @@ use crate::{
         read::StoreRow as _,
         rows,
         sql::{Bound, Rows, statements},
-        texts::EXPIRED_MESSAGE,
     },
 };
 
@@ -115,7 +114,7 @@ impl Claims for PostgresStore {
             let fresh: Vec<usize> = open.iter().copied().filter(|place| !batch[*place].from_store).collect();
             let new = |claims: &[&Claim]| {
                 let specs: Vec<_> = claims.iter().map(|claim| &*claim.spec).collect();
-                sql::claim_new(Rows(&specs), Rows(claims), worker.0, EXPIRED_MESSAGE)
+                sql::claim_new(Rows(&specs), Rows(claims), worker.0, EXPIRED)
             };
             let first = |row: &PgRow, claim: &Claim| {
                 Ok(ClaimReceipt::first(claim.binding.clone(), row.time("created_at")?))
@@ -123,7 +122,7 @@ impl Claims for PostgresStore {
             self.claim_places(&batch, &fresh, &mut answers, new, first).await?;
             open.retain(|place| answers[*place].is_none());
             let known =
-                |claims: &[&Claim]| sql::claim_known(Rows(claims), Rows(claims), worker.0, EXPIRED_MESSAGE);
+                |claims: &[&Claim]| sql::claim_known(Rows(claims), Rows(claims), worker.0, EXPIRED);
             self.claim_places(&batch, &open, &mut answers, known, |row, _| rows::receipt(row)).await?;
             if let Some(answers) = take_complete(&mut answers) {
                 return Ok(answers);

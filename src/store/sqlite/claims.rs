@@ -14,14 +14,13 @@ use super::{
     jobs::{find, find_by_id},
 };
 use crate::{
-    job::{ErrorKind, JobError, State, Stop, WorkerId},
+    job::{EXPIRED, ErrorKind, JobError, State, Stop, WorkerId},
     store::{
         Bind, Claim, ClaimReceipt, Claimed, Claims, Result,
         columns::{Decision, Spec, Start},
         history::of_claim,
         rows,
         sql::{One, statements},
-        texts::EXPIRED_MESSAGE,
     },
 };
 
@@ -91,7 +90,7 @@ fn unless_expired(claim: &Claim, now: i64) -> Cow<'_, Claim> {
     if claim.stop.is_some() || !has_expired {
         return Cow::Borrowed(claim);
     }
-    let error = JobError::new(ErrorKind::Expired, EXPIRED_MESSAGE);
+    let error = JobError::new(ErrorKind::Expired, EXPIRED);
     Cow::Owned(Claim { stop: Some(Stop::Fail { error }), ..claim.clone() })
 }
 
