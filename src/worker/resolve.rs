@@ -173,7 +173,7 @@ impl Resolver {
         }
         self.accounts.forget(&spec.owner, &binding.toolkit);
         if let Some(id) = &spec.connected_account_id {
-            self.accounts.forget_account(id);
+            self.accounts.forget_account(&spec.owner, id);
         }
     }
 

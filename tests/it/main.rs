@@ -13,6 +13,7 @@ mod deploy;
 mod embedded;
 mod envelope_schema;
 mod error_logs;
+mod expiry;
 mod flow;
 mod harness;
 mod jobs;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use errand_testbed::factory::{Envelope as _, browse, id, read, send, spread, update};
 use lapin::BasicProperties;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::{
     harness::{Harness, PATIENCE, port, sandbox},
@@ -227,4 +227,24 @@ async fn a_worker_speaks_tls_with_a_broker_that_its_host_trusts_and_with_no_othe
     let jobs = spread(100, send);
     harness.publish(&jobs).await;
     harness.all_ran_once(100).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_decided_before_the_pins_are_read() {
+    let harness = Harness::new("pins", "").await;
+    assert!(harness.errand(&["migrate"]).status.success());
+    assert!(harness.errand(&["pins", "set", "gmail", "20251001_00"]).status.success());
+    harness.execute("insert into pins values ('user', ' ', 'gmail', '20250909_00')").await;
+    harness.execute("alter table pins rename to away").await;
+    let worker = harness.start_worker(&[]);
+    worker.logged("waiting for the pins").await;
+    let one = id();
+    harness.publish(&[send("user-1").named(&one)]).await;
+    harness.execute("alter table away rename to pins").await;
+    let shown = harness.job_in(&one, &["succeeded", "failed"]).await;
+    assert_eq!(
+        (&shown["version"], &shown["pinned_by"]),
+        (&json!("20251001_00"), &json!("global")),
+        "{shown}"
+    );
 }

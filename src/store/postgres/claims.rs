@@ -121,8 +121,7 @@ impl Claims for PostgresStore {
             };
             self.claim_places(&batch, &fresh, &mut answers, new, first).await?;
             open.retain(|place| answers[*place].is_none());
-            let known =
-                |claims: &[&Claim]| sql::claim_known(Rows(claims), Rows(claims), worker.0, EXPIRED);
+            let known = |claims: &[&Claim]| sql::claim_known(Rows(claims), Rows(claims), worker.0, EXPIRED);
             self.claim_places(&batch, &open, &mut answers, known, |row, _| rows::receipt(row)).await?;
             if let Some(answers) = take_complete(&mut answers) {
                 return Ok(answers);

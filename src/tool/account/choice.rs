@@ -11,16 +11,23 @@ use crate::{job::Owner, tool::Account};
 /// The default account of an owner, or the status of the newest one that cannot be used.
 pub(super) type DefaultAccount = Result<Arc<str>, Option<Arc<str>>>;
 
+/// Whether an account that the API lists for this owner is the owner's.
+fn is_own(user: &str, listed: &Account) -> bool {
+    match &listed.user_id {
+        Some(owner) => owner == user,
+        // The API's filter takes lists joined by commas, so for such an ID it proves nothing.
+        None => !user.contains(','),
+    }
+}
+
+/// Whether the list of this owner's accounts proves that this one is the owner's.
+pub(super) fn lists(user: &str, listed: &[Account], account: &Account) -> bool {
+    listed.iter().any(|listed| listed.id == account.id && is_own(user, listed))
+}
+
 /// The most recently connected usable account of exactly this owner and toolkit.
 pub(super) fn newest_usable(user: &str, toolkit: &str, accounts: &[Account]) -> DefaultAccount {
-    let own = |account: &&Account| {
-        let owner_fits = match &account.user_id {
-            Some(owner) => owner == user,
-            // The API's filter takes lists joined by commas, so for such an ID it proves nothing.
-            None => !user.contains(','),
-        };
-        owner_fits && account.toolkit == toolkit
-    };
+    let own = |account: &&Account| is_own(user, account) && account.toolkit == toolkit;
     let newest = |accounts: &mut dyn Iterator<Item = &Account>| {
         // Of several of the same age the first wins, which is the API's own order.
         accounts.reduce(|best, next| if next.created_at > best.created_at { next } else { best }).cloned()
@@ -44,7 +51,7 @@ pub(super) fn default_or_error(
 }
 
 /// Whether the job may use the account that it names. Ownership comes first, so that nothing about
-/// another owner's account is told.
+/// another owner's account is told, and must be proven: an account that nobody owns is not used.
 pub(super) fn check_named(
     owner: &Owner,
     toolkit: &str,
@@ -53,7 +60,7 @@ pub(super) fn check_named(
 ) -> Result<String, AccountError> {
     let id = id.to_owned();
     let Some(account) = account else { return Err(AccountError::NotFound { id }) };
-    if account.user_id.as_deref().is_some_and(|user| user != owner.id()) {
+    if account.user_id.as_deref() != Some(owner.id()) {
         return Err(AccountError::OtherOwner { id, field: owner.kind().field() });
     }
     if account.toolkit != toolkit {

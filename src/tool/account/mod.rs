@@ -13,7 +13,7 @@ use tokio::time::Instant;
 pub use self::error::{AccountError, needs_connection, needs_reconnection};
 use self::{
     breaker::AccountBreaker,
-    choice::{DefaultAccount, check_named, default_or_error, newest_usable},
+    choice::{DefaultAccount, check_named, default_or_error, lists, newest_usable},
 };
 use super::{Account, SharedToolApi, ToolApi, ToolError, single_flight::SingleFlightCache};
 use crate::{
@@ -65,22 +65,33 @@ pub async fn active(
         let accounts = api.accounts(owner.id(), Some(toolkit)).await?;
         return Ok(newest_usable(owner.id(), toolkit, &accounts).ok().map(|id| id.to_string()));
     };
-    let account = named(api, id).await?;
+    let account = named(api, owner.id(), id).await?;
     let waits =
         matches!(check_named(owner, toolkit, id, account.as_ref()), Err(AccountError::NotActive { .. }));
     Ok((!waits).then(|| id.to_owned()))
 }
 
-/// The account with this ID, asked of the API, if there is one.
-async fn named(api: &dyn ToolApi, id: &str) -> Result<Option<Account>, ToolError> {
-    match api.account(id).await {
-        Ok(account) => Ok(Some(account)),
-        Err(ToolError::NotFound(_)) => Ok(None),
-        Err(error) => Err(error),
+/// The account with this ID, asked of the API, if there is one. Where the API does not say whose it is, which it may
+/// leave out, only the list of the owner's own accounts can prove that it is this owner's.
+async fn named(api: &dyn ToolApi, owner_id: &str, id: &str) -> Result<Option<Account>, ToolError> {
+    let mut account = match api.account(id).await {
+        Ok(account) => account,
+        Err(ToolError::NotFound(_)) => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    if account.user_id.is_none() {
+        let listed = api.accounts(owner_id, Some(&account.toolkit)).await?;
+        if lists(owner_id, &listed, &account) {
+            account.user_id = Some(owner_id.to_owned());
+        }
     }
+    Ok(Some(account))
 }
 
 type DefaultKey = (OwnerKind, Arc<str>, Arc<str>);
+
+/// The ID of the owner who asks, and that of the account.
+type NamedKey = (Arc<str>, Arc<str>);
 
 /// What a look-up found, and how often in a row it was nothing usable.
 #[derive(Debug, Clone)]
@@ -99,7 +110,7 @@ pub struct Accounts {
     api: SharedToolApi,
     options: AccountOptions,
     defaults: Remembered<DefaultKey, DefaultAccount>,
-    named: Remembered<String, Option<Arc<Account>>>,
+    named: Remembered<NamedKey, Option<Arc<Account>>>,
     breaker: AccountBreaker,
 }
 
@@ -122,7 +133,9 @@ impl Accounts {
         explicit: Option<&str>,
     ) -> Option<Result<String, AccountError>> {
         let account = match explicit {
-            Some(id) => check_named(owner, toolkit, id, self.named.fresh(&id.to_owned())?.found.as_deref()),
+            Some(id) => {
+                check_named(owner, toolkit, id, self.named.fresh(&named_key(owner, id))?.found.as_deref())
+            }
             None => default_or_error(owner, toolkit, self.defaults.fresh(&key(owner, toolkit))?.found),
         };
         Some(account.and_then(|id| {
@@ -160,13 +173,14 @@ impl Accounts {
             let found = self.look_up(&self.defaults, &key, since, ask, Result::is_ok).await?;
             return default_or_error(owner, toolkit, found);
         };
+        let key = named_key(owner, id);
         let ask = || {
-            let (api, id) = (self.api.clone(), id.to_owned());
-            async move { Ok(named(&*api, &id).await?.map(Arc::new)) }.boxed()
+            let (api, (owner_id, id)) = (self.api.clone(), key.clone());
+            async move { Ok(named(&*api, &owner_id, &id).await?.map(Arc::new)) }.boxed()
         };
         let is_active =
             |found: &Option<Arc<Account>>| found.as_ref().is_some_and(|account| account.is_active());
-        let found = self.look_up(&self.named, &id.to_owned(), since, ask, is_active).await?;
+        let found = self.look_up(&self.named, &key, since, ask, is_active).await?;
         check_named(owner, toolkit, id, found.as_deref())
     }
 
@@ -198,8 +212,8 @@ impl Accounts {
     }
 
     /// The same for an account that the job named.
-    pub fn forget_account(&self, id: &str) {
-        self.named.forget(&id.to_owned());
+    pub fn forget_account(&self, owner: &Owner, id: &str) {
+        self.named.forget(&named_key(owner, id));
     }
 
     /// What is remembered, or what `ask` finds. With `since`, that it is nothing usable counts only when the API was
@@ -243,6 +257,10 @@ impl Accounts {
 
 fn refused(owner: &Owner, toolkit: &str) -> AccountError {
     AccountError::Refused { owner: owner.clone(), toolkit: toolkit.to_owned() }
+}
+
+fn named_key(owner: &Owner, id: &str) -> NamedKey {
+    (Arc::from(owner.id()), Arc::from(id))
 }
 
 fn key(owner: &Owner, toolkit: &str) -> DefaultKey {

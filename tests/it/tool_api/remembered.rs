@@ -37,6 +37,8 @@ struct Table {
     /// By what was asked for.
     tools: HashMap<String, Value>,
     accounts: Vec<Value>,
+    /// Accounts that no list shows, because whoever asks does not own them.
+    unlisted: Vec<&'static str>,
     /// Said instead of everything else.
     failure: Option<Answer>,
     is_held: bool,
@@ -80,7 +82,11 @@ impl Table {
         let asked = asked(request);
         let found = match asked.split_once(' ') {
             Some((tool, _)) if tool.starts_with("CHAT_") => self.tools.get(&asked).cloned(),
-            Some(_) => Some(json!({"items": self.accounts, "next_cursor": null})),
+            Some(_) => {
+                let listed = |account: &&Value| self.unlisted.iter().all(|id| account["id"] != *id);
+                let listed: Vec<_> = self.accounts.iter().filter(listed).collect();
+                Some(json!({"items": listed, "next_cursor": null}))
+            }
             None => self.accounts.iter().find(|account| account["id"] == asked.as_str()).cloned(),
         };
         let missing = || Answer::new("404 Not Found", r#"{"error":{"message":"there is none"}}"#);
@@ -378,6 +384,7 @@ async fn a_named_account_must_be_the_owners_own_for_this_toolkit_and_active() {
         vec![
             account("ca_own", Some("u"), "chat", "ACTIVE", 1),
             account("ca_silent", None, "chat", "ACTIVE", 1),
+            account("ca_foreign", None, "chat", "ACTIVE", 1),
             account("ca_other", Some("v"), "mail", "EXPIRED", 1),
             account("ca_mail", Some("u"), "mail", "ACTIVE", 1),
             account("ca_dead", Some("u"), "chat", "EXPIRED", 1),
@@ -385,6 +392,7 @@ async fn a_named_account_must_be_the_owners_own_for_this_toolkit_and_active() {
         LONG,
     )
     .await;
+    api.table.lock().unwrap().unlisted.push("ca_foreign");
     let owner = user("u");
     for id in ["ca_own", "ca_silent"] {
         assert_eq!(accounts.resolve(&owner, "chat", Some(id), None).await.unwrap(), id);
@@ -392,6 +400,8 @@ async fn a_named_account_must_be_the_owners_own_for_this_toolkit_and_active() {
     }
     for (id, kind) in [
         ("ca_none", ErrorKind::AccountNotFound),
+        // The API does not say whose it is, and does not list it among the owner's.
+        ("ca_foreign", ErrorKind::AccountMismatch),
         ("ca_other", ErrorKind::AccountMismatch),
         ("ca_mail", ErrorKind::InvalidJob),
         ("ca_dead", ErrorKind::NeedsReconnection),
@@ -403,7 +413,7 @@ async fn a_named_account_must_be_the_owners_own_for_this_toolkit_and_active() {
         assert_eq!(matches!(not_ready, NotReady::Stop(Stop::Connect { .. })), id == "ca_dead");
     }
     api.asked();
-    accounts.forget_account("ca_own");
+    accounts.forget_account(&owner, "ca_own");
     assert!(accounts.resolve_cached(&owner, "chat", Some("ca_own")).is_none());
     assert_eq!(accounts.resolve(&owner, "chat", Some("ca_own"), None).await.unwrap(), "ca_own");
     assert_eq!(api.asked(), ["ca_own"]);
@@ -438,7 +448,7 @@ async fn that_there_is_no_account_counts_only_for_jobs_that_were_claimed_before(
 
         // The API is being asked when jobs are let go, and says what was true before.
         accounts.forget(&owner, "chat");
-        accounts.forget_account("ca_1");
+        accounts.forget_account(&owner, "ca_1");
         api.hold(true);
         let first = resolve(early);
         tokio::pin!(first);
