@@ -40,6 +40,10 @@ pub const CLAIM_BATCH: usize = 512;
 /// Most attempts in one finish write.
 pub const FINISH_BATCH: usize = 512;
 
+/// Most bytes of payload that one write or one page of reading carries, beside a single item that is larger. A
+/// connection that moves less than a quarter of a megabyte a second does not carry it in time.
+pub const MAX_BATCH_BYTES: usize = 8 * 1024 * 1024;
+
 /// Longest error message kept with a job, in characters. Tool errors can quote whole documents.
 pub const MAX_ERROR_CHARS: usize = 2_000;
 

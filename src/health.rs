@@ -1,7 +1,14 @@
 //! Is this worker alive, and is it ready? Ready means that it really consumes, that the store
 //! answers, and that it is not draining.
 
-use std::{collections::BTreeMap, sync::Mutex, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use serde::Serialize;
 use tokio::time::Instant;
@@ -36,6 +43,8 @@ impl Phase {
 pub struct Health {
     consuming: Mutex<BTreeMap<QueueName, bool>>,
     store_seen: Mutex<Option<Instant>>,
+    /// Whether the store takes results.
+    writing: AtomicBool,
     /// The last heartbeat that the store took, or the start.
     beaten: Mutex<Instant>,
     stale_after: Duration,
@@ -51,6 +60,8 @@ pub struct Readiness {
     pub consuming: BTreeMap<QueueName, bool>,
     /// The store answered recently.
     pub store: bool,
+    /// The store takes results, or there were none since it last did.
+    pub writing: bool,
     pub draining: bool,
     pub phase: Phase,
 }
@@ -64,6 +75,7 @@ impl Health {
         Self {
             consuming: Mutex::new(lanes.into_iter().map(|lane| (lane, false)).collect()),
             store_seen: Mutex::new(None),
+            writing: AtomicBool::new(true),
             beaten: Mutex::new(Instant::now()),
             stale_after,
             phase: Mutex::new(Phase::Starting),
@@ -76,8 +88,9 @@ impl Health {
         let store = seen.is_some_and(|at| at.elapsed() < self.stale_after);
         let phase = self.phase();
         let draining = phase.is_shutdown();
-        let ready = !draining && store && consuming.values().all(|consuming| *consuming);
-        Readiness { ready, consuming, store, draining, phase }
+        let writing = self.writing.load(Ordering::Relaxed);
+        let ready = !draining && store && writing && consuming.values().all(|consuming| *consuming);
+        Readiness { ready, consuming, store, writing, draining, phase }
     }
 
     pub fn phase(&self) -> Phase {
@@ -110,6 +123,16 @@ impl Health {
             *entry = taking;
         }
         !before && lanes.values().all(|taking| *taking)
+    }
+
+    /// Notes whether the store takes what is not a claim: results and bindings.
+    pub(crate) fn set_writing(&self, writing: bool) {
+        self.writing.store(writing, Ordering::Relaxed);
+    }
+
+    /// Whether the store has answered anything after this moment.
+    pub(crate) fn store_answered_since(&self, moment: Instant) -> bool {
+        lock(&self.store_seen).is_some_and(|seen| seen > moment)
     }
 
     pub(crate) fn store_answered(&self) {

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use anyhow::Result;
+use anyhow::{Result, anyhow};
 use futures_util::{FutureExt as _, future::BoxFuture};
 use tokio::time::Instant;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -13,6 +13,7 @@ use crate::{
     config::Config,
     failure::chain,
     health::{Health, Phase},
+    in_flight::InFlight,
     job::QueueName,
     maintenance::{
         audit::{self, Audit},
@@ -25,6 +26,7 @@ use crate::{
     services::Services,
     shutdown::{Countdown, Shutdown},
     store::Schema,
+    supervisor::Supervisor,
     worker::{CrashPlan, Report, Resolver, Worker},
 };
 
@@ -50,6 +52,7 @@ struct Background {
     resolver: Arc<Resolver>,
     lanes: Vec<QueueName>,
     turns: audit::Turns,
+    in_flight: Arc<InFlight>,
 }
 
 impl Runtime {
@@ -59,8 +62,8 @@ impl Runtime {
         let resolver = Arc::new(Resolver::new(services.api.clone(), options::resolver(&config)));
         let options = crate::worker::Options { crash, ..options::worker(&config, lanes) };
         let turns = options::audit_turns(&config, &options);
-        let background = Background { resolver: resolver.clone(), lanes: names, turns };
-        let worker = Worker::new(services.clone(), resolver, options);
+        let worker = Worker::new(services.clone(), resolver.clone(), options);
+        let background = Background { resolver, lanes: names, turns, in_flight: worker.in_flight() };
         Self { services, config, worker, background }
     }
 
@@ -73,7 +76,7 @@ impl Runtime {
     /// left of the time for shutting down, too.
     ///
     /// # Errors
-    /// The store's schema does not fit and may not be migrated.
+    /// The store's schema does not fit and may not be migrated, or a part of the process ended by itself.
     pub async fn run(self, shutdown: Shutdown) -> (Result<Report>, Countdown) {
         let Self { services, config, worker, background } = self;
         let health = worker.health();
@@ -86,11 +89,18 @@ impl Runtime {
         let budget = Duration::from_secs(config.worker.drain_secs);
         let (report, mut countdown) = match ready {
             Ok(true) => {
-                for part in background.parts(&services, &config, &stop) {
-                    tasks.spawn(part);
+                let supervisor = Supervisor::new(shutdown.stop.clone());
+                for (name, part) in background.parts(&services, &config, &stop) {
+                    tasks.spawn(supervisor.clone().watch(name, stop.clone(), part));
                 }
-                let (report, countdown) = worker.run(shutdown).await;
-                (Ok(report), countdown)
+                let (report, countdown) = worker.run(shutdown, &supervisor).await;
+                let report = match supervisor.failed() {
+                    None => Ok(report),
+                    Some(part) => Err(anyhow!(
+                        "{part} ended by itself, which is a bug in errand: report it with the log"
+                    )),
+                };
+                (report, countdown)
             }
             Ok(false) => (Ok(Report::default()), Countdown::begin(budget, shutdown.abort)),
             Err(error) => (Err(error), Countdown::begin(budget, shutdown.abort)),
@@ -115,23 +125,26 @@ impl Background {
         services: &Services,
         config: &Config,
         stop: &CancellationToken,
-    ) -> Vec<BoxFuture<'static, ()>> {
-        let Self { resolver, lanes, turns } = self;
+    ) -> Vec<(&'static str, BoxFuture<'static, ()>)> {
+        let Self { resolver, lanes, turns, in_flight } = self;
         let stop = || stop.clone();
+        let rescue = Rescue::new(services, options::rescue(config)).watching(turns.worker, in_flight);
+        let connections = Connections::new(services, options::connections(config));
         let mut parts = vec![
-            resolver.refresh_pins(services.store.clone(), stop()).boxed(),
-            Relay::new(services, options::relay(config)).run(stop()).boxed(),
-            Rescue::new(services, options::rescue(config)).run(stop()).boxed(),
-            Connections::new(services, options::connections(config)).run(stop()).boxed(),
-            Gauges::new(services, lanes, GAUGES_EVERY).run(stop()).boxed(),
+            ("the reading of pins", resolver.refresh_pins(services.store.clone(), stop()).boxed()),
+            ("the relay", Relay::new(services, options::relay(config)).run(stop()).boxed()),
+            ("the rescue", rescue.run(stop()).boxed()),
+            ("the looking for connections", connections.run(stop()).boxed()),
+            ("the reading of gauges", Gauges::new(services, lanes, GAUGES_EVERY).run(stop()).boxed()),
         ];
         if config.verify.enabled {
-            parts.push(Verify::new(services, options::verify(config)).run(stop()).boxed());
+            let verify = Verify::new(services, options::verify(config));
+            parts.push(("the look-up of unknown outcomes", verify.run(stop()).boxed()));
         }
         if config.audit.enabled {
             let Services { store, queue, relay_wake, .. } = services.clone();
             let audit = Audit::new(store, Some(queue), relay_wake, options::audit(config));
-            parts.push(audit.run(turns, stop()).boxed());
+            parts.push(("the audit", audit.run(turns, stop()).boxed()));
         }
         parts
     }

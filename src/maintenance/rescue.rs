@@ -1,18 +1,30 @@
-//! Takes over the running jobs of workers that stopped beating.
+//! Takes over the running jobs of workers that stopped beating, and those that the store says this process runs while
+//! nothing here works on them, which only a bug or an answer that was lost for good leaves behind.
 //!
 //! What may be repeated is due again; a `once` call that may have been made is held until [`super::verify`] or a person
 //! knows. A job without a binding cannot have been sent, so it is simply given back. The store's `finish` still accepts
 //! the result of a worker that was only presumed dead, while nobody has claimed the job again.
 
-use std::time::Duration;
+use std::{
+    collections::HashSet,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::rounds;
 use crate::{
-    job::{AttemptEnd, AttemptOutcome, Ending, ErrorKind, JobError, RetryPolicy, Spending, Started},
+    failure::chain,
+    in_flight::InFlight,
+    job::{
+        AttemptEnd, AttemptOutcome, Ending, ErrorKind, JobError, RequestId, RetryPolicy, Spending, Started,
+        WorkerId,
+    },
     services::Services,
-    store::{By, ClaimReceipt, Finish, Finished, LostJob, StoreError},
+    store::{By, ClaimReceipt, Finish, Finished, LostJob, SharedStore, StoreError, StoreErrorKind},
+    sync::lock,
     telemetry::metrics,
 };
 
@@ -34,12 +46,22 @@ pub struct Options {
 pub struct Rescue {
     services: Services,
     options: Options,
+    strays: Option<Strays>,
+}
+
+/// The jobs of this process that the store says are running.
+#[derive(Debug)]
+struct Strays {
+    worker: WorkerId,
+    in_flight: Arc<InFlight>,
+    /// When they were looked at, and which of them were not in flight then.
+    seen: Mutex<(Instant, HashSet<RequestId>)>,
 }
 
 impl Rescue {
     /// A rescue that wakes the relay when it made jobs due.
     pub fn new(services: &Services, options: Options) -> Self {
-        Self { services: services.clone(), options }
+        Self { services: services.clone(), options, strays: None }
     }
 
     /// Looks until `stop`; pages follow each other without a pause while they are full.
@@ -48,14 +70,34 @@ impl Rescue {
         rounds(&stop, poll, batch, "the rescue", || self.run_once()).await;
     }
 
+    /// The same, also for jobs of this worker that are not in flight.
+    #[must_use]
+    pub fn watching(self, worker: WorkerId, in_flight: Arc<InFlight>) -> Self {
+        let strays = Strays { worker, in_flight, seen: Mutex::new((Instant::now(), HashSet::new())) };
+        Self { strays: Some(strays), ..self }
+    }
+
     /// One page; returns how many jobs were taken over.
     pub async fn run_once(&self) -> Result<usize, StoreError> {
-        let Services { store, clock, relay_wake, .. } = &self.services;
-        let lost = store.lost_jobs(self.options.lease, self.options.batch).await?;
+        let Options { lease, batch, .. } = self.options;
+        let store = &self.services.store;
+        if let Some(strays) = &self.strays
+            && strays.is_due(lease)
+        {
+            let found = strays.confirm(store.running_jobs(strays.worker, batch).await?);
+            // No beat is young enough for a lease of nothing, so that this process counts as lost.
+            self.take_over(&found, Duration::ZERO).await?;
+        }
+        let lost = store.lost_jobs(lease, batch).await?;
         if lost.is_empty() {
-            store.forget_workers(self.options.lease * FORGET_AFTER_LEASES).await?;
+            store.forget_workers(lease * FORGET_AFTER_LEASES).await?;
             return Ok(0);
         }
+        self.take_over(&lost, lease).await
+    }
+
+    async fn take_over(&self, lost: &[LostJob], lease: Duration) -> Result<usize, StoreError> {
+        let Services { store, clock, relay_wake, .. } = &self.services;
         let now = clock.now();
         let finish = |job: &LostJob| {
             let version = job.receipt.binding.as_ref().map(|binding| binding.version.clone());
@@ -66,16 +108,21 @@ impl Rescue {
                 at: job.started_at,
             };
             let (attempt, ending) = end(job, &self.options, fastrand::f64()).record(started, now);
-            let by = By::Rescuer { lease: self.options.lease };
+            let by = By::Rescuer { lease };
             Finish { id: job.id, fence: job.receipt.fence, by, attempt, ending }
         };
         let finishes: Vec<Finish> = lost.iter().map(finish).collect();
         let mut rescued = 0;
-        for (job, finished) in lost.iter().zip(store.finish(&finishes).await?) {
-            if let Finished::Applied { state, .. } = finished {
+        for (job, finished) in lost.iter().zip(finish_each(store, &finishes).await?) {
+            if let Some(Finished::Applied { state, .. }) = finished {
                 rescued += 1;
                 metrics::RESCUED.add([state.as_str()], 1);
-                tracing::warn!(job.id = %job.id, attempt.n = job.receipt.attempt, state = %state, "job of a lost worker taken over");
+                let line = if lease.is_zero() {
+                    "job that nothing worked on taken over"
+                } else {
+                    "job of a lost worker taken over"
+                };
+                tracing::warn!(job.id = %job.id, attempt.n = job.receipt.attempt, state = %state, "{line}");
             }
         }
         if rescued > 0 {
@@ -85,9 +132,46 @@ impl Rescue {
     }
 }
 
+impl Strays {
+    fn is_due(&self, lease: Duration) -> bool {
+        lock(&self.seen).0.elapsed() >= lease
+    }
+
+    /// Which of the jobs that the store says are running are not in flight, now and at the last look: a claim and a
+    /// finish take a moment between here and there.
+    fn confirm(&self, running: Vec<LostJob>) -> Vec<LostJob> {
+        let mut seen = lock(&self.seen);
+        let absent: Vec<LostJob> =
+            running.into_iter().filter(|job| !self.in_flight.has(job.request_id)).collect();
+        let before = std::mem::replace(&mut seen.1, absent.iter().map(|job| job.request_id).collect());
+        seen.0 = Instant::now();
+        absent.into_iter().filter(|job| before.contains(&job.request_id)).collect()
+    }
+}
+
+/// Finishes a batch, or, where the store refuses it, each by itself: one that it does not take (`None`) harms no other.
+async fn finish_each(store: &SharedStore, finishes: &[Finish]) -> Result<Vec<Option<Finished>>, StoreError> {
+    match store.finish(finishes).await {
+        Ok(finished) => return Ok(finished.into_iter().map(Some).collect()),
+        Err(error) if error.kind() == StoreErrorKind::Unavailable => return Err(error),
+        Err(_) => {}
+    }
+    let mut finished = Vec::with_capacity(finishes.len());
+    for finish in finishes {
+        let one = store.finish(std::slice::from_ref(finish)).await;
+        if let Err(error) = &one {
+            metrics::STORE_ERRORS.add([error.kind().as_str()], 1);
+            tracing::error!(job.id = %finish.id, error = %chain(error), "a job cannot be taken over, and stays as it is");
+        }
+        finished.push(one.ok().and_then(|one| one.into_iter().next()));
+    }
+    Ok(finished)
+}
+
 /// What becomes of a job whose worker is lost.
 fn end(job: &LostJob, options: &Options, random: f64) -> AttemptEnd {
-    let Some(binding) = &job.receipt.binding else {
+    let bound = job.receipt.binding.as_ref();
+    let Some(binding) = bound.filter(|binding| binding.account.is_some() || !job.needs_account) else {
         let again = Ending::Snooze { after: Duration::ZERO, error: None };
         return AttemptEnd::unanswered(AttemptOutcome::Interrupted, again);
     };
@@ -115,7 +199,7 @@ mod tests {
     use super::*;
     use crate::{
         backoff,
-        job::{Binding, Budget, Effect, Fence, HeldReason, JobId, PinnedBy, RequestId, Stop},
+        job::{Binding, Budget, Effect, Fence, HeldReason, JobId, PinnedBy, Stop},
     };
 
     const OPTIONS: Options = Options {
@@ -147,6 +231,7 @@ mod tests {
             started_at,
             budget: Budget::default(),
             receipt: ClaimReceipt { fence: Fence(1), attempt, spent, binding, created_at: started_at, age },
+            needs_account: false,
         }
     }
 
@@ -172,8 +257,11 @@ mod tests {
 
     #[test]
     fn a_job_that_cannot_have_been_sent_spends_nothing() {
-        let given_back = end(&lost(None, 0), &OPTIONS, 0.5);
-        assert_eq!(given_back.outcome, AttemptOutcome::Interrupted);
-        assert!(!given_back.ending.spends_attempt());
+        let without_account = LostJob { needs_account: true, ..lost(Some(Effect::Once), 0) };
+        for job in [lost(None, 0), without_account] {
+            let given_back = end(&job, &OPTIONS, 0.5);
+            assert_eq!(given_back.outcome, AttemptOutcome::Interrupted);
+            assert!(!given_back.ending.spends_attempt());
+        }
     }
 }

@@ -7,7 +7,11 @@ use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::value::RawValue;
 
-use super::{Result, convert::to_duration, read::StoreRow};
+use super::{
+    Result,
+    convert::to_duration,
+    read::{StoreRow, if_readable},
+};
 use crate::job::{
     AttemptOutcome, Binding, HeldReason, IllegalMove, JobError, JobId, JobSpec, Owner, QueueName, Release,
     RequestId, State,
@@ -148,20 +152,20 @@ impl Census {
     pub(super) fn of<R: StoreRow>(waiting: &[R], running: &[R], held: &[R]) -> Result<Self> {
         let mut census = Self::default();
         for row in waiting {
-            let queue: QueueName = row.parse("queue")?;
+            let Some((queue, state)) = if_readable(row, lane_and_state(row)) else { continue };
             if let Some(oldest) = row.read("oldest")? {
                 match census.oldest_due.iter_mut().find(|(name, _)| *name == queue) {
                     Some((_, longest)) => *longest = to_duration(oldest).max(*longest),
                     None => census.oldest_due.push((queue.clone(), to_duration(oldest))),
                 }
             }
-            census.jobs.push((queue, row.parse("state")?, row.total("jobs")?));
+            census.jobs.push((queue, state, row.total("jobs")?));
         }
         for row in running {
             census.jobs.push((row.parse("queue")?, State::Running, row.total("jobs")?));
         }
         for row in held {
-            let (queue, reason, jobs) = (row.parse("queue")?, row.parse("held_reason")?, row.total("jobs")?);
+            let (queue, reason, jobs) = (row.parse("queue")?, row.word("held_reason")?, row.total("jobs")?);
             match census.held.iter_mut().find(|(held, _)| *held == reason) {
                 Some((_, all)) => *all += jobs,
                 None => census.held.push((reason, jobs)),
@@ -173,6 +177,10 @@ impl Census {
         }
         Ok(census)
     }
+}
+
+fn lane_and_state(row: &impl StoreRow) -> Result<(QueueName, State)> {
+    Ok((row.parse("queue")?, row.parse("state")?))
 }
 
 /// Whether the last call of a job counts and may have had its effect, as far as nobody has said otherwise.

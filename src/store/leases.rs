@@ -20,6 +20,9 @@ pub trait Leases: fmt::Debug + Send + Sync {
     /// not known at all.
     async fn lost_jobs(&self, lease: Duration, limit: usize) -> Result<Vec<LostJob>>;
 
+    /// Up to `limit` running jobs of this worker, oldest claim first.
+    async fn running_jobs(&self, worker: WorkerId, limit: usize) -> Result<Vec<LostJob>>;
+
     /// Forgets workers that have not beaten for `after` and hold nothing, and whatever else is only
     /// needed to find jobs that run. Called every few seconds; returns the workers.
     async fn forget_workers(&self, after: Duration) -> Result<u64>;
@@ -33,4 +36,6 @@ pub struct LostJob {
     pub budget: Budget,
     /// What the lost worker was given. Without a binding nothing can have been sent.
     pub receipt: ClaimReceipt,
+    /// Whether it was let go to have an account chosen, so that without one nothing can have been sent either.
+    pub needs_account: bool,
 }

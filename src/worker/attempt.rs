@@ -26,7 +26,6 @@ use crate::{
 
 /// Runs the attempt in a task of its own, which owns the slot of the lane.
 pub(super) fn start(shared: Arc<Shared>, job: RunningJob, slot: OwnedSemaphorePermit) {
-    shared.note_in_flight([job.spec.id]);
     let (tasks, span) = (shared.tasks.clone(), job.span());
     let attempt = async move {
         let metrics = job.metrics.clone();
@@ -43,10 +42,7 @@ async fn run(shared: &Shared, mut job: RunningJob) {
     let end = match AssertUnwindSafe(steps(shared, &mut job)).catch_unwind().await {
         Ok(Ok(end)) => end,
         Ok(Err(Stopped::Ended(end))) => *end,
-        Ok(Err(Stopped::Fenced)) => {
-            shared.note_ended(job.spec.id);
-            return;
-        }
+        Ok(Err(Stopped::Fenced)) => return,
         Err(_) => {
             metrics::PANICS.add([], 1);
             tracing::error!("an attempt panicked");

@@ -31,7 +31,8 @@ pub(super) async fn bind(shared: &Shared, job: &mut RunningJob) -> Result<Bindin
         }
         Some(Ok(false)) => Err(Stopped::Fenced),
         Some(Err(error)) => Err(job.policy(shared).not_ready(refused(&error).into()).into()),
-        None => Err(given_back(Duration::ZERO).into()),
+        // The store does not take it, or nobody waits any more.
+        None => Err(given_back(Duration::from_secs(1)).into()),
     }
 }
 

@@ -91,7 +91,7 @@ fn enter(shared: &Shared, phase: Phase) {
     shared.health.enter(phase);
     tracing::info!(
         phase = phase.as_str(),
-        in_flight = lock(&shared.in_flight).len(),
+        in_flight = shared.in_flight.len(),
         unwritten = shared.waiting.load(Ordering::Relaxed),
         "shutting down"
     );

@@ -42,10 +42,10 @@ impl<T, R> GroupCommit<T, R> {
 
 impl<T, R> Runner<T, R> {
     /// Writes batches with `write`, which is told how many items wait behind the batch, and returns an answer per item in
-    /// order; items at the end that have none are given up. Ends when the submitting side is closed.
+    /// order, or `None` for one that is given up. Ends when the submitting side is closed.
     pub(super) async fn run<F>(mut self, mut write: impl FnMut(Vec<T>, usize) -> F)
     where
-        F: Future<Output = Vec<R>>,
+        F: Future<Output = Vec<Option<R>>>,
     {
         let mut waiting = Vec::new();
         while self.receiver.recv_many(&mut waiting, self.max).await > 0 {
@@ -53,7 +53,7 @@ impl<T, R> Runner<T, R> {
             let written = write(items, self.receiver.len()).await;
             for (answer, result) in answers.into_iter().zip(written) {
                 // A submitter that went away is not interested in its answer.
-                drop(answer.send(result));
+                result.map(|result| drop(answer.send(result)));
             }
         }
     }
@@ -84,7 +84,7 @@ mod tests {
             async move {
                 sizes_in.send(items.len()).unwrap();
                 gate.acquire().await.unwrap().forget();
-                items.into_iter().map(|n| n * 2).collect()
+                items.into_iter().map(|n| Some(n * 2)).collect()
             }
         }));
         let submit = |n| submit(&commit, n);
@@ -105,18 +105,20 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn items_that_the_writer_leaves_out_are_given_up() {
+    async fn items_that_the_writer_gives_up_have_no_answer() {
         let (commit, runner) = group_commit::<u32, u32>(100);
         let commit = Arc::new(commit);
         let submitted: Vec<_> = (0..3).map(|n| submit(&commit, n)).collect();
         // The submitters run before the writer on this single-threaded runtime.
         tokio::task::yield_now().await;
-        let writer = tokio::spawn(runner.run(|items: Vec<u32>, _| async move { items[..1].to_vec() }));
+        let writer = tokio::spawn(runner.run(|items: Vec<u32>, _| async move {
+            items.iter().map(|n| (n % 2 == 0).then_some(*n)).collect()
+        }));
         let mut answers = Vec::new();
         for answer in submitted {
             answers.push(answer.await.unwrap());
         }
-        assert_eq!(answers, [Some(0), None, None]);
+        assert_eq!(answers, [Some(0), None, Some(2)]);
         commit.close();
         writer.await.unwrap();
     }

@@ -33,6 +33,7 @@ mod stall_detector;
 
 use std::sync::Arc;
 
+use futures_util::{FutureExt as _, future::BoxFuture};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use circuit_breaker::Policy as CircuitBreakerPolicy;
@@ -44,10 +45,11 @@ pub use shared::Options;
 use self::shared::{Runners, Shared};
 use crate::{
     health::{Health, Phase},
+    in_flight::InFlight,
     job::JobId,
     services::Services,
     shutdown::{Countdown, Shutdown},
-    sync::lock,
+    supervisor::Supervisor,
     telemetry::metrics,
 };
 
@@ -73,6 +75,11 @@ impl Worker {
         Self { shared: Arc::new(shared), runners }
     }
 
+    /// The claims that this worker has not finished.
+    pub fn in_flight(&self) -> Arc<InFlight> {
+        self.shared.in_flight.clone()
+    }
+
     /// Whether the worker is alive and ready, for the health endpoint.
     pub fn health(&self) -> Arc<Health> {
         self.shared.health.clone()
@@ -81,14 +88,25 @@ impl Worker {
     /// Writes what an earlier process journaled, works until `shutdown.stop`, then drains: intake ends, calls that outlast
     /// the budget are interrupted, and everything known is written, to the journal if the store does not take it.
     /// `shutdown.abort` uses the budget up, and loses nothing. Whoever closes the rest has what is left of the countdown.
-    pub async fn run(self, shutdown: Shutdown) -> (Report, Countdown) {
+    pub async fn run(self, shutdown: Shutdown, supervisor: &Supervisor) -> (Report, Countdown) {
         let Self { shared, runners } = self;
         let Shutdown { stop, abort } = shutdown;
         let heart = CancellationToken::new();
-        let heartbeat = tokio::spawn(heartbeat::run(shared.clone(), heart.clone()));
+        let watch = |part, may_end: &CancellationToken, work: BoxFuture<'static, ()>| {
+            tokio::spawn(supervisor.clone().watch(part, may_end.clone(), work))
+        };
+        let heartbeat = watch("the heartbeat", &heart, heartbeat::run(shared.clone(), heart.clone()).boxed());
         let writers = [
-            tokio::spawn(persist::run_finishes(shared.clone(), runners.finishes)),
-            tokio::spawn(persist::run_bindings(shared.clone(), runners.bindings)),
+            watch(
+                "the writer of results",
+                &stop,
+                persist::run_finishes(shared.clone(), runners.finishes).boxed(),
+            ),
+            watch(
+                "the writer of bindings",
+                &stop,
+                persist::run_bindings(shared.clone(), runners.bindings).boxed(),
+            ),
         ];
         let replayed = stop.run_until_cancelled(journal::replay(&shared)).await.is_some();
         let lanes = TaskTracker::new();
@@ -96,7 +114,8 @@ impl Worker {
             shared.health.enter(Phase::Running);
             for (name, concurrency) in &shared.options.lanes {
                 metrics::CONCURRENCY.set([name.as_str()], f64::from(*concurrency));
-                lanes.spawn(lane::run(shared.clone(), name.clone(), *concurrency, stop.clone()));
+                let lane = lane::run(shared.clone(), name.clone(), *concurrency, stop.clone());
+                lanes.spawn(supervisor.clone().watch("a lane", stop.clone(), lane));
             }
         }
         lanes.close();
@@ -109,7 +128,7 @@ impl Worker {
         for writer in writers {
             drain::writer_ended(&mut countdown, writer).await;
         }
-        let mut left: Vec<JobId> = lock(&shared.in_flight).drain().collect();
+        let mut left: Vec<JobId> = shared.in_flight.jobs();
         let journaled = drain::journal(&shared, &mut countdown, &mut left).await;
         heart.cancel();
         if left.is_empty() && journaled == 0 {

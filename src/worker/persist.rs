@@ -1,28 +1,36 @@
-//! Writing to the store until it has taken it. A write is repeated while the store is unavailable, and a batch that it
-//! refuses for what it contains is halved until the refused item is alone, so that it does not hold up the others.
+//! Writing to the store until it has taken it. A write is repeated while the store is unavailable. A batch that it refuses
+//! for what it contains, or that fails again and again while it takes others, is halved until the item that it is about
+//! is alone, so that one bad item costs itself only.
 
-use std::{future::Future, sync::Arc};
+use std::{collections::VecDeque, future::Future, panic::AssertUnwindSafe, sync::Arc};
 
+use futures_util::FutureExt as _;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::{
     group_commit::Runner,
-    shared::{Bound, Shared},
+    shared::{Bound, Recorded, Shared},
 };
 use crate::{
     backoff::RECONNECT,
+    bounds::MAX_BATCH_BYTES,
     failure::chain,
-    job::{ErrorKind, JobError, QueueName, Stop},
+    job::{Ending, ErrorKind, JobError, QueueName, Stop},
     store::{Bind, Finish, Finished, StoreError, StoreErrorKind},
     sync::lock,
     telemetry::metrics,
 };
 
+/// After so many failures in a row, while the store answers others, the cause may be in the batch.
+const HALVE_AFTER: u32 = 3;
+
 #[derive(Debug)]
 pub(super) enum NotTaken {
     /// The database refuses what it contains.
     Refused(StoreError),
+    /// It failed several times in a row while the store answered others.
+    Failing,
     /// Nobody waits for the store any more.
     GivenUp,
 }
@@ -36,12 +44,14 @@ pub(super) struct Persist<'a> {
     pub(super) lane: Option<(&'a QueueName, &'a CancellationToken)>,
     /// Whether also what the database refuses for what it contains is repeated.
     pub(super) even_refused: bool,
+    /// Whether also what fails while others do not is repeated.
+    pub(super) even_failing: bool,
 }
 
 impl<'a> Persist<'a> {
     /// Repeats writes until the worker gives up.
     pub(super) fn new(shared: &'a Shared, failure: &'static str) -> Self {
-        Self { shared, failure, lane: None, even_refused: false }
+        Self { shared, failure, lane: None, even_refused: false, even_failing: false }
     }
 
     /// Repeats a write until the store takes it, refuses its content, or nobody waits any more. A lost answer does no harm.
@@ -49,18 +59,18 @@ impl<'a> Persist<'a> {
     where
         F: Future<Output = Result<R, StoreError>>,
     {
-        let mut failures = 0;
+        let (begun, mut failures) = (Instant::now(), 0);
         loop {
-            let written = self.shared.give_up.run_until_cancelled(write()).await.ok_or(NotTaken::GivenUp)?;
-            let error = match written {
-                Ok(answer) => {
+            let error = match self.shared.give_up.run_until_cancelled(try_once(&write)).await {
+                None => return Err(NotTaken::GivenUp),
+                Some(Ok(answer)) => {
                     self.shared.health.store_answered();
                     if failures > 0 {
                         self.set_taking(true);
                     }
                     return Ok(answer);
                 }
-                Err(error) => error,
+                Some(Err(error)) => error,
             };
             metrics::STORE_ERRORS.add([error.kind().as_str()], 1);
             if error.kind() == StoreErrorKind::Data && !self.even_refused {
@@ -70,12 +80,21 @@ impl<'a> Persist<'a> {
             // Heartbeats may still succeed, on a full disk for example, but no job is taken.
             self.set_taking(false);
             self.pause(failures, &error).await?;
+            let others_do_not = failures >= HALVE_AFTER && self.shared.health.store_answered_since(begun);
+            if others_do_not && !self.even_failing {
+                self.set_taking(true);
+                return Err(NotTaken::Failing);
+            }
         }
     }
 
     fn set_taking(&self, taking: bool) {
-        if let Some((lane, _)) = self.lane {
-            self.shared.health.set_taking(lane, taking);
+        match self.lane {
+            Some((lane, _)) => {
+                self.shared.health.set_taking(lane, taking);
+            }
+            None if self.even_failing => {}
+            None => self.shared.health.set_writing(taking),
         }
     }
 
@@ -95,46 +114,120 @@ impl<'a> Persist<'a> {
     }
 }
 
-/// Writes a batch, which is halved as long as the database refuses it. `write` gives back what it was given, and answers
-/// for an item that the database refuses by itself. Returns the items with their answers in order, and the items behind
-/// them, which were not written because nobody waits any more.
-pub(super) async fn bisect<T, A, F>(batch: Vec<T>, write: impl Fn(Vec<T>) -> F) -> (Vec<(T, A)>, Vec<T>)
+/// A write that panics has failed like any other, so that a bug that one item brings out harms that item only.
+async fn try_once<R, F>(write: impl Fn() -> F) -> Result<R, StoreError>
+where
+    F: Future<Output = Result<R, StoreError>>,
+{
+    AssertUnwindSafe(async { write().await }).catch_unwind().await.unwrap_or_else(|_| {
+        metrics::PANICS.add([], 1);
+        tracing::error!("a write to the store panicked");
+        Err(StoreError::new(StoreErrorKind::Corrupt, "a bug in errand, which its log shows: report it"))
+    })
+}
+
+/// What became of a batch, each item with its place in it, in order.
+pub(super) struct Bisected<T, A> {
+    pub(super) done: Vec<(usize, T, A)>,
+    /// Each of them fails by itself while the store answers others.
+    pub(super) failing: Vec<(usize, T)>,
+    /// They were not written, or nobody knows, because nobody waits any more.
+    pub(super) left: Vec<(usize, T)>,
+}
+
+/// Writes a batch, in pieces that are neither too large nor refused. `bytes` is what an item weighs; `write` gives back
+/// what it was given, and answers for an item that the database refuses by itself. A piece that fails goes behind the
+/// others, so that it does not hold them up.
+pub(super) async fn bisect<T, A, F>(
+    batch: Vec<T>,
+    bytes: impl Fn(&T) -> usize,
+    write: impl Fn(Vec<T>) -> F,
+) -> Bisected<T, A>
 where
     F: Future<Output = (Vec<T>, Result<Vec<A>, NotTaken>)>,
 {
-    let mut done = Vec::with_capacity(batch.len());
-    let mut pieces = vec![batch];
-    while let Some(piece) = pieces.pop() {
-        if piece.is_empty() {
-            continue;
-        }
+    let (mut done, mut failing, mut left) = (Vec::with_capacity(batch.len()), Vec::new(), Vec::new());
+    let mut pieces = split(batch, bytes);
+    while let Some((place, piece)) = pieces.pop_front() {
         let (mut piece, written) = write(piece).await;
         match written {
-            Ok(answers) => done.extend(piece.into_iter().zip(answers)),
-            Err(NotTaken::Refused(_)) if piece.len() > 1 => {
-                let rest = piece.split_off(piece.len() / 2);
-                pieces.extend([rest, piece]);
+            Ok(answers) => {
+                let places = place..;
+                done.extend(
+                    piece
+                        .into_iter()
+                        .zip(answers)
+                        .zip(places)
+                        .map(|((item, answer), place)| (place, item, answer)),
+                );
             }
-            Err(_) => {
-                pieces.push(piece);
-                break;
+            Err(NotTaken::Refused(_) | NotTaken::Failing) if piece.len() > 1 => {
+                let middle = place + piece.len() / 2;
+                let rest = piece.split_off(piece.len() / 2);
+                pieces.extend([(place, piece), (middle, rest)]);
+            }
+            Err(NotTaken::Failing | NotTaken::Refused(_)) => failing.extend(numbered(place, piece)),
+            Err(NotTaken::GivenUp) => {
+                left.extend(numbered(place, piece));
+                left.extend(pieces.drain(..).flat_map(|(place, piece)| numbered(place, piece)));
             }
         }
     }
-    (done, pieces.into_iter().rev().flatten().collect())
+    done.sort_by_key(|(place, ..)| *place);
+    failing.sort_by_key(|(place, _)| *place);
+    left.sort_by_key(|(place, _)| *place);
+    Bisected { done, failing, left }
+}
+
+/// Cuts a batch into pieces of up to [`MAX_BATCH_BYTES`], or of one item, each with the place of its first item.
+fn split<T>(batch: Vec<T>, bytes: impl Fn(&T) -> usize) -> VecDeque<(usize, Vec<T>)> {
+    let mut pieces = VecDeque::new();
+    let (mut piece, mut first, mut size) = (Vec::new(), 0, 0_usize);
+    for (place, item) in batch.into_iter().enumerate() {
+        let weight = bytes(&item);
+        if !piece.is_empty() && size.saturating_add(weight) > MAX_BATCH_BYTES {
+            pieces.push_back((first, std::mem::take(&mut piece)));
+            (first, size) = (place, 0);
+        }
+        size = size.saturating_add(weight);
+        piece.push(item);
+    }
+    if !piece.is_empty() {
+        pieces.push_back((first, piece));
+    }
+    pieces
+}
+
+fn numbered<T>(first: usize, items: Vec<T>) -> impl Iterator<Item = (usize, T)> {
+    items.into_iter().enumerate().map(move |(place, item)| (first + place, item))
+}
+
+/// What the end of an attempt weighs in a write, in bytes.
+pub(super) fn finish_bytes(finish: &Finish) -> usize {
+    match &finish.ending {
+        Ending::Succeed { result } => result.get().len(),
+        Ending::Stop(_) | Ending::Retry { .. } | Ending::Snooze { .. } | Ending::Verify { .. } => 0,
+    }
 }
 
 /// Writes ended attempts in batches, and keeps for the journal what the store has not taken when the worker gives up.
-pub(super) async fn run_finishes(shared: Arc<Shared>, runner: Runner<Finish, Finished>) {
+pub(super) async fn run_finishes(shared: Arc<Shared>, runner: Runner<Finish, Recorded>) {
     let shared = &*shared;
     let write = |batch: Vec<Finish>, backlog| async move {
         metrics::FINISH_BACKLOG.set([], backlog as f64);
         metrics::FINISH_BATCH.record([], batch.len() as f64);
         let started = Instant::now();
-        let (written, left) = write_finishes(shared, batch).await;
+        let mut answers: Vec<Option<Recorded>> = batch.iter().map(|_| None).collect();
+        let Bisected { done, failing, left } = write_finishes(shared, batch).await;
         metrics::FINISH_DURATION.record([], started.elapsed().as_secs_f64());
-        lock(&shared.unwritten).extend(left);
-        written
+        for (place, _, finished) in done {
+            answers[place] = Some(Recorded::Done(finished));
+        }
+        for (place, finish) in failing {
+            answers[place] = Some(Recorded::NotWithOthers(Box::new(finish)));
+        }
+        lock(&shared.unwritten).extend(left.into_iter().map(|(_, finish)| finish));
+        answers
     };
     runner.run(write).await;
 }
@@ -147,9 +240,12 @@ pub(super) async fn run_bindings(shared: Arc<Shared>, runner: Runner<Bind, Bound
         let written = each(&batch, written);
         (batch, written)
     };
-    let write_all = |batch, _| async move {
-        let (done, _) = bisect(batch, write).await;
-        done.into_iter().map(|(_, bound)| bound).collect()
+    let write_all = |batch: Vec<Bind>, _| async move {
+        let mut answers: Vec<Option<Bound>> = batch.iter().map(|_| None).collect();
+        for (place, _, bound) in bisect(batch, |_| 0, write).await.done {
+            answers[place] = Some(bound);
+        }
+        answers
     };
     runner.run(write_all).await;
 }
@@ -165,21 +261,35 @@ pub(super) fn each<T, A>(
     }
 }
 
-/// Writes a batch of ended attempts; one that the database refuses is recorded as a failure that says so. Returns as
-/// [`bisect`] does.
-pub(super) async fn write_finishes(shared: &Shared, batch: Vec<Finish>) -> (Vec<Finished>, Vec<Finish>) {
+/// Writes a batch of ended attempts; one that the database refuses is recorded as a failure that says so.
+pub(super) async fn write_finishes(shared: &Shared, batch: Vec<Finish>) -> Bisected<Finish, Finished> {
     let persist = &Persist::new(shared, "results could not be written");
     let write = |batch: Vec<Finish>| async move {
-        let written = match (persist.until_taken(|| shared.services.store.finish(&batch)).await, &batch[..]) {
-            (Err(NotTaken::Refused(error)), [finish]) => {
-                unstorable(persist, finish, &error).await.map(|finished| vec![finished])
-            }
-            (written, _) => written,
-        };
+        let written = write_piece(persist, &batch).await;
         (batch, written)
     };
-    let (done, left) = bisect(batch, write).await;
-    (done.into_iter().map(|(_, finished)| finished).collect(), left)
+    bisect(batch, finish_bytes, write).await
+}
+
+/// Writes one ended attempt by itself until the store takes it; `None` when the worker gave up, and it is for the journal.
+pub(super) async fn write_alone(shared: &Shared, finish: Finish) -> Option<Finished> {
+    let persist = Persist { even_failing: true, ..Persist::new(shared, "a result could not be written") };
+    match write_piece(&persist, std::slice::from_ref(&finish)).await {
+        Ok(finished) => finished.into_iter().next(),
+        Err(_) => {
+            lock(&shared.unwritten).push(finish);
+            None
+        }
+    }
+}
+
+async fn write_piece(persist: &Persist<'_>, piece: &[Finish]) -> Result<Vec<Finished>, NotTaken> {
+    match (persist.until_taken(|| persist.shared.services.store.finish(piece)).await, piece) {
+        (Err(NotTaken::Refused(error)), [finish]) => {
+            unstorable(persist, finish, &error).await.map(|finished| vec![finished])
+        }
+        (written, _) => written,
+    }
 }
 
 /// Records the end of an attempt whose answer the database refuses: without it, and then without the log ID too.
@@ -204,8 +314,8 @@ async fn unstorable(
         }
         match persist.until_taken(|| persist.shared.services.store.finish(&failed)).await {
             Ok(written) => return written.into_iter().next().ok_or(NotTaken::GivenUp),
-            Err(NotTaken::GivenUp) => return Err(NotTaken::GivenUp),
             Err(NotTaken::Refused(_)) => {}
+            Err(not_taken) => return Err(not_taken),
         }
     }
     tracing::error!(
@@ -227,10 +337,11 @@ mod tests {
     use super::*;
 
     proptest! {
-        /// What is answered comes first and in order, each item once, and only a refused item is told so.
+        /// Each item is answered once and in order, is known to fail by itself, or is left when nobody waits any more.
         #[test]
-        fn every_item_is_answered_or_left_in_order(batch in prop::collection::vec(0u8..4, 0..40), writes in 0usize..60) {
-            // Refuses batches with a 0 in them, and takes no more writes than given.
+        fn every_item_has_one_end(batch in prop::collection::vec(0u8..4, 0..40), writes in 0usize..60) {
+            // Refuses batches with a 0 in them, fails those with a 1, and takes no more writes than given. A 2 is large.
+            let bytes = |item: &u8| if *item == 2 { MAX_BATCH_BYTES } else { 10 };
             let writes = &Cell::new(writes);
             let write = |batch: Vec<u8>| async move {
                 let written = match writes.get().checked_sub(1) {
@@ -238,20 +349,28 @@ mod tests {
                     Some(rest) => {
                         writes.set(rest);
                         let refused = || NotTaken::Refused(StoreError::new(StoreErrorKind::Data, "no"));
-                        if batch.contains(&0) { Err(refused()) } else { Ok(batch.clone()) }
+                        assert!(batch.len() == 1 || batch.iter().map(bytes).sum::<usize>() <= MAX_BATCH_BYTES);
+                        match batch.iter().min() {
+                            Some(0) => Err(refused()),
+                            Some(1) => Err(NotTaken::Failing),
+                            _ => Ok(batch.clone()),
+                        }
                     }
                 };
                 let answers = each(&batch, written);
                 (batch, answers)
             };
-            let (done, left) = bisect(batch.clone(), write).now_or_never().unwrap();
-            for (item, answer) in &done {
+            let Bisected { done, failing, left } = bisect(batch.clone(), bytes, write).now_or_never().unwrap();
+            for (_, item, answer) in &done {
                 prop_assert_eq!(answer.as_ref().ok(), Some(item).filter(|item| **item != 0));
             }
-            let gave_up = writes.get() == 0;
-            prop_assert!(left.is_empty() || gave_up);
-            let all: Vec<u8> = done.into_iter().map(|(item, _)| item).chain(left).collect();
-            prop_assert_eq!(all, batch);
+            prop_assert!(failing.iter().all(|(_, item)| *item == 1));
+            prop_assert!(left.is_empty() || writes.get() == 0);
+            prop_assert!(done.is_sorted_by_key(|(place, ..)| *place));
+            let done = done.into_iter().map(|(place, item, _)| (place, item));
+            let mut all: Vec<(usize, u8)> = done.chain(failing).chain(left).collect();
+            all.sort_unstable();
+            prop_assert_eq!(all, batch.into_iter().enumerate().collect::<Vec<_>>());
         }
     }
 }

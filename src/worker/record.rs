@@ -2,7 +2,12 @@
 
 use std::sync::atomic::Ordering;
 
-use super::{crash::CrashPoint, running_job::RunningJob, shared::Shared};
+use super::{
+    crash::CrashPoint,
+    persist::write_alone,
+    running_job::RunningJob,
+    shared::{Recorded, Shared},
+};
 use crate::{
     job::{AttemptEnd, Ending, Started, State},
     store::{By, Finish, Finished},
@@ -23,10 +28,10 @@ pub(super) async fn record(shared: &Shared, job: RunningJob, end: AttemptEnd) {
     shared.crash.pass(CrashPoint::AfterCall);
     let Some(finished) = submit(shared, finish).await else {
         // The store was away for the whole shutdown: the job is left behind, unless the journal takes it.
+        job.noted.leave();
         return;
     };
     shared.crash.pass(CrashPoint::AfterFinish);
-    shared.note_ended(job.spec.id);
     match finished {
         Finished::Applied { state, late } => {
             if late {
@@ -53,7 +58,11 @@ async fn submit(shared: &Shared, finish: Finish) -> Option<Finished> {
     };
     shared.buffered.fetch_add(bytes, Ordering::Relaxed);
     shared.waiting.fetch_add(1, Ordering::Relaxed);
-    let finished = shared.finishes.submit(finish).await;
+    let finished = match shared.finishes.submit(finish).await {
+        Some(Recorded::Done(finished)) => Some(finished),
+        Some(Recorded::NotWithOthers(finish)) => write_alone(shared, *finish).await,
+        None => None,
+    };
     shared.waiting.fetch_sub(1, Ordering::Relaxed);
     shared.buffered.fetch_sub(bytes, Ordering::Relaxed);
     finished

@@ -8,6 +8,7 @@ use tracing::Span;
 
 use super::{ending::EndingPolicy, shared::Shared};
 use crate::{
+    in_flight::Noted,
     job::{EXPIRED, JobSpec, RequestId, Spending, TOO_OLD},
     store::{Claim, ClaimReceipt},
     telemetry::metrics::LaneMetrics,
@@ -28,6 +29,7 @@ pub(super) struct RunningJob {
     /// When the job was due for the first time, as far as this process can tell.
     pub(super) due_at: Timestamp,
     pub(super) metrics: Arc<LaneMetrics>,
+    pub(super) noted: Noted,
 }
 
 impl RunningJob {
@@ -36,6 +38,7 @@ impl RunningJob {
         metrics: Arc<LaneMetrics>,
         claim: Claim,
         receipt: ClaimReceipt,
+        noted: Noted,
     ) -> Self {
         let started_at = shared.services.clock.now();
         let due_at = first_due(&claim.spec, receipt.created_at, started_at);
@@ -45,7 +48,7 @@ impl RunningJob {
         }
         let Claim { spec, request_id, .. } = claim;
         let claimed_at = Instant::now();
-        Self { spec, request_id, receipt, is_sent: false, started_at, claimed_at, due_at, metrics }
+        Self { spec, request_id, receipt, is_sent: false, started_at, claimed_at, due_at, metrics, noted }
     }
 
     /// The span of the attempt, by which every line about it names its job, whoever writes the line. It has the

@@ -1,7 +1,6 @@
 //! What the parts of one worker share: its settings, and what it has under way.
 
 use std::{
-    collections::HashSet,
     path::PathBuf,
     sync::{
         Arc, Mutex, OnceLock,
@@ -23,10 +22,10 @@ use super::{
 use crate::{
     bounds::{CLAIM_BATCH, FINISH_BATCH},
     health::Health,
-    job::{JobId, QueueName, RetryPolicy, WorkerId},
+    in_flight::InFlight,
+    job::{QueueName, RetryPolicy, WorkerId},
     services::Services,
     store::{Bind, Finish, Finished, StoreError},
-    sync::lock,
 };
 
 #[derive(Debug, Clone)]
@@ -60,9 +59,17 @@ pub struct Options {
 /// Whether a binding is recorded or fenced off, or why the database refuses what it contains.
 pub(super) type Bound = Result<bool, StoreError>;
 
+/// What became of the record of an ended attempt.
+#[derive(Debug)]
+pub(super) enum Recorded {
+    Done(Finished),
+    /// It could not be written with others, which must not wait for it: whoever submitted it writes it alone.
+    NotWithOthers(Box<Finish>),
+}
+
 #[derive(Debug)]
 pub(super) struct Runners {
-    pub(super) finishes: Runner<Finish, Finished>,
+    pub(super) finishes: Runner<Finish, Recorded>,
     pub(super) bindings: Runner<Bind, Bound>,
 }
 
@@ -74,8 +81,8 @@ pub(super) struct Shared {
     pub(super) health: Arc<Health>,
     pub(super) lease: LeaseClock,
     pub(super) breakers: CircuitBreakers,
-    /// The jobs that are claimed and not finished, for the list of what a shutdown leaves behind.
-    pub(super) in_flight: Mutex<HashSet<JobId>>,
+    /// The claims that are not finished.
+    pub(super) in_flight: Arc<InFlight>,
     pub(super) tasks: TaskTracker,
     /// Set once when the drain begins: when it ends.
     pub(super) drain_until: OnceLock<Instant>,
@@ -89,7 +96,7 @@ pub(super) struct Shared {
     pub(super) waiting: AtomicUsize,
     /// Ended attempts that the store did not take before the worker gave up, for the journal.
     pub(super) unwritten: Mutex<Vec<Finish>>,
-    pub(super) finishes: GroupCommit<Finish, Finished>,
+    pub(super) finishes: GroupCommit<Finish, Recorded>,
     pub(super) bindings: GroupCommit<Bind, Bound>,
 }
 
@@ -102,7 +109,7 @@ impl Shared {
             health: Arc::new(Health::new(lanes, options.heartbeat * 3)),
             lease: LeaseClock::new(options.lease),
             breakers: CircuitBreakers::new(options.circuit_breaker),
-            in_flight: Mutex::default(),
+            in_flight: Arc::default(),
             tasks: TaskTracker::new(),
             drain_until: OnceLock::new(),
             interrupt: CancellationToken::new(),
@@ -118,14 +125,6 @@ impl Shared {
             options,
         };
         (shared, Runners { finishes: finish_runner, bindings: binding_runner })
-    }
-
-    pub(super) fn note_in_flight(&self, ids: impl IntoIterator<Item = JobId>) {
-        lock(&self.in_flight).extend(ids);
-    }
-
-    pub(super) fn note_ended(&self, id: JobId) {
-        lock(&self.in_flight).remove(&id);
     }
 
     /// Waits for a service until running calls are interrupted (`None`); what is not settled then is delivered again.

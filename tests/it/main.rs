@@ -22,6 +22,7 @@ mod model;
 mod outage;
 mod outage_broker;
 mod outage_database;
+mod poison;
 mod queue_contract;
 mod rabbitmq;
 mod second_api;

@@ -55,7 +55,8 @@ statements! { Postgres:
         where j.id = i.id and j.fence = i.fence and j.state = 'running'
             and (i.lease is null or not exists (select 1 from workers w where w.id = j.worker_id
                 and w.beat_at > now() - i.lease * interval '1 microsecond'))
-            and (i.lease is null or i.outcome <> 'interrupted' or j.toolkit is null)
+            and (i.lease is null or i.outcome <> 'interrupted' or j.toolkit is null
+                or (j.account is null and j.waits_for is not null))
         returning j.id, j.state, j.http_status as kept, i.charge, {i.attempt}),
     recorded as (
         insert into attempts (job_id, number, request_id, outcome, http_status, log_id, version, {error},

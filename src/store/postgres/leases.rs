@@ -29,7 +29,13 @@ statements! { Postgres:
         select worker_id, job_ids from claims where not exists (select 1 from workers w
             where w.id = claims.worker_id and w.beat_at > now() - {lease}::bigint * interval '1 microsecond'))
     select distinct on (j.started_at, j.id)
-        j.id, j.request_id, j.started_at, j.max_attempts, j.max_age_ms, {receipt of j}
+        j.id, j.request_id, j.started_at, j.max_attempts, j.max_age_ms, j.waits_for is not null as needs_account, {receipt of j}
+    from c cross join lateral {running_of_claim} order by j.started_at, j.id limit {limit}";
+
+    running(worker: Uuid, limit: i64) = "with c as materialized (
+        select worker_id, job_ids from claims where worker_id = {worker})
+    select distinct on (j.started_at, j.id)
+        j.id, j.request_id, j.started_at, j.max_attempts, j.max_age_ms, j.waits_for is not null as needs_account, {receipt of j}
     from c cross join lateral {running_of_claim} order by j.started_at, j.id limit {limit}";
 
     /// Claims of which nothing runs any more are removed by whoever looks, in short rounds.
@@ -59,6 +65,11 @@ impl Leases for PostgresStore {
     async fn lost_jobs(&self, lease: Duration, limit: usize) -> Result<Vec<LostJob>> {
         let lost = self.other.fetch(sql::lost(micros(lease), to_limit(limit))).await?;
         Ok(readable(&lost, rows::lost))
+    }
+
+    async fn running_jobs(&self, worker: WorkerId, limit: usize) -> Result<Vec<LostJob>> {
+        let running = self.other.fetch(sql::running(worker.0, to_limit(limit))).await?;
+        Ok(readable(&running, rows::lost))
     }
 
     async fn forget_workers(&self, after: Duration) -> Result<u64> {

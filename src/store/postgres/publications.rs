@@ -12,7 +12,7 @@ use crate::{
         Due, JobView, MAX_UNCLAIMED_WAIT, Publications, Result,
         columns::spec_of,
         convert::{micros, to_duration, to_limit, uuids},
-        read::StoreRow as _,
+        read::{StoreRow as _, readable},
         rows,
         sql::statements,
     },
@@ -68,7 +68,7 @@ impl Publications for PostgresStore {
     async fn take_due(&self, limit: usize, unclaimed_after: Duration) -> Result<Vec<Due>> {
         let query = sql::take_due(to_limit(limit), micros(unclaimed_after), micros(MAX_UNCLAIMED_WAIT));
         let due = self.other.fetch(query).await?;
-        due.iter().map(|row| Ok(Due { spec: Arc::new(spec_of(row)?), was: row.parse("was")? })).collect()
+        Ok(readable(&due, |row| Ok(Due { spec: Arc::new(spec_of(row)?), was: row.parse("was")? })))
     }
 
     async fn defer(&self, ids: &[JobId], after: Duration) -> Result<()> {
@@ -87,7 +87,7 @@ impl Publications for PostgresStore {
 
     async fn take_replies(&self, limit: usize, again_after: Duration) -> Result<Vec<JobView>> {
         let jobs = self.other.fetch(sql::take_replies(to_limit(limit), micros(again_after))).await?;
-        jobs.iter().map(rows::job).collect()
+        Ok(readable(&jobs, rows::job))
     }
 
     async fn replied(&self, ids: &[JobId]) -> Result<()> {

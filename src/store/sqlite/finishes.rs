@@ -41,7 +41,8 @@ statements! { Sqlite:
     where id = {id} and fence = {fence} and state = 'running'
         and ({lease} is null or not exists (select 1 from workers where workers.id = jobs.worker_id
             and beat_at > {now} - {lease}))
-        and ({lease} is null or {outcome} <> 'interrupted' or toolkit is null)
+        and ({lease} is null or {outcome} <> 'interrupted' or toolkit is null
+            or (account is null and waits_for is not null))
     returning state, http_status is not null as is_recorded";
 
     job(id: Uuid) = "select state, fence, check_at is not null as is_looked_up from jobs where id = {id}";

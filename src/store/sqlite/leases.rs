@@ -24,10 +24,15 @@ statements! { Sqlite:
 
     retire(worker: Uuid) = "delete from workers where id = {worker}";
 
-    lost(oldest_beat: i64, now: i64, limit: i64) = "select id, request_id, started_at, max_attempts, max_age_ms, {receipt}
+    lost(oldest_beat: i64, now: i64, limit: i64) = "select id, request_id, started_at, max_attempts, max_age_ms,
+        waits_for is not null as needs_account, {receipt}
     from jobs where state = 'running'
         and not exists (select 1 from workers where workers.id = jobs.worker_id and beat_at > {oldest_beat})
     order by started_at limit +{limit}";
+
+    running(worker: Uuid, now: i64, limit: i64) = "select id, request_id, started_at, max_attempts, max_age_ms,
+        waits_for is not null as needs_account, {receipt}
+    from jobs where state = 'running' and worker_id = {worker} order by started_at limit +{limit}";
 
     forget(oldest_beat: i64) = "delete from workers where beat_at <= {oldest_beat}
     and not exists (select 1 from jobs where worker_id = workers.id and state = 'running')";
@@ -48,6 +53,11 @@ impl Leases for SqliteStore {
         let now = self.now_micros();
         let lost = sql::lost(now - micros(lease), now, to_limit(limit)).fetch_all(&self.reader).await?;
         Ok(readable(&lost, rows::lost))
+    }
+
+    async fn running_jobs(&self, worker: WorkerId, limit: usize) -> Result<Vec<LostJob>> {
+        let query = sql::running(worker.0, self.now_micros(), to_limit(limit));
+        Ok(readable(&query.fetch_all(&self.reader).await?, rows::lost))
     }
 
     async fn forget_workers(&self, after: Duration) -> Result<u64> {

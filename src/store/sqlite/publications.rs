@@ -12,7 +12,7 @@ use crate::{
         Due, JobView, MAX_UNCLAIMED_WAIT, Publications, Result,
         columns::spec_of,
         convert::{micros, to_duration, to_limit},
-        read::StoreRow as _,
+        read::{StoreRow, if_readable},
         rows,
         sql::statements,
     },
@@ -66,11 +66,10 @@ impl Publications for SqliteStore {
                     }
                     let due = sql::due(found.read("priority")?, now, room);
                     for row in due.fetch_all(&mut *db).await? {
-                        let (spec, was) = (Arc::new(spec_of(&row)?), row.parse("state")?);
                         let doublings = row.count("published")?.min(MAX_DOUBLINGS);
                         let wait = unclaimed_after.saturating_mul(1 << doublings).min(MAX_UNCLAIMED_WAIT);
-                        sql::publish(spec.id.0, now + micros(wait)).execute(&mut *db).await?;
-                        taken.push(Due { spec, was });
+                        sql::publish(row.read("id")?, now + micros(wait)).execute(&mut *db).await?;
+                        taken.extend(if_readable(&row, due_of(&row)));
                     }
                 }
                 Ok(taken)
@@ -98,9 +97,8 @@ impl Publications for SqliteStore {
             Box::pin(async move {
                 let mut taken = Vec::new();
                 for row in sql::replies(now, to_limit(limit)).fetch_all(&mut *db).await? {
-                    let job = rows::job(&row)?;
-                    sql::offer_reply(job.spec.id.0, now + micros(again_after)).execute(&mut *db).await?;
-                    taken.push(job);
+                    sql::offer_reply(row.read("id")?, now + micros(again_after)).execute(&mut *db).await?;
+                    taken.extend(if_readable(&row, rows::job(&row)));
                 }
                 Ok(taken)
             })
@@ -111,4 +109,8 @@ impl Publications for SqliteStore {
     async fn replied(&self, ids: &[JobId]) -> Result<()> {
         self.write_each(ids.to_vec(), |id, _| sql::replied(id.0)).await.map(drop)
     }
+}
+
+fn due_of(row: &impl StoreRow) -> Result<Due> {
+    Ok(Due { spec: Arc::new(spec_of(row)?), was: row.parse("state")? })
 }

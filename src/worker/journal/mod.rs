@@ -19,7 +19,7 @@ use std::{
 use self::file::Folder;
 pub use self::file::{Unreadable, decode};
 use super::{
-    persist::{Persist, write_finishes},
+    persist::{Bisected, Persist, write_finishes},
     shared::Shared,
 };
 use crate::{
@@ -71,8 +71,10 @@ pub(super) async fn replay(shared: &Shared) {
 struct Replayed {
     applied: u64,
     fenced: u64,
-    /// The store does not know the job, or refuses the result.
+    /// The store does not know the job.
     unknown: u64,
+    /// The store did not take them.
+    failing: u64,
 }
 
 async fn replay_file(shared: &Shared, folder: &Folder, path: &Path) -> io::Result<()> {
@@ -85,14 +87,21 @@ async fn replay_file(shared: &Shared, folder: &Folder, path: &Path) -> io::Resul
             Err(unreadable) => return set_aside(folder, path, unreadable).await,
         },
     };
-    let Replayed { applied, fenced, unknown } = replay_results(shared, finishes).await;
-    for (result, count) in [("replayed", applied), ("fenced", fenced), ("unknown", unknown)] {
+    let Replayed { applied, fenced, unknown, failing } = replay_results(shared, finishes).await;
+    let counts = [("replayed", applied), ("fenced", fenced), ("unknown", unknown), ("failing", failing)];
+    for (result, count) in counts {
         metrics::JOURNAL_RECORDS.add([result], count);
     }
     if applied > 0 {
         shared.services.relay_wake.notify_one();
     }
-    if unknown > 0 {
+    if failing > 0 {
+        tracing::error!(
+            file = %path.display(), applied, fenced, failing,
+            "a journal has results that the store did not take although it took others, and is kept: the next start \
+             tries again"
+        );
+    } else if unknown > 0 {
         tracing::error!(
             file = %path.display(), applied, fenced, unknown,
             "a journal has results of jobs that this database does not know, and is kept: if it belongs to \
@@ -134,15 +143,15 @@ async fn replay_results(shared: &Shared, finishes: Vec<Finish>) -> Replayed {
             return replayed;
         }
         let ids: Vec<_> = batch.iter().map(|finish| finish.id).collect();
-        let (answers, left) = write_finishes(shared, batch).await;
-        replayed.unknown += left.len() as u64;
-        for (id, answer) in ids.into_iter().zip(answers) {
+        let Bisected { done, failing, left } = write_finishes(shared, batch).await;
+        replayed.failing += (failing.len() + left.len()) as u64;
+        for (place, _, answer) in done {
             match answer {
                 Finished::Applied { .. } => replayed.applied += 1,
                 // Somebody else has claimed the job, or it is not there, which may be because this is another database.
                 Finished::Fenced => {
                     let persist = Persist::new(shared, "a job could not be read");
-                    match persist.until_taken(|| shared.services.store.job(id)).await {
+                    match persist.until_taken(|| shared.services.store.job(ids[place])).await {
                         Ok(Some(_)) => replayed.fenced += 1,
                         Ok(None) | Err(_) => replayed.unknown += 1,
                     }

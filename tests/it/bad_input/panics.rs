@@ -121,6 +121,8 @@ impl ToolApi for PanickyClient {
 struct PanickyQueue {
     inner: SharedQueue,
     has_panicked: Arc<AtomicBool>,
+    /// Whether publishing panics.
+    publishes: bool,
 }
 
 #[async_trait]
@@ -134,6 +136,7 @@ impl Queue for PanickyQueue {
     }
 
     async fn publish(&self, batch: Vec<Message>) -> Vec<Result<(), QueueError>> {
+        assert!(self.publishes || batch.is_empty(), "a bug in what publishes");
         self.inner.publish(batch).await
     }
 
@@ -191,7 +194,7 @@ struct Inside {
     sandbox: Running,
     env: Vec<(String, String)>,
     shutdown: Shutdown,
-    running: JoinHandle<()>,
+    running: JoinHandle<anyhow::Result<()>>,
     _stage: Option<Harness>,
     folder: TempDir,
 }
@@ -244,9 +247,7 @@ impl Inside {
         let runtime = App::of(services, config).runtime();
         let shutdown = Shutdown::default();
         let ends = shutdown.clone();
-        let running = tokio::spawn(async move {
-            runtime.run(ends).await.0.unwrap();
-        });
+        let running = tokio::spawn(async move { runtime.run(ends).await.0.map(drop) });
         Self { sandbox, env, shutdown, running, _stage: harness, folder }
     }
 
@@ -277,7 +278,7 @@ impl Inside {
 
     async fn stop(self) {
         self.shutdown.stop.cancel();
-        self.running.await.unwrap();
+        self.running.await.unwrap().unwrap();
     }
 }
 
@@ -364,8 +365,8 @@ async fn panics_are_survived(inside: Inside) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lane_goes_on_after_a_panic_in_its_queue() {
     let before = panics();
-    let inside =
-        Inside::embedded(|inner| Arc::new(PanickyQueue { inner, has_panicked: Arc::default() })).await;
+    let queue = |inner| Arc::new(PanickyQueue { inner, has_panicked: Arc::default(), publishes: true });
+    let inside = Inside::embedded(|inner| queue(inner)).await;
     let jobs = [job("u-1", "SEND"), job("u-1", "SEND")];
     inside.submit(&jobs).await;
     for job in &jobs {
@@ -374,6 +375,16 @@ async fn a_lane_goes_on_after_a_panic_in_its_queue() {
     }
     assert!(panics() > before);
     inside.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_process_without_its_relay_stops_and_says_so() {
+    let queue = |inner| Arc::new(PanickyQueue { inner, has_panicked: Arc::default(), publishes: false });
+    let inside = Inside::embedded(|inner| queue(inner)).await;
+    inside.submit(&[job("u-1", "SEND")]).await;
+    // Nobody asks it to stop.
+    let error = tokio::time::timeout(PATIENCE, inside.running).await.unwrap().unwrap().unwrap_err();
+    assert!(error.to_string().contains("the relay ended by itself"), "{error}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

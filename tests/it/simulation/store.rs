@@ -392,6 +392,7 @@ pass_on!(Leases {
     fn beat(&self, worker: WorkerId, &name: str) -> ();
     fn retire(&self, worker: WorkerId) -> ();
     fn lost_jobs(&self, lease: Duration, limit: usize) -> Vec<LostJob>;
+    fn running_jobs(&self, worker: WorkerId, limit: usize) -> Vec<LostJob>;
     fn forget_workers(&self, after: Duration) -> u64;
 });
 

@@ -37,6 +37,7 @@ mod history;
 mod job_control;
 mod jobs;
 mod leases;
+mod newer;
 mod pins;
 mod publications;
 mod rejections;
@@ -121,6 +122,25 @@ impl TestStore {
                 SqliteConnection::connect(&url).await.unwrap().execute(sql).await.unwrap();
             }
         }
+    }
+
+    /// The number that a query of errand's tables answers.
+    async fn count(&self, sql: &str) -> i64 {
+        use sqlx::Row as _;
+        let sql = AssertSqlSafe(sql.to_owned());
+        match &self.place {
+            Place::Postgres(database) => {
+                database.connect().await.unwrap().fetch_one(sql).await.unwrap().get(0)
+            }
+            Place::Sqlite(dir) => {
+                let url = format!("sqlite://{}", dir.path().join("errand.db").display());
+                SqliteConnection::connect(&url).await.unwrap().fetch_one(sql).await.unwrap().get(0)
+            }
+        }
+    }
+
+    fn is_postgres(&self) -> bool {
+        matches!(self.place, Place::Postgres(_))
     }
 
     /// The ID of a job as it stands in a statement.

@@ -10,8 +10,9 @@ use source::{Crate, Source, files, read};
 const FLOORS: &[&[&str]] = &[
     &["backoff", "bounds", "clock", "failure", "shutdown", "string_enum", "sync"],
     &["job"],
-    &["queue", "store", "telemetry", "tool"],
-    &["admission", "health", "job_json", "services"],
+    &["telemetry"],
+    &["queue", "store", "tool"],
+    &["admission", "health", "in_flight", "job_json", "services", "supervisor"],
     &["api", "maintenance", "relay", "worker"],
     &["config"],
     &["app"],

@@ -1,0 +1,135 @@
+//! One item that the database does not take, for a reason that says nothing about what it contains: it costs itself
+//! only, and goes on when the database takes it.
+
+use errand_testbed::factory::{Envelope as _, read, send, spread};
+use lapin::BasicProperties;
+use serde_json::Value;
+
+use crate::{
+    harness::{Harness, PATIENCE, Process},
+    support::wait::until,
+};
+
+/// The heartbeat shows soon that the store answers others.
+const SETTINGS: [(&str, &str); 2] =
+    [("ERRAND__WORKER__HEARTBEAT_SECS", "1"), ("ERRAND__WORKER__LEASE_SECS", "120")];
+
+/// Lets every statement fail that writes such a row, as an I/O error does.
+async fn break_rows(harness: &Harness, table: &str, event: &str, condition: &str) {
+    harness
+        .execute(&format!(
+            "create function broken() returns trigger language plpgsql as
+             $$ begin raise exception 'broken' using errcode = '58030'; end $$;
+             create trigger broken before {event} on {table} for each row when ({condition})
+             execute function broken()"
+        ))
+        .await;
+}
+
+async fn heal(harness: &Harness, table: &str) {
+    harness.execute(&format!("drop trigger broken on {table}")).await;
+}
+
+/// A worker among forty jobs, of which the first is the one that the database does not take.
+struct Poisoned {
+    harness: Harness,
+    worker: Process,
+    jobs: Vec<Value>,
+}
+
+impl Poisoned {
+    async fn new(hint: &str, event: &str, condition: &str) -> Self {
+        let harness = Harness::new(hint, "").await;
+        let worker = harness.worker(&SETTINGS).await;
+        let jobs = spread(40, send);
+        break_rows(&harness, "jobs", event, &format!("new.id = '{}' and {condition}", jobs[0].id())).await;
+        harness.publish(&jobs).await;
+        Self { harness, worker, jobs }
+    }
+
+    /// The others go on, also those that come later, and the worker is ready all the while.
+    async fn costs_itself_only(&self) {
+        self.harness.counts("state = 'succeeded'", 39).await;
+        self.harness.publish(&spread(10, send)).await;
+        self.harness.counts("state = 'succeeded'", 49).await;
+        self.worker.becomes_ready(true).await;
+    }
+
+    async fn ends_well(&self) {
+        heal(&self.harness, "jobs").await;
+        self.harness.job_in(self.jobs[0].id(), &["succeeded"]).await;
+        self.harness.all_ran_once(50).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_claim_that_the_database_does_not_take_costs_itself_only() {
+    let poisoned = Poisoned::new("poisoned-claim", "insert", "true").await;
+    poisoned.costs_itself_only().await;
+    assert_eq!(poisoned.harness.count(&format!("id = '{}'", poisoned.jobs[0].id())).await, 0);
+    poisoned.ends_well().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_binding_that_the_database_does_not_take_costs_itself_only() {
+    let condition = "old.toolkit is null and new.toolkit is not null";
+    let poisoned = Poisoned::new("poisoned-binding", "update", condition).await;
+    poisoned.costs_itself_only().await;
+    poisoned.ends_well().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_result_that_the_database_does_not_take_costs_itself_only() {
+    let poisoned = Poisoned::new("poisoned-finish", "update", "new.state = 'succeeded'").await;
+    poisoned.costs_itself_only().await;
+    assert_eq!(poisoned.harness.count("state = 'running'").await, 1, "the worker holds it");
+    poisoned.ends_well().await;
+    assert_eq!(poisoned.worker.metric_sum("errand_rescued_jobs_total").await, 0.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rejected_message_that_the_database_does_not_take_costs_itself_only() {
+    let harness = Harness::new("poisoned-rejection", "").await;
+    let worker = harness.worker(&SETTINGS).await;
+    break_rows(&harness, "rejected", "insert", "new.body = 'poison'").await;
+    let bad = |body: &str| body.as_bytes().to_vec();
+    harness.publish_raw(&[bad("poison"), bad("other")], BasicProperties::default()).await;
+    harness.publish(&spread(10, send)).await;
+    harness.counts("state = 'succeeded'", 10).await;
+    let rejected = async |expected: &str| {
+        until("the rejected messages are kept", PATIENCE, async || {
+            let kept = harness
+                .text("select string_agg(encode(body, 'escape'), ',' order by body) from rejected")
+                .await?;
+            (kept == expected).then_some(())
+        })
+        .await;
+    };
+    rejected("other").await;
+    worker.becomes_ready(true).await;
+    heal(&harness, "rejected").await;
+    rejected("other,poison").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_that_only_the_store_says_is_running_is_taken_over() {
+    let harness = Harness::new("stray", "").await;
+    let quick = [("ERRAND__WORKER__HEARTBEAT_SECS", "1"), ("ERRAND__WORKER__LEASE_SECS", "5")];
+    let worker = harness.worker(&quick).await;
+    let (once, safe) = (send("user-1"), read("u-alice"));
+    harness.publish(&[once.clone(), safe.clone()]).await;
+    harness.settled(2).await;
+    // As if the answers to their claims had been lost for good.
+    harness
+        .execute(
+            "update jobs set state = 'running', worker_id = (select id from workers), fence = fence + 1, attempt = attempt + 1,
+                 request_id = gen_random_uuid(), result = null, http_status = null, finished_at = null, log_id = null;
+             insert into claims (worker_id, job_ids) select (select id from workers), array_agg(id) from jobs",
+        )
+        .await;
+    let held = harness.job_in(once.id(), &["held"]).await;
+    assert_eq!(held["held_reason"], "unknown_outcome", "{held}");
+    harness.job_in(safe.id(), &["succeeded"]).await;
+    assert!(worker.metric_sum("errand_rescued_jobs_total").await >= 2.0);
+    assert_eq!(harness.sandbox.job_effects(once.id()), 1);
+}
