@@ -62,7 +62,7 @@ async fn steps(shared: &Shared, job: &mut RunningJob) -> Result<AttemptEnd, Stop
     account.map_err(|not_ready| job.policy(shared).not_ready(not_ready))?;
     let sent = Instant::now();
     let reply = call(shared, job, &binding, timeout).await;
-    let end = end(shared, job, &binding, permit, reply);
+    let end = end(shared, job, &binding, permit, timeout, reply);
     job.metrics.attempted(end.outcome, sent.elapsed().as_secs_f64());
     Ok(end)
 }
@@ -113,6 +113,7 @@ fn end(
     job: &RunningJob,
     binding: &Binding,
     permit: CallPermit<'_>,
+    timeout: Duration,
     reply: Option<Reply>,
 ) -> AttemptEnd {
     let interrupted = reply.is_none();
@@ -120,7 +121,7 @@ fn end(
     let classified = classify(reply, &Context::new(&job.spec, binding));
     // A call that the shutdown cut off says nothing about the API.
     if !interrupted {
-        report(permit, &classified);
+        report(permit, &classified, timeout >= shared.options.timeout);
     }
     let resolver = &shared.resolver;
     if classified.account_is_gone() {
@@ -134,14 +135,16 @@ fn end(
     job.policy(shared).called(binding, classified, interrupted)
 }
 
-/// Tells the circuit breaker whether the API answered, whatever it answered.
-fn report(permit: CallPermit<'_>, classified: &Classified) {
+/// Tells the circuit breaker whether the API answered, whatever it answered. A job that waits for less than the usual
+/// time says nothing about others by it.
+fn report(permit: CallPermit<'_>, classified: &Classified, waited_as_usual: bool) {
+    let gave_time = waited_as_usual || classified.outcome != AttemptOutcome::Unknown;
     match &classified.next {
-        Next::Throttled { retry_after, .. } => permit.failed(*retry_after),
+        Next::Throttled { retry_after, .. } => permit.failed(*retry_after, gave_time),
         // The provider failed, not the API.
         Next::Retry { .. } if classified.outcome == AttemptOutcome::ToolFailed => permit.answered(),
-        Next::Retry { retry_after, .. } => permit.failed(*retry_after),
-        Next::Unknown { .. } => permit.failed(None),
+        Next::Retry { retry_after, .. } => permit.failed(*retry_after, gave_time),
+        Next::Unknown { .. } => permit.failed(None, gave_time),
         Next::Succeed { .. } | Next::Stop(_) => permit.answered(),
     }
 }

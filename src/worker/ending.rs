@@ -53,7 +53,7 @@ impl EndingPolicy {
         let Open { scope, after } = open;
         let whose = match scope {
             Scope::OwnerToolkit => "for this owner and toolkit",
-            Scope::Api => "for several owners",
+            Scope::Toolkit => "of several owners to this toolkit",
         };
         let error = JobError::new(
             ErrorKind::NotSent,

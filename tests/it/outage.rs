@@ -28,11 +28,11 @@ async fn an_api_that_fails_every_call_is_called_a_few_times_and_every_job_succee
     let worker = harness.worker(&[("ERRAND__QUEUES__DEFAULT__CONCURRENCY", "20")]).await;
     harness.publish(&spread(200, |user| read(user).with("max_attempts", 6))).await;
     until("calls of all owners fell to a probe", PATIENCE, async || {
-        (worker.metric("errand_circuit_breakers_open{scope=\"api\"}").await == 1.0).then_some(())
+        (worker.metric("errand_circuit_breakers_open{scope=\"toolkit\"}").await == 1.0).then_some(())
     })
     .await;
     until("every job was postponed several times", PATIENCE, async || {
-        (worker.metric("errand_circuit_breaker_snoozes_total{scope=\"api\"}").await > 800.0).then_some(())
+        (worker.metric("errand_circuit_breaker_snoozes_total{scope=\"toolkit\"}").await > 800.0).then_some(())
     })
     .await;
     let calls = harness.sandbox.ledger_summary().calls;
@@ -41,7 +41,7 @@ async fn an_api_that_fails_every_call_is_called_a_few_times_and_every_job_succee
     all_succeed(&harness, 200).await;
     let ledger = harness.sandbox.ledger_summary();
     assert_eq!((ledger.effects, ledger.jobs_repeated), (200, 0), "{ledger:?}");
-    for scope in ["api", "owner_toolkit"] {
+    for scope in ["toolkit", "owner_toolkit"] {
         assert_eq!(
             worker.metric(&format!("errand_circuit_breakers_open{{scope=\"{scope}\"}}")).await,
             0.0,
@@ -69,7 +69,7 @@ async fn calls_that_count_wait_for_an_api_that_is_gone_and_run_once() {
     api.cut().await.unwrap();
     harness.publish(&spread(200, |user| send(user).with("max_attempts", 6))).await;
     until("every job was postponed several times", PATIENCE, async || {
-        (worker.metric("errand_circuit_breaker_snoozes_total{scope=\"api\"}").await > 800.0).then_some(())
+        (worker.metric("errand_circuit_breaker_snoozes_total{scope=\"toolkit\"}").await > 800.0).then_some(())
     })
     .await;
     let spent: u64 = harness
@@ -105,10 +105,32 @@ async fn an_owner_whose_calls_fail_keeps_nobody_else_waiting() {
     .await;
     assert!(started.elapsed() < Duration::from_secs(30), "{:?}", started.elapsed());
     assert_eq!(harness.count("state = 'succeeded' and attempt > 1").await, 0, "none of them was postponed");
-    assert_eq!(worker.metric("errand_circuit_breaker_snoozes_total{scope=\"api\"}").await, 0.0);
+    assert_eq!(worker.metric("errand_circuit_breaker_snoozes_total{scope=\"toolkit\"}").await, 0.0);
     let calls = harness.sandbox.ledger_summary().calls - 300;
     assert!(calls <= 120, "{calls} calls of the one whose calls fail");
     harness.heal().await;
     all_succeed(&harness, 400).await;
     assert_eq!(harness.sandbox.ledger_summary().effects, 400);
+}
+
+/// Five jobs a moment whose timeouts are far too short, each of another owner, as fast as the others' calls are not.
+#[tokio::test(flavor = "multi_thread")]
+async fn impatient_jobs_of_many_owners_keep_nobody_else_waiting() {
+    let harness = Harness::new("impatient", "[[fault]]\nkind = \"latency\"\nfixed_ms = 300\n").await;
+    let worker = harness.worker(&[]).await;
+    // Tools and accounts are known.
+    harness.publish(&spread(USERS, |user| read(user).with("max_attempts", 1))).await;
+    all_succeed(&harness, USERS as u64).await;
+    let impatient = |n| read(&format!("user-{}", n % 5 + 1)).with("timeout_ms", 1).with("max_attempts", 1000);
+    let patient = |n| read(&format!("user-{}", n % (USERS - 5) + 6)).with("max_attempts", 1);
+    for round in 0..10 {
+        harness.publish(&(0..5).map(impatient).collect::<Vec<_>>()).await;
+        harness.publish(&(0..4).map(|n| patient(round * 4 + n)).collect::<Vec<_>>()).await;
+    }
+    until("the jobs of the others have succeeded", PATIENCE, async || {
+        (harness.count("state = 'succeeded' and timeout_ms is null").await == 60).then_some(())
+    })
+    .await;
+    assert_eq!(harness.count("timeout_ms is null and attempt > 1").await, 0, "none of them was postponed");
+    assert_eq!(worker.metric("errand_circuit_breaker_snoozes_total{scope=\"toolkit\"}").await, 0.0);
 }

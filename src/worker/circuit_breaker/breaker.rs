@@ -1,4 +1,4 @@
-//! One circuit breaker, of an owner and toolkit or of the whole API.
+//! One circuit breaker, of an owner and toolkit or of a toolkit.
 
 use std::time::Duration;
 

@@ -6,20 +6,23 @@
 //! that is answered, whatever the answer is, lets twice as many calls through, until the breaker is closed: jobs that
 //! waited together must not arrive together.
 //!
-//! When several owners in a row, so never one alone, get no answer and nobody gets one in between, the breaker of the
-//! whole API opens, for all calls of this process.
+//! When calls of several owners to one toolkit fail in a row, so never those of one alone, the breaker of the toolkit
+//! opens, for all calls of this process to it. The calls to it that are still under way can acquit it, so the failures
+//! have to be more than those. A call that gave the API less than the usual time, because its job asked for that, is no
+//! evidence against a toolkit: nobody can slow others by impatience. An API that is gone altogether opens the breakers of
+//! all toolkits that are called.
 //!
 //! [`Registry`] decides and is pure: it is given the time and a random number. Owners and toolkits are kept as
-//! hashes, and only those with failures, so that a call among good ones costs one atomic read.
+//! hashes, and only those with failures.
 
 mod breaker;
 mod registry;
 
 use std::{
-    collections::hash_map::RandomState,
+    collections::{HashMap, hash_map::RandomState},
     hash::BuildHasher as _,
     sync::{
-        Mutex, MutexGuard,
+        Arc, Mutex, MutexGuard, RwLock,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
@@ -27,8 +30,14 @@ use std::{
 
 use tokio::time::Instant;
 
-use self::registry::{Caller, Registry, Ticket};
-use crate::{backoff::Intervals, job::Owner, string_enum::string_enum, sync::lock, telemetry::metrics};
+use self::registry::{Caller, Failure, Registry, Ticket};
+use crate::{
+    backoff::Intervals,
+    job::Owner,
+    string_enum::string_enum,
+    sync::{self, lock},
+    telemetry::metrics,
+};
 
 /// When calls are kept back, and for how long.
 #[derive(Debug, Clone, Copy)]
@@ -44,8 +53,8 @@ string_enum! {
     Scope {
         /// One owner's calls to one toolkit.
         OwnerToolkit = "owner_toolkit",
-        /// All calls of this process.
-        Api = "api",
+        /// All calls of this process to one toolkit.
+        Toolkit = "toolkit",
     }
 }
 
@@ -61,14 +70,21 @@ pub(super) struct CircuitBreakers {
     known: AtomicUsize,
     hasher: RandomState,
     registry: Mutex<Registry>,
+    /// How many calls are under way, by toolkit.
+    under_way: RwLock<HashMap<u64, Arc<AtomicUsize>>>,
 }
+
+/// Most toolkits whose calls are counted apart; further ones are counted together.
+const MAX_TOOLKITS: usize = 10_000;
 
 /// The right to make one call. Dropped without an answer, as by a panic, it says nothing about the API.
 #[derive(Debug)]
 pub(super) struct CallPermit<'a> {
     breakers: &'a CircuitBreakers,
+    toolkit: &'a str,
     caller: Caller,
     ticket: Ticket,
+    under_way: Arc<AtomicUsize>,
     is_reported: bool,
 }
 
@@ -81,13 +97,18 @@ impl CircuitBreakers {
             known: AtomicUsize::new(0),
             hasher: RandomState::new(),
             registry: Mutex::new(Registry::new(policy)),
+            under_way: RwLock::default(),
         }
     }
 
     /// The right to call now, or when to come back. Never waits.
-    pub(super) fn admit(&self, owner: &Owner, toolkit: &str) -> Result<CallPermit<'_>, Open> {
-        let caller =
-            Caller { owner: self.hasher.hash_one(owner), key: self.hasher.hash_one((owner, toolkit)) };
+    pub(super) fn admit<'a>(&'a self, owner: &Owner, toolkit: &'a str) -> Result<CallPermit<'a>, Open> {
+        let hasher = &self.hasher;
+        let caller = Caller {
+            owner: hasher.hash_one(owner),
+            toolkit: hasher.hash_one(toolkit),
+            key: hasher.hash_one((owner, toolkit)),
+        };
         let ticket = if self.is_idle() {
             Ticket::default()
         } else {
@@ -95,31 +116,47 @@ impl CircuitBreakers {
                 metrics::CIRCUIT_BREAKER_SNOOZES.add([open.scope.as_str()], 1);
             })?
         };
-        Ok(CallPermit { breakers: self, caller, ticket, is_reported: false })
+        let under_way = self.under_way(caller.toolkit);
+        under_way.fetch_add(1, Ordering::Relaxed);
+        Ok(CallPermit { breakers: self, toolkit, caller, ticket, under_way, is_reported: false })
+    }
+
+    fn under_way(&self, toolkit: u64) -> Arc<AtomicUsize> {
+        if let Some(known) = sync::read(&self.under_way).get(&toolkit) {
+            return known.clone();
+        }
+        let mut all = sync::write(&self.under_way);
+        let toolkit = if all.len() < MAX_TOOLKITS { toolkit } else { 0 };
+        all.entry(toolkit).or_default().clone()
     }
 
     fn is_idle(&self) -> bool {
         self.known.load(Ordering::Relaxed) == 0
     }
 
-    fn change(&self, change: impl FnOnce(&mut Registry)) {
+    /// Changes the registry because of a call to this toolkit.
+    fn change(&self, toolkit: &str, change: impl FnOnce(&mut Registry)) {
         let mut registry = self.registry();
         let before = registry.open();
         change(&mut registry);
         self.known.store(registry.known(), Ordering::Relaxed);
-        let (keys, api) = registry.open();
-        if before != (keys, api) {
+        let (keys, toolkits) = registry.open();
+        if before != (keys, toolkits) {
             metrics::CIRCUIT_BREAKERS_OPEN.set([Scope::OwnerToolkit.as_str()], keys as f64);
-            metrics::CIRCUIT_BREAKERS_OPEN.set([Scope::Api.as_str()], f64::from(u8::from(api)));
-            match (before.1, api) {
-                (false, true) => tracing::warn!(
-                    "the circuit breaker of the tool API opened: calls of several owners in a row got no answer, so \
-                     all calls fall to one probe at a time"
+            metrics::CIRCUIT_BREAKERS_OPEN.set([Scope::Toolkit.as_str()], toolkits as f64);
+            match before.1.cmp(&toolkits) {
+                std::cmp::Ordering::Less => tracing::warn!(
+                    toolkit,
+                    "the circuit breaker of a toolkit opened: calls of several owners in a row got no answer, so its \
+                     calls fall to one probe at a time"
                 ),
-                (true, false) => {
-                    tracing::info!("the circuit breaker of the tool API closed: it answers again");
+                std::cmp::Ordering::Greater => {
+                    tracing::info!(
+                        toolkit,
+                        "the circuit breaker of a toolkit closed: the tool API answers again"
+                    );
                 }
-                _ => {}
+                std::cmp::Ordering::Equal => {}
             }
         }
     }
@@ -133,23 +170,27 @@ impl CallPermit<'_> {
     pub(super) fn answered(mut self) {
         self.is_reported = true;
         if self.ticket.is_probe() || !self.breakers.is_idle() {
-            self.breakers.change(|registry| registry.answered(self.caller, self.ticket, Instant::now()));
+            let now = Instant::now();
+            self.breakers.change(self.toolkit, |registry| registry.answered(self.caller, self.ticket, now));
         }
     }
 
-    /// The API did not answer properly, or asked to slow down.
-    pub(super) fn failed(mut self, retry_after: Option<Duration>) {
+    /// The API did not answer properly, or asked to slow down. `gave_time` says whether it was given the usual time.
+    pub(super) fn failed(mut self, retry_after: Option<Duration>, gave_time: bool) {
         self.is_reported = true;
-        self.breakers.change(|registry| {
-            registry.failed(self.caller, self.ticket, retry_after, Instant::now(), fastrand::f64());
+        let others = self.under_way.load(Ordering::Relaxed).saturating_sub(1);
+        let failure = Failure { retry_after, accuses_toolkit: gave_time, others };
+        self.breakers.change(self.toolkit, |registry| {
+            registry.failed(self.caller, self.ticket, failure, Instant::now(), fastrand::f64());
         });
     }
 }
 
 impl Drop for CallPermit<'_> {
     fn drop(&mut self) {
+        self.under_way.fetch_sub(1, Ordering::Relaxed);
         if !self.is_reported && self.ticket.is_probe() {
-            self.breakers.change(|registry| registry.give_back(self.caller, self.ticket));
+            self.breakers.change(self.toolkit, |registry| registry.give_back(self.caller, self.ticket));
         }
     }
 }

@@ -3,7 +3,7 @@ use std::collections::HashMap;
 use proptest::prelude::*;
 
 use super::{
-    registry::{FORGET_AFTER, MAX_KEYS, SWEEP_EVERY},
+    registry::{FORGET_AFTER, Failure, MAX_KEYS, SWEEP_EVERY},
     *,
 };
 
@@ -13,8 +13,13 @@ const POLICY: Policy = Policy {
     max_retry_after: Duration::from_secs(3_600),
 };
 
+const TOOLKIT: u64 = 7;
+
+/// No other call is under way.
+const FAILURE: Failure = Failure { retry_after: None, accuses_toolkit: true, others: 0 };
+
 fn caller(owner: u64) -> Caller {
-    Caller { owner, key: owner * 100 }
+    Caller { owner, toolkit: TOOLKIT, key: owner * 100 }
 }
 
 fn secs(secs: u64) -> Duration {
@@ -24,17 +29,17 @@ fn secs(secs: u64) -> Duration {
 /// Makes a call that the API does not answer.
 fn fail(registry: &mut Registry, caller: Caller, now: Instant) {
     let ticket = registry.admit(caller, now, 0.5).unwrap();
-    registry.failed(caller, ticket, None, now, 0.5);
+    registry.failed(caller, ticket, FAILURE, now, 0.5);
 }
 
 #[test]
 fn a_breaker_opens_to_one_probe_and_closes_step_by_step() {
     let (mut registry, bad, start) = (Registry::new(POLICY), caller(1), Instant::now());
     for _ in 0..3 {
-        assert!(!registry.open().1);
+        assert_eq!(registry.open().1, 0);
         fail(&mut registry, bad, start);
     }
-    assert_eq!(registry.open(), (1, false));
+    assert_eq!(registry.open(), (1, 0));
     let open = registry.admit(bad, start, 0.0).unwrap_err();
     assert_eq!(open, Open { scope: Scope::OwnerToolkit, after: secs(1) });
     assert!(registry.admit(caller(2), start, 0.0).is_ok(), "others are not kept back");
@@ -43,7 +48,7 @@ fn a_breaker_opens_to_one_probe_and_closes_step_by_step() {
     for wait in [2, 4, 8, 16, 32, 60, 60] {
         let probe = registry.admit(bad, now, 0.5).unwrap();
         assert!(registry.admit(bad, now, 0.5).is_err(), "one at a time");
-        registry.failed(bad, probe, None, now, 0.5);
+        registry.failed(bad, probe, FAILURE, now, 0.5);
         now += secs(wait) - Duration::from_millis(1);
         assert!(registry.admit(bad, now, 0.5).is_err(), "{wait}");
         now += Duration::from_millis(1);
@@ -54,19 +59,19 @@ fn a_breaker_opens_to_one_probe_and_closes_step_by_step() {
         registry.answered(bad, tickets[0], now);
         tickets[1..].iter().for_each(|ticket| registry.give_back(bad, *ticket));
     }
-    assert_eq!((registry.known(), registry.open()), (0, (0, false)), "nothing is left");
+    assert_eq!((registry.known(), registry.open()), (0, (0, 0)), "nothing is left");
 }
 
 #[test]
 fn calls_that_were_made_together_are_one_failure() {
     let (mut registry, bad, start) = (Registry::new(POLICY), caller(1), Instant::now());
     let tickets: Vec<Ticket> = (0..50).map(|_| registry.admit(bad, start, 0.5).unwrap()).collect();
-    tickets.iter().for_each(|ticket| registry.failed(bad, *ticket, None, start, 0.5));
+    tickets.iter().for_each(|ticket| registry.failed(bad, *ticket, FAILURE, start, 0.5));
     let now = start + secs(1);
     let probe = registry.admit(bad, now, 0.5).unwrap();
     registry.answered(bad, probe, now);
     let two: Vec<Ticket> = (0..2).map(|_| registry.admit(bad, now, 0.5).unwrap()).collect();
-    two.iter().for_each(|ticket| registry.failed(bad, *ticket, None, now, 0.5));
+    two.iter().for_each(|ticket| registry.failed(bad, *ticket, FAILURE, now, 0.5));
     assert!(registry.admit(bad, now + secs(2), 0.5).is_ok(), "two seconds, not four");
 }
 
@@ -75,7 +80,7 @@ fn what_the_api_asks_for_is_kept() {
     let (mut registry, bad, now) = (Registry::new(POLICY), caller(1), Instant::now());
     for _ in 0..3 {
         let ticket = registry.admit(bad, now, 0.5).unwrap();
-        registry.failed(bad, ticket, Some(secs(120)), now, 0.5);
+        registry.failed(bad, ticket, Failure { retry_after: Some(secs(120)), ..FAILURE }, now, 0.5);
     }
     assert!(registry.admit(bad, now + secs(119), 0.0).unwrap_err().after >= secs(1));
     assert!(registry.admit(bad, now + secs(120), 0.5).is_ok());
@@ -84,10 +89,10 @@ fn what_the_api_asks_for_is_kept() {
 #[test]
 fn one_owner_never_stops_the_others_and_several_in_a_row_do() {
     let (mut registry, now) = (Registry::new(POLICY), Instant::now());
-    for toolkit in 0..50 {
-        fail(&mut registry, Caller { owner: 1, key: toolkit }, now);
+    for key in 0..50 {
+        fail(&mut registry, Caller { key, ..caller(1) }, now);
     }
-    assert!(!registry.open().1, "one owner, whatever the toolkit");
+    assert_eq!(registry.open().1, 0, "one owner, however often");
     for owner in 2..5 {
         fail(&mut registry, caller(owner), now);
     }
@@ -97,32 +102,65 @@ fn one_owner_never_stops_the_others_and_several_in_a_row_do() {
     for owner in 2..6 {
         fail(&mut registry, caller(owner), now);
     }
-    assert!(!registry.open().1, "somebody was answered in between");
+    assert_eq!(registry.open().1, 0, "somebody was answered in between");
     fail(&mut registry, caller(6), now);
-    assert!(registry.open().1);
-    assert_eq!(registry.admit(good, now, 0.5).unwrap_err().scope, Scope::Api);
+    assert_eq!(registry.open().1, 1);
+    assert_eq!(registry.admit(good, now, 0.5).unwrap_err().scope, Scope::Toolkit);
+    assert!(
+        registry.admit(Caller { toolkit: 8, ..good }, now, 0.5).is_ok(),
+        "other toolkits are not kept back"
+    );
 
     let mut now = now + secs(1);
     let probe = registry.admit(good, now, 0.5).unwrap();
     assert!(registry.admit(caller(10), now, 0.5).is_err());
-    registry.failed(good, probe, None, now, 0.5);
+    registry.failed(good, probe, FAILURE, now, 0.5);
     assert!(registry.admit(caller(10), now + secs(1), 0.5).is_err());
     now += secs(2);
     for _ in 0..6 {
         let ticket = registry.admit(caller(10), now, 0.5).unwrap();
         registry.answered(caller(10), ticket, now);
     }
-    assert!(!registry.open().1);
+    assert_eq!(registry.open().1, 0);
+}
+
+#[test]
+fn impatient_jobs_accuse_nobody_but_their_owner() {
+    let (mut registry, now) = (Registry::new(POLICY), Instant::now());
+    let impatient = Failure { accuses_toolkit: false, ..FAILURE };
+    for owner in 1..100 {
+        let ticket = registry.admit(caller(owner), now, 0.5).unwrap();
+        registry.failed(caller(owner), ticket, impatient, now, 0.5);
+    }
+    assert_eq!(registry.open(), (0, 0));
+    for _ in 0..3 {
+        registry.failed(caller(1), Ticket::default(), impatient, now, 0.5);
+    }
+    assert_eq!(registry.open(), (1, 0), "it keeps back its own calls");
+}
+
+#[test]
+fn calls_that_are_under_way_can_acquit_a_toolkit() {
+    let (mut registry, now) = (Registry::new(POLICY), Instant::now());
+    let slow = Failure { others: 40, ..FAILURE };
+    for owner in 1..=40 {
+        registry.failed(caller(owner), Ticket::default(), slow, now, 0.5);
+    }
+    assert_eq!(registry.open().1, 0, "forty others may still be answered");
+    registry.failed(caller(41), Ticket::default(), slow, now, 0.5);
+    assert_eq!(registry.open().1, 1, "and have not been, so that most calls fail");
 }
 
 #[test]
 fn memory_is_bounded_and_what_nobody_calls_is_forgotten() {
     let (mut registry, now) = (Registry::new(POLICY), Instant::now());
     for key in 0..MAX_KEYS as u64 + 100 {
-        registry.failed(Caller { owner: 1, key }, Ticket::default(), None, now, 0.5);
+        let many = Caller { owner: 1, toolkit: key, key };
+        registry.failed(many, Ticket::default(), FAILURE, now, 0.5);
     }
-    assert_eq!(registry.keys.len(), MAX_KEYS);
-    registry.answered(Caller { owner: 1, key: 0 }, Ticket::default(), now + FORGET_AFTER + SWEEP_EVERY);
+    assert_eq!((registry.keys.len(), registry.toolkits.len()), (MAX_KEYS, MAX_KEYS));
+    let last = Caller { owner: 1, toolkit: 0, key: 0 };
+    registry.answered(last, Ticket::default(), now + FORGET_AFTER + SWEEP_EVERY);
     assert_eq!(registry.known(), 0);
 }
 
@@ -132,7 +170,7 @@ fn a_permit_that_is_dropped_makes_room_for_the_next() {
     let breakers = CircuitBreakers::new(Policy { intervals, ..POLICY });
     let owner: Owner = "user:ann".parse().unwrap();
     for _ in 0..3 {
-        breakers.admit(&owner, "github").unwrap().failed(None);
+        breakers.admit(&owner, "github").unwrap().failed(None, true);
     }
     let probe = breakers.admit(&owner, "github").unwrap();
     assert!(breakers.admit(&owner, "github").is_err());
@@ -171,9 +209,8 @@ proptest! {
                             if let Some(allowed) = before.get(&who.key) {
                                 prop_assert!(registry.keys[&who.key].in_flight <= *allowed);
                             }
-                            if let Some(api) = &registry.api {
-                                prop_assert!(api.in_flight <= api.allowed);
-                            }
+                            let row = registry.toolkits.get(&TOOLKIT).and_then(|row| row.breaker.as_ref());
+                            prop_assert!(row.is_none_or(|breaker| breaker.in_flight <= breaker.allowed));
                         }
                         Err(open) => {
                             let own = open.scope == Scope::OwnerToolkit;
@@ -187,7 +224,8 @@ proptest! {
                 4 | 5 => {
                     let (who, ticket) = calls.swap_remove(ms as usize % calls.len());
                     failed.push(who.owner);
-                    registry.failed(who, ticket, None, now, random);
+                    let failure = Failure { others: calls.len(), ..FAILURE };
+                    registry.failed(who, ticket, failure, now, random);
                 }
                 6 => {
                     let (who, ticket) = calls.swap_remove(ms as usize % calls.len());
@@ -202,7 +240,8 @@ proptest! {
         for (who, ticket) in calls.drain(..) {
             registry.give_back(who, ticket);
         }
-        let in_flight: u32 = registry.keys.values().chain(&registry.api).map(|breaker| breaker.in_flight).sum();
+        let toolkits = registry.toolkits.values().filter_map(|row| row.breaker.as_ref());
+        let in_flight: u32 = registry.keys.values().chain(toolkits).map(|breaker| breaker.in_flight).sum();
         prop_assert_eq!(in_flight, 0, "no ticket is lost");
         for round in 0.. {
             now += POLICY.intervals.max * 2;

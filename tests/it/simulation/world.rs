@@ -17,10 +17,12 @@ use errand::{
     services::Services,
     shutdown::Shutdown,
     store::{
-        AttemptView, History as _, HistoryEntry, JobControl as _, JobFilter, JobView, SharedStore, StoreError,
+        AttemptView, History as _, HistoryEntry, HistoryFact, JobControl as _, JobFilter, JobView,
+        SharedStore, StoreError,
     },
 };
 use errand_testbed::factory::Envelope as _;
+use jiff::SignedDuration;
 use serde_json::{Value, json};
 use tokio::{
     task::JoinHandle,
@@ -565,7 +567,7 @@ impl World {
             // Who looks knows only when nothing can come any more.
             HeldReason::UnknownOutcome if self.api.under_way.load(Relaxed) > 0 => return,
             HeldReason::UnknownOutcome => {
-                if self.config.verify.enabled && self.log_tells() {
+                if self.config.verify.enabled && self.log_tells() && self.could_tell(job) {
                     self.is_broken(format!(
                         "{id} was left to a person, although the log could tell: {job:?}"
                     ));
@@ -581,6 +583,27 @@ impl World {
     fn log_tells(&self) -> bool {
         let (log, mends) = self.api.weather.log;
         log == Log::Open || mends
+    }
+
+    /// Whether a log that works was enough to tell what became of a call when it was asked for the last time: the call
+    /// has an entry, or another has one by then that was sent later and succeeded.
+    fn could_tell(&self, job: &JobView) -> bool {
+        if self.api.has_run(job.spec.id) {
+            return true;
+        }
+        let (id, all) = (job.spec.id, JobFilter { limit: 1_000, ..JobFilter::default() });
+        let history = self.apply(move |store| Box::pin(async move { store.history(id).await })).unwrap();
+        let all = self.apply(move |store| Box::pin(async move { store.jobs(&all).await })).unwrap();
+        let Some(unknown_since) = job.unknown_since else { return false };
+        let looks = history.iter().filter(|entry| matches!(entry.fact, HistoryFact::LookedUp { .. }));
+        let Some(asked) = looks.map(|entry| entry.at).max() else { return false };
+        let delay = SignedDuration::from_secs(self.config.verify.log_delay_secs.try_into().unwrap());
+        all.iter().any(|other| {
+            let plain =
+                other.state == State::Succeeded && other.attempt == 1 && other.unknown_since.is_none();
+            let logged = other.finished_at.is_some_and(|finished_at| finished_at + delay < asked);
+            plain && logged && other.created_at > unknown_since
+        })
     }
 }
 
