@@ -20,6 +20,7 @@ use errand::{
 };
 use errand_testbed::services::{proxy::Proxy, rabbitmq::Vhost};
 use futures_util::future::BoxFuture;
+use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _, PgConnection, sqlite::SqliteConnectOptions};
 use tempfile::TempDir;
 use tokio::time::{Instant, sleep};
 
@@ -62,6 +63,9 @@ pub(super) struct Environment {
     pub(super) vhost: Option<Vhost>,
     /// The database file of the embedded pair.
     pub(super) database_file: Option<PathBuf>,
+    /// The role of the workers and apps on PostgreSQL, to which limits apply, and the database as its superuser sees it.
+    pub(super) role: Option<String>,
+    admin_url: Option<String>,
     folder: TempDir,
 }
 
@@ -135,24 +139,43 @@ impl Environment {
                 let access = AppAccess { store: open_store(&plan.config, &url)?, queue: None, lane };
                 common.push(("DATABASE_URL".into(), url));
                 let slots = vec![slot(1, folder.path(), common, None, None)];
-                Self { api, api_proxy, slots, access, vhost: None, database_file: Some(file), folder }
+                let file = Some(file);
+                let (role, admin_url) = (None, None);
+                Self {
+                    api,
+                    api_proxy,
+                    slots,
+                    access,
+                    vhost: None,
+                    database_file: file,
+                    role,
+                    admin_url,
+                    folder,
+                }
             }
             Some(Services { postgres, rabbitmq }) => {
                 let (database, vhost) =
                     tokio::try_join!(postgres.database("chaos"), rabbitmq.vhost("chaos"))?;
+                let (role, admin_url) = (format!("role_{}", database.name), database.url);
+                execute(&admin_url, &format!("create role {role} login")).await?;
+                execute(&admin_url, &format!("alter database {} owner to {role}", database.name)).await?;
+                execute(&admin_url, &format!("grant all on schema public to {role}")).await?;
+                let url = admin_url.replace("//errand@", &format!("//{role}@"));
                 let mut slots = Vec::new();
                 for number in 1..=2 {
                     let to_database = Proxy::start(&cluster.place, postgres.port()).await?;
                     let to_broker = Proxy::start(&cluster.place, rabbitmq.port()).await?;
                     let mut env = common.clone();
-                    env.push(("DATABASE_URL".into(), to_database.url(&database.url)?));
+                    env.push(("DATABASE_URL".into(), to_database.url(&url)?));
                     env.push(("AMQP_URL".into(), to_broker.url(&vhost.amqp_url)?));
                     slots.push(slot(number, folder.path(), env, Some(to_database), Some(to_broker)));
                 }
-                let store = open_store(&plan.config, &database.url)?;
+                let store = open_store(&plan.config, &url)?;
                 let queue = open_queue(&vhost.amqp_url, &lane)?;
                 let access = AppAccess { store, queue: Some(queue), lane };
-                Self { api, api_proxy, slots, access, vhost: Some(vhost), database_file: None, folder }
+                let (role, admin_url) = (Some(role), Some(admin_url));
+                let vhost = Some(vhost);
+                Self { api, api_proxy, slots, access, vhost, database_file: None, role, admin_url, folder }
             }
         };
         let AppAccess { store, queue, .. } = &environment.access;
@@ -161,6 +184,29 @@ impl Environment {
             patiently(|| queue.check()).await.context("cannot use the broker of a round")?;
         }
         Ok(environment)
+    }
+
+    /// Does to the round's database what errand never does.
+    pub(super) async fn execute(&self, sql: &str) -> Result<()> {
+        match (&self.database_file, &self.admin_url) {
+            (Some(file), _) => {
+                let options = SqliteConnectOptions::new().filename(file).busy_timeout(PREPARATION);
+                let mut connection =
+                    options.connect().await.context("cannot open the database file of a round")?;
+                sqlx::query(AssertSqlSafe(sql.to_owned())).execute(&mut connection).await?;
+                Ok(connection.close().await?)
+            }
+            (None, Some(url)) => execute(url, sql).await,
+            (None, None) => Ok(()),
+        }
+    }
+
+    /// The same as a superuser of PostgreSQL.
+    pub(super) async fn administer(&self, sql: &str) -> Result<()> {
+        match &self.admin_url {
+            Some(url) => execute(url, sql).await,
+            None => Ok(()),
+        }
     }
 
     /// The folder with the workers' logs.
@@ -195,6 +241,12 @@ async fn patiently<'a, T, E>(work: impl Fn() -> BoxFuture<'a, Result<T, E>>) -> 
             answer => return answer,
         }
     }
+}
+
+async fn execute(url: &str, sql: &str) -> Result<()> {
+    let mut connection = PgConnection::connect(url).await.context("cannot reach the database of a round")?;
+    sqlx::query(AssertSqlSafe(sql.to_owned())).execute(&mut connection).await?;
+    Ok(connection.close().await?)
 }
 
 fn slot(

@@ -49,6 +49,18 @@ pub(crate) enum Fault {
     ApiGone,
     /// The tool API is silent.
     ApiStalled,
+    /// Some jobs allow their calls a few milliseconds.
+    ShortTimeouts,
+    /// Results are large.
+    LargeResults,
+    /// Rows hold words of a newer version.
+    UnknownWords,
+    /// The broker throws messages away, as a policy of its operator tells it.
+    LossyPolicy,
+    /// The database grants fewer connections than workers want.
+    FewConnections,
+    /// The workers' files cannot grow, as on a full disk.
+    FullDisk,
     /// The execution log is late.
     LogsLate,
     /// The execution log cannot be read for a while.
@@ -71,6 +83,9 @@ impl Fault {
             Self::ApiFaults,
             Self::ApiGone,
             Self::ApiStalled,
+            Self::ShortTimeouts,
+            Self::LargeResults,
+            Self::UnknownWords,
             Self::LogsLate,
             Self::LogsRefused,
             Self::LogsLost,
@@ -87,10 +102,12 @@ impl Fault {
             Self::Partition,
             Self::KillDatabase,
             Self::FreezeDatabase,
+            Self::LossyPolicy,
+            Self::FewConnections,
         ];
         let own: &[Self] = match backend {
             Backend::Amqp => &of_services,
-            Backend::Embedded => &[Self::LockDatabase],
+            Backend::Embedded => &[Self::LockDatabase, Self::FullDisk],
         };
         CrashPoint::ALL
             .iter()
@@ -129,6 +146,12 @@ impl Fault {
             Self::ApiFaults => "api-faults",
             Self::ApiGone => "api-gone",
             Self::ApiStalled => "api-stalled",
+            Self::ShortTimeouts => "short-timeouts",
+            Self::LargeResults => "large-results",
+            Self::UnknownWords => "unknown-words",
+            Self::LossyPolicy => "lossy-policy",
+            Self::FewConnections => "few-connections",
+            Self::FullDisk => "full-disk",
             Self::LogsLate => "logs-late",
             Self::LogsRefused => "logs-refused",
             Self::LogsLost => "logs-lost",
@@ -143,13 +166,22 @@ impl Fault {
 
     /// Whether a message that was not claimed may be gone for good, so that only the store keeps jobs.
     pub(super) fn loses_messages(self) -> bool {
-        self == Self::DeleteQueue
+        matches!(self, Self::DeleteQueue | Self::LossyPolicy)
     }
 
     /// What can be injected beside failing calls.
     pub(super) fn mixed(backend: Backend) -> Vec<Self> {
-        let whole_rounds = [Self::Calm, Self::ApiFaults, Self::LogsLost, Self::DeleteQueue, Self::Everything];
-        let fits = |fault: &Self| !whole_rounds.contains(fault) && !fault.needs_the_services_alone();
+        let whole_rounds = [
+            Self::Calm,
+            Self::ApiFaults,
+            Self::ShortTimeouts,
+            Self::LargeResults,
+            Self::LogsLost,
+            Self::Everything,
+        ];
+        let fits = |fault: &Self| {
+            !whole_rounds.contains(fault) && !fault.needs_the_services_alone() && !fault.loses_messages()
+        };
         Self::all(backend).into_iter().filter(fits).collect()
     }
 }

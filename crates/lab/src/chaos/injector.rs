@@ -66,7 +66,16 @@ impl Injector<'_> {
 
     async fn inject(&mut self, fault: Fault) -> Result<()> {
         match fault {
-            Fault::Calm => Ok(()),
+            Fault::Calm | Fault::ShortTimeouts => Ok(()),
+            Fault::LargeResults => {
+                self.environment.api.be_large().await?;
+                sleep(self.random_time(5_000..8_000)).await;
+                self.environment.api.heal().await
+            }
+            Fault::UnknownWords => self.unknown_words().await,
+            Fault::LossyPolicy => self.lossy_policy().await,
+            Fault::FewConnections => self.few_connections().await,
+            Fault::FullDisk => self.full_disk().await,
             Fault::Crash(point) => self.crash(point).await,
             Fault::KillWorkers => self.kill_workers().await,
             Fault::FreezeWorker => self.freeze_worker().await,
@@ -171,7 +180,8 @@ impl Injector<'_> {
     async fn second_signal(&mut self) -> Result<()> {
         for _ in 0..3 {
             sleep(self.random_time(500..1_500)).await;
-            let pause = self.random_time(0..300);
+            // Two signals within a second are one.
+            let pause = self.random_time(1_100..1_400);
             let slot = self.any_slot();
             let slot = &mut self.environment.slots[slot];
             if let Some(mut process) = slot.process.take() {
@@ -228,6 +238,61 @@ impl Injector<'_> {
         for pause in [1_000, 2_000] {
             sleep(Duration::from_millis(pause)).await;
             vhost.manage(reqwest::Method::DELETE, &path, None).await?;
+        }
+        Ok(())
+    }
+
+    /// Writes words that this version does not know where a newer one would have written them.
+    async fn unknown_words(&mut self) -> Result<()> {
+        // Retries leave rows behind that are read again.
+        self.environment.api.misbehave().await?;
+        for _ in 0..20 {
+            sleep(self.random_time(200..400)).await;
+            self.environment
+                .execute(
+                    "update jobs set error_kind = 'quantum'
+                     where error_kind is not null and state in ('retryable', 'available')",
+                )
+                .await?;
+        }
+        self.environment.api.heal().await
+    }
+
+    /// Messages live for a moment only.
+    async fn lossy_policy(&mut self) -> Result<()> {
+        let Some(vhost) = &self.environment.vhost else { return Ok(()) };
+        let path = format!("policies/{}/lossy", vhost.encoded_name());
+        let policy = serde_json::json!({
+            "pattern": ".*", "apply-to": "queues",
+            "definition": {"message-ttl": 1, "max-length": 2, "overflow": "drop-head"},
+        });
+        vhost.manage(reqwest::Method::PUT, &path, Some(policy)).await?;
+        sleep(Duration::from_secs(4)).await;
+        vhost.manage(reqwest::Method::DELETE, &path, None).await?;
+        Ok(())
+    }
+
+    /// The database grants the workers a few connections, and those that they have are closed.
+    async fn few_connections(&mut self) -> Result<()> {
+        let Some(role) = self.environment.role.clone() else { return Ok(()) };
+        for limit in [8, 5] {
+            self.environment.administer(&format!("alter role {role} connection limit {limit}")).await?;
+            let close =
+                format!("select pg_terminate_backend(pid) from pg_stat_activity where usename = '{role}'");
+            self.environment.administer(&close).await?;
+            sleep(self.random_time(3_000..5_000)).await;
+        }
+        self.environment.administer(&format!("alter role {role} connection limit -1")).await
+    }
+
+    /// No file of the worker can grow beyond a small size for a while, which is what a full disk does to it.
+    async fn full_disk(&mut self) -> Result<()> {
+        for _ in 0..2 {
+            sleep(self.random_time(500..1_500)).await;
+            let Some(process) = &mut self.environment.slots[0].process else { continue };
+            process.limit_files(Some(64 * 1024)).await?;
+            sleep(Duration::from_millis(self.rng.u64(1_000..4_000))).await;
+            process.limit_files(None).await?;
         }
         Ok(())
     }

@@ -38,6 +38,8 @@ pub(super) struct Load {
     pub(super) span: Duration,
     /// Whether messages are used where there is a broker.
     pub(super) by_message: bool,
+    /// Whether some jobs that may be repeated allow their first calls a few milliseconds only.
+    pub(super) impatient: bool,
 }
 
 /// What was confirmed: every job, and whether its call must not be repeated.
@@ -70,6 +72,10 @@ impl Load {
         let mut errand = self.api.errand(JobId::new(), n);
         if rng.u8(..10) == 0 {
             errand.body["priority"] = json!(rng.u8(1..=9));
+        }
+        if self.impatient && !errand.once {
+            // Each attempt ends too early, until the job is made again without it.
+            errand.body["timeout_ms"] = json!(rng.u32(100..=400));
         }
         let body = serde_json::to_vec(&errand.body)?;
         let spec = decode(&body, &Arrival::new(&self.access.lane)).context("a job of ours is no job")?;

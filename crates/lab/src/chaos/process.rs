@@ -34,8 +34,11 @@ impl Process {
     pub(super) fn start(env: &[(String, String)], crash: Option<CrashPlan>, log: &Path) -> Result<Self> {
         let program = std::env::current_exe().context("cannot find this program's own file")?;
         let log = File::create(log).with_context(|| format!("cannot create {}", log.display()))?;
-        let mut command = Command::new(program);
+        // A file that may not grow is an error to the worker, and not its end.
+        let mut command = Command::new("/bin/sh");
         command
+            .args(["-c", "trap '' XFSZ; exec \"$0\" \"$@\""])
+            .arg(program)
             .arg("chaos-worker")
             .args(crash.map(|plan| format!("--crash-at={plan}")))
             .env_clear()
@@ -70,6 +73,17 @@ impl Process {
             Ok(status) => Ok(Some(status?)),
             Err(_) => Ok(None),
         }
+    }
+
+    /// Lets its files grow to so many bytes only, or as before.
+    pub(super) async fn limit_files(&mut self, bytes: Option<u64>) -> Result<()> {
+        let Some(id) = self.child.id() else { return Ok(()) };
+        let limit = bytes.map_or_else(|| "unlimited".to_owned(), |bytes| bytes.to_string());
+        let mut prlimit = Command::new("prlimit");
+        prlimit.args([format!("--pid={id}"), format!("--fsize={limit}:unlimited")]);
+        let status = prlimit.stdin(Stdio::null()).status().await.context("cannot run prlimit")?;
+        ensure!(status.success() || self.has_ended()?, "cannot limit the files of a worker");
+        Ok(())
     }
 
     /// Sends a signal, by the name that the shell has for it. One that has ended gets none.

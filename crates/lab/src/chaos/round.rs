@@ -1,6 +1,6 @@
 //! One round: jobs, a fault, and the count of what became of them.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{collections::HashMap, convert::Infallible, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result};
 use errand::{
@@ -26,6 +26,9 @@ const SPAN: Duration = Duration::from_secs(6);
 /// How long everything may take to come to rest after the fault. Waits for retries, rescue and the log are
 /// short in a round; the rest is for a busy machine.
 const PATIENCE: Duration = Duration::from_secs(120);
+
+/// How often a job follows that is not counted.
+const LATER: Duration = Duration::from_secs(1);
 
 /// How often the store is looked at.
 const LOOK: Duration = Duration::from_millis(250);
@@ -78,7 +81,9 @@ impl Round {
             jobs: self.plan.jobs,
             span: SPAN,
             by_message: !self.fault.loses_messages(),
+            impatient: self.fault == Fault::ShortTimeouts,
         };
+        let later = Load { jobs: 1, span: Duration::ZERO, impatient: false, ..load.clone() };
         let enqueueing = tokio::spawn(load.enqueue(rng.fork()));
         let mut injector = Injector { environment, cluster: &self.cluster, backend: self.plan.backend, rng };
         let injected = injector.run(self.fault).await;
@@ -87,7 +92,11 @@ impl Round {
         environment.start_workers().await?;
 
         let mut complaints = Vec::new();
-        let jobs = come_to_rest(&environment.access.store, &accepted).await?;
+        let jobs = tokio::select! {
+            biased;
+            jobs = come_to_rest(&environment.access.store, &accepted) => jobs?,
+            failed = keep_calling(&later, rng) => failed.map(|never| match never {})?,
+        };
         complaints.extend(audit(&environment.access.store).await?);
         let peak_bytes = environment
             .slots
@@ -122,11 +131,20 @@ impl Round {
     }
 }
 
+/// Goes on to enqueue a job now and then, which nobody counts. Only a call that was sent later shows that the log has not
+/// stopped since the one that is looked for.
+async fn keep_calling(later: &Load, rng: &mut fastrand::Rng) -> Result<Infallible> {
+    loop {
+        later.clone().enqueue(rng.fork()).await?;
+        sleep(LATER).await;
+    }
+}
+
 /// Waits until every job is final or waits for a person, and returns all jobs there are.
 async fn come_to_rest(store: &SharedStore, accepted: &Accepted) -> Result<HashMap<JobId, JobView>> {
     let begin = Instant::now();
     loop {
-        let filter = JobFilter { limit: accepted.len() * 2, ..JobFilter::default() };
+        let filter = JobFilter { limit: accepted.len() * 2 + 1_000, ..JobFilter::default() };
         match store.jobs(&filter).await {
             Ok(jobs) => {
                 let jobs: HashMap<JobId, JobView> = jobs.into_iter().map(|job| (job.spec.id, job)).collect();

@@ -26,6 +26,9 @@ const SECOND_API_LATE: Duration = Duration::from_millis(500);
 /// How long the second API's log shows nothing at a time.
 const SECOND_API_BLACKOUT: Duration = Duration::from_secs(3);
 
+/// A large result, in bytes. A few of them are more than one write carries.
+const LARGE_RESULT: usize = 2_500_000;
+
 /// Calls that the sandbox answers with a fault, of a hundred of each line.
 const FAULT_RATE: f64 = 0.04;
 
@@ -42,7 +45,9 @@ pub(crate) enum Kind {
 impl Kind {
     /// Whether rounds of this kind can be played with it: only the sandbox's log can be told what to do.
     pub(crate) fn knows(self, fault: Fault) -> bool {
-        self == Self::Sandbox || !matches!(fault, Fault::LogsLate | Fault::LogsRefused | Fault::LogsLost)
+        let needs_sandbox =
+            matches!(fault, Fault::LogsLate | Fault::LogsRefused | Fault::LogsLost | Fault::LargeResults);
+        self == Self::Sandbox || !needs_sandbox
     }
 }
 
@@ -225,6 +230,16 @@ impl ToolApi {
             Self::Sandbox { running, http } => answer_within(http, running, 200, 400).await,
             Self::SecondApi(_) => self.misbehave().await,
         }
+    }
+
+    /// From now on every third result is large: up to a third of what errand takes.
+    pub(super) async fn be_large(&self) -> Result<()> {
+        let Self::Sandbox { running, http } = self else { return Ok(()) };
+        let faults = json!([
+            {"kind": "latency", "min_ms": 20, "max_ms": 300},
+            {"kind": "large", "bytes": LARGE_RESULT, "rate": 0.33},
+        ]);
+        put(http, running, "faults", &json!({ "faults": faults })).await
     }
 
     /// Changes how the execution log behaves. That of the second API follows its misbehaviour.

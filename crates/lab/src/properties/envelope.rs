@@ -68,6 +68,7 @@ fn rejected(error: &EnvelopeError) {
         EnvelopeReason::OwnerConflict | EnvelopeReason::BodyConflict | EnvelopeReason::KeyConflict => {
             panic!("only the store knows of conflicts: {}", error.reason)
         }
+        EnvelopeReason::Unrecognized => panic!("only rows of another version have it"),
     }
 }
 

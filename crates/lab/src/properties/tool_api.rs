@@ -184,7 +184,8 @@ fn repeats_blindly(classified: &Classified, effect: Effect, body: &Body) -> bool
         AttemptOutcome::Succeeded
         | AttemptOutcome::Unknown
         | AttemptOutcome::Lost
-        | AttemptOutcome::Interrupted => false,
+        | AttemptOutcome::Interrupted
+        | AttemptOutcome::Unrecognized => false,
     };
     effect == Effect::Once && again && !nothing_happened
 }
