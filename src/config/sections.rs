@@ -189,7 +189,7 @@ settings! {
         http_version: HttpVersion = Word(HttpVersion::WORDS),
         timeout_ms: u64 = Whole(1, MAX_TIMEOUT.as_millis() as i64),
         connect_timeout_ms: u64 = Whole(1, MAX_TIMEOUT.as_millis() as i64),
-        max_response_bytes: usize = Whole(1_024, 1 << 30),
+        max_response_bytes: usize = Whole(1_024, 1 << 28),
         tool_cache_secs: u64 = Whole(0, 7 * DAY_SECS),
         account_cache_secs: u64 = Whole(0, DAY_SECS),
     }

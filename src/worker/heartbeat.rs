@@ -1,6 +1,9 @@
 //! The heartbeat, which keeps the lease.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -13,6 +16,8 @@ pub(super) async fn run(shared: Arc<Shared>, end: CancellationToken) {
     let every = shared.options.heartbeat;
     let mut away = false;
     while !end.is_cancelled() {
+        // While a write does not end, nobody else says how many wait.
+        metrics::FINISH_BACKLOG.set([], shared.waiting.load(Ordering::Relaxed) as f64);
         let sent = Instant::now();
         let beat = shared.services.store.beat(shared.options.id, &shared.options.name);
         let wait = match tokio::time::timeout(every, beat).await {

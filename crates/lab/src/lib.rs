@@ -8,4 +8,5 @@ mod bench;
 mod chaos;
 mod child;
 pub mod cli;
+mod compat;
 pub mod properties;

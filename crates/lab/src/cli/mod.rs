@@ -11,6 +11,7 @@ use errand::{
 
 mod bench;
 mod chaos;
+mod compat;
 
 /// Measures errand, and breaks it on purpose.
 #[derive(Debug, Parser)]
@@ -42,6 +43,8 @@ enum Command {
     },
     /// Break everything on purpose, and count what became of the jobs.
     Chaos(chaos::Args),
+    /// Run an older build and this one on one database, both ways round.
+    Compat(compat::Args),
     /// One worker of `errand-lab chaos`.
     #[command(hide = true)]
     ChaosWorker(chaos::WorkerArgs),
@@ -68,6 +71,9 @@ fn dispatch(cli: Cli) -> anyhow::Result<Exit> {
         }
         Command::Chaos(args) => {
             lasting(load_with_level(&sources, "error")?, |config| chaos::run(args, config))
+        }
+        Command::Compat(args) => {
+            lasting(load_with_level(&sources, "error")?, |config| compat::run(args, config))
         }
         Command::ChaosWorker(args) => {
             lasting(config::load(&sources)?.config, |config| chaos::run_worker(args, config))
