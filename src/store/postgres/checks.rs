@@ -21,15 +21,15 @@ use crate::{
 
 statements! { Postgres:
     take(limit: i64, again_after: i64) = "with due as (
-        select id from jobs where check_at is not null and check_at <= now()
+        select id, check_at as due_at from jobs where check_at is not null and check_at <= now()
         order by check_at limit {limit} for update skip locked),
     taken as (
         update jobs j set check_at = now() + {again_after}::bigint * interval '1 microsecond'
         from due where j.id = due.id
-        returning j.*)
+        returning due.due_at as was_due_at, j.*)
     select fence, (extract(epoch from now() - unknown_since) * 1000000)::bigint as unknown_for,
         (extract(epoch from now() - created_at) * 1000000)::bigint as age, {job}, null::text as result
-    from taken order by unknown_since";
+    from taken order by was_due_at";
 
     put_off(id: Uuid, fence: i64, checks: i32, again_after: Option<i64>, by: &str, found: &str, detail: Option<&str>) =
     "with put_off as (

@@ -8,6 +8,8 @@ use errand::{
 };
 use serde_json::json;
 
+use crate::support;
+
 use super::{
     LEASE, OPERATOR, RunningJob, TestStore, binding, claim, error, fail, job, job_with_reply,
     on_every_backend, one, retry, running, succeed,
@@ -54,6 +56,21 @@ on_every_backend!(an_unknown_outcome_is_looked_up_until_it_is_told_or_a_person_d
     let view = t.view(later.id).await;
     assert_eq!((view.state, view.spent, view.held_reason), (State::Succeeded, 1, None));
     assert_eq!(t.outcomes(later.id).await, [Some(AttemptOutcome::Succeeded)]);
+});
+
+on_every_backend!(what_has_been_due_for_longest_is_looked_up_first, async |t| {
+    let (early, late) = (t.run(&job(json!({}))).await, t.run(&job(json!({}))).await);
+    // The one that became unknown first is due last.
+    t.finish(&early.end(verify(Duration::from_millis(400)), AttemptOutcome::Unknown)).await;
+    t.finish(&late.end(verify(Duration::ZERO), AttemptOutcome::Unknown)).await;
+    let due = async || {
+        let all = [t.view(early.id).await, t.view(late.id).await];
+        let now = t.store.now().await.unwrap();
+        all.iter().all(|view| view.check_at.unwrap() <= now).then_some(())
+    };
+    support::wait::until("both are due", LEASE, due).await;
+    let taken = t.store.take_checks(10, LEASE).await.unwrap();
+    assert_eq!(taken.iter().map(|check| check.job.spec.id).collect::<Vec<_>>(), [late.id, early.id]);
 });
 
 on_every_backend!(a_log_is_judged_by_a_call_that_succeeded_and_was_sent_later, async |t| {
