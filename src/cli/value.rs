@@ -37,7 +37,13 @@ impl OwnerFlags {
     }
 }
 
-/// An owner in the spelling `user:ID` or `org:ID`.
+/// An owner in the spelling `user:ID` or `org:ID`, for new rows.
+pub(super) fn new_owner(text: &str) -> Result<Owner, String> {
+    let known = owner(text)?;
+    Owner::new(known.kind(), known.id()).map_err(|error| format!("it {error}"))
+}
+
+/// An owner in the spelling `user:ID` or `org:ID`, to find rows by.
 pub(super) fn owner(text: &str) -> Result<Owner, String> {
     text.parse().map_err(|error| format!("it {error}; write user:ID or org:ID"))
 }

@@ -1,0 +1,101 @@
+//! Why bytes are not an envelope, in words that name the field and what it has to be.
+//!
+//! Decoding is one pass without such words; what it refuses is read once more here, field by field. Values are never
+//! quoted, because they are customers' data; the names of fields are the app's.
+
+use std::{borrow::Cow, fmt};
+
+use serde::{
+    Deserialize, Deserializer,
+    de::{MapAccess, Visitor},
+};
+use serde_json::value::RawValue;
+
+use super::{
+    encoding::{Foreign, foreign},
+    wire::{FIELDS, mistake_in},
+};
+
+/// What is said about JSON that is no object.
+pub(super) const NO_OBJECT: &str = "it must be one JSON object";
+
+/// One clause about a body that the decoder refuses with `error`.
+pub(super) fn explain(body: &[u8], error: &serde_json::Error) -> String {
+    if let Some(encoding) = foreign(body) {
+        return told(encoding);
+    }
+    match serde_json::from_slice::<Fields<'_>>(body) {
+        Ok(Fields(fields)) => in_fields(&fields).unwrap_or_else(|| not_json(error)),
+        Err(error) if error.is_data() => NO_OBJECT.to_owned(),
+        Err(error) => not_json(&error),
+    }
+}
+
+fn told(encoding: Foreign) -> String {
+    match encoding {
+        Foreign::Compressed(name) => {
+            format!("it is compressed with {name}, which errand does not undo; publish plain JSON")
+        }
+        Foreign::Utf16 => "it is UTF-16; publish UTF-8".to_owned(),
+        Foreign::Utf32 => "it is UTF-32; publish UTF-8".to_owned(),
+        Foreign::Marked => "it begins with a byte order mark; publish UTF-8 without one".to_owned(),
+    }
+}
+
+/// What is no JSON is described without quoting it.
+fn not_json(error: &serde_json::Error) -> String {
+    let (text, line, column) = (error.to_string(), error.line(), error.column());
+    if line == 0 {
+        return "it is not JSON".to_owned();
+    }
+    let text = text.trim_end_matches(&format!(" at line {line} column {column}"));
+    format!("it is not JSON: {text}, at line {line}, column {column}")
+}
+
+/// The first mistake in the fields of an object.
+fn in_fields(fields: &[(Cow<'_, str>, &RawValue)]) -> Option<String> {
+    fields.iter().enumerate().find_map(|(place, (name, value))| {
+        if fields[..place].iter().any(|(earlier, _)| earlier == name) {
+            return Some(format!("duplicate field `{}`", shown(name)));
+        }
+        match FIELDS.iter().find(|field| *field == name) {
+            Some(field) => mistake_in(field, value).map(|what| format!("`{field}` {what}")),
+            None => {
+                let known: Vec<_> = FIELDS.iter().map(|field| format!("`{field}`")).collect();
+                Some(format!("unknown field `{}`, expected one of {}", shown(name), known.join(", ")))
+            }
+        }
+    })
+}
+
+/// A field's name is the app's, not its customer's, and a typo has to be found.
+fn shown(name: &str) -> String {
+    name.chars().filter(|c| !c.is_control()).collect()
+}
+
+/// The fields of an object as they are written, in order, also those that are there twice.
+struct Fields<'a>(Vec<(Cow<'a, str>, &'a RawValue)>);
+
+impl<'de> Deserialize<'de> for Fields<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct FieldsVisitor;
+
+        impl<'de> Visitor<'de> for FieldsVisitor {
+            type Value = Fields<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<Self::Value, M::Error> {
+                let mut fields = Vec::new();
+                while let Some(field) = map.next_entry::<Cow<'de, str>, &'de RawValue>()? {
+                    fields.push(field);
+                }
+                Ok(Fields(fields))
+            }
+        }
+
+        deserializer.deserialize_map(FieldsVisitor)
+    }
+}
