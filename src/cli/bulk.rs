@@ -18,6 +18,7 @@ use super::{
     enqueue::DEFAULT_LANE,
     exit::{self, Exit},
     output::{self, Format},
+    value,
 };
 use crate::{
     admission::{Admission, Enqueued},
@@ -105,11 +106,7 @@ async fn plain(mut input: Input) -> anyhow::Result<Input> {
     match foreign(&start) {
         None => {}
         Some(Foreign::Marked) => drop(start.drain(..BYTE_ORDER_MARK.len())),
-        Some(Foreign::Compressed(name)) => {
-            return Err(exit::usage(format!("the input is compressed with {name}; decompress it first")));
-        }
-        Some(Foreign::Utf16) => return Err(exit::usage("the input is UTF-16; convert it to UTF-8 first")),
-        Some(Foreign::Utf32) => return Err(exit::usage("the input is UTF-32; convert it to UTF-8 first")),
+        Some(other) => return Err(value::not_plain("the input", other)),
     }
     Ok(Box::new(std::io::Cursor::new(start).chain(input)))
 }

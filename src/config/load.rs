@@ -297,7 +297,8 @@ fn read_secret(path: &str) -> Result<String, String> {
         Ok(read) if read as u64 > MAX_SECRET_BYTES => {
             Err(format!("is to be read from a file, which has more than {MAX_SECRET_BYTES} bytes"))
         }
-        Ok(_) => Ok(text),
+        // Tools of Windows begin a text with a mark.
+        Ok(_) => Ok(text.trim_start_matches('\u{feff}').to_owned()),
     }
 }
 

@@ -339,7 +339,7 @@ fn secrets_can_be_in_files_that_the_environment_names() {
         path.display().to_string()
     };
     let (store, amqp, key) = (
-        file("store", b"postgres://a:hunter2@h/d\n"),
+        file("store", b"\xef\xbb\xbfpostgres://a:hunter2@h/d\n"),
         file("amqp", b"amqp://a:hunter2@h/\r\n"),
         file("key", b"ak_hunter2"),
     );

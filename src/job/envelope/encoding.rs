@@ -1,5 +1,7 @@
 //! Bytes that are text in another encoding than UTF-8, or no text before something undoes a compression.
 
+use std::fmt;
+
 /// The bytes that formats begin with which publishers and tools use for JSON.
 const COMPRESSIONS: &[(&[u8], &str)] = &[
     (b"\x1f\x8b", "gzip"),
@@ -28,6 +30,18 @@ pub enum Foreign {
     Utf32,
     /// UTF-8 that begins with a byte order mark.
     Marked,
+}
+
+impl fmt::Display for Foreign {
+    /// Continues "it is".
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Compressed(name) => write!(f, "compressed with {name}"),
+            Self::Utf16 => f.write_str("UTF-16"),
+            Self::Utf32 => f.write_str("UTF-32"),
+            Self::Marked => f.write_str("UTF-8 that begins with a byte order mark"),
+        }
+    }
 }
 
 /// What the beginning of a body or a file says about its encoding; `None` where it may be JSON.

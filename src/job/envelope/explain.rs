@@ -12,7 +12,7 @@ use serde::{
 use serde_json::value::RawValue;
 
 use super::{
-    encoding::{Foreign, foreign},
+    encoding::foreign,
     wire::{FIELDS, mistake_in},
 };
 
@@ -22,23 +22,12 @@ pub(super) const NO_OBJECT: &str = "it must be one JSON object";
 /// One clause about a body that the decoder refuses with `error`.
 pub(super) fn explain(body: &[u8], error: &serde_json::Error) -> String {
     if let Some(encoding) = foreign(body) {
-        return told(encoding);
+        return format!("it is {encoding}; publish plain JSON in UTF-8");
     }
     match serde_json::from_slice::<Fields<'_>>(body) {
         Ok(Fields(fields)) => in_fields(&fields).unwrap_or_else(|| not_json(error)),
         Err(error) if error.is_data() => NO_OBJECT.to_owned(),
         Err(error) => not_json(&error),
-    }
-}
-
-fn told(encoding: Foreign) -> String {
-    match encoding {
-        Foreign::Compressed(name) => {
-            format!("it is compressed with {name}, which errand does not undo; publish plain JSON")
-        }
-        Foreign::Utf16 => "it is UTF-16; publish UTF-8".to_owned(),
-        Foreign::Utf32 => "it is UTF-32; publish UTF-8".to_owned(),
-        Foreign::Marked => "it begins with a byte order mark; publish UTF-8 without one".to_owned(),
     }
 }
 

@@ -176,17 +176,30 @@ fn a_file_in_another_encoding_is_named_once_and_a_byte_order_mark_is_no_line() {
         place.run_with_input(&["enqueue-bulk", "-"], "").succeeds().out,
         "0 new, 0 duplicate, 0 refused, 0 invalid\n"
     );
+    let arguments = place.file("arguments.json", "\u{feff}{\"a\":1}");
+    place.enqueue(&["--args", &format!("@{arguments}")]);
     let utf16: Vec<u8> = format!("\u{feff}{line}\n").encode_utf16().flat_map(u16::to_le_bytes).collect();
     for (name, bytes, said) in [
-        ("utf-16", utf16.as_slice(), "the input is UTF-16; convert it to UTF-8"),
-        ("unmarked-utf-16", &utf16[2..], "the input is UTF-16; convert it to UTF-8"),
-        ("gzip", b"\x1f\x8b\x08\0\0\0\0\0", "the input is compressed with gzip; decompress it first"),
-        ("zstd", b"\x28\xb5\x2f\xfd\0\0", "the input is compressed with zstd; decompress it first"),
+        ("utf-16", utf16.as_slice(), "the input is UTF-16; make it plain text in UTF-8"),
+        ("unmarked-utf-16", &utf16[2..], "the input is UTF-16; make it plain text in UTF-8"),
+        (
+            "gzip",
+            b"\x1f\x8b\x08\0\0\0\0\0",
+            "the input is compressed with gzip; make it plain text in UTF-8 first",
+        ),
+        (
+            "zstd",
+            b"\x28\xb5\x2f\xfd\0\0",
+            "the input is compressed with zstd; make it plain text in UTF-8 first",
+        ),
     ] {
         let path = place.file(name, "");
         std::fs::write(&path, bytes).unwrap();
         let ran = place.run(&["enqueue-bulk", &path]);
         assert_eq!(ran.err.matches("input").count(), 1, "{ran:?}");
         ran.fails(2, said);
+        let arguments = format!("@{path}");
+        let ran = place.run(&["enqueue", "X", "--user-id", "u", "--args", &arguments]);
+        ran.fails(2, said.strip_prefix("the input").unwrap());
     }
 }
