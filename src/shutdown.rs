@@ -84,14 +84,14 @@ impl Shutdown {
     /// # Errors
     /// The operating system refuses a handler.
     pub fn on_signals() -> std::io::Result<Self> {
-        let (sender, mut heard) = mpsc::unbounded_channel();
+        let (sender, mut heard) = mpsc::channel(SIGNALS.len());
         for (name, kind, wish) in SIGNALS {
             if kind == SignalKind::hangup() && ignores_hangups() {
                 continue;
             }
             let (mut signal, sender) = (signal(kind)?, sender.clone());
             tokio::spawn(async move {
-                while signal.recv().await.is_some() && sender.send((name, wish)).is_ok() {}
+                while signal.recv().await.is_some() && sender.send((name, wish)).await.is_ok() {}
             });
         }
         let shutdown = Self::default();

@@ -34,8 +34,9 @@ pub(super) fn explain(body: &[u8], error: &serde_json::Error) -> String {
 /// What is no JSON is described without quoting it.
 fn not_json(error: &serde_json::Error) -> String {
     let (text, line, column) = (error.to_string(), error.line(), error.column());
-    if line == 0 {
-        return "it is not JSON".to_owned();
+    // The words for a value of a wrong type would quote it.
+    if line == 0 || error.is_data() {
+        return "it cannot be read as one JSON object of the documented fields".to_owned();
     }
     let text = text.trim_end_matches(&format!(" at line {line} column {column}"));
     format!("it is not JSON: {text}, at line {line}, column {column}")
