@@ -7,6 +7,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use crate::{
     bounds::CLAIM_BATCH,
+    clock::SharedClock,
     failure::chain,
     job::{JobError, JobId, JobSpec, Rules, State, encode},
     queue::{Address, Message, Properties, SharedQueue},
@@ -29,6 +30,7 @@ pub enum Enqueued {
 pub struct Admission {
     store: SharedStore,
     queue: Option<SharedQueue>,
+    clock: SharedClock,
     rules: Rules,
     unclaimed_after: Duration,
 }
@@ -39,10 +41,11 @@ impl Admission {
     pub fn new(
         store: SharedStore,
         queue: Option<SharedQueue>,
+        clock: SharedClock,
         rules: Rules,
         unclaimed_after: Duration,
     ) -> Self {
-        Self { store, queue, rules, unclaimed_after }
+        Self { store, queue, clock, rules, unclaimed_after }
     }
 
     /// Enqueues a batch; answers are in its order. After an error of the store, it may be enqueued again as it is.
@@ -55,7 +58,8 @@ impl Admission {
     }
 
     async fn enqueue_chunk(&self, chunk: &[Arc<JobSpec>]) -> Result<Vec<Enqueued>, StoreError> {
-        let checked: Vec<_> = chunk.iter().map(|spec| self.rules.check(spec)).collect();
+        let now = self.clock.now();
+        let checked: Vec<_> = chunk.iter().map(|spec| self.rules.check(spec, now)).collect();
         let fits = chunk.iter().zip(&checked).filter(|(_, checked)| checked.is_ok());
         let fit: Vec<Arc<JobSpec>> = fits.map(|(spec, _)| spec.clone()).collect();
         let unclaimed_after = if self.queue.is_some() { self.unclaimed_after } else { Duration::ZERO };

@@ -2,7 +2,11 @@
 
 use std::time::Duration;
 
-use tokio::time::Instant;
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::mpsc,
+    time::Instant,
+};
 use tokio_util::sync::CancellationToken;
 
 /// The two ways to end: in order, and at once.
@@ -14,24 +18,107 @@ pub struct Shutdown {
     pub abort: CancellationToken,
 }
 
+/// Signals so soon after the first belong to it: package runners, `sudo` and wrappers pass on what their whole process
+/// group has received already.
+pub const ONE_STOP: Duration = Duration::from_secs(1);
+
+/// What a signal asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Wish {
+    Stop,
+    Abort,
+    /// It means nothing, or what was asked for already.
+    Nothing,
+}
+
+impl Wish {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Stop => "ends in order",
+            Self::Abort => "ends at once",
+            Self::Nothing => "ignored",
+        }
+    }
+}
+
+/// The signals that errand answers itself.
+const SIGNALS: [(&str, SignalKind, Wish); 6] = [
+    ("SIGTERM", SignalKind::terminate(), Wish::Stop),
+    // Ctrl-C.
+    ("SIGINT", SignalKind::interrupt(), Wish::Stop),
+    // The terminal is gone.
+    ("SIGHUP", SignalKind::hangup(), Wish::Stop),
+    // Ctrl-\.
+    ("SIGQUIT", SignalKind::quit(), Wish::Abort),
+    // Without a handler these two would end the process as SIGKILL does.
+    ("SIGUSR1", SignalKind::user_defined1(), Wish::Nothing),
+    ("SIGUSR2", SignalKind::user_defined2(), Wish::Nothing),
+];
+
+/// Tells one stop from two, whichever signals it arrives as.
+#[derive(Debug, Default)]
+struct Wishes {
+    first: Option<Instant>,
+}
+
+impl Wishes {
+    /// What a signal asks for after those before it.
+    fn hear(&mut self, wish: Wish, now: Instant) -> Wish {
+        match (wish, self.first) {
+            (Wish::Stop, None) => {
+                self.first = Some(now);
+                Wish::Stop
+            }
+            (Wish::Stop, Some(first)) if now.duration_since(first) < ONE_STOP => Wish::Nothing,
+            (Wish::Stop, Some(_)) => Wish::Abort,
+            (Wish::Abort | Wish::Nothing, _) => wish,
+        }
+    }
+}
+
 impl Shutdown {
-    /// Cancels `stop` at the first SIGTERM or SIGINT and `abort` at the second.
+    /// Cancels `stop` at the first SIGTERM, SIGINT or SIGHUP, and `abort` at another one that comes later than
+    /// [`ONE_STOP`]. SIGQUIT cancels both. SIGUSR1 and SIGUSR2 are logged only. A SIGHUP that the process was started
+    /// to ignore, as `nohup` does, stays ignored.
+    ///
+    /// # Errors
+    /// The operating system refuses a handler.
     pub fn on_signals() -> std::io::Result<Self> {
-        use tokio::signal::unix::{SignalKind, signal};
+        let (sender, mut heard) = mpsc::channel(SIGNALS.len());
+        for (name, kind, wish) in SIGNALS {
+            if kind == SignalKind::hangup() && ignores_hangups() {
+                continue;
+            }
+            let (mut signal, sender) = (signal(kind)?, sender.clone());
+            tokio::spawn(async move {
+                while signal.recv().await.is_some() && sender.send((name, wish)).await.is_ok() {}
+            });
+        }
         let shutdown = Self::default();
-        let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-        let tokens = shutdown.clone();
+        let Self { stop, abort } = shutdown.clone();
         tokio::spawn(async move {
-            for token in [tokens.stop, tokens.abort] {
-                tokio::select! {
-                    _ = term.recv() => {}
-                    _ = int.recv() => {}
+            let mut wishes = Wishes::default();
+            while let Some((name, wish)) = heard.recv().await {
+                let wish = wishes.hear(wish, Instant::now());
+                if wish != Wish::Nothing {
+                    stop.cancel();
                 }
-                token.cancel();
+                if wish == Wish::Abort {
+                    abort.cancel();
+                }
+                tracing::info!(signal = name, answer = wish.as_str(), "received a signal");
             }
         });
         Ok(shutdown)
     }
+}
+
+/// Whether whoever started this process had it ignore SIGHUP, as far as the system says.
+fn ignores_hangups() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    // The lowest bit is signal 1, which is SIGHUP.
+    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).is_some_and(|mask| mask & 1 == 1)
 }
 
 /// The least and the most of a budget that is kept back for what follows the running calls.
@@ -136,6 +223,26 @@ mod tests {
             let cut = whole.cut_short(at);
             prop_assert!(cut.drain_until <= cut.write_until && cut.write_until <= cut.end);
             prop_assert!(cut.end <= whole.end && cut.end <= at + Duration::from_secs(1));
+        }
+    }
+
+    #[test]
+    fn signals_within_a_second_are_one_stop() {
+        use Wish::{Abort, Nothing, Stop};
+        let begun = Instant::now();
+        for (signals, wished) in [
+            (&[(Stop, 0), (Stop, 3), (Stop, 999)][..], Nothing),
+            (&[(Stop, 0), (Stop, 1_000)], Abort),
+            (&[(Stop, 0), (Stop, 3), (Stop, 5_000)], Abort),
+            (&[(Stop, 0), (Abort, 3)], Abort),
+            (&[(Abort, 0)], Abort),
+            (&[(Nothing, 0), (Stop, 3_000)], Stop),
+            (&[(Stop, 0), (Nothing, 3_000)], Nothing),
+        ] {
+            let mut wishes = Wishes::default();
+            let at = |ms| begun + Duration::from_millis(ms);
+            let answers = signals.iter().map(|(wish, ms)| wishes.hear(*wish, at(*ms)));
+            assert_eq!(answers.last(), Some(wished), "{signals:?}");
         }
     }
 

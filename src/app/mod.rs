@@ -54,8 +54,8 @@ impl App {
     /// The admission of jobs that this process enqueues itself.
     pub fn admission(&self) -> Admission {
         let unclaimed = Duration::from_secs(self.config.relay.unclaimed_secs);
-        let Services { store, queue, .. } = self.services.clone();
-        Admission::new(store, Some(queue), rules(&self.config), unclaimed)
+        let Services { store, queue, clock, .. } = self.services.clone();
+        Admission::new(store, Some(queue), clock, rules(&self.config), unclaimed)
     }
 
     /// Runs a worker with everything around it until `shutdown`, then drains. Waits for the services

@@ -9,7 +9,7 @@ use url::Url;
 
 use super::{
     context::Context,
-    exit::Exit,
+    exit::{self, Exit},
     output::{self, Format},
     value,
 };
@@ -39,8 +39,8 @@ pub(super) struct Args {
     #[arg(long)]
     repair: bool,
     /// Compare with the ledger of the sandbox at this address.
-    #[arg(long, value_name = "URL", value_parser = ledger_url)]
-    ledger: Option<Url>,
+    #[arg(long, value_name = "URL")]
+    ledger: Option<String>,
     /// Print up to N job IDs of each kind of finding.
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = value::limit)]
     limit: usize,
@@ -48,11 +48,12 @@ pub(super) struct Args {
     format: Format,
 }
 
-fn ledger_url(text: &str) -> Result<Url, String> {
+/// Not judged by the parser of the command line, which quotes what it refuses, and with it a password.
+fn ledger_url(text: &str) -> anyhow::Result<Url> {
     let fits = |url: &Url| {
         matches!(url.scheme(), "http" | "https") && url.username().is_empty() && url.password().is_none()
     };
-    let wrong = || "write the base URL of a sandbox, such as http://127.0.0.1:8090".to_owned();
+    let wrong = || exit::usage("--ledger takes the base URL of a sandbox, such as http://127.0.0.1:8090");
     text.parse().ok().filter(fits).ok_or_else(wrong)
 }
 
@@ -72,6 +73,7 @@ impl Row {
 }
 
 pub(super) async fn run(args: Args, context: &Context) -> anyhow::Result<Exit> {
+    let ledger = args.ledger.as_deref().map(ledger_url).transpose()?;
     let store = context.store()?;
     let queue = context.uses_broker().then(|| app::open_queue(context.config())).transpose()?;
     let options = audit::Options {
@@ -92,7 +94,7 @@ pub(super) async fn run(args: Args, context: &Context) -> anyhow::Result<Exit> {
         }
         lanes => lanes?,
     };
-    let comparison = match &args.ledger {
+    let comparison = match &ledger {
         Some(url) => Some(ledger::compare(&store, url, args.limit).await?),
         None => None,
     };

@@ -9,7 +9,7 @@ use indicatif::ProgressBar;
 use serde::Deserialize;
 use serde_json::json;
 use tokio::{
-    io::{AsyncBufRead, AsyncBufReadExt as _, BufReader},
+    io::{AsyncBufRead, AsyncBufReadExt as _, AsyncReadExt as _, BufReader},
     task::JoinSet,
 };
 
@@ -18,12 +18,13 @@ use super::{
     enqueue::DEFAULT_LANE,
     exit::{self, Exit},
     output::{self, Format},
+    value,
 };
 use crate::{
     admission::{Admission, Enqueued},
     backoff::RECONNECT,
     bounds::{CLAIM_BATCH, MAX_ENVELOPE_BYTES},
-    job::{Arrival, JobId, JobSpec, QueueName, decode},
+    job::{Arrival, BYTE_ORDER_MARK, FOREIGN_BYTES, Foreign, JobId, JobSpec, QueueName, decode, foreign},
     store::{StoreError, StoreErrorKind},
 };
 
@@ -65,7 +66,7 @@ pub(super) struct Args {
 
 pub(super) async fn run(args: Args, context: &Context) -> anyhow::Result<Exit> {
     context.check_lane(args.queue.as_str()).map_err(exit::negative)?;
-    let (input, size): (Box<dyn AsyncBufRead + Unpin>, Option<u64>) = if args.file.as_os_str() == "-" {
+    let (input, size): (Input, Option<u64>) = if args.file.as_os_str() == "-" {
         (Box::new(BufReader::new(tokio::io::stdin())), None)
     } else {
         let cannot = |error| exit::usage(format!("cannot read {}: {error}", args.file.display()));
@@ -73,6 +74,7 @@ pub(super) async fn run(args: Args, context: &Context) -> anyhow::Result<Exit> {
         let meta = file.metadata().await.map_err(cannot)?;
         (Box::new(BufReader::new(file)), meta.is_file().then_some(meta.len()))
     };
+    let input = plain(input).await?;
     let open = context.door()?;
     let mut intake = Intake {
         lines: Lines { input, number: 0 },
@@ -92,9 +94,26 @@ pub(super) async fn run(args: Args, context: &Context) -> anyhow::Result<Exit> {
     Ok(Exit::negative_if(tally.refused + tally.invalid > 0))
 }
 
+type Input = Box<dyn AsyncBufRead + Unpin>;
+
+/// The input after a byte order mark, which tools of Windows write. Of another encoding no line could be read, so it is
+/// named once.
+async fn plain(mut input: Input) -> anyhow::Result<Input> {
+    let cannot = |error| exit::usage(format!("cannot read: {error}"));
+    let mut start = Vec::with_capacity(FOREIGN_BYTES);
+    // One read may return less than there is.
+    (&mut input).take(FOREIGN_BYTES as u64).read_to_end(&mut start).await.map_err(cannot)?;
+    match foreign(&start) {
+        None => {}
+        Some(Foreign::Marked) => drop(start.drain(..BYTE_ORDER_MARK.len())),
+        Some(other) => return Err(value::not_plain("the input", other)),
+    }
+    Ok(Box::new(std::io::Cursor::new(start).chain(input)))
+}
+
 /// The whole flow from lines to counts.
 struct Intake<'a> {
-    lines: Lines<Box<dyn AsyncBufRead + Unpin>>,
+    lines: Lines<Input>,
     context: &'a Context,
     queue: QueueName,
     door: Admission,

@@ -6,7 +6,7 @@ use anyhow::Context as _;
 
 use crate::{
     admission::Admission,
-    app,
+    app, clock,
     config::{Config, Loaded},
     job::QueueName,
     queue::SharedQueue,
@@ -46,7 +46,8 @@ impl Context {
         let queue = self.uses_broker().then(|| app::open_queue(self.config()));
         let queue = queue.transpose().context("cannot use the broker")?;
         let unclaimed_after = Duration::from_secs(self.config().relay.unclaimed_secs);
-        let door = Admission::new(store.clone(), queue.clone(), app::rules(self.config()), unclaimed_after);
+        let rules = app::rules(self.config());
+        let door = Admission::new(store.clone(), queue.clone(), clock::system(), rules, unclaimed_after);
         Ok(OpenDoor { door, store, queue })
     }
 

@@ -11,6 +11,7 @@ use super::{
     context::Context,
     exit::Exit,
     output::{self, Format},
+    transport,
 };
 use crate::{
     app,
@@ -75,6 +76,8 @@ pub(super) async fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> 
         patiently("tool API", tool_api(context)),
     );
     findings.extend(database.into_iter().chain(broker).chain(tool_api));
+    let unprotected = transport::unprotected(context.config()).into_iter();
+    findings.extend(unprotected.map(|found| Finding::warn(found.what, found.message, found.advice)));
     let failed = findings.iter().any(|finding| finding.status == Status::Fail);
     if args.format.json {
         output::print_json(&json!({"ok": !failed, "checks": findings}))?;

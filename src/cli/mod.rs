@@ -33,6 +33,7 @@ mod program;
 mod rejected;
 mod sandbox;
 mod tools;
+mod transport;
 mod value;
 mod wait;
 mod worker;
@@ -141,7 +142,7 @@ fn dispatch(cli: Cli) -> anyhow::Result<Exit> {
         Command::Rejected(command) => brief(&sources, async |context| rejected::run(command, context).await),
         Command::Audit(args) => brief(&sources, async |context| audit::run(args, context).await),
         Command::Migrate(args) => brief(&sources, async |context| migrate::run(&args, context).await),
-        Command::Health(args) => brief(&sources, async |_| health::run(args).await),
+        Command::Health(args) => brief(&sources, async |context| health::run(args, context).await),
         Command::Doctor(args) => brief(&sources, async |context| doctor::run(&args, context).await),
     }
 }

@@ -38,7 +38,7 @@ pub(super) enum Command {
         #[arg(value_parser = value::version)]
         version: String,
         /// The owner whose pin it is, user:ID or org:ID; without it, the pin is global.
-        #[arg(long, value_parser = value::owner)]
+        #[arg(long, value_parser = value::new_owner)]
         owner: Option<Owner>,
     },
     /// Remove a pin.

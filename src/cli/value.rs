@@ -8,7 +8,7 @@ use super::exit;
 use crate::{
     bounds::{MAX_ENVELOPE_BYTES, MAX_LIST},
     config::is_slug,
-    job::{Owner, OwnerKind},
+    job::{BYTE_ORDER_MARK, Foreign, Owner, OwnerKind, foreign},
     store::check_decider,
     tool::pin::{Wanted, wanted},
 };
@@ -37,7 +37,13 @@ impl OwnerFlags {
     }
 }
 
-/// An owner in the spelling `user:ID` or `org:ID`.
+/// An owner in the spelling `user:ID` or `org:ID`, for new rows.
+pub(super) fn new_owner(text: &str) -> Result<Owner, String> {
+    let known = owner(text)?;
+    Owner::new(known.kind(), known.id()).map_err(|error| format!("it {error}"))
+}
+
+/// An owner in the spelling `user:ID` or `org:ID`, to find rows by.
 pub(super) fn owner(text: &str) -> Result<Owner, String> {
     text.parse().map_err(|error| format!("it {error}; write user:ID or org:ID"))
 }
@@ -114,19 +120,29 @@ pub(super) fn version(text: &str) -> Result<String, String> {
 /// The text of an argument that may name a file (`@file`) or standard input (`-`), up to the largest envelope.
 pub(super) fn text_or_file(argument: &str) -> anyhow::Result<String> {
     let limit = MAX_ENVELOPE_BYTES as u64 + 1;
-    let mut text = String::new();
+    let mut bytes = Vec::new();
     let read = if argument == "-" {
-        std::io::stdin().take(limit).read_to_string(&mut text)
+        std::io::stdin().take(limit).read_to_end(&mut bytes)
     } else if let Some(path) = argument.strip_prefix('@') {
-        std::fs::File::open(path).and_then(|file| file.take(limit).read_to_string(&mut text))
+        std::fs::File::open(path).and_then(|file| file.take(limit).read_to_end(&mut bytes))
     } else {
         return Ok(argument.to_owned());
     };
     read.map_err(|error| exit::usage(format!("cannot read {argument}: {error}")))?;
-    if text.len() > MAX_ENVELOPE_BYTES {
+    if bytes.len() > MAX_ENVELOPE_BYTES {
         return Err(exit::usage(format!("{argument} has more than {MAX_ENVELOPE_BYTES} bytes")));
     }
-    Ok(text)
+    match foreign(&bytes) {
+        None => {}
+        Some(Foreign::Marked) => drop(bytes.drain(..BYTE_ORDER_MARK.len())),
+        Some(other) => return Err(not_plain(argument, other)),
+    }
+    String::from_utf8(bytes).map_err(|_| exit::usage(format!("{argument} is not text in UTF-8")))
+}
+
+/// The error about an input in another encoding.
+pub(super) fn not_plain(input: &str, encoding: Foreign) -> anyhow::Error {
+    exit::usage(format!("{input} is {encoding}; make it plain text in UTF-8 first"))
 }
 
 #[cfg(test)]

@@ -12,11 +12,11 @@ use crate::{
     shutdown::Shutdown,
 };
 
-/// Runs a worker until SIGTERM or Ctrl-C, then drains.
+/// Runs a worker until SIGTERM, SIGHUP or Ctrl-C, then drains.
 ///
 /// The whole shutdown takes worker.drain_secs at most. Results that the database does not take by then go
-/// to a file in worker.journal_dir, which the next worker with this folder writes. A second signal ends it
-/// within about a second, in the same way. Exits with 1 if jobs were left behind; they are listed by ID.
+/// to a file in worker.journal_dir, which the next worker with this folder writes. A second signal
+/// that comes more than a second after the first ends it within about a second, in the same way, as SIGQUIT does. Exits with 1 if jobs were left behind; they are listed by ID.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// Address for /metrics and /health; overrides http.listen

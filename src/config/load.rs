@@ -5,6 +5,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
+    io::Read as _,
     path::PathBuf,
     sync::Arc,
 };
@@ -32,6 +33,12 @@ pub const DEFAULTS: &str = include_str!("default.toml");
 
 /// The file that is read when none is named.
 const USUAL_FILE: &str = "errand.toml";
+
+/// The end of the name of a variable that names a file with a secret, such as `DATABASE_URL_FILE`.
+const FILE_SUFFIX: &str = "_FILE";
+
+/// The largest file with a secret, in bytes.
+const MAX_SECRET_BYTES: u64 = 64 * 1024;
 
 /// Short environment variables for the settings that every deployment needs.
 const SHORT_NAMES: &[(&str, &str)] = &[
@@ -230,11 +237,21 @@ impl Loader {
     }
 
     fn read_short_names(&mut self, env: &BTreeMap<String, String>) {
+        let set = |name: &str| env.get(name).filter(|text| !text.trim().is_empty());
         for (name, setting) in SHORT_NAMES {
-            let Some(text) = env.get(*name).filter(|text| !text.trim().is_empty()) else { continue };
             let key = Key::new(setting);
-            let value = key.rule().map_or_else(|| Ok(Value::String(text.clone())), |rule| rule.parse(text));
-            self.set(key, value, Origin::Env { name: (*name).to_owned() });
+            let Some(rule) = key.rule() else { continue };
+            let file_name = format!("{name}{FILE_SUFFIX}");
+            let (value, name) = match (set(name), set(&file_name).filter(|_| rule.is_secret())) {
+                (None, None) => continue,
+                (Some(text), None) => (rule.parse(text), (*name).to_owned()),
+                (None, Some(path)) => (read_secret(path).and_then(|text| rule.parse(&text)), file_name),
+                (Some(_), Some(_)) => {
+                    let both = format!("is given twice, by {name} and by {file_name}; unset one of them");
+                    (Err(both), file_name)
+                }
+            };
+            self.set(key, value, Origin::Env { name });
         }
     }
 
@@ -266,6 +283,22 @@ impl Loader {
                 None => self.unknown(&key, origin),
             }
         }
+    }
+}
+
+/// The secret in a file, without the line break at its end. The message continues the name of a setting, and quotes
+/// neither the file nor its path, which may be a secret that was put in the wrong place.
+fn read_secret(path: &str) -> Result<String, String> {
+    let mut text = String::new();
+    let file = std::fs::File::open(path).map(|file| file.take(MAX_SECRET_BYTES + 1));
+    match file.and_then(|mut file| file.read_to_string(&mut text)) {
+        Err(error) => Err(format!("is to be read from a file, which cannot be read: {error}")),
+        Ok(_) if text.trim().is_empty() => Err("is to be read from a file, which is empty".to_owned()),
+        Ok(read) if read as u64 > MAX_SECRET_BYTES => {
+            Err(format!("is to be read from a file, which has more than {MAX_SECRET_BYTES} bytes"))
+        }
+        // Tools of Windows begin a text with a mark.
+        Ok(_) => Ok(text.trim_start_matches('\u{feff}').to_owned()),
     }
 }
 

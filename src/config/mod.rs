@@ -3,6 +3,7 @@
 
 mod error;
 mod load;
+mod mask;
 mod names;
 mod relations;
 mod rule;
@@ -12,5 +13,5 @@ mod values;
 
 pub use error::{ConfigErrors, Missing, Mistake, Origin};
 pub use load::{DEFAULTS, Loaded, Sources, is_slug, load, load_text};
+pub use mask::mask_url;
 pub use sections::*;
-pub use show::mask_url;

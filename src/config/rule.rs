@@ -6,11 +6,16 @@ use toml::Value;
 use tracing_subscriber::filter::Targets;
 use url::Url;
 
+use super::mask::hides_password;
 use crate::{
     bounds::MAX_SHORT_TEXT_BYTES,
     job::QueueName,
     tool::pin::{Wanted, wanted},
 };
+
+/// What is said about the URL of a service that cannot be read, or not as it was meant.
+const ENCODE_PASSWORD: &str = ", but cannot be read; percent-encode special characters in the password \
+    (`@` as %40, `/` as %2F, `#` as %23, `?` as %3F, `:` as %3A, `%` as %25)";
 
 /// The type and the bounds of a setting.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -119,18 +124,20 @@ impl Rule {
                         Some(path) if !path.is_empty() => None,
                         _ => Some(", and SQLite as sqlite:///path/to/file"),
                     },
+                    Ok(_) if hides_password(text) => Some(ENCODE_PASSWORD),
                     Ok(url) if !url.has_host() => Some(", but names no host"),
+                    Ok(url) if url.fragment().is_some() => Some(ENCODE_PASSWORD),
                     Ok(_) => None,
-                    Err(_) => {
-                        Some(", but cannot be read; special characters in a password must be percent-encoded")
-                    }
+                    Err(_) => Some(ENCODE_PASSWORD),
                 };
             }
             Self::ApiKey => text.bytes().all(|byte| byte.is_ascii_graphic()),
             Self::BaseUrl => {
                 return match Url::parse(text) {
                     Ok(url) if !matches!(url.scheme(), "http" | "https") => Some(", but has another scheme"),
-                    Ok(url) if !url.username().is_empty() || url.password().is_some() => {
+                    Ok(url)
+                        if !url.username().is_empty() || url.password().is_some() || hides_password(text) =>
+                    {
                         Some(" without user and password; the key belongs in `composio.api_key`")
                     }
                     Ok(url) if url.query().is_some() || url.fragment().is_some() => {

@@ -4,11 +4,15 @@ use std::fmt::Write as _;
 
 use serde_json::json;
 use toml::Value;
-use url::Url;
 
-use super::{error::Origin, load::Loaded, names::Key, rule::Rule, values::Setting};
-
-const MASK: &str = "***";
+use super::{
+    error::Origin,
+    load::Loaded,
+    mask::{MASK, mask_url},
+    names::Key,
+    rule::Rule,
+    values::Setting,
+};
 
 impl Loaded {
     /// The settings as TOML, in the order of the manual. With `origins`, each line says where its value came from.
@@ -73,38 +77,5 @@ fn shown(key: &Key, setting: &Setting) -> Value {
             })
         }
         (_, value) => value.clone(),
-    }
-}
-
-/// A URL without its password, and without the values of parameters that look like secrets.
-pub fn mask_url(text: &str) -> String {
-    let Ok(mut url) = Url::parse(text) else { return MASK.to_owned() };
-    if url.password().is_some() && url.set_password(Some(MASK)).is_err() {
-        return MASK.to_owned();
-    }
-    let secret = |name: &str| {
-        let name = name.to_lowercase();
-        ["password", "secret", "token", "key"].iter().any(|word| name.contains(word))
-    };
-    let pairs: Vec<_> = url.query_pairs().into_owned().collect();
-    if pairs.iter().any(|(name, _)| secret(name)) {
-        url.query_pairs_mut()
-            .clear()
-            .extend_pairs(pairs.iter().map(|(name, value)| (name, if secret(name) { MASK } else { value })));
-    }
-    url.into()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn urls_lose_their_passwords_and_nothing_else() {
-        assert_eq!(mask_url("postgres://a:hunter2@h:5432/d?x=1"), "postgres://a:***@h:5432/d?x=1");
-        assert_eq!(mask_url("amqps://a:hunter2@h/%2f"), "amqps://a:***@h/%2f");
-        assert_eq!(mask_url("sqlite:///var/lib/errand.db"), "sqlite:///var/lib/errand.db");
-        assert!(!mask_url("postgres://h/d?user=a&password=hunter2").contains("hunter2"));
-        assert_eq!(mask_url("not a url with hunter2"), "***");
     }
 }

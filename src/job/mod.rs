@@ -15,7 +15,10 @@ mod transition;
 
 pub use binding::{Binding, Pin, PinnedBy};
 pub use ending::{AttemptEnd, Ending, NotReady, Stop};
-pub use envelope::{Arrival, Digest, EnvelopeError, EnvelopeReason, JobSpec, decode, encode};
+pub use envelope::{
+    Arrival, BYTE_ORDER_MARK, Digest, EnvelopeError, EnvelopeReason, FOREIGN_BYTES, Foreign, JobSpec, decode,
+    encode, foreign, names_compression,
+};
 pub use id::{Fence, JobId, RequestId, WorkerId};
 pub use look_up::{LookResult, LookUps, unknown_outcome};
 pub use outcome::{Attempt, AttemptOutcome, Effect, ErrorKind, JobError, Started};

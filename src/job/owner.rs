@@ -38,14 +38,33 @@ pub enum OwnerError {
     TooLong,
     #[error("contains a control character")]
     Control,
+    #[error("begins or ends with a blank; send the ID itself")]
+    OuterBlank,
+    #[error(
+        "contains a character that nobody sees, such as a zero-width space or a mark of writing direction; send the ID without it"
+    )]
+    Invisible,
     #[error("is neither `user` nor `org`")]
     Kind,
 }
 
 impl Owner {
-    /// Checks the rules that hold for every owner; policies such as the refusal of `default` are
+    /// Checks the rules that hold for every owner of new jobs; policies such as the refusal of `default` are
     /// applied where a job is admitted.
     pub fn new(kind: OwnerKind, id: impl Into<String>) -> Result<Self, OwnerError> {
+        let owner = Self::known(kind, id)?;
+        if owner.id.trim().len() < owner.id.len() {
+            return Err(OwnerError::OuterBlank);
+        }
+        if owner.id.chars().any(is_invisible) {
+            return Err(OwnerError::Invisible);
+        }
+        Ok(owner)
+    }
+
+    /// An owner that may have been accepted before the rules became as strict as those of [`Self::new`]: of a row,
+    /// or named to find such rows.
+    pub fn known(kind: OwnerKind, id: impl Into<String>) -> Result<Self, OwnerError> {
         let id = id.into();
         if id.trim().is_empty() {
             return Err(OwnerError::Empty);
@@ -69,6 +88,16 @@ impl Owner {
     }
 }
 
+/// Whether a character changes an ID and not what a reader sees: Unicode's ignorable characters, and separators of lines.
+fn is_invisible(c: char) -> bool {
+    matches!(c,
+        '\u{ad}' | '\u{34f}' | '\u{61c}' | '\u{115f}'..='\u{1160}' | '\u{17b4}'..='\u{17b5}' | '\u{180b}'..='\u{180f}'
+        | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{3164}'
+        | '\u{fe00}'..='\u{fe0f}' | '\u{feff}' | '\u{ffa0}' | '\u{fff0}'..='\u{fffb}' | '\u{1bca0}'..='\u{1bca3}'
+        | '\u{1d173}'..='\u{1d17a}' | '\u{e0000}'..='\u{e0fff}'
+    )
+}
+
 impl fmt::Display for Owner {
     /// `user:u-alice`, the spelling of the command line.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -79,8 +108,9 @@ impl fmt::Display for Owner {
 impl FromStr for Owner {
     type Err = OwnerError;
 
+    /// Takes [known](Owner::known) owners, too.
     fn from_str(text: &str) -> Result<Self, OwnerError> {
         let (kind, id) = text.split_once(':').ok_or(OwnerError::Kind)?;
-        Self::new(kind.parse().map_err(|_| OwnerError::Kind)?, id)
+        Self::known(kind.parse().map_err(|_| OwnerError::Kind)?, id)
     }
 }

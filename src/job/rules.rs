@@ -2,7 +2,11 @@
 
 use std::collections::BTreeMap;
 
+use jiff::Timestamp;
+use url::Host;
+
 use super::{ErrorKind, JobError, JobSpec, OwnerKind};
+use crate::bounds::MAX_AGE;
 
 #[derive(Debug, Clone, Default)]
 pub struct Rules {
@@ -15,18 +19,28 @@ pub struct Rules {
 }
 
 impl Rules {
-    /// Checks a job by itself: what it says and who owns it.
+    /// Checks a job by itself: what it says, when it is to run and who owns it.
     ///
     /// # Errors
     /// The error that the job fails with; it says what to change.
-    pub fn check(&self, spec: &JobSpec) -> Result<(), JobError> {
+    pub fn check(&self, spec: &JobSpec, now: Timestamp) -> Result<(), JobError> {
         if spec.arguments.is_some() && spec.text.is_some() {
             return Err(JobError::new(
                 ErrorKind::InvalidJob,
                 "`arguments` and `text` exclude each other; send one of them",
             ));
         }
-        if spec.owner.id().eq_ignore_ascii_case("default") && !self.allow_default {
+        if spec
+            .run_at
+            .is_some_and(|run_at| run_at.duration_since(now).unsigned_abs() > MAX_AGE && run_at > now)
+        {
+            let days = MAX_AGE.as_secs() / (24 * 3600);
+            return Err(JobError::new(
+                ErrorKind::InvalidJob,
+                format!("`run_at` is further ahead than {days} days; enqueue the job later"),
+            ));
+        }
+        if !self.allow_default && reads_as_default(spec.owner.id()) {
             return Err(JobError::new(
                 ErrorKind::OwnerRefused,
                 format!(
@@ -67,6 +81,14 @@ impl Rules {
     }
 }
 
+/// Whether an owner ID is `default` to a reader: in any case, between blanks, and in the other forms that Unicode has of
+/// the letters, such as full-width ones, which is how the names of hosts are read.
+fn reads_as_default(id: &str) -> bool {
+    let id = id.trim();
+    id.eq_ignore_ascii_case("default")
+        || (!id.is_ascii() && Host::parse(id).is_ok_and(|host| host == Host::Domain("default".to_owned())))
+}
+
 /// Whether an owner ID has the shape of an e-mail address.
 pub fn looks_like_email(id: &str) -> bool {
     id.split_once('@').is_some_and(|(name, host)| !name.is_empty() && host.contains('.') && !id.contains(' '))
@@ -74,6 +96,8 @@ pub fn looks_like_email(id: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use crate::job::{Arrival, JobId, decode};
 
@@ -97,9 +121,43 @@ mod tests {
             (&email, false, true, Some((OwnerRefused, "user_id"))),
         ] {
             let rules = Rules { allow_default, refuse_email, ..Rules::default() };
-            let error = rules.check(&spec(job.clone())).err();
+            let error = rules.check(&spec(job.clone()), Timestamp::UNIX_EPOCH).err();
             assert_eq!(error.as_ref().map(JobError::kind), refused.map(|(kind, _)| kind), "{job}");
             assert!(error.is_none_or(|error| error.message().contains(refused.unwrap().1)), "{job}");
+        }
+    }
+
+    #[test]
+    fn no_form_of_the_owner_default_passes() {
+        let name = |id: &str| spec(serde_json::json!({"user_id": id, "tool": "T"}));
+        let rules = Rules::default();
+        for id in [
+            "default",
+            "DEFAULT",
+            "\u{ff44}\u{ff45}\u{ff46}\u{ff41}\u{ff55}\u{ff4c}\u{ff54}",
+            "\u{24d3}efault",
+            "\u{1d41d}efault",
+        ] {
+            let error = rules.check(&name(id), Timestamp::UNIX_EPOCH).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::OwnerRefused, "{id}");
+        }
+        for id in ["default-1", "defaults", "d\u{e9}fault", "\u{4f60}\u{597d}", "a/b:\u{e9}", "my default"] {
+            assert!(rules.check(&name(id), Timestamp::UNIX_EPOCH).is_ok(), "{id}");
+        }
+    }
+
+    #[test]
+    fn a_job_waits_no_longer_for_its_time_than_it_may_last() {
+        let at = |time: Timestamp| spec(serde_json::json!({"user_id": "u", "tool": "T", "run_at": time}));
+        let now: Timestamp = "2026-05-04T06:30:00Z".parse().unwrap();
+        let rules = Rules::default();
+        for time in [now, now + MAX_AGE, Timestamp::UNIX_EPOCH] {
+            assert!(rules.check(&at(time), now).is_ok(), "{time}");
+        }
+        for time in [now + MAX_AGE + Duration::from_secs(1), "9999-12-30T22:00:00Z".parse().unwrap()] {
+            let error = rules.check(&at(time), now).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::InvalidJob);
+            assert!(error.message().starts_with("`run_at`"), "{}", error.message());
         }
     }
 

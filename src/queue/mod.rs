@@ -128,12 +128,12 @@ impl Properties {
     pub fn arrival<'a>(&'a self, queue: &'a QueueName, fallback_id: Option<JobId>) -> Arrival<'a> {
         let Self { message_id, correlation_id, reply_to, traceparent, .. } = self;
         Arrival {
-            queue,
             message_id: message_id.as_deref(),
             reply_to: reply_to.as_deref(),
             correlation_id: correlation_id.as_deref(),
             traceparent: traceparent.as_deref(),
             fallback_id,
+            ..Arrival::new(queue)
         }
     }
 }

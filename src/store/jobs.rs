@@ -59,11 +59,14 @@ impl Conflict {
 
     pub fn message(self) -> &'static str {
         match self {
-            Self::Owner | Self::Body => {
-                "this `id` is already used by another job; give every job an ID of its own"
+            Self::Owner => "this `id` is already used by another job; give every job an ID of its own",
+            Self::Body => {
+                "this `id` is known with another body: a new job needs an `id` of its own, and the same job again must be \
+                 sent in the same bytes (order of keys, escapes, spelling of numbers), apart from white space"
             }
             Self::Key => {
-                "this `idempotency_key` was already used with another body; use a new key for a new request"
+                "this `idempotency_key` is known with another body: a new request needs a new key, and the same request \
+                 again must be sent in the same bytes (order of keys, escapes, spelling of numbers), apart from white space"
             }
         }
     }

@@ -89,7 +89,7 @@ pub(super) trait StoreRow {
 
     fn owner(&self) -> Result<Owner> {
         let kind: OwnerKind = self.parse("owner_kind")?;
-        Owner::new(kind, self.read::<String>("owner_id")?).map_err(|_| StoreError::corrupt("owner_id"))
+        Owner::known(kind, self.read::<String>("owner_id")?).map_err(|_| StoreError::corrupt("owner_id"))
     }
 }
 

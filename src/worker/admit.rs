@@ -7,8 +7,8 @@ use uuid::Uuid;
 use super::shared::Shared;
 use crate::{
     job::{
-        Binding, EnvelopeError, EnvelopeReason, ErrorKind, HeldReason, JobError, JobId, JobSpec, NotReady,
-        QueueName, RequestId, Stop, decode,
+        Arrival, Binding, EnvelopeError, EnvelopeReason, ErrorKind, HeldReason, JobError, JobId, JobSpec,
+        NotReady, QueueName, RequestId, Stop, decode, foreign, names_compression,
     },
     queue::{Delivery, Properties},
     store::{Claim, Rejected},
@@ -30,9 +30,10 @@ pub(super) fn admit(shared: &Shared, lane: &QueueName, delivery: &Delivery) -> R
         return Err(EnvelopeError::new(EnvelopeReason::Malformed, UNREADABLE));
     }
     let anonymous = shared.options.accept_unidentified.then(JobId::new);
-    let arrival = properties.arrival(lane, anonymous);
-    let spec = decode(&delivery.body, &arrival).map_err(|error| with_encoding(error, properties))?;
     let from_store = properties.from_store;
+    // A claim of such a message finds its row or nothing, so an owner of old does not come in again.
+    let arrival = Arrival { known: from_store, ..properties.arrival(lane, anonymous) };
+    let spec = decode(&delivery.body, &arrival).map_err(|error| with_encoding(error, delivery))?;
     let may_have_run = anonymous == Some(spec.id) && delivery.redelivered;
     let (binding, stop) = match decide(shared, &spec, may_have_run, from_store) {
         Ok(binding) => (binding, None),
@@ -56,7 +57,7 @@ fn decide(
         return Err(Stop::Hold { reason: HeldReason::Unidentified, error });
     }
     let resolver = &shared.resolver;
-    resolver.check(spec).map_err(|error| Stop::Fail { error })?;
+    resolver.check(spec, shared.services.clock.now()).map_err(|error| Stop::Fail { error })?;
     match resolver.decide_cached(spec) {
         Some(Ok(binding)) => Ok(Some(binding)),
         // Known jobs may carry an earlier decision that still holds, which only the store knows; what stops
@@ -69,10 +70,13 @@ fn decide(
     }
 }
 
-/// Compressed JSON is no JSON, and its first bytes do not say why.
-fn with_encoding(error: EnvelopeError, properties: &Properties) -> EnvelopeError {
-    if error.reason == EnvelopeReason::Malformed && properties.other.contains_key("content_encoding") {
-        let hint = "it came with a content encoding, which errand does not undo: send it without";
+/// Compressed JSON is no JSON, and the first bytes of some compressions do not say why.
+fn with_encoding(error: EnvelopeError, delivery: &Delivery) -> EnvelopeError {
+    let encoding = delivery.properties.other.get("content_encoding");
+    let is_compressed = encoding.is_some_and(|encoding| names_compression(encoding));
+    if error.reason == EnvelopeReason::Malformed && is_compressed && foreign(&delivery.body).is_none() {
+        let hint =
+            "its content encoding says that it is compressed, which errand does not undo; publish plain JSON";
         return EnvelopeError::new(error.reason, format!("{}; {hint}", error.message));
     }
     error

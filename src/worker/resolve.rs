@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use jiff::Timestamp;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -73,8 +74,8 @@ impl Resolver {
     }
 
     /// Checks a job by itself; it fails with the error.
-    pub fn check(&self, spec: &JobSpec) -> Result<(), JobError> {
-        self.rules.check(spec)?;
+    pub fn check(&self, spec: &JobSpec, now: Timestamp) -> Result<(), JobError> {
+        self.rules.check(spec, now)?;
         if looks_like_email(spec.owner.id()) && self.is_news("e-mail") {
             tracing::warn!(
                 owner.kind = %spec.owner.kind(),

@@ -3,9 +3,13 @@
 use std::collections::BTreeMap;
 
 use errand::{
-    config::{Config, ConfigErrors, DEFAULTS, Loaded, Origin, Sources, load},
+    app,
+    config::{Config, ConfigErrors, DEFAULTS, Loaded, Origin, Sources, load, mask_url},
+    failure::chain,
     job::QueueType,
 };
+use proptest::prelude::*;
+use secrecy::ExposeSecret as _;
 
 fn env(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
     pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
@@ -69,7 +73,6 @@ fn a_file_overrides_defaults_and_the_environment_overrides_the_file() {
 
 #[test]
 fn the_long_name_of_the_environment_is_stronger_than_the_short_one() {
-    use secrecy::ExposeSecret as _;
     let loaded = with_env(&[("AMQP_URL", "amqp://short"), ("ERRAND__AMQP__URL", "amqp://long")]).unwrap();
     assert_eq!(loaded.config.amqp.url.expose_secret(), "amqp://long");
 }
@@ -257,6 +260,122 @@ fn no_message_and_no_view_contains_a_secret() {
     .unwrap();
     for shown in [loaded.to_toml(true), loaded.to_json(true).to_string(), format!("{loaded:?}")] {
         assert!(!shown.contains(SECRET), "{shown}");
+    }
+}
+
+/// A password in pieces that are recognized wherever a parser puts them, with what parsers stumble over in between.
+fn password() -> impl Strategy<Value = (Vec<String>, String)> {
+    let piece = "zq[a-z0-9]{5}";
+    let between = prop_oneof!["[@/#?:%&=+;\\\\]{1,3}", "[ -/:-@\\[-`{-~\\t\u{e9}\u{200b}]{1,3}"];
+    let first = prop_oneof![Just(String::new()), "[0-9]{1,3}"];
+    let rest = prop::collection::vec((between, piece), 1..4);
+    (first, rest).prop_map(|(first, rest)| {
+        let all = rest.iter().flat_map(|(between, piece)| [&**between, &**piece]);
+        let password = all.fold(first, |password, part| password + part);
+        (rest.into_iter().map(|(_, piece)| piece).collect(), password)
+    })
+}
+
+/// Everything that is said about an address before anybody connects.
+fn said_about(pairs: &[(&str, &str)]) -> String {
+    let loaded = match with_env(pairs) {
+        Ok(loaded) => loaded,
+        Err(errors) => return format!("{errors}{errors:?}"),
+    };
+    let mut said = format!("{loaded:?}{}{}", loaded.to_toml(true), loaded.to_json(true));
+    let config = &loaded.config;
+    for error in [app::open_store(config).err(), app::open_queue(config).err()].into_iter().flatten() {
+        said += &chain(&*error);
+    }
+    for url in [&config.store.url, &config.amqp.url] {
+        said += &mask_url(url.expose_secret());
+    }
+    said
+}
+
+proptest! {
+    #[test]
+    fn no_part_of_any_password_is_said_however_it_misleads_a_parser((pieces, password) in password()) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let _pools_want_one = runtime.enter();
+        let urls = [
+            ("DATABASE_URL", format!("postgres://app:{password}@127.0.0.1:1/errand")),
+            ("DATABASE_URL", format!("postgres://127.0.0.1:1/errand?user=app&password={password}")),
+            ("AMQP_URL", format!("amqp://app:{password}@127.0.0.1:1/%2f")),
+            ("AMQP_URL", format!("amqp://127.0.0.1:1/?auth_token={password}")),
+            ("COMPOSIO_BASE_URL", format!("http://app:{password}@127.0.0.1:1/")),
+        ];
+        for (name, url) in urls {
+            // Hosts are shown in lower case.
+            let said = said_about(&[(name, &url)]).to_lowercase();
+            for piece in &pieces {
+                prop_assert!(!said.contains(piece.as_str()), "{piece} of {url} in {said}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_password_that_misleads_the_parser_is_refused_with_what_to_do() {
+    for url in
+        ["postgres://app:a@b/c@127.0.0.1/errand", "postgres://app:1#c@127.0.0.1/d", "postgres://app@h/d#x"]
+    {
+        let mistake = only_mistake(with_env(&[("DATABASE_URL", url)]));
+        assert!(mistake.contains("percent-encode special characters in the password"), "{mistake}");
+    }
+    for fine in
+        ["postgres://app:a@b@127.0.0.1/errand", "postgres://app:a%2Fb@127.0.0.1/d", "sqlite:///a@b/c#d"]
+    {
+        assert!(with_env(&[("DATABASE_URL", fine)]).is_ok(), "{fine}");
+    }
+}
+
+#[test]
+fn secrets_can_be_in_files_that_the_environment_names() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str, text: &[u8]| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.display().to_string()
+    };
+    let (store, amqp, key) = (
+        file("store", b"\xef\xbb\xbfpostgres://a:hunter2@h/d\n"),
+        file("amqp", b"amqp://a:hunter2@h/\r\n"),
+        file("key", b"ak_hunter2"),
+    );
+    let files = [("DATABASE_URL_FILE", &*store), ("AMQP_URL_FILE", &*amqp), ("COMPOSIO_API_KEY_FILE", &*key)];
+    let loaded = with_env(&files).unwrap();
+    assert_eq!(loaded.config.store.url.expose_secret(), "postgres://a:hunter2@h/d");
+    assert_eq!(loaded.config.amqp.url.expose_secret(), "amqp://a:hunter2@h/");
+    assert_eq!(loaded.config.composio.api_key.expose_secret(), "ak_hunter2");
+    let origin = Origin::Env { name: "AMQP_URL_FILE".to_owned() };
+    assert_eq!(loaded.origin("amqp.url"), Some(&origin));
+    let shown = loaded.to_toml(true);
+    assert!(!shown.contains("hunter2") && shown.contains("DATABASE_URL_FILE"), "{shown}");
+
+    let long = with_env(&[("AMQP_URL_FILE", &amqp), ("ERRAND__AMQP__URL", "amqp://long")]).unwrap();
+    assert_eq!(long.config.amqp.url.expose_secret(), "amqp://long");
+    assert!(with_env(&[("AMQP_URL_FILE", " "), ("AMQP_URL", "amqp://h")]).is_ok(), "blank counts as unset");
+
+    let (empty, no_url) = (file("empty", b"\n"), file("no-url", b"hunter2 hunter2"));
+    let (no_text, large) = (file("no-text", b"hunter2\xff"), file("large", &[b'x'; 70_000]));
+    for (pairs, said) in [
+        (
+            &[("AMQP_URL_FILE", &*amqp), ("AMQP_URL", "amqp://h")][..],
+            "is given twice, by AMQP_URL and by AMQP_URL_FILE",
+        ),
+        (&[("DATABASE_URL_FILE", "/nonexistent/hunter2")], "which cannot be read: No such file"),
+        (&[("DATABASE_URL_FILE", &*empty)], "which is empty"),
+        (&[("DATABASE_URL_FILE", &*no_url)], "`store.url` must be a URL"),
+        (&[("COMPOSIO_API_KEY_FILE", &*no_url)], "`composio.api_key` must be text of visible"),
+        (&[("COMPOSIO_API_KEY_FILE", &*no_text)], "which cannot be read"),
+        (&[("COMPOSIO_API_KEY_FILE", &*large)], "which has more than 65536 bytes"),
+        (&[("COMPOSIO_API_KEY_FILE", "ak_hunter2")], "which cannot be read"),
+    ] {
+        let error = with_env(pairs).map(drop).unwrap_err();
+        assert_eq!(error.0.len(), 1, "{error}");
+        assert!(error.to_string().contains(said), "{said}: {error}");
+        assert!(!format!("{error}{error:?}").contains("hunter2"), "{error}");
     }
 }
 

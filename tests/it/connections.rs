@@ -28,7 +28,7 @@ async fn held_jobs_go_on_by_themselves_when_the_account_is_active_again() {
     let shown = harness.job_in(first.id(), &["held"]).await;
     assert_eq!(shown["held_reason"], "connection");
     let message = shown["error"]["message"].as_str().unwrap();
-    for part in ["`user_id` u-bob", "`github`", "connect"] {
+    for part in [r#"`user_id` "u-bob""#, "`github`", "connect"] {
         assert!(message.contains(part), "{part} in {message}");
     }
     let further = spread(20, |_| read("u-bob"));
@@ -102,7 +102,7 @@ async fn jobs_give_up_waiting(hint: &str, settings: &[(&str, &str)]) -> usize {
         assert!(message.contains("`max_age_ms`") || message.contains("`expires_at`"), "{message}");
         if error["kind"] != "expired" {
             assert_eq!(error["kind"], "needs_connection");
-            assert!(message.contains("`user_id` u-nobody") && message.contains("`github`"), "{message}");
+            assert!(message.contains(r#"`user_id` "u-nobody""#) && message.contains("`github`"), "{message}");
         }
     }
     assert_eq!(harness.show(patient.id())["state"], "held");

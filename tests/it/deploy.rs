@@ -1,8 +1,11 @@
 //! The files of a deployment that can be checked without a container engine.
 
+use std::collections::BTreeMap;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+
+use errand::config::{Sources, load};
 
 const COMPOSE: &str = include_str!("../../docker-compose.yml");
 const DOCKERFILE: &str = include_str!("../../deploy/Dockerfile");
@@ -55,6 +58,87 @@ fn containers_publish_their_ports_on_loopback_only() {
     for port in ports {
         assert!(port.starts_with("- \"127.0.0.1:"), "{port} is open to others");
     }
+}
+
+#[test]
+fn every_container_is_hardened_and_bounded() {
+    let hardened = block("x-hardened");
+    for right in ["read_only: true", "cap_drop:\n    - ALL", "no-new-privileges:true"] {
+        assert!(hardened.contains(right), "{right} is not in {hardened}");
+    }
+    assert!(block("x-errand").contains("<<: *hardened"));
+    let services = services();
+    assert!(services.len() > 5, "{services:?}");
+    for (name, service) in services {
+        let is_hardened = service.contains("<<: *hardened") || service.contains("<<: *errand");
+        assert!(is_hardened, "{name} is not hardened");
+        assert!(service.contains("mem_limit: "), "{name} may take all memory");
+        for given_up in ["privileged", "cap_add", "read_only: false"] {
+            assert!(!service.contains(given_up), "{name}: {given_up}");
+        }
+    }
+}
+
+#[test]
+fn our_containers_get_their_secrets_in_files_that_are_valid() {
+    let env: BTreeMap<String, String> = block("x-environment")
+        .lines()
+        .filter_map(|line| line.trim().split_once(": "))
+        .map(|(name, value)| (name.to_owned(), value.trim_matches('"').to_owned()))
+        .map(|(name, value)| {
+            (name, value.replace("/run/secrets", &root().join("deploy/secrets").display().to_string()))
+        })
+        .collect();
+    for setting in ["DATABASE_URL", "AMQP_URL", "COMPOSIO_API_KEY"] {
+        assert!(!env.contains_key(setting), "{setting} is in the environment");
+        assert!(env.contains_key(&format!("{setting}_FILE")), "{setting}");
+    }
+    let config = load(&Sources { file: None, env }).unwrap().config;
+    assert!(
+        config.require_store().is_ok() && config.require_amqp().is_ok() && config.require_api_key().is_ok()
+    );
+    // What a service names has to be declared, from a file that is there.
+    let declared = block("secrets");
+    for (name, service) in services() {
+        for secret in service.split("/run/secrets/").skip(1) {
+            let secret = secret.lines().next().unwrap();
+            let line = format!("  {secret}:\n    file: ./deploy/secrets/{secret}");
+            assert!(declared.contains(&line), "{name}: {secret} is not declared");
+            assert!(root().join("deploy/secrets").join(secret).exists(), "{name}: {secret} has no file");
+        }
+    }
+}
+
+#[test]
+fn nobody_can_log_in_with_a_password_that_everybody_knows() {
+    let grafana = services().into_iter().find(|(name, _)| name == "grafana").unwrap().1;
+    assert!(
+        grafana.contains(r#"GF_SECURITY_DISABLE_INITIAL_ADMIN_CREATION: "true""#),
+        "admin/admin can log in"
+    );
+}
+
+/// The lines of a section of the compose file that are indented below its name.
+fn block(name: &str) -> String {
+    let lines = COMPOSE.lines().skip_while(|line| !line.starts_with(&format!("{name}:"))).skip(1);
+    let lines: Vec<&str> = lines.take_while(|line| line.is_empty() || line.starts_with(' ')).collect();
+    assert!(!lines.is_empty(), "there is no {name}");
+    lines.join("\n")
+}
+
+/// The services of the compose file by name.
+fn services() -> Vec<(String, String)> {
+    let mut services: Vec<(String, String)> = Vec::new();
+    for line in block("services").lines() {
+        let is_name = line.starts_with("  ") && !line.starts_with("   ") && line.ends_with(':');
+        if is_name {
+            services.push((line.trim().trim_end_matches(':').to_owned(), String::new()));
+        } else if let Some((_, service)) = services.last_mut() {
+            service.push_str(line);
+            service.push('\n');
+        }
+    }
+    services
 }
 
 /// Whether a line of a list ends with a port of a container, as in `- "3000:3000"`.

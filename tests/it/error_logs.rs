@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use errand_testbed::factory::{Envelope as _, read, send};
+
 use crate::{
     harness::{Harness, PATIENCE},
     support::{self, wait::until},
@@ -132,4 +134,37 @@ async fn a_worker_whose_database_goes_away_says_why_and_no_password() {
     }
     assert!(lines.contains("the database cannot be reached"), "{lines}");
     assert!(!worker.log().contains("hunter2"));
+}
+
+/// Everything that a level can ask for, of all who could write what they send.
+const CHATTY: &str = "trace,errand=trace,lapin=trace,sqlx=trace,sqlx_core=trace,sqlx_postgres=trace,hyper=trace,\
+    hyper_util=trace,h2=trace,reqwest=trace,rustls=trace,tokio=trace";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_whose_libraries_are_asked_for_everything_logs_no_secret_and_no_customers_data() {
+    let harness = Harness::new("chatty", "").await;
+    let amqp_url = harness.vhost.amqp_url.clone();
+    let login = amqp_url.split_once("://").unwrap().1.split_once('@').unwrap().0;
+    let (user, password) = login.split_once(':').unwrap();
+    let database = harness.database.url.replace("//errand@", "//errand:hunter2@");
+    for http_version in ["1.1", "2"] {
+        let settings = [
+            ("ERRAND__LOG__LEVEL", CHATTY),
+            ("ERRAND__COMPOSIO__HTTP_VERSION", http_version),
+            ("DATABASE_URL", database.as_str()),
+        ];
+        let mut worker = harness.worker(&settings).await;
+        let jobs = [send("user-1"), read("u-alice")];
+        harness.publish(&jobs).await;
+        for job in &jobs {
+            harness.job_in(job.id(), &["succeeded"]).await;
+        }
+        assert!(worker.stop().await.success());
+        let log = worker.log();
+        assert!(log.contains("\"lapin::") && log.contains("\"hyper"), "nothing was asked for: {log}");
+        for secret in ["hunter2", password, user, "ak_test_good", "ann@example.com", "u-alice"] {
+            let line = log.lines().find(|line| line.contains(secret));
+            assert_eq!(line, None, "{secret}");
+        }
+    }
 }

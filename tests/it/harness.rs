@@ -252,7 +252,10 @@ pub(crate) fn run(args: &[&str], env: &[(String, String)]) -> Output {
 }
 
 fn command(args: &[&str], env: &[(String, String)]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_errand"));
+    in_our_world(Command::new(env!("CARGO_BIN_EXE_errand")), args, env)
+}
+
+fn in_our_world(mut command: Command, args: &[&str], env: &[(String, String)]) -> Command {
     command.args(args).env_clear().envs(env.iter().cloned());
     // A folder without an errand.toml, so that nobody's own settings leak into a test.
     command.current_dir(std::env::temp_dir());
@@ -267,7 +270,18 @@ pub(crate) struct Process {
 
 impl Process {
     pub(crate) fn start(args: &[&str], env: &[(String, String)]) -> Self {
-        let mut child = command(args, env)
+        Self::spawn(command(args, env))
+    }
+
+    /// Started as `nohup` does it.
+    pub(crate) fn start_ignoring_hangups(args: &[&str], env: &[(String, String)]) -> Self {
+        let mut shell = Command::new("/bin/sh");
+        shell.args(["-c", r#"trap "" HUP; exec "$0" "$@""#, env!("CARGO_BIN_EXE_errand")]);
+        Self::spawn(in_our_world(shell, args, env))
+    }
+
+    fn spawn(mut command: Command) -> Self {
+        let mut child = command
             .env("ERRAND__LOG__FORMAT", "json")
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -385,8 +399,13 @@ impl Process {
 
     /// SIGTERM, without waiting.
     pub(crate) fn terminate(&self) {
+        self.signal("TERM");
+    }
+
+    /// Sends a signal, by the name that the shell has for it.
+    pub(crate) fn signal(&self, name: &str) {
         let pid = self.child.id().to_string();
-        assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+        assert!(Command::new("kill").args([&format!("-{name}"), &pid]).status().unwrap().success());
     }
 
     /// SIGTERM, and waits for the end.

@@ -13,6 +13,9 @@ use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 use sqlx::{Connection as _, Executor as _, PgConnection};
 
+use errand::shutdown::ONE_STOP;
+use tokio::time::sleep;
+
 use crate::{
     harness::{Harness, PATIENCE, Process, port, sandbox},
     support::{self, Postgres, http, postgres, wait::until},
@@ -180,6 +183,7 @@ async fn a_second_signal_ends_at_once_and_loses_nothing() {
     .await;
     worker.terminate();
     worker.in_phase("draining").await;
+    sleep(ONE_STOP).await;
     worker.terminate();
     let begun = Instant::now();
     worker.ended().await;
@@ -211,6 +215,7 @@ async fn a_second_signal_still_writes_to_a_database_that_answers() {
     harness.called(2).await;
     worker.terminate();
     worker.in_phase("draining").await;
+    sleep(ONE_STOP).await;
     worker.terminate();
     assert!(worker.ended().await.success(), "nothing is left: {}", worker.log());
     assert_eq!(phases(&worker), ["draining", "interrupting", "closing"]);
@@ -221,6 +226,62 @@ async fn a_second_signal_still_writes_to_a_database_that_answers() {
     let shown = harness.job_in(&repeatable, &["succeeded"]).await;
     assert_eq!(outcomes(&shown), ["unknown", "succeeded"]);
     assert_eq!(harness.sandbox.job_effects(&counts), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stop_that_arrives_as_two_signals_is_one() {
+    let harness = Harness::new("one-stop", "[[fault]]\nkind = \"latency\"\nfixed_ms = 3000\n").await;
+    for (first, second, apart_ms) in [("TERM", "TERM", 3), ("INT", "TERM", 3), ("HUP", "INT", 300)] {
+        let mut worker = harness.worker(&[]).await;
+        let jobs: Vec<Value> = (0..4).map(|_| send("user-1")).collect();
+        let called = harness.sandbox.ledger_summary().calls;
+        harness.publish(&jobs).await;
+        harness.called(called + 4).await;
+        worker.signal(first);
+        sleep(Duration::from_millis(apart_ms)).await;
+        worker.signal(second);
+        assert!(worker.ended().await.success(), "nothing is left: {}", worker.log());
+        assert_eq!(phases(&worker), ["draining", "closing"], "{first}, {second}");
+        for job in &jobs {
+            assert_eq!(harness.show(job.id())["state"], "succeeded", "{first}, {second}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_signal_that_a_terminal_or_a_manager_sends_has_an_answer_that_loses_nothing() {
+    let harness = Harness::new("signals", "[[fault]]\nkind = \"latency\"\nfixed_ms = 3000\n").await;
+    let mut worker = harness.worker(&[("ERRAND__WORKER__DRAIN_SECS", "600")]).await;
+    let one = send("user-1");
+    harness.publish(std::slice::from_ref(&one)).await;
+    harness.called(1).await;
+    for ignored in ["PIPE", "USR1", "USR2", "WINCH", "TSTP", "CONT"] {
+        worker.signal(ignored);
+    }
+    assert_eq!(harness.job_in(one.id(), &["succeeded", "held"]).await["state"], "succeeded");
+    assert_eq!(worker.readiness().await["phase"], "running");
+    // What counts and is interrupted is held, written by the worker itself.
+    let two = send("user-2");
+    harness.publish(std::slice::from_ref(&two)).await;
+    harness.called(2).await;
+    let begun = Instant::now();
+    worker.signal("QUIT");
+    assert!(worker.ended().await.success(), "nothing is left: {}", worker.log());
+    assert!(begun.elapsed() < Duration::from_secs(1) + MARGIN, "{:?}", begun.elapsed());
+    assert_eq!(harness.show(two.id())["held_reason"], "unknown_outcome");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_was_started_to_outlive_its_terminal_does() {
+    let harness = Harness::new("nohup", "").await;
+    let mut worker = Process::start_ignoring_hangups(&["worker", "--listen", "127.0.0.1:0"], &harness.env());
+    worker.logged("worker ready").await;
+    worker.signal("HUP");
+    let one = read("u-alice");
+    harness.publish(std::slice::from_ref(&one)).await;
+    harness.job_in(one.id(), &["succeeded"]).await;
+    assert_eq!(phases(&worker), Vec::<String>::new());
+    assert!(worker.stop().await.success());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -5,6 +5,9 @@
 //! not run (both `text` and `arguments`, owner `default`, ...) decodes, and admission fails it with
 //! an error that its app can read.
 
+mod encoding;
+mod expected;
+mod explain;
 mod wire;
 
 #[cfg(test)]
@@ -15,8 +18,14 @@ use std::{borrow::Cow, collections::BTreeMap, fmt, sync::Arc, time::Duration};
 use jiff::Timestamp;
 use serde_json::value::RawValue;
 
-pub use self::wire::encode;
-use self::wire::{Wire, describe, digest};
+pub use self::{
+    encoding::{BYTE_ORDER_MARK, FOREIGN_BYTES, Foreign, foreign, names_compression},
+    wire::encode,
+};
+use self::{
+    explain::explain,
+    wire::{Tags, Wire, digest},
+};
 use super::{Budget, Effect, JobId, Owner, OwnerKind, QueueName, outcome::clip};
 use crate::{
     bounds::{
@@ -102,6 +111,8 @@ pub struct Arrival<'a> {
     /// The ID for an envelope that brings none: a fresh one where a person or an HTTP call
     /// enqueues, `None` where a redelivery could not be told from a new job.
     pub fallback_id: Option<JobId>,
+    /// The job is in the store already, so its owner's ID has only to be one that was accepted at any time.
+    pub known: bool,
 }
 
 impl<'a> Arrival<'a> {
@@ -114,6 +125,7 @@ impl<'a> Arrival<'a> {
             correlation_id: None,
             traceparent: None,
             fallback_id: None,
+            known: false,
         }
     }
 }
@@ -158,11 +170,10 @@ pub fn decode(body: &[u8], arrival: &Arrival<'_>) -> Result<JobSpec, EnvelopeErr
     if body.len() > MAX_ENVELOPE_BYTES {
         return Err(too_large(body.len(), ""));
     }
-    let wire: Wire<'_> = serde_json::from_slice(body).map_err(|error| {
-        let what = format!("the envelope is not a valid job: {}", describe(&error));
-        EnvelopeError::new(EnvelopeReason::Malformed, what)
+    let wire = read(body).map_err(|what| {
+        EnvelopeError::new(EnvelopeReason::Malformed, format!("the envelope is not a valid job: {what}"))
     })?;
-    let owner = owner(wire.user_id, wire.org_id)?;
+    let owner = owner(wire.user_id, wire.org_id, arrival.known)?;
     let id = id(wire.id.as_deref(), &owner, arrival)?;
     let (run_at, expires_at) = times(wire.run_at, wire.expires_at)?;
     let mut spec = JobSpec {
@@ -202,6 +213,16 @@ pub fn decode(body: &[u8], arrival: &Arrival<'_>) -> Result<JobSpec, EnvelopeErr
     Ok(spec)
 }
 
+/// The fields of an envelope, or what is wrong with it as a whole.
+fn read(body: &[u8]) -> Result<Wire<'_>, String> {
+    match serde_json::from_slice(body) {
+        // serde would take the values of the fields in a list, too.
+        Ok(_) if !body.trim_ascii_start().starts_with(b"{") => Err(explain::NO_OBJECT.to_owned()),
+        Ok(wire) => Ok(wire),
+        Err(error) => Err(explain(body, &error)),
+    }
+}
+
 fn too_large(bytes: usize, with: &str) -> EnvelopeError {
     EnvelopeError::new(
         EnvelopeReason::TooLarge,
@@ -213,7 +234,7 @@ fn bad(field: &str, what: impl fmt::Display) -> EnvelopeError {
     EnvelopeError::new(EnvelopeReason::BadValue, format!("`{field}` {what}"))
 }
 
-fn owner(user: Option<Cow<'_, str>>, org: Option<Cow<'_, str>>) -> Result<Owner, EnvelopeError> {
+fn owner(user: Option<Cow<'_, str>>, org: Option<Cow<'_, str>>, known: bool) -> Result<Owner, EnvelopeError> {
     let bad_owner = |what: String| EnvelopeError::new(EnvelopeReason::BadOwner, what);
     let (kind, id) = match (user, org) {
         (Some(id), None) => (OwnerKind::User, id),
@@ -221,7 +242,8 @@ fn owner(user: Option<Cow<'_, str>>, org: Option<Cow<'_, str>>) -> Result<Owner,
         (Some(_), Some(_)) => return Err(bad_owner("give `user_id` or `org_id`, not both".into())),
         (None, None) => return Err(bad_owner("give `user_id` or `org_id`".into())),
     };
-    Owner::new(kind, id).map_err(|error| bad_owner(format!("`{}` {error}", kind.field())))
+    let owner = if known { Owner::known(kind, id) } else { Owner::new(kind, id) };
+    owner.map_err(|error| bad_owner(format!("`{}` {error}", kind.field())))
 }
 
 fn id(id: Option<&str>, owner: &Owner, arrival: &Arrival<'_>) -> Result<JobId, EnvelopeError> {
@@ -259,12 +281,29 @@ fn tool(slug: Option<Cow<'_, str>>) -> Result<String, EnvelopeError> {
 fn arguments(raw: Option<&RawValue>) -> Result<Option<Arc<RawValue>>, EnvelopeError> {
     let Some(raw) = raw else { return Ok(None) };
     if !raw.get().starts_with('{') {
-        return Err(bad("arguments", "must be an object"));
+        return if is_empty_list(raw) {
+            Ok(Some(no_arguments()))
+        } else {
+            Err(bad("arguments", "must be an object"))
+        };
     }
     if depth(raw.get()) > MAX_DEPTH {
         return Err(bad("arguments", format!("is nested deeper than {MAX_DEPTH} levels")));
     }
     Ok(Some(Arc::from(raw.to_owned())))
+}
+
+/// What PHP makes of an empty map.
+fn is_empty_list(raw: &RawValue) -> bool {
+    raw.get()
+        .strip_prefix('[')
+        .and_then(|rest| rest.strip_suffix(']'))
+        .is_some_and(|inner| inner.trim().is_empty())
+}
+
+fn no_arguments() -> Arc<RawValue> {
+    let empty = RawValue::from_string("{}".to_owned());
+    empty.unwrap_or_else(|error| unreachable!("an empty object is JSON: {error}")).into()
 }
 
 fn text(text: Option<Cow<'_, str>>) -> Result<Option<String>, EnvelopeError> {
@@ -289,32 +328,40 @@ fn is_unfit(text: &str) -> bool {
     text.len() > MAX_SHORT_TEXT_BYTES || text.chars().any(char::is_control)
 }
 
-fn millis(field: &str, value: Option<u64>, max: Duration) -> Result<Option<Duration>, EnvelopeError> {
-    match value {
-        Some(ms) if ms == 0 || u128::from(ms) > max.as_millis() => {
-            Err(bad(field, format!("must be 1 to {} milliseconds", max.as_millis())))
-        }
-        other => Ok(other.map(Duration::from_millis)),
+fn millis(field: &str, value: Option<i128>, max: Duration) -> Result<Option<Duration>, EnvelopeError> {
+    let max = u64::try_from(max.as_millis()).unwrap_or(u64::MAX);
+    let Some(ms) = whole(field, value, 1, max, " milliseconds")? else { return Ok(None) };
+    Ok(Some(Duration::from_millis(ms)))
+}
+
+fn max_attempts(count: Option<i128>) -> Result<Option<u32>, EnvelopeError> {
+    whole("max_attempts", count, 1, MAX_ATTEMPTS, "")
+}
+
+fn priority(priority: Option<i128>) -> Result<i16, EnvelopeError> {
+    Ok(whole("priority", priority, 0, i16::from(MAX_PRIORITY), "; higher runs earlier")?.unwrap_or(0))
+}
+
+/// A number from `least` to `most`; `rest` ends the sentence that names them.
+fn whole<T>(
+    field: &str,
+    value: Option<i128>,
+    least: T,
+    most: T,
+    rest: &str,
+) -> Result<Option<T>, EnvelopeError>
+where
+    T: TryFrom<i128> + PartialOrd + fmt::Display,
+{
+    let Some(value) = value else { return Ok(None) };
+    match T::try_from(value) {
+        Ok(number) if number >= least && number <= most => Ok(Some(number)),
+        Ok(_) | Err(_) => Err(bad(field, format!("must be {least} to {most}{rest}"))),
     }
 }
 
-fn max_attempts(count: Option<u32>) -> Result<Option<u32>, EnvelopeError> {
-    if count.is_some_and(|n| n == 0 || n > MAX_ATTEMPTS) {
-        return Err(bad("max_attempts", format!("must be 1 to {MAX_ATTEMPTS}")));
-    }
-    Ok(count)
-}
-
-fn priority(priority: Option<i16>) -> Result<i16, EnvelopeError> {
-    let priority = priority.unwrap_or(0);
-    if !(0..=i16::from(MAX_PRIORITY)).contains(&priority) {
-        return Err(bad("priority", format!("must be 0 to {MAX_PRIORITY}; higher runs earlier")));
-    }
-    Ok(priority)
-}
-
-fn tags(tags: Option<Cow<'_, BTreeMap<String, String>>>) -> Result<BTreeMap<String, String>, EnvelopeError> {
-    let tags = tags.map(Cow::into_owned).unwrap_or_default();
+fn tags(tags: Option<Tags<'_>>) -> Result<BTreeMap<String, String>, EnvelopeError> {
+    let tags = tags.map(|Tags(tags)| tags.into_owned()).unwrap_or_default();
     if tags.len() > MAX_TAGS {
         return Err(bad("tags", format!("has more than {MAX_TAGS} entries")));
     }

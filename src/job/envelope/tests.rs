@@ -93,3 +93,103 @@ fn times_are_kept_as_finely_as_databases_keep_them() {
     let stored = decode_json(&with("run_at", json!("2026-01-02T03:04:05.123456Z"))).unwrap();
     assert_eq!(spec.digest, stored.digest);
 }
+
+#[test]
+fn every_message_names_the_field_and_what_it_has_to_be() {
+    let job = |rest: &str| {
+        format!(r#"{{"id":"0190b0a0-0000-7000-8000-000000000001","user_id":"u","tool":"T",{rest}}}"#)
+    };
+    for (rest, said) in [
+        (r#""priority":"1""#, "`priority` must be a whole number, without quotes, fraction or exponent"),
+        (r#""priority":1.5"#, "`priority` must be a whole number"),
+        (r#""priority":40000"#, "`priority` must be 0 to 9; higher runs earlier"),
+        (r#""max_attempts":-1"#, "`max_attempts` must be 1 to 1000"),
+        (r#""timeout_ms":1e3"#, "`timeout_ms` must be a whole number"),
+        (r#""timeout_ms":99999999999999999999"#, "`timeout_ms` must be 1 to 1800000 milliseconds"),
+        (r#""max_age_ms":[]"#, "`max_age_ms` must be a whole number"),
+        (r#""text":7"#, "`text` must be a text"),
+        (r#""text":"\ud800""#, "`text` contains half of a surrogate pair"),
+        (r#""effect":"Once""#, "`effect` must be one of the words safe, idempotent, once"),
+        (r#""effect":{}"#, "`effect` must be one of the words safe, idempotent, once"),
+        (r#""tags":["a"]"#, "`tags` must be an object"),
+        (r#""tags":{"a":1}"#, "`tags` must have a text for each tag"),
+        (
+            r#""run_at":1700000000"#,
+            "`run_at` must be a text with a time; write it as in 2026-05-04T06:30:00Z",
+        ),
+        (r#""run_at":"tomorrow""#, "`run_at` is not a time of RFC 3339"),
+        (r#""run_at":"2026-02-30T09:00:00Z""#, "`run_at` is not a time of RFC 3339"),
+        (r#""run_at":"2026-01-31""#, "`run_at` is not a time of RFC 3339"),
+        (r#""run_at":"2026-01-31T09:00:00""#, "`run_at` has no offset from UTC, such as Z"),
+        (
+            r#""expires_at":"9999-12-31T23:59:59.9999999Z""#,
+            "`expires_at` is out of the range of times, which ends at 9999-12-30T22:00:00Z",
+        ),
+        (
+            r#""expires_at":"9999-12-31T23:59:59.999999999+00:00""#,
+            "`expires_at` is out of the range of times",
+        ),
+        (r#""text":"x","tool":"T""#, "duplicate field `tool`"),
+        (r#""toll":1"#, "unknown field `toll`"),
+    ] {
+        let error = decode_bytes(job(rest).as_bytes()).map(drop).unwrap_err();
+        assert!(error.message.contains(said), "{rest}: {error}");
+        assert!(!error.message.contains("column"), "{rest}: {error}");
+    }
+}
+
+#[test]
+fn what_is_no_object_or_no_json_is_named() {
+    let utf16: Vec<u8> = "{\"a\":1}".encode_utf16().flat_map(u16::to_le_bytes).collect();
+    for (body, said) in [
+        (&b"[]"[..], "it must be one JSON object"),
+        (b"null", "it must be one JSON object"),
+        (b"\"text\"", "it must be one JSON object"),
+        (br#"[null,"u",null,null,"T",null,null,null,null,null,null,null,null,null,null,null,null,null,null]"#, "it must be one JSON object"),
+        (b"{\"user_id\":\n\"u\",}", "it is not JSON: trailing comma, at line 2, column"),
+        (b"{\"user_id\":", "it is not JSON: EOF"),
+        (b"\xef\xbb\xbf{}", "byte order mark"),
+        (&utf16, "it is UTF-16"),
+        (b"\x1f\x8b\x08\0", "compressed with gzip"),
+        (b"\x28\xb5\x2f\xfd\0", "compressed with zstd"),
+    ] {
+        let error = decode_bytes(body).map(drop).unwrap_err();
+        assert!(error.message.contains(said), "{error}");
+    }
+}
+
+#[test]
+fn the_empty_list_of_php_is_the_empty_object() {
+    let php = decode_bytes(br#"{"id":"0190b0a0-0000-7000-8000-000000000001","user_id":"u","tool":"T","arguments":[ ],"tags":[]}"#);
+    let spelt = decode_bytes(
+        br#"{"id":"0190b0a0-0000-7000-8000-000000000001","user_id":"u","tool":"T","arguments":{},"tags":{}}"#,
+    );
+    let (php, spelt) = (php.unwrap(), spelt.unwrap());
+    assert_eq!((php.digest, encode(&php)), (spelt.digest, encode(&spelt)));
+    assert!(decode_json(&with("tags", json!([1]))).is_err());
+}
+
+#[test]
+fn an_owner_is_what_a_reader_sees_and_known_ones_stay_readable() {
+    for (id, said) in [
+        (" default ", "begins or ends with a blank"),
+        ("u-alice\u{a0}", "begins or ends with a blank"),
+        ("de\u{200b}fault", "a character that nobody sees"),
+        ("\u{202e}u-alice", "a character that nobody sees"),
+        ("u\u{feff}", "a character that nobody sees"),
+        ("u\u{e0041}", "a character that nobody sees"),
+    ] {
+        let job = with("user_id", json!(id));
+        let error = decode_json(&job).map(drop).unwrap_err();
+        assert_eq!(error.reason, EnvelopeReason::BadOwner, "{id:?}");
+        assert!(error.message.starts_with("`user_id`") && error.message.contains(said), "{id:?}: {error}");
+        // The relay goes on with rows that were accepted before.
+        let queue = queue();
+        let relayed = Arrival { known: true, ..Arrival::new(&queue) };
+        assert_eq!(decode(&serde_json::to_vec(&job).unwrap(), &relayed).unwrap().owner.id(), id);
+        assert_eq!(format!("user:{id}").parse::<Owner>().unwrap().id(), id);
+    }
+    for id in ["a b", "\u{4f60}\u{597d}", "\u{e9}\u{1f600}", "x@example.com", "auth0|5f7c"] {
+        assert!(decode_json(&with("user_id", json!(id))).is_ok(), "{id}");
+    }
+}

@@ -1,13 +1,16 @@
 //! The JSON of an envelope, as it travels.
 
-use std::{borrow::Cow, collections::BTreeMap, time::Duration};
+use std::{borrow::Cow, collections::BTreeMap, fmt, time::Duration};
 
 use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
+use serde::{
+    Deserialize, Deserializer, Serialize,
+    de::{Error as _, IgnoredAny, MapAccess, SeqAccess, Unexpected, Visitor, value::MapAccessDeserializer},
+};
 use serde_json::value::RawValue;
 use sha2::{Digest as _, Sha256};
 
-use super::{Digest, JobSpec};
+use super::{Digest, JobSpec, expected::Explained};
 use crate::job::{Effect, OwnerKind};
 
 /// Declares the JSON as it travels. What is missing is left out.
@@ -21,7 +24,22 @@ macro_rules! wire {
             #[serde(skip_serializing_if = "Option::is_none")]
             pub(super) $field: Option<$type>,)*
         }
+
+        /// The names of all fields.
+        pub(super) const FIELDS: &[&str] = &[$(stringify!($field),)*];
+
+        /// What is wrong with the value of a field, if anything.
+        pub(super) fn mistake_in<$life>(field: &str, value: &$life RawValue) -> Option<String> {
+            match field {
+                $(stringify!($field) => mistake::<$type>(value),)*
+                _ => None,
+            }
+        }
     };
+}
+
+fn mistake<'a, T: Explained + Deserialize<'a>>(value: &'a RawValue) -> Option<String> {
+    serde_json::from_str::<Option<T>>(value.get()).is_err().then(|| T::expected(value))
 }
 
 wire! { 'a:
@@ -36,15 +54,56 @@ wire! { 'a:
     version: Cow<'a, str>,
     connected_account_id: Cow<'a, str>,
     queue: Cow<'a, str>,
-    priority: i16,
+    priority: i128,
     run_at: Timestamp,
     expires_at: Timestamp,
-    timeout_ms: u64,
-    max_attempts: u32,
-    max_age_ms: u64,
+    timeout_ms: i128,
+    max_attempts: i128,
+    max_age_ms: i128,
     effect: Effect,
     idempotency_key: Cow<'a, str>,
-    tags: Cow<'a, BTreeMap<String, String>>,
+    tags: Tags<'a>,
+}
+
+/// Tags by name. The empty list is what PHP makes of an empty map.
+#[derive(Debug, Serialize)]
+#[serde(transparent)]
+pub(super) struct Tags<'a>(pub(super) Cow<'a, BTreeMap<String, String>>);
+
+impl<'de> Deserialize<'de> for Tags<'_> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct TagsVisitor;
+
+        impl<'de> Visitor<'de> for TagsVisitor {
+            type Value = BTreeMap<String, String>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<M: MapAccess<'de>>(self, map: M) -> Result<Self::Value, M::Error> {
+                Self::Value::deserialize(MapAccessDeserializer::new(map))
+            }
+
+            fn visit_seq<S: SeqAccess<'de>>(self, mut list: S) -> Result<Self::Value, S::Error> {
+                match list.next_element::<IgnoredAny>()? {
+                    None => Ok(BTreeMap::new()),
+                    Some(_) => Err(S::Error::invalid_type(Unexpected::Seq, &self)),
+                }
+            }
+        }
+
+        deserializer.deserialize_any(TagsVisitor).map(|tags| Self(Cow::Owned(tags)))
+    }
+}
+
+impl Explained for Tags<'_> {
+    fn expected(value: &RawValue) -> String {
+        match value.get().starts_with('{') {
+            true => "must have a text for each tag".to_owned(),
+            false => "must be an object".to_owned(),
+        }
+    }
 }
 
 /// The envelope of a stored job, as the relay publishes it. Decoding it gives the same job with
@@ -55,7 +114,7 @@ pub fn encode(spec: &JobSpec) -> Vec<u8> {
 }
 
 fn wire_of<'a>(spec: &'a JobSpec, arguments: Option<&'a RawValue>, id: Option<String>) -> Wire<'a> {
-    let millis = |d: Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
+    let millis = |d: Duration| i128::try_from(d.as_millis()).unwrap_or(i128::MAX);
     let owner_id = |kind| (spec.owner.kind() == kind).then(|| Cow::Borrowed(spec.owner.id()));
     let text = |text: &'a Option<String>| text.as_deref().map(Cow::Borrowed);
     Wire {
@@ -69,15 +128,15 @@ fn wire_of<'a>(spec: &'a JobSpec, arguments: Option<&'a RawValue>, id: Option<St
         version: text(&spec.version),
         connected_account_id: text(&spec.connected_account_id),
         queue: Some(Cow::Borrowed(spec.queue.as_str())),
-        priority: (spec.priority != 0).then_some(spec.priority),
+        priority: (spec.priority != 0).then(|| spec.priority.into()),
         run_at: spec.run_at,
         expires_at: spec.expires_at,
         timeout_ms: spec.timeout.map(millis),
-        max_attempts: spec.budget.max_attempts,
+        max_attempts: spec.budget.max_attempts.map(i128::from),
         max_age_ms: spec.budget.max_age.map(millis),
         effect: spec.effect,
         idempotency_key: text(&spec.idempotency_key),
-        tags: (!spec.tags.is_empty()).then_some(Cow::Borrowed(&spec.tags)),
+        tags: (!spec.tags.is_empty()).then_some(Tags(Cow::Borrowed(&spec.tags))),
     }
 }
 
@@ -115,28 +174,4 @@ fn compact(json: &str) -> Option<Box<RawValue>> {
         return None;
     }
     RawValue::from_string(out).ok()
-}
-
-/// serde's message quotes the offending value; an error that is logged or listed must not. A value
-/// may imitate the rest of the message, so only what stands behind all of it is taken.
-pub(super) fn describe(error: &serde_json::Error) -> String {
-    let text = error.to_string();
-    let place = format!(" at line {} column {}", error.line(), error.column());
-    let text = text.trim_end_matches(place.as_str());
-    let expected = |otherwise| text.rsplit_once(", expected ").map_or(otherwise, |(_, expected)| expected);
-    let what = match text.split_once(": ") {
-        // What is no JSON is described without quoting it.
-        _ if !error.is_data() => text.to_owned(),
-        Some((head @ ("invalid type" | "invalid value" | "invalid length"), _)) => {
-            format!("{head}, expected {}", expected("another type"))
-        }
-        _ if text.starts_with("unknown variant `") => {
-            format!("unknown word, expected {}", expected("another"))
-        }
-        // A field's name is the app's, not its customer's, and a typo has to be found.
-        _ if text.starts_with("unknown field `") => text.replace(char::is_control, ""),
-        _ if text.starts_with("duplicate field `") => text.to_owned(),
-        _ => "a value cannot be read; times are written as in 2026-05-04T06:30:00Z".to_owned(),
-    };
-    format!("{what}, at column {}", error.column())
 }

@@ -97,7 +97,7 @@ impl AccountError {
 
 pub fn needs_connection(owner: &Owner, toolkit: &str) -> String {
     format!(
-        "`{}` {} has not connected the toolkit `{toolkit}`; connect an account for exactly this ID, {RESUMES}",
+        "`{}` {:?} has not connected the toolkit `{toolkit}`; connect an account for exactly this ID, {RESUMES}",
         owner.kind().field(),
         owner.id()
     )
@@ -105,7 +105,7 @@ pub fn needs_connection(owner: &Owner, toolkit: &str) -> String {
 
 pub fn needs_reconnection(owner: &Owner, toolkit: &str, why: &str) -> String {
     format!(
-        "the account that `{}` {} connected for the toolkit `{toolkit}` {why}; connect it again for exactly \
+        "the account that `{}` {:?} connected for the toolkit `{toolkit}` {why}; connect it again for exactly \
          this ID, {RESUMES}",
         owner.kind().field(),
         owner.id()

@@ -258,7 +258,7 @@ fn errors_say_what_to_change_and_hide_keys() {
     let classified = meaning(Effect::Once, 400, body);
     assert!(classified.account_is_gone());
     let Next::Stop(Stop::Connect { error, .. }) = classified.next else { panic!("not held") };
-    for part in ["`org_id` org_1", "`github`", "no account, key ak_***", "suggested fix: Connect it."] {
+    for part in [r#"`org_id` "org_1""#, "`github`", "no account, key ak_***", "suggested fix: Connect it."] {
         assert!(error.message().contains(part), "{part} in {}", error.message());
     }
     assert_eq!(error.code(), Some(1810));

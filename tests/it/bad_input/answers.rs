@@ -103,7 +103,7 @@ async fn numbers_arrive_and_come_back_digit_by_digit(pair: Backends) {
         .await;
     } else {
         let refused = pair.bulk(&[neighbour]);
-        assert!(String::from_utf8_lossy(&refused.stderr).contains("already used"), "{refused:?}");
+        assert!(String::from_utf8_lossy(&refused.stderr).contains("known with another body"), "{refused:?}");
     }
     let same = read_with(&published, &NUMBERS.replace(",\"c\"", " ,\n \"c\"")).replace('\n', " ");
     pair.submit(&[same]).await;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use errand_testbed::factory::id;
+use errand_testbed::factory::{self, Envelope as _, id};
 use lapin::{
     BasicProperties,
     types::{AMQPValue, DecimalValue, FieldArray, FieldTable},
@@ -38,13 +38,14 @@ fn poisons() -> Vec<Poison> {
         poison("", "malformed", "not a valid job"),
         poison(" \n", "malformed", "not a valid job"),
         poison("hello", "malformed", "not a valid job"),
-        poison("null", "malformed", "not a valid job"),
-        poison("[]", "malformed", "not a valid job"),
-        poison("17", "malformed", "not a valid job"),
-        poison(&b"\xff\xfe\x00\x80"[..], "malformed", "not a valid job"),
-        poison(&b"\x1f\x8b\x08\x00not json"[..], "malformed", "not a valid job"),
+        poison("null", "malformed", "it must be one JSON object"),
+        poison("[]", "malformed", "it must be one JSON object"),
+        poison("17", "malformed", "it must be one JSON object"),
+        poison(&b"\xff\xfe\x00\x80"[..], "malformed", "it is UTF-16"),
+        poison(&b"\x1f\x8b\x08\x00not json"[..], "malformed", "compressed with gzip"),
+        poison(&b"\x28\xb5\x2f\xfdnot json"[..], "malformed", "compressed with zstd"),
         poison(&b"{\"id\":\"\xc3\x28\"}"[..], "malformed", "not a valid job"),
-        poison("\u{feff}{}", "malformed", "not a valid job"),
+        poison("\u{feff}{}", "malformed", "begins with a byte order mark"),
         poison(nested.as_str(), "malformed", "not a valid job"),
         poison(closed.as_str(), "malformed", "not a valid job"),
         poison(
@@ -52,22 +53,31 @@ fn poisons() -> Vec<Poison> {
             "bad_value",
             "`arguments` is nested deeper",
         ),
-        poison(with("tags", &format!(r#"{{"deep":{closed}}}"#)), "malformed", "not a valid job"),
+        poison(
+            with("tags", &format!(r#"{{"deep":{closed}}}"#)),
+            "malformed",
+            "`tags` must have a text for each",
+        ),
         poison(with("arguments", "[1]"), "bad_value", "`arguments` must be an object"),
         poison(with("arguments", r#""text""#), "bad_value", "`arguments` must be an object"),
-        poison(with("priority", "1.5"), "malformed", "not a valid job"),
-        poison(with("priority", "99999999999999999999"), "malformed", "not a valid job"),
+        poison(with("priority", "1.5"), "malformed", "`priority` must be a whole number"),
+        poison(with("priority", "99999999999999999999"), "bad_value", "`priority` must be 0 to 9"),
         poison(with("priority", "10"), "bad_value", "`priority` must be 0 to 9"),
-        poison(with("max_attempts", "-1"), "malformed", "not a valid job"),
+        poison(with("max_attempts", "-1"), "bad_value", "`max_attempts` must be 1 to"),
         poison(with("max_attempts", "2147483648"), "bad_value", "`max_attempts` must be 1 to"),
         poison(with("timeout_ms", "18446744073709551615"), "bad_value", "`timeout_ms` must be 1 to"),
-        poison(with("timeout_ms", "1e400"), "malformed", "not a valid job"),
-        poison(with("run_at", r#""tomorrow""#), "malformed", "times are written as"),
+        poison(with("timeout_ms", "1e400"), "malformed", "`timeout_ms` must be a whole number"),
+        poison(with("run_at", r#""tomorrow""#), "malformed", "`run_at` is not a time of RFC 3339"),
+        poison(
+            with("expires_at", r#""9999-12-31T23:59:59.9999999Z""#),
+            "malformed",
+            "`expires_at` is out of the range of times, which ends at 9999-12-30T22:00:00Z",
+        ),
         poison(with("run_at", r#""-009998-01-02T00:00:00Z""#), "bad_value", "the database refuses the job"),
         poison(with("toll", "1"), "malformed", "unknown field `toll`"),
         poison(with("tool", r#""T""#), "malformed", "duplicate field"),
         poison(with("text", r#""a\u0000b""#), "bad_value", "`text` contains a NUL"),
-        poison(with("text", r#""\ud800""#), "malformed", "not a valid job"),
+        poison(with("text", r#""\ud800""#), "malformed", "`text` contains half of a surrogate pair"),
         poison(with("idempotency_key", r#""a\u0000b""#), "bad_value", "`idempotency_key`"),
         poison(with("requested_by", r#""\u0000""#), "bad_value", "`requested_by`"),
         poison(with("connected_account_id", r#""ca\u0000""#), "bad_value", "`connected_account_id`"),
@@ -79,7 +89,13 @@ fn poisons() -> Vec<Poison> {
         poison(r#"{"id":"x\u0000","user_id":"u","tool":"T"}"#, "bad_value", "`id` is not a UUID"),
         poison(r#"{"user_id":"u","tool":"T"}"#, "no_id", "give an `id`"),
         poison(read(&id()).replace("u-alice", r"u\u0000x"), "bad_owner", "`user_id`"),
-        poison(read(&id()).replace("u-alice", r"u\ud800"), "malformed", "not a valid job"),
+        poison(read(&id()).replace("u-alice", r"u\ud800"), "malformed", "`user_id` contains half"),
+        poison(
+            read(&id()).replace("u-alice", " default "),
+            "bad_owner",
+            "`user_id` begins or ends with a blank",
+        ),
+        poison(read(&id()).replace("u-alice", "de\u{200b}fault"), "bad_owner", "nobody sees"),
         poison(read(&id()).replace("u-alice", &"u".repeat(300)), "bad_owner", "`user_id`"),
         poison(read(&id()).replace("GITHUB_GET_REPO", r"T\u0000"), "bad_value", "`tool`"),
         poison(long, "too_large", "send at most"),
@@ -134,6 +150,67 @@ async fn every_kind_of_poison_is_kept_counted_and_explained_and_the_next_job_run
         Some("3"),
         "no poison is a job"
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_a_content_encoding_that_compresses_is_blamed_and_a_repeated_id_is_told_what_differs() {
+    let harness = Harness::new("encodings", "").await;
+    let _worker = harness.worker(&[]).await;
+    let encoded = |name: &str| BasicProperties::default().with_content_encoding(name.into());
+    // Spring and Celery name the charset there; a valid job runs.
+    let (charset, empty) = (id(), id());
+    harness.publish_raw(&[read(&charset).into_bytes()], encoded("UTF-8")).await;
+    let php = format!(
+        r#"{{"id":"{empty}","user_id":"u-alice","tool":"GITHUB_GET_REPO","arguments":[],"tags":[]}}"#
+    );
+    harness.publish_raw(&[php.into_bytes()], BasicProperties::default()).await;
+    for job in [&charset, &empty] {
+        harness.job_in(job, &["succeeded", "failed"]).await;
+    }
+    harness.publish_raw(&[b"{\"tool\":".to_vec()], encoded("utf8")).await;
+    harness.publish_raw(&[b"\x8b\x03\x80brotli".to_vec()], encoded("br")).await;
+    // The same job as another library writes it.
+    let reordered = read(&charset).replace(r#"{"owner":"o","repo":"r"}"#, r#"{"repo":"r","owner":"o"}"#);
+    harness.publish_raw(&[reordered.into_bytes()], BasicProperties::default()).await;
+    until("three are kept", PATIENCE, async || {
+        (harness.text("select count(*)::text from rejected").await? == "3").then_some(())
+    })
+    .await;
+    let listed = harness.errand(&["rejected", "list", "--json"]).stdout;
+    let listed: Vec<Value> =
+        String::from_utf8(listed).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let of = |reason: &str, start: &str| {
+        let mut rows = listed.iter().filter(|row| row["reason"] == reason);
+        let row = rows.find(|row| {
+            let shown = harness.errand(&["rejected", "show", row["id"].as_str().unwrap(), "--body"]);
+            String::from_utf8_lossy(&shown.stdout).contains(start)
+        });
+        row.unwrap_or_else(|| panic!("{reason}, {start}: {listed:#?}"))["message"]
+            .as_str()
+            .unwrap()
+            .to_owned()
+    };
+    let cut = of("malformed", "tool");
+    assert!(cut.contains("it is not JSON") && !cut.contains("encoding"), "{cut}");
+    assert!(of("malformed", "brotli").contains("its content encoding says that it is compressed"));
+    let other = of("body_conflict", "owner");
+    assert!(other.contains("known with another body") && other.contains("same bytes"), "{other}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_for_a_time_beyond_the_longest_wait_fails_and_says_so() {
+    let harness = Harness::new("far", "").await;
+    let _worker = harness.worker(&[]).await;
+    let far = id();
+    let job = factory::read("u-alice").named(&far).with("run_at", "2999-01-01T00:00:00Z");
+    harness.publish(&[job]).await;
+    let shown = harness.job_in(&far, &["failed", "scheduled"]).await;
+    assert_eq!(
+        (&shown["state"], &shown["error"]["kind"]),
+        (&json!("failed"), &json!("invalid_job")),
+        "{shown}"
+    );
+    assert!(shown["error"]["message"].as_str().unwrap().starts_with("`run_at` is further ahead"), "{shown}");
 }
 
 /// Headers of every type that AMQP has, and one that is nested deeper than is shown.
@@ -218,7 +295,7 @@ async fn odd_properties_change_nothing_about_a_job_and_are_kept_with_what_is_non
     let of = |reason: &str| listed.iter().find(|row| row["reason"] == reason).unwrap();
     assert!(of("bad_value")["message"].as_str().unwrap().contains("`correlation_id`"));
     let kept = of("malformed");
-    assert!(kept["message"].as_str().unwrap().contains("content encoding"), "{kept}");
+    assert!(kept["message"].as_str().unwrap().contains("compressed with gzip"), "{kept}");
     let other = &kept["properties"]["other"];
     for (name, value) in [
         ("content_encoding", "gzip"),

@@ -62,6 +62,7 @@ fn arguments_come_from_the_command_line_a_file_or_standard_input() {
         .fails(2, "cannot read @missing.json");
     place.run(&["enqueue", "X", "--org-id", "o", "--args", "{\"a\""]).fails(2, "not valid JSON");
     place.run(&["enqueue", "X", "--org-id", "o", "--args", "[1]"]).fails(1, "`arguments` must be an object");
+    place.enqueue(&["--args", "[]"]);
 }
 
 #[test]
@@ -75,10 +76,13 @@ fn an_id_or_an_idempotency_key_makes_one_job_of_two() {
     let json = place.run(&[&again[..], &["--json"]].concat()).succeeds().json();
     assert_eq!(json, json!({"id": first, "duplicate": true}));
     let other = ["enqueue", "OTHER", "--user-id", "u-alice", "--idempotency-key", "k"];
-    place.run(&other).fails(1, "`idempotency_key` was already used with another body");
+    place.run(&other).fails(1, "`idempotency_key` is known with another body");
     place
         .run(&["enqueue", "OTHER", "--user-id", "u-alice", "--id", &first])
-        .fails(1, "already used by another job");
+        .fails(1, "this `id` is known with another body");
+    place
+        .run(&["enqueue", "GITHUB_GET_REPO", "--user-id", "u-bob", "--id", &first])
+        .fails(1, "this `id` is already used by another job");
 }
 
 #[test]
@@ -89,6 +93,12 @@ fn a_job_that_may_not_run_is_refused_with_the_reason() {
     place.run(&["enqueue", "X", "--user-id", "u", "--queue", "No Pe"]).fails(2, "--queue must have");
     place.run(&["enqueue", "X", "--user-id", "u", "--priority", "10"]).fails(1, "`priority` must be 0 to 9");
     place.run(&["enqueue", "X", "--user-id", " "]).fails(1, "`user_id` is empty");
+    place.run(&["enqueue", "X", "--user-id", " default "]).fails(1, "begins or ends with a blank");
+    place.run(&["enqueue", "X", "--user-id", "\u{ff44}efault"]).fails(1, "could expose other people's data");
+    let pin = place.run(&["pins", "set", "github", "20251027_00", "--owner", "user:u\u{200b}"]).exits(2);
+    assert!(pin.err.contains("nobody sees"), "{pin:?}");
+    let far = ["enqueue", "X", "--user-id", "u", "--run-at", "2999-01-01T00:00:00Z"];
+    place.run(&far).fails(1, "`run_at` is further ahead than 366 days");
 }
 
 #[test]
@@ -144,11 +154,52 @@ fn bulk_counts_every_line_and_bad_ones_stop_nobody() {
     let ran = place.run(&["enqueue-bulk", &file]).exits(1);
     assert_eq!(ran.out, "1201 new, 0 duplicate, 1 refused, 2 invalid\n");
     assert_snapshot!(ran.err, @"
-    line 4: the envelope is not a valid job: unknown field `toll`, expected one of `id`, `user_id`, `org_id`, `requested_by`, `tool`, `arguments`, `text`, `version`, `connected_account_id`, `queue`, `priority`, `run_at`, `expires_at`, `timeout_ms`, `max_attempts`, `max_age_ms`, `effect`, `idempotency_key`, `tags`, at column 36
+    line 4: the envelope is not a valid job: unknown field `toll`, expected one of `id`, `user_id`, `org_id`, `requested_by`, `tool`, `arguments`, `text`, `version`, `connected_account_id`, `queue`, `priority`, `run_at`, `expires_at`, `timeout_ms`, `max_attempts`, `max_age_ms`, `effect`, `idempotency_key`, `tags`
     line 701: the owner `default` is refused because it could expose other people's data; send the real `user_id`
     line 702: there is no queue of this name in [queues]; use one of bulk, default
     ");
     let again = place.run_with_input(&["enqueue-bulk", "-", "--json"], &lines[..3].join("\n")).succeeds();
     assert_eq!(again.json(), json!({"new": 0, "duplicate": 3, "refused": 0, "invalid": 0, "problems": []}));
     place.run(&["enqueue-bulk", "missing.jsonl"]).fails(2, "cannot read missing.jsonl");
+}
+
+#[test]
+fn a_file_in_another_encoding_is_named_once_and_a_byte_order_mark_is_no_line() {
+    let place = Place::with_database();
+    let line = r#"{"user_id":"u","tool":"X"}"#;
+    let marked = place.file("marked.jsonl", &format!("\u{feff}{line}\r\n{line}\r\n"));
+    assert_eq!(
+        place.run(&["enqueue-bulk", &marked]).succeeds().out,
+        "2 new, 0 duplicate, 0 refused, 0 invalid\n"
+    );
+    assert_eq!(
+        place.run_with_input(&["enqueue-bulk", "-"], "").succeeds().out,
+        "0 new, 0 duplicate, 0 refused, 0 invalid\n"
+    );
+    let arguments = place.file("arguments.json", "\u{feff}{\"a\":1}");
+    place.enqueue(&["--args", &format!("@{arguments}")]);
+    let utf16: Vec<u8> = format!("\u{feff}{line}\n").encode_utf16().flat_map(u16::to_le_bytes).collect();
+    for (name, bytes, said) in [
+        ("utf-16", utf16.as_slice(), "the input is UTF-16; make it plain text in UTF-8"),
+        ("unmarked-utf-16", &utf16[2..], "the input is UTF-16; make it plain text in UTF-8"),
+        (
+            "gzip",
+            b"\x1f\x8b\x08\0\0\0\0\0",
+            "the input is compressed with gzip; make it plain text in UTF-8 first",
+        ),
+        (
+            "zstd",
+            b"\x28\xb5\x2f\xfd\0\0",
+            "the input is compressed with zstd; make it plain text in UTF-8 first",
+        ),
+    ] {
+        let path = place.file(name, "");
+        std::fs::write(&path, bytes).unwrap();
+        let ran = place.run(&["enqueue-bulk", &path]);
+        assert_eq!(ran.err.matches("input").count(), 1, "{ran:?}");
+        ran.fails(2, said);
+        let arguments = format!("@{path}");
+        let ran = place.run(&["enqueue", "X", "--user-id", "u", "--args", &arguments]);
+        ran.fails(2, said.strip_prefix("the input").unwrap());
+    }
 }

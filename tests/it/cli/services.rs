@@ -101,6 +101,64 @@ fn the_doctor_names_every_service_that_is_away_and_what_to_check() {
 }
 
 #[test]
+fn a_password_that_misleads_the_parser_is_named_nowhere() {
+    let database = |password: &str| format!("postgres://errand:{password}@127.0.0.1:1/errand");
+    let broker = |password: &str| format!("amqp://errand:{password}@127.0.0.1:1/%2f");
+    for password in ["hun@hunter2/x", "1/hunter2", "hunter2#x", "1?hunter2&hunter2=1", "x/1@hunter2"] {
+        for (name, url) in [("DATABASE_URL", database(password)), ("AMQP_URL", broker(password))] {
+            let place =
+                Place::empty().set(name, &url).set("ERRAND__LOG__LEVEL", "trace,lapin=trace,sqlx=trace");
+            for args in [&["config", "show", "--origins"][..], &["doctor"], &["jobs", "list"], &["worker"]] {
+                let ran = place.run(args).fails(3, "percent-encode special characters");
+                assert!(!ran.err.contains("127.0.0.1"), "nothing of it is quoted: {ran:?}");
+            }
+        }
+    }
+    // What is no part of a password for a parser is none for us, and its parameters are not said either.
+    for (name, url) in [
+        ("DATABASE_URL", format!("{}?pasword=hunter2&password=a&hunter2", database("h@hunter2"))),
+        ("AMQP_URL", format!("{}?hunter2=hunter2", broker("h@hunter2"))),
+    ] {
+        let place =
+            Place::empty().set(name, &url).set("ERRAND__LOG__LEVEL", "trace,lapin=trace,sqlx_postgres=trace");
+        for (args, code) in [(&["config", "show"][..], 0), (&["doctor"], 1)] {
+            assert_eq!(place.run(args).code, Some(code), "{args:?}");
+        }
+    }
+    let health = ["health", "--url", "http://errand:hunter2@127.0.0.1:1/"];
+    Place::empty().run(&health).fails(4, "http://errand:***@127.0.0.1:1/ does not answer");
+    Place::with_database()
+        .run(&["audit", "--ledger", "http://errand:hunter2@127.0.0.1:1"])
+        .fails(2, "--ledger takes");
+}
+
+#[test]
+fn the_doctor_warns_of_ways_on_which_passwords_and_keys_can_be_read() {
+    // Connections to this address reach this host, but it is not one that names it.
+    let place = Place::empty()
+        .set("DATABASE_URL", "postgres://errand:hunter2@0.0.0.0:1/errand")
+        .set("AMQP_URL", "amqp://errand:hunter2@0.0.0.0:1/%2f")
+        .set("COMPOSIO_BASE_URL", "http://0.0.0.0:1")
+        .set("COMPOSIO_API_KEY", SECRET);
+    let doctor = place.run(&["doctor"]).exits(1);
+    for advice in ["sslmode=verify-full", "use amqps://", "use https://"] {
+        let warned = doctor.out.lines().any(|line| line.starts_with("WARN") && line.contains(advice));
+        assert!(warned, "{advice}: {doctor:?}");
+    }
+}
+
+#[test]
+fn health_asks_the_address_that_the_settings_name() {
+    let (place, _sandbox) = with_sandbox();
+    let sandbox = place.env["COMPOSIO_BASE_URL"].trim_start_matches("http://").to_owned();
+    // It has no such path, which shows that it was asked.
+    place.set("ERRAND__HTTP__LISTEN", &sandbox).run(&["health"]).exits(1);
+    let away = Place::empty().set("ERRAND__HTTP__LISTEN", "127.0.0.1:1");
+    away.run(&["health"]).fails(4, "http://127.0.0.1:1/health/ready does not answer");
+    Place::empty().set("ERRAND__HTTP__LISTEN", "").run(&["health"]).fails(2, "`http.listen` is empty");
+}
+
+#[test]
 fn the_doctor_is_content_with_an_embedded_setup() {
     let (place, _sandbox) = with_sandbox();
     let ran = place.run(&["doctor"]).succeeds();

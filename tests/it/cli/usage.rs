@@ -140,7 +140,7 @@ fn settings_are_shown_with_their_origins_and_without_secrets() {
         shown.lines().filter(|line| line.starts_with('[') || !line.ends_with("# default")).collect();
     assert_snapshot!(lines.join("\n"), @r#"
     [store]
-    url = "postgres://errand:***@db:5432/errand?password=***"  # environment variable DATABASE_URL
+    url = "postgres://errand:***@db:5432/errand?***"  # environment variable DATABASE_URL
 
     [amqp]
     url = "amqp://errand:***@mq:5672/%2f"  # environment variable AMQP_URL

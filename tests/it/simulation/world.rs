@@ -452,8 +452,9 @@ impl World {
             }
             way => {
                 let life = Life::new(usize::MAX, "cli".to_owned());
-                let bare =
-                    Admission::new(self.store_of(&life), None, errand::job::Rules::default(), Duration::ZERO);
+                let clock = Arc::new(HostClock { start: self.start, wrongness: Wrongness::default() });
+                let rules = errand::job::Rules::default();
+                let bare = Admission::new(self.store_of(&life), None, clock, rules, Duration::ZERO);
                 let bare = Arc::new(bare);
                 loop {
                     let live = self.some_live().filter(|_| matches!(way, Way::Admission));

@@ -3,8 +3,8 @@
 use std::{sync::Arc, time::Duration};
 
 use errand::{
-    job::{Digest, JobSpec, State, encode},
-    store::{Claim, Conflict, Inserted},
+    job::{Arrival, Digest, JobSpec, Owner, OwnerKind, State, encode},
+    store::{Claim, Conflict, Inserted, JobFilter},
 };
 use serde_json::json;
 
@@ -49,6 +49,27 @@ on_every_backend!(an_insert_repeated_changes_nothing, async |t| {
     t.run(&spec).await;
     assert_eq!(t.insert(&spec).await, Inserted::Duplicate { id: spec.id, state: Some(State::Running) });
 });
+
+on_every_backend!(an_owner_of_old_stays_readable_and_its_jobs_run, async |t| {
+    // Accepted before blanks and invisible characters were refused.
+    for id in [" u ", "u\u{200b}", "\u{202e}u"] {
+        assert!(Owner::new(OwnerKind::User, id).is_err());
+        let owner = Owner::known(OwnerKind::User, id).unwrap();
+        let old = job(json!({}));
+        let relayed = decode_known(&encode(&JobSpec { owner: owner.clone(), ..JobSpec::clone(&old) }));
+        t.insert(&relayed).await;
+        assert_eq!(t.view(relayed.id).await.spec.owner, owner);
+        running(t.claim(&Claim { from_store: true, ..claim(&relayed) }).await);
+        let filter = JobFilter { state: None, owner: Some(owner), tool: None, limit: 10 };
+        assert_eq!(t.store.jobs(&filter).await.unwrap().len(), 1);
+    }
+});
+
+/// What a worker makes of a relayed message.
+fn decode_known(envelope: &[u8]) -> Arc<JobSpec> {
+    let queue = "default".parse().unwrap();
+    Arc::new(errand::job::decode(envelope, &Arrival { known: true, ..Arrival::new(&queue) }).unwrap())
+}
 
 on_every_backend!(an_insert_with_another_meaning_is_a_conflict, async |t| {
     let spec = job(json!({}));

@@ -14,6 +14,7 @@ use errand::{
     admission::{Admission, Enqueued},
     app,
     bounds::CLAIM_BATCH,
+    clock,
     config::Config,
     job::{Arrival, Rules, decode},
 };
@@ -41,7 +42,7 @@ pub(crate) async fn enqueue(config: &Config, file: &Path) -> Result<()> {
         .map(|line| Ok(Arc::new(decode(line?.as_bytes(), &Arrival::new(lane))?)))
         .collect::<Result<Vec<_>>>()?;
     let store = app::open_store(config)?;
-    let admission = Admission::new(store.clone(), None, Rules::default(), Duration::ZERO);
+    let admission = Admission::new(store.clone(), None, clock::system(), Rules::default(), Duration::ZERO);
     for chunk in jobs.chunks(CLAIM_BATCH) {
         let answers = admission.enqueue(chunk).await?;
         ensure!(answers.iter().all(|answer| matches!(answer, Enqueued::New(_))), "a job was not taken");

@@ -4,7 +4,10 @@
 use std::{path::Path, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
-use errand::worker::{CrashPlan, CrashPoint};
+use errand::{
+    shutdown::ONE_STOP,
+    worker::{CrashPlan, CrashPoint},
+};
 use errand_testbed::services::proxy::Proxy;
 use fastrand::Rng;
 use sqlx::{ConnectOptions as _, Connection as _, sqlite::SqliteConnectOptions};
@@ -180,8 +183,7 @@ impl Injector<'_> {
     async fn second_signal(&mut self) -> Result<()> {
         for _ in 0..3 {
             sleep(self.random_time(500..1_500)).await;
-            // Two signals within a second are one.
-            let pause = self.random_time(1_100..1_400);
+            let pause = ONE_STOP + self.random_time(0..300);
             let slot = self.any_slot();
             let slot = &mut self.environment.slots[slot];
             if let Some(mut process) = slot.process.take() {

@@ -10,6 +10,7 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use errand::{
     admission::{Admission, Enqueued},
+    clock,
     job::{Arrival, JobId, JobSpec, Rules, decode, encode},
     queue::{Address, Message, Properties},
 };
@@ -106,7 +107,13 @@ impl Load {
 
     /// Returns what was not accepted, which is all or nothing.
     async fn through_the_store(&self, specs: Vec<Arc<JobSpec>>) -> Result<Vec<Arc<JobSpec>>> {
-        let door = Admission::new(self.access.store.clone(), None, Rules::default(), Duration::ZERO);
+        let door = Admission::new(
+            self.access.store.clone(),
+            None,
+            clock::system(),
+            Rules::default(),
+            Duration::ZERO,
+        );
         let Ok(answers) = door.enqueue(&specs).await else { return Ok(specs) };
         for answer in answers {
             if let Enqueued::Refused(_) | Enqueued::Conflict(_) = answer {

@@ -8,6 +8,7 @@ use errand::{
     },
     job::{Arrival, EnvelopeError, EnvelopeReason, JobSpec, Owner, QueueName, Rules, decode, encode},
 };
+use jiff::Timestamp;
 use serde_json::Value;
 
 use super::text::{CANARY, is_keepable_message, is_short_text};
@@ -56,7 +57,16 @@ fn check(body: &[u8], arrival: &Arrival<'_>) -> Result<JobSpec, EnvelopeError> {
     decoded
 }
 
+/// Words of Rust and its libraries, which nobody who publishes jobs knows. Messages of the decoder quote no values.
+const FOREIGN_WORDS: &[&str] =
+    &["i16", "i128", "u32", "u64", "struct", "Wire", "sequence", "variant", "borrowed"];
+
 fn rejected(error: &EnvelopeError) {
+    if !error.message.contains("unknown field `") && !error.message.contains("duplicate field `") {
+        for word in FOREIGN_WORDS {
+            assert!(!error.message.contains(word), "says {word}: {:?}", error.message);
+        }
+    }
     assert!(is_keepable_message(&error.message), "cannot be kept: {:?}", error.message);
     assert!(!error.message.contains(char::is_control), "cannot be shown: {:?}", error.message);
     match error.reason {
@@ -78,9 +88,10 @@ fn accepted(spec: &JobSpec, body: &[u8], arrival: &Arrival<'_>) {
     assert_within_bounds(spec);
     if let Some(arguments) = &spec.arguments {
         let verbatim = std::str::from_utf8(body).is_ok_and(|body| body.contains(arguments.get()));
-        assert!(verbatim, "the arguments are not what was sent");
+        // An empty list stands for an empty object.
+        assert!(verbatim || arguments.get() == "{}", "the arguments are not what was sent");
     }
-    if let Err(error) = Rules::default().check(spec) {
+    if let Err(error) = Rules::default().check(spec, Timestamp::UNIX_EPOCH) {
         assert!(is_keepable_message(error.message()));
     }
 
