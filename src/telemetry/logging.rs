@@ -49,7 +49,8 @@ string_enum! {
 /// The level is not a filter, which the configuration has checked.
 pub fn init(format: LogFormat, level: &str, colors: bool) -> Result<()> {
     let filter = filter(level).context("`log.level` is not a filter")?;
-    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    // A line that cannot be written, on a full disk for example, is given up: to say so would panic.
+    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).log_internal_errors(false);
     let lines = match format {
         LogFormat::Text => lines.with_ansi(colors && std::io::stderr().is_terminal()).boxed(),
         LogFormat::Json => {

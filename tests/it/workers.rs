@@ -248,3 +248,23 @@ async fn nothing_is_decided_before_the_pins_are_read() {
         "{shown}"
     );
 }
+
+/// What a log on a full disk says to whoever writes to it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_that_cannot_be_written_harms_no_job() {
+    let harness = Harness::new("full-log", "").await;
+    assert!(harness.errand(&["migrate"]).status.success());
+    let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+    let mut worker = std::process::Command::new(env!("CARGO_BIN_EXE_errand"));
+    worker.args(["worker", "--listen", "127.0.0.1:0"]).env_clear().envs(harness.env()).stderr(full);
+    let mut worker = worker.current_dir(std::env::temp_dir()).spawn().unwrap();
+    let one = id();
+    let job = send("user-1").named(&one);
+    let arguments = job["arguments"].to_string();
+    let enqueued = ["enqueue", "--id", &one, "--user-id", "user-1", "--args", &arguments, "GMAIL_SEND_EMAIL"];
+    assert!(harness.errand(&enqueued).status.success());
+    harness.job_in(&one, &["succeeded"]).await;
+    assert!(worker.try_wait().unwrap().is_none(), "it goes on");
+    worker.kill().unwrap();
+    worker.wait().unwrap();
+}
