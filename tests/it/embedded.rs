@@ -1,6 +1,13 @@
 //! The same flow in one process, with nothing but the binary.
 
-use std::path::Path;
+use std::{
+    fs,
+    io::{Read as _, Write as _},
+    net::TcpStream,
+    os::unix::fs::PermissionsExt as _,
+    path::Path,
+    time::Duration,
+};
 
 use errand_testbed::factory::{read, spread};
 use serde_json::Value;
@@ -39,8 +46,14 @@ struct Dev {
 
 impl Dev {
     async fn start(data: &Path) -> Self {
+        Self::start_by(&[], data).await
+    }
+
+    /// Started by a program that gives its place to it.
+    async fn start_by(starter: &[&str], data: &Path) -> Self {
         let sandbox = machine::free_port();
-        let process = Process::start(
+        let process = Process::start_by(
+            starter,
             &[
                 "dev",
                 "--data",
@@ -55,6 +68,18 @@ impl Dev {
         process.logged("worker ready").await;
         let env = vec![("DATABASE_URL".to_owned(), format!("sqlite://{}/errand.db", data.display()))];
         Self { process, env }
+    }
+
+    /// Enqueues a job in another process, and returns its ID.
+    fn enqueue(&self) -> String {
+        let output = run(&[&ENQUEUE[..], &["--json"]].concat(), &self.env);
+        let stored: Value = serde_json::from_slice(&output.stdout).unwrap();
+        stored["id"].as_str().unwrap().to_owned()
+    }
+
+    async fn succeeds(&self, id: &str) {
+        until("the job succeeds", PATIENCE, async || (self.show(id)["state"] == "succeeded").then_some(()))
+            .await;
     }
 
     fn show(&self, id: &str) -> Value {
@@ -76,12 +101,9 @@ async fn jobs_enqueued_from_another_terminal_run_in_dev_and_survive_its_restart(
     assert!(dev.process.stop().await.success());
 
     // While nothing runs, a job is only stored; the next start finds it.
-    let output = run(&[&ENQUEUE[..], &["--json"]].concat(), &dev.env);
-    let stored: Value = serde_json::from_slice(&output.stdout).unwrap();
-    let id = stored["id"].as_str().unwrap().to_owned();
+    let id = dev.enqueue();
     let dev = Dev::start(data.path()).await;
-    until("the stored job runs", PATIENCE, async || (dev.show(&id)["state"] == "succeeded").then_some(()))
-        .await;
+    dev.succeeds(&id).await;
     assert_eq!(dev.show(job["id"].as_str().unwrap())["state"], "succeeded", "older jobs are still there");
 }
 
@@ -101,4 +123,27 @@ async fn jobs_of_a_killed_dev_are_rescued_by_the_next_one() {
         (String::from_utf8(list.stdout).ok()?.lines().count() == 200).then_some(())
     })
     .await;
+}
+
+/// Half requests are many more than the files that the process may open.
+#[tokio::test(flavor = "multi_thread")]
+async fn half_requests_for_metrics_cost_no_job_and_keep_nobody_from_asking() {
+    let data = tempfile::tempdir().unwrap();
+    let dev = Dev::start_by(&["prlimit", "--nofile=256"], data.path()).await;
+    let address = dev.process.address().await;
+    let half = |_| {
+        let mut stream = TcpStream::connect(address).unwrap();
+        stream.write_all(b"GET /metrics HTTP/1.1\r\n").unwrap();
+        stream
+    };
+    let mut open: Vec<TcpStream> = (0..300).map(half).collect();
+    for _ in 0..5 {
+        dev.succeeds(&dev.enqueue()).await;
+        assert_eq!(dev.process.readiness().await["ready"], true);
+    }
+    assert!(dev.process.metric("process_open_fds").await < 250.0);
+    // Nobody waits for the rest of the last one either.
+    let mut last = open.pop().unwrap();
+    last.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    assert_eq!(last.read(&mut [0; 64]).unwrap_or(0), 0, "it is closed without an answer");
 }

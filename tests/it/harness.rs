@@ -252,8 +252,14 @@ pub(crate) fn run(args: &[&str], env: &[(String, String)]) -> Output {
 }
 
 fn command(args: &[&str], env: &[(String, String)]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_errand"));
-    command.args(args).env_clear().envs(env.iter().cloned());
+    command_of(&[], args, env)
+}
+
+/// The same, started by a program that gives its place to it, such as `prlimit`.
+fn command_of(starter: &[&str], args: &[&str], env: &[(String, String)]) -> Command {
+    let words = [starter, &[env!("CARGO_BIN_EXE_errand")], args].concat();
+    let mut command = Command::new(words[0]);
+    command.args(&words[1..]).env_clear().envs(env.iter().cloned());
     // A folder without an errand.toml, so that nobody's own settings leak into a test.
     command.current_dir(std::env::temp_dir());
     command
@@ -267,7 +273,12 @@ pub(crate) struct Process {
 
 impl Process {
     pub(crate) fn start(args: &[&str], env: &[(String, String)]) -> Self {
-        let mut child = command(args, env)
+        Self::start_by(&[], args, env)
+    }
+
+    /// Started by a program that gives its place to it, such as `prlimit`.
+    pub(crate) fn start_by(starter: &[&str], args: &[&str], env: &[(String, String)]) -> Self {
+        let mut child = command_of(starter, args, env)
             .env("ERRAND__LOG__FORMAT", "json")
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -284,6 +295,13 @@ impl Process {
             }
         });
         Self { child, log }
+    }
+
+    /// Sets a limit of the running process, as `prlimit` does.
+    pub(crate) fn limit(&self, limit: &str) {
+        let pid = self.child.id().to_string();
+        let status = Command::new("prlimit").args(["--pid", &pid, limit]).status().unwrap();
+        assert!(status.success(), "prlimit {limit}");
     }
 
     /// The most memory that it has had at once so far, in bytes.
