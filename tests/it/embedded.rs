@@ -125,6 +125,38 @@ async fn jobs_of_a_killed_dev_are_rescued_by_the_next_one() {
     .await;
 }
 
+/// The file may not grow past its first bytes, so that every write fails as it does on a full disk.
+#[tokio::test(flavor = "multi_thread")]
+async fn after_a_full_disk_jobs_go_on_without_a_restart() {
+    let data = tempfile::tempdir().unwrap();
+    // Otherwise the first write that is too long ends the process.
+    let dev = Dev::start_by(&["/bin/sh", "-c", "trap '' XFSZ; exec \"$0\" \"$@\""], data.path()).await;
+    dev.succeeds(&dev.enqueue()).await;
+    dev.process.limit("--fsize=4096:");
+    let waiting = dev.enqueue();
+    dev.process.becomes_ready(false).await;
+    dev.process.logged("disk I/O error").await;
+    assert!(!dev.process.log().contains("the schema is missing"), "{}", dev.process.log());
+    dev.process.limit("--fsize=unlimited:");
+    dev.process.becomes_ready(true).await;
+    dev.succeeds(&waiting).await;
+    dev.succeeds(&dev.enqueue()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_else_can_read_the_files_of_dev() {
+    let place = tempfile::tempdir().unwrap();
+    let data = place.path().join("data");
+    // The usual permissions of new files, whatever those of this process are.
+    let dev = Dev::start_by(&["/bin/sh", "-c", "umask 022; exec \"$0\" \"$@\""], &data).await;
+    dev.succeeds(&dev.enqueue()).await;
+    let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode(&data), 0o700);
+    for name in ["errand.db", "errand.db-wal", "errand.db-shm"] {
+        assert_eq!(mode(&data.join(name)), 0o600, "{name}");
+    }
+}
+
 /// Half requests are many more than the files that the process may open.
 #[tokio::test(flavor = "multi_thread")]
 async fn half_requests_for_metrics_cost_no_job_and_keep_nobody_from_asking() {

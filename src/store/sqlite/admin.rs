@@ -50,22 +50,21 @@ impl Admin for SqliteStore {
     }
 
     async fn schema(&self) -> Result<Schema> {
-        let mut db = self.reader.acquire().await?;
-        if sql::tables(TABLE).fetch_one(&mut *db).await?.total("tables")? == 0 {
+        if self.reader.fetch_one(sql::tables(TABLE)).await?.total("tables")? == 0 {
             return Ok(migrations::compare(MIGRATIONS, &[]));
         }
-        let applied = sql::applied().fetch_all(&mut *db).await?;
+        let applied = self.reader.fetch(sql::applied()).await?;
         let applied = applied.iter().map(|row| row.read("version")).collect::<Result<Vec<i64>, _>>()?;
         Ok(migrations::compare(MIGRATIONS, &applied))
     }
 
     async fn now(&self) -> Result<Timestamp> {
-        sql::ping().execute(&self.reader).await?;
+        self.reader.fetch(sql::ping()).await?;
         Ok(self.clock.now())
     }
 
     async fn version(&self) -> Result<String> {
-        sql::version().fetch_one(&self.reader).await?.read("version")
+        self.reader.fetch_one(sql::version()).await?.read("version")
     }
 
     async fn close(&self) {

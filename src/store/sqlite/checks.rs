@@ -75,7 +75,7 @@ impl Checks for SqliteStore {
 
     async fn known_success(&self) -> Result<Option<RequestId>> {
         let query = sql::known_success(self.now_micros() - micros(DAY));
-        let found = query.fetch_optional(&self.reader).await?;
+        let found = self.reader.fetch_first(query).await?;
         found.map(|row| Ok(RequestId(row.read("request_id")?))).transpose()
     }
 }

@@ -45,7 +45,7 @@ impl Leases for SqliteStore {
 
     async fn lost_jobs(&self, lease: Duration, limit: usize) -> Result<Vec<LostJob>> {
         let now = self.now_micros();
-        let lost = sql::lost(now - micros(lease), now, to_limit(limit)).fetch_all(&self.reader).await?;
+        let lost = self.reader.fetch(sql::lost(now - micros(lease), now, to_limit(limit))).await?;
         lost.iter().map(rows::lost).collect()
     }
 

@@ -23,7 +23,7 @@ statements! { Sqlite:
 #[async_trait]
 impl Pins for SqliteStore {
     async fn pins(&self) -> Result<Vec<Pin>> {
-        sql::pins().fetch_all(&self.reader).await?.iter().map(rows::pin).collect()
+        self.reader.fetch(sql::pins()).await?.iter().map(rows::pin).collect()
     }
 
     async fn set_pin(&self, pin: &Pin) -> Result<()> {

@@ -35,11 +35,11 @@ impl Rejections for SqliteStore {
     }
 
     async fn rejected(&self, limit: usize) -> Result<Vec<RejectedView>> {
-        sql::rejected(to_limit(limit)).fetch_all(&self.reader).await?.iter().map(rows::rejected).collect()
+        self.reader.fetch(sql::rejected(to_limit(limit))).await?.iter().map(rows::rejected).collect()
     }
 
     async fn rejected_message(&self, id: Uuid) -> Result<Option<RejectedView>> {
-        sql::message(id).fetch_optional(&self.reader).await?.as_ref().map(rows::rejected).transpose()
+        self.reader.fetch_first(sql::message(id)).await?.as_ref().map(rows::rejected).transpose()
     }
 
     async fn mark_requeued(&self, id: Uuid) -> Result<bool> {

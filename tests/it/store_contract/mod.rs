@@ -217,7 +217,7 @@ fn postgres_options(url: &str) -> PostgresOptions {
 }
 
 fn sqlite(dir: &TempDir, clock: clock::SharedClock) -> SqliteStore {
-    SqliteStore::new(SqliteOptions { path: dir.path().join("errand.db"), clock }).unwrap()
+    SqliteStore::new(SqliteOptions { path: dir.path().join("errand.db"), clock })
 }
 
 /// A claim that runs.
