@@ -2,7 +2,11 @@
 
 use sqlx::{error::DatabaseError, migrate::MigrateError, postgres::PgDatabaseError, sqlite::SqliteError};
 
-use super::{StoreError, StoreErrorKind, postgres, sqlite};
+use super::{
+    StoreError, StoreErrorKind,
+    postgres::{self, TransactionPooler},
+    sqlite,
+};
 
 /// Sorts every error, so that `?` works in the backends. Details that the server sends are dropped,
 /// because they quote rows.
@@ -22,6 +26,9 @@ impl From<sqlx::Error> for StoreError {
             sqlx::Error::ColumnNotFound(column) => Self::corrupt(&column),
             sqlx::Error::Decode(_) | sqlx::Error::RowNotFound | sqlx::Error::TypeNotFound { .. } => {
                 Self::new(Corrupt, "the database holds what errand never writes")
+            }
+            sqlx::Error::Configuration(error) if error.is::<TransactionPooler>() => {
+                Self::new(Access, error.to_string())
             }
             sqlx::Error::Configuration(_) => Self::new(Access, "the address of the database is not usable"),
             sqlx::Error::Migrate(error) => Self::from(*error),

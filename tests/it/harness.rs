@@ -50,6 +50,7 @@ impl Harness {
         [
             ("DATABASE_URL", self.database.url.clone()),
             ("AMQP_URL", self.vhost.amqp_url.clone()),
+            ("ERRAND__STORE__MIGRATE_AT_START", "true".into()),
             ("COMPOSIO_BASE_URL", self.sandbox.base_url()),
             ("COMPOSIO_API_KEY", "ak_test_good".into()),
             ("COMPOSIO_TOOLKIT_VERSION_GITHUB", "20251027_00".into()),

@@ -6,7 +6,7 @@ use sqlx::migrate::Migrate as _;
 
 use super::SqliteStore;
 use crate::store::{
-    Admin, Result, Schema,
+    Admin, Concern, Result, Schema,
     admin::APPLIED,
     migrations::{self, TABLE},
     read::StoreRow as _,
@@ -39,14 +39,20 @@ impl Admin for SqliteStore {
     async fn migrate(&self) -> Result<usize> {
         self.write(move |db, _| {
             Box::pin(async move {
-                let migrator = migrations::migrator(MIGRATIONS);
                 db.ensure_migrations_table(TABLE).await?;
-                let before = db.list_applied_migrations(TABLE).await?.len();
-                migrator.run_direct(None, &mut *db, false).await?;
-                Ok(db.list_applied_migrations(TABLE).await?.len() - before)
+                let applied = db.list_applied_migrations(TABLE).await?;
+                let missing = migrations::missing(migrations::all(MIGRATIONS), &applied)?;
+                for migration in &missing {
+                    db.apply(TABLE, migration).await?;
+                }
+                Ok(missing.len())
             })
         })
         .await
+    }
+
+    async fn inspect(&self) -> Result<Vec<Concern>> {
+        Ok(Vec::new())
     }
 
     async fn schema(&self) -> Result<Schema> {

@@ -18,7 +18,7 @@ use errand::{
     job::{Fence, JobId, JobSpec, Owner, Pin, Release, RequestId, WorkerId},
     store::{
         Admin, AttemptView, Audit, AuditLimits, AuditPage, Awaited, Bind, By, Census, Check, Checks, Claim,
-        Claimed, Claims, Connections, Decided, Due, Finding, Finish, Finished, Finishes, HeldFilter,
+        Claimed, Claims, Concern, Connections, Decided, Due, Finding, Finish, Finished, Finishes, HeldFilter,
         History, HistoryEntry, Inserted, JobControl, JobFilter, JobView, Jobs, Leases, LostJob, Pins,
         Publications, PutOff, Rejected, RejectedView, Rejections, Schema, Store, StoreError, StoreErrorKind,
         sqlite::{SqliteOptions, SqliteStore},
@@ -511,6 +511,10 @@ impl Admin for Faulty {
 
     async fn migrate(&self) -> Result<usize, StoreError> {
         unreachable!("the file of a world is a copy of a migrated one")
+    }
+
+    async fn inspect(&self) -> Result<Vec<Concern>, StoreError> {
+        Ok(Vec::new())
     }
 
     async fn schema(&self) -> Result<Schema, StoreError> {

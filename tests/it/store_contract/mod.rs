@@ -206,7 +206,7 @@ impl TestStore {
     }
 }
 
-fn postgres_options(url: &str) -> PostgresOptions {
+pub(crate) fn postgres_options(url: &str) -> PostgresOptions {
     PostgresOptions {
         url: url.to_owned().into(),
         hot_connections: 3,
