@@ -4,7 +4,7 @@ use sqlx::{error::DatabaseError, migrate::MigrateError, postgres::PgDatabaseErro
 
 use super::{
     StoreError, StoreErrorKind,
-    postgres::{self, TransactionPooler},
+    postgres::{self, TOO_MANY_CONNECTIONS, TransactionPooler},
     sqlite,
 };
 
@@ -61,6 +61,10 @@ fn refused(error: &dyn DatabaseError) -> StoreError {
         StoreErrorKind::Data => format!("the database refused a value (code {code})"),
         StoreErrorKind::Schema => format!("the schema is missing or too old: {message} (code {code})"),
         StoreErrorKind::Access => format!("the database denies access: {message} (code {code})"),
+        StoreErrorKind::Unavailable if code == TOO_MANY_CONNECTIONS => format!(
+            "the database has no connection left: {message} (code {code}); lower `store.hot_connections` and \
+             `store.other_connections` of the workers, or raise what limits them"
+        ),
         StoreErrorKind::Unavailable => format!("the database cannot answer now: {message} (code {code})"),
         StoreErrorKind::Corrupt => format!("the database cannot be understood: {message} (code {code})"),
     };

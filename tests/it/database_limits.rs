@@ -12,7 +12,7 @@ use crate::{
     support::{self, wait::until},
 };
 
-/// Whoever is told to lower a setting, is told which.
+/// What the log says where connections are few.
 const ADVICE: &str = "lower `store.hot_connections` and `store.other_connections`";
 
 async fn limited(hint: &str, connections: u32) -> Limited {
@@ -22,7 +22,6 @@ async fn limited(hint: &str, connections: u32) -> Limited {
     limited
 }
 
-/// The errors that lanes have met.
 fn worker(limited: &Limited) -> Process {
     limited.harness.start_worker(&[("DATABASE_URL", &limited.url()), ("ERRAND__WORKER__HEARTBEAT_SECS", "1")])
 }

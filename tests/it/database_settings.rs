@@ -8,7 +8,9 @@ use errand::{
     },
 };
 use serde_json::json;
-use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection, Row as _};
+use sqlx::{
+    AssertSqlSafe, Connection as _, Executor as _, PgConnection, Row as _, postgres::PgConnectOptions,
+};
 
 use crate::{
     harness::{Harness, PATIENCE, run},
@@ -94,37 +96,39 @@ async fn what_is_acknowledged_is_committed_behind_a_pooler_that_lets_no_settings
     }
 }
 
+/// Has a pooler by transaction open so many sessions.
+async fn open_sessions(url: &str, sessions: usize) {
+    let options = url.parse::<PgConnectOptions>().unwrap().extra_float_digits(None);
+    let mut clients = Vec::new();
+    for _ in 1..sessions {
+        let mut client = PgConnection::connect_with(&options).await.unwrap();
+        client.execute("begin").await.unwrap();
+        clients.push(client);
+    }
+    let mut last = PgConnection::connect_with(&options).await.unwrap();
+    last.execute("select 1").await.unwrap();
+    for client in &mut clients {
+        client.execute("rollback").await.unwrap();
+    }
+}
+
 #[tokio::test]
 async fn a_pooler_by_transaction_is_refused_in_words_that_name_it() {
     let database = support::database("pooler").await;
     open(&database.url).migrate().await.unwrap();
-    for settings in [
-        &["pool_mode=transaction"][..],
-        &["pool_mode=statement"],
-        &["pool_mode=transaction", "default_pool_size=1"],
-        &["pool_mode=transaction", "server_round_robin=1"],
-        &["pool_mode=transaction", "ignore_startup_parameters=options"],
+    // With how many sessions the pooler has, from which it may choose.
+    for (settings, sessions) in [
+        (&["pool_mode=transaction"][..], 1),
+        (&["pool_mode=transaction"], 3),
+        (&["pool_mode=statement"], 1),
+        (&["pool_mode=transaction", "default_pool_size=1"], 1),
+        (&["pool_mode=transaction", "server_round_robin=1"], 2),
+        (&["pool_mode=transaction", "server_round_robin=1"], 3),
+        (&["pool_mode=transaction", "ignore_startup_parameters=options"], 3),
     ] {
         let pooler = support::start_pgbouncer(&database, settings).await;
         let url = pooler.url(&database);
-        // So that the pooler has several sessions to choose from.
-        let mut busy = Vec::new();
-        for _ in 0..if settings.contains(&"default_pool_size=1") || settings[0] == "pool_mode=statement" {
-            0
-        } else {
-            3
-        } {
-            let mut client = PgConnection::connect_with(
-                &url.parse::<sqlx::postgres::PgConnectOptions>().unwrap().extra_float_digits(None),
-            )
-            .await
-            .unwrap();
-            client.execute("begin").await.unwrap();
-            busy.push(client);
-        }
-        for mut client in busy {
-            client.execute("rollback").await.unwrap();
-        }
+        open_sessions(&url, sessions).await;
         let store = open(&url);
         for error in [
             store.inspect().await.unwrap_err(),

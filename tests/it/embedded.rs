@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    io::{Read as _, Write as _},
+    io::{ErrorKind, Read as _, Write as _},
     net::TcpStream,
     os::unix::fs::PermissionsExt as _,
     path::Path,
@@ -177,5 +177,9 @@ async fn half_requests_for_metrics_cost_no_job_and_keep_nobody_from_asking() {
     // Nobody waits for the rest of the last one either.
     let mut last = open.pop().unwrap();
     last.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
-    assert_eq!(last.read(&mut [0; 64]).unwrap_or(0), 0, "it is closed without an answer");
+    match last.read(&mut [0; 64]) {
+        Ok(0) => {}
+        Err(error) if error.kind() == ErrorKind::ConnectionReset => {}
+        other => panic!("it is not closed: {other:?}"),
+    }
 }

@@ -16,7 +16,7 @@ use sqlx::{
     postgres::{PgConnectOptions, PgDatabaseError},
 };
 
-pub(super) use self::session::TransactionPooler;
+pub(super) use self::session::{TOO_MANY_CONNECTIONS, TransactionPooler};
 use self::{
     pool::{Pool, Shelves},
     session::Session,

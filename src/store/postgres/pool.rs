@@ -39,8 +39,10 @@ const ANSWER_GRACE: Duration = Duration::from_secs(5);
 /// How many times as long as a statement a transaction may take.
 const TRANSACTION_ANSWERS: u32 = 4;
 
-/// A connection that was not used for so long is closed, so that other processes can have its place.
+/// A connection that was not used for so long is closed, so that other processes can have its place; a pool's only one
+/// stays for longer, because connecting costs more than a statement.
 const IDLE: Duration = Duration::from_secs(10);
+const IDLE_ALONE: Duration = Duration::from_secs(60);
 
 /// No connection is used for longer, so that servers behind one name get their shares, and a session gives back what
 /// it has gathered.
@@ -77,7 +79,7 @@ pub(super) struct Shelves(Arc<Mutex<Vec<Shelf>>>);
 /// What a pool has.
 #[derive(Default)]
 struct Shelf {
-    /// Idle connections stay open.
+    /// Connections stay open while they are idle, however old they are.
     keeps: bool,
     /// The last that was used comes first again, so that those which are not needed grow old.
     idle: Vec<Open>,
@@ -122,7 +124,7 @@ impl Pool {
         }
     }
 
-    /// The same pool, which keeps its connections also while they are idle.
+    /// The same pool, which keeps its connections also while they are idle, and however old they are.
     pub(super) fn keeping(self) -> Self {
         self.with_shelf(|shelf| shelf.keeps = true);
         self
@@ -311,16 +313,21 @@ impl Pool {
 }
 
 impl Shelf {
+    /// Closes what is condemned, and what nobody needed for a while.
     fn drop_old(&mut self, now: Instant) {
         let (keeps, condemned) = (self.keeps, self.condemned);
-        let is_good = |open: &Open| {
-            (keeps || now - open.used < IDLE)
-                && now - open.since < LIFETIME
-                && condemned.is_none_or(|moment| open.since > moment)
-        };
         let before = self.idle.len();
-        self.idle.retain(is_good);
+        self.idle.retain(|open| {
+            (keeps || now - open.since < LIFETIME) && condemned.is_none_or(|moment| open.since > moment)
+        });
         self.open -= before - self.idle.len();
+        while let Some(eldest) = self.idle.first()
+            && !keeps
+            && now - eldest.used > if self.open > 1 { IDLE } else { IDLE_ALONE }
+        {
+            self.idle.remove(0);
+            self.open -= 1;
+        }
     }
 
     fn withhold(&mut self, permit: OwnedSemaphorePermit) {

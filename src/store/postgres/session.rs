@@ -13,6 +13,8 @@ use tokio::{
     time::{Instant, timeout, timeout_at},
 };
 
+pub(in crate::store) const TOO_MANY_CONNECTIONS: &str = "53300";
+
 /// After this the server ends a session that stopped in the middle of a transaction.
 const IDLE_IN_TRANSACTION: Duration = Duration::from_secs(10);
 
@@ -182,7 +184,7 @@ impl From<sqlx::Error> for NoConnection {
         let database = error.as_database_error();
         // The second is pgbouncer's, which has no code of its own for it.
         if database.is_some_and(|error| {
-            error.code().as_deref() == Some("53300")
+            error.code().as_deref() == Some(TOO_MANY_CONNECTIONS)
                 || error.message().starts_with("no more connections allowed")
         }) {
             return Self::Refused(error);
