@@ -39,9 +39,9 @@ const ANSWER_GRACE: Duration = Duration::from_secs(5);
 /// How many times as long as a statement a transaction may take.
 const TRANSACTION_ANSWERS: u32 = 4;
 
-/// A connection that was not used for so long is closed, so that other processes can have its place; a pool's only one
-/// stays for longer, because connecting costs more than a statement.
-const IDLE: Duration = Duration::from_secs(10);
+/// A connection that was not used for so long is closed, so that other processes can have its place, which wait for it
+/// as long as [`ACQUIRE_TIMEOUT`]. A pool's only one stays for longer, because connecting costs more than a statement.
+const IDLE: Duration = Duration::from_secs(2);
 const IDLE_ALONE: Duration = Duration::from_secs(60);
 
 /// No connection is used for longer, so that servers behind one name get their shares, and a session gives back what
