@@ -123,7 +123,7 @@ async fn a_worker_works_behind_a_small_pooler_by_session() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_locked_table_of_jobs_costs_no_lease() {
     let lease = Duration::from_secs(6);
-    let harness = Harness::new("locked", "").await;
+    let harness = Harness::new("locked", "[[fault]]\nkind = \"latency\"\nfixed_ms = 2000\n").await;
     let settings = [
         ("ERRAND__WORKER__HEARTBEAT_SECS", "1"),
         ("ERRAND__WORKER__LEASE_SECS", "6"),
@@ -131,6 +131,9 @@ async fn a_locked_table_of_jobs_costs_no_lease() {
         ("ERRAND__QUEUES__THIRD__CONCURRENCY", "20"),
     ];
     let worker = harness.worker(&settings).await;
+    // Calls that end while the table is locked, so that their results wait for it, too.
+    harness.publish(&spread(20, send)).await;
+    harness.called(20).await;
     let mut locking: PgConnection = harness.database.connect().await.unwrap();
     let mut transaction = locking.begin().await.unwrap();
     sqlx::raw_sql("lock table jobs in access exclusive mode").execute(&mut *transaction).await.unwrap();
@@ -146,6 +149,6 @@ async fn a_locked_table_of_jobs_costs_no_lease() {
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
     transaction.rollback().await.unwrap();
-    harness.all_ran_once(60).await;
+    harness.all_ran_once(80).await;
     assert_eq!(worker.metric_sum("errand_rescued_jobs_total").await, 0.0);
 }
