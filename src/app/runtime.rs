@@ -145,7 +145,7 @@ async fn prepare(services: &Services, config: &Config, resolver: &Resolver) -> R
         match store.inspect().await {
             Ok(concerns) => {
                 for Concern { message, advice } in concerns {
-                    tracing::warn!("{} {message}; {advice}", store.backend());
+                    tracing::warn!("{}: {message}; {advice}", store.backend());
                 }
                 break;
             }

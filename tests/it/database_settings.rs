@@ -234,3 +234,13 @@ async fn what_may_cost_committed_work_is_told() {
     let concerns = told(&open(&database.url).inspect().await.unwrap());
     assert!(concerns.contains("takes no writes"), "{concerns}");
 }
+
+/// The servers of the tests do not wait for the disk.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_and_the_doctor_warn_of_what_may_cost_committed_work() {
+    let harness = Harness::new("durability", "").await;
+    let worker = harness.worker(&[]).await;
+    assert!(worker.log().contains("PostgreSQL: fsync is off"), "{}", worker.log());
+    let doctor = String::from_utf8(harness.errand(&["doctor"]).stdout).unwrap();
+    assert!(doctor.contains("WARN  database       fsync is off"), "{doctor}");
+}

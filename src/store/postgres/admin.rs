@@ -120,7 +120,9 @@ fn condition(row: &PgRow) -> Result<Vec<Concern>> {
     }
     if row.read::<bool>("read_only")? {
         concerns.push(Concern {
-            message: "it takes no writes now: it is a standby, or default_transaction_read_only is on".into(),
+            message:
+                "the database takes no writes now: it is a standby, or default_transaction_read_only is on"
+                    .into(),
             advice: "use the address of the primary, or find out who has made it read-only, and why",
         });
     }

@@ -230,7 +230,10 @@ impl Pool {
                         continue;
                     }
                 }
-                Ok(Err(NoConnection::Away(error))) => cause = error,
+                Ok(Err(NoConnection::Away(error))) => {
+                    cause = error;
+                    drop(permit);
+                }
                 Ok(Err(NoConnection::Other(error))) => return Err(error),
                 Err(_) => return Err(cause),
             }
@@ -410,5 +413,30 @@ fn is_broken(error: &sqlx::Error) -> bool {
             .code()
             .is_some_and(|code| code == "25006" || ["08", "57P0"].iter().any(|sort| code.starts_with(sort))),
         _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use sqlx::postgres::PgConnectOptions;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pool_that_was_short_of_connections_asks_for_all_of_them_again() {
+        let session = Session::new("a test", &PgConnectOptions::new(), Duration::from_secs(1), &[]);
+        let pool = Pool::new(4, session, &Shelves::default());
+        for _ in 0..3 {
+            let permit = pool.permits.clone().acquire_owned().await.unwrap();
+            pool.with_shelf(|shelf| shelf.withhold(permit));
+        }
+        tokio::time::advance(SHORT - Duration::from_secs(1)).await;
+        pool.end_shortage();
+        assert_eq!(pool.permits.available_permits(), 1);
+        tokio::time::advance(Duration::from_secs(2)).await;
+        pool.end_shortage();
+        assert_eq!(pool.permits.available_permits(), 4);
+        pool.end_shortage();
+        assert_eq!(pool.permits.available_permits(), 4, "none is given twice");
     }
 }
