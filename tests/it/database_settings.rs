@@ -60,7 +60,7 @@ async fn overrules_the_databases_settings(database: &Database, url: &str) {
         .await
         .unwrap();
     for table in ["workers", "jobs", "pins"] {
-        let timeout = if table == "workers" { "2000" } else { "20000" };
+        let timeout = if table == "workers" { "3000" } else { "20000" };
         for (name, wanted) in [
             ("synchronous_commit", "on"),
             ("default_transaction_isolation", "read committed"),

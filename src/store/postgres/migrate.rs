@@ -11,7 +11,7 @@ use sqlx::{
     migrate::{Migrate as _, MigrateError, Migration},
     postgres::PgConnectOptions,
 };
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::session;
 use crate::store::{
@@ -19,9 +19,10 @@ use crate::store::{
     migrations::{self, TABLE},
 };
 
-/// How long a migration waits for a lock, and others behind it, and the pause until it tries again.
-const LOCK_TIMEOUT: Duration = Duration::from_secs(3);
-const PAUSE: Duration = Duration::from_secs(1);
+/// How long a migration waits for a lock, and others behind it, and the pauses until it tries again, which double.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(2);
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
 /// How often it is looked for what keeps a migration waiting, and told.
 const LOOK: Duration = Duration::from_millis(500);
@@ -84,11 +85,13 @@ async fn apply(
 /// In one transaction, as often as a lock was not to be had.
 async fn apply_in_turn(db: &mut PgConnection, migration: &Migration) -> Result<(), MigrateError> {
     set_lock_timeout(db, LOCK_TIMEOUT).await?;
+    let mut pause = FIRST_PAUSE;
     while let Err(error) = db.apply(TABLE, migration).await {
         if !is_about_locks(&error) {
             return Err(error);
         }
-        sleep(PAUSE).await;
+        sleep(pause).await;
+        pause = (2 * pause).min(LONGEST_PAUSE);
     }
     Ok(())
 }
@@ -120,20 +123,22 @@ fn is_about_locks(error: &MigrateError) -> bool {
 
 /// Looks on from another connection for as long as the migration takes. Where there is none, nothing is told.
 async fn tell_what_is_waited_for(options: &PgConnectOptions, pid: i32) -> Infallible {
-    let (began, mut told, mut watch) = (Instant::now(), None, None);
+    let (began, mut watch) = (Instant::now(), None);
+    let mut next = began + LOOK;
     loop {
-        sleep(LOOK).await;
-        if told.is_some_and(|told: Instant| told.elapsed() < TELL) {
-            continue;
-        }
+        sleep_until(next).await;
+        next = Instant::now() + LOOK;
         if watch.is_none() {
             watch = session::login(options).await.ok();
         }
-        let Some(db) = &mut watch else { continue };
+        let Some(db) = &mut watch else {
+            next = Instant::now() + TELL;
+            continue;
+        };
         match timeout(LOOK_TIMEOUT, sqlx::query(BLOCKERS).bind(pid).fetch_all(db)).await {
             Ok(Ok(blockers)) if blockers.is_empty() => {}
             Ok(Ok(blockers)) => {
-                told = Some(Instant::now());
+                next = Instant::now() + TELL;
                 let what = blockers[0].try_get::<String, _>("what").unwrap_or_default();
                 let blockers = blockers.iter().map(describe).collect::<Vec<_>>().join(", ");
                 tracing::warn!(

@@ -43,7 +43,7 @@ mod rejections;
 mod session;
 
 /// The longest that a heartbeat may take, so that one which gets stuck does not cost the lease by keeping the next ones.
-const BEAT_TIMEOUT: Duration = Duration::from_secs(2);
+const BEAT_TIMEOUT: Duration = Duration::from_secs(3);
 
 #[derive(Debug, Clone)]
 pub struct PostgresOptions {
