@@ -3,8 +3,11 @@
 //! `/metrics` is Prometheus' text format. `/health/live` answers while the event loop runs and asks
 //! nobody else. `/health/ready` is 200 only while the worker really consumes, the store answers and
 //! nothing drains; otherwise 503, with the reason as JSON.
+//!
+//! Each request has a connection of its own. Connections are few and short, so that nobody who sends half a request, or
+//! who reads slowly, uses up files that jobs need, or keeps others from being answered.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{collections::VecDeque, net::SocketAddr, sync::Arc, time::Duration};
 
 use axum::{
     Json, Router,
@@ -13,14 +16,27 @@ use axum::{
     response::IntoResponse,
     routing::get,
 };
+use hyper::server::conn::http1;
+use hyper_util::{rt::TokioIo, service::TowerToHyperService};
 use metrics_exporter_prometheus::PrometheusHandle;
-use tokio::net::TcpListener;
+use tokio::{
+    net::{TcpListener, TcpStream},
+    task::JoinHandle,
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     health::{Health, Readiness},
     telemetry::metrics::UPKEEP,
 };
+
+/// How long a request may take, from the connection to the end of the answer. Nobody who scrapes waits longer.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How many connections may be open. A further one takes the place of the eldest.
+const MAX_CONNECTIONS: usize = 64;
+
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 #[derive(Debug)]
 pub struct Api {
@@ -53,14 +69,45 @@ impl Api {
     }
 
     /// Serves until `stop`. Metrics are the last thing to go, so that a shutdown can be watched.
-    pub async fn run(self, stop: CancellationToken) -> std::io::Result<()> {
+    pub async fn run(self, stop: CancellationToken) {
         let router = Router::new()
             .route("/metrics", get(serve_metrics))
             .route("/health/live", get(|| async { "alive\n" }))
             .route("/health/ready", get(ready))
             .with_state(self.state);
-        axum::serve(self.listener, router).with_graceful_shutdown(stop.cancelled_owned()).await
+        // The eldest first.
+        let mut open: VecDeque<JoinHandle<()>> = VecDeque::with_capacity(MAX_CONNECTIONS);
+        while let Some(accepted) = stop.run_until_cancelled(self.listener.accept()).await {
+            let Ok((stream, _)) = accepted else {
+                // As when the process is out of files.
+                stop.run_until_cancelled(tokio::time::sleep(ACCEPT_PAUSE)).await;
+                continue;
+            };
+            open.retain(|connection| !connection.is_finished());
+            if open.len() >= MAX_CONNECTIONS {
+                // Whoever asks properly was answered long ago.
+                if let Some(eldest) = open.pop_front() {
+                    eldest.abort();
+                }
+            }
+            open.push_back(tokio::spawn(serve(stream, router.clone())));
+        }
+        drop(self.listener);
+        for connection in open {
+            // It ends in time, or was aborted.
+            drop(connection.await);
+        }
     }
+}
+
+/// Answers one request, and closes the connection, however slowly the other side sends or reads.
+async fn serve(stream: TcpStream, router: Router) {
+    let mut http = http1::Builder::new();
+    http.keep_alive(false);
+    let serving = http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+    // What goes wrong with a connection is nothing that an operator could mend here.
+    let ended = tokio::time::timeout(REQUEST_TIMEOUT, serving).await;
+    tracing::trace!(?ended, "a request for metrics or health is over");
 }
 
 /// Drains the samples of histograms, which would pile up between scrapes.

@@ -83,9 +83,8 @@ impl App {
         serving.cancel();
         maintenance.await?;
         if let Some(listener) = listener {
-            let ended = async { listener.await?.context("the listener for metrics and health failed") };
             // A client that does not read its answer must not keep the process either.
-            countdown.within(|times| times.end, ended).await.unwrap_or(Ok(()))?;
+            countdown.within(|times| times.end, listener).await.unwrap_or(Ok(()))?;
         }
         report
     }

@@ -37,7 +37,7 @@ pub fn open_store(config: &Config) -> Result<SharedStore> {
     let url = config.store.url.expose_secret();
     if let Some(path) = url.strip_prefix("sqlite://") {
         let options = SqliteOptions { path: Path::new(path).to_owned(), clock: clock::system() };
-        return Ok(Arc::new(SqliteStore::new(options)?));
+        return Ok(Arc::new(SqliteStore::new(options)));
     }
     let options = PostgresOptions {
         url: config.store.url.clone(),

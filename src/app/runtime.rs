@@ -25,7 +25,7 @@ use crate::{
     relay::Relay,
     services::Services,
     shutdown::{Countdown, Shutdown},
-    store::Schema,
+    store::{Concern, Schema},
     supervisor::Supervisor,
     worker::{CrashPlan, Report, Resolver, Worker},
 };
@@ -154,6 +154,20 @@ impl Background {
 async fn prepare(services: &Services, config: &Config, resolver: &Resolver) -> Result<()> {
     let Services { store, queue, .. } = services;
     let mut failures = 0;
+    loop {
+        match store.inspect().await {
+            Ok(concerns) => {
+                for Concern { message, advice } in concerns {
+                    tracing::warn!("{}: {message}; {advice}", store.backend());
+                }
+                break;
+            }
+            Err(error) => {
+                let problem = format!("waiting for {}: {}", store.backend(), chain(&error));
+                failures = pause(failures, &problem).await;
+            }
+        }
+    }
     loop {
         let problem = match store.schema().await {
             Ok(Schema::Current | Schema::Ahead) => break,

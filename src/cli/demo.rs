@@ -3,7 +3,9 @@
 
 use std::{
     collections::{BTreeMap, HashSet},
+    fs::Permissions,
     io::IsTerminal as _,
+    os::unix::fs::PermissionsExt as _,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -49,7 +51,9 @@ struct Summary {
 }
 
 pub(crate) async fn run(args: Args, mut config: Config) -> Result<Exit> {
-    let folder = tempfile::tempdir()
+    let folder = tempfile::Builder::new()
+        .permissions(Permissions::from_mode(0o700))
+        .tempdir()
         .context("cannot create a temporary folder; set TMPDIR to one that can be written")?;
     dev::embed(&mut config, &folder.path().join("errand.db"));
     settle_for_demo(&mut config);

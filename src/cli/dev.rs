@@ -1,6 +1,6 @@
 //! `errand dev`: everything in one process, with data that survives a restart.
 
-use std::{net::SocketAddr, path::PathBuf};
+use std::{fs::DirBuilder, net::SocketAddr, os::unix::fs::DirBuilderExt as _, path::PathBuf};
 
 use anyhow::{Context as _, Result};
 use errand_sandbox::{self as sandbox, Sandbox, World};
@@ -32,7 +32,9 @@ pub(crate) struct Args {
 }
 
 pub(crate) async fn run(args: Args, mut config: Config) -> Result<Exit> {
-    std::fs::create_dir_all(&args.data).with_context(|| {
+    // It will hold customers' data.
+    let private = DirBuilder::new().recursive(true).mode(0o700).create(&args.data);
+    private.with_context(|| {
         format!("cannot create the folder {}; choose another with --data", args.data.display())
     })?;
     let data = args.data.canonicalize().context("cannot resolve the data folder")?;

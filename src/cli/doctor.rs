@@ -17,7 +17,7 @@ use crate::{
     app,
     config::{Missing, mask_url},
     failure::chain,
-    store::Schema,
+    store::{Concern, Schema, StoreErrorKind},
     tool::ToolError,
 };
 
@@ -120,6 +120,16 @@ async fn database(context: &Context) -> Answer {
     let store = app::open_store(config).map_err(|error| failed(&*error))?;
     let version = store.version().await.map_err(|error| failed(&error))?;
     let mut findings = vec![Finding::ok(WHAT, format!("{} {version} at {place}", store.backend()))];
+    match store.inspect().await {
+        Ok(concerns) => findings.extend(
+            concerns.into_iter().map(|Concern { message, advice }| Finding::warn(WHAT, message, advice)),
+        ),
+        // Its message says what to do.
+        Err(error) if error.kind() == StoreErrorKind::Access => {
+            findings.push(Finding { what: WHAT, status: Status::Fail, message: chain(&error), advice: None });
+        }
+        Err(error) => findings.push(failed(&error)),
+    }
     findings.push(match store.schema().await {
         Ok(Schema::Current) => Finding::ok(WHAT, "the schema is up to date"),
         Ok(Schema::Ahead) => Finding::ok(WHAT, "the schema is newer than this build, which is fine"),

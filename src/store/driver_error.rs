@@ -2,7 +2,11 @@
 
 use sqlx::{error::DatabaseError, migrate::MigrateError, postgres::PgDatabaseError, sqlite::SqliteError};
 
-use super::{StoreError, StoreErrorKind, postgres, sqlite};
+use super::{
+    StoreError, StoreErrorKind,
+    postgres::{self, TOO_MANY_CONNECTIONS, TransactionPooler},
+    sqlite,
+};
 
 /// Sorts every error, so that `?` works in the backends. Details that the server sends are dropped,
 /// because they quote rows.
@@ -22,6 +26,9 @@ impl From<sqlx::Error> for StoreError {
             sqlx::Error::ColumnNotFound(column) => Self::corrupt(&column),
             sqlx::Error::Decode(_) | sqlx::Error::RowNotFound | sqlx::Error::TypeNotFound { .. } => {
                 Self::new(Corrupt, "the database holds what errand never writes")
+            }
+            sqlx::Error::Configuration(error) if error.is::<TransactionPooler>() => {
+                Self::new(Access, error.to_string())
             }
             sqlx::Error::Configuration(_) => Self::new(Access, "the address of the database is not usable"),
             sqlx::Error::Migrate(error) => Self::from(*error),
@@ -54,6 +61,10 @@ fn refused(error: &dyn DatabaseError) -> StoreError {
         StoreErrorKind::Data => format!("the database refused a value (code {code})"),
         StoreErrorKind::Schema => format!("the schema is missing or too old: {message} (code {code})"),
         StoreErrorKind::Access => format!("the database denies access: {message} (code {code})"),
+        StoreErrorKind::Unavailable if code == TOO_MANY_CONNECTIONS => format!(
+            "the database has no connection left: {message} (code {code}); lower `store.hot_connections` and \
+             `store.other_connections` of the workers, or raise what limits them"
+        ),
         StoreErrorKind::Unavailable => format!("the database cannot answer now: {message} (code {code})"),
         StoreErrorKind::Corrupt => format!("the database cannot be understood: {message} (code {code})"),
     };

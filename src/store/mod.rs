@@ -48,7 +48,7 @@ mod sql;
 pub mod sqlite;
 mod texts;
 
-pub use admin::{Admin, Schema};
+pub use admin::{Admin, Concern, Schema};
 pub use audit::{Audit, AuditLimits, AuditPage, Finding, FindingKind};
 pub use checks::{Check, Checks, PutOff};
 pub use claims::{Bind, Claim, ClaimReceipt, Claimed, Claims};

@@ -1,6 +1,13 @@
 //! The same flow in one process, with nothing but the binary.
 
-use std::path::Path;
+use std::{
+    fs,
+    io::{ErrorKind, Read as _, Write as _},
+    net::TcpStream,
+    os::unix::fs::PermissionsExt as _,
+    path::Path,
+    time::Duration,
+};
 
 use errand_testbed::factory::{read, spread};
 use serde_json::Value;
@@ -39,8 +46,14 @@ struct Dev {
 
 impl Dev {
     async fn start(data: &Path) -> Self {
+        Self::start_by(&[], data).await
+    }
+
+    /// Started by a program that gives its place to it.
+    async fn start_by(starter: &[&str], data: &Path) -> Self {
         let sandbox = machine::free_port();
-        let process = Process::start(
+        let process = Process::start_by(
+            starter,
             &[
                 "dev",
                 "--data",
@@ -55,6 +68,18 @@ impl Dev {
         process.logged("worker ready").await;
         let env = vec![("DATABASE_URL".to_owned(), format!("sqlite://{}/errand.db", data.display()))];
         Self { process, env }
+    }
+
+    /// Enqueues a job in another process, and returns its ID.
+    fn enqueue(&self) -> String {
+        let output = run(&[&ENQUEUE[..], &["--json"]].concat(), &self.env);
+        let stored: Value = serde_json::from_slice(&output.stdout).unwrap();
+        stored["id"].as_str().unwrap().to_owned()
+    }
+
+    async fn succeeds(&self, id: &str) {
+        until("the job succeeds", PATIENCE, async || (self.show(id)["state"] == "succeeded").then_some(()))
+            .await;
     }
 
     fn show(&self, id: &str) -> Value {
@@ -76,12 +101,9 @@ async fn jobs_enqueued_from_another_terminal_run_in_dev_and_survive_its_restart(
     assert!(dev.process.stop().await.success());
 
     // While nothing runs, a job is only stored; the next start finds it.
-    let output = run(&[&ENQUEUE[..], &["--json"]].concat(), &dev.env);
-    let stored: Value = serde_json::from_slice(&output.stdout).unwrap();
-    let id = stored["id"].as_str().unwrap().to_owned();
+    let id = dev.enqueue();
     let dev = Dev::start(data.path()).await;
-    until("the stored job runs", PATIENCE, async || (dev.show(&id)["state"] == "succeeded").then_some(()))
-        .await;
+    dev.succeeds(&id).await;
     assert_eq!(dev.show(job["id"].as_str().unwrap())["state"], "succeeded", "older jobs are still there");
 }
 
@@ -101,4 +123,63 @@ async fn jobs_of_a_killed_dev_are_rescued_by_the_next_one() {
         (String::from_utf8(list.stdout).ok()?.lines().count() == 200).then_some(())
     })
     .await;
+}
+
+/// The file may not grow past its first bytes, so that every write fails as it does on a full disk.
+#[tokio::test(flavor = "multi_thread")]
+async fn after_a_full_disk_jobs_go_on_without_a_restart() {
+    let data = tempfile::tempdir().unwrap();
+    // Otherwise the first write that is too long ends the process.
+    let dev = Dev::start_by(&["/bin/sh", "-c", "trap '' XFSZ; exec \"$0\" \"$@\""], data.path()).await;
+    dev.succeeds(&dev.enqueue()).await;
+    dev.process.limit("--fsize=4096:");
+    let waiting = dev.enqueue();
+    dev.process.becomes_ready(false).await;
+    dev.process.logged("disk I/O error").await;
+    assert!(!dev.process.log().contains("the schema is missing"), "{}", dev.process.log());
+    dev.process.limit("--fsize=unlimited:");
+    dev.process.becomes_ready(true).await;
+    dev.succeeds(&waiting).await;
+    dev.succeeds(&dev.enqueue()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_else_can_read_the_files_of_dev() {
+    let place = tempfile::tempdir().unwrap();
+    let data = place.path().join("data");
+    // The usual permissions of new files, whatever those of this process are.
+    let dev = Dev::start_by(&["/bin/sh", "-c", "umask 022; exec \"$0\" \"$@\""], &data).await;
+    dev.succeeds(&dev.enqueue()).await;
+    let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode(&data), 0o700);
+    for name in ["errand.db", "errand.db-wal", "errand.db-shm"] {
+        assert_eq!(mode(&data.join(name)), 0o600, "{name}");
+    }
+}
+
+/// Half requests are many more than the files that the process may open.
+#[tokio::test(flavor = "multi_thread")]
+async fn half_requests_for_metrics_cost_no_job_and_keep_nobody_from_asking() {
+    let data = tempfile::tempdir().unwrap();
+    let dev = Dev::start_by(&["prlimit", "--nofile=256"], data.path()).await;
+    let address = dev.process.address().await;
+    let half = |_| {
+        let mut stream = TcpStream::connect(address).unwrap();
+        stream.write_all(b"GET /metrics HTTP/1.1\r\n").unwrap();
+        stream
+    };
+    let mut open: Vec<TcpStream> = (0..300).map(half).collect();
+    for _ in 0..5 {
+        dev.succeeds(&dev.enqueue()).await;
+        assert_eq!(dev.process.readiness().await["ready"], true);
+    }
+    assert!(dev.process.metric("process_open_fds").await < 250.0);
+    // Nobody waits for the rest of the last one either.
+    let mut last = open.pop().unwrap();
+    last.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    match last.read(&mut [0; 64]) {
+        Ok(0) => {}
+        Err(error) if error.kind() == ErrorKind::ConnectionReset => {}
+        other => panic!("it is not closed: {other:?}"),
+    }
 }

@@ -50,6 +50,7 @@ impl Harness {
         [
             ("DATABASE_URL", self.database.url.clone()),
             ("AMQP_URL", self.vhost.amqp_url.clone()),
+            ("ERRAND__STORE__MIGRATE_AT_START", "true".into()),
             ("COMPOSIO_BASE_URL", self.sandbox.base_url()),
             ("COMPOSIO_API_KEY", "ak_test_good".into()),
             ("COMPOSIO_TOOLKIT_VERSION_GITHUB", "20251027_00".into()),
@@ -252,11 +253,14 @@ pub(crate) fn run(args: &[&str], env: &[(String, String)]) -> Output {
 }
 
 fn command(args: &[&str], env: &[(String, String)]) -> Command {
-    in_our_world(Command::new(env!("CARGO_BIN_EXE_errand")), args, env)
+    command_of(&[], args, env)
 }
 
-fn in_our_world(mut command: Command, args: &[&str], env: &[(String, String)]) -> Command {
-    command.args(args).env_clear().envs(env.iter().cloned());
+/// The same, started by a program that gives its place to it, such as `prlimit`.
+fn command_of(starter: &[&str], args: &[&str], env: &[(String, String)]) -> Command {
+    let words = [starter, &[env!("CARGO_BIN_EXE_errand")], args].concat();
+    let mut command = Command::new(words[0]);
+    command.args(&words[1..]).env_clear().envs(env.iter().cloned());
     // A folder without an errand.toml, so that nobody's own settings leak into a test.
     command.current_dir(std::env::temp_dir());
     command
@@ -270,18 +274,17 @@ pub(crate) struct Process {
 
 impl Process {
     pub(crate) fn start(args: &[&str], env: &[(String, String)]) -> Self {
-        Self::spawn(command(args, env))
+        Self::start_by(&[], args, env)
     }
 
     /// Started as `nohup` does it.
     pub(crate) fn start_ignoring_hangups(args: &[&str], env: &[(String, String)]) -> Self {
-        let mut shell = Command::new("/bin/sh");
-        shell.args(["-c", r#"trap "" HUP; exec "$0" "$@""#, env!("CARGO_BIN_EXE_errand")]);
-        Self::spawn(in_our_world(shell, args, env))
+        Self::start_by(&["/bin/sh", "-c", r#"trap "" HUP; exec "$0" "$@""#], args, env)
     }
 
-    fn spawn(mut command: Command) -> Self {
-        let mut child = command
+    /// Started by a program that gives its place to it, such as `prlimit`.
+    pub(crate) fn start_by(starter: &[&str], args: &[&str], env: &[(String, String)]) -> Self {
+        let mut child = command_of(starter, args, env)
             .env("ERRAND__LOG__FORMAT", "json")
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -298,6 +301,13 @@ impl Process {
             }
         });
         Self { child, log }
+    }
+
+    /// Sets a limit of the running process, as `prlimit` does.
+    pub(crate) fn limit(&self, limit: &str) {
+        let pid = self.child.id().to_string();
+        let status = Command::new("prlimit").args(["--pid", &pid, limit]).status().unwrap();
+        assert!(status.success(), "prlimit {limit}");
     }
 
     /// The most memory that it has had at once so far, in bytes.

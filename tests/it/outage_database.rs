@@ -25,15 +25,15 @@ const SLOW: &str = "[[fault]]\nkind = \"latency\"\nfixed_ms = 1500\n";
 const LASTS: Duration = Duration::from_secs(3);
 
 /// A harness whose worker has a role of its own, without the rights of a superuser, to whom limits do not apply.
-struct Limited {
-    harness: Harness,
-    role: String,
+pub(crate) struct Limited {
+    pub(crate) harness: Harness,
+    pub(crate) role: String,
     /// A connection of the superuser to another database of the server.
     admin: PgConnection,
 }
 
 impl Limited {
-    async fn new(hint: &str, faults: &str) -> Self {
+    pub(crate) async fn new(hint: &str, faults: &str) -> Self {
         let harness = Harness::new(hint, faults).await;
         let elsewhere = harness.database.url.replace(&format!("/{}", harness.database.name), "/postgres");
         let admin = PgConnection::connect(&elsewhere).await.unwrap();
@@ -44,13 +44,19 @@ impl Limited {
         limited
     }
 
-    async fn worker(&self) -> Process {
+    /// The address of the database for the worker's role.
+    pub(crate) fn url(&self) -> String {
         let url = self.harness.database.url.replace("//errand@", &format!("//{}@", self.role));
         assert_ne!(url, self.harness.database.url);
+        url
+    }
+
+    async fn worker(&self) -> Process {
+        let url = self.url();
         self.harness.worker(&[&SETTINGS[..], &[("DATABASE_URL", url.as_str())]].concat()).await
     }
 
-    async fn execute(&mut self, sql: &str) {
+    pub(crate) async fn execute(&mut self, sql: &str) {
         sqlx::query(AssertSqlSafe(sql.to_owned())).execute(&mut self.admin).await.unwrap();
     }
 

@@ -2,11 +2,11 @@
 
 use async_trait::async_trait;
 use jiff::Timestamp;
-use sqlx::{ConnectOptions as _, Connection as _, PgConnection, migrate::Migrate as _};
+use sqlx::postgres::PgRow;
 
-use super::PostgresStore;
+use super::{PostgresStore, migrate, session};
 use crate::store::{
-    Admin, Result, Schema, StoreError,
+    Admin, Concern, Result, Schema, StoreError, StoreErrorKind,
     admin::APPLIED,
     detached::detached,
     migrations::{self, TABLE},
@@ -28,6 +28,13 @@ statements! { Postgres:
     has_table(name: &str) = "select to_regclass({name}) is not null as is_there";
     applied() = APPLIED;
     now() = "select clock_timestamp() as now";
+    /// A base backup is no standby.
+    condition() = "select pg_encoding_to_char(encoding)::text as encoding, current_setting('fsync') as fsync,
+        current_setting('full_page_writes') as full_page_writes,
+        current_setting('synchronous_standby_names') as synchronous_standby_names,
+        pg_is_in_recovery() or current_setting('transaction_read_only')::boolean as read_only,
+        (select count(*) from pg_stat_replication where state is distinct from 'backup') as standbys
+    from pg_database where datname = current_database()";
     version() = "select current_setting('server_version') as version";
 }
 
@@ -39,14 +46,13 @@ impl Admin for PostgresStore {
 
     /// On a connection of its own, which is closed in every case and takes the lock with it.
     async fn migrate(&self) -> Result<usize> {
-        let options = self.patient.clone();
-        detached(async move {
-            let mut db = options.connect().await?;
-            let applied = migrate(&mut db).await;
-            db.close().await?;
-            applied
-        })
-        .await
+        self.apply(MIGRATIONS).await
+    }
+
+    async fn inspect(&self) -> Result<Vec<Concern>> {
+        session::refuse_transaction_pooler(&self.plain).await.map_err(sqlx::Error::from)?;
+        let found = self.other.fetch_first(sql::condition()).await?;
+        condition(&found.ok_or_else(|| StoreError::corrupt("encoding"))?)
     }
 
     async fn schema(&self) -> Result<Schema> {
@@ -70,15 +76,66 @@ impl Admin for PostgresStore {
     }
 
     async fn close(&self) {
-        self.other.close().await;
-        self.hot.close().await;
+        tokio::join!(self.other.close(), self.hot.close(), self.beat.close());
     }
 }
 
-async fn migrate(db: &mut PgConnection) -> Result<usize> {
-    db.lock().await?;
-    db.ensure_migrations_table(TABLE).await?;
-    let before = db.list_applied_migrations(TABLE).await?.len();
-    migrations::migrator(MIGRATIONS).run_direct(None, &mut *db, false).await?;
-    Ok(db.list_applied_migrations(TABLE).await?.len() - before)
+impl PostgresStore {
+    /// Applies those of these migrations (number, name, statements) that are missing, and returns how many these were. A
+    /// migration whose text begins with `-- no-transaction` is executed statement by statement, each of which ends a
+    /// line with `;`. It may be begun again at any time, and must bear that.
+    ///
+    /// # Errors
+    /// The database cannot be reached or not be used, or a migration fails.
+    pub async fn apply(&self, migrations: &'static [(i64, &'static str, &'static str)]) -> Result<usize> {
+        self.inspect().await?;
+        let options = self.plain.clone();
+        detached(migrate::run(options, migrations)).await
+    }
+}
+
+/// What stands in the way of errand, or may cost what was committed.
+fn condition(row: &PgRow) -> Result<Vec<Concern>> {
+    let encoding: String = row.read("encoding")?;
+    // In SQL_ASCII every text is kept as it is.
+    if !["UTF8", "SQL_ASCII"].contains(&encoding.as_str()) {
+        return Err(StoreError::new(
+            StoreErrorKind::Access,
+            format!(
+                "the encoding of this database is {encoding}, which lacks most characters, so that good jobs and \
+                 results would be refused: use a database that is made with `create database ... encoding 'UTF8' \
+                 template template0`"
+            ),
+        ));
+    }
+    let mut concerns = Vec::new();
+    for setting in ["fsync", "full_page_writes"] {
+        if row.read::<String>(setting)? == "off" {
+            concerns.push(Concern {
+                message: format!(
+                    "{setting} is off: a crash of its host may lose or damage what was committed"
+                ),
+                advice: "switch it on, unless the storage makes up for it",
+            });
+        }
+    }
+    if row.read::<bool>("read_only")? {
+        concerns.push(Concern {
+            message:
+                "the database takes no writes now: it is a standby, or default_transaction_read_only is on"
+                    .into(),
+            advice: "use the address of the primary, or find out who has made it read-only, and why",
+        });
+    }
+    let standbys = row.total("standbys")?;
+    if standbys > 0 && row.read::<String>("synchronous_standby_names")?.is_empty() {
+        concerns.push(Concern {
+            message: format!(
+                "standbys that may lag behind: {standbys}. A failover to one loses what was committed last: jobs that \
+                 were acknowledged, and that a `once` call was made, so that it is made again"
+            ),
+            advice: "set synchronous_standby_names, or take that into account",
+        });
+    }
+    Ok(concerns)
 }

@@ -53,13 +53,13 @@ statements! { Postgres:
 
 #[async_trait]
 impl Leases for PostgresStore {
-    /// On the hot pool, because a report that takes all other connections must not cost the lease.
+    /// On a connection of its own, because nothing that takes all the others must cost the lease.
     async fn beat(&self, worker: WorkerId, name: &str) -> Result<()> {
-        self.hot.fetch(sql::beat(worker.0, name)).await.map(drop)
+        self.beat.fetch(sql::beat(worker.0, name)).await.map(drop)
     }
 
     async fn retire(&self, worker: WorkerId) -> Result<()> {
-        self.hot.fetch(sql::retire(worker.0)).await.map(drop)
+        self.beat.fetch(sql::retire(worker.0)).await.map(drop)
     }
 
     async fn lost_jobs(&self, lease: Duration, limit: usize) -> Result<Vec<LostJob>> {

@@ -5,8 +5,8 @@
 //! further statements. Every write runs in a task of its own: a dropped future never leaves a
 //! connection in the middle of an exchange.
 //!
-//! There are two pools, so that reports and lists cannot keep claims and finishes waiting. Times are
-//! the server's.
+//! There are three pools, so that reports and lists cannot keep claims and finishes waiting, and none of them the
+//! heartbeat, which has a connection of its own. Times are the server's.
 
 use std::{fmt, time::Duration};
 
@@ -16,7 +16,11 @@ use sqlx::{
     postgres::{PgConnectOptions, PgDatabaseError},
 };
 
-use self::pool::Pool;
+pub(super) use self::session::{TOO_MANY_CONNECTIONS, TransactionPooler};
+use self::{
+    pool::{Pool, Shelves},
+    session::Session,
+};
 use super::{Result, Statement, Store, StoreError, StoreErrorKind, sql::all_statements};
 
 mod admin;
@@ -31,20 +35,23 @@ mod history;
 mod job_control;
 mod jobs;
 mod leases;
+mod migrate;
 mod pins;
 mod pool;
 mod publications;
 mod rejections;
+mod session;
 
-/// After this the server ends a session that stopped in the middle of a transaction.
-const IDLE_IN_TRANSACTION: Duration = Duration::from_secs(10);
+/// The longest that a heartbeat may take, so that one which gets stuck does not cost the lease by keeping the next ones.
+const BEAT_TIMEOUT: Duration = Duration::from_secs(3);
 
 #[derive(Debug, Clone)]
 pub struct PostgresOptions {
     /// `postgres://user:password@host:port/database?...`
     pub url: SecretString,
-    /// Connections for claims, finishes and heartbeats.
+    /// Connections for claims and finishes.
     pub hot_connections: u32,
+    /// Connections for everything else but the heartbeat, which has one of its own.
     pub other_connections: u32,
     /// What the server's activity view shows.
     pub application_name: String,
@@ -54,10 +61,11 @@ pub struct PostgresOptions {
 
 #[derive(Clone)]
 pub struct PostgresStore {
+    beat: Pool,
     hot: Pool,
     other: Pool,
-    /// For migrations, which may take longer than any statement.
-    patient: PgConnectOptions,
+    /// For sessions without the settings of the pools'.
+    plain: PgConnectOptions,
 }
 
 impl PostgresStore {
@@ -75,24 +83,27 @@ impl PostgresStore {
                 "the database URL cannot be understood; it looks like `postgres://user:password@host:5432/database`",
             )
         })?;
-        let patient = parsed.application_name(&application_name).disable_statement_logging();
-        let limited = patient.clone().options([
-            ("statement_timeout", format!("{}ms", statement_timeout.as_millis())),
-            ("idle_in_transaction_session_timeout", format!("{}ms", IDLE_IN_TRANSACTION.as_millis())),
-        ]);
+        // No column has a type that the digits concern, and poolers refuse a session that asks for them.
+        let plain =
+            parsed.application_name(&application_name).extra_float_digits(None).disable_statement_logging();
+        let shelves = Shelves::default();
+        let pool = |part, connections, statement_timeout, plan: &[_]| {
+            Pool::new(connections, Session::new(part, &plain, statement_timeout, plan), &shelves)
+        };
+        let beat = pool("heartbeats", 1, BEAT_TIMEOUT.min(statement_timeout), &[]).keeping();
         // Statements of the hot path address rows by their keys. A plan that was made while the
         // tables were empty would read them whole, and would be kept until statistics catch up.
-        let keyed = limited.clone().options([
+        let keyed = [
             ("plan_cache_mode", "force_generic_plan"),
             ("enable_seqscan", "off"),
             ("enable_hashjoin", "off"),
             ("enable_mergejoin", "off"),
-        ]);
+        ];
+        let hot = pool("claims and finishes", hot_connections, statement_timeout, &keyed);
         // Optional filters need plans that know which are given.
-        let planned = limited.options([("plan_cache_mode", "force_custom_plan")]);
-        let hot = Pool::new(hot_connections, keyed, statement_timeout);
-        let other = Pool::new(other_connections, planned, statement_timeout);
-        Ok(Self { hot, other, patient })
+        let planned = [("plan_cache_mode", "force_custom_plan")];
+        let other = pool("everything else", other_connections, statement_timeout, &planned);
+        Ok(Self { beat, hot, other, plain })
     }
 
     pub fn statements() -> impl Iterator<Item = &'static Statement> {
@@ -104,10 +115,7 @@ impl Store for PostgresStore {}
 
 impl fmt::Debug for PostgresStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("PostgresStore")
-            .field("hot", &self.hot.size())
-            .field("other", &self.other.size())
-            .finish_non_exhaustive()
+        f.debug_struct("PostgresStore").finish_non_exhaustive()
     }
 }
 

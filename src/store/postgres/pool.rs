@@ -1,18 +1,25 @@
 //! Connections, and what an error says about them.
+//!
+//! The pools of a store share what the server grants. A pool that is refused another connection goes on with those
+//! that it has, and one that has none gets one of its neighbours'. This is not sqlx's pool, because there a caller who
+//! is refused knocks again and again while connections of the same pool lie idle, and because it asks a connection
+//! whether it lives before it takes it back, for as long as no answer comes.
 
 use std::{
+    fmt,
+    ops::{Deref, DerefMut},
     sync::{Arc, Mutex},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use futures_util::future::BoxFuture;
-use sqlx::{
-    Connection as _, PgConnection, PgPool, Postgres,
-    pool::PoolConnection,
-    postgres::{PgConnectOptions, PgPoolOptions, PgRow},
+use sqlx::{Connection as _, PgConnection, Postgres, postgres::PgRow};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::{Instant, error::Elapsed, sleep_until, timeout, timeout_at},
 };
-use tokio::time::{error::Elapsed, timeout};
 
+use super::session::{NoConnection, Session};
 use crate::{
     store::{Result, StoreError, StoreErrorKind, detached::detached, read::StoreRow as _, sql::Bound},
     sync::lock,
@@ -21,6 +28,10 @@ use crate::{
 /// How long a caller waits for a connection, including the time that connecting takes.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(4);
 
+/// The waits of a caller whom the server refuses.
+const FIRST_PAUSE: Duration = Duration::from_millis(10);
+const LONGEST_PAUSE: Duration = Duration::from_millis(160);
+
 /// How much longer than the database's own limit of a statement its answer may take. An answer that is later will not
 /// come: a connection that was dropped on its way without a word never ends by itself.
 const ANSWER_GRACE: Duration = Duration::from_secs(5);
@@ -28,60 +39,113 @@ const ANSWER_GRACE: Duration = Duration::from_secs(5);
 /// How many times as long as a statement a transaction may take.
 const TRANSACTION_ANSWERS: u32 = 4;
 
-/// How long an attempt may take to find out why no connection could be had.
-const CAUSE_TIMEOUT: Duration = Duration::from_secs(2);
+/// A connection that was not used for so long is closed, so that other processes can have its place, which wait for it
+/// as long as [`ACQUIRE_TIMEOUT`]. A pool's only one stays for longer, because connecting costs more than a statement.
+const IDLE: Duration = Duration::from_secs(2);
+const IDLE_ALONE: Duration = Duration::from_secs(60);
+
+/// No connection is used for longer, so that servers behind one name get their shares, and a session gives back what
+/// it has gathered.
+const LIFETIME: Duration = Duration::from_secs(30 * 60);
+
+/// How long a pool goes on with fewer connections after the server refused one.
+const SHORT: Duration = Duration::from_secs(2 * 60);
+
+/// How often at most a shortage is told.
+const TOLD: Duration = Duration::from_secs(60);
+
+/// How long a goodbye to the server may take.
+const GOODBYE: Duration = Duration::from_secs(2);
 
 /// Connections that are opened when they are needed.
 ///
 /// A connection that belongs to a server which restarted, failed over or became read-only can stay open and
 /// refuse every write for ever. So an error of that sort condemns all connections that are open by then, and
 /// they are closed instead of being used again.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub(super) struct Pool {
-    pool: PgPool,
-    condemned: Condemned,
+    session: Arc<Session>,
+    place: usize,
+    shelves: Shelves,
+    /// One for each connection that may be open. Whoever has one uses an idle connection or opens another.
+    permits: Arc<Semaphore>,
     answer_timeout: Duration,
 }
 
-/// The moment before which connections were opened that must not be used again.
-#[derive(Debug, Clone, Default)]
-struct Condemned(Arc<Mutex<Option<Instant>>>);
+/// The connections of all pools of a store, so that one pool can take from another.
+#[derive(Clone, Default)]
+pub(super) struct Shelves(Arc<Mutex<Vec<Shelf>>>);
 
-impl Condemned {
-    fn all_that_are_open(&self) {
-        *lock(&self.0) = Some(Instant::now());
-    }
+/// What a pool has.
+#[derive(Default)]
+struct Shelf {
+    /// Connections stay open while they are idle, however old they are.
+    keeps: bool,
+    /// The last that was used comes first again, so that those which are not needed grow old.
+    idle: Vec<Open>,
+    /// How many are open, used or idle.
+    open: usize,
+    /// Permits that are kept back because the server refused a connection, and since when.
+    withheld: usize,
+    short_since: Option<Instant>,
+    told: Option<Instant>,
+    /// The next connection that comes back is closed, for others to have its place.
+    owes: bool,
+    /// No connection that was open by then is used again.
+    condemned: Option<Instant>,
+    closed: bool,
+}
 
-    fn has_one_of(&self, age: Duration) -> bool {
-        let moment = *lock(&self.0);
-        moment.is_some_and(|moment| moment.elapsed() <= age)
-    }
+struct Open {
+    connection: PgConnection,
+    since: Instant,
+    used: Instant,
+}
+
+/// A connection in use. It is closed when this is dropped, unless it was given back: so nothing returns to the pool
+/// in the middle of an exchange or of a transaction.
+struct Lease {
+    open: Option<Open>,
+    pool: Pool,
+    permit: Option<OwnedSemaphorePermit>,
 }
 
 impl Pool {
-    /// At most so many connections, of which the database ends statements after `statement_timeout`. Needs a Tokio
-    /// runtime.
-    pub(super) fn new(connections: u32, options: PgConnectOptions, statement_timeout: Duration) -> Self {
-        let condemned = Condemned::default();
-        let known = condemned.clone();
-        let pool = PgPoolOptions::new()
-            .max_connections(connections.max(1))
-            .acquire_timeout(ACQUIRE_TIMEOUT)
-            .test_before_acquire(false)
-            .before_acquire(move |_, connection| {
-                let usable = !known.has_one_of(connection.age);
-                Box::pin(std::future::ready(Ok(usable)))
-            })
-            .connect_lazy_with(options);
-        Self { pool, condemned, answer_timeout: statement_timeout + ANSWER_GRACE }
+    /// At most so many connections. Needs a Tokio runtime.
+    pub(super) fn new(connections: u32, session: Session, shelves: &Shelves) -> Self {
+        let mut all = lock(&shelves.0);
+        all.push(Shelf::default());
+        Self {
+            place: all.len() - 1,
+            shelves: shelves.clone(),
+            permits: Arc::new(Semaphore::new(connections.max(1) as usize)),
+            answer_timeout: session.statement_timeout() + ANSWER_GRACE.min(session.statement_timeout()),
+            session: Arc::new(session),
+        }
     }
 
-    pub(super) fn size(&self) -> u32 {
-        self.pool.size()
+    /// The same pool, which keeps its connections also while they are idle, and however old they are.
+    pub(super) fn keeping(self) -> Self {
+        self.with_shelf(|shelf| shelf.keeps = true);
+        self
     }
 
+    /// Returns when the connections that are in use came back, and all are closed.
     pub(super) async fn close(&self) {
-        self.pool.close().await;
+        self.with_shelf(|shelf| shelf.closed = true);
+        let idle = self.with_shelf(|shelf| {
+            shelf.open -= shelf.idle.len();
+            std::mem::take(&mut shelf.idle)
+        });
+        for open in idle {
+            // A server that does not answer has no connection any more when the socket is closed.
+            drop(timeout(GOODBYE, open.connection.close()).await);
+        }
+        // Who waits for a connection from now on is told that there is none; who has one gives it back soon.
+        self.permits.close();
+        while self.with_shelf(|shelf| shelf.open) > 0 {
+            tokio::time::sleep(FIRST_PAUSE).await;
+        }
     }
 
     /// Executes one statement in a task of its own.
@@ -90,7 +154,7 @@ impl Pool {
         detached(async move {
             this.answer(query).await.map_err(|error| {
                 if is_broken(&error) {
-                    this.condemned.all_that_are_open();
+                    this.condemn();
                 }
                 StoreError::from(error)
             })
@@ -115,51 +179,228 @@ impl Pool {
     {
         let this = self.clone();
         let answer = detached(async move {
-            let mut connection = this.pool.acquire().await?;
-            let limit = this.answer_timeout * TRANSACTION_ANSWERS;
+            let mut lease = this.acquire().await?;
             let done = async {
-                let mut transaction = connection.begin().await?;
+                let mut transaction = lease.begin().await?;
                 let answer = work(&mut transaction).await?;
                 transaction.commit().await?;
-                Ok(answer)
+                Ok::<T, StoreError>(answer)
             };
-            match timeout(limit, done).await {
-                Ok(answer) => answer,
-                Err(elapsed) => Err(give_up(connection, elapsed).into()),
-            }
+            let answer =
+                timeout(this.answer_timeout * TRANSACTION_ANSWERS, done).await.map_err(too_late)??;
+            lease.give_back();
+            Ok(answer)
         });
-        answer.await.inspect_err(|error| {
+        answer.await.inspect_err(|error: &StoreError| {
             // Such work is rare enough that connecting anew costs less than telling the causes apart.
             if error.kind() == StoreErrorKind::Unavailable {
-                self.condemned.all_that_are_open();
+                self.condemn();
             }
         })
     }
 
     async fn answer(&self, query: Bound<Postgres>) -> Result<Vec<PgRow>, sqlx::Error> {
-        let mut connection = match self.pool.acquire().await {
-            Err(sqlx::Error::PoolTimedOut) => return Err(self.why_timed_out().await),
-            acquired => acquired?,
-        };
-        match timeout(self.answer_timeout, query.fetch_all(&mut *connection)).await {
-            Ok(answer) => answer,
-            Err(elapsed) => Err(give_up(connection, elapsed)),
+        let mut lease = self.acquire().await?;
+        let answer = timeout(self.answer_timeout, query.fetch_all(&mut *lease)).await.map_err(too_late)?;
+        // After an error that the server reports, the session goes on.
+        if answer.as_ref().err().is_none_or(|error| matches!(error, sqlx::Error::Database(_))) {
+            lease.give_back();
+        }
+        answer
+    }
+
+    /// A connection that is idle, or a new one.
+    async fn acquire(&self) -> Result<Lease, sqlx::Error> {
+        let deadline = Instant::now() + ACQUIRE_TIMEOUT;
+        let (mut pause, mut cause) = (FIRST_PAUSE, sqlx::Error::PoolTimedOut);
+        loop {
+            self.end_shortage();
+            let Ok(permit) = timeout_at(deadline, self.permits.clone().acquire_owned()).await else {
+                return Err(cause);
+            };
+            let permit = permit.map_err(|_| sqlx::Error::PoolClosed)?;
+            if let Some(open) = self.take_idle()? {
+                return Ok(Lease { open: Some(open), pool: self.clone(), permit: Some(permit) });
+            }
+            match timeout_at(deadline, self.session.connect()).await {
+                Ok(Ok(connection)) => return Ok(self.lease_new(connection, permit)),
+                Ok(Err(NoConnection::Refused(error))) => {
+                    cause = error;
+                    if self.make_do(permit) {
+                        continue;
+                    }
+                }
+                Ok(Err(NoConnection::Away(error))) => {
+                    cause = error;
+                    drop(permit);
+                }
+                Ok(Err(NoConnection::Other(error))) => return Err(error),
+                Err(_) => return Err(cause),
+            }
+            if Instant::now() + pause >= deadline {
+                return Err(cause);
+            }
+            sleep_until(Instant::now() + pause).await;
+            pause = (2 * pause).min(LONGEST_PAUSE);
         }
     }
 
-    /// A pool that cannot connect only says that the time is over; one attempt of our own says why.
-    async fn why_timed_out(&self) -> sqlx::Error {
-        let options = self.pool.connect_options();
-        match timeout(CAUSE_TIMEOUT, PgConnection::connect_with(&options)).await {
-            Ok(Err(cause)) => cause,
-            Ok(Ok(_)) | Err(_) => sqlx::Error::PoolTimedOut,
+    fn lease_new(&self, connection: PgConnection, permit: OwnedSemaphorePermit) -> Lease {
+        let now = Instant::now();
+        self.with_shelf(|shelf| shelf.open += 1);
+        let open = Some(Open { connection, since: now, used: now });
+        Lease { open, pool: self.clone(), permit: Some(permit) }
+    }
+
+    fn take_idle(&self) -> Result<Option<Open>, sqlx::Error> {
+        let now = Instant::now();
+        let mut shelves = lock(&self.shelves.0);
+        for shelf in shelves.iter_mut() {
+            shelf.drop_old(now);
+        }
+        let shelf = &mut shelves[self.place];
+        if shelf.closed { Err(sqlx::Error::PoolClosed) } else { Ok(shelf.idle.pop()) }
+    }
+
+    /// What follows from a refusal: with connections of its own, the pool goes on with fewer than it has, so that
+    /// other processes find a place, too, and `true` is returned. Without any, a neighbour gives one up.
+    fn make_do(&self, permit: OwnedSemaphorePermit) -> bool {
+        let now = Instant::now();
+        let mut shelves = lock(&self.shelves.0);
+        let open: Vec<usize> = shelves.iter().map(|shelf| shelf.open).collect();
+        let shelf = &mut shelves[self.place];
+        if open.iter().sum::<usize>() > 0 && shelf.told.is_none_or(|told| now - told > TOLD) {
+            shelf.told = Some(now);
+            tracing::warn!(
+                part = self.session.part(),
+                connections = open[self.place],
+                "the database grants no more connections, and errand goes on with those that it has: lower \
+                 `store.hot_connections` and `store.other_connections`, or raise what limits them (the role's or \
+                 the database's CONNECTION LIMIT, the server's max_connections, a pooler's pool size)"
+            );
+        }
+        if shelf.open > 0 {
+            shelf.withhold(permit);
+            if shelf.open > 1 {
+                shelf.give_up_one();
+            }
+            return true;
+        }
+        // The pool of heartbeats is the first, and nobody takes from it.
+        let neighbour = (1..open.len()).filter(|place| *place != self.place && open[*place] > 0);
+        if let Some(neighbour) = neighbour.max_by_key(|place| open[*place]) {
+            shelves[neighbour].give_up_one();
+        }
+        false
+    }
+
+    /// Asks for all connections again after a while.
+    fn end_shortage(&self) {
+        let ended = self.with_shelf(|shelf| match shelf.short_since {
+            Some(since) if since.elapsed() > SHORT => {
+                shelf.short_since = None;
+                std::mem::take(&mut shelf.withheld)
+            }
+            _ => 0,
+        });
+        self.permits.add_permits(ended);
+    }
+
+    fn condemn(&self) {
+        self.with_shelf(|shelf| shelf.condemned = Some(Instant::now()));
+    }
+
+    fn with_shelf<T>(&self, work: impl FnOnce(&mut Shelf) -> T) -> T {
+        work(&mut lock(&self.shelves.0)[self.place])
+    }
+}
+
+impl Shelf {
+    /// Closes what is condemned, and what nobody needed for a while.
+    fn drop_old(&mut self, now: Instant) {
+        let (keeps, condemned) = (self.keeps, self.condemned);
+        let before = self.idle.len();
+        self.idle.retain(|open| {
+            (keeps || now - open.since < LIFETIME) && condemned.is_none_or(|moment| open.since > moment)
+        });
+        self.open -= before - self.idle.len();
+        while let Some(eldest) = self.idle.first()
+            && !keeps
+            && now - eldest.used > if self.open > 1 { IDLE } else { IDLE_ALONE }
+        {
+            self.idle.remove(0);
+            self.open -= 1;
+        }
+    }
+
+    fn withhold(&mut self, permit: OwnedSemaphorePermit) {
+        permit.forget();
+        self.withheld += 1;
+        self.short_since = Some(Instant::now());
+    }
+
+    /// Closes an idle connection, or else the next that comes back.
+    fn give_up_one(&mut self) {
+        if self.idle.is_empty() {
+            self.owes = true;
+        } else {
+            // The one that was not used for longest.
+            self.idle.remove(0);
+            self.open -= 1;
         }
     }
 }
 
-/// Takes the connection away from its pool, which would wait for the answer, too, before it used it again.
-fn give_up(connection: PoolConnection<Postgres>, elapsed: Elapsed) -> sqlx::Error {
-    drop(connection.detach());
+impl Lease {
+    fn give_back(mut self) {
+        let (Some(mut open), Some(permit)) = (self.open.take(), self.permit.take()) else { return };
+        let mut shelves = lock(&self.pool.shelves.0);
+        let shelf = &mut shelves[self.pool.place];
+        if std::mem::take(&mut shelf.owes) {
+            shelf.open -= 1;
+            // The last permit stays, so that the pool asks for its share again.
+            if shelf.open > 0 {
+                shelf.withhold(permit);
+            }
+        } else if shelf.closed {
+            shelf.open -= 1;
+        } else {
+            open.used = Instant::now();
+            shelf.idle.push(open);
+            // The permit is free only now, when there is something to take.
+        }
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        if self.open.take().is_some() {
+            self.pool.with_shelf(|shelf| shelf.open -= 1);
+        }
+    }
+}
+
+impl Deref for Lease {
+    type Target = PgConnection;
+
+    fn deref(&self) -> &PgConnection {
+        &self.open.as_ref().expect("a lease has its connection until it ends").connection
+    }
+}
+
+impl DerefMut for Lease {
+    fn deref_mut(&mut self) -> &mut PgConnection {
+        &mut self.open.as_mut().expect("a lease has its connection until it ends").connection
+    }
+}
+
+impl fmt::Debug for Pool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pool").field("part", &self.session.part()).finish_non_exhaustive()
+    }
+}
+
+fn too_late(elapsed: Elapsed) -> sqlx::Error {
     sqlx::Error::Io(elapsed.into())
 }
 
@@ -177,15 +418,25 @@ fn is_broken(error: &sqlx::Error) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use sqlx::postgres::PgConnectOptions;
+
     use super::*;
 
-    #[test]
-    fn only_connections_that_were_open_by_then_are_condemned() {
-        let condemned = Condemned::default();
-        assert!(!condemned.has_one_of(Duration::MAX), "all is well");
-        condemned.all_that_are_open();
-        assert!(condemned.has_one_of(Duration::from_secs(3600)));
-        std::thread::sleep(Duration::from_millis(1));
-        assert!(!condemned.has_one_of(Duration::ZERO), "it was opened afterwards");
+    #[tokio::test(start_paused = true)]
+    async fn a_pool_that_was_short_of_connections_asks_for_all_of_them_again() {
+        let session = Session::new("a test", &PgConnectOptions::new(), Duration::from_secs(1), &[]);
+        let pool = Pool::new(4, session, &Shelves::default());
+        for _ in 0..3 {
+            let permit = pool.permits.clone().acquire_owned().await.unwrap();
+            pool.with_shelf(|shelf| shelf.withhold(permit));
+        }
+        tokio::time::advance(SHORT - Duration::from_secs(1)).await;
+        pool.end_shortage();
+        assert_eq!(pool.permits.available_permits(), 1);
+        tokio::time::advance(Duration::from_secs(2)).await;
+        pool.end_shortage();
+        assert_eq!(pool.permits.available_permits(), 4);
+        pool.end_shortage();
+        assert_eq!(pool.permits.available_permits(), 4, "none is given twice");
     }
 }

@@ -6,7 +6,7 @@ use sqlx::migrate::Migrate as _;
 
 use super::SqliteStore;
 use crate::store::{
-    Admin, Result, Schema,
+    Admin, Concern, Result, Schema,
     admin::APPLIED,
     migrations::{self, TABLE},
     read::StoreRow as _,
@@ -40,33 +40,38 @@ impl Admin for SqliteStore {
     async fn migrate(&self) -> Result<usize> {
         self.write(move |db, _| {
             Box::pin(async move {
-                let migrator = migrations::migrator(MIGRATIONS);
                 db.ensure_migrations_table(TABLE).await?;
-                let before = db.list_applied_migrations(TABLE).await?.len();
-                migrator.run_direct(None, &mut *db, false).await?;
-                Ok(db.list_applied_migrations(TABLE).await?.len() - before)
+                let applied = db.list_applied_migrations(TABLE).await?;
+                let missing = migrations::missing(migrations::all(MIGRATIONS), &applied)?;
+                for migration in &missing {
+                    db.apply(TABLE, migration).await?;
+                }
+                Ok(missing.len())
             })
         })
         .await
     }
 
+    async fn inspect(&self) -> Result<Vec<Concern>> {
+        Ok(Vec::new())
+    }
+
     async fn schema(&self) -> Result<Schema> {
-        let mut db = self.reader.acquire().await?;
-        if sql::tables(TABLE).fetch_one(&mut *db).await?.total("tables")? == 0 {
+        if self.reader.fetch_one(sql::tables(TABLE)).await?.total("tables")? == 0 {
             return Ok(migrations::compare(MIGRATIONS, &[]));
         }
-        let applied = sql::applied().fetch_all(&mut *db).await?;
+        let applied = self.reader.fetch(sql::applied()).await?;
         let applied = applied.iter().map(|row| row.read("version")).collect::<Result<Vec<i64>, _>>()?;
         Ok(migrations::compare(MIGRATIONS, &applied))
     }
 
     async fn now(&self) -> Result<Timestamp> {
-        sql::ping().execute(&self.reader).await?;
+        self.reader.fetch(sql::ping()).await?;
         Ok(self.clock.now())
     }
 
     async fn version(&self) -> Result<String> {
-        sql::version().fetch_one(&self.reader).await?.read("version")
+        self.reader.fetch_one(sql::version()).await?.read("version")
     }
 
     async fn close(&self) {

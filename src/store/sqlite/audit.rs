@@ -38,7 +38,7 @@ impl Audit for SqliteStore {
         limits: &AuditLimits,
     ) -> Result<AuditPage<Finding>> {
         let query = sql::audit(One(limits), self.now_micros(), bytes(after), to_limit(limit));
-        AuditPage::findings(&query.fetch_all(&self.reader).await?)
+        AuditPage::findings(&self.reader.fetch(query).await?)
     }
 
     async fn make_findable(&self, _ids: &[JobId]) -> Result<Vec<JobId>> {
@@ -51,13 +51,13 @@ impl Audit for SqliteStore {
     }
 
     async fn eldest_worker(&self, lease: Duration) -> Result<Option<WorkerId>> {
-        let found = sql::eldest(self.now_micros() - micros(lease)).fetch_optional(&self.reader).await?;
+        let found = self.reader.fetch_first(sql::eldest(self.now_micros() - micros(lease))).await?;
         found.map(|row| Ok(WorkerId(row.read("id")?))).transpose()
     }
 
     async fn succeeded_by_call(&self, after: Option<JobId>, limit: usize) -> Result<AuditPage<JobId>> {
         let query = sql::succeeded(bytes(after), to_limit(limit));
-        AuditPage::succeeded(&query.fetch_all(&self.reader).await?)
+        AuditPage::succeeded(&self.reader.fetch(query).await?)
     }
 }
 

@@ -74,8 +74,7 @@ impl Checks for SqliteStore {
     }
 
     async fn known_success(&self, after: Timestamp) -> Result<Option<RequestId>> {
-        let query = sql::known_success(after.as_microsecond());
-        let found = query.fetch_optional(&self.reader).await?;
+        let found = self.reader.fetch_first(sql::known_success(after.as_microsecond())).await?;
         found.map(|row| Ok(RequestId(row.read("request_id")?))).transpose()
     }
 }

@@ -28,7 +28,7 @@ statements! { Sqlite:
 #[async_trait]
 impl History for SqliteStore {
     async fn history(&self, id: JobId) -> Result<Vec<HistoryEntry>> {
-        let found = sql::history(id.0, to_limit(MAX_HISTORY)).fetch_all(&self.reader).await?;
+        let found = self.reader.fetch(sql::history(id.0, to_limit(MAX_HISTORY))).await?;
         Ok(readable(&found, rows::entry))
     }
 }

@@ -79,11 +79,11 @@ statements! { Sqlite:
 #[async_trait]
 impl JobControl for SqliteStore {
     async fn job(&self, id: JobId) -> Result<Option<JobView>> {
-        sql::job(id.0).fetch_optional(&self.reader).await?.as_ref().map(rows::job).transpose()
+        self.reader.fetch_first(sql::job(id.0)).await?.as_ref().map(rows::job).transpose()
     }
 
     async fn attempts(&self, id: JobId) -> Result<Vec<AttemptView>> {
-        Ok(readable(&sql::attempts(id.0).fetch_all(&self.reader).await?, rows::attempt))
+        Ok(readable(&self.reader.fetch(sql::attempts(id.0)).await?, rows::attempt))
     }
 
     async fn jobs(&self, filter: &JobFilter) -> Result<Vec<JobView>> {
@@ -93,7 +93,7 @@ impl JobControl for SqliteStore {
             Some(owner) => sql::jobs_of_owner(state, tool, limit, owner.kind().as_str(), owner.id()),
             None => sql::jobs(state, tool, limit),
         };
-        Ok(readable(&query.fetch_all(&self.reader).await?, rows::job))
+        Ok(readable(&self.reader.fetch(query).await?, rows::job))
     }
 
     async fn cancel(&self, id: JobId, by: &str) -> Result<Decided> {
@@ -113,7 +113,7 @@ impl JobControl for SqliteStore {
     }
 
     async fn count_held(&self, filter: &HeldFilter) -> Result<u64> {
-        sql::count_held(One(filter)).fetch_one(&self.reader).await?.total("jobs")
+        self.reader.fetch_one(sql::count_held(One(filter))).await?.total("jobs")
     }
 
     async fn release_held(
@@ -130,10 +130,9 @@ impl JobControl for SqliteStore {
     }
 
     async fn census(&self) -> Result<Census> {
-        let mut db = self.reader.acquire().await?;
-        let waiting = sql::census_waiting(self.now_micros()).fetch_all(&mut *db).await?;
-        let running = sql::census_running().fetch_all(&mut *db).await?;
-        Census::of(&waiting, &running, &sql::census_held().fetch_all(&mut *db).await?)
+        let waiting = self.reader.fetch(sql::census_waiting(self.now_micros())).await?;
+        let running = self.reader.fetch(sql::census_running()).await?;
+        Census::of(&waiting, &running, &self.reader.fetch(sql::census_held()).await?)
     }
 }
 

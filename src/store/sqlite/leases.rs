@@ -51,13 +51,13 @@ impl Leases for SqliteStore {
 
     async fn lost_jobs(&self, lease: Duration, limit: usize) -> Result<Vec<LostJob>> {
         let now = self.now_micros();
-        let lost = sql::lost(now - micros(lease), now, to_limit(limit)).fetch_all(&self.reader).await?;
+        let lost = self.reader.fetch(sql::lost(now - micros(lease), now, to_limit(limit))).await?;
         Ok(readable(&lost, rows::lost))
     }
 
     async fn running_jobs(&self, worker: WorkerId, limit: usize) -> Result<Vec<LostJob>> {
         let query = sql::running(worker.0, self.now_micros(), to_limit(limit));
-        Ok(readable(&query.fetch_all(&self.reader).await?, rows::lost))
+        Ok(readable(&self.reader.fetch(query).await?, rows::lost))
     }
 
     async fn forget_workers(&self, after: Duration) -> Result<u64> {

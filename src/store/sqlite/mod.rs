@@ -13,21 +13,18 @@
 //! prepare the statement again each time one is bound; the sign hides it
 //! (<https://www.sqlite.org/optoverview.html>).
 
-use std::{fmt, path::PathBuf, sync::Arc, time::Duration};
+use std::{fmt, path::PathBuf, sync::Arc};
 
 use futures_util::future::BoxFuture;
 use sqlx::{
-    Sqlite, SqlitePool, Transaction,
+    Sqlite,
     error::DatabaseError as _,
-    sqlite::{
-        SqliteConnectOptions, SqliteConnection, SqliteError, SqliteJournalMode, SqlitePoolOptions,
-        SqliteSynchronous,
-    },
+    sqlite::{SqliteConnection, SqliteError},
 };
-use tokio::time::Instant;
 
+use self::pool::Pool;
 use super::{
-    Result, Statement, Store, StoreError, StoreErrorKind,
+    Result, Statement, Store, StoreErrorKind,
     detached::detached,
     sql::{Bound, all_statements},
 };
@@ -45,20 +42,9 @@ mod job_control;
 mod jobs;
 mod leases;
 mod pins;
+mod pool;
 mod publications;
 mod rejections;
-
-/// How long a write waits for the write of another process.
-const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// The result code of a file that another process is writing to, and how long to wait then.
-const BUSY: &str = "5";
-const BUSY_PAUSE: Duration = Duration::from_millis(10);
-
-/// How long a caller waits for a connection; writers wait here for each other.
-const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(10);
-
-const READERS: u32 = 4;
 
 #[derive(Debug, Clone)]
 pub struct SqliteOptions {
@@ -69,63 +55,32 @@ pub struct SqliteOptions {
 
 #[derive(Clone)]
 pub struct SqliteStore {
-    writer: SqlitePool,
-    reader: SqlitePool,
+    writer: Pool,
+    reader: Pool,
     clock: SharedClock,
     path: Arc<PathBuf>,
 }
 
 impl SqliteStore {
     /// A store that opens its file with the first call. Needs a Tokio runtime.
-    ///
-    /// # Errors
-    /// None today; the signature is that of every backend.
-    pub fn new(options: SqliteOptions) -> Result<Self> {
+    pub fn new(options: SqliteOptions) -> Self {
         let SqliteOptions { path, clock } = options;
-        let file = SqliteConnectOptions::new()
-            .filename(&path)
-            .create_if_missing(true)
-            .busy_timeout(BUSY_TIMEOUT)
-            .foreign_keys(true)
-            .synchronous(SqliteSynchronous::Full);
-        let pool = |connections: u32| {
-            SqlitePoolOptions::new()
-                .max_connections(connections)
-                .acquire_timeout(ACQUIRE_TIMEOUT)
-                .idle_timeout(None)
-                .max_lifetime(None)
-                .test_before_acquire(false)
-        };
-        // The journal mode stays with the file, so only the writer sets it; a reader that came first
-        // would contend for the switch.
-        let writer = pool(1).connect_lazy_with(file.clone().journal_mode(SqliteJournalMode::Wal));
-        let reader = pool(READERS).connect_lazy_with(file.pragma("query_only", "on"));
-        Ok(Self { writer, reader, clock, path: Arc::new(path) })
+        let path = Arc::new(path);
+        Self { writer: Pool::writer(&path), reader: Pool::reader(&path), clock, path }
     }
 
     pub fn statements() -> impl Iterator<Item = &'static Statement> {
         all_statements!()
     }
 
-    /// Runs `work` in one write transaction, with the time at which the lock was taken.
+    /// Runs `work` in one write transaction in a task of its own, with the time at which the lock was taken.
     async fn write<T, F>(&self, work: F) -> Result<T>
     where
         T: Send + 'static,
         F: for<'c> FnOnce(&'c mut SqliteConnection, i64) -> BoxFuture<'c, Result<T>> + Send + 'static,
     {
         let (writer, clock) = (self.writer.clone(), Arc::clone(&self.clock));
-        detached(async move {
-            let mut transaction = begin(&writer).await?;
-            let answer = work(&mut transaction, clock.now().as_microsecond()).await;
-            match answer {
-                Ok(answer) => transaction.commit().await.map(|()| answer).map_err(StoreError::from),
-                Err(error) => {
-                    transaction.rollback().await?;
-                    Err(error)
-                }
-            }
-        })
-        .await
+        detached(async move { writer.transaction(&clock, work).await }).await
     }
 
     /// Runs one statement that writes, and returns how many rows it changed.
@@ -160,22 +115,6 @@ impl SqliteStore {
     }
 }
 
-/// Begins a write. Processes that open a new file together meet where its journal mode is switched, and
-/// there SQLite gives up at once, whatever the busy timeout is.
-async fn begin(writer: &SqlitePool) -> Result<Transaction<'static, Sqlite>, sqlx::Error> {
-    let deadline = Instant::now() + BUSY_TIMEOUT;
-    loop {
-        match writer.begin_with("BEGIN IMMEDIATE").await {
-            Err(sqlx::Error::Database(error))
-                if error.code().as_deref() == Some(BUSY) && Instant::now() < deadline =>
-            {
-                tokio::time::sleep(BUSY_PAUSE).await;
-            }
-            begun => return begun,
-        }
-    }
-}
-
 impl Store for SqliteStore {}
 
 impl fmt::Debug for SqliteStore {
@@ -186,11 +125,11 @@ impl fmt::Debug for SqliteStore {
 
 /// Sorts an error by its primary result code (<https://www.sqlite.org/rescode.html>).
 pub(super) fn kind_of(error: &SqliteError) -> StoreErrorKind {
-    kind_of_code(error.code().and_then(|code| code.parse().ok()).unwrap_or(0))
+    kind_of_code(error.code().and_then(|code| code.parse().ok()).unwrap_or(0), error.message())
 }
 
 /// What says nothing about the values that were sent must not be `Data`: a good job would be rejected for it.
-fn kind_of_code(extended: i32) -> StoreErrorKind {
+fn kind_of_code(extended: i32, message: &str) -> StoreErrorKind {
     match extended & 0xff {
         // PERM, READONLY, CANTOPEN, AUTH
         3 | 8 | 14 | 23 => StoreErrorKind::Access,
@@ -198,8 +137,13 @@ fn kind_of_code(extended: i32) -> StoreErrorKind {
         11 | 26 => StoreErrorKind::Corrupt,
         // TOOBIG, CONSTRAINT, MISMATCH, RANGE
         18 | 19 | 20 | 25 => StoreErrorKind::Data,
-        // ERROR: the statement does not fit the schema
-        1 => StoreErrorKind::Schema,
+        // ERROR stands for much; these say that the statement does not fit the schema.
+        1 if ["no such table", "no such column", "has no column"]
+            .iter()
+            .any(|sort| message.contains(sort)) =>
+        {
+            StoreErrorKind::Schema
+        }
         _ => StoreErrorKind::Unavailable,
     }
 }
@@ -227,12 +171,19 @@ mod tests {
             (10, "an I/O error"),
             (778, "an I/O error while writing"),
             (13, "disk full"),
+            (1, "cannot rollback - no transaction is active"),
             (17, "the schema changed meanwhile"),
             (0, "nothing is known"),
         ] {
-            assert_eq!(kind_of_code(code), StoreErrorKind::Unavailable, "{code}: {condition}");
+            assert_eq!(kind_of_code(code, condition), StoreErrorKind::Unavailable, "{code}: {condition}");
         }
-        assert_eq!(kind_of_code(8), StoreErrorKind::Access, "read-only");
-        assert_eq!(kind_of_code(18), StoreErrorKind::Data, "too big");
+        for (code, message, kind) in [
+            (8, "attempt to write a readonly database", StoreErrorKind::Access),
+            (18, "string or blob too big", StoreErrorKind::Data),
+            (1, "no such table: jobs", StoreErrorKind::Schema),
+            (1, "table jobs has no column named later", StoreErrorKind::Schema),
+        ] {
+            assert_eq!(kind_of_code(code, message), kind, "{code}: {message}");
+        }
     }
 }

@@ -24,7 +24,7 @@ statements! { Sqlite:
 #[async_trait]
 impl Pins for SqliteStore {
     async fn pins(&self) -> Result<Vec<Pin>> {
-        Ok(readable(&sql::pins().fetch_all(&self.reader).await?, rows::pin))
+        Ok(readable(&self.reader.fetch(sql::pins()).await?, rows::pin))
     }
 
     async fn set_pin(&self, pin: &Pin) -> Result<()> {

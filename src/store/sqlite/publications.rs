@@ -88,7 +88,7 @@ impl Publications for SqliteStore {
     }
 
     async fn next_due_in(&self) -> Result<Option<Duration>> {
-        let next: Option<i64> = sql::next_due().fetch_one(&self.reader).await?.read("due_at")?;
+        let next: Option<i64> = self.reader.fetch_one(sql::next_due()).await?.read("due_at")?;
         Ok(next.map(|due_at| to_duration(due_at - self.now_micros())))
     }
 

@@ -36,11 +36,11 @@ impl Rejections for SqliteStore {
     }
 
     async fn rejected(&self, limit: usize) -> Result<Vec<RejectedView>> {
-        Ok(readable(&sql::rejected(to_limit(limit)).fetch_all(&self.reader).await?, rows::rejected))
+        Ok(readable(&self.reader.fetch(sql::rejected(to_limit(limit))).await?, rows::rejected))
     }
 
     async fn rejected_message(&self, id: Uuid) -> Result<Option<RejectedView>> {
-        sql::message(id).fetch_optional(&self.reader).await?.as_ref().map(rows::rejected).transpose()
+        self.reader.fetch_first(sql::message(id)).await?.as_ref().map(rows::rejected).transpose()
     }
 
     async fn mark_requeued(&self, id: Uuid) -> Result<bool> {

@@ -18,9 +18,9 @@ use errand::{
     job::{Fence, JobId, JobSpec, Owner, Pin, Release, RequestId, WorkerId},
     store::{
         Admin, AttemptView, Audit, AuditLimits, AuditPage, Awaited, Bind, By, Census, Check, Checks, Claim,
-        Claimed, Claims, Connections, Decided, Due, Finding, Finish, Finished, Finishes, HeldFilter, History,
-        HistoryEntry, Inserted, JobControl, JobFilter, JobView, Jobs, Leases, LostJob, Pins, Publications,
-        PutOff, Rejected, RejectedView, Rejections, Schema, Store, StoreError, StoreErrorKind,
+        Claimed, Claims, Concern, Connections, Decided, Due, Finding, Finish, Finished, Finishes, HeldFilter,
+        History, HistoryEntry, Inserted, JobControl, JobFilter, JobView, Jobs, Leases, LostJob, Pins,
+        Publications, PutOff, Rejected, RejectedView, Rejections, Schema, Store, StoreError, StoreErrorKind,
         sqlite::{SqliteOptions, SqliteStore},
     },
 };
@@ -64,7 +64,7 @@ impl StoreThread {
         let path = directory.join(format!("{}.db", Uuid::new_v4()));
         let options = SqliteOptions { path: path.clone(), clock: clock.clone() };
         let (store, sweeper) = run_on(&calls, async move {
-            let store = SqliteStore::new(options).unwrap();
+            let store = SqliteStore::new(options);
             store.migrate().await.unwrap();
             let sweeper = SqliteConnectOptions::new().filename(path).connect().await.unwrap();
             (Arc::new(store), Arc::new(tokio::sync::Mutex::new(sweeper)))
@@ -512,6 +512,10 @@ impl Admin for Faulty {
 
     async fn migrate(&self) -> Result<usize, StoreError> {
         unreachable!("the file of a world is a copy of a migrated one")
+    }
+
+    async fn inspect(&self) -> Result<Vec<Concern>, StoreError> {
+        Ok(Vec::new())
     }
 
     async fn schema(&self) -> Result<Schema, StoreError> {

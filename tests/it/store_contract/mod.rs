@@ -226,7 +226,7 @@ impl TestStore {
     }
 }
 
-fn postgres_options(url: &str) -> PostgresOptions {
+pub(crate) fn postgres_options(url: &str) -> PostgresOptions {
     PostgresOptions {
         url: url.to_owned().into(),
         hot_connections: 3,
@@ -237,7 +237,7 @@ fn postgres_options(url: &str) -> PostgresOptions {
 }
 
 fn sqlite(dir: &TempDir, clock: clock::SharedClock) -> SqliteStore {
-    SqliteStore::new(SqliteOptions { path: dir.path().join("errand.db"), clock }).unwrap()
+    SqliteStore::new(SqliteOptions { path: dir.path().join("errand.db"), clock })
 }
 
 /// A claim that runs.

@@ -1,5 +1,6 @@
 //! Rules about the structure of the code, as data.
 
+mod migrations;
 mod source;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -43,6 +44,8 @@ const OWNERS: &[(&str, &[&str])] = &[
     ("metrics_exporter_prometheus", &["src/telemetry/", "src/api/", "src/app/"]),
     ("reqwest", &["src/tool/composio/", "src/cli/", "src/maintenance/ledger.rs"]),
     ("axum", &["src/api/"]),
+    ("hyper", &["src/api/"]),
+    ("hyper_util", &["src/api/"]),
     ("clap", &["src/cli/"]),
     ("errand_sandbox", &["src/cli/", "src/app"]),
 ];

@@ -7,6 +7,7 @@
 
 pub mod guard;
 pub mod machine;
+pub mod pgbouncer;
 pub mod place;
 pub mod postgres;
 pub mod proxy;

@@ -94,6 +94,20 @@ impl Postgres {
         Ok(Database { url: self.0.installation().url(&name), name })
     }
 
+    /// Has a process follow what the server writes, as an asynchronous standby does, for as long as the server is there.
+    ///
+    /// # Errors
+    /// `pg_receivewal`, which comes with the server, does not start.
+    pub async fn follow(&self) -> Result<Process> {
+        let server = self.clone();
+        machine::blocking(move || {
+            let Installation { guard, postgres, port, .. } = server.0.installation();
+            let args = ["-h", "127.0.0.1", "-p", &port.to_string(), "-U", "errand", "-D", "."];
+            guard.launch(&postgres.with_file_name("pg_receivewal"), &args.map(str::to_owned), &[])
+        })
+        .await
+    }
+
     /// Kills the server and all its backends with SIGKILL, and returns when they are gone.
     ///
     /// # Errors

@@ -14,4 +14,4 @@ pub mod wait;
 
 pub use crate::services::{Postgres, Proxy, RabbitMq, postgres, rabbitmq};
 pub use prometheus::Prometheus;
-pub use servers::{control, database, start_postgres, start_proxy, start_rabbitmq, vhost};
+pub use servers::{control, database, start_pgbouncer, start_postgres, start_proxy, start_rabbitmq, vhost};

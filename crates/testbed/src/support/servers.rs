@@ -6,6 +6,7 @@ use super::{http, machine::place};
 use crate::services::{
     Postgres, Proxy, RabbitMq,
     machine::blocking,
+    pgbouncer::PgBouncer,
     postgres::{self, Database},
     rabbitmq::{self, Vhost},
 };
@@ -40,6 +41,12 @@ async fn shared_node() -> &'static RabbitMq {
 /// A database server that one test owns.
 pub async fn start_postgres(options: postgres::Options) -> Postgres {
     Postgres::start(place(), options).await.unwrap()
+}
+
+/// A pooler before the server of a database, with settings such as `pool_mode=session`.
+pub async fn start_pgbouncer(database: &Database, settings: &[&str]) -> PgBouncer {
+    let port = url::Url::parse(&database.url).unwrap().port().unwrap();
+    PgBouncer::start(place(), port, settings).await.unwrap()
 }
 
 /// A node that one test owns.

@@ -1,0 +1,159 @@
+//! Applies migrations beside the traffic of others, and says what it waits for.
+//!
+//! A statement that changes a table waits for all who use it, and everybody who comes later waits behind it. So it gives
+//! up after a moment, lets them pass and tries again, as often as it takes. What needs long runs outside of a
+//! transaction and keeps nobody waiting, as `create index concurrently` does.
+
+use std::{convert::Infallible, time::Duration};
+
+use sqlx::{
+    AssertSqlSafe, Connection as _, Executor as _, PgConnection, Row as _,
+    migrate::{Migrate as _, MigrateError, Migration},
+    postgres::PgConnectOptions,
+};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+
+use super::session;
+use crate::store::{
+    Result,
+    migrations::{self, TABLE},
+};
+
+/// How long a migration waits for a lock, and others behind it, and the pauses until it tries again, which double.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(2);
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+
+/// How often it is looked for what keeps a migration waiting, and told.
+const LOOK: Duration = Duration::from_millis(500);
+const TELL: Duration = Duration::from_secs(5);
+
+/// How long such a look may take.
+const LOOK_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Statements may take as long as they need. A host that is gone without a word must not keep the lock, though.
+const SETTINGS: &str = "set statement_timeout = 0; set idle_session_timeout = 0; set lock_timeout = 0; \
+    set idle_in_transaction_session_timeout = 0; set synchronous_commit = on; \
+    set default_transaction_isolation = 'read committed'; \
+    set tcp_keepalives_idle = 30; set tcp_keepalives_interval = 10; set tcp_keepalives_count = 3";
+
+/// Who keeps a session waiting, and at what. What they execute is not asked for, because it may quote customers' data.
+const BLOCKERS: &str = "select b.pid, coalesce(nullif(b.application_name, ''), 'without a name') as name,
+        coalesce(b.state, 'of another user') as state,
+        coalesce(extract(epoch from clock_timestamp() - b.xact_start), 0)::bigint as seconds,
+        (select case when l.relation is not null then 'the table ' || l.relation::regclass::text
+            when l.locktype = 'advisory' then 'another `errand migrate`'
+            else 'transactions that began earlier' end
+        from pg_locks l where l.pid = $1 and not l.granted limit 1) as what
+    from unnest(pg_blocking_pids($1)) as p (pid) join pg_stat_activity b on b.pid = p.pid limit 3";
+
+pub(super) async fn run(
+    options: PgConnectOptions,
+    migrations: &'static [(i64, &'static str, &'static str)],
+) -> Result<usize> {
+    let mut db = session::login(&options).await.map_err(sqlx::Error::from)?;
+    let pid: i32 = sqlx::query_scalar("select pg_backend_pid()").fetch_one(&mut db).await?;
+    let applied = tokio::select! {
+        biased;
+        applied = apply(&mut db, migrations) => applied,
+        never = tell_what_is_waited_for(&options, pid) => match never {},
+    };
+    // The connection takes the lock with it, whether or not it can say goodbye.
+    drop(timeout(LOOK_TIMEOUT, db.close()).await);
+    Ok(applied?)
+}
+
+async fn apply(
+    db: &mut PgConnection,
+    migrations: &'static [(i64, &'static str, &'static str)],
+) -> Result<usize, MigrateError> {
+    sqlx::raw_sql(SETTINGS).execute(&mut *db).await?;
+    db.lock().await?;
+    db.ensure_migrations_table(TABLE).await?;
+    let applied = db.list_applied_migrations(TABLE).await?;
+    let missing = migrations::missing(migrations::all(migrations), &applied)?;
+    for migration in &missing {
+        if migration.no_tx {
+            apply_outside(db, migration).await?;
+        } else {
+            apply_in_turn(db, migration).await?;
+        }
+    }
+    Ok(missing.len())
+}
+
+/// In one transaction, as often as a lock was not to be had.
+async fn apply_in_turn(db: &mut PgConnection, migration: &Migration) -> Result<(), MigrateError> {
+    set_lock_timeout(db, LOCK_TIMEOUT).await?;
+    let mut pause = FIRST_PAUSE;
+    while let Err(error) = db.apply(TABLE, migration).await {
+        if !is_about_locks(&error) {
+            return Err(error);
+        }
+        sleep(pause).await;
+        pause = (2 * pause).min(LONGEST_PAUSE);
+    }
+    Ok(())
+}
+
+/// Statement by statement. Each keeps nobody waiting, so it may wait itself.
+async fn apply_outside(db: &mut PgConnection, migration: &Migration) -> Result<(), MigrateError> {
+    set_lock_timeout(db, Duration::ZERO).await?;
+    for statement in migration.sql.as_str().split_inclusive(";\n") {
+        let executed = sqlx::raw_sql(AssertSqlSafe(statement.to_owned())).execute(&mut *db).await;
+        executed.map_err(|error| MigrateError::ExecuteMigration(error, migration.version))?;
+    }
+    // Notes it as applied.
+    db.skip(TABLE, migration).await
+}
+
+async fn set_lock_timeout(db: &mut PgConnection, limit: Duration) -> Result<(), sqlx::Error> {
+    let set = format!("set lock_timeout = {}", limit.as_millis());
+    db.execute(AssertSqlSafe(set)).await.map(drop)
+}
+
+/// A lock that was not had in time, or a deadlock, which ended this side.
+fn is_about_locks(error: &MigrateError) -> bool {
+    let (MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _)) = error else {
+        return false;
+    };
+    let code = error.as_database_error().and_then(|error| error.code());
+    code.is_some_and(|code| ["55P03", "40P01"].contains(&&*code))
+}
+
+/// Looks on from another connection for as long as the migration takes. Where there is none, nothing is told.
+async fn tell_what_is_waited_for(options: &PgConnectOptions, pid: i32) -> Infallible {
+    let (began, mut watch) = (Instant::now(), None);
+    let mut next = began + LOOK;
+    loop {
+        sleep_until(next).await;
+        next = Instant::now() + LOOK;
+        if watch.is_none() {
+            watch = session::login(options).await.ok();
+        }
+        let Some(db) = &mut watch else {
+            next = Instant::now() + TELL;
+            continue;
+        };
+        match timeout(LOOK_TIMEOUT, sqlx::query(BLOCKERS).bind(pid).fetch_all(db)).await {
+            Ok(Ok(blockers)) if blockers.is_empty() => {}
+            Ok(Ok(blockers)) => {
+                next = Instant::now() + TELL;
+                let what = blockers[0].try_get::<String, _>("what").unwrap_or_default();
+                let blockers = blockers.iter().map(describe).collect::<Vec<_>>().join(", ");
+                tracing::warn!(
+                    waited_secs = began.elapsed().as_secs(),
+                    "the migration waits for {what}: {blockers}"
+                );
+            }
+            _ => watch = None,
+        }
+    }
+}
+
+fn describe(blocker: &sqlx::postgres::PgRow) -> String {
+    let text = |column| blocker.try_get::<String, _>(column).unwrap_or_default();
+    let number = blocker.try_get::<i32, _>("pid").unwrap_or_default();
+    let seconds = blocker.try_get::<i64, _>("seconds").unwrap_or_default();
+    format!("session {number} ({}, {}, for {seconds} s)", text("name"), text("state"))
+}
