@@ -36,7 +36,7 @@ pub(super) trait StoreRow {
 
     /// A word of a choice that newer versions may widen.
     fn word<T: FromStr + OpenWord>(&self, column: &str) -> Result<T> {
-        Ok(self.word_if_any(column)?.ok_or_else(|| StoreError::corrupt(column))?)
+        self.word_if_any(column)?.ok_or_else(|| StoreError::corrupt(column))
     }
 
     fn word_if_any<T: FromStr + OpenWord>(&self, column: &str) -> Result<Option<T>> {

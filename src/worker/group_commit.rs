@@ -53,7 +53,9 @@ impl<T, R> Runner<T, R> {
             let written = write(items, self.receiver.len()).await;
             for (answer, result) in answers.into_iter().zip(written) {
                 // A submitter that went away is not interested in its answer.
-                result.map(|result| drop(answer.send(result)));
+                if let Some(result) = result {
+                    drop(answer.send(result));
+                }
             }
         }
     }
