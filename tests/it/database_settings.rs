@@ -47,7 +47,9 @@ async fn overrules_the_databases_settings(database: &Database, url: &str) {
     open(url).migrate().await.unwrap();
     let mut admin = database.connect().await.unwrap();
     sqlx::raw_sql(WATCH).execute(&mut admin).await.unwrap();
-    for (name, value) in HARMFUL {
+    let known = "select current_setting('transaction_timeout', true) is not null";
+    let newest = sqlx::query_scalar::<_, bool>(known).fetch_one(&mut admin).await.unwrap();
+    for (name, value) in HARMFUL.into_iter().chain(newest.then_some(("transaction_timeout", "1s"))) {
         let alter = format!("alter database {} set {name} = '{value}'", database.name);
         admin.execute(AssertSqlSafe(alter)).await.unwrap();
     }
@@ -68,7 +70,11 @@ async fn overrules_the_databases_settings(database: &Database, url: &str) {
             ("statement_timeout", timeout),
             ("idle_session_timeout", "0"),
             ("idle_in_transaction_session_timeout", "10000"),
+            ("transaction_timeout", "0"),
         ] {
+            if name == "transaction_timeout" && !newest {
+                continue;
+            }
             let seen: String =
                 sqlx::query_scalar("select setting from seen where tbl = $1 and name = $2 limit 1")
                     .bind(table)

@@ -59,7 +59,7 @@ async fn a_migration_that_waits_for_a_table_lets_others_pass_and_says_for_whom_i
         assert!(begun.elapsed() < Duration::from_secs(6), "{:?}", begun.elapsed());
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
-    assert_eq!(store.schema().await.unwrap(), Schema::Behind { missing: 1 });
+    assert!(matches!(store.schema().await.unwrap(), Schema::Behind { .. }));
     reporting.execute("rollback").await.unwrap();
     assert!(migrating.ended().await.success());
     assert_eq!(store.schema().await.unwrap(), Schema::Current);

@@ -67,7 +67,8 @@ async fn apply(
     db: &mut PgConnection,
     migrations: &'static [(i64, &'static str, &'static str)],
 ) -> Result<usize, MigrateError> {
-    sqlx::raw_sql(SETTINGS).execute(&mut *db).await?;
+    let settings = format!("{SETTINGS}; select {}", session::UNLIMITED);
+    sqlx::raw_sql(AssertSqlSafe(settings)).execute(&mut *db).await?;
     db.lock().await?;
     db.ensure_migrations_table(TABLE).await?;
     let applied = db.list_applied_migrations(TABLE).await?;

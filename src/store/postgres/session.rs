@@ -26,6 +26,10 @@ const FIRST_ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 /// What a session says of itself that took the settings of its start.
 const MARK: &str = "errand.told";
 
+/// Takes away the limit of a transaction, which servers before PostgreSQL 17 do not know.
+pub(super) const UNLIMITED: &str = "case when current_setting('transaction_timeout', true) is null then true \
+    else set_config('transaction_timeout', '0', false) is not null end";
+
 /// How often both clients of [`refuse_transaction_pooler`] ask. Where a pooler has other traffic, chance may give each of
 /// them the same session a few times.
 const ROUNDS: usize = 3;
@@ -98,7 +102,8 @@ impl Session {
                 Err(error) if is_about_settings(&error) => self.tell_later.store(true, Ordering::Relaxed),
                 connected => {
                     let mut connection = connected?;
-                    let ask = format!("select current_setting('{MARK}', true) is not distinct from 'on'");
+                    let told = format!("current_setting('{MARK}', true) is not distinct from 'on'");
+                    let ask = format!("select case when {told} then {UNLIMITED} else false end");
                     if first_answer(&mut connection, ask).await? {
                         return Ok(connection);
                     }
@@ -111,7 +116,7 @@ impl Session {
         let mut connection = login(&self.plain).await?;
         let mut set =
             self.settings.iter().map(|(name, value)| format!("set {name} = '{value}'; ")).collect::<String>();
-        set.push_str("select true");
+        set.push_str(&format!("select {UNLIMITED}"));
         first_answer(&mut connection, set).await?;
         Ok(connection)
     }
