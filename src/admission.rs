@@ -82,7 +82,12 @@ impl Admission {
         let available = specs.iter().zip(inserted).filter(|(_, answer)| is_available(answer));
         let (ids, messages): (Vec<JobId>, _) = available.map(|(spec, _)| (spec.id, message(spec))).unzip();
         let published = ids.into_iter().zip(queue.publish(messages).await);
-        let failed: Vec<JobId> = published.filter(|(_, answer)| answer.is_err()).map(|(id, _)| id).collect();
+        let (failed, errors): (Vec<JobId>, Vec<_>) =
+            published.filter_map(|(id, answer)| Some((id, answer.err()?))).unzip();
+        if let Some(error) = errors.first() {
+            let what = "stored jobs could not be handed to the broker; the relay of a worker publishes them";
+            tracing::warn!(jobs = failed.len(), job.id = %failed[0], error = %chain(error), "{what}");
+        }
         if !failed.is_empty()
             && let Err(error) = self.store.defer(&failed, Duration::ZERO).await
         {

@@ -36,6 +36,7 @@ pub trait Queue: fmt::Debug + Send + Sync {
     /// * A message to a lane or reply queue that does not exist is an error of kind `Unroutable`,
     ///   never a silent loss. (RabbitMQ's direct reply-to names a connection and not a queue: `Ok`
     ///   does not say that somebody still waits there.)
+    /// * A message that the broker does not take is an error of kind `Refused`, and harms no other of the batch.
     /// * An error of kind `Unconfirmed` means that the message may or may not be there.
     /// * Every wait is bounded by the backend's timeouts.
     async fn publish(&self, batch: Vec<Message>) -> Vec<Result<(), QueueError>>;

@@ -23,6 +23,7 @@ mod outage_broker;
 mod outage_database;
 mod queue_contract;
 mod rabbitmq;
+mod refused;
 mod second_api;
 mod shutdown;
 mod simulation;

@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::{FutureExt as _, StreamExt as _};
 use lapin::{
-    Channel, ErrorKind,
+    Channel,
     options::{BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions},
     types::{FieldTable, ShortString},
 };
@@ -19,7 +19,7 @@ use tokio::time::{Instant, timeout_at};
 use super::{
     ack_tracker::{AckFrame, AckTracker},
     connector::Session,
-    error::{bounded, failed},
+    error::{bounded, failed, has_ended},
     shared::Shared,
     wire,
 };
@@ -213,10 +213,6 @@ fn write(channel: Channel, frame: AckFrame) -> Write {
         }
     }
     .boxed()
-}
-
-fn has_ended(error: &lapin::Error) -> bool {
-    matches!(error.kind(), ErrorKind::InvalidChannelState(..) | ErrorKind::InvalidConnectionState(_))
 }
 
 impl fmt::Debug for RabbitConsumer {

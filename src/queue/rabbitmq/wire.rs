@@ -65,7 +65,8 @@ pub(super) fn route(to: &Address) -> Result<Route, QueueError> {
 pub(super) fn to_amqp(message: &Message) -> Result<BasicProperties, QueueError> {
     if message.body.len() > MAX_BODY_BYTES {
         let bytes = message.body.len();
-        return Err(unroutable(format!("a message of {bytes} bytes is larger than RabbitMQ takes")));
+        let sentence = format!("a message of {bytes} bytes is larger than RabbitMQ takes ({MAX_BODY_BYTES})");
+        return Err(QueueError::new(QueueErrorKind::Refused, sentence));
     }
     let Properties {
         message_id,
