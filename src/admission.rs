@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use crate::{
     bounds::CLAIM_BATCH,
     failure::chain,
-    job::{JobError, JobId, JobSpec, Rules, State, encode},
+    job::{EnvelopeError, ErrorKind, JobError, JobId, JobSpec, Rules, State, encode},
     queue::{Address, Message, Properties, SharedQueue},
     store::{Conflict, Inserted, SharedStore, StoreError},
 };
@@ -55,7 +55,7 @@ impl Admission {
     }
 
     async fn enqueue_chunk(&self, chunk: &[Arc<JobSpec>]) -> Result<Vec<Enqueued>, StoreError> {
-        let checked: Vec<_> = chunk.iter().map(|spec| self.rules.check(spec)).collect();
+        let checked: Vec<_> = chunk.iter().map(|spec| self.check(spec)).collect();
         let fits = chunk.iter().zip(&checked).filter(|(_, checked)| checked.is_ok());
         let fit: Vec<Arc<JobSpec>> = fits.map(|(spec, _)| spec.clone()).collect();
         let unclaimed_after = if self.queue.is_some() { self.unclaimed_after } else { Duration::ZERO };
@@ -73,6 +73,12 @@ impl Admission {
                 }),
             })
             .collect())
+    }
+
+    fn check(&self, spec: &JobSpec) -> Result<(), JobError> {
+        self.rules.check(spec)?;
+        let refused = |error: EnvelopeError| JobError::new(ErrorKind::InvalidJob, error.message);
+        self.rules.replies.check(spec).map_err(refused)
     }
 
     /// Publishes what was just stored. No failure here is one of enqueueing: the relay looks after jobs that nobody claims.
@@ -105,6 +111,7 @@ pub fn message(spec: &JobSpec) -> Message {
             message_id: Some(spec.id.to_string()),
             correlation_id: spec.correlation_id.clone(),
             reply_to: spec.reply_to.clone(),
+            user_id: None,
             content_type: Some("application/json".into()),
             traceparent: spec.traceparent.clone(),
             from_store: true,

@@ -15,7 +15,7 @@ use crate::{
     backoff::RECONNECT,
     bounds::MAX_BATCH_BYTES,
     failure::chain,
-    job::JobId,
+    job::{JobId, ReplyRules},
     job_json,
     queue::{Address, Message, Properties, QueueError, QueueErrorKind},
     services::Services,
@@ -34,13 +34,15 @@ const REPLY_AGAIN: Duration = Duration::from_secs(60);
 const REFUSED_REPLY_AGAIN: Duration = Duration::from_secs(2);
 const MAX_REPLY_REFUSALS: u32 = 20;
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Options {
     /// The longest time between two looks at the store.
     pub poll: Duration,
     pub batch: usize,
     /// When an available job that nobody claimed is published again.
     pub unclaimed: Duration,
+    /// Where replies may go. Admission asks the same, but a row may be older than the rules.
+    pub replies: ReplyRules,
 }
 
 /// What became of a page of jobs or replies, or of both.
@@ -157,10 +159,18 @@ impl Relay {
 
     async fn publish_replies(&self) -> Result<Round, StoreError> {
         let store = &self.services.store;
-        let replies = store.take_replies(self.options.batch, REPLY_AGAIN).await?;
-        let messages: Vec<Message> = replies.iter().map(reply).collect();
-        let more = self.fills_a_page(&messages);
+        let taken = store.take_replies(self.options.batch, REPLY_AGAIN).await?;
+        let more = taken.len() == self.options.batch;
+        let (replies, forbidden): (Vec<_>, Vec<_>) =
+            taken.into_iter().partition(|job| self.options.replies.check(&job.spec).is_ok());
         let mut done = Vec::new();
+        for job in forbidden {
+            metrics::REPLIES.add(["forbidden"], 1);
+            tracing::warn!(job.id = %job.spec.id, "the reply queue is not allowed by replies.allowed; the result is in the store");
+            done.push(job.spec.id);
+        }
+        let messages: Vec<Message> = replies.iter().map(reply).collect();
+        let more = more || self.fills_a_page(&messages);
         let (mut failed, mut refused) = (Failures::default(), Failures::default());
         for (job, answer) in replies.iter().zip(self.services.queue.publish(messages).await) {
             let id = job.spec.id;

@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::{
     backoff::Intervals,
     config::{self, Config},
-    job::{QueueName, RetryPolicy, Rules, WorkerId},
+    job::{QueueName, ReplyRules, RetryPolicy, Rules, WorkerId},
     maintenance::{audit, connections, rescue, verify},
     relay,
     store::AuditLimits,
@@ -36,6 +36,7 @@ pub fn rules(config: &Config) -> Rules {
             .iter()
             .filter_map(|(slug, toolkit)| toolkit.owned_by.map(|kind| (slug.clone(), kind)))
             .collect(),
+        replies: ReplyRules::new(config.replies.allowed.clone()),
     }
 }
 
@@ -108,6 +109,7 @@ pub(super) fn relay(config: &Config) -> relay::Options {
         poll: Duration::from_millis(config.relay.poll_ms),
         batch: config.relay.batch,
         unclaimed: Duration::from_secs(config.relay.unclaimed_secs),
+        replies: rules(config).replies,
     }
 }
 

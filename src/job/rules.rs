@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{ErrorKind, JobError, JobSpec, OwnerKind};
+use super::{ErrorKind, JobError, JobSpec, OwnerKind, ReplyRules};
 
 #[derive(Debug, Clone, Default)]
 pub struct Rules {
@@ -12,6 +12,8 @@ pub struct Rules {
     pub refuse_email: bool,
     /// Toolkits that belong to one kind of owner.
     pub owned_by: BTreeMap<String, OwnerKind>,
+    /// Where results may be published. It is asked by itself, because such a message is not a job that fails.
+    pub replies: ReplyRules,
 }
 
 impl Rules {

@@ -109,6 +109,9 @@ pub struct Properties {
     pub correlation_id: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reply_to: Option<String>,
+    /// Who published the message, as the broker has checked it. It does not go out with what errand publishes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user_id: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub content_type: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -127,11 +130,12 @@ pub struct Properties {
 impl Properties {
     /// What they say about the job in a message of this lane.
     pub fn arrival<'a>(&'a self, queue: &'a QueueName, fallback_id: Option<JobId>) -> Arrival<'a> {
-        let Self { message_id, correlation_id, reply_to, traceparent, .. } = self;
+        let Self { message_id, correlation_id, reply_to, user_id, traceparent, .. } = self;
         Arrival {
             queue,
             message_id: message_id.as_deref(),
             reply_to: reply_to.as_deref(),
+            publisher: user_id.as_deref(),
             correlation_id: correlation_id.as_deref(),
             traceparent: traceparent.as_deref(),
             fallback_id,

@@ -33,6 +33,10 @@ pub(super) fn admit(shared: &Shared, lane: &QueueName, delivery: &Delivery) -> R
     let arrival = properties.arrival(lane, anonymous);
     let spec = decode(&delivery.body, &arrival).map_err(|error| with_encoding(error, properties))?;
     let from_store = properties.from_store;
+    if !from_store {
+        // Of a job that the store knows, its row counts and not what its message says.
+        shared.resolver.check_reply(&spec)?;
+    }
     let may_have_run = anonymous == Some(spec.id) && delivery.redelivered;
     let (binding, stop) = match decide(shared, &spec, may_have_run, from_store) {
         Ok(binding) => (binding, None),
@@ -89,9 +93,11 @@ pub(super) fn reject(lane: &QueueName, delivery: &Delivery, error: EnvelopeError
     name.extend_from_slice(message_id.as_deref().or(unreadable.as_deref()).unwrap_or("").as_bytes());
     name.push(0);
     name.extend_from_slice(&delivery.body);
-    tracing::warn!(queue = %lane, reason = %error.reason, bytes = delivery.body.len(), "message rejected and kept");
+    let id = Uuid::new_v5(&REJECTED_NAMESPACE, &name);
+    let bytes = delivery.body.len();
+    tracing::warn!(rejected.id = %id, queue = %lane, reason = %error.reason, bytes, "message rejected and kept");
     Rejected {
-        id: Uuid::new_v5(&REJECTED_NAMESPACE, &name),
+        id,
         queue: lane.clone(),
         reason: error.reason,
         message: error.message,

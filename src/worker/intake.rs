@@ -22,6 +22,12 @@ use crate::{
     telemetry::metrics::{self, LaneMetrics},
 };
 
+/// Why a message is kept whose job should be in the database. It may be the last copy of a job that was confirmed, and
+/// the job may have run: only a person knows.
+const UNKNOWN_JOB: &str = "the message says that the database knows its job (header x-errand-known), and it does not: the \
+    database was restored, or it is not the one of the relay that published the message, or a publisher sets errand's own \
+    header; `errand rejected requeue` runs it as a new job";
+
 /// Takes the deliveries of one lane until its stop.
 pub(super) struct Intake {
     pub(super) lane: QueueName,
@@ -141,7 +147,11 @@ impl Intake {
                 metrics::DUPLICATES.add([self.lane.as_str()], 1);
                 "duplicate"
             }
-            Ok(Claimed::Gone) => "gone",
+            Ok(Claimed::Gone) => {
+                metrics::CLAIMS.add([self.lane.as_str(), "gone"], 1);
+                let error = EnvelopeError::new(EnvelopeReason::UnknownJob, UNKNOWN_JOB);
+                return Some(reject(&self.lane, delivery, error));
+            }
             Ok(Claimed::Conflict(conflict)) => {
                 metrics::CLAIMS.add([self.lane.as_str(), "conflict"], 1);
                 let error = EnvelopeError::new(conflict.reason(), conflict.message());

@@ -105,8 +105,9 @@ async fn replies_that_may_not_be_published_keep_no_job_waiting() {
     permit("^errand.*").await;
     let queue = rabbit(&vhost.amqp_url.replace("guest:guest", &format!("{user}:p")));
     let batch = || {
-        let to =
-            |n: usize| if n % 3 == 0 { Address::Reply("app".into()) } else { Address::Lane(lane("default")) };
+        let to = |n: usize| {
+            if n.is_multiple_of(3) { Address::Reply("app".into()) } else { Address::Lane(lane("default")) }
+        };
         (0..60).map(|n| message_to(to(n), &format!("m{n}"))).collect::<Vec<_>>()
     };
     let expected: Vec<_> = (0..60).step_by(3).map(|n| (n, QueueErrorKind::Refused)).collect();
@@ -152,7 +153,7 @@ async fn one_reply_or_job_that_is_too_large_keeps_no_other_waiting() {
         broker.vhost("large").await.unwrap(),
         sandbox(faults).await,
     );
-    let worker = harness.worker(&[]).await;
+    let worker = harness.worker(&[("ERRAND__REPLIES__ALLOWED", "app.")]).await;
     let connection = harness.vhost.connect().await.unwrap();
     let channel = connection.create_channel().await.unwrap();
     let options = QueueDeclareOptions { durable: true, ..Default::default() };

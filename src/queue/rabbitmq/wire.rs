@@ -72,6 +72,7 @@ pub(super) fn to_amqp(message: &Message) -> Result<BasicProperties, QueueError> 
         message_id,
         correlation_id,
         reply_to,
+        user_id: _,
         content_type,
         traceparent,
         from_store,
@@ -112,6 +113,7 @@ pub(super) fn from_amqp(amqp: &BasicProperties) -> Properties {
         message_id: text(amqp.message_id()),
         correlation_id: text(amqp.correlation_id()),
         reply_to: text(amqp.reply_to()),
+        user_id: text(amqp.user_id()),
         content_type: text(amqp.content_type()),
         ..Properties::default()
     };
@@ -119,7 +121,6 @@ pub(super) fn from_amqp(amqp: &BasicProperties) -> Properties {
         ("content_encoding", amqp.content_encoding()),
         ("expiration", amqp.expiration()),
         ("type", amqp.kind()),
-        ("user_id", amqp.user_id()),
         ("app_id", amqp.app_id()),
         ("cluster_id", amqp.cluster_id()),
     ];

@@ -107,6 +107,7 @@ async fn a_message_arrives_as_it_was_published<B: Backend>(hint: &str) {
         message_id: Some("m".into()),
         correlation_id: Some("correlation".into()),
         reply_to: Some("answers".into()),
+        user_id: None,
         content_type: Some("application/json".into()),
         traceparent: Some("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".into()),
         from_store: true,

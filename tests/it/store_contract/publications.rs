@@ -152,7 +152,7 @@ const LARGE: usize = MAX_BATCH_BYTES * 2 / 5;
 
 on_every_backend!(a_page_of_due_jobs_is_bounded_in_bytes, async |t| {
     // The largest that an app may send, with and without what compresses well.
-    let text = |n: usize| if n % 2 == 0 { "x".repeat(1_000_000) } else { noise(1_000_000) };
+    let text = |n: usize| if n.is_multiple_of(2) { "x".repeat(1_000_000) } else { noise(1_000_000) };
     let specs: Vec<_> = (0..20).map(|n| job(json!({"text": text(n), "priority": n % 2}))).collect();
     for spec in &specs {
         t.insert(spec).await;
