@@ -114,6 +114,7 @@ pub fn message(spec: &JobSpec) -> Message {
             user_id: None,
             content_type: Some("application/json".into()),
             traceparent: spec.traceparent.clone(),
+            timestamp: None,
             from_store: true,
             unreadable: None,
             other: BTreeMap::new(),

@@ -160,7 +160,7 @@ async fn broker(context: &Context) -> Answer {
             Ok(depth) if depth.consumers == 0 => Finding::warn(
                 WHAT,
                 format!("queue {lane}: {} messages wait and nobody consumes", depth.ready),
-                "start a worker for it",
+                "start a worker for it, or more of them if one is there and busy with long calls",
             ),
             Ok(depth) => Finding::ok(
                 WHAT,

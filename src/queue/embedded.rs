@@ -299,9 +299,10 @@ impl Consumer for EmbeddedConsumer {
         self.subscription.clone()
     }
 
-    async fn stop(&mut self) {
-        // Deliveries leave the lane only through `next`, so there is nothing to give back.
+    async fn stop(&mut self) -> Vec<Delivery> {
         self.leave();
+        // Deliveries leave the lane only through `next`.
+        Vec::new()
     }
 }
 

@@ -71,9 +71,9 @@ pub trait Consumer: fmt::Debug + Send {
     /// The settler of this subscription; it may be used from another task while `next` waits.
     fn settler(&self) -> Arc<dyn Settler>;
 
-    /// Ends the flow of deliveries, and returns when no more will come. Unsettled deliveries can still be settled;
-    /// those that `next` has not returned are given back.
-    async fn stop(&mut self);
+    /// Ends the flow of deliveries, and returns those that `next` has not returned. All that are not settled can still be
+    /// settled as long as the subscription lives.
+    async fn stop(&mut self) -> Vec<Delivery>;
 }
 
 /// Settles deliveries of one subscription. Each delivery is settled once; settling after the
@@ -116,6 +116,9 @@ pub struct Properties {
     pub content_type: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub traceparent: Option<String>,
+    /// When the message was published, in seconds since 1970, as the publisher says. errand says so by itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timestamp: Option<u64>,
     /// Whether the relay published the message, for a job that is in the store. Kept messages spell it as the header does.
     #[serde(default, rename = "known", skip_serializing_if = "std::ops::Not::not")]
     pub from_store: bool,

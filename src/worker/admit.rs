@@ -45,6 +45,17 @@ pub(super) fn admit(shared: &Shared, lane: &QueueName, delivery: &Delivery) -> R
     Ok(Claim { spec: Arc::new(spec), request_id: RequestId::new(), binding, stop, from_store })
 }
 
+/// The job of a message that brings no ID and came for the first time, if such messages are accepted.
+pub(super) fn anonymous_job(shared: &Shared, lane: &QueueName, delivery: &Delivery) -> Option<Arc<JobSpec>> {
+    let Delivery { body, properties, redelivered, .. } = delivery;
+    if !shared.options.accept_unidentified || *redelivered || properties.unreadable.is_some() {
+        return None;
+    }
+    let id = JobId::new();
+    let spec = decode(body, &properties.arrival(lane, Some(id))).ok()?;
+    (spec.id == id && shared.resolver.check_reply(&spec).is_ok()).then(|| Arc::new(spec))
+}
+
 /// The binding, if it is known without a look-up.
 fn decide(
     shared: &Shared,

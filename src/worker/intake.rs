@@ -1,13 +1,13 @@
 //! Deliveries, from the broker to running jobs: admitted, claimed in one write, started, acknowledged. What was
 //! not recorded is given back to the broker.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use tokio::{sync::OwnedSemaphorePermit, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    admit::{admit, reject},
+    admit::{admit, anonymous_job, reject},
     attempt,
     crash::CrashPoint,
     persist::{NotTaken, Persist, bisect, each},
@@ -16,9 +16,9 @@ use super::{
 };
 use crate::{
     failure::chain,
-    job::{EnvelopeError, EnvelopeReason, QueueName},
+    job::{EnvelopeError, EnvelopeReason, JobSpec, QueueName},
     queue::{Delivery, QueueErrorKind, Settler, Token},
-    store::{Claim, Claimed, Rejected, StoreError},
+    store::{Claim, Claimed, Inserted, Rejected, StoreError},
     telemetry::metrics::{self, LaneMetrics},
 };
 
@@ -72,10 +72,53 @@ impl Intake {
             return false;
         }
         self.shared.crash.pass(CrashPoint::BeforeAck);
-        if let Some(Err(error)) = self.shared.unless_interrupted(settler.ack(tokens)).await {
-            tracing::debug!(queue = %self.lane, error = %chain(&error), "acknowledging failed; the broker delivers again");
-        }
+        self.acknowledge(settler, tokens).await;
         true
+    }
+
+    /// Puts deliveries back that nobody has looked at, for another worker. One without an ID must not come a second time,
+    /// because then it passes for one that may have run: it becomes a job here, which the relay brings to a worker.
+    pub(super) async fn put_back(&self, deliveries: Vec<Delivery>, settler: &Arc<dyn Settler>) {
+        let (mut jobs, mut anonymous, mut others) = (Vec::new(), Vec::new(), Vec::new());
+        for delivery in deliveries {
+            match anonymous_job(&self.shared, &self.lane, &delivery) {
+                Some(job) => {
+                    jobs.push(job);
+                    anonymous.push(delivery.token);
+                }
+                None => others.push(delivery.token),
+            }
+        }
+        let mut stored = self.store_all(&jobs).await.into_iter();
+        let (known, unknown): (Vec<_>, Vec<_>) =
+            anonymous.into_iter().partition(|_| stored.next().is_some_and(|stored| stored));
+        others.extend(unknown);
+        if !known.is_empty() {
+            self.shared.services.relay_wake.notify_one();
+            self.acknowledge(settler, known).await;
+        }
+        if !others.is_empty() {
+            self.give_back(settler, others).await;
+        }
+    }
+
+    /// Whether the store has each of these jobs now; nothing where it does not say so.
+    async fn store_all(&self, jobs: &[Arc<JobSpec>]) -> Vec<bool> {
+        if jobs.is_empty() {
+            return Vec::new();
+        }
+        let insert = self.shared.services.store.insert(jobs, Duration::ZERO);
+        match self.shared.unless_interrupted(insert).await {
+            Some(Ok(answers)) => {
+                answers.iter().map(|answer| !matches!(answer, Inserted::Conflict(_))).collect()
+            }
+            Some(Err(error)) => {
+                metrics::STORE_ERRORS.add([error.kind().as_str()], 1);
+                tracing::warn!(queue = %self.lane, error = %chain(&error), "messages without an ID are given back and will be held");
+                Vec::new()
+            }
+            None => Vec::new(),
+        }
     }
 
     /// Claims in one write. An error is why the database refuses what a job contains; claims without an answer are in
@@ -125,7 +168,9 @@ impl Intake {
         let result = match answer {
             Ok(Claimed::Running(receipt)) => {
                 if let Some(slot) = slots.split(1) {
-                    let job = RunningJob::new(&self.shared, self.metrics.clone(), claim, receipt);
+                    let published_at = delivery.properties.timestamp;
+                    let job =
+                        RunningJob::new(&self.shared, self.metrics.clone(), claim, receipt, published_at);
                     attempt::start(self.shared.clone(), job, slot);
                 }
                 self.metrics.running.increment(1);
@@ -169,6 +214,12 @@ impl Intake {
 
     fn persist(&self, failure: &'static str) -> Persist<'_> {
         Persist { lane: Some((&self.lane, &self.stop)), ..Persist::new(&self.shared, failure) }
+    }
+
+    async fn acknowledge(&self, settler: &Arc<dyn Settler>, tokens: Vec<Token>) {
+        if let Some(Err(error)) = self.shared.unless_interrupted(settler.ack(tokens)).await {
+            tracing::debug!(queue = %self.lane, error = %chain(&error), "acknowledging failed; the broker delivers again");
+        }
     }
 
     async fn give_back(&self, settler: &Arc<dyn Settler>, tokens: Vec<Token>) {

@@ -21,6 +21,7 @@ mod model;
 mod outage;
 mod outage_broker;
 mod outage_database;
+mod parked;
 mod publishers;
 mod queue_contract;
 mod rabbitmq;

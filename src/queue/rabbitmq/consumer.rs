@@ -117,25 +117,24 @@ impl Consumer for RabbitConsumer {
         Arc::clone(&self.settler) as Arc<dyn Settler>
     }
 
-    async fn stop(&mut self) {
+    async fn stop(&mut self) -> Vec<Delivery> {
+        let mut unseen = Vec::new();
         if self.ended.replace("the subscription was stopped".to_owned()).is_some() {
-            return;
+            return unseen;
         }
-        let Some(channel) = lock(&self.settler.state).channel.clone() else { return };
+        let Some(channel) = lock(&self.settler.state).channel.clone() else { return unseen };
         let cancel = channel.basic_cancel(self.deliveries.tag(), BasicCancelOptions::default());
         if bounded("end the subscription", cancel).await.is_err() {
             // Then the channel is of no use either, and ends with everything that is unsettled.
             self.settler.shared.consuming.discard(&self.settler.session);
-            return;
+            return unseen;
         }
         // The stream ends behind what was received before the broker agreed to stop.
         let deadline = Instant::now() + BROKER_TIMEOUT;
-        let mut unseen = Vec::new();
         while let Ok(Some(Ok(delivery))) = timeout_at(deadline, self.deliveries.next()).await {
-            unseen.push(self.accept(delivery).token);
+            unseen.push(self.accept(delivery));
         }
-        // If this fails, the subscription has ended, which gives everything back.
-        drop(self.settler.give_back(unseen).await);
+        unseen
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 
+use jiff::Timestamp;
 use lapin::{
     BasicProperties,
     types::{AMQPValue, FieldTable, ShortString},
@@ -75,6 +76,7 @@ pub(super) fn to_amqp(message: &Message) -> Result<BasicProperties, QueueError> 
         user_id: _,
         content_type,
         traceparent,
+        timestamp,
         from_store,
         unreadable: _,
         other: _,
@@ -84,6 +86,9 @@ pub(super) fn to_amqp(message: &Message) -> Result<BasicProperties, QueueError> 
         .with_delivery_mode(PERSISTENT)
         .with_priority(message.priority.min(MAX_PRIORITY))
         .with_content_type(short("content_type", content_type)?);
+    if let Some(timestamp) = timestamp.or_else(|| u64::try_from(Timestamp::now().as_second()).ok()) {
+        amqp = amqp.with_timestamp(timestamp);
+    }
     if let Some(id) = message_id {
         amqp = amqp.with_message_id(short("message_id", id)?);
     }
@@ -115,6 +120,7 @@ pub(super) fn from_amqp(amqp: &BasicProperties) -> Properties {
         reply_to: text(amqp.reply_to()),
         user_id: text(amqp.user_id()),
         content_type: text(amqp.content_type()),
+        timestamp: *amqp.timestamp(),
         ..Properties::default()
     };
     let named = [
@@ -133,7 +139,6 @@ pub(super) fn from_amqp(amqp: &BasicProperties) -> Properties {
         // Persistent and without priority is what nearly every message says.
         ("delivery_mode", amqp.delivery_mode().filter(|mode| *mode != PERSISTENT).map(u64::from)),
         ("priority", amqp.priority().filter(|priority| *priority != 0).map(u64::from)),
-        ("timestamp", *amqp.timestamp()),
     ];
     for (name, value) in numbers {
         if let Some(value) = value {

@@ -181,8 +181,8 @@ impl Consumer for PanickyConsumer {
         self.inner.settler()
     }
 
-    async fn stop(&mut self) {
-        self.inner.stop().await;
+    async fn stop(&mut self) -> Vec<Delivery> {
+        self.inner.stop().await
     }
 }
 
