@@ -115,6 +115,7 @@ pub fn message(spec: &JobSpec) -> Message {
             content_type: Some("application/json".into()),
             traceparent: spec.traceparent.clone(),
             timestamp: None,
+            died_in: None,
             from_store: true,
             unreadable: None,
             other: BTreeMap::new(),

@@ -18,6 +18,7 @@ use crate::{
         audit::{self, Audit},
         connections::Connections,
         gauges::Gauges,
+        policies::Policies,
         rescue::Rescue,
         verify::Verify,
     },
@@ -124,6 +125,7 @@ impl Background {
             Rescue::new(services, options::rescue(config)).run(stop()).boxed(),
             Connections::new(services, options::connections(config)).run(stop()).boxed(),
             Gauges::new(services, lanes, GAUGES_EVERY).run(stop()).boxed(),
+            Policies::new(services.queue.clone()).run(stop()).boxed(),
         ];
         if config.verify.enabled {
             parts.push(Verify::new(services, options::verify(config)).run(stop()).boxed());

@@ -124,6 +124,7 @@ settings! {
         queue_type: QueueType = Word(QueueType::WORDS),
         declare: bool = Flag,
         heartbeat_secs: u16 = Whole(1, 3_600),
+        management_url: SecretString = Service(&["http", "https"]),
     }
     struct Lane [queues *] {
         concurrency: u32 = Whole(1, MAX_CONCURRENCY),

@@ -15,8 +15,10 @@ pub mod embedded;
 pub mod rabbitmq;
 
 mod error;
+mod policy;
 
 pub use error::{QueueError, QueueErrorKind};
+pub use policy::{PolicyRisk, PolicyRiskKind};
 
 pub type SharedQueue = Arc<dyn Queue>;
 
@@ -50,6 +52,10 @@ pub trait Queue: fmt::Debug + Send + Sync {
 
     /// Connects, declares all lanes, and returns the name and version of the broker; used at start and by `doctor`.
     async fn check(&self) -> Result<String, QueueError>;
+
+    /// How the broker can lose confirmed messages of the lanes, because of its policies or of how queues were declared.
+    /// `None` where nobody can be asked, which says nothing about the risk.
+    async fn policy_risks(&self) -> Result<Option<Vec<PolicyRisk>>, QueueError>;
 
     /// Whether the backend is connected, without asking the broker.
     fn connected(&self) -> bool;
@@ -119,6 +125,9 @@ pub struct Properties {
     /// When the message was published, in seconds since 1970, as the publisher says. errand says so by itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timestamp: Option<u64>,
+    /// The lane from which the broker dead-lettered the message.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub died_in: Option<String>,
     /// Whether the relay published the message, for a job that is in the store. Kept messages spell it as the header does.
     #[serde(default, rename = "known", skip_serializing_if = "std::ops::Not::not")]
     pub from_store: bool,

@@ -94,6 +94,8 @@ catalogue! {
     CONSUMING = Gauge Count "errand_consuming" ["queue"] "1 while this process takes jobs from the lane.";
     BROKER_CONNECTED = Gauge Count "errand_broker_connected" [] "1 while this process is connected to the broker.";
     BROKER_RECONNECTS = Counter Count "errand_broker_reconnects_total" [] "Connections to the broker that replaced a lost one.";
+    DEAD_LETTERS = Counter Count "errand_dead_letters_total" [] "Messages that the broker dead-lettered and this process took back.";
+    BROKER_POLICY_RISKS = Gauge Count "errand_broker_policy_risks" ["kind"] "Ways in which policies let the broker lose confirmed messages; none are known without amqp.management_url.";
     SUBSCRIPTIONS_RENEWED = Counter Count "errand_subscriptions_renewed_total" ["queue"] "Subscriptions that were renewed because no delivery came although the queue should have had one.";
     STORE_REACHABLE = Gauge Count "errand_store_reachable" [] "1 while the store answers.";
     STORE_RECONNECTS = Counter Count "errand_store_reconnects_total" [] "Times that the store answered again after it had been away.";

@@ -24,7 +24,7 @@ use crate::{
 
 /// Why a message is kept whose job should be in the database. It may be the last copy of a job that was confirmed, and
 /// the job may have run: only a person knows.
-const UNKNOWN_JOB: &str = "the message says that the database knows its job (header x-errand-known), and it does not: the \
+pub(super) const UNKNOWN_JOB: &str = "the message says that the database knows its job (header x-errand-known), and it does not: the \
     database was restored, or it is not the one of the relay that published the message, or a publisher sets errand's own \
     header; `errand rejected requeue` runs it as a new job";
 
@@ -141,7 +141,7 @@ impl Intake {
     }
 
     /// Keeps rejected messages; where the database refuses their text, their bytes alone. `false` if some are not kept.
-    async fn keep(&self, rejected: Vec<Rejected>) -> bool {
+    pub(super) async fn keep(&self, rejected: Vec<Rejected>) -> bool {
         let persist = &self.persist("rejected messages could not be kept");
         let write = |batch: Vec<Rejected>| async move {
             let store = &persist.shared.services.store;
@@ -212,17 +212,17 @@ impl Intake {
         None
     }
 
-    fn persist(&self, failure: &'static str) -> Persist<'_> {
+    pub(super) fn persist(&self, failure: &'static str) -> Persist<'_> {
         Persist { lane: Some((&self.lane, &self.stop)), ..Persist::new(&self.shared, failure) }
     }
 
-    async fn acknowledge(&self, settler: &Arc<dyn Settler>, tokens: Vec<Token>) {
+    pub(super) async fn acknowledge(&self, settler: &Arc<dyn Settler>, tokens: Vec<Token>) {
         if let Some(Err(error)) = self.shared.unless_interrupted(settler.ack(tokens)).await {
             tracing::debug!(queue = %self.lane, error = %chain(&error), "acknowledging failed; the broker delivers again");
         }
     }
 
-    async fn give_back(&self, settler: &Arc<dyn Settler>, tokens: Vec<Token>) {
+    pub(super) async fn give_back(&self, settler: &Arc<dyn Settler>, tokens: Vec<Token>) {
         if let Some(Err(error)) = self.shared.unless_interrupted(settler.give_back(tokens)).await
             && error.kind() != QueueErrorKind::Unavailable
         {

@@ -16,6 +16,7 @@ mod attempt;
 mod binding;
 mod circuit_breaker;
 mod crash;
+mod dead_letters;
 mod drain;
 mod ending;
 mod group_commit;
@@ -98,6 +99,9 @@ impl Worker {
                 metrics::CONCURRENCY.set([name.as_str()], f64::from(*concurrency));
                 lanes.spawn(lane::run(shared.clone(), name.clone(), *concurrency, stop.clone()));
             }
+        }
+        if replayed && shared.services.queue.survives_restart() {
+            lanes.spawn(dead_letters::run(shared.clone(), stop.clone()));
         }
         lanes.close();
 

@@ -22,6 +22,7 @@ mod outage;
 mod outage_broker;
 mod outage_database;
 mod parked;
+mod policies;
 mod publishers;
 mod queue_contract;
 mod rabbitmq;

@@ -11,6 +11,7 @@ use lapin::{
 use super::frame_filter::UNREADABLE_HEADER;
 use crate::{
     bounds::MAX_PRIORITY,
+    job::{QueueName, RESERVED_PREFIX},
     queue::{Address, FROM_STORE_HEADER, Message, Properties, QueueError, QueueErrorKind},
 };
 
@@ -27,6 +28,9 @@ const MAX_OTHER_DEPTH: usize = 8;
 
 /// The largest body that RabbitMQ 4 takes by default. A larger one would close the channel under other messages.
 const MAX_BODY_BYTES: usize = 16 * 1024 * 1024;
+
+/// In which queues a message died, and why.
+const DEATHS_HEADER: &str = "x-death";
 
 const TRACEPARENT_HEADER: &str = "traceparent";
 const CONTENT_TYPE: &str = "application/json";
@@ -49,8 +53,11 @@ impl Route {
     }
 }
 
+/// How the names of the queues of lanes begin.
+const LANE_PREFIX: &str = RESERVED_PREFIX;
+
 pub(super) fn queue_name(lane: &str) -> String {
-    format!("errand.{lane}")
+    format!("{LANE_PREFIX}{lane}")
 }
 
 /// Translates an address. A name that AMQP cannot carry names no queue, so it is `Unroutable`.
@@ -77,6 +84,7 @@ pub(super) fn to_amqp(message: &Message) -> Result<BasicProperties, QueueError> 
         content_type,
         traceparent,
         timestamp,
+        died_in: _,
         from_store,
         unreadable: _,
         other: _,
@@ -146,6 +154,9 @@ pub(super) fn from_amqp(amqp: &BasicProperties) -> Properties {
         }
     }
     for (name, value) in amqp.headers().iter().flatten() {
+        if name.as_str() == DEATHS_HEADER {
+            properties.died_in = died_in(value);
+        }
         match (name.as_str(), value) {
             (FROM_STORE_HEADER, AMQPValue::Boolean(true)) => properties.from_store = true,
             (UNREADABLE_HEADER, AMQPValue::LongString(value)) => {
@@ -168,6 +179,21 @@ pub(super) fn from_amqp(amqp: &BasicProperties) -> Properties {
         }
     }
     properties
+}
+
+/// The lane in which a message died last, by the list that the broker makes of its deaths, the last one first.
+fn died_in(deaths: &AMQPValue) -> Option<String> {
+    let AMQPValue::FieldArray(deaths) = deaths else { return None };
+    let lane = |death: &AMQPValue| {
+        let AMQPValue::FieldTable(death) = death else { return None };
+        let queue = match death.inner().get("queue")? {
+            AMQPValue::LongString(queue) => queue.to_string(),
+            AMQPValue::ShortString(queue) => queue.to_string(),
+            _ => return None,
+        };
+        queue.strip_prefix(LANE_PREFIX).filter(|lane| *lane != QueueName::DEAD).map(str::to_owned)
+    };
+    deaths.as_slice().iter().find_map(lane)
 }
 
 fn keep(properties: &mut Properties, name: impl Into<String>, value: &str) {

@@ -15,7 +15,7 @@ use errand::{
     clock,
     config::{self, Config, Sources},
     job::{QueueName, RequestId},
-    queue::{Consumer, Delivery, Depth, Message, Queue, QueueError, Settler, SharedQueue},
+    queue::{Consumer, Delivery, Depth, Message, PolicyRisk, Queue, QueueError, Settler, SharedQueue},
     services::Services,
     shutdown::Shutdown,
     tool::{Account, ApiCheck, Call, Execution, Reply, SharedToolApi, ToolApi, ToolError, ToolInfo},
@@ -148,6 +148,10 @@ impl Queue for PanickyQueue {
 
     async fn check(&self) -> Result<String, QueueError> {
         self.inner.check().await
+    }
+
+    async fn policy_risks(&self) -> Result<Option<Vec<PolicyRisk>>, QueueError> {
+        self.inner.policy_risks().await
     }
 
     fn connected(&self) -> bool {

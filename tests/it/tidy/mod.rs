@@ -40,7 +40,10 @@ const OWNERS: &[(&str, &[&str])] = &[
     ("backoff", &["src/backoff.rs"]),
     ("metrics", &["src/telemetry/"]),
     ("metrics_exporter_prometheus", &["src/telemetry/", "src/api/", "src/app/"]),
-    ("reqwest", &["src/tool/composio/", "src/cli/", "src/maintenance/ledger.rs"]),
+    (
+        "reqwest",
+        &["src/tool/composio/", "src/cli/", "src/maintenance/ledger.rs", "src/queue/rabbitmq/management.rs"],
+    ),
     ("axum", &["src/api/"]),
     ("clap", &["src/cli/"]),
     ("errand_sandbox", &["src/cli/", "src/app"]),
