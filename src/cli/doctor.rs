@@ -16,6 +16,7 @@ use crate::{
     app,
     config::{Missing, mask_url},
     failure::chain,
+    job::QueueName,
     queue::{PolicyRisk, QueueError},
     store::Schema,
     tool::ToolError,
@@ -172,6 +173,13 @@ async fn broker(context: &Context) -> Answer {
             ),
             Err(error) => Finding::fail(WHAT, format!("queue {lane}: {}", chain(&error)), advice()),
         });
+    }
+    if let Ok(depth) = queue.depth(&QueueName::dead()).await
+        && depth.ready > 0
+        && depth.consumers == 0
+    {
+        let message = format!("{} dead letters wait, and nobody makes jobs of them", depth.ready);
+        findings.push(Finding::warn(WHAT, message, "start a worker"));
     }
     findings.extend(policies(WHAT, queue.policy_risks().await));
     queue.close().await;

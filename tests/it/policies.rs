@@ -3,7 +3,8 @@
 use errand_testbed::factory::{Envelope as _, create, send, spread};
 use lapin::{
     BasicProperties,
-    options::{BasicGetOptions, BasicPublishOptions},
+    options::{BasicGetOptions, BasicPublishOptions, QueueDeclareOptions},
+    types::FieldTable,
 };
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -115,15 +116,21 @@ async fn what_the_broker_dead_letters_runs_as_a_job_of_its_lane() {
     let bulk: Vec<Value> = spread(5, create);
     let bodies: Vec<_> = bulk.iter().map(|job| job.to_string().into_bytes()).collect();
     harness.publish_to("bulk", &bodies, BasicProperties::default().with_delivery_mode(2)).await;
+    // A dead letter keeps who published it, by which its reply is judged.
+    let connection = harness.vhost.connect().await.unwrap();
+    let channel = connection.create_channel().await.unwrap();
+    let (options, none) = (QueueDeclareOptions::default(), FieldTable::default());
+    channel.queue_declare("guest.replies".into(), options, none).await.unwrap();
+    let asks = BasicProperties::default().with_delivery_mode(2).with_user_id("guest".into());
+    let body = send("u-alice").to_string().into_bytes();
+    harness.publish_raw(&[body], asks.with_reply_to("guest.replies".into())).await;
     // Nobody consumes, so all of them expire.
     until("all are dead", PATIENCE, async || {
-        (queue(&harness, "errand.dead").await?["messages"] == 25).then_some(())
+        (queue(&harness, "errand.dead").await?["messages"] == 26).then_some(())
     })
     .await;
 
     // What comes straight to that queue says nothing about its lane, and is kept.
-    let connection = harness.vhost.connect().await.unwrap();
-    let channel = connection.create_channel().await.unwrap();
     let (options, properties) = (BasicPublishOptions::default(), BasicProperties::default());
     let stray = send("u-alice").to_string();
     channel
@@ -131,17 +138,23 @@ async fn what_the_broker_dead_letters_runs_as_a_job_of_its_lane() {
         .await
         .unwrap();
 
+    let told = doctor(&harness, &management_url(&harness));
+    assert!(told.contains("27 dead letters wait"), "{told}");
     let worker = harness.worker(&[]).await;
-    harness.counts("state = 'succeeded' and queue = 'default'", 20).await;
+    harness.counts("state = 'succeeded' and queue = 'default'", 21).await;
     harness.counts("state = 'succeeded' and queue = 'bulk'", 5).await;
-    worker.metric_reaches("errand_dead_letters_total", 26.0).await;
+    worker.metric_reaches("errand_dead_letters_total", 27.0).await;
     until("the stray message is kept", PATIENCE, async || {
         let kept = harness.text("select queue || ' ' || reason from rejected").await?;
         (kept == "dead bad_value").then_some(())
     })
     .await;
+    until("the reply", PATIENCE, async || {
+        channel.basic_get("guest.replies".into(), BasicGetOptions { no_ack: true }).await.unwrap()
+    })
+    .await;
     let ledger = harness.sandbox.ledger_summary();
-    assert_eq!((ledger.effects, ledger.jobs_repeated), (25, 0), "{ledger:?}");
+    assert_eq!((ledger.effects, ledger.jobs_repeated), (26, 0), "{ledger:?}");
     assert!(!worker.readiness().await["consuming"].as_object().unwrap().contains_key("dead"));
 }
 

@@ -10,6 +10,7 @@ use url::Url;
 use super::wire;
 use crate::{
     failure::chain,
+    job::QueueName,
     queue::{BROKER_TIMEOUT, PolicyRisk, PolicyRiskKind, QueueError, QueueErrorKind},
 };
 
@@ -39,6 +40,8 @@ pub(super) struct Management {
 struct Cluster {
     nodes: Option<usize>,
     major_version: Option<u64>,
+    /// Whether there is a queue for dead letters.
+    has_dead_queue: bool,
 }
 
 impl Management {
@@ -68,15 +71,17 @@ impl Management {
 
     /// The risks of these lanes. A queue that does not exist has none.
     pub(super) async fn risks(&self, lanes: &[&str]) -> Result<Vec<PolicyRisk>, QueueError> {
-        let cluster = self.cluster().await?;
-        let mut risks = Vec::new();
+        let mut queues = Vec::new();
         for lane in lanes {
             let name = wire::queue_name(lane);
             if let Some(queue) = self.get(&["api", "queues", &self.vhost, &name]).await? {
-                risks.extend(risks_of(&name, &queue, cluster));
+                queues.push((name, queue));
             }
         }
-        Ok(risks)
+        let dead = wire::queue_name(QueueName::DEAD);
+        let has_dead_queue = queues.iter().any(|(name, _)| *name == dead);
+        let cluster = Cluster { has_dead_queue, ..self.cluster().await? };
+        Ok(queues.iter().flat_map(|(name, queue)| risks_of(name, queue, cluster)).collect())
     }
 
     async fn cluster(&self) -> Result<Cluster, QueueError> {
@@ -87,6 +92,7 @@ impl Management {
         Ok(Cluster {
             nodes: nodes.and_then(|nodes| Some(nodes.as_array()?.len())),
             major_version: version.and_then(|major| major.parse().ok()),
+            has_dead_queue: false,
         })
     }
 
@@ -205,6 +211,13 @@ fn risks_of(name: &str, queue: &Value, cluster: Cluster) -> Vec<PolicyRisk> {
             risk(PolicyRiskKind::FewMembers, what);
         }
     }
+    let dead = wire::queue_name(QueueName::DEAD);
+    let to_dead = word("dead-letter-exchange") == Some("") && word("dead-letter-routing-key") == Some(&*dead);
+    if to_dead && !cluster.has_dead_queue {
+        let what =
+            format!("dead-letters to `{dead}`, which does not exist: a worker declares it when it starts");
+        risk(PolicyRiskKind::DeadLetterStrategy, what);
+    }
     if let Some(millis) = number("expires") {
         risk(PolicyRiskKind::Expires, format!("is deleted with its messages when unused for {millis} ms"));
     }
@@ -218,7 +231,8 @@ mod tests {
     use super::*;
 
     fn kinds(queue: &Value, nodes: usize, major_version: u64) -> Vec<&'static str> {
-        let cluster = Cluster { nodes: Some(nodes), major_version: Some(major_version) };
+        let has_dead_queue = queue["type"] == "quorum";
+        let cluster = Cluster { nodes: Some(nodes), major_version: Some(major_version), has_dead_queue };
         risks_of("errand.default", queue, cluster).iter().map(|risk| risk.kind.as_str()).collect()
     }
 
@@ -256,6 +270,8 @@ mod tests {
         let classic =
             json!({"type": "classic", "arguments": {"x-message-ttl": 5, "x-dead-letter-exchange": ""}});
         assert_eq!(kinds(&classic, 3, 4), Vec::<&str>::new());
+        let nowhere = json!({"type": "classic", "effective_policy_definition": dead});
+        assert_eq!(kinds(&nowhere, 3, 4), ["dead_letter_strategy"], "there is no queue for dead letters");
     }
 
     #[test]
