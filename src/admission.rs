@@ -5,11 +5,13 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
+use jiff::Timestamp;
+
 use crate::{
     bounds::CLAIM_BATCH,
     clock::SharedClock,
     failure::chain,
-    job::{JobError, JobId, JobSpec, Rules, State, encode},
+    job::{EnvelopeError, ErrorKind, JobError, JobId, JobSpec, Rules, State, encode},
     queue::{Address, Message, Properties, SharedQueue},
     store::{Conflict, Inserted, SharedStore, StoreError},
 };
@@ -59,7 +61,7 @@ impl Admission {
 
     async fn enqueue_chunk(&self, chunk: &[Arc<JobSpec>]) -> Result<Vec<Enqueued>, StoreError> {
         let now = self.clock.now();
-        let checked: Vec<_> = chunk.iter().map(|spec| self.rules.check(spec, now)).collect();
+        let checked: Vec<_> = chunk.iter().map(|spec| self.check(spec, now)).collect();
         let fits = chunk.iter().zip(&checked).filter(|(_, checked)| checked.is_ok());
         let fit: Vec<Arc<JobSpec>> = fits.map(|(spec, _)| spec.clone()).collect();
         let unclaimed_after = if self.queue.is_some() { self.unclaimed_after } else { Duration::ZERO };
@@ -79,6 +81,12 @@ impl Admission {
             .collect())
     }
 
+    fn check(&self, spec: &JobSpec, now: Timestamp) -> Result<(), JobError> {
+        self.rules.check(spec, now)?;
+        let refused = |error: EnvelopeError| JobError::new(ErrorKind::InvalidJob, error.message);
+        self.rules.replies.check(spec).map_err(refused)
+    }
+
     /// Publishes what was just stored. No failure here is one of enqueueing: the relay looks after jobs that nobody claims.
     async fn hand_over(&self, specs: &[Arc<JobSpec>], inserted: &[Inserted]) {
         let Some(queue) = &self.queue else { return };
@@ -86,7 +94,12 @@ impl Admission {
         let available = specs.iter().zip(inserted).filter(|(_, answer)| is_available(answer));
         let (ids, messages): (Vec<JobId>, _) = available.map(|(spec, _)| (spec.id, message(spec))).unzip();
         let published = ids.into_iter().zip(queue.publish(messages).await);
-        let failed: Vec<JobId> = published.filter(|(_, answer)| answer.is_err()).map(|(id, _)| id).collect();
+        let (failed, errors): (Vec<JobId>, Vec<_>) =
+            published.filter_map(|(id, answer)| Some((id, answer.err()?))).unzip();
+        if let Some(error) = errors.first() {
+            let what = "stored jobs could not be handed to the broker; the relay of a worker publishes them";
+            tracing::warn!(jobs = failed.len(), job.id = %failed[0], error = %chain(error), "{what}");
+        }
         if !failed.is_empty()
             && let Err(error) = self.store.defer(&failed, Duration::ZERO).await
         {
@@ -104,8 +117,11 @@ pub fn message(spec: &JobSpec) -> Message {
             message_id: Some(spec.id.to_string()),
             correlation_id: spec.correlation_id.clone(),
             reply_to: spec.reply_to.clone(),
+            user_id: None,
             content_type: Some("application/json".into()),
             traceparent: spec.traceparent.clone(),
+            timestamp: None,
+            died_in: None,
             from_store: true,
             unreadable: None,
             other: BTreeMap::new(),

@@ -37,12 +37,13 @@ pub const MAX_AGE: Duration = Duration::from_secs(366 * 24 * 3600);
 /// Most jobs in one claim write.
 pub const CLAIM_BATCH: usize = 512;
 
+/// The most bytes of envelopes and results in one write to the store, or in one page of what the relay reads from it; at
+/// least one row is written or read, whatever its size. So a slow link and the memory of a worker see a bounded amount at
+/// a time, however many customers' large results wait.
+pub const MAX_BATCH_BYTES: usize = 8 * 1024 * 1024;
+
 /// Most attempts in one finish write.
 pub const FINISH_BATCH: usize = 512;
-
-/// Most bytes of payload that one write or one page of reading carries, beside a single item that is larger. A
-/// connection that moves less than a quarter of a megabyte a second does not carry it in time.
-pub const MAX_BATCH_BYTES: usize = 8 * 1024 * 1024;
 
 /// Longest error message kept with a job, in characters. Tool errors can quote whole documents.
 pub const MAX_ERROR_CHARS: usize = 2_000;

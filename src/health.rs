@@ -116,11 +116,11 @@ impl Health {
     /// Notes whether a lane takes jobs: it is consumed, and claims do not fail. `true` is returned when this was the
     /// last lane to start.
     pub(crate) fn set_taking(&self, lane: &QueueName, taking: bool) -> bool {
-        metrics::CONSUMING.set([lane.as_str()], f64::from(u8::from(taking)));
         let mut lanes = lock(&self.consuming);
         let before = lanes.values().all(|taking| *taking);
         if let Some(entry) = lanes.get_mut(lane) {
             *entry = taking;
+            metrics::CONSUMING.set([lane.as_str()], f64::from(u8::from(taking)));
         }
         !before && lanes.values().all(|taking| *taking)
     }

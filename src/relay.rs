@@ -2,6 +2,9 @@
 //!
 //! First start, retry, rescue and release all take this path. Several processes may run it at once; the store gives each
 //! row to one of them. A publication that is not confirmed leaves the job due.
+//!
+//! What the broker refuses by itself waits by itself, longer each time: a job until it is published, a reply until its
+//! offers are used up; its result stays in the store. A round reads a bounded number of bytes.
 
 use std::time::Duration;
 
@@ -10,34 +13,44 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     admission::message,
     backoff::RECONNECT,
+    bounds::MAX_BATCH_BYTES,
     failure::chain,
-    job::JobId,
+    job::{JobId, ReplyRules},
     job_json,
-    queue::{Address, Message, Properties, QueueErrorKind},
+    queue::{Address, Message, Properties, QueueError, QueueErrorKind},
     services::Services,
-    store::StoreError,
+    store::{JobView, StoreError},
     telemetry::metrics,
 };
 
-/// How soon a job is tried again whose publication was not confirmed.
+/// How soon jobs are tried again that were not confirmed because the broker takes nothing at present.
 const DEFER: Duration = Duration::from_secs(2);
 
 /// When a reply is offered again that was taken by a process which then vanished.
 const REPLY_AGAIN: Duration = Duration::from_secs(60);
 
-#[derive(Debug, Clone, Copy)]
+/// When a reply is offered again that was refused for the first time, and after how many refusals it is given up. The
+/// waits double up to an hour, so that they take nine hours together.
+const REFUSED_REPLY_AGAIN: Duration = Duration::from_secs(2);
+const MAX_REPLY_REFUSALS: u32 = 20;
+
+#[derive(Debug, Clone)]
 pub struct Options {
     /// The longest time between two looks at the store.
     pub poll: Duration,
     pub batch: usize,
     /// When an available job that nobody claimed is published again.
     pub unclaimed: Duration,
+    /// Where replies may go. Admission asks the same, but a row may be older than the rules.
+    pub replies: ReplyRules,
 }
 
-/// How many jobs a round brought to the queue, and how many stay due.
+/// What became of a page of jobs or replies, or of both.
 #[derive(Default)]
 struct Round {
-    published: usize,
+    /// More may be due than one page had room for.
+    more: bool,
+    /// What is still to be published because the broker takes nothing at present.
     failed: usize,
 }
 
@@ -73,7 +86,7 @@ impl Relay {
                     failures += 1;
                     RECONNECT.wait(failures, fastrand::f64())
                 }
-                Ok(round) if round.published == self.options.batch => {
+                Ok(round) if round.more => {
                     failures = 0;
                     continue;
                 }
@@ -102,31 +115,40 @@ impl Relay {
 
     /// One round: publishes what is due, then replies. After an error, what was taken is looked at again in time.
     async fn run_once(&self) -> Result<Round, StoreError> {
+        let jobs = self.publish_jobs().await?;
+        let replies = self.publish_replies().await?;
+        Ok(Round { more: jobs.more || replies.more, failed: jobs.failed + replies.failed })
+    }
+
+    async fn publish_jobs(&self) -> Result<Round, StoreError> {
         let due = self.services.store.take_due(self.options.batch, self.options.unclaimed).await?;
-        let messages = due.iter().map(|due| message(&due.spec)).collect();
-        let mut round = Round::default();
-        let mut failed: Vec<JobId> = Vec::new();
+        let messages: Vec<Message> = due.iter().map(|due| message(&due.spec)).collect();
+        let more = self.fills_a_page(&messages);
+        let (mut failed, mut refused) = (Failures::default(), Failures::default());
         for (due, answer) in due.iter().zip(self.services.queue.publish(messages).await) {
             match answer {
-                Ok(()) => {
-                    round.published += 1;
-                    metrics::RELAY_PUBLISHED.add([due.was.as_str()], 1);
-                }
+                Ok(()) => metrics::RELAY_PUBLISHED.add([due.was.as_str()], 1),
                 Err(error) => {
-                    if failed.is_empty() {
-                        tracing::warn!(queue = %due.spec.queue, error = %chain(&error), "jobs could not be published; they stay due");
-                    }
                     metrics::RELAY_FAILED.add([error.kind().as_str()], 1);
-                    failed.push(due.spec.id);
+                    let failures =
+                        if error.kind().concerns_one_message() { &mut refused } else { &mut failed };
+                    failures.add(due.spec.id, error);
                 }
             }
         }
-        if !failed.is_empty() {
-            round.failed = failed.len();
-            self.services.store.defer(&failed, DEFER).await?;
+        failed.log("jobs could not be published; they stay due");
+        // A refused job waits as one that nobody claims, so longer with every publication.
+        refused.log("the broker refuses jobs; each is published again after ever longer waits");
+        if !failed.ids.is_empty() {
+            self.services.store.defer(&failed.ids, DEFER).await?;
         }
-        self.reply().await?;
-        Ok(round)
+        Ok(Round { more, failed: failed.ids.len() })
+    }
+
+    /// Whether a page had no room for more, or hardly any.
+    fn fills_a_page(&self, messages: &[Message]) -> bool {
+        let bytes: usize = messages.iter().map(|message| message.body.len()).sum();
+        messages.len() == self.options.batch || bytes > MAX_BATCH_BYTES / 2
     }
 
     async fn until_next_due(&self) -> Duration {
@@ -135,46 +157,98 @@ impl Relay {
         next.map_or(self.options.poll, |next| (next + Duration::from_millis(1)).min(self.options.poll))
     }
 
-    async fn reply(&self) -> Result<(), StoreError> {
-        let replies = self.services.store.take_replies(self.options.batch, REPLY_AGAIN).await?;
-        if replies.is_empty() {
-            return Ok(());
-        }
-        let messages = replies
-            .iter()
-            .map(|job| Message {
-                // The store takes no job without an address; if it did, the broker would say that there is no such queue.
-                to: Address::Reply(job.spec.reply_to.clone().unwrap_or_default()),
-                body: serde_json::to_vec(&job_json::job_json(job, None)).unwrap_or_default().into(),
-                properties: Properties {
-                    message_id: Some(job.spec.id.to_string()),
-                    correlation_id: job.spec.correlation_id.clone(),
-                    content_type: Some("application/json".into()),
-                    traceparent: job.spec.traceparent.clone(),
-                    ..Properties::default()
-                },
-                priority: 0,
-            })
-            .collect();
+    async fn publish_replies(&self) -> Result<Round, StoreError> {
+        let store = &self.services.store;
+        let taken = store.take_replies(self.options.batch, REPLY_AGAIN).await?;
+        let more = taken.len() == self.options.batch;
+        let (replies, forbidden): (Vec<_>, Vec<_>) =
+            taken.into_iter().partition(|job| self.options.replies.check(&job.spec).is_ok());
         let mut done = Vec::new();
+        for job in forbidden {
+            metrics::REPLIES.add(["forbidden"], 1);
+            tracing::warn!(job.id = %job.spec.id, "the reply queue is not allowed by replies.allowed; the result is in the store");
+            done.push(job.spec.id);
+        }
+        let messages: Vec<Message> = replies.iter().map(reply).collect();
+        let more = more || self.fills_a_page(&messages);
+        let (mut failed, mut refused) = (Failures::default(), Failures::default());
         for (job, answer) in replies.iter().zip(self.services.queue.publish(messages).await) {
+            let id = job.spec.id;
             match answer {
                 Ok(()) => {
                     metrics::REPLIES.add(["sent"], 1);
-                    done.push(job.spec.id);
+                    done.push(id);
                 }
                 // Nobody listens any more; the result stays readable in the store.
                 Err(error) if error.kind() == QueueErrorKind::Unroutable => {
                     metrics::REPLIES.add(["dropped"], 1);
-                    tracing::info!(job.id = %job.spec.id, "the reply queue is gone; the result is in the store");
-                    done.push(job.spec.id);
+                    tracing::info!(job.id = %id, "the reply queue is gone; the result is in the store");
+                    done.push(id);
                 }
-                Err(_) => {}
+                Err(error) if error.kind().concerns_one_message() => {
+                    metrics::REPLIES.add(["refused"], 1);
+                    refused.add(id, error);
+                }
+                Err(error) => {
+                    metrics::REPLIES.add(["failed"], 1);
+                    failed.add(id, error);
+                }
             }
         }
         if !done.is_empty() {
-            self.services.store.replied(&done).await?;
+            store.replied(&done).await?;
         }
-        Ok(())
+        failed.log("replies could not be published; they are offered again");
+        refused.log("the broker refuses replies; each is offered again after ever longer waits");
+        if !refused.ids.is_empty() {
+            let given_up =
+                store.put_off_replies(&refused.ids, REFUSED_REPLY_AGAIN, MAX_REPLY_REFUSALS).await?;
+            for id in given_up {
+                metrics::REPLIES.add(["given_up"], 1);
+                tracing::warn!(
+                    job.id = %id, offers = MAX_REPLY_REFUSALS,
+                    "a reply is given up, because the broker refused it so often; the result is in the store"
+                );
+            }
+        }
+        Ok(Round { more, failed: failed.ids.len() })
+    }
+}
+
+/// What was not published for the same kind of reason.
+#[derive(Default)]
+struct Failures {
+    ids: Vec<JobId>,
+    first: Option<QueueError>,
+}
+
+impl Failures {
+    fn add(&mut self, id: JobId, error: QueueError) {
+        self.ids.push(id);
+        self.first.get_or_insert(error);
+    }
+
+    /// One line for all, with the first of them and its error.
+    fn log(&self, what: &'static str) {
+        if let (Some(id), Some(error)) = (self.ids.first(), &self.first) {
+            tracing::warn!(job.id = %id, count = self.ids.len(), error = %chain(error), "{what}");
+        }
+    }
+}
+
+/// The message that brings the result of a job to its app.
+fn reply(job: &JobView) -> Message {
+    Message {
+        // The store takes no job without an address; if it did, the broker would say that there is no such queue.
+        to: Address::Reply(job.spec.reply_to.clone().unwrap_or_default()),
+        body: serde_json::to_vec(&job_json::job_json(job, None)).unwrap_or_default().into(),
+        properties: Properties {
+            message_id: Some(job.spec.id.to_string()),
+            correlation_id: job.spec.correlation_id.clone(),
+            content_type: Some("application/json".into()),
+            traceparent: job.spec.traceparent.clone(),
+            ..Properties::default()
+        },
+        priority: 0,
     }
 }

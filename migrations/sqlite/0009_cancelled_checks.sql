@@ -69,6 +69,10 @@ create table jobs_new (
     -- Otherwise they mean nothing, so that whatever lets a job go need not know them.
     waits_for            text,
     waits_until          integer,
+    -- How often the broker refused a reply since it was last offered anew, so that waits grow and end.
+    reply_refusals       integer not null default 0,
+    -- The AMQP user who published the job, as the broker has checked it, by which its reply queue is judged again.
+    publisher            text,
 
     constraint jobs_waiting_is_due check ((state in ('scheduled', 'available', 'retryable')) = (due_at is not null)),
     constraint jobs_running_has_worker check ((state = 'running') = (worker_id is not null)),

@@ -59,6 +59,7 @@ pub fn open_queue(config: &Config) -> Result<SharedQueue> {
         url: config.amqp.url.clone(),
         queue_type: config.amqp.queue_type,
         declare: config.amqp.declare,
+        management_url: config.amqp.management_url.clone(),
         lanes: names,
         connection_name: worker_name(config),
         heartbeat: Duration::from_secs(config.amqp.heartbeat_secs.into()),

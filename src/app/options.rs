@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::{
     backoff::Intervals,
     config::{self, Config},
-    job::{QueueName, RetryPolicy, Rules, WorkerId},
+    job::{QueueName, ReplyRules, RetryPolicy, Rules, WorkerId},
     maintenance::{audit, connections, rescue, verify},
     relay,
     store::AuditLimits,
@@ -36,6 +36,7 @@ pub fn rules(config: &Config) -> Rules {
             .iter()
             .filter_map(|(slug, toolkit)| toolkit.owned_by.map(|kind| (slug.clone(), kind)))
             .collect(),
+        replies: ReplyRules::new(config.replies.allowed.clone()),
     }
 }
 
@@ -74,6 +75,7 @@ pub(super) fn worker(config: &Config, lanes: Vec<(QueueName, u32)>) -> worker::O
         id: WorkerId::new(),
         name: worker_name(config),
         lanes,
+        all_lanes: config.queues.keys().cloned().collect(),
         lease: Duration::from_secs(config.worker.lease_secs),
         heartbeat: Duration::from_secs(config.worker.heartbeat_secs),
         shutdown: Duration::from_secs(config.worker.drain_secs),
@@ -108,6 +110,7 @@ pub(super) fn relay(config: &Config) -> relay::Options {
         poll: Duration::from_millis(config.relay.poll_ms),
         batch: config.relay.batch,
         unclaimed: Duration::from_secs(config.relay.unclaimed_secs),
+        replies: rules(config).replies,
     }
 }
 

@@ -19,6 +19,7 @@ use crate::{
         audit::{self, Audit},
         connections::Connections,
         gauges::Gauges,
+        policies::Policies,
         rescue::Rescue,
         verify::Verify,
     },
@@ -136,6 +137,7 @@ impl Background {
             ("the rescue", rescue.run(stop()).boxed()),
             ("the looking for connections", connections.run(stop()).boxed()),
             ("the reading of gauges", Gauges::new(services, lanes, GAUGES_EVERY).run(stop()).boxed()),
+            ("the reading of policies", Policies::new(services.queue.clone()).run(stop()).boxed()),
         ];
         if config.verify.enabled {
             let verify = Verify::new(services, options::verify(config));

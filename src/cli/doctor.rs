@@ -17,12 +17,17 @@ use crate::{
     app,
     config::{Missing, mask_url},
     failure::chain,
+    job::QueueName,
+    queue::{PolicyRisk, QueueError},
     store::{Concern, Schema, StoreErrorKind},
     tool::ToolError,
 };
 
 /// The longest that one service may take to answer all its questions.
 const PATIENCE: Duration = Duration::from_secs(20);
+
+/// The policy of deploy/rabbitmq/policy.json, as a command. Another policy has to be removed or to contain the same.
+const POLICY_ADVICE: &str = r#"have it dead-letter to errand, which runs such jobs: rabbitmqctl set_policy -p VHOST --apply-to queues errand '^errand\.(?!dead$)' '{"dead-letter-exchange":"","dead-letter-routing-key":"errand.dead","dead-letter-strategy":"at-least-once","overflow":"reject-publish"}'; a queue has one policy, so put these keys into the one that it has, and take `expires` out"#;
 
 /// From this on, log lines and `run_at` are confusing. Leases and due times, judged by the store's clock, stay right.
 const MAX_SKEW: Duration = Duration::from_secs(2);
@@ -173,7 +178,7 @@ async fn broker(context: &Context) -> Answer {
             Ok(depth) if depth.consumers == 0 => Finding::warn(
                 WHAT,
                 format!("queue {lane}: {} messages wait and nobody consumes", depth.ready),
-                "start a worker for it",
+                "start a worker for it, or more of them if one is there and busy with long calls",
             ),
             Ok(depth) => Finding::ok(
                 WHAT,
@@ -182,8 +187,39 @@ async fn broker(context: &Context) -> Answer {
             Err(error) => Finding::fail(WHAT, format!("queue {lane}: {}", chain(&error)), advice()),
         });
     }
+    if let Ok(depth) = queue.depth(&QueueName::dead()).await
+        && depth.ready > 0
+        && depth.consumers == 0
+    {
+        let message = format!("{} dead letters wait, and nobody makes jobs of them", depth.ready);
+        findings.push(Finding::warn(WHAT, message, "start a worker"));
+    }
+    findings.extend(policies(WHAT, queue.policy_risks().await));
     queue.close().await;
     Ok(findings)
+}
+
+/// What the policies of the broker do, if that is known.
+fn policies(what: &'static str, risks: Result<Option<Vec<PolicyRisk>>, QueueError>) -> Vec<Finding> {
+    match risks {
+        Ok(Some(risks)) if risks.is_empty() => {
+            vec![Finding::ok(what, "no policy makes it drop what it has confirmed")]
+        }
+        Ok(Some(risks)) => {
+            let warn = |risk: &PolicyRisk| Finding::warn(what, risk.to_string(), POLICY_ADVICE);
+            risks.iter().map(warn).collect()
+        }
+        Ok(None) => vec![Finding::warn(
+            what,
+            "its policies are unknown, and some make it drop what it has confirmed",
+            "set amqp.management_url so that they can be looked at",
+        )],
+        Err(error) => vec![Finding::warn(
+            what,
+            format!("its policies are unknown: {}", chain(&error)),
+            "check amqp.management_url, the user's tag `management`, and that the plugin is enabled",
+        )],
+    }
 }
 
 async fn tool_api(context: &Context) -> Answer {

@@ -110,7 +110,7 @@ fn verdict(error: &(dyn std::error::Error + 'static)) -> Option<(Exit, Option<&'
             QueueErrorKind::Unconfirmed | QueueErrorKind::Full | QueueErrorKind::Topology => {
                 (Exit::Unreachable, None)
             }
-            QueueErrorKind::Unroutable => (Exit::Negative, None),
+            QueueErrorKind::Unroutable | QueueErrorKind::Refused => (Exit::Negative, None),
         });
     }
     if let Some(error) = error.downcast_ref::<ToolError>() {

@@ -25,7 +25,8 @@ Examples:
   errand rejected requeue 0190b0a0-0000-7000-8000-000000000001
 
 `requeue` reads the message again, as it is. That helps where a setting was changed or where the
-message only lacked an ID; a message that is still not a job stays where it is.";
+message only lacked an ID; a message that is still not a job stays where it is. A message whose job
+the database should know and does not (unknown_job) becomes a new job: it may have run before.";
 
 /// List, show and requeue rejected messages, which are not valid jobs.
 #[derive(Debug, clap::Subcommand)]
@@ -54,6 +55,9 @@ pub(super) enum Command {
         /// The messages.
         #[arg(required = true)]
         ids: Vec<Uuid>,
+        /// Run the jobs without a reply, for example because their reply queue is not allowed.
+        #[arg(long)]
+        without_reply: bool,
     },
 }
 
@@ -71,11 +75,11 @@ pub(super) async fn run(command: Command, context: &Context) -> anyhow::Result<E
             store.close().await;
             Ok(Exit::Success)
         }
-        Command::Requeue { ids } => {
+        Command::Requeue { ids, without_reply } => {
             let open = context.door()?;
             let mut refused = false;
             for id in ids {
-                let line = match requeue(context, &open, id).await? {
+                let line = match requeue(context, &open, id, without_reply).await? {
                     Ok(job) => format!("{id} is job {job} now"),
                     Err(reason) => {
                         refused = true;
@@ -145,12 +149,20 @@ fn summary(view: &RejectedView) -> serde_json::Value {
 }
 
 /// Reads a message again and enqueues it; the inner error says why it stays rejected.
-async fn requeue(context: &Context, open: &OpenDoor, id: Uuid) -> anyhow::Result<Result<JobId, String>> {
+async fn requeue(
+    context: &Context,
+    open: &OpenDoor,
+    id: Uuid,
+    without_reply: bool,
+) -> anyhow::Result<Result<JobId, String>> {
     let view = find(&open.store, id).await?;
     if view.requeued_at.is_some() {
         return Ok(Err("it was requeued before".to_owned()));
     }
-    let properties: Properties = serde_json::from_str(&view.message.properties).unwrap_or_default();
+    let mut properties: Properties = serde_json::from_str(&view.message.properties).unwrap_or_default();
+    if without_reply {
+        properties.reply_to = None;
+    }
     // The message's own ID, so that a requeue that was interrupted makes one job, not two.
     let arrival = properties.arrival(&view.message.queue, Some(JobId(id)));
     if let Err(reason) = context.check_lane(view.message.queue.as_str()) {

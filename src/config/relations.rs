@@ -5,6 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use toml::Value;
 
+use crate::job::QueueName;
+
 use super::{
     error::{Mistake, Origin},
     names::Key,
@@ -30,6 +32,7 @@ pub(super) fn check(
     relations.at_least("verify.give_up_secs", "verify.log_delay_secs", never_arrived);
     relations.lanes_have_a_concurrency(lanes);
     relations.consumed_lanes_exist();
+    relations.no_lane_is_dead();
     relations.mistakes
 }
 
@@ -99,6 +102,15 @@ impl Relations<'_> {
             let known = lanes.iter().copied().collect::<Vec<_>>().join(", ");
             let message = format!("`worker.queues` names `{name}`, which is not in [queues] ({known})");
             self.mistakes.push(Mistake { message, origin: Some(setting.origin.clone()) });
+        }
+    }
+
+    fn no_lane_is_dead(&mut self) {
+        let name = format!("queues.{}.concurrency", QueueName::DEAD);
+        if self.settings.0.contains_key(&Key::new(&name)) {
+            let message =
+                "`queues.dead` is the lane of what the broker dead-letters; give the lane another name";
+            self.report(&name, message.to_owned());
         }
     }
 

@@ -9,7 +9,7 @@ use url::Url;
 use super::mask::hides_password;
 use crate::{
     bounds::MAX_SHORT_TEXT_BYTES,
-    job::QueueName,
+    job::{QueueName, RESERVED_PREFIX},
     tool::pin::{Wanted, wanted},
 };
 
@@ -36,6 +36,8 @@ pub(super) enum Rule {
     BaseUrl,
     Path,
     Lanes,
+    /// Beginnings of names of reply queues.
+    Prefixes,
     /// A literal toolkit version, or blank, by the rule that jobs are read by.
     Version,
     /// Address and port, or empty.
@@ -57,7 +59,7 @@ impl Rule {
             Self::Flag => text.to_ascii_lowercase().parse().ok().map(Value::Boolean),
             Self::Whole(..) => number.parse().ok().map(Value::Integer),
             Self::Number(..) => number.parse().ok().map(Value::Float),
-            Self::Lanes => {
+            Self::Lanes | Self::Prefixes => {
                 let names = text.split(',').map(str::trim).filter(|name| !name.is_empty());
                 Some(names.map(Value::from).collect::<Vec<_>>().into())
             }
@@ -99,7 +101,14 @@ impl Rule {
                     Err(format!("must be {expected}"))
                 }
             }
-            (Self::Flag | Self::Whole(..) | Self::Number(..) | Self::Lanes, other) => {
+            (Self::Prefixes, Value::Array(prefixes)) => {
+                if prefixes.iter().all(|prefix| prefix.as_str().is_some_and(is_reply_prefix)) {
+                    Ok(Value::Array(prefixes))
+                } else {
+                    Err(format!("must be {expected}"))
+                }
+            }
+            (Self::Flag | Self::Whole(..) | Self::Number(..) | Self::Lanes | Self::Prefixes, other) => {
                 Err(format!("must be {expected}, but is {}", type_name(&other)))
             }
             (_, Value::String(text)) => match self.unfit_text(&text) {
@@ -154,7 +163,7 @@ impl Rule {
             Self::Version => matches!(wanted(Some(text)), Ok(Wanted::Nothing | Wanted::Exact(_))),
             Self::Address => text.is_empty() || text.parse::<SocketAddr>().is_ok(),
             Self::Filter => is_filter(text),
-            Self::Flag | Self::Whole(..) | Self::Number(..) | Self::Lanes => true,
+            Self::Flag | Self::Whole(..) | Self::Number(..) | Self::Lanes | Self::Prefixes => true,
         };
         if fits { None } else { Some("") }
     }
@@ -174,6 +183,9 @@ impl Rule {
             Self::BaseUrl => "a URL that starts with http: or https:".to_owned(),
             Self::Path => "a path that starts with \"/\", without query".to_owned(),
             Self::Lanes => "a list of queue names (lower-case letters, digits, \"_\", \"-\", \".\")".to_owned(),
+            Self::Prefixes => {
+                format!("a list of beginnings of queue names, none of them empty or with \"{RESERVED_PREFIX}\" at its head")
+            }
             Self::Version => "a toolkit version such as \"20251027_00\" or \"00000000_00\"".to_owned(),
             Self::Address => "an address and a port such as \"127.0.0.1:9464\", or empty".to_owned(),
             Self::Filter => {
@@ -182,6 +194,13 @@ impl Rule {
             }
         }
     }
+}
+
+fn is_reply_prefix(prefix: &str) -> bool {
+    !prefix.is_empty()
+        && prefix.len() <= MAX_SHORT_TEXT_BYTES
+        && !prefix.chars().any(char::is_control)
+        && !prefix.starts_with(RESERVED_PREFIX)
 }
 
 fn type_name(value: &Value) -> &'static str {

@@ -8,8 +8,8 @@ use serde::Deserialize;
 use super::{
     error::Missing,
     rule::Rule::{
-        self, Address, ApiKey, BaseUrl, Filter, Flag, Lanes, Number, Path, Service, Text, Version, Whole,
-        Word,
+        self, Address, ApiKey, BaseUrl, Filter, Flag, Lanes, Number, Path, Prefixes, Service, Text, Version,
+        Whole, Word,
     },
 };
 use crate::{
@@ -37,6 +37,7 @@ pub struct Config {
     pub queues: BTreeMap<QueueName, Lane>,
     pub worker: Worker,
     pub relay: Relay,
+    pub replies: Replies,
     pub rescue: Rescue,
     pub verify: Verify,
     pub audit: Audit,
@@ -123,6 +124,7 @@ settings! {
         queue_type: QueueType = Word(QueueType::WORDS),
         declare: bool = Flag,
         heartbeat_secs: u16 = Whole(1, 3_600),
+        management_url: SecretString = Service(&["http", "https"]),
     }
     struct Lane [queues *] {
         concurrency: u32 = Whole(1, MAX_CONCURRENCY),
@@ -142,6 +144,9 @@ settings! {
         poll_ms: u64 = Whole(10, 60_000),
         batch: usize = Whole(1, MAX_BATCH),
         unclaimed_secs: u64 = Whole(1, 3_600),
+    }
+    struct Replies [replies] {
+        allowed: Vec<String> = Prefixes,
     }
     struct Rescue [rescue] {
         poll_secs: u64 = Whole(1, 3_600),

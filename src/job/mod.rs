@@ -8,6 +8,7 @@ mod look_up;
 mod outcome;
 mod owner;
 mod queue;
+mod reply;
 mod retry;
 mod rules;
 mod state;
@@ -25,6 +26,7 @@ pub use outcome::{Attempt, AttemptOutcome, Effect, ErrorKind, JobError, Started}
 pub(crate) use outcome::{EXPIRED, TOO_OLD, clip};
 pub use owner::{Owner, OwnerError, OwnerKind};
 pub use queue::{QueueName, QueueNameError, QueueType};
+pub use reply::{RESERVED_PREFIX, ReplyRules};
 pub use retry::{Budget, RetryPolicy, Spending};
 pub use rules::{Rules, looks_like_email};
 pub use state::{HeldReason, Release, State};

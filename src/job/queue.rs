@@ -16,6 +16,14 @@ pub struct QueueName(Arc<str>);
 pub struct QueueNameError;
 
 impl QueueName {
+    /// The lane of what the broker has dead-lettered, which no setting names.
+    pub fn dead() -> Self {
+        Self(Self::DEAD.into())
+    }
+
+    /// The name of the lane of [`Self::dead`].
+    pub const DEAD: &str = "dead";
+
     pub fn as_str(&self) -> &str {
         &self.0
     }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use url::Host;
 
-use super::{ErrorKind, JobError, JobSpec, OwnerKind};
+use super::{ErrorKind, JobError, JobSpec, OwnerKind, ReplyRules};
 use crate::bounds::MAX_AGE;
 
 #[derive(Debug, Clone, Default)]
@@ -16,6 +16,8 @@ pub struct Rules {
     pub refuse_email: bool,
     /// Toolkits that belong to one kind of owner.
     pub owned_by: BTreeMap<String, OwnerKind>,
+    /// Where results may be published. It is asked by itself, because such a message is not a job that fails.
+    pub replies: ReplyRules,
 }
 
 impl Rules {

@@ -4,6 +4,7 @@ pub mod audit;
 pub mod connections;
 pub mod gauges;
 pub mod ledger;
+pub mod policies;
 pub mod rescue;
 pub mod verify;
 

@@ -20,8 +20,8 @@ use tokio::{
 };
 
 use super::{
-    Address, Consumer, Delivery, Depth, Message, Properties, Queue, QueueError, QueueErrorKind, Settler,
-    Token,
+    Address, Consumer, Delivery, Depth, Message, PolicyRisk, Properties, Queue, QueueError, QueueErrorKind,
+    Settler, Token,
 };
 use crate::{job::QueueName, sync::lock};
 
@@ -126,6 +126,10 @@ impl Queue for EmbeddedQueue {
     async fn check(&self) -> Result<String, QueueError> {
         self.ensure_open()?;
         Ok("embedded queue".to_owned())
+    }
+
+    async fn policy_risks(&self) -> Result<Option<Vec<PolicyRisk>>, QueueError> {
+        Ok(Some(Vec::new()))
     }
 
     fn connected(&self) -> bool {
@@ -299,9 +303,10 @@ impl Consumer for EmbeddedConsumer {
         self.subscription.clone()
     }
 
-    async fn stop(&mut self) {
-        // Deliveries leave the lane only through `next`, so there is nothing to give back.
+    async fn stop(&mut self) -> Vec<Delivery> {
         self.leave();
+        // Deliveries leave the lane only through `next`.
+        Vec::new()
     }
 }
 

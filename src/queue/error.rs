@@ -12,14 +12,27 @@ string_enum! {
         Unavailable = "unavailable",
         /// The message may or may not have been taken: publish it again with the same `message_id`.
         Unconfirmed = "unconfirmed",
-        /// Nothing is bound to this address, or the broker cannot carry the message as it is (a name or
-        /// property is too long): publishing it again helps only after someone acts.
+        /// Nothing is bound to this address, or the address or a property is too long for AMQP: publishing it again
+        /// helps only after someone acts.
         Unroutable = "unroutable",
+        /// The broker takes other messages and not this one: it is larger than the broker allows, the user may not
+        /// publish to its address, or its queue is full. Publishing it again helps only when something has changed.
+        Refused = "refused",
         /// The broker is full, or the in-process queue is: try again later.
         Full = "full",
         /// Wrong address, credentials or permissions: repeating helps only after someone acts.
         Access = "access",
         /// The broker has a queue or exchange of this name with other arguments, or none, which errand may not declare.
         Topology = "topology",
+    }
+}
+
+impl QueueErrorKind {
+    /// Whether the error is about this message or its address, so that others may get through.
+    pub fn concerns_one_message(self) -> bool {
+        match self {
+            Self::Unroutable | Self::Refused => true,
+            Self::Unavailable | Self::Unconfirmed | Self::Full | Self::Access | Self::Topology => false,
+        }
     }
 }

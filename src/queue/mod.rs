@@ -15,8 +15,10 @@ pub mod embedded;
 pub mod rabbitmq;
 
 mod error;
+mod policy;
 
 pub use error::{QueueError, QueueErrorKind};
+pub use policy::{PolicyRisk, PolicyRiskKind};
 
 pub type SharedQueue = Arc<dyn Queue>;
 
@@ -36,6 +38,7 @@ pub trait Queue: fmt::Debug + Send + Sync {
     /// * A message to a lane or reply queue that does not exist is an error of kind `Unroutable`,
     ///   never a silent loss. (RabbitMQ's direct reply-to names a connection and not a queue: `Ok`
     ///   does not say that somebody still waits there.)
+    /// * A message that the broker does not take is an error of kind `Refused`, and harms no other of the batch.
     /// * An error of kind `Unconfirmed` means that the message may or may not be there.
     /// * Every wait is bounded by the backend's timeouts.
     async fn publish(&self, batch: Vec<Message>) -> Vec<Result<(), QueueError>>;
@@ -49,6 +52,10 @@ pub trait Queue: fmt::Debug + Send + Sync {
 
     /// Connects, declares all lanes, and returns the name and version of the broker; used at start and by `doctor`.
     async fn check(&self) -> Result<String, QueueError>;
+
+    /// How the broker can lose confirmed messages of the lanes, because of its policies or of how queues were declared.
+    /// `None` where nobody can be asked, which says nothing about the risk.
+    async fn policy_risks(&self) -> Result<Option<Vec<PolicyRisk>>, QueueError>;
 
     /// Whether the backend is connected, without asking the broker.
     fn connected(&self) -> bool;
@@ -70,9 +77,9 @@ pub trait Consumer: fmt::Debug + Send {
     /// The settler of this subscription; it may be used from another task while `next` waits.
     fn settler(&self) -> Arc<dyn Settler>;
 
-    /// Ends the flow of deliveries, and returns when no more will come. Unsettled deliveries can still be settled;
-    /// those that `next` has not returned are given back.
-    async fn stop(&mut self);
+    /// Ends the flow of deliveries, and returns those that `next` has not returned. All that are not settled can still be
+    /// settled as long as the subscription lives.
+    async fn stop(&mut self) -> Vec<Delivery>;
 }
 
 /// Settles deliveries of one subscription. Each delivery is settled once; settling after the
@@ -108,10 +115,19 @@ pub struct Properties {
     pub correlation_id: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reply_to: Option<String>,
+    /// Who published the message, as the broker has checked it. It does not go out with what errand publishes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user_id: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub content_type: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub traceparent: Option<String>,
+    /// When the message was published, in seconds since 1970, as the publisher says. errand says so by itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timestamp: Option<u64>,
+    /// The lane from which the broker dead-lettered the message.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub died_in: Option<String>,
     /// Whether the relay published the message, for a job that is in the store. Kept messages spell it as the header does.
     #[serde(default, rename = "known", skip_serializing_if = "std::ops::Not::not")]
     pub from_store: bool,
@@ -126,10 +142,11 @@ pub struct Properties {
 impl Properties {
     /// What they say about the job in a message of this lane.
     pub fn arrival<'a>(&'a self, queue: &'a QueueName, fallback_id: Option<JobId>) -> Arrival<'a> {
-        let Self { message_id, correlation_id, reply_to, traceparent, .. } = self;
+        let Self { message_id, correlation_id, reply_to, user_id, traceparent, .. } = self;
         Arrival {
             message_id: message_id.as_deref(),
             reply_to: reply_to.as_deref(),
+            publisher: user_id.as_deref(),
             correlation_id: correlation_id.as_deref(),
             traceparent: traceparent.as_deref(),
             fallback_id,

@@ -13,7 +13,7 @@ pub trait Claims: fmt::Debug + Send + Sync {
     /// Answers are in the order of the batch.
     ///
     /// * An unknown job is inserted and claimed in one step, unless [`Claim::from_store`] says that the
-    ///   store knew it before: then it was removed since, and the answer is [`Claimed::Gone`].
+    ///   store knew it before: then the answer is [`Claimed::Gone`], and nothing is inserted.
     /// * A known `available` job of the same owner and digest is claimed: fence and attempt number
     ///   grow by one.
     /// * A known job in any other state is [`Claimed::Duplicate`]; nothing changes. The exception
@@ -74,7 +74,7 @@ pub enum Claimed {
     Duplicate {
         state: Option<State>,
     },
-    /// It was known and has been removed since.
+    /// It should be known and is not: the store was restored or is another one, or the message lies. Nothing changed.
     Gone,
     /// Refused; nothing changed.
     Conflict(Conflict),

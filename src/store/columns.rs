@@ -139,6 +139,7 @@ columns! {
         idempotency_key: text or null = spec.idempotency_key.as_deref(),
         tags: jsonb = tags(spec),
         reply_to: text or null = spec.reply_to.as_deref(),
+        publisher: text or null = spec.publisher.as_deref(),
         correlation_id: text or null = spec.correlation_id.as_deref(),
         traceparent: text or null = spec.traceparent.as_deref(),
     }
@@ -165,6 +166,7 @@ pub(super) fn spec_of(row: &impl StoreRow) -> Result<JobSpec> {
         idempotency_key: row.read("idempotency_key")?,
         tags: serde_json::from_str(&row.read::<String>("tags")?).map_err(|_| StoreError::corrupt("tags"))?,
         reply_to: row.read("reply_to")?,
+        publisher: row.read("publisher")?,
         correlation_id: row.read("correlation_id")?,
         traceparent: row.read("traceparent")?,
     })

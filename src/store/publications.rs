@@ -13,7 +13,8 @@ pub trait Publications: fmt::Debug + Send + Sync {
     /// Takes up to `limit` jobs that are due: `scheduled` and `retryable` ones whose time has come,
     /// and `available` ones that nobody claimed. Each becomes `available` and is looked at again
     /// after `unclaimed_after`, doubled with every time it was published without being claimed, up
-    /// to `MAX_UNCLAIMED_WAIT`. Most urgent first: by priority, then by due time.
+    /// to `MAX_UNCLAIMED_WAIT`. Most urgent first: by priority, then by due time. Arguments and texts together have up to
+    /// [`MAX_BATCH_BYTES`](crate::bounds::MAX_BATCH_BYTES), unless the first job alone has more; the others stay due.
     async fn take_due(&self, limit: usize, unclaimed_after: Duration) -> Result<Vec<Due>>;
 
     /// Makes jobs that could not be published due again after `after`; the failed publication does
@@ -27,10 +28,17 @@ pub trait Publications: fmt::Debug + Send + Sync {
     async fn next_due_in(&self) -> Result<Option<Duration>>;
 
     /// Takes up to `limit` finished jobs with a `reply_to` to which the result was not published yet; each is offered
-    /// again after `again_after` unless [`Self::replied`] says that it is done.
+    /// again after `again_after` unless [`Self::replied`] says that it is done. What they contain is bounded in bytes as
+    /// it is for [`Self::take_due`].
     async fn take_replies(&self, limit: usize, again_after: Duration) -> Result<Vec<JobView>>;
 
+    /// Notes that replies are done with: published, or never to be published.
     async fn replied(&self, ids: &[JobId]) -> Result<()>;
+
+    /// Notes that replies were refused. Each is offered again after a wait that is `first` and doubles with every refusal
+    /// up to `MAX_UNCLAIMED_WAIT`. One that was refused `most` times is given up: it is done with, its result stays with
+    /// the job, and the answer names it.
+    async fn put_off_replies(&self, ids: &[JobId], first: Duration, most: u32) -> Result<Vec<JobId>>;
 }
 
 /// The longest time between two publications of a job that nobody claims.

@@ -78,7 +78,7 @@ catalogue! {
     QUEUE_DEPTH = Gauge Count "errand_queue_depth_messages" ["queue"] "Messages that wait in the broker.";
     RELAY_PUBLISHED = Counter Count "errand_relay_published_total" ["from"] "Jobs that the relay put on the queue, by the state they were in.";
     RELAY_FAILED = Counter Count "errand_relay_failed_total" ["kind"] "Publications that the broker did not confirm; the jobs stay due.";
-    REPLIES = Counter Count "errand_replies_total" ["result"] "Results published to the app's reply queue: sent, or dropped because the queue is gone.";
+    REPLIES = Counter Count "errand_replies_total" ["result"] "Results offered to the app's reply queue: sent, dropped because the queue is gone, refused by the broker, given_up after too many refusals, forbidden by replies.allowed, or failed because the broker takes nothing at present.";
     RESCUED = Counter Count "errand_rescued_jobs_total" ["to"] "Running jobs of lost workers that were taken over, by the state they were given.";
     VERIFICATIONS = Counter Count "errand_verifications_total" ["result"] "Look-ups of unknown outcomes in the execution log of the tool API: succeeded, failed, never_arrived, again or gave_up.";
     PANICS = Counter Count "errand_panics_total" [] "Panics in errand's own code that a worker survived; each is a bug, and its job was retried, held or failed with an error that says so.";
@@ -94,6 +94,8 @@ catalogue! {
     CONSUMING = Gauge Count "errand_consuming" ["queue"] "1 while this process takes jobs from the lane.";
     BROKER_CONNECTED = Gauge Count "errand_broker_connected" [] "1 while this process is connected to the broker.";
     BROKER_RECONNECTS = Counter Count "errand_broker_reconnects_total" [] "Connections to the broker that replaced a lost one.";
+    DEAD_LETTERS = Counter Count "errand_dead_letters_total" [] "Messages that the broker dead-lettered and this process took back.";
+    BROKER_POLICY_RISKS = Gauge Count "errand_broker_policy_risks" ["kind"] "Ways in which policies let the broker lose confirmed messages; none are known without amqp.management_url.";
     SUBSCRIPTIONS_RENEWED = Counter Count "errand_subscriptions_renewed_total" ["queue"] "Subscriptions that were renewed because no delivery came although the queue should have had one.";
     STORE_REACHABLE = Gauge Count "errand_store_reachable" [] "1 while the store answers.";
     STORE_RECONNECTS = Counter Count "errand_store_reconnects_total" [] "Times that the store answered again after it had been away.";

@@ -34,12 +34,27 @@ pub(super) fn admit(shared: &Shared, lane: &QueueName, delivery: &Delivery) -> R
     // A claim of such a message finds its row or nothing, so an owner of old does not come in again.
     let arrival = Arrival { known: from_store, ..properties.arrival(lane, anonymous) };
     let spec = decode(&delivery.body, &arrival).map_err(|error| with_encoding(error, delivery))?;
+    if !from_store {
+        // Of a job that the store knows, its row counts and not what its message says.
+        shared.resolver.check_reply(&spec)?;
+    }
     let may_have_run = anonymous == Some(spec.id) && delivery.redelivered;
     let (binding, stop) = match decide(shared, &spec, may_have_run, from_store) {
         Ok(binding) => (binding, None),
         Err(stop) => (None, Some(stop)),
     };
     Ok(Claim { spec: Arc::new(spec), request_id: RequestId::new(), binding, stop, from_store })
+}
+
+/// The job of a message that brings no ID and came for the first time, if such messages are accepted.
+pub(super) fn anonymous_job(shared: &Shared, lane: &QueueName, delivery: &Delivery) -> Option<Arc<JobSpec>> {
+    let Delivery { body, properties, redelivered, .. } = delivery;
+    if !shared.options.accept_unidentified || *redelivered || properties.unreadable.is_some() {
+        return None;
+    }
+    let id = JobId::new();
+    let spec = decode(body, &properties.arrival(lane, Some(id))).ok()?;
+    (spec.id == id && shared.resolver.check_reply(&spec).is_ok()).then(|| Arc::new(spec))
 }
 
 /// The binding, if it is known without a look-up.
@@ -93,9 +108,11 @@ pub(super) fn reject(lane: &QueueName, delivery: &Delivery, error: EnvelopeError
     name.extend_from_slice(message_id.as_deref().or(unreadable.as_deref()).unwrap_or("").as_bytes());
     name.push(0);
     name.extend_from_slice(&delivery.body);
-    tracing::warn!(queue = %lane, reason = %error.reason, bytes = delivery.body.len(), "message rejected and kept");
+    let id = Uuid::new_v5(&REJECTED_NAMESPACE, &name);
+    let bytes = delivery.body.len();
+    tracing::warn!(rejected.id = %id, queue = %lane, reason = %error.reason, bytes, "message rejected and kept");
     Rejected {
-        id: Uuid::new_v5(&REJECTED_NAMESPACE, &name),
+        id,
         queue: lane.clone(),
         reason: error.reason,
         message: error.message,

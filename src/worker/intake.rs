@@ -1,13 +1,13 @@
 //! Deliveries, from the broker to running jobs: admitted, claimed in one write, started, acknowledged. What was
 //! not recorded is given back to the broker.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use tokio::{sync::OwnedSemaphorePermit, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    admit::{admit, reject},
+    admit::{admit, anonymous_job, reject},
     attempt,
     crash::CrashPoint,
     persist::{Bisected, NotTaken, Persist, bisect, each},
@@ -17,11 +17,17 @@ use super::{
 use crate::{
     failure::chain,
     in_flight::Noted,
-    job::{EnvelopeError, EnvelopeReason, QueueName},
+    job::{EnvelopeError, EnvelopeReason, JobSpec, QueueName},
     queue::{Delivery, QueueErrorKind, Settler, Token},
-    store::{Claim, Claimed, Rejected, StoreError},
+    store::{Claim, Claimed, Inserted, Rejected, StoreError},
     telemetry::metrics::{self, LaneMetrics},
 };
+
+/// Why a message is kept whose job should be in the database. It may be the last copy of a job that was confirmed, and
+/// the job may have run: only a person knows.
+pub(super) const UNKNOWN_JOB: &str = "the message says that the database knows its job (header x-errand-known), and it does not: the \
+    database was restored, or it is not the one of the relay that published the message, or a publisher sets errand's own \
+    header; `errand rejected requeue` runs it as a new job";
 
 /// Takes the deliveries of one lane until its stop.
 pub(super) struct Intake {
@@ -62,11 +68,24 @@ impl Intake {
             rejected.extend(self.start(claim, answer, &admitted[place], noted, &mut slots));
         }
         drop(slots);
-        let mut unsettled: Vec<Token> = failing.iter().map(|(place, _)| admitted[*place].token).collect();
         // The store may have taken what is in doubt, and nobody is going to run it here.
         left.iter().filter_map(|(place, _)| noted[*place].take()).for_each(Noted::leave);
+        let unsettled = failing.iter().map(|(place, _)| admitted[*place].token).collect();
+        self.settle(tokens, unsettled, rejected, left.is_empty(), settler).await
+    }
+
+    /// Keeps rejected messages and acknowledges all deliveries, but those that the store does not take, which are given
+    /// back. Where nobody waits for the store any more, all are. `false` when the lane should stop.
+    pub(super) async fn settle(
+        &self,
+        tokens: Vec<Token>,
+        mut unsettled: Vec<Token>,
+        rejected: Vec<(Token, Rejected)>,
+        all_known: bool,
+        settler: &Arc<dyn Settler>,
+    ) -> bool {
         let kept = self.keep(rejected).await;
-        if !left.is_empty() || !kept.left.is_empty() {
+        if !all_known || !kept.left.is_empty() {
             // What was claimed is recorded, so its redelivery is a duplicate; the rest comes again.
             self.give_back(settler, tokens).await;
             return false;
@@ -74,14 +93,58 @@ impl Intake {
         unsettled.extend(kept.failing.into_iter().map(|(_, (token, _))| token));
         let settled = tokens.into_iter().filter(|token| !unsettled.contains(token)).collect();
         self.shared.crash.pass(CrashPoint::BeforeAck);
-        if let Some(Err(error)) = self.shared.unless_interrupted(settler.ack(settled)).await {
-            tracing::debug!(queue = %self.lane, error = %chain(&error), "acknowledging failed; the broker delivers again");
-        }
+        self.acknowledge(settler, settled).await;
         if !unsettled.is_empty() {
-            tracing::warn!(queue = %self.lane, messages = unsettled.len(), "messages that the store does not take are given back");
+            let messages = unsettled.len();
+            tracing::warn!(queue = %self.lane, messages, "messages that the store does not take are given back");
             self.give_back(settler, unsettled).await;
         }
         true
+    }
+
+    /// Puts deliveries back that nobody has looked at, for another worker. One without an ID must not come a second time,
+    /// because then it passes for one that may have run: it becomes a job here, which the relay brings to a worker.
+    pub(super) async fn put_back(&self, deliveries: Vec<Delivery>, settler: &Arc<dyn Settler>) {
+        let (mut jobs, mut anonymous, mut others) = (Vec::new(), Vec::new(), Vec::new());
+        for delivery in deliveries {
+            match anonymous_job(&self.shared, &self.lane, &delivery) {
+                Some(job) => {
+                    jobs.push(job);
+                    anonymous.push(delivery.token);
+                }
+                None => others.push(delivery.token),
+            }
+        }
+        let mut stored = self.store_all(&jobs).await.into_iter();
+        let (known, unknown): (Vec<_>, Vec<_>) =
+            anonymous.into_iter().partition(|_| stored.next().is_some_and(|stored| stored));
+        others.extend(unknown);
+        if !known.is_empty() {
+            self.shared.services.relay_wake.notify_one();
+            self.acknowledge(settler, known).await;
+        }
+        if !others.is_empty() {
+            self.give_back(settler, others).await;
+        }
+    }
+
+    /// Whether the store has each of these jobs now; nothing where it does not say so.
+    async fn store_all(&self, jobs: &[Arc<JobSpec>]) -> Vec<bool> {
+        if jobs.is_empty() {
+            return Vec::new();
+        }
+        let insert = self.shared.services.store.insert(jobs, Duration::ZERO);
+        match self.shared.unless_interrupted(insert).await {
+            Some(Ok(answers)) => {
+                answers.iter().map(|answer| !matches!(answer, Inserted::Conflict(_))).collect()
+            }
+            Some(Err(error)) => {
+                metrics::STORE_ERRORS.add([error.kind().as_str()], 1);
+                tracing::warn!(queue = %self.lane, error = %chain(&error), "messages without an ID are given back and will be held");
+                Vec::new()
+            }
+            None => Vec::new(),
+        }
     }
 
     /// Claims in one write. An error is why the database refuses what a job contains; claims that are left are in doubt.
@@ -99,7 +162,7 @@ impl Intake {
             let answers = each(&batch, written);
             (batch, answers)
         };
-        bisect(claims, claim_bytes, write).await
+        bisect(claims, |claim| job_bytes(&claim.spec), write).await
     }
 
     /// Keeps rejected messages; where the database refuses their text, their bytes alone.
@@ -132,7 +195,15 @@ impl Intake {
         let result = match answer {
             Ok(Claimed::Running(receipt)) => {
                 if let Some(slot) = slots.split(1) {
-                    let job = RunningJob::new(&self.shared, self.metrics.clone(), claim, receipt, noted);
+                    let published_at = delivery.properties.timestamp;
+                    let job = RunningJob::new(
+                        &self.shared,
+                        self.metrics.clone(),
+                        claim,
+                        receipt,
+                        published_at,
+                        noted,
+                    );
                     attempt::start(self.shared.clone(), job, slot);
                 }
                 self.metrics.running.increment(1);
@@ -154,7 +225,11 @@ impl Intake {
                 metrics::DUPLICATES.add([self.lane.as_str()], 1);
                 "duplicate"
             }
-            Ok(Claimed::Gone) => "gone",
+            Ok(Claimed::Gone) => {
+                metrics::CLAIMS.add([self.lane.as_str(), "gone"], 1);
+                let error = EnvelopeError::new(EnvelopeReason::UnknownJob, UNKNOWN_JOB);
+                return Some((delivery.token, reject(&self.lane, delivery, error)));
+            }
             Ok(Claimed::Conflict(conflict)) => {
                 metrics::CLAIMS.add([self.lane.as_str(), "conflict"], 1);
                 let error = EnvelopeError::new(conflict.reason(), conflict.message());
@@ -170,11 +245,17 @@ impl Intake {
         None
     }
 
-    fn persist(&self, failure: &'static str) -> Persist<'_> {
+    pub(super) fn persist(&self, failure: &'static str) -> Persist<'_> {
         Persist { lane: Some((&self.lane, &self.stop)), ..Persist::new(&self.shared, failure) }
     }
 
-    async fn give_back(&self, settler: &Arc<dyn Settler>, tokens: Vec<Token>) {
+    pub(super) async fn acknowledge(&self, settler: &Arc<dyn Settler>, tokens: Vec<Token>) {
+        if let Some(Err(error)) = self.shared.unless_interrupted(settler.ack(tokens)).await {
+            tracing::debug!(queue = %self.lane, error = %chain(&error), "acknowledging failed; the broker delivers again");
+        }
+    }
+
+    pub(super) async fn give_back(&self, settler: &Arc<dyn Settler>, tokens: Vec<Token>) {
         if let Some(Err(error)) = self.shared.unless_interrupted(settler.give_back(tokens)).await
             && error.kind() != QueueErrorKind::Unavailable
         {
@@ -183,9 +264,8 @@ impl Intake {
     }
 }
 
-/// What a claim weighs in a write, in bytes; the rest of a job is short.
-fn claim_bytes(claim: &Claim) -> usize {
-    let spec = &claim.spec;
+/// What a job weighs in a write, in bytes; the rest of it is short.
+pub(super) fn job_bytes(spec: &JobSpec) -> usize {
     spec.arguments.as_ref().map_or(0, |arguments| arguments.get().len())
         + spec.text.as_ref().map_or(0, String::len)
 }

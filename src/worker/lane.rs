@@ -1,10 +1,17 @@
-//! One lane: the subscription to its queue, and a slot for each job in flight. What is received has its slot
-//! already, so it can be run.
+//! One lane: the subscription to its queue, and a slot for each job in flight. What is taken has its slot already, so it
+//! can be run.
+//!
+//! The broker sends ahead what a subscription may have unsettled, so that a free slot finds its job at hand. While calls
+//! are short that is taken within moments. While they are long it would be parked here, although another worker may be
+//! idle: then the subscription ends, what was sent ahead goes back, and the next one may have as much as slots are free.
 
 use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use futures_util::FutureExt as _;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::Instant,
+};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -17,7 +24,7 @@ use crate::{
     bounds::CLAIM_BATCH,
     failure::chain,
     job::QueueName,
-    queue::{QueueError, QueueErrorKind},
+    queue::{Consumer, QueueError, QueueErrorKind},
     telemetry::metrics::{self, LaneMetrics},
 };
 
@@ -25,12 +32,15 @@ use crate::{
 /// so more would only park messages that another worker could run.
 const MAX_PREFETCH: u32 = 500;
 
+/// How long what the broker sent ahead may wait here for slots.
+const MAX_PARKED: Duration = Duration::from_secs(1);
+
 /// Consumes the lane until `stop`, through any number of lost connections.
 pub(super) async fn run(shared: Arc<Shared>, name: QueueName, concurrency: u32, stop: CancellationToken) {
     let metrics = Arc::new(LaneMetrics::new(name.as_str()));
     let lane = Lane {
         slots: Arc::new(Semaphore::new(concurrency as usize)),
-        prefetch: u16::try_from(concurrency.min(MAX_PREFETCH)).unwrap_or(u16::MAX),
+        most_ahead: u16::try_from(concurrency.min(MAX_PREFETCH)).unwrap_or(u16::MAX),
         intake: Intake { lane: name, shared, metrics, stop },
     };
     let Intake { lane: name, shared, stop, .. } = &lane.intake;
@@ -56,45 +66,105 @@ pub(super) async fn run(shared: Arc<Shared>, name: QueueName, concurrency: u32, 
 
 struct Lane {
     slots: Arc<Semaphore>,
-    prefetch: u16,
+    /// The prefetch of a subscription while slots come free quickly.
+    most_ahead: u16,
     intake: Intake,
 }
 
+/// How a subscription ended in order.
+enum End {
+    Stopped,
+    /// Another one should follow, which has at least so much ahead, or as much as slots are free.
+    Renew(usize),
+}
+
 impl Lane {
-    /// Consumes until the stop (`Ok`) or until the subscription ends (`Err`). `failures` counts subscriptions that
-    /// failed in a row, and `renewals` those that were made anew in a row because nothing came.
+    /// Consumes until the stop (`Ok`) or until a subscription ends by itself (`Err`). `failures` counts subscriptions
+    /// that failed in a row, and `renewals` those that were made anew in a row because nothing came.
     async fn consume(&self, failures: &mut u32, renewals: &mut u32) -> Result<(), QueueError> {
         let Intake { lane: name, shared, stop, .. } = &self.intake;
-        let mut consumer = tokio::select! {
-            biased;
-            () = stop.cancelled() => return Ok(()),
-            consumer = shared.services.queue.consume(name, self.prefetch) => consumer?,
-        };
-        let settler = consumer.settler();
-        tracing::info!(queue = %name, prefetch = self.prefetch, "consuming");
-        if shared.health.set_taking(name, true) {
-            tracing::info!(worker.id = %shared.options.id, "worker ready");
-        }
-        *failures = 0;
+        let mut ahead = self.most_ahead;
+        let mut subscriptions = 0_u64;
         loop {
-            let Some(slots) = self.free_slots().await else { break };
-            let deliveries = tokio::select! {
+            let consumer = tokio::select! {
                 biased;
-                () = stop.cancelled() => break,
-                deliveries = consumer.next(slots.num_permits()) => deliveries?,
-                error = self.stalled(*renewals) => {
-                    *renewals += 1;
-                    return Err(error);
-                }
+                () = stop.cancelled() => return Ok(()),
+                consumer = shared.services.queue.consume(name, ahead) => consumer?,
+            };
+            subscriptions += 1;
+            if subscriptions == 1 {
+                tracing::info!(queue = %name, prefetch = ahead, "consuming");
+            } else {
+                tracing::debug!(queue = %name, prefetch = ahead, subscriptions, "consuming anew");
+            }
+            if shared.health.set_taking(name, true) {
+                tracing::info!(worker.id = %shared.options.id, "worker ready");
+            }
+            *failures = 0;
+            let End::Renew(least) = self.take_from(consumer, ahead, renewals).await? else { return Ok(()) };
+            let Some(slots) = self.free_slots().await else { return Ok(()) };
+            let wanted = least.max(slots.num_permits());
+            ahead = u16::try_from(wanted).unwrap_or(u16::MAX).clamp(1, self.most_ahead);
+        }
+    }
+
+    /// Takes deliveries of a subscription that may have so many `ahead`.
+    async fn take_from(
+        &self,
+        mut consumer: Box<dyn Consumer>,
+        ahead: u16,
+        renewals: &mut u32,
+    ) -> Result<End, QueueError> {
+        let Intake { shared, stop, .. } = &self.intake;
+        let settler = consumer.settler();
+        let mut parked = Parked::new(ahead);
+        let end = loop {
+            let waiting = Instant::now();
+            let slots = match tokio::time::timeout(parked.patience(), self.free_slots()).await {
+                Ok(Some(slots)) => slots,
+                Ok(None) => break End::Stopped,
+                // Half of what slots came free for would wait here for half as long.
+                Err(_elapsed) => break End::Renew(parked.taken / 2),
+            };
+            parked.waited += waiting.elapsed();
+            let room = slots.num_permits();
+            if self.wants_more(ahead, room) {
+                break End::Renew(room);
+            }
+            let mut next = consumer.next(room);
+            let deliveries = if let Some(at_hand) = (&mut next).now_or_never() {
+                at_hand?
+            } else {
+                let arrived = tokio::select! {
+                    biased;
+                    () = stop.cancelled() => break End::Stopped,
+                    arrived = next => arrived?,
+                    error = self.stalled(*renewals) => {
+                        *renewals += 1;
+                        return Err(error);
+                    }
+                };
+                parked = Parked::new(ahead);
+                arrived
             };
             *renewals = 0;
+            let taken = deliveries.len();
             if !self.intake.take(deliveries, slots, &settler).await {
-                break;
+                break End::Stopped;
             }
+            parked.note(taken, room);
+        };
+        // What cannot be put back in time is left to the broker, and comes again.
+        if let Some(unseen) = shared.unless_interrupted(consumer.stop()).await {
+            self.intake.put_back(unseen, &settler).await;
         }
-        // What is left to the broker here comes again.
-        let _stopped = shared.unless_interrupted(consumer.stop()).await;
-        Ok(())
+        Ok(end)
+    }
+
+    /// Whether so many free slots deserve a subscription that has more ahead. It has at least twice as much then, or all,
+    /// so that few steps lead from one to the most.
+    fn wants_more(&self, ahead: u16, room: usize) -> bool {
+        ahead < self.most_ahead && room >= usize::from(ahead.saturating_mul(2).min(self.most_ahead))
     }
 
     /// Checks the queue now and then while nothing comes, and returns when something should have come.
@@ -129,6 +199,66 @@ impl Lane {
             drop(slots);
             // Results are being written; the next look is cheap and need not be exact.
             tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+}
+
+/// Notices when what the broker sent ahead waits here too long for slots. It comes in order, so once as much was taken
+/// as may be ahead, everything that waited at the beginning is gone. Time that claims take does not count, because
+/// another worker would need it too.
+#[derive(Debug)]
+struct Parked {
+    ahead: usize,
+    waited: Duration,
+    taken: usize,
+}
+
+impl Parked {
+    fn new(ahead: u16) -> Self {
+        Self { ahead: ahead.into(), waited: Duration::ZERO, taken: 0 }
+    }
+
+    /// Notes how many deliveries were taken, and for how many there was room.
+    fn note(&mut self, taken: usize, room: usize) {
+        self.taken += taken;
+        if taken < room || self.taken >= self.ahead {
+            self.waited = Duration::ZERO;
+            self.taken = 0;
+        }
+    }
+
+    /// How long the next slot may let it wait.
+    fn patience(&self) -> Duration {
+        MAX_PARKED.saturating_sub(self.waited)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lane_at_full_load_parks_nothing_too_long_and_one_with_long_calls_does() {
+        let millis = Duration::from_millis;
+        // 256 ahead: slots come free singly, every so often, and there is always more.
+        for (every, too_long) in
+            [(millis(1), false), (millis(3), false), (millis(5), true), (millis(500), true)]
+        {
+            let mut parked = Parked::new(256);
+            let mut was_too_long = false;
+            for _ in 0..1_000 {
+                was_too_long |= parked.patience() < every;
+                parked.waited += every;
+                parked.note(1, 1);
+            }
+            assert_eq!(was_too_long, too_long, "{every:?}");
+        }
+        // With nothing left behind, nothing is parked, however slowly slots come free.
+        let mut parked = Parked::new(256);
+        for _ in 0..10 {
+            parked.waited += millis(900);
+            assert!(parked.patience() > millis(0));
+            parked.note(3, 4);
         }
     }
 }

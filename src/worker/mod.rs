@@ -16,6 +16,7 @@ mod attempt;
 mod binding;
 mod circuit_breaker;
 mod crash;
+mod dead_letters;
 mod drain;
 mod ending;
 mod group_commit;
@@ -117,6 +118,9 @@ impl Worker {
                 let lane = lane::run(shared.clone(), name.clone(), *concurrency, stop.clone());
                 lanes.spawn(supervisor.clone().watch("a lane", stop.clone(), lane));
             }
+        }
+        if replayed && shared.services.queue.survives_restart() {
+            lanes.spawn(dead_letters::run(shared.clone(), stop.clone()));
         }
         lanes.close();
 

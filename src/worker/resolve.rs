@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     failure::chain,
-    job::{Binding, JobError, JobSpec, NotReady, Rules, Stop, looks_like_email},
+    job::{Binding, EnvelopeError, JobError, JobSpec, NotReady, Rules, Stop, looks_like_email},
     store::{SharedStore, StoreError},
     sync,
     telemetry::metrics,
@@ -83,6 +83,11 @@ impl Resolver {
             );
         }
         Ok(())
+    }
+
+    /// Checks where the result of a job is to be published; otherwise its message is rejected.
+    pub fn check_reply(&self, spec: &JobSpec) -> Result<(), EnvelopeError> {
+        self.rules.replies.check(spec)
     }
 
     /// Passes on the API's notice that a pinned version will go away.

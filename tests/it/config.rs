@@ -164,6 +164,7 @@ fn relations_are_checked_with_their_reason() {
             &[("ERRAND__WORKER__QUEUES", "default,mail")],
             "names `mail`, which is not in [queues] (bulk, default)",
         ),
+        (&[("ERRAND__QUEUES__DEAD__CONCURRENCY", "5")], "what the broker dead-letters"),
     ] {
         let mistake = only_mistake(with_env(pairs));
         assert!(mistake.contains(expected), "{mistake}");
@@ -186,6 +187,8 @@ fn values_that_make_no_sense_are_refused() {
         ("ERRAND__STORE__URL", "mysql://h/d"),
         ("ERRAND__AMQP__URL", "http://h"),
         ("ERRAND__AMQP__QUEUE_TYPE", "Quorum"),
+        ("ERRAND__AMQP__MANAGEMENT_URL", "amqp://h"),
+        ("ERRAND__REPLIES__ALLOWED", "app.,errand.default"),
         ("ERRAND__COMPOSIO__BASE_URL", "backend.composio.dev"),
         ("ERRAND__COMPOSIO__BASE_URL", "ftp://h"),
         ("ERRAND__COMPOSIO__BASE_URL", "https://u:p@h"),
@@ -202,6 +205,7 @@ fn values_that_make_no_sense_are_refused() {
     assert!(
         only_mistake(with_file("[toolkit_versions]\nGitHub = \"20251027_00\"\n", &[])).contains("lower case")
     );
+    assert!(only_mistake(with_file("[replies]\nallowed = [\"\"]\n", &[])).contains("none of them empty"));
     assert!(only_mistake(with_file("store = 5\n", &[])).contains("must be a section"));
     assert!(only_mistake(with_file("[store]\nurl = { a = 1 }\n", &[])).contains("but is a table"));
     assert!(only_mistake(with_file("[relay]\nbatch = 99999999999999999999\n", &[])).contains("whole number"));
@@ -227,6 +231,7 @@ fn no_message_and_no_view_contains_a_secret() {
     let wrong_places = [
         "ERRAND__STORE__URL",
         "ERRAND__AMQP__URL",
+        "ERRAND__AMQP__MANAGEMENT_URL",
         "DATABASE_URL",
         "AMQP_URL",
         "COMPOSIO_BASE_URL",
@@ -255,6 +260,7 @@ fn no_message_and_no_view_contains_a_secret() {
     let loaded = with_env(&[
         ("DATABASE_URL", "postgres://a:hunter2@h/d?password=hunter2"),
         ("AMQP_URL", "amqp://a:hunter2@h/"),
+        ("ERRAND__AMQP__MANAGEMENT_URL", "http://a:hunter2@h:15672"),
         ("COMPOSIO_API_KEY", "hunter2"),
     ])
     .unwrap();

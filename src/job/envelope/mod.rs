@@ -74,10 +74,12 @@ pub struct JobSpec {
     pub tags: BTreeMap<String, String>,
     /// Where the result is published, if anywhere (AMQP `reply_to`).
     pub reply_to: Option<String>,
+    /// The AMQP user who published it, as the broker has checked it.
+    pub publisher: Option<String>,
     /// The app's correlation ID, returned with the result.
     pub correlation_id: Option<String>,
     pub traceparent: Option<String>,
-    /// Identifies everything above but the ID and the three transport fields, so that the same ID
+    /// Identifies everything above but the ID and the transport fields, so that the same ID
     /// with another body is noticed.
     pub digest: Digest,
 }
@@ -105,6 +107,8 @@ pub struct Arrival<'a> {
     /// AMQP `message_id`, which stands for a missing `id`.
     pub message_id: Option<&'a str>,
     pub reply_to: Option<&'a str>,
+    /// AMQP `user_id`, which the broker has checked.
+    pub publisher: Option<&'a str>,
     pub correlation_id: Option<&'a str>,
     /// W3C trace context.
     pub traceparent: Option<&'a str>,
@@ -122,6 +126,7 @@ impl<'a> Arrival<'a> {
             queue,
             message_id: None,
             reply_to: None,
+            publisher: None,
             correlation_id: None,
             traceparent: None,
             fallback_id: None,
@@ -145,6 +150,10 @@ string_enum! {
         OwnerConflict = "owner_conflict",
         BodyConflict = "body_conflict",
         KeyConflict = "key_conflict",
+        /// Asks for a reply where `replies.allowed` lets none go.
+        ReplyRefused = "reply_refused",
+        /// Says that the database knows its job, and it does not.
+        UnknownJob = "unknown_job",
     }
 }
 
@@ -198,6 +207,7 @@ pub fn decode(body: &[u8], arrival: &Arrival<'_>) -> Result<JobSpec, EnvelopeErr
         idempotency_key: short("idempotency_key", wire.idempotency_key)?,
         tags: tags(wire.tags)?,
         reply_to: short("reply_to", arrival.reply_to.map(Cow::Borrowed))?,
+        publisher: arrival.publisher.filter(|user| !is_unfit(user)).map(str::to_owned),
         correlation_id: short("correlation_id", arrival.correlation_id.map(Cow::Borrowed))?,
         traceparent: short("traceparent", arrival.traceparent.map(Cow::Borrowed))?,
         digest: Digest([0; 16]),

@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::{FutureExt as _, StreamExt as _};
 use lapin::{
-    Channel, ErrorKind,
+    Channel,
     options::{BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions},
     types::{FieldTable, ShortString},
 };
@@ -19,7 +19,7 @@ use tokio::time::{Instant, timeout_at};
 use super::{
     ack_tracker::{AckFrame, AckTracker},
     connector::Session,
-    error::{bounded, failed},
+    error::{bounded, failed, has_ended},
     shared::Shared,
     wire,
 };
@@ -117,25 +117,24 @@ impl Consumer for RabbitConsumer {
         Arc::clone(&self.settler) as Arc<dyn Settler>
     }
 
-    async fn stop(&mut self) {
+    async fn stop(&mut self) -> Vec<Delivery> {
+        let mut unseen = Vec::new();
         if self.ended.replace("the subscription was stopped".to_owned()).is_some() {
-            return;
+            return unseen;
         }
-        let Some(channel) = lock(&self.settler.state).channel.clone() else { return };
+        let Some(channel) = lock(&self.settler.state).channel.clone() else { return unseen };
         let cancel = channel.basic_cancel(self.deliveries.tag(), BasicCancelOptions::default());
         if bounded("end the subscription", cancel).await.is_err() {
             // Then the channel is of no use either, and ends with everything that is unsettled.
             self.settler.shared.consuming.discard(&self.settler.session);
-            return;
+            return unseen;
         }
         // The stream ends behind what was received before the broker agreed to stop.
         let deadline = Instant::now() + BROKER_TIMEOUT;
-        let mut unseen = Vec::new();
         while let Ok(Some(Ok(delivery))) = timeout_at(deadline, self.deliveries.next()).await {
-            unseen.push(self.accept(delivery).token);
+            unseen.push(self.accept(delivery));
         }
-        // If this fails, the subscription has ended, which gives everything back.
-        drop(self.settler.give_back(unseen).await);
+        unseen
     }
 }
 
@@ -213,10 +212,6 @@ fn write(channel: Channel, frame: AckFrame) -> Write {
         }
     }
     .boxed()
-}
-
-fn has_ended(error: &lapin::Error) -> bool {
-    matches!(error.kind(), ErrorKind::InvalidChannelState(..) | ErrorKind::InvalidConnectionState(_))
 }
 
 impl fmt::Debug for RabbitConsumer {

@@ -65,3 +65,8 @@ pub(super) fn is_bad_certificate(error: &lapin::Error) -> bool {
 pub(super) fn repeat(kind: QueueErrorKind, sentence: &str, times: usize) -> Vec<Result<(), QueueError>> {
     (0..times).map(|_| Err(QueueError::new(kind, sentence))).collect()
 }
+
+/// Whether the channel or the connection had ended before.
+pub(super) fn has_ended(error: &lapin::Error) -> bool {
+    matches!(error.kind(), ErrorKind::InvalidChannelState(..) | ErrorKind::InvalidConnectionState(_))
+}

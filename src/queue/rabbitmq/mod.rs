@@ -27,11 +27,12 @@ use self::{
     consumer::RabbitConsumer,
     endpoint::Endpoint,
     error::repeat,
+    management::Management,
     publisher::{MAX_CONFIRM_BATCH, PUBLISHERS, Request},
     shared::Shared,
     topology::Topology,
 };
-use super::{BROKER_TIMEOUT, Consumer, Depth, Message, Queue, QueueError, QueueErrorKind};
+use super::{BROKER_TIMEOUT, Consumer, Depth, Message, PolicyRisk, Queue, QueueError, QueueErrorKind};
 use crate::{
     job::{QueueName, QueueType},
     sync::lock,
@@ -43,6 +44,7 @@ mod consumer;
 mod endpoint;
 mod error;
 mod frame_filter;
+mod management;
 mod publisher;
 mod shared;
 mod stream;
@@ -64,6 +66,8 @@ pub struct RabbitOptions {
     pub queue_type: QueueType,
     /// Whether to declare exchange and queues. Otherwise somebody else has to.
     pub declare: bool,
+    /// The management API, `http://user:password@host:15672`; empty: it is not asked.
+    pub management_url: SecretString,
     /// The lanes that are published to; one that is consumed is declared anyway.
     pub lanes: Vec<QueueName>,
     /// The name of the connections in the broker's list.
@@ -77,6 +81,7 @@ pub struct RabbitOptions {
 pub struct RabbitQueue {
     shared: Arc<Shared>,
     publishing: Mutex<Publishing>,
+    management: Option<Management>,
 }
 
 #[derive(Debug)]
@@ -89,8 +94,12 @@ enum Publishing {
 impl RabbitQueue {
     /// Does not connect. An unusable URL is an error of kind `Access`, which quotes neither the URL nor its password.
     pub fn new(options: RabbitOptions) -> Result<Self, QueueError> {
-        let RabbitOptions { url, queue_type, declare, lanes, connection_name, heartbeat } = options;
+        let RabbitOptions { url, queue_type, declare, management_url, lanes, connection_name, heartbeat } =
+            options;
         let endpoint = Arc::new(Endpoint::new(url.expose_secret(), heartbeat, &connection_name)?);
+        let has_management = !management_url.expose_secret().is_empty();
+        let management =
+            has_management.then(|| Management::new(&management_url, &endpoint.uri.vhost)).transpose()?;
         let shared = Shared {
             publishing: Connector::new(Arc::clone(&endpoint), "publish"),
             consuming: Connector::new(Arc::clone(&endpoint), "consume"),
@@ -98,7 +107,7 @@ impl RabbitQueue {
             topology: Topology::new(queue_type, declare),
             lanes,
         };
-        Ok(Self { shared: Arc::new(shared), publishing: Mutex::new(Publishing::NotStarted) })
+        Ok(Self { shared: Arc::new(shared), publishing: Mutex::new(Publishing::NotStarted), management })
     }
 
     /// Why the broker blocks publishing, if it does. Publishing fails with `Full` meanwhile; consuming and settling go on.
@@ -200,6 +209,13 @@ impl Queue for RabbitQueue {
         let session = connector.get().await?;
         connector.run_on(&session, self.shared.topology.ensure(&session, &self.shared.lanes)).await?;
         Ok(self.shared.endpoint.version().await.unwrap_or_else(|| "RabbitMQ".to_owned()))
+    }
+
+    async fn policy_risks(&self) -> Result<Option<Vec<PolicyRisk>>, QueueError> {
+        let Some(management) = &self.management else { return Ok(None) };
+        let lanes: Vec<&str> =
+            self.shared.lanes.iter().map(QueueName::as_str).chain([QueueName::DEAD]).collect();
+        management.risks(&lanes).await.map(Some)
     }
 
     fn connected(&self) -> bool {

@@ -7,6 +7,11 @@
 //! The batch is what makes the answers right. The broker returns an unroutable message before it confirms it, but the
 //! client library hands it out with whichever confirm completes next. At the end of a batch every returned message has
 //! surfaced, and belongs to the message that has its address and ID.
+//!
+//! A message that the broker does not take, because it is larger than `max_message_size`, closes the channel under the
+//! whole batch, and nothing says which one it was. So what is not confirmed then is published again in halves, each on a
+//! new channel, until the message stands alone; the others have got through. If this user may not write to an exchange,
+//! that concerns all messages to it and no others.
 
 use std::{collections::HashSet, sync::Arc, sync::atomic::Ordering::Relaxed};
 
@@ -23,13 +28,13 @@ use tokio::{
 
 use super::{
     connector::Session,
-    error::{bounded, failed, repeat},
+    error::{ACCESS_REFUSED, PRECONDITION_FAILED, bounded, failed, has_ended, repeat, reply_code},
     shared::Shared,
     wire::{self, Route},
 };
 use crate::{
     failure::chain,
-    queue::{BROKER_TIMEOUT, Message, QueueError, QueueErrorKind},
+    queue::{Address, BROKER_TIMEOUT, Message, QueueError, QueueErrorKind},
 };
 
 pub(super) const PUBLISHERS: usize = 3;
@@ -87,30 +92,82 @@ struct Publisher {
 }
 
 impl Publisher {
+    /// Publishes messages and answers for each. What a refused neighbour took along is published again.
     async fn publish(&mut self, messages: Vec<Message>) -> Answer {
-        if messages.is_empty() {
-            return Answer::new();
+        let deadline = Instant::now() + BROKER_TIMEOUT;
+        let mut answers: Vec<Option<Result<(), QueueError>>> = messages.iter().map(|_| None).collect();
+        // The messages that still have to be published together, by their places; the next ones last.
+        let mut windows: Vec<Vec<usize>> = vec![(0..messages.len()).collect()];
+        let mut declared_anew = false;
+        while let Some(window) = windows.pop() {
+            if window.is_empty() {
+                continue;
+            }
+            let batch = ConfirmBatch::new(window.iter().map(|place| &messages[*place]).collect());
+            let (mut suspects, mut lost) = (Vec::new(), Vec::new());
+            for (place, outcome) in window.into_iter().zip(self.publish_window(batch, deadline).await) {
+                match outcome {
+                    Outcome::Answered(answer) => {
+                        lost.extend(self.comes_back(&messages[place].to, &answer).then_some(place));
+                        answers[place] = Some(answer);
+                    }
+                    Outcome::Suspect(error) => suspects.push((place, error)),
+                }
+            }
+            let is_access = suspects.iter().any(|(_, error)| reply_code(error) == Some(ACCESS_REFUSED));
+            let places = suspects.iter().map(|(place, _)| *place).collect();
+            windows.extend(divide(&messages, places, is_access));
+            for (place, error) in suspects {
+                // Stands if the message is not published again.
+                answers[place] = Some(Err(refused(&messages[place].to, is_access, error)));
+            }
+            if !declared_anew && !lost.is_empty() {
+                declared_anew = true;
+                windows.push(lost);
+            }
         }
-        let (session, channel) = match self.channel().await {
-            Ok(ready) => ready,
-            Err(error) => return repeat(error.kind(), &chain(&error), messages.len()),
+        answers
+            .into_iter()
+            .map(|answer| answer.unwrap_or_else(|| Err(unconfirmed("not published"))))
+            .collect()
+    }
+
+    /// Whether the queue of a lane was deleted, which the next channel declares again.
+    fn comes_back(&self, to: &Address, answer: &Result<(), QueueError>) -> bool {
+        let unroutable = matches!(answer, Err(error) if error.kind() == QueueErrorKind::Unroutable);
+        unroutable && matches!(to, Address::Lane(lane) if self.shared.lanes.contains(lane))
+    }
+
+    async fn publish_window(&mut self, mut batch: ConfirmBatch<'_>, deadline: Instant) -> Vec<Outcome> {
+        let size = batch.messages.len();
+        let ready = if Instant::now() < deadline {
+            self.channel().await
+        } else {
+            // What another message has taken along, and there is no time to publish it again.
+            Err(unconfirmed("RabbitMQ closed the channel because of another message"))
         };
-        let mut batch = ConfirmBatch::new(messages);
-        let finished = batch.run(&channel).await;
+        let (session, channel) = match ready {
+            Ok(ready) => ready,
+            Err(error) => {
+                let answers = repeat(error.kind(), &chain(&error), size);
+                return answers.into_iter().map(Outcome::Answered).collect();
+            }
+        };
+        let finished = batch.run(&channel, deadline).await;
         if batch.unroutable_lanes() {
             // The queue or the exchange of a lane is gone: the next batch declares it again.
             session.declared.store(false, Relaxed);
         }
         if finished && channel.status().connected() {
             self.channel = Some((session, channel));
-        } else {
+        } else if !batch.was_refused() {
             session.declared.store(false, Relaxed);
             // A blocked connection comes back to life by itself, and could not even be closed now.
             if !finished && session.blocked().is_none() {
                 self.shared.publishing.discard(&session);
             }
         }
-        batch.answer()
+        batch.outcomes()
     }
 
     /// Takes the channel, or opens one. It is put back only when all messages on it are confirmed.
@@ -144,27 +201,40 @@ impl Publisher {
     }
 }
 
-struct ConfirmBatch {
-    messages: Vec<Message>,
+/// What became of a message of a batch.
+enum Outcome {
+    Answered(Result<(), QueueError>),
+    /// The broker closed the channel because of this message or of another one that it had not confirmed either.
+    Suspect(lapin::Error),
+}
+
+/// Messages that are published together on one channel.
+struct ConfirmBatch<'a> {
+    messages: Vec<&'a Message>,
     routes: Vec<Route>,
     /// `None` while a message is not confirmed. One that is confirmed may have been returned before.
-    results: Vec<Option<Result<(), QueueError>>>,
+    results: Vec<Option<Result<(), Unpublished>>>,
     returned: HashSet<(Route, Option<ShortString>)>,
 }
 
-impl ConfirmBatch {
-    fn new(messages: Vec<Message>) -> Self {
-        let route = |message: &Message| match wire::route(&message.to) {
+/// Why a message is not published: errand says so, or the channel has failed.
+enum Unpublished {
+    Told(QueueError),
+    Failed(lapin::Error),
+}
+
+impl<'a> ConfirmBatch<'a> {
+    fn new(messages: Vec<&'a Message>) -> Self {
+        let route = |message: &&Message| match wire::route(&message.to) {
             Ok(route) => (route, None),
-            Err(error) => (Route::default(), Some(Err(error))),
+            Err(error) => (Route::default(), Some(Err(Unpublished::Told(error)))),
         };
         let (routes, results) = messages.iter().map(route).unzip();
         Self { messages, routes, results, returned: HashSet::new() }
     }
 
     /// Publishes all messages and waits for the confirms. Returns false if some did not come in time.
-    async fn run(&mut self, channel: &Channel) -> bool {
-        let deadline = Instant::now() + BROKER_TIMEOUT;
+    async fn run(&mut self, channel: &Channel, deadline: Instant) -> bool {
         let mut confirms = FuturesUnordered::new();
         for (index, (message, route)) in self.messages.iter().zip(&self.routes).enumerate() {
             if self.results[index].is_some() {
@@ -178,7 +248,7 @@ impl ConfirmBatch {
                     let confirmation = async { confirm.await?.await }.await;
                     (index, confirmation)
                 }),
-                Err(error) => self.results[index] = Some(Err(error)),
+                Err(error) => self.results[index] = Some(Err(Unpublished::Told(error))),
             }
         }
         let mut finished = true;
@@ -195,16 +265,17 @@ impl ConfirmBatch {
                 },
             };
             let Some((index, confirmation)) = next else { break };
+            let told = |error| Err(Unpublished::Told(error));
             let (result, returned) = match confirmation {
                 Ok(Confirmation::Ack(returned)) => (Ok(()), returned),
                 Ok(Confirmation::Nack(returned)) => {
                     let sentence = "RabbitMQ refused the message: its queue is full or cannot store it now";
-                    (Err(QueueError::new(QueueErrorKind::Full, sentence)), returned)
+                    (told(QueueError::new(QueueErrorKind::Refused, sentence)), returned)
                 }
                 Ok(Confirmation::NotRequested) => {
-                    (Err(unconfirmed("RabbitMQ did not confirm the message")), None)
+                    (told(unconfirmed("RabbitMQ did not confirm the message")), None)
                 }
-                Err(error) => (Err(unconfirmed(chain(&failed("confirm the message", error)))), None),
+                Err(error) => (Err(Unpublished::Failed(error)), None),
             };
             self.results[index] = Some(result);
             if let Some(returned) = returned {
@@ -216,22 +287,82 @@ impl ConfirmBatch {
         finished
     }
 
+    /// Whether the broker closed the channel because of what a message is, or where it should go.
+    fn was_refused(&self) -> bool {
+        let refused = |result: &Result<(), Unpublished>| matches!(result, Err(Unpublished::Failed(error)) if is_refusal(error));
+        self.results.iter().flatten().any(refused)
+    }
+
     fn unroutable_lanes(&self) -> bool {
         self.returned.iter().any(|(route, _)| route.exchange.as_str() == wire::EXCHANGE)
     }
 
-    fn answer(self) -> Answer {
+    fn outcomes(self) -> Vec<Outcome> {
+        let was_refused = self.was_refused();
         let returned = self.returned;
-        let conclude = |((message, route), result): ((Message, Route), Option<_>)| {
-            let sentence =
-                || format!("RabbitMQ did not confirm the message within {} s", BROKER_TIMEOUT.as_secs());
-            result.unwrap_or_else(|| Err(unconfirmed(sentence())))?;
-            let id = message.properties.message_id.and_then(|id| ShortString::try_new(id).ok());
-            let lookup = (route, id);
-            if returned.contains(&lookup) { Err(unroutable(&lookup.0)) } else { Ok(()) }
+        let conclude = |((message, route), result): ((&Message, Route), Option<_>)| {
+            let answer = match result {
+                Some(Ok(())) => Ok(()),
+                Some(Err(Unpublished::Told(error))) => Err(error),
+                Some(Err(Unpublished::Failed(error)))
+                    if was_refused && (is_refusal(&error) || has_ended(&error)) =>
+                {
+                    return Outcome::Suspect(error);
+                }
+                Some(Err(Unpublished::Failed(error))) => {
+                    Err(unconfirmed(chain(&failed("confirm the message", error))))
+                }
+                None => {
+                    let limit = BROKER_TIMEOUT.as_secs();
+                    Err(unconfirmed(format!("RabbitMQ did not confirm the message within {limit} s")))
+                }
+            };
+            let is_returned = |route: Route| {
+                let id = message.properties.message_id.as_ref();
+                let lookup = (route, id.and_then(|id| ShortString::try_new(id.as_str()).ok()));
+                if returned.contains(&lookup) { Err(unroutable(&lookup.0)) } else { Ok(()) }
+            };
+            Outcome::Answered(answer.and_then(|()| is_returned(route)))
         };
         self.messages.into_iter().zip(self.routes).zip(self.results).map(conclude).collect()
     }
+}
+
+/// The windows in which messages are published again of which one made the broker close the channel. None where that
+/// can find out nothing more.
+fn divide(messages: &[Message], suspects: Vec<usize>, is_access: bool) -> Vec<Vec<usize>> {
+    let half = suspects.len().div_ceil(2);
+    let (first, second): (Vec<_>, Vec<_>) = if is_access {
+        // Replies go to one exchange and jobs to another, and the permission is that of the exchange.
+        suspects.into_iter().partition(|place| matches!(messages[*place].to, Address::Reply(_)))
+    } else {
+        let (first, second) = suspects.split_at(half);
+        (first.to_vec(), second.to_vec())
+    };
+    if first.is_empty() || second.is_empty() { Vec::new() } else { vec![second, first] }
+}
+
+/// Whether the broker closed the channel, and not the connection, because of a message.
+fn is_refusal(error: &lapin::Error) -> bool {
+    matches!(reply_code(error), Some(ACCESS_REFUSED | PRECONDITION_FAILED))
+}
+
+fn refused(to: &Address, is_access: bool, error: lapin::Error) -> QueueError {
+    let (kind, sentence) = match to {
+        Address::Lane(_) if is_access => (
+            QueueErrorKind::Access,
+            "RabbitMQ does not let this user publish jobs: give it the permission to write to the exchange `errand`",
+        ),
+        Address::Reply(_) if is_access => (
+            QueueErrorKind::Refused,
+            "RabbitMQ does not let this user publish replies: give it the permission to write to `amq.default`",
+        ),
+        Address::Lane(_) | Address::Reply(_) => (
+            QueueErrorKind::Refused,
+            "RabbitMQ does not take the message: it is probably larger than the broker's max_message_size",
+        ),
+    };
+    QueueError::new(kind, sentence).with_source(error)
 }
 
 fn unconfirmed(message: impl Into<String>) -> QueueError {

@@ -7,8 +7,10 @@
 //! Queues have as few arguments as possible, because arguments can never be changed; the rest belongs into a policy.
 //! Beside the type there is the delivery limit of quorum queues: RabbitMQ 4 drops a message silently after 20 deliveries
 //! that were not acknowledged, which a worker in a crash loop reaches soon. A policy with the limit would need an
-//! administrator (and may still lower it), 3.10 refuses the `-1` of RabbitMQ 4, and a dead-letter queue would need more
-//! permissions and somebody to look at it.
+//! administrator (and may still lower it), and 3.10 refuses the `-1` of RabbitMQ 4.
+//!
+//! Where an operator wants limits, a policy dead-letters to the queue `errand.dead`, which is declared like a lane and
+//! which workers empty. Whether a policy does so, only the management API tells (`management`).
 
 use std::fmt;
 
@@ -53,7 +55,8 @@ impl Topology {
         for lane in lanes {
             let name = lane_queue(lane)?;
             self.ensure_resource(session, &Resource::Queue(name.clone())).await?;
-            if self.declare {
+            // What is dead-lettered comes through the default exchange, and nobody publishes there.
+            if self.declare && lane.as_str() != QueueName::DEAD {
                 self.bind(session, lane, name).await?;
             }
         }

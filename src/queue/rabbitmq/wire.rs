@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 
+use jiff::Timestamp;
 use lapin::{
     BasicProperties,
     types::{AMQPValue, FieldTable, ShortString},
@@ -10,6 +11,7 @@ use lapin::{
 use super::frame_filter::UNREADABLE_HEADER;
 use crate::{
     bounds::MAX_PRIORITY,
+    job::{QueueName, RESERVED_PREFIX},
     queue::{Address, FROM_STORE_HEADER, Message, Properties, QueueError, QueueErrorKind},
 };
 
@@ -26,6 +28,9 @@ const MAX_OTHER_DEPTH: usize = 8;
 
 /// The largest body that RabbitMQ 4 takes by default. A larger one would close the channel under other messages.
 const MAX_BODY_BYTES: usize = 16 * 1024 * 1024;
+
+/// In which queues a message died, and why.
+const DEATHS_HEADER: &str = "x-death";
 
 const TRACEPARENT_HEADER: &str = "traceparent";
 const CONTENT_TYPE: &str = "application/json";
@@ -48,8 +53,11 @@ impl Route {
     }
 }
 
+/// How the names of the queues of lanes begin.
+const LANE_PREFIX: &str = RESERVED_PREFIX;
+
 pub(super) fn queue_name(lane: &str) -> String {
-    format!("errand.{lane}")
+    format!("{LANE_PREFIX}{lane}")
 }
 
 /// Translates an address. A name that AMQP cannot carry names no queue, so it is `Unroutable`.
@@ -65,14 +73,18 @@ pub(super) fn route(to: &Address) -> Result<Route, QueueError> {
 pub(super) fn to_amqp(message: &Message) -> Result<BasicProperties, QueueError> {
     if message.body.len() > MAX_BODY_BYTES {
         let bytes = message.body.len();
-        return Err(unroutable(format!("a message of {bytes} bytes is larger than RabbitMQ takes")));
+        let sentence = format!("a message of {bytes} bytes is larger than RabbitMQ takes ({MAX_BODY_BYTES})");
+        return Err(QueueError::new(QueueErrorKind::Refused, sentence));
     }
     let Properties {
         message_id,
         correlation_id,
         reply_to,
+        user_id: _,
         content_type,
         traceparent,
+        timestamp,
+        died_in: _,
         from_store,
         unreadable: _,
         other: _,
@@ -82,6 +94,9 @@ pub(super) fn to_amqp(message: &Message) -> Result<BasicProperties, QueueError> 
         .with_delivery_mode(PERSISTENT)
         .with_priority(message.priority.min(MAX_PRIORITY))
         .with_content_type(short("content_type", content_type)?);
+    if let Some(timestamp) = timestamp.or_else(|| u64::try_from(Timestamp::now().as_second()).ok()) {
+        amqp = amqp.with_timestamp(timestamp);
+    }
     if let Some(id) = message_id {
         amqp = amqp.with_message_id(short("message_id", id)?);
     }
@@ -111,14 +126,15 @@ pub(super) fn from_amqp(amqp: &BasicProperties) -> Properties {
         message_id: text(amqp.message_id()),
         correlation_id: text(amqp.correlation_id()),
         reply_to: text(amqp.reply_to()),
+        user_id: text(amqp.user_id()),
         content_type: text(amqp.content_type()),
+        timestamp: *amqp.timestamp(),
         ..Properties::default()
     };
     let named = [
         ("content_encoding", amqp.content_encoding()),
         ("expiration", amqp.expiration()),
         ("type", amqp.kind()),
-        ("user_id", amqp.user_id()),
         ("app_id", amqp.app_id()),
         ("cluster_id", amqp.cluster_id()),
     ];
@@ -131,7 +147,6 @@ pub(super) fn from_amqp(amqp: &BasicProperties) -> Properties {
         // Persistent and without priority is what nearly every message says.
         ("delivery_mode", amqp.delivery_mode().filter(|mode| *mode != PERSISTENT).map(u64::from)),
         ("priority", amqp.priority().filter(|priority| *priority != 0).map(u64::from)),
-        ("timestamp", *amqp.timestamp()),
     ];
     for (name, value) in numbers {
         if let Some(value) = value {
@@ -139,6 +154,9 @@ pub(super) fn from_amqp(amqp: &BasicProperties) -> Properties {
         }
     }
     for (name, value) in amqp.headers().iter().flatten() {
+        if name.as_str() == DEATHS_HEADER {
+            properties.died_in = died_in(value);
+        }
         match (name.as_str(), value) {
             (FROM_STORE_HEADER, AMQPValue::Boolean(true)) => properties.from_store = true,
             (UNREADABLE_HEADER, AMQPValue::LongString(value)) => {
@@ -161,6 +179,21 @@ pub(super) fn from_amqp(amqp: &BasicProperties) -> Properties {
         }
     }
     properties
+}
+
+/// The lane in which a message died last, by the list that the broker makes of its deaths, the last one first.
+fn died_in(deaths: &AMQPValue) -> Option<String> {
+    let AMQPValue::FieldArray(deaths) = deaths else { return None };
+    let lane = |death: &AMQPValue| {
+        let AMQPValue::FieldTable(death) = death else { return None };
+        let queue = match death.inner().get("queue")? {
+            AMQPValue::LongString(queue) => queue.to_string(),
+            AMQPValue::ShortString(queue) => queue.to_string(),
+            _ => return None,
+        };
+        queue.strip_prefix(LANE_PREFIX).filter(|lane| *lane != QueueName::DEAD).map(str::to_owned)
+    };
+    deaths.as_slice().iter().find_map(lane)
 }
 
 fn keep(properties: &mut Properties, name: impl Into<String>, value: &str) {

@@ -20,6 +20,7 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
     (3, "connections", include_str!("../../../migrations/sqlite/0003_connections.sql")),
     (4, "job_history", include_str!("../../../migrations/sqlite/0004_job_history.sql")),
     (5, "words", include_str!("../../../migrations/sqlite/0005_words.sql")),
+    (6, "replies", include_str!("../../../migrations/sqlite/0006_replies.sql")),
     (9, "cancelled_checks", include_str!("../../../migrations/sqlite/0009_cancelled_checks.sql")),
 ];
 

@@ -15,7 +15,7 @@ use errand::{
     clock,
     config::{self, Config, Sources},
     job::{QueueName, RequestId},
-    queue::{Consumer, Delivery, Depth, Message, Queue, QueueError, Settler, SharedQueue},
+    queue::{Consumer, Delivery, Depth, Message, PolicyRisk, Queue, QueueError, Settler, SharedQueue},
     services::Services,
     shutdown::Shutdown,
     tool::{Account, ApiCheck, Call, Execution, Reply, SharedToolApi, ToolApi, ToolError, ToolInfo},
@@ -153,6 +153,10 @@ impl Queue for PanickyQueue {
         self.inner.check().await
     }
 
+    async fn policy_risks(&self) -> Result<Option<Vec<PolicyRisk>>, QueueError> {
+        self.inner.policy_risks().await
+    }
+
     fn connected(&self) -> bool {
         self.inner.connected()
     }
@@ -184,8 +188,8 @@ impl Consumer for PanickyConsumer {
         self.inner.settler()
     }
 
-    async fn stop(&mut self) {
-        self.inner.stop().await;
+    async fn stop(&mut self) -> Vec<Delivery> {
+        self.inner.stop().await
     }
 }
 

@@ -156,6 +156,8 @@ fn settings_are_shown_with_their_origins_and_without_secrets() {
 
     [relay]
 
+    [replies]
+
     [rescue]
 
     [verify]

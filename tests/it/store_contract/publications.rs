@@ -3,6 +3,7 @@
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use errand::{
+    bounds::MAX_BATCH_BYTES,
     job::{AttemptOutcome, JobId, State},
     store::MAX_UNCLAIMED_WAIT,
 };
@@ -145,3 +146,84 @@ on_every_backend!(a_reply_is_offered_until_it_is_published, async |t| {
     t.store.cancel(failed.id, OPERATOR).await.unwrap();
     assert_eq!(one(t.store.take_replies(10, LEASE).await.unwrap()).state, State::Cancelled);
 });
+
+/// How many bytes of text a job or a result of these tests has: three of them do not fit into one page.
+const LARGE: usize = MAX_BATCH_BYTES * 2 / 5;
+
+on_every_backend!(a_page_of_due_jobs_is_bounded_in_bytes, async |t| {
+    // The largest that an app may send, with and without what compresses well.
+    let text = |n: usize| if n.is_multiple_of(2) { "x".repeat(1_000_000) } else { noise(1_000_000) };
+    let specs: Vec<_> = (0..20).map(|n| job(json!({"text": text(n), "priority": n % 2}))).collect();
+    for spec in &specs {
+        t.insert(spec).await;
+    }
+    let mut taken = Vec::new();
+    while taken.len() < specs.len() {
+        let page = t.store.take_due(100, LEASE).await.unwrap();
+        let bytes: usize = page.iter().filter_map(|due| due.spec.text.as_ref()).map(String::len).sum();
+        assert!(bytes <= MAX_BATCH_BYTES, "{bytes}");
+        assert!(
+            page.len() == 8 || taken.len() + page.len() == specs.len(),
+            "{} of {}",
+            page.len(),
+            taken.len()
+        );
+        taken.extend(page.into_iter().map(|due| due.spec.id));
+    }
+    assert_eq!(taken.iter().collect::<HashSet<_>>().len(), specs.len());
+    assert!(t.store.take_due(100, LEASE).await.unwrap().is_empty());
+});
+
+on_every_backend!(a_page_of_replies_is_bounded_in_bytes_and_never_empty, async |t| {
+    let mut expected = HashSet::new();
+    for bytes in [LARGE, LARGE, LARGE, MAX_BATCH_BYTES + 1, 10, 10] {
+        let run = t.run(&job_with_reply(json!({}), Some("amq.gen-1"))).await;
+        let result = format!("{:?}", noise(bytes));
+        t.finish(&run.end(succeed(&result), AttemptOutcome::Succeeded)).await;
+        expected.insert(run.id);
+    }
+    let mut pages = Vec::new();
+    while !expected.is_empty() {
+        let page = t.store.take_replies(100, LEASE).await.unwrap();
+        assert!(page.iter().all(|job| expected.remove(&job.spec.id)));
+        pages.push(page.len());
+    }
+    assert_eq!(pages, [2, 1, 1, 2]);
+});
+
+on_every_backend!(a_refused_reply_is_offered_after_ever_longer_waits_and_then_given_up, async |t| {
+    let spec = job_with_reply(json!({}), Some("amq.gen-1"));
+    let run = t.run(&spec).await;
+    t.finish(&run.end(succeed("{}"), AttemptOutcome::Succeeded)).await;
+    let first = Duration::from_millis(200);
+    for refusal in 0..3 {
+        let reply = support::wait::until("the reply to be offered", Duration::from_secs(20), async || {
+            t.store.take_replies(10, LEASE).await.unwrap().pop()
+        })
+        .await;
+        assert_eq!(reply.spec.id, spec.id);
+        let before = std::time::Instant::now();
+        let given_up = t.store.put_off_replies(&[spec.id, JobId::new()], first, 4).await.unwrap();
+        assert!(given_up.is_empty());
+        let early = t.store.take_replies(10, LEASE).await.unwrap();
+        assert!(early.is_empty() || before.elapsed() >= first * (1 << refusal), "refusal {refusal}");
+        t.store.put_off_replies(&[], first, 4).await.unwrap();
+    }
+    t.store.put_off_replies(&[spec.id], Duration::ZERO, 5).await.unwrap();
+    assert_eq!(t.store.take_replies(10, LEASE).await.unwrap().len(), 1);
+    let given_up = t.store.put_off_replies(&[spec.id], first, 5).await.unwrap();
+    assert_eq!(given_up, [spec.id]);
+    assert!(t.store.take_replies(10, LEASE).await.unwrap().is_empty());
+    let job = t.view(spec.id).await;
+    assert_eq!((job.state, job.result.unwrap().get()), (State::Succeeded, "{}"), "the result stays");
+    assert!(
+        t.store.put_off_replies(&[spec.id], first, 1).await.unwrap().is_empty(),
+        "it was given up before"
+    );
+});
+
+/// Letters that do not compress.
+fn noise(bytes: usize) -> String {
+    let mut random = fastrand::Rng::with_seed(7);
+    std::iter::repeat_with(|| random.alphanumeric()).take(bytes).collect()
+}

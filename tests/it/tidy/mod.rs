@@ -42,7 +42,10 @@ const OWNERS: &[(&str, &[&str])] = &[
     ("backoff", &["src/backoff.rs"]),
     ("metrics", &["src/telemetry/"]),
     ("metrics_exporter_prometheus", &["src/telemetry/", "src/api/", "src/app/"]),
-    ("reqwest", &["src/tool/composio/", "src/cli/", "src/maintenance/ledger.rs"]),
+    (
+        "reqwest",
+        &["src/tool/composio/", "src/cli/", "src/maintenance/ledger.rs", "src/queue/rabbitmq/management.rs"],
+    ),
     ("axum", &["src/api/"]),
     ("hyper", &["src/api/"]),
     ("hyper_util", &["src/api/"]),

@@ -114,6 +114,7 @@ impl Environment {
             url: config.amqp.url.clone(),
             queue_type: config.amqp.queue_type,
             declare: true,
+            management_url: String::new().into(),
             lanes: vec![lane.clone()],
             connection_name: "errand-lab bench".into(),
             heartbeat: Duration::from_secs(config.amqp.heartbeat_secs.into()),

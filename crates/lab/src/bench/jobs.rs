@@ -61,8 +61,7 @@ pub(super) fn line(lane: &QueueName, n: usize) -> Value {
 
 /// The same job for a store.
 pub(super) fn spec(lane: &QueueName, n: usize) -> Result<Arc<JobSpec>, EnvelopeError> {
-    let arrival = Arrival { message_id: None, ..Arrival::new(lane) };
-    decode(envelope(n).1.to_string().as_bytes(), &arrival).map(Arc::new)
+    decode(envelope(n).1.to_string().as_bytes(), &Arrival::new(lane)).map(Arc::new)
 }
 
 /// Microseconds since 1970, the unit in which both databases are asked for times.

@@ -310,6 +310,7 @@ fn open_queue(url: &str, lane: &QueueName) -> Result<SharedQueue> {
         url: url.to_owned().into(),
         queue_type: QueueType::Quorum,
         declare: true,
+        management_url: String::new().into(),
         lanes: vec![lane.clone()],
         connection_name: "errand-lab chaos".into(),
         heartbeat: Duration::from_secs(5),

@@ -75,8 +75,12 @@ fn rejected(error: &EnvelopeError) {
         | EnvelopeReason::NoId
         | EnvelopeReason::BadOwner
         | EnvelopeReason::BadValue => {}
-        EnvelopeReason::OwnerConflict | EnvelopeReason::BodyConflict | EnvelopeReason::KeyConflict => {
-            panic!("only the store knows of conflicts: {}", error.reason)
+        EnvelopeReason::OwnerConflict
+        | EnvelopeReason::BodyConflict
+        | EnvelopeReason::KeyConflict
+        | EnvelopeReason::ReplyRefused
+        | EnvelopeReason::UnknownJob => {
+            panic!("no bytes alone are the reason: {}", error.reason)
         }
         EnvelopeReason::Unrecognized => panic!("only rows of another version have it"),
     }

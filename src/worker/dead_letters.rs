@@ -1,0 +1,161 @@
+//! What the broker has dead-lettered, because it waited too long, was given back too often or found no room: it becomes a
+//! job of the lane from which it comes. The job is stored before its message is acknowledged, and the relay brings it to
+//! a worker as it does any other job that is due.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    admit::reject,
+    intake::{Intake, UNKNOWN_JOB, job_bytes},
+    persist::{Bisected, bisect, each},
+    shared::Shared,
+};
+use crate::{
+    backoff::RECONNECT,
+    failure::chain,
+    job::{EnvelopeError, EnvelopeReason, JobSpec, QueueName, decode},
+    queue::{Delivery, QueueError, QueueErrorKind, Settler, Token},
+    store::{Inserted, Rejected, StoreError},
+    telemetry::metrics::{self, LaneMetrics},
+};
+
+/// Messages that are taken together. They are few where all is well.
+const BATCH: u16 = 100;
+
+/// Why a message is not a job that came straight to the dead-letter queue.
+const NOT_DEAD: &str = "the message came through the dead-letter queue `errand.dead`, and its header x-death names no lane \
+    of [queues]: publish jobs to the exchange `errand`";
+
+/// Takes what is dead-lettered until `stop`, through any number of lost connections.
+pub(super) async fn run(shared: Arc<Shared>, stop: CancellationToken) {
+    let metrics = Arc::new(LaneMetrics::new(QueueName::DEAD));
+    let intake = Intake { lane: QueueName::dead(), shared, metrics, stop };
+    let mut failures = 0;
+    while !intake.stop.is_cancelled() {
+        let Err(error) = consume(&intake, &mut failures).await else { return };
+        if matches!(error.kind(), QueueErrorKind::Topology | QueueErrorKind::Access) {
+            tracing::info!(error = %chain(&error), "what the broker dead-letters is not looked at");
+            return;
+        }
+        failures += 1;
+        let wait = RECONNECT.wait(failures, fastrand::f64());
+        tracing::debug!(error = %chain(&error), wait_ms = wait.as_millis(), "consuming dead letters ended; trying again");
+        intake.stop.run_until_cancelled(tokio::time::sleep(wait)).await;
+    }
+}
+
+async fn consume(intake: &Intake, failures: &mut u32) -> Result<(), QueueError> {
+    let Intake { lane, shared, stop, .. } = intake;
+    let Some(consumer) = stop.run_until_cancelled(shared.services.queue.consume(lane, BATCH)).await else {
+        return Ok(());
+    };
+    let mut consumer = consumer?;
+    *failures = 0;
+    let settler = consumer.settler();
+    while let Some(deliveries) = stop.run_until_cancelled(consumer.next(BATCH.into())).await {
+        if !take(intake, deliveries?, &settler).await {
+            break;
+        }
+    }
+    // What is left to the broker here comes again.
+    Ok(())
+}
+
+/// Takes deliveries to their end: stored, rejected or given back. `false` when the worker should stop.
+async fn take(intake: &Intake, deliveries: Vec<Delivery>, settler: &Arc<dyn Settler>) -> bool {
+    let tokens: Vec<Token> = deliveries.iter().map(|delivery| delivery.token).collect();
+    let (mut rejected, mut admitted) = (Vec::new(), Vec::new());
+    for delivery in deliveries {
+        metrics::DEAD_LETTERS.add([], 1);
+        match job_of(intake, &delivery).await {
+            Ok(job) => admitted.push((job, delivery)),
+            Err(Refusal::Envelope(error)) => {
+                rejected.push((delivery.token, reject(lane_of(intake, &delivery), &delivery, error)))
+            }
+            Err(Refusal::Store(error)) => {
+                metrics::STORE_ERRORS.add([error.kind().as_str()], 1);
+                tracing::warn!(error = %chain(&error), "dead letters could not be taken; trying again");
+                intake.give_back(settler, tokens).await;
+                return intake.stop.run_until_cancelled(tokio::time::sleep(RECONNECT.max)).await.is_some();
+            }
+        }
+    }
+    let Stored { refused, failing, all_known } = store(intake, admitted).await;
+    rejected.extend(refused);
+    intake.shared.services.relay_wake.notify_one();
+    intake.settle(tokens, failing, rejected, all_known, settler).await
+}
+
+/// What became of dead letters that are jobs.
+struct Stored {
+    /// They are rejected after all.
+    refused: Vec<(Token, Rejected)>,
+    /// The store does not take them.
+    failing: Vec<Token>,
+    /// Whether the store has answered for all.
+    all_known: bool,
+}
+
+/// Why a dead letter does not become a job.
+enum Refusal {
+    Envelope(EnvelopeError),
+    /// It may still become one.
+    Store(StoreError),
+}
+
+/// The job of a dead letter. A message without an ID is not one, because it may have run.
+async fn job_of(intake: &Intake, delivery: &Delivery) -> Result<Arc<JobSpec>, Refusal> {
+    let Intake { shared, .. } = intake;
+    let properties = &delivery.properties;
+    let lane = known_lane(shared, delivery)
+        .ok_or_else(|| Refusal::Envelope(EnvelopeError::new(EnvelopeReason::BadValue, NOT_DEAD)))?;
+    let spec = decode(&delivery.body, &properties.arrival(lane, None)).map_err(Refusal::Envelope)?;
+    if properties.from_store {
+        // The relay publishes it again by itself, if the store has it.
+        let known = shared.services.store.job(spec.id).await.map_err(Refusal::Store)?;
+        let unknown = || Refusal::Envelope(EnvelopeError::new(EnvelopeReason::UnknownJob, UNKNOWN_JOB));
+        known.ok_or_else(unknown)?;
+    } else {
+        shared.resolver.check_reply(&spec).map_err(Refusal::Envelope)?;
+    }
+    Ok(Arc::new(spec))
+}
+
+async fn store(intake: &Intake, admitted: Vec<(Arc<JobSpec>, Delivery)>) -> Stored {
+    let (specs, deliveries): (Vec<_>, Vec<_>) = admitted.into_iter().unzip();
+    let persist = &intake.persist("dead letters could not be stored");
+    let write = |batch: Vec<Arc<JobSpec>>| async move {
+        let insert = || persist.shared.services.store.insert(&batch, Duration::ZERO);
+        let written = persist.until_taken(insert).await;
+        let answers = each(&batch, written);
+        (batch, answers)
+    };
+    let Bisected { done, failing, left } = bisect(specs, |spec| job_bytes(spec), write).await;
+    let refused = done.into_iter().filter_map(|(place, _, answer)| {
+        let delivery = &deliveries[place];
+        let error = match answer {
+            Ok(Inserted::New { .. } | Inserted::Duplicate { .. }) => return None,
+            Ok(Inserted::Conflict(conflict)) => EnvelopeError::new(conflict.reason(), conflict.message()),
+            Err(error) => {
+                let message = format!("the database refuses the job for a value in it: {error}");
+                EnvelopeError::new(EnvelopeReason::BadValue, message)
+            }
+        };
+        Some((delivery.token, reject(lane_of(intake, delivery), delivery, error)))
+    });
+    let refused = refused.collect();
+    let failing = failing.iter().map(|(place, _)| deliveries[*place].token).collect();
+    Stored { refused, failing, all_known: left.is_empty() }
+}
+
+/// The lane from which a dead letter comes, if errand knows one of this name.
+fn known_lane<'a>(shared: &'a Shared, delivery: &Delivery) -> Option<&'a QueueName> {
+    let died_in = delivery.properties.died_in.as_deref()?;
+    shared.options.all_lanes.iter().find(|lane| lane.as_str() == died_in)
+}
+
+fn lane_of<'a>(intake: &'a Intake, delivery: &Delivery) -> &'a QueueName {
+    known_lane(&intake.shared, delivery).unwrap_or(&intake.lane)
+}

@@ -1,0 +1,194 @@
+//! What becomes of others when the broker refuses a message: nothing.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use bytes::Bytes;
+use errand::queue::{Address, Message, Queue, QueueErrorKind};
+use errand_testbed::factory::{Envelope as _, browse, read, send, spread};
+use lapin::{
+    BasicProperties, Channel,
+    options::{BasicAckOptions, BasicConsumeOptions, QueueDeclareOptions},
+    types::{AMQPValue, FieldTable},
+};
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use crate::{
+    harness::{Harness, PATIENCE, sandbox},
+    queue_contract::{
+        helpers::{LIMIT, lane, message, message_to},
+        rabbit,
+    },
+    support::{self, rabbitmq, wait::until},
+};
+
+/// The largest message of the brokers in these tests, in bytes.
+const MAX_MESSAGE: usize = 65_536;
+
+async fn small_broker() -> rabbitmq::RabbitMq {
+    let conf = format!("max_message_size = {MAX_MESSAGE}\n");
+    support::start_rabbitmq(rabbitmq::Options { conf, ..Default::default() }).await
+}
+
+fn large(message: Message) -> Message {
+    Message { body: Bytes::from(vec![b' '; MAX_MESSAGE + 1]), ..message }
+}
+
+/// The kinds of the errors in answers, by place.
+fn kinds(answers: Vec<Result<(), errand::queue::QueueError>>) -> Vec<(usize, QueueErrorKind)> {
+    let failed = answers.into_iter().enumerate().filter_map(|(place, answer)| Some((place, answer.err()?)));
+    failed.map(|(place, error)| (place, error.kind())).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_message_that_is_too_large_fails_alone_and_all_others_are_published() {
+    let broker = small_broker().await;
+    let queue = rabbit(&broker.url());
+    let places = [0, 77, 78, 255, 256, 300];
+    let started = std::time::Instant::now();
+    let batch = (0..600).map(|place| {
+        let message = message("default", &format!("m{place}"));
+        if places.contains(&place) { large(message) } else { message }
+    });
+    let answers = kinds(queue.publish(batch.collect()).await);
+    assert_eq!(answers, places.map(|place| (place, QueueErrorKind::Refused)));
+    assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
+    assert_eq!(queue.reconnects(), 0, "the connection is nobody's to lose");
+
+    // All of them, and one alone.
+    let batch = (0..8).map(|n| large(message("default", &format!("l{n}")))).collect();
+    assert_eq!(kinds(queue.publish(batch).await).len(), 8);
+    let alone = queue.publish(vec![large(message("default", "alone"))]).await.remove(0).unwrap_err();
+    assert_eq!(alone.kind(), QueueErrorKind::Refused);
+    assert!(alone.to_string().contains("max_message_size"), "{alone}");
+    queue.publish(vec![message("default", "after")]).await.remove(0).unwrap();
+    queue.close().await;
+}
+
+/// Declares a queue for replies that holds one message and refuses more.
+async fn full_queue(channel: &Channel, name: &str) {
+    let mut arguments = FieldTable::default();
+    arguments.insert("x-max-length".into(), AMQPValue::LongInt(1));
+    arguments.insert("x-overflow".into(), AMQPValue::LongString("reject-publish".into()));
+    let options = QueueDeclareOptions { durable: true, ..Default::default() };
+    channel.queue_declare(name.into(), options, arguments).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_queue_refuses_its_own_messages_only() {
+    let vhost = support::vhost("full-replies").await;
+    let queue = rabbit(&vhost.amqp_url);
+    let connection = vhost.connect().await.unwrap();
+    let channel = connection.create_channel().await.unwrap();
+    full_queue(&channel, "full").await;
+    let reply = |id: &str| message_to(Address::Reply("full".into()), id);
+    until("the queue refuses more", LIMIT, async || {
+        queue.publish(vec![reply("r")]).await.remove(0).is_err().then_some(())
+    })
+    .await;
+    let answers = queue.publish(vec![message("default", "a"), reply("b"), message("default", "c")]).await;
+    assert_eq!(kinds(answers), [(1, QueueErrorKind::Refused)]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn replies_that_may_not_be_published_keep_no_job_waiting() {
+    let vhost = support::vhost("forbidden-replies").await;
+    rabbit(&vhost.amqp_url).check().await.unwrap();
+    let user = vhost.name.replace('/', "-");
+    let account = json!({"password": "p", "tags": ""});
+    vhost.manage(Method::PUT, &format!("users/{user}"), Some(account)).await.unwrap();
+    let path = format!("permissions/{}/{user}", vhost.encoded_name());
+    let permit = async |write: &str| {
+        let permissions = json!({"configure": "^errand.*", "write": write, "read": ".*"});
+        vhost.manage(Method::PUT, &path, Some(permissions)).await.unwrap();
+    };
+    permit("^errand.*").await;
+    let queue = rabbit(&vhost.amqp_url.replace("guest:guest", &format!("{user}:p")));
+    let batch = || {
+        let to = |n: usize| {
+            if n.is_multiple_of(3) { Address::Reply("app".into()) } else { Address::Lane(lane("default")) }
+        };
+        (0..60).map(|n| message_to(to(n), &format!("m{n}"))).collect::<Vec<_>>()
+    };
+    let expected: Vec<_> = (0..60).step_by(3).map(|n| (n, QueueErrorKind::Refused)).collect();
+    assert_eq!(kinds(queue.publish(batch()).await), expected);
+    let error = queue.publish(batch()).await.remove(0).unwrap_err();
+    assert!(error.to_string().contains("amq.default"), "{error}");
+    // Without the permission for jobs, it is the jobs that wait.
+    permit("^amq.default$").await;
+    until("the broker has forgotten what was permitted", LIMIT, async || {
+        (kinds(queue.publish(batch()).await)
+            .iter()
+            .filter(|(_, kind)| *kind == QueueErrorKind::Access)
+            .count()
+            == 40)
+            .then_some(())
+    })
+    .await;
+    vhost.manage(Method::DELETE, &format!("users/{user}"), None).await.unwrap();
+}
+
+/// The jobs whose replies have arrived, in a queue that the caller consumes.
+async fn replied(replies: &mut lapin::Consumer, jobs: usize) -> BTreeSet<String> {
+    use futures_util::StreamExt as _;
+    let mut seen = BTreeSet::new();
+    while seen.len() < jobs {
+        let delivery = tokio::time::timeout(PATIENCE, replies.next());
+        let delivery = delivery.await.unwrap_or_else(|_| panic!("{} replies of {jobs}", seen.len()));
+        let delivery = delivery.unwrap().unwrap();
+        delivery.ack(BasicAckOptions::default()).await.unwrap();
+        let reply: Value = serde_json::from_slice(&delivery.data).unwrap();
+        seen.insert(reply["id"].as_str().unwrap().to_owned());
+    }
+    seen
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_reply_or_job_that_is_too_large_keeps_no_other_waiting() {
+    let broker = small_broker().await;
+    // Every answer about a repository is larger than the broker takes.
+    let faults = "[[fault]]\nkind = \"large\"\ntool = \"GITHUB_GET_REPO\"\nbytes = 100000\n";
+    let harness = Harness::of(
+        support::database("large").await,
+        broker.vhost("large").await.unwrap(),
+        sandbox(faults).await,
+    );
+    let worker = harness.worker(&[("ERRAND__REPLIES__ALLOWED", "app.")]).await;
+    let connection = harness.vhost.connect().await.unwrap();
+    let channel = connection.create_channel().await.unwrap();
+    let options = QueueDeclareOptions { durable: true, ..Default::default() };
+    channel.queue_declare("app.replies".into(), options, FieldTable::default()).await.unwrap();
+    let (consume, none) = (BasicConsumeOptions::default(), FieldTable::default());
+    let mut replies = channel.basic_consume("app.replies".into(), "".into(), consume, none).await.unwrap();
+
+    let (poison, good) = (read("u-alice"), spread(40, send));
+    let jobs = [&good[..20], std::slice::from_ref(&poison), &good[20..]].concat();
+    let bodies: Vec<_> = jobs.iter().map(|job| serde_json::to_vec(job).unwrap()).collect();
+    let properties = BasicProperties::default().with_delivery_mode(2).with_reply_to("app.replies".into());
+    harness.publish_raw(&bodies, properties).await;
+    let expected: BTreeSet<_> = good.iter().map(|job| job.id().to_owned()).collect();
+    assert_eq!(replied(&mut replies, 40).await, expected);
+    worker.metric_reaches("errand_replies_total{result=\"refused\"}", 2.0).await;
+    worker.logged("the broker refuses replies").await;
+    let told = worker.lines("the broker refuses replies; each is offered again after ever longer waits");
+    assert_eq!((told[0]["job.id"].as_str(), told[0]["count"].as_u64()), (Some(poison.id()), Some(1)));
+    assert_eq!(harness.show(poison.id())["state"], "succeeded", "its result is in the store");
+
+    // Enqueued jobs come to the queue through the same publisher and, where that fails, through the relay.
+    let mut huge = browse("u-alice");
+    huge["arguments"] = json!({"text": "x".repeat(MAX_MESSAGE)});
+    let batch = [&spread(20, send)[..], std::slice::from_ref(&huge), &spread(20, send)[..]].concat();
+    let lines: String = batch.iter().map(|job| format!("{job}\n")).collect();
+    let file = harness.journal_dir().with_file_name("jobs.ndjson");
+    std::fs::write(&file, lines).unwrap();
+    let enqueued = harness.errand(&["enqueue-bulk", file.to_str().unwrap()]);
+    let told = String::from_utf8_lossy(&enqueued.stderr);
+    assert!(enqueued.status.success(), "{told}");
+    harness.counts("state = 'succeeded'", 81).await;
+    let waits = format!("state = 'available' and id = '{}'", huge.id());
+    harness.counts(&waits, 1).await;
+    worker.metric_reaches("errand_relay_failed_total{kind=\"refused\"}", 1.0).await;
+    let told = worker.lines("the broker refuses jobs; each is published again after ever longer waits");
+    assert_eq!((told[0]["job.id"].as_str(), told[0]["count"].as_u64()), (Some(huge.id()), Some(1)));
+    assert_eq!(worker.metric("errand_broker_reconnects_total").await, 0.0);
+}
