@@ -5,8 +5,9 @@ use std::time::Duration;
 use errand::{
     job::{
         AttemptOutcome, Effect, Ending, EnvelopeReason, ErrorKind, HeldReason, JobId, Pin, PinnedBy, State,
+        Stop,
     },
-    store::{Claim, Claimed, HeldFilter, JobFilter, Rejected},
+    store::{Claim, Claimed, Finished, HeldFilter, HistoryFact, JobFilter, Rejected},
 };
 use serde_json::json;
 use uuid::Uuid;
@@ -143,6 +144,41 @@ on_every_backend!(a_page_leaves_out_what_cannot_be_read_and_nothing_else, async 
     let due = t.store.take_due(10, LEASE).await.unwrap();
     assert_eq!(due.iter().map(|due| due.spec.id).collect::<Vec<_>>(), [good]);
     assert!(t.store.take_due(10, LEASE).await.unwrap().is_empty(), "the odd one waits too");
+});
+
+on_every_backend!(an_attempt_that_a_newer_version_recorded_is_answered_for_and_left_as_it_is, async |t| {
+    widen(&t).await;
+    for column in ["outcome", "reported_by", "ended_as"] {
+        let run = bound(&t).await;
+        t.finish(&run.end(retry(Duration::ZERO), AttemptOutcome::ToolFailed)).await;
+        write_word(&t, "attempts", column, &format!("job_id = {}", t.literal(run.id))).await;
+        let other = bound(&t).await;
+        let late = run.end(retry(Duration::ZERO), AttemptOutcome::Unknown);
+        let batch = [late, other.end(retry(Duration::ZERO), AttemptOutcome::ToolFailed)];
+        let answers = t.store.finish(&batch).await.unwrap();
+        assert_eq!(answers[1], Finished::Applied { state: State::Retryable, late: false }, "{column}");
+        assert_eq!(t.state(run.id).await, State::Retryable, "{column}");
+    }
+});
+
+on_every_backend!(connections_and_entries_that_cannot_be_read_hide_no_others, async |t| {
+    widen(&t).await;
+    let connect = || -> Ending {
+        Stop::Connect { toolkit: "github".into(), error: error(ErrorKind::NeedsConnection) }.into()
+    };
+    for owner in ["odd", "good"] {
+        let spec = job(json!({"user_id": owner}));
+        let run = t.run(&spec).await;
+        t.finish(&run.end(connect(), AttemptOutcome::Interrupted)).await;
+        if owner == "good" {
+            write_word(&t, "job_history", "what", &format!("job_id = {}", t.literal(run.id))).await;
+            let held = HistoryFact::Held { reason: HeldReason::Unrecognized };
+            assert_eq!(t.store.history(run.id).await.unwrap().pop().unwrap().fact, held);
+        }
+    }
+    write_word(&t, "awaited", "owner_kind", "owner_id = 'odd'").await;
+    let taken = t.store.take_awaited(10, LEASE).await.unwrap();
+    assert_eq!(taken.iter().map(|awaited| awaited.owner.id()).collect::<Vec<_>>(), ["good"]);
 });
 
 on_every_backend!(pins_and_rejected_messages_that_cannot_be_read_hide_no_others, async |t| {
