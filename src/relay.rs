@@ -124,10 +124,13 @@ impl Relay {
         let due = self.services.store.take_due(self.options.batch, self.options.unclaimed).await?;
         let messages: Vec<Message> = due.iter().map(|due| message(&due.spec)).collect();
         let more = self.fills_a_page(&messages);
-        let (mut failed, mut refused) = (Failures::default(), Failures::default());
+        let (mut failed, mut refused, mut published) = (Failures::default(), Failures::default(), 0);
         for (due, answer) in due.iter().zip(self.services.queue.publish(messages).await) {
             match answer {
-                Ok(()) => metrics::RELAY_PUBLISHED.add([due.was.as_str()], 1),
+                Ok(()) => {
+                    published += 1;
+                    metrics::RELAY_PUBLISHED.add([due.was.as_str()], 1);
+                }
                 Err(error) => {
                     metrics::RELAY_FAILED.add([error.kind().as_str()], 1);
                     let failures =
@@ -139,7 +142,9 @@ impl Relay {
         failed.log("jobs could not be published; they stay due");
         // A refused job waits as one that nobody claims, so longer with every publication.
         refused.log("the broker refuses jobs; each is published again after ever longer waits");
-        if !failed.ids.is_empty() {
+        // Where others got through, it is their lane that does not take them. Then they wait as jobs that nobody claims,
+        // so that the next page is not theirs again.
+        if !failed.ids.is_empty() && published == 0 {
             self.services.store.defer(&failed.ids, DEFER).await?;
         }
         Ok(Round { more, failed: failed.ids.len() })

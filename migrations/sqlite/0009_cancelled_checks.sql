@@ -94,7 +94,23 @@ create table jobs_new (
     constraint jobs_reply_is_final check (reply_due_at is null or (reply_to is not null and finished_at is not null))
 );
 
-insert into jobs_new select * from jobs;
+insert into jobs_new (
+    id, digest, owner_kind, owner_id, requested_by, tool, arguments, text, version, connected_account_id,
+    queue, priority, run_at, expires_at, timeout_ms, max_attempts, max_age_ms, effect, idempotency_key, tags,
+    reply_to, correlation_id, traceparent, toolkit, toolkit_version, pinned_by, account, frozen_effect,
+    state, created_at, due_at, published, fence, attempt, spent, worker_id, request_id, started_at,
+    cancel_requested, ended_by, held_reason, error_kind, error_message, error_code, error_slug, result,
+    log_id, http_status, finished_at, check_at, unknown_since, checks, reply_due_at, waits_for, waits_until,
+    reply_refusals, publisher)
+select
+    id, digest, owner_kind, owner_id, requested_by, tool, arguments, text, version, connected_account_id,
+    queue, priority, run_at, expires_at, timeout_ms, max_attempts, max_age_ms, effect, idempotency_key, tags,
+    reply_to, correlation_id, traceparent, toolkit, toolkit_version, pinned_by, account, frozen_effect,
+    state, created_at, due_at, published, fence, attempt, spent, worker_id, request_id, started_at,
+    cancel_requested, ended_by, held_reason, error_kind, error_message, error_code, error_slug, result,
+    log_id, http_status, finished_at, check_at, unknown_since, checks, reply_due_at, waits_for, waits_until,
+    reply_refusals, publisher
+from jobs;
 drop table jobs;
 alter table jobs_new rename to jobs;
 

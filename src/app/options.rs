@@ -75,7 +75,6 @@ pub(super) fn worker(config: &Config, lanes: Vec<(QueueName, u32)>) -> worker::O
         id: WorkerId::new(),
         name: worker_name(config),
         lanes,
-        all_lanes: config.queues.keys().cloned().collect(),
         lease: Duration::from_secs(config.worker.lease_secs),
         heartbeat: Duration::from_secs(config.worker.heartbeat_secs),
         shutdown: Duration::from_secs(config.worker.drain_secs),

@@ -21,6 +21,7 @@ pub(super) fn unprotected(config: &Config) -> Vec<Unprotected> {
         database(config.store.url.expose_secret()),
         broker(config.amqp.url.expose_secret()),
         tool_api(&config.composio.base_url),
+        management(config.amqp.management_url.expose_secret()),
     ];
     urls.into_iter().flatten().collect()
 }
@@ -52,6 +53,15 @@ fn broker(url: &str) -> Option<Unprotected> {
         what: "broker",
         message: "it is on another host and reached without TLS",
         advice: "use amqps:// in AMQP_URL",
+    })
+}
+
+fn management(url: &str) -> Option<Unprotected> {
+    let url = Url::parse(url).ok()?;
+    (url.scheme() == "http" && !stays_here(&url)).then_some(Unprotected {
+        what: "broker",
+        message: "its management API is on another host and reached without TLS",
+        advice: "use https:// in amqp.management_url",
     })
 }
 

@@ -149,19 +149,29 @@ impl Strays {
     }
 }
 
-/// Finishes a batch, or, where the store refuses it, each by itself: one that it does not take (`None`) harms no other.
+/// Failures in a row after which the store, and not a job, is at fault.
+const FAILURES: u32 = 3;
+
+/// Finishes a batch, or, where the store does not take it, each by itself: one that it does not take (`None`) harms no
+/// other. An error says that the store takes none.
 async fn finish_each(store: &SharedStore, finishes: &[Finish]) -> Result<Vec<Option<Finished>>, StoreError> {
     match store.finish(finishes).await {
         Ok(finished) => return Ok(finished.into_iter().map(Some).collect()),
-        Err(error) if error.kind() == StoreErrorKind::Unavailable => return Err(error),
-        Err(_) => {}
+        Err(error) if finishes.len() == 1 && error.kind() == StoreErrorKind::Unavailable => {
+            return Err(error);
+        }
+        Err(error) => tracing::warn!(error = %chain(&error), "lost jobs cannot be taken over together"),
     }
-    let mut finished = Vec::with_capacity(finishes.len());
+    let (mut finished, mut failures) = (Vec::with_capacity(finishes.len()), 0);
     for finish in finishes {
         let one = store.finish(std::slice::from_ref(finish)).await;
         if let Err(error) = &one {
             metrics::STORE_ERRORS.add([error.kind().as_str()], 1);
             tracing::error!(job.id = %finish.id, error = %chain(error), "a job cannot be taken over, and stays as it is");
+        }
+        failures = if one.is_ok() { 0 } else { failures + 1 };
+        if failures == FAILURES {
+            return one.map(|_| finished);
         }
         finished.push(one.ok().and_then(|one| one.into_iter().next()));
     }
@@ -170,8 +180,7 @@ async fn finish_each(store: &SharedStore, finishes: &[Finish]) -> Result<Vec<Opt
 
 /// What becomes of a job whose worker is lost.
 fn end(job: &LostJob, options: &Options, random: f64) -> AttemptEnd {
-    let bound = job.receipt.binding.as_ref();
-    let Some(binding) = bound.filter(|binding| binding.account.is_some() || !job.needs_account) else {
+    let Some(binding) = &job.receipt.binding else {
         let again = Ending::Snooze { after: Duration::ZERO, error: None };
         return AttemptEnd::unanswered(AttemptOutcome::Interrupted, again);
     };
@@ -231,7 +240,6 @@ mod tests {
             started_at,
             budget: Budget::default(),
             receipt: ClaimReceipt { fence: Fence(1), attempt, spent, binding, created_at: started_at, age },
-            needs_account: false,
         }
     }
 
@@ -257,11 +265,8 @@ mod tests {
 
     #[test]
     fn a_job_that_cannot_have_been_sent_spends_nothing() {
-        let without_account = LostJob { needs_account: true, ..lost(Some(Effect::Once), 0) };
-        for job in [lost(None, 0), without_account] {
-            let given_back = end(&job, &OPTIONS, 0.5);
-            assert_eq!(given_back.outcome, AttemptOutcome::Interrupted);
-            assert!(!given_back.ending.spends_attempt());
-        }
+        let given_back = end(&lost(None, 0), &OPTIONS, 0.5);
+        assert_eq!(given_back.outcome, AttemptOutcome::Interrupted);
+        assert!(!given_back.ending.spends_attempt());
     }
 }

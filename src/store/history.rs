@@ -151,8 +151,11 @@ pub(super) fn of_finish(finish: &Finish, state: State) -> Vec<Note<'static>> {
         By::Holder | By::Rescuer { .. } => None,
     };
     let parked = match &finish.ending {
+        // Also of a job that was called off while it ran.
+        Ending::Verify { .. } if matches!(state, State::Held | State::Cancelled) => {
+            Some(HistoryFact::Unknown)
+        }
         _ if state != State::Held => None,
-        Ending::Verify { .. } => Some(HistoryFact::Unknown),
         ending => ending.held_reason().map(|reason| HistoryFact::Held { reason }),
     };
     let note = |fact| Note { job: finish.id, by, attempt: Some(finish.attempt.number), fact };

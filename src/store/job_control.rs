@@ -184,7 +184,8 @@ fn lane_and_state(row: &impl StoreRow) -> Result<(QueueName, State)> {
 }
 
 /// Whether the last call of a job counts and may have had its effect, as far as nobody has said otherwise.
-pub(super) const MAY_HAVE_ACTED: &str = "coalesce(frozen_effect = 'once' and error_kind <> 'marked_failed'
+pub(super) const MAY_HAVE_ACTED: &str =
+    "coalesce(frozen_effect = 'once' and error_kind is distinct from 'marked_failed'
         and exists (select 1 from attempts a where a.job_id = jobs.id and a.number = jobs.attempt
             and a.outcome in ('succeeded', 'unknown', 'lost')), false)";
 

@@ -36,6 +36,4 @@ pub struct LostJob {
     pub budget: Budget,
     /// What the lost worker was given. Without a binding nothing can have been sent.
     pub receipt: ClaimReceipt,
-    /// Whether it was let go to have an account chosen, so that without one nothing can have been sent either.
-    pub needs_account: bool,
 }

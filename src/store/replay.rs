@@ -94,8 +94,11 @@ pub(super) enum NextStep {
         /// What the rescue charged for the same attempt.
         charged: bool,
     },
-    /// The job was cancelled while its outcome was unknown, and the look-up tells it: keep that, and leave the job cancelled.
-    Learn,
+    /// The job was cancelled while its outcome was unknown, and now it is told: keep that, and leave the job cancelled.
+    Learn {
+        /// Whether the record does not know it yet.
+        is_news: bool,
+    },
     /// The claim is over: keep what is known about the attempt, and nothing else.
     RecordOnly,
 }
@@ -117,6 +120,20 @@ pub(super) fn next_step(
     record: Option<&RecordedAttempt>,
 ) -> NextStep {
     let own = record.filter(|record| record.request_id == finish.attempt.request_id);
+    let is_open =
+        |record: &RecordedAttempt| matches!(record.outcome, AttemptOutcome::Lost | AttemptOutcome::Unknown);
+    let same_claim = job.filter(|job| job.fence == finish.fence);
+    let looked_up = same_claim.filter(|job| job.is_looked_up);
+    let is_cancelled = looked_up.is_some_and(|job| job.state == Some(State::Cancelled));
+    // What the look-up or the worker itself tells ends the looking, whatever the record says by then.
+    let tells = match finish.by {
+        By::LookUp => true,
+        By::Holder => !matches!(finish.attempt.outcome, AttemptOutcome::Unknown | AttemptOutcome::Lost),
+        By::Rescuer { .. } => false,
+    };
+    if is_cancelled && tells {
+        return NextStep::Learn { is_news: own.is_none_or(is_open) };
+    }
     if let Some(record) = own
         && record.reported_by == reporter(finish.by)
         && record.outcome == finish.attempt.outcome
@@ -126,18 +143,10 @@ pub(super) fn next_step(
             None => Finished::Fenced,
         });
     }
-    // A rescue knows nothing about the attempt that its holder would not know better.
-    if matches!(finish.by, By::Rescuer { .. }) {
+    // A rescue knows nothing about the attempt that its holder would not know better, and whoever decided about a job
+    // that was looked up has ended that: a person's word is not overruled.
+    if matches!(finish.by, By::Rescuer { .. }) || (finish.by == By::LookUp && looked_up.is_none()) {
         return NextStep::Answer(Finished::Fenced);
-    }
-    let same_claim = job.filter(|job| job.fence == finish.fence);
-    if finish.by == By::LookUp {
-        // Whoever decided about the job meanwhile has ended the look-up, and a person's word is not overruled.
-        match same_claim.filter(|job| job.is_looked_up) {
-            None => return NextStep::Answer(Finished::Fenced),
-            Some(Standing { state: Some(State::Cancelled), .. }) => return NextStep::Learn,
-            Some(_) => {}
-        }
     }
     if same_claim.and_then(|job| job.state).is_some_and(may_end_late) {
         return NextStep::EndLate { charged: own.is_some_and(|record| record.charged) };
@@ -145,7 +154,7 @@ pub(super) fn next_step(
     let open = match (record, own) {
         (None, _) => job.is_some(),
         (Some(_), None) => false,
-        (Some(_), Some(own)) => matches!(own.outcome, AttemptOutcome::Lost | AttemptOutcome::Unknown),
+        (Some(_), Some(own)) => is_open(own),
     };
     if open { NextStep::RecordOnly } else { NextStep::Answer(Finished::Fenced) }
 }

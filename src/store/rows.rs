@@ -125,7 +125,6 @@ pub(super) fn lost(row: &impl StoreRow) -> Result<LostJob> {
         started_at: row.time("started_at")?,
         budget: budget_of(row)?,
         receipt: receipt(row)?,
-        needs_account: row.read("needs_account")?,
     })
 }
 

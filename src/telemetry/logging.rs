@@ -69,7 +69,8 @@ pub fn init(format: LogFormat, level: &str, colors: bool) -> Result<()> {
 fn filter(level: &str) -> Result<Targets, ParseError> {
     let asked: Targets = level.parse()?;
     let default = asked.default_level().unwrap_or(LevelFilter::OFF);
-    let named = asked.iter().map(|(target, level)| {
+    let never = |target: &str| NEVER.iter().any(|(never, _)| target.starts_with(never));
+    let named = asked.iter().filter(|(target, _)| !never(target)).map(|(target, level)| {
         (target.to_owned(), if target.starts_with(OURS) { level } else { level.min(LevelFilter::DEBUG) })
     });
     Ok(Targets::new()
@@ -108,6 +109,7 @@ mod tests {
             ("trace", "lapin::channel", Level::TRACE, false),
             ("trace,lapin=trace", "lapin::returned_messages", Level::WARN, false),
             ("info,sqlx_postgres=debug", "sqlx_postgres::options::parse", Level::WARN, false),
+            ("info,sqlx_postgres::options::parse=warn", "sqlx_postgres::options::parse", Level::WARN, false),
             ("info,sqlx_core=debug", "sqlx_core::pool::inner", Level::DEBUG, true),
             ("errand=debug", "errand::cli", Level::DEBUG, true),
             ("errand=debug", "rustls::client", Level::WARN, false),

@@ -138,7 +138,8 @@ fn end(
 /// Tells the circuit breaker whether the API answered, whatever it answered. A job that waits for less than the usual
 /// time says nothing about others by it.
 fn report(permit: CallPermit<'_>, classified: &Classified, waited_as_usual: bool) {
-    let gave_time = waited_as_usual || classified.outcome != AttemptOutcome::Unknown;
+    let may_be_impatience = matches!(classified.outcome, AttemptOutcome::Unknown | AttemptOutcome::NotSent);
+    let gave_time = waited_as_usual || !may_be_impatience;
     match &classified.next {
         Next::Throttled { retry_after, .. } => permit.failed(*retry_after, gave_time),
         // The provider failed, not the API.

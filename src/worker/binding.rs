@@ -32,7 +32,12 @@ pub(super) async fn bind(shared: &Shared, job: &mut RunningJob) -> Result<Bindin
         Some(Ok(false)) => Err(Stopped::Fenced),
         Some(Err(error)) => Err(job.policy(shared).not_ready(refused(&error).into()).into()),
         // The store does not take it, or nobody waits any more.
-        None => Err(given_back(Duration::from_secs(1)).into()),
+        None => {
+            let message =
+                "nothing was sent, because the database does not record what was chosen for this job";
+            let error = JobError::new(ErrorKind::Internal, message);
+            Err(job.policy(shared).not_ready(NotReady::Wait { error, retry_after: None }).into())
+        }
     }
 }
 

@@ -9,15 +9,15 @@ use tokio_util::sync::CancellationToken;
 use super::{
     admit::reject,
     intake::{Intake, UNKNOWN_JOB, job_bytes},
-    persist::{Bisected, bisect, each},
+    persist::{Unwritten, bisect, each},
     shared::Shared,
 };
 use crate::{
     backoff::RECONNECT,
     failure::chain,
-    job::{EnvelopeError, EnvelopeReason, JobSpec, QueueName, decode},
-    queue::{Delivery, QueueError, QueueErrorKind, Settler, Token},
-    store::{Inserted, Rejected, StoreError},
+    job::{Arrival, EnvelopeError, EnvelopeReason, JobSpec, QueueName, decode},
+    queue::{Delivery, QueueError, Settler, Token},
+    store::{Inserted, Rejected, StoreError, StoreErrorKind},
     telemetry::metrics::{self, LaneMetrics},
 };
 
@@ -25,8 +25,8 @@ use crate::{
 const BATCH: u16 = 100;
 
 /// Why a message is not a job that came straight to the dead-letter queue.
-const NOT_DEAD: &str = "the message came through the dead-letter queue `errand.dead`, and its header x-death names no lane \
-    of [queues]: publish jobs to the exchange `errand`";
+const NOT_DEAD: &str = "the message came through the dead-letter queue `errand.dead`, and its header x-death names no lane: \
+    publish jobs to the exchange `errand`";
 
 /// Takes what is dead-lettered until `stop`, through any number of lost connections.
 pub(super) async fn run(shared: Arc<Shared>, stop: CancellationToken) {
@@ -35,13 +35,12 @@ pub(super) async fn run(shared: Arc<Shared>, stop: CancellationToken) {
     let mut failures = 0;
     while !intake.stop.is_cancelled() {
         let Err(error) = consume(&intake, &mut failures).await else { return };
-        if matches!(error.kind(), QueueErrorKind::Topology | QueueErrorKind::Access) {
-            tracing::info!(error = %chain(&error), "what the broker dead-letters is not looked at");
-            return;
-        }
         failures += 1;
         let wait = RECONNECT.wait(failures, fastrand::f64());
-        tracing::debug!(error = %chain(&error), wait_ms = wait.as_millis(), "consuming dead letters ended; trying again");
+        if failures == 1 {
+            // A broker whose user may not declare the queue, for example, goes on refusing it.
+            tracing::info!(error = %chain(&error), "what the broker dead-letters cannot be looked at; trying again");
+        }
         intake.stop.run_until_cancelled(tokio::time::sleep(wait)).await;
     }
 }
@@ -72,7 +71,7 @@ async fn take(intake: &Intake, deliveries: Vec<Delivery>, settler: &Arc<dyn Sett
         match job_of(intake, &delivery).await {
             Ok(job) => admitted.push((job, delivery)),
             Err(Refusal::Envelope(error)) => {
-                rejected.push((delivery.token, reject(lane_of(intake, &delivery), &delivery, error)))
+                rejected.push((delivery.token, reject(&lane_of(&delivery), &delivery, error)))
             }
             Err(Refusal::Store(error)) => {
                 metrics::STORE_ERRORS.add([error.kind().as_str()], 1);
@@ -109,14 +108,21 @@ enum Refusal {
 async fn job_of(intake: &Intake, delivery: &Delivery) -> Result<Arc<JobSpec>, Refusal> {
     let Intake { shared, .. } = intake;
     let properties = &delivery.properties;
-    let lane = known_lane(shared, delivery)
+    let lane = died_in(delivery)
         .ok_or_else(|| Refusal::Envelope(EnvelopeError::new(EnvelopeReason::BadValue, NOT_DEAD)))?;
-    let spec = decode(&delivery.body, &properties.arrival(lane, None)).map_err(Refusal::Envelope)?;
+    let arrival = Arrival { known: properties.from_store, ..properties.arrival(&lane, None) };
+    let spec = decode(&delivery.body, &arrival).map_err(Refusal::Envelope)?;
     if properties.from_store {
         // The relay publishes it again by itself, if the store has it.
-        let known = shared.services.store.job(spec.id).await.map_err(Refusal::Store)?;
-        let unknown = || Refusal::Envelope(EnvelopeError::new(EnvelopeReason::UnknownJob, UNKNOWN_JOB));
-        known.ok_or_else(unknown)?;
+        match shared.services.store.job(spec.id).await {
+            Ok(Some(_)) => {}
+            Ok(None) => {
+                return Err(Refusal::Envelope(EnvelopeError::new(EnvelopeReason::UnknownJob, UNKNOWN_JOB)));
+            }
+            Err(error) if error.kind() == StoreErrorKind::Unavailable => return Err(Refusal::Store(error)),
+            // It is there, in words of a newer version.
+            Err(_) => {}
+        }
     } else {
         shared.resolver.check_reply(&spec).map_err(Refusal::Envelope)?;
     }
@@ -126,36 +132,35 @@ async fn job_of(intake: &Intake, delivery: &Delivery) -> Result<Arc<JobSpec>, Re
 async fn store(intake: &Intake, admitted: Vec<(Arc<JobSpec>, Delivery)>) -> Stored {
     let (specs, deliveries): (Vec<_>, Vec<_>) = admitted.into_iter().unzip();
     let persist = &intake.persist("dead letters could not be stored");
-    let write = |batch: Vec<Arc<JobSpec>>| async move {
+    let write = |batch: Vec<Arc<JobSpec>>, tries| async move {
         let insert = || persist.shared.services.store.insert(&batch, Duration::ZERO);
-        let written = persist.until_taken(insert).await;
+        let written = persist.trying(tries).until_taken(insert).await;
         let answers = each(&batch, written);
         (batch, answers)
     };
-    let Bisected { done, failing, left } = bisect(specs, |spec| job_bytes(spec), write).await;
-    let refused = done.into_iter().filter_map(|(place, _, answer)| {
-        let delivery = &deliveries[place];
+    let mut refused = Vec::new();
+    let done = |place: usize, _, answer| {
+        let delivery: &Delivery = &deliveries[place];
         let error = match answer {
-            Ok(Inserted::New { .. } | Inserted::Duplicate { .. }) => return None,
+            Ok(Inserted::New { .. } | Inserted::Duplicate { .. }) => return,
             Ok(Inserted::Conflict(conflict)) => EnvelopeError::new(conflict.reason(), conflict.message()),
             Err(error) => {
                 let message = format!("the database refuses the job for a value in it: {error}");
                 EnvelopeError::new(EnvelopeReason::BadValue, message)
             }
         };
-        Some((delivery.token, reject(lane_of(intake, delivery), delivery, error)))
-    });
-    let refused = refused.collect();
+        refused.push((delivery.token, reject(&lane_of(delivery), delivery, error)));
+    };
+    let Unwritten { failing, left } = bisect(specs, |spec| job_bytes(spec), write, done).await;
     let failing = failing.iter().map(|(place, _)| deliveries[*place].token).collect();
     Stored { refused, failing, all_known: left.is_empty() }
 }
 
-/// The lane from which a dead letter comes, if errand knows one of this name.
-fn known_lane<'a>(shared: &'a Shared, delivery: &Delivery) -> Option<&'a QueueName> {
-    let died_in = delivery.properties.died_in.as_deref()?;
-    shared.options.all_lanes.iter().find(|lane| lane.as_str() == died_in)
+/// The lane from which a dead letter comes. Workers with other settings may know it if this one does not.
+fn died_in(delivery: &Delivery) -> Option<QueueName> {
+    delivery.properties.died_in.as_deref()?.parse().ok().filter(|lane| *lane != QueueName::dead())
 }
 
-fn lane_of<'a>(intake: &'a Intake, delivery: &Delivery) -> &'a QueueName {
-    known_lane(&intake.shared, delivery).unwrap_or(&intake.lane)
+fn lane_of(delivery: &Delivery) -> QueueName {
+    died_in(delivery).unwrap_or_else(QueueName::dead)
 }

@@ -1,7 +1,10 @@
 //! Deliveries, from the broker to running jobs: admitted, claimed in one write, started, acknowledged. What was
 //! not recorded is given back to the broker.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use tokio::{sync::OwnedSemaphorePermit, time::Instant};
 use tokio_util::sync::CancellationToken;
@@ -10,16 +13,18 @@ use super::{
     admit::{admit, anonymous_job, reject},
     attempt,
     crash::CrashPoint,
-    persist::{Bisected, NotTaken, Persist, bisect, each},
+    persist::{NotTaken, Persist, Unwritten, bisect, each, split},
     running_job::RunningJob,
     shared::Shared,
 };
 use crate::{
+    backoff::RECONNECT,
     failure::chain,
     in_flight::Noted,
     job::{EnvelopeError, EnvelopeReason, JobSpec, QueueName},
     queue::{Delivery, QueueErrorKind, Settler, Token},
     store::{Claim, Claimed, Inserted, Rejected, StoreError},
+    sync::lock,
     telemetry::metrics::{self, LaneMetrics},
 };
 
@@ -62,11 +67,12 @@ impl Intake {
         let in_flight = &self.shared.in_flight;
         let mut noted: Vec<Option<Noted>> =
             claims.iter().map(|claim| Some(in_flight.note(claim.request_id, claim.spec.id))).collect();
-        let Bisected { done, failing, left } = self.claim(claims).await;
-        for (place, claim, answer) in done {
-            let Some(noted) = noted[place].take() else { continue };
-            rejected.extend(self.start(claim, answer, &admitted[place], noted, &mut slots));
-        }
+        let done = |place: usize, claim, Answered { asked, answer }| {
+            let Some(noted) = noted[place].take() else { return };
+            let start = Start { delivery: &admitted[place], noted, asked };
+            rejected.extend(self.start(claim, answer, start, &mut slots));
+        };
+        let Unwritten { failing, left } = self.claim(claims, done).await;
         drop(slots);
         // The store may have taken what is in doubt, and nobody is going to run it here.
         left.iter().filter_map(|(place, _)| noted[*place].take()).for_each(Noted::leave);
@@ -97,7 +103,7 @@ impl Intake {
         if !unsettled.is_empty() {
             let messages = unsettled.len();
             tracing::warn!(queue = %self.lane, messages, "messages that the store does not take are given back");
-            self.give_back(settler, unsettled).await;
+            self.give_back_later(settler, unsettled);
         }
         true
     }
@@ -133,45 +139,56 @@ impl Intake {
         if jobs.is_empty() {
             return Vec::new();
         }
-        let insert = self.shared.services.store.insert(jobs, Duration::ZERO);
-        match self.shared.unless_interrupted(insert).await {
-            Some(Ok(answers)) => {
-                answers.iter().map(|answer| !matches!(answer, Inserted::Conflict(_))).collect()
+        let mut known = Vec::with_capacity(jobs.len());
+        for (_, piece) in split(jobs.to_vec(), |spec| job_bytes(spec)) {
+            let insert = self.shared.services.store.insert(&piece, Duration::ZERO);
+            match self.shared.unless_interrupted(insert).await {
+                Some(Ok(answers)) => {
+                    known.extend(answers.iter().map(|answer| !matches!(answer, Inserted::Conflict(_))));
+                }
+                Some(Err(error)) => {
+                    metrics::STORE_ERRORS.add([error.kind().as_str()], 1);
+                    tracing::warn!(queue = %self.lane, error = %chain(&error), "messages without an ID are given back and will be held");
+                    known.extend(piece.iter().map(|_| false));
+                }
+                None => return known,
             }
-            Some(Err(error)) => {
-                metrics::STORE_ERRORS.add([error.kind().as_str()], 1);
-                tracing::warn!(queue = %self.lane, error = %chain(&error), "messages without an ID are given back and will be held");
-                Vec::new()
-            }
-            None => Vec::new(),
         }
+        known
     }
 
     /// Claims in one write. An error is why the database refuses what a job contains; claims that are left are in doubt.
-    async fn claim(&self, claims: Vec<Claim>) -> Bisected<Claim, Result<Claimed, StoreError>> {
+    async fn claim(&self, claims: Vec<Claim>, done: impl FnMut(usize, Claim, Answered)) -> Unwritten<Claim> {
         let (shared, persist) = (&*self.shared, &self.persist("claiming failed"));
-        let write = |batch: Vec<Claim>| async move {
+        let write = |batch: Vec<Claim>, tries| async move {
             shared.crash.pass(CrashPoint::BeforeClaim);
             metrics::CLAIM_BATCH.record([], batch.len() as f64);
             let started = Instant::now();
-            let written =
-                persist.until_taken(|| shared.services.store.claim(shared.options.id, &batch)).await;
+            let asked = Mutex::new(started);
+            let ask = || {
+                *lock(&asked) = Instant::now();
+                shared.services.store.claim(shared.options.id, &batch)
+            };
+            let written = persist.trying(tries).until_taken(ask).await;
             if written.is_ok() {
                 metrics::CLAIM_DURATION.record([], started.elapsed().as_secs_f64());
             }
+            let asked = *lock(&asked);
             let answers = each(&batch, written);
-            (batch, answers)
+            let answered =
+                |answers: Vec<_>| answers.into_iter().map(|answer| Answered { asked, answer }).collect();
+            (batch, answers.map(answered))
         };
-        bisect(claims, |claim| job_bytes(&claim.spec), write).await
+        bisect(claims, |claim| job_bytes(&claim.spec), write, done).await
     }
 
     /// Keeps rejected messages; where the database refuses their text, their bytes alone.
-    async fn keep(&self, rejected: Vec<(Token, Rejected)>) -> Bisected<(Token, Rejected), ()> {
+    async fn keep(&self, rejected: Vec<(Token, Rejected)>) -> Unwritten<(Token, Rejected)> {
         let persist = &self.persist("rejected messages could not be kept");
-        let write = |batch: Vec<(Token, Rejected)>| async move {
+        let write = |batch: Vec<(Token, Rejected)>, tries| async move {
             let store = &persist.shared.services.store;
             let (tokens, messages): (Vec<Token>, Vec<Rejected>) = batch.into_iter().unzip();
-            let mut kept = persist.until_taken(|| store.reject(&messages)).await;
+            let mut kept = persist.trying(tries).until_taken(|| store.reject(&messages)).await;
             if let (Err(NotTaken::Refused(_)), [message]) = (&kept, &messages[..]) {
                 let (plain, persist) =
                     ([message.clone().into_plain()], Persist { even_refused: true, ..*persist });
@@ -180,7 +197,7 @@ impl Intake {
             let answers = kept.map(|()| vec![(); messages.len()]);
             (tokens.into_iter().zip(messages).collect(), answers)
         };
-        bisect(rejected, |(_, message)| message.body.len(), write).await
+        bisect(rejected, |(_, message)| message.body.len(), write, |_, _, ()| {}).await
     }
 
     /// Starts a job that was claimed, or counts why it was not. Returns a message that is rejected after all.
@@ -188,10 +205,10 @@ impl Intake {
         &self,
         claim: Claim,
         answer: Result<Claimed, StoreError>,
-        delivery: &Delivery,
-        noted: Noted,
+        start: Start<'_>,
         slots: &mut OwnedSemaphorePermit,
     ) -> Option<(Token, Rejected)> {
+        let Start { delivery, noted, asked } = start;
         let result = match answer {
             Ok(Claimed::Running(receipt)) => {
                 if let Some(slot) = slots.split(1) {
@@ -203,6 +220,7 @@ impl Intake {
                         receipt,
                         published_at,
                         noted,
+                        asked,
                     );
                     attempt::start(self.shared.clone(), job, slot);
                 }
@@ -255,6 +273,16 @@ impl Intake {
         }
     }
 
+    /// Gives deliveries back that would only come again at once, and take the place of others.
+    fn give_back_later(&self, settler: &Arc<dyn Settler>, tokens: Vec<Token>) {
+        let (settler, stop) = (settler.clone(), self.stop.clone());
+        tokio::spawn(async move {
+            stop.run_until_cancelled(tokio::time::sleep(RECONNECT.max)).await;
+            // If this fails, the subscription has ended, which gives everything back.
+            drop(settler.give_back(tokens).await);
+        });
+    }
+
     pub(super) async fn give_back(&self, settler: &Arc<dyn Settler>, tokens: Vec<Token>) {
         if let Some(Err(error)) = self.shared.unless_interrupted(settler.give_back(tokens)).await
             && error.kind() != QueueErrorKind::Unavailable
@@ -262,6 +290,20 @@ impl Intake {
             tracing::debug!(queue = %self.lane, error = %chain(&error), "giving deliveries back failed; the broker does it");
         }
     }
+}
+
+/// What the store answered to a claim.
+struct Answered {
+    /// Before it was asked, so that what it says about the age of the job is at least as old.
+    asked: Instant,
+    answer: Result<Claimed, StoreError>,
+}
+
+/// With what a claimed job starts.
+struct Start<'a> {
+    delivery: &'a Delivery,
+    noted: Noted,
+    asked: Instant,
 }
 
 /// What a job weighs in a write, in bytes; the rest of it is short.

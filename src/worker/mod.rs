@@ -120,7 +120,8 @@ impl Worker {
             }
         }
         if replayed && shared.services.queue.survives_restart() {
-            lanes.spawn(dead_letters::run(shared.clone(), stop.clone()));
+            let letters = dead_letters::run(shared.clone(), stop.clone());
+            lanes.spawn(supervisor.clone().watch("the consumer of dead letters", stop.clone(), letters));
         }
         lanes.close();
 

@@ -23,7 +23,11 @@ use crate::{
 };
 
 /// After so many failures in a row, while the store answers others, the cause may be in the batch.
-const HALVE_AFTER: u32 = 3;
+const TRIES: u32 = 3;
+
+/// Parts into which a batch is cut that fails. They are tried once each, because each try may take as long as a statement
+/// may, and the others wait.
+const PARTS: usize = 8;
 
 #[derive(Debug)]
 pub(super) enum NotTaken {
@@ -46,12 +50,19 @@ pub(super) struct Persist<'a> {
     pub(super) even_refused: bool,
     /// Whether also what fails while others do not is repeated.
     pub(super) even_failing: bool,
+    /// Failures in a row before that is looked at.
+    pub(super) tries: u32,
 }
 
 impl<'a> Persist<'a> {
     /// Repeats writes until the worker gives up.
     pub(super) fn new(shared: &'a Shared, failure: &'static str) -> Self {
-        Self { shared, failure, lane: None, even_refused: false, even_failing: false }
+        Self { shared, failure, lane: None, even_refused: false, even_failing: false, tries: TRIES }
+    }
+
+    /// The same with so many tries.
+    pub(super) fn trying(&self, tries: u32) -> Self {
+        Self { tries, ..*self }
     }
 
     /// Repeats a write until the store takes it, refuses its content, or nobody waits any more. A lost answer does no harm.
@@ -74,13 +85,16 @@ impl<'a> Persist<'a> {
             };
             metrics::STORE_ERRORS.add([error.kind().as_str()], 1);
             if error.kind() == StoreErrorKind::Data && !self.even_refused {
+                if failures > 0 {
+                    self.set_taking(true);
+                }
                 return Err(NotTaken::Refused(error));
             }
             failures += 1;
             // Heartbeats may still succeed, on a full disk for example, but no job is taken.
             self.set_taking(false);
             self.pause(failures, &error).await?;
-            let others_do_not = failures >= HALVE_AFTER && self.shared.health.store_answered_since(begun);
+            let others_do_not = failures >= self.tries && self.shared.health.store_answered_since(begun);
             if others_do_not && !self.even_failing {
                 self.set_taking(true);
                 return Err(NotTaken::Failing);
@@ -126,74 +140,89 @@ where
     })
 }
 
-/// What became of a batch, each item with its place in it, in order.
-pub(super) struct Bisected<T, A> {
-    pub(super) done: Vec<(usize, T, A)>,
+/// What was not written of a batch, each item with its place in it, in order.
+pub(super) struct Unwritten<T> {
     /// Each of them fails by itself while the store answers others.
     pub(super) failing: Vec<(usize, T)>,
     /// They were not written, or nobody knows, because nobody waits any more.
     pub(super) left: Vec<(usize, T)>,
 }
 
-/// Writes a batch, in pieces that are neither too large nor refused. `bytes` is what an item weighs; `write` gives back
-/// what it was given, and answers for an item that the database refuses by itself. A piece that fails goes behind the
-/// others, so that it does not hold them up.
+/// Writes a batch, in pieces that are neither too large nor refused. `bytes` is what an item weighs; `write` is given a
+/// piece and how often to try, gives back what it was given, and answers for an item that the database refuses by itself.
+/// A piece that fails goes behind the others, so that it does not hold them up. `done` is told each answer at once.
 pub(super) async fn bisect<T, A, F>(
     batch: Vec<T>,
     bytes: impl Fn(&T) -> usize,
-    write: impl Fn(Vec<T>) -> F,
-) -> Bisected<T, A>
+    write: impl Fn(Vec<T>, u32) -> F,
+    mut done: impl FnMut(usize, T, A),
+) -> Unwritten<T>
 where
     F: Future<Output = (Vec<T>, Result<Vec<A>, NotTaken>)>,
 {
-    let (mut done, mut failing, mut left) = (Vec::with_capacity(batch.len()), Vec::new(), Vec::new());
-    let mut pieces = split(batch, bytes);
-    while let Some((place, piece)) = pieces.pop_front() {
-        let (mut piece, written) = write(piece).await;
+    let (mut failing, mut left) = (Vec::new(), Vec::new());
+    let mut pieces: VecDeque<_> = split(batch, bytes).into_iter().map(|piece| (piece, TRIES)).collect();
+    while let Some(((place, piece), tries)) = pieces.pop_front() {
+        let (piece, written) = write(piece, tries).await;
         match written {
             Ok(answers) => {
-                let places = place..;
-                done.extend(
-                    piece
-                        .into_iter()
-                        .zip(answers)
-                        .zip(places)
-                        .map(|((item, answer), place)| (place, item, answer)),
-                );
+                for ((place, item), answer) in numbered(place, piece).zip(answers) {
+                    done(place, item, answer);
+                }
             }
-            Err(NotTaken::Refused(_) | NotTaken::Failing) if piece.len() > 1 => {
-                let middle = place + piece.len() / 2;
-                let rest = piece.split_off(piece.len() / 2);
-                pieces.extend([(place, piece), (middle, rest)]);
+            Err(NotTaken::Refused(_)) if piece.len() > 1 => {
+                pieces.extend(parts(place, piece, 2).into_iter().map(|part| (part, tries)));
+            }
+            Err(NotTaken::Failing) if piece.len() > 1 => {
+                pieces.extend(parts(place, piece, PARTS).into_iter().map(|part| (part, 1)));
             }
             Err(NotTaken::Failing | NotTaken::Refused(_)) => failing.extend(numbered(place, piece)),
             Err(NotTaken::GivenUp) => {
                 left.extend(numbered(place, piece));
-                left.extend(pieces.drain(..).flat_map(|(place, piece)| numbered(place, piece)));
+                left.extend(pieces.drain(..).flat_map(|((place, piece), _)| numbered(place, piece)));
             }
         }
     }
-    done.sort_by_key(|(place, ..)| *place);
     failing.sort_by_key(|(place, _)| *place);
     left.sort_by_key(|(place, _)| *place);
-    Bisected { done, failing, left }
+    Unwritten { failing, left }
+}
+
+/// Items of a batch that are written together, with the place of the first.
+type Piece<T> = (usize, Vec<T>);
+
+/// Cuts a piece into so many parts, or into its items if it has fewer.
+fn parts<T>(place: usize, piece: Vec<T>, parts: usize) -> Vec<Piece<T>> {
+    let most = piece.len().div_ceil(parts);
+    let mut rest = piece.into_iter();
+    let mut cut = Vec::with_capacity(parts);
+    let mut next = place;
+    loop {
+        let part: Vec<T> = rest.by_ref().take(most).collect();
+        if part.is_empty() {
+            return cut;
+        }
+        let first = next;
+        next += part.len();
+        cut.push((first, part));
+    }
 }
 
 /// Cuts a batch into pieces of up to [`MAX_BATCH_BYTES`], or of one item, each with the place of its first item.
-fn split<T>(batch: Vec<T>, bytes: impl Fn(&T) -> usize) -> VecDeque<(usize, Vec<T>)> {
-    let mut pieces = VecDeque::new();
+pub(super) fn split<T>(batch: Vec<T>, bytes: impl Fn(&T) -> usize) -> Vec<Piece<T>> {
+    let mut pieces = Vec::new();
     let (mut piece, mut first, mut size) = (Vec::new(), 0, 0_usize);
     for (place, item) in batch.into_iter().enumerate() {
         let weight = bytes(&item);
         if !piece.is_empty() && size.saturating_add(weight) > MAX_BATCH_BYTES {
-            pieces.push_back((first, std::mem::take(&mut piece)));
+            pieces.push((first, std::mem::take(&mut piece)));
             (first, size) = (place, 0);
         }
         size = size.saturating_add(weight);
         piece.push(item);
     }
     if !piece.is_empty() {
-        pieces.push_back((first, piece));
+        pieces.push((first, piece));
     }
     pieces
 }
@@ -218,11 +247,9 @@ pub(super) async fn run_finishes(shared: Arc<Shared>, runner: Runner<Finish, Rec
         metrics::FINISH_BATCH.record([], batch.len() as f64);
         let started = Instant::now();
         let mut answers: Vec<Option<Recorded>> = batch.iter().map(|_| None).collect();
-        let Bisected { done, failing, left } = write_finishes(shared, batch).await;
+        let done = |place: usize, finished| answers[place] = Some(Recorded::Done(finished));
+        let Unwritten { failing, left } = write_finishes(shared, batch, done).await;
         metrics::FINISH_DURATION.record([], started.elapsed().as_secs_f64());
-        for (place, _, finished) in done {
-            answers[place] = Some(Recorded::Done(finished));
-        }
         for (place, finish) in failing {
             answers[place] = Some(Recorded::NotWithOthers(Box::new(finish)));
         }
@@ -235,16 +262,14 @@ pub(super) async fn run_finishes(shared: Arc<Shared>, runner: Runner<Finish, Rec
 /// Writes bindings in batches.
 pub(super) async fn run_bindings(shared: Arc<Shared>, runner: Runner<Bind, Bound>) {
     let persist = &Persist::new(&shared, "bindings could not be written");
-    let write = |batch: Vec<Bind>| async move {
-        let written = persist.until_taken(|| persist.shared.services.store.bind(&batch)).await;
+    let write = |batch: Vec<Bind>, tries| async move {
+        let written = persist.trying(tries).until_taken(|| persist.shared.services.store.bind(&batch)).await;
         let written = each(&batch, written);
         (batch, written)
     };
     let write_all = |batch: Vec<Bind>, _| async move {
         let mut answers: Vec<Option<Bound>> = batch.iter().map(|_| None).collect();
-        for (place, _, bound) in bisect(batch, |_| 0, write).await.done {
-            answers[place] = Some(bound);
-        }
+        bisect(batch, |_| 0, write, |place, _, bound| answers[place] = Some(bound)).await;
         answers
     };
     runner.run(write_all).await;
@@ -262,13 +287,17 @@ pub(super) fn each<T, A>(
 }
 
 /// Writes a batch of ended attempts; one that the database refuses is recorded as a failure that says so.
-pub(super) async fn write_finishes(shared: &Shared, batch: Vec<Finish>) -> Bisected<Finish, Finished> {
+pub(super) async fn write_finishes(
+    shared: &Shared,
+    batch: Vec<Finish>,
+    mut done: impl FnMut(usize, Finished),
+) -> Unwritten<Finish> {
     let persist = &Persist::new(shared, "results could not be written");
-    let write = |batch: Vec<Finish>| async move {
-        let written = write_piece(persist, &batch).await;
+    let write = |batch: Vec<Finish>, tries| async move {
+        let written = write_piece(&persist.trying(tries), &batch).await;
         (batch, written)
     };
-    bisect(batch, finish_bytes, write).await
+    bisect(batch, finish_bytes, write, |place, _, finished| done(place, finished)).await
 }
 
 /// Writes one ended attempt by itself until the store takes it; `None` when the worker gave up, and it is for the journal.
@@ -320,8 +349,8 @@ async fn unstorable(
     }
     tracing::error!(
         job.id = %refused.id, error = %chain(cause),
-        "the database refuses even to record that this job failed, so it stays as it is until an audit \
-         reports it; compare its rules with the migrations"
+        "the database refuses even to record that this job failed, so it stays as it is; compare its rules \
+         with the migrations"
     );
     // The job is not changed and nobody holds it here, which is what this answer means. The others go on.
     Ok(Finished::Fenced)
@@ -343,7 +372,7 @@ mod tests {
             // Refuses batches with a 0 in them, fails those with a 1, and takes no more writes than given. A 2 is large.
             let bytes = |item: &u8| if *item == 2 { MAX_BATCH_BYTES } else { 10 };
             let writes = &Cell::new(writes);
-            let write = |batch: Vec<u8>| async move {
+            let write = |batch: Vec<u8>, _| async move {
                 let written = match writes.get().checked_sub(1) {
                     None => Err(NotTaken::GivenUp),
                     Some(rest) => {
@@ -360,13 +389,14 @@ mod tests {
                 let answers = each(&batch, written);
                 (batch, answers)
             };
-            let Bisected { done, failing, left } = bisect(batch.clone(), bytes, write).now_or_never().unwrap();
+            let mut done = Vec::new();
+            let told = |place, item, answer| done.push((place, item, answer));
+            let Unwritten { failing, left } = bisect(batch.clone(), bytes, write, told).now_or_never().unwrap();
             for (_, item, answer) in &done {
                 prop_assert_eq!(answer.as_ref().ok(), Some(item).filter(|item| **item != 0));
             }
             prop_assert!(failing.iter().all(|(_, item)| *item == 1));
             prop_assert!(left.is_empty() || writes.get() == 0);
-            prop_assert!(done.is_sorted_by_key(|(place, ..)| *place));
             let done = done.into_iter().map(|(place, item, _)| (place, item));
             let mut all: Vec<(usize, u8)> = done.chain(failing).chain(left).collect();
             all.sort_unstable();

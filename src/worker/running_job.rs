@@ -40,6 +40,7 @@ impl RunningJob {
         receipt: ClaimReceipt,
         published_at: Option<u64>,
         noted: Noted,
+        claimed_at: Instant,
     ) -> Self {
         let started_at = shared.services.clock.now();
         let due_at = first_due(&claim.spec, receipt.created_at, published_at, started_at);
@@ -48,7 +49,6 @@ impl RunningJob {
             metrics.queue_wait.record(waited);
         }
         let Claim { spec, request_id, .. } = claim;
-        let claimed_at = Instant::now();
         Self { spec, request_id, receipt, is_sent: false, started_at, claimed_at, due_at, metrics, noted }
     }
 

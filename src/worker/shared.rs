@@ -35,8 +35,6 @@ pub struct Options {
     pub name: String,
     /// The lanes to consume and the most jobs in flight of each.
     pub lanes: Vec<(QueueName, u32)>,
-    /// All lanes there are, to any of which a dead letter may belong.
-    pub all_lanes: Vec<QueueName>,
     /// Age of a heartbeat from which others rescue our jobs.
     pub lease: Duration,
     pub heartbeat: Duration,

@@ -133,3 +133,20 @@ async fn a_job_that_only_the_store_says_is_running_is_taken_over() {
     assert!(worker.metric_sum("errand_rescued_jobs_total").await >= 2.0);
     assert_eq!(harness.sandbox.job_effects(once.id()), 1);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_job_that_the_database_does_not_take_costs_itself_only() {
+    let harness = Harness::new("poisoned-rescue", "[[fault]]\nkind = \"latency\"\nfixed_ms = 3000\n").await;
+    let quick = [("ERRAND__WORKER__HEARTBEAT_SECS", "1"), ("ERRAND__WORKER__LEASE_SECS", "5")];
+    let mut first = harness.worker(&quick).await;
+    let jobs: Vec<Value> = (0..10).map(|_| read("u-alice")).collect();
+    harness.publish(&jobs).await;
+    harness.counts("state = 'running'", 10).await;
+    first.kill9();
+    break_rows(&harness, "jobs", "update", &format!("new.id = '{}'", jobs[0].id())).await;
+    let _second = harness.worker(&quick).await;
+    harness.counts("state = 'succeeded'", 9).await;
+    assert_eq!(harness.count("state = 'running'").await, 1);
+    heal(&harness, "jobs").await;
+    harness.job_in(jobs[0].id(), &["succeeded"]).await;
+}

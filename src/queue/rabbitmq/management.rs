@@ -78,6 +78,11 @@ impl Management {
                 queues.push((name, queue));
             }
         }
+        if queues.is_empty() {
+            let sentence = "the management API of RabbitMQ at amqp.management_url knows none of errand's queues: check that \
+                it is the one of this broker, and the path in the URL";
+            return Err(QueueError::new(QueueErrorKind::Topology, sentence));
+        }
         let dead = wire::queue_name(QueueName::DEAD);
         let has_dead_queue = queues.iter().any(|(name, _)| *name == dead);
         let cluster = Cluster { has_dead_queue, ..self.cluster().await? };
@@ -231,8 +236,12 @@ fn risks_of(name: &str, queue: &Value, cluster: Cluster) -> Vec<PolicyRisk> {
             format!("dead-letters to `{dead}`, which does not exist: a worker declares it when it starts");
         risk(PolicyRiskKind::DeadLetterStrategy, what);
     }
-    for (kind, what) in leaks.into_iter().filter(|_| exchange.is_none()) {
-        risk(kind, what);
+    // Whatever goes elsewhere is looked at by nobody that errand knows of, or dropped where no queue is bound.
+    let is_caught = to_dead && cluster.has_dead_queue && name != dead;
+    for (kind, what) in leaks.into_iter().filter(|_| !is_caught) {
+        let elsewhere =
+            if exchange.is_some() { ", or dead-letters them to where errand does not look" } else { "" };
+        risk(kind, format!("{what}{elsewhere}"));
     }
     if let Some(millis) = described.number("expires") {
         let what = format!("is deleted with its messages when unused for {millis} ms");
@@ -284,7 +293,7 @@ mod tests {
             (dead.clone(), vec![]),
             (merged(json!({"message-ttl": 3000, "delivery-limit": 3, "max-length": 20})), vec![]),
             (merged(json!({"message-ttl": 3000, "expires": 1})), vec!["expires"]),
-            (json!({"message-ttl": 3000, "dead-letter-exchange": "x"}), vec!["dead_letter_strategy"]),
+            (json!({"message-ttl": 3000, "dead-letter-exchange": "x"}), vec!["dead_letter_strategy", "ttl"]),
         ] {
             let queue = json!({"type": "quorum", "arguments": declared, "effective_policy_definition": policy,
                 "members": ["a", "b", "c"]});
@@ -296,7 +305,7 @@ mod tests {
         assert_eq!(kinds(&foreign, 3, 3), ["few_members"]);
         let classic =
             json!({"type": "classic", "arguments": {"x-message-ttl": 5, "x-dead-letter-exchange": ""}});
-        assert_eq!(kinds(&classic, 3, 4), Vec::<&str>::new());
+        assert_eq!(kinds(&classic, 3, 4), ["ttl"], "the default exchange has no queue of its old key");
         let nowhere = json!({"type": "classic", "effective_policy_definition": dead});
         assert_eq!(kinds(&nowhere, 3, 4), ["dead_letter_strategy"], "there is no queue for dead letters");
     }

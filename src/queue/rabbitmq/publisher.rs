@@ -13,7 +13,11 @@
 //! new channel, until the message stands alone; the others have got through. If this user may not write to an exchange,
 //! that concerns all messages to it and no others.
 
-use std::{collections::HashSet, sync::Arc, sync::atomic::Ordering::Relaxed};
+use std::{
+    collections::HashSet,
+    panic::AssertUnwindSafe,
+    sync::{Arc, atomic::Ordering::Relaxed},
+};
 
 use futures_util::{FutureExt as _, StreamExt as _, stream::FuturesUnordered};
 use lapin::{
@@ -35,6 +39,7 @@ use super::{
 use crate::{
     failure::chain,
     queue::{Address, BROKER_TIMEOUT, Message, QueueError, QueueErrorKind},
+    telemetry::metrics,
 };
 
 pub(super) const PUBLISHERS: usize = 3;
@@ -63,7 +68,15 @@ pub(super) async fn run(shared: Arc<Shared>, requests: Requests) {
             .filter(|request| !request.answer.is_closed())
             .map(|request| ((request.batch.len(), request.answer), request.batch))
             .unzip();
-        let mut results = publisher.publish(messages.into_iter().flatten().collect()).await.into_iter();
+        let publishing = AssertUnwindSafe(publisher.publish(messages.into_iter().flatten().collect()));
+        let Ok(published) = publishing.catch_unwind().await else {
+            metrics::PANICS.add([], 1);
+            tracing::error!("publishing panicked");
+            // Without an answer, callers take it that their messages may or may not be there.
+            publisher.channel = None;
+            continue;
+        };
+        let mut results = published.into_iter();
         for (size, answer) in sizes {
             // Nobody waits for the answer any more if this fails.
             drop(answer.send(results.by_ref().take(size).collect()));
@@ -149,7 +162,13 @@ impl Publisher {
         let (session, channel) = match ready {
             Ok(ready) => ready,
             Err(error) => {
-                let answers = repeat(error.kind(), &chain(&error), size);
+                // What concerns the queue of one lane, such as one whose node is down, says nothing about these messages.
+                let kind = if error.kind().concerns_one_message() {
+                    QueueErrorKind::Unavailable
+                } else {
+                    error.kind()
+                };
+                let answers = repeat(kind, &chain(&error), size);
                 return answers.into_iter().map(Outcome::Answered).collect();
             }
         };

@@ -55,8 +55,7 @@ statements! { Postgres:
         where j.id = i.id and j.fence = i.fence and j.state = 'running'
             and (i.lease is null or not exists (select 1 from workers w where w.id = j.worker_id
                 and w.beat_at > now() - i.lease * interval '1 microsecond'))
-            and (i.lease is null or i.outcome <> 'interrupted' or j.toolkit is null
-                or (j.account is null and j.waits_for is not null))
+            and (i.lease is null or i.outcome <> 'interrupted' or j.toolkit is null)
         returning j.id, j.state, j.http_status as kept, i.charge, {i.attempt}),
     recorded as (
         insert into attempts (job_id, number, request_id, outcome, http_status, log_id, version, {error},
@@ -152,11 +151,15 @@ async fn finish_leftover(db: &mut PgConnection, finish: &Finish) -> Result<Finis
             note(db, &of_finish(finish, state)).await?;
             Finished::Applied { state, late: true }
         }
-        NextStep::Learn => {
+        NextStep::Learn { is_news } => {
             let (error, log_id) = (finish.ending.error(), finish.attempt.log_id.as_deref());
             sql::learn(One(error), finish.id.0, log_id).execute(&mut *db).await?;
             note(db, &of_finish(finish, State::Cancelled)).await?;
-            Finished::Applied { state: State::Cancelled, late: true }
+            let answer = Finished::Applied { state: State::Cancelled, late: true };
+            if !is_news {
+                return Ok(answer);
+            }
+            answer
         }
     };
     let (ended_as, late) = answer.recorded();
@@ -167,9 +170,12 @@ async fn finish_leftover(db: &mut PgConnection, finish: &Finish) -> Result<Finis
 
 /// What goes into the history of jobs that come to the state of their ending.
 fn notes(finishes: &[&Finish]) -> Vec<(State, Note<'static>)> {
+    let of_state =
+        |finish: &Finish, state| of_finish(finish, state).into_iter().map(move |note| (state, note));
+    // A job that somebody called off meanwhile comes to another state.
     let of_one = |finish: &&Finish| {
-        let state = finish.ending.state();
-        of_finish(finish, state).into_iter().map(move |note| (state, note))
+        let called_off = of_state(finish, State::Cancelled);
+        of_state(finish, finish.ending.state()).chain(called_off).collect::<Vec<_>>()
     };
     finishes.iter().flat_map(of_one).collect()
 }

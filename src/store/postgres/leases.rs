@@ -29,13 +29,13 @@ statements! { Postgres:
         select worker_id, job_ids from claims where not exists (select 1 from workers w
             where w.id = claims.worker_id and w.beat_at > now() - {lease}::bigint * interval '1 microsecond'))
     select distinct on (j.started_at, j.id)
-        j.id, j.request_id, j.started_at, j.max_attempts, j.max_age_ms, j.waits_for is not null as needs_account, {receipt of j}
+        j.id, j.request_id, j.started_at, j.max_attempts, j.max_age_ms, {receipt of j}
     from c cross join lateral {running_of_claim} order by j.started_at, j.id limit {limit}";
 
     running(worker: Uuid, limit: i64) = "with c as materialized (
         select worker_id, job_ids from claims where worker_id = {worker})
     select distinct on (j.started_at, j.id)
-        j.id, j.request_id, j.started_at, j.max_attempts, j.max_age_ms, j.waits_for is not null as needs_account, {receipt of j}
+        j.id, j.request_id, j.started_at, j.max_attempts, j.max_age_ms, {receipt of j}
     from c cross join lateral {running_of_claim} order by j.started_at, j.id limit {limit}";
 
     /// Claims of which nothing runs any more are removed by whoever looks, in short rounds.

@@ -41,8 +41,7 @@ statements! { Sqlite:
     where id = {id} and fence = {fence} and state = 'running'
         and ({lease} is null or not exists (select 1 from workers where workers.id = jobs.worker_id
             and beat_at > {now} - {lease}))
-        and ({lease} is null or {outcome} <> 'interrupted' or toolkit is null
-            or (account is null and waits_for is not null))
+        and ({lease} is null or {outcome} <> 'interrupted' or toolkit is null)
     returning state, http_status is not null as is_recorded";
 
     job(id: Uuid) = "select state, fence, check_at is not null as is_looked_up from jobs where id = {id}";
@@ -119,11 +118,15 @@ async fn finish_leftover(db: &mut SqliteConnection, now: i64, finish: &Finish) -
             note_held(db, now, finish, state).await?;
             Finished::Applied { state, late: true }
         }
-        NextStep::Learn => {
+        NextStep::Learn { is_news } => {
             let (error, log_id) = (finish.ending.error(), finish.attempt.log_id.as_deref());
             sql::learn(One(error), finish.id.0, log_id).execute(&mut *db).await?;
             note_held(db, now, finish, State::Cancelled).await?;
-            Finished::Applied { state: State::Cancelled, late: true }
+            let answer = Finished::Applied { state: State::Cancelled, late: true };
+            if !is_news {
+                return Ok(answer);
+            }
+            answer
         }
     };
     record(db, finish, answer).await?;

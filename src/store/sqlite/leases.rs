@@ -24,14 +24,12 @@ statements! { Sqlite:
 
     retire(worker: Uuid) = "delete from workers where id = {worker}";
 
-    lost(oldest_beat: i64, now: i64, limit: i64) = "select id, request_id, started_at, max_attempts, max_age_ms,
-        waits_for is not null as needs_account, {receipt}
+    lost(oldest_beat: i64, now: i64, limit: i64) = "select id, request_id, started_at, max_attempts, max_age_ms, {receipt}
     from jobs where state = 'running'
         and not exists (select 1 from workers where workers.id = jobs.worker_id and beat_at > {oldest_beat})
     order by started_at limit +{limit}";
 
-    running(worker: Uuid, now: i64, limit: i64) = "select id, request_id, started_at, max_attempts, max_age_ms,
-        waits_for is not null as needs_account, {receipt}
+    running(worker: Uuid, now: i64, limit: i64) = "select id, request_id, started_at, max_attempts, max_age_ms, {receipt}
     from jobs where state = 'running' and worker_id = {worker} order by started_at limit +{limit}";
 
     forget(oldest_beat: i64) = "delete from workers where beat_at <= {oldest_beat}

@@ -19,7 +19,7 @@ use std::{
 use self::file::Folder;
 pub use self::file::{Unreadable, decode};
 use super::{
-    persist::{Bisected, Persist, write_finishes},
+    persist::{Persist, Unwritten, write_finishes},
     shared::Shared,
 };
 use crate::{
@@ -143,9 +143,11 @@ async fn replay_results(shared: &Shared, finishes: Vec<Finish>) -> Replayed {
             return replayed;
         }
         let ids: Vec<_> = batch.iter().map(|finish| finish.id).collect();
-        let Bisected { done, failing, left } = write_finishes(shared, batch).await;
+        let mut done = Vec::with_capacity(ids.len());
+        let told = |place, answer| done.push((place, answer));
+        let Unwritten { failing, left } = write_finishes(shared, batch, told).await;
         replayed.failing += (failing.len() + left.len()) as u64;
-        for (place, _, answer) in done {
+        for (place, answer) in done {
             match answer {
                 Finished::Applied { .. } => replayed.applied += 1,
                 // Somebody else has claimed the job, or it is not there, which may be because this is another database.

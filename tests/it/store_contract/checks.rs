@@ -148,6 +148,16 @@ on_every_backend!(a_cancelled_job_is_still_looked_up_and_stays_cancelled, async 
         assert_eq!(t.store.history(run.id).await.unwrap().pop().unwrap().fact, adopted);
     }
 
+    // The worker that was presumed dead tells it itself, and nobody looks any more.
+    for outcome in [AttemptOutcome::Succeeded, AttemptOutcome::NotSent] {
+        let run = cancelled(&t, false).await;
+        let ending = if outcome == AttemptOutcome::Succeeded { succeed("1") } else { retry(LEASE) };
+        assert_eq!(t.finish(&run.end(ending, outcome)).await, answer);
+        assert_eq!((t.outcomes(run.id).await, t.view(run.id).await.check_at), (vec![Some(outcome)], None));
+        assert_eq!(t.finish(&told(&run, fail(), AttemptOutcome::NotSent)).await, Finished::Fenced);
+        assert_eq!(t.outcomes(run.id).await, [Some(outcome)]);
+    }
+
     let run = cancelled(&t, false).await;
     let check = one(t.store.take_checks(10, LEASE).await.unwrap());
     let given_up = PutOff {
@@ -176,6 +186,11 @@ on_every_backend!(a_job_that_may_have_acted_is_run_again_only_by_force, async |t
     let too_large = run_once(&t).await;
     t.finish(&too_large.end(fail(), AttemptOutcome::Unknown)).await;
     assert_eq!(restart(too_large.id, false).await, Decided::MayHaveActed);
+
+    // It is known by now that it has acted.
+    let run = cancelled(&t, true).await;
+    t.finish(&told(&run, succeed("1"), AttemptOutcome::Succeeded)).await;
+    assert_eq!(restart(run.id, false).await, Decided::MayHaveActed);
 
     // It is known by now that nothing happened, or a person says so.
     let run = cancelled(&t, true).await;

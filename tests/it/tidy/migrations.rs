@@ -25,6 +25,9 @@ const SLOW: &[(&str, &[&str])] = &[
     ("set tablespace", &[]),
 ];
 
+/// What takes away what a worker of the build before still names.
+const BREAKING: &[&str] = &["rename column", "rename to", "drop column"];
+
 /// What is wrong with a migration, one sentence each.
 fn faults(number: u32, text: &str) -> Vec<String> {
     if number <= LANDED {
@@ -71,6 +74,11 @@ fn faults(number: u32, text: &str) -> Vec<String> {
                     }
                     slow => statement.contains(slow) && !but.iter().any(|but| statement.contains(but)),
                 };
+                if !is_new(table) && BREAKING.iter().any(|breaking| statement.contains(breaking)) {
+                    fault(
+                        "a worker of the build before goes on without it: expand first, contract in a later release",
+                    );
+                }
                 if !is_new(table) && SLOW.iter().any(is_slow) {
                     fault("it looks at every row while nobody can use the table");
                 }
@@ -107,6 +115,8 @@ fn slow_migrations_are_told_from_brief_ones() {
         "create index concurrently i on jobs (a);",
         "-- no-transaction\ncreate index concurrently i on jobs (a);",
         "drop index i;",
+        "alter table jobs rename column a to b;",
+        "alter table jobs drop column a;",
         "alter table jobs alter column a type bigint;",
         "alter table jobs alter column a set not null;",
         "alter table jobs add constraint c check (a > 0);",
@@ -122,7 +132,6 @@ fn slow_migrations_are_told_from_brief_ones() {
         "-- no-transaction\ndrop index concurrently if exists i;\ncreate index concurrently i on jobs (a);",
         "alter table jobs add column a integer not null default 0;",
         "alter table jobs add column a text;",
-        "alter table jobs rename column a to b;",
         "alter table jobs add constraint c check (a > 0) not valid;",
         "alter table jobs alter column a set default 1;",
         "alter domain word add constraint w check (value in ('a')) not valid;",
