@@ -154,7 +154,7 @@ on_every_backend!(a_cancelled_job_is_still_looked_up_and_stays_cancelled, async 
         let ending = if outcome == AttemptOutcome::Succeeded { succeed("1") } else { retry(LEASE) };
         assert_eq!(t.finish(&run.end(ending, outcome)).await, answer);
         assert_eq!((t.outcomes(run.id).await, t.view(run.id).await.check_at), (vec![Some(outcome)], None));
-        assert_eq!(t.finish(&told(&run, fail(), AttemptOutcome::NotSent)).await, Finished::Fenced);
+        assert_eq!(t.finish(&told(&run, fail(), AttemptOutcome::ToolFailed)).await, Finished::Fenced);
         assert_eq!(t.outcomes(run.id).await, [Some(outcome)]);
     }
 
