@@ -111,7 +111,9 @@ async fn replies_that_may_not_be_published_keep_no_job_waiting() {
         (0..60).map(|n| message_to(to(n), &format!("m{n}"))).collect::<Vec<_>>()
     };
     let expected: Vec<_> = (0..60).step_by(3).map(|n| (n, QueueErrorKind::Refused)).collect();
-    assert_eq!(kinds(queue.publish(batch()).await), expected);
+    let answers = queue.publish(batch()).await;
+    let told = format!("{answers:?}");
+    assert_eq!(kinds(answers), expected, "{told}");
     let error = queue.publish(batch()).await.remove(0).unwrap_err();
     assert!(error.to_string().contains("amq.default"), "{error}");
     // Without the permission for jobs, it is the jobs that wait.

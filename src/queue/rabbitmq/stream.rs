@@ -1,8 +1,8 @@
-//! The TCP or TLS stream to the broker, which the client library reads through the frame filter.
+//! The TCP or TLS stream to the broker, which the client library uses through the frame filter.
 
 use std::{
     fmt,
-    io::{self, IoSlice, Read, Write},
+    io::{self, Read, Write},
     net::{Shutdown, SocketAddr},
     os::fd::{AsFd, AsRawFd},
     pin::Pin,
@@ -28,7 +28,7 @@ use tokio::{
 use tokio_rustls::{TlsConnector, client::TlsStream};
 use tokio_util::either::Either;
 
-use super::frame_filter::{FrameFilter, MAX_FRAME};
+use super::frame_filter::{ClosedChannels, FrameFilter, MAX_FRAME, Outgoing};
 use crate::{queue::BROKER_TIMEOUT, sync::lock};
 
 /// How long connecting to all addresses of a host may take together, which leaves time for handshakes.
@@ -135,12 +135,21 @@ pub(super) struct FilteredStream<S> {
     filter: FrameFilter,
     /// Bytes that were read and the filter has not consumed.
     rest: BytesMut,
+    closed_channels: ClosedChannels,
+    /// Bytes that were taken from the library and have to be written next: the start of a frame.
+    unwritten: BytesMut,
 }
 
 impl<S> FilteredStream<S> {
     /// `frame_max` is what the URL asks for.
     fn new(stream: S, frame_max: Option<u32>) -> Self {
-        Self { stream, filter: FrameFilter::new(frame_max.unwrap_or(0)), rest: BytesMut::new() }
+        Self {
+            stream,
+            filter: FrameFilter::new(frame_max.unwrap_or(0)),
+            rest: BytesMut::new(),
+            closed_channels: ClosedChannels::default(),
+            unwritten: BytesMut::new(),
+        }
     }
 }
 
@@ -150,7 +159,7 @@ impl<S: AsyncRead + Unpin> futures_util::io::AsyncRead for FilteredStream<S> {
         context: &mut Context<'_>,
         buffer: &mut [u8],
     ) -> Poll<io::Result<usize>> {
-        let Self { stream, filter, rest } = self.get_mut();
+        let Self { stream, filter, rest, .. } = self.get_mut();
         if buffer.is_empty() {
             return Poll::Ready(Ok(0));
         }
@@ -186,15 +195,27 @@ impl<S: AsyncRead + Unpin> futures_util::io::AsyncRead for FilteredStream<S> {
 
 impl<S: AsyncWrite + Unpin> futures_util::io::AsyncWrite for FilteredStream<S> {
     fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().stream).poll_write(context, bytes)
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        slices: &[IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().stream).poll_write_vectored(context, slices)
+        let Self { stream, closed_channels, unwritten, .. } = self.get_mut();
+        let mut stream = Pin::new(stream);
+        while !unwritten.is_empty() {
+            let written = ready!(stream.as_mut().poll_write(context, unwritten))?;
+            if written == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            unwritten.advance(written);
+        }
+        match closed_channels.judge(bytes) {
+            Outgoing::Pass(length) => {
+                let written = ready!(stream.poll_write(context, &bytes[..length]))?;
+                closed_channels.wrote(written);
+                Poll::Ready(Ok(written))
+            }
+            // The rest of the frame is written by the next call.
+            Outgoing::Consumed(length, start) => {
+                unwritten.extend_from_slice(&start);
+                Poll::Ready(Ok(length))
+            }
+        }
     }
 
     fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {

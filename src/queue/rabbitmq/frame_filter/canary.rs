@@ -1,19 +1,26 @@
-//! Shows that the client library, without the filter, still cannot read what the filter replaces.
+//! Shows that the client library, without the filter, still cannot read what the filter replaces, and still writes what
+//! the filter leaves out.
 
 use std::{net::SocketAddr, process::Command, time::Duration};
 
-use futures_util::StreamExt as _;
+use futures_util::{StreamExt as _, future::join_all};
 use lapin::{
-    Connection, ConnectionProperties, message::Delivery, options::BasicConsumeOptions,
-    protocol::basic::parse_properties, types::FieldTable,
+    BasicProperties, Channel, Connection, ConnectionProperties,
+    message::Delivery,
+    options::{BasicConsumeOptions, BasicPublishOptions},
+    protocol::basic::parse_properties,
+    types::FieldTable,
+    uri::AMQPUri,
 };
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
+    sync::oneshot,
     time::timeout,
 };
 
 use super::{
+    super::stream::{self, SocketGuard},
     frame::{BODY, FRAME_HEAD, METHOD},
     samples::*,
 };
@@ -75,6 +82,88 @@ fn the_library_reads_nested_headers() {
     drop(parse_properties(&nested(20_000)[..]));
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_library_still_publishes_on_a_channel_that_was_closed() {
+    let sent = sent_after_close(async |url| Connection::connect(&url, ConnectionProperties::default()).await);
+    assert!(
+        sent.await > 0,
+        "the client library leaves out what waits for a closed channel now: delete `ClosedChannels` (see the module's \
+         documentation)"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_written_on_a_channel_that_was_closed() {
+    let socket = SocketGuard::default();
+    let sent = sent_after_close(async |url| {
+        let shared = socket.socket();
+        let connect = async move |uri: AMQPUri, _runtime| Ok(stream::connect(&uri, &shared).await?);
+        let properties = ConnectionProperties::default();
+        Connection::connector(url.parse().unwrap(), stream::runtime(), connect, properties).await
+    });
+    assert_eq!(sent.await, 0);
+}
+
+/// Publishes more than a connection takes at once, has the channel closed at the first message, and returns how many
+/// frames come on that channel after the library has confirmed the close.
+async fn sent_after_close(connect: impl AsyncFnOnce(String) -> lapin::Result<Connection>) -> usize {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("amqp://{}/%2f", listener.local_addr().unwrap());
+    let (go_on, is_closed) = oneshot::channel();
+    let broker = tokio::spawn(async move { refuse(listener.accept().await.unwrap().0, is_closed).await });
+    let connection = connect(url).await.unwrap();
+    let (refused, other) =
+        (connection.create_channel().await.unwrap(), connection.create_channel().await.unwrap());
+    let large = vec![0; 1024 * 1024];
+    let publish = async |channel: &Channel| {
+        let (options, properties) = (BasicPublishOptions::default(), BasicProperties::default());
+        // These are not confirmed; what comes of them is what the broker sees.
+        drop(channel.basic_publish("errand".into(), "default".into(), options, &large, properties).await);
+    };
+    let closed = async {
+        while refused.status().connected() || refused.status().closing() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        go_on.send(()).unwrap();
+        publish(&other).await;
+        broker.await.unwrap().unwrap()
+    };
+    let publishing = join_all((0..32).map(|_| publish(&refused)));
+    let (_, sent) = timeout(LIMIT, async { tokio::join!(publishing, closed) }).await.unwrap();
+    sent
+}
+
+/// Closes the channel of the first message and reads on when that is known to the client, up to the first message on
+/// another channel. Returns how many frames came on the closed channel after the client had confirmed the close.
+async fn refuse(mut client: TcpStream, is_closed: oneshot::Receiver<()>) -> std::io::Result<usize> {
+    let mut is_closed = Some(is_closed);
+    let (mut refused, mut confirmed, mut sent) = (None, false, 0);
+    client.read_exact(&mut [0; 8]).await?;
+    client.write_all(&start()).await?;
+    loop {
+        let (head, rest) = read_frame(&mut client).await?;
+        let channel = [head[1], head[2]];
+        if confirmed && refused == Some(channel) {
+            sent += 1;
+        }
+        match (head[0], rest.get(..4)) {
+            (METHOD, Some([_, 20, _, 41])) => confirmed = true,
+            (METHOD, Some([_, 60, _, 40])) if refused.is_none() => {
+                refused = Some(channel);
+                let reason = [&406_u16.to_be_bytes()[..], &short("PRECONDITION_FAILED"), &[0; 4]].concat();
+                client.write_all(&on(channel, method(20, 40, &reason))).await?;
+                is_closed.take().unwrap().await.unwrap();
+            }
+            (METHOD, Some([_, 60, _, 40])) if refused != Some(channel) => return Ok(sent),
+            _ => {
+                if let Some(answer) = answer(&head, &rest) {
+                    client.write_all(&on(channel, answer)).await?;
+                }
+            }
+        }
+    }
+}
+
 /// Sends one message to a consumer of the library, and returns what arrives.
 async fn send_to_library(method: Vec<u8>, header: Vec<u8>) -> Result<Delivery, String> {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -98,31 +187,53 @@ async fn receive(address: SocketAddr) -> Result<Delivery, String> {
 
 /// Answers a client up to its subscription, and then sends it a message.
 async fn serve(mut client: TcpStream, message: [Vec<u8>; 3]) -> std::io::Result<()> {
-    let mut version = [0; 8];
-    client.read_exact(&mut version).await?;
-    let method =
-        |class, method, arguments: &[u8]| framed(METHOD, &[&[0, class, 0, method][..], arguments].concat());
-    let start = [&[0, 9][..], &long(b"", b""), &long(b"", b"PLAIN"), &long(b"", b"en_US")].concat();
-    let (mut head, mut answers) = ([0; FRAME_HEAD], vec![method(10, 10, &start)]);
+    client.read_exact(&mut [0; 8]).await?;
+    client.write_all(&start()).await?;
     loop {
-        for mut answer in answers {
-            answer[1..3].copy_from_slice(&head[1..3]);
-            client.write_all(&answer).await?;
-        }
-        client.read_exact(&mut head).await?;
-        let size = u32::from_be_bytes(head[3..].try_into().unwrap());
-        let mut rest = vec![0; size as usize + 1];
-        client.read_exact(&mut rest).await?;
-        answers = match (head[0], rest.get(..4)) {
-            (METHOD, Some([_, 10, _, 11])) => vec![tune(FRAME_MAX)],
-            (METHOD, Some([_, 10, _, 40])) => vec![method(10, 41, &[0])],
-            (METHOD, Some([_, 20, _, 10])) => vec![method(20, 11, &[0; 4])],
+        let (head, rest) = read_frame(&mut client).await?;
+        let channel = [head[1], head[2]];
+        let frames = match (head[0], rest.get(..4)) {
             (METHOD, Some([_, 60, _, 20])) => {
-                let mut answers = vec![method(60, 21, &short("c1"))];
-                answers.extend(message.clone());
-                answers
+                [&[method(60, 21, &short("c1"))][..], &message.clone()].concat()
             }
-            _ => Vec::new(),
+            _ => answer(&head, &rest).into_iter().collect(),
         };
+        for frame in frames {
+            client.write_all(&on(channel, frame)).await?;
+        }
     }
+}
+
+/// The broker's part of opening connections and channels.
+fn answer(head: &[u8], rest: &[u8]) -> Option<Vec<u8>> {
+    match (head[0], rest.get(..4)) {
+        (METHOD, Some([_, 10, _, 11])) => Some(tune(FRAME_MAX)),
+        (METHOD, Some([_, 10, _, 40])) => Some(method(10, 41, &[0])),
+        (METHOD, Some([_, 20, _, 10])) => Some(method(20, 11, &[0; 4])),
+        _ => None,
+    }
+}
+
+fn start() -> Vec<u8> {
+    let start = [&[0, 9][..], &long(b"", b""), &long(b"", b"PLAIN"), &long(b"", b"en_US")].concat();
+    on([0, 0], method(10, 10, &start))
+}
+
+fn method(class: u8, method: u8, arguments: &[u8]) -> Vec<u8> {
+    framed(METHOD, &[&[0, class, 0, method][..], arguments].concat())
+}
+
+fn on(channel: [u8; 2], mut frame: Vec<u8>) -> Vec<u8> {
+    frame[1..3].copy_from_slice(&channel);
+    frame
+}
+
+/// The head of a frame, and what is behind it.
+async fn read_frame(client: &mut TcpStream) -> std::io::Result<([u8; FRAME_HEAD], Vec<u8>)> {
+    let mut head = [0; FRAME_HEAD];
+    client.read_exact(&mut head).await?;
+    let size = u32::from_be_bytes(head[3..].try_into().unwrap());
+    let mut rest = vec![0; size as usize + 1];
+    client.read_exact(&mut rest).await?;
+    Ok((head, rest))
 }
