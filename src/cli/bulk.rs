@@ -222,7 +222,7 @@ async fn enqueue(door: &Admission, batch: &Batch) -> Result<Vec<Enqueued>, Store
     let mut step = 0;
     loop {
         match door.enqueue(&specs).await {
-            Err(error) if error.kind() == StoreErrorKind::Unavailable && step < RETRIES => {
+            Err(error) if error.kind().passes() && step < RETRIES => {
                 step += 1;
                 tokio::time::sleep(RECONNECT.wait(step, fastrand::f64()).min(Duration::from_secs(5))).await;
             }

@@ -98,6 +98,7 @@ fn verdict(error: &(dyn std::error::Error + 'static)) -> Option<(Exit, Option<&'
             StoreErrorKind::Unavailable | StoreErrorKind::Access => {
                 (Exit::Unreachable, Some("check DATABASE_URL and the database, or run `errand doctor`"))
             }
+            StoreErrorKind::Locked => (Exit::Unreachable, Some("try again when that session has ended")),
             StoreErrorKind::Data => (Exit::Negative, None),
             StoreErrorKind::Corrupt => (Exit::Internal, None),
         });

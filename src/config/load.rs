@@ -163,8 +163,12 @@ impl Loader {
             Ok(text) => self.read_text(&text, path),
             Err(error) if named_by.is_none() && error.kind() == std::io::ErrorKind::NotFound => {}
             Err(error) => {
-                let by = named_by.map(|by| format!(" named by {by}")).unwrap_or_default();
-                self.report(format!("the file {}{by} cannot be read: {error}", path.display()), None);
+                // A URL with a password may stand there by mistake, so what was given is not repeated.
+                let file = match named_by {
+                    Some(by) => format!("named by {by}"),
+                    None => path.display().to_string(),
+                };
+                self.report(format!("the file {file} cannot be read: {error}"), None);
             }
         }
     }

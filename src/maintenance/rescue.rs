@@ -23,7 +23,7 @@ use crate::{
         WorkerId,
     },
     services::Services,
-    store::{By, ClaimReceipt, Finish, Finished, LostJob, SharedStore, StoreError, StoreErrorKind},
+    store::{By, ClaimReceipt, Finish, Finished, LostJob, SharedStore, StoreError},
     sync::lock,
     telemetry::metrics,
 };
@@ -47,6 +47,16 @@ pub struct Rescue {
     services: Services,
     options: Options,
     strays: Option<Strays>,
+    reach: Mutex<Reach>,
+}
+
+/// Whether this process reached the store all the while, as the others did that it judges by their heartbeats.
+#[derive(Debug)]
+struct Reach {
+    /// When the store answered last.
+    answered: Instant,
+    /// Until then no other worker counts as lost.
+    patient_until: Instant,
 }
 
 /// The jobs of this process that the store says are running.
@@ -61,7 +71,9 @@ struct Strays {
 impl Rescue {
     /// A rescue that wakes the relay when it made jobs due.
     pub fn new(services: &Services, options: Options) -> Self {
-        Self { services: services.clone(), options, strays: None }
+        let now = Instant::now();
+        let reach = Mutex::new(Reach { answered: now, patient_until: now });
+        Self { services: services.clone(), options, strays: None, reach }
     }
 
     /// Looks until `stop`; pages follow each other without a pause while they are full.
@@ -89,11 +101,18 @@ impl Rescue {
             self.take_over(&found, Duration::ZERO).await?;
         }
         let lost = store.lost_jobs(lease, batch).await?;
-        if lost.is_empty() {
+        let patient = lock(&self.reach).is_patient(self.options);
+        let taken = if lost.is_empty() {
             store.forget_workers(lease * FORGET_AFTER_LEASES).await?;
-            return Ok(0);
-        }
-        self.take_over(&lost, lease).await
+            0
+        } else if patient {
+            tracing::info!(jobs = lost.len(), "the store was away: other workers have a lease to beat again");
+            0
+        } else {
+            self.take_over(&lost, lease).await?
+        };
+        lock(&self.reach).answered = Instant::now();
+        Ok(taken)
     }
 
     async fn take_over(&self, lost: &[LostJob], lease: Duration) -> Result<usize, StoreError> {
@@ -132,6 +151,19 @@ impl Rescue {
     }
 }
 
+impl Reach {
+    /// Whether the store was away, as far as this process saw, for so long that workers that live could not beat. They
+    /// have the time of a lease to do so.
+    fn is_patient(&mut self, Options { poll, lease, .. }: Options) -> bool {
+        let now = Instant::now();
+        if now - self.answered > poll.mul_f64(1.25) + lease / 2 {
+            self.patient_until = now + lease;
+        }
+        self.answered = now;
+        now < self.patient_until
+    }
+}
+
 impl Strays {
     fn is_due(&self, lease: Duration) -> bool {
         lock(&self.seen).0.elapsed() >= lease
@@ -153,27 +185,31 @@ impl Strays {
 const FAILURES: u32 = 3;
 
 /// Finishes a batch, or, where the store does not take it, each by itself: one that it does not take (`None`) harms no
-/// other. An error says that the store takes none.
+/// other. An error says that the store takes none. They come in any order, so that where the first few fail each time
+/// the others do not wait for them for ever.
 async fn finish_each(store: &SharedStore, finishes: &[Finish]) -> Result<Vec<Option<Finished>>, StoreError> {
     match store.finish(finishes).await {
         Ok(finished) => return Ok(finished.into_iter().map(Some).collect()),
-        Err(error) if finishes.len() == 1 && error.kind() == StoreErrorKind::Unavailable => {
-            return Err(error);
-        }
+        Err(error) if finishes.len() == 1 && error.kind().passes() => return Err(error),
         Err(error) => tracing::warn!(error = %chain(&error), "lost jobs cannot be taken over together"),
     }
-    let (mut finished, mut failures) = (Vec::with_capacity(finishes.len()), 0);
-    for finish in finishes {
+    let (mut finished, mut failures) = (vec![None; finishes.len()], 0);
+    let mut places: Vec<usize> = (0..finishes.len()).collect();
+    fastrand::shuffle(&mut places);
+    for place in places {
+        let finish = &finishes[place];
         let one = store.finish(std::slice::from_ref(finish)).await;
         if let Err(error) = &one {
             metrics::STORE_ERRORS.add([error.kind().as_str()], 1);
             tracing::error!(job.id = %finish.id, error = %chain(error), "a job cannot be taken over, and stays as it is");
         }
         failures = if one.is_ok() { 0 } else { failures + 1 };
-        if failures == FAILURES {
-            return one.map(|_| finished);
+        match one {
+            Ok(one) => finished[place] = one.into_iter().next(),
+            Err(error) if failures == FAILURES && finished.iter().all(Option::is_none) => return Err(error),
+            Err(_) if failures == FAILURES => break,
+            Err(_) => {}
         }
-        finished.push(one.ok().and_then(|one| one.into_iter().next()));
     }
     Ok(finished)
 }
@@ -223,6 +259,22 @@ mod tests {
             max_throttled_age: Duration::from_secs(60),
         },
     };
+
+    #[tokio::test(start_paused = true)]
+    async fn other_workers_have_a_lease_to_beat_when_the_store_was_away() {
+        let now = Instant::now();
+        let mut reach = Reach { answered: now, patient_until: now };
+        for _ in 0..10 {
+            tokio::time::advance(OPTIONS.poll).await;
+            assert!(!reach.is_patient(OPTIONS), "it answers all the while");
+        }
+        tokio::time::advance(OPTIONS.lease).await;
+        assert!(reach.is_patient(OPTIONS));
+        tokio::time::advance(OPTIONS.lease / 2).await;
+        assert!(reach.is_patient(OPTIONS), "looking more often does not make it shorter");
+        tokio::time::advance(OPTIONS.lease / 2).await;
+        assert!(!reach.is_patient(OPTIONS));
+    }
 
     fn lost(effect: Option<Effect>, spent: u32) -> LostJob {
         let binding = effect.map(|effect| Binding {

@@ -65,6 +65,10 @@ fn refused(error: &dyn DatabaseError) -> StoreError {
             "the database has no connection left: {message} (code {code}); lower `store.hot_connections` and \
              `store.other_connections` of the workers, or raise what limits them"
         ),
+        StoreErrorKind::Locked => format!(
+            "another session has locked what is to be written: {message} (code {code}); `pg_blocking_pids` and \
+             `pg_stat_activity` say which"
+        ),
         StoreErrorKind::Unavailable => format!("the database cannot answer now: {message} (code {code})"),
         StoreErrorKind::Corrupt => format!("the database cannot be understood: {message} (code {code})"),
     };

@@ -11,6 +11,9 @@ string_enum! {
     StoreErrorKind {
         /// The database is away, busy or restarting: wait and repeat the same batch.
         Unavailable = "unavailable",
+        /// Another session holds a lock on a row or on a table for longer than a statement waits. Nothing of the batch
+        /// was applied; what is not locked can be written without the rest.
+        Locked = "locked",
         /// The database refuses this very item for what it contains: repeating is useless. The caller
         /// splits the batch until the item is found.
         Data = "data",
@@ -19,6 +22,13 @@ string_enum! {
         /// Wrong address, credentials or permissions: repeating helps only after someone acts.
         Access = "access",
         Corrupt = "corrupt",
+    }
+}
+
+impl StoreErrorKind {
+    /// Whether it passes by itself: the same may be tried again.
+    pub fn passes(self) -> bool {
+        matches!(self, Self::Unavailable | Self::Locked)
     }
 }
 

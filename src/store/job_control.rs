@@ -183,11 +183,12 @@ fn lane_and_state(row: &impl StoreRow) -> Result<(QueueName, State)> {
     Ok((row.parse("queue")?, row.parse("state")?))
 }
 
-/// Whether the last call of a job counts and may have had its effect, as far as nobody has said otherwise.
+/// Whether the last call of a job counts and has had its effect, or may have had it and nobody has said otherwise.
 pub(super) const MAY_HAVE_ACTED: &str =
-    "coalesce(frozen_effect = 'once' and error_kind is distinct from 'marked_failed'
+    "coalesce(frozen_effect = 'once'
         and exists (select 1 from attempts a where a.job_id = jobs.id and a.number = jobs.attempt
-            and a.outcome in ('succeeded', 'unknown', 'lost')), false)";
+            and (a.outcome = 'succeeded'
+                or a.outcome in ('unknown', 'lost') and jobs.error_kind is distinct from 'marked_failed')), false)";
 
 /// The attempts of a job; one in progress, and a first one that succeeded, are in the job's row.
 pub(super) const ATTEMPTS: &str = "select number, request_id, outcome, http_status, log_id, version, {error},

@@ -1,6 +1,6 @@
 //! Jobs that did not come through a queue.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{collections::HashSet, fmt, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 
@@ -20,6 +20,12 @@ pub trait Jobs: fmt::Debug + Send + Sync {
     /// * `unclaimed_after` is when the relay looks at an available job for the first time: zero if
     ///   nobody else will publish it; otherwise that counts as its first publication.
     async fn insert(&self, batch: &[Arc<JobSpec>], unclaimed_after: Duration) -> Result<Vec<Inserted>>;
+
+    /// Which of these jobs another session has locked at this moment. [`StoreErrorKind::Locked`] where all of them are,
+    /// because the table is.
+    ///
+    /// [`StoreErrorKind::Locked`]: super::StoreErrorKind::Locked
+    async fn locked(&self, jobs: &[JobId]) -> Result<HashSet<JobId>>;
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

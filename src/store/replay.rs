@@ -148,7 +148,8 @@ pub(super) fn next_step(
     if matches!(finish.by, By::Rescuer { .. }) || (finish.by == By::LookUp && looked_up.is_none()) {
         return NextStep::Answer(Finished::Fenced);
     }
-    if same_claim.and_then(|job| job.state).is_some_and(may_end_late) {
+    // Who knows nothing changes nothing that was found out or decided meanwhile.
+    if tells && same_claim.and_then(|job| job.state).is_some_and(may_end_late) {
         return NextStep::EndLate { charged: own.is_some_and(|record| record.charged) };
     }
     let open = match (record, own) {

@@ -21,7 +21,7 @@ use crate::{
     backoff::RECONNECT,
     failure::chain,
     in_flight::Noted,
-    job::{EnvelopeError, EnvelopeReason, JobSpec, QueueName},
+    job::{EnvelopeError, EnvelopeReason, JobId, JobSpec, QueueName},
     queue::{Delivery, QueueErrorKind, Settler, Token},
     store::{Claim, Claimed, Inserted, Rejected, StoreError},
     sync::lock,
@@ -169,7 +169,8 @@ impl Intake {
                 *lock(&asked) = Instant::now();
                 shared.services.store.claim(shared.options.id, &batch)
             };
-            let written = persist.trying(tries).until_taken(ask).await;
+            let jobs: Vec<JobId> = batch.iter().map(|claim| claim.spec.id).collect();
+            let written = persist.trying(tries).of(&jobs).until_taken(ask).await;
             if written.is_ok() {
                 metrics::CLAIM_DURATION.record([], started.elapsed().as_secs_f64());
             }

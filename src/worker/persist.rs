@@ -1,6 +1,6 @@
 //! Writing to the store until it has taken it. A write is repeated while the store is unavailable. A batch that it refuses
 //! for what it contains, or that fails again and again while it takes others, is halved until the item that it is about
-//! is alone, so that one bad item costs itself only.
+//! is alone, so that one bad item costs itself only. Jobs that somebody has locked are left out at once.
 
 use std::{collections::VecDeque, future::Future, panic::AssertUnwindSafe, sync::Arc};
 
@@ -16,7 +16,7 @@ use crate::{
     backoff::RECONNECT,
     bounds::MAX_BATCH_BYTES,
     failure::chain,
-    job::{Ending, ErrorKind, JobError, QueueName, Stop},
+    job::{Ending, ErrorKind, JobError, JobId, QueueName, Stop},
     store::{Bind, Finish, Finished, StoreError, StoreErrorKind},
     sync::lock,
     telemetry::metrics,
@@ -35,6 +35,8 @@ pub(super) enum NotTaken {
     Refused(StoreError),
     /// It failed several times in a row while the store answered others.
     Failing,
+    /// Other sessions have locked the jobs at these places of the batch.
+    Locked(Vec<usize>),
     /// Nobody waits for the store any more.
     GivenUp,
 }
@@ -52,17 +54,28 @@ pub(super) struct Persist<'a> {
     pub(super) even_failing: bool,
     /// Failures in a row before that is looked at.
     pub(super) tries: u32,
+    /// The jobs that are written, in their order, of which others may have locked some. Empty where that is not looked at.
+    pub(super) jobs: &'a [JobId],
 }
 
 impl<'a> Persist<'a> {
     /// Repeats writes until the worker gives up.
     pub(super) fn new(shared: &'a Shared, failure: &'static str) -> Self {
-        Self { shared, failure, lane: None, even_refused: false, even_failing: false, tries: TRIES }
+        let (lane, even_refused, even_failing) = (None, false, false);
+        Self { shared, failure, lane, even_refused, even_failing, tries: TRIES, jobs: &[] }
     }
 
     /// The same with so many tries.
     pub(super) fn trying(&self, tries: u32) -> Self {
         Self { tries, ..*self }
+    }
+
+    /// The same for writes that change these jobs.
+    pub(super) fn of<'b>(&self, jobs: &'b [JobId]) -> Persist<'b>
+    where
+        'a: 'b,
+    {
+        Persist { jobs, ..*self }
     }
 
     /// Repeats a write until the store takes it, refuses its content, or nobody waits any more. A lost answer does no harm.
@@ -72,7 +85,11 @@ impl<'a> Persist<'a> {
     {
         let (begun, mut failures) = (Instant::now(), 0);
         loop {
-            let error = match self.shared.give_up.run_until_cancelled(try_once(&write)).await {
+            let attempt = async {
+                let _turn = if self.even_failing { Some(self.shared.alone.lock().await) } else { None };
+                try_once(&write).await
+            };
+            let error = match self.shared.give_up.run_until_cancelled(attempt).await {
                 None => return Err(NotTaken::GivenUp),
                 Some(Ok(answer)) => {
                     self.shared.health.store_answered();
@@ -90,16 +107,39 @@ impl<'a> Persist<'a> {
                 }
                 return Err(NotTaken::Refused(error));
             }
+            let locked =
+                if error.kind() == StoreErrorKind::Locked { self.locked().await } else { Ok(Vec::new()) };
+            if let Ok(places) = &locked
+                && !places.is_empty()
+            {
+                tracing::warn!(error = %chain(&error), jobs = places.len(), "{}: others have locked jobs", self.failure);
+                if failures > 0 {
+                    self.set_taking(true);
+                }
+                return Err(NotTaken::Locked(places.clone()));
+            }
             failures += 1;
             // Heartbeats may still succeed, on a full disk for example, but no job is taken.
             self.set_taking(false);
             self.pause(failures, &error).await?;
-            let others_do_not = failures >= self.tries && self.shared.health.store_answered_since(begun);
+            // Where the table is locked, no batch gets through.
+            let others_do_not =
+                failures >= self.tries && self.shared.health.store_answered_since(begun) && locked.is_ok();
             if others_do_not && !self.even_failing {
                 self.set_taking(true);
                 return Err(NotTaken::Failing);
             }
         }
+    }
+
+    /// The places of the jobs that others have locked.
+    async fn locked(&self) -> Result<Vec<usize>, StoreError> {
+        if self.jobs.is_empty() {
+            return Ok(Vec::new());
+        }
+        let locked = self.shared.services.store.locked(self.jobs).await?;
+        let places = self.jobs.iter().enumerate().filter(|(_, id)| locked.contains(id));
+        Ok(places.map(|(place, _)| place).collect())
     }
 
     fn set_taking(&self, taking: bool) {
@@ -177,6 +217,11 @@ where
                 pieces.extend(parts(place, piece, PARTS).into_iter().map(|part| (part, 1)));
             }
             Err(NotTaken::Failing | NotTaken::Refused(_)) => failing.extend(numbered(place, piece)),
+            Err(NotTaken::Locked(locked)) => {
+                let (free, locked) = without(place, piece, &locked);
+                failing.extend(locked);
+                pieces.extend(free.into_iter().map(|piece| (piece, tries)));
+            }
             Err(NotTaken::GivenUp) => {
                 left.extend(numbered(place, piece));
                 left.extend(pieces.drain(..).flat_map(|((place, piece), _)| numbered(place, piece)));
@@ -227,6 +272,20 @@ pub(super) fn split<T>(batch: Vec<T>, bytes: impl Fn(&T) -> usize) -> Vec<Piece<
     pieces
 }
 
+/// Takes the items at these places out of a piece. Returns what is between them, and them.
+fn without<T>(place: usize, piece: Vec<T>, taken: &[usize]) -> (Vec<Piece<T>>, Vec<(usize, T)>) {
+    let (mut between, mut out): (Vec<Piece<T>>, _) = (Vec::new(), Vec::new());
+    for (index, item) in piece.into_iter().enumerate() {
+        let number = place + index;
+        match between.last_mut() {
+            _ if taken.contains(&index) => out.push((number, item)),
+            Some((first, run)) if *first + run.len() == number => run.push(item),
+            _ => between.push((number, vec![item])),
+        }
+    }
+    (between, out)
+}
+
 fn numbered<T>(first: usize, items: Vec<T>) -> impl Iterator<Item = (usize, T)> {
     items.into_iter().enumerate().map(move |(place, item)| (first + place, item))
 }
@@ -263,7 +322,9 @@ pub(super) async fn run_finishes(shared: Arc<Shared>, runner: Runner<Finish, Rec
 pub(super) async fn run_bindings(shared: Arc<Shared>, runner: Runner<Bind, Bound>) {
     let persist = &Persist::new(&shared, "bindings could not be written");
     let write = |batch: Vec<Bind>, tries| async move {
-        let written = persist.trying(tries).until_taken(|| persist.shared.services.store.bind(&batch)).await;
+        let jobs: Vec<JobId> = batch.iter().map(|bind| bind.id).collect();
+        let bind = || persist.shared.services.store.bind(&batch);
+        let written = persist.trying(tries).of(&jobs).until_taken(bind).await;
         let written = each(&batch, written);
         (batch, written)
     };
@@ -294,13 +355,17 @@ pub(super) async fn write_finishes(
 ) -> Unwritten<Finish> {
     let persist = &Persist::new(shared, "results could not be written");
     let write = |batch: Vec<Finish>, tries| async move {
-        let written = write_piece(&persist.trying(tries), &batch).await;
+        let jobs: Vec<JobId> = batch.iter().map(|finish| finish.id).collect();
+        // One that is alone has failed by itself already, and may be large; the results of others wait.
+        let tries = if batch.len() == 1 { 1 } else { tries };
+        let written = write_piece(&persist.trying(tries).of(&jobs), &batch).await;
         (batch, written)
     };
     bisect(batch, finish_bytes, write, |place, _, finished| done(place, finished)).await
 }
 
 /// Writes one ended attempt by itself until the store takes it; `None` when the worker gave up, and it is for the journal.
+/// All of these take turns, because each try may keep a connection for as long as a statement may take.
 pub(super) async fn write_alone(shared: &Shared, finish: Finish) -> Option<Finished> {
     let persist = Persist { even_failing: true, ..Persist::new(shared, "a result could not be written") };
     match write_piece(&persist, std::slice::from_ref(&finish)).await {
@@ -368,8 +433,9 @@ mod tests {
     proptest! {
         /// Each item is answered once and in order, is known to fail by itself, or is left when nobody waits any more.
         #[test]
-        fn every_item_has_one_end(batch in prop::collection::vec(0u8..4, 0..40), writes in 0usize..60) {
-            // Refuses batches with a 0 in them, fails those with a 1, and takes no more writes than given. A 2 is large.
+        fn every_item_has_one_end(batch in prop::collection::vec(0u8..5, 0..40), writes in 0usize..60) {
+            // Refuses batches with a 0 in them, fails those with a 1, and takes no more writes than given. A 2 is large, and
+            // a 4 locked.
             let bytes = |item: &u8| if *item == 2 { MAX_BATCH_BYTES } else { 10 };
             let writes = &Cell::new(writes);
             let write = |batch: Vec<u8>, _| async move {
@@ -379,7 +445,9 @@ mod tests {
                         writes.set(rest);
                         let refused = || NotTaken::Refused(StoreError::new(StoreErrorKind::Data, "no"));
                         assert!(batch.len() == 1 || batch.iter().map(bytes).sum::<usize>() <= MAX_BATCH_BYTES);
+                        let locked: Vec<_> = (0..batch.len()).filter(|place| batch[*place] == 4).collect();
                         match batch.iter().min() {
+                            _ if !locked.is_empty() => Err(NotTaken::Locked(locked)),
                             Some(0) => Err(refused()),
                             Some(1) => Err(NotTaken::Failing),
                             _ => Ok(batch.clone()),
@@ -395,7 +463,7 @@ mod tests {
             for (_, item, answer) in &done {
                 prop_assert_eq!(answer.as_ref().ok(), Some(item).filter(|item| **item != 0));
             }
-            prop_assert!(failing.iter().all(|(_, item)| *item == 1));
+            prop_assert!(failing.iter().all(|(_, item)| matches!(item, 1 | 4)));
             prop_assert!(left.is_empty() || writes.get() == 0);
             let done = done.into_iter().map(|(place, item, _)| (place, item));
             let mut all: Vec<(usize, u8)> = done.chain(failing).chain(left).collect();

@@ -98,6 +98,8 @@ pub(super) struct Shared {
     pub(super) unwritten: Mutex<Vec<Finish>>,
     pub(super) finishes: GroupCommit<Finish, Recorded>,
     pub(super) bindings: GroupCommit<Bind, Bound>,
+    /// The turn of a result that is written by itself.
+    pub(super) alone: tokio::sync::Mutex<()>,
 }
 
 impl Shared {
@@ -120,6 +122,7 @@ impl Shared {
             unwritten: Mutex::default(),
             finishes,
             bindings,
+            alone: tokio::sync::Mutex::default(),
             services,
             resolver,
             options,

@@ -66,7 +66,7 @@ async fn overrules_the_databases_settings(database: &Database, url: &str) {
         for (name, wanted) in [
             ("synchronous_commit", "on"),
             ("default_transaction_isolation", "read committed"),
-            ("lock_timeout", "0"),
+            ("lock_timeout", "1000"),
             ("statement_timeout", timeout),
             ("idle_session_timeout", "0"),
             ("idle_in_transaction_session_timeout", "10000"),

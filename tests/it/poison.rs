@@ -4,6 +4,7 @@
 use errand_testbed::factory::{Envelope as _, read, send, spread};
 use lapin::BasicProperties;
 use serde_json::Value;
+use sqlx::{Connection as _, PgConnection};
 
 use crate::{
     harness::{Harness, PATIENCE, Process},
@@ -85,6 +86,54 @@ async fn a_result_that_the_database_does_not_take_costs_itself_only() {
     assert_eq!(poisoned.harness.count("state = 'running'").await, 1, "the worker holds it");
     poisoned.ends_well().await;
     assert_eq!(poisoned.worker.metric_sum("errand_rescued_jobs_total").await, 0.0);
+}
+
+/// Locks the rows of these jobs until the transaction ends, as a person may who has forgotten it.
+async fn lock_rows(connection: &mut PgConnection, jobs: &[Value]) {
+    let ids: Vec<_> = jobs.iter().map(|job| format!("'{}'", job.id())).collect();
+    let sql = format!("begin; select id from jobs where id in ({}) for update", ids.join(", "));
+    sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(connection).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn results_of_jobs_that_others_have_locked_keep_nobody_waiting() {
+    let harness = Harness::new("locked-results", "[[fault]]\nkind = \"latency\"\nfixed_ms = 3000\n").await;
+    let worker = harness.worker(&SETTINGS).await;
+    let jobs = spread(40, send);
+    harness.publish(&jobs).await;
+    harness.called(40).await;
+    let mut locking = harness.database.connect().await.unwrap();
+    lock_rows(&mut locking, &jobs[10..30]).await;
+    harness.counts("state = 'succeeded'", 20).await;
+    harness.publish(&spread(10, send)).await;
+    harness.counts("state = 'succeeded'", 30).await;
+    worker.becomes_ready(true).await;
+    assert_eq!(harness.count("state = 'running'").await, 20, "the worker holds them");
+    assert!(worker.metric("errand_store_errors_total{kind=\"locked\"}").await > 0.0);
+    locking.close().await.unwrap();
+    harness.all_ran_once(50).await;
+    assert_eq!(worker.metric_sum("errand_rescued_jobs_total").await, 0.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn jobs_that_others_have_locked_keep_nobody_waiting() {
+    let harness = Harness::new("locked-claims", "").await;
+    // A worker declares the queue; the jobs wait in it, and the database knows them.
+    assert!(harness.worker(&SETTINGS).await.stop().await.success());
+    let jobs = spread(40, send);
+    let lines: String = jobs.iter().map(|job| format!("{job}\n")).collect();
+    let file = harness.journal_dir().with_file_name("jobs.ndjson");
+    std::fs::write(&file, lines).unwrap();
+    assert!(harness.errand(&["enqueue-bulk", file.to_str().unwrap()]).status.success());
+    let mut locking = harness.database.connect().await.unwrap();
+    lock_rows(&mut locking, &jobs[10..30]).await;
+    let worker = harness.worker(&SETTINGS).await;
+    harness.counts("state = 'succeeded'", 20).await;
+    harness.publish(&spread(10, send)).await;
+    harness.counts("state = 'succeeded'", 30).await;
+    worker.becomes_ready(true).await;
+    locking.close().await.unwrap();
+    harness.all_ran_once(50).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

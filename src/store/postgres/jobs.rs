@@ -14,7 +14,7 @@ use super::{
     batch::{MAX_ROUNDS, jobs_kept_changing, take_complete, unanswered},
 };
 use crate::{
-    job::JobSpec,
+    job::{JobId, JobSpec},
     store::{
         Inserted, Jobs, Result,
         columns::{Name, Spec},
@@ -33,6 +33,11 @@ statements! { Postgres:
         case when i.run_at > now() or {unclaimed_after} = 0 then 0 else 1 end
     from {rows} on conflict do nothing
     returning id, state";
+
+    /// The others are locked here until the statement ends.
+    locked(ids: Vec<Uuid>) = "with free as materialized (
+        select id from jobs where id = any({ids}) for no key update skip locked)
+    select id from jobs where id = any({ids}) and id not in (select id from free)";
 
     /// What stands in the way, by ID, or by idempotency key where the ID is new.
     find(names: Rows<'_, Name>) = "with i as (select * from {rows}),
@@ -71,6 +76,12 @@ impl Jobs for PostgresStore {
             }
         }
         Err(jobs_kept_changing())
+    }
+
+    async fn locked(&self, jobs: &[JobId]) -> Result<HashSet<JobId>> {
+        let ids = jobs.iter().map(|id| id.0).collect();
+        let locked = self.hot.fetch(sql::locked(ids)).await?;
+        locked.iter().map(|row| Ok(JobId(row.read("id")?))).collect()
     }
 }
 

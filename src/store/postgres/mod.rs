@@ -129,6 +129,7 @@ fn kind_of_code(code: &str) -> StoreErrorKind {
     match code {
         "42P01" | "42703" | "42883" | "3F000" => return StoreErrorKind::Schema,
         "42501" | "3D000" => return StoreErrorKind::Access,
+        "55P03" => return StoreErrorKind::Locked,
         // Limits of what one value or one statement may be.
         "54000" | "54001" | "54011" | "54023" => return StoreErrorKind::Data,
         _ => {}
@@ -159,7 +160,6 @@ mod tests {
             ("53200", "out of memory"),
             ("53300", "too many connections"),
             ("53400", "a limit of the configuration"),
-            ("55P03", "a lock was not available in time"),
             ("57014", "cancelled, by a person or by the statement timeout"),
             ("57P01", "the backend was terminated"),
             ("57P02", "the server crashed"),
@@ -181,6 +181,7 @@ mod tests {
             ("42P01", StoreErrorKind::Schema),
             ("42703", StoreErrorKind::Schema),
             ("XX001", StoreErrorKind::Corrupt),
+            ("55P03", StoreErrorKind::Locked),
         ] {
             assert_eq!(kind_of_code(code), kind, "{code}");
         }

@@ -201,4 +201,10 @@ fn the_first_version_of_the_format_stays_readable() {
 
     let newer = journal.replacen("\"version\":1", "\"version\":2", 1);
     assert_eq!(decode(newer.as_bytes()).unwrap_err(), Unreadable::OtherVersion);
+
+    // Whole, with a word that this build does not know.
+    let results = results.replacen("succeeded", "improved", 1);
+    let checksum: String = Sha256::digest(&results).iter().map(|byte| format!("{byte:02x}")).collect();
+    let newer = format!(r#"{{"version":1,"results":{results},"checksum":"{checksum}"}}"#);
+    assert_eq!(decode(newer.as_bytes()).unwrap_err(), Unreadable::OtherVersion);
 }

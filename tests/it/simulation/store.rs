@@ -5,7 +5,7 @@
 //! answer may be lost.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     fmt,
     path::Path,
     sync::{Arc, Mutex, mpsc},
@@ -280,6 +280,12 @@ impl Jobs for Faulty {
             Box::pin(async move { store.insert(&batch, unclaimed_after).await })
         })
         .await
+    }
+
+    async fn locked(&self, jobs: &[JobId]) -> Result<HashSet<JobId>, StoreError> {
+        let jobs = jobs.to_vec();
+        self.call(format!("locked {jobs:?}"), move |store| Box::pin(async move { store.locked(&jobs).await }))
+            .await
     }
 }
 

@@ -200,6 +200,15 @@ on_every_backend!(a_job_that_may_have_acted_is_run_again_only_by_force, async |t
     t.finish(&run.end(verify(Duration::ZERO), AttemptOutcome::Unknown)).await;
     t.store.release(run.id, Release::Failed, OPERATOR).await.unwrap();
     assert_eq!(restart(run.id, false).await, Decided::Now(State::Available));
+
+    // A person was mistaken, or did not want the job any more.
+    let run = run_once(&t).await;
+    t.finish(&run.end(verify(Duration::ZERO), AttemptOutcome::Unknown)).await;
+    t.store.release(run.id, Release::Failed, OPERATOR).await.unwrap();
+    t.finish(&run.end(succeed("1"), AttemptOutcome::Succeeded)).await;
+    assert_eq!(t.state(run.id).await, State::Failed);
+    assert_eq!(restart(run.id, false).await, Decided::MayHaveActed);
+
     let refused = run_once(&t).await;
     t.finish(&refused.end(fail(), AttemptOutcome::ToolFailed)).await;
     assert_eq!(restart(refused.id, false).await, Decided::Now(State::Available));
@@ -219,4 +228,15 @@ on_every_backend!(a_look_up_overrules_no_decision_of_a_person, async |t| {
         assert_eq!(t.state(run.id).await, state);
         assert_eq!(t.outcomes(run.id).await, [Some(AttemptOutcome::Unknown)]);
     }
+});
+
+on_every_backend!(a_late_result_that_knows_nothing_overrules_no_decision, async |t| {
+    let run = run_once(&t).await;
+    t.store.retire(t.worker).await.unwrap();
+    t.finish(&run.rescue(verify(Duration::ZERO))).await;
+    assert_eq!(t.state(run.id).await, State::Held);
+    t.store.release(run.id, Release::Retry, OPERATOR).await.unwrap();
+    let late = run.end(verify(Duration::ZERO), AttemptOutcome::Unknown);
+    assert_eq!(t.finish(&late).await, Finished::Fenced);
+    assert_eq!(t.state(run.id).await, State::Available);
 });
