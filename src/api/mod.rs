@@ -21,6 +21,7 @@ use hyper_util::{rt::TokioIo, service::TowerToHyperService};
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::{
     net::{TcpListener, TcpStream},
+    sync::Semaphore,
     task::JoinHandle,
 };
 use tokio_util::sync::CancellationToken;
@@ -49,6 +50,8 @@ struct Shared {
     metrics: PrometheusHandle,
     process: metrics_process::Collector,
     health: Arc<Health>,
+    /// The turn to write metrics down, which takes a thread and processor time from jobs.
+    rendering: Arc<Semaphore>,
 }
 
 impl Api {
@@ -61,7 +64,8 @@ impl Api {
         let listener = TcpListener::bind(address).await?;
         let process = metrics_process::Collector::default();
         process.describe();
-        Ok(Self { listener, state: Shared { metrics, process, health } })
+        let rendering = Arc::new(Semaphore::new(1));
+        Ok(Self { listener, state: Shared { metrics, process, health, rendering } })
     }
 
     pub fn address(&self) -> std::io::Result<SocketAddr> {
@@ -122,9 +126,15 @@ pub async fn metrics_maintenance(metrics: PrometheusHandle, stop: CancellationTo
 
 async fn serve_metrics(State(shared): State<Shared>) -> impl IntoResponse {
     shared.health.refresh_gauges();
+    // One at a time, also after a client has gone: what waits for its turn ends with its connection.
+    let Ok(turn) = shared.rendering.clone().acquire_owned().await else {
+        return StatusCode::SERVICE_UNAVAILABLE.into_response();
+    };
     let render = move || {
         shared.process.collect();
-        shared.metrics.render()
+        let text = shared.metrics.render();
+        drop(turn);
+        text
     };
     match tokio::task::spawn_blocking(render).await {
         Ok(text) => ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response(),

@@ -18,6 +18,7 @@ use crate::{
     config::Config,
     services::Services,
     shutdown::Shutdown,
+    supervisor::Supervisor,
     telemetry::metrics,
     worker::{CrashPlan, Report},
 };
@@ -68,18 +69,26 @@ impl App {
         let runtime = self.runtime();
         // The listener outlives everything else, so that a shutdown can be watched.
         let serving = CancellationToken::new();
+        let supervisor = Supervisor::new(shutdown.stop.clone());
         let listener = match address {
             Some(address) => {
                 let api = Api::bind(address, metrics.clone(), runtime.health()).await.with_context(|| {
                     format!("cannot listen on {address}; choose another address with --listen or http.listen")
                 })?;
                 tracing::info!(address = %api.address()?, "metrics and health are served");
-                Some(tokio::spawn(api.run(serving.clone())))
+                let listening = api.run(serving.clone());
+                Some(tokio::spawn(supervisor.clone().watch(
+                    "the listener for metrics and health",
+                    serving.clone(),
+                    listening,
+                )))
             }
             None => None,
         };
-        let maintenance = tokio::spawn(api::metrics_maintenance(metrics, serving.clone()));
-        let (report, mut countdown) = runtime.run(shutdown).await;
+        let maintenance = api::metrics_maintenance(metrics, serving.clone());
+        let maintenance =
+            tokio::spawn(supervisor.clone().watch("the upkeep of metrics", serving.clone(), maintenance));
+        let (report, mut countdown) = runtime.run(shutdown, &supervisor).await;
         serving.cancel();
         maintenance.await?;
         if let Some(listener) = listener {

@@ -78,7 +78,7 @@ impl Runtime {
     ///
     /// # Errors
     /// The store's schema does not fit and may not be migrated, or a part of the process ended by itself.
-    pub async fn run(self, shutdown: Shutdown) -> (Result<Report>, Countdown) {
+    pub async fn run(self, shutdown: Shutdown, supervisor: &Supervisor) -> (Result<Report>, Countdown) {
         let Self { services, config, worker, background } = self;
         let health = worker.health();
         let ready = tokio::select! {
@@ -90,11 +90,10 @@ impl Runtime {
         let budget = Duration::from_secs(config.worker.drain_secs);
         let (report, mut countdown) = match ready {
             Ok(true) => {
-                let supervisor = Supervisor::new(shutdown.stop.clone());
                 for (name, part) in background.parts(&services, &config, &stop) {
                     tasks.spawn(supervisor.clone().watch(name, stop.clone(), part));
                 }
-                let (report, countdown) = worker.run(shutdown, &supervisor).await;
+                let (report, countdown) = worker.run(shutdown, supervisor).await;
                 let report = match supervisor.failed() {
                     None => Ok(report),
                     Some(part) => Err(anyhow!(

@@ -251,7 +251,8 @@ impl Inside {
         let runtime = App::of(services, config).runtime();
         let shutdown = Shutdown::default();
         let ends = shutdown.clone();
-        let running = tokio::spawn(async move { runtime.run(ends).await.0.map(drop) });
+        let supervisor = errand::supervisor::Supervisor::new(ends.stop.clone());
+        let running = tokio::spawn(async move { runtime.run(ends, &supervisor).await.0.map(drop) });
         Self { sandbox, env, shutdown, running, _stage: harness, folder }
     }
 

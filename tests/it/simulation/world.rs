@@ -20,6 +20,7 @@ use errand::{
         AttemptView, History as _, HistoryEntry, HistoryFact, JobControl as _, JobFilter, JobView,
         SharedStore, StoreError,
     },
+    supervisor::Supervisor,
 };
 use errand_testbed::factory::Envelope as _;
 use jiff::SignedDuration;
@@ -290,8 +291,9 @@ impl World {
             self.live.lock().unwrap().insert(slot, live);
             let shutdown = Shutdown::default();
             self.note(&life.name, "starts");
-            let run = app.runtime().run(shutdown.clone());
-            let running = tokio::spawn(async move { run.await.0 });
+            let (runtime, ends) = (app.runtime(), shutdown.clone());
+            let supervisor = Supervisor::new(ends.stop.clone());
+            let running = tokio::spawn(async move { runtime.run(ends, &supervisor).await.0 });
             // Some live through everything.
             let lasts = self.theme == Theme::Partition || self.rng.chance(0.2);
             let is_last = lasts || self.now() + Duration::from_secs(10) >= self.calm_at;
