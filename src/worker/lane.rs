@@ -35,6 +35,9 @@ const MAX_PREFETCH: u32 = 500;
 /// How long what the broker sent ahead may wait here for slots.
 const MAX_PARKED: Duration = Duration::from_secs(1);
 
+/// After so long without room for results a line in the log says so.
+const BUFFER_PATIENCE: Duration = Duration::from_secs(10);
+
 /// Consumes the lane until `stop`, through any number of lost connections.
 pub(super) async fn run(shared: Arc<Shared>, name: QueueName, concurrency: u32, stop: CancellationToken) {
     let metrics = Arc::new(LaneMetrics::new(name.as_str()));
@@ -185,6 +188,7 @@ impl Lane {
     /// Waits until a slot is free, and takes all that are free up to one batch. `None` when the lane should stop.
     async fn free_slots(&self) -> Option<OwnedSemaphorePermit> {
         let Intake { shared, stop, .. } = &self.intake;
+        let (mut full_since, mut is_told) = (None, false);
         loop {
             let mut slots = stop.run_until_cancelled(self.slots.clone().acquire_owned()).await?.ok()?;
             stop.run_until_cancelled(shared.lease.wait_until_fit()).await?;
@@ -197,6 +201,13 @@ impl Lane {
                 return Some(slots);
             }
             drop(slots);
+            if full_since.get_or_insert_with(Instant::now).elapsed() > BUFFER_PATIENCE && !is_told {
+                is_told = true;
+                tracing::warn!(
+                    queue = %self.intake.lane,
+                    "no job is taken: results that the store has not taken fill `worker.max_buffered_bytes`"
+                );
+            }
             // Results are being written; the next look is cheap and need not be exact.
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
