@@ -3,8 +3,10 @@
 //! First start, retry, rescue and release all take this path. Several processes may run it at once; the store gives each
 //! row to one of them. A publication that is not confirmed leaves the job due.
 //!
-//! What the broker refuses by itself waits by itself, longer each time: a job until it is published, a reply until its
-//! offers are used up; its result stays in the store. A round reads a bounded number of bytes.
+//! What the broker refuses by itself, or does not confirm while it confirms others, waits by itself, longer each time: a
+//! job until it is published, a reply until its offers are used up; its result stays in the store. What fails because the
+//! connection broke, or because the broker takes nothing, is tried again soon and does not count as published. A round
+//! reads a bounded number of bytes.
 
 use std::time::Duration;
 
@@ -23,7 +25,7 @@ use crate::{
     telemetry::metrics,
 };
 
-/// How soon jobs are tried again that were not confirmed because the broker takes nothing at present.
+/// How soon jobs are tried again that were not published because the broker takes nothing at present.
 const DEFER: Duration = Duration::from_secs(2);
 
 /// When a reply is offered again that was taken by a process which then vanished.
@@ -124,28 +126,33 @@ impl Relay {
         let due = self.services.store.take_due(self.options.batch, self.options.unclaimed).await?;
         let messages: Vec<Message> = due.iter().map(|due| message(&due.spec)).collect();
         let more = self.fills_a_page(&messages);
-        let (mut failed, mut refused, mut published) = (Failures::default(), Failures::default(), 0);
+        let (mut failed, mut refused) = (Failures::default(), Failures::default());
+        let (mut published, mut cut_off) = (0, Vec::new());
         for (due, answer) in due.iter().zip(self.services.queue.publish(messages).await) {
-            match answer {
-                Ok(()) => {
-                    published += 1;
-                    metrics::RELAY_PUBLISHED.add([due.was.as_str()], 1);
-                }
-                Err(error) => {
-                    metrics::RELAY_FAILED.add([error.kind().as_str()], 1);
-                    let failures =
-                        if error.kind().concerns_one_message() { &mut refused } else { &mut failed };
-                    failures.add(due.spec.id, error);
-                }
+            let id = due.spec.id;
+            let Err(error) = answer else {
+                published += 1;
+                metrics::RELAY_PUBLISHED.add([due.was.as_str()], 1);
+                continue;
+            };
+            metrics::RELAY_FAILED.add([error.kind().as_str()], 1);
+            if error.kind().concerns_one_message() {
+                refused.add(id, error);
+                continue;
             }
+            if matches!(error.kind(), QueueErrorKind::Unavailable | QueueErrorKind::Unconfirmed) {
+                cut_off.push(id);
+            }
+            failed.add(id, error);
         }
         failed.log("jobs could not be published; they stay due");
         // A refused job waits as one that nobody claims, so longer with every publication.
         refused.log("the broker refuses jobs; each is published again after ever longer waits");
-        // Where others got through, it is their lane that does not take them. Then they wait as jobs that nobody claims,
-        // so that the next page is not theirs again.
-        if !failed.ids.is_empty() && published == 0 {
-            self.services.store.defer(&failed.ids, DEFER).await?;
+        // Where others got through, those that a broken connection cut off are tried again soon. What else failed has a
+        // lane that does not take it, and waits as a job that nobody claims.
+        let again = if published == 0 { &failed.ids } else { &cut_off };
+        if !again.is_empty() {
+            self.services.store.defer(again, DEFER).await?;
         }
         Ok(Round { more, failed: failed.ids.len() })
     }

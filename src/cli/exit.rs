@@ -108,9 +108,10 @@ fn verdict(error: &(dyn std::error::Error + 'static)) -> Option<(Exit, Option<&'
             QueueErrorKind::Unavailable | QueueErrorKind::Access => {
                 (Exit::Unreachable, Some("check AMQP_URL and the broker, or run `errand doctor`"))
             }
-            QueueErrorKind::Unconfirmed | QueueErrorKind::Full | QueueErrorKind::Topology => {
-                (Exit::Unreachable, None)
-            }
+            QueueErrorKind::Unconfirmed
+            | QueueErrorKind::Stuck
+            | QueueErrorKind::Full
+            | QueueErrorKind::Topology => (Exit::Unreachable, None),
             QueueErrorKind::Unroutable | QueueErrorKind::Refused => (Exit::Negative, None),
         });
     }

@@ -12,6 +12,9 @@ string_enum! {
         Unavailable = "unavailable",
         /// The message may or may not have been taken: publish it again with the same `message_id`.
         Unconfirmed = "unconfirmed",
+        /// The broker confirms other messages and not this one, which may or may not have been taken: its queue cannot
+        /// store anything at present. Publish it again with the same `message_id`, after a while.
+        Stuck = "stuck",
         /// Nothing is bound to this address, or the address or a property is too long for AMQP: publishing it again
         /// helps only after someone acts.
         Unroutable = "unroutable",
@@ -23,6 +26,7 @@ string_enum! {
         /// Wrong address, credentials or permissions: repeating helps only after someone acts.
         Access = "access",
         /// The broker has a queue or exchange of this name with other arguments, or none, which errand may not declare.
+        /// Other lanes may be usable. Publishing it again helps only after someone acts.
         Topology = "topology",
     }
 }
@@ -31,8 +35,8 @@ impl QueueErrorKind {
     /// Whether the error is about this message or its address, so that others may get through.
     pub fn concerns_one_message(self) -> bool {
         match self {
-            Self::Unroutable | Self::Refused => true,
-            Self::Unavailable | Self::Unconfirmed | Self::Full | Self::Access | Self::Topology => false,
+            Self::Stuck | Self::Unroutable | Self::Refused | Self::Topology => true,
+            Self::Unavailable | Self::Unconfirmed | Self::Full | Self::Access => false,
         }
     }
 }

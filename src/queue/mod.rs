@@ -39,7 +39,10 @@ pub trait Queue: fmt::Debug + Send + Sync {
     ///   never a silent loss. (RabbitMQ's direct reply-to names a connection and not a queue: `Ok`
     ///   does not say that somebody still waits there.)
     /// * A message that the broker does not take is an error of kind `Refused`, and harms no other of the batch.
-    /// * An error of kind `Unconfirmed` means that the message may or may not be there.
+    /// * A message to a lane that cannot be declared is an error of kind `Topology`, and harms no other of the batch.
+    /// * An error of kind `Unconfirmed` or `Stuck` means that the message may or may not be there. The latter is
+    ///   its queue's own fault, and found out at the second time at the latest; until then, the others of its batch may be
+    ///   `Unconfirmed` as well.
     /// * Every wait is bounded by the backend's timeouts.
     async fn publish(&self, batch: Vec<Message>) -> Vec<Result<(), QueueError>>;
 
@@ -158,7 +161,7 @@ impl Properties {
 /// The header that carries [`Properties::from_store`].
 pub const FROM_STORE_HEADER: &str = "x-errand-known";
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Address {
     /// A lane: exchange `errand`, routing key = the lane's name.
     Lane(QueueName),

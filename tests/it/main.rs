@@ -32,6 +32,7 @@ mod publishers;
 mod queue_contract;
 mod rabbitmq;
 mod refused;
+mod relay;
 mod second_api;
 mod shutdown;
 mod simulation;

@@ -97,6 +97,11 @@ async fn a_policy_that_drops_jobs_is_told_by_doctor_by_the_log_and_by_a_metric()
     definition.as_object_mut().unwrap().extend(dropping.as_object().unwrap().clone());
     set_policy(&harness, shipped()["pattern"].as_str().unwrap(), &definition).await;
     assert!(doctor(&harness, &url).contains("no policy makes it drop"), "{}", doctor(&harness, &url));
+    // Without one part of it the broker dead-letters at most once, and says so nowhere.
+    definition["overflow"] = json!("drop-head");
+    set_policy(&harness, shipped()["pattern"].as_str().unwrap(), &definition).await;
+    let at_most_once = doctor(&harness, &url);
+    assert!(at_most_once.contains("dead-letters at most once"), "{at_most_once}");
     // What doctor prints is what is shipped.
     let command = told.split("set_policy").nth(1).unwrap();
     let printed: Vec<&str> = command.split('\'').collect();

@@ -1,9 +1,18 @@
 //! What becomes of others when the broker refuses a message: nothing.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
-use errand::queue::{Address, Message, Queue, QueueErrorKind};
+use errand::{
+    job::QueueType,
+    queue::{
+        Address, Message, Queue, QueueErrorKind,
+        rabbitmq::{RabbitOptions, RabbitQueue},
+    },
+};
 use errand_testbed::factory::{Envelope as _, browse, read, send, spread};
 use lapin::{
     BasicProperties, Channel,
@@ -16,10 +25,14 @@ use serde_json::{Value, json};
 use crate::{
     harness::{Harness, PATIENCE, sandbox},
     queue_contract::{
-        helpers::{LIMIT, lane, message, message_to},
-        rabbit,
+        helpers::{LIMIT, consume, lane, message, message_to, publish, receive},
+        options, rabbit,
     },
-    support::{self, rabbitmq, wait::until},
+    support::{
+        self,
+        rabbitmq::{self, Vhost},
+        wait::until,
+    },
 };
 
 /// The largest message of the brokers in these tests, in bytes.
@@ -128,6 +141,128 @@ async fn replies_that_may_not_be_published_keep_no_job_waiting() {
     })
     .await;
     vhost.manage(Method::DELETE, &format!("users/{user}"), None).await.unwrap();
+}
+
+/// Has a queue of the shared broker work or not. One that does not takes and confirms nothing, as a quorum queue without
+/// a majority of its members.
+pub(crate) async fn set_working(vhost: &Vhost, queue: &str, works: bool) {
+    let change = if works { "resume" } else { "suspend" };
+    let name = &vhost.name;
+    let script = format!(
+        r#"{{ok, Q}} = rabbit_amqqueue:lookup(rabbit_misc:r(<<"{name}">>, queue, <<"{queue}">>)),
+           sys:{change}(amqqueue:get_pid(Q))."#
+    );
+    support::control(&["eval", &script]).await;
+}
+
+fn queue_of_type(vhost: &Vhost, queue_type: QueueType) -> RabbitQueue {
+    RabbitQueue::new(RabbitOptions { queue_type, ..options(&vhost.amqp_url) }).unwrap()
+}
+
+/// A batch for one lane that works, and for a lane and a reply queue that confirm nothing for a while. Returns what
+/// became of the first batch that meets them, and how many connections were lost by it.
+async fn batches_with_two_stuck(hint: &str, queue_type: QueueType) -> (Vec<(usize, QueueErrorKind)>, u64) {
+    let vhost = support::vhost(hint).await;
+    let queue = queue_of_type(&vhost, queue_type);
+    queue.check().await.unwrap();
+    let connection = vhost.connect().await.unwrap();
+    let channel = connection.create_channel().await.unwrap();
+    let mut arguments = FieldTable::default();
+    arguments.insert("x-queue-type".into(), AMQPValue::LongString(queue_type.as_str().into()));
+    let durable = QueueDeclareOptions { durable: true, ..Default::default() };
+    channel.queue_declare("app".into(), durable, arguments).await.unwrap();
+    let batch = |round: usize| {
+        let to = [Address::Lane(lane("default")), Address::Lane(lane("bulk")), Address::Reply("app".into())];
+        to.into_iter().enumerate().map(|(n, to)| message_to(to, &format!("m{round}-{n}"))).collect::<Vec<_>>()
+    };
+    assert_eq!(kinds(queue.publish(batch(0)).await), []);
+    for stuck in ["errand.bulk", "app"] {
+        set_working(&vhost, stuck, false).await;
+    }
+    let first = kinds(queue.publish(batch(1)).await);
+    let answers = queue.publish(batch(2)).await;
+    for (place, name) in [(1, "`errand.bulk`"), (2, "`app`")] {
+        let error = answers[place].as_ref().unwrap_err().to_string();
+        assert!(error.contains(name) && error.contains("members"), "{error}");
+    }
+    assert_eq!(kinds(answers), [(1, QueueErrorKind::Stuck), (2, QueueErrorKind::Stuck)]);
+    let reconnects = queue.reconnects();
+    let started = Instant::now();
+    queue.publish(vec![message("default", "meanwhile")]).await.remove(0).unwrap();
+    assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
+    for stuck in ["errand.bulk", "app"] {
+        set_working(&vhost, stuck, true).await;
+    }
+    for round in 3..5 {
+        assert_eq!(kinds(queue.publish(batch(round)).await), []);
+    }
+    assert_eq!(queue.reconnects(), reconnects, "the connection is nobody's to lose");
+    (first, reconnects)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn queues_that_confirm_nothing_hold_up_their_own_messages_and_no_connection() {
+    let (first, reconnects) = batches_with_two_stuck("stuck-classic", QueueType::Classic).await;
+    assert_eq!(
+        first,
+        [1, 2].map(|place| (place, QueueErrorKind::Unconfirmed)),
+        "which one it is, is not clear yet"
+    );
+    assert_eq!(reconnects, 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_channel_that_the_broker_holds_up_for_a_queue_holds_up_others_once() {
+    let (first, _) = batches_with_two_stuck("stuck-quorum", QueueType::Quorum).await;
+    assert!(first.iter().all(|(_, kind)| *kind == QueueErrorKind::Unconfirmed), "{first:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lane_that_does_not_answer_ends_no_subscription_of_another() {
+    let vhost = support::vhost("hanging").await;
+    // The broker asks a classic queue before it answers that it exists.
+    let queue = queue_of_type(&vhost, QueueType::Classic);
+    queue.check().await.unwrap();
+    let mut consumer = consume(&queue, 1).await;
+    set_working(&vhost, "errand.bulk", false).await;
+    let error = queue.consume(&lane("bulk"), 1).await.unwrap_err();
+    assert_eq!(error.kind(), QueueErrorKind::Unavailable, "{error}");
+    publish(&queue, ["m".to_owned()]).await;
+    receive(&mut *consumer, 1).await;
+    set_working(&vhost, "errand.bulk", true).await;
+    queue.consume(&lane("bulk"), 1).await.unwrap();
+    assert_eq!(queue.reconnects(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lane_that_cannot_be_declared_keeps_no_other_waiting() {
+    let vhost = support::vhost("differs").await;
+    let connection = vhost.connect().await.unwrap();
+    let channel = connection.create_channel().await.unwrap();
+    // An operator has made one lane's queue anew, of another type than errand declares.
+    let durable = QueueDeclareOptions { durable: true, ..Default::default() };
+    for name in ["errand.bulk", "app"] {
+        channel.queue_declare(name.into(), durable, FieldTable::default()).await.unwrap();
+    }
+    let queue = rabbit(&vhost.amqp_url);
+    let batch = |round: usize| {
+        let to = [Address::Lane(lane("bulk")), Address::Lane(lane("default")), Address::Reply("app".into())];
+        to.into_iter().enumerate().map(|(n, to)| message_to(to, &format!("m{round}-{n}"))).collect::<Vec<_>>()
+    };
+    for round in 0..2 {
+        let answers = queue.publish(batch(round)).await;
+        let told = answers[0].as_ref().unwrap_err().to_string();
+        assert!(told.contains("`errand.bulk`") && told.contains("amqp.queue_type"), "{told}");
+        assert_eq!(kinds(answers), [(0, QueueErrorKind::Topology)]);
+    }
+    assert_eq!(queue.depth(&lane("default")).await.unwrap().ready, 2);
+    assert_eq!(queue.check().await.unwrap_err().kind(), QueueErrorKind::Topology);
+    vhost
+        .manage(Method::DELETE, &format!("queues/{}/errand.bulk", vhost.encoded_name()), None)
+        .await
+        .unwrap();
+    assert_eq!(kinds(queue.publish(batch(2)).await), []);
+    assert_eq!(queue.reconnects(), 0);
 }
 
 /// The jobs whose replies have arrived, in a queue that the caller consumes.

@@ -26,11 +26,15 @@ use super::{
 use crate::{
     backoff::RECONNECT,
     failure::chain,
+    job::QueueName,
     queue::{BROKER_TIMEOUT, QueueError, QueueErrorKind},
     sync::lock,
 };
 
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// How long a broker that did not answer one request may take to show that it answers another.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Makes a connection when one is needed and none is open.
 pub(super) struct Connector {
@@ -54,8 +58,10 @@ struct Attempts {
 
 pub(super) struct Session {
     connection: Connection,
-    /// Whether all lanes were declared and nothing has been found missing since.
+    /// Whether all lanes were declared, but for those that could not be, and nothing has been found missing since.
     pub(super) declared: AtomicBool,
+    /// The lanes that could not be declared on this connection. Whoever publishes to one tries again.
+    pub(super) undeclared: Mutex<Vec<QueueName>>,
     blocked_because: Arc<Mutex<String>>,
     events: JoinHandle<()>,
     guard: SocketGuard,
@@ -124,7 +130,8 @@ impl Connector {
         }
     }
 
-    /// Runs work on a connection, and closes that for everyone when the broker does not answer on it.
+    /// Runs work on a connection. When the broker does not answer that, and no other request either, it closes the
+    /// connection for everyone.
     pub(super) async fn run_on<T>(
         &self,
         session: &Arc<Session>,
@@ -133,11 +140,19 @@ impl Connector {
         let result = work.await;
         if let Err(error) = &result
             && error.kind() == QueueErrorKind::Unavailable
-            && session.blocked().is_none()
         {
-            self.discard(session);
+            self.discard_if_silent(session).await;
         }
         result
+    }
+
+    /// Closes a connection on which the broker answers nothing, for everyone who uses it. One queue that does not answer,
+    /// such as one without a majority of its members, ends nothing of other queues.
+    pub(super) async fn discard_if_silent(&self, session: &Arc<Session>) {
+        // A blocked connection comes back to life by itself.
+        if session.blocked().is_none() && !session.answers().await {
+            self.discard(session);
+        }
     }
 
     pub(super) async fn close(&self) {
@@ -255,7 +270,14 @@ impl Session {
                 }
             }
         });
-        Self { connection, declared: AtomicBool::new(false), blocked_because, events, guard }
+        Self {
+            connection,
+            declared: AtomicBool::new(false),
+            undeclared: Mutex::default(),
+            blocked_because,
+            events,
+            guard,
+        }
     }
 
     pub(super) fn live(&self) -> bool {
@@ -270,6 +292,11 @@ impl Session {
     /// Opens a channel. An error of the broker closes the channel, so each purpose has its own.
     pub(super) async fn channel(&self) -> Result<Channel, QueueError> {
         bounded("open a channel", self.connection.create_channel()).await
+    }
+
+    /// Whether the broker answers on this connection, whatever its queues do.
+    pub(super) async fn answers(&self) -> bool {
+        self.live() && within(PROBE_TIMEOUT, "open a channel", self.connection.create_channel()).await.is_ok()
     }
 
     async fn close(&self) {

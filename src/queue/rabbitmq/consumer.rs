@@ -126,7 +126,8 @@ impl Consumer for RabbitConsumer {
         let cancel = channel.basic_cancel(self.deliveries.tag(), BasicCancelOptions::default());
         if bounded("end the subscription", cancel).await.is_err() {
             // Then the channel is of no use either, and ends with everything that is unsettled.
-            self.settler.shared.consuming.discard(&self.settler.session);
+            lock(&self.settler.state).channel = None;
+            self.settler.shared.consuming.discard_if_silent(&self.settler.session).await;
             return unseen;
         }
         // The stream ends behind what was received before the broker agreed to stop.

@@ -179,16 +179,25 @@ impl<'a> Described<'a> {
     }
 
     /// Whether publishers are told when there is no room. On quorum queues the policy wins, and on others the argument;
-    /// so both must be right.
+    /// so both must be right. Quorum queues do not know `reject-publish-dlx` and drop their oldest messages instead.
     fn refuses_when_full(self) -> bool {
-        let refuses =
-            |value: &Value| value.as_str().is_some_and(|overflow| overflow.starts_with("reject-publish"));
+        let refuses = |value: &Value| match value.as_str() {
+            Some("reject-publish") => true,
+            Some("reject-publish-dlx") => !self.is_quorum(),
+            _ => false,
+        };
         self.is_set("overflow")
             && self.both("overflow").into_iter().all(|value| value.is_null() || refuses(value))
     }
 
     fn is_quorum(self) -> bool {
         self.0["type"] == "quorum"
+    }
+
+    /// Whether a quorum queue keeps a dead letter until the other queue has it. Without `reject-publish` RabbitMQ takes
+    /// the strategy for `at-most-once` and says so in its own log only.
+    fn dead_letters_at_least_once(self) -> bool {
+        self.word("dead-letter-strategy") == Some("at-least-once") && self.refuses_when_full()
     }
 
     /// How confirmed messages leave the queue without a consumer.
@@ -224,9 +233,15 @@ fn risks_of(name: &str, queue: &Value, cluster: Cluster) -> Vec<PolicyRisk> {
 
     let leaks = described.leaks(cluster);
     let exchange = described.word("dead-letter-exchange");
-    let at_least_once = described.word("dead-letter-strategy") == Some("at-least-once");
-    if exchange.is_some() && described.is_quorum() && !leaks.is_empty() && !at_least_once {
-        let what = "dead-letters at most once, so that messages can be lost on the way".to_owned();
+    if exchange.is_some()
+        && described.is_quorum()
+        && !leaks.is_empty()
+        && !described.dead_letters_at_least_once()
+    {
+        let what =
+            "dead-letters at most once, so that messages can be lost on the way: at least once takes both \
+                    `dead-letter-strategy: at-least-once` and `overflow: reject-publish`"
+                .to_owned();
         risk(PolicyRiskKind::DeadLetterStrategy, what);
     }
     let dead = wire::queue_name(QueueName::DEAD);
@@ -288,11 +303,18 @@ mod tests {
             (json!({"max-length": 20}), vec!["max_length"]),
             (json!({"max-length-bytes": 20, "overflow": "drop-head"}), vec!["max_length"]),
             (json!({"max-length": 20, "overflow": "reject-publish"}), vec![]),
+            (json!({"max-length": 20, "overflow": "reject-publish-dlx"}), vec!["max_length"]),
             (json!({"delivery-limit": 3}), vec!["delivery_limit"]),
             (json!({"expires": 1000}), vec!["expires"]),
             (dead.clone(), vec![]),
             (merged(json!({"message-ttl": 3000, "delivery-limit": 3, "max-length": 20})), vec![]),
             (merged(json!({"message-ttl": 3000, "expires": 1})), vec!["expires"]),
+            (merged(json!({"message-ttl": 3000, "overflow": null})), vec!["dead_letter_strategy"]),
+            (merged(json!({"message-ttl": 3000, "overflow": "drop-head"})), vec!["dead_letter_strategy"]),
+            (
+                merged(json!({"message-ttl": 3000, "overflow": "reject-publish-dlx"})),
+                vec!["dead_letter_strategy"],
+            ),
             (json!({"message-ttl": 3000, "dead-letter-exchange": "x"}), vec!["dead_letter_strategy", "ttl"]),
         ] {
             let queue = json!({"type": "quorum", "arguments": declared, "effective_policy_definition": policy,

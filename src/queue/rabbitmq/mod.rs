@@ -7,11 +7,12 @@
 //! * Lanes are durable queues `errand.<lane>`, bound to the durable direct exchange `errand` (`topology`).
 //! * Messages are persistent and mandatory, and count as published when the broker has confirmed them (`publisher`).
 //! * A subscription has a channel of its own, through which alone its acknowledgements go, so a late one cannot settle
-//!   a message of another subscription (`consumer`, `ack_tracker`). It ends alone, unless the broker stops to answer.
+//!   a message of another subscription (`consumer`, `ack_tracker`). It ends alone, unless the broker stops to answer
+//!   anything on the connection.
 //! * Nothing is ever rejected: errand acknowledges what its store has committed, and gives the rest back.
 
 use std::{
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, atomic::AtomicU64},
     time::Duration,
 };
 
@@ -39,6 +40,7 @@ use crate::{
 };
 
 mod ack_tracker;
+mod confirm_batch;
 mod connector;
 mod consumer;
 mod endpoint;
@@ -106,6 +108,8 @@ impl RabbitQueue {
             endpoint,
             topology: Topology::new(queue_type, declare),
             lanes,
+            confirms: AtomicU64::new(0),
+            apart: Mutex::default(),
         };
         Ok(Self { shared: Arc::new(shared), publishing: Mutex::new(Publishing::NotStarted), management })
     }
@@ -185,8 +189,9 @@ impl Queue for RabbitQueue {
         let session = connector.get().await?;
         let started = connector.run_on(&session, async {
             if topology::exchange_is_missing(&session).await? {
-                // The bindings of all lanes went with it. Without them the broker drops messages silently.
-                self.shared.topology.ensure(&session, &self.shared.lanes).await?;
+                // The bindings of all lanes went with it. Without them the broker drops messages silently. A lane that
+                // cannot be declared is told to whoever uses it.
+                self.shared.topology.ensure_each(&session, &self.shared.lanes).await?;
             }
             self.shared.topology.ensure(&session, std::slice::from_ref(queue)).await?;
             RabbitConsumer::start(Arc::clone(&self.shared), Arc::clone(&session), queue, prefetch).await

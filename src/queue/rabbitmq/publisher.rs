@@ -12,37 +12,46 @@
 //! whole batch, and nothing says which one it was. So what is not confirmed then is published again in halves, each on a
 //! new channel, until the message stands alone; the others have got through. If this user may not write to an exchange,
 //! that concerns all messages to it and no others.
+//!
+//! A queue that confirms nothing, such as a quorum queue without a majority of its members, holds up its batch until the
+//! time is over, and RabbitMQ may hold up the whole channel for it. So the addresses in a batch that did not confirm in
+//! time are published to apart from others, and from each other, until they do. If the broker has confirmed other
+//! messages meanwhile, the connection is kept, and what stands alone then is its queue's own fault. A lane that cannot
+//! be declared concerns its own messages only, too.
 
 use std::{
-    collections::HashSet,
+    collections::HashMap,
     panic::AssertUnwindSafe,
     sync::{Arc, atomic::Ordering::Relaxed},
+    time::Duration,
 };
 
-use futures_util::{FutureExt as _, StreamExt as _, stream::FuturesUnordered};
-use lapin::{
-    Channel, Confirmation,
-    options::{BasicPublishOptions, ConfirmSelectOptions},
-    types::ShortString,
-};
+use futures_util::FutureExt as _;
+use lapin::{Channel, options::ConfirmSelectOptions};
 use tokio::{
     sync::{Mutex, mpsc, oneshot},
-    time::{Instant, timeout_at},
+    time::Instant,
 };
 
 use super::{
+    confirm_batch::{ConfirmBatch, Outcome, unconfirmed},
     connector::Session,
-    error::{ACCESS_REFUSED, PRECONDITION_FAILED, bounded, failed, has_ended, repeat, reply_code},
+    error::{ACCESS_REFUSED, bounded, repeat, reply_code},
     shared::Shared,
-    wire::{self, Route},
+    wire,
 };
 use crate::{
     failure::chain,
+    job::QueueName,
     queue::{Address, BROKER_TIMEOUT, Message, QueueError, QueueErrorKind},
+    sync::lock,
     telemetry::metrics,
 };
 
 pub(super) const PUBLISHERS: usize = 3;
+
+/// The most addresses that are published to apart from others.
+const MAX_APART: usize = 1_000;
 
 /// The most messages of one request; a confirm batch ends with the request that reaches this number.
 pub(super) const MAX_CONFIRM_BATCH: usize = 256;
@@ -60,7 +69,7 @@ pub(super) type Requests = Arc<Mutex<mpsc::Receiver<Request>>>;
 
 /// Publishes until all senders of requests are gone.
 pub(super) async fn run(shared: Arc<Shared>, requests: Requests) {
-    let mut publisher = Publisher { shared, channel: None };
+    let mut publisher = Publisher { shared, channel: None, silent: None };
     while let Some(batch) = next_batch(&requests).await {
         // A caller that gave up waiting was told `Unconfirmed`; it is better not to send its messages at all.
         let (sizes, messages): (Vec<_>, Vec<_>) = batch
@@ -102,6 +111,8 @@ struct Publisher {
     shared: Arc<Shared>,
     /// A channel in confirm mode without unconfirmed messages, and the connection it belongs to.
     channel: Option<(Arc<Session>, Channel)>,
+    /// The connection on which something was not confirmed in time.
+    silent: Option<Arc<Session>>,
 }
 
 impl Publisher {
@@ -109,22 +120,30 @@ impl Publisher {
     async fn publish(&mut self, messages: Vec<Message>) -> Answer {
         let deadline = Instant::now() + BROKER_TIMEOUT;
         let mut answers: Vec<Option<Result<(), QueueError>>> = messages.iter().map(|_| None).collect();
+        let confirms_before = self.shared.confirms.load(Relaxed);
         // The messages that still have to be published together, by their places; the next ones last.
-        let mut windows: Vec<Vec<usize>> = vec![(0..messages.len()).collect()];
-        let mut declared_anew = false;
-        while let Some(window) = windows.pop() {
+        let (together, mut apart) = self.shared.held_apart(&messages);
+        let mut windows = vec![together];
+        let (mut declared_anew, mut unanswered) = (false, Vec::new());
+        while let Some((window, sharers)) =
+            windows.pop().map(|window| (window, 1)).or_else(|| Some((apart.pop()?, apart.len() + 1)))
+        {
             if window.is_empty() {
                 continue;
             }
             let batch = ConfirmBatch::new(window.iter().map(|place| &messages[*place]).collect());
+            let limit = deadline.saturating_duration_since(Instant::now())
+                / u32::try_from(sharers).unwrap_or(u32::MAX);
+            let outcomes = self.publish_window(batch, limit).await;
             let (mut suspects, mut lost) = (Vec::new(), Vec::new());
-            for (place, outcome) in window.into_iter().zip(self.publish_window(batch, deadline).await) {
+            for (place, outcome) in window.into_iter().zip(outcomes) {
                 match outcome {
                     Outcome::Answered(answer) => {
                         lost.extend(self.comes_back(&messages[place].to, &answer).then_some(place));
                         answers[place] = Some(answer);
                     }
                     Outcome::Suspect(error) => suspects.push((place, error)),
+                    Outcome::Unanswered { is_alone } => unanswered.push((place, is_alone)),
                 }
             }
             let is_access = suspects.iter().any(|(_, error)| reply_code(error) == Some(ACCESS_REFUSED));
@@ -139,6 +158,18 @@ impl Publisher {
                 windows.push(lost);
             }
         }
+        let is_alive = self.shared.confirms.load(Relaxed) != confirms_before;
+        if let Some(session) = self.silent.take().filter(|_| !is_alive) {
+            self.shared.publishing.discard(&session);
+        }
+        for (place, is_alone) in unanswered {
+            let error = if is_alone && is_alive {
+                stuck(&messages[place].to)
+            } else {
+                unconfirmed("RabbitMQ did not confirm the message in time")
+            };
+            answers[place] = Some(Err(error));
+        }
         answers
             .into_iter()
             .map(|answer| answer.unwrap_or_else(|| Err(unconfirmed("not published"))))
@@ -151,18 +182,19 @@ impl Publisher {
         unroutable && matches!(to, Address::Lane(lane) if self.shared.lanes.contains(lane))
     }
 
-    async fn publish_window(&mut self, mut batch: ConfirmBatch<'_>, deadline: Instant) -> Vec<Outcome> {
+    /// Publishes a batch, within `limit` beside the time that it takes to get a channel.
+    async fn publish_window(&mut self, mut batch: ConfirmBatch<'_>, limit: Duration) -> Vec<Outcome> {
         let size = batch.messages.len();
-        let ready = if Instant::now() < deadline {
-            self.channel().await
+        let started = Instant::now();
+        let ready = if limit.is_zero() {
+            Err(unconfirmed("other messages left no time to publish this one"))
         } else {
-            // What another message has taken along, and there is no time to publish it again.
-            Err(unconfirmed("RabbitMQ closed the channel because of another message"))
+            self.channel(&mut batch).await
         };
         let (session, channel) = match ready {
             Ok(ready) => ready,
             Err(error) => {
-                // What concerns the queue of one lane, such as one whose node is down, says nothing about these messages.
+                // What concerns the exchange alone says nothing about replies, which are offered again soon.
                 let kind = if error.kind().concerns_one_message() {
                     QueueErrorKind::Unavailable
                 } else {
@@ -172,25 +204,32 @@ impl Publisher {
                 return answers.into_iter().map(Outcome::Answered).collect();
             }
         };
-        let finished = batch.run(&channel, deadline).await;
+        // Queues that did not answer in time to being declared leave the others half of it.
+        let deadline = (started + limit).max(Instant::now() + limit / 2);
+        let finished = batch.run(&channel, deadline, &self.shared.confirms).await;
+        // A blocked connection comes back to life by itself, and could not even be closed now.
+        let is_blocked = !finished && session.blocked().is_some();
+        if !is_blocked && session.live() {
+            self.shared.hold_apart(&batch);
+            batch.is_alone = batch.unanswered().len() == 1;
+        }
         if batch.unroutable_lanes() {
             // The queue or the exchange of a lane is gone: the next batch declares it again.
             session.declared.store(false, Relaxed);
         }
         if finished && channel.status().connected() {
             self.channel = Some((session, channel));
+        } else if !finished {
+            self.silent = Some(session).filter(|_| !is_blocked);
         } else if !batch.was_refused() {
             session.declared.store(false, Relaxed);
-            // A blocked connection comes back to life by itself, and could not even be closed now.
-            if !finished && session.blocked().is_none() {
-                self.shared.publishing.discard(&session);
-            }
         }
         batch.outcomes()
     }
 
-    /// Takes the channel, or opens one. It is put back only when all messages on it are confirmed.
-    async fn channel(&mut self) -> Result<(Arc<Session>, Channel), QueueError> {
+    /// Takes the channel, or opens one. It is put back only when all messages on it are confirmed. Messages to lanes that
+    /// cannot be declared are answered.
+    async fn channel(&mut self, batch: &mut ConfirmBatch<'_>) -> Result<(Arc<Session>, Channel), QueueError> {
         let connector = &self.shared.publishing;
         let session = connector.get().await?;
         if let Some(reason) = session.blocked() {
@@ -199,9 +238,8 @@ impl Publisher {
         }
         connector
             .run_on(&session, async {
-                if !session.declared.load(Relaxed) {
-                    self.shared.topology.ensure(&session, &self.shared.lanes).await?;
-                    session.declared.store(true, Relaxed);
+                for (lane, error) in declare(&self.shared, &session, batch).await? {
+                    batch.fail_lane(&lane, &error);
                 }
                 let kept = self
                     .channel
@@ -220,131 +258,62 @@ impl Publisher {
     }
 }
 
-/// What became of a message of a batch.
-enum Outcome {
-    Answered(Result<(), QueueError>),
-    /// The broker closed the channel because of this message or of another one that it had not confirmed either.
-    Suspect(lapin::Error),
-}
-
-/// Messages that are published together on one channel.
-struct ConfirmBatch<'a> {
-    messages: Vec<&'a Message>,
-    routes: Vec<Route>,
-    /// `None` while a message is not confirmed. One that is confirmed may have been returned before.
-    results: Vec<Option<Result<(), Unpublished>>>,
-    returned: HashSet<(Route, Option<ShortString>)>,
-}
-
-/// Why a message is not published: errand says so, or the channel has failed.
-enum Unpublished {
-    Told(QueueError),
-    Failed(lapin::Error),
-}
-
-impl<'a> ConfirmBatch<'a> {
-    fn new(messages: Vec<&'a Message>) -> Self {
-        let route = |message: &&Message| match wire::route(&message.to) {
-            Ok(route) => (route, None),
-            Err(error) => (Route::default(), Some(Err(Unpublished::Told(error)))),
-        };
-        let (routes, results) = messages.iter().map(route).unzip();
-        Self { messages, routes, results, returned: HashSet::new() }
-    }
-
-    /// Publishes all messages and waits for the confirms. Returns false if some did not come in time.
-    async fn run(&mut self, channel: &Channel, deadline: Instant) -> bool {
-        let mut confirms = FuturesUnordered::new();
-        for (index, (message, route)) in self.messages.iter().zip(&self.routes).enumerate() {
-            if self.results[index].is_some() {
-                continue;
-            }
-            let options = BasicPublishOptions { mandatory: route.is_mandatory(), ..Default::default() };
-            let (exchange, key) = (route.exchange.clone(), route.key.clone());
-            match wire::to_amqp(message) {
-                Ok(properties) => confirms.push(async move {
-                    let confirm = channel.basic_publish(exchange, key, options, &message.body, properties);
-                    let confirmation = async { confirm.await?.await }.await;
-                    (index, confirmation)
-                }),
-                Err(error) => self.results[index] = Some(Err(Unpublished::Told(error))),
+impl Shared {
+    /// The places of messages that are published together, and of those for each address that did not confirm in time.
+    fn held_apart(&self, messages: &[Message]) -> (Vec<usize>, Vec<Vec<usize>>) {
+        let apart = lock(&self.apart);
+        if apart.is_empty() {
+            return ((0..messages.len()).collect(), Vec::new());
+        }
+        let (mut together, mut groups) = (Vec::new(), HashMap::<_, Vec<usize>>::new());
+        for (place, message) in messages.iter().enumerate() {
+            match apart.get(&message.to) {
+                None => together.push(place),
+                Some(_) => groups.entry(&message.to).or_default().push(place),
             }
         }
-        let mut finished = true;
-        loop {
-            let next = match timeout_at(deadline, confirms.next()).await {
-                Ok(next) => next,
-                // Confirms that have arrived count, whatever the clock says.
-                Err(_elapsed) => match confirms.next().now_or_never() {
-                    Some(next) => next,
-                    None => {
-                        finished = false;
-                        break;
-                    }
-                },
-            };
-            let Some((index, confirmation)) = next else { break };
-            let told = |error| Err(Unpublished::Told(error));
-            let (result, returned) = match confirmation {
-                Ok(Confirmation::Ack(returned)) => (Ok(()), returned),
-                Ok(Confirmation::Nack(returned)) => {
-                    let sentence = "RabbitMQ refused the message: its queue is full or cannot store it now";
-                    (told(QueueError::new(QueueErrorKind::Refused, sentence)), returned)
-                }
-                Ok(Confirmation::NotRequested) => {
-                    (told(unconfirmed("RabbitMQ did not confirm the message")), None)
-                }
-                Err(error) => (Err(Unpublished::Failed(error)), None),
-            };
-            self.results[index] = Some(result);
-            if let Some(returned) = returned {
-                let delivery = returned.delivery;
-                let route = Route { exchange: delivery.exchange, key: delivery.routing_key };
-                self.returned.insert((route, delivery.properties.message_id().clone()));
+        (together, groups.into_values().collect())
+    }
+
+    /// Notes which addresses of a batch have not confirmed in time, and which have.
+    fn hold_apart(&self, batch: &ConfirmBatch<'_>) {
+        let mut apart = lock(&self.apart);
+        if !apart.is_empty() {
+            for address in batch.confirmed() {
+                apart.remove(address);
             }
         }
-        finished
+        for address in batch.unanswered() {
+            if apart.len() < MAX_APART {
+                apart.insert(address.clone());
+            }
+        }
     }
+}
 
-    /// Whether the broker closed the channel because of what a message is, or where it should go.
-    fn was_refused(&self) -> bool {
-        let refused = |result: &Result<(), Unpublished>| matches!(result, Err(Unpublished::Failed(error)) if is_refusal(error));
-        self.results.iter().flatten().any(refused)
+/// Declares what is not declared yet: all lanes once, and those for which that failed when there is something to
+/// publish to them. Returns the lanes that cannot be used.
+async fn declare(
+    shared: &Shared,
+    session: &Session,
+    batch: &ConfirmBatch<'_>,
+) -> Result<Vec<(QueueName, QueueError)>, QueueError> {
+    let lanes = if session.declared.load(Relaxed) {
+        let mut undeclared = lock(&session.undeclared).clone();
+        undeclared.retain(|lane| batch.has_lane(lane));
+        undeclared
+    } else {
+        shared.lanes.clone()
+    };
+    if lanes.is_empty() {
+        return Ok(Vec::new());
     }
-
-    fn unroutable_lanes(&self) -> bool {
-        self.returned.iter().any(|(route, _)| route.exchange.as_str() == wire::EXCHANGE)
-    }
-
-    fn outcomes(self) -> Vec<Outcome> {
-        let was_refused = self.was_refused();
-        let returned = self.returned;
-        let conclude = |((message, route), result): ((&Message, Route), Option<_>)| {
-            let answer = match result {
-                Some(Ok(())) => Ok(()),
-                Some(Err(Unpublished::Told(error))) => Err(error),
-                Some(Err(Unpublished::Failed(error)))
-                    if was_refused && (is_refusal(&error) || has_ended(&error)) =>
-                {
-                    return Outcome::Suspect(error);
-                }
-                Some(Err(Unpublished::Failed(error))) => {
-                    Err(unconfirmed(chain(&failed("confirm the message", error))))
-                }
-                None => {
-                    let limit = BROKER_TIMEOUT.as_secs();
-                    Err(unconfirmed(format!("RabbitMQ did not confirm the message within {limit} s")))
-                }
-            };
-            let is_returned = |route: Route| {
-                let id = message.properties.message_id.as_ref();
-                let lookup = (route, id.and_then(|id| ShortString::try_new(id.as_str()).ok()));
-                if returned.contains(&lookup) { Err(unroutable(&lookup.0)) } else { Ok(()) }
-            };
-            Outcome::Answered(answer.and_then(|()| is_returned(route)))
-        };
-        self.messages.into_iter().zip(self.routes).zip(self.results).map(conclude).collect()
-    }
+    let failed = shared.topology.ensure_each(session, &lanes).await?;
+    let mut undeclared = lock(&session.undeclared);
+    undeclared.retain(|lane| !lanes.contains(lane));
+    undeclared.extend(failed.iter().map(|(lane, _)| lane.clone()));
+    session.declared.store(true, Relaxed);
+    Ok(failed)
 }
 
 /// The windows in which messages are published again of which one made the broker close the channel. None where that
@@ -359,11 +328,6 @@ fn divide(messages: &[Message], suspects: Vec<usize>, is_access: bool) -> Vec<Ve
         (first.to_vec(), second.to_vec())
     };
     if first.is_empty() || second.is_empty() { Vec::new() } else { vec![second, first] }
-}
-
-/// Whether the broker closed the channel, and not the connection, because of a message.
-fn is_refusal(error: &lapin::Error) -> bool {
-    matches!(reply_code(error), Some(ACCESS_REFUSED | PRECONDITION_FAILED))
 }
 
 fn refused(to: &Address, is_access: bool, error: lapin::Error) -> QueueError {
@@ -384,16 +348,15 @@ fn refused(to: &Address, is_access: bool, error: lapin::Error) -> QueueError {
     QueueError::new(kind, sentence).with_source(error)
 }
 
-fn unconfirmed(message: impl Into<String>) -> QueueError {
-    QueueError::new(QueueErrorKind::Unconfirmed, message)
-}
-
-fn unroutable(route: &Route) -> QueueError {
-    let Route { exchange, key } = route;
-    let sentence = if exchange.as_str().is_empty() {
-        format!("RabbitMQ has no queue `{key}`")
-    } else {
-        format!("RabbitMQ has no queue bound to the exchange `{exchange}` for `{key}`")
+/// The error of a message that waits for its queue while others get through.
+fn stuck(to: &Address) -> QueueError {
+    let name = match to {
+        Address::Lane(lane) => wire::queue_name(lane.as_str()),
+        Address::Reply(name) => name.clone(),
     };
-    QueueError::new(QueueErrorKind::Unroutable, sentence)
+    let sentence = format!(
+        "RabbitMQ confirms other messages, and not those to the queue `{name}`: see whether most of the queue's members \
+         are online (`rabbitmq-queues quorum_status`) and whether their disks are full or slow"
+    );
+    QueueError::new(QueueErrorKind::Stuck, sentence)
 }

@@ -14,6 +14,7 @@
 
 use std::fmt;
 
+use futures_util::future::join_all;
 use lapin::{
     ExchangeKind,
     options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions},
@@ -48,17 +49,40 @@ impl Topology {
 
     /// Makes sure that the exchange and the queues of these lanes exist.
     pub(super) async fn ensure(&self, session: &Session, lanes: &[QueueName]) -> Result<(), QueueError> {
+        self.ensure_each(session, lanes).await?.into_iter().next().map_or(Ok(()), |(_, error)| Err(error))
+    }
+
+    /// Does the same, and returns the lanes that cannot be used, each with its error. An error of the whole says that no
+    /// lane can be, because of the exchange or of the connection.
+    pub(super) async fn ensure_each(
+        &self,
+        session: &Session,
+        lanes: &[QueueName],
+    ) -> Result<Vec<(QueueName, QueueError)>, QueueError> {
         // RabbitMQ 3.10 says that a quorum queue is there while another connection is still declaring it, and ends the
         // connection that consumes too early. Among processes this can still happen, and consuming again helps.
         let _declaring = timeout(BROKER_TIMEOUT, self.declaring.lock()).await.ok();
         self.ensure_resource(session, &Resource::Exchange).await?;
-        for lane in lanes {
-            let name = lane_queue(lane)?;
-            self.ensure_resource(session, &Resource::Queue(name.clone())).await?;
-            // What is dead-lettered comes through the default exchange, and nobody publishes there.
-            if self.declare && lane.as_str() != QueueName::DEAD {
-                self.bind(session, lane, name).await?;
-            }
+        // Side by side, so that queues that do not answer take no longer than one of them.
+        let ensured = join_all(lanes.iter().map(|lane| self.ensure_lane(session, lane))).await;
+        let failed =
+            lanes.iter().zip(ensured).filter_map(|(lane, ensured)| Some((lane.clone(), ensured.err()?)));
+        let mut failed: Vec<_> = failed.collect();
+        let unavailable = failed.iter().position(|(_, error)| error.kind() == QueueErrorKind::Unavailable);
+        if let Some(place) = unavailable
+            && !session.answers().await
+        {
+            return Err(failed.swap_remove(place).1);
+        }
+        Ok(failed)
+    }
+
+    async fn ensure_lane(&self, session: &Session, lane: &QueueName) -> Result<(), QueueError> {
+        let name = lane_queue(lane)?;
+        self.ensure_resource(session, &Resource::Queue(name.clone())).await?;
+        // What is dead-lettered comes through the default exchange, and nobody publishes there.
+        if self.declare && lane.as_str() != QueueName::DEAD {
+            self.bind(session, lane, name).await?;
         }
         Ok(())
     }

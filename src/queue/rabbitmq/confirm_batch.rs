@@ -1,0 +1,204 @@
+//! Messages that are published together, and what the broker says about each.
+
+use std::{
+    collections::HashSet,
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
+};
+
+use futures_util::{FutureExt as _, StreamExt as _, stream::FuturesUnordered};
+use lapin::{Channel, Confirmation, options::BasicPublishOptions, types::ShortString};
+use tokio::time::{Instant, timeout_at};
+
+use super::{
+    error::{ACCESS_REFUSED, PRECONDITION_FAILED, failed, has_ended, reply_code},
+    wire::{self, Route},
+};
+use crate::{
+    failure::chain,
+    job::QueueName,
+    queue::{Address, Message, QueueError, QueueErrorKind},
+};
+
+/// What became of a message of a batch.
+pub(super) enum Outcome {
+    Answered(Result<(), QueueError>),
+    /// The broker closed the channel because of this message or of another one that it had not confirmed either.
+    Suspect(lapin::Error),
+    /// The broker said nothing about this message in time. `is_alone`: the others of which that is true went to the same
+    /// address.
+    Unanswered {
+        is_alone: bool,
+    },
+}
+
+/// Messages that are published together on one channel.
+pub(super) struct ConfirmBatch<'a> {
+    pub(super) messages: Vec<&'a Message>,
+    routes: Vec<Route>,
+    /// `None` while a message is not confirmed. One that is confirmed may have been returned before.
+    results: Vec<Option<Result<(), Unpublished>>>,
+    returned: HashSet<(Route, Option<ShortString>)>,
+    /// Whether those that are not confirmed in time all have one address, which is to blame if the broker confirms others.
+    pub(super) is_alone: bool,
+}
+
+/// Why a message is not published: errand says so, or the channel has failed.
+enum Unpublished {
+    Told(QueueError),
+    Failed(lapin::Error),
+}
+
+impl<'a> ConfirmBatch<'a> {
+    pub(super) fn new(messages: Vec<&'a Message>) -> Self {
+        let route = |message: &&Message| match wire::route(&message.to) {
+            Ok(route) => (route, None),
+            Err(error) => (Route::default(), Some(Err(Unpublished::Told(error)))),
+        };
+        let (routes, results) = messages.iter().map(route).unzip();
+        Self { messages, routes, results, returned: HashSet::new(), is_alone: false }
+    }
+
+    pub(super) fn has_lane(&self, lane: &QueueName) -> bool {
+        self.messages.iter().any(|message| matches!(&message.to, Address::Lane(to) if to == lane))
+    }
+
+    /// Answers all messages to a lane that cannot be declared.
+    pub(super) fn fail_lane(&mut self, lane: &QueueName, error: &QueueError) {
+        let kind = match error.kind() {
+            QueueErrorKind::Unavailable => QueueErrorKind::Stuck,
+            // It would have to be created by somebody else.
+            QueueErrorKind::Access => QueueErrorKind::Unroutable,
+            kind => kind,
+        };
+        for (message, result) in self.messages.iter().zip(&mut self.results) {
+            if matches!(&message.to, Address::Lane(to) if to == lane) {
+                *result = Some(Err(Unpublished::Told(QueueError::new(kind, chain(error)))));
+            }
+        }
+    }
+
+    /// Publishes all messages and waits for the confirms, which it counts. Returns false if some did not come in time.
+    pub(super) async fn run(&mut self, channel: &Channel, deadline: Instant, confirms: &AtomicU64) -> bool {
+        let mut confirming = FuturesUnordered::new();
+        for (index, (message, route)) in self.messages.iter().zip(&self.routes).enumerate() {
+            if self.results[index].is_some() {
+                continue;
+            }
+            let options = BasicPublishOptions { mandatory: route.is_mandatory(), ..Default::default() };
+            let (exchange, key) = (route.exchange.clone(), route.key.clone());
+            match wire::to_amqp(message) {
+                Ok(properties) => confirming.push(async move {
+                    let confirm = channel.basic_publish(exchange, key, options, &message.body, properties);
+                    let confirmation = async { confirm.await?.await }.await;
+                    (index, confirmation)
+                }),
+                Err(error) => self.results[index] = Some(Err(Unpublished::Told(error))),
+            }
+        }
+        let mut finished = true;
+        loop {
+            let next = match timeout_at(deadline, confirming.next()).await {
+                Ok(next) => next,
+                // Confirms that have arrived count, whatever the clock says.
+                Err(_elapsed) => match confirming.next().now_or_never() {
+                    Some(next) => next,
+                    None => {
+                        finished = false;
+                        break;
+                    }
+                },
+            };
+            let Some((index, confirmation)) = next else { break };
+            if confirmation.is_ok() {
+                confirms.fetch_add(1, Relaxed);
+            }
+            let told = |error| Err(Unpublished::Told(error));
+            let (result, returned) = match confirmation {
+                Ok(Confirmation::Ack(returned)) => (Ok(()), returned),
+                Ok(Confirmation::Nack(returned)) => {
+                    let sentence = "RabbitMQ refused the message: its queue is full or cannot store it now";
+                    (told(QueueError::new(QueueErrorKind::Refused, sentence)), returned)
+                }
+                Ok(Confirmation::NotRequested) => {
+                    (told(unconfirmed("RabbitMQ did not confirm the message")), None)
+                }
+                Err(error) => (Err(Unpublished::Failed(error)), None),
+            };
+            self.results[index] = Some(result);
+            if let Some(returned) = returned {
+                let delivery = returned.delivery;
+                let route = Route { exchange: delivery.exchange, key: delivery.routing_key };
+                self.returned.insert((route, delivery.properties.message_id().clone()));
+            }
+        }
+        finished
+    }
+
+    /// Whether the broker closed the channel because of what a message is, or where it should go.
+    pub(super) fn was_refused(&self) -> bool {
+        let refused = |result: &Result<(), Unpublished>| matches!(result, Err(Unpublished::Failed(error)) if is_refusal(error));
+        self.results.iter().flatten().any(refused)
+    }
+
+    pub(super) fn confirmed(&self) -> impl Iterator<Item = &'a Address> {
+        let confirmed =
+            self.messages.iter().zip(&self.results).filter(|(_, result)| matches!(result, Some(Ok(()))));
+        confirmed.map(|(message, _)| &message.to)
+    }
+
+    /// The addresses of messages that are not answered.
+    pub(super) fn unanswered(&self) -> HashSet<&'a Address> {
+        let unanswered = self.messages.iter().zip(&self.results).filter(|(_, result)| result.is_none());
+        unanswered.map(|(message, _)| &message.to).collect()
+    }
+
+    pub(super) fn unroutable_lanes(&self) -> bool {
+        self.returned.iter().any(|(route, _)| route.exchange.as_str() == wire::EXCHANGE)
+    }
+
+    pub(super) fn outcomes(self) -> Vec<Outcome> {
+        let was_refused = self.was_refused();
+        let Self { messages, routes, results, returned, is_alone } = self;
+        let conclude = |((message, route), result): ((&Message, Route), Option<_>)| {
+            let answer = match result {
+                Some(Ok(())) => Ok(()),
+                Some(Err(Unpublished::Told(error))) => Err(error),
+                Some(Err(Unpublished::Failed(error)))
+                    if was_refused && (is_refusal(&error) || has_ended(&error)) =>
+                {
+                    return Outcome::Suspect(error);
+                }
+                Some(Err(Unpublished::Failed(error))) => {
+                    Err(unconfirmed(chain(&failed("confirm the message", error))))
+                }
+                None => return Outcome::Unanswered { is_alone },
+            };
+            let is_returned = |route: Route| {
+                let id = message.properties.message_id.as_ref();
+                let lookup = (route, id.and_then(|id| ShortString::try_new(id.as_str()).ok()));
+                if returned.contains(&lookup) { Err(unroutable(&lookup.0)) } else { Ok(()) }
+            };
+            Outcome::Answered(answer.and_then(|()| is_returned(route)))
+        };
+        messages.into_iter().zip(routes).zip(results).map(conclude).collect()
+    }
+}
+
+/// Whether the broker closed the channel, and not the connection, because of a message.
+fn is_refusal(error: &lapin::Error) -> bool {
+    matches!(reply_code(error), Some(ACCESS_REFUSED | PRECONDITION_FAILED))
+}
+
+pub(super) fn unconfirmed(message: impl Into<String>) -> QueueError {
+    QueueError::new(QueueErrorKind::Unconfirmed, message)
+}
+
+fn unroutable(route: &Route) -> QueueError {
+    let Route { exchange, key } = route;
+    let sentence = if exchange.as_str().is_empty() {
+        format!("RabbitMQ has no queue `{key}`")
+    } else {
+        format!("RabbitMQ has no queue bound to the exchange `{exchange}` for `{key}`")
+    };
+    QueueError::new(QueueErrorKind::Unroutable, sentence)
+}

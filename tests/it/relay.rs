@@ -1,0 +1,97 @@
+//! When the relay publishes again what could not be published.
+
+use std::{sync::Arc, time::Duration};
+
+use errand::{
+    clock,
+    job::{JobId, QueueType, ReplyRules},
+    queue::{
+        Queue, SharedQueue,
+        rabbitmq::{RabbitOptions, RabbitQueue},
+    },
+    relay::{Options, Relay},
+    services::Services,
+};
+use errand_testbed::scripted_api::{Answer, ScriptedApi};
+use serde_json::json;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    queue_contract::{
+        helpers::{LIMIT, lane, message},
+        options,
+    },
+    refused::set_working,
+    store_contract::{TestStore, job},
+    support::{self, wait::until},
+    tool_api::client,
+};
+
+/// When a job that was published and that nobody claims is published again.
+const UNCLAIMED: Duration = Duration::from_secs(3_600);
+
+struct Running {
+    t: TestStore,
+    stop: CancellationToken,
+    relay: JoinHandle<()>,
+}
+
+impl Running {
+    async fn start(t: TestStore, queue: SharedQueue) -> Self {
+        let nobody = ScriptedApi::responding(|_| Answer::new("500 None", String::new())).await;
+        let services = Services::new(t.store.clone(), queue, Arc::new(client(&nobody)), clock::system());
+        let poll = Duration::from_millis(100);
+        let options = Options { poll, batch: 10, unclaimed: UNCLAIMED, replies: ReplyRules::default() };
+        let stop = CancellationToken::new();
+        let relay = tokio::spawn(Relay::new(&services, options).run(stop.clone()));
+        Self { t, stop, relay }
+    }
+
+    /// Waits until a job is due in a time within these bounds, in seconds.
+    async fn due_within(&self, id: JobId, seconds: std::ops::Range<i64>) {
+        until(&format!("a job is due in {seconds:?} s"), LIMIT, async || {
+            let due_at = self.t.store.job(id).await.unwrap().unwrap().due_at?;
+            let wait = due_at.duration_since(self.t.store.now().await.unwrap());
+            seconds.contains(&wait.as_secs()).then_some(())
+        })
+        .await;
+    }
+
+    async fn stop(self) {
+        self.stop.cancel();
+        self.relay.await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_broken_connection_cut_off_is_published_again_soon_though_others_got_through() {
+    let vhost = support::vhost("cut-off").await;
+    let port = url::Url::parse(&vhost.amqp_url).unwrap().port().unwrap();
+    let proxy = support::start_proxy(port).await;
+    // Of classic queues, one that does not confirm keeps no other from doing so.
+    let classic = |url: &str| {
+        RabbitQueue::new(RabbitOptions { queue_type: QueueType::Classic, ..options(url) }).unwrap()
+    };
+    let (queue, watcher) =
+        (Arc::new(classic(&proxy.url(&vhost.amqp_url).unwrap())), classic(&vhost.amqp_url));
+    watcher.check().await.unwrap();
+    queue.publish(vec![message("default", "declares all lanes")]).await.remove(0).unwrap();
+    set_working(&vhost, "errand.bulk", false).await;
+    let t = TestStore::sqlite().await;
+    let (good, cut_off) = (job(json!({})), job(json!({"queue": "bulk"})));
+    t.store.insert(&[good, cut_off.clone()], Duration::ZERO).await.unwrap();
+    let running = Running::start(t, queue).await;
+    until("one of both is published", LIMIT, async || {
+        (watcher.depth(&lane("default")).await.unwrap().ready == 2).then_some(())
+    })
+    .await;
+    running.due_within(cut_off.id, 1_800..3_601).await;
+    proxy.cut().await.unwrap();
+    running.due_within(cut_off.id, -60..60).await;
+    set_working(&vhost, "errand.bulk", true).await;
+    proxy.heal().await.unwrap();
+    // And then it waits as what was published for the first time.
+    running.due_within(cut_off.id, 1_800..3_601).await;
+    running.stop().await;
+}
