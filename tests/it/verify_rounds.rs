@@ -28,7 +28,7 @@ const OPTIONS: Options = Options {
         intervals: RECONNECT,
         max_attempts: 5,
         max_retry_after: Duration::from_secs(1),
-        max_throttled_age: Duration::from_secs(1),
+        max_postponed: Duration::from_secs(1),
     },
     timeout: Duration::from_secs(60),
 };

@@ -290,7 +290,13 @@ fn never_arrived(check: &Check, retry: &RetryPolicy) -> AttemptEnd {
 
 fn again(check: &Check, error: JobError, retry: &RetryPolicy) -> Ending {
     let JobView { spec, attempt, spent, .. } = &check.job;
-    let spending = Spending { budget: spec.budget, attempt: *attempt, spent: *spent, age: check.age };
+    let spending = Spending {
+        budget: spec.budget,
+        attempt: *attempt,
+        spent: *spent,
+        age: check.age,
+        postponed_for: Duration::ZERO,
+    };
     retry.retry(spending, error, None, fastrand::f64())
 }
 
