@@ -66,7 +66,7 @@ fn retry_policy(retry: &config::Retry) -> RetryPolicy {
         },
         max_attempts: retry.max_attempts,
         max_retry_after: Duration::from_secs(retry.max_retry_after_secs),
-        max_throttled_age: Duration::from_secs(retry.max_throttled_secs),
+        max_postponed: Duration::from_secs(retry.max_throttled_secs),
     }
 }
 
@@ -158,7 +158,8 @@ pub(super) fn audit_turns(config: &Config, worker: &worker::Options) -> audit::T
 pub fn audit_limits(config: &Config) -> AuditLimits {
     let lease = Duration::from_secs(config.worker.lease_secs);
     AuditLimits {
-        lost: lease + 2 * Duration::from_secs(config.rescue.poll_secs) + AUDIT_MARGIN,
+        lease,
+        lost: 2 * Duration::from_secs(config.rescue.poll_secs) + AUDIT_MARGIN,
         timeout: Duration::from_millis(config.composio.timeout_ms),
         overrun: OVERRUN,
         overdue: OVERDUE,

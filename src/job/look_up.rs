@@ -16,7 +16,7 @@ string_enum! {
         Unclear = "unclear",
         /// It has no entry, and it shows another call of ours.
         Absent = "absent",
-        /// It has no entry, and it does not show another call of ours either, or there is none to look for.
+        /// It has no entry, and it does not show a later call of ours either, or there is none to look for yet.
         Blind = "blind",
         Closed = "closed",
     }
@@ -64,8 +64,8 @@ impl LookUps<'_> {
             LookResult::Unclear => format!("the entry for request ID {id} does not tell how the call ended"),
             LookResult::Absent => format!("no entry for request ID {id} yet"),
             LookResult::Blind => format!(
-                "no entry for request ID {id}, which proves nothing, because no call of the last day that \
-                 succeeded is found by its request ID either"
+                "no entry for request ID {id}, which proves nothing, because the log shows no other call either that \
+                 was made long enough after it and succeeded, or there was none yet"
             ),
             LookResult::Closed => {
                 format!("it could not be read, {}", self.detail.unwrap_or("and did not say why"))

@@ -13,8 +13,8 @@ pub struct RetryPolicy {
     pub max_attempts: u32,
     /// Longest `Retry-After` that is believed; longer ones are cut to this.
     pub max_retry_after: Duration,
-    /// How long a job may be throttled, which spends no attempt, before it fails.
-    pub max_throttled_age: Duration,
+    /// How long a job without an age of its own may be postponed, attempt after attempt, before it fails.
+    pub max_postponed: Duration,
 }
 
 /// What a job may spend. Whichever limit is met first ends it.
@@ -33,6 +33,9 @@ pub struct Spending {
     /// Attempts charged before this one.
     pub spent: u32,
     pub age: Duration,
+    /// Time since the first of the postponements that the attempts before this one ended in, one after the other. Zero
+    /// where the last of them ended otherwise.
+    pub postponed_for: Duration,
 }
 
 impl RetryPolicy {
@@ -51,8 +54,9 @@ impl RetryPolicy {
         }
     }
 
-    /// Postpones the job without charging the attempt, or fails it when it has been postponed for too long. The
-    /// attempt's number makes waits grow although nothing is charged.
+    /// Postpones the job without charging the attempt, or fails it when it would grow too old or has been postponed
+    /// for too long. How old a job may be that names no age does not matter: it may have waited for its time, for a
+    /// connection or for a person. The attempt's number makes waits grow although nothing is charged.
     pub fn snooze(
         &self,
         spending: Spending,
@@ -61,8 +65,11 @@ impl RetryPolicy {
         random: f64,
     ) -> Ending {
         let wait = self.wait(spending.attempt, retry_after, random);
-        let limit = spending.budget.max_age.unwrap_or(self.max_throttled_age);
-        if spending.age.saturating_add(wait) <= limit {
+        let (passed, limit) = match spending.budget.max_age {
+            Some(max_age) => (spending.age, max_age),
+            None => (spending.postponed_for, self.max_postponed),
+        };
+        if passed.saturating_add(wait) <= limit {
             Ending::Snooze { after: wait, error: Some(error) }
         } else {
             Stop::Fail { error }.into()
@@ -116,12 +123,41 @@ mod tests {
         },
         max_attempts: 5,
         max_retry_after: Duration::from_secs(3600),
-        max_throttled_age: Duration::from_secs(86_400),
+        max_postponed: Duration::from_secs(86_400),
     };
 
     /// What is used of this budget when the attempt ends that is charged as number `charged`.
     fn spending(budget: Budget, charged: u32, age: Duration) -> Spending {
-        Spending { budget, attempt: charged, spent: charged.saturating_sub(1), age }
+        Spending {
+            budget,
+            attempt: charged,
+            spent: charged.saturating_sub(1),
+            age,
+            postponed_for: Duration::ZERO,
+        }
+    }
+
+    #[test]
+    fn a_job_may_be_postponed_for_so_long_however_old_it_is() {
+        let snooze = |budget, age, postponed_for| {
+            let spending = Spending { postponed_for, ..spending(budget, 1, age) };
+            POLICY.snooze(spending, JobError::new(ErrorKind::Throttled, ""), None, 0.5)
+        };
+        let (none, year) = (Budget::default(), 365 * POLICY.max_postponed);
+        assert!(matches!(snooze(none, year, Duration::ZERO), Ending::Snooze { .. }));
+        assert!(matches!(
+            snooze(none, year, POLICY.max_postponed - Duration::from_secs(1)),
+            Ending::Snooze { .. }
+        ));
+        assert!(matches!(snooze(none, year, POLICY.max_postponed), Ending::Stop(Stop::Fail { .. })));
+        let hour = Duration::from_secs(3_600);
+        let aged = Budget { max_age: Some(hour), ..none };
+        assert!(
+            matches!(snooze(aged, hour, Duration::ZERO), Ending::Stop(Stop::Fail { .. })),
+            "its own age counts"
+        );
+        let old = Budget { max_age: Some(year), ..none };
+        assert!(matches!(snooze(old, hour, POLICY.max_postponed), Ending::Snooze { .. }), "and nothing else");
     }
 
     #[test]
@@ -152,7 +188,11 @@ mod tests {
         #[test]
         fn no_input_overflows(spent in any::<u32>(), age in any::<u64>(), after in any::<u64>(), random in 0.0f64..1.0) {
             let budget = Budget { max_attempts: None, max_age: Some(Duration::from_secs(u64::MAX)) };
-            let spending = Spending { budget, attempt: spent, spent, age: Duration::from_secs(age) };
+            let spending = Spending {
+                attempt: spent,
+                postponed_for: Duration::from_secs(after),
+                ..spending(budget, spent, Duration::from_secs(age))
+            };
             let _wait = POLICY.next(spending, Some(Duration::from_secs(after)), random);
             let _ending = POLICY.snooze(spending, JobError::new(ErrorKind::Throttled, ""), None, random);
         }

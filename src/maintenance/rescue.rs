@@ -229,8 +229,9 @@ fn end(job: &LostJob, options: &Options, random: f64) -> AttemptEnd {
         return AttemptEnd::unanswered(AttemptOutcome::Lost, ending);
     }
     let error = JobError::new(ErrorKind::WorkerLost, "the worker disappeared during the call");
-    let ClaimReceipt { attempt, spent, age, .. } = job.receipt;
-    let spending = Spending { budget: job.budget, attempt, spent, age };
+    let ClaimReceipt { attempt, spent, age, postponed_for, .. } = job.receipt;
+    let postponed_for = postponed_for.unwrap_or_default();
+    let spending = Spending { budget: job.budget, attempt, spent, age, postponed_for };
     let ending = match options.retry.retry(spending, error, None, random) {
         // The wait is left out: the lease was the wait, and the call is safe to repeat.
         Ending::Retry { after: _, error } => Ending::Retry { after: Duration::ZERO, error },
@@ -256,7 +257,7 @@ mod tests {
             intervals: backoff::RECONNECT,
             max_attempts: 3,
             max_retry_after: Duration::from_secs(60),
-            max_throttled_age: Duration::from_secs(60),
+            max_postponed: Duration::from_secs(60),
         },
     };
 
@@ -291,7 +292,15 @@ mod tests {
             request_id: RequestId::new(),
             started_at,
             budget: Budget::default(),
-            receipt: ClaimReceipt { fence: Fence(1), attempt, spent, binding, created_at: started_at, age },
+            receipt: ClaimReceipt {
+                fence: Fence(1),
+                attempt,
+                spent,
+                binding,
+                created_at: started_at,
+                age,
+                postponed_for: None,
+            },
         }
     }
 

@@ -49,7 +49,9 @@ pub trait Audit: Send + Sync {
 /// How long the flow may take for what it does by itself. What takes longer is a finding.
 #[derive(Debug, Clone, Copy)]
 pub struct AuditLimits {
-    /// The age of a heartbeat at which the rescue must have taken the jobs of the worker over.
+    /// The lease of workers that do not say their own.
+    pub lease: Duration,
+    /// How long after the end of a worker's lease the rescue must have taken its jobs over.
     pub lost: Duration,
     /// The timeout of attempts whose job names none.
     pub timeout: Duration,
@@ -127,7 +129,8 @@ pub(super) const RULES: &str =
         and (reply_due_at is null or (reply_to is not null and finished_at is not null))";
 
 /// The statement of one page. What a backend says itself are the fragments `audit_after`, `audit_instants` (the columns
-/// `lost_before`, `overdue_before` and `overrun_before`), `audit_overran` (whether the attempt is longer than its timeout
+/// `lost_before`, `overdue_before` and `overrun_before`), `audit_alive_after` (the beat after which the lease
+/// of the worker `w` has not been over for long), `audit_overran` (whether the attempt is longer than its timeout
 /// at `overrun_before`) and `audit_findable` (whether the rescue finds the running job of a lost worker).
 ///
 /// The first row has no kind: it says how many jobs were looked at, and the last of them.
@@ -136,7 +139,7 @@ pub(super) const AUDIT: &str = "with l as materialized (select {audit_instants})
     page as materialized (
         select id, queue, state, due_at, published, held_reason, check_at, checks, reply_due_at, overdue_before,
             state = 'running' and (started_at is null or started_at <= lost_before)
-                and not exists (select 1 from workers w where w.id = jobs.worker_id and w.beat_at > lost_before) as lost,
+                and not exists (select 1 from workers w where w.id = jobs.worker_id and w.beat_at > {audit_alive_after}) as lost,
             state <> 'running' or ({audit_findable}) as findable,
             state = 'running' and {audit_overran} as overran,
             case when attempt > 0 and http_status is null then (

@@ -22,7 +22,7 @@ pub trait Checks: fmt::Debug + Send + Sync {
     async fn put_off(&self, put_off: &PutOff) -> Result<bool>;
 
     /// The request ID of a call that succeeded and was sent after this time, by which a log can show that it knows our
-    /// request IDs and has not stopped since.
+    /// request IDs and had not stopped by then: of the job that was created first after it, because a log may be late.
     async fn known_success(&self, after: Timestamp) -> Result<Option<RequestId>>;
 }
 

@@ -94,12 +94,23 @@ pub struct ClaimReceipt {
     pub created_at: Timestamp,
     /// The age of the job at the claim, by the store's clock.
     pub age: Duration,
+    /// How long ago the first of the snoozes was that the last attempts ended in, one after the other; `None` where the
+    /// last one ended otherwise, or a person or a connection has let the job go since.
+    pub postponed_for: Option<Duration>,
 }
 
 impl ClaimReceipt {
     /// Of a job that was unknown before.
     pub(super) fn first(binding: Option<Binding>, created_at: Timestamp) -> Self {
-        Self { fence: Fence(1), attempt: 1, spent: 0, binding, created_at, age: Duration::ZERO }
+        Self {
+            fence: Fence(1),
+            attempt: 1,
+            spent: 0,
+            binding,
+            created_at,
+            age: Duration::ZERO,
+            postponed_for: None,
+        }
     }
 }
 

@@ -308,6 +308,7 @@ columns! {
 columns! {
     /// From when on an audit calls something wrong.
     Limits "limits" of<'a> &'a AuditLimits as limits {
+        lease: bigint = micros(limits.lease),
         lost: bigint = micros(limits.lost),
         overdue: bigint = micros(limits.overdue),
         overrun: bigint = micros(limits.overrun),

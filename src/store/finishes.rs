@@ -48,9 +48,10 @@ pub enum By {
     /// The look-up of an unknown outcome, which tells what the worker would have been told. It differs from
     /// the holder in the history only.
     LookUp,
-    /// The rescue of a worker that stopped beating; `lease` is how old its beat must be.
+    /// The rescue of a worker that stopped beating.
     Rescuer {
-        /// The age of the beat from which a worker is lost.
+        /// The age of the beat from which a worker is lost that does not say its own lease. Zero: the rescuer is this
+        /// worker itself, and its beat does not matter.
         lease: Duration,
     },
 }

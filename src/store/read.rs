@@ -70,6 +70,10 @@ pub(super) trait StoreRow {
         self.read(column).map(to_duration)
     }
 
+    fn span_if_any(&self, column: &str) -> Result<Option<Duration>> {
+        Ok(self.read::<Option<_>>(column)?.map(to_duration))
+    }
+
     fn millis(&self, column: &str) -> Result<Option<Duration>> {
         let millis: Option<i64> = self.read(column)?;
         let millis = millis.map(u64::try_from).transpose().map_err(|_| StoreError::corrupt(column))?;

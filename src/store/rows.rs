@@ -115,6 +115,7 @@ pub(super) fn receipt(row: &impl StoreRow) -> Result<ClaimReceipt> {
         binding: binding(row)?,
         created_at: row.time("created_at")?,
         age: row.span("age")?,
+        postponed_for: row.span_if_any("postponed_for")?,
     })
 }
 

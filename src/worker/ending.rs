@@ -124,9 +124,15 @@ mod tests {
             intervals: RECONNECT,
             max_attempts: 3,
             max_retry_after: Duration::from_secs(60),
-            max_throttled_age: Duration::from_secs(60),
+            max_postponed: Duration::from_secs(60),
         };
-        let spending = Spending { budget: Budget::default(), attempt: 1, spent, age: Duration::ZERO };
+        let spending = Spending {
+            budget: Budget::default(),
+            attempt: 1,
+            spent,
+            age: Duration::ZERO,
+            postponed_for: Duration::ZERO,
+        };
         EndingPolicy { retry, spending, first_check, random: 0.5 }
     }
 

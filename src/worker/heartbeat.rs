@@ -8,7 +8,7 @@ use std::{
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::shared::Shared;
+use super::shared::{Options, Shared};
 use crate::{failure::chain, store::StoreErrorKind, telemetry::metrics};
 
 /// Beats until `end`. A beat that fails is repeated sooner than the next one is due.
@@ -19,7 +19,8 @@ pub(super) async fn run(shared: Arc<Shared>, end: CancellationToken) {
         // While a write does not end, nobody else says how many wait.
         metrics::FINISH_BACKLOG.set([], shared.waiting.load(Ordering::Relaxed) as f64);
         let sent = Instant::now();
-        let beat = shared.services.store.beat(shared.options.id, &shared.options.name);
+        let Options { id, name, lease, .. } = &shared.options;
+        let beat = shared.services.store.beat(*id, name, *lease);
         let wait = match tokio::time::timeout(every, beat).await {
             Ok(Ok(())) => {
                 shared.lease.beat(sent);

@@ -69,6 +69,12 @@ impl RunningJob {
         self.receipt.age.saturating_add(self.claimed_at.elapsed())
     }
 
+    /// How long it has been postponed, in the same time.
+    fn postponed_for(&self) -> Duration {
+        let until_claim = self.receipt.postponed_for;
+        until_claim.map_or(Duration::ZERO, |until| until.saturating_add(self.claimed_at.elapsed()))
+    }
+
     /// Why it is too late to call now, if it is.
     pub(super) fn too_late(&self) -> Option<&'static str> {
         let age = self.age();
@@ -86,6 +92,7 @@ impl RunningJob {
             attempt: self.receipt.attempt,
             spent: self.receipt.spent,
             age: self.age(),
+            postponed_for: self.postponed_for(),
         };
         EndingPolicy {
             retry: shared.options.retry,

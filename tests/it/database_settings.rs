@@ -55,7 +55,7 @@ async fn overrules_the_databases_settings(database: &Database, url: &str) {
     }
     let store = open(url);
     let worker = WorkerId::new();
-    store.beat(worker, "w").await.unwrap();
+    store.beat(worker, "w", std::time::Duration::from_secs(60)).await.unwrap();
     store.claim(worker, &[claim(&job(json!({})))]).await.unwrap();
     store
         .set_pin(&Pin { owner: None, toolkit: "github".into(), version: "20260101_00".into() })

@@ -193,6 +193,23 @@ async fn what_fails_for_a_moment_is_retried_and_throttling_spends_no_attempt() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_job_that_was_known_for_days_before_its_time_came_bears_throttling() {
+    let faults = "[[fault]]\nkind = \"throttle\"\ntool = \"GITHUB_GET_REPO\"\nform = \"org\"\nretry_after = \"0.1\"\nfirst = 2\n";
+    let harness = Harness::new("patient", faults).await;
+    let _worker = harness.worker(&[]).await;
+    let one = id();
+    let in_a_while = jiff::Timestamp::now() + jiff::SignedDuration::from_hours(1);
+    harness.publish(&[read("u-alice").named(&one).with("run_at", in_a_while.to_string())]).await;
+    harness.job_in(&one, &["scheduled"]).await;
+    harness.execute("update jobs set created_at = created_at - interval '3 days', due_at = now()").await;
+    let shown = harness.job_in(&one, &["succeeded", "failed"]).await;
+    assert_eq!(shown["state"], "succeeded", "{shown}");
+    let attempts = shown["attempts"].as_array().unwrap().iter();
+    let outcomes: Vec<_> = attempts.map(|attempt| attempt["outcome"].clone()).collect();
+    assert_eq!(outcomes, ["throttled", "throttled", "succeeded"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_unknown_outcome_of_a_call_that_counts_is_held_until_the_operator_decides() {
     let faults = r#"
         [[fault]]

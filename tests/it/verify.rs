@@ -1,6 +1,8 @@
 //! Calls whose outcome is unknown are looked up in the tool API's log: the real binary on real
 //! services against the sandbox.
 
+use std::time::Duration;
+
 use errand_testbed::factory::{Envelope as _, id, post, send, spread};
 use serde_json::{Value, json};
 
@@ -25,6 +27,18 @@ async fn another_success(harness: &Harness) {
     let one = id();
     harness.publish(&[post("org-1").named(&one)]).await;
     harness.job_in(&one, &["succeeded"]).await;
+}
+
+/// The same, sent when all calls that are in doubt must have ended by what errand assumes: half of the time that the log
+/// has, and this timeout, after their outcome became unknown.
+async fn later_success(harness: &Harness, timeout: Duration) {
+    let wait = (timeout + Duration::from_millis(1_500)).as_millis();
+    until("the calls in doubt must have ended", PATIENCE, async || {
+        let sql = format!("select (max(unknown_since) < now() - interval '{wait} ms')::text from jobs");
+        (harness.text(&sql).await? == "true").then_some(())
+    })
+    .await;
+    another_success(harness).await;
 }
 
 /// Makes the sandbox's logs late, lossy or closed.
@@ -72,7 +86,7 @@ async fn a_call_that_never_arrived_is_made_again_once_the_log_has_settled() {
     let one = id();
     harness.publish(&[send("user-1").named(&one)]).await;
     harness.job_in(&one, &["held"]).await;
-    another_success(&harness).await;
+    later_success(&harness, Duration::ZERO).await;
     let shown = harness.job_in(&one, &["succeeded"]).await;
     let outcomes: Vec<_> =
         shown["attempts"].as_array().unwrap().iter().map(|attempt| attempt["outcome"].clone()).collect();
@@ -106,7 +120,7 @@ async fn a_log_that_has_lost_its_entries_proves_nothing() {
     let one = id();
     harness.publish(&[send("user-1").named(&one)]).await;
     harness.job_in(&one, &["held"]).await;
-    another_success(&harness).await;
+    later_success(&harness, Duration::ZERO).await;
     is_left_to_a_person(&harness, &one, "proves nothing").await;
     let released = harness.errand(&["jobs", "release", &one, "--succeeded"]);
     assert!(released.status.success());
@@ -123,7 +137,7 @@ async fn a_log_that_has_stopped_since_proves_nothing() {
     let one = id();
     harness.publish(&[send("user-1").named(&one)]).await;
     harness.job_in(&one, &["held"]).await;
-    another_success(&harness).await;
+    later_success(&harness, Duration::ZERO).await;
     is_left_to_a_person(&harness, &one, "proves nothing").await;
 }
 
@@ -148,6 +162,7 @@ async fn after_a_kill_every_call_that_counts_is_made_once_and_every_job_ends() {
         ("ERRAND__WORKER__LEASE_SECS", "5"),
         ("ERRAND__WORKER__HEARTBEAT_SECS", "1"),
         ("ERRAND__RESCUE__POLL_SECS", "1"),
+        ("ERRAND__VERIFY__GIVE_UP_SECS", "60"),
         // The worker could live and still wait for its calls; the log settles after that.
         ("ERRAND__COMPOSIO__TIMEOUT_MS", "2000"),
         ("ERRAND__COMPOSIO__CONNECT_TIMEOUT_MS", "2000"),
@@ -168,7 +183,7 @@ async fn after_a_kill_every_call_that_counts_is_made_once_and_every_job_ends() {
     let _second = harness.worker(&settings).await;
     harness.counts(&format!("state = 'running' and worker_id = '{dead}'"), 0).await;
     // By this the log shows that it has not stopped since.
-    another_success(&harness).await;
+    later_success(&harness, Duration::from_secs(2)).await;
     harness.counts("state = 'succeeded'", 301).await;
     let ledger = harness.sandbox.ledger_summary();
     assert_eq!((ledger.jobs_repeated_once, ledger.effects), (0, 301), "{ledger:?}");

@@ -28,7 +28,7 @@ const OPTIONS: Options = Options {
         intervals: RECONNECT,
         max_attempts: 5,
         max_retry_after: Duration::from_secs(1),
-        max_throttled_age: Duration::from_secs(1),
+        max_postponed: Duration::from_secs(1),
     },
     timeout: Duration::from_secs(60),
 };
@@ -58,18 +58,27 @@ async fn ended(t: &TestStore, outcome: AttemptOutcome, ending: Ending) -> JobId 
     spec.id
 }
 
+async fn unknown(t: &TestStore, kind: ErrorKind) -> JobId {
+    let unknown = Ending::Verify { after: Duration::ZERO, error: error(kind) };
+    ended(t, AttemptOutcome::Unknown, unknown).await
+}
+
 /// The state of a job with an unknown outcome after one round, in which the log is looked at so often.
 async fn after_looks(looks: &[bool]) -> State {
     let t = TestStore::sqlite().await;
-    let unknown = Ending::Verify { after: Duration::ZERO, error: error(ErrorKind::UnknownOutcome) };
-    let job = ended(&t, AttemptOutcome::Unknown, unknown).await;
+    let job = unknown(&t, ErrorKind::UnknownOutcome).await;
     ended(&t, AttemptOutcome::Succeeded, succeed("null")).await;
+    round(&t, OPTIONS, looks).await;
+    t.state(job).await
+}
+
+/// One round about one job, in which the log is looked at so often.
+async fn round(t: &TestStore, options: Options, looks: &[bool]) {
     let log = flickering_log(looks).await;
     let queue = Arc::new(EmbeddedQueue::new([], 1));
     let services = Services::new(t.store.clone(), queue, Arc::new(client(&log)), clock::system());
-    assert_eq!(Verify::new(&services, OPTIONS).run_once().await.unwrap(), 1);
+    assert_eq!(Verify::new(&services, options).run_once().await.unwrap(), 1);
     assert_eq!(log.seen().len(), looks.len());
-    t.state(job).await
 }
 
 #[tokio::test]
@@ -80,4 +89,34 @@ async fn a_log_that_goes_blind_in_the_middle_of_a_round_proves_nothing() {
     assert_eq!(after_looks(&[false, true, false, false]).await, State::Held, "blind again");
     let absent = [false, true, false, true];
     assert_eq!(after_looks(&absent).await, State::Retryable, "which an absent entry looks like");
+}
+
+/// A log that stops right after the call in doubt would have no entry of it, because the call may end later.
+#[tokio::test]
+async fn a_log_that_stops_before_the_call_must_have_ended_proves_nothing() {
+    const HOUR: Duration = Duration::from_secs(3_600);
+    let policy = Policy { log_delay: HOUR, give_up: HOUR * 24, ..OPTIONS.policy };
+    let options = Options { policy, timeout: HOUR, ..OPTIONS };
+    for (kind, minutes) in [(ErrorKind::UnknownOutcome, [29, 32]), (ErrorKind::WorkerLost, [89, 32])] {
+        let t = TestStore::sqlite().await;
+        let later = async |minutes: u64| {
+            let by = minutes * 60_000_000;
+            let times =
+                "created_at = created_at - @, unknown_since = unknown_since - @, check_at = 0 * check_at";
+            t.execute(&format!("update jobs set {}", times.replace('@', &by.to_string()))).await;
+        };
+        let job = unknown(&t, kind).await;
+        later(minutes[0]).await;
+        ended(&t, AttemptOutcome::Succeeded, succeed("null")).await;
+        later(minutes[1]).await;
+        round(&t, options, &[false]).await;
+        assert_eq!(t.state(job).await, State::Held, "no success is late enough: {kind}");
+        ended(&t, AttemptOutcome::Succeeded, succeed("null")).await;
+        later(1).await;
+        round(&t, options, &[false, false]).await;
+        assert_eq!(t.state(job).await, State::Held, "the log does not show it: {kind}");
+        later(1).await;
+        round(&t, options, &[false, true, false, true]).await;
+        assert_eq!(t.state(job).await, State::Retryable, "the log works, and the call has ended: {kind}");
+    }
 }

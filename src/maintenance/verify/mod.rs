@@ -2,8 +2,9 @@
 //!
 //! A `once` call that ended without an answer is looked for in the tool API's execution log, by its request ID. What the
 //! log has is taken as the answer that did not arrive. That it has nothing proves something only when it had time to
-//! settle and shows a call of ours that is known to have succeeded and was sent after the one in doubt, right before and
-//! right after: a log that does not keep our request IDs, has lost entries or has stopped since, finds nothing either.
+//! settle and shows a call of ours that is known to have succeeded and was sent when the one in doubt must have ended,
+//! right before and right after: a log that does not keep our request IDs, has lost entries or has stopped before that,
+//! finds nothing either.
 //! Where nobody can know, a person decides.
 
 use std::{sync::Arc, time::Duration};
@@ -39,7 +40,8 @@ const LOOK_TIMEOUT: Duration = Duration::from_secs(TAKEN_FOR.as_secs() - 10);
 pub struct Policy {
     /// Waits between the looks at one job.
     pub intervals: Intervals,
-    /// From when on a log without an entry says that the call never arrived.
+    /// From when on a log without an entry says that the call never arrived. Half of it is for the call, which the tool
+    /// API may go on with after errand stopped waiting, and half for the log, in which its entry has to appear.
     pub log_delay: Duration,
     /// From when on a person has to decide.
     pub give_up: Duration,
@@ -101,6 +103,11 @@ impl Policy {
         unknown_for >= self.log_delay.saturating_add(waited)
     }
 
+    /// How long after its outcome became unknown a call has ended for certain, if it ever arrived.
+    fn ended_after(&self, waited: Duration) -> Duration {
+        (self.log_delay / 2).saturating_add(waited)
+    }
+
     fn next(&self, look: Look, unknown_for: Duration, waited: Duration, checks: u32, random: f64) -> Step {
         match look {
             Look::Ended(log_id, result) => Step::Adopt(log_id, result),
@@ -152,10 +159,12 @@ impl Verify {
     }
 
     /// Looks again, right between two sights of a call that is known to have run: a log can go blind within a round. It
-    /// was sent after the outcome became unknown, since a log that has stopped meanwhile shows everything older.
-    async fn look_between_sights(&self, check: &Check) -> Result<Look, StoreError> {
-        let Some(unknown_since) = check.job.unknown_since else { return Ok(Look::Blind) };
-        let known = self.services.store.known_success(unknown_since).await?;
+    /// was sent when the one in doubt had ended, since a log that stopped before that shows everything older.
+    async fn look_between_sights(&self, check: &Check, waited: Duration) -> Result<Look, StoreError> {
+        let ended_after = self.options.policy.ended_after(waited);
+        let ended = check.job.unknown_since.and_then(|since| since.checked_add(ended_after).ok());
+        let Some(ended) = ended else { return Ok(Look::Blind) };
+        let known = self.services.store.known_success(ended).await?;
         let Some(known) = known else { return Ok(Look::Blind) };
         if !self.shows(known).await {
             return Ok(Look::Blind);
@@ -172,7 +181,7 @@ impl Verify {
         let look = async {
             match self.look(check).await {
                 Look::Absent if self.options.policy.has_settled(check.unknown_for, waited) => {
-                    self.look_between_sights(check).await
+                    self.look_between_sights(check, waited).await
                 }
                 look => Ok(look),
             }
@@ -290,7 +299,13 @@ fn never_arrived(check: &Check, retry: &RetryPolicy) -> AttemptEnd {
 
 fn again(check: &Check, error: JobError, retry: &RetryPolicy) -> Ending {
     let JobView { spec, attempt, spent, .. } = &check.job;
-    let spending = Spending { budget: spec.budget, attempt: *attempt, spent: *spent, age: check.age };
+    let spending = Spending {
+        budget: spec.budget,
+        attempt: *attempt,
+        spent: *spent,
+        age: check.age,
+        postponed_for: Duration::ZERO,
+    };
     retry.retry(spending, error, None, fastrand::f64())
 }
 

@@ -29,6 +29,7 @@ fn the_log_settles_only_after_the_last_worker_stopped_waiting() {
     assert!(matches!(next(Look::Absent, 5_899), Step::Again(_)), "even when others would be given up");
     assert!(matches!(next(Look::Absent, 5_900), Step::NeverArrived));
     assert!(matches!(next(Look::Blind, 3_600), Step::GiveUp));
+    assert_eq!(POLICY.ended_after(waited), Duration::from_secs(5_450), "the other half is for the log");
 }
 
 proptest! {

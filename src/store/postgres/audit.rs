@@ -37,8 +37,8 @@ statements! { Postgres:
     where id = any({ids}) and state = 'available' and due_at > now()
     returning id";
 
-    eldest(lease: i64) = "select id from workers where beat_at > now() - {lease}::bigint * interval '1 microsecond'
-    order by started_at, id limit 1";
+    eldest(lease: i64) = "select id from workers
+    where beat_at > now() - coalesce(lease_ms * 1000, {lease}::bigint) * interval '1 microsecond' order by started_at, id limit 1";
 }
 
 #[async_trait]

@@ -32,13 +32,15 @@ statements! { Postgres:
     /// planner would do by comparing each with each.
     ///
     /// A first attempt that succeeded is recorded in the job's row, which says the same; the status is the mark.
-    /// A snooze that has nothing to tell keeps the error of the attempt before.
+    /// A snooze that has nothing to tell keeps the error of the attempt before, and since when the job is postponed.
     finish(ends: Rows<'_, End>, attempts: Rows<'_, Attempt>) = "with i as (select * from {rows}),
     ended as (
         update jobs j set
             state = case when j.cancel_requested and i.state in ('retryable', 'held') then 'cancelled' else i.state end,
             due_at = case when not j.cancel_requested then now() + i.after * interval '1 microsecond' end,
             spent = j.spent + least(i.charge, j.attempt - j.spent), worker_id = null,
+            postponed_since = case when i.state = 'retryable' and i.charge = 0 then coalesce(j.postponed_since,
+                case when i.error_kind is not null then now() end) end,
             held_reason = case when not j.cancel_requested then i.held_reason end,
             check_at = now() + i.check_after * interval '1 microsecond',
             unknown_since = case when i.check_after is not null then now() else j.unknown_since end,
@@ -53,8 +55,8 @@ statements! { Postgres:
             waits_until = case when i.waits_for is null then j.waits_until else {waits_until} end
         from i
         where j.id = i.id and j.fence = i.fence and j.state = 'running'
-            and (i.lease is null or not exists (select 1 from workers w where w.id = j.worker_id
-                and w.beat_at > now() - i.lease * interval '1 microsecond'))
+            and (i.lease is null or i.lease = 0 or not exists (select 1 from workers w where w.id = j.worker_id
+                and w.beat_at > now() - coalesce(w.lease_ms * 1000, i.lease) * interval '1 microsecond'))
             and (i.lease is null or i.outcome <> 'interrupted' or j.toolkit is null)
         returning j.id, j.state, j.http_status as kept, i.charge, {i.attempt}),
     recorded as (
@@ -73,6 +75,8 @@ statements! { Postgres:
     finish_late(end: One<'_, End>, log_id: Option<&str>, rescue_charged: i32) = "update jobs j set state = {state},
         due_at = now() + {after} * interval '1 microsecond',
         spent = least(attempt, greatest(0, spent::bigint + {charge} - {rescue_charged})), published = 0,
+        postponed_since = case when {state} = 'retryable' and {charge} = 0 then coalesce(postponed_since,
+            case when {error_kind}::text is not null then now() end) end,
         held_reason = {held_reason},
         check_at = now() + {check_after}::bigint * interval '1 microsecond',
         unknown_since = case when {check_after} is not null then now() else unknown_since end,

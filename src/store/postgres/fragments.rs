@@ -19,7 +19,8 @@ impl Dialect for Postgres {
         (
             "receipt of j",
             "j.fence, j.attempt, j.spent, {j.binding}, j.created_at,
-            (extract(epoch from now() - j.created_at) * 1000000)::bigint as age",
+            (extract(epoch from now() - j.created_at) * 1000000)::bigint as age,
+            (extract(epoch from now() - j.postponed_since) * 1000000)::bigint as postponed_for",
         ),
         // When a job gives up waiting for a connection.
         ("waits_until", "least(j.expires_at, j.created_at + j.max_age_ms * interval '1 millisecond')"),
@@ -48,7 +49,7 @@ impl Dialect for Postgres {
         // What a held job becomes that is let go.
         (
             "to_retry",
-            "state = 'available', due_at = now(), published = 0, held_reason = null, check_at = null,
+            "state = 'available', due_at = now(), published = 0, postponed_since = null, held_reason = null, check_at = null,
         account = case when held_reason <> 'connection' or connected_account_id is not null then account end",
         ),
         (
@@ -98,6 +99,10 @@ impl Dialect for Postgres {
             "now() - {lost}::bigint * interval '1 microsecond' as lost_before,
         now() - {overdue}::bigint * interval '1 microsecond' as overdue_before,
         now() - {overrun}::bigint * interval '1 microsecond' as overrun_before",
+        ),
+        (
+            "audit_alive_after",
+            "lost_before - coalesce(w.lease_ms * 1000, {lease}::bigint) * interval '1 microsecond'",
         ),
         (
             "audit_overran",

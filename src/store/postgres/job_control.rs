@@ -56,7 +56,7 @@ statements! { Postgres:
     select state from cancelled";
 
     restart(id: Uuid, by: &str, force: bool) = "with restarted as (
-        update jobs set state = 'available', due_at = now(), published = 0, spent = 0,
+        update jobs set state = 'available', due_at = now(), published = 0, postponed_since = null, spent = 0,
             finished_at = null, reply_due_at = null, check_at = null, cancel_requested = false, {each error: @ = null}
         where ({force} or not {may_have_acted}) and id = {id} and state in ('failed', 'cancelled', 'retryable', 'scheduled')
         returning id, state),

@@ -10,7 +10,7 @@ use crate::{
     job::WorkerId,
     store::{
         Leases, LostJob, Result,
-        convert::{micros, to_limit},
+        convert::{micros, to_limit, to_millis},
         read::readable,
         rows,
         sql::statements,
@@ -18,16 +18,17 @@ use crate::{
 };
 
 statements! { Postgres:
-    beat(worker: Uuid, name: &str) = "insert into workers (id, name, started_at, beat_at)
-    values ({worker}, {name}, now(), now())
-    on conflict (id) do update set name = excluded.name, beat_at = excluded.beat_at";
+    beat(worker: Uuid, name: &str, lease_ms: Option<i64>) = "insert into workers (id, name, started_at, beat_at, lease_ms)
+    values ({worker}, {name}, now(), now(), {lease_ms})
+    on conflict (id) do update set name = excluded.name, beat_at = excluded.beat_at, lease_ms = excluded.lease_ms";
 
     retire(worker: Uuid) = "delete from workers where id = {worker}";
 
     /// A job that its worker took more than once is found in several claims.
     lost(lease: i64, limit: i64) = "with c as materialized (
         select worker_id, job_ids from claims where not exists (select 1 from workers w
-            where w.id = claims.worker_id and w.beat_at > now() - {lease}::bigint * interval '1 microsecond'))
+            where w.id = claims.worker_id
+                and w.beat_at > now() - coalesce(w.lease_ms * 1000, {lease}::bigint) * interval '1 microsecond'))
     select distinct on (j.started_at, j.id)
         j.id, j.request_id, j.started_at, j.max_attempts, j.max_age_ms, {receipt of j}
     from c cross join lateral {running_of_claim} order by j.started_at, j.id limit {limit}";
@@ -45,7 +46,7 @@ statements! { Postgres:
             where not exists (select 1 from {running_of_claim}) for update skip locked)
         returning id),
     forgotten as (
-        delete from workers w where beat_at <= now() - {after}::bigint * interval '1 microsecond'
+        delete from workers w where beat_at <= now() - greatest(lease_ms * 1000, {after}::bigint) * interval '1 microsecond'
             and not exists (select 1 from claims c where c.worker_id = w.id and c.id not in (select id from over))
         returning 1)
     select count(*) as workers from forgotten";
@@ -54,8 +55,8 @@ statements! { Postgres:
 #[async_trait]
 impl Leases for PostgresStore {
     /// On a connection of its own, because nothing that takes all the others must cost the lease.
-    async fn beat(&self, worker: WorkerId, name: &str) -> Result<()> {
-        self.beat.fetch(sql::beat(worker.0, name)).await.map(drop)
+    async fn beat(&self, worker: WorkerId, name: &str, lease: Duration) -> Result<()> {
+        self.beat.fetch(sql::beat(worker.0, name, to_millis(Some(lease)))).await.map(drop)
     }
 
     async fn retire(&self, worker: WorkerId) -> Result<()> {

@@ -26,7 +26,8 @@ statements! { Sqlite:
     make_due(id: Uuid, now: i64) = "update jobs set due_at = {now}, published = 0
     where id = {id} and state = 'available' and due_at > {now}";
 
-    eldest(oldest_beat: i64) = "select id from workers where beat_at > {oldest_beat} order by started_at, id limit 1";
+    eldest(lease: i64, now: i64) = "select id from workers where beat_at > {now} - coalesce(lease_ms * 1000, {lease})
+    order by started_at, id limit 1";
 }
 
 #[async_trait]
@@ -51,7 +52,7 @@ impl Audit for SqliteStore {
     }
 
     async fn eldest_worker(&self, lease: Duration) -> Result<Option<WorkerId>> {
-        let found = self.reader.fetch_first(sql::eldest(self.now_micros() - micros(lease))).await?;
+        let found = self.reader.fetch_first(sql::eldest(micros(lease), self.now_micros())).await?;
         found.map(|row| Ok(WorkerId(row.read("id")?))).transpose()
     }
 

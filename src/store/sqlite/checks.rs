@@ -32,9 +32,9 @@ statements! { Sqlite:
     where id = {id} and fence = {fence} and checks = {checks} and check_at is not null
     returning attempt, state = 'held' as is_held";
 
-    /// Jobs that were unknown by then, so that they were sent later.
+    /// A job that was unknown by then was sent later. The eldest has had the most time to appear in the log.
     known_success(after: i64) = "select request_id from jobs
-    where created_at > {after} and http_status is not null limit 1";
+    where created_at > {after} and http_status is not null order by created_at limit 1";
 }
 
 #[async_trait]

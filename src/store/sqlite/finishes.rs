@@ -21,13 +21,15 @@ use crate::{
 };
 
 statements! { Sqlite:
-    /// A snooze that has nothing to tell keeps the error of the attempt before. A first attempt that succeeded is
-    /// recorded in the job's row, which says the same; the status is the mark.
+    /// A snooze that has nothing to tell keeps the error of the attempt before, and since when the job is postponed. A
+    /// first attempt that succeeded is recorded in the job's row, which says the same; the status is the mark.
     finish(end: One<'_, End>, now: i64, outcome: &str, version: Option<&str>, http_status: Option<i32>,
         log_id: Option<&str>) = "update jobs set
         state = case when cancel_requested and {state} in ('retryable', 'held') then 'cancelled' else {state} end,
         due_at = case when not cancel_requested then {now} + {after} end,
         spent = min(attempt, spent + {charge}), worker_id = null,
+        postponed_since = case when {state} = 'retryable' and {charge} = 0 then coalesce(postponed_since,
+            case when {error_kind} is not null then {now} end) end,
         held_reason = case when not cancel_requested then {held_reason} end,
         check_at = {now} + {check_after},
         unknown_since = case when {check_after} is not null then {now} else unknown_since end,
@@ -39,8 +41,8 @@ statements! { Sqlite:
         finished_at = case when cancel_requested or {state} in ('succeeded', 'failed') then {now} end,
         reply_due_at = case when reply_to is not null and (cancel_requested or {state} in ('succeeded', 'failed')) then {now} end
     where id = {id} and fence = {fence} and state = 'running'
-        and ({lease} is null or not exists (select 1 from workers where workers.id = jobs.worker_id
-            and beat_at > {now} - {lease}))
+        and ({lease} is null or {lease} = 0 or not exists (select 1 from workers where workers.id = jobs.worker_id
+            and beat_at > {now} - coalesce(lease_ms * 1000, {lease})))
         and ({lease} is null or {outcome} <> 'interrupted' or toolkit is null)
     returning state, http_status is not null as is_recorded";
 
@@ -51,7 +53,9 @@ statements! { Sqlite:
     /// A job that was rescued has no mark of cancellation.
     finish_late(end: One<'_, End>, now: i64, log_id: Option<&str>, rescue_charged: i32) = "update jobs set
         state = {state}, due_at = {now} + {after}, spent = min(attempt, max(0, spent + {charge} - {rescue_charged})),
-        published = 0, held_reason = {held_reason}, check_at = {now} + {check_after},
+        published = 0, postponed_since = case when {state} = 'retryable' and {charge} = 0 then coalesce(postponed_since,
+            case when {error_kind} is not null then {now} end) end,
+        held_reason = {held_reason}, check_at = {now} + {check_after},
         unknown_since = case when {check_after} is not null then {now} else unknown_since end,
         {each error: @ = case when {state} = 'retryable' and {error_kind} is null then @ else {@} end},
         result = {result}, log_id = coalesce({log_id}, log_id),

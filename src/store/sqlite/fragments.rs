@@ -16,7 +16,11 @@ impl Dialect for Sqlite {
     const FRAGMENTS: &'static [(&'static str, &'static str)] = &[
         ("job", JOB),
         // What the holder of a claim knows.
-        ("receipt", "fence, attempt, spent, {binding}, created_at, {now} - created_at as age"),
+        (
+            "receipt",
+            "fence, attempt, spent, {binding}, created_at, {now} - created_at as age,
+            {now} - postponed_since as postponed_for",
+        ),
         (
             "found_job",
             "id, owner_kind, owner_id, digest, state, error_kind, worker_id, request_id, ended_by, {receipt}",
@@ -35,7 +39,7 @@ impl Dialect for Sqlite {
         // What a held job becomes that is let go.
         (
             "to_retry",
-            "state = 'available', due_at = {now}, published = 0, held_reason = null, check_at = null,
+            "state = 'available', due_at = {now}, published = 0, postponed_since = null, held_reason = null, check_at = null,
         account = case when held_reason <> 'connection' or connected_account_id is not null then account end",
         ),
         (
@@ -63,6 +67,7 @@ impl Dialect for Sqlite {
             "audit_instants",
             "{now} - {lost} as lost_before, {now} - {overdue} as overdue_before, {now} - {overrun} as overrun_before",
         ),
+        ("audit_alive_after", "lost_before - coalesce(w.lease_ms * 1000, {lease})"),
         ("audit_overran", "started_at + coalesce(timeout_ms, {timeout_ms}) * 1000 < overrun_before"),
         ("audit_findable", "true"),
     ];

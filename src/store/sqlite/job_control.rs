@@ -45,7 +45,8 @@ statements! { Sqlite:
     where id = {id} and state in ('scheduled', 'available', 'retryable', 'held', 'running')
     returning state, account";
 
-    restart(id: Uuid, now: i64, force: bool) = "update jobs set state = 'available', due_at = {now}, published = 0, spent = 0,
+    restart(id: Uuid, now: i64, force: bool) = "update jobs set state = 'available', due_at = {now}, published = 0,
+        postponed_since = null, spent = 0,
         finished_at = null, reply_due_at = null, check_at = null, cancel_requested = 0, {each error: @ = null}
     where ({force} or not {may_have_acted}) and id = {id} and state in ('failed', 'cancelled', 'retryable', 'scheduled')
     returning state, account";

@@ -10,7 +10,7 @@ use crate::{
     job::WorkerId,
     store::{
         Leases, LostJob, Result,
-        convert::{micros, to_limit},
+        convert::{micros, to_limit, to_millis},
         read::readable,
         rows,
         sql::statements,
@@ -18,29 +18,31 @@ use crate::{
 };
 
 statements! { Sqlite:
-    beat(worker: Uuid, name: &str, now: i64) = "insert into workers (id, name, started_at, beat_at)
-    values ({worker}, {name}, {now}, {now})
-    on conflict (id) do update set name = excluded.name, beat_at = excluded.beat_at";
+    beat(worker: Uuid, name: &str, lease_ms: Option<i64>, now: i64) =
+    "insert into workers (id, name, started_at, beat_at, lease_ms) values ({worker}, {name}, {now}, {now}, {lease_ms})
+    on conflict (id) do update set name = excluded.name, beat_at = excluded.beat_at, lease_ms = excluded.lease_ms";
 
     retire(worker: Uuid) = "delete from workers where id = {worker}";
 
-    lost(oldest_beat: i64, now: i64, limit: i64) = "select id, request_id, started_at, max_attempts, max_age_ms, {receipt}
+    lost(lease: i64, now: i64, limit: i64) = "select id, request_id, started_at, max_attempts, max_age_ms, {receipt}
     from jobs where state = 'running'
-        and not exists (select 1 from workers where workers.id = jobs.worker_id and beat_at > {oldest_beat})
+        and not exists (select 1 from workers where workers.id = jobs.worker_id
+            and beat_at > {now} - coalesce(lease_ms * 1000, {lease}))
     order by started_at limit +{limit}";
 
     running(worker: Uuid, now: i64, limit: i64) = "select id, request_id, started_at, max_attempts, max_age_ms, {receipt}
     from jobs where state = 'running' and worker_id = {worker} order by started_at limit +{limit}";
 
-    forget(oldest_beat: i64) = "delete from workers where beat_at <= {oldest_beat}
+    forget(after: i64, now: i64) = "delete from workers where beat_at <= {now} - max({after}, coalesce(lease_ms * 1000, 0))
     and not exists (select 1 from jobs where worker_id = workers.id and state = 'running')";
 }
 
 #[async_trait]
 impl Leases for SqliteStore {
-    async fn beat(&self, worker: WorkerId, name: &str) -> Result<()> {
+    async fn beat(&self, worker: WorkerId, name: &str, lease: Duration) -> Result<()> {
         let name = name.to_owned();
-        self.write_one(move |now| sql::beat(worker.0, &name, now)).await.map(drop)
+        let lease_ms = to_millis(Some(lease));
+        self.write_one(move |now| sql::beat(worker.0, &name, lease_ms, now)).await.map(drop)
     }
 
     async fn retire(&self, worker: WorkerId) -> Result<()> {
@@ -48,9 +50,8 @@ impl Leases for SqliteStore {
     }
 
     async fn lost_jobs(&self, lease: Duration, limit: usize) -> Result<Vec<LostJob>> {
-        let now = self.now_micros();
-        let lost = self.reader.fetch(sql::lost(now - micros(lease), now, to_limit(limit))).await?;
-        Ok(readable(&lost, rows::lost))
+        let query = sql::lost(micros(lease), self.now_micros(), to_limit(limit));
+        Ok(readable(&self.reader.fetch(query).await?, rows::lost))
     }
 
     async fn running_jobs(&self, worker: WorkerId, limit: usize) -> Result<Vec<LostJob>> {
@@ -59,6 +60,6 @@ impl Leases for SqliteStore {
     }
 
     async fn forget_workers(&self, after: Duration) -> Result<u64> {
-        self.write_one(move |now| sql::forget(now - micros(after))).await
+        self.write_one(move |now| sql::forget(micros(after), now)).await
     }
 }

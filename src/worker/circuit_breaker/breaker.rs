@@ -16,11 +16,13 @@ pub(super) struct Breaker {
     failures: u32,
     /// How often in a row it has opened: by failures, and then by every probe that failed. Zero while it is closed.
     trips: u32,
-    /// How many probes may be in flight together while it is open.
+    /// How many probes may be in flight together while it is open, not counting places of those that take too long.
     pub(super) allowed: u32,
     pub(super) in_flight: u32,
     /// No probe is sent before this.
     probe_at: Instant,
+    /// When the last probe was sent.
+    probed_at: Instant,
     /// Grows with every trip, so that calls that were made together are one failure.
     generation: u64,
     used: Instant,
@@ -42,6 +44,7 @@ impl Breaker {
             allowed: 1,
             in_flight: 0,
             probe_at: now,
+            probed_at: now,
             generation: 0,
             used: now,
         }
@@ -52,17 +55,25 @@ impl Breaker {
     }
 
     pub(super) fn keeps_back(&self, policy: &Policy, now: Instant, random: f64) -> Option<Duration> {
-        if !self.is_open() || (now >= self.probe_at && self.in_flight < self.allowed) {
+        let has_room = self.in_flight < self.allowed || self.is_overdue(policy, now);
+        if !self.is_open() || (now >= self.probe_at && has_room) {
             return None;
         }
         let until_probe = self.probe_at.saturating_duration_since(now);
         Some(policy.intervals.wait_behind(self.trips, until_probe, random))
     }
 
+    /// Whether the last probe has been under way for the longest wait between probes. A call may take half an hour and
+    /// say nothing about the others until then, so another probe is sent beside it.
+    pub(super) fn is_overdue(&self, policy: &Policy, now: Instant) -> bool {
+        self.in_flight > 0 && now.saturating_duration_since(self.probed_at) >= policy.intervals.max
+    }
+
     pub(super) fn enter(&mut self, now: Instant) -> Option<Probe> {
         self.used = now;
         self.is_open().then(|| {
             self.in_flight += 1;
+            self.probed_at = now;
             Probe { breaker: self.number, generation: self.generation }
         })
     }

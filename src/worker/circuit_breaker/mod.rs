@@ -4,7 +4,8 @@
 //! throttling), for one owner and toolkit. While it is open, one call at a time goes through as a probe, and the other
 //! jobs are given back to the store for a time that grows with every probe that fails; they spend no attempt. A probe
 //! that is answered, whatever the answer is, lets twice as many calls through, until the breaker is closed: jobs that
-//! waited together must not arrive together.
+//! waited together must not arrive together. A probe that takes longer than the longest wait between two of them keeps
+//! the others back no longer: another one is sent beside it.
 //!
 //! When calls of several owners to one toolkit fail in a row, so never those of one alone, the breaker of the toolkit
 //! opens, for all calls of this process to it. The calls to it that are still under way can acquit it, so the failures

@@ -3,6 +3,7 @@ use std::collections::HashMap;
 use proptest::prelude::*;
 
 use super::{
+    breaker::Breaker,
     registry::{FORGET_AFTER, Failure, MAX_KEYS, SWEEP_EVERY},
     *,
 };
@@ -152,6 +153,34 @@ fn calls_that_are_under_way_can_acquit_a_toolkit() {
 }
 
 #[test]
+fn a_probe_that_takes_long_keeps_the_others_back_for_a_bounded_time() {
+    let (mut registry, now) = (Registry::new(POLICY), Instant::now());
+    for owner in 1..=5 {
+        for _ in 0..3 {
+            registry.failed(caller(owner), Ticket::default(), FAILURE, now, 0.5);
+        }
+    }
+    assert_eq!(registry.open(), (5, 1));
+    let mut now = now + secs(5);
+    let endless = registry.admit(caller(1), now, 0.5).unwrap();
+    now += POLICY.intervals.max - Duration::from_millis(1);
+    assert_eq!(registry.admit(caller(9), now, 0.5).unwrap_err().scope, Scope::Toolkit);
+    assert_eq!(registry.admit(caller(1), now, 0.5).unwrap_err().scope, Scope::OwnerToolkit);
+    now += Duration::from_millis(1);
+    let next = registry.admit(caller(9), now, 0.5).unwrap();
+    assert!(registry.admit(caller(8), now, 0.5).is_err(), "one at a time");
+    registry.answered(caller(9), next, now);
+    for _ in 0..5 {
+        let ticket = registry.admit(caller(9), now, 0.5).unwrap();
+        registry.answered(caller(9), ticket, now);
+    }
+    assert_eq!(registry.open().1, 0, "the toolkit answers, although the first probe has not ended");
+    assert!(registry.admit(caller(1), now, 0.5).is_ok(), "nor does it keep its own owner's calls back");
+    registry.failed(caller(1), endless, FAILURE, now, 0.5);
+    assert_eq!(registry.open().1, 0);
+}
+
+#[test]
 fn memory_is_bounded_and_what_nobody_calls_is_forgotten() {
     let (mut registry, now) = (Registry::new(POLICY), Instant::now());
     for key in 0..MAX_KEYS as u64 + 100 {
@@ -166,7 +195,7 @@ fn memory_is_bounded_and_what_nobody_calls_is_forgotten() {
 
 #[test]
 fn a_permit_that_is_dropped_makes_room_for_the_next() {
-    let intervals = Intervals::doubling(Duration::ZERO, Duration::ZERO);
+    let intervals = Intervals::doubling(Duration::ZERO, secs(60));
     let breakers = CircuitBreakers::new(Policy { intervals, ..POLICY });
     let owner: Owner = "user:ann".parse().unwrap();
     for _ in 0..3 {
@@ -202,15 +231,24 @@ proptest! {
             match what {
                 0..=3 => {
                     let open = registry.keys.iter().filter(|(_, breaker)| breaker.is_open());
-                    let before: HashMap<u64, u32> = open.map(|(key, breaker)| (*key, breaker.allowed)).collect();
+                    let room = |breaker: &Breaker| {
+                        breaker.allowed.max(if breaker.is_overdue(&POLICY, now) { breaker.in_flight + 1 } else { 0 })
+                    };
+                    let before: HashMap<u64, u32> = open.map(|(key, breaker)| (*key, room(breaker))).collect();
+                    let toolkit = |registry: &Registry| {
+                        let row = registry.toolkits.get(&TOOLKIT);
+                        row.and_then(|row| row.breaker.as_ref()).map(|breaker| (room(breaker), breaker.in_flight))
+                    };
+                    let toolkit_before = toolkit(&registry).map(|(room, _)| room);
                     match registry.admit(who, now, random) {
                         Ok(ticket) => {
                             calls.push((who, ticket));
                             if let Some(allowed) = before.get(&who.key) {
                                 prop_assert!(registry.keys[&who.key].in_flight <= *allowed);
                             }
-                            let row = registry.toolkits.get(&TOOLKIT).and_then(|row| row.breaker.as_ref());
-                            prop_assert!(row.is_none_or(|breaker| breaker.in_flight <= breaker.allowed));
+                            if let (Some(allowed), Some((_, in_flight))) = (toolkit_before, toolkit(&registry)) {
+                                prop_assert!(in_flight <= allowed);
+                            }
                         }
                         Err(open) => {
                             let own = open.scope == Scope::OwnerToolkit;

@@ -92,7 +92,7 @@ fn hold(store: &SharedStore, tool: &str) -> String {
     let claim = Claim { stop, ..claim(&spec) };
     let worker = WorkerId::new();
     block_on(async {
-        store.beat(worker, "test").await.unwrap();
+        store.beat(worker, "test", std::time::Duration::from_secs(60)).await.unwrap();
         let claimed = store.claim(worker, &[claim]).await.unwrap();
         assert!(matches!(claimed[0], Claimed::Ended { state: State::Held, .. }), "{claimed:?}");
         store.close().await;

@@ -396,7 +396,7 @@ pass_on!(Publications {
 });
 
 pass_on!(Leases {
-    fn beat(&self, worker: WorkerId, &name: str) -> ();
+    fn beat(&self, worker: WorkerId, &name: str, lease: Duration) -> ();
     fn retire(&self, worker: WorkerId) -> ();
     fn lost_jobs(&self, lease: Duration, limit: usize) -> Vec<LostJob>;
     fn running_jobs(&self, worker: WorkerId, limit: usize) -> Vec<LostJob>;

@@ -589,7 +589,7 @@ impl World {
     }
 
     /// Whether a log that works was enough to tell what became of a call when it was asked for the last time: the call
-    /// has an entry, or another has one by then that was sent later and succeeded.
+    /// has an entry, or the first that was sent when it had ended, and that succeeded by then, has one.
     fn could_tell(&self, job: &JobView) -> bool {
         if self.api.has_run(job.spec.id) {
             return true;
@@ -601,12 +601,20 @@ impl World {
         let looks = history.iter().filter(|entry| matches!(entry.fact, HistoryFact::LookedUp { .. }));
         let Some(asked) = looks.map(|entry| entry.at).max() else { return false };
         let delay = SignedDuration::from_secs(self.config.verify.log_delay_secs.try_into().unwrap());
-        all.iter().any(|other| {
+        let timeout = job.spec.timeout.unwrap_or(Duration::from_millis(self.config.composio.timeout_ms));
+        let ended = unknown_since + delay / 2 + SignedDuration::try_from(timeout).unwrap();
+        let later = all.iter().filter(|other| {
             let plain =
                 other.state == State::Succeeded && other.attempt == 1 && other.unknown_since.is_none();
-            let logged = other.finished_at.is_some_and(|finished_at| finished_at + delay < asked);
-            plain && logged && other.created_at > unknown_since
-        })
+            plain && other.created_at > ended
+        });
+        let logged =
+            |other: &JobView| other.finished_at.is_some_and(|finished_at| finished_at + delay < asked);
+        // Those of one moment are looked for in any order.
+        let later: Vec<&JobView> = later.collect();
+        let first = later.iter().map(|other| other.created_at).min();
+        let mut first = later.into_iter().filter(|other| Some(other.created_at) == first).peekable();
+        first.peek().is_some() && first.all(logged)
     }
 }
 

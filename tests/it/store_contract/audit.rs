@@ -16,6 +16,7 @@ use super::{
 
 /// Limits that no test reaches.
 pub(super) const PATIENT: AuditLimits = AuditLimits {
+    lease: Duration::from_secs(3600),
     lost: Duration::from_secs(3600),
     timeout: Duration::from_secs(3600),
     overrun: Duration::from_secs(3600),
@@ -26,6 +27,7 @@ pub(super) const PATIENT: AuditLimits = AuditLimits {
 
 /// Limits that everything has passed at once.
 const IMPATIENT: AuditLimits = AuditLimits {
+    lease: Duration::ZERO,
     lost: Duration::ZERO,
     timeout: Duration::ZERO,
     overrun: Duration::ZERO,
@@ -71,7 +73,7 @@ impl TestStore {
 }
 
 on_every_backend!(an_audit_sees_every_job_once_and_finds_nothing_in_a_sound_store, async |t| {
-    t.store.beat(t.worker, "w").await.unwrap();
+    t.store.beat(t.worker, "w", LEASE).await.unwrap();
     assert_eq!(t.audit(&PATIENT).await, []);
     for state in State::ALL.iter().copied().chain([State::Succeeded, State::Running]) {
         t.in_state(state).await;
@@ -103,13 +105,13 @@ on_every_backend!(a_running_job_without_a_worker_is_found_and_made_findable, asy
     assert_eq!(t.audit(&PATIENT).await, [], "its worker may not have beaten yet");
     let without_worker = [(FindingKind::RunningWithoutWorker, spec.id)];
     assert_eq!(t.audit(&lost).await, without_worker, "nobody knows its worker");
-    t.store.beat(t.worker, "w").await.unwrap();
+    t.store.beat(t.worker, "w", Duration::ZERO).await.unwrap();
     assert_eq!(t.audit(&lost).await, without_worker, "its worker is lost");
     assert_eq!(t.store.make_findable(&[spec.id]).await.unwrap(), [], "the rescue finds it anyhow");
 
     if let Place::Postgres(_) = t.place {
         t.execute("delete from claims").await;
-        assert_eq!(t.store.lost_jobs(Duration::ZERO, 10).await.unwrap().len(), 0, "the rescue is blind");
+        assert_eq!(t.store.lost_jobs(LEASE, 10).await.unwrap().len(), 0, "the rescue is blind");
         assert_eq!(t.audit(&lost).await, without_worker);
         let without_claim = [(FindingKind::RunningWithoutClaim, spec.id)];
         assert_eq!(t.audit(&PATIENT).await, without_claim, "its worker lives, but might not for ever");
@@ -117,7 +119,7 @@ on_every_backend!(a_running_job_without_a_worker_is_found_and_made_findable, asy
         assert_eq!(t.store.make_findable(&[spec.id]).await.unwrap(), [], "again");
         assert_eq!(t.audit(&PATIENT).await, []);
     }
-    let found = one(t.store.lost_jobs(Duration::ZERO, 10).await.unwrap());
+    let found = one(t.store.lost_jobs(LEASE, 10).await.unwrap());
     assert_eq!(
         (found.id, found.receipt.fence, found.request_id),
         (spec.id, run.receipt.fence, run.request_id)
@@ -129,7 +131,7 @@ on_every_backend!(a_running_job_without_a_worker_is_found_and_made_findable, asy
 });
 
 on_every_backend!(a_running_job_that_outlives_its_timeout_is_found, async |t| {
-    t.store.beat(t.worker, "w").await.unwrap();
+    t.store.beat(t.worker, "w", LEASE).await.unwrap();
     let (own, default) = (job(json!({"timeout_ms": 600_000})), job(json!({})));
     t.run(&own).await;
     t.run(&default).await;
@@ -193,7 +195,7 @@ on_every_backend!(what_is_overdue_is_found, async |t| {
 on_every_backend!(a_job_that_nobody_claims_is_found_and_made_due, async |t| {
     let limits = AuditLimits { publications: 3, ..PATIENT };
     let (spec, running) = (job(json!({})), t.in_state(State::Running).await);
-    t.store.beat(t.worker, "w").await.unwrap();
+    t.store.beat(t.worker, "w", LEASE).await.unwrap();
     t.insert(&spec).await;
     for _ in 0..2 {
         t.store.take_due(10, Duration::ZERO).await.unwrap();
@@ -214,7 +216,7 @@ on_every_backend!(a_job_that_nobody_claims_is_found_and_made_due, async |t| {
 });
 
 on_every_backend!(attempts_without_an_outcome_are_found, async |t| {
-    t.store.beat(t.worker, "w").await.unwrap();
+    t.store.beat(t.worker, "w", LEASE).await.unwrap();
     let sound = t.in_state(State::Failed).await;
     for damage in [
         "delete from attempts where job_id in (select id from jobs where tool = 'DAMAGED')",
@@ -241,7 +243,7 @@ on_every_backend!(attempts_without_an_outcome_are_found, async |t| {
 });
 
 on_every_backend!(rows_that_break_a_rule_are_found_and_left_alone, async |t| {
-    t.store.beat(t.worker, "w").await.unwrap();
+    t.store.beat(t.worker, "w", LEASE).await.unwrap();
     for (constraints, state, damage, kind) in [
         (&["held_has_reason"][..], State::Held, "held_reason = null", FindingKind::HeldWithoutReason),
         (&["held_has_reason"], State::Failed, "held_reason = 'connection'", FindingKind::HeldWithoutReason),
@@ -284,12 +286,22 @@ on_every_backend!(rows_that_break_a_rule_are_found_and_left_alone, async |t| {
 on_every_backend!(the_eldest_living_worker_is_known, async |t| {
     let younger = WorkerId::new();
     assert_eq!(t.store.eldest_worker(LEASE).await.unwrap(), None);
-    t.store.beat(t.worker, "elder").await.unwrap();
-    t.store.beat(younger, "younger").await.unwrap();
-    t.store.beat(t.worker, "elder").await.unwrap();
+    t.store.beat(t.worker, "elder", LEASE).await.unwrap();
+    t.store.beat(younger, "younger", LEASE).await.unwrap();
+    t.store.beat(t.worker, "elder", LEASE).await.unwrap();
     assert_eq!(t.store.eldest_worker(LEASE).await.unwrap(), Some(t.worker));
     assert_eq!(t.other.eldest_worker(LEASE).await.unwrap(), Some(t.worker), "all agree");
-    assert_eq!(t.store.eldest_worker(Duration::ZERO).await.unwrap(), None, "none has beaten in time");
+    assert_eq!(
+        t.store.eldest_worker(Duration::ZERO).await.unwrap(),
+        Some(t.worker),
+        "each has its own lease"
+    );
+    t.store.beat(t.worker, "elder", Duration::ZERO).await.unwrap();
+    assert_eq!(
+        t.store.eldest_worker(LEASE).await.unwrap(),
+        Some(younger),
+        "the elder has not beaten in time"
+    );
     t.store.retire(t.worker).await.unwrap();
     assert_eq!(t.store.eldest_worker(LEASE).await.unwrap(), Some(younger));
 });

@@ -1,10 +1,10 @@
 //! The ends of attempts.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use errand::{
-    job::{AttemptOutcome, Ending, ErrorKind, HeldReason, JobId, State},
-    store::{By, Claim, Decided, Finish, Finished},
+    job::{AttemptOutcome, Ending, ErrorKind, HeldReason, JobId, JobSpec, Release, State},
+    store::{By, Claim, Decided, Finish, Finished, HeldFilter},
 };
 use jiff::SignedDuration;
 use serde_json::json;
@@ -208,6 +208,89 @@ on_every_backend!(a_late_result_is_not_charged_twice, async |t| {
     assert_eq!((t.state(spec.id).await, t.view(spec.id).await.spent), (State::Retryable, 0));
 });
 
+/// An ending that postpones a job because of what it tells.
+fn postponed() -> Ending {
+    Ending::Snooze { after: Duration::ZERO, error: Some(error(ErrorKind::Throttled)) }
+}
+
+/// One that gives a job back and tells nothing.
+fn given_back() -> Ending {
+    Ending::Snooze { after: Duration::ZERO, error: None }
+}
+
+/// Ends the attempt, and claims the job again; tells for how long it has been postponed by then.
+async fn again(t: &TestStore, run: &mut RunningJob, spec: &Arc<JobSpec>, ending: Ending) -> Option<Duration> {
+    t.finish(&run.end(ending, AttemptOutcome::Throttled)).await;
+    t.publish().await;
+    *run = t.run(spec).await;
+    run.receipt.postponed_for
+}
+
+on_every_backend!(how_long_a_job_is_postponed_counts_from_the_first_snooze_in_a_row, async |t| {
+    let spec = job(json!({}));
+    let mut run = t.run(&spec).await;
+    let now = async || t.store.now().await.unwrap();
+    assert_eq!(run.receipt.postponed_for, None);
+    assert_eq!(again(&t, &mut run, &spec, given_back()).await, None, "it was only given back");
+    let before = now().await;
+    let first = again(&t, &mut run, &spec, postponed()).await.unwrap();
+    let after = now().await;
+    let second = again(&t, &mut run, &spec, postponed()).await.unwrap();
+    let third = again(&t, &mut run, &spec, given_back()).await.unwrap();
+    assert!(first < second && second < third, "{first:?} {second:?} {third:?}");
+    assert!(third <= now().await.duration_since(before).unsigned_abs(), "it counts from the first");
+    assert!(first <= after.duration_since(before).unsigned_abs(), "and not from when the job was created");
+    assert_eq!(t.view(spec.id).await.spent, 0);
+    let claimed_again = t.store.running_jobs(t.worker, 10).await.unwrap();
+    assert!(one(claimed_again).receipt.postponed_for >= Some(third), "the rescue is told the same");
+
+    assert_eq!(again(&t, &mut run, &spec, retry(Duration::ZERO)).await, None, "an attempt was spent");
+    again(&t, &mut run, &spec, postponed()).await.unwrap();
+    t.finish(&run.end(hold(), AttemptOutcome::Interrupted)).await;
+    t.store.release(spec.id, Release::Retry, OPERATOR).await.unwrap();
+    t.publish().await;
+    run = t.run(&spec).await;
+    assert_eq!(run.receipt.postponed_for, None, "it was held");
+    again(&t, &mut run, &spec, postponed()).await.unwrap();
+    t.finish(&run.end(postponed(), AttemptOutcome::Throttled)).await;
+    t.store.restart(spec.id, OPERATOR, false).await.unwrap();
+    t.publish().await;
+    run = t.run(&spec).await;
+    assert_eq!(run.receipt.postponed_for, None, "a person ran it again");
+});
+
+on_every_backend!(a_job_that_is_released_starts_to_be_postponed_anew, async |t| {
+    // A build that does not know the column holds a job without clearing it.
+    for release_held in [false, true] {
+        let spec = job(json!({}));
+        let run = t.run(&spec).await;
+        t.finish(&run.end(hold(), AttemptOutcome::Unknown)).await;
+        t.execute("update jobs set postponed_since = created_at").await;
+        if release_held {
+            let reason = t.view(spec.id).await.held_reason.unwrap();
+            let filter = HeldFilter { reason, owner: None, toolkit: None };
+            assert_eq!(t.store.release_held(&filter, Release::Retry, OPERATOR, 10).await.unwrap(), 1);
+        } else {
+            t.store.release(spec.id, Release::Retry, OPERATOR).await.unwrap();
+        }
+        t.publish().await;
+        assert_eq!(t.run(&spec).await.receipt.postponed_for, None);
+    }
+});
+
+on_every_backend!(a_late_snooze_postpones_like_any_other, async |t| {
+    let spec = job(json!({}));
+    let run = t.run(&spec).await;
+    t.finish(&run.rescue(retry(Duration::ZERO))).await;
+    assert_eq!(t.finish(&run.end(postponed(), AttemptOutcome::Throttled)).await, late(State::Retryable));
+    t.publish().await;
+    let run = t.run(&spec).await;
+    assert!(run.receipt.postponed_for.is_some());
+    t.finish(&run.rescue(retry(Duration::ZERO))).await;
+    t.publish().await;
+    assert_eq!(t.run(&spec).await.receipt.postponed_for, None, "the rescue spent an attempt");
+});
+
 on_every_backend!(a_late_result_of_a_cancelled_job_is_fenced, async |t| {
     let spec = job(json!({}));
     let run = t.run(&spec).await;
@@ -221,7 +304,7 @@ on_every_backend!(a_late_result_of_a_cancelled_job_is_fenced, async |t| {
 on_every_backend!(a_rescue_leaves_living_workers_alone, async |t| {
     let spec = job(json!({}));
     let run = t.run(&spec).await;
-    t.store.beat(t.worker, "w").await.unwrap();
+    t.store.beat(t.worker, "w", LEASE).await.unwrap();
     assert_eq!(t.finish(&run.rescue(retry(LEASE))).await, Finished::Fenced);
     assert_eq!(t.state(spec.id).await, State::Running);
     assert_eq!(t.outcomes(spec.id).await, [None], "nothing is recorded about an attempt that runs");

@@ -286,7 +286,7 @@ async fn a_sqlite_store_lives_in_the_time_of_its_clock() {
     let due = one(store.take_due(1, LEASE).await.unwrap());
     assert_eq!(due.was, State::Scheduled);
     let worker = WorkerId::new();
-    store.beat(worker, "w").await.unwrap();
+    store.beat(worker, "w", LEASE).await.unwrap();
     let first = Claim { from_store: true, ..claim(&spec) };
     let receipt = running(one(store.claim(worker, std::slice::from_ref(&first)).await.unwrap()));
     assert_eq!(receipt.age, Duration::from_secs(3660));

@@ -4,12 +4,15 @@ use std::time::Duration;
 
 use errand::{
     job::{AttemptOutcome, State, WorkerId},
-    store::{By, Finish},
+    store::{AuditLimits, By, FindingKind, Finish, Finished},
 };
 use serde_json::json;
 use sqlx::{Executor as _, Row as _};
 
-use super::{LEASE, Place, TestStore, applied, binding, claim, hold, job, on_every_backend, one, succeed};
+use super::{
+    LEASE, Place, TestStore, applied, audit::PATIENT, binding, claim, hold, job, on_every_backend, one,
+    succeed,
+};
 use crate::{harness::PATIENCE, support::wait::until};
 
 on_every_backend!(the_jobs_of_lost_workers_are_found, async |t| {
@@ -22,14 +25,15 @@ on_every_backend!(the_jobs_of_lost_workers_are_found, async |t| {
     assert_eq!(Some(lost.started_at), t.view(spec.id).await.started_at);
     assert!(receipt.age < LEASE);
 
-    t.store.beat(t.worker, "w").await.unwrap();
+    t.store.beat(t.worker, "w", LEASE).await.unwrap();
     assert!(t.store.lost_jobs(LEASE, 10).await.unwrap().is_empty(), "its worker lives");
     t.store.bind(&[run.bind(&binding("1"))]).await.unwrap();
     let next = t.run(&job(json!({}))).await;
-    let lost = t.store.lost_jobs(Duration::ZERO, 10).await.unwrap();
+    t.store.beat(t.worker, "w", Duration::ZERO).await.unwrap();
+    let lost = t.store.lost_jobs(LEASE, 10).await.unwrap();
     assert_eq!(lost.iter().map(|lost| lost.id).collect::<Vec<_>>(), [spec.id, next.id], "oldest first");
     assert_eq!(lost[0].receipt.binding, Some(binding("1")));
-    assert_eq!(t.store.lost_jobs(Duration::ZERO, 1).await.unwrap().len(), 1);
+    assert_eq!(t.store.lost_jobs(LEASE, 1).await.unwrap().len(), 1);
 
     t.store.retire(t.worker).await.unwrap();
     assert_eq!(t.store.lost_jobs(LEASE, 10).await.unwrap().len(), 2, "nobody knows its worker");
@@ -39,15 +43,53 @@ on_every_backend!(the_jobs_of_lost_workers_are_found, async |t| {
     assert_eq!(t.store.lost_jobs(LEASE, 10).await.unwrap().len(), 1);
 });
 
+on_every_backend!(a_worker_is_lost_by_its_own_lease_and_not_by_that_of_the_rescuer, async |t| {
+    let run = t.run(&job(json!({}))).await;
+    let rescue = |lease| Finish { by: By::Rescuer { lease }, ..run.rescue(hold()) };
+    let shorter = Duration::from_micros(1);
+    t.store.beat(t.worker, "w", LEASE).await.unwrap();
+    assert!(t.store.lost_jobs(shorter, 10).await.unwrap().is_empty(), "its own lease is not over");
+    assert_eq!(t.finish(&rescue(shorter)).await, Finished::Fenced);
+    assert_eq!(t.store.forget_workers(shorter).await.unwrap(), 0);
+    let impatient = AuditLimits { lease: shorter, lost: Duration::ZERO, ..PATIENT };
+    assert_eq!(t.audit(&impatient).await, []);
+
+    // Of a build that does not say it.
+    t.execute("update workers set lease_ms = null").await;
+    assert!(t.store.lost_jobs(LEASE, 10).await.unwrap().is_empty());
+    assert_eq!(t.store.lost_jobs(shorter, 10).await.unwrap().len(), 1, "only the rescuer's is known");
+    assert_eq!(t.store.eldest_worker(shorter).await.unwrap(), None);
+    assert_eq!(t.audit(&impatient).await, [(FindingKind::RunningWithoutWorker, run.id)]);
+
+    t.store.beat(t.worker, "w", Duration::ZERO).await.unwrap();
+    assert_eq!(t.store.lost_jobs(LEASE, 10).await.unwrap().len(), 1, "its own lease is over");
+    assert_eq!(t.finish(&rescue(LEASE)).await, applied(State::Held));
+});
+
+on_every_backend!(a_worker_that_holds_nothing_is_not_forgotten_before_its_lease_is_over, async |t| {
+    t.store.beat(t.worker, "patient", LEASE).await.unwrap();
+    assert_eq!(t.store.forget_workers(Duration::ZERO).await.unwrap(), 0);
+    t.run(&job(json!({}))).await;
+    assert!(t.store.lost_jobs(LEASE, 10).await.unwrap().is_empty(), "it is known when it claims");
+});
+
+on_every_backend!(a_worker_can_take_over_its_own_jobs_while_it_beats, async |t| {
+    let run = t.run(&job(json!({}))).await;
+    t.store.beat(t.worker, "w", LEASE).await.unwrap();
+    let own = Finish { by: By::Rescuer { lease: Duration::ZERO }, ..run.rescue(hold()) };
+    assert_eq!(t.finish(&own).await, applied(State::Held));
+});
+
 on_every_backend!(idle_workers_are_forgotten, async |t| {
     let idle = WorkerId::new();
-    t.store.beat(t.worker, "busy").await.unwrap();
-    t.store.beat(idle, "idle").await.unwrap();
+    t.store.beat(t.worker, "busy", LEASE).await.unwrap();
+    t.store.beat(idle, "idle", Duration::ZERO).await.unwrap();
     let run = t.run(&job(json!({}))).await;
     assert_eq!(t.store.forget_workers(LEASE).await.unwrap(), 0);
     assert_eq!(t.store.forget_workers(Duration::ZERO).await.unwrap(), 1, "only the idle one");
     assert!(t.store.lost_jobs(LEASE, 10).await.unwrap().is_empty());
     t.finish(&run.end(succeed("1"), AttemptOutcome::Succeeded)).await;
+    t.store.beat(t.worker, "busy", Duration::ZERO).await.unwrap();
     assert_eq!(t.store.forget_workers(Duration::ZERO).await.unwrap(), 1);
 });
 

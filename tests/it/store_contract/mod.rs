@@ -111,7 +111,7 @@ impl TestStore {
     }
 
     /// Does what errand never does.
-    async fn execute(&self, sql: &str) {
+    pub(crate) async fn execute(&self, sql: &str) {
         let sql = AssertSqlSafe(sql.to_owned());
         match &self.place {
             Place::Postgres(database) => {

@@ -45,12 +45,13 @@ pub(super) async fn measure(config: &Config, plan: &Plan, environment: &Environm
     let store = app::open_store(&settings)?;
     store.migrate().await?;
     let lost = WorkerId::new();
-    store.beat(lost, "lost").await?;
+    let lease = Duration::from_secs(settings.worker.lease_secs);
+    store.beat(lost, "lost", lease).await?;
     claim(&store, lost, environment, plan.recover).await?;
     let beaten = Instant::now();
-    store.beat(lost, "lost").await?;
+    store.beat(lost, "lost", lease).await?;
     store.close().await;
-    let lease_end = beaten + Duration::from_secs(settings.worker.lease_secs);
+    let lease_end = beaten + lease;
 
     // A worker that has been there for a while when the lease ends.
     let process = environment.start(&this_program()?, Role::Worker, &[])?;

@@ -340,7 +340,7 @@ impl Injector<'_> {
     async fn api_faults(&mut self, fault: Fault) -> Result<()> {
         let api = self.environment.api.clone();
         api.set_log(match fault {
-            Fault::LogsLate => Log::Late(SETTLE.mul_f64(0.6)),
+            Fault::LogsLate => Log::Late(SETTLE.mul_f64(0.4)),
             Fault::LogsRefused => Log::Refused,
             Fault::LogsLost => Log::Lost,
             _ => Log::Prompt,

@@ -172,7 +172,8 @@ async fn audit(store: &SharedStore) -> Result<Vec<String>> {
         page: AUDIT_PAGE,
         pause: Duration::ZERO,
         limits: AuditLimits {
-            lost: LEASE * 2,
+            lease: LEASE,
+            lost: LEASE,
             timeout: Duration::ZERO,
             overrun: LEASE,
             overdue: LEASE,

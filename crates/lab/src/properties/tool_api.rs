@@ -36,7 +36,7 @@ const POLICY: RetryPolicy = RetryPolicy {
     },
     max_attempts: 12,
     max_retry_after: Duration::from_secs(3600),
-    max_throttled_age: Duration::from_secs(86_400),
+    max_postponed: Duration::from_secs(86_400),
 };
 
 /// Takes the bytes as an answer: a line with the status, lines with headers, an empty line, the
@@ -49,7 +49,13 @@ pub fn tool_api(bytes: &[u8]) -> &'static str {
     let asked = retry_after(&headers, NOW);
     let _date = date(&headers);
     assert!(asked.is_none_or(|wait| wait <= MAX_RETRY_AFTER));
-    let first = Spending { budget: Budget::default(), attempt: 1, spent: 0, age: Duration::ZERO };
+    let first = Spending {
+        budget: Budget::default(),
+        attempt: 1,
+        spent: 0,
+        age: Duration::ZERO,
+        postponed_for: Duration::ZERO,
+    };
     let wait = POLICY.next(first, asked, 0.999);
     assert!(wait.is_some_and(|wait| wait <= POLICY.max_retry_after.mul_f64(1.2)));
 
