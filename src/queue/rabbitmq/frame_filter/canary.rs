@@ -1,9 +1,9 @@
 //! Shows that the client library, without the filter, still cannot read what the filter replaces, and still writes what
 //! the filter leaves out.
 
-use std::{net::SocketAddr, process::Command, time::Duration};
+use std::{net::SocketAddr, pin::pin, process::Command, time::Duration};
 
-use futures_util::{StreamExt as _, future::join_all};
+use futures_util::{FutureExt as _, StreamExt as _, future::join_all};
 use lapin::{
     BasicProperties, Channel, Connection, ConnectionProperties,
     message::Delivery,
@@ -109,8 +109,9 @@ async fn nothing_is_written_on_a_channel_that_was_closed() {
 async fn sent_after_close(connect: impl AsyncFnOnce(String) -> lapin::Result<Connection>) -> usize {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("amqp://{}/%2f", listener.local_addr().unwrap());
-    let (go_on, is_closed) = oneshot::channel();
-    let broker = tokio::spawn(async move { refuse(listener.accept().await.unwrap().0, is_closed).await });
+    let ((refuse_now, refusing), (go_on, is_closed)) = (oneshot::channel(), oneshot::channel());
+    let broker =
+        tokio::spawn(async move { refuse(listener.accept().await.unwrap().0, refusing, is_closed).await });
     let connection = connect(url).await.unwrap();
     let (refused, other) =
         (connection.create_channel().await.unwrap(), connection.create_channel().await.unwrap());
@@ -128,15 +129,23 @@ async fn sent_after_close(connect: impl AsyncFnOnce(String) -> lapin::Result<Con
         publish(&other).await;
         broker.await.unwrap().unwrap()
     };
-    let publishing = join_all((0..32).map(|_| publish(&refused)));
+    let mut publishing = pin!(join_all((0..32).map(|_| publish(&refused))));
+    // Nobody reads after the first message, so the others wait in the library now.
+    assert!(publishing.as_mut().now_or_never().is_none());
+    refuse_now.send(()).unwrap();
     let (_, sent) = timeout(LIMIT, async { tokio::join!(publishing, closed) }).await.unwrap();
     sent
 }
 
-/// Closes the channel of the first message and reads on when that is known to the client, up to the first message on
-/// another channel. Returns how many frames came on the closed channel after the client had confirmed the close.
-async fn refuse(mut client: TcpStream, is_closed: oneshot::Receiver<()>) -> std::io::Result<usize> {
-    let mut is_closed = Some(is_closed);
+/// Closes the channel of the first message when it is told to, and reads on when that is known to the client, up to the
+/// first message on another channel. Returns how many frames came on the closed channel after the client had confirmed
+/// the close.
+async fn refuse(
+    mut client: TcpStream,
+    refusing: oneshot::Receiver<()>,
+    is_closed: oneshot::Receiver<()>,
+) -> std::io::Result<usize> {
+    let mut signals = Some((refusing, is_closed));
     let (mut refused, mut confirmed, mut sent) = (None, false, 0);
     client.read_exact(&mut [0; 8]).await?;
     client.write_all(&start()).await?;
@@ -150,9 +159,11 @@ async fn refuse(mut client: TcpStream, is_closed: oneshot::Receiver<()>) -> std:
             (METHOD, Some([_, 20, _, 41])) => confirmed = true,
             (METHOD, Some([_, 60, _, 40])) if refused.is_none() => {
                 refused = Some(channel);
+                let (refusing, is_closed) = signals.take().unwrap();
+                refusing.await.unwrap();
                 let reason = [&406_u16.to_be_bytes()[..], &short("PRECONDITION_FAILED"), &[0; 4]].concat();
                 client.write_all(&on(channel, method(20, 40, &reason))).await?;
-                is_closed.take().unwrap().await.unwrap();
+                is_closed.await.unwrap();
             }
             (METHOD, Some([_, 60, _, 40])) if refused != Some(channel) => return Ok(sent),
             _ => {
