@@ -26,11 +26,15 @@ statements! { Sqlite:
 
     /// One range of the index for each priority; a single ordered scan would walk past everything that
     /// is not due yet.
-    due(priority: i16, now: i64, limit: i64) = "select id, state, published,
-        coalesce(octet_length(arguments), 0) + coalesce(octet_length(text), 0) as bytes from jobs
+    due(priority: i16, now: i64, limit: i64) = "select {read spec}, state, published from jobs
     where due_at is not null and priority = {priority} and due_at <= {now} order by due_at limit +{limit}";
 
-    spec(id: Uuid) = "select {read spec} from jobs where id = {id}";
+    /// How many of those rows fit into so many bytes, which is known without reading them.
+    due_sizes(priority: i16, now: i64, limit: i64, room: i64) = "select count(*) as found,
+        count(*) filter (where total <= {room}) as fitting, coalesce(max(total) filter (where total <= {room}), 0) as bytes
+    from (select sum(bytes) over (order by due_at rows unbounded preceding) as total from (
+        select due_at, coalesce(octet_length(arguments), 0) + coalesce(octet_length(text), 0) as bytes from jobs
+        where due_at is not null and priority = {priority} and due_at <= {now} order by due_at limit +{limit}))";
 
     publish(id: Uuid, due_at: i64) = "update jobs set
         state = 'available', due_at = {due_at}, published = min(published, 2147483646) + 1
@@ -45,11 +49,14 @@ statements! { Sqlite:
     next_due() = "select min((select min(due_at) from jobs where due_at is not null and priority = p)) as due_at
     from {priorities}";
 
-    replies(now: i64, limit: i64) = "select id,
-        coalesce(octet_length(arguments), 0) + coalesce(octet_length(text), 0) + coalesce(octet_length(result), 0) as bytes
-    from jobs where reply_due_at is not null and reply_due_at <= {now} order by reply_due_at limit +{limit}";
+    replies(now: i64, limit: i64) = "select {job}, result from jobs
+    where reply_due_at is not null and reply_due_at <= {now} order by reply_due_at limit +{limit}";
 
-    reply(id: Uuid) = "select {job}, result from jobs where id = {id}";
+    replies_sizes(now: i64, limit: i64, room: i64) = "select count(*) filter (where total <= {room}) as fitting
+    from (select sum(bytes) over (order by reply_due_at rows unbounded preceding) as total from (
+        select reply_due_at, coalesce(octet_length(arguments), 0) + coalesce(octet_length(text), 0)
+            + coalesce(octet_length(result), 0) as bytes from jobs
+        where reply_due_at is not null and reply_due_at <= {now} order by reply_due_at limit +{limit}))";
 
     offer_reply(id: Uuid, reply_due_at: i64) = "update jobs set reply_due_at = {reply_due_at}
     where id = {id} and reply_due_at is not null";
@@ -72,25 +79,26 @@ impl Publications for SqliteStore {
     async fn take_due(&self, limit: usize, unclaimed_after: Duration) -> Result<Vec<Due>> {
         self.write(move |db, now| {
             Box::pin(async move {
-                let (mut taken, mut page) = (Vec::new(), PageBytes::default());
-                'page: for found in sql::due_priorities(now).fetch_all(&mut *db).await? {
-                    let room = to_limit(limit.saturating_sub(taken.len()));
-                    if room == 0 {
-                        break;
-                    }
-                    let due = sql::due(found.read("priority")?, now, room);
-                    for row in due.fetch_all(&mut *db).await? {
-                        if !page.fits(row.total("bytes")?) {
-                            break 'page;
-                        }
+                let (mut taken, mut room) = (Vec::new(), to_limit(MAX_BATCH_BYTES));
+                for due in sql::due_priorities(now).fetch_all(&mut *db).await? {
+                    let priority = due.read("priority")?;
+                    let wanted = to_limit(limit.saturating_sub(taken.len()));
+                    let sizes = sql::due_sizes(priority, now, wanted, room).fetch_one(&mut *db).await?;
+                    let (found, fitting): (i64, i64) = (sizes.read("found")?, sizes.read("fitting")?);
+                    room -= sizes.read::<i64>("bytes")?;
+                    // The first row belongs to the page however large it is.
+                    let fitting = fitting.max(i64::from(taken.is_empty()));
+                    for row in sql::due(priority, now, fitting).fetch_all(&mut *db).await? {
                         let id: Uuid = row.read("id")?;
-                        let spec = spec_of(&sql::spec(id).fetch_one(&mut *db).await?);
                         let doublings = row.count("published")?.min(MAX_DOUBLINGS);
                         let wait = unclaimed_after.saturating_mul(1 << doublings).min(MAX_UNCLAIMED_WAIT);
                         sql::publish(id, now + micros(wait)).execute(&mut *db).await?;
-                        let due =
-                            spec.and_then(|spec| Ok(Due { spec: Arc::new(spec), was: row.parse("state")? }));
+                        let due = spec_of(&row)
+                            .and_then(|spec| Ok(Due { spec: Arc::new(spec), was: row.parse("state")? }));
                         taken.extend(if_readable(&row, due));
+                    }
+                    if fitting < found || taken.len() >= limit {
+                        break;
                     }
                 }
                 Ok(taken)
@@ -116,15 +124,12 @@ impl Publications for SqliteStore {
     async fn take_replies(&self, limit: usize, again_after: Duration) -> Result<Vec<JobView>> {
         self.write(move |db, now| {
             Box::pin(async move {
-                let (mut taken, mut page) = (Vec::new(), PageBytes::default());
-                for row in sql::replies(now, to_limit(limit)).fetch_all(&mut *db).await? {
-                    if !page.fits(row.total("bytes")?) {
-                        break;
-                    }
-                    let id: Uuid = row.read("id")?;
-                    let job = rows::job(&sql::reply(id).fetch_one(&mut *db).await?);
-                    sql::offer_reply(id, now + micros(again_after)).execute(&mut *db).await?;
-                    taken.extend(if_readable(&row, job));
+                let sizes = sql::replies_sizes(now, to_limit(limit), to_limit(MAX_BATCH_BYTES));
+                let fitting: i64 = sizes.fetch_one(&mut *db).await?.read("fitting")?;
+                let mut taken = Vec::new();
+                for row in sql::replies(now, fitting.max(1)).fetch_all(&mut *db).await? {
+                    sql::offer_reply(row.read("id")?, now + micros(again_after)).execute(&mut *db).await?;
+                    taken.extend(if_readable(&row, rows::job(&row)));
                 }
                 Ok(taken)
             })
@@ -159,19 +164,5 @@ impl Publications for SqliteStore {
             })
         })
         .await
-    }
-}
-
-/// What the rows of a page contain so far, in bytes.
-#[derive(Default)]
-struct PageBytes(Option<u64>);
-
-impl PageBytes {
-    /// Whether one more row of this size belongs to the page, as the first always does.
-    fn fits(&mut self, bytes: u64) -> bool {
-        let total = self.0.map_or(bytes, |total| total.saturating_add(bytes));
-        let fits = self.0.is_none() || total <= MAX_BATCH_BYTES as u64;
-        self.0 = Some(total);
-        fits
     }
 }
