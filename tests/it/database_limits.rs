@@ -142,12 +142,15 @@ async fn a_locked_table_of_jobs_costs_no_lease() {
         let bodies: Vec<_> = spread(20, send).iter().map(|job| serde_json::to_vec(job).unwrap()).collect();
         harness.publish_to(lane, &bodies, lapin::BasicProperties::default()).await;
     }
+    let mut told = false;
     // Longer than the lease: every part that needs `jobs` waits by then.
     while begun.elapsed() < 2 * lease {
         let age = worker.metric("errand_heartbeat_age_seconds").await;
         assert!(age < 4.0, "{age} s after {:?}", begun.elapsed());
+        told |= worker.readiness().await["writing"] == false;
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
+    assert!(told, "a worker that can record nothing is not ready");
     transaction.rollback().await.unwrap();
     harness.all_ran_once(80).await;
     assert_eq!(worker.metric_sum("errand_rescued_jobs_total").await, 0.0);

@@ -229,15 +229,16 @@ async fn an_unknown_outcome_of_a_call_that_counts_is_held_until_the_operator_dec
     "#;
     let harness = Harness::new("unknown", faults).await;
     let _worker = harness.worker(&[]).await;
-    let (reset, status, hang) = (id(), id(), id());
+    let (reset, status, hang, unwanted) = (id(), id(), id(), id());
     harness
         .publish(&[
             send("user-1").named(&reset),
             post("org-1").named(&status),
+            post("org-2").named(&unwanted),
             create("user-1").named(&hang).with("timeout_ms", 300),
         ])
         .await;
-    for job in [&reset, &status, &hang] {
+    for job in [&reset, &status, &hang, &unwanted] {
         let shown = harness.job_in(job, &["held"]).await;
         assert_eq!(shown["held_reason"], "unknown_outcome");
         assert_eq!(shown["attempts"][0]["outcome"], "unknown");
@@ -254,6 +255,15 @@ async fn an_unknown_outcome_of_a_call_that_counts_is_held_until_the_operator_dec
     let again = harness.job_in(&reset, &["succeeded"]).await;
     assert_eq!(again["attempts"].as_array().unwrap().len(), 2);
     assert_eq!(harness.sandbox.job_effects(&reset), 2, "the operator asked for the second one");
+
+    // One that is cancelled may have had its effect as well.
+    assert!(harness.errand(&["jobs", "cancel", &unwanted]).status.success());
+    let refused = harness.errand(&["jobs", "retry", &unwanted]);
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&refused.stdout).contains("add --force"), "{refused:?}");
+    assert!(harness.errand(&["jobs", "retry", "--force", &unwanted]).status.success());
+    let again = harness.job_in(&unwanted, &["held"]).await;
+    assert_eq!(again["attempts"].as_array().unwrap().len(), 2);
 }
 
 #[tokio::test(flavor = "multi_thread")]

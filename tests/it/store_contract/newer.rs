@@ -13,7 +13,7 @@ use serde_json::json;
 use uuid::Uuid;
 
 use super::{
-    LEASE, RunningJob, TestStore, binding, claim, error, job, job_with_reply, on_every_backend, retry,
+    LEASE, RunningJob, TestStore, binding, claim, error, job, job_with_reply, on_every_backend, one, retry,
     running,
 };
 
@@ -72,7 +72,9 @@ on_every_backend!(what_only_tells_is_read_as_unrecognized, async |t| {
     for column in ["error_kind", "pinned_by", "frozen_effect", "effect"] {
         write_word(&t, "jobs", column, &row).await;
     }
-    write_word(&t, "attempts", "outcome", &format!("job_id = {}", t.literal(id))).await;
+    for column in ["outcome", "error_kind"] {
+        write_word(&t, "attempts", column, &format!("job_id = {}", t.literal(id))).await;
+    }
     let view = t.view(id).await;
     let binding = view.binding.clone().unwrap();
     assert_eq!(view.error.unwrap().kind(), ErrorKind::Unrecognized);
@@ -82,7 +84,9 @@ on_every_backend!(what_only_tells_is_read_as_unrecognized, async |t| {
         "the most careful"
     );
     assert_eq!(view.spec.effect, Some(Effect::Once));
-    assert_eq!(t.outcomes(id).await, [Some(AttemptOutcome::Unrecognized)]);
+    let attempt = one(t.store.attempts(id).await.unwrap());
+    assert_eq!(attempt.outcome, Some(AttemptOutcome::Unrecognized));
+    assert_eq!(attempt.error.unwrap().kind(), ErrorKind::Unrecognized);
 
     // It runs on, and nothing of what the newer version wrote is lost.
     let claimed = t.claim(&Claim { from_store: true, ..claim(&view.spec) }).await;
