@@ -3,7 +3,7 @@
 //! First start, retry, rescue and release all take this path. Several processes may run it at once; the store gives each
 //! row to one of them. A publication that is not confirmed leaves the job due.
 //!
-//! What the broker refuses by itself, or does not confirm while it confirms others, waits by itself, longer each time: a
+//! What the broker refuses by itself, or does not confirm while it answers, waits by itself, longer each time: a
 //! job until it is published, a reply until its offers are used up; its result stays in the store. What fails because the
 //! connection broke, or because the broker takes nothing, is tried again soon and does not count as published. A round
 //! reads a bounded number of bytes.

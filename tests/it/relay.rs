@@ -1,6 +1,9 @@
 //! When the relay publishes again what could not be published.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use errand::{
     clock,
@@ -94,4 +97,30 @@ async fn what_a_broken_connection_cut_off_is_published_again_soon_though_others_
     // And then it waits as what was published for the first time.
     running.due_within(cut_off.id, 1_800..3_601).await;
     running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_backlog_for_a_queue_that_confirms_nothing_keeps_no_other_lane_waiting() {
+    let vhost = support::vhost("backlog").await;
+    let queue = Arc::new(RabbitQueue::new(options(&vhost.amqp_url)).unwrap());
+    queue.check().await.unwrap();
+    set_working(&vhost, "errand.bulk", false).await;
+    let t = TestStore::sqlite().await;
+    let backlog: Vec<_> = (0..300).map(|_| job(json!({"queue": "bulk", "priority": 9}))).collect();
+    t.store.insert(&backlog, Duration::ZERO).await.unwrap();
+    t.store.insert(&[job(json!({}))], Duration::ZERO).await.unwrap();
+    let started = Instant::now();
+    let running = Running::start(t, Arc::clone(&queue) as SharedQueue).await;
+    until("the other lane's job is published", LIMIT, async || {
+        (queue.depth(&lane("default")).await.unwrap().ready == 1).then_some(())
+    })
+    .await;
+    // The first page waits for ten seconds, and no other does.
+    assert!(started.elapsed() < Duration::from_secs(20), "{:?}", started.elapsed());
+    for job in &backlog {
+        running.due_within(job.id, 1_800..3_601).await;
+    }
+    set_working(&vhost, "errand.bulk", true).await;
+    running.stop().await;
+    assert_eq!(queue.reconnects(), 0);
 }
