@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeSet,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -256,6 +257,25 @@ async fn a_lane_that_does_not_answer_ends_no_subscription_of_another() {
     set_working(&vhost, "errand.bulk", true).await;
     queue.consume(&lane("bulk"), 1).await.unwrap();
     assert_eq!(queue.reconnects(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lane_that_hangs_while_it_is_declared_lets_others_be_consumed() {
+    let vhost = support::vhost("hangs").await;
+    queue_of_type(&vhost, QueueType::Classic).check().await.unwrap();
+    set_working(&vhost, "errand.bulk", false).await;
+    let queue = Arc::new(queue_of_type(&vhost, QueueType::Classic));
+    let declaring = Arc::clone(&queue);
+    let publishing = tokio::spawn(async move { declaring.publish(vec![message("bulk", "m")]).await });
+    until("it is connected", LIMIT, async || queue.connected().then_some(())).await;
+    let started = Instant::now();
+    let mut consumer = consume(&*queue, 1).await;
+    assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
+    assert!(!publishing.is_finished(), "it still waits for the lane that hangs");
+    assert_eq!(kinds(publishing.await.unwrap()), [(0, QueueErrorKind::Stuck)]);
+    publish(&*queue, ["n".to_owned()]).await;
+    receive(&mut *consumer, 1).await;
+    set_working(&vhost, "errand.bulk", true).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
