@@ -279,6 +279,25 @@ async fn a_lane_that_hangs_while_it_is_declared_lets_others_be_consumed() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn channels_that_the_broker_closed_tell_no_lane_the_error_of_another() {
+    let vhost = support::vhost("closed-channels").await;
+    let queue = rabbit(&format!("{}?channel_max=50", vhost.amqp_url));
+    queue.check().await.unwrap();
+    // Each look at the missing lane costs a channel, until the numbers of channels are used up.
+    let used_up = async || {
+        let missing = queue.depth(&lane("missing")).await.unwrap_err();
+        if missing.kind() == QueueErrorKind::Unroutable {
+            let error = queue.depth(&lane("default")).await.err()?;
+            assert_eq!(error.kind(), QueueErrorKind::Unavailable, "{error}");
+        }
+        Some(())
+    };
+    until("the connection is used up", LIMIT, used_up).await;
+    queue.publish(vec![message("default", "m")]).await.remove(0).unwrap();
+    assert_eq!(queue.reconnects(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_lane_that_cannot_be_declared_keeps_no_other_waiting() {
     let vhost = support::vhost("differs").await;
     let connection = vhost.connect().await.unwrap();
