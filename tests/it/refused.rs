@@ -276,6 +276,11 @@ async fn a_lane_that_hangs_while_it_is_declared_lets_others_be_consumed() {
     publish(&*queue, ["n".to_owned()]).await;
     receive(&mut *consumer, 1).await;
     set_working(&vhost, "errand.bulk", true).await;
+    until("the lane takes messages again", LIMIT, async || {
+        queue.publish(vec![message("bulk", "m")]).await.remove(0).ok()
+    })
+    .await;
+    assert_eq!(queue.reconnects(), 0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

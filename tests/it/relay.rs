@@ -141,7 +141,7 @@ async fn a_reply_that_a_broken_connection_cut_off_is_published_again_soon() {
     let replies = channel.queue_declare("".into(), own, FieldTable::default()).await.unwrap().name().clone();
     let t = TestStore::sqlite().await;
     let spec = job_with_reply(json!({}), Some(replies.as_str()));
-    t.store.insert(&[spec.clone()], Duration::ZERO).await.unwrap();
+    t.store.insert(std::slice::from_ref(&spec), Duration::ZERO).await.unwrap();
     t.store.cancel(spec.id, OPERATOR).await.unwrap();
     let offered_at = async |t: &TestStore| t.count("select reply_due_at from jobs").await;
     let first = offered_at(&t).await;

@@ -60,7 +60,7 @@ pub(super) struct Session {
     connection: Connection,
     /// Whether all lanes were declared, but for those that could not be, and nothing has been found missing since.
     pub(super) declared: AtomicBool,
-    /// The lanes that could not be declared on this connection. Whoever publishes to one tries again.
+    /// The lanes whose declaration the broker refused on this connection. Whoever publishes to one tries again.
     pub(super) undeclared: Mutex<Vec<QueueName>>,
     /// Whether no more channels can be opened.
     used_up: AtomicBool,

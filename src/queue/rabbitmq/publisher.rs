@@ -265,7 +265,8 @@ impl Publisher {
 }
 
 /// Declares what is not declared yet: all lanes once, and those for which that failed when there is something to
-/// publish to them. Returns the lanes that cannot be used.
+/// publish to them. Returns the lanes that cannot be used. One that did not answer is not declared again: what is
+/// published to it shows in less time whether it works.
 async fn declare(
     shared: &Shared,
     session: &Session,
@@ -284,7 +285,8 @@ async fn declare(
     let failed = shared.topology.ensure_each(session, &lanes).await?;
     let mut undeclared = lock(&session.undeclared);
     undeclared.retain(|lane| !lanes.contains(lane));
-    undeclared.extend(failed.iter().map(|(lane, _)| lane.clone()));
+    let is_told = |(_, error): &&(_, QueueError)| error.kind() != QueueErrorKind::Unavailable;
+    undeclared.extend(failed.iter().filter(is_told).map(|(lane, _)| lane.clone()));
     session.declared.store(true, Relaxed);
     Ok(failed)
 }
