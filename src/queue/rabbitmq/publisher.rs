@@ -128,6 +128,7 @@ impl Publisher {
             answers[place] = Some(Err(stuck(&messages[place].to)));
         }
         let mut declared_anew = false;
+        // What is `behind` a message goes to its address, and waits for what becomes of it.
         while let Some((window, behind, limit)) = windows
             .pop()
             .map(|window| (window, Vec::new(), BROKER_TIMEOUT))
