@@ -3,7 +3,7 @@
 //! First start, retry, rescue and release all take this path. Several processes may run it at once; the store gives each
 //! row to one of them. A publication that is not confirmed leaves the job due.
 //!
-//! What the broker refuses by itself, or does not confirm while it confirms others, waits by itself, longer each time: a
+//! What the broker refuses by itself, or does not confirm while it answers, waits by itself, longer each time: a
 //! job until it is published, a reply until its offers are used up; its result stays in the store. What fails because the
 //! connection broke, or because the broker takes nothing, is tried again soon and does not count as published. A round
 //! reads a bounded number of bytes.
@@ -25,7 +25,7 @@ use crate::{
     telemetry::metrics,
 };
 
-/// How soon jobs are tried again that were not published because the broker takes nothing at present.
+/// How soon jobs and replies are tried again that were not published because the broker takes nothing at present.
 const DEFER: Duration = Duration::from_secs(2);
 
 /// When a reply is offered again that was taken by a process which then vanished.
@@ -211,6 +211,9 @@ impl Relay {
             store.replied(&done).await?;
         }
         failed.log("replies could not be published; they are offered again");
+        if !failed.ids.is_empty() {
+            store.defer_replies(&failed.ids, DEFER).await?;
+        }
         refused.log("the broker refuses replies; each is offered again after ever longer waits");
         if !refused.ids.is_empty() {
             let given_up =

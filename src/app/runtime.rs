@@ -94,17 +94,17 @@ impl Runtime {
                     tasks.spawn(supervisor.clone().watch(name, stop.clone(), part));
                 }
                 let (report, countdown) = worker.run(shutdown, supervisor).await;
-                let report = match supervisor.failed() {
-                    None => Ok(report),
-                    Some(part) => Err(anyhow!(
-                        "{part} ended by itself, which is a bug in errand: report it with the log"
-                    )),
-                };
-                (report, countdown)
+                (Ok(report), countdown)
             }
             Ok(false) => (Ok(Report::default()), Countdown::begin(budget, shutdown.abort)),
             Err(error) => (Err(error), Countdown::begin(budget, shutdown.abort)),
         };
+        let report = report.and_then(|report| match supervisor.failed() {
+            None => Ok(report),
+            Some(part) => {
+                Err(anyhow!("{part} ended by itself, which is a bug in errand: report it with the log"))
+            }
+        });
         health.enter(Phase::Closing);
         tracing::info!(phase = Phase::Closing.as_str(), "shutting down");
         stop.cancel();

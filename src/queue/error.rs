@@ -12,7 +12,7 @@ string_enum! {
         Unavailable = "unavailable",
         /// The message may or may not have been taken: publish it again with the same `message_id`.
         Unconfirmed = "unconfirmed",
-        /// The broker confirms other messages and not this one, which may or may not have been taken: its queue cannot
+        /// The broker answers and does not confirm this message, which may or may not have been taken: its queue cannot
         /// store anything at present. Publish it again with the same `message_id`, after a while.
         Stuck = "stuck",
         /// Nothing is bound to this address, or the address or a property is too long for AMQP: publishing it again

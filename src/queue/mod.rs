@@ -42,7 +42,7 @@ pub trait Queue: fmt::Debug + Send + Sync {
     /// * A message to a lane that cannot be declared is an error of kind `Topology`, and harms no other of the batch.
     /// * An error of kind `Unconfirmed` or `Stuck` means that the message may or may not be there. The latter is
     ///   its queue's own fault, and found out at the second time at the latest; until then, the others of its batch may be
-    ///   `Unconfirmed` as well.
+    ///   `Unconfirmed` as well. While it lasts, not every message is sent.
     /// * Every wait is bounded by the backend's timeouts.
     async fn publish(&self, batch: Vec<Message>) -> Vec<Result<(), QueueError>>;
 

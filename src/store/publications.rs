@@ -7,7 +7,8 @@ use async_trait::async_trait;
 use super::{JobView, Result};
 use crate::job::{JobId, JobSpec, State};
 
-/// What the relay reads and writes.
+/// What the relay reads and writes. Rows that others have locked are left out: what is noted about them is lost, so that
+/// they are offered again when they would have been without it.
 #[async_trait]
 pub trait Publications: fmt::Debug + Send + Sync {
     /// Takes up to `limit` jobs that are due: `scheduled` and `retryable` ones whose time has come,
@@ -34,6 +35,9 @@ pub trait Publications: fmt::Debug + Send + Sync {
 
     /// Notes that replies are done with: published, or never to be published.
     async fn replied(&self, ids: &[JobId]) -> Result<()>;
+
+    /// Makes replies that could not be published due again after `after`, which does not count as a refusal.
+    async fn defer_replies(&self, ids: &[JobId], after: Duration) -> Result<()>;
 
     /// Notes that replies were refused. Each is offered again after a wait that is `first` and doubles with every refusal
     /// up to `MAX_UNCLAIMED_WAIT`. One that was refused `most` times is given up: it is done with, its result stays with

@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeSet,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -160,8 +161,8 @@ fn queue_of_type(vhost: &Vhost, queue_type: QueueType) -> RabbitQueue {
 }
 
 /// A batch for one lane that works, and for a lane and a reply queue that confirm nothing for a while. Returns what
-/// became of the first batch that meets them, and how many connections were lost by it.
-async fn batches_with_two_stuck(hint: &str, queue_type: QueueType) -> (Vec<(usize, QueueErrorKind)>, u64) {
+/// became of the first batch that meets them.
+async fn batches_with_two_stuck(hint: &str, queue_type: QueueType) -> Vec<(usize, QueueErrorKind)> {
     let vhost = support::vhost(hint).await;
     let queue = queue_of_type(&vhost, queue_type);
     queue.check().await.unwrap();
@@ -186,35 +187,59 @@ async fn batches_with_two_stuck(hint: &str, queue_type: QueueType) -> (Vec<(usiz
         assert!(error.contains(name) && error.contains("members"), "{error}");
     }
     assert_eq!(kinds(answers), [(1, QueueErrorKind::Stuck), (2, QueueErrorKind::Stuck)]);
-    let reconnects = queue.reconnects();
+    // They are known by now, so nobody waits for them.
     let started = Instant::now();
-    queue.publish(vec![message("default", "meanwhile")]).await.remove(0).unwrap();
+    let answers = queue.publish((3..103).flat_map(batch).collect()).await;
+    assert_eq!(answers.iter().filter(|answer| answer.is_ok()).count(), 100);
     assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
     for stuck in ["errand.bulk", "app"] {
         set_working(&vhost, stuck, true).await;
     }
-    for round in 3..5 {
-        assert_eq!(kinds(queue.publish(batch(round)).await), []);
-    }
-    assert_eq!(queue.reconnects(), reconnects, "the connection is nobody's to lose");
-    (first, reconnects)
+    until("they are tried again", LIMIT, async || {
+        queue.publish(batch(103)).await.iter().all(Result::is_ok).then_some(())
+    })
+    .await;
+    assert_eq!(kinds(queue.publish((104..204).flat_map(batch).collect()).await), []);
+    assert_eq!(queue.reconnects(), 0, "the connection is nobody's to lose");
+    first
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn queues_that_confirm_nothing_hold_up_their_own_messages_and_no_connection() {
-    let (first, reconnects) = batches_with_two_stuck("stuck-classic", QueueType::Classic).await;
+    let first = batches_with_two_stuck("stuck-classic", QueueType::Classic).await;
     assert_eq!(
         first,
         [1, 2].map(|place| (place, QueueErrorKind::Unconfirmed)),
         "which one it is, is not clear yet"
     );
-    assert_eq!(reconnects, 0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_channel_that_the_broker_holds_up_for_a_queue_holds_up_others_once() {
-    let (first, _) = batches_with_two_stuck("stuck-quorum", QueueType::Quorum).await;
+    let first = batches_with_two_stuck("stuck-quorum", QueueType::Quorum).await;
     assert!(first.iter().all(|(_, kind)| *kind == QueueErrorKind::Unconfirmed), "{first:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_queue_that_confirms_nothing_is_known_also_where_nothing_else_is_published() {
+    for queue_type in [QueueType::Classic, QueueType::Quorum] {
+        let vhost = support::vhost("stuck-alone").await;
+        let queue = queue_of_type(&vhost, queue_type);
+        queue.check().await.unwrap();
+        set_working(&vhost, "errand.bulk", false).await;
+        let batch = || (0..256).map(|n| message("bulk", &format!("m{n}"))).collect::<Vec<_>>();
+        let first = kinds(queue.publish(batch()).await);
+        assert!(
+            first.len() == 256 && first.iter().all(|(_, kind)| *kind == QueueErrorKind::Stuck),
+            "{first:?}"
+        );
+        let started = Instant::now();
+        let second = kinds(queue.publish(batch()).await);
+        assert!(second.iter().all(|(_, kind)| *kind == QueueErrorKind::Stuck), "{second:?}");
+        assert!(second.len() == 256 && started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
+        set_working(&vhost, "errand.bulk", true).await;
+        assert_eq!(queue.reconnects(), 0);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -232,6 +257,49 @@ async fn a_lane_that_does_not_answer_ends_no_subscription_of_another() {
     set_working(&vhost, "errand.bulk", true).await;
     queue.consume(&lane("bulk"), 1).await.unwrap();
     assert_eq!(queue.reconnects(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lane_that_hangs_while_it_is_declared_lets_others_be_consumed() {
+    let vhost = support::vhost("hangs").await;
+    queue_of_type(&vhost, QueueType::Classic).check().await.unwrap();
+    set_working(&vhost, "errand.bulk", false).await;
+    let queue = Arc::new(queue_of_type(&vhost, QueueType::Classic));
+    let declaring = Arc::clone(&queue);
+    let publishing = tokio::spawn(async move { declaring.publish(vec![message("bulk", "m")]).await });
+    until("it is connected", LIMIT, async || queue.connected().then_some(())).await;
+    let started = Instant::now();
+    let mut consumer = consume(&*queue, 1).await;
+    assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
+    assert!(!publishing.is_finished(), "it still waits for the lane that hangs");
+    assert_eq!(kinds(publishing.await.unwrap()), [(0, QueueErrorKind::Stuck)]);
+    publish(&*queue, ["n".to_owned()]).await;
+    receive(&mut *consumer, 1).await;
+    set_working(&vhost, "errand.bulk", true).await;
+    until("the lane takes messages again", LIMIT, async || {
+        queue.publish(vec![message("bulk", "m")]).await.remove(0).ok()
+    })
+    .await;
+    assert_eq!(queue.reconnects(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn channels_that_the_broker_closed_tell_no_lane_the_error_of_another() {
+    let vhost = support::vhost("closed-channels").await;
+    let queue = rabbit(&format!("{}?channel_max=50", vhost.amqp_url));
+    queue.check().await.unwrap();
+    // Each look at the missing lane costs a channel, until the numbers of channels are used up.
+    let used_up = async || {
+        let missing = queue.depth(&lane("missing")).await.unwrap_err();
+        if missing.kind() == QueueErrorKind::Unroutable {
+            let error = queue.depth(&lane("default")).await.err()?;
+            assert_eq!(error.kind(), QueueErrorKind::Unavailable, "{error}");
+        }
+        Some(())
+    };
+    until("the connection is used up", LIMIT, used_up).await;
+    queue.publish(vec![message("default", "m")]).await.remove(0).unwrap();
+    assert_eq!(queue.reconnects(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,6 +1,9 @@
 //! When the relay publishes again what could not be published.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use errand::{
     clock,
@@ -13,6 +16,10 @@ use errand::{
     services::Services,
 };
 use errand_testbed::scripted_api::{Answer, ScriptedApi};
+use lapin::{
+    options::{BasicGetOptions, QueueDeclareOptions},
+    types::FieldTable,
+};
 use serde_json::json;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -23,7 +30,7 @@ use crate::{
         options,
     },
     refused::set_working,
-    store_contract::{TestStore, job},
+    store_contract::{OPERATOR, TestStore, job, job_with_reply},
     support::{self, wait::until},
     tool_api::client,
 };
@@ -42,7 +49,8 @@ impl Running {
         let nobody = ScriptedApi::responding(|_| Answer::new("500 None", String::new())).await;
         let services = Services::new(t.store.clone(), queue, Arc::new(client(&nobody)), clock::system());
         let poll = Duration::from_millis(100);
-        let options = Options { poll, batch: 10, unclaimed: UNCLAIMED, replies: ReplyRules::default() };
+        let replies = ReplyRules::new(vec!["amq.gen-".to_owned()]);
+        let options = Options { poll, batch: 10, unclaimed: UNCLAIMED, replies };
         let stop = CancellationToken::new();
         let relay = tokio::spawn(Relay::new(&services, options).run(stop.clone()));
         Self { t, stop, relay }
@@ -93,5 +101,59 @@ async fn what_a_broken_connection_cut_off_is_published_again_soon_though_others_
     proxy.heal().await.unwrap();
     // And then it waits as what was published for the first time.
     running.due_within(cut_off.id, 1_800..3_601).await;
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_backlog_for_a_queue_that_confirms_nothing_keeps_no_other_lane_waiting() {
+    let vhost = support::vhost("backlog").await;
+    let queue = Arc::new(RabbitQueue::new(options(&vhost.amqp_url)).unwrap());
+    queue.check().await.unwrap();
+    set_working(&vhost, "errand.bulk", false).await;
+    let t = TestStore::sqlite().await;
+    let backlog: Vec<_> = (0..300).map(|_| job(json!({"queue": "bulk", "priority": 9}))).collect();
+    t.store.insert(&backlog, Duration::ZERO).await.unwrap();
+    t.store.insert(&[job(json!({}))], Duration::ZERO).await.unwrap();
+    let started = Instant::now();
+    let running = Running::start(t, Arc::clone(&queue) as SharedQueue).await;
+    until("the other lane's job is published", LIMIT, async || {
+        (queue.depth(&lane("default")).await.unwrap().ready == 1).then_some(())
+    })
+    .await;
+    // The first page waits for ten seconds, and no other does.
+    assert!(started.elapsed() < Duration::from_secs(20), "{:?}", started.elapsed());
+    for job in &backlog {
+        running.due_within(job.id, 1_800..3_601).await;
+    }
+    set_working(&vhost, "errand.bulk", true).await;
+    running.stop().await;
+    assert_eq!(queue.reconnects(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reply_that_a_broken_connection_cut_off_is_published_again_soon() {
+    let vhost = support::vhost("cut-off-reply").await;
+    let port = url::Url::parse(&vhost.amqp_url).unwrap().port().unwrap();
+    let proxy = support::start_proxy(port).await;
+    let connection = vhost.connect().await.unwrap();
+    let channel = connection.create_channel().await.unwrap();
+    let own = QueueDeclareOptions { exclusive: true, ..Default::default() };
+    let replies = channel.queue_declare("".into(), own, FieldTable::default()).await.unwrap().name().clone();
+    let t = TestStore::sqlite().await;
+    let spec = job_with_reply(json!({}), Some(replies.as_str()));
+    t.store.insert(std::slice::from_ref(&spec), Duration::ZERO).await.unwrap();
+    t.store.cancel(spec.id, OPERATOR).await.unwrap();
+    let offered_at = async |t: &TestStore| t.count("select reply_due_at from jobs").await;
+    let first = offered_at(&t).await;
+    proxy.cut().await.unwrap();
+    let queue = RabbitQueue::new(options(&proxy.url(&vhost.amqp_url).unwrap())).unwrap();
+    let running = Running::start(t, Arc::new(queue)).await;
+    until("the reply is taken", LIMIT, async || (offered_at(&running.t).await != first).then_some(())).await;
+    proxy.heal().await.unwrap();
+    // One that was taken by a process which then vanished would come after a minute.
+    until("the reply arrives", Duration::from_secs(30), async || {
+        channel.basic_get(replies.clone(), BasicGetOptions { no_ack: true }).await.unwrap()
+    })
+    .await;
     running.stop().await;
 }

@@ -1,9 +1,6 @@
 //! Messages that are published together, and what the broker says about each.
 
-use std::{
-    collections::HashSet,
-    sync::atomic::{AtomicU64, Ordering::Relaxed},
-};
+use std::collections::HashSet;
 
 use futures_util::{FutureExt as _, StreamExt as _, stream::FuturesUnordered};
 use lapin::{Channel, Confirmation, options::BasicPublishOptions, types::ShortString};
@@ -24,11 +21,6 @@ pub(super) enum Outcome {
     Answered(Result<(), QueueError>),
     /// The broker closed the channel because of this message or of another one that it had not confirmed either.
     Suspect(lapin::Error),
-    /// The broker said nothing about this message in time. `is_alone`: the others of which that is true went to the same
-    /// address.
-    Unanswered {
-        is_alone: bool,
-    },
 }
 
 /// Messages that are published together on one channel.
@@ -38,8 +30,8 @@ pub(super) struct ConfirmBatch<'a> {
     /// `None` while a message is not confirmed. One that is confirmed may have been returned before.
     results: Vec<Option<Result<(), Unpublished>>>,
     returned: HashSet<(Route, Option<ShortString>)>,
-    /// Whether those that are not confirmed in time all have one address, which is to blame if the broker confirms others.
-    pub(super) is_alone: bool,
+    /// Whether the broker answers, and those that are not confirmed in time all have one address, which is to blame.
+    pub(super) is_stuck: bool,
 }
 
 /// Why a message is not published: errand says so, or the channel has failed.
@@ -55,7 +47,7 @@ impl<'a> ConfirmBatch<'a> {
             Err(error) => (Route::default(), Some(Err(Unpublished::Told(error)))),
         };
         let (routes, results) = messages.iter().map(route).unzip();
-        Self { messages, routes, results, returned: HashSet::new(), is_alone: false }
+        Self { messages, routes, results, returned: HashSet::new(), is_stuck: false }
     }
 
     pub(super) fn has_lane(&self, lane: &QueueName) -> bool {
@@ -77,8 +69,8 @@ impl<'a> ConfirmBatch<'a> {
         }
     }
 
-    /// Publishes all messages and waits for the confirms, which it counts. Returns false if some did not come in time.
-    pub(super) async fn run(&mut self, channel: &Channel, deadline: Instant, confirms: &AtomicU64) -> bool {
+    /// Publishes all messages and waits for the confirms. Returns false if some did not come in time.
+    pub(super) async fn run(&mut self, channel: &Channel, deadline: Instant) -> bool {
         let mut confirming = FuturesUnordered::new();
         for (index, (message, route)) in self.messages.iter().zip(&self.routes).enumerate() {
             if self.results[index].is_some() {
@@ -109,9 +101,6 @@ impl<'a> ConfirmBatch<'a> {
                 },
             };
             let Some((index, confirmation)) = next else { break };
-            if confirmation.is_ok() {
-                confirms.fetch_add(1, Relaxed);
-            }
             let told = |error| Err(Unpublished::Told(error));
             let (result, returned) = match confirmation {
                 Ok(Confirmation::Ack(returned)) => (Ok(()), returned),
@@ -158,7 +147,7 @@ impl<'a> ConfirmBatch<'a> {
 
     pub(super) fn outcomes(self) -> Vec<Outcome> {
         let was_refused = self.was_refused();
-        let Self { messages, routes, results, returned, is_alone } = self;
+        let Self { messages, routes, results, returned, is_stuck } = self;
         let conclude = |((message, route), result): ((&Message, Route), Option<_>)| {
             let answer = match result {
                 Some(Ok(())) => Ok(()),
@@ -171,7 +160,8 @@ impl<'a> ConfirmBatch<'a> {
                 Some(Err(Unpublished::Failed(error))) => {
                     Err(unconfirmed(chain(&failed("confirm the message", error))))
                 }
-                None => return Outcome::Unanswered { is_alone },
+                None if is_stuck => Err(stuck(&message.to)),
+                None => Err(unconfirmed("RabbitMQ did not confirm the message in time")),
             };
             let is_returned = |route: Route| {
                 let id = message.properties.message_id.as_ref();
@@ -191,6 +181,19 @@ fn is_refusal(error: &lapin::Error) -> bool {
 
 pub(super) fn unconfirmed(message: impl Into<String>) -> QueueError {
     QueueError::new(QueueErrorKind::Unconfirmed, message)
+}
+
+/// The error of a message whose queue does not confirm it, while the broker answers.
+pub(super) fn stuck(to: &Address) -> QueueError {
+    let name = match to {
+        Address::Lane(lane) => wire::queue_name(lane.as_str()),
+        Address::Reply(name) => name.clone(),
+    };
+    let sentence = format!(
+        "RabbitMQ answers, and does not confirm messages to the queue `{name}`: see whether most of the queue's members \
+         are online (`rabbitmq-queues quorum_status`) and whether their disks are full or slow"
+    );
+    QueueError::new(QueueErrorKind::Stuck, sentence)
 }
 
 fn unroutable(route: &Route) -> QueueError {

@@ -20,7 +20,7 @@ use tokio::{
 
 use super::{
     endpoint::Endpoint,
-    error::{self, bounded, within},
+    error::{self, bounded, has_ended, is_about_channel, within},
     stream::{self, SocketGuard},
 };
 use crate::{
@@ -60,8 +60,10 @@ pub(super) struct Session {
     connection: Connection,
     /// Whether all lanes were declared, but for those that could not be, and nothing has been found missing since.
     pub(super) declared: AtomicBool,
-    /// The lanes that could not be declared on this connection. Whoever publishes to one tries again.
+    /// The lanes whose declaration the broker refused on this connection. Whoever publishes to one tries again.
     pub(super) undeclared: Mutex<Vec<QueueName>>,
+    /// Whether no more channels can be opened.
+    used_up: AtomicBool,
     blocked_because: Arc<Mutex<String>>,
     events: JoinHandle<()>,
     guard: SocketGuard,
@@ -274,14 +276,16 @@ impl Session {
             connection,
             declared: AtomicBool::new(false),
             undeclared: Mutex::default(),
+            used_up: AtomicBool::new(false),
             blocked_because,
             events,
             guard,
         }
     }
 
+    /// Whether the connection can be used.
     pub(super) fn live(&self) -> bool {
-        self.connection.status().connected()
+        self.connection.status().connected() && !self.used_up.load(Relaxed)
     }
 
     /// Why the broker blocks this connection, if it does. Nothing is written to a blocked connection, not even its end.
@@ -291,16 +295,32 @@ impl Session {
 
     /// Opens a channel. An error of the broker closes the channel, so each purpose has its own.
     pub(super) async fn channel(&self) -> Result<Channel, QueueError> {
-        bounded("open a channel", self.connection.create_channel()).await
+        bounded("open a channel", self.open_channel()).await
     }
 
     /// Whether the broker answers on this connection, whatever its queues do.
     pub(super) async fn answers(&self) -> bool {
-        self.live() && within(PROBE_TIMEOUT, "open a channel", self.connection.create_channel()).await.is_ok()
+        self.live() && within(PROBE_TIMEOUT, "open a channel", self.open_channel()).await.is_ok()
+    }
+
+    /// Under the number of a channel that the broker has closed, the library opens none again: it answers once with what
+    /// the broker said then, and leaves the number out afterwards. When all are used up, the connection has to be replaced.
+    async fn open_channel(&self) -> lapin::Result<Channel> {
+        loop {
+            let opened = self.connection.create_channel().await;
+            match &opened {
+                Err(error) if self.live() && (is_about_channel(error) || has_ended(error)) => continue,
+                Err(error) if matches!(error.kind(), ErrorKind::ChannelsLimitReached) => {
+                    self.used_up.store(true, Relaxed);
+                }
+                _ => {}
+            }
+            return opened;
+        }
     }
 
     async fn close(&self) {
-        if self.live() {
+        if self.connection.status().connected() {
             // If this fails, the broker closes the connection by itself.
             let goodbye = self.connection.close(200, "closing".into());
             drop(within(CLOSE_TIMEOUT, "end the connection", goodbye).await);

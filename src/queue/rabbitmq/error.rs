@@ -56,6 +56,11 @@ pub(super) fn reply_code(error: &lapin::Error) -> Option<u16> {
     }
 }
 
+/// Whether the broker closed a channel and not the connection. It answers so to no `channel.open`.
+pub(super) fn is_about_channel(error: &lapin::Error) -> bool {
+    matches!(error.kind(), ErrorKind::ProtocolError(error) if matches!(error.kind(), AMQPErrorKind::Soft(_)))
+}
+
 /// rustls reports what it does not trust as invalid data.
 pub(super) fn is_bad_certificate(error: &lapin::Error) -> bool {
     matches!(error.kind(), ErrorKind::IOError(error) if error.kind() == std::io::ErrorKind::InvalidData)

@@ -12,7 +12,7 @@
 //! * Nothing is ever rejected: errand acknowledges what its store has committed, and gives the rest back.
 
 use std::{
-    sync::{Arc, Mutex, atomic::AtomicU64},
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
@@ -24,6 +24,7 @@ use tokio::{
 };
 
 use self::{
+    apart::Apart,
     connector::Connector,
     consumer::RabbitConsumer,
     endpoint::Endpoint,
@@ -40,6 +41,7 @@ use crate::{
 };
 
 mod ack_tracker;
+mod apart;
 mod confirm_batch;
 mod connector;
 mod consumer;
@@ -108,8 +110,7 @@ impl RabbitQueue {
             endpoint,
             topology: Topology::new(queue_type, declare),
             lanes,
-            confirms: AtomicU64::new(0),
-            apart: Mutex::default(),
+            apart: Apart::default(),
         };
         Ok(Self { shared: Arc::new(shared), publishing: Mutex::new(Publishing::NotStarted), management })
     }

@@ -14,13 +14,12 @@
 //! that concerns all messages to it and no others.
 //!
 //! A queue that confirms nothing, such as a quorum queue without a majority of its members, holds up its batch until the
-//! time is over, and RabbitMQ may hold up the whole channel for it. So the addresses in a batch that did not confirm in
-//! time are published to apart from others, and from each other, until they do. If the broker has confirmed other
-//! messages meanwhile, the connection is kept, and what stands alone then is its queue's own fault. A lane that cannot
-//! be declared concerns its own messages only, too.
+//! time is over, and RabbitMQ may hold up the whole channel for it. If the broker answers other requests then, the
+//! connection is kept. The addresses that did not confirm are published to apart from others, and from each other, until
+//! they do: one message first, for a short time, for which the others wait (`apart`). What stands alone is its queue's
+//! own fault. A lane that cannot be declared concerns its own messages only, too.
 
 use std::{
-    collections::HashMap,
     panic::AssertUnwindSafe,
     sync::{Arc, atomic::Ordering::Relaxed},
     time::Duration,
@@ -34,11 +33,11 @@ use tokio::{
 };
 
 use super::{
-    confirm_batch::{ConfirmBatch, Outcome, unconfirmed},
+    apart::Plan,
+    confirm_batch::{ConfirmBatch, Outcome, stuck, unconfirmed},
     connector::Session,
     error::{ACCESS_REFUSED, bounded, repeat, reply_code},
     shared::Shared,
-    wire,
 };
 use crate::{
     failure::chain,
@@ -50,8 +49,10 @@ use crate::{
 
 pub(super) const PUBLISHERS: usize = 3;
 
-/// The most addresses that are published to apart from others.
-const MAX_APART: usize = 1_000;
+/// How long an address that did not confirm before may take to confirm one message. Several of a batch share this time,
+/// but each has its least.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
+const MIN_PROBE_TIMEOUT: Duration = Duration::from_millis(50);
 
 /// The most messages of one request; a confirm batch ends with the request that reaches this number.
 pub(super) const MAX_CONFIRM_BATCH: usize = 256;
@@ -69,7 +70,7 @@ pub(super) type Requests = Arc<Mutex<mpsc::Receiver<Request>>>;
 
 /// Publishes until all senders of requests are gone.
 pub(super) async fn run(shared: Arc<Shared>, requests: Requests) {
-    let mut publisher = Publisher { shared, channel: None, silent: None };
+    let mut publisher = Publisher { shared, channel: None };
     while let Some(batch) = next_batch(&requests).await {
         // A caller that gave up waiting was told `Unconfirmed`; it is better not to send its messages at all.
         let (sizes, messages): (Vec<_>, Vec<_>) = batch
@@ -111,8 +112,6 @@ struct Publisher {
     shared: Arc<Shared>,
     /// A channel in confirm mode without unconfirmed messages, and the connection it belongs to.
     channel: Option<(Arc<Session>, Channel)>,
-    /// The connection on which something was not confirmed in time.
-    silent: Option<Arc<Session>>,
 }
 
 impl Publisher {
@@ -120,20 +119,26 @@ impl Publisher {
     async fn publish(&mut self, messages: Vec<Message>) -> Answer {
         let deadline = Instant::now() + BROKER_TIMEOUT;
         let mut answers: Vec<Option<Result<(), QueueError>>> = messages.iter().map(|_| None).collect();
-        let confirms_before = self.shared.confirms.load(Relaxed);
         // The messages that still have to be published together, by their places; the next ones last.
-        let (together, mut apart) = self.shared.held_apart(&messages);
+        let Plan { together, mut apart, not_yet } = self.shared.apart.plan(&messages);
+        let share = PROBE_TIMEOUT / u32::try_from(apart.len().max(1)).unwrap_or(u32::MAX);
+        let probe_timeout = share.max(MIN_PROBE_TIMEOUT);
         let mut windows = vec![together];
-        let (mut declared_anew, mut unanswered) = (false, Vec::new());
-        while let Some((window, sharers)) =
-            windows.pop().map(|window| (window, 1)).or_else(|| Some((apart.pop()?, apart.len() + 1)))
+        for place in not_yet {
+            answers[place] = Some(Err(stuck(&messages[place].to)));
+        }
+        let mut declared_anew = false;
+        // What is `behind` a message goes to its address, and waits for what becomes of it.
+        while let Some((window, behind, limit)) = windows
+            .pop()
+            .map(|window| (window, Vec::new(), BROKER_TIMEOUT))
+            .or_else(|| apart.pop().map(|mut first| (vec![first.remove(0)], first, probe_timeout)))
         {
-            if window.is_empty() {
-                continue;
-            }
+            let Some(first) = window.first().copied() else { continue };
             let batch = ConfirmBatch::new(window.iter().map(|place| &messages[*place]).collect());
-            let limit = deadline.saturating_duration_since(Instant::now())
-                / u32::try_from(sharers).unwrap_or(u32::MAX);
+            // In less than a probe may take, silence says nothing about an address.
+            let left = deadline.saturating_duration_since(Instant::now());
+            let limit = if left < PROBE_TIMEOUT { Duration::ZERO } else { limit.min(left) };
             let outcomes = self.publish_window(batch, limit).await;
             let (mut suspects, mut lost) = (Vec::new(), Vec::new());
             for (place, outcome) in window.into_iter().zip(outcomes) {
@@ -143,7 +148,6 @@ impl Publisher {
                         answers[place] = Some(answer);
                     }
                     Outcome::Suspect(error) => suspects.push((place, error)),
-                    Outcome::Unanswered { is_alone } => unanswered.push((place, is_alone)),
                 }
             }
             let is_access = suspects.iter().any(|(_, error)| reply_code(error) == Some(ACCESS_REFUSED));
@@ -157,18 +161,15 @@ impl Publisher {
                 declared_anew = true;
                 windows.push(lost);
             }
-        }
-        let is_alive = self.shared.confirms.load(Relaxed) != confirms_before;
-        if let Some(session) = self.silent.take().filter(|_| !is_alive) {
-            self.shared.publishing.discard(&session);
-        }
-        for (place, is_alone) in unanswered {
-            let error = if is_alone && is_alive {
-                stuck(&messages[place].to)
-            } else {
-                unconfirmed("RabbitMQ did not confirm the message in time")
-            };
-            answers[place] = Some(Err(error));
+            match &answers[first] {
+                Some(Err(error))
+                    if matches!(error.kind(), QueueErrorKind::Stuck | QueueErrorKind::Unconfirmed) =>
+                {
+                    let same = repeat(error.kind(), &chain(error), behind.len());
+                    behind.into_iter().zip(same).for_each(|(place, answer)| answers[place] = Some(answer));
+                }
+                _ => windows.push(behind),
+            }
         }
         answers
             .into_iter()
@@ -206,12 +207,17 @@ impl Publisher {
         };
         // Queues that did not answer in time to being declared leave the others half of it.
         let deadline = (started + limit).max(Instant::now() + limit / 2);
-        let finished = batch.run(&channel, deadline, &self.shared.confirms).await;
+        let finished = batch.run(&channel, deadline).await;
+        self.shared.apart.confirmed(batch.confirmed());
         // A blocked connection comes back to life by itself, and could not even be closed now.
-        let is_blocked = !finished && session.blocked().is_some();
-        if !is_blocked && session.live() {
-            self.shared.hold_apart(&batch);
-            batch.is_alone = batch.unanswered().len() == 1;
+        if !finished && session.blocked().is_none() {
+            if session.answers().await {
+                let unanswered = batch.unanswered();
+                self.shared.apart.unanswered(unanswered.iter().copied());
+                batch.is_stuck = unanswered.len() == 1;
+            } else {
+                self.shared.publishing.discard(&session);
+            }
         }
         if batch.unroutable_lanes() {
             // The queue or the exchange of a lane is gone: the next batch declares it again.
@@ -219,9 +225,7 @@ impl Publisher {
         }
         if finished && channel.status().connected() {
             self.channel = Some((session, channel));
-        } else if !finished {
-            self.silent = Some(session).filter(|_| !is_blocked);
-        } else if !batch.was_refused() {
+        } else if finished && !batch.was_refused() {
             session.declared.store(false, Relaxed);
         }
         batch.outcomes()
@@ -240,6 +244,9 @@ impl Publisher {
             .run_on(&session, async {
                 for (lane, error) in declare(&self.shared, &session, batch).await? {
                     batch.fail_lane(&lane, &error);
+                    if error.kind() == QueueErrorKind::Unavailable {
+                        self.shared.apart.unanswered([&Address::Lane(lane)].into_iter());
+                    }
                 }
                 let kept = self
                     .channel
@@ -258,41 +265,9 @@ impl Publisher {
     }
 }
 
-impl Shared {
-    /// The places of messages that are published together, and of those for each address that did not confirm in time.
-    fn held_apart(&self, messages: &[Message]) -> (Vec<usize>, Vec<Vec<usize>>) {
-        let apart = lock(&self.apart);
-        if apart.is_empty() {
-            return ((0..messages.len()).collect(), Vec::new());
-        }
-        let (mut together, mut groups) = (Vec::new(), HashMap::<_, Vec<usize>>::new());
-        for (place, message) in messages.iter().enumerate() {
-            match apart.get(&message.to) {
-                None => together.push(place),
-                Some(_) => groups.entry(&message.to).or_default().push(place),
-            }
-        }
-        (together, groups.into_values().collect())
-    }
-
-    /// Notes which addresses of a batch have not confirmed in time, and which have.
-    fn hold_apart(&self, batch: &ConfirmBatch<'_>) {
-        let mut apart = lock(&self.apart);
-        if !apart.is_empty() {
-            for address in batch.confirmed() {
-                apart.remove(address);
-            }
-        }
-        for address in batch.unanswered() {
-            if apart.len() < MAX_APART {
-                apart.insert(address.clone());
-            }
-        }
-    }
-}
-
 /// Declares what is not declared yet: all lanes once, and those for which that failed when there is something to
-/// publish to them. Returns the lanes that cannot be used.
+/// publish to them. Returns the lanes that cannot be used. One that did not answer is not declared again: what is
+/// published to it shows in less time whether it works.
 async fn declare(
     shared: &Shared,
     session: &Session,
@@ -311,7 +286,8 @@ async fn declare(
     let failed = shared.topology.ensure_each(session, &lanes).await?;
     let mut undeclared = lock(&session.undeclared);
     undeclared.retain(|lane| !lanes.contains(lane));
-    undeclared.extend(failed.iter().map(|(lane, _)| lane.clone()));
+    let is_told = |(_, error): &&(_, QueueError)| error.kind() != QueueErrorKind::Unavailable;
+    undeclared.extend(failed.iter().filter(is_told).map(|(lane, _)| lane.clone()));
     session.declared.store(true, Relaxed);
     Ok(failed)
 }
@@ -346,17 +322,4 @@ fn refused(to: &Address, is_access: bool, error: lapin::Error) -> QueueError {
         ),
     };
     QueueError::new(kind, sentence).with_source(error)
-}
-
-/// The error of a message that waits for its queue while others get through.
-fn stuck(to: &Address) -> QueueError {
-    let name = match to {
-        Address::Lane(lane) => wire::queue_name(lane.as_str()),
-        Address::Reply(name) => name.clone(),
-    };
-    let sentence = format!(
-        "RabbitMQ confirms other messages, and not those to the queue `{name}`: see whether most of the queue's members \
-         are online (`rabbitmq-queues quorum_status`) and whether their disks are full or slow"
-    );
-    QueueError::new(QueueErrorKind::Stuck, sentence)
 }

@@ -1,12 +1,9 @@
 //! The connections and the topology that the publishers and the subscriptions of one queue share.
 
-use std::{
-    collections::HashSet,
-    sync::{Arc, Mutex, atomic::AtomicU64},
-};
+use std::sync::Arc;
 
-use super::{connector::Connector, endpoint::Endpoint, topology::Topology};
-use crate::{job::QueueName, queue::Address};
+use super::{apart::Apart, connector::Connector, endpoint::Endpoint, topology::Topology};
+use crate::job::QueueName;
 
 #[derive(Debug)]
 pub(super) struct Shared {
@@ -16,8 +13,5 @@ pub(super) struct Shared {
     pub(super) topology: Topology,
     /// The lanes that are published to.
     pub(super) lanes: Vec<QueueName>,
-    /// How many messages the broker has answered for. While this grows, the connection works.
-    pub(super) confirms: AtomicU64,
-    /// The addresses that did not confirm a message in time and none since. What goes there is published apart.
-    pub(super) apart: Mutex<HashSet<Address>>,
+    pub(super) apart: Apart,
 }

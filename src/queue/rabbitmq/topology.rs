@@ -12,7 +12,7 @@
 //! Where an operator wants limits, a policy dead-letters to the queue `errand.dead`, which is declared like a lane and
 //! which workers empty. Whether a policy does so, only the management API tells (`management`).
 
-use std::fmt;
+use std::{collections::HashMap, fmt, sync::Arc};
 
 use futures_util::future::join_all;
 use lapin::{
@@ -30,6 +30,7 @@ use super::{
 use crate::{
     job::{QueueName, QueueType},
     queue::{BROKER_TIMEOUT, Depth, QueueError, QueueErrorKind},
+    sync::lock,
 };
 
 /// The delivery limit of quorum queues, which no message reaches.
@@ -39,12 +40,13 @@ const DELIVERY_LIMIT: i32 = 1_000_000_000;
 pub(super) struct Topology {
     queue_type: QueueType,
     declare: bool,
-    declaring: Mutex<()>,
+    /// For each lane, whose turn it is to declare it.
+    declaring: std::sync::Mutex<HashMap<QueueName, Arc<Mutex<()>>>>,
 }
 
 impl Topology {
     pub(super) fn new(queue_type: QueueType, declare: bool) -> Self {
-        Self { queue_type, declare, declaring: Mutex::new(()) }
+        Self { queue_type, declare, declaring: std::sync::Mutex::default() }
     }
 
     /// Makes sure that the exchange and the queues of these lanes exist.
@@ -59,9 +61,6 @@ impl Topology {
         session: &Session,
         lanes: &[QueueName],
     ) -> Result<Vec<(QueueName, QueueError)>, QueueError> {
-        // RabbitMQ 3.10 says that a quorum queue is there while another connection is still declaring it, and ends the
-        // connection that consumes too early. Among processes this can still happen, and consuming again helps.
-        let _declaring = timeout(BROKER_TIMEOUT, self.declaring.lock()).await.ok();
         self.ensure_resource(session, &Resource::Exchange).await?;
         // Side by side, so that queues that do not answer take no longer than one of them.
         let ensured = join_all(lanes.iter().map(|lane| self.ensure_lane(session, lane))).await;
@@ -78,6 +77,10 @@ impl Topology {
     }
 
     async fn ensure_lane(&self, session: &Session, lane: &QueueName) -> Result<(), QueueError> {
+        // RabbitMQ 3.10 says that a quorum queue is there while another connection is still declaring it, and ends the
+        // connection that consumes too early. Among processes this can still happen, and consuming again helps.
+        let turn = Arc::clone(lock(&self.declaring).entry(lane.clone()).or_default());
+        let _turn = timeout(BROKER_TIMEOUT, turn.lock()).await.ok();
         let name = lane_queue(lane)?;
         self.ensure_resource(session, &Resource::Queue(name.clone())).await?;
         // What is dead-lettered comes through the default exchange, and nobody publishes there.

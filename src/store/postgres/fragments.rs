@@ -22,6 +22,11 @@ impl Dialect for Postgres {
             (extract(epoch from now() - j.created_at) * 1000000)::bigint as age,
             (extract(epoch from now() - j.postponed_since) * 1000000)::bigint as postponed_for",
         ),
+        // Which of some jobs owe a reply, and are not locked by others.
+        (
+            "owed",
+            "select id from jobs where id = any({ids}) and reply_due_at is not null for no key update skip locked",
+        ),
         // When a job gives up waiting for a connection.
         ("waits_until", "least(j.expires_at, j.created_at + j.max_age_ms * interval '1 millisecond')"),
         // Notes which jobs a worker took with this statement, which is how they are found when it stops: no index of

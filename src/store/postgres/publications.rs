@@ -47,9 +47,10 @@ statements! { Postgres:
         returning due.place, due.was, j.*)
     select was, {read spec} from taken order by place";
 
+    /// As the statements about replies, this leaves out what others have locked.
     defer(ids: Vec<Uuid>, after: i64) = "update jobs set due_at = now() + {after}::bigint * interval '1 microsecond',
         published = greatest(0, published - 1)
-    where id = any({ids}) and state = 'available'";
+    where id in (select id from jobs where id = any({ids}) and state = 'available' for no key update skip locked)";
 
     republish_all() = "with republished as (
         update jobs set due_at = now(), published = 0 where due_at is not null and state = 'available' returning 1)
@@ -81,15 +82,17 @@ statements! { Postgres:
         returning j.*)
     select {job}, result::text as result from taken order by finished_at";
 
-    replied(ids: Vec<Uuid>) = "update jobs set reply_due_at = null, reply_refusals = 0
-    where id = any({ids}) and reply_due_at is not null";
+    replied(ids: Vec<Uuid>) = "update jobs set reply_due_at = null, reply_refusals = 0 where id in ({owed})";
+
+    defer_replies(ids: Vec<Uuid>, after: i64) = "update jobs set
+        reply_due_at = now() + {after}::bigint * interval '1 microsecond' where id in ({owed})";
 
     put_off_replies(ids: Vec<Uuid>, first: i64, max_wait: i64, most: i32) = "update jobs j set
         reply_due_at = case when j.reply_refusals + 1 < {most} then now()
             + least({first}::bigint * (1::bigint << least(j.reply_refusals, 20))::float8, {max_wait}::bigint)
             * interval '1 microsecond' end,
         reply_refusals = case when j.reply_refusals + 1 < {most} then j.reply_refusals + 1 else 0 end
-    where j.id = any({ids}) and j.reply_due_at is not null
+    where j.id in ({owed})
     returning j.id, j.reply_due_at is null as given_up";
 }
 
@@ -124,6 +127,10 @@ impl Publications for PostgresStore {
 
     async fn replied(&self, ids: &[JobId]) -> Result<()> {
         self.other.fetch(sql::replied(uuids(ids))).await.map(drop)
+    }
+
+    async fn defer_replies(&self, ids: &[JobId], after: Duration) -> Result<()> {
+        self.other.fetch(sql::defer_replies(uuids(ids), micros(after))).await.map(drop)
     }
 
     async fn put_off_replies(&self, ids: &[JobId], first: Duration, most: u32) -> Result<Vec<JobId>> {

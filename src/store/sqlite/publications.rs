@@ -141,6 +141,11 @@ impl Publications for SqliteStore {
         self.write_each(ids.to_vec(), |id, _| sql::replied(id.0)).await.map(drop)
     }
 
+    async fn defer_replies(&self, ids: &[JobId], after: Duration) -> Result<()> {
+        let defer = move |id: &JobId, now| sql::offer_reply(id.0, now + micros(after));
+        self.write_each(ids.to_vec(), defer).await.map(drop)
+    }
+
     async fn put_off_replies(&self, ids: &[JobId], first: Duration, most: u32) -> Result<Vec<JobId>> {
         let ids = ids.to_vec();
         self.write(move |db, now| {

@@ -18,6 +18,7 @@ use errand::{
     queue::{Consumer, Delivery, Depth, Message, PolicyRisk, Queue, QueueError, Settler, SharedQueue},
     services::Services,
     shutdown::Shutdown,
+    supervisor::Supervisor,
     tool::{Account, ApiCheck, Call, Execution, Reply, SharedToolApi, ToolApi, ToolError, ToolInfo},
 };
 use errand_sandbox::Running;
@@ -26,6 +27,7 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     harness::{Harness, PATIENCE, run, sandbox},
@@ -251,7 +253,7 @@ impl Inside {
         let runtime = App::of(services, config).runtime();
         let shutdown = Shutdown::default();
         let ends = shutdown.clone();
-        let supervisor = errand::supervisor::Supervisor::new(ends.stop.clone());
+        let supervisor = Supervisor::new(ends.stop.clone());
         let running = tokio::spawn(async move { runtime.run(ends, &supervisor).await.0.map(drop) });
         Self { sandbox, env, shutdown, running, _stage: harness, folder }
     }
@@ -390,6 +392,23 @@ async fn a_process_without_its_relay_stops_and_says_so() {
     // Nobody asks it to stop.
     let error = tokio::time::timeout(PATIENCE, inside.running).await.unwrap().unwrap().unwrap_err();
     assert!(error.to_string().contains("the relay ended by itself"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_process_of_which_a_part_ends_before_the_services_are_there_says_so_too() {
+    metrics();
+    drop(rustls::crypto::ring::default_provider().install_default());
+    let nobody =
+        [("DATABASE_URL", "postgres://u:p@127.0.0.1:1/db"), ("COMPOSIO_BASE_URL", "http://127.0.0.1:1/")];
+    let env = SETTINGS.into_iter().chain(nobody).map(|(name, value)| (name.to_owned(), value.to_owned()));
+    let sources = Sources { file: None, env: env.collect() };
+    let app = App::new(config::load(&sources).unwrap().config).unwrap();
+    let shutdown = Shutdown::default();
+    let supervisor = Supervisor::new(shutdown.stop.clone());
+    let listener = supervisor.clone().watch("the listener", CancellationToken::new(), async {});
+    let running = async { tokio::join!(app.runtime().run(shutdown, &supervisor), listener).0.0 };
+    let error = tokio::time::timeout(PATIENCE, running).await.unwrap().unwrap_err();
+    assert!(error.to_string().contains("the listener ended by itself"), "{error}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -392,6 +392,7 @@ pass_on!(Publications {
     fn next_due_in(&self) -> Option<Duration>;
     fn take_replies(&self, limit: usize, again_after: Duration) -> Vec<JobView>;
     fn replied(&self, &ids: [JobId]) -> ();
+    fn defer_replies(&self, &ids: [JobId], after: Duration) -> ();
     fn put_off_replies(&self, &ids: [JobId], first: Duration, most: u32) -> Vec<JobId>;
 });
 

@@ -125,7 +125,7 @@ impl TestStore {
     }
 
     /// The number that a query of errand's tables answers.
-    async fn count(&self, sql: &str) -> i64 {
+    pub(crate) async fn count(&self, sql: &str) -> i64 {
         use sqlx::Row as _;
         let sql = AssertSqlSafe(sql.to_owned());
         match &self.place {
@@ -280,7 +280,7 @@ pub(crate) fn job(fields: Value) -> Arc<JobSpec> {
     job_with_reply(fields, None)
 }
 
-fn job_with_reply(fields: Value, reply_to: Option<&str>) -> Arc<JobSpec> {
+pub(crate) fn job_with_reply(fields: Value, reply_to: Option<&str>) -> Arc<JobSpec> {
     let owner = if fields["org_id"].is_null() { "u-1" } else { "org" };
     let Value::Object(fields) = fields else { panic!("fields are an object: {fields}") };
     let plain = factory::read(owner);
@@ -360,4 +360,4 @@ fn late(state: State) -> Finished {
 const LEASE: Duration = Duration::from_secs(30);
 
 /// Who decides in tests.
-const OPERATOR: &str = "an operator";
+pub(crate) const OPERATOR: &str = "an operator";

@@ -9,9 +9,11 @@ use errand::{
 };
 use jiff::SignedDuration;
 use serde_json::json;
+use sqlx::{AssertSqlSafe, Connection as _, Executor as _};
 
 use super::{
-    LEASE, OPERATOR, TestStore, fail, in_hours, job, job_with_reply, on_every_backend, one, retry, succeed,
+    LEASE, OPERATOR, Place, TestStore, fail, in_hours, job, job_with_reply, on_every_backend, one, retry,
+    succeed,
 };
 use crate::support;
 
@@ -136,7 +138,11 @@ on_every_backend!(a_reply_is_offered_until_it_is_published, async |t| {
     assert_eq!(reply.result.unwrap().get(), r#"{"x":1}"#);
     assert_eq!(t.store.take_replies(10, LEASE).await.unwrap().len(), 1, "offered again");
     assert!(t.store.take_replies(10, LEASE).await.unwrap().is_empty(), "but not before its time");
+    t.store.defer_replies(&[spec.id, JobId::new()], Duration::ZERO).await.unwrap();
+    assert_eq!(t.store.take_replies(10, LEASE).await.unwrap().len(), 1, "or when asked");
     t.store.replied(&[spec.id, JobId::new()]).await.unwrap();
+    t.store.defer_replies(&[spec.id], Duration::ZERO).await.unwrap();
+    assert!(t.store.take_replies(10, LEASE).await.unwrap().is_empty(), "it is not owed any more");
 
     // A job that is run again owes its reply again.
     let failed = job_with_reply(json!({}), Some("amq.gen-1"));
@@ -221,6 +227,38 @@ on_every_backend!(a_refused_reply_is_offered_after_ever_longer_waits_and_then_gi
         "it was given up before"
     );
 });
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_others_have_locked_keeps_no_other_job_or_reply_waiting() {
+    let t = TestStore::postgres().await;
+    let Place::Postgres(database) = &t.place else { unreachable!("it is PostgreSQL") };
+    let (locked, free) = (job(json!({})), job(json!({})));
+    let (locked_reply, free_reply) =
+        (job_with_reply(json!({}), Some("amq.gen-1")), job_with_reply(json!({}), Some("amq.gen-1")));
+    for spec in [&locked, &free, &locked_reply, &free_reply] {
+        t.insert(spec).await;
+    }
+    let (jobs, replies) = ([locked.id, free.id], [locked_reply.id, free_reply.id]);
+    for id in replies {
+        t.store.cancel(id, OPERATOR).await.unwrap();
+    }
+    assert_eq!(t.store.take_due(10, LEASE).await.unwrap().len(), 2);
+    assert_eq!(t.store.take_replies(10, LEASE).await.unwrap().len(), 2);
+    let mut locking = database.connect().await.unwrap();
+    let sql =
+        format!("begin; select id from jobs where id in ('{}', '{}') for update", locked.id, locked_reply.id);
+    locking.execute(sqlx::raw_sql(AssertSqlSafe(sql))).await.unwrap();
+
+    t.store.defer(&jobs, Duration::ZERO).await.unwrap();
+    assert_eq!(one(t.store.take_due(10, LEASE).await.unwrap()).spec.id, free.id);
+    t.store.defer_replies(&replies, Duration::ZERO).await.unwrap();
+    assert_eq!(one(t.store.take_replies(10, LEASE).await.unwrap()).spec.id, free_reply.id);
+    assert!(t.store.put_off_replies(&replies, Duration::ZERO, 5).await.unwrap().is_empty());
+    assert_eq!(one(t.store.take_replies(10, LEASE).await.unwrap()).spec.id, free_reply.id);
+    t.store.replied(&replies).await.unwrap();
+    locking.close().await.unwrap();
+    assert_eq!(t.count("select count(*) from jobs where reply_due_at is not null").await, 1);
+}
 
 /// Letters that do not compress.
 fn noise(bytes: usize) -> String {

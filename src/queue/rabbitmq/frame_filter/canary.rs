@@ -82,36 +82,51 @@ fn the_library_reads_nested_headers() {
     drop(parse_properties(&nested(20_000)[..]));
 }
 
+/// Who closes a channel on which messages wait.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum ClosedBy {
+    Broker,
+    Library,
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_library_still_publishes_on_a_channel_that_was_closed() {
-    let sent = sent_after_close(async |url| Connection::connect(&url, ConnectionProperties::default()).await);
-    assert!(
-        sent.await > 0,
-        "the client library leaves out what waits for a closed channel now: delete `ClosedChannels` (see the module's \
-         documentation)"
-    );
+    for closed_by in [ClosedBy::Broker, ClosedBy::Library] {
+        let connect = async |url: String| Connection::connect(&url, ConnectionProperties::default()).await;
+        assert!(
+            sent_after_close(closed_by, connect).await > 0,
+            "the client library leaves out what waits for a channel that was closed by the {closed_by:?} now: delete what \
+             `ClosedChannels` does about it (see the module's documentation)"
+        );
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_is_written_on_a_channel_that_was_closed() {
-    let socket = SocketGuard::default();
-    let sent = sent_after_close(async |url| {
-        let shared = socket.socket();
-        let connect = async move |uri: AMQPUri, _runtime| Ok(stream::connect(&uri, &shared).await?);
-        let properties = ConnectionProperties::default();
-        Connection::connector(url.parse().unwrap(), stream::runtime(), connect, properties).await
-    });
-    assert_eq!(sent.await, 0);
+    for closed_by in [ClosedBy::Broker, ClosedBy::Library] {
+        let socket = SocketGuard::default();
+        let sent = sent_after_close(closed_by, async |url: String| {
+            let shared = socket.socket();
+            let connect = async move |uri: AMQPUri, _runtime| Ok(stream::connect(&uri, &shared).await?);
+            let properties = ConnectionProperties::default();
+            Connection::connector(url.parse().unwrap(), stream::runtime(), connect, properties).await
+        });
+        assert_eq!(sent.await, 0, "closed by the {closed_by:?}");
+    }
 }
 
 /// Publishes more than a connection takes at once, has the channel closed at the first message, and returns how many
-/// frames come on that channel after the library has confirmed the close.
-async fn sent_after_close(connect: impl AsyncFnOnce(String) -> lapin::Result<Connection>) -> usize {
+/// frames come on that channel after the library has closed it or confirmed the close.
+async fn sent_after_close(
+    closed_by: ClosedBy,
+    connect: impl AsyncFnOnce(String) -> lapin::Result<Connection>,
+) -> usize {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("amqp://{}/%2f", listener.local_addr().unwrap());
     let ((refuse_now, refusing), (go_on, is_closed)) = (oneshot::channel(), oneshot::channel());
-    let broker =
-        tokio::spawn(async move { refuse(listener.accept().await.unwrap().0, refusing, is_closed).await });
+    let broker = tokio::spawn(async move {
+        refuse(listener.accept().await.unwrap().0, closed_by, refusing, is_closed).await
+    });
     let connection = connect(url).await.unwrap();
     let (refused, other) =
         (connection.create_channel().await.unwrap(), connection.create_channel().await.unwrap());
@@ -121,8 +136,12 @@ async fn sent_after_close(connect: impl AsyncFnOnce(String) -> lapin::Result<Con
         // These are not confirmed; what comes of them is what the broker sees.
         drop(channel.basic_publish("errand".into(), "default".into(), options, &large, properties).await);
     };
+    let mut closing = pin!(refused.close(200, "done".into()));
     let closed = async {
-        while refused.status().connected() || refused.status().closing() {
+        if closed_by == ClosedBy::Library {
+            assert!(closing.as_mut().now_or_never().is_none());
+        }
+        while closed_by == ClosedBy::Broker && (refused.status().connected() || refused.status().closing()) {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
         go_on.send(()).unwrap();
@@ -137,11 +156,12 @@ async fn sent_after_close(connect: impl AsyncFnOnce(String) -> lapin::Result<Con
     sent
 }
 
-/// Closes the channel of the first message when it is told to, and reads on when that is known to the client, up to the
-/// first message on another channel. Returns how many frames came on the closed channel after the client had confirmed
-/// the close.
+/// Waits at the first message until it is told to go on, closes its channel unless the client does, and reads on when that
+/// is known to the client, up to the first message on another channel. Returns how many frames came on the closed channel
+/// after the client had closed it or confirmed the close.
 async fn refuse(
     mut client: TcpStream,
+    closed_by: ClosedBy,
     refusing: oneshot::Receiver<()>,
     is_closed: oneshot::Receiver<()>,
 ) -> std::io::Result<usize> {
@@ -156,13 +176,15 @@ async fn refuse(
             sent += 1;
         }
         match (head[0], rest.get(..4)) {
-            (METHOD, Some([_, 20, _, 41])) => confirmed = true,
+            (METHOD, Some([_, 20, _, 40 | 41])) => confirmed = true,
             (METHOD, Some([_, 60, _, 40])) if refused.is_none() => {
                 refused = Some(channel);
                 let (refusing, is_closed) = signals.take().unwrap();
                 refusing.await.unwrap();
                 let reason = [&406_u16.to_be_bytes()[..], &short("PRECONDITION_FAILED"), &[0; 4]].concat();
-                client.write_all(&on(channel, method(20, 40, &reason))).await?;
+                if closed_by == ClosedBy::Broker {
+                    client.write_all(&on(channel, method(20, 40, &reason))).await?;
+                }
                 is_closed.await.unwrap();
             }
             (METHOD, Some([_, 60, _, 40])) if refused != Some(channel) => return Ok(sent),

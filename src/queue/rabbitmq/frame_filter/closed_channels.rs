@@ -1,18 +1,20 @@
-//! The way to the broker: frames on a channel that has been closed are left out.
+//! The way to the broker: frames on a channel that has been closed, by either side, are left out.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 
 use super::frame::{FRAME_HEAD, FrameLength, METHOD, frame_length};
 
-/// Class and method of `channel.open` and `channel.close-ok`.
+/// Class and method of `channel.open`, `channel.close` and `channel.close-ok`.
 pub(super) const OPEN: [u8; 4] = [0, 20, 0, 10];
+pub(super) const CLOSE: [u8; 4] = [0, 20, 0, 40];
 pub(super) const CLOSE_OK: [u8; 4] = [0, 20, 0, 41];
 
 /// A decoder of the stream of frames that the library writes, in chunks of any size.
 #[derive(Debug, Default)]
 pub(in super::super) struct ClosedChannels {
-    /// The channels whose close was confirmed and that were not opened since: up to as many as were agreed on.
-    closed: HashSet<[u8; 2]>,
+    /// The channels that the library has closed, or whose close it has confirmed, and that were not opened since: up to as
+    /// many as were agreed on. Whether it has confirmed, which it may have to where it has closed, too.
+    closed: HashMap<[u8; 2], bool>,
     /// Bytes that pass, and bytes that are left out: the rest of frames that were judged. One of them is zero.
     bytes_to_pass: usize,
     bytes_to_discard: usize,
@@ -83,14 +85,21 @@ impl ClosedChannels {
         let (FrameLength::Inspected(length) | FrameLength::Uninspected(length)) = frame_length(bytes)?;
         let [kind, high, low, ..] = *bytes else { return Some((length, true)) };
         let channel = [high, low];
-        if kind == METHOD {
-            match bytes.get(FRAME_HEAD..FRAME_HEAD + 4)? {
-                method if method == OPEN => drop(self.closed.remove(&channel)),
-                method if method == CLOSE_OK => return Some((length, self.closed.insert(channel))),
-                _ => {}
+        let is_open = !self.closed.contains_key(&channel);
+        let passes = match (kind, if kind == METHOD { bytes.get(FRAME_HEAD..FRAME_HEAD + 4)? } else { &[] }) {
+            (b'A', _) => true,
+            (_, method) if method == OPEN => {
+                self.closed.remove(&channel);
+                true
             }
-        }
-        Some((length, kind == b'A' || !self.closed.contains(&channel)))
+            (_, method) if method == CLOSE => {
+                self.closed.entry(channel).or_insert(false);
+                is_open
+            }
+            (_, method) if method == CLOSE_OK => self.closed.insert(channel, true) != Some(true),
+            _ => is_open,
+        };
+        Some((length, passes))
     }
 }
 
@@ -141,15 +150,30 @@ mod tests {
             ]
             .concat()
         };
-        let (open, close_ok) =
-            (|channel| on(channel, METHOD, &OPEN), |channel| on(channel, METHOD, &CLOSE_OK));
+        let open = |channel| on(channel, METHOD, &OPEN);
+        let (close, close_ok) =
+            (|channel| on(channel, METHOD, &CLOSE), |channel| on(channel, METHOD, &CLOSE_OK));
         let heartbeat = framed(HEARTBEAT, b"");
         let before =
             [&b"AMQP\0\0\x09\x01"[..], &open(1), &open(2), &publish(1), &publish(2), &close_ok(1)].concat();
-        let left_out = [publish(1), close_ok(1), on(1, BODY, &[7; 100])].concat();
-        let after = [&publish(2)[..], &heartbeat, &open(1), &publish(1), &heartbeat].concat();
-        let stream = [&before[..], &left_out, &publish(2), &left_out, &after].concat();
-        let expected = [&before[..], &publish(2), &after].concat();
+        let left_out = [publish(1), close(1), close_ok(1), on(1, BODY, &[7; 100])].concat();
+        // The library closes a channel, and confirms that the broker does so at the same time.
+        let (closes, confirms) = (close(2), close_ok(2));
+        let after = [&heartbeat[..], &open(1), &publish(1), &open(2), &publish(2), &heartbeat].concat();
+        let stream = [
+            &before[..],
+            &left_out,
+            &publish(2),
+            &left_out,
+            &closes,
+            &publish(2),
+            &close(2),
+            &confirms,
+            &confirms,
+            &after,
+        ];
+        let (stream, expected) =
+            (stream.concat(), [&before[..], &publish(2), &closes, &confirms, &after].concat());
         for chunk in 1..=stream.len() {
             for taken in [1, 7, stream.len()] {
                 assert_eq!(written(&stream, chunk, taken), expected, "{chunk} {taken}");

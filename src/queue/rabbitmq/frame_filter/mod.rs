@@ -10,8 +10,8 @@
 //!
 //! Everything else passes as it is.
 //!
-//! On the way to the broker, frames on a channel are left out when the library has confirmed that the broker closed it.
-//! At such a frame the broker ends the connection, so one message that it does not take would end what other messages
+//! On the way to the broker, frames on a channel are left out when the library has closed it, or has confirmed that the
+//! broker did. At such a frame the broker ends the connection, so one message that it does not take would end what other messages
 //! wait for.
 //!
 //! # Upstream
@@ -26,8 +26,8 @@
 //!   headers of its own, and lets publishers send a few bytes more than a frame may have. We know of no report.
 //! * `parse_value` of amq-protocol-types calls itself for each level of nested headers, until the stack of the thread is
 //!   used up and the process dies. We know of no report.
-//! * `Frames::pop` of lapin sends publishes after all other frames, so those that wait when the broker closes their
-//!   channel come after the confirmation of that. We know of no report.
+//! * `Frames::pop` of lapin sends publishes after all other frames, so those that wait when their channel is closed come
+//!   after that, or after the confirmation of it. We know of no report.
 //!
 //! The tests in `canary.rs` feed such frames to the library. One that fails names what the library can read now:
 //! delete what this module does about it. When all fail, delete the module, `FilteredStream` and its reactor in
