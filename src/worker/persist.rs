@@ -364,17 +364,11 @@ pub(super) async fn write_finishes(
     bisect(batch, finish_bytes, write, |place, _, finished| done(place, finished)).await
 }
 
-/// Writes one ended attempt by itself until the store takes it; `None` when the worker gave up, and it is for the journal.
-/// All of these take turns, because each try may keep a connection for as long as a statement may take.
-pub(super) async fn write_alone(shared: &Shared, finish: Finish) -> Option<Finished> {
+/// Writes one ended attempt by itself until the store takes it; `None` when the worker gave up. All of these take turns,
+/// because each try may keep a connection for as long as a statement may take.
+pub(super) async fn write_alone(shared: &Shared, finish: &Finish) -> Option<Finished> {
     let persist = Persist { even_failing: true, ..Persist::new(shared, "a result could not be written") };
-    match write_piece(&persist, std::slice::from_ref(&finish)).await {
-        Ok(finished) => finished.into_iter().next(),
-        Err(_) => {
-            lock(&shared.unwritten).push(finish);
-            None
-        }
-    }
+    write_piece(&persist, std::slice::from_ref(finish)).await.ok()?.into_iter().next()
 }
 
 async fn write_piece(persist: &Persist<'_>, piece: &[Finish]) -> Result<Vec<Finished>, NotTaken> {
