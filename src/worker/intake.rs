@@ -2,7 +2,7 @@
 //! not recorded is given back to the broker.
 
 use std::{
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, atomic::AtomicBool},
     time::Duration,
 };
 
@@ -76,8 +76,37 @@ impl Intake {
         drop(slots);
         // The store may have taken what is in doubt, and nobody is going to run it here.
         left.iter().filter_map(|(place, _)| noted[*place].take()).for_each(Noted::leave);
-        let unsettled = failing.iter().map(|(place, _)| admitted[*place].token).collect();
+        let known = self.known(&failing).await;
+        let unknown = failing.iter().map(|(place, _)| place).filter(|place| !known.contains(place));
+        let unsettled = unknown.map(|place| admitted[*place].token).collect();
         self.settle(tokens, unsettled, rejected, left.is_empty(), settler).await
+    }
+
+    /// The places of claims whose jobs the store knows, although it does not take the claims now, because others have locked
+    /// the jobs for example. Their messages are only transport and can be acknowledged: a job that is available is due
+    /// again, so that the relay publishes it, and for any other this message is a duplicate. Given back, they would take
+    /// the places of others. A job with the same ID that is another one is not known.
+    async fn known(&self, failing: &[(usize, Claim)]) -> Vec<usize> {
+        let Shared { services, give_up, .. } = &*self.shared;
+        let mut known = Vec::new();
+        for (place, Claim { spec, .. }) in failing {
+            match give_up.run_until_cancelled(services.store.job(spec.id)).await {
+                Some(Ok(Some(job))) if job.spec.owner == spec.owner && job.spec.digest == spec.digest => {
+                    known.push(*place);
+                }
+                Some(Ok(_)) => {}
+                // Where this cannot be told, the messages are kept.
+                Some(Err(_)) | None => break,
+            }
+        }
+        if !known.is_empty() {
+            tracing::warn!(
+                queue = %self.lane, jobs = known.len(),
+                "jobs that the store knows cannot be claimed now; the relay publishes them again after \
+                 `relay.unclaimed_secs`"
+            );
+        }
+        known
     }
 
     /// Keeps rejected messages and acknowledges all deliveries, but those that the store does not take, which are given
@@ -159,7 +188,9 @@ impl Intake {
 
     /// Claims in one write. An error is why the database refuses what a job contains; claims that are left are in doubt.
     async fn claim(&self, claims: Vec<Claim>, done: impl FnMut(usize, Claim, Answered)) -> Unwritten<Claim> {
-        let (shared, persist) = (&*self.shared, &self.persist("claiming failed"));
+        let unanswered = &AtomicBool::new(false);
+        let persist = &Persist { unanswered: Some(unanswered), ..self.persist("claiming failed") };
+        let shared = &*self.shared;
         let write = |batch: Vec<Claim>, tries| async move {
             shared.crash.pass(CrashPoint::BeforeClaim);
             metrics::CLAIM_BATCH.record([], batch.len() as f64);
