@@ -152,7 +152,7 @@ impl Rescue {
 
 impl Reach {
     /// Whether the store was away, as far as this process saw, for so long that workers that live could not beat. They
-    /// have the time of a lease to do so.
+    /// have the time of a lease to do so. An answer that took so long counts too, because beats were held up as it was.
     fn is_patient(&mut self, Options { poll, lease, .. }: Options) -> bool {
         let now = Instant::now();
         if now - self.answered > poll.mul_f64(1.25) + lease / 2 {

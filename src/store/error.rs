@@ -35,7 +35,8 @@ impl StoreErrorKind {
 }
 
 impl StoreError {
-    /// Whether no answer came: what was sent, if it was, may be under way still, or applied.
+    /// Whether no answer came: what was sent, if it was, may be under way still, or applied. Only
+    /// errors of the connection keep their cause; the others are what the database or the pool said.
     pub fn is_unanswered(&self) -> bool {
         self.kind() == StoreErrorKind::Unavailable && self.source().is_some()
     }
