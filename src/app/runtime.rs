@@ -81,6 +81,7 @@ impl Runtime {
     pub async fn run(self, shutdown: Shutdown, supervisor: &Supervisor) -> (Result<Report>, Countdown) {
         let Self { services, config, worker, background } = self;
         let health = worker.health();
+        let waiting_since = Instant::now();
         let ready = tokio::select! {
             biased;
             () = shutdown.stop.cancelled() => Ok(false),
@@ -90,7 +91,7 @@ impl Runtime {
         let budget = Duration::from_secs(config.worker.drain_secs);
         let (report, mut countdown) = match ready {
             Ok(true) => {
-                for (name, part) in background.parts(&services, &config, &stop) {
+                for (name, part) in background.parts(&services, &config, waiting_since, &stop) {
                     tasks.spawn(supervisor.clone().watch(name, stop.clone(), part));
                 }
                 let (report, countdown) = worker.run(shutdown, supervisor).await;
@@ -124,11 +125,13 @@ impl Background {
         self,
         services: &Services,
         config: &Config,
+        waiting_since: Instant,
         stop: &CancellationToken,
     ) -> Vec<(&'static str, BoxFuture<'static, ()>)> {
         let Self { resolver, lanes, turns, in_flight } = self;
         let stop = || stop.clone();
-        let rescue = Rescue::new(services, options::rescue(config)).watching(turns.worker, in_flight);
+        let rescue = Rescue::new(services, options::rescue(config), waiting_since);
+        let rescue = rescue.watching(turns.worker, in_flight);
         let connections = Connections::new(services, options::connections(config));
         let mut parts = vec![
             ("the reading of pins", resolver.refresh_pins(services.store.clone(), stop()).boxed()),

@@ -53,7 +53,7 @@ pub struct Rescue {
 /// Whether this process reached the store all the while, as the others did that it judges by their heartbeats.
 #[derive(Debug)]
 struct Reach {
-    /// When the store answered last.
+    /// When the store answered last, or the process began to ask for it.
     answered: Instant,
     /// Until then no other worker counts as lost.
     patient_until: Instant,
@@ -69,10 +69,9 @@ struct Strays {
 }
 
 impl Rescue {
-    /// A rescue that wakes the relay when it made jobs due.
-    pub fn new(services: &Services, options: Options) -> Self {
-        let now = Instant::now();
-        let reach = Mutex::new(Reach { answered: now, patient_until: now });
+    /// A rescue that wakes the relay when it made jobs due. The process waits for its services since `waiting_since`.
+    pub fn new(services: &Services, options: Options, waiting_since: Instant) -> Self {
+        let reach = Mutex::new(Reach { answered: waiting_since, patient_until: waiting_since });
         Self { services: services.clone(), options, strays: None, reach }
     }
 
@@ -153,7 +152,7 @@ impl Rescue {
 
 impl Reach {
     /// Whether the store was away, as far as this process saw, for so long that workers that live could not beat. They
-    /// have the time of a lease to do so.
+    /// have the time of a lease to do so. An answer that took so long counts too, because beats were held up as it was.
     fn is_patient(&mut self, Options { poll, lease, .. }: Options) -> bool {
         let now = Instant::now();
         if now - self.answered > poll.mul_f64(1.25) + lease / 2 {

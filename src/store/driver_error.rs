@@ -74,3 +74,19 @@ fn refused(error: &dyn DatabaseError) -> StoreError {
     };
     StoreError::new(kind, told)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::*;
+
+    #[test]
+    fn only_a_broken_connection_leaves_open_what_became_of_a_statement() {
+        let broken = sqlx::Error::Io(io::ErrorKind::ConnectionReset.into());
+        assert!(StoreError::from(broken).is_unanswered());
+        for nothing_was_sent in [sqlx::Error::PoolTimedOut, sqlx::Error::PoolClosed] {
+            assert!(!StoreError::from(nothing_was_sent).is_unanswered());
+        }
+    }
+}

@@ -1,5 +1,7 @@
 //! What a store can answer instead of a result.
 
+use std::error::Error as _;
+
 use crate::{failure::Failure, string_enum::string_enum};
 
 /// An error of the store. It never contains customers' data or credentials.
@@ -33,6 +35,12 @@ impl StoreErrorKind {
 }
 
 impl StoreError {
+    /// Whether no answer came: what was sent, if it was, may be under way still, or applied. Only
+    /// errors of the connection keep their cause; the others are what the database or the pool said.
+    pub fn is_unanswered(&self) -> bool {
+        self.kind() == StoreErrorKind::Unavailable && self.source().is_some()
+    }
+
     /// A column holds what this version of errand never writes.
     pub fn corrupt(column: &str) -> Self {
         Self::new(

@@ -21,8 +21,8 @@ pub trait Jobs: fmt::Debug + Send + Sync {
     ///   nobody else will publish it; otherwise that counts as its first publication.
     async fn insert(&self, batch: &[Arc<JobSpec>], unclaimed_after: Duration) -> Result<Vec<Inserted>>;
 
-    /// Which of these jobs another session has locked at this moment. [`StoreErrorKind::Locked`] where all of them are,
-    /// because the table is.
+    /// Which of these jobs another session has locked at this moment. [`StoreErrorKind::Locked`] where none can be
+    /// written, because the table is locked.
     ///
     /// [`StoreErrorKind::Locked`]: super::StoreErrorKind::Locked
     async fn locked(&self, jobs: &[JobId]) -> Result<HashSet<JobId>>;

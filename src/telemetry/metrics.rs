@@ -103,7 +103,7 @@ catalogue! {
     LOOKUPS = Counter Count "errand_lookups_total" ["what", "result"] "Look-ups of tools and accounts at the tool API, which the cache could not answer.";
     DRAINING = Gauge Count "errand_draining" [] "1 while this process shuts down.";
     PHASE = Gauge Count "errand_phase" ["phase"] "1 for the phase that this process is in, and 0 for the others.";
-    JOURNAL_RECORDS = Counter Count "errand_journal_records_total" ["result"] "Results that could not be written before a shutdown ended: written to the journal, and later replayed, fenced, or unknown to the store.";
+    JOURNAL_RECORDS = Counter Count "errand_journal_records_total" ["result"] "Results that could not be written before a shutdown ended: written to the journal, and later replayed, fenced, or unknown to the store; those `failing` were not taken at the start and are tried again.";
     PINS_STALE = Gauge Count "errand_pins_stale" [] "1 while pins that are set at run time cannot be read and the last known ones stay.";
     UNREADABLE_ROWS = Counter Count "errand_unreadable_rows_total" [] "Rows that were left as they are because this version of errand cannot read them, each time it met one.";
     UNREADABLE_JOURNALS = Counter Count "errand_unreadable_journals_total" [] "Journals that were set aside because they are damaged or of another version of errand.";

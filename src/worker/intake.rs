@@ -2,7 +2,8 @@
 //! not recorded is given back to the broker.
 
 use std::{
-    sync::{Arc, Mutex},
+    collections::HashSet,
+    sync::{Arc, Mutex, atomic::AtomicBool},
     time::Duration,
 };
 
@@ -72,12 +73,44 @@ impl Intake {
             let start = Start { delivery: &admitted[place], noted, asked };
             rejected.extend(self.start(claim, answer, start, &mut slots));
         };
-        let Unwritten { failing, left } = self.claim(claims, done).await;
+        let locked = Mutex::default();
+        let Unwritten { mut failing, left } = self.claim(claims, &locked, done).await;
         drop(slots);
         // The store may have taken what is in doubt, and nobody is going to run it here.
         left.iter().filter_map(|(place, _)| noted[*place].take()).for_each(Noted::leave);
+        let locked = std::mem::take(&mut *lock(&locked));
+        let known = self.known(&failing, &locked).await;
+        failing.retain(|(place, _)| !known.contains(place));
         let unsettled = failing.iter().map(|(place, _)| admitted[*place].token).collect();
         self.settle(tokens, unsettled, rejected, left.is_empty(), settler).await
+    }
+
+    /// The places of claims that were left out because others have locked their jobs, which the store knows. Their messages
+    /// are only transport and can be acknowledged: a job that is available is due again, so that the relay publishes it,
+    /// and for any other this message is a duplicate. Given back, they would take the places of others. A job with the
+    /// same ID that is another one is not known.
+    async fn known(&self, failing: &[(usize, Claim)], locked: &HashSet<JobId>) -> Vec<usize> {
+        let Shared { services, give_up, .. } = &*self.shared;
+        let mut known = Vec::new();
+        for (place, Claim { spec, .. }) in failing.iter().filter(|(_, claim)| locked.contains(&claim.spec.id))
+        {
+            match give_up.run_until_cancelled(services.store.job(spec.id)).await {
+                Some(Ok(Some(job))) if job.spec.owner == spec.owner && job.spec.digest == spec.digest => {
+                    known.push(*place);
+                }
+                Some(Ok(_)) => {}
+                // Where this cannot be told, the messages are kept.
+                Some(Err(_)) | None => break,
+            }
+        }
+        if !known.is_empty() {
+            tracing::warn!(
+                queue = %self.lane, jobs = known.len(),
+                "jobs that others have locked are left to the relay, which publishes them again after \
+                 `relay.unclaimed_secs`"
+            );
+        }
+        known
     }
 
     /// Keeps rejected messages and acknowledges all deliveries, but those that the store does not take, which are given
@@ -157,9 +190,17 @@ impl Intake {
         known
     }
 
-    /// Claims in one write. An error is why the database refuses what a job contains; claims that are left are in doubt.
-    async fn claim(&self, claims: Vec<Claim>, done: impl FnMut(usize, Claim, Answered)) -> Unwritten<Claim> {
-        let (shared, persist) = (&*self.shared, &self.persist("claiming failed"));
+    /// Claims in one write. An error is why the database refuses what a job contains; claims that are left are in doubt, and
+    /// of those that fail `locked` has the jobs that others have locked.
+    async fn claim(
+        &self,
+        claims: Vec<Claim>,
+        locked: &Mutex<HashSet<JobId>>,
+        done: impl FnMut(usize, Claim, Answered),
+    ) -> Unwritten<Claim> {
+        let unanswered = &AtomicBool::new(false);
+        let persist = &Persist { unanswered: Some(unanswered), ..self.persist("claiming failed") };
+        let shared = &*self.shared;
         let write = |batch: Vec<Claim>, tries| async move {
             shared.crash.pass(CrashPoint::BeforeClaim);
             metrics::CLAIM_BATCH.record([], batch.len() as f64);
@@ -171,8 +212,10 @@ impl Intake {
             };
             let jobs: Vec<JobId> = batch.iter().map(|claim| claim.spec.id).collect();
             let written = persist.trying(tries).of(&jobs).until_taken(ask).await;
-            if written.is_ok() {
-                metrics::CLAIM_DURATION.record([], started.elapsed().as_secs_f64());
+            match &written {
+                Ok(_) => metrics::CLAIM_DURATION.record([], started.elapsed().as_secs_f64()),
+                Err(NotTaken::Locked(places)) => lock(locked).extend(places.iter().map(|place| jobs[*place])),
+                Err(_) => {}
             }
             let asked = *lock(&asked);
             let answers = each(&batch, written);

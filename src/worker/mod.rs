@@ -86,9 +86,10 @@ impl Worker {
         self.shared.health.clone()
     }
 
-    /// Writes what an earlier process journaled, works until `shutdown.stop`, then drains: intake ends, calls that outlast
-    /// the budget are interrupted, and everything known is written, to the journal if the store does not take it.
-    /// `shutdown.abort` uses the budget up, and loses nothing. Whoever closes the rest has what is left of the countdown.
+    /// Writes what an earlier process journaled (what the store does not take at once, it goes on trying), works until
+    /// `shutdown.stop`, then drains: intake ends, calls that outlast the budget are interrupted, and everything known is
+    /// written, to the journal if the store does not take it. `shutdown.abort` uses the budget up, and loses nothing.
+    /// Whoever closes the rest has what is left of the countdown.
     pub async fn run(self, shutdown: Shutdown, supervisor: &Supervisor) -> (Report, Countdown) {
         let Self { shared, runners } = self;
         let Shutdown { stop, abort } = shutdown;
@@ -109,19 +110,21 @@ impl Worker {
                 persist::run_bindings(shared.clone(), runners.bindings).boxed(),
             ),
         ];
-        let replayed = stop.run_until_cancelled(journal::replay(&shared)).await.is_some();
+        let rests = stop.run_until_cancelled(journal::replay(&shared)).await;
         let lanes = TaskTracker::new();
-        if replayed {
+        if let Some(rests) = rests {
             shared.health.enter(Phase::Running);
+            let rests = journal::write_rests(shared.clone(), rests, stop.clone());
+            lanes.spawn(supervisor.clone().watch("the writer of journaled results", stop.clone(), rests));
             for (name, concurrency) in &shared.options.lanes {
                 metrics::CONCURRENCY.set([name.as_str()], f64::from(*concurrency));
                 let lane = lane::run(shared.clone(), name.clone(), *concurrency, stop.clone());
                 lanes.spawn(supervisor.clone().watch("a lane", stop.clone(), lane));
             }
-        }
-        if replayed && shared.services.queue.survives_restart() {
-            let letters = dead_letters::run(shared.clone(), stop.clone());
-            lanes.spawn(supervisor.clone().watch("the consumer of dead letters", stop.clone(), letters));
+            if shared.services.queue.survives_restart() {
+                let letters = dead_letters::run(shared.clone(), stop.clone());
+                lanes.spawn(supervisor.clone().watch("the consumer of dead letters", stop.clone(), letters));
+            }
         }
         lanes.close();
 

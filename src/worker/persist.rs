@@ -2,7 +2,15 @@
 //! for what it contains, or that fails again and again while it takes others, is halved until the item that it is about
 //! is alone, so that one bad item costs itself only. Jobs that somebody has locked are left out at once.
 
-use std::{collections::VecDeque, future::Future, panic::AssertUnwindSafe, sync::Arc};
+use std::{
+    collections::VecDeque,
+    future::Future,
+    panic::AssertUnwindSafe,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 use futures_util::FutureExt as _;
 use tokio::time::Instant;
@@ -56,13 +64,17 @@ pub(super) struct Persist<'a> {
     pub(super) tries: u32,
     /// The jobs that are written, in their order, of which others may have locked some. Empty where that is not looked at.
     pub(super) jobs: &'a [JobId],
+    /// Set when a try of this write had no answer: it may still be under way and have locked the jobs itself, so that none
+    /// counts as locked by others. `None` where an item that was left out may be written again as it is.
+    pub(super) unanswered: Option<&'a AtomicBool>,
 }
 
 impl<'a> Persist<'a> {
     /// Repeats writes until the worker gives up.
     pub(super) fn new(shared: &'a Shared, failure: &'static str) -> Self {
-        let (lane, even_refused, even_failing) = (None, false, false);
-        Self { shared, failure, lane, even_refused, even_failing, tries: TRIES, jobs: &[] }
+        let (even_refused, even_failing) = (false, false);
+        let (lane, jobs, unanswered) = (None, &[], None);
+        Self { shared, failure, lane, even_refused, even_failing, tries: TRIES, jobs, unanswered }
     }
 
     /// The same with so many tries.
@@ -84,12 +96,13 @@ impl<'a> Persist<'a> {
         F: Future<Output = Result<R, StoreError>>,
     {
         let (begun, mut failures) = (Instant::now(), 0);
+        let give_up = &self.shared.give_up;
         loop {
             let attempt = async {
                 let _turn = if self.even_failing { Some(self.shared.alone.lock().await) } else { None };
                 try_once(&write).await
             };
-            let error = match self.shared.give_up.run_until_cancelled(attempt).await {
+            let error = match give_up.run_until_cancelled(attempt).await {
                 None => return Err(NotTaken::GivenUp),
                 Some(Ok(answer)) => {
                     self.shared.health.store_answered();
@@ -107,24 +120,30 @@ impl<'a> Persist<'a> {
                 }
                 return Err(NotTaken::Refused(error));
             }
-            let locked =
-                if error.kind() == StoreErrorKind::Locked { self.locked().await } else { Ok(Vec::new()) };
-            if let Ok(places) = &locked
-                && !places.is_empty()
+            if let Some(unanswered) = self.unanswered
+                && error.is_unanswered()
             {
+                unanswered.store(true, Ordering::Relaxed);
+            }
+            let locked = match error.kind() {
+                StoreErrorKind::Locked => give_up.run_until_cancelled(self.locked()).await.flatten(),
+                _ => Some(Vec::new()),
+            };
+            // Where all are locked, or nobody knows by whom, no batch gets through.
+            let gets_through = locked.is_some();
+            if let Some(places) = locked.filter(|places| !places.is_empty()) {
                 tracing::warn!(error = %chain(&error), jobs = places.len(), "{}: others have locked jobs", self.failure);
                 if failures > 0 {
                     self.set_taking(true);
                 }
-                return Err(NotTaken::Locked(places.clone()));
+                return Err(NotTaken::Locked(places));
             }
             failures += 1;
             // Heartbeats may still succeed, on a full disk for example, but no job is taken.
             self.set_taking(false);
             self.pause(failures, &error).await?;
-            // Where the table is locked, no batch gets through.
             let others_do_not =
-                failures >= self.tries && self.shared.health.store_answered_since(begun) && locked.is_ok();
+                failures >= self.tries && self.shared.health.store_answered_since(begun) && gets_through;
             if others_do_not && !self.even_failing {
                 self.set_taking(true);
                 return Err(NotTaken::Failing);
@@ -132,14 +151,18 @@ impl<'a> Persist<'a> {
         }
     }
 
-    /// The places of the jobs that others have locked.
-    async fn locked(&self) -> Result<Vec<usize>, StoreError> {
+    /// The places of the jobs that others have locked; `None` where that cannot be told, because the table is locked or an
+    /// earlier try may have locked them.
+    async fn locked(&self) -> Option<Vec<usize>> {
         if self.jobs.is_empty() {
-            return Ok(Vec::new());
+            return Some(Vec::new());
         }
-        let locked = self.shared.services.store.locked(self.jobs).await?;
+        if self.unanswered.is_some_and(|unanswered| unanswered.load(Ordering::Relaxed)) {
+            return None;
+        }
+        let locked = self.shared.services.store.locked(self.jobs).await.ok()?;
         let places = self.jobs.iter().enumerate().filter(|(_, id)| locked.contains(id));
-        Ok(places.map(|(place, _)| place).collect())
+        Some(places.map(|(place, _)| place).collect())
     }
 
     fn set_taking(&self, taking: bool) {
@@ -364,17 +387,11 @@ pub(super) async fn write_finishes(
     bisect(batch, finish_bytes, write, |place, _, finished| done(place, finished)).await
 }
 
-/// Writes one ended attempt by itself until the store takes it; `None` when the worker gave up, and it is for the journal.
-/// All of these take turns, because each try may keep a connection for as long as a statement may take.
-pub(super) async fn write_alone(shared: &Shared, finish: Finish) -> Option<Finished> {
+/// Writes one ended attempt by itself until the store takes it; `None` when the worker gave up. All of these take turns,
+/// because each try may keep a connection for as long as a statement may take.
+pub(super) async fn write_alone(shared: &Shared, finish: &Finish) -> Option<Finished> {
     let persist = Persist { even_failing: true, ..Persist::new(shared, "a result could not be written") };
-    match write_piece(&persist, std::slice::from_ref(&finish)).await {
-        Ok(finished) => finished.into_iter().next(),
-        Err(_) => {
-            lock(&shared.unwritten).push(finish);
-            None
-        }
-    }
+    write_piece(&persist, std::slice::from_ref(finish)).await.ok()?.into_iter().next()
 }
 
 async fn write_piece(persist: &Persist<'_>, piece: &[Finish]) -> Result<Vec<Finished>, NotTaken> {

@@ -11,6 +11,7 @@ use super::{
 use crate::{
     job::{AttemptEnd, Ending, Started, State},
     store::{By, Finish, Finished},
+    sync::lock,
     telemetry::metrics,
 };
 
@@ -60,7 +61,13 @@ async fn submit(shared: &Shared, finish: Finish) -> Option<Finished> {
     shared.waiting.fetch_add(1, Ordering::Relaxed);
     let finished = match shared.finishes.submit(finish).await {
         Some(Recorded::Done(finished)) => Some(finished),
-        Some(Recorded::NotWithOthers(finish)) => write_alone(shared, *finish).await,
+        Some(Recorded::NotWithOthers(finish)) => {
+            let finished = write_alone(shared, &finish).await;
+            if finished.is_none() {
+                lock(&shared.unwritten).push(*finish);
+            }
+            finished
+        }
         None => None,
     };
     shared.waiting.fetch_sub(1, Ordering::Relaxed);

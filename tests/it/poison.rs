@@ -7,8 +7,8 @@ use serde_json::Value;
 use sqlx::{Connection as _, PgConnection};
 
 use crate::{
-    harness::{Harness, PATIENCE, Process},
-    support::wait::until,
+    harness::{Harness, PATIENCE, Process, port},
+    support::{self, wait::until},
 };
 
 /// The heartbeat shows soon that the store answers others.
@@ -115,25 +115,78 @@ async fn results_of_jobs_that_others_have_locked_keep_nobody_waiting() {
     assert_eq!(worker.metric_sum("errand_rescued_jobs_total").await, 0.0);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn jobs_that_others_have_locked_keep_nobody_waiting() {
-    let harness = Harness::new("locked-claims", "").await;
-    // A worker declares the queue; the jobs wait in it, and the database knows them.
+/// A harness with forty jobs that wait in the queue and that the database knows.
+async fn enqueued(hint: &str) -> (Harness, Vec<Value>) {
+    let harness = Harness::new(hint, "").await;
+    // A worker declares the queue.
     assert!(harness.worker(&SETTINGS).await.stop().await.success());
     let jobs = spread(40, send);
     let lines: String = jobs.iter().map(|job| format!("{job}\n")).collect();
     let file = harness.journal_dir().with_file_name("jobs.ndjson");
     std::fs::write(&file, lines).unwrap();
     assert!(harness.errand(&["enqueue-bulk", file.to_str().unwrap()]).status.success());
+    (harness, jobs)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn jobs_that_others_have_locked_keep_nobody_waiting() {
+    let (harness, jobs) = enqueued("locked-claims").await;
     let mut locking = harness.database.connect().await.unwrap();
-    lock_rows(&mut locking, &jobs[10..30]).await;
-    let worker = harness.worker(&SETTINGS).await;
+    // More than the broker sends ahead, before all others.
+    lock_rows(&mut locking, &jobs[..20]).await;
+    let worker =
+        harness.worker(&[&SETTINGS[..], &[("ERRAND__QUEUES__DEFAULT__CONCURRENCY", "8")]].concat()).await;
     harness.counts("state = 'succeeded'", 20).await;
+    // The same ID with another body is no job that the database knows.
+    harness.publish(&[send("user-2").named(jobs[0].id())]).await;
     harness.publish(&spread(10, send)).await;
     harness.counts("state = 'succeeded'", 30).await;
     worker.becomes_ready(true).await;
-    locking.close().await.unwrap();
-    harness.all_ran_once(50).await;
+    assert_eq!(harness.count("state = 'available'").await, 20);
+    // As if `relay.unclaimed_secs` had passed.
+    sqlx::raw_sql("update jobs set due_at = now() where state = 'available'; commit")
+        .execute(&mut locking)
+        .await
+        .unwrap();
+    assert_eq!(harness.settled(50).await, [("succeeded".to_owned(), 50)]);
+    let ledger = harness.sandbox.ledger_summary();
+    assert_eq!((ledger.effects, ledger.jobs_repeated), (50, 0), "{ledger:?}");
+    until("the other body is kept", PATIENCE, async || {
+        let reason = harness.text("select string_agg(reason, ',') from rejected").await?;
+        (reason == "owner_conflict").then_some(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn jobs_that_the_workers_own_lost_claim_has_locked_are_not_given_back() {
+    let (harness, _) = enqueued("hanging-claim").await;
+    // Claims hang in their commit, as they do while a synchronous standby is away; the session goes on when its client is gone.
+    harness
+        .execute(
+            "create function hang() returns trigger language plpgsql set lock_timeout = 0 as
+             $$ begin perform pg_advisory_xact_lock_shared(7); return null; end $$;
+             create constraint trigger hang after update on jobs deferrable initially deferred for each row
+             when (new.state = 'running' and old.state = 'available') execute function hang()",
+        )
+        .await;
+    let mut keeper = harness.database.connect().await.unwrap();
+    sqlx::raw_sql("select pg_advisory_lock(7)").execute(&mut keeper).await.unwrap();
+    let proxy = support::start_proxy(port(&harness.database.url)).await;
+    let url = proxy.url(&harness.database.url).unwrap();
+    let worker = harness.worker(&[&SETTINGS[..], &[("DATABASE_URL", url.as_str())]].concat()).await;
+    until("a claim hangs", PATIENCE, async || {
+        let sql = "select count(*)::text from pg_stat_activity where datname = current_database() and wait_event = 'advisory'";
+        (harness.text(sql).await? == "1").then_some(())
+    })
+    .await;
+    proxy.cut().await.unwrap();
+    proxy.heal().await.unwrap();
+    worker.metric_reaches("errand_store_errors_total{kind=\"locked\"}", 4.0).await;
+    assert_eq!(harness.count("state = 'available'").await, 40);
+    keeper.close().await.unwrap();
+    harness.all_ran_once(40).await;
+    assert_eq!(worker.metric_sum("errand_rescued_jobs_total").await, 0.0);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -86,7 +86,9 @@ async fn results_that_a_dead_database_cannot_take_are_written_by_the_next_worker
 /// A harness whose journal has the results of these calls.
 async fn journaled(hint: &str) -> (Postgres, Harness, Vec<String>) {
     let (server, harness) = fragile(hint, "[[fault]]\nkind = \"latency\"\nfixed_ms = 2000\n").await;
-    let mut worker = harness.worker(&[("ERRAND__WORKER__DRAIN_SECS", JOURNALING)]).await;
+    // No rescue meanwhile.
+    let settings = [("ERRAND__WORKER__DRAIN_SECS", JOURNALING), ("ERRAND__WORKER__LEASE_SECS", "300")];
+    let mut worker = harness.worker(&settings).await;
     let ids: Vec<String> = (0..20).map(|_| id()).collect();
     harness.publish(&ids.iter().map(|id| send("user-1").named(id)).collect::<Vec<_>>()).await;
     harness.called(20).await;
@@ -154,6 +156,24 @@ async fn a_worker_killed_while_it_replays_a_journal_leaves_it_to_the_next() {
     let next = harness.worker(&[]).await;
     each_result_is_written_once(&harness, &ids).await;
     assert!(!next.log().contains("ERROR"), "{}", next.log());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn results_of_a_journal_that_cannot_be_written_at_the_start_are_written_later() {
+    let (_server, harness, ids) = journaled("late-replay").await;
+    let mut keeper = harness.database.connect().await.unwrap();
+    keeper.execute("begin").await.unwrap();
+    keeper.execute("select id from jobs order by id limit 3 for update").await.unwrap();
+    let worker = harness.worker(&[]).await;
+    worker.becomes_ready(true).await;
+    assert_eq!(harness.count("state = 'succeeded'").await, 17, "the others are written");
+    assert_eq!(journal(&harness).len(), 1, "it is still there");
+    keeper.close().await.unwrap();
+    each_result_is_written_once(&harness, &ids).await;
+    for (result, count) in [("replayed", 20.0), ("failing", 3.0), ("fenced", 0.0), ("unknown", 0.0)] {
+        let metric = format!("errand_journal_records_total{{result=\"{result}\"}}");
+        assert_eq!(worker.metric(&metric).await, count, "{metric}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -111,6 +111,32 @@ async fn a_worker_waits_for_its_services_with_a_clear_message() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_process_that_starts_while_the_database_is_away_gives_the_others_a_lease_to_beat() {
+    let harness = Harness::new("patient-start", "[[fault]]\nkind = \"latency\"\nfixed_ms = 3000\n").await;
+    let lease = [("ERRAND__WORKER__HEARTBEAT_SECS", "1"), ("ERRAND__WORKER__LEASE_SECS", "5")];
+    let first = harness.worker(&lease).await;
+    harness.publish(&spread(10, send)).await;
+    harness.called(10).await;
+    // Nobody can beat.
+    first.signal("STOP");
+    let database = support::start_proxy(port(&harness.database.url)).await;
+    database.cut().await.unwrap();
+    let url = database.url(&harness.database.url).unwrap();
+    let second = harness.start_worker(&[&lease[..], &[("DATABASE_URL", url.as_str())]].concat());
+    second.logged("waiting for PostgreSQL").await;
+    until("the lease has ended long ago", PATIENCE, async || {
+        let sql = "select count(*)::text from workers where beat_at < now() - interval '10 seconds'";
+        (harness.text(sql).await? == "1").then_some(())
+    })
+    .await;
+    database.heal().await.unwrap();
+    second.logged("other workers have a lease to beat again").await;
+    first.signal("CONT");
+    harness.all_ran_once(10).await;
+    assert_eq!(second.metric_sum("errand_rescued_jobs_total").await, 0.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn secrets_never_reach_logs_or_metrics() {
     let harness = Harness::new("secrets", "").await;
     let worker = harness.worker(&[("ERRAND__LOG__LEVEL", "debug")]).await;

@@ -7,24 +7,30 @@
 //! * A file is read whole. One with a changed or missing byte is renamed, kept and reported.
 //! * Replaying is a late report of the attempt's holder: the store's fences decide whether it still counts, and
 //!   repeating it changes nothing. So processes may replay a file at once, and one that dies leaves it to the next.
-//! * A file is removed only after the store has taken, or fenced off, every result in it.
+//! * A file is removed only after the store has taken, or fenced off, every result in it. Until then the worker goes on
+//!   trying, beside its other work.
 
 mod file;
 
 use std::{
     fs, io,
     path::{Path, PathBuf},
+    sync::Arc,
 };
+
+use futures_util::future::join_all;
+use tokio_util::sync::CancellationToken;
 
 use self::file::Folder;
 pub use self::file::{Unreadable, decode};
 use super::{
-    persist::{Persist, Unwritten, write_finishes},
+    persist::{Persist, Unwritten, write_alone, write_finishes},
     shared::Shared,
 };
 use crate::{
     bounds::FINISH_BATCH,
     failure::chain,
+    job::JobId,
     store::{Finish, Finished},
     telemetry::metrics,
 };
@@ -40,13 +46,15 @@ pub(super) async fn write(shared: &Shared, finishes: Vec<Finish>) -> Result<Path
     Ok(path)
 }
 
-/// Replays all journals of the folder, and waits for the store; what is not replayed when this is dropped stays.
-pub(super) async fn replay(shared: &Shared) {
+/// Replays all journals of the folder, and waits for the store; what is not replayed when this is dropped stays. Returns
+/// what the store did not take although it took others, for [`write_rests`].
+pub(super) async fn replay(shared: &Shared) -> Vec<Rest> {
+    let mut rests = Vec::new();
     let Some(folder) = shared.options.journal_dir.clone().map(Folder) else {
         tracing::info!(
             "worker.journal_dir is empty: results that a shutdown cannot write are left to the rescue"
         );
-        return;
+        return rests;
     };
     let to_prepare = folder.clone();
     let files = match blocking(move || to_prepare.prepare().and_then(|()| to_prepare.files())).await {
@@ -57,12 +65,51 @@ pub(super) async fn replay(shared: &Shared) {
                 "the journal cannot be used: results that a shutdown cannot write would be left to the rescue; \
                  set worker.journal_dir to a folder that can be written"
             );
-            return;
+            return rests;
         }
     };
     for path in files {
-        if let Err(error) = replay_file(shared, &folder, &path).await {
-            tracing::error!(file = %path.display(), error = %chain(&error), "a journal could not be replayed; the next start tries again");
+        match replay_file(shared, &folder, &path).await {
+            Ok(rest) => rests.extend(rest),
+            Err(error) => cannot_replay(&path, &error),
+        }
+    }
+    rests
+}
+
+/// Goes on with what [`replay`] has left, until the store has it or `stop`. One result does not wait for another.
+pub(super) async fn write_rests(shared: Arc<Shared>, rests: Vec<Rest>, stop: CancellationToken) {
+    let each = rests.into_iter().map(|rest| rest.write(&shared));
+    stop.run_until_cancelled(join_all(each)).await;
+    // A part that ends by itself would pass for one that failed.
+    stop.cancelled().await;
+}
+
+fn cannot_replay(path: &Path, error: &io::Error) {
+    tracing::error!(file = %path.display(), error = %chain(error), "a journal could not be replayed; the next start tries again");
+}
+
+/// A file of which the store has not taken everything.
+#[derive(Debug)]
+pub(super) struct Rest {
+    folder: Folder,
+    path: PathBuf,
+    /// What became of the others.
+    replayed: Replayed,
+    /// They stay in memory, so that the others are not written, nor counted, again.
+    results: Vec<Finish>,
+}
+
+impl Rest {
+    async fn write(mut self, shared: &Shared) {
+        let written = join_all(self.results.iter().map(|finish| write_alone(shared, finish))).await;
+        for (finish, finished) in self.results.iter().zip(written) {
+            // The worker gave up.
+            let Some(finished) = finished else { return };
+            self.replayed.count(shared, finish.id, finished).await;
+        }
+        if let Err(error) = self.replayed.close(shared, &self.folder, &self.path).await {
+            cannot_replay(&self.path, &error);
         }
     }
 }
@@ -73,46 +120,68 @@ struct Replayed {
     fenced: u64,
     /// The store does not know the job.
     unknown: u64,
-    /// The store did not take them.
-    failing: u64,
 }
 
-async fn replay_file(shared: &Shared, folder: &Folder, path: &Path) -> io::Result<()> {
-    let file = path.to_owned();
-    let finishes = match blocking(move || Ok(decode(&fs::read(&file)?))).await {
-        // Another process was faster.
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        read => match read? {
-            Ok(finishes) => finishes,
-            Err(unreadable) => return set_aside(folder, path, unreadable).await,
-        },
-    };
-    let Replayed { applied, fenced, unknown, failing } = replay_results(shared, finishes).await;
-    let counts = [("replayed", applied), ("fenced", fenced), ("unknown", unknown), ("failing", failing)];
-    for (result, count) in counts {
-        metrics::JOURNAL_RECORDS.add([result], count);
+impl Replayed {
+    async fn count(&mut self, shared: &Shared, id: JobId, finished: Finished) {
+        match finished {
+            Finished::Applied { .. } => self.applied += 1,
+            // Somebody else has claimed the job, or it is not there, which may be because this is another database.
+            Finished::Fenced => {
+                let persist = Persist::new(shared, "a job could not be read");
+                match persist.until_taken(|| shared.services.store.job(id)).await {
+                    Ok(Some(_)) => self.fenced += 1,
+                    Ok(None) | Err(_) => self.unknown += 1,
+                }
+            }
+        }
     }
-    if applied > 0 {
-        shared.services.relay_wake.notify_one();
-    }
-    if failing > 0 {
-        tracing::error!(
-            file = %path.display(), applied, fenced, failing,
-            "a journal has results that the store did not take although it took others, and is kept: the next start \
-             tries again"
-        );
-    } else if unknown > 0 {
-        tracing::error!(
-            file = %path.display(), applied, fenced, unknown,
-            "a journal has results of jobs that this database does not know, and is kept: if it belongs to \
-             another database, start a worker of that one; otherwise remove the file"
-        );
-    } else {
+
+    /// Tells what became of a file of which everything was written, and removes it unless a person has to look at it.
+    async fn close(&self, shared: &Shared, folder: &Folder, path: &Path) -> io::Result<()> {
+        let Self { applied, fenced, unknown } = *self;
+        for (result, count) in [("replayed", applied), ("fenced", fenced), ("unknown", unknown)] {
+            metrics::JOURNAL_RECORDS.add([result], count);
+        }
+        if applied > 0 {
+            shared.services.relay_wake.notify_one();
+        }
+        if unknown > 0 {
+            tracing::error!(
+                file = %path.display(), applied, fenced, unknown,
+                "a journal has results of jobs that this database does not know, and is kept: if it belongs to \
+                 another database, start a worker of that one; otherwise remove the file"
+            );
+            return Ok(());
+        }
         let (folder, file) = (folder.clone(), path.to_owned());
         blocking(move || folder.remove(&file)).await?;
         tracing::info!(file = %path.display(), applied, fenced, "results of an earlier process are written");
+        Ok(())
     }
-    Ok(())
+}
+
+async fn replay_file(shared: &Shared, folder: &Folder, path: &Path) -> io::Result<Option<Rest>> {
+    let file = path.to_owned();
+    let finishes = match blocking(move || Ok(decode(&fs::read(&file)?))).await {
+        // Another process was faster.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        read => match read? {
+            Ok(finishes) => finishes,
+            Err(unreadable) => return set_aside(folder, path, unreadable).await.map(|()| None),
+        },
+    };
+    let (replayed, results) = replay_results(shared, finishes).await;
+    if results.is_empty() {
+        replayed.close(shared, folder, path).await?;
+        return Ok(None);
+    }
+    metrics::JOURNAL_RECORDS.add(["failing"], results.len() as u64);
+    tracing::warn!(
+        file = %path.display(), failing = results.len(),
+        "a journal has results that the store does not take although it takes others: they are tried again until it does"
+    );
+    Ok(Some(Rest { folder: folder.clone(), path: path.to_owned(), replayed, results }))
 }
 
 /// Keeps a file that cannot be read, under a name that no start looks at.
@@ -134,31 +203,22 @@ async fn set_aside(folder: &Folder, path: &Path, unreadable: Unreadable) -> io::
     Ok(())
 }
 
-async fn replay_results(shared: &Shared, finishes: Vec<Finish>) -> Replayed {
-    let mut replayed = Replayed::default();
+/// Writes results in batches; returns those that the store did not take, too.
+async fn replay_results(shared: &Shared, finishes: Vec<Finish>) -> (Replayed, Vec<Finish>) {
+    let (mut replayed, mut rest) = (Replayed::default(), Vec::new());
     let mut waiting = finishes.into_iter();
     loop {
         let batch: Vec<Finish> = waiting.by_ref().take(FINISH_BATCH).collect();
         if batch.is_empty() {
-            return replayed;
+            return (replayed, rest);
         }
         let ids: Vec<_> = batch.iter().map(|finish| finish.id).collect();
         let mut done = Vec::with_capacity(ids.len());
-        let told = |place, answer| done.push((place, answer));
+        let told = |place, finished| done.push((place, finished));
         let Unwritten { failing, left } = write_finishes(shared, batch, told).await;
-        replayed.failing += (failing.len() + left.len()) as u64;
-        for (place, answer) in done {
-            match answer {
-                Finished::Applied { .. } => replayed.applied += 1,
-                // Somebody else has claimed the job, or it is not there, which may be because this is another database.
-                Finished::Fenced => {
-                    let persist = Persist::new(shared, "a job could not be read");
-                    match persist.until_taken(|| shared.services.store.job(ids[place])).await {
-                        Ok(Some(_)) => replayed.fenced += 1,
-                        Ok(None) | Err(_) => replayed.unknown += 1,
-                    }
-                }
-            }
+        rest.extend(failing.into_iter().chain(left).map(|(_, finish)| finish));
+        for (place, finished) in done {
+            replayed.count(shared, ids[place], finished).await;
         }
     }
 }

@@ -4,9 +4,10 @@ use std::{sync::Arc, time::Duration};
 
 use errand::{
     job::{Arrival, Digest, JobSpec, Owner, OwnerKind, State, encode},
-    store::{Claim, Conflict, Inserted, JobFilter},
+    store::{Claim, Conflict, Inserted, JobFilter, StoreErrorKind},
 };
 use serde_json::json;
+use sqlx::Connection as _;
 
 use crate::jobs::{Properties, decode};
 
@@ -49,6 +50,24 @@ on_every_backend!(an_insert_repeated_changes_nothing, async |t| {
     t.run(&spec).await;
     assert_eq!(t.insert(&spec).await, Inserted::Duplicate { id: spec.id, state: Some(State::Running) });
 });
+
+#[tokio::test]
+async fn jobs_that_others_have_locked_are_told_from_a_table_that_none_may_write() {
+    let t = TestStore::postgres().await;
+    let (locked, free) = (job(json!({})), job(json!({})));
+    t.store.insert(&[locked.clone(), free.clone()], Duration::ZERO).await.unwrap();
+    let ids = [locked.id, free.id, job(json!({})).id];
+    assert!(t.store.locked(&ids).await.unwrap().is_empty());
+    let keeper = t.lock(&format!("select id from jobs where id = '{}' for update", locked.id)).await;
+    assert_eq!(t.store.locked(&ids).await.unwrap(), [locked.id].into());
+    keeper.close().await.unwrap();
+    // An index that is built, a trigger that is made, and a table that is rewritten.
+    for mode in ["share", "share row exclusive", "access exclusive"] {
+        let keeper = t.lock(&format!("lock table jobs in {mode} mode")).await;
+        assert_eq!(t.store.locked(&ids).await.unwrap_err().kind(), StoreErrorKind::Locked, "{mode}");
+        keeper.close().await.unwrap();
+    }
+}
 
 on_every_backend!(an_owner_of_old_stays_readable_and_its_jobs_run, async |t| {
     // Accepted before blanks and invisible characters were refused.

@@ -18,7 +18,7 @@ use errand::{
 use errand_testbed::factory::{self, Envelope as _};
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json, value::RawValue};
-use sqlx::{AssertSqlSafe, Connection as _, Executor as _, SqliteConnection};
+use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection, SqliteConnection};
 use tempfile::TempDir;
 
 use crate::{
@@ -122,6 +122,14 @@ impl TestStore {
                 SqliteConnection::connect(&url).await.unwrap().execute(sql).await.unwrap();
             }
         }
+    }
+
+    /// Locks something in PostgreSQL until the connection is closed.
+    async fn lock(&self, sql: &str) -> PgConnection {
+        let Place::Postgres(database) = &self.place else { panic!("SQLite has no such locks") };
+        let mut connection = database.connect().await.unwrap();
+        connection.execute(AssertSqlSafe(format!("begin; {sql}"))).await.unwrap();
+        connection
     }
 
     /// The number that a query of errand's tables answers.
