@@ -28,6 +28,9 @@ use crate::{
 /// How soon jobs and replies are tried again that were not published because the broker takes nothing at present.
 const DEFER: Duration = Duration::from_secs(2);
 
+/// How soon jobs are tried again whose queue confirms nothing, while they fill no page.
+const STUCK_AGAIN: Duration = Duration::from_secs(15);
+
 /// When a reply is offered again that was taken by a process which then vanished.
 const REPLY_AGAIN: Duration = Duration::from_secs(60);
 
@@ -127,7 +130,7 @@ impl Relay {
         let messages: Vec<Message> = due.iter().map(|due| message(&due.spec)).collect();
         let more = self.fills_a_page(&messages);
         let (mut failed, mut refused) = (Failures::default(), Failures::default());
-        let (mut published, mut cut_off) = (0, Vec::new());
+        let (mut published, mut cut_off, mut stuck) = (0, Vec::new(), Vec::new());
         for (due, answer) in due.iter().zip(self.services.queue.publish(messages).await) {
             let id = due.spec.id;
             let Err(error) = answer else {
@@ -137,6 +140,7 @@ impl Relay {
             };
             metrics::RELAY_FAILED.add([error.kind().as_str()], 1);
             if error.kind().concerns_one_message() {
+                stuck.extend((error.kind() == QueueErrorKind::Stuck).then_some(id));
                 refused.add(id, error);
                 continue;
             }
@@ -153,6 +157,11 @@ impl Relay {
         let again = if published == 0 { &failed.ids } else { &cut_off };
         if !again.is_empty() {
             self.services.store.defer(again, DEFER).await?;
+        }
+        // All queues may be silent for a moment, and a few jobs can ask again soon. So many that they fill pages would keep
+        // those behind them waiting.
+        if !more && !stuck.is_empty() {
+            self.services.store.defer(&stuck, STUCK_AGAIN).await?;
         }
         Ok(Round { more, failed: failed.ids.len() })
     }

@@ -23,7 +23,7 @@ use crate::{
         WorkerId,
     },
     services::Services,
-    store::{By, ClaimReceipt, Finish, Finished, LostJob, SharedStore, StoreError},
+    store::{By, ClaimReceipt, Finish, Finished, LostJob, SharedStore, StoreError, StoreErrorKind},
     sync::lock,
     telemetry::metrics,
 };
@@ -92,6 +92,8 @@ impl Rescue {
     pub async fn run_once(&self) -> Result<usize, StoreError> {
         let Options { lease, batch, .. } = self.options;
         let store = &self.services.store;
+        // First, because what comes after it reads the less, and may fail again and again.
+        store.forget_workers(lease * FORGET_AFTER_LEASES).await?;
         if let Some(strays) = &self.strays
             && strays.is_due(lease)
         {
@@ -101,10 +103,7 @@ impl Rescue {
         }
         let lost = store.lost_jobs(lease, batch).await?;
         let patient = lock(&self.reach).is_patient(self.options);
-        let taken = if lost.is_empty() {
-            store.forget_workers(lease * FORGET_AFTER_LEASES).await?;
-            0
-        } else if patient {
+        let taken = if patient && !lost.is_empty() {
             tracing::info!(jobs = lost.len(), "the store was away: other workers have a lease to beat again");
             0
         } else {
@@ -189,7 +188,9 @@ const FAILURES: u32 = 3;
 async fn finish_each(store: &SharedStore, finishes: &[Finish]) -> Result<Vec<Option<Finished>>, StoreError> {
     match store.finish(finishes).await {
         Ok(finished) => return Ok(finished.into_iter().map(Some).collect()),
-        Err(error) if finishes.len() == 1 && error.kind().passes() => return Err(error),
+        Err(error) if finishes.len() == 1 && error.kind() == StoreErrorKind::Unavailable => {
+            return Err(error);
+        }
         Err(error) => tracing::warn!(error = %chain(&error), "lost jobs cannot be taken over together"),
     }
     let (mut finished, mut failures) = (vec![None; finishes.len()], 0);
@@ -205,7 +206,14 @@ async fn finish_each(store: &SharedStore, finishes: &[Finish]) -> Result<Vec<Opt
         failures = if one.is_ok() { 0 } else { failures + 1 };
         match one {
             Ok(one) => finished[place] = one.into_iter().next(),
-            Err(error) if failures == FAILURES && finished.iter().all(Option::is_none) => return Err(error),
+            // One that others have locked says nothing about the store.
+            Err(error)
+                if failures == FAILURES
+                    && error.kind() != StoreErrorKind::Locked
+                    && finished.iter().all(Option::is_none) =>
+            {
+                return Err(error);
+            }
             Err(_) if failures == FAILURES => break,
             Err(_) => {}
         }

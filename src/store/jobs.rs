@@ -22,7 +22,7 @@ pub trait Jobs: fmt::Debug + Send + Sync {
     async fn insert(&self, batch: &[Arc<JobSpec>], unclaimed_after: Duration) -> Result<Vec<Inserted>>;
 
     /// Which of these jobs another session has locked at this moment. [`StoreErrorKind::Locked`] where none can be
-    /// written, because the table is locked.
+    /// written, because a table is locked.
     ///
     /// [`StoreErrorKind::Locked`]: super::StoreErrorKind::Locked
     async fn locked(&self, jobs: &[JobId]) -> Result<HashSet<JobId>>;

@@ -53,7 +53,7 @@ pub(super) async fn record(shared: &Shared, job: RunningJob, end: AttemptEnd) {
 
 /// `None` when the worker gave up.
 async fn submit(shared: &Shared, finish: Finish) -> Option<Finished> {
-    let bytes = match &finish.ending {
+    let mut bytes = match &finish.ending {
         Ending::Succeed { result } => result.get().len() as u64,
         _ => 0,
     };
@@ -62,6 +62,8 @@ async fn submit(shared: &Shared, finish: Finish) -> Option<Finished> {
     let finished = match shared.finishes.submit(finish).await {
         Some(Recorded::Done(finished)) => Some(finished),
         Some(Recorded::NotWithOthers(finish)) => {
+            // It may wait for long, and lanes must not. It keeps its slot, which bounds how many there are.
+            shared.buffered.fetch_sub(std::mem::take(&mut bytes), Ordering::Relaxed);
             let finished = write_alone(shared, &finish).await;
             if finished.is_none() {
                 lock(&shared.unwritten).push(*finish);

@@ -97,8 +97,13 @@ async fn lock_rows(connection: &mut PgConnection, jobs: &[Value]) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn results_of_jobs_that_others_have_locked_keep_nobody_waiting() {
-    let harness = Harness::new("locked-results", "[[fault]]\nkind = \"latency\"\nfixed_ms = 3000\n").await;
-    let worker = harness.worker(&SETTINGS).await;
+    let faults =
+        "[[fault]]\nkind = \"latency\"\nfixed_ms = 3000\n[[fault]]\nkind = \"large\"\nbytes = 10000\n";
+    let harness = Harness::new("locked-results", faults).await;
+    // Those that are locked are larger together than what may wait to be written.
+    let narrow =
+        [("ERRAND__WORKER__MAX_BUFFERED_BYTES", "65536"), ("ERRAND__COMPOSIO__MAX_RESPONSE_BYTES", "65536")];
+    let worker = harness.worker(&[SETTINGS, narrow].concat()).await;
     let jobs = spread(40, send);
     harness.publish(&jobs).await;
     harness.called(40).await;
@@ -249,6 +254,14 @@ async fn a_lost_job_that_the_database_does_not_take_costs_itself_only() {
     let _second = harness.worker(&quick).await;
     harness.counts("state = 'succeeded'", 9).await;
     assert_eq!(harness.count("state = 'running'").await, 1);
+    // Meanwhile claims of which nothing runs any more are forgotten.
+    let more: Vec<Value> = (0..10).map(|_| read("u-alice")).collect();
+    harness.publish(&more).await;
+    harness.counts("state = 'succeeded'", 19).await;
+    until("all claims but one are forgotten", PATIENCE, async || {
+        (harness.text("select count(*)::text from claims").await? == "1").then_some(())
+    })
+    .await;
     heal(&harness, "jobs").await;
     harness.job_in(jobs[0].id(), &["succeeded"]).await;
 }

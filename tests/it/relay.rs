@@ -131,6 +131,28 @@ async fn a_backlog_for_a_queue_that_confirms_nothing_keeps_no_other_lane_waiting
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_job_whose_queue_was_silent_for_a_moment_is_published_again_soon() {
+    let vhost = support::vhost("silent").await;
+    let queue = Arc::new(RabbitQueue::new(options(&vhost.amqp_url)).unwrap());
+    queue.check().await.unwrap();
+    set_working(&vhost, "errand.bulk", false).await;
+    let t = TestStore::sqlite().await;
+    let silent = job(json!({"queue": "bulk"}));
+    t.store.insert(std::slice::from_ref(&silent), Duration::ZERO).await.unwrap();
+    let running = Running::start(t, Arc::clone(&queue) as SharedQueue).await;
+    running.due_within(silent.id, 1_800..3_601).await;
+    running.due_within(silent.id, 5..20).await;
+    set_working(&vhost, "errand.bulk", true).await;
+    running.due_within(silent.id, 1_800..3_601).await;
+    until("it is published", LIMIT, async || {
+        (queue.depth(&lane("bulk")).await.unwrap().ready > 0).then_some(())
+    })
+    .await;
+    running.stop().await;
+    assert_eq!(queue.reconnects(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_reply_that_a_broken_connection_cut_off_is_published_again_soon() {
     let vhost = support::vhost("cut-off-reply").await;
     let port = url::Url::parse(&vhost.amqp_url).unwrap().port().unwrap();

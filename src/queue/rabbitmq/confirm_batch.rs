@@ -30,8 +30,9 @@ pub(super) struct ConfirmBatch<'a> {
     /// `None` while a message is not confirmed. One that is confirmed may have been returned before.
     results: Vec<Option<Result<(), Unpublished>>>,
     returned: HashSet<(Route, Option<ShortString>)>,
-    /// Whether the broker answers, and those that are not confirmed in time all have one address, which is to blame.
-    pub(super) is_stuck: bool,
+    /// The address that is to blame for messages that are not confirmed in time: the broker answers, and no other address
+    /// is silent.
+    pub(super) stuck: Option<&'a Address>,
 }
 
 /// Why a message is not published: errand says so, or the channel has failed.
@@ -47,7 +48,7 @@ impl<'a> ConfirmBatch<'a> {
             Err(error) => (Route::default(), Some(Err(Unpublished::Told(error)))),
         };
         let (routes, results) = messages.iter().map(route).unzip();
-        Self { messages, routes, results, returned: HashSet::new(), is_stuck: false }
+        Self { messages, routes, results, returned: HashSet::new(), stuck: None }
     }
 
     pub(super) fn has_lane(&self, lane: &QueueName) -> bool {
@@ -135,10 +136,11 @@ impl<'a> ConfirmBatch<'a> {
         confirmed.map(|(message, _)| &message.to)
     }
 
-    /// The addresses of messages that are not answered.
+    /// The addresses that have not answered. One that has confirmed some of its messages is slow, and works.
     pub(super) fn unanswered(&self) -> HashSet<&'a Address> {
         let unanswered = self.messages.iter().zip(&self.results).filter(|(_, result)| result.is_none());
-        unanswered.map(|(message, _)| &message.to).collect()
+        let confirmed: HashSet<_> = self.confirmed().collect();
+        unanswered.map(|(message, _)| &message.to).filter(|to| !confirmed.contains(to)).collect()
     }
 
     pub(super) fn unroutable_lanes(&self) -> bool {
@@ -147,7 +149,7 @@ impl<'a> ConfirmBatch<'a> {
 
     pub(super) fn outcomes(self) -> Vec<Outcome> {
         let was_refused = self.was_refused();
-        let Self { messages, routes, results, returned, is_stuck } = self;
+        let Self { messages, routes, results, returned, stuck: blamed } = self;
         let conclude = |((message, route), result): ((&Message, Route), Option<_>)| {
             let answer = match result {
                 Some(Ok(())) => Ok(()),
@@ -160,7 +162,7 @@ impl<'a> ConfirmBatch<'a> {
                 Some(Err(Unpublished::Failed(error))) => {
                     Err(unconfirmed(chain(&failed("confirm the message", error))))
                 }
-                None if is_stuck => Err(stuck(&message.to)),
+                None if blamed == Some(&message.to) => Err(stuck(&message.to)),
                 None => Err(unconfirmed("RabbitMQ did not confirm the message in time")),
             };
             let is_returned = |route: Route| {

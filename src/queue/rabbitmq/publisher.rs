@@ -49,10 +49,10 @@ use crate::{
 
 pub(super) const PUBLISHERS: usize = 3;
 
-/// How long an address that did not confirm before may take to confirm one message. Several of a batch share this time,
-/// but each has its least.
+/// How long an address that did not confirm before may take to confirm one message. After each that does not, those behind
+/// it have half of that, but never less than the least.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
-const MIN_PROBE_TIMEOUT: Duration = Duration::from_millis(50);
+const MIN_PROBE_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// The most messages of one request; a confirm batch ends with the request that reaches this number.
 pub(super) const MAX_CONFIRM_BATCH: usize = 256;
@@ -121,8 +121,7 @@ impl Publisher {
         let mut answers: Vec<Option<Result<(), QueueError>>> = messages.iter().map(|_| None).collect();
         // The messages that still have to be published together, by their places; the next ones last.
         let Plan { together, mut apart, not_yet } = self.shared.apart.plan(&messages);
-        let share = PROBE_TIMEOUT / u32::try_from(apart.len().max(1)).unwrap_or(u32::MAX);
-        let probe_timeout = share.max(MIN_PROBE_TIMEOUT);
+        let mut probe_timeout = PROBE_TIMEOUT;
         let mut windows = vec![together];
         for place in not_yet {
             answers[place] = Some(Err(stuck(&messages[place].to)));
@@ -165,6 +164,7 @@ impl Publisher {
                 Some(Err(error))
                     if matches!(error.kind(), QueueErrorKind::Stuck | QueueErrorKind::Unconfirmed) =>
                 {
+                    probe_timeout = (probe_timeout / 2).max(MIN_PROBE_TIMEOUT);
                     let same = repeat(error.kind(), &chain(error), behind.len());
                     behind.into_iter().zip(same).for_each(|(place, answer)| answers[place] = Some(answer));
                 }
@@ -205,8 +205,8 @@ impl Publisher {
                 return answers.into_iter().map(Outcome::Answered).collect();
             }
         };
-        // Queues that did not answer in time to being declared leave the others half of it.
-        let deadline = (started + limit).max(Instant::now() + limit / 2);
+        // Queues that did not answer in time to being declared leave the others half of it, and a probe all of it.
+        let deadline = (started + limit).max(Instant::now() + (limit / 2).max(limit.min(PROBE_TIMEOUT)));
         let finished = batch.run(&channel, deadline).await;
         self.shared.apart.confirmed(batch.confirmed());
         // A blocked connection comes back to life by itself, and could not even be closed now.
@@ -214,7 +214,7 @@ impl Publisher {
             if session.answers().await {
                 let unanswered = batch.unanswered();
                 self.shared.apart.unanswered(unanswered.iter().copied());
-                batch.is_stuck = unanswered.len() == 1;
+                batch.stuck = unanswered.iter().copied().next().filter(|_| unanswered.len() == 1);
             } else {
                 self.shared.publishing.discard(&session);
             }

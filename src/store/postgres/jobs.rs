@@ -34,9 +34,11 @@ statements! { Postgres:
     from {rows} on conflict do nothing
     returning id, state";
 
-    /// The others are locked here until the statement ends. The update, which is of no row, waits for locks of the table
+    /// The others are locked here until the statement ends. The updates, which are of no row, wait for locks of a table
     /// that let rows be locked and not written, such as that of an index which is built.
     locked(ids: Vec<Uuid>) = "with writable as (update jobs set state = state where false),
+    with_attempts as (update attempts set number = number where false),
+    with_claims as (update claims set worker_id = worker_id where false),
     free as materialized (
         select id from jobs where id = any({ids}) for no key update skip locked)
     select id from jobs where id = any({ids}) and id not in (select id from free)";

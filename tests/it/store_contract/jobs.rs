@@ -67,6 +67,11 @@ async fn jobs_that_others_have_locked_are_told_from_a_table_that_none_may_write(
         assert_eq!(t.store.locked(&ids).await.unwrap_err().kind(), StoreErrorKind::Locked, "{mode}");
         keeper.close().await.unwrap();
     }
+    for table in ["attempts", "claims"] {
+        let keeper = t.lock(&format!("lock table {table} in share mode")).await;
+        assert_eq!(t.store.locked(&ids).await.unwrap_err().kind(), StoreErrorKind::Locked, "{table}");
+        keeper.close().await.unwrap();
+    }
 }
 
 on_every_backend!(an_owner_of_old_stays_readable_and_its_jobs_run, async |t| {
