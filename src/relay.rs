@@ -28,7 +28,7 @@ use crate::{
 /// How soon jobs and replies are tried again that were not published because the broker takes nothing at present.
 const DEFER: Duration = Duration::from_secs(2);
 
-/// How soon jobs are tried again whose queue confirms nothing, while they fill no page.
+/// How soon jobs are tried again whose queue confirms nothing, while they are half a page at the most.
 const STUCK_AGAIN: Duration = Duration::from_secs(15);
 
 /// When a reply is offered again that was taken by a process which then vanished.
@@ -160,7 +160,7 @@ impl Relay {
         }
         // All queues may be silent for a moment, and a few jobs can ask again soon. So many that they fill pages would keep
         // those behind them waiting.
-        if !more && !stuck.is_empty() {
+        if !stuck.is_empty() && stuck.len() <= self.options.batch / 2 {
             self.services.store.defer(&stuck, STUCK_AGAIN).await?;
         }
         Ok(Round { more, failed: failed.ids.len() })

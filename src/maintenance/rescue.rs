@@ -92,8 +92,11 @@ impl Rescue {
     pub async fn run_once(&self) -> Result<usize, StoreError> {
         let Options { lease, batch, .. } = self.options;
         let store = &self.services.store;
-        // First, because what comes after it reads the less, and may fail again and again.
-        store.forget_workers(lease * FORGET_AFTER_LEASES).await?;
+        // Always, because the rest reads the less. What fails here must keep no job from being taken over.
+        if let Err(error) = store.forget_workers(lease * FORGET_AFTER_LEASES).await {
+            metrics::STORE_ERRORS.add([error.kind().as_str()], 1);
+            tracing::warn!(error = %chain(&error), "lost workers and their claims cannot be forgotten");
+        }
         if let Some(strays) = &self.strays
             && strays.is_due(lease)
         {

@@ -57,10 +57,10 @@ impl Apart {
         }
     }
 
-    /// Notes addresses that did not confirm in time while the broker answered. One alone is to blame for that, and is
-    /// tried again later; which of several it is, trying each by itself shows.
-    pub(super) fn unanswered<'a>(&self, addresses: impl ExactSizeIterator<Item = &'a Address>) {
-        let wait = if addresses.len() == 1 { PROBE_AGAIN } else { Duration::ZERO };
+    /// Notes addresses that did not confirm in time while the broker answered. One that is to blame for that is tried
+    /// again later; which of several it is, trying each by itself shows.
+    pub(super) fn unanswered<'a>(&self, addresses: impl Iterator<Item = &'a Address>, to_blame: bool) {
+        let wait = if to_blame { PROBE_AGAIN } else { Duration::ZERO };
         let again = Instant::now() + wait;
         let mut apart = lock(&self.0);
         for address in addresses {
@@ -89,13 +89,13 @@ mod tests {
     async fn an_address_that_did_not_confirm_is_tried_again_by_one_message_after_a_while() {
         let apart = Apart::default();
         let batch = ["a", "b", "a", "c"].map(to);
-        apart.unanswered([&batch[0].to].into_iter());
+        apart.unanswered([&batch[0].to].into_iter(), true);
         let plan = apart.plan(&batch);
         assert_eq!(plan, Plan { together: vec![1, 3], not_yet: vec![0, 2], ..Plan::default() });
         tokio::time::advance(PROBE_AGAIN).await;
         let plan = apart.plan(&batch);
         assert_eq!(plan, Plan { together: vec![1, 3], apart: vec![vec![0, 2]], ..Plan::default() });
-        apart.unanswered([&batch[1].to, &batch[3].to].into_iter());
+        apart.unanswered([&batch[1].to, &batch[3].to].into_iter(), false);
         assert_eq!(apart.plan(&batch).apart.len(), 3, "nobody knows which of two it was");
         apart.confirmed(batch.iter().map(|message| &message.to));
         assert_eq!(apart.plan(&batch).together.len(), 4);
@@ -105,7 +105,7 @@ mod tests {
     async fn the_latest_address_is_kept_apart_however_many_there_were() {
         let apart = Apart::default();
         for n in 0..3 * MAX_APART {
-            apart.unanswered([&to(&format!("q{n}")).to].into_iter());
+            apart.unanswered([&to(&format!("q{n}")).to].into_iter(), true);
             tokio::time::advance(Duration::from_millis(1)).await;
             assert_eq!(apart.plan(&[to(&format!("q{n}"))]).not_yet, [0], "{n}");
         }

@@ -30,8 +30,7 @@ pub(super) struct ConfirmBatch<'a> {
     /// `None` while a message is not confirmed. One that is confirmed may have been returned before.
     results: Vec<Option<Result<(), Unpublished>>>,
     returned: HashSet<(Route, Option<ShortString>)>,
-    /// The address that is to blame for messages that are not confirmed in time: the broker answers, and no other address
-    /// is silent.
+    /// The address that is to blame for messages that are not confirmed in time, while the broker answers.
     pub(super) stuck: Option<&'a Address>,
 }
 
@@ -136,11 +135,18 @@ impl<'a> ConfirmBatch<'a> {
         confirmed.map(|(message, _)| &message.to)
     }
 
-    /// The addresses that have not answered. One that has confirmed some of its messages is slow, and works.
+    /// The addresses of messages that are not answered.
     pub(super) fn unanswered(&self) -> HashSet<&'a Address> {
         let unanswered = self.messages.iter().zip(&self.results).filter(|(_, result)| result.is_none());
-        let confirmed: HashSet<_> = self.confirmed().collect();
-        unanswered.map(|(message, _)| &message.to).filter(|to| !confirmed.contains(to)).collect()
+        unanswered.map(|(message, _)| &message.to).collect()
+    }
+
+    /// The address that is to blame for what is not answered: the only one, if it has confirmed nothing. One that has is
+    /// slow, or holds up others, or is held up.
+    pub(super) fn silent(&self) -> Option<&'a Address> {
+        let unanswered = self.unanswered();
+        let mut blamed = unanswered.iter().copied().filter(|_| unanswered.len() == 1);
+        blamed.find(|to| !self.confirmed().any(|confirmed| confirmed == *to))
     }
 
     pub(super) fn unroutable_lanes(&self) -> bool {

@@ -212,9 +212,8 @@ impl Publisher {
         // A blocked connection comes back to life by itself, and could not even be closed now.
         if !finished && session.blocked().is_none() {
             if session.answers().await {
-                let unanswered = batch.unanswered();
-                self.shared.apart.unanswered(unanswered.iter().copied());
-                batch.stuck = unanswered.iter().copied().next().filter(|_| unanswered.len() == 1);
+                batch.stuck = batch.silent();
+                self.shared.apart.unanswered(batch.unanswered().into_iter(), batch.stuck.is_some());
             } else {
                 self.shared.publishing.discard(&session);
             }
@@ -245,7 +244,7 @@ impl Publisher {
                 for (lane, error) in declare(&self.shared, &session, batch).await? {
                     batch.fail_lane(&lane, &error);
                     if error.kind() == QueueErrorKind::Unavailable {
-                        self.shared.apart.unanswered([&Address::Lane(lane)].into_iter());
+                        self.shared.apart.unanswered([&Address::Lane(lane)].into_iter(), true);
                     }
                 }
                 let kept = self

@@ -39,15 +39,18 @@ statements! { Postgres:
         j.id, j.request_id, j.started_at, j.max_attempts, j.max_age_ms, {receipt of j}
     from c cross join lateral {running_of_claim} order by j.started_at, j.id limit {limit}";
 
-    /// Claims of which nothing runs any more are removed by whoever looks, in short rounds.
+    /// Claims of which nothing runs any more are removed by whoever looks, in short rounds: each so many at the most.
     forget(after: i64) = "with over as (
         delete from claims where id in (
             select c.id from claims c
-            where not exists (select 1 from {running_of_claim}) for update skip locked)
+            where not exists (select 1 from {running_of_claim}) limit 10000 for update skip locked)
         returning id),
     forgotten as (
-        delete from workers w where beat_at <= now() - greatest(lease_ms * 1000, {after}::bigint) * interval '1 microsecond'
-            and not exists (select 1 from claims c where c.worker_id = w.id and c.id not in (select id from over))
+        delete from workers where id in (
+            select w.id from workers w
+            where beat_at <= now() - greatest(lease_ms * 1000, {after}::bigint) * interval '1 microsecond'
+                and not exists (select 1 from claims c where c.worker_id = w.id and c.id not in (select id from over))
+            for update skip locked)
         returning 1)
     select count(*) as workers from forgotten";
 }
