@@ -28,7 +28,7 @@ use crate::{
 /// How soon jobs and replies are tried again that were not published because the broker takes nothing at present.
 const DEFER: Duration = Duration::from_secs(2);
 
-/// How soon jobs are tried again whose queue confirms nothing, while they are half a page at the most.
+/// How soon jobs are tried again whose queue confirms nothing, while they are few.
 const STUCK_AGAIN: Duration = Duration::from_secs(15);
 
 /// When a reply is offered again that was taken by a process which then vanished.
@@ -128,10 +128,12 @@ impl Relay {
     async fn publish_jobs(&self) -> Result<Round, StoreError> {
         let due = self.services.store.take_due(self.options.batch, self.options.unclaimed).await?;
         let messages: Vec<Message> = due.iter().map(|due| message(&due.spec)).collect();
+        let sizes: Vec<usize> = messages.iter().map(|message| message.body.len()).collect();
         let more = self.fills_a_page(&messages);
         let (mut failed, mut refused) = (Failures::default(), Failures::default());
-        let (mut published, mut cut_off, mut stuck) = (0, Vec::new(), Vec::new());
-        for (due, answer) in due.iter().zip(self.services.queue.publish(messages).await) {
+        let (mut published, mut cut_off) = (0, Vec::new());
+        let (mut stuck, mut stuck_bytes) = (Vec::new(), 0);
+        for ((due, answer), size) in due.iter().zip(self.services.queue.publish(messages).await).zip(sizes) {
             let id = due.spec.id;
             let Err(error) = answer else {
                 published += 1;
@@ -140,7 +142,10 @@ impl Relay {
             };
             metrics::RELAY_FAILED.add([error.kind().as_str()], 1);
             if error.kind().concerns_one_message() {
-                stuck.extend((error.kind() == QueueErrorKind::Stuck).then_some(id));
+                if error.kind() == QueueErrorKind::Stuck {
+                    stuck.push(id);
+                    stuck_bytes += size;
+                }
                 refused.add(id, error);
                 continue;
             }
@@ -160,7 +165,8 @@ impl Relay {
         }
         // All queues may be silent for a moment, and a few jobs can ask again soon. So many that they fill pages would keep
         // those behind them waiting.
-        if !stuck.is_empty() && stuck.len() <= self.options.batch / 2 {
+        let few = stuck.len() <= self.options.batch / 2 && stuck_bytes <= MAX_BATCH_BYTES / 4;
+        if few && !stuck.is_empty() {
             self.services.store.defer(&stuck, STUCK_AGAIN).await?;
         }
         Ok(Round { more, failed: failed.ids.len() })

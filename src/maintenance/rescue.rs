@@ -11,6 +11,7 @@ use std::{
     time::Duration,
 };
 
+use futures_util::future::join;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -75,10 +76,17 @@ impl Rescue {
         Self { services: services.clone(), options, strays: None, reach }
     }
 
-    /// Looks until `stop`; pages follow each other without a pause while they are full.
+    /// Looks until `stop`; pages follow each other without a pause while they are full. Beside that it forgets lost workers
+    /// of which nothing runs any more, and claims: neither waits for the other.
     pub async fn run(self, stop: CancellationToken) {
-        let Options { poll, batch, .. } = self.options;
-        rounds(&stop, poll, batch, "the rescue", || self.run_once()).await;
+        let Options { poll, batch, lease, .. } = self.options;
+        let forget = || async {
+            self.services.store.forget_workers(lease * FORGET_AFTER_LEASES).await?;
+            Ok(0)
+        };
+        let rescuing = rounds(&stop, poll, batch, "the rescue", || self.run_once());
+        let forgetting = rounds(&stop, poll, batch, "the forgetting of lost workers", forget);
+        join(rescuing, forgetting).await;
     }
 
     /// The same, also for jobs of this worker that are not in flight.
@@ -92,11 +100,6 @@ impl Rescue {
     pub async fn run_once(&self) -> Result<usize, StoreError> {
         let Options { lease, batch, .. } = self.options;
         let store = &self.services.store;
-        // Always, because the rest reads the less. What fails here must keep no job from being taken over.
-        if let Err(error) = store.forget_workers(lease * FORGET_AFTER_LEASES).await {
-            metrics::STORE_ERRORS.add([error.kind().as_str()], 1);
-            tracing::warn!(error = %chain(&error), "lost workers and their claims cannot be forgotten");
-        }
         if let Some(strays) = &self.strays
             && strays.is_due(lease)
         {

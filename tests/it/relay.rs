@@ -56,12 +56,16 @@ impl Running {
         Self { t, stop, relay }
     }
 
+    /// In how many seconds a job is due.
+    async fn due_in(&self, id: JobId) -> Option<i64> {
+        let due_at = self.t.store.job(id).await.unwrap().unwrap().due_at?;
+        Some(due_at.duration_since(self.t.store.now().await.unwrap()).as_secs())
+    }
+
     /// Waits until a job is due in a time within these bounds, in seconds.
     async fn due_within(&self, id: JobId, seconds: std::ops::Range<i64>) {
         until(&format!("a job is due in {seconds:?} s"), LIMIT, async || {
-            let due_at = self.t.store.job(id).await.unwrap().unwrap().due_at?;
-            let wait = due_at.duration_since(self.t.store.now().await.unwrap());
-            seconds.contains(&wait.as_secs()).then_some(())
+            seconds.contains(&self.due_in(id).await?).then_some(())
         })
         .await;
     }
@@ -150,6 +154,31 @@ async fn a_job_whose_queue_was_silent_for_a_moment_is_published_again_soon() {
     .await;
     running.stop().await;
     assert_eq!(queue.reconnects(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn large_jobs_whose_queue_is_silent_wait_longer_though_few_fill_a_page() {
+    let vhost = support::vhost("large-silent").await;
+    let queue = Arc::new(RabbitQueue::new(options(&vhost.amqp_url)).unwrap());
+    queue.check().await.unwrap();
+    set_working(&vhost, "errand.bulk", false).await;
+    let t = TestStore::sqlite().await;
+    let text = "x".repeat(900_000);
+    let large: Vec<_> = (0..4).map(|_| job(json!({"queue": "bulk", "arguments": {"text": text}}))).collect();
+    t.store.insert(&large, Duration::ZERO).await.unwrap();
+    let running = Running::start(t, Arc::clone(&queue) as SharedQueue).await;
+    running.due_within(large[0].id, 1_800..3_601).await;
+    // What is published later is published in a later round.
+    running.t.store.insert(&[job(json!({}))], Duration::ZERO).await.unwrap();
+    until("the other lane's job is published", LIMIT, async || {
+        (queue.depth(&lane("default")).await.unwrap().ready == 1).then_some(())
+    })
+    .await;
+    for job in &large {
+        assert!(running.due_in(job.id).await > Some(1_800));
+    }
+    set_working(&vhost, "errand.bulk", true).await;
+    running.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

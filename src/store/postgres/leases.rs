@@ -43,7 +43,7 @@ statements! { Postgres:
     forget(after: i64) = "with over as (
         delete from claims where id in (
             select c.id from claims c
-            where not exists (select 1 from {running_of_claim}) limit 10000 for update skip locked)
+            where not exists (select 1 from {running_of_claim}) limit 5000 for update skip locked)
         returning id),
     forgotten as (
         delete from workers where id in (
