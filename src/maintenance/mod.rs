@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-use crate::{backoff::RECONNECT, failure::chain, store::StoreError};
+use crate::{backoff::RECONNECT, failure::chain, store::StoreError, telemetry::metrics};
 
 /// Repeats `round`, which returns how many jobs it took, until `stop`: at once while it takes a whole `batch`, otherwise
 /// after about `poll`, because processes that started together need not look together. `task` names it in the log.
@@ -35,8 +35,9 @@ async fn rounds<F: Future<Output = Result<usize, StoreError>>>(
             }
             Err(error) => {
                 failures += 1;
+                metrics::STORE_ERRORS.add([error.kind().as_str()], 1);
                 if failures == 1 {
-                    tracing::warn!(error = %chain(&error), "{task} cannot reach the store; trying again");
+                    tracing::warn!(error = %chain(&error), "{task} fails; trying again");
                 }
                 RECONNECT.wait(failures, fastrand::f64())
             }

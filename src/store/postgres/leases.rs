@@ -11,7 +11,7 @@ use crate::{
     store::{
         Leases, LostJob, Result,
         convert::{micros, to_limit, to_millis},
-        read::readable,
+        read::{StoreRow as _, readable},
         rows,
         sql::statements,
     },
@@ -39,11 +39,11 @@ statements! { Postgres:
         j.id, j.request_id, j.started_at, j.max_attempts, j.max_age_ms, {receipt of j}
     from c cross join lateral {running_of_claim} order by j.started_at, j.id limit {limit}";
 
-    /// Claims of which nothing runs any more are removed by whoever looks, in short rounds: each so many at the most.
-    forget(after: i64) = "with over as (
+    /// Claims of which nothing runs any more are removed by whoever looks, so many at once.
+    forget(after: i64, claims: i64) = "with over as (
         delete from claims where id in (
             select c.id from claims c
-            where not exists (select 1 from {running_of_claim}) limit 5000 for update skip locked)
+            where not exists (select 1 from {running_of_claim}) limit {claims} for update skip locked)
         returning id),
     forgotten as (
         delete from workers where id in (
@@ -52,8 +52,11 @@ statements! { Postgres:
                 and not exists (select 1 from claims c where c.worker_id = w.id and c.id not in (select id from over))
             for update skip locked)
         returning 1)
-    select count(*) as workers from forgotten";
+    select (select count(*) from over) as claims, (select count(*) from forgotten) as workers";
 }
+
+/// How many claims one statement forgets, so that it comes to its end however many there are.
+const FORGET_CLAIMS: i64 = 5_000;
 
 #[async_trait]
 impl Leases for PostgresStore {
@@ -77,6 +80,14 @@ impl Leases for PostgresStore {
     }
 
     async fn forget_workers(&self, after: Duration) -> Result<u64> {
-        self.other.fetch_total(sql::forget(micros(after)), "workers").await
+        let mut workers = 0;
+        loop {
+            let forgotten = self.other.fetch_first(sql::forget(micros(after), FORGET_CLAIMS)).await?;
+            let Some(forgotten) = forgotten else { return Ok(workers) };
+            workers += forgotten.total("workers")?;
+            if forgotten.read::<i64>("claims")? < FORGET_CLAIMS {
+                return Ok(workers);
+            }
+        }
     }
 }

@@ -93,6 +93,20 @@ on_every_backend!(idle_workers_are_forgotten, async |t| {
     assert_eq!(t.store.forget_workers(Duration::ZERO).await.unwrap(), 1);
 });
 
+#[tokio::test]
+async fn however_many_claims_are_over_they_are_forgotten_at_once() {
+    let t = TestStore::postgres().await;
+    let worker = WorkerId::new();
+    t.store.beat(worker, "w", Duration::ZERO).await.unwrap();
+    t.execute(&format!(
+        "insert into claims (worker_id, job_ids) select '{}', array[gen_random_uuid()] from generate_series(1, 12000)",
+        worker.0
+    ))
+    .await;
+    assert_eq!(t.store.forget_workers(Duration::ZERO).await.unwrap(), 1);
+    assert_eq!(t.count("select count(*) from claims").await, 0);
+}
+
 /// Without the statistics, PostgreSQL would compare each job with each claimed ID.
 #[tokio::test]
 async fn the_jobs_of_a_lost_worker_are_found_by_their_keys_before_statistics_know_of_them() {
