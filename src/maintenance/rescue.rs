@@ -81,8 +81,8 @@ impl Rescue {
     pub async fn run(self, stop: CancellationToken) {
         let Options { poll, batch, lease, .. } = self.options;
         let forget = || async {
-            self.services.store.forget_workers(lease * FORGET_AFTER_LEASES).await?;
-            Ok(0)
+            let forgetting = self.services.store.forget_workers(lease * FORGET_AFTER_LEASES);
+            stop.run_until_cancelled(forgetting).await.transpose().map(|_| 0)
         };
         let rescuing = rounds(&stop, poll, batch, "the rescue", || self.run_once());
         let forgetting = rounds(&stop, poll, batch, "the forgetting of lost workers", forget);

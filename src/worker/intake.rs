@@ -215,6 +215,7 @@ impl Intake {
             match &written {
                 Ok(_) => metrics::CLAIM_DURATION.record([], started.elapsed().as_secs_f64()),
                 Err(NotTaken::Locked(places)) => lock(locked).extend(places.iter().map(|place| jobs[*place])),
+                // Each failed try was logged and counted where it was made.
                 Err(_) => {}
             }
             let asked = *lock(&asked);

@@ -31,7 +31,7 @@ use crate::{
     },
     refused::set_working,
     store_contract::{OPERATOR, TestStore, job, job_with_reply},
-    support::{self, wait::until},
+    support::{self, rabbitmq::Vhost, wait::until},
     tool_api::client,
 };
 
@@ -76,6 +76,15 @@ impl Running {
     }
 }
 
+/// A broker on which `errand.bulk` confirms nothing.
+async fn with_silent_bulk(hint: &str) -> (Vhost, Arc<RabbitQueue>) {
+    let vhost = support::vhost(hint).await;
+    let queue = Arc::new(RabbitQueue::new(options(&vhost.amqp_url)).unwrap());
+    queue.check().await.unwrap();
+    set_working(&vhost, "errand.bulk", false).await;
+    (vhost, queue)
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_a_broken_connection_cut_off_is_published_again_soon_though_others_got_through() {
     let vhost = support::vhost("cut-off").await;
@@ -110,10 +119,7 @@ async fn what_a_broken_connection_cut_off_is_published_again_soon_though_others_
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_backlog_for_a_queue_that_confirms_nothing_keeps_no_other_lane_waiting() {
-    let vhost = support::vhost("backlog").await;
-    let queue = Arc::new(RabbitQueue::new(options(&vhost.amqp_url)).unwrap());
-    queue.check().await.unwrap();
-    set_working(&vhost, "errand.bulk", false).await;
+    let (vhost, queue) = with_silent_bulk("backlog").await;
     let t = TestStore::sqlite().await;
     let backlog: Vec<_> = (0..300).map(|_| job(json!({"queue": "bulk", "priority": 9}))).collect();
     t.store.insert(&backlog, Duration::ZERO).await.unwrap();
@@ -136,10 +142,7 @@ async fn a_backlog_for_a_queue_that_confirms_nothing_keeps_no_other_lane_waiting
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_job_whose_queue_was_silent_for_a_moment_is_published_again_soon() {
-    let vhost = support::vhost("silent").await;
-    let queue = Arc::new(RabbitQueue::new(options(&vhost.amqp_url)).unwrap());
-    queue.check().await.unwrap();
-    set_working(&vhost, "errand.bulk", false).await;
+    let (vhost, queue) = with_silent_bulk("silent").await;
     let t = TestStore::sqlite().await;
     let silent = job(json!({"queue": "bulk"}));
     t.store.insert(std::slice::from_ref(&silent), Duration::ZERO).await.unwrap();
@@ -158,10 +161,7 @@ async fn a_job_whose_queue_was_silent_for_a_moment_is_published_again_soon() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn large_jobs_whose_queue_is_silent_wait_longer_though_few_fill_a_page() {
-    let vhost = support::vhost("large-silent").await;
-    let queue = Arc::new(RabbitQueue::new(options(&vhost.amqp_url)).unwrap());
-    queue.check().await.unwrap();
-    set_working(&vhost, "errand.bulk", false).await;
+    let (vhost, queue) = with_silent_bulk("large-silent").await;
     let t = TestStore::sqlite().await;
     let text = "x".repeat(900_000);
     let large: Vec<_> = (0..4).map(|_| job(json!({"queue": "bulk", "arguments": {"text": text}}))).collect();

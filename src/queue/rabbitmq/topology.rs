@@ -80,6 +80,7 @@ impl Topology {
         // RabbitMQ 3.10 says that a quorum queue is there while another connection is still declaring it, and ends the
         // connection that consumes too early. Among processes this can still happen, and consuming again helps.
         let turn = Arc::clone(lock(&self.declaring).entry(lane.clone()).or_default());
+        // Where the turn does not come in time, nothing is lost by declaring beside the other: the broker answers both.
         let _turn = timeout(BROKER_TIMEOUT, turn.lock()).await.ok();
         let name = lane_queue(lane)?;
         self.ensure_resource(session, &Resource::Queue(name.clone())).await?;

@@ -55,7 +55,7 @@ statements! { Postgres:
     select (select count(*) from over) as claims, (select count(*) from forgotten) as workers";
 }
 
-/// How many claims one statement forgets, so that it comes to its end however many there are.
+/// How many claims one statement forgets, so that a backlog of them is not one long transaction.
 const FORGET_CLAIMS: i64 = 5_000;
 
 #[async_trait]
