@@ -80,7 +80,7 @@ pub(super) async fn run(command: Command, context: &Context) -> anyhow::Result<E
             let mut refused = false;
             for id in ids {
                 let line = match requeue(context, &open, id, without_reply).await? {
-                    Ok(job) => format!("{id} is job {job} now"),
+                    Ok(done) => done,
                     Err(reason) => {
                         refused = true;
                         format!("{id} stays rejected: {reason}")
@@ -148,13 +148,13 @@ fn summary(view: &RejectedView) -> serde_json::Value {
     })
 }
 
-/// Reads a message again and enqueues it; the inner error says why it stays rejected.
+/// Reads a message again and enqueues it, and says what it is now; the inner error says why it stays rejected.
 async fn requeue(
     context: &Context,
     open: &OpenDoor,
     id: Uuid,
     without_reply: bool,
-) -> anyhow::Result<Result<JobId, String>> {
+) -> anyhow::Result<Result<String, String>> {
     let view = find(&open.store, id).await?;
     if view.requeued_at.is_some() {
         return Ok(Err("it was requeued before".to_owned()));
@@ -172,12 +172,13 @@ async fn requeue(
         Ok(spec) => Arc::new(spec),
         Err(error) => return Ok(Err(error.message)),
     };
-    let job = match open.door.enqueue(&[spec]).await?.into_iter().next() {
-        Some(Enqueued::New(job) | Enqueued::Duplicate(job)) => job,
+    let done = match open.door.enqueue(&[spec]).await?.into_iter().next() {
+        Some(Enqueued::New(job)) => format!("{id} is job {job} now"),
+        Some(Enqueued::Duplicate(job)) => format!("{id} was job {job} before, so nothing new is enqueued"),
         Some(Enqueued::Refused(error)) => return Ok(Err(error.message().to_owned())),
         Some(Enqueued::Conflict(conflict)) => return Ok(Err(conflict.message().to_owned())),
         None => anyhow::bail!("the store gave no answer"),
     };
     open.store.mark_requeued(id).await?;
-    Ok(Ok(job))
+    Ok(Ok(done))
 }

@@ -24,6 +24,16 @@ impl ApiError {
             || self.slug.as_deref().is_some_and(|slug| SLUGS.iter().any(|family| slug.starts_with(family)))
             || self.code.is_some_and(|code| CODES.contains(&code))
     }
+
+    /// Whether the API itself says what is wrong with the request. What stands in front of it, and its router where a path is
+    /// wrong, tell no more than the HTTP status, also where they put it into a code or a slug.
+    pub fn tells_more_than(&self, status: u16) -> bool {
+        match (self.slug.as_deref(), self.code) {
+            (Some(slug), _) => !slug.starts_with("HTTP_"),
+            (None, Some(code)) => code % 10_000 != i64::from(status),
+            (None, None) => false,
+        }
+    }
 }
 
 /// Why a look-up gave nothing.

@@ -104,9 +104,12 @@ pub(super) fn reject(lane: &QueueName, delivery: &Delivery, error: EnvelopeError
     let mut name = Vec::with_capacity(delivery.body.len() + 128);
     name.extend_from_slice(lane.as_str().as_bytes());
     name.push(0);
-    let Properties { message_id, unreadable, .. } = &delivery.properties;
-    name.extend_from_slice(message_id.as_deref().or(unreadable.as_deref()).unwrap_or("").as_bytes());
-    name.push(0);
+    let Properties { message_id, unreadable, reply_to, correlation_id, .. } = &delivery.properties;
+    // Two callers may send the same body without an ID, and each waits for a reply of its own.
+    for part in [message_id.as_ref().or(unreadable.as_ref()), reply_to.as_ref(), correlation_id.as_ref()] {
+        name.extend_from_slice(part.map_or("", String::as_str).as_bytes());
+        name.push(0);
+    }
     name.extend_from_slice(&delivery.body);
     let id = Uuid::new_v5(&REJECTED_NAMESPACE, &name);
     let bytes = delivery.body.len();

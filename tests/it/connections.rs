@@ -75,6 +75,27 @@ async fn an_account_that_is_listed_as_active_and_refused_by_the_provider_costs_f
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_job_whose_chosen_account_was_deleted_goes_on_with_the_next_one() {
+    let harness = Harness::new("deleted", "").await;
+    let mut settings = QUICK;
+    settings[5] = ("ERRAND__COMPOSIO__ACCOUNT_CACHE_SECS", "60");
+    let _worker = harness.worker(&settings).await;
+    let first = read("u-bob");
+    harness.publish(std::slice::from_ref(&first)).await;
+    harness.job_in(first.id(), &["succeeded"]).await;
+    harness.delete_account("ca_bob").await;
+
+    let second = read("u-bob");
+    harness.publish(std::slice::from_ref(&second)).await;
+    let shown = harness.job_in(second.id(), &["held", "failed"]).await;
+    assert_eq!((&shown["state"], &shown["held_reason"]), (&"held".into(), &"connection".into()), "{shown}");
+    harness.connect("u-bob", "ac_1").await;
+    let shown = harness.job_in(second.id(), &["succeeded", "failed"]).await;
+    assert_eq!(shown["state"], "succeeded", "{shown}");
+    assert_ne!(shown["connected_account_id"], "ca_bob");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_job_that_waits_for_a_connection_longer_than_it_may_fails_and_says_so() {
     jobs_give_up_waiting("tooold", &QUICK).await;
 }

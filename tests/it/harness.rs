@@ -216,6 +216,12 @@ impl Harness {
         assert!(answer.status().is_success());
     }
 
+    pub(crate) async fn delete_account(&self, account: &str) {
+        let url = format!("{}/api/v3/connected_accounts/{account}", self.sandbox.base_url());
+        let request = support::http::client().delete(url).header("x-api-key", "ak_test_good");
+        assert!(request.send().await.unwrap().status().is_success());
+    }
+
     /// Connects a new account, as a person would on the hosted page.
     pub(crate) async fn connect(&self, user: &str, auth_config: &str) {
         let url = format!("{}/api/v3/connected_accounts/link", self.sandbox.base_url());

@@ -60,9 +60,16 @@ impl Cause {
         let cause = by_slug(error, context)
             .or_else(|| error.is_key_problem(status).then_some(Self::Key))
             .or_else(|| error.code.and_then(by_code))
-            .unwrap_or_else(|| by_status(status));
+            .unwrap_or_else(|| match by_status(status) {
+                Self::Refused | Self::UnknownTool if is_vague(status) && !error.tells_more_than(status) => {
+                    Self::Intercepted
+                }
+                cause => cause,
+            });
         match cause {
             Self::UnknownAccount if context.account.is_none() => Self::NoConnection,
+            // It was chosen for the job, and another may be chosen when the owner has connected one.
+            Self::UnknownAccount if !context.explicit_account => Self::DeadConnection,
             cause => cause,
         }
     }
@@ -129,13 +136,9 @@ impl Cause {
             ),
             Self::NoConnection => needs_connection(owner, toolkit),
             Self::DeadConnection => needs_reconnection(owner, toolkit, "can no longer be used"),
-            Self::UnknownAccount if context.explicit_account => format!(
+            Self::UnknownAccount => format!(
                 "there is no connected account `{account}`; name an account of this project in \
                  `connected_account_id`, or leave the field out"
-            ),
-            Self::UnknownAccount => format!(
-                "the connected account `{account}`, which was chosen for this job, no longer exists; enqueue \
-                 the job anew to use the account that `{field}` {owner_id} has connected since"
             ),
             Self::OtherOwner if context.account.is_some() => format!(
                 "the connected account `{account}` does not belong to `{field}` {owner_id}; name one of its \
@@ -159,10 +162,15 @@ impl Cause {
 fn by_status_alone(status: u16, reason: &Reason) -> Cause {
     match (by_status(status), reason) {
         (Cause::Refused | Cause::UnknownTool | Cause::DeadConnection, Reason::Lost) => Cause::ReasonLost,
-        (Cause::Refused | Cause::UnknownTool, _) if matches!(status, 403 | 404) => Cause::Intercepted,
+        (Cause::Refused | Cause::UnknownTool, _) if is_vague(status) => Cause::Intercepted,
         (Cause::UnknownTool | Cause::DeadConnection, _) => Cause::Refused,
         (cause, _) => cause,
     }
+}
+
+/// Whether something in front of the API answers with this status too when it is troubled or a path is wrong.
+fn is_vague(status: u16) -> bool {
+    matches!(status, 403 | 404)
 }
 
 fn by_slug(error: &ApiError, context: &Context<'_>) -> Option<Cause> {

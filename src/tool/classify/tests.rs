@@ -127,8 +127,7 @@ fn a_failed_tool_is_repeated_only_where_the_provider_did_nothing_or_repeating_is
 #[test]
 fn refusals_go_by_slug_then_code_then_status() {
     use ErrorKind::{
-        AccountMismatch, AccountNotFound, Credentials, NeedsConnection, NeedsReconnection, Refused,
-        Throttled, UnknownTool,
+        AccountMismatch, Credentials, NeedsConnection, NeedsReconnection, Refused, Throttled, UnknownTool,
     };
     let html = "<html>Just a moment...</html>".to_owned();
     let not_found = "ActionExecute_ConnectedAccountNotFound";
@@ -157,15 +156,19 @@ fn refusals_go_by_slug_then_code_then_status() {
         (422, r#"{"error":{"message":"m"}}"#.into(), "connection", NeedsReconnection),
         (400, slug(1811, "ActionExecute_ConnectedAccountEntityIdRequired"), "fail", AccountMismatch),
         (400, slug(1812, "ActionExecute_ConnectedAccountEntityIdMismatch"), "fail", AccountMismatch),
-        (400, slug(1803, not_found), "fail", AccountNotFound),
-        (404, slug(606, "ConnectedAccount_ResourceNotFound"), "fail", AccountNotFound),
-        (400, r#"{"error":{"code":1806}}"#.into(), "fail", AccountNotFound),
+        (400, slug(1803, not_found), "connection", NeedsReconnection),
+        (404, slug(606, "ConnectedAccount_ResourceNotFound"), "connection", NeedsReconnection),
+        (400, r#"{"error":{"code":1806}}"#.into(), "connection", NeedsReconnection),
         (400, r#"{"error":{"message":"bad","errors":["x is missing"]}}"#.into(), "fail", Refused),
         (402, r#"{"error":"pay","tag":"X"}"#.into(), "fail", Refused),
         (409, "{}".into(), "fail", Refused),
         (413, html.clone(), "fail", Refused),
         (422, html.clone(), "fail", Refused),
-        (403, r#"{"error":{"code":"403","message":"Forbidden","id":"x"}}"#.into(), "fail", Refused),
+        (403, r#"{"error":{"code":"403","message":"Forbidden","id":"x"}}"#.into(), "retry", Refused),
+        (403, r#"{"message":"Forbidden"}"#.into(), "retry", Refused),
+        (404, slug(10404, "HTTP_NotFound"), "retry", Refused),
+        (404, r#"{"error":{"code":10404,"message":"no such route"}}"#.into(), "retry", Refused),
+        (404, r#"{"message":"no Route matched with those values"}"#.into(), "retry", Refused),
         (400, r#"{"data":{},"error":"bad","successful":false}"#.into(), "fail", Refused),
         (403, html.clone(), "retry", Refused),
         (404, html.clone(), "retry", Refused),
@@ -240,14 +243,14 @@ fn a_lost_refusal_is_asked_for_again_and_an_oversized_success_is_never() {
 }
 
 #[test]
-fn a_missing_account_waits_for_a_connection_unless_one_was_sent() {
+fn a_missing_account_waits_for_a_connection_unless_the_job_named_it() {
     let owner = owner();
     let body = slug(1803, "ActionExecute_ConnectedAccountNotFound");
     let of = |account, explicit| {
         verdict(&classify(reply(400, &body), &context(&owner, Effect::Once, account, explicit)))
     };
     assert_eq!(of(None, false), ("connection", Some(ErrorKind::NeedsConnection)));
-    assert_eq!(of(Some("ca_1"), false), ("fail", Some(ErrorKind::AccountNotFound)));
+    assert_eq!(of(Some("ca_1"), false), ("connection", Some(ErrorKind::NeedsReconnection)));
     assert_eq!(of(Some("ca_1"), true), ("fail", Some(ErrorKind::AccountNotFound)));
 }
 

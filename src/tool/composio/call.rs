@@ -1,8 +1,8 @@
 //! One call of a tool, made once: no retry, no redirect, no replay on another connection.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    io,
+    sync::{Arc, Mutex},
 };
 
 use bytes::Bytes;
@@ -20,9 +20,12 @@ use super::{
     response::{Unread, chain, collect, header},
     retry_after::retry_after,
 };
-use crate::tool::{
-    Answer, Body, Call, Reply,
-    decode::{decode, empty_object},
+use crate::{
+    sync::lock,
+    tool::{
+        Answer, Body, Call, Reply,
+        decode::{decode, empty_object},
+    },
 };
 
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -33,8 +36,7 @@ const DEPRECATED: HeaderName = HeaderName::from_static("composio-deprecated-tool
 impl Composio {
     pub(super) async fn call(&self, call: &Call) -> Reply {
         let deadline = Instant::now() + call.timeout;
-        let started = Arc::new(AtomicBool::new(false));
-        let request = match self.call_request(call, started.clone()) {
+        let (request, body) = match self.call_request(call) {
             Ok(request) => request,
             Err(cause) => return Reply::NotSent(cause),
         };
@@ -45,17 +47,16 @@ impl Composio {
                 Reply::NotSent(self.scrubber.scrub(chain(error)))
             }
             Ok(Err(error)) => Reply::NoAnswer(self.scrubber.scrub(chain(error))),
-            // Nobody asked for the body, so the connection was never ready for it.
-            Err(_) if !started.load(Ordering::Acquire) => {
+            // The connection was never ready for the body, and now it cannot have it any more.
+            Err(_) if lock(&body).take().is_some() => {
                 Reply::NotSent(format!("no connection within {} ms", call.timeout.as_millis()))
             }
             Err(_) => Reply::NoAnswer(format!("no answer within {} ms", call.timeout.as_millis())),
         }
     }
 
-    /// Builds a call. `started` is set when the body is first asked for, which the HTTP client does
-    /// only on an open connection, and before it sends anything.
-    fn call_request(&self, call: &Call, started: Arc<AtomicBool>) -> Result<Request, String> {
+    /// Builds a call. The HTTP client takes the body only on an open connection, and before it sends anything.
+    fn call_request(&self, call: &Call) -> Result<(Request, Untaken), String> {
         let spec = &*call.spec;
         if NOT_SLUGS.contains(&spec.tool.as_str()) {
             return Err("this slug is not a tool's".into());
@@ -79,12 +80,12 @@ impl Composio {
         if let Some(parent) = spec.traceparent.as_deref().and_then(|text| HeaderValue::from_str(text).ok()) {
             headers.insert(TRACEPARENT, parent);
         }
-        let body = Bytes::from(body);
+        let body: Untaken = Arc::new(Mutex::new(Some(body.into())));
+        let taken = body.clone();
         *request.body_mut() = Some(HttpBody::wrap_stream(stream::once(async move {
-            started.store(true, Ordering::Release);
-            Ok::<_, std::convert::Infallible>(body)
+            lock(&taken).take().ok_or_else(|| io::Error::other("the call was given up"))
         })));
-        Ok(request)
+        Ok((request, body))
     }
 
     async fn read_answer(&self, mut response: Response, deadline: Instant) -> Answer {
@@ -108,6 +109,9 @@ impl Composio {
         Answer { status, retry_after, deprecated, body }
     }
 }
+
+/// A body until it is taken, once: to be sent, or by whoever says that nothing was sent.
+type Untaken = Arc<Mutex<Option<Bytes>>>;
 
 /// The body of a call. `arguments` goes out as it came in, so that no number loses digits.
 #[derive(Serialize)]

@@ -185,7 +185,6 @@ impl Composio {
         if status.is_success() {
             return Ok(Found { body: body?, date });
         }
-        // The status says enough when the body is lost.
         let scrub = |error: Box<ApiError>| self.scrubber.scrub_error(*error).into();
         Err(match lookup_error(status.as_u16(), retry_after, &body.unwrap_or_default()) {
             ToolError::NotFound(error) => ToolError::NotFound(scrub(error)),
@@ -229,17 +228,19 @@ pub fn lookup_error(status: u16, retry_after: Option<Duration>, body: &[u8]) -> 
         Body::Result(result) => Some(ApiError { message: result.error, ..ApiError::default() }),
         Body::Opaque | Body::TooLarge | Body::Broken(_) => None,
     };
-    let known = error.is_some();
+    let is_readable = error.is_some();
     let error = Box::new(error.unwrap_or_default());
     match status {
         429 => ToolError::Throttled { retry_after },
         _ if error.is_key_problem(status) => ToolError::Credentials { status, error },
-        404 | 410 if known => ToolError::NotFound(error),
-        // Without a word of the API this is a wrong base URL or something in between, and "not
-        // found" would fail every job for good.
-        404 => ToolError::Unavailable("it answered 404 without an error body; check its base URL".into()),
+        // Without a word of the API this is a wrong base URL or something in between, and a refusal would fail every job
+        // for good.
+        403 | 404 | 410 if !error.tells_more_than(status) => ToolError::Unavailable(format!(
+            "it answered {status} without an error of the API; check its base URL, and what is in front of it"
+        )),
+        404 | 410 => ToolError::NotFound(error),
         400..=499 if matches!(error.code, Some(606 | 1800 | 2401)) => ToolError::NotFound(error),
-        408 => ToolError::Unavailable("it answered 408".into()),
+        400..=499 if status == 408 || !is_readable => ToolError::Unavailable(format!("it answered {status}")),
         400..=499 => ToolError::Refused { status, error },
         300..=399 => ToolError::Unavailable(format!(
             "it answered {status}; redirects are not followed, check its base URL"
@@ -268,7 +269,22 @@ mod tests {
         assert!(matches!(of(404, &slug("Tool_ToolNotFound")), ToolError::NotFound(_)));
         assert!(matches!(of(410, &slug("X")), ToolError::NotFound(_)));
         assert!(matches!(of(400, r#"{"error":{"code":2401}}"#), ToolError::NotFound(_)));
-        assert!(matches!(of(404, "<html>"), ToolError::Unavailable(_)));
+        for (status, body) in [
+            (404, "<html>"),
+            (403, "<html>Just a moment...</html>"),
+            (403, ""),
+            (403, r#"{"error":{"code":"403","message":"Forbidden","id":"x"}}"#),
+            (403, r#"{"message":"Forbidden"}"#),
+            (404, r#"{"error":{"code":10404,"slug":"HTTP_NotFound","message":"no such route"}}"#),
+            (404, r#"{"message":"no Route matched with those values"}"#),
+            (410, ""),
+            (400, "<html>"),
+            (422, ""),
+        ] {
+            assert!(matches!(of(status, body), ToolError::Unavailable(_)), "{status} {body}");
+        }
+        assert!(matches!(of(400, r#"{"message":"bad"}"#), ToolError::Refused { status: 400, .. }));
+        assert!(matches!(of(404, r#"{"error":{"code":2401}}"#), ToolError::NotFound(_)));
         assert!(matches!(of(429, ""), ToolError::Throttled { .. }));
         for status in [301, 408, 500, 502, 503, 599] {
             assert!(matches!(of(status, ""), ToolError::Unavailable(_)), "{status}");

@@ -16,6 +16,7 @@ on_both_pairs! {
     an_answer_larger_than_the_limit_is_not_read_to_its_end [("ERRAND__COMPOSIO__MAX_RESPONSE_BYTES", "1048576")],
     numbers_arrive_and_come_back_digit_by_digit [],
     what_json_can_say_and_databases_cannot_arrives_and_comes_back [],
+    what_a_gateway_forbids_or_does_not_find_fails_no_job [],
 }
 
 /// How the body of a success begins that does not end.
@@ -58,6 +59,29 @@ async fn an_answer_larger_than_the_limit_is_not_read_to_its_end(pair: Backends) 
     let (taken, grown) = (pair.front.endless_bytes(), pair.worker.peak_memory() - before);
     assert!(taken < 64 << 20, "{taken} bytes were taken of endless answers");
     assert!(grown < 48 << 20, "memory grew by {grown} bytes");
+}
+
+/// It happens to look-ups first, and then to calls, which the API behind it sees all the same.
+async fn what_a_gateway_forbids_or_does_not_find_fails_no_job(pair: Backends) {
+    let in_between = || {
+        [
+            ("403 Forbidden", "<html>Just a moment...</html>"),
+            ("403 Forbidden", ""),
+            ("403 Forbidden", r#"{"error":{"code":"403","message":"Forbidden","id":"x"}}"#),
+            ("404 Not Found", r#"{"message":"no Route matched with those values"}"#),
+            ("404 Not Found", r#"{"error":{"code":10404,"slug":"HTTP_NotFound","message":"no such route"}}"#),
+        ]
+        .map(|(status, body)| Answer::new(status, body))
+    };
+    for _ in 0..2 {
+        let (reads, sends) = (id(), id());
+        pair.front.script(in_between().into_iter().chain(in_between()).chain([Answer::theirs()]));
+        pair.submit(&[read(&reads), send(&sends)]).await;
+        for job in [&reads, &sends] {
+            let shown = pair.job_in(job, &["succeeded", "failed", "held"]).await;
+            assert_eq!(shown["state"], "succeeded", "{shown}");
+        }
+    }
 }
 
 /// Numbers that floating point cannot hold, and spellings that it would change.

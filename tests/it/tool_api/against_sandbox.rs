@@ -69,9 +69,7 @@ fn repo(user: &str, account: Option<&str>) -> Call {
 
 #[tokio::test]
 async fn the_sandboxs_refusals_mean_what_they_should() {
-    use ErrorKind::{
-        AccountMismatch, AccountNotFound, Credentials, NeedsConnection, NeedsReconnection, UnknownTool,
-    };
+    use ErrorKind::{AccountMismatch, Credentials, NeedsConnection, NeedsReconnection, UnknownTool};
     let bench = Bench::start().await;
     let done = bench.run(Effect::Once, repo("u-alice", Some("ca_alice_new"))).await;
     assert_eq!((done.outcome, done.http_status), (AttemptOutcome::Succeeded, Some(200)));
@@ -81,7 +79,7 @@ async fn the_sandboxs_refusals_mean_what_they_should() {
     let unknown = call(spec(&json!({"user_id": "u-alice", "tool": "GITHUB_NOPE"})));
     let rows = [
         ("another owner's account", repo("u-alice", Some("ca_bob")), AccountMismatch),
-        ("a missing account", repo("u-alice", Some("ca_missing")), AccountNotFound),
+        ("a chosen account that is missing", repo("u-alice", Some("ca_missing")), NeedsReconnection),
         ("nobody's", repo("u-nobody", None), NeedsConnection),
         ("expired", repo("u-exp", Some("ca_exp")), NeedsReconnection),
         ("initializing", repo("u-init", Some("ca_init")), NeedsReconnection),

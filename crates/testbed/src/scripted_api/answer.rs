@@ -57,7 +57,7 @@ impl Answer {
         Self::of(Content::Endless { announced, start: start.into() }).closing()
     }
 
-    pub(super) fn theirs() -> Self {
+    pub fn theirs() -> Self {
         Self::of(Content::Theirs)
     }
 
