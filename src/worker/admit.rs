@@ -1,6 +1,9 @@
 //! What a delivery is: a job to claim, or a message to reject. Decided without waiting for anything.
 
-use std::sync::Arc;
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+};
 
 use uuid::Uuid;
 
@@ -15,6 +18,10 @@ use crate::{
     telemetry::metrics,
 };
 
+/// Why a message is rejected that errand cannot even look at.
+const PANICKED: &str = "a bug in errand ended the reading of this message, and its log says where: report it, and requeue the \
+    message with a build that has it mended";
+
 /// Why a message is rejected whose ID, reply queue and headers are not known.
 const UNREADABLE: &str = "the properties of the message cannot be read: a property or the name of a header is not UTF-8, \
     headers are nested deeper than 32 levels, or all of it is longer than one frame (128 KiB); publish it with short text \
@@ -22,6 +29,12 @@ const UNREADABLE: &str = "the properties of the message cannot be read: a proper
 
 /// The namespace of IDs of rejected messages, which are derived from the message.
 const REJECTED_NAMESPACE: Uuid = Uuid::from_u128(0x2d0c_6f5a_9b7e_5f0e_8c52_6572_7261_6e64);
+
+/// What `read` makes of a message. One on which it panics would end the lane each time that it comes, so it is rejected.
+pub(super) fn guarded<T>(read: impl FnOnce() -> Result<T, EnvelopeError>) -> Result<T, EnvelopeError> {
+    let panicked = |_| Err(EnvelopeError::new(EnvelopeReason::BadValue, PANICKED));
+    catch_unwind(AssertUnwindSafe(read)).unwrap_or_else(panicked)
+}
 
 /// The claim that a delivery becomes, or why it is not a job.
 pub(super) fn admit(shared: &Shared, lane: &QueueName, delivery: &Delivery) -> Result<Claim, EnvelopeError> {
@@ -121,5 +134,17 @@ pub(super) fn reject(lane: &QueueName, delivery: &Delivery, error: EnvelopeError
         message: error.message,
         body: delivery.body.to_vec(),
         properties,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_whose_reading_panics_is_rejected() {
+        let error = guarded(|| -> Result<(), EnvelopeError> { panic!("a bug") }).unwrap_err();
+        assert_eq!(error.reason, EnvelopeReason::BadValue);
+        assert_eq!(guarded(|| Ok(7)).ok(), Some(7));
     }
 }

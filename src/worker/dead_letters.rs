@@ -7,10 +7,11 @@ use std::{sync::Arc, time::Duration};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    admit::reject,
+    admit::{guarded, reject},
     intake::{Intake, UNKNOWN_JOB, job_bytes},
     persist::{Unwritten, bisect, each},
     shared::Shared,
+    stall_detector::stalled,
 };
 use crate::{
     backoff::RECONNECT,
@@ -32,9 +33,9 @@ const NOT_DEAD: &str = "the message came through the dead-letter queue `errand.d
 pub(super) async fn run(shared: Arc<Shared>, stop: CancellationToken) {
     let metrics = Arc::new(LaneMetrics::new(QueueName::DEAD));
     let intake = Intake { lane: QueueName::dead(), shared, metrics, stop };
-    let mut failures = 0;
+    let (mut failures, mut renewals) = (0, 0);
     while !intake.stop.is_cancelled() {
-        let Err(error) = consume(&intake, &mut failures).await else { return };
+        let Err(error) = consume(&intake, &mut failures, &mut renewals).await else { return };
         failures += 1;
         let wait = RECONNECT.wait(failures, fastrand::f64());
         if failures == 1 {
@@ -45,7 +46,7 @@ pub(super) async fn run(shared: Arc<Shared>, stop: CancellationToken) {
     }
 }
 
-async fn consume(intake: &Intake, failures: &mut u32) -> Result<(), QueueError> {
+async fn consume(intake: &Intake, failures: &mut u32, renewals: &mut u32) -> Result<(), QueueError> {
     let Intake { lane, shared, stop, .. } = intake;
     let Some(consumer) = stop.run_until_cancelled(shared.services.queue.consume(lane, BATCH)).await else {
         return Ok(());
@@ -53,13 +54,22 @@ async fn consume(intake: &Intake, failures: &mut u32) -> Result<(), QueueError> 
     let mut consumer = consumer?;
     *failures = 0;
     let settler = consumer.settler();
-    while let Some(deliveries) = stop.run_until_cancelled(consumer.next(BATCH.into())).await {
-        if !take(intake, deliveries?, &settler).await {
-            break;
+    loop {
+        let deliveries = tokio::select! {
+            biased;
+            // What is left to the broker here comes again.
+            () = stop.cancelled() => return Ok(()),
+            deliveries = consumer.next(BATCH.into()) => deliveries?,
+            error = stalled(shared, lane, *renewals) => {
+                *renewals += 1;
+                return Err(error);
+            }
+        };
+        *renewals = 0;
+        if !take(intake, deliveries, &settler).await {
+            return Ok(());
         }
     }
-    // What is left to the broker here comes again.
-    Ok(())
 }
 
 /// Takes deliveries to their end: stored, rejected or given back. `false` when the worker should stop.
@@ -111,7 +121,7 @@ async fn job_of(intake: &Intake, delivery: &Delivery) -> Result<Arc<JobSpec>, Re
     let lane = died_in(delivery)
         .ok_or_else(|| Refusal::Envelope(EnvelopeError::new(EnvelopeReason::BadValue, NOT_DEAD)))?;
     let arrival = Arrival { known: properties.from_store, ..properties.arrival(&lane, None) };
-    let spec = decode(&delivery.body, &arrival).map_err(Refusal::Envelope)?;
+    let spec = guarded(|| decode(&delivery.body, &arrival)).map_err(Refusal::Envelope)?;
     if properties.from_store {
         // The relay publishes it again by itself, if the store has it.
         match shared.services.store.job(spec.id).await {

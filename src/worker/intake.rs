@@ -11,7 +11,7 @@ use tokio::{sync::OwnedSemaphorePermit, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    admit::{admit, anonymous_job, reject},
+    admit::{admit, anonymous_job, guarded, reject},
     attempt,
     crash::CrashPoint,
     persist::{NotTaken, Persist, Unwritten, bisect, each, split},
@@ -56,7 +56,7 @@ impl Intake {
         let (mut claims, mut admitted) =
             (Vec::with_capacity(deliveries.len()), Vec::with_capacity(deliveries.len()));
         for delivery in deliveries {
-            match admit(&self.shared, &self.lane, &delivery) {
+            match guarded(|| admit(&self.shared, &self.lane, &delivery)) {
                 Ok(claim) => {
                     claims.push(claim);
                     admitted.push(delivery);

@@ -14,11 +14,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{
-    intake::Intake,
-    shared::Shared,
-    stall_detector::{CHECK_INTERVALS, StallDetector},
-};
+use super::{intake::Intake, shared::Shared, stall_detector::stalled};
 use crate::{
     backoff::RECONNECT,
     bounds::CLAIM_BATCH,
@@ -142,7 +138,7 @@ impl Lane {
                     biased;
                     () = stop.cancelled() => break End::Stopped,
                     arrived = next => arrived?,
-                    error = self.stalled(*renewals) => {
+                    error = stalled(shared, &self.intake.lane, *renewals) => {
                         *renewals += 1;
                         return Err(error);
                     }
@@ -168,21 +164,6 @@ impl Lane {
     /// so that few steps lead from one to the most.
     fn wants_more(&self, ahead: u16, room: usize) -> bool {
         ahead < self.most_ahead && room >= usize::from(ahead.saturating_mul(2).min(self.most_ahead))
-    }
-
-    /// Checks the queue now and then while nothing comes, and returns when something should have come.
-    async fn stalled(&self, renewals: u32) -> QueueError {
-        let Intake { lane: name, shared, .. } = &self.intake;
-        let mut detector = StallDetector::default();
-        loop {
-            tokio::time::sleep(CHECK_INTERVALS.wait(renewals + 1, fastrand::f64())).await;
-            let seen = shared.services.queue.depth(name).await;
-            if let Err(stall) = detector.observe(&seen) {
-                metrics::SUBSCRIPTIONS_RENEWED.add([name.as_str()], 1);
-                let sentence = format!("nothing comes through the subscription: {stall}");
-                return QueueError::new(QueueErrorKind::Unavailable, sentence);
-            }
-        }
     }
 
     /// Waits until a slot is free, and takes all that are free up to one batch. `None` when the lane should stop.

@@ -6,24 +6,41 @@
 
 use std::time::Duration;
 
+use super::shared::Shared;
 use crate::{
     backoff::Intervals,
+    job::QueueName,
     queue::{Depth, QueueError, QueueErrorKind},
+    telemetry::metrics,
 };
 
 /// Time between two checks of a queue. It grows while subscribing anew brings nothing, because there are queues from which a
 /// healthy consumer gets nothing: those that were declared with a single active consumer.
-pub(super) const CHECK_INTERVALS: Intervals =
+const CHECK_INTERVALS: Intervals =
     Intervals::doubling(Duration::from_secs(4), Duration::from_secs(300)).with_jitter(0.2);
 
+/// Checks the queue now and then while nothing comes, and returns when something should have come.
+pub(super) async fn stalled(shared: &Shared, lane: &QueueName, renewals: u32) -> QueueError {
+    let mut detector = StallDetector::default();
+    loop {
+        tokio::time::sleep(CHECK_INTERVALS.wait(renewals + 1, fastrand::f64())).await;
+        let seen = shared.services.queue.depth(lane).await;
+        if let Err(stall) = detector.observe(&seen) {
+            metrics::SUBSCRIPTIONS_RENEWED.add([lane.as_str()], 1);
+            let sentence = format!("nothing comes through the subscription: {stall}");
+            return QueueError::new(QueueErrorKind::Unavailable, sentence);
+        }
+    }
+}
+
 #[derive(Debug, Default)]
-pub(super) struct StallDetector {
+struct StallDetector {
     was_stalled: bool,
 }
 
 impl StallDetector {
     /// Takes the next check into account, with nothing delivered since. The error is why to subscribe anew.
-    pub(super) fn observe(&mut self, seen: &Result<Depth, QueueError>) -> Result<(), String> {
+    fn observe(&mut self, seen: &Result<Depth, QueueError>) -> Result<(), String> {
         let stall = stall(seen);
         let stalled_before = std::mem::replace(&mut self.was_stalled, stall.is_some());
         // A single check may fall between a publication and its delivery, or show what the broker counted earlier.

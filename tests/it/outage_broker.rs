@@ -264,16 +264,18 @@ async fn a_worker_that_the_broker_forgot_notices_and_subscribes_anew() {
     let worker = harness.worker(&[]).await;
     harness.publish(&spread(3, send)).await;
     harness.settled(3).await;
-    // Takes the consumer off the queue without telling anybody, as faults of brokers have done. Connection,
+    // Takes the consumers off the queues without telling anybody, as faults of brokers have done. Connection,
     // channel and heartbeats stay as they are.
-    let forget = format!(
-        r#"{{ok, Q}} = rabbit_amqqueue:lookup(rabbit_misc:r(<<"{}">>, queue, <<"errand.default">>)),
-           [{{ok, _, _}} = ra:process_command(amqqueue:get_pid(Q),
-               rabbit_fifo:make_checkout({{element(2, C), element(1, C)}}, cancel, #{{}}))
-            || C <- rabbit_amqqueue:consumers(Q)]."#,
-        harness.vhost.name
-    );
-    support::control(&["eval", &forget]).await;
+    for queue in ["errand.default", "errand.dead"] {
+        let forget = format!(
+            r#"{{ok, Q}} = rabbit_amqqueue:lookup(rabbit_misc:r(<<"{}">>, queue, <<"{queue}">>)),
+               [{{ok, _, _}} = ra:process_command(amqqueue:get_pid(Q),
+                   rabbit_fifo:make_checkout({{element(2, C), element(1, C)}}, cancel, #{{}}))
+                || C <- rabbit_amqqueue:consumers(Q)]."#,
+            harness.vhost.name
+        );
+        support::control(&["eval", &forget]).await;
+    }
     harness.publish(&spread(5, send)).await;
     harness.all_ran_once(8).await;
     worker.becomes_ready(true).await;
@@ -281,5 +283,6 @@ async fn a_worker_that_the_broker_forgot_notices_and_subscribes_anew() {
         worker.metric(&format!("errand_subscriptions_renewed_total{{queue=\"{lane}\"}}")).await
     };
     assert_eq!((renewed("default").await, renewed("bulk").await), (1.0, 0.0));
+    worker.metric_reaches("errand_subscriptions_renewed_total{queue=\"dead\"}", 1.0).await;
     assert_eq!(worker.metric("errand_broker_reconnects_total").await, 0.0);
 }

@@ -24,7 +24,8 @@ const LOGIN_TIMEOUT: Duration = Duration::from_secs(3);
 const FIRST_ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How long a statement waits for a lock that another session holds. errand's own transactions are much shorter, so a
-/// lock that is held for longer is somebody else's, and the rest of a batch must not wait for it.
+/// lock that is held for longer is somebody else's, and the rest of a batch must not wait for it. Half of the statement
+/// timeout where that is less, because an end by that would not say that it was a lock.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// What a session says of itself that took the settings of its start.
@@ -79,7 +80,7 @@ impl Session {
             ("idle_in_transaction_session_timeout", millis(IDLE_IN_TRANSACTION)),
             // Statements rely on seeing what others have committed meanwhile, and on waiting for their locks.
             ("default_transaction_isolation", "read committed".to_owned()),
-            ("lock_timeout", millis(LOCK_TIMEOUT)),
+            ("lock_timeout", millis(LOCK_TIMEOUT.min(statement_timeout / 2))),
             ("idle_session_timeout", "0".to_owned()),
         ];
         settings.extend(plan.iter().map(|(name, value)| (*name, (*value).to_owned())));
