@@ -9,6 +9,7 @@ use errand::config::{Sources, load};
 
 const COMPOSE: &str = include_str!("../../docker-compose.yml");
 const DOCKERFILE: &str = include_str!("../../deploy/Dockerfile");
+const UNIT: &str = include_str!("../../deploy/systemd/errand.service");
 const DEFAULTS: &str = include_str!("../../src/config/default.toml");
 
 #[test]
@@ -20,6 +21,32 @@ fn promtool_accepts_the_configuration_and_the_alerts() {
 #[test]
 fn each_alert_fires_when_it_should_and_is_silent_when_it_should_be() {
     promtool(&["test", "rules", "alerts_test.yml"]);
+}
+
+#[test]
+fn systemd_accepts_the_unit_and_finds_it_hardened() {
+    let folder = tempfile::tempdir().unwrap();
+    let unit = folder.path().join("errand.service");
+    // The program is not installed where the unit has it.
+    let ours = UNIT.replace("/usr/local/bin/errand", env!("CARGO_BIN_EXE_errand"));
+    assert_ne!(ours, UNIT);
+    std::fs::write(&unit, ours).unwrap();
+    let unit = unit.to_str().unwrap();
+    let analyzed = |args: &[&str]| {
+        let output = Command::new("systemd-analyze").args(args).output().unwrap();
+        let said = [output.stdout, output.stderr].map(|said| String::from_utf8(said).unwrap()).concat();
+        assert!(output.status.success(), "systemd-analyze {args:?}\n{said}");
+        said
+    };
+    assert_eq!(analyzed(&["verify", unit]), "");
+    // Of 100, where 20 is what systemd calls OK.
+    analyzed(&["security", "--offline=true", "--threshold=15", unit]);
+    let waits = |key: &str| {
+        let value = UNIT.lines().find_map(|line| line.strip_prefix(key)).unwrap();
+        value.parse::<u64>().unwrap()
+    };
+    let drain = load(&Sources::default()).unwrap().config.worker.drain_secs;
+    assert!(waits("TimeoutStopSec=") > drain, "running calls would be cut off");
 }
 
 #[test]

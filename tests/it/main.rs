@@ -19,6 +19,7 @@ mod expiry;
 mod flow;
 mod harness;
 mod jobs;
+mod least_privileges;
 mod metrics_docs;
 mod migrations;
 mod model;
