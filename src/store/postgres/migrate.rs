@@ -24,6 +24,12 @@ const LOCK_TIMEOUT: Duration = Duration::from_secs(2);
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
+/// How long one attempt to become the one that migrates waits, and the pause after it. Who waits has a snapshot, and an
+/// index that is built concurrently waits for everybody's. So nobody waits as long as PostgreSQL takes to call that a
+/// deadlock.
+const TURN: Duration = Duration::from_millis(400);
+const TURN_PAUSE: Duration = Duration::from_millis(50);
+
 /// How often it is looked for what keeps a migration waiting, and told.
 const LOOK: Duration = Duration::from_millis(500);
 const TELL: Duration = Duration::from_secs(5);
@@ -69,7 +75,7 @@ async fn apply(
 ) -> Result<usize, MigrateError> {
     let settings = format!("{SETTINGS}; select {}", session::UNLIMITED);
     sqlx::raw_sql(AssertSqlSafe(settings)).execute(&mut *db).await?;
-    db.lock().await?;
+    wait_for_turn(db).await?;
     db.ensure_migrations_table(TABLE).await?;
     let applied = db.list_applied_migrations(TABLE).await?;
     let missing = migrations::missing(migrations::all(migrations), &applied)?;
@@ -83,29 +89,55 @@ async fn apply(
     Ok(missing.len())
 }
 
+/// One process migrates at a time.
+async fn wait_for_turn(db: &mut PgConnection) -> Result<(), MigrateError> {
+    set_lock_timeout(db, TURN).await?;
+    while let Err(error) = db.lock().await {
+        if !is_about_locks(&error) {
+            return Err(error);
+        }
+        sleep(TURN_PAUSE).await;
+    }
+    Ok(())
+}
+
 /// In one transaction, as often as a lock was not to be had.
 async fn apply_in_turn(db: &mut PgConnection, migration: &Migration) -> Result<(), MigrateError> {
     set_lock_timeout(db, LOCK_TIMEOUT).await?;
     let mut pause = FIRST_PAUSE;
     while let Err(error) = db.apply(TABLE, migration).await {
-        if !is_about_locks(&error) {
-            return Err(error);
-        }
-        sleep(pause).await;
-        pause = (2 * pause).min(LONGEST_PAUSE);
+        pause = pause_after(error, pause).await?;
     }
     Ok(())
 }
 
-/// Statement by statement. Each keeps nobody waiting, so it may wait itself.
+/// Statement by statement. Each keeps nobody waiting, so it may wait itself. It is begun again after a deadlock, as with
+/// the `errand migrate` of a build that waits for its turn without pauses.
 async fn apply_outside(db: &mut PgConnection, migration: &Migration) -> Result<(), MigrateError> {
     set_lock_timeout(db, Duration::ZERO).await?;
+    let mut pause = FIRST_PAUSE;
+    while let Err(error) = execute_each(db, migration).await {
+        pause = pause_after(error, pause).await?;
+    }
+    // Notes it as applied.
+    db.skip(TABLE, migration).await
+}
+
+/// Lets others pass after an error that is about locks, and returns the next pause.
+async fn pause_after(error: MigrateError, pause: Duration) -> Result<Duration, MigrateError> {
+    if !is_about_locks(&error) {
+        return Err(error);
+    }
+    sleep(pause).await;
+    Ok((2 * pause).min(LONGEST_PAUSE))
+}
+
+async fn execute_each(db: &mut PgConnection, migration: &Migration) -> Result<(), MigrateError> {
     for statement in migration.sql.as_str().split_inclusive(";\n") {
         let executed = sqlx::raw_sql(AssertSqlSafe(statement.to_owned())).execute(&mut *db).await;
         executed.map_err(|error| MigrateError::ExecuteMigration(error, migration.version))?;
     }
-    // Notes it as applied.
-    db.skip(TABLE, migration).await
+    Ok(())
 }
 
 async fn set_lock_timeout(db: &mut PgConnection, limit: Duration) -> Result<(), sqlx::Error> {
