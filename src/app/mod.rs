@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use self::{
     open::{open_queue, open_store, open_tool_api, tool_api_options},
-    options::{AUDIT_PAGE, audit_limits, rules},
+    options::{AUDIT_PAGE, audit_limits, prune, rules},
     runtime::Runtime,
 };
 use crate::{

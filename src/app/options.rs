@@ -6,7 +6,7 @@ use crate::{
     backoff::Intervals,
     config::{self, Config},
     job::{QueueName, ReplyRules, RetryPolicy, Rules, WorkerId},
-    maintenance::{audit, connections, rescue, verify},
+    maintenance::{audit, connections, prune, rescue, verify},
     relay,
     store::AuditLimits,
     worker,
@@ -148,10 +148,33 @@ pub(super) fn audit(config: &Config) -> audit::Options {
     }
 }
 
-/// Which worker's turn it is to audit.
-pub(super) fn audit_turns(config: &Config, worker: &worker::Options) -> audit::Turns {
-    let every = Duration::from_secs(config.audit.every_secs);
-    audit::Turns { every, worker: worker.id, lease: worker.lease }
+/// What is removed when.
+pub fn prune(config: &Config) -> prune::Options {
+    const DAY: Duration = Duration::from_secs(24 * 3600);
+    let limit = |limit: u64| (limit > 0).then_some(limit);
+    let days = |days: u64| limit(days).map(|days| DAY * u32::try_from(days).unwrap_or(u32::MAX));
+    let retention = &config.retention;
+    let jobs = prune::JobRetention {
+        succeeded: days(retention.succeeded_days),
+        failed: days(retention.failed_days),
+        cancelled: days(retention.cancelled_days),
+    };
+    let of_owner = |(owner, own): (&String, &config::OwnerRetention)| {
+        let own = prune::JobRetention {
+            succeeded: own.succeeded_days.map_or(jobs.succeeded, days),
+            failed: own.failed_days.map_or(jobs.failed, days),
+            cancelled: own.cancelled_days.map_or(jobs.cancelled, days),
+        };
+        Some((owner.parse().ok()?, own))
+    };
+    prune::Options {
+        jobs,
+        owners: config.owner_retention.iter().filter_map(of_owner).collect(),
+        rejected_for: days(retention.rejected_days),
+        rejected_count: limit(retention.rejected_count),
+        rejected_bytes: limit(retention.rejected_bytes),
+        dry_run: false,
+    }
 }
 
 /// From when on an audit reports what the flow should have done by itself.

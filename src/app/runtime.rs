@@ -16,12 +16,8 @@ use crate::{
     in_flight::InFlight,
     job::QueueName,
     maintenance::{
-        audit::{self, Audit},
-        connections::Connections,
-        gauges::Gauges,
-        policies::Policies,
-        rescue::Rescue,
-        verify::Verify,
+        Turns, audit::Audit, connections::Connections, gauges::Gauges, policies::Policies, prune::Prune,
+        rescue::Rescue, verify::Verify,
     },
     relay::Relay,
     services::Services,
@@ -52,7 +48,7 @@ pub struct Runtime {
 struct Background {
     resolver: Arc<Resolver>,
     lanes: Vec<QueueName>,
-    turns: audit::Turns,
+    turns: Turns,
     in_flight: Arc<InFlight>,
 }
 
@@ -62,7 +58,7 @@ impl Runtime {
         let names = lanes.iter().map(|(name, _)| name.clone()).collect();
         let resolver = Arc::new(Resolver::new(services.api.clone(), options::resolver(&config)));
         let options = crate::worker::Options { crash, ..options::worker(&config, lanes) };
-        let turns = options::audit_turns(&config, &options);
+        let turns = Turns { worker: options.id, lease: options.lease };
         let worker = Worker::new(services.clone(), resolver.clone(), options);
         let background = Background { resolver, lanes: names, turns, in_flight: worker.in_flight() };
         Self { services, config, worker, background }
@@ -148,8 +144,12 @@ impl Background {
         if config.audit.enabled {
             let Services { store, queue, relay_wake, .. } = services.clone();
             let audit = Audit::new(store, Some(queue), relay_wake, options::audit(config));
-            parts.push(("the audit", audit.run(turns, stop()).boxed()));
+            let every = Duration::from_secs(config.audit.every_secs);
+            parts.push(("the audit", audit.run(every, turns, stop()).boxed()));
         }
+        let prune = Prune::new(services.store.clone(), options::prune(config));
+        let every = Duration::from_secs(config.retention.every_secs);
+        parts.push(("the removal of old jobs", prune.run(every, turns, stop()).boxed()));
         parts
     }
 }

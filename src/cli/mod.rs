@@ -23,6 +23,7 @@ mod demo;
 mod dev;
 mod doctor;
 mod enqueue;
+mod erase;
 mod exit;
 mod health;
 mod jobs;
@@ -30,6 +31,7 @@ mod migrate;
 mod output;
 mod pins;
 mod program;
+mod prune;
 mod rejected;
 mod sandbox;
 mod tools;
@@ -89,6 +91,10 @@ enum Command {
     Rejected(rejected::Command),
     /// Audit all jobs: find rows that break a rule or that nothing goes on with.
     Audit(audit::Args),
+    /// Remove jobs and rejected messages that are kept for long enough, as workers do by themselves.
+    Prune(prune::Args),
+    /// Remove what one owner has in the database and in the journals of this host.
+    Erase(erase::Args),
     /// Apply the database migrations that are missing.
     Migrate(migrate::Args),
     /// Print the settings in effect, or check them for mistakes.
@@ -141,6 +147,8 @@ fn dispatch(cli: Cli) -> anyhow::Result<Exit> {
         Command::Accounts(command) => brief(&sources, async |context| accounts::run(command, context).await),
         Command::Rejected(command) => brief(&sources, async |context| rejected::run(command, context).await),
         Command::Audit(args) => brief(&sources, async |context| audit::run(args, context).await),
+        Command::Prune(args) => brief(&sources, async |context| prune::run(args, context).await),
+        Command::Erase(args) => brief(&sources, async |context| erase::run(args, context).await),
         Command::Migrate(args) => brief(&sources, async |context| migrate::run(&args, context).await),
         Command::Health(args) => brief(&sources, async |context| health::run(args, context).await),
         Command::Doctor(args) => brief(&sources, async |context| doctor::run(&args, context).await),

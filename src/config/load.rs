@@ -25,7 +25,7 @@ use super::{
     values::{Setting, Settings},
 };
 use crate::{
-    job::QueueName,
+    job::{Owner, QueueName},
     tool::pin::{self, VersionMap},
 };
 
@@ -228,7 +228,7 @@ impl Loader {
 
     /// A stronger source wins even where it is mistaken: relations must not be checked with a value that is overridden.
     fn set(&mut self, key: Key, value: Result<Value, String>, origin: Origin) {
-        match check_name(&key).and(value) {
+        match check_name(&key, &origin).and(value) {
             Ok(value) => {
                 self.mistaken.remove(&key);
                 self.settings.0.insert(key, Setting { value, origin });
@@ -312,11 +312,19 @@ pub fn is_slug(text: &str) -> bool {
     !text.is_empty() && text.bytes().all(fits)
 }
 
-fn check_name(key: &Key) -> Result<(), String> {
+fn check_name(key: &Key, origin: &Origin) -> Result<(), String> {
     match (key.0[0].as_str(), key.0.get(1)) {
         ("queues", Some(name)) => {
             name.parse::<QueueName>().map(drop).map_err(|error| format!("names a queue that {error}"))
         }
+        ("owner_retention", Some(_)) if matches!(origin, Origin::Env { .. }) => {
+            Err("is a setting of a file, because names in the environment do not tell `a` from `A`"
+                .to_owned())
+        }
+        ("owner_retention", Some(name)) => name
+            .parse::<Owner>()
+            .map(drop)
+            .map_err(|error| format!("names an owner that {error}; write \"user:ID\" or \"org:ID\"")),
         ("toolkit_versions" | "toolkits", Some(name)) if !is_slug(name) => {
             Err("names a toolkit that must be spelt in lower case, such as `github`".to_owned())
         }

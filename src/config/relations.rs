@@ -30,6 +30,7 @@ pub(super) fn check(
     relations.at_least("worker.max_buffered_bytes", "composio.max_response_bytes", one_fits);
     let never_arrived = "or no call could be found to have never arrived";
     relations.at_least("verify.give_up_secs", "verify.log_delay_secs", never_arrived);
+    relations.owners_keep_no_longer();
     relations.lanes_have_a_concurrency(lanes);
     relations.consumed_lanes_exist();
     relations.no_lane_is_dead();
@@ -71,6 +72,24 @@ impl Relations<'_> {
             && value < least
         {
             self.report(name, format!("`{name}` is {value} but must be at least `{floor}` ({least}), {why}"));
+        }
+    }
+
+    /// What is kept for ever has 0 days, which is the longest.
+    fn owners_keep_no_longer(&mut self) {
+        let keys = self.settings.0.keys().filter(|key| key.0[0] == "owner_retention");
+        for key in keys.cloned().collect::<Vec<_>>() {
+            let Some(ceiling) = key.0.last().map(|days| format!("retention.{days}")) else { continue };
+            if let (Some(days), Some(most)) = (self.whole_of(&key), self.whole(&ceiling))
+                && most != 0
+                && (days == 0 || days > most)
+            {
+                let message = format!(
+                    "`{key}` is {days} but must be from 1 to {most} (`{ceiling}`): an owner's jobs may be kept for a \
+                     shorter time than those of others, and not for longer"
+                );
+                self.report_at(&key, message);
+            }
         }
     }
 
@@ -116,12 +135,19 @@ impl Relations<'_> {
 
     /// A number that is not mistaken.
     fn whole(&self, name: &str) -> Option<i64> {
-        let key = Key::new(name);
-        if self.mistaken.contains(&key) { None } else { self.settings.whole(&key) }
+        self.whole_of(&Key::new(name))
+    }
+
+    fn whole_of(&self, key: &Key) -> Option<i64> {
+        if self.mistaken.contains(key) { None } else { self.settings.whole(key) }
     }
 
     fn report(&mut self, name: &str, message: String) {
-        let origin = self.settings.0.get(&Key::new(name)).map(|setting| setting.origin.clone());
+        self.report_at(&Key::new(name), message);
+    }
+
+    fn report_at(&mut self, key: &Key, message: String) {
+        let origin = self.settings.0.get(key).map(|setting| setting.origin.clone());
         self.mistakes.push(Mistake { message, origin: origin.filter(|origin| *origin != Origin::Default) });
     }
 }

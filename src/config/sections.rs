@@ -25,6 +25,9 @@ const MAX_CONCURRENCY: i64 = 20_000;
 /// Most jobs per round of the relay or the rescue.
 const MAX_BATCH: i64 = 10_000;
 
+/// The longest retention but for ever.
+const MAX_DAYS: i64 = 36_500;
+
 const DAY_SECS: i64 = 86_400;
 const DAY_MS: i64 = DAY_SECS * 1_000;
 
@@ -41,6 +44,8 @@ pub struct Config {
     pub rescue: Rescue,
     pub verify: Verify,
     pub audit: Audit,
+    pub retention: Retention,
+    pub owner_retention: BTreeMap<String, OwnerRetention>,
     pub connections: Connections,
     pub circuit_breaker: CircuitBreaker,
     pub retry: Retry,
@@ -165,6 +170,20 @@ settings! {
         enabled: bool = Flag,
         every_secs: u64 = Whole(1, DAY_SECS),
         repair: bool = Flag,
+    }
+    struct Retention [retention] {
+        succeeded_days: u64 = Whole(0, MAX_DAYS),
+        failed_days: u64 = Whole(0, MAX_DAYS),
+        cancelled_days: u64 = Whole(0, MAX_DAYS),
+        rejected_days: u64 = Whole(0, MAX_DAYS),
+        rejected_count: u64 = Whole(0, 1_000_000_000),
+        rejected_bytes: u64 = Whole(0, 1 << 50),
+        every_secs: u64 = Whole(1, DAY_SECS),
+    }
+    struct OwnerRetention [owner_retention *] {
+        succeeded_days: Option<u64> = Whole(0, MAX_DAYS),
+        failed_days: Option<u64> = Whole(0, MAX_DAYS),
+        cancelled_days: Option<u64> = Whole(0, MAX_DAYS),
     }
     struct Connections [connections] {
         enabled: bool = Flag,

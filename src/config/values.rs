@@ -24,7 +24,7 @@ impl fmt::Debug for Settings {
 impl Settings {
     pub(super) fn to_table(&self) -> toml::Table {
         // Sections may be empty, and serde wants to see each of them.
-        let mut root: toml::Table = ["queues", "toolkit_versions", "toolkits"]
+        let mut root: toml::Table = ["queues", "owner_retention", "toolkit_versions", "toolkits"]
             .map(|section| (section.to_owned(), Value::Table(toml::Table::new())))
             .into_iter()
             .collect();

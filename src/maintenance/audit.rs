@@ -14,9 +14,9 @@ use std::{
 use tokio::{sync::Notify, time::Instant};
 use tokio_util::sync::CancellationToken;
 
-use super::rounds;
+use super::{Turns, rounds};
 use crate::{
-    job::{JobId, QueueName, State, WorkerId},
+    job::{JobId, QueueName, State},
     queue::{BROKER_TIMEOUT, SharedQueue},
     store::{AuditLimits, Finding, FindingKind, SharedStore, StoreError},
     telemetry::metrics,
@@ -37,15 +37,6 @@ pub struct Options {
     pub repair: bool,
     /// Most jobs of each kind that are named.
     pub named: usize,
-}
-
-#[derive(Debug, Clone, Copy)]
-pub struct Turns {
-    /// Time between two audits, about.
-    pub every: Duration,
-    pub worker: WorkerId,
-    /// The age of a heartbeat from which a worker is lost.
-    pub lease: Duration,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -131,21 +122,21 @@ impl Audit {
         Self { store, queue, relay_wake, options }
     }
 
-    /// Audits again and again until `stop`, while it is this worker's turn.
-    pub async fn run(self, turns: Turns, stop: CancellationToken) {
+    /// Audits about every so often until `stop`, while it is this worker's turn.
+    pub async fn run(self, every: Duration, turns: Turns, stop: CancellationToken) {
         show(&Report::default());
         // A counter that is born with its first event hides that event from every rate.
         for kind in FindingKind::ALL {
             metrics::AUDIT_REPAIRS.add([kind.as_str()], 0);
         }
-        stop.run_until_cancelled(tokio::time::sleep(FIRST_AFTER.min(turns.every))).await;
+        stop.run_until_cancelled(tokio::time::sleep(FIRST_AFTER.min(every))).await;
         // An audit that is cut off has changed nothing that the next one would miss.
         let round = || async { stop.run_until_cancelled(self.take_turn(turns)).await.transpose().map(|_| 0) };
-        rounds(&stop, turns.every, usize::MAX, "the audit", round).await;
+        rounds(&stop, every, usize::MAX, "the audit", round).await;
     }
 
     async fn take_turn(&self, turns: Turns) -> Result<(), StoreError> {
-        if self.store.eldest_worker(turns.lease).await? != Some(turns.worker) {
+        if !turns.is_mine(&self.store).await? {
             // Another worker shows what it finds; what this one found before is out of date.
             show(&Report::default());
             return Ok(());

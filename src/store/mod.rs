@@ -43,6 +43,7 @@ mod publications;
 mod read;
 mod rejections;
 mod replay;
+mod retention;
 mod rows;
 mod sql;
 pub mod sqlite;
@@ -62,6 +63,7 @@ pub use leases::{Leases, LostJob};
 pub use pins::Pins;
 pub use publications::{Due, MAX_UNCLAIMED_WAIT, Publications};
 pub use rejections::{Rejected, RejectedView, Rejections};
+pub use retention::{OldJob, OldMessage, Page, Pending, Place, Retention, Which};
 pub use sql::Statement;
 
 /// Everything that a process needs of a store.
@@ -78,6 +80,7 @@ pub trait Store:
     + History
     + Pins
     + Rejections
+    + Retention
     + Admin
 {
 }

@@ -231,6 +231,7 @@ macro_rules! all_statements {
     () => {
         all_statements!(
             admin audit checks claims connections finishes history job_control jobs leases pins publications rejections
+            retention
         )
     };
     ($($file:ident)*) => {

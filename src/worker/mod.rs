@@ -39,7 +39,9 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use circuit_breaker::Policy as CircuitBreakerPolicy;
 pub use crash::{CrashPlan, CrashPoint};
-pub use journal::{Unreadable as UnreadableJournal, decode as decode_journal};
+pub use journal::{
+    Contents as JournalContents, Journals, Unreadable as UnreadableJournal, decode as decode_journal,
+};
 pub use resolve::{Options as ResolverOptions, Resolver};
 pub use shared::Options;
 

@@ -173,6 +173,33 @@ fn relations_are_checked_with_their_reason() {
 }
 
 #[test]
+fn an_owners_jobs_are_kept_for_a_shorter_time_than_those_of_others_and_never_for_longer() {
+    let days = |days: u32| Some(std::time::Duration::from_secs(u64::from(days) * 24 * 3600));
+    let file = "[owner_retention.\"user:a.b\"]\nsucceeded_days = 1\n";
+    let loaded = with_file(file, &[]).unwrap();
+    let options = app::prune(&loaded.config);
+    let own = options.owners[&"user:a.b".parse().unwrap()];
+    assert_eq!((own.succeeded, own.failed), (days(1), days(30)), "what is not said is that of all");
+    assert_eq!(options.jobs.succeeded, days(7));
+    assert_eq!(with_file(&loaded.to_toml(false), &[]).unwrap().to_json(false), loaded.to_json(false));
+
+    for wrong in ["8", "0"] {
+        let mistake = only_mistake(with_file(&file.replace("= 1", &format!("= {wrong}")), &[]));
+        assert!(mistake.contains("not for longer") && mistake.contains("from 1 to 7"), "{mistake}");
+    }
+    // Beside what is kept for ever, everything is shorter.
+    let for_ever = [("ERRAND__RETENTION__SUCCEEDED_DAYS", "0")];
+    assert!(with_file(&file.replace("= 1", "= 9000"), &for_ever).is_ok());
+    assert!(with_file(&file.replace("= 1", "= 0"), &for_ever).is_ok());
+    assert_eq!(app::prune(&with_env(&for_ever).unwrap().config).jobs.succeeded, None);
+
+    let mistake = only_mistake(with_file("[owner_retention.alice]\nsucceeded_days = 1\n", &[]));
+    assert!(mistake.contains("user:ID"), "{mistake}");
+    let mistake = only_mistake(with_env(&[("ERRAND__OWNER_RETENTION__USER:A__SUCCEEDED_DAYS", "1")]));
+    assert!(mistake.contains("of a file"), "{mistake}");
+}
+
+#[test]
 fn values_that_make_no_sense_are_refused() {
     for (name, value) in [
         ("ERRAND__QUEUES__DEFAULT__CONCURRENCY", "0"),

@@ -34,6 +34,7 @@ mod queue_contract;
 mod rabbitmq;
 mod refused;
 mod relay;
+mod retention;
 mod second_api;
 mod shutdown;
 mod simulation;

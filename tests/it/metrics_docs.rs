@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use errand::health::Phase;
 use errand::job::{AttemptOutcome, EnvelopeReason, ErrorKind, HeldReason, State};
+use errand::maintenance::prune::Excess;
 use errand::store::FindingKind;
 use errand::telemetry::metrics::{CATALOGUE, Kind};
 
@@ -31,7 +32,7 @@ fn the_documentation_and_the_catalogue_list_the_same_metrics() {
 
 #[test]
 fn the_documentation_lists_every_value_of_the_closed_choices() {
-    let not_final = State::ALL.iter().filter(|state| !state.is_final());
+    let (finals, not_final): (Vec<State>, Vec<State>) = State::ALL.iter().partition(|state| state.is_final());
     let ended = [State::Succeeded, State::Failed, State::Retryable, State::Held, State::Cancelled];
     for (label, words) in [
         ("`outcome` of `errand_jobs_finished_total`", ended.map(State::as_str).to_vec()),
@@ -41,7 +42,12 @@ fn the_documentation_lists_every_value_of_the_closed_choices() {
         ),
         ("`cause`", ErrorKind::ALL.iter().map(|kind| kind.as_str()).collect()),
         ("`phase`", Phase::ALL.iter().map(|phase| phase.as_str()).collect()),
-        ("`state`", not_final.map(|state| state.as_str()).collect()),
+        ("`state` of `errand_jobs`", not_final.iter().map(|state| state.as_str()).collect()),
+        ("`state` of `errand_pruned_jobs_total`", finals.iter().map(|state| state.as_str()).collect()),
+        (
+            "`by` of `errand_pruned_rejected_messages_total`",
+            Excess::ALL.iter().map(|excess| excess.as_str()).collect(),
+        ),
         ("`reason` of `errand_held_jobs`", HeldReason::ALL.iter().map(|reason| reason.as_str()).collect()),
         (
             "`kind` of `errand_audit_findings` and `errand_audit_repairs_total`",

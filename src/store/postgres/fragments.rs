@@ -27,6 +27,17 @@ impl Dialect for Postgres {
             "owed",
             "select id from jobs where id = any({ids}) and reply_due_at is not null for no key update skip locked",
         ),
+        // An instant that is given in microseconds since 1970.
+        ("instant", "timestamptz 'epoch' + {at}::bigint * interval '1 microsecond'"),
+        // What is looked at before a job is removed.
+        (
+            "old_job",
+            "id, owner_kind, owner_id, state, (extract(epoch from created_at) * 1000000)::bigint as at,
+        (extract(epoch from finished_at) * 1000000)::bigint as finished_at,
+        (extract(epoch from now() - finished_at) * 1000000)::bigint as finished_for,
+        reply_due_at is not null as owes_reply, check_at is not null as is_looked_up,
+        coalesce(pg_column_size(arguments), 0)::bigint + coalesce(pg_column_size(result), 0) as bytes",
+        ),
         // When a job gives up waiting for a connection.
         ("waits_until", "least(j.expires_at, j.created_at + j.max_age_ms * interval '1 millisecond')"),
         // Notes which jobs a worker took with this statement, which is how they are found when it stops: no index of

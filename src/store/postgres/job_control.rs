@@ -1,7 +1,5 @@
 //! Questions and decisions about single jobs.
 
-use std::time::Duration;
-
 use async_trait::async_trait;
 use sqlx::Postgres;
 use uuid::Uuid;
@@ -13,7 +11,7 @@ use crate::{
         AttemptView, Census, Decided, HeldFilter, JobControl, JobFilter, JobView, Result, StoreError,
         StoreErrorKind,
         columns::{Error, Held},
-        convert::{micros, to_limit},
+        convert::to_limit,
         history::refuse_decider,
         job_control::ATTEMPTS,
         read::{StoreRow as _, readable},
@@ -28,9 +26,8 @@ statements! { Postgres:
 
     attempts(job_id: Uuid) = ATTEMPTS;
 
-    jobs(state: Option<&str>, tool: Option<&str>, limit: i64, window: i64) = "select {job}, null::text as result
+    jobs(state: Option<&str>, tool: Option<&str>, limit: i64) = "select {job}, null::text as result
     from jobs where ({state}::text is null or state = {state}) and ({tool}::text is null or tool = {tool})
-        and created_at >= now() - {window}::bigint * interval '1 microsecond'
     order by created_at desc, id desc limit {limit}";
 
     jobs_of_owner(state: Option<&str>, tool: Option<&str>, limit: i64, owner_kind: &str, owner_id: &str) =
@@ -96,15 +93,6 @@ statements! { Postgres:
     group by queue, held_reason order by queue, held_reason";
 }
 
-/// How far back a list looks until it is full. The index says which pages have rows of a time and nothing
-/// about their order, so everything in a window is sorted.
-const WINDOWS: [Duration; 4] = [
-    Duration::from_secs(10 * 60),
-    Duration::from_secs(12 * 3600),
-    Duration::from_secs(14 * 24 * 3600),
-    Duration::from_secs(100 * 366 * 24 * 3600),
-];
-
 #[async_trait]
 impl JobControl for PostgresStore {
     async fn job(&self, id: JobId) -> Result<Option<JobView>> {
@@ -118,19 +106,11 @@ impl JobControl for PostgresStore {
     async fn jobs(&self, filter: &JobFilter) -> Result<Vec<JobView>> {
         let (state, tool, limit) =
             (filter.state.map(State::as_str), filter.tool.as_deref(), to_limit(filter.limit));
-        let mut found = Vec::new();
-        if let Some(owner) = &filter.owner {
-            let query = sql::jobs_of_owner(state, tool, limit, owner.kind().as_str(), owner.id());
-            found = self.other.fetch(query).await?;
-        } else {
-            for window in WINDOWS {
-                found = self.other.fetch(sql::jobs(state, tool, limit, micros(window))).await?;
-                if found.len() >= filter.limit {
-                    break;
-                }
-            }
-        }
-        Ok(readable(&found, rows::job))
+        let query = match &filter.owner {
+            Some(owner) => sql::jobs_of_owner(state, tool, limit, owner.kind().as_str(), owner.id()),
+            None => sql::jobs(state, tool, limit),
+        };
+        Ok(readable(&self.other.fetch(query).await?, rows::job))
     }
 
     async fn cancel(&self, id: JobId, by: &str) -> Result<Decided> {

@@ -40,6 +40,7 @@ mod pins;
 mod pool;
 mod publications;
 mod rejections;
+mod retention;
 mod session;
 
 /// The longest that a heartbeat may take, so that one which gets stuck does not cost the lease by keeping the next ones.

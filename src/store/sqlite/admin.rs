@@ -23,6 +23,7 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
     (6, "replies", include_str!("../../../migrations/sqlite/0006_replies.sql")),
     (9, "cancelled_checks", include_str!("../../../migrations/sqlite/0009_cancelled_checks.sql")),
     (10, "postponed_and_leases", include_str!("../../../migrations/sqlite/0010_postponed_and_leases.sql")),
+    (11, "order_of_creation", include_str!("../../../migrations/sqlite/0011_order_of_creation.sql")),
 ];
 
 statements! { Sqlite:

@@ -25,6 +25,13 @@ impl Dialect for Sqlite {
             "found_job",
             "id, owner_kind, owner_id, digest, state, error_kind, worker_id, request_id, ended_by, {receipt}",
         ),
+        // What is looked at before a job is removed.
+        (
+            "old_job",
+            "id, owner_kind, owner_id, state, created_at as at, finished_at, {now} - finished_at as finished_for,
+        reply_due_at is not null as owes_reply, check_at is not null as is_looked_up,
+        coalesce(octet_length(arguments), 0) + coalesce(octet_length(result), 0) as bytes",
+        ),
         // The most urgent first.
         (
             "priorities",

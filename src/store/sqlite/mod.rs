@@ -45,6 +45,7 @@ mod pins;
 mod pool;
 mod publications;
 mod rejections;
+mod retention;
 
 #[derive(Debug, Clone)]
 pub struct SqliteOptions {

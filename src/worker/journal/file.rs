@@ -96,12 +96,17 @@ impl Folder {
     /// Writes a file of its own for this worker; returns where it is.
     pub(super) fn write(&self, worker: WorkerId, results: &[Finish]) -> io::Result<PathBuf> {
         let path = self.0.join(format!("{worker}.{JOURNAL}"));
+        self.replace(&path, results)?;
+        Ok(path)
+    }
+
+    /// Writes a file, in the place of the one of this name if there is one.
+    pub(super) fn replace(&self, path: &Path, results: &[Finish]) -> io::Result<()> {
         let draft = self.draft()?;
         encode(BufWriter::new(draft.as_file()), results)?;
         draft.as_file().sync_all()?;
-        draft.persist(&path)?;
-        self.sync()?;
-        Ok(path)
+        draft.persist(path)?;
+        self.sync()
     }
 
     /// The files to replay, oldest first.

@@ -10,6 +10,7 @@
 //! * A file is removed only after the store has taken, or fenced off, every result in it. Until then the worker goes on
 //!   trying, beside its other work.
 
+mod contents;
 mod file;
 
 use std::{
@@ -22,7 +23,10 @@ use futures_util::future::join_all;
 use tokio_util::sync::CancellationToken;
 
 use self::file::Folder;
-pub use self::file::{Unreadable, decode};
+pub use self::{
+    contents::{Contents, Journals},
+    file::{Unreadable, decode},
+};
 use super::{
     persist::{Persist, Unwritten, write_alone, write_finishes},
     shared::Shared,

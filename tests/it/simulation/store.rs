@@ -19,8 +19,9 @@ use errand::{
     store::{
         Admin, AttemptView, Audit, AuditLimits, AuditPage, Awaited, Bind, By, Census, Check, Checks, Claim,
         Claimed, Claims, Concern, Connections, Decided, Due, Finding, Finish, Finished, Finishes, HeldFilter,
-        History, HistoryEntry, Inserted, JobControl, JobFilter, JobView, Jobs, Leases, LostJob, Pins,
-        Publications, PutOff, Rejected, RejectedView, Rejections, Schema, Store, StoreError, StoreErrorKind,
+        History, HistoryEntry, Inserted, JobControl, JobFilter, JobView, Jobs, Leases, LostJob, OldJob,
+        OldMessage, Page, Pins, Place, Publications, PutOff, Rejected, RejectedView, Rejections, Retention,
+        Schema, Store, StoreError, StoreErrorKind, Which,
         sqlite::{SqliteOptions, SqliteStore},
     },
 };
@@ -430,6 +431,14 @@ pass_on!(Rejections {
     fn rejected(&self, limit: usize) -> Vec<RejectedView>;
     fn rejected_message(&self, id: Uuid) -> Option<RejectedView>;
     fn mark_requeued(&self, id: Uuid) -> bool;
+});
+
+pass_on!(Retention {
+    fn old_jobs(&self, &which: Which, after: Option<Place>, limit: usize) -> Page<OldJob>;
+    fn remove_jobs(&self, &jobs: [OldJob]) -> Vec<JobId>;
+    fn old_messages(&self, before: Option<Place>, limit: usize) -> Page<OldMessage>;
+    fn remove_messages(&self, &ids: [Uuid]) -> u64;
+    fn forget_awaited(&self, &owner: Owner) -> u64;
 });
 
 // What follows is either only read, every few seconds and to no effect on jobs, or belongs to the database

@@ -41,6 +41,7 @@ mod newer;
 mod pins;
 mod publications;
 mod rejections;
+mod retention;
 
 /// A test of a guarantee, which runs on every backend: `name, async |t| { ... }`.
 macro_rules! on_every_backend {

@@ -1,0 +1,185 @@
+//! `errand erase`: removes what one owner has in the database, and in the journals of this host.
+
+use std::collections::{BTreeMap, HashSet};
+
+use serde_json::{Value, json};
+
+use super::{
+    context::Context,
+    exit::{self, Exit},
+    output::{self, Format},
+};
+use crate::{
+    job::{JobId, Owner, OwnerKind},
+    maintenance::erase::{Erase, Left, Report},
+    store::SharedStore,
+    worker::Journals,
+};
+
+const EXAMPLES: &str = "\
+Examples:
+  errand erase --user u-alice --dry-run
+  errand erase --org org-7 --json
+
+Removes jobs that are final, with their attempts, history and keys, rejected messages, pins, and
+results in the journals of this host (worker.journal_dir). Jobs that are under way stay, and the
+answer says how many and why: the exit code is 1 then, and a second call goes on. Once nobody
+publishes for this owner any more and nothing is left, the exit code is 0.
+
+Not looked for are jobs of others that name the owner, such as in `requested_by`, messages in the
+broker, backups, and what the tool API keeps.";
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub(super) struct Args {
+    #[command(flatten)]
+    owner: OwnerFlag,
+    /// Count what would be removed, and change nothing.
+    #[arg(long)]
+    dry_run: bool,
+    #[command(flatten)]
+    format: Format,
+}
+
+/// Whose traces go.
+#[derive(Debug, clap::Args)]
+#[group(required = true, multiple = false)]
+struct OwnerFlag {
+    /// The user.
+    #[arg(long, value_name = "ID")]
+    user: Option<String>,
+    /// The organization.
+    #[arg(long, value_name = "ID")]
+    org: Option<String>,
+}
+
+impl OwnerFlag {
+    fn owner(&self) -> anyhow::Result<Owner> {
+        let (kind, id) = match (&self.user, &self.org) {
+            (Some(id), _) => (OwnerKind::User, id),
+            (None, Some(id)) => (OwnerKind::Org, id),
+            (None, None) => return Err(exit::usage("give --user or --org")),
+        };
+        Owner::known(kind, id.as_str()).map_err(|error| exit::usage(format!("--{kind} {error}")))
+    }
+}
+
+/// Results in the journals of this host.
+#[derive(Debug, Default)]
+struct JournalReport {
+    removed: u64,
+    /// Of jobs that are not final, so that a worker has to write them first.
+    left: u64,
+    /// Of jobs that the database does not know, so that nobody knows whose they are.
+    unknown: u64,
+    unreadable: u64,
+}
+
+pub(super) async fn run(args: Args, context: &Context) -> anyhow::Result<Exit> {
+    let owner = args.owner.owner()?;
+    let store = context.store()?;
+    // As long as the jobs are there, which say whose the results are.
+    let journals = erase_results(context, &store, &owner, args.dry_run).await?;
+    let report = Erase::new(store.clone(), owner, args.dry_run).run_once().await?;
+    store.close().await;
+    tracing::info!(
+        dry_run = args.dry_run,
+        jobs = sum(&report.jobs),
+        rejected = report.rejected,
+        left = sum(&report.left),
+        "erased what one owner had"
+    );
+    if args.format.json {
+        output::print_json(&as_json(args.dry_run, &report, &journals))?;
+    } else {
+        print_text(args.dry_run, &report, &journals)?;
+    }
+    Ok(Exit::negative_if(sum(&report.left) + journals.left > 0))
+}
+
+async fn erase_results(
+    context: &Context,
+    store: &SharedStore,
+    owner: &Owner,
+    dry_run: bool,
+) -> anyhow::Result<JournalReport> {
+    let mut report = JournalReport::default();
+    let Some(folder) = context.config().worker.journal_dir.clone() else { return Ok(report) };
+    let unusable =
+        |error| exit::negative(format!("the journals (worker.journal_dir) cannot be used: {error}"));
+    let journals = Journals::new(folder);
+    let contents = journals.read().map_err(unusable)?;
+    report.unreadable = contents.unreadable.len() as u64;
+    let mut theirs: HashSet<JobId> = HashSet::new();
+    for id in contents.jobs {
+        match store.job(id).await? {
+            None => report.unknown += 1,
+            Some(job) if job.spec.owner != *owner => {}
+            Some(job) if !job.state.is_final() => report.left += 1,
+            Some(_) => {
+                theirs.insert(id);
+                report.removed += 1;
+            }
+        }
+    }
+    if !dry_run {
+        report.removed = journals.remove(&theirs).map_err(unusable)?;
+    }
+    Ok(report)
+}
+
+fn as_json(dry_run: bool, report: &Report, journals: &JournalReport) -> Value {
+    let jobs: serde_json::Map<_, _> =
+        report.jobs.iter().map(|(state, jobs)| (state.as_str().to_owned(), json!(jobs))).collect();
+    let left = report.left.iter().map(
+        |((why, state), jobs)| json!({"why": why, "state": state, "jobs": jobs, "advice": why.advice()}),
+    );
+    json!({
+        "dry_run": dry_run,
+        "removed": {
+            "jobs": jobs, "rejected": report.rejected, "pins": report.pins, "connections": report.awaited,
+            "journal": journals.removed,
+        },
+        "left": left.collect::<Vec<_>>(),
+        "left_in_journal": journals.left,
+        "not_known_whose": {
+            "rejected": report.unreadable, "journal": journals.unknown, "journal_files": journals.unreadable,
+        },
+    })
+}
+
+fn print_text(dry_run: bool, report: &Report, journals: &JournalReport) -> anyhow::Result<()> {
+    let row = |what: String, count: u64| vec![what, count.to_string()];
+    let mut rows: Vec<_> =
+        report.jobs.iter().map(|(state, jobs)| row(format!("{state} jobs"), *jobs)).collect();
+    for (what, count) in [
+        ("rejected messages", report.rejected),
+        ("pins", report.pins),
+        ("awaited connections", report.awaited),
+        ("results in journals", journals.removed),
+    ] {
+        rows.push(row(what.to_owned(), count));
+    }
+    output::print_table(&["WHAT", if dry_run { "WOULD BE REMOVED" } else { "REMOVED" }], rows)?;
+    for ((why, state), jobs) in &report.left {
+        output::print_line(format!("\nleft: {jobs} {state} ({why}): {}", why.advice()))?;
+    }
+    if journals.left > 0 {
+        let advice = Left::UnderWay.advice();
+        output::print_line(format!("\nleft: {} results in journals of such jobs: {advice}", journals.left))?;
+    }
+    for (count, what) in [
+        (report.unreadable, "rejected messages do not tell whose they are: see `errand rejected list`"),
+        (journals.unknown, "results in journals are of jobs that the database does not know"),
+        (journals.unreadable, "files in the folder of the journals cannot be read"),
+    ] {
+        if count > 0 {
+            output::print_line(format!("\nnot known whose: {count} {what}"))?;
+        }
+    }
+    Ok(())
+}
+
+fn sum<K>(counts: &BTreeMap<K, u64>) -> u64 {
+    counts.values().sum()
+}

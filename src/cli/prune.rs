@@ -1,0 +1,84 @@
+//! `errand prune`: removes what is kept for long enough, at once.
+
+use std::time::Duration;
+
+use serde_json::json;
+
+use super::{
+    context::Context,
+    exit::Exit,
+    output::{self, Format},
+};
+use crate::{
+    app,
+    job::State,
+    maintenance::prune::{Excess, Options, Prune, Report},
+};
+
+const EXAMPLES: &str = "\
+Examples:
+  errand prune --dry-run
+  errand prune --json | jq .jobs
+
+How long jobs and rejected messages are kept is said by [retention] and [owner_retention]. Workers
+do the same by themselves, more slowly.";
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub(super) struct Args {
+    /// Count what would be removed, and change nothing.
+    #[arg(long)]
+    dry_run: bool,
+    #[command(flatten)]
+    format: Format,
+}
+
+pub(super) async fn run(args: Args, context: &Context) -> anyhow::Result<Exit> {
+    let store = context.store()?;
+    let options = Options { dry_run: args.dry_run, ..app::prune(context.config()) };
+    let report = Prune::new(store.clone(), options).run_once().await?;
+    store.close().await;
+    if args.format.json {
+        print_json(args.dry_run, &report)?;
+    } else {
+        print_text(args.dry_run, &report)?;
+    }
+    Ok(Exit::Success)
+}
+
+fn print_json(dry_run: bool, report: &Report) -> anyhow::Result<()> {
+    let jobs = finals().map(|state| (state.as_str().to_owned(), json!(of(&report.jobs, *state))));
+    let rejected = Excess::ALL.iter().map(|by| (by.as_str().to_owned(), json!(of(&report.rejected, *by))));
+    output::print_json(&json!({
+        "dry_run": dry_run, "seen": report.seen, "longest_ms": millis(report.longest),
+        "jobs": jobs.collect::<serde_json::Map<_, _>>(),
+        "rejected": rejected.collect::<serde_json::Map<_, _>>(),
+    }))
+}
+
+fn print_text(dry_run: bool, report: &Report) -> anyhow::Result<()> {
+    let jobs = finals().map(|state| vec![format!("{state} jobs"), of(&report.jobs, *state).to_string()]);
+    let rejected = Excess::ALL
+        .iter()
+        .map(|by| vec![format!("rejected messages by {by}"), of(&report.rejected, *by).to_string()]);
+    let header = ["WHAT", if dry_run { "WOULD BE REMOVED" } else { "REMOVED" }];
+    output::print_table(&header, jobs.chain(rejected).collect())?;
+    output::print_line(format!(
+        "\n{} jobs looked at; the longest statement took {} ms",
+        report.seen,
+        millis(report.longest)
+    ))?;
+    Ok(())
+}
+
+fn finals() -> impl Iterator<Item = &'static State> {
+    State::ALL.iter().filter(|state| state.is_final())
+}
+
+fn of<K: Ord>(counts: &std::collections::BTreeMap<K, u64>, what: K) -> u64 {
+    counts.get(&what).copied().unwrap_or(0)
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}

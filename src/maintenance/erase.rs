@@ -1,0 +1,194 @@
+//! Removes what one owner has in the store, at once: jobs that are final, rejected messages, pins, and what is noted of
+//! connections. What is under way stays, and is counted by why.
+//!
+//! Nothing about the owner is written meanwhile, so that a round which was cut off is simply begun again. What is not
+//! looked for: jobs of others in which the owner is named, such as by `requested_by`.
+
+use std::collections::BTreeMap;
+
+use serde_json::Value;
+use uuid::Uuid;
+
+use super::{
+    pace::Pace,
+    prune::{MOST_LOOKED_AT, MOST_REMOVED, fitting},
+};
+use crate::{
+    job::{BYTE_ORDER_MARK, Owner, State},
+    store::{OldJob, Page, Pending, Result, SharedStore, Which},
+    string_enum::string_enum,
+};
+
+/// A person waits, so pauses are as long as statements.
+const PAUSES: u32 = 1;
+
+#[derive(Debug)]
+pub struct Erase {
+    store: SharedStore,
+    owner: Owner,
+    dry_run: bool,
+}
+
+string_enum! {
+    /// Why a job stayed.
+    Left {
+        /// It is not final: it waits, runs or is held.
+        UnderWay = "under_way",
+        /// Its reply is still to be published.
+        Reply = "reply",
+        /// Its call is still looked up in the execution log.
+        LookUp = "look_up",
+        /// It changed, or was locked, at the moment at which it would have been removed.
+        Changed = "changed",
+    }
+}
+
+impl Left {
+    /// What makes it go.
+    pub fn advice(self) -> &'static str {
+        match self {
+            Self::UnderWay => {
+                "let them end, or end them with `errand jobs cancel` or `errand jobs release --failed`; then erase again"
+            }
+            Self::Reply => "wait until a worker has published their replies; then erase again",
+            Self::LookUp => "wait until the look-up ends, at most verify.give_up_secs; then erase again",
+            Self::Changed => "erase again",
+        }
+    }
+}
+
+/// What was removed; in a dry run, what would have been.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Report {
+    pub jobs: BTreeMap<State, u64>,
+    pub rejected: u64,
+    pub pins: u64,
+    /// Connections that no job waits for any more.
+    pub awaited: u64,
+    /// Jobs that stayed.
+    pub left: BTreeMap<(Left, State), u64>,
+    /// Rejected messages that do not tell whose they are, because they are no JSON object.
+    pub unreadable: u64,
+}
+
+impl Erase {
+    /// With `dry_run` nothing is removed.
+    pub fn new(store: SharedStore, owner: Owner, dry_run: bool) -> Self {
+        Self { store, owner, dry_run }
+    }
+
+    /// Goes through the store once. What was removed before an error of the store stays removed.
+    pub async fn run_once(&self) -> Result<Report> {
+        let mut report = Report::default();
+        self.erase_jobs(&mut report).await?;
+        self.erase_messages(&mut report).await?;
+        self.erase_pins(&mut report).await?;
+        if !self.dry_run {
+            report.awaited = self.store.forget_awaited(&self.owner).await?;
+        }
+        Ok(report)
+    }
+
+    async fn erase_jobs(&self, report: &mut Report) -> Result<()> {
+        let (mut looks, mut removals) = (Pace::new(MOST_LOOKED_AT, PAUSES), Pace::new(MOST_REMOVED, PAUSES));
+        let which = Which { owner: Some(self.owner.clone()), age: std::time::Duration::ZERO };
+        let mut after = None;
+        loop {
+            let rows = looks.rows();
+            let Page { items, end } = looks.step(self.store.old_jobs(&which, after, rows)).await?;
+            let (mut go, stay): (Vec<OldJob>, Vec<OldJob>) = items.into_iter().partition(OldJob::may_go);
+            for job in stay {
+                let why = match job.pending {
+                    _ if job.finished_for.is_none() => Left::UnderWay,
+                    Some(Pending::LookUp) => Left::LookUp,
+                    Some(Pending::Reply) | None => Left::Reply,
+                };
+                *report.left.entry((why, job.state)).or_default() += 1;
+            }
+            while !go.is_empty() {
+                let batch: Vec<OldJob> = go.drain(..fitting(&go, removals.rows(), |job| job.bytes)).collect();
+                let gone = if self.dry_run {
+                    batch.iter().map(|job| job.id).collect()
+                } else {
+                    removals.step(self.store.remove_jobs(&batch)).await?
+                };
+                for OldJob { id, state, .. } in batch {
+                    if gone.contains(&id) {
+                        *report.jobs.entry(state).or_default() += 1;
+                    } else {
+                        *report.left.entry((Left::Changed, state)).or_default() += 1;
+                    }
+                }
+            }
+            let Some(end) = end else { return Ok(()) };
+            after = Some(end);
+        }
+    }
+
+    /// Reads the bodies one by one, because each may be as large as the broker lets it be.
+    async fn erase_messages(&self, report: &mut Report) -> Result<()> {
+        let mut looks = Pace::new(MOST_LOOKED_AT, PAUSES);
+        let mut before = None;
+        loop {
+            let rows = looks.rows();
+            let Page { items, end } = looks.step(self.store.old_messages(before, rows)).await?;
+            for message in items {
+                let Some(view) = self.store.rejected_message(message.id).await? else { continue };
+                match names(&view.message.body, &self.owner) {
+                    Some(true) => report.rejected += self.remove_message(message.id).await?,
+                    Some(false) => {}
+                    None => report.unreadable += 1,
+                }
+            }
+            let Some(end) = end else { return Ok(()) };
+            before = Some(end);
+        }
+    }
+
+    async fn remove_message(&self, id: Uuid) -> Result<u64> {
+        if self.dry_run { Ok(1) } else { self.store.remove_messages(&[id]).await }
+    }
+
+    async fn erase_pins(&self, report: &mut Report) -> Result<()> {
+        for pin in self.store.pins().await? {
+            if pin.owner.as_ref() == Some(&self.owner)
+                && (self.dry_run || self.store.unset_pin(Some(&self.owner), &pin.toolkit).await?)
+            {
+                report.pins += 1;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether a message that is no job names this owner as its own; `None` where it does not tell.
+fn names(body: &[u8], owner: &Owner) -> Option<bool> {
+    let body = body.strip_prefix(BYTE_ORDER_MARK).unwrap_or(body);
+    let Ok(Value::Object(fields)) = serde_json::from_slice(body) else { return None };
+    let id = fields.get(owner.kind().field()).and_then(Value::as_str);
+    // An ID with blanks around it is a reason to reject a message.
+    Some(id.is_some_and(|id| id.trim() == owner.id().trim()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rejected_message_is_an_owners_by_the_field_of_its_kind() {
+        let owner: Owner = "user:u-1".parse().unwrap();
+        for (body, theirs) in [
+            (r#"{"user_id": "u-1", "tool": 7}"#, Some(true)),
+            ("\u{feff}{\"user_id\": \"u-1\"}", Some(true)),
+            (r#"{"user_id": " u-1 "}"#, Some(true)),
+            (r#"{"org_id": "u-1"}"#, Some(false)),
+            (r#"{"user_id": "u-10"}"#, Some(false)),
+            (r#"{"user_id": 1}"#, Some(false)),
+            (r#"{"user_id": "u-1""#, None),
+            (r#"["u-1"]"#, None),
+            ("", None),
+        ] {
+            assert_eq!(names(body.as_bytes(), &owner), theirs, "{body}");
+        }
+    }
+}

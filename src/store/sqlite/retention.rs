@@ -1,0 +1,94 @@
+//! What was finished or rejected long ago, and its removal.
+
+use async_trait::async_trait;
+use uuid::Uuid;
+
+use super::SqliteStore;
+use crate::{
+    job::{JobId, Owner},
+    store::{
+        OldJob, OldMessage, Page, Place, Result, Retention, Which,
+        convert::{micros, to_limit},
+        sql::statements,
+    },
+};
+
+statements! { Sqlite:
+    /// The length in bytes is in the head of a row, and the value is not read for it.
+    old_jobs(at: i64, id: Uuid, created_until: i64, limit: i64, now: i64) = "select {old_job} from jobs
+    where (created_at, id) > ({at}, {id}) and created_at <= {created_until}
+    order by created_at, id limit +{limit}";
+
+    old_jobs_of_owner(at: i64, id: Uuid, created_until: i64, limit: i64, now: i64, owner_kind: &str, owner_id: &str) =
+    "select {old_job} from jobs
+    where (created_at, id) > ({at}, {id}) and created_at <= {created_until}
+        and owner_kind = {owner_kind} and owner_id = {owner_id}
+    order by created_at, id limit +{limit}";
+
+    remove(id: Uuid, finished_at: i64) = "delete from jobs where id = {id} and finished_at = {finished_at}
+        and reply_due_at is null and check_at is null";
+
+    remove_attempts(id: Uuid) = "delete from attempts where job_id = {id}";
+
+    remove_history(id: Uuid) = "delete from job_history where job_id = {id}";
+
+    old_messages(at: i64, id: Uuid, limit: i64, now: i64) = "select id, received_at as at, {now} - received_at as age,
+        octet_length(body) as bytes
+    from rejected where (received_at, id) < ({at}, {id}) order by received_at desc, id desc limit +{limit}";
+
+    remove_message(id: Uuid) = "delete from rejected where id = {id}";
+
+    forget_awaited(owner_kind: &str, owner_id: &str) = "delete from awaited as a
+    where a.owner_kind = {owner_kind} and a.owner_id = {owner_id}
+        and not exists (select 1 from jobs j where {is_job_of_awaited})";
+}
+
+#[async_trait]
+impl Retention for SqliteStore {
+    async fn old_jobs(&self, which: &Which, after: Option<Place>, limit: usize) -> Result<Page<OldJob>> {
+        let Place { at, id } = after.unwrap_or(Place::FIRST);
+        let (now, limit) = (self.now_micros(), to_limit(limit));
+        let until = now - micros(which.age);
+        let query = match &which.owner {
+            Some(owner) => {
+                sql::old_jobs_of_owner(at, id, until, limit, now, owner.kind().as_str(), owner.id())
+            }
+            None => sql::old_jobs(at, id, until, limit, now),
+        };
+        Page::of_jobs(&self.reader.fetch(query).await?)
+    }
+
+    async fn remove_jobs(&self, jobs: &[OldJob]) -> Result<Vec<JobId>> {
+        let jobs: Vec<_> = jobs.iter().filter_map(|job| Some((job.id, job.finished_at?))).collect();
+        self.write(move |db, _| {
+            Box::pin(async move {
+                let mut gone = Vec::with_capacity(jobs.len());
+                for (id, finished_at) in jobs {
+                    if sql::remove(id.0, finished_at).execute(&mut *db).await?.rows_affected() > 0 {
+                        sql::remove_attempts(id.0).execute(&mut *db).await?;
+                        sql::remove_history(id.0).execute(&mut *db).await?;
+                        gone.push(id);
+                    }
+                }
+                Ok(gone)
+            })
+        })
+        .await
+    }
+
+    async fn old_messages(&self, before: Option<Place>, limit: usize) -> Result<Page<OldMessage>> {
+        let Place { at, id } = before.unwrap_or(Place::LAST);
+        let query = sql::old_messages(at, id, to_limit(limit), self.now_micros());
+        Page::of_messages(&self.reader.fetch(query).await?)
+    }
+
+    async fn remove_messages(&self, ids: &[Uuid]) -> Result<u64> {
+        let removed = self.write_each(ids.to_vec(), |id, _| sql::remove_message(*id)).await?;
+        Ok(removed.into_iter().filter(|removed| *removed).count() as u64)
+    }
+
+    async fn forget_awaited(&self, owner: &Owner) -> Result<u64> {
+        let owner = owner.clone();
+        self.write_one(move |_| sql::forget_awaited(owner.kind().as_str(), owner.id())).await
+    }
+}
