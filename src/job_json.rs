@@ -204,6 +204,7 @@ mod tests {
     fn a_finished_job_has_these_keys_and_its_result_verbatim() {
         let attempts = [AttemptView {
             number: 1,
+            times: 1,
             request_id: RequestId(ID.parse().unwrap()),
             outcome: Some(AttemptOutcome::Succeeded),
             http_status: Some(200),
@@ -249,7 +250,7 @@ mod tests {
         "result":{"n": 1.50, "big":123456789012345678901},
         "error":null,
         "log_id":"log_1",
-        "attempts":[{"number":1,"request_id":"0190b0a0-0000-7000-8000-000000000001","outcome":"succeeded","http_status":200,"log_id":"log_1","version":"20251027_00","started_at":"2025-10-09T08:53:21Z","finished_at":"2025-10-09T08:53:29Z"}],
+        "attempts":[{"number":1,"times":1,"request_id":"0190b0a0-0000-7000-8000-000000000001","outcome":"succeeded","http_status":200,"log_id":"log_1","version":"20251027_00","started_at":"2025-10-09T08:53:21Z","finished_at":"2025-10-09T08:53:29Z"}],
         "history":[{"at":"2025-10-09T08:53:22Z","by":"errand: worker","attempt":1,"kind":"held","reason":"connection"},
         {"at":"2025-10-09T08:53:23Z","by":"alice","attempt":null,"kind":"released","how":"retry"},
         {"at":"2025-10-09T08:53:23Z","by":"alice","attempt":null,"kind":"account_forgotten","account":"ca_0"},

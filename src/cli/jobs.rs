@@ -314,7 +314,11 @@ fn history_row(entry: &HistoryEntry) -> Vec<String> {
 fn attempt_row(attempt: &AttemptView) -> Vec<String> {
     vec![
         attempt.number.to_string(),
-        attempt.outcome.map_or_else(|| "running".to_owned(), |outcome| outcome.to_string()),
+        match attempt.outcome {
+            None => "running".to_owned(),
+            Some(outcome) if attempt.times > 1 => format!("{outcome}, {} times", attempt.times),
+            Some(outcome) => outcome.to_string(),
+        },
         attempt.http_status.map(|status| status.to_string()).unwrap_or_default(),
         attempt.version.clone().unwrap_or_default(),
         output::moment(attempt.started_at),

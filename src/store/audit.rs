@@ -143,7 +143,7 @@ pub(super) const AUDIT: &str = "with l as materialized (select {audit_instants})
             state <> 'running' or ({audit_findable}) as findable,
             state = 'running' and {audit_overran} as overran,
             case when attempt > 0 and http_status is null then (
-                select case when count(*) >= jobs.attempt - case when jobs.state = 'running' then 1 else 0 end
+                select case when coalesce(sum(a.times), 0) >= jobs.attempt - case when jobs.state = 'running' then 1 else 0 end
                     and count(*) = count(*) filter (where a.number <= jobs.attempt
                         and (a.number < jobs.attempt or a.request_id = jobs.request_id)
                         and a.outcome in ('succeeded', 'tool_failed', 'refused', 'throttled', 'not_sent', 'unknown',

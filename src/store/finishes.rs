@@ -28,6 +28,8 @@ pub trait Finishes: fmt::Debug + Send + Sync {
     /// * A job that was asked to be cancelled while it ran becomes `cancelled` instead of
     ///   `retryable` or `held`; success and failure stand.
     /// * A snooze without an error keeps the error of the attempt before.
+    /// * Attempts in a row that ended in a snooze of the holder with the same outcome and kind of error are one record:
+    ///   that of the last, which says how many they are and when the first started.
     /// * Final states get `finished_at`, and are given out as a reply where the app asked for one.
     async fn finish(&self, batch: &[Finish]) -> Result<Vec<Finished>>;
 }
@@ -85,10 +87,11 @@ pub(super) const RECORD: &str = "insert into attempts (job_id, number, request_i
         reported_by, ended_as, late, charged: @ = excluded.@}
     where attempts.request_id = excluded.request_id";
 
-/// The record of an attempt; a first one that succeeded is in the job's row.
+/// The record of an attempt, or that of a later one which stands for it, too; a first one that succeeded is in the job's
+/// row.
 pub(super) const RECORDED: &str =
     "select request_id, outcome, reported_by, ended_as, late, charged from attempts
-    where job_id = {job_id} and number = {number}
+    where job_id = {job_id} and number >= {number} and number - times < {number}
     union all
     select request_id, 'succeeded', 'holder', state, false, true from jobs
     where id = {job_id} and attempt = {number} and http_status is not null";

@@ -121,8 +121,11 @@ pub struct JobView {
 /// One attempt as people read it; as JSON, without its error.
 #[derive(Debug, Clone, Serialize)]
 pub struct AttemptView {
-    /// Counts from 1.
+    /// Counts from 1; of several, that of the last.
     pub number: u32,
+    /// How many attempts in a row this is: those that only postponed the job, for the same cause, are told as one, with
+    /// the start of the first and all else of the last.
+    pub times: u32,
     pub request_id: RequestId,
     /// `None` while it runs.
     pub outcome: Option<AttemptOutcome>,
@@ -191,11 +194,11 @@ pub(super) const MAY_HAVE_ACTED: &str =
                 or a.outcome in ('unknown', 'lost') and jobs.error_kind is distinct from 'marked_failed')), false)";
 
 /// The attempts of a job; one in progress, and a first one that succeeded, are in the job's row.
-pub(super) const ATTEMPTS: &str = "select number, request_id, outcome, http_status, log_id, version, {error},
+pub(super) const ATTEMPTS: &str = "select number, times, request_id, outcome, http_status, log_id, version, {error},
         started_at, finished_at
     from attempts where job_id = {job_id}
     union all
-    select attempt, request_id, case when state = 'succeeded' then 'succeeded' end, http_status,
+    select attempt, 1, request_id, case when state = 'succeeded' then 'succeeded' end, http_status,
         case when state = 'succeeded' then log_id end, toolkit_version, {each error: null}, started_at, finished_at
     from jobs where id = {job_id} and (state = 'running' or http_status is not null)
     order by number";

@@ -63,6 +63,7 @@ fn error(row: &impl StoreRow) -> Result<Option<JobError>> {
 pub(super) fn attempt(row: &impl StoreRow) -> Result<AttemptView> {
     Ok(AttemptView {
         number: row.count("number")?,
+        times: row.count("times")?,
         request_id: RequestId(row.read("request_id")?),
         outcome: row.word_if_any("outcome")?,
         http_status: row.unsigned_if_any("http_status")?,

@@ -262,3 +262,26 @@ async fn nothing_of_an_owner_stays_once_their_jobs_are_final() {
     let text = String::from_utf8(harness.errand(&["erase", "--org", "nobody"]).stdout).unwrap();
     assert!(text.contains("not known whose: 1 rejected messages"), "{text}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn jobs_that_wait_for_a_tool_api_that_is_away_add_no_rows() {
+    let harness = Harness::new("away", "").await;
+    let _worker = harness.worker(&[("COMPOSIO_BASE_URL", "http://127.0.0.1:9")]).await;
+    let jobs: Vec<Value> = (0..20).map(|n| read(&format!("user-{n}"))).collect();
+    harness.publish(&jobs).await;
+    let attempts = "select sum(attempt)::text from jobs";
+    until("twenty attempts of each", PATIENCE, async || {
+        (harness.text(attempts).await?.parse::<u32>().ok()? >= 400).then_some(())
+    })
+    .await;
+    let rows = harness.text("select count(*)::text from attempts").await.unwrap().parse::<u32>().unwrap();
+    assert!((20..=80).contains(&rows), "{rows} rows");
+    let job = harness.show(jobs[0].id());
+    let told: u64 =
+        job["attempts"].as_array().unwrap().iter().map(|attempt| attempt["times"].as_u64().unwrap()).sum();
+    assert!(told >= 10, "{job}");
+    let text = String::from_utf8(harness.errand(&["jobs", "show", jobs[0].id()]).stdout).unwrap();
+    assert!(text.contains(" times"), "{text}");
+    let audited = answer(&harness, &["audit", "--json"], &[]);
+    assert_eq!(audited["findings"], json!([]), "{audited}");
+}

@@ -25,6 +25,7 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
     (9, "cancelled_checks", include_str!("../../../migrations/postgres/0009_cancelled_checks.sql")),
     (10, "postponed_and_leases", include_str!("../../../migrations/postgres/0010_postponed_and_leases.sql")),
     (11, "order_of_creation", include_str!("../../../migrations/postgres/0011_order_of_creation.sql")),
+    (12, "postponements", include_str!("../../../migrations/postgres/0012_postponements.sql")),
 ];
 
 statements! { Postgres:

@@ -32,6 +32,9 @@ statements! { Postgres:
     /// planner would do by comparing each with each.
     ///
     /// A first attempt that succeeded is recorded in the job's row, which says the same; the status is the mark.
+    /// The record of a snooze takes the place of that before if this was one for the same cause, which is looked for only
+    /// where there is a snooze.
+    ///
     /// A snooze that has nothing to tell keeps the error of the attempt before, and since when the job is postponed.
     finish(ends: Rows<'_, End>, attempts: Rows<'_, Attempt>) = "with i as (select * from {rows}),
     ended as (
@@ -53,16 +56,25 @@ statements! { Postgres:
             reply_due_at = case when j.reply_to is not null and (j.cancel_requested or i.state in ('succeeded', 'failed')) then now() end,
             waits_for = coalesce(i.waits_for, j.waits_for),
             waits_until = case when i.waits_for is null then j.waits_until else {waits_until} end
-        from i
+        from i left join lateral (select a.times, a.started_at from attempts a
+            where i.state = 'retryable' and i.charge = 0 and i.lease is null and a.job_id = i.id and a.number = i.number - 1
+                and a.outcome = i.outcome and a.error_kind is not distinct from i.attempt_error_kind and {is_snooze}
+            offset 0) same on true
         where j.id = i.id and j.fence = i.fence and j.state = 'running'
             and (i.lease is null or i.lease = 0 or not exists (select 1 from workers w where w.id = j.worker_id
                 and w.beat_at > now() - coalesce(w.lease_ms * 1000, i.lease) * interval '1 microsecond'))
             and (i.lease is null or i.outcome <> 'interrupted' or j.toolkit is null)
-        returning j.id, j.state, j.http_status as kept, i.charge, {i.attempt}),
+        returning j.id, j.state, j.http_status as kept, i.charge, {i.attempt},
+            case when j.state = 'retryable' then same.times end as times_before, same.started_at as first_started_at),
+    replaced as (
+        delete from attempts a using ended e
+        where e.times_before is not null and a.job_id = e.id and a.number = e.number - 1),
     recorded as (
         insert into attempts (job_id, number, request_id, outcome, http_status, log_id, version, {error},
-            started_at, finished_at, reported_by, ended_as, late, charged)
-        select id, {attempt}, state, false, charge > 0
+            started_at, finished_at, reported_by, ended_as, late, charged, times)
+        select id, number, request_id, outcome, http_status, log_id, version, {attempt_error},
+            case when times_before is null then started_at else first_started_at end, finished_at, reported_by,
+            state, false, charge > 0, coalesce(times_before, 0) + 1
         from ended where kept is null
         on conflict (job_id, number) do nothing)
     select id, state from ended";

@@ -38,6 +38,11 @@ impl Dialect for Postgres {
         reply_due_at is not null as owes_reply, check_at is not null as is_looked_up,
         coalesce(pg_column_size(arguments), 0)::bigint + coalesce(pg_column_size(result), 0) as bytes",
         ),
+        // Whether a record `a` is that of a snooze which its holder reported.
+        (
+            "is_snooze",
+            "a.ended_as = 'retryable' and not a.charged and not a.late and a.reported_by = 'holder'",
+        ),
         // When a job gives up waiting for a connection.
         ("waits_until", "least(j.expires_at, j.created_at + j.max_age_ms * interval '1 millisecond')"),
         // Notes which jobs a worker took with this statement, which is how they are found when it stops: no index of

@@ -8,7 +8,7 @@ use super::{SqliteStore, connections::note_awaited, history::note};
 use crate::{
     job::State,
     store::{
-        Finish, Finished, Finishes, Result,
+        By, Finish, Finished, Finishes, Result,
         columns::{Attempt, End, Error},
         convert::to_i32,
         finishes::{RECORD, RECORDED},
@@ -70,6 +70,15 @@ statements! { Sqlite:
         {each error: @ = {@}}, log_id = coalesce({log_id}, log_id)
     where id = {id} and state = 'cancelled' and check_at is not null";
 
+    /// Takes the record of the attempt before away if it is that of a snooze for the same cause.
+    replace(attempt: One<'_, Attempt>, job_id: Uuid) = "delete from attempts as a
+    where a.job_id = {job_id} and a.number = {number} - 1 and a.outcome = {outcome}
+        and a.error_kind is {attempt_error_kind} and {is_snooze}
+    returning times, started_at";
+
+    stand_for(job_id: Uuid, number: i32, times: i32, started_at: i64) = "update attempts
+        set times = {times}, started_at = {started_at} where job_id = {job_id} and number = {number}";
+
     record(attempt: One<'_, Attempt>, job_id: Uuid, ended_as: Option<&str>, late: bool, charged: bool) = RECORD;
 }
 
@@ -101,7 +110,20 @@ async fn finish_one(db: &mut SqliteConnection, now: i64, finish: &Finish) -> Res
     let state = row.parse("state")?;
     let answer = Finished::Applied { state, late: false };
     if !row.read::<bool>("is_recorded")? {
+        let is_snooze =
+            state == State::Retryable && finish.by == By::Holder && !finish.ending.spends_attempt();
+        let same = if is_snooze {
+            sql::replace(One(finish), finish.id.0).fetch_optional(&mut *db).await?
+        } else {
+            None
+        };
         record(db, finish, answer).await?;
+        if let Some(same) = same {
+            let (times, first) = (same.count("times")?, same.read("started_at")?);
+            let query =
+                sql::stand_for(finish.id.0, to_i32(attempt.number), to_i32(times).saturating_add(1), first);
+            query.execute(&mut *db).await?;
+        }
     }
     note_held(db, now, finish, state).await?;
     Ok(answer)

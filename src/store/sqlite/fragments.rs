@@ -32,6 +32,11 @@ impl Dialect for Sqlite {
         reply_due_at is not null as owes_reply, check_at is not null as is_looked_up,
         coalesce(octet_length(arguments), 0) + coalesce(octet_length(result), 0) as bytes",
         ),
+        // Whether a record `a` is that of a snooze which its holder reported.
+        (
+            "is_snooze",
+            "a.ended_as = 'retryable' and not a.charged and not a.late and a.reported_by = 'holder'",
+        ),
         // The most urgent first.
         (
             "priorities",

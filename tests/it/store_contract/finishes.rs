@@ -10,8 +10,8 @@ use jiff::SignedDuration;
 use serde_json::json;
 
 use super::{
-    LEASE, OPERATOR, RunningJob, TestStore, applied, binding, claim, error, fail, hold, job, job_with_reply,
-    late, on_every_backend, one, retry, running, succeed,
+    LEASE, OPERATOR, RunningJob, TestStore, applied, audit::PATIENT, binding, claim, error, fail, hold, job,
+    job_with_reply, late, on_every_backend, one, retry, running, succeed,
 };
 
 on_every_backend!(a_first_attempt_that_succeeds_is_an_attempt_like_any_other, async |t| {
@@ -386,4 +386,67 @@ on_every_backend!(a_batch_of_512_large_results_is_finished_at_once, async |t| {
     let answers = t.store.finish(&batch).await.unwrap();
     assert!(answers.iter().all(|answer| *answer == applied(State::Succeeded)));
     assert_eq!(t.view(specs[511].id).await.result.unwrap().get(), result);
+});
+
+on_every_backend!(snoozes_in_a_row_for_one_cause_are_one_record, async |t| {
+    let spec = job(json!({}));
+    t.insert(&spec).await;
+    let snooze = |kind| Ending::Snooze { after: Duration::ZERO, error: Some(error(kind)) };
+    let end = async |ending: Ending, outcome| {
+        t.publish().await;
+        let finish = t.run(&spec).await.end(ending, outcome);
+        assert_eq!(t.finish(&finish).await, applied(State::Retryable));
+        finish
+    };
+    let told = async || {
+        let attempts = t.store.attempts(spec.id).await.unwrap();
+        attempts.iter().map(|attempt| (attempt.number, attempt.times)).collect::<Vec<_>>()
+    };
+    let throttled = AttemptOutcome::Throttled;
+    let first = end(snooze(ErrorKind::Throttled), throttled).await;
+    let mut last = first.clone();
+    for n in 2..=5 {
+        last = end(snooze(ErrorKind::Throttled), throttled).await;
+        assert_eq!(told().await, [(n, n)]);
+        assert_eq!(t.audit(&PATIENT).await, []);
+    }
+    let record = one(t.store.attempts(spec.id).await.unwrap());
+    assert_eq!((record.request_id, record.log_id), (last.attempt.request_id, last.attempt.log_id.clone()));
+    assert_eq!(record.started_at.as_microsecond(), first.attempt.started_at.as_microsecond());
+    assert_eq!(record.finished_at.unwrap().as_microsecond(), last.attempt.finished_at.as_microsecond());
+    // What is sent again adds nothing, whether its record is there or another stands for it.
+    assert_eq!(t.finish(&last).await, applied(State::Retryable));
+    assert_eq!(t.finish(&first).await, Finished::Fenced);
+    assert_eq!(told().await, [(5, 5)]);
+
+    // Another cause, an attempt that counts, and what follows on them.
+    end(snooze(ErrorKind::NotSent), AttemptOutcome::NotSent).await;
+    end(snooze(ErrorKind::NotSent), AttemptOutcome::NotSent).await;
+    end(retry(Duration::ZERO), AttemptOutcome::ToolFailed).await;
+    end(retry(Duration::ZERO), AttemptOutcome::ToolFailed).await;
+    end(snooze(ErrorKind::ToolFailed), AttemptOutcome::ToolFailed).await;
+    assert_eq!(told().await, [(5, 5), (7, 2), (8, 1), (9, 1), (10, 1)]);
+    // In one batch with jobs of other kinds.
+    let (other, good) = (job(json!({})), job(json!({})));
+    t.publish().await;
+    let runs = [t.run(&spec).await, t.run(&other).await, t.run(&good).await];
+    let batch = [
+        runs[0].end(snooze(ErrorKind::ToolFailed), AttemptOutcome::ToolFailed),
+        runs[1].end(snooze(ErrorKind::ToolFailed), AttemptOutcome::ToolFailed),
+        runs[2].end(succeed("1"), AttemptOutcome::Succeeded),
+    ];
+    t.store.finish(&batch).await.unwrap();
+    assert_eq!(told().await, [(5, 5), (7, 2), (8, 1), (9, 1), (11, 2)]);
+    assert_eq!(t.outcomes(other.id).await.len(), 1);
+    // One that is taken over is none of them, and neither is one that is called off.
+    t.publish().await;
+    let rescued = t.run(&spec).await;
+    let free = Ending::Snooze { after: Duration::ZERO, error: Some(error(ErrorKind::ToolFailed)) };
+    assert_eq!(t.finish(&rescued.rescue(free.clone())).await, applied(State::Retryable));
+    t.publish().await;
+    let called_off = t.run(&spec).await;
+    t.store.cancel(spec.id, OPERATOR).await.unwrap();
+    assert_eq!(t.finish(&called_off.end(free, AttemptOutcome::ToolFailed)).await, applied(State::Cancelled));
+    assert_eq!(told().await[4..], [(11, 2), (12, 1), (13, 1)]);
+    assert_eq!(t.audit(&PATIENT).await, []);
 });
