@@ -4,6 +4,7 @@
 
 mod attempt_span;
 mod audit;
+mod backup;
 mod bad_input;
 mod cli;
 mod config;
