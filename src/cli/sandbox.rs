@@ -26,6 +26,10 @@ pub(crate) struct Args {
     #[arg(long, default_value_t = Options::DEFAULT_SEED, value_name = "N")]
     seed: u64,
 
+    /// Keep no arguments, results and error texts in the execution logs, whatever the world says.
+    #[arg(long)]
+    zero_data_retention: bool,
+
     /// Print the built-in world, to start a world file from, and exit.
     #[arg(long)]
     print_world: bool,
@@ -36,7 +40,10 @@ pub(crate) async fn run(args: Args, stop: CancellationToken) -> anyhow::Result<(
     if args.print_world {
         return Ok(output::print(DEFAULT_WORLD)?);
     }
-    let world = args.world.as_deref().map_or_else(|| Ok(World::default_world()), read_world)?;
+    let mut world = args.world.as_deref().map_or_else(|| Ok(World::default_world()), read_world)?;
+    if args.zero_data_retention {
+        world.retain_no_data();
+    }
     let key = world.usable_key().unwrap_or("(none of the world's keys may execute)").to_owned();
     let sandbox = Sandbox::new(world, Options { seed: args.seed });
     let running = sandbox.bind(args.listen).await.map_err(|error| cannot_listen(args.listen, &error))?;
@@ -81,7 +88,7 @@ mod tests {
         world: Option<PathBuf>,
         stop: CancellationToken,
     ) -> anyhow::Result<()> {
-        run(Args { listen, world, seed: 1, print_world: false }, stop).await
+        run(Args { listen, world, seed: 1, zero_data_retention: false, print_world: false }, stop).await
     }
 
     fn any_port() -> SocketAddr {

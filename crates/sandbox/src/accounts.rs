@@ -117,6 +117,25 @@ impl Accounts {
         self.book().configs.push(config);
     }
 
+    /// Changes an auth config in place; false if there is none.
+    pub(super) fn change_config(&self, id: &str, change: impl FnOnce(&mut AuthConfig)) -> bool {
+        let mut book = self.book();
+        let config = book.configs.iter_mut().find(|config| *config.id == *id);
+        config.map(change).is_some()
+    }
+
+    /// Removes an auth config and the accounts that were connected through it; false if there is none.
+    pub(super) fn remove_config(&self, id: &str) -> bool {
+        let mut book = self.book();
+        let known = book.configs.len();
+        book.configs.retain(|config| *config.id != *id);
+        let connected = book.accounts.iter().flatten().filter(|account| *account.auth_config == *id);
+        for account in connected.map(|account| Arc::clone(&account.id)).collect::<Vec<_>>() {
+            book.remove(&account);
+        }
+        book.configs.len() < known
+    }
+
     pub(super) fn get(&self, id: &str, now: Timestamp) -> Option<Account> {
         self.book().get(id, now).cloned()
     }
@@ -148,15 +167,7 @@ impl Accounts {
     }
 
     pub(super) fn remove(&self, id: &str) -> bool {
-        let mut book = self.book();
-        let index = book.by_id.remove(id);
-        let removed = index.and_then(|index| book.accounts[index].take());
-        if let (Some(index), Some(account)) = (index, &removed)
-            && let Some(indices) = book.by_user.get_mut(&account.user)
-        {
-            indices.retain(|kept| *kept != index);
-        }
-        removed.is_some()
+        self.book().remove(id)
     }
 
     /// Completes the account that a link belongs to, and answers with it.
@@ -225,6 +236,17 @@ impl Book {
         self.by_id.insert(Arc::clone(&account.id), index);
         self.by_user.entry(Arc::clone(&account.user)).or_default().push(index);
         self.accounts.push(Some(account));
+    }
+
+    fn remove(&mut self, id: &str) -> bool {
+        let index = self.by_id.remove(id);
+        let removed = index.and_then(|index| self.accounts[index].take());
+        if let (Some(index), Some(account)) = (index, &removed)
+            && let Some(indices) = self.by_user.get_mut(&account.user)
+        {
+            indices.retain(|kept| *kept != index);
+        }
+        removed.is_some()
     }
 
     fn get(&mut self, id: &str, now: Timestamp) -> Option<&Account> {

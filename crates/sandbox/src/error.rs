@@ -109,7 +109,7 @@ impl ApiError {
     }
 
     pub(super) fn not_modelled(what: &str) -> Self {
-        Self::new(501, 10501, "HTTP_NotImplemented", format!("The sandbox does not model {what}"))
+        Self::new(501, 10501, "HTTP_NotImplemented", format!("The sandbox does not model {what}."))
     }
 
     pub(super) fn tool_not_found(tool: &str, version: &str) -> Self {
@@ -181,13 +181,21 @@ impl ApiError {
     }
 
     pub(super) fn managed_account_creation() -> Self {
-        let message = "Accounts of a managed OAuth auth config cannot be created here any more";
-        Self::new(400, 600, "ConnectedAccount_BadRequest", message).fix("Use POST /connected_accounts/link.")
+        // The SDKs know this refusal by "no longer supported" and by the path, and raise another error for it.
+        let message = "Connecting accounts of a managed OAuth auth config here is no longer supported; use \
+                       POST /api/v3/connected_accounts/link";
+        Self::new(400, 600, "ConnectedAccount_BadRequest", message)
+            .fix("Use POST /api/v3/connected_accounts/link.")
     }
 
     pub(super) fn auth_config_not_found(auth_config: &str) -> Self {
         let message = format!("Auth config {auth_config} not found");
         Self::new(404, 302, "AuthConfig_ResourceNotFound", message)
+    }
+
+    pub(super) fn auth_config_disabled(auth_config: &str) -> Self {
+        let message = format!("Auth config {auth_config} is disabled and connects no new accounts");
+        Self::new(400, 301, "AuthConfig_BadRequest", message).fix("Enable the auth config.")
     }
 
     pub(super) fn log_not_found(log: &str) -> Self {

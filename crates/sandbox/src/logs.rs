@@ -14,7 +14,7 @@ use serde::Deserialize;
 
 use super::{
     seeded::{fingerprint, fraction},
-    world::{LogSettings, Tool},
+    world::{LogSettings, LogVisibility, Tool},
 };
 
 /// How many executions are kept.
@@ -38,6 +38,8 @@ pub(super) struct Log {
     pub(super) account: Option<Arc<str>>,
     pub(super) auth_config: Option<Arc<str>>,
     pub(super) successful: bool,
+    /// What the provider answered with; `None` if the failure was not an HTTP one.
+    pub(super) http_status: Option<u16>,
     pub(super) error: Option<String>,
     pub(super) started: Timestamp,
     pub(super) ended: Timestamp,
@@ -45,6 +47,8 @@ pub(super) struct Log {
     /// The arguments and the true answer, as JSON; `None` if they were too large to keep.
     pub(super) request: Option<Box<str>>,
     pub(super) response: Option<Bytes>,
+    /// Whether the project kept arguments, answers and error texts when it ran.
+    pub(super) has_data: bool,
 }
 
 impl Log {
@@ -156,6 +160,9 @@ impl Logs {
             return;
         }
         let delay = SignedDuration::from_millis(i64::from(settings.delay_ms));
+        if settings.visibility == LogVisibility::DontStoreData {
+            (log.request, log.response, log.error, log.has_data) = (None, None, None, false);
+        }
         log.visible_from = log.ended.saturating_add(delay).unwrap_or(log.ended);
         let log = Arc::new(log);
         let mut book = self.book();

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use axum::{extract::FromRequestParts, http::request::Parts};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::error::ApiError;
 
@@ -31,6 +31,20 @@ impl<S: Sync> FromRequestParts<S> for Query {
 impl Query {
     pub(super) fn parse(query: &str) -> Self {
         Self(url::form_urlencoded::parse(query.as_bytes()).into_owned().collect())
+    }
+
+    /// What a JSON body asks for, as if it stood in the query.
+    pub(super) fn of_body(body: &Map<String, Value>) -> Self {
+        let text = |value: &Value| match value {
+            Value::String(text) => text.clone(),
+            Value::Null => String::new(),
+            other => other.to_string(),
+        };
+        let pairs = body.iter().flat_map(|(name, value)| {
+            let values = value.as_array().map_or(std::slice::from_ref(value), Vec::as_slice);
+            values.iter().map(move |value| (name.clone(), text(value)))
+        });
+        Self(pairs.collect())
     }
 
     /// The last value given for `name`; an empty one counts as absent.
@@ -60,7 +74,9 @@ impl Query {
 
     pub(super) fn number(&self, name: &str) -> Result<Option<usize>, ApiError> {
         let Some(text) = self.text(name) else { return Ok(None) };
-        let number = text.parse().map_err(|_| {
+        // Some clients write every number as a fraction.
+        let whole = text.strip_suffix(".0").unwrap_or(text);
+        let number = whole.parse().map_err(|_| {
             ApiError::invalid_fields("Invalid query", vec![format!("{name}: expected a whole number")])
         })?;
         Ok(Some(number))

@@ -35,7 +35,10 @@ impl Bench {
     }
 
     async fn with_key(key: &str) -> Self {
-        let world = World::from_toml(DEFAULT_WORLD).unwrap();
+        Self::within(World::default_world(), key).await
+    }
+
+    async fn within(world: World, key: &str) -> Self {
         let sandbox = Sandbox::new(world, SandboxOptions::default());
         let running = sandbox.bind((Ipv4Addr::LOCALHOST, 0).into()).await.unwrap();
         let options = Options { api_key: key.into(), ..options(running.base_url().parse().unwrap()) };
@@ -149,6 +152,24 @@ async fn the_sandbox_can_be_looked_up() {
             assert!(!format!("{error:?} {error}").contains("ak_nobody_knows"));
         }
         other => panic!("{other:?}"),
+    }
+}
+
+/// Under zero data retention the log says how a call ended and nothing of what came of it.
+#[tokio::test]
+async fn a_log_without_payloads_tells_a_success_from_a_failure() {
+    let failure = "[[fault]]\nkind = \"provider_failure\"\nuser = \"u-bob\"\nprovider_status = 404\n";
+    let mut world = World::from_toml(&format!("{DEFAULT_WORLD}\n{failure}")).unwrap();
+    world.retain_no_data();
+    let bench = Bench::within(world, KEY).await;
+    for (user, successful) in [("u-alice", true), ("u-bob", false)] {
+        let call = repo(user, None);
+        bench.api.execute(&call).await;
+        let found = bench.api.execution(call.request_id).await.unwrap().unwrap();
+        assert_eq!(found.tool.as_deref(), Some("GITHUB_GET_REPO"));
+        let result = found.result.unwrap();
+        assert_eq!((result.successful, result.data.get()), (successful, "null"));
+        assert_eq!((result.error, result.log_id), (None, Some(found.log_id)));
     }
 }
 

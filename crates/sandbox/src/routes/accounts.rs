@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use super::{
     extract::{Body, Segment},
-    render::{ok, uuid_of},
+    render::{ok, time, uuid_of},
 };
 use crate::{
     accounts::Account,
@@ -80,7 +80,7 @@ pub(super) async fn link(
         let errors = vec!["user_id: expected at least 1 character".to_owned()];
         return Err(ApiError::invalid_fields("Invalid request body", errors));
     }
-    let config = find_config(&state, &request.auth_config_id)?;
+    let config = config_to_connect(&state, &request.auth_config_id)?;
     let now = state.now();
     let token = state.new_id("lk");
     let mut account = new_account(&state, &config, &request.user_id, now);
@@ -111,25 +111,43 @@ struct ConfigReference {
 #[derive(Debug, Default, Deserialize)]
 struct Connection {
     user_id: Option<String>,
+    callback_url: Option<String>,
+    /// Credentials, of which only the status matters here.
+    #[serde(default)]
+    state: Value,
 }
 
 pub(super) async fn create(
     State(state): State<Shared>,
+    headers: HeaderMap,
     Body(request): Body<CreateRequest>,
 ) -> Result<Response, ApiError> {
-    let config = find_config(&state, &request.auth_config.id)?;
-    if config.managed {
+    let config = config_to_connect(&state, &request.auth_config.id)?;
+    let behaviour = &state.world.behaviour;
+    if config.managed && config.is_oauth() && !behaviour.legacy_initiate {
         return Err(ApiError::managed_account_creation());
     }
+    let Connection { user_id, callback_url, state: credentials } = request.connection;
     // This is the trap that the API sets: an account without a user silently gets this one.
-    let user = request.connection.user_id.as_deref().unwrap_or("default");
-    let account = new_account(&state, &config, user, state.now());
+    let user = user_id.as_deref().unwrap_or("default");
+    let now = state.now();
+    let mut account = new_account(&state, &config, user, now);
+    let mut redirect = None;
+    if config.is_oauth() && credentials.pointer("/val/status") != Some(&json!(Status::Active)) {
+        let token = state.new_id("lk");
+        redirect = Some(redirect_url(&headers, &token));
+        account.start_link(token, callback_url, now, behaviour.link_ttl_seconds);
+    }
+    let mut value = json!({ "status": account.status });
+    if let Some(url) = &redirect {
+        value["redirectUrl"] = json!(url);
+    }
     let answer = json!({
         "id": &*account.id,
-        "connectionData": { "authScheme": config.scheme, "val": { "status": account.status } },
+        "connectionData": { "authScheme": config.scheme, "val": value },
         "status": account.status,
-        "redirect_url": null,
-        "redirect_uri": null,
+        "redirect_url": redirect,
+        "redirect_uri": redirect,
         "deprecated": { "uuid": uuid_of(&account.id), "authConfigUuid": uuid_of(&config.id) },
     });
     state.accounts.add(account);
@@ -189,13 +207,9 @@ pub(super) async fn delete(State(state): State<Shared>, Segment(id): Segment) ->
     }
 }
 
-/// Times as the API writes them.
-pub(super) fn time(at: Timestamp) -> String {
-    format!("{at:.3}")
-}
-
-pub(super) fn find_config(state: &Shared, id: &str) -> Result<AuthConfig, ApiError> {
-    state.accounts.config(id).ok_or_else(|| ApiError::auth_config_not_found(id))
+fn config_to_connect(state: &Shared, id: &str) -> Result<AuthConfig, ApiError> {
+    let config = state.accounts.config(id).ok_or_else(|| ApiError::auth_config_not_found(id))?;
+    if config.disabled { Err(ApiError::auth_config_disabled(id)) } else { Ok(config) }
 }
 
 fn find(state: &Shared, id: &str) -> Result<Account, ApiError> {
@@ -225,7 +239,7 @@ fn redirect_url(headers: &HeaderMap, token: &str) -> String {
 
 fn describe(state: &Shared, account: &Account) -> Value {
     let config = state.accounts.config(&account.auth_config);
-    let (scheme, managed) = config.map_or((String::new(), false), |config| (config.scheme, config.managed));
+    let scheme = config.as_ref().map(|config| &*config.scheme);
     let mut state_value = json!({ "status": account.status });
     if account.status == Status::Active {
         // Masked, as the real API masks them: four characters of a secret and no more.
@@ -243,8 +257,8 @@ fn describe(state: &Shared, account: &Account) -> Value {
         "auth_config": {
             "id": &*account.auth_config,
             "auth_scheme": scheme,
-            "is_composio_managed": managed,
-            "is_disabled": false,
+            "is_composio_managed": config.as_ref().is_some_and(|config| config.managed),
+            "is_disabled": config.as_ref().is_some_and(|config| config.disabled),
             "deprecated": { "uuid": uuid_of(&account.auth_config) },
         },
         "state": { "authScheme": scheme, "val": state_value },

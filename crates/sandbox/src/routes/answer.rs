@@ -31,7 +31,7 @@ const LARGE_ROW: &str = concat!(
 /// Why a tool failed although the API worked.
 pub(super) struct Failure {
     /// The provider's status; `None` if the failure was not an HTTP one.
-    status: Option<u16>,
+    pub(super) status: Option<u16>,
     pub(super) message: String,
     http_error: Option<String>,
     /// Whether to report it the way it was before failures had data.
@@ -67,6 +67,8 @@ impl Failure {
 /// A call that was run, and what there is to tell of it.
 pub(super) struct Done {
     pub(super) data: Vec<u8>,
+    /// The provider's status; `None` if there was none.
+    pub(super) http_status: Option<u16>,
     pub(super) error: Option<String>,
     pub(super) log_id: Arc<str>,
     pub(super) deprecation: Option<HeaderValue>,

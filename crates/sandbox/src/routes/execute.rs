@@ -228,6 +228,7 @@ impl Attempt {
         }
         let done = Done {
             data,
+            http_status: failure.as_ref().map_or(Some(200), |failure| failure.status),
             error: failure.map(|failure| failure.message),
             log_id: format!("log_{}", token(unique)).into(),
             deprecation: deprecation(tool, version),
@@ -318,12 +319,14 @@ impl Attempt {
             account,
             auth_config,
             successful: done.error.is_none(),
+            http_status: done.http_status,
             error: done.error.clone(),
             started: self.received,
             ended,
             visible_from: ended,
             request: (arguments.len() <= LOG_PAYLOAD_MAX).then(|| arguments.into()),
             response: (done.data.len() <= LOG_PAYLOAD_MAX).then(|| Bytes::copy_from_slice(&done.data)),
+            has_data: true,
         });
     }
 

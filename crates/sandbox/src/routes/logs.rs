@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::{
     extract::{Body, Segment},
-    render::ok,
+    render::{ok, time},
 };
 use crate::{
     error::ApiError,
@@ -92,7 +92,7 @@ fn describe(log: &Log) -> Value {
     let (started, ended) = (log.started.as_millisecond(), log.ended.as_millisecond());
     let mut described = json!({
         "id": &*log.id,
-        "timestamp": started,
+        "timestamp": time(log.started),
         "type": "tool.execution",
         "status": log.status(),
         "level": if log.successful { "info" } else { "error" },
@@ -103,13 +103,19 @@ fn describe(log: &Log) -> Value {
             "user_id": &*log.user,
             "connected_account_id": log.account.as_deref(),
             "auth_config_id": log.auth_config.as_deref(),
+            "http_status": log.http_status,
+            "is_error": !log.successful,
         },
         "metrics": { "duration_ms": ended - started },
+        "parent": null,
         "timings": { "start_time": started, "end_time": ended },
         "context": { "request_id": &*log.request_id },
         "source": { "host": "sandbox" },
-        "data": { "request": request(log), "response": response(log) },
+        "data": {},
     });
+    if log.has_data {
+        described["data"] = json!({ "request": request(log), "response": response(log) });
+    }
     if let Some(error) = &log.error {
         described["message"] = json!(error);
     }
@@ -134,7 +140,7 @@ fn describe_internally(log: &Log) -> Value {
         "status": status,
         "version": &*log.version,
         "payloadReceived": request(log),
-        "response": response(log),
+        "response": if log.has_data { response(log) } else { json!({}) },
         "error": error,
         "session": {},
         "executionMetadata": { "requestId": &*log.request_id },
@@ -144,7 +150,7 @@ fn describe_internally(log: &Log) -> Value {
             "startTime": started,
             "endTime": ended,
             "totalDuration": ended - started,
-            "message": log.error.as_deref().unwrap_or("Executed"),
+            "message": log.error.as_deref().unwrap_or(if log.successful { "Executed" } else { "Failed" }),
         }],
     })
 }

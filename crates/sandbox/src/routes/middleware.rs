@@ -83,7 +83,8 @@ pub(super) async fn admit(State(context): State<Context>, mut request: Request, 
         }
     };
     if let Some(error) = response.extensions().get::<ApiError>() {
-        let rendered = error.render(&request_id);
+        let mut rendered = error.render(&request_id);
+        rendered.headers_mut().extend(response.headers().clone());
         response = rendered;
     }
     if response.extensions().get::<FromEdge>().is_none() {

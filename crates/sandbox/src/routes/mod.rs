@@ -7,8 +7,10 @@ mod control;
 mod execute;
 mod extract;
 mod fault_response;
+mod fields;
 mod logs;
 mod middleware;
+mod not_modelled;
 mod render;
 mod toolkits;
 mod tools;
@@ -47,23 +49,31 @@ fn api_routes() -> Router<Shared> {
         .route("/tools/enum", get(tools::slugs))
         .route("/tools/{slug}", get(tools::get))
         .route("/tools/execute/{slug}", post(execute::execute))
-        .route("/tools/execute/proxy", post(async || ApiError::not_modelled("proxied requests")))
-        .route("/tools/execute/{slug}/input", post(async || ApiError::not_modelled("generated input")))
         .route("/toolkits", get(toolkits::list))
+        .route("/toolkits/categories", get(toolkits::categories))
+        .route("/toolkits/multi", post(toolkits::list_named))
         .route("/toolkits/{slug}", get(toolkits::get))
         .route("/connected_accounts", get(accounts::list).post(accounts::create))
         .route("/connected_accounts/link", post(accounts::link))
-        .route("/connected_accounts/{id}", get(accounts::get).delete(accounts::delete))
+        .route(
+            "/connected_accounts/{id}",
+            get(accounts::get)
+                .delete(accounts::delete)
+                .patch(async || not_modelled::refuse("changes of connected accounts")),
+        )
         .route("/connected_accounts/{id}/status", patch(accounts::set_status))
         .route("/connected_accounts/{id}/refresh", post(accounts::refresh))
         .route("/auth_configs", get(auth_configs::list).post(auth_configs::create))
+        .route(
+            "/auth_configs/{id}",
+            get(auth_configs::get).patch(auth_configs::update).delete(auth_configs::delete),
+        )
+        .route("/auth_configs/{id}/ENABLED", patch(auth_configs::enable))
+        .route("/auth_configs/{id}/DISABLED", patch(auth_configs::disable))
         .route("/logs/tool_execution", post(logs::search))
         .route("/logs/tool_execution/{id}", get(logs::get))
         .route("/internal/action_execution/log/{id}", get(logs::get_internal))
-        .route(
-            "/internal/action_execution/logs",
-            post(async || ApiError::not_modelled("the internal list of logs")),
-        )
+        .merge(not_modelled::routes())
         .fallback(async || ApiError::no_such_route())
         .method_not_allowed_fallback(async || ApiError::method_not_allowed())
 }

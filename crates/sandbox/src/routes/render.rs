@@ -1,6 +1,7 @@
 //! What several answers have in common.
 
 use axum::response::Response;
+use jiff::Timestamp;
 use uuid::Uuid;
 
 use crate::error::json_response;
@@ -8,6 +9,11 @@ use crate::error::json_response;
 /// An answer with status 200.
 pub(super) fn ok(body: &serde_json::Value) -> Response {
     json_response(200, body.to_string())
+}
+
+/// Times as the API writes them.
+pub(super) fn time(at: Timestamp) -> String {
+    format!("{at:.3}")
 }
 
 /// A legacy UUID that belongs to an ID.

@@ -1,10 +1,13 @@
 //! Describing toolkits and their versions.
 
+use std::collections::BTreeSet;
+
 use axum::{extract::State, response::Response};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::{
-    extract::Segment,
+    extract::{Body, Segment},
+    fields,
     render::{logo, ok},
 };
 use crate::{
@@ -18,6 +21,19 @@ use crate::{
 const MADE_AT: &str = "2025-05-01T00:00:00.000Z";
 
 pub(super) async fn list(State(state): State<Shared>, query: Query) -> Result<Response, ApiError> {
+    find(&state, &query)
+}
+
+/// The same as [`list`], asked for with a body, which may also name toolkits.
+pub(super) async fn list_named(
+    State(state): State<Shared>,
+    Body(asked): Body<Map<String, Value>>,
+) -> Result<Response, ApiError> {
+    find(&state, &Query::of_body(&asked))
+}
+
+fn find(state: &Shared, query: &Query) -> Result<Response, ApiError> {
+    let slugs = query.list("toolkits");
     let category = query.text("category");
     let managed = query.text("managed_by");
     let include_deprecated = query.flag("include_deprecated")?.unwrap_or(false);
@@ -34,7 +50,8 @@ pub(super) async fn list(State(state): State<Shared>, query: Query) -> Result<Re
         .values()
         .map(|toolkit| &**toolkit)
         .filter(|toolkit| {
-            (include_deprecated || !toolkit.deprecated)
+            (slugs.is_empty() || slugs.contains(&&*toolkit.slug))
+                && (include_deprecated || !toolkit.deprecated)
                 && category.is_none_or(|category| toolkit.categories.iter().any(|known| known == category))
                 // There are no toolkits of the project's own here.
                 && managed.is_none_or(|managed| managed != "project")
@@ -65,6 +82,14 @@ pub(super) async fn list(State(state): State<Shared>, query: Query) -> Result<Re
     Ok(ok(&page))
 }
 
+pub(super) async fn categories(State(state): State<Shared>, query: Query) -> Result<Response, ApiError> {
+    let named: BTreeSet<&String> =
+        state.world.toolkits.values().flat_map(|toolkit| &toolkit.categories).collect();
+    let named: Vec<&String> = named.into_iter().collect();
+    let page = query.page(&named, |name| json!({ "id": name, "name": name }))?;
+    Ok(ok(&page))
+}
+
 pub(super) async fn get(
     State(state): State<Shared>,
     Segment(slug): Segment,
@@ -79,11 +104,14 @@ pub(super) async fn get(
     let details: Vec<Value> = auth_schemes(toolkit)
         .iter()
         .map(|scheme| {
-            let none = json!({ "required": [], "optional": [] });
+            let ask = |required: Vec<Value>| json!({ "required": required, "optional": [] });
             json!({
                 "mode": scheme,
                 "name": format!("{} {scheme}", toolkit.slug),
-                "fields": { "auth_config_creation": none, "connected_account_initiation": none },
+                "fields": {
+                    "auth_config_creation": ask(fields::to_configure(scheme)),
+                    "connected_account_initiation": ask(fields::to_connect(scheme)),
+                },
                 "proxy": { "base_url": toolkit.base_url },
             })
         })

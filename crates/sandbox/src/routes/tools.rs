@@ -1,6 +1,6 @@
 //! Describing tools, at a version.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{cmp::Reverse, collections::BTreeMap, sync::Arc};
 
 use axum::{Extension, extract::State, response::Response};
 use serde_json::{Value, json};
@@ -34,7 +34,9 @@ pub(super) async fn list(
         toolkits.extend(named.map(|config| &*config.toolkit));
     }
     let tags = query.list("tags");
-    let words = query.text("search").or(query.text("query")).map(str::to_lowercase);
+    let scopes = query.list("scopes");
+    let searched = query.text("query").or(query.text("search")).unwrap_or("").to_lowercase();
+    let words: Vec<&str> = searched.split_whitespace().collect();
 
     let wanted = |tool: &Tool| {
         // A list of slugs overrides every other filter.
@@ -45,13 +47,10 @@ pub(super) async fn list(
             && (include_deprecated || !(tool.deprecated || tool.removed))
             && (!important || tool.important)
             && tags.iter().all(|tag| tool.tags.iter().any(|found| found == tag))
-            && words.as_ref().is_none_or(|words| {
-                tool.slug.to_lowercase().contains(words)
-                    || tool.name.to_lowercase().contains(words)
-                    || tool.description.to_lowercase().contains(words)
-            })
+            && (scopes.is_empty() || tool.scopes.iter().any(|scope| scopes.contains(&&**scope)))
+            && (words.is_empty() || hits(tool, &words) > 0)
     };
-    let found: Vec<(&Arc<Tool>, &Version)> = state
+    let mut found: Vec<(&Arc<Tool>, &Version)> = state
         .world
         .tools
         .values()
@@ -61,8 +60,17 @@ pub(super) async fn list(
             tool.exists_at(&version.version).then_some((tool, version))
         })
         .collect();
+    if slugs.is_empty() {
+        found.sort_by_cached_key(|(tool, _)| Reverse(hits(tool, &words)));
+    }
     let page = query.page(&found, |(tool, version)| describe(tool, version, &state.world.behaviour))?;
     Ok(ok(&page))
+}
+
+/// How many of the words are in what a tool is called and described with.
+fn hits(tool: &Tool, words: &[&str]) -> usize {
+    let text = format!("{} {} {}", tool.slug, tool.name, tool.description).to_lowercase();
+    words.iter().filter(|word| text.contains(**word)).count()
 }
 
 pub(super) async fn slugs(State(state): State<Shared>) -> Response {

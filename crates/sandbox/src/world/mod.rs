@@ -46,6 +46,11 @@ impl World {
         let usable = |(_, key): &(&String, &Key)| key.state == KeyState::Active && key.execute;
         self.keys.iter().filter(usable).map(|(name, _)| name.as_str()).min()
     }
+
+    /// Turns zero data retention on, whatever the file says: logs keep no payloads and no error texts.
+    pub fn retain_no_data(&mut self) {
+        self.logs.visibility = LogVisibility::DontStoreData;
+    }
 }
 
 /// Every mistake of a world file.
@@ -192,8 +197,18 @@ pub(super) struct AuthConfig {
     /// Managed OAuth: accounts are made through links only.
     #[serde(default = "yes")]
     pub(super) managed: bool,
+    /// No new account is connected through it; those that are go on working.
+    #[serde(default)]
+    pub(super) disabled: bool,
     /// When given, no other tool may be executed with accounts of this auth config.
     pub(super) allowed_tools: Option<Vec<String>>,
+}
+
+impl AuthConfig {
+    /// Whether connecting an account sends its user to a consent screen.
+    pub(super) fn is_oauth(&self) -> bool {
+        matches!(&*self.scheme, "OAUTH1" | "OAUTH2" | "DCR_OAUTH")
+    }
 }
 
 /// An account that exists from the start.
@@ -249,6 +264,7 @@ pub(super) struct Behaviour {
     pub(super) legacy_failures: bool,
     pub(super) missing_user: MissingUser,
     pub(super) versions_order: VersionsOrder,
+    pub(super) legacy_initiate: bool,
     pub(super) link_ttl_seconds: u32,
 }
 
@@ -265,6 +281,7 @@ impl Default for Behaviour {
             legacy_failures: false,
             missing_user: MissingUser::Refuse,
             versions_order: VersionsOrder::Ascending,
+            legacy_initiate: false,
             link_ttl_seconds: 600,
         }
     }
@@ -311,10 +328,11 @@ impl Default for RateLimit {
     }
 }
 
-/// How execution logs misbehave. May be changed while the sandbox runs.
+/// What execution logs keep, and how they misbehave. May be changed while the sandbox runs.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct LogSettings {
+    pub(super) visibility: LogVisibility,
     /// How long after its end an execution becomes visible.
     pub(super) delay_ms: u32,
     /// The fraction of executions that never become visible.
@@ -325,8 +343,17 @@ pub(super) struct LogSettings {
 
 impl Default for LogSettings {
     fn default() -> Self {
-        Self { delay_ms: 0, lose_rate: 0.0, refuse_status: 0 }
+        Self { visibility: LogVisibility::ShowAll, delay_ms: 0, lose_rate: 0.0, refuse_status: 0 }
     }
+}
+
+/// What the logs of executions keep, as a setting of the real API's projects names it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum LogVisibility {
+    ShowAll,
+    /// Zero data retention: neither arguments nor results nor error texts.
+    DontStoreData,
 }
 
 fn yes() -> bool {

@@ -116,6 +116,88 @@ async fn a_link_that_is_opened_connects_the_account() {
     assert_eq!(bench.send(&repo_call().json(repo_body("u-new"))).await.unwrap().status, 200);
 }
 
+/// In the seed's time accounts of managed OAuth came with a redirect; those of an OAuth app of one's own still do.
+#[tokio::test]
+async fn an_account_that_is_initiated_is_connected_by_its_redirect() {
+    let before_the_change = DEFAULT_WORLD.replacen("legacy_initiate = false", "legacy_initiate = true", 1);
+    let own_app = "[[auth_config]]\nid = \"ac_own\"\ntoolkit = \"github\"\nmanaged = false\n";
+    let own_app = format!("{DEFAULT_WORLD}\n{own_app}");
+    for (world, config) in [(before_the_change, "ac_1"), (own_app, "ac_own")] {
+        let bench = Bench::start(&world).await;
+        let initiate = |connection: Value| {
+            Ask::post("/api/v3.1/connected_accounts")
+                .json(json!({"auth_config": {"id": config}, "connection": connection}))
+        };
+        let to_consent = json!({"user_id": "u-new", "callback_url": "http://127.0.0.1:1/back"});
+        let made = bench.send(&initiate(to_consent)).await.unwrap();
+        assert_eq!((made.status.as_u16(), made.at("/connectionData/val/status")), (201, json!("INITIATED")));
+        let redirect = made.at("/connectionData/val/redirectUrl");
+        assert_eq!(redirect, made.at("/redirect_url"));
+        assert_eq!(bench.send(&repo_call().json(repo_body("u-new"))).await.unwrap().status, 422);
+        let consent = redirect.as_str().unwrap().strip_prefix(&bench.running.base_url()).unwrap().to_owned();
+        // The page of the callback is not there, and the consent is given all the same.
+        assert!(bench.send(&Ask::new(Method::GET, &consent)).await.unwrap_err().is_connect());
+        assert_eq!(bench.send(&repo_call().json(repo_body("u-new"))).await.unwrap().status, 200);
+
+        let own_tokens = json!({"user_id": "u-tokens", "state": {"val": {"status": "ACTIVE"}}});
+        let made = bench.send(&initiate(own_tokens)).await.unwrap();
+        assert_eq!((made.at("/status"), made.at("/redirect_url")), (json!("ACTIVE"), Value::Null));
+    }
+}
+
+#[tokio::test]
+async fn without_data_retention_a_log_tells_how_a_call_ended_and_nothing_else() {
+    let mut world = World::default_world();
+    world.retain_no_data();
+    let switched = DEFAULT_WORLD.replacen("visibility = \"show_all\"", "visibility = \"dont_store_data\"", 1);
+    for world in [world, World::from_toml(&switched).unwrap()] {
+        let bench = Bench::start_in(world, Options::DEFAULT_SEED).await;
+        let secret = || {
+            let mut body = repo_body("u-alice");
+            body["arguments"]["repo"] = json!("of-a-customer");
+            repo_call().json(body)
+        };
+        bench.send(&secret().with("x-request-id", "r-good")).await.unwrap();
+        bench.set_faults(json!([{"kind": "provider_failure", "provider_status": 404}])).await;
+        bench.send(&secret().with("x-request-id", "r-bad")).await.unwrap();
+        for (request_id, status, is_error, http_status) in
+            [("r-good", "success", false, 200), ("r-bad", "failed", true, 404)]
+        {
+            let found = bench.find_logs(request_id).await;
+            let log = &found["logs"][0];
+            let id = log["id"].as_str().unwrap();
+            assert_eq!(bench.get(&format!("/api/v3.1/logs/tool_execution/{id}")).await, *log);
+            assert_eq!(
+                (&log["status"], &log["data"], log.get("message")),
+                (&json!(status), &json!({}), None)
+            );
+            let told = &log["metadata"];
+            assert_eq!((&told["is_error"], &told["http_status"]), (&json!(is_error), &json!(http_status)));
+            assert_eq!(
+                (&told["user_id"], &log["context"]["request_id"]),
+                (&json!("u-alice"), &json!(request_id))
+            );
+            let old = bench.get(&format!("/api/v3/internal/action_execution/log/{id}")).await;
+            for shown in [log, &old] {
+                let text = shown.to_string();
+                assert!(!text.contains("of-a-customer") && !text.contains("Client Error"), "{text}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn data_retention_that_is_switched_off_later_leaves_earlier_logs_as_they_are() {
+    let bench = Bench::start(DEFAULT_WORLD).await;
+    bench.send(&repo_call().with("x-request-id", "r-before")).await.unwrap();
+    let settings = Ask::new(Method::PUT, "/_sandbox/logs").json(json!({"visibility": "dont_store_data"}));
+    assert_eq!(bench.send(&settings).await.unwrap().at("/visibility"), "dont_store_data");
+    bench.send(&repo_call().with("x-request-id", "r-after")).await.unwrap();
+    let data = async |id: &str| bench.find_logs(id).await["logs"][0]["data"].clone();
+    assert_eq!(data("r-before").await["response"]["data"]["full_name"], "o/r");
+    assert_eq!(data("r-after").await, json!({}));
+}
+
 #[test]
 fn a_bad_world_is_refused_with_all_its_mistakes_at_once() {
     let text = r#"

@@ -98,10 +98,14 @@ impl Bench {
     }
 
     pub(crate) async fn start_with(world: &str, seed: u64) -> Self {
+        Self::start_in(World::from_toml(world).unwrap(), seed).await
+    }
+
+    pub(crate) async fn start_in(world: World, seed: u64) -> Self {
         // The first test installs the provider; for the others it is there.
         // An error says that another test has chosen the same provider already.
         drop(rustls::crypto::ring::default_provider().install_default());
-        let sandbox = Sandbox::new(World::from_toml(world).unwrap(), Options { seed });
+        let sandbox = Sandbox::new(world, Options { seed });
         let running = sandbox.bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).await.unwrap();
         let client = Client::builder().no_proxy().timeout(Duration::from_secs(20)).build().unwrap();
         Self { running, client }

@@ -6,5 +6,6 @@ mod behaviour;
 mod bench;
 mod coded_vectors;
 mod faults;
+mod not_modelled;
 mod row;
 mod tables;

@@ -31,6 +31,11 @@ async fn requests_that_make_no_sense_get_an_envelope_and_others_list_and_make_th
 }
 
 #[tokio::test]
+async fn what_the_sdks_ask_for_is_answered_as_they_decode_it() {
+    run(rows(include_str!("sdk.toml"))).await;
+}
+
+#[tokio::test]
 async fn a_body_that_is_too_large_is_refused_with_an_envelope() {
     let bench = Bench::start(DEFAULT_WORLD).await;
     let answer = bench.send(&repo_call().raw(&"x".repeat(5 * 1024 * 1024))).await.unwrap();
