@@ -24,6 +24,10 @@ pub trait Checks: fmt::Debug + Send + Sync {
     /// The request ID of a call that succeeded and was sent after this time, by which a log can show that it knows our
     /// request IDs and had not stopped by then: of the job that was created first after it, because a log may be late.
     async fn known_success(&self, after: Timestamp) -> Result<Option<RequestId>>;
+
+    /// The request ID of a call that succeeded and was sent before this time, by which a log can show that it is the one
+    /// in which errand's calls were by then: of the job that was created last.
+    async fn known_success_before(&self, before: Timestamp) -> Result<Option<RequestId>>;
 }
 
 #[derive(Debug, Clone)]

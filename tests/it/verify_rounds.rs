@@ -91,6 +91,20 @@ async fn a_log_that_goes_blind_in_the_middle_of_a_round_proves_nothing() {
     assert_eq!(after_looks(&absent).await, State::Retryable, "which an absent entry looks like");
 }
 
+/// With the key of another project errand makes calls that its log shows, and not those of before.
+#[tokio::test]
+async fn a_log_of_another_project_proves_nothing() {
+    let t = TestStore::sqlite().await;
+    ended(&t, AttemptOutcome::Succeeded, succeed("null")).await;
+    let job = unknown(&t, ErrorKind::UnknownOutcome).await;
+    ended(&t, AttemptOutcome::Succeeded, succeed("null")).await;
+    round(&t, OPTIONS, &[false, false]).await;
+    assert_eq!(t.state(job).await, State::Held, "the log does not show the call of before");
+    t.execute("update jobs set check_at = 0 * check_at").await;
+    round(&t, OPTIONS, &[false, true, true, false, true]).await;
+    assert_eq!(t.state(job).await, State::Retryable);
+}
+
 /// A log that stops right after the call in doubt would have no entry of it, because the call may end later.
 #[tokio::test]
 async fn a_log_that_stops_before_the_call_must_have_ended_proves_nothing() {

@@ -3,8 +3,8 @@
 //! A `once` call that ended without an answer is looked for in the tool API's execution log, by its request ID. What the
 //! log has is taken as the answer that did not arrive. That it has nothing proves something only when it had time to
 //! settle and shows a call of ours that is known to have succeeded and was sent when the one in doubt must have ended,
-//! right before and right after: a log that does not keep our request IDs, has lost entries or has stopped before that,
-//! finds nothing either.
+//! right before and right after, and one that was sent before it: a log that does not keep our request IDs, has lost
+//! entries, has stopped before that or is of another project, finds nothing either.
 //! Where nobody can know, a person decides.
 
 use std::{sync::Arc, time::Duration};
@@ -159,15 +159,23 @@ impl Verify {
     }
 
     /// Looks again, right between two sights of a call that is known to have run: a log can go blind within a round. It
-    /// was sent when the one in doubt had ended, since a log that stopped before that shows everything older.
+    /// was sent when the one in doubt had ended, since a log that stopped before that shows everything older. A call from
+    /// before the one in doubt, if any is known, has to be in the log as well: that of another project, whose key errand has
+    /// now, has only what came later.
     async fn look_between_sights(&self, check: &Check, waited: Duration) -> Result<Look, StoreError> {
         let ended_after = self.options.policy.ended_after(waited);
         let ended = check.job.unknown_since.and_then(|since| since.checked_add(ended_after).ok());
         let Some(ended) = ended else { return Ok(Look::Blind) };
-        let known = self.services.store.known_success(ended).await?;
-        let Some(known) = known else { return Ok(Look::Blind) };
-        if !self.shows(known).await {
-            return Ok(Look::Blind);
+        let store = &self.services.store;
+        let Some(known) = store.known_success(ended).await? else { return Ok(Look::Blind) };
+        let earlier = match check.job.started_at {
+            Some(started) => store.known_success_before(started).await?,
+            None => None,
+        };
+        for sight in earlier.into_iter().chain([known]) {
+            if !self.shows(sight).await {
+                return Ok(Look::Blind);
+            }
         }
         Ok(match self.look(check).await {
             Look::Absent if !self.shows(known).await => Look::Blind,

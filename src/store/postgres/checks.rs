@@ -48,6 +48,11 @@ statements! { Postgres:
     /// A job that was unknown by then was sent later. The eldest has had the most time to appear in the log.
     known_success(at: i64) = "select request_id from jobs where created_at > {instant} and http_status is not null
     order by created_at limit 1";
+
+    known_success_before(before: i64) = "select request_id from jobs
+    where created_at < timestamptz 'epoch' + {before}::bigint * interval '1 microsecond'
+        and started_at < timestamptz 'epoch' + {before} * interval '1 microsecond' and http_status is not null
+    order by created_at desc limit 1";
 }
 
 #[async_trait]
@@ -67,6 +72,11 @@ impl Checks for PostgresStore {
 
     async fn known_success(&self, after: Timestamp) -> Result<Option<RequestId>> {
         let found = self.other.fetch_first(sql::known_success(after.as_microsecond())).await?;
+        found.map(|row| Ok(RequestId(row.read("request_id")?))).transpose()
+    }
+
+    async fn known_success_before(&self, before: Timestamp) -> Result<Option<RequestId>> {
+        let found = self.other.fetch_first(sql::known_success_before(before.as_microsecond())).await?;
         found.map(|row| Ok(RequestId(row.read("request_id")?))).transpose()
     }
 }

@@ -35,6 +35,9 @@ statements! { Sqlite:
     /// A job that was unknown by then was sent later. The eldest has had the most time to appear in the log.
     known_success(after: i64) = "select request_id from jobs
     where created_at > {after} and http_status is not null order by created_at limit 1";
+
+    known_success_before(before: i64) = "select request_id from jobs
+    where created_at < {before} and started_at < {before} and http_status is not null order by created_at desc limit 1";
 }
 
 #[async_trait]
@@ -75,6 +78,11 @@ impl Checks for SqliteStore {
 
     async fn known_success(&self, after: Timestamp) -> Result<Option<RequestId>> {
         let found = self.reader.fetch_first(sql::known_success(after.as_microsecond())).await?;
+        found.map(|row| Ok(RequestId(row.read("request_id")?))).transpose()
+    }
+
+    async fn known_success_before(&self, before: Timestamp) -> Result<Option<RequestId>> {
+        let found = self.reader.fetch_first(sql::known_success_before(before.as_microsecond())).await?;
         found.map(|row| Ok(RequestId(row.read("request_id")?))).transpose()
     }
 }

@@ -409,6 +409,7 @@ pass_on!(Checks {
     fn take_checks(&self, limit: usize, again_after: Duration) -> Vec<Check>;
     fn put_off(&self, &put_off: PutOff) -> bool;
     fn known_success(&self, after: Timestamp) -> Option<RequestId>;
+    fn known_success_before(&self, before: Timestamp) -> Option<RequestId>;
 });
 
 pass_on!(Connections {

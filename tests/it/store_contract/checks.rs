@@ -82,7 +82,11 @@ on_every_backend!(a_log_is_judged_by_a_call_that_succeeded_and_was_sent_later, a
         t.finish(&run.end(succeed("1"), AttemptOutcome::Succeeded)).await;
         run.request_id
     };
+    let first = t.run(&job(json!({}))).await;
+    let first_started = t.view(first.id).await.started_at.unwrap();
+    assert_eq!(t.store.known_success_before(first_started).await.unwrap(), None);
     succeeded().await;
+    let earlier = succeeded().await;
     let run = t.run(&job(json!({}))).await;
     t.finish(&run.end(verify(Duration::ZERO), AttemptOutcome::Unknown)).await;
     let unknown_since = t.view(run.id).await.unknown_since.unwrap();
@@ -91,6 +95,8 @@ on_every_backend!(a_log_is_judged_by_a_call_that_succeeded_and_was_sent_later, a
     succeeded().await;
     let found = t.store.known_success(unknown_since).await.unwrap();
     assert_eq!(found, Some(later), "the eldest, which had the most time to appear in a log");
+    let started = t.view(run.id).await.started_at.unwrap();
+    assert_eq!(t.store.known_success_before(started).await.unwrap(), Some(earlier));
 });
 
 on_every_backend!(a_decision_ends_the_looking_up, async |t| {
