@@ -28,7 +28,7 @@ pub(super) enum Command {
 pub(super) async fn run(command: Command, context: &Context) -> anyhow::Result<Exit> {
     let Command::List { owner, toolkit, format } = command;
     let owner = owner.owner()?;
-    let accounts = context.tool_api()?.accounts(owner.id(), toolkit.as_deref()).await?;
+    let accounts = context.tool_api()?.accounts(&[owner.id()], toolkit.as_deref()).await?.accounts;
     let json = |account: &Account| {
         to_string(&json!({
             "id": account.id, "toolkit": account.toolkit, "status": account.status,

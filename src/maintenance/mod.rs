@@ -8,6 +8,7 @@ pub mod ledger;
 mod pace;
 pub mod policies;
 pub mod prune;
+mod quiet;
 pub mod rescue;
 pub mod verify;
 

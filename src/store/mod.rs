@@ -53,7 +53,7 @@ pub use admin::{Admin, Concern, Schema};
 pub use audit::{Audit, AuditLimits, AuditPage, Finding, FindingKind};
 pub use checks::{Check, Checks, PutOff};
 pub use claims::{Bind, Claim, ClaimReceipt, Claimed, Claims};
-pub use connections::{Awaited, Connections};
+pub use connections::{Awaited, Connections, SEARCHED_FOR_TOGETHER, TakeAwaited};
 pub use error::{Result, StoreError, StoreErrorKind};
 pub use finishes::{By, Finish, Finished, Finishes};
 pub use history::{History, HistoryEntry, HistoryFact, HistoryKind, check_decider};

@@ -168,6 +168,7 @@ pub(super) fn awaited(row: &impl StoreRow) -> Result<Awaited> {
         lookups: row.count("lookups")?,
         id: row.read("id")?,
         parked: row.read("parked")?,
+        due_since: row.time("due_since")?,
     })
 }
 

@@ -42,8 +42,9 @@ pub trait ToolApi: fmt::Debug + Send + Sync {
     /// Describes a tool at a toolkit version; `None` for the newest.
     async fn tool(&self, slug: &str, version: Option<&str>) -> Result<ToolInfo, ToolError>;
 
-    /// The owner's accounts for a toolkit, in any status, most recently connected first.
-    async fn accounts(&self, owner_id: &str, toolkit: Option<&str>) -> Result<Vec<Account>, ToolError>;
+    /// The accounts of these owners for a toolkit, in any status, most recently connected first. The API takes a list of
+    /// IDs joined by commas: an ID with a comma in it is a list there, and what comes for it may be anybody's.
+    async fn accounts(&self, owner_ids: &[&str], toolkit: Option<&str>) -> Result<AccountList, ToolError>;
 
     async fn account(&self, id: &str) -> Result<Account, ToolError>;
 
@@ -182,6 +183,15 @@ impl Account {
     pub fn is_active(&self) -> bool {
         self.status == "ACTIVE" && !self.disabled
     }
+}
+
+#[derive(Debug, Clone)]
+pub struct AccountList {
+    pub accounts: Vec<Account>,
+    /// Whether the API has no more of them. It may have more pages than are read.
+    pub is_whole: bool,
+    /// How many pages were read, each with a request.
+    pub pages: usize,
 }
 
 #[derive(Debug, Clone)]

@@ -8,6 +8,7 @@ mod backup;
 mod bad_input;
 mod cli;
 mod config;
+mod connection_rounds;
 mod connections;
 mod dashboards;
 mod database_limits;

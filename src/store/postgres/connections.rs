@@ -10,7 +10,7 @@ use super::{PostgresStore, history::note};
 use crate::{
     job::{Release, State},
     store::{
-        Awaited, Connections, Result,
+        Awaited, Connections, Result, SEARCHED_FOR_TOGETHER, TakeAwaited,
         convert::{micros, to_limit},
         history::Note,
         read::{StoreRow as _, readable},
@@ -30,11 +30,19 @@ statements! { Postgres:
     on conflict (owner_kind, owner_id, toolkit, account)
     do update set parked = least(awaited.parked, 9223372036854775806) + 1, doubted = coalesce(excluded.doubted, awaited.doubted)";
 
-    take(limit: i64, again_after: i64) = "with due as (
-        select id from awaited where look_at <= now() order by look_at limit {limit} for update skip locked)
+    /// The one that is due longest is chosen with its lock, so that one that a session keeps locked is passed over.
+    take(together: bool, others: i64, searched: i64, first_after: i64, again_after: i64) = "with longest as (
+        select id, toolkit, look_at from awaited where {is_due_awaited} order by look_at limit 1 for update skip locked),
+    due as (select id, toolkit from awaited where {is_due_awaited} order by look_at limit {searched}),
+    others as (
+        select a.id, a.look_at from longest join due on due.toolkit = longest.toolkit and due.id <> longest.id
+            join awaited a on a.id = due.id
+        where {together} and a.look_at <= now() order by a.look_at limit {others} for update of a skip locked),
+    taken as (select id, look_at from longest union all select id, look_at from others)
     update awaited a set look_at = now() + {again_after}::bigint * interval '1 microsecond'
-    from due where a.id = due.id
-    returning a.id, a.owner_kind, a.owner_id, a.toolkit, a.account, a.doubted, a.lookups, a.parked";
+    from taken where a.id = taken.id
+    returning a.id, a.owner_kind, a.owner_id, a.toolkit, a.account, a.doubted, a.lookups, a.parked,
+        taken.look_at as due_since";
 
     /// Connections that no job waits for. Whoever parks a job at the same time changes `parked`, and holds
     /// the row until the job can be seen.
@@ -43,10 +51,23 @@ statements! { Postgres:
     where a.id = t.id and a.parked = t.parked and not exists (select 1 from jobs j where {is_job_of_awaited})
     returning a.id";
 
-    put_off(id: i64, parked: i64, again_after: i64, keep_doubt: bool) = "update awaited set
-        look_at = now() + {again_after}::bigint * interval '1 microsecond', lookups = least(lookups, 2147483646) + 1,
-        doubted = case when {keep_doubt} or parked <> {parked} then doubted end
-    where id = {id}";
+    /// Locked in the order of `note`.
+    put_off(ids: Vec<i64>, parked: Vec<i64>, again_after: Vec<i64>, keep_doubt: bool) = "with locked as (
+        select id from awaited where id = any({ids}) order by owner_kind, owner_id, toolkit, account for update)
+    update awaited a set look_at = now() + t.again_after * interval '1 microsecond',
+        lookups = least(a.lookups, 2147483646) + 1,
+        doubted = case when {keep_doubt} or a.parked <> t.parked then a.doubted end
+    from locked join unnest({ids}::bigint[], {parked}::bigint[], {again_after}::bigint[]) as t (id, parked, again_after)
+        on t.id = locked.id
+    where a.id = locked.id";
+
+    /// The same order.
+    give_back(ids: Vec<i64>, lookups: Vec<i64>, due_since: Vec<i64>) = "with locked as (
+        select id from awaited where id = any({ids}) order by owner_kind, owner_id, toolkit, account for update)
+    update awaited a set look_at = timestamptz 'epoch' + t.due_since * interval '1 microsecond'
+    from locked join unnest({ids}::bigint[], {lookups}::bigint[], {due_since}::bigint[]) as t (id, lookups, due_since)
+        on t.id = locked.id
+    where a.id = locked.id and a.lookups = t.lookups";
 
     release(id: i64, limit: i64, by: &str, how: &str) = "with page as (
         select j.id as page_id, j.account as page_account from awaited a join jobs j on {is_job_of_awaited}
@@ -66,22 +87,34 @@ statements! { Postgres:
 
 #[async_trait]
 impl Connections for PostgresStore {
-    async fn take_awaited(&self, limit: usize, again_after: Duration) -> Result<Vec<Awaited>> {
-        let due = self.other.fetch(sql::take(to_limit(limit), micros(again_after))).await?;
-        let mut taken = readable(&due, rows::awaited);
-        let idle = self.forget(&taken).await?;
-        taken.retain(|awaited| !idle.contains(&awaited.id));
-        Ok(taken)
+    async fn take_awaited(&self, take: TakeAwaited) -> Result<Vec<Awaited>> {
+        let others = to_limit(take.limit.saturating_sub(1));
+        let (first_after, again_after) = (micros(take.first_after), micros(take.again_after));
+        loop {
+            let searched = SEARCHED_FOR_TOGETHER.into();
+            let query = sql::take(take.together, others, searched, first_after, again_after);
+            let mut taken = readable(&self.other.fetch(query).await?, rows::awaited);
+            let idle = self.forget(&taken).await?;
+            taken.retain(|awaited| !idle.contains(&awaited.id));
+            taken.sort_by_key(|awaited| awaited.due_since);
+            if idle.is_empty() || !taken.is_empty() {
+                return Ok(taken);
+            }
+        }
     }
 
-    async fn put_off_awaited(
-        &self,
-        awaited: &Awaited,
-        again_after: Duration,
-        keep_doubt: bool,
-    ) -> Result<()> {
-        let query = sql::put_off(awaited.id, awaited.parked, micros(again_after), keep_doubt);
-        self.other.fetch(query).await.map(drop)
+    async fn put_off_awaited(&self, put_off: &[(Awaited, Duration)], keep_doubt: bool) -> Result<()> {
+        let ids = put_off.iter().map(|(awaited, _)| awaited.id).collect();
+        let parked = put_off.iter().map(|(awaited, _)| awaited.parked).collect();
+        let after = put_off.iter().map(|(_, after)| micros(*after)).collect();
+        self.other.fetch(sql::put_off(ids, parked, after, keep_doubt)).await.map(drop)
+    }
+
+    async fn give_back_awaited(&self, awaited: &[Awaited]) -> Result<()> {
+        let ids = awaited.iter().map(|awaited| awaited.id).collect();
+        let lookups = awaited.iter().map(|awaited| awaited.lookups.into()).collect();
+        let due_since = awaited.iter().map(|awaited| awaited.due_since.as_microsecond()).collect();
+        self.other.fetch(sql::give_back(ids, lookups, due_since)).await.map(drop)
     }
 
     async fn release_awaited(&self, awaited: &Awaited, limit: usize) -> Result<u64> {

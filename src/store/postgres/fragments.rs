@@ -61,6 +61,13 @@ impl Dialect for Postgres {
             cross join lateral (select * from jobs
                 where jobs.id = taken.id and worker_id = c.worker_id and state = 'running' offset 0) j",
         ),
+        // Whether a connection should be asked about now, together with others or alone. The tool API takes a list of
+        // owners joined by commas.
+        (
+            "is_due_awaited",
+            "look_at <= now() and (lookups > 0 or look_at <= now() - {first_after}::bigint * interval '1 microsecond')
+            and (account = '' and position(',' in owner_id) = 0) = {together}",
+        ),
         // The jobs of an awaited connection `a`.
         (
             "is_job_of_awaited",

@@ -10,9 +10,9 @@ use super::{SqliteStore, job_control::release_page};
 use crate::{
     job::{JobId, Release},
     store::{
-        Awaited, Connections, Result,
+        Awaited, Connections, Result, SEARCHED_FOR_TOGETHER, TakeAwaited,
         convert::{micros, to_limit},
-        read::if_readable,
+        read::{StoreRow as _, if_readable},
         rows,
         sql::statements,
         texts::{BY_CONNECTIONS, EXPIRED_AWAITING, MAX_ERROR_LENGTH},
@@ -32,13 +32,20 @@ statements! { Sqlite:
     on conflict (owner_kind, owner_id, toolkit, account)
     do update set parked = min(parked, 9223372036854775806) + 1, doubted = coalesce(excluded.doubted, doubted)";
 
-    due(now: i64, limit: i64) = "select id, owner_kind, owner_id, toolkit, account, doubted, lookups, parked
-    from awaited where look_at <= {now} order by look_at limit +{limit}";
+    due(now: i64, together: bool, limit: i64, searched: i64, first_after: i64) = "with due as materialized (
+        select * from awaited where {is_due_awaited} order by look_at limit +{searched}),
+    longest as (select id, toolkit from due order by look_at limit 1)
+    select due.id, owner_kind, owner_id, due.toolkit, account, doubted, lookups, parked, look_at as due_since
+    from longest join due on due.id = longest.id or {together} and due.toolkit = longest.toolkit
+    order by look_at limit +{limit}";
 
     take(id: i64, look_at: i64) = "update awaited set look_at = {look_at} where id = {id}";
 
     forget(id: i64) = "delete from awaited as a
     where a.id = {id} and not exists (select 1 from jobs j where {is_job_of_awaited})";
+
+    give_back(id: i64, lookups: i64, look_at: i64) = "update awaited set look_at = {look_at}
+    where id = {id} and lookups = {lookups}";
 
     put_off(id: i64, parked: i64, look_at: i64, keep_doubt: bool) = "update awaited set look_at = {look_at},
         lookups = min(lookups, 2147483646) + 1, doubted = case when {keep_doubt} or parked <> {parked} then doubted end
@@ -56,32 +63,43 @@ statements! { Sqlite:
 
 #[async_trait]
 impl Connections for SqliteStore {
-    async fn take_awaited(&self, limit: usize, again_after: Duration) -> Result<Vec<Awaited>> {
+    async fn take_awaited(&self, take: TakeAwaited) -> Result<Vec<Awaited>> {
+        loop {
+            let (taken, has_forgotten) =
+                self.write(move |db, now| Box::pin(take_page(db, now, take))).await?;
+            if !has_forgotten || !taken.is_empty() {
+                return Ok(taken);
+            }
+        }
+    }
+
+    async fn put_off_awaited(&self, put_off: &[(Awaited, Duration)], keep_doubt: bool) -> Result<()> {
+        let rows: Vec<_> =
+            put_off.iter().map(|(awaited, after)| (awaited.id, awaited.parked, micros(*after))).collect();
         self.write(move |db, now| {
             Box::pin(async move {
-                let mut taken = Vec::new();
-                for row in &sql::due(now, to_limit(limit)).fetch_all(&mut *db).await? {
-                    let Some(awaited) = if_readable(row, rows::awaited(row)) else { continue };
-                    if !forget(db, awaited.id).await? {
-                        sql::take(awaited.id, now + micros(again_after)).execute(&mut *db).await?;
-                        taken.push(awaited);
-                    }
+                for (id, parked, after) in rows {
+                    sql::put_off(id, parked, now + after, keep_doubt).execute(&mut *db).await?;
                 }
-                Ok(taken)
+                Ok(())
             })
         })
         .await
     }
 
-    async fn put_off_awaited(
-        &self,
-        awaited: &Awaited,
-        again_after: Duration,
-        keep_doubt: bool,
-    ) -> Result<()> {
-        let (id, parked) = (awaited.id, awaited.parked);
-        let put_off = move |now| sql::put_off(id, parked, now + micros(again_after), keep_doubt);
-        self.write_one(put_off).await.map(drop)
+    async fn give_back_awaited(&self, awaited: &[Awaited]) -> Result<()> {
+        let rows: Vec<_> =
+            awaited.iter().map(|awaited| (awaited.id, awaited.lookups, awaited.due_since)).collect();
+        self.write(move |db, _| {
+            Box::pin(async move {
+                for (id, lookups, due_since) in rows {
+                    let give_back = sql::give_back(id, lookups.into(), due_since.as_microsecond());
+                    give_back.execute(&mut *db).await?;
+                }
+                Ok(())
+            })
+        })
+        .await
     }
 
     async fn release_awaited(&self, awaited: &Awaited, limit: usize) -> Result<u64> {
@@ -103,6 +121,25 @@ impl Connections for SqliteStore {
         let expire = move |now| sql::expire(now, to_limit(limit), EXPIRED_AWAITING, MAX_ERROR_LENGTH);
         self.write_one(expire).await
     }
+}
+
+/// Takes what is due, or forgets it, and tells whether it has forgotten any.
+async fn take_page(db: &mut SqliteConnection, now: i64, take: TakeAwaited) -> Result<(Vec<Awaited>, bool)> {
+    let limit = to_limit(if take.together { take.limit } else { 1 });
+    let due = sql::due(now, take.together, limit, SEARCHED_FOR_TOGETHER.into(), micros(take.first_after));
+    let (mut taken, mut has_forgotten) = (Vec::new(), false);
+    for row in &due.fetch_all(&mut *db).await? {
+        let id = row.read("id")?;
+        let awaited = if_readable(row, rows::awaited(row));
+        if awaited.is_some() && forget(db, id).await? {
+            has_forgotten = true;
+            continue;
+        }
+        // What cannot be read is taken too, so that it stands in nobody's way.
+        sql::take(id, now + micros(take.again_after)).execute(&mut *db).await?;
+        taken.extend(awaited);
+    }
+    Ok((taken, has_forgotten))
 }
 
 /// Forgets a connection that no job waits for any more; `false` when one does.

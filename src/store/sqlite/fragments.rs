@@ -42,6 +42,13 @@ impl Dialect for Sqlite {
             "priorities",
             "(select column1 as p from (values (9), (8), (7), (6), (5), (4), (3), (2), (1), (0)))",
         ),
+        // Whether a connection should be asked about now, together with others or alone. The tool API takes a list of
+        // owners joined by commas.
+        (
+            "is_due_awaited",
+            "look_at <= {now} and (lookups > 0 or look_at <= {now} - {first_after})
+            and (account = '' and instr(owner_id, ',') = 0) = {together}",
+        ),
         // The jobs of an awaited connection `a`.
         (
             "is_job_of_awaited",

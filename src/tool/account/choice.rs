@@ -15,9 +15,13 @@ pub(super) type DefaultAccount = Result<Arc<str>, Option<Arc<str>>>;
 fn is_own(user: &str, listed: &Account) -> bool {
     match &listed.user_id {
         Some(owner) => owner == user,
-        // The API's filter takes lists joined by commas, so for such an ID it proves nothing.
-        None => !user.contains(','),
+        None => !is_several(user),
     }
+}
+
+/// Whether this owner's ID is a list of IDs to the API's filter, which for it proves nothing.
+pub(super) fn is_several(user: &str) -> bool {
+    user.contains(',')
 }
 
 /// Whether the list of this owner's accounts proves that this one is the owner's.
@@ -36,6 +40,18 @@ pub(super) fn newest_usable(user: &str, toolkit: &str, accounts: &[Account]) -> 
         Some(account) => Ok(Arc::from(account.id)),
         None => Err(newest(&mut accounts.iter().filter(own)).map(|account| Arc::from(status(&account)))),
     }
+}
+
+/// The same for each of several owners, of whom one list came. `None` when it proves nothing: where it leaves out whose an
+/// account is, or where the API may have taken an ID for several.
+pub(super) fn newest_usable_of_each(
+    users: &[&str],
+    toolkit: &str,
+    accounts: &[Account],
+) -> Option<Vec<DefaultAccount>> {
+    let is_told = accounts.iter().all(|account| account.user_id.is_some());
+    let is_list = users.iter().all(|user| !is_several(user));
+    (is_told && is_list).then(|| users.iter().map(|user| newest_usable(user, toolkit, accounts)).collect())
 }
 
 pub(super) fn default_or_error(

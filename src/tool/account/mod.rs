@@ -10,17 +10,22 @@ use std::{hash::Hash, sync::Arc, time::Duration};
 use futures_util::future::{BoxFuture, FutureExt as _};
 use tokio::time::Instant;
 
-pub use self::error::{AccountError, needs_connection, needs_reconnection};
 use self::{
+    active::named,
     breaker::AccountBreaker,
-    choice::{DefaultAccount, check_named, default_or_error, lists, newest_usable},
+    choice::{DefaultAccount, check_named, default_or_error, newest_usable},
 };
-use super::{Account, SharedToolApi, ToolApi, ToolError, single_flight::SingleFlightCache};
+pub use self::{
+    active::{Asked, TOGETHER, active, active_of_each, fitting},
+    error::{AccountError, needs_connection, needs_reconnection},
+};
+use super::{Account, SharedToolApi, ToolError, single_flight::SingleFlightCache};
 use crate::{
     backoff::Intervals,
     job::{Owner, OwnerKind},
 };
 
+mod active;
 mod breaker;
 mod choice;
 mod error;
@@ -50,42 +55,6 @@ impl AccountOptions {
     fn retries(&self) -> Intervals {
         Intervals::doubling(self.negative_ttl, self.ttl.max(self.negative_ttl))
     }
-}
-
-/// The account that jobs of this owner and toolkit would use, asked of the API anew. `None` while there
-/// is none or the named one is not active. A named account that can never be used counts as found: its
-/// jobs find out what is wrong with it.
-pub async fn active(
-    api: &dyn ToolApi,
-    owner: &Owner,
-    toolkit: &str,
-    explicit: Option<&str>,
-) -> Result<Option<String>, ToolError> {
-    let Some(id) = explicit else {
-        let accounts = api.accounts(owner.id(), Some(toolkit)).await?;
-        return Ok(newest_usable(owner.id(), toolkit, &accounts).ok().map(|id| id.to_string()));
-    };
-    let account = named(api, owner.id(), id).await?;
-    let waits =
-        matches!(check_named(owner, toolkit, id, account.as_ref()), Err(AccountError::NotActive { .. }));
-    Ok((!waits).then(|| id.to_owned()))
-}
-
-/// The account with this ID, asked of the API, if there is one. Where the API does not say whose it is, which it may
-/// leave out, only the list of the owner's own accounts can prove that it is this owner's.
-async fn named(api: &dyn ToolApi, owner_id: &str, id: &str) -> Result<Option<Account>, ToolError> {
-    let mut account = match api.account(id).await {
-        Ok(account) => account,
-        Err(ToolError::NotFound(_)) => return Ok(None),
-        Err(error) => return Err(error),
-    };
-    if account.user_id.is_none() {
-        let listed = api.accounts(owner_id, Some(&account.toolkit)).await?;
-        if lists(owner_id, &listed, &account) {
-            account.user_id = Some(owner_id.to_owned());
-        }
-    }
-    Ok(Some(account))
 }
 
 type DefaultKey = (OwnerKind, Arc<str>, Arc<str>);
@@ -165,8 +134,8 @@ impl Accounts {
             let ask = || {
                 let (api, (_, user, slug)) = (self.api.clone(), key.clone());
                 let ask = async move {
-                    let accounts = api.accounts(&user, Some(&slug)).await?;
-                    Ok(newest_usable(&user, &slug, &accounts))
+                    let list = api.accounts(&[&user], Some(&slug)).await?;
+                    Ok(newest_usable(&user, &slug, &list.accounts))
                 };
                 ask.boxed()
             };
@@ -176,7 +145,7 @@ impl Accounts {
         let key = named_key(owner, id);
         let ask = || {
             let (api, (owner_id, id)) = (self.api.clone(), key.clone());
-            async move { Ok(named(&*api, &owner_id, &id).await?.map(Arc::new)) }.boxed()
+            async move { Ok(named(&*api, &owner_id, &id).await?.found.map(Arc::new)) }.boxed()
         };
         let is_active =
             |found: &Option<Arc<Account>>| found.as_ref().is_some_and(|account| account.is_active());

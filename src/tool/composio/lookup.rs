@@ -20,7 +20,7 @@ use super::{
 use crate::{
     job::RequestId,
     tool::{
-        Account, ApiCheck, ApiError, Body, Call, Execution, Reply, ToolApi, ToolError, ToolInfo,
+        Account, AccountList, ApiCheck, ApiError, Body, Call, Execution, Reply, ToolApi, ToolError, ToolInfo,
         decode::decode,
     },
 };
@@ -37,7 +37,7 @@ const LOOKUP_PAUSES: [Duration; 2] = [Duration::from_millis(100), Duration::from
 /// The largest answer to a look-up, in bytes. Descriptions carry whole schemas.
 const MAX_LOOKUP_BYTES: usize = 8 * 1024 * 1024;
 
-/// Accounts per page, and the most pages of one owner that are read.
+/// Accounts per page, and the most pages of one list that are read.
 const ACCOUNTS_PER_PAGE: &str = "100";
 const MAX_ACCOUNT_PAGES: usize = 20;
 
@@ -64,13 +64,14 @@ impl ToolApi for Composio {
         wire::tool(&found.body, version).ok_or_else(|| unreadable("a tool"))
     }
 
-    async fn accounts(&self, owner_id: &str, toolkit: Option<&str>) -> Result<Vec<Account>, ToolError> {
+    async fn accounts(&self, owner_ids: &[&str], toolkit: Option<&str>) -> Result<AccountList, ToolError> {
+        let owner_ids = owner_ids.join(",");
         let pages = async {
-            let mut accounts = Vec::new();
+            let mut list = AccountList { accounts: Vec::new(), is_whole: false, pages: 0 };
             let mut cursor: Option<String> = None;
-            for _ in 0..MAX_ACCOUNT_PAGES {
+            while list.pages < MAX_ACCOUNT_PAGES {
                 let mut query = vec![
-                    ("user_ids", owner_id),
+                    ("user_ids", owner_ids.as_str()),
                     ("order_by", "created_at"),
                     ("order_direction", "desc"),
                     ("limit", ACCOUNTS_PER_PAGE),
@@ -79,19 +80,21 @@ impl ToolApi for Composio {
                 query.extend(cursor.as_deref().map(|cursor| ("cursor", cursor)));
                 let found = self.get(&["connected_accounts"], &query).await?;
                 let page = wire::accounts(&found.body).ok_or_else(|| unreadable("a list of accounts"))?;
-                accounts.extend(page.accounts);
-                if page.next_cursor.is_none() || page.next_cursor == cursor {
+                list.accounts.extend(page.accounts);
+                list.pages += 1;
+                list.is_whole = page.next_cursor.is_none();
+                if list.is_whole || page.next_cursor == cursor {
                     break;
                 }
                 cursor = page.next_cursor;
             }
-            Ok(accounts)
+            Ok(list)
         };
-        let mut accounts = timeout(LISTING_TIMEOUT, pages)
+        let mut list = timeout(LISTING_TIMEOUT, pages)
             .await
             .unwrap_or_else(|_| Err(ToolError::Unavailable("listing accounts took too long".into())))?;
-        accounts.sort_by_key(|account: &Account| std::cmp::Reverse(account.created_at));
-        Ok(accounts)
+        list.accounts.sort_by_key(|account| std::cmp::Reverse(account.created_at));
+        Ok(list)
     }
 
     async fn account(&self, id: &str) -> Result<Account, ToolError> {

@@ -19,7 +19,9 @@ use errand::{
     services::Services,
     shutdown::Shutdown,
     supervisor::Supervisor,
-    tool::{Account, ApiCheck, Call, Execution, Reply, SharedToolApi, ToolApi, ToolError, ToolInfo},
+    tool::{
+        Account, AccountList, ApiCheck, Call, Execution, Reply, SharedToolApi, ToolApi, ToolError, ToolInfo,
+    },
 };
 use errand_sandbox::Running;
 use errand_testbed::factory::{self, Envelope as _};
@@ -95,14 +97,14 @@ impl ToolApi for PanickyClient {
         self.inner.tool(slug, version).await
     }
 
-    async fn accounts(&self, owner_id: &str, toolkit: Option<&str>) -> Result<Vec<Account>, ToolError> {
-        self.ask("ACCOUNT", owner_id);
-        let mut accounts = self.inner.accounts(owner_id, toolkit).await?;
-        if owner_id == "unfit" {
+    async fn accounts(&self, owner_ids: &[&str], toolkit: Option<&str>) -> Result<AccountList, ToolError> {
+        self.ask("ACCOUNT", &owner_ids.join(","));
+        let mut list = self.inner.accounts(owner_ids, toolkit).await?;
+        if owner_ids == ["unfit"] {
             // No answer brings such an ID past the decoder, but this seam does.
-            "ca_\0".clone_into(&mut accounts[0].id);
+            "ca_\0".clone_into(&mut list.accounts[0].id);
         }
-        Ok(accounts)
+        Ok(list)
     }
 
     async fn account(&self, id: &str) -> Result<Account, ToolError> {

@@ -18,8 +18,8 @@ use async_trait::async_trait;
 use errand::{
     job::{JobId, RequestId},
     tool::{
-        Account, Answer, ApiCheck, ApiError, Body, Call, Execution, Reply, ToolApi, ToolError, ToolInfo,
-        ToolResult,
+        Account, AccountList, Answer, ApiCheck, ApiError, Body, Call, Execution, Reply, ToolApi, ToolError,
+        ToolInfo, ToolResult,
     },
 };
 use jiff::Timestamp;
@@ -516,16 +516,17 @@ impl ToolApi for Line {
         )
     }
 
-    async fn accounts(&self, owner: &str, toolkit: Option<&str>) -> Result<Vec<Account>, ToolError> {
+    async fn accounts(&self, owners: &[&str], toolkit: Option<&str>) -> Result<AccountList, ToolError> {
         unless_killed!(
             self,
             self.ask(|api, now| {
                 let mine = api.accounts.iter().filter(|account| {
-                    account.owner == owner
+                    owners.contains(&account.owner)
                         && toolkit.is_none_or(|slug| slug == account.toolkit)
                         && account.from <= now
                 });
-                Ok(mine.map(|account| shown(account, now)).collect())
+                let accounts = mine.map(|account| shown(account, now)).collect();
+                Ok(AccountList { accounts, is_whole: true, pages: 1 })
             })
         )
     }

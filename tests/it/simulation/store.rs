@@ -21,7 +21,7 @@ use errand::{
         Claimed, Claims, Concern, Connections, Decided, Due, Finding, Finish, Finished, Finishes, HeldFilter,
         History, HistoryEntry, Inserted, JobControl, JobFilter, JobView, Jobs, Leases, LostJob, OldJob,
         OldMessage, Page, Pins, Place, Publications, PutOff, Rejected, RejectedView, Rejections, Retention,
-        Schema, Store, StoreError, StoreErrorKind, Which,
+        Schema, Store, StoreError, StoreErrorKind, TakeAwaited, Which,
         sqlite::{SqliteOptions, SqliteStore},
     },
 };
@@ -413,8 +413,9 @@ pass_on!(Checks {
 });
 
 pass_on!(Connections {
-    fn take_awaited(&self, limit: usize, again_after: Duration) -> Vec<Awaited>;
-    fn put_off_awaited(&self, &awaited: Awaited, again_after: Duration, keep_doubt: bool) -> ();
+    fn take_awaited(&self, take: TakeAwaited) -> Vec<Awaited>;
+    fn put_off_awaited(&self, &put_off: [(Awaited, Duration)], keep_doubt: bool) -> ();
+    fn give_back_awaited(&self, &awaited: [Awaited]) -> ();
     fn release_awaited(&self, &awaited: Awaited, limit: usize) -> u64;
     fn expire_awaiting(&self, limit: usize) -> u64;
 });

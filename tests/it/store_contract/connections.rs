@@ -4,7 +4,7 @@ use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use errand::{
     job::{AttemptOutcome, Ending, ErrorKind, HeldReason, JobSpec, Release, State, Stop},
-    store::{Awaited, Claim, Claimed},
+    store::{Awaited, Claim, Claimed, TakeAwaited},
 };
 use serde_json::json;
 
@@ -21,6 +21,42 @@ fn connect(toolkit: &str) -> Ending {
 pub(super) fn park(spec: &Arc<JobSpec>, toolkit: &str) -> Claim {
     let stop = Stop::Connect { toolkit: toolkit.into(), error: error(ErrorKind::NeedsConnection) };
     Claim { stop: Some(stop), ..claim(spec) }
+}
+
+/// What can be asked about together, or the next one alone, from the moment at which it is awaited.
+const TOGETHER: TakeAwaited =
+    TakeAwaited { together: true, limit: 100, first_after: Duration::ZERO, again_after: LEASE };
+const ALONE: TakeAwaited = TakeAwaited { together: false, ..TOGETHER };
+
+/// Takes all that are due.
+pub(super) async fn take_all(t: &TestStore) -> Vec<Awaited> {
+    let mut all = Vec::new();
+    for take in [TOGETHER, ALONE] {
+        loop {
+            let taken = t.store.take_awaited(take).await.unwrap();
+            if taken.is_empty() {
+                break;
+            }
+            all.extend(taken);
+        }
+    }
+    all
+}
+
+/// All that are due, which they stay.
+async fn see_all(t: &TestStore) -> Vec<Awaited> {
+    let all = take_all(t).await;
+    t.store.give_back_awaited(&all).await.unwrap();
+    all
+}
+
+/// Puts one off, to be due at once.
+pub(super) async fn put_off_now(t: &TestStore, awaited: &Awaited, keep_doubt: bool) {
+    t.store.put_off_awaited(&[(awaited.clone(), Duration::ZERO)], keep_doubt).await.unwrap();
+}
+
+fn owners(awaited: &[Awaited]) -> Vec<String> {
+    awaited.iter().map(|awaited| awaited.owner.id().to_owned()).collect()
 }
 
 on_every_backend!(jobs_that_wait_for_the_same_connection_are_asked_about_together, async |t| {
@@ -55,7 +91,7 @@ on_every_backend!(jobs_that_wait_for_the_same_connection_are_asked_about_togethe
     })
     .await;
 
-    let taken = t.store.take_awaited(10, LEASE).await.unwrap();
+    let taken = take_all(&t).await;
     let mut seen: Vec<_> =
         taken.iter().map(|a| (a.owner.to_string(), &*a.toolkit, a.account.as_deref(), a.lookups)).collect();
     seen.sort();
@@ -74,26 +110,95 @@ on_every_backend!(jobs_that_wait_for_the_same_connection_are_asked_about_togethe
 
 /// The only connection that is awaited.
 pub(super) async fn awaited(t: &TestStore) -> Awaited {
-    one(t.store.take_awaited(10, Duration::ZERO).await.unwrap())
+    one(see_all(t).await)
 }
 
 on_every_backend!(an_awaited_connection_is_given_to_one_process, async |t| {
     for n in 0..20 {
         t.claim(&park(&job(json!({"user_id": format!("u-{n}")})), "github")).await;
     }
-    let (here, there) = tokio::join!(t.store.take_awaited(12, LEASE), t.other.take_awaited(12, LEASE));
+    let some = TakeAwaited { limit: 12, ..TOGETHER };
+    let (here, there) = tokio::join!(t.store.take_awaited(some), t.other.take_awaited(some));
     let (here, there) = (here.unwrap(), there.unwrap());
-    let rest = t.store.take_awaited(20, LEASE).await.unwrap();
+    let rest = take_all(&t).await;
     let owners: HashSet<String> =
         here.iter().chain(&there).chain(&rest).map(|awaited| awaited.owner.to_string()).collect();
     assert_eq!((here.len() + there.len() + rest.len(), owners.len()), (20, 20), "each once");
-    assert!(t.store.take_awaited(20, LEASE).await.unwrap().is_empty());
+    assert!(take_all(&t).await.is_empty());
 
-    t.store.put_off_awaited(&here[0], Duration::ZERO, true).await.unwrap();
-    t.store.put_off_awaited(&here[1], LEASE, true).await.unwrap();
-    let again = awaited(&t).await;
-    assert_eq!((&again.owner, again.lookups), (&here[0].owner, 1));
+    let all: Vec<Awaited> = here.into_iter().chain(there).chain(rest).collect();
+    let put_off = [(all[0].clone(), Duration::ZERO), (all[1].clone(), LEASE)];
+    t.store.put_off_awaited(&put_off, true).await.unwrap();
+    let for_a_moment = TakeAwaited { again_after: Duration::ZERO, ..TOGETHER };
+    let again = one(t.store.take_awaited(for_a_moment).await.unwrap());
+    assert_eq!((&again.owner, again.lookups), (&all[0].owner, 1));
     assert_eq!(awaited(&t).await.lookups, 1, "what was taken and not decided is taken again");
+});
+
+on_every_backend!(connections_of_a_toolkit_are_taken_together_or_each_alone, async |t| {
+    let park = async |fields: serde_json::Value, toolkit: &str| t.claim(&park(&job(fields), toolkit)).await;
+    for n in 0..3 {
+        park(json!({"user_id": format!("u-{n}"), "connected_account_id": "ca_1"}), "github").await;
+        park(json!({"user_id": format!("u,{n}")}), "github").await;
+    }
+    park(json!({"user_id": "u-3"}), "github").await;
+    park(json!({"user_id": "u-4"}), "gmail").await;
+    for n in 5..8 {
+        park(json!({"user_id": format!("u-{n}")}), "github").await;
+    }
+    park(json!({"org_id": "u-3"}), "gmail").await;
+    let take = async |take| owners(&t.store.take_awaited(take).await.unwrap());
+    assert_eq!(take(TakeAwaited { limit: 3, ..TOGETHER }).await, ["u-3", "u-5", "u-6"], "longest due first");
+    assert_eq!(take(TOGETHER).await, ["u-4", "u-3"], "of the toolkit of the first");
+    assert_eq!(take(TOGETHER).await, ["u-7"]);
+    assert!(take(TOGETHER).await.is_empty());
+    for owner in ["u-0", "u,0", "u-1", "u,1", "u-2", "u,2"] {
+        assert_eq!(take(ALONE).await, [owner], "one at a time");
+    }
+    assert!(take(ALONE).await.is_empty());
+});
+
+on_every_backend!(a_connection_is_due_some_time_after_the_first_of_its_jobs_was_held, async |t| {
+    for owner in ["u-1", "u-2"] {
+        t.claim(&park(&job(json!({"user_id": owner})), "github")).await;
+    }
+    let later = TakeAwaited { first_after: LEASE, ..TOGETHER };
+    assert!(t.store.take_awaited(later).await.unwrap().is_empty());
+    let seen = see_all(&t).await;
+    assert!(t.store.take_awaited(later).await.unwrap().is_empty(), "it was not asked about");
+    put_off_now(&t, &seen[0], true).await;
+    assert_eq!(owners(&t.store.take_awaited(later).await.unwrap()), ["u-1"], "it was");
+});
+
+on_every_backend!(what_was_not_asked_about_is_due_as_it_was_unless_it_was_put_off, async |t| {
+    for owner in ["u-1", "u-2", "u-3"] {
+        let spec = job(json!({"user_id": owner}));
+        let offered = Claim { binding: Some(binding("1")), ..claim(&spec) };
+        let receipt = running(t.claim(&offered).await);
+        let run = RunningJob { id: spec.id, request_id: offered.request_id, receipt };
+        t.finish(&run.end(connect("github"), AttemptOutcome::Refused)).await;
+    }
+    let before = take_all(&t).await;
+    assert_eq!(owners(&before), ["u-1", "u-2", "u-3"]);
+    t.claim(&park(&job(json!({"user_id": "u-4"})), "github")).await;
+    t.store.put_off_awaited(&[(before[0].clone(), LEASE)], true).await.unwrap();
+    t.store.give_back_awaited(&before).await.unwrap();
+    let after = take_all(&t).await;
+    assert_eq!(owners(&after), ["u-2", "u-3", "u-4"], "it keeps its place");
+    assert_eq!(after[..2], before[1..], "nothing was found out");
+    assert!(after[0].doubted.is_some());
+});
+
+on_every_backend!(connections_that_nobody_waits_for_hide_no_other, async |t| {
+    for n in 0..5 {
+        let spec = job(json!({"user_id": format!("u-{n}")}));
+        t.claim(&park(&spec, "github")).await;
+        t.store.cancel(spec.id, OPERATOR).await.unwrap();
+    }
+    t.claim(&park(&job(json!({"user_id": "u-5"})), "gmail")).await;
+    let few = TakeAwaited { limit: 2, ..TOGETHER };
+    assert_eq!(owners(&t.store.take_awaited(few).await.unwrap()), ["u-5"]);
+    assert_eq!(t.count("select count(*) from awaited").await, 1);
 });
 
 on_every_backend!(a_connection_that_is_there_lets_its_jobs_go_in_pages, async |t| {
@@ -114,7 +219,7 @@ on_every_backend!(a_connection_that_is_there_lets_its_jobs_go_in_pages, async |t
     };
     t.finish(&run.end(connect("github"), AttemptOutcome::Refused)).await;
 
-    let all = t.store.take_awaited(10, Duration::ZERO).await.unwrap();
+    let all = see_all(&t).await;
     let of = |owner: &str, account| {
         all.iter().find(|a| a.owner.to_string() == owner && a.account.as_deref() == account).unwrap()
     };
@@ -155,11 +260,11 @@ on_every_backend!(a_connection_is_doubted_after_a_call_was_refused_with_it, asyn
     let doubted = awaited(&t).await;
     assert_eq!(doubted.doubted.as_deref(), Some("ca_1"));
     t.claim(&park(&job(json!({})), "github")).await;
-    t.store.put_off_awaited(&doubted, Duration::ZERO, false).await.unwrap();
+    put_off_now(&t, &doubted, false).await;
     assert!(awaited(&t).await.doubted.is_some(), "another job was run meanwhile");
-    t.store.put_off_awaited(&awaited(&t).await, Duration::ZERO, true).await.unwrap();
+    put_off_now(&t, &awaited(&t).await, true).await;
     assert!(awaited(&t).await.doubted.is_some());
-    t.store.put_off_awaited(&awaited(&t).await, Duration::ZERO, false).await.unwrap();
+    put_off_now(&t, &awaited(&t).await, false).await;
     assert_eq!(awaited(&t).await.doubted, None);
     assert_eq!(t.store.release_awaited(&awaited(&t).await, 9).await.unwrap(), 3);
     assert_eq!(t.view(id).await.binding.unwrap().account, None, "the new connection is another account");
@@ -174,7 +279,7 @@ on_every_backend!(a_connection_that_nobody_waits_for_is_forgotten, async |t| {
     t.store.release(specs[1].id, Release::Failed, OPERATOR).await.unwrap();
     let before = awaited(&t).await;
     t.store.cancel(specs[2].id, OPERATOR).await.unwrap();
-    assert!(t.store.take_awaited(10, Duration::ZERO).await.unwrap().is_empty());
+    assert!(take_all(&t).await.is_empty());
 
     // One that is held while the last one goes is awaited like the first.
     t.claim(&park(&job(json!({})), "github")).await;
@@ -184,7 +289,7 @@ on_every_backend!(a_connection_that_nobody_waits_for_is_forgotten, async |t| {
     for pair in parked.chunks(2) {
         let (first, second) = (t.store.claim(t.worker, &pair[..1]), t.other.claim(t.worker, &pair[1..]));
         let release = async {
-            for awaited in t.store.take_awaited(1, Duration::ZERO).await.unwrap() {
+            for awaited in see_all(&t).await {
                 t.store.release_awaited(&awaited, 10).await.unwrap();
             }
         };
@@ -192,7 +297,7 @@ on_every_backend!(a_connection_that_nobody_waits_for_is_forgotten, async |t| {
         first.unwrap();
         second.unwrap();
     }
-    while let [left] = &t.store.take_awaited(1, Duration::ZERO).await.unwrap()[..] {
+    while let [left] = &see_all(&t).await[..] {
         t.store.release_awaited(left, 10).await.unwrap();
     }
     assert!(t.store.census().await.unwrap().held.is_empty(), "no job is run without being awaited");

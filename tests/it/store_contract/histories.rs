@@ -18,7 +18,10 @@ use serde_json::json;
 use uuid::Uuid;
 
 use super::{
-    LEASE, OPERATOR, RunningJob, TestStore, applied, audit::PATIENT, binding, claim, connections::awaited,
+    LEASE, OPERATOR, RunningJob, TestStore, applied,
+    audit::PATIENT,
+    binding, claim,
+    connections::{awaited, put_off_now},
     error, fail, hold, job, job_with_reply, late, on_every_backend, one, retry, running, sqlite, succeed,
 };
 
@@ -91,7 +94,7 @@ on_every_backend!(counts_stay_at_their_maximum, async |t| {
     let more = t.run(&job(json!({}))).await;
     assert_eq!(t.finish(&more.end(connect(), AttemptOutcome::Interrupted)).await, applied(State::Held));
     let found = awaited(&t).await;
-    t.store.put_off_awaited(&found, Duration::ZERO, false).await.unwrap();
+    put_off_now(&t, &found, false).await;
     let found = awaited(&t).await;
     assert_eq!(found.lookups, MAX);
     assert_eq!(t.store.release_awaited(&found, 10).await.unwrap(), 2);

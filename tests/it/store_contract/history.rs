@@ -10,8 +10,9 @@ use errand::{
 use serde_json::json;
 
 use super::{
-    LEASE, OPERATOR, RunningJob, TestStore, applied, binding, claim, connections::park, error, fail, hold,
-    job, late, on_every_backend, retry, running, succeed,
+    LEASE, OPERATOR, RunningJob, TestStore, applied, binding, claim,
+    connections::{park, take_all},
+    error, fail, hold, job, late, on_every_backend, retry, running, succeed,
 };
 
 const UNKNOWN: HistoryFact = HistoryFact::Held { reason: HeldReason::UnknownOutcome };
@@ -227,7 +228,7 @@ on_every_backend!(a_release_that_forgets_an_account_says_which, async |t| {
     for run in [&by_errand, &by_filter, &by_person, &named] {
         t.finish(&run.end(connect(), AttemptOutcome::Refused)).await;
     }
-    for awaited in t.store.take_awaited(10, LEASE).await.unwrap() {
+    for awaited in take_all(&t).await {
         if awaited.owner.id() == "u-1" {
             assert_eq!(t.store.release_awaited(&awaited, 10).await.unwrap(), 1);
         }

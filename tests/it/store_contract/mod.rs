@@ -69,7 +69,7 @@ use on_every_backend;
 pub(crate) struct TestStore {
     pub(crate) store: SharedStore,
     other: SharedStore,
-    worker: WorkerId,
+    pub(crate) worker: WorkerId,
     place: Place,
 }
 

@@ -13,8 +13,8 @@ use serde_json::json;
 use uuid::Uuid;
 
 use super::{
-    LEASE, RunningJob, TestStore, binding, claim, error, job, job_with_reply, on_every_backend, one, retry,
-    running,
+    LEASE, RunningJob, TestStore, binding, claim, connections::take_all, error, job, job_with_reply,
+    on_every_backend, one, retry, running,
 };
 
 /// Lets the database hold any word, as that of a newer version does.
@@ -181,7 +181,7 @@ on_every_backend!(connections_and_entries_that_cannot_be_read_hide_no_others, as
         }
     }
     write_word(&t, "awaited", "owner_kind", "owner_id = 'odd'").await;
-    let taken = t.store.take_awaited(10, LEASE).await.unwrap();
+    let taken = take_all(&t).await;
     assert_eq!(taken.iter().map(|awaited| awaited.owner.id()).collect::<Vec<_>>(), ["good"]);
 });
 

@@ -141,7 +141,11 @@ async fn the_sandbox_can_be_looked_up() {
     assert!(bench.api.tool("HACKERNEWS_GET_USER", None).await.unwrap().no_auth);
     let missing = bench.api.tool("GITHUB_LIST_STARGAZERS", Some("20250905_00")).await;
     assert!(matches!(missing, Err(ToolError::NotFound(_))));
-    let accounts = bench.api.accounts("u-alice", Some("github")).await.unwrap();
+    let list = bench.api.accounts(&["u-alice", "u-nobody", "u-bob"], Some("github")).await.unwrap();
+    assert_eq!((list.is_whole, list.pages), (true, 1));
+    let owners: Vec<_> = list.accounts.iter().filter_map(|account| account.user_id.as_deref()).collect();
+    assert_eq!(owners, ["u-bob", "u-alice", "u-alice"]);
+    let accounts = bench.api.accounts(&["u-alice"], Some("github")).await.unwrap().accounts;
     assert_eq!(accounts.iter().map(|a| a.id.as_str()).collect::<Vec<_>>(), ["ca_alice_new", "ca_alice_old"]);
     assert_eq!(bench.api.account("ca_bob").await.unwrap().user_id.as_deref(), Some("u-bob"));
     assert!(matches!(bench.api.account("ca_missing").await, Err(ToolError::NotFound(_))));

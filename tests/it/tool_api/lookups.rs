@@ -50,7 +50,9 @@ async fn accounts_are_read_page_by_page_up_to_a_bound_and_sorted() {
                                   account("ca_4", "ACTIVE", "garbage")], "next_cursor": null});
     let page = |value: &serde_json::Value| Answer::new("200 OK", value.to_string());
     let api = ScriptedApi::start([page(&first), page(&second)]).await;
-    let accounts = client(&api).accounts("u&1", Some("github")).await.unwrap();
+    let list = client(&api).accounts(&["u&1"], Some("github")).await.unwrap();
+    assert_eq!((list.is_whole, list.pages), (true, 2));
+    let accounts = list.accounts;
     let ids: Vec<_> = accounts.iter().map(|account| (account.id.as_str(), account.status.as_str())).collect();
     let expected = [("ca_2", "REVOKED"), ("ca_3", "SOMETHING_NEW"), ("ca_1", "ACTIVE"), ("ca_4", "ACTIVE")];
     assert_eq!(ids, expected);
@@ -62,10 +64,11 @@ async fn accounts_are_read_page_by_page_up_to_a_bound_and_sorted() {
     // A cursor that never ends, and one that repeats itself.
     let endless = (0..40).map(|n| page(&json!({"items": [], "next_cursor": n.to_string()})));
     let api = ScriptedApi::start(endless).await;
-    assert!(client(&api).accounts("u", None).await.unwrap().is_empty());
+    let list = client(&api).accounts(&["u"], None).await.unwrap();
+    assert_eq!((list.accounts.len(), list.is_whole, list.pages), (0, false, 20));
     assert_eq!(api.seen().len(), 20);
     let api = ScriptedApi::start([page(&json!({"items": [], "next_cursor": "again"}))]).await;
-    client(&api).accounts("u", None).await.unwrap();
+    assert!(!client(&api).accounts(&["u"], None).await.unwrap().is_whole);
     assert_eq!(api.seen().len(), 2);
 }
 
@@ -75,6 +78,6 @@ async fn an_answer_of_another_server_is_not_believed() {
     let composio = client(&api);
     assert!(matches!(composio.check().await, Err(ToolError::Unavailable(_))));
     assert!(matches!(composio.tool("T", None).await, Err(ToolError::Unavailable(_))));
-    assert!(matches!(composio.accounts("u", None).await, Err(ToolError::Unavailable(_))));
+    assert!(matches!(composio.accounts(&["u"], None).await, Err(ToolError::Unavailable(_))));
     assert!(matches!(composio.account("ca").await, Err(ToolError::Unavailable(_))));
 }

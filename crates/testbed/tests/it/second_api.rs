@@ -98,18 +98,22 @@ async fn two_readings_of_the_facts_agree() {
     }
     assert!(matches!(client.tool("NOTES_NOPE", None).await, Err(ToolError::NotFound(_))));
 
-    let accounts = client.accounts("user-a,b&c /ä", Some("post")).await.unwrap();
+    let accounts = client.accounts(&["user-a,b&c /ä"], Some("post")).await.unwrap().accounts;
     assert!(
         accounts.iter().all(|account| account.user_id.as_deref() != Some("user-a,b&c /ä")),
         "it is a list there"
     );
-    let accounts = client.accounts("user-1/ä", None).await.unwrap();
+    let accounts = client.accounts(&["user-1/ä"], None).await.unwrap().accounts;
     assert_eq!(accounts.len(), 2);
     for account in accounts {
         assert!(account.is_active() && account.user_id.as_deref() == Some("user-1/ä"));
         assert_eq!(client.account(&account.id).await.unwrap(), account);
     }
-    assert!(client.accounts("somebody", Some("post")).await.unwrap().is_empty());
+    let list = client.accounts(&["user-1/ä", "somebody", "org-2"], Some("post")).await.unwrap();
+    assert!(list.is_whole);
+    let owners: Vec<_> = list.accounts.iter().filter_map(|account| account.user_id.as_deref()).collect();
+    assert_eq!(owners, ["user-1/ä", "org-2"]);
+    assert!(client.accounts(&["somebody"], Some("post")).await.unwrap().accounts.is_empty());
     assert!(matches!(client.account("ca_post_somebody").await, Err(ToolError::NotFound(_))));
 
     for (tool, owner) in TOOLS.into_iter().zip(["user-1", "org-1", "user-2", "org-2"]) {
@@ -210,15 +214,15 @@ async fn look_ups_are_right_or_fail_however_the_api_misbehaves() {
     for n in 0..40 {
         let owner = format!("user-{n}");
         let (tool, accounts) =
-            tokio::join!(client.tool(TOOLS[n % 4], None), client.accounts(&owner, Some("post")));
+            tokio::join!(client.tool(TOOLS[n % 4], None), client.accounts(&[owner.as_str()], Some("post")));
         match tool {
             Ok(info) => assert_eq!(info.slug, TOOLS[n % 4]),
             Err(ToolError::Unavailable(_) | ToolError::Throttled { .. }) => {}
             Err(other) => panic!("{other:?}"),
         }
         match accounts {
-            Ok(accounts) => {
-                assert_eq!(accounts.len(), 1, "the account is there");
+            Ok(list) => {
+                assert_eq!(list.accounts.len(), 1, "the account is there");
                 answered += 1;
             }
             Err(ToolError::Unavailable(_) | ToolError::Throttled { .. }) => {}
