@@ -105,6 +105,27 @@ async fn a_log_of_another_project_proves_nothing() {
     assert_eq!(t.state(job).await, State::Retryable);
 }
 
+/// Full batches follow each other at once, which a log that throttles must not meet with.
+#[tokio::test]
+async fn a_log_that_throttles_is_not_asked_for_as_long_as_it_wants() {
+    let t = TestStore::sqlite().await;
+    for _ in 0..3 {
+        unknown(&t, ErrorKind::UnknownOutcome).await;
+    }
+    let throttled = Answer::new("429 Slow Down", "{}").header("retry-after", "9");
+    let log = ScriptedApi::responding(move |_| throttled.clone()).await;
+    let queue = Arc::new(EmbeddedQueue::new([], 1));
+    let services = Services::new(t.store.clone(), queue, Arc::new(client(&log)), clock::system());
+    let verify = Verify::new(&services, Options { batch: 1, ..OPTIONS });
+    assert_eq!(verify.run_once().await.unwrap(), 1);
+    for _ in 0..3 {
+        assert_eq!(verify.run_once().await.unwrap(), 0);
+    }
+    assert_eq!(log.seen().len(), 1);
+    let other = Verify::new(&services, OPTIONS);
+    assert_eq!(other.run_once().await.unwrap(), 2, "the others are still to be looked up");
+}
+
 /// A log that stops right after the call in doubt would have no entry of it, because the call may end later.
 #[tokio::test]
 async fn a_log_that_stops_before_the_call_must_have_ended_proves_nothing() {

@@ -14,7 +14,7 @@ use serde_json::value::RawValue;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use super::rounds;
+use super::{quiet::Quiet, rounds};
 use crate::{
     backoff::Intervals,
     job::{
@@ -61,6 +61,8 @@ pub struct Options {
 pub struct Verify {
     services: Services,
     options: Options,
+    /// The API throttles.
+    quiet: Quiet,
 }
 
 /// What the log says about a call, see [`LookResult`].
@@ -121,7 +123,7 @@ impl Policy {
 impl Verify {
     /// A verification with the log of the tool API; wakes the relay when it made jobs due.
     pub fn new(services: &Services, options: Options) -> Self {
-        Self { services: services.clone(), options }
+        Self { services: services.clone(), options, quiet: Quiet::default() }
     }
 
     /// Looks until `stop`; rounds follow each other without a pause while they are full.
@@ -134,6 +136,9 @@ impl Verify {
 
     /// One round; returns how many jobs were looked at.
     pub async fn run_once(&self) -> Result<usize, StoreError> {
+        if self.quiet.is_now() {
+            return Ok(0);
+        }
         let checks = self.services.store.take_checks(self.options.batch, TAKEN_FOR).await?;
         if checks.is_empty() {
             return Ok(0);
@@ -145,11 +150,19 @@ impl Verify {
     }
 
     async fn shows(&self, known_success: RequestId) -> bool {
-        matches!(self.services.api.execution(known_success).await, Ok(Some(_)))
+        matches!(self.execution(known_success).await, Ok(Some(_)))
+    }
+
+    async fn execution(&self, request_id: RequestId) -> Result<Option<Execution>, ToolError> {
+        let found = self.services.api.execution(request_id).await;
+        if let Err(error @ ToolError::Throttled { .. }) = &found {
+            self.quiet.heed(error, &self.options.policy.intervals);
+        }
+        found
     }
 
     async fn look(&self, check: &Check) -> Look {
-        match self.services.api.execution(check.request_id).await {
+        match self.execution(check.request_id).await {
             Ok(Some(Execution { tool: Some(tool), .. })) if tool != check.job.spec.tool => Look::Unclear,
             Ok(Some(Execution { log_id, result: Some(result), .. })) => Look::Ended(log_id, result),
             Ok(Some(Execution { result: None, .. })) => Look::Unclear,
