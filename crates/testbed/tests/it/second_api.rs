@@ -213,8 +213,9 @@ async fn look_ups_are_right_or_fail_however_the_api_misbehaves() {
     let mut answered = 0;
     for n in 0..40 {
         let owner = format!("user-{n}");
+        let owners = [owner.as_str()];
         let (tool, accounts) =
-            tokio::join!(client.tool(TOOLS[n % 4], None), client.accounts(&[owner.as_str()], Some("post")));
+            tokio::join!(client.tool(TOOLS[n % 4], None), client.accounts(&owners, Some("post")));
         match tool {
             Ok(info) => assert_eq!(info.slug, TOOLS[n % 4]),
             Err(ToolError::Unavailable(_) | ToolError::Throttled { .. }) => {}
