@@ -103,7 +103,7 @@ impl Runtime {
             }
         });
         health.enter(Phase::Closing);
-        tracing::info!(phase = Phase::Closing.as_str(), "shutting down");
+        tracing::info!(phase = Phase::Closing.as_str(), "shutting down: connections are closed");
         stop.cancel();
         tasks.close();
         let Services { queue, store, .. } = services;
@@ -111,6 +111,9 @@ impl Runtime {
         within(&mut countdown, 4, "the relay and its neighbours", tasks.wait()).await;
         within(&mut countdown, 3, queue.backend(), queue.close()).await;
         within(&mut countdown, 2, store.backend(), store.close()).await;
+        let left = report.as_ref().map_or(0, |report| report.left.len());
+        let journaled = report.as_ref().map_or(0, |report| report.journaled);
+        tracing::info!(left, journaled, "worker stopped");
         (report, countdown)
     }
 }
@@ -215,7 +218,7 @@ async fn prepare(services: &Services, config: &Config, resolver: &Resolver) -> R
 async fn within(countdown: &mut Countdown, parts: u32, part: &str, end: impl Future<Output = ()>) {
     let until = Instant::now() + CLOSING.min(countdown.left() / parts);
     if countdown.within(|times| times.end.min(until), end).await.is_none() {
-        tracing::warn!("{part} did not end in time and is left as it is");
+        tracing::warn!("{part}: not closed within the time of the shutdown, so it is cut off; nothing is lost by that");
     }
 }
 

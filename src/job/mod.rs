@@ -18,7 +18,7 @@ pub use binding::{Binding, Pin, PinnedBy};
 pub use ending::{AttemptEnd, Ending, NotReady, Stop};
 pub use envelope::{
     Arrival, BYTE_ORDER_MARK, Digest, EnvelopeError, EnvelopeReason, FOREIGN_BYTES, Foreign, JobSpec, decode,
-    encode, foreign, names_compression,
+    encode, foreign, id_of, names_compression,
 };
 pub use id::{Fence, JobId, RequestId, WorkerId};
 pub use look_up::{LookResult, LookUps, unknown_outcome};

@@ -36,13 +36,15 @@ string_enum! {
         Refused = "refused",
         /// The tool API asked us to slow down; nothing ran.
         Throttled = "throttled",
-        /// No byte of the request left; nothing ran.
+        /// No byte of the request left, or the call was not made at all (unknown tool, no connection, an open circuit
+        /// breaker, a job whose time has passed); nothing ran. Older builds recorded the latter as `interrupted`.
         NotSent = "not_sent",
         /// Nobody knows whether the tool ran.
         Unknown = "unknown",
         /// The worker stopped beating while it held the job, so nobody knows whether the tool ran.
         Lost = "lost",
-        /// errand gave the job back before it sent anything (shutdown, expiry, a refused pin).
+        /// errand gave the job back before it sent anything (shutdown, a lease that was nearly over), or the worker was
+        /// lost before that.
         Interrupted = "interrupted",
     }
 }

@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Turns, rounds};
 use crate::{
+    clock::millis,
     job::{JobId, QueueName, State},
     queue::{BROKER_TIMEOUT, SharedQueue},
     store::{AuditLimits, Finding, FindingKind, SharedStore, StoreError},
@@ -312,7 +313,7 @@ fn show(report: &Report) {
 fn tell(report: &Report, took: Duration) {
     let found: u64 = report.found.values().map(|found| found.found).sum();
     let repaired: u64 = report.found.values().map(|found| found.repaired).sum();
-    tracing::info!(jobs = report.seen, found, repaired, took_ms = took.as_millis(), "audited the store");
+    tracing::info!(jobs = report.seen, found, repaired, took_ms = millis(took), "audited the store");
     for (kind, Found { found, repaired, jobs }) in &report.found {
         let jobs: Vec<String> = jobs.iter().take(NAMED_IN_LOG).map(JobId::to_string).collect();
         tracing::warn!(

@@ -11,7 +11,7 @@ use super::shared::Shared;
 use crate::{
     job::{
         Arrival, Binding, EnvelopeError, EnvelopeReason, ErrorKind, HeldReason, JobError, JobId, JobSpec,
-        NotReady, QueueName, RequestId, Stop, decode, foreign, names_compression,
+        NotReady, QueueName, RequestId, Stop, decode, foreign, id_of, names_compression,
     },
     queue::{Delivery, Properties},
     store::{Claim, Rejected},
@@ -110,7 +110,8 @@ fn with_encoding(error: EnvelopeError, delivery: &Delivery) -> EnvelopeError {
     error
 }
 
-/// A message that is kept because it is not a job.
+/// A message that is kept because it is not a job. The log has the reason in the words that its app reads, which name
+/// fields and quote no values.
 pub(super) fn reject(lane: &QueueName, delivery: &Delivery, error: EnvelopeError) -> Rejected {
     metrics::REJECTED.add([error.reason.as_str()], 1);
     let properties = serde_json::to_string(&delivery.properties).unwrap_or_else(|_| "{}".into());
@@ -125,8 +126,16 @@ pub(super) fn reject(lane: &QueueName, delivery: &Delivery, error: EnvelopeError
     }
     name.extend_from_slice(&delivery.body);
     let id = Uuid::new_v5(&REJECTED_NAMESPACE, &name);
-    let bytes = delivery.body.len();
-    tracing::warn!(rejected.id = %id, queue = %lane, reason = %error.reason, bytes, "message rejected and kept");
+    let job = id_of(&delivery.body, &delivery.properties.arrival(lane, None));
+    tracing::warn!(
+        rejected.id = %id,
+        job.id = job.map(tracing::field::display),
+        queue = %lane,
+        reason = %error.reason,
+        error = error.message,
+        bytes = delivery.body.len(),
+        "message rejected and kept"
+    );
     Rejected {
         id,
         queue: lane.clone(),

@@ -89,10 +89,15 @@ pub(super) async fn retire(shared: &Shared, countdown: &mut Countdown, heartbeat
 
 fn enter(shared: &Shared, phase: Phase) {
     shared.health.enter(phase);
+    let what = match phase {
+        Phase::Interrupting => "calls that do not end in time are interrupted",
+        Phase::Journaling => "results that the store has not taken go to the journal",
+        _ => "no more jobs are taken, and running calls go on",
+    };
     tracing::info!(
         phase = phase.as_str(),
         in_flight = shared.in_flight.len(),
         unwritten = shared.waiting.load(Ordering::Relaxed),
-        "shutting down"
+        "shutting down: {what}"
     );
 }

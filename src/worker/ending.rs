@@ -33,7 +33,7 @@ pub(super) struct EndingPolicy {
     pub(super) random: f64,
 }
 
-/// Gives a job back of which nothing was sent, to be run again after a while.
+/// Gives a job back of which nothing was sent, for no reason that lies in it, to be run again after a while.
 pub(super) fn given_back(after: Duration) -> AttemptEnd {
     AttemptEnd::unanswered(AttemptOutcome::Interrupted, Ending::Snooze { after, error: None })
 }
@@ -45,7 +45,7 @@ impl EndingPolicy {
             NotReady::Stop(stop) => stop.into(),
             NotReady::Wait { error, retry_after } => self.snooze(error, retry_after),
         };
-        AttemptEnd::unanswered(AttemptOutcome::Interrupted, ending)
+        AttemptEnd::unanswered(AttemptOutcome::NotSent, ending)
     }
 
     /// Nothing was sent, because an open circuit breaker keeps the call back.
@@ -58,8 +58,8 @@ impl EndingPolicy {
         let error = JobError::new(
             ErrorKind::NotSent,
             format!(
-                "nothing was sent: the tool API did not answer the last calls {whose}, so that errand makes one at a \
-                 time until it does, and this one later"
+                "nothing was sent: the tool API did not answer the last calls {whose}; until it does, errand tries one \
+                 call at a time and postpones the others, this one too"
             ),
         );
         self.not_ready(NotReady::Wait { error, retry_after: Some(after) })
@@ -88,7 +88,7 @@ impl EndingPolicy {
         let (outcome, what) = if is_sent {
             (AttemptOutcome::Unknown, "the call may have been made")
         } else {
-            (AttemptOutcome::Interrupted, "nothing was sent")
+            (AttemptOutcome::NotSent, "nothing was sent")
         };
         let message =
             format!("a bug in errand ended this attempt, and its log says where: report it; {what}");

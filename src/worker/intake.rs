@@ -278,7 +278,11 @@ impl Intake {
             }
             Ok(Claimed::Ended { state, kind }) => {
                 self.metrics.finished(None, state.as_str());
-                tracing::debug!(job.id = %claim.spec.id, kind = %kind, state = %state, "ended without a call");
+                let JobSpec { id, owner, tool, .. } = &*claim.spec;
+                tracing::info!(
+                    job.id = %id, owner.kind = %owner.kind(), tool, queue = %self.lane, kind = %kind,
+                    "job {state} without an attempt"
+                );
                 if claim.spec.reply_to.is_some() {
                     self.shared.services.relay_wake.notify_one();
                 }

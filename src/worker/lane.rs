@@ -18,6 +18,7 @@ use super::{intake::Intake, shared::Shared, stall_detector::stalled};
 use crate::{
     backoff::RECONNECT,
     bounds::CLAIM_BATCH,
+    clock::millis,
     failure::chain,
     job::QueueName,
     queue::{Consumer, QueueError, QueueErrorKind},
@@ -58,7 +59,7 @@ pub(super) async fn run(shared: Arc<Shared>, name: QueueName, concurrency: u32, 
         let Err(error) = ended else { return };
         failures += 1;
         let wait = RECONNECT.wait(failures, fastrand::f64());
-        tracing::warn!(queue = %name, error = %chain(&error), wait_ms = wait.as_millis(), "consuming ended; trying again");
+        tracing::warn!(queue = %name, error = %chain(&error), wait_ms = millis(wait), "consuming ended; trying again");
         stop.run_until_cancelled(tokio::time::sleep(wait)).await;
     }
 }

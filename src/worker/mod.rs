@@ -147,7 +147,6 @@ impl Worker {
         for id in &left {
             tracing::warn!(job.id = %id, "left behind: if it is recorded as running, the rescue takes it over");
         }
-        tracing::info!(left = left.len(), journaled, "worker stopped");
         (Report { left, journaled }, countdown)
     }
 }

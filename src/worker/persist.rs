@@ -23,6 +23,7 @@ use super::{
 use crate::{
     backoff::RECONNECT,
     bounds::MAX_BATCH_BYTES,
+    clock::millis,
     failure::chain,
     job::{Ending, ErrorKind, JobError, JobId, QueueName, Stop},
     store::{Bind, Finish, Finished, StoreError, StoreErrorKind},
@@ -180,7 +181,7 @@ impl<'a> Persist<'a> {
         tracing::warn!(
             queue = self.lane.map(|(lane, _)| lane.as_str()),
             error = %chain(error),
-            wait_ms = wait.as_millis(),
+            wait_ms = millis(wait),
             "{}; trying again",
             self.failure
         );

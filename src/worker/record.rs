@@ -9,15 +9,60 @@ use super::{
     shared::{Recorded, Shared},
 };
 use crate::{
-    job::{AttemptEnd, Ending, Started, State},
+    clock::millis,
+    job::{AttemptEnd, AttemptOutcome, Ending, ErrorKind, HeldReason, JobError, Started, State},
     store::{By, Finish, Finished},
     sync::lock,
     telemetry::metrics,
 };
 
+/// What the log says about an attempt whose job failed or is held: nothing that an app, a tool or the tool API wrote.
+#[derive(Debug)]
+struct Unsuccessful {
+    kind: ErrorKind,
+    reason: Option<HeldReason>,
+    outcome: Option<AttemptOutcome>,
+    http_status: Option<u16>,
+    log_id: Option<String>,
+}
+
+impl Unsuccessful {
+    const UNSTORABLE: Self =
+        Self { kind: ErrorKind::Internal, reason: None, outcome: None, http_status: None, log_id: None };
+
+    fn of(end: &AttemptEnd, error: &JobError) -> Self {
+        let AttemptEnd { outcome, http_status, log_id, ending } = end;
+        Self {
+            kind: error.kind(),
+            reason: ending.held_reason(),
+            outcome: Some(*outcome),
+            http_status: *http_status,
+            log_id: log_id.clone(),
+        }
+    }
+
+    /// The job, the attempt and the tool are fields of the attempt's span.
+    fn tell(&self, job: &RunningJob, state: State) {
+        let Self { kind, reason, outcome, http_status, log_id } = self;
+        tracing::info!(
+            queue = %job.spec.queue,
+            toolkit = job.receipt.binding.as_ref().map(|binding| binding.toolkit.as_str()),
+            kind = kind.as_str(),
+            reason = reason.map(HeldReason::as_str),
+            outcome = outcome.map(AttemptOutcome::as_str),
+            http_status,
+            log_id,
+            request.id = %job.request_id,
+            took_ms = millis(job.claimed_at.elapsed()),
+            "job {state}"
+        );
+    }
+}
+
 /// Records the attempt, and waits until the store has it or the worker gives up.
 pub(super) async fn record(shared: &Shared, job: RunningJob, end: AttemptEnd) {
-    let cause = end.ending.error().map(|error| error.kind());
+    // Nothing is gathered about an attempt that succeeded.
+    let unsuccessful = end.ending.error().map(|error| Unsuccessful::of(&end, error));
     let started = Started {
         number: job.receipt.attempt,
         request_id: job.request_id,
@@ -38,10 +83,14 @@ pub(super) async fn record(shared: &Shared, job: RunningJob, end: AttemptEnd) {
             if late {
                 metrics::LATE.add([], 1);
             }
-            if let (State::Retryable, Some(cause)) = (state, cause) {
-                metrics::RETRIES.add([cause.as_str()], 1);
+            if let (State::Retryable, Some(Unsuccessful { kind, .. })) = (state, &unsuccessful) {
+                metrics::RETRIES.add([kind.as_str()], 1);
             }
             applied(shared, &job, state);
+            if matches!(state, State::Failed | State::Held) {
+                // The database may have refused to keep the answer of a call that succeeded.
+                unsuccessful.unwrap_or(Unsuccessful::UNSTORABLE).tell(&job, state);
+            }
             tracing::debug!(state = %state, "attempt recorded");
         }
         Finished::Fenced => {

@@ -22,7 +22,7 @@ async fn is_claimed_and_not_called(job: impl FnOnce() -> Value) {
     harness.publish(&[job]).await;
     let shown = harness.job_in(&id, &["failed", "succeeded"]).await;
     assert_eq!((&shown["state"], &shown["error"]["kind"]), (&json!("failed"), &json!("expired")), "{shown}");
-    assert_eq!(shown["attempts"][0]["outcome"], "interrupted", "it was in time when it was claimed");
+    assert_eq!(shown["attempts"][0]["outcome"], "not_sent", "it was in time when it was claimed");
     assert_eq!(harness.sandbox.ledger_summary().calls, 0);
 }
 

@@ -44,7 +44,7 @@ fn journal(harness: &Harness) -> Vec<PathBuf> {
 
 /// The phases that a process has logged, in order.
 fn phases(worker: &Process) -> Vec<String> {
-    let named = worker.lines("shutting down");
+    let named = worker.lines_like("shutting down: ");
     named.iter().map(|line| line["phase"].as_str().unwrap().to_owned()).collect()
 }
 
@@ -332,7 +332,7 @@ async fn the_phases_of_a_shutdown_can_be_watched() {
     }
     assert!(worker.ended().await.success());
     assert_eq!(phases(&worker), ["draining", "closing"]);
-    let drained = &worker.lines("shutting down")[0];
+    let drained = &worker.lines_like("shutting down: ")[0];
     assert_eq!((&drained["in_flight"], &drained["unwritten"]), (&json!(1), &json!(0)), "{drained}");
     assert_eq!(harness.show(&one)["state"], "succeeded");
 }

@@ -223,6 +223,28 @@ pub fn decode(body: &[u8], arrival: &Arrival<'_>) -> Result<JobSpec, EnvelopeErr
     Ok(spec)
 }
 
+/// The ID of the job that a message was meant to be which [`decode`] refuses, as far as it can be told.
+pub fn id_of(body: &[u8], arrival: &Arrival<'_>) -> Option<JobId> {
+    #[derive(serde::Deserialize)]
+    struct Identity<'a> {
+        #[serde(borrow)]
+        id: Option<Cow<'a, str>>,
+        #[serde(borrow)]
+        user_id: Option<Cow<'a, str>>,
+        #[serde(borrow)]
+        org_id: Option<Cow<'a, str>>,
+    }
+
+    if body.len() > MAX_ENVELOPE_BYTES {
+        return None;
+    }
+    let Identity { id: named, user_id, org_id } = serde_json::from_slice(body).ok()?;
+    match named {
+        Some(named) => named.parse().ok(),
+        None => id(None, &owner(user_id, org_id, true).ok()?, arrival).ok(),
+    }
+}
+
 /// The fields of an envelope, or what is wrong with it as a whole.
 fn read(body: &[u8]) -> Result<Wire<'_>, String> {
     match serde_json::from_slice(body) {

@@ -357,11 +357,11 @@ async fn panics_are_survived(inside: Inside) {
 
     let shown = inside.job_in(&unknown_tool, &["failed", "succeeded"]).await;
     assert!(message(&shown).contains("nothing was sent"), "{shown}");
-    assert_eq!((outcomes(&shown), inside.calls(&unknown_tool)), (vec!["interrupted", "interrupted"], 0));
+    assert_eq!((outcomes(&shown), inside.calls(&unknown_tool)), (vec!["not_sent", "not_sent"], 0));
 
     for job in [&slow_tool, &slow_account] {
         let shown = inside.job_in(job, &["failed", "succeeded", "held"]).await;
-        assert_eq!(outcomes(&shown), ["interrupted", "succeeded"], "{shown}");
+        assert_eq!(outcomes(&shown), ["not_sent", "succeeded"], "{shown}");
         assert_eq!(inside.calls(job), 1);
     }
     assert!(panics() >= before + 8, "{} panics", panics() - before);

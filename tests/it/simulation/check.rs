@@ -9,7 +9,7 @@ use errand::{
 use jiff::Timestamp;
 
 use super::{
-    api::{TOOLS, VERSION},
+    api::{Ledger, TOOLS, VERSION},
     clock::LEAPS,
     world::{Told, World},
 };
@@ -22,7 +22,7 @@ pub(super) fn broken(world: &World, all: &[Told]) -> Vec<String> {
         let id = told.wish.spec.id;
         let effects: Vec<_> = ledger.effects.iter().filter(|effect| effect.job == id).collect();
         let requests = ledger.requests.iter().filter(|request| request.job == id).count();
-        let found = of_one(world, told, effects.len(), requests);
+        let found = of_one(world, &ledger, told, effects.len(), requests);
         broken.extend(found.into_iter().map(|promise| format!("{id} {promise}")));
     }
     let mut seen = BTreeSet::new();
@@ -42,7 +42,7 @@ pub(super) fn broken(world: &World, all: &[Told]) -> Vec<String> {
     broken
 }
 
-fn of_one(world: &World, told: &Told, effects: usize, requests: usize) -> Vec<String> {
+fn of_one(world: &World, ledger: &Ledger, told: &Told, effects: usize, requests: usize) -> Vec<String> {
     let Some(job) = &told.job else { return vec!["is lost".to_owned()] };
     let spec = &told.wish.spec;
     let kind = job.error.as_ref().map(|error| error.kind());
@@ -87,8 +87,11 @@ fn of_one(world: &World, told: &Told, effects: usize, requests: usize) -> Vec<St
     };
     promise(job.spent <= allowed, "spent more attempts than it had");
     // What a rescue charged stays charged when it is learnt too late that nothing had been sent.
+    let was_tried = |id| ledger.requests.iter().any(|request| request.request == id);
     let charged = told.attempts.iter().filter(|attempt| match attempt.outcome {
         Some(AttemptOutcome::Throttled | AttemptOutcome::Interrupted) | None => false,
+        // Only what was tried and did not get through is charged, and not what something was missing for.
+        Some(AttemptOutcome::NotSent) => was_tried(attempt.request_id),
         Some(_) => true,
     });
     let charged = u32::try_from(charged.count()).unwrap()
