@@ -22,6 +22,15 @@ impl<K: Copy> Failure<K> {
         self
     }
 
+    /// Names the address of the service, host and port, in front of a message that does not.
+    #[must_use]
+    pub fn at(mut self, address: &str) -> Self {
+        if !self.message.contains(address) {
+            self.message = format!("{address}: {}", self.message);
+        }
+        self
+    }
+
     pub fn kind(&self) -> K {
         self.kind
     }

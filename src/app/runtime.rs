@@ -10,14 +10,15 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use super::options;
 use crate::{
     backoff::RECONNECT,
+    clock::millis,
     config::Config,
     failure::chain,
-    health::{Health, Phase},
+    health::{Health, Phase, Service},
     in_flight::InFlight,
     job::QueueName,
     maintenance::{
         Turns, audit::Audit, connections::Connections, gauges::Gauges, policies::Policies, prune::Prune,
-        rescue::Rescue, verify::Verify,
+        rescue::Rescue, tool_api::ToolApiWatch, verify::Verify,
     },
     relay::Relay,
     services::Services,
@@ -50,6 +51,7 @@ struct Background {
     lanes: Vec<QueueName>,
     turns: Turns,
     in_flight: Arc<InFlight>,
+    health: Arc<Health>,
 }
 
 impl Runtime {
@@ -60,7 +62,8 @@ impl Runtime {
         let options = crate::worker::Options { crash, ..options::worker(&config, lanes) };
         let turns = Turns { worker: options.id, lease: options.lease };
         let worker = Worker::new(services.clone(), resolver.clone(), options);
-        let background = Background { resolver, lanes: names, turns, in_flight: worker.in_flight() };
+        let (in_flight, health) = (worker.in_flight(), worker.health());
+        let background = Background { resolver, lanes: names, turns, in_flight, health };
         Self { services, config, worker, background }
     }
 
@@ -81,7 +84,7 @@ impl Runtime {
         let ready = tokio::select! {
             biased;
             () = shutdown.stop.cancelled() => Ok(false),
-            ready = prepare(&services, &config, &background.resolver) => ready.map(|()| true),
+            ready = prepare(&services, &config, &background.resolver, &health) => ready.map(|()| true),
         };
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
         let budget = Duration::from_secs(config.worker.drain_secs);
@@ -127,17 +130,21 @@ impl Background {
         waiting_since: Instant,
         stop: &CancellationToken,
     ) -> Vec<(&'static str, BoxFuture<'static, ()>)> {
-        let Self { resolver, lanes, turns, in_flight } = self;
+        let Self { resolver, lanes, turns, in_flight, health } = self;
         let stop = || stop.clone();
         let rescue = Rescue::new(services, options::rescue(config), waiting_since);
         let rescue = rescue.watching(turns.worker, in_flight);
         let connections = Connections::new(services, options::connections(config));
         let mut parts = vec![
-            ("the reading of pins", resolver.refresh_pins(services.store.clone(), stop()).boxed()),
+            (
+                "the reading of pins",
+                resolver.refresh_pins(services.store.clone(), health.clone(), stop()).boxed(),
+            ),
             ("the relay", Relay::new(services, options::relay(config)).run(stop()).boxed()),
             ("the rescue", rescue.run(stop()).boxed()),
             ("the looking for connections", connections.run(stop()).boxed()),
             ("the reading of gauges", Gauges::new(services, lanes, GAUGES_EVERY).run(stop()).boxed()),
+            ("the watch of the tool API", ToolApiWatch::new(services, health).run(stop()).boxed()),
             ("the reading of policies", Policies::new(services.queue.clone()).run(stop()).boxed()),
         ];
         if config.verify.enabled {
@@ -158,59 +165,95 @@ impl Background {
 }
 
 /// Waits for the store and the broker, saying what is waited for, sees to the schema and reads the pins.
-async fn prepare(services: &Services, config: &Config, resolver: &Resolver) -> Result<()> {
+async fn prepare(services: &Services, config: &Config, resolver: &Resolver, health: &Health) -> Result<()> {
     let Services { store, queue, .. } = services;
-    let mut failures = 0;
+    let mut waiting = Waiting::default();
     loop {
         match store.inspect().await {
             Ok(concerns) => {
+                health.store_answered();
                 for Concern { message, advice } in concerns {
                     tracing::warn!("{}: {message}; {advice}", store.backend());
                 }
                 break;
             }
             Err(error) => {
-                let problem = format!("waiting for {}: {}", store.backend(), chain(&error));
-                failures = pause(failures, &problem).await;
+                let why = chain(&error);
+                health.store_failed(why.clone());
+                waiting.pause(store.backend(), &why).await;
             }
         }
     }
-    loop {
-        let problem = match store.schema().await {
-            Ok(Schema::Current | Schema::Ahead) => break,
-            Ok(Schema::Behind { missing }) if config.store.migrate_at_start => match store.migrate().await {
-                Ok(applied) => {
-                    tracing::info!(applied, missing, "the database is migrated");
-                    break;
-                }
-                Err(error) => format!("cannot migrate {}: {}", store.backend(), chain(&error)),
-            },
-            Ok(Schema::Behind { missing }) => {
-                format!("{missing} migrations are missing; run `errand migrate`")
-            }
-            Err(error) => format!("waiting for {}: {}", store.backend(), chain(&error)),
-        };
-        failures = pause(failures, &problem).await;
+    while let Err(problem) = see_to_schema(services, config, health).await {
+        health.fails(Service::Migrations, problem.clone());
+        waiting.pause(store.backend(), &problem).await;
     }
-    failures = 0;
+    health.works(Service::Migrations);
+    waiting = Waiting::default();
     loop {
         match queue.check().await {
             Ok(broker) => {
+                health.works(Service::Broker);
                 tracing::info!(broker, store = store.backend(), "services are there");
                 break;
             }
             Err(error) => {
-                let problem = format!("waiting for {}: {}", queue.backend(), chain(&error));
-                failures = pause(failures, &problem).await;
+                let why = chain(&error);
+                health.fails(Service::Broker, why.clone());
+                waiting.pause(queue.backend(), &why).await;
             }
         }
     }
-    failures = 0;
+    waiting = Waiting::default();
     // The first jobs must already see the pins: what a job is bound to stays.
     while let Err(error) = resolver.load_pins(store).await {
-        failures = pause(failures, &format!("waiting for the pins: {}", chain(&error))).await;
+        let why = chain(&error);
+        health.store_failed(why.clone());
+        waiting.pause("the pins", &why).await;
     }
+    health.store_answered();
     Ok(())
+}
+
+/// The error is why the schema is not what this build expects, or not known.
+async fn see_to_schema(services: &Services, config: &Config, health: &Health) -> Result<(), String> {
+    let store = &services.store;
+    match store.schema().await {
+        Ok(Schema::Current | Schema::Ahead) => Ok(()),
+        Ok(Schema::Behind { missing }) if config.store.migrate_at_start => match store.migrate().await {
+            Ok(applied) => {
+                tracing::info!(applied, missing, "the database is migrated");
+                Ok(())
+            }
+            Err(error) => Err(format!("it cannot be migrated: {}", chain(&error))),
+        },
+        Ok(Schema::Behind { missing }) => {
+            Err(format!("{missing} migrations are missing; run `errand migrate`"))
+        }
+        Err(error) => {
+            let why = chain(&error);
+            if error.kind().is_of_the_whole_store() {
+                health.store_failed(why.clone());
+            }
+            Err(why)
+        }
+    }
+}
+
+/// The waits for one service at the start.
+#[derive(Debug, Default)]
+struct Waiting {
+    failures: u32,
+}
+
+impl Waiting {
+    /// Says what is waited for, and waits.
+    async fn pause(&mut self, service: &str, why: &str) {
+        self.failures += 1;
+        let wait = RECONNECT.wait(self.failures, fastrand::f64()).min(Duration::from_secs(5));
+        tracing::warn!(error = why, wait_ms = millis(wait), "waiting for {service}");
+        tokio::time::sleep(wait).await;
+    }
 }
 
 /// Waits for a part to end, but no longer than its share of what is left of the budget: a service that
@@ -218,13 +261,8 @@ async fn prepare(services: &Services, config: &Config, resolver: &Resolver) -> R
 async fn within(countdown: &mut Countdown, parts: u32, part: &str, end: impl Future<Output = ()>) {
     let until = Instant::now() + CLOSING.min(countdown.left() / parts);
     if countdown.within(|times| times.end.min(until), end).await.is_none() {
-        tracing::warn!("{part}: not closed within the time of the shutdown, so it is cut off; nothing is lost by that");
+        tracing::warn!(
+            "{part}: not closed within the time of the shutdown, so it is cut off; nothing is lost by that"
+        );
     }
-}
-
-async fn pause(failures: u32, problem: &str) -> u32 {
-    let wait = RECONNECT.wait(failures + 1, fastrand::f64()).min(Duration::from_secs(5));
-    tracing::warn!(wait_ms = wait.as_millis(), "{problem}");
-    tokio::time::sleep(wait).await;
-    failures + 1
 }

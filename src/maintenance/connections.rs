@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use super::{quiet::Quiet, rounds};
 use crate::{
     backoff::Intervals,
+    clock::millis,
     failure::chain,
     services::Services,
     store::{Awaited, StoreError, TakeAwaited},
@@ -90,7 +91,7 @@ impl Connections {
         let Options { enabled, poll, batch, .. } = self.options;
         self.expire().await?;
         let mut requests = 0;
-        while enabled && requests < batch && !self.quiet.is_now() {
+        while enabled && requests < batch && !self.quiet.is_now() && !self.services.api_status.is_away() {
             let taken = self.take().await?;
             if taken.is_empty() {
                 break;
@@ -182,8 +183,11 @@ impl Connections {
 
     fn be_quiet(&self, error: &ToolError) {
         metrics::CONNECTION_LOOKUPS.add(["failed"], 1);
-        tracing::info!(error = %chain(error), "connections cannot be looked for; looking again later");
-        self.quiet.heed(error, &self.options.intervals);
+        let wait = self.quiet.heed(error, &self.options.intervals);
+        tracing::info!(
+            api = self.services.api.address(), error = %chain(error), wait_ms = millis(wait),
+            "connections cannot be looked for; looking again later"
+        );
     }
 
     /// Does what follows from the account that the jobs of each would use, if there is one.

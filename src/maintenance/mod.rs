@@ -10,6 +10,7 @@ pub mod policies;
 pub mod prune;
 mod quiet;
 pub mod rescue;
+pub mod tool_api;
 pub mod verify;
 
 use std::time::Duration;

@@ -16,12 +16,15 @@ impl Quiet {
     }
 
     /// Asks nothing for as long as the API wants, within the first and the longest interval, or else for the first.
-    pub(super) fn heed(&self, error: &ToolError, intervals: &Intervals) {
+    /// Returns how long that is.
+    pub(super) fn heed(&self, error: &ToolError, intervals: &Intervals) -> Duration {
         let Intervals { initial, max, .. } = *intervals;
-        self.wait(match error {
+        let wait = match error {
             ToolError::Throttled { retry_after: Some(asked) } => (*asked).clamp(initial.min(max), max),
             _ => initial,
-        });
+        };
+        self.wait(wait);
+        wait
     }
 
     /// Asks nothing for so long from now on. What was to last longer does.

@@ -145,7 +145,11 @@ impl Rescue {
                 } else {
                     "job of a lost worker taken over"
                 };
-                tracing::warn!(job.id = %job.id, attempt.n = job.receipt.attempt, state = %state, "{line}");
+                let toolkit = job.receipt.binding.as_ref().map(|binding| binding.toolkit.as_str());
+                tracing::warn!(
+                    job.id = %job.id, attempt.n = job.receipt.attempt, toolkit, request.id = %job.request_id,
+                    state = %state, "{line}"
+                );
             }
         }
         if rescued > 0 {

@@ -32,6 +32,14 @@ impl StoreErrorKind {
     pub fn passes(self) -> bool {
         matches!(self, Self::Unavailable | Self::Locked)
     }
+
+    /// Whether the store as a whole cannot be used, whatever it is asked.
+    pub fn is_of_the_whole_store(self) -> bool {
+        match self {
+            Self::Unavailable | Self::Access => true,
+            Self::Locked | Self::Data | Self::Schema | Self::Corrupt => false,
+        }
+    }
 }
 
 impl StoreError {

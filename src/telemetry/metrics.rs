@@ -91,7 +91,7 @@ catalogue! {
     CONNECTION_LOOKUPS = Counter Count "errand_connection_lookups_total" ["result"] "Look-ups of connections that held jobs wait for: active, missing or failed.";
     CONNECTION_RELEASED = Counter Count "errand_connection_released_jobs_total" [] "Jobs held for a connection that went on because it is active.";
     CONNECTION_EXPIRED = Counter Count "errand_connection_expired_jobs_total" [] "Jobs held for a connection that failed because their time had passed.";
-    CIRCUIT_BREAKERS_OPEN = Gauge Count "errand_circuit_breakers_open" ["scope"] "Open circuit breakers of this process, each for an owner and toolkit or for a toolkit; an open one lets one call through at a time.";
+    CIRCUIT_BREAKERS_OPEN = Gauge Count "errand_circuit_breakers_open" ["scope"] "Open circuit breakers of this process, each for an owner and toolkit, for a toolkit, or for all that jobs look up at a tool API that answers nobody; an open one lets one call or look-up through at a time.";
     CIRCUIT_BREAKER_SNOOZES = Counter Count "errand_circuit_breaker_snoozes_total" ["scope"] "Jobs that were given back without a call because a circuit breaker is open.";
     HEARTBEAT_AGE = Gauge Seconds "errand_heartbeat_age_seconds" [] "Time since this worker's last heartbeat in the store.";
     CONSUMING = Gauge Count "errand_consuming" ["queue"] "1 while this process takes jobs from the lane.";
@@ -103,6 +103,8 @@ catalogue! {
     STORE_REACHABLE = Gauge Count "errand_store_reachable" [] "1 while the store answers.";
     STORE_RECONNECTS = Counter Count "errand_store_reconnects_total" [] "Times that the store answered again after it had been away.";
     STORE_ERRORS = Counter Count "errand_store_errors_total" ["kind"] "Store calls that failed, by kind.";
+    TOOL_API_NEXT_LOOK = Gauge Seconds "errand_tool_api_next_look_timestamp_seconds" [] "Unix time at which this process looks for the tool API again that does not answer; 0 while it answers.";
+    API_KEY_REFUSED = Gauge Count "errand_api_key_refused" [] "1 while the tool API does not accept errand's key.";
     LOOKUPS = Counter Count "errand_lookups_total" ["what", "result"] "Look-ups of tools and accounts at the tool API, which the cache could not answer.";
     DRAINING = Gauge Count "errand_draining" [] "1 while this process shuts down.";
     PHASE = Gauge Count "errand_phase" ["phase"] "1 for the phase that this process is in, and 0 for the others.";

@@ -27,14 +27,19 @@ pub mod decode;
 pub mod error;
 pub mod not_ready;
 pub mod pin;
+pub mod status;
 
 pub use error::{ApiError, ToolError};
+pub use status::ApiStatus;
 
 pub type SharedToolApi = Arc<dyn ToolApi>;
 
 /// What errand asks of a tool API.
 #[async_trait]
 pub trait ToolApi: fmt::Debug + Send + Sync {
+    /// Host and port, for people.
+    fn address(&self) -> String;
+
     /// Makes one call and reports what was seen. Never repeats a request by itself, follows no
     /// redirect, and bounds time and size of the answer.
     async fn execute(&self, call: &Call) -> Reply;

@@ -16,10 +16,10 @@ use super::{
     shared::Shared,
 };
 use crate::{
-    job::{AttemptEnd, AttemptOutcome, Binding, ErrorKind, JobError, Stop},
+    job::{AttemptEnd, AttemptOutcome, Binding, ErrorKind, HeldReason, JobError, Stop},
     telemetry::metrics,
     tool::{
-        Call, Reply,
+        ApiStatus, Call, Reply,
         classify::{Classified, Context, Next, classify},
     },
 };
@@ -121,6 +121,7 @@ fn end(
     let classified = classify(reply, &Context::new(&job.spec, binding));
     // A call that the shutdown cut off says nothing about the API.
     if !interrupted {
+        note(&shared.services.api_status, &classified);
         report(permit, &classified, timeout >= shared.options.timeout);
     }
     let resolver = &shared.resolver;
@@ -133,6 +134,23 @@ fn end(
         resolver.note_deprecated(&binding.toolkit, &binding.version, notice);
     }
     job.policy(shared).called(binding, classified, interrupted)
+}
+
+/// Notes what the call says about the API as a whole. It does not decide: errand looks for itself.
+fn note(status: &ApiStatus, classified: &Classified) {
+    match &classified.next {
+        Next::Stop(Stop::Hold { reason: HeldReason::Credentials, .. }) => {
+            status.key_refused(classified.http_status.unwrap_or_default());
+        }
+        Next::Retry { .. } | Next::Unknown { .. } if classified.outcome != AttemptOutcome::ToolFailed => {
+            status.doubt();
+        }
+        Next::Succeed { .. }
+        | Next::Stop(_)
+        | Next::Throttled { .. }
+        | Next::Retry { .. }
+        | Next::Unknown { .. } => status.answered(),
+    }
 }
 
 /// Tells the circuit breaker whether the API answered, whatever it answered. A job that waits for less than the usual

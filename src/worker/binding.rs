@@ -19,6 +19,9 @@ pub(super) async fn bind(shared: &Shared, job: &mut RunningJob) -> Result<Bindin
     {
         return Ok(binding.clone());
     }
+    if !shared.services.api_status.admits_look_up() {
+        return Err(job.policy(shared).api_is_away().into());
+    }
     let Some(binding) = shared.unless_interrupted(decide(shared, job)).await else {
         return Err(given_back(Duration::ZERO).into());
     };

@@ -65,6 +65,14 @@ impl EndingPolicy {
         self.not_ready(NotReady::Wait { error, retry_after: Some(after) })
     }
 
+    /// Nothing was sent, because the tool API has to be asked about the job first and answers nobody.
+    pub(super) fn api_is_away(&self) -> AttemptEnd {
+        let message = "nothing was sent: the tool API does not answer, and errand has to ask it about the tool or the \
+            account first; errand goes on looking for it, and postpones the job until then";
+        let error = JobError::new(ErrorKind::NotSent, message);
+        self.not_ready(NotReady::Wait { error, retry_after: None })
+    }
+
     /// The call was made; `interrupted` by the shutdown, or answered.
     pub(super) fn called(&self, binding: &Binding, classified: Classified, interrupted: bool) -> AttemptEnd {
         let Classified { outcome, http_status, log_id, next, .. } = classified;

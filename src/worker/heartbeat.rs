@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::shared::{Options, Shared};
-use crate::{failure::chain, store::StoreErrorKind, telemetry::metrics};
+use crate::{clock::millis, failure::chain, store::StoreErrorKind, telemetry::metrics};
 
 /// Beats until `end`. A beat that fails is repeated sooner than the next one is due.
 pub(super) async fn run(shared: Arc<Shared>, end: CancellationToken) {
@@ -33,17 +33,21 @@ pub(super) async fn run(shared: Arc<Shared>, end: CancellationToken) {
                 every
             }
             failed => {
-                metrics::STORE_REACHABLE.set([], 0.0);
                 let (kind, why) = match failed {
                     Ok(Err(error)) => (error.kind(), chain(&error)),
                     _ => (StoreErrorKind::Unavailable, "no answer in time".to_owned()),
                 };
                 metrics::STORE_ERRORS.add([kind.as_str()], 1);
+                let wait = (every / 5).max(Duration::from_millis(100));
                 if !away {
                     away = true;
-                    tracing::warn!(error = %why, "the store does not take heartbeats; no more jobs are claimed");
+                    tracing::warn!(
+                        error = %why, wait_ms = millis(wait),
+                        "the store does not take heartbeats; no more jobs are claimed"
+                    );
                 }
-                (every / 5).max(Duration::from_millis(100))
+                shared.health.store_failed(why);
+                wait
             }
         };
         end.run_until_cancelled(tokio::time::sleep(wait)).await;

@@ -20,6 +20,7 @@ use crate::{
     bounds::CLAIM_BATCH,
     clock::millis,
     failure::chain,
+    health::Service,
     job::QueueName,
     queue::{Consumer, QueueError, QueueErrorKind},
     telemetry::metrics::{self, LaneMetrics},
@@ -55,11 +56,18 @@ pub(super) async fn run(shared: Arc<Shared>, name: QueueName, concurrency: u32, 
             metrics::PANICS.add([], 1);
             Err(QueueError::new(QueueErrorKind::Unavailable, "a bug in errand ended the subscription"))
         });
-        shared.health.set_taking(name, false);
-        let Err(error) = ended else { return };
+        let Err(error) = ended else {
+            shared.health.takes_none(name, None);
+            return;
+        };
+        let why = chain(&error);
+        if matches!(error.kind(), QueueErrorKind::Unavailable | QueueErrorKind::Access) {
+            shared.health.fails(Service::Broker, why.clone());
+        }
         failures += 1;
         let wait = RECONNECT.wait(failures, fastrand::f64());
-        tracing::warn!(queue = %name, error = %chain(&error), wait_ms = millis(wait), "consuming ended; trying again");
+        tracing::warn!(queue = %name, error = why, wait_ms = millis(wait), "consuming ended; trying again");
+        shared.health.takes_none(name, Some(why));
         stop.run_until_cancelled(tokio::time::sleep(wait)).await;
     }
 }
@@ -97,7 +105,8 @@ impl Lane {
             } else {
                 tracing::debug!(queue = %name, prefetch = ahead, subscriptions, "consuming anew");
             }
-            if shared.health.set_taking(name, true) {
+            shared.health.works(Service::Broker);
+            if shared.health.takes(name) {
                 tracing::info!(worker.id = %shared.options.id, "worker ready");
             }
             *failures = 0;

@@ -108,7 +108,7 @@ impl<'a> Persist<'a> {
                 Some(Ok(answer)) => {
                     self.shared.health.store_answered();
                     if failures > 0 {
-                        self.set_taking(true);
+                        self.goes_on();
                     }
                     return Ok(answer);
                 }
@@ -117,7 +117,7 @@ impl<'a> Persist<'a> {
             metrics::STORE_ERRORS.add([error.kind().as_str()], 1);
             if error.kind() == StoreErrorKind::Data && !self.even_refused {
                 if failures > 0 {
-                    self.set_taking(true);
+                    self.goes_on();
                 }
                 return Err(NotTaken::Refused(error));
             }
@@ -135,18 +135,18 @@ impl<'a> Persist<'a> {
             if let Some(places) = locked.filter(|places| !places.is_empty()) {
                 tracing::warn!(error = %chain(&error), jobs = places.len(), "{}: others have locked jobs", self.failure);
                 if failures > 0 {
-                    self.set_taking(true);
+                    self.goes_on();
                 }
                 return Err(NotTaken::Locked(places));
             }
             failures += 1;
             // Heartbeats may still succeed, on a full disk for example, but no job is taken.
-            self.set_taking(false);
+            self.stands_still(&error);
             self.pause(failures, &error).await?;
             let others_do_not =
                 failures >= self.tries && self.shared.health.store_answered_since(begun) && gets_through;
             if others_do_not && !self.even_failing {
-                self.set_taking(true);
+                self.goes_on();
                 return Err(NotTaken::Failing);
             }
         }
@@ -166,13 +166,23 @@ impl<'a> Persist<'a> {
         Some(places.map(|(place, _)| place).collect())
     }
 
-    fn set_taking(&self, taking: bool) {
+    fn goes_on(&self) {
+        let health = &self.shared.health;
         match self.lane {
             Some((lane, _)) => {
-                self.shared.health.set_taking(lane, taking);
+                health.takes(lane);
             }
             None if self.even_failing => {}
-            None => self.shared.health.set_writing(taking),
+            None => health.set_writing(Ok(())),
+        }
+    }
+
+    fn stands_still(&self, error: &StoreError) {
+        let (health, why) = (&self.shared.health, chain(error));
+        match self.lane {
+            Some((lane, _)) => health.takes_none(lane, Some(why)),
+            None if self.even_failing => {}
+            None => health.set_writing(Err(why)),
         }
     }
 

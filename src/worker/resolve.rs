@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     failure::chain,
+    health::{ASK_EVERY, Health},
     job::{Binding, EnvelopeError, JobError, JobSpec, NotReady, Rules, Stop, looks_like_email},
     store::{SharedStore, StoreError},
     sync,
@@ -26,9 +27,6 @@ use crate::{
         pin::{PinSources, PinTable, VersionMap},
     },
 };
-
-/// How often pins that were set at run time are read again.
-const REFRESH_PINS: Duration = Duration::from_secs(2);
 
 /// Most notices that are remembered; further ones are not given.
 const MAX_NOTICES: usize = 1_000;
@@ -190,21 +188,37 @@ impl Resolver {
         }
     }
 
-    /// Reads the store's pins until `stop`, so that a pin that is set at run time takes effect within seconds.
-    pub async fn refresh_pins(self: Arc<Self>, store: SharedStore, stop: CancellationToken) {
+    /// Reads the store's pins until `stop`, so that a pin that is set at run time takes effect within seconds. It is what
+    /// is asked of the store most regularly, so readiness is judged by it.
+    pub async fn refresh_pins(
+        self: Arc<Self>,
+        store: SharedStore,
+        health: Arc<Health>,
+        stop: CancellationToken,
+    ) {
         let mut is_stale = false;
         while !stop.is_cancelled() {
-            let loaded = self.load_pins(&store).await;
+            let loaded = health.asking_store(self.load_pins(&store)).await;
             match &loaded {
-                Ok(()) if is_stale => tracing::info!("pins can be read again"),
-                Err(error) if !is_stale => {
-                    tracing::warn!(error = %chain(error), "pins cannot be read; the last known ones stay");
+                Ok(()) => {
+                    health.store_answered();
+                    if is_stale {
+                        tracing::info!("pins can be read again");
+                    }
                 }
-                Ok(()) | Err(_) => {}
+                Err(error) => {
+                    let why = chain(error);
+                    if !is_stale {
+                        tracing::warn!(error = %why, "pins cannot be read; the last known ones stay");
+                    }
+                    if error.kind().is_of_the_whole_store() {
+                        health.store_failed(why);
+                    }
+                }
             }
             is_stale = loaded.is_err();
             metrics::PINS_STALE.set([], f64::from(u8::from(is_stale)));
-            stop.run_until_cancelled(tokio::time::sleep(REFRESH_PINS)).await;
+            stop.run_until_cancelled(tokio::time::sleep(ASK_EVERY)).await;
         }
     }
 

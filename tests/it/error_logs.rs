@@ -31,6 +31,29 @@ fn no_log_line_prints_an_error_without_its_causes() {
 }
 
 #[test]
+fn causes_have_one_name_in_the_log_and_times_are_numbers() {
+    let mut files = Vec::new();
+    collect(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut files);
+    let mut faults = Vec::new();
+    for file in files {
+        let source = std::fs::read_to_string(&file).unwrap();
+        // A number of more than 64 bits is logged as a text.
+        let is_fault = |call: &&str| {
+            call.contains("as_millis()")
+                || ["cause = ", "err = ", "problem = "].iter().any(|name| call.contains(name))
+        };
+        faults.extend(
+            log_calls(&source).into_iter().filter(is_fault).map(|call| format!("{}: {call}", file.display())),
+        );
+    }
+    assert!(
+        faults.is_empty(),
+        "name causes `error`, and write times by `clock::millis`:\n{}",
+        faults.join("\n")
+    );
+}
+
+#[test]
 fn bare_errors_in_log_macros_are_noticed() {
     let calls = log_calls(
         r#"a(")"); tracing::warn!(%error, "a ) b"); tracing::info!(
@@ -129,8 +152,12 @@ async fn a_worker_whose_database_goes_away_says_why_and_no_password() {
         parts.iter().all(|part| log.contains(part)).then_some(log)
     })
     .await;
+    let host = proxy.url("postgres://127.0.0.1:1/").unwrap().replace("postgres://", "").replace('/', "");
     for line in lines.lines().filter(|line| line.contains("the database cannot be reached")) {
-        assert!(line.contains("cannot be reached: error communicating"), "{line}");
+        assert!(
+            line.contains(&format!("{host}: the database cannot be reached: error communicating")),
+            "{line}"
+        );
     }
     assert!(lines.contains("the database cannot be reached"), "{lines}");
     assert!(!worker.log().contains("hunter2"));

@@ -339,7 +339,9 @@ impl Process {
     pub(crate) fn lines_like(&self, beginning: &str) -> Vec<Value> {
         let log = self.log();
         let lines = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-        lines.filter(|line| line["message"].as_str().is_some_and(|said| said.starts_with(beginning))).collect()
+        lines
+            .filter(|line| line["message"].as_str().is_some_and(|said| said.starts_with(beginning)))
+            .collect()
     }
 
     /// Waits until a line contains `text`, which is what the test is about or what scripts rely on. For anything

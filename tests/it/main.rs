@@ -42,6 +42,7 @@ mod shutdown;
 mod simulation;
 mod store_contract;
 mod tidy;
+mod told;
 mod tool_api;
 mod verify;
 mod verify_rounds;

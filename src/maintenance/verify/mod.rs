@@ -17,9 +17,11 @@ use tokio_util::sync::CancellationToken;
 use super::{quiet::Quiet, rounds};
 use crate::{
     backoff::Intervals,
+    clock::millis,
+    failure::chain,
     job::{
         AttemptEnd, AttemptOutcome, Ending, ErrorKind, JobError, LookResult, RequestId, RetryPolicy,
-        Spending, Started, Stop, clip,
+        Spending, Started, State, Stop, clip,
     },
     services::Services,
     store::{By, Check, Finish, Finished, JobView, PutOff, StoreError, StoreErrorKind},
@@ -73,7 +75,8 @@ enum Look {
     Unclear,
     Absent,
     Blind,
-    Closed(String),
+    /// In words for everybody, and with the cause for the log.
+    Closed(String, String),
 }
 
 impl Look {
@@ -84,7 +87,7 @@ impl Look {
             Self::Unclear => (LookResult::Unclear, None),
             Self::Absent => (LookResult::Absent, None),
             Self::Blind => (LookResult::Blind, None),
-            Self::Closed(why) => (LookResult::Closed, Some(why.clone())),
+            Self::Closed(why, _) => (LookResult::Closed, Some(why.clone())),
         }
     }
 }
@@ -114,7 +117,7 @@ impl Policy {
         match look {
             Look::Ended(log_id, result) => Step::Adopt(log_id, result),
             Look::Absent if self.has_settled(unknown_for, waited) => Step::NeverArrived,
-            Look::Unclear | Look::Blind | Look::Closed(_) if unknown_for >= self.give_up => Step::GiveUp,
+            Look::Unclear | Look::Blind | Look::Closed(..) if unknown_for >= self.give_up => Step::GiveUp,
             _ => Step::Again(self.intervals.wait(checks.saturating_add(2), random)),
         }
     }
@@ -136,7 +139,7 @@ impl Verify {
 
     /// One round; returns how many jobs were looked at.
     pub async fn run_once(&self) -> Result<usize, StoreError> {
-        if self.quiet.is_now() {
+        if self.quiet.is_now() || self.services.api_status.is_away() {
             return Ok(0);
         }
         let checks = self.services.store.take_checks(self.options.batch, TAKEN_FOR).await?;
@@ -167,7 +170,7 @@ impl Verify {
             Ok(Some(Execution { log_id, result: Some(result), .. })) => Look::Ended(log_id, result),
             Ok(Some(Execution { result: None, .. })) => Look::Unclear,
             Ok(None) => Look::Absent,
-            Err(error) => Look::Closed(closed(&error)),
+            Err(error) => Look::Closed(closed(&error), chain(&error)),
         }
     }
 
@@ -207,9 +210,17 @@ impl Verify {
                 look => Ok(look),
             }
         };
-        let late = |_| Ok(Look::Closed("the tool API takes too long".to_owned()));
+        let late = |_| {
+            let why = "the tool API takes too long".to_owned();
+            Ok(Look::Closed(why.clone(), why))
+        };
         let look = timeout(LOOK_TIMEOUT, look).await.unwrap_or_else(late)?;
         let (result, detail) = look.recorded();
+        let (log_id, closed_by) = match &look {
+            Look::Ended(log_id, _) => (Some(log_id.clone()), None),
+            Look::Closed(_, error) => (None, Some(error.clone())),
+            Look::Unclear | Look::Absent | Look::Blind => (None, None),
+        };
         let step = self.options.policy.next(look, check.unknown_for, waited, check.checks, fastrand::f64());
         let word = match &step {
             Step::Adopt(_, result) if result.successful => "succeeded",
@@ -219,7 +230,13 @@ impl Verify {
             Step::GiveUp => "gave_up",
         };
         metrics::VERIFICATIONS.add([word], 1);
-        tracing::info!(job.id = %job.id, request.id = %check.request_id, result = word, "looked for a call in the execution log");
+        let next = if let Step::Again(after) = &step { Some(*after) } else { None };
+        tracing::info!(
+            job.id = %job.id, attempt.n = check.job.attempt, owner.kind = %job.owner.kind(), tool = job.tool,
+            request.id = %check.request_id, log_id, result = word, why = result.as_str(),
+            api = self.services.api.address(), error = closed_by, next_ms = next.map(millis),
+            "looked for a call in the execution log"
+        );
         let done = match step {
             Step::Adopt(log_id, result) => {
                 self.finish(check, adopt(check, log_id, result, &self.options.retry)).await
@@ -257,11 +274,20 @@ impl Verify {
         };
         let (attempt, ending) = end.record(started, now);
         let by = By::LookUp;
-        let finish = Finish { id: check.job.spec.id, fence: check.fence, by, attempt, ending };
-        if let [Finished::Applied { state, .. }] = self.services.store.finish(&[finish]).await?[..]
-            && (!state.is_final() || check.job.spec.reply_to.is_some())
-        {
-            self.services.relay_wake.notify_one();
+        let spec = &check.job.spec;
+        let kind = ending.error().map(|error| error.kind().as_str());
+        let finish = Finish { id: spec.id, fence: check.fence, by, attempt, ending };
+        if let [Finished::Applied { state, .. }] = self.services.store.finish(&[finish]).await?[..] {
+            if !state.is_final() || spec.reply_to.is_some() {
+                self.services.relay_wake.notify_one();
+            }
+            if matches!(state, State::Failed | State::Held) {
+                tracing::info!(
+                    job.id = %spec.id, attempt.n = check.job.attempt, owner.kind = %spec.owner.kind(),
+                    tool = spec.tool, queue = %spec.queue, kind, request.id = %check.request_id,
+                    "job {state}, as the execution log shows"
+                );
+            }
         }
         Ok(())
     }

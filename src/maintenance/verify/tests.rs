@@ -7,7 +7,7 @@ const POLICY: Policy =
     Policy { intervals: RECONNECT, log_delay: Duration::from_secs(900), give_up: Duration::from_secs(3_600) };
 
 fn looks() -> Vec<Look> {
-    vec![Look::Unclear, Look::Absent, Look::Blind, Look::Closed("x".into())]
+    vec![Look::Unclear, Look::Absent, Look::Blind, Look::Closed("x".into(), "x".into())]
 }
 
 #[test]
@@ -15,7 +15,7 @@ fn only_a_settled_log_that_shows_our_calls_proves_that_a_call_never_arrived() {
     let next = |look, secs| POLICY.next(look, Duration::from_secs(secs), Duration::ZERO, 3, 0.5);
     assert!(matches!(next(Look::Absent, 899), Step::Again(_)));
     assert!(matches!(next(Look::Absent, 900), Step::NeverArrived));
-    for look in [|| Look::Unclear, || Look::Blind, || Look::Closed("x".into())] {
+    for look in [|| Look::Unclear, || Look::Blind, || Look::Closed("x".into(), "x".into())] {
         assert!(matches!(next(look(), 3_599), Step::Again(_)));
         assert!(matches!(next(look(), 3_600), Step::GiveUp), "a person decides");
     }

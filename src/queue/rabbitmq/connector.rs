@@ -205,7 +205,7 @@ impl Connector {
             Ok(connected) => connected.map_err(|error| self.explain(error))?,
             Err(_elapsed) => return Err(self.unreachable()),
         };
-        Ok(Session::new(connection, guard))
+        Ok(Session::new(connection, guard, self.endpoint.address()))
     }
 
     fn explain(&self, error: lapin::Error) -> QueueError {
@@ -256,7 +256,7 @@ impl fmt::Debug for Connector {
 }
 
 impl Session {
-    fn new(connection: Connection, guard: SocketGuard) -> Self {
+    fn new(connection: Connection, guard: SocketGuard, broker: String) -> Self {
         let blocked_because = Arc::new(Mutex::new(String::new()));
         let mut events = Box::pin(connection.events_listener());
         let reason = Arc::clone(&blocked_because);
@@ -264,10 +264,10 @@ impl Session {
             while let Some(event) = events.next().await {
                 match event {
                     Event::ConnectionBlocked(because) => {
-                        tracing::warn!(reason = %because, "RabbitMQ blocks publishing");
+                        tracing::warn!(broker, error = %because, "RabbitMQ blocks publishing");
                         *lock(&reason) = because;
                     }
-                    Event::ConnectionUnblocked => tracing::info!("RabbitMQ takes messages again"),
+                    Event::ConnectionUnblocked => tracing::info!(broker, "RabbitMQ takes messages again"),
                     _ => {}
                 }
             }

@@ -74,6 +74,10 @@ impl RabbitConsumer {
         Ok(Self { deliveries, settler: Arc::new(settler), ended: None })
     }
 
+    fn over(&self, why: &str) -> QueueError {
+        self.settler.shared.named(QueueError::new(QueueErrorKind::Unavailable, why))
+    }
+
     fn accept(&self, delivery: lapin::message::Delivery) -> Delivery {
         lock(&self.settler.state).tracker.received(delivery.delivery_tag);
         Delivery {
@@ -89,7 +93,7 @@ impl RabbitConsumer {
 impl Consumer for RabbitConsumer {
     async fn next(&mut self, max: usize) -> Result<Vec<Delivery>, QueueError> {
         if let Some(ended) = &self.ended {
-            return Err(QueueError::new(QueueErrorKind::Unavailable, ended));
+            return Err(self.over(ended));
         }
         // This is the only await, and nothing has been taken from the stream before it.
         let mut next = Some(self.deliveries.next().await);
@@ -106,7 +110,7 @@ impl Consumer for RabbitConsumer {
             };
             self.ended = Some(ended.clone());
             if batch.is_empty() {
-                return Err(QueueError::new(QueueErrorKind::Unavailable, ended));
+                return Err(self.over(&ended));
             }
             break;
         }
@@ -174,7 +178,10 @@ impl ChannelSettler {
             Ok(())
         };
         let written = bounded("take acknowledgements", all).await;
-        written.inspect_err(|_| self.shared.consuming.discard(&self.session))
+        written.map_err(|error| {
+            self.shared.consuming.discard(&self.session);
+            self.shared.named(error)
+        })
     }
 
     /// Decides and starts to write under one lock, because the broker must see frames in the order in

@@ -182,38 +182,48 @@ impl Queue for RabbitQueue {
                 },
             });
         }
-        answers
+        answers.into_iter().map(|answer| answer.map_err(|error| self.shared.named(error))).collect()
     }
 
     async fn consume(&self, queue: &QueueName, prefetch: u16) -> Result<Box<dyn Consumer>, QueueError> {
         let connector = &self.shared.consuming;
-        let session = connector.get().await?;
-        let started = connector.run_on(&session, async {
-            if topology::exchange_is_missing(&session).await? {
-                // The bindings of all lanes went with it. Without them the broker drops messages silently. A lane that
-                // cannot be declared is told to whoever uses it.
-                self.shared.topology.ensure_each(&session, &self.shared.lanes).await?;
-            }
-            self.shared.topology.ensure(&session, std::slice::from_ref(queue)).await?;
-            RabbitConsumer::start(Arc::clone(&self.shared), Arc::clone(&session), queue, prefetch).await
-        });
-        Ok(Box::new(started.await?))
+        let started = async {
+            let session = connector.get().await?;
+            let start = async {
+                if topology::exchange_is_missing(&session).await? {
+                    // The bindings of all lanes went with it. Without them the broker drops messages silently. A lane
+                    // that cannot be declared is told to whoever uses it.
+                    self.shared.topology.ensure_each(&session, &self.shared.lanes).await?;
+                }
+                self.shared.topology.ensure(&session, std::slice::from_ref(queue)).await?;
+                RabbitConsumer::start(Arc::clone(&self.shared), Arc::clone(&session), queue, prefetch).await
+            };
+            connector.run_on(&session, start).await
+        };
+        let consumer = started.await.map_err(|error| self.shared.named(error))?;
+        Ok(Box::new(consumer))
     }
 
     async fn depth(&self, queue: &QueueName) -> Result<Depth, QueueError> {
         // Nothing gets through a blocked connection, and the consuming one is never blocked.
         let publishing = self.shared.publishing.live().filter(|session| session.blocked().is_none());
-        let (connector, session) = match publishing {
-            Some(session) => (&self.shared.publishing, session),
-            None => (&self.shared.consuming, self.shared.consuming.get().await?),
+        let asked = async {
+            let (connector, session) = match publishing {
+                Some(session) => (&self.shared.publishing, session),
+                None => (&self.shared.consuming, self.shared.consuming.get().await?),
+            };
+            connector.run_on(&session, topology::depth(&session, queue)).await
         };
-        connector.run_on(&session, topology::depth(&session, queue)).await
+        asked.await.map_err(|error| self.shared.named(error))
     }
 
     async fn check(&self) -> Result<String, QueueError> {
         let connector = &self.shared.publishing;
-        let session = connector.get().await?;
-        connector.run_on(&session, self.shared.topology.ensure(&session, &self.shared.lanes)).await?;
+        let checked = async {
+            let session = connector.get().await?;
+            connector.run_on(&session, self.shared.topology.ensure(&session, &self.shared.lanes)).await
+        };
+        checked.await.map_err(|error| self.shared.named(error))?;
         Ok(self.shared.endpoint.version().await.unwrap_or_else(|| "RabbitMQ".to_owned()))
     }
 

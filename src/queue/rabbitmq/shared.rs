@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::{apart::Apart, connector::Connector, endpoint::Endpoint, topology::Topology};
-use crate::job::QueueName;
+use crate::{job::QueueName, queue::QueueError};
 
 #[derive(Debug)]
 pub(super) struct Shared {
@@ -14,4 +14,11 @@ pub(super) struct Shared {
     /// The lanes that are published to.
     pub(super) lanes: Vec<QueueName>,
     pub(super) apart: Apart,
+}
+
+impl Shared {
+    /// The error, with the address of the broker.
+    pub(super) fn named(&self, error: QueueError) -> QueueError {
+        error.at(&self.endpoint.address())
+    }
 }

@@ -54,9 +54,11 @@ impl Admin for PostgresStore {
     }
 
     async fn inspect(&self) -> Result<Vec<Concern>> {
-        session::refuse_transaction_pooler(&self.plain).await.map_err(sqlx::Error::from)?;
+        let refused = session::refuse_transaction_pooler(&self.plain).await.map_err(sqlx::Error::from);
+        refused.map_err(|error| self.other.named(error.into()))?;
         let found = self.other.fetch_first(sql::condition()).await?;
-        condition(&found.ok_or_else(|| StoreError::corrupt("encoding"))?)
+        let found = found.ok_or_else(|| StoreError::corrupt("encoding"))?;
+        condition(&found).map_err(|error| self.other.named(error))
     }
 
     async fn schema(&self) -> Result<Schema> {
@@ -94,7 +96,7 @@ impl PostgresStore {
     pub async fn apply(&self, migrations: &'static [(i64, &'static str, &'static str)]) -> Result<usize> {
         self.inspect().await?;
         let options = self.plain.clone();
-        detached(migrate::run(options, migrations)).await
+        detached(migrate::run(options, migrations)).await.map_err(|error| self.other.named(error))
     }
 }
 

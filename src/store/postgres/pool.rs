@@ -156,7 +156,7 @@ impl Pool {
                 if is_broken(&error) {
                     this.condemn();
                 }
-                StoreError::from(error)
+                this.named(error.into())
             })
         })
         .await
@@ -191,12 +191,18 @@ impl Pool {
             lease.give_back();
             Ok(answer)
         });
-        answer.await.inspect_err(|error: &StoreError| {
+        answer.await.map_err(|error: StoreError| {
             // Such work is rare enough that connecting anew costs less than telling the causes apart.
             if error.kind() == StoreErrorKind::Unavailable {
                 self.condemn();
             }
+            self.named(error)
         })
+    }
+
+    /// The error, with the address of the database where that may be what is wrong.
+    pub(super) fn named(&self, error: StoreError) -> StoreError {
+        if error.kind().is_of_the_whole_store() { error.at(&self.session.address()) } else { error }
     }
 
     async fn answer(&self, query: Bound<Postgres>) -> Result<Vec<PgRow>, sqlx::Error> {

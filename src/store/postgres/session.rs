@@ -97,6 +97,14 @@ impl Session {
         self.part
     }
 
+    /// Host and port of the database, or its socket, for people.
+    pub(super) fn address(&self) -> String {
+        match self.plain.get_socket() {
+            Some(socket) => socket.display().to_string(),
+            None => format!("{}:{}", self.plain.get_host(), self.plain.get_port()),
+        }
+    }
+
     pub(super) fn statement_timeout(&self) -> Duration {
         self.statement_timeout
     }

@@ -48,6 +48,11 @@ const MAX_EXECUTION_PAGES: usize = 20;
 
 #[async_trait]
 impl ToolApi for Composio {
+    fn address(&self) -> String {
+        let (host, port) = (self.root.host_str(), self.root.port_or_known_default());
+        format!("{}:{}", host.unwrap_or_default(), port.unwrap_or_default())
+    }
+
     async fn execute(&self, call: &Call) -> Reply {
         self.call(call).await
     }

@@ -59,8 +59,11 @@ impl Breaker {
         if !self.is_open() || (now >= self.probe_at && has_room) {
             return None;
         }
-        let until_probe = self.probe_at.saturating_duration_since(now);
-        Some(policy.intervals.wait_behind(self.trips, until_probe, random))
+        Some(policy.intervals.wait_behind(self.trips, self.until_probe(now), random))
+    }
+
+    pub(super) fn until_probe(&self, now: Instant) -> Duration {
+        self.probe_at.saturating_duration_since(now)
     }
 
     /// Whether the last probe has been under way for the longest wait between probes. A call may take half an hour and

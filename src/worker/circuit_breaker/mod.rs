@@ -34,6 +34,7 @@ use tokio::time::Instant;
 use self::registry::{Caller, Failure, Registry, Ticket};
 use crate::{
     backoff::Intervals,
+    clock::millis,
     job::Owner,
     string_enum::string_enum,
     sync::{self, lock},
@@ -135,30 +136,36 @@ impl CircuitBreakers {
         self.known.load(Ordering::Relaxed) == 0
     }
 
-    /// Changes the registry because of a call to this toolkit.
-    fn change(&self, toolkit: &str, change: impl FnOnce(&mut Registry)) {
+    /// Changes the registry because of a call.
+    fn change(&self, permit: &CallPermit<'_>, change: impl FnOnce(&mut Registry)) {
         let mut registry = self.registry();
         let before = registry.open();
         change(&mut registry);
         self.known.store(registry.known(), Ordering::Relaxed);
         let (keys, toolkits) = registry.open();
-        if before != (keys, toolkits) {
-            metrics::CIRCUIT_BREAKERS_OPEN.set([Scope::OwnerToolkit.as_str()], keys as f64);
-            metrics::CIRCUIT_BREAKERS_OPEN.set([Scope::Toolkit.as_str()], toolkits as f64);
-            match before.1.cmp(&toolkits) {
-                std::cmp::Ordering::Less => tracing::warn!(
+        if before == (keys, toolkits) {
+            return;
+        }
+        metrics::CIRCUIT_BREAKERS_OPEN.set([Scope::OwnerToolkit.as_str()], keys as f64);
+        metrics::CIRCUIT_BREAKERS_OPEN.set([Scope::Toolkit.as_str()], toolkits as f64);
+        let CallPermit { toolkit, caller, .. } = permit;
+        match before.1.cmp(&toolkits) {
+            std::cmp::Ordering::Less => {
+                let wait_ms = registry.until_probe(*caller, Instant::now()).map(millis);
+                tracing::info!(
                     toolkit,
-                    "the circuit breaker of a toolkit opened: calls of several owners in a row got no answer, so its \
-                     calls fall to one probe at a time"
-                ),
-                std::cmp::Ordering::Greater => {
-                    tracing::info!(
-                        toolkit,
-                        "the circuit breaker of a toolkit closed: the tool API answers again"
-                    );
-                }
-                std::cmp::Ordering::Equal => {}
+                    wait_ms,
+                    "the circuit breaker of a toolkit opened: calls of several owners in a row got no answer, so one \
+                     call at a time is tried and the others are postponed"
+                );
             }
+            std::cmp::Ordering::Greater => {
+                tracing::info!(
+                    toolkit,
+                    "the circuit breaker of a toolkit closed: the tool API answers its calls again"
+                );
+            }
+            std::cmp::Ordering::Equal => {}
         }
     }
 
@@ -172,7 +179,7 @@ impl CallPermit<'_> {
         self.is_reported = true;
         if self.ticket.is_probe() || !self.breakers.is_idle() {
             let now = Instant::now();
-            self.breakers.change(self.toolkit, |registry| registry.answered(self.caller, self.ticket, now));
+            self.breakers.change(&self, |registry| registry.answered(self.caller, self.ticket, now));
         }
     }
 
@@ -181,7 +188,7 @@ impl CallPermit<'_> {
         self.is_reported = true;
         let others = self.under_way.load(Ordering::Relaxed).saturating_sub(1);
         let failure = Failure { retry_after, accuses_toolkit: gave_time, others };
-        self.breakers.change(self.toolkit, |registry| {
+        self.breakers.change(&self, |registry| {
             registry.failed(self.caller, self.ticket, failure, Instant::now(), fastrand::f64());
         });
     }
@@ -191,7 +198,7 @@ impl Drop for CallPermit<'_> {
     fn drop(&mut self) {
         self.under_way.fetch_sub(1, Ordering::Relaxed);
         if !self.is_reported && self.ticket.is_probe() {
-            self.breakers.change(self.toolkit, |registry| registry.give_back(self.caller, self.ticket));
+            self.breakers.change(self, |registry| registry.give_back(self.caller, self.ticket));
         }
     }
 }

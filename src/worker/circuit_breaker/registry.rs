@@ -87,6 +87,11 @@ impl Registry {
         (self.open_keys, self.toolkits.values().filter(|row| row.breaker.is_some()).count())
     }
 
+    /// How long the open breaker of this toolkit lets no call through at all.
+    pub(super) fn until_probe(&self, caller: Caller, now: Instant) -> Option<Duration> {
+        self.toolkits.get(&caller.toolkit)?.breaker.as_ref().map(|breaker| breaker.until_probe(now))
+    }
+
     pub(super) fn admit(&mut self, caller: Caller, now: Instant, random: f64) -> Result<Ticket, Open> {
         let key = self.keys.get_mut(&caller.key);
         let toolkit = self.toolkits.get_mut(&caller.toolkit).and_then(|row| row.breaker.as_mut());

@@ -86,6 +86,10 @@ impl PanickyClient {
 
 #[async_trait]
 impl ToolApi for PanickyClient {
+    fn address(&self) -> String {
+        self.inner.address()
+    }
+
     async fn execute(&self, call: &Call) -> Reply {
         let reply = self.inner.execute(call).await;
         self.ask("ANSWER", &call.spec.tool);

@@ -482,6 +482,10 @@ macro_rules! unless_killed {
 
 #[async_trait]
 impl ToolApi for Line {
+    fn address(&self) -> String {
+        "simulated".to_owned()
+    }
+
     async fn execute(&self, call: &Call) -> Reply {
         let under_way = self.call(call);
         let dead = &self.life.dead;
@@ -561,7 +565,7 @@ impl ToolApi for Line {
     }
 
     async fn check(&self) -> Result<ApiCheck, ToolError> {
-        Ok(ApiCheck { date: None, took: Duration::ZERO })
+        unless_killed!(self, self.ask(|_, _| Ok(ApiCheck { date: None, took: Duration::ZERO })))
     }
 }
 
