@@ -66,6 +66,8 @@ pub struct Health {
 /// What was last seen of the store.
 #[derive(Debug)]
 struct StoreSeen {
+    /// Host and port, or the file.
+    address: String,
     answered: Option<Instant>,
     /// When the question was asked that has no answer yet.
     asked: Option<Instant>,
@@ -97,7 +99,7 @@ pub struct Readiness {
 }
 
 impl Health {
-    pub(crate) fn new(lanes: Vec<QueueName>) -> Self {
+    pub(crate) fn new(lanes: Vec<QueueName>, store: String) -> Self {
         for lane in &lanes {
             metrics::CONSUMING.set([lane.as_str()], 0.0);
         }
@@ -105,7 +107,12 @@ impl Health {
         let unknown = [Service::Broker, Service::Migrations].map(|service| (service, NOT_ASKED.to_owned()));
         Self {
             lanes: Mutex::new(lanes.into_iter().map(|lane| (lane, Err(None))).collect()),
-            store: Mutex::new(StoreSeen { answered: None, asked: None, failure: Some(NOT_ASKED.to_owned()) }),
+            store: Mutex::new(StoreSeen {
+                address: store,
+                answered: None,
+                asked: None,
+                failure: Some(NOT_ASKED.to_owned()),
+            }),
             not_writing: Mutex::default(),
             failing: Mutex::new(unknown.into()),
             beaten: Mutex::new(Instant::now()),
@@ -237,7 +244,9 @@ impl StoreSeen {
     fn trouble(&self) -> Option<String> {
         let waiting = self.asked.filter(|asked| self.answered.is_none_or(|answered| answered < *asked));
         let silence = waiting.map(|asked| asked.elapsed()).filter(|silence| *silence >= MAX_SILENCE);
-        let silent = || silence.map(|silence| format!("no answer for {:.1} s", silence.as_secs_f64()));
+        let silent = || {
+            silence.map(|silence| format!("{}: no answer for {:.1} s", self.address, silence.as_secs_f64()))
+        };
         self.failure.clone().or_else(silent)
     }
 }

@@ -10,11 +10,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     backoff::RECONNECT,
-    clock::millis,
+    clock::{SharedClock, millis},
     health::{Health, Service},
     services::Services,
     telemetry::metrics,
-    tool::{ApiStatus, ToolError},
+    tool::{ApiStatus, SharedToolApi, ToolError},
 };
 
 /// How long a look may take, whatever the API promises.
@@ -32,7 +32,9 @@ const RETRY_KEY: Duration = Duration::from_secs(30);
 
 #[derive(Debug)]
 pub struct ToolApiWatch {
-    services: Services,
+    api: SharedToolApi,
+    status: Arc<ApiStatus>,
+    clock: SharedClock,
     health: Arc<Health>,
     away: Option<Away>,
     /// Since when the key is refused.
@@ -57,12 +59,13 @@ enum Next {
 
 impl ToolApiWatch {
     pub fn new(services: &Services, health: Arc<Health>) -> Self {
-        Self { services: services.clone(), health, away: None, refused: None }
+        let Services { api, api_status: status, clock, .. } = services.clone();
+        Self { api, status, clock, health, away: None, refused: None }
     }
 
     /// Looks until `stop`.
     pub async fn run(mut self, stop: CancellationToken) {
-        let status = self.services.api_status.clone();
+        let status = self.status.clone();
         while let Some(next) = stop.run_until_cancelled(self.look()).await {
             let pause = async {
                 match next {
@@ -86,12 +89,12 @@ impl ToolApiWatch {
     async fn look(&mut self) -> Next {
         let began = Instant::now();
         let late = |_| Err(ToolError::Unavailable(format!("no answer within {} s", LOOK_TIMEOUT.as_secs())));
-        match timeout(LOOK_TIMEOUT, self.services.api.check()).await.unwrap_or_else(late) {
+        match timeout(LOOK_TIMEOUT, self.api.check()).await.unwrap_or_else(late) {
             Err(ToolError::Unavailable(cause)) => self.unanswered(&cause, began),
             answer => {
                 self.is_there();
                 if let Err(ToolError::Credentials { status, .. }) = answer {
-                    self.services.api_status.key_refused(status);
+                    self.status.key_refused(status);
                 }
                 self.judge_key()
             }
@@ -99,7 +102,7 @@ impl ToolApiWatch {
     }
 
     fn unanswered(&mut self, why: &str, began: Instant) -> Next {
-        let status = &self.services.api_status;
+        let status = &self.status;
         if status.has_answered_since(self.away.as_ref().map_or(began, |away| away.since)) {
             // So it is there for others, and what fails is this look.
             self.is_there();
@@ -109,7 +112,7 @@ impl ToolApiWatch {
         let away = self.away.get_or_insert(Away { since: Instant::now(), looks: 0 });
         away.looks += 1;
         let wait = RECONNECT.wait(away.looks, fastrand::f64());
-        let (api, wait_ms) = (self.services.api.address(), millis(wait));
+        let (api, wait_ms) = (self.api.address(), millis(wait));
         if is_news {
             tracing::warn!(
                 api,
@@ -121,7 +124,7 @@ impl ToolApiWatch {
             tracing::debug!(api, error = why, wait_ms, "the tool API still does not answer");
         }
         status.set_away(true);
-        let next = self.services.clock.now().saturating_add(wait).unwrap_or(Timestamp::MAX);
+        let next = self.clock.now().saturating_add(wait).unwrap_or(Timestamp::MAX);
         metrics::TOOL_API_NEXT_LOOK.set([], next.as_millisecond() as f64 / 1e3);
         Next::AfterOrAnswer(wait)
     }
@@ -129,20 +132,20 @@ impl ToolApiWatch {
     fn is_there(&mut self) {
         if let Some(away) = self.away.take() {
             let lasted_ms = millis(away.since.elapsed());
-            tracing::info!(api = self.services.api.address(), lasted_ms, "the tool API answers again");
-            self.services.api_status.set_away(false);
+            tracing::info!(api = self.api.address(), lasted_ms, "the tool API answers again");
+            self.status.set_away(false);
             metrics::TOOL_API_NEXT_LOOK.set([], 0.0);
         }
     }
 
     /// What follows from the last refusal of the key, by this look or by others.
     fn judge_key(&mut self) -> Next {
-        let api = self.services.api.address();
-        match (self.services.api_status.refusal(), self.refused) {
+        let api = self.api.address();
+        match (self.status.refusal(), self.refused) {
             (None, _) => Next::OnDoubt(LEAST_PAUSE),
             (Some((last, _)), Some(since)) if last.elapsed() >= RETRY_KEY => {
                 self.refused = None;
-                self.services.api_status.forget_refusal();
+                self.status.forget_refusal();
                 self.health.works(Service::ApiKey);
                 metrics::API_KEY_REFUSED.set([], 0.0);
                 tracing::info!(
@@ -177,5 +180,173 @@ async fn answered(status: &ApiStatus) {
     let began = Instant::now();
     while !status.has_answered_since(began) {
         status.doubted().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{
+        Mutex,
+        atomic::{AtomicU32, Ordering},
+    };
+
+    use async_trait::async_trait;
+    use tokio::time::sleep;
+
+    use super::*;
+    use crate::{
+        clock,
+        job::RequestId,
+        sync::lock,
+        tool::{Account, ApiCheck, Call, Execution, Reply, ToolApi, ToolInfo},
+    };
+
+    #[derive(Debug, Clone, Copy)]
+    enum Answer {
+        Good,
+        Refused,
+        None,
+    }
+
+    /// An API that is only looked at.
+    #[derive(Debug)]
+    struct Api {
+        answer: Mutex<Answer>,
+        looks: AtomicU32,
+    }
+
+    #[async_trait]
+    impl ToolApi for Api {
+        fn address(&self) -> String {
+            "api.example:443".to_owned()
+        }
+
+        async fn execute(&self, _: &Call) -> Reply {
+            unreachable!("nobody calls")
+        }
+
+        async fn tool(&self, _: &str, _: Option<&str>) -> Result<ToolInfo, ToolError> {
+            unreachable!("nobody looks up")
+        }
+
+        async fn accounts(&self, _: &str, _: Option<&str>) -> Result<Vec<Account>, ToolError> {
+            unreachable!("nobody looks up")
+        }
+
+        async fn account(&self, _: &str) -> Result<Account, ToolError> {
+            unreachable!("nobody looks up")
+        }
+
+        async fn execution(&self, _: RequestId) -> Result<Option<Execution>, ToolError> {
+            unreachable!("nobody looks up")
+        }
+
+        async fn check(&self) -> Result<ApiCheck, ToolError> {
+            self.looks.fetch_add(1, Ordering::Relaxed);
+            match *lock(&self.answer) {
+                Answer::Good => Ok(ApiCheck { date: None, took: Duration::ZERO }),
+                Answer::Refused => Err(ToolError::Credentials { status: 401, error: Box::default() }),
+                Answer::None => Err(ToolError::Unavailable("connection refused".to_owned())),
+            }
+        }
+    }
+
+    struct Scene {
+        api: Arc<Api>,
+        status: Arc<ApiStatus>,
+        health: Arc<Health>,
+    }
+
+    impl Scene {
+        /// A watch that has looked for the first time.
+        async fn new(answer: Answer) -> Self {
+            let api = Arc::new(Api { answer: Mutex::new(answer), looks: AtomicU32::new(0) });
+            let (status, health) =
+                (Arc::<ApiStatus>::default(), Arc::new(Health::new(vec![], String::new())));
+            let (shared, clock): (SharedToolApi, _) = (api.clone(), clock::system());
+            let watch = ToolApiWatch {
+                api: shared,
+                status: status.clone(),
+                clock,
+                health: health.clone(),
+                away: None,
+                refused: None,
+            };
+            tokio::spawn(watch.run(CancellationToken::new()));
+            let scene = Self { api, status, health };
+            scene.after(0).await;
+            scene
+        }
+
+        /// Lets so many seconds pass.
+        async fn after(&self, seconds: u64) -> &Self {
+            sleep(Duration::from_secs(seconds) + Duration::from_millis(1)).await;
+            self
+        }
+
+        fn answers(&self, answer: Answer) {
+            *lock(&self.api.answer) = answer;
+        }
+
+        fn key_is_accepted(&self) -> bool {
+            self.health.readiness().api_key
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_key_counts_as_refused_until_nobody_was_refused_for_a_while() {
+        let scene = Scene::new(Answer::Refused).await;
+        assert!(!scene.key_is_accepted());
+        assert!(scene.health.readiness().reasons["api_key"].contains("api.example:443"));
+        scene.answers(Answer::Good);
+        assert!(!scene.after(20).await.key_is_accepted());
+        assert!(scene.after(20).await.key_is_accepted());
+        // It is good enough for looks, and not for what jobs want.
+        for _ in 0..20 {
+            scene.status.key_refused(403);
+            assert!(!scene.after(10).await.key_is_accepted());
+        }
+        assert!(scene.after(70).await.key_is_accepted());
+        assert!(!scene.status.is_away(), "it has answered all the time");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_api_is_away_from_the_first_look_without_an_answer_to_the_first_with_one() {
+        let scene = Scene::new(Answer::None).await;
+        assert!(scene.status.is_away() && scene.key_is_accepted());
+        // One look-up at a time is let through.
+        let admitted = (0..10).filter(|_| scene.status.admits_look_up()).count();
+        assert_eq!(admitted, 1);
+        assert!(scene.after(5).await.status.admits_look_up());
+        let looks = scene.api.looks.load(Ordering::Relaxed);
+        scene.after(600).await;
+        let looks = scene.api.looks.load(Ordering::Relaxed) - looks;
+        assert!((30..=70).contains(&looks), "{looks} looks in ten minutes");
+        scene.answers(Answer::Good);
+        assert!(!scene.after(20).await.status.is_away());
+        assert!((0..10).all(|_| scene.status.admits_look_up()));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_api_that_answers_others_is_not_away_although_looks_fail() {
+        let scene = Scene::new(Answer::None).await;
+        assert!(scene.status.is_away());
+        scene.status.answered();
+        assert!(!scene.after(0).await.status.is_away());
+        assert!(!scene.after(600).await.status.is_away(), "nobody has a doubt");
+        scene.status.doubt();
+        assert!(scene.after(0).await.status.is_away());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn many_doubts_cause_few_looks() {
+        let scene = Scene::new(Answer::Good).await;
+        for _ in 0..600 {
+            scene.status.doubt();
+            sleep(Duration::from_millis(100)).await;
+        }
+        let looks = scene.api.looks.load(Ordering::Relaxed);
+        assert!((10..=14).contains(&looks), "{looks} looks in a minute");
+        assert!(!scene.status.is_away());
     }
 }

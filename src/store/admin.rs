@@ -14,6 +14,9 @@ pub trait Admin: fmt::Debug + Send + Sync {
     /// What kind of database this is, for people: `PostgreSQL` or `SQLite`.
     fn backend(&self) -> &'static str;
 
+    /// Host and port, or the file, for people.
+    fn address(&self) -> String;
+
     /// Applies the migrations that are missing; returns how many. Several processes may call it at once. It waits for
     /// others as long as it takes, and logs again and again what it waits for.
     async fn migrate(&self) -> Result<usize>;

@@ -82,9 +82,15 @@ pub(super) async fn retire(shared: &Shared, countdown: &mut Countdown, heartbeat
         shared.services.store.retire(shared.options.id).await
     };
     let retired = countdown.within(|times| times.end.min(begun + RETIRE), retire).await;
-    if !matches!(retired, Some(Ok(()))) {
-        tracing::warn!("the worker's heartbeat row could not be removed; it will be forgotten later");
-    }
+    let why = match retired {
+        Some(Ok(())) => return,
+        Some(Err(error)) => chain(&error),
+        None => format!("{}: no answer in time", shared.services.store.address()),
+    };
+    tracing::warn!(
+        error = why,
+        "the worker's heartbeat row could not be removed; it will be forgotten later"
+    );
 }
 
 fn enter(shared: &Shared, phase: Phase) {

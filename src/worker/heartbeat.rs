@@ -35,7 +35,10 @@ pub(super) async fn run(shared: Arc<Shared>, end: CancellationToken) {
             failed => {
                 let (kind, why) = match failed {
                     Ok(Err(error)) => (error.kind(), chain(&error)),
-                    _ => (StoreErrorKind::Unavailable, "no answer in time".to_owned()),
+                    _ => {
+                        let why = format!("{}: no answer in time", shared.services.store.address());
+                        (StoreErrorKind::Unavailable, why)
+                    }
                 };
                 metrics::STORE_ERRORS.add([kind.as_str()], 1);
                 let wait = (every / 5).max(Duration::from_millis(100));

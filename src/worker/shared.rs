@@ -108,7 +108,7 @@ impl Shared {
         let (bindings, binding_runner) = group_commit::group_commit(CLAIM_BATCH);
         let lanes = options.lanes.iter().map(|(name, _)| name.clone()).collect();
         let shared = Self {
-            health: Arc::new(Health::new(lanes)),
+            health: Arc::new(Health::new(lanes, services.store.address())),
             lease: LeaseClock::new(options.lease),
             breakers: CircuitBreakers::new(options.circuit_breaker),
             in_flight: Arc::default(),

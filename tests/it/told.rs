@@ -242,15 +242,16 @@ async fn readiness_says_within_seconds_that_the_store_is_silent_or_gone_and_why(
     assert_eq!(readiness["reasons"], json!({}));
 
     server.pause().await.unwrap();
-    let (_, took) = unready_because_of(&worker, "store").await;
+    let (why, took) = unready_because_of(&worker, "store").await;
     server.resume().await.unwrap();
     assert!(took < SEEN_WITHIN, "a store that says nothing: {took:?}");
+    let host = format!("127.0.0.1:{}", server.port());
+    assert!(why.starts_with(&host), "{why}");
     worker.becomes_ready(true).await;
 
     server.kill9().await.unwrap();
     let (_, took) = unready_because_of(&worker, "store").await;
     assert!(took < SEEN_WITHIN, "a store that is gone: {took:?}");
-    let host = format!("127.0.0.1:{}", server.port());
     until("the cause", PATIENCE, async || {
         let (why, _) = unready_because_of(&worker, "store").await;
         (why.contains(&host) && why.contains("refused")).then_some(())

@@ -101,6 +101,13 @@ impl Management {
         })
     }
 
+    /// What is asked, with its host.
+    fn name(&self) -> String {
+        let (host, port) = (self.root.host_str(), self.root.port_or_known_default());
+        let (host, port) = (host.unwrap_or_default(), port.unwrap_or_default());
+        format!("the management API of RabbitMQ at {host}:{port} (amqp.management_url)")
+    }
+
     /// `None` if there is no such thing.
     async fn get(&self, path: &[&str]) -> Result<Option<Value>, QueueError> {
         let mut url = self.root.clone();
@@ -109,16 +116,11 @@ impl Management {
         }
         let request = self.client.get(url).basic_auth(&self.user, Some(self.password.expose_secret()));
         let unreachable = |error: reqwest::Error| {
-            let sentence = "the management API of RabbitMQ at amqp.management_url does not answer";
+            let sentence = format!("{} does not answer", self.name());
             QueueError::new(QueueErrorKind::Unavailable, sentence).with_source(error.without_url())
         };
         let mut response = request.send().await.map_err(unreachable)?;
-        let refused = |kind, what: &str| {
-            Err(QueueError::new(
-                kind,
-                format!("the management API of RabbitMQ at amqp.management_url {what}"),
-            ))
-        };
+        let refused = |kind, what: &str| Err(QueueError::new(kind, format!("{} {what}", self.name())));
         match response.status() {
             StatusCode::OK => {}
             StatusCode::NOT_FOUND => return Ok(None),

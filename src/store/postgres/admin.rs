@@ -48,6 +48,10 @@ impl Admin for PostgresStore {
         "PostgreSQL"
     }
 
+    fn address(&self) -> String {
+        self.other.address()
+    }
+
     /// On a connection of its own, which is closed in every case and takes the lock with it.
     async fn migrate(&self) -> Result<usize> {
         self.apply(MIGRATIONS).await

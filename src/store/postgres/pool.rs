@@ -200,9 +200,13 @@ impl Pool {
         })
     }
 
+    pub(super) fn address(&self) -> String {
+        self.session.address()
+    }
+
     /// The error, with the address of the database where that may be what is wrong.
     pub(super) fn named(&self, error: StoreError) -> StoreError {
-        if error.kind().is_of_the_whole_store() { error.at(&self.session.address()) } else { error }
+        if error.kind().is_of_the_whole_store() { error.at(&self.address()) } else { error }
     }
 
     async fn answer(&self, query: Bound<Postgres>) -> Result<Vec<PgRow>, sqlx::Error> {

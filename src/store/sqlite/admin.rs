@@ -40,6 +40,10 @@ impl Admin for SqliteStore {
         "SQLite"
     }
 
+    fn address(&self) -> String {
+        self.path.display().to_string()
+    }
+
     /// All missing migrations are one write transaction, so that processes wait for each other.
     async fn migrate(&self) -> Result<usize> {
         self.write(move |db, _| {

@@ -529,6 +529,10 @@ impl Admin for Faulty {
         "SQLite"
     }
 
+    fn address(&self) -> String {
+        "simulated".to_owned()
+    }
+
     async fn migrate(&self) -> Result<usize, StoreError> {
         unreachable!("the file of a world is a copy of a migrated one")
     }
