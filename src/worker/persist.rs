@@ -141,7 +141,7 @@ impl<'a> Persist<'a> {
             }
             failures += 1;
             // Heartbeats may still succeed, on a full disk for example, but no job is taken.
-            self.stands_still(&error);
+            self.tell(Err(chain(&error)));
             self.pause(failures, &error).await?;
             let others_do_not =
                 failures >= self.tries && self.shared.health.store_answered_since(begun) && gets_through;
@@ -167,22 +167,17 @@ impl<'a> Persist<'a> {
     }
 
     fn goes_on(&self) {
-        let health = &self.shared.health;
-        match self.lane {
-            Some((lane, _)) => {
-                health.takes(lane);
-            }
-            None if self.even_failing => {}
-            None => health.set_writing(Ok(())),
-        }
+        self.tell(Ok(()));
     }
 
-    fn stands_still(&self, error: &StoreError) {
-        let (health, why) = (&self.shared.health, chain(error));
-        match self.lane {
-            Some((lane, _)) => health.takes_none(lane, Some(why)),
-            None if self.even_failing => {}
-            None => health.set_writing(Err(why)),
+    /// Tells readiness whether the write goes through.
+    fn tell(&self, taken: Result<(), String>) {
+        let health = &self.shared.health;
+        match (self.lane, taken) {
+            (Some((lane, _)), Ok(())) => _ = health.takes(lane),
+            (Some((lane, _)), Err(why)) => health.takes_none(lane, Some(why)),
+            (None, _) if self.even_failing => {}
+            (None, taken) => health.set_writing(taken),
         }
     }
 

@@ -60,7 +60,7 @@ async fn what_the_log_has_is_taken_as_the_answer_that_did_not_arrive() {
     let faults = "[[fault]]\nkind = \"reset\"\ntool = \"GMAIL_SEND_EMAIL\"\nafter_effect = true\n";
     let harness = Harness::new("adopt", faults).await;
     logs_are(&harness, &json!({"delay_ms": 1500})).await;
-    let _worker = harness.worker(&QUICK).await;
+    let worker = harness.worker(&QUICK).await;
     let one = id();
     harness.publish(&[send("user-1").named(&one)]).await;
     let shown = harness.job_in(&one, &["held"]).await;
@@ -75,6 +75,14 @@ async fn what_the_log_has_is_taken_as_the_answer_that_did_not_arrive() {
     assert_eq!(attempt(&shown)["outcome"], "succeeded");
     assert_eq!(attempt(&shown)["log_id"], shown["log_id"]);
     assert_eq!(harness.sandbox.job_effects(&one), 1);
+
+    // Each look says what it found, and when the next one is.
+    let looks = worker.lines("looked for a call in the execution log");
+    let (last, earlier) = looks.split_last().unwrap();
+    assert_eq!((&last["result"], &last["why"]), (&json!("succeeded"), &json!("ended")), "{last}");
+    assert_eq!((&last["log_id"], last.get("next_ms")), (&shown["log_id"], None));
+    assert!(!earlier.is_empty() && earlier.iter().all(|look| look["next_ms"].is_u64()), "{earlier:?}");
+    assert!(earlier.iter().all(|look| look["result"] == "again" && look["why"] == "absent"), "{earlier:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
