@@ -91,7 +91,8 @@ impl Connections {
         let Options { enabled, poll, batch, .. } = self.options;
         self.expire().await?;
         let mut requests = 0;
-        while enabled && requests < batch && !self.quiet.is_now() && !self.services.api_status.is_away() {
+        while enabled && requests < batch && !self.quiet.is_now() {
+            self.quiet.spare(&self.services.api_status);
             let taken = self.take().await?;
             if taken.is_empty() {
                 break;

@@ -4,7 +4,11 @@ use std::{sync::Mutex, time::Duration};
 
 use tokio::time::Instant;
 
-use crate::{backoff::Intervals, sync::lock, tool::ToolError};
+use crate::{
+    backoff::Intervals,
+    sync::lock,
+    tool::{ASK_WHILE_AWAY, ApiStatus, ToolError},
+};
 
 /// Until when nothing is asked, if anything says so. It is of one process: others find out by themselves.
 #[derive(Debug, Default)]
@@ -25,6 +29,13 @@ impl Quiet {
         };
         self.wait(wait);
         wait
+    }
+
+    /// Lets this question pass and then few, while the API is away: an answer would show that it is not.
+    pub(super) fn spare(&self, api: &ApiStatus) {
+        if api.is_away() {
+            self.wait(ASK_WHILE_AWAY);
+        }
     }
 
     /// Asks nothing for so long from now on. What was to last longer does.

@@ -198,7 +198,7 @@ mod tests {
         clock,
         job::RequestId,
         sync::lock,
-        tool::{Account, ApiCheck, Call, Execution, Reply, ToolApi, ToolInfo},
+        tool::{Account, AccountList, ApiCheck, Call, Execution, Reply, ToolApi, ToolInfo},
     };
 
     #[derive(Debug, Clone, Copy)]
@@ -229,7 +229,7 @@ mod tests {
             unreachable!("nobody looks up")
         }
 
-        async fn accounts(&self, _: &str, _: Option<&str>) -> Result<Vec<Account>, ToolError> {
+        async fn accounts(&self, _: &[&str], _: Option<&str>) -> Result<AccountList, ToolError> {
             unreachable!("nobody looks up")
         }
 

@@ -30,7 +30,7 @@ pub mod pin;
 pub mod status;
 
 pub use error::{ApiError, ToolError};
-pub use status::ApiStatus;
+pub use status::{ASK_WHILE_AWAY, ApiStatus};
 
 pub type SharedToolApi = Arc<dyn ToolApi>;
 

@@ -15,14 +15,16 @@ use async_trait::async_trait;
 use futures_util::future::BoxFuture;
 use tokio::{sync::Notify, time::Instant};
 
-use super::{Account, ApiCheck, Call, Execution, Reply, SharedToolApi, ToolApi, ToolError, ToolInfo};
+use super::{
+    Account, AccountList, ApiCheck, Call, Execution, Reply, SharedToolApi, ToolApi, ToolError, ToolInfo,
+};
 use crate::{job::RequestId, sync::lock, telemetry::metrics};
 
 /// The scope in the metrics of circuit breakers.
 const SCOPE: &str = "api";
 
-/// While the API is away, one job's look-up is let through so often.
-const LET_THROUGH_EVERY: Duration = Duration::from_secs(5);
+/// How often something is asked all the same while the API is away, because only the look of errand's own may fail.
+pub const ASK_WHILE_AWAY: Duration = Duration::from_secs(5);
 
 #[derive(Debug, Default)]
 pub struct ApiStatus {
@@ -53,7 +55,7 @@ impl ApiStatus {
         }
         let now = Instant::now();
         let mut seen = lock(&self.seen);
-        let admits = seen.let_through.is_none_or(|last| now - last >= LET_THROUGH_EVERY);
+        let admits = seen.let_through.is_none_or(|last| now - last >= ASK_WHILE_AWAY);
         if admits {
             seen.let_through = Some(now);
         } else {
@@ -160,8 +162,8 @@ impl ToolApi for Watched {
         self.status.note(self.api.tool(slug, version).await)
     }
 
-    async fn accounts(&self, owner_id: &str, toolkit: Option<&str>) -> Result<Vec<Account>, ToolError> {
-        self.status.note(self.api.accounts(owner_id, toolkit).await)
+    async fn accounts(&self, owner_ids: &[&str], toolkit: Option<&str>) -> Result<AccountList, ToolError> {
+        self.status.note(self.api.accounts(owner_ids, toolkit).await)
     }
 
     async fn account(&self, id: &str) -> Result<Account, ToolError> {

@@ -139,9 +139,10 @@ impl Verify {
 
     /// One round; returns how many jobs were looked at.
     pub async fn run_once(&self) -> Result<usize, StoreError> {
-        if self.quiet.is_now() || self.services.api_status.is_away() {
+        if self.quiet.is_now() {
             return Ok(0);
         }
+        self.quiet.spare(&self.services.api_status);
         let checks = self.services.store.take_checks(self.options.batch, TAKEN_FOR).await?;
         if checks.is_empty() {
             return Ok(0);
