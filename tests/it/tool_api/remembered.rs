@@ -89,7 +89,9 @@ impl Table {
             }
             None => self.accounts.iter().find(|account| account["id"] == asked.as_str()).cloned(),
         };
-        let missing = || Answer::new("404 Not Found", r#"{"error":{"message":"there is none"}}"#);
+        let missing = || {
+            Answer::new("404 Not Found", r#"{"error":{"message":"there is none","slug":"Tool_NotFound"}}"#)
+        };
         let answer = found.map_or_else(missing, |found| Answer::new("200 OK", found.to_string()));
         if self.is_held { answer.held() } else { answer }
     }
