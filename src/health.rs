@@ -43,7 +43,7 @@ string_enum! {
 
 /// How often the store has to be asked something, and how long its answer may take: together less than five seconds, in
 /// which whoever looks at readiness sees that it is away.
-pub(crate) const ASK_EVERY: Duration = Duration::from_secs(2);
+pub(crate) const ASK_EVERY: Duration = Duration::from_secs(1);
 const MAX_SILENCE: Duration = Duration::from_millis(2_500);
 
 /// Why something is not known to be as it should be right after the start.

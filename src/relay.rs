@@ -118,6 +118,18 @@ impl Relay {
         }
     }
 
+    /// Wakes the relays of these services whenever somebody else writes to the store, as far as the store can tell.
+    pub async fn watch(services: Services, stop: CancellationToken) {
+        let Services { store, relay_wake, .. } = services;
+        let mut failures = 0;
+        while let Some(Err(error)) = stop.run_until_cancelled(store.watch(&relay_wake)).await {
+            // Whoever looks for jobs says that the store is away.
+            tracing::debug!(error = %chain(&error), "the store cannot be watched; trying again");
+            failures += 1;
+            stop.run_until_cancelled(tokio::time::sleep(RECONNECT.wait(failures, fastrand::f64()))).await;
+        }
+    }
+
     /// One round: publishes what is due, then replies. After an error, what was taken is looked at again in time.
     async fn run_once(&self) -> Result<Round, StoreError> {
         let jobs = self.publish_jobs().await?;

@@ -34,7 +34,7 @@ enum Wish {
 impl Wish {
     fn as_str(self) -> &'static str {
         match self {
-            Self::Stop => "ends in order",
+            Self::Stop => "ends in order; another one, more than a second later, ends it at once",
             Self::Abort => "ends at once",
             Self::Nothing => "ignored",
         }

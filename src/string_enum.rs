@@ -51,7 +51,7 @@ macro_rules! string_enum {
 
             fn from_str(text: &str) -> Result<Self, $crate::string_enum::UnknownWord> {
                 Self::ALL.iter().copied().find(|value| value.as_str() == text).ok_or(
-                    $crate::string_enum::UnknownWord { what: stringify!($name), choices: Self::WORDS },
+                    $crate::string_enum::UnknownWord { choices: Self::WORDS },
                 )
             }
         }
@@ -67,13 +67,12 @@ pub(crate) trait OpenWord {
 /// A text that is none of the words of an enum.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UnknownWord {
-    pub(crate) what: &'static str,
     pub(crate) choices: &'static [&'static str],
 }
 
 impl fmt::Display for UnknownWord {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "not a known {}: use one of {}", self.what, self.choices.join(", "))
+        write!(f, "use one of {}", self.choices.join(", "))
     }
 }
 

@@ -1,6 +1,6 @@
 //! Wires the parts together: the only module that names a concrete backend.
 
-use std::time::Duration;
+use std::{net::SocketAddr, time::Duration};
 
 use anyhow::{Context as _, Result};
 use metrics_exporter_prometheus::PrometheusHandle;
@@ -72,9 +72,9 @@ impl App {
         let supervisor = Supervisor::new(shutdown.stop.clone());
         let listener = match address {
             Some(address) => {
-                let api = Api::bind(address, metrics.clone(), runtime.health()).await.with_context(|| {
-                    format!("cannot listen on {address}; choose another address with --listen or http.listen")
-                })?;
+                let api = Api::bind(address, metrics.clone(), runtime.health())
+                    .await
+                    .with_context(|| cannot_listen(address))?;
                 tracing::info!(address = %api.address()?, "metrics and health are served");
                 let listening = api.run(serving.clone());
                 Some(tokio::spawn(supervisor.clone().watch(
@@ -102,6 +102,11 @@ impl App {
     pub fn runtime(self) -> Runtime {
         Runtime::new(self.services, self.config, self.crash)
     }
+}
+
+/// What is said about an address for metrics and health that cannot be used.
+pub fn cannot_listen(address: SocketAddr) -> String {
+    format!("cannot listen on {address}; choose another address with --listen or http.listen")
 }
 
 /// Installs the metrics of this process; an error if they are installed already.

@@ -141,6 +141,7 @@ impl Background {
                 resolver.refresh_pins(services.store.clone(), health.clone(), stop()).boxed(),
             ),
             ("the relay", Relay::new(services, options::relay(config)).run(stop()).boxed()),
+            ("the watch over the store", Relay::watch(services.clone(), stop()).boxed()),
             ("the rescue", rescue.run(stop()).boxed()),
             ("the looking for connections", connections.run(stop()).boxed()),
             ("the reading of gauges", Gauges::new(services, lanes, GAUGES_EVERY).run(stop()).boxed()),

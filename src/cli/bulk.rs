@@ -15,7 +15,7 @@ use tokio::{
 
 use super::{
     context::Context,
-    enqueue::DEFAULT_LANE,
+    enqueue::{DEFAULT_LANE, EMAIL},
     exit::{self, Exit},
     output::{self, Format},
     value,
@@ -24,7 +24,10 @@ use crate::{
     admission::{Admission, Enqueued},
     backoff::RECONNECT,
     bounds::{CLAIM_BATCH, MAX_ENVELOPE_BYTES},
-    job::{Arrival, BYTE_ORDER_MARK, FOREIGN_BYTES, Foreign, JobId, JobSpec, QueueName, decode, foreign},
+    job::{
+        Arrival, BYTE_ORDER_MARK, FOREIGN_BYTES, Foreign, JobId, JobSpec, QueueName, decode, foreign,
+        looks_like_email,
+    },
     store::{StoreError, StoreErrorKind},
 };
 
@@ -65,7 +68,7 @@ pub(super) struct Args {
 }
 
 pub(super) async fn run(args: Args, context: &Context) -> anyhow::Result<Exit> {
-    context.check_lane(args.queue.as_str()).map_err(exit::negative)?;
+    context.check_lane(args.queue.as_str()).map_err(exit::usage)?;
     let (input, size): (Input, Option<u64>) = if args.file.as_os_str() == "-" {
         (Box::new(BufReader::new(tokio::io::stdin())), None)
     } else {
@@ -89,6 +92,9 @@ pub(super) async fn run(args: Args, context: &Context) -> anyhow::Result<Exit> {
     let Intake { tally, progress, .. } = intake;
     progress.finish_and_clear();
     open.close().await;
+    if tally.email && !context.config().owners.refuse_email {
+        output::note(EMAIL);
+    }
     report(&tally, args.format)?;
     sent?;
     Ok(Exit::negative_if(tally.refused + tally.invalid > 0))
@@ -132,6 +138,7 @@ impl Intake<'_> {
             self.progress.inc(read);
             match body.and_then(|body| Ok((self.spec(&body)?, body.len()))) {
                 Ok((spec, size)) => {
+                    self.tally.email |= looks_like_email(spec.owner.id());
                     batch.push((number, Arc::new(spec)));
                     bytes += size;
                 }
@@ -289,6 +296,8 @@ struct Tally {
     refused: u64,
     /// Lines that are not jobs.
     invalid: u64,
+    /// Whether an owner's ID looks like an e-mail address.
+    email: bool,
     /// The first problems by line; batches end in any order.
     problems: BTreeMap<u64, String>,
 }
@@ -313,7 +322,7 @@ impl Tally {
 }
 
 fn report(tally: &Tally, format: Format) -> anyhow::Result<()> {
-    let Tally { new, duplicate, refused, invalid, problems } = tally;
+    let Tally { new, duplicate, refused, invalid, problems, email: _ } = tally;
     if format.json {
         let problems: Vec<_> =
             problems.iter().map(|(line, reason)| json!({"line": line, "message": reason})).collect();

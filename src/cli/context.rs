@@ -3,14 +3,16 @@
 use std::time::Duration;
 
 use anyhow::Context as _;
+use secrecy::ExposeSecret as _;
 
 use crate::{
     admission::Admission,
     app, clock,
-    config::{Config, Loaded},
+    config::{Config, Loaded, place},
+    failure::chain,
     job::QueueName,
     queue::SharedQueue,
-    store::SharedStore,
+    store::{SharedStore, StoreError},
     tool::SharedToolApi,
 };
 
@@ -28,6 +30,17 @@ impl Context {
     pub(super) fn store(&self) -> anyhow::Result<SharedStore> {
         self.config().require_store()?;
         app::open_store(self.config()).context("cannot open the database")
+    }
+
+    /// Names the database in an error of its, whose message says only what happened.
+    pub(super) fn name_database(&self, error: anyhow::Error) -> anyhow::Error {
+        let is_of_database = error.chain().any(|cause| cause.is::<StoreError>());
+        match place(self.config().store.url.expose_secret()) {
+            Some(place) if is_of_database && !chain(&*error).contains(&place) => {
+                error.context(format!("the database at {place}"))
+            }
+            _ => error,
+        }
     }
 
     /// The tool API, whose key must be configured.

@@ -32,10 +32,10 @@ const PATIENCE: Duration = Duration::from_secs(120);
 /// Runs a few hundred jobs of 20 users and 3 organizations in one process, with nothing installed.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// How many jobs
+    /// How many jobs, 20 to 9000.
     #[arg(long, default_value_t = 600, value_parser = clap::value_parser!(u32).range(20..=9_000))]
     jobs: u32,
-    /// Print one JSON object instead of tables
+    /// Print one JSON object instead of tables.
     #[arg(long)]
     json: bool,
 }

@@ -1,12 +1,20 @@
 //! `errand dev`: everything in one process, with data that survives a restart.
 
-use std::{fs::DirBuilder, net::SocketAddr, os::unix::fs::DirBuilderExt as _, path::PathBuf};
+use std::{
+    fs::DirBuilder,
+    net::{SocketAddr, TcpListener},
+    os::unix::fs::DirBuilderExt as _,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context as _, Result};
-use errand_sandbox::{self as sandbox, Sandbox, World};
+use errand_sandbox::{self as sandbox, Running, Sandbox, World};
 use secrecy::ExposeSecret as _;
 
-use super::{exit::Exit, output};
+use super::{
+    exit::{self, Exit},
+    output,
+};
 use crate::{
     app::{self, App},
     config::Config,
@@ -17,7 +25,16 @@ use crate::{
 /// The key that the sandbox's default world accepts.
 pub(super) const SANDBOX_KEY: &str = "ak_test_good";
 
-/// Runs worker, queue, store and (without COMPOSIO_API_KEY) the sandbox tool API in one process.
+/// What is logged where the settings do not say: also the end of every job.
+pub(super) const LOG_LEVEL: &str = "info,errand::worker::record=debug,errand::worker::intake=debug";
+
+/// A job that succeeds in the sandbox, as the arguments of `errand enqueue`.
+const SANDBOX_JOB: &str = r#"GITHUB_GET_REPO --user-id u-alice --args '{"owner":"o","repo":"r"}'"#;
+
+/// A job that succeeds without a connected account.
+const REAL_JOB: &str = r#"HACKERNEWS_GET_USER --user-id u-alice --args '{"username":"pg"}'"#;
+
+/// Runs worker, queue, store and the sandbox tool API in one process.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// Folder for the data; it is created when missing
@@ -29,52 +46,28 @@ pub(crate) struct Args {
     /// Address of the sandbox tool API
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8090")]
     sandbox_listen: SocketAddr,
+    /// Call the real tool API with COMPOSIO_API_KEY, and start no sandbox
+    #[arg(long, conflicts_with = "sandbox_listen")]
+    real: bool,
 }
 
-pub(crate) async fn run(args: Args, mut config: Config) -> Result<Exit> {
-    // It will hold customers' data.
-    let private = DirBuilder::new().recursive(true).mode(0o700).create(&args.data);
-    private.with_context(|| {
-        format!("cannot create the folder {}; choose another with --data", args.data.display())
-    })?;
-    let data = args.data.canonicalize().context("cannot resolve the data folder")?;
+/// Runs until it is told to stop. `path_addition` is the folder of this program where a shell would not find it.
+pub(crate) async fn run(args: Args, mut config: Config, path_addition: Option<PathBuf>) -> Result<Exit> {
+    if args.real {
+        config.require_api_key()?;
+    }
+    let data = create_folder(&args.data)?;
+    let unused = unused(&config, args.real);
     let database = embed(&mut config, &data.join("errand.db"));
     config.http.listen = args.listen.or(config.http.listen);
-
-    let sandbox = if config.composio.api_key.expose_secret().is_empty() {
-        let running = Sandbox::new(World::default_world(), sandbox::Options::default())
-            .bind(args.sandbox_listen)
-            .await
-            .with_context(|| {
-                format!(
-                    "cannot listen on {}; choose another address with --sandbox-listen",
-                    args.sandbox_listen
-                )
-            })?;
-        config.composio.base_url = running.base_url();
-        config.composio.api_key = SANDBOX_KEY.into();
-        Some(running)
-    } else {
-        None
-    };
-
-    let tool_api = match &sandbox {
-        Some(sandbox) => {
-            format!("the sandbox at {} (set COMPOSIO_API_KEY for the real one)", sandbox.base_url())
-        }
-        None => config.composio.base_url.clone(),
-    };
-    let listen = config.http.listen.map_or("off".to_owned(), |address| format!("http://{address}"));
+    if let Some(address) = config.http.listen {
+        // What is wrong with it is to be said before anything else is.
+        TcpListener::bind(address).with_context(|| app::cannot_listen(address))?;
+    }
+    let sandbox = if args.real { None } else { Some(serve_sandbox(&args, &mut config).await?) };
+    let welcome = Welcome { data: &data, config: &config, database, unused, path_addition, real: args.real };
     // A closed standard output must not keep the worker from starting.
-    let _closed = output::print(&format!(
-        "errand dev\n  data      {}\n  tool API  {tool_api}\n  metrics   {listen}/metrics, health {listen}/health/ready\n\n\
-         Enqueue a job from another terminal:\n  export DATABASE_URL={database} COMPOSIO_BASE_URL={} COMPOSIO_API_KEY={}\n  \
-         errand enqueue GITHUB_GET_REPO --user-id u-alice --args '{{\"owner\":\"o\",\"repo\":\"r\"}}' --wait\n  \
-         errand jobs list\n\nCtrl-C ends it; the data stays.\n\n",
-        data.display(),
-        config.composio.base_url,
-        if sandbox.is_some() { SANDBOX_KEY } else { "..." },
-    ));
+    let _closed = output::print(&welcome.text());
 
     let metrics = app::install_metrics()?;
     let report = App::new(config)?.run(metrics, Shutdown::on_signals()?).await?;
@@ -84,9 +77,98 @@ pub(crate) async fn run(args: Args, mut config: Config) -> Result<Exit> {
     Ok(Exit::negative_if(!report.left.is_empty()))
 }
 
+/// Creates the folder, for this user alone, because it will hold customers' data.
+fn create_folder(folder: &Path) -> Result<PathBuf> {
+    let created = DirBuilder::new().recursive(true).mode(0o700).create(folder);
+    created.and_then(|()| folder.canonicalize()).map_err(|error| {
+        let folder = folder.display();
+        exit::usage(format!("cannot create the folder {folder}; choose another with --data: {error}"))
+    })
+}
+
+/// Starts the sandbox, and points the configuration at it.
+async fn serve_sandbox(args: &Args, config: &mut Config) -> Result<Running> {
+    let address = args.sandbox_listen;
+    let sandbox = Sandbox::new(World::default_world(), sandbox::Options::default());
+    let running = sandbox.bind(address).await.with_context(|| {
+        format!("cannot listen on {address}; choose another address with --sandbox-listen")
+    })?;
+    config.composio.base_url = running.base_url();
+    config.composio.api_key = SANDBOX_KEY.into();
+    Ok(running)
+}
+
+/// What is configured and does not count here.
+fn unused(config: &Config, real: bool) -> Vec<&'static str> {
+    let set = |secret: &secrecy::SecretString| !secret.expose_secret().is_empty();
+    let settings = [
+        (set(&config.store.url), "DATABASE_URL"),
+        (set(&config.amqp.url), "AMQP_URL"),
+        (set(&config.composio.api_key) && !real, "COMPOSIO_API_KEY"),
+    ];
+    settings.into_iter().filter(|(unused, _)| *unused).map(|(_, name)| name).collect()
+}
+
+/// What is said before the first line of the log.
+struct Welcome<'a> {
+    data: &'a Path,
+    config: &'a Config,
+    database: String,
+    unused: Vec<&'static str>,
+    path_addition: Option<PathBuf>,
+    real: bool,
+}
+
+impl Welcome<'_> {
+    fn text(&self) -> String {
+        let base_url = &self.config.composio.base_url;
+        let tool_api = match self.real {
+            true => base_url.clone(),
+            false => format!("the sandbox at {base_url} (--real calls the real one)"),
+        };
+        let served = match self.config.http.listen {
+            Some(address) => format!("http://{address}/metrics, health http://{address}/health/ready"),
+            None => "off".to_owned(),
+        };
+        let unused = match self.unused.as_slice() {
+            [] => String::new(),
+            names => format!("  not used  {}: what they name is not touched\n", names.join(", ")),
+        };
+        let job = if self.real { REAL_JOB } else { SANDBOX_JOB };
+        format!(
+            "errand dev\n  data      {}\n  tool API  {tool_api}\n  metrics   {served}\n{unused}\n\
+             Enqueue a job from another terminal:\n{}  errand enqueue {job} --wait\n  errand jobs list\n\n\
+             Each job is logged here when it ends. Ctrl-C ends this; the data stays.\n\n",
+            self.data.display(),
+            self.exports(),
+        )
+    }
+
+    /// Lines for the other terminal. A real key is the user's own, and is not printed.
+    fn exports(&self) -> String {
+        let path = self
+            .path_addition
+            .as_ref()
+            .map(|folder| format!("  export PATH={}:\"$PATH\"\n", quoted(&folder.display().to_string())));
+        let sandbox = match self.real {
+            true => String::new(),
+            false => {
+                format!(" COMPOSIO_BASE_URL={} COMPOSIO_API_KEY={SANDBOX_KEY}", self.config.composio.base_url)
+            }
+        };
+        format!("{}  export DATABASE_URL={}{sandbox}\n", path.unwrap_or_default(), quoted(&self.database))
+    }
+}
+
+/// A text as one word of a shell.
+fn quoted(text: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/:._-+=@%,".contains(c);
+    if text.chars().all(plain) { text.to_owned() } else { format!("'{}'", text.replace('\'', r"'\''")) }
+}
+
 /// Switches to the embedded backends on this file and a journal beside it, with the defaults of development: newest
 /// versions are bound, and the owner `default` is allowed. Returns the store's URL.
-pub(super) fn embed(config: &mut Config, database: &std::path::Path) -> String {
+pub(super) fn embed(config: &mut Config, database: &Path) -> String {
     let url = format!("sqlite://{}", database.display());
     config.store.url = url.clone().into();
     config.store.migrate_at_start = true;

@@ -20,11 +20,14 @@ use super::{
 };
 use crate::{
     admission::Enqueued,
-    job::{Arrival, Effect, JobId, JobSpec, QueueName, State, decode},
+    job::{Arrival, Effect, JobId, JobSpec, QueueName, State, decode, looks_like_email},
 };
 
 /// The lane of jobs that name none.
 pub(super) const DEFAULT_LANE: &str = "default";
+
+/// What is said about such an owner, beside the answer. Whether it is refused is a setting.
+pub(super) const EMAIL: &str = "note: the owner ID looks like an e-mail address, and those change hands; use an ID that stays with its owner";
 
 const EXAMPLES: &str = r#"Examples:
   errand enqueue GITHUB_GET_REPO --user-id u-alice --args '{"owner":"o","repo":"r"}'
@@ -37,7 +40,7 @@ With --wait, the exit code is 0 only if the job succeeds."#;
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct Args {
-    /// The tool, for example GITHUB_GET_A_REPOSITORY.
+    /// The tool, for example GITHUB_GET_REPO.
     tool: String,
 
     #[command(flatten)]
@@ -88,7 +91,7 @@ pub(super) struct Args {
     max_age: Option<Duration>,
 
     /// The effect of repeating the call: safe, idempotent or once; overrides the tool's hints.
-    #[arg(long)]
+    #[arg(long, value_parser = value::word::<Effect>(Effect::WORDS), hide_possible_values = true)]
     effect: Option<Effect>,
 
     /// The idempotency key, unique per owner: the same key again is the same job.
@@ -147,9 +150,13 @@ pub(super) async fn run(args: Args, context: &Context) -> anyhow::Result<Exit> {
 /// The job, through the same decoder as every envelope.
 fn spec(args: &Args, context: &Context) -> anyhow::Result<JobSpec> {
     let queue: QueueName = args.queue.parse().map_err(|error| exit::usage(format!("--queue {error}")))?;
-    context.check_lane(queue.as_str()).map_err(exit::negative)?;
+    context.check_lane(queue.as_str()).map_err(exit::usage)?;
     let arrival = Arrival { fallback_id: Some(JobId::new()), ..Arrival::new(&queue) };
-    decode(&envelope(args)?, &arrival).map_err(|error| exit::negative(error.message))
+    let spec = decode(&envelope(args)?, &arrival).map_err(|error| exit::usage(error.message))?;
+    if looks_like_email(spec.owner.id()) && !context.config().owners.refuse_email {
+        output::note(EMAIL);
+    }
+    Ok(spec)
 }
 
 fn envelope(args: &Args) -> anyhow::Result<Vec<u8>> {

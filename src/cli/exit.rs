@@ -4,7 +4,7 @@ use std::{any::Any, io::ErrorKind, panic::PanicHookInfo, process::ExitCode};
 
 use crate::{
     cli::output,
-    config::{ConfigErrors, Missing},
+    config::{AllMissing, ConfigErrors, Missing},
     failure::chain,
     maintenance::ledger::NotALedger,
     queue::{QueueError, QueueErrorKind},
@@ -21,7 +21,8 @@ Exit codes:
    4  a service (database, broker, tool API) is unreachable or not usable
   70  errand itself failed
 
-Settings come from errand.toml and the environment; `errand config show --origins` prints them.";
+Settings come from errand.toml and the environment: `errand config default` is their manual, and
+`errand config show --origins` prints those in effect.";
 
 /// The exit codes, which `docs/cli.md` and [`HELP`] explain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -89,7 +90,7 @@ fn verdict(error: &(dyn std::error::Error + 'static)) -> Option<(Exit, Option<&'
     if let Some(failure) = error.downcast_ref::<Failure>() {
         return Some((failure.exit, None));
     }
-    if error.is::<ConfigErrors>() || error.is::<Missing>() {
+    if error.is::<ConfigErrors>() || error.is::<Missing>() || error.is::<AllMissing>() {
         return Some((Exit::Configuration, None));
     }
     if let Some(error) = error.downcast_ref::<StoreError>() {
@@ -100,7 +101,7 @@ fn verdict(error: &(dyn std::error::Error + 'static)) -> Option<(Exit, Option<&'
             }
             StoreErrorKind::Locked => (Exit::Unreachable, Some("try again when that session has ended")),
             StoreErrorKind::Data => (Exit::Negative, None),
-            StoreErrorKind::Corrupt => (Exit::Internal, None),
+            StoreErrorKind::Corrupt => (Exit::Unreachable, Some("run `errand doctor` and `errand audit`")),
         });
     }
     if let Some(error) = error.downcast_ref::<QueueError>() {
@@ -131,9 +132,16 @@ fn verdict(error: &(dyn std::error::Error + 'static)) -> Option<(Exit, Option<&'
     if let Some(error) = error.downcast_ref::<reqwest::Error>() {
         return Some((if error.is_builder() { Exit::Usage } else { Exit::Unreachable }, None));
     }
-    // An address that cannot be listened on was chosen by a setting or a flag.
+    // An address that cannot be listened on, and a file that may not be used, were chosen by a setting or a flag.
     let kind = error.downcast_ref::<std::io::Error>()?.kind();
-    matches!(kind, ErrorKind::AddrInUse | ErrorKind::AddrNotAvailable).then_some((Exit::Configuration, None))
+    let chosen = [
+        ErrorKind::AddrInUse,
+        ErrorKind::AddrNotAvailable,
+        ErrorKind::PermissionDenied,
+        ErrorKind::ReadOnlyFilesystem,
+        ErrorKind::NotADirectory,
+    ];
+    chosen.contains(&kind).then_some((Exit::Configuration, None))
 }
 
 /// Says in one line that there is a bug, without a backtrace, also for tasks, whose panics do not end the process.

@@ -11,7 +11,7 @@ use super::{
     value,
 };
 use crate::{
-    job::{HeldReason, JobError, JobId, Owner, Release, State},
+    job::{HeldReason, IllegalMove, JobError, JobId, Owner, Release, State, Transition},
     job_json,
     store::{
         AttemptView, Decided, HeldFilter, HistoryEntry, JobFilter, JobView, SharedStore, StoreError,
@@ -28,8 +28,13 @@ Examples:
   errand jobs release --retry --owner user:u-alice --toolkit github --dry-run
   errand jobs release --failed --reason unknown_outcome --toolkit gmail --yes
 
-A held job waits for a person or a connection: `jobs show` says why. Decisions about several jobs exit with 1
-if any of them could not be carried out.";
+A held job waits for a person or a connection: `jobs show` says why.
+The exit code is 1 if a decision could not be carried out for one of the jobs.";
+
+const RELEASE_USAGE: &str = "\
+errand jobs release <--retry|--succeeded|--failed> <ID>...
+       errand jobs release <--retry|--succeeded|--failed> [--reason <REASON>] [--owner <OWNER>]
+                           [--toolkit <TOOLKIT>] [--dry-run|--yes]";
 
 /// List jobs, show one, cancel, retry and release them.
 #[derive(Debug, clap::Subcommand)]
@@ -39,7 +44,7 @@ pub(super) enum Command {
     List {
         /// Only jobs in this state: scheduled, available, running, retryable, held, succeeded, failed
         /// or cancelled.
-        #[arg(long)]
+        #[arg(long, value_parser = value::word::<State>(State::WORDS), hide_possible_values = true)]
         state: Option<State>,
         /// Only jobs of this owner: user:ID or org:ID.
         #[arg(long, value_parser = value::owner)]
@@ -71,9 +76,10 @@ pub(super) enum Command {
         force: bool,
     },
     /// Release held jobs: the named ones, or all that match --reason, --owner and --toolkit.
+    #[command(override_usage = RELEASE_USAGE)]
     Release {
         /// The jobs.
-        #[arg(required_unless_present = "filter", conflicts_with = "filter")]
+        #[arg(conflicts_with = "filter")]
         ids: Vec<JobId>,
         #[command(flatten)]
         how: ReleaseFlags,
@@ -135,7 +141,7 @@ pub(super) struct ReleaseFlags {
 pub(super) struct ReleaseFilter {
     /// Jobs that are held for this reason: connection, credentials, unknown_outcome or unidentified.
     /// Without it: connection.
-    #[arg(long)]
+    #[arg(long, value_parser = value::word::<HeldReason>(HeldReason::WORDS), hide_possible_values = true)]
     reason: Option<HeldReason>,
     /// Jobs of this owner: user:ID or org:ID.
     #[arg(long, value_parser = value::owner)]
@@ -148,20 +154,24 @@ pub(super) struct ReleaseFilter {
 #[derive(Debug, Clone, Copy, clap::Args)]
 pub(super) struct Care {
     /// Count the matching jobs and change nothing.
-    #[arg(long, requires = "filter")]
+    #[arg(long, conflicts_with = "ids")]
     dry_run: bool,
     /// Release without asking for confirmation.
-    #[arg(long, requires = "filter", conflicts_with = "dry_run")]
+    #[arg(long, conflicts_with_all = ["dry_run", "ids"])]
     yes: bool,
 }
 
 impl ReleaseFilter {
+    fn is_empty(&self) -> bool {
+        self.reason.is_none() && self.owner.is_none() && self.toolkit.is_none()
+    }
+
     /// The filter, if one was given and the decision makes sense for all that it matches.
     fn held(&self, release: Release) -> anyhow::Result<Option<HeldFilter>> {
-        let Self { reason, owner, toolkit } = self;
-        if reason.is_none() && owner.is_none() && toolkit.is_none() {
+        if self.is_empty() {
             return Ok(None);
         }
+        let Self { reason, owner, toolkit } = self;
         let reason = reason.unwrap_or(HeldReason::Connection);
         let may_have_run = match reason {
             HeldReason::UnknownOutcome | HeldReason::Unidentified | HeldReason::Unrecognized => true,
@@ -190,6 +200,12 @@ impl ReleaseFlags {
 }
 
 pub(super) async fn run(command: Command, context: &Context) -> anyhow::Result<Exit> {
+    if let Command::Release { ids, which, .. } = &command
+        && ids.is_empty()
+        && which.is_empty()
+    {
+        return Err(exit::usage(WHICH_JOBS));
+    }
     let store = context.store()?;
     let exit = match command {
         Command::List { state, owner, tool, limit, format } => {
@@ -349,6 +365,10 @@ fn error(error: &JobError) -> String {
     format!("{}: {}{slug}{code}", error.kind(), error.message())
 }
 
+/// What is said where neither IDs nor a filter say which jobs to release.
+const WHICH_JOBS: &str =
+    "say which jobs: by their IDs, or all that match --reason, --owner and --toolkit, of which one is enough";
+
 /// Jobs that are let go in one write.
 const PAGE: usize = 500;
 
@@ -364,8 +384,8 @@ async fn release_all(
     let matching = store.count_held(filter).await?;
     let mut released = 0;
     if !care.dry_run && matching > 0 {
-        if !care.yes && !confirmed(&format!("Release {matching} jobs that are held for {}?", filter.reason))?
-        {
+        let jobs = output::count(matching, "job that is", "jobs that are");
+        if !care.yes && !confirmed(&format!("Release {jobs} held for {}?", filter.reason))? {
             output::note("nothing was released");
             return Ok(Exit::Negative);
         }
@@ -380,16 +400,18 @@ async fn release_all(
     if format.json {
         output::print_json(&json!({"matching": matching, "released": released}))?;
     } else if care.dry_run {
-        output::print_line(format!("{matching} jobs match"))?;
+        output::print_line(output::count(matching, "job matches", "jobs match"))?;
     } else {
-        output::print_line(format!("{released} jobs released"))?;
+        output::print_line(output::count(released, "job released", "jobs released"))?;
     }
     Ok(Exit::Success)
 }
 
 fn confirmed(question: &str) -> anyhow::Result<bool> {
     if !std::io::stdin().is_terminal() {
-        return Err(exit::usage("nobody can be asked here; add --yes to release, or --dry-run to count"));
+        return Err(exit::usage(
+            "there is no terminal to ask on; add --yes to release, or --dry-run to count",
+        ));
     }
     output::note(format_args!("{question} [y/N]"));
     let mut answer = String::new();
@@ -399,6 +421,21 @@ fn confirmed(question: &str) -> anyhow::Result<bool> {
 
 /// The most bytes of an answer on the terminal.
 const MAX_ANSWER: u64 = 16;
+
+/// Why a decision changed nothing, and what would.
+fn unchanged(IllegalMove { from, action }: IllegalMove) -> String {
+    let release = Transition::Release(Release::Retry).action();
+    match (from, action) {
+        (State::Cancelled, action) if action == Transition::Cancel.action() => {
+            "unchanged: it is cancelled already".to_owned()
+        }
+        (State::Held, _) => format!("unchanged: it is held and cannot {action}; see `errand jobs release`"),
+        (_, action) if action == release => {
+            format!("unchanged: it is {from}, and only held jobs can {release}")
+        }
+        _ => format!("unchanged: it is {from} and cannot {action}"),
+    }
+}
 
 /// Carries a decision out for each job and says what became of it.
 async fn decide(
@@ -414,10 +451,7 @@ async fn decide(
                 (true, Some(state), message.to_owned())
             }
             Decided::Now(state) => (true, Some(state), format!("is {state} now")),
-            Decided::Illegal(illegal) => {
-                let message = format!("unchanged: it is {} and cannot {}", illegal.from, illegal.action);
-                (false, Some(illegal.from), message)
-            }
+            Decided::Illegal(illegal) => (false, Some(illegal.from), unchanged(illegal)),
             Decided::MayHaveActed => {
                 let message = "unchanged: its last call may have had its effect (see `errand jobs show`); to make it again \
                                all the same, add --force";

@@ -97,7 +97,7 @@ enum Command {
     Erase(erase::Args),
     /// Apply the database migrations that are missing.
     Migrate(migrate::Args),
-    /// Print the settings in effect, or check them for mistakes.
+    /// Print the manual of all settings, print those in effect, or check them for mistakes.
     #[command(subcommand)]
     Config(config_command::Command),
     /// Check database, broker and tool API, and say what to change.
@@ -132,7 +132,13 @@ fn dispatch(cli: Cli) -> anyhow::Result<Exit> {
             }
             lasting(loaded.config, |config| demo::run(args, config))
         }
-        Command::Dev(args) => lasting(config::load(&sources)?.config, |config| dev::run(args, config)),
+        Command::Dev(args) => {
+            let mut loaded = config::load(&sources)?;
+            if loaded.origin("log.level") == Some(&Origin::Default) {
+                dev::LOG_LEVEL.clone_into(&mut loaded.config.log.level);
+            }
+            lasting(loaded.config, |config| dev::run(args, config, sources.path_addition()))
+        }
         Command::Worker(args) => lasting(config::load(&sources)?.config, |config| worker::run(args, config)),
         Command::Sandbox(args) => lasting(config::load(&sources)?.config, |_| async move {
             sandbox::run(args, Shutdown::on_signals()?.stop).await?;
@@ -167,7 +173,7 @@ fn brief(
     let runtime = runtime(FEW_THREADS)?;
     let context = Context { loaded };
     // A task of a driver that does not end must not keep the process: everything is settled by now.
-    let answer = runtime.block_on(Box::pin(command(&context)));
+    let answer = runtime.block_on(Box::pin(command(&context))).map_err(|error| context.name_database(error));
     runtime.shutdown_background();
     answer
 }

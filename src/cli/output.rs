@@ -96,6 +96,11 @@ pub(super) fn print_fields(fields: &[(&str, Option<String>)]) -> Result<(), Clos
     print(&text)
 }
 
+/// A number with its noun.
+pub(super) fn count(number: u64, one: &str, many: &str) -> String {
+    format!("{number} {}", if number == 1 { one } else { many })
+}
+
 /// A moment, to the second.
 pub(super) fn moment(at: Timestamp) -> String {
     format!("{at:.0}")

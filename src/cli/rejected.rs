@@ -9,10 +9,10 @@ use super::{
     context::{Context, OpenDoor},
     exit::{self, Exit},
     output::{self, Format},
+    value,
 };
 use crate::{
     admission::Enqueued,
-    bounds::MAX_LIST,
     job::{JobId, decode},
     queue::Properties,
     store::{RejectedView, SharedStore},
@@ -35,7 +35,7 @@ pub(super) enum Command {
     /// List rejected messages, newest first.
     List {
         /// List up to N messages.
-        #[arg(long, default_value_t = 50)]
+        #[arg(long, default_value_t = 50, value_parser = value::limit)]
         limit: usize,
         #[command(flatten)]
         format: Format,
@@ -43,6 +43,7 @@ pub(super) enum Command {
     /// Show one rejected message.
     Show {
         /// The message.
+        #[arg(value_parser = value::message_id)]
         id: Uuid,
         /// Print only the body, byte for byte. It may contain customers' data.
         #[arg(long, conflicts_with = "json")]
@@ -53,7 +54,7 @@ pub(super) enum Command {
     /// Try to enqueue rejected messages again.
     Requeue {
         /// The messages.
-        #[arg(required = true)]
+        #[arg(required = true, value_parser = value::message_id)]
         ids: Vec<Uuid>,
         /// Run the jobs without a reply, for example because their reply queue is not allowed.
         #[arg(long)]
@@ -65,7 +66,7 @@ pub(super) async fn run(command: Command, context: &Context) -> anyhow::Result<E
     match command {
         Command::List { limit, format } => {
             let store = context.store()?;
-            list(&store.rejected(limit.clamp(1, MAX_LIST)).await?, format)?;
+            list(&store.rejected(limit).await?, format)?;
             store.close().await;
             Ok(Exit::Success)
         }
@@ -127,7 +128,7 @@ fn show(view: &RejectedView, body: bool, format: Format) -> anyhow::Result<()> {
     output::print_fields(&[
         ("message", Some(view.message.id.to_string())),
         ("reason", Some(view.message.reason.to_string())),
-        ("says", Some(view.message.message.clone())),
+        ("why", Some(view.message.message.clone())),
         ("queue", Some(view.message.queue.to_string())),
         ("received", Some(output::moment(view.received_at))),
         ("seen", Some(view.seen.to_string())),

@@ -14,7 +14,7 @@ use crate::tool::ToolError;
 pub(super) enum Command {
     /// Show a tool: its toolkit, versions, and what repeating a call does.
     Show {
-        /// The tool, for example GITHUB_GET_A_REPOSITORY.
+        /// The tool, for example GITHUB_GET_REPO.
         slug: String,
         /// The toolkit version to describe; the newest without it.
         #[arg(long)]

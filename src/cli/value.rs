@@ -1,14 +1,16 @@
 //! Values on the command line: owners, moments, durations, input.
 
-use std::{io::Read as _, time::Duration};
+use std::{error::Error, io::Read as _, str::FromStr, time::Duration};
 
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use jiff::{SignedDuration, Timestamp};
+use uuid::Uuid;
 
 use super::exit;
 use crate::{
     bounds::{MAX_ENVELOPE_BYTES, MAX_LIST},
     config::is_slug,
-    job::{BYTE_ORDER_MARK, Foreign, Owner, OwnerKind, foreign},
+    job::{BYTE_ORDER_MARK, Foreign, IdError, JobId, Owner, OwnerKind, foreign},
     store::check_decider,
     tool::pin::{Wanted, wanted},
 };
@@ -35,6 +37,19 @@ impl OwnerFlags {
         Owner::new(kind, id.as_str())
             .map_err(|error| exit::usage(format!("--{} {error}", kind.field().replace('_', "-"))))
     }
+}
+
+/// One of a few words, which errors and completions of shells name.
+pub(super) fn word<T>(words: &'static [&'static str]) -> impl TypedValueParser<Value = T>
+where
+    T: FromStr<Err: Error + Send + Sync + 'static> + Clone + Send + Sync + 'static,
+{
+    PossibleValuesParser::new(words).try_map(|word| word.parse())
+}
+
+/// The ID of a rejected message.
+pub(super) fn message_id(text: &str) -> Result<Uuid, IdError> {
+    text.parse().map(|JobId(id)| id)
 }
 
 /// An owner in the spelling `user:ID` or `org:ID`, for new rows.

@@ -16,7 +16,8 @@ use crate::{
 ///
 /// The whole shutdown takes worker.drain_secs at most. Results that the database does not take by then go
 /// to a file in worker.journal_dir, which the next worker with this folder writes. A second signal
-/// that comes more than a second after the first ends it within about a second, in the same way, as SIGQUIT does. Exits with 1 if jobs were left behind; they are listed by ID.
+/// that comes more than a second after the first ends it within about a second, in the same way, as
+/// SIGQUIT does. Exits with 1 if jobs were left behind; they are listed by ID.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// Address for /metrics and /health; overrides http.listen
@@ -26,9 +27,7 @@ pub(crate) struct Args {
 
 pub(crate) async fn run(args: Args, mut config: Config) -> Result<Exit> {
     config.http.listen = args.listen.or(config.http.listen);
-    config.require_amqp()?;
-    config.require_store()?;
-    config.require_api_key()?;
+    config.require_worker()?;
     let metrics = app::install_metrics()?;
     let report = App::new(config)?.run(metrics, Shutdown::on_signals()?).await?;
     Ok(Exit::negative_if(!report.left.is_empty()))

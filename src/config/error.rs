@@ -62,6 +62,24 @@ impl fmt::Display for ConfigErrors {
 
 impl std::error::Error for ConfigErrors {}
 
+/// Everything that a command needs and that is not set.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AllMissing(pub Vec<Missing>);
+
+impl fmt::Display for AllMissing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0.as_slice() {
+            [one] => one.fmt(f),
+            all => {
+                write!(f, "{} settings are missing:", all.len())?;
+                all.iter().try_for_each(|missing| write!(f, "\n  - {missing}"))
+            }
+        }
+    }
+}
+
+impl std::error::Error for AllMissing {}
+
 /// A setting that has no default and that this command needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Missing {

@@ -73,6 +73,18 @@ impl Sources {
     }
 }
 
+impl Sources {
+    /// The folder of this program, where `PATH` leads to another program of its name, or to none.
+    pub fn path_addition(&self) -> Option<PathBuf> {
+        let program = std::env::current_exe().ok()?.canonicalize().ok()?;
+        let name = program.file_name()?;
+        let folders = self.env.get("PATH").map(std::env::split_paths).into_iter().flatten();
+        let found = folders.map(|folder| folder.join(name)).find(|path| path.is_file());
+        let is_found = found.and_then(|path| path.canonicalize().ok()).is_some_and(|path| path == program);
+        if is_found { None } else { program.parent().map(PathBuf::from) }
+    }
+}
+
 /// A valid configuration that knows where each value came from.
 #[derive(Debug)]
 pub struct Loaded {
@@ -216,12 +228,12 @@ impl Loader {
     fn unknown(&mut self, key: &Key, origin: Origin) {
         let meant = key.did_you_mean();
         let (name, meant) = match &origin {
-            Origin::Env { name } => (name.clone(), meant.map(|key| key.env_name())),
+            Origin::Env { name } => (name.clone(), Key::by_words(name).or(meant).map(|key| key.env_name())),
             Origin::Default | Origin::File { .. } => (key.to_string(), meant.map(|key| key.to_string())),
         };
         let hint = match meant {
             Some(meant) => format!("did you mean `{meant}`?"),
-            None => "`errand config show` lists all settings".to_owned(),
+            None => "`errand config default` lists all settings".to_owned(),
         };
         self.report(format!("`{name}` is not a setting; {hint}"), Some(origin));
     }
@@ -280,8 +292,15 @@ impl Loader {
 
     fn read_prefixed(&mut self, env: &BTreeMap<String, String>) {
         for (name, text) in env {
-            let Some(rest) = name.strip_prefix(ENV_PREFIX) else { continue };
-            let (key, origin) = (Key::from_env(rest), Origin::Env { name: name.clone() });
+            let origin = Origin::Env { name: name.clone() };
+            let Some(rest) = name.strip_prefix(ENV_PREFIX) else {
+                if let Some(meant) = Key::by_words(name).filter(|_| !text.trim().is_empty()) {
+                    let message = format!("`{name}` is not a setting; did you mean `{}`?", meant.env_name());
+                    self.report(message, Some(origin));
+                }
+                continue;
+            };
+            let key = Key::from_env(rest);
             match key.rule() {
                 Some(rule) => self.set(key, rule.parse(text), origin),
                 None => self.unknown(&key, origin),

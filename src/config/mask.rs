@@ -44,6 +44,18 @@ pub fn mask_url(text: &str) -> String {
     url.into()
 }
 
+/// Where the service of a URL is: its host and port, or its file. Nothing where a password may have misled the parser.
+pub fn place(text: &str) -> Option<String> {
+    if let Some(file) = text.strip_prefix("sqlite://") {
+        return Some(file.to_owned());
+    }
+    let url = Url::parse(text).ok().filter(|_| !hides_password(text))?;
+    let named = url.query_pairs().find(|(name, _)| name == "host").map(|(_, host)| host.into_owned());
+    let host = named.or_else(|| url.host_str().map(str::to_owned))?;
+    let port = url.port().map(|port| format!(":{port}")).unwrap_or_default();
+    Some(format!("{host}{port}"))
+}
+
 /// Whether an `@` stands where no parser takes it for the end of a password: behind a `/`, `?` or `#` that is one of its
 /// characters and was not percent-encoded. What the parser then calls host, port or path are parts of the password.
 pub(super) fn hides_password(text: &str) -> bool {
@@ -55,6 +67,17 @@ pub(super) fn hides_password(text: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_place_is_named_without_user_and_password() {
+        let named = |url: &str| place(url).unwrap_or_default();
+        assert_eq!(named("postgres://a:hunter2@db.example:6432/errand?sslmode=require"), "db.example:6432");
+        assert_eq!(named("postgres://a:hunter2@localhost/errand?host=/run/postgresql"), "/run/postgresql");
+        assert_eq!(named("sqlite:///home/a@b/errand.db"), "/home/a@b/errand.db");
+        for misleading in ["postgres://a:1/hunter2@h/d", "not a url", "postgres://a:h@1?hunter2@h/d"] {
+            assert_eq!(place(misleading), None, "{misleading}");
+        }
+    }
 
     #[test]
     fn urls_lose_their_passwords_and_nothing_else() {

@@ -11,7 +11,7 @@ mod sections;
 mod show;
 mod values;
 
-pub use error::{ConfigErrors, Missing, Mistake, Origin};
+pub use error::{AllMissing, ConfigErrors, Missing, Mistake, Origin};
 pub use load::{DEFAULTS, Loaded, Sources, is_slug, load, load_text};
-pub use mask::mask_url;
+pub use mask::{mask_url, place};
 pub use sections::*;

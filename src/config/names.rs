@@ -58,6 +58,19 @@ impl Key {
             && self.0.iter().zip(pattern).all(|(part, expected)| *expected == "*" || part == expected)
     }
 
+    /// The setting that a variable of the environment names, but for its underscores: `ERRAND_LOG_LEVEL` or
+    /// `ERRAND__LOG_LEVEL`, which are no names of settings.
+    pub(super) fn by_words(name: &str) -> Option<Self> {
+        let words: Vec<String> = name
+            .strip_prefix("ERRAND_")?
+            .split('_')
+            .filter(|word| !word.is_empty())
+            .map(str::to_lowercase)
+            .collect();
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        SETTINGS.iter().find_map(|(pattern, _)| words_of(pattern, &words)).map(Self)
+    }
+
     /// The setting that was probably meant by a name that does not exist.
     pub(super) fn did_you_mean(&self) -> Option<Self> {
         let wrong = self.to_string();
@@ -109,6 +122,23 @@ impl fmt::Display for Key {
     }
 }
 
+/// The parts of a name whose words these are, by a pattern of [`SETTINGS`] of which a `*` takes one word or more.
+fn words_of(pattern: &[&str], words: &[&str]) -> Option<Vec<String>> {
+    let Some((part, rest)) = pattern.split_first() else { return words.is_empty().then(Vec::new) };
+    let takes =
+        if *part == "*" { 1..=words.len() } else { part.split('_').count()..=part.split('_').count() };
+    takes.filter(|count| *count <= words.len()).find_map(|count| {
+        let (taken, left) = words.split_at(count);
+        let taken = taken.join("_");
+        if *part != "*" && taken != *part {
+            return None;
+        }
+        let mut parts = words_of(rest, left)?;
+        parts.insert(0, taken);
+        Some(parts)
+    })
+}
+
 /// The number of insertions, deletions and replacements between two texts.
 fn distance(a: &str, b: &str) -> usize {
     let b: Vec<char> = b.chars().collect();
@@ -139,6 +169,34 @@ mod tests {
         assert_eq!(meant("queues.bulk.concurency").as_deref(), Some("queues.bulk.concurrency"));
         assert_eq!(meant("worker.concurrency").as_deref(), Some("queues.<name>.concurrency"));
         assert_eq!(meant("entirely.different"), None);
+    }
+
+    #[test]
+    fn a_variable_with_too_few_underscores_is_recognized_and_those_of_others_are_not() {
+        let meant = |name: &str| Key::by_words(name).map(|key| key.env_name());
+        for (name, setting) in [
+            ("ERRAND_LOG_LEVEL", "ERRAND__LOG__LEVEL"),
+            ("ERRAND__LOG_LEVEL", "ERRAND__LOG__LEVEL"),
+            ("ERRAND_WORKER__LEASE_SECS", "ERRAND__WORKER__LEASE_SECS"),
+            ("ERRAND_CIRCUIT_BREAKER_FIRST_MS", "ERRAND__CIRCUIT_BREAKER__FIRST_MS"),
+            ("ERRAND_QUEUES_BULK_CONCURRENCY", "ERRAND__QUEUES__BULK__CONCURRENCY"),
+            ("ERRAND_TOOLKIT_VERSIONS_MICROSOFT_TEAMS", "ERRAND__TOOLKIT_VERSIONS__MICROSOFT_TEAMS"),
+        ] {
+            assert_eq!(meant(name).as_deref(), Some(setting), "{name}");
+        }
+        // Kubernetes puts the addresses of a service called `errand` or `errand-http` into every container.
+        for name in [
+            "ERRAND_PORT",
+            "ERRAND_SERVICE_HOST",
+            "ERRAND_PORT_9464_TCP_ADDR",
+            "ERRAND_HTTP_SERVICE_PORT",
+            "ERRAND_CONFIG",
+            "ERRAND_TEST_PYTHON",
+            "ERRAND_",
+            "LOG_LEVEL",
+        ] {
+            assert_eq!(meant(name), None, "{name}");
+        }
     }
 
     proptest! {

@@ -6,7 +6,7 @@ use secrecy::{ExposeSecret as _, SecretString};
 use serde::Deserialize;
 
 use super::{
-    error::Missing,
+    error::{AllMissing, Missing},
     rule::Rule::{
         self, Address, ApiKey, BaseUrl, Filter, Flag, Lanes, Number, Path, Prefixes, Service, Text, Version,
         Whole, Word,
@@ -79,6 +79,13 @@ impl Config {
     /// An error if no key for the tool API is configured.
     pub fn require_api_key(&self) -> Result<(), Missing> {
         if self.composio.api_key.expose_secret().is_empty() { Err(Missing::ApiKey) } else { Ok(()) }
+    }
+
+    /// An error that names everything that a worker needs and that is not set.
+    pub fn require_worker(&self) -> Result<(), AllMissing> {
+        let needed = [self.require_store(), self.require_amqp(), self.require_api_key()];
+        let missing: Vec<Missing> = needed.into_iter().filter_map(Result::err).collect();
+        if missing.is_empty() { Ok(()) } else { Err(AllMissing(missing)) }
     }
 
     pub fn has_amqp(&self) -> bool {

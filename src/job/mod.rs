@@ -20,7 +20,7 @@ pub use envelope::{
     Arrival, BYTE_ORDER_MARK, Digest, EnvelopeError, EnvelopeReason, FOREIGN_BYTES, Foreign, JobSpec, decode,
     encode, foreign, id_of, names_compression,
 };
-pub use id::{Fence, JobId, RequestId, WorkerId};
+pub use id::{Fence, IdError, JobId, RequestId, WorkerId};
 pub use look_up::{LookResult, LookUps, unknown_outcome};
 pub use outcome::{Attempt, AttemptOutcome, Effect, ErrorKind, JobError, Started};
 pub(crate) use outcome::{EXPIRED, TOO_OLD, clip};

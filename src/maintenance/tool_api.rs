@@ -198,7 +198,7 @@ mod tests {
         clock,
         job::RequestId,
         sync::lock,
-        tool::{Account, AccountList, ApiCheck, Call, Execution, Reply, ToolApi, ToolInfo},
+        tool::{Account, AccountList, ApiCheck, Call, Execution, Reply, ToolApi, ToolInfo, ToolkitInfo},
     };
 
     #[derive(Debug, Clone, Copy)]
@@ -230,6 +230,10 @@ mod tests {
         }
 
         async fn accounts(&self, _: &[&str], _: Option<&str>) -> Result<AccountList, ToolError> {
+            unreachable!("nobody looks up")
+        }
+
+        async fn toolkit(&self, _: &str, _: Option<&str>) -> Result<ToolkitInfo, ToolError> {
             unreachable!("nobody looks up")
         }
 

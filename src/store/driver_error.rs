@@ -60,6 +60,9 @@ fn refused(error: &dyn DatabaseError) -> StoreError {
     let told = match kind {
         StoreErrorKind::Data => format!("the database refused a value (code {code})"),
         StoreErrorKind::Schema => format!("the schema is missing or too old: {message} (code {code})"),
+        StoreErrorKind::Access if error.try_downcast_ref::<SqliteError>().is_some() => {
+            format!("the database file cannot be used: {message} (code {code})")
+        }
         StoreErrorKind::Access => format!("the database denies access: {message} (code {code})"),
         StoreErrorKind::Unavailable if code == TOO_MANY_CONNECTIONS => format!(
             "the database has no connection left: {message} (code {code}); lower `store.hot_connections` and \
@@ -70,7 +73,9 @@ fn refused(error: &dyn DatabaseError) -> StoreError {
              `pg_stat_activity` say which"
         ),
         StoreErrorKind::Unavailable => format!("the database cannot answer now: {message} (code {code})"),
-        StoreErrorKind::Corrupt => format!("the database cannot be understood: {message} (code {code})"),
+        StoreErrorKind::Corrupt => {
+            format!("the database answers what errand cannot read: {message} (code {code})")
+        }
     };
     StoreError::new(kind, told)
 }

@@ -3,6 +3,7 @@
 use std::{fmt, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
+use tokio::sync::Notify;
 
 use super::{JobView, Result};
 use crate::job::{JobId, JobSpec, State};
@@ -43,6 +44,12 @@ pub trait Publications: fmt::Debug + Send + Sync {
     /// up to `MAX_UNCLAIMED_WAIT`. One that was refused `most` times is given up: it is done with, its result stays with
     /// the job, and the answer names it.
     async fn put_off_replies(&self, ids: &[JobId], first: Duration, most: u32) -> Result<Vec<JobId>>;
+
+    /// Wakes `wake` within moments of every write to the store, also of other processes, until it is dropped or there is
+    /// an error. A store to which that would cost more than nearly nothing wakes nobody: there a broker brings the jobs.
+    async fn watch(&self, _wake: &Notify) -> Result<()> {
+        std::future::pending().await
+    }
 }
 
 /// The longest time between two publications of a job that nobody claims.

@@ -24,6 +24,7 @@ pub mod catalog;
 pub mod classify;
 pub mod composio;
 pub mod decode;
+pub mod deprecation;
 pub mod error;
 pub mod not_ready;
 pub mod pin;
@@ -46,6 +47,9 @@ pub trait ToolApi: fmt::Debug + Send + Sync {
 
     /// Describes a tool at a toolkit version; `None` for the newest.
     async fn tool(&self, slug: &str, version: Option<&str>) -> Result<ToolInfo, ToolError>;
+
+    /// Describes a toolkit at a version of it; `None` for the newest. For people who pin versions.
+    async fn toolkit(&self, slug: &str, version: Option<&str>) -> Result<ToolkitInfo, ToolError>;
 
     /// The accounts of these owners for a toolkit, in any status, most recently connected first. The API takes a list of
     /// IDs joined by commas: an ID with a comma in it is a list there, and what comes for it may be anybody's.
@@ -166,6 +170,14 @@ impl ToolInfo {
             crate::job::Effect::Once
         }
     }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ToolkitInfo {
+    /// All its versions, newest first.
+    pub available_versions: Vec<String>,
+    /// `Composio-Deprecated-Toolkits`, verbatim: the version that was asked for will go away.
+    pub deprecated: Option<String>,
 }
 
 /// A connected account, without its credentials.

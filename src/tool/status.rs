@@ -17,6 +17,7 @@ use tokio::{sync::Notify, time::Instant};
 
 use super::{
     Account, AccountList, ApiCheck, Call, Execution, Reply, SharedToolApi, ToolApi, ToolError, ToolInfo,
+    ToolkitInfo,
 };
 use crate::{job::RequestId, sync::lock, telemetry::metrics};
 
@@ -164,6 +165,10 @@ impl ToolApi for Watched {
 
     async fn accounts(&self, owner_ids: &[&str], toolkit: Option<&str>) -> Result<AccountList, ToolError> {
         self.status.note(self.api.accounts(owner_ids, toolkit).await)
+    }
+
+    async fn toolkit(&self, slug: &str, version: Option<&str>) -> Result<ToolkitInfo, ToolError> {
+        self.status.note(self.api.toolkit(slug, version).await)
     }
 
     async fn account(&self, id: &str) -> Result<Account, ToolError> {

@@ -42,7 +42,7 @@ pub use crash::{CrashPlan, CrashPoint};
 pub use journal::{
     Contents as JournalContents, Journals, Unreadable as UnreadableJournal, decode as decode_journal,
 };
-pub use resolve::{Options as ResolverOptions, Resolver};
+pub use resolve::{Options as ResolverOptions, PINS_KNOWN_AFTER, Resolver};
 pub use shared::Options;
 
 use self::shared::{Runners, Shared};

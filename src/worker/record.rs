@@ -91,7 +91,8 @@ pub(super) async fn record(shared: &Shared, job: RunningJob, end: AttemptEnd) {
                 // The database may have refused to keep the answer of a call that succeeded.
                 unsuccessful.unwrap_or(Unsuccessful::UNSTORABLE).tell(&job, state);
             }
-            tracing::debug!(state = %state, "attempt recorded");
+            let took = shared.services.clock.now().duration_since(job.started_at);
+            tracing::debug!(state = %state, duration_ms = took.as_millis(), "attempt recorded");
         }
         Finished::Fenced => {
             metrics::FENCED.add([], 1);

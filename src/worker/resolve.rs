@@ -28,6 +28,9 @@ use crate::{
     },
 };
 
+/// So long after a pin was set, every worker whose store answers decides by it: somewhat longer than [`ASK_EVERY`].
+pub const PINS_KNOWN_AFTER: Duration = Duration::from_millis(1_500);
+
 /// Most notices that are remembered; further ones are not given.
 const MAX_NOTICES: usize = 1_000;
 

@@ -14,6 +14,7 @@ mod dashboards;
 mod database_limits;
 mod database_settings;
 mod deploy;
+mod dev;
 mod embedded;
 mod envelope_schema;
 mod error_logs;

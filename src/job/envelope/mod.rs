@@ -280,7 +280,7 @@ fn owner(user: Option<Cow<'_, str>>, org: Option<Cow<'_, str>>, known: bool) -> 
 
 fn id(id: Option<&str>, owner: &Owner, arrival: &Arrival<'_>) -> Result<JobId, EnvelopeError> {
     match (id, arrival.message_id, arrival.fallback_id) {
-        (Some(id), ..) => id.parse().map_err(|_| bad("id", "is not a UUID")),
+        (Some(id), ..) => id.parse().map_err(|error| bad("id", error)),
         (None, Some(message_id), _) if !message_id.trim().is_empty() => {
             Ok(JobId::from_message_id(owner, message_id))
         }

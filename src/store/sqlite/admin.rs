@@ -46,6 +46,7 @@ impl Admin for SqliteStore {
 
     /// All missing migrations are one write transaction, so that processes wait for each other.
     async fn migrate(&self) -> Result<usize> {
+        self.writer.create()?;
         self.write(move |db, _| {
             Box::pin(async move {
                 db.ensure_migrations_table(TABLE).await?;
@@ -65,6 +66,9 @@ impl Admin for SqliteStore {
     }
 
     async fn schema(&self) -> Result<Schema> {
+        if !self.reader.exists() {
+            return Ok(migrations::compare(MIGRATIONS, &[]));
+        }
         if self.reader.fetch_one(sql::tables(TABLE)).await?.total("tables")? == 0 {
             return Ok(migrations::compare(MIGRATIONS, &[]));
         }
@@ -83,6 +87,7 @@ impl Admin for SqliteStore {
     }
 
     async fn close(&self) {
+        self.watcher.close().await;
         self.reader.close().await;
         self.writer.close().await;
     }

@@ -49,7 +49,7 @@ mod retention;
 
 #[derive(Debug, Clone)]
 pub struct SqliteOptions {
-    /// The database file; it is created by the first use. Not on a network file system.
+    /// The database file, which the first migration creates. Not on a network file system.
     pub path: PathBuf,
     pub clock: SharedClock,
 }
@@ -58,6 +58,7 @@ pub struct SqliteOptions {
 pub struct SqliteStore {
     writer: Pool,
     reader: Pool,
+    watcher: Pool,
     clock: SharedClock,
     path: Arc<PathBuf>,
 }
@@ -67,7 +68,8 @@ impl SqliteStore {
     pub fn new(options: SqliteOptions) -> Self {
         let SqliteOptions { path, clock } = options;
         let path = Arc::new(path);
-        Self { writer: Pool::writer(&path), reader: Pool::reader(&path), clock, path }
+        let (writer, reader, watcher) = (Pool::writer(&path), Pool::reader(&path), Pool::watcher(&path));
+        Self { writer, reader, watcher, clock, path }
     }
 
     pub fn statements() -> impl Iterator<Item = &'static Statement> {
@@ -132,10 +134,10 @@ pub(super) fn kind_of(error: &SqliteError) -> StoreErrorKind {
 /// What says nothing about the values that were sent must not be `Data`: a good job would be rejected for it.
 fn kind_of_code(extended: i32, message: &str) -> StoreErrorKind {
     match extended & 0xff {
-        // PERM, READONLY, CANTOPEN, AUTH
-        3 | 8 | 14 | 23 => StoreErrorKind::Access,
-        // CORRUPT, NOTADB
-        11 | 26 => StoreErrorKind::Corrupt,
+        // PERM, READONLY, CANTOPEN, AUTH, NOTADB
+        3 | 8 | 14 | 23 | 26 => StoreErrorKind::Access,
+        // CORRUPT
+        11 => StoreErrorKind::Corrupt,
         // TOOBIG, CONSTRAINT, MISMATCH, RANGE
         18 | 19 | 20 | 25 => StoreErrorKind::Data,
         // ERROR stands for much; these say that the statement does not fit the schema.
@@ -180,6 +182,7 @@ mod tests {
         }
         for (code, message, kind) in [
             (8, "attempt to write a readonly database", StoreErrorKind::Access),
+            (26, "file is not a database", StoreErrorKind::Access),
             (18, "string or blob too big", StoreErrorKind::Data),
             (1, "no such table: jobs", StoreErrorKind::Schema),
             (1, "table jobs has no column named later", StoreErrorKind::Schema),

@@ -1,12 +1,6 @@
 //! Connections to the file.
 
-use std::{
-    fs,
-    os::unix::fs::OpenOptionsExt as _,
-    path::{Path, PathBuf},
-    sync::Arc,
-    time::Duration,
-};
+use std::{fs, io, os::unix::fs::OpenOptionsExt as _, path::PathBuf, sync::Arc, time::Duration};
 
 use futures_util::future::BoxFuture;
 use sqlx::{
@@ -57,6 +51,11 @@ impl Pool {
     /// Needs a Tokio runtime.
     pub(super) fn reader(path: &Arc<PathBuf>) -> Self {
         Self::new(path, READERS, file(path).pragma("query_only", "on"))
+    }
+
+    /// One connection of its own, for who keeps it. Needs a Tokio runtime.
+    pub(super) fn watcher(path: &Arc<PathBuf>) -> Self {
+        Self::new(path, 1, file(path).pragma("query_only", "on"))
     }
 
     fn new(path: &Arc<PathBuf>, connections: u32, options: SqliteConnectOptions) -> Self {
@@ -116,10 +115,7 @@ impl Pool {
 
     /// Processes that open a new file together meet where its journal mode is switched, and there SQLite gives up at
     /// once, whatever the busy timeout is.
-    async fn acquire(&self) -> Result<PoolConnection<Sqlite>, sqlx::Error> {
-        if self.pool.size() == 0 {
-            create(&self.path);
-        }
+    pub(super) async fn acquire(&self) -> Result<PoolConnection<Sqlite>> {
         let deadline = Instant::now() + BUSY_TIMEOUT;
         loop {
             match self.pool.acquire().await {
@@ -128,8 +124,33 @@ impl Pool {
                 {
                     tokio::time::sleep(BUSY_PAUSE).await;
                 }
-                acquired => return acquired,
+                Err(sqlx::Error::Database(_)) if !self.exists() => {
+                    let missing = format!(
+                        "the database file {} does not exist; `errand migrate` creates it",
+                        self.path.display()
+                    );
+                    return Err(StoreError::new(StoreErrorKind::Access, missing));
+                }
+                acquired => return Ok(acquired?),
             }
+        }
+    }
+
+    /// Whether the file is there, as far as this process may see it.
+    pub(super) fn exists(&self) -> bool {
+        self.path.try_exists().unwrap_or(true)
+    }
+
+    /// Creates the file if it is missing, for this user alone, because it will hold customers' data. SQLite gives the
+    /// files that it makes beside it the same permissions. Nothing else creates it, so that a mistyped path is noticed.
+    pub(super) fn create(&self) -> Result<()> {
+        match fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(self.path.as_path()) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                let message = format!("the database file {} cannot be created", self.path.display());
+                Err(StoreError::new(StoreErrorKind::Access, message).with_source(error))
+            }
+            // What is wrong with one that is there SQLite says when it opens it.
+            Ok(_) | Err(_) => Ok(()),
         }
     }
 }
@@ -149,12 +170,4 @@ fn file(path: &Arc<PathBuf>) -> SqliteConnectOptions {
         .busy_timeout(BUSY_TIMEOUT)
         .foreign_keys(true)
         .synchronous(SqliteSynchronous::Full)
-}
-
-/// Creates the file if it is missing, for this user alone, because it will hold customers' data. SQLite gives the files
-/// that it makes beside it the same permissions.
-fn create(path: &Path) {
-    let created = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
-    // That it is there is the usual case, and what is wrong with it SQLite says when it opens it.
-    tracing::trace!(?created, "the database file");
 }

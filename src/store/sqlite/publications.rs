@@ -3,6 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
+use tokio::sync::Notify;
 use uuid::Uuid;
 
 use super::SqliteStore;
@@ -66,16 +67,36 @@ statements! { Sqlite:
 
     reply_refusals(id: Uuid) = "select reply_refusals from jobs where id = {id} and reply_due_at is not null";
 
+    /// Another number whenever another connection has committed a write.
+    data_version() = "pragma data_version";
+
     put_off_reply(id: Uuid, reply_due_at: i64) = "update jobs set
         reply_due_at = {reply_due_at}, reply_refusals = reply_refusals + 1
     where id = {id}";
 }
+
+/// How often a watch looks whether somebody has written. A look takes some ten microseconds and reads no file that is not
+/// in memory.
+const WATCH_EVERY: Duration = Duration::from_millis(20);
 
 /// After so many doublings every wait has reached its ceiling.
 const MAX_DOUBLINGS: u32 = 20;
 
 #[async_trait]
 impl Publications for SqliteStore {
+    async fn watch(&self, wake: &Notify) -> Result<()> {
+        // The number means something only on the same connection.
+        let mut connection = self.watcher.acquire().await?;
+        let mut last = None;
+        loop {
+            let now: i64 = sql::data_version().fetch_one(&mut *connection).await?.read("data_version")?;
+            if last.replace(now).is_some_and(|last| last != now) {
+                wake.notify_one();
+            }
+            tokio::time::sleep(WATCH_EVERY).await;
+        }
+    }
+
     async fn take_due(&self, limit: usize, unclaimed_after: Duration) -> Result<Vec<Due>> {
         self.write(move |db, now| {
             Box::pin(async move {

@@ -17,7 +17,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::{
     Composio, NOT_SLUGS,
-    response::{Unread, chain, collect, header},
+    response::{DEPRECATED, Unread, chain, collect, header},
     retry_after::retry_after,
 };
 use crate::{
@@ -31,7 +31,6 @@ use crate::{
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const X_ERRAND_JOB_ID: HeaderName = HeaderName::from_static("x-errand-job-id");
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
-const DEPRECATED: HeaderName = HeaderName::from_static("composio-deprecated-toolkits");
 
 impl Composio {
     pub(super) async fn call(&self, call: &Call) -> Reply {

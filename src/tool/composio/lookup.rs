@@ -13,7 +13,7 @@ use tokio::time::{Instant, timeout};
 
 use super::{
     Composio, NOT_SLUGS,
-    response::{Unread, chain, collect},
+    response::{DEPRECATED, Unread, chain, collect, header},
     retry_after::{date, retry_after},
     wire,
 };
@@ -21,7 +21,7 @@ use crate::{
     job::RequestId,
     tool::{
         Account, AccountList, ApiCheck, ApiError, Body, Call, Execution, Reply, ToolApi, ToolError, ToolInfo,
-        decode::decode,
+        ToolkitInfo, decode::decode,
     },
 };
 
@@ -46,6 +46,9 @@ const MAX_ACCOUNT_PAGES: usize = 20;
 const EXECUTIONS_PER_PAGE: usize = 5;
 const MAX_EXECUTION_PAGES: usize = 20;
 
+/// Routes beside those of toolkits.
+const NOT_TOOLKITS: [&str; 5] = ["categories", "changelog", "multi", ".", ".."];
+
 #[async_trait]
 impl ToolApi for Composio {
     fn address(&self) -> String {
@@ -67,6 +70,17 @@ impl ToolApi for Composio {
         };
         let found = self.get(&["tools", slug], &[query]).await?;
         wire::tool(&found.body, version).ok_or_else(|| unreadable("a tool"))
+    }
+
+    async fn toolkit(&self, slug: &str, version: Option<&str>) -> Result<ToolkitInfo, ToolError> {
+        if NOT_TOOLKITS.contains(&slug) {
+            return Err(ToolError::NotFound(Box::default()));
+        }
+        let query = version.map(|version| ("version", version));
+        let found = self.get(&["toolkits", slug], query.as_slice()).await?;
+        let available_versions =
+            wire::toolkit_versions(&found.body).ok_or_else(|| unreadable("a toolkit"))?;
+        Ok(ToolkitInfo { available_versions, deprecated: found.deprecated })
     }
 
     async fn accounts(&self, owner_ids: &[&str], toolkit: Option<&str>) -> Result<AccountList, ToolError> {
@@ -185,13 +199,14 @@ impl Composio {
         let mut response = checkout.client().execute(request).await.map_err(unavailable)?;
         let status = response.status();
         let date = date(response.headers());
+        let deprecated = header(response.headers(), &DEPRECATED);
         let retry_after = retry_after(response.headers(), self.clock.now());
         let body = collect(&mut response, MAX_LOOKUP_BYTES).await.map_err(|unread| match unread {
             Unread::TooLarge => ToolError::Unavailable("its answer to a look-up is too large".into()),
             Unread::Broken(cause) => ToolError::Unavailable(self.scrubber.scrub(cause)),
         });
         if status.is_success() {
-            return Ok(Found { body: body?, date });
+            return Ok(Found { body: body?, date, deprecated });
         }
         let scrub = |error: Box<ApiError>| self.scrubber.scrub_error(*error).into();
         Err(match lookup_error(status.as_u16(), retry_after, &body.unwrap_or_default()) {
@@ -227,6 +242,8 @@ impl Composio {
 struct Found {
     body: Vec<u8>,
     date: Option<Timestamp>,
+    /// A notice about the version that was asked for, verbatim.
+    deprecated: Option<String>,
 }
 
 /// What a look-up reports for a status other than 2xx.

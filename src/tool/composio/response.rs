@@ -8,6 +8,9 @@ use secrecy::{ExposeSecret as _, SecretString};
 
 use crate::{failure, tool::ApiError};
 
+/// The notice that a version will go away.
+pub(super) const DEPRECATED: HeaderName = HeaderName::from_static("composio-deprecated-toolkits");
+
 /// What is reserved for a body of unknown size before any of it has arrived.
 const FIRST_READ: usize = 8 * 1024;
 
@@ -53,12 +56,31 @@ pub(super) fn chain(error: reqwest::Error) -> String {
 #[derive(Debug)]
 pub(super) struct KeyScrubber(pub(super) SecretString);
 
+/// No real key is shorter, in bytes. One that is, such as `test`, is a part of words.
+const MIN_KEY_BYTES: usize = 8;
+
 impl KeyScrubber {
     pub(super) fn scrub(&self, text: String) -> String {
-        match self.0.expose_secret() {
-            key if text.contains(key) => text.replace(key, "***"),
-            _ => text,
+        let key = self.0.expose_secret();
+        if key.is_empty() || !text.contains(key) {
+            return text;
         }
+        if key.len() >= MIN_KEY_BYTES {
+            return text.replace(key, "***");
+        }
+        let mut scrubbed = String::with_capacity(text.len());
+        let mut rest = 0;
+        for (at, _) in text.match_indices(key) {
+            let ends_word = |c: Option<char>| !c.is_some_and(char::is_alphanumeric);
+            let end = at + key.len();
+            if ends_word(text[..at].chars().next_back()) && ends_word(text[end..].chars().next()) {
+                scrubbed.push_str(&text[rest..at]);
+                scrubbed.push_str("***");
+                rest = end;
+            }
+        }
+        scrubbed.push_str(&text[rest..]);
+        scrubbed
     }
 
     pub(super) fn scrub_error(&self, error: ApiError) -> ApiError {
@@ -70,5 +92,21 @@ impl KeyScrubber {
             suggested_fix: scrub(error.suggested_fix),
             errors: error.errors.into_iter().map(|text| self.scrub(text)).collect(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_is_taken_out_and_words_stay_whole() {
+        let scrubbed = |key: &str, text: &str| KeyScrubber(key.into()).scrub(text.to_owned());
+        assert_eq!(scrubbed("ak_live_1234", "the keyak_live_1234x is wrong"), "the key***x is wrong");
+        let lookup = "failed to lookup address information: Name or service not known";
+        assert_eq!(scrubbed("k", lookup), lookup);
+        assert_eq!(scrubbed("k", "the key `k` is wrong: k"), "the key `***` is wrong: ***");
+        assert_eq!(scrubbed("aa", "aaa aa"), "aaa ***");
+        assert_eq!(scrubbed("", "nothing"), "nothing");
     }
 }

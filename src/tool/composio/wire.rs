@@ -32,6 +32,17 @@ struct Tool {
 }
 
 #[derive(Deserialize)]
+struct Toolkit {
+    meta: ToolkitMeta,
+}
+
+#[derive(Deserialize)]
+struct ToolkitMeta {
+    version: Lenient<Option<String>>,
+    available_versions: Lenient<Vec<String>>,
+}
+
+#[derive(Deserialize)]
 struct Slug {
     slug: String,
 }
@@ -160,6 +171,14 @@ pub fn tool(body: &[u8], asked: Option<&str>) -> Option<ToolInfo> {
         no_auth: tool.no_auth.0,
         deprecated: tool.is_deprecated.0 || tool.deprecated.0.is_deprecated.0,
     })
+}
+
+/// All versions of a toolkit, newest first; the one that is described is one of them.
+pub(super) fn toolkit_versions(body: &[u8]) -> Option<Vec<String>> {
+    let Toolkit { meta } = object(body)?;
+    let mut versions = meta.available_versions.0;
+    versions.extend(meta.version.0);
+    Some(newest_first(versions))
 }
 
 pub fn accounts(body: &[u8]) -> Option<Accounts> {

@@ -21,6 +21,7 @@ use errand::{
     supervisor::Supervisor,
     tool::{
         Account, AccountList, ApiCheck, Call, Execution, Reply, SharedToolApi, ToolApi, ToolError, ToolInfo,
+        ToolkitInfo,
     },
 };
 use errand_sandbox::Running;
@@ -99,6 +100,10 @@ impl ToolApi for PanickyClient {
     async fn tool(&self, slug: &str, version: Option<&str>) -> Result<ToolInfo, ToolError> {
         self.ask("TOOL", slug);
         self.inner.tool(slug, version).await
+    }
+
+    async fn toolkit(&self, slug: &str, version: Option<&str>) -> Result<ToolkitInfo, ToolError> {
+        self.inner.toolkit(slug, version).await
     }
 
     async fn accounts(&self, owner_ids: &[&str], toolkit: Option<&str>) -> Result<AccountList, ToolError> {

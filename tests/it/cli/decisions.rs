@@ -8,7 +8,7 @@ use errand_testbed::factory;
 use insta::assert_snapshot;
 use serde_json::json;
 
-use super::{NOBODY, Place, block_on};
+use super::{NOBODY, Place, block_on, with_sandbox};
 use crate::jobs::{claim, spec};
 
 #[test]
@@ -21,10 +21,11 @@ fn decisions_say_what_became_of_each_job() {
     assert_eq!(
         ran.json(),
         json!({"id": id, "done": false, "state": "cancelled",
-               "message": "unchanged: it is cancelled and cannot be cancelled"})
+               "message": "unchanged: it is cancelled already"})
     );
     assert_eq!(place.run(&["jobs", "retry", &id]).succeeds().out, format!("{id} is available now\n"));
-    place.run(&["jobs", "release", &id, "--retry"]).exits(1);
+    let refused = place.run(&["jobs", "release", &id, "--retry"]).exits(1);
+    assert_eq!(refused.out, format!("{id} unchanged: it is available, and only held jobs can be released\n"));
     place.run(&["jobs", "show", NOBODY]).fails(1, "there is no job");
 }
 
@@ -56,6 +57,8 @@ fn a_held_job_is_shown_with_its_reason_and_can_be_released() {
         "control characters are masked: {shown:?}"
     );
     assert_eq!(place.run(&["jobs", "show", &id, "--json"]).succeeds().json()["held_reason"], "connection");
+    let retried = place.run(&["jobs", "retry", &id]).exits(1);
+    assert!(retried.out.contains("is held and cannot be retried; see `errand jobs release`"), "{retried:?}");
     let ran = place.run(&["jobs", "release", &id, "--succeeded"]).succeeds();
     assert_eq!(ran.out, format!("{id} is succeeded now\n"));
 }
@@ -104,9 +107,9 @@ fn hold(store: &SharedStore, tool: &str) -> String {
 fn pins_of_all_places_are_listed_in_the_order_in_which_they_win() {
     let place = Place::with_database().set("COMPOSIO_TOOLKIT_VERSION_GITHUB", "20250101_00");
     place.file("errand.toml", "[toolkit_versions]\ngithub = \"20250202_00\"\n");
-    let set = place.run(&["pins", "set", "github", "20250303_00"]).succeeds();
+    let set = place.run(&["pins", "set", "github", "20250303_00", "--force"]).succeeds();
     assert_eq!(set.out, "github is pinned to 20250303_00 for everybody\n");
-    place.run(&["pins", "set", "github", "20250404_00", "--owner", "org:org-7"]).succeeds();
+    place.run(&["pins", "set", "github", "20250404_00", "--owner", "org:org-7", "--force"]).succeeds();
     assert_snapshot!(place.run(&["pins", "list"]).succeeds().out, @"
     TOOLKIT  VERSION      FOR        PINNED BY
     github   20250404_00  org:org-7  owner
@@ -120,6 +123,28 @@ fn pins_of_all_places_are_listed_in_the_order_in_which_they_win() {
     place
         .run(&["pins", "unset", "github", "--owner", "org:org-7"])
         .fails(1, "github was not pinned for org:org-7");
+}
+
+#[test]
+fn a_pin_is_looked_up_before_it_is_set_and_what_goes_away_is_said() {
+    let (place, _sandbox) = with_sandbox();
+    let set = |version: &str| place.run(&["pins", "set", "github", version]);
+    set("19990101_00").fails(1, "github has no version 19990101_00, but 20251027_00, 20250905_00");
+    place.run(&["pins", "set", "nosuch", "20251027_00"]).fails(1, "knows no toolkit nosuch");
+    assert_eq!(place.run(&["pins", "list", "--json"]).succeeds().out, "");
+    assert_eq!(set("20251027_00").succeeds().err, "");
+    let old = "warning: version 20250905_00 of github is deprecated from 2026-05-27 on, and gone from 2026-08-27 on (lifecycle)\n";
+    assert_eq!(set("20250905_00").succeeds().err, old);
+    place.run(&["pins", "set", "slack", "19990101_00", "--force"]).succeeds();
+    let list = place.run(&["pins", "list"]).succeeds();
+    let unknown = "warning: the tool API knows no version 19990101_00 of slack\n";
+    assert_eq!(list.err, format!("{old}{unknown}"));
+
+    let away = place.set("COMPOSIO_BASE_URL", "http://127.0.0.1:1");
+    assert_eq!(away.run(&["pins", "list"]).succeeds().out.lines().count(), 3);
+    away.run(&["pins", "set", "github", "20251027_00"]).fails(4, "--force sets it all the same");
+    let without_key = Place::with_database();
+    without_key.run(&["pins", "set", "github", "20251027_00"]).fails(3, "set COMPOSIO_API_KEY");
 }
 
 #[test]

@@ -61,7 +61,7 @@ fn arguments_come_from_the_command_line_a_file_or_standard_input() {
         .run(&["enqueue", "X", "--org-id", "o", "--args", "@missing.json"])
         .fails(2, "cannot read @missing.json");
     place.run(&["enqueue", "X", "--org-id", "o", "--args", "{\"a\""]).fails(2, "not valid JSON");
-    place.run(&["enqueue", "X", "--org-id", "o", "--args", "[1]"]).fails(1, "`arguments` must be an object");
+    place.run(&["enqueue", "X", "--org-id", "o", "--args", "[1]"]).fails(2, "`arguments` must be an object");
     place.enqueue(&["--args", "[]"]);
 }
 
@@ -89,16 +89,29 @@ fn an_id_or_an_idempotency_key_makes_one_job_of_two() {
 fn a_job_that_may_not_run_is_refused_with_the_reason() {
     let place = Place::with_database();
     place.run(&["enqueue", "X", "--user-id", "default"]).fails(1, "could expose other people's data");
-    place.run(&["enqueue", "X", "--user-id", "u", "--queue", "nope"]).fails(1, "use one of bulk, default");
+    place.run(&["enqueue", "X", "--user-id", "u", "--queue", "nope"]).fails(2, "use one of bulk, default");
     place.run(&["enqueue", "X", "--user-id", "u", "--queue", "No Pe"]).fails(2, "--queue must have");
-    place.run(&["enqueue", "X", "--user-id", "u", "--priority", "10"]).fails(1, "`priority` must be 0 to 9");
-    place.run(&["enqueue", "X", "--user-id", " "]).fails(1, "`user_id` is empty");
-    place.run(&["enqueue", "X", "--user-id", " default "]).fails(1, "begins or ends with a blank");
+    place.run(&["enqueue", "X", "--user-id", "u", "--priority", "10"]).fails(2, "`priority` must be 0 to 9");
+    place.run(&["enqueue", "X", "--user-id", " "]).fails(2, "`user_id` is empty");
+    place.run(&["enqueue", "X", "--user-id", " default "]).fails(2, "begins or ends with a blank");
     place.run(&["enqueue", "X", "--user-id", "\u{ff44}efault"]).fails(1, "could expose other people's data");
     let pin = place.run(&["pins", "set", "github", "20251027_00", "--owner", "user:u\u{200b}"]).exits(2);
     assert!(pin.err.contains("nobody sees"), "{pin:?}");
     let far = ["enqueue", "X", "--user-id", "u", "--run-at", "2999-01-01T00:00:00Z"];
     place.run(&far).fails(1, "`run_at` is further ahead than 366 days");
+}
+
+#[test]
+fn an_owner_that_looks_like_an_address_is_remarked_and_refused_where_the_settings_say_so() {
+    let place = Place::with_database();
+    let args = ["enqueue", "X", "--user-id", "a@example.com"];
+    let ran = place.run(&args).succeeds();
+    assert!(ran.err.contains("looks like an e-mail address"), "{ran:?}");
+    let line = "{\"user_id\":\"a@example.com\",\"tool\":\"X\"}\n";
+    let bulk = place.run_with_input(&["enqueue-bulk", "-"], &line.repeat(3)).succeeds();
+    assert_eq!(bulk.err.matches("looks like an e-mail address").count(), 1, "{bulk:?}");
+    let strict = place.set("ERRAND__OWNERS__REFUSE_EMAIL", "true").run(&args).exits(1);
+    assert_eq!(strict.err.lines().count(), 1, "{strict:?}");
 }
 
 #[test]

@@ -4,12 +4,60 @@ use insta::assert_snapshot;
 use serde_json::{Value, json};
 use sqlx::{Connection as _, Executor as _};
 
-use super::{Place, SECRET, block_on, with_sandbox};
+use super::{NOBODY, Place, SECRET, block_on, with_sandbox};
 
 #[test]
 fn an_unreachable_database_exits_with_4_and_shows_no_password() {
     let place = Place::empty().set("DATABASE_URL", "postgres://errand:hunter2@127.0.0.1:1/errand");
-    place.run(&["jobs", "list"]).fails(4, "check DATABASE_URL");
+    let ran = place.run(&["jobs", "list"]).fails(4, "check DATABASE_URL");
+    assert!(ran.err.contains("127.0.0.1:1"), "{ran:?}");
+    assert_eq!(ran.err.matches("Connection refused").count(), 1, "{ran:?}");
+}
+
+#[test]
+fn a_mistyped_path_of_a_database_is_told_and_makes_no_file() {
+    let place = Place::empty();
+    let path = place.folder.path().join("new.db");
+    let url = format!("sqlite://{}", path.display());
+    let place = place.set("DATABASE_URL", &url);
+    for args in [
+        &["jobs", "list"][..],
+        &["jobs", "show", NOBODY],
+        &["enqueue", "X", "--user-id", "u"],
+        &["pins", "list"],
+        &["rejected", "list"],
+        &["audit"],
+        &["migrate", "--check"],
+        &["doctor"],
+    ] {
+        let ran = place.run(args);
+        assert!(ran.code == Some(4) || ran.code == Some(1), "{ran:?}");
+        let said = format!("the database file {} does not exist", path.display());
+        assert!(ran.err.contains(&said) || ran.out.contains(&said) || args[0] == "migrate", "{ran:?}");
+        assert_eq!(std::fs::read_dir(place.folder.path()).unwrap().count(), 0, "{ran:?}");
+    }
+}
+
+#[test]
+fn what_is_wrong_with_a_file_is_no_bug_of_errand() {
+    let place = Place::empty();
+    let none = place.file("text.db", &"this is no database\n".repeat(1_000));
+    let nowhere = place.folder.path().join("missing/errand.db").display().to_string();
+    for (path, said) in [(&none, "file is not a database"), (&nowhere, "cannot be created")] {
+        let place = Place::empty().set("DATABASE_URL", &format!("sqlite://{path}"));
+        place.run(&["migrate"]).fails(4, said);
+    }
+    let file = place.file("file", "");
+    place.run(&["dev", "--data", &format!("{file}/data")]).fails(2, "choose another with --data");
+}
+
+#[test]
+fn a_short_key_does_not_spoil_the_words_of_an_error() {
+    let place = Place::empty().set("COMPOSIO_API_KEY", "k").set("COMPOSIO_BASE_URL", "http://127.0.0.1:1");
+    let ran = place.run(&["doctor"]).exits(1);
+    let tool_api = ran.out.lines().find(|line| line.contains("check COMPOSIO_BASE_URL")).unwrap();
+    assert!(!tool_api.contains("***"), "{ran:?}");
+    assert_eq!(tool_api.matches("Connection refused").count(), 1, "{ran:?}");
 }
 
 #[test]
@@ -17,6 +65,8 @@ fn a_database_without_schema_says_how_to_migrate() {
     let place = Place::empty();
     let url = format!("sqlite://{}", place.folder.path().join("errand.db").display());
     let place = place.set("DATABASE_URL", &url);
+    place.run(&["jobs", "list"]).fails(4, "`errand migrate` creates it");
+    std::fs::write(place.folder.path().join("errand.db"), "").unwrap();
     place.run(&["jobs", "list"]).fails(4, "run `errand migrate`");
     let check = place.run(&["migrate", "--check"]).exits(1);
     assert!(check.out.contains("missing"), "{check:?}");

@@ -22,7 +22,8 @@ fn help_lists_the_commands_and_the_exit_codes() {
     4  a service (database, broker, tool API) is unreachable or not usable
     70  errand itself failed
 
-    Settings come from errand.toml and the environment; `errand config show --origins` prints them.
+    Settings come from errand.toml and the environment: `errand config default` is their manual, and
+    `errand config show --origins` prints those in effect.
     ");
 }
 
@@ -94,6 +95,9 @@ fn a_wrong_command_line_exits_with_2() {
         &["audit", "--limit", "0"],
         &["audit", "--ledger", "sandbox"],
         &["audit", "--ledger", "ftp://127.0.0.1:1"],
+        &["rejected", "show", "abc"],
+        &["rejected", "list", "--limit", "0"],
+        &["demo", "--jobs", "0"],
     ] {
         let ran = place.run(args).exits(2);
         assert!(ran.err.contains("error: ") || ran.err.contains("Usage:"), "{ran:?}");
@@ -123,8 +127,79 @@ fn all_mistakes_in_the_settings_are_reported_at_once_and_exit_with_3() {
 }
 
 #[test]
-fn a_valid_configuration_is_called_valid() {
-    assert_eq!(Place::empty().run(&["config", "check"]).succeeds().out, "configuration is valid\n");
+fn a_valid_configuration_is_called_valid_and_what_a_worker_misses_is_named() {
+    let check = Place::empty().run(&["config", "check"]).succeeds();
+    assert_eq!(check.out, "configuration is valid\n");
+    assert_eq!(check.err, Place::empty().run(&["worker"]).err.replace("error: ", "for a worker, "));
+}
+
+#[test]
+fn a_worker_names_everything_that_it_misses_at_once() {
+    let missing = Place::empty().run(&["worker"]).exits(3);
+    let lines: Vec<_> = missing.err.lines().map(|line| line.split(':').next().unwrap()).collect();
+    assert_eq!(
+        lines,
+        [
+            "error",
+            "  - no database is configured",
+            "  - no broker is configured",
+            "  - no key for the tool API is configured"
+        ]
+    );
+    for part in ["3 settings are missing", "set DATABASE_URL", "set AMQP_URL", "set COMPOSIO_API_KEY"] {
+        assert!(missing.err.contains(part), "{part}: {missing:?}");
+    }
+    let one = Place::empty()
+        .set("DATABASE_URL", "postgres://errand@127.0.0.1:1/errand")
+        .set("AMQP_URL", "amqp://errand@127.0.0.1:1/%2f");
+    one.run(&["worker"]).fails(3, "set COMPOSIO_API_KEY");
+}
+
+#[test]
+fn a_variable_with_too_few_underscores_is_a_mistake_that_names_the_right_one() {
+    let check = Place::empty()
+        .set("ERRAND_LOG_LEVEL", "debug")
+        .set("ERRAND__WORKER_NAME", "w")
+        .run(&["config", "check"]);
+    for (wrong, right) in
+        [("ERRAND_LOG_LEVEL", "ERRAND__LOG__LEVEL"), ("ERRAND__WORKER_NAME", "ERRAND__WORKER__NAME")]
+    {
+        assert!(
+            check.err.contains(&format!("`{wrong}` is not a setting; did you mean `{right}`?")),
+            "{check:?}"
+        );
+    }
+    check.exits(3);
+    Place::empty().set("ERRAND_PORT", "tcp://10.0.0.1:9464").run(&["config", "check"]).succeeds();
+}
+
+#[test]
+fn the_manual_of_the_settings_is_printed_and_is_a_configuration_itself() {
+    // Also where the settings in effect are mistaken.
+    let place = Place::empty().set("ERRAND__RELAY__BATCH", "0");
+    let manual = place.run(&["config", "default"]).succeeds().out;
+    assert_eq!(manual, include_str!("../../../src/config/default.toml"));
+    let place = Place::empty();
+    place.file("errand.toml", &manual);
+    place.run(&["config", "check"]).succeeds();
+}
+
+#[test]
+fn a_value_that_is_no_word_or_no_id_is_told_what_it_may_be() {
+    let place = Place::empty();
+    for (args, told) in [
+        (&["jobs", "list", "--state", "asleep"][..], "scheduled, available, running"),
+        (&["jobs", "release", "--retry", "--reason", "asleep"], "connection, credentials"),
+        (&["enqueue", "X", "--user-id", "u", "--effect", "sometimes"], "safe, idempotent, once"),
+        (&["jobs", "show", "abc"], "is not a UUID such as 0190b0a0-0000-7000-8000-000000000001"),
+        (&["rejected", "show", "abc"], "is not a UUID such as 0190b0a0-0000-7000-8000-000000000001"),
+        (&["jobs", "release", "--retry", "--dry-run"], "--reason, --owner and --toolkit"),
+    ] {
+        let ran = place.run(args).exits(2);
+        assert!(ran.err.contains(told), "{told}: {ran:?}");
+    }
+    let wrong = place.run(&["jobs", "release", "abc", "--retry", "--owner", "user:u"]).exits(2);
+    assert!(wrong.err.contains("errand jobs release <--retry|--succeeded|--failed> <ID>..."), "{wrong:?}");
 }
 
 #[test]
@@ -188,7 +263,8 @@ fn settings_are_shown_with_their_origins_and_without_secrets() {
     "#);
     let json = place.run(&["config", "show", "--json", "--origins"]).succeeds().json();
     assert_eq!(json["queues.mail.concurrency"], json!({"value": 3, "origin": "errand.toml, line 2"}));
-    assert_eq!(place.run(&["config", "show", "--json"]).succeeds().json()["relay.batch"], 500);
+    let shown = place.run(&["config", "show", "--json"]).succeeds();
+    assert_eq!((&shown.json()["relay.batch"], shown.out.lines().count()), (&json!(500), 1));
 }
 
 #[test]
@@ -215,7 +291,13 @@ fn commands_say_which_setting_they_miss() {
 }
 
 #[test]
-fn completions_are_printed_for_every_shell() {
+fn completions_are_printed_for_every_shell_with_the_words_of_closed_choices() {
+    for shell in ["bash", "zsh", "fish"] {
+        let script = Place::empty().run(&["completions", shell]).succeeds().out;
+        for word in ["retryable", "idempotent", "unknown_outcome"] {
+            assert!(script.contains(word), "{word} is not in the script for {shell}");
+        }
+    }
     for shell in ["bash", "zsh", "fish", "powershell", "elvish"] {
         let ran = Place::empty().run(&["completions", shell]).succeeds();
         assert!(ran.out.contains("errand") && ran.out.contains("enqueue-bulk"), "{shell}");

@@ -19,7 +19,7 @@ use errand::{
     job::{JobId, RequestId},
     tool::{
         Account, AccountList, Answer, ApiCheck, ApiError, Body, Call, Execution, Reply, ToolApi, ToolError,
-        ToolInfo, ToolResult,
+        ToolInfo, ToolResult, ToolkitInfo,
     },
 };
 use jiff::Timestamp;
@@ -518,6 +518,10 @@ impl ToolApi for Line {
                 })
             })
         )
+    }
+
+    async fn toolkit(&self, _slug: &str, _version: Option<&str>) -> Result<ToolkitInfo, ToolError> {
+        Err(ToolError::NotFound(Box::default()))
     }
 
     async fn accounts(&self, owners: &[&str], toolkit: Option<&str>) -> Result<AccountList, ToolError> {

@@ -13,10 +13,10 @@ use serde_json::json;
 use crate::{
     error::{json_response, status_code},
     fault::Malformed,
-    world::{Tool, Version},
+    world::{Toolkit, Version},
 };
 
-const DEPRECATED_TOOLKITS: HeaderName = HeaderName::from_static("composio-deprecated-toolkits");
+pub(super) const DEPRECATED_TOOLKITS: HeaderName = HeaderName::from_static("composio-deprecated-toolkits");
 
 /// Members that clients have to accept: one that is rare, and one that nobody has seen before.
 const EXTRA_FIELDS: &str =
@@ -157,11 +157,11 @@ impl Done {
 }
 
 /// The notice about a deprecated version, as a structured-field list.
-pub(super) fn deprecation(tool: &Tool, version: &Version) -> Option<HeaderValue> {
+pub(super) fn deprecation(toolkit: &Toolkit, version: &Version) -> Option<HeaderValue> {
     let deprecated = version.deprecated_at?.as_second();
     let mut notice = format!(
         "\"{}\";version=\"{}\";deprecated=@{deprecated}",
-        tool.toolkit.slug.to_uppercase(),
+        toolkit.slug.to_uppercase(),
         version.version
     );
     if let Some(sunset) = version.sunset_at {

@@ -231,7 +231,7 @@ impl Attempt {
             http_status: failure.as_ref().map_or(Some(200), |failure| failure.status),
             error: failure.map(|failure| failure.message),
             log_id: format!("log_{}", token(unique)).into(),
-            deprecation: deprecation(tool, version),
+            deprecation: deprecation(&tool.toolkit, version),
         };
         self.record(tool, version, chosen, &done);
         Ok(done)

@@ -6,6 +6,7 @@ use axum::{extract::State, response::Response};
 use serde_json::{Map, Value, json};
 
 use super::{
+    answer::{DEPRECATED_TOOLKITS, deprecation},
     extract::{Body, Segment},
     fields,
     render::{logo, ok},
@@ -119,7 +120,7 @@ pub(super) async fn get(
     let managed = managed_schemes(&state.world, toolkit);
     let managed_auth: Vec<Value> =
         managed.iter().map(|scheme| json!({ "mode": scheme, "scopes": { "available": [] } })).collect();
-    Ok(ok(&json!({
+    let mut answer = ok(&json!({
         "slug": &*toolkit.slug,
         "name": toolkit.name,
         "enabled": true,
@@ -132,7 +133,11 @@ pub(super) async fn get(
         "base_url": toolkit.base_url,
         "deprecated": { "toolkitId": &*toolkit.slug, "rawProxyInfoByAuthSchemes": [] },
         "meta": meta,
-    })))
+    }));
+    if let Some(notice) = deprecation(toolkit, version) {
+        answer.headers_mut().insert(DEPRECATED_TOOLKITS, notice);
+    }
+    Ok(answer)
 }
 
 /// The versions of a toolkit that pass, in the order the world asks for: clients must sort.
