@@ -15,15 +15,20 @@ use errand_sandbox::{self as sandbox, DEFAULT_WORLD, Sandbox, World};
 use indicatif::ProgressBar;
 use serde::Serialize;
 use serde_json::{Value, json};
+use tokio::task::JoinHandle;
 
-use super::{dev, exit::Exit, output};
+use super::{
+    dev,
+    exit::{self, Exit},
+    jobs, output,
+};
 use crate::{
-    admission::Enqueued,
+    admission::{Admission, Enqueued},
     app::{self, App},
     config::{Config, Toolkit},
-    job::{Arrival, JobId, JobSpec, OwnerKind, Pin, QueueName, State, decode},
+    job::{Arrival, HeldReason, JobId, JobSpec, OwnerKind, Pin, QueueName, State, decode},
     shutdown::Shutdown,
-    store::{JobFilter, JobView, SharedStore},
+    store::{HeldFilter, JobFilter, JobView, SharedStore},
 };
 
 /// How long the demo waits for its jobs before it says that some are missing.
@@ -50,11 +55,23 @@ struct Summary {
     seconds: f64,
 }
 
+/// What is said at the end, after the account of all jobs.
+const NEXT: &str = "
+What next:
+  errand dev                 keeps running, and says how to enqueue jobs of your own
+  errand enqueue --help      what a job can say
+  errand demo --jobs 5000    more of the same
+";
+
 pub(crate) async fn run(args: Args, mut config: Config) -> Result<Exit> {
-    let folder = tempfile::Builder::new()
-        .permissions(Permissions::from_mode(0o700))
-        .tempdir()
-        .context("cannot create a temporary folder; set TMPDIR to one that can be written")?;
+    // From now on a signal ends the demo in order, which removes the folder.
+    let shutdown = Shutdown::on_signals()?;
+    let folder =
+        tempfile::Builder::new().permissions(Permissions::from_mode(0o700)).tempdir().map_err(|error| {
+            exit::usage(format!(
+                "cannot create a temporary folder; set TMPDIR to one that can be written: {error}"
+            ))
+        })?;
     dev::embed(&mut config, &folder.path().join("errand.db"));
     settle_for_demo(&mut config);
 
@@ -71,22 +88,16 @@ pub(crate) async fn run(args: Args, mut config: Config) -> Result<Exit> {
     store.migrate().await?;
     // One pin in the store, so that all ways to pin can be seen: job, store, configuration, newest.
     store.set_pin(&Pin { owner: None, toolkit: "gmail".into(), version: "20251001_00".into() }).await?;
-    let shutdown = Shutdown::default();
     let running = tokio::spawn(app.run(app::install_metrics()?, shutdown.clone()));
 
-    let specs = workload(args.jobs)?;
-    let started = Instant::now();
-    let mut ids = HashSet::with_capacity(specs.len());
-    for (spec, answer) in specs.iter().zip(door.enqueue(&specs).await?) {
-        match answer {
-            Enqueued::New(id) => ids.insert(id),
-            other => bail!("the demo's own job {} was not taken: {other:?}", spec.tool),
-        };
-    }
-    let bar = progress(&args, ids.len() as u64);
-    watch(&store, &bar, ids.len(), &running).await?;
-    let seconds = started.elapsed().as_secs_f64();
-    bar.finish_and_clear();
+    let settled = shutdown.stop.run_until_cancelled(settle(&args, &store, &door, &running)).await;
+    let Some(settled) = settled.filter(|_| !shutdown.stop.is_cancelled()) else {
+        // What fails now fails because the parts end.
+        drop(running.await);
+        sandbox.stop().await;
+        return Err(exit::negative("interrupted; nothing is left behind"));
+    };
+    let (ids, seconds) = settled?;
 
     let jobs = store.jobs(&JobFilter { limit: ids.len() * 2, ..JobFilter::default() }).await?;
     let summary = summarize(&ids, &jobs, seconds);
@@ -99,6 +110,7 @@ pub(crate) async fn run(args: Args, mut config: Config) -> Result<Exit> {
             ledger.calls, ledger.effects, ledger.jobs_repeated_once
         );
         print(&store, &summary, &jobs, &effects).await?;
+        output::print(NEXT)?;
     }
 
     shutdown.stop.cancel();
@@ -107,12 +119,37 @@ pub(crate) async fn run(args: Args, mut config: Config) -> Result<Exit> {
     Ok(Exit::negative_if(summary.lost != 0))
 }
 
-/// Makes a short run show what a long one would: quick retries, and a toolkit that belongs to organizations.
+/// Enqueues the jobs and waits for them. Returns their IDs, and how many seconds they took.
+async fn settle<T>(
+    args: &Args,
+    store: &SharedStore,
+    door: &Admission,
+    running: &JoinHandle<T>,
+) -> Result<(HashSet<JobId>, f64)> {
+    let specs = workload(args.jobs)?;
+    let started = Instant::now();
+    let mut ids = HashSet::with_capacity(specs.len());
+    for (spec, answer) in specs.iter().zip(door.enqueue(&specs).await?) {
+        match answer {
+            Enqueued::New(id) => ids.insert(id),
+            other => bail!("the demo's own job {} was not taken: {other:?}", spec.tool),
+        };
+    }
+    let bar = progress(args, ids.len() as u64);
+    let watched = watch(store, &bar, ids.len(), running).await;
+    bar.finish_and_clear();
+    watched.map(|()| (ids, started.elapsed().as_secs_f64()))
+}
+
+/// Makes a short run show what a long one would: quick retries and look-ups, and a toolkit that belongs to organizations.
 fn settle_for_demo(config: &mut Config) {
     config.http.listen = None;
     config.retry.initial_ms = 100;
     config.retry.max_ms = 2_000;
     config.relay.poll_ms = 200;
+    config.verify.poll_ms = 100;
+    config.verify.first_ms = 500;
+    config.verify.max_ms = 1_000;
     config.toolkit_versions.insert("github".into(), "20251027_00".into());
     config.toolkits.insert("slack".into(), Toolkit { owned_by: Some(OwnerKind::Org) });
     config.env_pins.clear();
@@ -174,12 +211,12 @@ fn progress(args: &Args, length: u64) -> ProgressBar {
     output::styled(ProgressBar::new(length), "{bar:40} {pos}/{len} jobs settled, {msg}")
 }
 
-/// Waits until no job is on its way any more.
+/// Waits until no job is on its way any more, and every unknown outcome is looked up.
 async fn watch<T>(
     store: &SharedStore,
     bar: &ProgressBar,
     enqueued: usize,
-    running: &tokio::task::JoinHandle<T>,
+    running: &JoinHandle<T>,
 ) -> Result<()> {
     let deadline = Instant::now() + PATIENCE;
     loop {
@@ -187,10 +224,12 @@ async fn watch<T>(
         let count = |counts: fn(State) -> bool| -> u64 {
             census.jobs.iter().filter(|(_, state, _)| counts(*state)).map(|(.., count)| count).sum()
         };
-        let on_the_way = count(|state| state != State::Held);
+        let unknown = HeldFilter { reason: HeldReason::UnknownOutcome, owner: None, toolkit: None };
+        let looked_up = store.count_held(&unknown).await?;
+        let on_the_way = count(|state| state != State::Held) + looked_up;
         let retrying = count(|state| state == State::Retryable);
         bar.set_position((enqueued as u64).saturating_sub(on_the_way));
-        bar.set_message(format!("{retrying} wait for a retry"));
+        bar.set_message(format!("{retrying} wait for a retry, {looked_up} are looked up"));
         if on_the_way == 0 || Instant::now() > deadline {
             return Ok(());
         }
@@ -223,7 +262,8 @@ async fn print(store: &SharedStore, summary: &Summary, jobs: &[JobView], ledger:
     let mut groups: BTreeMap<(&str, &str), (usize, u32)> = BTreeMap::new();
     for job in jobs {
         let why = match (job.state, &job.error) {
-            (State::Succeeded, _) if job.attempt > 1 => "after a retry",
+            (State::Succeeded, _) if job.unknown_since.is_some() => LOOKED_UP,
+            (State::Succeeded, _) if job.attempt > 1 => RETRIED,
             (State::Succeeded, _) => "at the first attempt",
             (_, Some(error)) => error.kind().as_str(),
             (_, None) => "",
@@ -233,9 +273,15 @@ async fn print(store: &SharedStore, summary: &Summary, jobs: &[JobView], ledger:
         entry.1 += job.attempt;
     }
     let rows = groups.into_iter().map(|((state, why), (count, attempts))| {
-        vec![state.to_owned(), why.to_owned(), count.to_string(), attempts.to_string()]
+        vec![
+            state.to_owned(),
+            why.to_owned(),
+            count.to_string(),
+            attempts.to_string(),
+            meaning(why).to_owned(),
+        ]
     });
-    output::print_table(&["OUTCOME", "WHY", "JOBS", "ATTEMPTS"], rows.collect())?;
+    output::print_table(&["OUTCOME", "WHY", "JOBS", "ATTEMPTS", "WHICH MEANS"], rows.collect())?;
     output::print_line("")?;
     for text in examples(store, jobs).await? {
         output::print_line(text)?;
@@ -251,6 +297,24 @@ async fn print(store: &SharedStore, summary: &Summary, jobs: &[JobView], ledger:
     Ok(())
 }
 
+/// Why jobs succeeded, beside the words for errors.
+const LOOKED_UP: &str = "looked up";
+const RETRIED: &str = "after a retry";
+
+/// What a word of the table means in this demo.
+fn meaning(why: &str) -> &'static str {
+    match why {
+        RETRIED => "the tool API failed or throttled at first",
+        LOOKED_UP => "the answer was lost, so the call was not repeated: its log had it",
+        "needs_connection" => "its owner has connected no account; it goes on when there is one",
+        "wrong_owner_kind" => "the toolkit is for organizations, and a user asked",
+        "account_mismatch" => "it named the account of somebody else",
+        "tool_failed" => "the tool answered that it cannot",
+        "unknown_outcome" => "the answer was lost, and nobody knows yet whether the call counted",
+        _ => "",
+    }
+}
+
 /// One job of each kind that is worth a look, in full.
 async fn examples(store: &SharedStore, jobs: &[JobView]) -> Result<Vec<String>> {
     let retried = jobs.iter().find(|job| job.state == State::Succeeded && job.attempt > 1);
@@ -258,7 +322,7 @@ async fn examples(store: &SharedStore, jobs: &[JobView]) -> Result<Vec<String>> 
     let default = jobs.iter().find(|job| {
         job.spec.owner.id() == "u-alice" && job.spec.connected_account_id.is_none() && job.binding.is_some()
     });
-    let unknown = jobs.iter().find(|job| job.held_reason == Some(crate::job::HeldReason::UnknownOutcome));
+    let unknown = jobs.iter().find(|job| job.unknown_since.is_some());
     let mut texts = Vec::new();
     for job in [retried, explicit, default, unknown].into_iter().flatten() {
         let mut text =
@@ -266,9 +330,9 @@ async fn examples(store: &SharedStore, jobs: &[JobView]) -> Result<Vec<String>> 
         if let Some(binding) = &job.binding {
             let account = binding.account.as_deref().unwrap_or("none needed");
             text += &format!(
-                "  version {} (pinned by {}), account {account}\n",
+                "  version {} ({}), account {account}\n",
                 binding.version,
-                binding.pinned_by.as_str()
+                jobs::pinned(binding.pinned_by)
             );
         }
         for attempt in store.attempts(job.spec.id).await? {
@@ -280,6 +344,11 @@ async fn examples(store: &SharedStore, jobs: &[JobView]) -> Result<Vec<String>> 
                 "  attempt {}: {outcome}, {status}{log}, request {}\n",
                 attempt.number, attempt.request_id
             );
+        }
+        for entry in store.history(job.spec.id).await? {
+            let (kind, word, _) = entry.fact.parts();
+            let word = word.map(|word| format!(" {word}")).unwrap_or_default();
+            text += &format!("  {kind}{word}, by {}\n", entry.by);
         }
         if let Some(error) = &job.error {
             text += &format!("  {}\n", error.message());

@@ -177,12 +177,16 @@ async fn broker(context: &Context) -> Answer {
         findings.push(match queue.depth(lane).await {
             Ok(depth) if depth.consumers == 0 => Finding::warn(
                 WHAT,
-                format!("queue {lane}: {} messages wait and nobody consumes", depth.ready),
+                format!("queue {lane}: {} and nobody consumes", waiting(depth.ready)),
                 "start a worker for it, or more of them if one is there and busy with long calls",
             ),
             Ok(depth) => Finding::ok(
                 WHAT,
-                format!("queue {lane}: {} messages wait, {} consumers", depth.ready, depth.consumers),
+                format!(
+                    "queue {lane}: {}, {}",
+                    waiting(depth.ready),
+                    output::count(depth.consumers, "consumer", "consumers")
+                ),
             ),
             Err(error) => Finding::fail(WHAT, format!("queue {lane}: {}", chain(&error)), advice()),
         });
@@ -197,6 +201,10 @@ async fn broker(context: &Context) -> Answer {
     findings.extend(policies(WHAT, queue.policy_risks().await));
     queue.close().await;
     Ok(findings)
+}
+
+fn waiting(messages: u64) -> String {
+    output::count(messages, "message waits", "messages wait")
 }
 
 /// What the policies of the broker do, if that is known.

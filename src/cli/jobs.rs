@@ -11,7 +11,7 @@ use super::{
     value,
 };
 use crate::{
-    job::{HeldReason, IllegalMove, JobError, JobId, Owner, Release, State, Transition},
+    job::{HeldReason, IllegalMove, JobError, JobId, Owner, PinnedBy, Release, State, Transition},
     job_json,
     store::{
         AttemptView, Decided, HeldFilter, HistoryEntry, JobFilter, JobView, SharedStore, StoreError,
@@ -277,10 +277,7 @@ pub(super) async fn print(store: &SharedStore, job: &JobView, format: Format) ->
         ("owner", Some(spec.owner.to_string())),
         ("requested by", spec.requested_by.clone()),
         ("tool", Some(spec.tool.clone())),
-        (
-            "version",
-            binding.map(|f| format!("{} of {}, pinned by {}", f.version, f.toolkit, f.pinned_by.as_str())),
-        ),
+        ("version", binding.map(|f| format!("{} of {}, {}", f.version, f.toolkit, pinned(f.pinned_by)))),
         ("effect", binding.map(|f| f.effect).or(spec.effect).map(|effect| effect.to_string())),
         (
             "account",
@@ -295,7 +292,7 @@ pub(super) async fn print(store: &SharedStore, job: &JobView, format: Format) ->
         ("due", job.due_at.map(output::moment)),
         ("started", job.started_at.map(output::moment)),
         ("finished", job.finished_at.map(output::moment)),
-        ("attempts", Some(format!("{}, of which {} count", job.attempt, job.spent))),
+        ("attempts", Some(format!("{}, of which {} use up the budget", job.attempt, job.spent))),
         ("log ID", job.log_id.clone()),
         ("error", job_json::told_error(job, &history).as_deref().map(error)),
         ("result", job.result.as_ref().map(|result| result.get().to_owned())),
@@ -313,6 +310,14 @@ pub(super) async fn print(store: &SharedStore, job: &JobView, format: Format) ->
         output::print_table(&["AT", "KIND", "WHAT", "ATTEMPT", "BY"], rows)?;
     }
     Ok(())
+}
+
+/// Where the version of a job comes from.
+pub(super) fn pinned(by: PinnedBy) -> String {
+    match by {
+        PinnedBy::Latest => "not pinned: the newest at that time".to_owned(),
+        by => format!("pinned by {}", by.as_str()),
+    }
 }
 
 fn history_row(entry: &HistoryEntry) -> Vec<String> {

@@ -1,7 +1,12 @@
-//! `errand migrate`: the schema of the database.
+//! `errand migrate`: the schema of the database, and where apps publish.
+
+use std::time::Duration;
 
 use super::{context::Context, exit::Exit, output};
-use crate::store::Schema;
+use crate::{app, failure::chain, store::Schema};
+
+/// The longest that the broker may take. A worker declares what is missing, too.
+const BROKER_TIMEOUT: Duration = Duration::from_secs(20);
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -16,6 +21,9 @@ pub(super) async fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> 
         match store.schema().await? {
             Schema::Current => ("the schema is up to date".to_owned(), false),
             Schema::Ahead => ("the schema is newer than this build, which is fine".to_owned(), false),
+            Schema::Behind { missing: 1 } => {
+                ("1 migration is missing; run `errand migrate`".to_owned(), true)
+            }
             Schema::Behind { missing } => {
                 (format!("{missing} migrations are missing; run `errand migrate`"), true)
             }
@@ -29,5 +37,28 @@ pub(super) async fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> 
     };
     output::print_line(line)?;
     store.close().await;
+    if !args.check && context.uses_broker() && context.config().amqp.declare {
+        declare(context).await?;
+    }
     Ok(Exit::negative_if(negative))
+}
+
+/// Declares exchange and queues, so that apps may publish before the first worker. That the broker is away is no failure
+/// of a migration.
+async fn declare(context: &Context) -> anyhow::Result<()> {
+    let queue = app::open_queue(context.config())?;
+    let answer = tokio::time::timeout(BROKER_TIMEOUT, queue.check()).await;
+    let failed = match answer {
+        Ok(Ok(_)) => None,
+        Ok(Err(error)) => Some(chain(&error)),
+        Err(_) => Some(format!("the broker did not answer within {} s", BROKER_TIMEOUT.as_secs())),
+    };
+    match failed {
+        None => output::print_line("the exchange and the queues are declared")?,
+        Some(why) => {
+            output::note(format_args!("a worker declares the exchange and the queues when it starts: {why}"))
+        }
+    }
+    queue.close().await;
+    Ok(())
 }

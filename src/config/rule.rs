@@ -134,7 +134,7 @@ impl Rule {
                         _ => Some(", and SQLite as sqlite:///path/to/file"),
                     },
                     Ok(_) if hides_password(text) => Some(ENCODE_PASSWORD),
-                    Ok(url) if !url.has_host() => Some(", but names no host"),
+                    Ok(url) if !url.has_host() => Some(" and names a host"),
                     Ok(url) if url.fragment().is_some() => Some(ENCODE_PASSWORD),
                     Ok(_) => None,
                     Err(_) => Some(ENCODE_PASSWORD),

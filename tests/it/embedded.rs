@@ -34,9 +34,38 @@ fn the_demo_accounts_for_every_job() {
 fn the_demo_shows_attempts_pins_accounts_and_log_ids() {
     let output = run(&["demo", "--jobs", "200"], &[]);
     let text = String::from_utf8(output.stdout).unwrap();
-    for part in ["after a retry", "pinned by", "account ca_", "log log_", "difference 0"] {
+    for part in [
+        "after a retry",
+        "pinned by",
+        "account ca_",
+        "log log_",
+        "difference 0",
+        "the toolkit is for organizations, and a user asked",
+        "0 jobs that must act once acted twice",
+        "errand dev ",
+    ] {
         assert!(text.contains(part), "`{part}` is missing in:\n{text}");
     }
+    // The call whose answer was lost is looked up and adopted before the demo ends.
+    let adopted = text.lines().skip_while(|line| !line.starts_with("succeeded  looked up")).skip(1);
+    let told: Vec<&str> = adopted.skip_while(|line| !line.contains("GMAIL_SEND_EMAIL")).take(6).collect();
+    let told = told.join("\n");
+    for part in ["-> succeeded", "attempt 1: succeeded, no answer", "adopted succeeded, by errand: look-up"] {
+        assert!(told.contains(part), "`{part}` is missing in:\n{text}");
+    }
+    assert!(!text.contains("unknown_outcome"), "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_interrupted_demo_leaves_nothing_behind() {
+    let temporary = tempfile::tempdir().unwrap();
+    let env = [("TMPDIR".to_owned(), temporary.path().display().to_string())];
+    let mut demo = Process::start(&["demo", "--jobs", "9000"], &env);
+    let entries = || fs::read_dir(temporary.path()).unwrap().count();
+    until("it has its folder", PATIENCE, async || (entries() > 0).then_some(())).await;
+    demo.signal("INT");
+    assert_eq!(demo.ended().await.code(), Some(1));
+    assert_eq!(entries(), 0);
 }
 
 struct Dev {

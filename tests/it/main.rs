@@ -35,6 +35,7 @@ mod policies;
 mod publishers;
 mod queue_contract;
 mod rabbitmq;
+mod readme;
 mod refused;
 mod relay;
 mod retention;

@@ -198,8 +198,14 @@ fn a_value_that_is_no_word_or_no_id_is_told_what_it_may_be() {
         let ran = place.run(args).exits(2);
         assert!(ran.err.contains(told), "{told}: {ran:?}");
     }
-    let wrong = place.run(&["jobs", "release", "abc", "--retry", "--owner", "user:u"]).exits(2);
-    assert!(wrong.err.contains("errand jobs release <--retry|--succeeded|--failed> <ID>..."), "{wrong:?}");
+    let help = place.run(&["jobs", "release", "--help"]).succeeds();
+    for usage in
+        ["<--retry|--succeeded|--failed> <ID>...", "<--retry|--succeeded|--failed> [--reason <REASON>]"]
+    {
+        assert!(help.out.contains(&format!("errand jobs release {usage}")), "{help:?}");
+    }
+    let both = place.run(&["jobs", "release", NOBODY, "--retry", "--dry-run"]).exits(2);
+    assert!(both.err.contains("cannot be used with"), "{both:?}");
 }
 
 #[test]
