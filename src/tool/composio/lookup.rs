@@ -129,13 +129,28 @@ impl ToolApi for Composio {
             let mut cursor: Option<String> = None;
             for _ in 0..MAX_EXECUTION_PAGES {
                 let found = self.executions(request_id, cursor.as_deref()).await?;
-                let page = wire::executions(&found.body, request_id)
-                    .ok_or_else(|| unreadable("a list of executions"))?;
-                if page.found.is_some() {
-                    return Ok(page.found);
+                let page = wire::log_page(&found.body).ok_or_else(|| unreadable("a list of executions"))?;
+                let (mut ours, mut others) = (Vec::new(), false);
+                for entry in page.entries {
+                    let entry = match entry.request_id {
+                        Some(_) => entry,
+                        // What the entry of a list leaves out is in the entry itself.
+                        None => self.log_entry(&entry.execution.log_id).await?,
+                    };
+                    match entry.request_id {
+                        Some(id) if id == request_id => ours.push(entry.execution),
+                        // Whatever the filter did, it is none of the call's.
+                        _ => others = true,
+                    }
+                }
+                // Of several, one that succeeded counts, then one that failed.
+                if let Some(found) =
+                    ours.into_iter().max_by_key(|found| found.result.as_ref().map(|result| result.successful))
+                {
+                    return Ok(Some(found));
                 }
                 // Its own entry may be behind any number of these.
-                if page.others {
+                if others {
                     return Err(ToolError::Unavailable("its log does not filter by request ID".into()));
                 }
                 // A page may be empty and not the last.
@@ -217,6 +232,11 @@ impl Composio {
             ToolError::Refused { status, error } => ToolError::Refused { status, error: scrub(error) },
             other @ (ToolError::Throttled { .. } | ToolError::Unavailable(_)) => other,
         })
+    }
+
+    async fn log_entry(&self, id: &str) -> Result<wire::LogEntry, ToolError> {
+        let found = self.get(&["logs", "tool_execution", id], &[]).await?;
+        wire::log_entry(&found.body).ok_or_else(|| unreadable("an entry of its log"))
     }
 
     async fn executions(&self, request_id: RequestId, cursor: Option<&str>) -> Result<Found, ToolError> {

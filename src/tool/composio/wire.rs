@@ -103,47 +103,55 @@ struct WireAccount {
     created_at: Lenient<Option<String>>,
 }
 
-pub(super) struct Executions {
-    /// The entry of the call. Of several, one that succeeded counts, then one that failed.
-    pub(super) found: Option<Execution>,
-    /// There are entries that are not the call's, so the search was not for its request ID.
-    pub(super) others: bool,
+/// An entry of the execution log.
+pub(super) struct LogEntry {
+    /// The request ID of its call, if the entry says so. Those of a list may leave it out.
+    pub(super) request_id: Option<RequestId>,
+    pub(super) execution: Execution,
+}
+
+/// One page of a search in the execution log. An entry that cannot be named again is left out, and counts as unreadable.
+pub(super) struct LogPage {
+    pub(super) entries: Vec<LogEntry>,
     pub(super) next_cursor: Option<String>,
 }
 
-/// One page of a search for the call with this request ID. An entry without it is none of the call's,
-/// whatever the filter did.
-pub(super) fn executions(body: &[u8], request_id: RequestId) -> Option<Executions> {
+pub(super) fn log_page(body: &[u8]) -> Option<LogPage> {
     let page: WireExecutions = object(body)?;
-    let ours = |entry: &WireExecution| {
-        let id = entry.context.0.request_id.0.as_deref().and_then(|id| uuid::Uuid::parse_str(id).ok());
-        id == Some(request_id.0) && is_fit(&entry.id)
+    let entries = page.logs.into_iter().map(log_entry_of).collect::<Option<_>>()?;
+    Some(LogPage { entries, next_cursor: cursor(page.next_cursor) })
+}
+
+pub(super) fn log_entry(body: &[u8]) -> Option<LogEntry> {
+    log_entry_of(object(body)?)
+}
+
+fn log_entry_of(entry: WireExecution) -> Option<LogEntry> {
+    if !is_fit(&entry.id) {
+        return None;
+    }
+    let request_id = entry.context.0.request_id.0.as_deref().and_then(|id| uuid::Uuid::parse_str(id).ok());
+    let successful = match entry.status.0.as_str() {
+        "success" | "succeeded" => Some(true),
+        "failed" | "failure" | "error" => Some(false),
+        _ => None,
     };
-    let others = !page.logs.iter().all(ours);
-    let entries = page.logs.into_iter().filter(ours).map(|entry| {
-        let successful = match entry.status.0.as_str() {
-            "success" | "succeeded" => Some(true),
-            "failed" | "failure" | "error" => Some(false),
-            _ => None,
-        };
-        let told = entry.data.0.response.0.map(|response| decode(200, response.get().as_bytes()));
-        let result = successful.map(|successful| match told {
-            Some(Body::Result(result)) if result.successful == successful => {
-                ToolResult { log_id: Some(entry.id.clone()), ..result }
-            }
-            // The verdict of the entry stands for itself.
-            _ => ToolResult {
-                data: RawValue::NULL.to_owned().into(),
-                successful,
-                error: if successful { None } else { entry.message.0 },
-                provider_status: None,
-                log_id: Some(entry.id.clone()),
-            },
-        });
-        Execution { log_id: entry.id, tool: entry.metadata.0.tool_slug.0, result }
+    let told = entry.data.0.response.0.map(|response| decode(200, response.get().as_bytes()));
+    let result = successful.map(|successful| match told {
+        Some(Body::Result(result)) if result.successful == successful => {
+            ToolResult { log_id: Some(entry.id.clone()), ..result }
+        }
+        // The verdict of the entry stands for itself.
+        _ => ToolResult {
+            data: RawValue::NULL.to_owned().into(),
+            successful,
+            error: if successful { None } else { entry.message.0 },
+            provider_status: None,
+            log_id: Some(entry.id.clone()),
+        },
     });
-    let found = entries.max_by_key(|entry| entry.result.as_ref().map(|result| result.successful));
-    Some(Executions { found, others, next_cursor: cursor(page.next_cursor) })
+    let execution = Execution { log_id: entry.id, tool: entry.metadata.0.tool_slug.0, result };
+    Some(LogEntry { request_id: request_id.map(RequestId), execution })
 }
 
 #[derive(Debug)]
@@ -257,15 +265,8 @@ mod tests {
         )
     }
 
-    fn page(entries: &[String], request_id: RequestId) -> Executions {
-        let body = format!(r#"{{"logs":[{}],"next_cursor":" "}}"#, entries.join(","));
-        executions(body.as_bytes(), request_id).unwrap()
-    }
-
-    fn only(entry: String, request_id: RequestId) -> Execution {
-        let page = page(&[entry], request_id);
-        assert!(!page.others && page.next_cursor.is_none());
-        page.found.unwrap()
+    fn page(entries: &[String]) -> Option<LogPage> {
+        log_page(format!(r#"{{"logs":[{}],"next_cursor":" "}}"#, entries.join(",")).as_bytes())
     }
 
     #[test]
@@ -280,33 +281,35 @@ mod tests {
             // The log keeps no payloads.
             ("success", "{}", Some((true, "null", None))),
         ] {
-            let found = only(entry("l1", Some(ours), status, data), ours);
-            assert_eq!((found.log_id.as_str(), found.tool.as_deref()), ("l1", Some("T")));
-            let result = found.result.as_ref();
-            let of = |result: &'_ ToolResult| result.log_id.as_deref() == Some("l1");
-            assert!(result.is_none_or(of), "{status}");
-            let found = result.map(|result| (result.successful, result.data.get(), result.error.as_deref()));
-            assert_eq!(found, told, "{status}");
+            let entry = entry("l1", Some(ours), status, data);
+            let listed = page(std::slice::from_ref(&entry)).unwrap();
+            assert!(listed.next_cursor.is_none());
+            for found in listed.entries.into_iter().chain(log_entry(entry.as_bytes())) {
+                assert_eq!(found.request_id, Some(ours));
+                let found = found.execution;
+                assert_eq!((found.log_id.as_str(), found.tool.as_deref()), ("l1", Some("T")));
+                let result = found.result.as_ref();
+                let of = |result: &'_ ToolResult| result.log_id.as_deref() == Some("l1");
+                assert!(result.is_none_or(of), "{status}");
+                let found =
+                    result.map(|result| (result.successful, result.data.get(), result.error.as_deref()));
+                assert_eq!(found, told, "{status}");
+            }
         }
     }
 
     #[test]
-    fn entries_of_other_calls_are_not_ours_whatever_the_filter_did() {
-        let ours = RequestId::new();
-        let others =
-            [entry("l1", Some(RequestId::new()), "success", "{}"), entry("l2", None, "success", "{}")];
-        for other in others {
-            let page = page(&[other], ours);
-            assert!(page.found.is_none() && page.others, "the search was for something else");
+    fn a_page_of_the_log_is_read_whole_or_not_at_all() {
+        let nameless = page(&[entry("l2", None, "success", "{}")]).unwrap().entries;
+        assert_eq!((nameless.len(), nameless[0].request_id), (1, None));
+        assert!(page(&[]).unwrap().entries.is_empty());
+        for unreadable in
+            ["<html>", "{}", "[]", "[[]]", r#"{"logs":{}}"#, r#"{"logs":[5]}"#, r#"{"logs":[{"id":""}]}"#]
+        {
+            assert!(log_page(unreadable.as_bytes()).is_none(), "{unreadable}");
         }
-        assert!(!page(&[], ours).others);
-        for unreadable in ["<html>", "{}", "[]", "[[]]", r#"{"logs":{}}"#, r#"{"logs":[5]}"#] {
-            assert!(executions(unreadable.as_bytes(), ours).is_none(), "{unreadable}");
-        }
-        let several = ["failed", "success", "running"].map(|status| entry(status, Some(ours), status, "{}"));
-        assert_eq!(page(&several, ours).found.unwrap().log_id, "success");
-        let more = format!(r#"{{"logs":[{}],"next_cursor":"c"}}"#, several[0]);
-        assert_eq!(executions(more.as_bytes(), ours).unwrap().next_cursor.as_deref(), Some("c"));
+        let more = format!(r#"{{"logs":[{}],"next_cursor":"c"}}"#, entry("l1", None, "failed", "{}"));
+        assert_eq!(log_page(more.as_bytes()).unwrap().next_cursor.as_deref(), Some("c"));
     }
 
     #[test]

@@ -177,6 +177,23 @@ async fn a_log_without_payloads_tells_a_success_from_a_failure() {
     }
 }
 
+/// The vendor's schema has no request ID in what a search finds, but in each entry.
+#[tokio::test]
+async fn a_search_that_shows_heads_of_logs_only_finds_a_call_all_the_same() {
+    let world = DEFAULT_WORLD.replace("brief_search = false", "brief_search = true");
+    assert_ne!(world, DEFAULT_WORLD);
+    let bench = Bench::within(World::from_toml(&world).unwrap(), KEY).await;
+    let call = repo("u-alice", None);
+    let answered =
+        bench.run(Effect::Once, Call { request_id: call.request_id, ..repo("u-alice", None) }).await;
+    bench.api.execute(&repo("u-bob", None)).await;
+    let found = bench.api.execution(call.request_id).await.unwrap().unwrap();
+    assert_eq!(Some(&found.log_id), answered.log_id.as_ref());
+    let result = found.result.unwrap();
+    assert!(result.successful && result.data.get() != "null", "the payload is in the entry");
+    assert!(bench.api.execution(errand::job::RequestId::new()).await.unwrap().is_none());
+}
+
 #[tokio::test]
 async fn pins_and_accounts_are_resolved_against_the_sandbox() {
     let bench = Bench::start().await;

@@ -65,7 +65,9 @@ pub(super) async fn search(
         limit,
     };
     let (found, next) = state.logs.search(&search, state.now());
-    let logs: Vec<Value> = found.iter().map(|log| describe(log)).collect();
+    let is_brief = state.logs.settings().brief_search;
+    let logs = found.iter().map(|log| describe(log));
+    let logs: Vec<Value> = if is_brief { logs.map(head).collect() } else { logs.collect() };
     Ok(ok(&json!({ "logs": logs, "next_cursor": next.map(|number| format!("lc_{number:x}")) })))
 }
 
@@ -120,6 +122,15 @@ fn describe(log: &Log) -> Value {
         described["message"] = json!(error);
     }
     described
+}
+
+/// What a search shows of a log where it shows little.
+fn head(mut log: Value) -> Value {
+    if let Some(log) = log.as_object_mut() {
+        log.remove("context");
+        log.remove("data");
+    }
+    log
 }
 
 fn describe_internally(log: &Log) -> Value {

@@ -337,13 +337,22 @@ pub(super) struct LogSettings {
     pub(super) delay_ms: u32,
     /// The fraction of executions that never become visible.
     pub(super) lose_rate: f64,
+    /// Whether a search answers with the heads of logs only, as the vendor's schema has it: without what they say about
+    /// the request (`context`), and without payloads.
+    pub(super) brief_search: bool,
     /// The status that every log endpoint answers with, or 0.
     pub(super) refuse_status: u16,
 }
 
 impl Default for LogSettings {
     fn default() -> Self {
-        Self { visibility: LogVisibility::ShowAll, delay_ms: 0, lose_rate: 0.0, refuse_status: 0 }
+        Self {
+            visibility: LogVisibility::ShowAll,
+            delay_ms: 0,
+            lose_rate: 0.0,
+            brief_search: false,
+            refuse_status: 0,
+        }
     }
 }
 
