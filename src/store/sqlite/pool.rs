@@ -125,11 +125,11 @@ impl Pool {
                     tokio::time::sleep(BUSY_PAUSE).await;
                 }
                 Err(sqlx::Error::Database(_)) if !self.exists() => {
+                    let path = self.path.display();
                     let missing = format!(
-                        "the database file {} does not exist; `errand migrate` creates it",
-                        self.path.display()
+                        "the database file {path} does not exist (is its path in DATABASE_URL right?)"
                     );
-                    return Err(StoreError::new(StoreErrorKind::Access, missing));
+                    return Err(StoreError::new(StoreErrorKind::Schema, missing));
                 }
                 acquired => return Ok(acquired?),
             }

@@ -65,7 +65,7 @@ fn a_database_without_schema_says_how_to_migrate() {
     let place = Place::empty();
     let url = format!("sqlite://{}", place.folder.path().join("errand.db").display());
     let place = place.set("DATABASE_URL", &url);
-    place.run(&["jobs", "list"]).fails(4, "`errand migrate` creates it");
+    place.run(&["jobs", "list"]).fails(4, "run `errand migrate`");
     std::fs::write(place.folder.path().join("errand.db"), "").unwrap();
     place.run(&["jobs", "list"]).fails(4, "run `errand migrate`");
     let check = place.run(&["migrate", "--check"]).exits(1);

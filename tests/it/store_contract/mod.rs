@@ -107,7 +107,13 @@ impl TestStore {
     async fn bare(&self) -> Self {
         match &self.place {
             Place::Postgres(_) => Self::bare_postgres().await,
-            Place::Sqlite(_) => Self::bare_sqlite(),
+            Place::Sqlite(_) => {
+                let bare = Self::bare_sqlite();
+                let Place::Sqlite(dir) = &bare.place else { unreachable!("it was just made") };
+                // Where there is no file, there is no database at all.
+                std::fs::write(dir.path().join("errand.db"), "").unwrap();
+                bare
+            }
         }
     }
 
