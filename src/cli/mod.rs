@@ -91,7 +91,7 @@ enum Command {
     Rejected(rejected::Command),
     /// Audit all jobs: find rows that break a rule or that nothing goes on with.
     Audit(audit::Args),
-    /// Remove jobs and rejected messages that are kept for long enough, as workers do by themselves.
+    /// Remove jobs and rejected messages that were kept for long enough.
     Prune(prune::Args),
     /// Remove what one owner has in the database and in the journals of this host.
     Erase(erase::Args),

@@ -24,8 +24,8 @@ use crate::{
 const FIRST_AFTER: Duration = Duration::from_secs(60);
 
 /// Most rows that one statement looks at, and that one removes.
-pub(super) const MOST_LOOKED_AT: usize = 1_000;
-pub(super) const MOST_REMOVED: usize = 200;
+pub(super) const MOST_LOOKED_AT: usize = 500;
+pub(super) const MOST_REMOVED: usize = 100;
 
 /// Most bytes of results, or of messages, that one statement removes; at least one row, whatever its size.
 pub(super) const MOST_BYTES: u64 = 2 * 1024 * 1024;

@@ -245,6 +245,8 @@ fn settings_are_shown_with_their_origins_and_without_secrets() {
 
     [audit]
 
+    [retention]
+
     [connections]
 
     [circuit_breaker]
