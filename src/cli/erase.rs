@@ -1,6 +1,9 @@
 //! `errand erase`: removes what one owner has in the database, and in the journals of this host.
 
-use std::collections::{BTreeMap, HashSet};
+use std::{
+    collections::{BTreeMap, HashSet},
+    path::PathBuf,
+};
 
 use serde_json::{Value, json};
 
@@ -73,6 +76,8 @@ struct JournalReport {
     /// Of jobs that the database does not know, so that nobody knows whose they are.
     unknown: u64,
     unreadable: u64,
+    /// The folder, if it is not there.
+    missing: Option<PathBuf>,
 }
 
 pub(super) async fn run(args: Args, context: &Context) -> anyhow::Result<Exit> {
@@ -94,7 +99,7 @@ pub(super) async fn run(args: Args, context: &Context) -> anyhow::Result<Exit> {
     } else {
         print_text(args.dry_run, &report, &journals)?;
     }
-    Ok(Exit::negative_if(sum(&report.left) + journals.left > 0))
+    Ok(Exit::negative_if(sum(&report.left) + report.rejected_left + journals.left > 0))
 }
 
 async fn erase_results(
@@ -107,16 +112,22 @@ async fn erase_results(
     let Some(folder) = context.config().worker.journal_dir.clone() else { return Ok(report) };
     let unusable =
         |error| exit::negative(format!("the journals (worker.journal_dir) cannot be used: {error}"));
+    if !folder.is_dir() {
+        report.missing = Some(folder);
+        return Ok(report);
+    }
     let journals = Journals::new(folder);
     let contents = journals.read().map_err(unusable)?;
     report.unreadable = contents.unreadable.len() as u64;
     let mut theirs: HashSet<JobId> = HashSet::new();
     for id in contents.jobs {
-        match store.job(id).await? {
-            None => report.unknown += 1,
-            Some(job) if job.spec.owner != *owner => {}
-            Some(job) if !job.state.is_final() => report.left += 1,
-            Some(_) => {
+        match store.job(id).await {
+            Err(error) if error.kind().passes() => return Err(error.into()),
+            // It may be there, in words of a newer version.
+            Ok(None) | Err(_) => report.unknown += 1,
+            Ok(Some(job)) if job.spec.owner != *owner => {}
+            Ok(Some(job)) if !job.state.is_final() => report.left += 1,
+            Ok(Some(_)) => {
                 theirs.insert(id);
                 report.removed += 1;
             }
@@ -141,7 +152,9 @@ fn as_json(dry_run: bool, report: &Report, journals: &JournalReport) -> Value {
             "journal": journals.removed,
         },
         "left": left.collect::<Vec<_>>(),
+        "left_rejected": report.rejected_left,
         "left_in_journal": journals.left,
+        "no_journal_dir": journals.missing,
         "not_known_whose": {
             "rejected": report.unreadable, "journal": journals.unknown, "journal_files": journals.unreadable,
         },
@@ -163,6 +176,20 @@ fn print_text(dry_run: bool, report: &Report, journals: &JournalReport) -> anyho
     output::print_table(&["WHAT", if dry_run { "WOULD BE REMOVED" } else { "REMOVED" }], rows)?;
     for ((why, state), jobs) in &report.left {
         output::print_line(format!("\nleft: {jobs} {state} ({why}): {}", why.advice()))?;
+    }
+    if report.rejected_left > 0 {
+        let advice = Left::Changed.advice();
+        output::print_line(format!(
+            "\nleft: {} rejected messages that changed: {advice}",
+            report.rejected_left
+        ))?;
+    }
+    if let Some(folder) = &journals.missing {
+        let folder = folder.display();
+        output::print_line(format!(
+            "\nno journals were looked at: there is no folder {folder}; if the workers of this host have another, call this \
+             with their worker.journal_dir"
+        ))?;
     }
     if journals.left > 0 {
         let advice = Left::UnderWay.advice();

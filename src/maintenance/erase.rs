@@ -62,12 +62,15 @@ impl Left {
 pub struct Report {
     pub jobs: BTreeMap<State, u64>,
     pub rejected: u64,
+    /// Rejected messages that stayed, because somebody else had them locked.
+    pub rejected_left: u64,
     pub pins: u64,
     /// Connections that no job waits for any more.
     pub awaited: u64,
     /// Jobs that stayed.
     pub left: BTreeMap<(Left, State), u64>,
-    /// Rejected messages that do not tell whose they are, because they are no JSON object.
+    /// Rejected messages that do not tell whose they are, because they are no JSON object, or that this version
+    /// cannot read.
     pub unreadable: u64,
 }
 
@@ -133,9 +136,18 @@ impl Erase {
             let rows = looks.rows();
             let Page { items, end } = looks.step(self.store.old_messages(before, rows)).await?;
             for message in items {
-                let Some(view) = self.store.rejected_message(message.id).await? else { continue };
-                match names(&view.message.body, &self.owner) {
-                    Some(true) => report.rejected += self.remove_message(message.id).await?,
+                let theirs = match self.store.rejected_message(message.id).await {
+                    Ok(None) => continue,
+                    Ok(Some(view)) => names(&view.message.body, &self.owner),
+                    Err(error) if error.kind().passes() => return Err(error),
+                    // It is kept in words of a newer version.
+                    Err(_) => None,
+                };
+                match theirs {
+                    Some(true) => match self.remove_message(message.id).await? {
+                        0 => report.rejected_left += 1,
+                        removed => report.rejected += removed,
+                    },
                     Some(false) => {}
                     None => report.unreadable += 1,
                 }

@@ -144,13 +144,15 @@ impl Prune {
     /// One round through the whole store. What was removed before an error of the store stays removed.
     pub async fn run_once(&self) -> Result<Report> {
         let mut report = Report::default();
-        if let Some(shortest) = self.options.shortest() {
-            self.prune_jobs(shortest, &mut report).await?;
-        }
+        let jobs = match self.options.shortest() {
+            Some(shortest) => self.prune_jobs(shortest, &mut report).await,
+            None => Ok(()),
+        };
+        // A job that cannot be removed keeps no messages.
         if self.options.limits_messages() {
             self.prune_messages(&mut report).await?;
         }
-        Ok(report)
+        jobs.map(|()| report)
     }
 
     async fn prune_jobs(&self, age: Duration, report: &mut Report) -> Result<()> {

@@ -4,6 +4,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use futures_util::FutureExt as _;
 use jiff::Timestamp;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
@@ -93,7 +94,8 @@ impl ToolApiWatch {
             Err(ToolError::Unavailable(cause)) => self.unanswered(&cause, began),
             answer => {
                 self.is_there();
-                if let Err(ToolError::Credentials { status, .. }) = answer {
+                // A key that is good for all that jobs need may lack the permission for this look.
+                if let Err(ToolError::Credentials { status: status @ 401, .. }) = answer {
                     self.status.key_refused(status);
                 }
                 self.judge_key()
@@ -106,6 +108,8 @@ impl ToolApiWatch {
         if status.has_answered_since(self.away.as_ref().map_or(began, |away| away.since)) {
             // So it is there for others, and what fails is this look.
             self.is_there();
+            // Answers that others got meanwhile are no doubt.
+            let _known = self.status.doubted().now_or_never();
             return Next::OnDoubt(DISTRUST);
         }
         let is_news = self.away.is_none();
@@ -205,6 +209,8 @@ mod tests {
     enum Answer {
         Good,
         Refused,
+        /// The key lacks the permission for a look.
+        Forbidden,
         None,
     }
 
@@ -250,6 +256,7 @@ mod tests {
             match *lock(&self.answer) {
                 Answer::Good => Ok(ApiCheck { date: None, took: Duration::ZERO }),
                 Answer::Refused => Err(ToolError::Credentials { status: 401, error: Box::default() }),
+                Answer::Forbidden => Err(ToolError::Credentials { status: 403, error: Box::default() }),
                 Answer::None => Err(ToolError::Unavailable("connection refused".to_owned())),
             }
         }
@@ -315,6 +322,12 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_key_that_lacks_the_permission_for_looks_is_no_refused_key() {
+        let scene = Scene::new(Answer::Forbidden).await;
+        assert!(scene.key_is_accepted() && !scene.status.is_away());
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn an_api_is_away_from_the_first_look_without_an_answer_to_the_first_with_one() {
         let scene = Scene::new(Answer::None).await;
         assert!(scene.status.is_away() && scene.key_is_accepted());
@@ -335,7 +348,9 @@ mod tests {
     async fn an_api_that_answers_others_is_not_away_although_looks_fail() {
         let scene = Scene::new(Answer::None).await;
         assert!(scene.status.is_away());
-        scene.status.answered();
+        for _ in 0..3 {
+            scene.status.answered();
+        }
         assert!(!scene.after(0).await.status.is_away());
         assert!(!scene.after(600).await.status.is_away(), "nobody has a doubt");
         scene.status.doubt();

@@ -26,7 +26,7 @@ pub trait Checks: fmt::Debug + Send + Sync {
     async fn known_success(&self, after: Timestamp) -> Result<Option<RequestId>>;
 
     /// The request ID of a call that succeeded and was sent before this time, by which a log can show that it is the one
-    /// in which errand's calls were by then: of the job that was created last.
+    /// in which errand's calls were by then: of the job that was created last, among the last 10,000.
     async fn known_success_before(&self, before: Timestamp) -> Result<Option<RequestId>>;
 }
 

@@ -106,7 +106,7 @@ impl OldJob {
 #[derive(Debug, Clone, Copy)]
 pub struct OldMessage {
     pub id: Uuid,
-    /// Since it came first, by the store's clock.
+    /// Since it came last, by the store's clock.
     pub age: Duration,
     /// Of the body.
     pub bytes: u64,

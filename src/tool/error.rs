@@ -30,8 +30,8 @@ impl ApiError {
     pub fn tells_more_than(&self, status: u16) -> bool {
         match (self.slug.as_deref(), self.code) {
             (Some(slug), _) => !slug.starts_with("HTTP_"),
-            (None, Some(code)) => code % 10_000 != i64::from(status),
-            (None, None) => false,
+            (None, Some(code)) if code % 10_000 != i64::from(status) => true,
+            (None, _) => self.suggested_fix.is_some() || !self.errors.is_empty(),
         }
     }
 }

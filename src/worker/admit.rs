@@ -32,7 +32,10 @@ const REJECTED_NAMESPACE: Uuid = Uuid::from_u128(0x2d0c_6f5a_9b7e_5f0e_8c52_6572
 
 /// What `read` makes of a message. One on which it panics would end the lane each time that it comes, so it is rejected.
 pub(super) fn guarded<T>(read: impl FnOnce() -> Result<T, EnvelopeError>) -> Result<T, EnvelopeError> {
-    let panicked = |_| Err(EnvelopeError::new(EnvelopeReason::BadValue, PANICKED));
+    let panicked = |_| {
+        metrics::PANICS.add([], 1);
+        Err(EnvelopeError::new(EnvelopeReason::BadValue, PANICKED))
+    };
     catch_unwind(AssertUnwindSafe(read)).unwrap_or_else(panicked)
 }
 
@@ -66,7 +69,7 @@ pub(super) fn anonymous_job(shared: &Shared, lane: &QueueName, delivery: &Delive
         return None;
     }
     let id = JobId::new();
-    let spec = decode(body, &properties.arrival(lane, Some(id))).ok()?;
+    let spec = guarded(|| decode(body, &properties.arrival(lane, Some(id)))).ok()?;
     (spec.id == id && shared.resolver.check_reply(&spec).is_ok()).then(|| Arc::new(spec))
 }
 
@@ -126,7 +129,7 @@ pub(super) fn reject(lane: &QueueName, delivery: &Delivery, error: EnvelopeError
     }
     name.extend_from_slice(&delivery.body);
     let id = Uuid::new_v5(&REJECTED_NAMESPACE, &name);
-    let job = id_of(&delivery.body, &delivery.properties.arrival(lane, None));
+    let job = guarded(|| Ok(id_of(&delivery.body, &delivery.properties.arrival(lane, None)))).ok().flatten();
     tracing::warn!(
         rejected.id = %id,
         job.id = job.map(tracing::field::display),

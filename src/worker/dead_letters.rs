@@ -121,7 +121,14 @@ async fn job_of(intake: &Intake, delivery: &Delivery) -> Result<Arc<JobSpec>, Re
     let lane = died_in(delivery)
         .ok_or_else(|| Refusal::Envelope(EnvelopeError::new(EnvelopeReason::BadValue, NOT_DEAD)))?;
     let arrival = Arrival { known: properties.from_store, ..properties.arrival(&lane, None) };
-    let spec = guarded(|| decode(&delivery.body, &arrival)).map_err(Refusal::Envelope)?;
+    let spec = guarded(|| {
+        let spec = decode(&delivery.body, &arrival)?;
+        if !properties.from_store {
+            shared.resolver.check_reply(&spec)?;
+        }
+        Ok(spec)
+    });
+    let spec = spec.map_err(Refusal::Envelope)?;
     if properties.from_store {
         // The relay publishes it again by itself, if the store has it.
         match shared.services.store.job(spec.id).await {
@@ -133,8 +140,6 @@ async fn job_of(intake: &Intake, delivery: &Delivery) -> Result<Arc<JobSpec>, Re
             // It is there, in words of a newer version.
             Err(_) => {}
         }
-    } else {
-        shared.resolver.check_reply(&spec).map_err(Refusal::Envelope)?;
     }
     Ok(Arc::new(spec))
 }

@@ -18,7 +18,8 @@ use crate::store::{
 statements! { Postgres:
     reject(rejections: Rows<'_, Rejection>) = "insert into rejected ({rejection}, received_at)
     select {i.rejection}, now() from {rows}
-    on conflict (id) do update set seen = rejected.seen + least(excluded.seen, 2147483647 - rejected.seen), requeued_at = null";
+    on conflict (id) do update set seen = rejected.seen + least(excluded.seen, 2147483647 - rejected.seen),
+        received_at = excluded.received_at, requeued_at = null";
 
     rejected(limit: i64) = "select id, queue, reason, message, ''::bytea as body, properties,
         octet_length(body)::bigint as size, seen, received_at, requeued_at

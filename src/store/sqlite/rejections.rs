@@ -16,7 +16,7 @@ use crate::store::{
 statements! { Sqlite:
     reject(rejection: One<'_, Rejection>, now: i64) = "insert into rejected ({rejection}, received_at)
     values ({values rejection}, {now})
-    on conflict (id) do update set seen = min(seen, 2147483646) + 1, requeued_at = null";
+    on conflict (id) do update set seen = min(seen, 2147483646) + 1, received_at = excluded.received_at, requeued_at = null";
 
     rejected(limit: i64) = "select id, queue, reason, message, x'' as body, properties, length(body) as size, seen,
         received_at, requeued_at

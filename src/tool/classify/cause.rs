@@ -15,6 +15,8 @@ use crate::{
 /// The error that came with an answer which is no success, as far as it arrived.
 pub(super) enum Reason {
     Told(ApiError),
+    /// The result of a tool, so that it was the API that answered.
+    Result(ApiError),
     /// Something that the API would not say, so perhaps it was not the API that answered.
     Foreign(&'static str),
     Lost,
@@ -23,7 +25,7 @@ pub(super) enum Reason {
 impl Reason {
     fn how(&self) -> &'static str {
         match self {
-            Self::Told(_) => "with an error",
+            Self::Told(_) | Self::Result(_) => "with an error",
             Self::Foreign(how) => how,
             Self::Lost => "and its body was lost",
         }
@@ -55,6 +57,7 @@ impl Cause {
     pub(super) fn of(status: u16, reason: &Reason, context: &Context<'_>) -> Self {
         let error = match reason {
             Reason::Told(error) => error,
+            Reason::Result(_) => return by_status(status),
             Reason::Foreign(_) | Reason::Lost => return by_status_alone(status, reason),
         };
         let cause = by_slug(error, context)
@@ -78,7 +81,7 @@ impl Cause {
     pub(super) fn error(self, status: u16, reason: &Reason, context: &Context<'_>) -> JobError {
         let sentence = self.sentence(status, reason.how(), context);
         match reason {
-            Reason::Told(error) => said(self.kind(), sentence, error),
+            Reason::Told(error) | Reason::Result(error) => said(self.kind(), sentence, error),
             Reason::Foreign(_) | Reason::Lost => said(self.kind(), sentence, &ApiError::default()),
         }
     }

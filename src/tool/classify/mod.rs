@@ -144,7 +144,7 @@ fn answered(
             let what = format!("the tool API answered HTTP {status} with a success in it");
             return (AttemptOutcome::Unknown, unknown(&what, retry_after, context));
         }
-        Body::Result(result) => Reason::Told(ApiError { message: result.error, ..ApiError::default() }),
+        Body::Result(result) => Reason::Result(ApiError { message: result.error, ..ApiError::default() }),
         Body::Error(error) => Reason::Told(error),
         Body::Opaque => Reason::Foreign("without a body that the tool API would send"),
         Body::Broken(_) => Reason::Lost,

@@ -5,7 +5,7 @@
 use std::{
     fs::{self, DirBuilder, File},
     io::{self, BufWriter, Write},
-    os::unix::fs::DirBuilderExt as _,
+    os::unix::fs::{DirBuilderExt as _, MetadataExt as _, fchown},
     path::{Path, PathBuf},
 };
 
@@ -100,9 +100,12 @@ impl Folder {
         Ok(path)
     }
 
-    /// Writes a file, in the place of the one of this name if there is one.
+    /// Writes a file, in the place of the one of this name if there is one. It is still that one's user who can read it.
     pub(super) fn replace(&self, path: &Path, results: &[Finish]) -> io::Result<()> {
         let draft = self.draft()?;
+        if let Ok(old) = fs::metadata(path) {
+            fchown(draft.as_file(), Some(old.uid()), Some(old.gid()))?;
+        }
         encode(BufWriter::new(draft.as_file()), results)?;
         draft.as_file().sync_all()?;
         draft.persist(path)?;
