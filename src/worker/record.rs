@@ -91,8 +91,8 @@ pub(super) async fn record(shared: &Shared, job: RunningJob, end: AttemptEnd) {
                 // The database may have refused to keep the answer of a call that succeeded.
                 unsuccessful.unwrap_or(Unsuccessful::UNSTORABLE).tell(&job, state);
             }
-            let took = shared.services.clock.now().duration_since(job.started_at);
-            tracing::debug!(state = %state, duration_ms = took.as_millis(), "attempt recorded");
+            let duration_ms = millis(job.claimed_at.elapsed());
+            tracing::debug!(state = %state, duration_ms, "attempt recorded");
         }
         Finished::Fenced => {
             metrics::FENCED.add([], 1);
