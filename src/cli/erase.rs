@@ -15,7 +15,7 @@ use super::{
 use crate::{
     job::{JobId, Owner, OwnerKind},
     maintenance::erase::{Erase, Left, Report},
-    store::SharedStore,
+    store::{SharedStore, StoreErrorKind},
     worker::Journals,
 };
 
@@ -122,7 +122,7 @@ async fn erase_results(
     let mut theirs: HashSet<JobId> = HashSet::new();
     for id in contents.jobs {
         match store.job(id).await {
-            Err(error) if error.kind().passes() => return Err(error.into()),
+            Err(error) if error.kind() != StoreErrorKind::Corrupt => return Err(error.into()),
             // It may be there, in words of a newer version.
             Ok(None) | Err(_) => report.unknown += 1,
             Ok(Some(job)) if job.spec.owner != *owner => {}

@@ -7,7 +7,6 @@
 use std::collections::BTreeMap;
 
 use serde_json::Value;
-use uuid::Uuid;
 
 use super::{
     pace::Pace,
@@ -15,7 +14,7 @@ use super::{
 };
 use crate::{
     job::{BYTE_ORDER_MARK, Owner, State},
-    store::{OldJob, Page, Pending, Result, SharedStore, Which},
+    store::{OldJob, OldMessage, Page, Pending, Result, SharedStore, StoreErrorKind, Which},
     string_enum::string_enum,
 };
 
@@ -139,12 +138,12 @@ impl Erase {
                 let theirs = match self.store.rejected_message(message.id).await {
                     Ok(None) => continue,
                     Ok(Some(view)) => names(&view.message.body, &self.owner),
-                    Err(error) if error.kind().passes() => return Err(error),
+                    Err(error) if error.kind() != StoreErrorKind::Corrupt => return Err(error),
                     // It is kept in words of a newer version.
                     Err(_) => None,
                 };
                 match theirs {
-                    Some(true) => match self.remove_message(message.id).await? {
+                    Some(true) => match self.remove_message(message).await? {
                         0 => report.rejected_left += 1,
                         removed => report.rejected += removed,
                     },
@@ -157,8 +156,8 @@ impl Erase {
         }
     }
 
-    async fn remove_message(&self, id: Uuid) -> Result<u64> {
-        if self.dry_run { Ok(1) } else { self.store.remove_messages(&[id]).await }
+    async fn remove_message(&self, message: OldMessage) -> Result<u64> {
+        if self.dry_run { Ok(1) } else { self.store.remove_messages(&[message]).await }
     }
 
     async fn erase_pins(&self, report: &mut Report) -> Result<()> {

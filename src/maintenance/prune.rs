@@ -10,7 +10,6 @@ use std::{
 };
 
 use tokio_util::sync::CancellationToken;
-use uuid::Uuid;
 
 use super::{Turns, pace::Pace, rounds};
 use crate::{
@@ -220,8 +219,8 @@ impl Prune {
         report: &mut Report,
     ) -> Result<()> {
         if !self.options.dry_run {
-            let ids: Vec<Uuid> = batch.iter().map(|(_, message)| message.id).collect();
-            pace.step(self.store.remove_messages(&ids)).await?;
+            let messages: Vec<OldMessage> = batch.iter().map(|(_, message)| *message).collect();
+            pace.step(self.store.remove_messages(&messages)).await?;
         }
         for (excess, _) in batch {
             *report.rejected.entry(*excess).or_default() += 1;
@@ -306,7 +305,7 @@ mod tests {
     use super::*;
 
     fn message(age_days: u64, bytes: u64) -> OldMessage {
-        OldMessage { id: Uuid::nil(), age: Duration::from_hours(24 * age_days), bytes }
+        OldMessage { id: uuid::Uuid::nil(), age: Duration::from_hours(24 * age_days), bytes, received_at: 0 }
     }
 
     fn reasons(options: &Options, newest_first: &[OldMessage]) -> Vec<Option<Excess>> {

@@ -95,7 +95,9 @@ impl ToolApiWatch {
             answer => {
                 self.is_there();
                 // A key that is good for all that jobs need may lack the permission for this look.
-                if let Err(ToolError::Credentials { status: status @ 401, .. }) = answer {
+                if let Err(ToolError::Credentials { status, .. }) = answer
+                    && (status == 401 || self.refused.is_some())
+                {
                     self.status.key_refused(status);
                 }
                 self.judge_key()
@@ -108,6 +110,9 @@ impl ToolApiWatch {
         if status.has_answered_since(self.away.as_ref().map_or(began, |away| away.since)) {
             // So it is there for others, and what fails is this look.
             self.is_there();
+            if self.status.refusal().is_some() {
+                return self.judge_key();
+            }
             // Answers that others got meanwhile are no doubt.
             let _known = self.status.doubted().now_or_never();
             return Next::OnDoubt(DISTRUST);

@@ -31,8 +31,8 @@ pub trait Retention: fmt::Debug + Send + Sync {
     /// Up to `limit` rejected messages, newest first, which came before `before`, or the last ones.
     async fn old_messages(&self, before: Option<Place>, limit: usize) -> Result<Page<OldMessage>>;
 
-    /// Removes these rejected messages, and returns how many there were.
-    async fn remove_messages(&self, ids: &[Uuid]) -> Result<u64>;
+    /// Removes those of these rejected messages that have not come again, and returns how many there were.
+    async fn remove_messages(&self, messages: &[OldMessage]) -> Result<u64>;
 
     /// Forgets which connections of an owner were awaited, as far as no job waits for them any more. Returns how many
     /// that were.
@@ -110,6 +110,8 @@ pub struct OldMessage {
     pub age: Duration,
     /// Of the body.
     pub bytes: u64,
+    /// When it came last, in microseconds since 1970: what changes when it comes again.
+    pub(crate) received_at: i64,
 }
 
 impl<T> Page<T> {
@@ -143,7 +145,12 @@ impl Page<OldJob> {
 impl Page<OldMessage> {
     pub(super) fn of_messages(rows: &[impl StoreRow]) -> Result<Self> {
         Self::read(rows, |row| {
-            Ok(OldMessage { id: row.read("id")?, age: row.span("age")?, bytes: row.total("bytes")? })
+            Ok(OldMessage {
+                id: row.read("id")?,
+                age: row.span("age")?,
+                bytes: row.total("bytes")?,
+                received_at: row.read("at")?,
+            })
         })
     }
 }

@@ -34,7 +34,9 @@ pub fn decode(status: u16, body: &[u8]) -> Body {
     if enveloped && !(success && successful.is_some()) {
         return Body::Error(api_error(&fields));
     }
-    if successful.is_some() || fields.has_any(&[Key::Successfull, Key::Data, Key::LogId]) {
+    // Envelopes of others have `data` too, and what stands in front of the API answers with error statuses.
+    let is_result = successful.is_some() || fields.raw(Key::LogId).is_some();
+    if is_result || success && fields.has_any(&[Key::Successfull, Key::Data, Key::LogId]) {
         return Body::Result(result(&fields, successful.unwrap_or(false)));
     }
     if fields.has_any(&[Key::Error, Key::Message, Key::Code, Key::Slug]) {

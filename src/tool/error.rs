@@ -31,7 +31,7 @@ impl ApiError {
         match (self.slug.as_deref(), self.code) {
             (Some(slug), _) => !slug.starts_with("HTTP_"),
             (None, Some(code)) if code % 10_000 != i64::from(status) => true,
-            (None, _) => self.suggested_fix.is_some() || !self.errors.is_empty(),
+            (None, _) => self.suggested_fix.is_some(),
         }
     }
 }

@@ -18,7 +18,7 @@ use crate::{
     failure::chain,
     job::{Arrival, EnvelopeError, EnvelopeReason, JobSpec, QueueName, decode},
     queue::{Delivery, QueueError, Settler, Token},
-    store::{Inserted, Rejected, StoreError},
+    store::{Inserted, Rejected, StoreError, StoreErrorKind},
     telemetry::metrics::{self, LaneMetrics},
 };
 
@@ -136,7 +136,7 @@ async fn job_of(intake: &Intake, delivery: &Delivery) -> Result<Arc<JobSpec>, Re
             Ok(None) => {
                 return Err(Refusal::Envelope(EnvelopeError::new(EnvelopeReason::UnknownJob, UNKNOWN_JOB)));
             }
-            Err(error) if error.kind().passes() => return Err(Refusal::Store(error)),
+            Err(error) if error.kind() != StoreErrorKind::Corrupt => return Err(Refusal::Store(error)),
             // It is there, in words of a newer version.
             Err(_) => {}
         }

@@ -28,7 +28,8 @@ use crate::{
     },
 };
 
-/// So long after a pin was set, every worker whose store answers decides by it: somewhat longer than [`ASK_EVERY`].
+/// So long after a pin was set, every worker whose store answers decides by it: they read pins
+/// every second.
 pub const PINS_KNOWN_AFTER: Duration = Duration::from_millis(1_500);
 
 /// Most notices that are remembered; further ones are not given.

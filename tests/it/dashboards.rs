@@ -16,6 +16,7 @@ use crate::support::{Prometheus, http};
 
 const DASHBOARD: &str = include_str!("../../deploy/grafana/overview.json");
 const ALERTS: &str = include_str!("../../deploy/prometheus/alerts.yml");
+const RUNBOOK: &str = include_str!("../../docs/runbook.md");
 const ALERTS_TEST: &str = include_str!("../../deploy/prometheus/alerts_test.yml");
 
 /// Panel types that current Grafana versions keep.
@@ -199,6 +200,21 @@ fn every_alert_has_a_severity_a_test_and_texts_whose_labels_exist() {
         }
         assert!(ALERTS_TEST.contains(&name), "{name} is not tested in alerts_test.yml");
     }
+}
+
+#[test]
+fn each_alert_has_its_section_in_the_runbook() {
+    let mut sections: BTreeMap<&str, &str> =
+        RUNBOOK.split("\n## ").skip(1).filter_map(|section| section.split_once('\n')).collect();
+    for Alert { name, text, .. } in alerts() {
+        let url = format!("runbook_url: docs/runbook.md#{}\n", name.to_lowercase());
+        assert!(text.contains(&url), "{name} does not name its section");
+        let section = sections.remove(name.as_str()).unwrap_or_else(|| panic!("{name} has no section"));
+        for part in ["* **Means**: ", "* **Confirm**: ", "* **Do**: ", "* **Do not** "] {
+            assert_eq!(section.matches(part).count(), 1, "{name}: {part}");
+        }
+    }
+    assert!(sections.is_empty(), "no alert: {sections:?}");
 }
 
 /// What an uneventful run shows: only successes, and none of the metrics that an incident gives birth to.

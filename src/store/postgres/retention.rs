@@ -42,8 +42,10 @@ statements! { Postgres:
         (extract(epoch from now() - received_at) * 1000000)::bigint as age, octet_length(body)::bigint as bytes
     from rejected where (received_at, id) < ({instant}, {id}) order by received_at desc, id desc limit {limit}";
 
-    remove_messages(ids: Vec<Uuid>) = "delete from rejected where id in (
-        select id from rejected where id = any({ids}) for update skip locked)
+    remove_messages(ids: Vec<Uuid>, received: Vec<i64>) = "delete from rejected where id in (
+        select id from rejected where id = any({ids}) and (id, (extract(epoch from received_at) * 1000000)::bigint) in (
+            select * from unnest({ids}::uuid[], {received}::bigint[]))
+        for update skip locked)
     returning id";
 
     /// Whoever parks a job at the same time holds the row until the job can be seen, and it is looked at again then.
@@ -87,8 +89,9 @@ impl Retention for PostgresStore {
         Page::of_messages(&self.other.fetch(sql::old_messages(at, id, to_limit(limit))).await?)
     }
 
-    async fn remove_messages(&self, ids: &[Uuid]) -> Result<u64> {
-        Ok(self.other.fetch(sql::remove_messages(ids.to_vec())).await?.len() as u64)
+    async fn remove_messages(&self, messages: &[OldMessage]) -> Result<u64> {
+        let (ids, received) = messages.iter().map(|message| (message.id, message.received_at)).unzip();
+        Ok(self.other.fetch(sql::remove_messages(ids, received)).await?.len() as u64)
     }
 
     async fn forget_awaited(&self, owner: &Owner) -> Result<u64> {

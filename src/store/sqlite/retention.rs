@@ -36,7 +36,7 @@ statements! { Sqlite:
         octet_length(body) as bytes
     from rejected where (received_at, id) < ({at}, {id}) order by received_at desc, id desc limit +{limit}";
 
-    remove_message(id: Uuid) = "delete from rejected where id = {id}";
+    remove_message(id: Uuid, received_at: i64) = "delete from rejected where id = {id} and received_at = {received_at}";
 
     forget_awaited(owner_kind: &str, owner_id: &str) = "delete from awaited as a
     where a.owner_kind = {owner_kind} and a.owner_id = {owner_id}
@@ -82,8 +82,9 @@ impl Retention for SqliteStore {
         Page::of_messages(&self.reader.fetch(query).await?)
     }
 
-    async fn remove_messages(&self, ids: &[Uuid]) -> Result<u64> {
-        let removed = self.write_each(ids.to_vec(), |id, _| sql::remove_message(*id)).await?;
+    async fn remove_messages(&self, messages: &[OldMessage]) -> Result<u64> {
+        let remove = |message: &OldMessage, _| sql::remove_message(message.id, message.received_at);
+        let removed = self.write_each(messages.to_vec(), remove).await?;
         Ok(removed.into_iter().filter(|removed| *removed).count() as u64)
     }
 

@@ -166,6 +166,8 @@ fn refusals_go_by_slug_then_code_then_status() {
         (422, html.clone(), "fail", Refused),
         (403, r#"{"error":{"code":"403","message":"Forbidden","id":"x"}}"#.into(), "retry", Refused),
         (403, r#"{"message":"Forbidden"}"#.into(), "retry", Refused),
+        (403, r#"{"status":"error","message":"Forbidden","data":null}"#.into(), "retry", Refused),
+        (404, r#"{"data":{}}"#.into(), "retry", Refused),
         (404, r#"{"error":{"message":"no","suggested_fix":"Look."}}"#.into(), "fail", UnknownTool),
         (404, slug(10404, "HTTP_NotFound"), "retry", Refused),
         (404, r#"{"error":{"code":10404,"message":"no such route"}}"#.into(), "retry", Refused),
