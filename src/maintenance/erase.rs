@@ -143,10 +143,8 @@ impl Erase {
                     Err(_) => None,
                 };
                 match theirs {
-                    Some(true) => match self.remove_message(message).await? {
-                        0 => report.rejected_left += 1,
-                        removed => report.rejected += removed,
-                    },
+                    Some(true) if self.remove_message(message).await? => report.rejected += 1,
+                    Some(true) => report.rejected_left += 1,
                     Some(false) => {}
                     None => report.unreadable += 1,
                 }
@@ -156,8 +154,9 @@ impl Erase {
         }
     }
 
-    async fn remove_message(&self, message: OldMessage) -> Result<u64> {
-        if self.dry_run { Ok(1) } else { self.store.remove_messages(&[message]).await }
+    /// Whether it went.
+    async fn remove_message(&self, message: OldMessage) -> Result<bool> {
+        Ok(self.dry_run || !self.store.remove_messages(&[message]).await?.is_empty())
     }
 
     async fn erase_pins(&self, report: &mut Report) -> Result<()> {

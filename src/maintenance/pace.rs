@@ -12,6 +12,9 @@ const AIM: Duration = Duration::from_millis(15);
 /// The rows of the first statement: few, because nobody knows yet how slow the store is.
 const FIRST: usize = 50;
 
+/// Fewer at a time would help nobody: where so few take long, it is the way to the store or its commit that does.
+const LEAST: usize = 25;
+
 /// No pause is longer, so that a store that stood still for once is not left alone for long.
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
@@ -53,8 +56,8 @@ impl Pace {
     }
 
     fn learn(&mut self, took: Duration) {
-        self.rows =
-            if took > AIM { self.rows / 2 } else { self.rows + self.rows / 4 + 1 }.clamp(1, self.most);
+        let rows = if took > AIM { self.rows / 2 } else { self.rows + self.rows / 4 + 1 };
+        self.rows = rows.clamp(LEAST.min(self.most), self.most);
     }
 }
 
@@ -72,7 +75,11 @@ mod tests {
         for _ in 0..20 {
             pace.learn(Duration::from_secs(1));
         }
-        assert_eq!(pace.rows(), 1, "and never none");
+        assert_eq!(
+            pace.rows(),
+            LEAST,
+            "and never so few that a slow way to the store is all that is paid for"
+        );
         for _ in 0..40 {
             pace.learn(Duration::from_millis(1));
         }

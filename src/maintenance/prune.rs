@@ -218,11 +218,13 @@ impl Prune {
         batch: &[(Excess, OldMessage)],
         report: &mut Report,
     ) -> Result<()> {
-        if !self.options.dry_run {
-            let messages: Vec<OldMessage> = batch.iter().map(|(_, message)| *message).collect();
-            pace.step(self.store.remove_messages(&messages)).await?;
-        }
-        for (excess, _) in batch {
+        let messages: Vec<OldMessage> = batch.iter().map(|(_, message)| *message).collect();
+        let gone = if self.options.dry_run {
+            messages.iter().map(|message| message.id).collect()
+        } else {
+            pace.step(self.store.remove_messages(&messages)).await?
+        };
+        for (excess, _) in batch.iter().filter(|(_, message)| gone.contains(&message.id)) {
             *report.rejected.entry(*excess).or_default() += 1;
             if !self.options.dry_run {
                 metrics::PRUNED_MESSAGES.add([excess.as_str()], 1);

@@ -40,6 +40,8 @@ pub struct ToolApiWatch {
     away: Option<Away>,
     /// Since when the key is refused.
     refused: Option<Instant>,
+    /// Whether a look was ever answered with what it asked for.
+    may_look: bool,
 }
 
 #[derive(Debug)]
@@ -61,7 +63,7 @@ enum Next {
 impl ToolApiWatch {
     pub fn new(services: &Services, health: Arc<Health>) -> Self {
         let Services { api, api_status: status, clock, .. } = services.clone();
-        Self { api, status, clock, health, away: None, refused: None }
+        Self { api, status, clock, health, away: None, refused: None, may_look: false }
     }
 
     /// Looks until `stop`.
@@ -94,9 +96,10 @@ impl ToolApiWatch {
             Err(ToolError::Unavailable(cause)) => self.unanswered(&cause, began),
             answer => {
                 self.is_there();
-                // A key that is good for all that jobs need may lack the permission for this look.
+                self.may_look |= answer.is_ok();
+                // A key that is good for all that jobs need may have lacked the permission for this look all the time.
                 if let Err(ToolError::Credentials { status, .. }) = answer
-                    && (status == 401 || self.refused.is_some())
+                    && (status == 401 || self.may_look && self.refused.is_some())
                 {
                     self.status.key_refused(status);
                 }
@@ -111,7 +114,8 @@ impl ToolApiWatch {
             // So it is there for others, and what fails is this look.
             self.is_there();
             if self.status.refusal().is_some() {
-                return self.judge_key();
+                // What is to be said of the key, the next look says.
+                return Next::After(DISTRUST);
             }
             // Answers that others got meanwhile are no doubt.
             let _known = self.status.doubted().now_or_never();
@@ -287,6 +291,7 @@ mod tests {
                 health: health.clone(),
                 away: None,
                 refused: None,
+                may_look: false,
             };
             tokio::spawn(watch.run(CancellationToken::new()));
             let scene = Self { api, status, health };
@@ -330,6 +335,21 @@ mod tests {
     async fn a_key_that_lacks_the_permission_for_looks_is_no_refused_key() {
         let scene = Scene::new(Answer::Forbidden).await;
         assert!(scene.key_is_accepted() && !scene.status.is_away());
+        scene.status.key_refused(401);
+        assert!(!scene.after(10).await.key_is_accepted());
+        assert!(scene.after(110).await.key_is_accepted(), "nobody else was refused since");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_key_that_is_refused_everywhere_since_a_moment_stays_refused() {
+        let scene = Scene::new(Answer::Good).await;
+        scene.answers(Answer::Forbidden);
+        scene.status.key_refused(403);
+        for _ in 0..20 {
+            assert!(!scene.after(30).await.key_is_accepted());
+        }
+        scene.answers(Answer::Good);
+        assert!(scene.after(70).await.key_is_accepted());
     }
 
     #[tokio::test(start_paused = true)]

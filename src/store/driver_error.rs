@@ -72,6 +72,10 @@ fn refused(error: &dyn DatabaseError) -> StoreError {
             "another session has locked what is to be written: {message} (code {code}); `pg_blocking_pids` and \
              `pg_stat_activity` say which"
         ),
+        // What somebody's own trigger says may quote the row.
+        StoreErrorKind::Unavailable if code.starts_with("P0") => {
+            format!("a function or trigger in the database raised an error (code {code})")
+        }
         StoreErrorKind::Unavailable => format!("the database cannot answer now: {message} (code {code})"),
         StoreErrorKind::Corrupt => {
             format!("the database answers what errand cannot read: {message} (code {code})")

@@ -31,8 +31,8 @@ pub trait Retention: fmt::Debug + Send + Sync {
     /// Up to `limit` rejected messages, newest first, which came before `before`, or the last ones.
     async fn old_messages(&self, before: Option<Place>, limit: usize) -> Result<Page<OldMessage>>;
 
-    /// Removes those of these rejected messages that have not come again, and returns how many there were.
-    async fn remove_messages(&self, messages: &[OldMessage]) -> Result<u64>;
+    /// Removes those of these rejected messages that have not come again. Returns their IDs.
+    async fn remove_messages(&self, messages: &[OldMessage]) -> Result<Vec<Uuid>>;
 
     /// Forgets which connections of an owner were awaited, as far as no job waits for them any more. Returns how many
     /// that were.

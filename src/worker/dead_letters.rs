@@ -79,7 +79,8 @@ async fn take(intake: &Intake, deliveries: Vec<Delivery>, settler: &Arc<dyn Sett
     for delivery in deliveries {
         metrics::DEAD_LETTERS.add([], 1);
         match job_of(intake, &delivery).await {
-            Ok(job) => admitted.push((job, delivery)),
+            Ok(Some(job)) => admitted.push((job, delivery)),
+            Ok(None) => {}
             Err(Refusal::Envelope(error)) => {
                 rejected.push((delivery.token, reject(&lane_of(&delivery), &delivery, error)))
             }
@@ -114,8 +115,8 @@ enum Refusal {
     Store(StoreError),
 }
 
-/// The job of a dead letter. A message without an ID is not one, because it may have run.
-async fn job_of(intake: &Intake, delivery: &Delivery) -> Result<Arc<JobSpec>, Refusal> {
+/// The job of a dead letter, if it is to be stored. A message without an ID is not one, because it may have run.
+async fn job_of(intake: &Intake, delivery: &Delivery) -> Result<Option<Arc<JobSpec>>, Refusal> {
     let Intake { shared, .. } = intake;
     let properties = &delivery.properties;
     let lane = died_in(delivery)
@@ -130,8 +131,11 @@ async fn job_of(intake: &Intake, delivery: &Delivery) -> Result<Arc<JobSpec>, Re
     });
     let spec = spec.map_err(Refusal::Envelope)?;
     if properties.from_store {
-        // The relay publishes it again by itself, if the store has it.
         match shared.services.store.job(spec.id).await {
+            // The relay publishes it again by itself. Stored again, it would be a new job if it were removed right now.
+            Ok(Some(job)) if job.spec.owner == spec.owner && job.spec.digest == spec.digest => {
+                return Ok(None);
+            }
             Ok(Some(_)) => {}
             Ok(None) => {
                 return Err(Refusal::Envelope(EnvelopeError::new(EnvelopeReason::UnknownJob, UNKNOWN_JOB)));
@@ -141,7 +145,7 @@ async fn job_of(intake: &Intake, delivery: &Delivery) -> Result<Arc<JobSpec>, Re
             Err(_) => {}
         }
     }
-    Ok(Arc::new(spec))
+    Ok(Some(Arc::new(spec)))
 }
 
 async fn store(intake: &Intake, admitted: Vec<(Arc<JobSpec>, Delivery)>) -> Stored {

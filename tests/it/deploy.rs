@@ -7,8 +7,11 @@ use std::process::Command;
 
 use errand::config::{Sources, load};
 
+use crate::dashboards::{Alert, alerts};
+
 const COMPOSE: &str = include_str!("../../docker-compose.yml");
 const DOCKERFILE: &str = include_str!("../../deploy/Dockerfile");
+const RUNBOOK: &str = include_str!("../../docs/runbook.md");
 const UNIT: &str = include_str!("../../deploy/systemd/errand.service");
 const DEFAULTS: &str = include_str!("../../src/config/default.toml");
 
@@ -21,6 +24,21 @@ fn promtool_accepts_the_configuration_and_the_alerts() {
 #[test]
 fn each_alert_fires_when_it_should_and_is_silent_when_it_should_be() {
     promtool(&["test", "rules", "alerts_test.yml"]);
+}
+
+#[test]
+fn each_alert_has_its_section_in_the_runbook() {
+    let mut sections: BTreeMap<&str, &str> =
+        RUNBOOK.split("\n## ").skip(1).filter_map(|section| section.split_once('\n')).collect();
+    for Alert { name, text, .. } in alerts() {
+        let url = format!("runbook_url: docs/runbook.md#{}\n", name.to_lowercase());
+        assert!(text.contains(&url), "{name} does not name its section");
+        let section = sections.remove(name.as_str()).unwrap_or_else(|| panic!("{name} has no section"));
+        for part in ["* **Means**: ", "* **Confirm**: ", "* **Do**: ", "* **Do not** "] {
+            assert_eq!(section.matches(part).count(), 1, "{name}: {part}");
+        }
+    }
+    assert!(sections.is_empty(), "no alert: {sections:?}");
 }
 
 #[test]

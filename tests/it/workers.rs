@@ -154,7 +154,7 @@ async fn secrets_never_reach_logs_or_metrics() {
 async fn every_query_of_the_dashboard_returns_data_of_a_real_worker() {
     let faults = "[[fault]]\nkind = \"provider_failure\"\ntool = \"LINEAR_UPDATE_ISSUE\"\nprovider_status = 503\nfirst = 1\n";
     let harness = Harness::new("dashboard", faults).await;
-    let worker = harness.worker(&[]).await;
+    let worker = harness.worker(&[("ERRAND__RETENTION__EVERY_SECS", "1")]).await;
     let address = worker.address().await;
     let publishing = async {
         // Rates need events between two scrapes, so jobs keep coming while the queries are tried.

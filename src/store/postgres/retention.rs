@@ -89,9 +89,14 @@ impl Retention for PostgresStore {
         Page::of_messages(&self.other.fetch(sql::old_messages(at, id, to_limit(limit))).await?)
     }
 
-    async fn remove_messages(&self, messages: &[OldMessage]) -> Result<u64> {
+    async fn remove_messages(&self, messages: &[OldMessage]) -> Result<Vec<Uuid>> {
         let (ids, received) = messages.iter().map(|message| (message.id, message.received_at)).unzip();
-        Ok(self.other.fetch(sql::remove_messages(ids, received)).await?.len() as u64)
+        self.other
+            .fetch(sql::remove_messages(ids, received))
+            .await?
+            .iter()
+            .map(|row| row.read("id"))
+            .collect()
     }
 
     async fn forget_awaited(&self, owner: &Owner) -> Result<u64> {

@@ -82,10 +82,14 @@ impl Retention for SqliteStore {
         Page::of_messages(&self.reader.fetch(query).await?)
     }
 
-    async fn remove_messages(&self, messages: &[OldMessage]) -> Result<u64> {
+    async fn remove_messages(&self, messages: &[OldMessage]) -> Result<Vec<Uuid>> {
         let remove = |message: &OldMessage, _| sql::remove_message(message.id, message.received_at);
         let removed = self.write_each(messages.to_vec(), remove).await?;
-        Ok(removed.into_iter().filter(|removed| *removed).count() as u64)
+        Ok(messages
+            .iter()
+            .zip(removed)
+            .filter_map(|(message, removed)| removed.then_some(message.id))
+            .collect())
     }
 
     async fn forget_awaited(&self, owner: &Owner) -> Result<u64> {

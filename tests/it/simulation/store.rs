@@ -439,7 +439,7 @@ pass_on!(Retention {
     fn old_jobs(&self, &which: Which, after: Option<Place>, limit: usize) -> Page<OldJob>;
     fn remove_jobs(&self, &jobs: [OldJob]) -> Vec<JobId>;
     fn old_messages(&self, before: Option<Place>, limit: usize) -> Page<OldMessage>;
-    fn remove_messages(&self, &messages: [OldMessage]) -> u64;
+    fn remove_messages(&self, &messages: [OldMessage]) -> Vec<Uuid>;
     fn forget_awaited(&self, &owner: Owner) -> u64;
 });
 

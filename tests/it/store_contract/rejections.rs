@@ -40,8 +40,12 @@ on_every_backend!(a_rejected_message_seen_again_is_the_same_row, async |t| {
     t.store.reject(&[second, first.clone()]).await.unwrap();
     t.store.reject(&[]).await.unwrap();
     let list = t.store.rejected(10).await.unwrap();
-    assert_eq!(list.iter().map(|view| view.message.id.as_u128()).collect::<Vec<_>>(), [1, 2], "newest first");
-    assert_eq!((list[1].seen, list[1].size, list[1].message.body.len()), (3, 3, 0));
+    assert_eq!(
+        list.iter().map(|view| view.message.id.as_u128()).collect::<Vec<_>>(),
+        [2, 1],
+        "what came last first"
+    );
+    assert_eq!((list[0].seen, list[0].size, list[0].message.body.len()), (3, 3, 0));
     assert_eq!(t.store.rejected(1).await.unwrap().len(), 1);
     let whole = t.store.rejected_message(first.id).await.unwrap().unwrap();
     assert_eq!(whole.message.body, first.body);

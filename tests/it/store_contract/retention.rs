@@ -206,8 +206,10 @@ on_every_backend!(rejected_messages_are_walked_from_the_newest_and_removed, asyn
     let mut some = t.messages(10).await;
     some.retain(|message| message.id.as_u128() <= 3);
     t.store.reject(&[message(3, b"again")]).await.unwrap();
-    assert_eq!(t.store.remove_messages(&some).await.unwrap(), 2, "one has come again");
-    assert_eq!(t.store.remove_messages(&some).await.unwrap(), 0);
+    let mut gone = t.store.remove_messages(&some).await.unwrap();
+    gone.sort();
+    assert_eq!(gone, [1, 2].map(Uuid::from_u128), "one has come again");
+    assert!(t.store.remove_messages(&some).await.unwrap().is_empty());
     assert_eq!(t.messages(10).await.len(), 3);
 });
 
