@@ -37,6 +37,7 @@ pub async fn active(
 ) -> Result<Asked<Option<String>>, ToolError> {
     let Some(id) = explicit else {
         let list = api.accounts(&[owner.id()], Some(toolkit)).await?;
+        // The other side is the status of one that cannot be used, which is the same here as none.
         let found = newest_usable(owner.id(), toolkit, &list.accounts).ok();
         return Ok(Asked { found: found.map(|id| id.to_string()), requests: list.pages });
     };
@@ -59,6 +60,7 @@ pub async fn active_of_each(
     let ids: Vec<&str> = owners.iter().map(|owner| owner.id()).collect();
     let list = api.accounts(&ids, Some(toolkit)).await?;
     let each = if list.is_whole { newest_usable_of_each(&ids, toolkit, &list.accounts) } else { None };
+    // As above.
     let found = each.map(|each| each.into_iter().map(|found| found.ok().map(|id| id.to_string())).collect());
     Ok(Asked { found, requests: list.pages })
 }

@@ -49,6 +49,7 @@ impl Journals {
     pub fn remove(&self, jobs: &HashSet<JobId>) -> io::Result<u64> {
         let mut removed = 0;
         for path in self.paths()? {
+            // What cannot be read is in `Contents::unreadable`, and has nothing that could be taken out.
             let Ok(mut results) = fs::read(&path).map(|bytes| decode(&bytes).unwrap_or_default()) else {
                 continue;
             };
