@@ -13,6 +13,7 @@ const COMPOSE: &str = include_str!("../../docker-compose.yml");
 const DOCKERFILE: &str = include_str!("../../deploy/Dockerfile");
 const RUNBOOK: &str = include_str!("../../docs/runbook.md");
 const UNIT: &str = include_str!("../../deploy/systemd/errand.service");
+const KUBERNETES: &str = include_str!("../../deploy/kubernetes/errand.yaml");
 const DEFAULTS: &str = include_str!("../../src/config/default.toml");
 
 #[test]
@@ -59,12 +60,51 @@ fn systemd_accepts_the_unit_and_finds_it_hardened() {
     assert_eq!(analyzed(&["verify", unit]), "");
     // Of 100, where 20 is what systemd calls OK.
     analyzed(&["security", "--offline=true", "--threshold=15", unit]);
-    let waits = |key: &str| {
-        let value = UNIT.lines().find_map(|line| line.strip_prefix(key)).unwrap();
-        value.parse::<u64>().unwrap()
-    };
+}
+
+#[test]
+fn whatever_stops_a_worker_waits_for_its_drain() {
     let drain = load(&Sources::default()).unwrap().config.worker.drain_secs;
-    assert!(waits("TimeoutStopSec=") > drain, "running calls would be cut off");
+    for (file, key) in [
+        (UNIT, "TimeoutStopSec="),
+        (COMPOSE, "stop_grace_period: "),
+        (KUBERNETES, "terminationGracePeriodSeconds: "),
+    ] {
+        let waits = file.lines().find_map(|line| line.trim().strip_prefix(key)).unwrap();
+        assert!(waits.trim_end_matches('s').parse::<u64>().unwrap() > drain, "{key} cuts running calls off");
+    }
+}
+
+#[test]
+fn pods_get_their_secrets_in_files_and_have_no_rights() {
+    let pods: Vec<&str> = KUBERNETES.split("\n---\n").filter(|part| part.contains("containers:")).collect();
+    assert_eq!(pods.len(), 2, "the migration and the workers");
+    for pod in pods {
+        for part in [
+            "runAsNonRoot: true",
+            "runAsUser: 10001",
+            "automountServiceAccountToken: false",
+            "allowPrivilegeEscalation: false",
+            "readOnlyRootFilesystem: true",
+            "capabilities: {drop: [\"ALL\"]}",
+            "limits: {memory: ",
+            "secret: {secretName: errand, defaultMode: 0440}",
+        ] {
+            assert_eq!(pod.matches(part).count(), 1, "{part} in\n{pod}");
+        }
+        for secret in ["DATABASE_URL", "AMQP_URL", "COMPOSIO_API_KEY"] {
+            let file = secret.to_lowercase();
+            let line = format!("- {{name: {secret}_FILE, value: /run/secrets/errand/{file}}}\n");
+            assert!(pod.contains(&line), "{line}");
+        }
+    }
+    assert!(DOCKERFILE.contains("--uid 10001"), "the pods run as another user than the image has");
+    // The folder that the image writes to has to outlive the pod.
+    assert!(
+        DOCKERFILE.contains("VOLUME /var/lib/errand/journal")
+            && KUBERNETES.contains("mountPath: /var/lib/errand/journal")
+    );
+    assert!(KUBERNETES.contains("path: /health/live") && KUBERNETES.contains("path: /health/ready"));
 }
 
 #[test]
