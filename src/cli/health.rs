@@ -14,14 +14,14 @@ use crate::config::mask_url;
 /// Asks a health endpoint; the exit status is 0 when it answers 200.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// The endpoint; without it, /health/ready at the address that the setting http.listen names
+    /// The endpoint, /health/ready where it has no path; without it, that of the setting http.listen
     #[arg(long, value_name = "URL")]
     url: Option<String>,
 }
 
 pub(crate) async fn run(args: Args, context: &Context) -> Result<Exit> {
     let url = match args.url {
-        Some(url) => url,
+        Some(url) => endpoint(url),
         None => readiness(context.config().http.listen).map_err(exit::usage)?,
     };
     let client = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(3)).build()?;
@@ -30,8 +30,19 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<Exit> {
     })?;
     let status = answer.status();
     let text = answer.text().await.unwrap_or_default();
-    output::print_line(text.trim())?;
+    match text.trim() {
+        "" => output::print_line(format_args!("HTTP {status}, without a word"))?,
+        text => output::print_line(text)?,
+    }
     Ok(Exit::negative_if(!status.is_success()))
+}
+
+/// The endpoint that a URL means: an address alone is that of a worker.
+fn endpoint(url: String) -> String {
+    match reqwest::Url::parse(&url) {
+        Ok(parsed) if parsed.path() == "/" => parsed.join("/health/ready").map_or(url, String::from),
+        _ => url,
+    }
 }
 
 /// The endpoint of a worker on this host that listens there; the error is a sentence.
@@ -52,6 +63,16 @@ fn readiness(listen: Option<SocketAddr>) -> Result<String, &'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_address_alone_is_that_of_a_worker() {
+        let asked = |url: &str| endpoint(url.to_owned());
+        assert_eq!(asked("http://127.0.0.1:9465"), "http://127.0.0.1:9465/health/ready");
+        assert_eq!(asked("http://127.0.0.1:9465/"), "http://127.0.0.1:9465/health/ready");
+        for whole in ["http://127.0.0.1:9465/health/live", "http://[::1]:8090/_sandbox/health", "no URL"] {
+            assert_eq!(asked(whole), whole);
+        }
+    }
 
     #[test]
     fn a_worker_is_asked_where_it_listens() {

@@ -35,8 +35,8 @@ A job's own version wins over its owner's pin, which wins over the pin for every
 over [toolkit_versions] in errand.toml, which wins over COMPOSIO_TOOLKIT_VERSION_<TOOLKIT>. A pin
 decides for jobs that have not started; a started job keeps the version that it began with.
 
-`set` asks the tool API whether there is such a version. `set` and `unset` end when all workers know: a
-job that is enqueued after them runs by the new pin.";
+`set` asks the tool API whether there is such a version. `set` and `unset` end when all workers
+know: a job that is enqueued after them runs by the new pin.";
 
 /// List, set and remove pins of toolkit versions.
 #[derive(Debug, clap::Subcommand)]

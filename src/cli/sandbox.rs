@@ -1,11 +1,11 @@
 //! `errand sandbox`: a stand-in for the tool API, to develop and test against.
 
 use std::{
-    io,
     net::SocketAddr,
     path::{Path, PathBuf},
 };
 
+use anyhow::Context as _;
 use tokio_util::sync::CancellationToken;
 
 use super::{exit, output};
@@ -46,7 +46,10 @@ pub(crate) async fn run(args: Args, stop: CancellationToken) -> anyhow::Result<(
     }
     let key = world.usable_key().unwrap_or("(none of the world's keys may execute)").to_owned();
     let sandbox = Sandbox::new(world, Options { seed: args.seed });
-    let running = sandbox.bind(args.listen).await.map_err(|error| cannot_listen(args.listen, &error))?;
+    let running = sandbox
+        .bind(args.listen)
+        .await
+        .with_context(|| format!("cannot listen on {}; choose another address with --listen", args.listen))?;
     let base = running.base_url();
     output::print_line(format_args!(
         "sandbox: base URL {base}, API key {key}, ledger {base}/_sandbox/ledger (stop with Ctrl-C)"
@@ -70,15 +73,6 @@ fn read_world(path: &Path) -> anyhow::Result<World> {
     })
 }
 
-fn cannot_listen(addr: SocketAddr, error: &io::Error) -> anyhow::Error {
-    match error.kind() {
-        io::ErrorKind::AddrInUse => exit::usage(format!(
-            "{addr} is in use, perhaps by another sandbox; stop that, or choose another address with --listen"
-        )),
-        _ => exit::usage(format!("cannot listen on {addr} ({error}); choose another address with --listen")),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -100,7 +94,7 @@ mod tests {
         let taken = std::net::TcpListener::bind(any_port()).unwrap();
         let missing = Some(PathBuf::from("/nowhere/world.toml"));
         for (listen, world, told) in [
-            (taken.local_addr().unwrap(), None, ["in use", "--listen"]),
+            (taken.local_addr().unwrap(), None, ["cannot listen on", "--listen"]),
             (any_port(), missing, ["/nowhere/world.toml", "--print-world"]),
         ] {
             let error = run_on(listen, world, CancellationToken::new()).await.unwrap_err().to_string();

@@ -47,7 +47,7 @@ impl Left {
     pub fn advice(self) -> &'static str {
         match self {
             Self::UnderWay => {
-                "let them end, or end them with `errand jobs cancel` or `errand jobs release --failed`; then erase again"
+                "let them end, or end them with `errand jobs cancel`, held ones with `errand jobs release --failed`; then erase again"
             }
             Self::Reply => "wait until a worker has published their replies; then erase again",
             Self::LookUp => "wait until the look-up ends, at most verify.give_up_secs; then erase again",

@@ -90,9 +90,10 @@ pub(super) async fn record(shared: &Shared, job: RunningJob, end: AttemptEnd) {
             if matches!(state, State::Failed | State::Held) {
                 // The database may have refused to keep the answer of a call that succeeded.
                 unsuccessful.unwrap_or(Unsuccessful::UNSTORABLE).tell(&job, state);
+            } else {
+                let duration_ms = millis(job.claimed_at.elapsed());
+                tracing::debug!(state = %state, duration_ms, "attempt recorded");
             }
-            let duration_ms = millis(job.claimed_at.elapsed());
-            tracing::debug!(state = %state, duration_ms, "attempt recorded");
         }
         Finished::Fenced => {
             metrics::FENCED.add([], 1);
