@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "the helpers of tests fail as tests do")]
 
+mod alerts;
 mod attempt_span;
 mod audit;
 mod backup;
