@@ -15,6 +15,7 @@ pub mod health;
 pub mod in_flight;
 pub mod job;
 pub mod job_json;
+pub mod lane_head;
 pub mod maintenance;
 pub mod queue;
 pub mod relay;

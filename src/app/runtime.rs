@@ -16,6 +16,7 @@ use crate::{
     health::{Health, Phase, Service},
     in_flight::InFlight,
     job::QueueName,
+    lane_head::LaneHeads,
     maintenance::{
         Turns, audit::Audit, connections::Connections, gauges::Gauges, policies::Policies, prune::Prune,
         rescue::Rescue, tool_api::ToolApiWatch, verify::Verify,
@@ -48,7 +49,9 @@ pub struct Runtime {
 #[derive(Debug)]
 struct Background {
     resolver: Arc<Resolver>,
+    /// All lanes that are configured, whoever consumes them.
     lanes: Vec<QueueName>,
+    heads: Arc<LaneHeads>,
     turns: Turns,
     in_flight: Arc<InFlight>,
     health: Arc<Health>,
@@ -57,13 +60,13 @@ struct Background {
 impl Runtime {
     pub(super) fn new(services: Services, config: Config, crash: Option<CrashPlan>) -> Self {
         let lanes = options::lanes(&config);
-        let names = lanes.iter().map(|(name, _)| name.clone()).collect();
+        let all_lanes = config.queues.keys().cloned().chain([QueueName::dead()]).collect();
         let resolver = Arc::new(Resolver::new(services.api.clone(), options::resolver(&config)));
         let options = crate::worker::Options { crash, ..options::worker(&config, lanes) };
         let turns = Turns { worker: options.id, lease: options.lease };
         let worker = Worker::new(services.clone(), resolver.clone(), options);
-        let (in_flight, health) = (worker.in_flight(), worker.health());
-        let background = Background { resolver, lanes: names, turns, in_flight, health };
+        let (in_flight, health, heads) = (worker.in_flight(), worker.health(), worker.heads());
+        let background = Background { resolver, lanes: all_lanes, heads, turns, in_flight, health };
         Self { services, config, worker, background }
     }
 
@@ -130,7 +133,7 @@ impl Background {
         waiting_since: Instant,
         stop: &CancellationToken,
     ) -> Vec<(&'static str, BoxFuture<'static, ()>)> {
-        let Self { resolver, lanes, turns, in_flight, health } = self;
+        let Self { resolver, lanes, heads, turns, in_flight, health } = self;
         let stop = || stop.clone();
         let rescue = Rescue::new(services, options::rescue(config), waiting_since);
         let rescue = rescue.watching(turns.worker, in_flight);
@@ -144,7 +147,7 @@ impl Background {
             ("the watch over the store", Relay::watch(services.clone(), stop()).boxed()),
             ("the rescue", rescue.run(stop()).boxed()),
             ("the looking for connections", connections.run(stop()).boxed()),
-            ("the reading of gauges", Gauges::new(services, lanes, GAUGES_EVERY).run(stop()).boxed()),
+            ("the reading of gauges", Gauges::new(services, lanes, heads, GAUGES_EVERY).run(stop()).boxed()),
             ("the watch of the tool API", ToolApiWatch::new(services, health).run(stop()).boxed()),
             ("the reading of policies", Policies::new(services.queue.clone()).run(stop()).boxed()),
         ];

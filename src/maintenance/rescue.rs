@@ -315,6 +315,7 @@ mod tests {
                 spent,
                 binding,
                 created_at: started_at,
+                first_due_at: None,
                 age,
                 postponed_for: None,
             },

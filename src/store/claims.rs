@@ -25,6 +25,8 @@ pub trait Claims: fmt::Debug + Send + Sync {
     /// * An unknown job whose `run_at` lies in the future becomes `scheduled` ([`Claimed::Scheduled`]).
     ///   A known job that is `available` was due, or a person made it due, so it runs.
     /// * A job whose `expires_at` has passed becomes `failed` with kind `expired` ([`Claimed::Ended`]).
+    /// * The first due time of an unknown job is [`Claim::published_at`], if the store's clock has passed it, or now; or
+    ///   its `run_at` if that is later. A known job keeps the one that it has.
     /// * With a [`Claim::stop`] the job becomes `failed` or `held` instead of `running`
     ///   ([`Claimed::Ended`]), with that error. Expiry and schedule matter only without one. It does not count for a
     ///   job that is bound or was tried: what is decided stays decided, however often its message comes.
@@ -50,6 +52,8 @@ pub struct Claim {
     pub stop: Option<Stop>,
     /// The message was published by the relay, so the store knew the job.
     pub from_store: bool,
+    /// When the message was published, if it says so and can be believed.
+    pub published_at: Option<Timestamp>,
 }
 
 impl Claim {
@@ -92,6 +96,8 @@ pub struct ClaimReceipt {
     pub binding: Option<Binding>,
     /// When the store first knew the job.
     pub created_at: Timestamp,
+    /// Since when it was due, as the store knows it; `None` for a job of a build that did not note it.
+    pub first_due_at: Option<Timestamp>,
     /// The age of the job at the claim, by the store's clock.
     pub age: Duration,
     /// How long ago the first of the snoozes was that the last attempts ended in, one after the other; `None` where the
@@ -101,13 +107,14 @@ pub struct ClaimReceipt {
 
 impl ClaimReceipt {
     /// Of a job that was unknown before.
-    pub(super) fn first(binding: Option<Binding>, created_at: Timestamp) -> Self {
+    pub(super) fn first(binding: Option<Binding>, created_at: Timestamp, first_due_at: Timestamp) -> Self {
         Self {
             fence: Fence(1),
             attempt: 1,
             spent: 0,
             binding,
             created_at,
+            first_due_at: Some(first_due_at),
             age: Duration::ZERO,
             postponed_for: None,
         }

@@ -215,6 +215,7 @@ columns! {
         error: list Error = claim.stop.as_ref().map(Stop::error),
         binding: list Binding = claim.binding.as_ref(),
         waits_for: text or null = claim.stop.as_ref().and_then(Stop::waits_for),
+        published_at: timestamptz or null = claim.published_at,
     }
 }
 

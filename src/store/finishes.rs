@@ -28,6 +28,8 @@ pub trait Finishes: fmt::Debug + Send + Sync {
     /// * A job that was asked to be cancelled while it ran becomes `cancelled` instead of
     ///   `retryable` or `held`; success and failure stand.
     /// * A snooze without an error keeps the error of the attempt before.
+    /// * After an attempt that was spent, the first due time is that of the retry, because this wait is wanted. A snooze
+    ///   keeps the one that the job had, so that it can be seen how late it is.
     /// * Attempts in a row that ended in a snooze of the holder with the same outcome and kind of error are one record:
     ///   that of the last, which says how many they are and when the first started.
     /// * Final states get `finished_at`, and are given out as a reply where the app asked for one.

@@ -96,6 +96,11 @@ pub struct JobView {
     pub created_at: Timestamp,
     /// When it is next looked at, while it waits.
     pub due_at: Option<Timestamp>,
+    /// Since when it is due, or was when it ran last, however often it was published or postponed since. `None` for a job
+    /// of a build that did not note it.
+    pub first_due_at: Option<Timestamp>,
+    /// How often the relay or the door has published it since it was claimed last.
+    pub published: u32,
     /// When its call is next looked up in the execution log, while its outcome is unknown.
     pub check_at: Option<Timestamp>,
     /// Since when the outcome of the last call that was looked up was unknown.
@@ -145,7 +150,7 @@ pub struct Census {
     /// Jobs by queue and state, for states that are not final.
     pub jobs: Vec<(QueueName, State, u64)>,
     pub held: Vec<(HeldReason, u64)>,
-    /// For each queue, how long its oldest due job has waited.
+    /// For each queue, how long the job has waited that should have run first, postponed ones included.
     pub oldest_due: Vec<(QueueName, Duration)>,
 }
 

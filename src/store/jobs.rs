@@ -17,6 +17,7 @@ pub trait Jobs: fmt::Debug + Send + Sync {
     ///   with another digest, is [`Inserted::Conflict`] and changes nothing.
     /// * The same idempotency key of the same owner with the same digest is a duplicate *of the
     ///   first job*, whose ID is returned.
+    /// * The first due time is `run_at`, or now where that is later or there is none.
     /// * `unclaimed_after` is when the relay looks at an available job for the first time: zero if
     ///   nobody else will publish it; otherwise that counts as its first publication.
     async fn insert(&self, batch: &[Arc<JobSpec>], unclaimed_after: Duration) -> Result<Vec<Inserted>>;

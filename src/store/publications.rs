@@ -17,6 +17,7 @@ pub trait Publications: fmt::Debug + Send + Sync {
     /// after `unclaimed_after`, doubled with every time it was published without being claimed, up
     /// to `MAX_UNCLAIMED_WAIT`. Most urgent first: by priority, then by due time. Arguments and texts together have up to
     /// [`MAX_BATCH_BYTES`](crate::bounds::MAX_BATCH_BYTES), unless the first job alone has more; the others stay due.
+    /// The first due time of a job stays, here and in all other methods.
     async fn take_due(&self, limit: usize, unclaimed_after: Duration) -> Result<Vec<Due>>;
 
     /// Makes jobs that could not be published due again after `after`; the failed publication does

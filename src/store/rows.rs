@@ -12,9 +12,13 @@ use super::{
 };
 use crate::job::{Binding, ErrorKind, Fence, JobError, JobId, Pin, RequestId};
 
+/// Since when a waiting job is due. A row of a build that did not note it has its next time only.
+pub(super) const FIRST_DUE: &str = "coalesce(first_due_at, due_at)";
+
 /// All columns of a job that people and apps read, but for `result`.
 pub(super) const JOB: &str =
-    "{read spec}, {binding}, state, created_at, due_at, check_at, unknown_since, checks,
+    "{read spec}, {binding}, state, created_at, due_at, first_due_at, published, check_at,
+    unknown_since, checks,
     request_id, attempt, spent, started_at,
     cancel_requested, held_reason, {error}, log_id, finished_at";
 
@@ -27,6 +31,8 @@ pub(super) fn job(row: &impl StoreRow) -> Result<JobView> {
         binding: binding(row)?,
         created_at: row.time("created_at")?,
         due_at: row.time_if_any("due_at")?,
+        first_due_at: row.time_if_any("first_due_at")?,
+        published: row.count("published")?,
         check_at: row.time_if_any("check_at")?,
         unknown_since: row.time_if_any("unknown_since")?,
         checks: row.count("checks")?,
@@ -115,6 +121,7 @@ pub(super) fn receipt(row: &impl StoreRow) -> Result<ClaimReceipt> {
         spent: row.count("spent")?,
         binding: binding(row)?,
         created_at: row.time("created_at")?,
+        first_due_at: row.time_if_any("first_due_at")?,
         age: row.span("age")?,
         postponed_for: row.span_if_any("postponed_for")?,
     })

@@ -32,6 +32,9 @@ pub struct Metric {
     pub help: &'static str,
 }
 
+/// Most lanes beside the configured ones that get a label value of their own in gauges; all others are `other`.
+pub const MAX_UNKNOWN_LANES: usize = 50;
+
 /// Most toolkits that get a label value of their own.
 pub const MAX_TOOLKITS: usize = 200;
 
@@ -74,8 +77,8 @@ catalogue! {
     LATE = Counter Count "errand_late_results_total" [] "Results of workers presumed lost that were still accepted.";
     JOBS_WAITING = Gauge Count "errand_jobs" ["queue", "state"] "Jobs in the store that are not in a final state.";
     JOBS_HELD = Gauge Count "errand_held_jobs" ["reason"] "Held jobs, by what they wait for.";
-    OLDEST_DUE = Gauge Seconds "errand_oldest_due_age_seconds" ["queue"] "Time that the oldest due job has waited; jobs scheduled for later do not count.";
-    QUEUE_DEPTH = Gauge Count "errand_queue_depth_messages" ["queue"] "Messages that wait in the broker.";
+    OLDEST_DUE = Gauge Seconds "errand_oldest_due_age_seconds" ["queue"] "Time that the job has waited that should have run first: in the store, postponed ones included, or at the head of the lane in the broker, where it is partly an estimate.";
+    QUEUE_DEPTH = Gauge Count "errand_queue_depth_messages" ["queue"] "Messages that wait in the broker, also in lanes that this process does not consume.";
     RELAY_PUBLISHED = Counter Count "errand_relay_published_total" ["from"] "Jobs that the relay put on the queue, by the state they were in.";
     RELAY_FAILED = Counter Count "errand_relay_failed_total" ["kind"] "Publications that the broker did not confirm; the jobs stay due.";
     REPLIES = Counter Count "errand_replies_total" ["result"] "Results offered to the app's reply queue: sent, dropped because the queue is gone, refused by the broker, given_up after too many refusals, forbidden by replies.allowed, or failed because the broker takes nothing at present.";

@@ -7,7 +7,7 @@ use std::{
 
 use uuid::Uuid;
 
-use super::shared::Shared;
+use super::{published::published_at, shared::Shared};
 use crate::{
     job::{
         Arrival, Binding, EnvelopeError, EnvelopeReason, ErrorKind, HeldReason, JobError, JobId, JobSpec,
@@ -59,7 +59,8 @@ pub(super) fn admit(shared: &Shared, lane: &QueueName, delivery: &Delivery) -> R
         Ok(binding) => (binding, None),
         Err(stop) => (None, Some(stop)),
     };
-    Ok(Claim { spec: Arc::new(spec), request_id: RequestId::new(), binding, stop, from_store })
+    let published_at = published_at(spec.id, properties.timestamp, shared.services.clock.now());
+    Ok(Claim { spec: Arc::new(spec), request_id: RequestId::new(), binding, stop, from_store, published_at })
 }
 
 /// The job of a message that brings no ID and came for the first time, if such messages are accepted.

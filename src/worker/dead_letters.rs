@@ -75,6 +75,7 @@ async fn consume(intake: &Intake, failures: &mut u32, renewals: &mut u32) -> Res
 /// Takes deliveries to their end: stored, rejected or given back. `false` when the worker should stop.
 async fn take(intake: &Intake, deliveries: Vec<Delivery>, settler: &Arc<dyn Settler>) -> bool {
     let tokens: Vec<Token> = deliveries.iter().map(|delivery| delivery.token).collect();
+    let arrived = intake.shared.heads.arrive(&intake.lane, deliveries.len());
     let (mut rejected, mut admitted) = (Vec::new(), Vec::new());
     for delivery in deliveries {
         metrics::DEAD_LETTERS.add([], 1);
@@ -93,6 +94,9 @@ async fn take(intake: &Intake, deliveries: Vec<Delivery>, settler: &Arc<dyn Sett
         }
     }
     let Stored { refused, failing, all_known } = store(intake, admitted).await;
+    let taken = tokens.len().saturating_sub(failing.len()) as u64;
+    intake.shared.heads.take(&intake.lane, taken, None, intake.shared.services.clock.now());
+    drop(arrived);
     rejected.extend(refused);
     intake.shared.services.relay_wake.notify_one();
     intake.settle(tokens, failing, rejected, all_known, settler).await

@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use jiff::Timestamp;
 use tokio::{sync::OwnedSemaphorePermit, time::Instant};
 use tokio_util::sync::CancellationToken;
 
@@ -52,6 +53,8 @@ impl Intake {
         settler: &Arc<dyn Settler>,
     ) -> bool {
         let tokens: Vec<Token> = deliveries.iter().map(|delivery| delivery.token).collect();
+        let arrived = self.shared.heads.arrive(&self.lane, deliveries.len());
+        let waited_since = self.shared.heads.since(&self.lane);
         let mut rejected = Vec::new();
         let (mut claims, mut admitted) =
             (Vec::with_capacity(deliveries.len()), Vec::with_capacity(deliveries.len()));
@@ -68,14 +71,19 @@ impl Intake {
         let in_flight = &self.shared.in_flight;
         let mut noted: Vec<Option<Noted>> =
             claims.iter().map(|claim| Some(in_flight.note(claim.request_id, claim.spec.id))).collect();
-        let done = |place: usize, claim, Answered { asked, answer }| {
+        let (mut taken, mut published_at) = (rejected.len() as u64, None);
+        let done = |place: usize, claim: Claim, Answered { asked, answer }| {
             let Some(noted) = noted[place].take() else { return };
-            let start = Start { delivery: &admitted[place], noted, asked };
+            taken += 1;
+            published_at = published_at.max(claim.published_at);
+            let start = Start { delivery: &admitted[place], noted, asked, waited_since };
             rejected.extend(self.start(claim, answer, start, &mut slots));
         };
         let locked = Mutex::default();
         let Unwritten { mut failing, left } = self.claim(claims, &locked, done).await;
         drop(slots);
+        self.shared.heads.take(&self.lane, taken, published_at, self.shared.services.clock.now());
+        drop(arrived);
         // The store may have taken what is in doubt, and nobody is going to run it here.
         left.iter().filter_map(|(place, _)| noted[*place].take()).for_each(Noted::leave);
         let locked = std::mem::take(&mut *lock(&locked));
@@ -253,17 +261,17 @@ impl Intake {
         start: Start<'_>,
         slots: &mut OwnedSemaphorePermit,
     ) -> Option<(Token, Rejected)> {
-        let Start { delivery, noted, asked } = start;
+        let Start { delivery, noted, asked, waited_since } = start;
         let result = match answer {
             Ok(Claimed::Running(receipt)) => {
                 if let Some(slot) = slots.split(1) {
-                    let published_at = delivery.properties.timestamp;
+                    let waited_since = claim.published_at.or(waited_since);
                     let job = RunningJob::new(
                         &self.shared,
                         self.metrics.clone(),
                         claim,
                         receipt,
-                        published_at,
+                        waited_since,
                         noted,
                         asked,
                     );
@@ -353,6 +361,8 @@ struct Start<'a> {
     delivery: &'a Delivery,
     noted: Noted,
     asked: Instant,
+    /// Since when the messages waited that came with it, for one that does not say when it was published.
+    waited_since: Option<Timestamp>,
 }
 
 /// What a job weighs in a write, in bytes; the rest of it is short.

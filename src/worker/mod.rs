@@ -26,6 +26,7 @@ mod journal;
 mod lane;
 mod lease;
 mod persist;
+mod published;
 mod record;
 mod resolve;
 mod running_job;
@@ -50,6 +51,7 @@ use crate::{
     health::{Health, Phase},
     in_flight::InFlight,
     job::JobId,
+    lane_head::LaneHeads,
     services::Services,
     shutdown::{Countdown, Shutdown},
     supervisor::Supervisor,
@@ -81,6 +83,11 @@ impl Worker {
     /// The claims that this worker has not finished.
     pub fn in_flight(&self) -> Arc<InFlight> {
         self.shared.in_flight.clone()
+    }
+
+    /// How long messages wait in the lanes that this worker takes from.
+    pub fn heads(&self) -> Arc<LaneHeads> {
+        self.shared.heads.clone()
     }
 
     /// Whether the worker is alive and ready, for the health endpoint.

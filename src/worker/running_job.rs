@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use tokio::time::Instant;
 use tracing::Span;
 
@@ -13,9 +13,6 @@ use crate::{
     store::{Claim, ClaimReceipt},
     telemetry::metrics::LaneMetrics,
 };
-
-/// How old an app's job may be for the time in its ID, or with its message, to be believed.
-const MAX_PLAUSIBLE_AGE: SignedDuration = SignedDuration::from_hours(24 * 30);
 
 #[derive(Debug)]
 pub(super) struct RunningJob {
@@ -38,13 +35,15 @@ impl RunningJob {
         metrics: Arc<LaneMetrics>,
         claim: Claim,
         receipt: ClaimReceipt,
-        published_at: Option<u64>,
+        waited_since: Option<Timestamp>,
         noted: Noted,
         claimed_at: Instant,
     ) -> Self {
         let started_at = shared.services.clock.now();
-        let due_at = first_due(&claim.spec, receipt.created_at, published_at, started_at);
+        let due_at = first_due(&claim.spec, receipt.created_at, waited_since);
         if receipt.attempt == 1 {
+            // One that was held before it ran was not due meanwhile.
+            let due_at = receipt.first_due_at.filter(|due| *due > receipt.created_at).unwrap_or(due_at);
             let waited = started_at.duration_since(due_at).as_secs_f64().max(0.0);
             metrics.queue_wait.record(waited);
         }
@@ -104,25 +103,9 @@ impl RunningJob {
 }
 
 /// When the job was due first: when the store knew it, or earlier if its message waited in the broker, which the store
-/// cannot know. An implausible time (another clock, another use of the bits) is not believed.
-fn first_due(spec: &JobSpec, created_at: Timestamp, published_at: Option<u64>, now: Timestamp) -> Timestamp {
-    let plausible =
-        |at: &Timestamp| (SignedDuration::ZERO..MAX_PLAUSIBLE_AGE).contains(&now.duration_since(*at));
-    let made = spec.id.0.get_timestamp().and_then(|stamp| {
-        let (seconds, nanos) = stamp.to_unix();
-        Timestamp::new(i64::try_from(seconds).ok()?, i32::try_from(nanos).ok()?).ok()
-    });
-    let made = made.filter(plausible);
-    let second = published_at.and_then(|seconds| Timestamp::from_second(i64::try_from(seconds).ok()?).ok());
-    // The message's own time is that of its publication and has no fractions of a second; a UUIDv7 has them.
-    let published = match (second.filter(plausible), made) {
-        (Some(second), made) => {
-            let end = second + SignedDuration::from_secs(1);
-            Some(made.map_or(end, |made| made.clamp(second, end)))
-        }
-        (None, made) => made,
-    };
-    let enqueued = published.map_or(created_at, |published| published.min(created_at));
+/// cannot know.
+fn first_due(spec: &JobSpec, created_at: Timestamp, waited_since: Option<Timestamp>) -> Timestamp {
+    let enqueued = waited_since.map_or(created_at, |since| since.min(created_at));
     spec.run_at.map_or(enqueued, |run_at| run_at.max(enqueued))
 }
 
@@ -131,43 +114,16 @@ mod tests {
     use super::*;
     use crate::job::{Arrival, decode};
 
-    fn job(id: &str) -> JobSpec {
-        let queue = "default".parse().unwrap();
-        let body = format!(r#"{{"id": "{id}", "user_id": "u", "tool": "T"}}"#);
-        decode(body.as_bytes(), &Arrival::new(&queue)).unwrap()
-    }
-
     #[test]
-    fn the_wait_begins_when_the_message_was_published() {
-        let at = |millis: i64| Timestamp::from_millisecond(1_800_000_000_000 + millis).unwrap();
-        let seconds = |seconds: i64| Some(u64::try_from(at(seconds * 1_000).as_second()).unwrap());
-        let random = job("6fa1c1de-3c2b-4a5e-9d1f-8a2b3c4d5e6f");
-        let of_its_time = |millis: i64| {
-            let stamp = u64::try_from(at(millis).as_millisecond()).unwrap();
-            job(&uuid::Builder::from_unix_timestamp_millis(stamp, &[7; 10]).into_uuid().to_string())
-        };
-        let now = at(60_000);
-        for (spec, published_at, expected) in [
-            (&random, None, now),
-            // Not later than the end of the second in which it was published.
-            (&random, seconds(20), at(21_000)),
-            (&of_its_time(20_400), None, at(20_400)),
-            (&of_its_time(20_400), seconds(20), at(20_400)),
-            // An ID may have been made long before the message was published.
-            (&of_its_time(5_000), seconds(20), at(20_000)),
-            // Milliseconds instead of seconds, the future, and 1970.
-            (&random, Some(u64::try_from(now.as_millisecond()).unwrap()), now),
-            (&random, seconds(90), now),
-            (&random, Some(0), now),
-            (&random, Some(u64::MAX), now),
-        ] {
-            assert_eq!(first_due(spec, now, published_at, now), expected, "{published_at:?}");
-        }
-        let known_since = at(1_000);
-        assert_eq!(
-            first_due(&random, known_since, seconds(20), now),
-            known_since,
-            "the relay publishes later"
-        );
+    fn the_wait_begins_when_the_message_was_published_unless_its_time_came_later() {
+        let at = |second: i64| Timestamp::from_second(1_800_000_000 + second).unwrap();
+        let queue = "default".parse().unwrap();
+        let body = br#"{"id": "6fa1c1de-3c2b-4a5e-9d1f-8a2b3c4d5e6f", "user_id": "u", "tool": "T"}"#;
+        let mut spec = decode(body, &Arrival::new(&queue)).unwrap();
+        assert_eq!(first_due(&spec, at(60), None), at(60));
+        assert_eq!(first_due(&spec, at(60), Some(at(20))), at(20));
+        assert_eq!(first_due(&spec, at(1), Some(at(20))), at(1), "the relay publishes later");
+        spec.run_at = Some(at(30));
+        assert_eq!(first_due(&spec, at(60), Some(at(20))), at(30));
     }
 }

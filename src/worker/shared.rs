@@ -24,6 +24,7 @@ use crate::{
     health::Health,
     in_flight::InFlight,
     job::{QueueName, RetryPolicy, WorkerId},
+    lane_head::LaneHeads,
     services::Services,
     store::{Bind, Finish, Finished, StoreError},
 };
@@ -83,6 +84,8 @@ pub(super) struct Shared {
     pub(super) breakers: CircuitBreakers,
     /// The claims that are not finished.
     pub(super) in_flight: Arc<InFlight>,
+    /// How long messages wait in the lanes that this worker takes from.
+    pub(super) heads: Arc<LaneHeads>,
     pub(super) tasks: TaskTracker,
     /// Set once when the drain begins: when it ends.
     pub(super) drain_until: OnceLock<Instant>,
@@ -112,6 +115,7 @@ impl Shared {
             lease: LeaseClock::new(options.lease),
             breakers: CircuitBreakers::new(options.circuit_breaker),
             in_flight: Arc::default(),
+            heads: Arc::default(),
             tasks: TaskTracker::new(),
             drain_until: OnceLock::new(),
             interrupt: CancellationToken::new(),

@@ -51,5 +51,6 @@ pub(crate) fn claim(spec: &Arc<JobSpec>) -> Claim {
         binding: None,
         stop: None,
         from_store: false,
+        published_at: None,
     }
 }

@@ -27,10 +27,11 @@ use crate::{
 
 statements! { Postgres:
     claim_new(specs: Rows<'_, Spec>, starts: Rows<'_, Start>, worker: Uuid, expired_message: &str) = "with claimed as (
-    insert into jobs ({spec}, state, created_at, due_at, fence, attempt, worker_id, request_id, started_at, ended_by,
+    insert into jobs ({spec}, state, created_at, due_at, first_due_at, fence, attempt, worker_id, request_id, started_at, ended_by,
         held_reason, {error}, {binding}, finished_at, reply_due_at, waits_for, waits_until)
     select {i.spec}, s.state, now(),
         case when s.state = 'scheduled' then i.run_at end,
+        greatest(least(i.published_at, now()), i.run_at),
         case when s.state = 'running' then 1 else 0 end,
         case when s.state = 'running' then 1 else 0 end,
         case when s.state = 'running' then {worker}::uuid end,
@@ -55,9 +56,9 @@ statements! { Postgres:
             when i.run_at > now() then 'scheduled'
             else 'running' end as state) s
     on conflict do nothing
-    returning id, state, error_kind, created_at),
+    returning id, state, error_kind, created_at, first_due_at),
     {log_claims}
-    select id, state, error_kind, created_at from claimed";
+    select id, state, error_kind, created_at, first_due_at from claimed";
 
     /// A known job that is available was due, or was made due by a person, so `run_at` does not matter any more.
     claim_known(identities: Rows<'_, Identity>, starts: Rows<'_, Start>, worker: Uuid, expired_message: &str) = "with claimed as (
@@ -117,7 +118,8 @@ impl Claims for PostgresStore {
                 sql::claim_new(Rows(&specs), Rows(claims), worker.0, EXPIRED)
             };
             let first = |row: &PgRow, claim: &Claim| {
-                Ok(ClaimReceipt::first(claim.binding.clone(), row.time("created_at")?))
+                let (created_at, first_due_at) = (row.time("created_at")?, row.time("first_due_at")?);
+                Ok(ClaimReceipt::first(claim.binding.clone(), created_at, first_due_at))
             };
             self.claim_places(&batch, &fresh, &mut answers, new, first).await?;
             open.retain(|place| answers[*place].is_none());

@@ -35,12 +35,15 @@ statements! { Postgres:
     /// The record of a snooze takes the place of that before if this was one for the same cause, which is looked for only
     /// where there is a snooze.
     ///
-    /// A snooze that has nothing to tell keeps the error of the attempt before, and since when the job is postponed.
+    /// A snooze that has nothing to tell keeps the error of the attempt before, and since when the job is postponed. Each
+    /// snooze keeps since when the job is due; a row of a build that did not know that was due at its start, at the latest.
     finish(ends: Rows<'_, End>, attempts: Rows<'_, Attempt>) = "with i as (select * from {rows}),
     ended as (
         update jobs j set
             state = case when j.cancel_requested and i.state in ('retryable', 'held') then 'cancelled' else i.state end,
             due_at = case when not j.cancel_requested then now() + i.after * interval '1 microsecond' end,
+            first_due_at = case when i.state <> 'retryable' then j.first_due_at
+                when i.charge > 0 then now() + i.after * interval '1 microsecond' else coalesce(j.first_due_at, j.started_at) end,
             spent = j.spent + least(i.charge, j.attempt - j.spent), worker_id = null,
             postponed_since = case when i.state = 'retryable' and i.charge = 0 then coalesce(j.postponed_since,
                 case when i.error_kind is not null then now() end) end,
@@ -86,6 +89,8 @@ statements! { Postgres:
     /// A job that was rescued has no mark of cancellation.
     finish_late(end: One<'_, End>, log_id: Option<&str>, rescue_charged: i32) = "update jobs j set state = {state},
         due_at = now() + {after} * interval '1 microsecond',
+        first_due_at = case when {state} <> 'retryable' then first_due_at
+            when {charge} > 0 then now() + {after} * interval '1 microsecond' else coalesce(first_due_at, started_at) end,
         spent = least(attempt, greatest(0, spent::bigint + {charge} - {rescue_charged})), published = 0,
         postponed_since = case when {state} = 'retryable' and {charge} = 0 then coalesce(postponed_since,
             case when {error_kind}::text is not null then now() end) end,

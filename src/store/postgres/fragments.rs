@@ -6,7 +6,7 @@ use crate::store::{
     audit::RULES,
     columns::common_lists,
     job_control::MAY_HAVE_ACTED,
-    rows::JOB,
+    rows::{FIRST_DUE, JOB},
     sql::{Declared, Dialect},
 };
 
@@ -15,10 +15,11 @@ impl Dialect for Postgres {
     const CASTS_JSON: bool = true;
     const FRAGMENTS: &'static [(&'static str, &'static str)] = &[
         ("job", JOB),
+        ("first_due", FIRST_DUE),
         // What the holder of a claim knows.
         (
             "receipt of j",
-            "j.fence, j.attempt, j.spent, {j.binding}, j.created_at,
+            "j.fence, j.attempt, j.spent, {j.binding}, j.created_at, j.first_due_at,
             (extract(epoch from now() - j.created_at) * 1000000)::bigint as age,
             (extract(epoch from now() - j.postponed_since) * 1000000)::bigint as postponed_for",
         ),
@@ -77,7 +78,8 @@ impl Dialect for Postgres {
         // What a held job becomes that is let go.
         (
             "to_retry",
-            "state = 'available', due_at = now(), published = 0, postponed_since = null, held_reason = null, check_at = null,
+            "state = 'available', due_at = now(), first_due_at = now(), published = 0, postponed_since = null, held_reason = null,
+        check_at = null,
         account = case when held_reason <> 'connection' or connected_account_id is not null then account end",
         ),
         (

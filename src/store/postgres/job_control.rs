@@ -53,7 +53,7 @@ statements! { Postgres:
     select state from cancelled";
 
     restart(id: Uuid, by: &str, force: bool) = "with restarted as (
-        update jobs set state = 'available', due_at = now(), published = 0, postponed_since = null, spent = 0,
+        update jobs set state = 'available', due_at = now(), first_due_at = now(), published = 0, postponed_since = null, spent = 0,
             finished_at = null, reply_due_at = null, check_at = null, cancel_requested = false, {each error: @ = null}
         where ({force} or not {may_have_acted}) and id = {id} and state in ('failed', 'cancelled', 'retryable', 'scheduled')
         returning id, state),
@@ -83,7 +83,7 @@ statements! { Postgres:
     state(id: Uuid) = "select state, {may_have_acted} as may_have_acted from jobs where id = {id}";
 
     census_waiting() = "select queue, state, count(*) as jobs,
-        (extract(epoch from now() - min(due_at) filter (where due_at <= now())) * 1000000)::bigint as oldest
+        (extract(epoch from now() - min({first_due}) filter (where {first_due} <= now())) * 1000000)::bigint as oldest
     from jobs where due_at is not null group by queue, state order by queue, state";
 
     census_running() = "select j.queue, count(distinct j.id) as jobs from claims c cross join lateral {running_of_claim}

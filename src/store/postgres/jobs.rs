@@ -27,9 +27,11 @@ use crate::{
 };
 
 statements! { Postgres:
-    insert(specs: Rows<'_, Spec>, unclaimed_after: i64) = "insert into jobs ({spec}, state, created_at, due_at, published)
+    insert(specs: Rows<'_, Spec>, unclaimed_after: i64) = "insert into jobs ({spec}, state, created_at, due_at,
+        first_due_at, published)
     select {i.spec}, case when i.run_at > now() then 'scheduled' else 'available' end, now(),
         case when i.run_at > now() then i.run_at else now() + {unclaimed_after}::bigint * interval '1 microsecond' end,
+        greatest(now(), i.run_at),
         case when i.run_at > now() or {unclaimed_after} = 0 then 0 else 1 end
     from {rows} on conflict do nothing
     returning id, state";

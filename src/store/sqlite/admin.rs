@@ -25,6 +25,7 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
     (10, "postponed_and_leases", include_str!("../../../migrations/sqlite/0010_postponed_and_leases.sql")),
     (11, "order_of_creation", include_str!("../../../migrations/sqlite/0011_order_of_creation.sql")),
     (12, "postponements", include_str!("../../../migrations/sqlite/0012_postponements.sql")),
+    (13, "first_due", include_str!("../../../migrations/sqlite/0013_first_due.sql")),
 ];
 
 statements! { Sqlite:

@@ -25,11 +25,13 @@ use crate::{
 };
 
 statements! { Sqlite:
-    claim_new(spec: One<'_, Spec>, start: One<'_, Start>, state: &str, worker: Uuid, now: i64) = "insert into jobs
-        ({spec}, state, created_at, due_at, fence, attempt, worker_id, request_id, started_at, ended_by,
+    claim_new(spec: One<'_, Spec>, start: One<'_, Start>, state: &str, worker: Uuid, now: i64,
+        first_due_at: i64) = "insert into jobs
+        ({spec}, state, created_at, due_at, first_due_at, fence, attempt, worker_id, request_id, started_at, ended_by,
         held_reason, {error}, {binding}, finished_at, reply_due_at)
     values ({values spec}, {state}, {now},
         case when {state} = 'scheduled' then {run_at} end,
+        {first_due_at},
         {state} = 'running', {state} = 'running',
         case when {state} = 'running' then {worker} end,
         case when {state} = 'running' then {request_id} end,
@@ -127,9 +129,12 @@ async fn claim_new(
     worker: WorkerId,
     claim: &Claim,
 ) -> Result<Option<Claimed>> {
-    let is_later = claim.spec.run_at.is_some_and(|run_at| run_at.as_microsecond() > now);
+    let run_at = claim.spec.run_at.map(Timestamp::as_microsecond);
+    let is_later = run_at.is_some_and(|run_at| run_at > now);
+    let published_at = claim.published_at.map_or(now, |at| at.as_microsecond().min(now));
+    let first_due_at = run_at.map_or(published_at, |run_at| run_at.max(published_at));
     let state = if claim.stop.is_none() && is_later { State::Scheduled } else { claim.goes_to() };
-    let query = sql::claim_new(One(&*claim.spec), One(claim), state.as_str(), worker.0, now);
+    let query = sql::claim_new(One(&*claim.spec), One(claim), state.as_str(), worker.0, now, first_due_at);
     if query.execute(&mut *db).await?.rows_affected() == 0 {
         return Ok(None);
     }
@@ -137,8 +142,9 @@ async fn claim_new(
         Some(stop) => stopped(db, now, claim, stop).await?,
         None if is_later => Claimed::Scheduled,
         None => {
-            let created_at = Timestamp::from_microsecond(now).unwrap_or_default();
-            Claimed::Running(ClaimReceipt::first(claim.binding.clone(), created_at))
+            let [created_at, first_due_at] =
+                [now, first_due_at].map(|at| Timestamp::from_microsecond(at).unwrap_or_default());
+            Claimed::Running(ClaimReceipt::first(claim.binding.clone(), created_at, first_due_at))
         }
     }))
 }

@@ -21,12 +21,15 @@ use crate::{
 };
 
 statements! { Sqlite:
-    /// A snooze that has nothing to tell keeps the error of the attempt before, and since when the job is postponed. A
+    /// A snooze that has nothing to tell keeps the error of the attempt before, and since when the job is postponed. Each
+    /// snooze keeps since when the job is due; a row of a build that did not know that was due at its start, at the latest. A
     /// first attempt that succeeded is recorded in the job's row, which says the same; the status is the mark.
     finish(end: One<'_, End>, now: i64, outcome: &str, version: Option<&str>, http_status: Option<i32>,
         log_id: Option<&str>) = "update jobs set
         state = case when cancel_requested and {state} in ('retryable', 'held') then 'cancelled' else {state} end,
         due_at = case when not cancel_requested then {now} + {after} end,
+        first_due_at = case when {state} <> 'retryable' then first_due_at
+            when {charge} > 0 then {now} + {after} else coalesce(first_due_at, started_at) end,
         spent = min(attempt, spent + {charge}), worker_id = null,
         postponed_since = case when {state} = 'retryable' and {charge} = 0 then coalesce(postponed_since,
             case when {error_kind} is not null then {now} end) end,
@@ -53,6 +56,8 @@ statements! { Sqlite:
     /// A job that was rescued has no mark of cancellation.
     finish_late(end: One<'_, End>, now: i64, log_id: Option<&str>, rescue_charged: i32) = "update jobs set
         state = {state}, due_at = {now} + {after}, spent = min(attempt, max(0, spent + {charge} - {rescue_charged})),
+        first_due_at = case when {state} <> 'retryable' then first_due_at
+            when {charge} > 0 then {now} + {after} else coalesce(first_due_at, started_at) end,
         published = 0, postponed_since = case when {state} = 'retryable' and {charge} = 0 then coalesce(postponed_since,
             case when {error_kind} is not null then {now} end) end,
         held_reason = {held_reason}, check_at = {now} + {check_after},

@@ -6,7 +6,7 @@ use crate::store::{
     audit::RULES,
     columns::common_lists,
     job_control::MAY_HAVE_ACTED,
-    rows::JOB,
+    rows::{FIRST_DUE, JOB},
     sql::{Declared, Dialect},
 };
 
@@ -15,10 +15,11 @@ impl Dialect for Sqlite {
     const CASTS_JSON: bool = false;
     const FRAGMENTS: &'static [(&'static str, &'static str)] = &[
         ("job", JOB),
+        ("first_due", FIRST_DUE),
         // What the holder of a claim knows.
         (
             "receipt",
-            "fence, attempt, spent, {binding}, created_at, {now} - created_at as age,
+            "fence, attempt, spent, {binding}, created_at, first_due_at, {now} - created_at as age,
             {now} - postponed_since as postponed_for",
         ),
         (
@@ -58,7 +59,8 @@ impl Dialect for Sqlite {
         // What a held job becomes that is let go.
         (
             "to_retry",
-            "state = 'available', due_at = {now}, published = 0, postponed_since = null, held_reason = null, check_at = null,
+            "state = 'available', due_at = {now}, first_due_at = {now}, published = 0, postponed_since = null, held_reason = null,
+        check_at = null,
         account = case when held_reason <> 'connection' or connected_account_id is not null then account end",
         ),
         (

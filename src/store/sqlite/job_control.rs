@@ -45,7 +45,7 @@ statements! { Sqlite:
     where id = {id} and state in ('scheduled', 'available', 'retryable', 'held', 'running')
     returning state, account";
 
-    restart(id: Uuid, now: i64, force: bool) = "update jobs set state = 'available', due_at = {now}, published = 0,
+    restart(id: Uuid, now: i64, force: bool) = "update jobs set state = 'available', due_at = {now}, first_due_at = {now}, published = 0,
         postponed_since = null, spent = 0,
         finished_at = null, reply_due_at = null, check_at = null, cancel_requested = 0, {each error: @ = null}
     where ({force} or not {may_have_acted}) and id = {id} and state in ('failed', 'cancelled', 'retryable', 'scheduled')
@@ -67,7 +67,7 @@ statements! { Sqlite:
     before(id: Uuid) = "select state, cancel_requested, account, {may_have_acted} as may_have_acted from jobs where id = {id}";
 
     census_waiting(now: i64) = "select queue, state, count(*) as jobs,
-        {now} - min(case when due_at <= {now} then due_at end) as oldest
+        {now} - min(case when {first_due} <= {now} then {first_due} end) as oldest
     from jobs where due_at is not null group by queue, state order by queue, state";
 
     census_running() = "select queue, count(*) as jobs from jobs where state = 'running'

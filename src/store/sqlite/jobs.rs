@@ -21,8 +21,8 @@ use crate::{
 
 statements! { Sqlite:
     insert(spec: One<'_, Spec>, state: &str, now: i64, due_at: i64, published: i32) = "insert into jobs
-        ({spec}, state, created_at, due_at, published)
-    values ({values spec}, {state}, {now}, {due_at}, {published})
+        ({spec}, state, created_at, due_at, first_due_at, published)
+    values ({values spec}, {state}, {now}, {due_at}, max({now}, coalesce({run_at}, 0)), {published})
     on conflict do nothing";
 
     find_by_id(id: Uuid, now: i64) = "select {found_job} from jobs where id = {id}";

@@ -14,7 +14,7 @@ fn an_enqueued_job_can_be_listed_and_shown() {
     let shown = place.run(&["jobs", "show", &id]).succeeds().out;
     let stable: Vec<_> = shown
         .lines()
-        .filter(|line| !["job", "created", "due"].contains(&line.split(' ').next().unwrap()))
+        .filter(|line| !["job", "created", "due", "published"].contains(&line.split(' ').next().unwrap()))
         .collect();
     assert_snapshot!(stable.join("\n"), @"
     state         scheduled
@@ -45,7 +45,7 @@ fn a_job_as_json_has_exactly_the_documented_keys() {
     assert_eq!(
         keys[1..].join(" "),
         "state held_reason owner id requested_by tool toolkit version pinned_by connected_account_id queue \
-         created_at finished_at result error log_id attempts history"
+         created_at first_due_at due_at finished_at result error log_id attempts history"
     );
 }
 

@@ -14,6 +14,8 @@ use super::{
     job_with_reply, late, on_every_backend, one, retry, running, succeed,
 };
 
+use crate::support;
+
 on_every_backend!(a_first_attempt_that_succeeds_is_an_attempt_like_any_other, async |t| {
     let spec = job(json!({}));
     let offered = Claim { binding: Some(binding("20260101_00")), ..claim(&spec) };
@@ -450,3 +452,19 @@ on_every_backend!(snoozes_in_a_row_for_one_cause_are_one_record, async |t| {
     assert_eq!(told().await[4..], [(11, 2), (12, 1), (13, 1)]);
     assert_eq!(t.audit(&PATIENT).await, []);
 });
+
+/// What every job does costs one version of its row in its page, and no entry of an index.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_that_succeeds_at_first_changes_no_index() {
+    let t = TestStore::postgres().await;
+    let run = t.run(&job(json!({}))).await;
+    t.finish(&run.end(succeed("1"), AttemptOutcome::Succeeded)).await;
+    // PostgreSQL counts when a session has been idle for a moment.
+    support::wait::until("the update is counted", Duration::from_secs(30), async || {
+        let counted = "select n_tup_upd from pg_stat_user_tables where relname = 'jobs'";
+        (t.count(counted).await > 0).then_some(())
+    })
+    .await;
+    let others = "select n_tup_upd - n_tup_hot_upd from pg_stat_user_tables where relname = 'jobs'";
+    assert_eq!(t.count(others).await, 0);
+}

@@ -4,14 +4,17 @@ use std::time::Duration;
 
 use errand::{
     job::{
-        AttemptOutcome, ErrorKind, Fence, HeldReason, JobId, Owner, QueueName, Release, State, Transition,
+        AttemptOutcome, Ending, ErrorKind, Fence, HeldReason, JobId, Owner, QueueName, Release, State,
+        Transition,
     },
-    store::{Decided, HeldFilter, JobFilter},
+    store::{Claim, Claimed, Decided, HeldFilter, JobFilter, JobView},
 };
+use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 
 use super::{
-    LEASE, OPERATOR, TestStore, connections::park, fail, in_hours, job, on_every_backend, one, retry, succeed,
+    LEASE, OPERATOR, TestStore, claim, connections::park, error, fail, hold, in_hours, job, late,
+    on_every_backend, one, retry, succeed,
 };
 
 on_every_backend!(held_jobs_are_released_by_a_filter, async |t| {
@@ -178,7 +181,9 @@ on_every_backend!(a_census_counts_what_is_not_final, async |t| {
         t.in_state(state).await;
     }
     t.insert(&job(json!({"queue": "bulk", "run_at": in_hours(-2)}))).await;
-    t.execute("update jobs set due_at = run_at where queue = 'bulk'").await;
+    // It is late although it was published a moment ago, and is published again later.
+    t.execute("update jobs set first_due_at = run_at where queue = 'bulk'").await;
+    t.publish().await;
     let census = t.store.census().await.unwrap();
     let queue = |name: &str| -> QueueName { name.parse().unwrap() };
     let mut jobs = census.jobs.clone();
@@ -192,4 +197,126 @@ on_every_backend!(a_census_counts_what_is_not_final, async |t| {
     let oldest = |name| census.oldest_due.iter().find(|(is, _)| *is == queue(name)).unwrap().1;
     assert!(oldest("bulk") >= Duration::from_secs(7200));
     assert!(oldest("default") < LEASE, "what is scheduled does not wait yet");
+});
+
+fn snooze(after: Duration) -> Ending {
+    Ending::Snooze { after, error: Some(error(ErrorKind::NotSent)) }
+}
+
+/// For how long the jobs have waited that should have run, as the gauges see it.
+async fn oldest(t: &TestStore) -> Option<Duration> {
+    t.store.census().await.unwrap().oldest_due.first().map(|(_, age)| *age)
+}
+
+on_every_backend!(being_published_or_postponed_moves_no_first_due_time, async |t| {
+    let spec = job(json!({}));
+    t.insert(&spec).await;
+    let first = t.view(spec.id).await.first_due_at.unwrap();
+    let is_late = async |is: &str| {
+        let JobView { due_at, first_due_at, .. } = t.view(spec.id).await;
+        assert_eq!(first_due_at, Some(first), "{is}");
+        assert!(due_at > Some(first + SignedDuration::from_secs(20)), "{is}: it is next looked at later");
+        assert!(oldest(&t).await > Some(Duration::ZERO), "{is}");
+    };
+    t.publish().await;
+    is_late("published").await;
+    t.store.republish_all().await.unwrap();
+    t.publish().await;
+    is_late("published again").await;
+    assert_eq!(t.view(spec.id).await.published, 1);
+    t.store.defer(&[spec.id], LEASE).await.unwrap();
+    is_late("not published after all").await;
+    let run = t.run(&spec).await;
+    assert_eq!((t.view(spec.id).await.first_due_at, oldest(&t).await), (Some(first), None), "it runs");
+    assert_eq!(run.receipt.first_due_at, Some(first));
+    t.finish(&run.end(snooze(LEASE), AttemptOutcome::NotSent)).await;
+    is_late("postponed").await;
+    t.execute("update jobs set due_at = created_at").await;
+    t.publish().await;
+    is_late("postponed and published").await;
+    let run = t.run(&spec).await;
+    t.finish(&run.rescue(snooze(LEASE))).await;
+    t.finish(&run.end(snooze(LEASE), AttemptOutcome::NotSent)).await;
+    is_late("postponed by a late result").await;
+});
+
+on_every_backend!(a_job_is_due_first_when_its_wait_is_not_wanted_any_more, async |t| {
+    let later = job(json!({"run_at": in_hours(1)}));
+    t.insert(&later).await;
+    assert_eq!(t.view(later.id).await.first_due_at, later.run_at);
+    t.store.cancel(later.id, OPERATOR).await.unwrap();
+    let spec = job(json!({}));
+    let run = t.run(&spec).await;
+    t.finish(&run.end(retry(LEASE), AttemptOutcome::ToolFailed)).await;
+    let view = t.view(spec.id).await;
+    assert_eq!((view.first_due_at, oldest(&t).await), (view.due_at, None), "an attempt was spent");
+    let is_now = async |what: &str, before: Timestamp| {
+        let view = t.view(spec.id).await;
+        assert_eq!(view.first_due_at, view.due_at, "{what}");
+        assert!(view.first_due_at >= Some(before), "{what}");
+    };
+    let now = async || t.store.now().await.unwrap();
+    let before = now().await;
+    t.store.restart(spec.id, OPERATOR, false).await.unwrap();
+    is_now("a person ran it again", before).await;
+    for filtered in [false, true] {
+        t.finish(&t.run(&spec).await.end(hold(), AttemptOutcome::Unknown)).await;
+        let before = now().await;
+        if filtered {
+            let filter = HeldFilter { reason: HeldReason::UnknownOutcome, owner: None, toolkit: None };
+            t.store.release_held(&filter, Release::Retry, OPERATOR, 10).await.unwrap();
+        } else {
+            t.store.release(spec.id, Release::Retry, OPERATOR).await.unwrap();
+        }
+        is_now("released", before).await;
+    }
+    let run = t.run(&spec).await;
+    t.finish(&run.rescue(snooze(LEASE))).await;
+    assert_eq!(t.finish(&run.end(retry(LEASE), AttemptOutcome::ToolFailed)).await, late(State::Retryable));
+    let view = t.view(spec.id).await;
+    assert_eq!(view.first_due_at, view.due_at, "a late result spent an attempt");
+});
+
+on_every_backend!(a_message_is_due_since_it_was_published_and_not_before_its_time, async |t| {
+    // Stores keep microseconds.
+    let now = Timestamp::from_microsecond(t.store.now().await.unwrap().as_microsecond()).unwrap();
+    let ago = |seconds| now - SignedDuration::from_secs(seconds);
+    let due = async |fields: Value, published_at| {
+        let spec = job(fields);
+        let claimed = t.claim(&Claim { published_at, ..claim(&spec) }).await;
+        let view = t.view(spec.id).await;
+        if let Claimed::Running(receipt) = claimed {
+            assert_eq!(receipt.first_due_at, view.first_due_at);
+        }
+        (view.first_due_at.unwrap(), view.created_at)
+    };
+    assert_eq!(due(json!({}), Some(ago(20))).await.0, ago(20));
+    let (first, created) = due(json!({}), None).await;
+    assert_eq!(first, created);
+    let (first, created) = due(json!({}), Some(ago(-3600))).await;
+    assert_eq!(first, created, "a clock that is ahead");
+    let hour_ago = in_hours(-1);
+    assert_eq!(due(json!({"run_at": hour_ago}), Some(ago(7200))).await.0, hour_ago.parse().unwrap());
+    let hour = in_hours(1);
+    assert_eq!(due(json!({"run_at": hour}), Some(ago(20))).await.0, hour.parse().unwrap());
+    // The message of a known job says when the relay published it.
+    let spec = job(json!({}));
+    t.insert(&spec).await;
+    let first = t.view(spec.id).await.first_due_at;
+    t.claim(&Claim { published_at: Some(ago(20)), from_store: true, ..claim(&spec) }).await;
+    assert_eq!(t.view(spec.id).await.first_due_at, first);
+});
+
+on_every_backend!(a_row_of_a_build_without_first_due_times_has_its_next_one, async |t| {
+    let spec = job(json!({}));
+    t.insert(&spec).await;
+    t.execute("update jobs set first_due_at = null").await;
+    assert_eq!(t.view(spec.id).await.first_due_at, None);
+    assert!(oldest(&t).await.is_some());
+    t.publish().await;
+    assert_eq!(oldest(&t).await, None);
+    let run = t.run(&spec).await;
+    t.finish(&run.end(snooze(LEASE), AttemptOutcome::NotSent)).await;
+    let view = t.view(spec.id).await;
+    assert_eq!(view.first_due_at, view.started_at, "it was due then");
 });

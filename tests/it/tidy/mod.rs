@@ -13,7 +13,7 @@ const FLOORS: &[&[&str]] = &[
     &["job"],
     &["telemetry"],
     &["queue", "store", "tool"],
-    &["admission", "health", "in_flight", "job_json", "services", "supervisor"],
+    &["admission", "health", "in_flight", "job_json", "lane_head", "services", "supervisor"],
     &["api", "maintenance", "relay", "worker"],
     &["config"],
     &["app"],

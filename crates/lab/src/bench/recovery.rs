@@ -97,5 +97,6 @@ fn claim_of(spec: Arc<JobSpec>) -> Claim {
         account: None,
         effect: Effect::Once,
     };
-    Claim { spec, request_id: RequestId::new(), binding: Some(binding), stop: None, from_store: false }
+    let request_id = RequestId::new();
+    Claim { spec, request_id, binding: Some(binding), stop: None, from_store: false, published_at: None }
 }
