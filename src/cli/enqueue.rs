@@ -133,7 +133,7 @@ pub(super) async fn run(args: Args, context: &Context) -> anyhow::Result<Exit> {
         None => anyhow::bail!("the store gave no answer"),
     };
     let exit = match args.wait {
-        Some(secs) => wait_for(&open, id, Duration::from_secs(secs), args.format).await?,
+        Some(secs) => wait_for(&open, id, Duration::from_secs(secs), args.format, context).await?,
         None => {
             if args.format.json {
                 output::print_json(&json!({"id": id, "duplicate": duplicate}))?;
@@ -199,14 +199,20 @@ fn raw<T: Serialize>(value: Option<&T>) -> serde_json::Result<Option<Box<RawValu
     value.map(to_raw_value).transpose()
 }
 
-async fn wait_for(open: &OpenDoor, id: JobId, budget: Duration, format: Format) -> anyhow::Result<Exit> {
+async fn wait_for(
+    open: &OpenDoor,
+    id: JobId,
+    budget: Duration,
+    format: Format,
+    context: &Context,
+) -> anyhow::Result<Exit> {
     if !format.json {
         output::note(format_args!("enqueued {id}, waiting"));
     }
     let Some(job) = wait::until_settled(&open.store, id, budget).await? else {
         return Err(exit::negative(format!("job {id} is gone")));
     };
-    jobs::print(&open.store, &job, format).await?;
+    jobs::print(&open.store, &job, format, context).await?;
     if !wait::is_settled(job.state) {
         return Err(exit::negative(format!(
             "job {id} is still {} after {} s; look again with `errand jobs show {id}`, and check that a worker runs",

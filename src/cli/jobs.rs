@@ -8,7 +8,7 @@ use super::{
     context::Context,
     exit::{self, Exit},
     output::{self, Format},
-    value,
+    value, waiting,
 };
 use crate::{
     job::{HeldReason, IllegalMove, JobError, JobId, Owner, PinnedBy, Release, State, Transition},
@@ -211,7 +211,7 @@ pub(super) async fn run(command: Command, context: &Context) -> anyhow::Result<E
         Command::List { state, owner, tool, limit, format } => {
             list(&store, &JobFilter { state, owner, tool, limit }, format).await?
         }
-        Command::Show { id, format } => show(&store, id, format).await?,
+        Command::Show { id, format } => show(&store, id, format, context).await?,
         Command::Cancel(Which { ids, who, format }) => {
             let by = who.name(context);
             decide(&ids, format, async |id| store.cancel(id, &by).await).await?
@@ -254,16 +254,24 @@ async fn list(store: &SharedStore, filter: &JobFilter, format: Format) -> anyhow
     Ok(Exit::Success)
 }
 
-async fn show(store: &SharedStore, id: JobId, format: Format) -> anyhow::Result<Exit> {
+async fn show(store: &SharedStore, id: JobId, format: Format, context: &Context) -> anyhow::Result<Exit> {
     let Some(job) = store.job(id).await? else {
-        return Err(exit::negative(format!("there is no job {id}")));
+        return Err(exit::negative(format!(
+            "there is no job {id}; that of an app is known once a worker has taken its message, and `errand doctor` says \
+             how many wait"
+        )));
     };
-    print(store, &job, format).await?;
+    print(store, &job, format, context).await?;
     Ok(Exit::Success)
 }
 
 /// Prints a job with its attempts, its history and its result.
-pub(super) async fn print(store: &SharedStore, job: &JobView, format: Format) -> anyhow::Result<()> {
+pub(super) async fn print(
+    store: &SharedStore,
+    job: &JobView,
+    format: Format,
+    context: &Context,
+) -> anyhow::Result<()> {
     let attempts = store.attempts(job.spec.id).await?;
     let history = store.history(job.spec.id).await?;
     if format.json {
@@ -271,7 +279,8 @@ pub(super) async fn print(store: &SharedStore, job: &JobView, format: Format) ->
     }
     let spec = &job.spec;
     let binding = job.binding.as_ref();
-    output::print_fields(&[
+    let now = store.now().await?;
+    let mut fields = vec![
         ("job", Some(spec.id.to_string())),
         ("state", Some(state(job))),
         ("owner", Some(spec.owner.to_string())),
@@ -289,14 +298,18 @@ pub(super) async fn print(store: &SharedStore, job: &JobView, format: Format) ->
         ("queue", Some(spec.queue.to_string())),
         ("tags", (!spec.tags.is_empty()).then(|| tags(job))),
         ("created", Some(output::moment(job.created_at))),
-        ("due", job.due_at.map(output::moment)),
+    ];
+    fields.extend(waiting::lines(job, now));
+    fields.push(("waits for", waiting::why(job, now, context).await));
+    fields.extend([
         ("started", job.started_at.map(output::moment)),
         ("finished", job.finished_at.map(output::moment)),
         ("attempts", Some(format!("{}, of which {} use up the budget", job.attempt, job.spent))),
         ("log ID", job.log_id.clone()),
         ("error", job_json::told_error(job, &history).as_deref().map(error)),
         ("result", job.result.as_ref().map(|result| result.get().to_owned())),
-    ])?;
+    ]);
+    output::print_fields(&fields)?;
     if !attempts.is_empty() {
         output::print("\n")?;
         let rows = attempts.iter().map(attempt_row).collect();

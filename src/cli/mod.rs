@@ -38,6 +38,7 @@ mod tools;
 mod transport;
 mod value;
 mod wait;
+mod waiting;
 mod worker;
 
 pub use exit::{Exit, HELP, usage};

@@ -1,0 +1,112 @@
+//! Since when a job waits, and for what, as far as `errand jobs show` can tell without asking much.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+use super::{context::Context, output};
+use crate::{
+    app,
+    failure::chain,
+    job::{ErrorKind, QueueName, State},
+    store::JobView,
+};
+
+/// How long the broker may take to tell how a lane is.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// When the message of a job was published that a worker has made known, and, while the job waits to run, since when it is
+/// due and when it is published.
+pub(super) fn lines(job: &JobView, now: Timestamp) -> Vec<(&'static str, Option<String>)> {
+    let enqueued = job.first_due_at.filter(|due| *due < job.created_at);
+    let mut lines = vec![("enqueued", enqueued.map(output::moment))];
+    if let Some(next) = job.due_at {
+        let due = job.first_due_at.unwrap_or(next);
+        let waited: Duration = now.duration_since(due).try_into().unwrap_or_default();
+        let ago = if waited.is_zero() { String::new() } else { format!(", {} ago", span(waited)) };
+        lines.push(("due", Some(format!("{}{ago}", output::moment(due)))));
+        lines.push(("published", Some(published(job, next, now))));
+    }
+    lines
+}
+
+fn published(job: &JobView, next: Timestamp, now: Timestamp) -> String {
+    let next = if next <= now {
+        "as soon as the relay of a worker finds it".to_owned()
+    } else {
+        format!("at {}", output::moment(next))
+    };
+    match job.published {
+        _ if job.state != State::Available => next,
+        0 => format!("not yet; {next}"),
+        times => {
+            format!(
+                "{}; again {next}, unless a worker takes it before",
+                output::count(times.into(), "time", "times")
+            )
+        }
+    }
+}
+
+/// For what a job waits that should run by now, or that was postponed; `None` where that cannot be told.
+pub(super) async fn why(job: &JobView, now: Timestamp, context: &Context) -> Option<String> {
+    let next = job.due_at?;
+    if job.state != State::Available && next > now {
+        return postponed(job, now).map(str::to_owned);
+    }
+    if !context.uses_broker() {
+        return None;
+    }
+    let lane = &job.spec.queue;
+    let asked = tokio::time::timeout(PATIENCE, broker(lane, context)).await;
+    Some(
+        asked
+            .unwrap_or_else(|_| format!("the broker, which does not answer within {} s", PATIENCE.as_secs())),
+    )
+}
+
+/// Why a job waits for another attempt that was due before.
+fn postponed(job: &JobView, now: Timestamp) -> Option<&'static str> {
+    if job.state != State::Retryable || job.first_due_at.is_none_or(|due| due > now) {
+        return None;
+    }
+    Some(match job.error.as_ref()?.kind() {
+        ErrorKind::NotSent => "the tool API, which did not answer before a call was made",
+        ErrorKind::Throttled => "the tool API, which limits how often it is called",
+        _ => "its next attempt, because the last one was postponed",
+    })
+}
+
+/// How the lane of a job is.
+async fn broker(lane: &QueueName, context: &Context) -> String {
+    let queue = match app::open_queue(context.config()) {
+        Ok(queue) => queue,
+        Err(error) => return format!("the broker, which cannot be used: {}", chain(&*error)),
+    };
+    let told = match queue.depth(lane).await {
+        Ok(depth) => {
+            let messages = output::count(depth.ready, "message waits", "messages wait");
+            match depth.consumers {
+                0 => format!(
+                    "a worker that consumes the lane {lane}: {messages} there, and nobody takes any; workers that are \
+                     busy with long calls take none either"
+                ),
+                some => format!(
+                    "a worker of the lane {lane}: {messages} there, with {}",
+                    output::count(some, "consumer", "consumers")
+                ),
+            }
+        }
+        Err(error) => format!("the broker, which cannot be asked: {}", chain(&error)),
+    };
+    queue.close().await;
+    told
+}
+
+fn span(time: Duration) -> String {
+    match time.as_secs() {
+        seconds @ 0..120 => format!("{seconds} s"),
+        seconds @ 120..7_200 => format!("{} min", seconds / 60),
+        seconds => format!("{} h", seconds / 3_600),
+    }
+}
