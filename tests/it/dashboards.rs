@@ -11,35 +11,16 @@ use errand::telemetry::metrics::{self, CATALOGUE, Kind, Metric};
 use serde_json::Value;
 use tokio::net::TcpListener;
 
+use crate::promql::{RABBITMQ, SCRAPE_LABELS, check, find, scan};
 use crate::support::wait::until;
 use crate::support::{Prometheus, http};
 
 const DASHBOARD: &str = include_str!("../../deploy/grafana/overview.json");
-const ALERTS: &str = include_str!("../../deploy/prometheus/alerts.yml");
+pub(crate) const ALERTS: &str = include_str!("../../deploy/prometheus/alerts.yml");
 const ALERTS_TEST: &str = include_str!("../../deploy/prometheus/alerts_test.yml");
 
 /// Panel types that current Grafana versions keep.
 const PANEL_TYPES: &[&str] = &["timeseries", "stat", "table", "bargauge"];
-/// Labels that Prometheus adds to what it scrapes.
-const SCRAPE_LABELS: &[&str] = &["job", "instance"];
-/// What a query may consist of besides metrics and labels. A word that is not here is a typo, or new.
-const PROMQL: &[&str] = &[
-    "absent",
-    "and",
-    "count",
-    "histogram_quantile",
-    "increase",
-    "label_replace",
-    "max",
-    "min",
-    "offset",
-    "or",
-    "rate",
-    "sum",
-    "unless",
-];
-/// Words that are followed by a list of labels.
-const GROUPING: &[&str] = &["by", "ignoring", "on", "without"];
 
 /// Every query of the dashboard, with the title of its panel, as Prometheus can run it: the variables
 /// of Grafana are replaced as Grafana would replace them on a board that shows everything.
@@ -58,17 +39,28 @@ pub(crate) fn queries() -> Vec<(String, String)> {
         .collect()
 }
 
-/// Starts a Prometheus that scrapes the `/metrics` of this address, and waits until every query of the
-/// dashboard returns data. Panics with the queries that do not.
-pub(crate) async fn every_query_returns_data(metrics: SocketAddr) {
-    returns_data(metrics, &queries(), Duration::from_secs(60)).await;
+/// Starts a Prometheus that scrapes the `/metrics` of this address, and the plugin of RabbitMQ at this port, and waits
+/// until every query of the dashboard returns data. Panics with the queries that do not.
+pub(crate) async fn every_query_returns_data(metrics: SocketAddr, rabbitmq: u16) {
+    returns_data(metrics, Some(rabbitmq), &queries(), Duration::from_secs(60)).await;
 }
 
-async fn returns_data(metrics: SocketAddr, queries: &[(String, String)], limit: Duration) {
+async fn returns_data(
+    metrics: SocketAddr,
+    rabbitmq: Option<u16>,
+    queries: &[(String, String)],
+    limit: Duration,
+) {
+    let rabbitmq = rabbitmq.map_or_else(String::new, |port| {
+        format!(
+            "- job_name: rabbitmq-queues\n  metrics_path: /metrics/detailed\n  params: {{family: \
+             [queue_coarse_metrics, queue_consumer_count]}}\n  static_configs: [{{targets: ['127.0.0.1:{port}']}}]\n"
+        )
+    });
     // A rate needs two scrapes within its interval, so they come soon after each other.
     let prometheus = Prometheus::start(&format!(
         "global: {{scrape_interval: 500ms, scrape_timeout: 400ms}}\n\
-         scrape_configs:\n- job_name: errand\n  static_configs: [{{targets: ['{metrics}']}}]\n"
+         scrape_configs:\n- job_name: errand\n  static_configs: [{{targets: ['{metrics}']}}]\n{rabbitmq}"
     ))
     .await;
     let client = http::client();
@@ -88,7 +80,7 @@ async fn returns_data(metrics: SocketAddr, queries: &[(String, String)], limit: 
 }
 
 /// How many samples an instant query returns.
-async fn samples(client: &reqwest::Client, prometheus: &Prometheus, expr: &str) -> usize {
+pub(crate) async fn samples(client: &reqwest::Client, prometheus: &Prometheus, expr: &str) -> usize {
     let address = format!("{}/api/v1/query", prometheus.url());
     let address = url::Url::parse_with_params(&address, [("query", expr)]).unwrap();
     let answer = client.get(address).send().await.unwrap().text().await.unwrap();
@@ -233,15 +225,16 @@ async fn after_an_uneventful_run_every_query_returns_data() {
         metrics::DRAINING,
     ]
     .map(|metric| metric.name);
-    let shown = CATALOGUE.iter().filter(|metric| !eventful.contains(&metric.name)).copied().collect();
-    every_query_returns_data(serve(shown, &["succeeded"]).await).await;
+    let shown = CATALOGUE.iter().chain(RABBITMQ).filter(|metric| !eventful.contains(&metric.name));
+    let address = serve(shown.copied().collect(), &["succeeded"]).await;
+    returns_data(address, None, &queries(), Duration::from_secs(60)).await;
 }
 
 /// Without the metric that the fallbacks to zero are made of, each query has to find what it asks for.
 #[tokio::test]
 async fn no_query_hides_a_mistake_behind_its_fallback() {
     let build = metrics::BUILD_INFO.name;
-    let shown = CATALOGUE.iter().filter(|metric| metric.name != build).copied().collect();
+    let shown = CATALOGUE.iter().chain(RABBITMQ).filter(|metric| metric.name != build).copied().collect();
     let outcomes = &["succeeded", "failed", "retryable", "held", "cancelled"];
     let mut queries = queries();
     for (_, expr) in &mut queries {
@@ -251,14 +244,15 @@ async fn no_query_hides_a_mistake_behind_its_fallback() {
         }
     }
     queries.retain(|(panel, _)| panel != "Version");
-    returns_data(serve(shown, outcomes).await, &queries, Duration::from_secs(60)).await;
+    returns_data(serve(shown, outcomes).await, None, &queries, Duration::from_secs(60)).await;
 }
 
 #[tokio::test]
 async fn a_query_without_data_is_noticed() {
     let address = serve(vec![metrics::BUILD_INFO], &[]).await;
     let failed = tokio::spawn(async move {
-        returns_data(address, &[("None".to_owned(), "errand_jobs".to_owned())], Duration::from_secs(2)).await;
+        let query = ("None".to_owned(), "errand_jobs".to_owned());
+        returns_data(address, None, &[query], Duration::from_secs(2)).await;
     });
     assert!(failed.await.unwrap_err().is_panic());
 }
@@ -293,6 +287,7 @@ fn lines(metric: &Metric, outcomes: &[&str], scrape: u64) -> String {
                 "reason" if metric.name == metrics::JOBS_HELD.name => {
                     "reason=\"unknown_outcome\",".to_owned()
                 }
+                "queue" if metric.name.starts_with("rabbitmq_") => "queue=\"errand.x\",".to_owned(),
                 label => format!("{label}=\"x\","),
             });
             format!("{{{}{more}}}", labels.collect::<String>())
@@ -380,114 +375,4 @@ pub(crate) fn alerts() -> Vec<Alert> {
 /// The texts between two marks.
 pub(crate) fn between<'a>(text: &'a str, open: &str, close: &str) -> Vec<&'a str> {
     text.split(open).skip(1).filter_map(|part| Some(part.split_once(close)?.0)).collect()
-}
-
-// ---------------------------------------------------------------------------------------------
-// Reading PromQL, as far as the checks need.
-
-/// The metrics of an expression with the labels that are asked of them, and the labels that it groups by.
-#[derive(Debug, Default)]
-struct Scan {
-    uses: Vec<Use>,
-    grouping: BTreeSet<String>,
-    unknown: Vec<String>,
-}
-
-#[derive(Debug)]
-struct Use {
-    metric: String,
-    labels: Vec<String>,
-}
-
-/// Panics when an expression names a metric or label that the catalogue does not have.
-pub(crate) fn check(place: &str, expr: &str) {
-    let scan = scan(expr);
-    assert!(scan.unknown.is_empty(), "{place}: unknown words {:?} in {expr}", scan.unknown);
-    assert!(!scan.uses.is_empty(), "{place}: no metric in {expr}");
-    let mut known = BTreeSet::new();
-    for Use { metric, labels } in &scan.uses {
-        let declared = find(metric).unwrap_or_else(|| panic!("{place}: {metric} is not in the catalogue"));
-        let bucket = metric.ends_with("_bucket").then_some("le");
-        let all: BTreeSet<&str> =
-            declared.labels.iter().chain(SCRAPE_LABELS).copied().chain(bucket).collect();
-        for label in labels {
-            assert!(all.contains(label.as_str()), "{place}: {metric} has no label {label}");
-        }
-        known.extend(all);
-    }
-    for label in &scan.grouping {
-        assert!(known.contains(label.as_str()), "{place}: no metric of {expr} has the label {label}");
-    }
-}
-
-/// The metric of the catalogue behind a name of Prometheus.
-fn find(name: &str) -> Option<&'static Metric> {
-    CATALOGUE.iter().find(|metric| match metric.kind {
-        Kind::Counter | Kind::Gauge => metric.name == name,
-        Kind::Histogram => {
-            name.strip_prefix(metric.name).is_some_and(|end| ["_bucket", "_sum", "_count"].contains(&end))
-        }
-    })
-}
-
-fn scan(expr: &str) -> Scan {
-    let mut scan = Scan::default();
-    let tokens = tokens(expr);
-    let mut tokens = tokens.iter().map(String::as_str).peekable();
-    while let Some(token) = tokens.next() {
-        if !token.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_') || PROMQL.contains(&token) {
-            continue;
-        }
-        let opens = tokens.peek().copied();
-        let is_word = |token: &&str| token.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_');
-        if GROUPING.contains(&token) && opens == Some("(") {
-            let labels = tokens.by_ref().take_while(|token| *token != ")").filter(is_word);
-            scan.grouping.extend(labels.map(str::to_owned));
-        } else if token.starts_with("errand_") {
-            let mut labels = Vec::new();
-            if opens == Some("{") {
-                let inside = tokens.by_ref().take_while(|token| *token != "}").filter(is_word);
-                labels = inside.map(str::to_owned).collect();
-            }
-            scan.uses.push(Use { metric: token.to_owned(), labels });
-        } else {
-            scan.unknown.push(token.to_owned());
-        }
-    }
-    scan
-}
-
-/// Words and single characters; texts in quotes, ranges in brackets and spaces are left out.
-fn tokens(expr: &str) -> Vec<String> {
-    let mut tokens: Vec<String> = Vec::new();
-    let mut chars = expr.chars().peekable();
-    while let Some(c) = chars.next() {
-        match c {
-            '"' => drop(chars.by_ref().find(|c| *c == '"')),
-            '[' => drop(chars.by_ref().find(|c| *c == ']')),
-            c if c.is_whitespace() => {}
-            c if c.is_ascii_alphanumeric() || c == '_' => {
-                let mut word = String::from(c);
-                while let Some(c) = chars.next_if(|c| c.is_ascii_alphanumeric() || "_:.".contains(*c)) {
-                    word.push(c);
-                }
-                tokens.push(word);
-            }
-            c => tokens.push(c.to_string()),
-        }
-    }
-    tokens
-}
-
-#[test]
-fn the_checks_see_through_an_expression() {
-    let scan =
-        scan(r#"sum by (le, queue) (rate(errand_x_bucket{queue=~"a|b", to!="}"}[5m] offset 1m)) / typo"#);
-    assert_eq!(scan.grouping.iter().collect::<Vec<_>>(), ["le", "queue"]);
-    assert_eq!(scan.unknown, ["typo"]);
-    assert_eq!(scan.uses.len(), 1);
-    assert_eq!(
-        (scan.uses[0].metric.as_str(), &scan.uses[0].labels[..]),
-        ("errand_x_bucket", &["queue", "to"].map(String::from)[..])
-    );
 }

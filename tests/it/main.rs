@@ -33,6 +33,7 @@ mod outage_database;
 mod parked;
 mod poison;
 mod policies;
+mod promql;
 mod publishers;
 mod queue_contract;
 mod rabbitmq;

@@ -9,6 +9,7 @@ use errand::store::FindingKind;
 use errand::telemetry::metrics::{CATALOGUE, Kind};
 
 use crate::dashboards::{self, between};
+use crate::promql;
 
 const DOCS: &str = include_str!("../../docs/metrics.md");
 
@@ -69,7 +70,7 @@ fn the_queries_of_the_documentation_use_the_catalogue() {
     let queries = between(DOCS, "```promql\n", "\n```");
     assert!(!queries.is_empty());
     for query in queries {
-        dashboards::check("docs/metrics.md", query);
+        promql::check("docs/metrics.md", query);
     }
 }
 

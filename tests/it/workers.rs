@@ -153,7 +153,9 @@ async fn secrets_never_reach_logs_or_metrics() {
 #[tokio::test(flavor = "multi_thread")]
 async fn every_query_of_the_dashboard_returns_data_of_a_real_worker() {
     let faults = "[[fault]]\nkind = \"provider_failure\"\ntool = \"LINEAR_UPDATE_ISSUE\"\nprovider_status = 503\nfirst = 1\n";
-    let harness = Harness::new("dashboard", faults).await;
+    let node = support::start_rabbitmq(rabbitmq::Options { prometheus: true, ..Default::default() }).await;
+    let vhost = node.vhost("dashboard").await.unwrap();
+    let harness = Harness::of(support::database("dashboard").await, vhost, sandbox(faults).await);
     let worker = harness.worker(&[("ERRAND__RETENTION__EVERY_SECS", "1")]).await;
     let address = worker.address().await;
     let publishing = async {
@@ -166,7 +168,7 @@ async fn every_query_of_the_dashboard_returns_data_of_a_real_worker() {
     };
     tokio::select! {
         () = publishing => {}
-        () = crate::dashboards::every_query_returns_data(address) => {}
+        () = crate::dashboards::every_query_returns_data(address, port(&node.prometheus_url())) => {}
     }
 }
 
