@@ -23,6 +23,7 @@ mod expiry;
 mod flow;
 mod harness;
 mod jobs;
+mod late;
 mod least_privileges;
 mod metrics_docs;
 mod migrations;
