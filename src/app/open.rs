@@ -41,6 +41,7 @@ pub fn open_store(config: &Config) -> Result<SharedStore> {
     }
     let options = PostgresOptions {
         url: config.store.url.clone(),
+        schema: config.store.schema.clone(),
         hot_connections: config.store.hot_connections,
         other_connections: config.store.other_connections,
         application_name: "errand".into(),

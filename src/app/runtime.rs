@@ -24,7 +24,7 @@ use crate::{
     relay::Relay,
     services::Services,
     shutdown::{Countdown, Shutdown},
-    store::{Concern, Schema},
+    store::Concern,
     supervisor::Supervisor,
     worker::{CrashPlan, Report, Resolver, Worker},
 };
@@ -223,17 +223,17 @@ async fn prepare(services: &Services, config: &Config, resolver: &Resolver, heal
 async fn see_to_schema(services: &Services, config: &Config, health: &Health) -> Result<(), String> {
     let store = &services.store;
     match store.schema().await {
-        Ok(Schema::Current | Schema::Ahead) => Ok(()),
-        Ok(Schema::Behind { missing }) if config.store.migrate_at_start => match store.migrate().await {
-            Ok(applied) => {
-                tracing::info!(applied, missing, "the database is migrated");
-                Ok(())
-            }
-            Err(error) => Err(format!("it cannot be migrated: {}", chain(&error))),
+        Ok(schema) => match schema.problem() {
+            None => Ok(()),
+            Some((problem, _)) if config.store.migrate_at_start => match store.migrate().await {
+                Ok(applied) => {
+                    tracing::info!(applied, problem, "the database is migrated");
+                    Ok(())
+                }
+                Err(error) => Err(format!("it cannot be migrated: {}", chain(&error))),
+            },
+            Some((problem, advice)) => Err(format!("{problem}; {advice}")),
         },
-        Ok(Schema::Behind { missing }) => {
-            Err(format!("{missing} migrations are missing; run `errand migrate`"))
-        }
         Err(error) => {
             let why = chain(&error);
             if error.kind().is_of_the_whole_store() {

@@ -136,15 +136,10 @@ async fn database(context: &Context) -> Answer {
         Err(error) => findings.push(failed(&error)),
     }
     findings.push(match store.schema().await {
-        Ok(Schema::Current) => Finding::ok(WHAT, "the schema is up to date"),
-        Ok(Schema::Ahead) => Finding::ok(WHAT, "the schema is newer than this build, which is fine"),
-        Ok(Schema::Behind { missing }) if config.store.migrate_at_start => Finding::warn(
-            WHAT,
-            format!("{missing} migrations are missing"),
-            "the next worker that starts applies them, or `errand migrate` does",
-        ),
-        Ok(Schema::Behind { missing }) => {
-            Finding::fail(WHAT, format!("{missing} migrations are missing"), "run `errand migrate`")
+        Ok(schema) => schema_finding(WHAT, &schema, config.store.migrate_at_start),
+        // Its message says what to do.
+        Err(error) if error.kind() == StoreErrorKind::Access => {
+            Finding { what: WHAT, status: Status::Fail, message: chain(&error), advice: None }
         }
         Err(error) => failed(&error),
     });
@@ -155,6 +150,21 @@ async fn database(context: &Context) -> Answer {
     });
     store.close().await;
     Ok(findings)
+}
+
+fn schema_finding(what: &'static str, schema: &Schema, migrates_at_start: bool) -> Finding {
+    match schema.problem() {
+        Some((problem, _)) if migrates_at_start && matches!(schema, Schema::Behind { .. }) => Finding::warn(
+            what,
+            problem,
+            "the next worker that starts applies them, or `errand migrate` does",
+        ),
+        Some((problem, advice)) => Finding::fail(what, problem, advice),
+        None if *schema == Schema::Ahead => {
+            Finding::ok(what, "the schema is newer than this build, which is fine")
+        }
+        None => Finding::ok(what, "the schema is up to date"),
+    }
 }
 
 async fn broker(context: &Context) -> Answer {

@@ -18,17 +18,18 @@ pub(super) struct Args {
 pub(super) async fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
     let store = context.store()?;
     let (line, negative) = if args.check {
-        match store.schema().await? {
-            Schema::Current => ("the schema is up to date".to_owned(), false),
-            Schema::Ahead => ("the schema is newer than this build, which is fine".to_owned(), false),
-            Schema::Behind { missing: 1 } => {
-                ("1 migration is missing; run `errand migrate`".to_owned(), true)
+        let schema = store.schema().await?;
+        match schema.problem() {
+            Some((problem, advice)) => (format!("{problem}; {advice}"), true),
+            None if schema == Schema::Ahead => {
+                ("the schema is newer than this build, which is fine".to_owned(), false)
             }
-            Schema::Behind { missing } => {
-                (format!("{missing} migrations are missing; run `errand migrate`"), true)
-            }
+            None => ("the schema is up to date".to_owned(), false),
         }
     } else {
+        if let Schema::Elsewhere { schema } = store.schema().await? {
+            output::note(format_args!("errand's tables are moved from the schema `{schema}`"));
+        }
         match store.migrate().await? {
             0 => ("the schema is up to date".to_owned(), false),
             1 => ("1 migration applied".to_owned(), false),

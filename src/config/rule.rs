@@ -10,6 +10,7 @@ use super::mask::hides_password;
 use crate::{
     bounds::MAX_SHORT_TEXT_BYTES,
     job::{QueueName, RESERVED_PREFIX},
+    store::postgres::{NoSchemaName, SchemaName},
     tool::pin::{Wanted, wanted},
 };
 
@@ -30,6 +31,8 @@ pub(super) enum Rule {
     Word(&'static [&'static str]),
     /// The URL of a service with one of these schemes, or empty. May hold a password.
     Service(&'static [&'static str]),
+    /// The name of a schema of PostgreSQL.
+    Schema,
     /// A key of the tool API, or empty. A secret.
     ApiKey,
     /// The http(s) URL of the tool API.
@@ -66,6 +69,7 @@ impl Rule {
             Self::Text
             | Self::Word(_)
             | Self::Service(_)
+            | Self::Schema
             | Self::ApiKey
             | Self::BaseUrl
             | Self::Path
@@ -140,6 +144,7 @@ impl Rule {
                     Err(_) => Some(ENCODE_PASSWORD),
                 };
             }
+            Self::Schema => text.parse::<SchemaName>().is_ok(),
             Self::ApiKey => text.bytes().all(|byte| byte.is_ascii_graphic()),
             Self::BaseUrl => {
                 return match Url::parse(text) {
@@ -179,6 +184,7 @@ impl Rule {
                 quoted.join(" or ")
             }
             Self::Service(schemes) => format!("a URL that starts with {}:", schemes.join(": or ")),
+            Self::Schema => NoSchemaName.to_string(),
             Self::ApiKey => "text of visible ASCII characters, without blanks".to_owned(),
             Self::BaseUrl => "a URL that starts with http: or https:".to_owned(),
             Self::Path => "a path that starts with \"/\", without query".to_owned(),

@@ -8,13 +8,15 @@ use serde::Deserialize;
 use super::{
     error::{AllMissing, Missing},
     rule::Rule::{
-        self, Address, ApiKey, BaseUrl, Filter, Flag, Lanes, Number, Path, Prefixes, Service, Text, Version,
+        self, Address, ApiKey, BaseUrl, Filter, Flag, Lanes, Number, Path, Prefixes, Schema, Service, Text,
+        Version,
         Whole, Word,
     },
 };
 use crate::{
     bounds::{MAX_AGE, MAX_ATTEMPTS, MAX_TIMEOUT},
     job::{OwnerKind, QueueName, QueueType},
+    store::postgres::SchemaName,
     telemetry::logging::LogFormat,
     tool::{catalog::UnpinnedPolicy, composio::HttpVersion, pin::VersionMap},
 };
@@ -126,6 +128,7 @@ macro_rules! path {
 settings! {
     struct Store [store] {
         url: SecretString = Service(&["postgres", "postgresql", "sqlite"]),
+        schema: SchemaName = Schema,
         hot_connections: u32 = Whole(1, 1_000),
         other_connections: u32 = Whole(1, 1_000),
         migrate_at_start: bool = Flag,

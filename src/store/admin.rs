@@ -7,7 +7,7 @@ use jiff::Timestamp;
 
 use super::Result;
 
-pub(super) const APPLIED: &str = "select version from _sqlx_migrations where success order by version";
+pub(super) const APPLIED: &str = "select version, checksum from _sqlx_migrations where success order by version";
 
 #[async_trait]
 pub trait Admin: fmt::Debug + Send + Sync {
@@ -18,7 +18,8 @@ pub trait Admin: fmt::Debug + Send + Sync {
     fn address(&self) -> String;
 
     /// Applies the migrations that are missing; returns how many. Several processes may call it at once. It waits for
-    /// others as long as it takes, and logs again and again what it waits for.
+    /// others as long as it takes, and logs again and again what it waits for. Tables that are [`Schema::Elsewhere`] are
+    /// moved first, whole or not at all; an error of kind `Access` says if they cannot be now.
     async fn migrate(&self) -> Result<usize>;
 
     /// Looks at what the database is like, whatever its schema is. An error of kind `Access` says that errand cannot
@@ -43,7 +44,7 @@ pub struct Concern {
 }
 
 /// Whether the schema is what this build expects.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Schema {
     Current,
     Behind {
@@ -51,4 +52,29 @@ pub enum Schema {
     },
     /// The database was migrated by a newer build, which is fine: migrations only add.
     Ahead,
+    /// The tables are in this schema of the database, where an earlier build made them, and not in the one that the
+    /// settings name.
+    Elsewhere {
+        schema: String,
+    },
+}
+
+impl Schema {
+    /// What keeps this build from working with it, and what to do, as one sentence each.
+    pub fn problem(&self) -> Option<(String, &'static str)> {
+        match self {
+            Self::Current | Self::Ahead => None,
+            Self::Behind { missing: 1 } => Some(("1 migration is missing".to_owned(), "run `errand migrate`")),
+            Self::Behind { missing } => {
+                Some((format!("{missing} migrations are missing"), "run `errand migrate`"))
+            }
+            Self::Elsewhere { schema } => Some((
+                format!(
+                    "errand's tables are in the schema `{schema}` of the database, where an earlier build made them, \
+                     and `store.schema` names another"
+                ),
+                "stop all workers and run `errand migrate`, which moves them, or let `store.schema` name where they are",
+            )),
+        }
+    }
 }

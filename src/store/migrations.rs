@@ -5,7 +5,7 @@ use sqlx::{
     migrate::{AppliedMigration, MigrateError, Migration, MigrationType},
 };
 
-use super::Schema;
+use super::{Result, Schema, read::StoreRow};
 
 pub(super) const TABLE: &str = "_sqlx_migrations";
 
@@ -38,10 +38,30 @@ pub(super) fn missing(
     Ok(missing)
 }
 
-/// What the applied versions mean for this build.
-pub(super) fn compare(migrations: &[(i64, &str, &str)], applied: &[i64]) -> Schema {
-    let missing = migrations.iter().filter(|(version, ..)| !applied.contains(version)).count();
-    let newer = applied.iter().any(|version| migrations.iter().all(|(known, ..)| known != version));
+/// What was applied, from rows with `version` and `checksum`.
+pub(super) fn applied(rows: &[impl StoreRow]) -> Result<Vec<AppliedMigration>> {
+    let applied = rows.iter().map(|row| {
+        let checksum: Vec<u8> = row.read("checksum")?;
+        Ok(AppliedMigration { version: row.read("version")?, checksum: checksum.into() })
+    });
+    applied.collect()
+}
+
+/// Whether what was applied under the number of this migration is this one, and not one of another application that
+/// has the same table.
+pub(super) fn is_applied(migration: &Migration, applied: &[AppliedMigration]) -> bool {
+    applied.iter().any(|row| row.version == migration.version && row.checksum == migration.checksum)
+}
+
+/// Whether errand's tables are where this was applied.
+pub(super) fn are_errands(all: &[Migration], applied: &[AppliedMigration]) -> bool {
+    all.first().is_some_and(|first| is_applied(first, applied))
+}
+
+/// What was applied, and what that means for this build.
+pub(super) fn compare(all: &[Migration], applied: &[AppliedMigration]) -> Schema {
+    let missing = all.iter().filter(|migration| !is_applied(migration, applied)).count();
+    let newer = applied.iter().any(|row| all.iter().all(|known| known.version != row.version));
     match (missing, newer) {
         (0, false) => Schema::Current,
         (0, true) => Schema::Ahead,

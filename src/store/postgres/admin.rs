@@ -1,10 +1,13 @@
 //! The database itself.
 
+use std::time::Duration;
+
 use async_trait::async_trait;
 use jiff::Timestamp;
-use sqlx::postgres::PgRow;
+use sqlx::{Connection as _, postgres::PgRow};
+use tokio::time::timeout;
 
-use super::{PostgresStore, migrate, session};
+use super::{PostgresStore, SchemaName, migrate, relocation, session};
 use crate::store::{
     Admin, Concern, Result, Schema, StoreError, StoreErrorKind,
     admin::APPLIED,
@@ -13,6 +16,9 @@ use crate::store::{
     read::StoreRow as _,
     sql::statements,
 };
+
+/// How long a goodbye to the server may take.
+const GOODBYE: Duration = Duration::from_secs(2);
 
 /// The same numbers and names as for SQLite.
 const MIGRATIONS: &[(i64, &str, &str)] = &[
@@ -27,10 +33,14 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
     (11, "order_of_creation", include_str!("../../../migrations/postgres/0011_order_of_creation.sql")),
     (12, "postponements", include_str!("../../../migrations/postgres/0012_postponements.sql")),
     (13, "first_due", include_str!("../../../migrations/postgres/0013_first_due.sql")),
+    (16, "views", include_str!("../../../migrations/postgres/0016_views.sql")),
 ];
 
 statements! { Postgres:
-    has_table(name: &str) = "select to_regclass({name}) is not null as is_there";
+    /// The table in the schema, the only one that is looked into. One that may not be used is passed over.
+    place(schema: &str, table: &str) = "select to_regclass({table}) is not null as is_there,
+        current_user::text as role, not exists (select from pg_namespace
+            where nspname = {schema} and not has_schema_privilege(oid, 'usage')) as is_usable";
     applied() = APPLIED;
     now() = "select clock_timestamp() as now";
     /// A base backup is no standby.
@@ -67,13 +77,31 @@ impl Admin for PostgresStore {
     }
 
     async fn schema(&self) -> Result<Schema> {
-        let exists = self.other.fetch_first(sql::has_table(TABLE)).await?;
-        if !exists.map_or(Ok(false), |row| row.read("is_there"))? {
-            return Ok(migrations::compare(MIGRATIONS, &[]));
+        let all = migrations::all(MIGRATIONS);
+        let place = self.other.fetch_first(sql::place(self.schema.as_str(), TABLE)).await?;
+        let place = place.ok_or_else(|| StoreError::corrupt("is_there"))?;
+        if !place.read::<bool>("is_usable")? {
+            return Err(self.other.named(may_not_use(&self.schema, &place.read::<String>("role")?)));
         }
-        let applied = self.other.fetch(sql::applied()).await?;
-        let applied = applied.iter().map(|row| row.read("version")).collect::<Result<Vec<i64>, _>>()?;
-        Ok(migrations::compare(MIGRATIONS, &applied))
+        let applied = if place.read("is_there")? {
+            migrations::applied(&self.other.fetch(sql::applied()).await?)?
+        } else {
+            Vec::new()
+        };
+        if migrations::are_errands(&all, &applied) {
+            return Ok(migrations::compare(&all, &applied));
+        }
+        let (plain, schema) = (self.plain.clone(), self.schema.clone());
+        let elsewhere = detached(async move {
+            let mut db = session::login(&plain).await.map_err(sqlx::Error::from)?;
+            let place = relocation::elsewhere(&mut db, &schema, &migrations::all(MIGRATIONS)).await?;
+            drop(timeout(GOODBYE, db.close()).await);
+            Ok::<_, StoreError>(place)
+        });
+        Ok(match elsewhere.await.map_err(|error| self.other.named(error))? {
+            Some(place) => Schema::Elsewhere { schema: place.schema },
+            None => migrations::compare(&all, &applied),
+        })
     }
 
     async fn now(&self) -> Result<Timestamp> {
@@ -100,9 +128,19 @@ impl PostgresStore {
     /// The database cannot be reached or not be used, or a migration fails.
     pub async fn apply(&self, migrations: &'static [(i64, &'static str, &'static str)]) -> Result<usize> {
         self.inspect().await?;
-        let options = self.plain.clone();
-        detached(migrate::run(options, migrations)).await.map_err(|error| self.other.named(error))
+        let (options, schema) = (self.plain.clone(), self.schema.clone());
+        detached(migrate::run(options, schema, migrations)).await.map_err(|error| self.other.named(error))
     }
+}
+
+fn may_not_use(schema: &SchemaName, role: &str) -> StoreError {
+    StoreError::new(
+        StoreErrorKind::Access,
+        format!(
+            "the role `{role}` may not use the schema `{schema}`, where errand keeps its tables: let its owner or a \
+             superuser execute `grant usage on schema \"{schema}\" to \"{role}\"`"
+        ),
+    )
 }
 
 /// What stands in the way of errand, or may cost what was committed.

@@ -13,10 +13,17 @@ use sqlx::{
 };
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
-use super::session;
-use crate::store::{
-    Result,
-    migrations::{self, TABLE},
+use super::{
+    SchemaName,
+    relocation::{self, Place},
+    session,
+};
+use crate::{
+    failure::chain,
+    store::{
+        Result, StoreError, StoreErrorKind,
+        migrations::{self, TABLE},
+    },
 };
 
 /// How long a migration waits for a lock, and others behind it, and the pauses until it tries again, which double.
@@ -53,32 +60,48 @@ const BLOCKERS: &str = "select b.pid, coalesce(nullif(b.application_name, ''), '
         from pg_locks l where l.pid = $1 and not l.granted limit 1) as what
     from unnest(pg_blocking_pids($1)) as p (pid) join pg_stat_activity b on b.pid = p.pid limit 3";
 
+/// Why a step of a migration did not succeed.
+pub(super) enum Failed {
+    Driver(MigrateError),
+    /// What says itself what to do.
+    Refused(StoreError),
+}
+
 pub(super) async fn run(
     options: PgConnectOptions,
+    schema: SchemaName,
     migrations: &'static [(i64, &'static str, &'static str)],
 ) -> Result<usize> {
     let mut db = session::login(&options).await.map_err(sqlx::Error::from)?;
     let pid: i32 = sqlx::query_scalar("select pg_backend_pid()").fetch_one(&mut db).await?;
     let applied = tokio::select! {
         biased;
-        applied = apply(&mut db, migrations) => applied,
+        applied = apply(&mut db, &schema, migrations) => applied,
         never = tell_what_is_waited_for(&options, pid) => match never {},
     };
     // The connection takes the lock with it, whether or not it can say goodbye.
     drop(timeout(LOOK_TIMEOUT, db.close()).await);
-    Ok(applied?)
+    applied.map_err(|failed| failed.explained(&schema))
 }
 
 async fn apply(
     db: &mut PgConnection,
+    schema: &SchemaName,
     migrations: &'static [(i64, &'static str, &'static str)],
-) -> Result<usize, MigrateError> {
+) -> Result<usize, Failed> {
     let settings = format!("{SETTINGS}; select {}", session::UNLIMITED);
     sqlx::raw_sql(AssertSqlSafe(settings)).execute(&mut *db).await?;
     wait_for_turn(db).await?;
+    let all = migrations::all(migrations);
+    if let Some(place) = relocation::elsewhere(db, schema, &all).await? {
+        move_in_turn(db, &place, schema, &all).await?;
+    }
+    relocation::make_schema(db, schema).await?;
+    let search_path = format!("set search_path = '{schema}'");
+    sqlx::raw_sql(AssertSqlSafe(search_path)).execute(&mut *db).await?;
     db.ensure_migrations_table(TABLE).await?;
     let applied = db.list_applied_migrations(TABLE).await?;
-    let missing = migrations::missing(migrations::all(migrations), &applied)?;
+    let missing = migrations::missing(all, &applied)?;
     for migration in &missing {
         if migration.no_tx {
             apply_outside(db, migration).await?;
@@ -90,10 +113,10 @@ async fn apply(
 }
 
 /// One process migrates at a time.
-async fn wait_for_turn(db: &mut PgConnection) -> Result<(), MigrateError> {
+async fn wait_for_turn(db: &mut PgConnection) -> Result<(), Failed> {
     set_lock_timeout(db, TURN).await?;
-    while let Err(error) = db.lock().await {
-        if !is_about_locks(&error) {
+    while let Err(error) = db.lock().await.map_err(Failed::from) {
+        if !error.is_about_locks() {
             return Err(error);
         }
         sleep(TURN_PAUSE).await;
@@ -102,30 +125,46 @@ async fn wait_for_turn(db: &mut PgConnection) -> Result<(), MigrateError> {
 }
 
 /// In one transaction, as often as a lock was not to be had.
-async fn apply_in_turn(db: &mut PgConnection, migration: &Migration) -> Result<(), MigrateError> {
+async fn move_in_turn(
+    db: &mut PgConnection,
+    place: &Place,
+    schema: &SchemaName,
+    migrations: &[Migration],
+) -> Result<(), Failed> {
+    set_lock_timeout(db, LOCK_TIMEOUT).await?;
+    let mut pause = FIRST_PAUSE;
+    while let Err(error) = place.move_to(db, schema, migrations).await {
+        pause = pause_after(error, pause).await?;
+    }
+    tracing::info!(from = place.schema, to = schema.as_str(), "errand's tables have moved to another schema");
+    Ok(())
+}
+
+/// In one transaction, as often as a lock was not to be had.
+async fn apply_in_turn(db: &mut PgConnection, migration: &Migration) -> Result<(), Failed> {
     set_lock_timeout(db, LOCK_TIMEOUT).await?;
     let mut pause = FIRST_PAUSE;
     while let Err(error) = db.apply(TABLE, migration).await {
-        pause = pause_after(error, pause).await?;
+        pause = pause_after(error.into(), pause).await?;
     }
     Ok(())
 }
 
 /// Statement by statement. Each keeps nobody waiting, so it may wait itself. It is begun again after a deadlock, as with
 /// the `errand migrate` of a build that waits for its turn without pauses.
-async fn apply_outside(db: &mut PgConnection, migration: &Migration) -> Result<(), MigrateError> {
+async fn apply_outside(db: &mut PgConnection, migration: &Migration) -> Result<(), Failed> {
     set_lock_timeout(db, Duration::ZERO).await?;
     let mut pause = FIRST_PAUSE;
     while let Err(error) = execute_each(db, migration).await {
-        pause = pause_after(error, pause).await?;
+        pause = pause_after(error.into(), pause).await?;
     }
     // Notes it as applied.
-    db.skip(TABLE, migration).await
+    Ok(db.skip(TABLE, migration).await?)
 }
 
 /// Lets others pass after an error that is about locks, and returns the next pause.
-async fn pause_after(error: MigrateError, pause: Duration) -> Result<Duration, MigrateError> {
-    if !is_about_locks(&error) {
+async fn pause_after(error: Failed, pause: Duration) -> Result<Duration, Failed> {
+    if !error.is_about_locks() {
         return Err(error);
     }
     sleep(pause).await;
@@ -146,12 +185,69 @@ async fn set_lock_timeout(db: &mut PgConnection, limit: Duration) -> Result<(), 
 }
 
 /// A lock that was not had in time, or a deadlock, which ended this side.
-fn is_about_locks(error: &MigrateError) -> bool {
-    let (MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _)) = error else {
-        return false;
-    };
-    let code = error.as_database_error().and_then(|error| error.code());
-    code.is_some_and(|code| ["55P03", "40P01"].contains(&&*code))
+impl Failed {
+    fn is_about_locks(&self) -> bool {
+        self.refused_by_server().is_some_and(|(code, _)| ["55P03", "40P01"].contains(&&*code))
+    }
+
+    /// The code and the message of the server.
+    fn refused_by_server(&self) -> Option<(String, &str)> {
+        let Self::Driver(MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _)) = self else {
+            return None;
+        };
+        let error = error.as_database_error()?;
+        Some((error.code()?.into_owned(), error.message()))
+    }
+
+    /// The error that says what to do, which is never to migrate.
+    fn explained(self, schema: &SchemaName) -> StoreError {
+        let own = "give errand a schema of its own: set `store.schema` to a name that nothing in the database has";
+        let message = match (self.refused_by_server(), &self) {
+            // A table, domain or other object of that name is there.
+            (Some((code, message)), _) if ["42P07", "42710", "42723"].contains(&&*code) => format!(
+                "what errand wants to make in the schema `{schema}` is there already, and not errand's: {message} \
+                 (code {code}); {own}"
+            ),
+            (Some((code, message)), _) if code == "42501" => format!(
+                "the role of errand may not change the schema `{schema}` or what errand has in the database: {message} \
+                 (code {code}); run `errand migrate` as the role that owns errand's tables, which needs `grant usage, \
+                 create on schema \"{schema}\"`"
+            ),
+            (_, Self::Driver(MigrateError::VersionMismatch(version))) => format!(
+                "migration {version} in the table `{TABLE}` of the schema `{schema}` is not errand's, or was changed: \
+                 another application seems to keep its own there; {own}"
+            ),
+            _ => {
+                let error = match self {
+                    Self::Refused(error) => return error,
+                    Self::Driver(error) => StoreError::from(error),
+                };
+                if error.kind() != StoreErrorKind::Schema {
+                    return error;
+                }
+                format!("the schema `{schema}` cannot be brought up to date: {}", chain(&error))
+            }
+        };
+        StoreError::new(StoreErrorKind::Access, message)
+    }
+}
+
+impl From<MigrateError> for Failed {
+    fn from(error: MigrateError) -> Self {
+        Self::Driver(error)
+    }
+}
+
+impl From<sqlx::Error> for Failed {
+    fn from(error: sqlx::Error) -> Self {
+        Self::Driver(error.into())
+    }
+}
+
+impl From<StoreError> for Failed {
+    fn from(error: StoreError) -> Self {
+        Self::Refused(error)
+    }
 }
 
 /// Looks on from another connection for as long as the migration takes. Where there is none, nothing is told.

@@ -16,6 +16,7 @@ use sqlx::{
     postgres::{PgConnectOptions, PgDatabaseError},
 };
 
+pub use self::schema_name::{NoSchemaName, SchemaName};
 pub(super) use self::session::{TOO_MANY_CONNECTIONS, TransactionPooler};
 use self::{
     pool::{Pool, Shelves},
@@ -40,7 +41,9 @@ mod pins;
 mod pool;
 mod publications;
 mod rejections;
+mod relocation;
 mod retention;
+mod schema_name;
 mod session;
 
 /// The longest that a heartbeat may take, so that one which gets stuck does not cost the lease by keeping the next ones.
@@ -50,6 +53,8 @@ const BEAT_TIMEOUT: Duration = Duration::from_secs(3);
 pub struct PostgresOptions {
     /// `postgres://user:password@host:port/database?...`
     pub url: SecretString,
+    /// Where errand's tables are. No session of errand looks into another schema.
+    pub schema: SchemaName,
     /// Connections for claims and finishes.
     pub hot_connections: u32,
     /// Connections for everything else but the heartbeat, which has one of its own.
@@ -67,6 +72,7 @@ pub struct PostgresStore {
     other: Pool,
     /// For sessions without the settings of the pools'.
     plain: PgConnectOptions,
+    schema: SchemaName,
 }
 
 impl PostgresStore {
@@ -75,8 +81,14 @@ impl PostgresStore {
     /// # Errors
     /// [`StoreErrorKind::Access`] when the URL cannot be understood.
     pub fn new(options: PostgresOptions) -> Result<Self> {
-        let PostgresOptions { url, hot_connections, other_connections, application_name, statement_timeout } =
-            options;
+        let PostgresOptions {
+            url,
+            schema,
+            hot_connections,
+            other_connections,
+            application_name,
+            statement_timeout,
+        } = options;
         // The reason is dropped, because it can quote a part of the URL.
         let parsed: PgConnectOptions = url.expose_secret().parse().map_err(|_| {
             StoreError::new(
@@ -89,7 +101,7 @@ impl PostgresStore {
             parsed.application_name(&application_name).extra_float_digits(None).disable_statement_logging();
         let shelves = Shelves::default();
         let pool = |part, connections, statement_timeout, plan: &[_]| {
-            Pool::new(connections, Session::new(part, &plain, statement_timeout, plan), &shelves)
+            Pool::new(connections, Session::new(part, &plain, &schema, statement_timeout, plan), &shelves)
         };
         let beat = pool("heartbeats", 1, BEAT_TIMEOUT.min(statement_timeout), &[]).keeping();
         // Statements of the hot path address rows by their keys. A plan that was made while the
@@ -104,7 +116,7 @@ impl PostgresStore {
         // Optional filters need plans that know which are given.
         let planned = [("plan_cache_mode", "force_custom_plan")];
         let other = pool("everything else", other_connections, statement_timeout, &planned);
-        Ok(Self { beat, hot, other, plain })
+        Ok(Self { beat, hot, other, plain, schema })
     }
 
     pub fn statements() -> impl Iterator<Item = &'static Statement> {

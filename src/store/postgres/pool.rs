@@ -434,7 +434,8 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_pool_that_was_short_of_connections_asks_for_all_of_them_again() {
-        let session = Session::new("a test", &PgConnectOptions::new(), Duration::from_secs(1), &[]);
+        let schema = "errand".parse().unwrap();
+        let session = Session::new("a test", &PgConnectOptions::new(), &schema, Duration::from_secs(1), &[]);
         let pool = Pool::new(4, session, &Shelves::default());
         for _ in 0..3 {
             let permit = pool.permits.clone().acquire_owned().await.unwrap();

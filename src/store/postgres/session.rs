@@ -13,6 +13,8 @@ use tokio::{
     time::{Instant, timeout, timeout_at},
 };
 
+use super::SchemaName;
+
 pub(in crate::store) const TOO_MANY_CONNECTIONS: &str = "53300";
 
 /// After this the server ends a session that stopped in the middle of a transaction.
@@ -68,6 +70,7 @@ impl Session {
     pub(super) fn new(
         part: &'static str,
         plain: &PgConnectOptions,
+        schema: &SchemaName,
         statement_timeout: Duration,
         plan: &[(&'static str, &str)],
     ) -> Self {
@@ -82,10 +85,11 @@ impl Session {
             ("default_transaction_isolation", "read committed".to_owned()),
             ("lock_timeout", millis(LOCK_TIMEOUT.min(statement_timeout / 2))),
             ("idle_session_timeout", "0".to_owned()),
+            // Whatever else is in the database, tables of that name in other schemas are not errand's.
+            ("search_path", schema.to_string()),
         ];
         settings.extend(plan.iter().map(|(name, value)| (*name, (*value).to_owned())));
-        // `default_transaction_read_only` stays as it is: hosts set it when a disk is nearly full. So does
-        // `search_path`, which says in which schema an operator has put the tables.
+        // `default_transaction_read_only` stays as it is: hosts set it when a disk is nearly full.
         let told = settings.iter().map(|(name, value)| (*name, value.as_str()));
         let told = plain.clone().options(told).options([(MARK, "on")]);
         let (tell_later, kept_apart) = (AtomicBool::default(), OnceCell::new());

@@ -26,6 +26,7 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
     (11, "order_of_creation", include_str!("../../../migrations/sqlite/0011_order_of_creation.sql")),
     (12, "postponements", include_str!("../../../migrations/sqlite/0012_postponements.sql")),
     (13, "first_due", include_str!("../../../migrations/sqlite/0013_first_due.sql")),
+    (16, "views", include_str!("../../../migrations/sqlite/0016_views.sql")),
 ];
 
 statements! { Sqlite:
@@ -67,15 +68,12 @@ impl Admin for SqliteStore {
     }
 
     async fn schema(&self) -> Result<Schema> {
-        if !self.reader.exists() {
-            return Ok(migrations::compare(MIGRATIONS, &[]));
+        let all = migrations::all(MIGRATIONS);
+        if !self.reader.exists() || self.reader.fetch_one(sql::tables(TABLE)).await?.total("tables")? == 0 {
+            return Ok(migrations::compare(&all, &[]));
         }
-        if self.reader.fetch_one(sql::tables(TABLE)).await?.total("tables")? == 0 {
-            return Ok(migrations::compare(MIGRATIONS, &[]));
-        }
-        let applied = self.reader.fetch(sql::applied()).await?;
-        let applied = applied.iter().map(|row| row.read("version")).collect::<Result<Vec<i64>, _>>()?;
-        Ok(migrations::compare(MIGRATIONS, &applied))
+        let applied = migrations::applied(&self.reader.fetch(sql::applied()).await?)?;
+        Ok(migrations::compare(&all, &applied))
     }
 
     async fn now(&self) -> Result<Timestamp> {

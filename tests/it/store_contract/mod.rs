@@ -244,6 +244,7 @@ impl TestStore {
 pub(crate) fn postgres_options(url: &str) -> PostgresOptions {
     PostgresOptions {
         url: url.to_owned().into(),
+        schema: "errand".parse().unwrap(),
         hot_connections: 3,
         other_connections: 2,
         application_name: "errand-tests".into(),

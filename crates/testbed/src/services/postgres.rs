@@ -6,7 +6,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
-use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
+use sqlx::{AssertSqlSafe, Connection as _, PgConnection, postgres::PgConnectOptions};
 
 use super::{
     guard::{Guard, Process},
@@ -38,13 +38,23 @@ pub struct Database {
 }
 
 impl Database {
-    /// One connection, for looking at what the code under test has written.
+    /// One connection, for looking at what the code under test has written, which finds errand's tables.
     ///
     /// # Errors
     /// The server does not answer.
     pub async fn connect(&self) -> sqlx::Result<PgConnection> {
-        PgConnection::connect(&self.url).await
+        connect(&self.url).await
     }
+}
+
+/// A connection that finds errand's tables in errand's schema, and all others as usual. The code under test is given the
+/// plain URL.
+///
+/// # Errors
+/// The server does not answer.
+pub async fn connect(url: &str) -> sqlx::Result<PgConnection> {
+    let options: PgConnectOptions = url.parse()?;
+    PgConnection::connect_with(&options.options([("search_path", "errand,public")])).await
 }
 
 /// A server that is gone, with its data, when the last clone is dropped.
