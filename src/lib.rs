@@ -19,6 +19,7 @@ pub mod lane_head;
 pub mod maintenance;
 pub mod queue;
 pub mod relay;
+pub mod secret_file;
 pub mod services;
 pub mod shutdown;
 pub mod store;

@@ -79,6 +79,7 @@ pub fn tool_api_options(config: &Config) -> Result<composio::Options> {
     Ok(composio::Options {
         base_url: composio.base_url.parse().context("composio.base_url is not a URL")?,
         api_key: composio.api_key.clone(),
+        api_key_file: config.api_key_file.clone(),
         api_path: composio.api_path.clone(),
         connect_timeout: Duration::from_millis(composio.connect_timeout_ms),
         max_response_bytes: composio.max_response_bytes,

@@ -18,8 +18,8 @@ use crate::{
     job::QueueName,
     lane_head::LaneHeads,
     maintenance::{
-        Turns, audit::Audit, connections::Connections, gauges::Gauges, policies::Policies, prune::Prune,
-        rescue::Rescue, tool_api::ToolApiWatch, verify::Verify,
+        Turns, audit::Audit, connections::Connections, gauges::Gauges, key_file::KeyFile, policies::Policies,
+        prune::Prune, rescue::Rescue, tool_api::ToolApiWatch, verify::Verify,
     },
     relay::Relay,
     services::Services,
@@ -151,6 +151,9 @@ impl Background {
             ("the watch of the tool API", ToolApiWatch::new(services, health).run(stop()).boxed()),
             ("the reading of policies", Policies::new(services.queue.clone()).run(stop()).boxed()),
         ];
+        if config.api_key_file.is_some() {
+            parts.push(("the watch of the key's file", KeyFile::new(services).run(stop()).boxed()));
+        }
         if config.verify.enabled {
             let verify = Verify::new(services, options::verify(config));
             parts.push(("the look-up of unknown outcomes", verify.run(stop()).boxed()));

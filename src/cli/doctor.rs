@@ -154,11 +154,9 @@ async fn database(context: &Context) -> Answer {
 
 fn schema_finding(what: &'static str, schema: &Schema, migrates_at_start: bool) -> Finding {
     match schema.problem() {
-        Some((problem, _)) if migrates_at_start && matches!(schema, Schema::Behind { .. }) => Finding::warn(
-            what,
-            problem,
-            "the next worker that starts applies them, or `errand migrate` does",
-        ),
+        Some((problem, _)) if migrates_at_start && matches!(schema, Schema::Behind { .. }) => {
+            Finding::warn(what, problem, "the next worker that starts applies them, or `errand migrate` does")
+        }
         Some((problem, advice)) => Finding::fail(what, problem, advice),
         None if *schema == Schema::Ahead => {
             Finding::ok(what, "the schema is newer than this build, which is fine")

@@ -14,6 +14,11 @@ pub enum Origin {
     Env {
         name: String,
     },
+    /// A secret in a file, which a setting or a variable names.
+    SecretFile {
+        path: PathBuf,
+        named_by: Box<Origin>,
+    },
 }
 
 impl fmt::Display for Origin {
@@ -22,6 +27,7 @@ impl fmt::Display for Origin {
             Self::Default => f.write_str("default"),
             Self::File { path, line } => write!(f, "{}, line {line}", path.display()),
             Self::Env { name } => write!(f, "environment variable {name}"),
+            Self::SecretFile { path, named_by } => write!(f, "the file {}, by {named_by}", path.display()),
         }
     }
 }

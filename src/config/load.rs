@@ -5,7 +5,6 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
-    io::Read as _,
     path::PathBuf,
     sync::Arc,
 };
@@ -21,6 +20,7 @@ use super::{
     names::{ENV_PREFIX, Key},
     relations,
     rule::Rule,
+    secrets::{self, file_variable, given_twice},
     sections::Config,
     values::{Setting, Settings},
 };
@@ -34,16 +34,11 @@ pub const DEFAULTS: &str = include_str!("default.toml");
 /// The file that is read when none is named.
 const USUAL_FILE: &str = "errand.toml";
 
-/// The end of the name of a variable that names a file with a secret, such as `DATABASE_URL_FILE`.
-const FILE_SUFFIX: &str = "_FILE";
-
-/// The largest file with a secret, in bytes.
-const MAX_SECRET_BYTES: u64 = 64 * 1024;
-
 /// Short environment variables for the settings that every deployment needs.
 const SHORT_NAMES: &[(&str, &str)] = &[
     ("DATABASE_URL", "store.url"),
     ("AMQP_URL", "amqp.url"),
+    ("AMQP_MANAGEMENT_URL", "amqp.management_url"),
     ("COMPOSIO_API_KEY", "composio.api_key"),
     ("COMPOSIO_BASE_URL", "composio.base_url"),
 ];
@@ -156,6 +151,10 @@ impl Loader {
         })?;
         config.toolkit_versions.retain(|_, version| !version.is_empty());
         config.env_pins = env_pins;
+        config.api_key_file = match settings.0.get(&Key::new("composio.api_key")).map(|key| &key.origin) {
+            Some(Origin::SecretFile { path, .. }) => Some(path.clone()),
+            _ => None,
+        };
         config.colors = env.get("NO_COLOR").is_none_or(String::is_empty);
         Ok(Loaded { config, user: user(env), settings, pin_origins })
     }
@@ -209,6 +208,10 @@ impl Loader {
         entries.sort_by_key(|(name, _)| name.span().start);
         for (name, value) in entries {
             let (key, origin) = (section.child(name.get_ref()), place(name.span().start));
+            if key.rule().is_some_and(Rule::is_secret) || secrets::named_by(&key).is_some() {
+                self.read_secret(key, table, value.get_ref(), origin);
+                continue;
+            }
             match (key.rule(), value.get_ref()) {
                 (Some(rule), value) => self.set(key, rule.accept(plain(value)), origin),
                 (None, DeValue::Table(table)) if key.is_section() => {
@@ -225,11 +228,44 @@ impl Loader {
         }
     }
 
+    /// A secret of a section, or the name of a file with one. A blank one is as good as none beside the other.
+    fn read_secret(&mut self, key: Key, section: &DeTable<'_>, value: &DeValue<'_>, origin: Origin) {
+        let rival = key.0.last().and_then(|name| secrets::rival(section, name));
+        let is_blank = value.as_str().is_some_and(|text| text.trim().is_empty());
+        match (secrets::named_by(&key), rival, value.as_str()) {
+            (Some(_), _, Some(_)) if is_blank => {}
+            (None, Some(_), _) if is_blank => {}
+            (Some((secret, _)), Some(rival), _) => {
+                let given = given_twice(&rival, key.0.last().map_or("", String::as_str));
+                self.set(secret, Err(given), origin);
+            }
+            // Told at the other one.
+            (None, Some(_), _) => {}
+            (Some((secret, rule)), None, Some(path)) => {
+                let (value, origin) = secrets::read(path, rule, origin);
+                self.set(secret, value, origin);
+            }
+            (Some((secret, _)), None, None) => {
+                self.set(
+                    secret,
+                    Err("is to be read from a file, which must be named by text".to_owned()),
+                    origin,
+                );
+            }
+            (None, None, _) => {
+                let value = key.rule().map_or_else(|| Err(String::new()), |rule| rule.accept(plain(value)));
+                self.set(key, value, origin);
+            }
+        }
+    }
+
     fn unknown(&mut self, key: &Key, origin: Origin) {
         let meant = key.did_you_mean();
         let (name, meant) = match &origin {
             Origin::Env { name } => (name.clone(), Key::by_words(name).or(meant).map(|key| key.env_name())),
-            Origin::Default | Origin::File { .. } => (key.to_string(), meant.map(|key| key.to_string())),
+            Origin::Default | Origin::File { .. } | Origin::SecretFile { .. } => {
+                (key.to_string(), meant.map(|key| key.to_string()))
+            }
         };
         let hint = match meant {
             Some(meant) => format!("did you mean `{meant}`?"),
@@ -257,17 +293,15 @@ impl Loader {
         for (name, setting) in SHORT_NAMES {
             let key = Key::new(setting);
             let Some(rule) = key.rule() else { continue };
-            let file_name = format!("{name}{FILE_SUFFIX}");
-            let (value, name) = match (set(name), set(&file_name).filter(|_| rule.is_secret())) {
+            let file_name = file_variable(name);
+            let origin = |name: &str| Origin::Env { name: name.to_owned() };
+            let (value, origin) = match (set(name), set(&file_name).filter(|_| rule.is_secret())) {
                 (None, None) => continue,
-                (Some(text), None) => (rule.parse(text), (*name).to_owned()),
-                (None, Some(path)) => (read_secret(path).and_then(|text| rule.parse(&text)), file_name),
-                (Some(_), Some(_)) => {
-                    let both = format!("is given twice, by {name} and by {file_name}; unset one of them");
-                    (Err(both), file_name)
-                }
+                (Some(text), None) => (rule.parse(text), origin(name)),
+                (None, Some(path)) => secrets::read(path, rule, origin(&file_name)),
+                (Some(_), Some(_)) => (Err(given_twice(name, &file_name)), origin(&file_name)),
             };
-            self.set(key, value, Origin::Env { name });
+            self.set(key, value, origin);
         }
     }
 
@@ -301,27 +335,22 @@ impl Loader {
                 continue;
             };
             let key = Key::from_env(rest);
-            match key.rule() {
-                Some(rule) => self.set(key, rule.parse(text), origin),
-                None => self.unknown(&key, origin),
+            match (key.rule(), secrets::named_by(&key)) {
+                (Some(rule), _) => self.set(key, rule.parse(text), origin),
+                (None, Some(_)) if text.trim().is_empty() => {}
+                (None, Some((secret, rule))) => {
+                    let itself = env.iter().find(|(other, text)| {
+                        file_variable(other).eq_ignore_ascii_case(name) && !text.trim().is_empty()
+                    });
+                    let (value, origin) = match itself {
+                        Some((other, _)) => (Err(given_twice(other, name)), origin),
+                        None => secrets::read(text, rule, origin),
+                    };
+                    self.set(secret, value, origin);
+                }
+                (None, None) => self.unknown(&key, origin),
             }
         }
-    }
-}
-
-/// The secret in a file, without the line break at its end. The message continues the name of a setting, and quotes
-/// neither the file nor its path, which may be a secret that was put in the wrong place.
-fn read_secret(path: &str) -> Result<String, String> {
-    let mut text = String::new();
-    let file = std::fs::File::open(path).map(|file| file.take(MAX_SECRET_BYTES + 1));
-    match file.and_then(|mut file| file.read_to_string(&mut text)) {
-        Err(error) => Err(format!("is to be read from a file, which cannot be read: {error}")),
-        Ok(_) if text.trim().is_empty() => Err("is to be read from a file, which is empty".to_owned()),
-        Ok(read) if read as u64 > MAX_SECRET_BYTES => {
-            Err(format!("is to be read from a file, which has more than {MAX_SECRET_BYTES} bytes"))
-        }
-        // Tools of Windows begin a text with a mark.
-        Ok(_) => Ok(text.trim_start_matches('\u{feff}').to_owned()),
     }
 }
 

@@ -7,6 +7,7 @@ mod mask;
 mod names;
 mod relations;
 mod rule;
+mod secrets;
 mod sections;
 mod show;
 mod values;

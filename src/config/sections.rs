@@ -9,8 +9,7 @@ use super::{
     error::{AllMissing, Missing},
     rule::Rule::{
         self, Address, ApiKey, BaseUrl, Filter, Flag, Lanes, Number, Path, Prefixes, Schema, Service, Text,
-        Version,
-        Whole, Word,
+        Version, Whole, Word,
     },
 };
 use crate::{
@@ -62,6 +61,9 @@ pub struct Config {
     /// Pins from `COMPOSIO_TOOLKIT_VERSION_<TOOLKIT>`; not a setting of the file.
     #[serde(skip)]
     pub env_pins: VersionMap,
+    /// The file that `composio.api_key` was read from, if it is in one; not a setting of its own.
+    #[serde(skip)]
+    pub api_key_file: Option<PathBuf>,
     /// Whether log lines may have colors where a terminal is (`NO_COLOR` is not set); not a setting of the file.
     #[serde(skip)]
     pub colors: bool,

@@ -4,6 +4,7 @@ pub mod audit;
 pub mod connections;
 pub mod erase;
 pub mod gauges;
+pub mod key_file;
 pub mod ledger;
 mod pace;
 pub mod policies;

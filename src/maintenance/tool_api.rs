@@ -82,8 +82,18 @@ impl ToolApiWatch {
                     }
                 }
             };
-            if stop.run_until_cancelled(pause).await.is_none() {
-                return;
+            let pause = async {
+                tokio::select! {
+                    biased;
+                    () = status.renewal() => true,
+                    () = pause => false,
+                }
+            };
+            match stop.run_until_cancelled(pause).await {
+                None => return,
+                // What the key before it was good for says nothing of this one.
+                Some(true) => self.may_look = false,
+                Some(false) => {}
             }
         }
     }
@@ -155,20 +165,10 @@ impl ToolApiWatch {
     fn judge_key(&mut self) -> Next {
         let api = self.api.address();
         match (self.status.refusal(), self.refused) {
-            (None, _) => Next::OnDoubt(LEAST_PAUSE),
-            (Some((last, _)), Some(since)) if last.elapsed() >= RETRY_KEY => {
-                self.refused = None;
-                self.status.forget_refusal();
-                self.health.works(Service::ApiKey);
-                metrics::API_KEY_REFUSED.set([], 0.0);
-                tracing::info!(
-                    api,
-                    lasted_ms = millis(since.elapsed()),
-                    "the tool API accepts errand's key again: release the held jobs (`errand jobs release --reason \
-                     credentials`)"
-                );
-                Next::OnDoubt(LEAST_PAUSE)
-            }
+            (None, None) => Next::OnDoubt(LEAST_PAUSE),
+            // Of a key that has taken its place, nobody was refused.
+            (None, Some(since)) => self.key_works(since),
+            (Some((last, _)), Some(since)) if last.elapsed() >= RETRY_KEY => self.key_works(since),
             (Some(_), Some(_)) => Next::After(RETRY_KEY),
             (Some((_, status)), None) => {
                 self.refused = Some(Instant::now());
@@ -179,12 +179,25 @@ impl ToolApiWatch {
                     http_status = status,
                     error = reason,
                     "the tool API does not accept errand's key, so that jobs are held: set another COMPOSIO_API_KEY and \
-                     start the workers anew"
+                     start the workers anew, or put it into the file of COMPOSIO_API_KEY_FILE, which needs no restart"
                 );
                 self.health.fails(Service::ApiKey, reason);
                 Next::After(RETRY_KEY)
             }
         }
+    }
+
+    fn key_works(&mut self, since: Instant) -> Next {
+        self.refused = None;
+        self.status.forget_refusal();
+        self.health.works(Service::ApiKey);
+        metrics::API_KEY_REFUSED.set([], 0.0);
+        tracing::info!(
+            api = self.api.address(),
+            lasted_ms = millis(since.elapsed()),
+            "the tool API accepts errand's key again: release the held jobs (`errand jobs release --reason credentials`)"
+        );
+        Next::OnDoubt(LEAST_PAUSE)
     }
 }
 
@@ -329,6 +342,21 @@ mod tests {
         }
         assert!(scene.after(70).await.key_is_accepted());
         assert!(!scene.status.is_away(), "it has answered all the time");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn another_key_is_looked_at_at_once() {
+        let scene = Scene::new(Answer::Refused).await;
+        assert!(!scene.key_is_accepted());
+        scene.status.key_renewed();
+        assert!(!scene.after(1).await.key_is_accepted(), "it is no better");
+        scene.answers(Answer::Good);
+        scene.status.key_renewed();
+        assert!(scene.after(1).await.key_is_accepted());
+        // One that may not look is as good as any until somebody is refused.
+        scene.answers(Answer::Forbidden);
+        scene.status.key_renewed();
+        assert!(scene.after(60).await.key_is_accepted());
     }
 
     #[tokio::test(start_paused = true)]

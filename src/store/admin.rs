@@ -7,7 +7,8 @@ use jiff::Timestamp;
 
 use super::Result;
 
-pub(super) const APPLIED: &str = "select version, checksum from _sqlx_migrations where success order by version";
+pub(super) const APPLIED: &str =
+    "select version, checksum from _sqlx_migrations where success order by version";
 
 #[async_trait]
 pub trait Admin: fmt::Debug + Send + Sync {
@@ -64,7 +65,9 @@ impl Schema {
     pub fn problem(&self) -> Option<(String, &'static str)> {
         match self {
             Self::Current | Self::Ahead => None,
-            Self::Behind { missing: 1 } => Some(("1 migration is missing".to_owned(), "run `errand migrate`")),
+            Self::Behind { missing: 1 } => {
+                Some(("1 migration is missing".to_owned(), "run `errand migrate`"))
+            }
             Self::Behind { missing } => {
                 Some((format!("{missing} migrations are missing"), "run `errand migrate`"))
             }

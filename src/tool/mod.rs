@@ -62,6 +62,12 @@ pub trait ToolApi: fmt::Debug + Send + Sync {
     /// answered, or never.
     async fn execution(&self, request_id: RequestId) -> Result<Option<Execution>, ToolError>;
 
+    /// Looks whether there is another key than the one in use, where that can be known, and takes it for everything that
+    /// is sent from now on. The error says why the place of the key cannot be used, without the key.
+    async fn renew_key(&self) -> Result<bool, String> {
+        Ok(false)
+    }
+
     /// Answers if the API is reachable and accepts the key; with its clock, for the skew check.
     async fn check(&self) -> Result<ApiCheck, ToolError>;
 }

@@ -32,6 +32,7 @@ pub struct ApiStatus {
     is_away: AtomicBool,
     seen: Mutex<Seen>,
     doubted: Notify,
+    renewed: Notify,
 }
 
 #[derive(Debug, Default)]
@@ -81,6 +82,17 @@ impl ApiStatus {
     pub fn key_refused(&self, status: u16) {
         lock(&self.seen).refused = Some((Instant::now(), status));
         self.doubt();
+    }
+
+    /// To be told that another key is used from now on, about which nothing is known.
+    pub fn key_renewed(&self) {
+        self.forget_refusal();
+        self.renewed.notify_one();
+    }
+
+    /// Waits for the next key, or for one that nobody has looked after.
+    pub async fn renewal(&self) {
+        self.renewed.notified().await;
     }
 
     /// When the API refused the key for the last time, and with which status.
@@ -184,6 +196,10 @@ impl ToolApi for Watched {
             }
             answer => self.status.note(answer),
         }
+    }
+
+    async fn renew_key(&self) -> Result<bool, String> {
+        self.api.renew_key().await
     }
 
     /// The look that decides; nothing is noted.

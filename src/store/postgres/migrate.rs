@@ -192,7 +192,8 @@ impl Failed {
 
     /// The code and the message of the server.
     fn refused_by_server(&self) -> Option<(String, &str)> {
-        let Self::Driver(MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _)) = self else {
+        let Self::Driver(MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _)) = self
+        else {
             return None;
         };
         let error = error.as_database_error()?;
@@ -201,7 +202,8 @@ impl Failed {
 
     /// The error that says what to do, which is never to migrate.
     fn explained(self, schema: &SchemaName) -> StoreError {
-        let own = "give errand a schema of its own: set `store.schema` to a name that nothing in the database has";
+        let own =
+            "give errand a schema of its own: set `store.schema` to a name that nothing in the database has";
         let message = match (self.refused_by_server(), &self) {
             // A table, domain or other object of that name is there.
             (Some((code, message)), _) if ["42P07", "42710", "42723"].contains(&&*code) => format!(

@@ -123,7 +123,8 @@ impl Place {
         let from = &self.quoted;
         let applied: Vec<&Migration> =
             migrations.iter().filter(|migration| is_applied(migration, &self.applied)).collect();
-        let made: Vec<(&str, &str)> = applied.iter().flat_map(|migration| made(migration.sql.as_str())).collect();
+        let made: Vec<(&str, &str)> =
+            applied.iter().flat_map(|migration| made(migration.sql.as_str())).collect();
         execute(db, format!("lock table {from}.{TABLE} in access exclusive mode")).await?;
         if made.contains(&("table", "workers")) {
             // A worker that beats meanwhile waits, and then finds no table.
@@ -193,7 +194,8 @@ impl Place {
     /// What a newer build has made, this one does not know, and would leave behind.
     fn refuse_newer(&self, schema: &SchemaName, migrations: &[Migration]) -> Result<(), Failed> {
         let is_newer = |applied: &&AppliedMigration| {
-            applied.version <= LARGEST_NUMBER && migrations.iter().all(|known| known.version != applied.version)
+            applied.version <= LARGEST_NUMBER
+                && migrations.iter().all(|known| known.version != applied.version)
         };
         let Some(newer) = self.applied.iter().find(is_newer) else { return Ok(()) };
         let (from, version) = (&self.schema, newer.version);

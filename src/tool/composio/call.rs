@@ -16,7 +16,7 @@ use serde_json::value::RawValue;
 use tokio::time::{Instant, timeout_at};
 
 use super::{
-    Composio, NOT_SLUGS,
+    Composio, NOT_SLUGS, X_API_KEY,
     response::{DEPRECATED, Unread, chain, collect, header},
     retry_after::retry_after,
 };
@@ -43,9 +43,9 @@ impl Composio {
         match timeout_at(deadline, checkout.client().execute(request)).await {
             Ok(Ok(response)) => Reply::Answered(self.read_answer(response, deadline).await),
             Ok(Err(error)) if error.is_connect() || error.is_builder() || was_refused(&error) => {
-                Reply::NotSent(self.scrubber.scrub(chain(error)))
+                Reply::NotSent(self.key.scrub(chain(error)))
             }
-            Ok(Err(error)) => Reply::NoAnswer(self.scrubber.scrub(chain(error))),
+            Ok(Err(error)) => Reply::NoAnswer(self.key.scrub(chain(error))),
             // The connection was never ready for the body, and now it cannot have it any more.
             Err(_) if lock(&body).take().is_some() => {
                 Reply::NotSent(format!("no connection within {} ms", call.timeout.as_millis()))
@@ -71,6 +71,7 @@ impl Composio {
         let body = serde_json::to_vec(&body).map_err(|_| "the body cannot be encoded".to_owned())?;
         let mut request = Request::new(Method::POST, self.url(&["tools", "execute", &spec.tool]));
         let headers = request.headers_mut();
+        headers.insert(X_API_KEY, self.key.header());
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         headers.insert(CONTENT_LENGTH, HeaderValue::from(body.len()));
         let id = |id: String| HeaderValue::from_str(&id).map_err(|_| "an ID is no header value".to_owned());
@@ -94,12 +95,12 @@ impl Composio {
         let retry_after = retry_after(headers, self.clock.now());
         let body = match timeout_at(deadline, collect(&mut response, self.max_response_bytes)).await {
             Err(_) => Body::Broken("the body did not arrive in time".into()),
-            Ok(Err(Unread::Broken(cause))) => Body::Broken(self.scrubber.scrub(cause)),
+            Ok(Err(Unread::Broken(cause))) => Body::Broken(self.key.scrub(cause)),
             Ok(Err(Unread::TooLarge)) => Body::TooLarge,
             Ok(Ok(bytes)) => match decode(status, &bytes) {
-                Body::Error(error) => Body::Error(self.scrubber.scrub_error(error)),
+                Body::Error(error) => Body::Error(self.key.scrub_error(error)),
                 Body::Result(mut result) => {
-                    result.error = result.error.map(|text| self.scrubber.scrub(text));
+                    result.error = result.error.map(|text| self.key.scrub(text));
                     Body::Result(result)
                 }
                 other => other,

@@ -12,7 +12,7 @@ use reqwest::{
 use tokio::time::{Instant, timeout};
 
 use super::{
-    Composio, NOT_SLUGS,
+    Composio, NOT_SLUGS, X_API_KEY,
     response::{DEPRECATED, Unread, chain, collect, header},
     retry_after::{date, retry_after},
     wire,
@@ -58,6 +58,10 @@ impl ToolApi for Composio {
 
     async fn execute(&self, call: &Call) -> Reply {
         self.call(call).await
+    }
+
+    async fn renew_key(&self) -> Result<bool, String> {
+        self.key.renew().await
     }
 
     async fn tool(&self, slug: &str, version: Option<&str>) -> Result<ToolInfo, ToolError> {
@@ -168,7 +172,7 @@ impl ToolApi for Composio {
             .await
             .unwrap_or_else(|_| Err(ToolError::Unavailable("reading its log took too long".into())))?;
         if let Some(result) = found.as_mut().and_then(|execution| execution.result.as_mut()) {
-            result.error = result.error.take().map(|text| self.scrubber.scrub(text));
+            result.error = result.error.take().map(|text| self.key.scrub(text));
         }
         Ok(found)
     }
@@ -208,8 +212,9 @@ impl Composio {
         })
     }
 
-    async fn look_up_once(&self, request: Request) -> Result<Found, ToolError> {
-        let unavailable = |error: reqwest::Error| ToolError::Unavailable(self.scrubber.scrub(chain(error)));
+    async fn look_up_once(&self, mut request: Request) -> Result<Found, ToolError> {
+        request.headers_mut().insert(X_API_KEY, self.key.header());
+        let unavailable = |error: reqwest::Error| ToolError::Unavailable(self.key.scrub(chain(error)));
         let checkout = self.clients.checkout();
         let mut response = checkout.client().execute(request).await.map_err(unavailable)?;
         let status = response.status();
@@ -218,12 +223,12 @@ impl Composio {
         let retry_after = retry_after(response.headers(), self.clock.now());
         let body = collect(&mut response, MAX_LOOKUP_BYTES).await.map_err(|unread| match unread {
             Unread::TooLarge => ToolError::Unavailable("its answer to a look-up is too large".into()),
-            Unread::Broken(cause) => ToolError::Unavailable(self.scrubber.scrub(cause)),
+            Unread::Broken(cause) => ToolError::Unavailable(self.key.scrub(cause)),
         });
         if status.is_success() {
             return Ok(Found { body: body?, date, deprecated });
         }
-        let scrub = |error: Box<ApiError>| self.scrubber.scrub_error(*error).into();
+        let scrub = |error: Box<ApiError>| self.key.scrub_error(*error).into();
         Err(match lookup_error(status.as_u16(), retry_after, &body.unwrap_or_default()) {
             ToolError::NotFound(error) => ToolError::NotFound(scrub(error)),
             ToolError::Credentials { status, error } => {

@@ -9,23 +9,21 @@
 //! Proxies from the environment are not honoured: the key and the customers' data go to the
 //! configured address or nowhere.
 
-use std::{fmt, time::Duration};
+use std::{fmt, path::PathBuf, time::Duration};
 
 use reqwest::{
     Client, ClientBuilder,
     header::{ACCEPT, HeaderMap, HeaderName, HeaderValue},
     redirect,
 };
-use secrecy::{ExposeSecret as _, SecretString};
+use secrecy::SecretString;
 use url::Url;
 
-use self::{
-    client_pool::ClientPool,
-    response::{KeyScrubber, chain},
-};
+use self::{client_pool::ClientPool, key::ApiKey, response::chain};
 use crate::{clock::SharedClock, string_enum::string_enum};
 
 mod call;
+mod key;
 mod response;
 
 pub mod client_pool;
@@ -46,6 +44,8 @@ pub struct Options {
     /// Scheme and host, with a path prefix if there is one; `http` or `https`.
     pub base_url: Url,
     pub api_key: SecretString,
+    /// The file that the key came from, which may get another one later.
+    pub api_key_file: Option<PathBuf>,
     /// The API version's path, below the base URL.
     pub api_path: String,
     /// Resolving, connecting and TLS. Keep it well below the timeout of a call.
@@ -88,7 +88,7 @@ pub enum SetupError {
 pub struct Composio {
     clients: ClientPool,
     root: Url,
-    scrubber: KeyScrubber,
+    key: ApiKey,
     max_response_bytes: usize,
     clock: SharedClock,
 }
@@ -101,8 +101,8 @@ impl Composio {
         let build = client_builder(&options)?;
         let clients = ClientPool::new(options.http_version, options.max_calls, build)
             .map_err(|error| SetupError::Client(chain(error)))?;
-        let Options { api_key, max_response_bytes, clock, .. } = options;
-        Ok(Self { clients, root, scrubber: KeyScrubber(api_key), max_response_bytes, clock })
+        let Options { api_key, api_key_file, max_response_bytes, clock, .. } = options;
+        Ok(Self { clients, root, key: ApiKey::new(api_key, api_key_file)?, max_response_bytes, clock })
     }
 
     fn url(&self, segments: &[&str]) -> Url {
@@ -144,13 +144,7 @@ fn client_builder(options: &Options) -> Result<impl Fn() -> ClientBuilder, Setup
     if rustls::crypto::CryptoProvider::get_default().is_none() {
         return Err(SetupError::Client("no rustls provider is installed for this process".into()));
     }
-    let mut key = HeaderValue::from_str(options.api_key.expose_secret()).map_err(|_| SetupError::ApiKey)?;
-    if key.is_empty() {
-        return Err(SetupError::ApiKey);
-    }
-    key.set_sensitive(true);
-    let headers =
-        HeaderMap::from_iter([(X_API_KEY, key), (ACCEPT, HeaderValue::from_static("application/json"))]);
+    let headers = HeaderMap::from_iter([(ACCEPT, HeaderValue::from_static("application/json"))]);
     let agent = HeaderValue::from_str(&options.user_agent).map_err(|_| SetupError::UserAgent)?;
     let (tls, connect_timeout) = (options.base_url.scheme() == "https", options.connect_timeout);
     Ok(move || {

@@ -9,7 +9,7 @@ use source::{Crate, Source, files, read};
 
 /// The modules of `src` by floor: a module imports only from lower floors, and not from its own.
 const FLOORS: &[&[&str]] = &[
-    &["backoff", "bounds", "clock", "failure", "shutdown", "string_enum", "sync"],
+    &["backoff", "bounds", "clock", "failure", "secret_file", "shutdown", "string_enum", "sync"],
     &["job"],
     &["telemetry"],
     &["queue", "store", "tool"],
