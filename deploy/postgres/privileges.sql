@@ -5,7 +5,9 @@
 --
 -- Then give them passwords (`\password errand_owner` in psql), or certificates. errand migrates as errand_owner, and
 -- works as errand_worker. Where errand has migrated before as another role, run first, as that role or a superuser:
--- `reassign owned by OLD to errand_owner`.
+-- `reassign owned by OLD to errand_owner`. Where `store.schema` is not `errand`, write its name after each `schema`.
+--
+-- Run it again before `errand migrate` moves the tables of an earlier build from another schema into this one.
 
 do $$ declare role text; begin
     foreach role in array array['errand_owner', 'errand_worker', 'errand_reader'] loop
@@ -14,18 +16,19 @@ do $$ declare role text; begin
         end if;
     end loop;
     execute format('grant connect on database %I to errand_owner, errand_worker, errand_reader', current_database());
-    -- Whoever may make tables could put one in front of errand's.
+    -- errand makes no temporary tables. Another application in this database that does is granted the right by name.
     execute format('revoke create, temporary on database %I from public', current_database());
 end $$;
 
-revoke create on schema public from public;
-grant usage, create on schema public to errand_owner;
-grant usage on schema public to errand_worker, errand_reader;
+create schema if not exists errand;
+alter schema errand owner to errand_owner;
+grant usage on schema errand to errand_worker, errand_reader;
 
 -- What is there, and what later migrations make.
-grant select, insert, update, delete on all tables in schema public to errand_worker;
-grant select on all tables in schema public to errand_reader;
-alter default privileges for role errand_owner in schema public grant select, insert, update, delete on tables to errand_worker;
-alter default privileges for role errand_owner in schema public grant select on tables to errand_reader;
+grant select, insert, update, delete on all tables in schema errand to errand_worker;
+grant select on all tables in schema errand to errand_reader;
+alter default privileges for role errand_owner in schema errand grant select, insert, update, delete on tables to errand_worker;
+alter default privileges for role errand_owner in schema errand grant select on tables to errand_reader;
 
--- Results and arguments are customers' data: give errand_reader to people who may see them.
+-- Results and arguments are customers' data: give errand_reader to people who may see them, and errand_viewer of
+-- read_only.sql to all others.

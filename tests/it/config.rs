@@ -15,11 +15,11 @@ fn env(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
     pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
 }
 
-fn with_env(pairs: &[(&str, &str)]) -> Result<Loaded, ConfigErrors> {
+pub(crate) fn with_env(pairs: &[(&str, &str)]) -> Result<Loaded, ConfigErrors> {
     load(&Sources { file: None, env: env(pairs) })
 }
 
-fn with_file(text: &str, pairs: &[(&str, &str)]) -> Result<Loaded, ConfigErrors> {
+pub(crate) fn with_file(text: &str, pairs: &[(&str, &str)]) -> Result<Loaded, ConfigErrors> {
     let file = tempfile::Builder::new().suffix(".toml").tempfile().unwrap();
     std::fs::write(file.path(), text).unwrap();
     load(&Sources { file: Some(file.path().to_owned()), env: env(pairs) })
@@ -364,51 +364,15 @@ fn a_password_that_misleads_the_parser_is_refused_with_what_to_do() {
 }
 
 #[test]
-fn secrets_can_be_in_files_that_the_environment_names() {
-    let folder = tempfile::tempdir().unwrap();
-    let file = |name: &str, text: &[u8]| {
-        let path = folder.path().join(name);
-        std::fs::write(&path, text).unwrap();
-        path.display().to_string()
-    };
-    let (store, amqp, key) = (
-        file("store", b"\xef\xbb\xbfpostgres://a:hunter2@h/d\n"),
-        file("amqp", b"amqp://a:hunter2@h/\r\n"),
-        file("key", b"ak_hunter2"),
+fn a_schema_has_a_plain_name() {
+    assert_eq!(with_env(&[]).unwrap().config.store.schema.as_str(), "errand");
+    assert_eq!(
+        with_env(&[("ERRAND__STORE__SCHEMA", "tools")]).unwrap().config.store.schema.as_str(),
+        "tools"
     );
-    let files = [("DATABASE_URL_FILE", &*store), ("AMQP_URL_FILE", &*amqp), ("COMPOSIO_API_KEY_FILE", &*key)];
-    let loaded = with_env(&files).unwrap();
-    assert_eq!(loaded.config.store.url.expose_secret(), "postgres://a:hunter2@h/d");
-    assert_eq!(loaded.config.amqp.url.expose_secret(), "amqp://a:hunter2@h/");
-    assert_eq!(loaded.config.composio.api_key.expose_secret(), "ak_hunter2");
-    let origin = Origin::Env { name: "AMQP_URL_FILE".to_owned() };
-    assert_eq!(loaded.origin("amqp.url"), Some(&origin));
-    let shown = loaded.to_toml(true);
-    assert!(!shown.contains("hunter2") && shown.contains("DATABASE_URL_FILE"), "{shown}");
-
-    let long = with_env(&[("AMQP_URL_FILE", &amqp), ("ERRAND__AMQP__URL", "amqp://long")]).unwrap();
-    assert_eq!(long.config.amqp.url.expose_secret(), "amqp://long");
-    assert!(with_env(&[("AMQP_URL_FILE", " "), ("AMQP_URL", "amqp://h")]).is_ok(), "blank counts as unset");
-
-    let (empty, no_url) = (file("empty", b"\n"), file("no-url", b"hunter2 hunter2"));
-    let (no_text, large) = (file("no-text", b"hunter2\xff"), file("large", &[b'x'; 70_000]));
-    for (pairs, said) in [
-        (
-            &[("AMQP_URL_FILE", &*amqp), ("AMQP_URL", "amqp://h")][..],
-            "is given twice, by AMQP_URL and by AMQP_URL_FILE",
-        ),
-        (&[("DATABASE_URL_FILE", "/nonexistent/hunter2")], "which cannot be read: No such file"),
-        (&[("DATABASE_URL_FILE", &*empty)], "which is empty"),
-        (&[("DATABASE_URL_FILE", &*no_url)], "`store.url` must be a URL"),
-        (&[("COMPOSIO_API_KEY_FILE", &*no_url)], "`composio.api_key` must be text of visible"),
-        (&[("COMPOSIO_API_KEY_FILE", &*no_text)], "which cannot be read"),
-        (&[("COMPOSIO_API_KEY_FILE", &*large)], "which has more than 65536 bytes"),
-        (&[("COMPOSIO_API_KEY_FILE", "ak_hunter2")], "which cannot be read"),
-    ] {
-        let error = with_env(pairs).map(drop).unwrap_err();
-        assert_eq!(error.0.len(), 1, "{error}");
-        assert!(error.to_string().contains(said), "{said}: {error}");
-        assert!(!format!("{error}{error:?}").contains("hunter2"), "{error}");
+    for bad in ["", "Tools", "a b", "a\"; drop", "pg_catalog", "information_schema", &"a".repeat(64)] {
+        let mistake = only_mistake(with_env(&[("ERRAND__STORE__SCHEMA", bad)]));
+        assert!(mistake.contains("`store.schema` must be the name of a schema"), "{mistake}");
     }
 }
 

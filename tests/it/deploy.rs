@@ -174,7 +174,7 @@ fn our_containers_get_their_secrets_in_files_that_are_valid() {
             (name, value.replace("/run/secrets", &root().join("deploy/secrets").display().to_string()))
         })
         .collect();
-    for setting in ["DATABASE_URL", "AMQP_URL", "COMPOSIO_API_KEY"] {
+    for setting in ["DATABASE_URL", "AMQP_URL", "AMQP_MANAGEMENT_URL", "COMPOSIO_API_KEY"] {
         assert!(!env.contains_key(setting), "{setting} is in the environment");
         assert!(env.contains_key(&format!("{setting}_FILE")), "{setting}");
     }

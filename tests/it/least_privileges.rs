@@ -7,7 +7,7 @@ use lapin::{
     types::FieldTable,
 };
 use serde_json::Value;
-use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection};
+use sqlx::{AssertSqlSafe, Executor as _};
 
 use crate::{
     harness::{Harness, PATIENCE, Process, run},
@@ -53,7 +53,7 @@ fn amqp_url(harness: &Harness, user: &str) -> String {
 
 /// Whether the role may not do this.
 async fn is_denied(harness: &Harness, role: &str, sql: &str) -> bool {
-    let mut connection = PgConnection::connect(&database_url(harness, role)).await.unwrap();
+    let mut connection = support::postgres::connect(&database_url(harness, role)).await.unwrap();
     match connection.execute(AssertSqlSafe(sql.to_owned())).await {
         Ok(_) => false,
         Err(error) => error.as_database_error().unwrap().code().as_deref() == Some("42501"),

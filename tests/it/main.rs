@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "the helpers of tests fail as tests do")]
 
 mod alerts;
+mod api_key;
 mod attempt_span;
 mod audit;
 mod backup;
@@ -42,9 +43,12 @@ mod readme;
 mod refused;
 mod relay;
 mod retention;
+mod schema;
 mod second_api;
+mod secret_files;
 mod shutdown;
 mod simulation;
+mod sql_views;
 mod store_contract;
 mod tidy;
 mod told;

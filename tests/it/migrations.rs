@@ -46,8 +46,9 @@ async fn a_migration_that_waits_for_a_table_lets_others_pass_and_says_for_whom_i
         until("it says what it waits for", PATIENCE, async || {
             let log = migrating.log();
             let said = &log[mark..];
-            (said.contains("waits for the table jobs") && said.contains("a long report, idle in transaction"))
-                .then_some(())
+            (said.contains("waits for the table errand.jobs")
+                && said.contains("a long report, idle in transaction"))
+            .then_some(())
         })
         .await;
     }

@@ -18,7 +18,7 @@ use errand_testbed::{
     },
 };
 use serde_json::Value;
-use sqlx::{AssertSqlSafe, Connection as _, PgConnection, Row as _};
+use sqlx::{AssertSqlSafe, Connection as _, Row as _};
 use tempfile::TempDir;
 use tokio::{
     process::{Child, Command},
@@ -41,6 +41,7 @@ struct Stage {
     sandbox: Running,
     folder: TempDir,
     old: PathBuf,
+    old_has_schema: bool,
     published: usize,
     _servers: (Postgres, RabbitMq),
 }
@@ -88,6 +89,14 @@ pub(crate) async fn run(old: &Path, new: &Path, progress: impl Fn(&str)) -> Resu
     Ok(())
 }
 
+/// Whether a build has a setting for the schema of its tables.
+async fn has_schema(program: &Path) -> Result<bool> {
+    let manual =
+        Command::new(program).args(["config", "default"]).env_clear().stdin(Stdio::null()).output().await;
+    let manual = manual.with_context(|| format!("cannot run {}", program.display()))?;
+    Ok(String::from_utf8_lossy(&manual.stdout).lines().any(|line| line.starts_with("schema = ")))
+}
+
 impl Stage {
     async fn new(old: &Path) -> Result<Self> {
         let place = Place::default();
@@ -106,13 +115,17 @@ impl Stage {
             sandbox,
             folder,
             old: old.to_owned(),
+            old_has_schema: has_schema(old).await?,
             published: 0,
             _servers: (postgres, rabbitmq),
         })
     }
 
-    fn env(&self) -> Vec<(&'static str, String)> {
-        vec![
+    /// The settings of a build. The older one may not know that errand has a schema of its own, and then the newer one
+    /// leaves the tables where that makes them, because a worker that runs has to find them.
+    fn env(&self, program: &Path) -> Vec<(&'static str, String)> {
+        let schema = (!self.old_has_schema && program != self.old).then(|| "public".to_owned());
+        let mut env = vec![
             ("DATABASE_URL", self.database.url.clone()),
             ("AMQP_URL", self.vhost.amqp_url.clone()),
             ("COMPOSIO_BASE_URL", self.sandbox.base_url()),
@@ -131,12 +144,19 @@ impl Stage {
             ("ERRAND__VERIFY__GIVE_UP_SECS", "60".into()),
             ("ERRAND__WORKER__JOURNAL_DIR", self.folder.path().join("journal").display().to_string()),
             ("ERRAND__HTTP__LISTEN", String::new()),
-        ]
+        ];
+        env.extend(schema.map(|schema| ("ERRAND__STORE__SCHEMA", schema)));
+        env
     }
 
     async fn command(&self, program: &Path, args: &[&str]) -> Result<()> {
         let mut command = Command::new(program);
-        command.args(args).env_clear().envs(self.env()).current_dir(self.folder.path()).stdin(Stdio::null());
+        command
+            .args(args)
+            .env_clear()
+            .envs(self.env(program))
+            .current_dir(self.folder.path())
+            .stdin(Stdio::null());
         let output = command.output().await.with_context(|| format!("cannot run {}", program.display()))?;
         let said = String::from_utf8_lossy(&output.stderr);
         ensure!(output.status.success(), "{} {}: {said}", program.display(), args.join(" "));
@@ -147,7 +167,7 @@ impl Stage {
         let log: PathBuf = self.folder.path().join(format!("worker-{number}.log"));
         let log = std::fs::OpenOptions::new().create(true).append(true).open(log)?;
         let mut command = Command::new(program);
-        command.arg("worker").env_clear().envs(self.env()).current_dir(self.folder.path());
+        command.arg("worker").env_clear().envs(self.env(program)).current_dir(self.folder.path());
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).kill_on_drop(true);
         command.spawn().with_context(|| format!("cannot start {}", program.display()))
     }
@@ -196,7 +216,7 @@ impl Stage {
     }
 
     async fn states(&self) -> Result<Vec<(String, i64)>> {
-        let mut connection = PgConnection::connect(&self.database.url).await?;
+        let mut connection = self.database.connect().await?;
         let sql = "select state::text, count(*) from jobs group by state order by state";
         let rows = sqlx::query(AssertSqlSafe(sql.to_owned())).fetch_all(&mut connection).await?;
         connection.close().await?;

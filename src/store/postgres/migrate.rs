@@ -15,15 +15,13 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::{
     SchemaName,
+    failed_migration::Failed,
     relocation::{self, Place},
     session,
 };
-use crate::{
-    failure::chain,
-    store::{
-        Result, StoreError, StoreErrorKind,
-        migrations::{self, TABLE},
-    },
+use crate::store::{
+    Result,
+    migrations::{self, TABLE},
 };
 
 /// How long a migration waits for a lock, and others behind it, and the pauses until it tries again, which double.
@@ -59,13 +57,6 @@ const BLOCKERS: &str = "select b.pid, coalesce(nullif(b.application_name, ''), '
             else 'transactions that began earlier' end
         from pg_locks l where l.pid = $1 and not l.granted limit 1) as what
     from unnest(pg_blocking_pids($1)) as p (pid) join pg_stat_activity b on b.pid = p.pid limit 3";
-
-/// Why a step of a migration did not succeed.
-pub(super) enum Failed {
-    Driver(MigrateError),
-    /// What says itself what to do.
-    Refused(StoreError),
-}
 
 pub(super) async fn run(
     options: PgConnectOptions,
@@ -185,73 +176,6 @@ async fn set_lock_timeout(db: &mut PgConnection, limit: Duration) -> Result<(), 
 }
 
 /// A lock that was not had in time, or a deadlock, which ended this side.
-impl Failed {
-    fn is_about_locks(&self) -> bool {
-        self.refused_by_server().is_some_and(|(code, _)| ["55P03", "40P01"].contains(&&*code))
-    }
-
-    /// The code and the message of the server.
-    fn refused_by_server(&self) -> Option<(String, &str)> {
-        let Self::Driver(MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _)) = self
-        else {
-            return None;
-        };
-        let error = error.as_database_error()?;
-        Some((error.code()?.into_owned(), error.message()))
-    }
-
-    /// The error that says what to do, which is never to migrate.
-    fn explained(self, schema: &SchemaName) -> StoreError {
-        let own =
-            "give errand a schema of its own: set `store.schema` to a name that nothing in the database has";
-        let message = match (self.refused_by_server(), &self) {
-            // A table, domain or other object of that name is there.
-            (Some((code, message)), _) if ["42P07", "42710", "42723"].contains(&&*code) => format!(
-                "what errand wants to make in the schema `{schema}` is there already, and not errand's: {message} \
-                 (code {code}); {own}"
-            ),
-            (Some((code, message)), _) if code == "42501" => format!(
-                "the role of errand may not change the schema `{schema}` or what errand has in the database: {message} \
-                 (code {code}); run `errand migrate` as the role that owns errand's tables, which needs `grant usage, \
-                 create on schema \"{schema}\"`"
-            ),
-            (_, Self::Driver(MigrateError::VersionMismatch(version))) => format!(
-                "migration {version} in the table `{TABLE}` of the schema `{schema}` is not errand's, or was changed: \
-                 another application seems to keep its own there; {own}"
-            ),
-            _ => {
-                let error = match self {
-                    Self::Refused(error) => return error,
-                    Self::Driver(error) => StoreError::from(error),
-                };
-                if error.kind() != StoreErrorKind::Schema {
-                    return error;
-                }
-                format!("the schema `{schema}` cannot be brought up to date: {}", chain(&error))
-            }
-        };
-        StoreError::new(StoreErrorKind::Access, message)
-    }
-}
-
-impl From<MigrateError> for Failed {
-    fn from(error: MigrateError) -> Self {
-        Self::Driver(error)
-    }
-}
-
-impl From<sqlx::Error> for Failed {
-    fn from(error: sqlx::Error) -> Self {
-        Self::Driver(error.into())
-    }
-}
-
-impl From<StoreError> for Failed {
-    fn from(error: StoreError) -> Self {
-        Self::Refused(error)
-    }
-}
-
 /// Looks on from another connection for as long as the migration takes. Where there is none, nothing is told.
 async fn tell_what_is_waited_for(options: &PgConnectOptions, pid: i32) -> Infallible {
     let (began, mut watch) = (Instant::now(), None);

@@ -30,6 +30,7 @@ mod batch;
 mod checks;
 mod claims;
 mod connections;
+mod failed_migration;
 mod finishes;
 mod fragments;
 mod history;

@@ -9,7 +9,7 @@ use sqlx::{
     postgres::PgRow,
 };
 
-use super::{SchemaName, migrate::Failed};
+use super::{SchemaName, failed_migration::Failed};
 use crate::store::{
     StoreError, StoreErrorKind,
     migrations::{TABLE, are_errands, is_applied},

@@ -89,6 +89,7 @@ fn faults(number: u32, text: &str) -> Vec<String> {
             ["update", table, ..] | ["delete", "from", table, ..] if !is_new(Some(table)) => {
                 fault("rows are changed by errand in batches, not by a migration at once");
             }
+            ["drop", "view", ..] => fault("its readers' grants go with it: `create or replace view`"),
             ["vacuum" | "reindex" | "cluster", ..] => fault("it is no matter of a migration"),
             _ => {}
         }
@@ -123,6 +124,7 @@ fn slow_migrations_are_told_from_brief_ones() {
         "alter table jobs add column a timestamptz not null default clock_timestamp();",
         "alter domain word add constraint w check (value in ('a'));",
         "update jobs set a = 1;",
+        "drop view job_list;",
         "create table t (a int); delete from jobs where a = 1;",
     ] {
         assert_eq!(faults(6, slow).len(), 1, "{slow}: {:?}", faults(6, slow));

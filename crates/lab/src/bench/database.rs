@@ -5,7 +5,10 @@
 //! so it is close to the most that a loop can do with the same durability.
 
 use bytes::Bytes;
-use errand::store::{StoreError, StoreErrorKind};
+use errand::{
+    config::Config,
+    store::{StoreError, StoreErrorKind},
+};
 use secrecy::{ExposeSecret as _, SecretString};
 use sqlx::{
     AssertSqlSafe, PgPool, Row, SqlitePool,
@@ -14,6 +17,9 @@ use sqlx::{
 };
 use url::Url;
 use uuid::Uuid;
+
+/// The parameter of a database URL that says which schemas a session looks into.
+const SEARCH_PATH: &str = "options[search_path]";
 
 /// Where the jobs of a contender are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -268,15 +274,25 @@ impl BenchStore {
     }
 }
 
-/// The URL of the same database with this schema in front of nothing else.
+/// The URL of the same database with this schema in front of nothing else, by which builds that have no setting for it
+/// find it.
 ///
 /// # Errors
 /// It is not a URL.
 pub(crate) fn with_schema(url: &SecretString, schema: &str) -> Result<SecretString, StoreError> {
     let mut url = Url::parse(url.expose_secret())
         .map_err(|_| StoreError::new(StoreErrorKind::Access, "the database URL cannot be understood"))?;
-    url.query_pairs_mut().append_pair("options[search_path]", schema);
+    url.query_pairs_mut().append_pair(SEARCH_PATH, schema);
     Ok(String::from(url).into())
+}
+
+/// Has this build work in the schema of a measurement, if the database URL names one.
+pub(crate) fn use_schema_of_url(config: &mut Config) {
+    let Ok(url) = Url::parse(config.store.url.expose_secret()) else { return };
+    let named = url.query_pairs().find(|(name, _)| name == SEARCH_PATH).map(|(_, schema)| schema);
+    if let Some(schema) = named.filter(|schema| ensure_plain(schema).is_ok()).and_then(|s| s.parse().ok()) {
+        config.store.schema = schema;
+    }
 }
 
 /// Names of schemas are pasted into statements, so they are ours or nothing.
@@ -344,5 +360,11 @@ mod tests {
         let with = with_schema(&url, "errand_bench_1").unwrap();
         let parsed: PgConnectOptions = with.expose_secret().parse().unwrap();
         assert!(format!("{parsed:?}").contains("search_path=errand_bench_1"), "{parsed:?}");
+        let mut config = errand::config::load(&errand::config::Sources::default()).unwrap().config;
+        for (url, schema) in [(url, "errand"), (with, "errand_bench_1")] {
+            config.store.url = url;
+            use_schema_of_url(&mut config);
+            assert_eq!(config.store.schema.as_str(), schema);
+        }
     }
 }

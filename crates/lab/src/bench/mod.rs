@@ -34,6 +34,7 @@ use tokio_util::sync::CancellationToken;
 pub(crate) use self::{
     child::Role,
     contender::{Task, run as run_child},
+    database::use_schema_of_url,
     plan::{Backend, Http, Plan},
     prepare::{enqueue, migrate},
     report::Report,

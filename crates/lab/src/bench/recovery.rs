@@ -15,6 +15,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use super::{
     child::{Role, this_program},
+    database::use_schema_of_url,
     environment::Environment,
     jobs::{TOOLKIT, VERSION, spec},
     plan::Plan,
@@ -42,6 +43,7 @@ pub(super) struct Recovery {
 pub(super) async fn measure(config: &Config, plan: &Plan, environment: &Environment) -> Result<Recovery> {
     let mut settings = config.clone();
     settings.store.url = environment.url.clone();
+    use_schema_of_url(&mut settings);
     let store = app::open_store(&settings)?;
     store.migrate().await?;
     let lost = WorkerId::new();

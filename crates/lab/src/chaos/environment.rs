@@ -18,9 +18,9 @@ use errand::{
     store::SharedStore,
     worker::CrashPlan,
 };
-use errand_testbed::services::{proxy::Proxy, rabbitmq::Vhost};
+use errand_testbed::services::{postgres, proxy::Proxy, rabbitmq::Vhost};
 use futures_util::future::BoxFuture;
-use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _, PgConnection, sqlite::SqliteConnectOptions};
+use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _, sqlite::SqliteConnectOptions};
 use tempfile::TempDir;
 use tokio::time::{Instant, sleep};
 
@@ -153,17 +153,15 @@ impl Environment {
                     folder,
                 }
             }
-            Some(Services { postgres, rabbitmq }) => {
-                let (database, vhost) =
-                    tokio::try_join!(postgres.database("chaos"), rabbitmq.vhost("chaos"))?;
+            Some(Services { postgres: server, rabbitmq }) => {
+                let (database, vhost) = tokio::try_join!(server.database("chaos"), rabbitmq.vhost("chaos"))?;
                 let (role, admin_url) = (format!("role_{}", database.name), database.url);
                 execute(&admin_url, &format!("create role {role} login")).await?;
                 execute(&admin_url, &format!("alter database {} owner to {role}", database.name)).await?;
-                execute(&admin_url, &format!("grant all on schema public to {role}")).await?;
                 let url = admin_url.replace("//errand@", &format!("//{role}@"));
                 let mut slots = Vec::new();
                 for number in 1..=2 {
-                    let to_database = Proxy::start(&cluster.place, postgres.port()).await?;
+                    let to_database = Proxy::start(&cluster.place, server.port()).await?;
                     let to_broker = Proxy::start(&cluster.place, rabbitmq.port()).await?;
                     let mut env = common.clone();
                     env.push(("DATABASE_URL".into(), to_database.url(&url)?));
@@ -244,7 +242,7 @@ async fn patiently<'a, T, E>(work: impl Fn() -> BoxFuture<'a, Result<T, E>>) -> 
 }
 
 async fn execute(url: &str, sql: &str) -> Result<()> {
-    let mut connection = PgConnection::connect(url).await.context("cannot reach the database of a round")?;
+    let mut connection = postgres::connect(url).await.context("cannot reach the database of a round")?;
     sqlx::query(AssertSqlSafe(sql.to_owned())).execute(&mut connection).await?;
     Ok(connection.close().await?)
 }

@@ -62,10 +62,10 @@ fn dispatch(cli: Cli) -> anyhow::Result<Exit> {
             lasting(load_with_level(&sources, "warn")?, |config| bench::run(args, config))
         }
         Command::BenchChild(args) => bench_child(args, &sources),
-        Command::Migrate => lasting(config::load(&sources)?.config, bench::migrate),
+        Command::Migrate => lasting(load_of_measurement(&sources)?, bench::migrate),
         Command::EnqueueBulk { file } => {
             lasting(
-                config::load(&sources)?.config,
+                load_of_measurement(&sources)?,
                 |config| async move { bench::enqueue(&file, config).await },
             )
         }
@@ -90,6 +90,13 @@ fn load_with_level(sources: &Sources, level: &str) -> anyhow::Result<Config> {
     Ok(loaded.config)
 }
 
+/// The settings of what is measured, in the schema of the measurement.
+fn load_of_measurement(sources: &Sources) -> anyhow::Result<Config> {
+    let mut config = config::load(sources)?.config;
+    crate::bench::use_schema_of_url(&mut config);
+    Ok(config)
+}
+
 /// Plays a part of a benchmark. The stub needs no configuration, and one thread, since it shares the
 /// processors with what is measured.
 fn bench_child(args: bench::ChildArgs, sources: &Sources) -> anyhow::Result<Exit> {
@@ -99,7 +106,7 @@ fn bench_child(args: bench::ChildArgs, sources: &Sources) -> anyhow::Result<Exit
         runtime.shutdown_background();
         return answer;
     }
-    lasting(config::load(sources)?.config, |config| bench::run_child(args, Some(config)))
+    lasting(load_of_measurement(sources)?, |config| bench::run_child(args, Some(config)))
 }
 
 #[cfg(test)]

@@ -1,0 +1,33 @@
+-- Moves errand's tables back to the schema `public`, where builds before migration 16 look for them, in one transaction.
+-- Only for a rollback to such a build. Stop all workers first, then, as the owner of the tables or a superuser:
+--
+--   psql -d errand -v ON_ERROR_STOP=1 -f deploy/postgres/back_to_public.sql
+--
+-- `errand migrate` of the newer build moves them forth again. Where `store.schema` is not `errand`, write its name instead.
+
+begin;
+set local lock_timeout = '5s';
+
+do $$ declare thing record; begin
+    lock table errand.workers in access exclusive mode;
+    if exists (select from errand.workers
+            where beat_at > clock_timestamp() - coalesce(lease_ms, 30000) * interval '1 millisecond') then
+        raise exception 'a worker still runs: stop all workers, and wait for the lease of one that was killed';
+    end if;
+    for thing in select case relkind when 'v' then 'view' else 'table' end as kind, relname as name from pg_class
+            where relnamespace = 'errand'::regnamespace and relkind in ('r', 'p', 'v') and relname <> '_sqlx_migrations'
+        union all
+        select 'domain', typname from pg_type where typnamespace = 'errand'::regnamespace and typtype = 'd'
+    loop
+        execute format('alter %s errand.%I set schema public', thing.kind, thing.name);
+    end loop;
+    if to_regclass('public._sqlx_migrations') is null then
+        alter table errand._sqlx_migrations set schema public;
+    else
+        -- Another application has its own there.
+        insert into public._sqlx_migrations select * from errand._sqlx_migrations;
+        drop table errand._sqlx_migrations;
+    end if;
+end $$;
+
+commit;
