@@ -210,7 +210,7 @@ async fn a_move_that_is_killed_has_moved_nothing_and_two_at_once_move_once() {
     let mut reporting = database.connect().await.unwrap();
     reporting.execute("begin; lock table public.job_history in access share mode").await.unwrap();
     let mut killed = Process::start(&["migrate"], &env(&database));
-    killed.logged("waits for the table job_history").await;
+    killed.logged("waits for the table public.job_history").await;
     killed.kill9();
     until("its session is gone", PATIENCE, async || {
         let waits = "select count(*)::text from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'";

@@ -57,7 +57,7 @@ fn secrets_can_be_in_files_that_the_environment_names() {
             "`amqp.url` is given twice, by ERRAND__AMQP__URL and by ERRAND__AMQP__URL_FILE",
         ),
         (&[("AMQP_MANAGEMENT_URL_FILE", &*empty)], &*format!("the file {empty}, which is empty")),
-        (&[("ERRAND__STORE__SCHEMA_FILE", &*empty)], "is not a setting; did you mean"),
+        (&[("ERRAND__STORE__SCHEMA_FILE", &*empty)], "`ERRAND__STORE__SCHEMA_FILE` is not a setting"),
         (&[("DATABASE_URL_FILE", "/nonexistent/hunter2")], "which cannot be read: No such file"),
         (&[("DATABASE_URL_FILE", &*empty)], "which is empty"),
         (&[("DATABASE_URL_FILE", &*no_url)], "`store.url` must be a URL"),

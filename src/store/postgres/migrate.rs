@@ -52,7 +52,9 @@ const SETTINGS: &str = "set statement_timeout = 0; set idle_session_timeout = 0;
 const BLOCKERS: &str = "select b.pid, coalesce(nullif(b.application_name, ''), 'without a name') as name,
         coalesce(b.state, 'of another user') as state,
         coalesce(extract(epoch from clock_timestamp() - b.xact_start), 0)::bigint as seconds,
-        (select case when l.relation is not null then 'the table ' || l.relation::regclass::text
+        (select case when l.relation is not null then 'the table ' || coalesce(
+                (select relnamespace::regnamespace || '.' || relname from pg_class where oid = l.relation),
+                l.relation::text)
             when l.locktype = 'advisory' then 'another `errand migrate`'
             else 'transactions that began earlier' end
         from pg_locks l where l.pid = $1 and not l.granted limit 1) as what
