@@ -42,9 +42,7 @@ impl RunningJob {
         let started_at = shared.services.clock.now();
         let due_at = first_due(&claim.spec, receipt.created_at, waited_since);
         if receipt.attempt == 1 {
-            // One that was held before it ran was not due meanwhile.
-            let due_at = receipt.first_due_at.filter(|due| *due > receipt.created_at).unwrap_or(due_at);
-            let waited = started_at.duration_since(due_at).as_secs_f64().max(0.0);
+            let waited = started_at.duration_since(wait_began(due_at, &receipt)).as_secs_f64().max(0.0);
             metrics.queue_wait.record(waited);
         }
         let Claim { spec, request_id, .. } = claim;
@@ -109,10 +107,15 @@ fn first_due(spec: &JobSpec, created_at: Timestamp, waited_since: Option<Timesta
     spec.run_at.map_or(enqueued, |run_at| run_at.max(enqueued))
 }
 
+/// When the wait for a worker began. A job that was held before it ran was not due meanwhile.
+fn wait_began(due_at: Timestamp, receipt: &ClaimReceipt) -> Timestamp {
+    receipt.first_due_at.filter(|first| *first > receipt.created_at).unwrap_or(due_at)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::job::{Arrival, decode};
+    use crate::job::{Arrival, Fence, decode};
 
     #[test]
     fn the_wait_begins_when_the_message_was_published_unless_its_time_came_later() {
@@ -125,5 +128,23 @@ mod tests {
         assert_eq!(first_due(&spec, at(1), Some(at(20))), at(1), "the relay publishes later");
         spec.run_at = Some(at(30));
         assert_eq!(first_due(&spec, at(60), Some(at(20))), at(30));
+    }
+
+    #[test]
+    fn a_job_that_was_held_before_it_ran_did_not_wait_for_a_worker() {
+        let at = |second: i64| Timestamp::from_second(1_800_000_000 + second).unwrap();
+        let receipt = |first_due_at| ClaimReceipt {
+            fence: Fence(1),
+            attempt: 1,
+            spent: 0,
+            binding: None,
+            created_at: at(10),
+            first_due_at,
+            age: Duration::ZERO,
+            postponed_for: None,
+        };
+        for (first_due_at, expected) in [(None, at(3)), (Some(at(10)), at(3)), (Some(at(500)), at(500))] {
+            assert_eq!(wait_began(at(3), &receipt(first_due_at)), expected, "{first_due_at:?}");
+        }
     }
 }

@@ -106,11 +106,14 @@ fn flood(jobs: u32) -> Vec<Value> {
 async fn a_job_behind_a_flood_of_another_owner_is_late() {
     let slow = "[[fault]]\nkind = \"latency\"\ntool = \"GMAIL_SEND_EMAIL\"\nfixed_ms = 250\n";
     let harness = Harness::new("flood", slow).await;
-    let worker = harness.worker(&[("ERRAND__QUEUES__DEFAULT__CONCURRENCY", "10")]).await;
+    let room = [("ERRAND__QUEUES__DEFAULT__CONCURRENCY", "10")];
+    let (worker, other) = (harness.worker(&room).await, harness.worker(&room).await);
     let watch = Watch::of(&worker).await;
-    harness.publish(&flood(3_000)).await;
-    // The store knows nothing of what waits.
-    is_seen(&worker, "default", Instant::now()).await;
+    harness.publish(&flood(4_000)).await;
+    let since = Instant::now();
+    // The store knows nothing of what waits, and each worker takes half of it.
+    is_seen(&worker, "default", since).await;
+    is_seen(&other, "default", since).await;
     let job = enqueue(&harness.env(), "default");
     watch.raises("ErrandWorkIsLate", "default").await;
     assert!(!watch.fires("ErrandLaneStandsStill", "default").await, "it is worked off");
@@ -152,8 +155,8 @@ async fn a_job_whose_broker_is_dead_is_late() {
     let worker = harness.worker(&[("AMQP_URL", &url)]).await;
     let watch = Watch::of(&worker).await;
     broker.cut().await.unwrap();
-    let job = enqueue(&env, "default");
     let since = Instant::now();
+    let job = enqueue(&env, "default");
     is_seen(&worker, "default", since).await;
     watch.raises("ErrandWorkIsLate", "default").await;
     shown(&harness, &env, &job, "the broker, which cannot be asked: ").await;
@@ -168,8 +171,8 @@ async fn a_lane_that_nobody_consumes_is_late() {
     let worker = harness.worker(&[("ERRAND__WORKER__QUEUES", "default")]).await;
     let watch = Watch::of(&worker).await;
     let body = read("u-alice").to_string().into_bytes();
-    harness.publish_to("bulk", &[body], BasicProperties::default()).await;
     let since = Instant::now();
+    harness.publish_to("bulk", &[body], BasicProperties::default()).await;
     // The store does not know the job yet.
     is_seen(&worker, "bulk", since).await;
     assert_eq!(worker.metric("errand_queue_depth_messages{queue=\"bulk\"}").await, 1.0);
@@ -195,8 +198,8 @@ async fn a_job_whose_tool_api_is_away_is_late() {
     api.cut().await.unwrap();
     let worker = harness.worker(&[("COMPOSIO_BASE_URL", &url), ("ERRAND__RETRY__INITIAL_MS", "500")]).await;
     let watch = Watch::of(&worker).await;
-    let job = enqueue(&harness.env(), "default");
     let since = Instant::now();
+    let job = enqueue(&harness.env(), "default");
     is_seen(&worker, "default", since).await;
     watch.raises("ErrandWorkIsLate", "default").await;
     let shown = shown(&harness, &harness.env(), &job, "the tool API, which did not answer").await;
