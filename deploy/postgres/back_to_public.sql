@@ -3,7 +3,7 @@
 --
 --   psql -d errand -v ON_ERROR_STOP=1 -f deploy/postgres/back_to_public.sql
 --
--- `errand migrate` of the newer build moves them forth again. Where `store.schema` is not `errand`, write its name instead.
+-- `errand migrate` of the newer build moves them forth again, after privileges.sql where you use its roles. Where `store.schema` is not `errand`, write its name instead.
 
 begin;
 set local lock_timeout = '5s';
@@ -29,5 +29,8 @@ do $$ declare thing record; begin
         drop table errand._sqlx_migrations;
     end if;
 end $$;
+
+-- A session of a role that is called like the schema would go on looking there first, and make new tables.
+drop schema errand;
 
 commit;

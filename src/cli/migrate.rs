@@ -27,10 +27,12 @@ pub(super) async fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> 
             None => ("the schema is up to date".to_owned(), false),
         }
     } else {
-        if let Schema::Elsewhere { schema } = store.schema().await? {
-            output::note(format_args!("errand's tables are moved from the schema `{schema}`"));
+        let before = store.schema().await.ok();
+        let applied = store.migrate().await?;
+        if let Some(Schema::Elsewhere { schema }) = before {
+            output::print_line(format!("errand's tables have moved here from the schema `{schema}`"))?;
         }
-        match store.migrate().await? {
+        match applied {
             0 => ("the schema is up to date".to_owned(), false),
             1 => ("1 migration applied".to_owned(), false),
             applied => (format!("{applied} migrations applied"), false),
