@@ -18,24 +18,24 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::{
+    dashboards::{ALERTS, alerts, samples},
     harness::{Harness, PATIENCE, Process, port},
     support::{self, Prometheus, http, machine, wait::until},
 };
-
-const RULES: &str = include_str!("../../deploy/prometheus/alerts.yml");
 
 /// How long all has to be well in `a_busy_worker_raises_no_alert`.
 const WELL_FOR: Duration = Duration::from_secs(120);
 
 /// Times that the rules wait for, and what stands for them where a test waits. Thresholds that are no times stay.
 const SHORTER: &[(&str, &str)] = &[
-    ("> 300", "> 3"),
+    ("> 300", "> 6"),
+    ("(errand_claims_total[5m])", "(errand_claims_total[5s])"),
     ("> 20\n        labels", "> 3\n        labels"),
     ("(errand_finish_duration_seconds_count[1m])", "(errand_finish_duration_seconds_count[3s])"),
 ];
 
-/// A Prometheus with the shipped rules.
-struct Watch {
+/// A Prometheus that scrapes a worker and has the shipped rules.
+pub(crate) struct Watch {
     prometheus: Prometheus,
     _folder: TempDir,
     client: reqwest::Client,
@@ -44,7 +44,7 @@ struct Watch {
 impl Watch {
     /// With the rules as they are.
     async fn patient(worker: &Process) -> Self {
-        let watch = Self::start(&worker.address().await.to_string(), RULES).await;
+        let watch = Self::start(&worker.address().await.to_string(), ALERTS).await;
         // Before its first scrape it knows of no worker.
         until("a worker is seen", PATIENCE, async || {
             watch.has("errand_heartbeat_age_seconds").await.then_some(())
@@ -56,14 +56,12 @@ impl Watch {
 
     /// Whether a query has a result.
     async fn has(&self, query: &str) -> bool {
-        let url = format!("{}/api/v1/query?query={query}", self.prometheus.url());
-        let answer: Value = self.client.get(url).send().await.unwrap().json().await.unwrap();
-        answer["data"]["result"].as_array().is_some_and(|found| !found.is_empty())
+        samples(&self.client, &self.prometheus, query).await > 0
     }
 
     /// With rules that wait for seconds where the shipped ones wait for minutes.
     async fn quick(target: &str) -> Self {
-        let mut rules = RULES.to_owned();
+        let mut rules = ALERTS.to_owned();
         for (time, shorter) in SHORTER {
             assert!(rules.contains(time), "{time} is not in the rules");
             rules = rules.replace(time, shorter);
@@ -72,7 +70,8 @@ impl Watch {
         Self::start(target, &rules.lines().filter(is_wait).collect::<Vec<_>>().join("\n")).await
     }
 
-    async fn of(worker: &Process) -> Self {
+    /// With the shorter waits.
+    pub(crate) async fn of(worker: &Process) -> Self {
         Self::quick(&worker.address().await.to_string()).await
     }
 
@@ -98,6 +97,18 @@ impl Watch {
         alerts.iter().map(|alert| alert["labels"]["alertname"].as_str().unwrap().to_owned()).collect()
     }
 
+    /// The same of one lane.
+    pub(crate) async fn has_raised(&self, alert: &str, lane: &str) -> bool {
+        self.has(&format!("ALERTS{{alertname=\"{alert}\",queue=\"{lane}\"}}")).await
+    }
+
+    pub(crate) async fn raises(&self, alert: &str, lane: &str) {
+        until(&format!("{alert} of {lane}"), PATIENCE, async || {
+            self.has_raised(alert, lane).await.then_some(())
+        })
+        .await;
+    }
+
     async fn fires(&self, alert: &str) {
         until(&format!("{alert} fires"), PATIENCE, async || {
             self.raised().await.contains(alert).then_some(())
@@ -110,6 +121,16 @@ impl Watch {
             (!self.raised().await.contains(alert)).then_some(())
         })
         .await;
+    }
+}
+
+#[test]
+fn each_alert_is_raised_by_a_test() {
+    let tests = [include_str!("alerts.rs"), include_str!("late.rs")].concat();
+    for alert in alerts() {
+        let is_raised =
+            [".fires(", ".raises("].iter().any(|by| tests.contains(&format!("{by}\"{}\"", alert.name)));
+        assert!(is_raised, "{} is raised nowhere", alert.name);
     }
 }
 

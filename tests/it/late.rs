@@ -6,54 +6,15 @@ use std::time::{Duration, Instant};
 use errand_testbed::factory::{Envelope as _, read, send, spread};
 use lapin::BasicProperties;
 use serde_json::Value;
-use tempfile::TempDir;
 
 use crate::{
-    dashboards::{ALERTS, samples},
+    alerts::Watch,
     harness::{Harness, PATIENCE, Process, port, run},
-    support::{self, Prometheus, http, wait::until},
+    support::{self, wait::until},
 };
 
 /// How often a worker reads its gauges, with what a busy machine may add.
 const GAUGES_EVERY: f64 = 7.0;
-
-/// A Prometheus that scrapes a worker and has the shipped alerts, in which minutes are seconds.
-struct Watch {
-    prometheus: Prometheus,
-    client: reqwest::Client,
-    _rules: TempDir,
-}
-
-impl Watch {
-    async fn of(worker: &Process) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        support::machine::open_for_others(folder.path());
-        let rules = folder.path().join("alerts.yml");
-        let hasty = ALERTS.replace("_seconds) > 300", "_seconds) > 6").replace("for: 2m", "for: 1s");
-        let hasty =
-            hasty.replace("for: 5m", "for: 1s").replace("errand_claims_total[5m]", "errand_claims_total[5s]");
-        std::fs::write(&rules, hasty).unwrap();
-        let prometheus = Prometheus::start(&format!(
-            "global: {{scrape_interval: 500ms, scrape_timeout: 400ms, evaluation_interval: 500ms}}\n\
-             rule_files: ['{}']\n\
-             scrape_configs:\n- job_name: errand\n  static_configs: [{{targets: ['{}']}}]\n",
-            rules.display(),
-            worker.address().await
-        ))
-        .await;
-        Self { prometheus, client: http::client(), _rules: folder }
-    }
-
-    async fn fires(&self, alert: &str, lane: &str) -> bool {
-        let firing = format!("ALERTS{{alertname=\"{alert}\", alertstate=\"firing\", queue=\"{lane}\"}}");
-        samples(&self.client, &self.prometheus, &firing).await > 0
-    }
-
-    async fn raises(&self, alert: &str, lane: &str) {
-        until(&format!("{alert} of {lane}"), PATIENCE, async || self.fires(alert, lane).await.then_some(()))
-            .await;
-    }
-}
 
 fn age(lane: &str) -> String {
     format!("errand_oldest_due_age_seconds{{queue=\"{lane}\"}}")
@@ -116,7 +77,7 @@ async fn a_job_behind_a_flood_of_another_owner_is_late() {
     is_seen(&other, "default", since).await;
     let job = enqueue(&harness.env(), "default");
     watch.raises("ErrandWorkIsLate", "default").await;
-    assert!(!watch.fires("ErrandLaneStandsStill", "default").await, "it is worked off");
+    assert!(!watch.has_raised("ErrandLaneStandsStill", "default").await, "it is worked off");
     let shown = shown(&harness, &harness.env(), &job, "messages wait there, with").await;
     assert!(shown.contains("1 time; again at ") && shown.contains(" s ago"), "{shown}");
     // What came without any time counts with the time that it has waited, as far as that was seen.
