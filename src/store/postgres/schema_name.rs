@@ -22,6 +22,7 @@ pub struct SchemaName(String);
 pub struct NoSchemaName;
 
 impl SchemaName {
+    /// The name as it is, without quotes.
     pub fn as_str(&self) -> &str {
         &self.0
     }
