@@ -13,7 +13,7 @@ use crate::{
     failure::chain,
     job::{EnvelopeError, ErrorKind, JobError, JobId, JobSpec, Rules, State, encode},
     queue::{Address, Message, Properties, SharedQueue},
-    store::{Conflict, Inserted, SharedStore, StoreError},
+    store::{Conflict, Inserted, Repeat, Repeated, SharedStore, StoreError},
 };
 
 #[derive(Debug, Clone)]
@@ -67,6 +67,7 @@ impl Admission {
         let unclaimed_after = if self.queue.is_some() { self.unclaimed_after } else { Duration::ZERO };
         let inserted = self.store.insert(&fit, unclaimed_after).await?;
         self.hand_over(&fit, &inserted).await;
+        self.note_repeats(&fit, &inserted).await;
         let mut inserted = fit.iter().zip(inserted);
         Ok(checked
             .into_iter()
@@ -74,7 +75,7 @@ impl Admission {
                 Err(error) => Some(Enqueued::Refused(error)),
                 Ok(()) => inserted.next().map(|(spec, answer)| match answer {
                     Inserted::New { .. } => Enqueued::New(spec.id),
-                    Inserted::Duplicate { id, .. } => Enqueued::Duplicate(id),
+                    Inserted::Duplicate(repeated) => Enqueued::Duplicate(repeated.id),
                     Inserted::Conflict(conflict) => Enqueued::Conflict(conflict),
                 }),
             })
@@ -85,6 +86,23 @@ impl Admission {
         self.rules.check(spec, now)?;
         let refused = |error: EnvelopeError| JobError::new(ErrorKind::InvalidJob, error.message);
         self.rules.replies.check(spec).map_err(refused)
+    }
+
+    /// Lets the first job be found by the IDs of those that repeat it. The caller is told the first ID, so that no failure
+    /// here is one of enqueueing.
+    async fn note_repeats(&self, specs: &[Arc<JobSpec>], inserted: &[Inserted]) {
+        let renamed = specs.iter().zip(inserted).filter_map(|(spec, answer)| match answer {
+            Inserted::Duplicate(Repeated { id: job, .. }) if *job != spec.id => {
+                Some(Repeat { job: *job, id: spec.id, asked: None })
+            }
+            _ => None,
+        });
+        let repeats: Vec<Repeat> = renamed.collect();
+        if !repeats.is_empty()
+            && let Err(error) = self.store.note_repeats(&repeats).await
+        {
+            tracing::warn!(jobs = repeats.len(), error = %chain(&error), "jobs cannot be found by the other IDs that repeat them");
+        }
     }
 
     /// Publishes what was just stored. No failure here is one of enqueueing: the relay looks after jobs that nobody claims.
@@ -120,6 +138,7 @@ pub fn message(spec: &JobSpec) -> Message {
             user_id: None,
             content_type: Some("application/json".into()),
             traceparent: spec.traceparent.clone(),
+            reply: None,
             timestamp: None,
             died_in: None,
             from_store: true,

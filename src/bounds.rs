@@ -54,5 +54,8 @@ pub const MAX_LIST: usize = 10_000;
 /// Most entries of a job's history that are read: the newest.
 pub const MAX_HISTORY: usize = 1_000;
 
+/// Most other IDs of a job that are kept: those under which it was sent again with its idempotency key.
+pub const MAX_ALIASES: usize = 100;
+
 /// Longest name of somebody who decides about a job, in characters.
 pub const MAX_DECIDER_CHARS: usize = 128;

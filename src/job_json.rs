@@ -1,35 +1,73 @@
 //! Jobs as JSON, the same wherever they leave errand: the command line and replies to apps.
 //!
 //! The names here are an interface. Every key is always there, `null` where nothing is known, and a
-//! result is passed on verbatim.
+//! result is passed on verbatim. A reply has the key `reply` besides.
 
 use std::borrow::Cow;
 
 use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::value::RawValue;
+use uuid::Uuid;
 
 use crate::{
-    job::{HeldReason, JobError, JobId, LookUps, OwnerKind, State, unknown_outcome},
+    job::{
+        EnvelopeReason, HeldReason, JobError, JobId, LookUps, OwnerKind, ReplyKind, State, unknown_outcome,
+    },
     store::{AttemptView, HistoryEntry, HistoryFact, JobView},
 };
 
-/// A job with its result, its attempts and its history, which are both `null` where they were not asked for.
-pub fn job_json<'a>(
-    job: &'a JobView,
-    past: Option<(&'a [AttemptView], &'a [HistoryEntry])>,
+/// What is known of a job beside its row.
+#[derive(Debug, Clone, Copy)]
+pub struct Past<'a> {
+    pub attempts: &'a [AttemptView],
+    pub history: &'a [HistoryEntry],
+    /// Other IDs under which it was sent.
+    pub known_as: &'a [JobId],
+}
+
+/// A job with its result and its past, whose keys are `null` where it was not asked for.
+pub fn job_json<'a>(job: &'a JobView, past: Option<Past<'a>>) -> impl Serialize + use<'a> {
+    whole(job, past)
+}
+
+/// What an app is told of a job: the same, with the kind of the reply.
+pub fn reply_json(kind: ReplyKind, job: &JobView) -> impl Serialize {
+    JobJson { reply: Some(kind), ..whole(job, None) }
+}
+
+/// What an app is told of a message that is no job: the job that it was meant to be, as far as that can be told, under
+/// which ID the message is kept, why it is rejected, and what to change.
+pub fn rejection_json<'a>(
+    rejected_id: Uuid,
+    job: Option<JobId>,
+    reason: EnvelopeReason,
+    message: &'a str,
 ) -> impl Serialize + use<'a> {
-    let (attempts, history) = past.unzip();
+    #[derive(Serialize)]
+    struct Rejection<'a> {
+        reply: ReplyKind,
+        id: Option<JobId>,
+        rejected_id: Uuid,
+        reason: EnvelopeReason,
+        message: &'a str,
+    }
+
+    Rejection { reply: ReplyKind::Rejected, id: job, rejected_id, reason, message }
+}
+
+fn whole<'a>(job: &'a JobView, past: Option<Past<'a>>) -> JobJson<'a> {
     JobJson {
         result: Some(job.result.as_deref()),
-        error: told_error(job, history.unwrap_or_default()),
-        attempts: Some(attempts),
-        history: Some(history),
+        error: told_error(job, past.map(|past| past.history).unwrap_or_default()),
+        attempts: Some(past.map(|past| past.attempts)),
+        history: Some(past.map(|past| past.history)),
+        known_as: Some(past.map(|past| past.known_as)),
         ..summary(job)
     }
 }
 
-/// A job without the keys `result`, `attempts` and `history`, for lists.
+/// A job without the keys `result`, `attempts`, `history` and `known_as`, for lists.
 pub fn job_summary_json<'a>(job: &'a JobView) -> impl Serialize + use<'a> {
     summary(job)
 }
@@ -63,6 +101,8 @@ fn look_ups<'a>(job: &JobView, history: &'a [HistoryEntry]) -> Option<LookUps<'a
 
 #[derive(Serialize)]
 struct JobJson<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reply: Option<ReplyKind>,
     id: JobId,
     state: State,
     held_reason: Option<HeldReason>,
@@ -86,6 +126,8 @@ struct JobJson<'a> {
     attempts: Option<Option<&'a [AttemptView]>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     history: Option<Option<&'a [HistoryEntry]>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    known_as: Option<Option<&'a [JobId]>>,
 }
 
 #[derive(Serialize)]
@@ -97,6 +139,7 @@ struct OwnerJson<'a> {
 fn summary(job: &JobView) -> JobJson<'_> {
     let binding = job.binding.as_ref();
     JobJson {
+        reply: None,
         id: job.spec.id,
         state: job.state,
         held_reason: job.held_reason,
@@ -120,6 +163,7 @@ fn summary(job: &JobView) -> JobJson<'_> {
         log_id: job.log_id.as_deref(),
         attempts: None,
         history: None,
+        known_as: None,
     }
 }
 
@@ -238,7 +282,11 @@ mod tests {
             entry(7, "bob", None, HistoryFact::Cancelled),
             entry(8, "bob", None, HistoryFact::Retried),
         ];
-        let json = serde_json::to_string(&job_json(&done(), Some((&attempts, &history)))).unwrap();
+        let json = serde_json::to_string(&job_json(
+            &done(),
+            Some(Past { attempts: &attempts, history: &history, known_as: &[ID.parse().unwrap()] }),
+        ))
+        .unwrap();
         insta::assert_snapshot!(lines(&json), @r#"
         {"id":"0190b0a0-0000-7000-8000-000000000001",
         "state":"succeeded",
@@ -266,7 +314,8 @@ mod tests {
         {"at":"2025-10-09T08:53:25Z","by":"errand: look-up","attempt":2,"kind":"looked_up","found":"closed","detail":"it says 503"},
         {"at":"2025-10-09T08:53:26Z","by":"errand: look-up","attempt":2,"kind":"adopted","outcome":"succeeded"},
         {"at":"2025-10-09T08:53:27Z","by":"bob","attempt":null,"kind":"cancelled"},
-        {"at":"2025-10-09T08:53:28Z","by":"bob","attempt":null,"kind":"retried"}]}
+        {"at":"2025-10-09T08:53:28Z","by":"bob","attempt":null,"kind":"retried"}],
+        "known_as":["0190b0a0-0000-7000-8000-000000000001"]}
         "#);
     }
 
@@ -274,7 +323,13 @@ mod tests {
     fn a_waiting_job_has_the_same_keys_with_null() {
         let object = |json: String| serde_json::from_str::<serde_json::Map<_, _>>(&json).unwrap();
         let waiting = object(serde_json::to_string(&job_json(&waiting(), None)).unwrap());
-        let done = object(serde_json::to_string(&job_json(&done(), Some((&[], &[])))).unwrap());
+        let done = object(
+            serde_json::to_string(&job_json(
+                &done(),
+                Some(Past { attempts: &[], history: &[], known_as: &[] }),
+            ))
+            .unwrap(),
+        );
         assert!(waiting.keys().eq(done.keys()));
         let known = waiting.iter().filter(|(_, value)| !value.is_null()).map(|(key, _)| key);
         assert_eq!(known.collect::<Vec<_>>(), ["created_at", "id", "owner", "queue", "state", "tool"]);
@@ -333,7 +388,7 @@ mod tests {
         job.error =
             Some(JobError::new(ErrorKind::ToolFailed, "no").with_code(Some(7), Some("Slug".to_owned())));
         let json = serde_json::to_string(&job_summary_json(&job)).unwrap();
-        for key in ["result", "attempts", "history"] {
+        for key in ["result", "attempts", "history", "known_as", "reply"] {
             assert!(!json.contains(&format!("\"{key}\"")), "{json}");
         }
         assert!(

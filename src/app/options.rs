@@ -110,6 +110,7 @@ pub(super) fn relay(config: &Config) -> relay::Options {
         batch: config.relay.batch,
         unclaimed: Duration::from_secs(config.relay.unclaimed_secs),
         replies: rules(config).replies,
+        held: config.replies.held,
     }
 }
 

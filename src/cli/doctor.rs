@@ -2,10 +2,12 @@
 
 use std::{error::Error, time::Duration};
 
+use bytes::Bytes;
 use jiff::Timestamp;
 use secrecy::ExposeSecret as _;
 use serde::Serialize;
 use serde_json::json;
+use uuid::Uuid;
 
 use super::{
     context::Context,
@@ -18,7 +20,7 @@ use crate::{
     config::{Missing, mask_url},
     failure::chain,
     job::QueueName,
-    queue::{PolicyRisk, QueueError},
+    queue::{Address, Message, PolicyRisk, Properties, QueueError, QueueErrorKind, SharedQueue},
     store::{Concern, Schema, StoreErrorKind},
     tool::ToolError,
 };
@@ -206,9 +208,25 @@ async fn broker(context: &Context) -> Answer {
         let message = format!("{} dead letters wait, and nobody makes jobs of them", depth.ready);
         findings.push(Finding::warn(WHAT, message, "start a worker"));
     }
+    findings.extend(replies(WHAT, &queue).await);
     findings.extend(policies(WHAT, queue.policy_risks().await));
     queue.close().await;
     Ok(findings)
+}
+
+/// Whether replies can be published, as a reply to a queue that nobody has shows: a broker that lets them pass returns it.
+async fn replies(what: &'static str, queue: &SharedQueue) -> Option<Finding> {
+    let nobody = format!("errand.doctor.{}", Uuid::new_v4());
+    let properties = Properties { message_id: Some(nobody.clone()), ..Properties::default() };
+    let probe = Message { to: Address::Reply(nobody), body: Bytes::new(), properties, priority: 0 };
+    match queue.publish(vec![probe]).await.pop()? {
+        Err(error) if error.kind() != QueueErrorKind::Unroutable => {
+            let advice =
+                "replies wait, and are given up after some hours; see deploy/rabbitmq/permissions.json";
+            Some(Finding::warn(what, chain(&error), advice))
+        }
+        Ok(()) | Err(_) => None,
+    }
 }
 
 fn waiting(messages: u64) -> String {

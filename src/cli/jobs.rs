@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     job::{HeldReason, IllegalMove, JobError, JobId, Owner, PinnedBy, Release, State, Transition},
-    job_json,
+    job_json::{self, Past},
     store::{
         AttemptView, Decided, HeldFilter, HistoryEntry, JobFilter, JobView, SharedStore, StoreError,
         check_decider,
@@ -60,7 +60,7 @@ pub(super) enum Command {
     },
     /// Show one job with its attempts, its history and its result.
     Show {
-        /// The job.
+        /// The job. Any ID under which it was sent with its idempotency key will do.
         id: JobId,
         #[command(flatten)]
         format: Format,
@@ -255,11 +255,24 @@ async fn list(store: &SharedStore, filter: &JobFilter, format: Format) -> anyhow
 }
 
 async fn show(store: &SharedStore, id: JobId, format: Format, context: &Context) -> anyhow::Result<Exit> {
-    let Some(job) = store.job(id).await? else {
-        return Err(exit::negative(format!(
-            "there is no job {id}; that of an app is known once a worker has taken its message, and `errand doctor` says \
-             how many wait"
-        )));
+    let mut job = store.job(id).await?;
+    if job.is_none()
+        && let Some(first) = store.job_known_as(id).await?
+    {
+        job = store.job(first).await?;
+    }
+    let Some(job) = job else {
+        return Err(exit::negative(match store.rejected_as(id).await? {
+            Some(message) => {
+                format!(
+                    "there is no job {id}: its message was rejected; see `errand rejected show {message}`"
+                )
+            }
+            None => format!(
+                "there is no job {id}; that of an app is known once a worker has taken its message, and `errand doctor` \
+                 says how many wait"
+            ),
+        }));
     };
     print(store, &job, format, context).await?;
     Ok(Exit::Success)
@@ -274,14 +287,17 @@ pub(super) async fn print(
 ) -> anyhow::Result<()> {
     let attempts = store.attempts(job.spec.id).await?;
     let history = store.history(job.spec.id).await?;
+    let known_as = store.known_as(job.spec.id).await?;
     if format.json {
-        return output::print_json(&job_json::job_json(job, Some((&attempts, &history))));
+        let past = Past { attempts: &attempts, history: &history, known_as: &known_as };
+        return output::print_json(&job_json::job_json(job, Some(past)));
     }
     let spec = &job.spec;
     let binding = job.binding.as_ref();
     let now = store.now().await?;
     let mut fields = vec![
         ("job", Some(spec.id.to_string())),
+        ("known as", (!known_as.is_empty()).then(|| other_ids(&known_as))),
         ("state", Some(state(job))),
         ("owner", Some(spec.owner.to_string())),
         ("requested by", spec.requested_by.clone()),
@@ -323,6 +339,10 @@ pub(super) async fn print(
         output::print_table(&["AT", "KIND", "WHAT", "ATTEMPT", "BY"], rows)?;
     }
     Ok(())
+}
+
+fn other_ids(known_as: &[JobId]) -> String {
+    known_as.iter().map(JobId::to_string).collect::<Vec<_>>().join(" ")
 }
 
 /// Where the version of a job comes from.

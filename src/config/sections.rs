@@ -164,6 +164,7 @@ settings! {
     }
     struct Replies [replies] {
         allowed: Vec<String> = Prefixes,
+        held: bool = Flag,
     }
     struct Rescue [rescue] {
         poll_secs: u64 = Whole(1, 3_600),

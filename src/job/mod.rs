@@ -26,7 +26,7 @@ pub use outcome::{Attempt, AttemptOutcome, Effect, ErrorKind, JobError, Started}
 pub(crate) use outcome::{EXPIRED, TOO_OLD, clip};
 pub use owner::{Owner, OwnerError, OwnerKind};
 pub use queue::{QueueName, QueueNameError, QueueType};
-pub use reply::{RESERVED_PREFIX, ReplyRules};
+pub use reply::{Asked, RESERVED_PREFIX, ReplyKind, ReplyRules};
 pub use retry::{Budget, RetryPolicy, Spending};
 pub use rules::{Rules, looks_like_email};
 pub use state::{HeldReason, Release, State};

@@ -1,7 +1,39 @@
-//! Where results may be published. A publisher that may only send jobs must not have errand deliver what it likes into
-//! the queues of others.
+//! What apps are answered, and where answers may be published. A publisher that may only send jobs must not have errand
+//! deliver what it likes into the queues of others.
 
-use super::{EnvelopeError, EnvelopeReason, JobSpec};
+use uuid::Uuid;
+
+use super::{Arrival, EnvelopeError, EnvelopeReason, JobSpec, envelope::is_unfit};
+use crate::string_enum::string_enum;
+
+string_enum! {
+    /// What a reply tells: `reply` in its body, and its AMQP property `type`.
+    ReplyKind {
+        /// The job has ended.
+        Final = "final",
+        /// The job waits for a person or a connection; another reply follows when it is final.
+        Held = "held",
+        /// The message is no job.
+        Rejected = "rejected",
+        /// The message repeats a job that is known.
+        Duplicate = "duplicate",
+    }
+}
+
+/// Who waits for the answer to one message, and what they know it by.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Asked {
+    /// Names the answer, so that a write that is sent again owes it once.
+    pub id: Uuid,
+    pub reply_to: String,
+    pub correlation_id: Option<String>,
+    /// The AMQP `message_id`, as it was sent.
+    pub message_id: Option<String>,
+    /// The AMQP user who published the message, as the broker has checked it.
+    pub publisher: Option<String>,
+    /// The broker has delivered the message before, so that it may have been answered.
+    pub redelivered: bool,
+}
 
 /// How the names of errand's own queues begin. No reply goes there, whatever is allowed.
 pub const RESERVED_PREFIX: &str = "errand.";
@@ -31,16 +63,38 @@ impl ReplyRules {
     /// # Errors
     /// The reply queue is not allowed; the sentence names the setting.
     pub fn check(&self, spec: &JobSpec) -> Result<(), EnvelopeError> {
-        let Some(queue) = &spec.reply_to else { return Ok(()) };
-        let begins = |allowed: &String| match (allowed.contains(USER), &spec.publisher) {
+        match &spec.reply_to {
+            Some(queue) if !self.allows(queue, spec.publisher.as_deref()) => {
+                Err(EnvelopeError::new(EnvelopeReason::ReplyRefused, REFUSED))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether this publisher may have answers in this queue.
+    pub fn allows(&self, queue: &str, publisher: Option<&str>) -> bool {
+        let begins = |allowed: &String| match (allowed.contains(USER), publisher) {
             (true, Some(user)) => queue.starts_with(&allowed.replace(USER, user)),
             (true, None) => false,
             (false, _) => !allowed.is_empty() && queue.starts_with(allowed.as_str()),
         };
-        if !queue.starts_with(RESERVED_PREFIX) && self.allowed.iter().any(begins) {
-            return Ok(());
-        }
-        Err(EnvelopeError::new(EnvelopeReason::ReplyRefused, REFUSED))
+        !queue.starts_with(RESERVED_PREFIX) && self.allowed.iter().any(begins)
+    }
+
+    /// Who waits for the answer to a message, also to one that is no job, if they may have one. `id` is for the answer.
+    /// What an envelope could not carry, such as a correlation ID with control characters, is left out.
+    pub fn asked(&self, arrival: &Arrival<'_>, id: Uuid, redelivered: bool) -> Option<Asked> {
+        let text = |text: Option<&str>| text.filter(|text| !is_unfit(text)).map(str::to_owned);
+        let reply_to = text(arrival.reply_to).filter(|queue| !queue.trim().is_empty())?;
+        let publisher = text(arrival.publisher);
+        self.allows(&reply_to, publisher.as_deref()).then(|| Asked {
+            id,
+            reply_to,
+            correlation_id: text(arrival.correlation_id),
+            message_id: text(arrival.message_id),
+            publisher,
+            redelivered,
+        })
     }
 }
 
@@ -54,6 +108,23 @@ mod tests {
         let arrival =
             Arrival { reply_to, publisher, fallback_id: Some(JobId::new()), ..Arrival::new(&queue) };
         decode(br#"{"user_id": "u", "tool": "T"}"#, &arrival).unwrap()
+    }
+
+    #[test]
+    fn what_no_envelope_could_carry_is_left_out_of_an_answer() {
+        let rules = ReplyRules::new(vec!["amq.gen-".to_owned()]);
+        let lane = "default".parse().unwrap();
+        let arrival = Arrival {
+            message_id: Some("order 17"),
+            reply_to: Some("amq.gen-1"),
+            correlation_id: Some("a\0b"),
+            ..Arrival::new(&lane)
+        };
+        let asked = rules.asked(&arrival, Uuid::nil(), true).unwrap();
+        assert_eq!((asked.message_id.as_deref(), asked.correlation_id), (Some("order 17"), None));
+        assert!(asked.redelivered);
+        let arrival = Arrival { reply_to: Some("amq.gen-\n"), ..arrival };
+        assert_eq!(rules.asked(&arrival, Uuid::nil(), false), None, "no queue can be named so");
     }
 
     #[test]
@@ -82,6 +153,11 @@ mod tests {
             assert_eq!(verdict.is_ok(), allowed, "{queue:?} of {publisher:?}");
             let reason = verdict.err().map(|error| error.reason);
             assert!(reason.is_none_or(|reason| reason == EnvelopeReason::ReplyRefused));
+            // A message that is no job is answered by the same rule.
+            let lane = "default".parse().unwrap();
+            let arrival = Arrival { reply_to: queue, publisher, ..Arrival::new(&lane) };
+            let asked = rules.asked(&arrival, Uuid::nil(), false);
+            assert_eq!(asked.is_some(), allowed && queue.is_some_and(|queue| !queue.is_empty()), "{queue:?}");
         }
         assert!(
             ReplyRules::default().check(&spec(Some("amq.gen-1"), None)).is_err(),

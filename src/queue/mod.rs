@@ -9,7 +9,7 @@ use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use crate::job::{Arrival, JobId, QueueName};
+use crate::job::{Arrival, JobId, QueueName, ReplyKind};
 
 pub mod embedded;
 pub mod rabbitmq;
@@ -125,6 +125,9 @@ pub struct Properties {
     pub content_type: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub traceparent: Option<String>,
+    /// What sort of reply errand publishes, as the AMQP property `type`. Of a message that came, it is in `other`.
+    #[serde(skip)]
+    pub reply: Option<ReplyKind>,
     /// When the message was published, in seconds since 1970, as the publisher says. errand says so by itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timestamp: Option<u64>,

@@ -5,7 +5,7 @@ use std::{fmt, sync::Arc, time::Duration};
 use async_trait::async_trait;
 use jiff::Timestamp;
 
-use super::{Conflict, Result};
+use super::{Conflict, Repeated, Result};
 use crate::job::{Binding, ErrorKind, Fence, JobId, JobSpec, RequestId, State, Stop, WorkerId};
 
 #[async_trait]
@@ -74,10 +74,8 @@ pub enum Claimed {
         state: State,
         kind: ErrorKind,
     },
-    /// It is known and not available. The state is `None` where this version does not know it.
-    Duplicate {
-        state: Option<State>,
-    },
+    /// It is known and not available.
+    Duplicate(Repeated),
     /// It should be known and is not: the store was restored or is another one, or the message lies. Nothing changed.
     Gone,
     /// Refused; nothing changed.

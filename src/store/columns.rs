@@ -7,13 +7,13 @@ use serde_json::value::RawValue;
 use sqlx::{Postgres, Sqlite};
 
 use super::{
-    AuditLimits, Bind, By, Claim, Finish, HeldFilter, Rejected, Result, StoreError,
+    AuditLimits, Bind, By, Claim, Finish, HeldFilter, Rejected, Repeat, Result, StoreError,
     convert::{micros, reporter, tags, to_i32, to_millis},
     history::Note,
     read::StoreRow,
     sql::{Bound, Columns, Declared, Text},
 };
-use crate::job::{self, Budget, Ending, HeldReason, JobError, JobId, JobSpec, Owner, Stop};
+use crate::job::{self, Asked, Budget, Ending, HeldReason, JobError, JobId, JobSpec, Owner, Stop};
 
 /// Makes a list. A line is `name: type = value`, where the type is PostgreSQL's. `or null` marks what most rows do
 /// not have. `list` inserts another list, under its own names, or with what precedes its name as a prefix.
@@ -141,6 +141,7 @@ columns! {
         reply_to: text or null = spec.reply_to.as_deref(),
         publisher: text or null = spec.publisher.as_deref(),
         correlation_id: text or null = spec.correlation_id.as_deref(),
+        message_id: text or null = spec.message_id.as_deref(),
         traceparent: text or null = spec.traceparent.as_deref(),
     }
 }
@@ -168,6 +169,7 @@ pub(super) fn spec_of(row: &impl StoreRow) -> Result<JobSpec> {
         reply_to: row.read("reply_to")?,
         publisher: row.read("publisher")?,
         correlation_id: row.read("correlation_id")?,
+        message_id: row.read("message_id")?,
         traceparent: row.read("traceparent")?,
     })
 }
@@ -294,6 +296,28 @@ columns! {
         body: bytea = &*rejected.0.body,
         properties: text = &*rejected.0.properties,
         seen: integer = rejected.1,
+        job_id: uuid or null = rejected.0.job.map(|job| job.0),
+    }
+}
+
+columns! {
+    /// Who waits for an answer, if somebody does.
+    Ask "ask" of<'a> Option<&'a Asked> as asked {
+        answer_id: uuid or null = asked.map(|asked| asked.id),
+        reply_to: text or null = asked.map(|asked| &*asked.reply_to),
+        correlation_id: text or null = asked.and_then(|asked| asked.correlation_id.as_deref()),
+        message_id: text or null = asked.and_then(|asked| asked.message_id.as_deref()),
+        publisher: text or null = asked.and_then(|asked| asked.publisher.as_deref()),
+        redelivered: boolean = asked.is_some_and(|asked| asked.redelivered),
+    }
+}
+
+columns! {
+    /// What repeats a job: its own ID if that is another one, and who waits for an answer.
+    Repetition "repetition" of<'a> &'a Repeat as repeat {
+        repeated: uuid = repeat.job.0,
+        alias: uuid or null = (repeat.id != repeat.job).then_some(repeat.id.0),
+        ask: list Ask = repeat.asked.as_ref(),
     }
 }
 

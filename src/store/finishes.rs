@@ -32,7 +32,8 @@ pub trait Finishes: fmt::Debug + Send + Sync {
     ///   keeps the one that the job had, so that it can be seen how late it is.
     /// * Attempts in a row that ended in a snooze of the holder with the same outcome and kind of error are one record:
     ///   that of the last, which says how many they are and when the first started.
-    /// * Final states get `finished_at`, and are given out as a reply where the app asked for one.
+    /// * Final states get `finished_at`, and are given out as a reply where the app asked for one. A job that becomes
+    ///   `held` owes its app an answer ([`Answers`](super::Answers)), in the same transaction; so does a claim.
     async fn finish(&self, batch: &[Finish]) -> Result<Vec<Finished>>;
 }
 

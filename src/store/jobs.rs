@@ -4,7 +4,7 @@ use std::{collections::HashSet, fmt, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 
-use super::Result;
+use super::{JobView, Result};
 use crate::job::{EnvelopeReason, JobId, JobSpec, State};
 
 #[async_trait]
@@ -36,14 +36,37 @@ pub enum Inserted {
         /// `scheduled` or `available`.
         state: State,
     },
-    Duplicate {
-        /// The job that stands for it; differs from the given ID when the idempotency key matched.
-        id: JobId,
-        /// `None` where this version does not know it.
-        state: Option<State>,
-    },
+    /// It is known.
+    Duplicate(Repeated),
     /// Refused; nothing changed.
     Conflict(Conflict),
+}
+
+/// The job that stands for one which repeats it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Repeated {
+    /// Differs from the given ID when the idempotency key matched.
+    pub id: JobId,
+    /// `None` where this version cannot tell it.
+    pub state: Option<State>,
+    /// Both came under one ID and ask for an answer in the same place, with the same correlation ID and message ID, so that
+    /// the answer to one is the answer to the other.
+    pub same_asker: bool,
+}
+
+impl Repeated {
+    /// How this job stands for one with its ID, owner and digest.
+    pub fn by(job: &JobView, spec: &JobSpec) -> Self {
+        let same_asker = (&job.spec.reply_to, &job.spec.correlation_id, &job.spec.message_id)
+            == (&spec.reply_to, &spec.correlation_id, &spec.message_id);
+        Self { id: job.spec.id, state: Some(job.state), same_asker }
+    }
+
+    /// Whether whoever repeated the job is owed an answer of their own. Nobody is while the job's end will answer them,
+    /// or where the broker only delivers a message again.
+    pub fn is_answered(&self, redelivered: bool) -> bool {
+        !self.same_asker || (!redelivered && self.state.is_some_and(State::is_final))
+    }
 }
 
 /// Why the same name cannot mean this job too. Says nothing about the other job.

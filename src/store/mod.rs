@@ -22,6 +22,7 @@
 use std::sync::Arc;
 
 mod admin;
+mod answers;
 mod audit;
 mod checks;
 mod claims;
@@ -50,6 +51,7 @@ pub mod sqlite;
 mod texts;
 
 pub use admin::{Admin, Concern, Schema};
+pub use answers::{About, Answer, Answers, Repeat};
 pub use audit::{Audit, AuditLimits, AuditPage, Finding, FindingKind};
 pub use checks::{Check, Checks, PutOff};
 pub use claims::{Bind, Claim, ClaimReceipt, Claimed, Claims};
@@ -58,7 +60,7 @@ pub use error::{Result, StoreError, StoreErrorKind};
 pub use finishes::{By, Finish, Finished, Finishes};
 pub use history::{History, HistoryEntry, HistoryFact, HistoryKind, check_decider};
 pub use job_control::{AttemptView, Census, Decided, HeldFilter, JobControl, JobFilter, JobView};
-pub use jobs::{Conflict, Inserted, Jobs};
+pub use jobs::{Conflict, Inserted, Jobs, Repeated};
 pub use leases::{Leases, LostJob};
 pub use pins::Pins;
 pub use publications::{Due, MAX_UNCLAIMED_WAIT, Publications};
@@ -72,6 +74,7 @@ pub trait Store:
     + Claims
     + Finishes
     + Publications
+    + Answers
     + Leases
     + Checks
     + Connections

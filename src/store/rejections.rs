@@ -7,18 +7,24 @@ use jiff::Timestamp;
 use uuid::Uuid;
 
 use super::Result;
-use crate::job::{EnvelopeReason, QueueName};
+use crate::job::{Asked, EnvelopeReason, JobId, QueueName};
 
 #[async_trait]
 pub trait Rejections: fmt::Debug + Send + Sync {
     /// Keeps messages. The same message again (same ID) only counts as seen once more, and is listed
-    /// again if it was requeued: it came back.
+    /// again if it was requeued: it came back. Who asked for an answer is owed one (see [`Answers`]), in the same
+    /// transaction; but not for a message that was kept before and that the broker only delivers again.
+    ///
+    /// [`Answers`]: super::Answers
     async fn reject(&self, batch: &[Rejected]) -> Result<()>;
 
     /// The newest rejected messages that were not requeued, without bodies.
     async fn rejected(&self, limit: usize) -> Result<Vec<RejectedView>>;
 
     async fn rejected_message(&self, id: Uuid) -> Result<Option<RejectedView>>;
+
+    /// The message that came last of those that were meant to be this job, as far as that could be told.
+    async fn rejected_as(&self, job: JobId) -> Result<Option<Uuid>>;
 
     /// Marks a message as requeued, so that it is no longer listed.
     async fn mark_requeued(&self, id: Uuid) -> Result<bool>;
@@ -35,16 +41,21 @@ pub struct Rejected {
     pub body: Vec<u8>,
     /// Its transport properties, as JSON.
     pub properties: String,
+    /// The ID of the job that it was meant to be, if one can be read.
+    pub job: Option<JobId>,
+    /// Who waits for an answer. A message that was read from the store has nobody here.
+    pub asked: Option<Asked>,
 }
 
 impl Rejected {
     /// Stands for an explanation that the database refused.
     const UNTOLD: &str = "the message is not a job, and the database refuses to keep what is wrong with it";
 
-    /// Without any text that came with the message. Its body is bytes, which every database keeps.
+    /// Without any text that came with the message, and so without an answer. Its body is bytes, which every database
+    /// keeps.
     #[must_use]
     pub fn into_plain(self) -> Self {
-        Self { message: Self::UNTOLD.to_owned(), properties: "{}".to_owned(), ..self }
+        Self { message: Self::UNTOLD.to_owned(), properties: "{}".to_owned(), asked: None, ..self }
     }
 }
 

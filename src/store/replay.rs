@@ -3,7 +3,9 @@
 
 use uuid::Uuid;
 
-use super::{By, Claim, ClaimReceipt, Claimed, Conflict, Finish, Finished, Inserted, convert::reporter};
+use super::{
+    By, Claim, ClaimReceipt, Claimed, Conflict, Finish, Finished, Inserted, Repeated, convert::reporter,
+};
 use crate::job::{
     AttemptOutcome, Digest, ErrorKind, Fence, JobId, JobSpec, Owner, RequestId, State, WorkerId,
 };
@@ -21,6 +23,9 @@ pub(super) struct FoundJob {
     pub(super) worker_id: Option<Uuid>,
     pub(super) request_id: Option<Uuid>,
     pub(super) ended_by: Option<Uuid>,
+    pub(super) reply_to: Option<String>,
+    pub(super) correlation_id: Option<String>,
+    pub(super) message_id: Option<String>,
     /// What its holder knows, if it runs.
     pub(super) receipt: ClaimReceipt,
 }
@@ -44,7 +49,7 @@ impl FoundJob {
             return Some(Claimed::Conflict(conflict));
         }
         let request = Some(claim.request_id.0);
-        let duplicate = Claimed::Duplicate { state: self.state };
+        let duplicate = Claimed::Duplicate(self.repeated(&claim.spec));
         if self.by_key || again || self.identity.is_none() {
             return Some(duplicate);
         }
@@ -71,7 +76,19 @@ impl FoundJob {
     pub(super) fn inserted(&self, spec: &JobSpec) -> Inserted {
         match self.conflict(spec) {
             Some(conflict) => Inserted::Conflict(conflict),
-            None => Inserted::Duplicate { id: self.id, state: self.state },
+            None => Inserted::Duplicate(self.repeated(spec)),
+        }
+    }
+
+    /// What a message is told that repeats this job.
+    fn repeated(&self, spec: &JobSpec) -> Repeated {
+        let is_same = (&self.reply_to, &self.correlation_id, &self.message_id)
+            == (&spec.reply_to, &spec.correlation_id, &spec.message_id);
+        Repeated {
+            id: self.id,
+            // Nothing is told about a job of which nobody can say whose it is.
+            state: self.state.filter(|_| self.identity.is_some()),
+            same_asker: self.identity.is_none() || (is_same && !self.by_key),
         }
     }
 }

@@ -24,14 +24,15 @@ pub trait Retention: fmt::Debug + Send + Sync {
     /// Up to `limit` of these jobs, oldest first, which come after `after`, or the first ones.
     async fn old_jobs(&self, which: &Which, after: Option<Place>, limit: usize) -> Result<Page<OldJob>>;
 
-    /// Removes those of these jobs that are as they were seen, each with its attempts, its history and its idempotency
-    /// key in one transaction. Returns them.
+    /// Removes those of these jobs that are as they were seen, each with its attempts, its history, its idempotency key,
+    /// its other IDs and the answers that tell of it in one transaction. Returns them.
     async fn remove_jobs(&self, jobs: &[OldJob]) -> Result<Vec<JobId>>;
 
     /// Up to `limit` rejected messages, newest first, which came before `before`, or the last ones.
     async fn old_messages(&self, before: Option<Place>, limit: usize) -> Result<Page<OldMessage>>;
 
-    /// Removes those of these rejected messages that have not come again. Returns their IDs.
+    /// Removes those of these rejected messages that have not come again, with the answers that they owe. Returns their
+    /// IDs.
     async fn remove_messages(&self, messages: &[OldMessage]) -> Result<Vec<Uuid>>;
 
     /// Forgets which connections of an owner were awaited, as far as no job waits for them any more. Returns how many

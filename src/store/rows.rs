@@ -2,15 +2,17 @@
 
 use std::sync::Arc;
 
+use uuid::Uuid;
+
 use super::{
-    AttemptView, Awaited, Check, ClaimReceipt, HistoryEntry, HistoryFact, HistoryKind, JobView, LostJob,
-    Rejected, RejectedView, Result,
+    About, Answer, AttemptView, Awaited, Check, ClaimReceipt, HistoryEntry, HistoryFact, HistoryKind,
+    JobView, LostJob, Rejected, RejectedView, Result,
     columns::{budget_of, spec_of},
     read::StoreRow,
     replay::{FoundJob, RecordedAttempt, Standing},
     texts::GLOBAL,
 };
-use crate::job::{Binding, ErrorKind, Fence, JobError, JobId, Pin, RequestId};
+use crate::job::{Asked, Binding, ErrorKind, Fence, JobError, JobId, Pin, ReplyKind, RequestId};
 
 /// Since when a waiting job is due. A row of a build that did not note it has its next time only.
 pub(super) const FIRST_DUE: &str = "coalesce(first_due_at, due_at)";
@@ -110,6 +112,9 @@ pub(super) fn found(row: &impl StoreRow, by_key: bool) -> Result<FoundJob> {
         worker_id: row.read("worker_id")?,
         request_id: row.read("request_id")?,
         ended_by: row.read("ended_by")?,
+        reply_to: row.read("reply_to")?,
+        correlation_id: row.read("correlation_id")?,
+        message_id: row.read("message_id")?,
         receipt: receipt(row)?,
     })
 }
@@ -193,10 +198,41 @@ pub(super) fn rejected(row: &impl StoreRow) -> Result<RejectedView> {
             message: row.read("message")?,
             body: row.read("body")?,
             properties: row.read("properties")?,
+            job: row.read::<Option<_>>("job_id")?.map(JobId),
+            asked: None,
         },
         size: row.total("size")?,
         seen: row.count("seen")?,
         received_at: row.time("received_at")?,
         requeued_at: row.time_if_any("requeued_at")?,
     })
+}
+
+/// An answer with the columns that `take` of the answers returns.
+pub(super) fn answer(row: &impl StoreRow) -> Result<Answer> {
+    let kind = row.parse("answer_kind")?;
+    let about = match kind {
+        ReplyKind::Rejected => match row.read::<Option<String>>("rejected_message")? {
+            Some(message) => About::Message {
+                id: row.read("answer_rejected_id")?,
+                job: row.read::<Option<_>>("rejected_job")?.map(JobId),
+                reason: row.word("rejected_reason")?,
+                message,
+            },
+            None => About::Nothing,
+        },
+        ReplyKind::Final | ReplyKind::Held | ReplyKind::Duplicate => match row.read::<Option<Uuid>>("id")? {
+            Some(_) => About::Job(Box::new(job(row)?)),
+            None => About::Nothing,
+        },
+    };
+    let asked = Asked {
+        id: row.read("answer_id")?,
+        reply_to: row.read("answer_reply_to")?,
+        correlation_id: row.read("answer_correlation_id")?,
+        message_id: row.read("answer_message_id")?,
+        publisher: row.read("answer_publisher")?,
+        redelivered: false,
+    };
+    Ok(Answer { asked, kind, about })
 }

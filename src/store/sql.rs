@@ -230,7 +230,7 @@ pub(super) use statements;
 macro_rules! all_statements {
     () => {
         all_statements!(
-            admin audit checks claims connections finishes history job_control jobs leases pins publications rejections
+            admin answers audit checks claims connections finishes history job_control jobs leases pins publications rejections
             retention
         )
     };

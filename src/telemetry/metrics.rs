@@ -81,7 +81,7 @@ catalogue! {
     QUEUE_DEPTH = Gauge Count "errand_queue_depth_messages" ["queue"] "Messages that wait in the broker, also in lanes that this process does not consume.";
     RELAY_PUBLISHED = Counter Count "errand_relay_published_total" ["from"] "Jobs that the relay put on the queue, by the state they were in.";
     RELAY_FAILED = Counter Count "errand_relay_failed_total" ["kind"] "Publications that the broker did not confirm; the jobs stay due.";
-    REPLIES = Counter Count "errand_replies_total" ["result"] "Results offered to the app's reply queue: sent, dropped because the queue is gone, refused by the broker, given_up after too many refusals, forbidden by replies.allowed, or failed because the broker takes nothing at present.";
+    REPLIES = Counter Count "errand_replies_total" ["reply", "result"] "Replies offered to the app's queue, about jobs that are final, held or known already and about rejected messages: sent, dropped because the queue is gone, refused by the broker, given_up after too many refusals, forbidden by replies.allowed, or failed because the broker takes nothing at present.";
     RESCUED = Counter Count "errand_rescued_jobs_total" ["to"] "Running jobs of lost workers that were taken over, by the state they were given.";
     VERIFICATIONS = Counter Count "errand_verifications_total" ["result"] "Look-ups of unknown outcomes in the execution log of the tool API: succeeded, failed, never_arrived, again or gave_up.";
     PANICS = Counter Count "errand_panics_total" [] "Panics in errand's own code that a worker survived; each is a bug, and its job was retried, held or failed with an error that says so.";

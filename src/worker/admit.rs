@@ -14,7 +14,7 @@ use crate::{
         NotReady, QueueName, RequestId, Stop, decode, foreign, id_of, names_compression,
     },
     queue::{Delivery, Properties},
-    store::{Claim, Rejected},
+    store::{Claim, Rejected, Repeat, Repeated},
     telemetry::metrics,
 };
 
@@ -116,7 +116,12 @@ fn with_encoding(error: EnvelopeError, delivery: &Delivery) -> EnvelopeError {
 
 /// A message that is kept because it is not a job. The log has the reason in the words that its app reads, which name
 /// fields and quote no values.
-pub(super) fn reject(lane: &QueueName, delivery: &Delivery, error: EnvelopeError) -> Rejected {
+pub(super) fn reject(
+    shared: &Shared,
+    lane: &QueueName,
+    delivery: &Delivery,
+    error: EnvelopeError,
+) -> Rejected {
     metrics::REJECTED.add([error.reason.as_str()], 1);
     let properties = serde_json::to_string(&delivery.properties).unwrap_or_else(|_| "{}".into());
     let mut name = Vec::with_capacity(delivery.body.len() + 128);
@@ -130,7 +135,8 @@ pub(super) fn reject(lane: &QueueName, delivery: &Delivery, error: EnvelopeError
     }
     name.extend_from_slice(&delivery.body);
     let id = Uuid::new_v5(&REJECTED_NAMESPACE, &name);
-    let job = guarded(|| Ok(id_of(&delivery.body, &delivery.properties.arrival(lane, None)))).ok().flatten();
+    let arrival = delivery.properties.arrival(lane, None);
+    let job = guarded(|| Ok(id_of(&delivery.body, &arrival))).ok().flatten();
     tracing::warn!(
         rejected.id = %id,
         job.id = job.map(tracing::field::display),
@@ -147,7 +153,31 @@ pub(super) fn reject(lane: &QueueName, delivery: &Delivery, error: EnvelopeError
         message: error.message,
         body: delivery.body.to_vec(),
         properties,
+        job,
+        asked: shared.resolver.asked(&arrival, delivery.redelivered),
     }
+}
+
+/// What is noted of a delivery that repeats a job, if anything: another ID, and whether somebody waits for an answer of
+/// their own.
+pub(super) fn repeat(
+    shared: &Shared,
+    lane: &QueueName,
+    delivery: &Delivery,
+    spec: &JobSpec,
+    repeated: &Repeated,
+) -> Option<Repeat> {
+    let Delivery { properties, redelivered, .. } = delivery;
+    if properties.from_store {
+        return None;
+    }
+    let asked = if repeated.is_answered(*redelivered) {
+        shared.resolver.asked(&properties.arrival(lane, None), *redelivered)
+    } else {
+        None
+    };
+    let repeat = Repeat { job: repeated.id, id: spec.id, asked };
+    (repeat.asked.is_some() || repeat.id != repeat.job).then_some(repeat)
 }
 
 #[cfg(test)]

@@ -7,8 +7,8 @@ use std::{sync::Arc, time::Duration};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    admit::{guarded, reject},
-    intake::{Intake, UNKNOWN_JOB, job_bytes},
+    admit::{guarded, reject, repeat},
+    intake::{Intake, Records, UNKNOWN_JOB, job_bytes},
     persist::{Unwritten, bisect, each},
     shared::Shared,
     stall_detector::stalled,
@@ -18,7 +18,7 @@ use crate::{
     failure::chain,
     job::{Arrival, EnvelopeError, EnvelopeReason, JobSpec, QueueName, decode},
     queue::{Delivery, QueueError, Settler, Token},
-    store::{Inserted, Rejected, StoreError, StoreErrorKind},
+    store::{Inserted, Rejected, Repeat, StoreError, StoreErrorKind},
     telemetry::metrics::{self, LaneMetrics},
 };
 
@@ -83,7 +83,7 @@ async fn take(intake: &Intake, deliveries: Vec<Delivery>, settler: &Arc<dyn Sett
             Ok(Some(job)) => admitted.push((job, delivery)),
             Ok(None) => {}
             Err(Refusal::Envelope(error)) => {
-                rejected.push((delivery.token, reject(&lane_of(&delivery), &delivery, error)))
+                rejected.push((delivery.token, reject(&intake.shared, &lane_of(&delivery), &delivery, error)))
             }
             Err(Refusal::Store(error)) => {
                 metrics::STORE_ERRORS.add([error.kind().as_str()], 1);
@@ -93,19 +93,21 @@ async fn take(intake: &Intake, deliveries: Vec<Delivery>, settler: &Arc<dyn Sett
             }
         }
     }
-    let Stored { refused, failing, all_known } = store(intake, admitted).await;
+    let Stored { refused, repeats, failing, all_known } = store(intake, admitted).await;
     let taken = tokens.len().saturating_sub(failing.len()) as u64;
     intake.shared.heads.take(&intake.lane, taken, None, intake.shared.services.clock.now());
     drop(arrived);
     rejected.extend(refused);
     intake.shared.services.relay_wake.notify_one();
-    intake.settle(tokens, failing, rejected, all_known, settler).await
+    intake.settle(tokens, failing, Records { rejected, repeats, all_known }, settler).await
 }
 
 /// What became of dead letters that are jobs.
 struct Stored {
     /// They are rejected after all.
     refused: Vec<(Token, Rejected)>,
+    /// They repeat jobs.
+    repeats: Vec<Repeat>,
     /// The store does not take them.
     failing: Vec<Token>,
     /// Whether the store has answered for all.
@@ -161,22 +163,26 @@ async fn store(intake: &Intake, admitted: Vec<(Arc<JobSpec>, Delivery)>) -> Stor
         let answers = each(&batch, written);
         (batch, answers)
     };
-    let mut refused = Vec::new();
-    let done = |place: usize, _, answer| {
+    let (mut refused, mut repeats) = (Vec::new(), Vec::new());
+    let done = |place: usize, spec: Arc<JobSpec>, answer| {
         let delivery: &Delivery = &deliveries[place];
         let error = match answer {
-            Ok(Inserted::New { .. } | Inserted::Duplicate { .. }) => return,
+            Ok(Inserted::New { .. }) => return,
+            Ok(Inserted::Duplicate(repeated)) => {
+                repeats.extend(repeat(&intake.shared, &lane_of(delivery), delivery, &spec, &repeated));
+                return;
+            }
             Ok(Inserted::Conflict(conflict)) => EnvelopeError::new(conflict.reason(), conflict.message()),
             Err(error) => {
                 let message = format!("the database refuses the job for a value in it: {error}");
                 EnvelopeError::new(EnvelopeReason::BadValue, message)
             }
         };
-        refused.push((delivery.token, reject(&lane_of(delivery), delivery, error)));
+        refused.push((delivery.token, reject(&intake.shared, &lane_of(delivery), delivery, error)));
     };
     let Unwritten { failing, left } = bisect(specs, |spec| job_bytes(spec), write, done).await;
     let failing = failing.iter().map(|(place, _)| deliveries[*place].token).collect();
-    Stored { refused, failing, all_known: left.is_empty() }
+    Stored { refused, repeats, failing, all_known: left.is_empty() }
 }
 
 /// The lane from which a dead letter comes. Workers with other settings may know it if this one does not.

@@ -12,7 +12,7 @@ use tokio::{sync::OwnedSemaphorePermit, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    admit::{admit, anonymous_job, guarded, reject},
+    admit::{admit, anonymous_job, guarded, reject, repeat},
     attempt,
     crash::CrashPoint,
     persist::{NotTaken, Persist, Unwritten, bisect, each, split},
@@ -23,9 +23,9 @@ use crate::{
     backoff::RECONNECT,
     failure::chain,
     in_flight::Noted,
-    job::{EnvelopeError, EnvelopeReason, JobId, JobSpec, QueueName},
+    job::{EnvelopeError, EnvelopeReason, ErrorKind, JobId, JobSpec, QueueName, State},
     queue::{Delivery, QueueErrorKind, Settler, Token},
-    store::{Claim, Claimed, Inserted, Rejected, StoreError},
+    store::{Claim, Claimed, Inserted, Rejected, Repeat, Repeated, StoreError},
     sync::lock,
     telemetry::metrics::{self, LaneMetrics},
 };
@@ -64,7 +64,9 @@ impl Intake {
                     claims.push(claim);
                     admitted.push(delivery);
                 }
-                Err(error) => rejected.push((delivery.token, reject(&self.lane, &delivery, error))),
+                Err(error) => {
+                    rejected.push((delivery.token, reject(&self.shared, &self.lane, &delivery, error)));
+                }
             }
         }
 
@@ -72,12 +74,17 @@ impl Intake {
         let mut noted: Vec<Option<Noted>> =
             claims.iter().map(|claim| Some(in_flight.note(claim.request_id, claim.spec.id))).collect();
         let (mut taken, mut published_at) = (rejected.len() as u64, None);
+        let mut repeats = Vec::new();
         let done = |place: usize, claim: Claim, Answered { asked, answer }| {
             let Some(noted) = noted[place].take() else { return };
             taken += 1;
             published_at = published_at.max(claim.published_at);
             let start = Start { delivery: &admitted[place], noted, asked, waited_since };
-            rejected.extend(self.start(claim, answer, start, &mut slots));
+            match self.start(claim, answer, start, &mut slots) {
+                Some(After::Reject(token, message)) => rejected.push((token, message)),
+                Some(After::Note(repeat)) => repeats.push(repeat),
+                None => {}
+            }
         };
         let locked = Mutex::default();
         let Unwritten { mut failing, left } = self.claim(claims, &locked, done).await;
@@ -88,23 +95,31 @@ impl Intake {
         left.iter().filter_map(|(place, _)| noted[*place].take()).for_each(Noted::leave);
         let locked = std::mem::take(&mut *lock(&locked));
         let known = self.known(&failing, &locked).await;
-        failing.retain(|(place, _)| !known.contains(place));
+        failing.retain(|(place, _)| !known.iter().any(|(known, _)| known == place));
+        repeats.extend(known.iter().filter_map(|(place, (spec, repeated))| {
+            repeat(&self.shared, &self.lane, &admitted[*place], spec, repeated)
+        }));
         let unsettled = failing.iter().map(|(place, _)| admitted[*place].token).collect();
-        self.settle(tokens, unsettled, rejected, left.is_empty(), settler).await
+        let records = Records { rejected, repeats, all_known: left.is_empty() };
+        self.settle(tokens, unsettled, records, settler).await
     }
 
     /// The places of claims that were left out because others have locked their jobs, which the store knows. Their messages
     /// are only transport and can be acknowledged: a job that is available is due again, so that the relay publishes it,
     /// and for any other this message is a duplicate. Given back, they would take the places of others. A job with the
     /// same ID that is another one is not known.
-    async fn known(&self, failing: &[(usize, Claim)], locked: &HashSet<JobId>) -> Vec<usize> {
+    async fn known(
+        &self,
+        failing: &[(usize, Claim)],
+        locked: &HashSet<JobId>,
+    ) -> Vec<(usize, (Arc<JobSpec>, Repeated))> {
         let Shared { services, give_up, .. } = &*self.shared;
         let mut known = Vec::new();
         for (place, Claim { spec, .. }) in failing.iter().filter(|(_, claim)| locked.contains(&claim.spec.id))
         {
             match give_up.run_until_cancelled(services.store.job(spec.id)).await {
                 Some(Ok(Some(job))) if job.spec.owner == spec.owner && job.spec.digest == spec.digest => {
-                    known.push(*place);
+                    known.push((*place, (spec.clone(), Repeated::by(&job, spec))));
                 }
                 Some(Ok(_)) => {}
                 // Where this cannot be told, the messages are kept.
@@ -121,18 +136,22 @@ impl Intake {
         known
     }
 
-    /// Keeps rejected messages and acknowledges all deliveries, but those that the store does not take, which are given
-    /// back. Where nobody waits for the store any more, all are. `false` when the lane should stop.
+    /// Keeps rejected messages, notes what repeats jobs, and acknowledges all deliveries, but those that the store does not
+    /// take, which are given back. Where nobody waits for the store any more, all are. `false` when the lane should stop.
     pub(super) async fn settle(
         &self,
         tokens: Vec<Token>,
         mut unsettled: Vec<Token>,
-        rejected: Vec<(Token, Rejected)>,
-        all_known: bool,
+        Records { rejected, repeats, all_known }: Records,
         settler: &Arc<dyn Settler>,
     ) -> bool {
+        let are_answered = rejected.iter().any(|(_, message)| message.asked.is_some()) || !repeats.is_empty();
         let kept = self.keep(rejected).await;
-        if !all_known || !kept.left.is_empty() {
+        let are_noted = self.note(repeats).await;
+        if are_answered {
+            self.shared.services.relay_wake.notify_one();
+        }
+        if !all_known || !kept.left.is_empty() || !are_noted {
             // What was claimed is recorded, so its redelivery is a duplicate; the rest comes again.
             self.give_back(settler, tokens).await;
             return false;
@@ -157,15 +176,28 @@ impl Intake {
             match anonymous_job(&self.shared, &self.lane, &delivery) {
                 Some(job) => {
                     jobs.push(job);
-                    anonymous.push(delivery.token);
+                    anonymous.push(delivery);
                 }
                 None => others.push(delivery.token),
             }
         }
         let mut stored = self.store_all(&jobs).await.into_iter();
-        let (known, unknown): (Vec<_>, Vec<_>) =
-            anonymous.into_iter().partition(|_| stored.next().is_some_and(|stored| stored));
-        others.extend(unknown);
+        let (mut known, mut repeating, mut repeats) = (Vec::new(), Vec::new(), Vec::new());
+        for (job, delivery) in jobs.iter().zip(&anonymous) {
+            match stored.next() {
+                Some(Inserted::New { .. }) => known.push(delivery.token),
+                Some(Inserted::Duplicate(repeated)) => {
+                    repeating.push(delivery.token);
+                    repeats.extend(repeat(&self.shared, &self.lane, delivery, job, &repeated));
+                }
+                Some(Inserted::Conflict(_)) | None => others.push(delivery.token),
+            }
+        }
+        if self.note(repeats).await {
+            known.extend(repeating)
+        } else {
+            others.extend(repeating)
+        }
         if !known.is_empty() {
             self.shared.services.relay_wake.notify_one();
             self.acknowledge(settler, known).await;
@@ -175,8 +207,8 @@ impl Intake {
         }
     }
 
-    /// Whether the store has each of these jobs now; nothing where it does not say so.
-    async fn store_all(&self, jobs: &[Arc<JobSpec>]) -> Vec<bool> {
+    /// What the store says about each of these jobs, from the first, as far as it says anything.
+    async fn store_all(&self, jobs: &[Arc<JobSpec>]) -> Vec<Inserted> {
         if jobs.is_empty() {
             return Vec::new();
         }
@@ -184,13 +216,11 @@ impl Intake {
         for (_, piece) in split(jobs.to_vec(), |spec| job_bytes(spec)) {
             let insert = self.shared.services.store.insert(&piece, Duration::ZERO);
             match self.shared.unless_interrupted(insert).await {
-                Some(Ok(answers)) => {
-                    known.extend(answers.iter().map(|answer| !matches!(answer, Inserted::Conflict(_))));
-                }
+                Some(Ok(answers)) => known.extend(answers),
                 Some(Err(error)) => {
                     metrics::STORE_ERRORS.add([error.kind().as_str()], 1);
                     tracing::warn!(queue = %self.lane, error = %chain(&error), "messages without an ID are given back and will be held");
-                    known.extend(piece.iter().map(|_| false));
+                    return known;
                 }
                 None => return known,
             }
@@ -253,14 +283,37 @@ impl Intake {
         bisect(rejected, |(_, message)| message.body.len(), write, |_, _, ()| {}).await
     }
 
-    /// Starts a job that was claimed, or counts why it was not. Returns a message that is rejected after all.
+    /// Notes what repeats jobs. What the store does not take by itself stays without an answer, so that it keeps no job
+    /// waiting. `false` where nobody waits for the store any more.
+    async fn note(&self, repeats: Vec<Repeat>) -> bool {
+        let persist = &self.persist("answers to repeated messages could not be written");
+        let write = |batch: Vec<Repeat>, tries| async move {
+            let noted = persist
+                .trying(tries)
+                .until_taken(|| persist.shared.services.store.note_repeats(&batch))
+                .await;
+            let answers = noted.map(|()| vec![(); batch.len()]);
+            (batch, answers)
+        };
+        let Unwritten { failing, left } = bisect(repeats, |_| 0, write, |_, _, ()| {}).await;
+        if let Some((_, first)) = failing.first() {
+            tracing::warn!(
+                queue = %self.lane, job.id = %first.job, messages = failing.len(),
+                "messages that repeat a job stay without an answer, because the store does not take it"
+            );
+        }
+        left.is_empty()
+    }
+
+    /// Starts a job that was claimed, or counts why it was not. Returns what is still to be written before its message is
+    /// acknowledged.
     fn start(
         &self,
         claim: Claim,
         answer: Result<Claimed, StoreError>,
         start: Start<'_>,
         slots: &mut OwnedSemaphorePermit,
-    ) -> Option<(Token, Rejected)> {
+    ) -> Option<After> {
         let Start { delivery, noted, asked, waited_since } = start;
         let result = match answer {
             Ok(Claimed::Running(receipt)) => {
@@ -285,39 +338,53 @@ impl Intake {
                 "scheduled"
             }
             Ok(Claimed::Ended { state, kind }) => {
-                self.metrics.finished(None, state.as_str());
-                let JobSpec { id, owner, tool, .. } = &*claim.spec;
-                tracing::info!(
-                    job.id = %id, owner.kind = %owner.kind(), tool, queue = %self.lane, kind = %kind,
-                    "job {state} without an attempt"
-                );
-                if claim.spec.reply_to.is_some() {
-                    self.shared.services.relay_wake.notify_one();
-                }
+                self.tell_ended(&claim.spec, state, kind);
                 "ended"
             }
-            Ok(Claimed::Duplicate { .. }) => {
+            Ok(Claimed::Duplicate(repeated)) => {
                 metrics::DUPLICATES.add([self.lane.as_str()], 1);
-                "duplicate"
+                metrics::CLAIMS.add([self.lane.as_str(), "duplicate"], 1);
+                return repeat(&self.shared, &self.lane, delivery, &claim.spec, &repeated).map(After::Note);
             }
             Ok(Claimed::Gone) => {
                 metrics::CLAIMS.add([self.lane.as_str(), "gone"], 1);
                 let error = EnvelopeError::new(EnvelopeReason::UnknownJob, UNKNOWN_JOB);
-                return Some((delivery.token, reject(&self.lane, delivery, error)));
+                return Some(After::Reject(
+                    delivery.token,
+                    reject(&self.shared, &self.lane, delivery, error),
+                ));
             }
             Ok(Claimed::Conflict(conflict)) => {
                 metrics::CLAIMS.add([self.lane.as_str(), "conflict"], 1);
                 let error = EnvelopeError::new(conflict.reason(), conflict.message());
-                return Some((delivery.token, reject(&self.lane, delivery, error)));
+                return Some(After::Reject(
+                    delivery.token,
+                    reject(&self.shared, &self.lane, delivery, error),
+                ));
             }
             Err(error) => {
                 let message = format!("the database refuses the job for a value in it: {error}");
                 let error = EnvelopeError::new(EnvelopeReason::BadValue, message);
-                return Some((delivery.token, reject(&self.lane, delivery, error)));
+                return Some(After::Reject(
+                    delivery.token,
+                    reject(&self.shared, &self.lane, delivery, error),
+                ));
             }
         };
         metrics::CLAIMS.add([self.lane.as_str(), result], 1);
         None
+    }
+
+    fn tell_ended(&self, spec: &JobSpec, state: State, kind: ErrorKind) {
+        self.metrics.finished(None, state.as_str());
+        let JobSpec { id, owner, tool, .. } = spec;
+        tracing::info!(
+            job.id = %id, owner.kind = %owner.kind(), tool, queue = %self.lane, kind = %kind,
+            "job {state} without an attempt"
+        );
+        if spec.reply_to.is_some() {
+            self.shared.services.relay_wake.notify_one();
+        }
     }
 
     pub(super) fn persist(&self, failure: &'static str) -> Persist<'_> {
@@ -354,6 +421,20 @@ struct Answered {
     /// Before it was asked, so that what it says about the age of the job is at least as old.
     asked: Instant,
     answer: Result<Claimed, StoreError>,
+}
+
+/// What is written of deliveries before they are acknowledged.
+pub(super) struct Records {
+    pub(super) rejected: Vec<(Token, Rejected)>,
+    pub(super) repeats: Vec<Repeat>,
+    /// Whether the store has answered for all that are jobs.
+    pub(super) all_known: bool,
+}
+
+/// What is to be written of a delivery whose claim started nothing.
+enum After {
+    Reject(Token, Rejected),
+    Note(Repeat),
 }
 
 /// With what a claimed job starts.

@@ -12,11 +12,14 @@ use std::{
 use jiff::Timestamp;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
 use crate::{
     failure::chain,
     health::{ASK_EVERY, Health},
-    job::{Binding, EnvelopeError, JobError, JobSpec, NotReady, Rules, Stop, looks_like_email},
+    job::{
+        Arrival, Asked, Binding, EnvelopeError, JobError, JobSpec, NotReady, Rules, Stop, looks_like_email,
+    },
     store::{SharedStore, StoreError},
     sync,
     telemetry::metrics,
@@ -85,6 +88,11 @@ impl Resolver {
             );
         }
         Ok(())
+    }
+
+    /// Who waits for the answer to a message, if they may have one.
+    pub fn asked(&self, arrival: &Arrival<'_>, redelivered: bool) -> Option<Asked> {
+        self.rules.replies.asked(arrival, Uuid::now_v7(), redelivered)
     }
 
     /// Checks where the result of a job is to be published; otherwise its message is rejected.

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "the helpers of tests fail as tests do")]
 
 mod alerts;
+mod answers;
 mod api_key;
 mod attempt_span;
 mod audit;

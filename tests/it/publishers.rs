@@ -97,7 +97,7 @@ async fn a_reply_of_an_older_row_is_judged_before_it_is_published() {
     channel.queue_declare("victim.replies".into(), options, FieldTable::default()).await.unwrap();
     let worker = harness.worker(&[]).await;
     harness.job_in(job.id(), &["succeeded"]).await;
-    worker.metric_reaches("errand_replies_total{result=\"forbidden\"}", 1.0).await;
+    worker.metric_reaches("errand_replies_total{reply=\"final\",result=\"forbidden\"}", 1.0).await;
     harness.counts("reply_due_at is null", 1).await;
     let victim = channel.basic_get("victim.replies".into(), BasicGetOptions { no_ack: true }).await.unwrap();
     assert!(victim.is_none());

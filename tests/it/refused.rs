@@ -373,7 +373,7 @@ async fn one_reply_or_job_that_is_too_large_keeps_no_other_waiting() {
     harness.publish_raw(&bodies, properties).await;
     let expected: BTreeSet<_> = good.iter().map(|job| job.id().to_owned()).collect();
     assert_eq!(replied(&mut replies, 40).await, expected);
-    worker.metric_reaches("errand_replies_total{result=\"refused\"}", 2.0).await;
+    worker.metric_reaches("errand_replies_total{reply=\"final\",result=\"refused\"}", 2.0).await;
     worker.logged("the broker refuses replies").await;
     let told = worker.lines("the broker refuses replies; each is offered again after ever longer waits");
     assert_eq!((told[0]["job.id"].as_str(), told[0]["count"].as_u64()), (Some(poison.id()), Some(1)));

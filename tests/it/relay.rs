@@ -50,7 +50,7 @@ impl Running {
         let services = Services::new(t.store.clone(), queue, Arc::new(client(&nobody)), clock::system());
         let poll = Duration::from_millis(100);
         let replies = ReplyRules::new(vec!["amq.gen-".to_owned()]);
-        let options = Options { poll, batch: 10, unclaimed: UNCLAIMED, replies };
+        let options = Options { poll, batch: 10, unclaimed: UNCLAIMED, replies, held: true };
         let stop = CancellationToken::new();
         let relay = tokio::spawn(Relay::new(&services, options).run(stop.clone()));
         Self { t, stop, relay }

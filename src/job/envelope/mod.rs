@@ -78,6 +78,8 @@ pub struct JobSpec {
     pub publisher: Option<String>,
     /// The app's correlation ID, returned with the result.
     pub correlation_id: Option<String>,
+    /// The app's message ID, returned with the result, where that is not the job's own ID. `None` without `reply_to`.
+    pub message_id: Option<String>,
     pub traceparent: Option<String>,
     /// Identifies everything above but the ID and the transport fields, so that the same ID
     /// with another body is noticed.
@@ -209,6 +211,7 @@ pub fn decode(body: &[u8], arrival: &Arrival<'_>) -> Result<JobSpec, EnvelopeErr
         reply_to: short("reply_to", arrival.reply_to.map(Cow::Borrowed))?,
         publisher: arrival.publisher.filter(|user| !is_unfit(user)).map(str::to_owned),
         correlation_id: short("correlation_id", arrival.correlation_id.map(Cow::Borrowed))?,
+        message_id: message_id(id, arrival),
         traceparent: short("traceparent", arrival.traceparent.map(Cow::Borrowed))?,
         digest: Digest([0; 16]),
     };
@@ -292,6 +295,13 @@ fn id(id: Option<&str>, owner: &Owner, arrival: &Arrival<'_>) -> Result<JobId, E
     }
 }
 
+/// What a reply is to be called by, where the ID of its job does not say it.
+fn message_id(id: JobId, arrival: &Arrival<'_>) -> Option<String> {
+    arrival.reply_to?;
+    let named = arrival.message_id.filter(|text| !text.trim().is_empty() && !is_unfit(text))?;
+    (named != id.to_string()).then(|| named.to_owned())
+}
+
 fn queue(name: Option<Cow<'_, str>>, arrival: &Arrival<'_>) -> Result<QueueName, EnvelopeError> {
     let Some(name) = name else { return Ok(arrival.queue.clone()) };
     let name: QueueName = name.parse().map_err(|error| bad("queue", error))?;
@@ -356,7 +366,8 @@ fn short(field: &str, value: Option<Cow<'_, str>>) -> Result<Option<String>, Env
     }
 }
 
-fn is_unfit(text: &str) -> bool {
+/// Whether a text is too long for a short one, or has control characters.
+pub(super) fn is_unfit(text: &str) -> bool {
     text.len() > MAX_SHORT_TEXT_BYTES || text.chars().any(char::is_control)
 }
 

@@ -83,6 +83,7 @@ pub(super) fn to_amqp(message: &Message) -> Result<BasicProperties, QueueError> 
         user_id: _,
         content_type,
         traceparent,
+        reply,
         timestamp,
         died_in: _,
         from_store,
@@ -102,6 +103,9 @@ pub(super) fn to_amqp(message: &Message) -> Result<BasicProperties, QueueError> 
     }
     if let Some(id) = correlation_id {
         amqp = amqp.with_correlation_id(short("correlation_id", id)?);
+    }
+    if let Some(kind) = reply {
+        amqp = amqp.with_type(kind.as_str().into());
     }
     if let Some(queue) = reply_to {
         amqp = amqp.with_reply_to(short("reply_to", queue)?);

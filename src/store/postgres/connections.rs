@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use sqlx::{PgConnection, Postgres, postgres::PgRow};
 use uuid::Uuid;
 
-use super::{PostgresStore, history::note};
+use super::{PostgresStore, answers::owe_held, history::note};
 use crate::{
     job::{Release, State},
     store::{
@@ -143,8 +143,9 @@ impl PostgresStore {
     }
 
     /// Executes a statement that returns `id` and `state` of the jobs that it changes, with what goes with it in the
-    /// same transaction: what jobs wait for that may end up waiting for a connection, and entries of the history,
-    /// each with the state of its job if it happens. Most batches have neither.
+    /// same transaction: what jobs wait for that may end up waiting for a connection, entries of the history, each with the
+    /// state of its job if it happens, and answers about those that are held, which all have such an entry. Most batches
+    /// have none of these.
     pub(super) async fn fetch_and_note(
         &self,
         query: Bound<Postgres>,
@@ -166,6 +167,8 @@ impl PostgresStore {
                 };
                 let notes: Vec<_> = notes.into_iter().filter_map(happened).collect();
                 note(db, &notes).await?;
+                let held = changed.iter().filter(|(_, state)| **state == State::Held);
+                owe_held(db, held.map(|(id, _)| *id).collect()).await?;
                 note_awaited(db, waiting).await?;
                 Ok(rows)
             })

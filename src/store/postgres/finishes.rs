@@ -8,6 +8,7 @@ use uuid::Uuid;
 
 use super::{
     PostgresStore,
+    answers::owe_held,
     batch::{jobs_kept_changing, take_complete, unanswered},
     connections::note_awaited,
     history::note,
@@ -170,6 +171,9 @@ async fn finish_leftover(db: &mut PgConnection, finish: &Finish) -> Result<Finis
             let query = sql::finish_late(One(finish), finish.attempt.log_id.as_deref(), i32::from(charged));
             let state = query.fetch_one(&mut *db).await?.parse("state")?;
             note(db, &of_finish(finish, state)).await?;
+            if state == State::Held {
+                owe_held(db, vec![finish.id.0]).await?;
+            }
             Finished::Applied { state, late: true }
         }
         NextStep::Learn { is_news } => {

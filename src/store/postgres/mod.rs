@@ -25,6 +25,7 @@ use self::{
 use super::{Result, Statement, Store, StoreError, StoreErrorKind, sql::all_statements};
 
 mod admin;
+mod answers;
 mod audit;
 mod batch;
 mod checks;

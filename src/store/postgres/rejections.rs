@@ -6,28 +6,41 @@ use async_trait::async_trait;
 use uuid::Uuid;
 
 use super::PostgresStore;
-use crate::store::{
-    Rejected, RejectedView, Rejections, Result,
-    columns::Rejection,
-    convert::to_limit,
-    read::readable,
-    rows,
-    sql::{Rows, statements},
+use crate::{
+    job::JobId,
+    store::{
+        Rejected, RejectedView, Rejections, Result,
+        columns::{Ask, Rejection},
+        convert::to_limit,
+        read::{StoreRow as _, readable},
+        rows,
+        sql::{Rows, statements},
+    },
 };
 
 statements! { Postgres:
-    reject(rejections: Rows<'_, Rejection>) = "insert into rejected ({rejection}, received_at)
-    select {i.rejection}, now() from {rows}
-    on conflict (id) do update set seen = rejected.seen + least(excluded.seen, 2147483647 - rejected.seen),
-        received_at = excluded.received_at, requeued_at = null";
+    /// A message that was kept before has been seen more often than it comes now.
+    reject(rejections: Rows<'_, Rejection>, asks: Rows<'_, Ask>) = "with kept as (
+        insert into rejected ({rejection}, received_at)
+        select {i.rejection}, now() from {rows}
+        on conflict (id) do update set seen = rejected.seen + least(excluded.seen, 2147483647 - rejected.seen),
+            received_at = excluded.received_at, requeued_at = null
+        returning id, seen)
+    insert into answers (id, kind, rejected_id, reply_to, correlation_id, message_id, publisher, due_at)
+    select i.answer_id, 'rejected', i.id, i.reply_to, i.correlation_id, i.message_id, i.publisher, now()
+    from {rows} join kept on kept.id = i.id
+    where i.answer_id is not null and not (i.redelivered and kept.seen > i.seen)
+    on conflict do nothing";
 
     rejected(limit: i64) = "select id, queue, reason, message, ''::bytea as body, properties,
-        octet_length(body)::bigint as size, seen, received_at, requeued_at
+        octet_length(body)::bigint as size, seen, received_at, requeued_at, job_id
     from rejected where requeued_at is null order by received_at desc, id desc limit {limit}";
 
     message(id: Uuid) = "select id, queue, reason, message, body, properties, octet_length(body)::bigint as size, seen,
-        received_at, requeued_at
+        received_at, requeued_at, job_id
     from rejected where id = {id}";
+
+    rejected_as(job_id: Uuid) = "select id from rejected where job_id = {job_id} order by received_at desc, id desc limit 1";
 
     requeued(id: Uuid) = "update rejected set requeued_at = now() where id = {id} and requeued_at is null
     returning 1";
@@ -43,7 +56,8 @@ impl Rejections for PostgresStore {
             counted.entry(rejected.id).or_insert((rejected, 0)).1 += 1;
         }
         let counted: Vec<(&Rejected, i32)> = counted.into_values().collect();
-        self.hot.fetch(sql::reject(Rows(&counted))).await.map(drop)
+        let asks: Vec<_> = counted.iter().map(|(rejected, _)| rejected.asked.as_ref()).collect();
+        self.hot.fetch(sql::reject(Rows(&counted), Rows(&asks))).await.map(drop)
     }
 
     async fn rejected(&self, limit: usize) -> Result<Vec<RejectedView>> {
@@ -52,6 +66,11 @@ impl Rejections for PostgresStore {
 
     async fn rejected_message(&self, id: Uuid) -> Result<Option<RejectedView>> {
         self.other.fetch_first(sql::message(id)).await?.as_ref().map(rows::rejected).transpose()
+    }
+
+    async fn rejected_as(&self, job: JobId) -> Result<Option<Uuid>> {
+        let found = self.other.fetch_first(sql::rejected_as(job.0)).await?;
+        found.map(|row| row.read("id")).transpose()
     }
 
     async fn mark_requeued(&self, id: Uuid) -> Result<bool> {

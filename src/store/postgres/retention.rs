@@ -38,15 +38,21 @@ statements! { Postgres:
 
     remove_history(ids: Vec<Uuid>) = "delete from job_history where job_id = any({ids})";
 
+    remove_answers(ids: Vec<Uuid>) = "with other_ids as (delete from known_as where job_id = any({ids}))
+    delete from answers where job_id = any({ids})";
+
     old_messages(at: i64, id: Uuid, limit: i64) = "select id, (extract(epoch from received_at) * 1000000)::bigint as at,
         (extract(epoch from now() - received_at) * 1000000)::bigint as age, octet_length(body)::bigint as bytes
     from rejected where (received_at, id) < ({instant}, {id}) order by received_at desc, id desc limit {limit}";
 
-    remove_messages(ids: Vec<Uuid>, received: Vec<i64>) = "delete from rejected where id in (
-        select id from rejected where id = any({ids}) and (id, (extract(epoch from received_at) * 1000000)::bigint) in (
-            select * from unnest({ids}::uuid[], {received}::bigint[]))
-        for update skip locked)
-    returning id";
+    remove_messages(ids: Vec<Uuid>, received: Vec<i64>) = "with gone as (
+        delete from rejected where id in (
+            select id from rejected where id = any({ids}) and (id, (extract(epoch from received_at) * 1000000)::bigint) in (
+                select * from unnest({ids}::uuid[], {received}::bigint[]))
+            for update skip locked)
+        returning id),
+    unanswered as (delete from answers where rejected_id = any(array(select id from gone)))
+    select id from gone";
 
     /// Whoever parks a job at the same time holds the row until the job can be seen, and it is looked at again then.
     forget_awaited(owner_kind: &str, owner_id: &str) = "delete from awaited a where a.id in (
@@ -77,6 +83,7 @@ impl Retention for PostgresStore {
                 if !gone.is_empty() {
                     sql::remove_attempts(gone.clone()).execute(&mut *db).await?;
                     sql::remove_history(gone.clone()).execute(&mut *db).await?;
+                    sql::remove_answers(gone.clone()).execute(&mut *db).await?;
                 }
                 Ok(gone)
             })

@@ -9,6 +9,7 @@ use uuid::Uuid;
 
 use super::{
     SqliteStore,
+    answers::owe_held,
     connections::note_awaited,
     history::note,
     jobs::{find, find_by_id},
@@ -172,6 +173,7 @@ async fn claim_known(
 async fn stopped(db: &mut SqliteConnection, now: i64, claim: &Claim, stop: &Stop) -> Result<Claimed> {
     if let Some(entry) = of_claim(claim, stop.state()) {
         note(db, now, &entry).await?;
+        owe_held(db, now, claim.spec.id).await?;
     }
     note_awaited(db, now, claim.spec.id, stop.waits_for()).await?;
     Ok(Claimed::Ended { state: stop.state(), kind: stop.error().kind() })

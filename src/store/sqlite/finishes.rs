@@ -4,7 +4,7 @@ use async_trait::async_trait;
 use sqlx::sqlite::SqliteConnection;
 use uuid::Uuid;
 
-use super::{SqliteStore, connections::note_awaited, history::note};
+use super::{SqliteStore, answers::owe_held, connections::note_awaited, history::note};
 use crate::{
     job::State,
     store::{
@@ -164,10 +164,14 @@ async fn finish_leftover(db: &mut SqliteConnection, now: i64, finish: &Finish) -
     Ok(answer)
 }
 
-/// Notes what a finish that was applied leaves behind: the history, and what the job waits for.
+/// Notes what a finish that was applied leaves behind: the history, the answer about a job that is held, and what the job
+/// waits for.
 async fn note_held(db: &mut SqliteConnection, now: i64, finish: &Finish, state: State) -> Result<()> {
     for entry in of_finish(finish, state) {
         note(db, now, &entry).await?;
+    }
+    if state == State::Held {
+        owe_held(db, now, finish.id).await?;
     }
     note_awaited(db, now, finish.id, finish.ending.waits_for()).await
 }

@@ -24,7 +24,8 @@ impl Dialect for Sqlite {
         ),
         (
             "found_job",
-            "id, owner_kind, owner_id, digest, state, error_kind, worker_id, request_id, ended_by, {receipt}",
+            "id, owner_kind, owner_id, digest, state, error_kind, worker_id, request_id, ended_by, reply_to, correlation_id,
+            message_id, {receipt}",
         ),
         // What is looked at before a job is removed.
         (

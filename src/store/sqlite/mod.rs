@@ -31,6 +31,7 @@ use super::{
 use crate::clock::SharedClock;
 
 mod admin;
+mod answers;
 mod audit;
 mod checks;
 mod claims;

@@ -4,27 +4,38 @@ use async_trait::async_trait;
 use uuid::Uuid;
 
 use super::SqliteStore;
-use crate::store::{
-    Rejected, RejectedView, Rejections, Result,
-    columns::Rejection,
-    convert::to_limit,
-    read::readable,
-    rows,
-    sql::{One, statements},
+use crate::{
+    job::JobId,
+    store::{
+        Rejected, RejectedView, Rejections, Result,
+        columns::{Ask, Rejection},
+        convert::to_limit,
+        read::{StoreRow as _, readable},
+        rows,
+        sql::{One, statements},
+    },
 };
 
 statements! { Sqlite:
     reject(rejection: One<'_, Rejection>, now: i64) = "insert into rejected ({rejection}, received_at)
     values ({values rejection}, {now})
-    on conflict (id) do update set seen = min(seen, 2147483646) + 1, received_at = excluded.received_at, requeued_at = null";
+    on conflict (id) do update set seen = min(seen, 2147483646) + 1, received_at = excluded.received_at, requeued_at = null
+    returning seen";
+
+    owe(ask: One<'_, Ask>, rejected: Uuid, now: i64) = "insert into answers
+        (id, kind, rejected_id, reply_to, correlation_id, message_id, publisher, due_at)
+    values ({answer_id}, 'rejected', {rejected}, {reply_to}, {correlation_id}, {message_id}, {publisher}, {now})
+    on conflict do nothing";
 
     rejected(limit: i64) = "select id, queue, reason, message, x'' as body, properties, length(body) as size, seen,
-        received_at, requeued_at
+        received_at, requeued_at, job_id
     from rejected where requeued_at is null order by received_at desc, id desc limit +{limit}";
 
     message(id: Uuid) = "select id, queue, reason, message, body, properties, length(body) as size, seen,
-        received_at, requeued_at
+        received_at, requeued_at, job_id
     from rejected where id = {id}";
+
+    rejected_as(job_id: Uuid) = "select id from rejected where job_id = {job_id} order by received_at desc, id desc limit 1";
 
     requeued(id: Uuid, now: i64) = "update rejected set requeued_at = {now} where id = {id} and requeued_at is null";
 }
@@ -32,7 +43,21 @@ statements! { Sqlite:
 #[async_trait]
 impl Rejections for SqliteStore {
     async fn reject(&self, batch: &[Rejected]) -> Result<()> {
-        self.write_each(batch.to_vec(), |rejected, now| sql::reject(One((rejected, 1)), now)).await.map(drop)
+        let batch = batch.to_vec();
+        self.write(move |db, now| {
+            Box::pin(async move {
+                for rejected in &batch {
+                    let kept = sql::reject(One((rejected, 1)), now).fetch_one(&mut *db).await?;
+                    let was_kept = kept.count("seen")? > 1;
+                    let asked = rejected.asked.as_ref().filter(|asked| !(asked.redelivered && was_kept));
+                    if asked.is_some() {
+                        sql::owe(One(asked), rejected.id, now).execute(&mut *db).await?;
+                    }
+                }
+                Ok(())
+            })
+        })
+        .await
     }
 
     async fn rejected(&self, limit: usize) -> Result<Vec<RejectedView>> {
@@ -41,6 +66,11 @@ impl Rejections for SqliteStore {
 
     async fn rejected_message(&self, id: Uuid) -> Result<Option<RejectedView>> {
         self.reader.fetch_first(sql::message(id)).await?.as_ref().map(rows::rejected).transpose()
+    }
+
+    async fn rejected_as(&self, job: JobId) -> Result<Option<Uuid>> {
+        let found = self.reader.fetch_first(sql::rejected_as(job.0)).await?;
+        found.map(|row| row.read("id")).transpose()
     }
 
     async fn mark_requeued(&self, id: Uuid) -> Result<bool> {

@@ -32,11 +32,17 @@ statements! { Sqlite:
 
     remove_history(id: Uuid) = "delete from job_history where job_id = {id}";
 
+    remove_answers(id: Uuid) = "delete from answers where job_id = {id}";
+
+    remove_other_ids(id: Uuid) = "delete from known_as where job_id = {id}";
+
     old_messages(at: i64, id: Uuid, limit: i64, now: i64) = "select id, received_at as at, {now} - received_at as age,
         octet_length(body) as bytes
     from rejected where (received_at, id) < ({at}, {id}) order by received_at desc, id desc limit +{limit}";
 
     remove_message(id: Uuid, received_at: i64) = "delete from rejected where id = {id} and received_at = {received_at}";
+
+    remove_answers_to(id: Uuid) = "delete from answers where rejected_id = {id}";
 
     forget_awaited(owner_kind: &str, owner_id: &str) = "delete from awaited as a
     where a.owner_kind = {owner_kind} and a.owner_id = {owner_id}
@@ -67,6 +73,8 @@ impl Retention for SqliteStore {
                     if sql::remove(id.0, finished_at).execute(&mut *db).await?.rows_affected() > 0 {
                         sql::remove_attempts(id.0).execute(&mut *db).await?;
                         sql::remove_history(id.0).execute(&mut *db).await?;
+                        sql::remove_answers(id.0).execute(&mut *db).await?;
+                        sql::remove_other_ids(id.0).execute(&mut *db).await?;
                         gone.push(id);
                     }
                 }
@@ -83,13 +91,20 @@ impl Retention for SqliteStore {
     }
 
     async fn remove_messages(&self, messages: &[OldMessage]) -> Result<Vec<Uuid>> {
-        let remove = |message: &OldMessage, _| sql::remove_message(message.id, message.received_at);
-        let removed = self.write_each(messages.to_vec(), remove).await?;
-        Ok(messages
-            .iter()
-            .zip(removed)
-            .filter_map(|(message, removed)| removed.then_some(message.id))
-            .collect())
+        let messages = messages.to_vec();
+        self.write(move |db, _| {
+            Box::pin(async move {
+                let mut gone = Vec::with_capacity(messages.len());
+                for OldMessage { id, received_at, .. } in messages {
+                    if sql::remove_message(id, received_at).execute(&mut *db).await?.rows_affected() > 0 {
+                        sql::remove_answers_to(id).execute(&mut *db).await?;
+                        gone.push(id);
+                    }
+                }
+                Ok(gone)
+            })
+        })
+        .await
     }
 
     async fn forget_awaited(&self, owner: &Owner) -> Result<u64> {

@@ -179,6 +179,8 @@ fn reject(store: &SharedStore, body: &[u8], reason: EnvelopeReason) -> String {
         message: "it is not a job".to_owned(),
         body: body.to_vec(),
         properties: "{}".to_owned(),
+        job: None,
+        asked: None,
     };
     let id = message.id.to_string();
     block_on(async {

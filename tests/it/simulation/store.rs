@@ -17,11 +17,11 @@ use async_trait::async_trait;
 use errand::{
     job::{Fence, JobId, JobSpec, Owner, Pin, Release, RequestId, WorkerId},
     store::{
-        Admin, AttemptView, Audit, AuditLimits, AuditPage, Awaited, Bind, By, Census, Check, Checks, Claim,
-        Claimed, Claims, Concern, Connections, Decided, Due, Finding, Finish, Finished, Finishes, HeldFilter,
-        History, HistoryEntry, Inserted, JobControl, JobFilter, JobView, Jobs, Leases, LostJob, OldJob,
-        OldMessage, Page, Pins, Place, Publications, PutOff, Rejected, RejectedView, Rejections, Retention,
-        Schema, Store, StoreError, StoreErrorKind, TakeAwaited, Which,
+        Admin, Answer, Answers, AttemptView, Audit, AuditLimits, AuditPage, Awaited, Bind, By, Census, Check,
+        Checks, Claim, Claimed, Claims, Concern, Connections, Decided, Due, Finding, Finish, Finished,
+        Finishes, HeldFilter, History, HistoryEntry, Inserted, JobControl, JobFilter, JobView, Jobs, Leases,
+        LostJob, OldJob, OldMessage, Page, Pins, Place, Publications, PutOff, Rejected, RejectedView,
+        Rejections, Repeat, Retention, Schema, Store, StoreError, StoreErrorKind, TakeAwaited, Which,
         sqlite::{SqliteOptions, SqliteStore},
     },
 };
@@ -397,6 +397,16 @@ pass_on!(Publications {
     fn put_off_replies(&self, &ids: [JobId], first: Duration, most: u32) -> Vec<JobId>;
 });
 
+pass_on!(Answers {
+    fn note_repeats(&self, &batch: [Repeat]) -> ();
+    fn take_answers(&self, limit: usize, again_after: Duration) -> Vec<Answer>;
+    fn answered(&self, &ids: [Uuid]) -> ();
+    fn defer_answers(&self, &ids: [Uuid], after: Duration) -> ();
+    fn put_off_answers(&self, &ids: [Uuid], first: Duration, most: u32) -> Vec<Uuid>;
+    fn job_known_as(&self, id: JobId) -> Option<JobId>;
+    fn known_as(&self, id: JobId) -> Vec<JobId>;
+});
+
 pass_on!(Leases {
     fn beat(&self, worker: WorkerId, &name: str, lease: Duration) -> ();
     fn retire(&self, worker: WorkerId) -> ();
@@ -432,6 +442,7 @@ pass_on!(Rejections {
     fn reject(&self, &batch: [Rejected]) -> ();
     fn rejected(&self, limit: usize) -> Vec<RejectedView>;
     fn rejected_message(&self, id: Uuid) -> Option<RejectedView>;
+    fn rejected_as(&self, job: JobId) -> Option<Uuid>;
     fn mark_requeued(&self, id: Uuid) -> bool;
 });
 

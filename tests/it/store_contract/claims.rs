@@ -4,7 +4,7 @@ use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use errand::{
     job::{AttemptOutcome, Binding, ErrorKind, Fence, HeldReason, JobId, State, Stop, WorkerId},
-    store::{Bind, Claim, ClaimReceipt, Claimed, Conflict, Decided},
+    store::{Bind, Claim, ClaimReceipt, Claimed, Conflict, Decided, Repeated},
 };
 use serde_json::json;
 
@@ -62,7 +62,7 @@ on_every_backend!(a_claim_repeated_gets_its_first_answer, async |t| {
 
     // The same request ID in the hands of another worker is not the same claim.
     let other = one(t.store.claim(WorkerId::new(), &batch[..1]).await.unwrap());
-    assert!(matches!(other, Claimed::Duplicate { state: Some(State::Running) }));
+    assert!(matches!(other, Claimed::Duplicate(Repeated { state: Some(State::Running), .. })));
 });
 
 on_every_backend!(a_known_job_is_claimed_with_the_next_fence_and_attempt, async |t| {
@@ -98,7 +98,7 @@ on_every_backend!(a_claim_with_a_used_idempotency_key_is_a_duplicate_or_a_confli
     let spec = job(json!({"idempotency_key": "k"}));
     t.run(&spec).await;
     let answer = t.claim(&claim(&renamed(&spec))).await;
-    assert!(matches!(answer, Claimed::Duplicate { state: Some(State::Running) }), "{answer:?}");
+    assert!(matches!(answer, Claimed::Duplicate(Repeated { state: Some(State::Running), .. })), "{answer:?}");
     let other = job(json!({"idempotency_key": "k", "tool": "OTHER"}));
     let answer = t.claim(&claim(&other)).await;
     assert!(matches!(answer, Claimed::Conflict(Conflict::Key)), "{answer:?}");
@@ -113,7 +113,7 @@ on_every_backend!(a_job_that_is_not_available_is_a_duplicate, async |t| {
         for known in [false, true] {
             let answer = t.claim(&Claim { from_store: known, ..claim(&spec) }).await;
             assert!(
-                matches!(answer, Claimed::Duplicate { state: is } if is == Some(state)),
+                matches!(answer, Claimed::Duplicate(Repeated { state: is, .. }) if is == Some(state)),
                 "{state}: {answer:?}"
             );
         }
@@ -234,7 +234,10 @@ on_every_backend!(the_first_claim_of_a_batch_wins, async |t| {
     assert_eq!(running(answers[0].clone()).fence, Fence(1));
     assert_eq!(running(answers[1].clone()).fence, Fence(1));
     for answer in &answers[2..5] {
-        assert!(matches!(answer, Claimed::Duplicate { state: Some(State::Running) }), "{answer:?}");
+        assert!(
+            matches!(answer, Claimed::Duplicate(Repeated { state: Some(State::Running), .. })),
+            "{answer:?}"
+        );
     }
     assert!(matches!(answers[5], Claimed::Conflict(Conflict::Body)), "{:?}", answers[5]);
 });
@@ -256,7 +259,7 @@ on_every_backend!(exactly_one_of_concurrent_claims_wins, async |t| {
                     let answers = store.claim(WorkerId::new(), &batch).await.unwrap();
                     let won = batch.iter().zip(answers).filter(|(_, answer)| match answer {
                         Claimed::Running(_) => true,
-                        Claimed::Duplicate { state: Some(State::Running) } => false,
+                        Claimed::Duplicate(Repeated { state: Some(State::Running), .. }) => false,
                         other => panic!("{other:?}"),
                     });
                     won.map(|(claim, _)| claim.spec.id).collect::<Vec<_>>()

@@ -11,7 +11,9 @@ use errand::{
         AttemptOutcome, Ending, EnvelopeReason, ErrorKind, Fence, JobSpec, LookResult, Release, State, Stop,
         Transition, WorkerId,
     },
-    store::{Claim, Claimed, Decided, Finished, Inserted, PutOff, Rejected, SharedStore, StoreErrorKind},
+    store::{
+        Claim, Claimed, Decided, Finished, Inserted, PutOff, Rejected, Repeated, SharedStore, StoreErrorKind,
+    },
 };
 use jiff::{SignedDuration, Timestamp};
 use serde_json::json;
@@ -107,6 +109,8 @@ on_every_backend!(counts_stay_at_their_maximum, async |t| {
         message: "no".into(),
         body: b"x".to_vec(),
         properties: "{}".into(),
+        job: None,
+        asked: None,
     };
     t.store.reject(std::slice::from_ref(&message)).await.unwrap();
     t.execute("update rejected set seen = 2147483646").await;
@@ -190,7 +194,7 @@ on_every_backend!(random_histories_keep_the_rules, async |t| {
                             claims.push(RunningJob { id: spec.id, request_id: claim.request_id, receipt });
                             Transition::Claim.apply(state)
                         }
-                        Claimed::Duplicate { state: is } => Ok(is.unwrap()),
+                        Claimed::Duplicate(Repeated { state: is, .. }) => Ok(is.unwrap()),
                         other => panic!("{other:?}"),
                     }
                 }

@@ -27,6 +27,7 @@ use crate::{
 };
 
 mod admin;
+mod answers;
 mod audit;
 mod checks;
 mod claims;

@@ -16,6 +16,8 @@ on_every_backend!(a_rejection_that_cannot_be_kept_can_be_kept_without_its_texts,
         message: "a\0b".into(),
         body: b"\0\xff".to_vec(),
         properties: "{}".into(),
+        job: None,
+        asked: None,
     };
     let refused = t.store.reject(std::slice::from_ref(&unfit)).await.unwrap_err();
     assert_eq!(refused.kind(), StoreErrorKind::Data);
@@ -34,6 +36,8 @@ on_every_backend!(a_rejected_message_seen_again_is_the_same_row, async |t| {
         message: "the envelope is not a valid job".into(),
         body: body.to_vec(),
         properties: r#"{"message_id":"m"}"#.into(),
+        job: None,
+        asked: None,
     };
     let (first, second) = (message(2, b"\0\xff{"), message(1, b""));
     t.store.reject(&[first.clone(), first.clone()]).await.unwrap();

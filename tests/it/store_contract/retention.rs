@@ -77,6 +77,8 @@ fn message(n: u128, body: &[u8]) -> Rejected {
         message: "no".into(),
         body: body.to_vec(),
         properties: "{}".into(),
+        job: None,
+        asked: None,
     }
 }
 
@@ -234,6 +236,8 @@ const BOUNDS: &[(&str, &str)] = &[
     ("attempts", "go with their job; a job has as many as its budget and its postponements"),
     ("job_history", "goes with its job"),
     ("rejected", "maintenance::prune, by days, count and bytes"),
+    ("answers", "the relay, when they are published or given up; go with their job or message"),
+    ("known_as", "go with their job, which has up to bounds::MAX_ALIASES"),
     ("claims", "Leases::forget_workers, when nothing of them runs"),
     ("workers", "Leases::forget_workers, some time after the last beat"),
     ("awaited", "Connections::take_awaited, when no job waits"),

@@ -147,6 +147,7 @@ fn assert_within_bounds(spec: &JobSpec) {
         &spec.idempotency_key,
         &spec.reply_to,
         &spec.correlation_id,
+        &spec.message_id,
         &spec.traceparent,
     ];
     assert!(shorts.into_iter().flatten().all(|text| is_short_text(text)));

@@ -1,4 +1,4 @@
-//! The relay brings due and unclaimed jobs from the store to the queue, and results to the apps that asked for a reply.
+//! The relay brings due and unclaimed jobs from the store to the queue, and replies to the apps that asked for them.
 //!
 //! First start, retry, rescue and release all take this path. Several processes may run it at once; the store gives each
 //! row to one of them. A publication that is not confirmed leaves the job due.
@@ -18,26 +18,19 @@ use crate::{
     bounds::MAX_BATCH_BYTES,
     failure::chain,
     job::{JobId, ReplyRules},
-    job_json,
-    queue::{Address, Message, Properties, QueueError, QueueErrorKind},
+    queue::{Message, QueueError, QueueErrorKind},
     services::Services,
-    store::{JobView, StoreError},
+    store::StoreError,
     telemetry::metrics,
 };
+
+mod replies;
 
 /// How soon jobs and replies are tried again that were not published because the broker takes nothing at present.
 const DEFER: Duration = Duration::from_secs(2);
 
 /// How soon jobs are tried again whose queue confirms nothing, while they are few.
 const STUCK_AGAIN: Duration = Duration::from_secs(15);
-
-/// When a reply is offered again that was taken by a process which then vanished.
-const REPLY_AGAIN: Duration = Duration::from_secs(60);
-
-/// When a reply is offered again that was refused for the first time, and after how many refusals it is given up. The
-/// waits double up to an hour, so that they take nine hours together.
-const REFUSED_REPLY_AGAIN: Duration = Duration::from_secs(2);
-const MAX_REPLY_REFUSALS: u32 = 20;
 
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -48,6 +41,8 @@ pub struct Options {
     pub unclaimed: Duration,
     /// Where replies may go. Admission asks the same, but a row may be older than the rules.
     pub replies: ReplyRules,
+    /// Whether apps are told that their jobs are held.
+    pub held: bool,
 }
 
 /// What became of a page of jobs or replies, or of both.
@@ -132,9 +127,12 @@ impl Relay {
 
     /// One round: publishes what is due, then replies. After an error, what was taken is looked at again in time.
     async fn run_once(&self) -> Result<Round, StoreError> {
-        let jobs = self.publish_jobs().await?;
-        let replies = self.publish_replies().await?;
-        Ok(Round { more: jobs.more || replies.more, failed: jobs.failed + replies.failed })
+        let [jobs, results, answers] =
+            [self.publish_jobs().await?, self.publish_results().await?, self.publish_answers().await?];
+        Ok(Round {
+            more: jobs.more || results.more || answers.more,
+            failed: jobs.failed + results.failed + answers.failed,
+        })
     }
 
     async fn publish_jobs(&self) -> Result<Round, StoreError> {
@@ -185,75 +183,19 @@ impl Relay {
     }
 
     /// Whether a page had no room for more, or hardly any.
-    fn fills_a_page(&self, messages: &[Message]) -> bool {
-        let bytes: usize = messages.iter().map(|message| message.body.len()).sum();
-        messages.len() == self.options.batch || bytes > MAX_BATCH_BYTES / 2
+    fn fills_a_page<'a>(&self, messages: impl IntoIterator<Item = &'a Message>) -> bool {
+        let (mut count, mut bytes) = (0, 0);
+        for message in messages {
+            count += 1;
+            bytes += message.body.len();
+        }
+        count == self.options.batch || bytes > MAX_BATCH_BYTES / 2
     }
 
     async fn until_next_due(&self) -> Duration {
         let next = self.services.store.next_due_in().await.ok().flatten();
         // A little later than the exact time costs less than finding nothing and asking again.
         next.map_or(self.options.poll, |next| (next + Duration::from_millis(1)).min(self.options.poll))
-    }
-
-    async fn publish_replies(&self) -> Result<Round, StoreError> {
-        let store = &self.services.store;
-        let taken = store.take_replies(self.options.batch, REPLY_AGAIN).await?;
-        let more = taken.len() == self.options.batch;
-        let (replies, forbidden): (Vec<_>, Vec<_>) =
-            taken.into_iter().partition(|job| self.options.replies.check(&job.spec).is_ok());
-        let mut done = Vec::new();
-        for job in forbidden {
-            metrics::REPLIES.add(["forbidden"], 1);
-            tracing::warn!(job.id = %job.spec.id, "the reply queue is not allowed by replies.allowed; the result is in the store");
-            done.push(job.spec.id);
-        }
-        let messages: Vec<Message> = replies.iter().map(reply).collect();
-        let more = more || self.fills_a_page(&messages);
-        let (mut failed, mut refused) = (Failures::default(), Failures::default());
-        for (job, answer) in replies.iter().zip(self.services.queue.publish(messages).await) {
-            let id = job.spec.id;
-            match answer {
-                Ok(()) => {
-                    metrics::REPLIES.add(["sent"], 1);
-                    done.push(id);
-                }
-                // Nobody listens any more; the result stays readable in the store.
-                Err(error) if error.kind() == QueueErrorKind::Unroutable => {
-                    metrics::REPLIES.add(["dropped"], 1);
-                    tracing::info!(job.id = %id, "the reply queue is gone; the result is in the store");
-                    done.push(id);
-                }
-                Err(error) if error.kind().concerns_one_message() => {
-                    metrics::REPLIES.add(["refused"], 1);
-                    refused.add(id, error);
-                }
-                Err(error) => {
-                    metrics::REPLIES.add(["failed"], 1);
-                    failed.add(id, error);
-                }
-            }
-        }
-        if !done.is_empty() {
-            store.replied(&done).await?;
-        }
-        failed.log("replies could not be published; they are offered again");
-        if !failed.ids.is_empty() {
-            store.defer_replies(&failed.ids, DEFER).await?;
-        }
-        refused.log("the broker refuses replies; each is offered again after ever longer waits");
-        if !refused.ids.is_empty() {
-            let given_up =
-                store.put_off_replies(&refused.ids, REFUSED_REPLY_AGAIN, MAX_REPLY_REFUSALS).await?;
-            for id in given_up {
-                metrics::REPLIES.add(["given_up"], 1);
-                tracing::warn!(
-                    job.id = %id, offers = MAX_REPLY_REFUSALS,
-                    "a reply is given up, because the broker refused it so often; the result is in the store"
-                );
-            }
-        }
-        Ok(Round { more, failed: failed.ids.len() })
     }
 }
 
@@ -275,22 +217,5 @@ impl Failures {
         if let (Some(id), Some(error)) = (self.ids.first(), &self.first) {
             tracing::warn!(job.id = %id, count = self.ids.len(), error = %chain(error), "{what}");
         }
-    }
-}
-
-/// The message that brings the result of a job to its app.
-fn reply(job: &JobView) -> Message {
-    Message {
-        // The store takes no job without an address; if it did, the broker would say that there is no such queue.
-        to: Address::Reply(job.spec.reply_to.clone().unwrap_or_default()),
-        body: serde_json::to_vec(&job_json::job_json(job, None)).unwrap_or_default().into(),
-        properties: Properties {
-            message_id: Some(job.spec.id.to_string()),
-            correlation_id: job.spec.correlation_id.clone(),
-            content_type: Some("application/json".into()),
-            traceparent: job.spec.traceparent.clone(),
-            ..Properties::default()
-        },
-        priority: 0,
     }
 }
