@@ -92,7 +92,7 @@ impl Admission {
     /// here is one of enqueueing.
     async fn note_repeats(&self, specs: &[Arc<JobSpec>], inserted: &[Inserted]) {
         let renamed = specs.iter().zip(inserted).filter_map(|(spec, answer)| match answer {
-            Inserted::Duplicate(Repeated { id: job, .. }) if *job != spec.id => {
+            Inserted::Duplicate(Repeated { id: job, .. }) if *job != spec.id && spec.is_named => {
                 Some(Repeat { job: *job, id: spec.id, asked: None })
             }
             _ => None,

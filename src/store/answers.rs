@@ -52,7 +52,7 @@ pub trait Answers: fmt::Debug + Send + Sync {
 pub struct Repeat {
     /// The job that stands for it.
     pub job: JobId,
-    /// The ID that it came with.
+    /// The ID that it came with, or that of the job where it came without one.
     pub id: JobId,
     /// Who is owed an answer.
     pub asked: Option<Asked>,

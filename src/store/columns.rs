@@ -149,6 +149,7 @@ columns! {
 pub(super) fn spec_of(row: &impl StoreRow) -> Result<JobSpec> {
     Ok(JobSpec {
         id: JobId(row.read("id")?),
+        is_named: true,
         digest: row.digest()?,
         owner: row.owner()?,
         requested_by: row.read("requested_by")?,

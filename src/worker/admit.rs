@@ -176,7 +176,8 @@ pub(super) fn repeat(
     } else {
         None
     };
-    let repeat = Repeat { job: repeated.id, id: spec.id, asked };
+    let id = if spec.is_named { spec.id } else { repeated.id };
+    let repeat = Repeat { job: repeated.id, id, asked };
     (repeat.asked.is_some() || repeat.id != repeat.job).then_some(repeat)
 }
 

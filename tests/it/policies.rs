@@ -127,8 +127,9 @@ async fn what_the_broker_dead_letters_runs_as_a_job_of_its_lane() {
     let (options, none) = (QueueDeclareOptions::default(), FieldTable::default());
     channel.queue_declare("guest.replies".into(), options, none).await.unwrap();
     let asks = BasicProperties::default().with_delivery_mode(2).with_user_id("guest".into());
+    let asks = asks.with_reply_to("guest.replies".into());
     let body = send("u-alice").to_string().into_bytes();
-    harness.publish_raw(&[body], asks.with_reply_to("guest.replies".into())).await;
+    harness.publish_raw(std::slice::from_ref(&body), asks.clone()).await;
     // Nobody consumes, so all of them expire.
     until("all are dead", PATIENCE, async || {
         (queue(&harness, "errand.dead").await?["messages"] == 26).then_some(())
@@ -145,7 +146,7 @@ async fn what_the_broker_dead_letters_runs_as_a_job_of_its_lane() {
 
     let told = doctor(&harness, &management_url(&harness));
     assert!(told.contains("27 dead letters wait"), "{told}");
-    let worker = harness.worker(&[]).await;
+    let mut worker = harness.worker(&[]).await;
     harness.counts("state = 'succeeded' and queue = 'default'", 21).await;
     harness.counts("state = 'succeeded' and queue = 'bulk'", 5).await;
     worker.metric_reaches("errand_dead_letters_total", 27.0).await;
@@ -154,13 +155,33 @@ async fn what_the_broker_dead_letters_runs_as_a_job_of_its_lane() {
         (kept == "dead bad_value").then_some(())
     })
     .await;
-    until("the reply", PATIENCE, async || {
-        channel.basic_get("guest.replies".into(), BasicGetOptions { no_ack: true }).await.unwrap()
+    let reply = async |kind: &str| {
+        let reply = until(kind, PATIENCE, async || {
+            channel.basic_get("guest.replies".into(), BasicGetOptions { no_ack: true }).await.unwrap()
+        })
+        .await;
+        assert_eq!(reply.delivery.properties.kind().as_ref().unwrap().as_str(), kind);
+    };
+    // The stray message asked for none.
+    reply("final").await;
+    assert!(!worker.readiness().await["consuming"].as_object().unwrap().contains_key("dead"));
+
+    // A dead letter that repeats a job is answered as its message would have been.
+    assert!(worker.stop().await.success());
+    harness.publish_raw(&[body], asks.with_correlation_id("again".into())).await;
+    until("it is dead", PATIENCE, async || {
+        let depth = channel.queue_declare("errand.dead".into(), passive(), FieldTable::default());
+        (depth.await.unwrap().message_count() == 1).then_some(())
     })
     .await;
+    let _worker = harness.worker(&[]).await;
+    reply("duplicate").await;
     let ledger = harness.sandbox.ledger_summary();
     assert_eq!((ledger.effects, ledger.jobs_repeated), (26, 0), "{ledger:?}");
-    assert!(!worker.readiness().await["consuming"].as_object().unwrap().contains_key("dead"));
+}
+
+fn passive() -> QueueDeclareOptions {
+    QueueDeclareOptions { passive: true, ..Default::default() }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -46,6 +46,8 @@ const MAX_GROWTH: usize = 1024;
 pub struct JobSpec {
     /// The dedupe key.
     pub id: JobId,
+    /// Whether the ID came with the job. Otherwise errand made it, and its publisher does not know it.
+    pub is_named: bool,
     pub owner: Owner,
     pub requested_by: Option<String>,
     /// UPPER_SNAKE slug.
@@ -186,9 +188,11 @@ pub fn decode(body: &[u8], arrival: &Arrival<'_>) -> Result<JobSpec, EnvelopeErr
     })?;
     let owner = owner(wire.user_id, wire.org_id, arrival.known)?;
     let id = id(wire.id.as_deref(), &owner, arrival)?;
+    let is_named = wire.id.is_some() || arrival.message_id.is_some_and(|id| !id.trim().is_empty());
     let (run_at, expires_at) = times(wire.run_at, wire.expires_at)?;
     let mut spec = JobSpec {
         id,
+        is_named,
         owner,
         requested_by: short("requested_by", wire.requested_by)?,
         tool: tool(wire.tool)?,

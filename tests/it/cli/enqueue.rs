@@ -45,7 +45,7 @@ fn a_job_as_json_has_exactly_the_documented_keys() {
     assert_eq!(
         keys[1..].join(" "),
         "state held_reason owner id requested_by tool toolkit version pinned_by connected_account_id queue \
-         created_at first_due_at due_at finished_at result error log_id attempts history"
+         created_at first_due_at due_at finished_at result error log_id attempts history known_as"
     );
 }
 
@@ -75,6 +75,11 @@ fn an_id_or_an_idempotency_key_makes_one_job_of_two() {
         ["enqueue", "GITHUB_GET_REPO", "--user-id", "u-alice", "--args", "{}", "--idempotency-key", "k"];
     let json = place.run(&[&again[..], &["--json"]].concat()).succeeds().json();
     assert_eq!(json, json!({"id": first, "duplicate": true}));
+    // The first is found by an ID that somebody gave, and not by one that nobody has seen.
+    let named = "0190b0a0-0000-7000-8000-00000000000a";
+    assert_eq!(place.enqueue(&["--id", named, "--idempotency-key", "k", "--args", "{}"]), first);
+    let shown = place.run(&["jobs", "show", named, "--json"]).succeeds().json();
+    assert_eq!((&shown["id"], &shown["known_as"]), (&json!(first), &json!([named])));
     let other = ["enqueue", "OTHER", "--user-id", "u-alice", "--idempotency-key", "k"];
     place.run(&other).fails(1, "`idempotency_key` is known with another body");
     place
