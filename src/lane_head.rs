@@ -81,9 +81,10 @@ struct LaneHead {
     held: u64,
     /// Messages that this process took since the last look.
     taken: u64,
-    /// At the last look: the consumers of all processes, the messages that waited, and about how many had been taken
-    /// since the lane was empty.
+    /// The most consumers, of all processes, that were seen since the lane was empty, when all that have nothing to do
+    /// were there. A worker whose slots are all busy with long calls is no consumer until one is free.
     consumers: u64,
+    /// At the last look: the messages that waited, and about how many had been taken since the lane was empty.
     waiting: u64,
     gone: u64,
     /// Those of which messages may still wait, oldest first.
@@ -110,7 +111,7 @@ impl LaneHead {
     fn look(&mut self, depth: Depth, now: Timestamp) {
         let waiting = depth.ready + self.held;
         if waiting == 0 {
-            *self = Self::default();
+            *self = Self { consumers: depth.consumers, ..Self::default() };
             return;
         }
         if self.taken == 0 && self.held == 0 && depth.consumers > 0 {
@@ -120,7 +121,8 @@ impl LaneHead {
         }
         let left = self.waiting.saturating_sub(waiting);
         self.gone = self.gone_by_now().max(self.gone + left);
-        (self.taken, self.waiting, self.consumers) = (0, waiting, depth.consumers);
+        (self.taken, self.waiting) = (0, waiting);
+        self.consumers = self.consumers.max(depth.consumers);
         while self.looks.front().is_some_and(|look| look.through <= self.gone) {
             self.looks.pop_front();
         }
@@ -215,6 +217,19 @@ mod tests {
         head.look(depth(1, 0), at(200));
         head.look(depth(9, 0), at(300));
         assert_eq!(age(&head, 300), Some(200));
+    }
+
+    #[test]
+    fn workers_that_are_too_busy_to_consume_take_their_part() {
+        let mut head = LaneHead::default();
+        head.look(depth(0, 3), at(0));
+        for second in 1..=10 {
+            head.look(depth(30, 0), at(second));
+            head.take(1, None, at(second));
+        }
+        // Three of thirty are gone with each second, so that those of the first look are taken now.
+        head.look(depth(30, 0), at(11));
+        assert_eq!(age(&head, 11), Some(9));
     }
 
     #[test]
