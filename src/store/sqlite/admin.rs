@@ -5,12 +5,15 @@ use jiff::Timestamp;
 use sqlx::migrate::Migrate as _;
 
 use super::SqliteStore;
-use crate::store::{
-    Admin, Concern, Result, Schema,
-    admin::APPLIED,
-    migrations::{self, TABLE},
-    read::StoreRow as _,
-    sql::statements,
+use crate::{
+    failure::chain,
+    store::{
+        Admin, Concern, Result, Schema, StoreError, StoreErrorKind,
+        admin::APPLIED,
+        migrations::{self, TABLE},
+        read::StoreRow as _,
+        sql::statements,
+    },
 };
 
 /// The same numbers and names as for PostgreSQL.
@@ -62,6 +65,7 @@ impl Admin for SqliteStore {
             })
         })
         .await
+        .map_err(|error| if error.kind() == StoreErrorKind::Schema { not_ours(&error) } else { error })
     }
 
     async fn inspect(&self) -> Result<Vec<Concern>> {
@@ -91,4 +95,14 @@ impl Admin for SqliteStore {
         self.reader.close().await;
         self.writer.close().await;
     }
+}
+
+/// To migrate again would not help.
+fn not_ours(error: &StoreError) -> StoreError {
+    let message = format!(
+        "errand's tables cannot be made or changed in this file, which seems to have another application's: {}; use a file \
+         of errand's own",
+        chain(error)
+    );
+    StoreError::new(StoreErrorKind::Access, message)
 }

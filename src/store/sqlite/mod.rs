@@ -142,7 +142,7 @@ fn kind_of_code(extended: i32, message: &str) -> StoreErrorKind {
         // TOOBIG, CONSTRAINT, MISMATCH, RANGE
         18 | 19 | 20 | 25 => StoreErrorKind::Data,
         // ERROR stands for much; these say that the statement does not fit the schema.
-        1 if ["no such table", "no such column", "has no column"]
+        1 if ["no such table", "no such column", "has no column", "already exists"]
             .iter()
             .any(|sort| message.contains(sort)) =>
         {

@@ -76,6 +76,20 @@ fn a_database_without_schema_says_how_to_migrate() {
 }
 
 #[test]
+fn a_file_of_another_application_is_named_as_such() {
+    let place = Place::empty();
+    let url = format!("sqlite://{}", place.folder.path().join("theirs.db").display());
+    let place = place.set("DATABASE_URL", &url);
+    block_on(async {
+        let mut db = sqlx::SqliteConnection::connect(&format!("{url}?mode=rwc")).await.unwrap();
+        db.execute("create table jobs (theirs int)").await.unwrap();
+    });
+    let ran = place.run(&["migrate"]);
+    assert!(!ran.err.contains("run `errand migrate`"), "{ran:?}");
+    ran.fails(4, "use a file of errand's own");
+}
+
+#[test]
 fn an_audit_says_what_is_wrong_and_what_to_do() {
     let place = Place::empty();
     place.run(&["audit"]).fails(3, "set DATABASE_URL");
