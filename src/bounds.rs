@@ -51,6 +51,13 @@ pub const MAX_ERROR_CHARS: usize = 2_000;
 /// Most jobs that one read of the command line or a person may list.
 pub const MAX_LIST: usize = 10_000;
 
+/// Most jobs that one read of a list looks at, or one step of a decision about many, whatever they match: neighbours in the
+/// order of creation, which lie beside each other.
+pub const MAX_LOOK: usize = 5_000;
+
+/// The same among the jobs of one owner, or those that are held: each may be read from a place of its own.
+pub const MAX_LOOK_SCATTERED: usize = 500;
+
 /// Most entries of a job's history that are read: the newest.
 pub const MAX_HISTORY: usize = 1_000;
 

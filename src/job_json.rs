@@ -3,7 +3,7 @@
 //! The names here are an interface. Every key is always there, `null` where nothing is known, and a
 //! result is passed on verbatim. A reply has the key `reply` besides.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, collections::BTreeMap, time::Duration};
 
 use jiff::Timestamp;
 use serde::Serialize;
@@ -12,7 +12,8 @@ use uuid::Uuid;
 
 use crate::{
     job::{
-        EnvelopeReason, HeldReason, JobError, JobId, LookUps, OwnerKind, ReplyKind, State, unknown_outcome,
+        Effect, EnvelopeReason, HeldReason, JobError, JobId, LookUps, OwnerKind, ReplyKind, RequestId, State,
+        WorkerId, unknown_outcome,
     },
     store::{AttemptView, HistoryEntry, HistoryFact, JobView},
 };
@@ -64,6 +65,21 @@ fn whole<'a>(job: &'a JobView, past: Option<Past<'a>>) -> JobJson<'a> {
         history: Some(past.map(|past| past.history)),
         known_as: Some(past.map(|past| past.known_as)),
         ..summary(job)
+    }
+}
+
+/// A job as the command line shows it: all that is known of it. Its input is left out unless `input` asks for it.
+pub fn whole_job_json<'a>(
+    job: &'a JobView,
+    past: Past<'a>,
+    worker_name: Option<&'a str>,
+    input: bool,
+) -> impl Serialize + use<'a> {
+    WholeJobJson {
+        job: whole(job, Some(past)),
+        more: more(job, worker_name),
+        arguments: input.then_some(job.spec.arguments.as_deref()),
+        text: input.then_some(job.spec.text.as_deref()),
     }
 }
 
@@ -131,6 +147,89 @@ struct JobJson<'a> {
 }
 
 #[derive(Serialize)]
+struct WholeJobJson<'a> {
+    #[serde(flatten)]
+    job: JobJson<'a>,
+    #[serde(flatten)]
+    more: MoreJson<'a>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    arguments: Option<Option<&'a RawValue>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    text: Option<Option<&'a str>>,
+}
+
+/// What an operator asks about a job, and an app need not know.
+#[derive(Serialize)]
+struct MoreJson<'a> {
+    started_at: Option<Timestamp>,
+    run_at: Option<Timestamp>,
+    expires_at: Option<Timestamp>,
+    timeout_ms: Option<u64>,
+    max_attempts: Option<u32>,
+    max_age_ms: Option<u64>,
+    priority: i16,
+    tags: &'a BTreeMap<String, String>,
+    /// What it is bound to.
+    effect: Option<Effect>,
+    asked_effect: Option<Effect>,
+    asked_version: Option<&'a str>,
+    asked_connected_account_id: Option<&'a str>,
+    idempotency_key: Option<&'a str>,
+    worker: Option<WorkerJson<'a>>,
+    attempt: u32,
+    spent: u32,
+    publications: u32,
+    cancel_requested: bool,
+    request_id: Option<RequestId>,
+    check_at: Option<Timestamp>,
+    checks: u32,
+    unknown_since: Option<Timestamp>,
+    reply_to: Option<&'a str>,
+    publisher: Option<&'a str>,
+    correlation_id: Option<&'a str>,
+    traceparent: Option<&'a str>,
+}
+
+#[derive(Serialize)]
+struct WorkerJson<'a> {
+    id: WorkerId,
+    name: Option<&'a str>,
+}
+
+fn more<'a>(job: &'a JobView, worker_name: Option<&'a str>) -> MoreJson<'a> {
+    let spec = &*job.spec;
+    let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+    MoreJson {
+        started_at: job.started_at,
+        run_at: spec.run_at,
+        expires_at: spec.expires_at,
+        timeout_ms: spec.timeout.map(millis),
+        max_attempts: spec.budget.max_attempts,
+        max_age_ms: spec.budget.max_age.map(millis),
+        priority: spec.priority,
+        tags: &spec.tags,
+        effect: job.binding.as_ref().map(|binding| binding.effect),
+        asked_effect: spec.effect,
+        asked_version: spec.version.as_deref(),
+        asked_connected_account_id: spec.connected_account_id.as_deref(),
+        idempotency_key: spec.idempotency_key.as_deref(),
+        worker: job.worker.map(|id| WorkerJson { id, name: worker_name }),
+        attempt: job.attempt,
+        spent: job.spent,
+        publications: job.publications,
+        cancel_requested: job.cancel_requested,
+        request_id: job.request_id,
+        check_at: job.check_at,
+        checks: job.checks,
+        unknown_since: job.unknown_since,
+        reply_to: spec.reply_to.as_deref(),
+        publisher: spec.publisher.as_deref(),
+        correlation_id: spec.correlation_id.as_deref(),
+        traceparent: spec.traceparent.as_deref(),
+    }
+}
+
+#[derive(Serialize)]
 struct OwnerJson<'a> {
     kind: OwnerKind,
     id: &'a str,
@@ -146,7 +245,7 @@ fn summary(job: &JobView) -> JobJson<'_> {
         owner: OwnerJson { kind: job.spec.owner.kind(), id: job.spec.owner.id() },
         requested_by: job.spec.requested_by.as_deref(),
         tool: &job.spec.tool,
-        toolkit: binding.map(|binding| binding.toolkit.as_str()),
+        toolkit: job.toolkit(),
         version: binding.map(|binding| binding.version.as_str()),
         pinned_by: binding.map(|binding| binding.pinned_by.as_str()),
         connected_account_id: match binding {
@@ -194,7 +293,6 @@ mod tests {
             created_at: at(0),
             due_at: None,
             first_due_at: None,
-            published: 0,
             check_at: None,
             unknown_since: None,
             checks: 0,
@@ -207,6 +305,9 @@ mod tests {
             attempt: 0,
             spent: 0,
             cancel_requested: false,
+            publications: 0,
+            waits_for: None,
+            worker: None,
         }
     }
 

@@ -137,6 +137,8 @@ impl Background {
         let stop = || stop.clone();
         let rescue = Rescue::new(services, options::rescue(config), waiting_since);
         let rescue = rescue.watching(turns.worker, in_flight);
+        let lease = Duration::from_secs(config.worker.lease_secs);
+        let gauges = Gauges::new(services, lanes, heads, GAUGES_EVERY, lease);
         let connections = Connections::new(services, options::connections(config));
         let mut parts = vec![
             (
@@ -147,7 +149,7 @@ impl Background {
             ("the watch over the store", Relay::watch(services.clone(), stop()).boxed()),
             ("the rescue", rescue.run(stop()).boxed()),
             ("the looking for connections", connections.run(stop()).boxed()),
-            ("the reading of gauges", Gauges::new(services, lanes, heads, GAUGES_EVERY).run(stop()).boxed()),
+            ("the reading of gauges", gauges.run(stop()).boxed()),
             ("the watch of the tool API", ToolApiWatch::new(services, health).run(stop()).boxed()),
             ("the reading of policies", Policies::new(services.queue.clone()).run(stop()).boxed()),
         ];

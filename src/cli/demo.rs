@@ -28,7 +28,7 @@ use crate::{
     config::{Config, Toolkit},
     job::{Arrival, HeldReason, JobId, JobSpec, OwnerKind, Pin, QueueName, State, decode},
     shutdown::Shutdown,
-    store::{HeldFilter, JobFilter, JobView, SharedStore},
+    store::{JobFilter, JobView, SharedStore, all_jobs},
 };
 
 /// How long the demo waits for its jobs before it says that some are missing.
@@ -99,7 +99,7 @@ pub(crate) async fn run(args: Args, mut config: Config) -> Result<Exit> {
     };
     let (ids, seconds) = settled?;
 
-    let jobs = store.jobs(&JobFilter { limit: ids.len() * 2, ..JobFilter::default() }).await?;
+    let jobs = all_jobs(&*store, &JobFilter::default(), ids.len() * 2).await?;
     let summary = summarize(&ids, &jobs, seconds);
     if args.json {
         output::print_json(&summary)?;
@@ -224,8 +224,8 @@ async fn watch<T>(
         let count = |counts: fn(State) -> bool| -> u64 {
             census.jobs.iter().filter(|(_, state, _)| counts(*state)).map(|(.., count)| count).sum()
         };
-        let unknown = HeldFilter { reason: HeldReason::UnknownOutcome, owner: None, toolkit: None };
-        let looked_up = store.count_held(&unknown).await?;
+        let unknown = census.held.iter().find(|(reason, _)| *reason == HeldReason::UnknownOutcome);
+        let looked_up = unknown.map_or(0, |(_, jobs)| *jobs);
         let on_the_way = count(|state| state != State::Held) + looked_up;
         let retrying = count(|state| state == State::Retryable);
         bar.set_position((enqueued as u64).saturating_sub(on_the_way));

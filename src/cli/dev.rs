@@ -29,10 +29,10 @@ pub(super) const SANDBOX_KEY: &str = "ak_test_good";
 pub(super) const LOG_LEVEL: &str = "info,errand::worker::record=debug,errand::worker::intake=debug";
 
 /// A job that succeeds in the sandbox, as the arguments of `errand enqueue`.
-const SANDBOX_JOB: &str = r#"GITHUB_GET_REPO --user-id u-alice --args '{"owner":"o","repo":"r"}'"#;
+const SANDBOX_JOB: &str = r#"GITHUB_GET_REPO --owner user:u-alice --args '{"owner":"o","repo":"r"}'"#;
 
 /// A job that succeeds without a connected account.
-const REAL_JOB: &str = r#"HACKERNEWS_GET_USER --user-id u-alice --args '{"username":"pg"}'"#;
+const REAL_JOB: &str = r#"HACKERNEWS_GET_USER --owner user:u-alice --args '{"username":"pg"}'"#;
 
 /// Runs worker, queue, store and the sandbox tool API in one process.
 #[derive(Debug, clap::Args)]

@@ -30,10 +30,10 @@ pub(super) const DEFAULT_LANE: &str = "default";
 pub(super) const EMAIL: &str = "note: the owner ID looks like an e-mail address, and those change hands; use an ID that stays with its owner";
 
 const EXAMPLES: &str = r#"Examples:
-  errand enqueue GITHUB_GET_REPO --user-id u-alice --args '{"owner":"o","repo":"r"}'
-  errand enqueue SLACK_SEND_MESSAGE --org-id org-7 --requested-by u-alice --args @hi.json --wait
-  errand enqueue GMAIL_SEND_EMAIL --user-id u-alice --text 'Tell Bob I am late' --run-at +10m
-  make-issue | errand enqueue LINEAR_CREATE_ISSUE --org-id org-7 --args - --idempotency-key i-12
+  errand enqueue GITHUB_GET_REPO --owner user:u-alice --args '{"owner":"o","repo":"r"}'
+  errand enqueue SLACK_SEND_MESSAGE --owner org:org-7 --requested-by u-alice --args @hi.json --wait
+  errand enqueue GMAIL_SEND_EMAIL --owner user:u-alice --text 'Tell Bob I am late' --run-at +10m
+  make-issue | errand enqueue LINEAR_CREATE_ISSUE --owner org:org-7 --args - --idempotency-key i-12
 
 With --wait, the exit code is 0 only if the job succeeds."#;
 
@@ -160,6 +160,7 @@ fn spec(args: &Args, context: &Context) -> anyhow::Result<JobSpec> {
 }
 
 fn envelope(args: &Args) -> anyhow::Result<Vec<u8>> {
+    let owner = args.owner.known()?;
     let mut fields: BTreeMap<&str, Box<RawValue>> = BTreeMap::new();
     let mut put = |name, value: Option<Box<RawValue>>| fields.extend(value.map(|value| (name, value)));
     if let Some(arguments) = &args.arguments {
@@ -174,8 +175,7 @@ fn envelope(args: &Args) -> anyhow::Result<Vec<u8>> {
         put("arguments", Some(raw));
     }
     put("id", raw(args.id.as_ref())?);
-    put("user_id", raw(args.owner.user_id.as_ref())?);
-    put("org_id", raw(args.owner.org_id.as_ref())?);
+    put(owner.kind().field(), raw(Some(&owner.id()))?);
     put("requested_by", raw(args.requested_by.as_ref())?);
     put("tool", raw(Some(&args.tool))?);
     put("text", raw(args.text.as_ref())?);

@@ -11,9 +11,10 @@ use super::{
     context::Context,
     exit::{self, Exit},
     output::{self, Format},
+    value::OwnerFlags,
 };
 use crate::{
-    job::{JobId, Owner, OwnerKind},
+    job::{JobId, Owner},
     maintenance::erase::{Erase, Left, Report},
     store::{SharedStore, StoreErrorKind},
     worker::Journals,
@@ -21,8 +22,8 @@ use crate::{
 
 const EXAMPLES: &str = "\
 Examples:
-  errand erase --user u-alice --dry-run
-  errand erase --org org-7 --json
+  errand erase --owner user:u-alice --dry-run
+  errand erase --owner org:org-7 --json
 
 Removes jobs that are final, with their attempts, history and keys, rejected messages, pins, and
 results in the journals of this host (worker.journal_dir). Jobs that are under way stay, and the
@@ -36,35 +37,12 @@ broker, backups, and what the tool API keeps.";
 #[command(after_help = EXAMPLES)]
 pub(super) struct Args {
     #[command(flatten)]
-    owner: OwnerFlag,
+    owner: OwnerFlags,
     /// Count what would be removed, and change nothing.
     #[arg(long)]
     dry_run: bool,
     #[command(flatten)]
     format: Format,
-}
-
-/// Whose traces go.
-#[derive(Debug, clap::Args)]
-#[group(required = true, multiple = false)]
-struct OwnerFlag {
-    /// The user.
-    #[arg(long, value_name = "ID")]
-    user: Option<String>,
-    /// The organization.
-    #[arg(long, value_name = "ID")]
-    org: Option<String>,
-}
-
-impl OwnerFlag {
-    fn owner(&self) -> anyhow::Result<Owner> {
-        let (kind, id) = match (&self.user, &self.org) {
-            (Some(id), _) => (OwnerKind::User, id),
-            (None, Some(id)) => (OwnerKind::Org, id),
-            (None, None) => return Err(exit::usage("give --user or --org")),
-        };
-        Owner::known(kind, id.as_str()).map_err(|error| exit::usage(format!("--{kind} {error}")))
-    }
 }
 
 /// Results in the journals of this host.
@@ -81,7 +59,7 @@ struct JournalReport {
 }
 
 pub(super) async fn run(args: Args, context: &Context) -> anyhow::Result<Exit> {
-    let owner = args.owner.owner()?;
+    let owner = args.owner.known()?;
     let store = context.store()?;
     // As long as the jobs are there, which say whose the results are.
     let journals = erase_results(context, &store, &owner, args.dry_run).await?;

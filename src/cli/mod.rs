@@ -32,6 +32,7 @@ mod output;
 mod pins;
 mod program;
 mod prune;
+mod queues;
 mod rejected;
 mod sandbox;
 mod tools;
@@ -40,6 +41,7 @@ mod value;
 mod wait;
 mod waiting;
 mod worker;
+mod workers;
 
 pub use exit::{Exit, HELP, usage};
 pub use output::{note, print};
@@ -75,9 +77,13 @@ enum Command {
     Enqueue(Box<enqueue::Args>),
     /// Enqueue many jobs, from a file of JSON Lines.
     EnqueueBulk(bulk::Args),
-    /// List jobs, show one, cancel, retry and release them.
+    /// List jobs, show one, count, cancel, retry and release them.
     #[command(subcommand)]
     Jobs(jobs::Command),
+    /// List queues: what waits, runs and is held, who consumes, and how many jobs end.
+    Queues(queues::Args),
+    /// List workers: which build each runs, since when, and what it holds.
+    Workers(workers::Args),
     /// List, set and remove pins of toolkit versions.
     #[command(subcommand)]
     Pins(pins::Command),
@@ -149,6 +155,8 @@ fn dispatch(cli: Cli) -> anyhow::Result<Exit> {
         Command::Enqueue(args) => brief(&sources, async |context| enqueue::run(*args, context).await),
         Command::EnqueueBulk(args) => brief(&sources, async |context| bulk::run(args, context).await),
         Command::Jobs(command) => brief(&sources, async |context| jobs::run(command, context).await),
+        Command::Queues(args) => brief(&sources, async |context| queues::run(&args, context).await),
+        Command::Workers(args) => brief(&sources, async |context| workers::run(&args, context).await),
         Command::Pins(command) => brief(&sources, async |context| pins::run(command, context).await),
         Command::Tools(command) => brief(&sources, async |context| tools::run(command, context).await),
         Command::Accounts(command) => brief(&sources, async |context| accounts::run(command, context).await),

@@ -2,44 +2,44 @@
 
 use std::{io::Write as _, sync::Arc};
 
+use jiff::Timestamp;
 use serde_json::json;
 use uuid::Uuid;
 
 use super::{
     context::{Context, OpenDoor},
     exit::{self, Exit},
+    jobs::Who,
     output::{self, Format},
     value,
 };
 use crate::{
     admission::Enqueued,
-    job::{JobId, decode},
+    job::{EnvelopeReason, JobId, Owner, QueueName, decode, id_of},
+    maintenance::erase::names,
     queue::Properties,
-    store::{RejectedView, SharedStore},
+    store::{Place, RejectedFilter, RejectedView, SharedStore},
 };
 
 const EXAMPLES: &str = "\
 Examples:
   errand rejected list
   errand rejected show 0190b0a0-0000-7000-8000-000000000001 --body | jq .
+  errand rejected list --owner org:org-7 --reason bad_value --since 24h
   errand rejected requeue 0190b0a0-0000-7000-8000-000000000001
+  errand rejected requeue 0190b0a0-0000-7000-8000-000000000001 --body corrected.json
 
-`requeue` reads the message again, as it is. That helps where a setting was changed or where the
-message only lacked an ID; a message that is still not a job stays where it is. A message whose job
+`requeue` reads the message again, as it is, or with the body that --body gives, which is kept
+beside the message's own. That helps where a setting was changed or where the message only lacked
+an ID; a message that is still not a job stays where it is. A message whose job
 the database should know and does not (unknown_job) becomes a new job: it may have run before.";
 
 /// List, show and requeue rejected messages, which are not valid jobs.
 #[derive(Debug, clap::Subcommand)]
 #[command(after_help = EXAMPLES)]
 pub(super) enum Command {
-    /// List rejected messages, newest first.
-    List {
-        /// List up to N messages.
-        #[arg(long, default_value_t = 50, value_parser = value::limit)]
-        limit: usize,
-        #[command(flatten)]
-        format: Format,
-    },
+    /// List rejected messages that were not requeued, newest first.
+    List(Box<ListArgs>),
     /// Show one rejected message.
     Show {
         /// The message.
@@ -48,6 +48,9 @@ pub(super) enum Command {
         /// Print only the body, byte for byte. It may contain customers' data.
         #[arg(long, conflicts_with = "json")]
         body: bool,
+        /// Print only the body that was taken instead when it was requeued. It may contain customers' data.
+        #[arg(long, conflicts_with_all = ["json", "body"])]
+        corrected: bool,
         #[command(flatten)]
         format: Format,
     },
@@ -59,28 +62,84 @@ pub(super) enum Command {
         /// Run the jobs without a reply, for example because their reply queue is not allowed.
         #[arg(long)]
         without_reply: bool,
+        /// Take the body from this file (- for standard input) instead of the message's own. For one message.
+        #[arg(long, value_name = "FILE")]
+        body: Option<String>,
+        #[command(flatten)]
+        who: Who,
     },
 }
 
+#[derive(Debug, clap::Args)]
+pub(super) struct ListArgs {
+    /// Messages that would be this job, as far as their body or properties tell.
+    #[arg(long, value_name = "ID")]
+    job: Option<JobId>,
+    #[command(flatten)]
+    owner: value::AnyOwner,
+    /// Messages that were rejected for this reason, such as malformed.
+    #[arg(long, value_parser = value::word::<EnvelopeReason>(EnvelopeReason::WORDS), hide_possible_values = true)]
+    reason: Option<EnvelopeReason>,
+    /// Messages of this queue.
+    #[arg(long)]
+    queue: Option<QueueName>,
+    /// Messages that came then or later: RFC 3339, or a time ago such as 24h.
+    #[arg(long, value_name = "TIME", value_parser = value::past)]
+    since: Option<Timestamp>,
+    /// Messages that came before then: RFC 3339, or a time ago such as 24h.
+    #[arg(long, value_name = "TIME", value_parser = value::past)]
+    until: Option<Timestamp>,
+    /// Go on with a list that ended here.
+    #[arg(long, value_name = "CURSOR")]
+    before: Option<Place>,
+    /// List up to N messages.
+    #[arg(long, default_value_t = 50, value_parser = value::limit)]
+    limit: usize,
+    #[command(flatten)]
+    format: Format,
+}
+
+/// Messages that are read in one go, and at most for one list, to find a job or an owner in their bodies. They are read
+/// one at a time, because a body may be large.
+const PAGE: usize = 100;
+const MOST_READ: usize = 1_000;
+
+/// The width that a line of a list keeps to.
+const WIDTH: usize = 100;
+
 pub(super) async fn run(command: Command, context: &Context) -> anyhow::Result<Exit> {
     match command {
-        Command::List { limit, format } => {
+        Command::List(args) => {
             let store = context.store()?;
-            list(&store.rejected(limit).await?, format)?;
+            list(&store, &args).await?;
             store.close().await;
             Ok(Exit::Success)
         }
-        Command::Show { id, body, format } => {
+        Command::Show { id, body, corrected, format } => {
             let store = context.store()?;
-            show(&find(&store, id).await?, body, format)?;
+            let view = find(&store, id).await?;
+            match (body, corrected, &view.corrected) {
+                (true, ..) => print_bytes(&view.message.body)?,
+                (_, true, Some(corrected)) => print_bytes(corrected)?,
+                (_, true, None) => {
+                    return Err(exit::negative(format!("{id} was not requeued with another body")));
+                }
+                (..) => show(&view, format)?,
+            }
             store.close().await;
             Ok(Exit::Success)
         }
-        Command::Requeue { ids, without_reply } => {
+        Command::Requeue { ids, without_reply, body, who } => {
+            if body.is_some() && ids.len() > 1 {
+                return Err(exit::usage("--body is the body of one message; name one ID with it"));
+            }
+            let corrected = body.as_deref().map(read_body).transpose()?;
+            let by = who.name(context);
             let open = context.door()?;
             let mut refused = false;
             for id in ids {
-                let line = match requeue(context, &open, id, without_reply).await? {
+                let how = How { without_reply, corrected: corrected.as_deref(), by: &by };
+                let line = match requeue(context, &open, id, &how).await? {
                     Ok(done) => done,
                     Err(reason) => {
                         refused = true;
@@ -100,39 +159,125 @@ async fn find(store: &SharedStore, id: Uuid) -> anyhow::Result<RejectedView> {
     found.ok_or_else(|| exit::negative(format!("there is no rejected message {id}")))
 }
 
-fn list(messages: &[RejectedView], format: Format) -> anyhow::Result<()> {
-    let header = ["ID", "RECEIVED", "QUEUE", "REASON", "BYTES", "SEEN", "MESSAGE"];
+/// The corrected body of a message, as `@FILE` and `-` name it elsewhere.
+fn read_body(file: &str) -> anyhow::Result<Vec<u8>> {
+    let named = if file == "-" { file.to_owned() } else { format!("@{file}") };
+    value::text_or_file(&named).map(String::into_bytes)
+}
+
+async fn list(store: &SharedStore, args: &ListArgs) -> anyhow::Result<()> {
+    let filter = RejectedFilter {
+        reason: args.reason,
+        queue: args.queue.clone(),
+        since: args.since,
+        until: args.until,
+    };
+    let (owner, mut before, mut read, mut found) = (args.owner.owner()?, args.before, 0, Vec::new());
+    let is_read = owner.is_some() || args.job.is_some();
+    let next = loop {
+        let page = if is_read { PAGE } else { args.limit };
+        let messages = store.rejected(&filter, before, page).await?;
+        let is_last = messages.len() < page;
+        for view in messages {
+            before = Some(view.place());
+            read += 1;
+            if !is_read || is_of(store, &view, args.job, owner.as_ref()).await? {
+                found.push(view);
+            }
+            if found.len() >= args.limit {
+                break;
+            }
+        }
+        if found.len() >= args.limit || is_read && read >= MOST_READ {
+            break before;
+        }
+        if is_last {
+            break None;
+        }
+    };
+    print(&found, args.format)?;
+    if let Some(next) = next {
+        let back_to = output::moment(next.time()?);
+        output::note(format!(
+            "looked at {}, back to {back_to}; go on with the same filters and --before {next}",
+            output::count(read as u64, "message", "messages")
+        ));
+    }
+    Ok(())
+}
+
+/// Whether a message tells that it is of this job and this owner.
+async fn is_of(
+    store: &SharedStore,
+    view: &RejectedView,
+    job: Option<JobId>,
+    owner: Option<&Owner>,
+) -> anyhow::Result<bool> {
+    let Some(whole) = store.rejected_message(view.message.id).await? else { return Ok(false) };
+    let is_of_job = job.is_none_or(|job| job_of(&whole) == Some(job) || job.0 == view.message.id);
+    let is_of_owner = owner.is_none_or(|owner| names(&whole.message.body, owner) == Some(true));
+    Ok(is_of_job && is_of_owner)
+}
+
+/// The job that a message would be, as far as it tells.
+fn job_of(view: &RejectedView) -> Option<JobId> {
+    let properties: Properties = serde_json::from_str(&view.message.properties).unwrap_or_default();
+    id_of(&view.message.body, &properties.arrival(&view.message.queue, None))
+}
+
+fn print(messages: &[RejectedView], format: Format) -> anyhow::Result<()> {
+    let header = ["ID", "RECEIVED", "QUEUE", "REASON", "WHY"];
     let json = |view: &RejectedView| serde_json::to_string(&summary(view));
-    output::print_list(messages, format, json, "no messages were rejected", header, |view| {
+    let widest = |text: fn(&RejectedView) -> String, least: usize| {
+        messages.iter().map(|view| text(view).chars().count()).fold(least, usize::max)
+    };
+    let queues = widest(|view| view.message.queue.to_string(), header[2].len());
+    let reasons = widest(|view| view.message.reason.to_string(), header[3].len());
+    // The ID, the time, and two blanks after each of four columns.
+    let room = WIDTH.saturating_sub(36 + 20 + 8 + queues + reasons).max(header[4].len());
+    output::print_list(messages, format, json, "no messages match", header, |view| {
         [
             view.message.id.to_string(),
             output::moment(view.received_at),
             view.message.queue.to_string(),
             view.message.reason.to_string(),
-            view.size.to_string(),
-            view.seen.to_string(),
-            view.message.message.clone(),
+            clipped(&view.message.message, room),
         ]
     })
 }
 
-fn show(view: &RejectedView, body: bool, format: Format) -> anyhow::Result<()> {
-    if body {
-        let mut out = std::io::stdout().lock();
-        out.write_all(&view.message.body).and_then(|()| out.flush()).map_err(output::Closed)?;
-        return Ok(());
+/// The beginning of a text, in so many characters.
+fn clipped(text: &str, room: usize) -> String {
+    if text.chars().count() <= room {
+        return text.to_owned();
     }
+    text.chars().take(room.saturating_sub(1)).chain(['…']).collect()
+}
+
+fn print_bytes(bytes: &[u8]) -> anyhow::Result<()> {
+    let mut out = std::io::stdout().lock();
+    out.write_all(bytes).and_then(|()| out.flush()).map_err(output::Closed)?;
+    Ok(())
+}
+
+fn show(view: &RejectedView, format: Format) -> anyhow::Result<()> {
     if format.json {
         return output::print_json(&summary(view));
     }
     output::print_fields(&[
         ("message", Some(view.message.id.to_string())),
         ("reason", Some(view.message.reason.to_string())),
+        ("job", job_of(view).map(|id| id.to_string())),
         ("why", Some(view.message.message.clone())),
         ("queue", Some(view.message.queue.to_string())),
         ("received", Some(output::moment(view.received_at))),
         ("seen", Some(view.seen.to_string())),
         ("requeued", view.requeued_at.map(output::moment)),
+        ("requeued by", view.requeued_by.clone()),
+        (
+            "corrected",
+            view.corrected.as_ref().map(|body| format!("{} bytes; --corrected prints them", body.len())),
+        ),
         ("properties", Some(view.message.properties.clone())),
         ("body", Some(format!("{} bytes; --body prints them", view.size))),
     ])?;
@@ -145,8 +290,16 @@ fn summary(view: &RejectedView) -> serde_json::Value {
     json!({
         "id": message.id, "queue": message.queue, "reason": message.reason, "message": message.message,
         "properties": properties, "size": view.size, "seen": view.seen, "received_at": view.received_at,
-        "requeued_at": view.requeued_at,
+        "requeued_at": view.requeued_at, "requeued_by": view.requeued_by,
     })
+}
+
+/// How a message is read again, and who says so.
+struct How<'a> {
+    without_reply: bool,
+    /// The body that is taken instead of its own.
+    corrected: Option<&'a [u8]>,
+    by: &'a str,
 }
 
 /// Reads a message again and enqueues it, and says what it is now; the inner error says why it stays rejected.
@@ -154,14 +307,14 @@ async fn requeue(
     context: &Context,
     open: &OpenDoor,
     id: Uuid,
-    without_reply: bool,
+    how: &How<'_>,
 ) -> anyhow::Result<Result<String, String>> {
     let view = find(&open.store, id).await?;
     if view.requeued_at.is_some() {
         return Ok(Err("it was requeued before".to_owned()));
     }
     let mut properties: Properties = serde_json::from_str(&view.message.properties).unwrap_or_default();
-    if without_reply {
+    if how.without_reply {
         properties.reply_to = None;
     }
     // The message's own ID, so that a requeue that was interrupted makes one job, not two.
@@ -169,7 +322,7 @@ async fn requeue(
     if let Err(reason) = context.check_lane(view.message.queue.as_str()) {
         return Ok(Err(reason));
     }
-    let spec = match decode(&view.message.body, &arrival) {
+    let spec = match decode(how.corrected.unwrap_or(&view.message.body), &arrival) {
         Ok(spec) => Arc::new(spec),
         Err(error) => return Ok(Err(error.message)),
     };
@@ -180,6 +333,6 @@ async fn requeue(
         Some(Enqueued::Conflict(conflict)) => return Ok(Err(conflict.message().to_owned())),
         None => anyhow::bail!("the store gave no answer"),
     };
-    open.store.mark_requeued(id).await?;
+    open.store.mark_requeued(id, how.by, how.corrected.map(<[u8]>::to_vec)).await?;
     Ok(Ok(done))
 }

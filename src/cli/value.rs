@@ -15,28 +15,67 @@ use crate::{
     tool::pin::{Wanted, wanted},
 };
 
-/// The owner of new jobs or of accounts: one of two flags, named as in the envelope.
+/// The owner that a command is about, by one flag. The hidden flags are spellings of releases before.
 #[derive(Debug, Clone, clap::Args)]
 #[group(required = true, multiple = false)]
 pub(super) struct OwnerFlags {
-    /// The user whose accounts are used.
-    #[arg(long, value_name = "ID")]
-    pub(super) user_id: Option<String>,
-    /// The organization whose accounts are used.
-    #[arg(long, value_name = "ID")]
-    pub(super) org_id: Option<String>,
+    /// The owner: user:ID or org:ID.
+    #[arg(long, value_name = "OWNER", value_parser = owner)]
+    owner: Option<Owner>,
+    #[arg(long, alias = "user-id", value_name = "ID", hide = true)]
+    user: Option<String>,
+    #[arg(long, alias = "org-id", value_name = "ID", hide = true)]
+    org: Option<String>,
 }
 
 impl OwnerFlags {
+    /// The owner of something new.
     pub(super) fn owner(&self) -> anyhow::Result<Owner> {
-        let (kind, id) = match (&self.user_id, &self.org_id) {
-            (Some(id), _) => (OwnerKind::User, id),
-            (None, Some(id)) => (OwnerKind::Org, id),
-            (None, None) => return Err(exit::usage("give --user-id or --org-id")),
-        };
-        Owner::new(kind, id.as_str())
-            .map_err(|error| exit::usage(format!("--{} {error}", kind.field().replace('_', "-"))))
+        let known = self.known()?;
+        Owner::new(known.kind(), known.id()).map_err(|error| wrong_owner(&error))
     }
+
+    /// The owner of what is there already, who may be one of the time before the rules became strict.
+    pub(super) fn known(&self) -> anyhow::Result<Owner> {
+        let owner = named(&self.owner, &self.user, &self.org)?;
+        owner.ok_or_else(|| exit::usage("give --owner user:ID or org:ID"))
+    }
+}
+
+/// An owner by one flag, or none. The hidden flags are spellings of releases before.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub(super) struct AnyOwner {
+    /// Of this owner: user:ID or org:ID.
+    #[arg(long, value_name = "OWNER", value_parser = owner, conflicts_with_all = ["user", "org"])]
+    owner: Option<Owner>,
+    #[arg(long, alias = "user-id", value_name = "ID", hide = true, conflicts_with = "org")]
+    user: Option<String>,
+    #[arg(long, alias = "org-id", value_name = "ID", hide = true)]
+    org: Option<String>,
+}
+
+impl AnyOwner {
+    /// The owner, who may be one of the time before the rules became strict.
+    pub(super) fn owner(&self) -> anyhow::Result<Option<Owner>> {
+        named(&self.owner, &self.user, &self.org)
+    }
+}
+
+fn named(
+    owner: &Option<Owner>,
+    user: &Option<String>,
+    org: &Option<String>,
+) -> anyhow::Result<Option<Owner>> {
+    let (kind, id) = match (user, org) {
+        (Some(id), _) => (OwnerKind::User, id),
+        (None, Some(id)) => (OwnerKind::Org, id),
+        (None, None) => return Ok(owner.clone()),
+    };
+    Owner::known(kind, id.as_str()).map(Some).map_err(|error| wrong_owner(&error))
+}
+
+fn wrong_owner(error: &impl std::fmt::Display) -> anyhow::Error {
+    exit::usage(format!("--owner {error}"))
 }
 
 /// One of a few words, which errors and completions of shells name.
@@ -76,6 +115,27 @@ pub(super) fn moment(text: &str) -> Result<Timestamp, String> {
         None => text.parse().map_err(|_| {
             "write a moment such as 2026-01-31T09:00:00Z, or a time from now such as +10m".to_owned()
         }),
+    }
+}
+
+/// A moment in the past: RFC 3339, or a time ago such as `24h` by this host's clock.
+pub(super) fn past(text: &str) -> Result<Timestamp, String> {
+    if let Ok(at) = text.parse() {
+        return Ok(at);
+    }
+    let wrong =
+        |_| "write a moment such as 2026-01-31T09:00:00Z, or a time ago such as 90s, 24h or 7d".to_owned();
+    let ago = SignedDuration::try_from(duration(text).map_err(wrong)?);
+    ago.ok()
+        .and_then(|ago| Timestamp::now().checked_sub(ago).ok())
+        .ok_or_else(|| "it is too long ago".to_owned())
+}
+
+/// A number of at least 1 and at most this.
+pub(super) fn most<const MOST: u64>(text: &str) -> Result<u64, String> {
+    match text.parse() {
+        Ok(number) if (1..=MOST).contains(&number) => Ok(number),
+        _ => Err(format!("write a number from 1 to {MOST}")),
     }
 }
 

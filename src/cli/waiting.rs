@@ -36,7 +36,7 @@ fn published(job: &JobView, next: Timestamp, now: Timestamp) -> String {
     } else {
         format!("at {}", output::moment(next))
     };
-    match job.published {
+    match job.publications {
         _ if job.state != State::Available => next,
         0 => format!("not yet; {next}"),
         times => {

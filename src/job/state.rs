@@ -45,6 +45,16 @@ string_enum! {
     }
 }
 
+impl HeldReason {
+    /// Whether the call of a job that is held for this may have been made.
+    pub fn may_have_run(self) -> bool {
+        match self {
+            Self::UnknownOutcome | Self::Unidentified | Self::Unrecognized => true,
+            Self::Connection | Self::Credentials => false,
+        }
+    }
+}
+
 string_enum! {
     /// What an operator decides about a held job.
     Release {

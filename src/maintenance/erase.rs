@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     job::{BYTE_ORDER_MARK, Owner, State},
-    store::{OldJob, OldMessage, Page, Pending, Result, SharedStore, StoreErrorKind, Which},
+    store::{OldJob, OldMessage, Page, Pending, RejectedView, Result, SharedStore, StoreErrorKind, Which},
     string_enum::string_enum,
 };
 
@@ -137,7 +137,7 @@ impl Erase {
             for message in items {
                 let theirs = match self.store.rejected_message(message.id).await {
                     Ok(None) => continue,
-                    Ok(Some(view)) => names(&view.message.body, &self.owner),
+                    Ok(Some(view)) => are_of(&view, &self.owner),
                     Err(error) if error.kind() != StoreErrorKind::Corrupt => return Err(error),
                     // It is kept in words of a newer version.
                     Err(_) => None,
@@ -171,8 +171,14 @@ impl Erase {
     }
 }
 
+/// Whether a message or the body that was taken instead of its own names this owner.
+fn are_of(view: &RejectedView, owner: &Owner) -> Option<bool> {
+    let corrected = view.corrected.as_deref().and_then(|body| names(body, owner));
+    corrected.filter(|theirs| *theirs).or_else(|| names(&view.message.body, owner))
+}
+
 /// Whether a message that is no job names this owner as its own; `None` where it does not tell.
-fn names(body: &[u8], owner: &Owner) -> Option<bool> {
+pub fn names(body: &[u8], owner: &Owner) -> Option<bool> {
     let body = body.strip_prefix(BYTE_ORDER_MARK).unwrap_or(body);
     let Ok(Value::Object(fields)) = serde_json::from_slice(body) else { return None };
     let id = fields.get(owner.kind().field()).and_then(Value::as_str);

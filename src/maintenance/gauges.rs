@@ -33,12 +33,20 @@ pub struct Gauges {
     /// Since when the oldest job of each lane waits in the store that should have run, as of the last look.
     late_since: BTreeMap<QueueName, Timestamp>,
     every: Duration,
+    lease: Duration,
     reconnects: u64,
 }
 
 impl Gauges {
-    /// Gauges of these lanes, whoever consumes them, and of those that the store knows, read once per `every`.
-    pub fn new(services: &Services, lanes: Vec<QueueName>, heads: Arc<LaneHeads>, every: Duration) -> Self {
+    /// Gauges of these lanes, whoever consumes them, and of those that the store knows, read once per `every`. `lease` is
+    /// that of workers that do not say theirs.
+    pub fn new(
+        services: &Services,
+        lanes: Vec<QueueName>,
+        heads: Arc<LaneHeads>,
+        every: Duration,
+        lease: Duration,
+    ) -> Self {
         let lanes: BTreeSet<QueueName> = lanes.into_iter().collect();
         Self {
             services: services.clone(),
@@ -47,6 +55,7 @@ impl Gauges {
             heads,
             late_since: BTreeMap::new(),
             every,
+            lease,
             reconnects: 0,
         }
     }
@@ -96,6 +105,7 @@ impl Gauges {
             let late = late.map_or(Duration::ZERO, |late| late.try_into().unwrap_or_default());
             metrics::OLDEST_DUE.set([lane.as_str()], age.max(late).as_secs_f64());
         }
+        metrics::WORKER_BUILDS.set([], self.services.store.live_builds(self.lease).await? as f64);
         census.map(drop)
     }
 

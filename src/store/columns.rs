@@ -7,9 +7,10 @@ use serde_json::value::RawValue;
 use sqlx::{Postgres, Sqlite};
 
 use super::{
-    AuditLimits, Bind, By, Claim, Finish, HeldFilter, Rejected, Repeat, Result, StoreError,
+    AuditLimits, Bind, By, Claim, Finish, JobFilter, Rejected, RejectedFilter, Repeat, Result, StoreError,
     convert::{micros, reporter, tags, to_i32, to_millis},
     history::Note,
+    job_filter::Stretch,
     read::StoreRow,
     sql::{Bound, Columns, Declared, Text},
 };
@@ -323,11 +324,37 @@ columns! {
 }
 
 columns! {
-    Held "held" of<'a> &'a HeldFilter as filter {
-        reason: text = filter.reason.as_str(),
+    /// Which rejected messages are meant; the times are in the stretch.
+    Messages "messages" of<'a> &'a RejectedFilter as filter {
+        reason: text or null = filter.reason.map(|reason| reason.as_str()),
+        queue: text or null = filter.queue.as_ref().map(|queue| queue.as_str()),
+    }
+}
+
+columns! {
+    /// Which jobs are meant; the times of their creation are in the stretch.
+    Filter "filter" of<'a> &'a JobFilter as filter {
+        state: text or null = filter.state.map(|state| state.as_str()),
         owner_kind: text or null = filter.owner.as_ref().map(|owner| owner.kind().as_str()),
         owner_id: text or null = filter.owner.as_ref().map(Owner::id),
+        tool: text or null = filter.tool.as_deref(),
         toolkit: text or null = filter.toolkit.as_deref(),
+        queue: text or null = filter.queue.as_ref().map(|queue| queue.as_str()),
+        wanted_tags: text or null = wanted_tags(filter),
+        error_kind: text or null = filter.error_kind.map(|kind| kind.as_str()),
+        held_reason: text or null = filter.held_reason.map(|reason| reason.as_str()),
+        outcome_unknown: boolean = filter.outcome_unknown,
+        version: text or null = filter.version.as_deref(),
+        effect: text or null = filter.effect.map(|effect| effect.as_str()),
+    }
+}
+
+columns! {
+    StretchColumns "stretch" of<'a> &'a Stretch as stretch {
+        before_at: bigint = stretch.before.at,
+        before_id: uuid = stretch.before.id,
+        end_at: bigint = stretch.end.at,
+        end_id: uuid = stretch.end.id,
     }
 }
 
@@ -351,6 +378,15 @@ pub(super) fn common_lists() -> Declared {
     Binding::declare("", &mut declared);
     Error::declare("", &mut declared);
     declared
+}
+
+/// The tags that a job must have, if there are any.
+fn wanted_tags(filter: &JobFilter) -> Option<String> {
+    let encode = || {
+        serde_json::to_string(&filter.tags)
+            .unwrap_or_else(|error| unreachable!("a map of strings always encodes: {error}"))
+    };
+    (!filter.tags.is_empty()).then(encode)
 }
 
 fn due_after(ending: &Ending) -> Option<i64> {

@@ -13,8 +13,8 @@ use super::{
     read::{StoreRow, if_readable},
 };
 use crate::job::{
-    AttemptOutcome, Binding, HeldReason, IllegalMove, JobError, JobId, JobSpec, Owner, QueueName, Release,
-    RequestId, State,
+    AttemptOutcome, Binding, HeldReason, IllegalMove, JobError, JobId, JobSpec, QueueName, Release,
+    RequestId, State, Transition, WorkerId,
 };
 
 /// Questions and decisions about single jobs. Decisions name who made them, for the [history](super::History): a
@@ -26,9 +26,6 @@ pub trait JobControl: fmt::Debug + Send + Sync {
     /// Its attempts, in order. The attempt of a running job is included, without an outcome.
     async fn attempts(&self, id: JobId) -> Result<Vec<AttemptView>>;
 
-    /// Jobs, newest first, without `result`.
-    async fn jobs(&self, filter: &JobFilter) -> Result<Vec<JobView>>;
-
     /// Calls a job off ([`crate::job::Transition::Cancel`]). A running job is marked only. A call whose outcome is unknown
     /// is still looked up; what is learned of it changes the record of its attempt and not the state.
     async fn cancel(&self, id: JobId, by: &str) -> Result<Decided>;
@@ -36,26 +33,17 @@ pub trait JobControl: fmt::Debug + Send + Sync {
     /// Runs a failed or cancelled job again, with a fresh attempt budget, or makes a waiting one due
     /// now ([`crate::job::Transition::Restart`]). Its error is forgotten; its binding stays.
     ///
-    /// A job whose last call counts and may have had its effect is run again only with `force`
-    /// ([`Decided::MayHaveActed`]).
-    async fn restart(&self, id: JobId, by: &str, force: bool) -> Result<Decided>;
+    /// A job whose last call counts and may have had its effect is run again only with [`Force::effect`]
+    /// ([`Decided::MayHaveActed`]), and one whose `run_at` is still to come only with [`Force::early`] ([`Decided::Early`]).
+    async fn restart(&self, id: JobId, by: &str, force: Force) -> Result<Decided>;
 
     /// Lets a held job go. The result of one that a person marks as succeeded is JSON `null`. One that
     /// waited for a connection forgets the account that was chosen for it, because the new connection
     /// is another account; an account that the job named itself stays.
+    ///
+    /// A job that is held because its call cannot be made has not run, and can only be let go to run
+    /// ([`Decided::HasNotRun`]).
     async fn release(&self, id: JobId, release: Release, by: &str) -> Result<Decided>;
-
-    async fn count_held(&self, filter: &HeldFilter) -> Result<u64>;
-
-    /// Lets up to `limit` matching jobs go, each as [`Self::release`] does, and returns how many. Jobs
-    /// that somebody else decides about at the same time are left to them.
-    async fn release_held(
-        &self,
-        filter: &HeldFilter,
-        release: Release,
-        by: &str,
-        limit: usize,
-    ) -> Result<u64>;
 
     async fn census(&self) -> Result<Census>;
 }
@@ -66,25 +54,20 @@ pub enum Decided {
     Illegal(IllegalMove),
     /// Unchanged: running it again might repeat an effect.
     MayHaveActed,
+    /// Unchanged: its `run_at` is still to come.
+    Early,
+    /// Unchanged: it is held for this reason and has not run, so that nobody can know how it ended.
+    HasNotRun(HeldReason),
     Unknown,
 }
 
-/// Which jobs to list. All given conditions must hold.
-#[derive(Debug, Clone, Default)]
-pub struct JobFilter {
-    pub state: Option<State>,
-    pub owner: Option<Owner>,
-    pub tool: Option<String>,
-    pub limit: usize,
-}
-
-/// Which held jobs to let go. All given conditions must hold.
-#[derive(Debug, Clone)]
-pub struct HeldFilter {
-    pub reason: HeldReason,
-    pub owner: Option<Owner>,
-    /// Of this toolkit, as far as it is known: a job that was held before its tool was looked up has none.
-    pub toolkit: Option<String>,
+/// What [`JobControl::restart`] does all the same.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Force {
+    /// Repeat an effect.
+    pub effect: bool,
+    /// Run a job before its `run_at`.
+    pub early: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -99,8 +82,6 @@ pub struct JobView {
     /// Since when it is due, or was when it ran last, however often it was published or postponed since. `None` for a job
     /// of a build that did not note it.
     pub first_due_at: Option<Timestamp>,
-    /// How often the relay or the door has published it since it was claimed last.
-    pub published: u32,
     /// When its call is next looked up in the execution log, while its outcome is unknown.
     pub check_at: Option<Timestamp>,
     /// Since when the outcome of the last call that was looked up was unknown.
@@ -121,6 +102,20 @@ pub struct JobView {
     pub spent: u32,
     /// Somebody asked to cancel it while it ran.
     pub cancel_requested: bool,
+    /// How often the relay or the door has published it since it became due.
+    pub publications: u32,
+    /// The toolkit that its owner has to connect, while it is held for that.
+    pub waits_for: Option<String>,
+    /// The worker that runs it, or else the last one that ended an attempt. Builds before this one noted only the former.
+    pub worker: Option<WorkerId>,
+}
+
+impl JobView {
+    /// The toolkit of its tool, as far as it is known.
+    pub fn toolkit(&self) -> Option<&str> {
+        let bound = self.binding.as_ref().map(|binding| binding.toolkit.as_str());
+        bound.or(self.waits_for.as_deref())
+    }
 }
 
 /// One attempt as people read it; as JSON, without its error.
@@ -191,12 +186,32 @@ fn lane_and_state(row: &impl StoreRow) -> Result<(QueueName, State)> {
     Ok((row.parse("queue")?, row.parse("state")?))
 }
 
+/// Why a decision changed nothing of a job, as its row says; `None` if nothing stands in the way any more.
+pub(super) fn refused(row: &impl StoreRow, transition: &Transition) -> Result<Option<Decided>> {
+    if let Err(illegal) = transition.apply(row.parse("state")?) {
+        return Ok(Some(Decided::Illegal(illegal)));
+    }
+    Ok(match transition {
+        Transition::Restart if row.read("may_have_acted")? => Some(Decided::MayHaveActed),
+        Transition::Restart if row.read("is_early")? => Some(Decided::Early),
+        Transition::Release(Release::Succeeded | Release::Failed) => row
+            .word_if_any("held_reason")?
+            .filter(|reason: &HeldReason| !reason.may_have_run())
+            .map(Decided::HasNotRun),
+        _ => None,
+    })
+}
+
 /// Whether the last call of a job counts and has had its effect, or may have had it and nobody has said otherwise.
 pub(super) const MAY_HAVE_ACTED: &str =
     "coalesce(frozen_effect = 'once'
         and exists (select 1 from attempts a where a.job_id = jobs.id and a.number = jobs.attempt
             and (a.outcome = 'succeeded'
                 or a.outcome in ('unknown', 'lost') and jobs.error_kind is distinct from 'marked_failed')), false)";
+
+/// Whether the call of a held job may have been made, so that a person can know how it ended.
+pub(super) const MAY_HAVE_RUN: &str =
+    "(held_reason is null or held_reason not in ('connection', 'credentials'))";
 
 /// The attempts of a job; one in progress, and a first one that succeeded, are in the job's row.
 pub(super) const ATTEMPTS: &str = "select number, times, request_id, outcome, http_status, log_id, version, {error},

@@ -35,6 +35,8 @@ mod error;
 mod finishes;
 mod history;
 mod job_control;
+mod job_filter;
+mod job_lists;
 mod jobs;
 mod leases;
 mod migrations;
@@ -59,12 +61,14 @@ pub use connections::{Awaited, Connections, SEARCHED_FOR_TOGETHER, TakeAwaited};
 pub use error::{Result, StoreError, StoreErrorKind};
 pub use finishes::{By, Finish, Finished, Finishes};
 pub use history::{History, HistoryEntry, HistoryFact, HistoryKind, check_decider};
-pub use job_control::{AttemptView, Census, Decided, HeldFilter, JobControl, JobFilter, JobView};
+pub use job_control::{AttemptView, Census, Decided, Force, JobControl, JobView};
+pub use job_filter::{JobFilter, Looked, NoPlace};
+pub use job_lists::{Glance, JobLists, all_jobs};
 pub use jobs::{Conflict, Inserted, Jobs, Repeated};
-pub use leases::{Leases, LostJob};
+pub use leases::{Leases, LostJob, WorkerView, build};
 pub use pins::Pins;
 pub use publications::{Due, MAX_UNCLAIMED_WAIT, Publications};
-pub use rejections::{Rejected, RejectedView, Rejections};
+pub use rejections::{Rejected, RejectedFilter, RejectedView, Rejections};
 pub use retention::{OldJob, OldMessage, Page, Pending, Place, Retention, Which};
 pub use sql::Statement;
 
@@ -80,6 +84,7 @@ pub trait Store:
     + Connections
     + Audit
     + JobControl
+    + JobLists
     + History
     + Pins
     + Rejections

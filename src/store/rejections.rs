@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use jiff::Timestamp;
 use uuid::Uuid;
 
-use super::Result;
+use super::{Place, Result};
 use crate::job::{Asked, EnvelopeReason, JobId, QueueName};
 
 #[async_trait]
@@ -18,16 +18,34 @@ pub trait Rejections: fmt::Debug + Send + Sync {
     /// [`Answers`]: super::Answers
     async fn reject(&self, batch: &[Rejected]) -> Result<()>;
 
-    /// The newest rejected messages that were not requeued, without bodies.
-    async fn rejected(&self, limit: usize) -> Result<Vec<RejectedView>>;
+    /// Up to `limit` rejected messages older than `before` that match and were not requeued, newest first, without
+    /// bodies. How many there are to look at is bounded by `[retention]`.
+    async fn rejected(
+        &self,
+        filter: &RejectedFilter,
+        before: Option<Place>,
+        limit: usize,
+    ) -> Result<Vec<RejectedView>>;
 
     async fn rejected_message(&self, id: Uuid) -> Result<Option<RejectedView>>;
 
     /// The message that came last of those that were meant to be this job, as far as that could be told.
     async fn rejected_as(&self, job: JobId) -> Result<Option<Uuid>>;
 
-    /// Marks a message as requeued, so that it is no longer listed.
-    async fn mark_requeued(&self, id: Uuid) -> Result<bool>;
+    /// Marks a message as requeued by a person, so that it is no longer listed. A body that was taken instead of its own
+    /// is kept beside it.
+    async fn mark_requeued(&self, id: Uuid, by: &str, corrected: Option<Vec<u8>>) -> Result<bool>;
+}
+
+/// Which rejected messages are listed. All given conditions must hold.
+#[derive(Debug, Clone, Default)]
+pub struct RejectedFilter {
+    pub reason: Option<EnvelopeReason>,
+    pub queue: Option<QueueName>,
+    /// Received then or later.
+    pub since: Option<Timestamp>,
+    /// Received before then.
+    pub until: Option<Timestamp>,
 }
 
 #[derive(Debug, Clone)]
@@ -70,4 +88,15 @@ pub struct RejectedView {
     pub seen: u32,
     pub received_at: Timestamp,
     pub requeued_at: Option<Timestamp>,
+    /// Who requeued it last, since a build that notes it.
+    pub requeued_by: Option<String>,
+    /// The body that was taken instead of its own; always `None` in lists.
+    pub corrected: Option<Vec<u8>>,
+}
+
+impl RejectedView {
+    /// Its place in lists.
+    pub fn place(&self) -> Place {
+        Place { at: self.received_at.as_microsecond(), id: self.message.id }
+    }
 }

@@ -50,7 +50,7 @@ pub struct Which {
 }
 
 /// A place between two rows in the order in which they came.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Place {
     /// By the store's clock, in microseconds since 1970.
     pub(super) at: i64,

@@ -5,23 +5,22 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 use super::{
-    About, Answer, AttemptView, Awaited, Check, ClaimReceipt, HistoryEntry, HistoryFact, HistoryKind,
+    About, Answer, AttemptView, Awaited, Check, ClaimReceipt, Glance, HistoryEntry, HistoryFact, HistoryKind,
     JobView, LostJob, Rejected, RejectedView, Result,
     columns::{budget_of, spec_of},
     read::StoreRow,
     replay::{FoundJob, RecordedAttempt, Standing},
     texts::GLOBAL,
 };
-use crate::job::{Asked, Binding, ErrorKind, Fence, JobError, JobId, Pin, ReplyKind, RequestId};
+use crate::job::{Asked, Binding, ErrorKind, Fence, JobError, JobId, Pin, ReplyKind, RequestId, WorkerId};
 
 /// Since when a waiting job is due. A row of a build that did not note it has its next time only.
 pub(super) const FIRST_DUE: &str = "coalesce(first_due_at, due_at)";
 
 /// All columns of a job that people and apps read, but for `result`.
 pub(super) const JOB: &str =
-    "{read spec}, {binding}, state, created_at, due_at, first_due_at, published, check_at,
-    unknown_since, checks,
-    request_id, attempt, spent, started_at,
+    "{read spec}, {binding}, state, created_at, due_at, first_due_at, check_at, unknown_since, checks,
+    request_id, attempt, spent, started_at, published, waits_for, coalesce(worker_id, ran_by) as ran_by,
     cancel_requested, held_reason, {error}, log_id, finished_at";
 
 /// A job with the columns [`JOB`] and `result`.
@@ -34,7 +33,6 @@ pub(super) fn job(row: &impl StoreRow) -> Result<JobView> {
         created_at: row.time("created_at")?,
         due_at: row.time_if_any("due_at")?,
         first_due_at: row.time_if_any("first_due_at")?,
-        published: row.count("published")?,
         check_at: row.time_if_any("check_at")?,
         unknown_since: row.time_if_any("unknown_since")?,
         checks: row.count("checks")?,
@@ -47,6 +45,26 @@ pub(super) fn job(row: &impl StoreRow) -> Result<JobView> {
         attempt: row.count("attempt")?,
         spent: row.count("spent")?,
         cancel_requested: row.read("cancel_requested")?,
+        publications: row.count("published")?,
+        waits_for: row.read("waits_for")?,
+        worker: row.read::<Option<_>>("ran_by")?.map(WorkerId),
+    })
+}
+
+pub(super) fn glance(row: &impl StoreRow) -> Result<Glance> {
+    Ok(Glance {
+        id: JobId(row.read("id")?),
+        state: row.parse("state")?,
+        held_reason: row.word_if_any("held_reason")?,
+        owner: row.owner()?,
+        queue: row.parse("queue")?,
+        tool: row.read("tool")?,
+        version: row.read("toolkit_version")?,
+        effect: row.effect_if_any("effect")?,
+        error_kind: row.word_if_any("error_kind")?,
+        finished_for: row.span_if_any("finished_for")?,
+        last_outcome: row.word_if_any("last_outcome")?,
+        may_have_acted: row.read("may_have_acted")?,
     })
 }
 
@@ -205,6 +223,8 @@ pub(super) fn rejected(row: &impl StoreRow) -> Result<RejectedView> {
         seen: row.count("seen")?,
         received_at: row.time("received_at")?,
         requeued_at: row.time_if_any("requeued_at")?,
+        requeued_by: row.read("requeued_by")?,
+        corrected: row.read("corrected")?,
     })
 }
 

@@ -176,6 +176,7 @@ single_values! {
     Option<Uuid> = "uuid": Postgres Sqlite, value => value;
     Vec<Uuid> = "uuid[]": Postgres, value => value;
     Vec<u8> = "bytea": Sqlite, value => value;
+    Option<Vec<u8>> = "bytea": Postgres Sqlite, value => value;
     i16 = "smallint": Postgres Sqlite, value => value;
     i32 = "integer": Postgres Sqlite, value => value;
     Option<i32> = "integer": Sqlite, value => value;
@@ -230,7 +231,8 @@ pub(super) use statements;
 macro_rules! all_statements {
     () => {
         all_statements!(
-            admin answers audit checks claims connections finishes history job_control jobs leases pins publications rejections
+            admin answers audit checks claims connections finishes history job_control job_lists jobs leases pins publications
+            rejections
             retention
         )
     };

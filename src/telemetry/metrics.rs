@@ -58,6 +58,7 @@ macro_rules! catalogue {
 
 catalogue! {
     BUILD_INFO = Gauge Count "errand_build_info" ["version"] "Always 1; the label names the running version.";
+    WORKER_BUILDS = Gauge Count "errand_worker_builds" [] "Different builds of errand among the workers that live, as the database knows them.";
     JOBS_FINISHED = Counter Count "errand_jobs_finished_total" ["queue", "toolkit", "outcome"] "Attempts that ended, by what became of the job: succeeded, failed, retryable, held or cancelled.";
     ATTEMPT_DURATION = Histogram Seconds "errand_attempt_duration_seconds" ["outcome"] "Time of one call to the tool API, by the outcome of the attempt.";
     JOB_DURATION = Histogram Seconds "errand_job_duration_seconds" ["queue"] "Time from when a job was first due until its final state was recorded.";

@@ -23,7 +23,7 @@ use crate::{
     backoff::RECONNECT,
     failure::chain,
     in_flight::Noted,
-    job::{EnvelopeError, EnvelopeReason, ErrorKind, JobId, JobSpec, QueueName, State},
+    job::{EnvelopeError, EnvelopeReason, ErrorKind, JobId, JobSpec, QueueName, State, Stop},
     queue::{Delivery, QueueErrorKind, Settler, Token},
     store::{Claim, Claimed, Inserted, Rejected, Repeat, Repeated, StoreError},
     sync::lock,
@@ -338,7 +338,7 @@ impl Intake {
                 "scheduled"
             }
             Ok(Claimed::Ended { state, kind }) => {
-                self.tell_ended(&claim.spec, state, kind);
+                self.tell_ended(&claim, state, kind);
                 "ended"
             }
             Ok(Claimed::Duplicate(repeated)) => {
@@ -375,14 +375,14 @@ impl Intake {
         None
     }
 
-    fn tell_ended(&self, spec: &JobSpec, state: State, kind: ErrorKind) {
-        self.metrics.finished(None, state.as_str());
-        let JobSpec { id, owner, tool, .. } = spec;
+    fn tell_ended(&self, claim: &Claim, state: State, kind: ErrorKind) {
+        self.metrics.finished(claim.stop.as_ref().and_then(Stop::waits_for), state.as_str());
+        let JobSpec { id, owner, tool, reply_to, .. } = &*claim.spec;
         tracing::info!(
             job.id = %id, owner.kind = %owner.kind(), tool, queue = %self.lane, kind = %kind,
             "job {state} without an attempt"
         );
-        if spec.reply_to.is_some() {
+        if reply_to.is_some() {
             self.shared.services.relay_wake.notify_one();
         }
     }

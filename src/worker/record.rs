@@ -24,11 +24,19 @@ struct Unsuccessful {
     outcome: Option<AttemptOutcome>,
     http_status: Option<u16>,
     log_id: Option<String>,
+    /// The toolkit that the owner has to connect.
+    waits_for: Option<String>,
 }
 
 impl Unsuccessful {
-    const UNSTORABLE: Self =
-        Self { kind: ErrorKind::Internal, reason: None, outcome: None, http_status: None, log_id: None };
+    const UNSTORABLE: Self = Self {
+        kind: ErrorKind::Internal,
+        reason: None,
+        outcome: None,
+        http_status: None,
+        log_id: None,
+        waits_for: None,
+    };
 
     fn of(end: &AttemptEnd, error: &JobError) -> Self {
         let AttemptEnd { outcome, http_status, log_id, ending } = end;
@@ -38,15 +46,21 @@ impl Unsuccessful {
             outcome: Some(*outcome),
             http_status: *http_status,
             log_id: log_id.clone(),
+            waits_for: ending.waits_for().map(str::to_owned),
         }
+    }
+
+    /// The toolkit of the job, as far as it is known.
+    fn toolkit<'a>(&'a self, job: &'a RunningJob) -> Option<&'a str> {
+        bound_toolkit(job).or(self.waits_for.as_deref())
     }
 
     /// The job, the attempt and the tool are fields of the attempt's span.
     fn tell(&self, job: &RunningJob, state: State) {
-        let Self { kind, reason, outcome, http_status, log_id } = self;
+        let Self { kind, reason, outcome, http_status, log_id, .. } = self;
         tracing::info!(
             queue = %job.spec.queue,
-            toolkit = job.receipt.binding.as_ref().map(|binding| binding.toolkit.as_str()),
+            toolkit = self.toolkit(job),
             kind = kind.as_str(),
             reason = reason.map(HeldReason::as_str),
             outcome = outcome.map(AttemptOutcome::as_str),
@@ -86,7 +100,8 @@ pub(super) async fn record(shared: &Shared, job: RunningJob, end: AttemptEnd) {
             if let (State::Retryable, Some(Unsuccessful { kind, .. })) = (state, &unsuccessful) {
                 metrics::RETRIES.add([kind.as_str()], 1);
             }
-            applied(shared, &job, state);
+            let toolkit = unsuccessful.as_ref().map_or_else(|| bound_toolkit(&job), |end| end.toolkit(&job));
+            applied(shared, &job, toolkit, state);
             if matches!(state, State::Failed | State::Held) {
                 // The database may have refused to keep the answer of a call that succeeded.
                 unsuccessful.unwrap_or(Unsuccessful::UNSTORABLE).tell(&job, state);
@@ -128,8 +143,11 @@ async fn submit(shared: &Shared, finish: Finish) -> Option<Finished> {
     finished
 }
 
-fn applied(shared: &Shared, job: &RunningJob, state: State) {
-    let toolkit = job.receipt.binding.as_ref().map(|binding| binding.toolkit.as_str());
+fn bound_toolkit(job: &RunningJob) -> Option<&str> {
+    job.receipt.binding.as_ref().map(|binding| binding.toolkit.as_str())
+}
+
+fn applied(shared: &Shared, job: &RunningJob, toolkit: Option<&str>, state: State) {
     job.metrics.finished(toolkit, state.as_str());
     if state.is_final() {
         let took = shared.services.clock.now().duration_since(job.due_at).as_secs_f64().max(0.0);

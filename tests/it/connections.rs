@@ -35,6 +35,12 @@ async fn held_jobs_go_on_by_themselves_when_the_account_is_active_again() {
     harness.publish(&further).await;
     harness.counts("state = 'held' and held_reason = 'connection' and spent = 0", 21).await;
     assert_eq!(harness.sandbox.ledger_summary().calls, 0, "nothing was sent");
+    assert_eq!((&shown["toolkit"], &shown["version"]), (&"github".into(), &Value::Null), "{shown}");
+    let held = |toolkit: &str| {
+        format!("errand_jobs_finished_total{{queue=\"default\",toolkit=\"{toolkit}\",outcome=\"held\"}}")
+    };
+    worker.metric_reaches(&held("github"), 21.0).await;
+    assert!(worker.metric(&held("none")).await < 1.0);
 
     // Another owner is not kept waiting by any of this.
     let other = read("u-alice");

@@ -139,8 +139,7 @@ async fn a_job_that_is_enqueued_after_a_pin_was_set_runs_by_it() {
         .lines()
         .filter(|line| line.contains("export"))
         .fold(String::new(), |all, line| all + line + "\n");
-    let job =
-        r#"errand enqueue GITHUB_GET_REPO --user-id u-alice --args '{"owner":"o","repo":"r"}' --wait --json"#;
+    let job = r#"errand enqueue GITHUB_GET_REPO --owner user:u-alice --args '{"owner":"o","repo":"r"}' --wait --json"#;
     for version in ["20250905_00", "20251027_00"] {
         let pasted = paste(&format!("{exports}errand pins set github {version} >/dev/null\n{job}"), &[]);
         let job: Value = serde_json::from_slice(&pasted.stdout).unwrap();

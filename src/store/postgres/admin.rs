@@ -34,6 +34,7 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
     (12, "postponements", include_str!("../../../migrations/postgres/0012_postponements.sql")),
     (13, "first_due", include_str!("../../../migrations/postgres/0013_first_due.sql")),
     (14, "answers", include_str!("../../../migrations/postgres/0014_answers.sql")),
+    (15, "builds", include_str!("../../../migrations/postgres/0015_builds.sql")),
     (16, "views", include_str!("../../../migrations/postgres/0016_views.sql")),
 ];
 

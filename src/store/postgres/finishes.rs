@@ -46,6 +46,7 @@ statements! { Postgres:
             first_due_at = case when i.state <> 'retryable' then j.first_due_at
                 when i.charge > 0 then now() + i.after * interval '1 microsecond' else coalesce(j.first_due_at, j.started_at) end,
             spent = j.spent + least(i.charge, j.attempt - j.spent), worker_id = null,
+            ran_by = j.worker_id,
             postponed_since = case when i.state = 'retryable' and i.charge = 0 then coalesce(j.postponed_since,
                 case when i.error_kind is not null then now() end) end,
             held_reason = case when not j.cancel_requested then i.held_reason end,

@@ -5,7 +5,8 @@ use sqlx::Postgres;
 use crate::store::{
     audit::RULES,
     columns::common_lists,
-    job_control::MAY_HAVE_ACTED,
+    job_control::{MAY_HAVE_ACTED, MAY_HAVE_RUN},
+    job_lists::{GLANCE, IS_UNKNOWN},
     rows::{FIRST_DUE, JOB},
     sql::{Declared, Dialect},
 };
@@ -92,22 +93,49 @@ impl Dialect for Postgres {
             "state = 'failed', held_reason = null, check_at = null, {each error: @ = {@}}, finished_at = now(),
         reply_due_at = case when reply_to is not null then now() end",
         ),
-        // Held jobs by reason, owner and toolkit.
+        ("glance", GLANCE),
+        ("finished_for", "(extract(epoch from now() - finished_at) * 1000000)::bigint"),
+        // A part of the order of creation.
         (
-            "is_held_match",
-            "held_reason = {reason} and ({owner_kind}::text is null or (owner_kind = {owner_kind} and owner_id = {owner_id}))
-            and ({toolkit}::text is null or coalesce(toolkit, waits_for) = {toolkit})",
+            "in_order",
+            "(created_at, id) < (timestamptz 'epoch' + {before_at}::bigint * interval '1 microsecond', {before_id}::uuid)
+            and (created_at, id) >= (timestamptz 'epoch' + {end_at}::bigint * interval '1 microsecond', {end_id}::uuid)",
         ),
+        // The same among the jobs of an owner's ID. It has no `owner_id = ...` and is ordered by it, because no other
+        // index than that of owners can serve this, whatever the planner believes of how many jobs they have.
         (
-            "held_page",
-            "page as (
-            select id as page_id, account as page_account from jobs where {is_held_match}
-            limit {limit} for update skip locked)",
+            "in_order_of_owner",
+            "(owner_id, created_at, id) < ({owner_id}, timestamptz 'epoch' + {before_at}::bigint * interval '1 microsecond',
+                {before_id}::uuid)
+            and (owner_id, created_at, id) >= ({owner_id}, timestamptz 'epoch' + {end_at}::bigint * interval '1 microsecond',
+                {end_id}::uuid)",
         ),
+        // What a filter asks for.
+        (
+            "matches",
+            "({state}::text is null or state = {state})
+            and ({owner_kind}::text is null or owner_kind = {owner_kind} and owner_id = {owner_id})
+            and ({tool}::text is null or tool = {tool})
+            and ({toolkit}::text is null or coalesce(toolkit, waits_for) = {toolkit})
+            and ({queue}::text is null or queue = {queue})
+            and ({wanted_tags}::text is null or tags @> {wanted_tags}::jsonb)
+            and ({error_kind}::text is null or error_kind = {error_kind})
+            and ({held_reason}::text is null or held_reason = {held_reason})
+            and ({version}::text is null or coalesce(toolkit_version, version) = {version})
+            and ({effect}::text is null or coalesce(frozen_effect, effect) = {effect})
+            and (not {outcome_unknown} or {is_unknown})",
+        ),
+        ("is_unknown", IS_UNKNOWN),
         (
             "held_one",
             "page as (
             select id as page_id, account as page_account from jobs where id = {id} and state = 'held' for update)",
+        ),
+        (
+            "run_one",
+            "page as (
+            select id as page_id, account as page_account from jobs
+            where {may_have_run} and id = {id} and state = 'held' for update)",
         ),
         // What follows on an update `released` of a page.
         ("of_page", "from page where id = page_id returning id, state, account, page_account"),
@@ -121,6 +149,8 @@ impl Dialect for Postgres {
             from released where account is distinct from page_account)",
         ),
         ("may_have_acted", MAY_HAVE_ACTED),
+        ("may_have_run", MAY_HAVE_RUN),
+        ("is_early", "coalesce(run_at > now(), false)"),
         // For the audit, which reads the claims once for a page at most, and not at all where nothing runs.
         ("rules", RULES),
         ("audit_after", "({after}::uuid is null or id > {after})"),

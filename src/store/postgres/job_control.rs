@@ -6,14 +6,12 @@ use uuid::Uuid;
 
 use super::{PostgresStore, batch::MAX_ROUNDS};
 use crate::{
-    job::{JobId, Release, State, Transition},
+    job::{JobId, Release, Transition},
     store::{
-        AttemptView, Census, Decided, HeldFilter, JobControl, JobFilter, JobView, Result, StoreError,
-        StoreErrorKind,
-        columns::{Error, Held},
-        convert::to_limit,
+        AttemptView, Census, Decided, Force, JobControl, JobView, Result, StoreError, StoreErrorKind,
+        columns::Error,
         history::refuse_decider,
-        job_control::ATTEMPTS,
+        job_control::{ATTEMPTS, refused},
         read::{StoreRow as _, readable},
         rows,
         sql::{Bound, One, statements},
@@ -25,16 +23,6 @@ statements! { Postgres:
     job(id: Uuid) = "select {job}, result::text as result from jobs where id = {id}";
 
     attempts(job_id: Uuid) = ATTEMPTS;
-
-    jobs(state: Option<&str>, tool: Option<&str>, limit: i64) = "select {job}, null::text as result
-    from jobs where ({state}::text is null or state = {state}) and ({tool}::text is null or tool = {tool})
-    order by created_at desc, id desc limit {limit}";
-
-    jobs_of_owner(state: Option<&str>, tool: Option<&str>, limit: i64, owner_kind: &str, owner_id: &str) =
-    "select {job}, null::text as result
-    from jobs where ({state}::text is null or state = {state}) and ({tool}::text is null or tool = {tool})
-        and owner_kind = {owner_kind} and owner_id = {owner_id}
-    order by created_at desc, id desc limit {limit}";
 
     /// A running job that is called off twice is called off once.
     cancel(id: Uuid, by: &str) = "with was as (
@@ -52,10 +40,10 @@ statements! { Postgres:
         select id, 'cancelled', {by}::text from cancelled where not was_cancelled)
     select state from cancelled";
 
-    restart(id: Uuid, by: &str, force: bool) = "with restarted as (
+    restart(id: Uuid, by: &str, force: bool, early: bool) = "with restarted as (
         update jobs set state = 'available', due_at = now(), first_due_at = now(), published = 0, postponed_since = null, spent = 0,
             finished_at = null, reply_due_at = null, check_at = null, cancel_requested = false, {each error: @ = null}
-        where ({force} or not {may_have_acted}) and id = {id} and state in ('failed', 'cancelled', 'retryable', 'scheduled')
+        where ({force} or not {may_have_acted}) and ({early} or not {is_early}) and id = {id} and state in ('failed', 'cancelled', 'retryable', 'scheduled')
         returning id, state),
     noted as (insert into job_history (job_id, kind, by) select id, 'retried', {by}::text from restarted)
     select state from restarted";
@@ -64,23 +52,13 @@ statements! { Postgres:
     "with {held_one}, released as (update jobs set {to_retry} {of_page}), {note_released} select state from released";
 
     release_succeeded(id: Uuid, by: &str, how: &str, result: &str) =
-    "with {held_one}, released as (update jobs set {to_succeeded} {of_page}), {note_released} select state from released";
+    "with {run_one}, released as (update jobs set {to_succeeded} {of_page}), {note_released} select state from released";
 
     release_failed(error: One<'_, Error>, id: Uuid, by: &str, how: &str) =
-    "with {held_one}, released as (update jobs set {to_failed} {of_page}), {note_released} select state from released";
+    "with {run_one}, released as (update jobs set {to_failed} {of_page}), {note_released} select state from released";
 
-    count_held(held: One<'_, Held>) = "select count(*) as jobs from jobs where {is_held_match}";
-
-    release_held_retry(held: One<'_, Held>, limit: i64, by: &str, how: &str) =
-    "with {held_page}, released as (update jobs set {to_retry} {of_page}), {note_released} select state from released";
-
-    release_held_succeeded(held: One<'_, Held>, limit: i64, by: &str, how: &str, result: &str) =
-    "with {held_page}, released as (update jobs set {to_succeeded} {of_page}), {note_released} select state from released";
-
-    release_held_failed(held: One<'_, Held>, error: One<'_, Error>, limit: i64, by: &str, how: &str) =
-    "with {held_page}, released as (update jobs set {to_failed} {of_page}), {note_released} select state from released";
-
-    state(id: Uuid) = "select state, {may_have_acted} as may_have_acted from jobs where id = {id}";
+    state(id: Uuid) = "select state, held_reason, {may_have_acted} as may_have_acted, {is_early} as is_early
+    from jobs where id = {id}";
 
     census_waiting() = "select queue, state, count(*) as jobs,
         (extract(epoch from now() - min({first_due}) filter (where {first_due} <= now())) * 1000000)::bigint as oldest
@@ -103,22 +81,12 @@ impl JobControl for PostgresStore {
         Ok(readable(&self.other.fetch(sql::attempts(id.0)).await?, rows::attempt))
     }
 
-    async fn jobs(&self, filter: &JobFilter) -> Result<Vec<JobView>> {
-        let (state, tool, limit) =
-            (filter.state.map(State::as_str), filter.tool.as_deref(), to_limit(filter.limit));
-        let query = match &filter.owner {
-            Some(owner) => sql::jobs_of_owner(state, tool, limit, owner.kind().as_str(), owner.id()),
-            None => sql::jobs(state, tool, limit),
-        };
-        Ok(readable(&self.other.fetch(query).await?, rows::job))
-    }
-
     async fn cancel(&self, id: JobId, by: &str) -> Result<Decided> {
         self.decide(id, by, Transition::Cancel, || sql::cancel(id.0, by)).await
     }
 
-    async fn restart(&self, id: JobId, by: &str, force: bool) -> Result<Decided> {
-        self.decide(id, by, Transition::Restart, || sql::restart(id.0, by, force)).await
+    async fn restart(&self, id: JobId, by: &str, force: Force) -> Result<Decided> {
+        self.decide(id, by, Transition::Restart, || sql::restart(id.0, by, force.effect, force.early)).await
     }
 
     async fn release(&self, id: JobId, release: Release, by: &str) -> Result<Decided> {
@@ -129,29 +97,6 @@ impl JobControl for PostgresStore {
             Release::Failed => sql::release_failed(One(Some(&marked_failed())), id.0, by, how),
         };
         self.decide(id, by, Transition::Release(release), decision).await
-    }
-
-    async fn count_held(&self, filter: &HeldFilter) -> Result<u64> {
-        self.other.fetch_total(sql::count_held(One(filter)), "jobs").await
-    }
-
-    async fn release_held(
-        &self,
-        filter: &HeldFilter,
-        release: Release,
-        by: &str,
-        limit: usize,
-    ) -> Result<u64> {
-        refuse_decider(by)?;
-        let (limit, how) = (to_limit(limit), release.as_str());
-        let query = match release {
-            Release::Retry => sql::release_held_retry(One(filter), limit, by, how),
-            Release::Succeeded => sql::release_held_succeeded(One(filter), limit, by, how, NO_RESULT),
-            Release::Failed => {
-                sql::release_held_failed(One(filter), One(Some(&marked_failed())), limit, by, how)
-            }
-        };
-        Ok(self.other.fetch(query).await?.len() as u64)
     }
 
     async fn census(&self) -> Result<Census> {
@@ -179,11 +124,8 @@ impl PostgresStore {
             let Some(row) = self.other.fetch_first(sql::state(id.0)).await? else {
                 return Ok(Decided::Unknown);
             };
-            if let Err(illegal) = transition.apply(row.parse("state")?) {
-                return Ok(Decided::Illegal(illegal));
-            }
-            if matches!(transition, Transition::Restart) && row.read("may_have_acted")? {
-                return Ok(Decided::MayHaveActed);
+            if let Some(refused) = refused(&row, &transition)? {
+                return Ok(refused);
             }
         }
         Err(StoreError::new(StoreErrorKind::Unavailable, "the job kept changing while it was decided on"))

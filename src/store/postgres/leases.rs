@@ -9,7 +9,7 @@ use super::PostgresStore;
 use crate::{
     job::WorkerId,
     store::{
-        Leases, LostJob, Result,
+        Leases, LostJob, Result, WorkerView, build,
         convert::{micros, to_limit, to_millis},
         read::{StoreRow as _, readable},
         rows,
@@ -18,9 +18,21 @@ use crate::{
 };
 
 statements! { Postgres:
-    beat(worker: Uuid, name: &str, lease_ms: Option<i64>) = "insert into workers (id, name, started_at, beat_at, lease_ms)
-    values ({worker}, {name}, now(), now(), {lease_ms})
-    on conflict (id) do update set name = excluded.name, beat_at = excluded.beat_at, lease_ms = excluded.lease_ms";
+    beat(worker: Uuid, name: &str, lease_ms: Option<i64>, build: &str) =
+    "insert into workers (id, name, started_at, beat_at, lease_ms, build)
+    values ({worker}, {name}, now(), now(), {lease_ms}, {build})
+    on conflict (id) do update set name = excluded.name, beat_at = excluded.beat_at, lease_ms = excluded.lease_ms,
+        build = excluded.build";
+
+    workers() = "select id, name, build, started_at, beat_at, lease_ms,
+        (extract(epoch from now() - beat_at) * 1000000)::bigint as silent_for
+    from workers order by started_at, id";
+
+    running_of_workers() = "select j.worker_id, j.queue, count(distinct j.id) as jobs
+    from claims c cross join lateral {running_of_claim} group by j.worker_id, j.queue order by j.worker_id, j.queue";
+
+    live_builds(lease: i64) = "select count(distinct coalesce(build, '')) as builds from workers w
+    where w.beat_at > now() - coalesce(w.lease_ms * 1000, {lease}::bigint) * interval '1 microsecond'";
 
     retire(worker: Uuid) = "delete from workers where id = {worker}";
 
@@ -62,7 +74,16 @@ const FORGET_CLAIMS: i64 = 5_000;
 impl Leases for PostgresStore {
     /// On a connection of its own, because nothing that takes all the others must cost the lease.
     async fn beat(&self, worker: WorkerId, name: &str, lease: Duration) -> Result<()> {
-        self.beat.fetch(sql::beat(worker.0, name, to_millis(Some(lease)))).await.map(drop)
+        self.beat.fetch(sql::beat(worker.0, name, to_millis(Some(lease)), &build())).await.map(drop)
+    }
+
+    async fn workers(&self) -> Result<Vec<WorkerView>> {
+        let workers = self.other.fetch(sql::workers()).await?;
+        WorkerView::all(&workers, &self.other.fetch(sql::running_of_workers()).await?)
+    }
+
+    async fn live_builds(&self, lease: Duration) -> Result<u64> {
+        self.other.fetch_total(sql::live_builds(micros(lease)), "builds").await
     }
 
     async fn retire(&self, worker: WorkerId) -> Result<()> {

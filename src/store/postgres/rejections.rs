@@ -9,12 +9,14 @@ use super::PostgresStore;
 use crate::{
     job::JobId,
     store::{
-        Rejected, RejectedView, Rejections, Result,
-        columns::{Ask, Rejection},
+        Place, Rejected, RejectedFilter, RejectedView, Rejections, Result,
+        columns::{Ask, Messages, Rejection, StretchColumns},
         convert::to_limit,
+        history::refuse_decider,
+        job_filter::Stretch,
         read::{StoreRow as _, readable},
         rows,
-        sql::{Rows, statements},
+        sql::{One, Rows, statements},
     },
 };
 
@@ -32,18 +34,24 @@ statements! { Postgres:
     where i.answer_id is not null and not (i.redelivered and kept.seen > i.seen)
     on conflict do nothing";
 
-    rejected(limit: i64) = "select id, queue, reason, message, ''::bytea as body, properties,
-        octet_length(body)::bigint as size, seen, received_at, requeued_at, job_id
-    from rejected where requeued_at is null order by received_at desc, id desc limit {limit}";
+    rejected(messages: One<'_, Messages>, stretch: One<'_, StretchColumns>, limit: i64) =
+    "select id, queue, reason, message, ''::bytea as body, properties, octet_length(body)::bigint as size, seen,
+        received_at, requeued_at, requeued_by, null::bytea as corrected, job_id
+    from rejected where (received_at, id) < (timestamptz 'epoch' + {before_at}::bigint * interval '1 microsecond', {before_id}::uuid)
+        and (received_at, id) >= (timestamptz 'epoch' + {end_at}::bigint * interval '1 microsecond', {end_id}::uuid)
+        and requeued_at is null and ({reason}::text is null or reason = {reason})
+        and ({queue}::text is null or queue = {queue})
+    order by received_at desc, id desc limit {limit}";
 
     message(id: Uuid) = "select id, queue, reason, message, body, properties, octet_length(body)::bigint as size, seen,
-        received_at, requeued_at, job_id
+        received_at, requeued_at, requeued_by, corrected, job_id
     from rejected where id = {id}";
 
     rejected_as(job_id: Uuid) = "select id from rejected where job_id = {job_id} order by received_at desc, id desc limit 1";
 
-    requeued(id: Uuid) = "update rejected set requeued_at = now() where id = {id} and requeued_at is null
-    returning 1";
+    requeued(id: Uuid, by: &str, corrected: Option<Vec<u8>>) =
+    "update rejected set requeued_at = now(), requeued_by = {by}, corrected = {corrected}::bytea
+    where id = {id} and requeued_at is null returning 1";
 }
 
 #[async_trait]
@@ -60,8 +68,15 @@ impl Rejections for PostgresStore {
         self.hot.fetch(sql::reject(Rows(&counted), Rows(&asks))).await.map(drop)
     }
 
-    async fn rejected(&self, limit: usize) -> Result<Vec<RejectedView>> {
-        Ok(readable(&self.other.fetch(sql::rejected(to_limit(limit))).await?, rows::rejected))
+    async fn rejected(
+        &self,
+        filter: &RejectedFilter,
+        before: Option<Place>,
+        limit: usize,
+    ) -> Result<Vec<RejectedView>> {
+        let stretch = Stretch::between(filter.since, filter.until, before);
+        let query = sql::rejected(One(filter), One(&stretch), to_limit(limit));
+        Ok(readable(&self.other.fetch(query).await?, rows::rejected))
     }
 
     async fn rejected_message(&self, id: Uuid) -> Result<Option<RejectedView>> {
@@ -73,7 +88,8 @@ impl Rejections for PostgresStore {
         found.map(|row| row.read("id")).transpose()
     }
 
-    async fn mark_requeued(&self, id: Uuid) -> Result<bool> {
-        Ok(self.other.fetch_first(sql::requeued(id)).await?.is_some())
+    async fn mark_requeued(&self, id: Uuid, by: &str, corrected: Option<Vec<u8>>) -> Result<bool> {
+        refuse_decider(by)?;
+        Ok(self.other.fetch_first(sql::requeued(id, by, corrected)).await?.is_some())
     }
 }

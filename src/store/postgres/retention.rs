@@ -42,7 +42,7 @@ statements! { Postgres:
     delete from answers where job_id = any({ids})";
 
     old_messages(at: i64, id: Uuid, limit: i64) = "select id, (extract(epoch from received_at) * 1000000)::bigint as at,
-        (extract(epoch from now() - received_at) * 1000000)::bigint as age, octet_length(body)::bigint as bytes
+        (extract(epoch from now() - received_at) * 1000000)::bigint as age, octet_length(body)::bigint + coalesce(octet_length(corrected), 0) as bytes
     from rejected where (received_at, id) < ({instant}, {id}) order by received_at desc, id desc limit {limit}";
 
     remove_messages(ids: Vec<Uuid>, received: Vec<i64>) = "with gone as (

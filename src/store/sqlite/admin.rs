@@ -30,6 +30,7 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
     (12, "postponements", include_str!("../../../migrations/sqlite/0012_postponements.sql")),
     (13, "first_due", include_str!("../../../migrations/sqlite/0013_first_due.sql")),
     (14, "answers", include_str!("../../../migrations/sqlite/0014_answers.sql")),
+    (15, "builds", include_str!("../../../migrations/sqlite/0015_builds.sql")),
     (16, "views", include_str!("../../../migrations/sqlite/0016_views.sql")),
 ];
 

@@ -30,7 +30,7 @@ statements! { Sqlite:
         due_at = case when not cancel_requested then {now} + {after} end,
         first_due_at = case when {state} <> 'retryable' then first_due_at
             when {charge} > 0 then {now} + {after} else coalesce(first_due_at, started_at) end,
-        spent = min(attempt, spent + {charge}), worker_id = null,
+        spent = min(attempt, spent + {charge}), worker_id = null, ran_by = worker_id,
         postponed_since = case when {state} = 'retryable' and {charge} = 0 then coalesce(postponed_since,
             case when {error_kind} is not null then {now} end) end,
         held_reason = case when not cancel_requested then {held_reason} end,

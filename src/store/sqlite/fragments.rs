@@ -5,7 +5,8 @@ use sqlx::Sqlite;
 use crate::store::{
     audit::RULES,
     columns::common_lists,
-    job_control::MAY_HAVE_ACTED,
+    job_control::{MAY_HAVE_ACTED, MAY_HAVE_RUN},
+    job_lists::{GLANCE, IS_UNKNOWN},
     rows::{FIRST_DUE, JOB},
     sql::{Declared, Dialect},
 };
@@ -74,14 +75,30 @@ impl Dialect for Sqlite {
             "state = 'failed', held_reason = null, check_at = null, {each error: @ = {@}},
         finished_at = {now}, reply_due_at = case when reply_to is not null then {now} end",
         ),
-        // Held jobs by reason, owner and toolkit. The state is named for the sake of the index.
+        ("glance", GLANCE),
+        ("finished_for", "{now} - finished_at"),
+        // A part of the order of creation.
+        ("in_order", "(created_at, id) < ({before_at}, {before_id}) and (created_at, id) >= ({end_at}, {end_id})"),
+        // What a filter asks for.
         (
-            "is_held_match",
-            "state = 'held' and held_reason = {reason}
-            and ({owner_kind} is null or (owner_kind = {owner_kind} and owner_id = {owner_id}))
-            and ({toolkit} is null or coalesce(toolkit, waits_for) = {toolkit})",
+            "matches",
+            "({state} is null or state = {state})
+            and ({owner_kind} is null or owner_kind = {owner_kind} and owner_id = {owner_id})
+            and ({tool} is null or tool = {tool})
+            and ({toolkit} is null or coalesce(toolkit, waits_for) = {toolkit})
+            and ({queue} is null or queue = {queue})
+            and ({wanted_tags} is null or not exists (select 1 from json_each({wanted_tags}) w where not exists (
+                select 1 from json_each(jobs.tags) t where t.key = w.key and t.value = w.value)))
+            and ({error_kind} is null or error_kind = {error_kind})
+            and ({held_reason} is null or held_reason = {held_reason})
+            and ({version} is null or coalesce(toolkit_version, version) = {version})
+            and ({effect} is null or coalesce(frozen_effect, effect) = {effect})
+            and (not {outcome_unknown} or {is_unknown})",
         ),
+        ("is_unknown", IS_UNKNOWN),
         ("may_have_acted", MAY_HAVE_ACTED),
+        ("may_have_run", MAY_HAVE_RUN),
+        ("is_early", "coalesce(run_at > {now}, false)"),
         // For the audit. The rescue finds running jobs by their state, so it finds them all.
         ("rules", RULES),
         ("audit_after", "id > {after}"),

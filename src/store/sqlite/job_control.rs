@@ -7,14 +7,12 @@ use uuid::Uuid;
 use super::{SqliteStore, history::note};
 use crate::{
     bounds::MAX_ERROR_CHARS,
-    job::{JobId, Release, State, Transition},
+    job::{JobId, Release, Transition},
     store::{
-        AttemptView, Census, Decided, HeldFilter, HistoryFact, JobControl, JobFilter, JobView, Result,
-        StoreError,
-        columns::{Error, Held},
-        convert::to_limit,
+        AttemptView, Census, Decided, Force, HistoryFact, JobControl, JobView, Result, StoreError,
+        columns::Error,
         history::{Note, refuse_decider},
-        job_control::ATTEMPTS,
+        job_control::{ATTEMPTS, refused},
         read::{StoreRow as _, readable},
         rows,
         sql::{Bound, One, statements},
@@ -27,16 +25,6 @@ statements! { Sqlite:
 
     attempts(job_id: Uuid) = ATTEMPTS;
 
-    jobs(state: Option<&str>, tool: Option<&str>, limit: i64) = "select {job}, null as result
-    from jobs where ({state} is null or state = {state}) and ({tool} is null or tool = {tool})
-    order by created_at desc, id desc limit +{limit}";
-
-    jobs_of_owner(state: Option<&str>, tool: Option<&str>, limit: i64, owner_kind: &str, owner_id: &str) =
-    "select {job}, null as result
-    from jobs where ({state} is null or state = {state}) and ({tool} is null or tool = {tool})
-        and owner_kind = {owner_kind} and owner_id = {owner_id}
-    order by created_at desc, id desc limit +{limit}";
-
     cancel(id: Uuid, now: i64) = "update jobs set
         state = case when state = 'running' then 'running' else 'cancelled' end,
         cancel_requested = (state = 'running'), due_at = null, held_reason = null,
@@ -45,26 +33,24 @@ statements! { Sqlite:
     where id = {id} and state in ('scheduled', 'available', 'retryable', 'held', 'running')
     returning state, account";
 
-    restart(id: Uuid, now: i64, force: bool) = "update jobs set state = 'available', due_at = {now}, first_due_at = {now}, published = 0,
+    restart(id: Uuid, now: i64, force: bool, early: bool) = "update jobs set state = 'available', due_at = {now}, first_due_at = {now}, published = 0,
         postponed_since = null, spent = 0,
         finished_at = null, reply_due_at = null, check_at = null, cancel_requested = 0, {each error: @ = null}
-    where ({force} or not {may_have_acted}) and id = {id} and state in ('failed', 'cancelled', 'retryable', 'scheduled')
+    where ({force} or not {may_have_acted}) and ({early} or not {is_early}) and id = {id} and state in ('failed', 'cancelled', 'retryable', 'scheduled')
     returning state, account";
 
     release_retry(id: Uuid, now: i64) =
     "update jobs set {to_retry} where id = {id} and state = 'held' returning state, account";
 
     release_succeeded(id: Uuid, now: i64, result: &str) =
-    "update jobs set {to_succeeded} where id = {id} and state = 'held' returning state, account";
+    "update jobs set {to_succeeded} where {may_have_run} and id = {id} and state = 'held' returning state, account";
 
     release_failed(error: One<'_, Error>, id: Uuid, now: i64) =
-    "update jobs set {to_failed} where id = {id} and state = 'held' returning state, account";
+    "update jobs set {to_failed} where {may_have_run} and id = {id} and state = 'held' returning state, account";
 
-    count_held(held: One<'_, Held>) = "select count(*) as jobs from jobs where {is_held_match}";
-
-    held(held: One<'_, Held>, limit: i64) = "select id from jobs where {is_held_match} limit +{limit}";
-
-    before(id: Uuid) = "select state, cancel_requested, account, {may_have_acted} as may_have_acted from jobs where id = {id}";
+    before(id: Uuid, now: i64) = "select state, held_reason, cancel_requested, account, {may_have_acted} as may_have_acted,
+        {is_early} as is_early
+    from jobs where id = {id}";
 
     census_waiting(now: i64) = "select queue, state, count(*) as jobs,
         {now} - min(case when {first_due} <= {now} then {first_due} end) as oldest
@@ -87,46 +73,19 @@ impl JobControl for SqliteStore {
         Ok(readable(&self.reader.fetch(sql::attempts(id.0)).await?, rows::attempt))
     }
 
-    async fn jobs(&self, filter: &JobFilter) -> Result<Vec<JobView>> {
-        let (state, tool, limit) =
-            (filter.state.map(State::as_str), filter.tool.as_deref(), to_limit(filter.limit));
-        let query = match &filter.owner {
-            Some(owner) => sql::jobs_of_owner(state, tool, limit, owner.kind().as_str(), owner.id()),
-            None => sql::jobs(state, tool, limit),
-        };
-        Ok(readable(&self.reader.fetch(query).await?, rows::job))
-    }
-
     async fn cancel(&self, id: JobId, by: &str) -> Result<Decided> {
         let cancel = move |now| sql::cancel(id.0, now);
         self.decide(id, by, Transition::Cancel, HistoryFact::Cancelled, cancel).await
     }
 
-    async fn restart(&self, id: JobId, by: &str, force: bool) -> Result<Decided> {
-        let restart = move |now| sql::restart(id.0, now, force);
+    async fn restart(&self, id: JobId, by: &str, force: Force) -> Result<Decided> {
+        let restart = move |now| sql::restart(id.0, now, force.effect, force.early);
         self.decide(id, by, Transition::Restart, HistoryFact::Retried, restart).await
     }
 
     async fn release(&self, id: JobId, release: Release, by: &str) -> Result<Decided> {
         let fact = HistoryFact::Released { how: release };
         self.decide(id, by, Transition::Release(release), fact, move |now| release_one(id, now, release))
-            .await
-    }
-
-    async fn count_held(&self, filter: &HeldFilter) -> Result<u64> {
-        self.reader.fetch_one(sql::count_held(One(filter))).await?.total("jobs")
-    }
-
-    async fn release_held(
-        &self,
-        filter: &HeldFilter,
-        release: Release,
-        by: &str,
-        limit: usize,
-    ) -> Result<u64> {
-        refuse_decider(by)?;
-        let (page, by) = (sql::held(One(filter), to_limit(limit)), by.to_owned());
-        self.write(move |db, now| Box::pin(async move { release_page(db, now, page, release, &by).await }))
             .await
     }
 
@@ -194,15 +153,11 @@ async fn decide(
     decision: Bound<Sqlite>,
     entry: Note<'_>,
 ) -> Result<Decided> {
-    let Some(before) = sql::before(entry.job.0).fetch_optional(&mut *db).await? else {
+    let Some(before) = sql::before(entry.job.0, now).fetch_optional(&mut *db).await? else {
         return Ok(Decided::Unknown);
     };
     let Some(after) = decision.fetch_optional(&mut *db).await? else {
-        return match transition.apply(before.parse("state")?) {
-            Err(illegal) => Ok(Decided::Illegal(illegal)),
-            Ok(_) if before.read("may_have_acted")? => Ok(Decided::MayHaveActed),
-            Ok(_) => Err(StoreError::corrupt("state")),
-        };
+        return refused(&before, transition)?.ok_or_else(|| StoreError::corrupt("state"));
     };
     // A running job that is called off twice is called off once.
     if entry.fact != HistoryFact::Cancelled || !before.read::<bool>("cancel_requested")? {

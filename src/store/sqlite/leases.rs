@@ -9,18 +9,29 @@ use super::SqliteStore;
 use crate::{
     job::WorkerId,
     store::{
-        Leases, LostJob, Result,
+        Leases, LostJob, Result, WorkerView, build,
         convert::{micros, to_limit, to_millis},
-        read::readable,
+        read::{StoreRow as _, readable},
         rows,
         sql::statements,
     },
 };
 
 statements! { Sqlite:
-    beat(worker: Uuid, name: &str, lease_ms: Option<i64>, now: i64) =
-    "insert into workers (id, name, started_at, beat_at, lease_ms) values ({worker}, {name}, {now}, {now}, {lease_ms})
-    on conflict (id) do update set name = excluded.name, beat_at = excluded.beat_at, lease_ms = excluded.lease_ms";
+    beat(worker: Uuid, name: &str, lease_ms: Option<i64>, build: &str, now: i64) =
+    "insert into workers (id, name, started_at, beat_at, lease_ms, build)
+    values ({worker}, {name}, {now}, {now}, {lease_ms}, {build})
+    on conflict (id) do update set name = excluded.name, beat_at = excluded.beat_at, lease_ms = excluded.lease_ms,
+        build = excluded.build";
+
+    workers(now: i64) = "select id, name, build, started_at, beat_at, lease_ms, {now} - beat_at as silent_for
+    from workers order by started_at, id";
+
+    running_of_workers() = "select worker_id, queue, count(*) as jobs from jobs where state = 'running'
+    group by worker_id, queue order by worker_id, queue";
+
+    live_builds(lease: i64, now: i64) = "select count(distinct coalesce(build, '')) as builds from workers
+    where beat_at > {now} - coalesce(lease_ms * 1000, {lease})";
 
     retire(worker: Uuid) = "delete from workers where id = {worker}";
 
@@ -42,7 +53,17 @@ impl Leases for SqliteStore {
     async fn beat(&self, worker: WorkerId, name: &str, lease: Duration) -> Result<()> {
         let name = name.to_owned();
         let lease_ms = to_millis(Some(lease));
-        self.write_one(move |now| sql::beat(worker.0, &name, lease_ms, now)).await.map(drop)
+        self.write_one(move |now| sql::beat(worker.0, &name, lease_ms, &build(), now)).await.map(drop)
+    }
+
+    async fn workers(&self) -> Result<Vec<WorkerView>> {
+        let workers = self.reader.fetch(sql::workers(self.now_micros())).await?;
+        WorkerView::all(&workers, &self.reader.fetch(sql::running_of_workers()).await?)
+    }
+
+    async fn live_builds(&self, lease: Duration) -> Result<u64> {
+        let query = sql::live_builds(micros(lease), self.now_micros());
+        self.reader.fetch_one(query).await?.total("builds")
     }
 
     async fn retire(&self, worker: WorkerId) -> Result<()> {

@@ -40,6 +40,7 @@ mod finishes;
 mod fragments;
 mod history;
 mod job_control;
+mod job_lists;
 mod jobs;
 mod leases;
 mod pins;

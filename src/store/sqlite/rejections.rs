@@ -7,9 +7,11 @@ use super::SqliteStore;
 use crate::{
     job::JobId,
     store::{
-        Rejected, RejectedView, Rejections, Result,
-        columns::{Ask, Rejection},
+        Place, Rejected, RejectedFilter, RejectedView, Rejections, Result,
+        columns::{Ask, Messages, Rejection, StretchColumns},
         convert::to_limit,
+        history::refuse_decider,
+        job_filter::Stretch,
         read::{StoreRow as _, readable},
         rows,
         sql::{One, statements},
@@ -27,17 +29,22 @@ statements! { Sqlite:
     values ({answer_id}, 'rejected', {rejected}, {reply_to}, {correlation_id}, {message_id}, {publisher}, {now})
     on conflict do nothing";
 
-    rejected(limit: i64) = "select id, queue, reason, message, x'' as body, properties, length(body) as size, seen,
-        received_at, requeued_at, job_id
-    from rejected where requeued_at is null order by received_at desc, id desc limit +{limit}";
+    rejected(messages: One<'_, Messages>, stretch: One<'_, StretchColumns>, limit: i64) =
+    "select id, queue, reason, message, x'' as body, properties, length(body) as size, seen,
+        received_at, requeued_at, requeued_by, null as corrected, job_id
+    from rejected where (received_at, id) < ({before_at}, {before_id}) and (received_at, id) >= ({end_at}, {end_id})
+        and requeued_at is null and ({reason} is null or reason = {reason}) and ({queue} is null or queue = {queue})
+    order by received_at desc, id desc limit +{limit}";
 
     message(id: Uuid) = "select id, queue, reason, message, body, properties, length(body) as size, seen,
-        received_at, requeued_at, job_id
+        received_at, requeued_at, requeued_by, corrected, job_id
     from rejected where id = {id}";
 
     rejected_as(job_id: Uuid) = "select id from rejected where job_id = {job_id} order by received_at desc, id desc limit 1";
 
-    requeued(id: Uuid, now: i64) = "update rejected set requeued_at = {now} where id = {id} and requeued_at is null";
+    requeued(id: Uuid, by: &str, corrected: Option<Vec<u8>>, now: i64) =
+    "update rejected set requeued_at = {now}, requeued_by = {by}, corrected = {corrected}
+    where id = {id} and requeued_at is null";
 }
 
 #[async_trait]
@@ -60,8 +67,15 @@ impl Rejections for SqliteStore {
         .await
     }
 
-    async fn rejected(&self, limit: usize) -> Result<Vec<RejectedView>> {
-        Ok(readable(&self.reader.fetch(sql::rejected(to_limit(limit))).await?, rows::rejected))
+    async fn rejected(
+        &self,
+        filter: &RejectedFilter,
+        before: Option<Place>,
+        limit: usize,
+    ) -> Result<Vec<RejectedView>> {
+        let stretch = Stretch::between(filter.since, filter.until, before);
+        let query = sql::rejected(One(filter), One(&stretch), to_limit(limit));
+        Ok(readable(&self.reader.fetch(query).await?, rows::rejected))
     }
 
     async fn rejected_message(&self, id: Uuid) -> Result<Option<RejectedView>> {
@@ -73,7 +87,10 @@ impl Rejections for SqliteStore {
         found.map(|row| row.read("id")).transpose()
     }
 
-    async fn mark_requeued(&self, id: Uuid) -> Result<bool> {
-        Ok(self.write_one(move |now| sql::requeued(id, now)).await? > 0)
+    async fn mark_requeued(&self, id: Uuid, by: &str, corrected: Option<Vec<u8>>) -> Result<bool> {
+        refuse_decider(by)?;
+        let by = by.to_owned();
+        let mark = move |now| sql::requeued(id, &by, corrected, now);
+        Ok(self.write_one(mark).await? > 0)
     }
 }

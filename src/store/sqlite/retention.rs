@@ -37,7 +37,7 @@ statements! { Sqlite:
     remove_other_ids(id: Uuid) = "delete from known_as where job_id = {id}";
 
     old_messages(at: i64, id: Uuid, limit: i64, now: i64) = "select id, received_at as at, {now} - received_at as age,
-        octet_length(body) as bytes
+        octet_length(body) + coalesce(octet_length(corrected), 0) as bytes
     from rejected where (received_at, id) < ({at}, {id}) order by received_at desc, id desc limit +{limit}";
 
     remove_message(id: Uuid, received_at: i64) = "delete from rejected where id = {id} and received_at = {received_at}";

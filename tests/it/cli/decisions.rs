@@ -59,8 +59,15 @@ fn a_held_job_is_shown_with_its_reason_and_can_be_released() {
     assert_eq!(place.run(&["jobs", "show", &id, "--json"]).succeeds().json()["held_reason"], "connection");
     let retried = place.run(&["jobs", "retry", &id]).exits(1);
     assert!(retried.out.contains("is held and cannot be retried; see `errand jobs release`"), "{retried:?}");
-    let ran = place.run(&["jobs", "release", &id, "--succeeded"]).succeeds();
-    assert_eq!(ran.out, format!("{id} is succeeded now\n"));
+    for ending in ["--succeeded", "--failed"] {
+        let refused = place.run(&["jobs", "release", &id, ending]).exits(1);
+        assert!(
+            refused.out.contains("unchanged: jobs that are held for connection have not run"),
+            "{refused:?}"
+        );
+    }
+    let ran = place.run(&["jobs", "release", &id, "--retry"]).succeeds();
+    assert_eq!(ran.out, format!("{id} is available now\n"));
 }
 
 #[test]
@@ -80,7 +87,10 @@ fn held_jobs_are_released_by_reason_owner_and_toolkit() {
         by(wrong).exits(2);
     }
     let ran = by(&["--retry", "--owner", "user:u", "--reason", "connection", "--yes", "--json"]).succeeds();
-    assert_eq!(ran.json(), json!({"matching": 2, "released": 2}));
+    let done = ran.json();
+    assert_eq!((&done["matching"], &done["released"], &done["left"]), (&json!(2), &json!(2), &json!({})));
+    let kinds = json!([{"state": "held", "effect": null, "last_outcome": null, "jobs": 2}]);
+    assert_eq!(done["kinds"], kinds);
     for id in &ids {
         assert_eq!(place.run(&["jobs", "show", id, "--json"]).succeeds().json()["state"], "available");
     }
@@ -169,6 +179,45 @@ fn a_rejected_message_can_be_read_and_requeued_once_it_is_a_job() {
     assert_eq!(left[0]["id"], json!(unfit));
     let again = place.run(&["rejected", "requeue", &fit]).exits(1);
     assert!(again.out.contains("was requeued before"), "{again:?}");
+}
+
+#[test]
+fn rejected_messages_are_found_by_what_they_say_and_run_with_a_corrected_body() {
+    let place = Place::with_database();
+    let named =
+        br#"{"id":"0190b0a0-0000-7000-8000-000000000001","org_id":"org-7","tool":"X","priority":"high"}"#;
+    let wrong = reject(&place.store(), named, EnvelopeReason::BadValue);
+    let garbage = reject(&place.store(), &[b'['; 400], EnvelopeReason::Malformed);
+    let list = |filter: &[&str]| -> Vec<String> {
+        let ran = place.run(&[&["rejected", "list", "--json"], filter].concat()).succeeds();
+        ran.json_lines().iter().map(|line| line["id"].as_str().unwrap().to_owned()).collect()
+    };
+    for filter in [
+        &["--owner", "org:org-7"][..],
+        &["--job", "0190b0a0-0000-7000-8000-000000000001"],
+        &["--job", &wrong],
+        &["--reason", "bad_value", "--queue", "default", "--since", "1h"],
+    ] {
+        assert_eq!(list(filter), [wrong.clone()], "{filter:?}");
+    }
+    for filter in
+        [&["--owner", "user:org-7"][..], &["--job", NOBODY], &["--queue", "bulk"], &["--until", "1h"]]
+    {
+        assert!(list(filter).is_empty(), "{filter:?}");
+    }
+    assert_eq!(list(&["--limit", "1"]), [garbage]);
+    let text = place.run(&["rejected", "list"]).succeeds().out;
+    assert!(text.lines().all(|line| line.chars().count() <= 100), "{text}");
+
+    let corrected = place.file("corrected.json", r#"{"org_id":"org-7","tool":"X","priority":9}"#);
+    let requeue = ["rejected", "requeue", &wrong, "--body", &corrected, "--by", "alice"];
+    place.run(&[&requeue[..], &[NOBODY]].concat()).fails(2, "the body of one message");
+    assert_eq!(place.run(&requeue).succeeds().out, format!("{wrong} is job {wrong} now\n"));
+    assert_eq!(place.run(&["jobs", "show", &wrong, "--json"]).succeeds().json()["priority"], 9);
+    assert_eq!(place.run(&["rejected", "show", &wrong, "--body"]).succeeds().out.as_bytes(), named);
+    let kept = place.run(&["rejected", "show", &wrong, "--corrected"]).succeeds().out;
+    assert_eq!(kept, std::fs::read_to_string(corrected).unwrap());
+    assert_eq!(place.run(&["rejected", "show", &wrong, "--json"]).succeeds().json()["requeued_by"], "alice");
 }
 
 fn reject(store: &SharedStore, body: &[u8], reason: EnvelopeReason) -> String {

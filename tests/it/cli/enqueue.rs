@@ -14,7 +14,9 @@ fn an_enqueued_job_can_be_listed_and_shown() {
     let shown = place.run(&["jobs", "show", &id]).succeeds().out;
     let stable: Vec<_> = shown
         .lines()
-        .filter(|line| !["job", "created", "due", "published"].contains(&line.split(' ').next().unwrap()))
+        .filter(|line| {
+            !["job", "created", "run", "due", "published"].contains(&line.split(' ').next().unwrap())
+        })
         .collect();
     assert_snapshot!(stable.join("\n"), @"
     state         scheduled
@@ -45,7 +47,10 @@ fn a_job_as_json_has_exactly_the_documented_keys() {
     assert_eq!(
         keys[1..].join(" "),
         "state held_reason owner id requested_by tool toolkit version pinned_by connected_account_id queue \
-         created_at first_due_at due_at finished_at result error log_id attempts history known_as"
+         created_at first_due_at due_at finished_at result error log_id attempts history known_as started_at run_at \
+         expires_at timeout_ms max_attempts max_age_ms priority tags effect asked_effect asked_version \
+         asked_connected_account_id idempotency_key worker attempt spent publications cancel_requested request_id \
+         check_at checks unknown_since reply_to publisher correlation_id traceparent"
     );
 }
 
@@ -97,7 +102,7 @@ fn a_job_that_may_not_run_is_refused_with_the_reason() {
     place.run(&["enqueue", "X", "--user-id", "u", "--queue", "nope"]).fails(2, "use one of bulk, default");
     place.run(&["enqueue", "X", "--user-id", "u", "--queue", "No Pe"]).fails(2, "--queue must have");
     place.run(&["enqueue", "X", "--user-id", "u", "--priority", "10"]).fails(2, "`priority` must be 0 to 9");
-    place.run(&["enqueue", "X", "--user-id", " "]).fails(2, "`user_id` is empty");
+    place.run(&["enqueue", "X", "--user-id", " "]).fails(2, "--owner is empty");
     place.run(&["enqueue", "X", "--user-id", " default "]).fails(2, "begins or ends with a blank");
     place.run(&["enqueue", "X", "--user-id", "\u{ff44}efault"]).fails(1, "could expose other people's data");
     let pin = place.run(&["pins", "set", "github", "20251027_00", "--owner", "user:u\u{200b}"]).exits(2);

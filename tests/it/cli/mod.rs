@@ -16,6 +16,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 mod decisions;
+mod desk;
 mod enqueue;
 mod services;
 mod tools;

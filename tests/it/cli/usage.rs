@@ -50,6 +50,11 @@ fn every_command_has_help_and_no_line_of_it_is_wrapped_badly() {
         &["jobs"],
         &["jobs", "list"],
         &["jobs", "release"],
+        &["jobs", "retry"],
+        &["jobs", "stats"],
+        &["queues"],
+        &["workers"],
+        &["rejected", "list"],
         &["pins"],
         &["pins", "set"],
         &["tools", "show"],
@@ -193,15 +198,13 @@ fn a_value_that_is_no_word_or_no_id_is_told_what_it_may_be() {
         (&["enqueue", "X", "--user-id", "u", "--effect", "sometimes"], "safe, idempotent, once"),
         (&["jobs", "show", "abc"], "is not a UUID such as 0190b0a0-0000-7000-8000-000000000001"),
         (&["rejected", "show", "abc"], "is not a UUID such as 0190b0a0-0000-7000-8000-000000000001"),
-        (&["jobs", "release", "--retry", "--dry-run"], "--reason, --owner and --toolkit"),
+        (&["jobs", "release", "--retry", "--dry-run"], "--state, --owner, --tool and --since"),
     ] {
         let ran = place.run(args).exits(2);
         assert!(ran.err.contains(told), "{told}: {ran:?}");
     }
     let help = place.run(&["jobs", "release", "--help"]).succeeds();
-    for usage in
-        ["<--retry|--succeeded|--failed> <ID>...", "<--retry|--succeeded|--failed> [--reason <REASON>]"]
-    {
+    for usage in ["<--retry|--succeeded|--failed> <ID>...", "<--retry|--succeeded|--failed> [FILTERS]"] {
         assert!(help.out.contains(&format!("errand jobs release {usage}")), "{help:?}");
     }
     let both = place.run(&["jobs", "release", NOBODY, "--retry", "--dry-run"]).exits(2);

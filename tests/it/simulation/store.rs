@@ -19,9 +19,10 @@ use errand::{
     store::{
         Admin, Answer, Answers, AttemptView, Audit, AuditLimits, AuditPage, Awaited, Bind, By, Census, Check,
         Checks, Claim, Claimed, Claims, Concern, Connections, Decided, Due, Finding, Finish, Finished,
-        Finishes, HeldFilter, History, HistoryEntry, Inserted, JobControl, JobFilter, JobView, Jobs, Leases,
-        LostJob, OldJob, OldMessage, Page, Pins, Place, Publications, PutOff, Rejected, RejectedView,
-        Rejections, Repeat, Retention, Schema, Store, StoreError, StoreErrorKind, TakeAwaited, Which,
+        Finishes, Force, Glance, History, HistoryEntry, Inserted, JobControl, JobFilter, JobLists, JobView,
+        Jobs, Leases, Looked, LostJob, OldJob, OldMessage, Page, Pins, Place, Publications, PutOff, Rejected,
+        RejectedFilter, RejectedView, Rejections, Repeat, Retention, Schema, Store, StoreError,
+        StoreErrorKind, TakeAwaited, Which, WorkerView,
         sqlite::{SqliteOptions, SqliteStore},
     },
 };
@@ -413,6 +414,8 @@ pass_on!(Leases {
     fn lost_jobs(&self, lease: Duration, limit: usize) -> Vec<LostJob>;
     fn running_jobs(&self, worker: WorkerId, limit: usize) -> Vec<LostJob>;
     fn forget_workers(&self, after: Duration) -> u64;
+    fn workers(&self) -> Vec<WorkerView>;
+    fn live_builds(&self, lease: Duration) -> u64;
 });
 
 pass_on!(Checks {
@@ -440,10 +443,10 @@ pass_on!(Audit {
 
 pass_on!(Rejections {
     fn reject(&self, &batch: [Rejected]) -> ();
-    fn rejected(&self, limit: usize) -> Vec<RejectedView>;
+    fn rejected(&self, &filter: RejectedFilter, before: Option<Place>, limit: usize) -> Vec<RejectedView>;
     fn rejected_message(&self, id: Uuid) -> Option<RejectedView>;
     fn rejected_as(&self, job: JobId) -> Option<Uuid>;
-    fn mark_requeued(&self, id: Uuid) -> bool;
+    fn mark_requeued(&self, id: Uuid, &by: str, corrected: Option<Vec<u8>>) -> bool;
 });
 
 pass_on!(Retention {
@@ -467,17 +470,12 @@ impl JobControl for Faulty {
         self.world.apply(move |store| Box::pin(async move { store.attempts(id).await }))
     }
 
-    async fn jobs(&self, filter: &JobFilter) -> Result<Vec<JobView>, StoreError> {
-        let filter = filter.clone();
-        self.world.apply(move |store| Box::pin(async move { store.jobs(&filter).await }))
-    }
-
     async fn cancel(&self, id: JobId, by: &str) -> Result<Decided, StoreError> {
         let (told, by) = (format!("cancel {id}"), by.to_owned());
         self.call(told, move |store| Box::pin(async move { store.cancel(id, &by).await })).await
     }
 
-    async fn restart(&self, id: JobId, by: &str, force: bool) -> Result<Decided, StoreError> {
+    async fn restart(&self, id: JobId, by: &str, force: Force) -> Result<Decided, StoreError> {
         let (told, by) = (format!("restart {id}"), by.to_owned());
         self.call(told, move |store| Box::pin(async move { store.restart(id, &by, force).await })).await
     }
@@ -487,28 +485,31 @@ impl JobControl for Faulty {
         self.call(told, move |store| Box::pin(async move { store.release(id, release, &by).await })).await
     }
 
-    async fn count_held(&self, filter: &HeldFilter) -> Result<u64, StoreError> {
-        let filter = filter.clone();
-        self.world.apply(move |store| Box::pin(async move { store.count_held(&filter).await }))
-    }
-
-    async fn release_held(
-        &self,
-        filter: &HeldFilter,
-        release: Release,
-        by: &str,
-        limit: usize,
-    ) -> Result<u64, StoreError> {
-        let told = format!("release {filter:?} {release:?}");
-        let (filter, by) = (filter.clone(), by.to_owned());
-        self.call(told, move |store| {
-            Box::pin(async move { store.release_held(&filter, release, &by, limit).await })
-        })
-        .await
-    }
-
     async fn census(&self) -> Result<Census, StoreError> {
         Ok(Census::default())
+    }
+}
+
+#[async_trait]
+impl JobLists for Faulty {
+    async fn jobs(
+        &self,
+        filter: &JobFilter,
+        before: Option<Place>,
+        limit: usize,
+    ) -> Result<Looked<JobView>, StoreError> {
+        let filter = filter.clone();
+        self.world.apply(move |store| Box::pin(async move { store.jobs(&filter, before, limit).await }))
+    }
+
+    async fn glances(
+        &self,
+        filter: &JobFilter,
+        before: Option<Place>,
+        outcomes: bool,
+    ) -> Result<Looked<Glance>, StoreError> {
+        let filter = filter.clone();
+        self.world.apply(move |store| Box::pin(async move { store.glances(&filter, before, outcomes).await }))
     }
 }
 

@@ -18,7 +18,7 @@ use errand::{
     shutdown::Shutdown,
     store::{
         AttemptView, History as _, HistoryEntry, HistoryFact, JobControl as _, JobFilter, JobView,
-        SharedStore, StoreError,
+        SharedStore, StoreError, all_jobs,
     },
     supervisor::Supervisor,
 };
@@ -521,8 +521,9 @@ impl World {
     /// Looks at all jobs; releases what is held, if somebody is there to do so. Says whether the world is at
     /// rest.
     async fn look(self: &Arc<Self>, wishes: &[Wish], releases: bool) -> bool {
-        let all = JobFilter { limit: 1_000, ..JobFilter::default() };
-        let jobs = self.apply(move |store| Box::pin(async move { store.jobs(&all).await })).unwrap();
+        let all = JobFilter::default();
+        let jobs =
+            self.apply(move |store| Box::pin(async move { all_jobs(&*store, &all, 1_000).await })).unwrap();
         let mut rests = jobs.len() == wishes.len() && self.api.under_way.load(Relaxed) == 0;
         for job in &jobs {
             self.watch(job);
@@ -594,9 +595,10 @@ impl World {
         if self.api.has_run(job.spec.id) {
             return true;
         }
-        let (id, all) = (job.spec.id, JobFilter { limit: 1_000, ..JobFilter::default() });
+        let (id, all) = (job.spec.id, JobFilter::default());
         let history = self.apply(move |store| Box::pin(async move { store.history(id).await })).unwrap();
-        let all = self.apply(move |store| Box::pin(async move { store.jobs(&all).await })).unwrap();
+        let all =
+            self.apply(move |store| Box::pin(async move { all_jobs(&*store, &all, 1_000).await })).unwrap();
         let Some(unknown_since) = job.unknown_since else { return false };
         let looks = history.iter().filter(|entry| matches!(entry.fact, HistoryFact::LookedUp { .. }));
         let Some(asked) = looks.map(|entry| entry.at).max() else { return false };

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use errand::{
     job::{Attempt, AttemptOutcome, Ending, ErrorKind, Fence, HeldReason, LookResult, Release, State},
-    store::{By, Claim, Decided, Finish, Finished, HistoryFact, PutOff},
+    store::{By, Claim, Decided, Finish, Finished, Force, HistoryFact, PutOff},
 };
 use serde_json::json;
 
@@ -183,7 +183,8 @@ on_every_backend!(a_cancelled_job_is_still_looked_up_and_stays_cancelled, async 
 });
 
 on_every_backend!(a_job_that_may_have_acted_is_run_again_only_by_force, async |t| {
-    let restart = async |id, force| t.store.restart(id, OPERATOR, force).await.unwrap();
+    let restart =
+        async |id, effect| t.store.restart(id, OPERATOR, Force { effect, early: false }).await.unwrap();
     for while_it_runs in [true, false] {
         let run = cancelled(&t, while_it_runs).await;
         assert_eq!(restart(run.id, false).await, Decided::MayHaveActed);

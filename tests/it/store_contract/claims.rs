@@ -4,7 +4,7 @@ use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use errand::{
     job::{AttemptOutcome, Binding, ErrorKind, Fence, HeldReason, JobId, State, Stop, WorkerId},
-    store::{Bind, Claim, ClaimReceipt, Claimed, Conflict, Decided, Repeated},
+    store::{Bind, Claim, ClaimReceipt, Claimed, Conflict, Decided, Force, Repeated},
 };
 use serde_json::json;
 
@@ -155,7 +155,10 @@ on_every_backend!(a_claim_before_its_time_is_scheduled_and_one_after_its_time_fa
 on_every_backend!(a_job_made_due_by_a_person_runs_before_its_time, async |t| {
     let spec = job(json!({"run_at": in_hours(1)}));
     t.insert(&spec).await;
-    assert_eq!(t.store.restart(spec.id, OPERATOR, false).await.unwrap(), Decided::Now(State::Available));
+    assert_eq!(
+        t.store.restart(spec.id, OPERATOR, Force { effect: false, early: true }).await.unwrap(),
+        Decided::Now(State::Available)
+    );
     t.publish().await;
     running(t.claim(&Claim { from_store: true, ..claim(&spec) }).await);
 });

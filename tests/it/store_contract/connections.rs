@@ -276,7 +276,7 @@ on_every_backend!(a_connection_that_nobody_waits_for_is_forgotten, async |t| {
         t.claim(&park(spec, "github")).await;
     }
     t.store.release(specs[0].id, Release::Retry, OPERATOR).await.unwrap();
-    t.store.release(specs[1].id, Release::Failed, OPERATOR).await.unwrap();
+    t.store.cancel(specs[1].id, OPERATOR).await.unwrap();
     let before = awaited(&t).await;
     t.store.cancel(specs[2].id, OPERATOR).await.unwrap();
     assert!(take_all(&t).await.is_empty());

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use errand::{
     job::{AttemptOutcome, Ending, ErrorKind, HeldReason, JobId, JobSpec, Release, State},
-    store::{By, Claim, Decided, Finish, Finished, HeldFilter},
+    store::{By, Claim, Decided, Finish, Finished, Force},
 };
 use jiff::SignedDuration;
 use serde_json::json;
@@ -205,7 +205,7 @@ on_every_backend!(a_late_result_is_not_charged_twice, async |t| {
     let spec = job(json!({}));
     let run = t.run(&spec).await;
     t.finish(&run.rescue(fail())).await;
-    t.store.restart(spec.id, OPERATOR, false).await.unwrap();
+    t.store.restart(spec.id, OPERATOR, Force::default()).await.unwrap();
     t.finish(&run.end(retry(LEASE), AttemptOutcome::ToolFailed)).await;
     assert_eq!((t.state(spec.id).await, t.view(spec.id).await.spent), (State::Retryable, 0));
 });
@@ -255,7 +255,7 @@ on_every_backend!(how_long_a_job_is_postponed_counts_from_the_first_snooze_in_a_
     assert_eq!(run.receipt.postponed_for, None, "it was held");
     again(&t, &mut run, &spec, postponed()).await.unwrap();
     t.finish(&run.end(postponed(), AttemptOutcome::Throttled)).await;
-    t.store.restart(spec.id, OPERATOR, false).await.unwrap();
+    t.store.restart(spec.id, OPERATOR, Force::default()).await.unwrap();
     t.publish().await;
     run = t.run(&spec).await;
     assert_eq!(run.receipt.postponed_for, None, "a person ran it again");
@@ -263,21 +263,13 @@ on_every_backend!(how_long_a_job_is_postponed_counts_from_the_first_snooze_in_a_
 
 on_every_backend!(a_job_that_is_released_starts_to_be_postponed_anew, async |t| {
     // A build that does not know the column holds a job without clearing it.
-    for release_held in [false, true] {
-        let spec = job(json!({}));
-        let run = t.run(&spec).await;
-        t.finish(&run.end(hold(), AttemptOutcome::Unknown)).await;
-        t.execute("update jobs set postponed_since = created_at").await;
-        if release_held {
-            let reason = t.view(spec.id).await.held_reason.unwrap();
-            let filter = HeldFilter { reason, owner: None, toolkit: None };
-            assert_eq!(t.store.release_held(&filter, Release::Retry, OPERATOR, 10).await.unwrap(), 1);
-        } else {
-            t.store.release(spec.id, Release::Retry, OPERATOR).await.unwrap();
-        }
-        t.publish().await;
-        assert_eq!(t.run(&spec).await.receipt.postponed_for, None);
-    }
+    let spec = job(json!({}));
+    let run = t.run(&spec).await;
+    t.finish(&run.end(hold(), AttemptOutcome::Unknown)).await;
+    t.execute("update jobs set postponed_since = created_at").await;
+    t.store.release(spec.id, Release::Retry, OPERATOR).await.unwrap();
+    t.publish().await;
+    assert_eq!(t.run(&spec).await.receipt.postponed_for, None);
 });
 
 on_every_backend!(a_late_snooze_postpones_like_any_other, async |t| {

@@ -12,7 +12,8 @@ use errand::{
         Transition, WorkerId,
     },
     store::{
-        Claim, Claimed, Decided, Finished, Inserted, PutOff, Rejected, Repeated, SharedStore, StoreErrorKind,
+        Claim, Claimed, Decided, Finished, Force, Inserted, PutOff, Rejected, RejectedFilter, Repeated,
+        SharedStore, StoreErrorKind,
     },
 };
 use jiff::{SignedDuration, Timestamp};
@@ -26,6 +27,9 @@ use super::{
     connections::{awaited, put_off_now},
     error, fail, hold, job, job_with_reply, late, on_every_backend, one, retry, running, sqlite, succeed,
 };
+
+/// A person who does not wait for the time of a scheduled job.
+const NOW: Force = Force { effect: false, early: true };
 
 on_every_backend!(counts_stay_at_their_maximum, async |t| {
     const MAX: u32 = i32::MAX.unsigned_abs();
@@ -116,7 +120,7 @@ on_every_backend!(counts_stay_at_their_maximum, async |t| {
     t.execute("update rejected set seen = 2147483646").await;
     for _ in 0..2 {
         t.store.reject(&[message.clone(), message.clone()]).await.unwrap();
-        assert_eq!(one(t.store.rejected(10).await.unwrap()).seen, MAX);
+        assert_eq!(one(t.store.rejected(&RejectedFilter::default(), None, 10).await.unwrap()).seen, MAX);
     }
 });
 
@@ -216,7 +220,7 @@ on_every_backend!(random_histories_keep_the_rules, async |t| {
                     let moved = Transition::Restart.apply(state);
                     cancelled &= moved.is_err();
                     assert_eq!(
-                        matches!(t.store.restart(spec.id, OPERATOR, false).await.unwrap(), Decided::Now(_)),
+                        matches!(t.store.restart(spec.id, OPERATOR, NOW).await.unwrap(), Decided::Now(_)),
                         moved.is_ok()
                     );
                     Ok(moved.unwrap_or(state))

@@ -5,7 +5,7 @@ use std::time::Duration;
 use errand::{
     bounds::{MAX_DECIDER_CHARS, MAX_HISTORY},
     job::{AttemptOutcome, Ending, ErrorKind, Fence, HeldReason, JobId, LookResult, Release, State, Stop},
-    store::{By, Claim, Finish, Finished, HeldFilter, HistoryFact, PutOff, StoreErrorKind},
+    store::{By, Claim, Finish, Finished, Force, HistoryFact, PutOff, StoreErrorKind},
 };
 use serde_json::json;
 
@@ -52,7 +52,7 @@ impl TestStore {
     }
 
     /// Runs a job that is bound to the account `ca_1`, unless it names one.
-    async fn run_bound(&self, fields: serde_json::Value) -> RunningJob {
+    pub(super) async fn run_bound(&self, fields: serde_json::Value) -> RunningJob {
         let spec = job(fields);
         let claim = Claim { binding: Some(binding("20260101_00")), ..claim(&spec) };
         let receipt = running(self.claim(&claim).await);
@@ -72,7 +72,7 @@ on_every_backend!(rare_decisions_are_in_the_history_in_order_with_who_made_them,
     let second = t.run(&spec).await;
     t.store.cancel(spec.id, "carol").await.unwrap();
     t.finish(&second.end(fail(), AttemptOutcome::ToolFailed)).await;
-    t.store.restart(spec.id, "dave", false).await.unwrap();
+    t.store.restart(spec.id, "dave", Force::default()).await.unwrap();
     let third = t.run(&spec).await;
     t.finish(&third.rescue(verify())).await;
     t.finish(&looked_up(&third, succeed("1"), AttemptOutcome::Succeeded)).await;
@@ -147,7 +147,7 @@ on_every_backend!(a_write_that_is_sent_again_adds_no_entry, async |t| {
     let let_go = t.in_state(State::Held).await;
     for _ in 0..2 {
         t.store.cancel(called_off, OPERATOR).await.unwrap();
-        t.store.restart(restarted, OPERATOR, false).await.unwrap();
+        t.store.restart(restarted, OPERATOR, Force::default()).await.unwrap();
         t.store.release(let_go, Release::Succeeded, OPERATOR).await.unwrap();
     }
     assert_eq!(t.facts(called_off).await, [HistoryFact::Cancelled]);
@@ -222,10 +222,9 @@ on_every_backend!(a_release_that_forgets_an_account_says_which, async |t| {
     let waits = HistoryFact::Held { reason: HeldReason::Connection };
     let forgotten = HistoryFact::AccountForgotten { account: "ca_1".into() };
     let by_errand = t.run_bound(json!({})).await;
-    let by_filter = t.run_bound(json!({"user_id": "u-2"})).await;
     let by_person = t.run_bound(json!({"user_id": "u-3"})).await;
     let named = t.run_bound(json!({"connected_account_id": "ca_1"})).await;
-    for run in [&by_errand, &by_filter, &by_person, &named] {
+    for run in [&by_errand, &by_person, &named] {
         t.finish(&run.end(connect(), AttemptOutcome::Refused)).await;
     }
     for awaited in take_all(&t).await {
@@ -233,34 +232,27 @@ on_every_backend!(a_release_that_forgets_an_account_says_which, async |t| {
             assert_eq!(t.store.release_awaited(&awaited, 10).await.unwrap(), 1);
         }
     }
-    let filter = HeldFilter { reason: HeldReason::Connection, owner: None, toolkit: None };
-    let of_one = HeldFilter { owner: Some("user:u-2".parse().unwrap()), ..filter };
-    for released in [1, 0] {
-        assert_eq!(t.store.release_held(&of_one, Release::Retry, OPERATOR, 10).await.unwrap(), released);
-    }
     t.store.release(by_person.id, Release::Retry, OPERATOR).await.unwrap();
 
     let go_on = released(Release::Retry);
-    for run in [&by_errand, &by_filter, &by_person] {
+    for run in [&by_errand, &by_person] {
         assert_eq!(t.view(run.id).await.binding.unwrap().account, None);
         assert_eq!(t.facts(run.id).await, [waits.clone(), go_on.clone(), forgotten.clone()]);
     }
     assert_eq!(t.facts(named.id).await, [waits, go_on]);
     let by = async |run: &RunningJob| t.decided(run.id).await.swap_remove(1).0;
-    assert_eq!((&*by(&by_errand).await, &*by(&by_filter).await), ("errand: connections", OPERATOR));
+    assert_eq!((&*by(&by_errand).await, &*by(&by_person).await), ("errand: connections", OPERATOR));
 });
 
 on_every_backend!(a_decision_without_a_name_of_a_person_is_refused, async |t| {
     let (running, failed, held) =
         (t.in_state(State::Running).await, t.in_state(State::Failed).await, t.in_state(State::Held).await);
-    let filter = HeldFilter { reason: HeldReason::UnknownOutcome, owner: None, toolkit: None };
     let long = "ü".repeat(MAX_DECIDER_CHARS);
     for by in ["", " ", "a\0b", "a\nb", "errand: worker", &format!("{long}x")] {
         let refusals = [
             t.store.cancel(running, by).await.unwrap_err(),
-            t.store.restart(failed, by, false).await.unwrap_err(),
+            t.store.restart(failed, by, Force::default()).await.unwrap_err(),
             t.store.release(held, Release::Retry, by).await.unwrap_err(),
-            t.store.release_held(&filter, Release::Retry, by, 9).await.unwrap_err(),
         ];
         assert!(refusals.iter().all(|refusal| refusal.kind() == StoreErrorKind::Data), "{by:?}");
     }

@@ -4,59 +4,17 @@ use std::time::Duration;
 
 use errand::{
     job::{
-        AttemptOutcome, Ending, ErrorKind, Fence, HeldReason, JobId, Owner, QueueName, Release, State,
-        Transition,
+        AttemptOutcome, Ending, ErrorKind, Fence, HeldReason, JobId, QueueName, Release, State, Transition,
     },
-    store::{Claim, Claimed, Decided, HeldFilter, JobFilter, JobView},
+    store::{Claim, Claimed, Decided, Force, JobView},
 };
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 
 use super::{
-    LEASE, OPERATOR, TestStore, claim, connections::park, error, fail, hold, in_hours, job, late,
+    FORCE, LEASE, OPERATOR, TestStore, claim, connections::park, error, fail, hold, in_hours, job, late,
     on_every_backend, one, retry, succeed,
 };
-
-on_every_backend!(held_jobs_are_released_by_a_filter, async |t| {
-    let run = async |fields: Value, toolkit: &str| {
-        let spec = job(fields);
-        t.claim(&park(&spec, toolkit)).await;
-        spec.id
-    };
-    let mine = run(json!({}), "github").await;
-    let mail = run(json!({}), "gmail").await;
-    let others = run(json!({"org_id": "u-1"}), "github").await;
-    let unknown = t.in_state(State::Held).await;
-    let filter = |owner: Option<&str>, toolkit: Option<&str>| HeldFilter {
-        reason: HeldReason::Connection,
-        owner: owner.map(|owner| owner.parse().unwrap()),
-        toolkit: toolkit.map(str::to_owned),
-    };
-    for (filter, matching) in [
-        (filter(None, None), 3),
-        (filter(Some("user:u-1"), None), 2),
-        (filter(None, Some("github")), 2),
-        (filter(Some("user:u-1"), Some("github")), 1),
-        (filter(Some("user:u-2"), None), 0),
-        (HeldFilter { reason: HeldReason::UnknownOutcome, ..filter(None, None) }, 1),
-    ] {
-        assert_eq!(t.store.count_held(&filter).await.unwrap(), matching, "{filter:?}");
-    }
-    let one_owner = filter(Some("user:u-1"), None);
-    assert_eq!(t.store.release_held(&one_owner, Release::Retry, OPERATOR, 1).await.unwrap(), 1);
-    assert_eq!(t.store.release_held(&one_owner, Release::Retry, OPERATOR, 5).await.unwrap(), 1);
-    assert_eq!(t.store.release_held(&one_owner, Release::Retry, OPERATOR, 5).await.unwrap(), 0);
-    assert_eq!(t.store.take_due(10, LEASE).await.unwrap().len(), 2);
-    assert_eq!((t.state(mine).await, t.state(mail).await), (State::Available, State::Available));
-    assert_eq!((t.state(others).await, t.state(unknown).await), (State::Held, State::Held));
-
-    let unknown_ones = HeldFilter { reason: HeldReason::UnknownOutcome, ..filter(None, None) };
-    t.store.release_held(&unknown_ones, Release::Succeeded, OPERATOR, 5).await.unwrap();
-    assert_eq!(t.view(unknown).await.result.unwrap().get(), "null");
-    let unknown = t.in_state(State::Held).await;
-    t.store.release_held(&unknown_ones, Release::Failed, OPERATOR, 5).await.unwrap();
-    assert_eq!(t.view(unknown).await.error.map(|error| error.kind()), Some(ErrorKind::MarkedFailed));
-});
 
 on_every_backend!(a_decision_obeys_the_transitions_in_every_state, async |t| {
     let decisions = [
@@ -68,7 +26,7 @@ on_every_backend!(a_decision_obeys_the_transitions_in_every_state, async |t| {
     ];
     let decide = async |decision: &Transition, id: JobId| match decision {
         Transition::Cancel => t.store.cancel(id, OPERATOR).await.unwrap(),
-        Transition::Restart => t.store.restart(id, OPERATOR, false).await.unwrap(),
+        Transition::Restart => t.store.restart(id, OPERATOR, FORCE).await.unwrap(),
         Transition::Release(release) => t.store.release(id, *release, OPERATOR).await.unwrap(),
         other => panic!("{other:?} is nobody's decision"),
     };
@@ -95,12 +53,50 @@ on_every_backend!(a_decision_obeys_the_transitions_in_every_state, async |t| {
     }
 });
 
+on_every_backend!(a_job_that_is_scheduled_is_run_early_only_where_that_is_asked_for, async |t| {
+    let id = t.in_state(State::Scheduled).await;
+    let due = t.view(id).await.due_at;
+    for force in [Force::default(), Force { effect: true, early: false }] {
+        assert_eq!(t.store.restart(id, OPERATOR, force).await.unwrap(), Decided::Early);
+        assert_eq!((t.state(id).await, t.view(id).await.due_at), (State::Scheduled, due));
+    }
+    let early = Force { effect: false, early: true };
+    assert_eq!(t.store.restart(id, OPERATOR, early).await.unwrap(), Decided::Now(State::Available));
+});
+
+on_every_backend!(a_job_that_has_not_run_is_only_released_to_run, async |t| {
+    let spec = job(json!({}));
+    t.claim(&park(&spec, "github")).await;
+    for release in [Release::Succeeded, Release::Failed] {
+        let answer = t.store.release(spec.id, release, OPERATOR).await.unwrap();
+        assert_eq!(answer, Decided::HasNotRun(HeldReason::Connection));
+        assert_eq!(t.state(spec.id).await, State::Held);
+    }
+    assert!(t.store.history(spec.id).await.unwrap().iter().all(|entry| entry.by != OPERATOR));
+    let answer = t.store.release(spec.id, Release::Retry, OPERATOR).await.unwrap();
+    assert_eq!(answer, Decided::Now(State::Available));
+});
+
+on_every_backend!(a_job_tells_which_worker_has_it_or_had_it_last, async |t| {
+    let spec = job(json!({}));
+    t.insert(&spec).await;
+    assert_eq!(t.view(spec.id).await.worker, None);
+    t.publish().await;
+    let run = t.run(&spec).await;
+    assert_eq!(t.view(spec.id).await.worker, Some(t.worker));
+    t.finish(&run.end(succeed("1"), AttemptOutcome::Succeeded)).await;
+    assert_eq!(t.view(spec.id).await.worker, Some(t.worker));
+});
+
 on_every_backend!(a_restarted_job_has_a_fresh_budget, async |t| {
     let spec = job(json!({}));
     let run = t.run(&spec).await;
     t.store.cancel(spec.id, OPERATOR).await.unwrap();
     t.finish(&run.end(fail(), AttemptOutcome::ToolFailed)).await;
-    assert_eq!(t.store.restart(spec.id, OPERATOR, false).await.unwrap(), Decided::Now(State::Available));
+    assert_eq!(
+        t.store.restart(spec.id, OPERATOR, Force::default()).await.unwrap(),
+        Decided::Now(State::Available)
+    );
     let view = t.view(spec.id).await;
     assert_eq!((view.spent, view.attempt, view.cancel_requested), (0, 1, false));
     assert_eq!((view.error, view.result.is_none(), view.finished_at), (None, true, None));
@@ -135,45 +131,6 @@ on_every_backend!(a_running_attempt_is_listed_without_an_outcome, async |t| {
     assert_eq!(Some(attempts[1].started_at), t.view(spec.id).await.started_at);
     assert_eq!(attempts[1].finished_at, None);
     assert!(t.store.attempts(JobId::new()).await.unwrap().is_empty());
-});
-
-on_every_backend!(jobs_are_listed_newest_first_by_every_filter, async |t| {
-    let specs = [
-        job(json!({"tool": "A"})),
-        job(json!({"tool": "B"})),
-        job(json!({"tool": "A", "org_id": "o"})),
-        job(json!({"tool": "B", "org_id": "o"})),
-    ];
-    for spec in &specs {
-        t.insert(spec).await;
-    }
-    t.finish(&t.run(&specs[0]).await.end(succeed("1"), AttemptOutcome::Succeeded)).await;
-    t.run(&specs[2]).await;
-    let (user, org): (Owner, Owner) = ("user:u-1".parse().unwrap(), "org:o".parse().unwrap());
-    let all = JobFilter { limit: 10, ..JobFilter::default() };
-    for (filter, expected) in [
-        (all.clone(), vec![3, 2, 1, 0]),
-        (JobFilter { limit: 2, ..all.clone() }, vec![3, 2]),
-        (JobFilter { state: Some(State::Available), ..all.clone() }, vec![3, 1]),
-        (JobFilter { state: Some(State::Held), ..all.clone() }, vec![]),
-        (JobFilter { tool: Some("A".into()), ..all.clone() }, vec![2, 0]),
-        (JobFilter { owner: Some(user.clone()), ..all.clone() }, vec![1, 0]),
-        (
-            JobFilter {
-                owner: Some(org),
-                state: Some(State::Running),
-                tool: Some("A".into()),
-                ..all.clone()
-            },
-            vec![2],
-        ),
-    ] {
-        let found = t.store.jobs(&filter).await.unwrap();
-        let places: Vec<_> =
-            found.iter().map(|view| specs.iter().position(|spec| spec.id == view.spec.id).unwrap()).collect();
-        assert_eq!(places, expected, "{filter:?}");
-        assert!(found.iter().all(|view| view.result.is_none()), "lists are without results");
-    }
 });
 
 on_every_backend!(a_census_counts_what_is_not_final, async |t| {
@@ -223,7 +180,7 @@ on_every_backend!(being_published_or_postponed_moves_no_first_due_time, async |t
     t.store.republish_all().await.unwrap();
     t.publish().await;
     is_late("published again").await;
-    assert_eq!(t.view(spec.id).await.published, 1);
+    assert_eq!(t.view(spec.id).await.publications, 1);
     t.store.defer(&[spec.id], LEASE).await.unwrap();
     is_late("not published after all").await;
     let run = t.run(&spec).await;
@@ -257,19 +214,12 @@ on_every_backend!(a_job_is_due_first_when_its_wait_is_not_wanted_any_more, async
     };
     let now = async || t.store.now().await.unwrap();
     let before = now().await;
-    t.store.restart(spec.id, OPERATOR, false).await.unwrap();
+    t.store.restart(spec.id, OPERATOR, FORCE).await.unwrap();
     is_now("a person ran it again", before).await;
-    for filtered in [false, true] {
-        t.finish(&t.run(&spec).await.end(hold(), AttemptOutcome::Unknown)).await;
-        let before = now().await;
-        if filtered {
-            let filter = HeldFilter { reason: HeldReason::UnknownOutcome, owner: None, toolkit: None };
-            t.store.release_held(&filter, Release::Retry, OPERATOR, 10).await.unwrap();
-        } else {
-            t.store.release(spec.id, Release::Retry, OPERATOR).await.unwrap();
-        }
-        is_now("released", before).await;
-    }
+    t.finish(&t.run(&spec).await.end(hold(), AttemptOutcome::Unknown)).await;
+    let before = now().await;
+    t.store.release(spec.id, Release::Retry, OPERATOR).await.unwrap();
+    is_now("released", before).await;
     let run = t.run(&spec).await;
     t.finish(&run.rescue(snooze(LEASE))).await;
     assert_eq!(t.finish(&run.end(retry(LEASE), AttemptOutcome::ToolFailed)).await, late(State::Retryable));

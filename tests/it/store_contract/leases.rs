@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use errand::{
     job::{AttemptOutcome, State, WorkerId},
-    store::{AuditLimits, By, FindingKind, Finish, Finished},
+    store::{AuditLimits, By, FindingKind, Finish, Finished, build},
 };
 use serde_json::json;
 use sqlx::{Executor as _, Row as _};
@@ -133,3 +133,25 @@ async fn the_jobs_of_a_lost_worker_are_found_by_their_keys_before_statistics_kno
     .await;
     assert_eq!(read_whole, 0, "rows that were read to find others");
 }
+
+on_every_backend!(workers_are_listed_with_their_build_and_what_they_hold, async |t| {
+    let other = WorkerId::new();
+    t.store.beat(t.worker, "mine", LEASE).await.unwrap();
+    t.store.beat(other, "other", LEASE).await.unwrap();
+    t.run(&job(json!({}))).await;
+    t.run(&job(json!({}))).await;
+    let workers = t.store.workers().await.unwrap();
+    let [mine, idle] = &workers[..] else { panic!("{workers:?}") };
+    assert_eq!((mine.id, &*mine.name, mine.build.as_deref()), (t.worker, "mine", Some(&*build())));
+    assert_eq!((mine.running.clone(), mine.lease), (vec![("default".parse().unwrap(), 2)], Some(LEASE)));
+    assert!(mine.silent_for < LEASE && idle.running.is_empty(), "{workers:?}");
+    assert_eq!(t.store.live_builds(LEASE).await.unwrap(), 1);
+
+    // One of a build before, which says nothing of itself; then a third that has stopped.
+    t.execute("update workers set build = null, lease_ms = null where name = 'other'").await;
+    assert_eq!(t.store.live_builds(LEASE).await.unwrap(), 2);
+    assert_eq!(t.store.workers().await.unwrap()[1].build, None);
+    assert_eq!(t.store.live_builds(Duration::ZERO).await.unwrap(), 1, "the other does not live");
+    t.store.retire(t.worker).await.unwrap();
+    assert_eq!(t.store.workers().await.unwrap().len(), 1);
+});

@@ -10,7 +10,7 @@ use errand::{
         PinnedBy, RequestId, State, Stop, WorkerId,
     },
     store::{
-        Bind, By, Claim, ClaimReceipt, Claimed, Finish, Finished, Inserted, JobView, SharedStore,
+        Bind, By, Claim, ClaimReceipt, Claimed, Finish, Finished, Force, Inserted, JobView, SharedStore,
         postgres::{PostgresOptions, PostgresStore},
         sqlite::{SqliteOptions, SqliteStore},
     },
@@ -36,6 +36,7 @@ mod finishes;
 mod histories;
 mod history;
 mod job_control;
+mod job_lists;
 mod jobs;
 mod leases;
 mod newer;
@@ -155,6 +156,31 @@ impl TestStore {
         }
     }
 
+    /// Adds finished jobs of the owner `user:bulk`, each created a second before the one before it and all before now.
+    async fn fill(&self, jobs: usize) {
+        let columns = "id, digest, owner_kind, owner_id, tool, queue, priority, tags, toolkit, toolkit_version, pinned_by,
+            frozen_effect, state, created_at, fence, attempt, spent, request_id, started_at, result, http_status,
+            finished_at";
+        let job = |id: &str, digest: &str, at: &str| {
+            format!(
+                "{id}, {digest}, 'user', 'bulk', 'T', 'default', 0, '{{}}', 't', '20260101_00', 'latest', 'safe',
+                'succeeded', {at}, 1, 1, 1, {id}, {at}, '1', 200, {at}"
+            )
+        };
+        let rows = if self.is_postgres() {
+            let at = "now() - n * interval '1 second'";
+            let job = job("gen_random_uuid()", "'\\x00112233445566778899aabbccddeeff'", at);
+            format!("select {job} from generate_series(1, {jobs}) as n")
+        } else {
+            let at = "(unixepoch() - n) * 1000000";
+            let job = job("randomblob(16)", "x'00112233445566778899aabbccddeeff'", at);
+            format!(
+                "with recursive s (n) as (select 1 union all select n + 1 from s where n < {jobs}) select {job} from s"
+            )
+        };
+        self.execute(&format!("insert into jobs ({columns}) {rows}")).await;
+    }
+
     fn is_postgres(&self) -> bool {
         matches!(self.place, Place::Postgres(_))
     }
@@ -241,6 +267,9 @@ impl TestStore {
         spec.id
     }
 }
+
+/// Whatever stands in the way of running a job again.
+const FORCE: Force = Force { effect: true, early: true };
 
 pub(crate) fn postgres_options(url: &str) -> PostgresOptions {
     PostgresOptions {

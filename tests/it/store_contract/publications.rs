@@ -5,7 +5,7 @@ use std::{collections::HashSet, sync::Arc, time::Duration};
 use errand::{
     bounds::MAX_BATCH_BYTES,
     job::{AttemptOutcome, JobId, State},
-    store::MAX_UNCLAIMED_WAIT,
+    store::{Force, MAX_UNCLAIMED_WAIT},
 };
 use jiff::SignedDuration;
 use serde_json::json;
@@ -147,7 +147,7 @@ on_every_backend!(a_reply_is_offered_until_it_is_published, async |t| {
     // A job that is run again owes its reply again.
     let failed = job_with_reply(json!({}), Some("amq.gen-1"));
     t.finish(&t.run(&failed).await.end(fail(), AttemptOutcome::Refused)).await;
-    t.store.restart(failed.id, OPERATOR, false).await.unwrap();
+    t.store.restart(failed.id, OPERATOR, Force::default()).await.unwrap();
     assert!(t.store.take_replies(10, LEASE).await.unwrap().is_empty(), "it is not final any more");
     t.store.cancel(failed.id, OPERATOR).await.unwrap();
     assert_eq!(one(t.store.take_replies(10, LEASE).await.unwrap()).state, State::Cancelled);

@@ -9,7 +9,7 @@ use errand::{
 use serde_json::json;
 use uuid::Uuid;
 
-use super::{LEASE, OPERATOR, TestStore, error, hold, job, job_with_reply, on_every_backend, succeed};
+use super::{FORCE, LEASE, OPERATOR, TestStore, error, hold, job, job_with_reply, on_every_backend, succeed};
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
@@ -170,7 +170,7 @@ on_every_backend!(a_job_goes_with_its_attempts_its_history_and_its_key, async |t
 on_every_backend!(a_job_that_changed_since_it_was_seen_stays, async |t| {
     let retried = t.in_state(State::Failed).await;
     let seen = t.old(retried).await;
-    t.store.restart(retried, OPERATOR, true).await.unwrap();
+    t.store.restart(retried, OPERATOR, FORCE).await.unwrap();
     assert!(t.store.remove_jobs(std::slice::from_ref(&seen)).await.unwrap().is_empty(), "it waits");
     t.store.cancel(retried, OPERATOR).await.unwrap();
     assert!(t.store.remove_jobs(&[seen]).await.unwrap().is_empty(), "it ended anew");
@@ -197,7 +197,7 @@ on_every_backend!(rejected_messages_are_walked_from_the_newest_and_removed, asyn
     for n in 1..=5 {
         t.store.reject(&[message(n, &vec![b'x'; usize::try_from(n).unwrap() * 10])]).await.unwrap();
     }
-    t.store.mark_requeued(Uuid::from_u128(2)).await.unwrap();
+    t.store.mark_requeued(Uuid::from_u128(2), OPERATOR, None).await.unwrap();
     t.age(3).await;
     for rows in [1, 2, 5, 10] {
         let all = t.messages(rows).await;
