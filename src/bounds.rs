@@ -53,7 +53,7 @@ pub const MAX_LIST: usize = 10_000;
 
 /// Most jobs that one read of a list looks at, or one step of a decision about many, whatever they match: neighbours in the
 /// order of creation, which lie beside each other.
-pub const MAX_LOOK: usize = 5_000;
+pub const MAX_LOOK: usize = 2_500;
 
 /// The same among the jobs of one owner, or those that are held: each may be read from a place of its own.
 pub const MAX_LOOK_SCATTERED: usize = 500;

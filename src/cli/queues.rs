@@ -34,7 +34,7 @@ pub(super) struct Args {
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Windows of jobs that are looked at for the rates; a second of work.
-const WINDOWS: usize = 10;
+const WINDOWS: usize = 20;
 
 const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3_600);

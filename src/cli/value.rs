@@ -17,12 +17,12 @@ use crate::{
 
 /// The owner that a command is about, by one flag. The hidden flags are spellings of releases before.
 #[derive(Debug, Clone, clap::Args)]
-#[group(required = true, multiple = false)]
 pub(super) struct OwnerFlags {
     /// The owner: user:ID or org:ID.
-    #[arg(long, value_name = "OWNER", value_parser = owner)]
+    #[arg(long, value_name = "OWNER", value_parser = owner, required_unless_present_any = ["user", "org"],
+        conflicts_with_all = ["user", "org"])]
     owner: Option<Owner>,
-    #[arg(long, alias = "user-id", value_name = "ID", hide = true)]
+    #[arg(long, alias = "user-id", value_name = "ID", hide = true, conflicts_with = "org")]
     user: Option<String>,
     #[arg(long, alias = "org-id", value_name = "ID", hide = true)]
     org: Option<String>,

@@ -46,7 +46,7 @@ async fn counters_at_their_maximum_keep_nobody_waiting(pair: Backends) {
             format!("insert into claims (worker_id, job_ids) values ({worker}, array['{lost}'::uuid])");
         pair.execute(&claimed).await;
     }
-    pair.says(&["jobs", "retry", &tried]);
+    pair.says(&["jobs", "retry", "--now", &tried]);
     let good: Vec<String> = (0..20).map(|_| id()).collect();
     pair.submit(&good.iter().map(|job| read(job)).collect::<Vec<_>>()).await;
     for job in good.iter().chain([&tried, &published]) {

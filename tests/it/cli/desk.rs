@@ -111,6 +111,17 @@ fn decisions_take_the_filters_of_lists_and_refuse_what_makes_no_sense() {
         "0 jobs cancelled\n"
     );
 
+    for spelling in [&["--owner", "user:u-alice"][..], &["--user", "u-alice"], &["--user-id", "u-alice"]] {
+        let found =
+            place.run(&[&["jobs", "list", "--tag", "batch=7", "--json"], spelling].concat()).succeeds();
+        assert_eq!(found.json_lines().len(), 2, "{spelling:?}");
+        place.run(&[&["jobs", "list", "--org", "o"], spelling].concat()).exits(2);
+        place.run(&[&["erase", "--dry-run"], spelling].concat()).exits(1);
+        place.run(&[&["enqueue", "X"], spelling].concat()).succeeds();
+    }
+    let usage = place.run(&["enqueue", "--help"]).succeeds().out;
+    assert!(usage.contains("--owner <OWNER> <TOOL>") && !usage.contains("--user"), "{usage}");
+
     for command in ["cancel", "retry"] {
         place.run(&["jobs", command]).fails(2, "say which jobs");
     }
