@@ -14,6 +14,7 @@ use crate::tool::Account;
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Command {
     /// List an owner's accounts, most recently connected first.
+    #[command(override_usage = "errand accounts list [OPTIONS] --owner <OWNER>")]
     List {
         #[command(flatten)]
         owner: OwnerFlags,

@@ -38,7 +38,7 @@ const EXAMPLES: &str = r#"Examples:
 With --wait, the exit code is 0 only if the job succeeds."#;
 
 #[derive(Debug, clap::Args)]
-#[command(after_help = EXAMPLES)]
+#[command(after_help = EXAMPLES, override_usage = "errand enqueue [OPTIONS] --owner <OWNER> <TOOL>")]
 pub(super) struct Args {
     /// The tool, for example GITHUB_GET_REPO.
     tool: String,

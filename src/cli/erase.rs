@@ -34,7 +34,7 @@ Not looked for are jobs of others that name the owner, such as in `requested_by`
 broker, backups, and what the tool API keeps.";
 
 #[derive(Debug, clap::Args)]
-#[command(after_help = EXAMPLES)]
+#[command(after_help = EXAMPLES, override_usage = "errand erase [OPTIONS] --owner <OWNER>")]
 pub(super) struct Args {
     #[command(flatten)]
     owner: OwnerFlags,

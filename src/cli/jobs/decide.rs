@@ -231,7 +231,7 @@ impl Tally {
         }
         if care.dry_run {
             output::print_line(output::count(self.matching, "job matches", "jobs match"))?;
-            self.print_kinds(decision, |line| output::note(line))?;
+            self.print_kinds(decision, output::note)?;
         } else {
             let jobs = |what: &str| (format!("job {what}"), format!("jobs {what}"));
             let (one, many) = jobs(done);

@@ -144,7 +144,7 @@ async fn keep_calling(later: &Load, rng: &mut fastrand::Rng) -> Result<Infallibl
 async fn come_to_rest(store: &SharedStore, accepted: &Accepted) -> Result<HashMap<JobId, JobView>> {
     let begin = Instant::now();
     loop {
-        match all_jobs(&*store, &JobFilter::default(), accepted.len() * 2 + 1_000).await {
+        match all_jobs(&**store, &JobFilter::default(), accepted.len() * 2 + 1_000).await {
             Ok(jobs) => {
                 let jobs: HashMap<JobId, JobView> = jobs.into_iter().map(|job| (job.spec.id, job)).collect();
                 let all_there = accepted.keys().all(|id| jobs.contains_key(id));
