@@ -190,7 +190,7 @@ fn a_password_that_misleads_the_parser_is_named_nowhere() {
         }
     }
     let health = ["health", "--url", "http://errand:hunter2@127.0.0.1:1/"];
-    Place::empty().run(&health).fails(4, "http://errand:***@127.0.0.1:1/ does not answer");
+    Place::empty().run(&health).fails(4, "http://errand:***@127.0.0.1:1/health/ready does not answer");
     Place::with_database()
         .run(&["audit", "--ledger", "http://errand:hunter2@127.0.0.1:1"])
         .fails(2, "--ledger takes");
