@@ -198,7 +198,7 @@ fn rejected_messages_are_found_by_what_they_say_and_run_with_a_corrected_body() 
         &["--job", &wrong],
         &["--reason", "bad_value", "--queue", "default", "--since", "1h"],
     ] {
-        assert_eq!(list(filter), [wrong.clone()], "{filter:?}");
+        assert_eq!(list(filter), std::slice::from_ref(&wrong), "{filter:?}");
     }
     for filter in
         [&["--owner", "user:org-7"][..], &["--job", NOBODY], &["--queue", "bulk"], &["--until", "1h"]]
