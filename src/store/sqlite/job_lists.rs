@@ -17,19 +17,19 @@ use crate::store::{
 statements! { Sqlite:
     window(stretch: One<'_, StretchColumns>, limit: i64) = "select count(*) over () as looked_at, created_at, id from (
         select created_at, id from jobs indexed by jobs_in_order where {in_order}
-        order by created_at desc, id desc limit {limit}) w
+        order by created_at desc, id desc limit +{limit}) w
     order by created_at, id limit 1";
 
     window_of_held(stretch: One<'_, StretchColumns>, limit: i64) = "select count(*) over () as looked_at, created_at, id from (
         select created_at, id from jobs indexed by jobs_held_in_order where {in_order} and state = 'held'
-        order by created_at desc, id desc limit {limit}) w
+        order by created_at desc, id desc limit +{limit}) w
     order by created_at, id limit 1";
 
     window_of_owner(stretch: One<'_, StretchColumns>, limit: i64, owner_kind: &str, owner_id: &str) =
     "select count(*) over () as looked_at, created_at, id from (
         select created_at, id from jobs indexed by jobs_owner_in_order
         where {in_order} and owner_kind = {owner_kind} and owner_id = {owner_id}
-        order by created_at desc, id desc limit {limit}) w
+        order by created_at desc, id desc limit +{limit}) w
     order by created_at, id limit 1";
 
     jobs(filter: One<'_, Filter>, stretch: One<'_, StretchColumns>, limit: i64) = "select {job}, null as result
