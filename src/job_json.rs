@@ -187,6 +187,7 @@ struct MoreJson<'a> {
     reply_to: Option<&'a str>,
     publisher: Option<&'a str>,
     correlation_id: Option<&'a str>,
+    message_id: Option<&'a str>,
     traceparent: Option<&'a str>,
 }
 
@@ -225,6 +226,7 @@ fn more<'a>(job: &'a JobView, worker_name: Option<&'a str>) -> MoreJson<'a> {
         reply_to: spec.reply_to.as_deref(),
         publisher: spec.publisher.as_deref(),
         correlation_id: spec.correlation_id.as_deref(),
+        message_id: spec.message_id.as_deref(),
         traceparent: spec.traceparent.as_deref(),
     }
 }

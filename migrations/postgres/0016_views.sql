@@ -9,7 +9,7 @@ select id, state::text as state, held_reason::text as held_reason, owner_kind::t
     tool, toolkit, toolkit_version as version, pinned_by::text as pinned_by,
     case when toolkit is null then connected_account_id else account end as connected_account_id,
     queue, created_at, finished_at, error_kind, error_code, error_slug, log_id,
-    priority, run_at, expires_at, due_at, started_at, attempt, tags
+    priority, run_at, expires_at, first_due_at, due_at, started_at, attempt, spent, frozen_effect::text as effect, tags
 from jobs;
 
 -- A first attempt that succeeds is kept in its job's row, and one that runs is there, too.

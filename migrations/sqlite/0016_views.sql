@@ -13,9 +13,10 @@ select lower(substr(hex(id), 1, 8) || '-' || substr(hex(id), 9, 4) || '-' || sub
     error_kind, error_code, error_slug, log_id, priority,
     strftime('%Y-%m-%dT%H:%M:%fZ', run_at / 1000000.0, 'unixepoch') as run_at,
     strftime('%Y-%m-%dT%H:%M:%fZ', expires_at / 1000000.0, 'unixepoch') as expires_at,
+    strftime('%Y-%m-%dT%H:%M:%fZ', first_due_at / 1000000.0, 'unixepoch') as first_due_at,
     strftime('%Y-%m-%dT%H:%M:%fZ', due_at / 1000000.0, 'unixepoch') as due_at,
     strftime('%Y-%m-%dT%H:%M:%fZ', started_at / 1000000.0, 'unixepoch') as started_at,
-    attempt, tags
+    attempt, spent, frozen_effect as effect, tags
 from jobs;
 
 -- A first attempt that succeeds is kept in its job's row, and one that runs is there, too.

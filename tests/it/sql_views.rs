@@ -11,6 +11,34 @@ use crate::{harness::Harness, support};
 const DOCS: &str = include_str!("../../docs/sql.md");
 const READ_ONLY: &str = include_str!("../../deploy/postgres/read_only.sql");
 
+/// Keys of a job's JSON that no list has: contents, what was asked for where another column has what the job got, and what
+/// is about its message, its look-ups and its worker.
+const NOT_IN_LISTS: &[&str] = &[
+    "result",
+    "attempts",
+    "history",
+    "known_as",
+    "asked_effect",
+    "asked_version",
+    "asked_connected_account_id",
+    "timeout_ms",
+    "max_attempts",
+    "max_age_ms",
+    "idempotency_key",
+    "worker",
+    "publications",
+    "cancel_requested",
+    "request_id",
+    "check_at",
+    "checks",
+    "unknown_since",
+    "reply_to",
+    "publisher",
+    "correlation_id",
+    "message_id",
+    "traceparent",
+];
+
 /// The columns of a view by the page about them, with their types.
 fn documented(view: &str) -> Vec<(String, String)> {
     let section = DOCS.split_once(&format!("\n## {view}\n")).unwrap().1;
@@ -21,11 +49,12 @@ fn documented(view: &str) -> Vec<(String, String)> {
 
 /// The keys of an object as a view has them: `owner.id` is `owner_id`. What has contents is in no list.
 fn columns_of(json: &Value) -> BTreeSet<String> {
-    let own = |key: &str| !["result", "attempts", "history"].contains(&key);
+    let own = |key: &str| !NOT_IN_LISTS.contains(&key);
     let mut columns = BTreeSet::new();
     for (key, value) in json.as_object().unwrap().iter().filter(|(key, _)| own(key)) {
         match (key.as_str(), value.as_object()) {
             ("error", _) => columns.extend(["error_kind", "error_code", "error_slug"].map(str::to_owned)),
+            ("tags", _) => drop(columns.insert(key.clone())),
             (_, Some(inner)) => columns.extend(inner.keys().map(|inner| format!("{key}_{inner}"))),
             _ => drop(columns.insert(key.clone())),
         }
