@@ -295,3 +295,17 @@ async fn a_row_that_should_not_be_and_a_journal_that_cannot_be_read_raise_alerts
         .await;
     watch.fires("ErrandAuditFindings").await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn workers_of_several_builds_raise_an_alert() {
+    let harness = Harness::new("alert-builds", "").await;
+    let worker = harness.worker(&[]).await;
+    let watch = Watch::of(&worker).await;
+    // As one of an older build beats, which does not say which it is.
+    let other = "insert into workers (id, name, started_at, beat_at, lease_ms)
+        values (gen_random_uuid(), 'old', now(), now(), 600000)";
+    harness.execute(other).await;
+    watch.fires("ErrandWorkersOfSeveralBuilds").await;
+    harness.execute("delete from workers where name = 'old'").await;
+    watch.ends("ErrandWorkersOfSeveralBuilds").await;
+}
