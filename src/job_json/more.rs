@@ -1,0 +1,84 @@
+//! What an operator asks about a job beside what its app is told.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use jiff::Timestamp;
+use serde::Serialize;
+
+use crate::{
+    job::{Effect, RequestId, WorkerId},
+    store::JobView,
+};
+
+/// What an operator asks about a job, and an app need not know.
+#[derive(Serialize)]
+pub(super) struct MoreJson<'a> {
+    started_at: Option<Timestamp>,
+    run_at: Option<Timestamp>,
+    expires_at: Option<Timestamp>,
+    timeout_ms: Option<u64>,
+    max_attempts: Option<u32>,
+    max_age_ms: Option<u64>,
+    priority: i16,
+    tags: &'a BTreeMap<String, String>,
+    /// What it is bound to.
+    effect: Option<Effect>,
+    asked_effect: Option<Effect>,
+    asked_version: Option<&'a str>,
+    asked_connected_account_id: Option<&'a str>,
+    idempotency_key: Option<&'a str>,
+    worker: Option<WorkerJson<'a>>,
+    attempt: u32,
+    spent: u32,
+    publications: u32,
+    cancel_requested: bool,
+    request_id: Option<RequestId>,
+    check_at: Option<Timestamp>,
+    checks: u32,
+    unknown_since: Option<Timestamp>,
+    reply_to: Option<&'a str>,
+    publisher: Option<&'a str>,
+    correlation_id: Option<&'a str>,
+    message_id: Option<&'a str>,
+    traceparent: Option<&'a str>,
+}
+
+#[derive(Serialize)]
+struct WorkerJson<'a> {
+    id: WorkerId,
+    name: Option<&'a str>,
+}
+
+pub(super) fn more<'a>(job: &'a JobView, worker_name: Option<&'a str>) -> MoreJson<'a> {
+    let spec = &*job.spec;
+    let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+    MoreJson {
+        started_at: job.started_at,
+        run_at: spec.run_at,
+        expires_at: spec.expires_at,
+        timeout_ms: spec.timeout.map(millis),
+        max_attempts: spec.budget.max_attempts,
+        max_age_ms: spec.budget.max_age.map(millis),
+        priority: spec.priority,
+        tags: &spec.tags,
+        effect: job.binding.as_ref().map(|binding| binding.effect),
+        asked_effect: spec.effect,
+        asked_version: spec.version.as_deref(),
+        asked_connected_account_id: spec.connected_account_id.as_deref(),
+        idempotency_key: spec.idempotency_key.as_deref(),
+        worker: job.worker.map(|id| WorkerJson { id, name: worker_name }),
+        attempt: job.attempt,
+        spent: job.spent,
+        publications: job.publications,
+        cancel_requested: job.cancel_requested,
+        request_id: job.request_id,
+        check_at: job.check_at,
+        checks: job.checks,
+        unknown_since: job.unknown_since,
+        reply_to: spec.reply_to.as_deref(),
+        publisher: spec.publisher.as_deref(),
+        correlation_id: spec.correlation_id.as_deref(),
+        message_id: spec.message_id.as_deref(),
+        traceparent: spec.traceparent.as_deref(),
+    }
+}
