@@ -1,7 +1,8 @@
 //! How long the message at the head of each lane has waited, as far as this process can tell. The broker does not say it,
 //! and looking at a message would count as a delivery.
 //!
-//! Lanes are first in, first out. So the message at the head was published after the one that was taken last, and it was
+//! Lanes are taken to be first in, first out; where RabbitMQ 4 delivers jobs of high priority first, the age is that of
+//! whatever comes next, and those behind may be older. So the message at the head was published after the one that was taken last, and it was
 //! in the lane already when somebody looked and saw more messages than were taken since. What other processes take is
 //! estimated: as much as this one for each consumer, and at least by how much the depth fell.
 
@@ -89,7 +90,8 @@ struct LaneHead {
     gone: u64,
     /// Those of which messages may still wait, oldest first.
     looks: VecDeque<Look>,
-    /// When the last message was published that was taken, and how long it had waited.
+    /// When the last message was published that was taken, and how long it had waited; `None` where none of those that
+    /// were taken together says so.
     last: Option<(Timestamp, SignedDuration)>,
 }
 
@@ -102,10 +104,12 @@ struct Look {
 
 impl LaneHead {
     fn take(&mut self, messages: u64, published_at: Option<Timestamp>, now: Timestamp) {
-        self.taken += messages;
-        if let Some(published_at) = published_at {
-            self.last = Some((published_at, now.duration_since(published_at).max(SignedDuration::ZERO)));
+        if messages == 0 {
+            return;
         }
+        self.taken += messages;
+        // What was taken before says nothing about the one that is at the head now.
+        self.last = published_at.map(|at| (at, now.duration_since(at).max(SignedDuration::ZERO)));
     }
 
     fn look(&mut self, depth: Depth, now: Timestamp) {
@@ -217,6 +221,19 @@ mod tests {
         head.look(depth(1, 0), at(200));
         head.look(depth(9, 0), at(300));
         assert_eq!(age(&head, 300), Some(200));
+    }
+
+    #[test]
+    fn one_old_message_among_those_that_say_no_time_does_not_make_the_lane_old() {
+        let mut head = LaneHead::default();
+        for second in 1..100 {
+            head.look(depth(20, 1), at(second));
+            head.take(10, (second == 5).then(|| at(-80_000)), at(second));
+            assert!(second < 6 || age(&head, second).is_some_and(|age| age <= 2), "{second}");
+            // Nothing was taken, and nothing is said.
+            head.take(0, None, at(second));
+            assert_eq!(head.last.is_some(), second == 5);
+        }
     }
 
     #[test]
