@@ -147,11 +147,12 @@ impl Prune {
             Some(shortest) => self.prune_jobs(shortest, &mut report).await,
             None => Ok(()),
         };
+        let swept = if self.options.dry_run { Ok(()) } else { self.sweep_other_ids(&mut report).await };
         // A job that cannot be removed keeps no messages.
         if self.options.limits_messages() {
             self.prune_messages(&mut report).await?;
         }
-        jobs.map(|()| report)
+        jobs.and(swept).map(|()| report)
     }
 
     async fn prune_jobs(&self, age: Duration, report: &mut Report) -> Result<()> {
@@ -188,6 +189,19 @@ impl Prune {
             metrics::PRUNED_JOBS.add([state.as_str()], 1);
         }
         Ok(gone)
+    }
+
+    /// Other IDs are few, and those of which the job is gone come only from a build that did not know of them.
+    async fn sweep_other_ids(&self, report: &mut Report) -> Result<()> {
+        let (mut looks, mut after) = (self.pace(MOST_LOOKED_AT), None);
+        loop {
+            let rows = looks.rows();
+            after = looks.step(self.store.sweep_other_ids(after, rows)).await?;
+            report.longest = report.longest.max(looks.longest());
+            if after.is_none() {
+                return Ok(());
+            }
+        }
     }
 
     /// From the newest to the oldest, counting: what lies beyond a limit goes.

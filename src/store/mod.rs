@@ -69,7 +69,7 @@ pub use leases::{Leases, LostJob, WorkerView, build};
 pub use pins::Pins;
 pub use publications::{Due, MAX_UNCLAIMED_WAIT, Publications};
 pub use rejections::{Rejected, RejectedFilter, RejectedView, Rejections};
-pub use retention::{OldJob, OldMessage, Page, Pending, Place, Retention, Which};
+pub use retention::{OldJob, OldMessage, OtherId, Page, Pending, Place, Retention, Which};
 pub use sql::Statement;
 
 /// Everything that a process needs of a store.

@@ -35,6 +35,11 @@ pub trait Retention: fmt::Debug + Send + Sync {
     /// IDs.
     async fn remove_messages(&self, messages: &[OldMessage]) -> Result<Vec<Uuid>>;
 
+    /// Removes other IDs of jobs that are gone, among up to `limit` other IDs that come after `after`, or the first ones. A
+    /// job takes its own along, unless a build removes it that does not know of them. Returns the last one that was looked
+    /// at; `None` when nothing was left.
+    async fn sweep_other_ids(&self, after: Option<OtherId>, limit: usize) -> Result<Option<OtherId>>;
+
     /// Forgets which connections of an owner were awaited, as far as no job waits for them any more. Returns how many
     /// that were.
     async fn forget_awaited(&self, owner: &Owner) -> Result<u64>;
@@ -62,6 +67,22 @@ impl Place {
     pub(super) const FIRST: Self = Self { at: 0, id: Uuid::nil() };
     /// After all rows: in the year 9999.
     pub(super) const LAST: Self = Self { at: 253_402_300_799_000_000, id: Uuid::max() };
+}
+
+/// An ID of a job beside its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OtherId {
+    pub job: JobId,
+    pub id: JobId,
+}
+
+impl OtherId {
+    /// Before all others.
+    pub(super) const FIRST: Self = Self { job: JobId(Uuid::nil()), id: JobId(Uuid::nil()) };
+
+    pub(super) fn read(row: &impl StoreRow) -> Result<Self> {
+        Ok(Self { job: JobId(row.read("job_id")?), id: JobId(row.read("id")?) })
+    }
 }
 
 #[derive(Debug, Clone)]

@@ -67,6 +67,12 @@ async fn what_was_kept_for_long_enough_is_removed_by_one_of_the_workers() {
     age(&harness, 23, "state = 'failed'").await;
     harness.counts("true", 0).await;
     until("the count", PATIENCE, async || (removed("failed").await == [10.0, 0.0]).then_some(())).await;
+    // Nor does an ID stay of a job that was removed by a build which does not know of such IDs.
+    harness.execute("insert into known_as (job_id, id) values (gen_random_uuid(), gen_random_uuid())").await;
+    until("it is swept", PATIENCE, async || {
+        (harness.text("select count(*)::text from known_as").await? == "0").then_some(())
+    })
+    .await;
     let left = "select (select count(*) from attempts) || ' ' || (select count(*) from job_history)";
     assert_eq!(harness.text(left).await.as_deref(), Some("0 0"));
     // The same ID is a new job now.

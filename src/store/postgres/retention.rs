@@ -7,7 +7,7 @@ use super::PostgresStore;
 use crate::{
     job::{JobId, Owner},
     store::{
-        OldJob, OldMessage, Page, Place, Result, Retention, Which,
+        OldJob, OldMessage, OtherId, Page, Place, Result, Retention, Which,
         convert::{micros, to_limit},
         read::StoreRow as _,
         sql::statements,
@@ -53,6 +53,15 @@ statements! { Postgres:
         returning id),
     unanswered as (delete from answers where rejected_id = any(array(select id from gone)))
     select id from gone";
+
+    sweep_other_ids(after_job: Uuid, after_id: Uuid, limit: i64) = "with page as materialized (
+        select job_id, id from known_as where (job_id, id) > ({after_job}, {after_id}) order by job_id, id limit {limit}),
+    strays as (
+        select k.ctid from known_as k join page p on (p.job_id, p.id) = (k.job_id, k.id)
+        where not exists (select 1 from jobs j where j.id = k.job_id)
+        for update of k skip locked),
+    swept as (delete from known_as where ctid = any(array(select ctid from strays)))
+    select job_id, id from page order by job_id desc, id desc limit 1";
 
     /// Whoever parks a job at the same time holds the row until the job can be seen, and it is looked at again then.
     forget_awaited(owner_kind: &str, owner_id: &str) = "delete from awaited a where a.id in (
@@ -104,6 +113,12 @@ impl Retention for PostgresStore {
             .iter()
             .map(|row| row.read("id"))
             .collect()
+    }
+
+    async fn sweep_other_ids(&self, after: Option<OtherId>, limit: usize) -> Result<Option<OtherId>> {
+        let OtherId { job, id } = after.unwrap_or(OtherId::FIRST);
+        let last = self.other.fetch_first(sql::sweep_other_ids(job.0, id.0, to_limit(limit))).await?;
+        last.as_ref().map(OtherId::read).transpose()
     }
 
     async fn forget_awaited(&self, owner: &Owner) -> Result<u64> {

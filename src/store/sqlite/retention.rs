@@ -7,8 +7,9 @@ use super::SqliteStore;
 use crate::{
     job::{JobId, Owner},
     store::{
-        OldJob, OldMessage, Page, Place, Result, Retention, Which,
+        OldJob, OldMessage, OtherId, Page, Place, Result, Retention, Which,
         convert::{micros, to_limit},
+        read::StoreRow as _,
         sql::statements,
     },
 };
@@ -43,6 +44,13 @@ statements! { Sqlite:
     remove_message(id: Uuid, received_at: i64) = "delete from rejected where id = {id} and received_at = {received_at}";
 
     remove_answers_to(id: Uuid) = "delete from answers where rejected_id = {id}";
+
+    other_ids(after_job: Uuid, after_id: Uuid, limit: i64) = "select k.job_id, k.id,
+        not exists (select 1 from jobs j where j.id = k.job_id) as is_stray
+    from known_as k where (k.job_id, k.id) > ({after_job}, {after_id}) order by k.job_id, k.id limit +{limit}";
+
+    sweep_other_id(job_id: Uuid, id: Uuid) = "delete from known_as where job_id = {job_id} and id = {id}
+        and not exists (select 1 from jobs j where j.id = {job_id})";
 
     forget_awaited(owner_kind: &str, owner_id: &str) = "delete from awaited as a
     where a.owner_kind = {owner_kind} and a.owner_id = {owner_id}
@@ -105,6 +113,23 @@ impl Retention for SqliteStore {
             })
         })
         .await
+    }
+
+    async fn sweep_other_ids(&self, after: Option<OtherId>, limit: usize) -> Result<Option<OtherId>> {
+        let OtherId { job, id } = after.unwrap_or(OtherId::FIRST);
+        let (mut strays, mut last) = (Vec::new(), None);
+        // A look that finds nothing to remove, as most do, takes no lock.
+        for row in &self.reader.fetch(sql::other_ids(job.0, id.0, to_limit(limit))).await? {
+            let other = OtherId::read(row)?;
+            if row.read("is_stray")? {
+                strays.push(other);
+            }
+            last = Some(other);
+        }
+        if !strays.is_empty() {
+            self.write_each(strays, |stray, _| sql::sweep_other_id(stray.job.0, stray.id.0)).await?;
+        }
+        Ok(last)
     }
 
     async fn forget_awaited(&self, owner: &Owner) -> Result<u64> {

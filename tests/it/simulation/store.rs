@@ -20,8 +20,8 @@ use errand::{
         Admin, Answer, Answers, AttemptView, Audit, AuditLimits, AuditPage, Awaited, Bind, By, Census, Check,
         Checks, Claim, Claimed, Claims, Concern, Connections, Decided, Due, Finding, Finish, Finished,
         Finishes, Force, Glance, History, HistoryEntry, Inserted, JobControl, JobFilter, JobLists, JobView,
-        Jobs, Leases, Looked, LostJob, OldJob, OldMessage, Page, Pins, Place, Publications, PutOff, Rejected,
-        RejectedFilter, RejectedView, Rejections, Repeat, Retention, Schema, Store, StoreError,
+        Jobs, Leases, Looked, LostJob, OldJob, OldMessage, OtherId, Page, Pins, Place, Publications, PutOff,
+        Rejected, RejectedFilter, RejectedView, Rejections, Repeat, Retention, Schema, Store, StoreError,
         StoreErrorKind, TakeAwaited, Which, WorkerView,
         sqlite::{SqliteOptions, SqliteStore},
     },
@@ -454,6 +454,7 @@ pass_on!(Retention {
     fn remove_jobs(&self, &jobs: [OldJob]) -> Vec<JobId>;
     fn old_messages(&self, before: Option<Place>, limit: usize) -> Page<OldMessage>;
     fn remove_messages(&self, &messages: [OldMessage]) -> Vec<Uuid>;
+    fn sweep_other_ids(&self, after: Option<OtherId>, limit: usize) -> Option<OtherId>;
     fn forget_awaited(&self, &owner: Owner) -> u64;
 });
 

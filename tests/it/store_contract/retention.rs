@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use errand::{
     job::{AttemptOutcome, Ending, EnvelopeReason, ErrorKind, JobId, JobSpec, State, Stop},
-    store::{Inserted, OldJob, OldMessage, Pending, Place, Rejected, Which},
+    store::{Inserted, OldJob, OldMessage, Pending, Place, Rejected, Repeat, Which},
 };
 use serde_json::json;
 use uuid::Uuid;
@@ -215,6 +215,32 @@ on_every_backend!(rejected_messages_are_walked_from_the_newest_and_removed, asyn
     assert_eq!(t.messages(10).await.len(), 3);
 });
 
+on_every_backend!(other_ids_of_jobs_that_are_gone_are_swept_page_by_page, async |t| {
+    let kept = t.in_state(State::Failed).await;
+    let quiet = |job, id| Repeat { job, id, asked: None };
+    for _ in 0..3 {
+        t.store.note_repeats(&[quiet(kept, JobId::new())]).await.unwrap();
+    }
+    // As a build leaves them that removes jobs and does not know of other IDs.
+    for _ in 0..3 {
+        let gone = t.in_state(State::Cancelled).await;
+        let repeats: Vec<Repeat> = (0..2).map(|_| quiet(gone, JobId::new())).collect();
+        t.store.note_repeats(&repeats).await.unwrap();
+        t.execute("delete from jobs where state = 'cancelled'").await;
+    }
+    let (mut after, mut pages) = (None, 0);
+    loop {
+        after = t.store.sweep_other_ids(after, 4).await.unwrap();
+        if after.is_none() {
+            break;
+        }
+        pages += 1;
+    }
+    assert_eq!(pages, 3, "nine of them");
+    assert_eq!(t.store.known_as(kept).await.unwrap().len(), 3);
+    assert_eq!(t.count("select count(*) from known_as").await, 3);
+});
+
 on_every_backend!(an_owners_awaited_connections_are_forgotten_unless_jobs_wait, async |t| {
     let connect = || -> Ending {
         Stop::Connect { toolkit: "github".into(), error: error(ErrorKind::NeedsConnection) }.into()
@@ -237,7 +263,10 @@ const BOUNDS: &[(&str, &str)] = &[
     ("job_history", "goes with its job"),
     ("rejected", "maintenance::prune, by days, count and bytes"),
     ("answers", "the relay, when they are published or given up; go with their job or message"),
-    ("known_as", "go with their job, which has up to bounds::MAX_ALIASES"),
+    (
+        "known_as",
+        "go with their job, which has up to bounds::MAX_ALIASES; maintenance::prune sweeps the rest",
+    ),
     ("claims", "Leases::forget_workers, when nothing of them runs"),
     ("workers", "Leases::forget_workers, some time after the last beat"),
     ("awaited", "Connections::take_awaited, when no job waits"),
