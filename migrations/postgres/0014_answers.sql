@@ -13,6 +13,8 @@ create table answers (
     publisher      text,
     due_at         timestamptz not null,
     refusals       integer not null default 0 check (refusals >= 0),
+    -- Whether the same was asked again since the answer was taken to be published: then it is owed once more.
+    again          boolean not null default false,
     constraint answers_tell_of_one check ((job_id is null) <> (rejected_id is null) and (kind = 'rejected') = (rejected_id is not null))
 ) with (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000, autovacuum_vacuum_cost_delay = 0);
 

@@ -13,6 +13,8 @@ create table answers (
     publisher      text,
     due_at         integer not null,
     refusals       integer not null default 0 check (refusals >= 0),
+    -- Whether the same was asked again since the answer was taken to be published: then it is owed once more.
+    again          integer not null default 0 check (again in (0, 1)),
     constraint answers_tell_of_one check ((job_id is null) <> (rejected_id is null) and (kind = 'rejected') = (rejected_id is not null))
 );
 

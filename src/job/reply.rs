@@ -23,7 +23,7 @@ string_enum! {
 /// Who waits for the answer to one message, and what they know it by.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Asked {
-    /// Names the answer, so that a write that is sent again owes it once.
+    /// Names the answer: who asks the same again while it is pending shares it, and a write that is sent again owes it once.
     pub id: Uuid,
     pub reply_to: String,
     pub correlation_id: Option<String>,
@@ -34,6 +34,9 @@ pub struct Asked {
     /// The broker has delivered the message before, so that it may have been answered.
     pub redelivered: bool,
 }
+
+/// The namespace of IDs of answers, which are derived from what they answer.
+const ANSWER_NAMESPACE: Uuid = Uuid::from_u128(0x91b3_7d52_4f0c_5a7e_b1d8_6572_7261_6e64);
 
 /// How the names of errand's own queues begin. No reply goes there, whatever is allowed.
 pub const RESERVED_PREFIX: &str = "errand.";
@@ -81,27 +84,85 @@ impl ReplyRules {
         !queue.starts_with(RESERVED_PREFIX) && self.allowed.iter().any(begins)
     }
 
-    /// Who waits for the answer to a message, also to one that is no job, if they may have one. `id` is for the answer.
-    /// What an envelope could not carry, such as a correlation ID with control characters, is left out.
-    pub fn asked(&self, arrival: &Arrival<'_>, id: Uuid, redelivered: bool) -> Option<Asked> {
+    /// Who waits for the answer to a message, also to one that is no job, if they may have one. It is of this kind, and
+    /// `about` the job or the rejected message with this ID. What an envelope could not carry, such as a correlation ID with
+    /// control characters, is left out.
+    pub fn asked(
+        &self,
+        arrival: &Arrival<'_>,
+        kind: ReplyKind,
+        about: Uuid,
+        redelivered: bool,
+    ) -> Option<Asked> {
         let text = |text: Option<&str>| text.filter(|text| !is_unfit(text)).map(str::to_owned);
         let reply_to = text(arrival.reply_to).filter(|queue| !queue.trim().is_empty())?;
         let publisher = text(arrival.publisher);
-        self.allows(&reply_to, publisher.as_deref()).then(|| Asked {
+        let (correlation_id, message_id) = (text(arrival.correlation_id), text(arrival.message_id));
+        let id = answer_id(kind, about, [Some(&reply_to), correlation_id.as_ref(), message_id.as_ref()]);
+        self.allows(&reply_to, publisher.as_deref()).then_some(Asked {
             id,
             reply_to,
-            correlation_id: text(arrival.correlation_id),
-            message_id: text(arrival.message_id),
+            correlation_id,
+            message_id,
             publisher,
             redelivered,
         })
     }
 }
 
+/// The same for the same answer to whoever knows it by the same `names`, none of which has a NUL.
+fn answer_id(kind: ReplyKind, about: Uuid, names: [Option<&String>; 3]) -> Uuid {
+    let mut name = about.as_bytes().to_vec();
+    name.extend_from_slice(kind.as_str().as_bytes());
+    for part in names {
+        // One that is absent differs from an empty one.
+        name.extend_from_slice(if part.is_some() { b"\0=" } else { b"\0" });
+        name.extend_from_slice(part.map_or("", String::as_str).as_bytes());
+    }
+    Uuid::new_v5(&ANSWER_NAMESPACE, &name)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::job::{Arrival, JobId, decode};
+
+    #[test]
+    fn an_answer_has_the_same_id_for_whoever_asks_the_same() {
+        let rules = ReplyRules::new(vec!["amq.gen-".to_owned()]);
+        let lane = "default".parse().unwrap();
+        let (about, other) = (Uuid::now_v7(), Uuid::now_v7());
+        let first = Arrival {
+            message_id: Some("m"),
+            reply_to: Some("amq.gen-1"),
+            correlation_id: Some("c"),
+            ..Arrival::new(&lane)
+        };
+        let id = |arrival: &Arrival<'_>, kind, about, redelivered| {
+            rules.asked(arrival, kind, about, redelivered).unwrap().id
+        };
+        let expected = id(&first, ReplyKind::Duplicate, about, false);
+        assert_eq!(id(&first, ReplyKind::Duplicate, about, true), expected);
+        let mut ids = vec![
+            expected,
+            id(&first, ReplyKind::Rejected, about, false),
+            id(&first, ReplyKind::Duplicate, other, false),
+        ];
+        for arrival in [
+            Arrival { reply_to: Some("amq.gen-2"), ..first },
+            Arrival { correlation_id: Some("d"), ..first },
+            Arrival { correlation_id: Some(""), ..first },
+            Arrival { correlation_id: None, ..first },
+            Arrival { message_id: None, ..first },
+            Arrival { correlation_id: Some("cm"), message_id: Some(""), ..first },
+        ] {
+            ids.push(id(&arrival, ReplyKind::Duplicate, about, false));
+        }
+        let count = ids.len();
+        ids.sort();
+        ids.dedup();
+        assert_eq!(ids.len(), count, "everything that can be told apart counts");
+    }
 
     fn spec(reply_to: Option<&str>, publisher: Option<&str>) -> JobSpec {
         let queue = "default".parse().unwrap();
@@ -120,11 +181,15 @@ mod tests {
             correlation_id: Some("a\0b"),
             ..Arrival::new(&lane)
         };
-        let asked = rules.asked(&arrival, Uuid::nil(), true).unwrap();
+        let asked = rules.asked(&arrival, ReplyKind::Rejected, Uuid::nil(), true).unwrap();
         assert_eq!((asked.message_id.as_deref(), asked.correlation_id), (Some("order 17"), None));
         assert!(asked.redelivered);
         let arrival = Arrival { reply_to: Some("amq.gen-\n"), ..arrival };
-        assert_eq!(rules.asked(&arrival, Uuid::nil(), false), None, "no queue can be named so");
+        assert_eq!(
+            rules.asked(&arrival, ReplyKind::Rejected, Uuid::nil(), false),
+            None,
+            "no queue can be named so"
+        );
     }
 
     #[test]
@@ -156,7 +221,7 @@ mod tests {
             // A message that is no job is answered by the same rule.
             let lane = "default".parse().unwrap();
             let arrival = Arrival { reply_to: queue, publisher, ..Arrival::new(&lane) };
-            let asked = rules.asked(&arrival, Uuid::nil(), false);
+            let asked = rules.asked(&arrival, ReplyKind::Rejected, Uuid::nil(), false);
             assert_eq!(asked.is_some(), allowed && queue.is_some_and(|queue| !queue.is_empty()), "{queue:?}");
         }
         assert!(

@@ -13,6 +13,8 @@ use crate::job::{Asked, EnvelopeReason, JobId, ReplyKind};
 /// that is rejected, owe theirs by the write that makes them so ([`Finishes`], [`Claims`], [`Rejections`]).
 ///
 /// * An answer says what is true when it is taken, not when it was owed.
+/// * Who asks the same again while an answer is pending is owed that one, however often they ask; and once more where it had
+///   been taken already, because it may have been published before.
 /// * It goes with its job or its rejected message.
 ///
 /// [`Finishes`]: super::Finishes

@@ -17,7 +17,8 @@ pub trait Checks: fmt::Debug + Send + Sync {
     /// taken again after `again_after`, unless something was decided until then.
     async fn take_checks(&self, limit: usize, again_after: Duration) -> Result<Vec<Check>>;
 
-    /// Records that the log did not tell. Changes nothing where the job was released, cancelled or finished
+    /// Records that the log did not tell. Where nobody asks it again and the job is held, its app is owed an answer once
+    /// more ([`Answers`](super::Answers)), because what it was told before says that errand looks. Changes nothing where the job was released, cancelled or finished
     /// meanwhile, or where this look-up or a later one is recorded already, which is `false`.
     async fn put_off(&self, put_off: &PutOff) -> Result<bool>;
 

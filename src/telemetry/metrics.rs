@@ -67,6 +67,7 @@ catalogue! {
     CONCURRENCY = Gauge Count "errand_concurrency_limit" ["queue"] "The most jobs that this process has in flight at once.";
     RETRIES = Counter Count "errand_retries_total" ["cause"] "Attempts that will be repeated, by the kind of error.";
     CLAIMS = Counter Count "errand_claims_total" ["queue", "result"] "Deliveries taken from the queue, by the answer of the store: running, scheduled, ended, duplicate, gone or conflict.";
+    TAKEN = Counter Count "errand_taken_messages_total" ["queue"] "Messages of a lane that this process has taken to their end: claimed, known already, or rejected.";
     CLAIM_BATCH = Histogram Count "errand_claim_batch_jobs" [] "Jobs per claim write.";
     CLAIM_DURATION = Histogram Seconds "errand_claim_duration_seconds" [] "Time of one claim write.";
     FINISH_BATCH = Histogram Count "errand_finish_batch_jobs" [] "Attempts per finish write.";
@@ -180,6 +181,7 @@ pub(crate) struct LaneMetrics {
     pub(crate) queue_wait: metrics::Histogram,
     pub(crate) job_duration: metrics::Histogram,
     pub(crate) running: metrics::Counter,
+    pub(crate) taken: metrics::Counter,
     attempt_succeeded: metrics::Histogram,
     queue: String,
     /// By toolkit and outcome, whose labels are few.
@@ -192,11 +194,14 @@ impl LaneMetrics {
             debug_assert_eq!(metric.labels.first(), Some(&"queue"), "{}", metric.name);
             queue.to_owned()
         };
+        // A counter that is born with its first event hides that event from every rate.
+        TAKEN.add([queue], 0);
         Self {
             in_flight: gauge!(JOBS_IN_FLIGHT.name, "queue" => label(&JOBS_IN_FLIGHT)),
             queue_wait: histogram!(QUEUE_WAIT.name, "queue" => label(&QUEUE_WAIT)),
             job_duration: histogram!(JOB_DURATION.name, "queue" => label(&JOB_DURATION)),
             running: counter!(CLAIMS.name, "queue" => label(&CLAIMS), "result" => "running"),
+            taken: counter!(TAKEN.name, "queue" => label(&TAKEN)),
             attempt_succeeded: histogram!(
                 ATTEMPT_DURATION.name,
                 ATTEMPT_DURATION.labels[0] => AttemptOutcome::Succeeded.as_str()

@@ -11,7 +11,7 @@ use super::{published::published_at, shared::Shared};
 use crate::{
     job::{
         Arrival, Binding, EnvelopeError, EnvelopeReason, ErrorKind, HeldReason, JobError, JobId, JobSpec,
-        NotReady, QueueName, RequestId, Stop, decode, foreign, id_of, names_compression,
+        NotReady, QueueName, ReplyKind, RequestId, Stop, decode, foreign, id_of, names_compression,
     },
     queue::{Delivery, Properties},
     store::{Claim, Rejected, Repeat, Repeated},
@@ -59,7 +59,9 @@ pub(super) fn admit(shared: &Shared, lane: &QueueName, delivery: &Delivery) -> R
         Ok(binding) => (binding, None),
         Err(stop) => (None, Some(stop)),
     };
-    let published_at = published_at(spec.id, properties.timestamp, shared.services.clock.now());
+    // The ID of a job that waited in the store says nothing about its message.
+    let id = if from_store { None } else { Some(spec.id) };
+    let published_at = published_at(id, properties.timestamp, shared.services.clock.now());
     Ok(Claim { spec: Arc::new(spec), request_id: RequestId::new(), binding, stop, from_store, published_at })
 }
 
@@ -154,7 +156,7 @@ pub(super) fn reject(
         body: delivery.body.to_vec(),
         properties,
         job,
-        asked: shared.resolver.asked(&arrival, delivery.redelivered),
+        asked: shared.resolver.asked(&arrival, ReplyKind::Rejected, id, came_before(delivery)),
     }
 }
 
@@ -167,18 +169,23 @@ pub(super) fn repeat(
     spec: &JobSpec,
     repeated: &Repeated,
 ) -> Option<Repeat> {
-    let Delivery { properties, redelivered, .. } = delivery;
+    let Delivery { properties, .. } = delivery;
     if properties.from_store {
         return None;
     }
-    let asked = if repeated.is_answered(*redelivered) {
-        shared.resolver.asked(&properties.arrival(lane, None), *redelivered)
-    } else {
-        None
-    };
+    let (arrival, came_before) = (properties.arrival(lane, None), came_before(delivery));
+    let asked = shared.resolver.asked(&arrival, ReplyKind::Duplicate, repeated.id.0, came_before);
+    // What this worker has given back itself, because the store did not take the answer, was not answered.
+    let asked = asked.filter(|asked| repeated.is_answered(came_before && !shared.unanswered.has(asked.id)));
     let id = if spec.is_named { spec.id } else { repeated.id };
     let repeat = Repeat { job: repeated.id, id, asked };
     (repeat.asked.is_some() || repeat.id != repeat.job).then_some(repeat)
+}
+
+/// Whether the broker has delivered the message before, so that it may have been answered. One that it dead-lettered was
+/// delivered to its lane first, as far as anybody knows.
+fn came_before(delivery: &Delivery) -> bool {
+    delivery.redelivered || delivery.properties.died_in.is_some()
 }
 
 #[cfg(test)]

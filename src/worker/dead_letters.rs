@@ -95,6 +95,7 @@ async fn take(intake: &Intake, deliveries: Vec<Delivery>, settler: &Arc<dyn Sett
     }
     let Stored { refused, repeats, failing, all_known } = store(intake, admitted).await;
     let taken = tokens.len().saturating_sub(failing.len()) as u64;
+    intake.metrics.taken.increment(taken);
     intake.shared.heads.take(&intake.lane, taken, None, intake.shared.services.clock.now());
     drop(arrived);
     rejected.extend(refused);
@@ -107,7 +108,7 @@ struct Stored {
     /// They are rejected after all.
     refused: Vec<(Token, Rejected)>,
     /// They repeat jobs.
-    repeats: Vec<Repeat>,
+    repeats: Vec<(Token, Repeat)>,
     /// The store does not take them.
     failing: Vec<Token>,
     /// Whether the store has answered for all.
@@ -169,7 +170,8 @@ async fn store(intake: &Intake, admitted: Vec<(Arc<JobSpec>, Delivery)>) -> Stor
         let error = match answer {
             Ok(Inserted::New { .. }) => return,
             Ok(Inserted::Duplicate(repeated)) => {
-                repeats.extend(repeat(&intake.shared, &lane_of(delivery), delivery, &spec, &repeated));
+                let repeat = repeat(&intake.shared, &lane_of(delivery), delivery, &spec, &repeated);
+                repeats.extend(repeat.map(|repeat| (delivery.token, repeat)));
                 return;
             }
             Ok(Inserted::Conflict(conflict)) => EnvelopeError::new(conflict.reason(), conflict.message()),

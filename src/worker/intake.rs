@@ -36,6 +36,10 @@ pub(super) const UNKNOWN_JOB: &str = "the message says that the database knows i
     database was restored, or it is not the one of the relay that published the message, or a publisher sets errand's own \
     header; `errand rejected requeue` runs it as a new job";
 
+/// How long answers to what repeats jobs are tried to be written before the lane goes on without them. A try that is under
+/// way may add some seconds.
+const NOTE_PATIENCE: Duration = Duration::from_secs(5);
+
 /// Takes the deliveries of one lane until its stop.
 pub(super) struct Intake {
     pub(super) lane: QueueName,
@@ -82,13 +86,14 @@ impl Intake {
             let start = Start { delivery: &admitted[place], noted, asked, waited_since };
             match self.start(claim, answer, start, &mut slots) {
                 Some(After::Reject(token, message)) => rejected.push((token, message)),
-                Some(After::Note(repeat)) => repeats.push(repeat),
+                Some(After::Note(token, repeat)) => repeats.push((token, repeat)),
                 None => {}
             }
         };
         let locked = Mutex::default();
         let Unwritten { mut failing, left } = self.claim(claims, &locked, done).await;
         drop(slots);
+        self.metrics.taken.increment(taken);
         self.shared.heads.take(&self.lane, taken, published_at, self.shared.services.clock.now());
         drop(arrived);
         // The store may have taken what is in doubt, and nobody is going to run it here.
@@ -97,7 +102,8 @@ impl Intake {
         let known = self.known(&failing, &locked).await;
         failing.retain(|(place, _)| !known.iter().any(|(known, _)| known == place));
         repeats.extend(known.iter().filter_map(|(place, (spec, repeated))| {
-            repeat(&self.shared, &self.lane, &admitted[*place], spec, repeated)
+            let delivery = &admitted[*place];
+            Some((delivery.token, repeat(&self.shared, &self.lane, delivery, spec, repeated)?))
         }));
         let unsettled = failing.iter().map(|(place, _)| admitted[*place].token).collect();
         let records = Records { rejected, repeats, all_known: left.is_empty() };
@@ -147,16 +153,17 @@ impl Intake {
     ) -> bool {
         let are_answered = rejected.iter().any(|(_, message)| message.asked.is_some()) || !repeats.is_empty();
         let kept = self.keep(rejected).await;
-        let are_noted = self.note(repeats).await;
+        let noted = self.note(repeats).await;
         if are_answered {
             self.shared.services.relay_wake.notify_one();
         }
-        if !all_known || !kept.left.is_empty() || !are_noted {
+        if !all_known || !kept.left.is_empty() || !noted.left.is_empty() {
             // What was claimed is recorded, so its redelivery is a duplicate; the rest comes again.
             self.give_back(settler, tokens).await;
             return false;
         }
         unsettled.extend(kept.failing.into_iter().map(|(_, (token, _))| token));
+        unsettled.extend(noted.failing.into_iter().map(|(_, (token, _))| token));
         let settled = tokens.into_iter().filter(|token| !unsettled.contains(token)).collect();
         self.shared.crash.pass(CrashPoint::BeforeAck);
         self.acknowledge(settler, settled).await;
@@ -182,22 +189,22 @@ impl Intake {
             }
         }
         let mut stored = self.store_all(&jobs).await.into_iter();
-        let (mut known, mut repeating, mut repeats) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut known, mut repeats) = (Vec::new(), Vec::new());
         for (job, delivery) in jobs.iter().zip(&anonymous) {
             match stored.next() {
                 Some(Inserted::New { .. }) => known.push(delivery.token),
                 Some(Inserted::Duplicate(repeated)) => {
-                    repeating.push(delivery.token);
-                    repeats.extend(repeat(&self.shared, &self.lane, delivery, job, &repeated));
+                    known.push(delivery.token);
+                    let repeat = repeat(&self.shared, &self.lane, delivery, job, &repeated);
+                    repeats.extend(repeat.map(|repeat| (delivery.token, repeat)));
                 }
                 Some(Inserted::Conflict(_)) | None => others.push(delivery.token),
             }
         }
-        if self.note(repeats).await {
-            known.extend(repeating)
-        } else {
-            others.extend(repeating)
-        }
+        let Unwritten { failing, left } = self.note(repeats).await;
+        let unnoted: Vec<Token> = failing.into_iter().chain(left).map(|(_, (token, _))| token).collect();
+        known.retain(|token| !unnoted.contains(token));
+        others.extend(unnoted);
         if !known.is_empty() {
             self.shared.services.relay_wake.notify_one();
             self.acknowledge(settler, known).await;
@@ -283,26 +290,35 @@ impl Intake {
         bisect(rejected, |(_, message)| message.body.len(), write, |_, _, ()| {}).await
     }
 
-    /// Notes what repeats jobs. What the store does not take by itself stays without an answer, so that it keeps no job
-    /// waiting. `false` where nobody waits for the store any more.
-    async fn note(&self, repeats: Vec<Repeat>) -> bool {
+    /// Notes what repeats jobs. An answer that the database refuses by itself for what it contains is never written. What
+    /// it did not take in [`NOTE_PATIENCE`] is failing, so that the lane does not wait for a locked table of answers.
+    async fn note(&self, repeats: Vec<(Token, Repeat)>) -> Unwritten<(Token, Repeat)> {
         let persist = &self.persist("answers to repeated messages could not be written");
-        let write = |batch: Vec<Repeat>, tries| async move {
-            let noted = persist
-                .trying(tries)
-                .until_taken(|| persist.shared.services.store.note_repeats(&batch))
-                .await;
-            let answers = noted.map(|()| vec![(); batch.len()]);
-            (batch, answers)
+        let until = Instant::now() + NOTE_PATIENCE;
+        let write = |batch: Vec<(Token, Repeat)>, tries| async move {
+            if Instant::now() >= until {
+                return (batch, Err(NotTaken::Failing));
+            }
+            let (tokens, repeats): (Vec<Token>, Vec<Repeat>) = batch.into_iter().unzip();
+            let store = &persist.shared.services.store;
+            let mut noted = persist.trying(tries).until_taken(|| store.note_repeats(&repeats)).await;
+            if let (Err(NotTaken::Refused(error)), [repeat]) = (&noted, &repeats[..]) {
+                tracing::warn!(
+                    queue = %self.lane, job.id = %repeat.job, error = %chain(error),
+                    "a message that repeats a job stays without an answer, because the database refuses it"
+                );
+                noted = Ok(());
+            }
+            let answers = noted.map(|()| vec![(); repeats.len()]);
+            (tokens.into_iter().zip(repeats).collect(), answers)
         };
-        let Unwritten { failing, left } = bisect(repeats, |_| 0, write, |_, _, ()| {}).await;
-        if let Some((_, first)) = failing.first() {
-            tracing::warn!(
-                queue = %self.lane, job.id = %first.job, messages = failing.len(),
-                "messages that repeat a job stay without an answer, because the store does not take it"
-            );
+        let unanswered = &self.shared.unanswered;
+        let done = |_, (_, repeat): (Token, Repeat), ()| unanswered.set(&repeat, false);
+        let unwritten = bisect(repeats, |_| 0, write, done).await;
+        for (_, (_, repeat)) in &unwritten.failing {
+            unanswered.set(repeat, true);
         }
-        left.is_empty()
+        unwritten
     }
 
     /// Starts a job that was claimed, or counts why it was not. Returns what is still to be written before its message is
@@ -344,7 +360,8 @@ impl Intake {
             Ok(Claimed::Duplicate(repeated)) => {
                 metrics::DUPLICATES.add([self.lane.as_str()], 1);
                 metrics::CLAIMS.add([self.lane.as_str(), "duplicate"], 1);
-                return repeat(&self.shared, &self.lane, delivery, &claim.spec, &repeated).map(After::Note);
+                let repeat = repeat(&self.shared, &self.lane, delivery, &claim.spec, &repeated);
+                return repeat.map(|repeat| After::Note(delivery.token, repeat));
             }
             Ok(Claimed::Gone) => {
                 metrics::CLAIMS.add([self.lane.as_str(), "gone"], 1);
@@ -426,7 +443,7 @@ struct Answered {
 /// What is written of deliveries before they are acknowledged.
 pub(super) struct Records {
     pub(super) rejected: Vec<(Token, Rejected)>,
-    pub(super) repeats: Vec<Repeat>,
+    pub(super) repeats: Vec<(Token, Repeat)>,
     /// Whether the store has answered for all that are jobs.
     pub(super) all_known: bool,
 }
@@ -434,7 +451,7 @@ pub(super) struct Records {
 /// What is to be written of a delivery whose claim started nothing.
 enum After {
     Reject(Token, Rejected),
-    Note(Repeat),
+    Note(Token, Repeat),
 }
 
 /// With what a claimed job starts.

@@ -9,11 +9,11 @@ const MAX_PLAUSIBLE_AGE: SignedDuration = SignedDuration::from_hours(24 * 30);
 
 /// What the message's property `timestamp`, in seconds since 1970, and the time in an ID that is a UUIDv7 say together.
 /// The property has no fractions of a second, so it ends at most a second later; the ID has milliseconds, and may have
-/// been made long before. An implausible time (another clock, another use of the bits) is not believed.
-pub(super) fn published_at(id: JobId, timestamp: Option<u64>, now: Timestamp) -> Option<Timestamp> {
+/// been made long before, so that it is not given where nobody says that it was made for this message. An implausible time (another clock, another use of the bits) is not believed.
+pub(super) fn published_at(id: Option<JobId>, timestamp: Option<u64>, now: Timestamp) -> Option<Timestamp> {
     let plausible =
         |at: &Timestamp| (SignedDuration::ZERO..MAX_PLAUSIBLE_AGE).contains(&now.duration_since(*at));
-    let made = id.0.get_timestamp().and_then(|stamp| {
+    let made = id.and_then(|id| id.0.get_timestamp()).and_then(|stamp| {
         let (seconds, nanos) = stamp.to_unix();
         Timestamp::new(i64::try_from(seconds).ok()?, i32::try_from(nanos).ok()?).ok()
     });
@@ -32,14 +32,16 @@ mod tests {
     fn a_message_was_published_when_its_property_or_its_id_says_so() {
         let at = |millis: i64| Timestamp::from_millisecond(1_800_000_000_000 + millis).unwrap();
         let seconds = |seconds: i64| Some(u64::try_from(at(seconds * 1_000).as_second()).unwrap());
-        let random: JobId = "6fa1c1de-3c2b-4a5e-9d1f-8a2b3c4d5e6f".parse().unwrap();
+        let random: Option<JobId> = Some("6fa1c1de-3c2b-4a5e-9d1f-8a2b3c4d5e6f".parse().unwrap());
         let of_its_time = |millis: i64| {
             let stamp = u64::try_from(at(millis).as_millisecond()).unwrap();
-            JobId(uuid::Builder::from_unix_timestamp_millis(stamp, &[7; 10]).into_uuid())
+            Some(JobId(uuid::Builder::from_unix_timestamp_millis(stamp, &[7; 10]).into_uuid()))
         };
         let now = at(60_000);
         for (id, timestamp, expected) in [
             (random, None, None),
+            (None, None, None),
+            (None, seconds(20), Some(at(21_000))),
             // Not later than the end of the second in which it was published.
             (random, seconds(20), Some(at(21_000))),
             (random, seconds(60), Some(now)),
@@ -53,7 +55,7 @@ mod tests {
             (random, Some(0), None),
             (random, Some(u64::MAX), None),
         ] {
-            assert_eq!(published_at(id, timestamp, now), expected, "{id} {timestamp:?}");
+            assert_eq!(published_at(id, timestamp, now), expected, "{id:?} {timestamp:?}");
         }
     }
 }

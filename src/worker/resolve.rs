@@ -18,7 +18,8 @@ use crate::{
     failure::chain,
     health::{ASK_EVERY, Health},
     job::{
-        Arrival, Asked, Binding, EnvelopeError, JobError, JobSpec, NotReady, Rules, Stop, looks_like_email,
+        Arrival, Asked, Binding, EnvelopeError, JobError, JobSpec, NotReady, ReplyKind, Rules, Stop,
+        looks_like_email,
     },
     store::{SharedStore, StoreError},
     sync,
@@ -91,8 +92,14 @@ impl Resolver {
     }
 
     /// Who waits for the answer to a message, if they may have one.
-    pub fn asked(&self, arrival: &Arrival<'_>, redelivered: bool) -> Option<Asked> {
-        self.rules.replies.asked(arrival, Uuid::now_v7(), redelivered)
+    pub fn asked(
+        &self,
+        arrival: &Arrival<'_>,
+        kind: ReplyKind,
+        about: Uuid,
+        redelivered: bool,
+    ) -> Option<Asked> {
+        self.rules.replies.asked(arrival, kind, about, redelivered)
     }
 
     /// Checks where the result of a job is to be published; otherwise its message is rejected.

@@ -1,6 +1,7 @@
 //! What the parts of one worker share: its settings, and what it has under way.
 
 use std::{
+    collections::HashSet,
     path::PathBuf,
     sync::{
         Arc, Mutex, OnceLock,
@@ -11,6 +12,7 @@ use std::{
 
 use tokio::time::Instant;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use uuid::Uuid;
 
 use super::{
     circuit_breaker::{CircuitBreakers, Policy as CircuitBreakerPolicy},
@@ -23,10 +25,11 @@ use crate::{
     bounds::{CLAIM_BATCH, FINISH_BATCH},
     health::Health,
     in_flight::InFlight,
-    job::{QueueName, RetryPolicy, WorkerId},
+    job::{Asked, QueueName, RetryPolicy, WorkerId},
     lane_head::LaneHeads,
     services::Services,
-    store::{Bind, Finish, Finished, StoreError},
+    store::{Bind, Finish, Finished, Repeat, StoreError},
+    sync::lock,
 };
 
 #[derive(Debug, Clone)]
@@ -97,12 +100,42 @@ pub(super) struct Shared {
     /// Bytes of results, and ended attempts, that wait to be written.
     pub(super) buffered: AtomicU64,
     pub(super) waiting: AtomicUsize,
+    /// Answers that the store did not take, to messages that were given back.
+    pub(super) unanswered: Unanswered,
     /// Ended attempts that the store did not take before the worker gave up, for the journal.
     pub(super) unwritten: Mutex<Vec<Finish>>,
     pub(super) finishes: GroupCommit<Finish, Recorded>,
     pub(super) bindings: GroupCommit<Bind, Bound>,
     /// The turn of a result that is written by itself.
     pub(super) alone: tokio::sync::Mutex<()>,
+}
+
+/// The IDs of answers that could not be noted. Their messages were given back, and when the broker delivers one again, it
+/// does not say whether it was answered. What another process gets, or this one after a restart, is unknown there.
+#[derive(Debug, Default)]
+pub(super) struct Unanswered(Mutex<HashSet<Uuid>>);
+
+impl Unanswered {
+    /// With more, those of before are forgotten.
+    const MOST: usize = 10_000;
+
+    pub(super) fn has(&self, id: Uuid) -> bool {
+        lock(&self.0).contains(&id)
+    }
+
+    /// Notes whether the message that repeats a job is without its answer.
+    pub(super) fn set(&self, repeat: &Repeat, is_unanswered: bool) {
+        let Some(Asked { id, .. }) = &repeat.asked else { return };
+        let mut ids = lock(&self.0);
+        if !is_unanswered {
+            ids.remove(id);
+            return;
+        }
+        if ids.len() >= Self::MOST {
+            ids.clear();
+        }
+        ids.insert(*id);
+    }
 }
 
 impl Shared {
@@ -123,6 +156,7 @@ impl Shared {
             crash: Crash::new(options.crash),
             buffered: AtomicU64::new(0),
             waiting: AtomicUsize::new(0),
+            unanswered: Unanswered::default(),
             unwritten: Mutex::default(),
             finishes,
             bindings,

@@ -28,7 +28,7 @@ fn schema() -> Validator {
 }
 
 /// An app with a reply queue of its own, for as long as this lives.
-struct App<'a> {
+pub(crate) struct App<'a> {
     harness: &'a Harness,
     _connection: Connection,
     channel: Channel,
@@ -37,7 +37,7 @@ struct App<'a> {
 }
 
 impl<'a> App<'a> {
-    async fn new(harness: &'a Harness) -> Self {
+    pub(crate) async fn new(harness: &'a Harness) -> Self {
         let connection = harness.vhost.connect().await.unwrap();
         let channel = connection.create_channel().await.unwrap();
         let options = QueueDeclareOptions { exclusive: true, ..Default::default() };
@@ -53,7 +53,7 @@ impl<'a> App<'a> {
             .with_correlation_id(correlation_id.into())
     }
 
-    async fn ask(&self, correlation_id: &str, body: impl ToString) {
+    pub(crate) async fn ask(&self, correlation_id: &str, body: impl ToString) {
         self.ask_with(self.properties(correlation_id), body).await;
     }
 
@@ -61,12 +61,12 @@ impl<'a> App<'a> {
         self.harness.publish_raw(&[body.to_string().into_bytes()], properties).await;
     }
 
-    async fn get(&self) -> Option<BasicGetMessage> {
+    pub(crate) async fn get(&self) -> Option<BasicGetMessage> {
         self.channel.basic_get(self.queue.as_str().into(), BasicGetOptions { no_ack: true }).await.unwrap()
     }
 
     /// The next reply, which says of what kind it is and to which message.
-    async fn reply(&self, kind: &str, correlation_id: &str) -> Reply {
+    pub(crate) async fn reply(&self, kind: &str, correlation_id: &str) -> Reply {
         let what = format!("the reply `{kind}` to {correlation_id}");
         let message = until(&what, PATIENCE, async || self.get().await).await;
         let properties = &message.delivery.properties;
@@ -83,7 +83,7 @@ impl<'a> App<'a> {
     }
 
     /// Makes sure that nothing more comes, and nothing is owed: another job is answered, and only that one.
-    async fn hears_nothing_more(&self) {
+    pub(crate) async fn hears_nothing_more(&self) {
         let last = read("u-alice");
         self.ask("last", &last).await;
         self.reply("final", "last").await;
@@ -92,18 +92,18 @@ impl<'a> App<'a> {
     }
 }
 
-struct Reply {
-    body: Value,
+pub(crate) struct Reply {
+    pub(crate) body: Value,
     message_id: String,
 }
 
 impl Reply {
-    fn text(&self, key: &str) -> Option<&str> {
+    pub(crate) fn text(&self, key: &str) -> Option<&str> {
         self.body[key].as_str()
     }
 }
 
-async fn owed(harness: &Harness) -> u64 {
+pub(crate) async fn owed(harness: &Harness) -> u64 {
     harness.text("select count(*)::text from answers").await.unwrap().parse().unwrap()
 }
 
@@ -422,7 +422,7 @@ async fn answers_that_the_store_does_not_take_keep_no_job_waiting() {
     app.ask("bad", &read("u-alice").with("priority", json!(99))).await;
     app.ask("good", &read("u-alice")).await;
     app.reply("final", "good").await;
-    worker.logged("messages that repeat a job stay without an answer").await;
+    worker.logged("a message that repeats a job stays without an answer").await;
     until("the rejected message is kept without its text", PATIENCE, async || {
         (harness.text("select count(*)::text from rejected").await? == "1").then_some(())
     })

@@ -137,6 +137,23 @@ async fn jobs_enqueued_from_another_terminal_run_in_dev_and_survive_its_restart(
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_job_is_not_as_old_as_its_id() {
+    let data = tempfile::tempdir().unwrap();
+    let dev = Dev::start(data.path()).await;
+    let days_ago = jiff::Timestamp::now() - jiff::SignedDuration::from_hours(72);
+    let stamp = u64::try_from(days_ago.as_millisecond()).unwrap();
+    let id = uuid::Builder::from_unix_timestamp_millis(stamp, &[7; 10]).into_uuid().to_string();
+    assert!(run(&[&ENQUEUE[..], &["--id", &id]].concat(), &dev.env).status.success());
+    dev.succeeds(&id).await;
+    for name in ["errand_queue_wait_seconds", "errand_job_duration_seconds"] {
+        let series = |what: &str| format!("{name}_{what}{{queue=\"default\"}}");
+        assert_eq!(dev.process.metric(&series("count")).await, 1.0);
+        let seconds = dev.process.metric(&series("sum")).await;
+        assert!(seconds < 600.0, "{name}: {seconds}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn jobs_of_a_killed_dev_are_rescued_by_the_next_one() {
     let data = tempfile::tempdir().unwrap();
     let mut dev = Dev::start(data.path()).await;

@@ -33,6 +33,7 @@ mod model;
 mod outage;
 mod outage_broker;
 mod outage_database;
+mod owed;
 mod parked;
 mod poison;
 mod policies;

@@ -12,11 +12,11 @@ use crate::{
 };
 
 /// The heartbeat shows soon that the store answers others.
-const SETTINGS: [(&str, &str); 2] =
+pub(crate) const SETTINGS: [(&str, &str); 2] =
     [("ERRAND__WORKER__HEARTBEAT_SECS", "1"), ("ERRAND__WORKER__LEASE_SECS", "120")];
 
 /// Lets every statement fail that writes such a row, as an I/O error does.
-async fn break_rows(harness: &Harness, table: &str, event: &str, condition: &str) {
+pub(crate) async fn break_rows(harness: &Harness, table: &str, event: &str, condition: &str) {
     harness
         .execute(&format!(
             "create function broken() returns trigger language plpgsql as
@@ -27,7 +27,7 @@ async fn break_rows(harness: &Harness, table: &str, event: &str, condition: &str
         .await;
 }
 
-async fn heal(harness: &Harness, table: &str) {
+pub(crate) async fn heal(harness: &Harness, table: &str) {
     harness.execute(&format!("drop trigger broken on {table}")).await;
 }
 

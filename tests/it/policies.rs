@@ -160,22 +160,32 @@ async fn what_the_broker_dead_letters_runs_as_a_job_of_its_lane() {
             channel.basic_get("guest.replies".into(), BasicGetOptions { no_ack: true }).await.unwrap()
         })
         .await;
-        assert_eq!(reply.delivery.properties.kind().as_ref().unwrap().as_str(), kind);
+        let properties = &reply.delivery.properties;
+        assert_eq!(properties.kind().as_ref().unwrap().as_str(), kind);
+        properties.correlation_id().as_ref().map(ToString::to_string)
     };
     // The stray message asked for none.
     reply("final").await;
     assert!(!worker.readiness().await["consuming"].as_object().unwrap().contains_key("dead"));
 
-    // A dead letter that repeats a job is answered as its message would have been.
+    // A dead letter that repeats a job is answered as one that the broker delivers again: not where the end of the job was
+    // the answer.
     assert!(worker.stop().await.success());
+    harness.publish_raw(std::slice::from_ref(&body), asks.clone()).await;
     harness.publish_raw(&[body], asks.with_correlation_id("again".into())).await;
     until("it is dead", PATIENCE, async || {
         let depth = channel.queue_declare("errand.dead".into(), passive(), FieldTable::default());
-        (depth.await.unwrap().message_count() == 1).then_some(())
+        (depth.await.unwrap().message_count() == 2).then_some(())
     })
     .await;
-    let _worker = harness.worker(&[]).await;
-    reply("duplicate").await;
+    let worker = harness.worker(&[]).await;
+    assert_eq!(reply("duplicate").await.as_deref(), Some("again"));
+    until("no other is offered", PATIENCE, async || {
+        let owed = harness.text("select count(*)::text from answers").await?;
+        (owed == "0" && worker.metric("errand_dead_letters_total").await == 2.0).then_some(())
+    })
+    .await;
+    assert_eq!(worker.metric("errand_replies_total{reply=\"duplicate\",result=\"sent\"}").await, 1.0);
     let ledger = harness.sandbox.ledger_summary();
     assert_eq!((ledger.effects, ledger.jobs_repeated), (26, 0), "{ledger:?}");
 }

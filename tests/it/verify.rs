@@ -12,7 +12,7 @@ use crate::{
 };
 
 /// A log that is asked early and often.
-const QUICK: [(&str, &str); 7] = [
+pub(crate) const QUICK: [(&str, &str); 7] = [
     ("ERRAND__VERIFY__ENABLED", "true"),
     ("ERRAND__VERIFY__POLL_MS", "100"),
     ("ERRAND__VERIFY__FIRST_MS", "100"),
@@ -42,7 +42,7 @@ async fn later_success(harness: &Harness, timeout: Duration) {
 }
 
 /// Makes the sandbox's logs late, lossy or closed.
-async fn logs_are(harness: &Harness, settings: &Value) {
+pub(crate) async fn logs_are(harness: &Harness, settings: &Value) {
     let url = format!("{}/_sandbox/logs", harness.sandbox.base_url());
     let request = http::client().put(url).json(settings);
     request.send().await.unwrap().error_for_status().unwrap();

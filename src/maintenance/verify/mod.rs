@@ -309,7 +309,11 @@ impl Verify {
             look,
             detail: detail.map(clip),
         };
-        self.services.store.put_off(&put_off).await?;
+        let is_recorded = self.services.store.put_off(&put_off).await?;
+        if is_recorded && again_after.is_none() && check.job.spec.reply_to.is_some() {
+            // Its app is told that nobody looks any more.
+            self.services.relay_wake.notify_one();
+        }
         Ok(())
     }
 }

@@ -21,18 +21,21 @@ use crate::{
 };
 
 statements! { Postgres:
-    /// The lock keeps a job from being removed before its other ID is there, which would stay behind.
+    /// The lock keeps a job from being removed before its other ID is there, which would stay behind. The order makes
+    /// concurrent batches wait for each other in one direction.
     note_repeats(repeats: Rows<'_, Repetition>, most: i64) = "with others as materialized (
         select i.alias, j.id as job_id from {rows} join jobs j on j.id = i.repeated
         where i.alias is not null for key share of j skip locked),
     named as (
         insert into known_as (id, job_id) select alias, job_id from others
         where (select count(*) from known_as k where k.job_id = others.job_id) < {most}
+        order by job_id, alias
         on conflict do nothing)
     insert into answers (id, kind, job_id, reply_to, correlation_id, message_id, publisher, due_at)
-    select i.answer_id, 'duplicate', i.repeated, i.reply_to, i.correlation_id, i.message_id, i.publisher, now()
-    from {rows} where i.answer_id is not null
-    on conflict do nothing";
+    select distinct on (i.answer_id) i.answer_id, 'duplicate', i.repeated, i.reply_to, i.correlation_id, i.message_id,
+        i.publisher, now()
+    from {rows} where i.answer_id is not null order by i.answer_id
+    on conflict (id) do update set again = true where not answers.again";
 
     owe_held(jobs: Vec<Uuid>) = "insert into answers (id, kind, job_id, reply_to, correlation_id, message_id, publisher, due_at)
     select gen_random_uuid(), 'held', id, reply_to, correlation_id, message_id, publisher, now()
@@ -51,7 +54,7 @@ statements! { Postgres:
             + coalesce(octet_length(result::text), 0)) over (order by place) as bytes
         from stored where place = 1 or at_least <= {bytes}),
     taken as (
-        update answers a set due_at = now() + {again_after}::bigint * interval '1 microsecond'
+        update answers a set due_at = now() + {again_after}::bigint * interval '1 microsecond', again = false
         from sized s where s.id = a.id and (s.place = 1 or s.bytes <= {bytes})
         returning {each id, kind, job_id, rejected_id, reply_to, correlation_id, message_id, publisher: a.@ as answer_@},
             s.place as answer_place)
@@ -61,16 +64,22 @@ statements! { Postgres:
         (select r.job_id from rejected r where r.id = answer_rejected_id) as rejected_job
     from taken left join jobs on jobs.id = answer_job_id order by answer_place";
 
-    answered(ids: Vec<Uuid>) = "delete from answers where id = any({ids})";
+    /// As the statements about the replies of jobs, this and the next two leave out what others have locked.
+    answered(ids: Vec<Uuid>) = "with told as (select id, again from answers where id = any({ids}) for update skip locked),
+    owed_again as (
+        update answers set due_at = now(), refusals = 0, again = false where id in (select id from told where again))
+    delete from answers where id in (select id from told where not again)";
 
     defer(ids: Vec<Uuid>, after: i64) = "update answers set due_at = now() + {after}::bigint * interval '1 microsecond'
-    where id = any({ids})";
+    where id in (select id from answers where id = any({ids}) for update skip locked)";
 
-    put_off(ids: Vec<Uuid>, first: i64, max_wait: i64, most: i32) = "with waiting as (
+    put_off(ids: Vec<Uuid>, first: i64, max_wait: i64, most: i32) =
+    "with refused as (select id, refusals from answers where id = any({ids}) for update skip locked),
+    waiting as (
         update answers set refusals = refusals + 1, due_at = now()
             + least({first}::bigint * (1::bigint << least(refusals, 20))::float8, {max_wait}::bigint) * interval '1 microsecond'
-        where id = any({ids}) and refusals + 1 < {most})
-    delete from answers where id = any({ids}) and refusals + 1 >= {most} returning id";
+        where id in (select id from refused where refusals + 1 < {most}))
+    delete from answers where id in (select id from refused where refusals + 1 >= {most}) returning id";
 
     job_known_as(id: Uuid) = "select job_id from known_as where id = {id} order by job_id desc limit 1";
 

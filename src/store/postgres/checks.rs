@@ -36,13 +36,17 @@ statements! { Postgres:
         update jobs set check_at = now() + {again_after}::bigint * interval '1 microsecond',
             checks = least(checks, 2147483646) + 1
         where id = {id} and fence = {fence} and checks = {checks} and check_at is not null
-        returning id, state, attempt, check_at),
+        returning id, state, attempt, check_at, reply_to, correlation_id, message_id, publisher),
     noted as (
         insert into job_history (job_id, kind, by, attempt, what, detail)
         select id, 'looked_up', {by}::text, attempt, {found}::text, {detail}::text from put_off
         union all
         select id, 'held', {by}, attempt, 'unknown_outcome', null from put_off
-        where check_at is null and state = 'held')
+        where check_at is null and state = 'held'),
+    owed as (
+        insert into answers (id, kind, job_id, reply_to, correlation_id, message_id, publisher, due_at)
+        select gen_random_uuid(), 'held', id, reply_to, correlation_id, message_id, publisher, now() from put_off
+        where check_at is null and state = 'held' and reply_to is not null)
     select 1 from put_off";
 
     /// A job that was unknown by then was sent later. The eldest has had the most time to appear in the log.

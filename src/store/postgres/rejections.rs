@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use super::PostgresStore;
 use crate::{
-    job::JobId,
+    job::{Asked, JobId},
     store::{
         Place, Rejected, RejectedFilter, RejectedView, Rejections, Result,
         columns::{Ask, Messages, Rejection, StretchColumns},
@@ -32,7 +32,7 @@ statements! { Postgres:
     select i.answer_id, 'rejected', i.id, i.reply_to, i.correlation_id, i.message_id, i.publisher, now()
     from {rows} join kept on kept.id = i.id
     where i.answer_id is not null and not (i.redelivered and kept.seen > i.seen)
-    on conflict do nothing";
+    on conflict (id) do update set again = true where not answers.again";
 
     rejected(messages: One<'_, Messages>, stretch: One<'_, StretchColumns>, limit: i64) =
     "select id, queue, reason, message, ''::bytea as body, properties, octet_length(body)::bigint as size, seen,
@@ -60,11 +60,17 @@ impl Rejections for PostgresStore {
         // One statement cannot touch a row twice, so copies are counted here; the order of the IDs
         // makes concurrent batches wait for each other in one direction.
         let mut counted: BTreeMap<Uuid, (&Rejected, i32)> = BTreeMap::new();
+        let mut asks: BTreeMap<Uuid, Option<&Asked>> = BTreeMap::new();
         for rejected in batch {
             counted.entry(rejected.id).or_insert((rejected, 0)).1 += 1;
+            // Who asks for the first time is owed an answer, whatever else the broker delivers again.
+            let asked = asks.entry(rejected.id).or_default();
+            if asked.is_none_or(|asked| asked.redelivered) {
+                *asked = rejected.asked.as_ref().or(*asked);
+            }
         }
         let counted: Vec<(&Rejected, i32)> = counted.into_values().collect();
-        let asks: Vec<_> = counted.iter().map(|(rejected, _)| rejected.asked.as_ref()).collect();
+        let asks: Vec<Option<&Asked>> = asks.into_values().collect();
         self.hot.fetch(sql::reject(Rows(&counted), Rows(&asks))).await.map(drop)
     }
 

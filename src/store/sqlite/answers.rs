@@ -30,7 +30,7 @@ statements! { Sqlite:
         (id, kind, job_id, reply_to, correlation_id, message_id, publisher, due_at)
     select {answer_id}, 'duplicate', {repeated}, {reply_to}, {correlation_id}, {message_id}, {publisher}, {now}
     where {answer_id} is not null
-    on conflict do nothing";
+    on conflict (id) do update set again = 1";
 
     owe_held(answer_id: Uuid, held: Uuid, now: i64) = "insert into answers
         (id, kind, job_id, reply_to, correlation_id, message_id, publisher, due_at)
@@ -42,7 +42,9 @@ statements! { Sqlite:
         + coalesce(octet_length(j.result), 0) as bytes
     from answers a left join jobs j on j.id = a.job_id where a.due_at <= {now} order by a.due_at limit +{limit}";
 
-    offer(id: Uuid, due_at: i64) = "update answers set due_at = {due_at} where id = {id}";
+    offer(id: Uuid, due_at: i64) = "update answers set due_at = {due_at}, again = 0 where id = {id}";
+
+    defer(id: Uuid, due_at: i64) = "update answers set due_at = {due_at} where id = {id}";
 
     /// A job or message that was removed leaves nulls.
     answer(answer: Uuid) = "select asked.*, {job}, result,
@@ -53,7 +55,11 @@ statements! { Sqlite:
         from answers where id = {answer}) asked
     left join jobs on jobs.id = answer_job_id";
 
-    answered(id: Uuid) = "delete from answers where id = {id}";
+    answered(id: Uuid) = "delete from answers where id = {id} and again = 0";
+
+    owe_again(id: Uuid, now: i64) = "update answers set due_at = {now}, refusals = 0, again = 0 where id = {id} and again = 1";
+
+    give_up(id: Uuid) = "delete from answers where id = {id}";
 
     refusals(id: Uuid) = "select refusals from answers where id = {id}";
 
@@ -108,11 +114,21 @@ impl Answers for SqliteStore {
     }
 
     async fn answered(&self, ids: &[Uuid]) -> Result<()> {
-        self.write_each(ids.to_vec(), |id, _| sql::answered(*id)).await.map(drop)
+        let ids = ids.to_vec();
+        self.write(move |db, now| {
+            Box::pin(async move {
+                for id in ids {
+                    sql::answered(id).execute(&mut *db).await?;
+                    sql::owe_again(id, now).execute(&mut *db).await?;
+                }
+                Ok(())
+            })
+        })
+        .await
     }
 
     async fn defer_answers(&self, ids: &[Uuid], after: Duration) -> Result<()> {
-        self.write_each(ids.to_vec(), move |id, now| sql::offer(*id, now + micros(after))).await.map(drop)
+        self.write_each(ids.to_vec(), move |id, now| sql::defer(*id, now + micros(after))).await.map(drop)
     }
 
     async fn put_off_answers(&self, ids: &[Uuid], first: Duration, most: u32) -> Result<Vec<Uuid>> {
@@ -128,7 +144,7 @@ impl Answers for SqliteStore {
                             first.saturating_mul(1 << refusals.min(MAX_DOUBLINGS)).min(MAX_UNCLAIMED_WAIT);
                         sql::put_off(id, now + micros(wait)).execute(&mut *db).await?;
                     } else {
-                        sql::answered(id).execute(&mut *db).await?;
+                        sql::give_up(id).execute(&mut *db).await?;
                         given_up.push(id);
                     }
                 }

@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use jiff::Timestamp;
 use uuid::Uuid;
 
-use super::{SqliteStore, history::note};
+use super::{SqliteStore, answers::owe_held, history::note};
 use crate::{
     job::{HeldReason, RequestId},
     store::{
@@ -72,6 +72,9 @@ impl Checks for SqliteStore {
                 let gives_up = again_after.is_none() && row.read::<bool>("is_held")?;
                 for fact in [Some(looked_up), gives_up.then_some(held)].into_iter().flatten() {
                     note(db, now, &Note { job: id, by: BY_LOOK_UP, attempt, fact }).await?;
+                }
+                if gives_up {
+                    owe_held(db, now, id).await?;
                 }
                 Ok(true)
             })

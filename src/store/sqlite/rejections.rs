@@ -27,7 +27,7 @@ statements! { Sqlite:
     owe(ask: One<'_, Ask>, rejected: Uuid, now: i64) = "insert into answers
         (id, kind, rejected_id, reply_to, correlation_id, message_id, publisher, due_at)
     values ({answer_id}, 'rejected', {rejected}, {reply_to}, {correlation_id}, {message_id}, {publisher}, {now})
-    on conflict do nothing";
+    on conflict (id) do update set again = 1";
 
     rejected(messages: One<'_, Messages>, stretch: One<'_, StretchColumns>, limit: i64) =
     "select id, queue, reason, message, x'' as body, properties, length(body) as size, seen,

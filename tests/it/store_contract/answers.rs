@@ -8,17 +8,17 @@ use std::{
 use errand::{
     bounds::{MAX_ALIASES, MAX_BATCH_BYTES},
     job::{
-        Asked, AttemptOutcome, EnvelopeReason, ErrorKind, HeldReason, JobId, JobSpec, Release, ReplyKind,
-        State, Stop,
+        Asked, AttemptOutcome, Ending, EnvelopeReason, ErrorKind, HeldReason, JobId, JobSpec, LookResult,
+        Release, ReplyKind, State, Stop,
     },
-    store::{About, Answer, Claim, Claimed, Inserted, JobView, Rejected, Repeat, Repeated, Which},
+    store::{About, Answer, Claim, Claimed, Inserted, JobView, PutOff, Rejected, Repeat, Repeated, Which},
 };
 use serde_json::json;
 use uuid::Uuid;
 
 use super::{
-    LEASE, OPERATOR, TestStore, claim, error, hold, job, job_with_reply, on_every_backend, one, renamed,
-    retry, succeed,
+    LEASE, OPERATOR, RunningJob, TestStore, claim, error, hold, job, job_with_reply, on_every_backend, one,
+    renamed, retry, succeed,
 };
 use crate::support;
 
@@ -127,14 +127,14 @@ on_every_backend!(a_rejected_message_owes_an_answer, async |t| {
     let message = rejected(1);
     let quiet = Rejected { asked: None, ..rejected(2) };
     t.store.reject(&[message.clone(), quiet, message.clone()]).await.unwrap();
+    // The same write again, whose answer was lost.
+    t.store.reject(std::slice::from_ref(&message)).await.unwrap();
     let answer = one(take(&t).await);
     assert_eq!((answer.kind, &answer.asked), (ReplyKind::Rejected, message.asked.as_ref().unwrap()));
     let About::Message { id, job, reason, message: why } = &answer.about else { panic!("{answer:?}") };
     assert_eq!((*id, *job, *reason, why), (message.id, message.job, message.reason, &message.message));
     assert_eq!(t.store.rejected_as(message.job.unwrap()).await.unwrap(), Some(message.id));
     assert_eq!(t.store.rejected_as(JobId::new()).await.unwrap(), None);
-    // The same write again, whose answer was lost.
-    t.store.reject(std::slice::from_ref(&message)).await.unwrap();
     t.store.answered(&[answer.asked.id]).await.unwrap();
     assert!(take(&t).await.is_empty());
 
@@ -144,6 +144,10 @@ on_every_backend!(a_rejected_message_owes_an_answer, async |t| {
     t.store.reject(&[again(true)]).await.unwrap();
     assert!(take(&t).await.is_empty());
     t.store.reject(&[again(false)]).await.unwrap();
+    let answer = one(take(&t).await);
+    t.store.answered(&[answer.asked.id]).await.unwrap();
+    // Nor does it matter which of both is first in a batch.
+    t.store.reject(&[again(true), again(false), again(true)]).await.unwrap();
     let answer = one(take(&t).await);
     t.store.answered(&[answer.asked.id]).await.unwrap();
     // Nobody knows whether one was answered that comes again and was not kept.
@@ -180,6 +184,94 @@ on_every_backend!(who_repeats_a_job_is_owed_an_answer, async |t| {
     assert_eq!(told(&answers[0]).result.as_ref().unwrap().get(), r#"{"x":1}"#);
     assert!(t.store.known_as(done.id).await.unwrap().is_empty(), "its own ID is no other one");
 });
+
+on_every_backend!(who_asks_the_same_again_shares_the_answer_that_is_pending, async |t| {
+    let done = t.run(&job(json!({}))).await;
+    t.finish(&done.end(succeed("1"), AttemptOutcome::Succeeded)).await;
+    let (same, other) = (repeat(done.id, done.id), repeat(done.id, done.id));
+    let flood: Vec<Repeat> = (0..100).map(|_| same.clone()).collect();
+    t.store.note_repeats(&flood).await.unwrap();
+    t.store.note_repeats(&flood).await.unwrap();
+    t.store.note_repeats(std::slice::from_ref(&other)).await.unwrap();
+    let ids = |answers: &[Answer]| answers.iter().map(|answer| answer.asked.id).collect::<Vec<_>>();
+    let (same_id, other_id) = (same.asked.clone().unwrap().id, other.asked.unwrap().id);
+    assert_eq!(ids(&take(&t).await), [same_id, other_id]);
+    // It may have been published before it was asked for once more.
+    t.store.note_repeats(&flood).await.unwrap();
+    assert!(take(&t).await.is_empty(), "it is taken");
+    t.store.answered(&[same_id, other_id]).await.unwrap();
+    assert_eq!(ids(&take(&t).await), [same_id]);
+    t.store.answered(&[same_id]).await.unwrap();
+    assert_eq!(t.count("select count(*) from answers").await, 0);
+
+    // So it is with messages that are rejected.
+    let message = rejected(1);
+    let again = || t.store.reject(std::slice::from_ref(&message));
+    again().await.unwrap();
+    let answer = one(take(&t).await);
+    again().await.unwrap();
+    t.store.answered(&[answer.asked.id]).await.unwrap();
+    let answer = one(take(&t).await);
+    t.store.answered(&[answer.asked.id]).await.unwrap();
+    assert_eq!(t.count("select count(*) from answers").await, 0);
+});
+
+on_every_backend!(a_look_up_that_gives_up_owes_an_answer, async |t| {
+    let unknown = async || {
+        let run = t.run(&job_with_reply(json!({}), Some(QUEUE))).await;
+        let verify = Ending::Verify { after: Duration::ZERO, error: error(ErrorKind::UnknownOutcome) };
+        t.finish(&run.end(verify, AttemptOutcome::Unknown)).await;
+        run
+    };
+    let (run, cancelled) = (unknown().await, unknown().await);
+    assert_eq!(take(&t).await.len(), 2, "they say that errand looks");
+    t.store.cancel(cancelled.id, OPERATOR).await.unwrap();
+    let put_off = |run: &RunningJob, checks, again_after| PutOff {
+        id: run.id,
+        fence: run.receipt.fence,
+        checks,
+        again_after,
+        look: LookResult::Unclear,
+        detail: None,
+    };
+    assert!(t.store.put_off(&put_off(&run, 0, Some(Duration::ZERO))).await.unwrap());
+    assert!(take(&t).await.is_empty(), "errand looks again");
+    assert!(t.store.put_off(&put_off(&cancelled, 0, None)).await.unwrap());
+    assert!(take(&t).await.is_empty(), "nobody has to decide about one that is cancelled");
+    let gives_up = put_off(&run, 1, None);
+    assert!(t.store.put_off(&gives_up).await.unwrap());
+    assert!(!t.store.put_off(&gives_up).await.unwrap());
+    let answer = one(take(&t).await);
+    assert_eq!((answer.kind, told(&answer).spec.id, told(&answer).check_at), (ReplyKind::Held, run.id, None));
+});
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn answers_that_others_have_locked_keep_nobody_waiting() {
+    let t = TestStore::postgres().await;
+    t.store.reject(&[rejected(1), rejected(2), rejected(3)]).await.unwrap();
+    let ids: Vec<Uuid> = take(&t).await.into_iter().map(|answer| answer.asked.id).collect();
+    let lock = t.lock(&format!("select 1 from answers where id = '{}' for update", ids[0])).await;
+    t.store.defer_answers(&ids, Duration::ZERO).await.unwrap();
+    assert_eq!(take(&t).await.len(), 2);
+    assert_eq!(t.store.put_off_answers(&ids[..2], Duration::ZERO, 1).await.unwrap(), [ids[1]]);
+    t.store.answered(&ids).await.unwrap();
+    drop(lock);
+    assert_eq!(t.count("select count(*) from answers").await, 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn batches_that_repeat_the_same_jobs_wait_for_each_other_in_one_direction() {
+    let t = TestStore::postgres().await;
+    for _ in 0..10 {
+        let first = t.in_state(State::Succeeded).await;
+        let repeats: Vec<Repeat> = (0..MAX_ALIASES).map(|_| repeat(first, JobId::new())).collect();
+        let back: Vec<Repeat> = repeats.iter().rev().cloned().collect();
+        let (one, other) = tokio::join!(t.store.note_repeats(&repeats), t.other.note_repeats(&back));
+        one.unwrap();
+        other.unwrap();
+        assert_eq!(t.store.known_as(first).await.unwrap().len(), MAX_ALIASES);
+    }
+}
 
 on_every_backend!(a_job_is_known_by_the_ids_of_those_that_repeat_it, async |t| {
     let (first, other) = (t.in_state(State::Succeeded).await, t.in_state(State::Succeeded).await);
