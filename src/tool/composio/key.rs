@@ -2,6 +2,7 @@
 
 use std::{
     fmt,
+    os::unix::fs::FileTypeExt as _,
     path::{Path, PathBuf},
     sync::Mutex,
 };
@@ -23,6 +24,8 @@ pub(super) struct ApiKey {
 
 struct Keys {
     header: HeaderValue,
+    /// What the last look has found in the file.
+    seen: Option<SecretString>,
     /// The key in use comes first.
     scrubbers: Vec<KeyScrubber>,
 }
@@ -30,7 +33,8 @@ struct Keys {
 impl ApiKey {
     pub(super) fn new(key: SecretString, file: Option<PathBuf>) -> Result<Self, SetupError> {
         let header = header(&key)?;
-        Ok(Self { file, keys: Mutex::new(Keys { header, scrubbers: vec![KeyScrubber(key)] }) })
+        let keys = Keys { header, seen: None, scrubbers: vec![KeyScrubber(key)] };
+        Ok(Self { file, keys: Mutex::new(keys) })
     }
 
     /// The value of the header that carries the key.
@@ -38,7 +42,8 @@ impl ApiKey {
         lock(&self.keys).header.clone()
     }
 
-    /// Takes the key that is in the file now, for all requests from now on; says whether it is another one.
+    /// Takes the key that two looks in a row have found in the file, for all requests from now on; says whether it is
+    /// another one. One look alone may meet a file that is being written.
     pub(super) async fn renew(&self) -> Result<bool, String> {
         let Some(file) = self.file.clone() else { return Ok(false) };
         let told = format!("the file {}", file.display());
@@ -51,6 +56,11 @@ impl ApiKey {
         let header = header(&key).map_err(|error| format!("{told}: {error}"))?;
         let mut keys = lock(&self.keys);
         if keys.scrubbers.first().is_some_and(|current| current.0.expose_secret() == key.expose_secret()) {
+            keys.seen = None;
+            return Ok(false);
+        }
+        let seen = keys.seen.replace(key.clone());
+        if seen.is_none_or(|seen| seen.expose_secret() != key.expose_secret()) {
             return Ok(false);
         }
         keys.header = header;
@@ -76,18 +86,24 @@ impl fmt::Debug for ApiKey {
 
 /// What is in the file; nothing of a pipe, which gives its text once.
 fn read(file: &Path) -> Result<Option<String>, String> {
-    let is_file = std::fs::metadata(file).map_err(|error| format!("cannot be read: {error}"))?.is_file();
-    if !is_file {
+    let kind = std::fs::metadata(file).map_err(|error| format!("cannot be read: {error}"))?.file_type();
+    if kind.is_fifo() {
         return Ok(None);
+    }
+    // A device could keep whoever reads it waiting.
+    if !kind.is_file() {
+        return Err("is neither a file nor a pipe".to_owned());
     }
     secret_file::read(file).map(Some).map_err(|error| chain(&error))
 }
 
+/// By the rule of the settings, whether the key is from them or from the file later.
 fn header(key: &SecretString) -> Result<HeaderValue, SetupError> {
-    let mut header = HeaderValue::from_str(key.expose_secret()).map_err(|_| SetupError::ApiKey)?;
-    if header.is_empty() {
+    let text = key.expose_secret();
+    if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_graphic()) {
         return Err(SetupError::ApiKey);
     }
+    let mut header = HeaderValue::from_str(text).map_err(|_| SetupError::ApiKey)?;
     header.set_sensitive(true);
     Ok(header)
 }
@@ -97,6 +113,21 @@ mod tests {
     use super::*;
 
     #[tokio::test]
+    async fn a_key_is_taken_when_two_looks_agree_and_a_pipe_is_passed_over() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("key");
+        let key = ApiKey::new("ak_first_key".into(), Some(file.clone())).unwrap();
+        for half in ["ak_sec", "ak_second", "ak_first_key", "ak_second"] {
+            std::fs::write(&file, half).unwrap();
+            assert_eq!(key.renew().await, Ok(false));
+            assert_eq!(key.header(), "ak_first_key");
+        }
+        std::fs::remove_file(&file).unwrap();
+        assert!(std::process::Command::new("mkfifo").arg(&file).status().unwrap().success());
+        assert_eq!(key.renew().await, Ok(false));
+    }
+
+    #[tokio::test]
     async fn the_key_in_the_file_is_taken_and_neither_it_nor_the_one_before_is_told() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("key");
@@ -104,10 +135,14 @@ mod tests {
         let key = ApiKey::new("ak_first_key".into(), Some(file.clone())).unwrap();
         assert_eq!(key.renew().await, Ok(false));
         std::fs::write(&file, "ak_second_key\n").unwrap();
+        assert_eq!(key.renew().await, Ok(false), "it may be half of a key");
         assert_eq!(key.renew().await, Ok(true));
         assert_eq!(key.header(), "ak_second_key");
         assert_eq!(key.scrub("ak_first_key, ak_second_key".to_owned()), "***, ***");
-        for (unusable, said) in [("", "is empty"), ("ak_\u{1}", "no header can carry")] {
+        let unusable = "is empty or has other characters than visible ones of ASCII";
+        for (unusable, said) in
+            [("", "is empty"), ("ak_\u{1}", unusable), ("ak_ a", unusable), ("ak_é", unusable)]
+        {
             std::fs::write(&file, unusable).unwrap();
             let error = key.renew().await.unwrap_err();
             assert!(error.contains(said) && !error.contains("ak_"), "{error}");
@@ -115,6 +150,8 @@ mod tests {
         }
         std::fs::remove_file(&file).unwrap();
         assert!(key.renew().await.unwrap_err().contains("cannot be read"));
+        std::fs::create_dir(&file).unwrap();
+        assert!(key.renew().await.unwrap_err().contains("neither a file nor a pipe"));
         assert!(!format!("{key:?}").contains("ak_"));
     }
 }

@@ -75,7 +75,7 @@ string_enum! {
 pub enum SetupError {
     #[error("the tool API's base URL {0}")]
     BaseUrl(&'static str),
-    #[error("the tool API's key is empty or contains characters that no header can carry")]
+    #[error("the tool API's key is empty or has other characters than visible ones of ASCII")]
     ApiKey,
     #[error("the user agent contains characters that no header can carry")]
     UserAgent,
