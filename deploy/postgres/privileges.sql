@@ -7,7 +7,12 @@
 -- works as errand_worker. Where errand has migrated before as another role, run first, as that role or a superuser:
 -- `reassign owned by OLD to errand_owner`. Where `store.schema` is not `errand`, write its name after each `schema`.
 --
--- Run it again before `errand migrate` moves the tables of an earlier build from another schema into this one.
+-- Run it again before `errand migrate --move-from` moves the tables of an earlier build from another schema into this one.
+--
+-- Where `store.schema` is "public", which is others', too: write "public" after each `schema`, but instead of the lines that
+-- begin with `create schema` and `alter schema` execute `grant create on schema public to errand_owner`, so that it does not
+-- come to own the schema, and leave out those with `on all`, which would open others' tables. What errand_owner makes later
+-- has its rights by default; grant those on tables of errand's that are there by their names.
 
 do $$ declare role text; begin
     foreach role in array array['errand_owner', 'errand_worker', 'errand_reader'] loop
@@ -27,8 +32,11 @@ grant usage on schema errand to errand_worker, errand_reader;
 -- What is there, and what later migrations make.
 grant select, insert, update, delete on all tables in schema errand to errand_worker;
 grant select on all tables in schema errand to errand_reader;
+-- pg_dump reads where the sequences are.
+grant select on all sequences in schema errand to errand_reader;
 alter default privileges for role errand_owner in schema errand grant select, insert, update, delete on tables to errand_worker;
 alter default privileges for role errand_owner in schema errand grant select on tables to errand_reader;
+alter default privileges for role errand_owner in schema errand grant select on sequences to errand_reader;
 
 -- Results and arguments are customers' data: give errand_reader to people who may see them, and errand_viewer of
 -- read_only.sql to all others.

@@ -124,4 +124,9 @@ async fn the_shipped_privileges_are_enough_for_each_part_and_for_nothing_else() 
         assert!(is_denied(&harness, role, sql).await, "{role} may {sql}");
     }
     assert!(!is_denied(&harness, "errand_reader", "select * from jobs").await);
+    let backup = std::process::Command::new("pg_dump")
+        .args(["--file", "/dev/null", &database_url(&harness, "errand_reader")])
+        .output()
+        .unwrap();
+    assert!(backup.status.success(), "{}", String::from_utf8_lossy(&backup.stderr));
 }
