@@ -1,9 +1,10 @@
 -- Moves errand's tables back to the schema `public`, where builds before migration 16 look for them, in one transaction.
--- Only for a rollback to such a build. Stop all workers first, then, as the owner of the tables or a superuser:
+-- Only for a rollback to such a build. Stop all workers first, then, as a superuser, because the schema is dropped, too:
 --
 --   psql -d errand -v ON_ERROR_STOP=1 -f deploy/postgres/back_to_public.sql
 --
--- `errand migrate` of the newer build moves them forth again, after privileges.sql where you use its roles. Where `store.schema` is not `errand`, write its name instead.
+-- `errand migrate --move-from public` of the newer build moves them forth again, after privileges.sql where you use its
+-- roles. Where `store.schema` is not `errand`, write its name instead.
 
 begin;
 set local lock_timeout = '5s';
@@ -21,6 +22,13 @@ do $$ declare thing record; begin
     loop
         execute format('alter %s errand.%I set schema public', thing.kind, thing.name);
     end loop;
+    -- What the move has left, so that earlier builds make no second set of tables.
+    if to_regclass('public._sqlx_migrations') is not null then
+        delete from public._sqlx_migrations where version = 1 and checksum = '\x00' and description like 'moved to schema %';
+        if found and not exists (select from public._sqlx_migrations) then
+            drop table public._sqlx_migrations;
+        end if;
+    end if;
     if to_regclass('public._sqlx_migrations') is null then
         alter table errand._sqlx_migrations set schema public;
     else

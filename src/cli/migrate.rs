@@ -13,6 +13,9 @@ pub(super) struct Args {
     /// Check for missing migrations without applying them; exit with 1 when some are missing.
     #[arg(long)]
     check: bool,
+    /// Move errand's tables from this schema of PostgreSQL into the one of `store.schema` first, with all workers stopped.
+    #[arg(long, value_name = "SCHEMA", conflicts_with = "check")]
+    move_from: Option<String>,
 }
 
 pub(super) async fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
@@ -27,11 +30,15 @@ pub(super) async fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> 
             None => ("the schema is up to date".to_owned(), false),
         }
     } else {
-        let before = store.schema().await.ok();
-        let applied = store.migrate().await?;
-        if let Some(Schema::Elsewhere { schema }) = before {
-            output::print_line(format!("errand's tables have moved here from the schema `{schema}`"))?;
-        }
+        let applied = match &args.move_from {
+            Some(from) => {
+                let applied = store.move_from(from).await?;
+                let here = context.config().store.schema.as_str();
+                output::print_line(format!("errand's tables are in the schema `{here}`"))?;
+                applied
+            }
+            None => store.migrate().await?,
+        };
         match applied {
             0 => ("the schema is up to date".to_owned(), false),
             1 => ("1 migration applied".to_owned(), false),

@@ -19,9 +19,13 @@ pub trait Admin: fmt::Debug + Send + Sync {
     fn address(&self) -> String;
 
     /// Applies the migrations that are missing; returns how many. Several processes may call it at once. It waits for
-    /// others as long as it takes, and logs again and again what it waits for. Tables that are [`Schema::Elsewhere`] are
-    /// moved first, whole or not at all; an error of kind `Access` says if they cannot be now.
+    /// others as long as it takes, and logs again and again what it waits for. Where the tables are
+    /// [`Schema::Elsewhere`], it makes no others: an error of kind `Access` says what to do.
     async fn migrate(&self) -> Result<usize>;
+
+    /// Moves the tables from this schema of the database to the one of the settings, whole or not at all, unless they are
+    /// there already, and then migrates. An error of kind `Access` says what to do where they cannot be moved now.
+    async fn move_from(&self, schema: &str) -> Result<usize>;
 
     /// Looks at what the database is like, whatever its schema is. An error of kind `Access` says that errand cannot
     /// work with it until somebody acts; a concern says what may cost committed work, or stops it for now.
@@ -57,27 +61,37 @@ pub enum Schema {
     /// settings name.
     Elsewhere {
         schema: String,
+        /// Whether the settings can name it.
+        can_stay: bool,
     },
 }
 
 impl Schema {
     /// What keeps this build from working with it, and what to do, as one sentence each.
-    pub fn problem(&self) -> Option<(String, &'static str)> {
+    pub fn problem(&self) -> Option<(String, String)> {
         match self {
             Self::Current | Self::Ahead => None,
             Self::Behind { missing: 1 } => {
-                Some(("1 migration is missing".to_owned(), "run `errand migrate`"))
+                Some(("1 migration is missing".to_owned(), "run `errand migrate`".to_owned()))
             }
             Self::Behind { missing } => {
-                Some((format!("{missing} migrations are missing"), "run `errand migrate`"))
+                Some((format!("{missing} migrations are missing"), "run `errand migrate`".to_owned()))
             }
-            Self::Elsewhere { schema } => Some((
-                format!(
+            Self::Elsewhere { schema, can_stay } => {
+                let problem = format!(
                     "errand's tables are in the schema `{schema}` of the database, where an earlier build made them, \
                      and `store.schema` names another"
-                ),
-                "stop all workers and run `errand migrate`, which moves them, or let `store.schema` name where they are",
-            )),
+                );
+                let stay = match can_stay {
+                    true => format!(", or leave them there by `store.schema = \"{schema}\"`"),
+                    false => String::new(),
+                };
+                let advice = format!(
+                    "stop all workers and run `errand migrate --move-from '{schema}'`{stay}; if they are another \
+                     installation's, take that schema out of the `search_path` of this one's role"
+                );
+                Some((problem, advice))
+            }
         }
     }
 }

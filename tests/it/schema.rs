@@ -10,6 +10,7 @@ use crate::{
     support::{self, postgres::Database, wait::until},
 };
 
+const MOVE: &[&str] = &["--move-from", "public"];
 const BACK: &str = include_str!("../../deploy/postgres/back_to_public.sql");
 
 /// What is in a schema: relations, domains and functions, by name.
@@ -48,6 +49,24 @@ async fn text(database: &Database, sql: &str) -> String {
 async fn things(database: &Database, schema: &str) -> String {
     let mut db = PgConnection::connect(&database.url).await.unwrap();
     sqlx::query(THINGS).bind(schema).fetch_one(&mut db).await.unwrap().get(0)
+}
+
+/// What stays of the table of migrations where the tables were.
+const TOMBSTONE: &str = "_sqlx_migrations _sqlx_migrations_pkey";
+
+/// The database as another role sees it, which it makes.
+async fn seen_by(database: &Database, hint: &str) -> (String, Database) {
+    let role = format!("{hint}_{}", database.name);
+    execute(database, &format!("create role {role} login")).await;
+    let url = database.url.replace("//errand@", &format!("//{role}@"));
+    (role, Database { url, name: database.name.clone() })
+}
+
+/// What is said of a second set of tables.
+const OTHERS: &str = "errand's tables are in the schema `public`, too";
+
+async fn tells_of_others(store: &PostgresStore) -> bool {
+    store.inspect().await.unwrap().iter().any(|concern| concern.message.starts_with(OTHERS))
 }
 
 fn env(database: &Database) -> Vec<(String, String)> {
@@ -127,20 +146,30 @@ async fn the_tables_of_an_earlier_build_move_with_their_rows_and_back() {
     );
 
     // A worker that runs would lose its tables.
-    let said = migrate(&harness.database, &["--check"], false);
-    assert!(said.contains("in the schema `public`") && said.contains("stop all workers"), "{said}");
-    let said = migrate(&harness.database, &[], false);
+    let said = migrate(&harness.database, MOVE, false);
     assert!(said.contains("has beaten") && said.contains("stop all workers"), "{said}");
-    assert!(said.contains("store.schema = \"public\"") && !said.contains("have moved"), "{said}");
-    assert_eq!(things(&harness.database, "errand").await, "");
-    let later = harness.start_worker(&[("ERRAND__STORE__MIGRATE_AT_START", "false")]);
-    later.logged("errand's tables are in the schema `public`").await;
-
+    assert!(said.contains("store.schema = \"public\""), "{said}");
     assert!(earlier.stop().await.success());
-    let said = migrate(&harness.database, &[], true);
-    assert!(said.contains("moved here from the schema `public`") && said.contains("up to date"), "{said}");
+    // Nothing moves without being told, also where workers migrate by themselves.
+    for args in [&["--check"][..], &[]] {
+        let said = migrate(&harness.database, args, false);
+        assert!(said.contains("in the schema `public`") && said.contains("stop all workers"), "{said}");
+        assert!(
+            said.contains("--move-from 'public'") && said.contains("store.schema = \"public\""),
+            "{said}"
+        );
+    }
+    let later = harness.start_worker(&[("ERRAND__STORE__MIGRATE_AT_START", "true")]);
+    later.logged("it cannot be migrated").await;
+    later.logged("errand's tables are in the schema `public`").await;
+    assert_eq!(things(&harness.database, "errand").await, "");
+
+    for _ in 0..2 {
+        let said = migrate(&harness.database, MOVE, true);
+        assert!(said.contains("in the schema `errand`") && said.contains("up to date"), "{said}");
+    }
     assert_eq!(things(&harness.database, "errand").await, made, "everything is there");
-    assert_eq!(things(&harness.database, "public").await, "", "and nothing is left");
+    assert_eq!(things(&harness.database, "public").await, TOMBSTONE, "and nothing is left");
     later.logged("worker ready").await;
     assert_eq!(harness.show(jobs[0].id())["state"], "succeeded");
     harness.publish(&[jobs[1].clone(), send("user-3")]).await;
@@ -163,8 +192,9 @@ async fn the_tables_of_an_earlier_build_move_with_their_rows_and_back() {
     assert!(earlier.stop().await.success());
     // The tables go where the settings say, whatever that is.
     let tools = store(&harness.database, "tools");
-    assert_eq!(tools.schema().await.unwrap(), Schema::Elsewhere { schema: "public".to_owned() });
-    assert_eq!(tools.migrate().await.unwrap(), 0);
+    let in_public = Schema::Elsewhere { schema: "public".to_owned(), can_stay: true };
+    assert_eq!(tools.schema().await.unwrap(), in_public);
+    assert_eq!(tools.move_from("public").await.unwrap(), 0);
     assert_eq!(things(&harness.database, "tools").await, made);
     let other = store(&harness.database, "errand").schema().await.unwrap();
     assert!(matches!(other, Schema::Behind { .. }), "other installations are left alone: {other:?}");
@@ -180,15 +210,16 @@ async fn of_a_table_of_migrations_that_is_shared_only_errands_rows_move_and_retu
     )
     .await;
     let errand = store(&database, "errand");
-    assert_eq!(errand.migrate().await.unwrap(), 0);
+    assert_eq!(errand.move_from("public").await.unwrap(), 0);
     assert_eq!(errand.schema().await.unwrap(), Schema::Current);
-    assert_eq!(things(&database, "public").await, "_sqlx_migrations _sqlx_migrations_pkey orders");
+    assert_eq!(things(&database, "public").await, format!("{TOMBSTONE} orders"));
     let left = "select string_agg(version::text, ' ') from public._sqlx_migrations";
     assert_eq!(text(&database, left).await, "20250101000000");
     // Back among theirs, which leaves orders alone.
     execute(&database, BACK).await;
     assert_eq!(store(&database, "public").schema().await.unwrap(), Schema::Ahead, "theirs seem to be newer");
-    assert_eq!(errand.schema().await.unwrap(), Schema::Elsewhere { schema: "public".to_owned() });
+    let in_public = Schema::Elsewhere { schema: "public".to_owned(), can_stay: true };
+    assert_eq!(errand.schema().await.unwrap(), in_public);
 }
 
 #[tokio::test]
@@ -200,8 +231,8 @@ async fn what_a_newer_build_has_made_stays_until_that_build_moves_it() {
         values (9999, 'newer', true, '\\x00', 1)",
     )
     .await;
-    let error = store(&database, "errand").migrate().await.unwrap_err();
-    refused(&error, &["migration 9999", "of the newer build", "store.schema = \"public\""]);
+    let error = store(&database, "errand").move_from("public").await.unwrap_err();
+    refused(&error, &["migration 9999", "with the newer build", "store.schema = \"public\""]);
     assert_eq!(things(&database, "errand").await, "");
 }
 
@@ -212,7 +243,7 @@ async fn a_move_that_is_killed_has_moved_nothing_and_two_at_once_move_once() {
     // The last table of the move is locked, so that the others have moved already, as far as the move can see.
     let mut reporting = database.connect().await.unwrap();
     reporting.execute("begin; lock table public.job_history in access share mode").await.unwrap();
-    let mut killed = Process::start(&["migrate"], &env(&database));
+    let mut killed = Process::start(&["migrate", MOVE[0], MOVE[1]], &env(&database));
     killed.logged("waits for the table public.job_history").await;
     killed.kill9();
     until("its session is gone", PATIENCE, async || {
@@ -223,7 +254,7 @@ async fn a_move_that_is_killed_has_moved_nothing_and_two_at_once_move_once() {
     assert_eq!(things(&database, "public").await, made);
     assert_eq!(things(&database, "errand").await, "");
 
-    let mut both = [0, 1].map(|_| Process::start(&["migrate"], &env(&database)));
+    let mut both = [0, 1].map(|_| Process::start(&["migrate", MOVE[0], MOVE[1]], &env(&database)));
     for migrating in &both {
         migrating.logged("waits for").await;
     }
@@ -232,7 +263,7 @@ async fn a_move_that_is_killed_has_moved_nothing_and_two_at_once_move_once() {
         assert!(migrating.ended().await.success(), "{}", migrating.log());
     }
     assert_eq!(things(&database, "errand").await, made);
-    assert_eq!(things(&database, "public").await, "");
+    assert_eq!(things(&database, "public").await, TOMBSTONE);
 }
 
 #[tokio::test]
@@ -243,22 +274,23 @@ async fn a_worker_of_a_build_that_told_no_lease_counts_and_one_that_is_gone_does
     // As before migration 10, of which this build knows the rest.
     execute(&database, "alter table public.workers drop column lease_ms").await;
     let errand = store(&database, "errand");
-    refused(&errand.migrate().await.unwrap_err(), &["`old-host` has beaten", "counts for 30 s"]);
+    refused(&errand.move_from("public").await.unwrap_err(), &["`old-host` has beaten", "counts for 30 s"]);
     execute(&database, "update public.workers set beat_at = now() - interval '29 seconds'").await;
-    refused(&errand.migrate().await.unwrap_err(), &["`old-host` has beaten"]);
+    refused(&errand.move_from("public").await.unwrap_err(), &["`old-host` has beaten"]);
     execute(&database, "update public.workers set beat_at = now() - interval '31 seconds'").await;
-    errand.migrate().await.unwrap();
+    errand.move_from("public").await.unwrap();
 }
 
 #[tokio::test]
 async fn a_role_that_lacks_a_right_is_told_which_grant_it_needs() {
     let database = support::database("granted").await;
-    let role = format!("poor_{}", database.name);
-    execute(&database, &format!("create role {role} login")).await;
-    let poor = Database {
-        url: database.url.replace("//errand@", &format!("//{role}@")),
-        name: database.name.clone(),
-    };
+    let (role, poor) = seen_by(&database, "poor").await;
+    // Of another application, whose it is: not errand's concern.
+    execute(
+        &database,
+        "create table public._sqlx_migrations (version bigint); create table public.jobs (id int)",
+    )
+    .await;
     let errand = store(&poor, "errand");
     let create = format!("create schema \"errand\" authorization \"{role}\"");
     refused(&errand.migrate().await.unwrap_err(), &[&role, &create]);
@@ -269,4 +301,122 @@ async fn a_role_that_lacks_a_right_is_told_which_grant_it_needs() {
     execute(&database, &format!("grant usage, create on schema errand to {role}")).await;
     assert!(errand.migrate().await.unwrap() > 0);
     assert_eq!(errand.schema().await.unwrap(), Schema::Current);
+}
+
+#[tokio::test]
+async fn tables_that_the_role_may_not_read_are_not_taken_for_none() {
+    let database = earlier("unread").await;
+    let (role, poor) = seen_by(&database, "poor").await;
+    execute(&database, &format!("grant create on database {} to {role}", database.name)).await;
+    let errand = store(&poor, "errand");
+    let words =
+        ["called like errand's are in the schema `public`", "grant select on public._sqlx_migrations"];
+    for error in [
+        errand.schema().await.unwrap_err(),
+        errand.migrate().await.unwrap_err(),
+        errand.move_from("public").await.unwrap_err(),
+    ] {
+        refused(&error, &words);
+    }
+    assert_eq!(things(&database, "errand").await, "", "no second set is made");
+    // Another installation's are passed over by a role that does not look there.
+    execute(&database, &format!("alter role {role} in database {} set search_path = errand", database.name))
+        .await;
+    assert!(errand.migrate().await.unwrap() > 0);
+    assert_eq!(errand.schema().await.unwrap(), Schema::Current);
+    assert_eq!(store(&database, "public").schema().await.unwrap(), Schema::Current);
+}
+
+#[tokio::test]
+async fn an_earlier_build_makes_no_second_set_of_tables_after_a_move() {
+    let database = earlier("tombstone").await;
+    // The role of these tests is called like the schema.
+    execute(&database, &format!("alter database {} set search_path = public", database.name)).await;
+    let errand = store(&database, "errand");
+    assert_eq!(errand.move_from("public").await.unwrap(), 0);
+    // Earlier builds look at the versions, and apply migrations as sqlx does.
+    let folder = std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/migrations/postgres"));
+    let earlier = sqlx::migrate::Migrator::new(folder).await.unwrap();
+    let mut db = PgConnection::connect(&database.url).await.unwrap();
+    let error = earlier.run(&mut db).await.unwrap_err();
+    assert!(matches!(error, sqlx::migrate::MigrateError::VersionMismatch(1)), "{error}");
+    // It would keep its turn for as long as it has its session.
+    db.close().await.unwrap();
+    let public = store(&database, "public");
+    assert!(matches!(public.schema().await.unwrap(), Schema::Behind { .. }));
+    refused(
+        &public.migrate().await.unwrap_err(),
+        &["migration 1", "`description`", "moved to another schema"],
+    );
+    assert_eq!(things(&database, "public").await, TOMBSTONE);
+    assert_eq!(
+        text(&database, "select description from public._sqlx_migrations").await,
+        "moved to schema errand"
+    );
+    // It is no set of tables: nobody is warned, and the tables may come back.
+    assert!(!tells_of_others(&errand).await);
+    assert_eq!(public.move_from("errand").await.unwrap(), 0);
+    assert_eq!(public.schema().await.unwrap(), Schema::Current);
+    assert_eq!(things(&database, "errand").await, TOMBSTONE);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_set_of_tables_is_told_by_migrate_doctor_and_worker() {
+    let harness = Harness::new("twice", "").await;
+    let tools = store(&harness.database, "tools");
+    tools.migrate().await.unwrap();
+    // As a restored backup leaves it.
+    store(&harness.database, "public").migrate().await.unwrap();
+    assert!(tells_of_others(&tools).await);
+    let in_tools = ("ERRAND__STORE__SCHEMA", "tools");
+    let env = [harness.env(), vec![(in_tools.0.to_owned(), in_tools.1.to_owned())]].concat();
+    for command in ["migrate", "doctor"] {
+        let output = run(&[command], &env);
+        let said = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
+        assert!(output.status.success() && said.contains(OTHERS), "{command}: {said}");
+    }
+    let worker = harness.worker(&[in_tools]).await;
+    worker.logged(OTHERS).await;
+    let error = tools.move_from("public").await.unwrap_err();
+    refused(&error, &["in the schema `tools` already", "`public`", "drop the others"]);
+    let error = store(&harness.database, "third").move_from("nowhere").await.unwrap_err();
+    refused(&error, &["not in the schema `nowhere`"]);
+    // Of another installation that this one's role does not look at, nothing is said.
+    let quiet = format!("alter database {} set search_path = tools", harness.database.name);
+    execute(&harness.database, &quiet).await;
+    assert!(!tells_of_others(&tools).await);
+}
+
+#[tokio::test]
+async fn whoever_moves_the_tables_their_owner_and_readers_keep_their_rights() {
+    let database = support::database("rights").await;
+    let (owner, _) = seen_by(&database, "owner").await;
+    let (reader, read) = seen_by(&database, "reader").await;
+    let public = store(&database, "public");
+    public.migrate().await.unwrap();
+    execute(&database, &format!("grant select on all tables in schema public to {reader}")).await;
+    execute(
+        &database,
+        &format!(
+            "do $$ declare thing record; begin
+                for thing in select relname as name, case relkind when 'v' then 'view' else 'table' end as kind
+                    from pg_class where relnamespace = 'public'::regnamespace and relkind in ('r', 'v') loop
+                    execute format('alter %s public.%I owner to {owner}', thing.kind, thing.name);
+                end loop;
+            end $$"
+        ),
+    )
+    .await;
+    let owners = |schema: &str| {
+        format!(
+            "select string_agg(distinct relowner::regrole::text, ' ') from pg_class
+            where relnamespace = '{schema}'::regnamespace and relkind in ('r', 'v')"
+        )
+    };
+    assert_eq!(text(&database, &owners("public")).await, owner);
+    // By a superuser.
+    store(&database, "errand").move_from("public").await.unwrap();
+    assert_eq!(text(&database, &owners("errand")).await, owner);
+    execute(&database, &format!("grant usage on schema errand to {reader}")).await;
+    assert_eq!(store(&read, "errand").schema().await.unwrap(), Schema::Current);
 }

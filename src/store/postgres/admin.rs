@@ -4,10 +4,14 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use jiff::Timestamp;
-use sqlx::{Connection as _, postgres::PgRow};
+use sqlx::{Connection as _, migrate::AppliedMigration, postgres::PgRow};
 use tokio::time::timeout;
 
-use super::{PostgresStore, SchemaName, migrate, relocation, session};
+use super::{
+    PostgresStore, SchemaName, migrate,
+    relocation::{self, Place},
+    session,
+};
 use crate::store::{
     Admin, Concern, Result, Schema, StoreError, StoreErrorKind,
     admin::APPLIED,
@@ -70,40 +74,36 @@ impl Admin for PostgresStore {
         self.apply(MIGRATIONS).await
     }
 
+    async fn move_from(&self, schema: &str) -> Result<usize> {
+        self.run(Some(schema.to_owned()), MIGRATIONS).await
+    }
+
     async fn inspect(&self) -> Result<Vec<Concern>> {
         let refused = session::refuse_transaction_pooler(&self.plain).await.map_err(sqlx::Error::from);
         refused.map_err(|error| self.other.named(error.into()))?;
         let found = self.other.fetch_first(sql::condition()).await?;
         let found = found.ok_or_else(|| StoreError::corrupt("encoding"))?;
-        condition(&found).map_err(|error| self.other.named(error))
+        let mut concerns = condition(&found).map_err(|error| self.other.named(error))?;
+        // What this role may not read, or cannot now, `schema` tells of.
+        if let Ok(applied) = self.applied().await
+            && migrations::are_errands(&migrations::all(MIGRATIONS), &applied)
+            && let Ok(Some(place)) = self.elsewhere().await
+        {
+            concerns.push(place.beside());
+        }
+        Ok(concerns)
     }
 
     async fn schema(&self) -> Result<Schema> {
         let all = migrations::all(MIGRATIONS);
-        let place = self.other.fetch_first(sql::place(self.schema.as_str(), TABLE)).await?;
-        let place = place.ok_or_else(|| StoreError::corrupt("is_there"))?;
-        if !place.read::<bool>("is_usable")? {
-            return Err(self.other.named(may_not_use(&self.schema, &place.read::<String>("role")?)));
-        }
-        let applied = if place.read("is_there")? {
-            migrations::applied(&self.other.fetch(sql::applied()).await?)?
-        } else {
-            Vec::new()
-        };
+        let applied = self.applied().await?;
         if migrations::are_errands(&all, &applied) {
             return Ok(migrations::compare(&all, &applied));
         }
-        let (plain, schema) = (self.plain.clone(), self.schema.clone());
-        let elsewhere = detached(async move {
-            let mut db = session::login(&plain).await.map_err(sqlx::Error::from)?;
-            let place = relocation::elsewhere(&mut db, &schema, &migrations::all(MIGRATIONS)).await?;
-            drop(timeout(GOODBYE, db.close()).await);
-            Ok::<_, StoreError>(place)
-        });
-        Ok(match elsewhere.await.map_err(|error| self.other.named(error))? {
-            Some(place) => Schema::Elsewhere { schema: place.schema },
-            None => migrations::compare(&all, &applied),
-        })
+        match self.elsewhere().await? {
+            Some(place) => place.instead().map_err(|error| self.other.named(error)),
+            None => Ok(migrations::compare(&all, &applied)),
+        }
     }
 
     async fn now(&self) -> Result<Timestamp> {
@@ -129,9 +129,43 @@ impl PostgresStore {
     /// # Errors
     /// The database cannot be reached or not be used, or a migration fails.
     pub async fn apply(&self, migrations: &'static [(i64, &'static str, &'static str)]) -> Result<usize> {
+        self.run(None, migrations).await
+    }
+
+    /// Applies them after tables of another schema have moved, if one is given.
+    async fn run(
+        &self,
+        from: Option<String>,
+        migrations: &'static [(i64, &'static str, &'static str)],
+    ) -> Result<usize> {
         self.inspect().await?;
-        let (options, schema) = (self.plain.clone(), self.schema.clone());
-        detached(migrate::run(options, schema, migrations)).await.map_err(|error| self.other.named(error))
+        let migrating = migrate::run(self.plain.clone(), self.schema.clone(), from, migrations);
+        detached(migrating).await.map_err(|error| self.other.named(error))
+    }
+
+    /// What was applied in the schema of the settings.
+    async fn applied(&self) -> Result<Vec<AppliedMigration>> {
+        let place = self.other.fetch_first(sql::place(self.schema.as_str(), TABLE)).await?;
+        let place = place.ok_or_else(|| StoreError::corrupt("is_there"))?;
+        if !place.read::<bool>("is_usable")? {
+            return Err(self.other.named(may_not_use(&self.schema, &place.read::<String>("role")?)));
+        }
+        if !place.read("is_there")? {
+            return Ok(Vec::new());
+        }
+        migrations::applied(&self.other.fetch(sql::applied()).await?)
+    }
+
+    /// Looks by a session that has not errand's settings.
+    async fn elsewhere(&self) -> Result<Option<Place>> {
+        let (plain, schema) = (self.plain.clone(), self.schema.clone());
+        let looking = detached(async move {
+            let mut db = session::login(&plain).await.map_err(sqlx::Error::from)?;
+            let place = relocation::elsewhere(&mut db, &schema, &migrations::all(MIGRATIONS)).await?;
+            drop(timeout(GOODBYE, db.close()).await);
+            Ok::<_, StoreError>(place)
+        });
+        looking.await.map_err(|error| self.other.named(error))
     }
 }
 

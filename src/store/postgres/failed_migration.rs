@@ -47,7 +47,8 @@ impl Failed {
             ),
             (_, Self::Driver(MigrateError::VersionMismatch(version))) => format!(
                 "migration {version} in the table `{TABLE}` of the schema `{schema}` is not errand's, or was changed: \
-                 another application seems to keep its own there; {own}"
+                 either its `description` says that errand's tables have moved to another schema, which `store.schema` \
+                 should name, or another application keeps its own there; {own}"
             ),
             _ => {
                 let error = match self {

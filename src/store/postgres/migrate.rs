@@ -20,7 +20,7 @@ use super::{
     session,
 };
 use crate::store::{
-    Result,
+    Concern, Result,
     migrations::{self, TABLE},
 };
 
@@ -60,16 +60,18 @@ const BLOCKERS: &str = "select b.pid, coalesce(nullif(b.application_name, ''), '
         from pg_locks l where l.pid = $1 and not l.granted limit 1) as what
     from unnest(pg_blocking_pids($1)) as p (pid) join pg_stat_activity b on b.pid = p.pid limit 3";
 
+/// Moves the tables from another schema first, if one is given.
 pub(super) async fn run(
     options: PgConnectOptions,
     schema: SchemaName,
+    from: Option<String>,
     migrations: &'static [(i64, &'static str, &'static str)],
 ) -> Result<usize> {
     let mut db = session::login(&options).await.map_err(sqlx::Error::from)?;
     let pid: i32 = sqlx::query_scalar("select pg_backend_pid()").fetch_one(&mut db).await?;
     let applied = tokio::select! {
         biased;
-        applied = apply(&mut db, &schema, migrations) => applied,
+        applied = apply(&mut db, &schema, from.as_deref(), migrations) => applied,
         never = tell_what_is_waited_for(&options, pid) => match never {},
     };
     // The connection takes the lock with it, whether or not it can say goodbye.
@@ -80,14 +82,25 @@ pub(super) async fn run(
 async fn apply(
     db: &mut PgConnection,
     schema: &SchemaName,
+    from: Option<&str>,
     migrations: &'static [(i64, &'static str, &'static str)],
 ) -> Result<usize, Failed> {
     let settings = format!("{SETTINGS}; select {}", session::UNLIMITED);
     sqlx::raw_sql(AssertSqlSafe(settings)).execute(&mut *db).await?;
     wait_for_turn(db).await?;
     let all = migrations::all(migrations);
-    if let Some(place) = relocation::elsewhere(db, schema, &all).await? {
-        move_in_turn(db, &place, schema, &all).await?;
+    let mut is_here = relocation::is_here(db, schema, &all).await?;
+    if let Some(from) = from {
+        see_to_move(db, from, schema, &all, is_here).await?;
+        is_here = true;
+    }
+    match relocation::elsewhere(db, schema, &all).await? {
+        Some(place) if is_here => {
+            let Concern { message, advice } = place.beside();
+            tracing::warn!("{message}; {advice}");
+        }
+        Some(place) => return Err(place.refused().into()),
+        None => {}
     }
     relocation::make_schema(db, schema).await?;
     let search_path = format!("set search_path = '{schema}'");
@@ -115,6 +128,28 @@ async fn wait_for_turn(db: &mut PgConnection) -> Result<(), Failed> {
         sleep(TURN_PAUSE).await;
     }
     Ok(())
+}
+
+/// Moves the tables, unless a run before this one has.
+async fn see_to_move(
+    db: &mut PgConnection,
+    from: &str,
+    schema: &SchemaName,
+    migrations: &[Migration],
+    is_here: bool,
+) -> Result<(), Failed> {
+    let is_same = from == schema.as_str();
+    match Place::find(db, from, migrations).await? {
+        Some(place) if !is_here => move_in_turn(db, &place, schema, migrations).await,
+        Some(_) if !is_same => Err(relocation::refusal(format!(
+            "nothing moves, because errand's tables are in the schema `{schema}` already, and others in `{from}`: find out \
+             which have the jobs that count, and drop the others"
+        ))),
+        None if !is_here => Err(relocation::refusal(format!(
+            "errand's tables are not in the schema `{from}`: name the one that they are in after `--move-from`"
+        ))),
+        _ => Ok(()),
+    }
 }
 
 /// In one transaction, as often as a lock was not to be had.
@@ -177,7 +212,6 @@ async fn set_lock_timeout(db: &mut PgConnection, limit: Duration) -> Result<(), 
     db.execute(AssertSqlSafe(set)).await.map(drop)
 }
 
-/// A lock that was not had in time, or a deadlock, which ended this side.
 /// Looks on from another connection for as long as the migration takes. Where there is none, nothing is told.
 async fn tell_what_is_waited_for(options: &PgConnectOptions, pid: i32) -> Infallible {
     let (began, mut watch) = (Instant::now(), None);

@@ -11,7 +11,7 @@ use sqlx::{
 
 use super::{SchemaName, failed_migration::Failed};
 use crate::store::{
-    StoreError, StoreErrorKind,
+    Concern, Schema, StoreError, StoreErrorKind,
     migrations::{TABLE, are_errands, is_applied},
 };
 
@@ -21,45 +21,52 @@ const LARGEST_NUMBER: i64 = 9_999;
 /// The lease of workers of a build that did not tell the others its own, in milliseconds.
 const USUAL_LEASE_MS: i64 = 30_000;
 
+/// What the record of migrations says in a schema that the tables have left, so that an earlier build, which looks there,
+/// finds migrations missing and fails to apply them instead of making a second set of tables.
+const TOMBSTONE_VERSION: i64 = 1;
+const TOMBSTONE_CHECKSUM: &[u8] = &[0];
+
 /// A schema with errand's tables.
 pub(super) struct Place {
-    /// Its name, for people.
     pub(super) schema: String,
     /// As statements have it.
     quoted: String,
-    applied: Vec<AppliedMigration>,
+    /// What was applied there; nothing where this role may not read it.
+    applied: Option<Vec<AppliedMigration>>,
 }
 
-/// Where errand's tables are, if this schema has none of them: in one of those that a session without errand's settings
-/// looks into.
+/// Whether errand's tables are in this schema.
+pub(super) async fn is_here(
+    db: &mut PgConnection,
+    schema: &SchemaName,
+    migrations: &[Migration],
+) -> sqlx::Result<bool> {
+    if !has_record(db, schema).await? {
+        return Ok(false);
+    }
+    Ok(are_errands(migrations, &applied_in(db, &format!("\"{schema}\"")).await?))
+}
+
+/// Where errand's tables are beside this schema: in one of those that a session without errand's settings looks into.
 pub(super) async fn elsewhere(
     db: &mut PgConnection,
     schema: &SchemaName,
     migrations: &[Migration],
 ) -> sqlx::Result<Option<Place>> {
-    let is_there = "select to_regclass($1) is not null";
-    let here = format!("\"{schema}\".{TABLE}");
-    if sqlx::query_scalar(is_there).bind(here).fetch_one(&mut *db).await? {
-        let applied = applied_in(db, &format!("\"{schema}\"")).await?;
-        if are_errands(migrations, &applied) {
-            return Ok(None);
-        }
-    }
-    let candidates = format!(
-        "select schema::text as schema, quote_ident(schema) as quoted
-        from unnest(current_schemas(false)) with ordinality as path (schema, place)
-        where schema <> $1 and has_table_privilege(to_regclass(format('%I.%I', schema, '{TABLE}'))::oid, 'select')
-        order by place"
-    );
-    let candidates = sqlx::query(AssertSqlSafe(candidates)).bind(schema.as_str());
-    for row in candidates.fetch_all(&mut *db).await? {
-        let (schema, quoted): (String, String) = (row.try_get("schema")?, row.try_get("quoted")?);
-        let applied = applied_in(db, &quoted).await?;
-        if are_errands(migrations, &applied) {
-            return Ok(Some(Place { schema, quoted, applied }));
+    let path = "select current_schemas(false)::text[]";
+    let path: Vec<String> = sqlx::query_scalar(path).fetch_one(&mut *db).await?;
+    for candidate in path.iter().filter(|candidate| *candidate != schema.as_str()) {
+        if let Some(place) = Place::find(db, candidate, migrations).await? {
+            return Ok(Some(place));
         }
     }
     Ok(None)
+}
+
+/// Whether the schema has a table of migrations, whose ever it is.
+async fn has_record(db: &mut PgConnection, schema: &SchemaName) -> sqlx::Result<bool> {
+    let record = format!("\"{schema}\".{TABLE}");
+    sqlx::query_scalar("select to_regclass($1) is not null").bind(record).fetch_one(db).await
 }
 
 async fn applied_in(db: &mut PgConnection, quoted: &str) -> sqlx::Result<Vec<AppliedMigration>> {
@@ -94,6 +101,82 @@ pub(super) async fn make_schema(db: &mut PgConnection, schema: &SchemaName) -> R
 }
 
 impl Place {
+    /// errand's tables in this schema, if they are there. What the role may not read counts, too, if there are tables of
+    /// these names beside it.
+    pub(super) async fn find(
+        db: &mut PgConnection,
+        schema: &str,
+        migrations: &[Migration],
+    ) -> sqlx::Result<Option<Self>> {
+        let first = migrations.iter().take(1).flat_map(|first| made(first.sql.as_str()));
+        let tables: Vec<&str> = first.filter(|(kind, _)| *kind == "table").map(|(_, name)| name).collect();
+        let facts = format!(
+            "select quote_ident(n.nspname) as quoted,
+                has_schema_privilege(n.oid, 'usage') and has_table_privilege(record.oid, 'select') as is_readable,
+                cardinality($2) = (select count(*) from pg_class t
+                    where t.relnamespace = n.oid and t.relkind in ('r', 'p') and t.relname = any($2)) as has_tables
+            from pg_namespace n join pg_class record on record.relnamespace = n.oid and record.relname = '{TABLE}'
+            where n.nspname = $1"
+        );
+        let facts = sqlx::query(AssertSqlSafe(facts)).bind(schema).bind(tables).fetch_optional(&mut *db);
+        let Some(facts) = facts.await? else { return Ok(None) };
+        let quoted: String = facts.try_get("quoted")?;
+        let applied = match facts.try_get("is_readable")? {
+            true => Some(applied_in(db, &quoted).await?),
+            false => None,
+        };
+        let is_errands = match &applied {
+            Some(applied) => are_errands(migrations, applied),
+            None => facts.try_get("has_tables")?,
+        };
+        Ok(is_errands.then(|| Self { schema: schema.to_owned(), quoted, applied }))
+    }
+
+    /// That the tables are here and not in the schema that the settings name. Those that this role may not read are an
+    /// error, because nobody knows what they are.
+    pub(super) fn instead(self) -> Result<Schema, StoreError> {
+        self.applied()?;
+        Ok(Schema::Elsewhere { can_stay: self.can_stay(), schema: self.schema })
+    }
+
+    /// Makes no second set of tables, nor takes these without being told.
+    pub(super) fn refused(self) -> StoreError {
+        match self.instead().map(|schema| schema.problem()) {
+            Ok(problem) => {
+                let (problem, advice) = problem.unwrap_or_default();
+                StoreError::new(StoreErrorKind::Access, format!("{problem}; {advice}"))
+            }
+            Err(unreadable) => unreadable,
+        }
+    }
+
+    /// That there are tables here, too.
+    pub(super) fn beside(&self) -> Concern {
+        Concern {
+            message: format!(
+                "errand's tables are in the schema `{}`, too: where a restored backup or an earlier build has made them, \
+                 workers of both take jobs from the same queues, and a job that comes to both is called twice",
+                self.schema
+            ),
+            advice: "stop all workers, find out which of both have the jobs that count, and drop the others; if they are \
+                     another installation's, with queues of its own, take that schema out of the `search_path` of this \
+                     one's role",
+        }
+    }
+
+    /// Whether `store.schema` may be what this one is called.
+    fn can_stay(&self) -> bool {
+        self.schema.parse::<SchemaName>().is_ok()
+    }
+
+    /// The other way, where there is one.
+    fn or_stay(&self) -> String {
+        match self.can_stay() {
+            true => format!(", or leave the tables where they are by `store.schema = \"{}\"`", self.schema),
+            false => String::new(),
+        }
+    }
+
     /// Moves everything that errand's migrations have made here, and their record, in one transaction. What others have
     /// in this schema stays, also their rows of the table of migrations.
     pub(super) async fn move_to(
@@ -102,9 +185,12 @@ impl Place {
         schema: &SchemaName,
         migrations: &[Migration],
     ) -> Result<(), Failed> {
-        self.refuse_newer(schema, migrations)?;
+        let applied = self.applied()?;
+        self.refuse_newer(schema, migrations, applied)?;
+        let applied: Vec<&Migration> =
+            migrations.iter().filter(|migration| is_applied(migration, applied)).collect();
         let mut transaction = db.begin().await?;
-        match self.moved(&mut transaction, schema, migrations).await {
+        match self.moved(&mut transaction, schema, &applied).await {
             Ok(()) => Ok(transaction.commit().await?),
             Err(failed) => {
                 // Not only dropped, because then it would hold its locks until the next statement.
@@ -118,11 +204,9 @@ impl Place {
         &self,
         db: &mut Transaction<'_, Postgres>,
         schema: &SchemaName,
-        migrations: &[Migration],
+        applied: &[&Migration],
     ) -> Result<(), Failed> {
         let from = &self.quoted;
-        let applied: Vec<&Migration> =
-            migrations.iter().filter(|migration| is_applied(migration, &self.applied)).collect();
         let made: Vec<(&str, &str)> =
             applied.iter().flat_map(|migration| made(migration.sql.as_str())).collect();
         execute(db, format!("lock table {from}.{TABLE} in access exclusive mode")).await?;
@@ -141,7 +225,7 @@ impl Place {
         self.move_record(db, schema, &versions).await
     }
 
-    /// Takes errand's own rows of the table of migrations along, and the table where it has no others.
+    /// Takes errand's own rows of the table of migrations along. Where others have none in it, what stays is a tombstone.
     async fn move_record(
         &self,
         db: &mut Transaction<'_, Postgres>,
@@ -150,16 +234,49 @@ impl Place {
     ) -> Result<(), Failed> {
         let from = &self.quoted;
         execute(db, format!("set local search_path = '{schema}'")).await?;
-        db.ensure_migrations_table(TABLE).await?;
+        if has_record(db, schema).await? {
+            let forget = format!("delete from \"{schema}\".{TABLE} where version = $1 and checksum = $2");
+            let forget = sqlx::query(AssertSqlSafe(forget)).bind(TOMBSTONE_VERSION).bind(TOMBSTONE_CHECKSUM);
+            forget.execute(&mut **db).await?;
+        } else {
+            db.ensure_migrations_table(TABLE).await?;
+            self.copy_rights(db, schema).await?;
+        }
         let columns = "version, description, installed_on, success, checksum, execution_time";
         let move_rows = format!(
             "with gone as (delete from {from}.{TABLE} where version = any($1) returning {columns})
             insert into \"{schema}\".{TABLE} ({columns}) select {columns} from gone"
         );
         sqlx::query(AssertSqlSafe(move_rows)).bind(versions).execute(&mut **db).await?;
-        let is_shared = format!("select exists (select from {from}.{TABLE})");
-        if !sqlx::query_scalar::<_, bool>(AssertSqlSafe(is_shared)).fetch_one(&mut **db).await? {
-            execute(db, format!("drop table {from}.{TABLE}")).await?;
+        // Other applications do not bear migrations that they do not know.
+        let tombstone = format!(
+            "insert into {from}.{TABLE} (version, description, success, checksum, execution_time)
+            select $1, 'moved to schema {schema}', true, $2, 0 where not exists (select from {from}.{TABLE})"
+        );
+        let tombstone =
+            sqlx::query(AssertSqlSafe(tombstone)).bind(TOMBSTONE_VERSION).bind(TOMBSTONE_CHECKSUM);
+        tombstone.execute(&mut **db).await?;
+        Ok(())
+    }
+
+    /// Gives the new table of migrations to whom errand's other tables belong, and to read to those who could.
+    async fn copy_rights(
+        &self,
+        db: &mut Transaction<'_, Postgres>,
+        schema: &SchemaName,
+    ) -> Result<(), Failed> {
+        let statements = format!(
+            "select format('grant %s on {TABLE} to %s', privilege_type,
+                case grantee when 0 then 'public' else quote_ident(pg_get_userbyid(grantee)) end)
+            from pg_class, aclexplode(relacl) where oid = '{from}.{TABLE}'::regclass and grantee <> relowner
+            union all select format('alter table {TABLE} owner to %I', pg_get_userbyid(relowner))
+            from pg_class where oid = '\"{schema}\".jobs'::regclass",
+            from = self.quoted.replace('\'', "''"),
+        );
+        let statements: Vec<String> =
+            sqlx::query_scalar(AssertSqlSafe(statements)).fetch_all(&mut **db).await?;
+        for statement in statements {
+            execute(db, statement).await?;
         }
         Ok(())
     }
@@ -183,26 +300,47 @@ impl Place {
         let Some(row) = beating else { return Ok(()) };
         let name: String = row.try_get("name")?;
         let (age, lease): (f64, f64) = (row.try_get("age")?, row.try_get("lease")?);
-        let from = &self.schema;
         Err(refusal(format!(
-            "errand's tables move from the schema `{from}` to `{schema}`, but only while no worker runs, and the worker \
-             `{name}` has beaten {age:.0} s ago: stop all workers and run `errand migrate` again (one that was killed \
-             counts for {lease:.0} s), or leave the tables where they are by `store.schema = \"{from}\"`"
+            "errand's tables move from the schema `{}` to `{schema}`, but only while no worker runs, and the worker \
+             `{name}` has beaten {age:.0} s ago: stop all workers and run this again (one that was killed counts for \
+             {lease:.0} s){}",
+            self.schema,
+            self.or_stay()
         )))
     }
 
+    /// What was applied, or an error that says how the role comes to read it.
+    fn applied(&self) -> Result<&[AppliedMigration], StoreError> {
+        let message = || {
+            format!(
+                "tables that are called like errand's are in the schema `{schema}`, and this role may not read `{TABLE}` \
+                 there: run this as their owner, or let the owner execute `grant select on {quoted}.{TABLE} to ROLE`; if \
+                 they are another installation's, take that schema out of the `search_path` of this one's role",
+                schema = self.schema,
+                quoted = self.quoted
+            )
+        };
+        self.applied.as_deref().ok_or_else(|| StoreError::new(StoreErrorKind::Access, message()))
+    }
+
     /// What a newer build has made, this one does not know, and would leave behind.
-    fn refuse_newer(&self, schema: &SchemaName, migrations: &[Migration]) -> Result<(), Failed> {
+    fn refuse_newer(
+        &self,
+        schema: &SchemaName,
+        migrations: &[Migration],
+        applied: &[AppliedMigration],
+    ) -> Result<(), Failed> {
         let is_newer = |applied: &&AppliedMigration| {
             applied.version <= LARGEST_NUMBER
                 && migrations.iter().all(|known| known.version != applied.version)
         };
-        let Some(newer) = self.applied.iter().find(is_newer) else { return Ok(()) };
-        let (from, version) = (&self.schema, newer.version);
+        let Some(newer) = applied.iter().find(is_newer) else { return Ok(()) };
         Err(refusal(format!(
-            "errand's tables are in the schema `{from}` and would move to `{schema}`, but migration {version} there is \
-             unknown to this build: run `errand migrate` of the newer build, or leave the tables where they are by \
-             `store.schema = \"{from}\"`"
+            "errand's tables are in the schema `{}` and would move to `{schema}`, but migration {} there is unknown to \
+             this build: move them with the newer build{}",
+            self.schema,
+            newer.version,
+            self.or_stay()
         )))
     }
 }
@@ -222,7 +360,7 @@ async fn execute(db: &mut PgConnection, statement: String) -> sqlx::Result<()> {
     sqlx::raw_sql(AssertSqlSafe(statement)).execute(db).await.map(drop)
 }
 
-fn refusal(message: String) -> Failed {
+pub(super) fn refusal(message: String) -> Failed {
     StoreError::new(StoreErrorKind::Access, message).into()
 }
 

@@ -69,6 +69,11 @@ impl Admin for SqliteStore {
         .map_err(|error| if error.kind() == StoreErrorKind::Schema { not_ours(&error) } else { error })
     }
 
+    async fn move_from(&self, _: &str) -> Result<usize> {
+        let message = "a SQLite database has no schemas, so that nothing is moved";
+        Err(StoreError::new(StoreErrorKind::Access, message))
+    }
+
     async fn inspect(&self) -> Result<Vec<Concern>> {
         Ok(Vec::new())
     }
@@ -101,8 +106,8 @@ impl Admin for SqliteStore {
 /// To migrate again would not help.
 fn not_ours(error: &StoreError) -> StoreError {
     let message = format!(
-        "errand's tables cannot be made or changed in this file, which seems to have another application's: {}; use a file \
-         of errand's own",
+        "errand's tables cannot be made or changed in this file: {}; if it is another application's, use a file of errand's \
+         own, and if it is errand's, restore a backup",
         chain(error)
     );
     StoreError::new(StoreErrorKind::Access, message)

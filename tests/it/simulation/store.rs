@@ -550,6 +550,10 @@ impl Admin for Faulty {
         unreachable!("the file of a world is a copy of a migrated one")
     }
 
+    async fn move_from(&self, _: &str) -> Result<usize, StoreError> {
+        unreachable!("nothing is moved in a simulation")
+    }
+
     async fn inspect(&self) -> Result<Vec<Concern>, StoreError> {
         Ok(Vec::new())
     }
