@@ -2,12 +2,21 @@
 
 use std::process::Command;
 
+use errand::{
+    job::Pin,
+    store::{
+        Admin as _, Pins as _, Schema,
+        postgres::{PostgresOptions, PostgresStore},
+    },
+};
 use errand_testbed::factory::{Envelope as _, read, send};
 use serde_json::Value;
+use sqlx::Executor as _;
 
 use crate::{
     harness::{Harness, PATIENCE},
-    support::wait::until,
+    store_contract::postgres_options,
+    support::{self, postgres::Database, wait::until},
 };
 
 fn postgres_tool(name: &str, args: &[&str]) {
@@ -70,4 +79,72 @@ async fn after_a_restore_only_what_the_backup_does_not_know_as_done_runs_again_a
     harness.publish(&[later.clone(), done[0].clone()]).await;
     harness.job_in(later.id(), &["succeeded"]).await;
     assert_eq!(harness.sandbox.ledger_summary().calls, 10, "what the backup knows as done does not run");
+}
+
+fn store(database: &Database, schema: &str) -> PostgresStore {
+    let options = postgres_options(&database.url);
+    PostgresStore::new(PostgresOptions { schema: schema.parse().unwrap(), ..options }).unwrap()
+}
+
+async fn pin(store: &PostgresStore) {
+    store.migrate().await.unwrap();
+    let pin = Pin { owner: None, toolkit: "gmail".into(), version: "20251001_00".into() };
+    store.set_pin(&pin).await.unwrap();
+}
+
+async fn execute(database: &Database, sql: &'static str) {
+    database.connect().await.unwrap().execute(sql).await.unwrap();
+}
+
+/// A file for a dump, in a folder that goes with it.
+fn dump() -> (tempfile::TempDir, String) {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("errand.dump").display().to_string();
+    (folder, file)
+}
+
+const RESTORE: [&str; 3] = ["--clean", "--if-exists", "--dbname"];
+
+#[tokio::test]
+async fn of_a_shared_database_errands_schema_alone_is_restored_there_and_into_a_new_one() {
+    let database = support::database("backup-shared").await;
+    let errand = store(&database, "errand");
+    pin(&errand).await;
+    execute(&database, "create table public.orders (id int)").await;
+    let (_folder, file) = dump();
+    postgres_tool("pg_dump", &["--format=custom", "--schema", "errand", "--file", &file, &database.url]);
+    execute(&database, "delete from errand.pins; insert into public.orders values (1)").await;
+    errand.close().await;
+    let new = support::database("backup-new").await;
+    for database in [&database, &new] {
+        postgres_tool("pg_restore", &[&RESTORE[..], &[&database.url, &file]].concat());
+        let restored = store(database, "errand");
+        assert_eq!(restored.schema().await.unwrap(), Schema::Current);
+        assert_eq!(restored.pins().await.unwrap().len(), 1);
+    }
+    let mut db = database.connect().await.unwrap();
+    let orders: i64 =
+        sqlx::query_scalar("select count(*) from public.orders").fetch_one(&mut db).await.unwrap();
+    assert_eq!(orders, 1, "what others have is as it was");
+}
+
+#[tokio::test]
+async fn a_backup_from_before_the_move_is_restored_and_moves_again() {
+    let database = support::database("backup-before").await;
+    let public = store(&database, "public");
+    pin(&public).await;
+    public.close().await;
+    let (_folder, file) = dump();
+    postgres_tool("pg_dump", &["--format=custom", "--file", &file, &database.url]);
+    let errand = store(&database, "errand");
+    errand.move_from("public").await.unwrap();
+    execute(&database, "delete from errand.pins").await;
+    // What docs/backup.md says to do before.
+    execute(&database, "drop schema errand cascade").await;
+    postgres_tool("pg_restore", &[&RESTORE[..], &[&database.url, &file]].concat());
+    let in_public = Schema::Elsewhere { schema: "public".to_owned(), can_stay: true };
+    assert_eq!(errand.schema().await.unwrap(), in_public);
+    errand.move_from("public").await.unwrap();
+    assert_eq!(errand.schema().await.unwrap(), Schema::Current);
+    assert_eq!(errand.pins().await.unwrap().len(), 1);
 }
