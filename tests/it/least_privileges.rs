@@ -7,11 +7,11 @@ use lapin::{
     types::FieldTable,
 };
 use serde_json::Value;
-use sqlx::{AssertSqlSafe, Executor as _};
+use sqlx::{AssertSqlSafe, Connection as _, Executor as _};
 
 use crate::{
     harness::{Harness, PATIENCE, Process, run},
-    support::{self, wait::until},
+    support::{self, postgres::Database, wait::until},
 };
 
 const PRIVILEGES: &str = include_str!("../../deploy/postgres/privileges.sql");
@@ -29,8 +29,8 @@ async fn make_roles(harness: &Harness) {
     }
 }
 
-fn database_url(harness: &Harness, role: &str) -> String {
-    let (_, place) = harness.database.url.split_once("//").unwrap();
+fn database_url(database: &Database, role: &str) -> String {
+    let (_, place) = database.url.split_once("//").unwrap();
     let place = place.split_once('@').map_or(place, |(_, place)| place);
     format!("postgres://{role}:{PASSWORD}@{place}")
 }
@@ -52,8 +52,8 @@ fn amqp_url(harness: &Harness, user: &str) -> String {
 }
 
 /// Whether the role may not do this.
-async fn is_denied(harness: &Harness, role: &str, sql: &str) -> bool {
-    let mut connection = support::postgres::connect(&database_url(harness, role)).await.unwrap();
+async fn is_denied(database: &Database, role: &str, sql: &str) -> bool {
+    let mut connection = support::postgres::connect(&database_url(database, role)).await.unwrap();
     match connection.execute(AssertSqlSafe(sql.to_owned())).await {
         Ok(_) => false,
         Err(error) => error.as_database_error().unwrap().code().as_deref() == Some("42501"),
@@ -67,7 +67,7 @@ async fn the_shipped_privileges_are_enough_for_each_part_and_for_nothing_else() 
     make_users(&harness).await;
     let env_of = |role: &str| {
         let mut env = harness.env();
-        env.push(("DATABASE_URL".into(), database_url(&harness, role)));
+        env.push(("DATABASE_URL".into(), database_url(&harness.database, role)));
         env.push(("AMQP_URL".into(), amqp_url(&harness, "errand")));
         env.push(("ERRAND__STORE__MIGRATE_AT_START".into(), "false".into()));
         env
@@ -121,12 +121,46 @@ async fn the_shipped_privileges_are_enough_for_each_part_and_for_nothing_else() 
         ("errand_reader", "delete from jobs"),
         ("errand_reader", "update pins set version = 'x'"),
     ] {
-        assert!(is_denied(&harness, role, sql).await, "{role} may {sql}");
+        assert!(is_denied(&harness.database, role, sql).await, "{role} may {sql}");
     }
-    assert!(!is_denied(&harness, "errand_reader", "select * from jobs").await);
+    assert!(!is_denied(&harness.database, "errand_reader", "select * from jobs").await);
     let backup = std::process::Command::new("pg_dump")
-        .args(["--file", "/dev/null", &database_url(&harness, "errand_reader")])
+        .args(["--file", "/dev/null", &database_url(&harness.database, "errand_reader")])
         .output()
         .unwrap();
     assert!(backup.status.success(), "{}", String::from_utf8_lossy(&backup.stderr));
+    // Here, because the roles are the whole server's.
+    a_schema_of_others_stays_theirs().await;
+}
+
+/// The variant of `privileges.sql` for `store.schema = "public"`, as its comment describes it.
+async fn a_schema_of_others_stays_theirs() {
+    let database = support::database("least-public").await;
+    let mut db = sqlx::PgConnection::connect(&database.url).await.unwrap();
+    db.execute("create table public.orders (id int)").await.unwrap();
+    let is_left_out = |line: &&str| {
+        line.starts_with("create schema") || line.starts_with("alter schema") || line.contains(" on all ")
+    };
+    let kept: Vec<&str> = PRIVILEGES.lines().filter(|line| !is_left_out(line)).collect();
+    let variant = kept.join("\n").replace("schema errand ", "schema public ");
+    db.execute(AssertSqlSafe(variant)).await.unwrap();
+    db.execute("grant create on schema public to errand_owner").await.unwrap();
+    for (role, command) in [("errand_owner", &["migrate"][..]), ("errand_worker", &["jobs", "list"])] {
+        let ran = run(
+            command,
+            &[
+                ("DATABASE_URL".to_owned(), database_url(&database, role)),
+                ("ERRAND__STORE__SCHEMA".to_owned(), "public".to_owned()),
+            ],
+        );
+        assert!(ran.status.success(), "{}", String::from_utf8_lossy(&ran.stderr));
+    }
+    assert!(!is_denied(&database, "errand_reader", "select * from public.jobs").await);
+    for (role, sql) in [
+        ("errand_owner", "drop schema public cascade"),
+        ("errand_worker", "select * from public.orders"),
+        ("errand_reader", "select * from public.orders"),
+    ] {
+        assert!(is_denied(&database, role, sql).await, "{role} may {sql}");
+    }
 }
