@@ -15,9 +15,9 @@ const BACK: &str = include_str!("../../deploy/postgres/back_to_public.sql");
 
 /// What is in a schema: relations, domains and functions, by name.
 const THINGS: &str = "select coalesce(string_agg(name, ' ' order by name), '') from (
-    select relname::text as name from pg_class where relnamespace = to_regnamespace($1) and relkind <> 't'
-    union all select typname from pg_type where typnamespace = to_regnamespace($1) and typtype in ('d', 'e')
-    union all select proname from pg_proc where pronamespace = to_regnamespace($1)) as things (name)";
+    select relname::text as name from pg_class where relnamespace = to_regnamespace(quote_ident($1)) and relkind <> 't'
+    union all select typname from pg_type where typnamespace = to_regnamespace(quote_ident($1)) and typtype in ('d', 'e')
+    union all select proname from pg_proc where pronamespace = to_regnamespace(quote_ident($1))) as things (name)";
 
 fn store(database: &Database, schema: &str) -> PostgresStore {
     let options = postgres_options(&database.url);
@@ -419,4 +419,27 @@ async fn whoever_moves_the_tables_their_owner_and_readers_keep_their_rights() {
     assert_eq!(text(&database, &owners("errand")).await, owner);
     execute(&database, &format!("grant usage on schema errand to {reader}")).await;
     assert_eq!(store(&read, "errand").schema().await.unwrap(), Schema::Current);
+}
+
+#[tokio::test]
+async fn a_schema_that_the_settings_cannot_name_is_left_and_not_advised() {
+    let database = earlier("unnamed").await;
+    // A table of that name that is none of sqlx is nobody's concern.
+    execute(
+        &database,
+        "alter schema public rename to \"Old Tools\"; create schema public; create table public._sqlx_migrations (id int)",
+    )
+    .await;
+    execute(&database, &format!("alter database {} set search_path = public, \"Old Tools\"", database.name))
+        .await;
+    let errand = store(&database, "errand");
+    let error = errand.migrate().await.unwrap_err();
+    refused(&error, &["in the schema `Old Tools`", "--move-from 'Old Tools'"]);
+    assert!(!error.to_string().contains("store.schema = "), "{error}");
+    let made = things(&database, "Old Tools").await;
+    assert_eq!(errand.move_from("Old Tools").await.unwrap(), 0);
+    assert_eq!(errand.schema().await.unwrap(), Schema::Current);
+    assert_eq!(things(&database, "errand").await, made);
+    assert_eq!(things(&database, "Old Tools").await, TOMBSTONE);
+    assert_eq!(things(&database, "public").await, "_sqlx_migrations");
 }

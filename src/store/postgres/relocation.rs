@@ -116,7 +116,8 @@ impl Place {
                 cardinality($2) = (select count(*) from pg_class t
                     where t.relnamespace = n.oid and t.relkind in ('r', 'p') and t.relname = any($2)) as has_tables
             from pg_namespace n join pg_class record on record.relnamespace = n.oid and record.relname = '{TABLE}'
-            where n.nspname = $1"
+            where n.nspname = $1 and 3 = (select count(*) from pg_attribute
+                where attrelid = record.oid and attname in ('version', 'checksum', 'success'))"
         );
         let facts = sqlx::query(AssertSqlSafe(facts)).bind(schema).bind(tables).fetch_optional(&mut *db);
         let Some(facts) = facts.await? else { return Ok(None) };
