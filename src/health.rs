@@ -58,8 +58,8 @@ pub struct Health {
     not_writing: Mutex<Option<String>>,
     /// Which services do not work, and why.
     failing: Mutex<BTreeMap<Service, String>>,
-    /// The last heartbeat that the store took, or the start.
-    beaten: Mutex<Instant>,
+    /// The last heartbeat that the store took; none while the worker waits for its services at the start.
+    beaten: Mutex<Option<Instant>>,
     phase: Mutex<Phase>,
 }
 
@@ -115,7 +115,7 @@ impl Health {
             }),
             not_writing: Mutex::default(),
             failing: Mutex::new(unknown.into()),
-            beaten: Mutex::new(Instant::now()),
+            beaten: Mutex::default(),
             phase: Mutex::new(Phase::Starting),
         }
     }
@@ -170,12 +170,13 @@ impl Health {
 
     /// Sets the gauges that would be stale if they were only set when something happens.
     pub fn refresh_gauges(&self) {
-        let beaten = *lock(&self.beaten);
-        metrics::HEARTBEAT_AGE.set([], beaten.elapsed().as_secs_f64());
+        if let Some(beaten) = *lock(&self.beaten) {
+            metrics::HEARTBEAT_AGE.set([], beaten.elapsed().as_secs_f64());
+        }
     }
 
     pub(crate) fn beat(&self, sent: Instant) {
-        *lock(&self.beaten) = sent;
+        *lock(&self.beaten) = Some(sent);
         self.store_answered();
     }
 

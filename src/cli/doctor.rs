@@ -187,8 +187,8 @@ async fn broker(context: &Context) -> Answer {
         findings.push(match queue.depth(lane).await {
             Ok(depth) if depth.consumers == 0 => Finding::warn(
                 WHAT,
-                format!("queue {lane}: {} and nobody consumes", waiting(depth.ready)),
-                "start a worker for it, or more of them if one is there and busy with long calls",
+                format!("queue {lane}: {} and nobody takes any", waiting(depth.ready)),
+                "start a worker for it, or more of them if one is there and all its slots are busy (`errand workers`)",
             ),
             Ok(depth) => Finding::ok(
                 WHAT,

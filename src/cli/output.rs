@@ -5,7 +5,7 @@ use std::{
     io::{self, IsTerminal as _, Write as _},
 };
 
-use comfy_table::{ContentArrangement, Table, presets};
+use comfy_table::{ColumnConstraint, ContentArrangement, Table, presets};
 use indicatif::{ProgressBar, ProgressStyle};
 use jiff::Timestamp;
 use serde::Serialize;
@@ -48,8 +48,12 @@ pub(super) fn print_table(header: &[&str], rows: Vec<Vec<String>>) -> Result<(),
     for row in rows {
         table.add_row(row.iter().map(|cell| clean(cell).into_owned()).collect::<Vec<_>>());
     }
-    for column in table.column_iter_mut() {
+    for (column, name) in table.column_iter_mut().zip(header) {
         column.set_padding((0, 2));
+        // What is to be copied is kept whole.
+        if *name == "ID" {
+            column.set_constraint(ColumnConstraint::ContentWidth);
+        }
     }
     print_line(table.trim_fmt())
 }

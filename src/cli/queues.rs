@@ -84,6 +84,15 @@ pub(super) async fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> 
     let header =
         ["QUEUE", "MESSAGES", "CONSUMERS", "WAITING", "RUNNING", "HELD", "OLDEST DUE", "DONE/MIN", "DONE/H"];
     output::print_table(&header, lanes.iter().map(|(name, lane)| row(name, lane)).collect())?;
+    let is_busy = |lane: &Lane| {
+        lane.depth.as_ref().is_some_and(|depth| depth.ready > 0 && depth.consumers == 0)
+            && lane.of(&[State::Running]) > 0
+    };
+    if lanes.values().any(is_busy) {
+        output::note(
+            "a worker whose slots are all busy is no consumer in the eyes of the broker: see `errand workers`",
+        );
+    }
     let jobs = output::count(looked_at, "newest job", "newest jobs");
     output::note(match complete {
         true => format!("DONE is counted among all {jobs}"),

@@ -88,8 +88,8 @@ async fn broker(lane: &QueueName, context: &Context) -> String {
             let messages = output::count(depth.ready, "message waits", "messages wait");
             match depth.consumers {
                 0 => format!(
-                    "a worker that consumes the lane {lane}: {messages} there, and nobody takes any; workers that are \
-                     busy with long calls take none either"
+                    "a worker that consumes the lane {lane}: {messages} there, and nobody takes any: none \
+                     consumes it, or all have their slots busy (`errand workers`)"
                 ),
                 some => format!(
                     "a worker of the lane {lane}: {messages} there, with {}",

@@ -65,15 +65,19 @@ impl RetryPolicy {
         random: f64,
     ) -> Ending {
         let wait = self.wait(spending.attempt, retry_after, random);
-        let (passed, limit) = match spending.budget.max_age {
-            Some(max_age) => (spending.age, max_age),
-            None => (spending.postponed_for, self.max_postponed),
+        let (passed, limit, setting) = match spending.budget.max_age {
+            Some(max_age) => (spending.age, max_age, "max_age_ms"),
+            None => (spending.postponed_for, self.max_postponed, "retry.max_throttled_secs"),
         };
         if passed.saturating_add(wait) <= limit {
-            Ending::Snooze { after: wait, error: Some(error) }
-        } else {
-            Stop::Fail { error }.into()
+            return Ending::Snooze { after: wait, error: Some(error) };
         }
+        // What it says is going to happen does not happen any more.
+        let message = format!(
+            "given up, because `{setting}` does not allow another wait; before that: {}",
+            error.message()
+        );
+        Stop::Fail { error: error.with_message(message) }.into()
     }
 
     /// The wait before the next attempt, or `None` when this one spends the budget.
@@ -152,9 +156,12 @@ mod tests {
         assert!(matches!(snooze(none, year, POLICY.max_postponed), Ending::Stop(Stop::Fail { .. })));
         let hour = Duration::from_secs(3_600);
         let aged = Budget { max_age: Some(hour), ..none };
+        let Ending::Stop(Stop::Fail { error }) = snooze(aged, hour, Duration::ZERO) else {
+            panic!("its own age counts")
+        };
         assert!(
-            matches!(snooze(aged, hour, Duration::ZERO), Ending::Stop(Stop::Fail { .. })),
-            "its own age counts"
+            error.message().contains("`max_age_ms` does not allow another wait; before that: "),
+            "{error:?}"
         );
         let old = Budget { max_age: Some(year), ..none };
         assert!(matches!(snooze(old, hour, POLICY.max_postponed), Ending::Snooze { .. }), "and nothing else");

@@ -90,10 +90,15 @@ pub fn job_summary_json<'a>(job: &'a JobView) -> impl Serialize + use<'a> {
     summary(job)
 }
 
-/// The error of a job as a person reads it. Where a job is held because nobody knows what became of its call, it
+/// The error of a job as a person reads it. That of a cancelled job is of the time before. Where a job is held because nobody knows what became of its call, it
 /// says who looks for the call, and what the look-ups found as far as the history is given.
 pub fn told_error<'a>(job: &'a JobView, history: &[HistoryEntry]) -> Option<Cow<'a, JobError>> {
     let error = job.error.as_ref()?;
+    if job.state == State::Cancelled {
+        // It may say what was going to happen.
+        let message = format!("cancelled; before that: {}", error.message());
+        return Some(Cow::Owned(error.clone().with_message(message)));
+    }
     let (Some(HeldReason::UnknownOutcome), Some(request_id)) = (job.held_reason, job.request_id) else {
         return Some(Cow::Borrowed(error));
     };
@@ -349,6 +354,14 @@ mod tests {
         {"at":"2025-10-09T08:53:28Z","by":"bob","attempt":null,"kind":"retried"}],
         "known_as":["0190b0a0-0000-7000-8000-000000000001"]}
         "#);
+    }
+
+    #[test]
+    fn the_error_of_a_cancelled_job_is_told_as_one_of_before() {
+        let error = JobError::new(ErrorKind::NeedsConnection, "connect it, and the job goes on by itself");
+        let job = JobView { state: State::Cancelled, error: Some(error), ..waiting() };
+        let told = told_error(&job, &[]).unwrap();
+        assert!(told.message().starts_with("cancelled; before that: connect it"), "{told:?}");
     }
 
     #[test]

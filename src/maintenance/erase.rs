@@ -46,9 +46,7 @@ impl Left {
     /// What makes it go.
     pub fn advice(self) -> &'static str {
         match self {
-            Self::UnderWay => {
-                "let them end, or end them with `errand jobs cancel`, held ones with `errand jobs release --failed`; then erase again"
-            }
+            Self::UnderWay => "let them end, or end them with `errand jobs cancel`; then erase again",
             Self::Reply => "wait until a worker has published their replies; then erase again",
             Self::LookUp => "wait until the look-up ends, at most verify.give_up_secs; then erase again",
             Self::Changed => "erase again",

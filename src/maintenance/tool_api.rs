@@ -195,7 +195,7 @@ impl ToolApiWatch {
         tracing::info!(
             api = self.api.address(),
             lasted_ms = millis(since.elapsed()),
-            "the tool API accepts errand's key again: release the held jobs (`errand jobs release --reason credentials`)"
+            "the tool API accepts errand's key again: release the held jobs (`errand jobs release --reason credentials --retry`)"
         );
         Next::OnDoubt(LEAST_PAUSE)
     }

@@ -79,7 +79,7 @@ impl Schema {
             }
             Self::Elsewhere { schema, can_stay } => {
                 let problem = format!(
-                    "errand's tables are in the schema `{schema}` of the database, where an earlier build made them, \
+                    "errand's tables are in the schema `{schema}` of the database, where an earlier build or another installation made them, \
                      and `store.schema` names another"
                 );
                 let stay = match can_stay {

@@ -50,6 +50,7 @@ async fn after_a_restore_only_what_the_backup_does_not_know_as_done_runs_again_a
     // What the backup does not know: that the two ran, a job of an app, and one that waits with its message.
     let later = read("user-2");
     harness.publish(std::slice::from_ref(&later)).await;
+    harness.settled(6).await;
     worker.stop().await;
     let mut worker = harness.worker(&only("bulk")).await;
     harness.settled(8).await;

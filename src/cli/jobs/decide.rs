@@ -137,7 +137,7 @@ pub(super) async fn decide_all(
     }
     let (verb, _) = decision.words();
     if !care.dry_run && !care.yes && tally.matching > 0 {
-        tally.print_kinds(decision, output::note)?;
+        tally.kinds(decision).iter().for_each(output::note);
         let jobs = output::count(tally.matching, "job", "jobs");
         if !confirmed(&format!("{verb} {jobs}?"))? {
             output::note("nothing was changed");
@@ -197,23 +197,24 @@ impl Tally {
         *self.left.entry(why).or_default() += 1;
     }
 
-    /// Prints what the decision is about, line by line.
-    fn print_kinds(&self, decision: Decision, line: impl Fn(String)) -> anyhow::Result<()> {
+    /// What the decision is about, line by line.
+    fn kinds(&self, decision: Decision) -> Vec<String> {
+        let mut lines = Vec::new();
         for ((state, effect, outcome), jobs) in &self.kinds {
             let effect =
                 effect.map_or("effect not known yet".to_owned(), |effect| format!("effect {effect}"));
             let outcome =
                 outcome.map_or("no call ended".to_owned(), |outcome| format!("last outcome {outcome}"));
-            line(format!("{jobs:>9}  {state}, {effect}, {outcome}"));
+            lines.push(format!("{jobs:>9}  {state}, {effect}, {outcome}"));
         }
         if let (Decision::Retry(force), 1..) = (decision, self.may_have_acted) {
             let jobs = output::count(self.may_have_acted, "job whose effect", "jobs whose effects");
-            line(match force.effect {
+            lines.push(match force.effect {
                 true => format!("--force repeats {jobs} may be there already"),
                 false => format!("without --force, {jobs} may be there already stay as they are"),
             });
         }
-        Ok(())
+        lines
     }
 
     fn print(&self, decision: Decision, care: Care, format: Format) -> anyhow::Result<Exit> {
@@ -231,7 +232,9 @@ impl Tally {
         }
         if care.dry_run {
             output::print_line(output::count(self.matching, "job matches", "jobs match"))?;
-            self.print_kinds(decision, output::note)?;
+            for line in self.kinds(decision) {
+                output::print_line(line)?;
+            }
         } else {
             let jobs = |what: &str| (format!("job {what}"), format!("jobs {what}"));
             let (one, many) = jobs(done);
@@ -271,7 +274,10 @@ pub(super) async fn decide(
 ) -> anyhow::Result<Exit> {
     let mut refused = false;
     for id in ids {
-        let (done, state, message) = told(decision.carry_out(store, *id, by).await?);
+        let (done, state, message) = match decision.carry_out(store, *id, by).await? {
+            Decided::Unknown => (false, None, unknown(store, *id).await?),
+            decided => told(decided),
+        };
         refused |= !done;
         if format.json {
             output::print_json(&json!({"id": id, "done": done, "state": state, "message": message}))?;
@@ -280,6 +286,17 @@ pub(super) async fn decide(
         }
     }
     Ok(Exit::negative_if(refused))
+}
+
+const NO_SUCH_JOB: &str = "there is no such job";
+
+/// What is said of an ID that no job has: which job has it besides its own, if one has. Nothing is done to that before it
+/// is named, because there may be more to it.
+async fn unknown(store: &SharedStore, id: JobId) -> anyhow::Result<String> {
+    Ok(match store.job_known_as(id).await? {
+        Some(first) => format!("unchanged: it is another ID of the job {first}; name that one"),
+        None => format!("unchanged: {NO_SUCH_JOB}"),
+    })
 }
 
 /// Whether it was done, the state if it is known, and what is said.
@@ -301,7 +318,7 @@ fn told(decided: Decided) -> (bool, Option<State>, String) {
         Decided::HasNotRun(reason) => {
             (false, Some(State::Held), format!("unchanged: jobs that are {}", only_retry(reason)))
         }
-        Decided::Unknown => unchanged("there is no such job"),
+        Decided::Unknown => unchanged(NO_SUCH_JOB),
     }
 }
 

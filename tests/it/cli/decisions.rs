@@ -75,7 +75,8 @@ fn held_jobs_are_released_by_reason_owner_and_toolkit() {
     let place = Place::with_database();
     let ids = [hold(&place.store(), "X"), hold(&place.store(), "Y")];
     let by = |args: &[&str]| place.run(&[&["jobs", "release"], args].concat());
-    assert_eq!(by(&["--retry", "--owner", "user:u", "--dry-run"]).succeeds().out, "2 jobs match\n");
+    let preview = by(&["--retry", "--owner", "user:u", "--dry-run"]).succeeds().out;
+    assert_eq!(preview, "2 jobs match\n        2  held, effect not known yet, no call ended\n");
     for nothing in [["--owner", "org:u"], ["--toolkit", "github"], ["--reason", "credentials"]] {
         assert_eq!(by(&[&["--retry", "--dry-run"][..], &nothing].concat()).succeeds().out, "0 jobs match\n");
     }

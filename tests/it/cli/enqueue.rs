@@ -85,6 +85,8 @@ fn an_id_or_an_idempotency_key_makes_one_job_of_two() {
     assert_eq!(place.enqueue(&["--id", named, "--idempotency-key", "k", "--args", "{}"]), first);
     let shown = place.run(&["jobs", "show", named, "--json"]).succeeds().json();
     assert_eq!((&shown["id"], &shown["known_as"]), (&json!(first), &json!([named])));
+    let told = place.run(&["jobs", "cancel", named]).exits(1);
+    assert!(told.out.contains(&format!("another ID of the job {first}; name that one")), "{told:?}");
     let other = ["enqueue", "OTHER", "--user-id", "u-alice", "--idempotency-key", "k"];
     place.run(&other).fails(1, "`idempotency_key` is known with another body");
     place
@@ -151,7 +153,7 @@ fn with_a_broker_jobs_are_handed_over_at_once_and_without_it_they_are_kept() {
         "1000 new, 0 duplicate, 0 refused, 0 invalid\n"
     );
     let doctor = place.run(&["doctor"]).exits(1);
-    assert!(doctor.out.contains("queue default: 1001 messages wait and nobody consumes"), "{doctor:?}");
+    assert!(doctor.out.contains("queue default: 1001 messages wait and nobody takes any"), "{doctor:?}");
     assert!(doctor.out.contains("OK    database       PostgreSQL"), "{doctor:?}");
 
     let place = place.set("AMQP_URL", "amqp://errand:hunter2@127.0.0.1:1/%2f");
