@@ -98,7 +98,7 @@ catalogue! {
     CONNECTION_EXPIRED = Counter Count "errand_connection_expired_jobs_total" [] "Jobs held for a connection that failed because their time had passed.";
     CIRCUIT_BREAKERS_OPEN = Gauge Count "errand_circuit_breakers_open" ["scope"] "Open circuit breakers of this process, each for an owner and toolkit, for a toolkit, or for all that jobs look up at a tool API that answers nobody; an open one lets one call or look-up through at a time.";
     CIRCUIT_BREAKER_SNOOZES = Counter Count "errand_circuit_breaker_snoozes_total" ["scope"] "Jobs that were given back without a call because a circuit breaker is open.";
-    HEARTBEAT_AGE = Gauge Seconds "errand_heartbeat_age_seconds" [] "Time since this worker's last heartbeat in the store.";
+    HEARTBEAT_AGE = Gauge Seconds "errand_heartbeat_age_seconds" [] "Time since this worker's last heartbeat in the store; absent until its first.";
     CONSUMING = Gauge Count "errand_consuming" ["queue"] "1 while this process takes jobs from the lane.";
     BROKER_CONNECTED = Gauge Count "errand_broker_connected" [] "1 while this process is connected to the broker.";
     BROKER_RECONNECTS = Counter Count "errand_broker_reconnects_total" [] "Connections to the broker that replaced a lost one.";
