@@ -149,8 +149,8 @@ async fn an_operator_releases_by_owner_and_toolkit() {
         let ran = harness.errand(&[&["jobs", "release", "--retry"], args].concat());
         (ran.status.code(), String::from_utf8(ran.stdout).unwrap())
     };
-    let counted = release(&["--owner", "user:u-new", "--dry-run"]);
-    assert_eq!(counted, (Some(0), "3 jobs match\n".to_owned()));
+    let (status, counted) = release(&["--owner", "user:u-new", "--dry-run"]);
+    assert!(status == Some(0) && counted.starts_with("3 jobs match\n"), "{counted}");
     harness.connect("u-new", "ac_1").await;
     let released = release(&["--owner", "user:u-new", "--toolkit", "github", "--yes"]);
     assert_eq!(released, (Some(0), "2 jobs released\n".to_owned()));
