@@ -54,6 +54,7 @@ impl KeyFile {
                 );
                 self.told = Some(why);
             }
+            // It was told, and is what it was then.
             Err(_) => {}
         }
     }
