@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use errand_testbed::factory::{Envelope as _, read, send};
+use jiff::Timestamp;
 use serde_json::Value;
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _, Row as _, SqliteConnection};
 
@@ -135,7 +136,19 @@ async fn the_views_of_sqlite_show_ids_and_times_as_the_json_does() {
     assert_eq!((Some(&*text(0)), Some(&*text(3))), (listed["id"].as_str(), listed["state"].as_str()));
     assert_eq!(text(2), "u-1");
     let shown = listed["created_at"].as_str().unwrap();
-    assert_eq!(text(1)[..22], shown[..22], "to the hundredth of a second");
+    assert_eq!(text(1).parse::<Timestamp>().unwrap(), shown.parse().unwrap());
+
+    // A time is exact, and sorts as text, whatever its digits are.
+    for (micros, written) in [
+        (1_767_225_600_000_000_i64, "2026-01-01T00:00:00.000000Z"),
+        (1_767_225_600_000_001, "2026-01-01T00:00:00.000001Z"),
+        (1_767_225_609_129_999, "2026-01-01T00:00:09.129999Z"),
+        (1_767_225_659_999_999, "2026-01-01T00:00:59.999999Z"),
+    ] {
+        db.execute(AssertSqlSafe(format!("update jobs set created_at = {micros}"))).await.unwrap();
+        let row = db.fetch_one("select created_at from job_list").await.unwrap();
+        assert_eq!(row.get::<String, _>(0), written);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
