@@ -46,8 +46,8 @@ pub trait Publications: fmt::Debug + Send + Sync {
     /// the job, and the answer names it.
     async fn put_off_replies(&self, ids: &[JobId], first: Duration, most: u32) -> Result<Vec<JobId>>;
 
-    /// Wakes `wake` within moments of every write to the store, also of other processes, until it is dropped or there is
-    /// an error. A store to which that would cost more than nearly nothing wakes nobody: there a broker brings the jobs.
+    /// Wakes `wake` within moments of every write of another process to the store, until it is dropped or there is an
+    /// error. A store to which that would cost more than nearly nothing wakes nobody: there a broker brings the jobs.
     async fn watch(&self, _wake: &Notify) -> Result<()> {
         std::future::pending().await
     }

@@ -97,7 +97,6 @@ impl Admin for SqliteStore {
     }
 
     async fn close(&self) {
-        self.watcher.close().await;
         self.reader.close().await;
         self.writer.close().await;
     }

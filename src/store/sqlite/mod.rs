@@ -60,7 +60,6 @@ pub struct SqliteOptions {
 pub struct SqliteStore {
     writer: Pool,
     reader: Pool,
-    watcher: Pool,
     clock: SharedClock,
     path: Arc<PathBuf>,
 }
@@ -70,8 +69,7 @@ impl SqliteStore {
     pub fn new(options: SqliteOptions) -> Self {
         let SqliteOptions { path, clock } = options;
         let path = Arc::new(path);
-        let (writer, reader, watcher) = (Pool::writer(&path), Pool::reader(&path), Pool::watcher(&path));
-        Self { writer, reader, watcher, clock, path }
+        Self { writer: Pool::writer(&path), reader: Pool::reader(&path), clock, path }
     }
 
     pub fn statements() -> impl Iterator<Item = &'static Statement> {

@@ -53,11 +53,6 @@ impl Pool {
         Self::new(path, READERS, file(path).pragma("query_only", "on"))
     }
 
-    /// One connection of its own, for who keeps it. Needs a Tokio runtime.
-    pub(super) fn watcher(path: &Arc<PathBuf>) -> Self {
-        Self::new(path, 1, file(path).pragma("query_only", "on"))
-    }
-
     fn new(path: &Arc<PathBuf>, connections: u32, options: SqliteConnectOptions) -> Self {
         let pool = SqlitePoolOptions::new()
             .max_connections(connections)
@@ -115,7 +110,7 @@ impl Pool {
 
     /// Processes that open a new file together meet where its journal mode is switched, and there SQLite gives up at
     /// once, whatever the busy timeout is.
-    pub(super) async fn acquire(&self) -> Result<PoolConnection<Sqlite>> {
+    async fn acquire(&self) -> Result<PoolConnection<Sqlite>> {
         let deadline = Instant::now() + BUSY_TIMEOUT;
         loop {
             match self.pool.acquire().await {

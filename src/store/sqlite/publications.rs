@@ -67,7 +67,7 @@ statements! { Sqlite:
 
     reply_refusals(id: Uuid) = "select reply_refusals from jobs where id = {id} and reply_due_at is not null";
 
-    /// Another number whenever another connection has committed a write.
+    /// On the connection that writes: another number whenever another process has committed a write.
     data_version() = "pragma data_version";
 
     put_off_reply(id: Uuid, reply_due_at: i64) = "update jobs set
@@ -75,8 +75,8 @@ statements! { Sqlite:
     where id = {id}";
 }
 
-/// How often a watch looks whether somebody has written. A look takes some ten microseconds and reads no file that is not
-/// in memory.
+/// How often a watch looks whether another process has written. A look takes some ten microseconds and reads no file that
+/// is not in memory.
 const WATCH_EVERY: Duration = Duration::from_millis(20);
 
 /// After so many doublings every wait has reached its ceiling.
@@ -85,11 +85,11 @@ const MAX_DOUBLINGS: u32 = 20;
 #[async_trait]
 impl Publications for SqliteStore {
     async fn watch(&self, wake: &Notify) -> Result<()> {
-        // The number means something only on the same connection.
-        let mut connection = self.watcher.acquire().await?;
+        // A connection's own writes do not change its number, and this process writes through one. When that is replaced
+        // after an error, its number may be another, which wakes somebody in vain.
         let mut last = None;
         loop {
-            let now: i64 = sql::data_version().fetch_one(&mut *connection).await?.read("data_version")?;
+            let now: i64 = self.writer.fetch_one(sql::data_version()).await?.read("data_version")?;
             if last.replace(now).is_some_and(|last| last != now) {
                 wake.notify_one();
             }

@@ -10,6 +10,10 @@ use errand::{
 use jiff::SignedDuration;
 use serde_json::json;
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _};
+use tokio::{
+    sync::Notify,
+    time::{Instant, timeout},
+};
 
 use super::{
     LEASE, OPERATOR, Place, TestStore, fail, in_hours, job, job_with_reply, on_every_backend, one, retry,
@@ -264,4 +268,21 @@ async fn what_others_have_locked_keeps_no_other_job_or_reply_waiting() {
 fn noise(bytes: usize) -> String {
     let mut random = fastrand::Rng::with_seed(7);
     std::iter::repeat_with(|| random.alphanumeric()).take(bytes).collect()
+}
+
+/// A worker that is woken by what it writes itself would look for due jobs all the time.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_watch_is_woken_by_another_process_and_not_by_its_own() {
+    let t = TestStore::sqlite().await;
+    let (watching, wake) = (Arc::clone(&t.store), Arc::new(Notify::new()));
+    let woken = Arc::clone(&wake);
+    let watch = tokio::spawn(async move { watching.watch(&woken).await });
+    let until = Instant::now() + Duration::from_millis(500);
+    while Instant::now() < until {
+        t.insert(&job(json!({}))).await;
+    }
+    timeout(Duration::from_millis(100), wake.notified()).await.unwrap_err();
+    t.other.insert(&[job(json!({}))], Duration::ZERO).await.unwrap();
+    timeout(Duration::from_secs(30), wake.notified()).await.unwrap();
+    watch.abort();
 }
