@@ -26,7 +26,7 @@ use crate::{
     admission::{Admission, Enqueued},
     app::{self, App},
     config::{Config, Toolkit},
-    job::{Arrival, HeldReason, JobId, JobSpec, OwnerKind, Pin, QueueName, State, decode},
+    job::{Arrival, HeldReason, JobId, JobSpec, OwnerKind, Pin, Principal, QueueName, State, decode},
     shutdown::Shutdown,
     store::{JobFilter, JobView, SharedStore, all_jobs},
 };
@@ -99,7 +99,7 @@ pub(crate) async fn run(args: Args, mut config: Config) -> Result<Exit> {
     };
     let (ids, seconds) = settled?;
 
-    let jobs = all_jobs(&*store, &JobFilter::default(), ids.len() * 2).await?;
+    let jobs = all_jobs(&*store, &Principal::Operator, &JobFilter::default(), ids.len() * 2).await?;
     let summary = summarize(&ids, &jobs, seconds);
     if args.json {
         output::print_json(&summary)?;
@@ -335,7 +335,7 @@ async fn examples(store: &SharedStore, jobs: &[JobView]) -> Result<Vec<String>> 
                 jobs::pinned(binding.pinned_by)
             );
         }
-        for attempt in store.attempts(job.spec.id).await? {
+        for attempt in store.attempts(&Principal::Operator, job.spec.id).await? {
             let outcome = attempt.outcome.map_or("running", |outcome| outcome.as_str());
             let status =
                 attempt.http_status.map_or("no answer".to_owned(), |status| format!("HTTP {status}"));
@@ -345,7 +345,7 @@ async fn examples(store: &SharedStore, jobs: &[JobView]) -> Result<Vec<String>> 
                 attempt.number, attempt.request_id
             );
         }
-        for entry in store.history(job.spec.id).await? {
+        for entry in store.history(&Principal::Operator, job.spec.id).await? {
             let (kind, word, _) = entry.fact.parts();
             let word = word.map(|word| format!(" {word}")).unwrap_or_default();
             text += &format!("  {kind}{word}, by {}\n", entry.by);

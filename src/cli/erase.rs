@@ -14,7 +14,7 @@ use super::{
     value::OwnerFlags,
 };
 use crate::{
-    job::{JobId, Owner},
+    job::{JobId, Owner, Principal},
     maintenance::erase::{Erase, Left, Report},
     store::{SharedStore, StoreErrorKind},
     worker::Journals,
@@ -99,7 +99,7 @@ async fn erase_results(
     report.unreadable = contents.unreadable.len() as u64;
     let mut theirs: HashSet<JobId> = HashSet::new();
     for id in contents.jobs {
-        match store.job(id).await {
+        match store.job(&Principal::Operator, id).await {
             Err(error) if error.kind() != StoreErrorKind::Corrupt => return Err(error.into()),
             // It may be there, in words of a newer version.
             Ok(None) | Err(_) => report.unknown += 1,

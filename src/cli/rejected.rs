@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     admission::Enqueued,
-    job::{EnvelopeReason, JobId, Owner, QueueName, decode, id_of},
+    job::{EnvelopeReason, JobId, Owner, Principal, QueueName, decode, id_of},
     maintenance::erase::names,
     queue::Properties,
     store::{Place, RejectedFilter, RejectedView, SharedStore},
@@ -155,7 +155,7 @@ pub(super) async fn run(command: Command, context: &Context) -> anyhow::Result<E
 }
 
 async fn find(store: &SharedStore, id: Uuid) -> anyhow::Result<RejectedView> {
-    let found = store.rejected_message(id).await?;
+    let found = store.rejected_message(&Principal::Operator, id).await?;
     found.ok_or_else(|| exit::negative(format!("there is no rejected message {id}")))
 }
 
@@ -176,7 +176,7 @@ async fn list(store: &SharedStore, args: &ListArgs) -> anyhow::Result<()> {
     let is_read = owner.is_some() || args.job.is_some();
     let next = loop {
         let page = if is_read { PAGE } else { args.limit };
-        let messages = store.rejected(&filter, before, page).await?;
+        let messages = store.rejected(&Principal::Operator, &filter, before, page).await?;
         let is_last = messages.len() < page;
         for view in messages {
             before = Some(view.place());
@@ -213,7 +213,9 @@ async fn is_of(
     job: Option<JobId>,
     owner: Option<&Owner>,
 ) -> anyhow::Result<bool> {
-    let Some(whole) = store.rejected_message(view.message.id).await? else { return Ok(false) };
+    let Some(whole) = store.rejected_message(&Principal::Operator, view.message.id).await? else {
+        return Ok(false);
+    };
     let is_of_job = job.is_none_or(|job| job_of(&whole) == Some(job) || job.0 == view.message.id);
     let is_of_owner = owner.is_none_or(|owner| names(&whole.message.body, owner) == Some(true));
     Ok(is_of_job && is_of_owner)
@@ -333,6 +335,6 @@ async fn requeue(
         Some(Enqueued::Conflict(conflict)) => return Ok(Err(conflict.message().to_owned())),
         None => anyhow::bail!("the store gave no answer"),
     };
-    open.store.mark_requeued(id, how.by, how.corrected.map(<[u8]>::to_vec)).await?;
+    open.store.mark_requeued(&Principal::Operator, id, how.by, how.corrected.map(<[u8]>::to_vec)).await?;
     Ok(Ok(done))
 }

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use crate::{
     backoff::Intervals,
-    job::{JobId, State},
+    job::{JobId, Principal, State},
     store::{JobView, SharedStore, StoreError},
 };
 
@@ -25,7 +25,7 @@ pub(super) async fn until_settled(
     let started = Instant::now();
     let mut step = 1;
     loop {
-        let seen = store.job(id).await?;
+        let seen = store.job(&Principal::Operator, id).await?;
         let left = budget.saturating_sub(started.elapsed());
         match &seen {
             Some(job) if is_settled(job.state) => return Ok(seen),

@@ -13,7 +13,7 @@ use super::{
     prune::{MOST_LOOKED_AT, MOST_REMOVED, fitting},
 };
 use crate::{
-    job::{BYTE_ORDER_MARK, Owner, State},
+    job::{BYTE_ORDER_MARK, Owner, Principal, State},
     store::{OldJob, OldMessage, Page, Pending, RejectedView, Result, SharedStore, StoreErrorKind, Which},
     string_enum::string_enum,
 };
@@ -133,7 +133,7 @@ impl Erase {
             let rows = looks.rows();
             let Page { items, end } = looks.step(self.store.old_messages(before, rows)).await?;
             for message in items {
-                let theirs = match self.store.rejected_message(message.id).await {
+                let theirs = match self.store.rejected_message(&Principal::Operator, message.id).await {
                     Ok(None) => continue,
                     Ok(Some(view)) => are_of(&view, &self.owner),
                     Err(error) if error.kind() != StoreErrorKind::Corrupt => return Err(error),

@@ -13,7 +13,7 @@ use serde::{Deserialize, de::DeserializeOwned};
 use url::Url;
 
 use crate::{
-    job::{AttemptOutcome, Effect, JobId},
+    job::{AttemptOutcome, Effect, JobId, Principal},
     store::{AttemptView, JobView, SharedStore},
     string_enum::string_enum,
 };
@@ -150,8 +150,10 @@ async fn succeeded(store: &SharedStore) -> Result<Vec<JobId>> {
 
 async fn contradictions_of(store: &SharedStore, job: &str, effects: &[Entry]) -> Result<Vec<Contradiction>> {
     let Ok(id) = job.parse::<JobId>() else { return Ok(contradictions(None, &[], effects)) };
-    let Some(view) = store.job(id).await? else { return Ok(contradictions(None, &[], effects)) };
-    let attempts = store.attempts(id).await?;
+    let Some(view) = store.job(&Principal::Operator, id).await? else {
+        return Ok(contradictions(None, &[], effects));
+    };
+    let attempts = store.attempts(&Principal::Operator, id).await?;
     Ok(contradictions(Some(&view), &attempts, effects))
 }
 

@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use uuid::Uuid;
 
 use super::{JobView, Result};
-use crate::job::{Asked, EnvelopeReason, JobId, ReplyKind};
+use crate::job::{Asked, EnvelopeReason, JobId, Principal, ReplyKind};
 
 /// What is owed to whoever asked for an answer, until it is published or given up. A job that becomes held, and a message
 /// that is rejected, owe theirs by the write that makes them so ([`Finishes`], [`Claims`], [`Rejections`]).
@@ -16,6 +16,7 @@ use crate::job::{Asked, EnvelopeReason, JobId, ReplyKind};
 /// * Who asks the same again while an answer is pending is owed that one, however often they ask; and once more where it had
 ///   been taken already, because it may have been published before.
 /// * It goes with its job or its rejected message.
+/// * An owner finds no other ID of a job of others, and no job of others by one.
 ///
 /// [`Finishes`]: super::Finishes
 /// [`Claims`]: super::Claims
@@ -43,10 +44,10 @@ pub trait Answers: fmt::Debug + Send + Sync {
     async fn put_off_answers(&self, ids: &[Uuid], first: Duration, most: u32) -> Result<Vec<Uuid>>;
 
     /// The job for which this other ID stands.
-    async fn job_known_as(&self, id: JobId) -> Result<Option<JobId>>;
+    async fn job_known_as(&self, principal: &Principal, id: JobId) -> Result<Option<JobId>>;
 
     /// The other IDs of a job, oldest first where they have a time in them.
-    async fn known_as(&self, id: JobId) -> Result<Vec<JobId>>;
+    async fn known_as(&self, principal: &Principal, id: JobId) -> Result<Vec<JobId>>;
 }
 
 /// A message or command that repeats a job.

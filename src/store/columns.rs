@@ -14,7 +14,7 @@ use super::{
     read::StoreRow,
     sql::{Bound, Columns, Declared, Text},
 };
-use crate::job::{self, Asked, Budget, Ending, HeldReason, JobError, JobId, JobSpec, Owner, Stop};
+use crate::job::{self, Asked, Budget, Ending, HeldReason, JobError, JobId, JobSpec, Owner, Principal, Stop};
 
 /// Makes a list. A line is `name: type = value`, where the type is PostgreSQL's. `or null` marks what most rows do
 /// not have. `list` inserts another list, under its own names, or with what precedes its name as a prefix.
@@ -320,6 +320,14 @@ columns! {
         repeated: uuid = repeat.job.0,
         alias: uuid or null = (repeat.id != repeat.job).then_some(repeat.id.0),
         ask: list Ask = repeat.asked.as_ref(),
+    }
+}
+
+columns! {
+    /// Who asks or decides. The operator has no owner.
+    PrincipalColumns "principal" of<'a> &'a Principal as principal {
+        principal_kind: text or null = principal.owner().map(|owner| owner.kind().as_str()),
+        principal_id: text or null = principal.owner().map(Owner::id),
     }
 }
 

@@ -9,12 +9,12 @@ use serde::Serialize;
 use super::{By, Claim, Finish, Result, StoreError, StoreErrorKind, texts};
 use crate::{
     bounds::MAX_DECIDER_CHARS,
-    job::{AttemptOutcome, Ending, HeldReason, JobId, LookResult, Release, State, Stop},
+    job::{AttemptOutcome, Ending, HeldReason, JobId, LookResult, Principal, Release, State, Stop},
     string_enum::string_enum,
 };
 
 pub(super) const HISTORY: &str = "select at, kind, by, attempt, what, detail from (
-        select * from job_history where job_id = {job_id} order by seq desc limit +{limit}) newest
+        select * from job_history where job_id = {job_id} and {may_see_of} order by seq desc limit +{limit}) newest
     order by seq";
 
 /// What was decided about a job beside its ordinary path, append-only.
@@ -22,11 +22,12 @@ pub(super) const HISTORY: &str = "select at, kind, by, attempt, what, detail fro
 /// * An entry is written in the transaction of the change that it records: there is never one without the other.
 /// * A write that is sent again adds no entry.
 /// * An ordinary claim, success, failure, retry or snooze adds none.
+/// * For an owner, a job of others has no entries.
 #[async_trait]
 pub trait History: fmt::Debug + Send + Sync {
     /// The history of one job, oldest entry first; of a longer one than
     /// [`MAX_HISTORY`](crate::bounds::MAX_HISTORY) the newest entries.
-    async fn history(&self, id: JobId) -> Result<Vec<HistoryEntry>>;
+    async fn history(&self, principal: &Principal, id: JobId) -> Result<Vec<HistoryEntry>>;
 }
 
 /// One decision about a job; as JSON, with what belongs to its kind.

@@ -13,29 +13,32 @@ use super::{
     read::{StoreRow, if_readable},
 };
 use crate::job::{
-    AttemptOutcome, Binding, HeldReason, IllegalMove, JobError, JobId, JobSpec, QueueName, Release,
-    RequestId, State, Transition, WorkerId,
+    AttemptOutcome, Binding, HeldReason, IllegalMove, JobError, JobId, JobSpec, Principal, QueueName,
+    Release, RequestId, State, Transition, WorkerId,
 };
 
 /// Questions and decisions about single jobs. Decisions name who made them, for the [history](super::History): a
 /// person, by [`check_decider`](super::check_decider).
+///
+/// * An owner finds no job of others: nothing is told of it, and a decision about it changes nothing and is
+///   [`Decided::Unknown`].
 #[async_trait]
 pub trait JobControl: fmt::Debug + Send + Sync {
-    async fn job(&self, id: JobId) -> Result<Option<JobView>>;
+    async fn job(&self, principal: &Principal, id: JobId) -> Result<Option<JobView>>;
 
     /// Its attempts, in order. The attempt of a running job is included, without an outcome.
-    async fn attempts(&self, id: JobId) -> Result<Vec<AttemptView>>;
+    async fn attempts(&self, principal: &Principal, id: JobId) -> Result<Vec<AttemptView>>;
 
     /// Calls a job off ([`crate::job::Transition::Cancel`]). A running job is marked only. A call whose outcome is unknown
     /// is still looked up; what is learned of it changes the record of its attempt and not the state.
-    async fn cancel(&self, id: JobId, by: &str) -> Result<Decided>;
+    async fn cancel(&self, principal: &Principal, id: JobId, by: &str) -> Result<Decided>;
 
     /// Runs a failed or cancelled job again, with a fresh attempt budget, or makes a waiting one due
     /// now ([`crate::job::Transition::Restart`]). Its error is forgotten; its binding stays.
     ///
     /// A job whose last call counts and may have had its effect is run again only with [`Force::effect`]
     /// ([`Decided::MayHaveActed`]), and one whose `run_at` is still to come only with [`Force::early`] ([`Decided::Early`]).
-    async fn restart(&self, id: JobId, by: &str, force: Force) -> Result<Decided>;
+    async fn restart(&self, principal: &Principal, id: JobId, by: &str, force: Force) -> Result<Decided>;
 
     /// Lets a held job go. The result of one that a person marks as succeeded is JSON `null`. One that
     /// waited for a connection forgets the account that was chosen for it, because the new connection
@@ -43,7 +46,7 @@ pub trait JobControl: fmt::Debug + Send + Sync {
     ///
     /// A job that is held because its call cannot be made has not run, and can only be let go to run
     /// ([`Decided::HasNotRun`]).
-    async fn release(&self, id: JobId, release: Release, by: &str) -> Result<Decided>;
+    async fn release(&self, principal: &Principal, id: JobId, release: Release, by: &str) -> Result<Decided>;
 
     async fn census(&self) -> Result<Census>;
 }
@@ -216,11 +219,11 @@ pub(super) const MAY_HAVE_RUN: &str =
 /// The attempts of a job; one in progress, and a first one that succeeded, are in the job's row.
 pub(super) const ATTEMPTS: &str = "select number, times, request_id, outcome, http_status, log_id, version, {error},
         started_at, finished_at
-    from attempts where job_id = {job_id}
+    from attempts where job_id = {job_id} and {may_see_of}
     union all
     select attempt, 1, request_id, case when state = 'succeeded' then 'succeeded' end, http_status,
         case when state = 'succeeded' then log_id end, toolkit_version, {each error: null}, started_at, finished_at
-    from jobs where id = {job_id} and (state = 'running' or http_status is not null)
+    from jobs where id = {job_id} and {may_see} and (state = 'running' or http_status is not null)
     order by number";
 
 #[cfg(test)]

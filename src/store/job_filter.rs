@@ -1,6 +1,6 @@
 //! Which jobs are meant: the same for lists, counts and decisions, whoever asks.
 
-use std::{collections::BTreeMap, fmt, str::FromStr};
+use std::{borrow::Cow, collections::BTreeMap, fmt, str::FromStr};
 
 use jiff::Timestamp;
 use uuid::Uuid;
@@ -8,7 +8,7 @@ use uuid::Uuid;
 use super::{Place, Result, StoreError, read::StoreRow};
 use crate::{
     bounds::{MAX_LOOK, MAX_LOOK_SCATTERED},
-    job::{Effect, ErrorKind, HeldReason, Owner, QueueName, State},
+    job::{Effect, ErrorKind, HeldReason, Owner, Principal, QueueName, State},
 };
 
 /// Which jobs are meant. All given conditions must hold; the default means all jobs.
@@ -43,8 +43,22 @@ impl JobFilter {
         *self == Self::default()
     }
 
-    /// The index that is walked.
-    pub(super) fn walk(&self) -> Walk<'_> {
+    /// What it means to this principal, and the index that is walked; `None` where it names an owner of whom the principal
+    /// sees nothing. An owner's walk is among their jobs, because how far any other goes tells of others.
+    pub(super) fn seen_by<'a>(&'a self, principal: &'a Principal) -> Option<(Cow<'a, Self>, Walk<'a>)> {
+        if self.owner.as_ref().is_some_and(|owner| !principal.may_see(owner)) {
+            return None;
+        }
+        Some(match principal {
+            Principal::Operator => (Cow::Borrowed(self), self.walk()),
+            Principal::Owner(owner) => {
+                (Cow::Owned(Self { owner: Some(owner.clone()), ..self.clone() }), Walk::Owner(owner))
+            }
+        })
+    }
+
+    /// The index that is walked for one who may see all.
+    fn walk(&self) -> Walk<'_> {
         if self.held_reason.is_some() || self.state == Some(State::Held) {
             Walk::Held
         } else if let Some(owner) = &self.owner {

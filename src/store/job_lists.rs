@@ -5,20 +5,30 @@ use std::{fmt, time::Duration};
 use async_trait::async_trait;
 
 use super::{JobFilter, JobView, Looked, Place, Result};
-use crate::job::{AttemptOutcome, Effect, ErrorKind, HeldReason, JobId, Owner, QueueName, State};
+use crate::job::{AttemptOutcome, Effect, ErrorKind, HeldReason, JobId, Owner, Principal, QueueName, State};
 
 /// Jobs by a filter, newest first. One call looks at up to [`MAX_LOOK_SCATTERED`](crate::bounds::MAX_LOOK_SCATTERED) of the held jobs where the filter asks for
 /// such, or of the owner's where it names one, and else at up to [`MAX_LOOK`](crate::bounds::MAX_LOOK) of all. What it
 /// returns says where to go on.
+///
+/// * An owner sees their jobs, by any filter, and nothing of others: neither how many there are nor where they are. A
+///   filter that names another owner finds nothing.
 #[async_trait]
 pub trait JobLists: fmt::Debug + Send + Sync {
     /// Up to `limit` matching jobs older than `before`, without `result`.
-    async fn jobs(&self, filter: &JobFilter, before: Option<Place>, limit: usize) -> Result<Looked<JobView>>;
+    async fn jobs(
+        &self,
+        principal: &Principal,
+        filter: &JobFilter,
+        before: Option<Place>,
+        limit: usize,
+    ) -> Result<Looked<JobView>>;
 
     /// All matching jobs among the next, with the little by which they are counted and decided about. What
     /// became of their last call is read from other rows, and only where `outcomes` asks for it.
     async fn glances(
         &self,
+        principal: &Principal,
         filter: &JobFilter,
         before: Option<Place>,
         outcomes: bool,
@@ -50,12 +60,13 @@ pub struct Glance {
 /// All matching jobs, newest first, up to `limit`, for those who know that there are not many.
 pub async fn all_jobs<S: JobLists + ?Sized>(
     store: &S,
+    principal: &Principal,
     filter: &JobFilter,
     limit: usize,
 ) -> Result<Vec<JobView>> {
     let (mut jobs, mut before) = (Vec::new(), None);
     loop {
-        let page = store.jobs(filter, before, limit - jobs.len()).await?;
+        let page = store.jobs(principal, filter, before, limit - jobs.len()).await?;
         jobs.extend(page.items);
         before = page.next;
         if before.is_none() || jobs.len() >= limit {

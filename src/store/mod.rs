@@ -16,6 +16,8 @@
 //! * An error of kind `Data` means that nothing of the batch was applied.
 //! * Due times, leases, expiry and ages are judged by the store's clock. Durations come in, never
 //!   instants of the caller's clock.
+//! * What people read and decide takes the principal. For an owner it is as if jobs of others did not exist. What has no
+//!   principal is of the operator and of errand's own parts.
 //! * What a method takes for somebody to work on is given to one of the processes that ask at the same time.
 //! * Futures may be dropped at any time without harm to the backend's connections.
 

@@ -7,8 +7,11 @@ use jiff::Timestamp;
 use uuid::Uuid;
 
 use super::{Place, Result};
-use crate::job::{Asked, EnvelopeReason, JobId, QueueName};
+use crate::job::{Asked, EnvelopeReason, JobId, Principal, QueueName};
 
+/// Messages that are not jobs, kept whole.
+///
+/// * For an owner there are none, because nobody can vouch for what a rejected message says of its owner.
 #[async_trait]
 pub trait Rejections: fmt::Debug + Send + Sync {
     /// Keeps messages. The same message again (same ID) only counts as seen once more, and is listed
@@ -22,19 +25,26 @@ pub trait Rejections: fmt::Debug + Send + Sync {
     /// bodies. How many there are to look at is bounded by `[retention]`.
     async fn rejected(
         &self,
+        principal: &Principal,
         filter: &RejectedFilter,
         before: Option<Place>,
         limit: usize,
     ) -> Result<Vec<RejectedView>>;
 
-    async fn rejected_message(&self, id: Uuid) -> Result<Option<RejectedView>>;
+    async fn rejected_message(&self, principal: &Principal, id: Uuid) -> Result<Option<RejectedView>>;
 
     /// The message that came last of those that were meant to be this job, as far as that could be told.
-    async fn rejected_as(&self, job: JobId) -> Result<Option<Uuid>>;
+    async fn rejected_as(&self, principal: &Principal, job: JobId) -> Result<Option<Uuid>>;
 
     /// Marks a message as requeued by a person, so that it is no longer listed. A body that was taken instead of its own
     /// is kept beside it.
-    async fn mark_requeued(&self, id: Uuid, by: &str, corrected: Option<Vec<u8>>) -> Result<bool>;
+    async fn mark_requeued(
+        &self,
+        principal: &Principal,
+        id: Uuid,
+        by: &str,
+        corrected: Option<Vec<u8>>,
+    ) -> Result<bool>;
 }
 
 /// Which rejected messages are listed. All given conditions must hold.

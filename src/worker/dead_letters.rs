@@ -16,7 +16,7 @@ use super::{
 use crate::{
     backoff::RECONNECT,
     failure::chain,
-    job::{Arrival, EnvelopeError, EnvelopeReason, JobSpec, QueueName, decode},
+    job::{Arrival, EnvelopeError, EnvelopeReason, JobSpec, Principal, QueueName, decode},
     queue::{Delivery, QueueError, Settler, Token},
     store::{Inserted, Rejected, Repeat, StoreError, StoreErrorKind},
     telemetry::metrics::{self, LaneMetrics},
@@ -138,7 +138,7 @@ async fn job_of(intake: &Intake, delivery: &Delivery) -> Result<Option<Arc<JobSp
     });
     let spec = spec.map_err(Refusal::Envelope)?;
     if properties.from_store {
-        match shared.services.store.job(spec.id).await {
+        match shared.services.store.job(&Principal::Operator, spec.id).await {
             // The relay publishes it again by itself. Stored again, it would be a new job if it were removed right now.
             Ok(Some(job)) if job.spec.owner == spec.owner && job.spec.digest == spec.digest => {
                 return Ok(None);

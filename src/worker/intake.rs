@@ -23,7 +23,7 @@ use crate::{
     backoff::RECONNECT,
     failure::chain,
     in_flight::Noted,
-    job::{EnvelopeError, EnvelopeReason, ErrorKind, JobId, JobSpec, QueueName, State, Stop},
+    job::{EnvelopeError, EnvelopeReason, ErrorKind, JobId, JobSpec, Principal, QueueName, State, Stop},
     queue::{Delivery, QueueErrorKind, Settler, Token},
     store::{Claim, Claimed, Inserted, Rejected, Repeat, Repeated, StoreError},
     sync::lock,
@@ -123,7 +123,7 @@ impl Intake {
         let mut known = Vec::new();
         for (place, Claim { spec, .. }) in failing.iter().filter(|(_, claim)| locked.contains(&claim.spec.id))
         {
-            match give_up.run_until_cancelled(services.store.job(spec.id)).await {
+            match give_up.run_until_cancelled(services.store.job(&Principal::Operator, spec.id)).await {
                 Some(Ok(Some(job))) if job.spec.owner == spec.owner && job.spec.digest == spec.digest => {
                     known.push((*place, (spec.clone(), Repeated::by(&job, spec))));
                 }

@@ -1,7 +1,7 @@
 //! Databases that are set up otherwise than errand needs it, and poolers in front of them.
 
 use errand::{
-    job::{AttemptOutcome, Pin, State, WorkerId},
+    job::{AttemptOutcome, Pin, Principal, State, WorkerId},
     store::{
         Admin as _, Claims as _, Concern, Finishes as _, JobControl as _, Leases as _, Pins as _,
         StoreErrorKind, postgres::PostgresStore,
@@ -207,7 +207,7 @@ async fn a_database_without_an_encoding_keeps_every_character() {
     let receipt = running(store.claim(worker, std::slice::from_ref(&claim)).await.unwrap().remove(0));
     let run = RunningJob { id: spec.id, request_id: claim.request_id, receipt };
     store.finish(&[run.end(succeed("{\"a\":\"🦀\"}"), AttemptOutcome::Succeeded)]).await.unwrap();
-    let view = store.job(spec.id).await.unwrap().unwrap();
+    let view = store.job(&Principal::Operator, spec.id).await.unwrap().unwrap();
     assert_eq!(view.state, State::Succeeded);
     assert_eq!(view.result.unwrap().get(), "{\"a\":\"🦀\"}");
 }

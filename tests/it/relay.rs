@@ -7,7 +7,7 @@ use std::{
 
 use errand::{
     clock,
-    job::{JobId, QueueType, ReplyRules},
+    job::{JobId, Principal, QueueType, ReplyRules},
     queue::{
         Queue, SharedQueue,
         rabbitmq::{RabbitOptions, RabbitQueue},
@@ -58,7 +58,7 @@ impl Running {
 
     /// In how many seconds a job is due.
     async fn due_in(&self, id: JobId) -> Option<i64> {
-        let due_at = self.t.store.job(id).await.unwrap().unwrap().due_at?;
+        let due_at = self.t.store.job(&Principal::Operator, id).await.unwrap().unwrap().due_at?;
         Some(due_at.duration_since(self.t.store.now().await.unwrap()).as_secs())
     }
 
@@ -193,7 +193,7 @@ async fn a_reply_that_a_broken_connection_cut_off_is_published_again_soon() {
     let t = TestStore::sqlite().await;
     let spec = job_with_reply(json!({}), Some(replies.as_str()));
     t.store.insert(std::slice::from_ref(&spec), Duration::ZERO).await.unwrap();
-    t.store.cancel(spec.id, OPERATOR).await.unwrap();
+    t.store.cancel(&Principal::Operator, spec.id, OPERATOR).await.unwrap();
     let offered_at = async |t: &TestStore| t.count("select reply_due_at from jobs").await;
     let first = offered_at(&t).await;
     proxy.cut().await.unwrap();

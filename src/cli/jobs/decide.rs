@@ -13,7 +13,7 @@ use crate::{
         exit::{self, Exit},
         output::{self, Format},
     },
-    job::{AttemptOutcome, Effect, HeldReason, IllegalMove, JobId, Release, State, Transition},
+    job::{AttemptOutcome, Effect, HeldReason, IllegalMove, JobId, Principal, Release, State, Transition},
     store::{Decided, Force, Glance, JobFilter, Looked, Place, SharedStore, StoreError},
 };
 
@@ -85,9 +85,9 @@ impl Decision {
         by: &str,
     ) -> Result<Decided, StoreError> {
         match self {
-            Self::Cancel => store.cancel(id, by).await,
-            Self::Retry(force) => store.restart(id, by, force).await,
-            Self::Release(release) => store.release(id, release, by).await,
+            Self::Cancel => store.cancel(&Principal::Operator, id, by).await,
+            Self::Retry(force) => store.restart(&Principal::Operator, id, by, force).await,
+            Self::Release(release) => store.release(&Principal::Operator, id, release, by).await,
         }
     }
 }
@@ -167,7 +167,7 @@ async fn walk(
 ) -> anyhow::Result<()> {
     let mut before: Option<Place> = None;
     loop {
-        let Looked { items, next, .. } = store.glances(filter, before, true).await?;
+        let Looked { items, next, .. } = store.glances(&Principal::Operator, filter, before, true).await?;
         let concerned: Vec<_> = items.into_iter().filter(|job| decision.concerns(job)).collect();
         for job in &concerned {
             *tally.kinds.entry((job.state, job.effect, job.last_outcome)).or_default() += 1;
@@ -293,7 +293,7 @@ const NO_SUCH_JOB: &str = "there is no such job";
 /// What is said of an ID that no job has: which job has it besides its own, if one has. Nothing is done to that before it
 /// is named, because there may be more to it.
 async fn unknown(store: &SharedStore, id: JobId) -> anyhow::Result<String> {
-    Ok(match store.job_known_as(id).await? {
+    Ok(match store.job_known_as(&Principal::Operator, id).await? {
         Some(first) => format!("unchanged: it is another ID of the job {first}; name that one"),
         None => format!("unchanged: {NO_SUCH_JOB}"),
     })

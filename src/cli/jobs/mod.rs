@@ -7,7 +7,7 @@ use super::{
     value,
 };
 use crate::{
-    job::{JobId, Release},
+    job::{JobId, Principal, Release},
     job_json,
     store::{Force, JobFilter, JobView, Place, SharedStore, check_decider},
 };
@@ -229,7 +229,7 @@ async fn list_all(
     mut before: Option<Place>,
 ) -> anyhow::Result<Exit> {
     loop {
-        let page = store.jobs(filter, before, PAGE).await?;
+        let page = store.jobs(&Principal::Operator, filter, before, PAGE).await?;
         for job in &page.items {
             output::print_json(&job_json::job_summary_json(job))?;
         }
@@ -250,7 +250,7 @@ async fn list(
     limit: usize,
     format: Format,
 ) -> anyhow::Result<Exit> {
-    let page = store.jobs(filter, before, limit).await?;
+    let page = store.jobs(&Principal::Operator, filter, before, limit).await?;
     let json = |job: &JobView| serde_json::to_string(&job_json::job_summary_json(job));
     let nothing = if page.next.is_some() { "no jobs match among these" } else { "no jobs match" };
     let header = ["ID", "STATE", "OWNER", "TOOL", "QUEUE", "ATTEMPTS", "CREATED", "ERROR"];

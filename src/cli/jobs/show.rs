@@ -9,7 +9,7 @@ use crate::{
         output::{self, Format},
         waiting,
     },
-    job::{JobError, JobId, PinnedBy, State},
+    job::{JobError, JobId, PinnedBy, Principal, State},
     job_json::{self, Past},
     store::{AttemptView, HistoryEntry, JobView, SharedStore},
 };
@@ -21,14 +21,14 @@ pub(super) async fn show(
     format: Format,
     context: &Context,
 ) -> anyhow::Result<Exit> {
-    let mut job = store.job(id).await?;
+    let mut job = store.job(&Principal::Operator, id).await?;
     if job.is_none()
-        && let Some(first) = store.job_known_as(id).await?
+        && let Some(first) = store.job_known_as(&Principal::Operator, id).await?
     {
-        job = store.job(first).await?;
+        job = store.job(&Principal::Operator, first).await?;
     }
     let Some(job) = job else {
-        return Err(exit::negative(match store.rejected_as(id).await? {
+        return Err(exit::negative(match store.rejected_as(&Principal::Operator, id).await? {
             Some(message) => {
                 format!(
                     "there is no job {id}: its message was rejected; see `errand rejected show {message}`"
@@ -66,9 +66,9 @@ async fn print_with(
     format: Format,
     context: &Context,
 ) -> anyhow::Result<()> {
-    let attempts = store.attempts(job.spec.id).await?;
-    let history = store.history(job.spec.id).await?;
-    let known_as = store.known_as(job.spec.id).await?;
+    let attempts = store.attempts(&Principal::Operator, job.spec.id).await?;
+    let history = store.history(&Principal::Operator, job.spec.id).await?;
+    let known_as = store.known_as(&Principal::Operator, job.spec.id).await?;
     let worker = worker_name(store, job).await?;
     if format.json {
         let past = Past { attempts: &attempts, history: &history, known_as: &known_as };

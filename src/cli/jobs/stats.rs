@@ -13,7 +13,7 @@ use crate::{
         output::{self, Format},
         value,
     },
-    job::State,
+    job::{Principal, State},
     store::{Glance, Place, SharedStore},
 };
 
@@ -62,7 +62,7 @@ pub(super) async fn run(store: &SharedStore, args: &Args) -> anyhow::Result<Exit
     let mut groups: BTreeMap<String, Counts> = BTreeMap::new();
     let (mut looked_at, mut before): (u64, Option<Place>) = (0, None);
     let complete = loop {
-        let page = store.glances(&filter, before, false).await?;
+        let page = store.glances(&Principal::Operator, &filter, before, false).await?;
         looked_at += page.looked_at;
         for job in &page.items {
             let mut group = group(job, args.by);

@@ -17,6 +17,10 @@ impl Dialect for Postgres {
     const FRAGMENTS: &'static [(&'static str, &'static str)] = &[
         ("job", JOB),
         ("first_due", FIRST_DUE),
+        ("is_operator", "{principal_kind}::text is null"),
+        // Whether a job is one that the principal may see; what is about the job `job_id` is if that is.
+        ("may_see", "({is_operator} or owner_kind = {principal_kind} and owner_id = {principal_id})"),
+        ("may_see_of", "exists (select 1 from jobs where jobs.id = job_id and {may_see})"),
         // What the holder of a claim knows.
         (
             "receipt of j",
@@ -101,14 +105,16 @@ impl Dialect for Postgres {
             "(created_at, id) < (timestamptz 'epoch' + {before_at}::bigint * interval '1 microsecond', {before_id}::uuid)
             and (created_at, id) >= (timestamptz 'epoch' + {end_at}::bigint * interval '1 microsecond', {end_id}::uuid)",
         ),
-        // The same among the jobs of an owner's ID. It has no `owner_id = ...` and is ordered by it, because no other
-        // index than that of owners can serve this, whatever the planner believes of how many jobs they have.
+        // The same among the jobs of an owner. It has no `owner_id = ...` and is ordered by it, and compares the kind as
+        // no index does, because no other index than that of owners can serve this, whatever the planner believes of how
+        // many jobs they have.
         (
             "in_order_of_owner",
             "(owner_id, created_at, id) < ({owner_id}, timestamptz 'epoch' + {before_at}::bigint * interval '1 microsecond',
                 {before_id}::uuid)
             and (owner_id, created_at, id) >= ({owner_id}, timestamptz 'epoch' + {end_at}::bigint * interval '1 microsecond',
-                {end_id}::uuid)",
+                {end_id}::uuid)
+            and owner_kind is not distinct from {owner_kind}",
         ),
         // What a filter asks for.
         (
@@ -129,13 +135,14 @@ impl Dialect for Postgres {
         (
             "held_one",
             "page as (
-            select id as page_id, account as page_account from jobs where id = {id} and state = 'held' for update)",
+            select id as page_id, account as page_account from jobs
+            where {may_see} and id = {id} and state = 'held' for update)",
         ),
         (
             "run_one",
             "page as (
             select id as page_id, account as page_account from jobs
-            where {may_have_run} and id = {id} and state = 'held' for update)",
+            where {may_have_run} and {may_see} and id = {id} and state = 'held' for update)",
         ),
         // What follows on an update `released` of a page.
         ("of_page", "from page where id = page_id returning id, state, account, page_account"),

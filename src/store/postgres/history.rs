@@ -7,28 +7,28 @@ use uuid::Uuid;
 use super::PostgresStore;
 use crate::{
     bounds::MAX_HISTORY,
-    job::JobId,
+    job::{JobId, Principal},
     store::{
         History, HistoryEntry, Result,
-        columns::Entry,
+        columns::{Entry, PrincipalColumns},
         convert::to_limit,
         history::{HISTORY, Note},
         read::readable,
         rows,
-        sql::{Rows, statements},
+        sql::{One, Rows, statements},
     },
 };
 
 statements! { Postgres:
-    history(job_id: Uuid, limit: i64) = HISTORY;
+    history(principal: One<'_, PrincipalColumns>, job_id: Uuid, limit: i64) = HISTORY;
 
     note(entries: Rows<'_, Entry>) = "insert into job_history ({entry}) select {i.entry} from {rows}";
 }
 
 #[async_trait]
 impl History for PostgresStore {
-    async fn history(&self, id: JobId) -> Result<Vec<HistoryEntry>> {
-        let found = self.other.fetch(sql::history(id.0, to_limit(MAX_HISTORY))).await?;
+    async fn history(&self, principal: &Principal, id: JobId) -> Result<Vec<HistoryEntry>> {
+        let found = self.other.fetch(sql::history(One(principal), id.0, to_limit(MAX_HISTORY))).await?;
         Ok(readable(&found, rows::entry))
     }
 }

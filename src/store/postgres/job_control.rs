@@ -6,10 +6,10 @@ use uuid::Uuid;
 
 use super::{PostgresStore, batch::MAX_ROUNDS};
 use crate::{
-    job::{JobId, Release, Transition},
+    job::{JobId, Principal, Release, Transition},
     store::{
         AttemptView, Census, Decided, Force, JobControl, JobView, Result, StoreError, StoreErrorKind,
-        columns::Error,
+        columns::{Error, PrincipalColumns},
         history::refuse_decider,
         job_control::{ATTEMPTS, refused},
         read::{StoreRow as _, readable},
@@ -20,14 +20,14 @@ use crate::{
 };
 
 statements! { Postgres:
-    job(id: Uuid) = "select {job}, result::text as result from jobs where id = {id}";
+    job(principal: One<'_, PrincipalColumns>, id: Uuid) = "select {job}, result::text as result from jobs where id = {id} and {may_see}";
 
-    attempts(job_id: Uuid) = ATTEMPTS;
+    attempts(principal: One<'_, PrincipalColumns>, job_id: Uuid) = ATTEMPTS;
 
     /// A running job that is called off twice is called off once.
-    cancel(id: Uuid, by: &str) = "with was as (
+    cancel(principal: One<'_, PrincipalColumns>, id: Uuid, by: &str) = "with was as (
         select id as was_id, cancel_requested as was_cancelled from jobs
-        where id = {id} and state in ('scheduled', 'available', 'retryable', 'held', 'running') for update),
+        where {may_see} and id = {id} and state in ('scheduled', 'available', 'retryable', 'held', 'running') for update),
     cancelled as (
         update jobs set state = case when state = 'running' then 'running' else 'cancelled' end,
             cancel_requested = (state = 'running'), due_at = null, held_reason = null,
@@ -40,25 +40,26 @@ statements! { Postgres:
         select id, 'cancelled', {by}::text from cancelled where not was_cancelled)
     select state from cancelled";
 
-    restart(id: Uuid, by: &str, force: bool, early: bool) = "with restarted as (
+    restart(principal: One<'_, PrincipalColumns>, id: Uuid, by: &str, force: bool, early: bool) = "with restarted as (
         update jobs set state = 'available', due_at = now(), first_due_at = now(), published = 0, postponed_since = null, spent = 0,
             finished_at = null, reply_due_at = null, check_at = null, cancel_requested = false, {each error: @ = null}
-        where ({force} or not {may_have_acted}) and ({early} or not {is_early}) and id = {id} and state in ('failed', 'cancelled', 'retryable', 'scheduled')
+        where ({force} or not {may_have_acted}) and ({early} or not {is_early})
+            and {may_see} and id = {id} and state in ('failed', 'cancelled', 'retryable', 'scheduled')
         returning id, state),
     noted as (insert into job_history (job_id, kind, by) select id, 'retried', {by}::text from restarted)
     select state from restarted";
 
-    release_retry(id: Uuid, by: &str, how: &str) =
+    release_retry(principal: One<'_, PrincipalColumns>, id: Uuid, by: &str, how: &str) =
     "with {held_one}, released as (update jobs set {to_retry} {of_page}), {note_released} select state from released";
 
-    release_succeeded(id: Uuid, by: &str, how: &str, result: &str) =
+    release_succeeded(principal: One<'_, PrincipalColumns>, id: Uuid, by: &str, how: &str, result: &str) =
     "with {run_one}, released as (update jobs set {to_succeeded} {of_page}), {note_released} select state from released";
 
-    release_failed(error: One<'_, Error>, id: Uuid, by: &str, how: &str) =
+    release_failed(principal: One<'_, PrincipalColumns>, error: One<'_, Error>, id: Uuid, by: &str, how: &str) =
     "with {run_one}, released as (update jobs set {to_failed} {of_page}), {note_released} select state from released";
 
-    state(id: Uuid) = "select state, held_reason, {may_have_acted} as may_have_acted, {is_early} as is_early
-    from jobs where id = {id}";
+    state(principal: One<'_, PrincipalColumns>, id: Uuid) = "select state, held_reason, {may_have_acted} as may_have_acted, {is_early} as is_early
+    from jobs where id = {id} and {may_see}";
 
     census_waiting() = "select queue, state, count(*) as jobs,
         (extract(epoch from now() - min({first_due}) filter (where {first_due} <= now())) * 1000000)::bigint as oldest
@@ -73,30 +74,35 @@ statements! { Postgres:
 
 #[async_trait]
 impl JobControl for PostgresStore {
-    async fn job(&self, id: JobId) -> Result<Option<JobView>> {
-        self.other.fetch_first(sql::job(id.0)).await?.as_ref().map(rows::job).transpose()
+    async fn job(&self, principal: &Principal, id: JobId) -> Result<Option<JobView>> {
+        self.other.fetch_first(sql::job(One(principal), id.0)).await?.as_ref().map(rows::job).transpose()
     }
 
-    async fn attempts(&self, id: JobId) -> Result<Vec<AttemptView>> {
-        Ok(readable(&self.other.fetch(sql::attempts(id.0)).await?, rows::attempt))
+    async fn attempts(&self, principal: &Principal, id: JobId) -> Result<Vec<AttemptView>> {
+        Ok(readable(&self.other.fetch(sql::attempts(One(principal), id.0)).await?, rows::attempt))
     }
 
-    async fn cancel(&self, id: JobId, by: &str) -> Result<Decided> {
-        self.decide(id, by, Transition::Cancel, || sql::cancel(id.0, by)).await
+    async fn cancel(&self, principal: &Principal, id: JobId, by: &str) -> Result<Decided> {
+        self.decide(principal, id, by, Transition::Cancel, || sql::cancel(One(principal), id.0, by)).await
     }
 
-    async fn restart(&self, id: JobId, by: &str, force: Force) -> Result<Decided> {
-        self.decide(id, by, Transition::Restart, || sql::restart(id.0, by, force.effect, force.early)).await
+    async fn restart(&self, principal: &Principal, id: JobId, by: &str, force: Force) -> Result<Decided> {
+        self.decide(principal, id, by, Transition::Restart, || {
+            sql::restart(One(principal), id.0, by, force.effect, force.early)
+        })
+        .await
     }
 
-    async fn release(&self, id: JobId, release: Release, by: &str) -> Result<Decided> {
+    async fn release(&self, principal: &Principal, id: JobId, release: Release, by: &str) -> Result<Decided> {
         let how = release.as_str();
         let decision = || match release {
-            Release::Retry => sql::release_retry(id.0, by, how),
-            Release::Succeeded => sql::release_succeeded(id.0, by, how, NO_RESULT),
-            Release::Failed => sql::release_failed(One(Some(&marked_failed())), id.0, by, how),
+            Release::Retry => sql::release_retry(One(principal), id.0, by, how),
+            Release::Succeeded => sql::release_succeeded(One(principal), id.0, by, how, NO_RESULT),
+            Release::Failed => {
+                sql::release_failed(One(principal), One(Some(&marked_failed())), id.0, by, how)
+            }
         };
-        self.decide(id, by, Transition::Release(release), decision).await
+        self.decide(principal, id, by, Transition::Release(release), decision).await
     }
 
     async fn census(&self) -> Result<Census> {
@@ -111,6 +117,7 @@ impl PostgresStore {
     /// not, where it changed nothing.
     async fn decide(
         &self,
+        principal: &Principal,
         id: JobId,
         by: &str,
         transition: Transition,
@@ -121,7 +128,7 @@ impl PostgresStore {
             if let Some(row) = self.other.fetch_first(decision()).await? {
                 return Ok(Decided::Now(row.parse("state")?));
             }
-            let Some(row) = self.other.fetch_first(sql::state(id.0)).await? else {
+            let Some(row) = self.other.fetch_first(sql::state(One(principal), id.0)).await? else {
                 return Ok(Decided::Unknown);
             };
             if let Some(refused) = refused(&row, &transition)? {

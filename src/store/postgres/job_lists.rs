@@ -4,14 +4,17 @@ use async_trait::async_trait;
 use sqlx::Postgres;
 
 use super::PostgresStore;
-use crate::store::{
-    Glance, JobFilter, JobLists, JobView, Looked, Place, Result,
-    columns::{Filter, StretchColumns},
-    convert::to_limit,
-    job_filter::{Stretch, Walk, Window},
-    read::readable,
-    rows,
-    sql::{Bound, One, statements},
+use crate::{
+    job::Principal,
+    store::{
+        Glance, JobFilter, JobLists, JobView, Looked, Place, Result,
+        columns::{Filter, StretchColumns},
+        convert::to_limit,
+        job_filter::{Stretch, Walk, Window},
+        read::readable,
+        rows,
+        sql::{Bound, One, statements},
+    },
 };
 
 statements! { Postgres:
@@ -24,7 +27,7 @@ statements! { Postgres:
         order by created_at desc, id desc limit {limit}) w
     order by created_at, id limit 1";
 
-    window_of_owner(stretch: One<'_, StretchColumns>, limit: i64, owner_id: &str) =
+    window_of_owner(stretch: One<'_, StretchColumns>, limit: i64, owner_kind: &str, owner_id: &str) =
     "select count(*) over () as looked_at, created_at, id from (
         select created_at, id from jobs where {in_order_of_owner}
         order by owner_id desc, created_at desc, id desc limit {limit}) w
@@ -67,10 +70,19 @@ statements! { Postgres:
 
 #[async_trait]
 impl JobLists for PostgresStore {
-    async fn jobs(&self, filter: &JobFilter, before: Option<Place>, limit: usize) -> Result<Looked<JobView>> {
-        let Some(window) = self.job_window(filter, before).await? else { return Ok(Looked::nothing()) };
-        let (one, stretch, most) = (One(filter), One(&window.stretch), to_limit(filter.walk().most()));
-        let query = match filter.walk() {
+    async fn jobs(
+        &self,
+        principal: &Principal,
+        filter: &JobFilter,
+        before: Option<Place>,
+        limit: usize,
+    ) -> Result<Looked<JobView>> {
+        let Some((filter, walk)) = filter.seen_by(principal) else { return Ok(Looked::nothing()) };
+        let Some(window) = self.job_window(&filter, walk, before).await? else {
+            return Ok(Looked::nothing());
+        };
+        let (one, stretch, most) = (One(&*filter), One(&window.stretch), to_limit(walk.most()));
+        let query = match walk {
             Walk::All => sql::jobs(one, stretch, most, to_limit(limit)),
             Walk::Held => sql::jobs_of_held(one, stretch, most, to_limit(limit)),
             Walk::Owner(_) => sql::jobs_of_owner(one, stretch, most, to_limit(limit)),
@@ -81,13 +93,17 @@ impl JobLists for PostgresStore {
 
     async fn glances(
         &self,
+        principal: &Principal,
         filter: &JobFilter,
         before: Option<Place>,
         outcomes: bool,
     ) -> Result<Looked<Glance>> {
-        let Some(window) = self.job_window(filter, before).await? else { return Ok(Looked::nothing()) };
-        let (one, stretch, most) = (One(filter), One(&window.stretch), to_limit(filter.walk().most()));
-        let query = match filter.walk() {
+        let Some((filter, walk)) = filter.seen_by(principal) else { return Ok(Looked::nothing()) };
+        let Some(window) = self.job_window(&filter, walk, before).await? else {
+            return Ok(Looked::nothing());
+        };
+        let (one, stretch, most) = (One(&*filter), One(&window.stretch), to_limit(walk.most()));
+        let query = match walk {
             Walk::All => sql::glances(one, stretch, most, outcomes),
             Walk::Held => sql::glances_of_held(one, stretch, most, outcomes),
             Walk::Owner(_) => sql::glances_of_owner(one, stretch, most, outcomes),
@@ -98,11 +114,16 @@ impl JobLists for PostgresStore {
 }
 
 impl PostgresStore {
-    /// The next jobs to look at, which are found in the index alone.
-    async fn job_window(&self, filter: &JobFilter, before: Option<Place>) -> Result<Option<Window>> {
+    /// The next jobs to look at, which are found in the index alone, but for those of an owner, whose kind it does not have.
+    async fn job_window(
+        &self,
+        filter: &JobFilter,
+        walk: Walk<'_>,
+        before: Option<Place>,
+    ) -> Result<Option<Window>> {
         let stretch = filter.stretch(before);
-        let oldest = self.other.fetch_first(window(filter.walk(), &stretch)).await?;
-        Window::of(stretch, oldest.as_ref(), filter.walk().most())
+        let oldest = self.other.fetch_first(window(walk, &stretch)).await?;
+        Window::of(stretch, oldest.as_ref(), walk.most())
     }
 }
 
@@ -111,6 +132,6 @@ fn window(walk: Walk<'_>, stretch: &Stretch) -> Bound<Postgres> {
     match walk {
         Walk::All => sql::window(stretch, limit),
         Walk::Held => sql::window_of_held(stretch, limit),
-        Walk::Owner(owner) => sql::window_of_owner(stretch, limit, owner.id()),
+        Walk::Owner(owner) => sql::window_of_owner(stretch, limit, owner.kind().as_str(), owner.id()),
     }
 }

@@ -7,10 +7,10 @@ use uuid::Uuid;
 
 use super::PostgresStore;
 use crate::{
-    job::{Asked, JobId},
+    job::{Asked, JobId, Principal},
     store::{
         Place, Rejected, RejectedFilter, RejectedView, Rejections, Result,
-        columns::{Ask, Messages, Rejection, StretchColumns},
+        columns::{Ask, Messages, PrincipalColumns, Rejection, StretchColumns},
         convert::to_limit,
         history::refuse_decider,
         job_filter::Stretch,
@@ -34,24 +34,25 @@ statements! { Postgres:
     where i.answer_id is not null and not (i.redelivered and kept.seen > i.seen)
     on conflict (id) do update set again = true where not answers.again";
 
-    rejected(messages: One<'_, Messages>, stretch: One<'_, StretchColumns>, limit: i64) =
+    rejected(principal: One<'_, PrincipalColumns>, messages: One<'_, Messages>, stretch: One<'_, StretchColumns>, limit: i64) =
     "select id, queue, reason, message, ''::bytea as body, properties, octet_length(body)::bigint as size, seen,
         received_at, requeued_at, requeued_by, null::bytea as corrected, job_id
     from rejected where (received_at, id) < (timestamptz 'epoch' + {before_at}::bigint * interval '1 microsecond', {before_id}::uuid)
         and (received_at, id) >= (timestamptz 'epoch' + {end_at}::bigint * interval '1 microsecond', {end_id}::uuid)
-        and requeued_at is null and ({reason}::text is null or reason = {reason})
+        and {is_operator} and requeued_at is null and ({reason}::text is null or reason = {reason})
         and ({queue}::text is null or queue = {queue})
     order by received_at desc, id desc limit {limit}";
 
-    message(id: Uuid) = "select id, queue, reason, message, body, properties, octet_length(body)::bigint as size, seen,
+    message(principal: One<'_, PrincipalColumns>, id: Uuid) = "select id, queue, reason, message, body, properties, octet_length(body)::bigint as size, seen,
         received_at, requeued_at, requeued_by, corrected, job_id
-    from rejected where id = {id}";
+    from rejected where id = {id} and {is_operator}";
 
-    rejected_as(job_id: Uuid) = "select id from rejected where job_id = {job_id} order by received_at desc, id desc limit 1";
+    rejected_as(principal: One<'_, PrincipalColumns>, job_id: Uuid) =
+    "select id from rejected where job_id = {job_id} and {is_operator} order by received_at desc, id desc limit 1";
 
-    requeued(id: Uuid, by: &str, corrected: Option<Vec<u8>>) =
+    requeued(principal: One<'_, PrincipalColumns>, id: Uuid, by: &str, corrected: Option<Vec<u8>>) =
     "update rejected set requeued_at = now(), requeued_by = {by}, corrected = {corrected}::bytea
-    where id = {id} and requeued_at is null returning 1";
+    where id = {id} and {is_operator} and requeued_at is null returning 1";
 }
 
 #[async_trait]
@@ -76,26 +77,38 @@ impl Rejections for PostgresStore {
 
     async fn rejected(
         &self,
+        principal: &Principal,
         filter: &RejectedFilter,
         before: Option<Place>,
         limit: usize,
     ) -> Result<Vec<RejectedView>> {
         let stretch = Stretch::between(filter.since, filter.until, before);
-        let query = sql::rejected(One(filter), One(&stretch), to_limit(limit));
+        let query = sql::rejected(One(principal), One(filter), One(&stretch), to_limit(limit));
         Ok(readable(&self.other.fetch(query).await?, rows::rejected))
     }
 
-    async fn rejected_message(&self, id: Uuid) -> Result<Option<RejectedView>> {
-        self.other.fetch_first(sql::message(id)).await?.as_ref().map(rows::rejected).transpose()
+    async fn rejected_message(&self, principal: &Principal, id: Uuid) -> Result<Option<RejectedView>> {
+        self.other
+            .fetch_first(sql::message(One(principal), id))
+            .await?
+            .as_ref()
+            .map(rows::rejected)
+            .transpose()
     }
 
-    async fn rejected_as(&self, job: JobId) -> Result<Option<Uuid>> {
-        let found = self.other.fetch_first(sql::rejected_as(job.0)).await?;
+    async fn rejected_as(&self, principal: &Principal, job: JobId) -> Result<Option<Uuid>> {
+        let found = self.other.fetch_first(sql::rejected_as(One(principal), job.0)).await?;
         found.map(|row| row.read("id")).transpose()
     }
 
-    async fn mark_requeued(&self, id: Uuid, by: &str, corrected: Option<Vec<u8>>) -> Result<bool> {
+    async fn mark_requeued(
+        &self,
+        principal: &Principal,
+        id: Uuid,
+        by: &str,
+        corrected: Option<Vec<u8>>,
+    ) -> Result<bool> {
         refuse_decider(by)?;
-        Ok(self.other.fetch_first(sql::requeued(id, by, corrected)).await?.is_some())
+        Ok(self.other.fetch_first(sql::requeued(One(principal), id, by, corrected)).await?.is_some())
     }
 }

@@ -9,10 +9,10 @@ use uuid::Uuid;
 use super::SqliteStore;
 use crate::{
     bounds::{MAX_ALIASES, MAX_BATCH_BYTES},
-    job::JobId,
+    job::{JobId, Principal},
     store::{
         Answer, Answers, MAX_UNCLAIMED_WAIT, Repeat, Result,
-        columns::Repetition,
+        columns::{PrincipalColumns, Repetition},
         convert::{micros, to_limit},
         read::{StoreRow as _, if_readable},
         rows,
@@ -65,9 +65,11 @@ statements! { Sqlite:
 
     put_off(id: Uuid, due_at: i64) = "update answers set due_at = {due_at}, refusals = refusals + 1 where id = {id}";
 
-    job_known_as(id: Uuid) = "select job_id from known_as where id = {id} order by job_id desc limit 1";
+    job_known_as(principal: One<'_, PrincipalColumns>, id: Uuid) = "select job_id from known_as where id = {id} and {may_see_of}
+    order by job_id desc limit 1";
 
-    known_as(job_id: Uuid, limit: i64) = "select id from known_as where job_id = {job_id} order by id limit +{limit}";
+    known_as(principal: One<'_, PrincipalColumns>, job_id: Uuid, limit: i64) =
+    "select id from known_as where job_id = {job_id} and {may_see_of} order by id limit +{limit}";
 }
 
 /// After so many doublings every wait has reached its ceiling.
@@ -154,13 +156,13 @@ impl Answers for SqliteStore {
         .await
     }
 
-    async fn job_known_as(&self, id: JobId) -> Result<Option<JobId>> {
-        let found = self.reader.fetch_first(sql::job_known_as(id.0)).await?;
+    async fn job_known_as(&self, principal: &Principal, id: JobId) -> Result<Option<JobId>> {
+        let found = self.reader.fetch_first(sql::job_known_as(One(principal), id.0)).await?;
         found.map(|row| Ok(JobId(row.read("job_id")?))).transpose()
     }
 
-    async fn known_as(&self, id: JobId) -> Result<Vec<JobId>> {
-        let found = self.reader.fetch(sql::known_as(id.0, to_limit(MAX_ALIASES))).await?;
+    async fn known_as(&self, principal: &Principal, id: JobId) -> Result<Vec<JobId>> {
+        let found = self.reader.fetch(sql::known_as(One(principal), id.0, to_limit(MAX_ALIASES))).await?;
         found.iter().map(|row| Ok(JobId(row.read("id")?))).collect()
     }
 }

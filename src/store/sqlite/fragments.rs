@@ -17,6 +17,10 @@ impl Dialect for Sqlite {
     const FRAGMENTS: &'static [(&'static str, &'static str)] = &[
         ("job", JOB),
         ("first_due", FIRST_DUE),
+        ("is_operator", "{principal_kind} is null"),
+        // Whether a job is one that the principal may see; what is about the job `job_id` is if that is.
+        ("may_see", "({is_operator} or owner_kind = {principal_kind} and owner_id = {principal_id})"),
+        ("may_see_of", "exists (select 1 from jobs where jobs.id = job_id and {may_see})"),
         // What the holder of a claim knows.
         (
             "receipt",

@@ -7,10 +7,10 @@ use uuid::Uuid;
 use super::SqliteStore;
 use crate::{
     bounds::MAX_HISTORY,
-    job::JobId,
+    job::{JobId, Principal},
     store::{
         History, HistoryEntry, Result,
-        columns::Entry,
+        columns::{Entry, PrincipalColumns},
         convert::to_limit,
         history::{HISTORY, Note},
         read::readable,
@@ -20,15 +20,15 @@ use crate::{
 };
 
 statements! { Sqlite:
-    history(job_id: Uuid, limit: i64) = HISTORY;
+    history(principal: One<'_, PrincipalColumns>, job_id: Uuid, limit: i64) = HISTORY;
 
     note(entry: One<'_, Entry>, now: i64) = "insert into job_history ({entry}, at) values ({values entry}, {now})";
 }
 
 #[async_trait]
 impl History for SqliteStore {
-    async fn history(&self, id: JobId) -> Result<Vec<HistoryEntry>> {
-        let found = self.reader.fetch(sql::history(id.0, to_limit(MAX_HISTORY))).await?;
+    async fn history(&self, principal: &Principal, id: JobId) -> Result<Vec<HistoryEntry>> {
+        let found = self.reader.fetch(sql::history(One(principal), id.0, to_limit(MAX_HISTORY))).await?;
         Ok(readable(&found, rows::entry))
     }
 }

@@ -7,10 +7,10 @@ use uuid::Uuid;
 use super::{SqliteStore, history::note};
 use crate::{
     bounds::MAX_ERROR_CHARS,
-    job::{JobId, Release, Transition},
+    job::{JobId, Principal, Release, Transition},
     store::{
         AttemptView, Census, Decided, Force, HistoryFact, JobControl, JobView, Result, StoreError,
-        columns::Error,
+        columns::{Error, PrincipalColumns},
         history::{Note, refuse_decider},
         job_control::{ATTEMPTS, refused},
         read::{StoreRow as _, readable},
@@ -21,9 +21,9 @@ use crate::{
 };
 
 statements! { Sqlite:
-    job(id: Uuid) = "select {job}, result from jobs where id = {id}";
+    job(principal: One<'_, PrincipalColumns>, id: Uuid) = "select {job}, result from jobs where id = {id} and {may_see}";
 
-    attempts(job_id: Uuid) = ATTEMPTS;
+    attempts(principal: One<'_, PrincipalColumns>, job_id: Uuid) = ATTEMPTS;
 
     cancel(id: Uuid, now: i64) = "update jobs set
         state = case when state = 'running' then 'running' else 'cancelled' end,
@@ -48,9 +48,10 @@ statements! { Sqlite:
     release_failed(error: One<'_, Error>, id: Uuid, now: i64) =
     "update jobs set {to_failed} where {may_have_run} and id = {id} and state = 'held' returning state, account";
 
-    before(id: Uuid, now: i64) = "select state, held_reason, cancel_requested, account, {may_have_acted} as may_have_acted,
+    /// Every decision looks here first, in its transaction; the others ask for no principal.
+    before(principal: One<'_, PrincipalColumns>, id: Uuid, now: i64) = "select state, held_reason, cancel_requested, account, {may_have_acted} as may_have_acted,
         {is_early} as is_early
-    from jobs where id = {id}";
+    from jobs where id = {id} and {may_see}";
 
     census_waiting(now: i64) = "select queue, state, count(*) as jobs,
         {now} - min(case when {first_due} <= {now} then {first_due} end) as oldest
@@ -65,28 +66,30 @@ statements! { Sqlite:
 
 #[async_trait]
 impl JobControl for SqliteStore {
-    async fn job(&self, id: JobId) -> Result<Option<JobView>> {
-        self.reader.fetch_first(sql::job(id.0)).await?.as_ref().map(rows::job).transpose()
+    async fn job(&self, principal: &Principal, id: JobId) -> Result<Option<JobView>> {
+        self.reader.fetch_first(sql::job(One(principal), id.0)).await?.as_ref().map(rows::job).transpose()
     }
 
-    async fn attempts(&self, id: JobId) -> Result<Vec<AttemptView>> {
-        Ok(readable(&self.reader.fetch(sql::attempts(id.0)).await?, rows::attempt))
+    async fn attempts(&self, principal: &Principal, id: JobId) -> Result<Vec<AttemptView>> {
+        Ok(readable(&self.reader.fetch(sql::attempts(One(principal), id.0)).await?, rows::attempt))
     }
 
-    async fn cancel(&self, id: JobId, by: &str) -> Result<Decided> {
+    async fn cancel(&self, principal: &Principal, id: JobId, by: &str) -> Result<Decided> {
         let cancel = move |now| sql::cancel(id.0, now);
-        self.decide(id, by, Transition::Cancel, HistoryFact::Cancelled, cancel).await
+        self.decide(principal, id, by, Transition::Cancel, HistoryFact::Cancelled, cancel).await
     }
 
-    async fn restart(&self, id: JobId, by: &str, force: Force) -> Result<Decided> {
+    async fn restart(&self, principal: &Principal, id: JobId, by: &str, force: Force) -> Result<Decided> {
         let restart = move |now| sql::restart(id.0, now, force.effect, force.early);
-        self.decide(id, by, Transition::Restart, HistoryFact::Retried, restart).await
+        self.decide(principal, id, by, Transition::Restart, HistoryFact::Retried, restart).await
     }
 
-    async fn release(&self, id: JobId, release: Release, by: &str) -> Result<Decided> {
+    async fn release(&self, principal: &Principal, id: JobId, release: Release, by: &str) -> Result<Decided> {
         let fact = HistoryFact::Released { how: release };
-        self.decide(id, by, Transition::Release(release), fact, move |now| release_one(id, now, release))
-            .await
+        self.decide(principal, id, by, Transition::Release(release), fact, move |now| {
+            release_one(id, now, release)
+        })
+        .await
     }
 
     async fn census(&self) -> Result<Census> {
@@ -99,6 +102,7 @@ impl JobControl for SqliteStore {
 impl SqliteStore {
     async fn decide(
         &self,
+        principal: &Principal,
         id: JobId,
         by: &str,
         transition: Transition,
@@ -106,11 +110,11 @@ impl SqliteStore {
         decision: impl FnOnce(i64) -> Bound<Sqlite> + Send + 'static,
     ) -> Result<Decided> {
         refuse_decider(by)?;
-        let by = by.to_owned();
+        let (principal, by) = (principal.clone(), by.to_owned());
         self.write(move |db, now| {
             Box::pin(async move {
                 let entry = Note { job: id, by: &by, attempt: None, fact };
-                decide(db, now, &transition, decision(now), entry).await
+                decide(db, now, &principal, &transition, decision(now), entry).await
             })
         })
         .await
@@ -130,7 +134,8 @@ pub(super) async fn release_page(
         let job = JobId(row.read("id")?);
         let entry = Note { job, by, attempt: None, fact: HistoryFact::Released { how: release } };
         let query = release_one(job, now, release);
-        let decided = decide(db, now, &Transition::Release(release), query, entry).await?;
+        let transition = Transition::Release(release);
+        let decided = decide(db, now, &Principal::Operator, &transition, query, entry).await?;
         released += u64::from(matches!(decided, Decided::Now(_)));
     }
     Ok(released)
@@ -149,11 +154,12 @@ fn release_one(id: JobId, now: i64, release: Release) -> Bound<Sqlite> {
 async fn decide(
     db: &mut SqliteConnection,
     now: i64,
+    principal: &Principal,
     transition: &Transition,
     decision: Bound<Sqlite>,
     entry: Note<'_>,
 ) -> Result<Decided> {
-    let Some(before) = sql::before(entry.job.0, now).fetch_optional(&mut *db).await? else {
+    let Some(before) = sql::before(One(principal), entry.job.0, now).fetch_optional(&mut *db).await? else {
         return Ok(Decided::Unknown);
     };
     let Some(after) = decision.fetch_optional(&mut *db).await? else {

@@ -4,14 +4,17 @@ use async_trait::async_trait;
 use sqlx::Sqlite;
 
 use super::SqliteStore;
-use crate::store::{
-    Glance, JobFilter, JobLists, JobView, Looked, Place, Result,
-    columns::{Filter, StretchColumns},
-    convert::to_limit,
-    job_filter::{Stretch, Walk, Window},
-    read::readable,
-    rows,
-    sql::{Bound, One, statements},
+use crate::{
+    job::Principal,
+    store::{
+        Glance, JobFilter, JobLists, JobView, Looked, Place, Result,
+        columns::{Filter, StretchColumns},
+        convert::to_limit,
+        job_filter::{Stretch, Walk, Window},
+        read::readable,
+        rows,
+        sql::{Bound, One, statements},
+    },
 };
 
 statements! { Sqlite:
@@ -59,10 +62,19 @@ statements! { Sqlite:
 
 #[async_trait]
 impl JobLists for SqliteStore {
-    async fn jobs(&self, filter: &JobFilter, before: Option<Place>, limit: usize) -> Result<Looked<JobView>> {
-        let Some(window) = self.job_window(filter, before).await? else { return Ok(Looked::nothing()) };
-        let (one, stretch) = (One(filter), One(&window.stretch));
-        let query = match filter.walk() {
+    async fn jobs(
+        &self,
+        principal: &Principal,
+        filter: &JobFilter,
+        before: Option<Place>,
+        limit: usize,
+    ) -> Result<Looked<JobView>> {
+        let Some((filter, walk)) = filter.seen_by(principal) else { return Ok(Looked::nothing()) };
+        let Some(window) = self.job_window(&filter, walk, before).await? else {
+            return Ok(Looked::nothing());
+        };
+        let (one, stretch) = (One(&*filter), One(&window.stretch));
+        let query = match walk {
             Walk::All => sql::jobs(one, stretch, to_limit(limit)),
             Walk::Held => sql::jobs_of_held(one, stretch, to_limit(limit)),
             Walk::Owner(_) => sql::jobs_of_owner(one, stretch, to_limit(limit)),
@@ -73,13 +85,17 @@ impl JobLists for SqliteStore {
 
     async fn glances(
         &self,
+        principal: &Principal,
         filter: &JobFilter,
         before: Option<Place>,
         outcomes: bool,
     ) -> Result<Looked<Glance>> {
-        let Some(window) = self.job_window(filter, before).await? else { return Ok(Looked::nothing()) };
-        let (one, stretch) = (One(filter), One(&window.stretch));
-        let query = match filter.walk() {
+        let Some((filter, walk)) = filter.seen_by(principal) else { return Ok(Looked::nothing()) };
+        let Some(window) = self.job_window(&filter, walk, before).await? else {
+            return Ok(Looked::nothing());
+        };
+        let (one, stretch) = (One(&*filter), One(&window.stretch));
+        let query = match walk {
             Walk::All => sql::glances(one, stretch, outcomes, self.now_micros()),
             Walk::Held => sql::glances_of_held(one, stretch, outcomes, self.now_micros()),
             Walk::Owner(_) => sql::glances_of_owner(one, stretch, outcomes, self.now_micros()),
@@ -91,10 +107,15 @@ impl JobLists for SqliteStore {
 
 impl SqliteStore {
     /// The next jobs to look at, which are found in the index alone.
-    async fn job_window(&self, filter: &JobFilter, before: Option<Place>) -> Result<Option<Window>> {
+    async fn job_window(
+        &self,
+        filter: &JobFilter,
+        walk: Walk<'_>,
+        before: Option<Place>,
+    ) -> Result<Option<Window>> {
         let stretch = filter.stretch(before);
-        let oldest = self.reader.fetch_first(window(filter.walk(), &stretch)).await?;
-        Window::of(stretch, oldest.as_ref(), filter.walk().most())
+        let oldest = self.reader.fetch_first(window(walk, &stretch)).await?;
+        Window::of(stretch, oldest.as_ref(), walk.most())
     }
 }
 

@@ -5,10 +5,10 @@ use uuid::Uuid;
 
 use super::SqliteStore;
 use crate::{
-    job::JobId,
+    job::{JobId, Principal},
     store::{
         Place, Rejected, RejectedFilter, RejectedView, Rejections, Result,
-        columns::{Ask, Messages, Rejection, StretchColumns},
+        columns::{Ask, Messages, PrincipalColumns, Rejection, StretchColumns},
         convert::to_limit,
         history::refuse_decider,
         job_filter::Stretch,
@@ -29,22 +29,23 @@ statements! { Sqlite:
     values ({answer_id}, 'rejected', {rejected}, {reply_to}, {correlation_id}, {message_id}, {publisher}, {now})
     on conflict (id) do update set again = 1";
 
-    rejected(messages: One<'_, Messages>, stretch: One<'_, StretchColumns>, limit: i64) =
+    rejected(principal: One<'_, PrincipalColumns>, messages: One<'_, Messages>, stretch: One<'_, StretchColumns>, limit: i64) =
     "select id, queue, reason, message, x'' as body, properties, length(body) as size, seen,
         received_at, requeued_at, requeued_by, null as corrected, job_id
     from rejected where (received_at, id) < ({before_at}, {before_id}) and (received_at, id) >= ({end_at}, {end_id})
-        and requeued_at is null and ({reason} is null or reason = {reason}) and ({queue} is null or queue = {queue})
+        and {is_operator} and requeued_at is null and ({reason} is null or reason = {reason}) and ({queue} is null or queue = {queue})
     order by received_at desc, id desc limit +{limit}";
 
-    message(id: Uuid) = "select id, queue, reason, message, body, properties, length(body) as size, seen,
+    message(principal: One<'_, PrincipalColumns>, id: Uuid) = "select id, queue, reason, message, body, properties, length(body) as size, seen,
         received_at, requeued_at, requeued_by, corrected, job_id
-    from rejected where id = {id}";
+    from rejected where id = {id} and {is_operator}";
 
-    rejected_as(job_id: Uuid) = "select id from rejected where job_id = {job_id} order by received_at desc, id desc limit 1";
+    rejected_as(principal: One<'_, PrincipalColumns>, job_id: Uuid) =
+    "select id from rejected where job_id = {job_id} and {is_operator} order by received_at desc, id desc limit 1";
 
-    requeued(id: Uuid, by: &str, corrected: Option<Vec<u8>>, now: i64) =
+    requeued(principal: One<'_, PrincipalColumns>, id: Uuid, by: &str, corrected: Option<Vec<u8>>, now: i64) =
     "update rejected set requeued_at = {now}, requeued_by = {by}, corrected = {corrected}
-    where id = {id} and requeued_at is null";
+    where id = {id} and {is_operator} and requeued_at is null";
 }
 
 #[async_trait]
@@ -69,28 +70,40 @@ impl Rejections for SqliteStore {
 
     async fn rejected(
         &self,
+        principal: &Principal,
         filter: &RejectedFilter,
         before: Option<Place>,
         limit: usize,
     ) -> Result<Vec<RejectedView>> {
         let stretch = Stretch::between(filter.since, filter.until, before);
-        let query = sql::rejected(One(filter), One(&stretch), to_limit(limit));
+        let query = sql::rejected(One(principal), One(filter), One(&stretch), to_limit(limit));
         Ok(readable(&self.reader.fetch(query).await?, rows::rejected))
     }
 
-    async fn rejected_message(&self, id: Uuid) -> Result<Option<RejectedView>> {
-        self.reader.fetch_first(sql::message(id)).await?.as_ref().map(rows::rejected).transpose()
+    async fn rejected_message(&self, principal: &Principal, id: Uuid) -> Result<Option<RejectedView>> {
+        self.reader
+            .fetch_first(sql::message(One(principal), id))
+            .await?
+            .as_ref()
+            .map(rows::rejected)
+            .transpose()
     }
 
-    async fn rejected_as(&self, job: JobId) -> Result<Option<Uuid>> {
-        let found = self.reader.fetch_first(sql::rejected_as(job.0)).await?;
+    async fn rejected_as(&self, principal: &Principal, job: JobId) -> Result<Option<Uuid>> {
+        let found = self.reader.fetch_first(sql::rejected_as(One(principal), job.0)).await?;
         found.map(|row| row.read("id")).transpose()
     }
 
-    async fn mark_requeued(&self, id: Uuid, by: &str, corrected: Option<Vec<u8>>) -> Result<bool> {
+    async fn mark_requeued(
+        &self,
+        principal: &Principal,
+        id: Uuid,
+        by: &str,
+        corrected: Option<Vec<u8>>,
+    ) -> Result<bool> {
         refuse_decider(by)?;
-        let by = by.to_owned();
-        let mark = move |now| sql::requeued(id, &by, corrected, now);
+        let (principal, by) = (principal.clone(), by.to_owned());
+        let mark = move |now| sql::requeued(One(&principal), id, &by, corrected, now);
         Ok(self.write_one(mark).await? > 0)
     }
 }

@@ -34,7 +34,7 @@ use super::{
 use crate::{
     bounds::FINISH_BATCH,
     failure::chain,
-    job::JobId,
+    job::{JobId, Principal},
     store::{Finish, Finished},
     telemetry::metrics,
 };
@@ -133,7 +133,7 @@ impl Replayed {
             // Somebody else has claimed the job, or it is not there, which may be because this is another database.
             Finished::Fenced => {
                 let persist = Persist::new(shared, "a job could not be read");
-                match persist.until_taken(|| shared.services.store.job(id)).await {
+                match persist.until_taken(|| shared.services.store.job(&Principal::Operator, id)).await {
                     Ok(Some(_)) => self.fenced += 1,
                     Ok(None) | Err(_) => self.unknown += 1,
                 }

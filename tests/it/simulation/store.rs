@@ -15,7 +15,7 @@ use std::{
 
 use async_trait::async_trait;
 use errand::{
-    job::{Fence, JobId, JobSpec, Owner, Pin, Release, RequestId, WorkerId},
+    job::{Fence, JobId, JobSpec, Owner, Pin, Principal, Release, RequestId, WorkerId},
     store::{
         Admin, Answer, Answers, AttemptView, Audit, AuditLimits, AuditPage, Awaited, Bind, By, Census, Check,
         Checks, Claim, Claimed, Claims, Concern, Connections, Decided, Due, Finding, Finish, Finished,
@@ -404,8 +404,8 @@ pass_on!(Answers {
     fn answered(&self, &ids: [Uuid]) -> ();
     fn defer_answers(&self, &ids: [Uuid], after: Duration) -> ();
     fn put_off_answers(&self, &ids: [Uuid], first: Duration, most: u32) -> Vec<Uuid>;
-    fn job_known_as(&self, id: JobId) -> Option<JobId>;
-    fn known_as(&self, id: JobId) -> Vec<JobId>;
+    fn job_known_as(&self, &principal: Principal, id: JobId) -> Option<JobId>;
+    fn known_as(&self, &principal: Principal, id: JobId) -> Vec<JobId>;
 });
 
 pass_on!(Leases {
@@ -443,10 +443,11 @@ pass_on!(Audit {
 
 pass_on!(Rejections {
     fn reject(&self, &batch: [Rejected]) -> ();
-    fn rejected(&self, &filter: RejectedFilter, before: Option<Place>, limit: usize) -> Vec<RejectedView>;
-    fn rejected_message(&self, id: Uuid) -> Option<RejectedView>;
-    fn rejected_as(&self, job: JobId) -> Option<Uuid>;
-    fn mark_requeued(&self, id: Uuid, &by: str, corrected: Option<Vec<u8>>) -> bool;
+    fn rejected(&self, &principal: Principal, &filter: RejectedFilter, before: Option<Place>, limit: usize)
+        -> Vec<RejectedView>;
+    fn rejected_message(&self, &principal: Principal, id: Uuid) -> Option<RejectedView>;
+    fn rejected_as(&self, &principal: Principal, job: JobId) -> Option<Uuid>;
+    fn mark_requeued(&self, &principal: Principal, id: Uuid, &by: str, corrected: Option<Vec<u8>>) -> bool;
 });
 
 pass_on!(Retention {
@@ -463,27 +464,45 @@ pass_on!(Retention {
 
 #[async_trait]
 impl JobControl for Faulty {
-    async fn job(&self, id: JobId) -> Result<Option<JobView>, StoreError> {
-        self.world.apply(move |store| Box::pin(async move { store.job(id).await }))
+    async fn job(&self, principal: &Principal, id: JobId) -> Result<Option<JobView>, StoreError> {
+        let principal = principal.clone();
+        self.world.apply(move |store| Box::pin(async move { store.job(&principal, id).await }))
     }
 
-    async fn attempts(&self, id: JobId) -> Result<Vec<AttemptView>, StoreError> {
-        self.world.apply(move |store| Box::pin(async move { store.attempts(id).await }))
+    async fn attempts(&self, principal: &Principal, id: JobId) -> Result<Vec<AttemptView>, StoreError> {
+        let principal = principal.clone();
+        self.world.apply(move |store| Box::pin(async move { store.attempts(&principal, id).await }))
     }
 
-    async fn cancel(&self, id: JobId, by: &str) -> Result<Decided, StoreError> {
-        let (told, by) = (format!("cancel {id}"), by.to_owned());
-        self.call(told, move |store| Box::pin(async move { store.cancel(id, &by).await })).await
+    async fn cancel(&self, principal: &Principal, id: JobId, by: &str) -> Result<Decided, StoreError> {
+        let (told, principal, by) = (format!("cancel {id}"), principal.clone(), by.to_owned());
+        self.call(told, move |store| Box::pin(async move { store.cancel(&principal, id, &by).await })).await
     }
 
-    async fn restart(&self, id: JobId, by: &str, force: Force) -> Result<Decided, StoreError> {
-        let (told, by) = (format!("restart {id}"), by.to_owned());
-        self.call(told, move |store| Box::pin(async move { store.restart(id, &by, force).await })).await
+    async fn restart(
+        &self,
+        principal: &Principal,
+        id: JobId,
+        by: &str,
+        force: Force,
+    ) -> Result<Decided, StoreError> {
+        let (told, principal, by) = (format!("restart {id}"), principal.clone(), by.to_owned());
+        self.call(told, move |store| Box::pin(async move { store.restart(&principal, id, &by, force).await }))
+            .await
     }
 
-    async fn release(&self, id: JobId, release: Release, by: &str) -> Result<Decided, StoreError> {
-        let (told, by) = (format!("release {id} {release:?}"), by.to_owned());
-        self.call(told, move |store| Box::pin(async move { store.release(id, release, &by).await })).await
+    async fn release(
+        &self,
+        principal: &Principal,
+        id: JobId,
+        release: Release,
+        by: &str,
+    ) -> Result<Decided, StoreError> {
+        let (told, principal, by) = (format!("release {id} {release:?}"), principal.clone(), by.to_owned());
+        self.call(told, move |store| {
+            Box::pin(async move { store.release(&principal, id, release, &by).await })
+        })
+        .await
     }
 
     async fn census(&self) -> Result<Census, StoreError> {
@@ -495,29 +514,35 @@ impl JobControl for Faulty {
 impl JobLists for Faulty {
     async fn jobs(
         &self,
+        principal: &Principal,
         filter: &JobFilter,
         before: Option<Place>,
         limit: usize,
     ) -> Result<Looked<JobView>, StoreError> {
-        let filter = filter.clone();
-        self.world.apply(move |store| Box::pin(async move { store.jobs(&filter, before, limit).await }))
+        let (principal, filter) = (principal.clone(), filter.clone());
+        self.world
+            .apply(move |store| Box::pin(async move { store.jobs(&principal, &filter, before, limit).await }))
     }
 
     async fn glances(
         &self,
+        principal: &Principal,
         filter: &JobFilter,
         before: Option<Place>,
         outcomes: bool,
     ) -> Result<Looked<Glance>, StoreError> {
-        let filter = filter.clone();
-        self.world.apply(move |store| Box::pin(async move { store.glances(&filter, before, outcomes).await }))
+        let (principal, filter) = (principal.clone(), filter.clone());
+        self.world.apply(move |store| {
+            Box::pin(async move { store.glances(&principal, &filter, before, outcomes).await })
+        })
     }
 }
 
 #[async_trait]
 impl History for Faulty {
-    async fn history(&self, id: JobId) -> Result<Vec<HistoryEntry>, StoreError> {
-        self.world.apply(move |store| Box::pin(async move { store.history(id).await }))
+    async fn history(&self, principal: &Principal, id: JobId) -> Result<Vec<HistoryEntry>, StoreError> {
+        let principal = principal.clone();
+        self.world.apply(move |store| Box::pin(async move { store.history(&principal, id).await }))
     }
 }
 

@@ -12,7 +12,7 @@ use errand::{
     admission::{Admission, Enqueued},
     app::App,
     config::Config,
-    job::{HeldReason, JobId, JobSpec, Release, State, encode},
+    job::{HeldReason, JobId, JobSpec, Principal, Release, State, encode},
     queue::{Address, Message, Properties, Queue as _, embedded::EmbeddedQueue},
     services::Services,
     shutdown::Shutdown,
@@ -274,9 +274,15 @@ impl World {
 
     fn read(&self, wish: Wish) -> Told {
         let id = wish.spec.id;
-        let job = self.apply(move |store| Box::pin(async move { store.job(id).await })).unwrap();
-        let attempts = self.apply(move |store| Box::pin(async move { store.attempts(id).await })).unwrap();
-        let history = self.apply(move |store| Box::pin(async move { store.history(id).await })).unwrap();
+        let job = self
+            .apply(move |store| Box::pin(async move { store.job(&Principal::Operator, id).await }))
+            .unwrap();
+        let attempts = self
+            .apply(move |store| Box::pin(async move { store.attempts(&Principal::Operator, id).await }))
+            .unwrap();
+        let history = self
+            .apply(move |store| Box::pin(async move { store.history(&Principal::Operator, id).await }))
+            .unwrap();
         Told { wish, job, attempts, history }
     }
 
@@ -508,22 +514,25 @@ impl World {
     async fn cancel(self: Arc<Self>, id: JobId, at: Duration) {
         self.until(at).await;
         let store = self.store_of(&Life::new(usize::MAX, "cli".to_owned()));
-        drop(store.cancel(id, PERSON).await);
+        drop(store.cancel(&Principal::Operator, id, PERSON).await);
     }
 
     // -----------------------------------------------------------------------------------------
     // People.
 
     fn look_at(&self, id: JobId) -> Option<JobView> {
-        self.apply(move |store| Box::pin(async move { store.job(id).await })).unwrap()
+        self.apply(move |store| Box::pin(async move { store.job(&Principal::Operator, id).await })).unwrap()
     }
 
     /// Looks at all jobs; releases what is held, if somebody is there to do so. Says whether the world is at
     /// rest.
     async fn look(self: &Arc<Self>, wishes: &[Wish], releases: bool) -> bool {
         let all = JobFilter::default();
-        let jobs =
-            self.apply(move |store| Box::pin(async move { all_jobs(&*store, &all, 1_000).await })).unwrap();
+        let jobs = self
+            .apply(move |store| {
+                Box::pin(async move { all_jobs(&*store, &Principal::Operator, &all, 1_000).await })
+            })
+            .unwrap();
         let mut rests = jobs.len() == wishes.len() && self.api.under_way.load(Relaxed) == 0;
         for job in &jobs {
             self.watch(job);
@@ -581,7 +590,7 @@ impl World {
             HeldReason::Unidentified | HeldReason::Unrecognized => return,
         };
         let store = self.store_of(&Life::new(usize::MAX, "cli".to_owned()));
-        drop(store.release(id, release, PERSON).await);
+        drop(store.release(&Principal::Operator, id, release, PERSON).await);
     }
 
     fn log_tells(&self) -> bool {
@@ -596,9 +605,14 @@ impl World {
             return true;
         }
         let (id, all) = (job.spec.id, JobFilter::default());
-        let history = self.apply(move |store| Box::pin(async move { store.history(id).await })).unwrap();
-        let all =
-            self.apply(move |store| Box::pin(async move { all_jobs(&*store, &all, 1_000).await })).unwrap();
+        let history = self
+            .apply(move |store| Box::pin(async move { store.history(&Principal::Operator, id).await }))
+            .unwrap();
+        let all = self
+            .apply(move |store| {
+                Box::pin(async move { all_jobs(&*store, &Principal::Operator, &all, 1_000).await })
+            })
+            .unwrap();
         let Some(unknown_since) = job.unknown_since else { return false };
         let looks = history.iter().filter(|entry| matches!(entry.fact, HistoryFact::LookedUp { .. }));
         let Some(asked) = looks.map(|entry| entry.at).max() else { return false };

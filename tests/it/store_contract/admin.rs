@@ -3,7 +3,7 @@
 use std::{fs::Permissions, os::unix::fs::PermissionsExt as _, sync::Arc, time::Duration};
 
 use errand::{
-    job::{JobId, WorkerId},
+    job::{JobId, Principal, WorkerId},
     store::{
         Schema, Statement, StoreErrorKind,
         postgres::{PostgresOptions, PostgresStore},
@@ -88,7 +88,7 @@ on_every_backend!(missing_tables_are_a_schema_error, async |t| {
 
 on_every_backend!(a_closed_store_says_that_it_is_unavailable, async |t| {
     t.store.close().await;
-    let error = t.store.job(JobId::new()).await.unwrap_err();
+    let error = t.store.job(&Principal::Operator, JobId::new()).await.unwrap_err();
     assert_eq!(error.kind(), StoreErrorKind::Unavailable);
     assert!(["PostgreSQL", "SQLite"].contains(&t.store.backend()));
 });

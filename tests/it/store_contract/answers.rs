@@ -9,7 +9,7 @@ use errand::{
     bounds::{MAX_ALIASES, MAX_BATCH_BYTES},
     job::{
         Asked, AttemptOutcome, Ending, EnvelopeReason, ErrorKind, HeldReason, JobId, JobSpec, LookResult,
-        Release, ReplyKind, State, Stop,
+        Principal, Release, ReplyKind, State, Stop,
     },
     store::{About, Answer, Claim, Claimed, Inserted, JobView, PutOff, Rejected, Repeat, Repeated, Which},
 };
@@ -107,10 +107,10 @@ on_every_backend!(a_job_that_becomes_held_owes_an_answer, async |t| {
     t.store.answered(&answers.iter().map(|answer| answer.asked.id).collect::<Vec<_>>()).await.unwrap();
 
     // Held anew, it says so anew; and what is told is what is true by then.
-    t.store.release(at_the_end.id, Release::Retry, OPERATOR).await.unwrap();
+    t.store.release(&Principal::Operator, at_the_end.id, Release::Retry, OPERATOR).await.unwrap();
     let again = t.run(&t.view(at_the_end.id).await.spec).await;
     t.finish(&again.end(hold(), AttemptOutcome::Unknown)).await;
-    t.store.release(at_the_end.id, Release::Retry, OPERATOR).await.unwrap();
+    t.store.release(&Principal::Operator, at_the_end.id, Release::Retry, OPERATOR).await.unwrap();
     let answer = one(take(&t).await);
     assert_eq!((told(&answer).spec.id, told(&answer).held_reason), (at_the_end.id, None), "it goes on");
 });
@@ -133,8 +133,11 @@ on_every_backend!(a_rejected_message_owes_an_answer, async |t| {
     assert_eq!((answer.kind, &answer.asked), (ReplyKind::Rejected, message.asked.as_ref().unwrap()));
     let About::Message { id, job, reason, message: why } = &answer.about else { panic!("{answer:?}") };
     assert_eq!((*id, *job, *reason, why), (message.id, message.job, message.reason, &message.message));
-    assert_eq!(t.store.rejected_as(message.job.unwrap()).await.unwrap(), Some(message.id));
-    assert_eq!(t.store.rejected_as(JobId::new()).await.unwrap(), None);
+    assert_eq!(
+        t.store.rejected_as(&Principal::Operator, message.job.unwrap()).await.unwrap(),
+        Some(message.id)
+    );
+    assert_eq!(t.store.rejected_as(&Principal::Operator, JobId::new()).await.unwrap(), None);
     t.store.answered(&[answer.asked.id]).await.unwrap();
     assert!(take(&t).await.is_empty());
 
@@ -182,7 +185,10 @@ on_every_backend!(who_repeats_a_job_is_owed_an_answer, async |t| {
         assert_eq!((told(answer).spec.id, told(answer).state), (repeat.job, state));
     }
     assert_eq!(told(&answers[0]).result.as_ref().unwrap().get(), r#"{"x":1}"#);
-    assert!(t.store.known_as(done.id).await.unwrap().is_empty(), "its own ID is no other one");
+    assert!(
+        t.store.known_as(&Principal::Operator, done.id).await.unwrap().is_empty(),
+        "its own ID is no other one"
+    );
 });
 
 on_every_backend!(who_asks_the_same_again_shares_the_answer_that_is_pending, async |t| {
@@ -225,7 +231,7 @@ on_every_backend!(a_look_up_that_gives_up_owes_an_answer, async |t| {
     };
     let (run, cancelled) = (unknown().await, unknown().await);
     assert_eq!(take(&t).await.len(), 2, "they say that errand looks");
-    t.store.cancel(cancelled.id, OPERATOR).await.unwrap();
+    t.store.cancel(&Principal::Operator, cancelled.id, OPERATOR).await.unwrap();
     let put_off = |run: &RunningJob, checks, again_after| PutOff {
         id: run.id,
         fence: run.receipt.fence,
@@ -269,7 +275,7 @@ async fn batches_that_repeat_the_same_jobs_wait_for_each_other_in_one_direction(
         let (one, other) = tokio::join!(t.store.note_repeats(&repeats), t.other.note_repeats(&back));
         one.unwrap();
         other.unwrap();
-        assert_eq!(t.store.known_as(first).await.unwrap().len(), MAX_ALIASES);
+        assert_eq!(t.store.known_as(&Principal::Operator, first).await.unwrap().len(), MAX_ALIASES);
     }
 }
 
@@ -284,17 +290,17 @@ on_every_backend!(a_job_is_known_by_the_ids_of_those_that_repeat_it, async |t| {
     let removed = quiet(JobId::new(), JobId::new());
     t.store.note_repeats(std::slice::from_ref(&removed)).await.unwrap();
     assert_eq!(
-        t.store.job_known_as(removed.id).await.unwrap(),
+        t.store.job_known_as(&Principal::Operator, removed.id).await.unwrap(),
         None,
         "nothing stays behind a job that is gone"
     );
     ids.truncate(MAX_ALIASES);
-    assert_eq!(t.store.known_as(first).await.unwrap(), ids);
+    assert_eq!(t.store.known_as(&Principal::Operator, first).await.unwrap(), ids);
     for id in &ids {
-        assert_eq!(t.store.job_known_as(*id).await.unwrap(), Some(first));
+        assert_eq!(t.store.job_known_as(&Principal::Operator, *id).await.unwrap(), Some(first));
     }
-    assert_eq!(t.store.job_known_as(first).await.unwrap(), None);
-    assert!(t.store.known_as(other).await.unwrap().is_empty());
+    assert_eq!(t.store.job_known_as(&Principal::Operator, first).await.unwrap(), None);
+    assert!(t.store.known_as(&Principal::Operator, other).await.unwrap().is_empty());
 
     // They go with it, and so does what is owed about it.
     t.store.note_repeats(&[repeat(first, first), repeat(other, other)]).await.unwrap();

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use errand::{
-    job::{AttemptOutcome, Ending, ErrorKind, JobId, LookResult, Release, State, WorkerId},
+    job::{AttemptOutcome, Ending, ErrorKind, JobId, LookResult, Principal, Release, State, WorkerId},
     store::{AuditLimits, Finding, FindingKind, PutOff},
 };
 use jiff::SignedDuration;
@@ -310,7 +310,7 @@ on_every_backend!(what_succeeded_by_a_call_is_told_from_what_a_person_said, asyn
     let mut expected = vec![t.in_state(State::Succeeded).await];
     t.in_state(State::Failed).await;
     let by_a_person = t.in_state(State::Held).await;
-    t.store.release(by_a_person, Release::Succeeded, OPERATOR).await.unwrap();
+    t.store.release(&Principal::Operator, by_a_person, Release::Succeeded, OPERATOR).await.unwrap();
     let spec = job(json!({}));
     let run = t.run(&spec).await;
     t.finish(&run.end(hold(), AttemptOutcome::Unknown)).await;

@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use errand::{
-    job::{Attempt, AttemptOutcome, Ending, ErrorKind, Fence, HeldReason, LookResult, Release, State},
+    job::{
+        Attempt, AttemptOutcome, Ending, ErrorKind, Fence, HeldReason, LookResult, Principal, Release, State,
+    },
     store::{By, Claim, Decided, Finish, Finished, Force, HistoryFact, PutOff},
 };
 use serde_json::json;
@@ -105,9 +107,9 @@ on_every_backend!(a_decision_ends_the_looking_up, async |t| {
         t.finish(&run.end(verify(Duration::ZERO), AttemptOutcome::Unknown)).await;
         run.id
     };
-    t.store.release(unknown().await, Release::Retry, OPERATOR).await.unwrap();
-    t.store.release(unknown().await, Release::Succeeded, OPERATOR).await.unwrap();
-    t.store.release(unknown().await, Release::Failed, OPERATOR).await.unwrap();
+    t.store.release(&Principal::Operator, unknown().await, Release::Retry, OPERATOR).await.unwrap();
+    t.store.release(&Principal::Operator, unknown().await, Release::Succeeded, OPERATOR).await.unwrap();
+    t.store.release(&Principal::Operator, unknown().await, Release::Failed, OPERATOR).await.unwrap();
     assert!(t.store.take_checks(10, LEASE).await.unwrap().is_empty());
 });
 
@@ -123,11 +125,11 @@ async fn cancelled(t: &TestStore, while_it_runs: bool) -> RunningJob {
     let run = run_once(t).await;
     let unknown = run.end(verify(Duration::ZERO), AttemptOutcome::Unknown);
     if while_it_runs {
-        t.store.cancel(run.id, OPERATOR).await.unwrap();
+        t.store.cancel(&Principal::Operator, run.id, OPERATOR).await.unwrap();
         t.finish(&unknown).await;
     } else {
         t.finish(&unknown).await;
-        t.store.cancel(run.id, OPERATOR).await.unwrap();
+        t.store.cancel(&Principal::Operator, run.id, OPERATOR).await.unwrap();
     }
     assert_eq!(t.state(run.id).await, State::Cancelled);
     run
@@ -153,7 +155,7 @@ on_every_backend!(a_cancelled_job_is_still_looked_up_and_stays_cancelled, async 
         assert_eq!((view.result.is_none(), view.log_id), (true, Some("log-succeeded".to_owned())));
         assert_eq!(t.outcomes(run.id).await, [Some(AttemptOutcome::Succeeded)]);
         let adopted = HistoryFact::Adopted { outcome: AttemptOutcome::Succeeded };
-        assert_eq!(t.store.history(run.id).await.unwrap().pop().unwrap().fact, adopted);
+        assert_eq!(t.store.history(&Principal::Operator, run.id).await.unwrap().pop().unwrap().fact, adopted);
     }
 
     // The worker that was presumed dead tells it itself, and nobody looks any more.
@@ -177,14 +179,15 @@ on_every_backend!(a_cancelled_job_is_still_looked_up_and_stays_cancelled, async 
         detail: None,
     };
     assert!(t.store.put_off(&given_up).await.unwrap());
-    let last = t.store.history(run.id).await.unwrap().pop().unwrap().fact;
+    let last = t.store.history(&Principal::Operator, run.id).await.unwrap().pop().unwrap().fact;
     assert!(matches!(last, HistoryFact::LookedUp { .. }), "nothing is held: {last:?}");
     assert_eq!((t.state(run.id).await, t.view(run.id).await.check_at), (State::Cancelled, None));
 });
 
 on_every_backend!(a_job_that_may_have_acted_is_run_again_only_by_force, async |t| {
-    let restart =
-        async |id, effect| t.store.restart(id, OPERATOR, Force { effect, early: false }).await.unwrap();
+    let restart = async |id, effect| {
+        t.store.restart(&Principal::Operator, id, OPERATOR, Force { effect, early: false }).await.unwrap()
+    };
     for while_it_runs in [true, false] {
         let run = cancelled(&t, while_it_runs).await;
         assert_eq!(restart(run.id, false).await, Decided::MayHaveActed);
@@ -207,13 +210,13 @@ on_every_backend!(a_job_that_may_have_acted_is_run_again_only_by_force, async |t
     assert_eq!(restart(run.id, false).await, Decided::Now(State::Available));
     let run = run_once(&t).await;
     t.finish(&run.end(verify(Duration::ZERO), AttemptOutcome::Unknown)).await;
-    t.store.release(run.id, Release::Failed, OPERATOR).await.unwrap();
+    t.store.release(&Principal::Operator, run.id, Release::Failed, OPERATOR).await.unwrap();
     assert_eq!(restart(run.id, false).await, Decided::Now(State::Available));
 
     // A person was mistaken, or did not want the job any more.
     let run = run_once(&t).await;
     t.finish(&run.end(verify(Duration::ZERO), AttemptOutcome::Unknown)).await;
-    t.store.release(run.id, Release::Failed, OPERATOR).await.unwrap();
+    t.store.release(&Principal::Operator, run.id, Release::Failed, OPERATOR).await.unwrap();
     t.finish(&run.end(succeed("1"), AttemptOutcome::Succeeded)).await;
     assert_eq!(t.state(run.id).await, State::Failed);
     assert_eq!(restart(run.id, false).await, Decided::MayHaveActed);
@@ -228,7 +231,7 @@ on_every_backend!(a_look_up_overrules_no_decision_of_a_person, async |t| {
         let run = run_once(&t).await;
         t.finish(&run.end(verify(Duration::ZERO), AttemptOutcome::Unknown)).await;
         one(t.store.take_checks(10, LEASE).await.unwrap());
-        t.store.release(run.id, release, OPERATOR).await.unwrap();
+        t.store.release(&Principal::Operator, run.id, release, OPERATOR).await.unwrap();
         for late in
             [told(&run, fail(), AttemptOutcome::NotSent), told(&run, succeed("1"), AttemptOutcome::Succeeded)]
         {
@@ -244,7 +247,7 @@ on_every_backend!(a_late_result_that_knows_nothing_overrules_no_decision, async 
     t.store.retire(t.worker).await.unwrap();
     t.finish(&run.rescue(verify(Duration::ZERO))).await;
     assert_eq!(t.state(run.id).await, State::Held);
-    t.store.release(run.id, Release::Retry, OPERATOR).await.unwrap();
+    t.store.release(&Principal::Operator, run.id, Release::Retry, OPERATOR).await.unwrap();
     let late = run.end(verify(Duration::ZERO), AttemptOutcome::Unknown);
     assert_eq!(t.finish(&late).await, Finished::Fenced);
     assert_eq!(t.state(run.id).await, State::Available);

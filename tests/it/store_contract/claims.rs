@@ -3,7 +3,7 @@
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use errand::{
-    job::{AttemptOutcome, Binding, ErrorKind, Fence, HeldReason, JobId, State, Stop, WorkerId},
+    job::{AttemptOutcome, Binding, ErrorKind, Fence, HeldReason, JobId, Principal, State, Stop, WorkerId},
     store::{Bind, Claim, ClaimReceipt, Claimed, Conflict, Decided, Force, Repeated},
 };
 use serde_json::json;
@@ -102,7 +102,7 @@ on_every_backend!(a_claim_with_a_used_idempotency_key_is_a_duplicate_or_a_confli
     let other = job(json!({"idempotency_key": "k", "tool": "OTHER"}));
     let answer = t.claim(&claim(&other)).await;
     assert!(matches!(answer, Claimed::Conflict(Conflict::Key)), "{answer:?}");
-    assert!(t.store.job(other.id).await.unwrap().is_none());
+    assert!(t.store.job(&Principal::Operator, other.id).await.unwrap().is_none());
 });
 
 on_every_backend!(a_job_that_is_not_available_is_a_duplicate, async |t| {
@@ -125,7 +125,7 @@ on_every_backend!(a_relayed_job_that_was_removed_is_gone, async |t| {
     let spec = job(json!({}));
     let answer = t.claim(&Claim { from_store: true, ..claim(&spec) }).await;
     assert!(matches!(answer, Claimed::Gone), "{answer:?}");
-    assert!(t.store.job(spec.id).await.unwrap().is_none());
+    assert!(t.store.job(&Principal::Operator, spec.id).await.unwrap().is_none());
 });
 
 on_every_backend!(a_claim_before_its_time_is_scheduled_and_one_after_its_time_fails, async |t| {
@@ -156,7 +156,10 @@ on_every_backend!(a_job_made_due_by_a_person_runs_before_its_time, async |t| {
     let spec = job(json!({"run_at": in_hours(1)}));
     t.insert(&spec).await;
     assert_eq!(
-        t.store.restart(spec.id, OPERATOR, Force { effect: false, early: true }).await.unwrap(),
+        t.store
+            .restart(&Principal::Operator, spec.id, OPERATOR, Force { effect: false, early: true })
+            .await
+            .unwrap(),
         Decided::Now(State::Available)
     );
     t.publish().await;

@@ -3,7 +3,7 @@
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use errand::{
-    job::{AttemptOutcome, Ending, ErrorKind, HeldReason, JobSpec, Release, State, Stop},
+    job::{AttemptOutcome, Ending, ErrorKind, HeldReason, JobSpec, Principal, Release, State, Stop},
     store::{Awaited, Claim, Claimed, TakeAwaited},
 };
 use serde_json::json;
@@ -83,7 +83,7 @@ on_every_backend!(jobs_that_wait_for_the_same_connection_are_asked_about_togethe
     t.finish(&late_one.rescue(retry(Duration::ZERO))).await;
     assert_eq!(t.finish(&late_one.end(connect("slack"), AttemptOutcome::Refused)).await, late(State::Held));
     let called_off = t.run(&job(json!({"user_id": "u-3"}))).await;
-    t.store.cancel(called_off.id, OPERATOR).await.unwrap();
+    t.store.cancel(&Principal::Operator, called_off.id, OPERATOR).await.unwrap();
     t.finish(&called_off.end(connect("slack"), AttemptOutcome::Refused)).await;
     t.claim(&Claim {
         stop: Some(Stop::Hold { reason: HeldReason::Connection, error: error(ErrorKind::NeedsConnection) }),
@@ -193,7 +193,7 @@ on_every_backend!(connections_that_nobody_waits_for_hide_no_other, async |t| {
     for n in 0..5 {
         let spec = job(json!({"user_id": format!("u-{n}")}));
         t.claim(&park(&spec, "github")).await;
-        t.store.cancel(spec.id, OPERATOR).await.unwrap();
+        t.store.cancel(&Principal::Operator, spec.id, OPERATOR).await.unwrap();
     }
     t.claim(&park(&job(json!({"user_id": "u-5"})), "gmail")).await;
     let few = TakeAwaited { limit: 2, ..TOGETHER };
@@ -275,10 +275,10 @@ on_every_backend!(a_connection_that_nobody_waits_for_is_forgotten, async |t| {
     for spec in &specs {
         t.claim(&park(spec, "github")).await;
     }
-    t.store.release(specs[0].id, Release::Retry, OPERATOR).await.unwrap();
-    t.store.cancel(specs[1].id, OPERATOR).await.unwrap();
+    t.store.release(&Principal::Operator, specs[0].id, Release::Retry, OPERATOR).await.unwrap();
+    t.store.cancel(&Principal::Operator, specs[1].id, OPERATOR).await.unwrap();
     let before = awaited(&t).await;
-    t.store.cancel(specs[2].id, OPERATOR).await.unwrap();
+    t.store.cancel(&Principal::Operator, specs[2].id, OPERATOR).await.unwrap();
     assert!(take_all(&t).await.is_empty());
 
     // One that is held while the last one goes is awaited like the first.

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use errand::{
-    job::{AttemptOutcome, Ending, ErrorKind, HeldReason, JobId, JobSpec, Release, State},
+    job::{AttemptOutcome, Ending, ErrorKind, HeldReason, JobId, JobSpec, Principal, Release, State},
     store::{By, Claim, Decided, Finish, Finished, Force},
 };
 use jiff::SignedDuration;
@@ -30,7 +30,7 @@ on_every_backend!(a_first_attempt_that_succeeds_is_an_attempt_like_any_other, as
     assert_eq!(t.finish(&other).await, Finished::Fenced, "it was definite");
     let view = t.view(spec.id).await;
     assert_eq!((view.state, view.spent, view.attempt), (State::Succeeded, 1, 1));
-    let attempt = one(t.store.attempts(spec.id).await.unwrap());
+    let attempt = one(t.store.attempts(&Principal::Operator, spec.id).await.unwrap());
     assert_eq!((attempt.number, attempt.request_id), (1, run.request_id));
     assert_eq!((attempt.outcome, attempt.http_status), (Some(AttemptOutcome::Succeeded), Some(200)));
     assert_eq!((attempt.log_id, attempt.version), (finish.attempt.log_id, finish.attempt.version));
@@ -71,7 +71,7 @@ on_every_backend!(an_ending_leads_to_its_state, async |t| {
         }
         let result = view.result.as_ref().map(|result| result.get());
         assert_eq!(result, (state == State::Succeeded).then_some(r#"{"b":1,"a":1e400}"#));
-        let attempt = one(t.store.attempts(finish.id).await.unwrap());
+        let attempt = one(t.store.attempts(&Principal::Operator, finish.id).await.unwrap());
         assert_eq!(attempt.outcome, Some(finish.attempt.outcome));
         assert_eq!(attempt.request_id, finish.attempt.request_id);
         assert_eq!((attempt.number, attempt.http_status), (1, Some(200)));
@@ -205,7 +205,7 @@ on_every_backend!(a_late_result_is_not_charged_twice, async |t| {
     let spec = job(json!({}));
     let run = t.run(&spec).await;
     t.finish(&run.rescue(fail())).await;
-    t.store.restart(spec.id, OPERATOR, Force::default()).await.unwrap();
+    t.store.restart(&Principal::Operator, spec.id, OPERATOR, Force::default()).await.unwrap();
     t.finish(&run.end(retry(LEASE), AttemptOutcome::ToolFailed)).await;
     assert_eq!((t.state(spec.id).await, t.view(spec.id).await.spent), (State::Retryable, 0));
 });
@@ -249,13 +249,13 @@ on_every_backend!(how_long_a_job_is_postponed_counts_from_the_first_snooze_in_a_
     assert_eq!(again(&t, &mut run, &spec, retry(Duration::ZERO)).await, None, "an attempt was spent");
     again(&t, &mut run, &spec, postponed()).await.unwrap();
     t.finish(&run.end(hold(), AttemptOutcome::Interrupted)).await;
-    t.store.release(spec.id, Release::Retry, OPERATOR).await.unwrap();
+    t.store.release(&Principal::Operator, spec.id, Release::Retry, OPERATOR).await.unwrap();
     t.publish().await;
     run = t.run(&spec).await;
     assert_eq!(run.receipt.postponed_for, None, "it was held");
     again(&t, &mut run, &spec, postponed()).await.unwrap();
     t.finish(&run.end(postponed(), AttemptOutcome::Throttled)).await;
-    t.store.restart(spec.id, OPERATOR, Force::default()).await.unwrap();
+    t.store.restart(&Principal::Operator, spec.id, OPERATOR, Force::default()).await.unwrap();
     t.publish().await;
     run = t.run(&spec).await;
     assert_eq!(run.receipt.postponed_for, None, "a person ran it again");
@@ -267,7 +267,7 @@ on_every_backend!(a_job_that_is_released_starts_to_be_postponed_anew, async |t| 
     let run = t.run(&spec).await;
     t.finish(&run.end(hold(), AttemptOutcome::Unknown)).await;
     t.execute("update jobs set postponed_since = created_at").await;
-    t.store.release(spec.id, Release::Retry, OPERATOR).await.unwrap();
+    t.store.release(&Principal::Operator, spec.id, Release::Retry, OPERATOR).await.unwrap();
     t.publish().await;
     assert_eq!(t.run(&spec).await.receipt.postponed_for, None);
 });
@@ -289,7 +289,7 @@ on_every_backend!(a_late_result_of_a_cancelled_job_is_fenced, async |t| {
     let spec = job(json!({}));
     let run = t.run(&spec).await;
     t.finish(&run.rescue(retry(LEASE))).await;
-    t.store.cancel(spec.id, OPERATOR).await.unwrap();
+    t.store.cancel(&Principal::Operator, spec.id, OPERATOR).await.unwrap();
     assert_eq!(t.finish(&run.end(succeed("1"), AttemptOutcome::Succeeded)).await, Finished::Fenced);
     assert_eq!(t.state(spec.id).await, State::Cancelled);
     assert_eq!(t.outcomes(spec.id).await, [Some(AttemptOutcome::Succeeded)], "what the tool did is known");
@@ -353,7 +353,10 @@ on_every_backend!(a_running_job_that_was_cancelled_does_not_run_again, async |t|
     ] {
         let spec = job_with_reply(json!({}), Some("replies"));
         let run = t.run(&spec).await;
-        assert_eq!(t.store.cancel(spec.id, OPERATOR).await.unwrap(), Decided::Now(State::Running));
+        assert_eq!(
+            t.store.cancel(&Principal::Operator, spec.id, OPERATOR).await.unwrap(),
+            Decided::Now(State::Running)
+        );
         assert!(t.view(spec.id).await.cancel_requested);
         assert_eq!(t.finish(&run.end(ending, AttemptOutcome::Unknown)).await, applied(state));
         let view = t.view(spec.id).await;
@@ -393,7 +396,7 @@ on_every_backend!(snoozes_in_a_row_for_one_cause_are_one_record, async |t| {
         finish
     };
     let told = async || {
-        let attempts = t.store.attempts(spec.id).await.unwrap();
+        let attempts = t.store.attempts(&Principal::Operator, spec.id).await.unwrap();
         attempts.iter().map(|attempt| (attempt.number, attempt.times)).collect::<Vec<_>>()
     };
     let throttled = AttemptOutcome::Throttled;
@@ -404,7 +407,7 @@ on_every_backend!(snoozes_in_a_row_for_one_cause_are_one_record, async |t| {
         assert_eq!(told().await, [(n, n)]);
         assert_eq!(t.audit(&PATIENT).await, []);
     }
-    let record = one(t.store.attempts(spec.id).await.unwrap());
+    let record = one(t.store.attempts(&Principal::Operator, spec.id).await.unwrap());
     assert_eq!((record.request_id, record.log_id), (last.attempt.request_id, last.attempt.log_id.clone()));
     assert_eq!(record.started_at.as_microsecond(), first.attempt.started_at.as_microsecond());
     assert_eq!(record.finished_at.unwrap().as_microsecond(), last.attempt.finished_at.as_microsecond());
@@ -439,7 +442,7 @@ on_every_backend!(snoozes_in_a_row_for_one_cause_are_one_record, async |t| {
     assert_eq!(t.finish(&rescued.rescue(free.clone())).await, applied(State::Retryable));
     t.publish().await;
     let called_off = t.run(&spec).await;
-    t.store.cancel(spec.id, OPERATOR).await.unwrap();
+    t.store.cancel(&Principal::Operator, spec.id, OPERATOR).await.unwrap();
     assert_eq!(t.finish(&called_off.end(free, AttemptOutcome::ToolFailed)).await, applied(State::Cancelled));
     assert_eq!(told().await[4..], [(11, 2), (12, 1), (13, 1)]);
     assert_eq!(t.audit(&PATIENT).await, []);

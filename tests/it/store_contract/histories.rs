@@ -8,8 +8,8 @@ use std::{
 use errand::{
     clock,
     job::{
-        AttemptOutcome, Ending, EnvelopeReason, ErrorKind, Fence, JobSpec, LookResult, Release, State, Stop,
-        Transition, WorkerId,
+        AttemptOutcome, Ending, EnvelopeReason, ErrorKind, Fence, JobSpec, LookResult, Principal, Release,
+        State, Stop, Transition, WorkerId,
     },
     store::{
         Claim, Claimed, Decided, Finished, Force, Inserted, PutOff, Rejected, RejectedFilter, Repeated,
@@ -120,7 +120,11 @@ on_every_backend!(counts_stay_at_their_maximum, async |t| {
     t.execute("update rejected set seen = 2147483646").await;
     for _ in 0..2 {
         t.store.reject(&[message.clone(), message.clone()]).await.unwrap();
-        assert_eq!(one(t.store.rejected(&RejectedFilter::default(), None, 10).await.unwrap()).seen, MAX);
+        assert_eq!(
+            one(t.store.rejected(&Principal::Operator, &RejectedFilter::default(), None, 10).await.unwrap())
+                .seen,
+            MAX
+        );
     }
 });
 
@@ -131,7 +135,7 @@ on_every_backend!(a_value_that_cannot_be_stored_is_refused_alone, async |t| {
     let error = t.store.claim(t.worker, &[good.clone(), bad.clone()]).await.unwrap_err();
     assert_eq!(error.kind(), StoreErrorKind::Data);
     assert!(t.store.claim(t.worker, std::slice::from_ref(&bad)).await.is_err());
-    assert!(t.store.job(bad.spec.id).await.unwrap().is_none());
+    assert!(t.store.job(&Principal::Operator, bad.spec.id).await.unwrap().is_none());
     let receipt = running(t.claim(&good).await);
 
     let run = RunningJob { id: spec.id, request_id: good.request_id, receipt };
@@ -159,7 +163,7 @@ on_every_backend!(dropped_futures_do_no_harm, async |t| {
         drop(tokio::time::timeout(wait, t.store.finish(&finishes)).await);
         drop(tokio::time::timeout(wait, t.store.finish(&finishes)).await);
         drop(tokio::time::timeout(wait, t.store.take_due(5, LEASE)).await);
-        drop(tokio::time::timeout(wait, t.store.cancel(spec.id, OPERATOR)).await);
+        drop(tokio::time::timeout(wait, t.store.cancel(&Principal::Operator, spec.id, OPERATOR)).await);
         specs.push((batch, finishes));
     }
     for (batch, finishes) in specs {
@@ -167,7 +171,10 @@ on_every_backend!(dropped_futures_do_no_harm, async |t| {
         assert_eq!(t.finish(&finishes[0]).await, applied(State::Failed));
         assert_eq!(t.outcomes(finishes[0].id).await.len(), 1);
         // Another process sees it, so nothing is stuck in an open transaction.
-        assert_eq!(t.other.job(finishes[0].id).await.unwrap().unwrap().state, State::Failed);
+        assert_eq!(
+            t.other.job(&Principal::Operator, finishes[0].id).await.unwrap().unwrap().state,
+            State::Failed
+        );
     }
 });
 
@@ -211,7 +218,10 @@ on_every_backend!(random_histories_keep_the_rules, async |t| {
                     let moved = Transition::Cancel.apply(state);
                     cancelled |= state == State::Running;
                     assert_eq!(
-                        matches!(t.store.cancel(spec.id, OPERATOR).await.unwrap(), Decided::Now(_)),
+                        matches!(
+                            t.store.cancel(&Principal::Operator, spec.id, OPERATOR).await.unwrap(),
+                            Decided::Now(_)
+                        ),
                         moved.is_ok()
                     );
                     Ok(moved.unwrap_or(state))
@@ -220,7 +230,10 @@ on_every_backend!(random_histories_keep_the_rules, async |t| {
                     let moved = Transition::Restart.apply(state);
                     cancelled &= moved.is_err();
                     assert_eq!(
-                        matches!(t.store.restart(spec.id, OPERATOR, NOW).await.unwrap(), Decided::Now(_)),
+                        matches!(
+                            t.store.restart(&Principal::Operator, spec.id, OPERATOR, NOW).await.unwrap(),
+                            Decided::Now(_)
+                        ),
                         moved.is_ok()
                     );
                     Ok(moved.unwrap_or(state))
@@ -228,7 +241,8 @@ on_every_backend!(random_histories_keep_the_rules, async |t| {
                 5 => {
                     let release = [Release::Retry, Release::Succeeded, Release::Failed][random.usize(..3)];
                     let moved = Transition::Release(release).apply(state);
-                    let answer = t.store.release(spec.id, release, OPERATOR).await.unwrap();
+                    let answer =
+                        t.store.release(&Principal::Operator, spec.id, release, OPERATOR).await.unwrap();
                     assert_eq!(matches!(answer, Decided::Now(_)), moved.is_ok());
                     Ok(moved.unwrap_or(state))
                 }
@@ -266,7 +280,7 @@ on_every_backend!(random_histories_keep_the_rules, async |t| {
             history.push((step, view.state));
             assert_eq!(expected.as_ref().ok(), Some(&view.state), "{history:?}");
             state = view.state;
-            let attempts = t.store.attempts(spec.id).await.unwrap();
+            let attempts = t.store.attempts(&Principal::Operator, spec.id).await.unwrap();
             let mut last = 0;
             for attempt in &attempts {
                 last += attempt.times;

@@ -4,7 +4,10 @@ use std::time::Duration;
 
 use errand::{
     bounds::{MAX_DECIDER_CHARS, MAX_HISTORY},
-    job::{AttemptOutcome, Ending, ErrorKind, Fence, HeldReason, JobId, LookResult, Release, State, Stop},
+    job::{
+        AttemptOutcome, Ending, ErrorKind, Fence, HeldReason, JobId, LookResult, Principal, Release, State,
+        Stop,
+    },
     store::{By, Claim, Finish, Finished, Force, HistoryFact, PutOff, StoreErrorKind},
 };
 use serde_json::json;
@@ -42,7 +45,7 @@ fn released(how: Release) -> HistoryFact {
 impl TestStore {
     /// Who decided what, about which attempt.
     async fn decided(&self, id: JobId) -> Vec<(String, Option<u32>, HistoryFact)> {
-        let history = self.store.history(id).await.unwrap();
+        let history = self.store.history(&Principal::Operator, id).await.unwrap();
         assert!(history.is_sorted_by_key(|entry| entry.at));
         history.into_iter().map(|entry| (entry.by, entry.attempt, entry.fact)).collect()
     }
@@ -63,16 +66,16 @@ impl TestStore {
 on_every_backend!(rare_decisions_are_in_the_history_in_order_with_who_made_them, async |t| {
     let spec = job(json!({}));
     t.claim(&park(&spec, "github")).await;
-    t.store.release(spec.id, Release::Retry, "alice").await.unwrap();
+    t.store.release(&Principal::Operator, spec.id, Release::Retry, "alice").await.unwrap();
     let first = t.run(&spec).await;
     t.finish(&first.end(verify(), AttemptOutcome::Unknown)).await;
     t.store.put_off(&put_off(&first, 0, Some(LEASE), Some("it says 503"))).await.unwrap();
     t.store.put_off(&put_off(&first, 1, None, None)).await.unwrap();
-    t.store.release(spec.id, Release::Retry, "bob").await.unwrap();
+    t.store.release(&Principal::Operator, spec.id, Release::Retry, "bob").await.unwrap();
     let second = t.run(&spec).await;
-    t.store.cancel(spec.id, "carol").await.unwrap();
+    t.store.cancel(&Principal::Operator, spec.id, "carol").await.unwrap();
     t.finish(&second.end(fail(), AttemptOutcome::ToolFailed)).await;
-    t.store.restart(spec.id, "dave", Force::default()).await.unwrap();
+    t.store.restart(&Principal::Operator, spec.id, "dave", Force::default()).await.unwrap();
     let third = t.run(&spec).await;
     t.finish(&third.rescue(verify())).await;
     t.finish(&looked_up(&third, succeed("1"), AttemptOutcome::Succeeded)).await;
@@ -97,7 +100,7 @@ on_every_backend!(rare_decisions_are_in_the_history_in_order_with_who_made_them,
             errand("look-up", at(3), HistoryFact::Adopted { outcome: AttemptOutcome::Succeeded }),
         ]
     );
-    assert!(t.store.history(JobId::new()).await.unwrap().is_empty());
+    assert!(t.store.history(&Principal::Operator, JobId::new()).await.unwrap().is_empty());
 });
 
 on_every_backend!(a_write_that_is_sent_again_adds_no_entry, async |t| {
@@ -146,9 +149,9 @@ on_every_backend!(a_write_that_is_sent_again_adds_no_entry, async |t| {
     let restarted = t.in_state(State::Failed).await;
     let let_go = t.in_state(State::Held).await;
     for _ in 0..2 {
-        t.store.cancel(called_off, OPERATOR).await.unwrap();
-        t.store.restart(restarted, OPERATOR, Force::default()).await.unwrap();
-        t.store.release(let_go, Release::Succeeded, OPERATOR).await.unwrap();
+        t.store.cancel(&Principal::Operator, called_off, OPERATOR).await.unwrap();
+        t.store.restart(&Principal::Operator, restarted, OPERATOR, Force::default()).await.unwrap();
+        t.store.release(&Principal::Operator, let_go, Release::Succeeded, OPERATOR).await.unwrap();
     }
     assert_eq!(t.facts(called_off).await, [HistoryFact::Cancelled]);
     assert_eq!(t.facts(restarted).await, [HistoryFact::Retried]);
@@ -179,7 +182,7 @@ on_every_backend!(an_ordinary_path_leaves_nothing_in_the_history, async |t| {
 on_every_backend!(what_is_not_applied_is_not_in_the_history, async |t| {
     // Somebody called it off while it ran.
     let run = t.run(&job(json!({}))).await;
-    t.store.cancel(run.id, OPERATOR).await.unwrap();
+    t.store.cancel(&Principal::Operator, run.id, OPERATOR).await.unwrap();
     assert_eq!(t.finish(&run.end(hold(), AttemptOutcome::Unknown)).await, applied(State::Cancelled));
     assert_eq!(t.facts(run.id).await, [HistoryFact::Cancelled]);
 
@@ -232,7 +235,7 @@ on_every_backend!(a_release_that_forgets_an_account_says_which, async |t| {
             assert_eq!(t.store.release_awaited(&awaited, 10).await.unwrap(), 1);
         }
     }
-    t.store.release(by_person.id, Release::Retry, OPERATOR).await.unwrap();
+    t.store.release(&Principal::Operator, by_person.id, Release::Retry, OPERATOR).await.unwrap();
 
     let go_on = released(Release::Retry);
     for run in [&by_errand, &by_person] {
@@ -250,15 +253,15 @@ on_every_backend!(a_decision_without_a_name_of_a_person_is_refused, async |t| {
     let long = "ü".repeat(MAX_DECIDER_CHARS);
     for by in ["", " ", "a\0b", "a\nb", "errand: worker", &format!("{long}x")] {
         let refusals = [
-            t.store.cancel(running, by).await.unwrap_err(),
-            t.store.restart(failed, by, Force::default()).await.unwrap_err(),
-            t.store.release(held, Release::Retry, by).await.unwrap_err(),
+            t.store.cancel(&Principal::Operator, running, by).await.unwrap_err(),
+            t.store.restart(&Principal::Operator, failed, by, Force::default()).await.unwrap_err(),
+            t.store.release(&Principal::Operator, held, Release::Retry, by).await.unwrap_err(),
         ];
         assert!(refusals.iter().all(|refusal| refusal.kind() == StoreErrorKind::Data), "{by:?}");
     }
     assert!(!t.view(running).await.cancel_requested);
     assert_eq!((t.state(failed).await, t.state(held).await), (State::Failed, State::Held));
-    t.store.release(held, Release::Failed, &long).await.unwrap();
+    t.store.release(&Principal::Operator, held, Release::Failed, &long).await.unwrap();
     assert_eq!(t.decided(held).await[1], (long, None, released(Release::Failed)));
 });
 
@@ -271,7 +274,7 @@ on_every_backend!(a_long_history_is_read_from_its_newest_end, async |t| {
         select id, created_at, 'retried', 'p' || i from jobs cross join n where id = {job} order by i"
     ))
     .await;
-    let history = t.store.history(id).await.unwrap();
+    let history = t.store.history(&Principal::Operator, id).await.unwrap();
     assert_eq!(history.len(), MAX_HISTORY, "the oldest, that it is held, is left out");
     assert_eq!((&*history[0].by, &*history[MAX_HISTORY - 1].by), ("p1", &*format!("p{MAX_HISTORY}")));
 });

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use errand::{
     job::{
-        AttemptOutcome, Ending, ErrorKind, Fence, HeldReason, JobId, QueueName, Release, State, Transition,
+        AttemptOutcome, Ending, ErrorKind, Fence, HeldReason, JobId, Principal, QueueName, Release, State,
+        Transition,
     },
     store::{Claim, Claimed, Decided, Force, JobView},
 };
@@ -25,9 +26,11 @@ on_every_backend!(a_decision_obeys_the_transitions_in_every_state, async |t| {
         Transition::Release(Release::Failed),
     ];
     let decide = async |decision: &Transition, id: JobId| match decision {
-        Transition::Cancel => t.store.cancel(id, OPERATOR).await.unwrap(),
-        Transition::Restart => t.store.restart(id, OPERATOR, FORCE).await.unwrap(),
-        Transition::Release(release) => t.store.release(id, *release, OPERATOR).await.unwrap(),
+        Transition::Cancel => t.store.cancel(&Principal::Operator, id, OPERATOR).await.unwrap(),
+        Transition::Restart => t.store.restart(&Principal::Operator, id, OPERATOR, FORCE).await.unwrap(),
+        Transition::Release(release) => {
+            t.store.release(&Principal::Operator, id, *release, OPERATOR).await.unwrap()
+        }
         other => panic!("{other:?} is nobody's decision"),
     };
     for decision in &decisions {
@@ -57,23 +60,33 @@ on_every_backend!(a_job_that_is_scheduled_is_run_early_only_where_that_is_asked_
     let id = t.in_state(State::Scheduled).await;
     let due = t.view(id).await.due_at;
     for force in [Force::default(), Force { effect: true, early: false }] {
-        assert_eq!(t.store.restart(id, OPERATOR, force).await.unwrap(), Decided::Early);
+        assert_eq!(t.store.restart(&Principal::Operator, id, OPERATOR, force).await.unwrap(), Decided::Early);
         assert_eq!((t.state(id).await, t.view(id).await.due_at), (State::Scheduled, due));
     }
     let early = Force { effect: false, early: true };
-    assert_eq!(t.store.restart(id, OPERATOR, early).await.unwrap(), Decided::Now(State::Available));
+    assert_eq!(
+        t.store.restart(&Principal::Operator, id, OPERATOR, early).await.unwrap(),
+        Decided::Now(State::Available)
+    );
 });
 
 on_every_backend!(a_job_that_has_not_run_is_only_released_to_run, async |t| {
     let spec = job(json!({}));
     t.claim(&park(&spec, "github")).await;
     for release in [Release::Succeeded, Release::Failed] {
-        let answer = t.store.release(spec.id, release, OPERATOR).await.unwrap();
+        let answer = t.store.release(&Principal::Operator, spec.id, release, OPERATOR).await.unwrap();
         assert_eq!(answer, Decided::HasNotRun(HeldReason::Connection));
         assert_eq!(t.state(spec.id).await, State::Held);
     }
-    assert!(t.store.history(spec.id).await.unwrap().iter().all(|entry| entry.by != OPERATOR));
-    let answer = t.store.release(spec.id, Release::Retry, OPERATOR).await.unwrap();
+    assert!(
+        t.store
+            .history(&Principal::Operator, spec.id)
+            .await
+            .unwrap()
+            .iter()
+            .all(|entry| entry.by != OPERATOR)
+    );
+    let answer = t.store.release(&Principal::Operator, spec.id, Release::Retry, OPERATOR).await.unwrap();
     assert_eq!(answer, Decided::Now(State::Available));
 });
 
@@ -91,10 +104,10 @@ on_every_backend!(a_job_tells_which_worker_has_it_or_had_it_last, async |t| {
 on_every_backend!(a_restarted_job_has_a_fresh_budget, async |t| {
     let spec = job(json!({}));
     let run = t.run(&spec).await;
-    t.store.cancel(spec.id, OPERATOR).await.unwrap();
+    t.store.cancel(&Principal::Operator, spec.id, OPERATOR).await.unwrap();
     t.finish(&run.end(fail(), AttemptOutcome::ToolFailed)).await;
     assert_eq!(
-        t.store.restart(spec.id, OPERATOR, Force::default()).await.unwrap(),
+        t.store.restart(&Principal::Operator, spec.id, OPERATOR, Force::default()).await.unwrap(),
         Decided::Now(State::Available)
     );
     let view = t.view(spec.id).await;
@@ -107,14 +120,14 @@ on_every_backend!(a_restarted_job_has_a_fresh_budget, async |t| {
 
 on_every_backend!(a_released_job_shows_what_a_person_decided, async |t| {
     let id = t.in_state(State::Held).await;
-    t.store.release(id, Release::Succeeded, OPERATOR).await.unwrap();
+    t.store.release(&Principal::Operator, id, Release::Succeeded, OPERATOR).await.unwrap();
     let view = t.view(id).await;
     assert_eq!((view.result.unwrap().get(), view.error, view.held_reason), ("null", None, None));
     let id = t.in_state(State::Held).await;
-    t.store.release(id, Release::Failed, OPERATOR).await.unwrap();
+    t.store.release(&Principal::Operator, id, Release::Failed, OPERATOR).await.unwrap();
     assert_eq!(t.view(id).await.error.map(|error| error.kind()), Some(ErrorKind::MarkedFailed));
     let id = t.in_state(State::Held).await;
-    t.store.release(id, Release::Retry, OPERATOR).await.unwrap();
+    t.store.release(&Principal::Operator, id, Release::Retry, OPERATOR).await.unwrap();
     assert_eq!(one(t.store.take_due(10, LEASE).await.unwrap()).spec.id, id);
     assert_eq!(t.view(id).await.held_reason, None);
 });
@@ -125,12 +138,12 @@ on_every_backend!(a_running_attempt_is_listed_without_an_outcome, async |t| {
     t.finish(&first.end(retry(Duration::ZERO), AttemptOutcome::NotSent)).await;
     t.publish().await;
     let second = t.run(&spec).await;
-    let attempts = t.store.attempts(spec.id).await.unwrap();
+    let attempts = t.store.attempts(&Principal::Operator, spec.id).await.unwrap();
     let seen: Vec<_> = attempts.iter().map(|a| (a.number, a.request_id, a.outcome)).collect();
     assert_eq!(seen, [(1, first.request_id, Some(AttemptOutcome::NotSent)), (2, second.request_id, None)]);
     assert_eq!(Some(attempts[1].started_at), t.view(spec.id).await.started_at);
     assert_eq!(attempts[1].finished_at, None);
-    assert!(t.store.attempts(JobId::new()).await.unwrap().is_empty());
+    assert!(t.store.attempts(&Principal::Operator, JobId::new()).await.unwrap().is_empty());
 });
 
 on_every_backend!(a_census_counts_what_is_not_final, async |t| {
@@ -201,7 +214,7 @@ on_every_backend!(a_job_is_due_first_when_its_wait_is_not_wanted_any_more, async
     let later = job(json!({"run_at": in_hours(1)}));
     t.insert(&later).await;
     assert_eq!(t.view(later.id).await.first_due_at, later.run_at);
-    t.store.cancel(later.id, OPERATOR).await.unwrap();
+    t.store.cancel(&Principal::Operator, later.id, OPERATOR).await.unwrap();
     let spec = job(json!({}));
     let run = t.run(&spec).await;
     t.finish(&run.end(retry(LEASE), AttemptOutcome::ToolFailed)).await;
@@ -214,11 +227,11 @@ on_every_backend!(a_job_is_due_first_when_its_wait_is_not_wanted_any_more, async
     };
     let now = async || t.store.now().await.unwrap();
     let before = now().await;
-    t.store.restart(spec.id, OPERATOR, FORCE).await.unwrap();
+    t.store.restart(&Principal::Operator, spec.id, OPERATOR, FORCE).await.unwrap();
     is_now("a person ran it again", before).await;
     t.finish(&t.run(&spec).await.end(hold(), AttemptOutcome::Unknown)).await;
     let before = now().await;
-    t.store.release(spec.id, Release::Retry, OPERATOR).await.unwrap();
+    t.store.release(&Principal::Operator, spec.id, Release::Retry, OPERATOR).await.unwrap();
     is_now("released", before).await;
     let run = t.run(&spec).await;
     t.finish(&run.rescue(snooze(LEASE))).await;

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use errand::{
     bounds::{MAX_LOOK, MAX_LOOK_SCATTERED},
-    job::{AttemptOutcome, Effect, ErrorKind, HeldReason, JobId, State},
+    job::{AttemptOutcome, Effect, ErrorKind, HeldReason, JobId, Principal, State},
     store::{JobFilter, JobView, Looked, Statement, all_jobs, postgres::PostgresStore},
 };
 use jiff::SignedDuration;
@@ -81,11 +81,11 @@ on_every_backend!(jobs_are_listed_newest_first_by_every_filter, async |t| {
             vec![2],
         ),
     ] {
-        let found = t.store.jobs(&filter, None, 10).await.unwrap();
+        let found = t.store.jobs(&Principal::Operator, &filter, None, 10).await.unwrap();
         assert_eq!(places(&found.items, &ids), expected, "{filter:?}");
         assert!(found.items.iter().all(|view| view.result.is_none()), "lists are without results");
         assert_eq!(found.next, None, "{filter:?}");
-        let glances = t.store.glances(&filter, None, true).await.unwrap().items;
+        let glances = t.store.glances(&Principal::Operator, &filter, None, true).await.unwrap().items;
         assert!(glances.iter().map(|job| job.id).eq(found.items.iter().map(|job| job.spec.id)), "{filter:?}");
     }
 });
@@ -96,10 +96,11 @@ on_every_backend!(a_list_goes_on_where_it_ended, async |t| {
     t.store.insert(&specs, std::time::Duration::ZERO).await.unwrap();
     for owner in [None, Some("user:u-1".parse().unwrap())] {
         let filter = JobFilter { owner, ..JobFilter::default() };
-        let whole = t.store.jobs(&filter, None, 10).await.unwrap().items;
+        let whole = t.store.jobs(&Principal::Operator, &filter, None, 10).await.unwrap().items;
         let (mut seen, mut before) = (Vec::new(), None);
         loop {
-            let Looked { items, next, .. } = t.store.jobs(&filter, before, 2).await.unwrap();
+            let Looked { items, next, .. } =
+                t.store.jobs(&Principal::Operator, &filter, before, 2).await.unwrap();
             assert!(items.len() <= 2);
             seen.extend(items.iter().map(|job| job.spec.id));
             before = next;
@@ -131,7 +132,7 @@ on_every_backend!(a_list_looks_at_a_bounded_number_of_jobs_and_says_where_to_go_
     ] {
         let (mut looked_at, mut before, mut found) = (0, None, BTreeSet::new());
         loop {
-            let page = t.store.jobs(filter, before, 10).await.unwrap();
+            let page = t.store.jobs(&Principal::Operator, filter, before, 10).await.unwrap();
             looked_at += page.looked_at;
             found.extend(page.items.iter().map(|job| job.spec.id));
             let Some(next) = page.next else { break };
@@ -139,11 +140,17 @@ on_every_backend!(a_list_looks_at_a_bounded_number_of_jobs_and_says_where_to_go_
             before = Some(next);
         }
         assert_eq!((looked_at, &found), (jobs, &expected.iter().copied().collect()), "{filter:?}");
-        assert_eq!(all_jobs(&*t.store, filter, 10).await.unwrap().len(), expected.len());
-        assert_eq!(t.store.glances(filter, before, true).await.unwrap().items.len(), expected.len());
+        assert_eq!(
+            all_jobs(&*t.store, &Principal::Operator, filter, 10).await.unwrap().len(),
+            expected.len()
+        );
+        assert_eq!(
+            t.store.glances(&Principal::Operator, filter, before, true).await.unwrap().items.len(),
+            expected.len()
+        );
     }
     // How far it looked is told in the order of creation.
-    let first = t.store.jobs(&filter, None, 10).await.unwrap();
+    let first = t.store.jobs(&Principal::Operator, &filter, None, 10).await.unwrap();
     let back = jiff::Timestamp::now().duration_since(first.next.unwrap().time().unwrap());
     let looked = SignedDuration::from_secs(MAX_LOOK as i64);
     assert!(back >= looked && back < looked + SignedDuration::from_mins(2), "{back:?}");
@@ -152,7 +159,7 @@ on_every_backend!(a_list_looks_at_a_bounded_number_of_jobs_and_says_where_to_go_
         JobFilter { state: Some(State::Held), ..JobFilter::default() },
         JobFilter { held_reason: Some(HeldReason::UnknownOutcome), ..filter.clone() },
     ] {
-        let found = t.store.jobs(&filter, None, 10).await.unwrap();
+        let found = t.store.jobs(&Principal::Operator, &filter, None, 10).await.unwrap();
         assert_eq!((found.items.len(), found.looked_at, found.next), (1, 1, None), "{filter:?}");
     }
 });
@@ -162,7 +169,8 @@ on_every_backend!(a_glance_says_what_became_of_the_last_call, async |t| {
     t.finish(&run.end(fail(), AttemptOutcome::Unknown)).await;
     let done = t.in_state(State::Succeeded).await;
     let waiting = t.in_state(State::Available).await;
-    let glances = t.store.glances(&JobFilter::default(), None, true).await.unwrap().items;
+    let glances =
+        t.store.glances(&Principal::Operator, &JobFilter::default(), None, true).await.unwrap().items;
     let of = |id: JobId| glances.iter().find(|job| job.id == id).unwrap();
     let (unknown, done, waiting) = (of(run.id), of(done), of(waiting));
     assert_eq!((unknown.last_outcome, unknown.may_have_acted), (Some(AttemptOutcome::Unknown), true));
@@ -170,8 +178,9 @@ on_every_backend!(a_glance_says_what_became_of_the_last_call, async |t| {
     assert!(unknown.finished_for.is_some());
     assert_eq!((done.last_outcome, done.may_have_acted), (Some(AttemptOutcome::Succeeded), false));
     assert_eq!((waiting.last_outcome, waiting.finished_for), (None, None));
-    t.store.cancel(waiting.id, OPERATOR).await.unwrap();
-    let glances = t.store.glances(&JobFilter::default(), None, false).await.unwrap().items;
+    t.store.cancel(&Principal::Operator, waiting.id, OPERATOR).await.unwrap();
+    let glances =
+        t.store.glances(&Principal::Operator, &JobFilter::default(), None, false).await.unwrap().items;
     assert!(glances.iter().all(|job| job.last_outcome.is_none() && !job.may_have_acted));
 });
 

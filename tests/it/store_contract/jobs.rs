@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use errand::{
-    job::{Arrival, Digest, JobSpec, Owner, OwnerKind, State, encode},
+    job::{Arrival, Digest, JobSpec, Owner, OwnerKind, Principal, State, encode},
     store::{Claim, Conflict, Inserted, JobFilter, Repeated, StoreErrorKind},
 };
 use serde_json::json;
@@ -89,7 +89,7 @@ on_every_backend!(an_owner_of_old_stays_readable_and_its_jobs_run, async |t| {
         assert_eq!(t.view(relayed.id).await.spec.owner, owner);
         running(t.claim(&Claim { from_store: true, ..claim(&relayed) }).await);
         let filter = JobFilter { owner: Some(owner), ..JobFilter::default() };
-        assert_eq!(t.store.jobs(&filter, None, 10).await.unwrap().items.len(), 1);
+        assert_eq!(t.store.jobs(&Principal::Operator, &filter, None, 10).await.unwrap().items.len(), 1);
     }
 });
 
@@ -125,8 +125,8 @@ on_every_backend!(an_idempotency_key_belongs_to_one_owner_and_one_body, async |t
     assert_eq!(answers[1], duplicate(false), "the first job stands for the second");
     assert_eq!(answers[2], Inserted::Conflict(Conflict::Key));
     assert_eq!(answers[3], Inserted::New { state: State::Available });
-    assert!(t.store.job(same.id).await.unwrap().is_none());
-    assert!(t.store.job(other.id).await.unwrap().is_none());
+    assert!(t.store.job(&Principal::Operator, same.id).await.unwrap().is_none());
+    assert!(t.store.job(&Principal::Operator, other.id).await.unwrap().is_none());
 
     // Two of one batch, of which neither was known.
     batch = vec![job(json!({"idempotency_key": "k2"}))];

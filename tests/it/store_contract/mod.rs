@@ -7,7 +7,7 @@ use errand::{
     clock,
     job::{
         Attempt, AttemptOutcome, Binding, Effect, Ending, ErrorKind, HeldReason, JobError, JobId, JobSpec,
-        PinnedBy, RequestId, State, Stop, WorkerId,
+        PinnedBy, Principal, RequestId, State, Stop, WorkerId,
     },
     store::{
         Bind, By, Claim, ClaimReceipt, Claimed, Finish, Finished, Force, Inserted, JobView, SharedStore,
@@ -41,6 +41,7 @@ mod jobs;
 mod leases;
 mod newer;
 mod pins;
+mod principals;
 mod publications;
 mod rejections;
 mod retention;
@@ -213,7 +214,7 @@ impl TestStore {
     }
 
     async fn view(&self, id: JobId) -> JobView {
-        self.store.job(id).await.unwrap().unwrap()
+        self.store.job(&Principal::Operator, id).await.unwrap().unwrap()
     }
 
     pub(crate) async fn state(&self, id: JobId) -> State {
@@ -221,7 +222,13 @@ impl TestStore {
     }
 
     async fn outcomes(&self, id: JobId) -> Vec<Option<AttemptOutcome>> {
-        self.store.attempts(id).await.unwrap().into_iter().map(|attempt| attempt.outcome).collect()
+        self.store
+            .attempts(&Principal::Operator, id)
+            .await
+            .unwrap()
+            .into_iter()
+            .map(|attempt| attempt.outcome)
+            .collect()
     }
 
     /// Takes everything that is due, as the relay does.
@@ -260,7 +267,7 @@ impl TestStore {
             }
             State::Cancelled => {
                 self.insert(&spec).await;
-                self.store.cancel(spec.id, OPERATOR).await.unwrap();
+                self.store.cancel(&Principal::Operator, spec.id, OPERATOR).await.unwrap();
             }
         }
         assert_eq!(self.state(spec.id).await, state);

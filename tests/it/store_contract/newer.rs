@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use errand::{
     job::{
-        AttemptOutcome, Effect, Ending, EnvelopeReason, ErrorKind, HeldReason, JobId, Pin, PinnedBy, State,
-        Stop,
+        AttemptOutcome, Effect, Ending, EnvelopeReason, ErrorKind, HeldReason, JobId, Pin, PinnedBy,
+        Principal, State, Stop,
     },
     store::{Claim, Claimed, Finished, HistoryFact, JobFilter, Rejected, RejectedFilter},
 };
@@ -84,7 +84,7 @@ on_every_backend!(what_only_tells_is_read_as_unrecognized, async |t| {
         "the most careful"
     );
     assert_eq!(view.spec.effect, Some(Effect::Once));
-    let attempt = one(t.store.attempts(id).await.unwrap());
+    let attempt = one(t.store.attempts(&Principal::Operator, id).await.unwrap());
     assert_eq!(attempt.outcome, Some(AttemptOutcome::Unrecognized));
     assert_eq!(attempt.error.unwrap().kind(), ErrorKind::Unrecognized);
 
@@ -114,9 +114,10 @@ on_every_backend!(a_row_in_an_unknown_state_or_of_an_unknown_owner_stops_no_othe
             running(answers[1].clone());
         }
         t.insert(&good).await;
-        let listed = t.store.jobs(&JobFilter::default(), None, 100).await.unwrap().items;
+        let listed =
+            t.store.jobs(&Principal::Operator, &JobFilter::default(), None, 100).await.unwrap().items;
         assert!(listed.iter().any(|job| job.spec.id == good.id), "{column}");
-        assert!(t.store.job(odd).await.unwrap_err().to_string().contains(column));
+        assert!(t.store.job(&Principal::Operator, odd).await.unwrap_err().to_string().contains(column));
     }
 });
 
@@ -133,14 +134,14 @@ on_every_backend!(a_page_leaves_out_what_cannot_be_read_and_nothing_else, async 
     assert!(t.store.take_checks(10, LEASE).await.unwrap().is_empty(), "both are taken");
 
     write_word(&t, "job_history", "kind", &format!("job_id = {}", t.literal(good.id))).await;
-    assert!(t.store.history(good.id).await.unwrap().is_empty());
+    assert!(t.store.history(&Principal::Operator, good.id).await.unwrap().is_empty());
     write_word(&t, "jobs", "held_reason", &format!("id = {}", t.literal(good.id))).await;
     assert_eq!(t.view(good.id).await.held_reason, Some(HeldReason::Unrecognized));
     let census = t.store.census().await.unwrap();
     assert!(census.held.contains(&(HeldReason::Unrecognized, 1)), "{census:?}");
     let filter = JobFilter { held_reason: Some(HeldReason::UnknownOutcome), ..JobFilter::default() };
     assert!(
-        t.store.jobs(&filter, None, 10).await.unwrap().items.is_empty(),
+        t.store.jobs(&Principal::Operator, &filter, None, 10).await.unwrap().items.is_empty(),
         "one is unreadable, the other has another"
     );
 
@@ -179,7 +180,10 @@ on_every_backend!(connections_and_entries_that_cannot_be_read_hide_no_others, as
         if owner == "good" {
             write_word(&t, "job_history", "what", &format!("job_id = {}", t.literal(run.id))).await;
             let held = HistoryFact::Held { reason: HeldReason::Unrecognized };
-            assert_eq!(t.store.history(run.id).await.unwrap().pop().unwrap().fact, held);
+            assert_eq!(
+                t.store.history(&Principal::Operator, run.id).await.unwrap().pop().unwrap().fact,
+                held
+            );
         }
     }
     write_word(&t, "awaited", "owner_kind", "owner_id = 'odd'").await;
@@ -212,7 +216,10 @@ on_every_backend!(pins_and_rejected_messages_that_cannot_be_read_hide_no_others,
     t.store.reject(&[rejected]).await.unwrap();
     write_word(&t, "rejected", "reason", "true").await;
     assert_eq!(
-        t.store.rejected(&RejectedFilter::default(), None, 10).await.unwrap()[0].message.reason.as_str(),
+        t.store.rejected(&Principal::Operator, &RejectedFilter::default(), None, 10).await.unwrap()[0]
+            .message
+            .reason
+            .as_str(),
         "unrecognized"
     );
     assert_eq!(t.state(available(&t).await).await, State::Available);

@@ -4,7 +4,7 @@ use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use errand::{
     bounds::MAX_BATCH_BYTES,
-    job::{AttemptOutcome, JobId, State},
+    job::{AttemptOutcome, JobId, Principal, State},
     store::{Force, MAX_UNCLAIMED_WAIT},
 };
 use jiff::SignedDuration;
@@ -151,9 +151,9 @@ on_every_backend!(a_reply_is_offered_until_it_is_published, async |t| {
     // A job that is run again owes its reply again.
     let failed = job_with_reply(json!({}), Some("amq.gen-1"));
     t.finish(&t.run(&failed).await.end(fail(), AttemptOutcome::Refused)).await;
-    t.store.restart(failed.id, OPERATOR, Force::default()).await.unwrap();
+    t.store.restart(&Principal::Operator, failed.id, OPERATOR, Force::default()).await.unwrap();
     assert!(t.store.take_replies(10, LEASE).await.unwrap().is_empty(), "it is not final any more");
-    t.store.cancel(failed.id, OPERATOR).await.unwrap();
+    t.store.cancel(&Principal::Operator, failed.id, OPERATOR).await.unwrap();
     assert_eq!(one(t.store.take_replies(10, LEASE).await.unwrap()).state, State::Cancelled);
 });
 
@@ -244,7 +244,7 @@ async fn what_others_have_locked_keeps_no_other_job_or_reply_waiting() {
     }
     let (jobs, replies) = ([locked.id, free.id], [locked_reply.id, free_reply.id]);
     for id in replies {
-        t.store.cancel(id, OPERATOR).await.unwrap();
+        t.store.cancel(&Principal::Operator, id, OPERATOR).await.unwrap();
     }
     assert_eq!(t.store.take_due(10, LEASE).await.unwrap().len(), 2);
     assert_eq!(t.store.take_replies(10, LEASE).await.unwrap().len(), 2);

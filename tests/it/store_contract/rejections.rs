@@ -1,7 +1,7 @@
 //! Rejected messages.
 
 use errand::{
-    job::EnvelopeReason,
+    job::{EnvelopeReason, Principal},
     store::{Rejected, RejectedFilter, StoreErrorKind},
 };
 use uuid::Uuid;
@@ -24,7 +24,7 @@ on_every_backend!(a_rejection_that_cannot_be_kept_can_be_kept_without_its_texts,
     let plain = unfit.clone().into_plain();
     assert!(!plain.message.contains('\0') && plain.properties == "{}");
     t.store.reject(&[plain]).await.unwrap();
-    let kept = t.store.rejected_message(unfit.id).await.unwrap().unwrap();
+    let kept = t.store.rejected_message(&Principal::Operator, unfit.id).await.unwrap().unwrap();
     assert_eq!((kept.message.body, kept.message.reason), (unfit.body, unfit.reason), "the message is whole");
 });
 
@@ -43,15 +43,18 @@ on_every_backend!(a_rejected_message_seen_again_is_the_same_row, async |t| {
     t.store.reject(&[first.clone(), first.clone()]).await.unwrap();
     t.store.reject(&[second, first.clone()]).await.unwrap();
     t.store.reject(&[]).await.unwrap();
-    let list = t.store.rejected(&RejectedFilter::default(), None, 10).await.unwrap();
+    let list = t.store.rejected(&Principal::Operator, &RejectedFilter::default(), None, 10).await.unwrap();
     assert_eq!(
         list.iter().map(|view| view.message.id.as_u128()).collect::<Vec<_>>(),
         [2, 1],
         "what came last first"
     );
     assert_eq!((list[0].seen, list[0].size, list[0].message.body.len()), (3, 3, 0));
-    assert_eq!(t.store.rejected(&RejectedFilter::default(), None, 1).await.unwrap().len(), 1);
-    let whole = t.store.rejected_message(first.id).await.unwrap().unwrap();
+    assert_eq!(
+        t.store.rejected(&Principal::Operator, &RejectedFilter::default(), None, 1).await.unwrap().len(),
+        1
+    );
+    let whole = t.store.rejected_message(&Principal::Operator, first.id).await.unwrap().unwrap();
     assert_eq!(whole.message.body, first.body);
     assert_eq!(
         (whole.message.properties, whole.message.message),
@@ -59,18 +62,29 @@ on_every_backend!(a_rejected_message_seen_again_is_the_same_row, async |t| {
     );
     assert_eq!((whole.message.reason, whole.requeued_at), (EnvelopeReason::Malformed, None));
 
-    assert!(t.store.mark_requeued(first.id, OPERATOR, None).await.unwrap());
-    assert!(!t.store.mark_requeued(first.id, OPERATOR, None).await.unwrap());
-    assert!(!t.store.mark_requeued(Uuid::from_u128(9), OPERATOR, None).await.unwrap());
-    assert_eq!(t.store.rejected(&RejectedFilter::default(), None, 10).await.unwrap().len(), 1);
-    assert!(t.store.rejected_message(first.id).await.unwrap().unwrap().requeued_at.is_some());
+    assert!(t.store.mark_requeued(&Principal::Operator, first.id, OPERATOR, None).await.unwrap());
+    assert!(!t.store.mark_requeued(&Principal::Operator, first.id, OPERATOR, None).await.unwrap());
+    assert!(!t.store.mark_requeued(&Principal::Operator, Uuid::from_u128(9), OPERATOR, None).await.unwrap());
+    assert_eq!(
+        t.store.rejected(&Principal::Operator, &RejectedFilter::default(), None, 10).await.unwrap().len(),
+        1
+    );
+    assert!(
+        t.store
+            .rejected_message(&Principal::Operator, first.id)
+            .await
+            .unwrap()
+            .unwrap()
+            .requeued_at
+            .is_some()
+    );
     t.store.reject(std::slice::from_ref(&first)).await.unwrap();
     assert_eq!(
-        t.store.rejected(&RejectedFilter::default(), None, 10).await.unwrap().len(),
+        t.store.rejected(&Principal::Operator, &RejectedFilter::default(), None, 10).await.unwrap().len(),
         2,
         "rejected once more, so it is listed again"
     );
-    assert!(t.store.rejected_message(Uuid::from_u128(9)).await.unwrap().is_none());
+    assert!(t.store.rejected_message(&Principal::Operator, Uuid::from_u128(9)).await.unwrap().is_none());
 });
 
 on_every_backend!(rejected_messages_are_listed_by_reason_queue_and_time_page_by_page, async |t| {
@@ -89,11 +103,11 @@ on_every_backend!(rejected_messages_are_listed_by_reason_queue_and_time_page_by_
         t.store.reject(&[message(n, queue, reason)]).await.unwrap();
     }
     let list = async |filter: &RejectedFilter, before, limit| -> Vec<u128> {
-        let found = t.store.rejected(filter, before, limit).await.unwrap();
+        let found = t.store.rejected(&Principal::Operator, filter, before, limit).await.unwrap();
         found.iter().map(|view| view.message.id.as_u128()).collect()
     };
     let all = RejectedFilter::default;
-    let second = t.store.rejected_message(Uuid::from_u128(2)).await.unwrap().unwrap();
+    let second = t.store.rejected_message(&Principal::Operator, Uuid::from_u128(2)).await.unwrap().unwrap();
     for (filter, expected) in [
         (all(), vec![3, 2, 1]),
         (RejectedFilter { reason: Some(malformed), ..all() }, vec![2, 1]),
@@ -118,9 +132,17 @@ on_every_backend!(a_corrected_body_is_kept_beside_the_own_one_with_who_gave_it, 
         asked: None,
     };
     t.store.reject(std::slice::from_ref(&rejected)).await.unwrap();
-    assert!(t.store.mark_requeued(rejected.id, "errand: worker", None).await.is_err(), "that is nobody");
-    assert!(t.store.mark_requeued(rejected.id, "alice", Some(b"{}".to_vec())).await.unwrap());
-    let kept = t.store.rejected_message(rejected.id).await.unwrap().unwrap();
+    assert!(
+        t.store.mark_requeued(&Principal::Operator, rejected.id, "errand: worker", None).await.is_err(),
+        "that is nobody"
+    );
+    assert!(
+        t.store
+            .mark_requeued(&Principal::Operator, rejected.id, "alice", Some(b"{}".to_vec()))
+            .await
+            .unwrap()
+    );
+    let kept = t.store.rejected_message(&Principal::Operator, rejected.id).await.unwrap().unwrap();
     assert_eq!((&*kept.message.body, kept.corrected.as_deref()), (&b"{"[..], Some(&b"{}"[..])));
     assert_eq!(kept.requeued_by.as_deref(), Some("alice"));
 });

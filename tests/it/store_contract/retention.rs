@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use errand::{
-    job::{AttemptOutcome, Ending, EnvelopeReason, ErrorKind, JobId, JobSpec, State, Stop},
+    job::{AttemptOutcome, Ending, EnvelopeReason, ErrorKind, JobId, JobSpec, Principal, State, Stop},
     store::{Inserted, OldJob, OldMessage, Pending, Place, Rejected, Repeat, Which},
 };
 use serde_json::json;
@@ -136,7 +136,7 @@ on_every_backend!(a_walk_says_what_each_job_is_and_what_keeps_it, async |t| {
     let unknown = t.run(&job(json!({}))).await;
     let verify = Ending::Verify { after: LEASE, error: error(ErrorKind::UnknownOutcome) };
     t.finish(&unknown.end(verify, AttemptOutcome::Unknown)).await;
-    t.store.cancel(unknown.id, OPERATOR).await.unwrap();
+    t.store.cancel(&Principal::Operator, unknown.id, OPERATOR).await.unwrap();
     let old = t.old(unknown.id).await;
     assert_eq!((old.state, old.pending), (State::Cancelled, Some(Pending::LookUp)));
     assert!(t.store.remove_jobs(&[old]).await.unwrap().is_empty());
@@ -146,7 +146,7 @@ on_every_backend!(a_job_goes_with_its_attempts_its_history_and_its_key, async |t
     let spec = job(json!({"idempotency_key": "k"}));
     let run = t.run(&spec).await;
     t.finish(&run.end(hold(), AttemptOutcome::Unknown)).await;
-    t.store.release(spec.id, errand::job::Release::Failed, OPERATOR).await.unwrap();
+    t.store.release(&Principal::Operator, spec.id, errand::job::Release::Failed, OPERATOR).await.unwrap();
     let stays = t.in_state(State::Failed).await;
     for (table, column) in [("attempts", "job_id"), ("job_history", "job_id"), ("jobs", "id")] {
         assert!(t.rows_of(table, column, spec.id).await > 0, "{table}");
@@ -170,9 +170,9 @@ on_every_backend!(a_job_goes_with_its_attempts_its_history_and_its_key, async |t
 on_every_backend!(a_job_that_changed_since_it_was_seen_stays, async |t| {
     let retried = t.in_state(State::Failed).await;
     let seen = t.old(retried).await;
-    t.store.restart(retried, OPERATOR, FORCE).await.unwrap();
+    t.store.restart(&Principal::Operator, retried, OPERATOR, FORCE).await.unwrap();
     assert!(t.store.remove_jobs(std::slice::from_ref(&seen)).await.unwrap().is_empty(), "it waits");
-    t.store.cancel(retried, OPERATOR).await.unwrap();
+    t.store.cancel(&Principal::Operator, retried, OPERATOR).await.unwrap();
     assert!(t.store.remove_jobs(&[seen]).await.unwrap().is_empty(), "it ended anew");
     assert_eq!(t.store.remove_jobs(&[t.old(retried).await]).await.unwrap(), [retried]);
     for state in State::ALL.iter().filter(|state| !state.is_final()) {
@@ -197,7 +197,7 @@ on_every_backend!(rejected_messages_are_walked_from_the_newest_and_removed, asyn
     for n in 1..=5 {
         t.store.reject(&[message(n, &vec![b'x'; usize::try_from(n).unwrap() * 10])]).await.unwrap();
     }
-    t.store.mark_requeued(Uuid::from_u128(2), OPERATOR, None).await.unwrap();
+    t.store.mark_requeued(&Principal::Operator, Uuid::from_u128(2), OPERATOR, None).await.unwrap();
     t.age(3).await;
     for rows in [1, 2, 5, 10] {
         let all = t.messages(rows).await;
@@ -237,7 +237,7 @@ on_every_backend!(other_ids_of_jobs_that_are_gone_are_swept_page_by_page, async 
         pages += 1;
     }
     assert_eq!(pages, 3, "nine of them");
-    assert_eq!(t.store.known_as(kept).await.unwrap().len(), 3);
+    assert_eq!(t.store.known_as(&Principal::Operator, kept).await.unwrap().len(), 3);
     assert_eq!(t.count("select count(*) from known_as").await, 3);
 });
 
@@ -249,7 +249,7 @@ on_every_backend!(an_owners_awaited_connections_are_forgotten_unless_jobs_wait, 
     let run = t.run(&spec).await;
     t.finish(&run.end(connect(), AttemptOutcome::Interrupted)).await;
     assert_eq!(t.store.forget_awaited(&spec.owner).await.unwrap(), 0, "a job waits");
-    t.store.cancel(spec.id, OPERATOR).await.unwrap();
+    t.store.cancel(&Principal::Operator, spec.id, OPERATOR).await.unwrap();
     let other = job(json!({"org_id": "org"}));
     assert_eq!(t.store.forget_awaited(&other.owner).await.unwrap(), 0, "another's");
     assert_eq!(t.store.forget_awaited(&spec.owner).await.unwrap(), 1);

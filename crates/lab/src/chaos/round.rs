@@ -4,7 +4,7 @@ use std::{collections::HashMap, convert::Infallible, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result};
 use errand::{
-    job::{HeldReason, JobId, State},
+    job::{HeldReason, JobId, Principal, State},
     maintenance::audit::{self, Audit},
     store::{AuditLimits, JobFilter, JobView, SharedStore, all_jobs},
 };
@@ -113,7 +113,7 @@ impl Round {
         complaints.extend(environment.api.complaints());
         tally.peak_bytes = peak_bytes;
         for id in jobs.keys() {
-            tally.add_look_ups(&environment.access.store.history(*id).await?);
+            tally.add_look_ups(&environment.access.store.history(&Principal::Operator, *id).await?);
         }
         Ok((tally, complaints))
     }
@@ -144,7 +144,9 @@ async fn keep_calling(later: &Load, rng: &mut fastrand::Rng) -> Result<Infallibl
 async fn come_to_rest(store: &SharedStore, accepted: &Accepted) -> Result<HashMap<JobId, JobView>> {
     let begin = Instant::now();
     loop {
-        match all_jobs(&**store, &JobFilter::default(), accepted.len() * 2 + 1_000).await {
+        match all_jobs(&**store, &Principal::Operator, &JobFilter::default(), accepted.len() * 2 + 1_000)
+            .await
+        {
             Ok(jobs) => {
                 let jobs: HashMap<JobId, JobView> = jobs.into_iter().map(|job| (job.spec.id, job)).collect();
                 let all_there = accepted.keys().all(|id| jobs.contains_key(id));
