@@ -11,8 +11,8 @@ use crate::job::{AttemptOutcome, Effect, ErrorKind, HeldReason, JobId, Owner, Pr
 /// such, or of the owner's where it names one, and else at up to [`MAX_LOOK`](crate::bounds::MAX_LOOK) of all. What it
 /// returns says where to go on.
 ///
-/// * An owner sees their jobs, by any filter, and nothing of others: neither how many there are nor where they are. A
-///   filter that names another owner finds nothing.
+/// * For an owner it is as if the filter named them, also where it asks for held jobs. They see nothing of the jobs of
+///   others: neither how many there are nor where. A filter that names another owner finds nothing.
 #[async_trait]
 pub trait JobLists: fmt::Debug + Send + Sync {
     /// Up to `limit` matching jobs older than `before`, without `result`.

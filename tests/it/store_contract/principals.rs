@@ -21,9 +21,10 @@ fn owners() -> [Owner; 3] {
 /// What one owner has. Its tool is that of no other jobs, and so is the queue of its rejected message.
 struct Things {
     tool: String,
-    held: JobId,
+    held: [JobId; 3],
     failed: JobId,
-    /// Another ID of the held job.
+    running: JobId,
+    /// Another ID of the first held job.
     alias: JobId,
     message: Uuid,
 }
@@ -31,19 +32,24 @@ struct Things {
 impl Things {
     /// What nobody has.
     fn of_nobody() -> Self {
-        let id = Uuid::now_v7;
-        let tool = format!("T{}", id().simple());
-        Self { tool, held: JobId(id()), failed: JobId(id()), alias: JobId(id()), message: id() }
+        let (tool, message) = (format!("T{}", Uuid::now_v7().simple()), Uuid::now_v7());
+        let [first, second, third, failed, running, alias] = std::array::from_fn(|_| JobId::new());
+        Self { tool, held: [first, second, third], failed, running, alias, message }
     }
 
     async fn of(owner: &Owner, t: &TestStore) -> Self {
         let (mut things, kind) = (Self::of_nobody(), owner.kind().field());
         let fields = json!({kind: owner.id(), "tool": things.tool, "tags": {"team": "x"}});
-        let (held, failed) = (t.run_bound(fields.clone()).await, t.run_bound(fields).await);
-        (things.held, things.failed) = (held.id, failed.id);
-        t.finish(&held.end(hold(), AttemptOutcome::Unknown)).await;
+        let run = async || t.run_bound(fields.clone()).await;
+        for id in &mut things.held {
+            let held = run().await;
+            t.finish(&held.end(hold(), AttemptOutcome::Unknown)).await;
+            *id = held.id;
+        }
+        let failed = run().await;
         t.finish(&failed.end(fail(), AttemptOutcome::ToolFailed)).await;
-        let repeat = Repeat { job: things.held, id: things.alias, asked: None };
+        (things.failed, things.running) = (failed.id, run().await.id);
+        let repeat = Repeat { job: things.held[0], id: things.alias, asked: None };
         t.store.note_repeats(&[repeat]).await.unwrap();
         let message = Rejected {
             id: things.message,
@@ -52,11 +58,16 @@ impl Things {
             message: "`priority` is wrong".into(),
             body: json!({kind: owner.id()}).to_string().into_bytes(),
             properties: "{}".into(),
-            job: Some(things.held),
+            job: Some(things.held[0]),
             asked: None,
         };
         t.store.reject(&[message]).await.unwrap();
         things
+    }
+
+    fn ids(&self) -> [JobId; 5] {
+        let [first, second, third] = self.held;
+        [first, second, third, self.failed, self.running]
     }
 
     fn jobs(&self) -> JobFilter {
@@ -78,36 +89,39 @@ enum Kind {
 }
 use Kind::{Decision, Message, Read};
 
-/// Makes a table of methods, and a function that calls the one of a line.
-macro_rules! methods {
+/// Makes a table of questions and decisions, and a function that makes the call of a line.
+macro_rules! calls {
     (|$store:ident, $who:ident, $of:ident| $($kind:ident $name:ident = $call:expr;)*) => {
-        const METHODS: &[(Kind, &str)] = &[$(($kind, stringify!($name))),*];
+        const CALLS: &[(Kind, &str)] = &[$(($kind, stringify!($name))),*];
 
-        /// What the method answers this principal about these things.
-        async fn ask(method: &str, $store: &SharedStore, $who: &Principal, $of: &Things) -> String {
-            match method {
+        /// What this principal is answered about these things.
+        async fn ask(name: &str, $store: &SharedStore, $who: &Principal, $of: &Things) -> String {
+            match name {
                 $(stringify!($name) => format!("{:?}", $call.await.unwrap()),)*
-                _ => panic!("{method} is no method"),
+                _ => panic!("{name} is no line of the table"),
             }
         }
     };
 }
 
-// Every method of the store that takes a principal. The decisions are made in this order.
-methods! { |store, who, of|
-    Read job = store.job(who, of.held);
-    Read attempts = store.attempts(who, of.held);
-    Read history = store.history(who, of.held);
+// Every method of the store that takes a principal. A decision is about a job that allows it and that no other line changes.
+calls! { |store, who, of|
+    Read job = store.job(who, of.held[0]);
+    Read attempts = store.attempts(who, of.held[0]);
+    Read attempts_of_running = store.attempts(who, of.running);
+    Read history = store.history(who, of.held[0]);
     Read job_known_as = store.job_known_as(who, of.alias);
-    Read known_as = store.known_as(who, of.held);
+    Read known_as = store.known_as(who, of.held[0]);
     Read jobs = store.jobs(who, &of.jobs(), None, 10);
     Read glances = store.glances(who, &of.jobs(), None, true);
+    Decision cancel = store.cancel(who, of.running, OPERATOR);
     Decision restart = store.restart(who, of.failed, OPERATOR, FORCE);
-    Decision cancel = store.cancel(who, of.failed, OPERATOR);
-    Decision release = store.release(who, of.held, Release::Retry, OPERATOR);
+    Decision release = store.release(who, of.held[0], Release::Retry, OPERATOR);
+    Decision release_as_succeeded = store.release(who, of.held[1], Release::Succeeded, OPERATOR);
+    Decision release_as_failed = store.release(who, of.held[2], Release::Failed, OPERATOR);
     Message rejected = store.rejected(who, &of.messages(), None, 10);
     Message rejected_message = store.rejected_message(who, of.message);
-    Message rejected_as = store.rejected_as(who, of.held);
+    Message rejected_as = store.rejected_as(who, of.held[0]);
     Message mark_requeued = store.mark_requeued(who, of.message, OPERATOR, None);
 }
 
@@ -115,7 +129,7 @@ methods! { |store, who, of|
 async fn state_of(t: &TestStore, of: &Things) -> String {
     let who = &Principal::Operator;
     let mut all = format!("{:?}", t.store.rejected_message(who, of.message).await.unwrap());
-    for id in [of.held, of.failed] {
+    for id in of.ids() {
         let (job, history) = (t.view(id).await, t.store.history(who, id).await.unwrap());
         all += &format!("{job:?} {history:?} {:?}", t.store.attempts(who, id).await.unwrap());
     }
@@ -129,19 +143,19 @@ on_every_backend!(a_principal_sees_and_decides_about_its_own_and_nothing_of_othe
             let things = Things::of(&owner, &t).await;
             let before = state_of(&t, &things).await;
             for other in owners().into_iter().filter(|other| *other != owner).map(Principal::Owner) {
-                for (_, method) in METHODS {
-                    let answer = ask(method, &t.store, &other, &things).await;
-                    let of_nothing = ask(method, &t.store, &other, &nothing).await;
-                    assert_eq!(answer, of_nothing, "{method} of what {owner} has, for {other:?}");
+                for (_, call) in CALLS {
+                    let answer = ask(call, &t.store, &other, &things).await;
+                    let of_nothing = ask(call, &t.store, &other, &nothing).await;
+                    assert_eq!(answer, of_nothing, "{call} of what {owner} has, for {other:?}");
                 }
             }
             assert_eq!(state_of(&t, &things).await, before, "others change nothing of what {owner} has");
-            for (kind, method) in METHODS {
-                let answer = ask(method, &t.store, &who, &things).await;
-                let is_seen = answer != ask(method, &t.store, &who, &nothing).await;
+            for (kind, call) in CALLS {
+                let answer = ask(call, &t.store, &who, &things).await;
+                let is_seen = answer != ask(call, &t.store, &who, &nothing).await;
                 let may_see = *kind != Message || who == Principal::Operator;
-                assert_eq!(is_seen, may_see, "{method} of what {owner} has, for {who:?}: {answer}");
-                assert!(*kind != Decision || answer.starts_with("Now("), "{method} for {who:?}: {answer}");
+                assert_eq!(is_seen, may_see, "{call} of what {owner} has, for {who:?}: {answer}");
+                assert!(*kind != Decision || answer.starts_with("Now("), "{call} for {who:?}: {answer}");
             }
         }
     }
@@ -156,9 +170,9 @@ on_every_backend!(an_id_that_stands_for_jobs_of_several_owners_stands_for_each_o
             if round == 0 {
                 assert_eq!(t.store.job_known_as(&who, alias).await.unwrap(), None);
             }
-            let repeat = Repeat { job: of.held, id: alias, asked: None };
+            let repeat = Repeat { job: of.held[0], id: alias, asked: None };
             t.store.note_repeats(&[repeat]).await.unwrap();
-            assert_eq!(t.store.job_known_as(&who, alias).await.unwrap(), Some(of.held));
+            assert_eq!(t.store.job_known_as(&who, alias).await.unwrap(), Some(of.held[0]));
         }
     }
 });
@@ -167,7 +181,7 @@ on_every_backend!(a_list_of_an_owner_is_as_if_there_were_no_other_jobs, async |t
     let mut all = Vec::new();
     for owner in owners().into_iter().chain(owners()) {
         let things = Things::of(&owner, &t).await;
-        all.extend([things.held, things.failed].map(|id| (owner.clone(), id)));
+        all.extend(things.ids().map(|id| (owner.clone(), id)));
     }
     let none = JobFilter::default;
     let at = t.view(all[5].1).await.created_at;
@@ -223,7 +237,7 @@ on_every_backend!(a_place_among_jobs_of_others_tells_an_owner_nothing, async |t|
     let mut all = Vec::new();
     for owner in owners().into_iter().chain(owners()) {
         let things = Things::of(&owner, &t).await;
-        for id in [things.held, things.failed] {
+        for id in things.ids() {
             all.push((t.view(id).await.created_at, id, owner.clone()));
         }
     }
@@ -264,7 +278,7 @@ on_every_backend!(however_many_jobs_a_namesake_of_another_kind_has_an_owner_does
     t.fill(2 * MAX_LOOK_SCATTERED).await;
     let who = &Principal::Owner(owner);
     let jobs = t.store.jobs(who, &first.jobs(), None, 10).await.unwrap();
-    assert_eq!((jobs.items.len(), jobs.looked_at, jobs.next), (2, 2, None));
+    assert_eq!((jobs.items.len(), jobs.looked_at, jobs.next), (5, 5, None));
     let glances = t.store.glances(who, &first.jobs(), None, true).await.unwrap();
-    assert_eq!((glances.items.len(), glances.looked_at, glances.next), (2, 2, None));
+    assert_eq!((glances.items.len(), glances.looked_at, glances.next), (5, 5, None));
 });
