@@ -107,7 +107,8 @@ impl Dialect for Postgres {
         ),
         // The same among the jobs of an owner. It has no `owner_id = ...` and is ordered by it, and compares the kind as
         // no index does, because no other index than that of owners can serve this, whatever the planner believes of how
-        // many jobs they have.
+        // many jobs they have. Jobs of an owner of the same ID and another kind are passed over and not counted, so that
+        // nothing is told of them; how many these are is all that is not bounded.
         (
             "in_order_of_owner",
             "(owner_id, created_at, id) < ({owner_id}, timestamptz 'epoch' + {before_at}::bigint * interval '1 microsecond',
