@@ -75,7 +75,7 @@ impl Row {
 pub(super) async fn run(args: Args, context: &Context) -> anyhow::Result<Exit> {
     let ledger = args.ledger.as_deref().map(ledger_url).transpose()?;
     let store = context.store()?;
-    let queue = context.uses_broker().then(|| app::open_queue(context.config())).transpose()?;
+    let queue = context.config().uses_broker().then(|| app::open_queue(context.config())).transpose()?;
     let options = audit::Options {
         page: app::AUDIT_PAGE,
         pause: Duration::ZERO,

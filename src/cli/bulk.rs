@@ -15,7 +15,7 @@ use tokio::{
 
 use super::{
     context::Context,
-    enqueue::{DEFAULT_LANE, EMAIL},
+    enqueue::EMAIL,
     exit::{self, Exit},
     output::{self, Format},
     value,
@@ -60,7 +60,7 @@ pub(super) struct Args {
     file: PathBuf,
 
     /// The queue of jobs whose line names none.
-    #[arg(long, default_value = DEFAULT_LANE)]
+    #[arg(long, default_value = QueueName::DEFAULT)]
     queue: QueueName,
 
     #[command(flatten)]

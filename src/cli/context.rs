@@ -49,14 +49,9 @@ impl Context {
         app::open_tool_api(self.config()).context("cannot use the tool API")
     }
 
-    /// Whether jobs reach workers through a broker, and not by the relay of a process that uses the same store.
-    pub(super) fn uses_broker(&self) -> bool {
-        self.config().has_amqp() && !self.config().store_is_sqlite()
-    }
-
     pub(super) fn door(&self) -> anyhow::Result<OpenDoor> {
         let store = self.store()?;
-        let queue = self.uses_broker().then(|| app::open_queue(self.config()));
+        let queue = self.config().uses_broker().then(|| app::open_queue(self.config()));
         let queue = queue.transpose().context("cannot use the broker")?;
         let unclaimed_after = Duration::from_secs(self.config().relay.unclaimed_secs);
         let rules = app::rules(self.config());

@@ -23,9 +23,6 @@ use crate::{
     job::{Arrival, Effect, JobId, JobSpec, QueueName, State, decode, looks_like_email},
 };
 
-/// The lane of jobs that name none.
-pub(super) const DEFAULT_LANE: &str = "default";
-
 /// What is said about such an owner, beside the answer. Whether it is refused is a setting.
 pub(super) const EMAIL: &str = "note: the owner ID looks like an e-mail address, and those change hands; use an ID that stays with its owner";
 
@@ -63,7 +60,7 @@ pub(super) struct Args {
     account: Option<String>,
 
     /// The queue, which is the lane that runs the job.
-    #[arg(long, default_value = DEFAULT_LANE)]
+    #[arg(long, default_value = QueueName::DEFAULT)]
     queue: String,
 
     /// The priority within the queue, 0 to 9; higher runs earlier.
@@ -212,13 +209,13 @@ async fn wait_for(
     let Some(job) = wait::until_settled(&open.store, id, budget).await? else {
         return Err(exit::negative(format!("job {id} is gone")));
     };
-    jobs::print(&open.store, &job, format, context).await?;
-    if !wait::is_settled(job.state) {
+    let state = job.state;
+    jobs::print(&open.store, job, format, context).await?;
+    if !state.is_settled() {
         return Err(exit::negative(format!(
-            "job {id} is still {} after {} s; look again with `errand jobs show {id}`, and check that a worker runs",
-            job.state,
+            "job {id} is still {state} after {} s; look again with `errand jobs show {id}`, and check that a worker runs",
             budget.as_secs()
         )));
     }
-    Ok(Exit::negative_if(job.state != State::Succeeded))
+    Ok(Exit::negative_if(state != State::Succeeded))
 }

@@ -47,7 +47,7 @@ pub(super) async fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> 
     };
     output::print_line(line)?;
     store.close().await;
-    if !args.check && context.uses_broker() && context.config().amqp.declare {
+    if !args.check && context.config().uses_broker() && context.config().amqp.declare {
         declare(context).await?;
     }
     Ok(Exit::negative_if(negative))

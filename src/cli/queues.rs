@@ -123,7 +123,7 @@ async fn count_finished(store: &SharedStore, lanes: &mut Lanes) -> anyhow::Resul
 
 /// Asks the broker, if there is one. What it does not tell is left out and said.
 async fn ask_broker(context: &Context, lanes: &mut Lanes) -> anyhow::Result<()> {
-    if !context.uses_broker() {
+    if !context.config().uses_broker() {
         return Ok(());
     }
     let queue = app::open_queue(context.config())?;

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use crate::{
     backoff::Intervals,
-    job::{JobId, Principal, State},
+    job::{JobId, Principal},
     store::{JobView, SharedStore, StoreError},
 };
 
@@ -28,16 +28,11 @@ pub(super) async fn until_settled(
         let seen = store.job(&Principal::Operator, id).await?;
         let left = budget.saturating_sub(started.elapsed());
         match &seen {
-            Some(job) if is_settled(job.state) => return Ok(seen),
+            Some(job) if job.state.is_settled() => return Ok(seen),
             None => return Ok(None),
             Some(_) if left.is_zero() => return Ok(seen),
             Some(_) => tokio::time::sleep(POLLS.wait(step, fastrand::f64()).min(left)).await,
         }
         step += 1;
     }
-}
-
-/// Whether waiting longer changes nothing: a held job waits for a person.
-pub(super) fn is_settled(state: State) -> bool {
-    state.is_final() || state == State::Held
 }

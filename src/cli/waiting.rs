@@ -54,7 +54,7 @@ pub(super) async fn why(job: &JobView, now: Timestamp, context: &Context) -> Opt
     if job.state != State::Available && next > now {
         return postponed(job, now).map(str::to_owned);
     }
-    if !context.uses_broker() {
+    if !context.config().uses_broker() {
         return None;
     }
     let lane = &job.spec.queue;

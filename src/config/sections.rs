@@ -96,6 +96,11 @@ impl Config {
         !self.amqp.url.expose_secret().is_empty()
     }
 
+    /// Whether jobs reach workers through a broker, and not by the relay of a process that uses the same store.
+    pub fn uses_broker(&self) -> bool {
+        self.has_amqp() && !self.store_is_sqlite()
+    }
+
     /// Whether the store is a SQLite file, which only the processes of one machine share.
     pub fn store_is_sqlite(&self) -> bool {
         self.store.url.expose_secret().starts_with("sqlite://")

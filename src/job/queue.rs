@@ -21,11 +21,21 @@ impl QueueName {
         Self(Self::DEAD.into())
     }
 
+    /// The name of the lane of jobs that name none.
+    pub const DEFAULT: &str = "default";
+
     /// The name of the lane of [`Self::dead`].
     pub const DEAD: &str = "dead";
 
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+}
+
+/// The lane of jobs that name none.
+impl Default for QueueName {
+    fn default() -> Self {
+        Self(Self::DEFAULT.into())
     }
 }
 

@@ -31,6 +31,11 @@ impl State {
             Self::Scheduled | Self::Available | Self::Running | Self::Retryable | Self::Held => false,
         }
     }
+
+    /// Whether waiting longer changes nothing by itself: the job is final, or held for a person or a connection.
+    pub fn is_settled(self) -> bool {
+        self.is_final() || self == Self::Held
+    }
 }
 
 string_enum! {

@@ -3,6 +3,7 @@
 //! The names here are an interface. Every key is always there, `null` where nothing is known, and a
 //! result is passed on verbatim. A reply has the key `reply` besides.
 
+mod known;
 mod more;
 
 use std::borrow::Cow;
@@ -12,6 +13,7 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
+pub use self::known::KnownJob;
 use self::more::{MoreJson, more};
 use crate::{
     job::{

@@ -10,7 +10,7 @@ use crate::{
         waiting,
     },
     job::{JobError, JobId, PinnedBy, Principal, State},
-    job_json::{self, Past},
+    job_json::{self, KnownJob},
     store::{AttemptView, HistoryEntry, JobView, SharedStore},
 };
 
@@ -21,12 +21,7 @@ pub(super) async fn show(
     format: Format,
     context: &Context,
 ) -> anyhow::Result<Exit> {
-    let mut job = store.job(&Principal::Operator, id).await?;
-    if job.is_none()
-        && let Some(first) = store.job_known_as(&Principal::Operator, id).await?
-    {
-        job = store.job(&Principal::Operator, first).await?;
-    }
+    let job = KnownJob::find(store, &Principal::Operator, id).await?;
     let Some(job) = job else {
         return Err(exit::negative(match store.rejected_as(&Principal::Operator, id).await? {
             Some(message) => {
@@ -52,33 +47,29 @@ fn unknown(id: JobId) -> String {
 /// Prints a job with its attempts, its history and its result.
 pub(in crate::cli) async fn print(
     store: &SharedStore,
-    job: &JobView,
+    job: JobView,
     format: Format,
     context: &Context,
 ) -> anyhow::Result<()> {
-    print_with(store, job, false, format, context).await
+    print_with(store, &KnownJob::of(store, &Principal::Operator, job).await?, false, format, context).await
 }
 
 async fn print_with(
     store: &SharedStore,
-    job: &JobView,
+    known: &KnownJob,
     arguments: bool,
     format: Format,
     context: &Context,
 ) -> anyhow::Result<()> {
-    let attempts = store.attempts(&Principal::Operator, job.spec.id).await?;
-    let history = store.history(&Principal::Operator, job.spec.id).await?;
-    let known_as = store.known_as(&Principal::Operator, job.spec.id).await?;
-    let worker = worker_name(store, job).await?;
     if format.json {
-        let past = Past { attempts: &attempts, history: &history, known_as: &known_as };
-        return output::print_json(&job_json::whole_job_json(job, past, worker.as_deref(), arguments));
+        return output::print_json(&known.json(arguments));
     }
+    let KnownJob { job, attempts, history, .. } = known;
     let now = store.now().await?;
     let mut times = times(job);
     times.extend(waiting::lines(job, now));
     times.push(("waits for", waiting::why(job, now, context).await));
-    output::print_fields(&fields(job, &known_as, &history, times, worker))?;
+    output::print_fields(&fields(known, times))?;
     if arguments {
         let input = [
             ("arguments", job.spec.arguments.as_deref().map(|arguments| RawValue::get(arguments).to_owned())),
@@ -102,27 +93,16 @@ async fn print_with(
     Ok(())
 }
 
-/// The name of the worker that runs the job or ran it last, as long as that worker is known.
-async fn worker_name(store: &SharedStore, job: &JobView) -> anyhow::Result<Option<String>> {
-    let Some(id) = job.worker else { return Ok(None) };
-    Ok(store.workers().await?.into_iter().find(|worker| worker.id == id).map(|worker| worker.name))
-}
-
 type Field = (&'static str, Option<String>);
 
-fn fields(
-    job: &JobView,
-    known_as: &[JobId],
-    history: &[HistoryEntry],
-    times: Vec<Field>,
-    worker: Option<String>,
-) -> Vec<Field> {
+fn fields(known: &KnownJob, times: Vec<Field>) -> Vec<Field> {
+    let KnownJob { job, history, known_as, worker_name, .. } = known;
     let spec = &job.spec;
     let binding = job.binding.as_ref();
     let version = binding.map(|f| format!("{} of {}, {}", f.version, f.toolkit, pinned(f.pinned_by)));
     let waits_for = || job.toolkit().map(|toolkit| format!("not decided, of {toolkit}"));
     let account = binding.map_or(&spec.connected_account_id, |binding| &binding.account);
-    let worker = job.worker.map(|id| match worker {
+    let worker = job.worker.map(|id| match worker_name {
         Some(name) => format!("{name} ({id})"),
         None => id.to_string(),
     });
