@@ -1,6 +1,6 @@
 //! What people and scripts read and decide.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{collections::HashSet, fmt, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use jiff::Timestamp;
@@ -25,6 +25,10 @@ use crate::job::{
 #[async_trait]
 pub trait JobControl: fmt::Debug + Send + Sync {
     async fn job(&self, principal: &Principal, id: JobId) -> Result<Option<JobView>>;
+
+    /// Which of these jobs are settled ([`State::is_settled`]), or are not there. Asked for many who wait, each of whom has
+    /// seen the job before.
+    async fn settled(&self, jobs: &[JobId]) -> Result<HashSet<JobId>>;
 
     /// Its attempts, in order. The attempt of a running job is included, without an outcome.
     async fn attempts(&self, principal: &Principal, id: JobId) -> Result<Vec<AttemptView>>;

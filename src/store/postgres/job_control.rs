@@ -1,5 +1,7 @@
 //! Questions and decisions about single jobs.
 
+use std::collections::HashSet;
+
 use async_trait::async_trait;
 use sqlx::Postgres;
 use uuid::Uuid;
@@ -21,6 +23,9 @@ use crate::{
 
 statements! { Postgres:
     job(principal: One<'_, PrincipalColumns>, id: Uuid) = "select {job}, result::text as result from jobs where id = {id} and {may_see}";
+
+    unsettled(ids: Vec<Uuid>) = "select id from jobs
+    where id = any({ids}) and state in ('scheduled', 'available', 'running', 'retryable')";
 
     attempts(principal: One<'_, PrincipalColumns>, job_id: Uuid) = ATTEMPTS;
 
@@ -76,6 +81,15 @@ statements! { Postgres:
 impl JobControl for PostgresStore {
     async fn job(&self, principal: &Principal, id: JobId) -> Result<Option<JobView>> {
         self.other.fetch_first(sql::job(One(principal), id.0)).await?.as_ref().map(rows::job).transpose()
+    }
+
+    async fn settled(&self, jobs: &[JobId]) -> Result<HashSet<JobId>> {
+        let unsettled = self.other.fetch(sql::unsettled(jobs.iter().map(|id| id.0).collect())).await?;
+        let mut settled: HashSet<JobId> = jobs.iter().copied().collect();
+        for row in &unsettled {
+            settled.remove(&JobId(row.read("id")?));
+        }
+        Ok(settled)
     }
 
     async fn attempts(&self, principal: &Principal, id: JobId) -> Result<Vec<AttemptView>> {

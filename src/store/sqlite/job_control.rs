@@ -1,5 +1,7 @@
 //! Questions and decisions about single jobs.
 
+use std::collections::HashSet;
+
 use async_trait::async_trait;
 use sqlx::{Sqlite, sqlite::SqliteConnection};
 use uuid::Uuid;
@@ -22,6 +24,9 @@ use crate::{
 
 statements! { Sqlite:
     job(principal: One<'_, PrincipalColumns>, id: Uuid) = "select {job}, result from jobs where id = {id} and {may_see}";
+
+    is_unsettled(id: Uuid) = "select 1 from jobs
+    where id = {id} and state in ('scheduled', 'available', 'running', 'retryable')";
 
     attempts(principal: One<'_, PrincipalColumns>, job_id: Uuid) = ATTEMPTS;
 
@@ -68,6 +73,16 @@ statements! { Sqlite:
 impl JobControl for SqliteStore {
     async fn job(&self, principal: &Principal, id: JobId) -> Result<Option<JobView>> {
         self.reader.fetch_first(sql::job(One(principal), id.0)).await?.as_ref().map(rows::job).transpose()
+    }
+
+    async fn settled(&self, jobs: &[JobId]) -> Result<HashSet<JobId>> {
+        let mut settled = HashSet::new();
+        for id in jobs {
+            if self.reader.fetch_first(sql::is_unsettled(id.0)).await?.is_none() {
+                settled.insert(*id);
+            }
+        }
+        Ok(settled)
     }
 
     async fn attempts(&self, principal: &Principal, id: JobId) -> Result<Vec<AttemptView>> {

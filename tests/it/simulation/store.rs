@@ -469,6 +469,11 @@ impl JobControl for Faulty {
         self.world.apply(move |store| Box::pin(async move { store.job(&principal, id).await }))
     }
 
+    async fn settled(&self, jobs: &[JobId]) -> Result<HashSet<JobId>, StoreError> {
+        let jobs = jobs.to_vec();
+        self.world.apply(move |store| Box::pin(async move { store.settled(&jobs).await }))
+    }
+
     async fn attempts(&self, principal: &Principal, id: JobId) -> Result<Vec<AttemptView>, StoreError> {
         let principal = principal.clone();
         self.world.apply(move |store| Box::pin(async move { store.attempts(&principal, id).await }))

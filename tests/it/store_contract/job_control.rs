@@ -1,6 +1,6 @@
 //! What people and scripts read and decide.
 
-use std::time::Duration;
+use std::{collections::HashSet, time::Duration};
 
 use errand::{
     job::{
@@ -282,4 +282,19 @@ on_every_backend!(a_row_of_a_build_without_first_due_times_has_its_next_one, asy
     t.finish(&run.end(snooze(LEASE), AttemptOutcome::NotSent)).await;
     let view = t.view(spec.id).await;
     assert_eq!(view.first_due_at, view.started_at, "it was due then");
+});
+
+on_every_backend!(jobs_that_are_final_or_held_or_gone_are_settled, async |t| {
+    let mut expected = HashSet::from([JobId::new()]);
+    let mut all: Vec<JobId> = expected.iter().copied().collect();
+    for state in State::ALL.iter().copied() {
+        let id = t.in_state(state).await;
+        all.push(id);
+        if state.is_settled() {
+            expected.insert(id);
+        }
+    }
+    assert_eq!(expected.len(), 5);
+    assert_eq!(t.store.settled(&all).await.unwrap(), expected);
+    assert!(t.store.settled(&[]).await.unwrap().is_empty());
 });
