@@ -7,13 +7,14 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use tokio_util::sync::CancellationToken;
 
 pub use self::{
+    http_api::serve_api,
     open::{open_queue, open_store, open_tool_api, tool_api_options},
     options::{AUDIT_PAGE, audit_limits, prune, rules},
     runtime::Runtime,
 };
 use crate::{
     admission::Admission,
-    api::{self, Api},
+    api::{self, Monitoring},
     clock,
     config::Config,
     services::Services,
@@ -23,6 +24,7 @@ use crate::{
     worker::{CrashPlan, Report},
 };
 
+mod http_api;
 mod open;
 mod options;
 mod runtime;
@@ -72,11 +74,11 @@ impl App {
         let supervisor = Supervisor::new(shutdown.stop.clone());
         let listener = match address {
             Some(address) => {
-                let api = Api::bind(address, metrics.clone(), runtime.health())
+                let monitoring = Monitoring::bind(address, metrics.clone(), runtime.health())
                     .await
                     .with_context(|| cannot_listen(address))?;
-                tracing::info!(address = %api.address()?, "metrics and health are served");
-                let listening = api.run(serving.clone());
+                tracing::info!(address = %monitoring.address()?, "metrics and health are served");
+                let listening = monitoring.run(serving.clone());
                 Some(tokio::spawn(supervisor.clone().watch(
                     "the listener for metrics and health",
                     serving.clone(),

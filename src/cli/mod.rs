@@ -15,6 +15,7 @@ use crate::{
 };
 
 mod accounts;
+mod api;
 mod audit;
 mod bulk;
 mod config_command;
@@ -73,6 +74,8 @@ enum Command {
     Dev(dev::Args),
     /// Run a worker on RabbitMQ and PostgreSQL.
     Worker(worker::Args),
+    /// Serve the HTTP API, by which apps enqueue jobs and follow them.
+    Api(api::Args),
     /// Enqueue one job.
     Enqueue(Box<enqueue::Args>),
     /// Enqueue many jobs, from a file of JSON Lines.
@@ -147,6 +150,7 @@ fn dispatch(cli: Cli) -> anyhow::Result<Exit> {
             lasting(loaded.config, |config| dev::run(args, config, sources.path_addition()))
         }
         Command::Worker(args) => lasting(config::load(&sources)?.config, |config| worker::run(args, config)),
+        Command::Api(args) => lasting(config::load(&sources)?.config, |config| api::run(args, config)),
         Command::Sandbox(args) => lasting(config::load(&sources)?.config, |_| async move {
             sandbox::run(args, Shutdown::on_signals()?.stop).await?;
             Ok(Exit::Success)

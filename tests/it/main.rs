@@ -4,6 +4,7 @@
 
 mod alerts;
 mod answers;
+mod api;
 mod api_key;
 mod attempt_span;
 mod audit;

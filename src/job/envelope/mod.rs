@@ -116,6 +116,9 @@ pub struct Arrival<'a> {
     pub correlation_id: Option<&'a str>,
     /// W3C trace context.
     pub traceparent: Option<&'a str>,
+    /// The idempotency key that came beside the envelope, as HTTP's header of that name. It stands for a missing
+    /// `idempotency_key`, and may not contradict one.
+    pub idempotency_key: Option<&'a str>,
     /// The ID for an envelope that brings none: a fresh one where a person or an HTTP call
     /// enqueues, `None` where a redelivery could not be told from a new job.
     pub fallback_id: Option<JobId>,
@@ -133,6 +136,7 @@ impl<'a> Arrival<'a> {
             publisher: None,
             correlation_id: None,
             traceparent: None,
+            idempotency_key: None,
             fallback_id: None,
             known: false,
         }
@@ -210,7 +214,7 @@ pub fn decode(body: &[u8], arrival: &Arrival<'_>) -> Result<JobSpec, EnvelopeErr
             max_age: millis("max_age_ms", wire.max_age_ms, MAX_AGE)?,
         },
         effect: wire.effect,
-        idempotency_key: short("idempotency_key", wire.idempotency_key)?,
+        idempotency_key: idempotency_key(wire.idempotency_key, arrival)?,
         tags: tags(wire.tags)?,
         reply_to: short("reply_to", arrival.reply_to.map(Cow::Borrowed))?,
         publisher: arrival.publisher.filter(|user| !is_unfit(user)).map(str::to_owned),
@@ -314,6 +318,22 @@ fn queue(name: Option<Cow<'_, str>>, arrival: &Arrival<'_>) -> Result<QueueName,
         return Err(bad("queue", format!("says `{name}` but the message came through `{came}`")));
     }
     Ok(name)
+}
+
+fn idempotency_key(
+    named: Option<Cow<'_, str>>,
+    arrival: &Arrival<'_>,
+) -> Result<Option<String>, EnvelopeError> {
+    let beside = arrival.idempotency_key.map(Cow::Borrowed);
+    if let (Some(named), Some(beside)) = (&named, &beside)
+        && named != beside
+    {
+        return Err(bad(
+            "idempotency_key",
+            "is another one than the header `Idempotency-Key`; send one of them",
+        ));
+    }
+    short("idempotency_key", named.or(beside))
 }
 
 fn tool(slug: Option<Cow<'_, str>>) -> Result<String, EnvelopeError> {

@@ -1,0 +1,195 @@
+//! Errors as problem details (RFC 9457), and the one place that picks a status code for them.
+
+use axum::{
+    http::{HeaderValue, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use serde_json::json;
+
+use crate::{
+    failure::chain,
+    job::{EnvelopeError, EnvelopeReason},
+    store::{Conflict, Decided, StoreError, StoreErrorKind},
+    string_enum::string_enum,
+};
+
+string_enum! {
+    /// What went wrong, for programs: the end of the problem's `type`.
+    Kind {
+        /// The request is not HTTP as this API speaks it: a parameter, a header or JSON that cannot be read.
+        BadRequest = "bad-request",
+        /// It comes from a web page of another site, or from a name that is not this API's.
+        ForeignOrigin = "foreign-origin",
+        NotFound = "not-found",
+        MethodNotAllowed = "method-not-allowed",
+        /// The body did not come in time.
+        Timeout = "timeout",
+        TooLarge = "too-large",
+        UnsupportedMediaType = "unsupported-media-type",
+        /// The job can never run as it is.
+        InvalidJob = "invalid-job",
+        /// The `id` is known with another body or for somebody else.
+        IdConflict = "id-conflict",
+        /// The `idempotency_key` is known with another body.
+        KeyConflict = "key-conflict",
+        /// The job is in a state that does not allow it.
+        WrongState = "wrong-state",
+        /// It would perhaps repeat an effect, or run too early, and was not forced.
+        NeedsForce = "needs-force",
+        /// The database does not answer.
+        Unavailable = "unavailable",
+        Internal = "internal",
+    }
+}
+
+impl Kind {
+    fn status(self) -> StatusCode {
+        match self {
+            Self::BadRequest => StatusCode::BAD_REQUEST,
+            Self::ForeignOrigin => StatusCode::FORBIDDEN,
+            Self::NotFound => StatusCode::NOT_FOUND,
+            Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
+            Self::Timeout => StatusCode::REQUEST_TIMEOUT,
+            Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            Self::InvalidJob | Self::IdConflict | Self::KeyConflict => StatusCode::UNPROCESSABLE_ENTITY,
+            Self::WrongState | Self::NeedsForce => StatusCode::CONFLICT,
+            Self::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
+        }
+    }
+
+    fn title(self) -> &'static str {
+        match self {
+            Self::BadRequest => "The request cannot be read",
+            Self::ForeignOrigin => "The request comes from another site",
+            Self::NotFound => "There is nothing here",
+            Self::MethodNotAllowed => "Another method is needed",
+            Self::Timeout => "The body did not come in time",
+            Self::TooLarge => "The body is too large",
+            Self::UnsupportedMediaType => "The body must be JSON",
+            Self::InvalidJob => "The job cannot run as it is",
+            Self::IdConflict => "The id is used by another job",
+            Self::KeyConflict => "The idempotency key is used by another request",
+            Self::WrongState => "The state of the job does not allow this",
+            Self::NeedsForce => "This has to be forced",
+            Self::Unavailable => "The database does not answer",
+            Self::Internal => "errand failed",
+        }
+    }
+}
+
+/// An answer other than what was asked for.
+#[derive(Debug)]
+pub(super) struct Problem {
+    kind: Kind,
+    /// One sentence or two that say what to do. No customer's data.
+    detail: String,
+}
+
+impl Problem {
+    pub(super) fn new(kind: Kind, detail: impl Into<String>) -> Self {
+        Self { kind, detail: detail.into() }
+    }
+
+    pub(super) fn no_job() -> Self {
+        let detail = "there is no job with this ID: it was never here, it was removed after its retention, or an app's \
+                      message with it was not taken from the broker yet";
+        Self::new(Kind::NotFound, detail)
+    }
+
+    /// Why a decision changed nothing; `None` if it was carried out.
+    pub(super) fn undecided(decided: Decided) -> Option<Self> {
+        Some(match decided {
+            Decided::Now(_) => return None,
+            Decided::Unknown => Self::no_job(),
+            Decided::Illegal(illegal) => Self::new(Kind::WrongState, illegal.to_string()),
+            Decided::HasNotRun(reason) => Self::new(
+                Kind::WrongState,
+                format!(
+                    "the job is held for {reason} and has not run, so it can only be let go to run: {{\"how\": \"retry\"}}"
+                ),
+            ),
+            Decided::MayHaveActed => Self::new(
+                Kind::NeedsForce,
+                "its last call may have had its effect, which running it again would repeat; look at its attempts, and \
+                 send {\"force\": true} if that is wanted",
+            ),
+            Decided::Early => Self::new(
+                Kind::NeedsForce,
+                "its `run_at` is still to come; send {\"now\": true} to run it at once",
+            ),
+        })
+    }
+}
+
+impl From<EnvelopeError> for Problem {
+    fn from(error: EnvelopeError) -> Self {
+        let kind = match error.reason {
+            EnvelopeReason::TooLarge => Kind::TooLarge,
+            EnvelopeReason::Malformed => Kind::BadRequest,
+            _ => Kind::InvalidJob,
+        };
+        Self::new(kind, error.message)
+    }
+}
+
+impl From<Conflict> for Problem {
+    /// One's own ID with another body and the ID of somebody else's job are the same to whoever asks, so that nobody learns
+    /// of other owners' jobs.
+    fn from(conflict: Conflict) -> Self {
+        match conflict {
+            Conflict::Owner | Conflict::Body => Self::new(Kind::IdConflict, Conflict::Body.message()),
+            Conflict::Key => Self::new(Kind::KeyConflict, conflict.message()),
+        }
+    }
+}
+
+impl From<StoreError> for Problem {
+    fn from(error: StoreError) -> Self {
+        if error.kind() == StoreErrorKind::Data {
+            return Self::new(
+                Kind::BadRequest,
+                "the database does not take a value of this request, such as a NUL character",
+            );
+        }
+        // Its text may name hosts and tables, which are for operators.
+        tracing::warn!(error = %chain(&error), "a request was not answered because of the database");
+        let detail = "what was asked for may be done or not; the same request may be sent again as it is";
+        Self::new(Kind::Unavailable, detail)
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let Self { kind, detail } = self;
+        let body = json!({
+            "type": format!("urn:errand:problem:{kind}"),
+            "title": kind.title(),
+            "status": kind.status().as_u16(),
+            "detail": detail,
+        });
+        let json = HeaderValue::from_static("application/problem+json");
+        let mut answer = (kind.status(), [(header::CONTENT_TYPE, json)], body.to_string()).into_response();
+        if kind == Kind::Unavailable {
+            answer.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("2"));
+        }
+        answer
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kind_is_documented_with_its_status() {
+        const PAGE: &str = include_str!("../../docs/http-api.md");
+        for kind in Kind::ALL {
+            let row = format!("| `{kind}` | {} |", kind.status().as_u16());
+            assert!(PAGE.contains(&row), "{row}");
+        }
+        let rows = PAGE.lines().skip_while(|line| !line.starts_with("| `urn:")).skip(2);
+        assert_eq!(rows.take_while(|line| line.starts_with('|')).count(), Kind::ALL.len());
+    }
+}

@@ -1,0 +1,162 @@
+//! What requests bring along: bodies, headers and parameters, read within bounds.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use axum::{
+    body::{Body, Bytes, to_bytes},
+    extract::Request,
+    http::{HeaderMap, header},
+};
+use serde::de::DeserializeOwned;
+
+use super::problem::{Kind, Problem};
+use crate::bounds::MAX_ENVELOPE_BYTES;
+
+/// How long the body of a request may take.
+const BODY_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// The longest wait that a request may ask for. Longer ones are cut to it, because what stands between does not keep
+/// connections open for ever.
+pub(super) const MAX_WAIT: Duration = Duration::from_secs(60);
+
+/// The JSON body of a request, undecoded.
+pub(super) async fn json_body(request: Request) -> Result<Bytes, Problem> {
+    is_json(request.headers())?;
+    body(request.into_body()).await
+}
+
+/// The JSON body of a request, or the default where there is none.
+pub(super) async fn optional_json<T: DeserializeOwned + Default>(request: Request) -> Result<T, Problem> {
+    let is_json = is_json(request.headers());
+    let body = body(request.into_body()).await?;
+    if body.is_empty() {
+        return Ok(T::default());
+    }
+    is_json?;
+    serde_json::from_slice(&body)
+        .map_err(|error| Problem::new(Kind::BadRequest, format!("the body cannot be read: {error}")))
+}
+
+async fn body(body: Body) -> Result<Bytes, Problem> {
+    match tokio::time::timeout(BODY_TIMEOUT, to_bytes(body, MAX_ENVELOPE_BYTES)).await {
+        Err(_) => {
+            Err(Problem::new(Kind::Timeout, format!("send the body within {} s", BODY_TIMEOUT.as_secs())))
+        }
+        Ok(Ok(body)) => Ok(body),
+        // Where the client went away nobody reads this.
+        Ok(Err(_)) => {
+            let detail = format!(
+                "the body may have {MAX_ENVELOPE_BYTES} bytes at most; larger inputs belong in a file store"
+            );
+            Err(Problem::new(Kind::TooLarge, detail))
+        }
+    }
+}
+
+/// Whether the body says that it is JSON, as no form of a web page can say without asking first.
+fn is_json(headers: &HeaderMap) -> Result<(), Problem> {
+    let said = text(headers, header::CONTENT_TYPE)?.unwrap_or_default();
+    let media_type = said.split(';').next().unwrap_or_default().trim();
+    if media_type.eq_ignore_ascii_case("application/json") {
+        return Ok(());
+    }
+    Err(Problem::new(
+        Kind::UnsupportedMediaType,
+        "send JSON, with the header `Content-Type: application/json`",
+    ))
+}
+
+/// The value of a header; an error where it is not text or is there more than once.
+pub(super) fn text(headers: &HeaderMap, name: header::HeaderName) -> Result<Option<&str>, Problem> {
+    let mut values = headers.get_all(&name).iter();
+    let bad = |what: &str| Problem::new(Kind::BadRequest, format!("the header `{name}` {what}"));
+    let Some(value) = values.next() else { return Ok(None) };
+    if values.next().is_some() {
+        return Err(bad("is there more than once"));
+    }
+    value.to_str().map(Some).map_err(|_| bad("must be ASCII"))
+}
+
+/// The `Idempotency-Key`, with or without the quotation marks that structured headers have.
+pub(super) fn idempotency_key(headers: &HeaderMap) -> Result<Option<&str>, Problem> {
+    let key = text(headers, header::HeaderName::from_static("idempotency-key"))?.map(str::trim);
+    Ok(key.map(|key| key.strip_prefix('"').and_then(|key| key.strip_suffix('"')).unwrap_or(key)))
+}
+
+/// How long a request wants to wait by `Prefer: wait=SECONDS`.
+pub(super) fn preferred_wait(headers: &HeaderMap) -> Result<Option<Duration>, Problem> {
+    for value in headers.get_all("prefer") {
+        for preference in value.to_str().unwrap_or_default().split([',', ';']) {
+            if let Some((name, seconds)) = preference.split_once('=')
+                && name.trim().eq_ignore_ascii_case("wait")
+            {
+                return seconds_of("the header `Prefer: wait`", seconds.trim().trim_matches('"')).map(Some);
+            }
+        }
+    }
+    Ok(None)
+}
+
+fn seconds_of(what: &str, text: &str) -> Result<Duration, Problem> {
+    let seconds: u32 = text
+        .parse()
+        .map_err(|_| Problem::new(Kind::BadRequest, format!("{what} must be a number of seconds")))?;
+    Ok(Duration::from_secs(seconds.into()).min(MAX_WAIT))
+}
+
+/// The parameters of a query, each of which is taken once. A name that nobody takes is refused: a misspelt filter would
+/// mean all jobs.
+#[derive(Debug)]
+pub(super) struct Parameters(BTreeMap<String, Vec<String>>);
+
+impl Parameters {
+    pub(super) fn of(request: &Request) -> Self {
+        let mut parameters = BTreeMap::<_, Vec<_>>::new();
+        for (name, value) in url::form_urlencoded::parse(request.uri().query().unwrap_or_default().as_bytes())
+        {
+            parameters.entry(name.into_owned()).or_default().push(value.into_owned());
+        }
+        Self(parameters)
+    }
+
+    /// All values of a parameter.
+    pub(super) fn all(&mut self, name: &str) -> Vec<String> {
+        self.0.remove(name).unwrap_or_default()
+    }
+
+    /// The value of a parameter that may be there once.
+    pub(super) fn one<T>(
+        &mut self,
+        name: &str,
+        read: impl FnOnce(&str) -> Result<T, String>,
+    ) -> Result<Option<T>, Problem> {
+        let bad = |what: &str| Problem::new(Kind::BadRequest, format!("the parameter `{name}`: {what}"));
+        match self.all(name).as_slice() {
+            [] => Ok(None),
+            [value] => read(value).map(Some).map_err(|error| bad(&error)),
+            _ => Err(bad("may be there once")),
+        }
+    }
+
+    pub(super) fn wait(&mut self) -> Result<Option<Duration>, Problem> {
+        match self.all("wait").as_slice() {
+            [] => Ok(None),
+            [seconds] => seconds_of("the parameter `wait`", seconds).map(Some),
+            _ => Err(Problem::new(Kind::BadRequest, "the parameter `wait` may be there once")),
+        }
+    }
+
+    /// An error if something is left that nobody takes.
+    pub(super) fn end(self) -> Result<(), Problem> {
+        match self.0.keys().next() {
+            None => Ok(()),
+            Some(name) => {
+                let name: String = name.chars().take(64).collect();
+                Err(Problem::new(
+                    Kind::BadRequest,
+                    format!("there is no parameter `{}` here", name.escape_default()),
+                ))
+            }
+        }
+    }
+}

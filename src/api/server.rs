@@ -1,0 +1,178 @@
+//! The listener of the API for apps.
+
+use std::{net::SocketAddr, panic::AssertUnwindSafe, sync::Arc, time::Duration};
+
+use axum::{
+    Router,
+    extract::{DefaultBodyLimit, Request},
+    http::{HeaderValue, header},
+    middleware::{Next, from_fn, map_response},
+    response::Response,
+    routing::{get, post},
+};
+use futures_util::FutureExt as _;
+use hyper::server::conn::http1;
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    service::TowerToHyperService,
+};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::{OwnedSemaphorePermit, Semaphore},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::{
+    browser, jobs,
+    problem::{Kind, Problem},
+    shared::{Parts, Shared},
+    waiters::Waiters,
+};
+use crate::telemetry::metrics;
+
+/// Most connections that are open at once. Further ones wait to be accepted.
+const MAX_CONNECTIONS: usize = 16_384;
+
+/// How long the head of a request may take, and how long a connection may be idle before it.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Most bytes of the head of a request.
+const MAX_HEAD_BYTES: usize = 32 * 1024;
+
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// How long requests that are under way may take to end when the API stops.
+const DRAIN: Duration = Duration::from_secs(10);
+
+#[derive(Debug)]
+pub struct Api {
+    listener: TcpListener,
+    parts: Parts,
+}
+
+impl Api {
+    /// Binds the address, so that a port in use is known before anything else starts.
+    pub async fn bind(address: SocketAddr, parts: Parts) -> std::io::Result<Self> {
+        Ok(Self { listener: TcpListener::bind(address).await?, parts })
+    }
+
+    pub fn address(&self) -> std::io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+
+    /// Serves until `stop`. Then those who wait get their answers, and requests that are under way end within ten seconds.
+    pub async fn run(self, stop: CancellationToken) {
+        let Self { listener, parts } = self;
+        let waiters = Waiters::new(parts.store.clone(), stop.clone());
+        let looking = tokio::spawn({
+            let waiters = waiters.clone();
+            async move { waiters.run().await }
+        });
+        let router = router(Shared { parts: Arc::new(parts), waiters });
+        let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        let connections = TaskTracker::new();
+        let accepting = async {
+            loop {
+                // The semaphore is never closed.
+                let Ok(permit) = room.clone().acquire_owned().await else { return };
+                match listener.accept().await {
+                    Ok((stream, _)) => {
+                        connections.spawn(serve(stream, router.clone(), permit, stop.clone()));
+                    }
+                    // As when the process is out of files.
+                    Err(_) => tokio::time::sleep(ACCEPT_PAUSE).await,
+                }
+            }
+        };
+        let _stopped: Option<()> = stop.run_until_cancelled(accepting).await;
+        drop(listener);
+        connections.close();
+        let _in_time = tokio::time::timeout(DRAIN, connections.wait()).await;
+        drop(looking.await);
+    }
+}
+
+fn router(shared: Shared) -> Router {
+    let not_found =
+        || async { Problem::new(Kind::NotFound, "there is no such path; docs/http-api.md lists them") };
+    let other_method =
+        || async { Problem::new(Kind::MethodNotAllowed, "the header `Allow` names the methods") };
+    Router::new()
+        .route("/v1/jobs", post(jobs::enqueue).get(jobs::list))
+        .route("/v1/jobs/{id}", get(jobs::show))
+        .route("/v1/jobs/{id}/cancel", post(jobs::cancel))
+        .route("/v1/jobs/{id}/retry", post(jobs::retry))
+        .route("/v1/jobs/{id}/release", post(jobs::release))
+        .fallback(not_found)
+        .method_not_allowed_fallback(other_method)
+        // Each handler reads its body within bounds of its own.
+        .layer(DefaultBodyLimit::disable())
+        .layer(from_fn(browser::refuse_foreign_pages))
+        .layer(from_fn(survive_panics))
+        .layer(map_response(secure))
+        .with_state(shared)
+}
+
+/// A request that makes errand panic costs itself only.
+async fn survive_panics(request: Request, next: Next) -> Result<Response, Problem> {
+    AssertUnwindSafe(next.run(request)).catch_unwind().await.map_err(|_| {
+        metrics::PANICS.add([], 1);
+        Problem::new(Kind::Internal, "errand failed at this request; its log says where")
+    })
+}
+
+/// Jobs are nobody's but who asked.
+async fn secure(mut answer: Response) -> Response {
+    let headers = answer.headers_mut();
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    answer
+}
+
+/// Answers the requests of one connection, one after the other, until it is closed or idle for too long, or until `stop`.
+async fn serve(stream: TcpStream, router: Router, permit: OwnedSemaphorePermit, stop: CancellationToken) {
+    let mut http = http1::Builder::new();
+    http.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT).max_buf_size(MAX_HEAD_BYTES);
+    let serving = http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+    tokio::pin!(serving);
+    let ended = tokio::select! {
+        ended = serving.as_mut() => ended,
+        () = stop.cancelled() => {
+            serving.as_mut().graceful_shutdown();
+            serving.await
+        }
+    };
+    // What goes wrong with a connection is nothing that an operator could mend here.
+    tracing::trace!(?ended, "a connection to the API is closed");
+    drop(permit);
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_request_that_panics_is_answered_and_the_next_one_too() {
+        let router = Router::new()
+            .route("/panics", get(async || -> &'static str { panic!("as planned") }))
+            .route("/works", get(async || "works"))
+            .layer(from_fn(survive_panics));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (stream, _) = listener.accept().await.unwrap();
+        let permit = Arc::new(Semaphore::new(1)).acquire_owned().await.unwrap();
+        tokio::spawn(serve(stream, router, permit, CancellationToken::new()));
+        for path in ["/panics", "/works"] {
+            let close = if path == "/works" { "Connection: close\r\n" } else { "" };
+            let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n{close}\r\n");
+            client.write_all(request.as_bytes()).await.unwrap();
+        }
+        let mut answers = String::new();
+        client.read_to_string(&mut answers).await.unwrap();
+        assert!(answers.starts_with("HTTP/1.1 500 "), "{answers}");
+        assert!(answers.contains("urn:errand:problem:internal"), "{answers}");
+        assert!(answers.contains("HTTP/1.1 200 OK") && answers.ends_with("works"), "{answers}");
+    }
+}

@@ -1,0 +1,26 @@
+//! What the requests of one API share.
+
+use std::sync::Arc;
+
+use tokio::sync::Notify;
+
+use super::waiters::Waiters;
+use crate::{admission::Admission, clock::SharedClock, job::QueueName, store::SharedStore};
+
+/// What an API works with.
+#[derive(Debug)]
+pub struct Parts {
+    pub store: SharedStore,
+    pub admission: Admission,
+    pub clock: SharedClock,
+    /// Woken when a job was made due.
+    pub relay_wake: Arc<Notify>,
+    /// The lanes there are.
+    pub lanes: Vec<QueueName>,
+}
+
+#[derive(Debug, Clone)]
+pub(super) struct Shared {
+    pub(super) parts: Arc<Parts>,
+    pub(super) waiters: Arc<Waiters>,
+}

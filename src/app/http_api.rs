@@ -1,0 +1,43 @@
+//! The HTTP API as a process of its own.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use anyhow::{Context as _, Result};
+use tokio_util::sync::CancellationToken;
+
+use super::{open_queue, open_store, rules};
+use crate::{
+    admission::Admission,
+    api::{Api, Parts},
+    clock,
+    config::Config,
+};
+
+/// Serves the HTTP API until `stop`. Workers are other processes.
+///
+/// # Errors
+/// The listener cannot be bound, or an address of a service cannot be used.
+pub async fn serve_api(config: &Config, address: SocketAddr, stop: CancellationToken) -> Result<()> {
+    let store = open_store(config)?;
+    // Without a broker, the relay of the worker that shares the file publishes what is stored.
+    let queue = config.uses_broker().then(|| open_queue(config)).transpose()?;
+    let unclaimed = Duration::from_secs(config.relay.unclaimed_secs);
+    let admission = Admission::new(store.clone(), queue.clone(), clock::system(), rules(config), unclaimed);
+    let parts = Parts {
+        store: store.clone(),
+        admission,
+        clock: clock::system(),
+        relay_wake: Arc::default(),
+        lanes: config.queues.keys().cloned().collect(),
+    };
+    let api = Api::bind(address, parts)
+        .await
+        .with_context(|| format!("cannot listen on {address}; choose another address with --listen"))?;
+    tracing::info!(address = %api.address()?, "the API is served");
+    api.run(stop).await;
+    if let Some(queue) = queue {
+        queue.close().await;
+    }
+    store.close().await;
+    Ok(())
+}
