@@ -28,7 +28,7 @@ const WELL_FOR: Duration = Duration::from_secs(120);
 
 /// Times that the rules wait for, and what stands for them where a test waits. Thresholds that are no times stay.
 const SHORTER: &[(&str, &str)] = &[
-    ("> 300", "> 6"),
+    ("> 45", "> 6"),
     ("(errand_taken_messages_total[5m])", "(errand_taken_messages_total[5s])"),
     ("> 20\n        labels", "> 3\n        labels"),
     ("(errand_finish_duration_seconds_count[1m])", "(errand_finish_duration_seconds_count[3s])"),
