@@ -12,5 +12,5 @@ drop index concurrently if exists jobs_held_in_order;
 create index concurrently jobs_held_in_order on jobs (created_at, id) where held_reason is not null;
 -- The jobs of an owner in the same order, whose places are found without reading the jobs.
 drop index concurrently if exists jobs_owner_in_order;
-create index concurrently jobs_owner_in_order on jobs (owner_id, created_at, id);
+create index concurrently jobs_owner_in_order on jobs (owner_kind, owner_id, created_at, id);
 drop index concurrently if exists jobs_owner;

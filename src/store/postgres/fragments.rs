@@ -105,17 +105,14 @@ impl Dialect for Postgres {
             "(created_at, id) < (timestamptz 'epoch' + {before_at}::bigint * interval '1 microsecond', {before_id}::uuid)
             and (created_at, id) >= (timestamptz 'epoch' + {end_at}::bigint * interval '1 microsecond', {end_id}::uuid)",
         ),
-        // The same among the jobs of an owner. It has no `owner_id = ...` and is ordered by it, and compares the kind as
-        // no index does, because no other index than that of owners can serve this, whatever the planner believes of how
-        // many jobs they have. Jobs of an owner of the same ID and another kind are passed over and not counted, so that
-        // nothing is told of them; how many these are is all that is not bounded.
+        // The same among the jobs of an owner. It has no `owner_id = ...` and is ordered by the owner, because no other index
+        // than that of owners can serve this, whatever the planner believes of how many jobs they have.
         (
             "in_order_of_owner",
-            "(owner_id, created_at, id) < ({owner_id}, timestamptz 'epoch' + {before_at}::bigint * interval '1 microsecond',
-                {before_id}::uuid)
-            and (owner_id, created_at, id) >= ({owner_id}, timestamptz 'epoch' + {end_at}::bigint * interval '1 microsecond',
-                {end_id}::uuid)
-            and owner_kind is not distinct from {owner_kind}",
+            "(owner_kind, owner_id, created_at, id) < ({owner_kind}, {owner_id},
+                timestamptz 'epoch' + {before_at}::bigint * interval '1 microsecond', {before_id}::uuid)
+            and (owner_kind, owner_id, created_at, id) >= ({owner_kind}, {owner_id},
+                timestamptz 'epoch' + {end_at}::bigint * interval '1 microsecond', {end_id}::uuid)",
         ),
         // What a filter asks for.
         (

@@ -30,7 +30,7 @@ statements! { Postgres:
     window_of_owner(stretch: One<'_, StretchColumns>, limit: i64, owner_kind: &str, owner_id: &str) =
     "select count(*) over () as looked_at, created_at, id from (
         select created_at, id from jobs where {in_order_of_owner}
-        order by owner_id desc, created_at desc, id desc limit {limit}) w
+        order by owner_kind desc, owner_id desc, created_at desc, id desc limit {limit}) w
     order by created_at, id limit 1";
 
     /// What matches is looked for in a part of its own: asked for both at once, the planner may believe that so little
@@ -48,8 +48,8 @@ statements! { Postgres:
 
     jobs_of_owner(filter: One<'_, Filter>, stretch: One<'_, StretchColumns>, most: i64, limit: i64) =
     "select {job}, null::text as result from (
-        select * from jobs where {in_order_of_owner} order by owner_id desc, created_at desc, id desc limit {most}) jobs
-    where {matches} order by owner_id desc, created_at desc, id desc limit {limit}";
+        select * from jobs where {in_order_of_owner} order by owner_kind desc, owner_id desc, created_at desc, id desc limit {most}) jobs
+    where {matches} order by owner_kind desc, owner_id desc, created_at desc, id desc limit {limit}";
 
     glances(filter: One<'_, Filter>, stretch: One<'_, StretchColumns>, most: i64, outcomes: bool) =
     "select {glance} from (
@@ -64,8 +64,8 @@ statements! { Postgres:
 
     glances_of_owner(filter: One<'_, Filter>, stretch: One<'_, StretchColumns>, most: i64, outcomes: bool) =
     "select {glance} from (
-        select * from jobs where {in_order_of_owner} order by owner_id desc, created_at desc, id desc limit {most}) jobs
-    where {matches} order by owner_id desc, created_at desc, id desc";
+        select * from jobs where {in_order_of_owner} order by owner_kind desc, owner_id desc, created_at desc, id desc limit {most}) jobs
+    where {matches} order by owner_kind desc, owner_id desc, created_at desc, id desc";
 }
 
 #[async_trait]
@@ -114,7 +114,7 @@ impl JobLists for PostgresStore {
 }
 
 impl PostgresStore {
-    /// The next jobs to look at, which are found in the index alone, but for those of an owner, whose kind it does not have.
+    /// The next jobs to look at, which are found in the index alone.
     async fn job_window(
         &self,
         filter: &JobFilter,
