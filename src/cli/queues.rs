@@ -93,6 +93,11 @@ pub(super) async fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> 
             "a worker whose slots are all busy is no consumer in the eyes of the broker: see `errand workers`",
         );
     }
+    if lanes.values().any(|lane| lane.depth.as_ref().is_some_and(|depth| depth.ready > 0)) {
+        output::note(
+            "OLDEST DUE is of jobs in the database; errand_oldest_due_age_seconds tells how long messages wait in the broker",
+        );
+    }
     let jobs = output::count(looked_at, "newest job", "newest jobs");
     output::note(match complete {
         true => format!("DONE is counted among all {jobs}"),

@@ -41,7 +41,7 @@ fn published(job: &JobView, next: Timestamp, now: Timestamp) -> String {
         0 => format!("not yet; {next}"),
         times => {
             format!(
-                "{}; again {next}, unless a worker takes it before",
+                "offered to the broker {}; again {next}, unless a worker takes it before",
                 output::count(times.into(), "time", "times")
             )
         }

@@ -69,14 +69,21 @@ impl Sources {
 }
 
 impl Sources {
-    /// The folder of this program, where `PATH` leads to another program of its name, or to none.
+    /// The folder in which this program is called `errand`, where `PATH` leads to another program of that name, or to none.
+    /// `None` where it has another name there, too.
     pub fn path_addition(&self) -> Option<PathBuf> {
         let program = std::env::current_exe().ok()?.canonicalize().ok()?;
-        let name = program.file_name()?;
-        let folders = self.env.get("PATH").map(std::env::split_paths).into_iter().flatten();
-        let found = folders.map(|folder| folder.join(name)).find(|path| path.is_file());
-        let is_found = found.and_then(|path| path.canonicalize().ok()).is_some_and(|path| path == program);
-        if is_found { None } else { program.parent().map(PathBuf::from) }
+        let in_folder = |folder: PathBuf| Some(folder.join("errand")).filter(|path| path.is_file());
+        let is_program = |path: &PathBuf| path.canonicalize().is_ok_and(|path| path == program);
+        let mut folders = self.env.get("PATH").map(std::env::split_paths).into_iter().flatten();
+        if folders.find_map(in_folder).is_some_and(|found| is_program(&found)) {
+            return None;
+        }
+        // It may have been started by a link to it.
+        let started = std::env::args_os().next().map(PathBuf::from);
+        let started = started.and_then(|started| std::path::absolute(started.parent()?).ok());
+        let folders = [started, program.parent().map(PathBuf::from)].into_iter().flatten();
+        folders.into_iter().find(|folder| is_program(&folder.join("errand")))
     }
 }
 

@@ -114,6 +114,8 @@ struct Tally {
     /// Of these, the jobs whose effect may be repeated.
     may_have_acted: u64,
     changed: u64,
+    /// Of these, the running jobs that are only marked: their calls go on.
+    running: u64,
     /// Jobs that stay as they are, by why.
     left: BTreeMap<&'static str, u64>,
 }
@@ -185,8 +187,9 @@ async fn walk(
 impl Tally {
     fn note(&mut self, decided: Decided) {
         let why = match decided {
-            Decided::Now(_) => {
+            Decided::Now(state) => {
                 self.changed += 1;
+                self.running += u64::from(state == State::Running);
                 return;
             }
             Decided::MayHaveActed => "its last call may have had its effect (--force repeats it)",
@@ -239,6 +242,14 @@ impl Tally {
             let jobs = |what: &str| (format!("job {what}"), format!("jobs {what}"));
             let (one, many) = jobs(done);
             output::print_line(output::count(self.changed, &one, &many))?;
+            if self.running > 0 {
+                let running = output::count(
+                    self.running,
+                    "job was running: its call goes",
+                    "jobs were running: their calls go",
+                );
+                output::note(format!("{running} on, and may still succeed; none is repeated"));
+            }
             for (why, jobs) in &self.left {
                 output::note(format!("{} as before: {why}", output::count(*jobs, "job is", "jobs are")));
             }
@@ -288,7 +299,8 @@ pub(super) async fn decide(
     Ok(Exit::negative_if(refused))
 }
 
-const NO_SUCH_JOB: &str = "there is no such job";
+const NO_SUCH_JOB: &str = "there is no such job in the database; a message that no worker has taken yet waits in the broker \
+                           (`errand queues`)";
 
 /// What is said of an ID that no job has: which job has it besides its own, if one has. Nothing is done to that before it
 /// is named, because there may be more to it.

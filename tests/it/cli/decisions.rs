@@ -11,12 +11,15 @@ use serde_json::json;
 use super::{NOBODY, Place, block_on, with_sandbox};
 use crate::jobs::{claim, spec};
 
+const NO_SUCH_JOB: &str = "there is no such job in the database; a message that no worker has taken yet waits in the broker \
+                           (`errand queues`)";
+
 #[test]
 fn decisions_say_what_became_of_each_job() {
     let place = Place::with_database();
     let id = place.enqueue(&[]);
     let ran = place.run(&["jobs", "cancel", &id, NOBODY]).exits(1);
-    assert_eq!(ran.out, format!("{id} is cancelled now\n{NOBODY} unchanged: there is no such job\n"));
+    assert_eq!(ran.out, format!("{id} is cancelled now\n{NOBODY} unchanged: {NO_SUCH_JOB}\n"));
     let ran = place.run(&["jobs", "cancel", &id, "--json"]).exits(1);
     assert_eq!(
         ran.json(),
