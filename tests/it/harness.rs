@@ -2,7 +2,7 @@
 
 use std::{
     io::{BufRead as _, BufReader, Write as _},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Output, Stdio},
     sync::{Arc, Mutex},
     time::Duration,
@@ -39,10 +39,7 @@ impl Harness {
 
     /// The same, of servers that a test may break.
     pub(crate) fn of(database: postgres::Database, vhost: rabbitmq::Vhost, sandbox: Running) -> Self {
-        // `tests/run` names a folder that it removes whatever happens.
-        let base = std::env::var_os("ERRAND_TEST_DIR").map_or_else(std::env::temp_dir, PathBuf::from);
-        let folder = tempfile::Builder::new().prefix("errand-harness-").tempdir_in(base).unwrap();
-        Self { database, vhost, sandbox, folder }
+        Self { database, vhost, sandbox, folder: in_memory("errand-harness-") }
     }
 
     /// The environment that points errand at this harness.
@@ -240,6 +237,16 @@ impl Harness {
             sqlx::query(sqlx::AssertSqlSafe(sql.to_owned())).fetch_optional(&mut connection).await.ok()??;
         row.try_get::<Option<String>, _>(0).ok()?
     }
+}
+
+/// A folder in memory, if the machine has such. A journal has to be on the disk before a shutdown ends, and a disk that
+/// others use may stand still for longer than that.
+pub(crate) fn in_memory(prefix: &str) -> TempDir {
+    let memory = Path::new("/dev/shm");
+    // `tests/run` names a folder that it removes whatever happens.
+    let disk = || std::env::var_os("ERRAND_TEST_DIR").map_or_else(std::env::temp_dir, PathBuf::from);
+    let base = if memory.is_dir() { memory.to_owned() } else { disk() };
+    tempfile::Builder::new().prefix(prefix).tempdir_in(base).unwrap()
 }
 
 /// The port of a service, for a proxy in front of it.

@@ -31,6 +31,7 @@ use self::{
     store::StoreThread,
     world::{Setting, World},
 };
+use crate::harness::in_memory;
 
 mod api;
 mod check;
@@ -78,9 +79,7 @@ impl Ground {
         let env = SETTINGS.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
         let config = config::load(&Sources { file: None, env }).unwrap().config;
         // Memory is faster, and a world does not outlive its process.
-        let memory = Path::new("/dev/shm");
-        let directory = if memory.is_dir() { TempDir::new_in(memory) } else { TempDir::new() }.unwrap();
-        Self { directory, config }
+        Self { directory: in_memory("errand-world-"), config }
     }
 
     fn store(&self) -> StoreThread {
