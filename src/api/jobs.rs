@@ -167,7 +167,6 @@ async fn decided_about(shared: &Shared, id: JobId, decided: Decided) -> Result<R
     if let Some(problem) = Problem::undecided(decided) {
         return Err(problem);
     }
-    shared.parts.relay_wake.notify_one();
     Ok(known(shared, id).await?.1.into_response())
 }
 

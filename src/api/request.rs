@@ -17,7 +17,7 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The longest wait that a request may ask for. Longer ones are cut to it, because what stands between does not keep
 /// connections open for ever.
-pub(super) const MAX_WAIT: Duration = Duration::from_secs(60);
+const MAX_WAIT: Duration = Duration::from_secs(60);
 
 /// The JSON body of a request, undecoded.
 pub(super) async fn json_body(request: Request) -> Result<Bytes, Problem> {

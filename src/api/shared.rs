@@ -2,8 +2,6 @@
 
 use std::sync::Arc;
 
-use tokio::sync::Notify;
-
 use super::waiters::Waiters;
 use crate::{admission::Admission, clock::SharedClock, job::QueueName, store::SharedStore};
 
@@ -13,8 +11,6 @@ pub struct Parts {
     pub store: SharedStore,
     pub admission: Admission,
     pub clock: SharedClock,
-    /// Woken when a job was made due.
-    pub relay_wake: Arc<Notify>,
     /// The lanes there are.
     pub lanes: Vec<QueueName>,
 }

@@ -1,6 +1,6 @@
 //! The HTTP API as a process of its own.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{net::SocketAddr, time::Duration};
 
 use anyhow::{Context as _, Result};
 use tokio_util::sync::CancellationToken;
@@ -27,7 +27,6 @@ pub async fn serve_api(config: &Config, address: SocketAddr, stop: CancellationT
         store: store.clone(),
         admission,
         clock: clock::system(),
-        relay_wake: Arc::default(),
         lanes: config.queues.keys().cloned().collect(),
     };
     let api = Api::bind(address, parts)
