@@ -171,14 +171,15 @@ async fn jobs_of_a_killed_dev_are_rescued_by_the_next_one() {
     .await;
 }
 
-/// The file may not grow past its first bytes, so that every write fails as it does on a full disk.
+/// No file may be written past its first bytes, which are soon used, so that every write fails as it does on a full disk.
+/// The log, which is a file too, is shorter.
 #[tokio::test(flavor = "multi_thread")]
 async fn after_a_full_disk_jobs_go_on_without_a_restart() {
     let data = tempfile::tempdir().unwrap();
     // Otherwise the first write that is too long ends the process.
     let dev = Dev::start_by(&["/bin/sh", "-c", "trap '' XFSZ; exec \"$0\" \"$@\""], data.path()).await;
     dev.succeeds(&dev.enqueue()).await;
-    dev.process.limit("--fsize=4096:");
+    dev.process.limit("--fsize=131072:");
     let waiting = dev.enqueue();
     dev.process.becomes_ready(false).await;
     dev.process.logged("disk I/O error").await;

@@ -1,10 +1,11 @@
 //! The real `errand` binary as a process, and a harness for it: a database, a vhost and a sandbox.
 
 use std::{
-    io::{BufRead as _, BufReader, Write as _},
+    fs::File,
+    io::Write as _,
+    os::unix::fs::FileExt as _,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Output, Stdio},
-    sync::{Arc, Mutex},
     time::Duration,
 };
 
@@ -242,11 +243,14 @@ impl Harness {
 /// A folder in memory, if the machine has such. A journal has to be on the disk before a shutdown ends, and a disk that
 /// others use may stand still for longer than that.
 pub(crate) fn in_memory(prefix: &str) -> TempDir {
+    tempfile::Builder::new().prefix(prefix).tempdir_in(memory()).unwrap()
+}
+
+fn memory() -> PathBuf {
     let memory = Path::new("/dev/shm");
     // `tests/run` names a folder that it removes whatever happens.
     let disk = || std::env::var_os("ERRAND_TEST_DIR").map_or_else(std::env::temp_dir, PathBuf::from);
-    let base = if memory.is_dir() { memory.to_owned() } else { disk() };
-    tempfile::Builder::new().prefix(prefix).tempdir_in(base).unwrap()
+    if memory.is_dir() { memory.to_owned() } else { disk() }
 }
 
 /// The port of a service, for a proxy in front of it.
@@ -280,9 +284,12 @@ fn command_of(starter: &[&str], args: &[&str], env: &[(String, String)]) -> Comm
 }
 
 /// A running `errand`. Killed when it is dropped.
+///
+/// It logs to a file and not to a pipe: what it logged before anything that a test sees of it, such as an answer or a
+/// metric, is there to be read.
 pub(crate) struct Process {
     child: Child,
-    log: Arc<Mutex<String>>,
+    log: File,
 }
 
 impl Process {
@@ -297,22 +304,14 @@ impl Process {
 
     /// Started by a program that gives its place to it, such as `prlimit`.
     pub(crate) fn start_by(starter: &[&str], args: &[&str], env: &[(String, String)]) -> Self {
-        let mut child = command_of(starter, args, env)
+        let log = tempfile::tempfile_in(memory()).unwrap();
+        let child = command_of(starter, args, env)
             .env("ERRAND__LOG__FORMAT", "json")
             .stdin(Stdio::null())
             .stdout(Stdio::null())
-            .stderr(Stdio::piped())
+            .stderr(log.try_clone().unwrap())
             .spawn()
             .unwrap();
-        let log = Arc::new(Mutex::new(String::new()));
-        let (lines, kept) = (BufReader::new(child.stderr.take().unwrap()).lines(), log.clone());
-        std::thread::spawn(move || {
-            for line in lines.map_while(Result::ok) {
-                let mut kept = kept.lock().unwrap();
-                kept.push_str(&line);
-                kept.push('\n');
-            }
-        });
         Self { child, log }
     }
 
@@ -330,9 +329,12 @@ impl Process {
         peak.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
     }
 
-    /// What it has logged so far.
+    /// The lines that it has logged so far.
     pub(crate) fn log(&self) -> String {
-        self.log.lock().unwrap().clone()
+        let mut log = vec![0; self.log.metadata().unwrap().len() as usize];
+        self.log.read_exact_at(&mut log, 0).unwrap();
+        log.truncate(log.iter().rposition(|byte| *byte == b'\n').map_or(0, |last| last + 1));
+        String::from_utf8(log).unwrap()
     }
 
     /// The lines that say exactly this, with their fields.
