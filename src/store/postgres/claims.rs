@@ -12,6 +12,7 @@ use uuid::Uuid;
 use super::{
     PostgresStore,
     batch::{MAX_ROUNDS, jobs_kept_changing, take_complete, unanswered},
+    follow_up::FollowUp,
 };
 use crate::{
     job::{EXPIRED, State, WorkerId},
@@ -187,7 +188,8 @@ impl PostgresStore {
         let waiting = claims.iter().filter(|claim| waits(claim)).map(|claim| claim.spec.id.0).collect();
         let note = |claim: &Claim| Some((claim.goes_to(), of_claim(claim, claim.goes_to())?));
         let notes = claims.iter().filter_map(|claim| note(claim)).collect();
-        let rows = self.fetch_and_note(query(&claims), waiting, notes).await?;
+        let follow_up = FollowUp { waiting, notes, ..FollowUp::default() };
+        let rows = self.fetch_and_follow_up(query(&claims), follow_up).await?;
         let places: HashMap<Uuid, usize> =
             places.iter().map(|place| (batch[*place].spec.id.0, *place)).collect();
         for row in &rows {

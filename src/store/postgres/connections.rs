@@ -1,21 +1,20 @@
 //! Jobs that wait until their owner has connected a toolkit.
 
-use std::{collections::HashMap, time::Duration};
+use std::time::Duration;
 
 use async_trait::async_trait;
-use sqlx::{PgConnection, Postgres, postgres::PgRow};
+use sqlx::PgConnection;
 use uuid::Uuid;
 
-use super::{PostgresStore, answers::owe_held, history::note};
+use super::PostgresStore;
 use crate::{
-    job::{Release, State},
+    job::Release,
     store::{
         Awaited, Connections, Result, SEARCHED_FOR_TOGETHER, TakeAwaited,
         convert::{micros, to_limit},
-        history::Note,
         read::{StoreRow as _, readable},
         rows,
-        sql::{Bound, statements},
+        sql::statements,
         texts::{BY_CONNECTIONS, EXPIRED_AWAITING, MAX_ERROR_LENGTH},
     },
 };
@@ -140,40 +139,6 @@ impl PostgresStore {
         }
         let (ids, parked): (Vec<i64>, Vec<i64>) = awaited.iter().map(|a| (a.id, a.parked)).unzip();
         self.other.fetch(sql::forget(ids, parked)).await?.iter().map(|row| row.read("id")).collect()
-    }
-
-    /// Executes a statement that returns `id` and `state` of the jobs that it changes, with what goes with it in the
-    /// same transaction: what jobs wait for that may end up waiting for a connection, entries of the history, each with the
-    /// state of its job if it happens, and answers about those that are held, which all have such an entry. Most batches
-    /// have none of these.
-    pub(super) async fn fetch_and_note(
-        &self,
-        query: Bound<Postgres>,
-        waiting: Vec<Uuid>,
-        notes: Vec<(State, Note<'static>)>,
-    ) -> Result<Vec<PgRow>> {
-        if waiting.is_empty() && notes.is_empty() {
-            return self.hot.fetch(query).await;
-        }
-        let work = self.hot.transaction(move |db| {
-            Box::pin(async move {
-                let rows = query.fetch_all(&mut *db).await?;
-                let mut changed: HashMap<Uuid, State> = HashMap::with_capacity(rows.len());
-                for row in &rows {
-                    changed.insert(row.read("id")?, row.parse("state")?);
-                }
-                let happened = |(state, note): (State, Note<'static>)| {
-                    (changed.get(&note.job.0) == Some(&state)).then_some(note)
-                };
-                let notes: Vec<_> = notes.into_iter().filter_map(happened).collect();
-                note(db, &notes).await?;
-                let held = changed.iter().filter(|(_, state)| **state == State::Held);
-                owe_held(db, held.map(|(id, _)| *id).collect()).await?;
-                note_awaited(db, waiting).await?;
-                Ok(rows)
-            })
-        });
-        work.await
     }
 }
 

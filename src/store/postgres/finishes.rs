@@ -11,12 +11,13 @@ use super::{
     answers::owe_held,
     batch::{jobs_kept_changing, take_complete, unanswered},
     connections::note_awaited,
+    follow_up::FollowUp,
     history::note,
 };
 use crate::{
-    job::State,
+    job::{Ending, State},
     store::{
-        Finish, Finished, Finishes, Result,
+        By, Finish, Finished, Finishes, Result,
         columns::{Attempt, End, Error},
         convert::to_i32,
         finishes::{RECORD, RECORDED},
@@ -33,9 +34,6 @@ statements! { Postgres:
     /// planner would do by comparing each with each.
     ///
     /// A first attempt that succeeded is recorded in the job's row, which says the same; the status is the mark.
-    /// The record of a snooze takes the place of that before if this was one for the same cause, which is looked for only
-    /// where there is a snooze.
-    ///
     /// A snooze that has nothing to tell keeps the error of the attempt before, and since when the job is postponed. Each
     /// snooze keeps since when the job is due; a row of a build that did not know that was due at its start, at the latest.
     finish(ends: Rows<'_, End>, attempts: Rows<'_, Attempt>) = "with i as (select * from {rows}),
@@ -61,28 +59,29 @@ statements! { Postgres:
             reply_due_at = case when j.reply_to is not null and (j.cancel_requested or i.state in ('succeeded', 'failed')) then now() end,
             waits_for = coalesce(i.waits_for, j.waits_for),
             waits_until = case when i.waits_for is null then j.waits_until else {waits_until} end
-        from i left join lateral (select a.times, a.started_at from attempts a
-            where i.state = 'retryable' and i.charge = 0 and i.lease is null and a.job_id = i.id and a.number = i.number - 1
-                and a.outcome = i.outcome and a.error_kind is not distinct from i.attempt_error_kind and {is_snooze}
-            offset 0) same on true
+        from i
         where j.id = i.id and j.fence = i.fence and j.state = 'running'
             and (i.lease is null or i.lease = 0 or not exists (select 1 from workers w where w.id = j.worker_id
                 and w.beat_at > now() - coalesce(w.lease_ms * 1000, i.lease) * interval '1 microsecond'))
             and (i.lease is null or i.outcome <> 'interrupted' or j.toolkit is null)
-        returning j.id, j.state, j.http_status as kept, i.charge, {i.attempt},
-            case when j.state = 'retryable' then same.times end as times_before, same.started_at as first_started_at),
-    replaced as (
-        delete from attempts a using ended e
-        where e.times_before is not null and a.job_id = e.id and a.number = e.number - 1),
+        returning j.id, j.state, j.http_status as kept, i.charge, {i.attempt}),
     recorded as (
         insert into attempts (job_id, number, request_id, outcome, http_status, log_id, version, {error},
-            started_at, finished_at, reported_by, ended_as, late, charged, times)
-        select id, number, request_id, outcome, http_status, log_id, version, {attempt_error},
-            case when times_before is null then started_at else first_started_at end, finished_at, reported_by,
-            state, false, charge > 0, coalesce(times_before, 0) + 1
+            started_at, finished_at, reported_by, ended_as, late, charged)
+        select id, {attempt}, state, false, charge > 0
         from ended where kept is null
         on conflict (job_id, number) do nothing)
     select id, state from ended";
+
+    /// The record of a snooze takes the place of that before if this was one for the same cause.
+    fold_snoozes(jobs: Vec<Uuid>) = "with same as (
+        select n.job_id, n.number, a.times, a.started_at
+        from jobs j join attempts n on n.job_id = j.id and n.number = j.attempt
+            join attempts a on a.job_id = j.id and a.number = j.attempt - 1
+        where j.id = any({jobs}) and a.outcome = n.outcome and a.error_kind is not distinct from n.error_kind and {is_snooze}),
+    replaced as (delete from attempts a using same where a.job_id = same.job_id and a.number = same.number - 1)
+    update attempts a set times = same.times + a.times, started_at = same.started_at
+    from same where a.job_id = same.job_id and a.number = same.number";
 
     lock_job(id: Uuid) = "select state, fence, check_at is not null as is_looked_up from jobs where id = {id} for update";
 
@@ -131,8 +130,12 @@ impl Finishes for PostgresStore {
         let mut firsts: Vec<&Finish> = places.values().map(|place| &batch[*place]).collect();
         firsts.sort_unstable_by_key(|finish| finish.id);
         let query = sql::finish(Rows(&firsts), Rows(&firsts));
-        let awaiting = waiting(firsts.iter().copied());
-        for row in &self.fetch_and_note(query, awaiting, notes(&firsts)).await? {
+        let follow_up = FollowUp {
+            waiting: waiting(firsts.iter().copied()),
+            snoozed: snoozed(&firsts),
+            notes: notes(&firsts),
+        };
+        for row in &self.fetch_and_follow_up(query, follow_up).await? {
             if let Some(place) = places.get(&row.read("id")?) {
                 answers[*place] = Some(Finished::Applied { state: row.parse("state")?, late: false });
             }
@@ -204,6 +207,22 @@ fn notes(finishes: &[&Finish]) -> Vec<(State, Note<'static>)> {
         of_state(finish, finish.ending.state()).chain(called_off).collect::<Vec<_>>()
     };
     finishes.iter().flat_map(of_one).collect()
+}
+
+/// The jobs that their workers put off.
+fn snoozed(finishes: &[&Finish]) -> Vec<Uuid> {
+    let snoozed = finishes.iter().filter(|finish| {
+        matches!(finish.ending, Ending::Snooze { .. }) && !matches!(finish.by, By::Rescuer { .. })
+    });
+    snoozed.map(|finish| finish.id.0).collect()
+}
+
+/// Makes one record of the last two of each job that was postponed twice in a row for the same cause.
+pub(super) async fn fold_snoozes(db: &mut PgConnection, jobs: Vec<Uuid>) -> Result<()> {
+    if !jobs.is_empty() {
+        sql::fold_snoozes(jobs).execute(db).await?;
+    }
+    Ok(())
 }
 
 /// The jobs that these endings hold until there is a connection.

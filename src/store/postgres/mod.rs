@@ -33,6 +33,7 @@ mod claims;
 mod connections;
 mod failed_migration;
 mod finishes;
+mod follow_up;
 mod fragments;
 mod history;
 mod job_control;
