@@ -61,6 +61,9 @@ pub const MAX_LOOK_SCATTERED: usize = 500;
 /// Most entries of a job's history that are read: the newest.
 pub const MAX_HISTORY: usize = 1_000;
 
+/// Most valid access keys of one owner, or of the operator.
+pub const MAX_KEYS: usize = 100;
+
 /// Most other IDs of a job that are kept: those under which it was sent again with its idempotency key.
 pub const MAX_ALIASES: usize = 100;
 

@@ -3,30 +3,21 @@
 //! Such a page may send requests to loopback, and by a name of its own that it lets point there (DNS rebinding), and
 //! browsers do not ask whether it should. They say who asks, though: in `Host`, `Origin` and `Sec-Fetch-Site`.
 
-use axum::{
-    extract::Request,
-    http::{HeaderName, header, uri::Authority},
-    middleware::Next,
-    response::Response,
-};
+use axum::http::{HeaderName, header, request::Parts, uri::Authority};
 
 use super::problem::{Kind, Problem};
 
-/// Lets a request through that no foreign page can have made.
-pub(super) async fn refuse_foreign_pages(request: Request, next: Next) -> Result<Response, Problem> {
-    judge_request(&request).map_err(|why| Problem::new(Kind::ForeignOrigin, why))?;
-    Ok(next.run(request).await)
-}
-
-fn judge_request(request: &Request) -> Result<(), &'static str> {
-    let text = |name: HeaderName| request.headers().get(name).and_then(|value| value.to_str().ok());
-    let host = request.uri().authority().map(Authority::as_str).or_else(|| text(header::HOST));
+/// An error if a foreign page may have made a request that shows no key. No page knows one.
+pub(super) fn refuse_foreign_pages(request: &Parts) -> Result<(), Problem> {
+    let text = |name: HeaderName| request.headers.get(name).and_then(|value| value.to_str().ok());
+    let host = request.uri.authority().map(Authority::as_str).or_else(|| text(header::HOST));
     judge(host, text(header::ORIGIN), text(HeaderName::from_static("sec-fetch-site")))
+        .map_err(|why| Problem::new(Kind::ForeignOrigin, why))
 }
 
 fn judge(host: Option<&str>, origin: Option<&str>, site: Option<&str>) -> Result<(), &'static str> {
     let Some(host) = host.filter(|host| is_loopback(host)) else {
-        return Err("ask for this API by 127.0.0.1, [::1] or localhost, as it listens on loopback only");
+        return Err("without a key, ask for this API by 127.0.0.1, [::1] or localhost");
     };
     let is_own = |origin: &str| {
         let of = origin.strip_prefix("http://").or_else(|| origin.strip_prefix("https://"));

@@ -17,9 +17,6 @@ use crate::{
 /// How far back a list goes that names no `since`.
 const WINDOW: SignedDuration = SignedDuration::from_hours(7 * 24);
 
-const DEFAULT_LIMIT: usize = 50;
-const MAX_LIMIT: usize = 500;
-
 /// A page of a list.
 #[derive(Debug)]
 pub(super) struct Wanted {
@@ -56,7 +53,7 @@ impl Wanted {
             effect: query.one("effect", parsed)?,
         };
         let before = query.one("cursor", parsed)?;
-        let limit = query.one("limit", limit)?.unwrap_or(DEFAULT_LIMIT);
+        let limit = query.limit()?;
         parameters.end()?;
         Ok(Self { filter, before, limit })
     }
@@ -81,14 +78,6 @@ fn text(value: &str) -> Result<String, String> {
 
 fn moment(value: &str) -> Result<Timestamp, String> {
     value.parse().map_err(|_| "must be a time as in RFC 3339, such as 2026-01-31T12:00:00Z".to_owned())
-}
-
-fn limit(value: &str) -> Result<usize, String> {
-    value
-        .parse()
-        .ok()
-        .filter(|limit| (1..=MAX_LIMIT).contains(limit))
-        .ok_or_else(|| format!("must be a number from 1 to {MAX_LIMIT}"))
 }
 
 fn tags(given: &[String]) -> Result<BTreeMap<String, String>, Problem> {

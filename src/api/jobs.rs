@@ -4,21 +4,26 @@ use std::{sync::Arc, time::Duration};
 
 use axum::{
     Json,
-    extract::{Path, Request, State},
+    extract::{Extension, Path, Request, State},
     http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
 use serde::{Deserialize, Serialize};
-use serde_json::value::{RawValue, to_raw_value};
+use serde_json::{
+    json,
+    value::{RawValue, to_raw_value},
+};
 use tokio::time::Instant;
 
 use super::{
+    caller::Caller,
     filter::{Wanted, Window},
     problem::{Kind, Problem},
     request::{Parameters, idempotency_key, json_body, optional_json, preferred_wait, text},
     shared::Shared,
 };
 use crate::{
+    access::Scope,
     admission::Enqueued,
     job::{Arrival, JobId, JobSpec, Principal, QueueName, Release, decode},
     job_json::{KnownJob, job_summary_json},
@@ -28,18 +33,22 @@ use crate::{
 /// When to ask again for a job that is not final.
 const ASK_AGAIN: HeaderValue = HeaderValue::from_static("1");
 
-/// Whom requests are from: without keys, whoever reaches the address.
-const CALLER: Principal = Principal::Operator;
-
-/// Who decided, as the history of a job says it.
-const BY: &str = "api";
-
 /// `POST /v1/jobs`: one job, in the JSON of an envelope.
-pub(super) async fn enqueue(State(shared): State<Shared>, request: Request) -> Result<Response, Problem> {
+pub(super) async fn enqueue(
+    State(shared): State<Shared>,
+    Extension(caller): Extension<Caller>,
+    request: Request,
+) -> Result<Response, Problem> {
     let headers = request.headers().clone();
+    caller.may(Scope::Enqueue)?;
     Parameters::of(&request).end()?;
-    let wait = preferred_wait(&headers)?;
+    // Only who may read is told of a job's result.
+    let reader = caller.may(Scope::Read).ok();
+    let wait = preferred_wait(&headers)?
+        .map(|wait| caller.may(Scope::Read).map(|reader| (reader, wait)))
+        .transpose()?;
     let spec = Arc::new(spec(&shared, &headers, &json_body(request).await?)?);
+    caller.may_act_for(&spec.owner)?;
     let answer = admit(&shared, spec).await?;
     let (id, is_new) = match answer {
         Some(Enqueued::New(id)) => (id, true),
@@ -48,12 +57,11 @@ pub(super) async fn enqueue(State(shared): State<Shared>, request: Request) -> R
         Some(Enqueued::Conflict(conflict)) => return Err(conflict.into()),
         None => return Err(Problem::new(Kind::Internal, "the store gave no answer")),
     };
-    let mut answer = match wait {
-        Some(wait) => waited_for(&shared, id, wait).await?,
-        None => {
-            let status = if is_new { StatusCode::CREATED } else { StatusCode::OK };
-            (status, known(&shared, id).await?.1).into_response()
-        }
+    let status = if is_new { StatusCode::CREATED } else { StatusCode::OK };
+    let mut answer = match (wait, reader) {
+        (Some((reader, wait)), _) => waited_for(&shared, reader, id, wait).await?,
+        (None, Some(reader)) => (status, known(&shared, reader, id).await?.1).into_response(),
+        (None, None) => (status, Json(json!({"id": id}))).into_response(),
     };
     let location = HeaderValue::from_str(&format!("/v1/jobs/{id}"));
     answer.headers_mut().extend(location.ok().map(|location| (header::LOCATION, location)));
@@ -63,6 +71,7 @@ pub(super) async fn enqueue(State(shared): State<Shared>, request: Request) -> R
 /// `GET /v1/jobs/{id}`, with `wait` until it is settled.
 pub(super) async fn show(
     State(shared): State<Shared>,
+    Extension(caller): Extension<Caller>,
     Path(id): Path<String>,
     request: Request,
 ) -> Result<Response, Problem> {
@@ -70,14 +79,19 @@ pub(super) async fn show(
     let mut parameters = Parameters::of(&request);
     let wait = parameters.wait()?.or(preferred_wait(request.headers())?);
     parameters.end()?;
+    let reader = caller.may(Scope::Read)?;
     match wait {
-        Some(wait) => waited_for(&shared, id, wait).await,
-        None => Ok(known(&shared, id).await?.1.into_response()),
+        Some(wait) => waited_for(&shared, reader, id, wait).await,
+        None => Ok(known(&shared, reader, id).await?.1.into_response()),
     }
 }
 
 /// `GET /v1/jobs`: a page of jobs, newest first, without their contents.
-pub(super) async fn list(State(shared): State<Shared>, request: Request) -> Result<Response, Problem> {
+pub(super) async fn list(
+    State(shared): State<Shared>,
+    Extension(caller): Extension<Caller>,
+    request: Request,
+) -> Result<Response, Problem> {
     #[derive(Serialize)]
     struct List<T> {
         items: Vec<T>,
@@ -85,8 +99,9 @@ pub(super) async fn list(State(shared): State<Shared>, request: Request) -> Resu
         window: Window,
     }
 
+    let reader = caller.may(Scope::Read)?;
     let wanted = Wanted::of(Parameters::of(&request), shared.parts.clock.now())?;
-    let page = shared.parts.store.jobs(&CALLER, &wanted.filter, wanted.before, wanted.limit).await?;
+    let page = shared.parts.store.jobs(reader, &wanted.filter, wanted.before, wanted.limit).await?;
     let items = page.items.iter().map(job_summary_json).collect();
     let next = page.next.map(|place| place.to_string());
     Ok(Json(List { items, next, window: wanted.window() }).into_response())
@@ -95,6 +110,7 @@ pub(super) async fn list(State(shared): State<Shared>, request: Request) -> Resu
 /// `POST /v1/jobs/{id}/cancel`.
 pub(super) async fn cancel(
     State(shared): State<Shared>,
+    Extension(caller): Extension<Caller>,
     Path(id): Path<String>,
     request: Request,
 ) -> Result<Response, Problem> {
@@ -102,14 +118,16 @@ pub(super) async fn cancel(
     #[serde(deny_unknown_fields)]
     struct Nothing {}
 
+    let manager = caller.may(Scope::Manage)?;
     let (id, Nothing {}) = (job_id(&id)?, optional_json(request).await?);
-    let decided = shared.parts.store.cancel(&CALLER, id, BY).await?;
-    decided_about(&shared, id, decided).await
+    let decided = shared.parts.store.cancel(manager, id, caller.name()).await?;
+    decided_about(&shared, &caller, id, decided).await
 }
 
 /// `POST /v1/jobs/{id}/retry`.
 pub(super) async fn retry(
     State(shared): State<Shared>,
+    Extension(caller): Extension<Caller>,
     Path(id): Path<String>,
     request: Request,
 ) -> Result<Response, Problem> {
@@ -120,14 +138,17 @@ pub(super) async fn retry(
         now: bool,
     }
 
+    let manager = caller.may(Scope::Manage)?;
     let (id, Retry { force, now }) = (job_id(&id)?, optional_json(request).await?);
-    let decided = shared.parts.store.restart(&CALLER, id, BY, Force { effect: force, early: now }).await?;
-    decided_about(&shared, id, decided).await
+    let force = Force { effect: force, early: now };
+    let decided = shared.parts.store.restart(manager, id, caller.name(), force).await?;
+    decided_about(&shared, &caller, id, decided).await
 }
 
 /// `POST /v1/jobs/{id}/release`.
 pub(super) async fn release(
     State(shared): State<Shared>,
+    Extension(caller): Extension<Caller>,
     Path(id): Path<String>,
     request: Request,
 ) -> Result<Response, Problem> {
@@ -137,13 +158,14 @@ pub(super) async fn release(
         how: Option<String>,
     }
 
+    let manager = caller.may(Scope::Manage)?;
     let (id, How { how }) = (job_id(&id)?, optional_json(request).await?);
     let release = how.as_deref().and_then(|how| how.parse::<Release>().ok()).ok_or_else(|| {
         let detail = "say what is known of the call: {\"how\": \"retry\"} makes it again, \"succeeded\" and \"failed\" do not";
         Problem::new(Kind::BadRequest, detail)
     })?;
-    let decided = shared.parts.store.release(&CALLER, id, release, BY).await?;
-    decided_about(&shared, id, decided).await
+    let decided = shared.parts.store.release(manager, id, release, caller.name()).await?;
+    decided_about(&shared, &caller, id, decided).await
 }
 
 /// Enqueues a job. What is begun is finished although nobody waits for the answer any more: a job that is stored is handed
@@ -156,9 +178,14 @@ async fn admit(shared: &Shared, spec: Arc<JobSpec>) -> Result<Option<Enqueued>, 
     Ok(answers?.into_iter().next())
 }
 
-async fn decided_about(shared: &Shared, id: JobId, decided: Decided) -> Result<Response, Problem> {
+async fn decided_about(
+    shared: &Shared,
+    caller: &Caller,
+    id: JobId,
+    decided: Decided,
+) -> Result<Response, Problem> {
     if decided == Decided::Unknown
-        && let Some(first) = shared.parts.store.job_known_as(&CALLER, id).await?
+        && let Some(first) = shared.parts.store.job_known_as(caller.may(Scope::Manage)?, id).await?
     {
         // Nothing is done to it before it is named, because there may be more to it.
         let detail = format!("it is another ID of the job {first}; name that one");
@@ -167,7 +194,10 @@ async fn decided_about(shared: &Shared, id: JobId, decided: Decided) -> Result<R
     if let Some(problem) = Problem::undecided(decided) {
         return Err(problem);
     }
-    Ok(known(shared, id).await?.1.into_response())
+    match caller.may(Scope::Read) {
+        Ok(reader) => Ok(known(shared, reader, id).await?.1.into_response()),
+        Err(_) => Ok(Json(json!({"id": id})).into_response()),
+    }
 }
 
 /// The job in a body, through the same decoder as every envelope.
@@ -195,12 +225,17 @@ fn spec(shared: &Shared, headers: &HeaderMap, body: &[u8]) -> Result<JobSpec, Pr
 }
 
 /// The answer to who waits: 200 with a final job, else 202.
-async fn waited_for(shared: &Shared, id: JobId, wait: Duration) -> Result<Response, Problem> {
+async fn waited_for(
+    shared: &Shared,
+    reader: &Principal,
+    id: JobId,
+    wait: Duration,
+) -> Result<Response, Problem> {
     let until = Instant::now() + wait;
-    let (mut is_final, mut json) = known(shared, id).await?;
+    let (mut is_final, mut json) = known(shared, reader, id).await?;
     if !is_final {
         shared.waiters.wait(id, until).await;
-        (is_final, json) = known(shared, id).await?;
+        (is_final, json) = known(shared, reader, id).await?;
     }
     if is_final {
         return Ok(json.into_response());
@@ -209,8 +244,12 @@ async fn waited_for(shared: &Shared, id: JobId, wait: Duration) -> Result<Respon
 }
 
 /// Whether a job is final, and its JSON.
-async fn known(shared: &Shared, id: JobId) -> Result<(bool, Json<Box<RawValue>>), Problem> {
-    let known = KnownJob::find(&shared.parts.store, &CALLER, id).await?.ok_or_else(Problem::no_job)?;
+async fn known(
+    shared: &Shared,
+    reader: &Principal,
+    id: JobId,
+) -> Result<(bool, Json<Box<RawValue>>), Problem> {
+    let known = KnownJob::find(&shared.parts.store, reader, id).await?.ok_or_else(Problem::no_job)?;
     let json = to_raw_value(&known.json(false));
     let json = json.map_err(|_| Problem::new(Kind::Internal, "the job cannot be shown"))?;
     Ok((known.job.state.is_final(), Json(json)))

@@ -4,8 +4,10 @@
 //! to enqueue jobs, and the other way round.
 
 mod browser;
+mod caller;
 mod filter;
 mod jobs;
+mod keys;
 mod monitoring;
 mod problem;
 mod request;

@@ -18,6 +18,10 @@ string_enum! {
     Kind {
         /// The request is not HTTP as this API speaks it: a parameter, a header or JSON that cannot be read.
         BadRequest = "bad-request",
+        /// It shows no valid key.
+        Unauthorized = "unauthorized",
+        /// Its key may not do this.
+        Forbidden = "forbidden",
         /// It comes from a web page of another site, or from a name that is not this API's.
         ForeignOrigin = "foreign-origin",
         NotFound = "not-found",
@@ -36,6 +40,8 @@ string_enum! {
         WrongState = "wrong-state",
         /// It would perhaps repeat an effect, or run too early, and was not forced.
         NeedsForce = "needs-force",
+        /// Too many wrong keys came from its address.
+        TooManyRequests = "too-many-requests",
         /// The database does not answer.
         Unavailable = "unavailable",
         Internal = "internal",
@@ -46,7 +52,8 @@ impl Kind {
     fn status(self) -> StatusCode {
         match self {
             Self::BadRequest => StatusCode::BAD_REQUEST,
-            Self::ForeignOrigin => StatusCode::FORBIDDEN,
+            Self::Unauthorized => StatusCode::UNAUTHORIZED,
+            Self::Forbidden | Self::ForeignOrigin => StatusCode::FORBIDDEN,
             Self::NotFound => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Self::Timeout => StatusCode::REQUEST_TIMEOUT,
@@ -54,6 +61,7 @@ impl Kind {
             Self::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::InvalidJob | Self::IdConflict | Self::KeyConflict => StatusCode::UNPROCESSABLE_ENTITY,
             Self::WrongState | Self::NeedsForce => StatusCode::CONFLICT,
+            Self::TooManyRequests => StatusCode::TOO_MANY_REQUESTS,
             Self::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
             Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
         }
@@ -62,6 +70,8 @@ impl Kind {
     fn title(self) -> &'static str {
         match self {
             Self::BadRequest => "The request cannot be read",
+            Self::Unauthorized => "There is no valid key",
+            Self::Forbidden => "This key may not do this",
             Self::ForeignOrigin => "The request comes from another site",
             Self::NotFound => "There is nothing here",
             Self::MethodNotAllowed => "Another method is needed",
@@ -71,8 +81,9 @@ impl Kind {
             Self::InvalidJob => "The job cannot run as it is",
             Self::IdConflict => "The id is used by another job",
             Self::KeyConflict => "The idempotency key is used by another request",
-            Self::WrongState => "The state of the job does not allow this",
+            Self::WrongState => "The state does not allow this",
             Self::NeedsForce => "This has to be forced",
+            Self::TooManyRequests => "Too many wrong keys",
             Self::Unavailable => "The database does not answer",
             Self::Internal => "errand failed",
         }
@@ -171,9 +182,13 @@ impl IntoResponse for Problem {
         });
         let json = HeaderValue::from_static("application/problem+json");
         let mut answer = (kind.status(), [(header::CONTENT_TYPE, json)], body.to_string()).into_response();
-        if kind == Kind::Unavailable {
-            answer.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("2"));
-        }
+        let more = match kind {
+            Kind::Unavailable => Some((header::RETRY_AFTER, "2")),
+            Kind::TooManyRequests => Some((header::RETRY_AFTER, "10")),
+            Kind::Unauthorized => Some((header::WWW_AUTHENTICATE, "Bearer")),
+            _ => None,
+        };
+        answer.headers_mut().extend(more.map(|(name, value)| (name, HeaderValue::from_static(value))));
         answer
     }
 }

@@ -19,6 +19,10 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 /// connections open for ever.
 const MAX_WAIT: Duration = Duration::from_secs(60);
 
+/// How many items the page of a list has, where nothing is asked, and at most.
+const DEFAULT_LIMIT: usize = 50;
+const MAX_LIMIT: usize = 500;
+
 /// The JSON body of a request, undecoded.
 pub(super) async fn json_body(request: Request) -> Result<Bytes, Problem> {
     is_json(request.headers())?;
@@ -144,6 +148,15 @@ impl Parameters {
             [seconds] => seconds_of("the parameter `wait`", seconds).map(Some),
             _ => Err(Problem::new(Kind::BadRequest, "the parameter `wait` may be there once")),
         }
+    }
+
+    /// How many items a page of a list has at most.
+    pub(super) fn limit(&mut self) -> Result<usize, Problem> {
+        let read = |value: &str| {
+            let limit = value.parse().ok().filter(|limit| (1..=MAX_LIMIT).contains(limit));
+            limit.ok_or_else(|| format!("must be a number from 1 to {MAX_LIMIT}"))
+        };
+        Ok(self.one("limit", read)?.unwrap_or(DEFAULT_LIMIT))
     }
 
     /// An error if something is left that nobody takes.

@@ -6,12 +6,15 @@ use axum::{
     Router,
     extract::{DefaultBodyLimit, Request},
     http::{HeaderValue, header},
-    middleware::{Next, from_fn, map_response},
+    middleware::{Next, from_fn, from_fn_with_state, map_response},
     response::Response,
     routing::{get, post},
 };
 use futures_util::FutureExt as _;
-use hyper::server::conn::http1;
+use hyper::{
+    server::conn::http1,
+    service::{Service as _, service_fn},
+};
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
     service::TowerToHyperService,
@@ -23,7 +26,8 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
-    browser, jobs,
+    caller::{self, Gate, Peer},
+    jobs, keys,
     problem::{Kind, Problem},
     shared::{Parts, Shared},
     waiters::Waiters,
@@ -48,12 +52,15 @@ const DRAIN: Duration = Duration::from_secs(10);
 pub struct Api {
     listener: TcpListener,
     parts: Parts,
+    is_on_loopback: bool,
 }
 
 impl Api {
     /// Binds the address, so that a port in use is known before anything else starts.
     pub async fn bind(address: SocketAddr, parts: Parts) -> std::io::Result<Self> {
-        Ok(Self { listener: TcpListener::bind(address).await?, parts })
+        let listener = TcpListener::bind(address).await?;
+        let is_on_loopback = listener.local_addr()?.ip().is_loopback();
+        Ok(Self { listener, parts, is_on_loopback })
     }
 
     pub fn address(&self) -> std::io::Result<SocketAddr> {
@@ -62,13 +69,14 @@ impl Api {
 
     /// Serves until `stop`. Then those who wait get their answers, and requests that are under way end within ten seconds.
     pub async fn run(self, stop: CancellationToken) {
-        let Self { listener, parts } = self;
+        let Self { listener, parts, is_on_loopback } = self;
         let waiters = Waiters::new(parts.store.clone(), stop.clone());
         let looking = tokio::spawn({
             let waiters = waiters.clone();
             async move { waiters.run().await }
         });
-        let router = router(Shared { parts: Arc::new(parts), waiters });
+        let gate = Arc::new(Gate::new(parts.store.clone(), is_on_loopback));
+        let router = router(Shared { parts: Arc::new(parts), waiters }, gate);
         let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
         let connections = TaskTracker::new();
         let accepting = async {
@@ -76,8 +84,14 @@ impl Api {
                 // The semaphore is never closed.
                 let Ok(permit) = room.clone().acquire_owned().await else { return };
                 match listener.accept().await {
-                    Ok((stream, _)) => {
-                        connections.spawn(serve(stream, router.clone(), permit, stop.clone()));
+                    Ok((stream, peer)) => {
+                        connections.spawn(serve(
+                            stream,
+                            Peer(peer.ip()),
+                            router.clone(),
+                            permit,
+                            stop.clone(),
+                        ));
                     }
                     // As when the process is out of files.
                     Err(_) => tokio::time::sleep(ACCEPT_PAUSE).await,
@@ -92,7 +106,7 @@ impl Api {
     }
 }
 
-fn router(shared: Shared) -> Router {
+fn router(shared: Shared, gate: Arc<Gate>) -> Router {
     let not_found =
         || async { Problem::new(Kind::NotFound, "there is no such path; docs/http-api.md lists them") };
     let other_method =
@@ -103,11 +117,15 @@ fn router(shared: Shared) -> Router {
         .route("/v1/jobs/{id}/cancel", post(jobs::cancel))
         .route("/v1/jobs/{id}/retry", post(jobs::retry))
         .route("/v1/jobs/{id}/release", post(jobs::release))
+        .route("/v1/keys", post(keys::create).get(keys::list))
+        .route("/v1/keys/{id}", get(keys::show))
+        .route("/v1/keys/{id}/rotate", post(keys::rotate))
+        .route("/v1/keys/{id}/revoke", post(keys::revoke))
         .fallback(not_found)
         .method_not_allowed_fallback(other_method)
         // Each handler reads its body within bounds of its own.
         .layer(DefaultBodyLimit::disable())
-        .layer(from_fn(browser::refuse_foreign_pages))
+        .layer(from_fn_with_state(gate, caller::authenticate))
         .layer(from_fn(survive_panics))
         .layer(map_response(secure))
         .with_state(shared)
@@ -130,10 +148,21 @@ async fn secure(mut answer: Response) -> Response {
 }
 
 /// Answers the requests of one connection, one after the other, until it is closed or idle for too long, or until `stop`.
-async fn serve(stream: TcpStream, router: Router, permit: OwnedSemaphorePermit, stop: CancellationToken) {
+async fn serve(
+    stream: TcpStream,
+    peer: Peer,
+    router: Router,
+    permit: OwnedSemaphorePermit,
+    stop: CancellationToken,
+) {
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT).max_buf_size(MAX_HEAD_BYTES);
-    let serving = http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+    let router = TowerToHyperService::new(router);
+    let service = service_fn(move |mut request: hyper::Request<_>| {
+        request.extensions_mut().insert(peer);
+        router.call(request)
+    });
+    let serving = http.serve_connection(TokioIo::new(stream), service);
     tokio::pin!(serving);
     let ended = tokio::select! {
         ended = serving.as_mut() => ended,
@@ -163,7 +192,7 @@ mod tests {
         let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let (stream, _) = listener.accept().await.unwrap();
         let permit = Arc::new(Semaphore::new(1)).acquire_owned().await.unwrap();
-        tokio::spawn(serve(stream, router, permit, CancellationToken::new()));
+        tokio::spawn(serve(stream, Peer([127, 0, 0, 1].into()), router, permit, CancellationToken::new()));
         for path in ["/panics", "/works"] {
             let close = if path == "/works" { "Connection: close\r\n" } else { "" };
             let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n{close}\r\n");

@@ -9,11 +9,11 @@ use crate::{app, config::Config, shutdown::Shutdown};
 
 /// Serves the HTTP API until SIGTERM, SIGHUP or Ctrl-C.
 ///
-/// Whoever reaches its address may enqueue and read jobs of every owner, so it listens on loopback only. Workers run the
-/// jobs.
+/// Requests need an access key (`errand keys create`). As long as none was made, whoever reaches its address may enqueue and
+/// read jobs of every owner, so it listens on loopback only. Workers run the jobs.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// The address to listen on, which must be one of loopback.
+    /// The address to listen on; of loopback only, as long as there are no access keys.
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8080")]
     listen: SocketAddr,
 }
@@ -21,9 +21,15 @@ pub(crate) struct Args {
 pub(crate) async fn run(args: Args, config: Config) -> Result<Exit> {
     config.require_store()?;
     if !args.listen.ip().is_loopback() {
-        return Err(exit::usage(
-            "--listen must be an address of loopback, such as 127.0.0.1:8080, because whoever reaches it may act for every owner",
-        ));
+        let store = app::open_store(&config)?;
+        let has_keys = store.has_keys().await?;
+        store.close().await;
+        if !has_keys {
+            return Err(exit::usage(
+                "there are no access keys, so --listen must be an address of loopback, such as 127.0.0.1:8080; make a key with \
+                 `errand keys create` to serve others",
+            ));
+        }
     }
     app::serve_api(&config, args.listen, Shutdown::on_signals()?.stop).await?;
     Ok(Exit::Success)

@@ -28,6 +28,7 @@ mod erase;
 mod exit;
 mod health;
 mod jobs;
+mod keys;
 mod migrate;
 mod output;
 mod pins;
@@ -90,6 +91,9 @@ enum Command {
     /// List, set and remove pins of toolkit versions.
     #[command(subcommand)]
     Pins(pins::Command),
+    /// Make, list, rotate and revoke access keys of the HTTP API.
+    #[command(subcommand)]
+    Keys(keys::Command),
     /// Show a tool as the tool API describes it.
     #[command(subcommand)]
     Tools(tools::Command),
@@ -161,6 +165,7 @@ fn dispatch(cli: Cli) -> anyhow::Result<Exit> {
         Command::Jobs(command) => brief(&sources, async |context| jobs::run(command, context).await),
         Command::Queues(args) => brief(&sources, async |context| queues::run(&args, context).await),
         Command::Workers(args) => brief(&sources, async |context| workers::run(&args, context).await),
+        Command::Keys(command) => brief(&sources, async |context| keys::run(command, context).await),
         Command::Pins(command) => brief(&sources, async |context| pins::run(command, context).await),
         Command::Tools(command) => brief(&sources, async |context| tools::run(command, context).await),
         Command::Accounts(command) => brief(&sources, async |context| accounts::run(command, context).await),

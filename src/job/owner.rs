@@ -2,6 +2,8 @@
 
 use std::{fmt, str::FromStr};
 
+use serde::Serialize;
+
 use crate::{bounds::MAX_OWNER_ID_BYTES, string_enum::string_enum};
 
 string_enum! {
@@ -23,8 +25,8 @@ impl OwnerKind {
     }
 }
 
-/// The owner of a job. There is no default owner.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+/// The owner of a job. There is no default owner. In JSON it is `{"kind": ..., "id": ...}`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 pub struct Owner {
     kind: OwnerKind,
     id: String,

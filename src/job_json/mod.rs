@@ -16,9 +16,7 @@ use uuid::Uuid;
 pub use self::known::KnownJob;
 use self::more::{MoreJson, more};
 use crate::{
-    job::{
-        EnvelopeReason, HeldReason, JobError, JobId, LookUps, OwnerKind, ReplyKind, State, unknown_outcome,
-    },
+    job::{EnvelopeReason, HeldReason, JobError, JobId, LookUps, Owner, ReplyKind, State, unknown_outcome},
     store::{AttemptView, HistoryEntry, HistoryFact, JobView},
 };
 
@@ -131,7 +129,7 @@ struct JobJson<'a> {
     id: JobId,
     state: State,
     held_reason: Option<HeldReason>,
-    owner: OwnerJson<'a>,
+    owner: &'a Owner,
     requested_by: Option<&'a str>,
     tool: &'a str,
     toolkit: Option<&'a str>,
@@ -167,12 +165,6 @@ struct WholeJobJson<'a> {
     text: Option<Option<&'a str>>,
 }
 
-#[derive(Serialize)]
-struct OwnerJson<'a> {
-    kind: OwnerKind,
-    id: &'a str,
-}
-
 fn summary(job: &JobView) -> JobJson<'_> {
     let binding = job.binding.as_ref();
     JobJson {
@@ -180,7 +172,7 @@ fn summary(job: &JobView) -> JobJson<'_> {
         id: job.spec.id,
         state: job.state,
         held_reason: job.held_reason,
-        owner: OwnerJson { kind: job.spec.owner.kind(), id: job.spec.owner.id() },
+        owner: &job.spec.owner,
         requested_by: job.spec.requested_by.as_deref(),
         tool: &job.spec.tool,
         toolkit: job.toolkit(),

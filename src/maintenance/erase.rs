@@ -13,6 +13,7 @@ use super::{
     prune::{MOST_LOOKED_AT, MOST_REMOVED, fitting},
 };
 use crate::{
+    bounds::MAX_LIST,
     job::{BYTE_ORDER_MARK, Owner, Principal, State},
     store::{OldJob, OldMessage, Page, Pending, RejectedView, Result, SharedStore, StoreErrorKind, Which},
     string_enum::string_enum,
@@ -62,6 +63,8 @@ pub struct Report {
     /// Rejected messages that stayed, because somebody else had them locked.
     pub rejected_left: u64,
     pub pins: u64,
+    /// Access keys.
+    pub keys: u64,
     /// Connections that no job waits for any more.
     pub awaited: u64,
     /// Jobs that stayed.
@@ -83,6 +86,7 @@ impl Erase {
         self.erase_jobs(&mut report).await?;
         self.erase_messages(&mut report).await?;
         self.erase_pins(&mut report).await?;
+        self.erase_keys(&mut report).await?;
         if !self.dry_run {
             report.awaited = self.store.forget_awaited(&self.owner).await?;
         }
@@ -123,6 +127,17 @@ impl Erase {
             let Some(end) = end else { return Ok(()) };
             after = Some(end);
         }
+    }
+
+    /// Whoever has such a key can do nothing from then on.
+    async fn erase_keys(&self, report: &mut Report) -> Result<()> {
+        let principal = Principal::Owner(self.owner.clone());
+        report.keys = if self.dry_run {
+            self.store.keys(&principal, None, MAX_LIST).await?.len() as u64
+        } else {
+            self.store.remove_keys(&self.owner).await?
+        };
+        Ok(())
     }
 
     /// Reads the bodies one by one, because each may be as large as the broker lets it be.

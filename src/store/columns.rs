@@ -14,6 +14,7 @@ use super::{
     read::StoreRow,
     sql::{Bound, Columns, Declared, Text},
 };
+use crate::access::NewKey;
 use crate::job::{self, Asked, Budget, Ending, HeldReason, JobError, JobId, JobSpec, Owner, Principal, Stop};
 
 /// Makes a list. A line is `name: type = value`, where the type is PostgreSQL's. `or null` marks what most rows do
@@ -320,6 +321,17 @@ columns! {
         repeated: uuid = repeat.job.0,
         alias: uuid or null = (repeat.id != repeat.job).then_some(repeat.id.0),
         ask: list Ask = repeat.asked.as_ref(),
+    }
+}
+
+columns! {
+    /// A new access key.
+    Key "key" of<'a> &'a NewKey as key {
+        id: uuid = key.id,
+        digest: bytea = &key.digest.0[..],
+        owner_kind: text or null = key.principal.owner().map(|owner| owner.kind().as_str()),
+        owner_id: text or null = key.principal.owner().map(Owner::id),
+        scopes: text = key.scopes.to_string(),
     }
 }
 

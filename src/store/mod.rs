@@ -23,6 +23,7 @@
 
 use std::sync::Arc;
 
+mod access_keys;
 mod admin;
 mod answers;
 mod audit;
@@ -54,6 +55,7 @@ mod sql;
 pub mod sqlite;
 mod texts;
 
+pub use access_keys::{AccessKeys, AddedKey};
 pub use admin::{Admin, Concern, Schema};
 pub use answers::{About, Answer, Answers, Repeat};
 pub use audit::{Audit, AuditLimits, AuditPage, Finding, FindingKind};
@@ -89,6 +91,7 @@ pub trait Store:
     + JobLists
     + History
     + Pins
+    + AccessKeys
     + Rejections
     + Retention
     + Admin

@@ -227,17 +227,17 @@ macro_rules! statements {
 }
 pub(super) use statements;
 
-/// The statements of all files of a backend.
+/// The statements of all files of a backend: those that both have, and its own.
 macro_rules! all_statements {
-    () => {
-        all_statements!(
-            admin answers audit checks claims connections finishes history job_control job_lists jobs leases pins publications
-            rejections
-            retention
-        )
-    };
-    ($($file:ident)*) => {
+    (@of $($file:ident)*) => {
         [$($file::sql::ALL),*].into_iter().flatten().map(|statement| &***statement)
+    };
+    ($($own:ident)*) => {
+        all_statements!(
+            @of access_keys admin answers audit checks claims connections finishes history job_control job_lists jobs leases pins publications
+            rejections
+            retention $($own)*
+        )
     };
 }
 pub(super) use all_statements;

@@ -1,5 +1,7 @@
 //! The HTTP API, as an app meets it.
 
+use std::net::SocketAddr;
+
 use errand_testbed::factory::{Envelope as _, id, read, send, spread};
 use jiff::{SignedDuration, Timestamp};
 use reqwest::{Method, RequestBuilder, Response, StatusCode};
@@ -12,35 +14,40 @@ use crate::{
 };
 
 /// `errand api` as a process.
-struct Api {
-    process: Process,
+pub(crate) struct Api {
+    pub(crate) process: Process,
     base: String,
 }
 
 impl Api {
-    async fn start(env: &[(String, String)]) -> Self {
+    pub(crate) async fn start(env: &[(String, String)]) -> Self {
+        Self::listening("127.0.0.1:0", env).await
+    }
+
+    pub(crate) async fn listening(address: &str, env: &[(String, String)]) -> Self {
         const SERVED: &str = "the API is served";
-        let process = Process::start(&["api", "--listen", "127.0.0.1:0"], env);
+        let process = Process::start(&["api", "--listen", address], env);
         process.logged(SERVED).await;
-        let base = format!("http://{}", process.lines(SERVED)[0]["address"].as_str().unwrap());
+        let address: SocketAddr = process.lines(SERVED)[0]["address"].as_str().unwrap().parse().unwrap();
+        let base = format!("http://127.0.0.1:{}", address.port());
         Self { process, base }
     }
 
-    fn request(&self, method: Method, path: &str) -> RequestBuilder {
+    pub(crate) fn request(&self, method: Method, path: &str) -> RequestBuilder {
         support::http::client().request(method, format!("{}{path}", self.base))
     }
 
-    async fn get(&self, path: &str) -> (StatusCode, Value) {
+    pub(crate) async fn get(&self, path: &str) -> (StatusCode, Value) {
         read_answer(self.request(Method::GET, path).send().await.unwrap()).await
     }
 
-    async fn post(&self, path: &str, body: &Value) -> (StatusCode, Value) {
+    pub(crate) async fn post(&self, path: &str, body: &Value) -> (StatusCode, Value) {
         read_answer(self.request(Method::POST, path).json(body).send().await.unwrap()).await
     }
 }
 
 /// The status and the JSON of an answer. What is not 2xx must be a problem that says the same, in a sentence.
-async fn read_answer(answer: Response) -> (StatusCode, Value) {
+pub(crate) async fn read_answer(answer: Response) -> (StatusCode, Value) {
     let (status, headers) = (answer.status(), answer.headers().clone());
     let body: Value = answer.json().await.unwrap();
     assert_eq!(headers["x-content-type-options"], "nosniff");
@@ -54,7 +61,7 @@ async fn read_answer(answer: Response) -> (StatusCode, Value) {
 }
 
 /// The end of a problem's type.
-fn kind(problem: &Value) -> &str {
+pub(crate) fn kind(problem: &Value) -> &str {
     problem["type"].as_str().unwrap().strip_prefix("urn:errand:problem:").unwrap()
 }
 

@@ -233,12 +233,14 @@ async fn nothing_of_an_owner_stays_once_their_jobs_are_final() {
     worker.stop().await;
     for owner in ["user:user-1", "user:user-2"] {
         assert!(harness.errand(&["pins", "set", "github", "20251027_00", "--owner", owner]).status.success());
+        let (_, id) = owner.split_once(':').unwrap();
+        assert!(harness.errand(&["keys", "create", "--user", id, "--scope", "read"]).status.success());
     }
     journal(&harness, &[run[0].id(), run[1].id(), waits.id(), &errand_testbed::factory::id()]);
 
     let before = mentions(&harness, "user-1").await;
     let (code, dry) = erase(&harness, &["--dry-run"]);
-    let removed = json!({"jobs": {"succeeded": 3}, "rejected": 1, "pins": 1, "connections": 0, "journal": 1});
+    let removed = json!({"jobs": {"succeeded": 3}, "rejected": 1, "pins": 1, "keys": 1, "connections": 0, "journal": 1});
     assert_eq!((code, &dry["removed"]), (1, &removed), "{dry}");
     assert_eq!(mentions(&harness, "user-1").await, before, "a dry run changes nothing");
     let (code, answer) = erase(&harness, &[]);

@@ -40,6 +40,7 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
     (14, "answers", include_str!("../../../migrations/postgres/0014_answers.sql")),
     (15, "builds", include_str!("../../../migrations/postgres/0015_builds.sql")),
     (16, "views", include_str!("../../../migrations/postgres/0016_views.sql")),
+    (17, "access_keys", include_str!("../../../migrations/postgres/0017_access_keys.sql")),
 ];
 
 statements! { Postgres:

@@ -73,16 +73,6 @@ statements! { Postgres:
         on conflict (job_id, number) do nothing)
     select id, state from ended";
 
-    /// The record of a snooze takes the place of that before if this was one for the same cause.
-    fold_snoozes(jobs: Vec<Uuid>) = "with same as (
-        select n.job_id, n.number, a.times, a.started_at
-        from jobs j join attempts n on n.job_id = j.id and n.number = j.attempt
-            join attempts a on a.job_id = j.id and a.number = j.attempt - 1
-        where j.id = any({jobs}) and a.outcome = n.outcome and a.error_kind is not distinct from n.error_kind and {is_snooze}),
-    replaced as (delete from attempts a using same where a.job_id = same.job_id and a.number = same.number - 1)
-    update attempts a set times = same.times + a.times, started_at = same.started_at
-    from same where a.job_id = same.job_id and a.number = same.number";
-
     lock_job(id: Uuid) = "select state, fence, check_at is not null as is_looked_up from jobs where id = {id} for update";
 
     recorded(job_id: Uuid, number: i32) = RECORDED;
@@ -215,14 +205,6 @@ fn snoozed(finishes: &[&Finish]) -> Vec<Uuid> {
         matches!(finish.ending, Ending::Snooze { .. }) && !matches!(finish.by, By::Rescuer { .. })
     });
     snoozed.map(|finish| finish.id.0).collect()
-}
-
-/// Makes one record of the last two of each job that was postponed twice in a row for the same cause.
-pub(super) async fn fold_snoozes(db: &mut PgConnection, jobs: Vec<Uuid>) -> Result<()> {
-    if !jobs.is_empty() {
-        sql::fold_snoozes(jobs).execute(db).await?;
-    }
-    Ok(())
 }
 
 /// The jobs that these endings hold until there is a connection.

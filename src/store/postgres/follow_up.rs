@@ -6,13 +6,28 @@ use std::collections::HashMap;
 use sqlx::{Postgres, postgres::PgRow};
 use uuid::Uuid;
 
-use super::{
-    PostgresStore, answers::owe_held, connections::note_awaited, finishes::fold_snoozes, history::note,
-};
+use super::{PostgresStore, answers::owe_held, connections::note_awaited, history::note};
 use crate::{
     job::State,
-    store::{Result, history::Note, read::StoreRow as _, sql::Bound},
+    store::{
+        Result,
+        history::Note,
+        read::StoreRow as _,
+        sql::{Bound, statements},
+    },
 };
+
+statements! { Postgres:
+    /// The record of a snooze takes the place of that before if this was one for the same cause.
+    fold_snoozes(jobs: Vec<Uuid>) = "with same as (
+        select n.job_id, n.number, a.times, a.started_at
+        from jobs j join attempts n on n.job_id = j.id and n.number = j.attempt
+            join attempts a on a.job_id = j.id and a.number = j.attempt - 1
+        where j.id = any({jobs}) and a.outcome = n.outcome and a.error_kind is not distinct from n.error_kind and {is_snooze}),
+    replaced as (delete from attempts a using same where a.job_id = same.job_id and a.number = same.number - 1)
+    update attempts a set times = same.times + a.times, started_at = same.started_at
+    from same where a.job_id = same.job_id and a.number = same.number";
+}
 
 #[derive(Default)]
 pub(super) struct FollowUp {
@@ -58,7 +73,9 @@ impl PostgresStore {
                 note_awaited(db, waiting).await?;
                 // One that was called off meanwhile is not postponed.
                 snoozed.retain(|id| changed.get(id) == Some(&State::Retryable));
-                fold_snoozes(db, snoozed).await?;
+                if !snoozed.is_empty() {
+                    sql::fold_snoozes(snoozed).execute(db).await?;
+                }
                 Ok(rows)
             })
         });

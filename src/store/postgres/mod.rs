@@ -24,6 +24,7 @@ use self::{
 };
 use super::{Result, Statement, Store, StoreError, StoreErrorKind, sql::all_statements};
 
+mod access_keys;
 mod admin;
 mod answers;
 mod audit;
@@ -124,7 +125,7 @@ impl PostgresStore {
     }
 
     pub fn statements() -> impl Iterator<Item = &'static Statement> {
-        all_statements!()
+        all_statements!(follow_up)
     }
 }
 

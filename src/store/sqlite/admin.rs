@@ -32,6 +32,7 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
     (14, "answers", include_str!("../../../migrations/sqlite/0014_answers.sql")),
     (15, "builds", include_str!("../../../migrations/sqlite/0015_builds.sql")),
     (16, "views", include_str!("../../../migrations/sqlite/0016_views.sql")),
+    (17, "access_keys", include_str!("../../../migrations/sqlite/0017_access_keys.sql")),
 ];
 
 statements! { Sqlite:

@@ -20,6 +20,7 @@ impl Dialect for Sqlite {
         ("is_operator", "{principal_kind} is null"),
         // Whether a job is one that the principal may see; what is about the job `job_id` is if that is.
         ("may_see", "({is_operator} or owner_kind = {principal_kind} and owner_id = {principal_id})"),
+        ("is_valid", "k.revoked_at is null and (k.expires_at is null or k.expires_at > {now})"),
         ("may_see_of", "exists (select 1 from jobs where jobs.id = job_id and {may_see})"),
         // What the holder of a claim knows.
         (

@@ -30,6 +30,7 @@ use super::{
 };
 use crate::clock::SharedClock;
 
+mod access_keys;
 mod admin;
 mod answers;
 mod audit;

@@ -18,6 +18,7 @@ use tempfile::TempDir;
 mod decisions;
 mod desk;
 mod enqueue;
+mod keys;
 mod services;
 mod tools;
 mod usage;

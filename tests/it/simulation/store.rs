@@ -15,14 +15,15 @@ use std::{
 
 use async_trait::async_trait;
 use errand::{
+    access::{AccessKey, NewKey, Shown},
     job::{Fence, JobId, JobSpec, Owner, Pin, Principal, Release, RequestId, WorkerId},
     store::{
-        Admin, Answer, Answers, AttemptView, Audit, AuditLimits, AuditPage, Awaited, Bind, By, Census, Check,
-        Checks, Claim, Claimed, Claims, Concern, Connections, Decided, Due, Finding, Finish, Finished,
-        Finishes, Force, Glance, History, HistoryEntry, Inserted, JobControl, JobFilter, JobLists, JobView,
-        Jobs, Leases, Looked, LostJob, OldJob, OldMessage, OtherId, Page, Pins, Place, Publications, PutOff,
-        Rejected, RejectedFilter, RejectedView, Rejections, Repeat, Retention, Schema, Store, StoreError,
-        StoreErrorKind, TakeAwaited, Which, WorkerView,
+        AccessKeys, AddedKey, Admin, Answer, Answers, AttemptView, Audit, AuditLimits, AuditPage, Awaited,
+        Bind, By, Census, Check, Checks, Claim, Claimed, Claims, Concern, Connections, Decided, Due, Finding,
+        Finish, Finished, Finishes, Force, Glance, History, HistoryEntry, Inserted, JobControl, JobFilter,
+        JobLists, JobView, Jobs, Leases, Looked, LostJob, OldJob, OldMessage, OtherId, Page, Pins, Place,
+        Publications, PutOff, Rejected, RejectedFilter, RejectedView, Rejections, Repeat, Retention, Schema,
+        Store, StoreError, StoreErrorKind, TakeAwaited, Which, WorkerView,
         sqlite::{SqliteOptions, SqliteStore},
     },
 };
@@ -550,6 +551,17 @@ impl History for Faulty {
         self.world.apply(move |store| Box::pin(async move { store.history(&principal, id).await }))
     }
 }
+
+pass_on! { AccessKeys {
+    fn add_key(&self, &principal: Principal, &key: NewKey) -> AddedKey;
+    fn keys(&self, &principal: Principal, before: Option<Uuid>, limit: usize) -> Vec<AccessKey>;
+    fn key(&self, &principal: Principal, id: Uuid) -> Option<AccessKey>;
+    fn rotate_key(&self, &principal: Principal, id: Uuid, &key: NewKey, overlap: Duration) -> Option<AccessKey>;
+    fn revoke_key(&self, &principal: Principal, id: Uuid) -> Option<AccessKey>;
+    fn remove_keys(&self, &owner: Owner) -> u64;
+    fn use_key(&self, &shown: Shown) -> Option<AccessKey>;
+    fn has_keys(&self) -> bool;
+}}
 
 #[async_trait]
 impl Pins for Faulty {

@@ -26,6 +26,7 @@ use crate::{
     support,
 };
 
+mod access_keys;
 mod admin;
 mod answers;
 mod audit;

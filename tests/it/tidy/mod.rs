@@ -11,7 +11,7 @@ use source::{Crate, Source, files, read};
 const FLOORS: &[&[&str]] = &[
     &["backoff", "bounds", "clock", "failure", "secret_file", "shutdown", "string_enum", "sync"],
     &["job"],
-    &["telemetry"],
+    &["access", "telemetry"],
     &["queue", "store", "tool"],
     &["admission", "health", "in_flight", "job_json", "lane_head", "services", "supervisor"],
     &["api", "maintenance", "relay", "worker"],

@@ -1,0 +1,188 @@
+//! `errand keys`: access keys, by which apps use the HTTP API.
+
+use std::time::Duration;
+
+use secrecy::{ExposeSecret as _, SecretString};
+use uuid::Uuid;
+
+use super::{
+    context::Context,
+    exit::{self, Exit},
+    output::{self, Format},
+    value,
+};
+use crate::{
+    access::{AccessKey, KeyJson, NewKey, Scopes},
+    bounds::{MAX_KEYS, MAX_LIST},
+    job::{Owner, OwnerKind, Principal},
+    store::AddedKey,
+};
+
+const EXAMPLES: &str = "\
+Examples:
+  errand keys create --org org-7 --scope enqueue,read --expires-in 90d
+  errand keys create --operator --scope manage,read --json
+  errand keys rotate 0190b0a0-0000-7000-8000-000000000001 --overlap 24h
+  errand keys revoke 0190b0a0-0000-7000-8000-000000000001
+
+A key of a user or an organization enqueues, reads and manages that owner's jobs and nothing
+else; for it, it is as if nobody else had any. An operator's key is for all owners.
+
+The secret is shown once and kept nowhere: an app sends it as `Authorization: Bearer SECRET`.
+A key that is revoked or has expired is refused within a second, and listed for thirty days.";
+
+/// Make, list, rotate and revoke access keys of the HTTP API.
+#[derive(Debug, clap::Subcommand)]
+#[command(after_help = EXAMPLES)]
+pub(super) enum Command {
+    /// Make a key, and show its secret once.
+    Create {
+        #[command(flatten)]
+        whose: Whose,
+        /// What it may do: enqueue, read, manage, with commas between them.
+        #[arg(long, value_name = "SCOPES", value_parser = scopes)]
+        scope: Scopes,
+        /// When it ends, such as 90d; without it, when it is revoked.
+        #[arg(long, value_name = "TIME", value_parser = value::duration)]
+        expires_in: Option<Duration>,
+        #[command(flatten)]
+        format: Format,
+    },
+    /// List keys, the newest first.
+    List {
+        #[command(flatten)]
+        owner: value::AnyOwner,
+        #[command(flatten)]
+        format: Format,
+    },
+    /// Make a key that takes the place of another one, which stays valid for a while.
+    Rotate {
+        /// The ID of the key that is replaced.
+        id: Uuid,
+        /// How long it stays valid, for apps to take the new one.
+        #[arg(long, value_name = "TIME", value_parser = value::duration, default_value = "24h")]
+        overlap: Duration,
+        #[command(flatten)]
+        format: Format,
+    },
+    /// End a key at once.
+    Revoke {
+        /// The ID of the key.
+        id: Uuid,
+        #[command(flatten)]
+        format: Format,
+    },
+}
+
+#[derive(Debug, clap::Args)]
+#[group(required = true, multiple = false)]
+pub(super) struct Whose {
+    /// For all owners.
+    #[arg(long)]
+    operator: bool,
+    /// For the organization with this ID.
+    #[arg(long, value_name = "ID")]
+    org: Option<String>,
+    /// For the user with this ID.
+    #[arg(long, value_name = "ID")]
+    user: Option<String>,
+}
+
+impl Whose {
+    fn principal(self) -> anyhow::Result<Principal> {
+        let (kind, id) = match (self.org, self.user) {
+            (Some(id), _) => (OwnerKind::Org, id),
+            (None, Some(id)) => (OwnerKind::User, id),
+            (None, None) => return Ok(Principal::Operator),
+        };
+        let owner = Owner::new(kind, id).map_err(|error| exit::usage(format!("the ID {error}")))?;
+        Ok(Principal::Owner(owner))
+    }
+}
+
+pub(super) async fn run(command: Command, context: &Context) -> anyhow::Result<Exit> {
+    let store = context.store()?;
+    match command {
+        Command::Create { whose, scope, expires_in, format } => {
+            let (key, secret) = NewKey::generate(whose.principal()?, scope, expires_in)?;
+            match store.add_key(&Principal::Operator, &key).await? {
+                AddedKey::Added(key) => print_new(&key, &secret, format)?,
+                AddedKey::TooMany | AddedKey::Foreign => {
+                    return Err(exit::negative(format!(
+                        "{} has {MAX_KEYS} valid keys; revoke one of them first",
+                        key.principal
+                    )));
+                }
+            }
+        }
+        Command::List { owner, format } => {
+            let principal = owner.owner()?.map_or(Principal::Operator, Principal::Owner);
+            let keys = store.keys(&principal, None, MAX_LIST).await?;
+            list(&keys, format)?;
+        }
+        Command::Rotate { id, overlap, format } => {
+            let old = store.key(&Principal::Operator, id).await?.ok_or_else(|| unknown(id))?;
+            let (key, secret) = NewKey::generate(old.principal.clone(), old.scopes.clone(), old.valid_for())?;
+            let Some(key) = store.rotate_key(&Principal::Operator, id, &key, overlap).await? else {
+                return Err(exit::negative("this key has ended; make a new one with `errand keys create`"));
+            };
+            print_new(&key, &secret, format)?;
+        }
+        Command::Revoke { id, format } => {
+            let key = store.revoke_key(&Principal::Operator, id).await?.ok_or_else(|| unknown(id))?;
+            if format.json {
+                output::print_json(&key.json())?;
+            } else {
+                output::print_line(format!("the key {id} of {} is revoked", key.principal))?;
+            }
+        }
+    }
+    store.close().await;
+    Ok(Exit::Success)
+}
+
+fn unknown(id: Uuid) -> anyhow::Error {
+    exit::negative(format!("there is no key {id}; `errand keys list` names them"))
+}
+
+fn print_new(key: &AccessKey, secret: &SecretString, format: Format) -> anyhow::Result<()> {
+    if format.json {
+        return output::print_json(&KeyJson { secret: Some(secret.expose_secret()), ..key.json() });
+    }
+    output::note(format!(
+        "key {} of {}, for {}, {}; its secret is shown this once",
+        key.id,
+        key.principal,
+        key.scopes,
+        key.expires_at
+            .map_or_else(|| "which does not expire".to_owned(), |at| format!("until {}", output::moment(at)))
+    ));
+    Ok(output::print_line(secret.expose_secret())?)
+}
+
+fn list(keys: &[AccessKey], format: Format) -> anyhow::Result<()> {
+    let header = ["OWNER", "SCOPES", "CREATED", "EXPIRES", "REVOKED", "LAST USED", "ID"];
+    let moment = |at: Option<jiff::Timestamp>| at.map_or_else(|| "-".to_owned(), output::moment);
+    output::print_list(
+        keys,
+        format,
+        |key| serde_json::to_string(&key.json()),
+        "there are no keys",
+        header,
+        |key| {
+            [
+                key.principal.to_string(),
+                key.scopes.to_string(),
+                output::moment(key.created_at),
+                moment(key.expires_at),
+                moment(key.revoked_at),
+                moment(key.last_used_at),
+                key.id.to_string(),
+            ]
+        },
+    )
+}
+
+fn scopes(text: &str) -> Result<Scopes, String> {
+    text.parse().map_err(|error: crate::access::NoScopes| error.to_string())
+}

@@ -1,0 +1,126 @@
+//! Access keys, by which apps use the HTTP API.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use uuid::Uuid;
+
+use super::PostgresStore;
+use crate::{
+    access::{AccessKey, NewKey, Shown},
+    bounds::MAX_KEYS,
+    job::{Owner, Principal},
+    store::{
+        AccessKeys, AddedKey, Result,
+        access_keys::{LISTED_AFTER_END, REMOVED_TOGETHER, USED_AGAIN_AFTER, access_key, is_of, may_make},
+        columns::{Key, PrincipalColumns},
+        convert::{micros, to_limit},
+        read::{StoreRow as _, readable},
+        sql::{One, statements},
+    },
+};
+
+statements! { Postgres:
+    add(key: One<'_, Key>, valid_for: Option<i64>, most: i64) = "insert into access_keys ({key}, created_at, expires_at)
+    select {values key}, now(), now() + {valid_for}::bigint * interval '1 microsecond'
+    where (select count(*) from access_keys k where k.owner_kind is not distinct from {owner_kind}
+        and k.owner_id is not distinct from {owner_id} and {is_valid}) < {most}
+    returning *";
+
+    remove_ended(ended: i64, most: i64) = "delete from access_keys where id in (
+        select id from access_keys where least(expires_at, revoked_at) < now() - {ended}::bigint * interval '1 microsecond' limit {most})";
+
+    keys(principal: One<'_, PrincipalColumns>, before: Uuid, limit: i64) =
+    "select * from access_keys where {may_see} and id < {before} order by id desc limit {limit}";
+
+    key(principal: One<'_, PrincipalColumns>, id: Uuid) = "select * from access_keys where {may_see} and id = {id}";
+
+    rotate(principal: One<'_, PrincipalColumns>, key: One<'_, Key>, old: Uuid, valid_for: Option<i64>, overlap: i64) = "with old as (
+        update access_keys k set replaced_by = {id},
+            expires_at = least(expires_at, now() + {overlap}::bigint * interval '1 microsecond')
+        where {may_see} and k.id = {old} and {is_valid}
+        returning 1)
+    insert into access_keys ({key}, created_at, expires_at)
+    select {values key}, now(), now() + {valid_for}::bigint * interval '1 microsecond' from old
+    returning *";
+
+    revoke(principal: One<'_, PrincipalColumns>, id: Uuid) =
+    "update access_keys set revoked_at = coalesce(revoked_at, now()) where {may_see} and id = {id} returning *";
+
+    remove(owner_kind: &str, owner_id: &str) =
+    "delete from access_keys where owner_kind = {owner_kind} and owner_id = {owner_id} returning id";
+
+    valid(id: Uuid, used_again_after: i64) = "select *,
+        coalesce(last_used_at < now() - {used_again_after}::bigint * interval '1 microsecond', true) as is_used_again
+    from access_keys k where id = {id} and {is_valid}";
+
+    used(id: Uuid) = "update access_keys set last_used_at = now() where id = {id}";
+
+    any() = "select 1 from access_keys limit 1";
+}
+
+#[async_trait]
+impl AccessKeys for PostgresStore {
+    async fn add_key(&self, principal: &Principal, key: &NewKey) -> Result<AddedKey> {
+        if !may_make(principal, key) {
+            return Ok(AddedKey::Foreign);
+        }
+        self.other.fetch(sql::remove_ended(micros(LISTED_AFTER_END), REMOVED_TOGETHER)).await?;
+        let query = sql::add(One(key), key.valid_for.map(micros), to_limit(MAX_KEYS));
+        let added = self.other.fetch_first(query).await?;
+        added.map_or(Ok(AddedKey::TooMany), |row| access_key(&row).map(AddedKey::Added))
+    }
+
+    async fn keys(
+        &self,
+        principal: &Principal,
+        before: Option<Uuid>,
+        limit: usize,
+    ) -> Result<Vec<AccessKey>> {
+        let query = sql::keys(One(principal), before.unwrap_or(Uuid::max()), to_limit(limit));
+        Ok(readable(&self.other.fetch(query).await?, access_key))
+    }
+
+    async fn key(&self, principal: &Principal, id: Uuid) -> Result<Option<AccessKey>> {
+        self.other.fetch_first(sql::key(One(principal), id)).await?.as_ref().map(access_key).transpose()
+    }
+
+    async fn rotate_key(
+        &self,
+        principal: &Principal,
+        id: Uuid,
+        key: &NewKey,
+        overlap: Duration,
+    ) -> Result<Option<AccessKey>> {
+        if !may_make(principal, key) {
+            return Ok(None);
+        }
+        let query = sql::rotate(One(principal), One(key), id, key.valid_for.map(micros), micros(overlap));
+        self.other.fetch_first(query).await?.as_ref().map(access_key).transpose()
+    }
+
+    async fn revoke_key(&self, principal: &Principal, id: Uuid) -> Result<Option<AccessKey>> {
+        self.other.fetch_first(sql::revoke(One(principal), id)).await?.as_ref().map(access_key).transpose()
+    }
+
+    async fn remove_keys(&self, owner: &Owner) -> Result<u64> {
+        Ok(self.other.fetch(sql::remove(owner.kind().as_str(), owner.id())).await?.len() as u64)
+    }
+
+    async fn use_key(&self, shown: &Shown) -> Result<Option<AccessKey>> {
+        let Some(row) = self.other.fetch_first(sql::valid(shown.id, micros(USED_AGAIN_AFTER))).await? else {
+            return Ok(None);
+        };
+        if !is_of(&row, shown)? {
+            return Ok(None);
+        }
+        if row.read("is_used_again")? {
+            self.other.fetch(sql::used(shown.id)).await?;
+        }
+        access_key(&row).map(Some)
+    }
+
+    async fn has_keys(&self) -> Result<bool> {
+        Ok(self.other.fetch_first(sql::any()).await?.is_some())
+    }
+}

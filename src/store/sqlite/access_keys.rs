@@ -1,0 +1,146 @@
+//! Access keys, by which apps use the HTTP API.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use uuid::Uuid;
+
+use super::SqliteStore;
+use crate::{
+    access::{AccessKey, NewKey, Shown},
+    bounds::MAX_KEYS,
+    job::{Owner, Principal},
+    store::{
+        AccessKeys, AddedKey, Result,
+        access_keys::{LISTED_AFTER_END, REMOVED_TOGETHER, USED_AGAIN_AFTER, access_key, is_of, may_make},
+        columns::{Key, PrincipalColumns},
+        convert::{micros, to_limit},
+        read::{StoreRow as _, readable},
+        sql::{One, statements},
+    },
+};
+
+statements! { Sqlite:
+    add(key: One<'_, Key>, valid_for: Option<i64>, most: i64, now: i64) = "insert into access_keys ({key}, created_at, expires_at)
+    select {values key}, {now}, {now} + {valid_for}
+    where (select count(*) from access_keys k where k.owner_kind is {owner_kind} and k.owner_id is {owner_id} and {is_valid}) < {most}
+    returning *";
+
+    remove_ended(ended: i64, most: i64, now: i64) = "delete from access_keys where id in (
+        select id from access_keys
+        where min(coalesce(expires_at, revoked_at), coalesce(revoked_at, expires_at)) < {now} - {ended} limit +{most})";
+
+    keys(principal: One<'_, PrincipalColumns>, before: Uuid, limit: i64) =
+    "select * from access_keys where {may_see} and id < {before} order by id desc limit +{limit}";
+
+    key(principal: One<'_, PrincipalColumns>, id: Uuid) = "select * from access_keys where {may_see} and id = {id}";
+
+    replace(principal: One<'_, PrincipalColumns>, old: Uuid, new: Uuid, overlap: i64, now: i64) = "update access_keys as k
+    set replaced_by = {new}, expires_at = min(coalesce(expires_at, {now} + {overlap}), {now} + {overlap})
+    where {may_see} and k.id = {old} and {is_valid}";
+
+    revoke(principal: One<'_, PrincipalColumns>, id: Uuid, now: i64) =
+    "update access_keys set revoked_at = coalesce(revoked_at, {now}) where {may_see} and id = {id} returning *";
+
+    remove(owner_kind: &str, owner_id: &str) =
+    "delete from access_keys where owner_kind = {owner_kind} and owner_id = {owner_id}";
+
+    valid(id: Uuid, used_again_after: i64, now: i64) = "select *,
+        coalesce(last_used_at < {now} - {used_again_after}, 1) as is_used_again
+    from access_keys k where id = {id} and {is_valid}";
+
+    used(id: Uuid, now: i64) = "update access_keys set last_used_at = {now} where id = {id}";
+
+    any() = "select 1 from access_keys limit 1";
+}
+
+#[async_trait]
+impl AccessKeys for SqliteStore {
+    async fn add_key(&self, principal: &Principal, key: &NewKey) -> Result<AddedKey> {
+        if !may_make(principal, key) {
+            return Ok(AddedKey::Foreign);
+        }
+        let key = key.clone();
+        self.write(move |db, now| {
+            Box::pin(async move {
+                sql::remove_ended(micros(LISTED_AFTER_END), REMOVED_TOGETHER, now).execute(&mut *db).await?;
+                let query = sql::add(One(&key), key.valid_for.map(micros), to_limit(MAX_KEYS), now);
+                let added = query.fetch_optional(&mut *db).await?;
+                added.map_or(Ok(AddedKey::TooMany), |row| access_key(&row).map(AddedKey::Added))
+            })
+        })
+        .await
+    }
+
+    async fn keys(
+        &self,
+        principal: &Principal,
+        before: Option<Uuid>,
+        limit: usize,
+    ) -> Result<Vec<AccessKey>> {
+        let query = sql::keys(One(principal), before.unwrap_or(Uuid::max()), to_limit(limit));
+        Ok(readable(&self.reader.fetch(query).await?, access_key))
+    }
+
+    async fn key(&self, principal: &Principal, id: Uuid) -> Result<Option<AccessKey>> {
+        self.reader.fetch_first(sql::key(One(principal), id)).await?.as_ref().map(access_key).transpose()
+    }
+
+    async fn rotate_key(
+        &self,
+        principal: &Principal,
+        id: Uuid,
+        key: &NewKey,
+        overlap: Duration,
+    ) -> Result<Option<AccessKey>> {
+        if !may_make(principal, key) {
+            return Ok(None);
+        }
+        let (principal, key) = (principal.clone(), key.clone());
+        self.write(move |db, now| {
+            Box::pin(async move {
+                let replace = sql::replace(One(&principal), id, key.id, micros(overlap), now);
+                if replace.execute(&mut *db).await?.rows_affected() == 0 {
+                    return Ok(None);
+                }
+                // The old one makes room for it.
+                let query = sql::add(One(&key), key.valid_for.map(micros), i64::MAX, now);
+                access_key(&query.fetch_one(&mut *db).await?).map(Some)
+            })
+        })
+        .await
+    }
+
+    async fn revoke_key(&self, principal: &Principal, id: Uuid) -> Result<Option<AccessKey>> {
+        let principal = principal.clone();
+        self.write(move |db, now| {
+            Box::pin(async move {
+                let revoked = sql::revoke(One(&principal), id, now).fetch_optional(&mut *db).await?;
+                revoked.as_ref().map(access_key).transpose()
+            })
+        })
+        .await
+    }
+
+    async fn remove_keys(&self, owner: &Owner) -> Result<u64> {
+        let query = sql::remove(owner.kind().as_str(), owner.id());
+        self.write_one(|_| query).await
+    }
+
+    async fn use_key(&self, shown: &Shown) -> Result<Option<AccessKey>> {
+        let query = sql::valid(shown.id, micros(USED_AGAIN_AFTER), self.now_micros());
+        let Some(row) = self.reader.fetch_first(query).await? else { return Ok(None) };
+        if !is_of(&row, shown)? {
+            return Ok(None);
+        }
+        if row.read("is_used_again")? {
+            let id = shown.id;
+            self.write_one(move |now| sql::used(id, now)).await?;
+        }
+        access_key(&row).map(Some)
+    }
+
+    async fn has_keys(&self) -> Result<bool> {
+        Ok(self.reader.fetch_first(sql::any()).await?.is_some())
+    }
+}

@@ -1,0 +1,58 @@
+//! Access keys on the command line.
+
+use serde_json::{Value, json};
+
+use super::{NOBODY, Place};
+
+#[test]
+fn a_key_is_made_listed_rotated_and_revoked_and_its_secret_is_shown_once() {
+    let place = Place::with_database();
+    place.run(&["keys", "list"]).succeeds();
+    let made =
+        place.run(&["keys", "create", "--org", "org-7", "--scope", "read,enqueue", "--expires-in", "90d"]);
+    let made = made.succeeds();
+    let secret = made.out.trim();
+    assert!(
+        secret.starts_with("errand_") && secret.len() == 104,
+        "the secret alone is on standard output: {made:?}"
+    );
+    assert!(made.err.contains("of org:org-7, for enqueue,read, until "), "{made:?}");
+    let list = place.run(&["keys", "list", "--json"]).succeeds();
+    let key: Value = serde_json::from_str(&list.out).unwrap();
+    assert_eq!(key["owner"], json!({"kind": "org", "id": "org-7"}));
+    assert_eq!((&key["scopes"], key.get("secret")), (&json!(["enqueue", "read"]), None));
+    assert!(!list.out.contains(&secret[40..]), "{list:?}");
+
+    let id = key["id"].as_str().unwrap();
+    let rotated = place.run(&["keys", "rotate", id, "--overlap", "1h", "--json"]).succeeds();
+    let rotated: Value = serde_json::from_str(&rotated.out).unwrap();
+    assert!(rotated["secret"].as_str().unwrap() != secret && rotated["owner"] == key["owner"], "{rotated}");
+    let revoked = place.run(&["keys", "revoke", id]).succeeds();
+    assert_eq!(revoked.out, format!("the key {id} of org:org-7 is revoked\n"));
+    place.run(&["keys", "rotate", id]).fails(1, "make a new one with `errand keys create`");
+    let table = place.run(&["keys", "list", "--owner", "org:org-7"]).succeeds();
+    assert_eq!(table.out.lines().count(), 3, "{table:?}");
+    let none = place.run(&["keys", "list", "--owner", "user:org-7"]).succeeds();
+    assert_eq!((none.out.as_str(), none.err.trim()), ("", "there are no keys"));
+}
+
+#[test]
+fn a_key_that_makes_no_sense_is_refused_before_anything_is_made() {
+    let place = Place::with_database();
+    for (args, says) in [
+        (&["--scope", "read"][..], "--operator|--org"),
+        (&["--operator", "--org", "a", "--scope", "read"], "cannot be used with"),
+        (&["--operator"], "--scope"),
+        (&["--operator", "--scope", "write"], "enqueue, read, manage"),
+        (&["--operator", "--scope", ""], "enqueue, read, manage"),
+        (&["--operator", "--scope", "read", "--expires-in", "90"], "with its unit"),
+        (&["--user", " ", "--scope", "read"], "is empty"),
+    ] {
+        place.run(&[&["keys", "create"], args].concat()).fails(2, says);
+    }
+    for action in ["rotate", "revoke"] {
+        place.run(&["keys", action, NOBODY]).fails(1, "there is no key");
+        place.run(&["keys", action, "1"]).exits(2);
+    }
+    assert_eq!(place.run(&["keys", "list", "--json"]).succeeds().out, "");
+}
