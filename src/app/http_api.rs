@@ -1,6 +1,9 @@
 //! The HTTP API as a process of its own.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{
+    net::{Ipv4Addr, SocketAddr, SocketAddrV4},
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result};
 use tokio_util::sync::CancellationToken;
@@ -9,9 +12,13 @@ use super::{open_queue, open_store, rules};
 use crate::{
     admission::Admission,
     api::{Api, Parts},
-    clock,
+    clock::{self, SharedClock},
     config::Config,
+    store::SharedStore,
 };
+
+/// Where the API listens, unless said otherwise.
+pub const API_ADDRESS: SocketAddr = SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 8080));
 
 /// Serves the HTTP API until `stop`. Workers are other processes.
 ///
@@ -23,20 +30,26 @@ pub async fn serve_api(config: &Config, address: SocketAddr, stop: CancellationT
     let queue = config.uses_broker().then(|| open_queue(config)).transpose()?;
     let unclaimed = Duration::from_secs(config.relay.unclaimed_secs);
     let admission = Admission::new(store.clone(), queue.clone(), clock::system(), rules(config), unclaimed);
-    let parts = Parts {
-        store: store.clone(),
-        admission,
-        clock: clock::system(),
-        lanes: config.queues.keys().cloned().collect(),
-    };
-    let api = Api::bind(address, parts)
-        .await
-        .with_context(|| format!("cannot listen on {address}; choose another address with --listen"))?;
-    tracing::info!(address = %api.address()?, "the API is served");
-    api.run(stop).await;
+    bind(config, address, store.clone(), admission, clock::system()).await?.run(stop).await;
     if let Some(queue) = queue {
         queue.close().await;
     }
     store.close().await;
     Ok(())
+}
+
+/// The API on its address, which is not served yet.
+pub(super) async fn bind(
+    config: &Config,
+    address: SocketAddr,
+    store: SharedStore,
+    admission: Admission,
+    clock: SharedClock,
+) -> Result<Api> {
+    let lanes = config.queues.keys().cloned().collect();
+    let api = Api::bind(address, Parts { store, admission, clock, lanes }).await.with_context(|| {
+        format!("cannot listen on {address}; choose another address for the API, with api.listen or --listen")
+    })?;
+    tracing::info!(address = %api.address()?, "the API is served");
+    Ok(api)
 }

@@ -7,7 +7,7 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use tokio_util::sync::CancellationToken;
 
 pub use self::{
-    http_api::serve_api,
+    http_api::{API_ADDRESS, serve_api},
     open::{open_queue, open_store, open_tool_api, tool_api_options},
     options::{AUDIT_PAGE, audit_limits, prune, rules},
     runtime::Runtime,
@@ -68,7 +68,14 @@ impl App {
     /// The listener cannot be bound, or the store's schema does not fit and may not be migrated.
     pub async fn run(self, metrics: PrometheusHandle, shutdown: Shutdown) -> Result<Report> {
         let address = self.config.http.listen;
-        let runtime = self.runtime();
+        let api = match self.config.api.listen {
+            Some(address) => {
+                let (store, clock) = (self.services.store.clone(), self.services.clock.clone());
+                Some(http_api::bind(&self.config, address, store, self.admission(), clock).await?)
+            }
+            None => None,
+        };
+        let runtime = self.runtime().serving(api);
         // The listener outlives everything else, so that a shutdown can be watched.
         let serving = CancellationToken::new();
         let supervisor = Supervisor::new(shutdown.stop.clone());

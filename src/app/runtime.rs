@@ -9,6 +9,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::options;
 use crate::{
+    api::Api,
     backoff::RECONNECT,
     clock::millis,
     config::Config,
@@ -43,6 +44,7 @@ pub struct Runtime {
     config: Config,
     worker: Worker,
     background: Background,
+    api: Option<Api>,
 }
 
 /// What the parts beside the worker are made of.
@@ -67,7 +69,12 @@ impl Runtime {
         let worker = Worker::new(services.clone(), resolver.clone(), options);
         let (in_flight, health, heads) = (worker.in_flight(), worker.health(), worker.heads());
         let background = Background { resolver, lanes: all_lanes, heads, turns, in_flight, health };
-        Self { services, config, worker, background }
+        Self { services, config, worker, background, api: None }
+    }
+
+    /// Serves the API for apps, too, from when the services are there until nothing runs any more.
+    pub(super) fn serving(self, api: Option<Api>) -> Self {
+        Self { api, ..self }
     }
 
     /// Whether the worker is alive and ready, for the health endpoint.
@@ -81,7 +88,7 @@ impl Runtime {
     /// # Errors
     /// The store's schema does not fit and may not be migrated, or a part of the process ended by itself.
     pub async fn run(self, shutdown: Shutdown, supervisor: &Supervisor) -> (Result<Report>, Countdown) {
-        let Self { services, config, worker, background } = self;
+        let Self { services, config, worker, background, api } = self;
         let health = worker.health();
         let waiting_since = Instant::now();
         let ready = tokio::select! {
@@ -93,7 +100,9 @@ impl Runtime {
         let budget = Duration::from_secs(config.worker.drain_secs);
         let (report, mut countdown) = match ready {
             Ok(true) => {
-                for (name, part) in background.parts(&services, &config, waiting_since, &stop) {
+                let parts = background.parts(&services, &config, waiting_since, &stop);
+                let api = api.map(|api| ("the HTTP API", api.run(stop.clone()).boxed()));
+                for (name, part) in parts.into_iter().chain(api) {
                     tasks.spawn(supervisor.clone().watch(name, stop.clone(), part));
                 }
                 let (report, countdown) = worker.run(shutdown, supervisor).await;

@@ -13,14 +13,16 @@ use crate::{app, config::Config, shutdown::Shutdown};
 /// read jobs of every owner, so it listens on loopback only. Workers run the jobs.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// The address to listen on; of loopback only, as long as there are no access keys.
-    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8080")]
-    listen: SocketAddr,
+    /// The address to listen on, instead of api.listen; of loopback only, as long as there are no access keys. Without
+    /// both it is 127.0.0.1:8080.
+    #[arg(long, value_name = "ADDR")]
+    listen: Option<SocketAddr>,
 }
 
 pub(crate) async fn run(args: Args, config: Config) -> Result<Exit> {
     config.require_store()?;
-    if !args.listen.ip().is_loopback() {
+    let listen = args.listen.or(config.api.listen).unwrap_or(app::API_ADDRESS);
+    if !listen.ip().is_loopback() {
         let store = app::open_store(&config)?;
         let has_keys = store.has_keys().await?;
         store.close().await;
@@ -31,6 +33,6 @@ pub(crate) async fn run(args: Args, config: Config) -> Result<Exit> {
             ));
         }
     }
-    app::serve_api(&config, args.listen, Shutdown::on_signals()?.stop).await?;
+    app::serve_api(&config, listen, Shutdown::on_signals()?.stop).await?;
     Ok(Exit::Success)
 }

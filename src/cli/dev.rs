@@ -43,6 +43,9 @@ pub(crate) struct Args {
     /// Address for /metrics and /health; overrides http.listen
     #[arg(long, value_name = "ADDR")]
     listen: Option<SocketAddr>,
+    /// Address of the HTTP API; overrides api.listen. Without both it is 127.0.0.1:8080
+    #[arg(long, value_name = "ADDR")]
+    api_listen: Option<SocketAddr>,
     /// Address of the sandbox tool API
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8090")]
     sandbox_listen: SocketAddr,
@@ -64,6 +67,11 @@ pub(crate) async fn run(args: Args, mut config: Config, path_addition: Option<Pa
         // What is wrong with it is to be said before anything else is.
         TcpListener::bind(address).with_context(|| app::cannot_listen(address))?;
     }
+    let api = args.api_listen.or(config.api.listen).unwrap_or(app::API_ADDRESS);
+    config.api.listen = Some(api);
+    TcpListener::bind(api).with_context(|| {
+        format!("cannot listen on {api}; choose another address with --api-listen or api.listen")
+    })?;
     let sandbox = if args.real { None } else { Some(serve_sandbox(&args, &mut config).await?) };
     let welcome = Welcome { data: &data, config: &config, database, unused, path_addition, real: args.real };
     // A closed standard output must not keep the worker from starting.
@@ -130,13 +138,17 @@ impl Welcome<'_> {
             Some(address) => format!("http://{address}/metrics, health http://{address}/health/ready"),
             None => "off".to_owned(),
         };
+        let api = match self.config.api.listen {
+            Some(address) => format!("http://{address}/v1/jobs, without keys until you make one"),
+            None => "off".to_owned(),
+        };
         let unused = match self.unused.as_slice() {
             [] => String::new(),
             names => format!("  not used  {}: what they name is not touched\n", names.join(", ")),
         };
         let job = if self.real { REAL_JOB } else { SANDBOX_JOB };
         format!(
-            "errand dev\n  data      {}\n  tool API  {tool_api}\n  metrics   {served}\n{unused}\n\
+            "errand dev\n  data      {}\n  tool API  {tool_api}\n  HTTP API  {api}\n  metrics   {served}\n{unused}\n\
              Enqueue a job from another terminal:\n{}  errand enqueue {job} --wait\n  errand jobs list\n\n\
              Each job is logged here when it ends. Ctrl-C ends this; the data stays.\n\n",
             self.data.display(),

@@ -55,6 +55,7 @@ pub struct Config {
     pub toolkit_versions: VersionMap,
     pub toolkits: BTreeMap<String, Toolkit>,
     pub owners: Owners,
+    pub api: Api,
     pub http: Http,
     pub log: Log,
     pub runtime: Runtime,
@@ -245,6 +246,10 @@ settings! {
     struct Owners [owners] {
         allow_default: bool = Flag,
         refuse_email: bool = Flag,
+    }
+    struct Api [api] {
+        #[serde(deserialize_with = "unless_empty")]
+        listen: Option<SocketAddr> = Address,
     }
     struct Http [http] {
         #[serde(deserialize_with = "unless_empty")]

@@ -9,8 +9,8 @@ use serde_json::{Value, json};
 use tokio::{io::AsyncWriteExt as _, net::TcpStream};
 
 use crate::{
-    harness::{Harness, Process, run},
-    support,
+    harness::{Harness, PATIENCE, Process, run},
+    support::{self, wait::until},
 };
 
 /// `errand api` as a process.
@@ -44,6 +44,13 @@ impl Api {
     pub(crate) async fn post(&self, path: &str, body: &Value) -> (StatusCode, Value) {
         read_answer(self.request(Method::POST, path).json(body).send().await.unwrap()).await
     }
+}
+
+/// The API of a process that does more than that, such as a worker.
+async fn served_by(process: Process) -> Api {
+    process.logged("worker ready").await;
+    let address = process.lines("the API is served")[0]["address"].as_str().unwrap().to_owned();
+    Api { process, base: format!("http://{address}") }
 }
 
 /// The status and the JSON of an answer. What is not 2xx must be a problem that says the same, in a sentence.
@@ -337,4 +344,35 @@ async fn a_database_that_is_away_is_told_without_its_address() {
     assert_eq!((status.as_u16(), kind(&problem)), (503, "unavailable"));
     assert!(!problem.to_string().contains(&port.to_string()), "{problem}");
     assert!(api.process.log().contains(&port.to_string()), "{}", api.process.log());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_and_dev_serve_it_where_they_are_told_to_and_end_in_order() {
+    let harness = Harness::new("api-worker", "").await;
+    let mut env = harness.env();
+    env.push(("ERRAND__API__LISTEN".into(), "127.0.0.1:0".into()));
+    let worker = Process::start(&["worker", "--listen", "127.0.0.1:0"], &env);
+    let folder = tempfile::tempdir().unwrap();
+    let sandbox = format!("127.0.0.1:{}", support::machine::free_port());
+    let data = folder.path().to_str().unwrap();
+    let args = ["dev", "--data", data, "--listen", "127.0.0.1:0", "--api-listen", "127.0.0.1:0"];
+    let dev = Process::start(&[&args[..], &["--sandbox-listen", &sandbox]].concat(), &[]);
+    for process in [worker, dev] {
+        let mut api = served_by(process).await;
+        let job = read("user-1");
+        let request = api.request(Method::POST, "/v1/jobs").header("prefer", "wait=60").json(&job);
+        let (status, done) = read_answer(request.send().await.unwrap()).await;
+        assert_eq!((status, &done["state"]), (StatusCode::OK, &json!("succeeded")), "{done}");
+        let later = job
+            .with("id", id())
+            .with("run_at", (Timestamp::now() + SignedDuration::from_hours(1)).to_string());
+        let request = api.request(Method::POST, "/v1/jobs").header("prefer", "wait=60").json(&later);
+        let waiting = tokio::spawn(async move { request.send().await.unwrap() });
+        until("it is stored", PATIENCE, async || {
+            (api.get(&format!("/v1/jobs/{}", later.id())).await.0 == StatusCode::OK).then_some(())
+        })
+        .await;
+        assert!(api.process.stop().await.success());
+        assert_eq!(waiting.await.unwrap().status(), StatusCode::ACCEPTED, "who waits is answered at the end");
+    }
 }

@@ -29,7 +29,7 @@ impl Dev {
         let folder = tempfile::tempdir().unwrap();
         let file = |name: &str| fs::File::create(folder.path().join(name)).unwrap();
         let child = Command::new(env!("CARGO_BIN_EXE_errand"))
-            .args(["dev", "--listen", "127.0.0.1:0", "--data", "it's data"])
+            .args(["dev", "--listen", "127.0.0.1:0", "--api-listen", "127.0.0.1:0", "--data", "it's data"])
             .args(["--sandbox-listen", &format!("127.0.0.1:{}", machine::free_port())])
             .env_clear()
             .envs(env.iter().copied())
@@ -157,10 +157,12 @@ fn what_dev_cannot_do_is_said_before_anything_else() {
     let folder = tempfile::tempdir().unwrap();
     let data = folder.path().join("data");
     let free = format!("127.0.0.1:{}", machine::free_port());
-    for (listen, sandbox, told) in
-        [(&address, &free, "--listen or http.listen"), (&free, &address, "--sandbox-listen")]
-    {
-        let ran = dev(&data, &["--listen", listen, "--sandbox-listen", sandbox]);
+    for (listen, api, sandbox, told) in [
+        (&address, &free, &free, "--listen or http.listen"),
+        (&free, &address, &free, "--api-listen or api.listen"),
+        (&free, &free, &address, "--sandbox-listen"),
+    ] {
+        let ran = dev(&data, &["--listen", listen, "--api-listen", api, "--sandbox-listen", sandbox]);
         assert_eq!((ran.status.code(), ran.stdout.as_slice()), (Some(3), &b""[..]), "{ran:?}");
         assert!(String::from_utf8_lossy(&ran.stderr).contains(told), "{ran:?}");
     }

@@ -89,6 +89,8 @@ impl Dev {
                 data.to_str().unwrap(),
                 "--listen",
                 "127.0.0.1:0",
+                "--api-listen",
+                "127.0.0.1:0",
                 "--sandbox-listen",
                 &format!("127.0.0.1:{sandbox}"),
             ],

@@ -58,6 +58,7 @@ impl Desk {
         let env = vec![
             ("PATH".to_owned(), format!("{}:/usr/bin:/bin", bin.display())),
             ("ERRAND__HTTP__LISTEN".to_owned(), "127.0.0.1:0".to_owned()),
+            ("ERRAND__API__LISTEN".to_owned(), "127.0.0.1:0".to_owned()),
         ];
         Self { folder, sandbox, env }
     }

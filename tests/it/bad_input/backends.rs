@@ -62,7 +62,10 @@ impl Backends {
         env.push(("COMPOSIO_BASE_URL".into(), front.url()));
         env.extend(owned(settings));
         let data = folder.path().to_str().unwrap();
-        let worker = Process::start(&["dev", "--real", "--data", data, "--listen", "127.0.0.1:0"], &env);
+        let worker = Process::start(
+            &["dev", "--real", "--data", data, "--listen", "127.0.0.1:0", "--api-listen", "127.0.0.1:0"],
+            &env,
+        );
         worker.logged("worker ready").await;
         env.push(("DATABASE_URL".into(), format!("sqlite://{data}/errand.db")));
         Self { front, worker, place: Place::Embedded(sandbox), env, folder }

@@ -263,6 +263,8 @@ fn settings_are_shown_with_their_origins_and_without_secrets() {
 
     [owners]
 
+    [api]
+
     [http]
 
     [log]
