@@ -82,7 +82,11 @@ impl Admission {
             .collect())
     }
 
-    fn check(&self, spec: &JobSpec, now: Timestamp) -> Result<(), JobError> {
+    /// Checks a job by itself, by what the settings allow.
+    ///
+    /// # Errors
+    /// Why it would be refused.
+    pub fn check(&self, spec: &JobSpec, now: Timestamp) -> Result<(), JobError> {
         self.rules.check(spec, now)?;
         let refused = |error: EnvelopeError| JobError::new(ErrorKind::InvalidJob, error.message);
         self.rules.replies.check(spec).map_err(refused)

@@ -20,6 +20,7 @@ pub mod lane_head;
 pub mod maintenance;
 pub mod queue;
 pub mod relay;
+pub mod resolver;
 pub mod secret_file;
 pub mod services;
 pub mod shutdown;

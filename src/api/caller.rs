@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{
     access::{AccessKey, Scope, Scopes, Shown},
-    job::{Owner, Principal},
+    job::{JobSpec, Principal},
     store::SharedStore,
     sync::lock,
 };
@@ -72,9 +72,9 @@ impl Caller {
         ))
     }
 
-    /// Whether they may do something for this owner.
-    pub(super) fn may_act_for(&self, owner: &Owner) -> Result<(), Problem> {
-        if self.principal.may_see(owner) {
+    /// Whether they may enqueue this job.
+    pub(super) fn may_enqueue(&self, spec: &JobSpec) -> Result<(), Problem> {
+        if self.principal.may_see(&spec.owner) {
             return Ok(());
         }
         Err(Problem::new(Kind::Forbidden, "this key enqueues jobs of its own owner only"))

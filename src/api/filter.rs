@@ -1,13 +1,13 @@
 //! Which jobs a list is about, as the parameters of a query.
 
-use std::{collections::BTreeMap, fmt, str::FromStr};
+use std::collections::BTreeMap;
 
 use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
 
 use super::{
     problem::{Kind, Problem},
-    request::Parameters,
+    request::{Parameters, parsed},
 };
 use crate::{
     job::Owner,
@@ -61,10 +61,6 @@ impl Wanted {
     pub(super) fn window(&self) -> Window {
         Window { since: self.filter.since, until: self.filter.until }
     }
-}
-
-fn parsed<T: FromStr<Err: fmt::Display>>(value: &str) -> Result<T, String> {
-    value.parse().map_err(|error: T::Err| error.to_string())
 }
 
 fn text(value: &str) -> Result<String, String> {

@@ -17,9 +17,10 @@ use tokio::time::Instant;
 
 use super::{
     caller::Caller,
+    dry_run::dry_run,
     filter::{Wanted, Window},
     problem::{Kind, Problem},
-    request::{Parameters, idempotency_key, json_body, optional_json, preferred_wait, text},
+    request::{Parameters, idempotency_key, json_body, optional_json, parsed, preferred_wait, text},
     shared::Shared,
 };
 use crate::{
@@ -41,14 +42,19 @@ pub(super) async fn enqueue(
 ) -> Result<Response, Problem> {
     let headers = request.headers().clone();
     caller.may(Scope::Enqueue)?;
-    Parameters::of(&request).end()?;
+    let mut parameters = Parameters::of(&request);
+    let is_dry_run = parameters.one("dry_run", parsed)?.unwrap_or(false);
+    parameters.end()?;
     // Only who may read is told of a job's result.
     let reader = caller.may(Scope::Read).ok();
     let wait = preferred_wait(&headers)?
         .map(|wait| caller.may(Scope::Read).map(|reader| (reader, wait)))
         .transpose()?;
     let spec = Arc::new(spec(&shared, &headers, &json_body(request).await?)?);
-    caller.may_act_for(&spec.owner)?;
+    caller.may_enqueue(&spec)?;
+    if is_dry_run {
+        return dry_run(&shared, caller.may(Scope::Read)?, &spec).await;
+    }
     let answer = admit(&shared, spec).await?;
     let (id, is_new) = match answer {
         Some(Enqueued::New(id)) => (id, true),

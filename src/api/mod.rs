@@ -5,6 +5,7 @@
 
 mod browser;
 mod caller;
+mod dry_run;
 mod filter;
 mod jobs;
 mod keys;

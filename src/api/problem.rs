@@ -45,6 +45,8 @@ string_enum! {
         /// The database does not answer.
         Unavailable = "unavailable",
         Internal = "internal",
+        /// This process does not know the tool API.
+        NoToolApi = "no-tool-api",
     }
 }
 
@@ -63,6 +65,7 @@ impl Kind {
             Self::WrongState | Self::NeedsForce => StatusCode::CONFLICT,
             Self::TooManyRequests => StatusCode::TOO_MANY_REQUESTS,
             Self::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
+            Self::NoToolApi => StatusCode::NOT_IMPLEMENTED,
             Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
@@ -86,6 +89,7 @@ impl Kind {
             Self::TooManyRequests => "Too many wrong keys",
             Self::Unavailable => "The database does not answer",
             Self::Internal => "errand failed",
+            Self::NoToolApi => "This process does not know the tool API",
         }
     }
 }

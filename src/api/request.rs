@@ -1,6 +1,6 @@
 //! What requests bring along: bodies, headers and parameters, read within bounds.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, fmt, str::FromStr, time::Duration};
 
 use axum::{
     body::{Body, Bytes, to_bytes},
@@ -172,4 +172,9 @@ impl Parameters {
             }
         }
     }
+}
+
+/// A value of a parameter, by the rules of its type.
+pub(super) fn parsed<T: FromStr<Err: fmt::Display>>(value: &str) -> Result<T, String> {
+    value.parse().map_err(|error: T::Err| error.to_string())
 }

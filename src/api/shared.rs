@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use super::waiters::Waiters;
-use crate::{admission::Admission, clock::SharedClock, job::QueueName, store::SharedStore};
+use crate::{
+    admission::Admission, clock::SharedClock, job::QueueName, resolver::Resolver, store::SharedStore,
+};
 
 /// What an API works with.
 #[derive(Debug)]
@@ -11,6 +13,8 @@ pub struct Parts {
     pub store: SharedStore,
     pub admission: Admission,
     pub clock: SharedClock,
+    /// What jobs are bound to, for dry runs; none where the tool API is unknown.
+    pub resolver: Option<Resolver>,
     /// The lanes there are.
     pub lanes: Vec<QueueName>,
 }

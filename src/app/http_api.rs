@@ -8,13 +8,15 @@ use std::{
 use anyhow::{Context as _, Result};
 use tokio_util::sync::CancellationToken;
 
-use super::{open_queue, open_store, rules};
+use super::{open_queue, open_store, open_tool_api, options, rules};
 use crate::{
     admission::Admission,
     api::{Api, Parts},
     clock::{self, SharedClock},
     config::Config,
+    resolver::Resolver,
     store::SharedStore,
+    tool::SharedToolApi,
 };
 
 /// Where the API listens, unless said otherwise.
@@ -30,7 +32,8 @@ pub async fn serve_api(config: &Config, address: SocketAddr, stop: CancellationT
     let queue = config.uses_broker().then(|| open_queue(config)).transpose()?;
     let unclaimed = Duration::from_secs(config.relay.unclaimed_secs);
     let admission = Admission::new(store.clone(), queue.clone(), clock::system(), rules(config), unclaimed);
-    bind(config, address, store.clone(), admission, clock::system()).await?.run(stop).await;
+    let tool_api = config.require_api_key().is_ok().then(|| open_tool_api(config)).transpose()?;
+    bind(config, address, store.clone(), admission, clock::system(), tool_api).await?.run(stop).await;
     if let Some(queue) = queue {
         queue.close().await;
     }
@@ -45,11 +48,16 @@ pub(super) async fn bind(
     store: SharedStore,
     admission: Admission,
     clock: SharedClock,
+    tool_api: Option<SharedToolApi>,
 ) -> Result<Api> {
+    let resolver = tool_api.map(|api| Resolver::new(api, options::resolver(config)));
     let lanes = config.queues.keys().cloned().collect();
-    let api = Api::bind(address, Parts { store, admission, clock, lanes }).await.with_context(|| {
-        format!("cannot listen on {address}; choose another address for the API, with api.listen or --listen")
-    })?;
+    let api =
+        Api::bind(address, Parts { store, admission, clock, resolver, lanes }).await.with_context(|| {
+            format!(
+                "cannot listen on {address}; choose another address for the API, with api.listen or --listen"
+            )
+        })?;
     tracing::info!(address = %api.address()?, "the API is served");
     Ok(api)
 }

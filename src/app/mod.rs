@@ -70,8 +70,9 @@ impl App {
         let address = self.config.http.listen;
         let api = match self.config.api.listen {
             Some(address) => {
-                let (store, clock) = (self.services.store.clone(), self.services.clock.clone());
-                Some(http_api::bind(&self.config, address, store, self.admission(), clock).await?)
+                let Services { store, clock, api, .. } = self.services.clone();
+                let admission = self.admission();
+                Some(http_api::bind(&self.config, address, store, admission, clock, Some(api)).await?)
             }
             None => None,
         };

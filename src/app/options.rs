@@ -7,7 +7,7 @@ use crate::{
     config::{self, Config},
     job::{QueueName, ReplyRules, RetryPolicy, Rules, WorkerId},
     maintenance::{audit, connections, prune, rescue, verify},
-    relay,
+    relay, resolver,
     store::AuditLimits,
     worker,
 };
@@ -93,8 +93,8 @@ pub(super) fn worker(config: &Config, lanes: Vec<(QueueName, u32)>) -> worker::O
     }
 }
 
-pub(super) fn resolver(config: &Config) -> worker::ResolverOptions {
-    worker::ResolverOptions {
+pub(super) fn resolver(config: &Config) -> resolver::Options {
+    resolver::Options {
         rules: rules(config),
         unpinned: config.pins.unpinned,
         config_pins: config.toolkit_versions.clone(),

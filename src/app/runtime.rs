@@ -23,11 +23,12 @@ use crate::{
         prune::Prune, rescue::Rescue, tool_api::ToolApiWatch, verify::Verify,
     },
     relay::Relay,
+    resolver::Resolver,
     services::Services,
     shutdown::{Countdown, Shutdown},
     store::Concern,
     supervisor::Supervisor,
-    worker::{CrashPlan, Report, Resolver, Worker},
+    worker::{CrashPlan, Report, Worker},
 };
 
 /// How often gauges are read.

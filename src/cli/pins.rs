@@ -14,8 +14,8 @@ use super::{
 };
 use crate::{
     job::{Owner, Pin, PinnedBy},
+    resolver::PINS_KNOWN_AFTER,
     tool::{SharedToolApi, ToolError, deprecation::Deprecation},
-    worker::PINS_KNOWN_AFTER,
 };
 
 /// How many versions are named of those that there are.

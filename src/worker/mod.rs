@@ -28,7 +28,6 @@ mod lease;
 mod persist;
 mod published;
 mod record;
-mod resolve;
 mod running_job;
 mod shared;
 mod stall_detector;
@@ -43,7 +42,6 @@ pub use crash::{CrashPlan, CrashPoint};
 pub use journal::{
     Contents as JournalContents, Journals, Unreadable as UnreadableJournal, decode as decode_journal,
 };
-pub use resolve::{Options as ResolverOptions, PINS_KNOWN_AFTER, Resolver};
 pub use shared::Options;
 
 use self::shared::{Runners, Shared};
@@ -52,6 +50,7 @@ use crate::{
     in_flight::InFlight,
     job::JobId,
     lane_head::LaneHeads,
+    resolver::Resolver,
     services::Services,
     shutdown::{Countdown, Shutdown},
     supervisor::Supervisor,

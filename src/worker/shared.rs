@@ -19,7 +19,6 @@ use super::{
     crash::{Crash, CrashPlan},
     group_commit::{self, GroupCommit, Runner},
     lease::LeaseClock,
-    resolve::Resolver,
 };
 use crate::{
     bounds::{CLAIM_BATCH, FINISH_BATCH},
@@ -27,6 +26,7 @@ use crate::{
     in_flight::InFlight,
     job::{Asked, QueueName, RetryPolicy, WorkerId},
     lane_head::LaneHeads,
+    resolver::Resolver,
     services::Services,
     store::{Bind, Finish, Finished, Repeat, StoreError},
     sync::lock,

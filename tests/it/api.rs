@@ -376,3 +376,95 @@ async fn a_worker_and_dev_serve_it_where_they_are_told_to_and_end_in_order() {
         assert_eq!(waiting.await.unwrap().status(), StatusCode::ACCEPTED, "who waits is answered at the end");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dry_run_says_what_would_become_of_a_job_and_stores_nothing() {
+    let harness = Harness::new("api-dry", "").await;
+    assert!(harness.errand(&["migrate"]).status.success());
+    assert!(
+        harness.errand(&["pins", "set", "gmail", "20251112_00", "--owner", "user:user-1"]).status.success()
+    );
+    let api = Api::start(&harness.env()).await;
+    let dry = async |job: &Value| api.post("/v1/jobs?dry_run=true", job).await;
+    let tomorrow = (Timestamp::now() + SignedDuration::from_hours(24)).to_string();
+    let yesterday = (Timestamp::now() - SignedDuration::from_hours(24)).to_string();
+    for (job, would, version, pinned_by, effect, held_reason, problem) in [
+        (read("user-1"), "run", json!("20251027_00"), json!("env"), json!("safe"), json!(null), json!(null)),
+        (
+            send("user-1"),
+            "run",
+            json!("20251112_00"),
+            json!("owner"),
+            json!("once"),
+            json!(null),
+            json!(null),
+        ),
+        (
+            read("user-1").with("run_at", tomorrow).with("version", "20251027_00"),
+            "schedule",
+            json!("20251027_00"),
+            json!("job"),
+            json!("safe"),
+            json!(null),
+            json!(null),
+        ),
+        (
+            read("nobody"),
+            "hold",
+            json!(null),
+            json!(null),
+            json!(null),
+            json!("connection"),
+            json!("needs_connection"),
+        ),
+        (
+            read("user-1").with("tool", "GITHUB_NO_SUCH_TOOL"),
+            "fail",
+            json!(null),
+            json!(null),
+            json!(null),
+            json!(null),
+            json!("unknown_tool"),
+        ),
+        (
+            read("user-1").with("expires_at", yesterday),
+            "fail",
+            json!(null),
+            json!(null),
+            json!(null),
+            json!(null),
+            json!("expired"),
+        ),
+    ] {
+        let (status, answer) = dry(&job).await;
+        assert_eq!((status, &answer["would"]), (StatusCode::OK, &json!(would)), "{job}: {answer}");
+        let told = ["version", "pinned_by", "effect", "held_reason"].map(|key| answer[key].clone());
+        assert_eq!(told, [version, pinned_by, effect, held_reason], "{job}: {answer}");
+        assert_eq!(answer["problems"][0]["kind"], problem, "{answer}");
+        assert_eq!(
+            answer["connected_account_id"].is_string(),
+            would == "run" || would == "schedule",
+            "{answer}"
+        );
+        assert_eq!((&answer["id"], &answer["owner"]["kind"]), (&json!(job.id()), &json!("user")));
+    }
+    assert_eq!(harness.count("true").await, 0);
+    harness.called(0).await;
+
+    let job = read("user-1");
+    assert_eq!(api.post("/v1/jobs", &job).await.0, StatusCode::CREATED);
+    assert_eq!(dry(&job).await.1["would"], "repeat");
+    let (status, other) = dry(&job.clone().with("priority", 5)).await;
+    assert_eq!((status, kind(&other)), (StatusCode::UNPROCESSABLE_ENTITY, "id-conflict"));
+    let (status, refused) = dry(&read("default")).await;
+    assert_eq!((status, kind(&refused)), (StatusCode::UNPROCESSABLE_ENTITY, "invalid-job"));
+    let (status, wrong) = api.post("/v1/jobs?dry_run=perhaps", &job).await;
+    assert_eq!((status, kind(&wrong)), (StatusCode::BAD_REQUEST, "bad-request"));
+    assert_eq!(harness.count("true").await, 1);
+
+    let mut env = harness.env();
+    env.push(("COMPOSIO_API_KEY".into(), String::new()));
+    let api = Api::start(&env).await;
+    let (status, none) = api.post("/v1/jobs?dry_run=true", &job).await;
+    assert_eq!((status, kind(&none)), (StatusCode::NOT_IMPLEMENTED, "no-tool-api"));
+}

@@ -14,6 +14,7 @@ const FLOORS: &[&[&str]] = &[
     &["access", "telemetry"],
     &["queue", "store", "tool"],
     &["admission", "health", "in_flight", "job_json", "lane_head", "services", "supervisor"],
+    &["resolver"],
     &["api", "maintenance", "relay", "worker"],
     &["config"],
     &["app"],
