@@ -172,7 +172,7 @@ async fn a_worker_that_is_not_there_or_cannot_consume_raises_an_alert() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_database_that_is_away_raises_alerts() {
-    let harness = Harness::new("alert-store", "[[fault]]\nkind = \"latency\"\nmean_ms = 4000\n").await;
+    let harness = Harness::new("alert-store", "[[fault]]\nkind = \"latency\"\nfixed_ms = 8000\n").await;
     let database = support::start_proxy(port(&harness.database.url)).await;
     let url = database.url(&harness.database.url).unwrap();
     let settings = [

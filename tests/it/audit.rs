@@ -148,7 +148,7 @@ async fn a_worker_that_may_not_repair_only_reports() {
 async fn of_two_workers_the_elder_audits_and_the_younger_takes_over() {
     let harness = Harness::new("elder", "").await;
     let quick = [
-        ("ERRAND__WORKER__LEASE_SECS", "5"),
+        ("ERRAND__WORKER__LEASE_SECS", "15"),
         ("ERRAND__WORKER__HEARTBEAT_SECS", "1"),
         ("ERRAND__AUDIT__EVERY_SECS", "1"),
     ];

@@ -117,8 +117,8 @@ async fn a_job_gives_up_waiting_also_where_nobody_looks_for_connections() {
 async fn jobs_give_up_waiting(hint: &str, settings: &[(&str, &str)]) -> usize {
     let harness = Harness::new(hint, "").await;
     let worker = harness.worker(settings).await;
-    let soon = jiff::Timestamp::now() + jiff::SignedDuration::from_millis(1500);
-    let aged = read("u-nobody").with("max_age_ms", 1500);
+    let soon = jiff::Timestamp::now() + jiff::SignedDuration::from_millis(6_000);
+    let aged = read("u-nobody").with("max_age_ms", 6_000);
     let expiring = read("u-nobody").with("expires_at", soon.to_string());
     let patient = read("u-nobody");
     harness.publish(&[aged.clone(), expiring.clone(), patient.clone()]).await;

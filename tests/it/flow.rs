@@ -241,7 +241,7 @@ async fn an_unknown_outcome_of_a_call_that_counts_is_held_until_the_operator_dec
             send("user-1").named(&reset),
             post("org-1").named(&status),
             post("org-2").named(&unwanted),
-            create("user-1").named(&hang).with("timeout_ms", 300),
+            create("user-1").named(&hang).with("timeout_ms", 3_000),
         ])
         .await;
     for job in [&reset, &status, &hang, &unwanted] {

@@ -98,7 +98,7 @@ async fn lock_rows(connection: &mut PgConnection, jobs: &[Value]) {
 #[tokio::test(flavor = "multi_thread")]
 async fn results_of_jobs_that_others_have_locked_keep_nobody_waiting() {
     let faults =
-        "[[fault]]\nkind = \"latency\"\nfixed_ms = 3000\n[[fault]]\nkind = \"large\"\nbytes = 10000\n";
+        "[[fault]]\nkind = \"latency\"\nfixed_ms = 8000\n[[fault]]\nkind = \"large\"\nbytes = 10000\n";
     let harness = Harness::new("locked-results", faults).await;
     // Those that are locked are larger together than what may wait to be written.
     let narrow =
@@ -243,7 +243,7 @@ async fn a_job_that_only_the_store_says_is_running_is_taken_over() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lost_job_that_the_database_does_not_take_costs_itself_only() {
-    let harness = Harness::new("poisoned-rescue", "[[fault]]\nkind = \"latency\"\nfixed_ms = 3000\n").await;
+    let harness = Harness::new("poisoned-rescue", "[[fault]]\nkind = \"latency\"\nfixed_ms = 6000\n").await;
     let quick = [("ERRAND__WORKER__HEARTBEAT_SECS", "1"), ("ERRAND__WORKER__LEASE_SECS", "5")];
     let mut first = harness.worker(&quick).await;
     let jobs: Vec<Value> = (0..10).map(|_| read("u-alice")).collect();

@@ -19,7 +19,7 @@ pub(crate) const QUICK: [(&str, &str); 7] = [
     ("ERRAND__VERIFY__MAX_MS", "400"),
     ("ERRAND__VERIFY__BATCH", "50"),
     ("ERRAND__VERIFY__LOG_DELAY_SECS", "3"),
-    ("ERRAND__VERIFY__GIVE_UP_SECS", "8"),
+    ("ERRAND__VERIFY__GIVE_UP_SECS", "20"),
 ];
 
 /// A call of another tool that succeeds, by which the log shows that it knows our request IDs.
@@ -59,8 +59,10 @@ fn attempt(shown: &Value) -> &Value {
 async fn what_the_log_has_is_taken_as_the_answer_that_did_not_arrive() {
     let faults = "[[fault]]\nkind = \"reset\"\ntool = \"GMAIL_SEND_EMAIL\"\nafter_effect = true\n";
     let harness = Harness::new("adopt", faults).await;
-    logs_are(&harness, &json!({"delay_ms": 1500})).await;
-    let worker = harness.worker(&QUICK).await;
+    logs_are(&harness, &json!({"delay_ms": 8000})).await;
+    // A log that is late, and by less than it may be.
+    let patient = [("ERRAND__VERIFY__LOG_DELAY_SECS", "20"), ("ERRAND__VERIFY__GIVE_UP_SECS", "60")];
+    let worker = harness.worker(&[&QUICK[..], &patient].concat()).await;
     let one = id();
     harness.publish(&[send("user-1").named(&one)]).await;
     let shown = harness.job_in(&one, &["held"]).await;
@@ -163,7 +165,8 @@ async fn a_log_that_cannot_be_read_leaves_the_decision_to_a_person() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn after_a_kill_every_call_that_counts_is_made_once_and_every_job_ends() {
-    let faults = "[[fault]]\nkind = \"latency\"\nmin_ms = 20\nmax_ms = 120\n";
+    // Slow enough that most of them are still to be done when the worker is killed.
+    let faults = "[[fault]]\nkind = \"latency\"\nmin_ms = 200\nmax_ms = 600\n";
     let harness = Harness::new("verified", faults).await;
     let mut settings = QUICK.to_vec();
     settings.extend([
@@ -171,6 +174,7 @@ async fn after_a_kill_every_call_that_counts_is_made_once_and_every_job_ends() {
         ("ERRAND__WORKER__HEARTBEAT_SECS", "1"),
         ("ERRAND__RESCUE__POLL_SECS", "1"),
         ("ERRAND__VERIFY__GIVE_UP_SECS", "60"),
+        ("ERRAND__QUEUES__DEFAULT__CONCURRENCY", "20"),
         // The worker could live and still wait for its calls; the log settles after that.
         ("ERRAND__COMPOSIO__TIMEOUT_MS", "2000"),
         ("ERRAND__COMPOSIO__CONNECT_TIMEOUT_MS", "2000"),

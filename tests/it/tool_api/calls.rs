@@ -129,7 +129,7 @@ async fn once_the_request_left_only_a_status_line_ends_the_doubt_and_nothing_is_
         ("only 100 Continue", answer("HTTP/1.1 100 Continue\r\n\r\n").hanging()),
     ] {
         let api = ScriptedApi::start([answer]).await;
-        let reply = client(&api).execute(&within(400, simple())).await;
+        let reply = client(&api).execute(&within(1_500, simple())).await;
         assert!(matches!(&reply, Reply::NoAnswer(_)), "{name}: {reply:?}");
         assert_eq!(api.seen().len(), 1, "{name}");
         let shown = format!("{reply:?}");
@@ -137,7 +137,7 @@ async fn once_the_request_left_only_a_status_line_ends_the_doubt_and_nothing_is_
     }
     for answer in [Answer::nothing().unread().resetting(), Answer::nothing().unread().hanging()] {
         let api = ScriptedApi::start([answer.clone()]).await;
-        let reply = client(&api).execute(&within(400, simple())).await;
+        let reply = client(&api).execute(&within(1_500, simple())).await;
         assert!(matches!(&reply, Reply::NoAnswer(_)), "{answer:?}: {reply:?}");
     }
 }
@@ -185,7 +185,7 @@ async fn a_status_is_known_although_the_body_is_lost() {
         (200, Answer::bytes(chunk).closing()),
     ] {
         let api = ScriptedApi::start([script.clone()]).await;
-        match client(&api).execute(&within(400, simple())).await {
+        match client(&api).execute(&within(1_500, simple())).await {
             Reply::Answered(answer) => {
                 assert_eq!(answer.status, status);
                 assert!(matches!(answer.body, Body::Broken(_)), "{script:?}: {:?}", answer.body);

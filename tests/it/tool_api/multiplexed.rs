@@ -15,7 +15,7 @@ fn multiplexed(api: &ScriptedApi, max_calls: usize) -> Arc<Composio> {
 }
 
 fn start(composio: &Arc<Composio>, calls: usize) -> Vec<tokio::task::JoinHandle<Reply>> {
-    let one = |composio: Arc<Composio>| async move { composio.execute(&simple()).await };
+    let one = |composio: Arc<Composio>| async move { composio.execute(&within(30_000, simple())).await };
     (0..calls).map(|_| tokio::spawn(one(composio.clone()))).collect()
 }
 

@@ -39,7 +39,7 @@ async fn a_call_that_is_repeated_with_the_same_key_has_two_effects() {
     let bench = Bench::start(DEFAULT_WORLD).await;
     bench.set_faults(json!([{"kind": "hang", "after_effect": true, "times": 1}])).await;
     let call = repo_call().with("idempotency-key", "same").with("x-request-id", "r38");
-    let lost = bench.send_within(&call, Duration::from_millis(100)).await;
+    let lost = bench.send_within(&call, Duration::from_secs(2)).await;
     assert!(lost.unwrap_err().is_timeout());
     assert_eq!(bench.send(&call).await.unwrap().status, 200);
     assert_eq!(bench.running.ledger_summary().effects, 2, "nothing is de-duplicated");
@@ -91,10 +91,10 @@ async fn a_link_that_nobody_opens_expires() {
     let id = link["connected_account_id"].as_str().unwrap();
     let account = format!("/api/v3/connected_accounts/{id}");
     assert_eq!(bench.get(&account).await["status"], "INITIATED");
-    let advance = Ask::post("/_sandbox/clock").json(json!({"seconds": 599}));
+    let advance = Ask::post("/_sandbox/clock").json(json!({"seconds": 540}));
     bench.send(&advance).await.unwrap();
     assert_eq!(bench.get(&account).await["status"], "INITIATED");
-    bench.send(&Ask::post("/_sandbox/clock").json(json!({"seconds": 2}))).await.unwrap();
+    bench.send(&Ask::post("/_sandbox/clock").json(json!({"seconds": 61}))).await.unwrap();
     assert_eq!(bench.get(&account).await["status"], "EXPIRED");
 }
 

@@ -32,8 +32,8 @@ async fn a_body_that_is_cut_short_is_an_error_to_the_client() {
 #[tokio::test]
 async fn a_client_that_gives_up_waiting_does_not_stop_a_slow_call() {
     let bench = Bench::start(DEFAULT_WORLD).await;
-    bench.set_faults(json!([{"kind": "latency", "fixed_ms": 150}])).await;
-    let gone = bench.send_within(&repo_call(), Duration::from_millis(30)).await;
+    bench.set_faults(json!([{"kind": "latency", "fixed_ms": 3_000}])).await;
+    let gone = bench.send_within(&repo_call(), Duration::from_millis(1_000)).await;
     assert!(gone.unwrap_err().is_timeout());
     bench.wait_for_effects(1).await;
 }
