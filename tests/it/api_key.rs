@@ -46,7 +46,10 @@ async fn a_key_that_is_replaced_after_it_was_refused_is_used_without_a_restart()
     let began = std::time::Instant::now();
     replace(&file, "ak_test_good");
     accepts_key(&worker, true).await;
-    worker.metric_reaches("errand_api_key_refused", 0.0).await;
+    until("the metric shows it", PATIENCE, async || {
+        (worker.metric("errand_api_key_refused").await == 0.0).then_some(())
+    })
+    .await;
     harness.publish(&[send("user-1")]).await;
     harness.counts("state = 'succeeded'", 2).await;
     assert!(began.elapsed().as_secs() < 15, "{:?}", began.elapsed());

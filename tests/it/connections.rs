@@ -51,8 +51,11 @@ async fn held_jobs_go_on_by_themselves_when_the_account_is_active_again() {
     harness.counts("state = 'succeeded' and spent = 1", 22).await;
     let ledger = harness.sandbox.ledger_summary();
     assert_eq!((ledger.calls, ledger.effects), (22, 22), "{ledger:?}");
-    assert!(worker.metric("errand_connection_released_jobs_total").await >= 21.0);
-    assert_eq!(harness.text("select count(*)::text from awaited").await.as_deref(), Some("0"));
+    worker.metric_reaches("errand_connection_released_jobs_total", 21.0).await;
+    until("nothing is awaited any more", PATIENCE, async || {
+        (harness.text("select count(*)::text from awaited").await? == "0").then_some(())
+    })
+    .await;
     assert!(!worker.log().contains("u-bob"), "owners' IDs are in no log");
 }
 
@@ -68,12 +71,12 @@ async fn an_account_that_is_listed_as_active_and_refused_by_the_provider_costs_f
     let further = spread(100, |_| read("u-alice"));
     harness.publish(&further).await;
     harness.counts("state = 'held' and spent = 0", 101).await;
-    until("the account was tried several times", PATIENCE, async || {
-        (worker.metric("errand_connection_lookups_total{result=\"active\"}").await >= 4.0).then_some(())
-    })
-    .await;
+    let looks = "errand_connection_lookups_total{result=\"active\"}";
+    worker.metric_reaches(looks, 4.0).await;
+    // Each time that the account is found to be active, few jobs try it.
     let calls = harness.sandbox.ledger_summary().calls;
-    assert!(calls <= 20, "{calls} calls for 101 jobs");
+    let looks = worker.metric(looks).await;
+    assert!(calls as f64 <= 5.0 * looks, "{calls} calls of 101 jobs after {looks} looks");
 
     harness.heal().await;
     harness.counts("state = 'succeeded' and spent = 1", 101).await;
@@ -133,7 +136,7 @@ async fn jobs_give_up_waiting(hint: &str, settings: &[(&str, &str)]) -> usize {
         }
     }
     assert_eq!(harness.show(patient.id())["state"], "held");
-    assert!(worker.metric("errand_connection_expired_jobs_total").await >= 1.0);
+    worker.metric_reaches("errand_connection_expired_jobs_total", 1.0).await;
     worker.metrics().await.matches("errand_connection_lookups_total{").count()
 }
 

@@ -21,6 +21,8 @@ const LONG: &str = r#"
     fixed_ms = 100
 "#;
 
+const IN_FLIGHT: &str = "errand_jobs_in_flight{queue=\"default\"}";
+
 fn with_room(calls: &'static str) -> [(&'static str, &'static str); 2] {
     [("ERRAND__QUEUES__DEFAULT__CONCURRENCY", calls), ("ERRAND__WORKER__DRAIN_SECS", "1")]
 }
@@ -38,8 +40,10 @@ async fn messages_that_a_busy_worker_cannot_run_go_to_one_that_can() {
     let idle = harness.worker(&with_room("10")).await;
     // None of the calls ends, so nothing else could let the others run.
     harness.counts("state = 'running'", 20).await;
-    assert_eq!(idle.metric("errand_jobs_in_flight{queue=\"default\"}").await, 10.0);
-    assert_eq!(busy.readiness().await["ready"], true, "a worker that is busy is healthy");
+    idle.metric_reaches(IN_FLIGHT, 10.0).await;
+    assert_eq!(idle.metric(IN_FLIGHT).await, 10.0);
+    // A worker that is busy is healthy.
+    busy.becomes_ready(true).await;
     assert_eq!(busy.metric("errand_consuming{queue=\"default\"}").await, 1.0);
 }
 

@@ -144,8 +144,10 @@ async fn what_the_broker_dead_letters_runs_as_a_job_of_its_lane() {
         .await
         .unwrap();
 
-    let told = doctor(&harness, &management_url(&harness));
-    assert!(told.contains("27 dead letters wait"), "{told}");
+    until("the stray one is there, and all are told", PATIENCE, async || {
+        doctor(&harness, &management_url(&harness)).contains("27 dead letters wait").then_some(())
+    })
+    .await;
     let mut worker = harness.worker(&[]).await;
     harness.counts("state = 'succeeded' and queue = 'default'", 21).await;
     harness.counts("state = 'succeeded' and queue = 'bulk'", 5).await;

@@ -229,6 +229,7 @@ async fn nothing_of_an_owner_stays_once_their_jobs_are_final() {
     let others = read("user-2").with("priority", 99).to_string().into_bytes();
     harness.publish_raw(&[invalid, others, b"no json".to_vec()], BasicProperties::default()).await;
     harness.settled(6).await;
+    harness.job_in(waits.id(), &["scheduled"]).await;
     until("three to be kept", PATIENCE, async || (rejected(&harness).await == 3).then_some(())).await;
     worker.stop().await;
     for owner in ["user:user-1", "user:user-2"] {
@@ -277,9 +278,9 @@ async fn jobs_that_wait_for_a_tool_api_that_is_away_add_no_rows() {
     let _worker = harness.worker(&[("COMPOSIO_BASE_URL", "http://127.0.0.1:9")]).await;
     let jobs: Vec<Value> = (0..20).map(|n| read(&format!("user-{n}"))).collect();
     harness.publish(&jobs).await;
-    let attempts = "select sum(attempt)::text from jobs";
-    until("twenty attempts of each", PATIENCE, async || {
-        (harness.text(attempts).await?.parse::<u32>().ok()? >= 400).then_some(())
+    until("many attempts of each", PATIENCE, async || {
+        let enough = "select (sum(attempt) >= 400 and min(attempt) > 10 and count(*) = 20)::text from jobs";
+        (harness.text(enough).await? == "true").then_some(())
     })
     .await;
     let rows = harness.text("select count(*)::text from attempts").await.unwrap().parse::<u32>().unwrap();

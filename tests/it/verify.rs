@@ -79,7 +79,11 @@ async fn what_the_log_has_is_taken_as_the_answer_that_did_not_arrive() {
     assert_eq!(harness.sandbox.job_effects(&one), 1);
 
     // Each look says what it found, and when the next one is.
-    let looks = worker.lines("looked for a call in the execution log");
+    let looks = until("the last look is told", PATIENCE, async || {
+        let looks = worker.lines("looked for a call in the execution log");
+        (looks.last()?["result"] == "succeeded").then_some(looks)
+    })
+    .await;
     let (last, earlier) = looks.split_last().unwrap();
     assert_eq!((&last["result"], &last["why"]), (&json!("succeeded"), &json!("ended")), "{last}");
     assert_eq!((&last["log_id"], last.get("next_ms")), (&shown["log_id"], None));
@@ -170,11 +174,11 @@ async fn after_a_kill_every_call_that_counts_is_made_once_and_every_job_ends() {
     let harness = Harness::new("verified", faults).await;
     let mut settings = QUICK.to_vec();
     settings.extend([
+        ("ERRAND__QUEUES__DEFAULT__CONCURRENCY", "20"),
         ("ERRAND__WORKER__LEASE_SECS", "5"),
         ("ERRAND__WORKER__HEARTBEAT_SECS", "1"),
         ("ERRAND__RESCUE__POLL_SECS", "1"),
         ("ERRAND__VERIFY__GIVE_UP_SECS", "60"),
-        ("ERRAND__QUEUES__DEFAULT__CONCURRENCY", "20"),
         // The worker could live and still wait for its calls; the log settles after that.
         ("ERRAND__COMPOSIO__TIMEOUT_MS", "2000"),
         ("ERRAND__COMPOSIO__CONNECT_TIMEOUT_MS", "2000"),

@@ -152,6 +152,12 @@ impl Backends {
         let series = metrics.lines().filter(|line| line.starts_with(name) && line.contains(labels));
         series.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
     }
+
+    /// Waits until it has this value. What is counted is so after it was written.
+    pub(super) async fn metric_is(&self, name: &str, labels: &str, value: f64) {
+        let known = async || (self.metric(name, labels).await == value).then_some(());
+        until(&format!("{name} of {value}"), PATIENCE, known).await;
+    }
 }
 
 fn owned(settings: &[(&str, &str)]) -> Vec<(String, String)> {

@@ -57,7 +57,7 @@ async fn counters_at_their_maximum_keep_nobody_waiting(pair: Backends) {
     let shown = pair.job_in(&lost, &["failed"]).await;
     assert_eq!(shown["error"]["kind"], "worker_lost", "{shown}");
     assert_eq!(pair.front.bodies_of(&tried).len(), 1);
-    assert_eq!(pair.metric("errand_rescued_jobs_total", "to=\"failed\"").await, 1.0);
+    pair.metric_is("errand_rescued_jobs_total", "to=\"failed\"", 1.0).await;
 
     let listed = pair.says(&["jobs", "list", "--state", "failed", "--json"]);
     assert_eq!(listed.lines().count(), 1);

@@ -129,7 +129,7 @@ async fn a_store_that_cannot_be_reached_is_unavailable_and_recovers() {
     assert_eq!(error.kind(), StoreErrorKind::Unavailable, "{error}");
     server.restart().await.unwrap();
     let worker = WorkerId::new();
-    let answer = support::wait::until("the store to recover", Duration::from_secs(20), async || {
+    let answer = support::wait::until("the store to recover", Duration::from_secs(60), async || {
         errand::store::Claims::claim(&store, worker, &claims).await.ok()
     })
     .await;
@@ -144,7 +144,7 @@ async fn a_connection_on_which_nothing_comes_any_more_holds_up_nobody_for_ever()
     let proxy = support::start_proxy(port).await;
     let store = PostgresStore::new(PostgresOptions {
         hot_connections: 1,
-        statement_timeout: Duration::from_secs(5),
+        statement_timeout: Duration::from_secs(10),
         ..postgres_options(&proxy.url(&database.url).unwrap())
     })
     .unwrap();
@@ -154,21 +154,25 @@ async fn a_connection_on_which_nothing_comes_any_more_holds_up_nobody_for_ever()
     let claiming = || errand::store::Claims::claim(&store, worker, &claims);
     // The lock has the answer come when the way is closed already.
     let mut other = database.connect().await.unwrap();
-    sqlx::raw_sql("begin; lock table jobs in access exclusive mode").execute(&mut other).await.unwrap();
+    let hold = "create function hold() returns trigger language plpgsql set lock_timeout = 0 as
+         $$ begin perform pg_advisory_xact_lock_shared(7); return new; end $$;
+         create trigger hold before insert on jobs for each row execute function hold();
+         select pg_advisory_lock(7)";
+    sqlx::raw_sql(hold).execute(&mut other).await.unwrap();
     let closing = async {
         let waits = "select 1 from pg_locks where not granted and database =
             (select oid from pg_database where datname = current_database())";
-        until("the claim to wait", Duration::from_secs(4), async || {
+        until("the claim to wait", Duration::from_secs(9), async || {
             sqlx::query(waits).fetch_optional(&mut other).await.unwrap()
         })
         .await;
         proxy.stall();
-        sqlx::raw_sql("commit").execute(&mut other).await.unwrap();
+        sqlx::raw_sql("select pg_advisory_unlock(7)").execute(&mut other).await.unwrap();
     };
     let both = async { tokio::join!(claiming(), closing).0 };
-    let silent = tokio::time::timeout(Duration::from_secs(30), both).await.expect("the wait ends");
+    let silent = tokio::time::timeout(Duration::from_secs(60), both).await.expect("the wait ends");
     assert_eq!(silent.unwrap_err().kind(), StoreErrorKind::Unavailable);
     proxy.heal().await.unwrap();
-    let answer = until("the store to recover", Duration::from_secs(20), async || claiming().await.ok()).await;
+    let answer = until("the store to recover", Duration::from_secs(60), async || claiming().await.ok()).await;
     running(one(answer));
 }

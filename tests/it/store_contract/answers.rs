@@ -340,7 +340,7 @@ on_every_backend!(an_answer_is_offered_until_it_is_done_with, async |t| {
         let early = take(&t).await;
         assert!(early.is_empty() || before.elapsed() >= first * (1 << refusal), "refusal {refusal}");
         if early.is_empty() {
-            support::wait::until("it to be offered", Duration::from_secs(20), async || take(&t).await.pop())
+            support::wait::until("it to be offered", Duration::from_secs(60), async || take(&t).await.pop())
                 .await;
         }
     }
