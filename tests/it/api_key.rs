@@ -52,7 +52,7 @@ async fn a_key_that_is_replaced_after_it_was_refused_is_used_without_a_restart()
     .await;
     harness.publish(&[send("user-1")]).await;
     harness.counts("state = 'succeeded'", 2).await;
-    assert!(began.elapsed().as_secs() < 15, "{:?}", began.elapsed());
+    assert!(began.elapsed().as_secs() < 25, "{:?}", began.elapsed());
     // A person lets the others go, as after any refused key.
     let released = harness.errand(&["jobs", "release", "--reason", "credentials", "--retry", "--yes"]);
     assert!(released.status.success(), "{}", String::from_utf8_lossy(&released.stderr));

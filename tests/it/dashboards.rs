@@ -42,7 +42,7 @@ pub(crate) fn queries() -> Vec<(String, String)> {
 /// Starts a Prometheus that scrapes the `/metrics` of this address, and the plugin of RabbitMQ at this port, and waits
 /// until every query of the dashboard returns data. Panics with the queries that do not.
 pub(crate) async fn every_query_returns_data(metrics: SocketAddr, rabbitmq: u16) {
-    returns_data(metrics, Some(rabbitmq), &queries(), Duration::from_secs(60)).await;
+    returns_data(metrics, Some(rabbitmq), &queries(), Duration::from_secs(120)).await;
 }
 
 async fn returns_data(
@@ -227,7 +227,7 @@ async fn after_an_uneventful_run_every_query_returns_data() {
     .map(|metric| metric.name);
     let shown = CATALOGUE.iter().chain(RABBITMQ).filter(|metric| !eventful.contains(&metric.name));
     let address = serve(shown.copied().collect(), &["succeeded"]).await;
-    returns_data(address, None, &queries(), Duration::from_secs(60)).await;
+    returns_data(address, None, &queries(), Duration::from_secs(120)).await;
 }
 
 /// Without the metric that the fallbacks to zero are made of, each query has to find what it asks for.
@@ -244,7 +244,7 @@ async fn no_query_hides_a_mistake_behind_its_fallback() {
         }
     }
     queries.retain(|(panel, _)| panel != "Version");
-    returns_data(serve(shown, outcomes).await, None, &queries, Duration::from_secs(60)).await;
+    returns_data(serve(shown, outcomes).await, None, &queries, Duration::from_secs(120)).await;
 }
 
 #[tokio::test]
@@ -269,7 +269,7 @@ async fn serve(metrics: Vec<Metric>, outcomes: &'static [&'static str]) -> Socke
     let router = Router::new().route("/metrics", get(page)).with_state(scrapes);
     // The runtime of the test ends the task.
     drop(tokio::spawn(async move { axum::serve(listener, router).await.unwrap() }));
-    until("the page is served", Duration::from_secs(10), async || {
+    until("the page is served", Duration::from_secs(60), async || {
         http::client().get(format!("http://{address}/metrics")).send().await.ok()
     })
     .await;

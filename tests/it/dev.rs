@@ -126,7 +126,7 @@ async fn a_job_of_another_process_starts_long_before_the_relay_asks_again() {
         let job: Value = serde_json::from_slice(&output.stdout).unwrap();
         let at = |time: &Value| time.as_str().unwrap().parse::<jiff::Timestamp>().unwrap();
         let waited = at(&job["attempts"][0]["started_at"]).duration_since(at(&job["created_at"]));
-        assert!(waited.unsigned_abs() < Duration::from_secs(10), "{waited:?}");
+        assert!(waited.unsigned_abs() < Duration::from_secs(30), "{waited:?}");
     }
 }
 

@@ -66,7 +66,7 @@ async fn a_message_that_is_too_large_fails_alone_and_all_others_are_published() 
     });
     let answers = kinds(queue.publish(batch.collect()).await);
     assert_eq!(answers, places.map(|place| (place, QueueErrorKind::Refused)));
-    assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
+    assert!(started.elapsed() < Duration::from_secs(40), "{:?}", started.elapsed());
     assert_eq!(queue.reconnects(), 0, "the connection is nobody's to lose");
 
     // All of them, and one alone.
@@ -191,7 +191,7 @@ async fn batches_with_two_stuck(hint: &str, queue_type: QueueType) -> Vec<(usize
     let started = Instant::now();
     let answers = queue.publish((3..103).flat_map(batch).collect()).await;
     assert_eq!(answers.iter().filter(|answer| answer.is_ok()).count(), 100);
-    assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
+    assert!(started.elapsed() < Duration::from_secs(9), "{:?}", started.elapsed());
     for stuck in ["errand.bulk", "app"] {
         set_working(&vhost, stuck, true).await;
     }
@@ -236,7 +236,7 @@ async fn a_queue_that_confirms_nothing_is_known_also_where_nothing_else_is_publi
         let started = Instant::now();
         let second = kinds(queue.publish(batch()).await);
         assert!(second.iter().all(|(_, kind)| *kind == QueueErrorKind::Stuck), "{second:?}");
-        assert!(second.len() == 256 && started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
+        assert!(second.len() == 256 && started.elapsed() < Duration::from_secs(9), "{:?}", started.elapsed());
         set_working(&vhost, "errand.bulk", true).await;
         assert_eq!(queue.reconnects(), 0);
     }
@@ -270,7 +270,7 @@ async fn a_lane_that_hangs_while_it_is_declared_lets_others_be_consumed() {
     until("it is connected", LIMIT, async || queue.connected().then_some(())).await;
     let started = Instant::now();
     let mut consumer = consume(&*queue, 1).await;
-    assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
+    assert!(started.elapsed() < Duration::from_secs(9), "{:?}", started.elapsed());
     assert!(!publishing.is_finished(), "it still waits for the lane that hangs");
     assert_eq!(kinds(publishing.await.unwrap()), [(0, QueueErrorKind::Stuck)]);
     publish(&*queue, ["n".to_owned()]).await;

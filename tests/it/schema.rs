@@ -275,7 +275,7 @@ async fn a_worker_of_a_build_that_told_no_lease_counts_and_one_that_is_gone_does
     execute(&database, "alter table public.workers drop column lease_ms").await;
     let errand = store(&database, "errand");
     refused(&errand.move_from("public").await.unwrap_err(), &["`old-host` has beaten", "counts for 30 s"]);
-    execute(&database, "update public.workers set beat_at = now() - interval '29 seconds'").await;
+    execute(&database, "update public.workers set beat_at = now() - interval '15 seconds'").await;
     refused(&errand.move_from("public").await.unwrap_err(), &["`old-host` has beaten"]);
     execute(&database, "update public.workers set beat_at = now() - interval '31 seconds'").await;
     errand.move_from("public").await.unwrap();

@@ -22,7 +22,7 @@ use crate::{
 };
 
 /// What a busy machine may add to a budget.
-const MARGIN: Duration = Duration::from_secs(4);
+const MARGIN: Duration = Duration::from_secs(10);
 
 /// A budget of which 2.5 seconds are left for the journal, because the disk of a machine that has just compiled may take
 /// more than one to sync a file. In seconds.

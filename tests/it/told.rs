@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// Within which readiness shows a fault, with what a busy machine may add.
-const SEEN_WITHIN: Duration = Duration::from_secs(6);
+const SEEN_WITHIN: Duration = Duration::from_secs(10);
 
 const AWAY: &str = "the tool API does not answer: jobs wait until it does, and errand goes on looking";
 const BACK: &str = "the tool API answers again";

@@ -148,7 +148,7 @@ impl Bench {
     }
 
     pub(crate) async fn wait_for_effects(&self, effects: u64) {
-        tokio::time::timeout(Duration::from_secs(10), async {
+        tokio::time::timeout(Duration::from_secs(60), async {
             while self.running.ledger_summary().effects < effects {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }

@@ -19,10 +19,10 @@ use super::{
 
 /// A node boots in seven to nine seconds on an idle machine of two cores, and tests keep it busy.
 const START_LIMIT: Duration = Duration::from_secs(120);
-const LIST_LIMIT: Duration = Duration::from_secs(10);
+const LIST_LIMIT: Duration = Duration::from_secs(60);
 const MANAGE_LIMIT: Duration = Duration::from_secs(30);
 /// `rabbitmqctl` starts a virtual machine of its own for every command.
-const CONTROL_LIMIT: Duration = Duration::from_secs(60);
+const CONTROL_LIMIT: Duration = Duration::from_secs(120);
 
 /// Has the distribution of an Erlang node listen on loopback only.
 const LOOPBACK: &str = "-kernel inet_dist_use_interface {127,0,0,1}";
