@@ -225,7 +225,7 @@ async fn who_waits_with_a_key_that_is_revoked_meanwhile_is_told_nothing() {
     let app = App { api: &api, secret: made["secret"].as_str().unwrap().to_owned() };
     let job = read("user-1");
     assert_eq!(app.post("/v1/jobs", &job).await.0, 201);
-    let waiting = app.request(Method::GET, &format!("/v1/jobs/{}?wait=20", job.id()));
+    let waiting = app.request(Method::GET, &format!("/v1/jobs/{}?wait=10", job.id()));
     let waiting = tokio::spawn(async move { waiting.send().await.unwrap() });
     assert!(run(&["keys", "revoke", made["id"].as_str().unwrap()], &env).status.success());
     let (status, problem) = read_answer(waiting.await.unwrap()).await;

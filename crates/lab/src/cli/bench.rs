@@ -107,7 +107,7 @@ pub(super) async fn run(args: Args, config: Config) -> Result<Exit> {
 pub(super) async fn run_child(args: ChildArgs, config: Option<Config>) -> Result<Exit> {
     let task =
         Task { role: args.role, stub: Duration::from_millis(args.stub_ms), feed: args.feed, pace: args.pace };
-    bench::run_child(&task, config).await?;
+    Box::pin(bench::run_child(&task, config)).await?;
     Ok(Exit::Success)
 }
 
