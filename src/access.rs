@@ -166,7 +166,8 @@ pub struct AccessKey {
 }
 
 /// A key in JSON. The names are an interface.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+#[schema(as = NewKey, description = "A key that was just made, with its secret.")]
 pub struct KeyJson<'a> {
     pub id: Uuid,
     /// Of a key that was just made.
@@ -174,6 +175,7 @@ pub struct KeyJson<'a> {
     pub secret: Option<&'a str>,
     /// `null` for a key of the operator.
     pub owner: Option<&'a Owner>,
+    #[schema(value_type = Vec<Scope>)]
     pub scopes: Vec<&'static str>,
     pub created_at: Timestamp,
     pub expires_at: Option<Timestamp>,

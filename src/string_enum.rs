@@ -2,7 +2,8 @@
 
 use std::fmt;
 
-/// Declares an enum whose values are words: `ALL`, `as_str`, `Display`, `FromStr`, and the same words in JSON.
+/// Declares an enum whose values are words: `ALL`, `as_str`, `Display`, `FromStr`, and the same words in JSON
+/// and in its schema.
 ///
 /// With `NAME or Other`, rows may hold words of a newer version: they are read as `Other`, which is written nowhere.
 macro_rules! string_enum {
@@ -37,6 +38,18 @@ macro_rules! string_enum {
                     $(Self::$variant => $word,)*
                     $(Self::$other => "unrecognized",)?
                 }
+            }
+        }
+
+        impl utoipa::ToSchema for $name {}
+
+        impl utoipa::PartialSchema for $name {
+            fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::Schema> {
+                let words = Self::WORDS.iter().copied()$(.chain([Self::$other.as_str()]))?;
+                utoipa::openapi::ObjectBuilder::new()
+                    .schema_type(utoipa::openapi::schema::Type::String)
+                    .enum_values(Some(words))
+                    .into()
             }
         }
 

@@ -7,6 +7,7 @@ use axum::{
 use jiff::Timestamp;
 use serde::Serialize;
 use tokio::time::Instant;
+use utoipa::ToSchema;
 
 use super::{
     problem::{Kind, Problem},
@@ -39,8 +40,8 @@ string_enum! {
 }
 
 /// The names are an interface. Every key is always there.
-#[derive(Serialize)]
-struct DryRun<'a> {
+#[derive(Serialize, ToSchema)]
+pub(super) struct DryRun<'a> {
     would: Would,
     id: Option<JobId>,
     owner: &'a Owner,

@@ -4,13 +4,22 @@ use std::collections::BTreeMap;
 
 use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
+use utoipa::{
+    IntoParams, ToSchema,
+    openapi::{
+        ArrayBuilder, KnownFormat, ObjectBuilder, RefOr, Schema, SchemaFormat,
+        path::{Parameter, ParameterIn},
+        schema::Type,
+    },
+};
 
 use super::{
+    described::{line, number, optional, text as any_text, words},
     problem::{Kind, Problem},
-    request::{Parameters, parsed},
+    request::{MAX_LIMIT, Parameters, parsed},
 };
 use crate::{
-    job::Owner,
+    job::{Effect, ErrorKind, HeldReason, Owner, State},
     store::{JobFilter, Place},
 };
 
@@ -26,7 +35,7 @@ pub(super) struct Wanted {
 }
 
 /// The time that a list is about.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub(super) struct Window {
     /// Created then or later.
     since: Option<Timestamp>,
@@ -60,6 +69,42 @@ impl Wanted {
 
     pub(super) fn window(&self) -> Window {
         Window { since: self.filter.since, until: self.filter.until }
+    }
+}
+
+impl IntoParams for Wanted {
+    fn into_params(_: impl Fn() -> Option<ParameterIn>) -> Vec<Parameter> {
+        let moment = || any_text().format(Some(SchemaFormat::KnownFormat(KnownFormat::DateTime)));
+        let flag = ObjectBuilder::new().schema_type(Type::Boolean);
+        let tag =
+            any_text().pattern(Some(r"^[^=\u0000-\u001f\u007f-\u009f]*=[^\u0000-\u001f\u007f-\u009f]*$"));
+        let owner = any_text().pattern(Some(r"^(user|org):(?=.*\S)[^\u0000-\u001f\u007f-\u009f]{1,256}$"));
+        let cursor = any_text().pattern(Some(r"^[0-9]{1,17}\.[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$"));
+        let query = |name, schema: RefOr<Schema>, description| {
+            optional(ParameterIn::Query, name, schema, description)
+        };
+        // Only words that this version knows, unlike what it may read from rows of a newer one.
+        vec![
+            query("state", words(State::WORDS).into(), "In this state."),
+            query("owner", owner.into(), "Of this owner: `user:ID` or `org:ID`."),
+            query("tool", line().into(), "Of this tool."),
+            query("toolkit", line().into(), "Of this toolkit."),
+            query("queue", any_text().pattern(Some("^[a-z0-9_.-]{1,64}$")).into(), "In this queue."),
+            query(
+                "tag",
+                ArrayBuilder::new().items(tag).into(),
+                "With this tag, `NAME=VALUE`; may be there more than once.",
+            ),
+            query("since", moment().into(), "Created then or later. Seven days ago without it."),
+            query("until", moment().into(), "Created before then."),
+            query("error_kind", words(ErrorKind::WORDS).into(), "With an error of this kind."),
+            query("held_reason", words(HeldReason::WORDS).into(), "Held for this reason."),
+            query("outcome_unknown", flag.into(), "Only those with an unknown outcome, with `true`."),
+            query("version", line().into(), "Bound to this version of the toolkit."),
+            query("effect", words(Effect::WORDS).into(), "With this effect."),
+            query("cursor", cursor.into(), "Where to go on: the `next` of the page before."),
+            query("limit", number(1, MAX_LIMIT).into(), "The most jobs of the page. 50 without it."),
+        ]
     }
 }
 

@@ -14,27 +14,62 @@ use serde_json::{
     value::{RawValue, to_raw_value},
 };
 use tokio::time::Instant;
+use utoipa::ToSchema;
 
 use super::{
     caller::Caller,
+    described::{
+        Envelope, JobOrDryRun, JobOrId, OfANewJob, OfAnyRequest, OfItsBody, OfItsContent, OfOne,
+        OfRunningAgain, OfTheState, example_id,
+    },
     dry_run::dry_run,
     filter::{Wanted, Window},
     problem::{Kind, Problem},
-    request::{Parameters, idempotency_key, json_body, optional_json, parsed, preferred_wait, text},
+    request::{
+        AboutANewJob, Parameters, Waiting, idempotency_key, json_body, optional_json, parsed, preferred_wait,
+        text,
+    },
     shared::Shared,
 };
 use crate::{
     access::Scope,
     admission::Enqueued,
     job::{Arrival, JobId, JobSpec, Principal, QueueName, Release, decode},
-    job_json::{KnownJob, job_summary_json},
+    job_json::{Job, JobSummary, KnownJob, job_summary_json},
     store::{Decided, Force},
 };
 
 /// When to ask again for a job that is not final.
 const ASK_AGAIN: HeaderValue = HeaderValue::from_static("1");
 
-/// `POST /v1/jobs`: one job, in the JSON of an envelope.
+/// A page of jobs, newest first.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct JobPage {
+    #[schema(value_type = Vec<JobSummary>)]
+    items: Vec<Box<RawValue>>,
+    /// The `cursor` of the next page, and `null` where there is none. A page may have few items or none, and yet a next.
+    next: Option<String>,
+    window: Window,
+}
+
+/// Enqueues a job
+///
+/// The body is an envelope, as over AMQP. Without an `id` it gets one. The same request again is the same job.
+#[utoipa::path(
+    post, path = "/v1/jobs", operation_id = "enqueueJob",
+    params(AboutANewJob),
+    request_body(content = Envelope, content_type = "application/json"),
+    responses(
+        (status = 201, description = "It is new and stored: from now on it is not lost.", body = JobOrId,
+            headers(("Location" = String, description = "Where the job is."))),
+        (status = 200, description = "It is known, and this is the first job; or, after waiting, it is final; or it was a dry run.",
+            body = JobOrDryRun),
+        (status = 202, description = "With `Prefer: wait`: it is not final yet.", body = Job,
+            headers(("Location" = String, description = "Where the job is."),
+                ("Retry-After" = u32, description = "When to ask again, in seconds."))),
+        OfAnyRequest, OfItsContent, OfItsBody, OfANewJob,
+    )
+)]
 pub(super) async fn enqueue(
     State(shared): State<Shared>,
     Extension(caller): Extension<Caller>,
@@ -74,7 +109,20 @@ pub(super) async fn enqueue(
     Ok(answer)
 }
 
-/// `GET /v1/jobs/{id}`, with `wait` until it is settled.
+/// Reads a job, or waits for it
+///
+/// With `wait` it answers as soon as the job is final, and else at the end of that time. A job that is held is answered at
+/// once. An ID under which the job was sent again finds it, too.
+#[utoipa::path(
+    get, path = "/v1/jobs/{id}", operation_id = "showJob",
+    params(("id" = JobId, Path, description = "The ID of the job.", example = example_id), Waiting),
+    responses(
+        (status = 200, description = "The job. After waiting, it is final.", body = Job),
+        (status = 202, description = "After waiting: it is not final yet.", body = Job,
+            headers(("Retry-After" = u32, description = "When to ask again, in seconds."))),
+        OfAnyRequest, OfItsContent, OfOne,
+    )
+)]
 pub(super) async fn show(
     State(shared): State<Shared>,
     Extension(caller): Extension<Caller>,
@@ -92,58 +140,81 @@ pub(super) async fn show(
     }
 }
 
-/// `GET /v1/jobs`: a page of jobs, newest first, without their contents.
+/// Lists jobs, newest first
+///
+/// A page of those jobs that fit all parameters, without their results and their past. Go on with the same parameters and
+/// `cursor` until `next` is `null`.
+#[utoipa::path(
+    get, path = "/v1/jobs", operation_id = "listJobs",
+    params(Wanted),
+    responses((status = 200, description = "A page of the list.", body = JobPage), OfAnyRequest, OfItsContent)
+)]
 pub(super) async fn list(
     State(shared): State<Shared>,
     Extension(caller): Extension<Caller>,
     request: Request,
 ) -> Result<Response, Problem> {
-    #[derive(Serialize)]
-    struct List<T> {
-        items: Vec<T>,
-        next: Option<String>,
-        window: Window,
-    }
-
     let reader = caller.may(Scope::Read)?;
     let wanted = Wanted::of(Parameters::of(&request), shared.parts.clock.now())?;
     let page = shared.parts.store.jobs(reader, &wanted.filter, wanted.before, wanted.limit).await?;
-    let items = page.items.iter().map(job_summary_json).collect();
+    let items = page.items.iter().map(|job| shown(&job_summary_json(job))).collect::<Result<_, _>>()?;
     let next = page.next.map(|place| place.to_string());
-    Ok(Json(List { items, next, window: wanted.window() }).into_response())
+    Ok(Json(JobPage { items, next, window: wanted.window() }).into_response())
 }
 
-/// `POST /v1/jobs/{id}/cancel`.
+/// What calling a job off or revoking a key needs.
+#[derive(Debug, Default, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Nothing {}
+
+/// Calls a job off
+///
+/// A call that is under way is not interrupted, but it is not repeated.
+#[utoipa::path(
+    post, path = "/v1/jobs/{id}/cancel", operation_id = "cancelJob",
+    params(("id" = JobId, Path, description = "The ID of the job.", example = example_id)),
+    request_body(content = inline(Option<Nothing>), content_type = "application/json"),
+    responses((status = 200, description = "The job as it is now.", body = JobOrId),
+        OfAnyRequest, OfItsContent, OfItsBody, OfOne, OfTheState)
+)]
 pub(super) async fn cancel(
     State(shared): State<Shared>,
     Extension(caller): Extension<Caller>,
     Path(id): Path<String>,
     request: Request,
 ) -> Result<Response, Problem> {
-    #[derive(Default, Deserialize)]
-    #[serde(deny_unknown_fields)]
-    struct Nothing {}
-
     let manager = caller.may(Scope::Manage)?;
     let (id, Nothing {}) = (job_id(&id)?, optional_json(request).await?);
     let decided = shared.parts.store.cancel(manager, id, caller.name()).await?;
     decided_about(&shared, &caller, id, decided).await
 }
 
-/// `POST /v1/jobs/{id}/retry`.
+/// How a job is run again.
+#[derive(Debug, Default, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields, default)]
+struct Retry {
+    /// Although its last call may have had its effect, which this would repeat.
+    force: bool,
+    /// Although its `run_at` is still to come.
+    now: bool,
+}
+
+/// Runs a job again
+///
+/// A failed or cancelled job gets a fresh budget of attempts, and one that waits is due now.
+#[utoipa::path(
+    post, path = "/v1/jobs/{id}/retry", operation_id = "retryJob",
+    params(("id" = JobId, Path, description = "The ID of the job.", example = example_id)),
+    request_body(content = inline(Option<Retry>), content_type = "application/json"),
+    responses((status = 200, description = "The job as it is now.", body = JobOrId),
+        OfAnyRequest, OfItsContent, OfItsBody, OfOne, OfRunningAgain)
+)]
 pub(super) async fn retry(
     State(shared): State<Shared>,
     Extension(caller): Extension<Caller>,
     Path(id): Path<String>,
     request: Request,
 ) -> Result<Response, Problem> {
-    #[derive(Default, Deserialize)]
-    #[serde(deny_unknown_fields, default)]
-    struct Retry {
-        force: bool,
-        now: bool,
-    }
-
     let manager = caller.may(Scope::Manage)?;
     let (id, Retry { force, now }) = (job_id(&id)?, optional_json(request).await?);
     let force = Force { effect: force, early: now };
@@ -151,19 +222,31 @@ pub(super) async fn retry(
     decided_about(&shared, &caller, id, decided).await
 }
 
-/// `POST /v1/jobs/{id}/release`.
+/// What is known of the call of a held job.
+#[derive(Debug, Default, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct How {
+    /// `retry` makes the call again, `succeeded` and `failed` say how it ended.
+    #[schema(value_type = Release, inline)]
+    how: Option<String>,
+}
+
+/// Lets a held job go
+///
+/// The body says what is known of its call.
+#[utoipa::path(
+    post, path = "/v1/jobs/{id}/release", operation_id = "releaseJob",
+    params(("id" = JobId, Path, description = "The ID of the job.", example = example_id)),
+    request_body(content = inline(How), content_type = "application/json", example = json!({"how": "retry"})),
+    responses((status = 200, description = "The job as it is now.", body = JobOrId),
+        OfAnyRequest, OfItsContent, OfItsBody, OfOne, OfTheState)
+)]
 pub(super) async fn release(
     State(shared): State<Shared>,
     Extension(caller): Extension<Caller>,
     Path(id): Path<String>,
     request: Request,
 ) -> Result<Response, Problem> {
-    #[derive(Default, Deserialize)]
-    #[serde(deny_unknown_fields)]
-    struct How {
-        how: Option<String>,
-    }
-
     let manager = caller.may(Scope::Manage)?;
     let (id, How { how }) = (job_id(&id)?, optional_json(request).await?);
     let release = how.as_deref().and_then(|how| how.parse::<Release>().ok()).ok_or_else(|| {
@@ -256,9 +339,11 @@ async fn known(
     id: JobId,
 ) -> Result<(bool, Json<Box<RawValue>>), Problem> {
     let known = KnownJob::find(&shared.parts.store, reader, id).await?.ok_or_else(Problem::no_job)?;
-    let json = to_raw_value(&known.json(false));
-    let json = json.map_err(|_| Problem::new(Kind::Internal, "the job cannot be shown"))?;
-    Ok((known.job.state.is_final(), Json(json)))
+    Ok((known.job.state.is_final(), Json(shown(&known.json(false))?)))
+}
+
+fn shown(job: &impl Serialize) -> Result<Box<RawValue>, Problem> {
+    to_raw_value(job).map_err(|_| Problem::new(Kind::Internal, "the job cannot be shown"))
 }
 
 fn job_id(text: &str) -> Result<JobId, Problem> {

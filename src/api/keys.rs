@@ -10,12 +10,23 @@ use axum::{
 };
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::{Deserialize, Serialize};
+use utoipa::{
+    IntoParams, PartialSchema, ToSchema,
+    openapi::{
+        Object, RefOr, Schema,
+        path::{Parameter, ParameterIn},
+    },
+};
 use uuid::Uuid;
 
 use super::{
     caller::Caller,
+    described::{
+        OfAnyRequest, OfItsBody, OfItsContent, OfOne, OfTheState, example_id, number, optional, text,
+    },
+    jobs::Nothing,
     problem::{Kind, Problem},
-    request::{Parameters, optional_json},
+    request::{MAX_LIMIT, Parameters, optional_json},
     shared::Shared,
 };
 use crate::{
@@ -28,7 +39,8 @@ use crate::{
 /// How long a key that is rotated stays valid beside the new one, unless said otherwise: a day.
 const OVERLAP_SECS: u32 = 86_400;
 
-#[derive(Default, Deserialize)]
+/// Which key is to be made. Of `user_id`, `org_id` and `operator` there is one, or none for the owner of the key in use.
+#[derive(Default, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 struct Wanted {
     user_id: Option<String>,
@@ -37,7 +49,59 @@ struct Wanted {
     operator: bool,
     #[serde(default)]
     scopes: Vec<Scope>,
+    /// Without it the key is valid for ever.
     expires_in_secs: Option<u32>,
+}
+
+/// How long a key stays valid beside the one that takes its place.
+#[derive(Default, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct Rotate {
+    /// A day without it.
+    overlap_secs: Option<u32>,
+}
+
+/// The schema of a key without its secret.
+#[derive(Debug)]
+pub(super) struct Key;
+
+impl ToSchema for Key {}
+
+impl PartialSchema for Key {
+    fn schema() -> RefOr<Schema> {
+        let RefOr::T(Schema::Object(mut key)) = KeyJson::schema() else { return Object::new().into() };
+        key.description = Some("An access key, without its secret.".to_owned());
+        key.properties.remove("secret");
+        Schema::Object(key).into()
+    }
+}
+
+/// A page of keys, the newest first.
+#[derive(Serialize, ToSchema)]
+pub(super) struct KeyPage<'a> {
+    #[schema(value_type = Vec<Key>)]
+    items: Vec<KeyJson<'a>>,
+    /// The `cursor` of the next page, and `null` where there is none.
+    next: Option<Uuid>,
+}
+
+/// The parameters of a page of keys.
+#[derive(Debug)]
+struct Page;
+
+impl IntoParams for Page {
+    fn into_params(_: impl Fn() -> Option<ParameterIn>) -> Vec<Parameter> {
+        let cursor = text().pattern(Some("^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$"));
+        vec![
+            optional(ParameterIn::Query, "cursor", cursor, "Where to go on: the `next` of the page before."),
+            optional(
+                ParameterIn::Query,
+                "limit",
+                number(1, MAX_LIMIT),
+                "The most keys of the page. 50 without it.",
+            ),
+        ]
+    }
 }
 
 impl Wanted {
@@ -61,7 +125,14 @@ impl Wanted {
     }
 }
 
-/// `POST /v1/keys`.
+/// Makes an access key
+#[utoipa::path(
+    post, path = "/v1/keys", operation_id = "createKey",
+    request_body(content = inline(Wanted), content_type = "application/json",
+        example = json!({"org_id": "org-7", "scopes": ["enqueue", "read"]})),
+    responses((status = 201, description = "The key. Its secret is told this once.", body = KeyJson),
+        OfAnyRequest, OfItsContent, OfItsBody, OfTheState)
+)]
 pub(super) async fn create(
     State(shared): State<Shared>,
     Extension(caller): Extension<Caller>,
@@ -84,18 +155,17 @@ pub(super) async fn create(
     }
 }
 
-/// `GET /v1/keys`: the newest first, without secrets.
+/// Lists access keys, without secrets, the newest first
+#[utoipa::path(
+    get, path = "/v1/keys", operation_id = "listKeys",
+    params(Page),
+    responses((status = 200, description = "A page of the list.", body = KeyPage), OfAnyRequest, OfItsContent)
+)]
 pub(super) async fn list(
     State(shared): State<Shared>,
     Extension(caller): Extension<Caller>,
     request: Request,
 ) -> Result<Response, Problem> {
-    #[derive(Serialize)]
-    struct List<'a> {
-        items: Vec<KeyJson<'a>>,
-        next: Option<Uuid>,
-    }
-
     let principal = caller.may(Scope::Manage)?;
     let mut parameters = Parameters::of(&request);
     let limit = parameters.limit()?;
@@ -103,10 +173,15 @@ pub(super) async fn list(
     parameters.end()?;
     let keys = shared.parts.store.keys(principal, before, limit).await?;
     let next = (keys.len() == limit).then(|| keys.last().map(|key| key.id)).flatten();
-    Ok(Json(List { items: keys.iter().map(AccessKey::json).collect(), next }).into_response())
+    Ok(Json(KeyPage { items: keys.iter().map(AccessKey::json).collect(), next }).into_response())
 }
 
-/// `GET /v1/keys/{id}`.
+/// Reads an access key, without its secret
+#[utoipa::path(
+    get, path = "/v1/keys/{id}", operation_id = "showKey",
+    params(("id" = Uuid, Path, description = "The ID of the key.", example = example_id)),
+    responses((status = 200, description = "The key.", body = Key), OfAnyRequest, OfItsContent, OfOne)
+)]
 pub(super) async fn show(
     State(shared): State<Shared>,
     Extension(caller): Extension<Caller>,
@@ -118,19 +193,20 @@ pub(super) async fn show(
     Ok(Json(key.json()).into_response())
 }
 
-/// `POST /v1/keys/{id}/rotate`.
+/// Makes a key that takes another's place
+#[utoipa::path(
+    post, path = "/v1/keys/{id}/rotate", operation_id = "rotateKey",
+    params(("id" = Uuid, Path, description = "The ID of the key.", example = example_id)),
+    request_body(content = inline(Option<Rotate>), content_type = "application/json"),
+    responses((status = 201, description = "The new key. Its secret is told this once.", body = KeyJson),
+        OfAnyRequest, OfItsContent, OfItsBody, OfOne, OfTheState)
+)]
 pub(super) async fn rotate(
     State(shared): State<Shared>,
     Extension(caller): Extension<Caller>,
     Path(id): Path<String>,
     request: Request,
 ) -> Result<Response, Problem> {
-    #[derive(Default, Deserialize)]
-    #[serde(deny_unknown_fields)]
-    struct Rotate {
-        overlap_secs: Option<u32>,
-    }
-
     let principal = caller.may(Scope::Manage)?;
     Parameters::of(&request).end()?;
     let Rotate { overlap_secs } = optional_json(request).await?;
@@ -144,17 +220,20 @@ pub(super) async fn rotate(
     }
 }
 
-/// `POST /v1/keys/{id}/revoke`.
+/// Ends a key at once
+#[utoipa::path(
+    post, path = "/v1/keys/{id}/revoke", operation_id = "revokeKey",
+    params(("id" = Uuid, Path, description = "The ID of the key.", example = example_id)),
+    request_body(content = inline(Option<Nothing>), content_type = "application/json"),
+    responses((status = 200, description = "The key, which has ended.", body = Key),
+        OfAnyRequest, OfItsContent, OfItsBody, OfOne)
+)]
 pub(super) async fn revoke(
     State(shared): State<Shared>,
     Extension(caller): Extension<Caller>,
     Path(id): Path<String>,
     request: Request,
 ) -> Result<Response, Problem> {
-    #[derive(Default, Deserialize)]
-    #[serde(deny_unknown_fields)]
-    struct Nothing {}
-
     let principal = caller.may(Scope::Manage)?;
     Parameters::of(&request).end()?;
     let Nothing {} = optional_json(request).await?;

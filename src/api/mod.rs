@@ -5,6 +5,9 @@
 
 mod browser;
 mod caller;
+mod described;
+mod docs_page;
+mod document;
 mod dry_run;
 mod filter;
 mod jobs;

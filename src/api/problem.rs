@@ -13,6 +13,9 @@ use crate::{
     string_enum::string_enum,
 };
 
+/// The media type of problems.
+pub(super) const PROBLEM_JSON: &str = "application/problem+json";
+
 string_enum! {
     /// What went wrong, for programs: the end of the problem's `type`.
     Kind {
@@ -51,7 +54,12 @@ string_enum! {
 }
 
 impl Kind {
-    fn status(self) -> StatusCode {
+    /// The `type` of a problem.
+    pub(super) fn urn(self) -> String {
+        format!("urn:errand:problem:{self}")
+    }
+
+    pub(super) fn status(self) -> StatusCode {
         match self {
             Self::BadRequest => StatusCode::BAD_REQUEST,
             Self::Unauthorized => StatusCode::UNAUTHORIZED,
@@ -70,7 +78,7 @@ impl Kind {
         }
     }
 
-    fn title(self) -> &'static str {
+    pub(super) fn title(self) -> &'static str {
         match self {
             Self::BadRequest => "The request cannot be read",
             Self::Unauthorized => "There is no valid key",
@@ -179,12 +187,12 @@ impl IntoResponse for Problem {
     fn into_response(self) -> Response {
         let Self { kind, detail } = self;
         let body = json!({
-            "type": format!("urn:errand:problem:{kind}"),
+            "type": kind.urn(),
             "title": kind.title(),
             "status": kind.status().as_u16(),
             "detail": detail,
         });
-        let json = HeaderValue::from_static("application/problem+json");
+        let json = HeaderValue::from_static(PROBLEM_JSON);
         let mut answer = (kind.status(), [(header::CONTENT_TYPE, json)], body.to_string()).into_response();
         let more = match kind {
             Kind::Unavailable => Some((header::RETRY_AFTER, "2")),

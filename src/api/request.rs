@@ -8,8 +8,19 @@ use axum::{
     http::{HeaderMap, header},
 };
 use serde::de::DeserializeOwned;
+use utoipa::{
+    IntoParams,
+    openapi::{
+        ObjectBuilder,
+        path::{Parameter, ParameterIn},
+        schema::Type,
+    },
+};
 
-use super::problem::{Kind, Problem};
+use super::{
+    described::{line, number, optional},
+    problem::{Kind, Problem},
+};
 use crate::bounds::MAX_ENVELOPE_BYTES;
 
 /// How long the body of a request may take.
@@ -21,7 +32,7 @@ const MAX_WAIT: Duration = Duration::from_secs(60);
 
 /// How many items the page of a list has, where nothing is asked, and at most.
 const DEFAULT_LIMIT: usize = 50;
-const MAX_LIMIT: usize = 500;
+pub(super) const MAX_LIMIT: usize = 500;
 
 /// The JSON body of a request, undecoded.
 pub(super) async fn json_body(request: Request) -> Result<Bytes, Problem> {
@@ -29,7 +40,7 @@ pub(super) async fn json_body(request: Request) -> Result<Bytes, Problem> {
     body(request.into_body()).await
 }
 
-/// The JSON body of a request, or the default where there is none.
+/// The JSON body of a request, or the default where there is none or only `null`.
 pub(super) async fn optional_json<T: DeserializeOwned + Default>(request: Request) -> Result<T, Problem> {
     let is_json = is_json(request.headers());
     let body = body(request.into_body()).await?;
@@ -37,7 +48,16 @@ pub(super) async fn optional_json<T: DeserializeOwned + Default>(request: Reques
         return Ok(T::default());
     }
     is_json?;
-    serde_json::from_slice(&body)
+    // A list would be read as the fields in their order.
+    if body.trim_ascii_start().starts_with(b"[") {
+        return Err(Problem::new(
+            Kind::BadRequest,
+            "the body cannot be read: it must be an object, not a list",
+        ));
+    }
+    // In envelopes, too, `null` counts as absent.
+    serde_json::from_slice::<Option<T>>(&body)
+        .map(Option::unwrap_or_default)
         .map_err(|error| Problem::new(Kind::BadRequest, format!("the body cannot be read: {error}")))
 }
 
@@ -85,6 +105,43 @@ pub(super) fn text(headers: &HeaderMap, name: header::HeaderName) -> Result<Opti
 pub(super) fn idempotency_key(headers: &HeaderMap) -> Result<Option<&str>, Problem> {
     let key = text(headers, header::HeaderName::from_static("idempotency-key"))?.map(str::trim);
     Ok(key.map(|key| key.strip_prefix('"').and_then(|key| key.strip_suffix('"')).unwrap_or(key)))
+}
+
+/// The parameter and the header that make a request wait.
+#[derive(Debug)]
+pub(super) struct Waiting;
+
+/// What a request about a new job may bring besides the job.
+#[derive(Debug)]
+pub(super) struct AboutANewJob;
+
+fn prefer() -> Parameter {
+    let wait = line().pattern(Some("^wait=[0-9]{1,9}$"));
+    let what = "`wait=SECONDS`: to be answered as soon as the job is final, or else after this time, which is a minute at most.";
+    optional(ParameterIn::Header, "Prefer", wait, what)
+}
+
+impl IntoParams for Waiting {
+    fn into_params(_: impl Fn() -> Option<ParameterIn>) -> Vec<Parameter> {
+        let what = "The same as `Prefer`, in seconds.";
+        vec![optional(ParameterIn::Query, "wait", number(0, 999_999_999), what), prefer()]
+    }
+}
+
+impl IntoParams for AboutANewJob {
+    fn into_params(_: impl Fn() -> Option<ParameterIn>) -> Vec<Parameter> {
+        let what = "The same as `idempotency_key` in the body, with or without quotation marks.";
+        let key = line().pattern(Some("^[ -~]*$")).max_length(Some(256));
+        let trace = "The trace that the job belongs to, as in W3C Trace Context.";
+        let dry_run = ObjectBuilder::new().schema_type(Type::Boolean);
+        let only = "With `true` nothing is stored: the answer says what would become of the job.";
+        vec![
+            optional(ParameterIn::Query, "dry_run", dry_run, only),
+            prefer(),
+            optional(ParameterIn::Header, "Idempotency-Key", key, what),
+            optional(ParameterIn::Header, "traceparent", line().pattern(Some("^[ -~]*$")), trace),
+        ]
+    }
 }
 
 /// How long a request wants to wait by `Prefer: wait=SECONDS`.

@@ -8,7 +8,6 @@ use axum::{
     http::{HeaderValue, header},
     middleware::{Next, from_fn, from_fn_with_state, map_response},
     response::Response,
-    routing::{get, post},
 };
 use futures_util::FutureExt as _;
 use hyper::{
@@ -27,9 +26,10 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     caller::{self, Gate, Peer},
+    document::{self, DescribedRoutes},
     jobs, keys,
     problem::{Kind, Problem},
-    shared::{Parts, Shared},
+    shared::{Description, Parts, Shared},
     waiters::Waiters,
 };
 use crate::telemetry::metrics;
@@ -52,6 +52,8 @@ const DRAIN: Duration = Duration::from_secs(10);
 pub struct Api {
     listener: TcpListener,
     parts: Parts,
+    routes: Router<Shared>,
+    description: Description,
     is_on_loopback: bool,
 }
 
@@ -59,8 +61,10 @@ impl Api {
     /// Binds the address, so that a port in use is known before anything else starts.
     pub async fn bind(address: SocketAddr, parts: Parts) -> std::io::Result<Self> {
         let listener = TcpListener::bind(address).await?;
-        let is_on_loopback = listener.local_addr()?.ip().is_loopback();
-        Ok(Self { listener, parts, is_on_loopback })
+        let address = listener.local_addr()?;
+        let DescribedRoutes { router: routes, paths } = routes();
+        let description = Description::new(paths, &format!("http://{address}"))?;
+        Ok(Self { listener, parts, routes, description, is_on_loopback: address.ip().is_loopback() })
     }
 
     pub fn address(&self) -> std::io::Result<SocketAddr> {
@@ -69,14 +73,14 @@ impl Api {
 
     /// Serves until `stop`. Then those who wait get their answers, and requests that are under way end within ten seconds.
     pub async fn run(self, stop: CancellationToken) {
-        let Self { listener, parts, is_on_loopback } = self;
+        let Self { listener, parts, routes, description, is_on_loopback } = self;
         let waiters = Waiters::new(parts.store.clone(), stop.clone());
         let looking = tokio::spawn({
             let waiters = waiters.clone();
             async move { waiters.run().await }
         });
         let gate = Arc::new(Gate::new(parts.store.clone(), is_on_loopback));
-        let router = router(Shared { parts: Arc::new(parts), waiters }, gate);
+        let router = router(routes, Shared { parts: Arc::new(parts), waiters, description }, gate);
         let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
         let connections = TaskTracker::new();
         let accepting = async {
@@ -106,21 +110,29 @@ impl Api {
     }
 }
 
-fn router(shared: Shared, gate: Arc<Gate>) -> Router {
-    let not_found =
-        || async { Problem::new(Kind::NotFound, "there is no such path; docs/http-api.md lists them") };
+/// Every route there is, with its description.
+fn routes() -> DescribedRoutes {
+    DescribedRoutes::new()
+        .route(jobs::__path_enqueue, jobs::enqueue)
+        .route(jobs::__path_list, jobs::list)
+        .route(jobs::__path_show, jobs::show)
+        .route(jobs::__path_cancel, jobs::cancel)
+        .route(jobs::__path_retry, jobs::retry)
+        .route(jobs::__path_release, jobs::release)
+        .route(keys::__path_create, keys::create)
+        .route(keys::__path_list, keys::list)
+        .route(keys::__path_show, keys::show)
+        .route(keys::__path_rotate, keys::rotate)
+        .route(keys::__path_revoke, keys::revoke)
+        .route(document::__path_openapi, document::openapi)
+        .route(document::__path_docs, document::docs)
+}
+
+fn router(routes: Router<Shared>, shared: Shared, gate: Arc<Gate>) -> Router {
+    let not_found = || async { Problem::new(Kind::NotFound, "there is no such path; GET /docs lists them") };
     let other_method =
         || async { Problem::new(Kind::MethodNotAllowed, "the header `Allow` names the methods") };
-    Router::new()
-        .route("/v1/jobs", post(jobs::enqueue).get(jobs::list))
-        .route("/v1/jobs/{id}", get(jobs::show))
-        .route("/v1/jobs/{id}/cancel", post(jobs::cancel))
-        .route("/v1/jobs/{id}/retry", post(jobs::retry))
-        .route("/v1/jobs/{id}/release", post(jobs::release))
-        .route("/v1/keys", post(keys::create).get(keys::list))
-        .route("/v1/keys/{id}", get(keys::show))
-        .route("/v1/keys/{id}/rotate", post(keys::rotate))
-        .route("/v1/keys/{id}/revoke", post(keys::revoke))
+    routes
         .fallback(not_found)
         .method_not_allowed_fallback(other_method)
         // Each handler reads its body within bounds of its own.
@@ -178,6 +190,7 @@ async fn serve(
 
 #[cfg(test)]
 mod tests {
+    use axum::routing::get;
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
     use super::*;

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use axum::body::Bytes;
+
 use super::waiters::Waiters;
 use crate::{
     admission::Admission, clock::SharedClock, job::QueueName, resolver::Resolver, store::SharedStore,
@@ -23,4 +25,14 @@ pub struct Parts {
 pub(super) struct Shared {
     pub(super) parts: Arc<Parts>,
     pub(super) waiters: Arc<Waiters>,
+    pub(super) description: Description,
+}
+
+/// What the API says of itself, as it is served.
+#[derive(Debug, Clone)]
+pub(super) struct Description {
+    /// The OpenAPI document.
+    pub(super) document: Bytes,
+    /// The same as a page in HTML.
+    pub(super) page: Bytes,
 }

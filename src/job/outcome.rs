@@ -94,11 +94,13 @@ pub(crate) const EXPIRED: &str = "`expires_at` passed before the call was made";
 pub(crate) const TOO_OLD: &str = "`max_age_ms` passed before the call was made";
 
 /// What an app reads about a failure. It never contains credentials, and its texts keep to [`MAX_ERROR_CHARS`].
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[schema(description = "What went wrong.")]
 pub struct JobError {
     kind: ErrorKind,
     #[serde(deserialize_with = "clipped")]
     message: String,
+    /// The tool API's own number for it.
     code: Option<i64>,
     #[serde(default, deserialize_with = "clipped_if_any")]
     slug: Option<String>,

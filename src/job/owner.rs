@@ -26,7 +26,7 @@ impl OwnerKind {
 }
 
 /// The owner of a job. There is no default owner. In JSON it is `{"kind": ..., "id": ...}`.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, utoipa::ToSchema)]
 pub struct Owner {
     kind: OwnerKind,
     id: String,

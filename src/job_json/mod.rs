@@ -5,16 +5,21 @@
 
 mod known;
 mod more;
+mod schema;
 
 use std::borrow::Cow;
 
 use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::value::RawValue;
+use utoipa::ToSchema;
 use uuid::Uuid;
 
-pub use self::known::KnownJob;
 use self::more::{MoreJson, more};
+pub use self::{
+    known::KnownJob,
+    schema::{Job, JobSummary},
+};
 use crate::{
     job::{EnvelopeReason, HeldReason, JobError, JobId, LookUps, Owner, ReplyKind, State, unknown_outcome},
     store::{AttemptView, HistoryEntry, HistoryFact, JobView},
@@ -122,34 +127,50 @@ fn look_ups<'a>(job: &JobView, history: &'a [HistoryEntry]) -> Option<LookUps<'a
     })
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 struct JobJson<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(ignore)]
     reply: Option<ReplyKind>,
     id: JobId,
     state: State,
     held_reason: Option<HeldReason>,
     owner: &'a Owner,
+    /// Who asked, when the job acts for an organization.
     requested_by: Option<&'a str>,
     tool: &'a str,
+    /// What was decided once: the toolkit, its version, and where that came from.
     toolkit: Option<&'a str>,
     version: Option<&'a str>,
     pinned_by: Option<&'a str>,
+    /// The account that is used; before that is decided, the one that was asked for.
     connected_account_id: Option<&'a str>,
     queue: &'a str,
     created_at: Timestamp,
+    /// Since when the job is due, or was before it ran.
     first_due_at: Option<Timestamp>,
+    /// While the job waits: when the relay publishes it (again).
     due_at: Option<Timestamp>,
     finished_at: Option<Timestamp>,
+    /// The tool's output, verbatim; `null` unless the job has succeeded.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Value)]
     result: Option<Option<&'a RawValue>>,
+    /// Also while a failed attempt is being retried.
+    #[schema(value_type = Option<JobError>)]
     error: Option<Cow<'a, JobError>>,
+    /// Names the last call in the tool API's execution log.
     log_id: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Vec<AttemptView>)]
     attempts: Option<Option<&'a [AttemptView]>>,
+    /// The rare decisions, oldest first, up to the newest 1,000.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Vec<HistoryEntry>)]
     history: Option<Option<&'a [HistoryEntry]>>,
+    /// Other IDs under which the job was sent again with its `idempotency_key`, up to 100.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Vec<JobId>)]
     known_as: Option<Option<&'a [JobId]>>,
 }
 
@@ -348,6 +369,28 @@ mod tests {
         {"at":"2025-10-09T08:53:28Z","by":"bob","attempt":null,"kind":"retried"}],
         "known_as":["0190b0a0-0000-7000-8000-000000000001"]}
         "#);
+    }
+
+    #[test]
+    fn the_schemas_name_the_keys_that_there_are() {
+        use utoipa::{
+            PartialSchema as _,
+            openapi::{RefOr, Schema},
+        };
+        let keys = |json: &str| {
+            let json: serde_json::Map<_, _> = serde_json::from_str(json).unwrap();
+            json.keys().cloned().collect::<Vec<_>>()
+        };
+        let required = |schema| match schema {
+            RefOr::T(Schema::Object(object)) => object.required,
+            _ => panic!("no object"),
+        };
+        let job = done();
+        let past = Past { attempts: &[], history: &[], known_as: &[] };
+        let whole = serde_json::to_string(&whole_job_json(&job, past, None, false)).unwrap();
+        assert_eq!(required(Job::schema()), keys(&whole));
+        let summary = serde_json::to_string(&job_summary_json(&job)).unwrap();
+        assert_eq!(required(JobSummary::schema()), keys(&summary));
     }
 
     #[test]

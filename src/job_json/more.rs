@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use jiff::Timestamp;
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use crate::{
     job::{Effect, RequestId, WorkerId},
@@ -11,8 +12,9 @@ use crate::{
 };
 
 /// What an operator asks about a job, and an app need not know.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 pub(super) struct MoreJson<'a> {
+    /// When the last attempt was claimed.
     started_at: Option<Timestamp>,
     run_at: Option<Timestamp>,
     expires_at: Option<Timestamp>,
@@ -28,11 +30,17 @@ pub(super) struct MoreJson<'a> {
     asked_connected_account_id: Option<&'a str>,
     idempotency_key: Option<&'a str>,
     worker: Option<WorkerJson<'a>>,
+    /// How many attempts there were.
     attempt: u32,
+    /// How many of them use up the budget.
     spent: u32,
+    /// How often the relay has offered it to the broker since it became due, and nobody claimed it.
     publications: u32,
+    /// Whether it was called off while it ran.
     cancel_requested: bool,
+    /// The last call.
     request_id: Option<RequestId>,
+    /// When its call is looked up in the tool API's log.
     check_at: Option<Timestamp>,
     checks: u32,
     unknown_since: Option<Timestamp>,
@@ -43,9 +51,12 @@ pub(super) struct MoreJson<'a> {
     traceparent: Option<&'a str>,
 }
 
-#[derive(Serialize)]
+/// The worker that runs a job, or else the last that ended an attempt of it.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Worker)]
 struct WorkerJson<'a> {
     id: WorkerId,
+    /// As long as that worker is known.
     name: Option<&'a str>,
 }
 

@@ -5,6 +5,7 @@ use std::fmt;
 use async_trait::async_trait;
 use jiff::Timestamp;
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use super::{By, Claim, Finish, Result, StoreError, StoreErrorKind, texts};
 use crate::{
@@ -31,7 +32,7 @@ pub trait History: fmt::Debug + Send + Sync {
 }
 
 /// One decision about a job; as JSON, with what belongs to its kind.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub struct HistoryEntry {
     /// By the store's clock.
     pub at: Timestamp,
@@ -43,7 +44,8 @@ pub struct HistoryEntry {
 }
 
 /// What was decided; as JSON, with the word of [`HistoryKind`] as `kind`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
+#[schema(description = "What was decided, by `kind`.")]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum HistoryFact {
     /// The outcome of the attempt became unknown; it is looked up.

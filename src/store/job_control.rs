@@ -6,6 +6,7 @@ use async_trait::async_trait;
 use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::value::RawValue;
+use utoipa::ToSchema;
 
 use super::{
     Result,
@@ -126,7 +127,8 @@ impl JobView {
 }
 
 /// One attempt as people read it; as JSON, without its error.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, ToSchema)]
+#[schema(as = Attempt, description = "One attempt, or several in a row that only postponed the job.")]
 pub struct AttemptView {
     /// Counts from 1; of several, that of the last.
     pub number: u32,
@@ -140,6 +142,7 @@ pub struct AttemptView {
     pub log_id: Option<String>,
     pub version: Option<String>,
     #[serde(skip)]
+    #[schema(ignore)]
     pub error: Option<JobError>,
     pub started_at: Timestamp,
     pub finished_at: Option<Timestamp>,

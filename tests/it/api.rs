@@ -16,7 +16,7 @@ use crate::{
 /// `errand api` as a process.
 pub(crate) struct Api {
     pub(crate) process: Process,
-    base: String,
+    pub(crate) base: String,
 }
 
 impl Api {
@@ -276,13 +276,16 @@ async fn decisions_are_made_and_what_would_repeat_an_effect_is_refused() {
     // A held job is not final, and waiting for it is over.
     let (status, held) = api.get(&format!("/v1/jobs/{}?wait=60", sent.id())).await;
     assert_eq!((status, &held["state"]), (StatusCode::ACCEPTED, &json!("held")), "{held}");
-    for body in [json!({}), json!({"how": "perhaps"}), json!({"why": "retry"})] {
+    for body in [json!({}), json!({"how": "perhaps"}), json!({"why": "retry"}), json!(["retry"]), json!(null)]
+    {
         assert_eq!(decide(&sent, "release", body).await.0, StatusCode::BAD_REQUEST);
     }
     let (status, failed) = decide(&sent, "release", json!({"how": "failed"})).await;
     assert_eq!((status, &failed["state"]), (StatusCode::OK, &json!("failed")));
-    let (status, again) = decide(&sent, "retry", json!({"force": "yes"})).await;
-    assert_eq!((status, kind(&again)), (StatusCode::BAD_REQUEST, "bad-request"));
+    for body in [json!({"force": "yes"}), json!([true])] {
+        let (status, again) = decide(&sent, "retry", body).await;
+        assert_eq!((status, kind(&again)), (StatusCode::BAD_REQUEST, "bad-request"));
+    }
     harness.heal().await;
     let (status, again) = decide(&sent, "retry", json!({"force": true})).await;
     assert_eq!(status, StatusCode::OK, "{again}");

@@ -471,20 +471,25 @@ impl Drop for Process {
     }
 }
 
-/// Runs a script of this folder with pika, and gives it and gets from it JSON.
+/// The Python with the packages of `tests/run`.
+pub(crate) fn python_path() -> String {
+    std::env::var("ERRAND_TEST_PYTHON").unwrap_or_else(|_| "python3".into())
+}
+
+/// Runs a script of this folder with these packages, and gives it and gets from it JSON.
 pub(crate) async fn python(script: &str, asked: Value) -> Value {
-    let python = std::env::var("ERRAND_TEST_PYTHON").unwrap_or_else(|_| "python3".into());
+    let python = python_path();
     let script = format!("{}/tests/it/{script}", env!("CARGO_MANIFEST_DIR"));
     let run = move || {
         let mut child = Command::new(&python)
-            .arg(script)
+            .arg(&script)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
-            .expect("a Python with pika; tests/run makes one");
+            .expect("a Python with packages; tests/run makes one");
         child.stdin.take().unwrap().write_all(asked.to_string().as_bytes()).unwrap();
         let output = child.wait_with_output().unwrap();
-        assert!(output.status.success(), "the foreign client failed; tests/run makes its Python with pika");
+        assert!(output.status.success(), "{script} failed; tests/run makes its Python with packages");
         serde_json::from_slice(&output.stdout).unwrap()
     };
     tokio::task::spawn_blocking(run).await.unwrap()

@@ -32,6 +32,7 @@ mod least_privileges;
 mod metrics_docs;
 mod migrations;
 mod model;
+mod openapi;
 mod outage;
 mod outage_broker;
 mod outage_database;

@@ -50,6 +50,21 @@ const OWNERS: &[(&str, &[&str])] = &[
     ("axum", &["src/api/"]),
     ("hyper", &["src/api/"]),
     ("hyper_util", &["src/api/"]),
+    // Descriptions stand where the types are that are described.
+    (
+        "utoipa",
+        &[
+            "src/api/",
+            "src/job_json/",
+            "src/string_enum.rs",
+            "src/access.rs",
+            "src/job/id.rs",
+            "src/job/owner.rs",
+            "src/job/outcome.rs",
+            "src/store/history.rs",
+            "src/store/job_control.rs",
+        ],
+    ),
     ("clap", &["src/cli/"]),
     ("errand_sandbox", &["src/cli/", "src/app"]),
 ];

@@ -1,0 +1,169 @@
+//! The description of the API as an OpenAPI document, made at start of what stands beside each handler.
+
+use std::io;
+
+use axum::{
+    Router,
+    extract::State,
+    handler::Handler,
+    http::header,
+    response::IntoResponse,
+    routing::{MethodFilter, on},
+};
+use serde_json::Value;
+use utoipa::{
+    Path, ToSchema,
+    openapi::{
+        ComponentsBuilder, HttpMethod, InfoBuilder, LicenseBuilder, OpenApiBuilder, PathsBuilder, RefOr,
+        Schema, ServerBuilder,
+        security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme},
+    },
+};
+
+use super::{
+    described::{Envelope, JobOrDryRun, JobOrId, OfAnyRequest},
+    docs_page,
+    dry_run::DryRun,
+    jobs::JobPage,
+    keys::KeyPage,
+    problem::Problem,
+    shared::{Description, Shared},
+};
+use crate::{access::KeyJson, job_json::Job};
+
+/// Scopes are of keys, and OpenAPI knows them of OAuth only.
+const NO_SCOPES: [&str; 0] = [];
+
+/// The published schema of what apps send, over AMQP as over HTTP.
+const ENVELOPE: &str = include_str!("../../docs/envelope.schema.json");
+
+/// Routes of which each has its description.
+pub(super) struct DescribedRoutes {
+    pub(super) router: Router<Shared>,
+    pub(super) paths: PathsBuilder,
+}
+
+impl DescribedRoutes {
+    pub(super) fn new() -> Self {
+        Self { router: Router::new(), paths: PathsBuilder::new() }
+    }
+
+    /// Adds a route by its description, which `#[utoipa::path]` names `__path_` and the handler.
+    pub(super) fn route<P: Path, H: Handler<T, Shared>, T: 'static>(
+        self,
+        _description: P,
+        handler: H,
+    ) -> Self {
+        let Self { mut router, paths } = self;
+        for method in P::methods() {
+            router = router.route(&P::path(), on(filter(&method), handler.clone()));
+        }
+        Self { router, paths: paths.path_from::<P>() }
+    }
+}
+
+fn filter(method: &HttpMethod) -> MethodFilter {
+    match method {
+        HttpMethod::Get => MethodFilter::GET,
+        HttpMethod::Put => MethodFilter::PUT,
+        HttpMethod::Post => MethodFilter::POST,
+        HttpMethod::Delete => MethodFilter::DELETE,
+        HttpMethod::Options => MethodFilter::OPTIONS,
+        HttpMethod::Head => MethodFilter::HEAD,
+        HttpMethod::Patch => MethodFilter::PATCH,
+        HttpMethod::Trace => MethodFilter::TRACE,
+    }
+}
+
+impl Description {
+    /// Of an API that is reached at `base`, such as `http://127.0.0.1:8080`.
+    pub(super) fn new(paths: PathsBuilder, base: &str) -> io::Result<Self> {
+        let document = document(paths)?;
+        let page = docs_page::render(&document, base).map_err(io::Error::other)?.into();
+        Ok(Self { document: serde_json::to_vec(&document)?.into(), page })
+    }
+}
+
+fn document(paths: PathsBuilder) -> serde_json::Result<Value> {
+    let info = InfoBuilder::new()
+        .title("errand")
+        .version(env!("CARGO_PKG_VERSION"))
+        .description(Some(
+            "Enqueue jobs, wait for them, read and list them, and decide about them. What each status means, and what is \
+             promised, is in `docs/http-api.md`.",
+        ))
+        .license(Some(LicenseBuilder::new().name("Apache-2.0").identifier(Some("Apache-2.0")).build()));
+    let mut schemas = Vec::new();
+    // The page brings the jobs in it along.
+    add::<Job>(&mut schemas);
+    add::<JobPage>(&mut schemas);
+    add::<JobOrId>(&mut schemas);
+    add::<JobOrDryRun>(&mut schemas);
+    add::<DryRun<'static>>(&mut schemas);
+    add::<KeyJson<'static>>(&mut schemas);
+    add::<KeyPage>(&mut schemas);
+    add::<Problem>(&mut schemas);
+    let bearer = HttpBuilder::new()
+        .scheme(HttpAuthScheme::Bearer)
+        .description(Some("An access key. None is needed as long as there is none, on loopback."));
+    let components = ComponentsBuilder::new()
+        .schemas_from_iter(schemas)
+        .security_scheme("bearer", SecurityScheme::Http(bearer.build()));
+    let api = OpenApiBuilder::new()
+        .info(info.build())
+        .servers(Some([ServerBuilder::new().url("/").build()]))
+        .security(Some([SecurityRequirement::new("bearer", NO_SCOPES)]))
+        .paths(paths.build())
+        .components(Some(components.build()))
+        .build();
+    let mut document = serde_json::to_value(api)?;
+    let schemas = &mut document["components"]["schemas"];
+    for schema in schemas.as_object_mut().into_iter().flat_map(serde_json::Map::values_mut) {
+        require_every_key(schema);
+    }
+    // It is included as it is: a copy would differ from it one day.
+    schemas[&*Envelope::name()] = serde_json::from_str(ENVELOPE)?;
+    Ok(document)
+}
+
+/// Adds a schema and those that it names.
+fn add<T: ToSchema>(schemas: &mut Vec<(String, RefOr<Schema>)>) {
+    schemas.push((T::name().into_owned(), T::schema()));
+    T::schemas(schemas);
+}
+
+/// In what errand answers every key is there, `null` where nothing is known.
+fn require_every_key(schema: &mut Value) {
+    let keys = schema.get("properties").and_then(Value::as_object);
+    if let Some(keys) = keys.map(|properties| properties.keys().cloned().collect::<Vec<_>>()) {
+        schema["required"] = keys.into();
+    }
+    for parts in ["allOf", "oneOf"] {
+        for part in schema.get_mut(parts).and_then(Value::as_array_mut).into_iter().flatten() {
+            require_every_key(part);
+        }
+    }
+}
+
+/// This description, as an OpenAPI document
+#[utoipa::path(
+    get, path = "/openapi.json", operation_id = "openApi",
+    responses((status = 200, description = "The document.", body = Object), OfAnyRequest)
+)]
+pub(super) async fn openapi(State(shared): State<Shared>) -> impl IntoResponse {
+    ([(header::CONTENT_TYPE, "application/json")], shared.description.document.clone())
+}
+
+/// This description, as a page to read
+#[utoipa::path(
+    get, path = "/docs", operation_id = "docs",
+    responses((status = 200, description = "The page.", body = String, content_type = "text/html"), OfAnyRequest)
+)]
+pub(super) async fn docs(State(shared): State<Shared>) -> impl IntoResponse {
+    let headers = [
+        (header::CONTENT_TYPE, "text/html; charset=utf-8"),
+        (header::CONTENT_SECURITY_POLICY, docs_page::POLICY),
+        (header::REFERRER_POLICY, "no-referrer"),
+    ];
+    (headers, shared.description.page.clone())
+}
