@@ -64,6 +64,9 @@ pub const MAX_HISTORY: usize = 1_000;
 /// Most valid access keys of one owner, or of the operator.
 pub const MAX_KEYS: usize = 100;
 
+/// The longest that an access key stays valid beside the one that takes its place.
+pub const MAX_OVERLAP: Duration = Duration::from_secs(90 * 86_400);
+
 /// Most other IDs of a job that are kept: those under which it was sent again with its idempotency key.
 pub const MAX_ALIASES: usize = 100;
 

@@ -18,3 +18,9 @@ create table access_keys (
 );
 
 create index access_keys_owner on access_keys (owner_kind, owner_id, created_at);
+
+-- One row from the first key on, which stays when all keys are gone: from then on requests need one.
+create table access_keys_required (
+    only_row boolean primary key check (only_row),
+    since    timestamptz not null
+);

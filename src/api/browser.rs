@@ -7,8 +7,16 @@ use axum::http::{HeaderName, header, request::Parts, uri::Authority};
 
 use super::problem::{Kind, Problem};
 
-/// An error if a foreign page may have made a request that shows no key. No page knows one.
+/// What proxies add to requests.
+const PROXIES: [&str; 4] = ["forwarded", "via", "x-forwarded-for", "x-forwarded-host"];
+
+/// An error if a foreign page or a proxy may have made a request that shows no key. No page knows one.
 pub(super) fn refuse_foreign_pages(request: &Parts) -> Result<(), Problem> {
+    // It may serve others than who is on this machine.
+    if PROXIES.iter().any(|name| request.headers.contains_key(*name)) {
+        let why = "a proxy passes this on; make an access key with `errand keys create`, which others need";
+        return Err(Problem::new(Kind::ForeignOrigin, why));
+    }
     let text = |name: HeaderName| request.headers.get(name).and_then(|value| value.to_str().ok());
     let host = request.uri.authority().map(Authority::as_str).or_else(|| text(header::HOST));
     judge(host, text(header::ORIGIN), text(HeaderName::from_static("sec-fetch-site")))

@@ -3,28 +3,33 @@
 use std::{
     collections::HashMap,
     net::{IpAddr, Ipv6Addr},
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
 use axum::{
     extract::{Extension, Request, State},
-    http::{HeaderMap, header, request::Parts},
+    http::{HeaderMap, HeaderValue, header, request::Parts},
     middleware::Next,
-    response::Response,
+    response::{IntoResponse as _, Response},
 };
+use jiff::Timestamp;
 use quick_cache::sync::Cache;
 use tokio::time::Instant;
+use uuid::Uuid;
 
 use super::{
     browser,
     problem::{Kind, Problem},
-    request::text,
+    request::{text, whole_body},
 };
 use crate::{
     access::{AccessKey, Scope, Scopes, Shown},
     job::{JobSpec, Principal},
-    store::SharedStore,
+    store::{SharedStore, UsedKey},
     sync::lock,
 };
 
@@ -39,6 +44,9 @@ const MAX_KNOWN: usize = 10_000;
 const MAX_FAILURES: u32 = 20;
 const FAILURE_WINDOW: Duration = Duration::from_secs(10);
 
+/// Paths about the API itself, which tell nothing of anybody.
+const OPEN: [&str; 2] = ["/docs", "/openapi.json"];
+
 /// Most addresses whose failures are counted.
 const MAX_ADDRESSES: usize = 10_000;
 
@@ -48,17 +56,20 @@ pub(super) struct Caller {
     principal: Principal,
     scopes: Scopes,
     name: Arc<str>,
+    /// The ID of the key, and when it ends.
+    key: Option<(Uuid, Option<Timestamp>)>,
 }
 
 impl Caller {
     fn of(key: &AccessKey) -> Self {
         let name = format!("key {}", key.id).into();
-        Self { principal: key.principal.clone(), scopes: key.scopes.clone(), name }
+        let (principal, scopes) = (key.principal.clone(), key.scopes.clone());
+        Self { principal, scopes, name, key: Some((key.id, key.expires_at)) }
     }
 
     /// Whoever reaches a loopback address for which there are no keys.
     fn nobody() -> Self {
-        Self { principal: Principal::Operator, scopes: Scopes::all(), name: "api".into() }
+        Self { principal: Principal::Operator, scopes: Scopes::all(), name: "api".into(), key: None }
     }
 
     /// As whom they may do this.
@@ -88,6 +99,23 @@ impl Caller {
         let own =
             format!("this key may make and end keys with its own scopes at most, which are {}", self.scopes);
         Err(Problem::new(Kind::Forbidden, own))
+    }
+
+    /// How long a key may be valid that they make, or that takes the place of `replaced`: no longer than their own, unless it
+    /// replaces that one.
+    pub(super) fn may_last(
+        &self,
+        wanted: Option<Duration>,
+        replaced: Option<Uuid>,
+        now: Timestamp,
+    ) -> Option<Duration> {
+        match self.key {
+            Some((id, Some(ends))) if replaced != Some(id) => {
+                let left = Duration::try_from(ends.duration_since(now)).unwrap_or_default();
+                Some(wanted.map_or(left, |wanted| wanted.min(left)))
+            }
+            _ => wanted,
+        }
     }
 
     /// The name in the history of jobs.
@@ -122,7 +150,9 @@ pub(super) struct Gate {
     store: SharedStore,
     /// Whether requests without a key are from the operator as long as there has been no key.
     is_on_loopback: bool,
-    /// Since when it is known that there has been no key.
+    /// Whether it is known that there has been a key.
+    required: AtomicBool,
+    /// Since when it is known that there has been none.
     without_keys: Mutex<Option<Instant>>,
     known: Cache<[u8; 32], (AccessKey, Instant)>,
     failures: Mutex<HashMap<IpAddr, Failures>>,
@@ -139,38 +169,57 @@ impl Gate {
         Self {
             store,
             is_on_loopback,
+            required: AtomicBool::new(false),
             without_keys: Mutex::default(),
             known: Cache::new(MAX_KNOWN),
             failures: Mutex::default(),
         }
     }
 
-    async fn admit(&self, request: &Parts, peer: Peer) -> Result<Caller, Problem> {
-        match secret(&request.headers)? {
-            Some(secret) => Ok(Caller::of(&self.key(secret, peer).await?)),
-            None if self.is_on_loopback && !self.requires_keys().await? => {
-                browser::refuse_foreign_pages(request)?;
-                Ok(Caller::nobody())
-            }
-            None => Err(Problem::new(
-                Kind::Unauthorized,
-                "send an access key, with the header `Authorization: Bearer SECRET`; `errand keys create` makes one",
-            )),
+    /// Who shows this secret.
+    async fn admit(&self, shown: Showing, request: &Parts, peer: Peer) -> Result<Caller, Problem> {
+        let Showing::Secret(shown) = shown else {
+            self.admit_without_key().await?;
+            browser::refuse_foreign_pages(request)?;
+            return Ok(Caller::nobody());
+        };
+        Ok(Caller::of(&self.key(&shown, peer).await?))
+    }
+
+    /// Judges once more whether a request may be answered.
+    async fn admit_still(&self, shown: Showing, peer: Peer) -> Result<(), Problem> {
+        match shown {
+            Showing::Nothing => self.admit_without_key().await,
+            Showing::Secret(shown) => self.key(&shown, peer).await.map(drop),
         }
     }
 
+    async fn admit_without_key(&self) -> Result<(), Problem> {
+        if self.is_on_loopback && !self.requires_keys().await? {
+            return Ok(());
+        }
+        Err(Problem::new(
+            Kind::Unauthorized,
+            "send an access key, with the header `Authorization: Bearer SECRET`; `errand keys create` makes one",
+        ))
+    }
+
+    /// Once there has been a key, they are required for good.
     async fn requires_keys(&self) -> Result<bool, Problem> {
+        if self.required.load(Ordering::Relaxed) {
+            return Ok(true);
+        }
         if lock(&self.without_keys).is_some_and(|since| since.elapsed() < KNOWN_FOR) {
             return Ok(false);
         }
         let asked_at = Instant::now();
         let has_keys = self.store.has_keys().await?;
+        self.required.fetch_or(has_keys, Ordering::Relaxed);
         *lock(&self.without_keys) = (!has_keys).then_some(asked_at);
         Ok(has_keys)
     }
 
-    async fn key(&self, secret: &str, peer: Peer) -> Result<AccessKey, Problem> {
-        let Some(shown) = Shown::read(secret) else { return Err(self.failed(peer)) };
+    async fn key(&self, shown: &Shown, peer: Peer) -> Result<AccessKey, Problem> {
         if let Some((key, looked_at)) = self.known.get(&shown.digest.0)
             && looked_at.elapsed() < KNOWN_FOR
         {
@@ -183,12 +232,17 @@ impl Gate {
             return Err(Problem::new(Kind::TooManyRequests, detail));
         }
         let looked_at = Instant::now();
-        let Some(key) = self.store.use_key(&shown).await? else {
-            self.known.remove(&shown.digest.0);
-            return Err(self.failed(peer));
-        };
-        self.known.insert(shown.digest.0, (key.clone(), looked_at));
-        Ok(key)
+        match self.store.use_key(shown).await? {
+            UsedKey::Valid(key) => {
+                self.known.insert(shown.digest.0, (key.clone(), looked_at));
+                return Ok(key);
+            }
+            // Whoever goes on with a key that has ended does not guess.
+            UsedKey::Ended => {}
+            UsedKey::Unknown => self.failed(peer),
+        }
+        self.known.remove(&shown.digest.0);
+        Err(no_valid_key())
     }
 
     fn is_slowed(&self, peer: Peer) -> bool {
@@ -198,7 +252,7 @@ impl Gate {
             .is_some_and(|of| of.count >= MAX_FAILURES && of.since.elapsed() < FAILURE_WINDOW)
     }
 
-    fn failed(&self, peer: Peer) -> Problem {
+    fn failed(&self, peer: Peer) {
         let mut failures = lock(&self.failures);
         if failures.len() >= MAX_ADDRESSES {
             failures.retain(|_, of| of.since.elapsed() < FAILURE_WINDOW);
@@ -212,39 +266,69 @@ impl Gate {
             *of = Failures { since: Instant::now(), count: 0 };
         }
         of.count = of.count.saturating_add(1);
-        Problem::new(
-            Kind::Unauthorized,
-            "there is no valid key with this secret: it is mistyped, has expired or was revoked",
-        )
     }
 }
 
-/// The secret that a request shows.
-fn secret(headers: &HeaderMap) -> Result<Option<&str>, Problem> {
-    let Some(said) = text(headers, header::AUTHORIZATION)? else { return Ok(None) };
-    match said.split_once(' ') {
-        Some((scheme, secret)) if scheme.eq_ignore_ascii_case("bearer") => Ok(Some(secret.trim())),
-        _ => Err(Problem::new(Kind::Unauthorized, "the header `Authorization` must be `Bearer SECRET`")),
+fn no_valid_key() -> Problem {
+    Problem::new(
+        Kind::Unauthorized,
+        "there is no valid key with this secret: it is mistyped, has expired or was revoked",
+    )
+}
+
+/// What a request shows of who it is from.
+#[derive(Debug, Clone, Copy)]
+enum Showing {
+    Nothing,
+    Secret(Shown),
+}
+
+impl Showing {
+    fn of(headers: &HeaderMap) -> Result<Self, Problem> {
+        let Some(said) = text(headers, header::AUTHORIZATION)? else { return Ok(Self::Nothing) };
+        match said.split_once(' ') {
+            Some((scheme, secret)) if scheme.eq_ignore_ascii_case("bearer") => {
+                Shown::read(secret.trim()).map(Self::Secret).ok_or_else(no_valid_key)
+            }
+            _ => Err(Problem::new(Kind::Unauthorized, "the header `Authorization` must be `Bearer SECRET`")),
+        }
     }
 }
 
-/// Lets a request through with its [`Caller`]. Whoever waited for long is judged once more before the answer.
+/// Lets a request through with its [`Caller`], with its body read. Whoever sent it slowly is judged once more before anything
+/// is done, and whoever waited for long before anything is told.
 pub(super) async fn authenticate(
     State(gate): State<Arc<Gate>>,
     Extension(peer): Extension<Peer>,
     request: Request,
     next: Next,
-) -> Result<Response, Problem> {
+) -> Result<Response, Response> {
+    if OPEN.contains(&request.uri().path()) {
+        return Ok(next.run(request).await);
+    }
     let (mut head, body) = request.into_parts();
-    let caller = gate.admit(&head, peer).await?;
-    head.extensions.insert(caller);
-    let shown = secret(&head.headers)?.map(str::to_owned);
+    let admitted = async {
+        let shown = Showing::of(&head.headers)?;
+        Ok((shown, gate.admit(shown, &head, peer).await?))
+    };
+    let (shown, caller) = admitted.await.map_err(unread)?;
     let begun = Instant::now();
-    let answer = next.run(Request::from_parts(head, body)).await;
-    if let Some(secret) = shown
-        && begun.elapsed() >= KNOWN_FOR
-    {
-        gate.key(&secret, peer).await?;
+    let body = whole_body(&head.headers, body).await.map_err(unread)?;
+    if begun.elapsed() >= KNOWN_FOR {
+        gate.admit_still(shown, peer).await.map_err(Problem::into_response)?;
+    }
+    head.extensions.insert(caller);
+    let begun = Instant::now();
+    let answer = next.run(Request::from_parts(head, body.into())).await;
+    if begun.elapsed() >= KNOWN_FOR {
+        gate.admit_still(shown, peer).await.map_err(Problem::into_response)?;
     }
     Ok(answer)
+}
+
+/// The answer to a request of which the body was not read: another request on this connection could not be told from it.
+fn unread(problem: Problem) -> Response {
+    let mut answer = problem.into_response();
+    answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    answer
 }

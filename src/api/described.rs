@@ -157,6 +157,8 @@ macro_rules! problems {
 problems! {
     /// What any request may meet.
     OfAnyRequest: Unauthorized Forbidden ForeignOrigin TooManyRequests Internal Unavailable;
+    /// What a request may meet that needs no key.
+    OfTheDescription: Internal;
     /// What a request may meet that has parameters or a body.
     OfItsContent: BadRequest;
     /// What a request with a body may meet.

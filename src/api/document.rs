@@ -21,7 +21,7 @@ use utoipa::{
 };
 
 use super::{
-    described::{Envelope, JobOrDryRun, JobOrId, OfAnyRequest},
+    described::{Envelope, JobOrDryRun, JobOrId, OfTheDescription},
     docs_page,
     dry_run::DryRun,
     jobs::JobPage,
@@ -147,8 +147,8 @@ fn require_every_key(schema: &mut Value) {
 
 /// This description, as an OpenAPI document
 #[utoipa::path(
-    get, path = "/openapi.json", operation_id = "openApi",
-    responses((status = 200, description = "The document.", body = Object), OfAnyRequest)
+    get, path = "/openapi.json", operation_id = "openApi", security(()),
+    responses((status = 200, description = "The document.", body = Object), OfTheDescription)
 )]
 pub(super) async fn openapi(State(shared): State<Shared>) -> impl IntoResponse {
     ([(header::CONTENT_TYPE, "application/json")], shared.description.document.clone())
@@ -156,8 +156,8 @@ pub(super) async fn openapi(State(shared): State<Shared>) -> impl IntoResponse {
 
 /// This description, as a page to read
 #[utoipa::path(
-    get, path = "/docs", operation_id = "docs",
-    responses((status = 200, description = "The page.", body = String, content_type = "text/html"), OfAnyRequest)
+    get, path = "/docs", operation_id = "docs", security(()),
+    responses((status = 200, description = "The page.", body = String, content_type = "text/html"), OfTheDescription)
 )]
 pub(super) async fn docs(State(shared): State<Shared>) -> impl IntoResponse {
     let headers = [

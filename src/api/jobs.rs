@@ -101,7 +101,7 @@ pub(super) async fn enqueue(
     let status = if is_new { StatusCode::CREATED } else { StatusCode::OK };
     let mut answer = match (wait, reader) {
         (Some((reader, wait)), _) => waited_for(&shared, reader, id, wait).await?,
-        (None, Some(reader)) => (status, known(&shared, reader, id).await?.1).into_response(),
+        (None, Some(reader)) => (status, known(&shared, reader, id).await?.2).into_response(),
         (None, None) => (status, Json(json!({"id": id}))).into_response(),
     };
     let location = HeaderValue::from_str(&format!("/v1/jobs/{id}"));
@@ -136,7 +136,7 @@ pub(super) async fn show(
     let reader = caller.may(Scope::Read)?;
     match wait {
         Some(wait) => waited_for(&shared, reader, id, wait).await,
-        None => Ok(known(&shared, reader, id).await?.1.into_response()),
+        None => Ok(known(&shared, reader, id).await?.2.into_response()),
     }
 }
 
@@ -284,7 +284,7 @@ async fn decided_about(
         return Err(problem);
     }
     match caller.may(Scope::Read) {
-        Ok(reader) => Ok(known(shared, reader, id).await?.1.into_response()),
+        Ok(reader) => Ok(known(shared, reader, id).await?.2.into_response()),
         Err(_) => Ok(Json(json!({"id": id})).into_response()),
     }
 }
@@ -321,10 +321,11 @@ async fn waited_for(
     wait: Duration,
 ) -> Result<Response, Problem> {
     let until = Instant::now() + wait;
-    let (mut is_final, mut json) = known(shared, reader, id).await?;
+    // By another ID of it, it is waited for by its own.
+    let (id, mut is_final, mut json) = known(shared, reader, id).await?;
     if !is_final {
         shared.waiters.wait(id, until).await;
-        (is_final, json) = known(shared, reader, id).await?;
+        (_, is_final, json) = known(shared, reader, id).await?;
     }
     if is_final {
         return Ok(json.into_response());
@@ -332,14 +333,14 @@ async fn waited_for(
     Ok((StatusCode::ACCEPTED, [(header::RETRY_AFTER, ASK_AGAIN)], json).into_response())
 }
 
-/// Whether a job is final, and its JSON.
+/// A job's own ID, whether it is final, and its JSON.
 async fn known(
     shared: &Shared,
     reader: &Principal,
     id: JobId,
-) -> Result<(bool, Json<Box<RawValue>>), Problem> {
+) -> Result<(JobId, bool, Json<Box<RawValue>>), Problem> {
     let known = KnownJob::find(&shared.parts.store, reader, id).await?.ok_or_else(Problem::no_job)?;
-    Ok((known.job.state.is_final(), Json(shown(&known.json(false))?)))
+    Ok((known.job.spec.id, known.job.state.is_final(), Json(shown(&known.json(false))?)))
 }
 
 fn shown(job: &impl Serialize) -> Result<Box<RawValue>, Problem> {

@@ -31,7 +31,7 @@ use super::{
 };
 use crate::{
     access::{AccessKey, KeyJson, NewKey, Scope, Scopes},
-    bounds::MAX_KEYS,
+    bounds::{MAX_KEYS, MAX_OVERLAP},
     job::{Owner, OwnerKind, Principal},
     store::AddedKey,
 };
@@ -57,7 +57,8 @@ struct Wanted {
 #[derive(Default, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 struct Rotate {
-    /// A day without it.
+    /// A day without it, and 90 at most.
+    #[schema(maximum = 7_776_000)]
     overlap_secs: Option<u32>,
 }
 
@@ -144,7 +145,8 @@ pub(super) async fn create(
     let scopes = Scopes::new(wanted.scopes)
         .map_err(|error| Problem::new(Kind::BadRequest, format!("`scopes`: {error}")))?;
     caller.may_pass_on(&scopes)?;
-    let (key, secret) = generate(owner, scopes, wanted.expires_in_secs.map(seconds))?;
+    let valid_for = caller.may_last(wanted.expires_in_secs.map(seconds), None, shared.parts.clock.now());
+    let (key, secret) = generate(owner, scopes, valid_for)?;
     match shared.parts.store.add_key(principal, &key).await? {
         AddedKey::Added(key) => Ok(created(&key, &secret)),
         AddedKey::TooMany => Err(Problem::new(
@@ -213,10 +215,18 @@ pub(super) async fn rotate(
     let old = find(&shared, principal, &id).await?;
     caller.may_pass_on(&old.scopes)?;
     let overlap = seconds(overlap_secs.unwrap_or(OVERLAP_SECS));
-    let (key, secret) = generate(old.principal.clone(), old.scopes.clone(), old.valid_for())?;
+    if overlap > MAX_OVERLAP {
+        let detail = format!("`overlap_secs` may be {} at most", MAX_OVERLAP.as_secs());
+        return Err(Problem::new(Kind::BadRequest, detail));
+    }
+    let valid_for = caller.may_last(old.valid_for(), Some(old.id), shared.parts.clock.now());
+    let (key, secret) = generate(old.principal.clone(), old.scopes.clone(), valid_for)?;
     match shared.parts.store.rotate_key(principal, old.id, &key, overlap).await? {
         Some(key) => Ok(created(&key, &secret)),
-        None => Err(Problem::new(Kind::WrongState, "the key has ended; create a new one")),
+        None => Err(Problem::new(
+            Kind::WrongState,
+            "the key has ended, or was replaced before, or there are too many; create a new one, or revoke some",
+        )),
     }
 }
 

@@ -37,13 +37,13 @@ pub(super) const MAX_LIMIT: usize = 500;
 /// The JSON body of a request, undecoded.
 pub(super) async fn json_body(request: Request) -> Result<Bytes, Problem> {
     is_json(request.headers())?;
-    body(request.into_body()).await
+    in_memory(request.into_body()).await
 }
 
 /// The JSON body of a request, or the default where there is none or only `null`.
 pub(super) async fn optional_json<T: DeserializeOwned + Default>(request: Request) -> Result<T, Problem> {
     let is_json = is_json(request.headers());
-    let body = body(request.into_body()).await?;
+    let body = in_memory(request.into_body()).await?;
     if body.is_empty() {
         return Ok(T::default());
     }
@@ -61,19 +61,33 @@ pub(super) async fn optional_json<T: DeserializeOwned + Default>(request: Reques
         .map_err(|error| Problem::new(Kind::BadRequest, format!("the body cannot be read: {error}")))
 }
 
-async fn body(body: Body) -> Result<Bytes, Problem> {
+/// A body that was read before by [`whole_body`].
+async fn in_memory(body: Body) -> Result<Bytes, Problem> {
+    to_bytes(body, MAX_ENVELOPE_BYTES)
+        .await
+        .map_err(|_| Problem::new(Kind::Internal, "errand lost the body of this request"))
+}
+
+/// The body of a request, read within bounds.
+pub(super) async fn whole_body(headers: &HeaderMap, body: Body) -> Result<Bytes, Problem> {
+    let too_large = || {
+        let detail = format!(
+            "the body may have {MAX_ENVELOPE_BYTES} bytes at most; larger inputs belong in a file store"
+        );
+        Problem::new(Kind::TooLarge, detail)
+    };
+    let announced =
+        headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
+    if announced.is_some_and(|length| length > MAX_ENVELOPE_BYTES as u64) {
+        return Err(too_large());
+    }
     match tokio::time::timeout(BODY_TIMEOUT, to_bytes(body, MAX_ENVELOPE_BYTES)).await {
         Err(_) => {
             Err(Problem::new(Kind::Timeout, format!("send the body within {} s", BODY_TIMEOUT.as_secs())))
         }
         Ok(Ok(body)) => Ok(body),
         // Where the client went away nobody reads this.
-        Ok(Err(_)) => {
-            let detail = format!(
-                "the body may have {MAX_ENVELOPE_BYTES} bytes at most; larger inputs belong in a file store"
-            );
-            Err(Problem::new(Kind::TooLarge, detail))
-        }
+        Ok(Err(_)) => Err(too_large()),
     }
 }
 

@@ -18,6 +18,7 @@ use hyper_util::{
     rt::{TokioIo, TokioTimer},
     service::TowerToHyperService,
 };
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore},
@@ -34,7 +35,7 @@ use super::{
 };
 use crate::telemetry::metrics;
 
-/// Most connections that are open at once. Further ones wait to be accepted.
+/// Most connections that are open at once, where the process may have twice as many files open. Further ones wait to be accepted.
 const MAX_CONNECTIONS: usize = 16_384;
 
 /// How long the head of a request may take, and how long a connection may be idle before it.
@@ -81,7 +82,7 @@ impl Api {
         });
         let gate = Arc::new(Gate::new(parts.store.clone(), is_on_loopback));
         let router = router(routes, Shared { parts: Arc::new(parts), waiters, description }, gate);
-        let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        let room = Arc::new(Semaphore::new(most_connections()));
         let connections = TaskTracker::new();
         let accepting = async {
             loop {
@@ -108,6 +109,15 @@ impl Api {
         let _in_time = tokio::time::timeout(DRAIN, connections.wait()).await;
         drop(looking.await);
     }
+}
+
+/// How many connections may be open. Half of the files that the process may open are for jobs, the store and the broker.
+fn most_connections() -> usize {
+    let limits = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limits.maximum, ..limits };
+    let files = if setrlimit(Resource::Nofile, raised).is_ok() { raised.current } else { limits.current };
+    let half = files.and_then(|files| usize::try_from(files / 2).ok());
+    half.unwrap_or(MAX_CONNECTIONS).clamp(1, MAX_CONNECTIONS)
 }
 
 /// Every route there is, with its description.

@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     access::{AccessKey, KeyJson, NewKey, Scopes},
-    bounds::{MAX_KEYS, MAX_LIST},
+    bounds::{MAX_KEYS, MAX_LIST, MAX_OVERLAP},
     job::{Owner, OwnerKind, Principal},
     store::AddedKey,
 };
@@ -59,8 +59,8 @@ pub(super) enum Command {
     Rotate {
         /// The ID of the key that is replaced.
         id: Uuid,
-        /// How long it stays valid, for apps to take the new one.
-        #[arg(long, value_name = "TIME", value_parser = value::duration, default_value = "24h")]
+        /// How long it stays valid, for apps to take the new one: 90 days at most.
+        #[arg(long, value_name = "TIME", value_parser = overlap, default_value = "24h")]
         overlap: Duration,
         #[command(flatten)]
         format: Format,
@@ -124,7 +124,9 @@ pub(super) async fn run(command: Command, context: &Context) -> anyhow::Result<E
             let old = store.key(&Principal::Operator, id).await?.ok_or_else(|| unknown(id))?;
             let (key, secret) = NewKey::generate(old.principal.clone(), old.scopes.clone(), old.valid_for())?;
             let Some(key) = store.rotate_key(&Principal::Operator, id, &key, overlap).await? else {
-                return Err(exit::negative("this key has ended; make a new one with `errand keys create`"));
+                return Err(exit::negative(
+                    "this key has ended, or was replaced before; make a new one with `errand keys create`",
+                ));
             };
             print_new(&key, &secret, format)?;
         }
@@ -181,6 +183,11 @@ fn list(keys: &[AccessKey], format: Format) -> anyhow::Result<()> {
             ]
         },
     )
+}
+
+fn overlap(text: &str) -> Result<Duration, String> {
+    value::duration(text)
+        .and_then(|time| if time > MAX_OVERLAP { Err("it may be 90d at most".to_owned()) } else { Ok(time) })
 }
 
 fn scopes(text: &str) -> Result<Scopes, String> {

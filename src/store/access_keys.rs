@@ -5,9 +5,10 @@ use std::{fmt, time::Duration};
 use async_trait::async_trait;
 use uuid::Uuid;
 
-use super::{Result, StoreError, read::StoreRow};
+use super::{Result, StoreError, convert::to_limit, read::StoreRow};
 use crate::{
     access::{AccessKey, NewKey, Scopes, SecretDigest, Shown},
+    bounds::MAX_KEYS,
     job::{Owner, Principal},
 };
 
@@ -33,8 +34,8 @@ pub trait AccessKeys: fmt::Debug + Send + Sync {
     /// A key.
     async fn key(&self, principal: &Principal, id: Uuid) -> Result<Option<AccessKey>>;
 
-    /// Adds a key that takes the place of a valid one, which ends after `overlap` at the latest. `None` if it is not valid,
-    /// or unknown.
+    /// Adds a key that takes the place of a valid one, which ends after `overlap` at the latest. `None` if it is not valid or
+    /// was replaced before, or if there are too many.
     async fn rotate_key(
         &self,
         principal: &Principal,
@@ -49,11 +50,20 @@ pub trait AccessKeys: fmt::Debug + Send + Sync {
     /// Removes all keys of an owner. Returns how many that were.
     async fn remove_keys(&self, owner: &Owner) -> Result<u64>;
 
-    /// The valid key of this secret, of which the use is noted.
-    async fn use_key(&self, shown: &Shown) -> Result<Option<AccessKey>>;
+    /// The key of this secret. The use of a valid one is noted.
+    async fn use_key(&self, shown: &Shown) -> Result<UsedKey>;
 
-    /// Whether there has been a key at all, as far as it is listed.
+    /// Whether there has ever been a key, though all of them may be gone.
     async fn has_keys(&self) -> Result<bool>;
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum UsedKey {
+    Valid(AccessKey),
+    /// It is the secret of a key that has expired or was revoked.
+    Ended,
+    /// It is the secret of no key.
+    Unknown,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -91,9 +101,18 @@ fn readable_scopes(text: &str) -> Result<Scopes> {
     Scopes::new(known).map_err(|_| StoreError::corrupt("scopes"))
 }
 
-/// Whether a row is that of this secret.
-pub(super) fn is_of(row: &impl StoreRow, shown: &Shown) -> Result<bool> {
+/// What a row with the ID of this secret says of it.
+pub(super) fn used_key(row: Option<&impl StoreRow>, shown: &Shown) -> Result<UsedKey> {
+    let Some(row) = row else { return Ok(UsedKey::Unknown) };
     let digest: Vec<u8> = row.read("digest")?;
     let digest = digest.try_into().map_err(|_| StoreError::corrupt("digest"))?;
-    Ok(SecretDigest(digest).is(&shown.digest))
+    if !SecretDigest(digest).is(&shown.digest) {
+        return Ok(UsedKey::Unknown);
+    }
+    Ok(if row.read("is_valid")? { UsedKey::Valid(access_key(row)?) } else { UsedKey::Ended })
+}
+
+/// How many valid keys an owner has at most when one is rotated. Those that were rotated stay valid for a while.
+pub(super) fn most_rotated() -> i64 {
+    to_limit(2 * MAX_KEYS)
 }

@@ -55,7 +55,7 @@ mod sql;
 pub mod sqlite;
 mod texts;
 
-pub use access_keys::{AccessKeys, AddedKey};
+pub use access_keys::{AccessKeys, AddedKey, UsedKey};
 pub use admin::{Admin, Concern, Schema};
 pub use answers::{About, Answer, Answers, Repeat};
 pub use audit::{Audit, AuditLimits, AuditPage, Finding, FindingKind};

@@ -4,6 +4,10 @@ use errand_testbed::factory::{Envelope as _, id, read};
 use jiff::{SignedDuration, Timestamp};
 use reqwest::{Method, RequestBuilder, StatusCode};
 use serde_json::{Value, json};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+};
 
 use crate::{
     api::{Api, kind, read_answer},
@@ -215,6 +219,93 @@ async fn keys_are_made_rotated_and_revoked_with_keys_that_may_do_as_much() {
     until("the key is refused", PATIENCE, async || (ended.get("/v1/jobs").await.0 == 401).then_some(()))
         .await;
     assert_eq!(org.post(&format!("{path}/rotate"), &json!({})).await.0, 409);
+
+    // What a key makes ends with it, unless it takes its place.
+    let (_, brief) = operator
+        .post("/v1/keys", &json!({"user_id": "b", "scopes": ["read", "manage"], "expires_in_secs": 600}))
+        .await;
+    let ends: Timestamp = brief["expires_at"].as_str().unwrap().parse().unwrap();
+    let user = App { api: &api, secret: brief["secret"].as_str().unwrap().to_owned() };
+    for wanted in [json!({"scopes": ["read"]}), json!({"scopes": ["read"], "expires_in_secs": 6000})] {
+        let (status, made) = user.post("/v1/keys", &wanted).await;
+        let made: Timestamp = made["expires_at"].as_str().unwrap().parse().unwrap();
+        assert!(status == 201 && made <= ends + SignedDuration::from_secs(1), "{made} {ends}");
+    }
+    let path = format!("/v1/keys/{}/rotate", brief["id"].as_str().unwrap());
+    assert_eq!(user.post(&path, &json!({"overlap_secs": 100_000_000})).await.0, 400);
+    let (status, next) = user.post(&path, &json!({})).await;
+    let next: Timestamp = next["expires_at"].as_str().unwrap().parse().unwrap();
+    assert!(status == 201 && next >= ends, "{next} {ends}");
+    assert_eq!(user.post(&path, &json!({})).await.0, 409, "it was replaced before");
+}
+
+/// Sends a request to enqueue a job, of which the body waits until `meanwhile` has come true.
+async fn with_a_slow_body(
+    api: &Api,
+    secret: Option<&str>,
+    job: &Value,
+    meanwhile: impl AsyncFnOnce(),
+) -> String {
+    let address = api.base.strip_prefix("http://").unwrap();
+    let authorization =
+        secret.map(|secret| format!("Authorization: Bearer {secret}\r\n")).unwrap_or_default();
+    let body = job.to_string();
+    let head = format!(
+        "POST /v1/jobs HTTP/1.1\r\nHost: {address}\r\n{authorization}Content-Type: application/json\r\n\
+         Connection: close\r\nContent-Length: {}\r\n\r\n",
+        body.len()
+    );
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    stream.write_all(head.as_bytes()).await.unwrap();
+    stream.write_all(&body.as_bytes()[..1]).await.unwrap();
+    meanwhile().await;
+    stream.write_all(&body.as_bytes()[1..]).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    answer
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_body_that_comes_after_the_end_of_its_key_does_nothing() {
+    let (_folder, env) = database();
+    let api = Api::start(&env).await;
+    // Before the first key, and finished after it.
+    let answer = with_a_slow_body(&api, None, &read("user-1"), async || {
+        made(&env, &["--operator", "--scope", "read"]);
+        until("keys are required", PATIENCE, async || {
+            (api.get("/v1/jobs").await.0 == StatusCode::UNAUTHORIZED).then_some(())
+        })
+        .await;
+    })
+    .await;
+    assert!(answer.starts_with("HTTP/1.1 401"), "{answer}");
+    let key = made(&env, &["--user", "user-1", "--scope", "enqueue,read"]);
+    let app = App { api: &api, secret: key["secret"].as_str().unwrap().to_owned() };
+    let answer = with_a_slow_body(&api, Some(&app.secret), &read("user-1"), async || {
+        assert!(run(&["keys", "revoke", key["id"].as_str().unwrap()], &env).status.success());
+        until("it is refused", PATIENCE, async || (app.get("/v1/jobs").await.0 == 401).then_some(())).await;
+    })
+    .await;
+    assert!(answer.starts_with("HTTP/1.1 401"), "{answer}");
+    let jobs = run(&["jobs", "list", "--json"], &env);
+    assert_eq!(String::from_utf8_lossy(&jobs.stdout), "", "nothing was enqueued");
+    // That there was a key is not forgotten with the last one, and not by another process.
+    assert!(run(&["erase", "--owner", "user:user-1"], &env).status.success());
+    assert_eq!(Api::start(&env).await.get("/v1/jobs").await.0, StatusCode::UNAUTHORIZED);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_proxy_passes_on_needs_a_key() {
+    let (_folder, env) = database();
+    let api = Api::start(&env).await;
+    for name in ["x-forwarded-for", "forwarded", "via"] {
+        let request = api.request(Method::GET, "/v1/jobs").header(name, "192.0.2.1");
+        let (status, problem) = read_answer(request.send().await.unwrap()).await;
+        assert_eq!((status.as_u16(), kind(&problem)), (403, "foreign-origin"), "{name}");
+    }
+    let key = app(&api, &env, &["--operator", "--scope", "read"]);
+    let request = key.request(Method::GET, "/v1/jobs").header("x-forwarded-for", "192.0.2.1");
+    assert_eq!(read_answer(request.send().await.unwrap()).await.0, StatusCode::OK);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -155,6 +155,19 @@ async fn the_same_job_again_is_that_job_and_another_one_is_refused_alike_for_eve
         keyed("k-1", &json!({"user_id": "user-2", "tool": "GITHUB_GET_REPO", "arguments": {}})).await;
     assert_eq!(status, StatusCode::CREATED, "the key of another owner is another key");
     assert_eq!(harness.count("true").await, 3);
+
+    // By another ID a job is waited for as by its own.
+    let renamed = read("user-3").with("idempotency_key", "k-3");
+    assert_eq!(api.post("/v1/jobs", &renamed).await.0, StatusCode::CREATED);
+    let alias = id();
+    assert_eq!(
+        api.post("/v1/jobs", &renamed.clone().with("id", alias.as_str())).await.1["id"],
+        *renamed.id()
+    );
+    let begun = std::time::Instant::now();
+    let (status, waited) = api.get(&format!("/v1/jobs/{alias}?wait=2")).await;
+    assert_eq!((status, &waited["id"]), (StatusCode::ACCEPTED, &json!(renamed.id())), "{waited}");
+    assert!(begun.elapsed().as_millis() >= 1_900, "{:?}", begun.elapsed());
 }
 
 #[tokio::test(flavor = "multi_thread")]

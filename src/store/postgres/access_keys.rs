@@ -11,8 +11,11 @@ use crate::{
     bounds::MAX_KEYS,
     job::{Owner, Principal},
     store::{
-        AccessKeys, AddedKey, Result,
-        access_keys::{LISTED_AFTER_END, REMOVED_TOGETHER, USED_AGAIN_AFTER, access_key, is_of, may_make},
+        AccessKeys, AddedKey, Result, UsedKey,
+        access_keys::{
+            LISTED_AFTER_END, REMOVED_TOGETHER, USED_AGAIN_AFTER, access_key, may_make, most_rotated,
+            used_key,
+        },
         columns::{Key, PrincipalColumns},
         convert::{micros, to_limit},
         read::{StoreRow as _, readable},
@@ -21,7 +24,9 @@ use crate::{
 };
 
 statements! { Postgres:
-    add(key: One<'_, Key>, valid_for: Option<i64>, most: i64) = "insert into access_keys ({key}, created_at, expires_at)
+    add(key: One<'_, Key>, valid_for: Option<i64>, most: i64) = "with required as (
+        insert into access_keys_required (only_row, since) values (true, now()) on conflict do nothing)
+    insert into access_keys ({key}, created_at, expires_at)
     select {values key}, now(), now() + {valid_for}::bigint * interval '1 microsecond'
     where (select count(*) from access_keys k where k.owner_kind is not distinct from {owner_kind}
         and k.owner_id is not distinct from {owner_id} and {is_valid}) < {most}
@@ -35,10 +40,12 @@ statements! { Postgres:
 
     key(principal: One<'_, PrincipalColumns>, id: Uuid) = "select * from access_keys where {may_see} and id = {id}";
 
-    rotate(principal: One<'_, PrincipalColumns>, key: One<'_, Key>, old: Uuid, valid_for: Option<i64>, overlap: i64) = "with old as (
+    rotate(principal: One<'_, PrincipalColumns>, key: One<'_, Key>, old: Uuid, valid_for: Option<i64>, overlap: i64, most: i64) = "with old as (
         update access_keys k set replaced_by = {id},
             expires_at = least(expires_at, now() + {overlap}::bigint * interval '1 microsecond')
-        where {may_see} and k.id = {old} and {is_valid}
+        where {may_see} and k.id = {old} and {is_valid} and k.replaced_by is null
+            and (select count(*) from access_keys k where k.owner_kind is not distinct from {owner_kind}
+                and k.owner_id is not distinct from {owner_id} and {is_valid}) < {most}
         returning 1)
     insert into access_keys ({key}, created_at, expires_at)
     select {values key}, now(), now() + {valid_for}::bigint * interval '1 microsecond' from old
@@ -50,13 +57,13 @@ statements! { Postgres:
     remove(owner_kind: &str, owner_id: &str) =
     "delete from access_keys where owner_kind = {owner_kind} and owner_id = {owner_id} returning id";
 
-    valid(id: Uuid, used_again_after: i64) = "select *,
+    shown(id: Uuid, used_again_after: i64) = "select *, {is_valid} as is_valid,
         coalesce(last_used_at < now() - {used_again_after}::bigint * interval '1 microsecond', true) as is_used_again
-    from access_keys k where id = {id} and {is_valid}";
+    from access_keys k where id = {id}";
 
     used(id: Uuid) = "update access_keys set last_used_at = now() where id = {id}";
 
-    any() = "select 1 from access_keys limit 1";
+    required() = "select 1 from access_keys_required";
 }
 
 #[async_trait]
@@ -65,7 +72,7 @@ impl AccessKeys for PostgresStore {
         if !may_make(principal, key) {
             return Ok(AddedKey::Foreign);
         }
-        self.other.fetch(sql::remove_ended(micros(LISTED_AFTER_END), REMOVED_TOGETHER)).await?;
+        self.remove_ended_keys().await?;
         let query = sql::add(One(key), key.valid_for.map(micros), to_limit(MAX_KEYS));
         let added = self.other.fetch_first(query).await?;
         added.map_or(Ok(AddedKey::TooMany), |row| access_key(&row).map(AddedKey::Added))
@@ -95,7 +102,15 @@ impl AccessKeys for PostgresStore {
         if !may_make(principal, key) {
             return Ok(None);
         }
-        let query = sql::rotate(One(principal), One(key), id, key.valid_for.map(micros), micros(overlap));
+        self.remove_ended_keys().await?;
+        let query = sql::rotate(
+            One(principal),
+            One(key),
+            id,
+            key.valid_for.map(micros),
+            micros(overlap),
+            most_rotated(),
+        );
         self.other.fetch_first(query).await?.as_ref().map(access_key).transpose()
     }
 
@@ -107,20 +122,24 @@ impl AccessKeys for PostgresStore {
         Ok(self.other.fetch(sql::remove(owner.kind().as_str(), owner.id())).await?.len() as u64)
     }
 
-    async fn use_key(&self, shown: &Shown) -> Result<Option<AccessKey>> {
-        let Some(row) = self.other.fetch_first(sql::valid(shown.id, micros(USED_AGAIN_AFTER))).await? else {
-            return Ok(None);
-        };
-        if !is_of(&row, shown)? {
-            return Ok(None);
-        }
-        if row.read("is_used_again")? {
+    async fn use_key(&self, shown: &Shown) -> Result<UsedKey> {
+        let row = self.other.fetch_first(sql::shown(shown.id, micros(USED_AGAIN_AFTER))).await?;
+        let used = used_key(row.as_ref(), shown)?;
+        if let (UsedKey::Valid(_), Some(row)) = (&used, &row)
+            && row.read("is_used_again")?
+        {
             self.other.fetch(sql::used(shown.id)).await?;
         }
-        access_key(&row).map(Some)
+        Ok(used)
     }
 
     async fn has_keys(&self) -> Result<bool> {
-        Ok(self.other.fetch_first(sql::any()).await?.is_some())
+        Ok(self.other.fetch_first(sql::required()).await?.is_some())
+    }
+}
+
+impl PostgresStore {
+    async fn remove_ended_keys(&self) -> Result<()> {
+        self.other.fetch(sql::remove_ended(micros(LISTED_AFTER_END), REMOVED_TOGETHER)).await.map(drop)
     }
 }

@@ -9,10 +9,14 @@ use super::SqliteStore;
 use crate::{
     access::{AccessKey, NewKey, Shown},
     bounds::MAX_KEYS,
+    failure::chain,
     job::{Owner, Principal},
     store::{
-        AccessKeys, AddedKey, Result,
-        access_keys::{LISTED_AFTER_END, REMOVED_TOGETHER, USED_AGAIN_AFTER, access_key, is_of, may_make},
+        AccessKeys, AddedKey, Result, UsedKey,
+        access_keys::{
+            LISTED_AFTER_END, REMOVED_TOGETHER, USED_AGAIN_AFTER, access_key, may_make, most_rotated,
+            used_key,
+        },
         columns::{Key, PrincipalColumns},
         convert::{micros, to_limit},
         read::{StoreRow as _, readable},
@@ -26,6 +30,8 @@ statements! { Sqlite:
     where (select count(*) from access_keys k where k.owner_kind is {owner_kind} and k.owner_id is {owner_id} and {is_valid}) < {most}
     returning *";
 
+    require(now: i64) = "insert into access_keys_required (only_row, since) values (1, {now}) on conflict do nothing";
+
     remove_ended(ended: i64, most: i64, now: i64) = "delete from access_keys where id in (
         select id from access_keys
         where min(coalesce(expires_at, revoked_at), coalesce(revoked_at, expires_at)) < {now} - {ended} limit +{most})";
@@ -35,9 +41,10 @@ statements! { Sqlite:
 
     key(principal: One<'_, PrincipalColumns>, id: Uuid) = "select * from access_keys where {may_see} and id = {id}";
 
-    replace(principal: One<'_, PrincipalColumns>, old: Uuid, new: Uuid, overlap: i64, now: i64) = "update access_keys as k
-    set replaced_by = {new}, expires_at = min(coalesce(expires_at, {now} + {overlap}), {now} + {overlap})
-    where {may_see} and k.id = {old} and {is_valid}";
+    replace(principal: One<'_, PrincipalColumns>, key: One<'_, Key>, old: Uuid, overlap: i64, most: i64, now: i64) = "update access_keys as k
+    set replaced_by = {id}, expires_at = min(coalesce(expires_at, {now} + {overlap}), {now} + {overlap})
+    where {may_see} and k.id = {old} and {is_valid} and k.replaced_by is null
+        and (select count(*) from access_keys k where k.owner_kind is {owner_kind} and k.owner_id is {owner_id} and {is_valid}) < {most}";
 
     revoke(principal: One<'_, PrincipalColumns>, id: Uuid, now: i64) =
     "update access_keys set revoked_at = coalesce(revoked_at, {now}) where {may_see} and id = {id} returning *";
@@ -45,13 +52,13 @@ statements! { Sqlite:
     remove(owner_kind: &str, owner_id: &str) =
     "delete from access_keys where owner_kind = {owner_kind} and owner_id = {owner_id}";
 
-    valid(id: Uuid, used_again_after: i64, now: i64) = "select *,
+    shown(id: Uuid, used_again_after: i64, now: i64) = "select *, {is_valid} as is_valid,
         coalesce(last_used_at < {now} - {used_again_after}, 1) as is_used_again
-    from access_keys k where id = {id} and {is_valid}";
+    from access_keys k where id = {id}";
 
     used(id: Uuid, now: i64) = "update access_keys set last_used_at = {now} where id = {id}";
 
-    any() = "select 1 from access_keys limit 1";
+    required() = "select 1 from access_keys_required";
 }
 
 #[async_trait]
@@ -64,6 +71,7 @@ impl AccessKeys for SqliteStore {
         self.write(move |db, now| {
             Box::pin(async move {
                 sql::remove_ended(micros(LISTED_AFTER_END), REMOVED_TOGETHER, now).execute(&mut *db).await?;
+                sql::require(now).execute(&mut *db).await?;
                 let query = sql::add(One(&key), key.valid_for.map(micros), to_limit(MAX_KEYS), now);
                 let added = query.fetch_optional(&mut *db).await?;
                 added.map_or(Ok(AddedKey::TooMany), |row| access_key(&row).map(AddedKey::Added))
@@ -99,7 +107,9 @@ impl AccessKeys for SqliteStore {
         let (principal, key) = (principal.clone(), key.clone());
         self.write(move |db, now| {
             Box::pin(async move {
-                let replace = sql::replace(One(&principal), id, key.id, micros(overlap), now);
+                sql::remove_ended(micros(LISTED_AFTER_END), REMOVED_TOGETHER, now).execute(&mut *db).await?;
+                let replace =
+                    sql::replace(One(&principal), One(&key), id, micros(overlap), most_rotated(), now);
                 if replace.execute(&mut *db).await?.rows_affected() == 0 {
                     return Ok(None);
                 }
@@ -127,20 +137,23 @@ impl AccessKeys for SqliteStore {
         self.write_one(|_| query).await
     }
 
-    async fn use_key(&self, shown: &Shown) -> Result<Option<AccessKey>> {
-        let query = sql::valid(shown.id, micros(USED_AGAIN_AFTER), self.now_micros());
-        let Some(row) = self.reader.fetch_first(query).await? else { return Ok(None) };
-        if !is_of(&row, shown)? {
-            return Ok(None);
-        }
-        if row.read("is_used_again")? {
+    async fn use_key(&self, shown: &Shown) -> Result<UsedKey> {
+        let query = sql::shown(shown.id, micros(USED_AGAIN_AFTER), self.now_micros());
+        let row = self.reader.fetch_first(query).await?;
+        let used = used_key(row.as_ref(), shown)?;
+        if let (UsedKey::Valid(_), Some(row)) = (&used, &row)
+            && row.read("is_used_again")?
+        {
             let id = shown.id;
-            self.write_one(move |now| sql::used(id, now)).await?;
+            // The writer may be busy. Then the request is served all the same.
+            if let Err(error) = self.write_one(move |now| sql::used(id, now)).await {
+                tracing::debug!(error = %chain(&error), "the use of an access key is not noted");
+            }
         }
-        access_key(&row).map(Some)
+        Ok(used)
     }
 
     async fn has_keys(&self) -> Result<bool> {
-        Ok(self.reader.fetch_first(sql::any()).await?.is_some())
+        Ok(self.reader.fetch_first(sql::required()).await?.is_some())
     }
 }

@@ -23,7 +23,7 @@ use errand::{
         Finish, Finished, Finishes, Force, Glance, History, HistoryEntry, Inserted, JobControl, JobFilter,
         JobLists, JobView, Jobs, Leases, Looked, LostJob, OldJob, OldMessage, OtherId, Page, Pins, Place,
         Publications, PutOff, Rejected, RejectedFilter, RejectedView, Rejections, Repeat, Retention, Schema,
-        Store, StoreError, StoreErrorKind, TakeAwaited, Which, WorkerView,
+        Store, StoreError, StoreErrorKind, TakeAwaited, UsedKey, Which, WorkerView,
         sqlite::{SqliteOptions, SqliteStore},
     },
 };
@@ -559,7 +559,7 @@ pass_on! { AccessKeys {
     fn rotate_key(&self, &principal: Principal, id: Uuid, &key: NewKey, overlap: Duration) -> Option<AccessKey>;
     fn revoke_key(&self, &principal: Principal, id: Uuid) -> Option<AccessKey>;
     fn remove_keys(&self, &owner: Owner) -> u64;
-    fn use_key(&self, &shown: Shown) -> Option<AccessKey>;
+    fn use_key(&self, &shown: Shown) -> UsedKey;
     fn has_keys(&self) -> bool;
 }}
 

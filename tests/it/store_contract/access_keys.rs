@@ -6,7 +6,7 @@ use errand::{
     access::{AccessKey, NewKey, Scopes, Shown},
     bounds::MAX_KEYS,
     job::{Owner, Principal},
-    store::{AddedKey, SharedStore},
+    store::{AddedKey, SharedStore, UsedKey},
 };
 use secrecy::ExposeSecret as _;
 use uuid::Uuid;
@@ -33,6 +33,10 @@ async fn add(store: &SharedStore, principal: &Principal, valid_for: Option<Durat
     }
 }
 
+async fn is_valid(t: &TestStore, shown: &Shown) -> bool {
+    matches!(t.store.use_key(shown).await.unwrap(), UsedKey::Valid(_))
+}
+
 async fn ids(store: &SharedStore, principal: &Principal) -> Vec<Uuid> {
     store.keys(principal, None, 1000).await.unwrap().iter().map(|key| key.id).collect()
 }
@@ -43,26 +47,25 @@ on_every_backend!(a_key_is_found_by_its_secret_until_it_ends, async |t| {
         let (key, shown) = add(&t.store, &principal, None).await;
         assert!(t.other.has_keys().await.unwrap());
         assert_eq!((&key.principal, key.last_used_at, key.expires_at), (&principal, None, None));
-        let found = t.other.use_key(&shown).await.unwrap().unwrap();
-        assert_eq!(found, key);
+        assert_eq!(t.other.use_key(&shown).await.unwrap(), UsedKey::Valid(key.clone()));
         let used = t.store.key(&OPERATOR, key.id).await.unwrap().unwrap().last_used_at;
         assert!(used.is_some_and(|used| used >= key.created_at));
-        t.store.use_key(&shown).await.unwrap().unwrap();
+        assert!(is_valid(&t, &shown).await);
         let again = t.store.key(&OPERATOR, key.id).await.unwrap().unwrap().last_used_at;
         assert_eq!(again, used, "it is written once in a while");
 
         let (_, other) = new_key(&principal, None);
         for wrong in [other, Shown { id: key.id, ..other }, Shown { id: other.id, ..shown }] {
-            assert_eq!(t.store.use_key(&wrong).await.unwrap(), None);
+            assert_eq!(t.store.use_key(&wrong).await.unwrap(), UsedKey::Unknown);
         }
         let revoked = t.store.revoke_key(&OPERATOR, key.id).await.unwrap().unwrap();
         assert!(revoked.revoked_at.is_some());
         assert_eq!(t.store.revoke_key(&OPERATOR, key.id).await.unwrap(), Some(revoked), "once");
-        assert_eq!(t.other.use_key(&shown).await.unwrap(), None);
+        assert_eq!(t.other.use_key(&shown).await.unwrap(), UsedKey::Ended);
 
         let (expired, shown) = add(&t.store, &principal, Some(Duration::ZERO)).await;
         assert_eq!(expired.expires_at, Some(expired.created_at));
-        assert_eq!(t.store.use_key(&shown).await.unwrap(), None);
+        assert_eq!(t.store.use_key(&shown).await.unwrap(), UsedKey::Ended);
     }
 });
 
@@ -75,15 +78,18 @@ on_every_backend!(a_rotated_key_stays_valid_beside_the_new_one_for_a_while, asyn
     let rotated = t.store.rotate_key(&org, old.id, &new, DAY / 2).await.unwrap().unwrap();
     assert_eq!((rotated.id, rotated.valid_for()), (new.id, Some(DAY)));
     for shown in [old_shown, new_shown] {
-        assert!(t.store.use_key(&shown).await.unwrap().is_some());
+        assert!(is_valid(&t, &shown).await);
     }
     let replaced = t.store.key(&org, old.id).await.unwrap().unwrap();
     let until = rotated.created_at + DAY / 2;
     assert_eq!((replaced.replaced_by, replaced.expires_at), (Some(new.id), Some(until)));
 
+    let (again, _) = new_key(&org, None);
+    assert_eq!(t.store.rotate_key(&org, old.id, &again, DAY).await.unwrap(), None, "it was replaced before");
+
     let (last, _) = new_key(&org, None);
     assert!(t.store.rotate_key(&org, new.id, &last, Duration::ZERO).await.unwrap().is_some());
-    assert_eq!(t.store.use_key(&new_shown).await.unwrap(), None, "without an overlap it ends at once");
+    assert!(!is_valid(&t, &new_shown).await, "without an overlap it ends at once");
     let (after, _) = new_key(&org, None);
     assert_eq!(t.store.rotate_key(&org, new.id, &after, DAY).await.unwrap(), None, "it has ended");
     assert_eq!(t.store.rotate_key(&org, Uuid::now_v7(), &after, DAY).await.unwrap(), None);
@@ -114,7 +120,7 @@ on_every_backend!(an_owner_sees_and_changes_its_own_keys_only, async |t| {
                 t.store.rotate_key(who, keys[place].0.id, &foreign, Duration::ZERO).await.unwrap(),
                 None
             );
-            assert!(t.store.use_key(shown).await.unwrap().is_some(), "nothing is changed");
+            assert!(is_valid(&t, shown).await, "nothing is changed");
         }
         let (own, _) = new_key(who, None);
         assert!(matches!(t.store.add_key(who, &own).await.unwrap(), AddedKey::Added(_)));
@@ -156,11 +162,27 @@ on_every_backend!(keys_are_bounded_and_go_some_time_after_their_end, async |t| {
     let a: Owner = "org:a".parse().unwrap();
     assert_eq!(t.store.remove_keys(&a).await.unwrap(), left.len() as u64);
     assert_eq!((ids(&t.store, &org).await.len(), ids(&t.store, &user).await.len()), (0, 2));
+    t.store.remove_keys(&"user:a".parse().unwrap()).await.unwrap();
+    assert!(ids(&t.store, &OPERATOR).await.is_empty());
+    assert!(t.store.has_keys().await.unwrap(), "that there has been a key is never forgotten");
 });
 
 on_every_backend!(a_scope_of_a_newer_version_allows_nothing, async |t| {
     let (key, shown) = add(&t.store, &OPERATOR, None).await;
     t.execute("update access_keys set scopes = 'read,audit'").await;
-    let found = t.store.use_key(&shown).await.unwrap().unwrap();
+    let UsedKey::Valid(found) = t.store.use_key(&shown).await.unwrap() else { panic!("it is valid") };
     assert_eq!((found.id, found.scopes), (key.id, "read".parse::<Scopes>().unwrap()));
+});
+
+on_every_backend!(keys_that_are_rotated_again_and_again_are_bounded_too, async |t| {
+    const DAY: Duration = Duration::from_secs(86_400);
+    let org = owner("org:a");
+    let mut newest = add(&t.store, &org, None).await.0.id;
+    let mut rotated = 0;
+    loop {
+        let (new, _) = new_key(&org, None);
+        let Some(key) = t.store.rotate_key(&org, newest, &new, DAY).await.unwrap() else { break };
+        (newest, rotated) = (key.id, rotated + 1);
+    }
+    assert_eq!(rotated, 2 * MAX_KEYS - 1);
 });

@@ -271,6 +271,7 @@ const BOUNDS: &[(&str, &str)] = &[
     ("workers", "Leases::forget_workers, some time after the last beat"),
     ("awaited", "Connections::take_awaited, when no job waits"),
     ("pins", "as many as people set"),
+    ("access_keys_required", "one row"),
     ("access_keys", "bounds::MAX_KEYS valid ones of an owner; AccessKeys::add_key removes ended ones"),
     ("_sqlx_migrations", "a row for each migration of a build"),
     ("sqlite_sequence", "a row for each table that numbers its rows"),
