@@ -295,8 +295,8 @@ impl Showing {
     }
 }
 
-/// Lets a request through with its [`Caller`], with its body read. Whoever sent it slowly is judged once more before anything
-/// is done, and whoever waited for long before anything is told.
+/// Lets a request through with its [`Caller`], with its body read, which may take long. So it is judged once more before
+/// anything is done, and whoever waited for long before anything is told.
 pub(super) async fn authenticate(
     State(gate): State<Arc<Gate>>,
     Extension(peer): Extension<Peer>,
@@ -312,11 +312,8 @@ pub(super) async fn authenticate(
         Ok((shown, gate.admit(shown, &head, peer).await?))
     };
     let (shown, caller) = admitted.await.map_err(unread)?;
-    let begun = Instant::now();
     let body = whole_body(&head.headers, body).await.map_err(unread)?;
-    if begun.elapsed() >= KNOWN_FOR {
-        gate.admit_still(shown, peer).await.map_err(Problem::into_response)?;
-    }
+    gate.admit_still(shown, peer).await.map_err(Problem::into_response)?;
     head.extensions.insert(caller);
     let begun = Instant::now();
     let answer = next.run(Request::from_parts(head, body.into())).await;

@@ -239,7 +239,7 @@ async fn keys_are_made_rotated_and_revoked_with_keys_that_may_do_as_much() {
     assert_eq!(user.post(&path, &json!({})).await.0, 409, "it was replaced before");
 }
 
-/// Sends a request to enqueue a job, of which the body waits until `meanwhile` has come true.
+/// Sends a request to enqueue a job, of which the body comes when `meanwhile` has come true after the head was judged.
 async fn with_a_slow_body(
     api: &Api,
     secret: Option<&str>,
@@ -252,14 +252,17 @@ async fn with_a_slow_body(
     let body = job.to_string();
     let head = format!(
         "POST /v1/jobs HTTP/1.1\r\nHost: {address}\r\n{authorization}Content-Type: application/json\r\n\
-         Connection: close\r\nContent-Length: {}\r\n\r\n",
+         Connection: close\r\nExpect: 100-continue\r\nContent-Length: {}\r\n\r\n",
         body.len()
     );
     let mut stream = TcpStream::connect(address).await.unwrap();
     stream.write_all(head.as_bytes()).await.unwrap();
-    stream.write_all(&body.as_bytes()[..1]).await.unwrap();
+    // The body is asked for by who has let the head pass.
+    let mut asked = [0; "HTTP/1.1 100 Continue\r\n\r\n".len()];
+    stream.read_exact(&mut asked).await.unwrap();
+    assert!(asked.starts_with(b"HTTP/1.1 100"), "{}", String::from_utf8_lossy(&asked));
     meanwhile().await;
-    stream.write_all(&body.as_bytes()[1..]).await.unwrap();
+    stream.write_all(body.as_bytes()).await.unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await.unwrap();
     answer
