@@ -127,9 +127,13 @@ impl Harness {
         run(args, &self.env())
     }
 
-    /// `jobs show ID --json`.
+    /// `jobs show ID --json`, asked again while a machine that stands still makes the database unreachable (exit code 4).
     pub(crate) fn show(&self, id: &str) -> Value {
-        let output = self.errand(&["jobs", "show", id, "--json"]);
+        let (begun, show) = (std::time::Instant::now(), || self.errand(&["jobs", "show", id, "--json"]));
+        let mut output = show();
+        while output.status.code() == Some(4) && begun.elapsed() < PATIENCE {
+            output = show();
+        }
         assert!(output.status.success(), "jobs show {id}: {}", String::from_utf8_lossy(&output.stderr));
         serde_json::from_slice(&output.stdout).unwrap()
     }
