@@ -80,7 +80,7 @@ pub(super) async fn enqueue(
     let mut parameters = Parameters::of(&request);
     let is_dry_run = parameters.one("dry_run", parsed)?.unwrap_or(false);
     parameters.end()?;
-    // Only who may read is told of a job's result.
+    // Who may enqueue and not read is no error: the answer has the job's ID and not its result.
     let reader = caller.may(Scope::Read).ok();
     let wait = preferred_wait(&headers)?
         .map(|wait| caller.may(Scope::Read).map(|reader| (reader, wait)))
