@@ -67,7 +67,15 @@ impl Admission {
         let unclaimed_after = if self.queue.is_some() { self.unclaimed_after } else { Duration::ZERO };
         let inserted = self.store.insert(&fit, unclaimed_after).await?;
         self.hand_over(&fit, &inserted).await;
-        self.note_repeats(&fit, &inserted).await;
+        let jobs: Vec<JobId> = fit
+            .iter()
+            .zip(&inserted)
+            .map(|(spec, answer)| match answer {
+                Inserted::Duplicate(Repeated { id, .. }) => *id,
+                Inserted::New { .. } | Inserted::Conflict(_) => spec.id,
+            })
+            .collect();
+        self.note_other_ids(&fit, &jobs).await;
         let mut inserted = fit.iter().zip(inserted);
         Ok(checked
             .into_iter()
@@ -92,16 +100,12 @@ impl Admission {
         self.rules.replies.check(spec).map_err(refused)
     }
 
-    /// Lets the first job be found by the IDs of those that repeat it. The caller is told the first ID, so that no failure
-    /// here is one of enqueueing.
-    async fn note_repeats(&self, specs: &[Arc<JobSpec>], inserted: &[Inserted]) {
-        let renamed = specs.iter().zip(inserted).filter_map(|(spec, answer)| match answer {
-            Inserted::Duplicate(Repeated { id: job, .. }) if *job != spec.id && spec.is_named => {
-                Some(Repeat { job: *job, id: spec.id, asked: None })
-            }
-            _ => None,
-        });
-        let repeats: Vec<Repeat> = renamed.collect();
+    /// Lets the first job be found by the IDs of those that repeat it, of which each stands beside its job. The caller is told
+    /// the first ID, so that no failure here is one of enqueueing.
+    pub async fn note_other_ids(&self, specs: &[Arc<JobSpec>], jobs: &[JobId]) {
+        let renamed = specs.iter().zip(jobs).filter(|(spec, job)| **job != spec.id && spec.is_named);
+        let repeats: Vec<Repeat> =
+            renamed.map(|(spec, job)| Repeat { job: *job, id: spec.id, asked: None }).collect();
         if !repeats.is_empty()
             && let Err(error) = self.store.note_repeats(&repeats).await
         {

@@ -67,6 +67,18 @@ pub const MAX_KEYS: usize = 100;
 /// The longest that an access key stays valid beside the one that takes its place.
 pub const MAX_OVERLAP: Duration = Duration::from_secs(90 * 86_400);
 
+/// Most items that one request adds to a batch.
+pub const MAX_CHUNK_ITEMS: usize = 10_000;
+
+/// Most items of one batch.
+pub const MAX_BATCH_ITEMS: u64 = 1_000_000;
+
+/// Most parts of one batch. Each request that adds items makes one at least.
+pub const MAX_BATCH_PARTS: u64 = 10_000;
+
+/// Largest body of a request that adds items to a batch, in bytes.
+pub const MAX_CHUNK_BYTES: usize = 16 * 1024 * 1024;
+
 /// Most other IDs of a job that are kept: those under which it was sent again with its idempotency key.
 pub const MAX_ALIASES: usize = 100;
 

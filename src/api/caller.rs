@@ -312,7 +312,7 @@ pub(super) async fn authenticate(
         Ok((shown, gate.admit(shown, &head, peer).await?))
     };
     let (shown, caller) = admitted.await.map_err(unread)?;
-    let body = whole_body(&head.headers, body).await.map_err(unread)?;
+    let body = whole_body(head.uri.path(), &head.headers, body).await.map_err(unread)?;
     gate.admit_still(shown, peer).await.map_err(Problem::into_response)?;
     head.extensions.insert(caller);
     let begun = Instant::now();

@@ -1,23 +1,27 @@
 //! Parts of the description of the API that handlers share: parameters, and the problems that a request may meet.
 
-use std::collections::BTreeMap;
+use std::{borrow::Cow, collections::BTreeMap};
 
 use serde_json::json;
 use utoipa::{
     IntoResponses, PartialSchema, ToSchema,
     openapi::{
-        ContentBuilder, HeaderBuilder, ObjectBuilder, Ref, RefOr, Required, Response, ResponseBuilder,
-        Schema,
+        ArrayBuilder, ContentBuilder, HeaderBuilder, ObjectBuilder, Ref, RefOr, Required, Response,
+        ResponseBuilder, Schema,
         path::{Parameter, ParameterBuilder, ParameterIn},
         schema::{AdditionalProperties, AllOfBuilder, OneOfBuilder, Type},
     },
 };
 
 use super::{
+    batches::Batch,
     dry_run::DryRun,
-    problem::{Kind, PROBLEM_JSON, Problem},
+    problem::{ItemError, Kind, PROBLEM_JSON, Problem},
 };
-use crate::{job::JobId, job_json::Job};
+use crate::{
+    job::{BatchId, JobId},
+    job_json::Job,
+};
 
 /// A parameter of a query, or a header, that may be left out.
 pub(super) fn optional(
@@ -65,11 +69,23 @@ pub(super) struct JobOrId;
 #[derive(Debug)]
 pub(super) struct JobOrDryRun;
 
+/// A batch, or only its ID for who may not read it.
+#[derive(Debug)]
+pub(super) struct BatchOrId;
+
+impl ToSchema for BatchOrId {}
+
+impl PartialSchema for BatchOrId {
+    fn schema() -> RefOr<Schema> {
+        or_id(Batch::name(), BatchId::name()).into()
+    }
+}
+
 impl ToSchema for JobOrId {}
 
 impl PartialSchema for JobOrId {
     fn schema() -> RefOr<Schema> {
-        job_or_id().into()
+        or_id(Job::name(), JobId::name()).into()
     }
 }
 
@@ -77,16 +93,21 @@ impl ToSchema for JobOrDryRun {}
 
 impl PartialSchema for JobOrDryRun {
     fn schema() -> RefOr<Schema> {
-        job_or_id().item(Ref::from_schema_name(DryRun::name())).into()
+        or_id(Job::name(), JobId::name()).item(Ref::from_schema_name(DryRun::name())).into()
     }
 }
 
-fn job_or_id() -> OneOfBuilder {
+fn or_id(whole: Cow<'static, str>, id: Cow<'static, str>) -> OneOfBuilder {
     let id = ObjectBuilder::new()
         .title(Some("Without the scope `read`"))
-        .property("id", Ref::from_schema_name(JobId::name()))
+        .property("id", Ref::from_schema_name(id))
         .additional_properties(Some(AdditionalProperties::FreeForm(false)));
-    OneOfBuilder::new().item(Ref::from_schema_name(Job::name())).item(id)
+    OneOfBuilder::new().item(Ref::from_schema_name(whole)).item(id)
+}
+
+/// Where a list goes on.
+pub(super) fn cursor() -> ObjectBuilder {
+    text().pattern(Some(r"^[0-9]{1,17}\.[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$"))
 }
 
 impl ToSchema for Problem {}
@@ -122,8 +143,12 @@ fn problems(kinds: &[Kind]) -> BTreeMap<String, RefOr<Response>> {
 
 fn problem(kinds: &[Kind]) -> Response {
     let titles: Vec<_> = kinds.iter().map(|kind| format!("`{kind}`: {}", kind.title())).collect();
-    let these =
+    let mut these =
         ObjectBuilder::new().property("type", text().enum_values(Some(kinds.iter().map(|kind| kind.urn()))));
+    if kinds.contains(&Kind::InvalidBatch) {
+        let errors = ArrayBuilder::new().items(Ref::from_schema_name(ItemError::name())).max_items(Some(100));
+        these = these.property("errors", errors);
+    }
     let schema = AllOfBuilder::new().item(Ref::from_schema_name(Problem::name())).item(these);
     let mut answer = ResponseBuilder::new()
         .description(titles.join("; "))
@@ -167,6 +192,10 @@ problems! {
     OfOne: NotFound;
     /// What a new job may meet.
     OfANewJob: InvalidJob IdConflict KeyConflict NoToolApi;
+    /// What the items of a batch may meet.
+    OfItsItems: InvalidBatch KeyConflict TooManyRequests;
+    /// What further items of a batch may meet.
+    OfItsOrder: OutOfOrder WrongState;
     /// What a decision may meet that the state does not allow.
     OfTheState: WrongState;
     /// What running a job again may meet.

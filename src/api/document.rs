@@ -21,12 +21,13 @@ use utoipa::{
 };
 
 use super::{
-    described::{Envelope, JobOrDryRun, JobOrId, OfTheDescription},
+    batches::{BatchPage, ItemPage},
+    described::{BatchOrId, Envelope, JobOrDryRun, JobOrId, OfTheDescription},
     docs_page,
     dry_run::DryRun,
     jobs::JobPage,
     keys::KeyPage,
-    problem::Problem,
+    problem::{ItemError, Problem},
     shared::{Description, Shared},
 };
 use crate::{access::KeyJson, job_json::Job};
@@ -100,6 +101,10 @@ fn document(paths: PathsBuilder) -> serde_json::Result<Value> {
     add::<JobOrId>(&mut schemas);
     add::<JobOrDryRun>(&mut schemas);
     add::<DryRun<'static>>(&mut schemas);
+    add::<BatchPage>(&mut schemas);
+    add::<BatchOrId>(&mut schemas);
+    add::<ItemPage>(&mut schemas);
+    add::<ItemError>(&mut schemas);
     add::<KeyJson<'static>>(&mut schemas);
     add::<KeyPage>(&mut schemas);
     add::<Problem>(&mut schemas);

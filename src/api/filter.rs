@@ -14,7 +14,7 @@ use utoipa::{
 };
 
 use super::{
-    described::{line, number, optional, text as any_text, words},
+    described::{cursor, line, number, optional, text as any_text, words},
     problem::{Kind, Problem},
     request::{MAX_LIMIT, Parameters, parsed},
 };
@@ -60,6 +60,7 @@ impl Wanted {
             outcome_unknown: query.one("outcome_unknown", parsed)?.unwrap_or(false),
             version: query.one("version", text)?,
             effect: query.one("effect", parsed)?,
+            batch: query.one("batch", parsed)?,
         };
         let before = query.one("cursor", parsed)?;
         let limit = query.limit()?;
@@ -79,7 +80,6 @@ impl IntoParams for Wanted {
         let tag =
             any_text().pattern(Some(r"^[^=\u0000-\u001f\u007f-\u009f]*=[^\u0000-\u001f\u007f-\u009f]*$"));
         let owner = any_text().pattern(Some(r"^(user|org):(?=.*\S)[^\u0000-\u001f\u007f-\u009f]{1,256}$"));
-        let cursor = any_text().pattern(Some(r"^[0-9]{1,17}\.[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$"));
         let query = |name, schema: RefOr<Schema>, description| {
             optional(ParameterIn::Query, name, schema, description)
         };
@@ -102,7 +102,12 @@ impl IntoParams for Wanted {
             query("outcome_unknown", flag.into(), "Only those with an unknown outcome, with `true`."),
             query("version", line().into(), "Bound to this version of the toolkit."),
             query("effect", words(Effect::WORDS).into(), "With this effect."),
-            query("cursor", cursor.into(), "Where to go on: the `next` of the page before."),
+            query(
+                "batch",
+                any_text().format(Some(SchemaFormat::KnownFormat(KnownFormat::Uuid))).into(),
+                "Enqueued by this batch.",
+            ),
+            query("cursor", cursor().into(), "Where to go on: the `next` of the page before."),
             query("limit", number(1, MAX_LIMIT).into(), "The most jobs of the page. 50 without it."),
         ]
     }

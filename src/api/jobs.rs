@@ -30,11 +30,12 @@ use super::{
         text,
     },
     shared::Shared,
+    waiters::Subject,
 };
 use crate::{
     access::Scope,
     admission::Enqueued,
-    job::{Arrival, JobId, JobSpec, Principal, QueueName, Release, decode},
+    job::{Arrival, JobId, JobSpec, Principal, Release, decode, named_queue},
     job_json::{Job, JobSummary, KnownJob, job_summary_json},
     store::{Decided, Force},
 };
@@ -291,13 +292,7 @@ async fn decided_about(
 
 /// The job in a body, through the same decoder as every envelope.
 fn spec(shared: &Shared, headers: &HeaderMap, body: &[u8]) -> Result<JobSpec, Problem> {
-    #[derive(Deserialize)]
-    struct Lane {
-        queue: Option<QueueName>,
-    }
-    // What cannot be read this far is explained by the decoder.
-    let named = serde_json::from_slice::<Lane>(body).ok().and_then(|lane| lane.queue);
-    let queue = named.unwrap_or_default();
+    let queue = named_queue(body).unwrap_or_default();
     let arrival = Arrival {
         fallback_id: Some(JobId::new()),
         idempotency_key: idempotency_key(headers)?,
@@ -305,11 +300,7 @@ fn spec(shared: &Shared, headers: &HeaderMap, body: &[u8]) -> Result<JobSpec, Pr
         ..Arrival::new(&queue)
     };
     let spec = decode(body, &arrival)?;
-    if !shared.parts.lanes.contains(&spec.queue) {
-        let known: Vec<_> = shared.parts.lanes.iter().map(QueueName::as_str).collect();
-        let detail = format!("there is no queue of this name; use one of {}", known.join(", "));
-        return Err(Problem::new(Kind::InvalidJob, detail));
-    }
+    shared.has_lane(&spec)?;
     Ok(spec)
 }
 
@@ -324,7 +315,7 @@ async fn waited_for(
     // By another ID of it, it is waited for by its own.
     let (id, mut is_final, mut json) = known(shared, reader, id).await?;
     if !is_final {
-        shared.waiters.wait(id, until).await;
+        shared.waiters.wait(Subject::Job(id), until).await;
         (_, is_final, json) = known(shared, reader, id).await?;
     }
     if is_final {

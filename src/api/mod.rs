@@ -3,6 +3,7 @@
 //! [`Monitoring`] and [`Api`] are two listeners with an address of their own, because who scrapes metrics need not be able
 //! to enqueue jobs, and the other way round.
 
+mod batches;
 mod browser;
 mod caller;
 mod described;

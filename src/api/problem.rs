@@ -4,7 +4,9 @@ use axum::{
     http::{HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
+use serde::{Serialize, Serializer};
 use serde_json::json;
+use utoipa::ToSchema;
 
 use crate::{
     failure::chain,
@@ -35,6 +37,10 @@ string_enum! {
         UnsupportedMediaType = "unsupported-media-type",
         /// The job can never run as it is.
         InvalidJob = "invalid-job",
+        /// Items of the batch can never run as they are.
+        InvalidBatch = "invalid-batch",
+        /// The items do not go on where the batch ends.
+        OutOfOrder = "out-of-order",
         /// The `id` is known with another body or for somebody else.
         IdConflict = "id-conflict",
         /// The `idempotency_key` is known with another body.
@@ -43,7 +49,7 @@ string_enum! {
         WrongState = "wrong-state",
         /// It would perhaps repeat an effect, or run too early, and was not forced.
         NeedsForce = "needs-force",
-        /// Too many wrong keys came from its address.
+        /// Too many wrong keys came from its address, or too much is under way.
         TooManyRequests = "too-many-requests",
         /// The database does not answer.
         Unavailable = "unavailable",
@@ -69,8 +75,10 @@ impl Kind {
             Self::Timeout => StatusCode::REQUEST_TIMEOUT,
             Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            Self::InvalidJob | Self::IdConflict | Self::KeyConflict => StatusCode::UNPROCESSABLE_ENTITY,
-            Self::WrongState | Self::NeedsForce => StatusCode::CONFLICT,
+            Self::InvalidJob | Self::InvalidBatch | Self::IdConflict | Self::KeyConflict => {
+                StatusCode::UNPROCESSABLE_ENTITY
+            }
+            Self::WrongState | Self::NeedsForce | Self::OutOfOrder => StatusCode::CONFLICT,
             Self::TooManyRequests => StatusCode::TOO_MANY_REQUESTS,
             Self::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
             Self::NoToolApi => StatusCode::NOT_IMPLEMENTED,
@@ -90,11 +98,13 @@ impl Kind {
             Self::TooLarge => "The body is too large",
             Self::UnsupportedMediaType => "The body must be JSON",
             Self::InvalidJob => "The job cannot run as it is",
+            Self::InvalidBatch => "Items of the batch cannot run as they are",
+            Self::OutOfOrder => "The batch goes on elsewhere",
             Self::IdConflict => "The id is used by another job",
             Self::KeyConflict => "The idempotency key is used by another request",
             Self::WrongState => "The state does not allow this",
             Self::NeedsForce => "This has to be forced",
-            Self::TooManyRequests => "Too many wrong keys",
+            Self::TooManyRequests => "Too many requests",
             Self::Unavailable => "The database does not answer",
             Self::Internal => "errand failed",
             Self::NoToolApi => "This process does not know the tool API",
@@ -108,11 +118,46 @@ pub(super) struct Problem {
     kind: Kind,
     /// One sentence or two that say what to do. No customer's data.
     detail: String,
+    /// What is wrong with the items of a batch, as far as that is what is wrong.
+    errors: Vec<ItemError>,
+}
+
+/// What is wrong with one item of a batch.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct ItemError {
+    /// Where it is in the batch (RFC 6901), such as `/items/3` or `/items/3/run_at`.
+    pub(super) pointer: String,
+    /// What is wrong, for programs.
+    #[schema(value_type = String)]
+    pub(super) r#type: ItemFault,
+    /// What to do, for people.
+    pub(super) detail: String,
+}
+
+/// A kind, which is shown by its URN.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct ItemFault(pub(super) Kind);
+
+impl Serialize for ItemFault {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.0.urn())
+    }
 }
 
 impl Problem {
     pub(super) fn new(kind: Kind, detail: impl Into<String>) -> Self {
-        Self { kind, detail: detail.into() }
+        Self { kind, detail: detail.into(), errors: Vec::new() }
+    }
+
+    /// A batch that is refused because of some of its items.
+    pub(super) fn of_items(errors: Vec<ItemError>) -> Self {
+        let detail = "nothing was enqueued, because `errors` has items that cannot run as they are; mend them, and send all again";
+        Self { errors, ..Self::new(Kind::InvalidBatch, detail) }
+    }
+
+    /// The same about one item of a batch.
+    pub(super) fn about_item(self, pointer: String) -> ItemError {
+        ItemError { pointer, r#type: ItemFault(self.kind), detail: self.detail }
     }
 
     pub(super) fn no_job() -> Self {
@@ -185,13 +230,16 @@ impl From<StoreError> for Problem {
 
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
-        let Self { kind, detail } = self;
-        let body = json!({
+        let Self { kind, detail, errors } = self;
+        let mut body = json!({
             "type": kind.urn(),
             "title": kind.title(),
             "status": kind.status().as_u16(),
             "detail": detail,
         });
+        if !errors.is_empty() {
+            body["errors"] = json!(errors);
+        }
         let json = HeaderValue::from_static(PROBLEM_JSON);
         let mut answer = (kind.status(), [(header::CONTENT_TYPE, json)], body.to_string()).into_response();
         let more = match kind {

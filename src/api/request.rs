@@ -21,7 +21,7 @@ use super::{
     described::{line, number, optional},
     problem::{Kind, Problem},
 };
-use crate::bounds::MAX_ENVELOPE_BYTES;
+use crate::bounds::{MAX_CHUNK_BYTES, MAX_ENVELOPE_BYTES};
 
 /// How long the body of a request may take.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
@@ -37,6 +37,19 @@ pub(super) const MAX_LIMIT: usize = 500;
 /// The JSON body of a request, undecoded.
 pub(super) async fn json_body(request: Request) -> Result<Bytes, Problem> {
     is_json(request.headers())?;
+    in_memory(request.into_body()).await
+}
+
+/// A body of one JSON text a line, undecoded.
+pub(super) async fn lines_body(request: Request) -> Result<Bytes, Problem> {
+    let media_type = media_type(request.headers())?;
+    if !["application/x-ndjson", "application/jsonl"]
+        .iter()
+        .any(|known| media_type.eq_ignore_ascii_case(known))
+    {
+        let detail = "send one JSON object a line, with the header `Content-Type: application/x-ndjson`";
+        return Err(Problem::new(Kind::UnsupportedMediaType, detail));
+    }
     in_memory(request.into_body()).await
 }
 
@@ -63,25 +76,26 @@ pub(super) async fn optional_json<T: DeserializeOwned + Default>(request: Reques
 
 /// A body that was read before by [`whole_body`].
 async fn in_memory(body: Body) -> Result<Bytes, Problem> {
-    to_bytes(body, MAX_ENVELOPE_BYTES)
+    to_bytes(body, MAX_CHUNK_BYTES)
         .await
         .map_err(|_| Problem::new(Kind::Internal, "errand lost the body of this request"))
 }
 
 /// The body of a request, read within bounds.
-pub(super) async fn whole_body(headers: &HeaderMap, body: Body) -> Result<Bytes, Problem> {
+pub(super) async fn whole_body(path: &str, headers: &HeaderMap, body: Body) -> Result<Bytes, Problem> {
+    let most = if path.starts_with("/v1/batches") { MAX_CHUNK_BYTES } else { MAX_ENVELOPE_BYTES };
     let too_large = || {
         let detail = format!(
-            "the body may have {MAX_ENVELOPE_BYTES} bytes at most; larger inputs belong in a file store"
+            "the body may have {most} bytes at most; larger inputs belong in a file store, and more items in another request"
         );
         Problem::new(Kind::TooLarge, detail)
     };
     let announced =
         headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
-    if announced.is_some_and(|length| length > MAX_ENVELOPE_BYTES as u64) {
+    if announced.is_some_and(|length| length > most as u64) {
         return Err(too_large());
     }
-    match tokio::time::timeout(BODY_TIMEOUT, to_bytes(body, MAX_ENVELOPE_BYTES)).await {
+    match tokio::time::timeout(BODY_TIMEOUT, to_bytes(body, most)).await {
         Err(_) => {
             Err(Problem::new(Kind::Timeout, format!("send the body within {} s", BODY_TIMEOUT.as_secs())))
         }
@@ -93,15 +107,18 @@ pub(super) async fn whole_body(headers: &HeaderMap, body: Body) -> Result<Bytes,
 
 /// Whether the body says that it is JSON, as no form of a web page can say without asking first.
 fn is_json(headers: &HeaderMap) -> Result<(), Problem> {
-    let said = text(headers, header::CONTENT_TYPE)?.unwrap_or_default();
-    let media_type = said.split(';').next().unwrap_or_default().trim();
-    if media_type.eq_ignore_ascii_case("application/json") {
+    if media_type(headers)?.eq_ignore_ascii_case("application/json") {
         return Ok(());
     }
     Err(Problem::new(
         Kind::UnsupportedMediaType,
         "send JSON, with the header `Content-Type: application/json`",
     ))
+}
+
+fn media_type(headers: &HeaderMap) -> Result<&str, Problem> {
+    let said = text(headers, header::CONTENT_TYPE)?.unwrap_or_default();
+    Ok(said.split(';').next().unwrap_or_default().trim())
 }
 
 /// The value of a header; an error where it is not text or is there more than once.

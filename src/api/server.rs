@@ -26,6 +26,7 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
+    batches,
     caller::{self, Gate, Peer},
     document::{self, DescribedRoutes},
     jobs, keys,
@@ -43,6 +44,9 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Most bytes of the head of a request.
 const MAX_HEAD_BYTES: usize = 32 * 1024;
+
+/// Most requests that add items to batches at the same time.
+const MAX_CHUNKS: usize = 4;
 
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -81,7 +85,8 @@ impl Api {
             async move { waiters.run().await }
         });
         let gate = Arc::new(Gate::new(parts.store.clone(), is_on_loopback));
-        let router = router(routes, Shared { parts: Arc::new(parts), waiters, description }, gate);
+        let chunks = Arc::new(Semaphore::new(MAX_CHUNKS));
+        let router = router(routes, Shared { parts: Arc::new(parts), waiters, description, chunks }, gate);
         let room = Arc::new(Semaphore::new(most_connections()));
         let connections = TaskTracker::new();
         let accepting = async {
@@ -129,6 +134,14 @@ fn routes() -> DescribedRoutes {
         .route(jobs::__path_cancel, jobs::cancel)
         .route(jobs::__path_retry, jobs::retry)
         .route(jobs::__path_release, jobs::release)
+        .route(batches::__path_create, batches::create)
+        .route(batches::__path_list, batches::list)
+        .route(batches::__path_show, batches::show)
+        .route(batches::__path_add, batches::add)
+        .route(batches::__path_items, batches::items)
+        .route(batches::__path_seal, batches::seal)
+        .route(batches::__path_cancel, batches::cancel)
+        .route(batches::__path_retry, batches::retry)
         .route(keys::__path_create, keys::create)
         .route(keys::__path_list, keys::list)
         .route(keys::__path_show, keys::show)

@@ -1,7 +1,7 @@
-//! Those who wait for jobs to end. One look at the store serves all of them, however many wait.
+//! Those who wait for jobs and batches to end. One look at the store serves all of them, however many wait.
 
 use std::{
-    collections::{HashMap, hash_map::Entry},
+    collections::{HashMap, HashSet, hash_map::Entry},
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -12,15 +12,21 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::{backoff::Intervals, failure::chain, job::JobId, store::SharedStore, sync::lock};
+use crate::{
+    backoff::Intervals,
+    failure::chain,
+    job::{BatchId, JobId},
+    store::{SharedStore, StoreError},
+    sync::lock,
+};
 
 /// The shortest time between two looks.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
-/// Most jobs that one look asks for; others are asked for by the next.
+/// Most of them that one look asks for; others are asked for by the next.
 const MOST_AT_ONCE: usize = 2_000;
 
-/// How long a job is not asked for again that was not settled: soon at first, because most calls take a second.
+/// How long nobody asks again for what has not come about: soon at first, because most calls take a second.
 const AGAIN: Intervals = Intervals {
     initial: Duration::from_millis(100),
     max: Duration::from_secs(5),
@@ -31,30 +37,39 @@ const AGAIN: Intervals = Intervals {
 #[derive(Debug)]
 pub(super) struct Waiters {
     store: SharedStore,
-    jobs: Mutex<HashMap<JobId, Awaited>>,
+    awaited: Mutex<HashMap<Subject, Awaited>>,
     /// Woken when somebody begins to wait.
     begun: Notify,
     stop: CancellationToken,
 }
 
-/// A job that somebody waits for.
+/// What somebody waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Subject {
+    /// That it is settled.
+    Job(JobId),
+    /// That it is complete.
+    Batch(BatchId),
+}
+
+/// How somebody waits.
 #[derive(Debug)]
 struct Awaited {
     look_at: Instant,
     looks: u32,
-    /// Dropped when the job is settled.
+    /// Dropped when it has come about.
     settled: watch::Sender<()>,
 }
 
 impl Waiters {
     /// With nobody who waits. After `stop` nobody waits any longer.
     pub(super) fn new(store: SharedStore, stop: CancellationToken) -> Arc<Self> {
-        Arc::new(Self { store, jobs: Mutex::default(), begun: Notify::new(), stop })
+        Arc::new(Self { store, awaited: Mutex::default(), begun: Notify::new(), stop })
     }
 
-    /// Waits until the job is settled or gone, or until `until`, or until the end of the API.
-    pub(super) async fn wait(&self, job: JobId, until: Instant) {
-        let mut settled = match lock(&self.jobs).entry(job) {
+    /// Waits until it has come about or the subject is gone, or until `until`, or until the end of the API.
+    pub(super) async fn wait(&self, subject: Subject, until: Instant) {
+        let mut settled = match lock(&self.awaited).entry(subject) {
             Entry::Occupied(awaited) => awaited.get().settled.subscribe(),
             Entry::Vacant(place) => {
                 let (settled, receiver) = watch::channel(());
@@ -72,7 +87,7 @@ impl Waiters {
     pub(super) async fn run(&self) {
         let looking = async {
             loop {
-                if lock(&self.jobs).is_empty() {
+                if lock(&self.awaited).is_empty() {
                     self.begun.notified().await;
                 } else {
                     self.look().await;
@@ -88,28 +103,42 @@ impl Waiters {
         if due.is_empty() {
             return;
         }
-        match self.store.settled(&due).await {
-            Ok(settled) => {
-                let mut jobs = lock(&self.jobs);
-                jobs.retain(|job, _| !settled.contains(job));
-            }
+        match self.ended(&due).await {
+            Ok(ended) => lock(&self.awaited).retain(|subject, _| !ended.contains(subject)),
             // They wait until their time is over, and are told then that the database is away.
             Err(error) => {
-                tracing::debug!(error = %chain(&error), "the store cannot be asked which jobs are settled")
+                tracing::debug!(error = %chain(&error), "the store cannot be asked what has ended that is waited for")
             }
         }
     }
 
-    /// The jobs to ask for now. Those that nobody waits for any more are forgotten.
-    fn due(&self) -> Vec<JobId> {
+    async fn ended(&self, due: &[Subject]) -> Result<HashSet<Subject>, StoreError> {
+        let (mut jobs, mut batches, mut ended) = (Vec::new(), Vec::new(), HashSet::new());
+        for subject in due {
+            match subject {
+                Subject::Job(job) => jobs.push(*job),
+                Subject::Batch(batch) => batches.push(*batch),
+            }
+        }
+        if !jobs.is_empty() {
+            ended.extend(self.store.settled(&jobs).await?.into_iter().map(Subject::Job));
+        }
+        if !batches.is_empty() {
+            ended.extend(self.store.completed_batches(&batches).await?.into_iter().map(Subject::Batch));
+        }
+        Ok(ended)
+    }
+
+    /// What to ask for now. What nobody waits for any more is forgotten.
+    fn due(&self) -> Vec<Subject> {
         let now = Instant::now();
-        let mut jobs = lock(&self.jobs);
-        jobs.retain(|_, awaited| !awaited.settled.is_closed());
-        let due = jobs.iter_mut().filter(|(_, awaited)| awaited.look_at <= now).take(MOST_AT_ONCE);
-        due.map(|(job, awaited)| {
+        let mut all = lock(&self.awaited);
+        all.retain(|_, awaited| !awaited.settled.is_closed());
+        let due = all.iter_mut().filter(|(_, awaited)| awaited.look_at <= now).take(MOST_AT_ONCE);
+        due.map(|(subject, awaited)| {
             awaited.looks = awaited.looks.saturating_add(1);
             awaited.look_at = now + AGAIN.wait(awaited.looks, fastrand::f64());
-            *job
+            *subject
         })
         .collect()
     }

@@ -19,8 +19,8 @@ use crate::{
     job::QueueName,
     lane_head::LaneHeads,
     maintenance::{
-        Turns, audit::Audit, connections::Connections, gauges::Gauges, key_file::KeyFile, policies::Policies,
-        prune::Prune, rescue::Rescue, tool_api::ToolApiWatch, verify::Verify,
+        Turns, audit::Audit, batches::Batches, connections::Connections, gauges::Gauges, key_file::KeyFile,
+        policies::Policies, prune::Prune, rescue::Rescue, tool_api::ToolApiWatch, verify::Verify,
     },
     relay::Relay,
     resolver::Resolver,
@@ -159,6 +159,7 @@ impl Background {
             ("the watch over the store", Relay::watch(services.clone(), stop()).boxed()),
             ("the rescue", rescue.run(stop()).boxed()),
             ("the looking for connections", connections.run(stop()).boxed()),
+            ("the watch over batches", Batches::new(services).run(stop()).boxed()),
             ("the reading of gauges", gauges.run(stop()).boxed()),
             ("the watch of the tool API", ToolApiWatch::new(services, health).run(stop()).boxed()),
             ("the reading of policies", Policies::new(services.queue.clone()).run(stop()).boxed()),

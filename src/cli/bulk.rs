@@ -6,7 +6,6 @@
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 
 use indicatif::ProgressBar;
-use serde::Deserialize;
 use serde_json::json;
 use tokio::{
     io::{AsyncBufRead, AsyncBufReadExt as _, AsyncReadExt as _, BufReader},
@@ -26,7 +25,7 @@ use crate::{
     bounds::{CLAIM_BATCH, MAX_ENVELOPE_BYTES},
     job::{
         Arrival, BYTE_ORDER_MARK, FOREIGN_BYTES, Foreign, JobId, JobSpec, QueueName, decode, foreign,
-        looks_like_email,
+        looks_like_email, named_queue,
     },
     store::{StoreError, StoreErrorKind},
 };
@@ -157,12 +156,7 @@ impl Intake<'_> {
     }
 
     fn spec(&self, body: &[u8]) -> Result<JobSpec, String> {
-        #[derive(Deserialize)]
-        struct Lane {
-            queue: Option<QueueName>,
-        }
-        // A line that cannot be read this far is explained by the decoder.
-        let named = serde_json::from_slice::<Lane>(body).ok().and_then(|lane| lane.queue);
+        let named = named_queue(body);
         let queue = named.as_ref().unwrap_or(&self.queue);
         self.context.check_lane(queue.as_str())?;
         let arrival = Arrival { fallback_id: Some(JobId::new()), ..Arrival::new(queue) };

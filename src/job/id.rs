@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use super::Owner;
+use super::{Owner, Principal};
 
 /// A text that is no UUID. Continues a sentence that begins with its name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -58,8 +58,16 @@ uuid_newtype! {
     WorkerId
 }
 
+uuid_newtype! {
+    /// Names a batch of jobs.
+    BatchId
+}
+
 /// The namespace for job IDs that are derived from an AMQP `message_id`.
 const MESSAGE_ID_NAMESPACE: Uuid = Uuid::from_u128(0x6a8f_2f0e_3f57_5c44_9d7e_6572_7261_6e64);
+
+/// The namespace for batch IDs that are derived from an `Idempotency-Key`.
+const BATCH_KEY_NAMESPACE: Uuid = Uuid::from_u128(0x1f0c_52d7_9a3e_5b61_8c4d_6572_7261_6e64);
 
 impl JobId {
     /// The job ID that an AMQP `message_id` stands for: a UUID as it is, any other string as a
@@ -72,6 +80,23 @@ impl JobId {
                 Self(Uuid::new_v5(&MESSAGE_ID_NAMESPACE, name.as_bytes()))
             }
         }
+    }
+}
+
+impl BatchId {
+    /// The ID of the batch that this principal opens with this idempotency key.
+    pub fn from_key(principal: &Principal, key: &str) -> Self {
+        Self(Uuid::new_v5(&BATCH_KEY_NAMESPACE, format!("{principal}\n{key}").as_bytes()))
+    }
+
+    /// The ID of an item that brings none, so that the same item again is the same job.
+    pub fn item(self, index: u64) -> JobId {
+        JobId(Uuid::new_v5(&self.0, format!("item {index}").as_bytes()))
+    }
+
+    /// The ID of the job that follows the completion of a generation, so that there is one at most.
+    pub fn follow_up(self, generation: u32) -> JobId {
+        JobId(Uuid::new_v5(&self.0, format!("follow-up {generation}").as_bytes()))
     }
 }
 

@@ -19,9 +19,9 @@ pub use binding::{Binding, Pin, PinnedBy};
 pub use ending::{AttemptEnd, Ending, NotReady, Stop};
 pub use envelope::{
     Arrival, BYTE_ORDER_MARK, Digest, EnvelopeError, EnvelopeReason, FOREIGN_BYTES, Foreign, JobSpec, decode,
-    encode, foreign, id_of, names_compression,
+    encode, foreign, id_of, named_queue, names_compression,
 };
-pub use id::{Fence, IdError, JobId, RequestId, WorkerId};
+pub use id::{BatchId, Fence, IdError, JobId, RequestId, WorkerId};
 pub use look_up::{LookResult, LookUps, unknown_outcome};
 pub use outcome::{Attempt, AttemptOutcome, Effect, ErrorKind, JobError, Started};
 pub(crate) use outcome::{EXPIRED, TOO_OLD, clip};

@@ -21,7 +21,10 @@ pub use self::{
     schema::{Job, JobSummary},
 };
 use crate::{
-    job::{EnvelopeReason, HeldReason, JobError, JobId, LookUps, Owner, ReplyKind, State, unknown_outcome},
+    job::{
+        BatchId, EnvelopeReason, HeldReason, JobError, JobId, LookUps, Owner, ReplyKind, State,
+        unknown_outcome,
+    },
     store::{AttemptView, HistoryEntry, HistoryFact, JobView},
 };
 
@@ -146,6 +149,8 @@ struct JobJson<'a> {
     /// The account that is used; before that is decided, the one that was asked for.
     connected_account_id: Option<&'a str>,
     queue: &'a str,
+    /// The batch that enqueued the job.
+    batch_id: Option<BatchId>,
     created_at: Timestamp,
     /// Since when the job is due, or was before it ran.
     first_due_at: Option<Timestamp>,
@@ -204,6 +209,7 @@ fn summary(job: &JobView) -> JobJson<'_> {
             None => job.spec.connected_account_id.as_deref(),
         },
         queue: job.spec.queue.as_str(),
+        batch_id: job.batch,
         created_at: job.created_at,
         first_due_at: job.first_due_at,
         due_at: job.due_at,
@@ -258,6 +264,7 @@ mod tests {
             cancel_requested: false,
             publications: 0,
             waits_for: None,
+            batch: None,
             worker: None,
         }
     }

@@ -65,6 +65,7 @@ pub struct Report {
     pub pins: u64,
     /// Access keys.
     pub keys: u64,
+    pub batches: u64,
     /// Connections that no job waits for any more.
     pub awaited: u64,
     /// Jobs that stayed.
@@ -87,6 +88,7 @@ impl Erase {
         self.erase_messages(&mut report).await?;
         self.erase_pins(&mut report).await?;
         self.erase_keys(&mut report).await?;
+        self.erase_batches(&mut report).await?;
         if !self.dry_run {
             report.awaited = self.store.forget_awaited(&self.owner).await?;
         }
@@ -127,6 +129,17 @@ impl Erase {
             let Some(end) = end else { return Ok(()) };
             after = Some(end);
         }
+    }
+
+    /// Whatever becomes of their jobs, nothing follows it.
+    async fn erase_batches(&self, report: &mut Report) -> Result<()> {
+        let principal = Principal::Owner(self.owner.clone());
+        report.batches = if self.dry_run {
+            self.store.batches(&principal, None, MAX_LIST).await?.len() as u64
+        } else {
+            self.store.remove_batches_of(&self.owner).await?
+        };
+        Ok(())
     }
 
     /// Whoever has such a key can do nothing from then on.

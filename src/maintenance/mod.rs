@@ -1,6 +1,7 @@
 //! What keeps the store in order beside the flow of jobs.
 
 pub mod audit;
+pub mod batches;
 pub mod connections;
 pub mod erase;
 pub mod gauges;

@@ -113,6 +113,12 @@ impl Options {
         self.owners.values().chain([&self.jobs]).filter_map(JobRetention::shortest).min()
     }
 
+    /// After this no job is kept any more; `None` where some are kept for ever.
+    fn longest(&self) -> Option<Duration> {
+        let JobRetention { succeeded, failed, cancelled } = self.jobs;
+        Some(succeeded?.max(failed?).max(cancelled?))
+    }
+
     fn limits_messages(&self) -> bool {
         self.rejected_for.is_some() || self.rejected_count.is_some() || self.rejected_bytes.is_some()
     }
@@ -148,11 +154,12 @@ impl Prune {
             None => Ok(()),
         };
         let swept = if self.options.dry_run { Ok(()) } else { self.sweep_other_ids(&mut report).await };
+        let batches = self.prune_batches(&mut report).await;
         // A job that cannot be removed keeps no messages.
         if self.options.limits_messages() {
             self.prune_messages(&mut report).await?;
         }
-        jobs.and(swept).map(|()| report)
+        jobs.and(swept).and(batches).map(|()| report)
     }
 
     async fn prune_jobs(&self, age: Duration, report: &mut Report) -> Result<()> {
@@ -174,6 +181,20 @@ impl Prune {
             report.longest = report.longest.max(looks.longest()).max(removals.longest());
             let Some(end) = end else { return Ok(()) };
             after = Some(end);
+        }
+    }
+
+    /// Batches go as long after their completion as jobs that are kept longest.
+    async fn prune_batches(&self, report: &mut Report) -> Result<()> {
+        let Some(kept_for) = self.options.longest().filter(|_| !self.options.dry_run) else { return Ok(()) };
+        let mut removals = self.pace(MOST_REMOVED);
+        loop {
+            let rows = removals.rows();
+            let gone = removals.step(self.store.remove_batches(kept_for, rows)).await?;
+            report.longest = report.longest.max(removals.longest());
+            if gone < rows as u64 {
+                return Ok(());
+            }
         }
     }
 

@@ -7,7 +7,9 @@ use serde_json::value::RawValue;
 use sqlx::{Postgres, Sqlite};
 
 use super::{
-    AuditLimits, Bind, By, Claim, Finish, JobFilter, Rejected, RejectedFilter, Repeat, Result, StoreError,
+    AuditLimits, Bind, By, Claim, Finish, JobFilter, NewBatch, Rejected, RejectedFilter, Repeat, Result,
+    StoreError,
+    batch_items::Part,
     convert::{micros, reporter, tags, to_i32, to_millis},
     history::Note,
     job_filter::Stretch,
@@ -336,6 +338,28 @@ columns! {
 }
 
 columns! {
+    /// A new batch.
+    Batch "batch" of<'a> &'a NewBatch as batch {
+        id: uuid = batch.id.0,
+        owner_kind: text or null = batch.principal.owner().map(|owner| owner.kind().as_str()),
+        owner_id: text or null = batch.principal.owner().map(Owner::id),
+        deadline: timestamptz or null = batch.deadline,
+        stop_percent: integer or null = batch.stop.map(|stop| i32::from(stop.percent)),
+        stop_sample: integer or null = batch.stop.map(|stop| to_i32(stop.of_at_least)),
+        follow_up: text or null = batch.follow_up.as_deref(),
+    }
+}
+
+columns! {
+    /// A part of a batch, without its jobs.
+    BatchPart "part" of<'a> &'a Part<'a> as part {
+        batch_id: uuid = part.batch.0,
+        first: bigint = part.first(),
+        items: integer = i32::try_from(part.items.len()).unwrap_or(i32::MAX),
+    }
+}
+
+columns! {
     /// Who asks or decides. The operator has no owner.
     PrincipalColumns "principal" of<'a> &'a Principal as principal {
         principal_kind: text or null = principal.owner().map(|owner| owner.kind().as_str()),
@@ -366,6 +390,7 @@ columns! {
         outcome_unknown: boolean = filter.outcome_unknown,
         version: text or null = filter.version.as_deref(),
         effect: text or null = filter.effect.map(|effect| effect.as_str()),
+        batch: uuid or null = filter.batch.map(|batch| batch.0),
     }
 }
 

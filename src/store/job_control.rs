@@ -14,8 +14,8 @@ use super::{
     read::{StoreRow, if_readable},
 };
 use crate::job::{
-    AttemptOutcome, Binding, HeldReason, IllegalMove, JobError, JobId, JobSpec, Principal, QueueName,
-    Release, RequestId, State, Transition, WorkerId,
+    AttemptOutcome, BatchId, Binding, HeldReason, IllegalMove, JobError, JobId, JobSpec, Principal,
+    QueueName, Release, RequestId, State, Transition, WorkerId,
 };
 
 /// Questions and decisions about single jobs. Decisions name who made them, for the [history](super::History): a
@@ -114,6 +114,8 @@ pub struct JobView {
     pub publications: u32,
     /// The toolkit that its owner has to connect, while it is held for that.
     pub waits_for: Option<String>,
+    /// The batch that enqueued it.
+    pub batch: Option<BatchId>,
     /// The worker that runs it, or else the last one that ended an attempt. Builds before this one noted only the former.
     pub worker: Option<WorkerId>,
 }

@@ -8,7 +8,7 @@ use uuid::Uuid;
 use super::{Place, Result, StoreError, read::StoreRow};
 use crate::{
     bounds::{MAX_LOOK, MAX_LOOK_SCATTERED},
-    job::{Effect, ErrorKind, HeldReason, Owner, Principal, QueueName, State},
+    job::{BatchId, Effect, ErrorKind, HeldReason, Owner, Principal, QueueName, State},
 };
 
 /// Which jobs are meant. All given conditions must hold; the default means all jobs.
@@ -35,6 +35,8 @@ pub struct JobFilter {
     pub version: Option<String>,
     /// The effect that it is bound to, or asks for as long as that is not decided.
     pub effect: Option<Effect>,
+    /// The batch that enqueued it.
+    pub batch: Option<BatchId>,
 }
 
 impl JobFilter {
@@ -52,14 +54,17 @@ impl JobFilter {
         Some(match principal {
             Principal::Operator => (Cow::Borrowed(self), self.walk()),
             Principal::Owner(owner) => {
-                (Cow::Owned(Self { owner: Some(owner.clone()), ..self.clone() }), Walk::Owner(owner))
+                let own = Self { owner: Some(owner.clone()), ..self.clone() };
+                (Cow::Owned(own), self.batch.map_or(Walk::Owner(owner), Walk::Batch))
             }
         })
     }
 
     /// The index that is walked for one who may see all.
     fn walk(&self) -> Walk<'_> {
-        if self.held_reason.is_some() || self.state == Some(State::Held) {
+        if let Some(batch) = self.batch {
+            Walk::Batch(batch)
+        } else if self.held_reason.is_some() || self.state == Some(State::Held) {
             Walk::Held
         } else if let Some(owner) = &self.owner {
             Walk::Owner(owner)
@@ -80,6 +85,8 @@ pub(super) enum Walk<'a> {
     All,
     Owner(&'a Owner),
     Held,
+    /// Whoever sees a job of a batch sees how many others it has.
+    Batch(BatchId),
 }
 
 impl Walk<'_> {
@@ -87,7 +94,7 @@ impl Walk<'_> {
     pub(super) fn most(self) -> usize {
         match self {
             Self::All => MAX_LOOK,
-            Self::Owner(_) | Self::Held => MAX_LOOK_SCATTERED,
+            Self::Owner(_) | Self::Held | Self::Batch(_) => MAX_LOOK_SCATTERED,
         }
     }
 }

@@ -27,6 +27,8 @@ mod access_keys;
 mod admin;
 mod answers;
 mod audit;
+mod batch_items;
+mod batches;
 mod checks;
 mod claims;
 mod columns;
@@ -59,6 +61,10 @@ pub use access_keys::{AccessKeys, AddedKey, UsedKey};
 pub use admin::{Admin, Concern, Schema};
 pub use answers::{About, Answer, Answers, Repeat};
 pub use audit::{Audit, AuditLimits, AuditPage, Finding, FindingKind};
+pub use batches::{
+    Added, BatchDecided, BatchItem, BatchView, Batches, Counted, Counts, Doing, NewBatch, NotAdded, Orders,
+    StopRule, TakenBatch,
+};
 pub use checks::{Check, Checks, PutOff};
 pub use claims::{Bind, Claim, ClaimReceipt, Claimed, Claims};
 pub use connections::{Awaited, Connections, SEARCHED_FOR_TOGETHER, TakeAwaited};
@@ -92,6 +98,7 @@ pub trait Store:
     + History
     + Pins
     + AccessKeys
+    + Batches
     + Rejections
     + Retention
     + Admin

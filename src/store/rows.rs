@@ -12,7 +12,9 @@ use super::{
     replay::{FoundJob, RecordedAttempt, Standing},
     texts::GLOBAL,
 };
-use crate::job::{Asked, Binding, ErrorKind, Fence, JobError, JobId, Pin, ReplyKind, RequestId, WorkerId};
+use crate::job::{
+    Asked, BatchId, Binding, ErrorKind, Fence, JobError, JobId, Pin, ReplyKind, RequestId, WorkerId,
+};
 
 /// Since when a waiting job is due. A row of a build that did not note it has its next time only.
 pub(super) const FIRST_DUE: &str = "coalesce(first_due_at, due_at)";
@@ -21,7 +23,7 @@ pub(super) const FIRST_DUE: &str = "coalesce(first_due_at, due_at)";
 pub(super) const JOB: &str =
     "{read spec}, {binding}, state, created_at, due_at, first_due_at, check_at, unknown_since, checks,
     request_id, attempt, spent, started_at, published, waits_for, coalesce(worker_id, ran_by) as ran_by,
-    cancel_requested, held_reason, {error}, log_id, finished_at";
+    cancel_requested, held_reason, {error}, log_id, finished_at, batch_id";
 
 /// A job with the columns [`JOB`] and `result`.
 pub(super) fn job(row: &impl StoreRow) -> Result<JobView> {
@@ -42,6 +44,7 @@ pub(super) fn job(row: &impl StoreRow) -> Result<JobView> {
         result: row.json("result")?,
         error: error(row)?,
         log_id: row.read("log_id")?,
+        batch: row.read::<Option<_>>("batch_id")?.map(BatchId),
         attempt: row.count("attempt")?,
         spent: row.count("spent")?,
         cancel_requested: row.read("cancel_requested")?,

@@ -90,6 +90,7 @@ catalogue! {
     AUDIT_FINDINGS = Gauge Count "errand_audit_findings" ["kind"] "Jobs that the last audit found to be wrong and did not repair; 0 where another worker audits.";
     AUDIT_REPAIRS = Counter Count "errand_audit_repairs_total" ["kind"] "Jobs that an audit brought back to the relay or the rescue.";
     AUDIT_COMPLETED = Gauge Seconds "errand_audit_completed_timestamp_seconds" [] "Unix time at which this process last completed an audit; 0 before its first.";
+    BATCHES_COMPLETED = Counter Count "errand_batches_completed_total" [] "Batches, and further generations of batches, that were completed.";
     PRUNED_JOBS = Counter Count "errand_pruned_jobs_total" ["state"] "Jobs that were removed because their retention was over, by their final state.";
     PRUNED_MESSAGES = Counter Count "errand_pruned_rejected_messages_total" ["by"] "Rejected messages that were removed: by age, or before their time by count or bytes.";
     PRUNE_STEP = Histogram Seconds "errand_prune_step_duration_seconds" [] "Time of one statement or transaction that looks for what is over or removes it.";

@@ -11,6 +11,7 @@ mod attempt_span;
 mod audit;
 mod backup;
 mod bad_input;
+mod batches;
 mod cli;
 mod config;
 mod connection_rounds;

@@ -4,7 +4,7 @@ use jiff::Timestamp;
 
 use crate::{
     cli::value,
-    job::{Effect, ErrorKind, HeldReason, QueueName, State},
+    job::{BatchId, Effect, ErrorKind, HeldReason, QueueName, State},
     store::JobFilter,
 };
 
@@ -49,6 +49,9 @@ pub(in crate::cli) struct FilterFlags {
     /// Jobs with this effect, safe, idempotent or once: the one that they got, or else the one that they ask for.
     #[arg(long, value_parser = value::word::<Effect>(Effect::WORDS), hide_possible_values = true)]
     effect: Option<Effect>,
+    /// Jobs that this batch enqueued.
+    #[arg(long, value_name = "ID")]
+    batch: Option<BatchId>,
 }
 
 impl FilterFlags {
@@ -67,6 +70,7 @@ impl FilterFlags {
             outcome_unknown: self.unknown,
             version: self.version.clone(),
             effect: self.effect,
+            batch: self.batch,
         })
     }
 }

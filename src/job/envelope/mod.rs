@@ -171,11 +171,13 @@ pub struct EnvelopeError {
     pub reason: EnvelopeReason,
     /// One sentence that says what to change. Quotes field names, never values of customers.
     pub message: String,
+    /// The field that is wrong, where it is a value that is.
+    pub field: Option<&'static str>,
 }
 
 impl EnvelopeError {
     pub fn new(reason: EnvelopeReason, message: impl Into<String>) -> Self {
-        Self { reason, message: clip(message.into()) }
+        Self { reason, message: clip(message.into()), field: None }
     }
 }
 
@@ -234,6 +236,16 @@ pub fn decode(body: &[u8], arrival: &Arrival<'_>) -> Result<JobSpec, EnvelopeErr
     Ok(spec)
 }
 
+/// The queue that an envelope names, as far as it can be read. What cannot be read is explained by [`decode`].
+pub fn named_queue(body: &[u8]) -> Option<QueueName> {
+    #[derive(serde::Deserialize)]
+    struct Lane {
+        queue: Option<QueueName>,
+    }
+
+    serde_json::from_slice::<Lane>(body).ok().and_then(|lane| lane.queue)
+}
+
 /// The ID of the job that a message was meant to be which [`decode`] refuses, as far as it can be told.
 pub fn id_of(body: &[u8], arrival: &Arrival<'_>) -> Option<JobId> {
     #[derive(serde::Deserialize)]
@@ -273,8 +285,9 @@ fn too_large(bytes: usize, with: &str) -> EnvelopeError {
     )
 }
 
-fn bad(field: &str, what: impl fmt::Display) -> EnvelopeError {
-    EnvelopeError::new(EnvelopeReason::BadValue, format!("`{field}` {what}"))
+fn bad(field: &'static str, what: impl fmt::Display) -> EnvelopeError {
+    let error = EnvelopeError::new(EnvelopeReason::BadValue, format!("`{field}` {what}"));
+    EnvelopeError { field: Some(field), ..error }
 }
 
 fn owner(user: Option<Cow<'_, str>>, org: Option<Cow<'_, str>>, known: bool) -> Result<Owner, EnvelopeError> {
@@ -380,7 +393,7 @@ fn text(text: Option<Cow<'_, str>>) -> Result<Option<String>, EnvelopeError> {
 }
 
 /// A short printable text; a blank one counts as absent.
-fn short(field: &str, value: Option<Cow<'_, str>>) -> Result<Option<String>, EnvelopeError> {
+fn short(field: &'static str, value: Option<Cow<'_, str>>) -> Result<Option<String>, EnvelopeError> {
     match value {
         Some(text) if is_unfit(&text) => {
             Err(bad(field, format!("must have at most {MAX_SHORT_TEXT_BYTES} printable bytes")))
@@ -395,7 +408,11 @@ pub(super) fn is_unfit(text: &str) -> bool {
     text.len() > MAX_SHORT_TEXT_BYTES || text.chars().any(char::is_control)
 }
 
-fn millis(field: &str, value: Option<i128>, max: Duration) -> Result<Option<Duration>, EnvelopeError> {
+fn millis(
+    field: &'static str,
+    value: Option<i128>,
+    max: Duration,
+) -> Result<Option<Duration>, EnvelopeError> {
     let max = u64::try_from(max.as_millis()).unwrap_or(u64::MAX);
     let Some(ms) = whole(field, value, 1, max, " milliseconds")? else { return Ok(None) };
     Ok(Some(Duration::from_millis(ms)))
@@ -411,7 +428,7 @@ fn priority(priority: Option<i128>) -> Result<i16, EnvelopeError> {
 
 /// A number from `least` to `most`; `rest` ends the sentence that names them.
 fn whole<T>(
-    field: &str,
+    field: &'static str,
     value: Option<i128>,
     least: T,
     most: T,

@@ -4,6 +4,7 @@ use sqlx::Postgres;
 
 use crate::store::{
     audit::RULES,
+    batches::{BATCH, COUNT_JOBS, COUNTS, COUNTS_DIFFER, SET_COUNTS, SUM_COUNTS},
     columns::common_lists,
     job_control::{MAY_HAVE_ACTED, MAY_HAVE_RUN},
     job_lists::{GLANCE, IS_UNKNOWN},
@@ -128,9 +129,24 @@ impl Dialect for Postgres {
             and ({held_reason}::text is null or held_reason = {held_reason})
             and ({version}::text is null or coalesce(toolkit_version, version) = {version})
             and ({effect}::text is null or coalesce(frozen_effect, effect) = {effect})
+            and ({batch}::uuid is null or batch_id = {batch})
             and (not {outcome_unknown} or {is_unknown})",
         ),
         ("is_unknown", IS_UNKNOWN),
+        // Whether the principal may see this batch, all of whose jobs are its owner's.
+        ("may_see_batch", "({is_operator} or exists (select 1 from batches where id = {batch} and {may_see}))"),
+        ("batch_view", BATCH),
+        // The jobs of the items of a part `o`, each of which is looked up by its ID, whatever the planner believes.
+        (
+            "jobs_of_part",
+            "unnest(o.job_ids) as item (id)
+            left join lateral (select id, state from jobs where jobs.id = item.id offset 0) j on true",
+        ),
+        ("counts", COUNTS),
+        ("count_jobs", COUNT_JOBS),
+        ("sum_counts", SUM_COUNTS),
+        ("set_counts", SET_COUNTS),
+        ("counts_differ", COUNTS_DIFFER),
         (
             "held_one",
             "page as (

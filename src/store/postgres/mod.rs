@@ -29,6 +29,7 @@ mod admin;
 mod answers;
 mod audit;
 mod batch;
+mod batches;
 mod checks;
 mod claims;
 mod connections;

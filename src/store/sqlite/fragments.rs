@@ -4,6 +4,7 @@ use sqlx::Sqlite;
 
 use crate::store::{
     audit::RULES,
+    batches::{BATCH, COUNT_JOBS, COUNTS, COUNTS_DIFFER, SET_COUNTS, SUM_COUNTS},
     columns::common_lists,
     job_control::{MAY_HAVE_ACTED, MAY_HAVE_RUN},
     job_lists::{GLANCE, IS_UNKNOWN},
@@ -98,9 +99,20 @@ impl Dialect for Sqlite {
             and ({held_reason} is null or held_reason = {held_reason})
             and ({version} is null or coalesce(toolkit_version, version) = {version})
             and ({effect} is null or coalesce(frozen_effect, effect) = {effect})
+            and ({batch} is null or batch_id = {batch})
             and (not {outcome_unknown} or {is_unknown})",
         ),
         ("is_unknown", IS_UNKNOWN),
+        // Whether the principal may see this batch, all of whose jobs are its owner's.
+        ("may_see_batch", "({is_operator} or exists (select 1 from batches where id = {batch} and {may_see}))"),
+        ("batch_view", BATCH),
+        // The jobs of the items of a part `o`.
+        ("jobs_of_part", "json_each(o.job_ids) as item left join jobs j on j.id = unhex(item.value)"),
+        ("counts", COUNTS),
+        ("count_jobs", COUNT_JOBS),
+        ("sum_counts", SUM_COUNTS),
+        ("set_counts", SET_COUNTS),
+        ("counts_differ", COUNTS_DIFFER),
         ("may_have_acted", MAY_HAVE_ACTED),
         ("may_have_run", MAY_HAVE_RUN),
         ("is_early", "coalesce(run_at > {now}, false)"),

@@ -16,14 +16,15 @@ use std::{
 use async_trait::async_trait;
 use errand::{
     access::{AccessKey, NewKey, Shown},
-    job::{Fence, JobId, JobSpec, Owner, Pin, Principal, Release, RequestId, WorkerId},
+    job::{BatchId, Fence, JobId, JobSpec, Owner, Pin, Principal, Release, RequestId, WorkerId},
     store::{
-        AccessKeys, AddedKey, Admin, Answer, Answers, AttemptView, Audit, AuditLimits, AuditPage, Awaited,
-        Bind, By, Census, Check, Checks, Claim, Claimed, Claims, Concern, Connections, Decided, Due, Finding,
-        Finish, Finished, Finishes, Force, Glance, History, HistoryEntry, Inserted, JobControl, JobFilter,
-        JobLists, JobView, Jobs, Leases, Looked, LostJob, OldJob, OldMessage, OtherId, Page, Pins, Place,
-        Publications, PutOff, Rejected, RejectedFilter, RejectedView, Rejections, Repeat, Retention, Schema,
-        Store, StoreError, StoreErrorKind, TakeAwaited, UsedKey, Which, WorkerView,
+        AccessKeys, Added, AddedKey, Admin, Answer, Answers, AttemptView, Audit, AuditLimits, AuditPage,
+        Awaited, BatchDecided, BatchItem, BatchView, Batches, Bind, By, Census, Check, Checks, Claim,
+        Claimed, Claims, Concern, Connections, Counted, Decided, Due, Finding, Finish, Finished, Finishes,
+        Force, Glance, History, HistoryEntry, Inserted, JobControl, JobFilter, JobLists, JobView, Jobs,
+        Leases, Looked, LostJob, NewBatch, OldJob, OldMessage, OtherId, Page, Pins, Place, Publications,
+        PutOff, Rejected, RejectedFilter, RejectedView, Rejections, Repeat, Retention, Schema, Store,
+        StoreError, StoreErrorKind, TakeAwaited, TakenBatch, UsedKey, Which, WorkerView,
         sqlite::{SqliteOptions, SqliteStore},
     },
 };
@@ -551,6 +552,25 @@ impl History for Faulty {
         self.world.apply(move |store| Box::pin(async move { store.history(&principal, id).await }))
     }
 }
+
+pass_on! { Batches {
+    fn add_batch(&self, &batch: NewBatch, &items: [Arc<JobSpec>]) -> Added;
+    fn add_items(&self, &principal: Principal, id: BatchId, from: u64, &items: [Arc<JobSpec>]) -> Added;
+    fn seal_batch(&self, &principal: Principal, id: BatchId) -> Option<BatchView>;
+    fn batch(&self, &principal: Principal, id: BatchId, live: bool) -> Option<BatchView>;
+    fn batch_items(&self, &principal: Principal, id: BatchId, from: u64, limit: usize) -> Vec<BatchItem>;
+    fn batches(&self, &principal: Principal, before: Option<Place>, limit: usize) -> Vec<BatchView>;
+    fn completed_batches(&self, &ids: [BatchId]) -> Vec<BatchId>;
+    fn cancel_batch(&self, &principal: Principal, id: BatchId, &by: str) -> BatchDecided;
+    fn retry_batch(&self, &principal: Principal, id: BatchId, &by: str, force: bool) -> BatchDecided;
+    fn take_batches(&self, limit: usize, lease: Duration) -> Vec<TakenBatch>;
+    fn count_batch(&self, id: BatchId, most: usize) -> Option<Counted>;
+    fn advance_batch(&self, &taken: TakenBatch, place: Option<Place>) -> ();
+    fn complete_batch(&self, &taken: TakenBatch) -> bool;
+    fn put_off_batch(&self, &taken: TakenBatch, after: Duration) -> ();
+    fn remove_batches(&self, completed_for: Duration, limit: usize) -> u64;
+    fn remove_batches_of(&self, &owner: Owner) -> u64;
+}}
 
 pass_on! { AccessKeys {
     fn add_key(&self, &principal: Principal, &key: NewKey) -> AddedKey;

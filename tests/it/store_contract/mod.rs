@@ -30,6 +30,7 @@ mod access_keys;
 mod admin;
 mod answers;
 mod audit;
+mod batches;
 mod checks;
 mod claims;
 mod connections;

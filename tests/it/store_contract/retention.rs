@@ -273,6 +273,11 @@ const BOUNDS: &[(&str, &str)] = &[
     ("pins", "as many as people set"),
     ("access_keys_required", "one row"),
     ("access_keys", "bounds::MAX_KEYS valid ones of an owner; AccessKeys::add_key removes ended ones"),
+    (
+        "batches",
+        "maintenance::prune, as long after their completion as jobs are kept; open ones are sealed after a week",
+    ),
+    ("batch_parts", "go with their batch, which has up to bounds::MAX_BATCH_PARTS"),
     ("_sqlx_migrations", "a row for each migration of a build"),
     ("sqlite_sequence", "a row for each table that numbers its rows"),
 ];

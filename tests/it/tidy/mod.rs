@@ -61,6 +61,7 @@ const OWNERS: &[(&str, &[&str])] = &[
             "src/job/id.rs",
             "src/job/owner.rs",
             "src/job/outcome.rs",
+            "src/store/batches.rs",
             "src/store/history.rs",
             "src/store/job_control.rs",
         ],

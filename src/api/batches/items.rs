@@ -1,0 +1,259 @@
+//! What a request asks for that makes a batch or adds items to one.
+
+use std::{fmt, sync::Arc};
+
+use axum::http::HeaderMap;
+use jiff::Timestamp;
+use serde::{
+    Deserialize, Deserializer,
+    de::{Error as _, SeqAccess, Visitor},
+};
+use serde_json::{json, value::RawValue};
+use sha2::{Digest as _, Sha256};
+use utoipa::ToSchema;
+
+use super::no_batch;
+use crate::{
+    api::{
+        described::Envelope,
+        problem::{ItemError, Kind, Problem},
+        request::idempotency_key,
+        shared::Shared,
+    },
+    bounds::{MAX_BATCH_ITEMS, MAX_BATCH_PARTS, MAX_CHUNK_ITEMS, MAX_SHORT_TEXT_BYTES},
+    job::{Arrival, BatchId, Digest, JobId, JobSpec, Owner, OwnerKind, Principal, decode, named_queue},
+    store::{Conflict, NewBatch, NotAdded, StopRule},
+};
+
+/// Most items that are named because something is wrong with them.
+const MAX_ERRORS: usize = 100;
+
+/// A batch that is to be made.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Wanted<'a> {
+    /// Whose the batch is; then all of its items are. Without either it is that of the key's owner, or the operator's.
+    user_id: Option<String>,
+    org_id: Option<String>,
+    /// With `false` it takes more items until it is sealed.
+    #[schema(default = true)]
+    sealed: Option<bool>,
+    /// Up to 10,000 envelopes. One without an `id` gets one that is derived from its place in the batch.
+    #[serde(borrow, default, deserialize_with = "bounded")]
+    #[schema(value_type = Vec<Envelope>)]
+    pub(super) items: Vec<&'a RawValue>,
+    /// When what has not started by then is called off.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    deadline: Option<Timestamp>,
+    #[schema(inline)]
+    stop_when: Option<StopWhen>,
+    /// The envelope of a job that is enqueued once the batch is complete. It has no `id` and no `idempotency_key`.
+    #[serde(borrow)]
+    #[schema(value_type = Option<Envelope>)]
+    follow_up: Option<&'a RawValue>,
+}
+
+/// When so many jobs have failed that the rest is called off.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct StopWhen {
+    /// This percentage of those that succeeded or failed.
+    #[schema(minimum = 1, maximum = 100)]
+    failed_percent: u8,
+    /// Once at least so many have.
+    #[schema(minimum = 1, maximum = 1_000_000)]
+    of_at_least: u32,
+}
+
+impl Wanted<'_> {
+    /// The batch without its items.
+    pub(super) fn batch(
+        &self,
+        shared: &Shared,
+        principal: &Principal,
+        headers: &HeaderMap,
+    ) -> Result<NewBatch, Problem> {
+        let owner = match (&self.user_id, &self.org_id) {
+            (None, None) => None,
+            (Some(id), None) => Some((OwnerKind::User, id)),
+            (None, Some(id)) => Some((OwnerKind::Org, id)),
+            (Some(_), Some(_)) => return Err(unreadable("give `user_id` or `org_id`, not both")),
+        };
+        let of = match owner {
+            None => principal.clone(),
+            Some((kind, id)) => Principal::Owner(
+                Owner::new(kind, id).map_err(|error| unreadable(format!("`{}` {error}", kind.field())))?,
+            ),
+        };
+        if *principal != Principal::Operator && *principal != of {
+            return Err(Problem::new(Kind::Forbidden, "this key makes batches of its own owner only"));
+        }
+        let id = match idempotency_key(headers)? {
+            Some(key) if key.len() > MAX_SHORT_TEXT_BYTES || key.is_empty() => {
+                let detail =
+                    format!("the header `Idempotency-Key` must have 1 to {MAX_SHORT_TEXT_BYTES} bytes");
+                return Err(Problem::new(Kind::BadRequest, detail));
+            }
+            Some(key) => BatchId::from_key(&of, key),
+            None => BatchId::new(),
+        };
+        let follow_up = self.follow_up.map(|envelope| self.follow_up(shared, &of, envelope)).transpose()?;
+        Ok(NewBatch {
+            id,
+            principal: of,
+            digest: self.digest(),
+            is_sealed: self.sealed.unwrap_or(true),
+            deadline: self.deadline,
+            stop: self.stop_when.as_ref().map(StopWhen::rule).transpose()?,
+            follow_up,
+        })
+    }
+
+    fn follow_up(&self, shared: &Shared, of: &Principal, envelope: &RawValue) -> Result<String, Problem> {
+        let bad = |error: Problem| Problem::of_items(vec![error.about_item("/follow_up".to_owned())]);
+        let spec = spec(shared, of, envelope.get().as_bytes(), None).map_err(|(_, error)| bad(error))?;
+        if spec.is_named || spec.idempotency_key.is_some() {
+            let detail = "it gets an `id` of its own and has no `idempotency_key`, because each generation is followed once";
+            return Err(bad(Problem::new(Kind::InvalidJob, detail)));
+        }
+        Ok(envelope.get().to_owned())
+    }
+
+    /// Of what is asked for beside the items.
+    fn digest(&self) -> Digest {
+        let parts = [
+            self.user_id.clone(),
+            self.org_id.clone(),
+            self.sealed.map(|sealed| sealed.to_string()),
+            self.deadline.map(|deadline| deadline.to_string()),
+            self.stop_when.as_ref().map(|stop| format!("{} {}", stop.failed_percent, stop.of_at_least)),
+            self.follow_up.map(|envelope| envelope.get().to_owned()),
+        ];
+        let mut digest = [0; 16];
+        digest.copy_from_slice(&Sha256::digest(json!(parts).to_string())[..16]);
+        Digest(digest)
+    }
+}
+
+impl StopWhen {
+    fn rule(&self) -> Result<StopRule, Problem> {
+        let Self { failed_percent: percent, of_at_least } = *self;
+        if !(1..=100).contains(&percent) || of_at_least == 0 || u64::from(of_at_least) > MAX_BATCH_ITEMS {
+            let most = format!(
+                "`stop_when`: `failed_percent` must be 1 to 100, and `of_at_least` 1 to {MAX_BATCH_ITEMS}"
+            );
+            return Err(unreadable(most));
+        }
+        Ok(StopRule { percent, of_at_least })
+    }
+}
+
+/// The jobs that items ask for. An item without an ID gets that of its place.
+pub(super) fn specs<'a>(
+    shared: &Shared,
+    of: &Principal,
+    batch: BatchId,
+    from: u64,
+    items: impl Iterator<Item = &'a [u8]>,
+) -> Result<Vec<Arc<JobSpec>>, Problem> {
+    let (mut specs, mut errors) = (Vec::new(), Vec::new());
+    for (index, item) in (from..).zip(items) {
+        match spec(shared, of, item, Some(batch.item(index))) {
+            Ok(spec) => specs.push(Arc::new(spec)),
+            Err((field, problem)) => {
+                let field = field.map(|field| format!("/{field}")).unwrap_or_default();
+                errors.push(problem.about_item(format!("/items/{index}{field}")));
+                if errors.len() >= MAX_ERRORS {
+                    break;
+                }
+            }
+        }
+    }
+    if errors.is_empty() { Ok(specs) } else { Err(Problem::of_items(errors)) }
+}
+
+/// One of them; the error has the field that is wrong, where that can be told.
+fn spec(
+    shared: &Shared,
+    of: &Principal,
+    envelope: &[u8],
+    id: Option<JobId>,
+) -> Result<JobSpec, (Option<&'static str>, Problem)> {
+    let queue = named_queue(envelope).unwrap_or_default();
+    let arrival = Arrival { fallback_id: Some(id.unwrap_or_else(JobId::new)), ..Arrival::new(&queue) };
+    let spec = decode(envelope, &arrival).map_err(|error| (error.field, error.into()))?;
+    shared.has_lane(&spec).map_err(|problem| (Some("queue"), problem))?;
+    if !of.may_see(&spec.owner) {
+        let field = spec.owner.kind().field();
+        return Err((Some(field), Problem::new(Kind::Forbidden, "all items are the batch's owner's")));
+    }
+    match shared.parts.admission.check(&spec, shared.parts.clock.now()) {
+        Ok(()) => Ok(spec),
+        Err(error) => Err((None, Problem::new(Kind::InvalidJob, error.message()))),
+    }
+}
+
+/// Why items were not added, of which the first has the index `from`.
+pub(super) fn not_added(why: NotAdded, from: u64) -> Problem {
+    match why {
+        NotAdded::Unknown => no_batch(),
+        NotAdded::Taken if from == 0 => Problem::from(Conflict::Key),
+        NotAdded::Taken => Problem::new(
+            Kind::OutOfOrder,
+            "there are other items at these indexes; its `total` is the index of the next one",
+        ),
+        NotAdded::Gap { next } => Problem::new(
+            Kind::OutOfOrder,
+            format!("the next item has the index {next}; go on with `from={next}`"),
+        ),
+        NotAdded::Sealed => {
+            Problem::new(Kind::WrongState, "the batch is sealed; make another one for more items")
+        }
+        NotAdded::Full => {
+            let most = format!(
+                "a batch has {MAX_BATCH_ITEMS} items at most, which came with {MAX_BATCH_PARTS} requests at most; make another one"
+            );
+            Problem::new(Kind::TooLarge, most)
+        }
+        NotAdded::Items(conflicts) => {
+            let errors = conflicts.into_iter().take(MAX_ERRORS).map(|(place, conflict)| {
+                let field = if conflict == Conflict::Key { "idempotency_key" } else { "id" };
+                let index = from + place as u64;
+                Problem::from(conflict).about_item(format!("/items/{index}/{field}"))
+            });
+            Problem::of_items(errors.collect::<Vec<ItemError>>())
+        }
+    }
+}
+
+pub(super) fn unreadable(what: impl fmt::Display) -> Problem {
+    Problem::new(Kind::BadRequest, format!("the body cannot be read: {what}"))
+}
+
+/// A list that is refused before it is too long to be kept.
+fn bounded<'de: 'a, 'a, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<&'a RawValue>, D::Error> {
+    struct Items;
+
+    impl<'de> Visitor<'de> for Items {
+        type Value = Vec<&'de RawValue>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            write!(f, "a list of up to {MAX_CHUNK_ITEMS} envelopes")
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Self::Value, A::Error> {
+            let mut items = Vec::new();
+            while let Some(item) = list.next_element()? {
+                if items.len() >= MAX_CHUNK_ITEMS {
+                    return Err(A::Error::custom(format!(
+                        "`items` may have {MAX_CHUNK_ITEMS} at most; open a batch with {{\"sealed\": false}}, and add them by and by"
+                    )));
+                }
+                items.push(item);
+            }
+            Ok(items)
+        }
+    }
+
+    deserializer.deserialize_seq(Items)
+}
