@@ -64,6 +64,15 @@ pub const MAX_HISTORY: usize = 1_000;
 /// Most valid access keys of one owner, or of the operator.
 pub const MAX_KEYS: usize = 100;
 
+/// Most actions of one owner, or of the operator, that are previewed or under way.
+pub const MAX_OPEN_ACTIONS: usize = 100;
+
+/// Most actions of one owner, or of the operator, that have ended and are kept: the newest.
+pub const MAX_ENDED_ACTIONS: usize = 1_000;
+
+/// Largest filter of an action as JSON, in bytes.
+pub const MAX_FILTER_BYTES: usize = 16 * 1024;
+
 /// The longest that an access key stays valid beside the one that takes its place.
 pub const MAX_OVERLAP: Duration = Duration::from_secs(90 * 86_400);
 

@@ -26,7 +26,7 @@ Examples:
   errand erase --owner org:org-7 --json
 
 Removes jobs that are final, with their attempts, history and keys, rejected messages, pins, access
-keys, batches, and results in the journals of this host (worker.journal_dir). Jobs that are under way stay, and the
+keys, batches, actions, and results in the journals of this host (worker.journal_dir). Jobs that are under way stay, and the
 answer says how many and why: the exit code is 1 then, and a second call goes on. Once nobody
 publishes for this owner any more and nothing is left, the exit code is 0.
 
@@ -126,7 +126,8 @@ fn as_json(dry_run: bool, report: &Report, journals: &JournalReport) -> Value {
     json!({
         "dry_run": dry_run,
         "removed": {
-            "jobs": jobs, "rejected": report.rejected, "pins": report.pins, "keys": report.keys, "batches": report.batches, "connections": report.awaited,
+            "jobs": jobs, "rejected": report.rejected, "pins": report.pins, "keys": report.keys, "batches": report.batches,
+            "actions": report.actions, "connections": report.awaited,
             "journal": journals.removed,
         },
         "left": left.collect::<Vec<_>>(),
@@ -148,6 +149,7 @@ fn print_text(dry_run: bool, report: &Report, journals: &JournalReport) -> anyho
         ("pins", report.pins),
         ("access keys", report.keys),
         ("batches", report.batches),
+        ("actions", report.actions),
         ("awaited connections", report.awaited),
         ("results in journals", journals.removed),
     ] {

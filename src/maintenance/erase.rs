@@ -66,6 +66,8 @@ pub struct Report {
     /// Access keys.
     pub keys: u64,
     pub batches: u64,
+    /// Actions by filter.
+    pub actions: u64,
     /// Connections that no job waits for any more.
     pub awaited: u64,
     /// Jobs that stayed.
@@ -89,6 +91,7 @@ impl Erase {
         self.erase_pins(&mut report).await?;
         self.erase_keys(&mut report).await?;
         self.erase_batches(&mut report).await?;
+        self.erase_actions(&mut report).await?;
         if !self.dry_run {
             report.awaited = self.store.forget_awaited(&self.owner).await?;
         }
@@ -149,6 +152,17 @@ impl Erase {
             self.store.keys(&principal, None, MAX_LIST).await?.len() as u64
         } else {
             self.store.remove_keys(&self.owner).await?
+        };
+        Ok(())
+    }
+
+    /// One that is under way stops. In a dry run those of the operator are not counted that name the owner.
+    async fn erase_actions(&self, report: &mut Report) -> Result<()> {
+        let principal = Principal::Owner(self.owner.clone());
+        report.actions = if self.dry_run {
+            self.store.actions(&principal, None, MAX_LIST).await?.len() as u64
+        } else {
+            self.store.remove_actions(&self.owner).await?
         };
         Ok(())
     }

@@ -29,6 +29,9 @@ pub(super) const MOST_REMOVED: usize = 100;
 /// Most bytes of results, or of messages, that one statement removes; at least one row, whatever its size.
 pub(super) const MOST_BYTES: u64 = 2 * 1024 * 1024;
 
+/// How long actions are kept after their end.
+const ACTIONS_KEPT_FOR: Duration = Duration::from_secs(30 * 24 * 3_600);
+
 /// The work of a worker takes at most a tenth of the time.
 const PAUSES: u32 = 9;
 
@@ -155,6 +158,9 @@ impl Prune {
         };
         let swept = if self.options.dry_run { Ok(()) } else { self.sweep_other_ids(&mut report).await };
         let batches = self.prune_batches(&mut report).await;
+        if !self.options.dry_run {
+            self.prune_actions(&mut report).await?;
+        }
         // A job that cannot be removed keeps no messages.
         if self.options.limits_messages() {
             self.prune_messages(&mut report).await?;
@@ -220,6 +226,19 @@ impl Prune {
             after = looks.step(self.store.sweep_other_ids(after, rows)).await?;
             report.longest = report.longest.max(looks.longest());
             if after.is_none() {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Actions that ended long ago, or were never confirmed.
+    async fn prune_actions(&self, report: &mut Report) -> Result<()> {
+        let mut removals = self.pace(MOST_REMOVED);
+        loop {
+            let rows = removals.rows();
+            let removed = removals.step(self.store.prune_actions(ACTIONS_KEPT_FOR, rows)).await?;
+            report.longest = report.longest.max(removals.longest());
+            if removed < rows as u64 {
                 return Ok(());
             }
         }

@@ -7,8 +7,9 @@ use serde_json::value::RawValue;
 use sqlx::{Postgres, Sqlite};
 
 use super::{
-    AuditLimits, Bind, By, Claim, Finish, JobFilter, NewBatch, Rejected, RejectedFilter, Repeat, Result,
-    StoreError,
+    AuditLimits, Bind, By, Claim, Finish, JobFilter, NewAction, NewBatch, Rejected, RejectedFilter, Repeat, Result,
+    Step, StoreError,
+    actions::json,
     batch_items::Part,
     convert::{micros, reporter, tags, to_i32, to_millis},
     history::Note,
@@ -351,11 +352,47 @@ columns! {
 }
 
 columns! {
+    /// A new action.
+    NewActionColumns "new_action" of<'a> &'a NewAction as action {
+        id: uuid = action.id,
+        kind: text = action.decision.kind().as_str(),
+        how: text or null = action.decision.how().map(|how| how.as_str()),
+        force: boolean = action.force.effect,
+        asked_force: boolean = action.force.effect,
+        early: boolean = action.force.early,
+        filter: text = action.filter_json(),
+        preview: text or null = action.preview_json(),
+        made_by: text = &*action.by,
+    }
+}
+
+columns! {
     /// A part of a batch, without its jobs.
     BatchPart "part" of<'a> &'a Part<'a> as part {
         batch_id: uuid = part.batch.0,
         first: bigint = part.first(),
         items: integer = i32::try_from(part.items.len()).unwrap_or(i32::MAX),
+    }
+}
+
+columns! {
+    /// What is recorded of an action that is carried out.
+    StepColumns "step_record" of<'a> &'a Step as step {
+        step: list StepFields = step,
+        lease: bigint or null = step.lease().map(micros),
+        ends: boolean = step.ends(),
+    }
+}
+
+columns! {
+    /// What of that is written as it is.
+    StepFields "step" of<'a> &'a Step as step {
+        progress: text = json(&step.progress),
+        place_at: bigint or null = step.place.map(|place| place.at),
+        place_id: uuid or null = step.place.map(|place| place.id),
+        deciding: text = step.deciding_json(),
+        deciding_to_at: bigint or null = step.deciding_to().map(|to| to.at),
+        deciding_to_id: uuid or null = step.deciding_to().map(|to| to.id),
     }
 }
 

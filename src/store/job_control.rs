@@ -53,6 +53,16 @@ pub trait JobControl: fmt::Debug + Send + Sync {
     /// ([`Decided::HasNotRun`]).
     async fn release(&self, principal: &Principal, id: JobId, release: Release, by: &str) -> Result<Decided>;
 
+    /// Lets a held job go to run, as [`Self::release`] does with [`Release::Retry`]; but one whose last call counts and may
+    /// have had its effect only with [`Force::effect`] ([`Decided::MayHaveActed`]), as decisions about many jobs do.
+    async fn release_to_run(
+        &self,
+        principal: &Principal,
+        id: JobId,
+        by: &str,
+        force: Force,
+    ) -> Result<Decided>;
+
     async fn census(&self) -> Result<Census>;
 }
 
@@ -204,7 +214,9 @@ pub(super) fn refused(row: &impl StoreRow, transition: &Transition) -> Result<Op
         return Ok(Some(Decided::Illegal(illegal)));
     }
     Ok(match transition {
-        Transition::Restart if row.read("may_have_acted")? => Some(Decided::MayHaveActed),
+        Transition::Restart | Transition::Release(Release::Retry) if row.read("may_have_acted")? => {
+            Some(Decided::MayHaveActed)
+        }
         Transition::Restart if row.read("is_early")? => Some(Decided::Early),
         Transition::Release(Release::Succeeded | Release::Failed) => row
             .word_if_any("held_reason")?

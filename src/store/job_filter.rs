@@ -170,7 +170,7 @@ impl<T> Looked<T> {
     }
 }
 
-fn place_of(row: &impl StoreRow) -> Result<Place> {
+pub(super) fn place_of(row: &impl StoreRow) -> Result<Place> {
     Ok(Place { at: row.time("created_at")?.as_microsecond(), id: row.read("id")? })
 }
 

@@ -4,7 +4,7 @@ use std::{fmt, time::Duration};
 
 use async_trait::async_trait;
 
-use super::{JobFilter, JobView, Looked, Place, Result};
+use super::{JobFilter, JobView, Looked, Place, Result, SeenJob};
 use crate::job::{AttemptOutcome, Effect, ErrorKind, HeldReason, JobId, Owner, Principal, QueueName, State};
 
 /// Jobs by a filter, newest first. One call looks at up to [`MAX_LOOK_SCATTERED`](crate::bounds::MAX_LOOK_SCATTERED) of the held jobs where the filter asks for
@@ -39,6 +39,8 @@ pub trait JobLists: fmt::Debug + Send + Sync {
 #[derive(Debug, Clone)]
 pub struct Glance {
     pub id: JobId,
+    /// Its place among jobs.
+    pub place: Place,
     pub state: State,
     pub held_reason: Option<HeldReason>,
     pub owner: Owner,
@@ -51,6 +53,8 @@ pub struct Glance {
     pub error_kind: Option<ErrorKind>,
     /// How long ago it became final, by the store's clock.
     pub finished_for: Option<Duration>,
+    /// Itself, for whoever removes it as it was seen.
+    pub seen: SeenJob,
     /// How its last call ended, if it was asked for, and as far as there was one that ended.
     pub last_outcome: Option<AttemptOutcome>,
     /// Whether running it again might repeat an effect; `false` if it was not asked for.
@@ -79,7 +83,7 @@ pub async fn all_jobs<S: JobLists + ?Sized>(
 pub(super) const GLANCE: &str =
     "id, created_at, state, held_reason, owner_kind, owner_id, queue, tool, toolkit_version,
     coalesce(frozen_effect, effect) as effect, error_kind,
-    {finished_for} as finished_for,
+    {finished_for} as finished_for, {finished_micros} as finished_micros,
     case when {outcomes} then coalesce(
         (select a.outcome from attempts a where a.job_id = jobs.id and a.number = jobs.attempt),
         case when http_status is not null then 'succeeded' end) end as last_outcome,

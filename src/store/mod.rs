@@ -24,6 +24,7 @@
 use std::sync::Arc;
 
 mod access_keys;
+mod actions;
 mod admin;
 mod answers;
 mod audit;
@@ -37,6 +38,7 @@ mod convert;
 mod detached;
 mod driver_error;
 mod error;
+mod filter_json;
 mod finishes;
 mod history;
 mod job_control;
@@ -58,6 +60,10 @@ pub mod sqlite;
 mod texts;
 
 pub use access_keys::{AccessKeys, AddedKey, UsedKey};
+pub use actions::{
+    Action, ActionDecision, ActionKind, ActionStatus, Actions, Confirmed, Deciding, MadeAction, NewAction,
+    Preview, PreviewKind, Progress, Skip, Step, TakenAction, Then,
+};
 pub use admin::{Admin, Concern, Schema};
 pub use answers::{About, Answer, Answers, Repeat};
 pub use audit::{Audit, AuditLimits, AuditPage, Finding, FindingKind};
@@ -69,6 +75,7 @@ pub use checks::{Check, Checks, PutOff};
 pub use claims::{Bind, Claim, ClaimReceipt, Claimed, Claims};
 pub use connections::{Awaited, Connections, SEARCHED_FOR_TOGETHER, TakeAwaited};
 pub use error::{Result, StoreError, StoreErrorKind};
+pub use filter_json::{BadFilter, FilterJson};
 pub use finishes::{By, Finish, Finished, Finishes};
 pub use history::{History, HistoryEntry, HistoryFact, HistoryKind, check_decider};
 pub use job_control::{AttemptView, Census, Decided, Force, JobControl, JobView};
@@ -79,7 +86,7 @@ pub use leases::{Leases, LostJob, WorkerView, build};
 pub use pins::Pins;
 pub use publications::{Due, MAX_UNCLAIMED_WAIT, Publications};
 pub use rejections::{Rejected, RejectedFilter, RejectedView, Rejections};
-pub use retention::{OldJob, OldMessage, OtherId, Page, Pending, Place, Retention, Which};
+pub use retention::{OldJob, OldMessage, OtherId, Page, Pending, Place, Retention, SeenJob, Which};
 pub use sql::Statement;
 
 /// Everything that a process needs of a store.
@@ -99,6 +106,7 @@ pub trait Store:
     + Pins
     + AccessKeys
     + Batches
+    + Actions
     + Rejections
     + Retention
     + Admin

@@ -1,6 +1,6 @@
 //! What was finished or rejected long ago, and its removal.
 
-use std::{fmt, time::Duration};
+use std::{collections::HashMap, fmt, time::Duration};
 
 use async_trait::async_trait;
 use uuid::Uuid;
@@ -9,7 +9,7 @@ use super::{
     Result,
     read::{StoreRow, readable},
 };
-use crate::job::{JobId, Owner, State};
+use crate::job::{JobId, Owner, Principal, State};
 
 /// Rows in the order in which they came, page by page, and their removal.
 ///
@@ -23,6 +23,9 @@ use crate::job::{JobId, Owner, State};
 pub trait Retention: fmt::Debug + Send + Sync {
     /// Up to `limit` of these jobs, oldest first, which come after `after`, or the first ones.
     async fn old_jobs(&self, which: &Which, after: Option<Place>, limit: usize) -> Result<Page<OldJob>>;
+
+    /// Those of these jobs that are final and as they were seen.
+    async fn seen_jobs(&self, principal: &Principal, seen: &[SeenJob]) -> Result<Vec<OldJob>>;
 
     /// Removes those of these jobs that are as they were seen, each with its attempts, its history, its idempotency key,
     /// its other IDs and the answers that tell of it in one transaction. Returns them.
@@ -93,6 +96,14 @@ pub struct Page<T> {
     pub end: Option<Place>,
 }
 
+/// A job as it was when it was seen.
+#[derive(Debug, Clone, Copy)]
+pub struct SeenJob {
+    pub id: JobId,
+    /// When it became final, in microseconds since 1970: what changes when it is run again.
+    pub(super) finished_at: Option<i64>,
+}
+
 /// A job as it is seen by what removes jobs.
 #[derive(Debug, Clone)]
 pub struct OldJob {
@@ -147,21 +158,31 @@ impl<T> Page<T> {
 
 impl Page<OldJob> {
     pub(super) fn of_jobs(rows: &[impl StoreRow]) -> Result<Self> {
-        Self::read(rows, |row| {
-            let pending = [("owes_reply", Pending::Reply), ("is_looked_up", Pending::LookUp)];
-            let pending =
-                pending.into_iter().map(|(column, pending)| Ok(row.read::<bool>(column)?.then_some(pending)));
-            Ok(OldJob {
-                id: JobId(row.read("id")?),
-                owner: row.owner()?,
-                state: row.parse("state")?,
-                finished_for: row.span_if_any("finished_for")?,
-                pending: pending.collect::<Result<Vec<_>>>()?.into_iter().flatten().next(),
-                bytes: row.total("bytes")?,
-                finished_at: row.read("finished_at")?,
-            })
-        })
+        Self::read(rows, old_job)
     }
+}
+
+fn old_job(row: &impl StoreRow) -> Result<OldJob> {
+    let pending = [("owes_reply", Pending::Reply), ("is_looked_up", Pending::LookUp)];
+    let pending =
+        pending.into_iter().map(|(column, pending)| Ok(row.read::<bool>(column)?.then_some(pending)));
+    Ok(OldJob {
+        id: JobId(row.read("id")?),
+        owner: row.owner()?,
+        state: row.parse("state")?,
+        finished_for: row.span_if_any("finished_for")?,
+        pending: pending.collect::<Result<Vec<_>>>()?.into_iter().flatten().next(),
+        bytes: row.total("bytes")?,
+        finished_at: row.read("finished_at")?,
+    })
+}
+
+/// Those of these rows that are final and as they were seen.
+pub(super) fn as_seen(rows: &[impl StoreRow], seen: &[SeenJob]) -> Vec<OldJob> {
+    let seen: HashMap<JobId, Option<i64>> = seen.iter().map(|job| (job.id, job.finished_at)).collect();
+    let mut jobs = readable(rows, old_job);
+    jobs.retain(|job| job.finished_at.is_some() && seen.get(&job.id) == Some(&job.finished_at));
+    jobs
 }
 
 impl Page<OldMessage> {

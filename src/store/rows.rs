@@ -6,8 +6,9 @@ use uuid::Uuid;
 
 use super::{
     About, Answer, AttemptView, Awaited, Check, ClaimReceipt, Glance, HistoryEntry, HistoryFact, HistoryKind,
-    JobView, LostJob, Rejected, RejectedView, Result,
+    JobView, LostJob, Rejected, RejectedView, Result, SeenJob,
     columns::{budget_of, spec_of},
+    job_filter::place_of,
     read::StoreRow,
     replay::{FoundJob, RecordedAttempt, Standing},
     texts::GLOBAL,
@@ -55,8 +56,10 @@ pub(super) fn job(row: &impl StoreRow) -> Result<JobView> {
 }
 
 pub(super) fn glance(row: &impl StoreRow) -> Result<Glance> {
+    let id = JobId(row.read("id")?);
     Ok(Glance {
-        id: JobId(row.read("id")?),
+        id,
+        place: place_of(row)?,
         state: row.parse("state")?,
         held_reason: row.word_if_any("held_reason")?,
         owner: row.owner()?,
@@ -66,6 +69,7 @@ pub(super) fn glance(row: &impl StoreRow) -> Result<Glance> {
         effect: row.effect_if_any("effect")?,
         error_kind: row.word_if_any("error_kind")?,
         finished_for: row.span_if_any("finished_for")?,
+        seen: SeenJob { id, finished_at: row.read("finished_micros")? },
         last_outcome: row.word_if_any("last_outcome")?,
         may_have_acted: row.read("may_have_acted")?,
     })

@@ -42,6 +42,7 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
     (16, "views", include_str!("../../../migrations/postgres/0016_views.sql")),
     (17, "access_keys", include_str!("../../../migrations/postgres/0017_access_keys.sql")),
     (18, "batches", include_str!("../../../migrations/postgres/0018_batches.sql")),
+    (19, "actions", include_str!("../../../migrations/postgres/0019_actions.sql")),
 ];
 
 statements! { Postgres:

@@ -21,6 +21,11 @@ impl Dialect for Postgres {
         ("is_operator", "{principal_kind}::text is null"),
         // Whether a job is one that the principal may see; what is about the job `job_id` is if that is.
         ("may_see", "({is_operator} or owner_kind = {principal_kind} and owner_id = {principal_id})"),
+        // Whether it is the principal's own, for the operator, too.
+        (
+            "is_of_principal",
+            "({is_operator} and owner_kind is null or owner_kind = {principal_kind} and owner_id = {principal_id})",
+        ),
         ("is_valid", "k.revoked_at is null and (k.expires_at is null or k.expires_at > now())"),
         ("may_see_of", "exists (select 1 from jobs where jobs.id = job_id and {may_see})"),
         // What the holder of a claim knows.
@@ -100,6 +105,7 @@ impl Dialect for Postgres {
         reply_due_at = case when reply_to is not null then now() end",
         ),
         ("glance", GLANCE),
+        ("finished_micros", "(extract(epoch from finished_at) * 1000000)::bigint"),
         ("finished_for", "(extract(epoch from now() - finished_at) * 1000000)::bigint"),
         // A part of the order of creation.
         (
@@ -151,7 +157,7 @@ impl Dialect for Postgres {
             "held_one",
             "page as (
             select id as page_id, account as page_account from jobs
-            where {may_see} and id = {id} and state = 'held' for update)",
+            where ({force} or not {may_have_acted}) and {may_see} and id = {id} and state = 'held' for update)",
         ),
         (
             "run_one",

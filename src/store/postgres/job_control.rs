@@ -54,7 +54,7 @@ statements! { Postgres:
     noted as (insert into job_history (job_id, kind, by) select id, 'retried', {by}::text from restarted)
     select state from restarted";
 
-    release_retry(principal: One<'_, PrincipalColumns>, id: Uuid, by: &str, how: &str) =
+    release_retry(principal: One<'_, PrincipalColumns>, id: Uuid, by: &str, how: &str, force: bool) =
     "with {held_one}, released as (update jobs set {to_retry} {of_page}), {note_released} select state from released";
 
     release_succeeded(principal: One<'_, PrincipalColumns>, id: Uuid, by: &str, how: &str, result: &str) =
@@ -110,13 +110,25 @@ impl JobControl for PostgresStore {
     async fn release(&self, principal: &Principal, id: JobId, release: Release, by: &str) -> Result<Decided> {
         let how = release.as_str();
         let decision = || match release {
-            Release::Retry => sql::release_retry(One(principal), id.0, by, how),
+            Release::Retry => sql::release_retry(One(principal), id.0, by, how, true),
             Release::Succeeded => sql::release_succeeded(One(principal), id.0, by, how, NO_RESULT),
             Release::Failed => {
                 sql::release_failed(One(principal), One(Some(&marked_failed())), id.0, by, how)
             }
         };
         self.decide(principal, id, by, Transition::Release(release), decision).await
+    }
+
+    async fn release_to_run(
+        &self,
+        principal: &Principal,
+        id: JobId,
+        by: &str,
+        force: Force,
+    ) -> Result<Decided> {
+        let how = Release::Retry.as_str();
+        let decision = || sql::release_retry(One(principal), id.0, by, how, force.effect);
+        self.decide(principal, id, by, Transition::Release(Release::Retry), decision).await
     }
 
     async fn census(&self) -> Result<Census> {

@@ -25,6 +25,7 @@ use self::{
 use super::{Result, Statement, Store, StoreError, StoreErrorKind, sql::all_statements};
 
 mod access_keys;
+mod actions;
 mod admin;
 mod answers;
 mod audit;

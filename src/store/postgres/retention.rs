@@ -5,12 +5,14 @@ use uuid::Uuid;
 
 use super::PostgresStore;
 use crate::{
-    job::{JobId, Owner},
+    job::{JobId, Owner, Principal},
     store::{
-        OldJob, OldMessage, OtherId, Page, Place, Result, Retention, Which,
+        OldJob, OldMessage, OtherId, Page, Place, Result, Retention, SeenJob, Which,
+        columns::PrincipalColumns,
         convert::{micros, to_limit},
         read::StoreRow as _,
-        sql::statements,
+        retention::as_seen,
+        sql::{One, statements},
     },
 };
 
@@ -24,6 +26,8 @@ statements! { Postgres:
     where (created_at, id) > ({instant}, {id}) and created_at <= now() - {age}::bigint * interval '1 microsecond'
         and owner_kind = {owner_kind} and owner_id = {owner_id}
     order by created_at, id limit {limit}";
+
+    seen_jobs(principal: One<'_, PrincipalColumns>, ids: Vec<Uuid>) = "select {old_job} from jobs where {may_see} and id = any({ids})";
 
     remove(ids: Vec<Uuid>, finished: Vec<i64>) = "with old as materialized (
         select id from jobs where id = any({ids}) and finished_at is not null and reply_due_at is null and check_at is null
@@ -80,6 +84,11 @@ impl Retention for PostgresStore {
             None => sql::old_jobs(at, id, age, limit),
         };
         Page::of_jobs(&self.other.fetch(query).await?)
+    }
+
+    async fn seen_jobs(&self, principal: &Principal, seen: &[SeenJob]) -> Result<Vec<OldJob>> {
+        let ids = seen.iter().map(|job| job.id.0).collect();
+        Ok(as_seen(&self.other.fetch(sql::seen_jobs(One(principal), ids)).await?, seen))
     }
 
     async fn remove_jobs(&self, jobs: &[OldJob]) -> Result<Vec<JobId>> {

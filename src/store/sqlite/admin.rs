@@ -34,6 +34,7 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
     (16, "views", include_str!("../../../migrations/sqlite/0016_views.sql")),
     (17, "access_keys", include_str!("../../../migrations/sqlite/0017_access_keys.sql")),
     (18, "batches", include_str!("../../../migrations/sqlite/0018_batches.sql")),
+    (19, "actions", include_str!("../../../migrations/sqlite/0019_actions.sql")),
 ];
 
 statements! { Sqlite:

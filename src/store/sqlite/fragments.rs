@@ -21,6 +21,8 @@ impl Dialect for Sqlite {
         ("is_operator", "{principal_kind} is null"),
         // Whether a job is one that the principal may see; what is about the job `job_id` is if that is.
         ("may_see", "({is_operator} or owner_kind = {principal_kind} and owner_id = {principal_id})"),
+        // Whether it is the principal's own, for the operator, too.
+        ("is_of_principal", "(owner_kind is {principal_kind} and owner_id is {principal_id})"),
         ("is_valid", "k.revoked_at is null and (k.expires_at is null or k.expires_at > {now})"),
         ("may_see_of", "exists (select 1 from jobs where jobs.id = job_id and {may_see})"),
         // What the holder of a claim knows.
@@ -82,6 +84,7 @@ impl Dialect for Sqlite {
         finished_at = {now}, reply_due_at = case when reply_to is not null then {now} end",
         ),
         ("glance", GLANCE),
+        ("finished_micros", "finished_at"),
         ("finished_for", "{now} - finished_at"),
         // A part of the order of creation.
         ("in_order", "(created_at, id) < ({before_at}, {before_id}) and (created_at, id) >= ({end_at}, {end_id})"),

@@ -44,8 +44,8 @@ statements! { Sqlite:
     where ({force} or not {may_have_acted}) and ({early} or not {is_early}) and id = {id} and state in ('failed', 'cancelled', 'retryable', 'scheduled')
     returning state, account";
 
-    release_retry(id: Uuid, now: i64) =
-    "update jobs set {to_retry} where id = {id} and state = 'held' returning state, account";
+    release_retry(id: Uuid, now: i64, force: bool) =
+    "update jobs set {to_retry} where ({force} or not {may_have_acted}) and id = {id} and state = 'held' returning state, account";
 
     release_succeeded(id: Uuid, now: i64, result: &str) =
     "update jobs set {to_succeeded} where {may_have_run} and id = {id} and state = 'held' returning state, account";
@@ -107,6 +107,20 @@ impl JobControl for SqliteStore {
         .await
     }
 
+    async fn release_to_run(
+        &self,
+        principal: &Principal,
+        id: JobId,
+        by: &str,
+        force: Force,
+    ) -> Result<Decided> {
+        let fact = HistoryFact::Released { how: Release::Retry };
+        self.decide(principal, id, by, Transition::Release(Release::Retry), fact, move |now| {
+            sql::release_retry(id.0, now, force.effect)
+        })
+        .await
+    }
+
     async fn census(&self) -> Result<Census> {
         let waiting = self.reader.fetch(sql::census_waiting(self.now_micros())).await?;
         let running = self.reader.fetch(sql::census_running()).await?;
@@ -158,7 +172,7 @@ pub(super) async fn release_page(
 
 fn release_one(id: JobId, now: i64, release: Release) -> Bound<Sqlite> {
     match release {
-        Release::Retry => sql::release_retry(id.0, now),
+        Release::Retry => sql::release_retry(id.0, now, true),
         Release::Succeeded => sql::release_succeeded(id.0, now, NO_RESULT),
         Release::Failed => sql::release_failed(One(Some(&marked_failed())), id.0, now),
     }

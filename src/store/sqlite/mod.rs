@@ -31,6 +31,7 @@ use super::{
 use crate::clock::SharedClock;
 
 mod access_keys;
+mod actions;
 mod admin;
 mod answers;
 mod audit;

@@ -5,12 +5,14 @@ use uuid::Uuid;
 
 use super::SqliteStore;
 use crate::{
-    job::{JobId, Owner},
+    job::{JobId, Owner, Principal},
     store::{
-        OldJob, OldMessage, OtherId, Page, Place, Result, Retention, Which,
+        OldJob, OldMessage, OtherId, Page, Place, Result, Retention, SeenJob, Which,
+        columns::PrincipalColumns,
         convert::{micros, to_limit},
         read::StoreRow as _,
-        sql::statements,
+        retention::as_seen,
+        sql::{One, statements},
     },
 };
 
@@ -25,6 +27,8 @@ statements! { Sqlite:
     where (created_at, id) > ({at}, {id}) and created_at <= {created_until}
         and owner_kind = {owner_kind} and owner_id = {owner_id}
     order by created_at, id limit +{limit}";
+
+    seen_job(principal: One<'_, PrincipalColumns>, id: Uuid, now: i64) = "select {old_job} from jobs where {may_see} and id = {id}";
 
     remove(id: Uuid, finished_at: i64) = "delete from jobs where id = {id} and finished_at = {finished_at}
         and reply_due_at is null and check_at is null";
@@ -70,6 +74,14 @@ impl Retention for SqliteStore {
             None => sql::old_jobs(at, id, until, limit, now),
         };
         Page::of_jobs(&self.reader.fetch(query).await?)
+    }
+
+    async fn seen_jobs(&self, principal: &Principal, seen: &[SeenJob]) -> Result<Vec<OldJob>> {
+        let (mut rows, now) = (Vec::with_capacity(seen.len()), self.now_micros());
+        for job in seen {
+            rows.extend(self.reader.fetch_first(sql::seen_job(One(principal), job.id.0, now)).await?);
+        }
+        Ok(as_seen(&rows, seen))
     }
 
     async fn remove_jobs(&self, jobs: &[OldJob]) -> Result<Vec<JobId>> {

@@ -18,13 +18,7 @@ use errand::{
     access::{AccessKey, NewKey, Shown},
     job::{BatchId, Fence, JobId, JobSpec, Owner, Pin, Principal, Release, RequestId, WorkerId},
     store::{
-        AccessKeys, Added, AddedKey, Admin, Answer, Answers, AttemptView, Audit, AuditLimits, AuditPage,
-        Awaited, BatchDecided, BatchItem, BatchView, Batches, Bind, By, Census, Check, Checks, Claim,
-        Claimed, Claims, Concern, Connections, Counted, Decided, Due, Finding, Finish, Finished, Finishes,
-        Force, Glance, History, HistoryEntry, Inserted, JobControl, JobFilter, JobLists, JobView, Jobs,
-        Leases, Looked, LostJob, NewBatch, OldJob, OldMessage, OtherId, Page, Pins, Place, Publications,
-        PutOff, Rejected, RejectedFilter, RejectedView, Rejections, Repeat, Retention, Schema, Store,
-        StoreError, StoreErrorKind, TakeAwaited, TakenBatch, UsedKey, Which, WorkerView,
+        AccessKeys, Action, ActionKind, Actions, Added, AddedKey, Admin, Answer, Answers, AttemptView, Audit, AuditLimits, AuditPage, Awaited, BatchDecided, BatchItem, BatchView, Batches, Bind, By, Census, Check, Checks, Claim, Claimed, Claims, Concern, Confirmed, Connections, Counted, Decided, Due, Finding, Finish, Finished, Finishes, Force, Glance, History, HistoryEntry, Inserted, JobControl, JobFilter, JobLists, JobView, Jobs, Leases, Looked, LostJob, MadeAction, NewAction, NewBatch, OldJob, OldMessage, OtherId, Page, Pins, Place, Publications, PutOff, Rejected, RejectedFilter, RejectedView, Rejections, Repeat, Retention, Schema, SeenJob, Step, Store, StoreError, StoreErrorKind, TakeAwaited, TakenAction, TakenBatch, UsedKey, Which, WorkerView,
         sqlite::{SqliteOptions, SqliteStore},
     },
 };
@@ -454,6 +448,7 @@ pass_on!(Rejections {
 
 pass_on!(Retention {
     fn old_jobs(&self, &which: Which, after: Option<Place>, limit: usize) -> Page<OldJob>;
+    fn seen_jobs(&self, &principal: Principal, &seen: [SeenJob]) -> Vec<OldJob>;
     fn remove_jobs(&self, &jobs: [OldJob]) -> Vec<JobId>;
     fn old_messages(&self, before: Option<Place>, limit: usize) -> Page<OldMessage>;
     fn remove_messages(&self, &messages: [OldMessage]) -> Vec<Uuid>;
@@ -508,6 +503,20 @@ impl JobControl for Faulty {
         let (told, principal, by) = (format!("release {id} {release:?}"), principal.clone(), by.to_owned());
         self.call(told, move |store| {
             Box::pin(async move { store.release(&principal, id, release, &by).await })
+        })
+        .await
+    }
+
+    async fn release_to_run(
+        &self,
+        principal: &Principal,
+        id: JobId,
+        by: &str,
+        force: Force,
+    ) -> Result<Decided, StoreError> {
+        let (told, principal, by) = (format!("release {id} to run"), principal.clone(), by.to_owned());
+        self.call(told, move |store| {
+            Box::pin(async move { store.release_to_run(&principal, id, &by, force).await })
         })
         .await
     }
@@ -582,6 +591,64 @@ pass_on! { AccessKeys {
     fn use_key(&self, &shown: Shown) -> UsedKey;
     fn has_keys(&self) -> bool;
 }}
+
+/// Nobody makes any in a simulation, so there is nothing to carry out.
+#[async_trait]
+impl Actions for Faulty {
+    async fn make_action(&self, _: &Principal, _: &NewAction, _: Duration) -> Result<MadeAction, StoreError> {
+        unreachable!("nobody makes actions here")
+    }
+
+    async fn start_action(&self, _: &Principal, _: &NewAction) -> Result<MadeAction, StoreError> {
+        unreachable!("nobody makes actions here")
+    }
+
+    async fn confirm_action(
+        &self,
+        _: &Principal,
+        _: Uuid,
+        _: &str,
+        _: bool,
+    ) -> Result<Confirmed, StoreError> {
+        unreachable!("nobody makes actions here")
+    }
+
+    async fn abort_action(&self, _: &Principal, _: Uuid, _: &str) -> Result<Option<Action>, StoreError> {
+        unreachable!("nobody makes actions here")
+    }
+
+    async fn action(&self, _: &Principal, _: Uuid) -> Result<Option<Action>, StoreError> {
+        unreachable!("nobody makes actions here")
+    }
+
+    async fn actions(&self, _: &Principal, _: Option<Place>, _: usize) -> Result<Vec<Action>, StoreError> {
+        unreachable!("nobody makes actions here")
+    }
+
+    async fn take_action(&self, _: Option<Uuid>, _: Duration) -> Result<Option<TakenAction>, StoreError> {
+        Ok(None)
+    }
+
+    async fn keep_action(&self, _: Uuid, _: i64, _: Duration) -> Result<bool, StoreError> {
+        unreachable!("nobody makes actions here")
+    }
+
+    async fn record_action(&self, _: Uuid, _: i64, _: &Step) -> Result<bool, StoreError> {
+        unreachable!("nobody makes actions here")
+    }
+
+    async fn actions_under_way(&self) -> Result<BTreeMap<ActionKind, u64>, StoreError> {
+        Ok(BTreeMap::new())
+    }
+
+    async fn prune_actions(&self, _: Duration, _: usize) -> Result<u64, StoreError> {
+        Ok(0)
+    }
+
+    async fn remove_actions(&self, _: &Owner) -> Result<u64, StoreError> {
+        unreachable!("nobody is erased here")
+    }
+}
 
 #[async_trait]
 impl Pins for Faulty {

@@ -90,6 +90,28 @@ on_every_backend!(a_job_that_has_not_run_is_only_released_to_run, async |t| {
     assert_eq!(answer, Decided::Now(State::Available));
 });
 
+on_every_backend!(
+    a_held_job_whose_call_may_have_acted_goes_on_among_many_only_where_that_is_forced,
+    async |t| {
+        let release = async |id, force| {
+            t.store.release_to_run(&Principal::Operator, id, OPERATOR, force).await.unwrap()
+        };
+        let unclear = t.run_bound(json!({})).await;
+        t.finish(&unclear.end(hold(), AttemptOutcome::Unknown)).await;
+        let early = Force { effect: false, early: true };
+        assert_eq!(release(unclear.id, early).await, Decided::MayHaveActed);
+        assert_eq!(t.state(unclear.id).await, State::Held);
+        assert_eq!(release(unclear.id, FORCE).await, Decided::Now(State::Available));
+        let spec = job(json!({}));
+        t.claim(&park(&spec, "github")).await;
+        assert_eq!(release(spec.id, Force::default()).await, Decided::Now(State::Available));
+        assert!(matches!(release(spec.id, FORCE).await, Decided::Illegal(_)));
+        assert_eq!(release(JobId::new(), FORCE).await, Decided::Unknown);
+        let history = t.store.history(&Principal::Operator, spec.id).await.unwrap();
+        assert_eq!(history.last().map(|entry| &*entry.by), Some(OPERATOR));
+    }
+);
+
 on_every_backend!(a_job_tells_which_worker_has_it_or_had_it_last, async |t| {
     let spec = job(json!({}));
     t.insert(&spec).await;

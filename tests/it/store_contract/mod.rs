@@ -27,6 +27,7 @@ use crate::{
 };
 
 mod access_keys;
+mod actions;
 mod admin;
 mod answers;
 mod audit;

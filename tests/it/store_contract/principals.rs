@@ -1,12 +1,14 @@
 //! What an owner sees of others: nothing.
 
+use std::time::Duration;
+
 use errand::{
     bounds::MAX_LOOK_SCATTERED,
     job::{
         AttemptOutcome, Effect, EnvelopeReason, ErrorKind, HeldReason, JobId, Owner, Principal, Release,
         State,
     },
-    store::{JobFilter, Rejected, RejectedFilter, Repeat, SharedStore},
+    store::{ActionDecision, JobFilter, NewAction, Rejected, RejectedFilter, Repeat, SeenJob, SharedStore},
 };
 use serde_json::json;
 use uuid::Uuid;
@@ -21,20 +23,23 @@ fn owners() -> [Owner; 3] {
 /// What one owner has. Its tool is that of no other jobs, and so is the queue of its rejected message.
 struct Things {
     tool: String,
-    held: [JobId; 3],
+    held: [JobId; 4],
     failed: JobId,
     running: JobId,
     /// Another ID of the first held job.
     alias: JobId,
     message: Uuid,
+    actions: [Uuid; 2],
 }
 
 impl Things {
     /// What nobody has.
     fn of_nobody() -> Self {
         let (tool, message) = (format!("T{}", Uuid::now_v7().simple()), Uuid::now_v7());
-        let [first, second, third, failed, running, alias] = std::array::from_fn(|_| JobId::new());
-        Self { tool, held: [first, second, third], failed, running, alias, message }
+        let [failed, running, alias] = std::array::from_fn(|_| JobId::new());
+        let (held, actions) =
+            (std::array::from_fn(|_| JobId::new()), std::array::from_fn(|_| Uuid::now_v7()));
+        Self { tool, held, failed, running, alias, message, actions }
     }
 
     async fn of(owner: &Owner, t: &TestStore) -> Self {
@@ -62,12 +67,25 @@ impl Things {
             asked: None,
         };
         t.store.reject(&[message]).await.unwrap();
+        for id in things.actions {
+            let action = NewAction {
+                id,
+                decision: ActionDecision::Cancel,
+                filter: things.jobs(),
+                until: None,
+                force: FORCE,
+                preview: None,
+                by: OPERATOR.into(),
+            };
+            let who = Principal::Owner(owner.clone());
+            t.store.make_action(&who, &action, Duration::from_secs(3_600)).await.unwrap();
+        }
         things
     }
 
-    fn ids(&self) -> [JobId; 5] {
-        let [first, second, third] = self.held;
-        [first, second, third, self.failed, self.running]
+    fn ids(&self) -> [JobId; 6] {
+        let [first, second, third, fourth] = self.held;
+        [first, second, third, fourth, self.failed, self.running]
     }
 
     fn jobs(&self) -> JobFilter {
@@ -104,7 +122,8 @@ macro_rules! calls {
     };
 }
 
-// Every method of the store that takes a principal, but for those about access keys, which have tests of their own. A decision is about a job that allows it and that no other line changes.
+// Every method of the store that takes a principal, but for those about access keys, and those that make and list actions,
+// which have tests of their own. A decision is about a job that allows it and that no other line changes.
 calls! { |store, who, of|
     Read job = store.job(who, of.held[0]);
     Read attempts = store.attempts(who, of.held[0]);
@@ -119,16 +138,30 @@ calls! { |store, who, of|
     Decision release = store.release(who, of.held[0], Release::Retry, OPERATOR);
     Decision release_as_succeeded = store.release(who, of.held[1], Release::Succeeded, OPERATOR);
     Decision release_as_failed = store.release(who, of.held[2], Release::Failed, OPERATOR);
+    Decision release_to_run = store.release_to_run(who, of.held[3], OPERATOR, FORCE);
+    Read seen_jobs = store.seen_jobs(who, &seen(store, of).await);
+    Read action = store.action(who, of.actions[0]);
+    Decision confirm_action = store.confirm_action(who, of.actions[0], OPERATOR, true);
+    Read abort_action = store.abort_action(who, of.actions[1], OPERATOR);
     Message rejected = store.rejected(who, &of.messages(), None, 10);
     Message rejected_message = store.rejected_message(who, of.message);
     Message rejected_as = store.rejected_as(who, of.held[0]);
     Message mark_requeued = store.mark_requeued(who, of.message, OPERATOR, None);
 }
 
+/// The jobs, as the operator sees them.
+async fn seen(store: &SharedStore, of: &Things) -> Vec<SeenJob> {
+    let jobs = store.glances(&Principal::Operator, &of.jobs(), None, false).await.unwrap().items;
+    jobs.iter().map(|job| job.seen).collect()
+}
+
 /// What a decision might change of these things, as the operator sees it.
 async fn state_of(t: &TestStore, of: &Things) -> String {
     let who = &Principal::Operator;
     let mut all = format!("{:?}", t.store.rejected_message(who, of.message).await.unwrap());
+    for id in of.actions {
+        all += &format!("{:?}", t.store.action(who, id).await.unwrap());
+    }
     for id in of.ids() {
         let (job, history) = (t.view(id).await, t.store.history(who, id).await.unwrap());
         all += &format!("{job:?} {history:?} {:?}", t.store.attempts(who, id).await.unwrap());
@@ -278,7 +311,7 @@ on_every_backend!(however_many_jobs_a_namesake_of_another_kind_has_an_owner_does
     t.fill(2 * MAX_LOOK_SCATTERED).await;
     let who = &Principal::Owner(owner);
     let jobs = t.store.jobs(who, &first.jobs(), None, 10).await.unwrap();
-    assert_eq!((jobs.items.len(), jobs.looked_at, jobs.next), (5, 5, None));
+    assert_eq!((jobs.items.len(), jobs.looked_at, jobs.next), (6, 6, None));
     let glances = t.store.glances(who, &first.jobs(), None, true).await.unwrap();
-    assert_eq!((glances.items.len(), glances.looked_at, glances.next), (5, 5, None));
+    assert_eq!((glances.items.len(), glances.looked_at, glances.next), (6, 6, None));
 });

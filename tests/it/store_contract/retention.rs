@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use errand::{
     job::{AttemptOutcome, Ending, EnvelopeReason, ErrorKind, JobId, JobSpec, Principal, State, Stop},
-    store::{Inserted, OldJob, OldMessage, Pending, Place, Rejected, Repeat, Which},
+    store::{Inserted, JobFilter, OldJob, OldMessage, Pending, Place, Rejected, Repeat, Which},
 };
 use serde_json::json;
 use uuid::Uuid;
@@ -182,6 +182,28 @@ on_every_backend!(a_job_that_changed_since_it_was_seen_stays, async |t| {
     }
 });
 
+on_every_backend!(jobs_are_removed_as_they_were_glanced_at, async |t| {
+    let [kept, retried, gone] = [
+        t.in_state(State::Failed).await,
+        t.in_state(State::Failed).await,
+        t.in_state(State::Cancelled).await,
+    ];
+    let waiting = t.in_state(State::Scheduled).await;
+    let seen = t.store.glances(&Principal::Operator, &JobFilter::default(), None, false).await.unwrap().items;
+    let seen: Vec<_> = seen.iter().map(|job| job.seen).collect();
+    assert_eq!(seen.len(), 4);
+    t.store.restart(&Principal::Operator, retried, OPERATOR, FORCE).await.unwrap();
+    t.store.cancel(&Principal::Operator, retried, OPERATOR).await.unwrap();
+    let other = Principal::Owner("org:u-1".parse().unwrap());
+    assert!(t.store.seen_jobs(&other, &seen).await.unwrap().is_empty(), "they are of others");
+    let mut found = ids(&t.store.seen_jobs(&Principal::Operator, &seen).await.unwrap());
+    found.sort();
+    assert_eq!(found, [kept, gone], "one has ended anew, one has not ended");
+    let only: Vec<_> = seen.into_iter().filter(|job| [gone, waiting].contains(&job.id)).collect();
+    let old = t.store.seen_jobs(&Principal::Operator, &only).await.unwrap();
+    assert_eq!(t.store.remove_jobs(&old).await.unwrap(), [gone]);
+});
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_job_that_somebody_has_locked_stays_and_keeps_nobody_waiting() {
     let t = TestStore::postgres().await;
@@ -271,6 +293,10 @@ const BOUNDS: &[(&str, &str)] = &[
     ("workers", "Leases::forget_workers, some time after the last beat"),
     ("awaited", "Connections::take_awaited, when no job waits"),
     ("pins", "as many as people set"),
+    (
+        "actions",
+        "bounds::MAX_OPEN_ACTIONS and MAX_ENDED_ACTIONS of an owner; maintenance::prune, some time after their end",
+    ),
     ("access_keys_required", "one row"),
     ("access_keys", "bounds::MAX_KEYS valid ones of an owner; AccessKeys::add_key removes ended ones"),
     (
