@@ -3,6 +3,7 @@
 //! Read `ARCHITECTURE.md` first: it has the code map and the order in which to read these modules.
 
 pub mod access;
+pub mod actions;
 pub mod admission;
 pub mod api;
 pub mod app;

@@ -19,7 +19,7 @@ use crate::{
     job::QueueName,
     lane_head::LaneHeads,
     maintenance::{
-        Turns, audit::Audit, batches::Batches, connections::Connections, gauges::Gauges, key_file::KeyFile,
+        Turns, actions::Actions, audit::Audit, batches::Batches, connections::Connections, gauges::Gauges, key_file::KeyFile,
         policies::Policies, prune::Prune, rescue::Rescue, tool_api::ToolApiWatch, verify::Verify,
     },
     relay::Relay,
@@ -154,6 +154,10 @@ impl Background {
             (
                 "the reading of pins",
                 resolver.refresh_pins(services.store.clone(), health.clone(), stop()).boxed(),
+            ),
+            (
+                "the carrying out of actions",
+                Actions::new(services.store.clone(), services.relay_wake.clone()).run(stop()).boxed(),
             ),
             ("the relay", Relay::new(services, options::relay(config)).run(stop()).boxed()),
             ("the watch over the store", Relay::watch(services.clone(), stop()).boxed()),

@@ -15,7 +15,7 @@ use crate::{
     lane_head::LaneHeads,
     queue::{Depth, QueueErrorKind},
     services::Services,
-    store::{Census, StoreError},
+    store::{ActionKind, Census, StoreError},
     telemetry::metrics,
 };
 
@@ -104,6 +104,10 @@ impl Gauges {
             let late = self.late_since.get(lane).map(|since| now.duration_since(*since));
             let late = late.map_or(Duration::ZERO, |late| late.try_into().unwrap_or_default());
             metrics::OLDEST_DUE.set([lane.as_str()], age.max(late).as_secs_f64());
+        }
+        let under_way = self.services.store.actions_under_way().await?;
+        for kind in ActionKind::ALL {
+            metrics::ACTIONS.set([kind.as_str()], under_way.get(kind).copied().unwrap_or(0) as f64);
         }
         metrics::WORKER_BUILDS.set([], self.services.store.live_builds(self.lease).await? as f64);
         census.map(drop)

@@ -1,5 +1,6 @@
 //! What keeps the store in order beside the flow of jobs.
 
+pub mod actions;
 pub mod audit;
 pub mod batches;
 pub mod connections;

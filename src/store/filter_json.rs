@@ -33,6 +33,8 @@ pub struct FilterJson {
     pub outcome_unknown: Option<bool>,
     pub version: Option<String>,
     pub effect: Option<String>,
+    /// Enqueued by this batch.
+    pub batch: Option<String>,
 }
 
 /// A field of a filter that cannot be understood.
@@ -60,6 +62,7 @@ impl FilterJson {
             outcome_unknown: filter.outcome_unknown.then_some(true),
             version: filter.version.clone(),
             effect: filter.effect.map(|effect| effect.to_string()),
+            batch: filter.batch.map(|batch| batch.to_string()),
         }
     }
 
@@ -80,6 +83,7 @@ impl FilterJson {
             outcome_unknown: self.outcome_unknown.unwrap_or(false),
             version: text("version", self.version)?,
             effect: read("effect", self.effect)?,
+            batch: read("batch", self.batch)?,
         })
     }
 }

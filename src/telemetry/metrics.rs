@@ -94,6 +94,8 @@ catalogue! {
     PRUNED_JOBS = Counter Count "errand_pruned_jobs_total" ["state"] "Jobs that were removed because their retention was over, by their final state.";
     PRUNED_MESSAGES = Counter Count "errand_pruned_rejected_messages_total" ["by"] "Rejected messages that were removed: by age, or before their time by count or bytes.";
     PRUNE_STEP = Histogram Seconds "errand_prune_step_duration_seconds" [] "Time of one statement or transaction that looks for what is over or removes it.";
+    ACTIONS = Gauge Count "errand_actions" ["kind"] "Actions by filter that are confirmed and not carried out to their end.";
+    ACTION_JOBS = Counter Count "errand_action_jobs_total" ["kind", "result"] "Jobs that this process has decided about for an action by filter: done, or why it was left as it is.";
     CONNECTION_LOOKUPS = Counter Count "errand_connection_lookups_total" ["result"] "Look-ups of connections that held jobs wait for: active, missing or failed.";
     CONNECTION_RELEASED = Counter Count "errand_connection_released_jobs_total" [] "Jobs held for a connection that went on because it is active.";
     CONNECTION_EXPIRED = Counter Count "errand_connection_expired_jobs_total" [] "Jobs held for a connection that failed because their time had passed.";

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use errand::health::Phase;
 use errand::job::{AttemptOutcome, EnvelopeReason, ErrorKind, HeldReason, State};
 use errand::maintenance::prune::Excess;
-use errand::store::FindingKind;
+use errand::store::{ActionKind, FindingKind, Skip};
 use errand::telemetry::metrics::{CATALOGUE, Kind};
 
 use crate::dashboards::{self, between};
@@ -48,6 +48,14 @@ fn the_documentation_lists_every_value_of_the_closed_choices() {
         (
             "`by` of `errand_pruned_rejected_messages_total`",
             Excess::ALL.iter().map(|excess| excess.as_str()).collect(),
+        ),
+        (
+            "`kind` of `errand_actions` and `errand_action_jobs_total`",
+            ActionKind::ALL.iter().map(|kind| kind.as_str()).collect(),
+        ),
+        (
+            "`result` of `errand_action_jobs_total`",
+            ["done"].into_iter().chain(Skip::ALL.iter().map(|why| why.as_str())).collect(),
         ),
         ("`reason` of `errand_held_jobs`", HeldReason::ALL.iter().map(|reason| reason.as_str()).collect()),
         (

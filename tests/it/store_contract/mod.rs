@@ -32,6 +32,7 @@ mod admin;
 mod answers;
 mod audit;
 mod batches;
+mod carried_out;
 mod checks;
 mod claims;
 mod connections;
