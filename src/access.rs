@@ -29,7 +29,7 @@ string_enum! {
         Enqueue = "enqueue",
         /// Read its owner's jobs, with their results.
         Read = "read",
-        /// Cancel, retry and release its owner's jobs, and make and end keys that may do no more than itself.
+        /// Cancel, retry, release and prune its owner's jobs, also by filters, and make and end keys that may do no more than itself.
         Manage = "manage",
     }
 }

@@ -196,6 +196,8 @@ problems! {
     OfItsItems: InvalidBatch KeyConflict TooManyRequests;
     /// What further items of a batch may meet.
     OfItsOrder: OutOfOrder WrongState;
+    /// What a request may meet that shows an idempotency key.
+    OfAKey: KeyConflict;
     /// What a decision may meet that the state does not allow.
     OfTheState: WrongState;
     /// What running a job again may meet.

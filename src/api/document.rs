@@ -21,6 +21,7 @@ use utoipa::{
 };
 
 use super::{
+    actions::ActionPage,
     batches::{BatchPage, ItemPage},
     described::{BatchOrId, Envelope, JobOrDryRun, JobOrId, OfTheDescription},
     docs_page,
@@ -30,7 +31,7 @@ use super::{
     problem::{ItemError, Problem},
     shared::{Description, Shared},
 };
-use crate::{access::KeyJson, job_json::Job};
+use crate::{access::KeyJson, actions::ActionJson, job_json::Job};
 
 /// Scopes are of keys, and OpenAPI knows them of OAuth only.
 const NO_SCOPES: [&str; 0] = [];
@@ -107,6 +108,8 @@ fn document(paths: PathsBuilder) -> serde_json::Result<Value> {
     add::<ItemError>(&mut schemas);
     add::<KeyJson<'static>>(&mut schemas);
     add::<KeyPage>(&mut schemas);
+    add::<ActionJson<'static>>(&mut schemas);
+    add::<ActionPage<'static>>(&mut schemas);
     add::<Problem>(&mut schemas);
     let bearer = HttpBuilder::new()
         .scheme(HttpAuthScheme::Bearer)

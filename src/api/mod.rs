@@ -3,6 +3,7 @@
 //! [`Monitoring`] and [`Api`] are two listeners with an address of their own, because who scrapes metrics need not be able
 //! to enqueue jobs, and the other way round.
 
+mod actions;
 mod batches;
 mod browser;
 mod caller;

@@ -26,6 +26,7 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
+    actions,
     batches,
     caller::{self, Gate, Peer},
     document::{self, DescribedRoutes},
@@ -147,6 +148,11 @@ fn routes() -> DescribedRoutes {
         .route(keys::__path_show, keys::show)
         .route(keys::__path_rotate, keys::rotate)
         .route(keys::__path_revoke, keys::revoke)
+        .route(actions::__path_create, actions::create)
+        .route(actions::__path_list, actions::list)
+        .route(actions::__path_show, actions::show)
+        .route(actions::__path_confirm, actions::confirm)
+        .route(actions::__path_abort, actions::abort)
         .route(document::__path_openapi, document::openapi)
         .route(document::__path_docs, document::docs)
 }

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "the helpers of tests fail as tests do")]
 
 mod access_keys;
+mod actions;
 mod alerts;
 mod answers;
 mod api;

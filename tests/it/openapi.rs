@@ -83,6 +83,8 @@ async fn the_description_is_valid_whole_and_has_every_route_and_problem() {
     let expected = [
         ("GET", "/docs", "docs"),
         ("GET", "/openapi.json", "openApi"),
+        ("GET", "/v1/actions", "listActions"),
+        ("GET", "/v1/actions/{id}", "showAction"),
         ("GET", "/v1/batches", "listBatches"),
         ("GET", "/v1/batches/{id}", "showBatch"),
         ("GET", "/v1/batches/{id}/items", "listBatchItems"),
@@ -95,6 +97,9 @@ async fn the_description_is_valid_whole_and_has_every_route_and_problem() {
         ("GET", "/v1/jobs/{id}", "showJob"),
         ("GET", "/v1/keys", "listKeys"),
         ("GET", "/v1/keys/{id}", "showKey"),
+        ("POST", "/v1/actions", "createAction"),
+        ("POST", "/v1/actions/{id}/abort", "abortAction"),
+        ("POST", "/v1/actions/{id}/confirm", "confirmAction"),
         ("POST", "/v1/jobs", "enqueueJob"),
         ("POST", "/v1/jobs/{id}/cancel", "cancelJob"),
         ("POST", "/v1/jobs/{id}/release", "releaseJob"),
