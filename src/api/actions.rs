@@ -17,10 +17,10 @@ use uuid::Uuid;
 use super::{
     caller::Caller,
     described::{
-        OfAKey, OfAnyRequest, OfItsBody, OfItsContent, OfOne, OfRunningAgain, OfTheState, example_id, line,
-        number, optional,
+        OfAKey, OfAnyRequest, OfItsBody, OfItsContent, OfOne, OfRunningAgain, OfTheState, cursor, example_id,
+        line, number, optional,
     },
-    filter::{FilterBody, cursor},
+    filter::FilterBody,
     jobs::Nothing,
     problem::{Kind, Problem},
     request::{MAX_LIMIT, Parameters, idempotency_key, optional_json, parsed},

@@ -124,11 +124,6 @@ impl IntoParams for Wanted {
     }
 }
 
-/// Where a list goes on.
-pub(super) fn cursor() -> ObjectBuilder {
-    any_text().pattern(Some(r"^[0-9]{1,17}\.[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$"))
-}
-
 /// The schema of a filter in a body.
 #[derive(Debug)]
 pub(super) struct FilterBody;

@@ -26,8 +26,7 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
-    actions,
-    batches,
+    actions, batches,
     caller::{self, Gate, Peer},
     document::{self, DescribedRoutes},
     jobs, keys,

@@ -19,8 +19,9 @@ use crate::{
     job::QueueName,
     lane_head::LaneHeads,
     maintenance::{
-        Turns, actions::Actions, audit::Audit, batches::Batches, connections::Connections, gauges::Gauges, key_file::KeyFile,
-        policies::Policies, prune::Prune, rescue::Rescue, tool_api::ToolApiWatch, verify::Verify,
+        Turns, actions::Actions, audit::Audit, batches::Batches, connections::Connections, gauges::Gauges,
+        key_file::KeyFile, policies::Policies, prune::Prune, rescue::Rescue, tool_api::ToolApiWatch,
+        verify::Verify,
     },
     relay::Relay,
     resolver::Resolver,

@@ -15,11 +15,13 @@ use crate::{
 };
 
 mod accounts;
+mod actions;
 mod api;
 mod audit;
 mod bulk;
 mod config_command;
 mod context;
+mod decider;
 mod demo;
 mod dev;
 mod doctor;
@@ -84,6 +86,9 @@ enum Command {
     /// List jobs, show one, count, cancel, retry and release them.
     #[command(subcommand)]
     Jobs(jobs::Command),
+    /// List, show and abort actions, which decide about many jobs by filters.
+    #[command(subcommand)]
+    Actions(actions::Command),
     /// List queues: what waits, runs and is held, who consumes, and how many jobs end.
     Queues(queues::Args),
     /// List workers: which build each runs, since when, and what it holds.
@@ -106,7 +111,7 @@ enum Command {
     /// Audit all jobs: find rows that break a rule or that nothing goes on with.
     Audit(audit::Args),
     /// Remove jobs and rejected messages that were kept for long enough.
-    Prune(prune::Args),
+    Prune(Box<prune::Args>),
     /// Remove what one owner has in the database and in the journals of this host.
     Erase(erase::Args),
     /// Apply the database migrations that are missing.
@@ -163,6 +168,7 @@ fn dispatch(cli: Cli) -> anyhow::Result<Exit> {
         Command::Enqueue(args) => brief(&sources, async |context| enqueue::run(*args, context).await),
         Command::EnqueueBulk(args) => brief(&sources, async |context| bulk::run(args, context).await),
         Command::Jobs(command) => brief(&sources, async |context| jobs::run(command, context).await),
+        Command::Actions(command) => brief(&sources, async |context| actions::run(command, context).await),
         Command::Queues(args) => brief(&sources, async |context| queues::run(&args, context).await),
         Command::Workers(args) => brief(&sources, async |context| workers::run(&args, context).await),
         Command::Keys(command) => brief(&sources, async |context| keys::run(command, context).await),
@@ -171,7 +177,7 @@ fn dispatch(cli: Cli) -> anyhow::Result<Exit> {
         Command::Accounts(command) => brief(&sources, async |context| accounts::run(command, context).await),
         Command::Rejected(command) => brief(&sources, async |context| rejected::run(command, context).await),
         Command::Audit(args) => brief(&sources, async |context| audit::run(args, context).await),
-        Command::Prune(args) => brief(&sources, async |context| prune::run(args, context).await),
+        Command::Prune(args) => brief(&sources, async |context| prune::run(*args, context).await),
         Command::Erase(args) => brief(&sources, async |context| erase::run(args, context).await),
         Command::Migrate(args) => brief(&sources, async |context| migrate::run(&args, context).await),
         Command::Health(args) => brief(&sources, async |context| health::run(args, context).await),

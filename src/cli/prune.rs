@@ -5,22 +5,27 @@ use std::time::Duration;
 use serde_json::json;
 
 use super::{
+    actions::ByFilter,
     context::Context,
-    exit::Exit,
+    decider::Who,
+    exit::{self, Exit},
+    jobs::FilterFlags,
     output::{self, Format},
 };
 use crate::{
     app,
     job::State,
     maintenance::prune::{Excess, Options, Prune, Report},
+    store::{ActionDecision, Force},
 };
 
 const EXAMPLES: &str = "\
 Examples:
   errand prune --dry-run
   errand prune --json | jq .jobs
+  errand prune --state failed --toolkit github --until 7d --yes
 
-How long jobs and rejected messages are kept is said by [retention] and [owner_retention]. Workers
+With filters it removes the final jobs that match, however long they are to be kept. How long jobs and rejected messages are kept is said by [retention] and [owner_retention]. Workers
 do the same by themselves, more slowly.";
 
 #[derive(Debug, clap::Args)]
@@ -30,10 +35,31 @@ pub(super) struct Args {
     #[arg(long)]
     dry_run: bool,
     #[command(flatten)]
+    filter: FilterFlags,
+    /// With filters: remove without asking for confirmation.
+    #[arg(long, conflicts_with = "dry_run")]
+    yes: bool,
+    #[command(flatten)]
+    who: Who,
+    #[command(flatten)]
     format: Format,
 }
 
 pub(super) async fn run(args: Args, context: &Context) -> anyhow::Result<Exit> {
+    let filter = args.filter.filter()?;
+    if !filter.is_empty() {
+        let store = context.store()?;
+        let by = args.who.name(context);
+        let (decision, force) = (ActionDecision::Prune, Force::default());
+        let Args { dry_run, yes, format, .. } = args;
+        let all = ByFilter { decision, force, filter, by, dry_run, yes, format };
+        let exit = all.run(&store, context).await?;
+        store.close().await;
+        return Ok(exit);
+    }
+    if args.yes {
+        return Err(exit::usage("--yes is for removal by filters, of which there is none"));
+    }
     let store = context.store()?;
     let options = Options { dry_run: args.dry_run, ..app::prune(context.config()) };
     let report = Prune::new(store.clone(), options).run_once().await?;

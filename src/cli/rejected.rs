@@ -8,8 +8,8 @@ use uuid::Uuid;
 
 use super::{
     context::{Context, OpenDoor},
+    decider::Who,
     exit::{self, Exit},
-    jobs::Who,
     output::{self, Format},
     value,
 };

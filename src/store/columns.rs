@@ -7,8 +7,8 @@ use serde_json::value::RawValue;
 use sqlx::{Postgres, Sqlite};
 
 use super::{
-    AuditLimits, Bind, By, Claim, Finish, JobFilter, NewAction, NewBatch, Rejected, RejectedFilter, Repeat, Result,
-    Step, StoreError,
+    AuditLimits, Bind, By, Claim, Finish, JobFilter, NewAction, NewBatch, Rejected, RejectedFilter, Repeat,
+    Result, Step, StoreError,
     actions::json,
     batch_items::Part,
     convert::{micros, reporter, tags, to_i32, to_millis},

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::{
     api::{Api, kind, read_answer},
-    harness::{Harness, PATIENCE, run},
+    harness::{Harness, PATIENCE, Process, run},
     support::wait::until,
 };
 
@@ -271,6 +271,29 @@ async fn all_called_off_once(harness: &Harness) {
     harness.counts("state = 'cancelled'", JOBS).await;
     let once = "select (count(*) || ' ' || count(distinct job_id)) from job_history where kind = 'cancelled'";
     assert_eq!(harness.text(once).await, Some(format!("{JOBS} {JOBS}")));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_that_nobody_waits_for_any_more_leaves_its_action_to_the_workers() {
+    let harness = Harness::new("actions-ctrl-c", "").await;
+    assert!(harness.errand(&["migrate"]).status.success());
+    many_waiting(&harness).await;
+    let mut command =
+        Process::start(&["jobs", "cancel", "--tool", "T", "--yes", "--by", "alice"], &harness.env());
+    until("it to be in the middle", PATIENCE, async || {
+        (harness.count("state = 'cancelled'").await > 0).then_some(())
+    })
+    .await;
+    command.signal("INT");
+    assert_eq!(command.ended().await.code(), Some(1), "{}", command.log());
+    let log = command.log();
+    assert!(log.contains("no worker is alive") && log.contains("goes on in the workers"), "{log}");
+    let cancelled = harness.count("state = 'cancelled'").await;
+    assert!(cancelled < JOBS, "it was too late for that");
+    let id = harness.text("select id::text from actions where status = 'confirmed'").await.unwrap();
+    assert!(log.contains(&format!("`errand actions abort {id}` ends it")), "{log}");
+    let _worker = harness.worker(&[]).await;
+    all_called_off_once(&harness).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

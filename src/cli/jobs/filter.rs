@@ -55,7 +55,7 @@ pub(in crate::cli) struct FilterFlags {
 }
 
 impl FilterFlags {
-    pub(super) fn filter(&self) -> anyhow::Result<JobFilter> {
+    pub(in crate::cli) fn filter(&self) -> anyhow::Result<JobFilter> {
         Ok(JobFilter {
             state: self.state,
             owner: self.owner.owner()?,

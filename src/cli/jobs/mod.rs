@@ -1,7 +1,9 @@
 //! `errand jobs`: what became of jobs, and what should.
 
 use super::{
+    actions::ByFilter,
     context::Context,
+    decider::Who,
     exit::{self, Exit},
     output::{self, Format},
     value,
@@ -9,7 +11,7 @@ use super::{
 use crate::{
     job::{JobId, Principal, Release},
     job_json,
-    store::{Force, JobFilter, JobView, Place, SharedStore, check_decider},
+    store::{Force, JobFilter, JobView, Place, SharedStore},
 };
 
 mod decide;
@@ -17,10 +19,10 @@ mod filter;
 mod show;
 mod stats;
 
+pub(super) use filter::FilterFlags;
 pub(super) use show::{pinned, print};
 
 use decide::{Care, Decision};
-use filter::FilterFlags;
 use show::state;
 
 const EXAMPLES: &str = "\
@@ -39,7 +41,7 @@ The exit code is 1 if a decision could not be carried out for one of the named j
 
 const RELEASE_USAGE: &str = "\
 errand jobs release <--retry|--succeeded|--failed> <ID>...
-       errand jobs release <--retry|--succeeded|--failed> [FILTERS] [--dry-run|--yes]";
+       errand jobs release <--retry|--succeeded|--failed> [FILTERS] [--force] [--dry-run|--yes]";
 
 const RETRY_USAGE: &str = "\
 errand jobs retry [--force] [--now] <ID>...
@@ -105,6 +107,9 @@ pub(super) enum Command {
         how: ReleaseFlags,
         #[command(flatten)]
         which: Which,
+        /// By filters: also jobs whose last call may have had its effect, which would be repeated.
+        #[arg(long, conflicts_with_all = ["succeeded", "failed"])]
+        force: bool,
     },
 }
 
@@ -122,23 +127,6 @@ pub(super) struct Which {
     #[command(flatten)]
     format: Format,
 }
-
-#[derive(Debug, clap::Args)]
-pub(in crate::cli) struct Who {
-    /// Record NAME in the jobs' history as who decided so. Without it: the user of the operating system.
-    #[arg(long, value_name = "NAME", value_parser = value::decider)]
-    by: Option<String>,
-}
-
-impl Who {
-    pub(in crate::cli) fn name(self, context: &Context) -> String {
-        let user = || context.loaded.user.clone().filter(|user| check_decider(user).is_ok());
-        self.by.or_else(user).unwrap_or_else(|| NOBODY_KNOWN.to_owned())
-    }
-}
-
-/// Who decided, where nobody says and the environment names no user.
-const NOBODY_KNOWN: &str = "unknown";
 
 #[derive(Debug, Clone, Copy, clap::Args)]
 #[group(required = true, multiple = false)]
@@ -188,7 +176,9 @@ pub(super) async fn run(command: Command, context: &Context) -> anyhow::Result<E
         }
         Command::Cancel(which) => (which, Decision::Cancel),
         Command::Retry { which, force, now } => (which, Decision::Retry(Force { effect: force, early: now })),
-        Command::Release { how, which } => (which, Decision::Release(how.release())),
+        Command::Release { how, which, force } => {
+            (which, Decision::Release(how.release(), Force { effect: force, early: false }))
+        }
     };
     let Which { ids, filter, care, who, format } = which;
     let (filter, by) = (filter.filter()?, who.name(context));
@@ -199,10 +189,9 @@ pub(super) async fn run(command: Command, context: &Context) -> anyhow::Result<E
         if filter.is_empty() {
             return Err(exit::usage(WHICH_JOBS));
         }
-        let filter = decision.narrow(filter)?;
-        let all =
-            async |store: &SharedStore| decide::decide_all(store, &filter, decision, &by, care, format).await;
-        with_store(context, all).await
+        let (Care { dry_run, yes }, (decision, force)) = (care, decision.of_action());
+        let all = ByFilter { decision, force, filter, by, dry_run, yes, format };
+        with_store(context, async move |store| all.run(store, context).await).await
     } else {
         with_store(context, async |store| decide::decide(store, &ids, decision, &by, format).await).await
     }

@@ -3,7 +3,10 @@
 use std::collections::BTreeSet;
 
 use errand::{
-    job::{Attempt, AttemptOutcome, Binding, Effect, Ending, ErrorKind, JobError, PinnedBy, Stop, WorkerId},
+    job::{
+        Attempt, AttemptOutcome, Binding, Effect, Ending, ErrorKind, HeldReason, JobError, PinnedBy, Stop,
+        WorkerId,
+    },
     store::{By, Claim, Claimed, Finish, SharedStore, build},
 };
 use errand_testbed::factory;
@@ -16,6 +19,21 @@ use crate::jobs::{claim, spec};
 
 /// A job that counts and failed: as it were before its call, or so that nobody knows whether the call was made.
 fn failed(store: &SharedStore, worker: WorkerId, outcome: AttemptOutcome) -> String {
+    ended(store, worker, outcome, |error| Stop::Fail { error })
+}
+
+/// A job that counts and is held, because nobody knows whether its call was made.
+fn held(store: &SharedStore, worker: WorkerId) -> String {
+    let reason = HeldReason::UnknownOutcome;
+    ended(store, worker, AttemptOutcome::Unknown, |error| Stop::Hold { reason, error })
+}
+
+fn ended(
+    store: &SharedStore,
+    worker: WorkerId,
+    outcome: AttemptOutcome,
+    stop: impl FnOnce(JobError) -> Stop,
+) -> String {
     let spec = spec(&factory::job("u", "GITHUB_GET_REPO", &json!({"secret": "input"})));
     let binding = Binding {
         toolkit: "github".into(),
@@ -41,7 +59,7 @@ fn failed(store: &SharedStore, worker: WorkerId, outcome: AttemptOutcome) -> Str
             started_at: Timestamp::now(),
             finished_at: Timestamp::now(),
         };
-        let ending: Ending = Stop::Fail { error }.into();
+        let ending: Ending = stop(error).into();
         let finish = Finish { id: spec.id, fence: receipt.fence, by: By::Holder, attempt, ending };
         store.finish(&[finish]).await.unwrap();
     });
@@ -88,6 +106,25 @@ fn a_retry_by_filters_shows_first_what_would_be_repeated() {
     assert_eq!(state_of(&place, &called_off), "cancelled", "without --state it is about failed jobs");
     assert_eq!(retry(&["--yes", "--force", "--json"]).succeeds().json()["retried"], 1);
     assert_eq!(state_of(&place, &unclear), "available");
+}
+
+#[test]
+fn held_jobs_whose_effect_may_be_there_are_released_by_filters_only_by_force() {
+    let place = Place::with_database();
+    let (store, worker) = (place.store(), WorkerId::new());
+    let unclear = held(&store, worker);
+    block_on(store.close());
+    let release = |more: &[&str]| {
+        place.run(&[&["jobs", "release", "--retry", "--reason", "unknown_outcome"], more].concat())
+    };
+    let preview = release(&["--dry-run"]).succeeds().out;
+    assert!(preview.contains("without --force, 1 job whose effect may be there already"), "{preview}");
+    let done = release(&["--yes"]).succeeds();
+    assert!(done.err.contains("1 job is as before: its last call may have had its effect"), "{done:?}");
+    assert_eq!((&*done.out, state_of(&place, &unclear)), ("0 jobs released\n", json!("held")));
+    assert_eq!(release(&["--yes", "--force"]).succeeds().out, "1 job released\n");
+    assert_eq!(state_of(&place, &unclear), "available");
+    place.run(&["jobs", "release", "--failed", "--force", "--unknown", "--yes"]).exits(2);
 }
 
 #[test]

@@ -15,6 +15,7 @@ use errand_sandbox::{Options, Sandbox, World};
 use serde_json::Value;
 use tempfile::TempDir;
 
+mod actions;
 mod decisions;
 mod desk;
 mod enqueue;

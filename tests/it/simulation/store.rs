@@ -18,7 +18,14 @@ use errand::{
     access::{AccessKey, NewKey, Shown},
     job::{BatchId, Fence, JobId, JobSpec, Owner, Pin, Principal, Release, RequestId, WorkerId},
     store::{
-        AccessKeys, Action, ActionKind, Actions, Added, AddedKey, Admin, Answer, Answers, AttemptView, Audit, AuditLimits, AuditPage, Awaited, BatchDecided, BatchItem, BatchView, Batches, Bind, By, Census, Check, Checks, Claim, Claimed, Claims, Concern, Confirmed, Connections, Counted, Decided, Due, Finding, Finish, Finished, Finishes, Force, Glance, History, HistoryEntry, Inserted, JobControl, JobFilter, JobLists, JobView, Jobs, Leases, Looked, LostJob, MadeAction, NewAction, NewBatch, OldJob, OldMessage, OtherId, Page, Pins, Place, Publications, PutOff, Rejected, RejectedFilter, RejectedView, Rejections, Repeat, Retention, Schema, SeenJob, Step, Store, StoreError, StoreErrorKind, TakeAwaited, TakenAction, TakenBatch, UsedKey, Which, WorkerView,
+        AccessKeys, Action, ActionKind, Actions, Added, AddedKey, Admin, Answer, Answers, AttemptView, Audit,
+        AuditLimits, AuditPage, Awaited, BatchDecided, BatchItem, BatchView, Batches, Bind, By, Census,
+        Check, Checks, Claim, Claimed, Claims, Concern, Confirmed, Connections, Counted, Decided, Due,
+        Finding, Finish, Finished, Finishes, Force, Glance, History, HistoryEntry, Inserted, JobControl,
+        JobFilter, JobLists, JobView, Jobs, Leases, Looked, LostJob, MadeAction, NewAction, NewBatch, OldJob,
+        OldMessage, OtherId, Page, Pins, Place, Publications, PutOff, Rejected, RejectedFilter, RejectedView,
+        Rejections, Repeat, Retention, Schema, SeenJob, Step, Store, StoreError, StoreErrorKind, TakeAwaited,
+        TakenAction, TakenBatch, UsedKey, Which, WorkerView,
         sqlite::{SqliteOptions, SqliteStore},
     },
 };
