@@ -169,7 +169,7 @@ impl Wanted {
 /// It changes nothing before it is confirmed, which has to be within an hour: the preview counts what it would be about.
 /// Only jobs are meant that are there already.
 #[utoipa::path(
-    post, path = "/v1/actions", operation_id = "createAction",
+    post, path = "/v1/actions", operation_id = "createAction", security(("bearer" = ["manage"])),
     params(Repeatable),
     request_body(content = inline(Wanted), content_type = "application/json",
         example = json!({"action": "retry", "filter": {"tool": "GITHUB_GET_REPO", "error_kind": "tool_failed"}})),
@@ -235,7 +235,7 @@ pub(super) async fn create(
 ///
 /// Those that have ended are kept for thirty days, up to a thousand of an owner.
 #[utoipa::path(
-    get, path = "/v1/actions", operation_id = "listActions",
+    get, path = "/v1/actions", operation_id = "listActions", security(("bearer" = ["manage"])),
     params(Page),
     responses((status = 200, description = "A page of the list.", body = ActionPage), OfAnyRequest, OfItsContent)
 )]
@@ -257,7 +257,7 @@ pub(super) async fn list(
 
 /// Reads an action, with its progress
 #[utoipa::path(
-    get, path = "/v1/actions/{id}", operation_id = "showAction",
+    get, path = "/v1/actions/{id}", operation_id = "showAction", security(("bearer" = ["manage"])),
     params(("id" = Uuid, Path, description = "The ID of the action.", example = example_id)),
     responses((status = 200, description = "The action.", body = ActionJson), OfAnyRequest, OfItsContent, OfOne)
 )]
@@ -276,7 +276,7 @@ pub(super) async fn show(
 ///
 /// Workers do that, as whose it is and in the name of who confirms it. The same again changes nothing.
 #[utoipa::path(
-    post, path = "/v1/actions/{id}/confirm", operation_id = "confirmAction",
+    post, path = "/v1/actions/{id}/confirm", operation_id = "confirmAction", security(("bearer" = ["manage"])),
     params(("id" = Uuid, Path, description = "The ID of the action.", example = example_id)),
     request_body(content = inline(Option<Confirm>), content_type = "application/json"),
     responses((status = 200, description = "The action, which is carried out.", body = ActionJson),
@@ -311,7 +311,7 @@ pub(super) async fn confirm(
 ///
 /// What was decided stays. One that has ended stays as it is.
 #[utoipa::path(
-    post, path = "/v1/actions/{id}/abort", operation_id = "abortAction",
+    post, path = "/v1/actions/{id}/abort", operation_id = "abortAction", security(("bearer" = ["manage"])),
     params(("id" = Uuid, Path, description = "The ID of the action.", example = example_id)),
     request_body(content = inline(Option<Nothing>), content_type = "application/json"),
     responses((status = 200, description = "The action, which has ended.", body = ActionJson),

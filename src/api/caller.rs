@@ -323,6 +323,20 @@ pub(super) async fn authenticate(
     Ok(answer)
 }
 
+/// Lets a request through whose caller has these scopes. What needs none needs no caller.
+pub(super) async fn require(
+    State(needed): State<Arc<[Scope]>>,
+    request: Request,
+    next: Next,
+) -> Result<Response, Problem> {
+    if !needed.is_empty() {
+        let caller = request.extensions().get::<Caller>();
+        let caller = caller.ok_or_else(|| Problem::new(Kind::Internal, "errand does not know who asks"))?;
+        needed.iter().try_for_each(|scope| caller.may(*scope).map(drop))?;
+    }
+    Ok(next.run(request).await)
+}
+
 /// The answer to a request of which the body was not read: another request on this connection could not be told from it.
 fn unread(problem: Problem) -> Response {
     let mut answer = problem.into_response();

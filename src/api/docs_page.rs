@@ -183,6 +183,7 @@ impl Page<'_> {
             Prose(&operation["summary"]),
             Prose(&operation["description"]),
         )?;
+        self.scopes(&operation["security"])?;
         let body = &operation["requestBody"]["content"]["application/json"];
         self.table("Parameters", list(&operation["parameters"]), |html, parameter| {
             write!(
@@ -210,6 +211,20 @@ impl Page<'_> {
         })?;
         let example = example(document, body);
         write!(self.html, "<pre>{}</pre></section>", Text(&curl(self.base, path, method, operation, example)))
+    }
+
+    /// What a key has to allow.
+    fn scopes(&mut self, security: &Value) -> fmt::Result {
+        let scopes: Vec<_> = list(security).flat_map(|needs| list(&needs["bearer"])).collect();
+        if scopes.is_empty() {
+            return Ok(());
+        }
+        self.html.push_str("<p>A key needs the scope");
+        for scope in scopes {
+            write!(self.html, " <code>{}</code>", Text(text(scope)))?;
+        }
+        self.html.push_str(".</p>");
+        Ok(())
     }
 
     fn schema(&mut self, name: &str, schema: &Value) -> fmt::Result {

@@ -1,12 +1,13 @@
 //! The description of the API as an OpenAPI document, made at start of what stands beside each handler.
 
-use std::io;
+use std::{io, sync::Arc};
 
 use axum::{
     Router,
     extract::State,
     handler::Handler,
     http::header,
+    middleware::from_fn_with_state,
     response::IntoResponse,
     routing::{MethodFilter, on},
 };
@@ -23,6 +24,7 @@ use utoipa::{
 use super::{
     actions::ActionPage,
     batches::{BatchPage, ItemPage},
+    caller,
     described::{BatchOrId, Envelope, JobOrDryRun, JobOrId, OfTheDescription},
     docs_page,
     dry_run::DryRun,
@@ -31,9 +33,16 @@ use super::{
     problem::{ItemError, Problem},
     shared::{Description, Shared},
 };
-use crate::{access::KeyJson, actions::ActionJson, job_json::Job};
+use crate::{
+    access::{KeyJson, Scope},
+    actions::ActionJson,
+    job_json::Job,
+};
 
-/// Scopes are of keys, and OpenAPI knows them of OAuth only.
+/// The name of the security scheme. With it, each operation names the scopes that a key needs, as roles.
+const BEARER: &str = "bearer";
+
+/// What an operation needs that names nothing. None may do that.
 const NO_SCOPES: [&str; 0] = [];
 
 /// The published schema of what apps send, over AMQP as over HTTP.
@@ -50,18 +59,36 @@ impl DescribedRoutes {
         Self { router: Router::new(), paths: PathsBuilder::new() }
     }
 
-    /// Adds a route by its description, which `#[utoipa::path]` names `__path_` and the handler.
+    /// Adds a route by its description, which `#[utoipa::path]` names `__path_` and the handler. Whoever has not all the
+    /// scopes that the description names does not reach the handler.
+    ///
+    /// # Panics
+    /// The description names no scopes, nor that no key is needed (`security(())`). Every start makes all routes.
     pub(super) fn route<P: Path, H: Handler<T, Shared>, T: 'static>(
         self,
         _description: P,
         handler: H,
     ) -> Self {
         let Self { mut router, paths } = self;
+        let needed = needed_scopes::<P>();
         for method in P::methods() {
-            router = router.route(&P::path(), on(filter(&method), handler.clone()));
+            let guard = from_fn_with_state(needed.clone(), caller::require);
+            router = router.route(&P::path(), on(filter(&method), handler.clone()).route_layer(guard));
         }
         Self { router, paths: paths.path_from::<P>() }
     }
+}
+
+/// The scopes that a description names.
+fn needed_scopes<P: Path>() -> Arc<[Scope]> {
+    let said = serde_json::to_value(P::operation().security).unwrap_or_default();
+    let Some(needs) = said.get(0) else { panic!("{} does not say which scopes it needs", P::path()) };
+    let words = needs.get(BEARER).and_then(Value::as_array).into_iter().flatten();
+    let scope = |word: &Value| match word.as_str().unwrap_or_default().parse() {
+        Ok(scope) => scope,
+        Err(_) => panic!("{} needs {word}, which is no scope", P::path()),
+    };
+    words.map(scope).collect()
 }
 
 fn filter(method: &HttpMethod) -> MethodFilter {
@@ -113,14 +140,17 @@ fn document(paths: PathsBuilder) -> serde_json::Result<Value> {
     add::<Problem>(&mut schemas);
     let bearer = HttpBuilder::new()
         .scheme(HttpAuthScheme::Bearer)
-        .description(Some("An access key. None is needed as long as there is none, on loopback."));
+        .description(Some(
+            "An access key. An operation names the scopes that it needs, as roles. None is needed as long as there is none, on \
+             loopback.",
+        ));
     let components = ComponentsBuilder::new()
         .schemas_from_iter(schemas)
-        .security_scheme("bearer", SecurityScheme::Http(bearer.build()));
+        .security_scheme(BEARER, SecurityScheme::Http(bearer.build()));
     let api = OpenApiBuilder::new()
         .info(info.build())
         .servers(Some([ServerBuilder::new().url("/").build()]))
-        .security(Some([SecurityRequirement::new("bearer", NO_SCOPES)]))
+        .security(Some([SecurityRequirement::new(BEARER, NO_SCOPES)]))
         .paths(paths.build())
         .components(Some(components.build()))
         .build();

@@ -55,9 +55,10 @@ pub(super) struct JobPage {
 
 /// Enqueues a job
 ///
-/// The body is an envelope, as over AMQP. Without an `id` it gets one. The same request again is the same job.
+/// The body is an envelope, as over AMQP. Without an `id` it gets one. The same request again is the same job. To wait, and for
+/// a dry run, a key needs the scope `read`, too.
 #[utoipa::path(
-    post, path = "/v1/jobs", operation_id = "enqueueJob",
+    post, path = "/v1/jobs", operation_id = "enqueueJob", security(("bearer" = ["enqueue"])),
     params(AboutANewJob),
     request_body(content = Envelope, content_type = "application/json"),
     responses(
@@ -115,7 +116,7 @@ pub(super) async fn enqueue(
 /// With `wait` it answers as soon as the job is final, and else at the end of that time. A job that is held is answered at
 /// once. An ID under which the job was sent again finds it, too.
 #[utoipa::path(
-    get, path = "/v1/jobs/{id}", operation_id = "showJob",
+    get, path = "/v1/jobs/{id}", operation_id = "showJob", security(("bearer" = ["read"])),
     params(("id" = JobId, Path, description = "The ID of the job.", example = example_id), Waiting),
     responses(
         (status = 200, description = "The job. After waiting, it is final.", body = Job),
@@ -146,7 +147,7 @@ pub(super) async fn show(
 /// A page of those jobs that fit all parameters, without their results and their past. Go on with the same parameters and
 /// `cursor` until `next` is `null`.
 #[utoipa::path(
-    get, path = "/v1/jobs", operation_id = "listJobs",
+    get, path = "/v1/jobs", operation_id = "listJobs", security(("bearer" = ["read"])),
     params(Wanted),
     responses((status = 200, description = "A page of the list.", body = JobPage), OfAnyRequest, OfItsContent)
 )]
@@ -172,7 +173,7 @@ pub(super) struct Nothing {}
 ///
 /// A call that is under way is not interrupted, but it is not repeated.
 #[utoipa::path(
-    post, path = "/v1/jobs/{id}/cancel", operation_id = "cancelJob",
+    post, path = "/v1/jobs/{id}/cancel", operation_id = "cancelJob", security(("bearer" = ["manage"])),
     params(("id" = JobId, Path, description = "The ID of the job.", example = example_id)),
     request_body(content = inline(Option<Nothing>), content_type = "application/json"),
     responses((status = 200, description = "The job as it is now.", body = JobOrId),
@@ -204,7 +205,7 @@ struct Retry {
 ///
 /// A failed or cancelled job gets a fresh budget of attempts, and one that waits is due now.
 #[utoipa::path(
-    post, path = "/v1/jobs/{id}/retry", operation_id = "retryJob",
+    post, path = "/v1/jobs/{id}/retry", operation_id = "retryJob", security(("bearer" = ["manage"])),
     params(("id" = JobId, Path, description = "The ID of the job.", example = example_id)),
     request_body(content = inline(Option<Retry>), content_type = "application/json"),
     responses((status = 200, description = "The job as it is now.", body = JobOrId),
@@ -236,7 +237,7 @@ struct How {
 ///
 /// The body says what is known of its call.
 #[utoipa::path(
-    post, path = "/v1/jobs/{id}/release", operation_id = "releaseJob",
+    post, path = "/v1/jobs/{id}/release", operation_id = "releaseJob", security(("bearer" = ["manage"])),
     params(("id" = JobId, Path, description = "The ID of the job.", example = example_id)),
     request_body(content = inline(How), content_type = "application/json", example = json!({"how": "retry"})),
     responses((status = 200, description = "The job as it is now.", body = JobOrId),

@@ -128,7 +128,7 @@ impl Wanted {
 
 /// Makes an access key
 #[utoipa::path(
-    post, path = "/v1/keys", operation_id = "createKey",
+    post, path = "/v1/keys", operation_id = "createKey", security(("bearer" = ["manage"])),
     request_body(content = inline(Wanted), content_type = "application/json",
         example = json!({"org_id": "org-7", "scopes": ["enqueue", "read"]})),
     responses((status = 201, description = "The key. Its secret is told this once.", body = KeyJson),
@@ -159,7 +159,7 @@ pub(super) async fn create(
 
 /// Lists access keys, without secrets, the newest first
 #[utoipa::path(
-    get, path = "/v1/keys", operation_id = "listKeys",
+    get, path = "/v1/keys", operation_id = "listKeys", security(("bearer" = ["manage"])),
     params(Page),
     responses((status = 200, description = "A page of the list.", body = KeyPage), OfAnyRequest, OfItsContent)
 )]
@@ -180,7 +180,7 @@ pub(super) async fn list(
 
 /// Reads an access key, without its secret
 #[utoipa::path(
-    get, path = "/v1/keys/{id}", operation_id = "showKey",
+    get, path = "/v1/keys/{id}", operation_id = "showKey", security(("bearer" = ["manage"])),
     params(("id" = Uuid, Path, description = "The ID of the key.", example = example_id)),
     responses((status = 200, description = "The key.", body = Key), OfAnyRequest, OfItsContent, OfOne)
 )]
@@ -197,7 +197,7 @@ pub(super) async fn show(
 
 /// Makes a key that takes another's place
 #[utoipa::path(
-    post, path = "/v1/keys/{id}/rotate", operation_id = "rotateKey",
+    post, path = "/v1/keys/{id}/rotate", operation_id = "rotateKey", security(("bearer" = ["manage"])),
     params(("id" = Uuid, Path, description = "The ID of the key.", example = example_id)),
     request_body(content = inline(Option<Rotate>), content_type = "application/json"),
     responses((status = 201, description = "The new key. Its secret is told this once.", body = KeyJson),
@@ -232,7 +232,7 @@ pub(super) async fn rotate(
 
 /// Ends a key at once
 #[utoipa::path(
-    post, path = "/v1/keys/{id}/revoke", operation_id = "revokeKey",
+    post, path = "/v1/keys/{id}/revoke", operation_id = "revokeKey", security(("bearer" = ["manage"])),
     params(("id" = Uuid, Path, description = "The ID of the key.", example = example_id)),
     request_body(content = inline(Option<Nothing>), content_type = "application/json"),
     responses((status = 200, description = "The key, which has ended.", body = Key),

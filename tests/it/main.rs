@@ -28,6 +28,7 @@ mod error_logs;
 mod expiry;
 mod flow;
 mod harness;
+mod isolation;
 mod jobs;
 mod late;
 mod least_privileges;

@@ -52,7 +52,7 @@ const ASK_AGAIN: HeaderValue = HeaderValue::from_static("1");
 ///
 /// Its items are enqueued whole or not at all. The same request again, with the same `Idempotency-Key`, is the same batch.
 #[utoipa::path(
-    post, path = "/v1/batches", operation_id = "createBatch",
+    post, path = "/v1/batches", operation_id = "createBatch", security(("bearer" = ["enqueue"])),
     params(Key),
     request_body(content = inline(Wanted<'static>), content_type = "application/json",
         example = json!({"items": [{"user_id": "user-1", "tool": "GITHUB_GET_REPO", "arguments": {"owner": "o", "repo": "r"}}]})),
@@ -97,7 +97,7 @@ pub(super) async fn create(
 /// Each line of the body is an envelope, up to 10,000 of them. They are added whole or not at all. The same request again is
 /// no error; `total` says where to go on.
 #[utoipa::path(
-    post, path = "/v1/batches/{id}/items", operation_id = "addBatchItems",
+    post, path = "/v1/batches/{id}/items", operation_id = "addBatchItems", security(("bearer" = ["enqueue"])),
     params(("id" = Uuid, Path, description = "The ID of the batch.", example = example_id), Indexes),
     request_body(content = Vec<Envelope>, content_type = "application/x-ndjson", description = "One envelope a line."),
     responses(
@@ -139,7 +139,7 @@ pub(super) async fn add(
 ///
 /// From then on it takes no more items, and is complete when all of its jobs have ended.
 #[utoipa::path(
-    post, path = "/v1/batches/{id}/seal", operation_id = "sealBatch",
+    post, path = "/v1/batches/{id}/seal", operation_id = "sealBatch", security(("bearer" = ["enqueue"])),
     params(("id" = Uuid, Path, description = "The ID of the batch.", example = example_id)),
     request_body(content = inline(Option<Nothing>), content_type = "application/json"),
     responses((status = 200, description = "The batch, which is sealed.", body = BatchOrId),
@@ -161,7 +161,7 @@ pub(super) async fn seal(
 
 /// Reads a batch, or waits for its completion
 #[utoipa::path(
-    get, path = "/v1/batches/{id}", operation_id = "showBatch",
+    get, path = "/v1/batches/{id}", operation_id = "showBatch", security(("bearer" = ["read"])),
     params(("id" = Uuid, Path, description = "The ID of the batch.", example = example_id), Waiting),
     responses(
         (status = 200, description = "The batch. After waiting, it is complete.", body = Batch),
@@ -199,7 +199,7 @@ pub(super) async fn show(
 
 /// Lists batches, newest first
 #[utoipa::path(
-    get, path = "/v1/batches", operation_id = "listBatches",
+    get, path = "/v1/batches", operation_id = "listBatches", security(("bearer" = ["read"])),
     params(Page),
     responses((status = 200, description = "A page of the list.", body = BatchPage), OfAnyRequest, OfItsContent)
 )]
@@ -220,7 +220,7 @@ pub(super) async fn list(
 
 /// Lists the items of a batch in their order, with the state of their jobs
 #[utoipa::path(
-    get, path = "/v1/batches/{id}/items", operation_id = "listBatchItems",
+    get, path = "/v1/batches/{id}/items", operation_id = "listBatchItems", security(("bearer" = ["read"])),
     params(("id" = Uuid, Path, description = "The ID of the batch.", example = example_id), Range),
     responses((status = 200, description = "A page of the list.", body = ItemPage), OfAnyRequest, OfItsContent, OfOne)
 )]
@@ -249,7 +249,7 @@ pub(super) async fn items(
 /// It takes no more items. Those of the jobs that it enqueued and that have not ended are cancelled, one after the other;
 /// calls that are under way are not interrupted. A job whose outcome is unknown stays held, and counts as ended.
 #[utoipa::path(
-    post, path = "/v1/batches/{id}/cancel", operation_id = "cancelBatch",
+    post, path = "/v1/batches/{id}/cancel", operation_id = "cancelBatch", security(("bearer" = ["manage"])),
     params(("id" = Uuid, Path, description = "The ID of the batch.", example = example_id)),
     request_body(content = inline(Option<Nothing>), content_type = "application/json"),
     responses((status = 200, description = "The batch.", body = BatchOrId),
@@ -287,7 +287,7 @@ struct Retry {
 /// This begins its next generation, which is complete when they have ended. Only jobs that the batch enqueued are run again,
 /// and those whose last call may have had its effect only with `force`. Its deadline is forgotten.
 #[utoipa::path(
-    post, path = "/v1/batches/{id}/retry", operation_id = "retryBatch",
+    post, path = "/v1/batches/{id}/retry", operation_id = "retryBatch", security(("bearer" = ["manage"])),
     params(("id" = Uuid, Path, description = "The ID of the batch.", example = example_id)),
     request_body(content = inline(Option<Retry>), content_type = "application/json"),
     responses((status = 200, description = "The batch.", body = BatchOrId),

@@ -1,0 +1,188 @@
+//! What a tenant has, and what of it each operation takes.
+
+use errand_testbed::factory::id;
+use jiff::{SignedDuration, Timestamp};
+
+use super::*;
+
+/// Operations that only the operator's keys may use.
+pub(super) const OPERATORS: [&str; 0] = [];
+
+/// Operations that tell everybody the same.
+pub(super) const EVERYBODYS: [&str; 0] = [];
+
+/// The IDs of what a tenant has, or of what nobody has.
+pub(super) struct Ids {
+    pub(super) owner: String,
+    pub(super) waiting: Vec<String>,
+    pub(super) failed: String,
+    pub(super) held: String,
+    pub(super) done: String,
+    /// Another ID of one of these.
+    alias: String,
+    /// The place of one in lists.
+    place: String,
+    key: String,
+    other_key: String,
+    pub(super) idempotency_key: String,
+    tag: String,
+    tool: String,
+    message: String,
+    /// A secret that is valid, and one that was revoked.
+    pub(super) secret: String,
+    pub(super) revoked: String,
+}
+
+impl Ids {
+    /// Of nobody, but as long as those of somebody.
+    pub(super) fn unknown() -> Self {
+        let place = format!("{}.{}", Timestamp::now().as_microsecond(), id());
+        Self {
+            owner: "user:user-9".into(),
+            waiting: vec![id(), id()],
+            failed: id(),
+            held: id(),
+            done: id(),
+            alias: id(),
+            place,
+            key: id(),
+            other_key: id(),
+            idempotency_key: "other-key".into(),
+            tag: "other=tag".into(),
+            tool: "OTHER_TOOL".into(),
+            message: id(),
+            secret: String::new(),
+            revoked: String::new(),
+        }
+    }
+
+    /// Makes everything that a tenant can have.
+    pub(super) async fn made(world: &World, worker: impl AsyncFnOnce() -> Process) -> Self {
+        let (_, secret) = world.owner("enqueue,read,manage");
+        let (revoked_id, revoked) = world.owner("enqueue,read,manage");
+        assert!(run(&["keys", "revoke", &revoked_id], &world.env).status.success());
+        let marked = |job: Value| job.with("tags", json!({MARK: "tag"})).with("requested_by", MARK);
+        let (done, held) = (marked(read("user-7")), marked(send("user-7")));
+        let failed = marked(job("user-7", "ZEBRA_TOOL", &json!({MARK: 1})));
+        let waiting: Vec<_> = (0..2).map(|_| marked(read("user-7")).with("run_at", tomorrow())).collect();
+        let keyed = waiting[0].clone().with("idempotency_key", "zebra-key");
+        let again = keyed.clone().with("id", id());
+        for job in [&done, &held, &failed, &waiting[1], &keyed, &again] {
+            let told = world.ask(&Method::POST, &job.clone().into(), Some(&secret)).await;
+            assert!([200, 201].contains(&told.status), "{told:?}");
+        }
+        let process = worker().await;
+        for (job, state) in [(&done, "succeeded"), (&held, "held"), (&failed, "failed")] {
+            let path = format!("/v1/jobs/{}", job.id());
+            until(state, PATIENCE, async || {
+                let request = world.api.request(Method::GET, &path).bearer_auth(&secret);
+                let found: Value = request.send().await.ok()?.json().await.ok()?;
+                (found["state"] == state).then_some(())
+            })
+            .await;
+        }
+        let mut process = process;
+        assert!(process.stop().await.success());
+        let list = Asked { path: "/v1/jobs?limit=1".into(), body: None, header: None };
+        let list = world.ask(&Method::GET, &list, Some(&secret)).await;
+        let place = serde_json::from_str::<Value>(&list.body).unwrap()["next"].as_str().unwrap().to_owned();
+        let text = |job: &Value| job.id().to_owned();
+        Self {
+            owner: OWNER.into(),
+            waiting: waiting.iter().map(text).collect(),
+            failed: text(&failed),
+            held: text(&held),
+            done: text(&done),
+            alias: text(&again),
+            place,
+            key: world.owner("manage").0,
+            other_key: world.owner("manage").0,
+            idempotency_key: "zebra-key".into(),
+            tag: "zebra=tag".into(),
+            tool: "ZEBRA_TOOL".into(),
+            message: id(),
+            secret,
+            revoked,
+        }
+    }
+
+    /// The IDs of its jobs.
+    pub(super) fn jobs(&self) -> impl Iterator<Item = &String> {
+        self.waiting.iter().chain([&self.failed, &self.held, &self.done])
+    }
+
+    /// All words that tell of it.
+    pub(super) fn all(&self) -> impl Iterator<Item = String> {
+        let own = [
+            &self.alias,
+            &self.place,
+            &self.key,
+            &self.other_key,
+            &self.owner,
+            &self.idempotency_key,
+            &self.tag,
+            &self.tool,
+            &self.message,
+        ];
+        self.jobs().chain(own).map(|id| id.to_lowercase())
+    }
+
+    /// Its jobs, from that one on with which an operation succeeds.
+    fn jobs_from(&self, first: &str) -> Vec<String> {
+        let others = self.jobs().chain([&self.alias]).filter(|job| *job != first);
+        [first.to_owned()].into_iter().chain(others.cloned()).collect()
+    }
+
+    /// The values that a parameter of an operation is tried with.
+    pub(super) fn values(&self, operation: &str, name: &str) -> Option<Vec<String>> {
+        let one = |value: &str| Some(vec![value.to_owned()]);
+        match (operation, name) {
+            ("showJob", "id") => Some(self.jobs_from(&self.done)),
+            ("cancelJob", "id") => Some(self.jobs_from(&self.waiting[0])),
+            ("retryJob", "id") => Some(self.jobs_from(&self.failed)),
+            ("releaseJob", "id") => Some(self.jobs_from(&self.held)),
+            ("showKey" | "rotateKey", "id") => one(&self.key),
+            ("revokeKey", "id") => one(&self.other_key),
+            ("listKeys", "cursor") => one(&self.key),
+            ("listJobs", "cursor") => one(&self.place),
+            ("enqueueJob", "Idempotency-Key") => one(&self.idempotency_key),
+            ("enqueueJob", "traceparent") => one("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"),
+            ("enqueueJob", "dry_run") => one("false"),
+            (_, "owner") => one(&self.owner),
+            (_, "tag") => one(&self.tag),
+            (_, "tool") => one(&self.tool),
+            ("listJobs", "toolkit") => one("github"),
+            ("listJobs", "version") => one("20251027_00"),
+            ("listJobs", "state") => one("held"),
+            ("listJobs", "queue") => one("default"),
+            ("listJobs", "since") => one("2020-01-01T00:00:00Z"),
+            ("listJobs", "until") => one("2099-01-01T00:00:00Z"),
+            ("listJobs", "error_kind") => one("unknown_tool"),
+            ("listJobs", "held_reason") => one("unknown_outcome"),
+            ("listJobs", "outcome_unknown") => one("true"),
+            ("listJobs", "effect") => one("once"),
+            (_, "limit") => one("500"),
+            (_, "wait") => one("1"),
+            (_, "Prefer") => one("wait=1"),
+            _ => None,
+        }
+    }
+
+    /// The bodies that an operation is tried with.
+    pub(super) fn bodies(&self, operation: &str) -> Option<Vec<Value>> {
+        let owner = self.owner.strip_prefix("user:").unwrap();
+        Some(match operation {
+            "enqueueJob" => vec![job(owner, "GITHUB_GET_REPO", &json!({}))],
+            "cancelJob" | "revokeKey" => vec![json!({})],
+            "retryJob" => vec![json!({"force": true, "now": true})],
+            "releaseJob" => ["retry", "succeeded", "failed"].map(|how| json!({"how": how})).to_vec(),
+            "createKey" => vec![json!({"user_id": owner, "scopes": ["manage"]})],
+            "rotateKey" => vec![json!({"overlap_secs": 1_000})],
+            _ => return None,
+        })
+    }
+    /// The query without which an operation is about whoever asks.
+    pub(super) fn named_by(&self, operation: &str) -> Option<String> {
+        (operation == "setPin").then(|| format!("?owner={}", self.owner))
+    }
+}
