@@ -11,9 +11,13 @@ use crate::{
     bounds::CLAIM_BATCH,
     clock::SharedClock,
     failure::chain,
-    job::{EnvelopeError, ErrorKind, JobError, JobId, JobSpec, Rules, State, encode},
+    job::{
+        Edit, EnvelopeError, ErrorKind, JobError, JobId, JobSpec, Principal, Rules, State, decode, encode,
+    },
     queue::{Address, Message, Properties, SharedQueue},
-    store::{Conflict, Inserted, Repeat, Repeated, SharedStore, StoreError},
+    store::{
+        Conflict, Decided, Edited, Inserted, JobView, RejectedView, Repeat, Repeated, SharedStore, StoreError,
+    },
 };
 
 #[derive(Debug, Clone)]
@@ -27,6 +31,41 @@ pub enum Enqueued {
     /// Its ID or idempotency key is taken; nothing was stored.
     Conflict(Conflict),
 }
+
+/// What became of a change of a job that waits.
+#[derive(Debug, Clone)]
+pub enum EditAnswer {
+    Decided(Decided),
+    /// It may not be like that; nothing changed.
+    Refused(JobError),
+    /// It is not the job that whoever asks has read; nothing changed.
+    Unexpected,
+}
+
+/// How a rejected message is read again, and who says so.
+#[derive(Debug, Clone, Copy)]
+pub struct Requeue<'a> {
+    /// Whether its job runs without a reply.
+    pub without_reply: bool,
+    /// The body that is taken instead of its own.
+    pub corrected: Option<&'a [u8]>,
+    pub by: &'a str,
+}
+
+/// What a rejected message is now.
+#[derive(Debug, Clone)]
+pub enum Requeued {
+    New(JobId),
+    /// It was this job before; nothing new is enqueued.
+    Known(JobId),
+    /// It was requeued before; nothing changed.
+    Before,
+    /// It stays rejected, for this reason.
+    Refused(String),
+}
+
+/// How often a change is tried anew, because the job was another one when it was made.
+const EDIT_TRIES: usize = 5;
 
 #[derive(Debug, Clone)]
 pub struct Admission {
@@ -90,6 +129,76 @@ impl Admission {
             .collect())
     }
 
+    /// Reads a rejected message again and enqueues it. For the operator, who has found the message.
+    pub async fn requeue(&self, view: &RejectedView, how: &Requeue<'_>) -> Result<Requeued, StoreError> {
+        let RejectedView { message, requeued_at, .. } = view;
+        if requeued_at.is_some() {
+            return Ok(Requeued::Before);
+        }
+        let mut properties: Properties = serde_json::from_str(&message.properties).unwrap_or_default();
+        if how.without_reply {
+            properties.reply_to = None;
+        }
+        // The message's own ID, so that a requeue that was interrupted makes one job, not two.
+        let arrival = properties.arrival(&message.queue, Some(JobId(message.id)));
+        let spec = match decode(how.corrected.unwrap_or(&message.body), &arrival) {
+            Ok(spec) => Arc::new(spec),
+            Err(error) => return Ok(Requeued::Refused(error.message)),
+        };
+        let done = match self.enqueue(&[spec]).await?.into_iter().next() {
+            Some(Enqueued::New(job)) => Requeued::New(job),
+            Some(Enqueued::Duplicate(job)) => Requeued::Known(job),
+            Some(Enqueued::Refused(error)) => return Ok(Requeued::Refused(error.message().to_owned())),
+            Some(Enqueued::Conflict(conflict)) => {
+                return Ok(Requeued::Refused(conflict.message().to_owned()));
+            }
+            None => return Ok(Requeued::Refused("the database gave no answer; try again".to_owned())),
+        };
+        let corrected = how.corrected.map(<[u8]>::to_vec);
+        self.store.mark_requeued(&Principal::Operator, message.id, how.by, corrected).await?;
+        Ok(done)
+    }
+
+    /// Changes when, where or until when a job runs that waits. `is_expected` judges the job as it is read, in each try.
+    /// A job that is like that already stays as it is.
+    pub async fn edit(
+        &self,
+        principal: &Principal,
+        id: JobId,
+        edit: &Edit,
+        by: &str,
+        is_expected: impl Fn(&JobView) -> bool,
+    ) -> Result<EditAnswer, StoreError> {
+        for _ in 0..EDIT_TRIES {
+            let Some(job) = self.store.job(principal, id).await? else {
+                return Ok(EditAnswer::Decided(Decided::Unknown));
+            };
+            if !is_expected(&job) {
+                return Ok(EditAnswer::Unexpected);
+            }
+            let now = self.store.now().await?;
+            let after = match job.spec.edited(edit) {
+                Ok(after) => after,
+                Err(error) => return Ok(refused(error)),
+            };
+            if let Err(error) = self.rules.check(&after, now) {
+                return Ok(EditAnswer::Refused(error));
+            }
+            let edited = Edited::new(&job, after, now);
+            if let Err(illegal) = edited.transition().apply(job.state) {
+                return Ok(EditAnswer::Decided(Decided::Illegal(illegal)));
+            }
+            if edited.before.changes(&edited.after).is_empty() {
+                return Ok(EditAnswer::Decided(Decided::Now(job.state)));
+            }
+            match self.store.edit(principal, &edited, by).await? {
+                Decided::Changed => {}
+                decided => return Ok(EditAnswer::Decided(decided)),
+            }
+        }
+        Ok(EditAnswer::Decided(Decided::Changed))
+    }
+
     /// Checks a job by itself, by what the settings allow.
     ///
     /// # Errors
@@ -132,6 +241,10 @@ impl Admission {
             tracing::warn!(jobs = failed.len(), error = %chain(&error), "stored jobs are published only when the relay misses them");
         }
     }
+}
+
+fn refused(error: EnvelopeError) -> EditAnswer {
+    EditAnswer::Refused(JobError::new(ErrorKind::InvalidJob, error.message))
 }
 
 /// The message that carries a stored job to a worker.

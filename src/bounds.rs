@@ -91,5 +91,11 @@ pub const MAX_CHUNK_BYTES: usize = 16 * 1024 * 1024;
 /// Most other IDs of a job that are kept: those under which it was sent again with its idempotency key.
 pub const MAX_ALIASES: usize = 100;
 
+/// Most pins of one owner that are set over HTTP, or of those for everybody.
+pub const MAX_PINS: usize = 1_000;
+
+/// Longest reason of a pause, in characters.
+pub const MAX_REASON_CHARS: usize = 500;
+
 /// Longest name of somebody who decides about a job, in characters.
 pub const MAX_DECIDER_CHARS: usize = 128;

@@ -17,7 +17,7 @@ pub use json::ActionJson;
 /// How long an action waits for its confirmation.
 pub const CONFIRM_WITHIN: Duration = Duration::from_secs(3_600);
 
-/// The most that a bounded preview looks at, and for how long.
+/// The looks of a bounded preview, and how long it may take.
 const PREVIEW_LOOKS: usize = 20;
 const PREVIEW_TIME: Duration = Duration::from_secs(3);
 
@@ -26,7 +26,7 @@ const PREVIEW_TIME: Duration = Duration::from_secs(3);
 pub enum Extent {
     /// To the end, however long that takes.
     Whole,
-    /// At about [`PREVIEW_LOOKS`] times as many jobs as one look of a list reads, for somebody who waits.
+    /// At twenty times as many jobs as one look of a list reads, and for three seconds at most, for somebody who waits.
     Bounded,
 }
 

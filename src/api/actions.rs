@@ -16,12 +16,12 @@ use uuid::Uuid;
 
 use super::{
     caller::Caller,
+    decisions::Nothing,
     described::{
         OfAKey, OfAnyRequest, OfItsBody, OfItsContent, OfOne, OfRunningAgain, OfTheState, cursor, example_id,
         line, number, optional,
     },
     filter::FilterBody,
-    jobs::Nothing,
     problem::{Kind, Problem},
     request::{MAX_LIMIT, Parameters, idempotency_key, optional_json, parsed},
     shared::Shared,

@@ -83,6 +83,17 @@ impl Caller {
         ))
     }
 
+    /// An error unless they are the operator and may do this: what is nobody's alone is not for owners.
+    pub(super) fn may_for_all(&self, scope: Scope) -> Result<(), Problem> {
+        match self.may(scope)? {
+            Principal::Operator => Ok(()),
+            Principal::Owner(_) => Err(Problem::new(
+                Kind::Forbidden,
+                "this is about all owners at once; use a key of the operator (`errand keys create --operator`)",
+            )),
+        }
+    }
+
     /// Whether they may enqueue this job.
     pub(super) fn may_enqueue(&self, spec: &JobSpec) -> Result<(), Problem> {
         if self.principal.may_see(&spec.owner) {

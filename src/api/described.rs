@@ -200,6 +200,10 @@ problems! {
     OfAKey: KeyConflict;
     /// What a decision may meet that the state does not allow.
     OfTheState: WrongState;
+    /// What a request may meet that asks the tool API.
+    OfTheToolApi: NoToolApi ToolApi;
+    /// What a change of a job may meet.
+    OfAnEdit: WrongState EditedMeanwhile InvalidJob;
     /// What running a job again may meet.
     OfRunningAgain: WrongState NeedsForce;
 }

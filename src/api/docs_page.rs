@@ -311,13 +311,13 @@ fn curl(base: &str, path: &str, method: &str, operation: &Value, body: Option<&V
         url = url.replace(&place, &plain(&parameter["example"]));
     }
     let mut command = format!("curl -s {url}");
-    match body {
-        Some(body) => {
-            let json = body.to_string().replace('\'', r"'\''");
-            command.push_str(&format!(" -H 'Content-Type: application/json' \\\n  -d '{json}'"));
-        }
-        None if method != "get" => command.push_str(&format!(" -X {}", method.to_uppercase())),
-        None => {}
+    // What it is without being told.
+    if method != if body.is_some() { "post" } else { "get" } {
+        command.push_str(&format!(" -X {}", method.to_uppercase()));
+    }
+    if let Some(body) = body {
+        let json = body.to_string().replace('\'', r"'\''");
+        command.push_str(&format!(" -H 'Content-Type: application/json' \\\n  -d '{json}'"));
     }
     command
 }
@@ -360,5 +360,8 @@ mod tests {
             "curl -s http://h/x/1 -H 'Content-Type: application/json' \\\n  -d '{\"a\":\"it'\\''s\"}'"
         );
         assert_eq!(curl("http://h", "/x", "get", &json!({}), None), "curl -s http://h/x");
+        assert_eq!(curl("http://h", "/x", "delete", &json!({}), None), "curl -s http://h/x -X DELETE");
+        let patch = curl("http://h", "/x", "patch", &json!({}), Some(&json!({})));
+        assert!(patch.starts_with("curl -s http://h/x -X PATCH -H"), "{patch}");
     }
 }

@@ -26,17 +26,22 @@ use super::{
     batches::{BatchPage, ItemPage},
     caller,
     described::{BatchOrId, Envelope, JobOrDryRun, JobOrId, OfTheDescription},
+    desk::{AccountList, WorkerList},
     docs_page,
     dry_run::DryRun,
-    jobs::JobPage,
+    jobs::{AttemptList, HistoryList, JobPage},
     keys::KeyPage,
+    pins::PinList,
     problem::{ItemError, Problem},
+    queues::{QueueList, QueueState, Stats},
+    rejected::{RejectedPage, RequeuedAs},
     shared::{Description, Shared},
 };
 use crate::{
     access::{KeyJson, Scope},
     actions::ActionJson,
-    job_json::Job,
+    desk_json::ToolJson,
+    job_json::{ASKED_FOR, Job},
 };
 
 /// The name of the security scheme. With it, each operation names the scopes that a key needs, as roles.
@@ -126,6 +131,8 @@ fn document(paths: PathsBuilder) -> serde_json::Result<Value> {
     // The page brings the jobs in it along.
     add::<Job>(&mut schemas);
     add::<JobPage>(&mut schemas);
+    add::<AttemptList>(&mut schemas);
+    add::<HistoryList>(&mut schemas);
     add::<JobOrId>(&mut schemas);
     add::<JobOrDryRun>(&mut schemas);
     add::<DryRun<'static>>(&mut schemas);
@@ -137,6 +144,15 @@ fn document(paths: PathsBuilder) -> serde_json::Result<Value> {
     add::<KeyPage>(&mut schemas);
     add::<ActionJson<'static>>(&mut schemas);
     add::<ActionPage<'static>>(&mut schemas);
+    add::<AccountList<'static>>(&mut schemas);
+    add::<PinList<'static>>(&mut schemas);
+    add::<RejectedPage<'static>>(&mut schemas);
+    add::<RequeuedAs>(&mut schemas);
+    add::<ToolJson<'static>>(&mut schemas);
+    add::<WorkerList<'static>>(&mut schemas);
+    add::<QueueList>(&mut schemas);
+    add::<QueueState>(&mut schemas);
+    add::<Stats>(&mut schemas);
     add::<Problem>(&mut schemas);
     let bearer = HttpBuilder::new()
         .scheme(HttpAuthScheme::Bearer)
@@ -170,11 +186,11 @@ fn add<T: ToSchema>(schemas: &mut Vec<(String, RefOr<Schema>)>) {
     T::schemas(schemas);
 }
 
-/// In what errand answers every key is there, `null` where nothing is known.
+/// In what errand answers every key is there, `null` where nothing is known, but for what is to be asked for.
 fn require_every_key(schema: &mut Value) {
-    let keys = schema.get("properties").and_then(Value::as_object);
-    if let Some(keys) = keys.map(|properties| properties.keys().cloned().collect::<Vec<_>>()) {
-        schema["required"] = keys.into();
+    if let Some(properties) = schema.get("properties").and_then(Value::as_object) {
+        let always = properties.iter().filter(|(_, property)| property.get(ASKED_FOR).is_none());
+        schema["required"] = always.map(|(key, _)| key.clone()).collect::<Vec<_>>().into();
     }
     for parts in ["allOf", "oneOf"] {
         for part in schema.get_mut(parts).and_then(Value::as_array_mut).into_iter().flatten() {

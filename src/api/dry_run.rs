@@ -87,7 +87,7 @@ pub(super) async fn dry_run(
         problems: Vec::new(),
     };
     if let Some(known) = shared.parts.store.job(principal, spec.id).await? {
-        if known.spec.digest != spec.digest {
+        if !known.is_asked_by(spec) {
             return Err(Conflict::Body.into());
         }
         answer.would = Would::Repeat;

@@ -18,6 +18,7 @@ use super::{
 };
 use crate::{
     job::{Effect, ErrorKind, HeldReason, State},
+    job_json::{Field, Fields},
     store::{BadFilter, FilterJson, JobFilter, Place},
 };
 
@@ -30,6 +31,7 @@ pub(super) struct Wanted {
     pub(super) filter: JobFilter,
     pub(super) before: Option<Place>,
     pub(super) limit: usize,
+    pub(super) fields: Fields,
 }
 
 /// The time that a list is about.
@@ -68,8 +70,9 @@ impl Wanted {
         filter.since.get_or_insert(now - WINDOW);
         let before = query.one("cursor", parsed)?;
         let limit = query.limit()?;
+        let fields = query.one("fields", parsed)?.unwrap_or_default();
         parameters.end()?;
-        Ok(Self { filter, before, limit })
+        Ok(Self { filter, before, limit, fields })
     }
 
     pub(super) fn window(&self) -> Window {
@@ -143,5 +146,19 @@ impl PartialSchema for FilterBody {
             body = body.property(name, described(schema, description));
         }
         body.into()
+    }
+}
+
+/// The parameter that asks for what is left out otherwise.
+#[derive(Debug)]
+pub(super) struct Asked;
+
+impl IntoParams for Asked {
+    fn into_params(_: impl Fn() -> Option<ParameterIn>) -> Vec<Parameter> {
+        let words = Field::WORDS.join("|");
+        let fields = any_text().pattern(Some(format!("^({words})(,({words}))*$")));
+        let what = "What to tell besides, with commas between: `arguments`, `text`, `result`. A page of a list that would be \
+                    too large by that ends before, with a `next`.";
+        vec![optional(ParameterIn::Query, "fields", fields, what)]
     }
 }

@@ -1,6 +1,6 @@
-//! Jobs: enqueue one, read it, list them, and decide about one.
+//! Jobs: enqueue one, read it, and list them.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use axum::{
     Json,
@@ -8,40 +8,31 @@ use axum::{
     http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
-use serde::{Deserialize, Serialize};
-use serde_json::{
-    json,
-    value::{RawValue, to_raw_value},
-};
-use tokio::time::Instant;
+use serde::Serialize;
+use serde_json::{json, value::RawValue};
 use utoipa::ToSchema;
 
 use super::{
     caller::Caller,
     described::{
-        Envelope, JobOrDryRun, JobOrId, OfANewJob, OfAnyRequest, OfItsBody, OfItsContent, OfOne,
-        OfRunningAgain, OfTheState, example_id,
+        Envelope, JobOrDryRun, JobOrId, OfANewJob, OfAnyRequest, OfItsBody, OfItsContent, OfOne, example_id,
     },
     dry_run::dry_run,
-    filter::{Wanted, Window},
+    edit::lane,
+    filter::{Asked, Wanted, Window},
+    known::{find, job_id, known, shown, waited_for},
     problem::{Kind, Problem},
-    request::{
-        AboutANewJob, Parameters, Waiting, idempotency_key, json_body, optional_json, parsed, preferred_wait,
-        text,
-    },
+    request::{AboutANewJob, Parameters, Waiting, idempotency_key, json_body, parsed, preferred_wait, text},
     shared::Shared,
-    waiters::Subject,
 };
 use crate::{
     access::Scope,
     admission::Enqueued,
-    job::{Arrival, JobId, JobSpec, Principal, Release, decode, named_queue},
-    job_json::{Job, JobSummary, KnownJob, job_summary_json},
-    store::{Decided, Force},
+    bounds::MAX_BATCH_BYTES,
+    job::{Arrival, JobId, JobSpec, Principal, decode, named_queue},
+    job_json::{Field, Fields, Job, JobSummary, job_fields_json, job_summary_json},
+    store::{AttemptView, HistoryEntry, JobView, Looked, Place},
 };
-
-/// When to ask again for a job that is not final.
-const ASK_AGAIN: HeaderValue = HeaderValue::from_static("1");
 
 /// A page of jobs, newest first.
 #[derive(Debug, Serialize, ToSchema)]
@@ -51,6 +42,22 @@ pub(super) struct JobPage {
     /// The `cursor` of the next page, and `null` where there is none. A page may have few items or none, and yet a next.
     next: Option<String>,
     window: Window,
+}
+
+/// All attempts of a job.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct AttemptList {
+    items: Vec<AttemptView>,
+    /// There is never more.
+    next: Option<String>,
+}
+
+/// The history of a job.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct HistoryList {
+    items: Vec<HistoryEntry>,
+    /// There is never more.
+    next: Option<String>,
 }
 
 /// Enqueues a job
@@ -102,8 +109,8 @@ pub(super) async fn enqueue(
     };
     let status = if is_new { StatusCode::CREATED } else { StatusCode::OK };
     let mut answer = match (wait, reader) {
-        (Some((reader, wait)), _) => waited_for(&shared, reader, id, wait).await?,
-        (None, Some(reader)) => (status, known(&shared, reader, id).await?.2).into_response(),
+        (Some((reader, wait)), _) => waited_for(&shared, reader, id, Fields::NONE, wait).await?,
+        (None, Some(reader)) => (status, known(&shared, reader, id, Fields::NONE).await?).into_response(),
         (None, None) => (status, Json(json!({"id": id}))).into_response(),
     };
     let location = HeaderValue::from_str(&format!("/v1/jobs/{id}"));
@@ -117,9 +124,10 @@ pub(super) async fn enqueue(
 /// once. An ID under which the job was sent again finds it, too.
 #[utoipa::path(
     get, path = "/v1/jobs/{id}", operation_id = "showJob", security(("bearer" = ["read"])),
-    params(("id" = JobId, Path, description = "The ID of the job.", example = example_id), Waiting),
+    params(("id" = JobId, Path, description = "The ID of the job.", example = example_id), Waiting, Asked),
     responses(
-        (status = 200, description = "The job. After waiting, it is final.", body = Job),
+        (status = 200, description = "The job. After waiting, it is final.", body = Job,
+            headers(("ETag" = String, description = "Of what can be changed, for `If-Match`."))),
         (status = 202, description = "After waiting: it is not final yet.", body = Job,
             headers(("Retry-After" = u32, description = "When to ask again, in seconds."))),
         OfAnyRequest, OfItsContent, OfOne,
@@ -134,21 +142,60 @@ pub(super) async fn show(
     let id = job_id(&id)?;
     let mut parameters = Parameters::of(&request);
     let wait = parameters.wait()?.or(preferred_wait(request.headers())?);
+    let fields = parameters.one("fields", parsed)?.unwrap_or_default();
     parameters.end()?;
     let reader = caller.may(Scope::Read)?;
     match wait {
-        Some(wait) => waited_for(&shared, reader, id, wait).await,
-        None => Ok(known(&shared, reader, id).await?.2.into_response()),
+        Some(wait) => waited_for(&shared, reader, id, fields, wait).await,
+        None => Ok(known(&shared, reader, id, fields).await?.into_response()),
     }
+}
+
+/// Lists the attempts of a job
+///
+/// In order, and that of a running job without an outcome. Several in a row that only postponed it are one.
+#[utoipa::path(
+    get, path = "/v1/jobs/{id}/attempts", operation_id = "listAttempts", security(("bearer" = ["read"])),
+    params(("id" = JobId, Path, description = "The ID of the job.", example = example_id)),
+    responses((status = 200, description = "All of them.", body = AttemptList), OfAnyRequest, OfItsContent, OfOne)
+)]
+pub(super) async fn attempts(
+    State(shared): State<Shared>,
+    Extension(caller): Extension<Caller>,
+    Path(id): Path<String>,
+    request: Request,
+) -> Result<Response, Problem> {
+    Parameters::of(&request).end()?;
+    let known = find(&shared, caller.may(Scope::Read)?, job_id(&id)?).await?;
+    Ok(Json(AttemptList { items: known.attempts, next: None }).into_response())
+}
+
+/// Lists the history of a job
+///
+/// The rare decisions about it, oldest first, up to the newest 1,000.
+#[utoipa::path(
+    get, path = "/v1/jobs/{id}/history", operation_id = "listHistory", security(("bearer" = ["read"])),
+    params(("id" = JobId, Path, description = "The ID of the job.", example = example_id)),
+    responses((status = 200, description = "All of them.", body = HistoryList), OfAnyRequest, OfItsContent, OfOne)
+)]
+pub(super) async fn history(
+    State(shared): State<Shared>,
+    Extension(caller): Extension<Caller>,
+    Path(id): Path<String>,
+    request: Request,
+) -> Result<Response, Problem> {
+    Parameters::of(&request).end()?;
+    let known = find(&shared, caller.may(Scope::Read)?, job_id(&id)?).await?;
+    Ok(Json(HistoryList { items: known.history, next: None }).into_response())
 }
 
 /// Lists jobs, newest first
 ///
-/// A page of those jobs that fit all parameters, without their results and their past. Go on with the same parameters and
-/// `cursor` until `next` is `null`.
+/// A page of those jobs that fit all parameters, without their past, and without their input and result unless `fields` asks
+/// for these. Go on with the same parameters and `cursor` until `next` is `null`.
 #[utoipa::path(
     get, path = "/v1/jobs", operation_id = "listJobs", security(("bearer" = ["read"])),
-    params(Wanted),
+    params(Wanted, Asked),
     responses((status = 200, description = "A page of the list.", body = JobPage), OfAnyRequest, OfItsContent)
 )]
 pub(super) async fn list(
@@ -159,104 +206,43 @@ pub(super) async fn list(
     let reader = caller.may(Scope::Read)?;
     let wanted = Wanted::of(Parameters::of(&request), shared.parts.clock.now())?;
     let page = shared.parts.store.jobs(reader, &wanted.filter, wanted.before, wanted.limit).await?;
-    let items = page.items.iter().map(|job| shown(&job_summary_json(job))).collect::<Result<_, _>>()?;
-    let next = page.next.map(|place| place.to_string());
+    let (items, next) = if wanted.fields.is_empty() {
+        let items = page.items.iter().map(|job| shown(&job_summary_json(job)));
+        (items.collect::<Result<_, _>>()?, page.next)
+    } else {
+        with_fields(&shared, reader, page, wanted.fields).await?
+    };
+    let next = next.map(|place| place.to_string());
     Ok(Json(JobPage { items, next, window: wanted.window() }).into_response())
 }
 
-/// What calling a job off or revoking a key needs.
-#[derive(Debug, Default, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Nothing {}
-
-/// Calls a job off
-///
-/// A call that is under way is not interrupted, but it is not repeated.
-#[utoipa::path(
-    post, path = "/v1/jobs/{id}/cancel", operation_id = "cancelJob", security(("bearer" = ["manage"])),
-    params(("id" = JobId, Path, description = "The ID of the job.", example = example_id)),
-    request_body(content = inline(Option<Nothing>), content_type = "application/json"),
-    responses((status = 200, description = "The job as it is now.", body = JobOrId),
-        OfAnyRequest, OfItsContent, OfItsBody, OfOne, OfTheState)
-)]
-pub(super) async fn cancel(
-    State(shared): State<Shared>,
-    Extension(caller): Extension<Caller>,
-    Path(id): Path<String>,
-    request: Request,
-) -> Result<Response, Problem> {
-    let manager = caller.may(Scope::Manage)?;
-    let (id, Nothing {}) = (job_id(&id)?, optional_json(request).await?);
-    let decided = shared.parts.store.cancel(manager, id, caller.name()).await?;
-    decided_about(&shared, &caller, id, decided).await
-}
-
-/// How a job is run again.
-#[derive(Debug, Default, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields, default)]
-struct Retry {
-    /// Although its last call may have had its effect, which this would repeat.
-    force: bool,
-    /// Although its `run_at` is still to come.
-    now: bool,
-}
-
-/// Runs a job again
-///
-/// A failed or cancelled job gets a fresh budget of attempts, and one that waits is due now.
-#[utoipa::path(
-    post, path = "/v1/jobs/{id}/retry", operation_id = "retryJob", security(("bearer" = ["manage"])),
-    params(("id" = JobId, Path, description = "The ID of the job.", example = example_id)),
-    request_body(content = inline(Option<Retry>), content_type = "application/json"),
-    responses((status = 200, description = "The job as it is now.", body = JobOrId),
-        OfAnyRequest, OfItsContent, OfItsBody, OfOne, OfRunningAgain)
-)]
-pub(super) async fn retry(
-    State(shared): State<Shared>,
-    Extension(caller): Extension<Caller>,
-    Path(id): Path<String>,
-    request: Request,
-) -> Result<Response, Problem> {
-    let manager = caller.may(Scope::Manage)?;
-    let (id, Retry { force, now }) = (job_id(&id)?, optional_json(request).await?);
-    let force = Force { effect: force, early: now };
-    let decided = shared.parts.store.restart(manager, id, caller.name(), force).await?;
-    decided_about(&shared, &caller, id, decided).await
-}
-
-/// What is known of the call of a held job.
-#[derive(Debug, Default, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-struct How {
-    /// `retry` makes the call again, `succeeded` and `failed` say how it ended.
-    #[schema(value_type = Release, inline)]
-    how: Option<String>,
-}
-
-/// Lets a held job go
-///
-/// The body says what is known of its call.
-#[utoipa::path(
-    post, path = "/v1/jobs/{id}/release", operation_id = "releaseJob", security(("bearer" = ["manage"])),
-    params(("id" = JobId, Path, description = "The ID of the job.", example = example_id)),
-    request_body(content = inline(How), content_type = "application/json", example = json!({"how": "retry"})),
-    responses((status = 200, description = "The job as it is now.", body = JobOrId),
-        OfAnyRequest, OfItsContent, OfItsBody, OfOne, OfTheState)
-)]
-pub(super) async fn release(
-    State(shared): State<Shared>,
-    Extension(caller): Extension<Caller>,
-    Path(id): Path<String>,
-    request: Request,
-) -> Result<Response, Problem> {
-    let manager = caller.may(Scope::Manage)?;
-    let (id, How { how }) = (job_id(&id)?, optional_json(request).await?);
-    let release = how.as_deref().and_then(|how| how.parse::<Release>().ok()).ok_or_else(|| {
-        let detail = "say what is known of the call: {\"how\": \"retry\"} makes it again, \"succeeded\" and \"failed\" do not";
-        Problem::new(Kind::BadRequest, detail)
-    })?;
-    let decided = shared.parts.store.release(manager, id, release, caller.name()).await?;
-    decided_about(&shared, &caller, id, decided).await
+/// The jobs of a page with what is asked for, up to [`MAX_BATCH_BYTES`] of it; a page that would have more ends before, but
+/// has one job at least. Results are read one by one, so that no more of them is in memory than is told.
+async fn with_fields(
+    shared: &Shared,
+    reader: &Principal,
+    page: Looked<JobView>,
+    fields: Fields,
+) -> Result<(Vec<Box<RawValue>>, Option<Place>), Problem> {
+    let (mut items, mut bytes, mut last) = (Vec::<Box<RawValue>>::new(), 0, None);
+    for found in page.items {
+        let place = found.place();
+        let job = if fields.has(Field::Result) {
+            shared.parts.store.job(reader, found.spec.id).await?
+        } else {
+            Some(found)
+        };
+        // It was removed meanwhile.
+        let Some(job) = job else { continue };
+        let item = shown(&job_fields_json(&job, fields))?;
+        bytes += item.get().len();
+        if bytes > MAX_BATCH_BYTES && !items.is_empty() {
+            return Ok((items, last));
+        }
+        items.push(item);
+        last = Some(place);
+    }
+    Ok((items, page.next))
 }
 
 /// Enqueues a job. What is begun is finished although nobody waits for the answer any more: a job that is stored is handed
@@ -269,28 +255,6 @@ async fn admit(shared: &Shared, spec: Arc<JobSpec>) -> Result<Option<Enqueued>, 
     Ok(answers?.into_iter().next())
 }
 
-async fn decided_about(
-    shared: &Shared,
-    caller: &Caller,
-    id: JobId,
-    decided: Decided,
-) -> Result<Response, Problem> {
-    if decided == Decided::Unknown
-        && let Some(first) = shared.parts.store.job_known_as(caller.may(Scope::Manage)?, id).await?
-    {
-        // Nothing is done to it before it is named, because there may be more to it.
-        let detail = format!("it is another ID of the job {first}; name that one");
-        return Err(Problem::new(Kind::NotFound, detail));
-    }
-    if let Some(problem) = Problem::undecided(decided) {
-        return Err(problem);
-    }
-    match caller.may(Scope::Read) {
-        Ok(reader) => Ok(known(shared, reader, id).await?.2.into_response()),
-        Err(_) => Ok(Json(json!({"id": id})).into_response()),
-    }
-}
-
 /// The job in a body, through the same decoder as every envelope.
 fn spec(shared: &Shared, headers: &HeaderMap, body: &[u8]) -> Result<JobSpec, Problem> {
     let queue = named_queue(body).unwrap_or_default();
@@ -301,45 +265,6 @@ fn spec(shared: &Shared, headers: &HeaderMap, body: &[u8]) -> Result<JobSpec, Pr
         ..Arrival::new(&queue)
     };
     let spec = decode(body, &arrival)?;
-    shared.has_lane(&spec)?;
+    lane(shared, spec.queue.as_str())?;
     Ok(spec)
-}
-
-/// The answer to who waits: 200 with a final job, else 202.
-async fn waited_for(
-    shared: &Shared,
-    reader: &Principal,
-    id: JobId,
-    wait: Duration,
-) -> Result<Response, Problem> {
-    let until = Instant::now() + wait;
-    // By another ID of it, it is waited for by its own.
-    let (id, mut is_final, mut json) = known(shared, reader, id).await?;
-    if !is_final {
-        shared.waiters.wait(Subject::Job(id), until).await;
-        (_, is_final, json) = known(shared, reader, id).await?;
-    }
-    if is_final {
-        return Ok(json.into_response());
-    }
-    Ok((StatusCode::ACCEPTED, [(header::RETRY_AFTER, ASK_AGAIN)], json).into_response())
-}
-
-/// A job's own ID, whether it is final, and its JSON.
-async fn known(
-    shared: &Shared,
-    reader: &Principal,
-    id: JobId,
-) -> Result<(JobId, bool, Json<Box<RawValue>>), Problem> {
-    let known = KnownJob::find(&shared.parts.store, reader, id).await?.ok_or_else(Problem::no_job)?;
-    Ok((known.job.spec.id, known.job.state.is_final(), Json(shown(&known.json(false))?)))
-}
-
-fn shown(job: &impl Serialize) -> Result<Box<RawValue>, Problem> {
-    to_raw_value(job).map_err(|_| Problem::new(Kind::Internal, "the job cannot be shown"))
-}
-
-fn job_id(text: &str) -> Result<JobId, Problem> {
-    // What is no ID is no job's.
-    text.parse().map_err(|_| Problem::no_job())
 }

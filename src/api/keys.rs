@@ -21,10 +21,10 @@ use uuid::Uuid;
 
 use super::{
     caller::Caller,
+    decisions::Nothing,
     described::{
         OfAnyRequest, OfItsBody, OfItsContent, OfOne, OfTheState, example_id, number, optional, text,
     },
-    jobs::Nothing,
     problem::{Kind, Problem},
     request::{MAX_LIMIT, Parameters, optional_json},
     shared::Shared,
@@ -50,6 +50,7 @@ struct Wanted {
     #[serde(default)]
     scopes: Vec<Scope>,
     /// Without it the key is valid for ever.
+    #[schema(value_type = Option<u64>)]
     expires_in_secs: Option<u32>,
 }
 

@@ -13,6 +13,7 @@ use crate::{
     job::{EnvelopeError, EnvelopeReason},
     store::{Conflict, Decided, StoreError, StoreErrorKind},
     string_enum::string_enum,
+    tool::ToolError,
 };
 
 /// The media type of problems.
@@ -47,6 +48,8 @@ string_enum! {
         KeyConflict = "key-conflict",
         /// The job is in a state that does not allow it.
         WrongState = "wrong-state",
+        /// It is not as whoever asks has read it.
+        EditedMeanwhile = "edited-meanwhile",
         /// It would perhaps repeat an effect, or run too early, and was not forced.
         NeedsForce = "needs-force",
         /// Too many wrong keys came from its address, or too much is under way.
@@ -54,6 +57,8 @@ string_enum! {
         /// The database does not answer.
         Unavailable = "unavailable",
         Internal = "internal",
+        /// The tool API does not answer, or not as it should.
+        ToolApi = "tool-api",
         /// This process does not know the tool API.
         NoToolApi = "no-tool-api",
     }
@@ -79,9 +84,11 @@ impl Kind {
                 StatusCode::UNPROCESSABLE_ENTITY
             }
             Self::WrongState | Self::NeedsForce | Self::OutOfOrder => StatusCode::CONFLICT,
+            Self::EditedMeanwhile => StatusCode::PRECONDITION_FAILED,
             Self::TooManyRequests => StatusCode::TOO_MANY_REQUESTS,
             Self::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
             Self::NoToolApi => StatusCode::NOT_IMPLEMENTED,
+            Self::ToolApi => StatusCode::BAD_GATEWAY,
             Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
@@ -104,9 +111,11 @@ impl Kind {
             Self::KeyConflict => "The idempotency key is used by another request",
             Self::WrongState => "The state does not allow this",
             Self::NeedsForce => "This has to be forced",
+            Self::EditedMeanwhile => "It is not as it was read",
             Self::TooManyRequests => "Too many requests",
             Self::Unavailable => "The database does not answer",
             Self::Internal => "errand failed",
+            Self::ToolApi => "The tool API does not answer",
             Self::NoToolApi => "This process does not know the tool API",
         }
     }
@@ -183,11 +192,24 @@ impl Problem {
                 "its last call may have had its effect, which running it again would repeat; look at its attempts, and \
                  send {\"force\": true} if that is wanted",
             ),
+            Decided::Changed => Self::new(
+                Kind::WrongState,
+                "the job kept changing while it was decided about; read it again, and send the request once more",
+            ),
             Decided::Early => Self::new(
                 Kind::NeedsForce,
                 "its `run_at` is still to come; send {\"now\": true} to run it at once",
             ),
         })
+    }
+}
+
+impl From<ToolError> for Problem {
+    fn from(error: ToolError) -> Self {
+        match error {
+            ToolError::NotFound(_) => Self::new(Kind::NotFound, "the tool API knows nothing of this name"),
+            error => Self::new(Kind::ToolApi, format!("{error}; try again later")),
+        }
     }
 }
 

@@ -28,9 +28,11 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use super::{
     actions, batches,
     caller::{self, Gate, Peer},
+    decisions, desk,
     document::{self, DescribedRoutes},
-    jobs, keys,
+    edit, jobs, keys, pins,
     problem::{Kind, Problem},
+    queues, rejected,
     shared::{Description, Parts, Shared},
     waiters::Waiters,
 };
@@ -86,7 +88,8 @@ impl Api {
         });
         let gate = Arc::new(Gate::new(parts.store.clone(), is_on_loopback));
         let chunks = Arc::new(Semaphore::new(MAX_CHUNKS));
-        let router = router(routes, Shared { parts: Arc::new(parts), waiters, description, chunks }, gate);
+        let shared = Shared { parts: Arc::new(parts), waiters, glimpse: Arc::default(), description, chunks };
+        let router = router(routes, shared, gate);
         let room = Arc::new(Semaphore::new(most_connections()));
         let connections = TaskTracker::new();
         let accepting = async {
@@ -131,9 +134,12 @@ fn routes() -> DescribedRoutes {
         .route(jobs::__path_enqueue, jobs::enqueue)
         .route(jobs::__path_list, jobs::list)
         .route(jobs::__path_show, jobs::show)
-        .route(jobs::__path_cancel, jobs::cancel)
-        .route(jobs::__path_retry, jobs::retry)
-        .route(jobs::__path_release, jobs::release)
+        .route(jobs::__path_attempts, jobs::attempts)
+        .route(jobs::__path_history, jobs::history)
+        .route(edit::__path_edit, edit::edit)
+        .route(decisions::__path_cancel, decisions::cancel)
+        .route(decisions::__path_retry, decisions::retry)
+        .route(decisions::__path_release, decisions::release)
         .route(batches::__path_create, batches::create)
         .route(batches::__path_list, batches::list)
         .route(batches::__path_show, batches::show)
@@ -152,6 +158,19 @@ fn routes() -> DescribedRoutes {
         .route(actions::__path_show, actions::show)
         .route(actions::__path_confirm, actions::confirm)
         .route(actions::__path_abort, actions::abort)
+        .route(queues::__path_list, queues::list)
+        .route(queues::__path_pause, queues::pause)
+        .route(queues::__path_resume, queues::resume)
+        .route(queues::__path_stats, queues::stats)
+        .route(pins::__path_list, pins::list)
+        .route(pins::__path_set, pins::set)
+        .route(pins::__path_remove, pins::remove)
+        .route(rejected::__path_list, rejected::list)
+        .route(rejected::__path_show, rejected::show)
+        .route(rejected::__path_requeue, rejected::requeue)
+        .route(desk::__path_workers, desk::workers)
+        .route(desk::__path_tool, desk::tool)
+        .route(desk::__path_accounts, desk::accounts)
         .route(document::__path_openapi, document::openapi)
         .route(document::__path_docs, document::docs)
 }

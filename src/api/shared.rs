@@ -1,21 +1,23 @@
 //! What the requests of one API share.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use axum::body::Bytes;
-
-use tokio::sync::Semaphore;
-
-use super::{
-    problem::{Kind, Problem},
-    waiters::Waiters,
+use tokio::{
+    sync::{Mutex, Semaphore},
+    time::Instant,
 };
+
+use super::waiters::Waiters;
 use crate::{
     admission::Admission,
     clock::SharedClock,
-    job::{JobSpec, QueueName},
+    job::QueueName,
+    lane_view::LaneViews,
+    queue::SharedQueue,
     resolver::Resolver,
-    store::SharedStore,
+    store::{Result, SharedStore},
+    tool::SharedToolApi,
 };
 
 /// What an API works with.
@@ -28,27 +30,43 @@ pub struct Parts {
     pub resolver: Option<Resolver>,
     /// The lanes there are.
     pub lanes: Vec<QueueName>,
+    /// To ask about tools and accounts; none where the tool API is unknown.
+    pub tool_api: Option<SharedToolApi>,
+    /// How old the last beat of a worker that lives may be, where it does not say so itself.
+    pub lease: Duration,
+    /// The broker, if there is one, to ask how deep they are.
+    pub queue: Option<SharedQueue>,
+}
+
+/// The last look at all lanes, which serves whoever asks soon after it.
+#[derive(Debug, Default)]
+pub(super) struct Glimpse(Mutex<Option<(Instant, Arc<LaneViews>)>>);
+
+impl Glimpse {
+    const FRESH: Duration = Duration::from_secs(1);
+
+    pub(super) async fn look(&self, parts: &Parts) -> Result<Arc<LaneViews>> {
+        let mut last = self.0.lock().await;
+        if let Some((at, views)) = &*last
+            && at.elapsed() < Self::FRESH
+        {
+            return Ok(views.clone());
+        }
+        let at = Instant::now();
+        let views = Arc::new(LaneViews::of(&parts.store, parts.lanes.clone()).await?);
+        *last = Some((at, views.clone()));
+        Ok(views)
+    }
 }
 
 #[derive(Debug, Clone)]
 pub(super) struct Shared {
     pub(super) parts: Arc<Parts>,
     pub(super) waiters: Arc<Waiters>,
+    pub(super) glimpse: Arc<Glimpse>,
     pub(super) description: Description,
     /// One for each request that may add items to batches at the same time.
     pub(super) chunks: Arc<Semaphore>,
-}
-
-impl Shared {
-    /// Refuses a job for a queue that there is not.
-    pub(super) fn has_lane(&self, spec: &JobSpec) -> Result<(), Problem> {
-        if self.parts.lanes.contains(&spec.queue) {
-            return Ok(());
-        }
-        let known: Vec<_> = self.parts.lanes.iter().map(QueueName::as_str).collect();
-        let detail = format!("there is no queue of this name; use one of {}", known.join(", "));
-        Err(Problem::new(Kind::InvalidJob, detail))
-    }
 }
 
 /// What the API says of itself, as it is served.

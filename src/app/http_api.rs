@@ -14,6 +14,7 @@ use crate::{
     api::{Api, Parts},
     clock::{self, SharedClock},
     config::Config,
+    queue::SharedQueue,
     resolver::Resolver,
     store::SharedStore,
     tool::SharedToolApi,
@@ -33,7 +34,10 @@ pub async fn serve_api(config: &Config, address: SocketAddr, stop: CancellationT
     let unclaimed = Duration::from_secs(config.relay.unclaimed_secs);
     let admission = Admission::new(store.clone(), queue.clone(), clock::system(), rules(config), unclaimed);
     let tool_api = config.require_api_key().is_ok().then(|| open_tool_api(config)).transpose()?;
-    bind(config, address, store.clone(), admission, clock::system(), tool_api).await?.run(stop).await;
+    bind(config, address, store.clone(), admission, clock::system(), queue.clone(), tool_api)
+        .await?
+        .run(stop)
+        .await;
     if let Some(queue) = queue {
         queue.close().await;
     }
@@ -48,16 +52,16 @@ pub(super) async fn bind(
     store: SharedStore,
     admission: Admission,
     clock: SharedClock,
+    queue: Option<SharedQueue>,
     tool_api: Option<SharedToolApi>,
 ) -> Result<Api> {
-    let resolver = tool_api.map(|api| Resolver::new(api, options::resolver(config)));
+    let resolver = tool_api.clone().map(|api| Resolver::new(api, options::resolver(config)));
+    let lease = Duration::from_secs(config.worker.lease_secs);
     let lanes = config.queues.keys().cloned().collect();
-    let api =
-        Api::bind(address, Parts { store, admission, clock, resolver, lanes }).await.with_context(|| {
-            format!(
-                "cannot listen on {address}; choose another address for the API, with api.listen or --listen"
-            )
-        })?;
+    let parts = Parts { store, admission, clock, resolver, lanes, tool_api, lease, queue };
+    let api = Api::bind(address, parts).await.with_context(|| {
+        format!("cannot listen on {address}; choose another address for the API, with api.listen or --listen")
+    })?;
     tracing::info!(address = %api.address()?, "the API is served");
     Ok(api)
 }

@@ -70,9 +70,10 @@ impl App {
         let address = self.config.http.listen;
         let api = match self.config.api.listen {
             Some(address) => {
-                let Services { store, clock, api, .. } = self.services.clone();
+                let Services { store, clock, queue, api, .. } = self.services.clone();
                 let admission = self.admission();
-                Some(http_api::bind(&self.config, address, store, admission, clock, Some(api)).await?)
+                let (config, queue) = (&self.config, Some(queue));
+                Some(http_api::bind(config, address, store, admission, clock, queue, Some(api)).await?)
             }
             None => None,
         };

@@ -1,14 +1,12 @@
 //! `errand accounts`: which accounts an owner has connected. Never their credentials.
 
-use serde_json::{json, to_string};
-
 use super::{
     context::Context,
     exit::Exit,
     output::{self, Format},
     value::{self, OwnerFlags},
 };
-use crate::tool::Account;
+use crate::{desk_json::AccountJson, tool::Account};
 
 /// List connected accounts as the tool API knows them.
 #[derive(Debug, clap::Subcommand)]
@@ -30,13 +28,7 @@ pub(super) async fn run(command: Command, context: &Context) -> anyhow::Result<E
     let Command::List { owner, toolkit, format } = command;
     let owner = owner.owner()?;
     let accounts = context.tool_api()?.accounts(&[owner.id()], toolkit.as_deref()).await?.accounts;
-    let json = |account: &Account| {
-        to_string(&json!({
-            "id": account.id, "toolkit": account.toolkit, "status": account.status,
-            "status_reason": account.status_reason, "disabled": account.disabled,
-            "usable": account.is_active(), "created_at": account.created_at,
-        }))
-    };
+    let json = |account: &Account| serde_json::to_string(&AccountJson::of(account));
     let nothing = format_args!("{owner} has connected nothing that matches");
     let header = ["ID", "TOOLKIT", "STATUS", "CONNECTED", "REASON"];
     output::print_list(&accounts, format, json, nothing, header, |account| {

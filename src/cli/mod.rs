@@ -83,13 +83,13 @@ enum Command {
     Enqueue(Box<enqueue::Args>),
     /// Enqueue many jobs, from a file of JSON Lines.
     EnqueueBulk(bulk::Args),
-    /// List jobs, show one, count, cancel, retry and release them.
+    /// List jobs, show one, count, cancel, retry, release and edit them.
     #[command(subcommand)]
     Jobs(jobs::Command),
     /// List, show and abort actions, which decide about many jobs by filters.
     #[command(subcommand)]
     Actions(actions::Command),
-    /// List queues: what waits, runs and is held, who consumes, and how many jobs end.
+    /// List queues, and what is in them; pause and resume them.
     Queues(queues::Args),
     /// List workers: which build each runs, since when, and what it holds.
     Workers(workers::Args),
@@ -169,7 +169,7 @@ fn dispatch(cli: Cli) -> anyhow::Result<Exit> {
         Command::EnqueueBulk(args) => brief(&sources, async |context| bulk::run(args, context).await),
         Command::Jobs(command) => brief(&sources, async |context| jobs::run(command, context).await),
         Command::Actions(command) => brief(&sources, async |context| actions::run(command, context).await),
-        Command::Queues(args) => brief(&sources, async |context| queues::run(&args, context).await),
+        Command::Queues(args) => brief(&sources, async |context| queues::run(args, context).await),
         Command::Workers(args) => brief(&sources, async |context| workers::run(&args, context).await),
         Command::Keys(command) => brief(&sources, async |context| keys::run(command, context).await),
         Command::Pins(command) => brief(&sources, async |context| pins::run(command, context).await),

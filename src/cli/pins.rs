@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, time::Duration};
 
 use anyhow::Context as _;
 use futures_util::{StreamExt as _, stream};
-use serde_json::{json, to_string};
+use serde_json::to_string;
 
 use super::{
     context::Context,
@@ -13,6 +13,7 @@ use super::{
     value,
 };
 use crate::{
+    desk_json::PinJson,
     job::{Owner, Pin, PinnedBy},
     resolver::PINS_KNOWN_AFTER,
     tool::{SharedToolApi, ToolError, deprecation::Deprecation},
@@ -191,12 +192,7 @@ fn all(context: &Context, stored: Vec<Pin>) -> Vec<RankedPin> {
 }
 
 fn list(pins: &[RankedPin], format: Format) -> anyhow::Result<()> {
-    let json = |RankedPin { row, by }: &RankedPin| {
-        let owner = row.owner.as_ref().map(|o| json!({"kind": o.kind().as_str(), "id": o.id()}));
-        to_string(&json!({
-            "toolkit": row.toolkit, "version": row.version, "owner": owner, "pinned_by": by.as_str(),
-        }))
-    };
+    let json = |RankedPin { row, by }: &RankedPin| to_string(&PinJson { pinned_by: *by, ..PinJson::of(row) });
     let header = ["TOOLKIT", "VERSION", "FOR", "PINNED BY"];
     output::print_list(pins, format, json, "nothing is pinned", header, |RankedPin { row, by }| {
         [row.toolkit.clone(), row.version.clone(), holder(row.owner.as_ref()), by.as_str().to_owned()]

@@ -1,9 +1,8 @@
 //! `errand rejected`: messages that are not jobs, kept whole.
 
-use std::{io::Write as _, sync::Arc};
+use std::io::Write as _;
 
 use jiff::Timestamp;
-use serde_json::json;
 use uuid::Uuid;
 
 use super::{
@@ -14,8 +13,9 @@ use super::{
     value,
 };
 use crate::{
-    admission::Enqueued,
-    job::{EnvelopeReason, JobId, Owner, Principal, QueueName, decode, id_of},
+    admission::{Requeue, Requeued},
+    desk_json::RejectedJson,
+    job::{EnvelopeReason, JobId, Owner, Principal, QueueName, id_of},
     maintenance::erase::names,
     queue::Properties,
     store::{Place, RejectedFilter, RejectedView, SharedStore},
@@ -138,7 +138,7 @@ pub(super) async fn run(command: Command, context: &Context) -> anyhow::Result<E
             let open = context.door()?;
             let mut refused = false;
             for id in ids {
-                let how = How { without_reply, corrected: corrected.as_deref(), by: &by };
+                let how = Requeue { without_reply, corrected: corrected.as_deref(), by: &by };
                 let line = match requeue(context, &open, id, &how).await? {
                     Ok(done) => done,
                     Err(reason) => {
@@ -229,7 +229,7 @@ fn job_of(view: &RejectedView) -> Option<JobId> {
 
 fn print(messages: &[RejectedView], format: Format) -> anyhow::Result<()> {
     let header = ["ID", "RECEIVED", "QUEUE", "REASON", "WHY"];
-    let json = |view: &RejectedView| serde_json::to_string(&summary(view));
+    let json = |view: &RejectedView| serde_json::to_string(&RejectedJson::of(view));
     let widest = |text: fn(&RejectedView) -> String, least: usize| {
         messages.iter().map(|view| text(view).chars().count()).fold(least, usize::max)
     };
@@ -264,7 +264,7 @@ fn print_bytes(bytes: &[u8]) -> anyhow::Result<()> {
 
 fn show(view: &RejectedView, format: Format) -> anyhow::Result<()> {
     if format.json {
-        return output::print_json(&summary(view));
+        return output::print_json(&RejectedJson::of(view));
     }
     output::print_fields(&[
         ("message", Some(view.message.id.to_string())),
@@ -286,55 +286,21 @@ fn show(view: &RejectedView, format: Format) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn summary(view: &RejectedView) -> serde_json::Value {
-    let message = &view.message;
-    let properties: serde_json::Value = serde_json::from_str(&message.properties).unwrap_or_default();
-    json!({
-        "id": message.id, "queue": message.queue, "reason": message.reason, "message": message.message,
-        "properties": properties, "size": view.size, "seen": view.seen, "received_at": view.received_at,
-        "requeued_at": view.requeued_at, "requeued_by": view.requeued_by,
-    })
-}
-
-/// How a message is read again, and who says so.
-struct How<'a> {
-    without_reply: bool,
-    /// The body that is taken instead of its own.
-    corrected: Option<&'a [u8]>,
-    by: &'a str,
-}
-
 /// Reads a message again and enqueues it, and says what it is now; the inner error says why it stays rejected.
 async fn requeue(
     context: &Context,
     open: &OpenDoor,
     id: Uuid,
-    how: &How<'_>,
+    how: &Requeue<'_>,
 ) -> anyhow::Result<Result<String, String>> {
     let view = find(&open.store, id).await?;
-    if view.requeued_at.is_some() {
-        return Ok(Err("it was requeued before".to_owned()));
-    }
-    let mut properties: Properties = serde_json::from_str(&view.message.properties).unwrap_or_default();
-    if how.without_reply {
-        properties.reply_to = None;
-    }
-    // The message's own ID, so that a requeue that was interrupted makes one job, not two.
-    let arrival = properties.arrival(&view.message.queue, Some(JobId(id)));
     if let Err(reason) = context.check_lane(view.message.queue.as_str()) {
         return Ok(Err(reason));
     }
-    let spec = match decode(how.corrected.unwrap_or(&view.message.body), &arrival) {
-        Ok(spec) => Arc::new(spec),
-        Err(error) => return Ok(Err(error.message)),
-    };
-    let done = match open.door.enqueue(&[spec]).await?.into_iter().next() {
-        Some(Enqueued::New(job)) => format!("{id} is job {job} now"),
-        Some(Enqueued::Duplicate(job)) => format!("{id} was job {job} before, so nothing new is enqueued"),
-        Some(Enqueued::Refused(error)) => return Ok(Err(error.message().to_owned())),
-        Some(Enqueued::Conflict(conflict)) => return Ok(Err(conflict.message().to_owned())),
-        None => anyhow::bail!("the store gave no answer"),
-    };
-    open.store.mark_requeued(&Principal::Operator, id, how.by, how.corrected.map(<[u8]>::to_vec)).await?;
-    Ok(Ok(done))
+    Ok(match open.door.requeue(&view, how).await? {
+        Requeued::New(job) => Ok(format!("{id} is job {job} now")),
+        Requeued::Known(job) => Ok(format!("{id} was job {job} before, so nothing new is enqueued")),
+        Requeued::Before => Err("it was requeued before".to_owned()),
+        Requeued::Refused(why) => Err(why),
+    })
 }

@@ -1,13 +1,11 @@
 //! `errand tools`: what the tool API says about tools.
 
-use serde_json::json;
-
 use super::{
     context::Context,
     exit::{self, Exit},
     output::{self, Format},
 };
-use crate::tool::ToolError;
+use crate::{desk_json::ToolJson, tool::ToolError};
 
 /// Show a tool as the tool API describes it.
 #[derive(Debug, clap::Subcommand)]
@@ -34,11 +32,7 @@ pub(super) async fn run(command: Command, context: &Context) -> anyhow::Result<E
         other => other?,
     };
     if format.json {
-        output::print_json(&json!({
-            "slug": tool.slug, "name": tool.name, "description": tool.description, "toolkit": tool.toolkit,
-            "version": tool.version, "available_versions": tool.available_versions, "tags": tool.tags,
-            "effect": tool.effect(), "no_auth": tool.no_auth, "deprecated": tool.deprecated,
-        }))?;
+        output::print_json(&ToolJson::of(&tool))?;
         return Ok(Exit::Success);
     }
     let yes = |flag: bool, text: &str| flag.then(|| text.to_owned());

@@ -9,10 +9,9 @@ use uuid::Uuid;
 use super::exit;
 use crate::{
     bounds::{MAX_ENVELOPE_BYTES, MAX_LIST},
-    config::is_slug,
     job::{BYTE_ORDER_MARK, Foreign, IdError, JobId, Owner, OwnerKind, foreign},
-    store::check_decider,
-    tool::pin::{Wanted, wanted},
+    store::{check_decider, check_reason},
+    tool::pin::{Wanted, is_slug, wanted},
 };
 
 /// The owner that a command is about, by one flag. The hidden flags are spellings of releases before.
@@ -172,6 +171,11 @@ pub(super) fn pair(text: &str) -> Result<(String, String), String> {
 }
 
 /// The name of somebody who decides about jobs.
+/// Why a queue is paused.
+pub(super) fn reason(text: &str) -> Result<String, String> {
+    check_reason(text).map(|()| text.to_owned())
+}
+
 pub(super) fn decider(text: &str) -> Result<String, String> {
     check_decider(text).map(|()| text.to_owned())
 }

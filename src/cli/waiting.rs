@@ -9,7 +9,7 @@ use crate::{
     app,
     failure::chain,
     job::{ErrorKind, QueueName, State},
-    store::JobView,
+    store::{JobView, PausedQueue, SharedStore},
 };
 
 /// How long the broker may take to tell how a lane is.
@@ -49,8 +49,20 @@ fn published(job: &JobView, next: Timestamp, now: Timestamp) -> String {
 }
 
 /// For what a job waits that should run by now, or that was postponed; `None` where that cannot be told.
-pub(super) async fn why(job: &JobView, now: Timestamp, context: &Context) -> Option<String> {
+pub(super) async fn why(
+    job: &JobView,
+    now: Timestamp,
+    store: &SharedStore,
+    context: &Context,
+) -> Option<String> {
     let next = job.due_at?;
+    // What is said beside the answer must not keep it.
+    let paused = store.paused_queues().await.unwrap_or_default();
+    if let Some(PausedQueue { queue, pause }) = paused.iter().find(|paused| paused.queue == job.spec.queue) {
+        return Some(format!(
+            "the queue {queue}, which is {pause}; `errand queues resume {queue}` lets it go on"
+        ));
+    }
     if job.state != State::Available && next > now {
         return postponed(job, now).map(str::to_owned);
     }

@@ -2,16 +2,13 @@
 
 use std::time::Duration;
 
-use jiff::Timestamp;
-use serde::Serialize;
-
 use super::{
     context::Context,
     exit::Exit,
     output::{self, Format},
 };
 use crate::{
-    job::WorkerId,
+    desk_json::WorkerJson,
     store::{WorkerView, build},
 };
 
@@ -27,20 +24,6 @@ pub(super) struct Args {
     format: Format,
 }
 
-/// The names are an interface.
-#[derive(Debug, Serialize)]
-struct Worker<'a> {
-    id: WorkerId,
-    name: &'a str,
-    build: Option<&'a str>,
-    alive: bool,
-    started_at: Timestamp,
-    beat_at: Timestamp,
-    silent_ms: u64,
-    running: u64,
-    running_by_queue: serde_json::Value,
-}
-
 pub(super) async fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
     let store = context.store()?;
     let workers = store.workers().await?;
@@ -48,7 +31,7 @@ pub(super) async fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> 
     let lease = Duration::from_secs(context.config().worker.lease_secs);
     let alive = |worker: &WorkerView| worker.silent_for < worker.lease.unwrap_or(lease);
     let header = ["NAME", "STATE", "BUILD", "STARTED", "LAST BEAT", "RUNNING", "ID"];
-    let json = |worker: &WorkerView| serde_json::to_string(&as_json(worker, alive(worker)));
+    let json = |worker: &WorkerView| serde_json::to_string(&WorkerJson::of(worker, lease));
     output::print_list(&workers, args.format, json, "no worker is known", header, |worker| {
         [
             worker.name.clone(),
@@ -79,18 +62,4 @@ fn running(worker: &WorkerView) -> String {
     }
     let lanes = worker.running.iter().map(|(queue, jobs)| format!("{jobs} of {queue}"));
     lanes.collect::<Vec<_>>().join(", ")
-}
-
-fn as_json(worker: &WorkerView, alive: bool) -> Worker<'_> {
-    Worker {
-        id: worker.id,
-        name: &worker.name,
-        build: worker.build.as_deref(),
-        alive,
-        started_at: worker.started_at,
-        beat_at: worker.beat_at,
-        silent_ms: u64::try_from(worker.silent_for.as_millis()).unwrap_or(u64::MAX),
-        running: worker.running.iter().map(|(_, jobs)| jobs).sum(),
-        running_by_queue: worker.running.iter().map(|(queue, jobs)| (queue.to_string(), *jobs)).collect(),
-    }
 }

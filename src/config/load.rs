@@ -26,7 +26,7 @@ use super::{
 };
 use crate::{
     job::{Owner, QueueName},
-    tool::pin::{self, VersionMap},
+    tool::pin::{self, VersionMap, is_slug},
 };
 
 pub const DEFAULTS: &str = include_str!("default.toml");
@@ -359,12 +359,6 @@ impl Loader {
             }
         }
     }
-}
-
-/// Whether a text is the slug of a toolkit as it is spelt here, in lower case.
-pub fn is_slug(text: &str) -> bool {
-    let fits = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'_' | b'-');
-    !text.is_empty() && text.bytes().all(fits)
 }
 
 fn check_name(key: &Key, origin: &Origin) -> Result<(), String> {

@@ -13,6 +13,6 @@ mod show;
 mod values;
 
 pub use error::{AllMissing, ConfigErrors, Missing, Mistake, Origin};
-pub use load::{DEFAULTS, Loaded, Sources, is_slug, load, load_text};
+pub use load::{DEFAULTS, Loaded, Sources, load, load_text};
 pub use mask::{mask_url, place};
 pub use sections::*;

@@ -18,8 +18,8 @@ mod transition;
 pub use binding::{Binding, Pin, PinnedBy};
 pub use ending::{AttemptEnd, Ending, NotReady, Stop};
 pub use envelope::{
-    Arrival, BYTE_ORDER_MARK, Digest, EnvelopeError, EnvelopeReason, FOREIGN_BYTES, Foreign, JobSpec, decode,
-    encode, foreign, id_of, named_queue, names_compression,
+    Arrival, BYTE_ORDER_MARK, Digest, Edit, EnvelopeError, EnvelopeReason, FOREIGN_BYTES, Foreign, JobSpec,
+    decode, encode, foreign, id_of, named_queue, names_compression,
 };
 pub use id::{BatchId, Fence, IdError, JobId, RequestId, WorkerId};
 pub use look_up::{LookResult, LookUps, unknown_outcome};

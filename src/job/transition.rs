@@ -21,6 +21,12 @@ pub enum Transition {
     Cancel,
     /// An operator runs a failed or cancelled job again.
     Restart,
+    /// Somebody changes when, where or until when a job runs that waits. One that is due is due later, and the other way
+    /// round, where that is changed; what else it waits for stays.
+    Edit {
+        /// Whether it is to run later than now, where that is changed.
+        later: Option<bool>,
+    },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -44,6 +50,8 @@ impl Transition {
             Self::Release(_) => "be released",
             Self::Cancel => "be cancelled",
             Self::Restart => "be retried",
+            Self::Edit { later: Some(_) } => "get another `run_at`",
+            Self::Edit { later: None } => "be changed",
         }
     }
 
@@ -62,6 +70,10 @@ impl Transition {
             (Self::Cancel, Scheduled | Available | Retryable | Held) => Cancelled,
             (Self::Cancel, Running) => Running,
             (Self::Restart, Failed | Cancelled | Retryable | Scheduled) => Available,
+            (Self::Edit { later: Some(true) }, Scheduled | Available) => Scheduled,
+            (Self::Edit { later: Some(false) }, Scheduled | Available) => Available,
+            (Self::Edit { later: None }, Scheduled | Available | Held) => from,
+            (Self::Edit { .. }, Retryable) => Retryable,
             _ => return Err(IllegalMove { from, action: self.action() }),
         };
         Ok(to)
@@ -100,6 +112,7 @@ mod tests {
             Transition::Cancel,
             Transition::Restart,
         ];
+        all.extend([None, Some(true), Some(false)].map(|later| Transition::Edit { later }));
         all.extend(Release::ALL.iter().copied().map(Transition::Release));
         all.extend(endings().into_iter().map(Transition::End));
         all.extend(endings().into_iter().map(Transition::EndLate));

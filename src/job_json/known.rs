@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::{Past, whole_job_json};
+use super::{Fields, Past, whole_job_json};
 use crate::{
     job::{JobId, Principal},
     store::{AttemptView, HistoryEntry, JobView, Result, SharedStore},
@@ -46,10 +46,10 @@ impl KnownJob {
         })
     }
 
-    /// As JSON, without its input unless `input` asks for it.
-    pub fn json(&self, input: bool) -> impl Serialize + use<'_> {
+    /// As JSON, without its input unless `fields` ask for it.
+    pub fn json(&self, fields: Fields) -> impl Serialize + use<'_> {
         let past = Past { attempts: &self.attempts, history: &self.history, known_as: &self.known_as };
-        whole_job_json(&self.job, past, self.worker_name.as_deref(), input)
+        whole_job_json(&self.job, past, self.worker_name.as_deref(), fields)
     }
 }
 

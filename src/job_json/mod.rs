@@ -3,6 +3,7 @@
 //! The names here are an interface. Every key is always there, `null` where nothing is known, and a
 //! result is passed on verbatim. A reply has the key `reply` besides.
 
+mod fields;
 mod known;
 mod more;
 mod schema;
@@ -17,8 +18,9 @@ use uuid::Uuid;
 
 use self::more::{MoreJson, more};
 pub use self::{
+    fields::{Field, Fields},
     known::KnownJob,
-    schema::{Job, JobSummary},
+    schema::{ASKED_FOR, Job, JobSummary},
 };
 use crate::{
     job::{
@@ -78,18 +80,29 @@ fn whole<'a>(job: &'a JobView, past: Option<Past<'a>>) -> JobJson<'a> {
     }
 }
 
-/// A job as the command line shows it: all that is known of it. Its input is left out unless `input` asks for it.
+/// A job as the command line shows it: all that is known of it. Its input is left out unless `fields` ask for it.
 pub fn whole_job_json<'a>(
     job: &'a JobView,
     past: Past<'a>,
     worker_name: Option<&'a str>,
-    input: bool,
+    fields: Fields,
 ) -> impl Serialize + use<'a> {
     WholeJobJson {
         job: whole(job, Some(past)),
-        more: more(job, worker_name),
-        arguments: input.then_some(job.spec.arguments.as_deref()),
-        text: input.then_some(job.spec.text.as_deref()),
+        more: Some(more(job, worker_name)),
+        arguments: fields.has(Field::Arguments).then_some(job.spec.arguments.as_deref()),
+        text: fields.has(Field::Text).then_some(job.spec.text.as_deref()),
+    }
+}
+
+/// A job as lists show it, with these fields besides.
+pub fn job_fields_json<'a>(job: &'a JobView, fields: Fields) -> impl Serialize + use<'a> {
+    let result = fields.has(Field::Result).then_some(job.result.as_deref());
+    WholeJobJson {
+        job: JobJson { result, ..summary(job) },
+        more: None,
+        arguments: fields.has(Field::Arguments).then_some(job.spec.arguments.as_deref()),
+        text: fields.has(Field::Text).then_some(job.spec.text.as_deref()),
     }
 }
 
@@ -184,7 +197,7 @@ struct WholeJobJson<'a> {
     #[serde(flatten)]
     job: JobJson<'a>,
     #[serde(flatten)]
-    more: MoreJson<'a>,
+    more: Option<MoreJson<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     arguments: Option<Option<&'a RawValue>>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -244,6 +257,7 @@ mod tests {
         let arrival = Arrival::new(&queue);
         JobView {
             spec: Arc::new(decode(body.as_bytes(), &arrival).unwrap()),
+            asked: None,
             state: State::Available,
             held_reason: None,
             binding: None,
@@ -394,7 +408,7 @@ mod tests {
         };
         let job = done();
         let past = Past { attempts: &[], history: &[], known_as: &[] };
-        let whole = serde_json::to_string(&whole_job_json(&job, past, None, false)).unwrap();
+        let whole = serde_json::to_string(&whole_job_json(&job, past, None, Fields::NONE)).unwrap();
         assert_eq!(required(Job::schema()), keys(&whole));
         let summary = serde_json::to_string(&job_summary_json(&job)).unwrap();
         assert_eq!(required(JobSummary::schema()), keys(&summary));

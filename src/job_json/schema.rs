@@ -2,10 +2,13 @@
 
 use utoipa::{
     PartialSchema, ToSchema,
-    openapi::{Object, RefOr, Schema},
+    openapi::{Object, ObjectBuilder, RefOr, Schema, extensions::Extensions},
 };
 
-use super::{JobJson, more::MoreJson};
+use super::{Field, JobJson, more::MoreJson};
+
+/// Marks a key that is there only where the parameter of this name asks for it.
+pub const ASKED_FOR: &str = "x-asked-for-by";
 
 /// The keys of a job that a list leaves out.
 const LEFT_OUT_OF_LISTS: [&str; 4] = ["result", "attempts", "history", "known_as"];
@@ -24,7 +27,9 @@ impl PartialSchema for Job {
     fn schema() -> RefOr<Schema> {
         let mut job = object(JobJson::schema());
         job.properties.append(&mut object(MoreJson::schema()).properties);
-        described(job, "A job with its result, its attempts and its history, without its input.")
+        let mut job = described(job, "A job with its result, its attempts and its history.");
+        ask_for(&mut job, &[Field::Arguments, Field::Text]);
+        Schema::Object(job).into()
     }
 }
 
@@ -39,7 +44,9 @@ impl PartialSchema for JobSummary {
     fn schema() -> RefOr<Schema> {
         let mut job = object(JobJson::schema());
         job.properties.retain(|key, _| !LEFT_OUT_OF_LISTS.contains(&key.as_str()));
-        described(job, "A job in a list, without its result and its past.")
+        let mut job = described(job, "A job in a list, without its past.");
+        ask_for(&mut job, Field::ALL);
+        Schema::Object(job).into()
     }
 }
 
@@ -50,10 +57,27 @@ impl ToSchema for JobSummary {
 }
 
 /// Every key is always there, `null` where nothing is known.
-fn described(mut object: Object, description: &str) -> RefOr<Schema> {
+fn described(mut object: Object, description: &str) -> Object {
     object.required = object.properties.keys().cloned().collect();
     object.description = Some(description.to_owned());
-    Schema::Object(object).into()
+    object
+}
+
+/// Adds keys that the parameter `fields` asks for, which may be any JSON.
+fn ask_for(object: &mut Object, fields: &[Field]) {
+    for field in fields {
+        let what = match field {
+            Field::Arguments => "What the tool is called with, as it was sent.",
+            Field::Text => "The same, where it is a text.",
+            Field::Result => "The tool's output, verbatim; `null` unless the job has succeeded.",
+        };
+        let extensions = Extensions::builder().add(ASKED_FOR, "fields").build();
+        let any = ObjectBuilder::new()
+            .schema_type(utoipa::openapi::schema::SchemaType::AnyValue)
+            .description(Some(format!("{what} Only where `fields` asks for it.")))
+            .extensions(Some(extensions));
+        object.properties.insert(field.as_str().to_owned(), any.into());
+    }
 }
 
 fn object(schema: RefOr<Schema>) -> Object {

@@ -282,6 +282,7 @@ impl Turn<'_> {
             Decided::MayHaveActed => self.skip(Skip::NeedsForce),
             Decided::Early => self.skip(Skip::Early),
             Decided::HasNotRun(_) => self.skip(Skip::HasNotRun),
+            Decided::Changed => self.skip(Skip::Changed),
             Decided::Unknown => self.skip(Skip::Gone),
         }
     }

@@ -77,6 +77,13 @@ impl Gauges {
             self.note_waiting(census);
             self.show(census);
         }
+        // While this is not known, what was paused stays so.
+        if let Ok(paused) = self.services.store.paused_queues().await {
+            for lane in &self.lanes {
+                let is_paused = paused.iter().any(|paused| paused.queue == *lane);
+                metrics::QUEUE_PAUSED.set([lane.as_str()], f64::from(u8::from(is_paused)));
+            }
+        }
         let Services { queue, clock, .. } = &self.services;
         metrics::BROKER_CONNECTED.set([], f64::from(u8::from(queue.connected())));
         let reconnects = queue.reconnects();

@@ -267,6 +267,7 @@ pub struct PreviewKind {
 
 /// What an action has met and done.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Progress {
     pub looked_at: u64,
     pub done: u64,

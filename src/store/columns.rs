@@ -7,8 +7,8 @@ use serde_json::value::RawValue;
 use sqlx::{Postgres, Sqlite};
 
 use super::{
-    AuditLimits, Bind, By, Claim, Finish, JobFilter, NewAction, NewBatch, Rejected, RejectedFilter, Repeat,
-    Result, Step, StoreError,
+    AuditLimits, Bind, By, Claim, Edited, Finish, JobFilter, NewAction, NewBatch, Rejected, RejectedFilter,
+    Repeat, Result, Step, StoreError,
     actions::json,
     batch_items::Part,
     convert::{micros, reporter, tags, to_i32, to_millis},
@@ -121,7 +121,7 @@ macro_rules! sqlite_value {
 }
 
 columns! {
-    /// What was asked for; never changes.
+    /// What was asked for. But for the fields of an edit, it never changes.
     Spec "spec" of<'a> &'a JobSpec as spec {
         id: uuid = spec.id.0,
         digest: bytea = &spec.digest.0[..],
@@ -224,6 +224,23 @@ columns! {
         binding: list Binding = claim.binding.as_ref(),
         waits_for: text or null = claim.stop.as_ref().and_then(Stop::waits_for),
         published_at: timestamptz or null = claim.published_at,
+    }
+}
+
+columns! {
+    /// What somebody makes of a job that waits, and by what it is known that it is as they read it.
+    EditColumns "edit" of<'a> &'a Edited as edited {
+        id: uuid = edited.before.id.0,
+        was_state: text = edited.state.as_str(),
+        was_attempt: integer = to_i32(edited.attempt),
+        was_digest: bytea = &edited.before.digest.0[..],
+        digest: bytea = &edited.after.digest.0[..],
+        run_at: timestamptz or null = edited.after.run_at,
+        queue: text = edited.after.queue.as_str(),
+        priority: smallint = edited.after.priority,
+        expires_at: timestamptz or null = edited.after.expires_at,
+        is_moved: boolean = edited.later.is_some(),
+        later: boolean = edited.later == Some(true),
     }
 }
 

@@ -144,6 +144,7 @@ mod tests {
             outcome_unknown: true,
             version: Some("v".into()),
             effect: Some(Effect::Once),
+            batch: Some("0190b0a0-0000-7000-8000-000000000001".parse().unwrap()),
         };
         for filter in [JobFilter::default(), whole] {
             let json = serde_json::to_string(&FilterJson::of(&filter)).unwrap();

@@ -75,6 +75,10 @@ pub enum HistoryFact {
     AccountForgotten {
         account: String,
     },
+    /// Somebody changed when, where or until when it runs; from what to what, by field.
+    Edited {
+        changes: String,
+    },
 }
 
 string_enum! {
@@ -87,11 +91,13 @@ string_enum! {
         Cancelled = "cancelled",
         Retried = "retried",
         AccountForgotten = "account_forgotten",
+        Edited = "edited",
     }
 }
 
 impl HistoryFact {
-    /// The kind, the word that belongs to it, and why the log could not be read or which account was forgotten.
+    /// The kind, the word that belongs to it, and why the log could not be read, which account was forgotten or what was
+    /// changed.
     pub fn parts(&self) -> (HistoryKind, Option<&'static str>, Option<&str>) {
         match self {
             Self::Unknown => (HistoryKind::Unknown, None, None),
@@ -104,6 +110,7 @@ impl HistoryFact {
             Self::Cancelled => (HistoryKind::Cancelled, None, None),
             Self::Retried => (HistoryKind::Retried, None, None),
             Self::AccountForgotten { account } => (HistoryKind::AccountForgotten, None, Some(account)),
+            Self::Edited { changes } => (HistoryKind::Edited, None, Some(changes)),
         }
     }
 }

@@ -9,12 +9,12 @@ use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
 use super::{
-    Result,
+    Place, Result,
     convert::to_duration,
     read::{StoreRow, if_readable},
 };
 use crate::job::{
-    AttemptOutcome, BatchId, Binding, HeldReason, IllegalMove, JobError, JobId, JobSpec, Principal,
+    AttemptOutcome, BatchId, Binding, Digest, HeldReason, IllegalMove, JobError, JobId, JobSpec, Principal,
     QueueName, Release, RequestId, State, Transition, WorkerId,
 };
 
@@ -63,12 +63,57 @@ pub trait JobControl: fmt::Debug + Send + Sync {
         force: Force,
     ) -> Result<Decided>;
 
+    /// Changes when, where or until when a job runs that waits ([`crate::job::Transition::Edit`]), as somebody has read it.
+    ///
+    /// * A job that is another one than was read, or was claimed since, stays as it is: [`Decided::Changed`], or
+    ///   [`Decided::Illegal`] where its state does not allow it at all.
+    /// * With another `run_at` it is due then, or now without one or with one that has passed. The relay publishes one that
+    ///   is due once more.
+    /// * Messages from before the change are none of it any more: a claim by one is [`Claimed::Duplicate`].
+    /// * The job as it was asked for at first is the same job as before, and so is it as it is now.
+    ///
+    /// [`Claimed::Duplicate`]: super::Claimed::Duplicate
+    async fn edit(&self, principal: &Principal, edited: &Edited, by: &str) -> Result<Decided>;
+
     async fn census(&self) -> Result<Census>;
+}
+
+/// A job that somebody has read and wants to be another one.
+#[derive(Debug, Clone)]
+pub struct Edited {
+    /// Where it was, and how often it had been claimed.
+    pub state: State,
+    pub attempt: u32,
+    pub before: Arc<JobSpec>,
+    /// Differs from it in what may be changed, and is not the same.
+    pub after: Arc<JobSpec>,
+    /// Whether it is to run later than now, by the store's clock, where that is changed.
+    pub later: Option<bool>,
+}
+
+impl Edited {
+    /// A job that was read, and what it is to be.
+    pub fn new(read: &JobView, after: JobSpec, now: Timestamp) -> Self {
+        let is_moved = read.spec.run_at != after.run_at;
+        Self {
+            state: read.state,
+            attempt: read.attempt,
+            before: read.spec.clone(),
+            later: is_moved.then(|| after.run_at.is_some_and(|at| at > now)),
+            after: Arc::new(after),
+        }
+    }
+
+    pub fn transition(&self) -> Transition {
+        Transition::Edit { later: self.later }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Decided {
     Now(State),
+    /// Unchanged: it is not as it was read.
+    Changed,
     Illegal(IllegalMove),
     /// Unchanged: running it again might repeat an effect.
     MayHaveActed,
@@ -90,7 +135,10 @@ pub struct Force {
 
 #[derive(Debug, Clone)]
 pub struct JobView {
+    /// As it is now.
     pub spec: Arc<JobSpec>,
+    /// What it was asked for as, where somebody has changed it since.
+    pub asked: Option<Digest>,
     pub state: State,
     pub held_reason: Option<HeldReason>,
     pub binding: Option<Binding>,
@@ -131,6 +179,16 @@ pub struct JobView {
 }
 
 impl JobView {
+    /// Its place in lists.
+    pub fn place(&self) -> Place {
+        Place { at: self.created_at.as_microsecond(), id: self.spec.id.0 }
+    }
+
+    /// Whether a job of the same ID or key is this one: as it was asked for, or as it is now.
+    pub fn is_asked_by(&self, spec: &JobSpec) -> bool {
+        self.spec.owner == spec.owner && (self.spec.digest == spec.digest || self.asked == Some(spec.digest))
+    }
+
     /// The toolkit of its tool, as far as it is known.
     pub fn toolkit(&self) -> Option<&str> {
         let bound = self.binding.as_ref().map(|binding| binding.toolkit.as_str());
@@ -270,6 +328,7 @@ mod tests {
         let transitions = [
             ("cancel", Transition::Cancel),
             ("restart", Transition::Restart),
+            ("edit", Transition::Edit { later: None }),
             ("release_retry", Transition::Release(Release::Retry)),
             ("release_succeeded", Transition::Release(Release::Succeeded)),
             ("release_failed", Transition::Release(Release::Failed)),

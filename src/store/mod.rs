@@ -47,6 +47,7 @@ mod job_lists;
 mod jobs;
 mod leases;
 mod migrations;
+mod pauses;
 mod pins;
 pub mod postgres;
 mod publications;
@@ -78,11 +79,12 @@ pub use error::{Result, StoreError, StoreErrorKind};
 pub use filter_json::{BadFilter, FilterJson};
 pub use finishes::{By, Finish, Finished, Finishes};
 pub use history::{History, HistoryEntry, HistoryFact, HistoryKind, check_decider};
-pub use job_control::{AttemptView, Census, Decided, Force, JobControl, JobView};
+pub use job_control::{AttemptView, Census, Decided, Edited, Force, JobControl, JobView};
 pub use job_filter::{JobFilter, Looked, NoPlace};
 pub use job_lists::{Glance, JobLists, all_jobs};
 pub use jobs::{Conflict, Inserted, Jobs, Repeated};
 pub use leases::{Leases, LostJob, WorkerView, build};
+pub use pauses::{Pause, PausedQueue, Pauses, check_reason};
 pub use pins::Pins;
 pub use publications::{Due, MAX_UNCLAIMED_WAIT, Publications};
 pub use rejections::{Rejected, RejectedFilter, RejectedView, Rejections};
@@ -104,6 +106,7 @@ pub trait Store:
     + JobLists
     + History
     + Pins
+    + Pauses
     + AccessKeys
     + Batches
     + Actions

@@ -5,7 +5,7 @@ use std::fmt;
 use async_trait::async_trait;
 
 use super::Result;
-use crate::job::{Owner, Pin};
+use crate::job::{Owner, Pin, Principal};
 
 pub(super) const PINS: &str = "select owner_kind, owner_id, toolkit, version from pins
     order by owner_kind <> 'global', owner_kind, owner_id, toolkit";
@@ -22,6 +22,15 @@ pub(super) const UNSET: &str = "delete from pins
 pub trait Pins: fmt::Debug + Send + Sync {
     /// All pins, global ones first.
     async fn pins(&self) -> Result<Vec<Pin>>;
+
+    /// The pins that a principal may see: of an owner its own.
+    async fn pins_of(&self, principal: &Principal) -> Result<Vec<Pin>> {
+        let mut pins = self.pins().await?;
+        if let Principal::Owner(owner) = principal {
+            pins.retain(|pin| pin.owner.as_ref() == Some(owner));
+        }
+        Ok(pins)
+    }
 
     async fn set_pin(&self, pin: &Pin) -> Result<()>;
 

@@ -87,8 +87,13 @@ pub(super) trait StoreRow {
     }
 
     fn digest(&self) -> Result<Digest> {
-        let bytes: Vec<u8> = self.read("digest")?;
-        bytes.as_slice().try_into().map(Digest).map_err(|_| StoreError::corrupt("digest"))
+        self.digest_if_any("digest")?.ok_or_else(|| StoreError::corrupt("digest"))
+    }
+
+    fn digest_if_any(&self, column: &str) -> Result<Option<Digest>> {
+        let bytes: Option<Vec<u8>> = self.read(column)?;
+        let digest = bytes.map(|bytes| bytes.as_slice().try_into().map(Digest));
+        digest.transpose().map_err(|_| StoreError::corrupt(column))
     }
 
     fn owner(&self) -> Result<Owner> {

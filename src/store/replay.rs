@@ -17,6 +17,8 @@ pub(super) struct FoundJob {
     pub(super) id: JobId,
     /// Whose it is and what it asks for; `None` where this version cannot read it.
     pub(super) identity: Option<(Owner, Digest)>,
+    /// What it was asked for as, where it was changed since.
+    pub(super) asked: Option<Digest>,
     /// `None`: one that a newer version has added.
     pub(super) state: Option<State>,
     pub(super) error_kind: Option<ErrorKind>,
@@ -33,24 +35,38 @@ pub(super) struct FoundJob {
 impl FoundJob {
     fn conflict(&self, spec: &JobSpec) -> Option<Conflict> {
         let (owner, digest) = self.identity.as_ref()?;
+        let is_another = *digest != spec.digest && self.asked != Some(spec.digest);
         if self.by_key {
-            (*digest != spec.digest).then_some(Conflict::Key)
+            is_another.then_some(Conflict::Key)
         } else if *owner != spec.owner {
             Some(Conflict::Owner)
         } else {
-            (*digest != spec.digest).then_some(Conflict::Body)
+            is_another.then_some(Conflict::Body)
         }
+    }
+
+    /// Whether a message is of the job as it was before somebody changed it. By such a one it is not claimed: it may be in
+    /// another queue by now, or not due.
+    fn is_from_before(&self, claim: &Claim) -> bool {
+        let is_of_it = |(owner, digest): &(Owner, Digest)| {
+            *owner == claim.spec.owner
+                && *digest != claim.spec.digest
+                // The relay may have published it in between, as it is not known any more.
+                && (claim.from_store || self.asked == Some(claim.spec.digest))
+        };
+        self.asked.is_some() && self.identity.as_ref().is_some_and(is_of_it)
     }
 
     /// The answer to a claim, or `None` when the job can be claimed by now. `again` says that another
     /// claim of the same job precedes this one in its batch.
     pub(super) fn claimed(self, claim: &Claim, worker: WorkerId, again: bool) -> Option<Claimed> {
-        if let Some(conflict) = self.conflict(&claim.spec) {
+        let is_from_before = self.is_from_before(claim);
+        if let Some(conflict) = self.conflict(&claim.spec).filter(|_| !is_from_before) {
             return Some(Claimed::Conflict(conflict));
         }
         let request = Some(claim.request_id.0);
         let duplicate = Claimed::Duplicate(self.repeated(&claim.spec));
-        if self.by_key || again || self.identity.is_none() {
+        if self.by_key || again || is_from_before || self.identity.is_none() {
             return Some(duplicate);
         }
         // A claim whose answer was lost is told what became of it the first time.

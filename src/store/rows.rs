@@ -24,12 +24,13 @@ pub(super) const FIRST_DUE: &str = "coalesce(first_due_at, due_at)";
 pub(super) const JOB: &str =
     "{read spec}, {binding}, state, created_at, due_at, first_due_at, check_at, unknown_since, checks,
     request_id, attempt, spent, started_at, published, waits_for, coalesce(worker_id, ran_by) as ran_by,
-    cancel_requested, held_reason, {error}, log_id, finished_at, batch_id";
+    cancel_requested, held_reason, {error}, log_id, finished_at, batch_id, asked_digest";
 
 /// A job with the columns [`JOB`] and `result`.
 pub(super) fn job(row: &impl StoreRow) -> Result<JobView> {
     Ok(JobView {
         spec: Arc::new(spec_of(row)?),
+        asked: row.digest_if_any("asked_digest")?,
         state: row.parse("state")?,
         held_reason: row.word_if_any("held_reason")?,
         binding: binding(row)?,
@@ -132,6 +133,7 @@ pub(super) fn found(row: &impl StoreRow, by_key: bool) -> Result<FoundJob> {
         by_key,
         id: JobId(row.read("id")?),
         identity: row.owner().ok().zip(row.digest().ok()),
+        asked: row.digest_if_any("asked_digest")?,
         state: row.read::<String>("state")?.parse().ok(),
         error_kind: row.word_if_any("error_kind")?,
         worker_id: row.read("worker_id")?,
@@ -190,6 +192,7 @@ pub(super) fn entry(row: &impl StoreRow) -> Result<HistoryEntry> {
         HistoryKind::Cancelled => HistoryFact::Cancelled,
         HistoryKind::Retried => HistoryFact::Retried,
         HistoryKind::AccountForgotten => HistoryFact::AccountForgotten { account: row.read("detail")? },
+        HistoryKind::Edited => HistoryFact::Edited { changes: row.read("detail")? },
     };
     let attempt = row.unsigned_if_any("attempt")?;
     Ok(HistoryEntry { at: row.time("at")?, by: row.read("by")?, attempt, fact })

@@ -80,6 +80,7 @@ catalogue! {
     JOBS_WAITING = Gauge Count "errand_jobs" ["queue", "state"] "Jobs in the store that are not in a final state.";
     JOBS_HELD = Gauge Count "errand_held_jobs" ["reason"] "Held jobs, by what they wait for.";
     OLDEST_DUE = Gauge Seconds "errand_oldest_due_age_seconds" ["queue"] "Time that the job has waited that should have run first: in the store, postponed ones included, or at the head of the lane in the broker, where it is partly an estimate.";
+    QUEUE_PAUSED = Gauge Count "errand_queue_paused" ["queue"] "1 for a queue that somebody has paused, from which no worker takes jobs, and else 0.";
     QUEUE_DEPTH = Gauge Count "errand_queue_depth_messages" ["queue"] "Messages that wait in the broker, also in lanes that this process does not consume.";
     RELAY_PUBLISHED = Counter Count "errand_relay_published_total" ["from"] "Jobs that the relay put on the queue, by the state they were in.";
     RELAY_FAILED = Counter Count "errand_relay_failed_total" ["kind"] "Publications that the broker did not confirm; the jobs stay due.";

@@ -165,6 +165,12 @@ impl PinSources {
     }
 }
 
+/// Whether a text is the slug of a toolkit as it is spelt here, in lower case.
+pub fn is_slug(text: &str) -> bool {
+    let fits = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'_' | b'-');
+    !text.is_empty() && text.bytes().all(fits)
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

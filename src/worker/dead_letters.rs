@@ -140,7 +140,7 @@ async fn job_of(intake: &Intake, delivery: &Delivery) -> Result<Option<Arc<JobSp
     if properties.from_store {
         match shared.services.store.job(&Principal::Operator, spec.id).await {
             // The relay publishes it again by itself. Stored again, it would be a new job if it were removed right now.
-            Ok(Some(job)) if job.spec.owner == spec.owner && job.spec.digest == spec.digest => {
+            Ok(Some(job)) if job.is_asked_by(&spec) => {
                 return Ok(None);
             }
             Ok(Some(_)) => {}

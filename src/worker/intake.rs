@@ -124,7 +124,7 @@ impl Intake {
         for (place, Claim { spec, .. }) in failing.iter().filter(|(_, claim)| locked.contains(&claim.spec.id))
         {
             match give_up.run_until_cancelled(services.store.job(&Principal::Operator, spec.id)).await {
-                Some(Ok(Some(job))) if job.spec.owner == spec.owner && job.spec.digest == spec.digest => {
+                Some(Ok(Some(job))) if job.is_asked_by(spec) => {
                     known.push((*place, (spec.clone(), Repeated::by(&job, spec))));
                 }
                 Some(Ok(_)) => {}

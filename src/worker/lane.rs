@@ -94,6 +94,9 @@ impl Lane {
         let mut ahead = self.most_ahead;
         let mut subscriptions = 0_u64;
         loop {
+            if !self.until_not_paused().await {
+                return Ok(());
+            }
             let consumer = tokio::select! {
                 biased;
                 () = stop.cancelled() => return Ok(()),
@@ -117,6 +120,19 @@ impl Lane {
         }
     }
 
+    /// Waits as long as the queue is paused, in which there is nothing wrong with the lane. `false` when it should stop.
+    async fn until_not_paused(&self) -> bool {
+        let Intake { lane: name, shared, stop, .. } = &self.intake;
+        if shared.pauses.has(name) {
+            tracing::info!(queue = %name, "the queue is paused: nothing is taken from it");
+            if shared.health.takes(name) {
+                tracing::info!(worker.id = %shared.options.id, "worker ready");
+            }
+            stop.run_until_cancelled(shared.pauses.end(name)).await;
+        }
+        !stop.is_cancelled()
+    }
+
     /// Takes deliveries of a subscription that may have so many `ahead`.
     async fn take_from(
         &self,
@@ -128,6 +144,9 @@ impl Lane {
         let settler = consumer.settler();
         let mut parked = Parked::new(ahead);
         let end = loop {
+            if shared.pauses.has(&self.intake.lane) {
+                break End::Renew(0);
+            }
             let waiting = Instant::now();
             let slots = match tokio::time::timeout(parked.patience(), self.free_slots()).await {
                 Ok(Some(slots)) => slots,
@@ -147,6 +166,7 @@ impl Lane {
                 let arrived = tokio::select! {
                     biased;
                     () = stop.cancelled() => break End::Stopped,
+                    () = shared.pauses.begin(&self.intake.lane) => break End::Renew(0),
                     arrived = next => arrived?,
                     error = stalled(shared, &self.intake.lane, *renewals) => {
                         *renewals += 1;

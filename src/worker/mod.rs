@@ -25,6 +25,7 @@ mod intake;
 mod journal;
 mod lane;
 mod lease;
+mod pauses;
 mod persist;
 mod published;
 mod record;
@@ -120,7 +121,14 @@ impl Worker {
         ];
         let rests = stop.run_until_cancelled(journal::replay(&shared)).await;
         let lanes = TaskTracker::new();
-        if let Some(rests) = rests {
+        let known = match rests {
+            Some(rests) => stop
+                .run_until_cancelled(pauses::first_look(&shared.services.store, &shared.pauses))
+                .await
+                .map(|()| rests),
+            None => None,
+        };
+        if let Some(rests) = known {
             shared.health.enter(Phase::Running);
             let rests = journal::write_rests(shared.clone(), rests, stop.clone());
             lanes.spawn(supervisor.clone().watch("the writer of journaled results", stop.clone(), rests));
@@ -129,6 +137,9 @@ impl Worker {
                 let lane = lane::run(shared.clone(), name.clone(), *concurrency, stop.clone());
                 lanes.spawn(supervisor.clone().watch("a lane", stop.clone(), lane));
             }
+            let (looking, end) = (shared.clone(), stop.clone());
+            let looking = async move { pauses::run(&looking.services.store, &looking.pauses, end).await };
+            lanes.spawn(supervisor.clone().watch("the look at pauses", stop.clone(), looking));
             if shared.services.queue.survives_restart() {
                 let letters = dead_letters::run(shared.clone(), stop.clone());
                 lanes.spawn(supervisor.clone().watch("the consumer of dead letters", stop.clone(), letters));

@@ -19,6 +19,7 @@ use super::{
     crash::{Crash, CrashPlan},
     group_commit::{self, GroupCommit, Runner},
     lease::LeaseClock,
+    pauses::Pauses,
 };
 use crate::{
     bounds::{CLAIM_BATCH, FINISH_BATCH},
@@ -84,6 +85,7 @@ pub(super) struct Shared {
     pub(super) options: Options,
     pub(super) health: Arc<Health>,
     pub(super) lease: LeaseClock,
+    pub(super) pauses: Pauses,
     pub(super) breakers: CircuitBreakers,
     /// The claims that are not finished.
     pub(super) in_flight: Arc<InFlight>,
@@ -146,6 +148,7 @@ impl Shared {
         let shared = Self {
             health: Arc::new(Health::new(lanes, services.store.address())),
             lease: LeaseClock::new(options.lease),
+            pauses: Pauses::default(),
             breakers: CircuitBreakers::new(options.circuit_breaker),
             in_flight: Arc::default(),
             heads: Arc::default(),

@@ -93,13 +93,25 @@ async fn the_description_is_valid_whole_and_has_every_route_and_problem() {
         ("POST", "/v1/batches/{id}/items", "addBatchItems"),
         ("POST", "/v1/batches/{id}/retry", "retryBatch"),
         ("POST", "/v1/batches/{id}/seal", "sealBatch"),
+        ("DELETE", "/v1/pins/{toolkit}", "removePin"),
+        ("GET", "/v1/accounts", "listAccounts"),
         ("GET", "/v1/jobs", "listJobs"),
         ("GET", "/v1/jobs/{id}", "showJob"),
+        ("GET", "/v1/jobs/{id}/attempts", "listAttempts"),
+        ("GET", "/v1/jobs/{id}/history", "listHistory"),
         ("GET", "/v1/keys", "listKeys"),
         ("GET", "/v1/keys/{id}", "showKey"),
         ("POST", "/v1/actions", "createAction"),
         ("POST", "/v1/actions/{id}/abort", "abortAction"),
         ("POST", "/v1/actions/{id}/confirm", "confirmAction"),
+        ("GET", "/v1/pins", "listPins"),
+        ("GET", "/v1/queues", "listQueues"),
+        ("GET", "/v1/rejected", "listRejected"),
+        ("GET", "/v1/rejected/{id}", "showRejected"),
+        ("GET", "/v1/stats", "showStats"),
+        ("GET", "/v1/tools/{slug}", "showTool"),
+        ("GET", "/v1/workers", "listWorkers"),
+        ("PATCH", "/v1/jobs/{id}", "editJob"),
         ("POST", "/v1/jobs", "enqueueJob"),
         ("POST", "/v1/jobs/{id}/cancel", "cancelJob"),
         ("POST", "/v1/jobs/{id}/release", "releaseJob"),
@@ -107,11 +119,15 @@ async fn the_description_is_valid_whole_and_has_every_route_and_problem() {
         ("POST", "/v1/keys", "createKey"),
         ("POST", "/v1/keys/{id}/revoke", "revokeKey"),
         ("POST", "/v1/keys/{id}/rotate", "rotateKey"),
+        ("POST", "/v1/queues/{name}/pause", "pauseQueue"),
+        ("POST", "/v1/queues/{name}/resume", "resumeQueue"),
+        ("POST", "/v1/rejected/{id}/requeue", "requeueRejected"),
+        ("PUT", "/v1/pins/{toolkit}", "setPin"),
     ];
     let expected = expected.map(|(method, path, id)| (method.to_owned(), path.to_owned(), id.to_owned()));
     assert_eq!(operations(&document), BTreeSet::from(expected));
     for (method, path, _) in operations(&document) {
-        let request = api.request(method.parse().unwrap(), &path.replace("{id}", "none"));
+        let request = api.request(method.parse().unwrap(), &path.replace(['{', '}'], ""));
         let answer = request.send().await.unwrap();
         let status = answer.status();
         let text = answer.text().await.unwrap();
@@ -189,7 +205,8 @@ async fn a_job_with_a_past_is_as_its_schema_says() {
 async fn is_as_described(env: &[(String, String)]) {
     let key = format!("Authorization: Bearer {}", key(env));
     let api = Api::start(env).await;
-    let limit = Duration::from_secs(150);
+    // On a machine that others use; alone it takes some twenty seconds.
+    let limit = Duration::from_secs(180);
     // It leaves a folder where it runs.
     let folder = in_memory("errand-schemathesis-");
     let config = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/schemathesis.toml");
@@ -205,8 +222,7 @@ async fn is_as_described(env: &[(String, String)]) {
         .stdin(Stdio::null())
         .kill_on_drop(true)
         .output();
-    let ended =
-        tokio::time::timeout(limit, testing).await.expect("schemathesis takes a few seconds").unwrap();
+    let ended = tokio::time::timeout(limit, testing).await.expect("schemathesis ends in time").unwrap();
     let report = String::from_utf8_lossy(&ended.stdout);
     let errors = String::from_utf8_lossy(&ended.stderr);
     assert!(ended.status.success(), "tests/run makes a Python with schemathesis\n{report}\n{errors}");

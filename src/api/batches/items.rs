@@ -16,6 +16,7 @@ use super::no_batch;
 use crate::{
     api::{
         described::Envelope,
+        edit::lane,
         problem::{ItemError, Kind, Problem},
         request::idempotency_key,
         shared::Shared,
@@ -182,7 +183,7 @@ fn spec(
     let queue = named_queue(envelope).unwrap_or_default();
     let arrival = Arrival { fallback_id: Some(id.unwrap_or_else(JobId::new)), ..Arrival::new(&queue) };
     let spec = decode(envelope, &arrival).map_err(|error| (error.field, error.into()))?;
-    shared.has_lane(&spec).map_err(|problem| (Some("queue"), problem))?;
+    lane(shared, spec.queue.as_str()).map_err(|problem| (Some("queue"), problem))?;
     if !of.may_see(&spec.owner) {
         let field = spec.owner.kind().field();
         return Err((Some(field), Problem::new(Kind::Forbidden, "all items are the batch's owner's")));

@@ -25,11 +25,11 @@ use self::{
 };
 use super::{
     caller::Caller,
+    decisions::Nothing,
     described::{
         BatchOrId, Envelope, OfAnyRequest, OfItsBody, OfItsContent, OfItsItems, OfItsOrder, OfOne,
         OfRunningAgain, OfTheState, example_id,
     },
-    jobs::Nothing,
     problem::{Kind, Problem},
     request::{Parameters, Waiting, json_body, lines_body, optional_json, parsed, preferred_wait},
     shared::Shared,

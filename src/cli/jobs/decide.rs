@@ -86,7 +86,7 @@ const NO_SUCH_JOB: &str = "there is no such job in the database; a message that 
 
 /// What is said of an ID that no job has: which job has it besides its own, if one has. Nothing is done to that before it
 /// is named, because there may be more to it.
-async fn unknown(store: &SharedStore, id: JobId) -> anyhow::Result<String> {
+pub(super) async fn unknown(store: &SharedStore, id: JobId) -> anyhow::Result<String> {
     Ok(match store.job_known_as(&Principal::Operator, id).await? {
         Some(first) => format!("unchanged: it is another ID of the job {first}; name that one"),
         None => format!("unchanged: {NO_SUCH_JOB}"),
@@ -94,7 +94,7 @@ async fn unknown(store: &SharedStore, id: JobId) -> anyhow::Result<String> {
 }
 
 /// Whether it was done, the state if it is known, and what is said.
-fn told(decided: Decided) -> (bool, Option<State>, String) {
+pub(super) fn told(decided: Decided) -> (bool, Option<State>, String) {
     let unchanged = |message: &str| (false, None, format!("unchanged: {message}"));
     match decided {
         Decided::Now(state @ State::Running) => {
@@ -112,6 +112,7 @@ fn told(decided: Decided) -> (bool, Option<State>, String) {
         Decided::HasNotRun(reason) => {
             (false, Some(State::Held), format!("unchanged: jobs that are {}", only_retry(reason)))
         }
+        Decided::Changed => unchanged("it kept changing meanwhile; try again"),
         Decided::Unknown => unchanged(NO_SUCH_JOB),
     }
 }

@@ -15,6 +15,7 @@ use crate::{
 };
 
 mod decide;
+mod edit;
 mod filter;
 mod show;
 mod stats;
@@ -33,6 +34,7 @@ Examples:
   errand jobs stats --by owner --since 1h
   errand jobs retry --error unknown_tool --toolkit github --since 2d --dry-run
   errand jobs release 0190b0a0-0000-7000-8000-000000000001 --succeeded
+  errand jobs edit 0190b0a0-0000-7000-8000-000000000001 --run-at +1h --priority 5
   errand jobs release --failed --reason unknown_outcome --toolkit gmail --yes
 
 A held job waits for a person or a connection: `jobs show` says why.
@@ -51,7 +53,7 @@ const CANCEL_USAGE: &str = "\
 errand jobs cancel <ID>...
        errand jobs cancel [FILTERS] [--dry-run|--yes]";
 
-/// List jobs, show one, count, cancel, retry and release them.
+/// List jobs, show one, count, cancel, retry, release and edit them.
 #[derive(Debug, clap::Subcommand)]
 #[command(after_help = EXAMPLES)]
 pub(super) enum Command {
@@ -111,6 +113,8 @@ pub(super) enum Command {
         #[arg(long, conflicts_with_all = ["succeeded", "failed"])]
         force: bool,
     },
+    /// Change when, in which queue, how urgently and until when a job runs, as long as it waits.
+    Edit(edit::Args),
 }
 
 /// The jobs that a decision is about, and how it is made.
@@ -174,6 +178,7 @@ pub(super) async fn run(command: Command, context: &Context) -> anyhow::Result<E
         Command::Stats(args) => {
             return with_store(context, async |store| stats::run(store, &args).await).await;
         }
+        Command::Edit(args) => return edit::run(args, context).await,
         Command::Cancel(which) => (which, Decision::Cancel),
         Command::Retry { which, force, now } => (which, Decision::Retry(Force { effect: force, early: now })),
         Command::Release { how, which, force } => {

@@ -10,7 +10,7 @@ use crate::{
         waiting,
     },
     job::{JobError, JobId, PinnedBy, Principal, State},
-    job_json::{self, KnownJob},
+    job_json::{self, Fields, KnownJob},
     store::{AttemptView, HistoryEntry, JobView, SharedStore},
 };
 
@@ -62,13 +62,13 @@ async fn print_with(
     context: &Context,
 ) -> anyhow::Result<()> {
     if format.json {
-        return output::print_json(&known.json(arguments));
+        return output::print_json(&known.json(if arguments { Fields::INPUT } else { Fields::NONE }));
     }
     let KnownJob { job, attempts, history, .. } = known;
     let now = store.now().await?;
     let mut times = times(job);
     times.extend(waiting::lines(job, now));
-    times.push(("waits for", waiting::why(job, now, context).await));
+    times.push(("waits for", waiting::why(job, now, store, context).await));
     output::print_fields(&fields(known, times))?;
     if arguments {
         let input = [

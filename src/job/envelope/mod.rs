@@ -5,6 +5,7 @@
 //! not run (both `text` and `arguments`, owner `default`, ...) decodes, and admission fails it with
 //! an error that its app can read.
 
+mod edit;
 mod encoding;
 mod expected;
 mod explain;
@@ -19,6 +20,7 @@ use jiff::Timestamp;
 use serde_json::value::RawValue;
 
 pub use self::{
+    edit::Edit,
     encoding::{BYTE_ORDER_MARK, FOREIGN_BYTES, Foreign, foreign, names_compression},
     wire::encode,
 };
@@ -41,7 +43,7 @@ const MAX_DEPTH: usize = 128;
 /// The most bytes by which [`encode`] exceeds what was decoded: ID, queue, and times spelt out.
 const MAX_GROWTH: usize = 1024;
 
-/// A job as it was asked for: decoded, bounded and identified, but not yet judged.
+/// A job as it was asked for, or as it is after an [`Edit`]: decoded, bounded and identified, but not yet judged.
 #[derive(Clone)]
 pub struct JobSpec {
     /// The dedupe key.

@@ -10,8 +10,8 @@ use super::{PostgresStore, batch::MAX_ROUNDS};
 use crate::{
     job::{JobId, Principal, Release, Transition},
     store::{
-        AttemptView, Census, Decided, Force, JobControl, JobView, Result, StoreError, StoreErrorKind,
-        columns::{Error, PrincipalColumns},
+        AttemptView, Census, Decided, Edited, Force, JobControl, JobView, Result, StoreError, StoreErrorKind,
+        columns::{EditColumns, Error, PrincipalColumns},
         history::refuse_decider,
         job_control::{ATTEMPTS, refused},
         read::{StoreRow as _, readable},
@@ -62,6 +62,29 @@ statements! { Postgres:
 
     release_failed(principal: One<'_, PrincipalColumns>, error: One<'_, Error>, id: Uuid, by: &str, how: &str) =
     "with {run_one}, released as (update jobs set {to_failed} {of_page}), {note_released} select state from released";
+
+    /// Whether it is due later was said by who read the store's clock; a moment more or less changes nothing, because a job
+    /// that is scheduled for a time that has passed is due.
+    edit(principal: One<'_, PrincipalColumns>, edit: One<'_, EditColumns>, by: &str, changes: &str) = "with edited as (
+        update jobs set digest = {digest}, asked_digest = coalesce(asked_digest, digest),
+            run_at = {run_at}, queue = {queue}, priority = {priority}, expires_at = {expires_at},
+            state = case when not {is_moved} or state not in ('scheduled', 'available') then state
+                when {later} then 'scheduled' else 'available' end,
+            due_at = case when state = 'held' then null
+                when {is_moved} then greatest({run_at}, now())
+                when state = 'available' then now()
+                else due_at end,
+            first_due_at = case when {is_moved} then greatest({run_at}, now()) else first_due_at end,
+            published = 0,
+            waits_until = case when waits_for is not null
+                then least({expires_at}, created_at + max_age_ms * interval '1 millisecond') end
+        where {may_see} and state = {was_state} and attempt = {was_attempt} and digest = {was_digest}
+        and not (state = 'held' and {is_moved})
+            and id = {id} and state in ('scheduled', 'available', 'retryable', 'held')
+        returning id, state),
+    noted as (
+        insert into job_history (job_id, kind, by, detail) select id, 'edited', {by}::text, {changes}::text from edited)
+    select state from edited";
 
     state(principal: One<'_, PrincipalColumns>, id: Uuid) = "select state, held_reason, {may_have_acted} as may_have_acted, {is_early} as is_early
     from jobs where id = {id} and {may_see}";
@@ -129,6 +152,18 @@ impl JobControl for PostgresStore {
         let how = Release::Retry.as_str();
         let decision = || sql::release_retry(One(principal), id.0, by, how, force.effect);
         self.decide(principal, id, by, Transition::Release(Release::Retry), decision).await
+    }
+
+    async fn edit(&self, principal: &Principal, edited: &Edited, by: &str) -> Result<Decided> {
+        refuse_decider(by)?;
+        let changes = edited.before.changes(&edited.after);
+        let query = sql::edit(One(principal), One(edited), by, &changes);
+        if let Some(row) = self.other.fetch_first(query).await? {
+            return Ok(Decided::Now(row.parse("state")?));
+        }
+        let now = self.other.fetch_first(sql::state(One(principal), edited.before.id.0)).await?;
+        let Some(row) = now else { return Ok(Decided::Unknown) };
+        Ok(refused(&row, &edited.transition())?.unwrap_or(Decided::Changed))
     }
 
     async fn census(&self) -> Result<Census> {

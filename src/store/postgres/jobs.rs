@@ -53,7 +53,7 @@ statements! { Postgres:
         select i.place, true, j.id from i join jobs j on j.owner_kind = i.owner_kind and j.owner_id = i.owner_id
             and j.idempotency_key = i.idempotency_key
         where not exists (select 1 from jobs k where k.id = i.id))
-    select f.place, f.by_key, j.id, j.owner_kind, j.owner_id, j.digest, j.state, j.error_kind, j.worker_id,
+    select f.place, f.by_key, j.id, j.owner_kind, j.owner_id, j.digest, j.asked_digest, j.state, j.error_kind, j.worker_id,
         j.request_id, j.ended_by, j.reply_to, j.correlation_id, j.message_id,
         {receipt of j}
     from found f join jobs j on j.id = f.id";

@@ -44,6 +44,7 @@ mod job_lists;
 mod jobs;
 mod leases;
 mod migrate;
+mod pauses;
 mod pins;
 mod pool;
 mod publications;

@@ -33,7 +33,7 @@ impl Dialect for Sqlite {
         ),
         (
             "found_job",
-            "id, owner_kind, owner_id, digest, state, error_kind, worker_id, request_id, ended_by, reply_to, correlation_id,
+            "id, owner_kind, owner_id, digest, asked_digest, state, error_kind, worker_id, request_id, ended_by, reply_to, correlation_id,
             message_id, {receipt}",
         ),
         // What is looked at before a job is removed.

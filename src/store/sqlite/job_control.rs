@@ -11,8 +11,8 @@ use crate::{
     bounds::MAX_ERROR_CHARS,
     job::{JobId, Principal, Release, Transition},
     store::{
-        AttemptView, Census, Decided, Force, HistoryFact, JobControl, JobView, Result, StoreError,
-        columns::{Error, PrincipalColumns},
+        AttemptView, Census, Decided, Edited, Force, HistoryFact, JobControl, JobView, Result, StoreError,
+        columns::{EditColumns, Error, PrincipalColumns},
         history::{Note, refuse_decider},
         job_control::{ATTEMPTS, refused},
         read::{StoreRow as _, readable},
@@ -52,6 +52,24 @@ statements! { Sqlite:
 
     release_failed(error: One<'_, Error>, id: Uuid, now: i64) =
     "update jobs set {to_failed} where {may_have_run} and id = {id} and state = 'held' returning state, account";
+
+    edit(edit: One<'_, EditColumns>, now: i64) = "update jobs set
+        digest = {digest}, asked_digest = coalesce(asked_digest, digest),
+        run_at = {run_at}, queue = {queue}, priority = {priority}, expires_at = {expires_at},
+        state = case when not {is_moved} or state not in ('scheduled', 'available') then state
+            when {later} then 'scheduled' else 'available' end,
+        due_at = case when state = 'held' then null
+            when {is_moved} then max(coalesce({run_at}, {now}), {now})
+            when state = 'available' then {now}
+            else due_at end,
+        first_due_at = case when {is_moved} then max(coalesce({run_at}, {now}), {now}) else first_due_at end,
+        published = 0,
+        waits_until = case when waits_for is not null then min(coalesce({expires_at}, created_at + max_age_ms * 1000),
+            coalesce(created_at + max_age_ms * 1000, {expires_at})) end
+    where state = {was_state} and attempt = {was_attempt} and digest = {was_digest}
+        and not (state = 'held' and {is_moved})
+        and id = {id} and state in ('scheduled', 'available', 'retryable', 'held')
+    returning state, account";
 
     /// Every decision looks here first, in its transaction; the others ask for no principal.
     before(principal: One<'_, PrincipalColumns>, id: Uuid, now: i64) = "select state, held_reason, cancel_requested, account, {may_have_acted} as may_have_acted,
@@ -117,6 +135,28 @@ impl JobControl for SqliteStore {
         let fact = HistoryFact::Released { how: Release::Retry };
         self.decide(principal, id, by, Transition::Release(Release::Retry), fact, move |now| {
             sql::release_retry(id.0, now, force.effect)
+        })
+        .await
+    }
+
+    async fn edit(&self, principal: &Principal, edited: &Edited, by: &str) -> Result<Decided> {
+        refuse_decider(by)?;
+        let (principal, edited, by) = (principal.clone(), edited.clone(), by.to_owned());
+        self.write(move |db, now| {
+            Box::pin(async move {
+                let id = edited.before.id;
+                let before = sql::before(One(&principal), id.0, now).fetch_optional(&mut *db).await?;
+                let Some(before) = before else { return Ok(Decided::Unknown) };
+                if let Some(refused) = refused(&before, &edited.transition())? {
+                    return Ok(refused);
+                }
+                let Some(after) = sql::edit(One(&edited), now).fetch_optional(&mut *db).await? else {
+                    return Ok(Decided::Changed);
+                };
+                let fact = HistoryFact::Edited { changes: edited.before.changes(&edited.after) };
+                note(db, now, &Note { job: id, by: &by, attempt: None, fact }).await?;
+                Ok(Decided::Now(after.parse("state")?))
+            })
         })
         .await
     }

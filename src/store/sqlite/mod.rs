@@ -46,6 +46,7 @@ mod job_control;
 mod job_lists;
 mod jobs;
 mod leases;
+mod pauses;
 mod pins;
 mod pool;
 mod publications;

@@ -253,6 +253,7 @@ fn a_job_that_is_not_in_the_database_may_still_be_on_its_way() {
 
 /// Columns of `jobs` that the JSON leaves out, each with the reason.
 const LEFT_OUT: &[(&str, &str)] = &[
+    ("asked_digest", "the same of the job as it was asked for"),
     ("digest", "derived from the envelope"),
     ("fence", "which claim it is; internal to workers"),
     ("ended_by", "recognizes a repeated write"),

@@ -6,10 +6,23 @@ use jiff::{SignedDuration, Timestamp};
 use super::*;
 
 /// Operations that only the operator's keys may use.
-pub(super) const OPERATORS: [&str; 0] = [];
+pub(super) const OPERATORS: [&str; 8] = [
+    "listQueues",
+    "showStats",
+    "pauseQueue",
+    "resumeQueue",
+    "listWorkers",
+    "listRejected",
+    "showRejected",
+    "requeueRejected",
+];
 
 /// Operations that tell everybody the same.
-pub(super) const EVERYBODYS: [&str; 0] = [];
+pub(super) const EVERYBODYS: [&str; 1] = ["showTool"];
+
+pub(super) fn tomorrow() -> String {
+    (Timestamp::now() + SignedDuration::from_hours(24)).to_string()
+}
 
 /// The IDs of what a tenant has, or of what nobody has.
 pub(super) struct Ids {
@@ -27,6 +40,8 @@ pub(super) struct Ids {
     pub(super) idempotency_key: String,
     tag: String,
     tool: String,
+    /// A toolkit with a pin.
+    toolkit: String,
     message: String,
     /// A secret that is valid, and one that was revoked.
     pub(super) secret: String,
@@ -50,6 +65,7 @@ impl Ids {
             idempotency_key: "other-key".into(),
             tag: "other=tag".into(),
             tool: "OTHER_TOOL".into(),
+            toolkit: "other".into(),
             message: id(),
             secret: String::new(),
             revoked: String::new(),
@@ -71,6 +87,14 @@ impl Ids {
             let told = world.ask(&Method::POST, &job.clone().into(), Some(&secret)).await;
             assert!([200, 201].contains(&told.status), "{told:?}");
         }
+        let pin = Asked {
+            path: format!("/v1/pins/{MARK}"),
+            body: Some(json!({"version": "20250101_00"})),
+            header: None,
+        };
+        assert_eq!(world.ask(&Method::PUT, &pin, Some(&secret)).await.status, 200);
+        let message = id();
+        world.rows.reject(&message, &marked(read("user-7")).with("id", Value::Null)).await;
         let process = worker().await;
         for (job, state) in [(&done, "succeeded"), (&held, "held"), (&failed, "failed")] {
             let path = format!("/v1/jobs/{}", job.id());
@@ -100,7 +124,8 @@ impl Ids {
             idempotency_key: "zebra-key".into(),
             tag: "zebra=tag".into(),
             tool: "ZEBRA_TOOL".into(),
-            message: id(),
+            toolkit: MARK.into(),
+            message,
             secret,
             revoked,
         }
@@ -137,7 +162,9 @@ impl Ids {
     pub(super) fn values(&self, operation: &str, name: &str) -> Option<Vec<String>> {
         let one = |value: &str| Some(vec![value.to_owned()]);
         match (operation, name) {
-            ("showJob", "id") => Some(self.jobs_from(&self.done)),
+            ("showJob" | "listAttempts" | "listHistory", "id") => Some(self.jobs_from(&self.done)),
+            ("editJob", "id") => Some(self.jobs_from(&self.waiting[1])),
+            ("editJob", "If-Match") => one("*"),
             ("cancelJob", "id") => Some(self.jobs_from(&self.waiting[0])),
             ("retryJob", "id") => Some(self.jobs_from(&self.failed)),
             ("releaseJob", "id") => Some(self.jobs_from(&self.held)),
@@ -161,6 +188,21 @@ impl Ids {
             ("listJobs", "held_reason") => one("unknown_outcome"),
             ("listJobs", "outcome_unknown") => one("true"),
             ("listJobs", "effect") => one("once"),
+            ("setPin" | "removePin", "toolkit") => one(&self.toolkit),
+            ("showRejected" | "requeueRejected", "id") => one(&self.message),
+            ("listRejected", "cursor") => {
+                one(&format!("{}.{}", Timestamp::now().as_microsecond(), self.message))
+            }
+            ("listRejected", "reason") => one("no_id"),
+            ("showTool", "slug") => one("GITHUB_GET_REPO"),
+            ("showTool", "version") => one("20251027_00"),
+            ("listAccounts", "toolkit") => one("github"),
+            ("listRejected", "since") => one("2020-01-01T00:00:00Z"),
+            ("listRejected", "until") => one("2099-01-01T00:00:00Z"),
+            ("listRejected", "queue") => one("default"),
+            // Queues are nobody's.
+            ("pauseQueue" | "resumeQueue", "name") => one("bulk"),
+            (_, "fields") => one("arguments,text,result"),
             (_, "limit") => one("500"),
             (_, "wait") => one("1"),
             (_, "Prefer") => one("wait=1"),
@@ -174,6 +216,13 @@ impl Ids {
         Some(match operation {
             "enqueueJob" => vec![job(owner, "GITHUB_GET_REPO", &json!({}))],
             "cancelJob" | "revokeKey" => vec![json!({})],
+            "editJob" => {
+                vec![json!({"priority": 9, "queue": "bulk", "run_at": null, "expires_at": tomorrow()})]
+            }
+            "setPin" => vec![json!({"version": "20250101_01"})],
+            "requeueRejected" => vec![json!({"without_reply": true})],
+            "pauseQueue" => vec![json!({"reason": "because"})],
+            "resumeQueue" => vec![json!({})],
             "retryJob" => vec![json!({"force": true, "now": true})],
             "releaseJob" => ["retry", "succeeded", "failed"].map(|how| json!({"how": how})).to_vec(),
             "createKey" => vec![json!({"user_id": owner, "scopes": ["manage"]})],

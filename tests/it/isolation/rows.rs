@@ -4,6 +4,8 @@ use std::{collections::BTreeSet, path::PathBuf};
 
 use sqlx::{AssertSqlSafe, Connection as _, Row as _, SqliteConnection, sqlite::SqliteConnectOptions};
 
+use serde_json::Value;
+
 use super::{Ids, MARK};
 use crate::support::postgres::Database;
 
@@ -67,6 +69,31 @@ impl Rows {
         }
         assert!(queries.len() > 8, "{queries:?}");
         queries
+    }
+
+    /// Keeps a message that no queue brings.
+    pub(super) async fn reject(&self, id: &str, body: &Value) {
+        let values = format!("'default', 'no_id', '{MARK}', {{}}, '{{}}', 1");
+        let columns = "id, queue, reason, message, body, properties, seen, received_at";
+        match self {
+            Self::Postgres(_) => {
+                let (body, values) = (format!("convert_to('{body}', 'UTF8')"), values.as_str());
+                let values = values.replacen("{}", &body, 1);
+                let sql = format!(
+                    "insert into rejected ({columns}) values ('{id}', {values}, now()) returning reason"
+                );
+                self.texts(sql).await;
+            }
+            Self::Sqlite(_) => {
+                let values = values.replacen("{}", &format!("cast('{body}' as blob)"), 1);
+                let id = id.replace('-', "");
+                let now = "unixepoch() * 1000000";
+                let sql = format!(
+                    "insert into rejected ({columns}) values (x'{id}', {values}, {now}) returning reason"
+                );
+                self.texts(sql).await;
+            }
+        }
     }
 
     /// The first column of all rows.

@@ -16,16 +16,16 @@ use std::{
 use async_trait::async_trait;
 use errand::{
     access::{AccessKey, NewKey, Shown},
-    job::{BatchId, Fence, JobId, JobSpec, Owner, Pin, Principal, Release, RequestId, WorkerId},
+    job::{BatchId, Fence, JobId, JobSpec, Owner, Pin, Principal, QueueName, Release, RequestId, WorkerId},
     store::{
         AccessKeys, Action, ActionKind, Actions, Added, AddedKey, Admin, Answer, Answers, AttemptView, Audit,
         AuditLimits, AuditPage, Awaited, BatchDecided, BatchItem, BatchView, Batches, Bind, By, Census,
         Check, Checks, Claim, Claimed, Claims, Concern, Confirmed, Connections, Counted, Decided, Due,
-        Finding, Finish, Finished, Finishes, Force, Glance, History, HistoryEntry, Inserted, JobControl,
-        JobFilter, JobLists, JobView, Jobs, Leases, Looked, LostJob, MadeAction, NewAction, NewBatch, OldJob,
-        OldMessage, OtherId, Page, Pins, Place, Publications, PutOff, Rejected, RejectedFilter, RejectedView,
-        Rejections, Repeat, Retention, Schema, SeenJob, Step, Store, StoreError, StoreErrorKind, TakeAwaited,
-        TakenAction, TakenBatch, UsedKey, Which, WorkerView,
+        Edited, Finding, Finish, Finished, Finishes, Force, Glance, History, HistoryEntry, Inserted,
+        JobControl, JobFilter, JobLists, JobView, Jobs, Leases, Looked, LostJob, MadeAction, NewAction,
+        NewBatch, OldJob, OldMessage, OtherId, Page, PausedQueue, Pauses, Pins, Place, Publications, PutOff,
+        Rejected, RejectedFilter, RejectedView, Rejections, Repeat, Retention, Schema, SeenJob, Step, Store,
+        StoreError, StoreErrorKind, TakeAwaited, TakenAction, TakenBatch, UsedKey, Which, WorkerView,
         sqlite::{SqliteOptions, SqliteStore},
     },
 };
@@ -421,6 +421,12 @@ pass_on!(Leases {
     fn live_builds(&self, lease: Duration) -> u64;
 });
 
+pass_on!(Pauses {
+    fn paused_queues(&self) -> Vec<PausedQueue>;
+    fn pause_queue(&self, &queue: QueueName, &by: str, &reason: str) -> bool;
+    fn resume_queue(&self, &queue: QueueName) -> bool;
+});
+
 pass_on!(Checks {
     fn take_checks(&self, limit: usize, again_after: Duration) -> Vec<Check>;
     fn put_off(&self, &put_off: PutOff) -> bool;
@@ -486,6 +492,13 @@ impl JobControl for Faulty {
     async fn cancel(&self, principal: &Principal, id: JobId, by: &str) -> Result<Decided, StoreError> {
         let (told, principal, by) = (format!("cancel {id}"), principal.clone(), by.to_owned());
         self.call(told, move |store| Box::pin(async move { store.cancel(&principal, id, &by).await })).await
+    }
+
+    async fn edit(&self, principal: &Principal, edited: &Edited, by: &str) -> Result<Decided, StoreError> {
+        let told = format!("edit {}", edited.before.id);
+        let (principal, edited, by) = (principal.clone(), edited.clone(), by.to_owned());
+        self.call(told, move |store| Box::pin(async move { store.edit(&principal, &edited, &by).await }))
+            .await
     }
 
     async fn restart(

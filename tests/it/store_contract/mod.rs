@@ -36,6 +36,7 @@ mod carried_out;
 mod checks;
 mod claims;
 mod connections;
+mod edits;
 mod finishes;
 mod histories;
 mod history;

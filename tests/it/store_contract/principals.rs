@@ -5,15 +5,21 @@ use std::time::Duration;
 use errand::{
     bounds::MAX_LOOK_SCATTERED,
     job::{
-        AttemptOutcome, Effect, EnvelopeReason, ErrorKind, HeldReason, JobId, Owner, Principal, Release,
-        State,
+        AttemptOutcome, Edit, Effect, EnvelopeReason, ErrorKind, HeldReason, JobId, Owner, Principal,
+        Release, State,
     },
-    store::{ActionDecision, JobFilter, NewAction, Rejected, RejectedFilter, Repeat, SeenJob, SharedStore},
+    store::{
+        ActionDecision, Edited, JobFilter, NewAction, Rejected, RejectedFilter, Repeat, SeenJob, SharedStore,
+    },
 };
+use std::sync::Arc;
+
 use serde_json::json;
 use uuid::Uuid;
 
-use super::{FORCE, OPERATOR, TestStore, fail, hold, on_every_backend};
+use super::{FORCE, OPERATOR, TestStore, fail, hold, job, on_every_backend};
+
+const EDIT: Edit = Edit { run_at: None, queue: None, priority: Some(9), expires_at: None };
 
 /// The first two have the same ID.
 fn owners() -> [Owner; 3] {
@@ -30,6 +36,8 @@ struct Things {
     alias: JobId,
     message: Uuid,
     actions: [Uuid; 2],
+    /// What the first held job is to be.
+    edited: Edited,
 }
 
 impl Things {
@@ -39,7 +47,15 @@ impl Things {
         let [failed, running, alias] = std::array::from_fn(|_| JobId::new());
         let (held, actions) =
             (std::array::from_fn(|_| JobId::new()), std::array::from_fn(|_| Uuid::now_v7()));
-        Self { tool, held, failed, running, alias, message, actions }
+        let before = job(json!({}));
+        let edited = Edited {
+            state: State::Held,
+            attempt: 1,
+            after: Arc::new(before.edited(&EDIT).unwrap()),
+            before,
+            later: None,
+        };
+        Self { tool, held, failed, running, alias, message, actions, edited }
     }
 
     async fn of(owner: &Owner, t: &TestStore) -> Self {
@@ -80,6 +96,8 @@ impl Things {
             let who = Principal::Owner(owner.clone());
             t.store.make_action(&who, &action, Duration::from_secs(3_600)).await.unwrap();
         }
+        let read = t.view(things.held[0]).await;
+        things.edited = Edited::new(&read, read.spec.edited(&EDIT).unwrap(), t.store.now().await.unwrap());
         things
     }
 
@@ -134,6 +152,7 @@ calls! { |store, who, of|
     Read jobs = store.jobs(who, &of.jobs(), None, 10);
     Read glances = store.glances(who, &of.jobs(), None, true);
     Decision cancel = store.cancel(who, of.running, OPERATOR);
+    Decision edit = store.edit(who, &of.edited, OPERATOR);
     Decision restart = store.restart(who, of.failed, OPERATOR, FORCE);
     Decision release = store.release(who, of.held[0], Release::Retry, OPERATOR);
     Decision release_as_succeeded = store.release(who, of.held[1], Release::Succeeded, OPERATOR);

@@ -297,6 +297,7 @@ const BOUNDS: &[(&str, &str)] = &[
         "actions",
         "bounds::MAX_OPEN_ACTIONS and MAX_ENDED_ACTIONS of an owner; maintenance::prune, some time after their end",
     ),
+    ("paused_queues", "one for each queue of the settings, at most"),
     ("access_keys_required", "one row"),
     ("access_keys", "bounds::MAX_KEYS valid ones of an owner; AccessKeys::add_key removes ended ones"),
     (

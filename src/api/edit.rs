@@ -1,0 +1,131 @@
+//! Changes of a job that waits: when, where and until when it runs.
+
+use axum::{
+    extract::{Extension, Path, Request, State},
+    http::{HeaderMap, header},
+    response::Response,
+};
+use jiff::Timestamp;
+use serde::{Deserialize, Deserializer};
+use utoipa::{
+    IntoParams, ToSchema,
+    openapi::path::{Parameter, ParameterIn},
+};
+
+use super::{
+    caller::Caller,
+    decisions::decided_about,
+    described::{
+        JobOrId, OfAnEdit, OfAnyRequest, OfItsBody, OfItsContent, OfOne, example_id, line, optional,
+    },
+    known::{etag, job_id},
+    problem::{Kind, Problem},
+    request::{Parameters, optional_json, text},
+    shared::Shared,
+};
+use crate::{
+    access::Scope,
+    admission::EditAnswer,
+    job::{Edit, JobId, QueueName},
+};
+
+/// What is to be changed; what is left out stays.
+#[derive(Debug, Default, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields, default)]
+struct Wanted {
+    /// Not before; `null` takes it away, so that the job is due now.
+    #[serde(deserialize_with = "given")]
+    #[schema(value_type = Option<Timestamp>)]
+    run_at: Option<Option<Timestamp>>,
+    queue: Option<String>,
+    #[schema(minimum = 0, maximum = 9)]
+    priority: Option<i32>,
+    /// Not after; `null` takes it away.
+    #[serde(deserialize_with = "given")]
+    #[schema(value_type = Option<Timestamp>)]
+    expires_at: Option<Option<Timestamp>>,
+}
+
+/// A value that is there, as opposed to one that is left out.
+fn given<'de, D: Deserializer<'de>>(value: D) -> Result<Option<Option<Timestamp>>, D::Error> {
+    Option::deserialize(value).map(Some)
+}
+
+/// The header that makes a change one of the job as it was read.
+#[derive(Debug)]
+struct IfMatch;
+
+impl IntoParams for IfMatch {
+    fn into_params(_: impl Fn() -> Option<ParameterIn>) -> Vec<Parameter> {
+        let tag = line().pattern(Some(r#"^(\*|"[0-9a-f]{32}")$"#));
+        let what = "The `ETag` with which the job was read. A job that is another one by now stays as it is, with 412.";
+        vec![optional(ParameterIn::Header, "If-Match", tag, what)]
+    }
+}
+
+/// Changes when, where and until when a job runs
+///
+/// As long as it waits: for its `run_at`, for a worker, for another try, or held; a held job has no `run_at` to change, as it
+/// goes on when it is released. With another `run_at` it is due then, or now without one. What was asked for stays what the
+/// same request again is compared with.
+#[utoipa::path(
+    patch, path = "/v1/jobs/{id}", operation_id = "editJob", security(("bearer" = ["manage"])),
+    params(("id" = JobId, Path, description = "The ID of the job.", example = example_id), IfMatch),
+    request_body(content = inline(Wanted), content_type = "application/json", example = json!({"priority": 9})),
+    responses((status = 200, description = "The job as it is now.", body = JobOrId,
+            headers(("ETag" = String, description = "Of the job as it is now."))),
+        OfAnyRequest, OfItsContent, OfItsBody, OfOne, OfAnEdit)
+)]
+pub(super) async fn edit(
+    State(shared): State<Shared>,
+    Extension(caller): Extension<Caller>,
+    Path(id): Path<String>,
+    request: Request,
+) -> Result<Response, Problem> {
+    let manager = caller.may(Scope::Manage)?;
+    Parameters::of(&request).end()?;
+    let id = job_id(&id)?;
+    let expected = expected(request.headers())?;
+    let Wanted { run_at, queue, priority, expires_at } = optional_json(request).await?;
+    let queue = queue.map(|name| lane(&shared, &name)).transpose()?;
+    if run_at.is_none() && queue.is_none() && priority.is_none() && expires_at.is_none() {
+        let detail = "say what to change: `run_at`, `queue`, `priority` or `expires_at`";
+        return Err(Problem::new(Kind::BadRequest, detail));
+    }
+    let edit = Edit { run_at, queue, priority: priority.map(i128::from), expires_at };
+    let is_expected =
+        |job: &_| expected.as_ref().is_none_or(|tags| tags.iter().any(|tag| tag == "*" || *tag == etag(job)));
+    match shared.parts.admission.edit(manager, id, &edit, caller.name(), is_expected).await? {
+        EditAnswer::Decided(decided) => decided_about(&shared, &caller, id, decided).await,
+        EditAnswer::Refused(error) => Err(Problem::new(Kind::InvalidJob, error.message())),
+        EditAnswer::Unexpected => Err(Problem::new(
+            Kind::EditedMeanwhile,
+            "the job is not as it was read with this `ETag`: it was changed, claimed or decided about; read it again",
+        )),
+    }
+}
+
+/// The tags of `If-Match`, one of which has to be that of the job.
+fn expected(headers: &HeaderMap) -> Result<Option<Vec<String>>, Problem> {
+    let Some(tags) = text(headers, header::IF_MATCH)? else { return Ok(None) };
+    let tags: Vec<String> = tags.split(',').map(|tag| tag.trim().to_owned()).collect();
+    // A weak one, such as `W/"1"`, matches nothing.
+    let is_tag = |tag: &String| tag == "*" || tag.ends_with('"') && tag.trim_end_matches('"').contains('"');
+    if tags.iter().all(is_tag) {
+        return Ok(Some(tags));
+    }
+    Err(Problem::new(
+        Kind::BadRequest,
+        "the header `If-Match` must be the `ETag` with which the job was read",
+    ))
+}
+
+/// A queue that jobs can be in.
+pub(super) fn lane(shared: &Shared, name: &str) -> Result<QueueName, Problem> {
+    let known = shared.parts.lanes.iter().find(|lane| lane.as_str() == name).cloned();
+    known.ok_or_else(|| {
+        let known: Vec<_> = shared.parts.lanes.iter().map(QueueName::as_str).collect();
+        let detail = format!("there is no queue of this name; use one of {}", known.join(", "));
+        Problem::new(Kind::InvalidJob, detail)
+    })
+}

@@ -1,0 +1,102 @@
+//! One job as it is told.
+
+use std::time::Duration;
+
+use axum::{
+    Json,
+    http::{HeaderValue, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use serde::Serialize;
+use serde_json::value::{RawValue, to_raw_value};
+use sha2::{Digest as _, Sha256};
+use tokio::time::Instant;
+
+use super::{
+    problem::{Kind, Problem},
+    shared::Shared,
+    waiters::Subject,
+};
+use crate::{
+    job::{JobId, Principal},
+    job_json::{Fields, KnownJob},
+    store::JobView,
+};
+
+/// When to ask again for a job that is not final.
+const ASK_AGAIN: HeaderValue = HeaderValue::from_static("1");
+
+/// So many bytes tell the forms of one job apart.
+const ETAG_BYTES: usize = 16;
+
+/// A job that is told.
+pub(super) struct Known {
+    id: JobId,
+    is_final: bool,
+    etag: String,
+    json: Box<RawValue>,
+}
+
+impl IntoResponse for Known {
+    fn into_response(self) -> Response {
+        ([(header::ETAG, self.etag)], Json(self.json)).into_response()
+    }
+}
+
+/// Says whether a job is as it was read: what it is to do, when and where, its state, and how often it was claimed.
+pub(super) fn etag(job: &JobView) -> String {
+    let JobView { spec, state, attempt, cancel_requested, .. } = job;
+    let mut hash = Sha256::new();
+    hash.update(spec.digest.0);
+    hash.update(format!("{state} {attempt} {cancel_requested}"));
+    let hex: String = hash.finalize()[..ETAG_BYTES].iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("\"{hex}\"")
+}
+
+/// The answer to who waits: 200 with a final job, else 202.
+pub(super) async fn waited_for(
+    shared: &Shared,
+    reader: &Principal,
+    id: JobId,
+    fields: Fields,
+    wait: Duration,
+) -> Result<Response, Problem> {
+    let until = Instant::now() + wait;
+    let mut job = known(shared, reader, id, fields).await?;
+    if !job.is_final {
+        // By another ID of it, it is waited for by its own.
+        let id = job.id;
+        shared.waiters.wait(Subject::Job(id), until).await;
+        job = known(shared, reader, id, fields).await?;
+    }
+    if job.is_final {
+        return Ok(job.into_response());
+    }
+    Ok((StatusCode::ACCEPTED, [(header::RETRY_AFTER, ASK_AGAIN)], job).into_response())
+}
+
+pub(super) async fn known(
+    shared: &Shared,
+    reader: &Principal,
+    id: JobId,
+    fields: Fields,
+) -> Result<Known, Problem> {
+    let known = find(shared, reader, id).await?;
+    let json = shown(&known.json(fields))?;
+    let KnownJob { job, .. } = &known;
+    Ok(Known { id: job.spec.id, is_final: job.state.is_final(), etag: etag(job), json })
+}
+
+/// The job with this ID, or the one that was sent under it once more.
+pub(super) async fn find(shared: &Shared, reader: &Principal, id: JobId) -> Result<KnownJob, Problem> {
+    KnownJob::find(&shared.parts.store, reader, id).await?.ok_or_else(Problem::no_job)
+}
+
+pub(super) fn shown(job: &impl Serialize) -> Result<Box<RawValue>, Problem> {
+    to_raw_value(job).map_err(|_| Problem::new(Kind::Internal, "the job cannot be shown"))
+}
+
+pub(super) fn job_id(text: &str) -> Result<JobId, Problem> {
+    // What is no ID is no job's.
+    text.parse().map_err(|_| Problem::no_job())
+}

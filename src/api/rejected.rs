@@ -1,0 +1,167 @@
+//! Rejected messages, which are no jobs. Only the operator reads them: nobody can vouch for what they say of their owner.
+
+use axum::{
+    Json,
+    extract::{Extension, Path, Request, State},
+    response::{IntoResponse, Response},
+};
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use utoipa::{
+    IntoParams, ToSchema,
+    openapi::{
+        KnownFormat, SchemaFormat,
+        path::{Parameter, ParameterIn},
+    },
+};
+use uuid::Uuid;
+
+use super::{
+    caller::Caller,
+    described::{
+        OfAnyRequest, OfItsBody, OfItsContent, OfOne, OfTheState, example_id, number, optional, text, words,
+    },
+    problem::{Kind, Problem},
+    request::{MAX_LIMIT, Parameters, optional_json, parsed},
+    shared::Shared,
+};
+use crate::{
+    access::Scope,
+    admission::{Requeue, Requeued},
+    desk_json::RejectedJson,
+    job::{EnvelopeReason, JobId, Principal},
+    store::{RejectedFilter, RejectedView},
+};
+
+/// A page of rejected messages, the newest first.
+#[derive(Serialize, ToSchema)]
+pub(super) struct RejectedPage<'a> {
+    items: Vec<RejectedJson<'a>>,
+    /// The `cursor` of the next page, and `null` where there is none.
+    next: Option<String>,
+}
+
+/// Which rejected messages are listed.
+#[derive(Debug)]
+struct Wanted;
+
+impl IntoParams for Wanted {
+    fn into_params(_: impl Fn() -> Option<ParameterIn>) -> Vec<Parameter> {
+        let moment = || text().format(Some(SchemaFormat::KnownFormat(KnownFormat::DateTime)));
+        let cursor = text().pattern(Some(r"^[0-9]{1,17}\.[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$"));
+        let query = |name, schema, description| optional(ParameterIn::Query, name, schema, description);
+        vec![
+            query("reason", words(EnvelopeReason::WORDS), "Rejected for this reason."),
+            query("queue", text().pattern(Some("^[a-z0-9_.-]{1,64}$")), "From this queue."),
+            query("since", moment(), "Received then or later."),
+            query("until", moment(), "Received before then."),
+            query("cursor", cursor, "Where to go on: the `next` of the page before."),
+            query("limit", number(1, MAX_LIMIT), "The most messages of the page. 50 without it."),
+        ]
+    }
+}
+
+/// Lists rejected messages that were not requeued, the newest first, without bodies
+///
+/// Only for keys of the operator.
+#[utoipa::path(
+    get, path = "/v1/rejected", operation_id = "listRejected", security(("bearer" = ["read"])),
+    params(Wanted),
+    responses((status = 200, description = "A page of the list.", body = RejectedPage), OfAnyRequest, OfItsContent)
+)]
+pub(super) async fn list(
+    State(shared): State<Shared>,
+    Extension(caller): Extension<Caller>,
+    request: Request,
+) -> Result<Response, Problem> {
+    caller.may_for_all(Scope::Read)?;
+    let mut query = Parameters::of(&request);
+    let filter = RejectedFilter {
+        reason: query.one("reason", parsed)?,
+        queue: query.one("queue", parsed)?,
+        since: query.one("since", parsed::<Timestamp>)?,
+        until: query.one("until", parsed::<Timestamp>)?,
+    };
+    let (before, limit) = (query.one("cursor", parsed)?, query.limit()?);
+    query.end()?;
+    let found = shared.parts.store.rejected(caller.may(Scope::Read)?, &filter, before, limit).await?;
+    let next = (found.len() == limit).then(|| found.last().map(|view| view.place().to_string())).flatten();
+    Ok(Json(RejectedPage { items: found.iter().map(RejectedJson::of).collect(), next }).into_response())
+}
+
+/// Reads a rejected message, without its body
+///
+/// Only for keys of the operator. `errand rejected show ID --body` prints the body.
+#[utoipa::path(
+    get, path = "/v1/rejected/{id}", operation_id = "showRejected", security(("bearer" = ["read"])),
+    params(("id" = Uuid, Path, description = "The ID of the message.", example = example_id)),
+    responses((status = 200, description = "The message.", body = RejectedJson), OfAnyRequest, OfItsContent, OfOne)
+)]
+pub(super) async fn show(
+    State(shared): State<Shared>,
+    Extension(caller): Extension<Caller>,
+    Path(id): Path<String>,
+    request: Request,
+) -> Result<Response, Problem> {
+    Parameters::of(&request).end()?;
+    let view = find(&shared, caller.may(Scope::Read)?, &id).await?;
+    Ok(Json(RejectedJson::of(&view)).into_response())
+}
+
+/// How a message is read again.
+#[derive(Debug, Default, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields, default)]
+struct How {
+    /// Run the job without a reply, for example because its reply queue is not allowed.
+    without_reply: bool,
+}
+
+/// The job that a message is.
+#[derive(Serialize, ToSchema)]
+pub(super) struct RequeuedAs {
+    job: JobId,
+    /// Whether it is new, and was not there before.
+    new: bool,
+}
+
+/// Reads a rejected message again and enqueues it
+///
+/// Only for keys of the operator. `errand rejected requeue ID --body` takes a corrected body.
+#[utoipa::path(
+    post, path = "/v1/rejected/{id}/requeue", operation_id = "requeueRejected", security(("bearer" = ["manage"])),
+    params(("id" = Uuid, Path, description = "The ID of the message.", example = example_id)),
+    request_body(content = inline(Option<How>), content_type = "application/json"),
+    responses((status = 200, description = "The job that it is now.", body = RequeuedAs),
+        OfAnyRequest, OfItsContent, OfItsBody, OfOne, OfTheState)
+)]
+pub(super) async fn requeue(
+    State(shared): State<Shared>,
+    Extension(caller): Extension<Caller>,
+    Path(id): Path<String>,
+    request: Request,
+) -> Result<Response, Problem> {
+    Parameters::of(&request).end()?;
+    let How { without_reply } = optional_json(request).await?;
+    let view = find(&shared, caller.may(Scope::Manage)?, &id).await?;
+    if !shared.parts.lanes.contains(&view.message.queue) {
+        let detail = "it stays rejected: its queue is none of the settings any more";
+        return Err(Problem::new(Kind::WrongState, detail));
+    }
+    let how = Requeue { without_reply, corrected: None, by: caller.name() };
+    let (job, new) = match shared.parts.admission.requeue(&view, &how).await? {
+        Requeued::New(job) => (job, true),
+        Requeued::Known(job) => (job, false),
+        Requeued::Before => return Err(Problem::new(Kind::WrongState, "it was requeued before")),
+        Requeued::Refused(why) => {
+            return Err(Problem::new(Kind::WrongState, format!("it stays rejected: {why}")));
+        }
+    };
+    Ok(Json(RequeuedAs { job, new }).into_response())
+}
+
+async fn find(shared: &Shared, principal: &Principal, id: &str) -> Result<RejectedView, Problem> {
+    let none = || Problem::new(Kind::NotFound, "there is no rejected message with this ID");
+    // What is no ID is no message's.
+    let id = Uuid::try_parse(id).map_err(|_| none())?;
+    shared.parts.store.rejected_message(principal, id).await?.ok_or_else(none)
+}

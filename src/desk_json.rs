@@ -1,0 +1,172 @@
+//! What operators and owners read beside jobs, as JSON: the same for the command line and the API. The names are an interface,
+//! and every key is always there.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use jiff::Timestamp;
+use serde::Serialize;
+use serde_json::Value;
+use utoipa::ToSchema;
+use uuid::Uuid;
+
+use crate::{
+    job::{Effect, EnvelopeReason, Owner, Pin, PinnedBy, QueueName, WorkerId},
+    store::{RejectedView, WorkerView},
+    tool::{Account, ToolInfo},
+};
+
+/// A worker, and what it holds.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = LiveWorker)]
+pub struct WorkerJson<'a> {
+    pub id: WorkerId,
+    pub name: &'a str,
+    pub build: Option<&'a str>,
+    /// Whether its last beat is younger than its lease.
+    pub alive: bool,
+    pub started_at: Timestamp,
+    pub beat_at: Timestamp,
+    pub silent_ms: u64,
+    /// How many jobs it holds.
+    pub running: u64,
+    #[schema(value_type = BTreeMap<String, u64>)]
+    pub running_by_queue: BTreeMap<&'a QueueName, u64>,
+}
+
+impl<'a> WorkerJson<'a> {
+    /// `lease` is that of workers which do not say theirs.
+    pub fn of(worker: &'a WorkerView, lease: Duration) -> Self {
+        Self {
+            id: worker.id,
+            name: &worker.name,
+            build: worker.build.as_deref(),
+            alive: worker.silent_for < worker.lease.unwrap_or(lease),
+            started_at: worker.started_at,
+            beat_at: worker.beat_at,
+            silent_ms: u64::try_from(worker.silent_for.as_millis()).unwrap_or(u64::MAX),
+            running: worker.running.iter().map(|(_, jobs)| jobs).sum(),
+            running_by_queue: worker.running.iter().map(|(queue, jobs)| (queue, *jobs)).collect(),
+        }
+    }
+}
+
+/// A pinned toolkit version.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Pin)]
+pub struct PinJson<'a> {
+    pub toolkit: &'a str,
+    pub version: &'a str,
+    /// Whose jobs it is for; `null`: everybody's.
+    pub owner: Option<&'a Owner>,
+    pub pinned_by: PinnedBy,
+}
+
+impl<'a> PinJson<'a> {
+    /// A pin that was set at run time.
+    pub fn of(pin: &'a Pin) -> Self {
+        let pinned_by = if pin.owner.is_some() { PinnedBy::Owner } else { PinnedBy::Global };
+        Self { toolkit: &pin.toolkit, version: &pin.version, owner: pin.owner.as_ref(), pinned_by }
+    }
+}
+
+/// A connected account, without its credentials.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Account)]
+pub struct AccountJson<'a> {
+    pub id: &'a str,
+    pub toolkit: &'a str,
+    /// `ACTIVE`, `EXPIRED`, and others.
+    pub status: &'a str,
+    pub status_reason: Option<&'a str>,
+    pub disabled: bool,
+    pub usable: bool,
+    pub created_at: Timestamp,
+}
+
+impl<'a> AccountJson<'a> {
+    pub fn of(account: &'a Account) -> Self {
+        Self {
+            id: &account.id,
+            toolkit: &account.toolkit,
+            status: &account.status,
+            status_reason: account.status_reason.as_deref(),
+            disabled: account.disabled,
+            usable: account.is_active(),
+            created_at: account.created_at,
+        }
+    }
+}
+
+/// A tool as the tool API describes it.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Tool)]
+pub struct ToolJson<'a> {
+    pub slug: &'a str,
+    pub name: &'a str,
+    pub description: &'a str,
+    pub toolkit: &'a str,
+    pub version: &'a str,
+    pub available_versions: &'a [String],
+    pub tags: &'a [String],
+    /// What repeating a call does.
+    pub effect: Effect,
+    /// Whether it needs no connected account.
+    pub no_auth: bool,
+    pub deprecated: bool,
+}
+
+impl<'a> ToolJson<'a> {
+    pub fn of(tool: &'a ToolInfo) -> Self {
+        Self {
+            slug: &tool.slug,
+            name: &tool.name,
+            description: &tool.description,
+            toolkit: &tool.toolkit,
+            version: &tool.version,
+            available_versions: &tool.available_versions,
+            tags: &tool.tags,
+            effect: tool.effect(),
+            no_auth: tool.no_auth,
+            deprecated: tool.deprecated,
+        }
+    }
+}
+
+/// A message that is no job, without its body.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = RejectedMessage)]
+pub struct RejectedJson<'a> {
+    pub id: Uuid,
+    #[schema(value_type = String)]
+    pub queue: &'a QueueName,
+    pub reason: EnvelopeReason,
+    /// What to change.
+    pub message: &'a str,
+    /// What it was published with.
+    pub properties: Value,
+    /// Of the body, in bytes.
+    pub size: u64,
+    /// How often it came.
+    pub seen: u32,
+    pub received_at: Timestamp,
+    pub requeued_at: Option<Timestamp>,
+    pub requeued_by: Option<&'a str>,
+}
+
+impl<'a> RejectedJson<'a> {
+    pub fn of(view: &'a RejectedView) -> Self {
+        let message = &view.message;
+        Self {
+            id: message.id,
+            queue: &message.queue,
+            reason: message.reason,
+            message: &message.message,
+            properties: serde_json::from_str(&message.properties).unwrap_or_default(),
+            size: view.size,
+            seen: view.seen,
+            received_at: view.received_at,
+            requeued_at: view.requeued_at,
+            requeued_by: view.requeued_by.as_deref(),
+        }
+    }
+}
