@@ -191,6 +191,9 @@ pub(super) async fn create(
     let wanted: Wanted = optional_json(request).await?;
     let decision = wanted.decision()?;
     let filter = wanted.filter(decision)?;
+    if filter.owner.as_ref().is_some_and(|owner| !principal.may_see(owner)) {
+        return Err(Problem::new(Kind::Forbidden, "this key decides about jobs of its own owner only"));
+    }
     let store = &shared.parts.store;
     let until = store.now().await?;
     let until = filter.until.map_or(until, |asked| asked.min(until));

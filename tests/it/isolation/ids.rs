@@ -43,6 +43,12 @@ pub(super) struct Ids {
     /// A toolkit with a pin.
     toolkit: String,
     message: String,
+    /// Two that are open, and one that is complete and has a failed job.
+    batches: [String; 3],
+    batch_place: String,
+    /// Two that are not confirmed.
+    actions: [String; 2],
+    action_place: String,
     /// A secret that is valid, and one that was revoked.
     pub(super) secret: String,
     pub(super) revoked: String,
@@ -51,7 +57,6 @@ pub(super) struct Ids {
 impl Ids {
     /// Of nobody, but as long as those of somebody.
     pub(super) fn unknown() -> Self {
-        let place = format!("{}.{}", Timestamp::now().as_microsecond(), id());
         Self {
             owner: "user:user-9".into(),
             waiting: vec![id(), id()],
@@ -59,7 +64,7 @@ impl Ids {
             held: id(),
             done: id(),
             alias: id(),
-            place,
+            place: self::place(&id()),
             key: id(),
             other_key: id(),
             idempotency_key: "other-key".into(),
@@ -67,6 +72,10 @@ impl Ids {
             tool: "OTHER_TOOL".into(),
             toolkit: "other".into(),
             message: id(),
+            batches: std::array::from_fn(|_| id()),
+            batch_place: self::place(&id()),
+            actions: std::array::from_fn(|_| id()),
+            action_place: self::place(&id()),
             secret: String::new(),
             revoked: String::new(),
         }
@@ -95,6 +104,20 @@ impl Ids {
         assert_eq!(world.ask(&Method::PUT, &pin, Some(&secret)).await.status, 200);
         let message = id();
         world.rows.reject(&message, &marked(read("user-7")).with("id", Value::Null)).await;
+        let make = async |path: &str, body: Value| {
+            let asked = Asked { path: path.to_owned(), body: Some(body), header: None };
+            let told = world.ask(&Method::POST, &asked, Some(&secret)).await;
+            assert_eq!(told.status, 201, "{told:?}");
+            let made: Value = serde_json::from_str(&told.body).unwrap();
+            let at: Timestamp = made["created_at"].as_str().unwrap().parse().unwrap();
+            let made = made["id"].as_str().unwrap().to_owned();
+            let place = format!("{}.{made}", at.as_microsecond());
+            (made, place)
+        };
+        let mut batches = Vec::new();
+        for (sealed, item) in [(false, &waiting[1]), (false, &waiting[1]), (true, &failed)] {
+            batches.push(make("/v1/batches", json!({"sealed": sealed, "items": [item]})).await);
+        }
         let process = worker().await;
         for (job, state) in [(&done, "succeeded"), (&held, "held"), (&failed, "failed")] {
             let path = format!("/v1/jobs/{}", job.id());
@@ -105,12 +128,22 @@ impl Ids {
             })
             .await;
         }
+        let complete = format!("/v1/batches/{}", batches[2].0);
+        until("a complete batch", PATIENCE, async || {
+            let request = world.api.request(Method::GET, &complete).bearer_auth(&secret);
+            let found: Value = request.send().await.ok()?.json().await.ok()?;
+            found["completed_at"].is_string().then_some(())
+        })
+        .await;
         let mut process = process;
         assert!(process.stop().await.success());
         let list = Asked { path: "/v1/jobs?limit=1".into(), body: None, header: None };
         let list = world.ask(&Method::GET, &list, Some(&secret)).await;
         let place = serde_json::from_str::<Value>(&list.body).unwrap()["next"].as_str().unwrap().to_owned();
         let text = |job: &Value| job.id().to_owned();
+        let cancel = json!({"action": "cancel", "filter": {"tool": "ZEBRA_TOOL", "state": "scheduled"}});
+        let [first, second] = [make("/v1/actions", cancel.clone()).await, make("/v1/actions", cancel).await];
+        let batch_place = batches[2].1.clone();
         Self {
             owner: OWNER.into(),
             waiting: waiting.iter().map(text).collect(),
@@ -126,6 +159,10 @@ impl Ids {
             tool: "ZEBRA_TOOL".into(),
             toolkit: MARK.into(),
             message,
+            batches: batches.into_iter().map(|(id, _)| id).collect::<Vec<_>>().try_into().unwrap(),
+            batch_place,
+            actions: [first.0, second.0],
+            action_place: second.1,
             secret,
             revoked,
         }
@@ -148,8 +185,10 @@ impl Ids {
             &self.tag,
             &self.tool,
             &self.message,
+            &self.batch_place,
+            &self.action_place,
         ];
-        self.jobs().chain(own).map(|id| id.to_lowercase())
+        self.jobs().chain(own).chain(&self.batches).chain(&self.actions).map(|id| id.to_lowercase())
     }
 
     /// Its jobs, from that one on with which an operation succeeds.
@@ -172,7 +211,16 @@ impl Ids {
             ("revokeKey", "id") => one(&self.other_key),
             ("listKeys", "cursor") => one(&self.key),
             ("listJobs", "cursor") => one(&self.place),
-            ("enqueueJob", "Idempotency-Key") => one(&self.idempotency_key),
+            ("showBatch" | "listBatchItems" | "addBatchItems" | "sealBatch", "id") => one(&self.batches[0]),
+            ("cancelBatch", "id") => one(&self.batches[1]),
+            ("retryBatch", "id") => one(&self.batches[2]),
+            ("listBatches", "cursor") => one(&self.batch_place),
+            ("listBatchItems" | "addBatchItems", "from") => one("1"),
+            ("listJobs", "batch") => one(&self.batches[0]),
+            ("showAction" | "confirmAction", "id") => one(&self.actions[0]),
+            ("abortAction", "id") => one(&self.actions[1]),
+            ("listActions", "cursor") => one(&self.action_place),
+            ("enqueueJob" | "createBatch" | "createAction", "Idempotency-Key") => one(&self.idempotency_key),
             ("enqueueJob", "traceparent") => one("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"),
             ("enqueueJob", "dry_run") => one("false"),
             (_, "owner") => one(&self.owner),
@@ -215,7 +263,13 @@ impl Ids {
         let owner = self.owner.strip_prefix("user:").unwrap();
         Some(match operation {
             "enqueueJob" => vec![job(owner, "GITHUB_GET_REPO", &json!({}))],
-            "cancelJob" | "revokeKey" => vec![json!({})],
+            "cancelJob" | "revokeKey" | "sealBatch" | "cancelBatch" | "abortAction" => vec![json!({})],
+            "createBatch" => {
+                vec![json!({"user_id": owner, "items": [job(owner, "GITHUB_GET_REPO", &json!({}))]})]
+            }
+            "addBatchItems" => vec![job(owner, "GITHUB_GET_REPO", &json!({}))],
+            "retryBatch" | "confirmAction" => vec![json!({"force": true})],
+            "createAction" => vec![json!({"action": "prune", "filter": {"owner": self.owner}})],
             "editJob" => {
                 vec![json!({"priority": 9, "queue": "bulk", "run_at": null, "expires_at": tomorrow()})]
             }
@@ -230,8 +284,17 @@ impl Ids {
             _ => return None,
         })
     }
-    /// The query without which an operation is about whoever asks.
+
+    /// The query without which an operation is about whoever asks, or about nothing.
     pub(super) fn named_by(&self, operation: &str) -> Option<String> {
-        (operation == "setPin").then(|| format!("?owner={}", self.owner))
+        match operation {
+            "setPin" => Some(format!("?owner={}", self.owner)),
+            "addBatchItems" => Some("?from=1".to_owned()),
+            _ => None,
+        }
     }
+}
+
+fn place(id: &str) -> String {
+    format!("{}.{id}", Timestamp::now().as_microsecond())
 }

@@ -202,6 +202,9 @@ impl World {
             request = request.header(name, value);
         }
         if let Some(body) = &asked.body {
+            if asked.path.contains("/items") {
+                request = request.header("content-type", "application/x-ndjson");
+            }
             request = request.json(body);
         }
         let answer = request.send().await.unwrap();
