@@ -27,6 +27,7 @@ use crate::{
     tool::{
         SharedToolApi,
         account::{AccountOptions, Accounts},
+        arguments::{ArgumentCheck, ArgumentProblem, Arguments, Verdict},
         catalog::{Ask, Catalog, CatalogOptions, Known, Resolved, UnpinnedPolicy},
         pin::{PinSources, PinTable, VersionMap},
     },
@@ -45,6 +46,8 @@ pub struct Resolver {
     accounts: Accounts,
     rules: Rules,
     policy: UnpinnedPolicy,
+    argument_check: ArgumentCheck,
+    arguments: Arguments,
     pins: RwLock<PinSources>,
     /// What was said before: each notice is worth one line, not one per job.
     noticed: Mutex<HashSet<String>>,
@@ -54,6 +57,7 @@ pub struct Resolver {
 pub struct Options {
     pub rules: Rules,
     pub unpinned: UnpinnedPolicy,
+    pub arguments: ArgumentCheck,
     pub config_pins: VersionMap,
     pub env_pins: VersionMap,
     /// How long descriptions of tools, and usable accounts, are remembered.
@@ -64,13 +68,19 @@ pub struct Options {
 impl Resolver {
     /// A resolver without the store's pins, which [`Self::load_pins`] reads.
     pub fn new(api: SharedToolApi, options: Options) -> Self {
-        let Options { rules, unpinned, config_pins, env_pins, tool_ttl, account_ttl } = options;
+        let Options { rules, unpinned, arguments, config_pins, env_pins, tool_ttl, account_ttl } = options;
+        let keep_schemas = arguments != ArgumentCheck::Off;
         Self {
-            catalog: Catalog::new(api.clone(), CatalogOptions::new(tool_ttl)),
+            catalog: Catalog::new(
+                api.clone(),
+                CatalogOptions { keep_schemas, ..CatalogOptions::new(tool_ttl) },
+            ),
             accounts: Accounts::new(api, AccountOptions::new(account_ttl)),
             rules,
             noticed: Mutex::default(),
             policy: unpinned,
+            argument_check: arguments,
+            arguments: Arguments::default(),
             pins: RwLock::new(PinSources {
                 table: Arc::default(),
                 config: Arc::new(config_pins),
@@ -128,22 +138,46 @@ impl Resolver {
         if let Err(error) = self.rules.check_toolkit(spec, &resolved.toolkit) {
             return Some(Err(Stop::Fail { error }.into()));
         }
+        let verdict = self.check_arguments(spec, &resolved);
+        if let Err(refused) = self.judge_arguments(spec, &resolved, &verdict) {
+            self.tell_arguments(spec, &resolved, &verdict);
+            return Some(Err(refused));
+        }
         if resolved.no_auth && spec.connected_account_id.is_none() {
+            self.tell_arguments(spec, &resolved, &verdict);
             return Some(Ok(binding(resolved, None)));
         }
         let explicit = spec.connected_account_id.as_deref();
         let account = self.accounts.resolve_cached(&spec.owner, &resolved.toolkit, explicit)?;
+        self.tell_arguments(spec, &resolved, &verdict);
         Some(account.map(|id| binding(resolved, Some(id))).map_err(|error| error.not_ready()))
     }
 
     /// The decision for a job that was claimed at `since`, asking the tool API where something is not remembered, within
     /// the client's own timeouts. The error says why the job cannot be called now, and what to do with it.
     pub async fn decide(&self, spec: &JobSpec, since: Instant) -> Result<Binding, NotReady> {
+        self.decide_and_tell(spec, since, &mut Vec::new()).await
+    }
+
+    /// As [`Self::decide`]; also adds what is wrong with the arguments, whether that stops the job or not.
+    pub async fn decide_and_tell(
+        &self,
+        spec: &JobSpec,
+        since: Instant,
+        problems: &mut Vec<ArgumentProblem>,
+    ) -> Result<Binding, NotReady> {
         let pins = self.pins();
         let resolved = self.catalog.resolve(&Ask::from(spec), &pins, self.policy).await;
         metrics::LOOKUPS.add(["tool", if resolved.is_ok() { "found" } else { "failed" }], 1);
         let resolved = resolved.map_err(|error| error.not_ready())?;
         self.rules.check_toolkit(spec, &resolved.toolkit).map_err(|error| Stop::Fail { error })?;
+        let verdict = self.check_arguments(spec, &resolved);
+        self.tell_arguments(spec, &resolved, &verdict);
+        let judged = self.judge_arguments(spec, &resolved, &verdict);
+        if let Verdict::Unfit(found) = verdict {
+            problems.extend(found);
+        }
+        judged?;
         if resolved.no_auth && spec.connected_account_id.is_none() {
             return Ok(binding(resolved, None));
         }
@@ -151,6 +185,56 @@ impl Resolver {
         let account = self.accounts.resolve(&spec.owner, &resolved.toolkit, explicit, Some(since)).await;
         metrics::LOOKUPS.add(["account", if account.is_ok() { "found" } else { "failed" }], 1);
         account.map(|id| binding(resolved, Some(id))).map_err(|error| error.not_ready())
+    }
+
+    fn check_arguments(&self, spec: &JobSpec, resolved: &Resolved) -> Verdict {
+        if self.argument_check == ArgumentCheck::Off {
+            return Verdict::Unchecked;
+        }
+        self.arguments.check(spec, &resolved.version, resolved.input_schema.as_deref())
+    }
+
+    /// An error if the job must not run with its arguments.
+    fn judge_arguments(
+        &self,
+        spec: &JobSpec,
+        resolved: &Resolved,
+        verdict: &Verdict,
+    ) -> Result<(), NotReady> {
+        match verdict {
+            Verdict::Unfit(problems) if self.argument_check == ArgumentCheck::Refuse => {
+                let error = ArgumentProblem::error(problems, &spec.tool, &resolved.version);
+                Err(Stop::Fail { error }.into())
+            }
+            Verdict::Unfit(_) | Verdict::Fits | Verdict::Unchecked => Ok(()),
+        }
+    }
+
+    /// Counts a check, and tells once of each tool and version whose arguments did not fit, without what was sent.
+    fn tell_arguments(&self, spec: &JobSpec, resolved: &Resolved, verdict: &Verdict) {
+        let result = match (self.argument_check, verdict) {
+            (ArgumentCheck::Off, _) => return,
+            (_, Verdict::Fits) => "fit",
+            (_, Verdict::Unchecked) => "unchecked",
+            (ArgumentCheck::Warn, Verdict::Unfit(_)) => "unfit",
+            (ArgumentCheck::Refuse, Verdict::Unfit(_)) => "refused",
+        };
+        metrics::ARGUMENT_CHECKS.add([result], 1);
+        let Verdict::Unfit(problems) = verdict else { return };
+        let (tool, version) = (&spec.tool, &resolved.version);
+        if self.argument_check == ArgumentCheck::Warn && self.is_news(&format!("arguments {tool} {version}"))
+        {
+            let mut rules: Vec<&str> = problems.iter().map(|problem| problem.rule).collect();
+            rules.sort_unstable();
+            rules.dedup();
+            tracing::warn!(
+                tool,
+                version,
+                rules = rules.join(","),
+                "jobs come with arguments that do not fit the tool's input schema, and are called all the same; a dry run \
+                 of one says what does not fit"
+            );
+        }
     }
 
     /// Whether an earlier decision lacks its account, because it waited for a connection. Never waits; yes in doubt.

@@ -20,6 +20,7 @@ use crate::{
     },
     store::Conflict,
     string_enum::string_enum,
+    tool::arguments::ArgumentProblem,
 };
 
 string_enum! {
@@ -53,7 +54,29 @@ pub(super) struct DryRun<'a> {
     connected_account_id: Option<String>,
     effect: Option<Effect>,
     held_reason: Option<HeldReason>,
-    problems: Vec<JobError>,
+    problems: Vec<DryRunProblem>,
+}
+
+/// One reason why a job would not run, or would be answered with an error.
+#[derive(Serialize, ToSchema)]
+struct DryRunProblem {
+    #[serde(flatten)]
+    error: JobError,
+    /// The place in `arguments`, as a JSON pointer, where the problem is there.
+    pointer: Option<String>,
+}
+
+impl From<JobError> for DryRunProblem {
+    fn from(error: JobError) -> Self {
+        Self { error, pointer: None }
+    }
+}
+
+impl From<ArgumentProblem> for DryRunProblem {
+    fn from(problem: ArgumentProblem) -> Self {
+        let error = JobError::new(ErrorKind::InvalidArguments, problem.message);
+        Self { error, pointer: Some(problem.pointer) }
+    }
 }
 
 /// The answer about a job that was decoded. A job that would be refused is refused in the same way.
@@ -95,18 +118,24 @@ pub(super) async fn dry_run(
     }
     if spec.expires_at.is_some_and(|at| at <= now) {
         answer.would = Would::Fail;
-        answer.problems.push(JobError::new(ErrorKind::Expired, EXPIRED));
+        answer.problems.push(JobError::new(ErrorKind::Expired, EXPIRED).into());
         return Ok(Json(answer).into_response());
     }
     resolver.load_pins(&shared.parts.store).await?;
-    match resolver.decide(spec, Instant::now()).await {
+    let mut unfit = Vec::new();
+    let decided = resolver.decide_and_tell(spec, Instant::now(), &mut unfit).await;
+    answer.problems.extend(unfit.into_iter().map(DryRunProblem::from));
+    match decided {
         Ok(Binding { toolkit, version, pinned_by, account, effect }) => {
             (answer.toolkit, answer.version, answer.pinned_by) =
                 (Some(toolkit), Some(version), Some(pinned_by));
             (answer.connected_account_id, answer.effect) = (account, Some(effect));
         }
         Err(not_ready) => {
-            answer.problems.push(not_ready.error().clone());
+            // What is wrong with the arguments stands there already, place by place.
+            if not_ready.error().kind() != ErrorKind::InvalidArguments {
+                answer.problems.push(not_ready.error().clone().into());
+            }
             (answer.would, answer.held_reason) = match &not_ready {
                 NotReady::Wait { .. } => (Would::Wait, None),
                 NotReady::Stop(Stop::Fail { .. }) => (Would::Fail, None),

@@ -97,6 +97,7 @@ pub(super) fn resolver(config: &Config) -> resolver::Options {
     resolver::Options {
         rules: rules(config),
         unpinned: config.pins.unpinned,
+        arguments: config.arguments.check,
         config_pins: config.toolkit_versions.clone(),
         env_pins: config.env_pins.clone(),
         tool_ttl: Duration::from_secs(config.composio.tool_cache_secs),

@@ -17,7 +17,7 @@ use crate::{
     job::{OwnerKind, QueueName, QueueType},
     store::postgres::SchemaName,
     telemetry::logging::LogFormat,
-    tool::{catalog::UnpinnedPolicy, composio::HttpVersion, pin::VersionMap},
+    tool::{arguments::ArgumentCheck, catalog::UnpinnedPolicy, composio::HttpVersion, pin::VersionMap},
 };
 
 /// Most calls that one worker process runs at once for one lane.
@@ -51,6 +51,7 @@ pub struct Config {
     pub circuit_breaker: CircuitBreaker,
     pub retry: Retry,
     pub composio: Composio,
+    pub arguments: Arguments,
     pub pins: Pins,
     pub toolkit_versions: VersionMap,
     pub toolkits: BTreeMap<String, Toolkit>,
@@ -235,6 +236,9 @@ settings! {
         max_response_bytes: usize = Whole(1_024, 1 << 28),
         tool_cache_secs: u64 = Whole(0, 7 * DAY_SECS),
         account_cache_secs: u64 = Whole(0, DAY_SECS),
+    }
+    struct Arguments [arguments] {
+        check: ArgumentCheck = Word(ArgumentCheck::WORDS),
     }
     struct Pins [pins] {
         unpinned: UnpinnedPolicy = Word(UnpinnedPolicy::WORDS),

@@ -54,6 +54,8 @@ string_enum! {
     ErrorKind or Unrecognized {
         /// The envelope contradicts itself, for example `text` and `arguments` together.
         InvalidJob = "invalid_job",
+        /// The arguments do not fit the input schema of the tool, and `arguments.check` refuses that.
+        InvalidArguments = "invalid_arguments",
         /// The owner may not run jobs (`default`, an e-mail address where that is refused).
         OwnerRefused = "owner_refused",
         /// The toolkit belongs to the other kind of owner.

@@ -115,6 +115,7 @@ catalogue! {
     TOOL_API_NEXT_LOOK = Gauge Seconds "errand_tool_api_next_look_timestamp_seconds" [] "Unix time at which this process looks for the tool API again that does not answer; 0 while it answers.";
     API_KEY_REFUSED = Gauge Count "errand_api_key_refused" [] "1 while the tool API does not accept errand's key.";
     LOOKUPS = Counter Count "errand_lookups_total" ["what", "result"] "Look-ups of tools and accounts at the tool API, which the cache could not answer.";
+    ARGUMENT_CHECKS = Counter Count "errand_argument_checks_total" ["result"] "Checks of arguments by the input schema of their tool (arguments.check): fit, unfit and called all the same, refused, or unchecked because no schema says.";
     DRAINING = Gauge Count "errand_draining" [] "1 while this process shuts down.";
     PHASE = Gauge Count "errand_phase" ["phase"] "1 for the phase that this process is in, and 0 for the others.";
     JOURNAL_RECORDS = Counter Count "errand_journal_records_total" ["result"] "Results that could not be written before a shutdown ended: written to the journal, and later replayed, fenced, or unknown to the store; those `failing` were not taken at the start and are tried again.";

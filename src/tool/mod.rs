@@ -20,6 +20,7 @@ mod single_flight;
 pub(crate) mod redact;
 
 pub mod account;
+pub mod arguments;
 pub mod catalog;
 pub mod classify;
 pub mod composio;
@@ -158,6 +159,9 @@ pub struct ToolInfo {
     pub available_versions: Vec<String>,
     /// Hint and other tags.
     pub tags: Vec<String>,
+    /// The JSON Schema of the arguments at this version, as text; `None` where there is none, or where it is longer than
+    /// [`arguments::MAX_SCHEMA_BYTES`].
+    pub input_schema: Option<Arc<str>>,
     pub no_auth: bool,
     pub deprecated: bool,
 }

@@ -59,6 +59,8 @@ pub struct Resolved {
     pub effect: Effect,
     pub no_auth: bool,
     pub deprecated: bool,
+    /// What its arguments are checked by, where they are.
+    pub input_schema: Option<Arc<str>>,
 }
 
 pub(super) enum Undecided {
@@ -195,6 +197,7 @@ impl Decider<'_> {
             effect: self.ask.effect.unwrap_or_else(|| info.effect()),
             no_auth: info.no_auth,
             deprecated: info.deprecated,
+            input_schema: info.input_schema.clone(),
         }
     }
 

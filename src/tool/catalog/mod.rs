@@ -33,11 +33,13 @@ pub struct CatalogOptions {
     pub ttl: Duration,
     /// How long it is remembered that there is no such tool.
     pub negative_ttl: Duration,
+    /// Whether the schemas of arguments are kept, too.
+    pub keep_schemas: bool,
 }
 
 impl CatalogOptions {
     pub fn new(ttl: Duration) -> Self {
-        Self { ttl, negative_ttl: Duration::from_secs(10) }
+        Self { ttl, negative_ttl: Duration::from_secs(10), keep_schemas: false }
     }
 }
 
@@ -127,7 +129,7 @@ impl Catalog {
     async fn look_up(&self, slug: &str, version: Option<&str>) -> Result<Known, ToolError> {
         let key = key(slug, version);
         let (api, wanted) = (self.api.clone(), key.clone());
-        let CatalogOptions { ttl, negative_ttl } = self.options;
+        let CatalogOptions { ttl, negative_ttl, keep_schemas } = self.options;
         let ttl_of = move |known: &Known| match known {
             Known::Found(_) => ttl,
             Known::Missing(_) => negative_ttl,
@@ -135,7 +137,10 @@ impl Catalog {
         let fetch = move || {
             async move {
                 match api.tool(&wanted.0, wanted.1.as_deref()).await {
-                    Ok(info) => Ok(Known::Found(Arc::new(info))),
+                    Ok(mut info) => {
+                        info.input_schema = info.input_schema.filter(|_| keep_schemas);
+                        Ok(Known::Found(Arc::new(info)))
+                    }
                     Err(ToolError::NotFound(error)) => Ok(Known::Missing(Arc::from(error))),
                     Err(error) => Err(error),
                 }

@@ -3,6 +3,8 @@
 //!
 //! Credentials (`state`, `data`, `params` of an account) are never decoded, so they cannot leak.
 
+use std::sync::Arc;
+
 use jiff::Timestamp;
 use serde::{Deserialize, Deserializer, de::DeserializeOwned};
 use serde_json::value::RawValue;
@@ -12,6 +14,7 @@ use crate::{
     job::RequestId,
     tool::{
         Account, Body, Execution, ToolInfo, ToolResult,
+        arguments::MAX_SCHEMA_BYTES,
         decode::decode,
         pin::{LATEST, is_version},
     },
@@ -26,6 +29,7 @@ struct Tool {
     version: Lenient<Option<String>>,
     available_versions: Lenient<Vec<String>>,
     tags: Lenient<Vec<String>>,
+    input_parameters: Lenient<Option<Box<RawValue>>>,
     no_auth: Lenient<bool>,
     is_deprecated: Lenient<bool>,
     deprecated: Lenient<Deprecated>,
@@ -176,9 +180,15 @@ pub fn tool(body: &[u8], asked: Option<&str>) -> Option<ToolInfo> {
         version,
         available_versions,
         tags: tool.tags.0,
+        input_schema: tool.input_parameters.0.and_then(|schema| input_schema(&schema)),
         no_auth: tool.no_auth.0,
         deprecated: tool.is_deprecated.0 || tool.deprecated.0.is_deprecated.0,
     })
+}
+
+/// Longer schemas are not kept: there may be thousands of them.
+fn input_schema(schema: &RawValue) -> Option<Arc<str>> {
+    (schema.get().len() <= MAX_SCHEMA_BYTES).then(|| schema.get().into())
 }
 
 /// All versions of a toolkit, newest first; the one that is described is one of them.

@@ -261,6 +261,8 @@ fn settings_are_shown_with_their_origins_and_without_secrets() {
     [composio]
     api_key = "***"  # environment variable COMPOSIO_API_KEY
 
+    [arguments]
+
     [pins]
 
     [owners]

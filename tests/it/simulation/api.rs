@@ -513,6 +513,7 @@ impl ToolApi for Line {
                     version: VERSION.to_owned(),
                     available_versions: vec![VERSION.to_owned()],
                     tags: tags.iter().map(|tag| (*tag).to_owned()).collect(),
+                    input_schema: None,
                     no_auth: *toolkit == OPEN_TOOLKIT,
                     deprecated: false,
                 })

@@ -162,7 +162,10 @@ impl Bench {
         let config: VersionMap =
             pinned.map(|version| ("chat".to_owned(), version.to_owned())).into_iter().collect();
         Self {
-            catalog: Catalog::new(api.client.clone(), CatalogOptions { ttl, negative_ttl: ttl }),
+            catalog: Catalog::new(
+                api.client.clone(),
+                CatalogOptions { negative_ttl: ttl, ..CatalogOptions::new(ttl) },
+            ),
             api,
             pins: PinSources { config: Arc::new(config), ..PinSources::default() },
         }
