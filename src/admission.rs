@@ -47,6 +47,8 @@ pub enum EditAnswer {
 pub struct Requeue<'a> {
     /// Whether its job runs without a reply.
     pub without_reply: bool,
+    /// Whether its job runs whoever published it.
+    pub any_publisher: bool,
     /// The body that is taken instead of its own.
     pub corrected: Option<&'a [u8]>,
     pub by: &'a str,
@@ -145,6 +147,13 @@ impl Admission {
             Ok(spec) => Arc::new(spec),
             Err(error) => return Ok(Requeued::Refused(error.message)),
         };
+        if !how.any_publisher
+            && let Err(error) = self.rules.publishers.check(&spec)
+        {
+            let message =
+                format!("{}; with `any_publisher` (--any-publisher) it runs all the same", error.message);
+            return Ok(Requeued::Refused(message));
+        }
         let done = match self.enqueue(&[spec]).await?.into_iter().next() {
             Some(Enqueued::New(job)) => Requeued::New(job),
             Some(Enqueued::Duplicate(job)) => Requeued::Known(job),

@@ -112,8 +112,9 @@ impl Resolver {
         self.rules.replies.asked(arrival, kind, about, redelivered)
     }
 
-    /// Checks where the result of a job is to be published; otherwise its message is rejected.
-    pub fn check_reply(&self, spec: &JobSpec) -> Result<(), EnvelopeError> {
+    /// Checks who published the message of a job, and where its result is to be published. What does not pass is rejected.
+    pub fn check_message(&self, spec: &JobSpec) -> Result<(), EnvelopeError> {
+        self.rules.publishers.check(spec)?;
         self.rules.replies.check(spec)
     }
 

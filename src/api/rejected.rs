@@ -114,6 +114,8 @@ pub(super) async fn show(
 struct How {
     /// Run the job without a reply, for example because its reply queue is not allowed.
     without_reply: bool,
+    /// Run the job although its publisher may not publish jobs of its owner.
+    any_publisher: bool,
 }
 
 /// The job that a message is.
@@ -141,13 +143,13 @@ pub(super) async fn requeue(
     request: Request,
 ) -> Result<Response, Problem> {
     Parameters::of(&request).end()?;
-    let How { without_reply } = optional_json(request).await?;
+    let How { without_reply, any_publisher } = optional_json(request).await?;
     let view = find(&shared, caller.may(Scope::Manage)?, &id).await?;
     if !shared.parts.lanes.contains(&view.message.queue) {
         let detail = "it stays rejected: its queue is none of the settings any more";
         return Err(Problem::new(Kind::WrongState, detail));
     }
-    let how = Requeue { without_reply, corrected: None, by: caller.name() };
+    let how = Requeue { without_reply, any_publisher, corrected: None, by: caller.name() };
     let (job, new) = match shared.parts.admission.requeue(&view, &how).await? {
         Requeued::New(job) => (job, true),
         Requeued::Known(job) => (job, false),

@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::{
     backoff::Intervals,
     config::{self, Config},
-    job::{QueueName, ReplyRules, RetryPolicy, Rules, WorkerId},
+    job::{OwnerPattern, PublisherRules, QueueName, ReplyRules, RetryPolicy, Rules, WorkerId},
     maintenance::{audit, connections, prune, rescue, verify},
     relay, resolver,
     store::AuditLimits,
@@ -37,7 +37,13 @@ pub fn rules(config: &Config) -> Rules {
             .filter_map(|(slug, toolkit)| toolkit.owned_by.map(|kind| (slug.clone(), kind)))
             .collect(),
         replies: ReplyRules::new(config.replies.allowed.clone()),
+        publishers: PublisherRules::new(config.publishers.clone().into_iter().map(patterns).collect()),
     }
+}
+
+/// The owners of one publisher. Each was checked when it was read.
+fn patterns((publisher, owners): (String, Vec<String>)) -> (String, Vec<OwnerPattern>) {
+    (publisher, owners.iter().filter_map(|owner| owner.parse().ok()).collect())
 }
 
 pub(super) fn lanes(config: &Config) -> Vec<(QueueName, u32)> {

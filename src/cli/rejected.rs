@@ -62,6 +62,9 @@ pub(super) enum Command {
         /// Run the jobs without a reply, for example because their reply queue is not allowed.
         #[arg(long)]
         without_reply: bool,
+        /// Run the jobs whoever published them, also where `[publishers]` does not let them.
+        #[arg(long)]
+        any_publisher: bool,
         /// Take the body from this file (- for standard input) instead of the message's own. For one message.
         #[arg(long, value_name = "FILE")]
         body: Option<String>,
@@ -129,7 +132,7 @@ pub(super) async fn run(command: Command, context: &Context) -> anyhow::Result<E
             store.close().await;
             Ok(Exit::Success)
         }
-        Command::Requeue { ids, without_reply, body, who } => {
+        Command::Requeue { ids, without_reply, any_publisher, body, who } => {
             if body.is_some() && ids.len() > 1 {
                 return Err(exit::usage("--body is the body of one message; name one ID with it"));
             }
@@ -138,7 +141,7 @@ pub(super) async fn run(command: Command, context: &Context) -> anyhow::Result<E
             let open = context.door()?;
             let mut refused = false;
             for id in ids {
-                let how = Requeue { without_reply, corrected: corrected.as_deref(), by: &by };
+                let how = Requeue { without_reply, any_publisher, corrected: corrected.as_deref(), by: &by };
                 let line = match requeue(context, &open, id, &how).await? {
                     Ok(done) => done,
                     Err(reason) => {

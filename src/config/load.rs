@@ -25,6 +25,7 @@ use super::{
     values::{Setting, Settings},
 };
 use crate::{
+    bounds::MAX_SHORT_TEXT_BYTES,
     job::{Owner, QueueName},
     tool::pin::{self, VersionMap, is_slug},
 };
@@ -366,7 +367,7 @@ fn check_name(key: &Key, origin: &Origin) -> Result<(), String> {
         ("queues", Some(name)) => {
             name.parse::<QueueName>().map(drop).map_err(|error| format!("names a queue that {error}"))
         }
-        ("owner_retention", Some(_)) if matches!(origin, Origin::Env { .. }) => {
+        ("owner_retention" | "publishers", Some(_)) if matches!(origin, Origin::Env { .. }) => {
             Err("is a setting of a file, because names in the environment do not tell `a` from `A`"
                 .to_owned())
         }
@@ -374,6 +375,9 @@ fn check_name(key: &Key, origin: &Origin) -> Result<(), String> {
             .parse::<Owner>()
             .map(drop)
             .map_err(|error| format!("names an owner that {error}; write \"user:ID\" or \"org:ID\"")),
+        ("publishers", Some(name)) if name.is_empty() || name.len() > MAX_SHORT_TEXT_BYTES => {
+            Err(format!("names a user of the broker, which has 1 to {MAX_SHORT_TEXT_BYTES} bytes"))
+        }
         ("toolkit_versions" | "toolkits", Some(name)) if !is_slug(name) => {
             Err("names a toolkit that must be spelt in lower case, such as `github`".to_owned())
         }

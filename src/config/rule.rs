@@ -9,7 +9,7 @@ use url::Url;
 use super::mask::hides_password;
 use crate::{
     bounds::MAX_SHORT_TEXT_BYTES,
-    job::{QueueName, RESERVED_PREFIX},
+    job::{OwnerPattern, QueueName, RESERVED_PREFIX},
     store::postgres::{NoSchemaName, SchemaName},
     tool::pin::{Wanted, wanted},
 };
@@ -41,6 +41,8 @@ pub(super) enum Rule {
     Lanes,
     /// Beginnings of names of reply queues.
     Prefixes,
+    /// Owners, or the beginnings of their names.
+    OwnerPatterns,
     /// A literal toolkit version, or blank, by the rule that jobs are read by.
     Version,
     /// Address and port, or empty.
@@ -62,7 +64,7 @@ impl Rule {
             Self::Flag => text.to_ascii_lowercase().parse().ok().map(Value::Boolean),
             Self::Whole(..) => number.parse().ok().map(Value::Integer),
             Self::Number(..) => number.parse().ok().map(Value::Float),
-            Self::Lanes | Self::Prefixes => {
+            Self::Lanes | Self::Prefixes | Self::OwnerPatterns => {
                 let names = text.split(',').map(str::trim).filter(|name| !name.is_empty());
                 Some(names.map(Value::from).collect::<Vec<_>>().into())
             }
@@ -112,9 +114,24 @@ impl Rule {
                     Err(format!("must be {expected}"))
                 }
             }
-            (Self::Flag | Self::Whole(..) | Self::Number(..) | Self::Lanes | Self::Prefixes, other) => {
-                Err(format!("must be {expected}, but is {}", type_name(&other)))
+            (Self::OwnerPatterns, Value::Array(owners)) => {
+                let fits =
+                    |owner: &Value| owner.as_str().is_some_and(|owner| owner.parse::<OwnerPattern>().is_ok());
+                if owners.iter().all(fits) {
+                    Ok(Value::Array(owners))
+                } else {
+                    Err(format!("must be {expected}"))
+                }
             }
+            (
+                Self::Flag
+                | Self::Whole(..)
+                | Self::Number(..)
+                | Self::Lanes
+                | Self::Prefixes
+                | Self::OwnerPatterns,
+                other,
+            ) => Err(format!("must be {expected}, but is {}", type_name(&other))),
             (_, Value::String(text)) => match self.unfit_text(&text) {
                 None if self == Self::Version => Ok(Value::String(text.trim().to_owned())),
                 None => Ok(Value::String(text)),
@@ -168,7 +185,12 @@ impl Rule {
             Self::Version => matches!(wanted(Some(text)), Ok(Wanted::Nothing | Wanted::Exact(_))),
             Self::Address => text.is_empty() || text.parse::<SocketAddr>().is_ok(),
             Self::Filter => is_filter(text),
-            Self::Flag | Self::Whole(..) | Self::Number(..) | Self::Lanes | Self::Prefixes => true,
+            Self::Flag
+            | Self::Whole(..)
+            | Self::Number(..)
+            | Self::Lanes
+            | Self::Prefixes
+            | Self::OwnerPatterns => true,
         };
         if fits { None } else { Some("") }
     }
@@ -191,6 +213,9 @@ impl Rule {
             Self::Lanes => "a list of queue names (lower-case letters, digits, \"_\", \"-\", \".\")".to_owned(),
             Self::Prefixes => {
                 format!("a list of beginnings of queue names, none of them empty or with \"{RESERVED_PREFIX}\" at its head")
+            }
+            Self::OwnerPatterns => {
+                "a list of owners such as \"user:ID\" or \"org:ID\", where a \"*\" at the end stands for any rest".to_owned()
             }
             Self::Version => "a toolkit version such as \"20251027_00\" or \"00000000_00\"".to_owned(),
             Self::Address => "an address and a port such as \"127.0.0.1:9464\", or empty".to_owned(),

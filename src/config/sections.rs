@@ -8,8 +8,8 @@ use serde::Deserialize;
 use super::{
     error::{AllMissing, Missing},
     rule::Rule::{
-        self, Address, ApiKey, BaseUrl, Filter, Flag, Lanes, Number, Path, Prefixes, Schema, Service, Text,
-        Version, Whole, Word,
+        self, Address, ApiKey, BaseUrl, Filter, Flag, Lanes, Number, OwnerPatterns, Path, Prefixes, Schema,
+        Service, Text, Version, Whole, Word,
     },
 };
 use crate::{
@@ -42,6 +42,7 @@ pub struct Config {
     pub worker: Worker,
     pub relay: Relay,
     pub replies: Replies,
+    pub publishers: BTreeMap<String, Vec<String>>,
     pub rescue: Rescue,
     pub verify: Verify,
     pub audit: Audit,
@@ -173,6 +174,7 @@ settings! {
         allowed: Vec<String> = Prefixes,
         held: bool = Flag,
     }
+    map [publishers *] = OwnerPatterns;
     struct Rescue [rescue] {
         poll_secs: u64 = Whole(1, 3_600),
         batch: usize = Whole(1, MAX_BATCH),

@@ -24,10 +24,11 @@ impl fmt::Debug for Settings {
 impl Settings {
     pub(super) fn to_table(&self) -> toml::Table {
         // Sections may be empty, and serde wants to see each of them.
-        let mut root: toml::Table = ["queues", "owner_retention", "toolkit_versions", "toolkits"]
-            .map(|section| (section.to_owned(), Value::Table(toml::Table::new())))
-            .into_iter()
-            .collect();
+        let mut root: toml::Table =
+            ["queues", "publishers", "owner_retention", "toolkit_versions", "toolkits"]
+                .map(|section| (section.to_owned(), Value::Table(toml::Table::new())))
+                .into_iter()
+                .collect();
         for (key, setting) in &self.0 {
             let Some((last, sections)) = key.0.split_last() else { continue };
             let mut table = &mut root;

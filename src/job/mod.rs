@@ -8,6 +8,7 @@ mod look_up;
 mod outcome;
 mod owner;
 mod principal;
+mod publisher;
 mod queue;
 mod reply;
 mod retry;
@@ -27,6 +28,7 @@ pub use outcome::{Attempt, AttemptOutcome, Effect, ErrorKind, JobError, Started}
 pub(crate) use outcome::{EXPIRED, TOO_OLD, clip};
 pub use owner::{Owner, OwnerError, OwnerKind};
 pub use principal::Principal;
+pub use publisher::{OwnerPattern, PublisherRules};
 pub use queue::{QueueName, QueueNameError, QueueType};
 pub use reply::{Asked, RESERVED_PREFIX, ReplyKind, ReplyRules};
 pub use retry::{Budget, RetryPolicy, Spending};

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use url::Host;
 
-use super::{ErrorKind, JobError, JobSpec, OwnerKind, ReplyRules};
+use super::{ErrorKind, JobError, JobSpec, OwnerKind, PublisherRules, ReplyRules};
 use crate::bounds::MAX_AGE;
 
 #[derive(Debug, Clone, Default)]
@@ -18,6 +18,8 @@ pub struct Rules {
     pub owned_by: BTreeMap<String, OwnerKind>,
     /// Where results may be published. It is asked by itself, because such a message is not a job that fails.
     pub replies: ReplyRules,
+    /// Who may publish jobs of whom. It is asked by itself, too, and only about messages.
+    pub publishers: PublisherRules,
 }
 
 impl Rules {

@@ -52,7 +52,7 @@ pub(super) fn admit(shared: &Shared, lane: &QueueName, delivery: &Delivery) -> R
     let spec = decode(&delivery.body, &arrival).map_err(|error| with_encoding(error, delivery))?;
     if !from_store {
         // Of a job that the store knows, its row counts and not what its message says.
-        shared.resolver.check_reply(&spec)?;
+        shared.resolver.check_message(&spec)?;
     }
     let may_have_run = anonymous == Some(spec.id) && delivery.redelivered;
     let (binding, stop) = match decide(shared, &spec, may_have_run, from_store) {
@@ -73,7 +73,7 @@ pub(super) fn anonymous_job(shared: &Shared, lane: &QueueName, delivery: &Delive
     }
     let id = JobId::new();
     let spec = guarded(|| decode(body, &properties.arrival(lane, Some(id)))).ok()?;
-    (spec.id == id && shared.resolver.check_reply(&spec).is_ok()).then(|| Arc::new(spec))
+    (spec.id == id && shared.resolver.check_message(&spec).is_ok()).then(|| Arc::new(spec))
 }
 
 /// The binding, if it is known without a look-up.

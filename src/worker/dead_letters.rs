@@ -132,7 +132,7 @@ async fn job_of(intake: &Intake, delivery: &Delivery) -> Result<Option<Arc<JobSp
     let spec = guarded(|| {
         let spec = decode(&delivery.body, &arrival)?;
         if !properties.from_store {
-            shared.resolver.check_reply(&spec)?;
+            shared.resolver.check_message(&spec)?;
         }
         Ok(spec)
     });

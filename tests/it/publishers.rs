@@ -1,9 +1,9 @@
-//! What a publisher cannot make errand do: write into the queues of others, or forget a job.
+//! What a publisher cannot make errand do: write into the queues of others, forget a job, or run one of another's owner.
 
 use errand_testbed::factory::{Envelope as _, read, send};
 use lapin::{
     BasicProperties,
-    options::{BasicGetOptions, QueueDeclareOptions},
+    options::{BasicGetOptions, BasicPublishOptions, QueueDeclareOptions},
     types::{AMQPValue, FieldTable},
 };
 use serde_json::{Value, json};
@@ -127,4 +127,108 @@ async fn a_message_whose_job_the_database_does_not_know_is_kept_and_runs_when_a_
     assert!(requeued.status.success(), "{}", String::from_utf8_lossy(&requeued.stdout));
     harness.job_in(job.id(), &["succeeded"]).await;
     assert_eq!(harness.sandbox.ledger_summary().calls, 1);
+}
+
+/// A file with what the `guest` of the broker may publish, as the environment names it.
+fn publishers(harness: &Harness, table: &str) -> (&'static str, String) {
+    let file = harness.journal_dir().with_file_name("publishers.toml");
+    std::fs::write(&file, table).unwrap();
+    ("ERRAND_CONFIG", file.to_str().unwrap().to_owned())
+}
+
+fn by_guest() -> BasicProperties {
+    BasicProperties::default().with_user_id("guest".into())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn jobs_run_for_the_owners_of_their_publisher_only() {
+    let harness = Harness::new("tied", "").await;
+    let (name, file) = publishers(&harness, "[publishers]\nguest = [\"user:u-al*\"]\n");
+    let worker = harness.worker(&[(name, &file)]).await;
+    let connection = harness.vhost.connect().await.unwrap();
+    let channel = connection.create_channel().await.unwrap();
+    let options = QueueDeclareOptions::default();
+    channel.queue_declare("guest.replies".into(), options, FieldTable::default()).await.unwrap();
+
+    let (allowed, foreign, nameless) = (read("u-alice"), read("u-bob"), read("u-alice"));
+    publish(&harness, &allowed, by_guest()).await;
+    publish(&harness, &foreign, by_guest().with_reply_to("guest.replies".into())).await;
+    publish(&harness, &nameless, BasicProperties::default()).await;
+    harness.job_in(allowed.id(), &["succeeded"]).await;
+    let kept = until("the others to be kept", PATIENCE, async || {
+        let kept = rejected(&harness);
+        (kept.len() == 2).then_some(kept)
+    })
+    .await;
+    assert!(kept.iter().all(|(_, reason)| reason == "publisher_refused"), "{kept:?}");
+    assert_eq!(harness.sandbox.ledger_summary().calls, 1, "nothing runs that was refused");
+    assert_eq!(worker.metric("errand_rejected_messages_total{reason=\"publisher_refused\"}").await, 2.0);
+
+    // It is answered like any other message that is no job.
+    let reply = until("the answer", PATIENCE, async || {
+        channel.basic_get("guest.replies".into(), BasicGetOptions { no_ack: true }).await.unwrap()
+    })
+    .await;
+    let reply: Value = serde_json::from_slice(&reply.delivery.data).unwrap();
+    assert_eq!(
+        (&reply["reply"], &reply["reason"]),
+        (&json!("rejected"), &json!("publisher_refused")),
+        "{reply}"
+    );
+    assert!(reply["message"].as_str().unwrap().contains("`publishers`"), "{reply}");
+
+    // A person meets the same rule, and may vouch for it.
+    let mut env = harness.env();
+    env.push((name.to_owned(), file));
+    for (id, _) in &kept {
+        let refused = run(&["rejected", "requeue", id], &env);
+        assert_eq!(refused.status.code(), Some(1));
+        assert!(String::from_utf8_lossy(&refused.stdout).contains("--any-publisher"));
+        assert!(
+            run(&["rejected", "requeue", "--any-publisher", "--without-reply", id], &env).status.success()
+        );
+    }
+    harness.job_in(foreign.id(), &["succeeded", "held"]).await;
+    harness.job_in(nameless.id(), &["succeeded"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_that_the_store_has_is_not_judged_by_who_brings_its_message() {
+    let harness = Harness::new("stored", "[[fault]]\nkind = \"provider_failure\"\ntool = \"GITHUB_GET_REPO\"\nprovider_status = 503\nfirst = 1\n").await;
+    let (name, file) = publishers(&harness, "[publishers]\nguest = [\"user:u-alice\"]\n");
+    let _worker = harness.worker(&[(name, &file)]).await;
+    // Retried, so that the relay publishes it, which names no user.
+    let retried = read("u-alice");
+    publish(&harness, &retried, by_guest()).await;
+    // Enqueued by a person for an owner that no publisher has.
+    let file = harness.journal_dir().with_file_name("job.json");
+    let enqueued = read("u-bob");
+    std::fs::write(&file, format!("{enqueued}\n")).unwrap();
+    assert!(harness.errand(&["enqueue-bulk", file.to_str().unwrap()]).status.success());
+    let done = harness.job_in(retried.id(), &["succeeded"]).await;
+    assert_eq!(done["attempts"].as_array().unwrap().len(), 2, "{done}");
+    harness.job_in(enqueued.id(), &["succeeded", "held"]).await;
+    assert!(rejected(&harness).is_empty());
+
+    // What the broker dead-lettered is judged by who published it, and not by the broker.
+    let mut headers = FieldTable::default();
+    let mut death = FieldTable::default();
+    death.insert("queue".into(), AMQPValue::LongString("errand.default".into()));
+    headers.insert("x-death".into(), AMQPValue::FieldArray(vec![AMQPValue::FieldTable(death)].into()));
+    let (dead, foreign) = (read("u-alice"), read("u-bob"));
+    let connection = harness.vhost.connect().await.unwrap();
+    let channel = connection.create_channel().await.unwrap();
+    for job in [&dead, &foreign] {
+        let properties = by_guest().with_delivery_mode(2).with_headers(headers.clone());
+        let (options, body) = (BasicPublishOptions::default(), job.to_string());
+        channel
+            .basic_publish("".into(), "errand.dead".into(), options, body.as_bytes(), properties)
+            .await
+            .unwrap()
+            .await
+            .unwrap();
+    }
+    harness.job_in(dead.id(), &["succeeded"]).await;
+    let kept = until("the foreign one to be kept", PATIENCE, async || rejected(&harness).pop()).await;
+    assert_eq!(kept.1, "publisher_refused");
 }

@@ -162,6 +162,8 @@ string_enum! {
         KeyConflict = "key_conflict",
         /// Asks for a reply where `replies.allowed` lets none go.
         ReplyRefused = "reply_refused",
+        /// Its publisher may not publish jobs of its owner, by the setting `publishers`.
+        PublisherRefused = "publisher_refused",
         /// Says that the database knows its job, and it does not.
         UnknownJob = "unknown_job",
     }
