@@ -16,7 +16,8 @@ use crate::{
     },
     queue::{Address, Message, Properties, SharedQueue},
     store::{
-        Conflict, Decided, Edited, Inserted, JobView, RejectedView, Repeat, Repeated, SharedStore, StoreError,
+        Conflict, Decided, Decider, Edited, Inserted, JobView, RejectedView, Repeat, Repeated, SharedStore,
+        StoreError,
     },
 };
 
@@ -51,7 +52,7 @@ pub struct Requeue<'a> {
     pub any_publisher: bool,
     /// The body that is taken instead of its own.
     pub corrected: Option<&'a [u8]>,
-    pub by: &'a str,
+    pub by: &'a Decider,
 }
 
 /// What a rejected message is now.
@@ -175,7 +176,7 @@ impl Admission {
         principal: &Principal,
         id: JobId,
         edit: &Edit,
-        by: &str,
+        by: &Decider,
         is_expected: impl Fn(&JobView) -> bool,
     ) -> Result<EditAnswer, StoreError> {
         for _ in 0..EDIT_TRIES {

@@ -204,7 +204,7 @@ pub(super) async fn create(
         until: Some(until),
         force: Force { effect: wanted.force, early: wanted.now },
         preview: None,
-        by: caller.name().to_owned(),
+        by: caller.decider().by.to_string(),
     };
     if new.is_too_large() {
         let detail = format!("the filter may have {MAX_FILTER_BYTES} bytes at most");
@@ -294,7 +294,7 @@ pub(super) async fn confirm(
     let principal = caller.may(Scope::Manage)?;
     Parameters::of(&request).end()?;
     let (id, Confirm { force }) = (uuid(&id)?, optional_json(request).await?);
-    match shared.parts.store.confirm_action(principal, id, caller.name(), force).await? {
+    match shared.parts.store.confirm_action(principal, id, &caller.decider().by, force).await? {
         Confirmed::Now(action) => shown(Some(*action)),
         Confirmed::Unknown => Err(no_action()),
         Confirmed::Aborted => Err(Problem::new(Kind::WrongState, "the action was aborted; make another one")),
@@ -329,7 +329,7 @@ pub(super) async fn abort(
     let principal = caller.may(Scope::Manage)?;
     Parameters::of(&request).end()?;
     let (id, Nothing {}) = (uuid(&id)?, optional_json(request).await?);
-    shown(shared.parts.store.abort_action(principal, id, caller.name()).await?)
+    shown(shared.parts.store.abort_action(principal, id, &caller.decider().by).await?)
 }
 
 fn shown(action: Option<Action>) -> Result<Response, Problem> {

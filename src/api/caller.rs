@@ -1,6 +1,7 @@
 //! Who a request is from, and what they may do.
 
 use std::{
+    borrow::Cow,
     collections::HashMap,
     net::{IpAddr, Ipv6Addr},
     sync::{
@@ -29,7 +30,7 @@ use super::{
 use crate::{
     access::{AccessKey, Scope, Scopes, Shown},
     job::{JobSpec, Principal},
-    store::{SharedStore, UsedKey},
+    store::{Decider, SharedStore, UsedKey},
     sync::lock,
 };
 
@@ -55,21 +56,22 @@ const MAX_ADDRESSES: usize = 10_000;
 pub(super) struct Caller {
     principal: Principal,
     scopes: Scopes,
-    name: Arc<str>,
+    decider: Decider,
     /// The ID of the key, and when it ends.
     key: Option<(Uuid, Option<Timestamp>)>,
 }
 
 impl Caller {
-    fn of(key: &AccessKey) -> Self {
-        let name = format!("key {}", key.id).into();
+    fn of(key: &AccessKey, peer: Peer) -> Self {
+        let decider = peer.decider(format!("key {}", key.id));
         let (principal, scopes) = (key.principal.clone(), key.scopes.clone());
-        Self { principal, scopes, name, key: Some((key.id, key.expires_at)) }
+        Self { principal, scopes, decider, key: Some((key.id, key.expires_at)) }
     }
 
     /// Whoever reaches a loopback address for which there are no keys.
-    fn nobody() -> Self {
-        Self { principal: Principal::Operator, scopes: Scopes::all(), name: "api".into(), key: None }
+    fn nobody(peer: Peer) -> Self {
+        let decider = peer.decider("api");
+        Self { principal: Principal::Operator, scopes: Scopes::all(), decider, key: None }
     }
 
     /// As whom they may do this.
@@ -129,9 +131,9 @@ impl Caller {
         }
     }
 
-    /// The name in the history of jobs.
-    pub(super) fn name(&self) -> &str {
-        &self.name
+    /// What is noted of them in the history of jobs and in the audit log.
+    pub(super) fn decider(&self) -> &Decider {
+        &self.decider
     }
 }
 
@@ -140,6 +142,10 @@ impl Caller {
 pub(super) struct Peer(pub(super) IpAddr);
 
 impl Peer {
+    fn decider(self, by: impl Into<Cow<'static, str>>) -> Decider {
+        Decider { by: by.into(), origin: self.0.to_string().into() }
+    }
+
     /// What is counted as one: of IPv6 the part that somebody has to themselves.
     fn neighbourhood(self) -> IpAddr {
         match self.0 {
@@ -192,9 +198,9 @@ impl Gate {
         let Showing::Secret(shown) = shown else {
             self.admit_without_key().await?;
             browser::refuse_foreign_pages(request)?;
-            return Ok(Caller::nobody());
+            return Ok(Caller::nobody(peer));
         };
-        Ok(Caller::of(&self.key(&shown, peer).await?))
+        Ok(Caller::of(&self.key(&shown, peer).await?, peer))
     }
 
     /// Judges once more whether a request may be answered.

@@ -50,7 +50,7 @@ pub(super) async fn cancel(
     let manager = caller.may(Scope::Manage)?;
     Parameters::of(&request).end()?;
     let (id, Nothing {}) = (job_id(&id)?, optional_json(request).await?);
-    let decided = shared.parts.store.cancel(manager, id, caller.name()).await?;
+    let decided = shared.parts.store.cancel(manager, id, caller.decider()).await?;
     decided_about(&shared, &caller, id, decided).await
 }
 
@@ -84,7 +84,7 @@ pub(super) async fn retry(
     Parameters::of(&request).end()?;
     let (id, Retry { force, now }) = (job_id(&id)?, optional_json(request).await?);
     let force = Force { effect: force, early: now };
-    let decided = shared.parts.store.restart(manager, id, caller.name(), force).await?;
+    let decided = shared.parts.store.restart(manager, id, caller.decider(), force).await?;
     decided_about(&shared, &caller, id, decided).await
 }
 
@@ -120,7 +120,7 @@ pub(super) async fn release(
         let detail = "say what is known of the call: {\"how\": \"retry\"} makes it again, \"succeeded\" and \"failed\" do not";
         Problem::new(Kind::BadRequest, detail)
     })?;
-    let decided = shared.parts.store.release(manager, id, release, caller.name()).await?;
+    let decided = shared.parts.store.release(manager, id, release, caller.decider()).await?;
     decided_about(&shared, &caller, id, decided).await
 }
 

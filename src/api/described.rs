@@ -6,8 +6,8 @@ use serde_json::json;
 use utoipa::{
     IntoResponses, PartialSchema, ToSchema,
     openapi::{
-        ArrayBuilder, ContentBuilder, HeaderBuilder, ObjectBuilder, Ref, RefOr, Required, Response,
-        ResponseBuilder, Schema,
+        ArrayBuilder, ContentBuilder, HeaderBuilder, KnownFormat, ObjectBuilder, Ref, RefOr, Required,
+        Response, ResponseBuilder, Schema, SchemaFormat,
         path::{Parameter, ParameterBuilder, ParameterIn},
         schema::{AdditionalProperties, AllOfBuilder, OneOfBuilder, Type},
     },
@@ -51,6 +51,16 @@ pub(super) fn line() -> ObjectBuilder {
 /// One of these words.
 pub(super) fn words(words: &'static [&'static str]) -> ObjectBuilder {
     text().enum_values(Some(words.iter().copied()))
+}
+
+/// A time as in RFC 3339.
+pub(super) fn moment() -> ObjectBuilder {
+    text().format(Some(SchemaFormat::KnownFormat(KnownFormat::DateTime)))
+}
+
+/// An owner, as `user:ID` or `org:ID`.
+pub(super) fn owner() -> ObjectBuilder {
+    text().pattern(Some(r"^(user|org):(?=.*\S)[^\u0000-\u001f\u007f-\u009f]{1,256}$"))
 }
 
 pub(super) fn number(least: usize, most: usize) -> ObjectBuilder {

@@ -23,6 +23,7 @@ use utoipa::{
 
 use super::{
     actions::ActionPage,
+    audit_log::ChangePage,
     batches::{BatchPage, ItemPage},
     caller,
     described::{BatchOrId, Envelope, JobOrDryRun, JobOrId, OfTheDescription},
@@ -153,6 +154,7 @@ fn document(paths: PathsBuilder) -> serde_json::Result<Value> {
     add::<QueueList>(&mut schemas);
     add::<QueueState>(&mut schemas);
     add::<Stats>(&mut schemas);
+    add::<ChangePage>(&mut schemas);
     add::<Problem>(&mut schemas);
     let bearer = HttpBuilder::new()
         .scheme(HttpAuthScheme::Bearer)

@@ -95,7 +95,7 @@ pub(super) async fn edit(
     let edit = Edit { run_at, queue, priority: priority.map(i128::from), expires_at };
     let is_expected =
         |job: &_| expected.as_ref().is_none_or(|tags| tags.iter().any(|tag| tag == "*" || *tag == etag(job)));
-    match shared.parts.admission.edit(manager, id, &edit, caller.name(), is_expected).await? {
+    match shared.parts.admission.edit(manager, id, &edit, caller.decider(), is_expected).await? {
         EditAnswer::Decided(decided) => decided_about(&shared, &caller, id, decided).await,
         EditAnswer::Refused(error) => Err(Problem::new(Kind::InvalidJob, error.message())),
         EditAnswer::Unexpected => Err(Problem::new(

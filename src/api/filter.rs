@@ -12,7 +12,7 @@ use utoipa::{
 };
 
 use super::{
-    described::{cursor, line, number, optional, text as any_text, words},
+    described::{cursor, line, moment as any_moment, number, optional, owner, text as any_text, words},
     problem::{Kind, Problem},
     request::{MAX_LIMIT, Parameters, parsed},
 };
@@ -82,14 +82,12 @@ impl Wanted {
 
 /// The fields of a filter: their names, what they may be, and what jobs they mean.
 fn fields() -> Vec<(&'static str, RefOr<Schema>, &'static str)> {
-    let moment = || any_text().format(Some(SchemaFormat::KnownFormat(KnownFormat::DateTime)));
     let flag = ObjectBuilder::new().schema_type(Type::Boolean);
     let tag = any_text().pattern(Some(r"^[^=\u0000-\u001f\u007f-\u009f]*=[^\u0000-\u001f\u007f-\u009f]*$"));
-    let owner = any_text().pattern(Some(r"^(user|org):(?=.*\S)[^\u0000-\u001f\u007f-\u009f]{1,256}$"));
     // Only words that this version knows, unlike what it may read from rows of a newer one.
     vec![
         ("state", words(State::WORDS).into(), "In this state."),
-        ("owner", owner.into(), "Of this owner: `user:ID` or `org:ID`."),
+        ("owner", owner().into(), "Of this owner: `user:ID` or `org:ID`."),
         ("tool", line().into(), "Of this tool."),
         ("toolkit", line().into(), "Of this toolkit."),
         ("queue", any_text().pattern(Some("^[a-z0-9_.-]{1,64}$")).into(), "In this queue."),
@@ -98,8 +96,8 @@ fn fields() -> Vec<(&'static str, RefOr<Schema>, &'static str)> {
             ArrayBuilder::new().items(tag).into(),
             "With this tag, `NAME=VALUE`; may be there more than once.",
         ),
-        ("since", moment().into(), "Created then or later. A list without it goes back seven days."),
-        ("until", moment().into(), "Created before then."),
+        ("since", any_moment().into(), "Created then or later. A list without it goes back seven days."),
+        ("until", any_moment().into(), "Created before then."),
         ("error_kind", words(ErrorKind::WORDS).into(), "With an error of this kind."),
         ("held_reason", words(HeldReason::WORDS).into(), "Held for this reason."),
         ("outcome_unknown", flag.into(), "Only those with an unknown outcome, with `true`."),

@@ -148,7 +148,7 @@ pub(super) async fn create(
     caller.may_pass_on(&scopes)?;
     let valid_for = caller.may_last(wanted.expires_in_secs.map(seconds), None, shared.parts.clock.now());
     let (key, secret) = generate(owner, scopes, valid_for)?;
-    match shared.parts.store.add_key(principal, &key).await? {
+    match shared.parts.store.add_key(principal, &key, caller.decider()).await? {
         AddedKey::Added(key) => Ok(created(&key, &secret)),
         AddedKey::TooMany => Err(Problem::new(
             Kind::WrongState,
@@ -222,7 +222,7 @@ pub(super) async fn rotate(
     }
     let valid_for = caller.may_last(old.valid_for(), Some(old.id), shared.parts.clock.now());
     let (key, secret) = generate(old.principal.clone(), old.scopes.clone(), valid_for)?;
-    match shared.parts.store.rotate_key(principal, old.id, &key, overlap).await? {
+    match shared.parts.store.rotate_key(principal, old.id, &key, overlap, caller.decider()).await? {
         Some(key) => Ok(created(&key, &secret)),
         None => Err(Problem::new(
             Kind::WrongState,
@@ -250,7 +250,8 @@ pub(super) async fn revoke(
     let Nothing {} = optional_json(request).await?;
     let key = find(&shared, principal, &id).await?;
     caller.may_pass_on(&key.scopes)?;
-    let revoked = shared.parts.store.revoke_key(principal, key.id).await?.ok_or_else(no_key)?;
+    let revoked =
+        shared.parts.store.revoke_key(principal, key.id, caller.decider()).await?.ok_or_else(no_key)?;
     Ok(Json(revoked.json()).into_response())
 }
 

@@ -4,6 +4,7 @@
 //! to enqueue jobs, and the other way round.
 
 mod actions;
+mod audit_log;
 mod batches;
 mod browser;
 mod caller;

@@ -149,7 +149,7 @@ pub(super) async fn requeue(
         let detail = "it stays rejected: its queue is none of the settings any more";
         return Err(Problem::new(Kind::WrongState, detail));
     }
-    let how = Requeue { without_reply, any_publisher, corrected: None, by: caller.name() };
+    let how = Requeue { without_reply, any_publisher, corrected: None, by: caller.decider() };
     let (job, new) = match shared.parts.admission.requeue(&view, &how).await? {
         Requeued::New(job) => (job, true),
         Requeued::Known(job) => (job, false),

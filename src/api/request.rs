@@ -7,6 +7,7 @@ use axum::{
     extract::Request,
     http::{HeaderMap, header},
 };
+use jiff::Timestamp;
 use serde::de::DeserializeOwned;
 use utoipa::{
     IntoParams,
@@ -265,4 +266,18 @@ impl Parameters {
 /// A value of a parameter, by the rules of its type.
 pub(super) fn parsed<T: FromStr<Err: fmt::Display>>(value: &str) -> Result<T, String> {
     value.parse().map_err(|error: T::Err| error.to_string())
+}
+
+/// A text of a parameter.
+pub(super) fn plain(value: &str) -> Result<String, String> {
+    // Nothing has them that is looked for, and databases disagree about NUL.
+    if value.chars().any(char::is_control) {
+        Err("may have no control characters".into())
+    } else {
+        Ok(value.to_owned())
+    }
+}
+
+pub(super) fn moment(value: &str) -> Result<Timestamp, String> {
+    value.parse().map_err(|_| "must be a time as in RFC 3339, such as 2026-01-31T12:00:00Z".to_owned())
 }

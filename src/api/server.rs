@@ -26,7 +26,7 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
-    actions, batches,
+    actions, audit_log, batches,
     caller::{self, Gate, Peer},
     decisions, desk,
     document::{self, DescribedRoutes},
@@ -171,6 +171,7 @@ fn routes() -> DescribedRoutes {
         .route(desk::__path_workers, desk::workers)
         .route(desk::__path_tool, desk::tool)
         .route(desk::__path_accounts, desk::accounts)
+        .route(audit_log::__path_list, audit_log::list)
         .route(document::__path_openapi, document::openapi)
         .route(document::__path_docs, document::docs)
 }

@@ -181,6 +181,7 @@ pub fn prune(config: &Config) -> prune::Options {
         rejected_for: days(retention.rejected_days),
         rejected_count: limit(retention.rejected_count),
         rejected_bytes: limit(retention.rejected_bytes),
+        changes_for: days(retention.audit_log_days),
         dry_run: false,
     }
 }

@@ -88,7 +88,7 @@ pub(super) async fn run(command: Command, context: &Context) -> anyhow::Result<E
             show(&action, format)?;
         }
         Command::Abort { id, who, format } => {
-            let by = who.name(context);
+            let by = who.decider(context).by.into_owned();
             let action =
                 store.abort_action(&Principal::Operator, id, &by).await?.ok_or_else(|| unknown(id))?;
             if format.json {

@@ -28,7 +28,7 @@ use crate::{
     config::{Config, Toolkit},
     job::{Arrival, HeldReason, JobId, JobSpec, OwnerKind, Pin, Principal, QueueName, State, decode},
     shutdown::Shutdown,
-    store::{JobFilter, JobView, SharedStore, all_jobs},
+    store::{Decider, JobFilter, JobView, SharedStore, all_jobs},
 };
 
 /// How long the demo waits for its jobs before it says that some are missing.
@@ -87,7 +87,12 @@ pub(crate) async fn run(args: Args, mut config: Config) -> Result<Exit> {
     let (store, door) = (app.services.store.clone(), app.admission());
     store.migrate().await?;
     // One pin in the store, so that all ways to pin can be seen: job, store, configuration, newest.
-    store.set_pin(&Pin { owner: None, toolkit: "gmail".into(), version: "20251001_00".into() }).await?;
+    store
+        .set_pin(
+            &Pin { owner: None, toolkit: "gmail".into(), version: "20251001_00".into() },
+            &Decider::at_command_line("errand demo"),
+        )
+        .await?;
     let running = tokio::spawn(app.run(app::install_metrics()?, shutdown.clone()));
 
     let settled = shutdown.stop.run_until_cancelled(settle(&args, &store, &door, &running)).await;

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use super::{
     context::Context,
+    decider::Who,
     exit::{self, Exit},
     output::{self, Format},
     value::OwnerFlags,
@@ -42,6 +43,8 @@ pub(super) struct Args {
     #[arg(long)]
     dry_run: bool,
     #[command(flatten)]
+    who: Who,
+    #[command(flatten)]
     format: Format,
 }
 
@@ -63,7 +66,7 @@ pub(super) async fn run(args: Args, context: &Context) -> anyhow::Result<Exit> {
     let store = context.store()?;
     // As long as the jobs are there, which say whose the results are.
     let journals = erase_results(context, &store, &owner, args.dry_run).await?;
-    let report = Erase::new(store.clone(), owner, args.dry_run).run_once().await?;
+    let report = Erase::new(store.clone(), owner, args.who.decider(context), args.dry_run).run_once().await?;
     store.close().await;
     tracing::info!(
         dry_run = args.dry_run,

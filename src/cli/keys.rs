@@ -7,6 +7,7 @@ use uuid::Uuid;
 
 use super::{
     context::Context,
+    decider::Who,
     exit::{self, Exit},
     output::{self, Format},
     value,
@@ -46,6 +47,8 @@ pub(super) enum Command {
         #[arg(long, value_name = "TIME", value_parser = value::duration)]
         expires_in: Option<Duration>,
         #[command(flatten)]
+        who: Who,
+        #[command(flatten)]
         format: Format,
     },
     /// List keys, the newest first.
@@ -63,12 +66,16 @@ pub(super) enum Command {
         #[arg(long, value_name = "TIME", value_parser = overlap, default_value = "24h")]
         overlap: Duration,
         #[command(flatten)]
+        who: Who,
+        #[command(flatten)]
         format: Format,
     },
     /// End a key at once.
     Revoke {
         /// The ID of the key.
         id: Uuid,
+        #[command(flatten)]
+        who: Who,
         #[command(flatten)]
         format: Format,
     },
@@ -103,9 +110,9 @@ impl Whose {
 pub(super) async fn run(command: Command, context: &Context) -> anyhow::Result<Exit> {
     let store = context.store()?;
     match command {
-        Command::Create { whose, scope, expires_in, format } => {
+        Command::Create { whose, scope, expires_in, who, format } => {
             let (key, secret) = NewKey::generate(whose.principal()?, scope, expires_in)?;
-            match store.add_key(&Principal::Operator, &key).await? {
+            match store.add_key(&Principal::Operator, &key, &who.decider(context)).await? {
                 AddedKey::Added(key) => print_new(&key, &secret, format)?,
                 AddedKey::TooMany | AddedKey::Foreign => {
                     return Err(exit::negative(format!(
@@ -120,18 +127,23 @@ pub(super) async fn run(command: Command, context: &Context) -> anyhow::Result<E
             let keys = store.keys(&principal, None, MAX_LIST).await?;
             list(&keys, format)?;
         }
-        Command::Rotate { id, overlap, format } => {
+        Command::Rotate { id, overlap, who, format } => {
             let old = store.key(&Principal::Operator, id).await?.ok_or_else(|| unknown(id))?;
             let (key, secret) = NewKey::generate(old.principal.clone(), old.scopes.clone(), old.valid_for())?;
-            let Some(key) = store.rotate_key(&Principal::Operator, id, &key, overlap).await? else {
+            let Some(key) =
+                store.rotate_key(&Principal::Operator, id, &key, overlap, &who.decider(context)).await?
+            else {
                 return Err(exit::negative(
                     "this key has ended, or was replaced before; make a new one with `errand keys create`",
                 ));
             };
             print_new(&key, &secret, format)?;
         }
-        Command::Revoke { id, format } => {
-            let key = store.revoke_key(&Principal::Operator, id).await?.ok_or_else(|| unknown(id))?;
+        Command::Revoke { id, who, format } => {
+            let key = store
+                .revoke_key(&Principal::Operator, id, &who.decider(context))
+                .await?
+                .ok_or_else(|| unknown(id))?;
             if format.json {
                 output::print_json(&key.json())?;
             } else {

@@ -18,6 +18,7 @@ mod accounts;
 mod actions;
 mod api;
 mod audit;
+mod audit_log;
 mod bulk;
 mod config_command;
 mod context;
@@ -99,6 +100,7 @@ enum Command {
     /// Make, list, rotate and revoke access keys of the HTTP API.
     #[command(subcommand)]
     Keys(keys::Command),
+    AuditLog(audit_log::Args),
     /// Show a tool as the tool API describes it.
     #[command(subcommand)]
     Tools(tools::Command),
@@ -172,6 +174,7 @@ fn dispatch(cli: Cli) -> anyhow::Result<Exit> {
         Command::Queues(args) => brief(&sources, async |context| queues::run(args, context).await),
         Command::Workers(args) => brief(&sources, async |context| workers::run(&args, context).await),
         Command::Keys(command) => brief(&sources, async |context| keys::run(command, context).await),
+        Command::AuditLog(args) => brief(&sources, async |context| audit_log::run(args, context).await),
         Command::Pins(command) => brief(&sources, async |context| pins::run(command, context).await),
         Command::Tools(command) => brief(&sources, async |context| tools::run(command, context).await),
         Command::Accounts(command) => brief(&sources, async |context| accounts::run(command, context).await),

@@ -8,6 +8,7 @@ use serde_json::to_string;
 
 use super::{
     context::Context,
+    decider::Who,
     exit::{self, Exit},
     output::{self, Format},
     value,
@@ -62,6 +63,8 @@ pub(super) enum Command {
         /// Pin without asking the tool API whether there is such a version.
         #[arg(long)]
         force: bool,
+        #[command(flatten)]
+        who: Who,
     },
     /// Remove a pin.
     Unset {
@@ -71,6 +74,8 @@ pub(super) enum Command {
         /// The owner whose pin is removed, user:ID or org:ID; without it, the global pin.
         #[arg(long, value_parser = value::owner)]
         owner: Option<Owner>,
+        #[command(flatten)]
+        who: Who,
     },
 }
 
@@ -88,19 +93,19 @@ pub(super) async fn run(command: Command, context: &Context) -> anyhow::Result<E
                 remarks.into_iter().for_each(output::note);
             }
         }
-        Command::Set { toolkit, version, owner, force } => {
+        Command::Set { toolkit, version, owner, force, who } => {
             let pin = Pin { owner, toolkit, version };
             if !force {
                 check(context, &pin).await?;
             }
-            store.set_pin(&pin).await?;
+            store.set_pin(&pin, &who.decider(context)).await?;
             tokio::time::sleep(PINS_KNOWN_AFTER).await;
             let holder = holder(pin.owner.as_ref());
             output::print_line(format!("{} is pinned to {} for {holder}", pin.toolkit, pin.version))?;
         }
-        Command::Unset { toolkit, owner } => {
+        Command::Unset { toolkit, owner, who } => {
             let holder = holder(owner.as_ref());
-            if !store.unset_pin(owner.as_ref(), &toolkit).await? {
+            if !store.unset_pin(owner.as_ref(), &toolkit, &who.decider(context)).await? {
                 return Err(exit::negative(format!("{toolkit} was not pinned for {holder}")));
             }
             tokio::time::sleep(PINS_KNOWN_AFTER).await;

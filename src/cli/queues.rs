@@ -54,7 +54,7 @@ const WINDOWS: usize = 20;
 pub(super) async fn run(args: Args, context: &Context) -> anyhow::Result<Exit> {
     match args.command {
         Some(Command::Pause { name, reason, who }) => {
-            pause(&name, &reason, &who.name(context), context).await
+            pause(&name, &reason, &who.decider(context).by, context).await
         }
         Some(Command::Resume { name }) => resume(&name, context).await,
         None => list(args.format, context).await,

@@ -137,7 +137,7 @@ pub(super) async fn run(command: Command, context: &Context) -> anyhow::Result<E
                 return Err(exit::usage("--body is the body of one message; name one ID with it"));
             }
             let corrected = body.as_deref().map(read_body).transpose()?;
-            let by = who.name(context);
+            let by = who.decider(context);
             let open = context.door()?;
             let mut refused = false;
             for id in ids {

@@ -200,6 +200,7 @@ settings! {
         rejected_days: u64 = Whole(0, MAX_DAYS),
         rejected_count: u64 = Whole(0, 1_000_000_000),
         rejected_bytes: u64 = Whole(0, 1 << 50),
+        audit_log_days: u64 = Whole(0, MAX_DAYS),
         every_secs: u64 = Whole(1, DAY_SECS),
     }
     struct OwnerRetention [owner_retention *] {

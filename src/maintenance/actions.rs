@@ -26,8 +26,8 @@ use crate::{
     failure::chain,
     job::{JobId, Release, State},
     store::{
-        Action, ActionDecision, ActionKind, Decided, Deciding, Glance, HistoryEntry, HistoryFact, Looked,
-        OldJob, Place, Progress, Result, SharedStore, Skip, Step, StoreErrorKind, TakenAction, Then,
+        Action, ActionDecision, ActionKind, Decided, Decider, Deciding, Glance, HistoryEntry, HistoryFact,
+        Looked, OldJob, Place, Progress, Result, SharedStore, Skip, Step, StoreErrorKind, TakenAction, Then,
     },
     telemetry::metrics,
 };
@@ -237,12 +237,16 @@ impl Turn<'_> {
 
     async fn decide_about(&self, job: JobId) -> Result<Decided> {
         let Action { principal, decision, force, .. } = &self.action;
-        let (store, by) = (&self.of.store, self.by());
+        let store = &self.of.store;
+        let by =
+            Decider { by: self.by().to_owned().into(), origin: format!("action {}", self.action.id).into() };
         match decision {
-            ActionDecision::Cancel => store.cancel(principal, job, by).await,
-            ActionDecision::Retry => store.restart(principal, job, by, *force).await,
-            ActionDecision::Release(Release::Retry) => store.release_to_run(principal, job, by, *force).await,
-            ActionDecision::Release(how) => store.release(principal, job, *how, by).await,
+            ActionDecision::Cancel => store.cancel(principal, job, &by).await,
+            ActionDecision::Retry => store.restart(principal, job, &by, *force).await,
+            ActionDecision::Release(Release::Retry) => {
+                store.release_to_run(principal, job, &by, *force).await
+            }
+            ActionDecision::Release(how) => store.release(principal, job, *how, &by).await,
             ActionDecision::Prune => unreachable!("jobs are removed together"),
         }
     }

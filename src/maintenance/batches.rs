@@ -15,7 +15,8 @@ use crate::{
     job::{Arrival, HeldReason, JobId, Principal, State, decode, named_queue},
     services::Services,
     store::{
-        Decided, Doing, Force, Glance, Inserted, JobFilter, Orders, Place, Result, StoreError, TakenBatch,
+        Decided, Decider, Doing, Force, Glance, Inserted, JobFilter, Orders, Place, Result, StoreError,
+        TakenBatch,
     },
     telemetry::metrics,
 };
@@ -96,14 +97,14 @@ impl Batches {
         }
         let may_cancel = batch.cancelled.is_none() && batch.completed_at.is_none();
         if taken.is_past_deadline && may_cancel {
-            store.cancel_batch(&batch.principal, batch.id, BY_DEADLINE).await?;
+            store.cancel_batch(&batch.principal, batch.id, &by_itself(BY_DEADLINE)).await?;
             return Ok(Next::AsItSays);
         }
         let Some(counted) = store.count_batch(batch.id, MAX_CHUNK_ITEMS).await? else {
             return Ok(Next::AsItSays);
         };
         if may_cancel && counted.open > 0 && batch.stop.is_some_and(|stop| stop.applies(&counted.counts)) {
-            store.cancel_batch(&batch.principal, batch.id, BY_FAILURES).await?;
+            store.cancel_batch(&batch.principal, batch.id, &by_itself(BY_FAILURES)).await?;
             return Ok(Next::AsItSays);
         }
         if counted.open == 0 && batch.sealed_at.is_some() {
@@ -134,10 +135,11 @@ impl Batches {
                 meant.push(job.id);
             }
         }
+        let by = Decider { by: orders.by.clone().into(), origin: format!("batch {}", batch.id).into() };
         for together in meant.chunks(DECIDED_TOGETHER) {
             let mut decisions = Vec::with_capacity(together.len());
             for job in together {
-                decisions.push(self.decide(&batch.principal, *job, doing, orders));
+                decisions.push(self.decide(&batch.principal, *job, doing, &by, orders.force));
             }
             try_join_all(decisions).await?;
         }
@@ -152,14 +154,15 @@ impl Batches {
         principal: &Principal,
         job: JobId,
         doing: Doing,
-        orders: &Orders,
+        by: &Decider,
+        force: bool,
     ) -> Result<Decided> {
         let store = &self.services.store;
         match doing {
-            Doing::Cancel => store.cancel(principal, job, &orders.by).await,
+            Doing::Cancel => store.cancel(principal, job, by).await,
             Doing::Retry => {
-                let force = Force { effect: orders.force, early: true };
-                store.restart(principal, job, &orders.by, force).await
+                let force = Force { effect: force, early: true };
+                store.restart(principal, job, by, force).await
             }
         }
     }
@@ -183,6 +186,11 @@ impl Batches {
         tracing::error!(batch.id = %taken.batch.id, error = problem, "the job that follows a batch cannot be enqueued");
         Ok(())
     }
+}
+
+/// What errand decides because somebody has asked for it before.
+fn by_itself(by: &'static str) -> Decider {
+    Decider { by: by.into(), origin: "errand".into() }
 }
 
 /// What is not final, but for calls of which nobody knows what became.

@@ -1,7 +1,8 @@
 //! Removes what one owner has in the store, at once: jobs that are final, rejected messages, pins, and what is noted of
 //! connections. What is under way stays, and is counted by why.
 //!
-//! Nothing about the owner is written meanwhile, so that a round which was cut off is simply begun again. What is not
+//! Nothing about the owner is written meanwhile, so that a round which was cut off is simply begun again. The audit log keeps
+//! that somebody was erased, when and by whom, and forgets the owner. What is not
 //! looked for: jobs of others in which the owner is named, such as by `requested_by`.
 
 use std::collections::BTreeMap;
@@ -15,7 +16,9 @@ use super::{
 use crate::{
     bounds::MAX_LIST,
     job::{BYTE_ORDER_MARK, Owner, Principal, State},
-    store::{OldJob, OldMessage, Page, Pending, RejectedView, Result, SharedStore, StoreErrorKind, Which},
+    store::{
+        Decider, OldJob, OldMessage, Page, Pending, RejectedView, Result, SharedStore, StoreErrorKind, Which,
+    },
     string_enum::string_enum,
 };
 
@@ -26,6 +29,7 @@ const PAUSES: u32 = 1;
 pub struct Erase {
     store: SharedStore,
     owner: Owner,
+    by: Decider,
     dry_run: bool,
 }
 
@@ -79,13 +83,17 @@ pub struct Report {
 
 impl Erase {
     /// With `dry_run` nothing is removed.
-    pub fn new(store: SharedStore, owner: Owner, dry_run: bool) -> Self {
-        Self { store, owner, dry_run }
+    pub fn new(store: SharedStore, owner: Owner, by: Decider, dry_run: bool) -> Self {
+        Self { store, owner, by, dry_run }
     }
 
     /// Goes through the store once. What was removed before an error of the store stays removed.
     pub async fn run_once(&self) -> Result<Report> {
         let mut report = Report::default();
+        // Before anything goes, so that nothing can go without it.
+        if !self.dry_run {
+            self.store.note_erasure(&self.owner, &self.by).await?;
+        }
         self.erase_jobs(&mut report).await?;
         self.erase_messages(&mut report).await?;
         self.erase_pins(&mut report).await?;
@@ -94,6 +102,8 @@ impl Erase {
         self.erase_actions(&mut report).await?;
         if !self.dry_run {
             report.awaited = self.store.forget_awaited(&self.owner).await?;
+            // Last, because removing pins adds entries.
+            while self.store.forget_owner(&self.owner, MOST_LOOKED_AT).await? > 0 {}
         }
         Ok(report)
     }
@@ -202,7 +212,7 @@ impl Erase {
     async fn erase_pins(&self, report: &mut Report) -> Result<()> {
         for pin in self.store.pins().await? {
             if pin.owner.as_ref() == Some(&self.owner)
-                && (self.dry_run || self.store.unset_pin(Some(&self.owner), &pin.toolkit).await?)
+                && (self.dry_run || self.store.unset_pin(Some(&self.owner), &pin.toolkit, &self.by).await?)
             {
                 report.pins += 1;
             }

@@ -48,6 +48,8 @@ pub struct Options {
     pub rejected_for: Option<Duration>,
     pub rejected_count: Option<u64>,
     pub rejected_bytes: Option<u64>,
+    /// How long entries of the audit log are kept.
+    pub changes_for: Option<Duration>,
     /// Whether nothing is removed.
     pub dry_run: bool,
 }
@@ -78,6 +80,8 @@ pub struct Report {
     pub jobs: BTreeMap<State, u64>,
     /// Rejected messages by why; causes without one are left out.
     pub rejected: BTreeMap<Excess, u64>,
+    /// Entries of the audit log.
+    pub changes: u64,
     /// What the longest statement took.
     pub longest: Duration,
 }
@@ -161,11 +165,15 @@ impl Prune {
         if !self.options.dry_run {
             self.prune_actions(&mut report).await?;
         }
+        let changes = match self.options.changes_for {
+            Some(age) if !self.options.dry_run => self.prune_changes(age, &mut report).await,
+            _ => Ok(()),
+        };
         // A job that cannot be removed keeps no messages.
         if self.options.limits_messages() {
             self.prune_messages(&mut report).await?;
         }
-        jobs.and(swept).and(batches).map(|()| report)
+        jobs.and(swept).and(batches).and(changes).map(|()| report)
     }
 
     async fn prune_jobs(&self, age: Duration, report: &mut Report) -> Result<()> {
@@ -239,6 +247,19 @@ impl Prune {
             let removed = removals.step(self.store.prune_actions(ACTIONS_KEPT_FOR, rows)).await?;
             report.longest = report.longest.max(removals.longest());
             if removed < rows as u64 {
+                return Ok(());
+            }
+        }
+    }
+
+    async fn prune_changes(&self, age: Duration, report: &mut Report) -> Result<()> {
+        let mut removals = self.pace(MOST_LOOKED_AT);
+        loop {
+            let rows = removals.rows();
+            let gone = removals.step(self.store.remove_changes(age, rows)).await?;
+            report.changes += gone;
+            report.longest = report.longest.max(removals.longest());
+            if gone == 0 {
                 return Ok(());
             }
         }
@@ -341,8 +362,14 @@ fn start_counting() {
 fn tell(report: &Report) {
     let jobs: u64 = report.jobs.values().sum();
     let messages: u64 = report.rejected.values().sum();
-    if jobs + messages > 0 {
-        tracing::info!(seen = report.seen, jobs, messages, "removed what was kept for long enough");
+    if jobs + messages + report.changes > 0 {
+        tracing::info!(
+            seen = report.seen,
+            jobs,
+            messages,
+            changes = report.changes,
+            "removed what was kept for long enough"
+        );
     }
     let over = |excess| report.rejected.get(&excess).copied().unwrap_or(0);
     if over(Excess::Count) + over(Excess::Bytes) > 0 {

@@ -3,9 +3,10 @@
 use std::{fmt, time::Duration};
 
 use async_trait::async_trait;
+use serde_json::json;
 use uuid::Uuid;
 
-use super::{Result, StoreError, convert::to_limit, read::StoreRow};
+use super::{Decider, Result, StoreError, convert::to_limit, read::StoreRow};
 use crate::{
     access::{AccessKey, NewKey, Scopes, SecretDigest, Shown},
     bounds::MAX_KEYS,
@@ -21,11 +22,12 @@ pub(super) const USED_AGAIN_AFTER: Duration = Duration::from_secs(60);
 /// Most ended keys that a new one removes.
 pub(super) const REMOVED_TOGETHER: i64 = 1000;
 
-/// For an owner it is as if there were only its own keys, and it makes keys for itself only.
+/// For an owner it is as if there were only its own keys, and it makes keys for itself only. The [audit log](super::Changes)
+/// tells of keys that are made, rotated and revoked.
 #[async_trait]
 pub trait AccessKeys: fmt::Debug + Send + Sync {
     /// Adds a key, and removes some that ended thirty days ago or earlier.
-    async fn add_key(&self, principal: &Principal, key: &NewKey) -> Result<AddedKey>;
+    async fn add_key(&self, principal: &Principal, key: &NewKey, by: &Decider) -> Result<AddedKey>;
 
     /// Up to `limit` keys, the newest first, whether they have ended or not. Those that come after `before`, or the first.
     async fn keys(&self, principal: &Principal, before: Option<Uuid>, limit: usize)
@@ -42,12 +44,13 @@ pub trait AccessKeys: fmt::Debug + Send + Sync {
         id: Uuid,
         key: &NewKey,
         overlap: Duration,
+        by: &Decider,
     ) -> Result<Option<AccessKey>>;
 
     /// Ends a key at once; `None` if there is none. One that was revoked before stays as it is.
-    async fn revoke_key(&self, principal: &Principal, id: Uuid) -> Result<Option<AccessKey>>;
+    async fn revoke_key(&self, principal: &Principal, id: Uuid, by: &Decider) -> Result<Option<AccessKey>>;
 
-    /// Removes all keys of an owner. Returns how many that were.
+    /// Removes all keys of an owner who is erased. Returns how many that were.
     async fn remove_keys(&self, owner: &Owner) -> Result<u64>;
 
     /// The key of this secret. The use of a valid one is noted.
@@ -110,6 +113,16 @@ pub(super) fn used_key(row: Option<&impl StoreRow>, shown: &Shown) -> Result<Use
         return Ok(UsedKey::Unknown);
     }
     Ok(if row.read("is_valid")? { UsedKey::Valid(access_key(row)?) } else { UsedKey::Ended })
+}
+
+/// What the audit log says of a new key, and of one that takes another's place.
+pub(super) fn created(key: &NewKey) -> String {
+    let expires_in_secs = key.valid_for.map(|valid_for| valid_for.as_secs());
+    json!({"scopes": key.scopes.to_string(), "expires_in_secs": expires_in_secs}).to_string()
+}
+
+pub(super) fn rotated(key: &NewKey, overlap: Duration) -> String {
+    json!({"replaced_by": key.id, "overlap_secs": overlap.as_secs()}).to_string()
 }
 
 /// How many valid keys an owner has at most when one is rotated. Those that were rotated stay valid for a while.

@@ -201,7 +201,7 @@ impl NewAction {
     /// # Errors
     /// It can not be kept.
     pub(super) fn check(&self) -> Result<()> {
-        super::history::refuse_decider(&self.by)?;
+        super::history::refuse_name(&self.by)?;
         if self.is_too_large() {
             let why = format!("the filter has more than {MAX_FILTER_BYTES} bytes");
             return Err(StoreError::new(StoreErrorKind::Data, why));

@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::{Conflict, Place, Result, StoreError, convert::to_duration, read::StoreRow};
+use super::{Conflict, Decider, Place, Result, StoreError, convert::to_duration, read::StoreRow};
 use crate::{
     job::{BatchId, Digest, JobId, JobSpec, Owner, Principal, State},
     string_enum::string_enum,
@@ -65,7 +65,7 @@ pub trait Batches: fmt::Debug + Send + Sync {
 
     /// Seals a batch and begins to call off the jobs that it enqueued and that are not final. One that is complete, or of
     /// which that was begun, stays as it is.
-    async fn cancel_batch(&self, principal: &Principal, id: BatchId, by: &str) -> Result<BatchDecided>;
+    async fn cancel_batch(&self, principal: &Principal, id: BatchId, by: &Decider) -> Result<BatchDecided>;
 
     /// Begins the next generation of a complete batch, in which those of its own jobs that failed are run again, and
     /// forgets that its rest was called off, and its deadline. With `force` also those whose last call may have had its
@@ -74,7 +74,7 @@ pub trait Batches: fmt::Debug + Send + Sync {
         &self,
         principal: &Principal,
         id: BatchId,
-        by: &str,
+        by: &Decider,
         force: bool,
     ) -> Result<BatchDecided>;
 

@@ -7,10 +7,11 @@ use serde_json::value::RawValue;
 use sqlx::{Postgres, Sqlite};
 
 use super::{
-    AuditLimits, Bind, By, Claim, Edited, Finish, JobFilter, NewAction, NewBatch, Rejected, RejectedFilter,
-    Repeat, Result, Step, StoreError,
+    AuditLimits, Bind, By, ChangeFilter, Claim, Edited, Finish, JobFilter, NewAction, NewBatch, Rejected,
+    RejectedFilter, Repeat, Result, Step, StoreError,
     actions::json,
     batch_items::Part,
+    changes::NewChange,
     convert::{micros, reporter, tags, to_i32, to_millis},
     history::Note,
     job_filter::Stretch,
@@ -418,6 +419,28 @@ columns! {
     PrincipalColumns "principal" of<'a> &'a Principal as principal {
         principal_kind: text or null = principal.owner().map(|owner| owner.kind().as_str()),
         principal_id: text or null = principal.owner().map(Owner::id),
+    }
+}
+
+columns! {
+    /// A new entry of the audit log, as far as it does not depend on what is changed.
+    ChangeColumns "change" of<'a> &'a NewChange<'a> as change {
+        change_id: uuid = change.id,
+        what: text = change.what.as_str(),
+        decider: text = &*change.decider.by,
+        origin: text = &*change.decider.origin,
+        as_operator: boolean = change.as_operator,
+    }
+}
+
+columns! {
+    /// Which entries of the audit log are meant; the times are in the stretch.
+    ChangesWanted "wanted" of<'a> &'a ChangeFilter as filter {
+        kind: text or null = filter.kind.map(|kind| format!("{kind}.")),
+        object: text or null = filter.object.as_deref(),
+        wanted_kind: text or null = filter.owner.as_ref().map(|owner| owner.kind().as_str()),
+        wanted_id: text or null = filter.owner.as_ref().map(Owner::id),
+        wanted_by: text or null = filter.by.as_deref(),
     }
 }
 

@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::{By, Claim, Finish, Result, StoreError, StoreErrorKind, texts};
+use super::{By, Claim, Decider, Finish, Result, StoreError, StoreErrorKind, texts};
 use crate::{
     bounds::MAX_DECIDER_CHARS,
     job::{AttemptOutcome, Ending, HeldReason, JobId, LookResult, Principal, Release, State, Stop},
@@ -130,7 +130,12 @@ pub fn check_decider(by: &str) -> Result<(), String> {
 }
 
 /// The same for the methods of a store.
-pub(super) fn refuse_decider(by: &str) -> Result<()> {
+pub(super) fn refuse_decider(by: &Decider) -> Result<()> {
+    check_decider(&by.by).map_err(|why| StoreError::new(StoreErrorKind::Data, why))
+}
+
+/// The same for a name alone.
+pub(super) fn refuse_name(by: &str) -> Result<()> {
     check_decider(by).map_err(|why| StoreError::new(StoreErrorKind::Data, why))
 }
 

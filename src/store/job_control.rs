@@ -9,7 +9,7 @@ use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
 use super::{
-    Place, Result,
+    Decider, Place, Result,
     convert::to_duration,
     read::{StoreRow, if_readable},
 };
@@ -18,8 +18,8 @@ use crate::job::{
     QueueName, Release, RequestId, State, Transition, WorkerId,
 };
 
-/// Questions and decisions about single jobs. Decisions name who made them, for the [history](super::History): a
-/// person, by [`check_decider`](super::check_decider).
+/// Questions and decisions about single jobs. Decisions name who made them, for the [history](super::History) and the
+/// [audit log](super::Changes).
 ///
 /// * An owner finds no job of others: nothing is told of it, and a decision about it changes nothing and is
 ///   [`Decided::Unknown`].
@@ -36,14 +36,14 @@ pub trait JobControl: fmt::Debug + Send + Sync {
 
     /// Calls a job off ([`crate::job::Transition::Cancel`]). A running job is marked only. A call whose outcome is unknown
     /// is still looked up; what is learned of it changes the record of its attempt and not the state.
-    async fn cancel(&self, principal: &Principal, id: JobId, by: &str) -> Result<Decided>;
+    async fn cancel(&self, principal: &Principal, id: JobId, by: &Decider) -> Result<Decided>;
 
     /// Runs a failed or cancelled job again, with a fresh attempt budget, or makes a waiting one due
     /// now ([`crate::job::Transition::Restart`]). Its error is forgotten; its binding stays.
     ///
     /// A job whose last call counts and may have had its effect is run again only with [`Force::effect`]
     /// ([`Decided::MayHaveActed`]), and one whose `run_at` is still to come only with [`Force::early`] ([`Decided::Early`]).
-    async fn restart(&self, principal: &Principal, id: JobId, by: &str, force: Force) -> Result<Decided>;
+    async fn restart(&self, principal: &Principal, id: JobId, by: &Decider, force: Force) -> Result<Decided>;
 
     /// Lets a held job go. The result of one that a person marks as succeeded is JSON `null`. One that
     /// waited for a connection forgets the account that was chosen for it, because the new connection
@@ -51,7 +51,13 @@ pub trait JobControl: fmt::Debug + Send + Sync {
     ///
     /// A job that is held because its call cannot be made has not run, and can only be let go to run
     /// ([`Decided::HasNotRun`]).
-    async fn release(&self, principal: &Principal, id: JobId, release: Release, by: &str) -> Result<Decided>;
+    async fn release(
+        &self,
+        principal: &Principal,
+        id: JobId,
+        release: Release,
+        by: &Decider,
+    ) -> Result<Decided>;
 
     /// Lets a held job go to run, as [`Self::release`] does with [`Release::Retry`]; but one whose last call counts and may
     /// have had its effect only with [`Force::effect`] ([`Decided::MayHaveActed`]), as decisions about many jobs do.
@@ -59,7 +65,7 @@ pub trait JobControl: fmt::Debug + Send + Sync {
         &self,
         principal: &Principal,
         id: JobId,
-        by: &str,
+        by: &Decider,
         force: Force,
     ) -> Result<Decided>;
 
@@ -73,7 +79,7 @@ pub trait JobControl: fmt::Debug + Send + Sync {
     /// * The job as it was asked for at first is the same job as before, and so is it as it is now.
     ///
     /// [`Claimed::Duplicate`]: super::Claimed::Duplicate
-    async fn edit(&self, principal: &Principal, edited: &Edited, by: &str) -> Result<Decided>;
+    async fn edit(&self, principal: &Principal, edited: &Edited, by: &Decider) -> Result<Decided>;
 
     async fn census(&self) -> Result<Census>;
 }

@@ -30,6 +30,7 @@ mod answers;
 mod audit;
 mod batch_items;
 mod batches;
+mod changes;
 mod checks;
 mod claims;
 mod columns;
@@ -72,6 +73,7 @@ pub use batches::{
     Added, BatchDecided, BatchItem, BatchView, Batches, Counted, Counts, Doing, NewBatch, NotAdded, Orders,
     StopRule, TakenBatch,
 };
+pub use changes::{COMMAND_LINE, Change, ChangeFilter, ChangeJson, ChangeKind, Changes, Decider, ObjectKind};
 pub use checks::{Check, Checks, PutOff};
 pub use claims::{Bind, Claim, ClaimReceipt, Claimed, Claims};
 pub use connections::{Awaited, Connections, SEARCHED_FOR_TOGETHER, TakeAwaited};
@@ -102,6 +104,7 @@ pub trait Store:
     + Checks
     + Connections
     + Audit
+    + Changes
     + JobControl
     + JobLists
     + History

@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::{Result, history::refuse_decider, read::StoreRow};
+use super::{Result, history::refuse_name, read::StoreRow};
 use crate::{
     bounds::MAX_REASON_CHARS,
     job::QueueName,
@@ -73,7 +73,7 @@ pub fn check_reason(reason: &str) -> std::result::Result<(), String> {
 
 /// The same for the methods of a store, with who says it.
 pub(super) fn refuse_pause(by: &str, reason: &str) -> Result<()> {
-    refuse_decider(by)?;
+    refuse_name(by)?;
     check_reason(reason).map_err(|why| StoreError::new(StoreErrorKind::Data, why))
 }
 

@@ -3,20 +3,18 @@
 use std::fmt;
 
 use async_trait::async_trait;
+use serde_json::json;
 
-use super::Result;
+use super::{Decider, Result};
 use crate::job::{Owner, Pin, Principal};
 
 pub(super) const PINS: &str = "select owner_kind, owner_id, toolkit, version from pins
     order by owner_kind <> 'global', owner_kind, owner_id, toolkit";
 
-pub(super) const SET: &str = "insert into pins (owner_kind, owner_id, toolkit, version)
-    values ({owner_kind}, {owner_id}, {toolkit}, {version})
-    on conflict (owner_kind, owner_id, toolkit) do update set version = excluded.version";
-
-pub(super) const UNSET: &str = "delete from pins
-    where owner_kind = {owner_kind} and owner_id = {owner_id} and toolkit = {toolkit}
-    returning version";
+/// What the audit log says of a pinned version.
+pub(super) fn pinned(version: &str) -> String {
+    json!({ "version": version }).to_string()
+}
 
 #[async_trait]
 pub trait Pins: fmt::Debug + Send + Sync {
@@ -32,8 +30,9 @@ pub trait Pins: fmt::Debug + Send + Sync {
         Ok(pins)
     }
 
-    async fn set_pin(&self, pin: &Pin) -> Result<()>;
+    /// The [audit log](super::Changes) tells of it, where another version or none was pinned before.
+    async fn set_pin(&self, pin: &Pin, by: &Decider) -> Result<()>;
 
     /// Removes a pin; `false` when there was none.
-    async fn unset_pin(&self, owner: Option<&Owner>, toolkit: &str) -> Result<bool>;
+    async fn unset_pin(&self, owner: Option<&Owner>, toolkit: &str, by: &Decider) -> Result<bool>;
 }

@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use jiff::Timestamp;
 use uuid::Uuid;
 
-use super::{Place, Result};
+use super::{Decider, Place, Result};
 use crate::job::{Asked, EnvelopeReason, JobId, Principal, QueueName};
 
 /// Messages that are not jobs, kept whole.
@@ -42,7 +42,7 @@ pub trait Rejections: fmt::Debug + Send + Sync {
         &self,
         principal: &Principal,
         id: Uuid,
-        by: &str,
+        by: &Decider,
         corrected: Option<Vec<u8>>,
     ) -> Result<bool>;
 }

@@ -3,7 +3,7 @@
 use errand::{
     job::{AttemptOutcome, Pin, Principal, State, WorkerId},
     store::{
-        Admin as _, Claims as _, Concern, Finishes as _, JobControl as _, Leases as _, Pins as _,
+        Admin as _, Claims as _, Concern, Decider, Finishes as _, JobControl as _, Leases as _, Pins as _,
         StoreErrorKind, postgres::PostgresStore,
     },
 };
@@ -58,7 +58,10 @@ async fn overrules_the_databases_settings(database: &Database, url: &str) {
     store.beat(worker, "w", std::time::Duration::from_secs(60)).await.unwrap();
     store.claim(worker, &[claim(&job(json!({})))]).await.unwrap();
     store
-        .set_pin(&Pin { owner: None, toolkit: "github".into(), version: "20260101_00".into() })
+        .set_pin(
+            &Pin { owner: None, toolkit: "github".into(), version: "20260101_00".into() },
+            &Decider::at_command_line("a test"),
+        )
         .await
         .unwrap();
     for table in ["workers", "jobs", "pins"] {

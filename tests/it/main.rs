@@ -11,6 +11,7 @@ mod api_key;
 mod arguments;
 mod attempt_span;
 mod audit;
+mod audit_log;
 mod backup;
 mod bad_input;
 mod batches;

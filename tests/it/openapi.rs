@@ -95,6 +95,7 @@ async fn the_description_is_valid_whole_and_has_every_route_and_problem() {
         ("POST", "/v1/batches/{id}/seal", "sealBatch"),
         ("DELETE", "/v1/pins/{toolkit}", "removePin"),
         ("GET", "/v1/accounts", "listAccounts"),
+        ("GET", "/v1/audit-log", "listChanges"),
         ("GET", "/v1/jobs", "listJobs"),
         ("GET", "/v1/jobs/{id}", "showJob"),
         ("GET", "/v1/jobs/{id}/attempts", "listAttempts"),

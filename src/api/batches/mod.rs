@@ -265,7 +265,7 @@ pub(super) async fn cancel(
     let id = batch_id(&id)?;
     Parameters::of(&request).end()?;
     let Nothing {} = optional_json(request).await?;
-    match shared.parts.store.cancel_batch(principal, id, caller.name()).await? {
+    match shared.parts.store.cancel_batch(principal, id, caller.decider()).await? {
         BatchDecided::Unknown => Err(no_batch()),
         BatchDecided::Unchanged(batch) if batch.completed_at.is_some() => {
             Err(Problem::new(Kind::WrongState, "the batch is complete, so there is nothing to call off"))
@@ -303,7 +303,7 @@ pub(super) async fn retry(
     let id = batch_id(&id)?;
     Parameters::of(&request).end()?;
     let Retry { force } = optional_json(request).await?;
-    match shared.parts.store.retry_batch(principal, id, caller.name(), force).await? {
+    match shared.parts.store.retry_batch(principal, id, caller.decider(), force).await? {
         BatchDecided::Unknown => Err(no_batch()),
         BatchDecided::Unchanged(batch) if batch.completed_at.is_some() => Err(Problem::new(
             Kind::WrongState,

@@ -9,7 +9,7 @@ use crate::{
         output::{self, Format},
     },
     job::{IllegalMove, JobId, Principal, Release, State, Transition},
-    store::{ActionDecision, Decided, Force, SharedStore, StoreError},
+    store::{ActionDecision, Decided, Decider, Force, SharedStore, StoreError},
 };
 
 /// What a person decides about jobs.
@@ -36,7 +36,7 @@ impl Decision {
         self,
         store: &SharedStore,
         id: JobId,
-        by: &str,
+        by: &Decider,
     ) -> Result<Decided, StoreError> {
         match self {
             Self::Cancel => store.cancel(&Principal::Operator, id, by).await,
@@ -62,7 +62,7 @@ pub(super) async fn decide(
     store: &SharedStore,
     ids: &[JobId],
     decision: Decision,
-    by: &str,
+    by: &Decider,
     format: Format,
 ) -> anyhow::Result<Exit> {
     let mut refused = false;

@@ -65,7 +65,7 @@ pub(super) async fn run(args: Args, context: &Context) -> anyhow::Result<Exit> {
         priority: priority.map(i128::from),
         expires_at: expires_at.map(|When(at)| at),
     };
-    let by = who.name(context);
+    let by = who.decider(context);
     let door = context.door()?;
     let answer = door.door.edit(&Principal::Operator, id, &edit, &by, |_| true).await?;
     let (done, state, message) = match answer {

@@ -11,26 +11,30 @@ use crate::{
     bounds::MAX_KEYS,
     job::{Owner, Principal},
     store::{
-        AccessKeys, AddedKey, Result, UsedKey,
+        AccessKeys, AddedKey, ChangeKind, Decider, Result, UsedKey,
         access_keys::{
-            LISTED_AFTER_END, REMOVED_TOGETHER, USED_AGAIN_AFTER, access_key, may_make, most_rotated,
-            used_key,
+            LISTED_AFTER_END, REMOVED_TOGETHER, USED_AGAIN_AFTER, access_key, created, may_make,
+            most_rotated, rotated, used_key,
         },
-        columns::{Key, PrincipalColumns},
+        changes::NewChange,
+        columns::{ChangeColumns, Key, PrincipalColumns},
         convert::{micros, to_limit},
+        history::refuse_decider,
         read::{StoreRow as _, readable},
         sql::{One, statements},
     },
 };
 
 statements! { Postgres:
-    add(key: One<'_, Key>, valid_for: Option<i64>, most: i64) = "with required as (
-        insert into access_keys_required (only_row, since) values (true, now()) on conflict do nothing)
-    insert into access_keys ({key}, created_at, expires_at)
+    add(key: One<'_, Key>, change: One<'_, ChangeColumns>, valid_for: Option<i64>, most: i64, after: &str) = "with required as (
+        insert into access_keys_required (only_row, since) values (true, now()) on conflict do nothing),
+    added as (insert into access_keys ({key}, created_at, expires_at)
     select {values key}, now(), now() + {valid_for}::bigint * interval '1 microsecond'
     where (select count(*) from access_keys k where k.owner_kind is not distinct from {owner_kind}
         and k.owner_id is not distinct from {owner_id} and {is_valid}) < {most}
-    returning *";
+    returning *),
+    logged as ({log}, owner_kind, owner_id, id::text, null, {after}::text from added)
+    select * from added";
 
     remove_ended(ended: i64, most: i64) = "delete from access_keys where id in (
         select id from access_keys where least(expires_at, revoked_at) < now() - {ended}::bigint * interval '1 microsecond' limit {most})";
@@ -40,19 +44,25 @@ statements! { Postgres:
 
     key(principal: One<'_, PrincipalColumns>, id: Uuid) = "select * from access_keys where {may_see} and id = {id}";
 
-    rotate(principal: One<'_, PrincipalColumns>, key: One<'_, Key>, old: Uuid, valid_for: Option<i64>, overlap: i64, most: i64) = "with old as (
+    rotate(principal: One<'_, PrincipalColumns>, key: One<'_, Key>, change: One<'_, ChangeColumns>, after: &str, old: Uuid, valid_for: Option<i64>, overlap: i64, most: i64) = "with old as (
         update access_keys k set replaced_by = {id},
             expires_at = least(expires_at, now() + {overlap}::bigint * interval '1 microsecond')
         where {may_see} and k.id = {old} and {is_valid} and k.replaced_by is null
             and (select count(*) from access_keys k where k.owner_kind is not distinct from {owner_kind}
                 and k.owner_id is not distinct from {owner_id} and {is_valid}) < {most}
-        returning 1)
-    insert into access_keys ({key}, created_at, expires_at)
-    select {values key}, now(), now() + {valid_for}::bigint * interval '1 microsecond' from old
-    returning *";
+        returning k.id as old_id),
+    added as (insert into access_keys ({key}, created_at, expires_at)
+        select {values key}, now(), now() + {valid_for}::bigint * interval '1 microsecond' from old
+        returning *),
+    logged as ({log}, owner_kind, owner_id, old_id::text, null, {after}::text from added, old)
+    select * from added";
 
-    revoke(principal: One<'_, PrincipalColumns>, id: Uuid) =
-    "update access_keys set revoked_at = coalesce(revoked_at, now()) where {may_see} and id = {id} returning *";
+    revoke(principal: One<'_, PrincipalColumns>, change: One<'_, ChangeColumns>, id: Uuid) = "with was as (
+        select id as was_id, revoked_at as was_revoked_at from access_keys where {may_see} and id = {id} for update),
+    revoked as (update access_keys set revoked_at = coalesce(revoked_at, now()) from was where id = was_id
+        returning access_keys.*, was_revoked_at),
+    logged as ({log}, owner_kind, owner_id, id::text, null, null from revoked where was_revoked_at is null)
+    select * from revoked";
 
     remove(owner_kind: &str, owner_id: &str) =
     "delete from access_keys where owner_kind = {owner_kind} and owner_id = {owner_id} returning id";
@@ -68,12 +78,15 @@ statements! { Postgres:
 
 #[async_trait]
 impl AccessKeys for PostgresStore {
-    async fn add_key(&self, principal: &Principal, key: &NewKey) -> Result<AddedKey> {
+    async fn add_key(&self, principal: &Principal, key: &NewKey, by: &Decider) -> Result<AddedKey> {
         if !may_make(principal, key) {
             return Ok(AddedKey::Foreign);
         }
+        refuse_decider(by)?;
         self.remove_ended_keys().await?;
-        let query = sql::add(One(key), key.valid_for.map(micros), to_limit(MAX_KEYS));
+        let change = NewChange::new(ChangeKind::KeyCreated, principal, by);
+        let query =
+            sql::add(One(key), One(&change), key.valid_for.map(micros), to_limit(MAX_KEYS), &created(key));
         let added = self.other.fetch_first(query).await?;
         added.map_or(Ok(AddedKey::TooMany), |row| access_key(&row).map(AddedKey::Added))
     }
@@ -98,14 +111,20 @@ impl AccessKeys for PostgresStore {
         id: Uuid,
         key: &NewKey,
         overlap: Duration,
+        by: &Decider,
     ) -> Result<Option<AccessKey>> {
         if !may_make(principal, key) {
             return Ok(None);
         }
+        refuse_decider(by)?;
         self.remove_ended_keys().await?;
+        let change = NewChange::new(ChangeKind::KeyRotated, principal, by);
+        let after = rotated(key, overlap);
         let query = sql::rotate(
             One(principal),
             One(key),
+            One(&change),
+            &after,
             id,
             key.valid_for.map(micros),
             micros(overlap),
@@ -114,8 +133,15 @@ impl AccessKeys for PostgresStore {
         self.other.fetch_first(query).await?.as_ref().map(access_key).transpose()
     }
 
-    async fn revoke_key(&self, principal: &Principal, id: Uuid) -> Result<Option<AccessKey>> {
-        self.other.fetch_first(sql::revoke(One(principal), id)).await?.as_ref().map(access_key).transpose()
+    async fn revoke_key(&self, principal: &Principal, id: Uuid, by: &Decider) -> Result<Option<AccessKey>> {
+        refuse_decider(by)?;
+        let change = NewChange::new(ChangeKind::KeyRevoked, principal, by);
+        self.other
+            .fetch_first(sql::revoke(One(principal), One(&change), id))
+            .await?
+            .as_ref()
+            .map(access_key)
+            .transpose()
     }
 
     async fn remove_keys(&self, owner: &Owner) -> Result<u64> {

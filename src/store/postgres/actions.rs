@@ -15,7 +15,7 @@ use crate::{
         actions::{RECENTLY_TAKEN, REMOVED_TOGETHER, action, json, taken},
         columns::{NewActionColumns, PrincipalColumns, StepColumns},
         convert::{micros, to_limit},
-        history::refuse_decider,
+        history::refuse_name,
         read::{StoreRow as _, if_readable, readable},
         sql::{One, statements},
     },
@@ -111,7 +111,7 @@ impl Actions for PostgresStore {
         by: &str,
         force: bool,
     ) -> Result<Confirmed> {
-        refuse_decider(by)?;
+        refuse_name(by)?;
         let Some(found) = self.action(principal, id).await? else { return Ok(Confirmed::Unknown) };
         if found.status == ActionStatus::Previewed {
             if found.asks_for_force() && !force {
@@ -125,7 +125,7 @@ impl Actions for PostgresStore {
     }
 
     async fn abort_action(&self, principal: &Principal, id: Uuid, by: &str) -> Result<Option<Action>> {
-        refuse_decider(by)?;
+        refuse_name(by)?;
         match self.other.fetch_first(sql::abort(One(principal), id, by)).await? {
             Some(row) => action(&row).map(Some),
             None => self.action(principal, id).await,

@@ -20,11 +20,12 @@ use crate::{
     bounds::MAX_CHUNK_ITEMS,
     job::{BatchId, JobId, JobSpec, Owner, Principal},
     store::{
-        Added, BatchDecided, BatchItem, BatchView, Batches, Conflict, Counted, Counts, Inserted, NewBatch,
-        NotAdded, Place, Result, StoreError, TakenBatch,
+        Added, BatchDecided, BatchItem, BatchView, Batches, ChangeKind, Conflict, Counted, Counts, Decider,
+        Inserted, NewBatch, NotAdded, Place, Result, StoreError, TakenBatch,
         batch_items::{Distinct, Part, digest_of, distinct, parts, takes},
         batches::{counted, is_same, item, taken, view},
-        columns::{Batch, BatchPart, PrincipalColumns, Spec, StretchColumns},
+        changes::NewChange,
+        columns::{Batch, BatchPart, ChangeColumns, PrincipalColumns, Spec, StretchColumns},
         convert::{micros, to_limit},
         history::refuse_decider,
         job_filter::Stretch,
@@ -93,16 +94,21 @@ statements! { Postgres:
 
     incomplete(ids: Vec<Uuid>) = "select id from batches where id = any({ids}) and completed_at is null";
 
-    cancel(principal: One<'_, PrincipalColumns>, id: Uuid, by: &str) = "update batches
-    set sealed_at = coalesce(sealed_at, now()), cancelled_by = {by}, cancelled_at = now(), doing = 'cancel', doing_by = {by},
-        doing_force = false, doing_since = now(), doing_place = null, look_at = now()
-    where {may_see} and id = {id} and completed_at is null and cancelled_at is null returning {batch_view}";
+    cancel(principal: One<'_, PrincipalColumns>, change: One<'_, ChangeColumns>, id: Uuid) = "with begun as (update batches
+        set sealed_at = coalesce(sealed_at, now()), cancelled_by = {decider}, cancelled_at = now(), doing = 'cancel',
+            doing_by = {decider}, doing_force = false, doing_since = now(), doing_place = null, look_at = now()
+        where {may_see} and id = {id} and completed_at is null and cancelled_at is null returning *),
+    logged as ({log}, owner_kind, owner_id, id::text, null, null from begun)
+    select {batch_view} from begun";
 
-    retry(principal: One<'_, PrincipalColumns>, id: Uuid, by: &str, force: bool) = "update batches
-    set generation = generation + 1, completed_at = null, cancelled_by = null, cancelled_at = null, deadline = null,
-        doing = 'retry', doing_by = {by}, doing_force = {force}, doing_since = now(), doing_place = null,
-        changed_at = now(), look_at = now()
-    where {may_see} and id = {id} and completed_at is not null and failed > 0 returning {batch_view}";
+    retry(principal: One<'_, PrincipalColumns>, change: One<'_, ChangeColumns>, id: Uuid, force: bool) = "with begun as (update batches
+        set generation = generation + 1, completed_at = null, cancelled_by = null, cancelled_at = null, deadline = null,
+            doing = 'retry', doing_by = {decider}, doing_force = {force}, doing_since = now(), doing_place = null,
+            changed_at = now(), look_at = now()
+        where {may_see} and id = {id} and completed_at is not null and failed > 0 returning *),
+    logged as ({log}, owner_kind, owner_id, id::text, null, jsonb_build_object('generation', generation, 'force', {force})::text
+        from begun)
+    select {batch_view} from begun";
 
     take(limit: i64, lease: i64) = "update batches set look_at = now() + {lease}::bigint * interval '1 microsecond'
     where id in (select id from batches where look_at <= now() order by look_at limit {limit} for update skip locked)
@@ -230,9 +236,10 @@ impl Batches for PostgresStore {
         Ok(ids.iter().filter(|id| !incomplete.contains(id)).copied().collect())
     }
 
-    async fn cancel_batch(&self, principal: &Principal, id: BatchId, by: &str) -> Result<BatchDecided> {
+    async fn cancel_batch(&self, principal: &Principal, id: BatchId, by: &Decider) -> Result<BatchDecided> {
         refuse_decider(by)?;
-        let query = sql::cancel(One(principal), id.0, by);
+        let change = NewChange::new(ChangeKind::BatchCancelled, principal, by);
+        let query = sql::cancel(One(principal), One(&change), id.0);
         self.decided(principal, id, query).await
     }
 
@@ -240,11 +247,12 @@ impl Batches for PostgresStore {
         &self,
         principal: &Principal,
         id: BatchId,
-        by: &str,
+        by: &Decider,
         force: bool,
     ) -> Result<BatchDecided> {
         refuse_decider(by)?;
-        let query = sql::retry(One(principal), id.0, by, force);
+        let change = NewChange::new(ChangeKind::BatchRetried, principal, by);
+        let query = sql::retry(One(principal), One(&change), id.0, force);
         self.decided(principal, id, query).await
     }
 

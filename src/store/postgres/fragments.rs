@@ -26,6 +26,17 @@ impl Dialect for Postgres {
             "is_of_principal",
             "({is_operator} and owner_kind is null or owner_kind = {principal_kind} and owner_id = {principal_id})",
         ),
+        // An entry of the audit log; what follows are whose it is about, the object, and what was before and after.
+        (
+            "log",
+            "insert into changes ({change}, owner_kind, owner_id, object, before_value, after_value) select {values change}",
+        ),
+        (
+            "wanted_changes",
+            "({kind}::text is null or substr(what, 1, length({kind})) = {kind}) and ({object}::text is null or object = {object})
+            and ({wanted_kind}::text is null or owner_kind = {wanted_kind} and owner_id = {wanted_id})
+            and ({wanted_by}::text is null or decider = {wanted_by})",
+        ),
         ("is_valid", "k.revoked_at is null and (k.expires_at is null or k.expires_at > now())"),
         ("may_see_of", "exists (select 1 from jobs where jobs.id = job_id and {may_see})"),
         // What the holder of a claim knows.
@@ -166,7 +177,7 @@ impl Dialect for Postgres {
             where {may_have_run} and {may_see} and id = {id} and state = 'held' for update)",
         ),
         // What follows on an update `released` of a page.
-        ("of_page", "from page where id = page_id returning id, state, account, page_account"),
+        ("of_page", "from page where id = page_id returning id, owner_kind, owner_id, state, account, page_account"),
         (
             "note_released",
             "noted as (
@@ -175,6 +186,11 @@ impl Dialect for Postgres {
             union all
             select id, 'account_forgotten', {by}, null, left(page_account, 2000)
             from released where account is distinct from page_account)",
+        ),
+        (
+            "log_released",
+            "logged as ({log}, owner_kind, owner_id, id::text, jsonb_build_object('state', 'held')::text,
+                jsonb_build_object('state', state)::text from released)",
         ),
         ("may_have_acted", MAY_HAVE_ACTED),
         ("may_have_run", MAY_HAVE_RUN),

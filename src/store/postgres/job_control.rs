@@ -10,8 +10,10 @@ use super::{PostgresStore, batch::MAX_ROUNDS};
 use crate::{
     job::{JobId, Principal, Release, Transition},
     store::{
-        AttemptView, Census, Decided, Edited, Force, JobControl, JobView, Result, StoreError, StoreErrorKind,
-        columns::{EditColumns, Error, PrincipalColumns},
+        AttemptView, Census, ChangeKind, Decided, Decider, Edited, Force, JobControl, JobView, Result,
+        StoreError, StoreErrorKind,
+        changes::NewChange,
+        columns::{ChangeColumns, EditColumns, Error, PrincipalColumns},
         history::refuse_decider,
         job_control::{ATTEMPTS, refused},
         read::{StoreRow as _, readable},
@@ -30,8 +32,8 @@ statements! { Postgres:
     attempts(principal: One<'_, PrincipalColumns>, job_id: Uuid) = ATTEMPTS;
 
     /// A running job that is called off twice is called off once.
-    cancel(principal: One<'_, PrincipalColumns>, id: Uuid, by: &str) = "with was as (
-        select id as was_id, cancel_requested as was_cancelled from jobs
+    cancel(principal: One<'_, PrincipalColumns>, change: One<'_, ChangeColumns>, id: Uuid) = "with was as (
+        select id as was_id, state as was_state, cancel_requested as was_cancelled from jobs
         where {may_see} and id = {id} and state in ('scheduled', 'available', 'retryable', 'held', 'running') for update),
     cancelled as (
         update jobs set state = case when state = 'running' then 'running' else 'cancelled' end,
@@ -39,33 +41,40 @@ statements! { Postgres:
             finished_at = case when state <> 'running' then now() end,
             reply_due_at = case when state <> 'running' and reply_to is not null then now() end
         from was where id = was_id
-        returning id, state, was_cancelled),
+        returning id, owner_kind, owner_id, state, was_state, was_cancelled),
     noted as (
         insert into job_history (job_id, kind, by)
-        select id, 'cancelled', {by}::text from cancelled where not was_cancelled)
+        select id, 'cancelled', {decider}::text from cancelled where not was_cancelled),
+    logged as ({log}, owner_kind, owner_id, id::text, jsonb_build_object('state', was_state)::text,
+        jsonb_build_object('state', state)::text from cancelled where not was_cancelled)
     select state from cancelled";
 
-    restart(principal: One<'_, PrincipalColumns>, id: Uuid, by: &str, force: bool, early: bool) = "with restarted as (
+    restart(principal: One<'_, PrincipalColumns>, change: One<'_, ChangeColumns>, id: Uuid, force: bool, early: bool) = "with was as (
+        select id as was_id, state as was_state from jobs
+        where ({force} or not {may_have_acted}) and ({early} or not {is_early})
+            and {may_see} and id = {id} and state in ('failed', 'cancelled', 'retryable', 'scheduled') for update),
+    restarted as (
         update jobs set state = 'available', due_at = now(), first_due_at = now(), published = 0, postponed_since = null, spent = 0,
             finished_at = null, reply_due_at = null, check_at = null, cancel_requested = false, {each error: @ = null}
-        where ({force} or not {may_have_acted}) and ({early} or not {is_early})
-            and {may_see} and id = {id} and state in ('failed', 'cancelled', 'retryable', 'scheduled')
-        returning id, state),
-    noted as (insert into job_history (job_id, kind, by) select id, 'retried', {by}::text from restarted)
+        from was where id = was_id
+        returning id, owner_kind, owner_id, state, was_state),
+    noted as (insert into job_history (job_id, kind, by) select id, 'retried', {decider}::text from restarted),
+    logged as ({log}, owner_kind, owner_id, id::text, jsonb_build_object('state', was_state)::text,
+        jsonb_build_object('state', state)::text from restarted)
     select state from restarted";
 
-    release_retry(principal: One<'_, PrincipalColumns>, id: Uuid, by: &str, how: &str, force: bool) =
-    "with {held_one}, released as (update jobs set {to_retry} {of_page}), {note_released} select state from released";
+    release_retry(principal: One<'_, PrincipalColumns>, change: One<'_, ChangeColumns>, id: Uuid, by: &str, how: &str, force: bool) =
+    "with {held_one}, released as (update jobs set {to_retry} {of_page}), {note_released}, {log_released} select state from released";
 
-    release_succeeded(principal: One<'_, PrincipalColumns>, id: Uuid, by: &str, how: &str, result: &str) =
-    "with {run_one}, released as (update jobs set {to_succeeded} {of_page}), {note_released} select state from released";
+    release_succeeded(principal: One<'_, PrincipalColumns>, change: One<'_, ChangeColumns>, id: Uuid, by: &str, how: &str, result: &str) =
+    "with {run_one}, released as (update jobs set {to_succeeded} {of_page}), {note_released}, {log_released} select state from released";
 
-    release_failed(principal: One<'_, PrincipalColumns>, error: One<'_, Error>, id: Uuid, by: &str, how: &str) =
-    "with {run_one}, released as (update jobs set {to_failed} {of_page}), {note_released} select state from released";
+    release_failed(principal: One<'_, PrincipalColumns>, change: One<'_, ChangeColumns>, error: One<'_, Error>, id: Uuid, by: &str, how: &str) =
+    "with {run_one}, released as (update jobs set {to_failed} {of_page}), {note_released}, {log_released} select state from released";
 
     /// Whether it is due later was said by who read the store's clock; a moment more or less changes nothing, because a job
     /// that is scheduled for a time that has passed is due.
-    edit(principal: One<'_, PrincipalColumns>, edit: One<'_, EditColumns>, by: &str, changes: &str) = "with edited as (
+    edit(principal: One<'_, PrincipalColumns>, change: One<'_, ChangeColumns>, edit: One<'_, EditColumns>, changes: &str) = "with edited as (
         update jobs set digest = {digest}, asked_digest = coalesce(asked_digest, digest),
             run_at = {run_at}, queue = {queue}, priority = {priority}, expires_at = {expires_at},
             state = case when not {is_moved} or state not in ('scheduled', 'available') then state
@@ -81,9 +90,10 @@ statements! { Postgres:
         where {may_see} and state = {was_state} and attempt = {was_attempt} and digest = {was_digest}
         and not (state = 'held' and {is_moved})
             and id = {id} and state in ('scheduled', 'available', 'retryable', 'held')
-        returning id, state),
+        returning id, owner_kind, owner_id, state),
     noted as (
-        insert into job_history (job_id, kind, by, detail) select id, 'edited', {by}::text, {changes}::text from edited)
+        insert into job_history (job_id, kind, by, detail) select id, 'edited', {decider}::text, {changes}::text from edited),
+    logged as ({log}, owner_kind, owner_id, id::text, null, jsonb_build_object('changes', {changes}::text)::text from edited)
     select state from edited";
 
     state(principal: One<'_, PrincipalColumns>, id: Uuid) = "select state, held_reason, {may_have_acted} as may_have_acted, {is_early} as is_early
@@ -119,25 +129,42 @@ impl JobControl for PostgresStore {
         Ok(readable(&self.other.fetch(sql::attempts(One(principal), id.0)).await?, rows::attempt))
     }
 
-    async fn cancel(&self, principal: &Principal, id: JobId, by: &str) -> Result<Decided> {
-        self.decide(principal, id, by, Transition::Cancel, || sql::cancel(One(principal), id.0, by)).await
+    async fn cancel(&self, principal: &Principal, id: JobId, by: &Decider) -> Result<Decided> {
+        let change = NewChange::new(ChangeKind::JobCancelled, principal, by);
+        self.decide(principal, id, by, Transition::Cancel, || sql::cancel(One(principal), One(&change), id.0))
+            .await
     }
 
-    async fn restart(&self, principal: &Principal, id: JobId, by: &str, force: Force) -> Result<Decided> {
+    async fn restart(&self, principal: &Principal, id: JobId, by: &Decider, force: Force) -> Result<Decided> {
+        let change = NewChange::new(ChangeKind::JobRetried, principal, by);
         self.decide(principal, id, by, Transition::Restart, || {
-            sql::restart(One(principal), id.0, by, force.effect, force.early)
+            sql::restart(One(principal), One(&change), id.0, force.effect, force.early)
         })
         .await
     }
 
-    async fn release(&self, principal: &Principal, id: JobId, release: Release, by: &str) -> Result<Decided> {
+    async fn release(
+        &self,
+        principal: &Principal,
+        id: JobId,
+        release: Release,
+        by: &Decider,
+    ) -> Result<Decided> {
+        let change = NewChange::new(ChangeKind::JobReleased, principal, by);
         let how = release.as_str();
         let decision = || match release {
-            Release::Retry => sql::release_retry(One(principal), id.0, by, how, true),
-            Release::Succeeded => sql::release_succeeded(One(principal), id.0, by, how, NO_RESULT),
-            Release::Failed => {
-                sql::release_failed(One(principal), One(Some(&marked_failed())), id.0, by, how)
+            Release::Retry => sql::release_retry(One(principal), One(&change), id.0, &by.by, how, true),
+            Release::Succeeded => {
+                sql::release_succeeded(One(principal), One(&change), id.0, &by.by, how, NO_RESULT)
             }
+            Release::Failed => sql::release_failed(
+                One(principal),
+                One(&change),
+                One(Some(&marked_failed())),
+                id.0,
+                &by.by,
+                how,
+            ),
         };
         self.decide(principal, id, by, Transition::Release(release), decision).await
     }
@@ -146,18 +173,20 @@ impl JobControl for PostgresStore {
         &self,
         principal: &Principal,
         id: JobId,
-        by: &str,
+        by: &Decider,
         force: Force,
     ) -> Result<Decided> {
+        let change = NewChange::new(ChangeKind::JobReleased, principal, by);
         let how = Release::Retry.as_str();
-        let decision = || sql::release_retry(One(principal), id.0, by, how, force.effect);
+        let decision = || sql::release_retry(One(principal), One(&change), id.0, &by.by, how, force.effect);
         self.decide(principal, id, by, Transition::Release(Release::Retry), decision).await
     }
 
-    async fn edit(&self, principal: &Principal, edited: &Edited, by: &str) -> Result<Decided> {
+    async fn edit(&self, principal: &Principal, edited: &Edited, by: &Decider) -> Result<Decided> {
         refuse_decider(by)?;
+        let change = NewChange::new(ChangeKind::JobEdited, principal, by);
         let changes = edited.before.changes(&edited.after);
-        let query = sql::edit(One(principal), One(edited), by, &changes);
+        let query = sql::edit(One(principal), One(&change), One(edited), &changes);
         if let Some(row) = self.other.fetch_first(query).await? {
             return Ok(Decided::Now(row.parse("state")?));
         }
@@ -180,7 +209,7 @@ impl PostgresStore {
         &self,
         principal: &Principal,
         id: JobId,
-        by: &str,
+        by: &Decider,
         transition: Transition,
         decision: impl Fn() -> Bound<Postgres> + Send + Sync,
     ) -> Result<Decided> {

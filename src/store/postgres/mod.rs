@@ -31,6 +31,7 @@ mod answers;
 mod audit;
 mod batch;
 mod batches;
+mod changes;
 mod checks;
 mod claims;
 mod connections;

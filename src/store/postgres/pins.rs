@@ -4,21 +4,37 @@ use async_trait::async_trait;
 
 use super::PostgresStore;
 use crate::{
-    job::{Owner, Pin},
+    job::{Owner, Pin, Principal},
     store::{
-        Pins, Result,
+        ChangeKind, Decider, Pins, Result,
+        changes::NewChange,
+        columns::ChangeColumns,
         convert::pin_owner,
-        pins::{PINS, SET, UNSET},
+        history::refuse_decider,
+        pins::PINS,
         read::readable,
         rows,
-        sql::statements,
+        sql::{One, statements},
     },
 };
 
 statements! { Postgres:
     pins() = PINS;
-    set(owner_kind: &str, owner_id: &str, toolkit: &str, version: &str) = SET;
-    unset(owner_kind: &str, owner_id: &str, toolkit: &str) = UNSET;
+    set(change: One<'_, ChangeColumns>, owner_kind: &str, owner_id: &str, toolkit: &str, version: &str) = "with was as (
+        select version as was_version from pins
+        where owner_kind = {owner_kind} and owner_id = {owner_id} and toolkit = {toolkit} for update),
+    pinned as (insert into pins (owner_kind, owner_id, toolkit, version)
+        select {owner_kind}, {owner_id}, {toolkit}, {version} from (select count(*) from was) as locked
+        on conflict (owner_kind, owner_id, toolkit) do update set version = excluded.version
+        returning *)
+    {log}, nullif(owner_kind, 'global'), nullif(owner_id, ''), toolkit,
+        (select jsonb_build_object('version', was_version)::text from was), jsonb_build_object('version', version)::text
+    from pinned where not exists (select 1 from was where was_version = version)";
+    unset(change: One<'_, ChangeColumns>, owner_kind: &str, owner_id: &str, toolkit: &str) = "with unset as (delete from pins
+        where owner_kind = {owner_kind} and owner_id = {owner_id} and toolkit = {toolkit}
+        returning *)
+    {log}, nullif(owner_kind, 'global'), nullif(owner_id, ''), toolkit, jsonb_build_object('version', version)::text, null
+    from unset returning 1";
 }
 
 #[async_trait]
@@ -27,13 +43,19 @@ impl Pins for PostgresStore {
         Ok(readable(&self.other.fetch(sql::pins()).await?, rows::pin))
     }
 
-    async fn set_pin(&self, pin: &Pin) -> Result<()> {
+    async fn set_pin(&self, pin: &Pin, by: &Decider) -> Result<()> {
+        refuse_decider(by)?;
         let (owner_kind, owner_id) = pin_owner(pin.owner.as_ref());
-        self.other.fetch(sql::set(owner_kind, owner_id, &pin.toolkit, &pin.version)).await.map(drop)
+        let change = NewChange::new(ChangeKind::PinSet, &Principal::Operator, by);
+        let query = sql::set(One(&change), owner_kind, owner_id, &pin.toolkit, &pin.version);
+        self.other.fetch(query).await.map(drop)
     }
 
-    async fn unset_pin(&self, owner: Option<&Owner>, toolkit: &str) -> Result<bool> {
+    async fn unset_pin(&self, owner: Option<&Owner>, toolkit: &str, by: &Decider) -> Result<bool> {
+        refuse_decider(by)?;
         let (owner_kind, owner_id) = pin_owner(owner);
-        Ok(self.other.fetch_first(sql::unset(owner_kind, owner_id, toolkit)).await?.is_some())
+        let change = NewChange::new(ChangeKind::PinRemoved, &Principal::Operator, by);
+        let query = sql::unset(One(&change), owner_kind, owner_id, toolkit);
+        Ok(self.other.fetch_first(query).await?.is_some())
     }
 }

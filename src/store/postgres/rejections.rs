@@ -9,8 +9,9 @@ use super::PostgresStore;
 use crate::{
     job::{Asked, JobId, Principal},
     store::{
-        Place, Rejected, RejectedFilter, RejectedView, Rejections, Result,
-        columns::{Ask, Messages, PrincipalColumns, Rejection, StretchColumns},
+        ChangeKind, Decider, Place, Rejected, RejectedFilter, RejectedView, Rejections, Result,
+        changes::NewChange,
+        columns::{Ask, ChangeColumns, Messages, PrincipalColumns, Rejection, StretchColumns},
         convert::to_limit,
         history::refuse_decider,
         job_filter::Stretch,
@@ -50,9 +51,12 @@ statements! { Postgres:
     rejected_as(principal: One<'_, PrincipalColumns>, job_id: Uuid) =
     "select id from rejected where job_id = {job_id} and {is_operator} order by received_at desc, id desc limit 1";
 
-    requeued(principal: One<'_, PrincipalColumns>, id: Uuid, by: &str, corrected: Option<Vec<u8>>) =
-    "update rejected set requeued_at = now(), requeued_by = {by}, corrected = {corrected}::bytea
-    where id = {id} and {is_operator} and requeued_at is null returning 1";
+    requeued(principal: One<'_, PrincipalColumns>, change: One<'_, ChangeColumns>, id: Uuid, corrected: Option<Vec<u8>>) = "with requeued as (
+        update rejected set requeued_at = now(), requeued_by = {decider}, corrected = {corrected}::bytea
+        where id = {id} and {is_operator} and requeued_at is null returning *)
+    {log}, null, null, id::text, jsonb_build_object('reason', reason)::text,
+        jsonb_build_object('corrected', corrected is not null)::text
+    from requeued returning 1";
 }
 
 #[async_trait]
@@ -105,10 +109,12 @@ impl Rejections for PostgresStore {
         &self,
         principal: &Principal,
         id: Uuid,
-        by: &str,
+        by: &Decider,
         corrected: Option<Vec<u8>>,
     ) -> Result<bool> {
         refuse_decider(by)?;
-        Ok(self.other.fetch_first(sql::requeued(One(principal), id, by, corrected)).await?.is_some())
+        let change = NewChange::new(ChangeKind::RejectedRequeued, principal, by);
+        let query = sql::requeued(One(principal), One(&change), id, corrected);
+        Ok(self.other.fetch_first(query).await?.is_some())
     }
 }

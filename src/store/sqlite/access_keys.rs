@@ -3,22 +3,28 @@
 use std::time::Duration;
 
 use async_trait::async_trait;
+use sqlx::SqliteConnection;
 use uuid::Uuid;
 
-use super::SqliteStore;
+use super::{
+    SqliteStore,
+    changes::{About, log},
+};
 use crate::{
     access::{AccessKey, NewKey, Shown},
     bounds::MAX_KEYS,
     failure::chain,
     job::{Owner, Principal},
     store::{
-        AccessKeys, AddedKey, Result, UsedKey,
+        AccessKeys, AddedKey, ChangeKind, Decider, Result, UsedKey,
         access_keys::{
-            LISTED_AFTER_END, REMOVED_TOGETHER, USED_AGAIN_AFTER, access_key, may_make, most_rotated,
-            used_key,
+            LISTED_AFTER_END, REMOVED_TOGETHER, USED_AGAIN_AFTER, access_key, created, may_make,
+            most_rotated, rotated, used_key,
         },
+        changes::NewChange,
         columns::{Key, PrincipalColumns},
         convert::{micros, to_limit},
+        history::refuse_decider,
         read::{StoreRow as _, readable},
         sql::{One, statements},
     },
@@ -49,6 +55,9 @@ statements! { Sqlite:
     revoke(principal: One<'_, PrincipalColumns>, id: Uuid, now: i64) =
     "update access_keys set revoked_at = coalesce(revoked_at, {now}) where {may_see} and id = {id} returning *";
 
+    was_revoked(principal: One<'_, PrincipalColumns>, id: Uuid) =
+    "select revoked_at is not null as was_revoked from access_keys where {may_see} and id = {id}";
+
     remove(owner_kind: &str, owner_id: &str) =
     "delete from access_keys where owner_kind = {owner_kind} and owner_id = {owner_id}";
 
@@ -63,18 +72,23 @@ statements! { Sqlite:
 
 #[async_trait]
 impl AccessKeys for SqliteStore {
-    async fn add_key(&self, principal: &Principal, key: &NewKey) -> Result<AddedKey> {
+    async fn add_key(&self, principal: &Principal, key: &NewKey, by: &Decider) -> Result<AddedKey> {
         if !may_make(principal, key) {
             return Ok(AddedKey::Foreign);
         }
-        let key = key.clone();
+        refuse_decider(by)?;
+        let (principal, key, by) = (principal.clone(), key.clone(), by.clone());
         self.write(move |db, now| {
             Box::pin(async move {
                 sql::remove_ended(micros(LISTED_AFTER_END), REMOVED_TOGETHER, now).execute(&mut *db).await?;
                 sql::require(now).execute(&mut *db).await?;
                 let query = sql::add(One(&key), key.valid_for.map(micros), to_limit(MAX_KEYS), now);
-                let added = query.fetch_optional(&mut *db).await?;
-                added.map_or(Ok(AddedKey::TooMany), |row| access_key(&row).map(AddedKey::Added))
+                let Some(added) = query.fetch_optional(&mut *db).await? else {
+                    return Ok(AddedKey::TooMany);
+                };
+                let change = NewChange::new(ChangeKind::KeyCreated, &principal, &by);
+                log_key(db, now, &change, &key.principal, key.id, Some(&created(&key))).await?;
+                access_key(&added).map(AddedKey::Added)
             })
         })
         .await
@@ -100,11 +114,13 @@ impl AccessKeys for SqliteStore {
         id: Uuid,
         key: &NewKey,
         overlap: Duration,
+        by: &Decider,
     ) -> Result<Option<AccessKey>> {
         if !may_make(principal, key) {
             return Ok(None);
         }
-        let (principal, key) = (principal.clone(), key.clone());
+        refuse_decider(by)?;
+        let (principal, key, by) = (principal.clone(), key.clone(), by.clone());
         self.write(move |db, now| {
             Box::pin(async move {
                 sql::remove_ended(micros(LISTED_AFTER_END), REMOVED_TOGETHER, now).execute(&mut *db).await?;
@@ -115,18 +131,31 @@ impl AccessKeys for SqliteStore {
                 }
                 // The old one makes room for it.
                 let query = sql::add(One(&key), key.valid_for.map(micros), i64::MAX, now);
-                access_key(&query.fetch_one(&mut *db).await?).map(Some)
+                let added = query.fetch_one(&mut *db).await?;
+                let change = NewChange::new(ChangeKind::KeyRotated, &principal, &by);
+                log_key(db, now, &change, &key.principal, id, Some(&rotated(&key, overlap))).await?;
+                access_key(&added).map(Some)
             })
         })
         .await
     }
 
-    async fn revoke_key(&self, principal: &Principal, id: Uuid) -> Result<Option<AccessKey>> {
-        let principal = principal.clone();
+    async fn revoke_key(&self, principal: &Principal, id: Uuid, by: &Decider) -> Result<Option<AccessKey>> {
+        refuse_decider(by)?;
+        let (principal, by) = (principal.clone(), by.clone());
         self.write(move |db, now| {
             Box::pin(async move {
-                let revoked = sql::revoke(One(&principal), id, now).fetch_optional(&mut *db).await?;
-                revoked.as_ref().map(access_key).transpose()
+                let was = sql::was_revoked(One(&principal), id).fetch_optional(&mut *db).await?;
+                let Some(revoked) = sql::revoke(One(&principal), id, now).fetch_optional(&mut *db).await?
+                else {
+                    return Ok(None);
+                };
+                let key = access_key(&revoked)?;
+                if was.is_some_and(|was| was.read("was_revoked").is_ok_and(|was: bool| !was)) {
+                    let change = NewChange::new(ChangeKind::KeyRevoked, &principal, &by);
+                    log_key(db, now, &change, &key.principal, id, None).await?;
+                }
+                Ok(Some(key))
             })
         })
         .await
@@ -156,4 +185,23 @@ impl AccessKeys for SqliteStore {
     async fn has_keys(&self) -> Result<bool> {
         Ok(self.reader.fetch_first(sql::required()).await?.is_some())
     }
+}
+
+async fn log_key(
+    db: &mut SqliteConnection,
+    now: i64,
+    change: &NewChange<'_>,
+    whose: &Principal,
+    key: Uuid,
+    after: Option<&str>,
+) -> Result<()> {
+    let key = key.to_string();
+    let about = About {
+        owner_kind: whose.owner().map(|owner| owner.kind().as_str()),
+        owner_id: whose.owner().map(Owner::id),
+        object: Some(&key),
+        before: None,
+        after,
+    };
+    log(db, now, change, about).await
 }

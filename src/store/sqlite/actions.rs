@@ -15,7 +15,7 @@ use crate::{
         actions::{RECENTLY_TAKEN, REMOVED_TOGETHER, action, json, taken},
         columns::{NewActionColumns, PrincipalColumns, StepColumns},
         convert::{micros, to_limit},
-        history::refuse_decider,
+        history::refuse_name,
         read::{StoreRow as _, if_readable, readable},
         sql::{One, statements},
     },
@@ -109,7 +109,7 @@ impl Actions for SqliteStore {
         by: &str,
         force: bool,
     ) -> Result<Confirmed> {
-        refuse_decider(by)?;
+        refuse_name(by)?;
         let Some(found) = self.action(principal, id).await? else { return Ok(Confirmed::Unknown) };
         if found.status == ActionStatus::Previewed {
             if found.asks_for_force() && !force {
@@ -122,7 +122,7 @@ impl Actions for SqliteStore {
     }
 
     async fn abort_action(&self, principal: &Principal, id: Uuid, by: &str) -> Result<Option<Action>> {
-        refuse_decider(by)?;
+        refuse_name(by)?;
         let (who, by) = (principal.clone(), by.to_owned());
         self.write_one(move |now| sql::abort(One(&who), id, &by, now)).await?;
         self.action(principal, id).await

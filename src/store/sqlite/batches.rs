@@ -4,18 +4,24 @@ use std::{collections::HashMap, fmt::Write as _, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use futures_util::future::BoxFuture;
+use serde_json::json;
 use sqlx::{Connection as _, Sqlite, sqlite::SqliteConnection};
 use uuid::Uuid;
 
-use super::{SqliteStore, jobs};
+use super::{
+    SqliteStore,
+    changes::{About, log},
+    jobs,
+};
 use crate::{
     bounds::MAX_CHUNK_ITEMS,
     job::{BatchId, JobId, JobSpec, Owner, Principal, State},
     store::{
-        Added, BatchDecided, BatchItem, BatchView, Batches, Counted, Counts, Inserted, NewBatch, NotAdded,
-        Place, Result, StoreError, TakenBatch,
+        Added, BatchDecided, BatchItem, BatchView, Batches, ChangeKind, Counted, Counts, Decider, Inserted,
+        NewBatch, NotAdded, Place, Result, StoreError, TakenBatch,
         batch_items::{Distinct, digest_of, distinct, parts, takes},
         batches::{counted, is_same, item, taken, view},
+        changes::NewChange,
         columns::{Batch, BatchPart, PrincipalColumns, Spec, StretchColumns},
         convert::{micros, to_limit},
         history::refuse_decider,
@@ -215,24 +221,22 @@ impl Batches for SqliteStore {
         Ok(completed)
     }
 
-    async fn cancel_batch(&self, principal: &Principal, id: BatchId, by: &str) -> Result<BatchDecided> {
-        refuse_decider(by)?;
-        let (own, by) = (principal.clone(), by.to_owned());
-        let begun = self.change_batch(move |now| sql::cancel(One(&own), id.0, &by, now)).await?;
-        self.decided(principal, id, begun).await
+    async fn cancel_batch(&self, principal: &Principal, id: BatchId, by: &Decider) -> Result<BatchDecided> {
+        let (own, name) = (principal.clone(), by.by.clone());
+        let cancel = move |now| sql::cancel(One(&own), id.0, &name, now);
+        self.begin(principal, id, (ChangeKind::BatchCancelled, None), by, cancel).await
     }
 
     async fn retry_batch(
         &self,
         principal: &Principal,
         id: BatchId,
-        by: &str,
+        by: &Decider,
         force: bool,
     ) -> Result<BatchDecided> {
-        refuse_decider(by)?;
-        let (own, by) = (principal.clone(), by.to_owned());
-        let begun = self.change_batch(move |now| sql::retry(One(&own), id.0, &by, force, now)).await?;
-        self.decided(principal, id, begun).await
+        let (own, name) = (principal.clone(), by.by.clone());
+        let retry = move |now| sql::retry(One(&own), id.0, &name, force, now);
+        self.begin(principal, id, (ChangeKind::BatchRetried, Some(force)), by, retry).await
     }
 
     async fn take_batches(&self, limit: usize, lease: Duration) -> Result<Vec<TakenBatch>> {
@@ -311,16 +315,43 @@ impl SqliteStore {
         .await
     }
 
-    async fn decided(
+    /// Begins something with a batch, and notes it in the audit log.
+    async fn begin(
         &self,
         principal: &Principal,
         id: BatchId,
-        begun: Option<BatchView>,
+        (what, force): (ChangeKind, Option<bool>),
+        by: &Decider,
+        statement: impl FnOnce(i64) -> Bound<Sqlite> + Send + 'static,
     ) -> Result<BatchDecided> {
-        Ok(match begun {
+        refuse_decider(by)?;
+        let (own, by) = (principal.clone(), by.clone());
+        let begun = self.write(move |db, now| {
+            let statement = statement(now);
+            Box::pin(async move {
+                let Some(row) = statement.fetch_optional(&mut *db).await? else { return Ok(None) };
+                let batch = view(&row)?;
+                let owner = batch.principal.owner();
+                let (object, after) = (
+                    id.to_string(),
+                    force.map(|force| json!({"generation": batch.generation, "force": force}).to_string()),
+                );
+                let about = About {
+                    owner_kind: owner.map(|owner| owner.kind().as_str()),
+                    owner_id: owner.map(Owner::id),
+                    object: Some(&object),
+                    before: None,
+                    after: after.as_deref(),
+                };
+                log(db, now, &NewChange::new(what, &own, &by), about).await?;
+                Ok(Some(batch))
+            })
+        });
+        Ok(match begun.await? {
             Some(batch) => BatchDecided::Begun(batch),
             None => {
-                self.batch(principal, id, false).await?.map_or(BatchDecided::Unknown, BatchDecided::Unchanged)
+                let batch = self.batch(principal, id, false).await?;
+                batch.map_or(BatchDecided::Unknown, BatchDecided::Unchanged)
             }
         })
     }

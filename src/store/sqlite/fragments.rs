@@ -23,6 +23,13 @@ impl Dialect for Sqlite {
         ("may_see", "({is_operator} or owner_kind = {principal_kind} and owner_id = {principal_id})"),
         // Whether it is the principal's own, for the operator, too.
         ("is_of_principal", "(owner_kind is {principal_kind} and owner_id is {principal_id})"),
+        // Which entries of the audit log are meant.
+        (
+            "wanted_changes",
+            "({kind} is null or substr(what, 1, length({kind})) = {kind}) and ({object} is null or object = {object})
+            and ({wanted_kind} is null or owner_kind = {wanted_kind} and owner_id = {wanted_id})
+            and ({wanted_by} is null or decider = {wanted_by})",
+        ),
         ("is_valid", "k.revoked_at is null and (k.expires_at is null or k.expires_at > {now})"),
         ("may_see_of", "exists (select 1 from jobs where jobs.id = job_id and {may_see})"),
         // What the holder of a claim knows.

@@ -3,15 +3,25 @@
 use std::collections::HashSet;
 
 use async_trait::async_trait;
-use sqlx::{Sqlite, sqlite::SqliteConnection};
+use serde_json::json;
+use sqlx::{
+    Sqlite,
+    sqlite::{SqliteConnection, SqliteRow},
+};
 use uuid::Uuid;
 
-use super::{SqliteStore, history::note};
+use super::{
+    SqliteStore,
+    changes::{About, log},
+    history::note,
+};
 use crate::{
     bounds::MAX_ERROR_CHARS,
     job::{JobId, Principal, Release, Transition},
     store::{
-        AttemptView, Census, Decided, Edited, Force, HistoryFact, JobControl, JobView, Result, StoreError,
+        AttemptView, Census, ChangeKind, Decided, Decider, Edited, Force, HistoryFact, JobControl, JobView,
+        Result, StoreError,
+        changes::NewChange,
         columns::{EditColumns, Error, PrincipalColumns},
         history::{Note, refuse_decider},
         job_control::{ATTEMPTS, refused},
@@ -72,7 +82,7 @@ statements! { Sqlite:
     returning state, account";
 
     /// Every decision looks here first, in its transaction; the others ask for no principal.
-    before(principal: One<'_, PrincipalColumns>, id: Uuid, now: i64) = "select state, held_reason, cancel_requested, account, {may_have_acted} as may_have_acted,
+    before(principal: One<'_, PrincipalColumns>, id: Uuid, now: i64) = "select state, owner_kind, owner_id, held_reason, cancel_requested, account, {may_have_acted} as may_have_acted,
         {is_early} as is_early
     from jobs where id = {id} and {may_see}";
 
@@ -107,17 +117,23 @@ impl JobControl for SqliteStore {
         Ok(readable(&self.reader.fetch(sql::attempts(One(principal), id.0)).await?, rows::attempt))
     }
 
-    async fn cancel(&self, principal: &Principal, id: JobId, by: &str) -> Result<Decided> {
+    async fn cancel(&self, principal: &Principal, id: JobId, by: &Decider) -> Result<Decided> {
         let cancel = move |now| sql::cancel(id.0, now);
         self.decide(principal, id, by, Transition::Cancel, HistoryFact::Cancelled, cancel).await
     }
 
-    async fn restart(&self, principal: &Principal, id: JobId, by: &str, force: Force) -> Result<Decided> {
+    async fn restart(&self, principal: &Principal, id: JobId, by: &Decider, force: Force) -> Result<Decided> {
         let restart = move |now| sql::restart(id.0, now, force.effect, force.early);
         self.decide(principal, id, by, Transition::Restart, HistoryFact::Retried, restart).await
     }
 
-    async fn release(&self, principal: &Principal, id: JobId, release: Release, by: &str) -> Result<Decided> {
+    async fn release(
+        &self,
+        principal: &Principal,
+        id: JobId,
+        release: Release,
+        by: &Decider,
+    ) -> Result<Decided> {
         let fact = HistoryFact::Released { how: release };
         self.decide(principal, id, by, Transition::Release(release), fact, move |now| {
             release_one(id, now, release)
@@ -129,7 +145,7 @@ impl JobControl for SqliteStore {
         &self,
         principal: &Principal,
         id: JobId,
-        by: &str,
+        by: &Decider,
         force: Force,
     ) -> Result<Decided> {
         let fact = HistoryFact::Released { how: Release::Retry };
@@ -139,9 +155,9 @@ impl JobControl for SqliteStore {
         .await
     }
 
-    async fn edit(&self, principal: &Principal, edited: &Edited, by: &str) -> Result<Decided> {
+    async fn edit(&self, principal: &Principal, edited: &Edited, by: &Decider) -> Result<Decided> {
         refuse_decider(by)?;
-        let (principal, edited, by) = (principal.clone(), edited.clone(), by.to_owned());
+        let (principal, edited, by) = (principal.clone(), edited.clone(), by.clone());
         self.write(move |db, now| {
             Box::pin(async move {
                 let id = edited.before.id;
@@ -153,8 +169,20 @@ impl JobControl for SqliteStore {
                 let Some(after) = sql::edit(One(&edited), now).fetch_optional(&mut *db).await? else {
                     return Ok(Decided::Changed);
                 };
-                let fact = HistoryFact::Edited { changes: edited.before.changes(&edited.after) };
-                note(db, now, &Note { job: id, by: &by, attempt: None, fact }).await?;
+                let changes = edited.before.changes(&edited.after);
+                let told = json!({"changes": changes}).to_string();
+                let fact = HistoryFact::Edited { changes };
+                note(db, now, &Note { job: id, by: &by.by, attempt: None, fact }).await?;
+                let (kind, owner): (String, String) = (before.read("owner_kind")?, before.read("owner_id")?);
+                let object = id.to_string();
+                let about = About {
+                    owner_kind: Some(&kind),
+                    owner_id: Some(&owner),
+                    object: Some(&object),
+                    before: None,
+                    after: Some(&told),
+                };
+                log(db, now, &NewChange::new(ChangeKind::JobEdited, &principal, &by), about).await?;
                 Ok(Decided::Now(after.parse("state")?))
             })
         })
@@ -173,17 +201,23 @@ impl SqliteStore {
         &self,
         principal: &Principal,
         id: JobId,
-        by: &str,
+        by: &Decider,
         transition: Transition,
         fact: HistoryFact,
         decision: impl FnOnce(i64) -> Bound<Sqlite> + Send + 'static,
     ) -> Result<Decided> {
         refuse_decider(by)?;
-        let (principal, by) = (principal.clone(), by.to_owned());
+        let (principal, by) = (principal.clone(), by.clone());
         self.write(move |db, now| {
             Box::pin(async move {
-                let entry = Note { job: id, by: &by, attempt: None, fact };
-                decide(db, now, &principal, &transition, decision(now), entry).await
+                let what = match transition {
+                    Transition::Cancel => ChangeKind::JobCancelled,
+                    Transition::Restart => ChangeKind::JobRetried,
+                    _ => ChangeKind::JobReleased,
+                };
+                let change = NewChange::new(what, &principal, &by);
+                let entry = Note { job: id, by: &by.by, attempt: None, fact };
+                decide(db, now, &principal, &transition, decision(now), entry, Some(&change)).await
             })
         })
         .await
@@ -204,7 +238,7 @@ pub(super) async fn release_page(
         let entry = Note { job, by, attempt: None, fact: HistoryFact::Released { how: release } };
         let query = release_one(job, now, release);
         let transition = Transition::Release(release);
-        let decided = decide(db, now, &Principal::Operator, &transition, query, entry).await?;
+        let decided = decide(db, now, &Principal::Operator, &transition, query, entry, None).await?;
         released += u64::from(matches!(decided, Decided::Now(_)));
     }
     Ok(released)
@@ -218,6 +252,28 @@ fn release_one(id: JobId, now: i64, release: Release) -> Bound<Sqlite> {
     }
 }
 
+/// Adds a decision to the audit log, with the state before and after it.
+async fn log_decision(
+    db: &mut SqliteConnection,
+    now: i64,
+    change: &NewChange<'_>,
+    job: JobId,
+    [before, after]: [&SqliteRow; 2],
+) -> Result<()> {
+    let (kind, owner): (String, String) = (before.read("owner_kind")?, before.read("owner_id")?);
+    let state =
+        |row: &SqliteRow| row.read::<String>("state").map(|state| json!({ "state": state }).to_string());
+    let (before, after, job) = (state(before)?, state(after)?, job.to_string());
+    let about = About {
+        owner_kind: Some(&kind),
+        owner_id: Some(&owner),
+        object: Some(&job),
+        before: Some(&before),
+        after: Some(&after),
+    };
+    log(db, now, change, about).await
+}
+
 /// Executes a decision, whose statement names the states that allow it, and adds it to the history; the
 /// transition says why not, where it changed nothing.
 async fn decide(
@@ -227,6 +283,7 @@ async fn decide(
     transition: &Transition,
     decision: Bound<Sqlite>,
     entry: Note<'_>,
+    change: Option<&NewChange<'_>>,
 ) -> Result<Decided> {
     let Some(before) = sql::before(One(principal), entry.job.0, now).fetch_optional(&mut *db).await? else {
         return Ok(Decided::Unknown);
@@ -237,6 +294,9 @@ async fn decide(
     // A running job that is called off twice is called off once.
     if entry.fact != HistoryFact::Cancelled || !before.read::<bool>("cancel_requested")? {
         note(db, now, &entry).await?;
+        if let Some(change) = change {
+            log_decision(db, now, change, entry.job, [&before, &after]).await?;
+        }
     }
     let (was, account): (Option<String>, Option<String>) = (before.read("account")?, after.read("account")?);
     if let Some(was) = was.filter(|was| account.as_ref() != Some(was)) {

@@ -36,6 +36,7 @@ mod admin;
 mod answers;
 mod audit;
 mod batches;
+mod changes;
 mod checks;
 mod claims;
 mod connections;

@@ -1,13 +1,18 @@
 //! Messages that are not jobs, kept whole.
 
 use async_trait::async_trait;
+use serde_json::json;
 use uuid::Uuid;
 
-use super::SqliteStore;
+use super::{
+    SqliteStore,
+    changes::{About, log},
+};
 use crate::{
     job::{JobId, Principal},
     store::{
-        Place, Rejected, RejectedFilter, RejectedView, Rejections, Result,
+        ChangeKind, Decider, Place, Rejected, RejectedFilter, RejectedView, Rejections, Result,
+        changes::NewChange,
         columns::{Ask, Messages, PrincipalColumns, Rejection, StretchColumns},
         convert::to_limit,
         history::refuse_decider,
@@ -45,7 +50,7 @@ statements! { Sqlite:
 
     requeued(principal: One<'_, PrincipalColumns>, id: Uuid, by: &str, corrected: Option<Vec<u8>>, now: i64) =
     "update rejected set requeued_at = {now}, requeued_by = {by}, corrected = {corrected}
-    where id = {id} and {is_operator} and requeued_at is null";
+    where id = {id} and {is_operator} and requeued_at is null returning reason";
 }
 
 #[async_trait]
@@ -98,12 +103,29 @@ impl Rejections for SqliteStore {
         &self,
         principal: &Principal,
         id: Uuid,
-        by: &str,
+        by: &Decider,
         corrected: Option<Vec<u8>>,
     ) -> Result<bool> {
         refuse_decider(by)?;
-        let (principal, by) = (principal.clone(), by.to_owned());
-        let mark = move |now| sql::requeued(One(&principal), id, &by, corrected, now);
-        Ok(self.write_one(mark).await? > 0)
+        let (principal, by) = (principal.clone(), by.clone());
+        self.write(move |db, now| {
+            Box::pin(async move {
+                let after = json!({ "corrected": corrected.is_some() }).to_string();
+                let requeued = sql::requeued(One(&principal), id, &by.by, corrected, now);
+                let Some(requeued) = requeued.fetch_optional(&mut *db).await? else { return Ok(false) };
+                let before = json!({ "reason": requeued.read::<String>("reason")? }).to_string();
+                let change = NewChange::new(ChangeKind::RejectedRequeued, &principal, &by);
+                let id = id.to_string();
+                let about = About {
+                    object: Some(&id),
+                    before: Some(&before),
+                    after: Some(&after),
+                    ..About::default()
+                };
+                log(db, now, &change, about).await?;
+                Ok(true)
+            })
+        })
+        .await
     }
 }

@@ -20,12 +20,13 @@ use errand::{
     store::{
         AccessKeys, Action, ActionKind, Actions, Added, AddedKey, Admin, Answer, Answers, AttemptView, Audit,
         AuditLimits, AuditPage, Awaited, BatchDecided, BatchItem, BatchView, Batches, Bind, By, Census,
-        Check, Checks, Claim, Claimed, Claims, Concern, Confirmed, Connections, Counted, Decided, Due,
-        Edited, Finding, Finish, Finished, Finishes, Force, Glance, History, HistoryEntry, Inserted,
-        JobControl, JobFilter, JobLists, JobView, Jobs, Leases, Looked, LostJob, MadeAction, NewAction,
-        NewBatch, OldJob, OldMessage, OtherId, Page, PausedQueue, Pauses, Pins, Place, Publications, PutOff,
-        Rejected, RejectedFilter, RejectedView, Rejections, Repeat, Retention, Schema, SeenJob, Step, Store,
-        StoreError, StoreErrorKind, TakeAwaited, TakenAction, TakenBatch, UsedKey, Which, WorkerView,
+        Change, ChangeFilter, Changes, Check, Checks, Claim, Claimed, Claims, Concern, Confirmed,
+        Connections, Counted, Decided, Decider, Due, Edited, Finding, Finish, Finished, Finishes, Force,
+        Glance, History, HistoryEntry, Inserted, JobControl, JobFilter, JobLists, JobView, Jobs, Leases,
+        Looked, LostJob, MadeAction, NewAction, NewBatch, OldJob, OldMessage, OtherId, Page, PausedQueue,
+        Pauses, Pins, Place, Publications, PutOff, Rejected, RejectedFilter, RejectedView, Rejections,
+        Repeat, Retention, Schema, SeenJob, Step, Store, StoreError, StoreErrorKind, TakeAwaited,
+        TakenAction, TakenBatch, UsedKey, Which, WorkerView,
         sqlite::{SqliteOptions, SqliteStore},
     },
 };
@@ -456,7 +457,14 @@ pass_on!(Rejections {
         -> Vec<RejectedView>;
     fn rejected_message(&self, &principal: Principal, id: Uuid) -> Option<RejectedView>;
     fn rejected_as(&self, &principal: Principal, job: JobId) -> Option<Uuid>;
-    fn mark_requeued(&self, &principal: Principal, id: Uuid, &by: str, corrected: Option<Vec<u8>>) -> bool;
+    fn mark_requeued(&self, &principal: Principal, id: Uuid, &by: Decider, corrected: Option<Vec<u8>>) -> bool;
+});
+
+pass_on!(Changes {
+    fn changes(&self, &principal: Principal, &filter: ChangeFilter, before: Option<Place>, limit: usize) -> Vec<Change>;
+    fn note_erasure(&self, &owner: Owner, &by: Decider) -> ();
+    fn forget_owner(&self, &owner: Owner, limit: usize) -> u64;
+    fn remove_changes(&self, age: Duration, limit: usize) -> u64;
 });
 
 pass_on!(Retention {
@@ -489,12 +497,17 @@ impl JobControl for Faulty {
         self.world.apply(move |store| Box::pin(async move { store.attempts(&principal, id).await }))
     }
 
-    async fn cancel(&self, principal: &Principal, id: JobId, by: &str) -> Result<Decided, StoreError> {
+    async fn cancel(&self, principal: &Principal, id: JobId, by: &Decider) -> Result<Decided, StoreError> {
         let (told, principal, by) = (format!("cancel {id}"), principal.clone(), by.to_owned());
         self.call(told, move |store| Box::pin(async move { store.cancel(&principal, id, &by).await })).await
     }
 
-    async fn edit(&self, principal: &Principal, edited: &Edited, by: &str) -> Result<Decided, StoreError> {
+    async fn edit(
+        &self,
+        principal: &Principal,
+        edited: &Edited,
+        by: &Decider,
+    ) -> Result<Decided, StoreError> {
         let told = format!("edit {}", edited.before.id);
         let (principal, edited, by) = (principal.clone(), edited.clone(), by.to_owned());
         self.call(told, move |store| Box::pin(async move { store.edit(&principal, &edited, &by).await }))
@@ -505,7 +518,7 @@ impl JobControl for Faulty {
         &self,
         principal: &Principal,
         id: JobId,
-        by: &str,
+        by: &Decider,
         force: Force,
     ) -> Result<Decided, StoreError> {
         let (told, principal, by) = (format!("restart {id}"), principal.clone(), by.to_owned());
@@ -518,7 +531,7 @@ impl JobControl for Faulty {
         principal: &Principal,
         id: JobId,
         release: Release,
-        by: &str,
+        by: &Decider,
     ) -> Result<Decided, StoreError> {
         let (told, principal, by) = (format!("release {id} {release:?}"), principal.clone(), by.to_owned());
         self.call(told, move |store| {
@@ -531,7 +544,7 @@ impl JobControl for Faulty {
         &self,
         principal: &Principal,
         id: JobId,
-        by: &str,
+        by: &Decider,
         force: Force,
     ) -> Result<Decided, StoreError> {
         let (told, principal, by) = (format!("release {id} to run"), principal.clone(), by.to_owned());
@@ -590,8 +603,8 @@ pass_on! { Batches {
     fn batch_items(&self, &principal: Principal, id: BatchId, from: u64, limit: usize) -> Vec<BatchItem>;
     fn batches(&self, &principal: Principal, before: Option<Place>, limit: usize) -> Vec<BatchView>;
     fn completed_batches(&self, &ids: [BatchId]) -> Vec<BatchId>;
-    fn cancel_batch(&self, &principal: Principal, id: BatchId, &by: str) -> BatchDecided;
-    fn retry_batch(&self, &principal: Principal, id: BatchId, &by: str, force: bool) -> BatchDecided;
+    fn cancel_batch(&self, &principal: Principal, id: BatchId, &by: Decider) -> BatchDecided;
+    fn retry_batch(&self, &principal: Principal, id: BatchId, &by: Decider, force: bool) -> BatchDecided;
     fn take_batches(&self, limit: usize, lease: Duration) -> Vec<TakenBatch>;
     fn count_batch(&self, id: BatchId, most: usize) -> Option<Counted>;
     fn advance_batch(&self, &taken: TakenBatch, place: Option<Place>) -> ();
@@ -602,11 +615,11 @@ pass_on! { Batches {
 }}
 
 pass_on! { AccessKeys {
-    fn add_key(&self, &principal: Principal, &key: NewKey) -> AddedKey;
+    fn add_key(&self, &principal: Principal, &key: NewKey, &by: Decider) -> AddedKey;
     fn keys(&self, &principal: Principal, before: Option<Uuid>, limit: usize) -> Vec<AccessKey>;
     fn key(&self, &principal: Principal, id: Uuid) -> Option<AccessKey>;
-    fn rotate_key(&self, &principal: Principal, id: Uuid, &key: NewKey, overlap: Duration) -> Option<AccessKey>;
-    fn revoke_key(&self, &principal: Principal, id: Uuid) -> Option<AccessKey>;
+    fn rotate_key(&self, &principal: Principal, id: Uuid, &key: NewKey, overlap: Duration, &by: Decider) -> Option<AccessKey>;
+    fn revoke_key(&self, &principal: Principal, id: Uuid, &by: Decider) -> Option<AccessKey>;
     fn remove_keys(&self, &owner: Owner) -> u64;
     fn use_key(&self, &shown: Shown) -> UsedKey;
     fn has_keys(&self) -> bool;
@@ -676,11 +689,11 @@ impl Pins for Faulty {
         Ok(Vec::new())
     }
 
-    async fn set_pin(&self, _: &Pin) -> Result<(), StoreError> {
+    async fn set_pin(&self, _: &Pin, _: &Decider) -> Result<(), StoreError> {
         unreachable!("nobody pins anything at run time here")
     }
 
-    async fn unset_pin(&self, _: Option<&Owner>, _: &str) -> Result<bool, StoreError> {
+    async fn unset_pin(&self, _: Option<&Owner>, _: &str, _: &Decider) -> Result<bool, StoreError> {
         unreachable!("nobody pins anything at run time here")
     }
 }

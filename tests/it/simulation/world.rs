@@ -17,7 +17,7 @@ use errand::{
     services::Services,
     shutdown::Shutdown,
     store::{
-        AttemptView, History as _, HistoryEntry, HistoryFact, JobControl as _, JobFilter, JobView,
+        AttemptView, Decider, History as _, HistoryEntry, HistoryFact, JobControl as _, JobFilter, JobView,
         SharedStore, StoreError, all_jobs,
     },
     supervisor::Supervisor,
@@ -514,7 +514,7 @@ impl World {
     async fn cancel(self: Arc<Self>, id: JobId, at: Duration) {
         self.until(at).await;
         let store = self.store_of(&Life::new(usize::MAX, "cli".to_owned()));
-        drop(store.cancel(&Principal::Operator, id, PERSON).await);
+        drop(store.cancel(&Principal::Operator, id, &Decider::at_command_line(PERSON)).await);
     }
 
     // -----------------------------------------------------------------------------------------
@@ -590,7 +590,7 @@ impl World {
             HeldReason::Unidentified | HeldReason::Unrecognized => return,
         };
         let store = self.store_of(&Life::new(usize::MAX, "cli".to_owned()));
-        drop(store.release(&Principal::Operator, id, release, PERSON).await);
+        drop(store.release(&Principal::Operator, id, release, &Decider::at_command_line(PERSON)).await);
     }
 
     fn log_tells(&self) -> bool {

@@ -11,7 +11,7 @@ use errand::{
 use secrecy::ExposeSecret as _;
 use uuid::Uuid;
 
-use super::{TestStore, on_every_backend};
+use super::{OPERATOR as DECIDER, TestStore, on_every_backend};
 
 const OPERATOR: Principal = Principal::Operator;
 
@@ -27,7 +27,7 @@ fn new_key(principal: &Principal, valid_for: Option<Duration>) -> (NewKey, Shown
 
 async fn add(store: &SharedStore, principal: &Principal, valid_for: Option<Duration>) -> (AccessKey, Shown) {
     let (key, shown) = new_key(principal, valid_for);
-    match store.add_key(&OPERATOR, &key).await.unwrap() {
+    match store.add_key(&OPERATOR, &key, DECIDER).await.unwrap() {
         AddedKey::Added(key) => (key, shown),
         other => panic!("{other:?}"),
     }
@@ -58,9 +58,9 @@ on_every_backend!(a_key_is_found_by_its_secret_until_it_ends, async |t| {
         for wrong in [other, Shown { id: key.id, ..other }, Shown { id: other.id, ..shown }] {
             assert_eq!(t.store.use_key(&wrong).await.unwrap(), UsedKey::Unknown);
         }
-        let revoked = t.store.revoke_key(&OPERATOR, key.id).await.unwrap().unwrap();
+        let revoked = t.store.revoke_key(&OPERATOR, key.id, DECIDER).await.unwrap().unwrap();
         assert!(revoked.revoked_at.is_some());
-        assert_eq!(t.store.revoke_key(&OPERATOR, key.id).await.unwrap(), Some(revoked), "once");
+        assert_eq!(t.store.revoke_key(&OPERATOR, key.id, DECIDER).await.unwrap(), Some(revoked), "once");
         assert_eq!(t.other.use_key(&shown).await.unwrap(), UsedKey::Ended);
 
         let (expired, shown) = add(&t.store, &principal, Some(Duration::ZERO)).await;
@@ -75,7 +75,7 @@ on_every_backend!(a_rotated_key_stays_valid_beside_the_new_one_for_a_while, asyn
     let (old, old_shown) = add(&t.store, &org, Some(DAY)).await;
     assert_eq!(old.valid_for(), Some(DAY));
     let (new, new_shown) = new_key(&org, old.valid_for());
-    let rotated = t.store.rotate_key(&org, old.id, &new, DAY / 2).await.unwrap().unwrap();
+    let rotated = t.store.rotate_key(&org, old.id, &new, DAY / 2, DECIDER).await.unwrap().unwrap();
     assert_eq!((rotated.id, rotated.valid_for()), (new.id, Some(DAY)));
     for shown in [old_shown, new_shown] {
         assert!(is_valid(&t, &shown).await);
@@ -85,14 +85,18 @@ on_every_backend!(a_rotated_key_stays_valid_beside_the_new_one_for_a_while, asyn
     assert_eq!((replaced.replaced_by, replaced.expires_at), (Some(new.id), Some(until)));
 
     let (again, _) = new_key(&org, None);
-    assert_eq!(t.store.rotate_key(&org, old.id, &again, DAY).await.unwrap(), None, "it was replaced before");
+    assert_eq!(
+        t.store.rotate_key(&org, old.id, &again, DAY, DECIDER).await.unwrap(),
+        None,
+        "it was replaced before"
+    );
 
     let (last, _) = new_key(&org, None);
-    assert!(t.store.rotate_key(&org, new.id, &last, Duration::ZERO).await.unwrap().is_some());
+    assert!(t.store.rotate_key(&org, new.id, &last, Duration::ZERO, DECIDER).await.unwrap().is_some());
     assert!(!is_valid(&t, &new_shown).await, "without an overlap it ends at once");
     let (after, _) = new_key(&org, None);
-    assert_eq!(t.store.rotate_key(&org, new.id, &after, DAY).await.unwrap(), None, "it has ended");
-    assert_eq!(t.store.rotate_key(&org, Uuid::now_v7(), &after, DAY).await.unwrap(), None);
+    assert_eq!(t.store.rotate_key(&org, new.id, &after, DAY, DECIDER).await.unwrap(), None, "it has ended");
+    assert_eq!(t.store.rotate_key(&org, Uuid::now_v7(), &after, DAY, DECIDER).await.unwrap(), None);
     assert_eq!(t.store.key(&org, after.id).await.unwrap(), None);
 });
 
@@ -112,19 +116,19 @@ on_every_backend!(an_owner_sees_and_changes_its_own_keys_only, async |t| {
         for (other, shown) in keys.iter().enumerate().filter(|(at, _)| *at != place).map(|(_, key)| key) {
             let (new, _) = new_key(who, None);
             assert_eq!(t.store.key(who, other.id).await.unwrap(), None);
-            assert_eq!(t.store.revoke_key(who, other.id).await.unwrap(), None);
-            assert_eq!(t.store.rotate_key(who, other.id, &new, Duration::ZERO).await.unwrap(), None);
+            assert_eq!(t.store.revoke_key(who, other.id, DECIDER).await.unwrap(), None);
+            assert_eq!(t.store.rotate_key(who, other.id, &new, Duration::ZERO, DECIDER).await.unwrap(), None);
             let (foreign, _) = new_key(&other.principal, None);
-            assert_eq!(t.store.add_key(who, &foreign).await.unwrap(), AddedKey::Foreign);
+            assert_eq!(t.store.add_key(who, &foreign, DECIDER).await.unwrap(), AddedKey::Foreign);
             assert_eq!(
-                t.store.rotate_key(who, keys[place].0.id, &foreign, Duration::ZERO).await.unwrap(),
+                t.store.rotate_key(who, keys[place].0.id, &foreign, Duration::ZERO, DECIDER).await.unwrap(),
                 None
             );
             assert!(is_valid(&t, shown).await, "nothing is changed");
         }
         let (own, _) = new_key(who, None);
-        assert!(matches!(t.store.add_key(who, &own).await.unwrap(), AddedKey::Added(_)));
-        assert!(t.store.revoke_key(who, own.id).await.unwrap().is_some());
+        assert!(matches!(t.store.add_key(who, &own, DECIDER).await.unwrap(), AddedKey::Added(_)));
+        assert!(t.store.revoke_key(who, own.id, DECIDER).await.unwrap().is_some());
     }
 });
 
@@ -135,10 +139,10 @@ on_every_backend!(keys_are_bounded_and_go_some_time_after_their_end, async |t| {
         kept.push(add(&t.store, &org, None).await.0.id);
     }
     let (more, _) = new_key(&org, None);
-    assert_eq!(t.store.add_key(&org, &more).await.unwrap(), AddedKey::TooMany);
+    assert_eq!(t.store.add_key(&org, &more, DECIDER).await.unwrap(), AddedKey::TooMany);
     add(&t.store, &user, None).await;
-    t.store.revoke_key(&org, kept[0]).await.unwrap();
-    assert!(matches!(t.store.add_key(&org, &more).await.unwrap(), AddedKey::Added(_)));
+    t.store.revoke_key(&org, kept[0], DECIDER).await.unwrap();
+    assert!(matches!(t.store.add_key(&org, &more, DECIDER).await.unwrap(), AddedKey::Added(_)));
 
     let ago = |days: u32| {
         if t.is_postgres() {
@@ -181,7 +185,7 @@ on_every_backend!(keys_that_are_rotated_again_and_again_are_bounded_too, async |
     let mut rotated = 0;
     loop {
         let (new, _) = new_key(&org, None);
-        let Some(key) = t.store.rotate_key(&org, newest, &new, DAY).await.unwrap() else { break };
+        let Some(key) = t.store.rotate_key(&org, newest, &new, DAY, DECIDER).await.unwrap() else { break };
         (newest, rotated) = (key.id, rotated + 1);
     }
     assert_eq!(rotated, 2 * MAX_KEYS - 1);

@@ -31,7 +31,7 @@ fn new_action(decision: ActionDecision) -> NewAction {
         until: None,
         force: Force::default(),
         preview: None,
-        by: BY.into(),
+        by: BY.by.to_string(),
     }
 }
 
@@ -91,7 +91,7 @@ on_every_backend!(an_action_is_carried_out_when_it_is_confirmed_and_once, async 
     let new = NewAction { preview: Some(preview(0)), ..new_action(ActionDecision::Release(Release::Failed)) };
     let action = made(t.store.make_action(&OPERATOR, &new, HOUR).await.unwrap());
     assert_eq!((action.id, &action.filter, &action.preview), (new.id, &new.filter, &new.preview));
-    assert_eq!((action.status, &*action.made_by), (ActionStatus::Previewed, BY));
+    assert_eq!((action.status, &*action.made_by), (ActionStatus::Previewed, &*BY.by));
     assert_eq!(action.expires_at, Some(action.created_at + HOUR));
     assert_eq!(t.other.action(&OPERATOR, new.id).await.unwrap(), Some(action.clone()));
     assert!(take(&t.store).await.is_none(), "nobody has confirmed it");
@@ -118,9 +118,9 @@ on_every_backend!(an_action_is_carried_out_when_it_is_confirmed_and_once, async 
     let done = shown(&t.store, new.id).await;
     assert_eq!((done.status, done.has_ended(), &done.progress), (ActionStatus::Done, true, &progress(2)));
     assert!(take(&t.store).await.is_none());
-    assert_eq!(t.store.abort_action(&OPERATOR, new.id, BY).await.unwrap().as_ref(), Some(&done));
+    assert_eq!(t.store.abort_action(&OPERATOR, new.id, &BY.by).await.unwrap().as_ref(), Some(&done));
     assert_eq!(
-        t.store.confirm_action(&OPERATOR, new.id, BY, false).await.unwrap(),
+        t.store.confirm_action(&OPERATOR, new.id, &BY.by, false).await.unwrap(),
         Confirmed::Now(Box::new(done))
     );
 });
@@ -173,10 +173,10 @@ on_every_backend!(effects_are_repeated_only_where_the_confirmation_says_so, asyn
         (NewAction { preview: Some(preview(1)), ..new_action(ActionDecision::Retry) }, false),
     ] {
         t.store.make_action(&OPERATOR, &new, HOUR).await.unwrap();
-        let plain = t.store.confirm_action(&OPERATOR, new.id, BY, false).await.unwrap();
+        let plain = t.store.confirm_action(&OPERATOR, new.id, &BY.by, false).await.unwrap();
         if is_needed {
             assert_eq!(plain, Confirmed::NeedsForce, "{new:?}");
-            let confirmed = now(t.store.confirm_action(&OPERATOR, new.id, BY, true).await.unwrap());
+            let confirmed = now(t.store.confirm_action(&OPERATOR, new.id, &BY.by, true).await.unwrap());
             assert_eq!(confirmed.force, force);
         } else {
             assert_eq!(now(plain).force, Force { effect: false, early: new.force.early });
@@ -187,22 +187,22 @@ on_every_backend!(effects_are_repeated_only_where_the_confirmation_says_so, asyn
 on_every_backend!(a_confirmation_that_comes_too_late_is_refused_and_the_action_goes, async |t| {
     let (late, kept) = (new_action(ActionDecision::Cancel), make(&t.store, &OPERATOR).await);
     made(t.store.make_action(&OPERATOR, &late, Duration::ZERO).await.unwrap());
-    assert_eq!(t.store.confirm_action(&OPERATOR, late.id, BY, false).await.unwrap(), Confirmed::Expired);
+    assert_eq!(t.store.confirm_action(&OPERATOR, late.id, &BY.by, false).await.unwrap(), Confirmed::Expired);
     assert_eq!(t.store.prune_actions(HOUR, 10).await.unwrap(), 1);
     assert_eq!(t.store.action(&OPERATOR, late.id).await.unwrap(), None);
-    assert_eq!(t.store.confirm_action(&OPERATOR, late.id, BY, false).await.unwrap(), Confirmed::Unknown);
+    assert_eq!(t.store.confirm_action(&OPERATOR, late.id, &BY.by, false).await.unwrap(), Confirmed::Unknown);
 
     let aborted = t.store.abort_action(&OPERATOR, kept.id, "alice").await.unwrap().unwrap();
     assert_eq!((aborted.status, aborted.aborted_by.as_deref()), (ActionStatus::Aborted, Some("alice")));
-    assert_eq!(t.store.confirm_action(&OPERATOR, kept.id, BY, false).await.unwrap(), Confirmed::Aborted);
+    assert_eq!(t.store.confirm_action(&OPERATOR, kept.id, &BY.by, false).await.unwrap(), Confirmed::Aborted);
     assert_eq!(t.store.prune_actions(HOUR, 10).await.unwrap(), 0);
     assert_eq!(t.store.prune_actions(Duration::ZERO, 10).await.unwrap(), 1);
-    assert_eq!(t.store.abort_action(&OPERATOR, kept.id, BY).await.unwrap(), None);
+    assert_eq!(t.store.abort_action(&OPERATOR, kept.id, &BY.by).await.unwrap(), None);
 });
 
 on_every_backend!(whoever_is_late_changes_nothing_and_the_next_learns_what_was_being_decided, async |t| {
     let action = start(&t.store, &OPERATOR).await;
-    assert_eq!((action.status, action.confirmed_by.as_deref()), (ActionStatus::Confirmed, Some(BY)));
+    assert_eq!((action.status, action.confirmed_by.as_deref()), (ActionStatus::Confirmed, Some(&*BY.by)));
     let first = t.store.take_action(None, Duration::ZERO).await.unwrap().unwrap();
     let jobs = [JobId::new(), JobId::new()];
     assert!(t.store.record_action(action.id, first.fence, &decide(1, &jobs, Duration::ZERO)).await.unwrap());
@@ -301,14 +301,17 @@ on_every_backend!(an_owner_sees_and_decides_about_its_own_actions_only, async |t
         assert_eq!(t.store.action(who, own[0].id).await.unwrap().as_ref(), Some(&own[0]));
         for other in others {
             assert_eq!(t.store.action(who, other.id).await.unwrap(), None);
-            assert_eq!(t.store.confirm_action(who, other.id, BY, true).await.unwrap(), Confirmed::Unknown);
-            assert_eq!(t.store.abort_action(who, other.id, BY).await.unwrap(), None);
+            assert_eq!(
+                t.store.confirm_action(who, other.id, &BY.by, true).await.unwrap(),
+                Confirmed::Unknown
+            );
+            assert_eq!(t.store.abort_action(who, other.id, &BY.by).await.unwrap(), None);
             assert_eq!(shown(&t.store, other.id).await, other, "nothing is changed");
         }
     }
     let own = t.store.actions(&owners[0], None, 1).await.unwrap().remove(0);
-    now(t.store.confirm_action(&owners[0], own.id, BY, false).await.unwrap());
-    assert!(t.store.abort_action(&OPERATOR, own.id, BY).await.unwrap().unwrap().has_ended());
+    now(t.store.confirm_action(&owners[0], own.id, &BY.by, false).await.unwrap());
+    assert!(t.store.abort_action(&OPERATOR, own.id, &BY.by).await.unwrap().unwrap().has_ended());
 });
 
 on_every_backend!(actions_are_bounded_and_go_with_their_owner, async |t| {
@@ -360,7 +363,7 @@ on_every_backend!(actions_are_bounded_and_go_with_their_owner, async |t| {
     t.store.remove_actions(&a).await.unwrap();
     assert!(t.store.actions(&org, None, 10).await.unwrap().is_empty());
     assert_eq!(shown(&t.store, of_operator[0].id).await.filter, of_operator[0].filter, "it has not ended");
-    t.store.abort_action(&OPERATOR, of_operator[0].id, BY).await.unwrap();
+    t.store.abort_action(&OPERATOR, of_operator[0].id, &BY.by).await.unwrap();
     assert_eq!(t.store.remove_actions(&a).await.unwrap(), 1);
     assert_eq!(t.store.action(&OPERATOR, of_operator[0].id).await.unwrap(), None);
     assert_eq!(shown(&t.store, of_operator[1].id).await.filter, of_operator[1].filter);

@@ -288,7 +288,7 @@ on_every_backend!(what_is_called_off_takes_no_more_and_counts_what_is_held_as_en
     assert_eq!(not(t.store.add_items(&ALL, new_batch.id, 2, &items).await.unwrap()), NotAdded::Sealed);
     let taken = t.taken_now(new_batch.id).await;
     let (doing, orders) = taken.doing.clone().unwrap();
-    assert_eq!((doing, orders.by.as_str(), orders.place), (Doing::Cancel, OPERATOR, None));
+    assert_eq!((doing, orders.by.as_str(), orders.place), (Doing::Cancel, &*OPERATOR.by, None));
     t.store.cancel(&ALL, items[1].id, OPERATOR).await.unwrap();
     let place = t.batch(new_batch.id).await.place();
     t.store.advance_batch(&taken, Some(place)).await.unwrap();

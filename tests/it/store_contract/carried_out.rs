@@ -7,8 +7,8 @@ use errand::{
     job::{AttemptOutcome, HeldReason, JobId, JobSpec, Principal, Release, State},
     maintenance::actions::Actions,
     store::{
-        Action, ActionDecision, ActionStatus, Confirmed, Deciding, Force, JobFilter, MadeAction, NewAction,
-        Preview, Progress, SharedStore, Skip, Step, Then,
+        Action, ActionDecision, ActionStatus, Confirmed, Decider, Deciding, Force, JobFilter, MadeAction,
+        NewAction, Preview, Progress, SharedStore, Skip, Step, Then,
     },
 };
 use serde_json::json;
@@ -28,7 +28,7 @@ impl TestStore {
         let until = Some(self.store.now().await.unwrap());
         let meant = JobFilter { until, ..filter.clone() };
         let found = preview(&self.store, who, decision, &meant, Extent::Bounded).await.unwrap();
-        let (id, by) = (Uuid::now_v7(), BY.to_owned());
+        let (id, by) = (Uuid::now_v7(), BY.by.to_string());
         let new = NewAction { id, decision, filter, until, force, preview: Some(found), by };
         match self.store.make_action(who, &new, CONFIRM_WITHIN).await.unwrap() {
             MadeAction::New(action) => action,
@@ -218,7 +218,7 @@ on_every_backend!(whoever_goes_on_after_a_process_died_decides_about_the_rest_an
     assert!(t.store.record_action(id, taken.fence, &step).await.unwrap());
     let spec = |id: JobId| specs.iter().find(|spec| spec.id == id).unwrap();
     for job in &chunk[..3] {
-        t.store.restart(&OPERATOR, job.id, ALICE, Force::default()).await.unwrap();
+        t.store.restart(&OPERATOR, job.id, &Decider::at_command_line(ALICE), Force::default()).await.unwrap();
     }
     // It dies here. One that it has retried fails again, and a person has called another one off.
     t.fails(spec(chunk[0].id)).await;
@@ -286,7 +286,7 @@ on_every_backend!(an_action_that_is_aborted_in_the_middle_leaves_the_rest, async
     let stop = CancellationToken::new();
     stop.cancel();
     Actions::new(t.store.clone(), Arc::default()).only(id, stop).run_once().await.unwrap();
-    let aborted = t.store.abort_action(&OPERATOR, id, BY).await.unwrap().unwrap();
+    let aborted = t.store.abort_action(&OPERATOR, id, &BY.by).await.unwrap().unwrap();
     let carrying = Actions::new(t.other.clone(), Arc::default());
     assert_eq!(carrying.run_once().await.unwrap(), 0);
     let cancelled = "select count(*) from jobs where state = 'cancelled'";
@@ -301,7 +301,7 @@ on_every_backend!(an_action_that_is_aborted_in_the_middle_leaves_the_rest, async
         while t.count(cancelled).await == count {
             tokio::task::yield_now().await;
         }
-        t.store.abort_action(&OPERATOR, id, BY).await.unwrap();
+        t.store.abort_action(&OPERATOR, id, &BY.by).await.unwrap();
     };
     let (turn, ()) = tokio::join!(turn, abort);
     turn.unwrap();

@@ -71,7 +71,7 @@ on_every_backend!(a_job_is_changed_as_long_as_it_waits_and_not_otherwise, async 
                     let history = t.store.history(&Principal::Operator, id).await.unwrap();
                     let changes = before.spec.changes(&view.spec);
                     let told = history.last().unwrap();
-                    assert_eq!((&*told.by, &told.fact), (OPERATOR, &HistoryFact::Edited { changes }));
+                    assert_eq!((&*told.by, &told.fact), (&*OPERATOR.by, &HistoryFact::Edited { changes }));
                     let again = t.store.edit(&Principal::Operator, &edited, OPERATOR).await.unwrap();
                     assert_eq!(again, Decided::Changed, "it is another one than was read");
                 }
@@ -175,15 +175,16 @@ on_every_backend!(a_job_that_waits_for_a_connection_gives_up_when_it_expires_by_
 on_every_backend!(a_queue_is_paused_by_the_first_until_it_is_resumed, async |t| {
     let queue = "bulk".parse().unwrap();
     assert!(t.store.paused_queues().await.unwrap().is_empty());
-    assert!(t.store.pause_queue(&queue, OPERATOR, "a reason").await.unwrap());
+    assert!(t.store.pause_queue(&queue, &OPERATOR.by, "a reason").await.unwrap());
     assert!(!t.store.pause_queue(&queue, "another", "another reason").await.unwrap());
-    for (by, reason) in [("", "a reason"), (OPERATOR, " "), (OPERATOR, "a\nb"), (OPERATOR, &"x".repeat(501))]
+    for (by, reason) in
+        [("", "a reason"), (&*OPERATOR.by, " "), (&*OPERATOR.by, "a\nb"), (&*OPERATOR.by, &"x".repeat(501))]
     {
         assert!(t.store.pause_queue(&"other".parse().unwrap(), by, reason).await.is_err(), "{reason}");
     }
     let paused = one(t.other.paused_queues().await.unwrap());
     let Pause { by, reason, since } = paused.pause;
-    assert_eq!((paused.queue, &*by, &*reason), (queue.clone(), OPERATOR, "a reason"));
+    assert_eq!((paused.queue, &*by, &*reason), (queue.clone(), &*OPERATOR.by, "a reason"));
     assert!((since.as_second() - t.store.now().await.unwrap().as_second()).abs() < 600);
     assert!(t.store.resume_queue(&queue).await.unwrap());
     assert!(!t.store.resume_queue(&queue).await.unwrap());

@@ -8,7 +8,7 @@ use errand::{
         AttemptOutcome, Ending, ErrorKind, Fence, HeldReason, JobId, LookResult, Principal, Release, State,
         Stop,
     },
-    store::{By, Claim, Finish, Finished, Force, HistoryFact, PutOff, StoreErrorKind},
+    store::{By, Claim, Decider, Finish, Finished, Force, HistoryFact, PutOff, StoreErrorKind},
 };
 use serde_json::json;
 
@@ -66,16 +66,25 @@ impl TestStore {
 on_every_backend!(rare_decisions_are_in_the_history_in_order_with_who_made_them, async |t| {
     let spec = job(json!({}));
     t.claim(&park(&spec, "github")).await;
-    t.store.release(&Principal::Operator, spec.id, Release::Retry, "alice").await.unwrap();
+    t.store
+        .release(&Principal::Operator, spec.id, Release::Retry, &Decider::at_command_line("alice"))
+        .await
+        .unwrap();
     let first = t.run(&spec).await;
     t.finish(&first.end(verify(), AttemptOutcome::Unknown)).await;
     t.store.put_off(&put_off(&first, 0, Some(LEASE), Some("it says 503"))).await.unwrap();
     t.store.put_off(&put_off(&first, 1, None, None)).await.unwrap();
-    t.store.release(&Principal::Operator, spec.id, Release::Retry, "bob").await.unwrap();
+    t.store
+        .release(&Principal::Operator, spec.id, Release::Retry, &Decider::at_command_line("bob"))
+        .await
+        .unwrap();
     let second = t.run(&spec).await;
-    t.store.cancel(&Principal::Operator, spec.id, "carol").await.unwrap();
+    t.store.cancel(&Principal::Operator, spec.id, &Decider::at_command_line("carol")).await.unwrap();
     t.finish(&second.end(fail(), AttemptOutcome::ToolFailed)).await;
-    t.store.restart(&Principal::Operator, spec.id, "dave", Force::default()).await.unwrap();
+    t.store
+        .restart(&Principal::Operator, spec.id, &Decider::at_command_line("dave"), Force::default())
+        .await
+        .unwrap();
     let third = t.run(&spec).await;
     t.finish(&third.rescue(verify())).await;
     t.finish(&looked_up(&third, succeed("1"), AttemptOutcome::Succeeded)).await;
@@ -244,7 +253,7 @@ on_every_backend!(a_release_that_forgets_an_account_says_which, async |t| {
     }
     assert_eq!(t.facts(named.id).await, [waits, go_on]);
     let by = async |run: &RunningJob| t.decided(run.id).await.swap_remove(1).0;
-    assert_eq!((&*by(&by_errand).await, &*by(&by_person).await), ("errand: connections", OPERATOR));
+    assert_eq!((&*by(&by_errand).await, &*by(&by_person).await), ("errand: connections", &*OPERATOR.by));
 });
 
 on_every_backend!(a_decision_without_a_name_of_a_person_is_refused, async |t| {
@@ -252,6 +261,7 @@ on_every_backend!(a_decision_without_a_name_of_a_person_is_refused, async |t| {
         (t.in_state(State::Running).await, t.in_state(State::Failed).await, t.in_state(State::Held).await);
     let long = "ü".repeat(MAX_DECIDER_CHARS);
     for by in ["", " ", "a\0b", "a\nb", "errand: worker", &format!("{long}x")] {
+        let by = &Decider::at_command_line(by.to_owned());
         let refusals = [
             t.store.cancel(&Principal::Operator, running, by).await.unwrap_err(),
             t.store.restart(&Principal::Operator, failed, by, Force::default()).await.unwrap_err(),
@@ -261,7 +271,10 @@ on_every_backend!(a_decision_without_a_name_of_a_person_is_refused, async |t| {
     }
     assert!(!t.view(running).await.cancel_requested);
     assert_eq!((t.state(failed).await, t.state(held).await), (State::Failed, State::Held));
-    t.store.release(&Principal::Operator, held, Release::Failed, &long).await.unwrap();
+    t.store
+        .release(&Principal::Operator, held, Release::Failed, &Decider::at_command_line(long.clone()))
+        .await
+        .unwrap();
     assert_eq!(t.decided(held).await[1], (long, None, released(Release::Failed)));
 });
 

@@ -84,7 +84,7 @@ on_every_backend!(a_job_that_has_not_run_is_only_released_to_run, async |t| {
             .await
             .unwrap()
             .iter()
-            .all(|entry| entry.by != OPERATOR)
+            .all(|entry| entry.by != OPERATOR.by)
     );
     let answer = t.store.release(&Principal::Operator, spec.id, Release::Retry, OPERATOR).await.unwrap();
     assert_eq!(answer, Decided::Now(State::Available));
@@ -108,7 +108,7 @@ on_every_backend!(
         assert!(matches!(release(spec.id, FORCE).await, Decided::Illegal(_)));
         assert_eq!(release(JobId::new(), FORCE).await, Decided::Unknown);
         let history = t.store.history(&Principal::Operator, spec.id).await.unwrap();
-        assert_eq!(history.last().map(|entry| &*entry.by), Some(OPERATOR));
+        assert_eq!(history.last().map(|entry| &*entry.by), Some(&*OPERATOR.by));
     }
 );
 

@@ -1,7 +1,7 @@
 //! The guarantees of `errand::store`, each tested on every backend. A noun has the same file name here and in
 //! `src/store`.
 
-use std::{sync::Arc, time::Duration};
+use std::{borrow::Cow, sync::Arc, time::Duration};
 
 use errand::{
     clock,
@@ -10,7 +10,8 @@ use errand::{
         PinnedBy, Principal, RequestId, State, Stop, WorkerId,
     },
     store::{
-        Bind, By, Claim, ClaimReceipt, Claimed, Finish, Finished, Force, Inserted, JobView, SharedStore,
+        Bind, By, COMMAND_LINE, Claim, ClaimReceipt, Claimed, Decider, Finish, Finished, Force, Inserted,
+        JobView, SharedStore,
         postgres::{PostgresOptions, PostgresStore},
         sqlite::{SqliteOptions, SqliteStore},
     },
@@ -33,6 +34,7 @@ mod answers;
 mod audit;
 mod batches;
 mod carried_out;
+mod changes;
 mod checks;
 mod claims;
 mod connections;
@@ -418,4 +420,5 @@ fn late(state: State) -> Finished {
 const LEASE: Duration = Duration::from_secs(30);
 
 /// Who decides in tests.
-pub(crate) const OPERATOR: &str = "an operator";
+pub(crate) const OPERATOR: &Decider =
+    &Decider { by: Cow::Borrowed("an operator"), origin: Cow::Borrowed(COMMAND_LINE) };

@@ -5,11 +5,12 @@ use std::time::Duration;
 use errand::{
     bounds::MAX_LOOK_SCATTERED,
     job::{
-        AttemptOutcome, Edit, Effect, EnvelopeReason, ErrorKind, HeldReason, JobId, Owner, Principal,
+        AttemptOutcome, Edit, Effect, EnvelopeReason, ErrorKind, HeldReason, JobId, Owner, Pin, Principal,
         Release, State,
     },
     store::{
-        ActionDecision, Edited, JobFilter, NewAction, Rejected, RejectedFilter, Repeat, SeenJob, SharedStore,
+        ActionDecision, ChangeFilter, Edited, JobFilter, NewAction, Rejected, RejectedFilter, Repeat,
+        SeenJob, SharedStore,
     },
 };
 use std::sync::Arc;
@@ -70,6 +71,9 @@ impl Things {
         let failed = run().await;
         t.finish(&failed.end(fail(), AttemptOutcome::ToolFailed)).await;
         (things.failed, things.running) = (failed.id, run().await.id);
+        let pin =
+            Pin { owner: Some(owner.clone()), toolkit: things.tool.to_lowercase(), version: "1".into() };
+        t.store.set_pin(&pin, OPERATOR).await.unwrap();
         let repeat = Repeat { job: things.held[0], id: things.alias, asked: None };
         t.store.note_repeats(&[repeat]).await.unwrap();
         let message = Rejected {
@@ -91,7 +95,7 @@ impl Things {
                 until: None,
                 force: FORCE,
                 preview: None,
-                by: OPERATOR.into(),
+                by: OPERATOR.by.to_string(),
             };
             let who = Principal::Owner(owner.clone());
             t.store.make_action(&who, &action, Duration::from_secs(3_600)).await.unwrap();
@@ -108,6 +112,10 @@ impl Things {
 
     fn jobs(&self) -> JobFilter {
         JobFilter { tool: Some(self.tool.clone()), ..JobFilter::default() }
+    }
+
+    fn changes(&self) -> ChangeFilter {
+        ChangeFilter { object: Some(self.tool.to_lowercase()), ..ChangeFilter::default() }
     }
 
     fn messages(&self) -> RejectedFilter {
@@ -160,8 +168,9 @@ calls! { |store, who, of|
     Decision release_to_run = store.release_to_run(who, of.held[3], OPERATOR, FORCE);
     Read seen_jobs = store.seen_jobs(who, &seen(store, of).await);
     Read action = store.action(who, of.actions[0]);
-    Decision confirm_action = store.confirm_action(who, of.actions[0], OPERATOR, true);
-    Read abort_action = store.abort_action(who, of.actions[1], OPERATOR);
+    Decision confirm_action = store.confirm_action(who, of.actions[0], &OPERATOR.by, true);
+    Read abort_action = store.abort_action(who, of.actions[1], &OPERATOR.by);
+    Read changes = store.changes(who, &of.changes(), None, 10);
     Message rejected = store.rejected(who, &of.messages(), None, 10);
     Message rejected_message = store.rejected_message(who, of.message);
     Message rejected_as = store.rejected_as(who, of.held[0]);

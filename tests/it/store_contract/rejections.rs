@@ -2,7 +2,7 @@
 
 use errand::{
     job::{EnvelopeReason, Principal},
-    store::{Rejected, RejectedFilter, StoreErrorKind},
+    store::{Decider, Rejected, RejectedFilter, StoreErrorKind},
 };
 use uuid::Uuid;
 
@@ -133,12 +133,25 @@ on_every_backend!(a_corrected_body_is_kept_beside_the_own_one_with_who_gave_it, 
     };
     t.store.reject(std::slice::from_ref(&rejected)).await.unwrap();
     assert!(
-        t.store.mark_requeued(&Principal::Operator, rejected.id, "errand: worker", None).await.is_err(),
+        t.store
+            .mark_requeued(
+                &Principal::Operator,
+                rejected.id,
+                &Decider::at_command_line("errand: worker"),
+                None
+            )
+            .await
+            .is_err(),
         "that is nobody"
     );
     assert!(
         t.store
-            .mark_requeued(&Principal::Operator, rejected.id, "alice", Some(b"{}".to_vec()))
+            .mark_requeued(
+                &Principal::Operator,
+                rejected.id,
+                &Decider::at_command_line("alice"),
+                Some(b"{}".to_vec())
+            )
             .await
             .unwrap()
     );

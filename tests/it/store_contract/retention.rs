@@ -290,6 +290,7 @@ const BOUNDS: &[(&str, &str)] = &[
         "go with their job, which has up to bounds::MAX_ALIASES; maintenance::prune sweeps the rest",
     ),
     ("claims", "Leases::forget_workers, when nothing of them runs"),
+    ("changes", "maintenance::prune, by retention.audit_log_days"),
     ("workers", "Leases::forget_workers, some time after the last beat"),
     ("awaited", "Connections::take_awaited, when no job waits"),
     ("pins", "as many as people set"),

@@ -77,6 +77,7 @@ const OWNERS: &[(&str, &[&str])] = &[
             "src/job/outcome.rs",
             "src/store/batches.rs",
             "src/store/filter_json.rs",
+            "src/store/changes.rs",
             "src/store/history.rs",
             "src/store/job_control.rs",
             "src/store/pauses.rs",

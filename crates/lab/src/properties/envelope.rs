@@ -79,6 +79,7 @@ fn rejected(error: &EnvelopeError) {
         | EnvelopeReason::BodyConflict
         | EnvelopeReason::KeyConflict
         | EnvelopeReason::ReplyRefused
+        | EnvelopeReason::PublisherRefused
         | EnvelopeReason::UnknownJob => {
             panic!("no bytes alone are the reason: {}", error.reason)
         }
@@ -209,7 +210,7 @@ mod tests {
             (EnvelopeReason::Malformed, "\0"),
             (EnvelopeReason::KeyConflict, "x"),
         ] {
-            let error = EnvelopeError { reason, message: message.to_owned() };
+            let error = EnvelopeError { reason, message: message.to_owned(), field: None };
             assert!(panics(move || rejected(&error)), "{message:?}");
         }
     }

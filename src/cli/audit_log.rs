@@ -1,0 +1,100 @@
+//! `errand audit-log`: who changed what.
+
+use jiff::Timestamp;
+
+use super::{
+    context::Context,
+    exit::Exit,
+    output::{self, Format},
+    value,
+};
+use crate::{
+    job::Principal,
+    store::{Change, ChangeFilter, ObjectKind, Place},
+};
+
+const EXAMPLES: &str = "\
+Examples:
+  errand audit-log --since 24h
+  errand audit-log --kind key --owner org:org-7
+  errand audit-log --kind job --id 0190b0a0-0000-7000-8000-000000000001 --json
+
+It tells of what people and keys changed: keys, jobs, pins, rejected messages and owners that were
+erased. What errand decides about a job by itself is in the history of the job (`errand jobs show`).
+Entries are kept for retention.audit_log_days.";
+
+/// List who changed what, and from where, newest first.
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub(super) struct Args {
+    /// About objects of this kind.
+    #[arg(long, value_parser = value::word::<ObjectKind>(ObjectKind::WORDS))]
+    kind: Option<ObjectKind>,
+    /// About the object with this ID; of pins, the toolkit.
+    #[arg(long, value_name = "ID")]
+    id: Option<String>,
+    #[command(flatten)]
+    owner: value::AnyOwner,
+    /// Made by this person, or by a key: "key ID".
+    #[arg(long, value_name = "NAME")]
+    by: Option<String>,
+    /// Made then or later: RFC 3339, or a time ago such as 24h.
+    #[arg(long, value_name = "TIME", value_parser = value::past)]
+    since: Option<Timestamp>,
+    /// Made before then: RFC 3339, or a time ago such as 24h.
+    #[arg(long, value_name = "TIME", value_parser = value::past)]
+    until: Option<Timestamp>,
+    /// Go on with a list that ended here.
+    #[arg(long, value_name = "CURSOR")]
+    before: Option<Place>,
+    /// List up to N entries.
+    #[arg(long, default_value_t = 50, value_parser = value::limit)]
+    limit: usize,
+    #[command(flatten)]
+    format: Format,
+}
+
+pub(super) async fn run(args: Args, context: &Context) -> anyhow::Result<Exit> {
+    let store = context.store()?;
+    let filter = ChangeFilter {
+        kind: args.kind,
+        object: args.id,
+        owner: args.owner.owner()?,
+        by: args.by,
+        since: args.since,
+        until: args.until,
+    };
+    let changes = store.changes(&Principal::Operator, &filter, args.before, args.limit).await?;
+    store.close().await;
+    list(&changes, args.format)?;
+    if changes.len() == args.limit
+        && let Some(last) = changes.last()
+    {
+        output::note(format!("there may be more; go on with the same filters and --before {}", last.place()));
+    }
+    Ok(Exit::Success)
+}
+
+fn list(changes: &[Change], format: Format) -> anyhow::Result<()> {
+    let header = ["AT", "WHAT", "BY", "FROM", "OWNER", "OBJECT", "BEFORE", "AFTER"];
+    let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
+    output::print_list(
+        changes,
+        format,
+        |change| serde_json::to_string(&change.json()),
+        "no changes match",
+        header,
+        |change| {
+            [
+                output::moment(change.at),
+                change.what.to_string(),
+                change.by.clone(),
+                change.origin.clone(),
+                or_dash(change.owner.as_ref().map(ToString::to_string)),
+                or_dash(change.object.clone()),
+                or_dash(change.before.as_ref().map(|json| json.get().to_owned())),
+                or_dash(change.after.as_ref().map(|json| json.get().to_owned())),
+            ]
+        },
+    )
+}
