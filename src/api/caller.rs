@@ -24,6 +24,7 @@ use uuid::Uuid;
 
 use super::{
     browser,
+    limits::{Rate, Room},
     problem::{Kind, Problem},
     request::{text, whole_body},
 };
@@ -172,6 +173,8 @@ pub(super) struct Gate {
     /// Since when it is known that there has been none.
     without_keys: Mutex<Option<Instant>>,
     known: Cache<[u8; 32], (AccessKey, Instant)>,
+    rate: Rate,
+    room: Arc<Room>,
     failures: Mutex<HashMap<IpAddr, Failures>>,
 }
 
@@ -182,13 +185,15 @@ struct Failures {
 }
 
 impl Gate {
-    pub(super) fn new(store: SharedStore, is_on_loopback: bool) -> Self {
+    pub(super) fn new(store: SharedStore, is_on_loopback: bool, rate: Rate) -> Self {
         Self {
             store,
             is_on_loopback,
             required: AtomicBool::new(false),
             without_keys: Mutex::default(),
             known: Cache::new(MAX_KNOWN),
+            rate,
+            room: Room::new(),
             failures: Mutex::default(),
         }
     }
@@ -326,10 +331,17 @@ pub(super) async fn authenticate(
     let (mut head, body) = request.into_parts();
     let admitted = async {
         let shown = Showing::of(&head.headers)?;
-        Ok((shown, gate.admit(shown, &head, peer).await?))
+        let caller = gate.admit(shown, &head, peer).await?;
+        let key = caller.key.map(|(id, _)| id);
+        if let Some(key) = key {
+            gate.rate.take(key, Instant::now())?;
+        }
+        Ok((shown, caller, key))
     };
-    let (shown, caller) = admitted.await.map_err(unread)?;
-    let body = whole_body(head.uri.path(), &head.headers, body).await.map_err(unread)?;
+    let (shown, caller, key) = admitted.await.map_err(unread)?;
+    // The room is taken until the request is answered, because as long its body may be in memory.
+    let read = whole_body(&gate.room, key, head.uri.path(), &head.headers, body);
+    let (body, _taken) = read.await.map_err(unread)?;
     gate.admit_still(shown, peer).await.map_err(Problem::into_response)?;
     head.extensions.insert(caller);
     let begun = Instant::now();

@@ -191,7 +191,7 @@ macro_rules! problems {
 
 problems! {
     /// What any request may meet.
-    OfAnyRequest: Unauthorized Forbidden ForeignOrigin TooManyRequests Internal Unavailable;
+    OfAnyRequest: Unauthorized Forbidden ForeignOrigin TooManyRequests Busy Internal Unavailable;
     /// What a request may meet that needs no key.
     OfTheDescription: Internal;
     /// What a request may meet that has parameters or a body.

@@ -49,7 +49,8 @@ pub struct Monitoring {
 struct Shared {
     metrics: PrometheusHandle,
     process: metrics_process::Collector,
-    health: Arc<Health>,
+    /// None in a process that runs no jobs.
+    health: Option<Arc<Health>>,
     /// The turn to write metrics down, which takes a thread and processor time from jobs.
     rendering: Arc<Semaphore>,
 }
@@ -59,7 +60,7 @@ impl Monitoring {
     pub async fn bind(
         address: SocketAddr,
         metrics: PrometheusHandle,
-        health: Arc<Health>,
+        health: Option<Arc<Health>>,
     ) -> std::io::Result<Self> {
         let listener = TcpListener::bind(address).await?;
         let process = metrics_process::Collector::default();
@@ -74,11 +75,13 @@ impl Monitoring {
 
     /// Serves until `stop`. Metrics are the last thing to go, so that a shutdown can be watched.
     pub async fn run(self, stop: CancellationToken) {
-        let router = Router::new()
+        let mut router = Router::new()
             .route("/metrics", get(serve_metrics))
-            .route("/health/live", get(|| async { "alive\n" }))
-            .route("/health/ready", get(ready))
-            .with_state(self.state);
+            .route("/health/live", get(|| async { "alive\n" }));
+        if let Some(health) = self.state.health.clone() {
+            router = router.route("/health/ready", get(move || ready(health.clone())));
+        }
+        let router = router.with_state(self.state);
         // The eldest first.
         let mut open: VecDeque<JoinHandle<()>> = VecDeque::with_capacity(MAX_CONNECTIONS);
         while let Some(accepted) = stop.run_until_cancelled(self.listener.accept()).await {
@@ -125,7 +128,9 @@ pub async fn metrics_maintenance(metrics: PrometheusHandle, stop: CancellationTo
 }
 
 async fn serve_metrics(State(shared): State<Shared>) -> impl IntoResponse {
-    shared.health.refresh_gauges();
+    if let Some(health) = &shared.health {
+        health.refresh_gauges();
+    }
     // One at a time, also after a client has gone: what waits for its turn ends with its connection.
     let Ok(turn) = shared.rendering.clone().acquire_owned().await else {
         return StatusCode::SERVICE_UNAVAILABLE.into_response();
@@ -142,8 +147,8 @@ async fn serve_metrics(State(shared): State<Shared>) -> impl IntoResponse {
     }
 }
 
-async fn ready(State(shared): State<Shared>) -> (StatusCode, Json<Readiness>) {
-    let readiness = shared.health.readiness();
+async fn ready(health: Arc<Health>) -> (StatusCode, Json<Readiness>) {
+    let readiness = health.readiness();
     let status = if readiness.ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (status, Json(readiness))
 }

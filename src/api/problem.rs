@@ -52,8 +52,10 @@ string_enum! {
         EditedMeanwhile = "edited-meanwhile",
         /// It would perhaps repeat an effect, or run too early, and was not forced.
         NeedsForce = "needs-force",
-        /// Too many wrong keys came from its address, or too much is under way.
+        /// Too many wrong keys came from its address, or too much from its key, or too much is under way.
         TooManyRequests = "too-many-requests",
+        /// Others have sent too much at once.
+        Busy = "busy",
         /// The database does not answer.
         Unavailable = "unavailable",
         Internal = "internal",
@@ -86,7 +88,7 @@ impl Kind {
             Self::WrongState | Self::NeedsForce | Self::OutOfOrder => StatusCode::CONFLICT,
             Self::EditedMeanwhile => StatusCode::PRECONDITION_FAILED,
             Self::TooManyRequests => StatusCode::TOO_MANY_REQUESTS,
-            Self::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Busy | Self::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
             Self::NoToolApi => StatusCode::NOT_IMPLEMENTED,
             Self::ToolApi => StatusCode::BAD_GATEWAY,
             Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
@@ -112,7 +114,8 @@ impl Kind {
             Self::WrongState => "The state does not allow this",
             Self::NeedsForce => "This has to be forced",
             Self::EditedMeanwhile => "It is not as it was read",
-            Self::TooManyRequests => "Too many requests",
+            Self::TooManyRequests => "There are too many requests",
+            Self::Busy => "The API is busy",
             Self::Unavailable => "The database does not answer",
             Self::Internal => "errand failed",
             Self::ToolApi => "The tool API does not answer",
@@ -129,6 +132,8 @@ pub(super) struct Problem {
     detail: String,
     /// What is wrong with the items of a batch, as far as that is what is wrong.
     errors: Vec<ItemError>,
+    /// In how many seconds the same may be sent again, where that is not as usual for the kind.
+    again_in: Option<u16>,
 }
 
 /// What is wrong with one item of a batch.
@@ -155,7 +160,12 @@ impl Serialize for ItemFault {
 
 impl Problem {
     pub(super) fn new(kind: Kind, detail: impl Into<String>) -> Self {
-        Self { kind, detail: detail.into(), errors: Vec::new() }
+        Self { kind, detail: detail.into(), errors: Vec::new(), again_in: None }
+    }
+
+    /// Says in how many seconds the same may be sent again.
+    pub(super) fn again_in(self, seconds: u16) -> Self {
+        Self { again_in: Some(seconds), ..self }
     }
 
     /// A batch that is refused because of some of its items.
@@ -252,7 +262,7 @@ impl From<StoreError> for Problem {
 
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
-        let Self { kind, detail, errors } = self;
+        let Self { kind, detail, errors, again_in } = self;
         let mut body = json!({
             "type": kind.urn(),
             "title": kind.title(),
@@ -265,12 +275,15 @@ impl IntoResponse for Problem {
         let json = HeaderValue::from_static(PROBLEM_JSON);
         let mut answer = (kind.status(), [(header::CONTENT_TYPE, json)], body.to_string()).into_response();
         let more = match kind {
-            Kind::Unavailable => Some((header::RETRY_AFTER, "2")),
+            Kind::Busy | Kind::Unavailable => Some((header::RETRY_AFTER, "2")),
             Kind::TooManyRequests => Some((header::RETRY_AFTER, "10")),
             Kind::Unauthorized => Some((header::WWW_AUTHENTICATE, "Bearer")),
             _ => None,
         };
         answer.headers_mut().extend(more.map(|(name, value)| (name, HeaderValue::from_static(value))));
+        if let Some(seconds) = again_in {
+            answer.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
         answer
     }
 }

@@ -1,9 +1,9 @@
 //! What requests bring along: bodies, headers and parameters, read within bounds.
 
-use std::{collections::BTreeMap, fmt, str::FromStr, time::Duration};
+use std::{collections::BTreeMap, fmt, str::FromStr, sync::Arc, time::Duration};
 
 use axum::{
-    body::{Body, Bytes, to_bytes},
+    body::{Body, Bytes, HttpBody as _, to_bytes},
     extract::Request,
     http::{HeaderMap, header},
 };
@@ -17,9 +17,11 @@ use utoipa::{
         schema::Type,
     },
 };
+use uuid::Uuid;
 
 use super::{
     described::{line, number, optional},
+    limits::{Room, Taken},
     problem::{Kind, Problem},
 };
 use crate::bounds::{MAX_CHUNK_BYTES, MAX_ENVELOPE_BYTES};
@@ -82,8 +84,14 @@ async fn in_memory(body: Body) -> Result<Bytes, Problem> {
         .map_err(|_| Problem::new(Kind::Internal, "errand lost the body of this request"))
 }
 
-/// The body of a request, read within bounds.
-pub(super) async fn whole_body(path: &str, headers: &HeaderMap, body: Body) -> Result<Bytes, Problem> {
+/// The body of a request, read within bounds, and the room that it takes.
+pub(super) async fn whole_body(
+    room: &Arc<Room>,
+    key: Option<Uuid>,
+    path: &str,
+    headers: &HeaderMap,
+    body: Body,
+) -> Result<(Bytes, Option<Taken>), Problem> {
     let most = if path.starts_with("/v1/batches") { MAX_CHUNK_BYTES } else { MAX_ENVELOPE_BYTES };
     let too_large = || {
         let detail = format!(
@@ -96,11 +104,19 @@ pub(super) async fn whole_body(path: &str, headers: &HeaderMap, body: Body) -> R
     if announced.is_some_and(|length| length > most as u64) {
         return Err(too_large());
     }
+    if body.is_end_stream() {
+        return Ok((Bytes::new(), None));
+    }
+    let announced = announced.and_then(|length| usize::try_from(length).ok());
+    let mut taken = room.take(key, announced.unwrap_or(most).min(most)).await?;
     match tokio::time::timeout(BODY_TIMEOUT, to_bytes(body, most)).await {
         Err(_) => {
             Err(Problem::new(Kind::Timeout, format!("send the body within {} s", BODY_TIMEOUT.as_secs())))
         }
-        Ok(Ok(body)) => Ok(body),
+        Ok(Ok(body)) => {
+            taken.keep(body.len());
+            Ok((body, Some(taken)))
+        }
         // Where the client went away nobody reads this.
         Ok(Err(_)) => Err(too_large()),
     }

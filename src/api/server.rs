@@ -20,6 +20,7 @@ use hyper_util::{
 };
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::{
+    io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore},
 };
@@ -28,12 +29,18 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use super::{
     actions, audit_log, batches,
     caller::{self, Gate, Peer},
+    cors::{Origins, tell_browsers},
     decisions, desk,
     document::{self, DescribedRoutes},
-    edit, jobs, keys, pins,
+    edit, jobs, keys,
+    limits::Rate,
+    measure::measure,
+    pins,
     problem::{Kind, Problem},
     queues, rejected,
     shared::{Description, Parts, Shared},
+    slow_reader::SlowReader,
+    tls::{Seen, Tls, TlsFiles},
     waiters::Waiters,
 };
 use crate::telemetry::metrics;
@@ -62,16 +69,37 @@ pub struct Api {
     routes: Router<Shared>,
     description: Description,
     is_on_loopback: bool,
+    options: Options,
+    tls: Option<(Arc<Tls>, Seen)>,
+}
+
+/// What is set about the API as a whole.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    /// The origins of web pages that may use it; `*` is every one.
+    pub cors_origins: Vec<String>,
+    /// The most requests of a key per second; 0 is no limit.
+    pub requests_per_second: u32,
+    /// Its certificate. Without one it speaks plain HTTP.
+    pub tls: Option<TlsFiles>,
 }
 
 impl Api {
     /// Binds the address, so that a port in use is known before anything else starts.
-    pub async fn bind(address: SocketAddr, parts: Parts) -> std::io::Result<Self> {
+    ///
+    /// # Errors
+    /// The address cannot be bound, or the certificate cannot be used.
+    pub async fn bind(address: SocketAddr, parts: Parts, options: Options) -> std::io::Result<Self> {
+        let tls = options.tls.clone().map(Tls::new).transpose()?;
         let listener = TcpListener::bind(address).await?;
         let address = listener.local_addr()?;
         let DescribedRoutes { router: routes, paths } = routes();
-        let description = Description::new(paths, &format!("http://{address}"))?;
-        Ok(Self { listener, parts, routes, description, is_on_loopback: address.ip().is_loopback() })
+        let description = Description::new(
+            paths,
+            &format!("{}://{address}", if tls.is_some() { "https" } else { "http" }),
+        )?;
+        let is_on_loopback = address.ip().is_loopback();
+        Ok(Self { listener, parts, routes, description, is_on_loopback, options, tls })
     }
 
     pub fn address(&self) -> std::io::Result<SocketAddr> {
@@ -80,16 +108,26 @@ impl Api {
 
     /// Serves until `stop`. Then those who wait get their answers, and requests that are under way end within ten seconds.
     pub async fn run(self, stop: CancellationToken) {
-        let Self { listener, parts, routes, description, is_on_loopback } = self;
+        let Self { listener, parts, routes, description, is_on_loopback, options, tls } = self;
         let waiters = Waiters::new(parts.store.clone(), stop.clone());
         let looking = tokio::spawn({
             let waiters = waiters.clone();
             async move { waiters.run().await }
         });
-        let gate = Arc::new(Gate::new(parts.store.clone(), is_on_loopback));
+        let tls = tls.map(|(tls, seen)| {
+            let renewing = {
+                let (tls, stop) = (tls.clone(), stop.clone());
+                async move { tls.renew(seen, stop).await }
+            };
+            tokio::spawn(renewing);
+            tls
+        });
+        let gate =
+            Arc::new(Gate::new(parts.store.clone(), is_on_loopback, Rate::new(options.requests_per_second)));
+        let origins = Origins::new(options.cors_origins);
         let chunks = Arc::new(Semaphore::new(MAX_CHUNKS));
         let shared = Shared { parts: Arc::new(parts), waiters, glimpse: Arc::default(), description, chunks };
-        let router = router(routes, shared, gate);
+        let router = router(routes, shared, gate, origins);
         let room = Arc::new(Semaphore::new(most_connections()));
         let connections = TaskTracker::new();
         let accepting = async {
@@ -98,13 +136,11 @@ impl Api {
                 let Ok(permit) = room.clone().acquire_owned().await else { return };
                 match listener.accept().await {
                     Ok((stream, peer)) => {
-                        connections.spawn(serve(
-                            stream,
-                            Peer(peer.ip()),
-                            router.clone(),
-                            permit,
-                            stop.clone(),
-                        ));
+                        let (tls, router, stop) = (tls.clone(), router.clone(), stop.clone());
+                        connections.spawn(async move {
+                            let _open = Open::new(permit);
+                            serve_any(stream, tls, Peer(peer.ip()), router, stop).await;
+                        });
                     }
                     // As when the process is out of files.
                     Err(_) => tokio::time::sleep(ACCEPT_PAUSE).await,
@@ -176,7 +212,7 @@ fn routes() -> DescribedRoutes {
         .route(document::__path_docs, document::docs)
 }
 
-fn router(routes: Router<Shared>, shared: Shared, gate: Arc<Gate>) -> Router {
+fn router(routes: Router<Shared>, shared: Shared, gate: Arc<Gate>, origins: Origins) -> Router {
     let not_found = || async { Problem::new(Kind::NotFound, "there is no such path; GET /docs lists them") };
     let other_method =
         || async { Problem::new(Kind::MethodNotAllowed, "the header `Allow` names the methods") };
@@ -187,6 +223,8 @@ fn router(routes: Router<Shared>, shared: Shared, gate: Arc<Gate>) -> Router {
         .layer(DefaultBodyLimit::disable())
         .layer(from_fn_with_state(gate, caller::authenticate))
         .layer(from_fn(survive_panics))
+        .layer(from_fn(measure))
+        .layer(from_fn_with_state(origins, tell_browsers))
         .layer(map_response(secure))
         .with_state(shared)
 }
@@ -207,14 +245,45 @@ async fn secure(mut answer: Response) -> Response {
     answer
 }
 
-/// Answers the requests of one connection, one after the other, until it is closed or idle for too long, or until `stop`.
-async fn serve(
+/// An open connection, which is counted.
+#[derive(Debug)]
+struct Open {
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Open {
+    fn new(permit: OwnedSemaphorePermit) -> Self {
+        metrics::API_CONNECTIONS.change([], 1.0);
+        Self { _permit: permit }
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        metrics::API_CONNECTIONS.change([], -1.0);
+    }
+}
+
+/// Serves a connection, after its handshake where there is a certificate.
+async fn serve_any(
     stream: TcpStream,
+    tls: Option<Arc<Tls>>,
     peer: Peer,
     router: Router,
-    permit: OwnedSemaphorePermit,
     stop: CancellationToken,
 ) {
+    let Some(tls) = tls else { return serve(stream, peer, router, stop).await };
+    match tls.accept(stream).await {
+        Ok(stream) => serve(stream, peer, router, stop).await,
+        Err(error) => tracing::trace!(%error, "a connection to the API ended before its handshake did"),
+    }
+}
+
+/// Answers the requests of one connection, one after the other, until it is closed or idle for too long, or until `stop`.
+async fn serve<S>(stream: S, peer: Peer, router: Router, stop: CancellationToken)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT).max_buf_size(MAX_HEAD_BYTES);
     let router = TowerToHyperService::new(router);
@@ -222,7 +291,7 @@ async fn serve(
         request.extensions_mut().insert(peer);
         router.call(request)
     });
-    let serving = http.serve_connection(TokioIo::new(stream), service);
+    let serving = http.serve_connection(TokioIo::new(SlowReader::new(stream)), service);
     tokio::pin!(serving);
     let ended = tokio::select! {
         ended = serving.as_mut() => ended,
@@ -233,7 +302,6 @@ async fn serve(
     };
     // What goes wrong with a connection is nothing that an operator could mend here.
     tracing::trace!(?ended, "a connection to the API is closed");
-    drop(permit);
 }
 
 #[cfg(test)]
@@ -252,8 +320,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let (stream, _) = listener.accept().await.unwrap();
-        let permit = Arc::new(Semaphore::new(1)).acquire_owned().await.unwrap();
-        tokio::spawn(serve(stream, Peer([127, 0, 0, 1].into()), router, permit, CancellationToken::new()));
+        tokio::spawn(serve(stream, Peer([127, 0, 0, 1].into()), router, CancellationToken::new()));
         for path in ["/panics", "/works"] {
             let close = if path == "/works" { "Connection: close\r\n" } else { "" };
             let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n{close}\r\n");

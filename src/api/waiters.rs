@@ -18,6 +18,7 @@ use crate::{
     job::{BatchId, JobId},
     store::{SharedStore, StoreError},
     sync::lock,
+    telemetry::metrics,
 };
 
 /// The shortest time between two looks.
@@ -61,6 +62,22 @@ struct Awaited {
     settled: watch::Sender<()>,
 }
 
+/// Somebody who waits, who is counted.
+struct Waits;
+
+impl Waits {
+    fn new() -> Self {
+        metrics::API_WAITERS.change([], 1.0);
+        Self
+    }
+}
+
+impl Drop for Waits {
+    fn drop(&mut self) {
+        metrics::API_WAITERS.change([], -1.0);
+    }
+}
+
 impl Waiters {
     /// With nobody who waits. After `stop` nobody waits any longer.
     pub(super) fn new(store: SharedStore, stop: CancellationToken) -> Arc<Self> {
@@ -78,6 +95,7 @@ impl Waiters {
             }
         };
         self.begun.notify_one();
+        let _waits = Waits::new();
         // Nothing is ever sent; it ends when the sender is dropped.
         let waiting = timeout_at(until, settled.changed());
         let _settled_or_late = self.stop.run_until_cancelled(waiting).await;

@@ -8,10 +8,10 @@ use std::{
 use anyhow::{Context as _, Result};
 use tokio_util::sync::CancellationToken;
 
-use super::{open_queue, open_store, open_tool_api, options, rules};
+use super::{install_metrics, open_queue, open_store, open_tool_api, options, rules};
 use crate::{
     admission::Admission,
-    api::{Api, Parts},
+    api::{Api, Monitoring, Parts, metrics_maintenance},
     clock::{self, SharedClock},
     config::Config,
     queue::SharedQueue,
@@ -27,7 +27,15 @@ pub const API_ADDRESS: SocketAddr = SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::L
 ///
 /// # Errors
 /// The listener cannot be bound, or an address of a service cannot be used.
-pub async fn serve_api(config: &Config, address: SocketAddr, stop: CancellationToken) -> Result<()> {
+pub async fn serve_api(
+    config: &Config,
+    address: SocketAddr,
+    metrics: Option<SocketAddr>,
+    stop: CancellationToken,
+) -> Result<()> {
+    if let Some(address) = metrics {
+        serve_metrics(address, stop.clone()).await?;
+    }
     let store = open_store(config)?;
     // Without a broker, the relay of the worker that shares the file publishes what is stored.
     let queue = config.uses_broker().then(|| open_queue(config)).transpose()?;
@@ -45,6 +53,18 @@ pub async fn serve_api(config: &Config, address: SocketAddr, stop: CancellationT
     Ok(())
 }
 
+/// Serves the metrics of a process that runs no jobs, until `stop`.
+async fn serve_metrics(address: SocketAddr, stop: CancellationToken) -> Result<()> {
+    let metrics = install_metrics()?;
+    let monitoring = Monitoring::bind(address, metrics.clone(), None)
+        .await
+        .with_context(|| format!("cannot listen on {address}; choose another address with --metrics"))?;
+    tracing::info!(address = %monitoring.address()?, "metrics are served");
+    tokio::spawn(metrics_maintenance(metrics, stop.clone()));
+    tokio::spawn(monitoring.run(stop));
+    Ok(())
+}
+
 /// The API on its address, which is not served yet.
 pub(super) async fn bind(
     config: &Config,
@@ -59,8 +79,11 @@ pub(super) async fn bind(
     let lease = Duration::from_secs(config.worker.lease_secs);
     let lanes = config.queues.keys().cloned().collect();
     let parts = Parts { store, admission, clock, resolver, lanes, tool_api, lease, queue };
-    let api = Api::bind(address, parts).await.with_context(|| {
-        format!("cannot listen on {address}; choose another address for the API, with api.listen or --listen")
+    let api = Api::bind(address, parts, options::api(config)).await.with_context(|| {
+        format!(
+            "the API cannot be served on {address}; choose another address with api.listen or --listen, or correct \
+             api.tls_certificate and api.tls_key"
+        )
     })?;
     tracing::info!(address = %api.address()?, "the API is served");
     Ok(api)

@@ -83,7 +83,7 @@ impl App {
         let supervisor = Supervisor::new(shutdown.stop.clone());
         let listener = match address {
             Some(address) => {
-                let monitoring = Monitoring::bind(address, metrics.clone(), runtime.health())
+                let monitoring = Monitoring::bind(address, metrics.clone(), Some(runtime.health()))
                     .await
                     .with_context(|| cannot_listen(address))?;
                 tracing::info!(address = %monitoring.address()?, "metrics and health are served");

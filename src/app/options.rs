@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::{
+    api,
     backoff::Intervals,
     config::{self, Config},
     job::{OwnerPattern, PublisherRules, QueueName, ReplyRules, RetryPolicy, Rules, WorkerId},
@@ -108,6 +109,16 @@ pub(super) fn resolver(config: &Config) -> resolver::Options {
         env_pins: config.env_pins.clone(),
         tool_ttl: Duration::from_secs(config.composio.tool_cache_secs),
         account_ttl: Duration::from_secs(config.composio.account_cache_secs),
+    }
+}
+
+pub(super) fn api(config: &Config) -> api::Options {
+    let config::Api { cors_origins, requests_per_second, tls_certificate, tls_key, .. } = &config.api;
+    let tls = tls_certificate.clone().zip(tls_key.clone());
+    api::Options {
+        cors_origins: cors_origins.clone(),
+        requests_per_second: *requests_per_second,
+        tls: tls.map(|(certificate, key)| api::TlsFiles { certificate, key }),
     }
 }
 

@@ -17,6 +17,9 @@ pub(crate) struct Args {
     /// both it is 127.0.0.1:8080.
     #[arg(long, value_name = "ADDR")]
     listen: Option<SocketAddr>,
+    /// Serve the metrics of this process at /metrics of this address. Without it they are not served.
+    #[arg(long, value_name = "ADDR")]
+    metrics: Option<SocketAddr>,
 }
 
 pub(crate) async fn run(args: Args, config: Config) -> Result<Exit> {
@@ -33,6 +36,6 @@ pub(crate) async fn run(args: Args, config: Config) -> Result<Exit> {
             ));
         }
     }
-    app::serve_api(&config, listen, Shutdown::on_signals()?.stop).await?;
+    app::serve_api(&config, listen, args.metrics, Shutdown::on_signals()?.stop).await?;
     Ok(Exit::Success)
 }

@@ -31,6 +31,7 @@ pub(super) fn check(
     let never_arrived = "or no call could be found to have never arrived";
     relations.at_least("verify.give_up_secs", "verify.log_delay_secs", never_arrived);
     relations.owners_keep_no_longer();
+    relations.a_certificate_has_its_key();
     relations.lanes_have_a_concurrency(lanes);
     relations.consumed_lanes_exist();
     relations.no_lane_is_dead();
@@ -91,6 +92,22 @@ impl Relations<'_> {
                 self.report_at(&key, message);
             }
         }
+    }
+
+    fn a_certificate_has_its_key(&mut self) {
+        let is_set =
+            |name: &str| self.settings.0.get(&Key::new(name)).and_then(|setting| setting.value.as_str());
+        let [certificate, key] =
+            ["api.tls_certificate", "api.tls_key"].map(|name| is_set(name).unwrap_or_default());
+        let missing = match (certificate.is_empty(), key.is_empty()) {
+            (true, false) => ["api.tls_key", "api.tls_certificate"],
+            (false, true) => ["api.tls_certificate", "api.tls_key"],
+            (true, true) | (false, false) => return,
+        };
+        self.report(
+            missing[0],
+            format!("`{}` is set, and `{}` is not: TLS needs both", missing[0], missing[1]),
+        );
     }
 
     fn lanes_have_a_concurrency(&mut self, lanes: &BTreeMap<Key, Origin>) {

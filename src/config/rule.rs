@@ -8,6 +8,7 @@ use url::Url;
 
 use super::mask::hides_password;
 use crate::{
+    api::ANY_ORIGIN,
     bounds::MAX_SHORT_TEXT_BYTES,
     job::{OwnerPattern, QueueName, RESERVED_PREFIX},
     store::postgres::{NoSchemaName, SchemaName},
@@ -41,6 +42,8 @@ pub(super) enum Rule {
     Lanes,
     /// Beginnings of names of reply queues.
     Prefixes,
+    /// Origins of web pages, or `*`.
+    Origins,
     /// Owners, or the beginnings of their names.
     OwnerPatterns,
     /// A literal toolkit version, or blank, by the rule that jobs are read by.
@@ -64,7 +67,7 @@ impl Rule {
             Self::Flag => text.to_ascii_lowercase().parse().ok().map(Value::Boolean),
             Self::Whole(..) => number.parse().ok().map(Value::Integer),
             Self::Number(..) => number.parse().ok().map(Value::Float),
-            Self::Lanes | Self::Prefixes | Self::OwnerPatterns => {
+            Self::Lanes | Self::Prefixes | Self::Origins | Self::OwnerPatterns => {
                 let names = text.split(',').map(str::trim).filter(|name| !name.is_empty());
                 Some(names.map(Value::from).collect::<Vec<_>>().into())
             }
@@ -110,6 +113,13 @@ impl Rule {
             (Self::Prefixes, Value::Array(prefixes)) => {
                 if prefixes.iter().all(|prefix| prefix.as_str().is_some_and(is_reply_prefix)) {
                     Ok(Value::Array(prefixes))
+                } else {
+                    Err(format!("must be {expected}"))
+                }
+            }
+            (Self::Origins, Value::Array(origins)) => {
+                if origins.iter().all(|origin| origin.as_str().is_some_and(is_origin)) {
+                    Ok(Value::Array(origins))
                 } else {
                     Err(format!("must be {expected}"))
                 }
@@ -190,6 +200,7 @@ impl Rule {
             | Self::Number(..)
             | Self::Lanes
             | Self::Prefixes
+            | Self::Origins
             | Self::OwnerPatterns => true,
         };
         if fits { None } else { Some("") }
@@ -214,6 +225,11 @@ impl Rule {
             Self::Prefixes => {
                 format!("a list of beginnings of queue names, none of them empty or with \"{RESERVED_PREFIX}\" at its head")
             }
+            Self::Origins => {
+                "a list of origins such as \"https://app.example\", as browsers write them: scheme, host and port, nothing \
+                 behind it; or \"*\" for every page"
+                    .to_owned()
+            }
             Self::OwnerPatterns => {
                 "a list of owners such as \"user:ID\" or \"org:ID\", where a \"*\" at the end stands for any rest".to_owned()
             }
@@ -232,6 +248,13 @@ fn is_reply_prefix(prefix: &str) -> bool {
         && prefix.len() <= MAX_SHORT_TEXT_BYTES
         && !prefix.chars().any(char::is_control)
         && !prefix.starts_with(RESERVED_PREFIX)
+}
+
+/// Whether a text is an origin exactly as a browser sends it, or stands for all.
+fn is_origin(text: &str) -> bool {
+    let as_sent =
+        |url: Url| matches!(url.scheme(), "http" | "https") && url.origin().ascii_serialization() == text;
+    text == ANY_ORIGIN || !text.contains('*') && Url::parse(text).is_ok_and(as_sent)
 }
 
 fn type_name(value: &Value) -> &'static str {

@@ -8,8 +8,8 @@ use serde::Deserialize;
 use super::{
     error::{AllMissing, Missing},
     rule::Rule::{
-        self, Address, ApiKey, BaseUrl, Filter, Flag, Lanes, Number, OwnerPatterns, Path, Prefixes, Schema,
-        Service, Text, Version, Whole, Word,
+        self, Address, ApiKey, BaseUrl, Filter, Flag, Lanes, Number, Origins, OwnerPatterns, Path, Prefixes,
+        Schema, Service, Text, Version, Whole, Word,
     },
 };
 use crate::{
@@ -257,6 +257,12 @@ settings! {
     struct Api [api] {
         #[serde(deserialize_with = "unless_empty")]
         listen: Option<SocketAddr> = Address,
+        cors_origins: Vec<String> = Origins,
+        requests_per_second: u32 = Whole(0, 1_000_000),
+        #[serde(deserialize_with = "unless_empty")]
+        tls_certificate: Option<PathBuf> = Text,
+        #[serde(deserialize_with = "unless_empty")]
+        tls_key: Option<PathBuf> = Text,
     }
     struct Http [http] {
         #[serde(deserialize_with = "unless_empty")]

@@ -116,6 +116,10 @@ catalogue! {
     API_KEY_REFUSED = Gauge Count "errand_api_key_refused" [] "1 while the tool API does not accept errand's key.";
     LOOKUPS = Counter Count "errand_lookups_total" ["what", "result"] "Look-ups of tools and accounts at the tool API, which the cache could not answer.";
     ARGUMENT_CHECKS = Counter Count "errand_argument_checks_total" ["result"] "Checks of arguments by the input schema of their tool (arguments.check): fit, unfit and called all the same, refused, or unchecked because no schema says.";
+    API_REQUESTS = Counter Count "errand_api_requests_total" ["method", "route", "status"] "Requests to the HTTP API, by the class of their status, such as 2xx; the route is that of the description, or other.";
+    API_DURATION = Histogram Seconds "errand_api_request_duration_seconds" ["method", "route"] "Time of one request to the HTTP API until its answer began, waiting for a job included.";
+    API_CONNECTIONS = Gauge Count "errand_api_connections" [] "Connections to the HTTP API that are open.";
+    API_WAITERS = Gauge Count "errand_api_waiting_requests" [] "Requests to the HTTP API that wait for a job to end.";
     DRAINING = Gauge Count "errand_draining" [] "1 while this process shuts down.";
     PHASE = Gauge Count "errand_phase" ["phase"] "1 for the phase that this process is in, and 0 for the others.";
     JOURNAL_RECORDS = Counter Count "errand_journal_records_total" ["result"] "Results that could not be written before a shutdown ended: written to the journal, and later replayed, fenced, or unknown to the store; those `failing` were not taken at the start and are tried again.";
@@ -171,6 +175,11 @@ impl Metric {
 
     pub(crate) fn set<const N: usize>(&self, labels: [&str; N], value: f64) {
         gauge!(self.name, self.labels(Kind::Gauge, labels)).set(value);
+    }
+
+    /// Adds to a gauge, or takes away.
+    pub(crate) fn change<const N: usize>(&self, labels: [&str; N], by: f64) {
+        gauge!(self.name, self.labels(Kind::Gauge, labels)).increment(by);
     }
 
     pub(crate) fn record<const N: usize>(&self, labels: [&str; N], value: f64) {

@@ -8,6 +8,7 @@ mod alerts;
 mod answers;
 mod api;
 mod api_key;
+mod api_limits;
 mod arguments;
 mod attempt_span;
 mod audit;
