@@ -294,7 +294,7 @@ pub(super) async fn confirm(
     let principal = caller.may(Scope::Manage)?;
     Parameters::of(&request).end()?;
     let (id, Confirm { force }) = (uuid(&id)?, optional_json(request).await?);
-    match shared.parts.store.confirm_action(principal, id, &caller.decider().by, force).await? {
+    match shared.parts.store.confirm_action(principal, id, caller.decider(), force).await? {
         Confirmed::Now(action) => shown(Some(*action)),
         Confirmed::Unknown => Err(no_action()),
         Confirmed::Aborted => Err(Problem::new(Kind::WrongState, "the action was aborted; make another one")),
@@ -329,7 +329,7 @@ pub(super) async fn abort(
     let principal = caller.may(Scope::Manage)?;
     Parameters::of(&request).end()?;
     let (id, Nothing {}) = (uuid(&id)?, optional_json(request).await?);
-    shown(shared.parts.store.abort_action(principal, id, &caller.decider().by).await?)
+    shown(shared.parts.store.abort_action(principal, id, caller.decider()).await?)
 }
 
 fn shown(action: Option<Action>) -> Result<Response, Problem> {

@@ -58,7 +58,7 @@ impl IntoParams for Wanted {
 
 /// Lists who changed what, newest first
 ///
-/// What people and keys changed: keys, jobs, pins, rejected messages and owners. A key of an owner sees what is about that
+/// What people and keys changed: keys, jobs, batches, actions, queues, pins, rejected messages and owners. A key of an owner sees what is about that
 /// owner.
 #[utoipa::path(
     get, path = "/v1/audit-log", operation_id = "listChanges", security(("bearer" = ["manage"])),

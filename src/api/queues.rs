@@ -139,7 +139,7 @@ pub(super) async fn pause(
     let queue = named(&shared, &name)?;
     let reason = reason.unwrap_or_default();
     check_reason(&reason).map_err(|why| Problem::new(Kind::BadRequest, format!("`reason`: {why}")))?;
-    if !shared.parts.store.pause_queue(&queue, &caller.decider().by, &reason).await? {
+    if !shared.parts.store.pause_queue(&queue, caller.decider(), &reason).await? {
         let detail = "the queue is paused already; GET /v1/queues says by whom and why";
         return Err(Problem::new(Kind::WrongState, detail));
     }
@@ -166,7 +166,7 @@ pub(super) async fn resume(
     Parameters::of(&request).end()?;
     let Nothing {} = optional_json(request).await?;
     let queue = named(&shared, &name)?;
-    if !shared.parts.store.resume_queue(&queue).await? {
+    if !shared.parts.store.resume_queue(&queue, caller.decider()).await? {
         return Err(Problem::new(Kind::WrongState, "the queue is not paused"));
     }
     state(&shared, queue).await

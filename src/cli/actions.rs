@@ -25,8 +25,8 @@ use crate::{
     job::{HeldReason, Principal},
     maintenance::actions::Actions,
     store::{
-        Action, ActionDecision, ActionStatus, Confirmed, Force, JobFilter, MadeAction, NewAction, Place,
-        Preview, PreviewKind, Progress, SharedStore, Skip,
+        Action, ActionDecision, ActionStatus, Confirmed, Decider, Force, JobFilter, MadeAction, NewAction,
+        Place, Preview, PreviewKind, Progress, SharedStore, Skip,
     },
 };
 
@@ -88,7 +88,7 @@ pub(super) async fn run(command: Command, context: &Context) -> anyhow::Result<E
             show(&action, format)?;
         }
         Command::Abort { id, who, format } => {
-            let by = who.decider(context).by.into_owned();
+            let by = who.decider(context);
             let action =
                 store.abort_action(&Principal::Operator, id, &by).await?.ok_or_else(|| unknown(id))?;
             if format.json {
@@ -177,7 +177,7 @@ pub(super) struct ByFilter {
     pub(super) force: Force,
     pub(super) filter: JobFilter,
     /// Who decides.
-    pub(super) by: String,
+    pub(super) by: Decider,
     /// Whether jobs are counted only.
     pub(super) dry_run: bool,
     /// Whether nobody is asked.
@@ -213,7 +213,7 @@ impl ByFilter {
             until: Some(until),
             force: self.force,
             preview: Some(found.clone()),
-            by: self.by.clone(),
+            by: self.by.by.to_string(),
         };
         match store.make_action(&Principal::Operator, &new, CONFIRM_WITHIN).await? {
             MadeAction::New(_) | MadeAction::Known(_) => {}

@@ -49,7 +49,7 @@ pub(super) async fn run(args: Args, context: &Context) -> anyhow::Result<Exit> {
     let filter = args.filter.filter()?;
     if !filter.is_empty() {
         let store = context.store()?;
-        let by = args.who.decider(context).by.into_owned();
+        let by = args.who.decider(context);
         let (decision, force) = (ActionDecision::Prune, Force::default());
         let Args { dry_run, yes, format, .. } = args;
         let all = ByFilter { decision, force, filter, by, dry_run, yes, format };

@@ -12,6 +12,7 @@ use crate::{
     job::{QueueName, State},
     lane_view::{LaneView, LaneViews},
     queue::Depth,
+    store::Decider,
 };
 
 const EXAMPLES: &str = "\
@@ -45,6 +46,8 @@ enum Command {
     Resume {
         /// The queue.
         name: QueueName,
+        #[command(flatten)]
+        who: Who,
     },
 }
 
@@ -54,14 +57,14 @@ const WINDOWS: usize = 20;
 pub(super) async fn run(args: Args, context: &Context) -> anyhow::Result<Exit> {
     match args.command {
         Some(Command::Pause { name, reason, who }) => {
-            pause(&name, &reason, &who.decider(context).by, context).await
+            pause(&name, &reason, &who.decider(context), context).await
         }
-        Some(Command::Resume { name }) => resume(&name, context).await,
+        Some(Command::Resume { name, who }) => resume(&name, &who.decider(context), context).await,
         None => list(args.format, context).await,
     }
 }
 
-async fn pause(name: &QueueName, reason: &str, by: &str, context: &Context) -> anyhow::Result<Exit> {
+async fn pause(name: &QueueName, reason: &str, by: &Decider, context: &Context) -> anyhow::Result<Exit> {
     context.check_lane(name.as_str()).map_err(exit::usage)?;
     let store = context.store()?;
     let paused = store.pause_queue(name, by, reason).await?;
@@ -75,9 +78,9 @@ async fn pause(name: &QueueName, reason: &str, by: &str, context: &Context) -> a
     Ok(Exit::Success)
 }
 
-async fn resume(name: &QueueName, context: &Context) -> anyhow::Result<Exit> {
+async fn resume(name: &QueueName, by: &Decider, context: &Context) -> anyhow::Result<Exit> {
     let store = context.store()?;
-    let resumed = store.resume_queue(name).await?;
+    let resumed = store.resume_queue(name, by).await?;
     store.close().await;
     if !resumed {
         return Err(exit::negative(format!("the queue {name} is not paused")));

@@ -372,6 +372,7 @@ mod tests {
         "pinned_by":"owner",
         "connected_account_id":"ca_1",
         "queue":"bulk",
+        "batch_id":null,
         "created_at":"2025-10-09T08:53:20Z",
         "first_due_at":null,
         "due_at":null,

@@ -170,20 +170,24 @@ impl Batches {
     /// Enqueues the job that follows a batch. It has an ID of its own, so that there is one, however often this is done.
     async fn follow_up(&self, taken: &TakenBatch) -> Result<()> {
         let (Some(envelope), Some(id)) = (&taken.follow_up, taken.batch.follow_up()) else { return Ok(()) };
+        let batch = taken.batch.id;
         let queue = named_queue(envelope.as_bytes()).unwrap_or_default();
         let arrival = Arrival { fallback_id: Some(id), known: true, ..Arrival::new(&queue) };
-        let problem = match decode(envelope.as_bytes(), &arrival) {
-            Ok(spec) => match self.services.store.insert(&[Arc::new(spec)], Duration::ZERO).await?.first() {
-                Some(Inserted::Conflict(conflict)) => conflict.message().to_owned(),
-                _ => {
-                    self.services.relay_wake.notify_one();
-                    return Ok(());
-                }
-            },
-            Err(error) => chain(&error),
+        // If it cannot be enqueued the batch is complete all the same: there is nothing to wait for.
+        let spec = match decode(envelope.as_bytes(), &arrival) {
+            Ok(spec) => Arc::new(spec),
+            Err(error) => {
+                let error = chain(&error);
+                tracing::error!(batch.id = %batch, error, "the job that follows a batch cannot be read");
+                return Ok(());
+            }
         };
-        // The batch is complete all the same: there is nothing to wait for.
-        tracing::error!(batch.id = %taken.batch.id, error = problem, "the job that follows a batch cannot be enqueued");
+        match self.services.store.insert(&[spec], Duration::ZERO).await?.first() {
+            Some(Inserted::Conflict(_)) => {
+                tracing::error!(batch.id = %batch, job.id = %id, "the job that follows a batch is not enqueued, because another has its ID");
+            }
+            _ => self.services.relay_wake.notify_one(),
+        }
         Ok(())
     }
 }

@@ -7,7 +7,9 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::{FilterJson, Force, JobFilter, Place, Result, StoreError, StoreErrorKind, read::StoreRow};
+use super::{
+    Decider, FilterJson, Force, JobFilter, Place, Result, StoreError, StoreErrorKind, read::StoreRow,
+};
 use crate::{
     bounds::MAX_FILTER_BYTES,
     job::{AttemptOutcome, Effect, JobId, Owner, Principal, Release, State},
@@ -49,13 +51,13 @@ pub trait Actions: fmt::Debug + Send + Sync {
         &self,
         principal: &Principal,
         id: Uuid,
-        by: &str,
+        by: &Decider,
         force: bool,
     ) -> Result<Confirmed>;
 
     /// Ends an action. What was decided stays, and what is being decided at this moment is decided. One that has ended
     /// stays as it is. `None` if there is none.
-    async fn abort_action(&self, principal: &Principal, id: Uuid, by: &str) -> Result<Option<Action>>;
+    async fn abort_action(&self, principal: &Principal, id: Uuid, by: &Decider) -> Result<Option<Action>>;
 
     async fn action(&self, principal: &Principal, id: Uuid) -> Result<Option<Action>>;
 

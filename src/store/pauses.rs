@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::{Result, history::refuse_name, read::StoreRow};
+use super::{Decider, Result, history::refuse_decider, read::StoreRow};
 use crate::{
     bounds::MAX_REASON_CHARS,
     job::QueueName,
@@ -15,8 +15,6 @@ use crate::{
 };
 
 pub(super) const PAUSED: &str = "select queue, by, reason, since from paused_queues order by queue";
-
-pub(super) const RESUME: &str = "delete from paused_queues where queue = {queue} returning queue";
 
 /// Which queues are paused. Workers look every second.
 ///
@@ -28,10 +26,10 @@ pub trait Pauses: fmt::Debug + Send + Sync {
     async fn paused_queues(&self) -> Result<Vec<PausedQueue>>;
 
     /// Pauses a queue. `false` for one that is paused already, which stays so by whom and why it was.
-    async fn pause_queue(&self, queue: &QueueName, by: &str, reason: &str) -> Result<bool>;
+    async fn pause_queue(&self, queue: &QueueName, by: &Decider, reason: &str) -> Result<bool>;
 
     /// Lets a queue go on. `false` for one that is not paused.
-    async fn resume_queue(&self, queue: &QueueName) -> Result<bool>;
+    async fn resume_queue(&self, queue: &QueueName, by: &Decider) -> Result<bool>;
 }
 
 /// A queue that is paused.
@@ -72,8 +70,8 @@ pub fn check_reason(reason: &str) -> std::result::Result<(), String> {
 }
 
 /// The same for the methods of a store, with who says it.
-pub(super) fn refuse_pause(by: &str, reason: &str) -> Result<()> {
-    refuse_name(by)?;
+pub(super) fn refuse_pause(by: &Decider, reason: &str) -> Result<()> {
+    refuse_decider(by)?;
     check_reason(reason).map_err(|why| StoreError::new(StoreErrorKind::Data, why))
 }
 

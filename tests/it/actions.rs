@@ -240,9 +240,9 @@ async fn an_action_of_somebody_else_is_as_one_that_does_not_exist() {
         "unchanged"
     );
 
-    // The filter of another owner finds nothing, and all are one's own.
+    // Nobody decides about jobs of another owner, and all are one's own.
     let other = json!({"action": "cancel", "filter": {"owner": "user:user-2"}});
-    assert_eq!(ask(&own, Method::POST, "/v1/actions", &other).await.1["preview"]["total"], 0);
+    assert_eq!(ask(&own, Method::POST, "/v1/actions", &other).await.0, StatusCode::FORBIDDEN);
     let (status, _) = ask(&own, Method::POST, &format!("{path}/confirm"), &json!({})).await;
     assert_eq!(status, StatusCode::OK);
     let _worker = harness.worker(&[]).await;

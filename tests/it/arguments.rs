@@ -21,7 +21,7 @@ async fn arguments_that_do_not_fit_fail_a_job_before_anything_is_sent() {
     let harness = Harness::new("refuse", "").await;
     let worker = harness.worker(&REFUSE).await;
     let job = unfit();
-    harness.publish(&[job.clone()]).await;
+    harness.publish(std::slice::from_ref(&job)).await;
     let failed = harness.job_in(job.id(), &["failed"]).await;
     let message = failed["error"]["message"].as_str().unwrap();
     assert_eq!(failed["error"]["kind"], "invalid_arguments", "{failed}");
@@ -115,7 +115,7 @@ async fn without_the_setting_the_tool_api_has_the_word() {
     let harness = Harness::new("nocheck", "").await;
     let worker = harness.worker(&[]).await;
     let job = unfit();
-    harness.publish(&[job.clone()]).await;
+    harness.publish(std::slice::from_ref(&job)).await;
     harness.job_in(job.id(), &["succeeded"]).await;
     let metrics = worker.metrics().await;
     assert!(!metrics.contains("errand_argument_checks_total{"), "nothing is looked at");

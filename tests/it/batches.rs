@@ -269,7 +269,9 @@ async fn every_item_is_run_once_though_answers_are_lost_and_a_worker_dies() {
     .await;
     worker.kill9();
     let _next = harness.worker(LOOKS_UP).await;
+    // That a call never arrived is known by one that was sent after it.
+    assert_eq!(api.post("/v1/jobs", &send("user-1")).await.0, StatusCode::CREATED);
     let done = api.completed(id(&made)).await;
     assert_eq!(done["counts"]["succeeded"], 300, "{done}");
-    harness.called(300).await;
+    harness.called(301).await;
 }

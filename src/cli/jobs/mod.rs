@@ -195,7 +195,7 @@ pub(super) async fn run(command: Command, context: &Context) -> anyhow::Result<E
             return Err(exit::usage(WHICH_JOBS));
         }
         let (Care { dry_run, yes }, (decision, force)) = (care, decision.of_action());
-        let all = ByFilter { decision, force, filter, by: by.by.into_owned(), dry_run, yes, format };
+        let all = ByFilter { decision, force, filter, by, dry_run, yes, format };
         with_store(context, async move |store| all.run(store, context).await).await
     } else {
         with_store(context, async |store| decide::decide(store, &ids, decision, &by, format).await).await

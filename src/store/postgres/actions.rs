@@ -10,12 +10,13 @@ use crate::{
     bounds::{MAX_ENDED_ACTIONS, MAX_OPEN_ACTIONS},
     job::{Owner, Principal},
     store::{
-        Action, ActionKind, ActionStatus, Actions, Confirmed, MadeAction, NewAction, Place, Progress, Result,
-        Step, TakenAction,
+        Action, ActionKind, ActionStatus, Actions, ChangeKind, Confirmed, Decider, MadeAction, NewAction,
+        Place, Progress, Result, Step, TakenAction,
         actions::{RECENTLY_TAKEN, REMOVED_TOGETHER, action, json, taken},
-        columns::{NewActionColumns, PrincipalColumns, StepColumns},
+        changes::NewChange,
+        columns::{ChangeColumns, NewActionColumns, PrincipalColumns, StepColumns},
         convert::{micros, to_limit},
-        history::refuse_name,
+        history::refuse_decider,
         read::{StoreRow as _, if_readable, readable},
         sql::{One, statements},
     },
@@ -38,13 +39,18 @@ statements! { Postgres:
         select id from actions where {is_of_principal} and finished_at is not null
         order by created_at desc, id desc offset {kept} limit {most})";
 
-    confirm(principal: One<'_, PrincipalColumns>, id: Uuid, by: &str, force: bool) = "update actions
-    set status = 'confirmed', force = {force}, confirmed_by = {by}, confirmed_at = now(), expires_at = null
-    where {may_see} and id = {id} and status = 'previewed' and expires_at > now() returning *";
+    confirm(principal: One<'_, PrincipalColumns>, change: One<'_, ChangeColumns>, id: Uuid, force: bool) = "with confirmed as (
+        update actions set status = 'confirmed', force = {force}, confirmed_by = {decider}, confirmed_at = now(), expires_at = null
+        where {may_see} and id = {id} and status = 'previewed' and expires_at > now() returning *),
+    logged as ({log}, owner_kind, owner_id, id::text, null, jsonb_build_object('action', kind, 'force', force)::text
+        from confirmed)
+    select * from confirmed";
 
-    abort(principal: One<'_, PrincipalColumns>, id: Uuid, by: &str) = "update actions
-    set status = 'aborted', aborted_by = {by}, finished_at = now(), expires_at = null
-    where {may_see} and id = {id} and status in ('previewed', 'confirmed') returning *";
+    abort(principal: One<'_, PrincipalColumns>, change: One<'_, ChangeColumns>, id: Uuid) = "with aborted as (
+        update actions set status = 'aborted', aborted_by = {decider}, finished_at = now(), expires_at = null
+        where {may_see} and id = {id} and status in ('previewed', 'confirmed') returning *),
+    logged as ({log}, owner_kind, owner_id, id::text, null, jsonb_build_object('action', kind)::text from aborted)
+    select * from aborted";
 
     action(principal: One<'_, PrincipalColumns>, id: Uuid) = "select * from actions where {may_see} and id = {id}";
 
@@ -108,25 +114,29 @@ impl Actions for PostgresStore {
         &self,
         principal: &Principal,
         id: Uuid,
-        by: &str,
+        by: &Decider,
         force: bool,
     ) -> Result<Confirmed> {
-        refuse_name(by)?;
+        refuse_decider(by)?;
+        let change = NewChange::new(ChangeKind::ActionConfirmed, principal, by);
         let Some(found) = self.action(principal, id).await? else { return Ok(Confirmed::Unknown) };
         if found.status == ActionStatus::Previewed {
             if found.asks_for_force() && !force {
                 return Ok(Confirmed::NeedsForce);
             }
-            if let Some(row) = self.other.fetch_first(sql::confirm(One(principal), id, by, force)).await? {
+            if let Some(row) =
+                self.other.fetch_first(sql::confirm(One(principal), One(&change), id, force)).await?
+            {
                 return Ok(action(&row)?.confirmed());
             }
         }
         Ok(self.action(principal, id).await?.map_or(Confirmed::Unknown, Action::confirmed))
     }
 
-    async fn abort_action(&self, principal: &Principal, id: Uuid, by: &str) -> Result<Option<Action>> {
-        refuse_name(by)?;
-        match self.other.fetch_first(sql::abort(One(principal), id, by)).await? {
+    async fn abort_action(&self, principal: &Principal, id: Uuid, by: &Decider) -> Result<Option<Action>> {
+        refuse_decider(by)?;
+        let change = NewChange::new(ChangeKind::ActionAborted, principal, by);
+        match self.other.fetch_first(sql::abort(One(principal), One(&change), id)).await? {
             Some(row) => action(&row).map(Some),
             None => self.action(principal, id).await,
         }

@@ -94,7 +94,7 @@ statements! { Postgres:
 
     incomplete(ids: Vec<Uuid>) = "select id from batches where id = any({ids}) and completed_at is null";
 
-    cancel(principal: One<'_, PrincipalColumns>, change: One<'_, ChangeColumns>, id: Uuid) = "with begun as (update batches
+    call_off(principal: One<'_, PrincipalColumns>, change: One<'_, ChangeColumns>, id: Uuid) = "with begun as (update batches
         set sealed_at = coalesce(sealed_at, now()), cancelled_by = {decider}, cancelled_at = now(), doing = 'cancel',
             doing_by = {decider}, doing_force = false, doing_since = now(), doing_place = null, look_at = now()
         where {may_see} and id = {id} and completed_at is null and cancelled_at is null returning *),
@@ -239,7 +239,7 @@ impl Batches for PostgresStore {
     async fn cancel_batch(&self, principal: &Principal, id: BatchId, by: &Decider) -> Result<BatchDecided> {
         refuse_decider(by)?;
         let change = NewChange::new(ChangeKind::BatchCancelled, principal, by);
-        let query = sql::cancel(One(principal), One(&change), id.0);
+        let query = sql::call_off(One(principal), One(&change), id.0);
         self.decided(principal, id, query).await
     }
 

@@ -5,19 +5,26 @@ use std::{collections::BTreeMap, time::Duration};
 use async_trait::async_trait;
 use uuid::Uuid;
 
-use super::SqliteStore;
+use serde_json::json as value;
+use sqlx::Sqlite;
+
+use super::{
+    SqliteStore,
+    changes::{About, log},
+};
 use crate::{
     bounds::{MAX_ENDED_ACTIONS, MAX_OPEN_ACTIONS},
     job::{Owner, Principal},
     store::{
-        Action, ActionKind, ActionStatus, Actions, Confirmed, MadeAction, NewAction, Place, Progress, Result,
-        Step, TakenAction,
+        Action, ActionKind, ActionStatus, Actions, ChangeKind, Confirmed, Decider, MadeAction, NewAction,
+        Place, Progress, Result, Step, TakenAction,
         actions::{RECENTLY_TAKEN, REMOVED_TOGETHER, action, json, taken},
+        changes::NewChange,
         columns::{NewActionColumns, PrincipalColumns, StepColumns},
         convert::{micros, to_limit},
-        history::refuse_name,
+        history::refuse_decider,
         read::{StoreRow as _, if_readable, readable},
-        sql::{One, statements},
+        sql::{Bound, One, statements},
     },
 };
 
@@ -38,11 +45,11 @@ statements! { Sqlite:
 
     confirm(principal: One<'_, PrincipalColumns>, id: Uuid, by: &str, force: bool, now: i64) = "update actions
     set status = 'confirmed', force = {force}, confirmed_by = {by}, confirmed_at = {now}, expires_at = null
-    where {may_see} and id = {id} and status = 'previewed' and expires_at > {now}";
+    where {may_see} and id = {id} and status = 'previewed' and expires_at > {now} returning *";
 
     abort(principal: One<'_, PrincipalColumns>, id: Uuid, by: &str, now: i64) = "update actions
     set status = 'aborted', aborted_by = {by}, finished_at = {now}, expires_at = null
-    where {may_see} and id = {id} and status in ('previewed', 'confirmed')";
+    where {may_see} and id = {id} and status in ('previewed', 'confirmed') returning *";
 
     action(principal: One<'_, PrincipalColumns>, id: Uuid) = "select * from actions where {may_see} and id = {id}";
 
@@ -106,25 +113,27 @@ impl Actions for SqliteStore {
         &self,
         principal: &Principal,
         id: Uuid,
-        by: &str,
+        by: &Decider,
         force: bool,
     ) -> Result<Confirmed> {
-        refuse_name(by)?;
+        refuse_decider(by)?;
         let Some(found) = self.action(principal, id).await? else { return Ok(Confirmed::Unknown) };
         if found.status == ActionStatus::Previewed {
             if found.asks_for_force() && !force {
                 return Ok(Confirmed::NeedsForce);
             }
-            let (principal, by) = (principal.clone(), by.to_owned());
-            self.write_one(move |now| sql::confirm(One(&principal), id, &by, force, now)).await?;
+            let (own, name) = (principal.clone(), by.by.clone());
+            let confirm = move |now| sql::confirm(One(&own), id, &name, force, now);
+            self.change_action(principal, ChangeKind::ActionConfirmed, by, confirm).await?;
         }
         Ok(self.action(principal, id).await?.map_or(Confirmed::Unknown, Action::confirmed))
     }
 
-    async fn abort_action(&self, principal: &Principal, id: Uuid, by: &str) -> Result<Option<Action>> {
-        refuse_name(by)?;
-        let (who, by) = (principal.clone(), by.to_owned());
-        self.write_one(move |now| sql::abort(One(&who), id, &by, now)).await?;
+    async fn abort_action(&self, principal: &Principal, id: Uuid, by: &Decider) -> Result<Option<Action>> {
+        refuse_decider(by)?;
+        let (own, name) = (principal.clone(), by.by.clone());
+        let abort = move |now| sql::abort(One(&own), id, &name, now);
+        self.change_action(principal, ChangeKind::ActionAborted, by, abort).await?;
         self.action(principal, id).await
     }
 
@@ -194,6 +203,39 @@ impl Actions for SqliteStore {
 }
 
 impl SqliteStore {
+    /// Changes an action that the statement returns, and notes it in the audit log.
+    async fn change_action(
+        &self,
+        principal: &Principal,
+        what: ChangeKind,
+        by: &Decider,
+        statement: impl FnOnce(i64) -> Bound<Sqlite> + Send + 'static,
+    ) -> Result<()> {
+        let (principal, by) = (principal.clone(), by.clone());
+        self.write(move |db, now| {
+            let statement = statement(now);
+            Box::pin(async move {
+                let Some(row) = statement.fetch_optional(&mut *db).await? else { return Ok(()) };
+                let action = action(&row)?;
+                let kind = action.decision.kind();
+                let after = match what {
+                    ChangeKind::ActionConfirmed => value!({"action": kind, "force": action.force.effect}),
+                    _ => value!({"action": kind}),
+                };
+                let owner = action.principal.owner();
+                let about = About {
+                    owner_kind: owner.map(|owner| owner.kind().as_str()),
+                    owner_id: owner.map(Owner::id),
+                    object: Some(&action.id.to_string()),
+                    before: None,
+                    after: Some(&after.to_string()),
+                };
+                log(db, now, &NewChange::new(what, &principal, &by), about).await
+            })
+        })
+        .await
+    }
+
     /// Without a time for its confirmation it is confirmed.
     async fn add_action(
         &self,

@@ -84,7 +84,7 @@ statements! { Sqlite:
 
     incomplete(id: Uuid) = "select id from batches where id = {id} and completed_at is null";
 
-    cancel(principal: One<'_, PrincipalColumns>, id: Uuid, by: &str, now: i64) = "update batches
+    call_off(principal: One<'_, PrincipalColumns>, id: Uuid, by: &str, now: i64) = "update batches
     set sealed_at = coalesce(sealed_at, {now}), cancelled_by = {by}, cancelled_at = {now}, doing = 'cancel', doing_by = {by},
         doing_force = false, doing_since = {now}, doing_place = null, look_at = {now}
     where {may_see} and id = {id} and completed_at is null and cancelled_at is null returning {batch_view}";
@@ -223,7 +223,7 @@ impl Batches for SqliteStore {
 
     async fn cancel_batch(&self, principal: &Principal, id: BatchId, by: &Decider) -> Result<BatchDecided> {
         let (own, name) = (principal.clone(), by.by.clone());
-        let cancel = move |now| sql::cancel(One(&own), id.0, &name, now);
+        let cancel = move |now| sql::call_off(One(&own), id.0, &name, now);
         self.begin(principal, id, (ChangeKind::BatchCancelled, None), by, cancel).await
     }
 

@@ -227,7 +227,7 @@ impl<'a> Maker<'a> {
         }
         // What is between them has to be looked for in depth; what was made has no references any more.
         let words = LISTS.iter().chain(&SINGLE).chain(&["dependencies"]);
-        let names = words.filter_map(|word| made.get(*word)).any(|made| mentions_properties(made));
+        let names = words.filter_map(|word| made.get(*word)).any(mentions_properties);
         Ok(if names { Others::NameProperties } else { Others::NameNothing })
     }
 

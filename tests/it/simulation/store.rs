@@ -424,8 +424,8 @@ pass_on!(Leases {
 
 pass_on!(Pauses {
     fn paused_queues(&self) -> Vec<PausedQueue>;
-    fn pause_queue(&self, &queue: QueueName, &by: str, &reason: str) -> bool;
-    fn resume_queue(&self, &queue: QueueName) -> bool;
+    fn pause_queue(&self, &queue: QueueName, &by: Decider, &reason: str) -> bool;
+    fn resume_queue(&self, &queue: QueueName, &by: Decider) -> bool;
 });
 
 pass_on!(Checks {
@@ -640,13 +640,13 @@ impl Actions for Faulty {
         &self,
         _: &Principal,
         _: Uuid,
-        _: &str,
+        _: &Decider,
         _: bool,
     ) -> Result<Confirmed, StoreError> {
         unreachable!("nobody makes actions here")
     }
 
-    async fn abort_action(&self, _: &Principal, _: Uuid, _: &str) -> Result<Option<Action>, StoreError> {
+    async fn abort_action(&self, _: &Principal, _: Uuid, _: &Decider) -> Result<Option<Action>, StoreError> {
         unreachable!("nobody makes actions here")
     }
 

@@ -6,9 +6,9 @@ use errand::{
     bounds::{MAX_ENDED_ACTIONS, MAX_FILTER_BYTES, MAX_OPEN_ACTIONS},
     job::{JobId, Owner, Principal, Release, State},
     store::{
-        Action, ActionDecision, ActionKind, ActionStatus, Confirmed, Deciding, Force, JobFilter, MadeAction,
-        NewAction, Preview, PreviewKind, Progress, SharedStore, Skip, Step, StoreErrorKind, TakenAction,
-        Then,
+        Action, ActionDecision, ActionKind, ActionStatus, Confirmed, Decider, Deciding, Force, JobFilter,
+        MadeAction, NewAction, Preview, PreviewKind, Progress, SharedStore, Skip, Step, StoreErrorKind,
+        TakenAction, Then,
     },
 };
 use jiff::SignedDuration;
@@ -21,6 +21,10 @@ const HOUR: Duration = Duration::from_secs(3_600);
 
 fn owner(owner: &str) -> Principal {
     Principal::Owner(owner.parse().unwrap())
+}
+
+fn by(name: &'static str) -> Decider {
+    Decider::at_command_line(name)
 }
 
 fn new_action(decision: ActionDecision) -> NewAction {
@@ -97,12 +101,12 @@ on_every_backend!(an_action_is_carried_out_when_it_is_confirmed_and_once, async 
     assert!(take(&t.store).await.is_none(), "nobody has confirmed it");
     assert_eq!(t.store.actions_under_way().await.unwrap(), BTreeMap::new());
 
-    let confirmed = now(t.store.confirm_action(&OPERATOR, new.id, "alice", false).await.unwrap());
+    let confirmed = now(t.store.confirm_action(&OPERATOR, new.id, &by("alice"), false).await.unwrap());
     assert_eq!(
         (confirmed.status, confirmed.confirmed_by.as_deref()),
         (ActionStatus::Confirmed, Some("alice"))
     );
-    let again = now(t.other.confirm_action(&OPERATOR, new.id, "bob", true).await.unwrap());
+    let again = now(t.other.confirm_action(&OPERATOR, new.id, &by("bob"), true).await.unwrap());
     assert_eq!(again, confirmed, "twice is as once");
     assert_eq!(t.store.actions_under_way().await.unwrap(), BTreeMap::from([(ActionKind::Release, 1)]));
 
@@ -118,9 +122,9 @@ on_every_backend!(an_action_is_carried_out_when_it_is_confirmed_and_once, async 
     let done = shown(&t.store, new.id).await;
     assert_eq!((done.status, done.has_ended(), &done.progress), (ActionStatus::Done, true, &progress(2)));
     assert!(take(&t.store).await.is_none());
-    assert_eq!(t.store.abort_action(&OPERATOR, new.id, &BY.by).await.unwrap().as_ref(), Some(&done));
+    assert_eq!(t.store.abort_action(&OPERATOR, new.id, BY).await.unwrap().as_ref(), Some(&done));
     assert_eq!(
-        t.store.confirm_action(&OPERATOR, new.id, &BY.by, false).await.unwrap(),
+        t.store.confirm_action(&OPERATOR, new.id, BY, false).await.unwrap(),
         Confirmed::Now(Box::new(done))
     );
 });
@@ -173,10 +177,10 @@ on_every_backend!(effects_are_repeated_only_where_the_confirmation_says_so, asyn
         (NewAction { preview: Some(preview(1)), ..new_action(ActionDecision::Retry) }, false),
     ] {
         t.store.make_action(&OPERATOR, &new, HOUR).await.unwrap();
-        let plain = t.store.confirm_action(&OPERATOR, new.id, &BY.by, false).await.unwrap();
+        let plain = t.store.confirm_action(&OPERATOR, new.id, BY, false).await.unwrap();
         if is_needed {
             assert_eq!(plain, Confirmed::NeedsForce, "{new:?}");
-            let confirmed = now(t.store.confirm_action(&OPERATOR, new.id, &BY.by, true).await.unwrap());
+            let confirmed = now(t.store.confirm_action(&OPERATOR, new.id, BY, true).await.unwrap());
             assert_eq!(confirmed.force, force);
         } else {
             assert_eq!(now(plain).force, Force { effect: false, early: new.force.early });
@@ -187,17 +191,17 @@ on_every_backend!(effects_are_repeated_only_where_the_confirmation_says_so, asyn
 on_every_backend!(a_confirmation_that_comes_too_late_is_refused_and_the_action_goes, async |t| {
     let (late, kept) = (new_action(ActionDecision::Cancel), make(&t.store, &OPERATOR).await);
     made(t.store.make_action(&OPERATOR, &late, Duration::ZERO).await.unwrap());
-    assert_eq!(t.store.confirm_action(&OPERATOR, late.id, &BY.by, false).await.unwrap(), Confirmed::Expired);
+    assert_eq!(t.store.confirm_action(&OPERATOR, late.id, BY, false).await.unwrap(), Confirmed::Expired);
     assert_eq!(t.store.prune_actions(HOUR, 10).await.unwrap(), 1);
     assert_eq!(t.store.action(&OPERATOR, late.id).await.unwrap(), None);
-    assert_eq!(t.store.confirm_action(&OPERATOR, late.id, &BY.by, false).await.unwrap(), Confirmed::Unknown);
+    assert_eq!(t.store.confirm_action(&OPERATOR, late.id, BY, false).await.unwrap(), Confirmed::Unknown);
 
-    let aborted = t.store.abort_action(&OPERATOR, kept.id, "alice").await.unwrap().unwrap();
+    let aborted = t.store.abort_action(&OPERATOR, kept.id, &by("alice")).await.unwrap().unwrap();
     assert_eq!((aborted.status, aborted.aborted_by.as_deref()), (ActionStatus::Aborted, Some("alice")));
-    assert_eq!(t.store.confirm_action(&OPERATOR, kept.id, &BY.by, false).await.unwrap(), Confirmed::Aborted);
+    assert_eq!(t.store.confirm_action(&OPERATOR, kept.id, BY, false).await.unwrap(), Confirmed::Aborted);
     assert_eq!(t.store.prune_actions(HOUR, 10).await.unwrap(), 0);
     assert_eq!(t.store.prune_actions(Duration::ZERO, 10).await.unwrap(), 1);
-    assert_eq!(t.store.abort_action(&OPERATOR, kept.id, &BY.by).await.unwrap(), None);
+    assert_eq!(t.store.abort_action(&OPERATOR, kept.id, BY).await.unwrap(), None);
 });
 
 on_every_backend!(whoever_is_late_changes_nothing_and_the_next_learns_what_was_being_decided, async |t| {
@@ -225,7 +229,7 @@ on_every_backend!(an_action_that_is_aborted_stops_and_keeps_what_was_done, async
     let action = start(&t.store, &OPERATOR).await;
     let taken = take(&t.store).await.unwrap();
     t.store.record_action(action.id, taken.fence, &decide(1, &[JobId::new()], LEASE)).await.unwrap();
-    let aborted = t.other.abort_action(&OPERATOR, action.id, "alice").await.unwrap().unwrap();
+    let aborted = t.other.abort_action(&OPERATOR, action.id, &by("alice")).await.unwrap().unwrap();
     assert!(aborted.finished_at.is_some());
     assert!(!t.store.keep_action(action.id, taken.fence, LEASE).await.unwrap());
     assert!(!t.store.record_action(action.id, taken.fence, &end(3)).await.unwrap());
@@ -233,7 +237,7 @@ on_every_backend!(an_action_that_is_aborted_stops_and_keeps_what_was_done, async
     assert_eq!((kept.status, &kept.progress), (ActionStatus::Aborted, &progress(3)));
     assert_eq!(kept.finished_at, aborted.finished_at);
     assert!(take(&t.store).await.is_none());
-    assert_eq!(t.store.abort_action(&OPERATOR, action.id, "bob").await.unwrap(), Some(kept));
+    assert_eq!(t.store.abort_action(&OPERATOR, action.id, &by("bob")).await.unwrap(), Some(kept));
 });
 
 on_every_backend!(owners_take_turns_however_many_actions_each_has, async |t| {
@@ -301,17 +305,14 @@ on_every_backend!(an_owner_sees_and_decides_about_its_own_actions_only, async |t
         assert_eq!(t.store.action(who, own[0].id).await.unwrap().as_ref(), Some(&own[0]));
         for other in others {
             assert_eq!(t.store.action(who, other.id).await.unwrap(), None);
-            assert_eq!(
-                t.store.confirm_action(who, other.id, &BY.by, true).await.unwrap(),
-                Confirmed::Unknown
-            );
-            assert_eq!(t.store.abort_action(who, other.id, &BY.by).await.unwrap(), None);
+            assert_eq!(t.store.confirm_action(who, other.id, BY, true).await.unwrap(), Confirmed::Unknown);
+            assert_eq!(t.store.abort_action(who, other.id, BY).await.unwrap(), None);
             assert_eq!(shown(&t.store, other.id).await, other, "nothing is changed");
         }
     }
     let own = t.store.actions(&owners[0], None, 1).await.unwrap().remove(0);
-    now(t.store.confirm_action(&owners[0], own.id, &BY.by, false).await.unwrap());
-    assert!(t.store.abort_action(&OPERATOR, own.id, &BY.by).await.unwrap().unwrap().has_ended());
+    now(t.store.confirm_action(&owners[0], own.id, BY, false).await.unwrap());
+    assert!(t.store.abort_action(&OPERATOR, own.id, BY).await.unwrap().unwrap().has_ended());
 });
 
 on_every_backend!(actions_are_bounded_and_go_with_their_owner, async |t| {
@@ -363,7 +364,7 @@ on_every_backend!(actions_are_bounded_and_go_with_their_owner, async |t| {
     t.store.remove_actions(&a).await.unwrap();
     assert!(t.store.actions(&org, None, 10).await.unwrap().is_empty());
     assert_eq!(shown(&t.store, of_operator[0].id).await.filter, of_operator[0].filter, "it has not ended");
-    t.store.abort_action(&OPERATOR, of_operator[0].id, &BY.by).await.unwrap();
+    t.store.abort_action(&OPERATOR, of_operator[0].id, BY).await.unwrap();
     assert_eq!(t.store.remove_actions(&a).await.unwrap(), 1);
     assert_eq!(t.store.action(&OPERATOR, of_operator[0].id).await.unwrap(), None);
     assert_eq!(shown(&t.store, of_operator[1].id).await.filter, of_operator[1].filter);
@@ -385,8 +386,8 @@ on_every_backend!(what_cannot_be_kept_of_an_action_is_refused, async |t| {
     }
     let action = make(&t.store, &OPERATOR).await;
     for error in [
-        t.store.confirm_action(&OPERATOR, action.id, "", false).await.unwrap_err(),
-        t.store.abort_action(&OPERATOR, action.id, "a\nb").await.unwrap_err(),
+        t.store.confirm_action(&OPERATOR, action.id, &by(""), false).await.unwrap_err(),
+        t.store.abort_action(&OPERATOR, action.id, &by("a\nb")).await.unwrap_err(),
     ] {
         assert_eq!(error.kind(), StoreErrorKind::Data);
     }

@@ -38,7 +38,11 @@ impl TestStore {
 
     async fn confirm(&self, action: &Action) -> Uuid {
         let force = action.force.effect;
-        let answer = self.store.confirm_action(&action.principal, action.id, ALICE, force).await.unwrap();
+        let answer = self
+            .store
+            .confirm_action(&action.principal, action.id, &Decider::at_command_line(ALICE), force)
+            .await
+            .unwrap();
         assert!(matches!(answer, Confirmed::Now(_)), "{answer:?}");
         action.id
     }
@@ -286,7 +290,7 @@ on_every_backend!(an_action_that_is_aborted_in_the_middle_leaves_the_rest, async
     let stop = CancellationToken::new();
     stop.cancel();
     Actions::new(t.store.clone(), Arc::default()).only(id, stop).run_once().await.unwrap();
-    let aborted = t.store.abort_action(&OPERATOR, id, &BY.by).await.unwrap().unwrap();
+    let aborted = t.store.abort_action(&OPERATOR, id, BY).await.unwrap().unwrap();
     let carrying = Actions::new(t.other.clone(), Arc::default());
     assert_eq!(carrying.run_once().await.unwrap(), 0);
     let cancelled = "select count(*) from jobs where state = 'cancelled'";
@@ -301,7 +305,7 @@ on_every_backend!(an_action_that_is_aborted_in_the_middle_leaves_the_rest, async
         while t.count(cancelled).await == count {
             tokio::task::yield_now().await;
         }
-        t.store.abort_action(&OPERATOR, id, &BY.by).await.unwrap();
+        t.store.abort_action(&OPERATOR, id, BY).await.unwrap();
     };
     let (turn, ()) = tokio::join!(turn, abort);
     turn.unwrap();

@@ -4,16 +4,16 @@ use std::{borrow::Cow, collections::BTreeSet, time::Duration};
 
 use errand::{
     access::NewKey,
-    job::{EnvelopeReason, JobId, Owner, Pin, Principal, Release},
+    job::{BatchId, Digest, Edit, EnvelopeReason, JobId, Owner, Pin, Principal, Release},
     store::{
-        AddedKey, COMMAND_LINE, Change, ChangeFilter, ChangeKind, Decided, Decider, ObjectKind, Rejected,
-        SharedStore, StoreErrorKind,
+        ActionDecision, AddedKey, COMMAND_LINE, Change, ChangeFilter, ChangeKind, Decided, Decider, Edited,
+        Force, JobFilter, NewAction, NewBatch, ObjectKind, Rejected, SharedStore, StoreErrorKind,
     },
 };
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::{FORCE, TestStore, fail, hold, on_every_backend};
+use super::{FORCE, TestStore, fail, hold, job, on_every_backend};
 
 const WHO: &Principal = &Principal::Operator;
 
@@ -50,6 +50,65 @@ async fn jobs(t: &TestStore, owner: &Owner) -> [JobId; 3] {
     t.finish(&failed.end(fail(), errand::job::AttemptOutcome::ToolFailed)).await;
     [held.id, failed.id, t.run_bound(fields).await.id]
 }
+
+on_every_backend!(what_is_decided_about_many_jobs_and_about_queues_has_its_entry, async |t| {
+    let (owner, by): (Owner, _) = ("user:user-1".parse().unwrap(), &ann());
+    let who = &Principal::Owner(owner.clone());
+    let batch = NewBatch {
+        id: BatchId::new(),
+        principal: who.clone(),
+        digest: Digest([1; 16]),
+        is_sealed: true,
+        deadline: None,
+        stop: None,
+        follow_up: None,
+    };
+    let waiting = job(json!({"user_id": "user-1"}));
+    t.store.add_batch(&batch, std::slice::from_ref(&waiting)).await.unwrap();
+    for _ in 0..2 {
+        t.store.cancel_batch(who, batch.id, by).await.unwrap();
+        assert_eq!(newest(&t).await, json!(["batch.cancelled", "user-1", batch.id, null, null]), "once");
+    }
+    let action = NewAction {
+        id: Uuid::now_v7(),
+        decision: ActionDecision::Cancel,
+        filter: JobFilter::default(),
+        until: None,
+        force: Force::default(),
+        preview: None,
+        by: "ann".to_owned(),
+    };
+    t.store.make_action(who, &action, Duration::from_secs(60)).await.unwrap();
+    for _ in 0..2 {
+        t.store.confirm_action(who, action.id, by, false).await.unwrap();
+        let what = json!({"action": "cancel", "force": false});
+        assert_eq!(newest(&t).await, json!(["action.confirmed", "user-1", action.id, null, what]));
+    }
+    for _ in 0..2 {
+        t.store.abort_action(who, action.id, by).await.unwrap();
+        let what = json!({"action": "cancel"});
+        assert_eq!(newest(&t).await, json!(["action.aborted", "user-1", action.id, null, what]));
+    }
+    let (queue, why) = ("bulk".parse().unwrap(), json!({"reason": "repair"}));
+    for _ in 0..2 {
+        t.store.pause_queue(&queue, by, "repair").await.unwrap();
+        assert_eq!(newest(&t).await, json!(["queue.paused", null, "bulk", null, why]));
+    }
+    for _ in 0..2 {
+        t.store.resume_queue(&queue, by).await.unwrap();
+        assert_eq!(newest(&t).await, json!(["queue.resumed", null, "bulk", why, null]));
+    }
+    let entries = all(&t.store).await;
+    assert_eq!(entries.len(), 5, "what changes nothing has none: {entries:?}");
+    assert!(entries.iter().all(|entry| (&*entry.by, &*entry.origin) == ("ann", "192.0.2.7")));
+    let edited = t.view(waiting.id).await;
+    let after = edited.spec.edited(&Edit { priority: Some(7), ..Edit::default() }).unwrap();
+    let edited = Edited::new(&edited, after, t.store.now().await.unwrap());
+    assert!(matches!(t.store.edit(who, &edited, by).await.unwrap(), Decided::Now(_)));
+    let told = newest(&t).await;
+    assert_eq!((&told[0], &told[2]), (&json!("job.edited"), &json!(waiting.id)), "{told}");
+    assert!(told[4]["changes"].as_str().unwrap().contains('7'), "{told}");
+});
 
 on_every_backend!(every_change_of_a_person_or_a_key_has_its_entry, async |t| {
     let (owner, by): (Owner, _) = ("org:acme".parse().unwrap(), &ann());

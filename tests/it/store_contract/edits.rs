@@ -2,7 +2,7 @@
 
 use errand::{
     job::{Edit, HeldReason, JobId, JobSpec, Principal, State},
-    store::{Claim, Claimed, Conflict, Decided, Edited, HistoryFact, Inserted, Pause},
+    store::{Claim, Claimed, Conflict, Decided, Decider, Edited, HistoryFact, Inserted, Pause},
 };
 use jiff::{SignedDuration, Timestamp};
 use serde_json::json;
@@ -175,18 +175,21 @@ on_every_backend!(a_job_that_waits_for_a_connection_gives_up_when_it_expires_by_
 on_every_backend!(a_queue_is_paused_by_the_first_until_it_is_resumed, async |t| {
     let queue = "bulk".parse().unwrap();
     assert!(t.store.paused_queues().await.unwrap().is_empty());
-    assert!(t.store.pause_queue(&queue, &OPERATOR.by, "a reason").await.unwrap());
-    assert!(!t.store.pause_queue(&queue, "another", "another reason").await.unwrap());
+    assert!(t.store.pause_queue(&queue, OPERATOR, "a reason").await.unwrap());
+    assert!(
+        !t.store.pause_queue(&queue, &Decider::at_command_line("another"), "another reason").await.unwrap()
+    );
     for (by, reason) in
         [("", "a reason"), (&*OPERATOR.by, " "), (&*OPERATOR.by, "a\nb"), (&*OPERATOR.by, &"x".repeat(501))]
     {
-        assert!(t.store.pause_queue(&"other".parse().unwrap(), by, reason).await.is_err(), "{reason}");
+        let by = Decider::at_command_line(by.to_owned());
+        assert!(t.store.pause_queue(&"other".parse().unwrap(), &by, reason).await.is_err(), "{reason}");
     }
     let paused = one(t.other.paused_queues().await.unwrap());
     let Pause { by, reason, since } = paused.pause;
     assert_eq!((paused.queue, &*by, &*reason), (queue.clone(), &*OPERATOR.by, "a reason"));
     assert!((since.as_second() - t.store.now().await.unwrap().as_second()).abs() < 600);
-    assert!(t.store.resume_queue(&queue).await.unwrap());
-    assert!(!t.store.resume_queue(&queue).await.unwrap());
+    assert!(t.store.resume_queue(&queue, OPERATOR).await.unwrap());
+    assert!(!t.store.resume_queue(&queue, OPERATOR).await.unwrap());
     assert!(t.store.paused_queues().await.unwrap().is_empty());
 });

@@ -168,8 +168,8 @@ calls! { |store, who, of|
     Decision release_to_run = store.release_to_run(who, of.held[3], OPERATOR, FORCE);
     Read seen_jobs = store.seen_jobs(who, &seen(store, of).await);
     Read action = store.action(who, of.actions[0]);
-    Decision confirm_action = store.confirm_action(who, of.actions[0], &OPERATOR.by, true);
-    Read abort_action = store.abort_action(who, of.actions[1], &OPERATOR.by);
+    Decision confirm_action = store.confirm_action(who, of.actions[0], OPERATOR, true);
+    Read abort_action = store.abort_action(who, of.actions[1], OPERATOR);
     Read changes = store.changes(who, &of.changes(), None, 10);
     Message rejected = store.rejected(who, &of.messages(), None, 10);
     Message rejected_message = store.rejected_message(who, of.message);

@@ -36,7 +36,7 @@ pub(crate) struct Task {
 pub(crate) async fn run(task: &Task, config: Option<Config>) -> Result<()> {
     match (task.role, config) {
         (Role::Stub, _) | (_, None) => stub::serve(task.stub).await,
-        (Role::Worker, Some(config)) => worker(task, config).await,
+        (Role::Worker, Some(config)) => Box::pin(worker(task, config)).await,
         (Role::Baseline, Some(config)) => baseline::run(config, task.feed).await,
     }
 }

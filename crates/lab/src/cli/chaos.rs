@@ -98,6 +98,6 @@ pub(super) async fn run(args: Args, config: Config) -> Result<Exit> {
 
 /// Plays a worker of a run.
 pub(super) async fn run_worker(args: WorkerArgs, config: Config) -> Result<Exit> {
-    chaos::play(config, args.crash_at).await?;
+    Box::pin(chaos::play(config, args.crash_at)).await?;
     Ok(Exit::Success)
 }
