@@ -199,7 +199,6 @@ macro_rules! statements {
             use $crate::store::sql::{Bound, Parameter};
 
             $($(#[$doc])*
-            #[allow(clippy::too_many_arguments, reason = "a statement has the parameters that it needs")]
             pub(in crate::store) fn $name($($argument: $type),*) -> Bound<sqlx::$db> {
                 let query = sqlx::query(texts::$name.text.as_str());
                 $(let query = Parameter::<sqlx::$db>::bind($argument, query);)*

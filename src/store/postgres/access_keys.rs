@@ -14,7 +14,7 @@ use crate::{
         AccessKeys, AddedKey, ChangeKind, Decider, Result, UsedKey,
         access_keys::{
             LISTED_AFTER_END, REMOVED_TOGETHER, USED_AGAIN_AFTER, access_key, created, may_make,
-            most_rotated, rotated, used_key,
+            most_rotated, used_key,
         },
         changes::NewChange,
         columns::{ChangeColumns, Key, PrincipalColumns},
@@ -44,7 +44,7 @@ statements! { Postgres:
 
     key(principal: One<'_, PrincipalColumns>, id: Uuid) = "select * from access_keys where {may_see} and id = {id}";
 
-    rotate(principal: One<'_, PrincipalColumns>, key: One<'_, Key>, change: One<'_, ChangeColumns>, after: &str, old: Uuid, valid_for: Option<i64>, overlap: i64, most: i64) = "with old as (
+    rotate(principal: One<'_, PrincipalColumns>, key: One<'_, Key>, change: One<'_, ChangeColumns>, old: Uuid, valid_for: Option<i64>, overlap: i64, most: i64) = "with old as (
         update access_keys k set replaced_by = {id},
             expires_at = least(expires_at, now() + {overlap}::bigint * interval '1 microsecond')
         where {may_see} and k.id = {old} and {is_valid} and k.replaced_by is null
@@ -54,7 +54,8 @@ statements! { Postgres:
     added as (insert into access_keys ({key}, created_at, expires_at)
         select {values key}, now(), now() + {valid_for}::bigint * interval '1 microsecond' from old
         returning *),
-    logged as ({log}, owner_kind, owner_id, old_id::text, null, {after}::text from added, old)
+    logged as ({log}, owner_kind, owner_id, old_id::text, null,
+        jsonb_build_object('replaced_by', id, 'overlap_secs', {overlap}::bigint / 1000000)::text from added, old)
     select * from added";
 
     revoke(principal: One<'_, PrincipalColumns>, change: One<'_, ChangeColumns>, id: Uuid) = "with was as (
@@ -119,12 +120,10 @@ impl AccessKeys for PostgresStore {
         refuse_decider(by)?;
         self.remove_ended_keys().await?;
         let change = NewChange::new(ChangeKind::KeyRotated, principal, by);
-        let after = rotated(key, overlap);
         let query = sql::rotate(
             One(principal),
             One(key),
             One(&change),
-            &after,
             id,
             key.valid_for.map(micros),
             micros(overlap),

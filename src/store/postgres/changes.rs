@@ -29,7 +29,7 @@ statements! { Postgres:
     note_erasure(change: One<'_, ChangeColumns>, kind: &str) =
     "{log}, {kind}::text, null, null, null, null";
 
-    forget_owner(owner_kind: &str, owner_id: &str, limit: i64) = "update changes set owner_id = null,
+    forget_owner(owner_kind: &str, owner_id: &str, limit: i64) = "update changes set owner_id = null, object = null,
         origin = case when as_operator then origin else '' end
     where change_id in (select change_id from changes where owner_kind = {owner_kind} and owner_id = {owner_id} limit {limit})
     returning 1";

@@ -31,7 +31,7 @@ statements! { Sqlite:
     "insert into changes ({change}, at, owner_kind, owner_id, object, before_value, after_value)
     values ({values change}, {now}, {owner_kind}, {owner_id}, {object}, {before_value}, {after_value})";
 
-    forget_owner(owner_kind: &str, owner_id: &str, limit: i64) = "update changes set owner_id = null,
+    forget_owner(owner_kind: &str, owner_id: &str, limit: i64) = "update changes set owner_id = null, object = null,
         origin = case when as_operator then origin else '' end
     where change_id in (select change_id from changes where owner_kind = {owner_kind} and owner_id = {owner_id} limit +{limit})";
 

@@ -50,7 +50,7 @@ pub enum Verdict {
     Fits,
     /// Nobody can say: there is no schema, or it is beyond the bounds, or the job brings no arguments but a text.
     Unchecked,
-    /// At least one problem, and at most [`problem::MAX_PROBLEMS`].
+    /// At least one problem; of many the first ones.
     Unfit(Vec<ArgumentProblem>),
 }
 

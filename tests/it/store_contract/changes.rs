@@ -282,6 +282,7 @@ on_every_backend!(an_erasure_is_kept_and_the_owner_is_forgotten, async |t| {
     let of_owner: Vec<&Change> = entries.iter().filter(|entry| entry.owner.is_none()).skip(1).collect();
     assert_eq!(of_owner.len(), 2);
     for entry in of_owner {
+        assert_eq!(entry.object, None, "the ID of a job is theirs");
         assert_eq!(
             entry.origin,
             if entry.as_operator { "192.0.2.7" } else { "" },
