@@ -171,7 +171,8 @@ pub enum NotAdded {
     Gap { next: u64 },
     /// It takes no more items.
     Sealed,
-    /// It would have more than [`MAX_BATCH_ITEMS`] items, or [`MAX_BATCH_PARTS`] parts.
+    /// It would have more than [`MAX_BATCH_ITEMS`](crate::bounds::MAX_BATCH_ITEMS) items, or
+    /// [`MAX_BATCH_PARTS`](crate::bounds::MAX_BATCH_PARTS) parts.
     Full,
     /// Some items, by their place among those that were given, have an ID or key that is taken.
     Items(Vec<(usize, Conflict)>),
