@@ -43,7 +43,7 @@ use super::{
     tls::{Seen, Tls, TlsFiles},
     waiters::Waiters,
 };
-use crate::telemetry::metrics;
+use crate::{failure::chain, telemetry::metrics};
 
 /// Most connections that are open at once, where the process may have twice as many files open. Further ones wait to be accepted.
 const MAX_CONNECTIONS: usize = 16_384;
@@ -275,7 +275,9 @@ async fn serve_any(
     let Some(tls) = tls else { return serve(stream, peer, router, stop).await };
     match tls.accept(stream).await {
         Ok(stream) => serve(stream, peer, router, stop).await,
-        Err(error) => tracing::trace!(%error, "a connection to the API ended before its handshake did"),
+        Err(error) => {
+            tracing::trace!(error = %chain(&error), "a connection to the API ended before its handshake did")
+        }
     }
 }
 

@@ -16,7 +16,10 @@ use tokio::net::TcpStream;
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tokio_util::sync::CancellationToken;
 
-use crate::sync::{read, write};
+use crate::{
+    failure::chain,
+    sync::{read, write},
+};
 
 /// How often the files are read again.
 const EVERY: Duration = Duration::from_secs(5);
@@ -73,7 +76,7 @@ impl Tls {
                 }
                 // As while they are replaced one after the other.
                 Ok(Err(error)) if told.as_ref() != Some(&error.to_string()) => {
-                    tracing::warn!(error = %error, "the API's certificate cannot be read again; the last one stays");
+                    tracing::warn!(error = %chain(&error), "the API's certificate cannot be read again; the last one stays");
                     told = Some(error.to_string());
                 }
                 Ok(Err(_)) | Err(_) => {}

@@ -177,8 +177,7 @@ impl Batches {
         let spec = match decode(envelope.as_bytes(), &arrival) {
             Ok(spec) => Arc::new(spec),
             Err(error) => {
-                let error = chain(&error);
-                tracing::error!(batch.id = %batch, error, "the job that follows a batch cannot be read");
+                tracing::error!(batch.id = %batch, error = %chain(&error), "the job that follows a batch cannot be read");
                 return Ok(());
             }
         };
