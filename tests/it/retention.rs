@@ -244,12 +244,20 @@ async fn nothing_of_an_owner_stays_once_their_jobs_are_final() {
                     'x', now(), '{{}}')"
             ))
             .await;
+        harness
+            .execute(&format!(
+                "insert into batches (id, digest, owner_kind, owner_id, created_at, follow_up, changed_at)
+                 values (gen_random_uuid(), '\\x00112233445566778899aabbccddeeff', 'user', '{id}', now(), '{{\"user_id\": \"{id}\"}}', now())"
+            ))
+            .await;
     }
     journal(&harness, &[run[0].id(), run[1].id(), waits.id(), &errand_testbed::factory::id()]);
 
     let before = mentions(&harness, "user-1").await;
     let (code, dry) = erase(&harness, &["--dry-run"]);
-    let removed = json!({"jobs": {"succeeded": 3}, "rejected": 1, "pins": 1, "keys": 1, "actions": 1, "connections": 0, "journal": 1});
+    let removed = json!({
+        "jobs": {"succeeded": 3}, "rejected": 1, "pins": 1, "keys": 1, "batches": 1, "actions": 1, "connections": 0, "journal": 1,
+    });
     assert_eq!((code, &dry["removed"]), (1, &removed), "{dry}");
     assert_eq!(mentions(&harness, "user-1").await, before, "a dry run changes nothing");
     let (code, answer) = erase(&harness, &[]);
@@ -274,8 +282,8 @@ async fn nothing_of_an_owner_stays_once_their_jobs_are_final() {
     assert_eq!(mentions(&harness, waits.id()).await, 0);
     // Others are untouched.
     assert_eq!((harness.count("owner_id = 'user-2'").await, rejected(&harness).await), (3, 2));
-    let of_others = "select (select count(*) from pins) || ' ' || (select count(*) from actions)";
-    assert_eq!(harness.text(of_others).await.as_deref(), Some("1 1"));
+    let of_others = "select concat_ws(' ', (select count(*) from pins), (select count(*) from actions), (select count(*) from batches))";
+    assert_eq!(harness.text(of_others).await.as_deref(), Some("1 1 1"));
     let text = String::from_utf8(harness.errand(&["erase", "--org", "nobody"]).stdout).unwrap();
     assert!(text.contains("not known whose: 1 rejected messages"), "{text}");
 }
