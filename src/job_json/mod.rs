@@ -6,6 +6,7 @@
 mod fields;
 mod known;
 mod more;
+mod rejection;
 mod schema;
 
 use std::borrow::Cow;
@@ -14,19 +15,16 @@ use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::value::RawValue;
 use utoipa::ToSchema;
-use uuid::Uuid;
 
 use self::more::{MoreJson, more};
 pub use self::{
     fields::{Field, Fields},
     known::KnownJob,
+    rejection::rejection_json,
     schema::{ASKED_FOR, Job, JobSummary},
 };
 use crate::{
-    job::{
-        BatchId, EnvelopeReason, HeldReason, JobError, JobId, LookUps, Owner, ReplyKind, State,
-        unknown_outcome,
-    },
+    job::{BatchId, HeldReason, JobError, JobId, LookUps, Owner, ReplyKind, State, unknown_outcome},
     store::{AttemptView, HistoryEntry, HistoryFact, JobView},
 };
 
@@ -47,26 +45,6 @@ pub fn job_json<'a>(job: &'a JobView, past: Option<Past<'a>>) -> impl Serialize 
 /// What an app is told of a job: the same, with the kind of the reply.
 pub fn reply_json(kind: ReplyKind, job: &JobView) -> impl Serialize {
     JobJson { reply: Some(kind), ..whole(job, None) }
-}
-
-/// What an app is told of a message that is no job: the job that it was meant to be, as far as that can be told, under
-/// which ID the message is kept, why it is rejected, and what to change.
-pub fn rejection_json<'a>(
-    rejected_id: Uuid,
-    job: Option<JobId>,
-    reason: EnvelopeReason,
-    message: &'a str,
-) -> impl Serialize + use<'a> {
-    #[derive(Serialize)]
-    struct Rejection<'a> {
-        reply: ReplyKind,
-        id: Option<JobId>,
-        rejected_id: Uuid,
-        reason: EnvelopeReason,
-        message: &'a str,
-    }
-
-    Rejection { reply: ReplyKind::Rejected, id: job, rejected_id, reason, message }
 }
 
 fn whole<'a>(job: &'a JobView, past: Option<Past<'a>>) -> JobJson<'a> {

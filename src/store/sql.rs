@@ -95,6 +95,28 @@ pub(super) trait Parameter<DB: Database> {
 /// A batch of rows, sent as an array for each column. Such parameters come first.
 pub(super) struct Rows<'a, L: Columns>(pub(super) &'a [L::Item<'a>]);
 
+/// A column of a batch of rows.
+pub(super) fn column<T: Copy, C>(batch: &[T], value: impl Fn(T) -> C) -> Vec<C> {
+    batch.iter().copied().map(value).collect()
+}
+
+/// A column that most batches do not use. One without any value is sent without elements: `unnest`
+/// fills it up with nulls to the length of the others, and neither side pays for them.
+pub(super) fn sparse_column<T: Copy, C>(batch: &[T], value: impl Fn(T) -> Option<C>) -> Vec<Option<C>> {
+    let mut values = Vec::new();
+    for (place, item) in batch.iter().enumerate() {
+        let value = value(*item);
+        if value.is_some() && values.is_empty() {
+            values.reserve(batch.len());
+            values.extend((0..place).map(|_| None));
+        }
+        if value.is_some() || !values.is_empty() {
+            values.push(value);
+        }
+    }
+    values
+}
+
 pub(super) struct One<'a, L: Columns>(pub(super) L::Item<'a>);
 
 impl<L: Columns> Parameter<Postgres> for Rows<'_, L> {

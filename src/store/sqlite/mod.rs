@@ -35,6 +35,7 @@ mod actions;
 mod admin;
 mod answers;
 mod audit;
+mod batch_items;
 mod batches;
 mod changes;
 mod checks;
@@ -78,7 +79,7 @@ impl SqliteStore {
     }
 
     pub fn statements() -> impl Iterator<Item = &'static Statement> {
-        all_statements!()
+        all_statements!(batch_items)
     }
 
     /// Runs `work` in one write transaction in a task of its own, with the time at which the lock was taken.
