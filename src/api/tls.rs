@@ -65,8 +65,8 @@ impl Tls {
         while stop.run_until_cancelled(tokio::time::sleep(EVERY)).await.is_some() {
             let files = self.files.clone();
             let loaded = tokio::task::spawn_blocking(move || load(&files)).await;
-            match loaded {
-                Ok(Ok((config, now))) => {
+            match loaded.unwrap_or_else(|panicked| Err(io::Error::other(panicked))) {
+                Ok((config, now)) => {
                     told = None;
                     if now != seen {
                         seen = now;
@@ -75,11 +75,12 @@ impl Tls {
                     }
                 }
                 // As while they are replaced one after the other.
-                Ok(Err(error)) if told.as_ref() != Some(&error.to_string()) => {
+                Err(error) if told.as_ref() != Some(&error.to_string()) => {
                     tracing::warn!(error = %chain(&error), "the API's certificate cannot be read again; the last one stays");
                     told = Some(error.to_string());
                 }
-                Ok(Err(_)) | Err(_) => {}
+                // The same was logged when it was first seen, and once is enough for one cause.
+                Err(_) => {}
             }
         }
     }
