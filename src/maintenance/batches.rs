@@ -5,7 +5,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use futures_util::future::try_join_all;
+use futures_util::future::join_all;
 use tokio_util::sync::CancellationToken;
 
 use super::rounds;
@@ -77,7 +77,17 @@ impl Batches {
     pub async fn run_once(&self) -> Result<usize, StoreError> {
         let taken = self.services.store.take_batches(TAKEN, TAKEN_FOR).await?;
         for batch in &taken {
-            if let Next::After(after) = self.look(batch).await? {
+            let next = match self.look(batch).await {
+                Ok(next) => next,
+                Err(error) if error.kind().is_of_the_whole_store() => return Err(error),
+                // As while somebody has locked a job of it, for which no other batch waits.
+                Err(error) => {
+                    metrics::STORE_ERRORS.add([error.kind().as_str()], 1);
+                    tracing::warn!(batch.id = %batch.batch.id, error = %chain(&error), "a batch is looked at again later");
+                    Next::After(LONGEST)
+                }
+            };
+            if let Next::After(after) = next {
                 self.services.store.put_off_batch(batch, after).await?;
             }
         }
@@ -135,18 +145,30 @@ impl Batches {
                 meant.push(job.id);
             }
         }
+        let mut passing = None;
         let by = Decider { by: orders.by.clone().into(), origin: format!("batch {}", batch.id).into() };
         for together in meant.chunks(DECIDED_TOGETHER) {
             let mut decisions = Vec::with_capacity(together.len());
             for job in together {
                 decisions.push(self.decide(&batch.principal, *job, doing, &by, orders.force));
             }
-            try_join_all(decisions).await?;
+            for (job, decided) in together.iter().zip(join_all(decisions).await) {
+                let Err(error) = decided else { continue };
+                if error.kind().is_of_the_whole_store() {
+                    return Err(error);
+                }
+                if error.kind().passes() {
+                    passing = Some(error);
+                } else {
+                    tracing::warn!(batch.id = %batch.id, job.id = %job, error = %chain(&error), "a batch leaves a job as it is");
+                }
+            }
         }
         if !meant.is_empty() {
             self.services.relay_wake.notify_one();
         }
-        Ok(page.next)
+        // The page is gone through again, for those of its jobs that could not be decided about.
+        passing.map_or(Ok(page.next), Err)
     }
 
     async fn decide(

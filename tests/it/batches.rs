@@ -3,6 +3,7 @@
 use errand_testbed::factory::{Envelope as _, read, send};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
+use sqlx::Connection as _;
 
 use crate::{
     api::{Api, kind, read_answer},
@@ -246,6 +247,37 @@ async fn a_batch_stops_when_too_many_fail_and_at_its_deadline() {
         let done = api.completed(id(&batch)).await;
         assert_eq!((&done["cancelled_by"], &done["counts"]["cancelled"]), (&json!(by), &json!(1)), "{done}");
     }
+    harness.called(0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_that_somebody_has_locked_keeps_only_itself_from_being_called_off() {
+    let harness = migrated("batch-locked").await;
+    let api = Api::start(&harness.env()).await;
+    let later = (jiff::Timestamp::now() + jiff::SignedDuration::from_hours(24)).to_string();
+    let waiting = |user: &str, count| -> Vec<Value> {
+        (0..count).map(|_| send(user).with("run_at", later.as_str())).collect()
+    };
+    let items = waiting("user-1", 10);
+    let (_, made) = api.make(&json!({"items": items})).await;
+    let (_, other) = api.make(&json!({"items": waiting("user-2", 3)})).await;
+    // The newest is decided about first.
+    let newest = items.iter().map(|item| item["id"].as_str().unwrap()).max().unwrap();
+    let mut locking = harness.database.connect().await.unwrap();
+    let sql = format!("begin; select id from jobs where id = '{newest}' for update");
+    sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(&mut locking).await.unwrap();
+    for batch in [&made, &other] {
+        let (status, answer) = api.post(&format!("/v1/batches/{}/cancel", id(batch)), &json!({})).await;
+        assert_eq!(status, StatusCode::OK, "{answer}");
+    }
+    let worker = harness.worker(&[]).await;
+    let done = api.completed(id(&other)).await;
+    assert_eq!(done["counts"]["cancelled"], 3, "{done}");
+    harness.counts("state = 'cancelled'", 12).await;
+    worker.metric_reaches("errand_store_errors_total{kind=\"locked\"}", 1.0).await;
+    locking.close().await.unwrap();
+    let done = api.completed(id(&made)).await;
+    assert_eq!(done["counts"]["cancelled"], 10, "{done}");
     harness.called(0).await;
 }
 
