@@ -42,9 +42,6 @@ pub trait Actions: fmt::Debug + Send + Sync {
         valid_for: Duration,
     ) -> Result<MadeAction>;
 
-    /// The same, confirmed already by who makes it, for errand's own parts. Their number is not limited.
-    async fn start_action(&self, principal: &Principal, action: &NewAction) -> Result<MadeAction>;
-
     /// Lets an action be carried out. `force` says whether effects may be repeated, whatever it was made with. Where it was
     /// made to repeat some, or might, it is needed.
     async fn confirm_action(

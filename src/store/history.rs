@@ -131,7 +131,7 @@ pub fn check_decider(by: &str) -> Result<(), String> {
 
 /// The same for the methods of a store.
 pub(super) fn refuse_decider(by: &Decider) -> Result<()> {
-    check_decider(&by.by).map_err(|why| StoreError::new(StoreErrorKind::Data, why))
+    refuse_name(&by.by)
 }
 
 /// The same for a name alone.

@@ -23,15 +23,12 @@ use crate::{
 };
 
 statements! { Postgres:
-    make(principal: One<'_, PrincipalColumns>, new: One<'_, NewActionColumns>, progress: &str, until: Option<i64>, valid_for: Option<i64>, most: i64) =
-    "insert into actions ({new_action}, progress, owner_kind, owner_id, created_before, created_at, status, expires_at, confirmed_by, confirmed_at)
+    make(principal: One<'_, PrincipalColumns>, new: One<'_, NewActionColumns>, progress: &str, until: Option<i64>, valid_for: i64, most: i64) =
+    "insert into actions ({new_action}, progress, owner_kind, owner_id, created_before, created_at, status, expires_at)
     select {values new_action}, {progress}, {principal_kind}, {principal_id},
-        least(now(), timestamptz 'epoch' + {until}::bigint * interval '1 microsecond'), now(),
-        case when {valid_for}::bigint is null then 'confirmed' else 'previewed' end,
-        now() + {valid_for}::bigint * interval '1 microsecond',
-        case when {valid_for}::bigint is null then {made_by} end, case when {valid_for}::bigint is null then now() end
-    where {valid_for}::bigint is null or (
-        select count(*) from actions where {is_of_principal} and (status = 'confirmed' or expires_at > now())) < {most}
+        least(now(), timestamptz 'epoch' + {until}::bigint * interval '1 microsecond'), now(), 'previewed',
+        now() + {valid_for}::bigint * interval '1 microsecond'
+    where (select count(*) from actions where {is_of_principal} and (status = 'confirmed' or expires_at > now())) < {most}
     on conflict (id) do nothing
     returning *";
 
@@ -100,14 +97,22 @@ impl Actions for PostgresStore {
     async fn make_action(
         &self,
         principal: &Principal,
-        action: &NewAction,
+        new: &NewAction,
         valid_for: Duration,
     ) -> Result<MadeAction> {
-        self.add_action(principal, action, Some(valid_for)).await
-    }
-
-    async fn start_action(&self, principal: &Principal, action: &NewAction) -> Result<MadeAction> {
-        self.add_action(principal, action, None).await
+        new.check()?;
+        let surplus = sql::remove_ended(One(principal), to_limit(MAX_ENDED_ACTIONS), REMOVED_TOGETHER);
+        self.other.fetch(surplus).await?;
+        let until = new.until.map(jiff::Timestamp::as_microsecond);
+        let (most, progress) = (to_limit(MAX_OPEN_ACTIONS), json(&Progress::default()));
+        let query = sql::make(One(principal), One(new), &progress, until, micros(valid_for), most);
+        if let Some(row) = self.other.fetch_first(query).await? {
+            return action(&row).map(MadeAction::New);
+        }
+        match self.action(&Principal::Operator, new.id).await? {
+            Some(found) => Ok(new.known(principal, found)),
+            None => Ok(MadeAction::TooMany),
+        }
     }
 
     async fn confirm_action(
@@ -187,36 +192,5 @@ impl Actions for PostgresStore {
     async fn remove_actions(&self, owner: &Owner) -> Result<u64> {
         let query = sql::remove(owner.kind().as_str(), owner.id(), &owner.to_string());
         Ok(self.other.fetch(query).await?.len() as u64)
-    }
-}
-
-impl PostgresStore {
-    /// Without a time for its confirmation it is confirmed.
-    async fn add_action(
-        &self,
-        principal: &Principal,
-        new: &NewAction,
-        valid_for: Option<Duration>,
-    ) -> Result<MadeAction> {
-        new.check()?;
-        let surplus = sql::remove_ended(One(principal), to_limit(MAX_ENDED_ACTIONS), REMOVED_TOGETHER);
-        self.other.fetch(surplus).await?;
-        let until = new.until.map(jiff::Timestamp::as_microsecond);
-        let most = to_limit(MAX_OPEN_ACTIONS);
-        let query = sql::make(
-            One(principal),
-            One(new),
-            &json(&Progress::default()),
-            until,
-            valid_for.map(micros),
-            most,
-        );
-        if let Some(row) = self.other.fetch_first(query).await? {
-            return action(&row).map(MadeAction::New);
-        }
-        match self.action(&Principal::Operator, new.id).await? {
-            Some(found) => Ok(new.known(principal, found)),
-            None => Ok(MadeAction::TooMany),
-        }
     }
 }

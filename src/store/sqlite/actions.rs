@@ -29,13 +29,11 @@ use crate::{
 };
 
 statements! { Sqlite:
-    make(principal: One<'_, PrincipalColumns>, new: One<'_, NewActionColumns>, progress: &str, until: Option<i64>, valid_for: Option<i64>, most: i64, now: i64) =
-    "insert into actions ({new_action}, progress, owner_kind, owner_id, created_before, created_at, status, expires_at, confirmed_by, confirmed_at)
-    select {values new_action}, {progress}, {principal_kind}, {principal_id}, coalesce(min({now}, {until}), {now}), {now},
-        case when {valid_for} is null then 'confirmed' else 'previewed' end, {now} + {valid_for},
-        case when {valid_for} is null then {made_by} end, case when {valid_for} is null then {now} end
-    where {valid_for} is null or (
-        select count(*) from actions where {is_of_principal} and (status = 'confirmed' or expires_at > {now})) < {most}
+    make(principal: One<'_, PrincipalColumns>, new: One<'_, NewActionColumns>, progress: &str, until: Option<i64>, valid_for: i64, most: i64, now: i64) =
+    "insert into actions ({new_action}, progress, owner_kind, owner_id, created_before, created_at, status, expires_at)
+    select {values new_action}, {progress}, {principal_kind}, {principal_id}, coalesce(min({now}, {until}), {now}), {now}, 'previewed',
+        {now} + {valid_for}
+    where (select count(*) from actions where {is_of_principal} and (status = 'confirmed' or expires_at > {now})) < {most}
     on conflict (id) do nothing
     returning *";
 
@@ -99,14 +97,28 @@ impl Actions for SqliteStore {
     async fn make_action(
         &self,
         principal: &Principal,
-        action: &NewAction,
+        new: &NewAction,
         valid_for: Duration,
     ) -> Result<MadeAction> {
-        self.add_action(principal, action, Some(valid_for)).await
-    }
-
-    async fn start_action(&self, principal: &Principal, action: &NewAction) -> Result<MadeAction> {
-        self.add_action(principal, action, None).await
+        new.check()?;
+        let (who, made) = (principal.clone(), new.clone());
+        let added = self.write(move |db, now| {
+            Box::pin(async move {
+                let kept = to_limit(MAX_ENDED_ACTIONS);
+                sql::remove_ended(One(&who), kept, REMOVED_TOGETHER).execute(&mut *db).await?;
+                let until = made.until.map(jiff::Timestamp::as_microsecond);
+                let (most, progress) = (to_limit(MAX_OPEN_ACTIONS), json(&Progress::default()));
+                let query = sql::make(One(&who), One(&made), &progress, until, micros(valid_for), most, now);
+                query.fetch_optional(&mut *db).await?.as_ref().map(action).transpose()
+            })
+        });
+        if let Some(added) = added.await? {
+            return Ok(MadeAction::New(added));
+        }
+        match self.action(&Principal::Operator, new.id).await? {
+            Some(found) => Ok(new.known(principal, found)),
+            None => Ok(MadeAction::TooMany),
+        }
     }
 
     async fn confirm_action(
@@ -234,34 +246,5 @@ impl SqliteStore {
             })
         })
         .await
-    }
-
-    /// Without a time for its confirmation it is confirmed.
-    async fn add_action(
-        &self,
-        principal: &Principal,
-        new: &NewAction,
-        valid_for: Option<Duration>,
-    ) -> Result<MadeAction> {
-        new.check()?;
-        let (who, made) = (principal.clone(), new.clone());
-        let added = self.write(move |db, now| {
-            Box::pin(async move {
-                let kept = to_limit(MAX_ENDED_ACTIONS);
-                sql::remove_ended(One(&who), kept, REMOVED_TOGETHER).execute(&mut *db).await?;
-                let until = made.until.map(jiff::Timestamp::as_microsecond);
-                let (most, progress) = (to_limit(MAX_OPEN_ACTIONS), json(&Progress::default()));
-                let query =
-                    sql::make(One(&who), One(&made), &progress, until, valid_for.map(micros), most, now);
-                query.fetch_optional(&mut *db).await?.as_ref().map(action).transpose()
-            })
-        });
-        if let Some(added) = added.await? {
-            return Ok(MadeAction::New(added));
-        }
-        match self.action(&Principal::Operator, new.id).await? {
-            Some(found) => Ok(new.known(principal, found)),
-            None => Ok(MadeAction::TooMany),
-        }
     }
 }

@@ -632,10 +632,6 @@ impl Actions for Faulty {
         unreachable!("nobody makes actions here")
     }
 
-    async fn start_action(&self, _: &Principal, _: &NewAction) -> Result<MadeAction, StoreError> {
-        unreachable!("nobody makes actions here")
-    }
-
     async fn confirm_action(
         &self,
         _: &Principal,

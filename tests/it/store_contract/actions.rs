@@ -63,7 +63,12 @@ async fn make(store: &SharedStore, principal: &Principal) -> Action {
 }
 
 async fn start(store: &SharedStore, principal: &Principal) -> Action {
-    made(store.start_action(principal, &new_action(ActionDecision::Cancel)).await.unwrap())
+    confirmed(store, principal, &new_action(ActionDecision::Cancel)).await
+}
+
+async fn confirmed(store: &SharedStore, principal: &Principal, new: &NewAction) -> Action {
+    made(store.make_action(principal, new, HOUR).await.unwrap());
+    now(store.confirm_action(principal, new.id, BY, false).await.unwrap())
 }
 
 async fn take(store: &SharedStore) -> Option<TakenAction> {
@@ -137,7 +142,6 @@ on_every_backend!(an_action_that_is_made_again_is_the_same_and_another_one_is_re
         t.other.make_action(&OPERATOR, &again, HOUR).await.unwrap(),
         MadeAction::Known(action.clone())
     );
-    assert_eq!(t.store.start_action(&OPERATOR, &new).await.unwrap(), MadeAction::Known(action.clone()));
     for other in [
         NewAction { decision: ActionDecision::Retry, ..new.clone() },
         NewAction { filter: JobFilter::default(), ..new.clone() },
@@ -158,7 +162,7 @@ on_every_backend!(only_jobs_are_meant_that_were_there_when_it_was_made, async |t
     assert_eq!(action.until, action.created_at);
     let earlier = action.created_at - SignedDuration::from_hours(1);
     let new = NewAction { until: Some(earlier), ..new_action(ActionDecision::Cancel) };
-    let action = made(t.store.start_action(&OPERATOR, &new).await.unwrap());
+    let action = confirmed(&t.store, &OPERATOR, &new).await;
     assert_eq!((action.until, action.meant().until), (earlier, Some(earlier)));
     assert_eq!(action.filter.until, None, "it is shown as it was asked for");
 });
@@ -324,7 +328,6 @@ on_every_backend!(actions_are_bounded_and_go_with_their_owner, async |t| {
     assert_eq!(t.store.make_action(&org, &more, HOUR).await.unwrap(), MadeAction::TooMany);
     make(&t.store, &user).await;
     make(&t.store, &OPERATOR).await;
-    start(&t.store, &org).await;
     let expire = if t.is_postgres() { "now()" } else { "1" };
     t.execute(&format!("update actions set expires_at = {expire} where status = 'previewed'")).await;
     made(t.store.make_action(&org, &more, HOUR).await.unwrap());
@@ -377,12 +380,8 @@ on_every_backend!(what_cannot_be_kept_of_an_action_is_refused, async |t| {
         NewAction { by: "errand: batches".into(), ..new_action(ActionDecision::Cancel) },
         NewAction { filter: long, ..new_action(ActionDecision::Cancel) },
     ] {
-        for error in [
-            t.store.make_action(&OPERATOR, &wrong, HOUR).await.unwrap_err(),
-            t.store.start_action(&OPERATOR, &wrong).await.unwrap_err(),
-        ] {
-            assert_eq!(error.kind(), StoreErrorKind::Data);
-        }
+        let error = t.store.make_action(&OPERATOR, &wrong, HOUR).await.unwrap_err();
+        assert_eq!(error.kind(), StoreErrorKind::Data);
     }
     let action = make(&t.store, &OPERATOR).await;
     for error in [

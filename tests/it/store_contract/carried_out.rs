@@ -30,7 +30,11 @@ impl TestStore {
         let found = preview(&self.store, who, decision, &meant, Extent::Bounded).await.unwrap();
         let (id, by) = (Uuid::now_v7(), BY.by.to_string());
         let new = NewAction { id, decision, filter, until, force, preview: Some(found), by };
-        match self.store.make_action(who, &new, CONFIRM_WITHIN).await.unwrap() {
+        self.made(who, &new).await
+    }
+
+    async fn made(&self, who: &Principal, new: &NewAction) -> Action {
+        match self.store.make_action(who, new, CONFIRM_WITHIN).await.unwrap() {
             MadeAction::New(action) => action,
             other => panic!("{other:?}"),
         }
@@ -109,7 +113,7 @@ on_every_backend!(an_action_decides_about_each_job_as_a_person_does, async |t| {
         let until = Some(t.store.now().await.unwrap());
         let (id, force, by) = (Uuid::now_v7(), Force::default(), ALICE.to_owned());
         let new = NewAction { id, decision, filter, until, force, preview: Some(found.clone()), by };
-        t.store.start_action(&OPERATOR, &new).await.unwrap();
+        t.confirm(&t.made(&OPERATOR, &new).await).await;
         let done = t.carry_out(id).await;
         let expected = |state: State| match decision {
             ActionDecision::Cancel if state == State::Running => Some(State::Running),
@@ -195,7 +199,7 @@ on_every_backend!(what_may_have_acted_is_not_run_again_unless_that_is_forced, as
         (FORCE, progress(1, &[]), State::Available),
     ] {
         let new = release(force);
-        t.store.start_action(&OPERATOR, &new).await.unwrap();
+        t.confirm(&t.made(&OPERATOR, &new).await).await;
         assert_eq!((t.carry_out(new.id).await, t.state(held).await), (expected, state));
     }
     let id = t.confirmed(&OPERATOR, ActionDecision::Retry, FORCE).await;
