@@ -193,7 +193,7 @@ impl Gate {
             without_keys: Mutex::default(),
             known: Cache::new(MAX_KNOWN),
             rate,
-            room: Room::new(),
+            room: Room::for_bodies(),
             failures: Mutex::default(),
         }
     }
@@ -332,15 +332,12 @@ pub(super) async fn authenticate(
     let admitted = async {
         let shown = Showing::of(&head.headers)?;
         let caller = gate.admit(shown, &head, peer).await?;
-        let key = caller.key.map(|(id, _)| id);
-        if let Some(key) = key {
-            gate.rate.take(key, Instant::now())?;
-        }
-        Ok((shown, caller, key))
+        gate.rate.take(&caller.principal, Instant::now())?;
+        Ok((shown, caller))
     };
-    let (shown, caller, key) = admitted.await.map_err(unread)?;
+    let (shown, caller) = admitted.await.map_err(unread)?;
     // The room is taken until the request is answered, because as long its body may be in memory.
-    let read = whole_body(&gate.room, key, head.uri.path(), &head.headers, body);
+    let read = whole_body(&gate.room, &caller.principal, head.uri.path(), &head.headers, body);
     let (body, _taken) = read.await.map_err(unread)?;
     gate.admit_still(shown, peer).await.map_err(Problem::into_response)?;
     head.extensions.insert(caller);

@@ -203,7 +203,7 @@ problems! {
     /// What a new job may meet.
     OfANewJob: InvalidJob IdConflict KeyConflict NoToolApi;
     /// What the items of a batch may meet.
-    OfItsItems: InvalidBatch KeyConflict TooManyRequests;
+    OfItsItems: InvalidBatch KeyConflict;
     /// What further items of a batch may meet.
     OfItsOrder: OutOfOrder WrongState;
     /// What a request may meet that shows an idempotency key.

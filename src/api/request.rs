@@ -17,14 +17,16 @@ use utoipa::{
         schema::Type,
     },
 };
-use uuid::Uuid;
 
 use super::{
     described::{line, number, optional},
     limits::{Room, Taken},
     problem::{Kind, Problem},
 };
-use crate::bounds::{MAX_CHUNK_BYTES, MAX_ENVELOPE_BYTES};
+use crate::{
+    bounds::{MAX_CHUNK_BYTES, MAX_ENVELOPE_BYTES},
+    job::Principal,
+};
 
 /// How long the body of a request may take.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
@@ -87,7 +89,7 @@ async fn in_memory(body: Body) -> Result<Bytes, Problem> {
 /// The body of a request, read within bounds, and the room that it takes.
 pub(super) async fn whole_body(
     room: &Arc<Room>,
-    key: Option<Uuid>,
+    whose: &Principal,
     path: &str,
     headers: &HeaderMap,
     body: Body,
@@ -108,13 +110,13 @@ pub(super) async fn whole_body(
         return Ok((Bytes::new(), None));
     }
     let announced = announced.and_then(|length| usize::try_from(length).ok());
-    let mut taken = room.take(key, announced.unwrap_or(most).min(most)).await?;
+    let mut taken = room.take_bytes(whose, announced.unwrap_or(most).min(most)).await?;
     match tokio::time::timeout(BODY_TIMEOUT, to_bytes(body, most)).await {
         Err(_) => {
             Err(Problem::new(Kind::Timeout, format!("send the body within {} s", BODY_TIMEOUT.as_secs())))
         }
         Ok(Ok(body)) => {
-            taken.keep(body.len());
+            taken.keep_bytes(body.len());
             Ok((body, Some(taken)))
         }
         // Where the client went away nobody reads this.

@@ -33,7 +33,7 @@ use super::{
     decisions, desk,
     document::{self, DescribedRoutes},
     edit, jobs, keys,
-    limits::Rate,
+    limits::{Rate, Room},
     measure::measure,
     pins,
     problem::{Kind, Problem},
@@ -53,9 +53,6 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Most bytes of the head of a request.
 const MAX_HEAD_BYTES: usize = 32 * 1024;
-
-/// Most requests that add items to batches at the same time.
-const MAX_CHUNKS: usize = 4;
 
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -78,7 +75,7 @@ pub struct Api {
 pub struct Options {
     /// The origins of web pages that may use it; `*` is every one.
     pub cors_origins: Vec<String>,
-    /// The most requests of a key per second; 0 is no limit.
+    /// The most requests of an owner per second; 0 is no limit.
     pub requests_per_second: u32,
     /// Its certificate. Without one it speaks plain HTTP.
     pub tls: Option<TlsFiles>,
@@ -125,8 +122,8 @@ impl Api {
         let gate =
             Arc::new(Gate::new(parts.store.clone(), is_on_loopback, Rate::new(options.requests_per_second)));
         let origins = Origins::new(options.cors_origins);
-        let chunks = Arc::new(Semaphore::new(MAX_CHUNKS));
-        let shared = Shared { parts: Arc::new(parts), waiters, glimpse: Arc::default(), description, chunks };
+        let turns = Room::for_turns();
+        let shared = Shared { parts: Arc::new(parts), waiters, glimpse: Arc::default(), description, turns };
         let router = router(routes, shared, gate, origins);
         let room = Arc::new(Semaphore::new(most_connections()));
         let connections = TaskTracker::new();

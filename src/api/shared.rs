@@ -3,12 +3,9 @@
 use std::{sync::Arc, time::Duration};
 
 use axum::body::Bytes;
-use tokio::{
-    sync::{Mutex, Semaphore},
-    time::Instant,
-};
+use tokio::{sync::Mutex, time::Instant};
 
-use super::waiters::Waiters;
+use super::{limits::Room, waiters::Waiters};
 use crate::{
     admission::Admission,
     clock::SharedClock,
@@ -66,7 +63,7 @@ pub(super) struct Shared {
     pub(super) glimpse: Arc<Glimpse>,
     pub(super) description: Description,
     /// One for each request that may add items to batches at the same time.
-    pub(super) chunks: Arc<Semaphore>,
+    pub(super) turns: Arc<Room>,
 }
 
 /// What the API says of itself, as it is served.

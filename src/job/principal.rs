@@ -5,7 +5,7 @@ use std::fmt;
 use super::Owner;
 
 /// Who asks or decides: the operator, who may see everything, or an owner, who sees what is theirs and nothing else.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Principal {
     Operator,
     Owner(Owner),

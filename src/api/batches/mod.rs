@@ -4,7 +4,7 @@ mod items;
 mod json;
 mod parameters;
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use axum::{
     Json,
@@ -14,7 +14,7 @@ use axum::{
 };
 use serde::Deserialize;
 use serde_json::json;
-use tokio::{sync::OwnedSemaphorePermit, time::Instant};
+use tokio::time::Instant;
 use utoipa::ToSchema;
 
 pub(super) use self::json::{Batch, BatchPage, ItemPage};
@@ -41,9 +41,6 @@ use crate::{
     job::{BatchId, JobSpec, Principal},
     store::{Added, BatchDecided, Place},
 };
-
-/// How long a request waits until fewer others add items.
-const TURN_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// When to ask again for a batch that is not complete.
 const ASK_AGAIN: HeaderValue = HeaderValue::from_static("1");
@@ -72,7 +69,7 @@ pub(super) async fn create(
     let principal = caller.may(Scope::Enqueue)?;
     Parameters::of(&request).end()?;
     let headers = request.headers().clone();
-    let _turn = turn(&shared).await?;
+    let _turn = shared.turns.take(principal, 1).await?;
     let body = json_body(request).await?;
     if body.trim_ascii_start().starts_with(b"[") {
         return Err(unreadable("it must be an object with `items`"));
@@ -119,7 +116,7 @@ pub(super) async fn add(
         Problem::new(Kind::BadRequest, "say which index the first item has: the parameter `from`, at first 0")
     })?;
     parameters.end()?;
-    let _turn = turn(&shared).await?;
+    let _turn = shared.turns.take(principal, 1).await?;
     let batch = shared.parts.store.batch(principal, id, false).await?.ok_or_else(no_batch)?;
     let body = lines_body(request).await?;
     let lines = body.split(|byte| *byte == b'\n').filter(|line| !line.trim_ascii().is_empty());
@@ -315,14 +312,6 @@ pub(super) async fn retry(
         }
         BatchDecided::Begun(_) => shown(&shared, &caller, principal, id).await,
     }
-}
-
-/// The right to add items, of which few are given at once, because a request may be large.
-async fn turn(shared: &Shared) -> Result<OwnedSemaphorePermit, Problem> {
-    let turn = tokio::time::timeout(TURN_TIMEOUT, shared.chunks.clone().acquire_owned()).await;
-    turn.ok().and_then(Result::ok).ok_or_else(|| {
-        Problem::new(Kind::TooManyRequests, "many others add items to batches; send it again in a while")
-    })
 }
 
 /// Adds items. What is begun is finished although nobody waits for the answer any more.
