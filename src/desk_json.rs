@@ -10,8 +10,8 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 use crate::{
-    job::{Effect, EnvelopeReason, Owner, Pin, PinnedBy, QueueName, WorkerId},
-    store::{RejectedView, WorkerView},
+    job::{BatchId, Effect, EnvelopeReason, JobId, Owner, Pin, PinnedBy, QueueName, State, WorkerId},
+    store::{BatchItem, BatchView, Counts, Doing, RejectedView, StopRule, WorkerView},
     tool::{Account, ToolInfo},
 };
 
@@ -168,5 +168,74 @@ impl<'a> RejectedJson<'a> {
             requeued_at: view.requeued_at,
             requeued_by: view.requeued_by.as_deref(),
         }
+    }
+}
+
+/// A batch.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Batch)]
+pub struct BatchJson {
+    #[schema(value_type = Uuid)]
+    pub id: BatchId,
+    /// `null`: the operator's.
+    pub owner: Option<Owner>,
+    pub created_at: Timestamp,
+    /// Whether it takes no more items.
+    pub sealed: bool,
+    /// How many items it has.
+    pub total: u64,
+    /// 1, and one more each time that its failed jobs were run again.
+    pub generation: u32,
+    /// Since when it is sealed and all of its jobs have ended.
+    pub completed_at: Option<Timestamp>,
+    /// How many items are in each state; after its completion, how many were then.
+    pub counts: Counts,
+    pub deadline: Option<Timestamp>,
+    pub stop_when: Option<StopRule>,
+    /// Who called off its rest.
+    pub cancelled_by: Option<String>,
+    pub cancelled_at: Option<Timestamp>,
+    /// What is being done with its jobs.
+    pub doing: Option<Doing>,
+    /// The job that is enqueued once it is complete.
+    pub follow_up_id: Option<JobId>,
+}
+
+impl From<BatchView> for BatchJson {
+    fn from(batch: BatchView) -> Self {
+        let follow_up_id = batch.follow_up();
+        let (cancelled_by, cancelled_at) = batch.cancelled.unzip();
+        Self {
+            id: batch.id,
+            owner: batch.principal.owner().cloned(),
+            created_at: batch.created_at,
+            sealed: batch.sealed_at.is_some(),
+            total: batch.items,
+            generation: batch.generation,
+            completed_at: batch.completed_at,
+            counts: batch.counts,
+            deadline: batch.deadline,
+            stop_when: batch.stop,
+            cancelled_by,
+            cancelled_at,
+            doing: batch.doing,
+            follow_up_id,
+        }
+    }
+}
+
+/// An item of a batch.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Item)]
+pub struct BatchItemJson {
+    pub index: u64,
+    pub job_id: JobId,
+    /// `null`: the job was removed.
+    pub state: Option<State>,
+}
+
+impl From<BatchItem> for BatchItemJson {
+    fn from(BatchItem { index, job, state }: BatchItem) -> Self {
+        Self { index, job_id: job, state }
     }
 }

@@ -43,14 +43,14 @@ pub struct ActionJson<'a> {
     pub aborted_by: Option<&'a str>,
     pub finished_at: Option<Timestamp>,
     /// `null` for an action that errand has started itself.
-    pub preview: Option<PreviewJson>,
+    pub preview: Option<PreviewJson<'a>>,
     pub progress: ProgressJson,
 }
 
 /// What was counted before the confirmation.
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = ActionPreview)]
-pub struct PreviewJson {
+pub struct PreviewJson<'a> {
     pub total: u64,
     /// Of these, those that stay as they are without `force`, because their last call may have had its effect.
     pub needs_force: u64,
@@ -61,6 +61,8 @@ pub struct PreviewJson {
     pub by_effect: BTreeMap<&'static str, u64>,
     /// `no_call` where no call ended.
     pub by_last_outcome: BTreeMap<&'static str, u64>,
+    /// The same, all three together.
+    pub kinds: &'a [PreviewKind],
 }
 
 /// What was met and done.
@@ -101,8 +103,8 @@ impl<'a> ActionJson<'a> {
     }
 }
 
-impl PreviewJson {
-    fn of(preview: &Preview, runs_again: bool) -> Self {
+impl<'a> PreviewJson<'a> {
+    fn of(preview: &'a Preview, runs_again: bool) -> Self {
         let by = |word: fn(&PreviewKind) -> &'static str| {
             let mut counts = BTreeMap::new();
             for kind in &preview.kinds {
@@ -117,6 +119,7 @@ impl PreviewJson {
             by_state: by(|kind| kind.state.as_str()),
             by_effect: by(|kind| kind.effect.map_or(NOT_KNOWN, |effect| effect.as_str())),
             by_last_outcome: by(|kind| kind.last_outcome.map_or(NO_CALL, |outcome| outcome.as_str())),
+            kinds: &preview.kinds,
         }
     }
 }

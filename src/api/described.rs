@@ -14,11 +14,11 @@ use utoipa::{
 };
 
 use super::{
-    batches::Batch,
     dry_run::DryRun,
     problem::{ItemError, Kind, PROBLEM_JSON, Problem},
 };
 use crate::{
+    desk_json::BatchJson,
     job::{BatchId, JobId},
     job_json::Job,
 };
@@ -87,7 +87,7 @@ impl ToSchema for BatchOrId {}
 
 impl PartialSchema for BatchOrId {
     fn schema() -> RefOr<Schema> {
-        or_id(Batch::name(), BatchId::name()).into()
+        or_id(BatchJson::name(), BatchId::name()).into()
     }
 }
 

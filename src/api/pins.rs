@@ -9,12 +9,16 @@ use axum::{
 use serde::{Deserialize, Serialize};
 use utoipa::{
     IntoParams, ToSchema,
-    openapi::path::{Parameter, ParameterIn},
+    openapi::{
+        ObjectBuilder,
+        path::{Parameter, ParameterIn},
+        schema::Type,
+    },
 };
 
 use super::{
     caller::Caller,
-    described::{OfAnyRequest, OfItsBody, OfItsContent, OfOne, OfTheState, optional, text},
+    described::{OfAnyRequest, OfItsBody, OfItsContent, OfOne, OfTheState, OfTheToolApi, optional, text},
     problem::{Kind, Problem},
     request::{Parameters, optional_json, parsed},
     shared::Shared,
@@ -24,7 +28,11 @@ use crate::{
     bounds::MAX_PINS,
     desk_json::PinJson,
     job::{Owner, Pin, Principal},
-    tool::pin::{Wanted as WantedVersion, is_slug, wanted},
+    tool::{
+        Pinnable,
+        pin::{Wanted as WantedVersion, is_slug, wanted},
+        pinnable,
+    },
 };
 
 /// Pins.
@@ -45,6 +53,18 @@ impl IntoParams for Whose {
         let what = "Whose pin it is, `user:ID` or `org:ID`. Without it: that of the key's owner, or with a key of the \
                     operator the one for everybody.";
         vec![optional(ParameterIn::Query, "owner", owner, what)]
+    }
+}
+
+/// The parameter that leaves out a question.
+#[derive(Debug)]
+struct Unchecked;
+
+impl IntoParams for Unchecked {
+    fn into_params(_: impl Fn() -> Option<ParameterIn>) -> Vec<Parameter> {
+        let flag = ObjectBuilder::new().schema_type(Type::Boolean);
+        let what = "With `true` the tool API is not asked whether there is such a version.";
+        vec![optional(ParameterIn::Query, "force", flag, what)]
     }
 }
 
@@ -93,10 +113,10 @@ struct Version {
 /// checked: a dry run of a job says so.
 #[utoipa::path(
     put, path = "/v1/pins/{toolkit}", operation_id = "setPin", security(("bearer" = ["manage"])),
-    params(("toolkit" = String, Path, description = "The toolkit, in lower case.", example = "github"), Whose),
+    params(("toolkit" = String, Path, description = "The toolkit, in lower case.", example = "github"), Whose, Unchecked),
     request_body(content = inline(Version), content_type = "application/json",
         example = json!({"version": "20251027_00"})),
-    responses((status = 200, description = "The pin.", body = PinJson), OfAnyRequest, OfItsContent, OfItsBody, OfTheState)
+    responses((status = 200, description = "The pin.", body = PinJson), OfAnyRequest, OfItsContent, OfItsBody, OfTheState, OfTheToolApi)
 )]
 pub(super) async fn set(
     State(shared): State<Shared>,
@@ -107,6 +127,7 @@ pub(super) async fn set(
     let manager = caller.may(Scope::Manage)?;
     let mut parameters = Parameters::of(&request);
     let owner = whose(manager, &mut parameters)?;
+    let force = parameters.one("force", parsed)?.unwrap_or(false);
     parameters.end()?;
     let Version { version } = optional_json(request).await?;
     let bad = |what: &str| Problem::new(Kind::BadRequest, what);
@@ -116,6 +137,12 @@ pub(super) async fn set(
     let Ok(WantedVersion::Exact(version)) = wanted(version.as_deref()) else {
         return Err(bad("`version` must be a version such as 20251027_00"));
     };
+    if let Some(api) = &shared.parts.tool_api
+        && !force
+        && let Pinnable::No(why) = pinnable(api, &toolkit, version).await?
+    {
+        return Err(Problem::new(Kind::WrongState, format!("{why}; `force=true` pins it all the same")));
+    }
     let pins = shared.parts.store.pins_of(manager).await?;
     let own: Vec<_> = pins.iter().filter(|pin| pin.owner == owner).collect();
     if own.len() >= MAX_PINS && own.iter().all(|pin| pin.toolkit != toolkit) {

@@ -1,12 +1,17 @@
 //! `errand accounts`: which accounts an owner has connected. Never their credentials.
 
+use jiff::Timestamp;
+use serde::Deserialize;
+use serde_json::value::to_raw_value;
+
 use super::{
     context::Context,
     exit::Exit,
     output::{self, Format},
+    server::Call,
     value::{self, OwnerFlags},
 };
-use crate::{desk_json::AccountJson, tool::Account};
+use crate::desk_json::AccountJson;
 
 /// List connected accounts as the tool API knows them.
 #[derive(Debug, clap::Subcommand)]
@@ -27,11 +32,22 @@ pub(super) enum Command {
 pub(super) async fn run(command: Command, context: &Context) -> anyhow::Result<Exit> {
     let Command::List { owner, toolkit, format } = command;
     let owner = owner.owner()?;
-    let accounts = context.tool_api()?.accounts(&[owner.id()], toolkit.as_deref()).await?.accounts;
-    let json = |account: &Account| serde_json::to_string(&AccountJson::of(account));
+    let accounts = match &context.server {
+        Some(server) => {
+            let list = Call::get("/v1/accounts").with("owner", Some(&owner)).with("toolkit", toolkit);
+            server.page(list).await?.items
+        }
+        None => {
+            let accounts = context.tool_api()?.accounts(&[owner.id()], toolkit.as_deref()).await?.accounts;
+            accounts
+                .iter()
+                .map(|account| to_raw_value(&AccountJson::of(account)))
+                .collect::<Result<_, _>>()?
+        }
+    };
     let nothing = format_args!("{owner} has connected nothing that matches");
     let header = ["ID", "TOOLKIT", "STATUS", "CONNECTED", "REASON"];
-    output::print_list(&accounts, format, json, nothing, header, |account| {
+    output::print_items(&accounts, format, nothing, header, |account: &Account| {
         let disabled = if account.disabled { " (disabled)" } else { "" };
         [
             account.id.clone(),
@@ -42,4 +58,15 @@ pub(super) async fn run(command: Command, context: &Context) -> anyhow::Result<E
         ]
     })?;
     Ok(Exit::Success)
+}
+
+/// An account as it is told.
+#[derive(Deserialize)]
+struct Account {
+    id: String,
+    toolkit: String,
+    status: String,
+    status_reason: Option<String>,
+    disabled: bool,
+    created_at: Timestamp,
 }

@@ -1,11 +1,14 @@
 //! `errand audit-log`: who changed what.
 
 use jiff::Timestamp;
+use serde::Deserialize;
+use serde_json::value::RawValue;
 
 use super::{
     context::Context,
     exit::Exit,
-    output::{self, Format},
+    output::{self, Format, ToldOwner},
+    server::{Call, MAX_LIMIT, Page},
     value,
 };
 use crate::{
@@ -55,46 +58,68 @@ pub(super) struct Args {
 }
 
 pub(super) async fn run(args: Args, context: &Context) -> anyhow::Result<Exit> {
-    let store = context.store()?;
-    let filter = ChangeFilter {
-        kind: args.kind,
-        object: args.id,
-        owner: args.owner.owner()?,
-        by: args.by,
-        since: args.since,
-        until: args.until,
+    let page = match &context.server {
+        Some(server) => {
+            let list = Call::get("/v1/audit-log")
+                .with("kind", args.kind)
+                .with("id", args.id)
+                .with("owner", args.owner.owner()?)
+                .with("by", args.by)
+                .with("since", args.since)
+                .with("until", args.until)
+                .with("cursor", args.before)
+                .with("limit", Some(args.limit.min(MAX_LIMIT)));
+            server.page(list).await?
+        }
+        None => {
+            let store = context.store()?;
+            let filter = ChangeFilter {
+                kind: args.kind,
+                object: args.id,
+                owner: args.owner.owner()?,
+                by: args.by,
+                since: args.since,
+                until: args.until,
+            };
+            let changes = store.changes(&Principal::Operator, &filter, args.before, args.limit).await?;
+            store.close().await;
+            let next = changes.last().filter(|_| changes.len() == args.limit).map(|last| last.place());
+            Page::of(changes.iter().map(Change::json), next)?
+        }
     };
-    let changes = store.changes(&Principal::Operator, &filter, args.before, args.limit).await?;
-    store.close().await;
-    list(&changes, args.format)?;
-    if changes.len() == args.limit
-        && let Some(last) = changes.last()
-    {
-        output::note(format!("there may be more; go on with the same filters and --before {}", last.place()));
+    list(&page.items, args.format)?;
+    if let Some(next) = page.next() {
+        output::note(format!("there may be more; go on with the same filters and --before {next}"));
     }
     Ok(Exit::Success)
 }
 
-fn list(changes: &[Change], format: Format) -> anyhow::Result<()> {
+/// A change as it is told.
+#[derive(Deserialize)]
+struct ToldChange {
+    at: Timestamp,
+    what: String,
+    by: String,
+    from: String,
+    owner: Option<ToldOwner>,
+    object: Option<String>,
+    before: Option<Box<RawValue>>,
+    after: Option<Box<RawValue>>,
+}
+
+fn list(changes: &[Box<RawValue>], format: Format) -> anyhow::Result<()> {
     let header = ["AT", "WHAT", "BY", "FROM", "OWNER", "OBJECT", "BEFORE", "AFTER"];
-    let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
-    output::print_list(
-        changes,
-        format,
-        |change| serde_json::to_string(&change.json()),
-        "no changes match",
-        header,
-        |change| {
-            [
-                output::moment(change.at),
-                change.what.to_string(),
-                change.by.clone(),
-                change.origin.clone(),
-                or_dash(change.owner.as_ref().map(ToString::to_string)),
-                or_dash(change.object.clone()),
-                or_dash(change.before.as_ref().map(|json| json.get().to_owned())),
-                or_dash(change.after.as_ref().map(|json| json.get().to_owned())),
-            ]
-        },
-    )
+    let or_dash = |text: Option<&str>| text.unwrap_or("-").to_owned();
+    output::print_items(changes, format, "no changes match", header, |change: &ToldChange| {
+        [
+            output::moment(change.at),
+            change.what.clone(),
+            change.by.clone(),
+            change.from.clone(),
+            or_dash(change.owner.as_ref().map(ToString::to_string).as_deref()),
+            or_dash(change.object.as_deref()),
+            or_dash(change.before.as_deref().map(RawValue::get)),
+            or_dash(change.after.as_deref().map(RawValue::get)),
+        ]
+    })
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use secrecy::ExposeSecret as _;
 
+use super::{exit, server::Server};
 use crate::{
     admission::Admission,
     app, clock,
@@ -19,6 +20,8 @@ use crate::{
 #[derive(Debug)]
 pub(super) struct Context {
     pub(super) loaded: Loaded,
+    /// The server that is used instead of what the settings name.
+    pub(super) server: Option<Server>,
 }
 
 impl Context {
@@ -26,8 +29,14 @@ impl Context {
         &self.loaded.config
     }
 
-    /// The store, which must be configured.
+    /// The store, which must be configured. A server's is not within reach.
     pub(super) fn store(&self) -> anyhow::Result<SharedStore> {
+        if let Some(server) = &self.server {
+            return Err(exit::usage(format!(
+                "this needs the database itself and cannot be done at {}; run it where errand's settings are, with --context local",
+                server.place()
+            )));
+        }
         self.config().require_store()?;
         app::open_store(self.config()).context("cannot open the database")
     }

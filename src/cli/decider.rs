@@ -1,6 +1,6 @@
 //! Who decides, as commands are told.
 
-use super::{context::Context, value};
+use super::{context::Context, exit, value};
 use crate::store::{Decider, check_decider};
 
 #[derive(Debug, clap::Args)]
@@ -11,9 +11,17 @@ pub(super) struct Who {
 }
 
 impl Who {
-    pub(super) fn decider(self, context: &Context) -> Decider {
+    pub(super) fn decider(&self, context: &Context) -> Decider {
         let user = || context.loaded.user.clone().filter(|user| check_decider(user).is_ok());
-        Decider::at_command_line(self.by.or_else(user).unwrap_or_else(|| NOBODY_KNOWN.to_owned()))
+        Decider::at_command_line(self.by.clone().or_else(user).unwrap_or_else(|| NOBODY_KNOWN.to_owned()))
+    }
+
+    /// An error where somebody is named: of a server, the key says who decides.
+    pub(super) fn is_the_key(&self) -> anyhow::Result<()> {
+        match self.by {
+            None => Ok(()),
+            Some(_) => Err(exit::usage("leave out --by: at a server, the access key says who decides")),
+        }
     }
 }
 

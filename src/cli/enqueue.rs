@@ -1,10 +1,15 @@
 //! `errand enqueue`: one job.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use anyhow::Context as _;
 use jiff::Timestamp;
-use serde::Serialize;
+use reqwest::StatusCode;
+use serde::{Deserialize, Serialize};
 use serde_json::{
     json,
     value::{RawValue, to_raw_value},
@@ -15,6 +20,7 @@ use super::{
     exit::{self, Exit},
     jobs,
     output::{self, Format},
+    server::{Call, JSON, Server},
     value::{self, OwnerFlags},
     wait,
 };
@@ -116,6 +122,9 @@ pub(super) struct Args {
 }
 
 pub(super) async fn run(args: Args, context: &Context) -> anyhow::Result<Exit> {
+    if let Some(server) = &context.server {
+        return run_at(server, &args).await;
+    }
     let spec = Arc::new(spec(&args, context)?);
     let open = context.door()?;
     let answers = open.door.enqueue(std::slice::from_ref(&spec)).await.with_context(|| {
@@ -131,17 +140,71 @@ pub(super) async fn run(args: Args, context: &Context) -> anyhow::Result<Exit> {
     };
     let exit = match args.wait {
         Some(secs) => wait_for(&open, id, Duration::from_secs(secs), args.format, context).await?,
-        None => {
-            if args.format.json {
-                output::print_json(&json!({"id": id, "duplicate": duplicate}))?;
-            } else {
-                output::print_line(id)?;
-            }
-            Exit::Success
-        }
+        None => print_enqueued(id, duplicate, args.format)?,
     };
     open.close().await;
     Ok(exit)
+}
+
+fn print_enqueued(id: JobId, duplicate: bool, format: Format) -> anyhow::Result<Exit> {
+    if format.json {
+        output::print_json(&json!({"id": id, "duplicate": duplicate}))?;
+    } else {
+        output::print_line(id)?;
+    }
+    Ok(Exit::Success)
+}
+
+/// A job as a server answers with it; without the scope `read` the answer has only its ID.
+#[derive(Deserialize)]
+struct NewJob {
+    id: JobId,
+}
+
+/// Enqueues the job at a server.
+async fn run_at(server: &Server, args: &Args) -> anyhow::Result<Exit> {
+    // What has a name of its own may be sent again.
+    let named = args.id.is_some() || args.idempotency_key.is_some();
+    let envelope = envelope(args, args.id.or_else(|| (!named).then(JobId::new)))?;
+    let call = Call::post("/v1/jobs").repeatable().body(JSON, envelope);
+    let (status, body) = server.send(call).await?;
+    let NewJob { id } = server.read(&body)?;
+    match args.wait {
+        Some(secs) => wait_at(server, id, Duration::from_secs(secs), args.format).await,
+        None => print_enqueued(id, status == StatusCode::OK, args.format),
+    }
+}
+
+/// The longest that a server lets one request wait.
+const ONE_WAIT: Duration = Duration::from_secs(60);
+
+/// Waits at a server for a job to end, and prints it.
+async fn wait_at(server: &Server, id: JobId, budget: Duration, format: Format) -> anyhow::Result<Exit> {
+    if !format.json {
+        output::note(format_args!("enqueued {id}, waiting"));
+    }
+    let begun = Instant::now();
+    loop {
+        let wait = budget.saturating_sub(begun.elapsed()).min(ONE_WAIT);
+        let call = Call::get(format!("/v1/jobs/{id}")).with("wait", Some(wait.as_secs())).waits(wait);
+        let json: Box<RawValue> = server.ask(call).await?;
+        let job: jobs::ToldJob = server.read(json.get().as_bytes())?;
+        if job.state().is_settled() || begun.elapsed() + Duration::from_secs(1) > budget {
+            jobs::print(&json, Timestamp::now(), None, format)?;
+            return ended(id, job.state(), budget);
+        }
+    }
+}
+
+/// How the command ends that waited for a job.
+fn ended(id: impl std::fmt::Display, state: State, budget: Duration) -> anyhow::Result<Exit> {
+    if !state.is_settled() {
+        return Err(exit::negative(format!(
+            "job {id} is still {state} after {} s; look again with `errand jobs show {id}`, and check that a worker runs",
+            budget.as_secs()
+        )));
+    }
+    Ok(Exit::negative_if(state != State::Succeeded))
 }
 
 /// The job, through the same decoder as every envelope.
@@ -149,14 +212,14 @@ fn spec(args: &Args, context: &Context) -> anyhow::Result<JobSpec> {
     let queue: QueueName = args.queue.parse().map_err(|error| exit::usage(format!("--queue {error}")))?;
     context.check_lane(queue.as_str()).map_err(exit::usage)?;
     let arrival = Arrival { fallback_id: Some(JobId::new()), ..Arrival::new(&queue) };
-    let spec = decode(&envelope(args)?, &arrival).map_err(|error| exit::usage(error.message))?;
+    let spec = decode(&envelope(args, args.id)?, &arrival).map_err(|error| exit::usage(error.message))?;
     if looks_like_email(spec.owner.id()) && !context.config().owners.refuse_email {
         output::note(EMAIL);
     }
     Ok(spec)
 }
 
-fn envelope(args: &Args) -> anyhow::Result<Vec<u8>> {
+fn envelope(args: &Args, id: Option<JobId>) -> anyhow::Result<Vec<u8>> {
     let owner = args.owner.known()?;
     let mut fields: BTreeMap<&str, Box<RawValue>> = BTreeMap::new();
     let mut put = |name, value: Option<Box<RawValue>>| fields.extend(value.map(|value| (name, value)));
@@ -171,7 +234,7 @@ fn envelope(args: &Args) -> anyhow::Result<Vec<u8>> {
         })?;
         put("arguments", Some(raw));
     }
-    put("id", raw(args.id.as_ref())?);
+    put("id", raw(id.as_ref())?);
     put(owner.kind().field(), raw(Some(&owner.id()))?);
     put("requested_by", raw(args.requested_by.as_ref())?);
     put("tool", raw(Some(&args.tool))?);
@@ -210,12 +273,6 @@ async fn wait_for(
         return Err(exit::negative(format!("job {id} is gone")));
     };
     let state = job.state;
-    jobs::print(&open.store, job, format, context).await?;
-    if !state.is_settled() {
-        return Err(exit::negative(format!(
-            "job {id} is still {state} after {} s; look again with `errand jobs show {id}`, and check that a worker runs",
-            budget.as_secs()
-        )));
-    }
-    Ok(Exit::negative_if(state != State::Succeeded))
+    jobs::print_view(&open.store, job, format, context).await?;
+    ended(id, state, budget)
 }

@@ -3,8 +3,8 @@
 use std::{any::Any, io::ErrorKind, panic::PanicHookInfo, process::ExitCode};
 
 use crate::{
-    cli::output,
-    config::{AllMissing, ConfigErrors, Missing},
+    cli::{output, server::Refused},
+    config::{AllMissing, ConfigErrors, ContextError, Missing},
     failure::chain,
     maintenance::ledger::NotALedger,
     queue::{QueueError, QueueErrorKind},
@@ -18,7 +18,7 @@ Exit codes:
    1  the command ran and the answer is no (a job failed, something was not found or was refused)
    2  the command line is wrong
    3  the configuration is wrong or incomplete
-   4  a service (database, broker, tool API) is unreachable or not usable
+   4  a service (database, broker, tool API, server) is unreachable or not usable
   70  errand itself failed
 
 Settings come from errand.toml and the environment: `errand config default` is their manual, and
@@ -67,6 +67,11 @@ pub fn usage(message: impl Into<String>) -> anyhow::Error {
     Failure { exit: Exit::Usage, message: message.into() }.into()
 }
 
+/// A server cannot be reached, or does not answer as errand does.
+pub(super) fn unreachable(message: impl Into<String>) -> anyhow::Error {
+    Failure { exit: Exit::Unreachable, message: message.into() }.into()
+}
+
 /// Prints an error as one line, unless the reader of the output has simply gone away.
 pub(super) fn report(error: &anyhow::Error) -> Exit {
     let closed = error.downcast_ref::<output::Closed>();
@@ -85,12 +90,30 @@ fn exit_of(error: &(dyn std::error::Error + 'static)) -> Option<Exit> {
     verdict(error).map(|(exit, _)| exit)
 }
 
+/// How a command ends that a server refuses something.
+pub(super) fn of_refusal(refused: &Refused) -> Exit {
+    match refused.status.as_u16() {
+        400 | 413 | 415 => Exit::Usage,
+        401 => Exit::Configuration,
+        429 => Exit::Unreachable,
+        402..=499 => Exit::Negative,
+        _ => Exit::Unreachable,
+    }
+}
+
 /// The exit code of an error, if it has one, and what to do about it where its message cannot know the command line.
 fn verdict(error: &(dyn std::error::Error + 'static)) -> Option<(Exit, Option<&'static str>)> {
     if let Some(failure) = error.downcast_ref::<Failure>() {
         return Some((failure.exit, None));
     }
-    if error.is::<ConfigErrors>() || error.is::<Missing>() || error.is::<AllMissing>() {
+    if let Some(refused) = error.downcast_ref::<Refused>() {
+        return Some((of_refusal(refused), None));
+    }
+    if error.is::<ContextError>()
+        || error.is::<ConfigErrors>()
+        || error.is::<Missing>()
+        || error.is::<AllMissing>()
+    {
         return Some((Exit::Configuration, None));
     }
     if let Some(error) = error.downcast_ref::<StoreError>() {

@@ -2,14 +2,21 @@
 
 use std::time::Duration;
 
+use jiff::Timestamp;
 use secrecy::{ExposeSecret as _, SecretString};
+use serde::Deserialize;
+use serde_json::{
+    json,
+    value::{RawValue, to_raw_value},
+};
 use uuid::Uuid;
 
 use super::{
     context::Context,
     decider::Who,
     exit::{self, Exit},
-    output::{self, Format},
+    output::{self, Format, ToldOwner},
+    server::{Call, Server},
     value,
 };
 use crate::{
@@ -108,12 +115,64 @@ impl Whose {
 }
 
 pub(super) async fn run(command: Command, context: &Context) -> anyhow::Result<Exit> {
+    match &context.server {
+        Some(server) => over_api(command, server).await?,
+        None => in_database(command, context).await?,
+    }
+    Ok(Exit::Success)
+}
+
+async fn over_api(command: Command, server: &Server) -> anyhow::Result<()> {
+    match command {
+        Command::Create { whose, scope, expires_in, who, format } => {
+            who.is_the_key()?;
+            let principal = whose.principal()?;
+            let owner = |kind| principal.owner().filter(|owner| owner.kind() == kind).map(Owner::id);
+            let wanted = json!({
+                "user_id": owner(OwnerKind::User), "org_id": owner(OwnerKind::Org),
+                "operator": principal == Principal::Operator, "scopes": scope.words(),
+                "expires_in_secs": expires_in.map(|time| time.as_secs()),
+            });
+            print_new(&server.ask::<Box<RawValue>>(Call::post("/v1/keys").json(&wanted)?).await?, format)
+        }
+        Command::List { owner, format } => {
+            let owner = owner.owner()?.map(|owner| owner.to_string());
+            let mut keys = server.all(|| Call::get("/v1/keys")).await?;
+            if owner.is_some() {
+                let is_of = |key: &RawValue| {
+                    serde_json::from_str::<Key>(key.get()).map(|key| Some(key.whose()) == owner)
+                };
+                let mut own = Vec::new();
+                for key in keys {
+                    if is_of(&key)? {
+                        own.push(key);
+                    }
+                }
+                keys = own;
+            }
+            list(&keys, format)
+        }
+        Command::Rotate { id, overlap, who, format } => {
+            who.is_the_key()?;
+            let wanted = json!({"overlap_secs": overlap.as_secs()});
+            let rotate = Call::post(format!("/v1/keys/{id}/rotate")).json(&wanted)?;
+            print_new(&server.ask::<Box<RawValue>>(rotate).await?, format)
+        }
+        Command::Revoke { id, who, format } => {
+            who.is_the_key()?;
+            let revoke = Call::post(format!("/v1/keys/{id}/revoke")).repeatable();
+            print_revoked(&server.ask::<Box<RawValue>>(revoke).await?, format)
+        }
+    }
+}
+
+async fn in_database(command: Command, context: &Context) -> anyhow::Result<()> {
     let store = context.store()?;
     match command {
         Command::Create { whose, scope, expires_in, who, format } => {
             let (key, secret) = NewKey::generate(whose.principal()?, scope, expires_in)?;
             match store.add_key(&Principal::Operator, &key, &who.decider(context)).await? {
-                AddedKey::Added(key) => print_new(&key, &secret, format)?,
+                AddedKey::Added(key) => print_new(&new_json(&key, &secret)?, format)?,
                 AddedKey::TooMany | AddedKey::Foreign => {
                     return Err(exit::negative(format!(
                         "{} has {MAX_KEYS} valid keys; revoke one of them first",
@@ -125,6 +184,7 @@ pub(super) async fn run(command: Command, context: &Context) -> anyhow::Result<E
         Command::List { owner, format } => {
             let principal = owner.owner()?.map_or(Principal::Operator, Principal::Owner);
             let keys = store.keys(&principal, None, MAX_LIST).await?;
+            let keys = keys.iter().map(|key| to_raw_value(&key.json())).collect::<Result<Vec<_>, _>>()?;
             list(&keys, format)?;
         }
         Command::Rotate { id, overlap, who, format } => {
@@ -137,64 +197,86 @@ pub(super) async fn run(command: Command, context: &Context) -> anyhow::Result<E
                     "this key has ended, or was replaced before; make a new one with `errand keys create`",
                 ));
             };
-            print_new(&key, &secret, format)?;
+            print_new(&new_json(&key, &secret)?, format)?;
         }
         Command::Revoke { id, who, format } => {
             let key = store
                 .revoke_key(&Principal::Operator, id, &who.decider(context))
                 .await?
                 .ok_or_else(|| unknown(id))?;
-            if format.json {
-                output::print_json(&key.json())?;
-            } else {
-                output::print_line(format!("the key {id} of {} is revoked", key.principal))?;
-            }
+            print_revoked(&to_raw_value(&key.json())?, format)?;
         }
     }
     store.close().await;
-    Ok(Exit::Success)
+    Ok(())
 }
 
 fn unknown(id: Uuid) -> anyhow::Error {
     exit::negative(format!("there is no key {id}; `errand keys list` names them"))
 }
 
-fn print_new(key: &AccessKey, secret: &SecretString, format: Format) -> anyhow::Result<()> {
-    if format.json {
-        return output::print_json(&KeyJson { secret: Some(secret.expose_secret()), ..key.json() });
+fn new_json(key: &AccessKey, secret: &SecretString) -> serde_json::Result<Box<RawValue>> {
+    to_raw_value(&KeyJson { secret: Some(secret.expose_secret()), ..key.json() })
+}
+
+/// A key as it is told.
+#[derive(Deserialize)]
+struct Key {
+    id: Uuid,
+    secret: Option<SecretString>,
+    owner: Option<ToldOwner>,
+    scopes: Vec<String>,
+    created_at: Timestamp,
+    expires_at: Option<Timestamp>,
+    revoked_at: Option<Timestamp>,
+    last_used_at: Option<Timestamp>,
+}
+
+impl Key {
+    fn whose(&self) -> String {
+        output::whose(self.owner.as_ref())
     }
+}
+
+fn print_new(json: &RawValue, format: Format) -> anyhow::Result<()> {
+    if format.json {
+        return output::print_json(json);
+    }
+    let key: Key = serde_json::from_str(json.get())?;
     output::note(format!(
         "key {} of {}, for {}, {}; its secret is shown this once",
         key.id,
-        key.principal,
-        key.scopes,
+        key.whose(),
+        key.scopes.join(","),
         key.expires_at
             .map_or_else(|| "which does not expire".to_owned(), |at| format!("until {}", output::moment(at)))
     ));
-    Ok(output::print_line(secret.expose_secret())?)
+    let secret = key.secret.as_ref().map_or("", |secret| secret.expose_secret());
+    Ok(output::print_line(secret)?)
 }
 
-fn list(keys: &[AccessKey], format: Format) -> anyhow::Result<()> {
+fn print_revoked(json: &RawValue, format: Format) -> anyhow::Result<()> {
+    if format.json {
+        return output::print_json(json);
+    }
+    let key: Key = serde_json::from_str(json.get())?;
+    Ok(output::print_line(format!("the key {} of {} is revoked", key.id, key.whose()))?)
+}
+
+fn list(keys: &[Box<RawValue>], format: Format) -> anyhow::Result<()> {
     let header = ["OWNER", "SCOPES", "CREATED", "EXPIRES", "REVOKED", "LAST USED", "ID"];
-    let moment = |at: Option<jiff::Timestamp>| at.map_or_else(|| "-".to_owned(), output::moment);
-    output::print_list(
-        keys,
-        format,
-        |key| serde_json::to_string(&key.json()),
-        "there are no keys",
-        header,
-        |key| {
-            [
-                key.principal.to_string(),
-                key.scopes.to_string(),
-                output::moment(key.created_at),
-                moment(key.expires_at),
-                moment(key.revoked_at),
-                moment(key.last_used_at),
-                key.id.to_string(),
-            ]
-        },
-    )
+    let moment = |at: Option<Timestamp>| at.map_or_else(|| "-".to_owned(), output::moment);
+    output::print_items(keys, format, "there are no keys", header, |key: &Key| {
+        [
+            key.whose(),
+            key.scopes.join(","),
+            output::moment(key.created_at),
+            moment(key.expires_at),
+            moment(key.revoked_at),
+            moment(key.last_used_at),
+            key.id.to_string(),
+        ]
+    })
 }
 
 fn overlap(text: &str) -> Result<Duration, String> {

@@ -9,7 +9,7 @@ use std::{path::PathBuf, process::ExitCode};
 use clap::{CommandFactory as _, Parser, Subcommand};
 
 use crate::{
-    config::{self, Origin, Sources},
+    config::{self, Config, Origin, Sources},
     shutdown::Shutdown,
     telemetry::logging,
 };
@@ -19,9 +19,11 @@ mod actions;
 mod api;
 mod audit;
 mod audit_log;
+mod batches;
 mod bulk;
 mod config_command;
 mod context;
+mod context_command;
 mod decider;
 mod demo;
 mod dev;
@@ -40,6 +42,8 @@ mod prune;
 mod queues;
 mod rejected;
 mod sandbox;
+mod server;
+mod terminal;
 mod tools;
 mod transport;
 mod value;
@@ -54,6 +58,7 @@ pub use program::{lasting, run};
 
 use context::Context;
 use program::runtime;
+use server::{Server, ServerFlags};
 
 /// Threads of commands that only talk to services for a moment.
 const FEW_THREADS: usize = 2;
@@ -66,12 +71,24 @@ struct Cli {
     #[arg(long, global = true, value_name = "FILE")]
     config: Option<PathBuf>,
 
+    #[command(flatten)]
+    server: ServerFlags,
+
     #[command(subcommand)]
     command: Command,
 }
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    #[command(flatten)]
+    OfHost(HostCommand),
+    #[command(flatten)]
+    OfServer(ServerCommand),
+}
+
+/// Commands about this host, its settings and the services that they name.
+#[derive(Debug, Subcommand)]
+enum HostCommand {
     /// Run a demonstration: some hundred jobs against the sandbox tool API.
     Demo(demo::Args),
     /// Run a development server: worker, queue, store and sandbox tool API.
@@ -80,6 +97,34 @@ enum Command {
     Worker(worker::Args),
     /// Serve the HTTP API, by which apps enqueue jobs and follow them.
     Api(api::Args),
+    /// Audit all jobs: find rows that break a rule or that nothing goes on with.
+    Audit(audit::Args),
+    /// Remove what one owner has in the database and in the journals of this host.
+    Erase(erase::Args),
+    /// Apply the database migrations that are missing.
+    Migrate(migrate::Args),
+    /// Print the manual of all settings, print those in effect, or check them for mistakes.
+    #[command(subcommand)]
+    Config(config_command::Command),
+    /// List, set, use and remove contexts: servers whose HTTP API commands use.
+    #[command(subcommand)]
+    Context(context_command::Command),
+    /// Check database, broker and tool API, and say what to change.
+    Doctor(doctor::Args),
+    /// Ask a worker's health endpoint; exit with 0 when it is healthy.
+    Health(health::Args),
+    /// Serve the sandbox, a stand-in for the tool API.
+    Sandbox(sandbox::Args),
+    /// Print a completion script for a shell.
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+}
+
+/// Commands that go by the database and the services of this host, or over the HTTP API of a server.
+#[derive(Debug, Subcommand)]
+enum ServerCommand {
     /// Enqueue one job.
     Enqueue(Box<enqueue::Args>),
     /// Enqueue many jobs, from a file of JSON Lines.
@@ -90,6 +135,9 @@ enum Command {
     /// List, show and abort actions, which decide about many jobs by filters.
     #[command(subcommand)]
     Actions(actions::Command),
+    /// List and show batches and their items, cancel and retry them as a whole.
+    #[command(subcommand)]
+    Batches(batches::Command),
     /// List queues, and what is in them; pause and resume them.
     Queues(queues::Args),
     /// List workers: which build each runs, since when, and what it holds.
@@ -110,28 +158,8 @@ enum Command {
     /// List, show and requeue rejected messages, which are not valid jobs.
     #[command(subcommand)]
     Rejected(rejected::Command),
-    /// Audit all jobs: find rows that break a rule or that nothing goes on with.
-    Audit(audit::Args),
     /// Remove jobs and rejected messages that were kept for long enough.
     Prune(Box<prune::Args>),
-    /// Remove what one owner has in the database and in the journals of this host.
-    Erase(erase::Args),
-    /// Apply the database migrations that are missing.
-    Migrate(migrate::Args),
-    /// Print the manual of all settings, print those in effect, or check them for mistakes.
-    #[command(subcommand)]
-    Config(config_command::Command),
-    /// Check database, broker and tool API, and say what to change.
-    Doctor(doctor::Args),
-    /// Ask a worker's health endpoint; exit with 0 when it is healthy.
-    Health(health::Args),
-    /// Serve the sandbox, a stand-in for the tool API.
-    Sandbox(sandbox::Args),
-    /// Print a completion script for a shell.
-    Completions {
-        /// The shell.
-        shell: clap_complete::Shell,
-    },
 }
 
 pub fn main() -> ExitCode {
@@ -139,58 +167,85 @@ pub fn main() -> ExitCode {
 }
 
 fn dispatch(cli: Cli) -> anyhow::Result<Exit> {
-    let sources = Sources::of_process(cli.config);
-    match cli.command {
-        // These need no valid configuration.
-        Command::Completions { shell } => completions(shell),
-        Command::Config(command) => config_command::run(&command, &sources),
-
-        Command::Demo(args) => {
-            let mut loaded = config::load(&sources)?;
-            if loaded.origin("log.level") == Some(&Origin::Default) {
-                // The demo makes things fail on purpose, and accounts for all of them at the end.
-                "error".clone_into(&mut loaded.config.log.level);
-            }
-            lasting(loaded.config, |config| demo::run(args, config))
+    let Cli { config, server, command } = cli;
+    let sources = Sources::of_process(config);
+    match command {
+        Command::OfHost(_) if server.names_one() => {
+            Err(exit::usage("this command is about this host; leave out --server and --context"))
         }
-        Command::Dev(args) => {
-            let mut loaded = config::load(&sources)?;
-            if loaded.origin("log.level") == Some(&Origin::Default) {
-                dev::LOG_LEVEL.clone_into(&mut loaded.config.log.level);
-            }
-            lasting(loaded.config, |config| dev::run(args, config, sources.path_addition()))
+        Command::OfHost(command) => command.run(&sources),
+        Command::OfServer(command) => {
+            let server = server.server(&sources)?;
+            brief(&sources, server, async |context| command.run(context).await)
         }
-        Command::Worker(args) => lasting(config::load(&sources)?.config, |config| worker::run(args, config)),
-        Command::Api(args) => lasting(config::load(&sources)?.config, |config| api::run(args, config)),
-        Command::Sandbox(args) => lasting(config::load(&sources)?.config, |_| async move {
-            sandbox::run(args, Shutdown::on_signals()?.stop).await?;
-            Ok(Exit::Success)
-        }),
-
-        Command::Enqueue(args) => brief(&sources, async |context| enqueue::run(*args, context).await),
-        Command::EnqueueBulk(args) => brief(&sources, async |context| bulk::run(args, context).await),
-        Command::Jobs(command) => brief(&sources, async |context| jobs::run(command, context).await),
-        Command::Actions(command) => brief(&sources, async |context| actions::run(command, context).await),
-        Command::Queues(args) => brief(&sources, async |context| queues::run(args, context).await),
-        Command::Workers(args) => brief(&sources, async |context| workers::run(&args, context).await),
-        Command::Keys(command) => brief(&sources, async |context| keys::run(command, context).await),
-        Command::AuditLog(args) => brief(&sources, async |context| audit_log::run(args, context).await),
-        Command::Pins(command) => brief(&sources, async |context| pins::run(command, context).await),
-        Command::Tools(command) => brief(&sources, async |context| tools::run(command, context).await),
-        Command::Accounts(command) => brief(&sources, async |context| accounts::run(command, context).await),
-        Command::Rejected(command) => brief(&sources, async |context| rejected::run(command, context).await),
-        Command::Audit(args) => brief(&sources, async |context| audit::run(args, context).await),
-        Command::Prune(args) => brief(&sources, async |context| prune::run(*args, context).await),
-        Command::Erase(args) => brief(&sources, async |context| erase::run(args, context).await),
-        Command::Migrate(args) => brief(&sources, async |context| migrate::run(&args, context).await),
-        Command::Health(args) => brief(&sources, async |context| health::run(args, context).await),
-        Command::Doctor(args) => brief(&sources, async |context| doctor::run(&args, context).await),
     }
+}
+
+impl HostCommand {
+    fn run(self, sources: &Sources) -> anyhow::Result<Exit> {
+        match self {
+            // These need no valid configuration.
+            Self::Completions { shell } => completions(shell),
+            Self::Config(command) => config_command::run(&command, sources),
+            Self::Context(command) => context_command::run(command, sources),
+
+            Self::Demo(args) => {
+                // The demo makes things fail on purpose, and accounts for all of them at the end.
+                lasting(with_level(sources, "error")?, |config| demo::run(args, config))
+            }
+            Self::Dev(args) => lasting(with_level(sources, dev::LOG_LEVEL)?, |config| {
+                dev::run(args, config, sources.path_addition())
+            }),
+            Self::Worker(args) => lasting(config::load(sources)?.config, |config| worker::run(args, config)),
+            Self::Api(args) => lasting(config::load(sources)?.config, |config| api::run(args, config)),
+            Self::Sandbox(args) => lasting(config::load(sources)?.config, |_| async move {
+                sandbox::run(args, Shutdown::on_signals()?.stop).await?;
+                Ok(Exit::Success)
+            }),
+
+            Self::Audit(args) => brief(sources, None, async |context| audit::run(args, context).await),
+            Self::Erase(args) => brief(sources, None, async |context| erase::run(args, context).await),
+            Self::Migrate(args) => brief(sources, None, async |context| migrate::run(&args, context).await),
+            Self::Health(args) => brief(sources, None, async |context| health::run(args, context).await),
+            Self::Doctor(args) => brief(sources, None, async |context| doctor::run(&args, context).await),
+        }
+    }
+}
+
+impl ServerCommand {
+    async fn run(self, context: &Context) -> anyhow::Result<Exit> {
+        match self {
+            Self::Enqueue(args) => enqueue::run(*args, context).await,
+            Self::EnqueueBulk(args) => bulk::run(args, context).await,
+            Self::Jobs(command) => jobs::run(command, context).await,
+            Self::Actions(command) => actions::run(command, context).await,
+            Self::Batches(command) => batches::run(command, context).await,
+            Self::Queues(args) => queues::run(args, context).await,
+            Self::Workers(args) => workers::run(&args, context).await,
+            Self::Keys(command) => keys::run(command, context).await,
+            Self::AuditLog(args) => audit_log::run(args, context).await,
+            Self::Pins(command) => pins::run(command, context).await,
+            Self::Tools(command) => tools::run(command, context).await,
+            Self::Accounts(command) => accounts::run(command, context).await,
+            Self::Rejected(command) => rejected::run(command, context).await,
+            Self::Prune(args) => prune::run(*args, context).await,
+        }
+    }
+}
+
+/// The settings, with this level of logging unless one is configured.
+fn with_level(sources: &Sources, level: &str) -> anyhow::Result<Config> {
+    let mut loaded = config::load(sources)?;
+    if loaded.origin("log.level") == Some(&Origin::Default) {
+        level.clone_into(&mut loaded.config.log.level);
+    }
+    Ok(loaded.config)
 }
 
 /// Runs a command that ends by itself. It logs warnings only, unless a level is configured.
 fn brief(
     sources: &Sources,
+    server: Option<Server>,
     command: impl AsyncFnOnce(&Context) -> anyhow::Result<Exit>,
 ) -> anyhow::Result<Exit> {
     let loaded = config::load(sources)?;
@@ -198,7 +253,7 @@ fn brief(
     let level = if loaded.origin("log.level") == Some(&Origin::Default) { "warn" } else { &log.level };
     logging::init(log.format, level, loaded.config.colors)?;
     let runtime = runtime(FEW_THREADS)?;
-    let context = Context { loaded };
+    let context = Context { loaded, server };
     // A task of a driver that does not end must not keep the process: everything is settled by now.
     let answer = runtime.block_on(Box::pin(command(&context))).map_err(|error| context.name_database(error));
     runtime.shutdown_background();

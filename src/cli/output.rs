@@ -8,7 +8,8 @@ use std::{
 use comfy_table::{ColumnConstraint, ContentArrangement, Table, presets};
 use indicatif::{ProgressBar, ProgressStyle};
 use jiff::Timestamp;
-use serde::Serialize;
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde_json::value::RawValue;
 
 /// The flag of commands that can answer programs.
 #[derive(Debug, Clone, Copy, clap::Args)]
@@ -32,7 +33,7 @@ pub(super) fn print_line(line: impl std::fmt::Display) -> Result<(), Closed> {
     print(&format!("{line}\n"))
 }
 
-pub(super) fn print_json(value: &impl Serialize) -> anyhow::Result<()> {
+pub(super) fn print_json(value: &(impl Serialize + ?Sized)) -> anyhow::Result<()> {
     Ok(print_line(serde_json::to_string(value)?)?)
 }
 
@@ -76,6 +77,40 @@ pub(super) fn print_list<T, const N: usize>(
         return Ok(());
     }
     Ok(print_table(&header, items.iter().map(|item| row(item).into()).collect())?)
+}
+
+/// The same of items as they leave errand everywhere: that JSON, or a row for each item, which is read as far as it needs.
+pub(super) fn print_items<T: DeserializeOwned, const N: usize>(
+    items: &[Box<RawValue>],
+    format: Format,
+    nothing: impl std::fmt::Display,
+    header: [&str; N],
+    row: impl Fn(&T) -> [String; N],
+) -> anyhow::Result<()> {
+    if format.json {
+        return Ok(print(&items.iter().map(|item| format!("{}\n", item.get())).collect::<String>())?);
+    }
+    let items =
+        items.iter().map(|item| serde_json::from_str(item.get())).collect::<serde_json::Result<Vec<T>>>()?;
+    print_list(&items, format, |_| Ok(String::new()), nothing, header, row)
+}
+
+/// The owner in what errand tells of something; without one it is the operator's.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub(super) struct ToldOwner {
+    kind: String,
+    id: String,
+}
+
+impl std::fmt::Display for ToldOwner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}:{}", self.kind, self.id)
+    }
+}
+
+/// Whose something is.
+pub(super) fn whose(owner: Option<&ToldOwner>) -> String {
+    owner.map_or_else(|| "operator".to_owned(), ToldOwner::to_string)
 }
 
 /// Says something beside the answer, on standard error. If nobody listens there, that is no failure.

@@ -4,24 +4,27 @@ use std::{collections::BTreeSet, time::Duration};
 
 use anyhow::Context as _;
 use futures_util::{StreamExt as _, stream};
-use serde_json::to_string;
+use reqwest::Method;
+use serde::Deserialize;
+use serde_json::{
+    json,
+    value::{RawValue, to_raw_value},
+};
 
 use super::{
     context::Context,
     decider::Who,
     exit::{self, Exit},
-    output::{self, Format},
+    output::{self, Format, ToldOwner},
+    server::Call,
     value,
 };
 use crate::{
     desk_json::PinJson,
     job::{Owner, Pin, PinnedBy},
     resolver::PINS_KNOWN_AFTER,
-    tool::{SharedToolApi, ToolError, deprecation::Deprecation},
+    tool::{Pinnable, SharedToolApi, ToolError, deprecation::Deprecation, pinnable},
 };
-
-/// How many versions are named of those that there are.
-const NAMED_VERSIONS: usize = 10;
 
 /// How many pins of a list are looked up at once, and for how long at most. The list is there without that.
 const LOOK_UPS_AT_ONCE: usize = 8;
@@ -80,73 +83,87 @@ pub(super) enum Command {
 }
 
 pub(super) async fn run(command: Command, context: &Context) -> anyhow::Result<Exit> {
-    let store = context.store()?;
     match command {
-        Command::List { format } => {
-            let pins = all(context, store.pins().await?);
-            list(&pins, format)?;
-            if context.config().require_api_key().is_ok() {
-                let api = context.tool_api()?;
-                // Nobody waits long for what is said beside the answer.
-                let remarks = tokio::time::timeout(LOOK_UPS_TIMEOUT, remarks(&api, &pins));
-                let remarks = remarks.await.unwrap_or_default();
-                remarks.into_iter().for_each(output::note);
-            }
-        }
+        Command::List { format } => list(context, format).await?,
         Command::Set { toolkit, version, owner, force, who } => {
-            let pin = Pin { owner, toolkit, version };
-            if !force {
-                check(context, &pin).await?;
-            }
-            store.set_pin(&pin, &who.decider(context)).await?;
-            tokio::time::sleep(PINS_KNOWN_AFTER).await;
-            let holder = holder(pin.owner.as_ref());
-            output::print_line(format!("{} is pinned to {} for {holder}", pin.toolkit, pin.version))?;
+            set(context, &Pin { owner, toolkit, version }, force, &who).await?;
         }
-        Command::Unset { toolkit, owner, who } => {
-            let holder = holder(owner.as_ref());
-            if !store.unset_pin(owner.as_ref(), &toolkit, &who.decider(context)).await? {
-                return Err(exit::negative(format!("{toolkit} was not pinned for {holder}")));
-            }
-            tokio::time::sleep(PINS_KNOWN_AFTER).await;
-            output::print_line(format!("{toolkit} is not pinned for {holder} any more"))?;
-        }
+        Command::Unset { toolkit, owner, who } => unset(context, &toolkit, owner.as_ref(), &who).await?,
     }
-    store.close().await;
     Ok(Exit::Success)
 }
 
-/// Refuses what the tool API does not know, and says if it will go away: a job by such a pin fails for good.
+async fn list(context: &Context, format: Format) -> anyhow::Result<()> {
+    if let Some(server) = &context.server {
+        return print(&server.page(Call::get("/v1/pins")).await?.items, format);
+    }
+    let store = context.store()?;
+    let pins = all(context, store.pins().await?);
+    store.close().await;
+    let json =
+        |RankedPin { row, by }: &RankedPin| to_raw_value(&PinJson { pinned_by: *by, ..PinJson::of(row) });
+    print(&pins.iter().map(json).collect::<Result<Vec<_>, _>>()?, format)?;
+    if context.config().require_api_key().is_ok() {
+        let api = context.tool_api()?;
+        // Nobody waits long for what is said beside the answer.
+        let remarks = tokio::time::timeout(LOOK_UPS_TIMEOUT, remarks(&api, &pins));
+        let remarks = remarks.await.unwrap_or_default();
+        remarks.into_iter().for_each(output::note);
+    }
+    Ok(())
+}
+
+async fn set(context: &Context, pin: &Pin, force: bool, who: &Who) -> anyhow::Result<()> {
+    if let Some(server) = &context.server {
+        who.is_the_key()?;
+        let set = Call::new(Method::PUT, format!("/v1/pins/{}", pin.toolkit))
+            .with("owner", pin.owner.as_ref())
+            .with("force", force.then_some(true))
+            .repeatable();
+        server.send(set.json(&json!({"version": pin.version}))?).await?;
+    } else {
+        let store = context.store()?;
+        if !force {
+            check(context, pin).await?;
+        }
+        store.set_pin(pin, &who.decider(context)).await?;
+        store.close().await;
+    }
+    tokio::time::sleep(PINS_KNOWN_AFTER).await;
+    let holder = holder(pin.owner.as_ref());
+    Ok(output::print_line(format!("{} is pinned to {} for {holder}", pin.toolkit, pin.version))?)
+}
+
+async fn unset(context: &Context, toolkit: &str, owner: Option<&Owner>, who: &Who) -> anyhow::Result<()> {
+    let holder = holder(owner);
+    if let Some(server) = &context.server {
+        who.is_the_key()?;
+        let unset = Call::new(Method::DELETE, format!("/v1/pins/{toolkit}")).with("owner", owner);
+        server.send(unset).await?;
+    } else {
+        let store = context.store()?;
+        let was_set = store.unset_pin(owner, toolkit, &who.decider(context)).await?;
+        store.close().await;
+        if !was_set {
+            return Err(exit::negative(format!("{toolkit} was not pinned for {holder}")));
+        }
+    }
+    tokio::time::sleep(PINS_KNOWN_AFTER).await;
+    Ok(output::print_line(format!("{toolkit} is not pinned for {holder} any more"))?)
+}
+
+/// Refuses what the tool API does not know, and says if it will go away.
 async fn check(context: &Context, pin: &Pin) -> anyhow::Result<()> {
     const FORCE: &str = "the pin cannot be checked (--force sets it all the same)";
     let Pin { toolkit, version, .. } = pin;
     let api = context.tool_api().context(FORCE)?;
-    let versions = match api.toolkit(toolkit, Some(version)).await {
-        Ok(info) if info.available_versions.contains(version) => {
-            if let Some(notice) = deprecation(info.deprecated.as_deref(), toolkit, version) {
-                output::note(notice);
-            }
-            return Ok(());
+    match pinnable(&api, toolkit, version).await.context(FORCE)? {
+        Pinnable::Yes { deprecated } => {
+            deprecation(deprecated.as_deref(), toolkit, version).into_iter().for_each(output::note);
+            Ok(())
         }
-        Ok(info) => info.available_versions,
-        Err(ToolError::NotFound(_)) => match api.toolkit(toolkit, None).await {
-            Ok(info) => info.available_versions,
-            Err(ToolError::NotFound(_)) => {
-                return Err(exit::negative(format!(
-                    "the tool API knows no toolkit {toolkit}; `errand tools show TOOL` names that of a tool, and --force \
-                     pins all the same"
-                )));
-            }
-            Err(error) => return Err(error).context(FORCE),
-        },
-        Err(error) => return Err(error).context(FORCE),
-    };
-    let named: Vec<_> = versions.iter().take(NAMED_VERSIONS).map(String::as_str).collect();
-    let more = if versions.len() > named.len() { " and older ones" } else { "" };
-    let named = named.join(", ");
-    Err(exit::negative(format!(
-        "{toolkit} has no version {version}, but {named}{more}; --force pins it all the same"
-    )))
+        Pinnable::No(why) => Err(exit::negative(format!("{why}; --force pins it all the same"))),
+    }
 }
 
 /// What is said about a version that will go away.
@@ -196,14 +213,22 @@ fn all(context: &Context, stored: Vec<Pin>) -> Vec<RankedPin> {
     pins
 }
 
-fn list(pins: &[RankedPin], format: Format) -> anyhow::Result<()> {
-    let json = |RankedPin { row, by }: &RankedPin| to_string(&PinJson { pinned_by: *by, ..PinJson::of(row) });
+/// A pin as it is told.
+#[derive(Deserialize)]
+struct ToldPin {
+    toolkit: String,
+    version: String,
+    owner: Option<ToldOwner>,
+    pinned_by: String,
+}
+
+fn print(pins: &[Box<RawValue>], format: Format) -> anyhow::Result<()> {
     let header = ["TOOLKIT", "VERSION", "FOR", "PINNED BY"];
-    output::print_list(pins, format, json, "nothing is pinned", header, |RankedPin { row, by }| {
-        [row.toolkit.clone(), row.version.clone(), holder(row.owner.as_ref()), by.as_str().to_owned()]
+    output::print_items(pins, format, "nothing is pinned", header, |pin: &ToldPin| {
+        [pin.toolkit.clone(), pin.version.clone(), holder(pin.owner.as_ref()), pin.pinned_by.clone()]
     })
 }
 
-fn holder(owner: Option<&Owner>) -> String {
+fn holder(owner: Option<&impl ToString>) -> String {
     owner.map_or_else(|| "everybody".to_owned(), ToString::to_string)
 }

@@ -48,14 +48,9 @@ pub(super) struct Args {
 pub(super) async fn run(args: Args, context: &Context) -> anyhow::Result<Exit> {
     let filter = args.filter.filter()?;
     if !filter.is_empty() {
-        let store = context.store()?;
-        let by = args.who.decider(context);
         let (decision, force) = (ActionDecision::Prune, Force::default());
-        let Args { dry_run, yes, format, .. } = args;
-        let all = ByFilter { decision, force, filter, by, dry_run, yes, format };
-        let exit = all.run(&store, context).await?;
-        store.close().await;
-        return Ok(exit);
+        let Args { dry_run, yes, who, format, .. } = args;
+        return ByFilter { decision, force, filter, who, dry_run, yes, format }.run(context).await;
     }
     if args.yes {
         return Err(exit::usage("--yes is for removal by filters, of which there is none"));

@@ -1,19 +1,22 @@
 //! `errand queues`: what waits in each lane, in the broker and in the database, and how fast it goes; pauses.
 
+use std::time::Duration;
+
+use serde::Deserialize;
+use serde_json::{
+    json,
+    value::{RawValue, to_raw_value},
+};
+
 use super::{
     context::Context,
     decider::Who,
     exit::{self, Exit},
     output::{self, Format},
+    server::Call,
     value,
 };
-use crate::{
-    app,
-    job::{QueueName, State},
-    lane_view::{LaneView, LaneViews},
-    queue::Depth,
-    store::Decider,
-};
+use crate::{app, job::QueueName, lane_view::LaneViews, store::Pause};
 
 const EXAMPLES: &str = "\
 MESSAGES and CONSUMERS are the broker's. An app's message has no row in the database before a
@@ -56,40 +59,52 @@ const WINDOWS: usize = 20;
 
 pub(super) async fn run(args: Args, context: &Context) -> anyhow::Result<Exit> {
     match args.command {
-        Some(Command::Pause { name, reason, who }) => {
-            pause(&name, &reason, &who.decider(context), context).await
-        }
-        Some(Command::Resume { name, who }) => resume(&name, &who.decider(context), context).await,
+        Some(Command::Pause { name, reason, who }) => pause(&name, &reason, &who, context).await,
+        Some(Command::Resume { name, who }) => resume(&name, &who, context).await,
         None => list(args.format, context).await,
     }
 }
 
-async fn pause(name: &QueueName, reason: &str, by: &Decider, context: &Context) -> anyhow::Result<Exit> {
-    context.check_lane(name.as_str()).map_err(exit::usage)?;
-    let store = context.store()?;
-    let paused = store.pause_queue(name, by, reason).await?;
-    store.close().await;
-    if !paused {
-        return Err(exit::negative(format!(
-            "the queue {name} is paused already; `errand queues` says by whom and why"
-        )));
+async fn pause(name: &QueueName, reason: &str, who: &Who, context: &Context) -> anyhow::Result<Exit> {
+    if let Some(server) = &context.server {
+        who.is_the_key()?;
+        server.send(Call::post(format!("/v1/queues/{name}/pause")).json(&json!({"reason": reason}))?).await?;
+    } else {
+        context.check_lane(name.as_str()).map_err(exit::usage)?;
+        let store = context.store()?;
+        let paused = store.pause_queue(name, &who.decider(context), reason).await?;
+        store.close().await;
+        if !paused {
+            return Err(exit::negative(format!(
+                "the queue {name} is paused already; `errand queues` says by whom and why"
+            )));
+        }
     }
     output::print_line(format!("{name} is paused: within a few seconds no worker takes jobs from it"))?;
     Ok(Exit::Success)
 }
 
-async fn resume(name: &QueueName, by: &Decider, context: &Context) -> anyhow::Result<Exit> {
-    let store = context.store()?;
-    let resumed = store.resume_queue(name, by).await?;
-    store.close().await;
-    if !resumed {
-        return Err(exit::negative(format!("the queue {name} is not paused")));
+async fn resume(name: &QueueName, who: &Who, context: &Context) -> anyhow::Result<Exit> {
+    if let Some(server) = &context.server {
+        who.is_the_key()?;
+        server.send(Call::post(format!("/v1/queues/{name}/resume"))).await?;
+    } else {
+        let store = context.store()?;
+        let resumed = store.resume_queue(name, &who.decider(context)).await?;
+        store.close().await;
+        if !resumed {
+            return Err(exit::negative(format!("the queue {name} is not paused")));
+        }
     }
     output::print_line(format!("{name} goes on"))?;
     Ok(Exit::Success)
 }
 
-async fn list(format: Format, context: &Context) -> anyhow::Result<Exit> {
+/// The queues as they are told.
+async fn look(context: &Context) -> anyhow::Result<Vec<Box<RawValue>>> {
+    if let Some(server) = &context.server {
+        return Ok(server.page(Call::get("/v1/queues")).await?.items);
+    }
     let store = context.store()?;
     let queue = context.config().uses_broker().then(|| app::open_queue(context.config())).transpose()?;
     let names = context.config().queues.keys().cloned();
@@ -99,11 +114,11 @@ async fn list(format: Format, context: &Context) -> anyhow::Result<Exit> {
         queue.close().await;
     }
     views.remarks.iter().for_each(|remark| output::note(output::clean(remark)));
-    if format.json {
-        let lines = views.json().map(|lane| Ok(serde_json::to_string(&lane)? + "\n"));
-        output::print(&lines.collect::<Result<String, serde_json::Error>>()?)?;
-        return Ok(Exit::Success);
-    }
+    Ok(views.json().map(|lane| to_raw_value(&lane)).collect::<Result<_, _>>()?)
+}
+
+async fn list(format: Format, context: &Context) -> anyhow::Result<Exit> {
+    let lanes = look(context).await?;
     let header = [
         "QUEUE",
         "PAUSED",
@@ -116,35 +131,53 @@ async fn list(format: Format, context: &Context) -> anyhow::Result<Exit> {
         "DONE/MIN",
         "DONE/H",
     ];
-    output::print_table(&header, views.lanes.iter().map(|(name, lane)| row(name, lane)).collect())?;
-    remark(&views);
+    output::print_items(&lanes, format, "there are no queues", header, row)?;
+    if !format.json {
+        let lanes =
+            lanes.iter().map(|lane| serde_json::from_str(lane.get())).collect::<Result<Vec<_>, _>>()?;
+        remark(&lanes);
+    }
     Ok(Exit::Success)
 }
 
+/// A queue as it is told.
+#[derive(Deserialize)]
+struct Lane {
+    queue: String,
+    paused: Option<Pause>,
+    messages: Option<u64>,
+    consumers: Option<u64>,
+    waiting: u64,
+    running: u64,
+    held: u64,
+    oldest_due_ms: Option<u64>,
+    finished_last_minute: u64,
+    finished_last_hour: u64,
+    looked_at: u64,
+    complete: bool,
+}
+
 /// Says what the table does not.
-fn remark(views: &LaneViews) {
-    let LaneViews { lanes, looked_at, complete, .. } = views;
-    for (name, lane) in lanes {
-        if let Some(pause) = &lane.pause {
-            output::note(output::clean(&format!(
-                "{name} is {pause}; `errand queues resume {name}` lets it go on"
-            )));
+fn remark(lanes: &[Lane]) {
+    for Lane { queue, paused, .. } in lanes {
+        if let Some(pause) = paused {
+            let goes_on = format!("{queue} is {pause}; `errand queues resume {queue}` lets it go on");
+            output::note(output::clean(&goes_on));
         }
     }
-    let is_busy = |lane: &LaneView| {
-        lane.depth.as_ref().is_some_and(|depth| depth.ready > 0 && depth.consumers == 0)
-            && lane.of(&[State::Running]) > 0
-    };
-    if lanes.values().any(is_busy) {
+    let is_full = |lane: &Lane| lane.messages.is_some_and(|messages| messages > 0);
+    if lanes.iter().any(|lane| is_full(lane) && lane.consumers == Some(0) && lane.running > 0) {
         output::note(
             "a worker whose slots are all busy is no consumer in the eyes of the broker: see `errand workers`",
         );
     }
-    if lanes.values().any(|lane| lane.depth.as_ref().is_some_and(|depth| depth.ready > 0)) {
+    if lanes.iter().any(is_full) {
         output::note(
             "OLDEST DUE is of jobs in the database; errand_oldest_due_age_seconds tells how long messages wait in the broker",
         );
     }
+    // All lanes were looked at together.
+    let Some(Lane { looked_at, complete, .. }) = lanes.first() else { return };
     let jobs = output::count(*looked_at, "newest job", "newest jobs");
     output::note(match complete {
         true => format!("DONE is counted among all {jobs}"),
@@ -152,19 +185,19 @@ fn remark(views: &LaneViews) {
     });
 }
 
-fn row(name: &QueueName, lane: &LaneView) -> Vec<String> {
-    let of_broker =
-        |figure: fn(&Depth) -> u64| lane.depth.as_ref().map_or("-".to_owned(), |d| figure(d).to_string());
-    vec![
-        name.to_string(),
-        if lane.pause.is_some() { "yes" } else { "-" }.to_owned(),
-        of_broker(|depth| depth.ready),
-        of_broker(|depth| depth.consumers),
-        lane.waiting().to_string(),
-        lane.of(&[State::Running]).to_string(),
-        lane.of(&[State::Held]).to_string(),
-        lane.oldest_due.map_or("-".to_owned(), |age| format!("{:.0} s", age.as_secs_f64())),
-        lane.last_minute.to_string(),
-        lane.last_hour.to_string(),
+fn row(lane: &Lane) -> [String; 10] {
+    let or_dash = |figure: Option<u64>| figure.map_or_else(|| "-".to_owned(), |figure| figure.to_string());
+    let age = lane.oldest_due_ms.map(|age| format!("{:.0} s", Duration::from_millis(age).as_secs_f64()));
+    [
+        lane.queue.clone(),
+        if lane.paused.is_some() { "yes" } else { "-" }.to_owned(),
+        or_dash(lane.messages),
+        or_dash(lane.consumers),
+        lane.waiting.to_string(),
+        lane.running.to_string(),
+        lane.held.to_string(),
+        age.unwrap_or_else(|| "-".to_owned()),
+        lane.finished_last_minute.to_string(),
+        lane.finished_last_hour.to_string(),
     ]
 }

@@ -3,6 +3,11 @@
 use std::io::Write as _;
 
 use jiff::Timestamp;
+use serde::Deserialize;
+use serde_json::{
+    json,
+    value::{RawValue, to_raw_value},
+};
 use uuid::Uuid;
 
 use super::{
@@ -10,6 +15,7 @@ use super::{
     decider::Who,
     exit::{self, Exit},
     output::{self, Format},
+    server::{Call, MAX_LIMIT, Refused, Server},
     value,
 };
 use crate::{
@@ -55,22 +61,25 @@ pub(super) enum Command {
         format: Format,
     },
     /// Try to enqueue rejected messages again.
-    Requeue {
-        /// The messages.
-        #[arg(required = true, value_parser = value::message_id)]
-        ids: Vec<Uuid>,
-        /// Run the jobs without a reply, for example because their reply queue is not allowed.
-        #[arg(long)]
-        without_reply: bool,
-        /// Run the jobs whoever published them, also where `[publishers]` does not let them.
-        #[arg(long)]
-        any_publisher: bool,
-        /// Take the body from this file (- for standard input) instead of the message's own. For one message.
-        #[arg(long, value_name = "FILE")]
-        body: Option<String>,
-        #[command(flatten)]
-        who: Who,
-    },
+    Requeue(RequeueArgs),
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct RequeueArgs {
+    /// The messages.
+    #[arg(required = true, value_parser = value::message_id)]
+    ids: Vec<Uuid>,
+    /// Run the jobs without a reply, for example because their reply queue is not allowed.
+    #[arg(long)]
+    without_reply: bool,
+    /// Run the jobs whoever published them, also where `[publishers]` does not let them.
+    #[arg(long)]
+    any_publisher: bool,
+    /// Take the body from this file (- for standard input) instead of the message's own. For one message.
+    #[arg(long, value_name = "FILE")]
+    body: Option<String>,
+    #[command(flatten)]
+    who: Who,
 }
 
 #[derive(Debug, clap::Args)]
@@ -111,14 +120,20 @@ const MOST_READ: usize = 1_000;
 const WIDTH: usize = 100;
 
 pub(super) async fn run(command: Command, context: &Context) -> anyhow::Result<Exit> {
-    match command {
-        Command::List(args) => {
+    match (command, &context.server) {
+        (Command::List(args), Some(server)) => list_of(server, &args).await?,
+        (Command::List(args), None) => {
             let store = context.store()?;
             list(&store, &args).await?;
             store.close().await;
-            Ok(Exit::Success)
         }
-        Command::Show { id, body, corrected, format } => {
+        (Command::Show { body, corrected, .. }, Some(_)) if body || corrected => {
+            return Err(exit::usage("bodies are not told by a server; read them where the database is"));
+        }
+        (Command::Show { id, format, .. }, Some(server)) => {
+            show(&server.ask::<Box<RawValue>>(Call::get(format!("/v1/rejected/{id}"))).await?, &[], format)?;
+        }
+        (Command::Show { id, body, corrected, format }, None) => {
             let store = context.store()?;
             let view = find(&store, id).await?;
             match (body, corrected, &view.corrected) {
@@ -127,34 +142,103 @@ pub(super) async fn run(command: Command, context: &Context) -> anyhow::Result<E
                 (_, true, None) => {
                     return Err(exit::negative(format!("{id} was not requeued with another body")));
                 }
-                (..) => show(&view, format)?,
+                (..) => show(&to_raw_value(&RejectedJson::of(&view))?, &of_its_body(&view), format)?,
             }
             store.close().await;
-            Ok(Exit::Success)
         }
-        Command::Requeue { ids, without_reply, any_publisher, body, who } => {
-            if body.is_some() && ids.len() > 1 {
-                return Err(exit::usage("--body is the body of one message; name one ID with it"));
-            }
-            let corrected = body.as_deref().map(read_body).transpose()?;
-            let by = who.decider(context);
-            let open = context.door()?;
-            let mut refused = false;
-            for id in ids {
-                let how = Requeue { without_reply, any_publisher, corrected: corrected.as_deref(), by: &by };
-                let line = match requeue(context, &open, id, &how).await? {
-                    Ok(done) => done,
-                    Err(reason) => {
-                        refused = true;
-                        format!("{id} stays rejected: {reason}")
-                    }
-                };
-                output::print_line(output::clean(&line))?;
-            }
-            open.close().await;
-            Ok(Exit::negative_if(refused))
-        }
+        (Command::Requeue(args), Some(server)) => return requeue_over(server, args).await,
+        (Command::Requeue(args), None) => return requeue_all(context, args).await,
     }
+    Ok(Exit::Success)
+}
+
+async fn requeue_all(context: &Context, args: RequeueArgs) -> anyhow::Result<Exit> {
+    let RequeueArgs { ids, without_reply, any_publisher, body, who } = args;
+    if body.is_some() && ids.len() > 1 {
+        return Err(exit::usage("--body is the body of one message; name one ID with it"));
+    }
+    let corrected = body.as_deref().map(read_body).transpose()?;
+    let by = who.decider(context);
+    let open = context.door()?;
+    let mut refused = false;
+    for id in ids {
+        let how = Requeue { without_reply, any_publisher, corrected: corrected.as_deref(), by: &by };
+        let told = requeue(context, &open, id, &how).await?;
+        refused |= told.is_err();
+        print_requeued(id, told)?;
+    }
+    open.close().await;
+    Ok(Exit::negative_if(refused))
+}
+
+/// The job that a message is now, as a server tells it.
+#[derive(Deserialize)]
+struct RequeuedAs {
+    job: JobId,
+    new: bool,
+}
+
+async fn requeue_over(server: &Server, args: RequeueArgs) -> anyhow::Result<Exit> {
+    let RequeueArgs { ids, without_reply, any_publisher, body, who } = args;
+    who.is_the_key()?;
+    if body.is_some() {
+        return Err(exit::usage(
+            "a server takes no --body; requeue it where the database is, or enqueue the job anew",
+        ));
+    }
+    let how = json!({"without_reply": without_reply, "any_publisher": any_publisher});
+    let mut refused = false;
+    for id in ids {
+        let requeue = Call::post(format!("/v1/rejected/{id}/requeue")).json(&how)?;
+        let told = match server.ask(requeue).await {
+            Ok(RequeuedAs { job, new: true }) => Ok(is_new(id, job)),
+            Ok(RequeuedAs { job, new: false }) => Ok(was_before(id, job)),
+            Err(error) => match error.downcast::<Refused>()? {
+                refusal if exit::of_refusal(&refusal) == Exit::Negative => Err(refusal.message),
+                refusal => return Err(refusal.into()),
+            },
+        };
+        refused |= told.is_err();
+        print_requeued(id, told)?;
+    }
+    Ok(Exit::negative_if(refused))
+}
+
+/// Says what a message is now; the error says why it stays rejected.
+fn print_requeued(id: Uuid, told: Result<String, String>) -> anyhow::Result<()> {
+    let line = told.unwrap_or_else(|why| {
+        format!("{id} stays rejected: {}", why.strip_prefix("it stays rejected: ").unwrap_or(&why))
+    });
+    Ok(output::print_line(output::clean(&line))?)
+}
+
+fn is_new(id: Uuid, job: JobId) -> String {
+    format!("{id} is job {job} now")
+}
+
+fn was_before(id: Uuid, job: JobId) -> String {
+    format!("{id} was job {job} before, so nothing new is enqueued")
+}
+
+async fn list_of(server: &Server, args: &ListArgs) -> anyhow::Result<()> {
+    if args.job.is_some() || args.owner.owner()?.is_some() {
+        return Err(exit::usage(
+            "a server does not look into bodies; look for --job and --owner where the database is",
+        ));
+    }
+    let list = Call::get("/v1/rejected")
+        .with("reason", args.reason)
+        .with("queue", args.queue.as_ref())
+        .with("since", args.since)
+        .with("until", args.until)
+        .with("cursor", args.before)
+        .with("limit", Some(args.limit.min(MAX_LIMIT)));
+    let page = server.page(list).await?;
+    print(&page.items, args.format)?;
+    if let Some(next) = page.next() {
+        output::note(format!("there may be more; go on with the same filters and --before {next}"));
+    }
+    Ok(())
 }
 
 async fn find(store: &SharedStore, id: Uuid) -> anyhow::Result<RejectedView> {
@@ -198,7 +282,9 @@ async fn list(store: &SharedStore, args: &ListArgs) -> anyhow::Result<()> {
             break None;
         }
     };
-    print(&found, args.format)?;
+    let told =
+        found.iter().map(|view| to_raw_value(&RejectedJson::of(view))).collect::<Result<Vec<_>, _>>()?;
+    print(&told, args.format)?;
     if let Some(next) = next {
         let back_to = output::moment(next.time()?);
         output::note(format!(
@@ -230,23 +316,39 @@ fn job_of(view: &RejectedView) -> Option<JobId> {
     id_of(&view.message.body, &properties.arrival(&view.message.queue, None))
 }
 
-fn print(messages: &[RejectedView], format: Format) -> anyhow::Result<()> {
+/// A message as it is told.
+#[derive(Deserialize)]
+struct ToldMessage {
+    id: Uuid,
+    queue: String,
+    reason: String,
+    message: String,
+    properties: Box<RawValue>,
+    size: u64,
+    seen: u32,
+    received_at: Timestamp,
+    requeued_at: Option<Timestamp>,
+    requeued_by: Option<String>,
+}
+
+fn print(messages: &[Box<RawValue>], format: Format) -> anyhow::Result<()> {
     let header = ["ID", "RECEIVED", "QUEUE", "REASON", "WHY"];
-    let json = |view: &RejectedView| serde_json::to_string(&RejectedJson::of(view));
-    let widest = |text: fn(&RejectedView) -> String, least: usize| {
-        messages.iter().map(|view| text(view).chars().count()).fold(least, usize::max)
+    let read: Vec<ToldMessage> =
+        messages.iter().map(|json| serde_json::from_str(json.get())).collect::<Result<_, _>>()?;
+    let widest = |text: fn(&ToldMessage) -> &str, least: usize| {
+        read.iter().map(|message| text(message).chars().count()).fold(least, usize::max)
     };
-    let queues = widest(|view| view.message.queue.to_string(), header[2].len());
-    let reasons = widest(|view| view.message.reason.to_string(), header[3].len());
+    let queues = widest(|message| &message.queue, header[2].len());
+    let reasons = widest(|message| &message.reason, header[3].len());
     // The ID, the time, and two blanks after each of four columns.
     let room = WIDTH.saturating_sub(36 + 20 + 8 + queues + reasons).max(header[4].len());
-    output::print_list(messages, format, json, "no messages match", header, |view| {
+    output::print_items(messages, format, "no messages match", header, |message: &ToldMessage| {
         [
-            view.message.id.to_string(),
-            output::moment(view.received_at),
-            view.message.queue.to_string(),
-            view.message.reason.to_string(),
-            clipped(&view.message.message, room),
+            message.id.to_string(),
+            output::moment(message.received_at),
+            message.queue.clone(),
+            message.reason.clone(),
+            clipped(&message.message, room),
         ]
     })
 }
@@ -265,28 +367,32 @@ fn print_bytes(bytes: &[u8]) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn show(view: &RejectedView, format: Format) -> anyhow::Result<()> {
+/// What only the database tells of a message.
+fn of_its_body(view: &RejectedView) -> [(&'static str, Option<String>); 2] {
+    let corrected =
+        view.corrected.as_ref().map(|body| format!("{} bytes; --corrected prints them", body.len()));
+    [("job", job_of(view).map(|id| id.to_string())), ("corrected", corrected)]
+}
+
+fn show(json: &RawValue, more: &[(&'static str, Option<String>)], format: Format) -> anyhow::Result<()> {
     if format.json {
-        return output::print_json(&RejectedJson::of(view));
+        return output::print_json(json);
     }
-    output::print_fields(&[
-        ("message", Some(view.message.id.to_string())),
-        ("reason", Some(view.message.reason.to_string())),
-        ("job", job_of(view).map(|id| id.to_string())),
-        ("why", Some(view.message.message.clone())),
-        ("queue", Some(view.message.queue.to_string())),
-        ("received", Some(output::moment(view.received_at))),
-        ("seen", Some(view.seen.to_string())),
-        ("requeued", view.requeued_at.map(output::moment)),
-        ("requeued by", view.requeued_by.clone()),
-        (
-            "corrected",
-            view.corrected.as_ref().map(|body| format!("{} bytes; --corrected prints them", body.len())),
-        ),
-        ("properties", Some(view.message.properties.clone())),
-        ("body", Some(format!("{} bytes; --body prints them", view.size))),
-    ])?;
-    Ok(())
+    let told: ToldMessage = serde_json::from_str(json.get())?;
+    let mut fields = vec![
+        ("message", Some(told.id.to_string())),
+        ("reason", Some(told.reason)),
+        ("why", Some(told.message)),
+        ("queue", Some(told.queue)),
+        ("received", Some(output::moment(told.received_at))),
+        ("seen", Some(told.seen.to_string())),
+        ("requeued", told.requeued_at.map(output::moment)),
+        ("requeued by", told.requeued_by),
+        ("properties", Some(told.properties.get().to_owned())),
+        ("body", Some(format!("{} bytes; --body prints them", told.size))),
+    ];
+    fields.extend_from_slice(more);
+    Ok(output::print_fields(&fields)?)
 }
 
 /// Reads a message again and enqueues it, and says what it is now; the inner error says why it stays rejected.
@@ -301,8 +407,8 @@ async fn requeue(
         return Ok(Err(reason));
     }
     Ok(match open.door.requeue(&view, how).await? {
-        Requeued::New(job) => Ok(format!("{id} is job {job} now")),
-        Requeued::Known(job) => Ok(format!("{id} was job {job} before, so nothing new is enqueued")),
+        Requeued::New(job) => Ok(is_new(id, job)),
+        Requeued::Known(job) => Ok(was_before(id, job)),
         Requeued::Before => Err("it was requeued before".to_owned()),
         Requeued::Refused(why) => Err(why),
     })

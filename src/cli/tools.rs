@@ -1,9 +1,13 @@
 //! `errand tools`: what the tool API says about tools.
 
+use serde::Deserialize;
+use serde_json::value::{RawValue, to_raw_value};
+
 use super::{
     context::Context,
     exit::{self, Exit},
     output::{self, Format},
+    server::Call,
 };
 use crate::{desk_json::ToolJson, tool::ToolError};
 
@@ -24,29 +28,51 @@ pub(super) enum Command {
 
 pub(super) async fn run(command: Command, context: &Context) -> anyhow::Result<Exit> {
     let Command::Show { slug, version, format } = command;
-    let tool = match context.tool_api()?.tool(&slug, version.as_deref()).await {
-        Err(ToolError::NotFound(_)) => {
-            let at = version.map(|version| format!(" at version {version}")).unwrap_or_default();
-            return Err(exit::negative(format!("the tool API knows no tool {slug}{at}")));
-        }
-        other => other?,
+    let json = match &context.server {
+        Some(server) => server.ask(Call::get(format!("/v1/tools/{slug}")).with("version", version)).await?,
+        None => match context.tool_api()?.tool(&slug, version.as_deref()).await {
+            Err(ToolError::NotFound(_)) => {
+                let at = version.map(|version| format!(" at version {version}")).unwrap_or_default();
+                return Err(exit::negative(format!("the tool API knows no tool {slug}{at}")));
+            }
+            tool => to_raw_value(&ToolJson::of(&tool?))?,
+        },
     };
+    print(&json, format)?;
+    Ok(Exit::Success)
+}
+
+/// A tool as it is told.
+#[derive(Deserialize)]
+struct Tool {
+    slug: String,
+    name: String,
+    description: String,
+    toolkit: String,
+    version: String,
+    available_versions: Vec<String>,
+    tags: Vec<String>,
+    effect: String,
+    no_auth: bool,
+    deprecated: bool,
+}
+
+fn print(json: &RawValue, format: Format) -> anyhow::Result<()> {
     if format.json {
-        output::print_json(&ToolJson::of(&tool))?;
-        return Ok(Exit::Success);
+        return output::print_json(json);
     }
+    let tool: Tool = serde_json::from_str(json.get())?;
     let yes = |flag: bool, text: &str| flag.then(|| text.to_owned());
-    output::print_fields(&[
-        ("tool", Some(tool.slug.clone())),
-        ("name", Some(tool.name.clone())),
-        ("toolkit", Some(tool.toolkit.clone())),
-        ("version", Some(tool.version.clone())),
+    Ok(output::print_fields(&[
+        ("tool", Some(tool.slug)),
+        ("name", Some(tool.name)),
+        ("toolkit", Some(tool.toolkit)),
+        ("version", Some(tool.version)),
         ("versions", Some(tool.available_versions.join(", "))),
-        ("effect", Some(tool.effect().to_string())),
+        ("effect", Some(tool.effect)),
         ("tags", Some(tool.tags.join(", "))),
         ("account", yes(tool.no_auth, "needs none")),
         ("deprecated", yes(tool.deprecated, "yes, at this version")),
-        ("description", Some(tool.description.clone())),
-    ])?;
-    Ok(Exit::Success)
+        ("description", Some(tool.description)),
+    ])?)
 }

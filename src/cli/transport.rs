@@ -75,7 +75,7 @@ fn tool_api(url: &str) -> Option<Unprotected> {
 }
 
 /// Whether what is sent to this URL does not leave the host.
-fn stays_here(url: &Url) -> bool {
+pub(super) fn stays_here(url: &Url) -> bool {
     match url.host() {
         Some(Host::Domain(name)) => is_here(name),
         Some(Host::Ipv4(address)) => address.is_loopback(),

@@ -4,12 +4,12 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::{context::Context, output};
+use super::{context::Context, jobs::ToldJob, output};
 use crate::{
     app,
     failure::chain,
     job::{ErrorKind, QueueName, State},
-    store::{JobView, PausedQueue, SharedStore},
+    store::{PausedQueue, SharedStore},
 };
 
 /// How long the broker may take to tell how a lane is.
@@ -17,8 +17,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 /// When the message of a job was published that a worker has made known, and, while the job waits to run, since when it is
 /// due and when it is published.
-pub(super) fn lines(job: &JobView, now: Timestamp) -> Vec<(&'static str, Option<String>)> {
-    let enqueued = job.first_due_at.filter(|due| *due < job.created_at);
+pub(super) fn lines(job: &ToldJob, now: Timestamp) -> Vec<(&'static str, Option<String>)> {
+    let enqueued = job.first_due_at.filter(|due| *due < job.summary.created_at);
     let mut lines = vec![("enqueued", enqueued.map(output::moment))];
     if let Some(next) = job.due_at {
         let due = job.first_due_at.unwrap_or(next);
@@ -30,14 +30,14 @@ pub(super) fn lines(job: &JobView, now: Timestamp) -> Vec<(&'static str, Option<
     lines
 }
 
-fn published(job: &JobView, next: Timestamp, now: Timestamp) -> String {
+fn published(job: &ToldJob, next: Timestamp, now: Timestamp) -> String {
     let next = if next <= now {
         "as soon as the relay of a worker finds it".to_owned()
     } else {
         format!("at {}", output::moment(next))
     };
     match job.publications {
-        _ if job.state != State::Available => next,
+        _ if job.state() != State::Available => next,
         0 => format!("not yet; {next}"),
         times => {
             format!(
@@ -50,7 +50,7 @@ fn published(job: &JobView, next: Timestamp, now: Timestamp) -> String {
 
 /// For what a job waits that should run by now, or that was postponed; `None` where that cannot be told.
 pub(super) async fn why(
-    job: &JobView,
+    job: &ToldJob,
     now: Timestamp,
     store: &SharedStore,
     context: &Context,
@@ -58,19 +58,21 @@ pub(super) async fn why(
     let next = job.due_at?;
     // What is said beside the answer must not keep it.
     let paused = store.paused_queues().await.unwrap_or_default();
-    if let Some(PausedQueue { queue, pause }) = paused.iter().find(|paused| paused.queue == job.spec.queue) {
+    if let Some(PausedQueue { queue, pause }) =
+        paused.iter().find(|paused| paused.queue.as_str() == job.queue())
+    {
         return Some(format!(
             "the queue {queue}, which is {pause}; `errand queues resume {queue}` lets it go on"
         ));
     }
-    if job.state != State::Available && next > now {
+    if job.state() != State::Available && next > now {
         return postponed(job, now).map(str::to_owned);
     }
     if !context.config().uses_broker() {
         return None;
     }
-    let lane = &job.spec.queue;
-    let asked = tokio::time::timeout(PATIENCE, broker(lane, context)).await;
+    let lane: QueueName = job.queue().parse().ok()?;
+    let asked = tokio::time::timeout(PATIENCE, broker(&lane, context)).await;
     Some(
         asked
             .unwrap_or_else(|_| format!("the broker, which does not answer within {} s", PATIENCE.as_secs())),
@@ -78,11 +80,11 @@ pub(super) async fn why(
 }
 
 /// Why a job waits for another attempt that was due before.
-fn postponed(job: &JobView, now: Timestamp) -> Option<&'static str> {
-    if job.state != State::Retryable || job.first_due_at.is_none_or(|due| due > now) {
+fn postponed(job: &ToldJob, now: Timestamp) -> Option<&'static str> {
+    if job.state() != State::Retryable || job.first_due_at.is_none_or(|due| due > now) {
         return None;
     }
-    Some(match job.error.as_ref()?.kind() {
+    Some(match job.error()?.kind() {
         ErrorKind::NotSent => "the tool API, which did not answer before a call was made",
         ErrorKind::Throttled => "the tool API, which limits how often it is called",
         _ => "its next attempt, because the last one was postponed",

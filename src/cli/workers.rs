@@ -1,16 +1,22 @@
 //! `errand workers`: which workers live, and what they hold.
 
-use std::time::Duration;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+use jiff::Timestamp;
+use serde::Deserialize;
+use serde_json::value::to_raw_value;
+use uuid::Uuid;
 
 use super::{
     context::Context,
     exit::Exit,
     output::{self, Format},
+    server::Call,
 };
-use crate::{
-    desk_json::WorkerJson,
-    store::{WorkerView, build},
-};
+use crate::{desk_json::WorkerJson, store::build};
 
 const EXAMPLES: &str = "\
 A worker that does not beat for its lease is lost: others take its jobs over, and it is
@@ -25,27 +31,36 @@ pub(super) struct Args {
 }
 
 pub(super) async fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
-    let store = context.store()?;
-    let workers = store.workers().await?;
-    store.close().await;
-    let lease = Duration::from_secs(context.config().worker.lease_secs);
-    let alive = |worker: &WorkerView| worker.silent_for < worker.lease.unwrap_or(lease);
+    let workers = match &context.server {
+        Some(server) => server.page(Call::get("/v1/workers")).await?.items,
+        None => {
+            let store = context.store()?;
+            let workers = store.workers().await?;
+            store.close().await;
+            let lease = Duration::from_secs(context.config().worker.lease_secs);
+            workers
+                .iter()
+                .map(|worker| to_raw_value(&WorkerJson::of(worker, lease)))
+                .collect::<Result<_, _>>()?
+        }
+    };
     let header = ["NAME", "STATE", "BUILD", "STARTED", "LAST BEAT", "RUNNING", "ID"];
-    let json = |worker: &WorkerView| serde_json::to_string(&WorkerJson::of(worker, lease));
-    output::print_list(&workers, args.format, json, "no worker is known", header, |worker| {
+    output::print_items(&workers, args.format, "no worker is known", header, |worker: &Worker| {
         [
             worker.name.clone(),
-            if alive(worker) { "alive" } else { "lost" }.to_owned(),
+            if worker.alive { "alive" } else { "lost" }.to_owned(),
             worker.build.clone().unwrap_or_else(|| "unknown".to_owned()),
             output::moment(worker.started_at),
-            format!("{:.0} s ago", worker.silent_for.as_secs_f64()),
+            format!("{:.0} s ago", Duration::from_millis(worker.silent_ms).as_secs_f64()),
             running(worker),
             worker.id.to_string(),
         ]
     })?;
-    let mut builds: Vec<_> = workers.iter().filter(|worker| alive(worker)).map(|w| &w.build).collect();
-    builds.sort();
-    builds.dedup();
+    let mut builds = BTreeSet::new();
+    for worker in &workers {
+        let worker: Worker = serde_json::from_str(worker.get())?;
+        builds.extend(worker.alive.then_some(worker.build));
+    }
     if builds.len() > 1 {
         output::note(format!(
             "workers of {} builds live; this command is of build {}",
@@ -56,10 +71,22 @@ pub(super) async fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> 
     Ok(Exit::Success)
 }
 
-fn running(worker: &WorkerView) -> String {
-    if worker.running.is_empty() {
+/// A worker as it is told.
+#[derive(Deserialize)]
+struct Worker {
+    id: Uuid,
+    name: String,
+    build: Option<String>,
+    alive: bool,
+    started_at: Timestamp,
+    silent_ms: u64,
+    running_by_queue: BTreeMap<String, u64>,
+}
+
+fn running(worker: &Worker) -> String {
+    if worker.running_by_queue.is_empty() {
         return "0".to_owned();
     }
-    let lanes = worker.running.iter().map(|(queue, jobs)| format!("{jobs} of {queue}"));
+    let lanes = worker.running_by_queue.iter().map(|(queue, jobs)| format!("{jobs} of {queue}"));
     lanes.collect::<Vec<_>>().join(", ")
 }

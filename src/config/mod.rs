@@ -1,6 +1,7 @@
 //! Configuration: one annotated `default.toml` holds every setting, its default and its meaning; a
 //! file and the environment overlay it. Only this module reads the environment.
 
+mod contexts;
 mod error;
 mod load;
 mod mask;
@@ -12,6 +13,7 @@ mod sections;
 mod show;
 mod values;
 
+pub use contexts::{ContextError, Contexts, LOCAL, NamedServer, Target, check_context_name, target};
 pub use error::{AllMissing, ConfigErrors, Missing, Mistake, Origin};
 pub use load::{DEFAULTS, Loaded, Sources, load, load_text};
 pub use mask::{mask_url, place};

@@ -68,6 +68,8 @@ pub fn whole_job_json<'a>(
     WholeJobJson {
         job: whole(job, Some(past)),
         more: Some(more(job, worker_name)),
+        attempt: None,
+        cancel_requested: None,
         arguments: fields.has(Field::Arguments).then_some(job.spec.arguments.as_deref()),
         text: fields.has(Field::Text).then_some(job.spec.text.as_deref()),
     }
@@ -79,6 +81,8 @@ pub fn job_fields_json<'a>(job: &'a JobView, fields: Fields) -> impl Serialize +
     WholeJobJson {
         job: JobJson { result, ..summary(job) },
         more: None,
+        attempt: Some(job.attempt),
+        cancel_requested: Some(job.cancel_requested),
         arguments: fields.has(Field::Arguments).then_some(job.spec.arguments.as_deref()),
         text: fields.has(Field::Text).then_some(job.spec.text.as_deref()),
     }
@@ -86,7 +90,7 @@ pub fn job_fields_json<'a>(job: &'a JobView, fields: Fields) -> impl Serialize +
 
 /// A job without the keys `result`, `attempts`, `history` and `known_as`, for lists.
 pub fn job_summary_json<'a>(job: &'a JobView) -> impl Serialize + use<'a> {
-    summary(job)
+    job_fields_json(job, Fields::NONE)
 }
 
 /// The error of a job as a person reads it. That of a cancelled job is of the time before. Where a job is held because nobody knows what became of its call, it
@@ -176,6 +180,11 @@ struct WholeJobJson<'a> {
     job: JobJson<'a>,
     #[serde(flatten)]
     more: Option<MoreJson<'a>>,
+    /// In a list, what is told of `more`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    attempt: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cancel_requested: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
     arguments: Option<Option<&'a RawValue>>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -358,7 +367,7 @@ mod tests {
         "result":{"n": 1.50, "big":123456789012345678901},
         "error":null,
         "log_id":"log_1",
-        "attempts":[{"number":1,"times":1,"request_id":"0190b0a0-0000-7000-8000-000000000001","outcome":"succeeded","http_status":200,"log_id":"log_1","version":"20251027_00","started_at":"2025-10-09T08:53:21Z","finished_at":"2025-10-09T08:53:29Z"}],
+        "attempts":[{"number":1,"times":1,"request_id":"0190b0a0-0000-7000-8000-000000000001","outcome":"succeeded","http_status":200,"log_id":"log_1","version":"20251027_00","error_kind":null,"started_at":"2025-10-09T08:53:21Z","finished_at":"2025-10-09T08:53:29Z"}],
         "history":[{"at":"2025-10-09T08:53:22Z","by":"errand: worker","attempt":1,"kind":"held","reason":"connection"},
         {"at":"2025-10-09T08:53:23Z","by":"alice","attempt":null,"kind":"released","how":"retry"},
         {"at":"2025-10-09T08:53:23Z","by":"alice","attempt":null,"kind":"account_forgotten","account":"ca_0"},

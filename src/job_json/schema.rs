@@ -13,6 +13,9 @@ pub const ASKED_FOR: &str = "x-asked-for-by";
 /// The keys of a job that a list leaves out.
 const LEFT_OUT_OF_LISTS: [&str; 4] = ["result", "attempts", "history", "known_as"];
 
+/// What a list tells of what is asked about a job beside its row.
+const OF_LISTS_TOO: [&str; 2] = ["attempt", "cancel_requested"];
+
 /// The schema of a job with all that is known of it, but without its input.
 #[derive(Debug)]
 pub struct Job;
@@ -44,6 +47,8 @@ impl PartialSchema for JobSummary {
     fn schema() -> RefOr<Schema> {
         let mut job = object(JobJson::schema());
         job.properties.retain(|key, _| !LEFT_OUT_OF_LISTS.contains(&key.as_str()));
+        let more = object(MoreJson::schema()).properties;
+        job.properties.extend(more.into_iter().filter(|(key, _)| OF_LISTS_TOO.contains(&key.as_str())));
         let mut job = described(job, "A job in a list, without its past.");
         ask_for(&mut job, Field::ALL);
         Schema::Object(job).into()

@@ -4,7 +4,7 @@ use std::fmt;
 
 use async_trait::async_trait;
 use jiff::Timestamp;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::{By, Claim, Decider, Finish, Result, StoreError, StoreErrorKind, texts};
@@ -32,7 +32,7 @@ pub trait History: fmt::Debug + Send + Sync {
 }
 
 /// One decision about a job; as JSON, with what belongs to its kind.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct HistoryEntry {
     /// By the store's clock.
     pub at: Timestamp,
@@ -44,7 +44,7 @@ pub struct HistoryEntry {
 }
 
 /// What was decided; as JSON, with the word of [`HistoryKind`] as `kind`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[schema(description = "What was decided, by `kind`.")]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum HistoryFact {

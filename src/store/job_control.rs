@@ -4,7 +4,7 @@ use std::{collections::HashSet, fmt, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use jiff::Timestamp;
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
@@ -14,8 +14,8 @@ use super::{
     read::{StoreRow, if_readable},
 };
 use crate::job::{
-    AttemptOutcome, BatchId, Binding, Digest, HeldReason, IllegalMove, JobError, JobId, JobSpec, Principal,
-    QueueName, Release, RequestId, State, Transition, WorkerId,
+    AttemptOutcome, BatchId, Binding, Digest, ErrorKind, HeldReason, IllegalMove, JobError, JobId, JobSpec,
+    Principal, QueueName, Release, RequestId, State, Transition, WorkerId,
 };
 
 /// Questions and decisions about single jobs. Decisions name who made them, for the [history](super::History) and the
@@ -202,7 +202,7 @@ impl JobView {
     }
 }
 
-/// One attempt as people read it; as JSON, without its error.
+/// One attempt as people read it; as JSON, with the kind of its error alone.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 #[schema(as = Attempt, description = "One attempt, or several in a row that only postponed the job.")]
 pub struct AttemptView {
@@ -217,11 +217,15 @@ pub struct AttemptView {
     pub http_status: Option<u16>,
     pub log_id: Option<String>,
     pub version: Option<String>,
-    #[serde(skip)]
-    #[schema(ignore)]
+    #[serde(rename = "error_kind", serialize_with = "kind_of")]
+    #[schema(value_type = Option<ErrorKind>)]
     pub error: Option<JobError>,
     pub started_at: Timestamp,
     pub finished_at: Option<Timestamp>,
+}
+
+fn kind_of<S: Serializer>(error: &Option<JobError>, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+    error.as_ref().map(JobError::kind).serialize(serializer)
 }
 
 /// Figures for the gauges. Counts of final states are left out: they only grow, and counting them

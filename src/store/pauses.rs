@@ -4,7 +4,7 @@ use std::fmt;
 
 use async_trait::async_trait;
 use jiff::Timestamp;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::{Decider, Result, history::refuse_decider, read::StoreRow};
@@ -40,7 +40,7 @@ pub struct PausedQueue {
 }
 
 /// Who paused a queue, since when and why.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Pause {
     pub by: String,
     pub since: Timestamp,

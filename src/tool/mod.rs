@@ -29,9 +29,11 @@ pub mod deprecation;
 pub mod error;
 pub mod not_ready;
 pub mod pin;
+mod pinnable;
 pub mod status;
 
 pub use error::{ApiError, ToolError};
+pub use pinnable::{Pinnable, pinnable};
 pub use status::{ASK_WHILE_AWAY, ApiStatus};
 
 pub type SharedToolApi = Arc<dyn ToolApi>;

@@ -57,6 +57,10 @@ async fn an_app_previews_confirms_and_follows_an_action() {
         json!({
             "total": 6, "needs_force": 0, "at_least": false, "by_state": {"failed": 6},
             "by_effect": {"once": 1, "safe": 5}, "by_last_outcome": {"tool_failed": 5, "unknown": 1},
+            "kinds": [
+                {"state": "failed", "effect": "safe", "last_outcome": "tool_failed", "jobs": 5},
+                {"state": "failed", "effect": "once", "last_outcome": "unknown", "jobs": 1},
+            ],
         }),
         "a person has said that it failed"
     );

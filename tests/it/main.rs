@@ -59,6 +59,7 @@ mod retention;
 mod schema;
 mod second_api;
 mod secret_files;
+mod server;
 mod shutdown;
 mod simulation;
 mod sql_views;

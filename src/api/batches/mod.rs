@@ -17,10 +17,9 @@ use serde_json::json;
 use tokio::time::Instant;
 use utoipa::ToSchema;
 
-pub(super) use self::json::{Batch, BatchPage, ItemPage};
+pub(super) use self::json::{BatchPage, ItemPage};
 use self::{
     items::{Wanted, not_added, specs, unreadable},
-    json::Item,
     parameters::{Indexes, Key, Page, Range},
 };
 use super::{
@@ -38,6 +37,7 @@ use super::{
 use crate::{
     access::Scope,
     bounds::{MAX_BATCH_ITEMS, MAX_CHUNK_ITEMS},
+    desk_json::{BatchItemJson, BatchJson},
     job::{BatchId, JobSpec, Principal},
     store::{Added, BatchDecided, Place},
 };
@@ -161,8 +161,8 @@ pub(super) async fn seal(
     get, path = "/v1/batches/{id}", operation_id = "showBatch", security(("bearer" = ["read"])),
     params(("id" = Uuid, Path, description = "The ID of the batch.", example = example_id), Waiting),
     responses(
-        (status = 200, description = "The batch. After waiting, it is complete.", body = Batch),
-        (status = 202, description = "After waiting: it is not complete yet.", body = Batch,
+        (status = 200, description = "The batch. After waiting, it is complete.", body = BatchJson),
+        (status = 202, description = "After waiting: it is not complete yet.", body = BatchJson,
             headers(("Retry-After" = u32, description = "When to ask again, in seconds."))),
         OfAnyRequest, OfItsContent, OfOne,
     )
@@ -187,7 +187,7 @@ pub(super) async fn show(
         batch = read().await?;
     }
     let is_late = wait.is_some() && batch.completed_at.is_none();
-    let json = Json(Batch::from(batch));
+    let json = Json(BatchJson::from(batch));
     if is_late {
         return Ok((StatusCode::ACCEPTED, [(header::RETRY_AFTER, ASK_AGAIN)], json).into_response());
     }
@@ -212,7 +212,7 @@ pub(super) async fn list(
     parameters.end()?;
     let batches = shared.parts.store.batches(reader, before, limit).await?;
     let next = batches.last().filter(|_| batches.len() == limit).map(|batch| batch.place().to_string());
-    Ok(Json(BatchPage { items: batches.into_iter().map(Batch::from).collect(), next }).into_response())
+    Ok(Json(BatchPage { items: batches.into_iter().map(BatchJson::from).collect(), next }).into_response())
 }
 
 /// Lists the items of a batch in their order, with the state of their jobs
@@ -237,8 +237,7 @@ pub(super) async fn items(
         shared.parts.store.batch(reader, id, false).await?.ok_or_else(no_batch)?;
     }
     let next = items.last().filter(|_| items.len() == limit).map(|item| item.index + 1);
-    let items = items.into_iter().map(|item| Item { index: item.index, job_id: item.job, state: item.state });
-    Ok(Json(ItemPage { items: items.collect(), next }).into_response())
+    Ok(Json(ItemPage { items: items.into_iter().map(BatchItemJson::from).collect(), next }).into_response())
 }
 
 /// Calls off the rest of a batch
@@ -343,7 +342,7 @@ async fn added_to(
         return Ok((status, Json(json!({"id": batch.id}))).into_response());
     };
     let batch = shared.parts.store.batch(reader, batch.id, true).await?.ok_or_else(no_batch)?;
-    Ok((status, Json(Batch::from(batch))).into_response())
+    Ok((status, Json(BatchJson::from(batch))).into_response())
 }
 
 /// The batch as it is now, as far as the caller may read it.
@@ -357,7 +356,7 @@ async fn shown(
         return Ok(Json(json!({"id": id})).into_response());
     }
     let batch = shared.parts.store.batch(principal, id, true).await?.ok_or_else(no_batch)?;
-    Ok(Json(Batch::from(batch)).into_response())
+    Ok(Json(BatchJson::from(batch)).into_response())
 }
 
 fn batch_id(text: &str) -> Result<BatchId, Problem> {

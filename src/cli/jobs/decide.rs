@@ -1,12 +1,16 @@
 //! Decisions about named jobs.
 
+use serde::Deserialize;
 use serde_json::json;
 
 use crate::{
     cli::{
         actions::only_retry,
-        exit::Exit,
+        context::Context,
+        decider::Who,
+        exit::{self, Exit},
         output::{self, Format},
+        server::{Call, Refused},
     },
     job::{IllegalMove, JobId, Principal, Release, State, Transition},
     store::{ActionDecision, Decided, Decider, Force, SharedStore, StoreError},
@@ -31,13 +35,20 @@ impl Decision {
         }
     }
 
+    /// The request to a server that decides so about one job.
+    fn call(self, id: JobId) -> serde_json::Result<Call> {
+        let call = |verb| Call::post(format!("/v1/jobs/{id}/{verb}"));
+        match self {
+            Self::Cancel => Ok(call("cancel")),
+            Self::Retry(Force { effect, early }) => {
+                call("retry").json(&json!({"force": effect, "now": early}))
+            }
+            Self::Release(how, _) => call("release").json(&json!({"how": how})),
+        }
+    }
+
     /// Carries the decision out for one job.
-    pub(super) async fn carry_out(
-        self,
-        store: &SharedStore,
-        id: JobId,
-        by: &Decider,
-    ) -> Result<Decided, StoreError> {
+    async fn carry_out(self, store: &SharedStore, id: JobId, by: &Decider) -> Result<Decided, StoreError> {
         match self {
             Self::Cancel => store.cancel(&Principal::Operator, id, by).await,
             Self::Retry(force) => store.restart(&Principal::Operator, id, by, force).await,
@@ -59,26 +70,62 @@ pub(super) struct Care {
 
 /// Carries a decision out for each of the named jobs and says what became of it.
 pub(super) async fn decide(
-    store: &SharedStore,
+    context: &Context,
     ids: &[JobId],
     decision: Decision,
-    by: &Decider,
+    who: &Who,
     format: Format,
 ) -> anyhow::Result<Exit> {
     let mut refused = false;
+    if let Some(server) = &context.server {
+        who.is_the_key()?;
+        for id in ids {
+            let told = told_by(server.ask(decision.call(*id)?).await)?;
+            refused |= !told.0;
+            print(*id, told, format)?;
+        }
+        return Ok(Exit::negative_if(refused));
+    }
+    let (store, by) = (context.store()?, who.decider(context));
     for id in ids {
-        let (done, state, message) = match decision.carry_out(store, *id, by).await? {
-            Decided::Unknown => (false, None, unknown(store, *id).await?),
+        let told = match decision.carry_out(&store, *id, &by).await? {
+            Decided::Unknown => (false, None, unknown(&store, *id).await?),
             decided => told(decided),
         };
-        refused |= !done;
-        if format.json {
-            output::print_json(&json!({"id": id, "done": done, "state": state, "message": message}))?;
-        } else {
-            output::print_line(format!("{id} {message}"))?;
-        }
+        refused |= !told.0;
+        print(*id, told, format)?;
     }
+    store.close().await;
     Ok(Exit::negative_if(refused))
+}
+
+/// What became of a job.
+pub(super) fn print(id: JobId, (done, state, message): Told, format: Format) -> anyhow::Result<()> {
+    if format.json {
+        return output::print_json(&json!({"id": id, "done": done, "state": state, "message": message}));
+    }
+    Ok(output::print_line(format!("{id} {message}"))?)
+}
+
+/// A job as a server answers a decision about it; without the scope `read` the answer has only its ID.
+#[derive(Deserialize)]
+pub(super) struct DecidedJob {
+    state: Option<State>,
+}
+
+/// What a server answers to a decision. What it refuses is told of the job, and does not keep others from theirs.
+pub(super) fn told_by(answer: anyhow::Result<DecidedJob>) -> anyhow::Result<Told> {
+    match answer {
+        Ok(DecidedJob { state: Some(state) }) => Ok(told(Decided::Now(state))),
+        Ok(DecidedJob { state: None }) => Ok((true, None, "is decided about".to_owned())),
+        Err(error) => match error.downcast::<Refused>()? {
+            refused if exit::of_refusal(&refused) == Exit::Negative && !refused.is("forbidden") => {
+                let force = if refused.is("needs-force") { " (--force, --now)" } else { "" };
+                Ok((false, None, format!("unchanged: {}{force}", refused.message)))
+            }
+            refused => Err(refused.into()),
+        },
+    }
 }
 
 const NO_SUCH_JOB: &str = "there is no such job in the database; a message that no worker has taken yet waits in the broker \
@@ -94,7 +141,9 @@ pub(super) async fn unknown(store: &SharedStore, id: JobId) -> anyhow::Result<St
 }
 
 /// Whether it was done, the state if it is known, and what is said.
-pub(super) fn told(decided: Decided) -> (bool, Option<State>, String) {
+pub(super) type Told = (bool, Option<State>, String);
+
+pub(super) fn told(decided: Decided) -> Told {
     let unchanged = |message: &str| (false, None, format!("unchanged: {message}"));
     match decided {
         Decided::Now(state @ State::Running) => {

@@ -1,7 +1,8 @@
 //! `errand jobs edit`: when, where and until when a job runs that waits.
 
 use jiff::Timestamp;
-use serde_json::json;
+use reqwest::Method;
+use serde_json::{Value, json};
 
 use super::{Who, decide};
 use crate::{
@@ -9,7 +10,8 @@ use crate::{
     cli::{
         context::Context,
         exit::{self, Exit},
-        output::{self, Format},
+        output::Format,
+        server::Call,
         value,
     },
     job::{Edit, JobId, Principal, QueueName},
@@ -55,30 +57,45 @@ pub(super) async fn run(args: Args, context: &Context) -> anyhow::Result<Exit> {
     if run_at.is_none() && queue.is_none() && priority.is_none() && expires_at.is_none() {
         return Err(exit::usage("say what to change: --run-at, --queue, --priority or --expires-at"));
     }
-    let lane = |name: String| {
-        context.check_lane(&name).map_err(exit::usage)?;
-        name.parse::<QueueName>().map_err(|error| exit::usage(error.to_string()))
+    let told = match &context.server {
+        Some(server) => {
+            who.is_the_key()?;
+            let time = |When(at): When| at.map_or(Value::Null, |at| json!(at));
+            let mut edit = serde_json::Map::new();
+            edit.extend(run_at.map(|when| ("run_at".to_owned(), time(when))));
+            edit.extend(queue.map(|queue| ("queue".to_owned(), json!(queue))));
+            edit.extend(priority.map(|priority| ("priority".to_owned(), json!(priority))));
+            edit.extend(expires_at.map(|when| ("expires_at".to_owned(), time(when))));
+            let call = Call::new(Method::PATCH, format!("/v1/jobs/{id}")).repeatable().json(&edit)?;
+            decide::told_by(server.ask(call).await)?
+        }
+        None => {
+            let lane = |name: String| {
+                context.check_lane(&name).map_err(exit::usage)?;
+                name.parse::<QueueName>().map_err(|error| exit::usage(error.to_string()))
+            };
+            let edit = Edit {
+                run_at: run_at.map(|When(at)| at),
+                queue: queue.map(lane).transpose()?,
+                priority: priority.map(i128::from),
+                expires_at: expires_at.map(|When(at)| at),
+            };
+            let door = context.door()?;
+            let answer =
+                door.door.edit(&Principal::Operator, id, &edit, &who.decider(context), |_| true).await?;
+            let told = match answer {
+                EditAnswer::Decided(Decided::Unknown) => {
+                    (false, None, decide::unknown(&door.store, id).await?)
+                }
+                EditAnswer::Decided(decided) => decide::told(decided),
+                EditAnswer::Refused(error) => (false, None, format!("unchanged: {}", error.message())),
+                EditAnswer::Unexpected => decide::told(Decided::Changed),
+            };
+            door.close().await;
+            told
+        }
     };
-    let edit = Edit {
-        run_at: run_at.map(|When(at)| at),
-        queue: queue.map(lane).transpose()?,
-        priority: priority.map(i128::from),
-        expires_at: expires_at.map(|When(at)| at),
-    };
-    let by = who.decider(context);
-    let door = context.door()?;
-    let answer = door.door.edit(&Principal::Operator, id, &edit, &by, |_| true).await?;
-    let (done, state, message) = match answer {
-        EditAnswer::Decided(Decided::Unknown) => (false, None, decide::unknown(&door.store, id).await?),
-        EditAnswer::Decided(decided) => decide::told(decided),
-        EditAnswer::Refused(error) => (false, None, format!("unchanged: {}", error.message())),
-        EditAnswer::Unexpected => decide::told(Decided::Changed),
-    };
-    door.close().await;
-    if format.json {
-        output::print_json(&json!({"id": id, "done": done, "state": state, "message": message}))?;
-    } else {
-        output::print_line(format!("{id} {message}"))?;
-    }
+    let done = told.0;
+    decide::print(id, told, format)?;
     Ok(Exit::negative_if(!done))
 }

@@ -1,17 +1,20 @@
 //! `errand jobs`: what became of jobs, and what should.
 
+use jiff::Timestamp;
+
 use super::{
     actions::ByFilter,
     context::Context,
     decider::Who,
     exit::{self, Exit},
     output::{self, Format},
+    server::{Call, MAX_LIMIT, Page},
     value,
 };
 use crate::{
     job::{JobId, Principal, Release},
     job_json,
-    store::{Force, JobFilter, JobView, Place, SharedStore},
+    store::{Force, JobFilter, Place},
 };
 
 mod decide;
@@ -19,12 +22,14 @@ mod edit;
 mod filter;
 mod show;
 mod stats;
+mod told;
 
 pub(super) use filter::FilterFlags;
-pub(super) use show::{pinned, print};
+pub(super) use show::{pinned, print, print_view};
+pub(super) use told::ToldJob;
 
 use decide::{Care, Decision};
-use show::state;
+use told::{ToldSummary, state};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -161,23 +166,13 @@ impl ReleaseFlags {
 pub(super) async fn run(command: Command, context: &Context) -> anyhow::Result<Exit> {
     let (which, decision) = match command {
         Command::List { which, before, all: true, .. } => {
-            let filter = which.filter()?;
-            return with_store(context, async |store| list_all(store, &filter, before).await).await;
+            return list_all(context, &which.filter()?, before).await;
         }
         Command::List { which, before, limit, format, .. } => {
-            let filter = which.filter()?;
-            return with_store(context, async |store| list(store, &filter, before, limit, format).await)
-                .await;
+            return list(context, &which.filter()?, before, limit, format).await;
         }
-        Command::Show { id, arguments, format } => {
-            return with_store(context, async |store| {
-                show::show(store, id, arguments, format, context).await
-            })
-            .await;
-        }
-        Command::Stats(args) => {
-            return with_store(context, async |store| stats::run(store, &args).await).await;
-        }
+        Command::Show { id, arguments, format } => return show::show(id, arguments, format, context).await,
+        Command::Stats(args) => return stats::run(context, &args).await,
         Command::Edit(args) => return edit::run(args, context).await,
         Command::Cancel(which) => (which, Decision::Cancel),
         Command::Retry { which, force, now } => (which, Decision::Retry(Force { effect: force, early: now })),
@@ -186,7 +181,7 @@ pub(super) async fn run(command: Command, context: &Context) -> anyhow::Result<E
         }
     };
     let Which { ids, filter, care, who, format } = which;
-    let (filter, by) = (filter.filter()?, who.decider(context));
+    let filter = filter.filter()?;
     if !ids.is_empty() && !filter.is_empty() {
         return Err(exit::usage("filters cannot be used with IDs; give one or the other"));
     }
@@ -195,33 +190,39 @@ pub(super) async fn run(command: Command, context: &Context) -> anyhow::Result<E
             return Err(exit::usage(WHICH_JOBS));
         }
         let (Care { dry_run, yes }, (decision, force)) = (care, decision.of_action());
-        let all = ByFilter { decision, force, filter, by, dry_run, yes, format };
-        with_store(context, async move |store| all.run(store, context).await).await
-    } else {
-        with_store(context, async |store| decide::decide(store, &ids, decision, &by, format).await).await
+        return ByFilter { decision, force, filter, who, dry_run, yes, format }.run(context).await;
     }
+    decide::decide(context, &ids, decision, &who, format).await
 }
 
 /// What is said where neither IDs nor a filter say which jobs are meant.
 const WHICH_JOBS: &str = "say which jobs: by their IDs, or by filters such as --state, --owner, --tool and --since, \
                           of which one is enough";
 
-async fn with_store(
-    context: &Context,
-    command: impl AsyncFnOnce(&SharedStore) -> anyhow::Result<Exit>,
-) -> anyhow::Result<Exit> {
-    let store = context.store()?;
-    let exit = command(&store).await?;
-    store.close().await;
-    Ok(exit)
+/// The request for a page of a server's list.
+fn page_of(filter: &JobFilter, before: Option<impl ToString>, limit: usize) -> anyhow::Result<Call> {
+    let call = Call::get("/v1/jobs").with("cursor", before).with("limit", Some(limit.min(MAX_LIMIT)));
+    call.filtered(filter)
 }
 
 /// Prints all that match as JSON Lines, page by page.
-async fn list_all(
-    store: &SharedStore,
-    filter: &JobFilter,
-    mut before: Option<Place>,
-) -> anyhow::Result<Exit> {
+async fn list_all(context: &Context, filter: &JobFilter, mut before: Option<Place>) -> anyhow::Result<Exit> {
+    if let Some(server) = &context.server {
+        // A list of a server goes back seven days, unless it is told how far.
+        let filter = JobFilter { since: filter.since.or(Some(Timestamp::UNIX_EPOCH)), ..filter.clone() };
+        let mut before = before.map(|place| place.to_string());
+        loop {
+            let page = server.page(page_of(&filter, before, MAX_LIMIT)?).await?;
+            for job in &page.items {
+                output::print_json(job)?;
+            }
+            before = page.next();
+            if before.is_none() {
+                return Ok(Exit::Success);
+            }
+        }
+    }
+    let store = context.store()?;
     loop {
         let page = store.jobs(&Principal::Operator, filter, before, PAGE).await?;
         for job in &page.items {
@@ -229,6 +230,7 @@ async fn list_all(
         }
         before = page.next;
         if before.is_none() {
+            store.close().await;
             return Ok(Exit::Success);
         }
     }
@@ -238,37 +240,58 @@ async fn list_all(
 const PAGE: usize = 500;
 
 async fn list(
-    store: &SharedStore,
+    context: &Context,
     filter: &JobFilter,
     before: Option<Place>,
     limit: usize,
     format: Format,
 ) -> anyhow::Result<Exit> {
-    let page = store.jobs(&Principal::Operator, filter, before, limit).await?;
-    let json = |job: &JobView| serde_json::to_string(&job_json::job_summary_json(job));
-    let nothing = if page.next.is_some() { "no jobs match among these" } else { "no jobs match" };
+    let (page, looked) = match &context.server {
+        Some(server) => {
+            let page = server.page(page_of(filter, before, limit)?).await?;
+            let since = page.window.as_ref().and_then(|window| window.since).map(output::moment);
+            (
+                page,
+                since.map_or_else(
+                    || "there may be more".to_owned(),
+                    |since| format!("looked back to {since}"),
+                ),
+            )
+        }
+        None => {
+            let store = context.store()?;
+            let page = store.jobs(&Principal::Operator, filter, before, limit).await?;
+            store.close().await;
+            let back_to =
+                page.next.map(|next| next.time()).transpose()?.map(output::moment).unwrap_or_default();
+            // A full list may have looked at fewer than it could.
+            let looked = match page.items.len() >= limit {
+                true => format!("there may be more before {back_to}"),
+                false => format!("looked at {} jobs, back to {back_to}", page.looked_at),
+            };
+            (Page::of(page.items.iter().map(job_json::job_summary_json), page.next)?, looked)
+        }
+    };
+    let next = page.next();
+    let nothing = if next.is_some() { "no jobs match among these" } else { "no jobs match" };
     let header = ["ID", "STATE", "OWNER", "TOOL", "QUEUE", "ATTEMPTS", "CREATED", "ERROR"];
-    output::print_list(&page.items, format, json, nothing, header, |job| {
+    output::print_items(&page.items, format, nothing, header, |job: &ToldSummary| {
         [
-            job.spec.id.to_string(),
+            job.id.clone(),
             state(job),
-            job.spec.owner.to_string(),
-            job.spec.tool.clone(),
-            job.spec.queue.to_string(),
+            job.owner.to_string(),
+            job.tool.clone(),
+            job.queue.clone(),
             job.attempt.to_string(),
             output::moment(job.created_at),
             job.error.as_ref().map(|error| error.kind().to_string()).unwrap_or_default(),
         ]
     })?;
-    if let Some(next) = page.next {
-        let back_to = output::moment(next.time()?);
-        // A full list may have looked at fewer than it could.
-        let looked = if page.items.len() >= limit {
-            format!("there may be more before {back_to}")
-        } else {
-            format!("looked at {} jobs, back to {back_to}", page.looked_at)
-        };
+    if let Some(next) = next {
         output::note(format!("{looked}; go on with the same filters and --before {next}"));
+    } else if let Some(since) = page.window.and_then(|window| window.since).filter(|_| filter.since.is_none())
+    {
+        output::note(format!("jobs since {}; --since goes back further", output::moment(since)));
     }
     Ok(Exit::Success)
 }

@@ -1,28 +1,33 @@
 //! `errand jobs show`: all that is known of one job.
 
-use serde_json::value::RawValue;
+use jiff::Timestamp;
+use serde_json::value::{RawValue, to_raw_value};
 
+use super::told::{ToldAttempt, ToldData, ToldJob, state};
 use crate::{
     cli::{
         context::Context,
         exit::{self, Exit},
         output::{self, Format},
+        server::{Call, Server},
         waiting,
     },
-    job::{JobError, JobId, PinnedBy, Principal, State},
-    job_json::{self, Fields, KnownJob},
-    store::{AttemptView, HistoryEntry, JobView, SharedStore},
+    job::{JobError, JobId, PinnedBy, Principal},
+    job_json::{Fields, KnownJob},
+    store::{HistoryEntry, JobView, SharedStore},
 };
 
 pub(super) async fn show(
-    store: &SharedStore,
     id: JobId,
     arguments: bool,
     format: Format,
     context: &Context,
 ) -> anyhow::Result<Exit> {
-    let job = KnownJob::find(store, &Principal::Operator, id).await?;
-    let Some(job) = job else {
+    if let Some(server) = &context.server {
+        return show_of(server, id, arguments, format).await;
+    }
+    let store = context.store()?;
+    let Some(job) = KnownJob::find(&store, &Principal::Operator, id).await? else {
         return Err(exit::negative(match store.rejected_as(&Principal::Operator, id).await? {
             Some(message) => {
                 format!(
@@ -32,7 +37,17 @@ pub(super) async fn show(
             None => unknown(id),
         }));
     };
-    print_with(store, &job, arguments, format, context).await?;
+    let json = to_raw_value(&job.json(if arguments { Fields::INPUT } else { Fields::NONE }))?;
+    print_with(&store, &json, format, context).await?;
+    store.close().await;
+    Ok(Exit::Success)
+}
+
+async fn show_of(server: &Server, id: JobId, arguments: bool, format: Format) -> anyhow::Result<Exit> {
+    let fields = arguments.then_some("arguments,text");
+    let json =
+        server.ask::<Box<RawValue>>(Call::get(format!("/v1/jobs/{id}")).with("fields", fields)).await?;
+    print(&json, Timestamp::now(), None, format)?;
     Ok(Exit::Success)
 }
 
@@ -44,50 +59,62 @@ fn unknown(id: JobId) -> String {
     )
 }
 
-/// Prints a job with its attempts, its history and its result.
-pub(in crate::cli) async fn print(
+/// Prints a job of the database with its attempts, its history and its result.
+pub(in crate::cli) async fn print_view(
     store: &SharedStore,
     job: JobView,
     format: Format,
     context: &Context,
 ) -> anyhow::Result<()> {
-    print_with(store, &KnownJob::of(store, &Principal::Operator, job).await?, false, format, context).await
+    let known = KnownJob::of(store, &Principal::Operator, job).await?;
+    print_with(store, &to_raw_value(&known.json(Fields::NONE))?, format, context).await
 }
 
 async fn print_with(
     store: &SharedStore,
-    known: &KnownJob,
-    arguments: bool,
+    json: &RawValue,
     format: Format,
     context: &Context,
 ) -> anyhow::Result<()> {
     if format.json {
-        return output::print_json(&known.json(if arguments { Fields::INPUT } else { Fields::NONE }));
+        return output::print_json(json);
     }
-    let KnownJob { job, attempts, history, .. } = known;
     let now = store.now().await?;
-    let mut times = times(job);
-    times.extend(waiting::lines(job, now));
-    times.push(("waits for", waiting::why(job, now, store, context).await));
-    output::print_fields(&fields(known, times))?;
-    if arguments {
-        let input = [
-            ("arguments", job.spec.arguments.as_deref().map(|arguments| RawValue::get(arguments).to_owned())),
-            ("text", job.spec.text.clone()),
-        ];
-        output::print("\n")?;
-        output::print_fields(&input)?;
+    let why = waiting::why(&serde_json::from_str(json.get())?, now, store, context).await;
+    print(json, now, why, format)
+}
+
+/// Prints a job as it is told, at this time, and for what it waits.
+pub(in crate::cli) fn print(
+    json: &RawValue,
+    now: Timestamp,
+    why: Option<String>,
+    format: Format,
+) -> anyhow::Result<()> {
+    if format.json {
+        return output::print_json(json);
     }
-    if !attempts.is_empty() {
+    let job: ToldJob = serde_json::from_str(json.get())?;
+    let data: ToldData<'_> = serde_json::from_str(json.get())?;
+    let mut times = times(&job);
+    times.extend(waiting::lines(&job, now));
+    times.push(("waits for", why));
+    output::print_fields(&fields(&job, &data, times))?;
+    if data.arguments.is_some() || data.text.is_some() {
+        let arguments = data.arguments.map(|arguments| arguments.get().to_owned());
         output::print("\n")?;
-        let rows = attempts.iter().map(attempt_row).collect();
+        output::print_fields(&[("arguments", arguments), ("text", data.text)])?;
+    }
+    if !job.attempts.is_empty() {
+        output::print("\n")?;
+        let rows = job.attempts.iter().map(attempt_row).collect();
         let header =
             ["ATTEMPT", "OUTCOME", "HTTP", "VERSION", "STARTED", "FINISHED", "LOG ID", "REQUEST ID", "ERROR"];
         output::print_table(&header, rows)?;
     }
-    if !history.is_empty() {
+    if !job.history.is_empty() {
         output::print("\n")?;
-        let rows = history.iter().map(history_row).collect();
+        let rows = job.history.iter().map(history_row).collect();
         output::print_table(&["AT", "KIND", "WHAT", "ATTEMPT", "BY"], rows)?;
     }
     Ok(())
@@ -95,31 +122,31 @@ async fn print_with(
 
 type Field = (&'static str, Option<String>);
 
-fn fields(known: &KnownJob, times: Vec<Field>) -> Vec<Field> {
-    let KnownJob { job, history, known_as, worker_name, .. } = known;
-    let spec = &job.spec;
-    let binding = job.binding.as_ref();
-    let version = binding.map(|f| format!("{} of {}, {}", f.version, f.toolkit, pinned(f.pinned_by)));
-    let waits_for = || job.toolkit().map(|toolkit| format!("not decided, of {toolkit}"));
-    let account = binding.map_or(&spec.connected_account_id, |binding| &binding.account);
-    let worker = job.worker.map(|id| match worker_name {
-        Some(name) => format!("{name} ({id})"),
-        None => id.to_string(),
+fn fields(job: &ToldJob, data: &ToldData<'_>, times: Vec<Field>) -> Vec<Field> {
+    let summary = &job.summary;
+    let version = match (&job.version, &job.toolkit, job.pinned_by) {
+        (Some(version), Some(toolkit), Some(by)) => Some(format!("{version} of {toolkit}, {}", pinned(by))),
+        (_, toolkit, _) => toolkit.as_ref().map(|toolkit| format!("not decided, of {toolkit}")),
+    };
+    let worker = job.worker.as_ref().map(|worker| match &worker.name {
+        Some(name) => format!("{name} ({})", worker.id),
+        None => worker.id.clone(),
     });
+    let tags = job.tags.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(" ");
     let mut fields = vec![
-        ("job", Some(spec.id.to_string())),
-        ("known as", (!known_as.is_empty()).then(|| other_ids(known_as))),
-        ("state", Some(state(job))),
-        ("owner", Some(spec.owner.to_string())),
-        ("requested by", spec.requested_by.clone()),
-        ("tool", Some(spec.tool.clone())),
-        ("version", version.or_else(waits_for)),
-        ("effect", binding.map(|f| f.effect).or(spec.effect).map(|effect| effect.to_string())),
-        ("account", account.clone()),
-        ("queue", Some(spec.queue.to_string())),
-        ("priority", (spec.priority != 0).then(|| spec.priority.to_string())),
-        ("tags", (!spec.tags.is_empty()).then(|| tags(job))),
-        ("key", spec.idempotency_key.clone()),
+        ("job", Some(summary.id.clone())),
+        ("known as", (!job.known_as.is_empty()).then(|| job.known_as.join(" "))),
+        ("state", Some(state(summary))),
+        ("owner", Some(summary.owner.to_string())),
+        ("requested by", job.requested_by.clone()),
+        ("tool", Some(summary.tool.clone())),
+        ("version", version),
+        ("effect", job.effect.clone().or_else(|| job.asked_effect.clone())),
+        ("account", job.connected_account_id.clone()),
+        ("queue", Some(summary.queue.clone())),
+        ("priority", (job.priority != 0).then(|| job.priority.to_string())),
+        ("tags", (!tags.is_empty()).then_some(tags)),
+        ("key", job.idempotency_key.clone()),
     ];
     fields.extend(times);
     fields.extend([
@@ -128,30 +155,25 @@ fn fields(known: &KnownJob, times: Vec<Field>) -> Vec<Field> {
         ("worker", worker),
         ("attempts", Some(attempts(job))),
         ("log ID", job.log_id.clone()),
-        ("error", job_json::told_error(job, history).as_deref().map(error)),
-        ("result", job.result.as_ref().map(|result| result.get().to_owned())),
+        ("error", job.error().map(error)),
+        ("result", data.result.map(|result| result.get().to_owned())),
     ]);
     fields
 }
 
-fn other_ids(known_as: &[JobId]) -> String {
-    known_as.iter().map(JobId::to_string).collect::<Vec<_>>().join(" ")
-}
-
 /// When it may run; since when it waits is told elsewhere.
-fn times(job: &JobView) -> Vec<Field> {
-    let spec = &job.spec;
+fn times(job: &ToldJob) -> Vec<Field> {
     vec![
-        ("created", Some(output::moment(job.created_at))),
-        ("run at", spec.run_at.map(output::moment)),
-        ("expires", spec.expires_at.map(output::moment)),
-        ("timeout", spec.timeout.map(|timeout| format!("{} ms", timeout.as_millis()))),
+        ("created", Some(output::moment(job.summary.created_at))),
+        ("run at", job.run_at.map(output::moment)),
+        ("expires", job.expires_at.map(output::moment)),
+        ("timeout", job.timeout_ms.map(|timeout| format!("{timeout} ms"))),
     ]
 }
 
-fn attempts(job: &JobView) -> String {
-    let most = job.spec.budget.max_attempts.map(|most| format!(" of {most}")).unwrap_or_default();
-    format!("{}, of which {} use up the budget{most}", job.attempt, job.spent)
+fn attempts(job: &ToldJob) -> String {
+    let most = job.max_attempts.map(|most| format!(" of {most}")).unwrap_or_default();
+    format!("{}, of which {} use up the budget{most}", job.summary.attempt, job.spent)
 }
 
 /// Where the version of a job comes from.
@@ -174,36 +196,22 @@ fn history_row(entry: &HistoryEntry) -> Vec<String> {
     ]
 }
 
-fn attempt_row(attempt: &AttemptView) -> Vec<String> {
+fn attempt_row(attempt: &ToldAttempt) -> Vec<String> {
     vec![
         attempt.number.to_string(),
-        match attempt.outcome {
+        match &attempt.outcome {
             None => "running".to_owned(),
             Some(outcome) if attempt.times > 1 => format!("{outcome}, {} times", attempt.times),
-            Some(outcome) => outcome.to_string(),
+            Some(outcome) => outcome.clone(),
         },
         attempt.http_status.map(|status| status.to_string()).unwrap_or_default(),
         attempt.version.clone().unwrap_or_default(),
         output::moment(attempt.started_at),
         attempt.finished_at.map(output::moment).unwrap_or_default(),
         attempt.log_id.clone().unwrap_or_default(),
-        attempt.request_id.to_string(),
-        attempt.error.as_ref().map(|error| error.kind().to_string()).unwrap_or_default(),
+        attempt.request_id.clone(),
+        attempt.error_kind.map(|kind| kind.to_string()).unwrap_or_default(),
     ]
-}
-
-pub(super) fn state(job: &JobView) -> String {
-    match job.held_reason {
-        Some(reason) => format!("{} ({reason})", job.state),
-        None if job.cancel_requested && job.state == State::Running => {
-            format!("{} (to be cancelled)", job.state)
-        }
-        None => job.state.to_string(),
-    }
-}
-
-fn tags(job: &JobView) -> String {
-    job.spec.tags.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(" ")
 }
 
 fn error(error: &JobError) -> String {

@@ -3,18 +3,21 @@
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
+use serde::Deserialize;
 use serde_json::json;
 
-use super::filter::FilterFlags;
+use super::{filter::FilterFlags, told::ToldSummary};
 use crate::{
     bounds::MAX_LOOK,
     cli::{
+        context::Context,
         exit::Exit,
         output::{self, Format},
+        server::{MAX_LIMIT, Server},
         value,
     },
     job::{Principal, State},
-    store::{Glance, Place, SharedStore},
+    store::{JobFilter, Place},
 };
 
 /// By what jobs are counted.
@@ -54,48 +57,101 @@ const MAX_GROUPS: usize = 100_000;
 
 type Counts = BTreeMap<State, u64>;
 
-pub(super) async fn run(store: &SharedStore, args: &Args) -> anyhow::Result<Exit> {
+/// What was counted.
+#[derive(Default)]
+struct Tally {
+    groups: BTreeMap<String, Counts>,
+    looked_at: u64,
+    /// How far back it looked.
+    back_to: Option<Timestamp>,
+}
+
+impl Tally {
+    fn add(&mut self, mut group: String, state: State) {
+        if self.groups.len() >= MAX_GROUPS && !self.groups.contains_key(&group) {
+            "(others)".clone_into(&mut group);
+        }
+        *self.groups.entry(group).or_default().entry(state).or_default() += 1;
+    }
+}
+
+pub(super) async fn run(context: &Context, args: &Args) -> anyhow::Result<Exit> {
     let mut filter = args.which.filter()?;
     if filter.since.is_none() {
         filter.since = Some(value::past(LAST).map_err(anyhow::Error::msg)?);
     }
-    let mut groups: BTreeMap<String, Counts> = BTreeMap::new();
-    let (mut looked_at, mut before): (u64, Option<Place>) = (0, None);
+    let tally = match &context.server {
+        Some(server) => count_of(server, &filter, args).await?,
+        None => count(context, &filter, args).await?,
+    };
+    print(args, tally)
+}
+
+async fn count(context: &Context, filter: &JobFilter, args: &Args) -> anyhow::Result<Tally> {
+    let store = context.store()?;
+    let (mut tally, mut before): (Tally, Option<Place>) = (Tally::default(), None);
     let complete = loop {
-        let page = store.glances(&Principal::Operator, &filter, before, false).await?;
-        looked_at += page.looked_at;
+        let page = store.glances(&Principal::Operator, filter, before, false).await?;
+        tally.looked_at += page.looked_at;
         for job in &page.items {
-            let mut group = group(job, args.by);
-            if groups.len() >= MAX_GROUPS && !groups.contains_key(&group) {
-                "(others)".clone_into(&mut group);
-            }
-            *groups.entry(group).or_default().entry(job.state).or_default() += 1;
+            let error = job.error_kind.map(|kind| kind.to_string());
+            tally.add(group(args.by, &job.owner, &job.tool, &job.version, &error), job.state);
         }
         before = page.next;
-        if before.is_none() || looked_at + MAX_LOOK as u64 > args.look.max(MAX_LOOK as u64) {
+        if before.is_none() || tally.looked_at + MAX_LOOK as u64 > args.look.max(MAX_LOOK as u64) {
             break before.is_none();
         }
     };
-    let back_to = if complete { filter.since } else { before.map(|place| place.time()).transpose()? };
-    print(args, groups, looked_at, back_to)
+    store.close().await;
+    tally.back_to = if complete { filter.since } else { before.map(|place| place.time()).transpose()? };
+    Ok(tally)
 }
 
-fn group(job: &Glance, by: By) -> String {
-    let none = || "-".to_owned();
-    match by {
-        By::Owner => job.owner.to_string(),
-        By::Tool => job.tool.clone(),
-        By::Version => job.version.clone().unwrap_or_else(none),
-        By::Error => job.error_kind.map_or_else(none, |kind| kind.to_string()),
+/// The same over what a server lists.
+async fn count_of(server: &Server, filter: &JobFilter, args: &Args) -> anyhow::Result<Tally> {
+    #[derive(Deserialize)]
+    struct Listed {
+        #[serde(flatten)]
+        job: ToldSummary,
+        version: Option<String>,
+    }
+
+    let (mut tally, mut before) = (Tally::default(), None);
+    loop {
+        let page = server.page(super::page_of(filter, before, MAX_LIMIT)?).await?;
+        for listed in &page.items {
+            let Listed { job, version } = serde_json::from_str(listed.get())?;
+            let error = job.error.as_ref().map(|error| error.kind().to_string());
+            tally.add(group(args.by, &job.owner, &job.tool, &version, &error), job.state);
+            (tally.looked_at, tally.back_to) = (tally.looked_at + 1, Some(job.created_at));
+        }
+        before = page.next();
+        if before.is_none() {
+            tally.back_to = filter.since;
+        }
+        if before.is_none() || tally.looked_at >= args.look {
+            return Ok(tally);
+        }
     }
 }
 
-fn print(
-    args: &Args,
-    groups: BTreeMap<String, Counts>,
-    looked_at: u64,
-    back_to: Option<Timestamp>,
-) -> anyhow::Result<Exit> {
+fn group(
+    by: By,
+    owner: &impl ToString,
+    tool: &str,
+    version: &Option<String>,
+    error: &Option<String>,
+) -> String {
+    let or_dash = |value: &Option<String>| value.clone().unwrap_or_else(|| "-".to_owned());
+    match by {
+        By::Owner => owner.to_string(),
+        By::Tool => tool.to_owned(),
+        By::Version => or_dash(version),
+        By::Error => or_dash(error),
+    }
+}
+
+fn print(args: &Args, Tally { groups, looked_at, back_to }: Tally) -> anyhow::Result<Exit> {
     let mut groups: Vec<(u64, String, Counts)> =
         groups.into_iter().map(|(group, counts)| (counts.values().sum(), group, counts)).collect();
     groups.sort_by(|a, b| (b.0, &a.1).cmp(&(a.0, &b.1)));

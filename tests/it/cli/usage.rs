@@ -19,7 +19,7 @@ fn help_lists_the_commands_and_the_exit_codes() {
     1  the command ran and the answer is no (a job failed, something was not found or was refused)
     2  the command line is wrong
     3  the configuration is wrong or incomplete
-    4  a service (database, broker, tool API) is unreachable or not usable
+    4  a service (database, broker, tool API, server) is unreachable or not usable
     70  errand itself failed
 
     Settings come from errand.toml and the environment: `errand config default` is their manual, and
@@ -56,6 +56,10 @@ fn every_command_has_help_and_no_line_of_it_is_wrapped_badly() {
         &["queues"],
         &["queues", "pause"],
         &["workers"],
+        &["batches"],
+        &["batches", "show"],
+        &["context"],
+        &["context", "set"],
         &["rejected", "list"],
         &["pins"],
         &["pins", "set"],

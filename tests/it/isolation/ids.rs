@@ -97,7 +97,7 @@ impl Ids {
             assert!([200, 201].contains(&told.status), "{told:?}");
         }
         let pin = Asked {
-            path: format!("/v1/pins/{MARK}"),
+            path: format!("/v1/pins/{MARK}?force=true"),
             body: Some(json!({"version": "20250101_00"})),
             header: None,
         };
@@ -229,6 +229,7 @@ impl Ids {
             ("enqueueJob" | "createBatch" | "createAction", "Idempotency-Key") => one(&self.idempotency_key),
             ("enqueueJob", "traceparent") => one("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"),
             ("enqueueJob", "dry_run") => one("false"),
+            ("setPin", "force") => one("true"),
             (_, "owner") => one(&self.owner),
             (_, "tag") => one(&self.tag),
             (_, "tool") => one(&self.tool),

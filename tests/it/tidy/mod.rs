@@ -75,6 +75,7 @@ const OWNERS: &[(&str, &[&str])] = &[
             "src/job/id.rs",
             "src/job/owner.rs",
             "src/job/outcome.rs",
+            "src/store/actions.rs",
             "src/store/batches.rs",
             "src/store/filter_json.rs",
             "src/store/changes.rs",

@@ -12,6 +12,8 @@ use tokio::{
     task::JoinSet,
 };
 
+mod at_server;
+
 use super::{
     context::Context,
     enqueue::EMAIL,
@@ -50,7 +52,9 @@ Each line is one envelope, such as
   {"id":"0190b0a0-0000-7000-8000-000000000001","user_id":"u-alice","tool":"NOTION_SEARCH"}
 Give every line an `id`: then the same file can be sent again after an interruption, and what
 is known already counts as a duplicate. Blank lines are skipped. The exit code is 1 if any line
-was refused or is not a job; the others are enqueued all the same."#;
+was refused or is not a job; the others are enqueued all the same.
+
+At a server (--server) the jobs become a batch, whose ID is printed: `errand batches show ID`."#;
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
@@ -67,7 +71,9 @@ pub(super) struct Args {
 }
 
 pub(super) async fn run(args: Args, context: &Context) -> anyhow::Result<Exit> {
-    context.check_lane(args.queue.as_str()).map_err(exit::usage)?;
+    if context.server.is_none() {
+        context.check_lane(args.queue.as_str()).map_err(exit::usage)?;
+    }
     let (input, size): (Input, Option<u64>) = if args.file.as_os_str() == "-" {
         (Box::new(BufReader::new(tokio::io::stdin())), None)
     } else {
@@ -77,6 +83,9 @@ pub(super) async fn run(args: Args, context: &Context) -> anyhow::Result<Exit> {
         (Box::new(BufReader::new(file)), meta.is_file().then_some(meta.len()))
     };
     let input = plain(input).await?;
+    if let Some(server) = &context.server {
+        return at_server::run(server, input, &args).await;
+    }
     let open = context.door()?;
     let mut intake = Intake {
         lines: Lines { input, number: 0 },
@@ -324,6 +333,13 @@ fn report(tally: &Tally, format: Format) -> anyhow::Result<()> {
             "new": new, "duplicate": duplicate, "refused": refused, "invalid": invalid, "problems": problems,
         }));
     }
+    tell_problems(tally);
+    output::print_line(format!("{new} new, {duplicate} duplicate, {refused} refused, {invalid} invalid"))?;
+    Ok(())
+}
+
+/// Tells the first lines that were not enqueued, and how many there are besides.
+fn tell_problems(Tally { refused, invalid, problems, .. }: &Tally) {
     for (line, reason) in problems {
         output::note(format_args!("line {line}: {}", output::clean(reason)));
     }
@@ -331,8 +347,6 @@ fn report(tally: &Tally, format: Format) -> anyhow::Result<()> {
     if hidden > 0 {
         output::note(format_args!("and {hidden} more"));
     }
-    output::print_line(format!("{new} new, {duplicate} duplicate, {refused} refused, {invalid} invalid"))?;
-    Ok(())
 }
 
 /// A bar on standard error for a file, a spinner for a stream; neither where nobody looks.
