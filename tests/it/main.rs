@@ -7,6 +7,7 @@ mod actions;
 mod alerts;
 mod answers;
 mod api;
+mod api_input;
 mod api_key;
 mod api_limits;
 mod arguments;

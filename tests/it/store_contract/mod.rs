@@ -38,6 +38,7 @@ mod changes;
 mod checks;
 mod claims;
 mod connections;
+mod doors;
 mod edits;
 mod finishes;
 mod histories;

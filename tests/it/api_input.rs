@@ -1,0 +1,94 @@
+//! What apps send over HTTP that is unusual: numbers that no float holds, and heads without end.
+
+use errand_testbed::factory::{Envelope as _, read};
+use reqwest::{Method, StatusCode};
+use serde_json::Value;
+use tempfile::TempDir;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+    time::timeout,
+};
+
+use crate::{
+    api::Api,
+    harness::{PATIENCE, in_memory, run},
+};
+
+/// Numbers of which a float would make others, spelt as hardly anybody spells them.
+const NUMBERS: &str = r#"{"owner":"o","repo":"r","a":9007199254740993,"b":18446744073709551616,"c":1e400,"d":-0.0,"e":1.10,"f":1E+2,"g":-9223372036854775809}"#;
+
+async fn api(name: &str) -> (Api, TempDir) {
+    let folder = in_memory(name);
+    let url = format!("sqlite://{}", folder.path().join("errand.db").display());
+    let env = [("DATABASE_URL".to_owned(), url)];
+    assert!(run(&["migrate"], &env).status.success());
+    (Api::start(&env).await, folder)
+}
+
+/// An envelope with these arguments, and the ID of its job.
+fn envelope() -> (String, String) {
+    let job = read("user-1");
+    let text = format!(
+        r#"{{"id":"{}","user_id":"user-1","tool":"GITHUB_GET_REPO","arguments":{NUMBERS}}}"#,
+        job.id()
+    );
+    (text, job.id().to_owned())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn numbers_go_in_and_come_out_as_they_are_spelt_by_every_door() {
+    let (api, _folder) = api("errand-numbers-").await;
+    let post = async |path: &str, media_type: &str, body: String| -> (StatusCode, String) {
+        let request = api.request(Method::POST, path).header("content-type", media_type).body(body);
+        let answer = request.send().await.unwrap();
+        (answer.status(), answer.text().await.unwrap())
+    };
+    let (one, inline, chunk) = (envelope(), envelope(), envelope());
+    assert_eq!(post("/v1/jobs", "application/json", one.0).await.0, StatusCode::CREATED);
+    let batch = format!(r#"{{"items":[{}]}}"#, inline.0);
+    assert_eq!(post("/v1/batches", "application/json", batch).await.0, StatusCode::CREATED);
+    let (_, opened) = post("/v1/batches", "application/json", r#"{"sealed":false}"#.to_owned()).await;
+    let opened: Value = serde_json::from_str(&opened).unwrap();
+    let items = format!("/v1/batches/{}/items?from=0", opened["id"].as_str().unwrap());
+    assert_eq!(post(&items, "application/x-ndjson", chunk.0 + "\n").await.0, StatusCode::CREATED);
+    for id in [one.1, inline.1, chunk.1] {
+        let path = format!("/v1/jobs/{id}?fields=arguments");
+        let told = api.request(Method::GET, &path).send().await.unwrap().text().await.unwrap();
+        assert!(told.contains(&format!(r#""arguments":{NUMBERS}"#)), "{told}");
+    }
+    let listed =
+        api.request(Method::GET, "/v1/jobs?fields=arguments").send().await.unwrap().text().await.unwrap();
+    assert_eq!(listed.matches(NUMBERS).count(), 3, "{listed}");
+}
+
+/// Sends a head and reads the first line of the answer; empty where the connection is closed without one.
+async fn answered(api: &Api, head: &[u8]) -> String {
+    let mut stream = TcpStream::connect(api.base.strip_prefix("http://").unwrap()).await.unwrap();
+    // It may be closed before all of it is sent.
+    let _sent = stream.write_all(head).await;
+    let mut answer = Vec::new();
+    let _closed = timeout(PATIENCE, stream.read_to_end(&mut answer)).await.expect("it is closed");
+    String::from_utf8_lossy(&answer).lines().next().unwrap_or_default().to_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flood_of_headers_is_refused_and_costs_only_its_connection() {
+    let (api, _folder) = api("errand-headers-").await;
+    let get = "GET /v1/jobs HTTP/1.1\r\nHost: localhost\r\n";
+    let many: String = (0..5_000).map(|n| format!("X-{n}: {n}\r\n")).collect();
+    for head in [
+        format!("{get}{many}\r\n"),
+        format!("{get}X-Long: {}\r\n\r\n", "x".repeat(64 * 1024)),
+        format!("GET /v1/jobs?{} HTTP/1.1\r\nHost: localhost\r\n\r\n", "x".repeat(64 * 1024)),
+        // One that never ends.
+        format!("{get}X-Endless: {}", "x".repeat(4 * 1024 * 1024)),
+    ] {
+        let answer = answered(&api, head.as_bytes()).await;
+        assert!(
+            answer.is_empty() || answer.starts_with("HTTP/1.1 431 ") || answer.starts_with("HTTP/1.1 414 "),
+            "{answer}"
+        );
+    }
+    assert_eq!(api.get("/v1/jobs").await.0, StatusCode::OK);
+}

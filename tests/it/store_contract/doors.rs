@@ -1,0 +1,158 @@
+//! One rule for every way in: what repeats a job, and what contradicts it.
+
+use std::sync::Arc;
+
+use errand::{
+    job::{AttemptOutcome, BatchId, Digest, JobId, JobSpec, Principal, State},
+    store::{Added, Claimed, Conflict, Inserted, NewBatch, NotAdded},
+};
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use super::{TestStore, claim, fail, job, on_every_backend, succeed};
+
+/// The ways in: a request or a command, a message, a batch that has its items with it, and one that is filled.
+#[derive(Debug, Clone, Copy)]
+enum Door {
+    Insert,
+    Message,
+    Batch,
+    Chunk,
+}
+
+/// What becomes of a job that comes second.
+#[derive(Debug, PartialEq)]
+enum Answer {
+    New,
+    TheFirst,
+    Conflict(Conflict),
+}
+
+/// What the second job has in common with the first.
+#[derive(Debug, Clone, Copy)]
+struct Common {
+    id: bool,
+    /// `None`: it has no idempotency key.
+    key: Option<bool>,
+    body: bool,
+    owner: bool,
+}
+
+impl Common {
+    fn all() -> impl Iterator<Item = Self> {
+        let flags = [true, false];
+        flags.into_iter().flat_map(move |id| {
+            [Some(true), Some(false), None].into_iter().flat_map(move |key| {
+                flags
+                    .into_iter()
+                    .flat_map(move |body| flags.into_iter().map(move |owner| Self { id, key, body, owner }))
+            })
+        })
+    }
+
+    fn second(self, first: &JobSpec) -> Arc<JobSpec> {
+        let mut fields = json!({"tool": if self.body { &first.tool } else { "OTHER" }});
+        let mut put = |name: &str, value: Value| fields[name] = value;
+        if self.id {
+            put("id", json!(first.id));
+        }
+        match self.key {
+            Some(true) => put("idempotency_key", json!(first.idempotency_key)),
+            Some(false) => put("idempotency_key", json!(Uuid::now_v7())),
+            None => {}
+        }
+        if !self.owner {
+            put("org_id", json!("o-1"));
+        }
+        job(fields)
+    }
+}
+
+impl Door {
+    const ALL: [Self; 4] = [Self::Insert, Self::Message, Self::Batch, Self::Chunk];
+
+    async fn take(self, t: &TestStore, first: JobId, spec: &Arc<JobSpec>) -> Answer {
+        let by_id = |id: JobId| if id == first { Answer::TheFirst } else { Answer::New };
+        match self {
+            Self::Insert => match t.insert(spec).await {
+                Inserted::New { .. } => Answer::New,
+                Inserted::Duplicate(repeated) => by_id(repeated.id),
+                Inserted::Conflict(conflict) => Answer::Conflict(conflict),
+            },
+            Self::Message => match t.claim(&claim(spec)).await {
+                // The message of a job that waits is what it waits for.
+                Claimed::Running(_) => by_id(spec.id),
+                Claimed::Duplicate(repeated) => by_id(repeated.id),
+                Claimed::Conflict(conflict) => Answer::Conflict(conflict),
+                other => panic!("{other:?}"),
+            },
+            Self::Batch | Self::Chunk => {
+                let is_sealed = matches!(self, Self::Batch);
+                let batch = NewBatch {
+                    id: BatchId(Uuid::now_v7()),
+                    principal: Principal::Operator,
+                    digest: Digest([7; 16]),
+                    is_sealed,
+                    deadline: None,
+                    stop: None,
+                    follow_up: None,
+                };
+                let items = std::slice::from_ref(spec);
+                let added = if is_sealed {
+                    t.store.add_batch(&batch, items).await.unwrap()
+                } else {
+                    t.store.add_batch(&batch, &[]).await.unwrap();
+                    t.store.add_items(&Principal::Operator, batch.id, 0, items).await.unwrap()
+                };
+                match added {
+                    Added::New(_, jobs) => by_id(jobs[0]),
+                    Added::Not(NotAdded::Items(conflicts)) => Answer::Conflict(conflicts[0].1),
+                    other => panic!("{other:?}"),
+                }
+            }
+        }
+    }
+}
+
+/// A job that has come to this state.
+async fn first(t: &TestStore, state: State) -> Arc<JobSpec> {
+    let spec = job(json!({"idempotency_key": Uuid::now_v7()}));
+    if state == State::Available {
+        t.insert(&spec).await;
+        return spec;
+    }
+    let run = t.run(&spec).await;
+    t.finish(&match state {
+        State::Failed => run.end(fail(), AttemptOutcome::ToolFailed),
+        _ => run.end(succeed("{}"), AttemptOutcome::Succeeded),
+    })
+    .await;
+    spec
+}
+
+on_every_backend!(every_way_in_judges_what_comes_again_by_one_rule, async |t| {
+    let mut seen = [0; 3];
+    for state in [State::Available, State::Failed, State::Succeeded] {
+        for common in Common::all() {
+            let mut answers = Vec::new();
+            for door in Door::ALL {
+                let first = first(&t, state).await;
+                let second = common.second(&first);
+                answers.push(door.take(&t, first.id, &second).await);
+                assert_eq!(t.view(first.id).await.spec.tool, first.tool, "the first stays as it is");
+            }
+            let (one, others) = answers.split_first().unwrap();
+            assert!(others.iter().all(|answer| answer == one), "{state}, {common:?}: {answers:?}");
+            seen[match one {
+                Answer::New => 0,
+                Answer::TheFirst => 1,
+                Answer::Conflict(_) => 2,
+            }] += 1;
+            // Whatever became of the first: neither its state nor its end makes room for another one.
+            if common.owner && common.body && common.key == Some(true) {
+                assert_eq!(*one, Answer::TheFirst, "{state}, {common:?}");
+            }
+        }
+    }
+    assert!(seen.iter().all(|answers| *answers > 0), "{seen:?}");
+});
