@@ -39,9 +39,14 @@ pub fn open_store(config: &Config) -> Result<SharedStore> {
         let options = SqliteOptions { path: Path::new(path).to_owned(), clock: clock::system() };
         return Ok(Arc::new(SqliteStore::new(options)));
     }
+    let tenant_role = match config.store.tenant_role.as_str() {
+        "" => None,
+        name => Some(name.parse().context("store.tenant_role")?),
+    };
     let options = PostgresOptions {
         url: config.store.url.clone(),
         schema: config.store.schema.clone(),
+        tenant_role,
         hot_connections: config.store.hot_connections,
         other_connections: config.store.other_connections,
         application_name: "errand".into(),

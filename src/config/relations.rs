@@ -32,6 +32,7 @@ pub(super) fn check(
     relations.at_least("verify.give_up_secs", "verify.log_delay_secs", never_arrived);
     relations.owners_keep_no_longer();
     relations.a_certificate_has_its_key();
+    relations.roles_are_of_postgresql();
     relations.lanes_have_a_concurrency(lanes);
     relations.consumed_lanes_exist();
     relations.no_lane_is_dead();
@@ -95,10 +96,7 @@ impl Relations<'_> {
     }
 
     fn a_certificate_has_its_key(&mut self) {
-        let is_set =
-            |name: &str| self.settings.0.get(&Key::new(name)).and_then(|setting| setting.value.as_str());
-        let [certificate, key] =
-            ["api.tls_certificate", "api.tls_key"].map(|name| is_set(name).unwrap_or_default());
+        let [certificate, key] = ["api.tls_certificate", "api.tls_key"].map(|name| self.text(name));
         let missing = match (certificate.is_empty(), key.is_empty()) {
             (true, false) => ["api.tls_key", "api.tls_certificate"],
             (false, true) => ["api.tls_certificate", "api.tls_key"],
@@ -108,6 +106,14 @@ impl Relations<'_> {
             missing[0],
             format!("`{}` is set, and `{}` is not: TLS needs both", missing[0], missing[1]),
         );
+    }
+
+    /// A lock that is asked for and not there must not go unnoticed.
+    fn roles_are_of_postgresql(&mut self) {
+        if !self.text("store.tenant_role").is_empty() && self.text("store.url").starts_with("sqlite:") {
+            let message = "`store.tenant_role` is set, and `store.url` is that of SQLite, which has no roles";
+            self.report("store.tenant_role", message.to_owned());
+        }
     }
 
     fn lanes_have_a_concurrency(&mut self, lanes: &BTreeMap<Key, Origin>) {
@@ -148,6 +154,12 @@ impl Relations<'_> {
                 "`queues.dead` is the lane of what the broker dead-letters; give the lane another name";
             self.report(&name, message.to_owned());
         }
+    }
+
+    /// Empty where it is not set.
+    fn text(&self, name: &str) -> &str {
+        let setting = self.settings.0.get(&Key::new(name));
+        setting.and_then(|setting| setting.value.as_str()).unwrap_or_default()
     }
 
     /// A number that is not mistaken.

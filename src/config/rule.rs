@@ -11,7 +11,7 @@ use crate::{
     api::ANY_ORIGIN,
     bounds::MAX_SHORT_TEXT_BYTES,
     job::{OwnerPattern, QueueName, RESERVED_PREFIX},
-    store::postgres::{NoSchemaName, SchemaName},
+    store::postgres::{NoRoleName, NoSchemaName, RoleName, SchemaName},
     tool::pin::{Wanted, wanted},
 };
 
@@ -34,6 +34,8 @@ pub(super) enum Rule {
     Service(&'static [&'static str]),
     /// The name of a schema of PostgreSQL.
     Schema,
+    /// The name of a role of PostgreSQL, or empty.
+    Role,
     /// A key of the tool API, or empty. A secret.
     ApiKey,
     /// The http(s) URL of the tool API.
@@ -75,6 +77,7 @@ impl Rule {
             | Self::Word(_)
             | Self::Service(_)
             | Self::Schema
+            | Self::Role
             | Self::ApiKey
             | Self::BaseUrl
             | Self::Path
@@ -172,6 +175,7 @@ impl Rule {
                 };
             }
             Self::Schema => text.parse::<SchemaName>().is_ok(),
+            Self::Role => text.is_empty() || text.parse::<RoleName>().is_ok(),
             Self::ApiKey => text.bytes().all(|byte| byte.is_ascii_graphic()),
             Self::BaseUrl => {
                 return match Url::parse(text) {
@@ -218,6 +222,7 @@ impl Rule {
             }
             Self::Service(schemes) => format!("a URL that starts with {}:", schemes.join(": or ")),
             Self::Schema => NoSchemaName.to_string(),
+            Self::Role => format!("{NoRoleName}, or empty"),
             Self::ApiKey => "text of visible ASCII characters, without blanks".to_owned(),
             Self::BaseUrl => "a URL that starts with http: or https:".to_owned(),
             Self::Path => "a path that starts with \"/\", without query".to_owned(),

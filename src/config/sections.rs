@@ -9,7 +9,7 @@ use super::{
     error::{AllMissing, Missing},
     rule::Rule::{
         self, Address, ApiKey, BaseUrl, Filter, Flag, Lanes, Number, Origins, OwnerPatterns, Path, Prefixes,
-        Schema, Service, Text, Version, Whole, Word,
+        Role, Schema, Service, Text, Version, Whole, Word,
     },
 };
 use crate::{
@@ -139,6 +139,7 @@ settings! {
     struct Store [store] {
         url: SecretString = Service(&["postgres", "postgresql", "sqlite"]),
         schema: SchemaName = Schema,
+        tenant_role: String = Role,
         hot_connections: u32 = Whole(1, 1_000),
         other_connections: u32 = Whole(1, 1_000),
         migrate_at_start: bool = Flag,

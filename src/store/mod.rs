@@ -30,6 +30,7 @@ mod answers;
 mod audit;
 mod batch_items;
 mod batches;
+mod bound;
 mod changes;
 mod checks;
 mod claims;

@@ -18,12 +18,12 @@
 use std::marker::PhantomData;
 
 use sqlx::{
-    Database, Encode, Postgres, Sqlite, Type, encode::IsNull, error::BoxDynError, query::Query,
-    sqlite::SqliteTypeInfo,
+    Database, Encode, Postgres, Sqlite, Type, encode::IsNull, error::BoxDynError, sqlite::SqliteTypeInfo,
 };
 use uuid::Uuid;
 
-pub(super) type Bound<DB> = Query<'static, DB, <DB as Database>::Arguments>;
+pub(super) use super::bound::Bound;
+use crate::job::Owner;
 
 #[derive(Debug)]
 pub struct Statement {
@@ -85,6 +85,11 @@ pub(super) trait Columns {
     fn bind_rows(items: &[Self::Item<'_>], query: Bound<Postgres>) -> Bound<Postgres>;
     fn bind_postgres(item: Self::Item<'_>, query: Bound<Postgres>) -> Bound<Postgres>;
     fn bind_sqlite(item: Self::Item<'_>, query: Bound<Sqlite>) -> Bound<Sqlite>;
+
+    /// The owner who asks, where the item is who asks.
+    fn asked_by(_: Self::Item<'_>) -> Option<&Owner> {
+        None
+    }
 }
 
 pub(super) trait Parameter<DB: Database> {
@@ -137,7 +142,7 @@ impl<L: Columns> Parameter<Postgres> for One<'_, L> {
     }
 
     fn bind(self, query: Bound<Postgres>) -> Bound<Postgres> {
-        L::bind_postgres(self.0, query)
+        L::bind_postgres(self.0, query).asked_by(L::asked_by(self.0))
     }
 }
 
@@ -222,7 +227,7 @@ macro_rules! statements {
 
             $($(#[$doc])*
             pub(in crate::store) fn $name($($argument: $type),*) -> Bound<sqlx::$db> {
-                let query = sqlx::query(texts::$name.text.as_str());
+                let query = Bound::new(texts::$name.text.as_str());
                 $(let query = Parameter::<sqlx::$db>::bind($argument, query);)*
                 query
             })*

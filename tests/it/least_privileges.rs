@@ -130,7 +130,53 @@ async fn the_shipped_privileges_are_enough_for_each_part_and_for_nothing_else() 
         .unwrap();
     assert!(backup.status.success(), "{}", String::from_utf8_lossy(&backup.stderr));
     // Here, because the roles are the whole server's.
+    a_second_lock_between_owners_leaves_the_roles_as_they_were(&harness, &env_of).await;
     a_schema_of_others_stays_theirs().await;
+}
+
+/// With the statements of `docs/operations.md`, which are for the administrator.
+async fn a_second_lock_between_owners_leaves_the_roles_as_they_were(
+    harness: &Harness,
+    env_of: &impl Fn(&str) -> Vec<(String, String)>,
+) {
+    harness
+        .execute("create role errand_tenant nologin; alter role errand_worker noinherit; grant errand_tenant to errand_worker")
+        .await;
+    let env_of = |role: &str| {
+        let mut env = env_of(role);
+        env.push(("ERRAND__STORE__TENANT_ROLE".to_owned(), "errand_tenant".to_owned()));
+        env
+    };
+    let migrated = run(&["migrate"], &env_of("errand_owner"));
+    assert!(migrated.status.success(), "{}", String::from_utf8_lossy(&migrated.stderr));
+    let told = run(&["doctor"], &env_of("errand_worker"));
+    let told = String::from_utf8_lossy(&told.stdout).into_owned();
+    assert!(!told.contains("row-level security") && !told.contains("errand_tenant"), "{told}");
+
+    let count = "select count(*) from jobs";
+    let mut jobs = Vec::new();
+    for role in ["errand_owner", "errand_worker", "errand_reader"] {
+        let mut db = support::postgres::connect(&database_url(&harness.database, role)).await.unwrap();
+        jobs.push(sqlx::query_scalar::<_, i64>(count).fetch_one(&mut db).await.unwrap());
+    }
+    assert_eq!(jobs, [2; 3], "each sees all");
+    for (role, sql) in [
+        ("errand_reader", "set role errand_tenant"),
+        ("errand_worker", "set role errand_tenant; select * from claims"),
+        ("errand_worker", "set role errand_tenant; delete from jobs"),
+    ] {
+        assert!(is_denied(&harness.database, role, sql).await, "{role} may {sql}");
+    }
+    let backup = std::process::Command::new("pg_dump")
+        .args(["--enable-row-security", "--data-only", "--table", "errand.jobs"])
+        .arg(database_url(&harness.database, "errand_reader"))
+        .output()
+        .unwrap();
+    assert!(backup.status.success(), "{}", String::from_utf8_lossy(&backup.stderr));
+    assert_eq!(String::from_utf8_lossy(&backup.stdout).matches("u-alice").count(), 2, "a dump has all rows");
+    let key =
+        run(&["keys", "create", "--user", "u-alice", "--scope", "read", "--json"], &env_of("errand_worker"));
+    assert!(key.status.success(), "{}", String::from_utf8_lossy(&key.stderr));
 }
 
 /// The variant of `privileges.sql` for `store.schema = "public"`, as its comment describes it.

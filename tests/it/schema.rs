@@ -23,6 +23,7 @@ fn store(database: &Database, schema: &str) -> PostgresStore {
     let options = postgres_options(&database.url);
     PostgresStore::new(errand::store::postgres::PostgresOptions {
         schema: schema.parse().unwrap(),
+        tenant_role: None,
         ..options
     })
     .unwrap()

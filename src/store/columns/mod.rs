@@ -16,9 +16,10 @@ use super::{
 use crate::job::{self, Asked, Budget, Ending, HeldReason, JobError, JobId, JobSpec, Owner, Principal, Stop};
 
 /// Makes a list. A line is `name: type = value`, where the type is PostgreSQL's. `or null` marks what most rows do
-/// not have. `list` inserts another list, under its own names, or with what precedes its name as a prefix.
+/// not have. `list` inserts another list, under its own names, or with what precedes its name as a prefix. `asked by`
+/// says that the item is who asks.
 macro_rules! columns {
-    ($(#[$doc:meta])* $list:ident $called:literal of<$life:lifetime> $type:ty as $item:ident {
+    ($(#[$doc:meta])* $list:ident $called:literal of<$life:lifetime> $type:ty as $item:ident $(asked by ($owner:expr))? {
         $($name:ident: $kind:ident $($more:ident)* = $value:expr,)+
     }) => {
         $(#[$doc])*
@@ -48,6 +49,10 @@ macro_rules! columns {
                 $(let query = bind_value!(bind_sqlite, sqlite_value, query, $value, $kind $($more)*);)+
                 query
             }
+
+            $(fn asked_by($item: Self::Item<'_>) -> Option<&Owner> {
+                $owner
+            })?
         }
     };
 }
@@ -345,7 +350,7 @@ columns! {
 
 columns! {
     /// Who asks or decides. The operator has no owner.
-    PrincipalColumns "principal" of<'a> &'a Principal as principal {
+    PrincipalColumns "principal" of<'a> &'a Principal as principal asked by (principal.owner()) {
         principal_kind: text or null = principal.owner().map(|owner| owner.kind().as_str()),
         principal_id: text or null = principal.owner().map(Owner::id),
     }

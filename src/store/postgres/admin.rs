@@ -8,7 +8,7 @@ use sqlx::{Connection as _, migrate::AppliedMigration, postgres::PgRow};
 use tokio::time::timeout;
 
 use super::{
-    PostgresStore, SchemaName, migrate,
+    PostgresStore, SchemaName, migrate, owner_lock,
     relocation::{self, Place},
     session,
 };
@@ -90,11 +90,16 @@ impl Admin for PostgresStore {
         let found = found.ok_or_else(|| StoreError::corrupt("encoding"))?;
         let mut concerns = condition(&found).map_err(|error| self.other.named(error))?;
         // What this role may not read, or cannot now, `schema` tells of.
+        let all = migrations::all(MIGRATIONS);
         if let Ok(applied) = self.applied().await
-            && migrations::are_errands(&migrations::all(MIGRATIONS), &applied)
-            && let Ok(Some(place)) = self.elsewhere().await
+            && migrations::are_errands(&all, &applied)
         {
-            concerns.push(place.beside());
+            if let Ok(Some(place)) = self.elsewhere().await {
+                concerns.push(place.beside());
+            }
+            if !matches!(migrations::compare(&all, &applied), Schema::Behind { .. }) {
+                concerns.extend(self.about_owner_lock().await?);
+            }
         }
         Ok(concerns)
     }
@@ -144,7 +149,8 @@ impl PostgresStore {
         migrations: &'static [(i64, &'static str, &'static str)],
     ) -> Result<usize> {
         self.inspect().await?;
-        let migrating = migrate::run(self.plain.clone(), self.schema.clone(), from, migrations);
+        let (schema, role) = (self.schema.clone(), self.tenant_role.clone());
+        let migrating = migrate::run(self.plain.clone(), schema, role, from, migrations);
         detached(migrating).await.map_err(|error| self.other.named(error))
     }
 
@@ -159,6 +165,15 @@ impl PostgresStore {
             return Ok(Vec::new());
         }
         migrations::applied(&self.other.fetch(sql::applied()).await?)
+    }
+
+    /// Where the second lock between owners is not as the settings say.
+    async fn about_owner_lock(&self) -> Result<Vec<Concern>> {
+        let (schema, role) = (self.schema.clone(), self.tenant_role.clone());
+        let look = self.other.transaction(move |db| {
+            Box::pin(async move { Ok(owner_lock::concerns(db, &schema, role.as_ref()).await?) })
+        });
+        look.await
     }
 
     /// Looks by a session that has not errand's settings.

@@ -199,7 +199,10 @@ impl Batches for PostgresStore {
         let mut batch = view(&row)?;
         if live
             && batch.completed_at.is_none()
-            && let Some(row) = self.other.fetch_first(sql::live(id.0, to_limit(MAX_CHUNK_ITEMS))).await?
+            && let Some(row) = {
+                let query = sql::live(id.0, to_limit(MAX_CHUNK_ITEMS)).asked_by(principal.owner());
+                self.other.fetch_first(query).await?
+            }
         {
             batch.counts = Counts::of(&row)?;
         }

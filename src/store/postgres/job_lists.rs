@@ -105,7 +105,7 @@ impl JobLists for PostgresStore {
             Walk::Owner(_) => sql::jobs_of_owner(one, stretch, most, to_limit(limit)),
             Walk::Batch(_) => sql::jobs_of_batch(one, stretch, most, to_limit(limit)),
         };
-        let found = self.other.fetch(query).await?;
+        let found = self.other.fetch(query.asked_by(principal.owner())).await?;
         window.looked(&found, limit, readable(&found, rows::job))
     }
 
@@ -127,7 +127,7 @@ impl JobLists for PostgresStore {
             Walk::Owner(_) => sql::glances_of_owner(one, stretch, most, outcomes),
             Walk::Batch(_) => sql::glances_of_batch(one, stretch, most, outcomes),
         };
-        let found = self.other.fetch(query).await?;
+        let found = self.other.fetch(query.asked_by(principal.owner())).await?;
         window.looked(&found, usize::MAX, readable(&found, rows::glance))
     }
 }
@@ -142,7 +142,8 @@ impl PostgresStore {
         before: Option<Place>,
     ) -> Result<Option<Window>> {
         let stretch = filter.stretch(before);
-        let oldest = self.other.fetch_first(window(principal, walk, &stretch)).await?;
+        let query = window(principal, walk, &stretch).asked_by(principal.owner());
+        let oldest = self.other.fetch_first(query).await?;
         Window::of(stretch, oldest.as_ref(), walk.most())
     }
 }

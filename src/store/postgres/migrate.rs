@@ -14,8 +14,9 @@ use sqlx::{
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::{
-    SchemaName,
+    RoleName, SchemaName,
     failed_migration::Failed,
+    owner_lock,
     relocation::{self, Place},
     session,
 };
@@ -60,18 +61,25 @@ const BLOCKERS: &str = "select b.pid, coalesce(nullif(b.application_name, ''), '
         from pg_locks l where l.pid = $1 and not l.granted limit 1) as what
     from unnest(pg_blocking_pids($1)) as p (pid) join pg_stat_activity b on b.pid = p.pid limit 3";
 
-/// Moves the tables from another schema first, if one is given.
+/// Moves the tables from another schema first, if one is given. In the end the second lock between owners is for this role,
+/// or is gone.
 pub(super) async fn run(
     options: PgConnectOptions,
     schema: SchemaName,
+    tenant_role: Option<RoleName>,
     from: Option<String>,
     migrations: &'static [(i64, &'static str, &'static str)],
 ) -> Result<usize> {
     let mut db = session::login(&options).await.map_err(sqlx::Error::from)?;
     let pid: i32 = sqlx::query_scalar("select pg_backend_pid()").fetch_one(&mut db).await?;
+    let migrate = async {
+        let applied = apply(&mut db, &schema, from.as_deref(), migrations).await?;
+        lock_in_turn(&mut db, &schema, tenant_role.as_ref()).await?;
+        Ok::<_, Failed>(applied)
+    };
     let applied = tokio::select! {
         biased;
-        applied = apply(&mut db, &schema, from.as_deref(), migrations) => applied,
+        applied = migrate => applied,
         never = tell_what_is_waited_for(&options, pid) => match never {},
     };
     // The connection takes the lock with it, whether or not it can say goodbye.
@@ -165,6 +173,21 @@ async fn move_in_turn(
         pause = pause_after(error, pause).await?;
     }
     tracing::info!(from = place.schema, to = schema.as_str(), "errand's tables have moved to another schema");
+    Ok(())
+}
+
+/// In one transaction, as often as a lock was not to be had. It locks one table after the other, and all of them together
+/// keep others waiting for as long as a migration does.
+async fn lock_in_turn(
+    db: &mut PgConnection,
+    schema: &SchemaName,
+    role: Option<&RoleName>,
+) -> Result<(), Failed> {
+    set_lock_timeout(db, LOCK_TIMEOUT / owner_lock::LOCKED_TABLES).await?;
+    let mut pause = FIRST_PAUSE;
+    while let Err(error) = owner_lock::apply(db, schema, role).await {
+        pause = pause_after(error, pause).await?;
+    }
     Ok(())
 }
 

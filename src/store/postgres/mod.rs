@@ -6,7 +6,8 @@
 //! connection in the middle of an exchange.
 //!
 //! There are three pools, so that reports and lists cannot keep claims and finishes waiting, and none of them the
-//! heartbeat, which has a connection of its own. Times are the server's.
+//! heartbeat, which has a connection of its own. A fourth answers owners where a second lock keeps them apart
+//! (`owner_lock`). Times are the server's.
 
 use std::{fmt, time::Duration};
 
@@ -16,11 +17,14 @@ use sqlx::{
     postgres::{PgConnectOptions, PgDatabaseError},
 };
 
-pub use self::schema_name::{NoSchemaName, SchemaName};
 pub(super) use self::session::{TOO_MANY_CONNECTIONS, TransactionPooler};
 use self::{
     pool::{Pool, Shelves},
     session::Session,
+};
+pub use self::{
+    role_name::{NoRoleName, RoleName},
+    schema_name::{NoSchemaName, SchemaName},
 };
 use super::{Result, Statement, Store, StoreError, StoreErrorKind, sql::all_statements};
 
@@ -45,6 +49,7 @@ mod job_lists;
 mod jobs;
 mod leases;
 mod migrate;
+mod owner_lock;
 mod pauses;
 mod pins;
 mod pool;
@@ -52,6 +57,7 @@ mod publications;
 mod rejections;
 mod relocation;
 mod retention;
+mod role_name;
 mod schema_name;
 mod session;
 
@@ -64,9 +70,12 @@ pub struct PostgresOptions {
     pub url: SecretString,
     /// Where errand's tables are. No session of errand looks into another schema.
     pub schema: SchemaName,
+    /// The role as which the database answers owners, and by which it keeps them apart. `None`: errand alone does.
+    pub tenant_role: Option<RoleName>,
     /// Connections for claims and finishes.
     pub hot_connections: u32,
-    /// Connections for everything else but the heartbeat, which has one of its own.
+    /// Connections for everything else but the heartbeat, which has one of its own. As many again are for what owners ask
+    /// where there is a role for that.
     pub other_connections: u32,
     /// What the server's activity view shows.
     pub application_name: String,
@@ -82,6 +91,7 @@ pub struct PostgresStore {
     /// For sessions without the settings of the pools'.
     plain: PgConnectOptions,
     schema: SchemaName,
+    tenant_role: Option<RoleName>,
 }
 
 impl PostgresStore {
@@ -93,6 +103,7 @@ impl PostgresStore {
         let PostgresOptions {
             url,
             schema,
+            tenant_role,
             hot_connections,
             other_connections,
             application_name,
@@ -109,8 +120,8 @@ impl PostgresStore {
         let plain =
             parsed.application_name(&application_name).extra_float_digits(None).disable_statement_logging();
         let shelves = Shelves::default();
-        let pool = |part, connections, statement_timeout, plan: &[_]| {
-            Pool::new(connections, Session::new(part, &plain, &schema, statement_timeout, plan), &shelves)
+        let pool = |part, connections, statement_timeout, more: &[_]| {
+            Pool::new(connections, Session::new(part, &plain, &schema, statement_timeout, more), &shelves)
         };
         let beat = pool("heartbeats", 1, BEAT_TIMEOUT.min(statement_timeout), &[]).keeping();
         // Statements of the hot path address rows by their keys. A plan that was made while the
@@ -124,8 +135,13 @@ impl PostgresStore {
         let hot = pool("claims and finishes", hot_connections, statement_timeout, &keyed);
         // Optional filters need plans that know which are given.
         let planned = [("plan_cache_mode", "force_custom_plan")];
-        let other = pool("everything else", other_connections, statement_timeout, &planned);
-        Ok(Self { beat, hot, other, plain, schema })
+        let mut other = pool("everything else", other_connections, statement_timeout, &planned);
+        if let Some(role) = &tenant_role {
+            let [plans] = planned;
+            let settings = [plans, ("role", role.as_str())];
+            other = other.with_owners_apart(pool("owners", other_connections, statement_timeout, &settings));
+        }
+        Ok(Self { beat, hot, other, plain, schema, tenant_role })
     }
 
     pub fn statements() -> impl Iterator<Item = &'static Statement> {

@@ -19,8 +19,12 @@ use tokio::{
     time::{Instant, error::Elapsed, sleep_until, timeout, timeout_at},
 };
 
-use super::session::{NoConnection, Session};
+use super::{
+    owner_lock,
+    session::{NoConnection, Session},
+};
 use crate::{
+    job::Owner,
     store::{Result, StoreError, StoreErrorKind, detached::detached, read::StoreRow as _, sql::Bound},
     sync::lock,
 };
@@ -70,6 +74,8 @@ pub(super) struct Pool {
     /// One for each connection that may be open. Whoever has one uses an idle connection or opens another.
     permits: Arc<Semaphore>,
     answer_timeout: Duration,
+    /// The pool that takes what owners ask, if that is another one.
+    of_owners: Option<Arc<Pool>>,
 }
 
 /// The connections of all pools of a store, so that one pool can take from another.
@@ -98,6 +104,8 @@ struct Shelf {
 
 struct Open {
     connection: PgConnection,
+    /// Who asks, as far as the session was told.
+    owner: Option<Owner>,
     since: Instant,
     used: Instant,
 }
@@ -121,6 +129,7 @@ impl Pool {
             permits: Arc::new(Semaphore::new(connections.max(1) as usize)),
             answer_timeout: session.statement_timeout() + ANSWER_GRACE.min(session.statement_timeout()),
             session: Arc::new(session),
+            of_owners: None,
         }
     }
 
@@ -130,8 +139,17 @@ impl Pool {
         self
     }
 
+    /// The same pool, but for what owners ask: this takes the other one, whose sessions are told who asks. Its role sees
+    /// what is that owner's, and nothing before it was told.
+    pub(super) fn with_owners_apart(self, pool: Self) -> Self {
+        Self { of_owners: Some(Arc::new(pool)), ..self }
+    }
+
     /// Returns when the connections that are in use came back, and all are closed.
     pub(super) async fn close(&self) {
+        if let Some(pool) = &self.of_owners {
+            Box::pin(pool.close()).await;
+        }
         self.with_shelf(|shelf| shelf.closed = true);
         let idle = self.with_shelf(|shelf| {
             shelf.open -= shelf.idle.len();
@@ -150,9 +168,12 @@ impl Pool {
 
     /// Executes one statement in a task of its own.
     pub(super) async fn fetch(&self, query: Bound<Postgres>) -> Result<Vec<PgRow>> {
-        let this = self.clone();
+        let (this, owner) = match (&self.of_owners, query.owner()) {
+            (Some(pool), Some(owner)) => (Self::clone(pool), Some(owner.clone())),
+            _ => (self.clone(), None),
+        };
         detached(async move {
-            this.answer(query).await.map_err(|error| {
+            this.answer(query, owner).await.map_err(|error| {
                 if is_broken(&error) {
                     this.condemn();
                 }
@@ -179,7 +200,7 @@ impl Pool {
     {
         let this = self.clone();
         let answer = detached(async move {
-            let mut lease = this.acquire().await?;
+            let mut lease = this.acquire(None).await?;
             let done = async {
                 let mut transaction = lease.begin().await?;
                 let answer = work(&mut transaction).await?;
@@ -209,8 +230,11 @@ impl Pool {
         if error.kind().is_of_the_whole_store() { error.at(&self.address()) } else { error }
     }
 
-    async fn answer(&self, query: Bound<Postgres>) -> Result<Vec<PgRow>, sqlx::Error> {
-        let mut lease = self.acquire().await?;
+    async fn answer(&self, query: Bound<Postgres>, owner: Option<Owner>) -> Result<Vec<PgRow>, sqlx::Error> {
+        let mut lease = self.acquire(owner.as_ref()).await?;
+        if let Some(owner) = owner {
+            timeout(self.answer_timeout, lease.tell(owner)).await.map_err(too_late)??;
+        }
         let answer = timeout(self.answer_timeout, query.fetch_all(&mut *lease)).await.map_err(too_late)?;
         // After an error that the server reports, the session goes on.
         if answer.as_ref().err().is_none_or(|error| matches!(error, sqlx::Error::Database(_))) {
@@ -219,8 +243,8 @@ impl Pool {
         answer
     }
 
-    /// A connection that is idle, or a new one.
-    async fn acquire(&self) -> Result<Lease, sqlx::Error> {
+    /// A connection that is idle, if there is one then one that was told of this owner, or a new one.
+    async fn acquire(&self, owner: Option<&Owner>) -> Result<Lease, sqlx::Error> {
         let deadline = Instant::now() + ACQUIRE_TIMEOUT;
         let (mut pause, mut cause) = (FIRST_PAUSE, sqlx::Error::PoolTimedOut);
         loop {
@@ -229,7 +253,7 @@ impl Pool {
                 return Err(cause);
             };
             let permit = permit.map_err(|_| sqlx::Error::PoolClosed)?;
-            if let Some(open) = self.take_idle()? {
+            if let Some(open) = self.take_idle(owner)? {
                 return Ok(Lease { open: Some(open), pool: self.clone(), permit: Some(permit) });
             }
             match timeout_at(deadline, self.session.connect()).await {
@@ -258,18 +282,25 @@ impl Pool {
     fn lease_new(&self, connection: PgConnection, permit: OwnedSemaphorePermit) -> Lease {
         let now = Instant::now();
         self.with_shelf(|shelf| shelf.open += 1);
-        let open = Some(Open { connection, since: now, used: now });
+        let open = Some(Open { connection, owner: None, since: now, used: now });
         Lease { open, pool: self.clone(), permit: Some(permit) }
     }
 
-    fn take_idle(&self) -> Result<Option<Open>, sqlx::Error> {
+    fn take_idle(&self, owner: Option<&Owner>) -> Result<Option<Open>, sqlx::Error> {
         let now = Instant::now();
         let mut shelves = lock(&self.shelves.0);
         for shelf in shelves.iter_mut() {
             shelf.drop_old(now);
         }
         let shelf = &mut shelves[self.place];
-        if shelf.closed { Err(sqlx::Error::PoolClosed) } else { Ok(shelf.idle.pop()) }
+        if shelf.closed {
+            return Err(sqlx::Error::PoolClosed);
+        }
+        let known = shelf.idle.iter().rposition(|open| open.owner.as_ref() == owner);
+        Ok(match known {
+            Some(place) => Some(shelf.idle.remove(place)),
+            None => shelf.idle.pop(),
+        })
     }
 
     /// What follows from a refusal: with connections of its own, the pool goes on with fewer than it has, so that
@@ -362,6 +393,17 @@ impl Shelf {
 }
 
 impl Lease {
+    /// Tells the session who asks, unless it is who asked last.
+    async fn tell(&mut self, owner: Owner) -> Result<(), sqlx::Error> {
+        let Some(open) = &mut self.open else { return Ok(()) };
+        if open.owner.as_ref() != Some(&owner) {
+            open.owner = None;
+            owner_lock::tell(&mut open.connection, &owner).await?;
+            open.owner = Some(owner);
+        }
+        Ok(())
+    }
+
     fn give_back(mut self) {
         let (Some(mut open), Some(permit)) = (self.open.take(), self.permit.take()) else { return };
         let mut shelves = lock(&self.pool.shelves.0);

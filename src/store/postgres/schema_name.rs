@@ -28,18 +28,25 @@ impl SchemaName {
     }
 }
 
+/// Whether a name means the same with and without quotes, and is not of the sort that the server keeps for itself.
+pub(super) fn is_plain(text: &str) -> bool {
+    let fits = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_';
+    !text.is_empty()
+        && text.len() <= MAX_BYTES
+        && text.bytes().all(fits)
+        && !text.starts_with(|c: char| c.is_ascii_digit())
+        && !text.starts_with("pg_")
+}
+
 impl FromStr for SchemaName {
     type Err = NoSchemaName;
 
     fn from_str(text: &str) -> Result<Self, NoSchemaName> {
-        let is_plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_';
-        let is_of_server = text.starts_with("pg_") || text == "information_schema";
-        let fits = !text.is_empty()
-            && text.len() <= MAX_BYTES
-            && text.bytes().all(is_plain)
-            && !text.starts_with(|c: char| c.is_ascii_digit())
-            && !is_of_server;
-        if fits { Ok(Self(text.to_owned())) } else { Err(NoSchemaName) }
+        if is_plain(text) && text != "information_schema" {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err(NoSchemaName)
+        }
     }
 }
 

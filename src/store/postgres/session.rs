@@ -66,13 +66,13 @@ pub(super) enum NoConnection {
 }
 
 impl Session {
-    /// `plan` are the settings that concern the plans of statements, by name.
+    /// `more` are settings of this part alone, by name: how statements are planned, and as which role they run.
     pub(super) fn new(
         part: &'static str,
         plain: &PgConnectOptions,
         schema: &SchemaName,
         statement_timeout: Duration,
-        plan: &[(&'static str, &str)],
+        more: &[(&'static str, &str)],
     ) -> Self {
         let millis = |duration: Duration| format!("{}ms", duration.as_millis());
         let mut settings = vec![
@@ -88,7 +88,7 @@ impl Session {
             // Whatever else is in the database, tables of that name in other schemas are not errand's.
             ("search_path", schema.to_string()),
         ];
-        settings.extend(plan.iter().map(|(name, value)| (*name, (*value).to_owned())));
+        settings.extend(more.iter().map(|(name, value)| (*name, (*value).to_owned())));
         // `default_transaction_read_only` stays as it is: hosts set it when a disk is nearly full.
         let told = settings.iter().map(|(name, value)| (*name, value.as_str()));
         let told = plain.clone().options(told).options([(MARK, "on")]);

@@ -17,6 +17,7 @@ use self::{ids::Ids, rows::Rows};
 use crate::{
     api::Api,
     harness::{Harness, PATIENCE, Process, in_memory, run, sandbox},
+    store_contract::owner_lock::made_role,
     support::wait::until,
 };
 
@@ -378,6 +379,21 @@ async fn no_operation_tells_or_changes_what_is_anothers_with_postgresql() {
     assert!(harness.errand(&["migrate"]).status.success());
     let rows = Rows::Postgres(harness.database.clone());
     let world = World::new(&harness.env(), rows, async || harness.worker(&[]).await).await;
+    world.walk().await;
+    world.names_that_are_taken().await;
+}
+
+/// With the second lock between owners the same holds, and owners reach as much.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_operation_tells_or_changes_what_is_anothers_behind_the_second_lock() {
+    let harness = Harness::new("locked", FAULT).await;
+    let role = made_role(&harness.database).await;
+    let setting = ("ERRAND__STORE__TENANT_ROLE", role.as_str());
+    let mut env = harness.env();
+    env.push((setting.0.to_owned(), setting.1.to_owned()));
+    assert!(run(&["migrate"], &env).status.success());
+    let rows = Rows::Postgres(harness.database.clone());
+    let world = World::new(&env, rows, async || harness.worker(&[setting]).await).await;
     world.walk().await;
     world.names_that_are_taken().await;
 }

@@ -69,7 +69,7 @@ on_every_backend!(a_key_is_found_by_its_secret_until_it_ends, async |t| {
     }
 });
 
-on_every_backend!(a_rotated_key_stays_valid_beside_the_new_one_for_a_while, async |t| {
+on_every_backend!(a_rotated_key_stays_valid_beside_the_new_one_for_a_while, and behind the lock, async |t| {
     const DAY: Duration = Duration::from_secs(86_400);
     let org = owner("org:a");
     let (old, old_shown) = add(&t.store, &org, Some(DAY)).await;
@@ -100,7 +100,7 @@ on_every_backend!(a_rotated_key_stays_valid_beside_the_new_one_for_a_while, asyn
     assert_eq!(t.store.key(&org, after.id).await.unwrap(), None);
 });
 
-on_every_backend!(an_owner_sees_and_changes_its_own_keys_only, async |t| {
+on_every_backend!(an_owner_sees_and_changes_its_own_keys_only, and behind the lock, async |t| {
     let owners = ["user:a", "org:a", "user:b"].map(owner);
     let mut keys = Vec::new();
     for principal in owners.iter().chain([&OPERATOR]) {
@@ -178,7 +178,7 @@ on_every_backend!(a_scope_of_a_newer_version_allows_nothing, async |t| {
     assert_eq!((found.id, found.scopes), (key.id, "read".parse::<Scopes>().unwrap()));
 });
 
-on_every_backend!(keys_that_are_rotated_again_and_again_are_bounded_too, async |t| {
+on_every_backend!(keys_that_are_rotated_again_and_again_are_bounded_too, and behind the lock, async |t| {
     const DAY: Duration = Duration::from_secs(86_400);
     let org = owner("org:a");
     let mut newest = add(&t.store, &org, None).await.0.id;

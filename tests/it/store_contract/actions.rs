@@ -96,7 +96,7 @@ async fn shown(store: &SharedStore, id: Uuid) -> Action {
     store.action(&OPERATOR, id).await.unwrap().unwrap()
 }
 
-on_every_backend!(an_action_is_carried_out_when_it_is_confirmed_and_once, async |t| {
+on_every_backend!(an_action_is_carried_out_when_it_is_confirmed_and_once, and behind the lock, async |t| {
     let new = NewAction { preview: Some(preview(0)), ..new_action(ActionDecision::Release(Release::Failed)) };
     let action = made(t.store.make_action(&OPERATOR, &new, HOUR).await.unwrap());
     assert_eq!((action.id, &action.filter, &action.preview), (new.id, &new.filter, &new.preview));
@@ -134,7 +134,7 @@ on_every_backend!(an_action_is_carried_out_when_it_is_confirmed_and_once, async 
     );
 });
 
-on_every_backend!(an_action_that_is_made_again_is_the_same_and_another_one_is_refused, async |t| {
+on_every_backend!(an_action_that_is_made_again_is_the_same_and_another_one_is_refused, and behind the lock, async |t| {
     let new = new_action(ActionDecision::Cancel);
     let action = made(t.store.make_action(&OPERATOR, &new, HOUR).await.unwrap());
     let again = NewAction { preview: Some(preview(1)), by: "bob".into(), ..new.clone() };
@@ -244,7 +244,7 @@ on_every_backend!(an_action_that_is_aborted_stops_and_keeps_what_was_done, async
     assert_eq!(t.store.abort_action(&OPERATOR, action.id, &by("bob")).await.unwrap(), Some(kept));
 });
 
-on_every_backend!(owners_take_turns_however_many_actions_each_has, async |t| {
+on_every_backend!(owners_take_turns_however_many_actions_each_has, and behind the lock, async |t| {
     let (a, b) = (owner("org:a"), owner("user:a"));
     let mut of_a = Vec::new();
     for _ in 0..3 {
@@ -290,7 +290,7 @@ on_every_backend!(an_action_of_a_newer_version_is_left_to_others, async |t| {
     }
 });
 
-on_every_backend!(an_owner_sees_and_decides_about_its_own_actions_only, async |t| {
+on_every_backend!(an_owner_sees_and_decides_about_its_own_actions_only, and behind the lock, async |t| {
     let owners = ["user:a", "org:a", "user:b"].map(owner);
     let mut all = Vec::new();
     for principal in owners.iter().chain([&OPERATOR]) {
@@ -319,7 +319,7 @@ on_every_backend!(an_owner_sees_and_decides_about_its_own_actions_only, async |t
     assert!(t.store.abort_action(&OPERATOR, own.id, BY).await.unwrap().unwrap().has_ended());
 });
 
-on_every_backend!(actions_are_bounded_and_go_with_their_owner, async |t| {
+on_every_backend!(actions_are_bounded_and_go_with_their_owner, and behind the lock, async |t| {
     let (org, user) = (owner("org:a"), owner("user:a"));
     for _ in 0..MAX_OPEN_ACTIONS {
         make(&t.store, &org).await;

@@ -155,7 +155,7 @@ on_every_backend!(items_are_added_whole_or_not_at_all, async |t| {
     }
 });
 
-on_every_backend!(what_is_sent_again_changes_nothing, async |t| {
+on_every_backend!(what_is_sent_again_changes_nothing, and behind the lock, async |t| {
     let items = specs(1_200);
     let new_batch = batch(&ALL);
     let all = join_all((0..4).map(|n| {
@@ -327,7 +327,7 @@ on_every_backend!(large_batches_are_counted_by_and_by_and_seen_as_a_whole, async
     assert_eq!(t.store.count_batch(new_batch.id, 1).await.unwrap().unwrap().counts, counts);
 });
 
-on_every_backend!(nobody_else_sees_a_batch, async |t| {
+on_every_backend!(nobody_else_sees_a_batch, and behind the lock, async |t| {
     let [own, other]: [Principal; 2] =
         ["user:user-1", "org:user-1"].map(|owner| Principal::Owner(owner.parse().unwrap()));
     let new_batch = open(&own);

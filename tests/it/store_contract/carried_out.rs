@@ -154,7 +154,7 @@ on_every_backend!(an_action_is_about_the_jobs_that_were_there_as_they_are_when_i
     }
 });
 
-on_every_backend!(an_owners_action_touches_nothing_of_others, async |t| {
+on_every_backend!(an_owners_action_touches_nothing_of_others, and behind the lock, async |t| {
     let mut jobs = Vec::new();
     for fields in [json!({"org_id": "u-1"}), json!({}), json!({"org_id": "u-2"})] {
         let spec = Arc::new(JobSpec {
@@ -318,7 +318,7 @@ on_every_backend!(an_action_that_is_aborted_in_the_middle_leaves_the_rest, async
     assert_eq!(i64::try_from(ended.progress.done).unwrap(), t.count(cancelled).await - count);
 });
 
-on_every_backend!(several_processes_share_actions_and_each_job_is_decided_about_once, async |t| {
+on_every_backend!(several_processes_share_actions_and_each_job_is_decided_about_once, and behind the lock, async |t| {
     let mut jobs = Vec::new();
     let mut actions = Vec::new();
     for owner in ["user:u-1", "org:o-1", "org:o-2"] {

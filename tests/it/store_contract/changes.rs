@@ -110,7 +110,7 @@ on_every_backend!(what_is_decided_about_many_jobs_and_about_queues_has_its_entry
     assert!(told[4]["changes"].as_str().unwrap().contains('7'), "{told}");
 });
 
-on_every_backend!(every_change_of_a_person_or_a_key_has_its_entry, async |t| {
+on_every_backend!(every_change_of_a_person_or_a_key_has_its_entry, and behind the lock, async |t| {
     let (owner, by): (Owner, _) = ("org:acme".parse().unwrap(), &ann());
     let before = t.count("select count(*) from changes").await;
     assert_eq!(before, 0, "what errand does by itself has none");
@@ -173,7 +173,7 @@ on_every_backend!(every_change_of_a_person_or_a_key_has_its_entry, async |t| {
     assert!(in_order, "newest first");
 });
 
-on_every_backend!(what_changes_nothing_has_no_entry, async |t| {
+on_every_backend!(what_changes_nothing_has_no_entry, and behind the lock, async |t| {
     let (owner, by): (Owner, _) = ("user:a".parse().unwrap(), &ann());
     let made = key(&t, &owner, by).await;
     t.store.revoke_key(WHO, made, by).await.unwrap().unwrap();
@@ -211,7 +211,7 @@ on_every_backend!(what_changes_nothing_has_no_entry, async |t| {
     assert_eq!(all(&t.store).await.len(), entries);
 });
 
-on_every_backend!(an_owner_reads_what_is_about_it_and_filters_leave_the_rest_out, async |t| {
+on_every_backend!(an_owner_reads_what_is_about_it_and_filters_leave_the_rest_out, and behind the lock, async |t| {
     let owners: [Owner; 3] = ["user:a", "org:a", "user:b"].map(|owner| owner.parse().unwrap());
     for owner in &owners {
         let [held, ..] = jobs(&t, owner).await;

@@ -48,19 +48,34 @@ mod job_lists;
 mod jobs;
 mod leases;
 mod newer;
+pub(crate) mod owner_lock;
 mod pins;
 mod principals;
 mod publications;
 mod rejections;
 mod retention;
 
-/// A test of a guarantee, which runs on every backend: `name, async |t| { ... }`.
+/// A test of a guarantee, which runs on every backend: `name, async |t| { ... }`. With `and behind the lock` after the
+/// name also where row-level security is a second lock between owners.
 macro_rules! on_every_backend {
     ($name:ident, async |$t:ident| $body:block) => {
+        on_every_backend!(@ $name, $t, $body,);
+    };
+    ($name:ident, and behind the lock, async |$t:ident| $body:block) => {
+        on_every_backend!(@ $name, $t, $body,
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn postgres_behind_the_lock() {
+                Box::pin(test(TestStore::locked().await)).await;
+            }
+        );
+    };
+    (@ $name:ident, $t:ident, $body:block, $($more:item)?) => {
         mod $name {
             use super::*;
 
             async fn test($t: TestStore) $body
+
+            $($more)?
 
             #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn postgres() {
@@ -100,6 +115,19 @@ impl TestStore {
         let database = support::database("contract").await;
         let open = || Arc::new(PostgresStore::new(postgres_options(&database.url)).unwrap());
         Self { store: open(), other: open(), worker: WorkerId::new(), place: Place::Postgres(database) }
+    }
+
+    /// In PostgreSQL, where what owners ask runs as a role of its own.
+    async fn locked() -> Self {
+        let database = support::database("locked").await;
+        let role = owner_lock::made_role(&database).await;
+        let options =
+            || PostgresOptions { tenant_role: Some(role.clone()), ..postgres_options(&database.url) };
+        let open = || Arc::new(PostgresStore::new(options()).unwrap());
+        let bench =
+            Self { store: open(), other: open(), worker: WorkerId::new(), place: Place::Postgres(database) };
+        bench.store.migrate().await.unwrap();
+        bench
     }
 
     pub(crate) async fn sqlite() -> Self {
@@ -290,6 +318,7 @@ pub(crate) fn postgres_options(url: &str) -> PostgresOptions {
     PostgresOptions {
         url: url.to_owned().into(),
         schema: "errand".parse().unwrap(),
+        tenant_role: None,
         hot_connections: 3,
         other_connections: 2,
         application_name: "errand-tests".into(),

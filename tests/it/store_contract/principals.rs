@@ -28,7 +28,7 @@ fn owners() -> [Owner; 3] {
 }
 
 /// What one owner has. Its tool is that of no other jobs, and so is the queue of its rejected message.
-struct Things {
+pub(super) struct Things {
     tool: String,
     held: [JobId; 4],
     failed: JobId,
@@ -43,7 +43,7 @@ struct Things {
 
 impl Things {
     /// What nobody has.
-    fn of_nobody() -> Self {
+    pub(super) fn of_nobody() -> Self {
         let (tool, message) = (format!("T{}", Uuid::now_v7().simple()), Uuid::now_v7());
         let [failed, running, alias] = std::array::from_fn(|_| JobId::new());
         let (held, actions) =
@@ -59,7 +59,7 @@ impl Things {
         Self { tool, held, failed, running, alias, message, actions, edited }
     }
 
-    async fn of(owner: &Owner, t: &TestStore) -> Self {
+    pub(super) async fn of(owner: &Owner, t: &TestStore) -> Self {
         let (mut things, kind) = (Self::of_nobody(), owner.kind().field());
         let fields = json!({kind: owner.id(), "tool": things.tool, "tags": {"team": "x"}});
         let run = async || t.run_bound(fields.clone()).await;
@@ -125,7 +125,7 @@ impl Things {
 
 /// What is asked and decided.
 #[derive(Debug, Clone, Copy, PartialEq)]
-enum Kind {
+pub(super) enum Kind {
     Read,
     Decision,
     /// About a message, which no owner sees.
@@ -136,10 +136,10 @@ use Kind::{Decision, Message, Read};
 /// Makes a table of questions and decisions, and a function that makes the call of a line.
 macro_rules! calls {
     (|$store:ident, $who:ident, $of:ident| $($kind:ident $name:ident = $call:expr;)*) => {
-        const CALLS: &[(Kind, &str)] = &[$(($kind, stringify!($name))),*];
+        pub(super) const CALLS: &[(Kind, &str)] = &[$(($kind, stringify!($name))),*];
 
         /// What this principal is answered about these things.
-        async fn ask(name: &str, $store: &SharedStore, $who: &Principal, $of: &Things) -> String {
+        pub(super) async fn ask(name: &str, $store: &SharedStore, $who: &Principal, $of: &Things) -> String {
             match name {
                 $(stringify!($name) => format!("{:?}", $call.await.unwrap()),)*
                 _ => panic!("{name} is no line of the table"),
@@ -178,7 +178,7 @@ calls! { |store, who, of|
 }
 
 /// The jobs, as the operator sees them.
-async fn seen(store: &SharedStore, of: &Things) -> Vec<SeenJob> {
+pub(super) async fn seen(store: &SharedStore, of: &Things) -> Vec<SeenJob> {
     let jobs = store.glances(&Principal::Operator, &of.jobs(), None, false).await.unwrap().items;
     jobs.iter().map(|job| job.seen).collect()
 }
@@ -197,7 +197,7 @@ async fn state_of(t: &TestStore, of: &Things) -> String {
     all
 }
 
-on_every_backend!(a_principal_sees_and_decides_about_its_own_and_nothing_of_others, async |t| {
+on_every_backend!(a_principal_sees_and_decides_about_its_own_and_nothing_of_others, and behind the lock, async |t| {
     let nothing = Things::of_nobody();
     for owner in owners() {
         for who in [Principal::Owner(owner.clone()), Principal::Operator] {
@@ -222,7 +222,7 @@ on_every_backend!(a_principal_sees_and_decides_about_its_own_and_nothing_of_othe
     }
 });
 
-on_every_backend!(an_id_that_stands_for_jobs_of_several_owners_stands_for_each_ones_own, async |t| {
+on_every_backend!(an_id_that_stands_for_jobs_of_several_owners_stands_for_each_ones_own, and behind the lock, async |t| {
     let alias = JobId::new();
     for round in 0..2 {
         for owner in owners() {
@@ -238,7 +238,7 @@ on_every_backend!(an_id_that_stands_for_jobs_of_several_owners_stands_for_each_o
     }
 });
 
-on_every_backend!(a_list_of_an_owner_is_as_if_there_were_no_other_jobs, async |t| {
+on_every_backend!(a_list_of_an_owner_is_as_if_there_were_no_other_jobs, and behind the lock, async |t| {
     let mut all = Vec::new();
     for owner in owners().into_iter().chain(owners()) {
         let things = Things::of(&owner, &t).await;
@@ -294,7 +294,7 @@ on_every_backend!(a_list_of_an_owner_is_as_if_there_were_no_other_jobs, async |t
     }
 });
 
-on_every_backend!(a_place_among_jobs_of_others_tells_an_owner_nothing, async |t| {
+on_every_backend!(a_place_among_jobs_of_others_tells_an_owner_nothing, and behind the lock, async |t| {
     let mut all = Vec::new();
     for owner in owners().into_iter().chain(owners()) {
         let things = Things::of(&owner, &t).await;
@@ -330,7 +330,7 @@ on_every_backend!(a_place_among_jobs_of_others_tells_an_owner_nothing, async |t|
     }
 });
 
-on_every_backend!(however_many_jobs_a_namesake_of_another_kind_has_an_owner_does_not_notice, async |t| {
+on_every_backend!(however_many_jobs_a_namesake_of_another_kind_has_an_owner_does_not_notice, and behind the lock, async |t| {
     let owner: Owner = "org:bulk".parse().unwrap();
     let first = Things::of(&owner, &t).await;
     let long_ago =
