@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use errand_testbed::factory::{Envelope as _, id, read, send, spread};
 use jiff::{SignedDuration, Timestamp};
-use reqwest::{Method, RequestBuilder, Response, StatusCode};
+use reqwest::{Client, Method, RequestBuilder, Response, StatusCode};
 use serde_json::{Value, json};
 use tokio::{io::AsyncWriteExt as _, net::TcpStream};
 
@@ -17,6 +17,8 @@ use crate::{
 pub(crate) struct Api {
     pub(crate) process: Process,
     pub(crate) base: String,
+    /// One for all requests, because it takes longer to make than most of them do; each has a connection of its own.
+    client: Client,
 }
 
 impl Api {
@@ -30,11 +32,16 @@ impl Api {
         process.logged(SERVED).await;
         let address: SocketAddr = process.lines(SERVED)[0]["address"].as_str().unwrap().parse().unwrap();
         let base = format!("http://127.0.0.1:{}", address.port());
-        Self { process, base }
+        Self::of(process, base)
+    }
+
+    fn of(process: Process, base: String) -> Self {
+        let client = support::http::builder().pool_max_idle_per_host(0).build().unwrap();
+        Self { process, base, client }
     }
 
     pub(crate) fn request(&self, method: Method, path: &str) -> RequestBuilder {
-        support::http::client().request(method, format!("{}{path}", self.base))
+        self.client.request(method, format!("{}{path}", self.base))
     }
 
     pub(crate) async fn get(&self, path: &str) -> (StatusCode, Value) {
@@ -50,7 +57,7 @@ impl Api {
 async fn served_by(process: Process) -> Api {
     process.logged("worker ready").await;
     let address = process.lines("the API is served")[0]["address"].as_str().unwrap().to_owned();
-    Api { process, base: format!("http://{address}") }
+    Api::of(process, format!("http://{address}"))
 }
 
 /// The status and the JSON of an answer. What is not 2xx must be a problem that says the same, in a sentence.

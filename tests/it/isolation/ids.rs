@@ -295,7 +295,7 @@ impl Ids {
     /// The query without which an operation is about whoever asks, or about nothing.
     pub(super) fn named_by(&self, operation: &str) -> Option<String> {
         match operation {
-            "setPin" => Some(format!("?owner={}", self.owner)),
+            "setPin" => Some(format!("?force=true&owner={}", self.owner)),
             "addBatchItems" => Some("?from=1".to_owned()),
             _ => None,
         }

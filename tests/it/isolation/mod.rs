@@ -103,13 +103,11 @@ impl Operation {
                 if (place, nth) != (0, 0) {
                     continue;
                 }
-                for name in in_place("query") {
-                    // What is tried beside the name of whose it is.
-                    let named = if own.contains(&format!("?{name}=")) { "" } else { &own };
-                    let joint = if named.is_empty() { '?' } else { '&' };
+                let joint = if own.is_empty() { '?' } else { '&' };
+                for name in in_place("query").filter(|name| !own.contains(&format!("{name}="))) {
                     requests.extend(values(name).into_iter().map(|value| {
                         let value: String = url::form_urlencoded::byte_serialize(value.as_bytes()).collect();
-                        Asked { path: format!("{path}{named}{joint}{name}={value}"), ..plain.clone() }
+                        Asked { path: format!("{path}{own}{joint}{name}={value}"), ..plain.clone() }
                     }));
                 }
                 for name in in_place("header") {
