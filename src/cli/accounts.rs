@@ -5,10 +5,10 @@ use serde::Deserialize;
 use serde_json::value::to_raw_value;
 
 use super::{
-    context::Context,
     exit::Exit,
     output::{self, Format},
     server::Call,
+    setup::Setup,
     value::{self, OwnerFlags},
 };
 use crate::desk_json::AccountJson;
@@ -29,16 +29,16 @@ pub(super) enum Command {
     },
 }
 
-pub(super) async fn run(command: Command, context: &Context) -> anyhow::Result<Exit> {
+pub(super) async fn run(command: Command, setup: &Setup) -> anyhow::Result<Exit> {
     let Command::List { owner, toolkit, format } = command;
     let owner = owner.owner()?;
-    let accounts = match &context.server {
+    let accounts = match &setup.server {
         Some(server) => {
             let list = Call::get("/v1/accounts").with("owner", Some(&owner)).with("toolkit", toolkit);
             server.page(list).await?.items
         }
         None => {
-            let accounts = context.tool_api()?.accounts(&[owner.id()], toolkit.as_deref()).await?.accounts;
+            let accounts = setup.tool_api()?.accounts(&[owner.id()], toolkit.as_deref()).await?.accounts;
             accounts
                 .iter()
                 .map(|account| to_raw_value(&AccountJson::of(account)))

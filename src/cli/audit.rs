@@ -8,9 +8,9 @@ use tokio::sync::Notify;
 use url::Url;
 
 use super::{
-    context::Context,
     exit::{self, Exit},
     output::{self, Format},
+    setup::Setup,
     value,
 };
 use crate::{
@@ -72,19 +72,19 @@ impl Row {
     }
 }
 
-pub(super) async fn run(args: Args, context: &Context) -> anyhow::Result<Exit> {
+pub(super) async fn run(args: Args, setup: &Setup) -> anyhow::Result<Exit> {
     let ledger = args.ledger.as_deref().map(ledger_url).transpose()?;
-    let store = context.store()?;
-    let queue = context.config().uses_broker().then(|| app::open_queue(context.config())).transpose()?;
+    let store = setup.store()?;
+    let queue = setup.config().uses_broker().then(|| app::open_queue(setup.config())).transpose()?;
     let options = audit::Options {
         page: app::AUDIT_PAGE,
         pause: Duration::ZERO,
-        limits: app::audit_limits(context.config()),
+        limits: app::audit_limits(setup.config()),
         repair: args.repair,
         named: args.limit,
     };
     let audit = Audit::new(store.clone(), queue.clone(), Arc::new(Notify::new()), options);
-    let known: Vec<_> = context.config().queues.keys().cloned().collect();
+    let known: Vec<_> = setup.config().queues.keys().cloned().collect();
     let report = audit.run_once().await?;
     let lanes = match audit.lanes(&known).await {
         // What the figures stumble over is among the findings.

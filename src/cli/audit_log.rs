@@ -5,10 +5,10 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::{
-    context::Context,
     exit::Exit,
     output::{self, Format, ToldOwner},
     server::{Call, MAX_LIMIT, Page},
+    setup::Setup,
     value,
 };
 use crate::{
@@ -57,8 +57,8 @@ pub(super) struct Args {
     format: Format,
 }
 
-pub(super) async fn run(args: Args, context: &Context) -> anyhow::Result<Exit> {
-    let page = match &context.server {
+pub(super) async fn run(args: Args, setup: &Setup) -> anyhow::Result<Exit> {
+    let page = match &setup.server {
         Some(server) => {
             let list = Call::get("/v1/audit-log")
                 .with("kind", args.kind)
@@ -72,7 +72,7 @@ pub(super) async fn run(args: Args, context: &Context) -> anyhow::Result<Exit> {
             server.page(list).await?
         }
         None => {
-            let store = context.store()?;
+            let store = setup.store()?;
             let filter = ChangeFilter {
                 kind: args.kind,
                 object: args.id,

@@ -13,11 +13,11 @@ use serde_json::{
 };
 
 use super::{
-    context::Context,
     decider::Who,
     exit::{self, Exit},
     output::{self, Format, ToldOwner},
     server::{Call, JSON, MAX_LIMIT, Page, Server},
+    setup::Setup,
     value,
 };
 use crate::{
@@ -111,12 +111,12 @@ const LOOK_EVERY: Duration = Duration::from_millis(250);
 /// The longest that a server lets one request wait.
 const ONE_WAIT: Duration = Duration::from_secs(60);
 
-pub(super) async fn run(command: Command, context: &Context) -> anyhow::Result<Exit> {
-    match &context.server {
+pub(super) async fn run(command: Command, setup: &Setup) -> anyhow::Result<Exit> {
+    match &setup.server {
         Some(server) => run_at(command, server).await,
         None => {
-            let store = context.store()?;
-            let exit = run_in(command, &store, context).await?;
+            let store = setup.store()?;
+            let exit = run_in(command, &store, setup).await?;
             store.close().await;
             Ok(exit)
         }
@@ -177,7 +177,7 @@ async fn decide(
     }
 }
 
-async fn run_in(command: Command, store: &SharedStore, context: &Context) -> anyhow::Result<Exit> {
+async fn run_in(command: Command, store: &SharedStore, setup: &Setup) -> anyhow::Result<Exit> {
     match command {
         Command::List { before, limit, format } => {
             let batches = store.batches(&Principal::Operator, before, limit).await?;
@@ -207,11 +207,11 @@ async fn run_in(command: Command, store: &SharedStore, context: &Context) -> any
             print(&to_raw_value(&BatchJson::from(batch))?, format)?;
         }
         Command::Cancel(One { id, who, format }) => {
-            let decided = store.cancel_batch(&Principal::Operator, id, &who.decider(context)).await?;
+            let decided = store.cancel_batch(&Principal::Operator, id, &who.decider(setup)).await?;
             print_decided(decided, id, "it is complete, so there is nothing to cancel", format)?;
         }
         Command::Retry { one: One { id, who, format }, force } => {
-            let decided = store.retry_batch(&Principal::Operator, id, &who.decider(context), force).await?;
+            let decided = store.retry_batch(&Principal::Operator, id, &who.decider(setup), force).await?;
             print_decided(decided, id, "it is not complete yet, or none of its jobs has failed", format)?;
         }
     }

@@ -1,6 +1,6 @@
 //! Who decides, as commands are told.
 
-use super::{context::Context, exit, value};
+use super::{exit, setup::Setup, value};
 use crate::store::{Decider, check_decider};
 
 #[derive(Debug, clap::Args)]
@@ -11,8 +11,8 @@ pub(super) struct Who {
 }
 
 impl Who {
-    pub(super) fn decider(&self, context: &Context) -> Decider {
-        let user = || context.loaded.user.clone().filter(|user| check_decider(user).is_ok());
+    pub(super) fn decider(&self, setup: &Setup) -> Decider {
+        let user = || setup.loaded.user.clone().filter(|user| check_decider(user).is_ok());
         Decider::at_command_line(self.by.clone().or_else(user).unwrap_or_else(|| NOBODY_KNOWN.to_owned()))
     }
 

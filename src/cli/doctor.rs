@@ -10,9 +10,9 @@ use serde_json::json;
 use uuid::Uuid;
 
 use super::{
-    context::Context,
     exit::Exit,
     output::{self, Format},
+    setup::Setup,
     transport,
 };
 use crate::{
@@ -75,15 +75,15 @@ impl Finding {
     }
 }
 
-pub(super) async fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
+pub(super) async fn run(args: &Args, setup: &Setup) -> anyhow::Result<Exit> {
     let mut findings = vec![Finding::ok("configuration", "valid")];
     let (database, broker, tool_api) = tokio::join!(
-        patiently("database", database(context)),
-        patiently("broker", broker(context)),
-        patiently("tool API", tool_api(context)),
+        patiently("database", database(setup)),
+        patiently("broker", broker(setup)),
+        patiently("tool API", tool_api(setup)),
     );
     findings.extend(database.into_iter().chain(broker).chain(tool_api));
-    let unprotected = transport::unprotected(context.config()).into_iter();
+    let unprotected = transport::unprotected(setup.config()).into_iter();
     findings.extend(unprotected.map(|found| Finding::warn(found.what, found.message, found.advice)));
     let failed = findings.iter().any(|finding| finding.status == Status::Fail);
     if args.format.json {
@@ -117,9 +117,9 @@ async fn patiently(what: &'static str, asking: impl Future<Output = Answer>) -> 
     answer.unwrap_or_else(|finding| vec![finding])
 }
 
-async fn database(context: &Context) -> Answer {
+async fn database(setup: &Setup) -> Answer {
     const WHAT: &str = "database";
-    let config = context.config();
+    let config = setup.config();
     config.require_store().map_err(|missing| Finding::missing(WHAT, Status::Fail, missing))?;
     let place = mask_url(config.store.url.expose_secret());
     let advice = || format!("check DATABASE_URL ({place}) and that the database runs");
@@ -167,9 +167,9 @@ fn schema_finding(what: &'static str, schema: &Schema, migrates_at_start: bool) 
     }
 }
 
-async fn broker(context: &Context) -> Answer {
+async fn broker(setup: &Setup) -> Answer {
     const WHAT: &str = "broker";
-    let config = context.config();
+    let config = setup.config();
     config.require_amqp().map_err(|missing| {
         if config.store_is_sqlite() {
             Finding::ok(WHAT, "not needed: with SQLite, the queue is inside the process that runs jobs")
@@ -256,9 +256,9 @@ fn policies(what: &'static str, risks: Result<Option<Vec<PolicyRisk>>, QueueErro
     }
 }
 
-async fn tool_api(context: &Context) -> Answer {
+async fn tool_api(setup: &Setup) -> Answer {
     const WHAT: &str = "tool API";
-    let config = context.config();
+    let config = setup.config();
     config.require_api_key().map_err(|missing| Finding::missing(WHAT, Status::Fail, missing))?;
     let place = &config.composio.base_url;
     let api = app::open_tool_api(config)

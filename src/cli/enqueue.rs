@@ -16,11 +16,11 @@ use serde_json::{
 };
 
 use super::{
-    context::{Context, OpenDoor},
     exit::{self, Exit},
     jobs,
     output::{self, Format},
     server::{Call, JSON, Server},
+    setup::{OpenDoor, Setup},
     value::{self, OwnerFlags},
     wait,
 };
@@ -121,12 +121,12 @@ pub(super) struct Args {
     format: Format,
 }
 
-pub(super) async fn run(args: Args, context: &Context) -> anyhow::Result<Exit> {
-    if let Some(server) = &context.server {
+pub(super) async fn run(args: Args, setup: &Setup) -> anyhow::Result<Exit> {
+    if let Some(server) = &setup.server {
         return run_at(server, &args).await;
     }
-    let spec = Arc::new(spec(&args, context)?);
-    let open = context.door()?;
+    let spec = Arc::new(spec(&args, setup)?);
+    let open = setup.door()?;
     let answers = open.door.enqueue(std::slice::from_ref(&spec)).await.with_context(|| {
         let id = spec.id;
         format!("the job may be stored or not; the same command with `--id {id}` does not make a second one")
@@ -139,7 +139,7 @@ pub(super) async fn run(args: Args, context: &Context) -> anyhow::Result<Exit> {
         None => anyhow::bail!("the store gave no answer"),
     };
     let exit = match args.wait {
-        Some(secs) => wait_for(&open, id, Duration::from_secs(secs), args.format, context).await?,
+        Some(secs) => wait_for(&open, id, Duration::from_secs(secs), args.format, setup).await?,
         None => print_enqueued(id, duplicate, args.format)?,
     };
     open.close().await;
@@ -208,12 +208,12 @@ fn ended(id: impl std::fmt::Display, state: State, budget: Duration) -> anyhow::
 }
 
 /// The job, through the same decoder as every envelope.
-fn spec(args: &Args, context: &Context) -> anyhow::Result<JobSpec> {
+fn spec(args: &Args, setup: &Setup) -> anyhow::Result<JobSpec> {
     let queue: QueueName = args.queue.parse().map_err(|error| exit::usage(format!("--queue {error}")))?;
-    context.check_lane(queue.as_str()).map_err(exit::usage)?;
+    setup.check_lane(queue.as_str()).map_err(exit::usage)?;
     let arrival = Arrival { fallback_id: Some(JobId::new()), ..Arrival::new(&queue) };
     let spec = decode(&envelope(args, args.id)?, &arrival).map_err(|error| exit::usage(error.message))?;
-    if looks_like_email(spec.owner.id()) && !context.config().owners.refuse_email {
+    if looks_like_email(spec.owner.id()) && !setup.config().owners.refuse_email {
         output::note(EMAIL);
     }
     Ok(spec)
@@ -264,7 +264,7 @@ async fn wait_for(
     id: JobId,
     budget: Duration,
     format: Format,
-    context: &Context,
+    setup: &Setup,
 ) -> anyhow::Result<Exit> {
     if !format.json {
         output::note(format_args!("enqueued {id}, waiting"));
@@ -273,6 +273,6 @@ async fn wait_for(
         return Err(exit::negative(format!("job {id} is gone")));
     };
     let state = job.state;
-    jobs::print_view(&open.store, job, format, context).await?;
+    jobs::print_view(&open.store, job, format, setup).await?;
     ended(id, state, budget)
 }

@@ -8,10 +8,10 @@ use std::{
 use serde_json::{Value, json};
 
 use super::{
-    context::Context,
     decider::Who,
     exit::{self, Exit},
     output::{self, Format},
+    setup::Setup,
     value::OwnerFlags,
 };
 use crate::{
@@ -61,12 +61,12 @@ struct JournalReport {
     missing: Option<PathBuf>,
 }
 
-pub(super) async fn run(args: Args, context: &Context) -> anyhow::Result<Exit> {
+pub(super) async fn run(args: Args, setup: &Setup) -> anyhow::Result<Exit> {
     let owner = args.owner.known()?;
-    let store = context.store()?;
+    let store = setup.store()?;
     // As long as the jobs are there, which say whose the results are.
-    let journals = erase_results(context, &store, &owner, args.dry_run).await?;
-    let report = Erase::new(store.clone(), owner, args.who.decider(context), args.dry_run).run_once().await?;
+    let journals = erase_results(setup, &store, &owner, args.dry_run).await?;
+    let report = Erase::new(store.clone(), owner, args.who.decider(setup), args.dry_run).run_once().await?;
     store.close().await;
     tracing::info!(
         dry_run = args.dry_run,
@@ -84,13 +84,13 @@ pub(super) async fn run(args: Args, context: &Context) -> anyhow::Result<Exit> {
 }
 
 async fn erase_results(
-    context: &Context,
+    setup: &Setup,
     store: &SharedStore,
     owner: &Owner,
     dry_run: bool,
 ) -> anyhow::Result<JournalReport> {
     let mut report = JournalReport::default();
-    let Some(folder) = context.config().worker.journal_dir.clone() else { return Ok(report) };
+    let Some(folder) = setup.config().worker.journal_dir.clone() else { return Ok(report) };
     let unusable =
         |error| exit::negative(format!("the journals (worker.journal_dir) cannot be used: {error}"));
     if !folder.is_dir() {

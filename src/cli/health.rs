@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 
-use super::{context::Context, exit, exit::Exit, output};
+use super::{exit, exit::Exit, output, setup::Setup};
 use crate::config::mask_url;
 
 /// Asks a health endpoint; the exit status is 0 when it answers 200.
@@ -19,10 +19,10 @@ pub(crate) struct Args {
     url: Option<String>,
 }
 
-pub(crate) async fn run(args: Args, context: &Context) -> Result<Exit> {
+pub(crate) async fn run(args: Args, setup: &Setup) -> Result<Exit> {
     let url = match args.url {
         Some(url) => endpoint(url),
-        None => readiness(context.config().http.listen).map_err(exit::usage)?,
+        None => readiness(setup.config().http.listen).map_err(exit::usage)?,
     };
     let client = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(3)).build()?;
     let answer = client.get(&url).send().await.map_err(reqwest::Error::without_url).with_context(|| {

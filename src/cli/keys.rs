@@ -12,11 +12,11 @@ use serde_json::{
 use uuid::Uuid;
 
 use super::{
-    context::Context,
     decider::Who,
     exit::{self, Exit},
     output::{self, Format, ToldOwner},
     server::{Call, Server},
+    setup::Setup,
     value,
 };
 use crate::{
@@ -114,10 +114,10 @@ impl Whose {
     }
 }
 
-pub(super) async fn run(command: Command, context: &Context) -> anyhow::Result<Exit> {
-    match &context.server {
+pub(super) async fn run(command: Command, setup: &Setup) -> anyhow::Result<Exit> {
+    match &setup.server {
         Some(server) => over_api(command, server).await?,
-        None => in_database(command, context).await?,
+        None => in_database(command, setup).await?,
     }
     Ok(Exit::Success)
 }
@@ -166,12 +166,12 @@ async fn over_api(command: Command, server: &Server) -> anyhow::Result<()> {
     }
 }
 
-async fn in_database(command: Command, context: &Context) -> anyhow::Result<()> {
-    let store = context.store()?;
+async fn in_database(command: Command, setup: &Setup) -> anyhow::Result<()> {
+    let store = setup.store()?;
     match command {
         Command::Create { whose, scope, expires_in, who, format } => {
             let (key, secret) = NewKey::generate(whose.principal()?, scope, expires_in)?;
-            match store.add_key(&Principal::Operator, &key, &who.decider(context)).await? {
+            match store.add_key(&Principal::Operator, &key, &who.decider(setup)).await? {
                 AddedKey::Added(key) => print_new(&new_json(&key, &secret)?, format)?,
                 AddedKey::TooMany | AddedKey::Foreign => {
                     return Err(exit::negative(format!(
@@ -191,7 +191,7 @@ async fn in_database(command: Command, context: &Context) -> anyhow::Result<()> 
             let old = store.key(&Principal::Operator, id).await?.ok_or_else(|| unknown(id))?;
             let (key, secret) = NewKey::generate(old.principal.clone(), old.scopes.clone(), old.valid_for())?;
             let Some(key) =
-                store.rotate_key(&Principal::Operator, id, &key, overlap, &who.decider(context)).await?
+                store.rotate_key(&Principal::Operator, id, &key, overlap, &who.decider(setup)).await?
             else {
                 return Err(exit::negative(
                     "this key has ended, or was replaced before; make a new one with `errand keys create`",
@@ -201,7 +201,7 @@ async fn in_database(command: Command, context: &Context) -> anyhow::Result<()> 
         }
         Command::Revoke { id, who, format } => {
             let key = store
-                .revoke_key(&Principal::Operator, id, &who.decider(context))
+                .revoke_key(&Principal::Operator, id, &who.decider(setup))
                 .await?
                 .ok_or_else(|| unknown(id))?;
             print_revoked(&to_raw_value(&key.json())?, format)?;

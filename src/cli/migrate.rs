@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{context::Context, exit::Exit, output};
+use super::{exit::Exit, output, setup::Setup};
 use crate::{app, failure::chain, store::Schema};
 
 /// The longest that the broker may take. A worker declares what is missing, too.
@@ -18,8 +18,8 @@ pub(super) struct Args {
     move_from: Option<String>,
 }
 
-pub(super) async fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
-    let store = context.store()?;
+pub(super) async fn run(args: &Args, setup: &Setup) -> anyhow::Result<Exit> {
+    let store = setup.store()?;
     let (line, negative) = if args.check {
         let schema = store.schema().await?;
         match schema.problem() {
@@ -33,7 +33,7 @@ pub(super) async fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> 
         let applied = match &args.move_from {
             Some(from) => {
                 let applied = store.move_from(from).await?;
-                let here = context.config().store.schema.as_str();
+                let here = setup.config().store.schema.as_str();
                 output::print_line(format!("errand's tables are in the schema `{here}`"))?;
                 applied
             }
@@ -47,16 +47,16 @@ pub(super) async fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> 
     };
     output::print_line(line)?;
     store.close().await;
-    if !args.check && context.config().uses_broker() && context.config().amqp.declare {
-        declare(context).await?;
+    if !args.check && setup.config().uses_broker() && setup.config().amqp.declare {
+        declare(setup).await?;
     }
     Ok(Exit::negative_if(negative))
 }
 
 /// Declares exchange and queues, so that apps may publish before the first worker. That the broker is away is no failure
 /// of a migration.
-async fn declare(context: &Context) -> anyhow::Result<()> {
-    let queue = app::open_queue(context.config())?;
+async fn declare(setup: &Setup) -> anyhow::Result<()> {
+    let queue = app::open_queue(setup.config())?;
     let answer = tokio::time::timeout(BROKER_TIMEOUT, queue.check()).await;
     let failed = match answer {
         Ok(Ok(_)) => None,

@@ -22,7 +22,6 @@ mod audit_log;
 mod batches;
 mod bulk;
 mod config_command;
-mod context;
 mod context_command;
 mod decider;
 mod demo;
@@ -43,6 +42,7 @@ mod queues;
 mod rejected;
 mod sandbox;
 mod server;
+mod setup;
 mod terminal;
 mod tools;
 mod transport;
@@ -56,9 +56,9 @@ pub use exit::{Exit, HELP, usage};
 pub use output::{note, print};
 pub use program::{lasting, run};
 
-use context::Context;
 use program::runtime;
 use server::{Server, ServerFlags};
+use setup::Setup;
 
 /// Threads of commands that only talk to services for a moment.
 const FEW_THREADS: usize = 2;
@@ -176,7 +176,7 @@ fn dispatch(cli: Cli) -> anyhow::Result<Exit> {
         Command::OfHost(command) => command.run(&sources),
         Command::OfServer(command) => {
             let server = server.server(&sources)?;
-            brief(&sources, server, async |context| command.run(context).await)
+            brief(&sources, server, async |setup| command.run(setup).await)
         }
     }
 }
@@ -203,32 +203,32 @@ impl HostCommand {
                 Ok(Exit::Success)
             }),
 
-            Self::Audit(args) => brief(sources, None, async |context| audit::run(args, context).await),
-            Self::Erase(args) => brief(sources, None, async |context| erase::run(args, context).await),
-            Self::Migrate(args) => brief(sources, None, async |context| migrate::run(&args, context).await),
-            Self::Health(args) => brief(sources, None, async |context| health::run(args, context).await),
-            Self::Doctor(args) => brief(sources, None, async |context| doctor::run(&args, context).await),
+            Self::Audit(args) => brief(sources, None, async |setup| audit::run(args, setup).await),
+            Self::Erase(args) => brief(sources, None, async |setup| erase::run(args, setup).await),
+            Self::Migrate(args) => brief(sources, None, async |setup| migrate::run(&args, setup).await),
+            Self::Health(args) => brief(sources, None, async |setup| health::run(args, setup).await),
+            Self::Doctor(args) => brief(sources, None, async |setup| doctor::run(&args, setup).await),
         }
     }
 }
 
 impl ServerCommand {
-    async fn run(self, context: &Context) -> anyhow::Result<Exit> {
+    async fn run(self, setup: &Setup) -> anyhow::Result<Exit> {
         match self {
-            Self::Enqueue(args) => enqueue::run(*args, context).await,
-            Self::EnqueueBulk(args) => bulk::run(args, context).await,
-            Self::Jobs(command) => jobs::run(command, context).await,
-            Self::Actions(command) => actions::run(command, context).await,
-            Self::Batches(command) => batches::run(command, context).await,
-            Self::Queues(args) => queues::run(args, context).await,
-            Self::Workers(args) => workers::run(&args, context).await,
-            Self::Keys(command) => keys::run(command, context).await,
-            Self::AuditLog(args) => audit_log::run(args, context).await,
-            Self::Pins(command) => pins::run(command, context).await,
-            Self::Tools(command) => tools::run(command, context).await,
-            Self::Accounts(command) => accounts::run(command, context).await,
-            Self::Rejected(command) => rejected::run(command, context).await,
-            Self::Prune(args) => prune::run(*args, context).await,
+            Self::Enqueue(args) => enqueue::run(*args, setup).await,
+            Self::EnqueueBulk(args) => bulk::run(args, setup).await,
+            Self::Jobs(command) => jobs::run(command, setup).await,
+            Self::Actions(command) => actions::run(command, setup).await,
+            Self::Batches(command) => batches::run(command, setup).await,
+            Self::Queues(args) => queues::run(args, setup).await,
+            Self::Workers(args) => workers::run(&args, setup).await,
+            Self::Keys(command) => keys::run(command, setup).await,
+            Self::AuditLog(args) => audit_log::run(args, setup).await,
+            Self::Pins(command) => pins::run(command, setup).await,
+            Self::Tools(command) => tools::run(command, setup).await,
+            Self::Accounts(command) => accounts::run(command, setup).await,
+            Self::Rejected(command) => rejected::run(command, setup).await,
+            Self::Prune(args) => prune::run(*args, setup).await,
         }
     }
 }
@@ -246,16 +246,16 @@ fn with_level(sources: &Sources, level: &str) -> anyhow::Result<Config> {
 fn brief(
     sources: &Sources,
     server: Option<Server>,
-    command: impl AsyncFnOnce(&Context) -> anyhow::Result<Exit>,
+    command: impl AsyncFnOnce(&Setup) -> anyhow::Result<Exit>,
 ) -> anyhow::Result<Exit> {
     let loaded = config::load(sources)?;
     let log = &loaded.config.log;
     let level = if loaded.origin("log.level") == Some(&Origin::Default) { "warn" } else { &log.level };
     logging::init(log.format, level, loaded.config.colors)?;
     let runtime = runtime(FEW_THREADS)?;
-    let context = Context { loaded, server };
+    let setup = Setup { loaded, server };
     // A task of a driver that does not end must not keep the process: everything is settled by now.
-    let answer = runtime.block_on(Box::pin(command(&context))).map_err(|error| context.name_database(error));
+    let answer = runtime.block_on(Box::pin(command(&setup))).map_err(|error| setup.name_database(error));
     runtime.shutdown_background();
     answer
 }

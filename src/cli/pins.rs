@@ -12,11 +12,11 @@ use serde_json::{
 };
 
 use super::{
-    context::Context,
     decider::Who,
     exit::{self, Exit},
     output::{self, Format, ToldOwner},
     server::Call,
+    setup::Setup,
     value,
 };
 use crate::{
@@ -82,29 +82,29 @@ pub(super) enum Command {
     },
 }
 
-pub(super) async fn run(command: Command, context: &Context) -> anyhow::Result<Exit> {
+pub(super) async fn run(command: Command, setup: &Setup) -> anyhow::Result<Exit> {
     match command {
-        Command::List { format } => list(context, format).await?,
+        Command::List { format } => list(setup, format).await?,
         Command::Set { toolkit, version, owner, force, who } => {
-            set(context, &Pin { owner, toolkit, version }, force, &who).await?;
+            set(setup, &Pin { owner, toolkit, version }, force, &who).await?;
         }
-        Command::Unset { toolkit, owner, who } => unset(context, &toolkit, owner.as_ref(), &who).await?,
+        Command::Unset { toolkit, owner, who } => unset(setup, &toolkit, owner.as_ref(), &who).await?,
     }
     Ok(Exit::Success)
 }
 
-async fn list(context: &Context, format: Format) -> anyhow::Result<()> {
-    if let Some(server) = &context.server {
+async fn list(setup: &Setup, format: Format) -> anyhow::Result<()> {
+    if let Some(server) = &setup.server {
         return print(&server.page(Call::get("/v1/pins")).await?.items, format);
     }
-    let store = context.store()?;
-    let pins = all(context, store.pins().await?);
+    let store = setup.store()?;
+    let pins = all(setup, store.pins().await?);
     store.close().await;
     let json =
         |RankedPin { row, by }: &RankedPin| to_raw_value(&PinJson { pinned_by: *by, ..PinJson::of(row) });
     print(&pins.iter().map(json).collect::<Result<Vec<_>, _>>()?, format)?;
-    if context.config().require_api_key().is_ok() {
-        let api = context.tool_api()?;
+    if setup.config().require_api_key().is_ok() {
+        let api = setup.tool_api()?;
         // Nobody waits long for what is said beside the answer.
         let remarks = tokio::time::timeout(LOOK_UPS_TIMEOUT, remarks(&api, &pins));
         let remarks = remarks.await.unwrap_or_default();
@@ -113,8 +113,8 @@ async fn list(context: &Context, format: Format) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn set(context: &Context, pin: &Pin, force: bool, who: &Who) -> anyhow::Result<()> {
-    if let Some(server) = &context.server {
+async fn set(setup: &Setup, pin: &Pin, force: bool, who: &Who) -> anyhow::Result<()> {
+    if let Some(server) = &setup.server {
         who.is_the_key()?;
         let set = Call::new(Method::PUT, format!("/v1/pins/{}", pin.toolkit))
             .with("owner", pin.owner.as_ref())
@@ -122,11 +122,11 @@ async fn set(context: &Context, pin: &Pin, force: bool, who: &Who) -> anyhow::Re
             .repeatable();
         server.send(set.json(&json!({"version": pin.version}))?).await?;
     } else {
-        let store = context.store()?;
+        let store = setup.store()?;
         if !force {
-            check(context, pin).await?;
+            check(setup, pin).await?;
         }
-        store.set_pin(pin, &who.decider(context)).await?;
+        store.set_pin(pin, &who.decider(setup)).await?;
         store.close().await;
     }
     tokio::time::sleep(PINS_KNOWN_AFTER).await;
@@ -134,15 +134,15 @@ async fn set(context: &Context, pin: &Pin, force: bool, who: &Who) -> anyhow::Re
     Ok(output::print_line(format!("{} is pinned to {} for {holder}", pin.toolkit, pin.version))?)
 }
 
-async fn unset(context: &Context, toolkit: &str, owner: Option<&Owner>, who: &Who) -> anyhow::Result<()> {
+async fn unset(setup: &Setup, toolkit: &str, owner: Option<&Owner>, who: &Who) -> anyhow::Result<()> {
     let holder = holder(owner);
-    if let Some(server) = &context.server {
+    if let Some(server) = &setup.server {
         who.is_the_key()?;
         let unset = Call::new(Method::DELETE, format!("/v1/pins/{toolkit}")).with("owner", owner);
         server.send(unset).await?;
     } else {
-        let store = context.store()?;
-        let was_set = store.unset_pin(owner, toolkit, &who.decider(context)).await?;
+        let store = setup.store()?;
+        let was_set = store.unset_pin(owner, toolkit, &who.decider(setup)).await?;
         store.close().await;
         if !was_set {
             return Err(exit::negative(format!("{toolkit} was not pinned for {holder}")));
@@ -153,10 +153,10 @@ async fn unset(context: &Context, toolkit: &str, owner: Option<&Owner>, who: &Wh
 }
 
 /// Refuses what the tool API does not know, and says if it will go away.
-async fn check(context: &Context, pin: &Pin) -> anyhow::Result<()> {
+async fn check(setup: &Setup, pin: &Pin) -> anyhow::Result<()> {
     const FORCE: &str = "the pin cannot be checked (--force sets it all the same)";
     let Pin { toolkit, version, .. } = pin;
-    let api = context.tool_api().context(FORCE)?;
+    let api = setup.tool_api().context(FORCE)?;
     match pinnable(&api, toolkit, version).await.context(FORCE)? {
         Pinnable::Yes { deprecated } => {
             deprecation(deprecated.as_deref(), toolkit, version).into_iter().for_each(output::note);
@@ -193,8 +193,8 @@ struct RankedPin {
     by: PinnedBy,
 }
 
-fn all(context: &Context, stored: Vec<Pin>) -> Vec<RankedPin> {
-    let config = context.config();
+fn all(setup: &Setup, stored: Vec<Pin>) -> Vec<RankedPin> {
+    let config = setup.config();
     let everybody = |by| {
         move |(toolkit, version): (&String, &String)| RankedPin {
             row: Pin { owner: None, toolkit: toolkit.clone(), version: version.clone() },

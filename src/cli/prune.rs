@@ -6,11 +6,11 @@ use serde_json::json;
 
 use super::{
     actions::ByFilter,
-    context::Context,
     decider::Who,
     exit::{self, Exit},
     jobs::FilterFlags,
     output::{self, Format},
+    setup::Setup,
 };
 use crate::{
     app,
@@ -45,18 +45,18 @@ pub(super) struct Args {
     format: Format,
 }
 
-pub(super) async fn run(args: Args, context: &Context) -> anyhow::Result<Exit> {
+pub(super) async fn run(args: Args, setup: &Setup) -> anyhow::Result<Exit> {
     let filter = args.filter.filter()?;
     if !filter.is_empty() {
         let (decision, force) = (ActionDecision::Prune, Force::default());
         let Args { dry_run, yes, who, format, .. } = args;
-        return ByFilter { decision, force, filter, who, dry_run, yes, format }.run(context).await;
+        return ByFilter { decision, force, filter, who, dry_run, yes, format }.run(setup).await;
     }
     if args.yes {
         return Err(exit::usage("--yes is for removal by filters, of which there is none"));
     }
-    let store = context.store()?;
-    let options = Options { dry_run: args.dry_run, ..app::prune(context.config()) };
+    let store = setup.store()?;
+    let options = Options { dry_run: args.dry_run, ..app::prune(setup.config()) };
     let report = Prune::new(store.clone(), options).run_once().await?;
     store.close().await;
     if args.format.json {

@@ -9,11 +9,11 @@ use serde_json::{
 };
 
 use super::{
-    context::Context,
     decider::Who,
     exit::{self, Exit},
     output::{self, Format},
     server::Call,
+    setup::Setup,
     value,
 };
 use crate::{app, job::QueueName, lane_view::LaneViews, store::Pause};
@@ -57,22 +57,22 @@ enum Command {
 /// Windows of jobs that are looked at for the rates; a second of work.
 const WINDOWS: usize = 20;
 
-pub(super) async fn run(args: Args, context: &Context) -> anyhow::Result<Exit> {
+pub(super) async fn run(args: Args, setup: &Setup) -> anyhow::Result<Exit> {
     match args.command {
-        Some(Command::Pause { name, reason, who }) => pause(&name, &reason, &who, context).await,
-        Some(Command::Resume { name, who }) => resume(&name, &who, context).await,
-        None => list(args.format, context).await,
+        Some(Command::Pause { name, reason, who }) => pause(&name, &reason, &who, setup).await,
+        Some(Command::Resume { name, who }) => resume(&name, &who, setup).await,
+        None => list(args.format, setup).await,
     }
 }
 
-async fn pause(name: &QueueName, reason: &str, who: &Who, context: &Context) -> anyhow::Result<Exit> {
-    if let Some(server) = &context.server {
+async fn pause(name: &QueueName, reason: &str, who: &Who, setup: &Setup) -> anyhow::Result<Exit> {
+    if let Some(server) = &setup.server {
         who.is_the_key()?;
         server.send(Call::post(format!("/v1/queues/{name}/pause")).json(&json!({"reason": reason}))?).await?;
     } else {
-        context.check_lane(name.as_str()).map_err(exit::usage)?;
-        let store = context.store()?;
-        let paused = store.pause_queue(name, &who.decider(context), reason).await?;
+        setup.check_lane(name.as_str()).map_err(exit::usage)?;
+        let store = setup.store()?;
+        let paused = store.pause_queue(name, &who.decider(setup), reason).await?;
         store.close().await;
         if !paused {
             return Err(exit::negative(format!(
@@ -84,13 +84,13 @@ async fn pause(name: &QueueName, reason: &str, who: &Who, context: &Context) -> 
     Ok(Exit::Success)
 }
 
-async fn resume(name: &QueueName, who: &Who, context: &Context) -> anyhow::Result<Exit> {
-    if let Some(server) = &context.server {
+async fn resume(name: &QueueName, who: &Who, setup: &Setup) -> anyhow::Result<Exit> {
+    if let Some(server) = &setup.server {
         who.is_the_key()?;
         server.send(Call::post(format!("/v1/queues/{name}/resume"))).await?;
     } else {
-        let store = context.store()?;
-        let resumed = store.resume_queue(name, &who.decider(context)).await?;
+        let store = setup.store()?;
+        let resumed = store.resume_queue(name, &who.decider(setup)).await?;
         store.close().await;
         if !resumed {
             return Err(exit::negative(format!("the queue {name} is not paused")));
@@ -101,13 +101,13 @@ async fn resume(name: &QueueName, who: &Who, context: &Context) -> anyhow::Resul
 }
 
 /// The queues as they are told.
-async fn look(context: &Context) -> anyhow::Result<Vec<Box<RawValue>>> {
-    if let Some(server) = &context.server {
+async fn look(setup: &Setup) -> anyhow::Result<Vec<Box<RawValue>>> {
+    if let Some(server) = &setup.server {
         return Ok(server.page(Call::get("/v1/queues")).await?.items);
     }
-    let store = context.store()?;
-    let queue = context.config().uses_broker().then(|| app::open_queue(context.config())).transpose()?;
-    let names = context.config().queues.keys().cloned();
+    let store = setup.store()?;
+    let queue = setup.config().uses_broker().then(|| app::open_queue(setup.config())).transpose()?;
+    let names = setup.config().queues.keys().cloned();
     let views = LaneViews::look(&store, queue.as_ref(), names, WINDOWS).await?;
     store.close().await;
     if let Some(queue) = queue {
@@ -117,8 +117,8 @@ async fn look(context: &Context) -> anyhow::Result<Vec<Box<RawValue>>> {
     Ok(views.json().map(|lane| to_raw_value(&lane)).collect::<Result<_, _>>()?)
 }
 
-async fn list(format: Format, context: &Context) -> anyhow::Result<Exit> {
-    let lanes = look(context).await?;
+async fn list(format: Format, setup: &Setup) -> anyhow::Result<Exit> {
+    let lanes = look(setup).await?;
     let header = [
         "QUEUE",
         "PAUSED",

@@ -11,11 +11,11 @@ use serde_json::{
 use uuid::Uuid;
 
 use super::{
-    context::{Context, OpenDoor},
     decider::Who,
     exit::{self, Exit},
     output::{self, Format},
     server::{Call, MAX_LIMIT, Refused, Server},
+    setup::{OpenDoor, Setup},
     value,
 };
 use crate::{
@@ -119,11 +119,11 @@ const MOST_READ: usize = 1_000;
 /// The width that a line of a list keeps to.
 const WIDTH: usize = 100;
 
-pub(super) async fn run(command: Command, context: &Context) -> anyhow::Result<Exit> {
-    match (command, &context.server) {
+pub(super) async fn run(command: Command, setup: &Setup) -> anyhow::Result<Exit> {
+    match (command, &setup.server) {
         (Command::List(args), Some(server)) => list_of(server, &args).await?,
         (Command::List(args), None) => {
-            let store = context.store()?;
+            let store = setup.store()?;
             list(&store, &args).await?;
             store.close().await;
         }
@@ -134,7 +134,7 @@ pub(super) async fn run(command: Command, context: &Context) -> anyhow::Result<E
             show(&server.ask::<Box<RawValue>>(Call::get(format!("/v1/rejected/{id}"))).await?, &[], format)?;
         }
         (Command::Show { id, body, corrected, format }, None) => {
-            let store = context.store()?;
+            let store = setup.store()?;
             let view = find(&store, id).await?;
             match (body, corrected, &view.corrected) {
                 (true, ..) => print_bytes(&view.message.body)?,
@@ -147,23 +147,23 @@ pub(super) async fn run(command: Command, context: &Context) -> anyhow::Result<E
             store.close().await;
         }
         (Command::Requeue(args), Some(server)) => return requeue_over(server, args).await,
-        (Command::Requeue(args), None) => return requeue_all(context, args).await,
+        (Command::Requeue(args), None) => return requeue_all(setup, args).await,
     }
     Ok(Exit::Success)
 }
 
-async fn requeue_all(context: &Context, args: RequeueArgs) -> anyhow::Result<Exit> {
+async fn requeue_all(setup: &Setup, args: RequeueArgs) -> anyhow::Result<Exit> {
     let RequeueArgs { ids, without_reply, any_publisher, body, who } = args;
     if body.is_some() && ids.len() > 1 {
         return Err(exit::usage("--body is the body of one message; name one ID with it"));
     }
     let corrected = body.as_deref().map(read_body).transpose()?;
-    let by = who.decider(context);
-    let open = context.door()?;
+    let by = who.decider(setup);
+    let open = setup.door()?;
     let mut refused = false;
     for id in ids {
         let how = Requeue { without_reply, any_publisher, corrected: corrected.as_deref(), by: &by };
-        let told = requeue(context, &open, id, &how).await?;
+        let told = requeue(setup, &open, id, &how).await?;
         refused |= told.is_err();
         print_requeued(id, told)?;
     }
@@ -397,13 +397,13 @@ fn show(json: &RawValue, more: &[(&'static str, Option<String>)], format: Format
 
 /// Reads a message again and enqueues it, and says what it is now; the inner error says why it stays rejected.
 async fn requeue(
-    context: &Context,
+    setup: &Setup,
     open: &OpenDoor,
     id: Uuid,
     how: &Requeue<'_>,
 ) -> anyhow::Result<Result<String, String>> {
     let view = find(&open.store, id).await?;
-    if let Err(reason) = context.check_lane(view.message.queue.as_str()) {
+    if let Err(reason) = setup.check_lane(view.message.queue.as_str()) {
         return Ok(Err(reason));
     }
     Ok(match open.door.requeue(&view, how).await? {

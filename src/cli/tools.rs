@@ -4,10 +4,10 @@ use serde::Deserialize;
 use serde_json::value::{RawValue, to_raw_value};
 
 use super::{
-    context::Context,
     exit::{self, Exit},
     output::{self, Format},
     server::Call,
+    setup::Setup,
 };
 use crate::{desk_json::ToolJson, tool::ToolError};
 
@@ -26,11 +26,11 @@ pub(super) enum Command {
     },
 }
 
-pub(super) async fn run(command: Command, context: &Context) -> anyhow::Result<Exit> {
+pub(super) async fn run(command: Command, setup: &Setup) -> anyhow::Result<Exit> {
     let Command::Show { slug, version, format } = command;
-    let json = match &context.server {
+    let json = match &setup.server {
         Some(server) => server.ask(Call::get(format!("/v1/tools/{slug}")).with("version", version)).await?,
-        None => match context.tool_api()?.tool(&slug, version.as_deref()).await {
+        None => match setup.tool_api()?.tool(&slug, version.as_deref()).await {
             Err(ToolError::NotFound(_)) => {
                 let at = version.map(|version| format!(" at version {version}")).unwrap_or_default();
                 return Err(exit::negative(format!("the tool API knows no tool {slug}{at}")));

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::{context::Context, jobs::ToldJob, output};
+use super::{jobs::ToldJob, output, setup::Setup};
 use crate::{
     app,
     failure::chain,
@@ -49,12 +49,7 @@ fn published(job: &ToldJob, next: Timestamp, now: Timestamp) -> String {
 }
 
 /// For what a job waits that should run by now, or that was postponed; `None` where that cannot be told.
-pub(super) async fn why(
-    job: &ToldJob,
-    now: Timestamp,
-    store: &SharedStore,
-    context: &Context,
-) -> Option<String> {
+pub(super) async fn why(job: &ToldJob, now: Timestamp, store: &SharedStore, setup: &Setup) -> Option<String> {
     let next = job.due_at?;
     // What is said beside the answer must not keep it.
     let paused = store.paused_queues().await.unwrap_or_default();
@@ -68,11 +63,11 @@ pub(super) async fn why(
     if job.state() != State::Available && next > now {
         return postponed(job, now).map(str::to_owned);
     }
-    if !context.config().uses_broker() {
+    if !setup.config().uses_broker() {
         return None;
     }
     let lane: QueueName = job.queue().parse().ok()?;
-    let asked = tokio::time::timeout(PATIENCE, broker(&lane, context)).await;
+    let asked = tokio::time::timeout(PATIENCE, broker(&lane, setup)).await;
     Some(
         asked
             .unwrap_or_else(|_| format!("the broker, which does not answer within {} s", PATIENCE.as_secs())),
@@ -92,8 +87,8 @@ fn postponed(job: &ToldJob, now: Timestamp) -> Option<&'static str> {
 }
 
 /// How the lane of a job is.
-async fn broker(lane: &QueueName, context: &Context) -> String {
-    let queue = match app::open_queue(context.config()) {
+async fn broker(lane: &QueueName, setup: &Setup) -> String {
+    let queue = match app::open_queue(setup.config()) {
         Ok(queue) => queue,
         Err(error) => return format!("the broker, which cannot be used: {}", chain(&*error)),
     };

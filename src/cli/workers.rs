@@ -11,10 +11,10 @@ use serde_json::value::to_raw_value;
 use uuid::Uuid;
 
 use super::{
-    context::Context,
     exit::Exit,
     output::{self, Format},
     server::Call,
+    setup::Setup,
 };
 use crate::{desk_json::WorkerJson, store::build};
 
@@ -30,14 +30,14 @@ pub(super) struct Args {
     format: Format,
 }
 
-pub(super) async fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
-    let workers = match &context.server {
+pub(super) async fn run(args: &Args, setup: &Setup) -> anyhow::Result<Exit> {
+    let workers = match &setup.server {
         Some(server) => server.page(Call::get("/v1/workers")).await?.items,
         None => {
-            let store = context.store()?;
+            let store = setup.store()?;
             let workers = store.workers().await?;
             store.close().await;
-            let lease = Duration::from_secs(context.config().worker.lease_secs);
+            let lease = Duration::from_secs(setup.config().worker.lease_secs);
             workers
                 .iter()
                 .map(|worker| to_raw_value(&WorkerJson::of(worker, lease)))

@@ -13,11 +13,11 @@ use crate::{
     actions::{ActionJson, CONFIRM_WITHIN, Extent, Nonsense, narrow, preview},
     bounds::MAX_OPEN_ACTIONS,
     cli::{
-        context::Context,
         decider::Who,
         exit::{self, Exit},
         output::{self, Format},
         server::{Call, Server},
+        setup::Setup,
         terminal,
     },
     job::Principal,
@@ -47,19 +47,19 @@ const ASK_EVERY: Duration = Duration::from_secs(1);
 
 impl ByFilter {
     /// Counts the jobs, asks, makes an action of it, and carries that out together with the workers.
-    pub(in crate::cli) async fn run(mut self, context: &Context) -> anyhow::Result<Exit> {
+    pub(in crate::cli) async fn run(mut self, setup: &Setup) -> anyhow::Result<Exit> {
         self.filter = narrow(self.decision, self.filter).map_err(|nonsense| exit::usage(told(nonsense)))?;
         if !self.dry_run && !self.yes {
             terminal::need("add --yes to do it, or --dry-run to count")?;
         }
-        match &context.server {
+        match &setup.server {
             Some(server) => {
                 self.who.is_the_key()?;
                 self.run_at(server).await
             }
             None => {
-                let store = context.store()?;
-                let exit = self.run_in(&store, context).await?;
+                let store = setup.store()?;
+                let exit = self.run_in(&store, setup).await?;
                 store.close().await;
                 Ok(exit)
             }
@@ -93,8 +93,8 @@ impl ByFilter {
         self.print_followed(id, &found, followed)
     }
 
-    async fn run_in(self, store: &SharedStore, context: &Context) -> anyhow::Result<Exit> {
-        let by = self.who.decider(context);
+    async fn run_in(self, store: &SharedStore, setup: &Setup) -> anyhow::Result<Exit> {
+        let by = self.who.decider(setup);
         let now = store.now().await?;
         let until = self.filter.until.map_or(now, |asked| asked.min(now));
         let meant = JobFilter { until: Some(until), ..self.filter.clone() };
@@ -133,7 +133,7 @@ impl ByFilter {
         let Confirmed::Now(_) = answer else {
             return Err(exit::negative(format!("the action {id} was not confirmed in time, or aborted")));
         };
-        let followed = follow(store, id, found.total, context).await;
+        let followed = follow(store, id, found.total, setup).await;
         self.print_followed(id, &found, followed)
     }
 
@@ -243,9 +243,9 @@ async fn follow(
     store: &SharedStore,
     id: Uuid,
     total: u64,
-    context: &Context,
+    setup: &Setup,
 ) -> anyhow::Result<Option<ToldAction>> {
-    let lease = Duration::from_secs(context.config().worker.lease_secs);
+    let lease = Duration::from_secs(setup.config().worker.lease_secs);
     if store.live_builds(lease).await? == 0 {
         output::note("no worker is alive, so this command carries it out by itself");
     }

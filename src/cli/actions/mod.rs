@@ -11,11 +11,11 @@ use serde_json::{
 use uuid::Uuid;
 
 use super::{
-    context::Context,
     decider::Who,
     exit::{self, Exit},
     output::{self, Format, ToldOwner},
     server::{Call, MAX_LIMIT, Page, Server},
+    setup::Setup,
     value,
 };
 use crate::{
@@ -71,10 +71,10 @@ pub(super) enum Command {
     },
 }
 
-pub(super) async fn run(command: Command, context: &Context) -> anyhow::Result<Exit> {
-    match &context.server {
+pub(super) async fn run(command: Command, setup: &Setup) -> anyhow::Result<Exit> {
+    match &setup.server {
         Some(server) => run_at(command, server).await?,
-        None => run_in(command, context).await?,
+        None => run_in(command, setup).await?,
     }
     Ok(Exit::Success)
 }
@@ -97,8 +97,8 @@ async fn run_at(command: Command, server: &Server) -> anyhow::Result<()> {
     }
 }
 
-async fn run_in(command: Command, context: &Context) -> anyhow::Result<()> {
-    let store = context.store()?;
+async fn run_in(command: Command, setup: &Setup) -> anyhow::Result<()> {
+    let store = setup.store()?;
     match command {
         Command::List { before, limit, format } => {
             let actions = store.actions(&Principal::Operator, before, limit).await?;
@@ -110,7 +110,7 @@ async fn run_in(command: Command, context: &Context) -> anyhow::Result<()> {
             show(&to_raw_value(&ActionJson::of(&action))?, format)?;
         }
         Command::Abort { id, who, format } => {
-            let by = who.decider(context);
+            let by = who.decider(setup);
             let action =
                 store.abort_action(&Principal::Operator, id, &by).await?.ok_or_else(|| unknown(id))?;
             print_aborted(&to_raw_value(&ActionJson::of(&action))?, format)?;

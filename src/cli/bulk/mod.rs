@@ -15,10 +15,10 @@ use tokio::{
 mod at_server;
 
 use super::{
-    context::Context,
     enqueue::EMAIL,
     exit::{self, Exit},
     output::{self, Format},
+    setup::Setup,
     value,
 };
 use crate::{
@@ -70,9 +70,9 @@ pub(super) struct Args {
     format: Format,
 }
 
-pub(super) async fn run(args: Args, context: &Context) -> anyhow::Result<Exit> {
-    if context.server.is_none() {
-        context.check_lane(args.queue.as_str()).map_err(exit::usage)?;
+pub(super) async fn run(args: Args, setup: &Setup) -> anyhow::Result<Exit> {
+    if setup.server.is_none() {
+        setup.check_lane(args.queue.as_str()).map_err(exit::usage)?;
     }
     let (input, size): (Input, Option<u64>) = if args.file.as_os_str() == "-" {
         (Box::new(BufReader::new(tokio::io::stdin())), None)
@@ -83,13 +83,13 @@ pub(super) async fn run(args: Args, context: &Context) -> anyhow::Result<Exit> {
         (Box::new(BufReader::new(file)), meta.is_file().then_some(meta.len()))
     };
     let input = plain(input).await?;
-    if let Some(server) = &context.server {
+    if let Some(server) = &setup.server {
         return at_server::run(server, input, &args).await;
     }
-    let open = context.door()?;
+    let open = setup.door()?;
     let mut intake = Intake {
         lines: Lines { input, number: 0 },
-        context,
+        setup,
         queue: args.queue,
         door: open.door.clone(),
         under_way: JoinSet::new(),
@@ -100,7 +100,7 @@ pub(super) async fn run(args: Args, context: &Context) -> anyhow::Result<Exit> {
     let Intake { tally, progress, .. } = intake;
     progress.finish_and_clear();
     open.close().await;
-    if tally.email && !context.config().owners.refuse_email {
+    if tally.email && !setup.config().owners.refuse_email {
         output::note(EMAIL);
     }
     report(&tally, args.format)?;
@@ -128,7 +128,7 @@ async fn plain(mut input: Input) -> anyhow::Result<Input> {
 /// The whole flow from lines to counts.
 struct Intake<'a> {
     lines: Lines<Input>,
-    context: &'a Context,
+    setup: &'a Setup,
     queue: QueueName,
     door: Admission,
     under_way: JoinSet<Result<Answers, StoreError>>,
@@ -167,7 +167,7 @@ impl Intake<'_> {
     fn spec(&self, body: &[u8]) -> Result<JobSpec, String> {
         let named = named_queue(body);
         let queue = named.as_ref().unwrap_or(&self.queue);
-        self.context.check_lane(queue.as_str())?;
+        self.setup.check_lane(queue.as_str())?;
         let arrival = Arrival { fallback_id: Some(JobId::new()), ..Arrival::new(queue) };
         decode(body, &arrival).map_err(|error| error.message)
     }

@@ -6,11 +6,11 @@ use serde_json::json;
 use crate::{
     cli::{
         actions::only_retry,
-        context::Context,
         decider::Who,
         exit::{self, Exit},
         output::{self, Format},
         server::{Call, Refused},
+        setup::Setup,
     },
     job::{IllegalMove, JobId, Principal, Release, State, Transition},
     store::{ActionDecision, Decided, Decider, Force, SharedStore, StoreError},
@@ -70,14 +70,14 @@ pub(super) struct Care {
 
 /// Carries a decision out for each of the named jobs and says what became of it.
 pub(super) async fn decide(
-    context: &Context,
+    setup: &Setup,
     ids: &[JobId],
     decision: Decision,
     who: &Who,
     format: Format,
 ) -> anyhow::Result<Exit> {
     let mut refused = false;
-    if let Some(server) = &context.server {
+    if let Some(server) = &setup.server {
         who.is_the_key()?;
         for id in ids {
             let told = told_by(server.ask(decision.call(*id)?).await)?;
@@ -86,7 +86,7 @@ pub(super) async fn decide(
         }
         return Ok(Exit::negative_if(refused));
     }
-    let (store, by) = (context.store()?, who.decider(context));
+    let (store, by) = (setup.store()?, who.decider(setup));
     for id in ids {
         let told = match decision.carry_out(&store, *id, &by).await? {
             Decided::Unknown => (false, None, unknown(&store, *id).await?),

@@ -8,10 +8,10 @@ use super::{Who, decide};
 use crate::{
     admission::EditAnswer,
     cli::{
-        context::Context,
         exit::{self, Exit},
         output::Format,
         server::Call,
+        setup::Setup,
         value,
     },
     job::{Edit, JobId, Principal, QueueName},
@@ -52,12 +52,12 @@ fn when(text: &str) -> Result<When, String> {
     if text == NONE { Ok(When(None)) } else { value::moment(text).map(|at| When(Some(at))) }
 }
 
-pub(super) async fn run(args: Args, context: &Context) -> anyhow::Result<Exit> {
+pub(super) async fn run(args: Args, setup: &Setup) -> anyhow::Result<Exit> {
     let Args { id, run_at, queue, priority, expires_at, who, format } = args;
     if run_at.is_none() && queue.is_none() && priority.is_none() && expires_at.is_none() {
         return Err(exit::usage("say what to change: --run-at, --queue, --priority or --expires-at"));
     }
-    let told = match &context.server {
+    let told = match &setup.server {
         Some(server) => {
             who.is_the_key()?;
             let time = |When(at): When| at.map_or(Value::Null, |at| json!(at));
@@ -71,7 +71,7 @@ pub(super) async fn run(args: Args, context: &Context) -> anyhow::Result<Exit> {
         }
         None => {
             let lane = |name: String| {
-                context.check_lane(&name).map_err(exit::usage)?;
+                setup.check_lane(&name).map_err(exit::usage)?;
                 name.parse::<QueueName>().map_err(|error| exit::usage(error.to_string()))
             };
             let edit = Edit {
@@ -80,9 +80,9 @@ pub(super) async fn run(args: Args, context: &Context) -> anyhow::Result<Exit> {
                 priority: priority.map(i128::from),
                 expires_at: expires_at.map(|When(at)| at),
             };
-            let door = context.door()?;
+            let door = setup.door()?;
             let answer =
-                door.door.edit(&Principal::Operator, id, &edit, &who.decider(context), |_| true).await?;
+                door.door.edit(&Principal::Operator, id, &edit, &who.decider(setup), |_| true).await?;
             let told = match answer {
                 EditAnswer::Decided(Decided::Unknown) => {
                     (false, None, decide::unknown(&door.store, id).await?)

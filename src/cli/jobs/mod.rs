@@ -4,11 +4,11 @@ use jiff::Timestamp;
 
 use super::{
     actions::ByFilter,
-    context::Context,
     decider::Who,
     exit::{self, Exit},
     output::{self, Format},
     server::{Call, MAX_LIMIT, Page},
+    setup::Setup,
     value,
 };
 use crate::{
@@ -163,17 +163,17 @@ impl ReleaseFlags {
     }
 }
 
-pub(super) async fn run(command: Command, context: &Context) -> anyhow::Result<Exit> {
+pub(super) async fn run(command: Command, setup: &Setup) -> anyhow::Result<Exit> {
     let (which, decision) = match command {
         Command::List { which, before, all: true, .. } => {
-            return list_all(context, &which.filter()?, before).await;
+            return list_all(setup, &which.filter()?, before).await;
         }
         Command::List { which, before, limit, format, .. } => {
-            return list(context, &which.filter()?, before, limit, format).await;
+            return list(setup, &which.filter()?, before, limit, format).await;
         }
-        Command::Show { id, arguments, format } => return show::show(id, arguments, format, context).await,
-        Command::Stats(args) => return stats::run(context, &args).await,
-        Command::Edit(args) => return edit::run(args, context).await,
+        Command::Show { id, arguments, format } => return show::show(id, arguments, format, setup).await,
+        Command::Stats(args) => return stats::run(setup, &args).await,
+        Command::Edit(args) => return edit::run(args, setup).await,
         Command::Cancel(which) => (which, Decision::Cancel),
         Command::Retry { which, force, now } => (which, Decision::Retry(Force { effect: force, early: now })),
         Command::Release { how, which, force } => {
@@ -190,9 +190,9 @@ pub(super) async fn run(command: Command, context: &Context) -> anyhow::Result<E
             return Err(exit::usage(WHICH_JOBS));
         }
         let (Care { dry_run, yes }, (decision, force)) = (care, decision.of_action());
-        return ByFilter { decision, force, filter, who, dry_run, yes, format }.run(context).await;
+        return ByFilter { decision, force, filter, who, dry_run, yes, format }.run(setup).await;
     }
-    decide::decide(context, &ids, decision, &who, format).await
+    decide::decide(setup, &ids, decision, &who, format).await
 }
 
 /// What is said where neither IDs nor a filter say which jobs are meant.
@@ -206,8 +206,8 @@ fn page_of(filter: &JobFilter, before: Option<impl ToString>, limit: usize) -> a
 }
 
 /// Prints all that match as JSON Lines, page by page.
-async fn list_all(context: &Context, filter: &JobFilter, mut before: Option<Place>) -> anyhow::Result<Exit> {
-    if let Some(server) = &context.server {
+async fn list_all(setup: &Setup, filter: &JobFilter, mut before: Option<Place>) -> anyhow::Result<Exit> {
+    if let Some(server) = &setup.server {
         // A list of a server goes back seven days, unless it is told how far.
         let filter = JobFilter { since: filter.since.or(Some(Timestamp::UNIX_EPOCH)), ..filter.clone() };
         let mut before = before.map(|place| place.to_string());
@@ -222,7 +222,7 @@ async fn list_all(context: &Context, filter: &JobFilter, mut before: Option<Plac
             }
         }
     }
-    let store = context.store()?;
+    let store = setup.store()?;
     loop {
         let page = store.jobs(&Principal::Operator, filter, before, PAGE).await?;
         for job in &page.items {
@@ -240,13 +240,13 @@ async fn list_all(context: &Context, filter: &JobFilter, mut before: Option<Plac
 const PAGE: usize = 500;
 
 async fn list(
-    context: &Context,
+    setup: &Setup,
     filter: &JobFilter,
     before: Option<Place>,
     limit: usize,
     format: Format,
 ) -> anyhow::Result<Exit> {
-    let (page, looked) = match &context.server {
+    let (page, looked) = match &setup.server {
         Some(server) => {
             let page = server.page(page_of(filter, before, limit)?).await?;
             let since = page.window.as_ref().and_then(|window| window.since).map(output::moment);
@@ -259,7 +259,7 @@ async fn list(
             )
         }
         None => {
-            let store = context.store()?;
+            let store = setup.store()?;
             let page = store.jobs(&Principal::Operator, filter, before, limit).await?;
             store.close().await;
             let back_to =

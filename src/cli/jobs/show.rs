@@ -6,10 +6,10 @@ use serde_json::value::{RawValue, to_raw_value};
 use super::told::{ToldAttempt, ToldData, ToldJob, state};
 use crate::{
     cli::{
-        context::Context,
         exit::{self, Exit},
         output::{self, Format},
         server::{Call, Server},
+        setup::Setup,
         waiting,
     },
     job::{JobError, JobId, PinnedBy, Principal},
@@ -17,16 +17,11 @@ use crate::{
     store::{HistoryEntry, JobView, SharedStore},
 };
 
-pub(super) async fn show(
-    id: JobId,
-    arguments: bool,
-    format: Format,
-    context: &Context,
-) -> anyhow::Result<Exit> {
-    if let Some(server) = &context.server {
+pub(super) async fn show(id: JobId, arguments: bool, format: Format, setup: &Setup) -> anyhow::Result<Exit> {
+    if let Some(server) = &setup.server {
         return show_of(server, id, arguments, format).await;
     }
-    let store = context.store()?;
+    let store = setup.store()?;
     let Some(job) = KnownJob::find(&store, &Principal::Operator, id).await? else {
         return Err(exit::negative(match store.rejected_as(&Principal::Operator, id).await? {
             Some(message) => {
@@ -38,7 +33,7 @@ pub(super) async fn show(
         }));
     };
     let json = to_raw_value(&job.json(if arguments { Fields::INPUT } else { Fields::NONE }))?;
-    print_with(&store, &json, format, context).await?;
+    print_with(&store, &json, format, setup).await?;
     store.close().await;
     Ok(Exit::Success)
 }
@@ -64,23 +59,23 @@ pub(in crate::cli) async fn print_view(
     store: &SharedStore,
     job: JobView,
     format: Format,
-    context: &Context,
+    setup: &Setup,
 ) -> anyhow::Result<()> {
     let known = KnownJob::of(store, &Principal::Operator, job).await?;
-    print_with(store, &to_raw_value(&known.json(Fields::NONE))?, format, context).await
+    print_with(store, &to_raw_value(&known.json(Fields::NONE))?, format, setup).await
 }
 
 async fn print_with(
     store: &SharedStore,
     json: &RawValue,
     format: Format,
-    context: &Context,
+    setup: &Setup,
 ) -> anyhow::Result<()> {
     if format.json {
         return output::print_json(json);
     }
     let now = store.now().await?;
-    let why = waiting::why(&serde_json::from_str(json.get())?, now, store, context).await;
+    let why = waiting::why(&serde_json::from_str(json.get())?, now, store, setup).await;
     print(json, now, why, format)
 }
 

@@ -10,10 +10,10 @@ use super::{filter::FilterFlags, told::ToldSummary};
 use crate::{
     bounds::MAX_LOOK,
     cli::{
-        context::Context,
         exit::Exit,
         output::{self, Format},
         server::{MAX_LIMIT, Server},
+        setup::Setup,
         value,
     },
     job::{Principal, State},
@@ -75,20 +75,20 @@ impl Tally {
     }
 }
 
-pub(super) async fn run(context: &Context, args: &Args) -> anyhow::Result<Exit> {
+pub(super) async fn run(setup: &Setup, args: &Args) -> anyhow::Result<Exit> {
     let mut filter = args.which.filter()?;
     if filter.since.is_none() {
         filter.since = Some(value::past(LAST).map_err(anyhow::Error::msg)?);
     }
-    let tally = match &context.server {
+    let tally = match &setup.server {
         Some(server) => count_of(server, &filter, args).await?,
-        None => count(context, &filter, args).await?,
+        None => count(setup, &filter, args).await?,
     };
     print(args, tally)
 }
 
-async fn count(context: &Context, filter: &JobFilter, args: &Args) -> anyhow::Result<Tally> {
-    let store = context.store()?;
+async fn count(setup: &Setup, filter: &JobFilter, args: &Args) -> anyhow::Result<Tally> {
+    let store = setup.store()?;
     let (mut tally, mut before): (Tally, Option<Place>) = (Tally::default(), None);
     let complete = loop {
         let page = store.glances(&Principal::Operator, filter, before, false).await?;

@@ -1,4 +1,4 @@
-//! What commands share: the settings, and the services that they open.
+//! The set-up of a command: the settings, the services that they name, and the server that stands in for these.
 
 use std::time::Duration;
 
@@ -18,13 +18,13 @@ use crate::{
 };
 
 #[derive(Debug)]
-pub(super) struct Context {
+pub(super) struct Setup {
     pub(super) loaded: Loaded,
     /// The server that is used instead of what the settings name.
     pub(super) server: Option<Server>,
 }
 
-impl Context {
+impl Setup {
     pub(super) fn config(&self) -> &Config {
         &self.loaded.config
     }
