@@ -14,6 +14,8 @@ const TICKS_PER_SECOND: f64 = 100.0;
 pub(crate) struct Usage {
     /// User and system time.
     pub(crate) cpu_seconds: f64,
+    /// The memory that is resident now.
+    pub(crate) resident_bytes: u64,
     /// The most memory that was resident at any time.
     pub(crate) peak_bytes: u64,
 }
@@ -29,7 +31,8 @@ impl Usage {
         let status = std::fs::read_to_string(folder.join("status"))?;
         Ok(Self {
             cpu_seconds: cpu_seconds(&stat).context("/proc/PID/stat cannot be read")?,
-            peak_bytes: peak_bytes(&status).context("/proc/PID/status cannot be read")?,
+            resident_bytes: bytes(&status, "VmRSS:").context("/proc/PID/status cannot be read")?,
+            peak_bytes: bytes(&status, "VmHWM:").context("/proc/PID/status cannot be read")?,
         })
     }
 }
@@ -48,8 +51,9 @@ fn cpu_seconds(stat: &str) -> Option<f64> {
     Some((user + system) as f64 / TICKS_PER_SECOND)
 }
 
-fn peak_bytes(status: &str) -> Option<u64> {
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+/// A line of `/proc/PID/status` that is an amount of memory.
+fn bytes(status: &str, name: &str) -> Option<u64> {
+    let line = status.lines().find_map(|line| line.strip_prefix(name))?;
     let kilobytes: u64 = line.split_whitespace().next()?.parse().ok()?;
     Some(kilobytes * 1024)
 }
@@ -62,7 +66,7 @@ mod tests {
     fn processor_times_and_memory_are_read() {
         let stat = "42 (a ) b) S 1 42 42 0 -1 4194560 900 0 0 0 150 75 0 0 20 0 5 0 1 2 3";
         assert_eq!(cpu_seconds(stat), Some(2.25));
-        assert_eq!(peak_bytes("VmPeak:\t 9 kB\nVmHWM:\t    2048 kB\n"), Some(2 * 1024 * 1024));
+        assert_eq!(bytes("VmPeak:\t 9 kB\nVmHWM:\t    2048 kB\n", "VmHWM:"), Some(2 * 1024 * 1024));
         assert!(Usage::of(std::process::id()).unwrap().peak_bytes > 0);
     }
 }

@@ -26,6 +26,8 @@ pub(crate) enum Role {
     Worker,
     /// The baseline.
     Baseline,
+    /// The HTTP API.
+    Api,
 }
 
 impl Role {
@@ -34,6 +36,7 @@ impl Role {
             Self::Stub => "stub",
             Self::Worker => "worker",
             Self::Baseline => "baseline",
+            Self::Api => "api",
         }
     }
 }

@@ -1,6 +1,6 @@
 //! The processes of the benchmark from the inside.
 
-use std::time::Duration;
+use std::{net::SocketAddr, time::Duration};
 
 use anyhow::Result;
 use errand::{
@@ -12,6 +12,7 @@ use errand::{
     shutdown::Shutdown,
 };
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use super::{baseline, child::Role, jobs::spec, stub};
 use crate::child::parent_is_gone;
@@ -27,6 +28,10 @@ pub(crate) struct Task {
     pub(crate) feed: usize,
     /// How many of them per second; 0 is all at once.
     pub(crate) pace: f64,
+    /// Where the API listens.
+    pub(crate) listen: Option<SocketAddr>,
+    /// Where the API serves its metrics.
+    pub(crate) metrics: Option<SocketAddr>,
 }
 
 /// Does its task until the parent is gone.
@@ -38,7 +43,14 @@ pub(crate) async fn run(task: &Task, config: Option<Config>) -> Result<()> {
         (Role::Stub, _) | (_, None) => stub::serve(task.stub).await,
         (Role::Worker, Some(config)) => Box::pin(worker(task, config)).await,
         (Role::Baseline, Some(config)) => baseline::run(config, task.feed).await,
+        (Role::Api, Some(config)) => api(task, &config).await,
     }
+}
+
+/// The same as `errand api`, except that it also ends when the parent does.
+async fn api(task: &Task, config: &Config) -> Result<()> {
+    let listen = task.listen.unwrap_or(app::API_ADDRESS);
+    app::serve_api(config, listen, task.metrics, until_parent_is_gone()).await
 }
 
 /// The same as `errand worker`, except that it also ends when the parent does.
@@ -46,12 +58,7 @@ async fn worker(task: &Task, config: Config) -> Result<()> {
     let metrics = app::install_metrics()?;
     let lanes = config.worker.queues.clone();
     let app = App::new(config)?;
-    let shutdown = Shutdown::default();
-    let stop = shutdown.stop.clone();
-    tokio::spawn(async move {
-        parent_is_gone().await;
-        stop.cancel();
-    });
+    let shutdown = Shutdown { stop: until_parent_is_gone(), ..Shutdown::default() };
     if let (Some(lane), 1..) = (lanes.into_iter().next(), task.feed) {
         let (door, feed, pace) = (app.admission(), task.feed, task.pace);
         tokio::spawn(async move {
@@ -62,6 +69,17 @@ async fn worker(task: &Task, config: Config) -> Result<()> {
     }
     app.run(metrics, shutdown).await?;
     Ok(())
+}
+
+/// Is cancelled when the parent is gone.
+fn until_parent_is_gone() -> CancellationToken {
+    let stop = CancellationToken::new();
+    let stopped = stop.clone();
+    tokio::spawn(async move {
+        parent_is_gone().await;
+        stopped.cancel();
+    });
+    stop
 }
 
 /// Enqueues jobs through the door, as an app in the same process would.

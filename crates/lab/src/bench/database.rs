@@ -11,7 +11,7 @@ use errand::{
 };
 use secrecy::{ExposeSecret as _, SecretString};
 use sqlx::{
-    AssertSqlSafe, PgPool, Row, SqlitePool,
+    AssertSqlSafe, ConnectOptions as _, PgPool, Row, SqlitePool,
     postgres::{PgConnectOptions, PgPoolOptions},
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
 };
@@ -127,6 +127,8 @@ impl BenchStore {
             ("enable_hashjoin", "off"),
             ("enable_mergejoin", "off"),
         ]);
+        // A large table is filled by statements that take long.
+        let options = options.disable_statement_logging();
         let pool = PgPoolOptions::new().max_connections(connections).test_before_acquire(false);
         Ok(Self::Postgres(pool.connect_lazy_with(options)))
     }

@@ -24,7 +24,7 @@ use super::{
     child::{self, Process, Role},
     database::{BenchStore, with_schema},
     jobs::{TOOLKIT, VERSION, random_word},
-    plan::{Backend, Plan},
+    plan::{Backend, Http, Plan},
     stub::StubProcess,
 };
 
@@ -50,7 +50,7 @@ pub(super) struct Environment {
     folder: TempDir,
 }
 
-/// What the environments of a run are made from.
+/// What the measurements of the worker are made from.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Base<'a> {
     /// The settings of this process.
@@ -59,14 +59,36 @@ pub(super) struct Base<'a> {
     pub(super) stub: &'a StubProcess,
 }
 
+impl<'a> Base<'a> {
+    /// What their environments are made from.
+    pub(super) fn around(self) -> Around<'a> {
+        let Self { config, plan, stub } = self;
+        let Plan { backend, concurrency, http, .. } = *plan;
+        Around { config, backend, concurrency, http, tool_api: stub.base_url() }
+    }
+}
+
+/// What an environment is made from.
+#[derive(Debug)]
+pub(super) struct Around<'a> {
+    /// The settings of this process.
+    pub(super) config: &'a Config,
+    pub(super) backend: Backend,
+    /// Jobs in flight at once.
+    pub(super) concurrency: u32,
+    pub(super) http: Http,
+    /// The URL of the tool API.
+    pub(super) tool_api: String,
+}
+
 impl Environment {
     /// Runs `work` in a fresh environment, and removes it afterwards.
     pub(super) async fn with<T>(
-        base: Base<'_>,
+        around: Around<'_>,
         stop: &CancellationToken,
         work: impl AsyncFnOnce(&Environment) -> Result<T>,
     ) -> Result<T> {
-        let environment = Self::build(base)?;
+        let environment = Self::build(&around)?;
         let done = tokio::select! {
             done = async { environment.prepare().await?; work(&environment).await } => done,
             () = stop.cancelled() => Err(anyhow::anyhow!("the benchmark was stopped")),
@@ -77,14 +99,14 @@ impl Environment {
         Ok(done)
     }
 
-    fn build(base: Base<'_>) -> Result<Self> {
-        let Base { config, plan, .. } = base;
+    fn build(around: &Around<'_>) -> Result<Self> {
+        let Around { config, backend, .. } = *around;
         let word = random_word();
         let folder = tempfile::Builder::new().prefix("errand-bench-").tempdir()?;
         let lane: QueueName = format!("bench-{word}").parse()?;
         let file = folder.path().join("errand.toml");
-        std::fs::write(&file, settings(base, &lane))?;
-        if plan.backend == Backend::Embedded {
+        std::fs::write(&file, settings(around, &lane))?;
+        if backend == Backend::Embedded {
             let url: SecretString = format!("sqlite://{}", folder.path().join("bench.db").display()).into();
             let store = BenchStore::open(&url, CONNECTIONS)?;
             let amqp_url = String::new().into();
@@ -182,10 +204,9 @@ impl Environment {
 
 /// The settings of the contenders: the usual ones, with this lane and this stub. They are few and old, so that
 /// other builds know them, too.
-fn settings(base: Base<'_>, lane: &QueueName) -> String {
-    let Base { config, plan, stub } = base;
-    let (concurrency, threads) = (plan.concurrency, config.runtime.threads);
-    let (base_url, http) = (stub.base_url(), plan.http.as_str());
+fn settings(around: &Around<'_>, lane: &QueueName) -> String {
+    let Around { config, concurrency, http, tool_api, .. } = around;
+    let (threads, http) = (config.runtime.threads, http.as_str());
     let queue_type = config.amqp.queue_type;
     format!(
         r#"[queues.{lane}]
@@ -194,7 +215,7 @@ concurrency = {concurrency}
 queues = ["{lane}"]
 journal_dir = ""
 [composio]
-base_url = "{base_url}"
+base_url = "{tool_api}"
 http_version = "{http}"
 [toolkit_versions]
 {TOOLKIT} = "{VERSION}"

@@ -1,6 +1,7 @@
 //! What the process may open.
 
-use anyhow::{Result, bail};
+use anyhow::{Result, bail, ensure};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 /// Files beside the connections to the stub: database, broker, logs, libraries.
 const OTHER_FILES: u64 = 200;
@@ -16,6 +17,17 @@ pub(super) fn check_open_files(concurrency: u32) -> Result<()> {
         ),
         _ => Ok(()),
     }
+}
+
+/// Raises our own limit for so many connections. The API does that for itself, where it needs twice as many.
+pub(super) fn raise_open_files(connections: usize) -> Result<()> {
+    let limits = getrlimit(Resource::Nofile);
+    let needed = connections as u64 * 2;
+    ensure!(
+        limits.maximum.is_none_or(|most| most >= needed),
+        "{connections} connections to the API need a hard limit of {needed} open files (`ulimit -H -n`)"
+    );
+    Ok(setrlimit(Resource::Nofile, Rlimit { current: limits.maximum, ..limits })?)
 }
 
 /// The soft limit in the text of `/proc/PID/limits`; `None` when there is none or it cannot be told.

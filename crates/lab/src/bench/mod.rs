@@ -10,6 +10,7 @@
 //! What is there is not disturbed: every measurement has a database schema (or file) and a lane of its own,
 //! which are removed afterwards. `docs/bench.md` says what the figures mean.
 
+mod api;
 mod baseline;
 mod child;
 mod contender;
@@ -32,6 +33,7 @@ use errand::config::Config;
 use tokio_util::sync::CancellationToken;
 
 pub(crate) use self::{
+    api::{Figure, Plan as ApiPlan, run as run_api},
     child::Role,
     contender::{Task, run as run_child},
     database::use_schema_of_url,
@@ -81,7 +83,7 @@ pub(crate) async fn run(
             progress(&format!("recovery of {} jobs, round {round} of {}", plan.recover, plan.rounds));
             let measured =
                 async |environment: &Environment| recovery::measure(config, plan, environment).await;
-            report.recoveries.push(Environment::with(base, stop, measured).await?);
+            report.recoveries.push(Environment::with(base.around(), stop, measured).await?);
         }
         stub.stop().await?;
     }
@@ -98,7 +100,7 @@ async fn level(base: Base<'_>, stop: &CancellationToken, progress: &impl Fn(&str
             progress(&format!("{at}, round {round} of {}: {}", plan.rounds, contender.name()));
             let measurement = Measurement { base, contender };
             let measured = async |environment: &Environment| measurement.rate(environment, round).await;
-            level.rates.push(Environment::with(base, stop, measured).await?);
+            level.rates.push(Environment::with(base.around(), stop, measured).await?);
         }
     }
     level.compare();
@@ -114,7 +116,7 @@ async fn level(base: Base<'_>, stop: &CancellationToken, progress: &impl Fn(&str
         progress(&format!("{at}: latency of the {} at {pace:.0} jobs/s", contender.name()));
         let measurement = Measurement { base, contender };
         let measured = async |environment: &Environment| measurement.latency(environment, pace).await;
-        level.latencies.push(Environment::with(base, stop, measured).await?);
+        level.latencies.push(Environment::with(base.around(), stop, measured).await?);
     }
     Ok(level)
 }

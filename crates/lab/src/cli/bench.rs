@@ -2,6 +2,7 @@
 
 use std::{
     io::IsTerminal as _,
+    net::SocketAddr,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -69,6 +70,12 @@ pub(super) struct ChildArgs {
     /// How many of them per second.
     #[arg(long, default_value_t = 0.0)]
     pace: f64,
+    /// Where the API listens.
+    #[arg(long)]
+    listen: Option<SocketAddr>,
+    /// Where the API serves its metrics.
+    #[arg(long)]
+    metrics: Option<SocketAddr>,
 }
 
 impl ChildArgs {
@@ -105,8 +112,8 @@ pub(super) async fn run(args: Args, config: Config) -> Result<Exit> {
 
 /// Is one process of a running benchmark.
 pub(super) async fn run_child(args: ChildArgs, config: Option<Config>) -> Result<Exit> {
-    let task =
-        Task { role: args.role, stub: Duration::from_millis(args.stub_ms), feed: args.feed, pace: args.pace };
+    let ChildArgs { role, stub_ms, feed, pace, listen, metrics } = args;
+    let task = Task { role, stub: Duration::from_millis(stub_ms), feed, pace, listen, metrics };
     Box::pin(bench::run_child(&task, config)).await?;
     Ok(Exit::Success)
 }

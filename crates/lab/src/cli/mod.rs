@@ -10,6 +10,7 @@ use errand::{
 };
 
 mod bench;
+mod bench_api;
 mod chaos;
 mod compat;
 
@@ -29,6 +30,8 @@ struct Cli {
 enum Command {
     /// Measure the worker beside a baseline, and beside the worker of another build.
     Bench(bench::Args),
+    /// Measure the HTTP API, each figure beside the primitive that it stands on.
+    BenchApi(bench_api::Args),
     /// One process of `errand-lab bench`.
     #[command(hide = true)]
     BenchChild(bench::ChildArgs),
@@ -60,6 +63,9 @@ fn dispatch(cli: Cli) -> anyhow::Result<Exit> {
     match cli.command {
         Command::Bench(args) => {
             lasting(load_with_level(&sources, "warn")?, |config| bench::run(args, config))
+        }
+        Command::BenchApi(args) => {
+            lasting(load_with_level(&sources, "warn")?, |config| bench_api::run(args, config))
         }
         Command::BenchChild(args) => bench_child(args, &sources),
         Command::Migrate => lasting(load_of_measurement(&sources)?, bench::migrate),

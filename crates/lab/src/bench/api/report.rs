@@ -1,0 +1,95 @@
+//! What was measured of the API, for people and for programs.
+
+use comfy_table::{CellAlignment, Table, presets::NOTHING};
+use serde::Serialize;
+
+use super::{
+    batches::Batches,
+    enqueue::{Enqueue, Latency},
+    lists::Lists,
+    waiters::Waiters,
+};
+
+/// Everything that one run measured.
+#[derive(Debug, Default, Serialize)]
+pub(crate) struct Report {
+    pub(super) enqueue: Option<Enqueue>,
+    pub(super) batches: Option<Batches>,
+    pub(super) waiters: Option<Waiters>,
+    pub(super) lists: Option<Lists>,
+}
+
+impl Report {
+    /// The report as text.
+    pub(crate) fn text(&self) -> String {
+        let Self { enqueue, batches, waiters, lists } = self;
+        let parts = [
+            enqueue.as_ref().map(Enqueue::text),
+            batches.as_ref().map(Batches::text),
+            waiters.as_ref().map(Waiters::text),
+            lists.as_ref().map(Lists::text),
+        ];
+        parts.into_iter().flatten().collect()
+    }
+}
+
+impl Enqueue {
+    fn text(&self) -> String {
+        let Self { connections, stored, refused, ratio, latency } = self;
+        let Latency { pace, jobs, p50_ms, p99_ms, highest_ms } = latency;
+        format!(
+            "jobs one by one from {connections} connections: {:.0}/s, refused before the store {:.0}/s; ratio {ratio}\n\
+             the same at an even {pace:.0}/s, {jobs} jobs: p50 {p50_ms:.1} ms, p99 {p99_ms:.1} ms, highest {highest_ms:.1} ms\n",
+            stored.median, refused.median
+        )
+    }
+}
+
+impl Batches {
+    fn text(&self) -> String {
+        let Self { items, batches, api, insert, ratio } = self;
+        format!(
+            "{batches} batches of {items} jobs: {:.0} jobs/s, a bare insert {:.0} rows/s; ratio {ratio}\n",
+            api.median, insert.median
+        )
+    }
+}
+
+impl Waiters {
+    fn text(&self) -> String {
+        let percent = |share: f64| format!("{:.2} %", share * 100.0);
+        format!(
+            "{} requests that wait: the database is busy for {} of the time ({} with the asking and the answers), the API uses \
+             {} of a processor and {:.1} KB of memory for each\n",
+            self.waiters,
+            percent(self.database_share),
+            percent(self.database_share_in_all),
+            percent(self.processor_share),
+            self.bytes_each / 1024.0
+        )
+    }
+}
+
+impl Lists {
+    fn text(&self) -> String {
+        let mut table = Table::new();
+        table.load_style(NOTHING).set_header(["LIST", "ITEMS", "NEXT", "MEDIAN MS", "WORST MS", "RATIO"]);
+        for column in table.column_iter_mut().skip(1) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+        for list in &self.lists {
+            table.add_row([
+                list.path.clone(),
+                list.items.to_string(),
+                if list.has_next { "yes" } else { "no" }.to_owned(),
+                format!("{:.1}", list.time.median),
+                format!("{:.1}", list.time.highest),
+                format!("{:.1}", list.ratio),
+            ]);
+        }
+        format!(
+            "lists among {} finished jobs; the newest by a bare statement: {:.2} ms\n\n{table}\n",
+            self.finished, self.statement.median
+        )
+    }
+}
