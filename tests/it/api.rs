@@ -54,7 +54,7 @@ impl Api {
 }
 
 /// The API of a process that does more than that, such as a worker.
-async fn served_by(process: Process) -> Api {
+pub(crate) async fn served_by(process: Process) -> Api {
     process.logged("worker ready").await;
     let address = process.lines("the API is served")[0]["address"].as_str().unwrap().to_owned();
     Api::of(process, format!("http://{address}"))

@@ -37,6 +37,7 @@ mod isolation;
 mod jobs;
 mod late;
 mod least_privileges;
+mod lost_answers;
 mod metrics_docs;
 mod migrations;
 mod model;
