@@ -106,6 +106,12 @@ impl Admission {
         let checked: Vec<_> = chunk.iter().map(|spec| self.check(spec, now)).collect();
         let fits = chunk.iter().zip(&checked).filter(|(_, checked)| checked.is_ok());
         let fit: Vec<Arc<JobSpec>> = fits.map(|(spec, _)| spec.clone()).collect();
+        if fit.is_empty() {
+            return Ok(checked
+                .into_iter()
+                .filter_map(|checked| checked.err().map(Enqueued::Refused))
+                .collect());
+        }
         let unclaimed_after = if self.queue.is_some() { self.unclaimed_after } else { Duration::ZERO };
         let inserted = self.store.insert(&fit, unclaimed_after).await?;
         self.hand_over(&fit, &inserted).await;

@@ -20,7 +20,7 @@ use super::{
     dry_run::dry_run,
     edit::lane,
     filter::{Asked, Wanted, Window},
-    known::{find, job_id, known, shown, waited_for},
+    known::{born, find, job_id, known, shown, waited_for},
     problem::{Kind, Problem},
     request::{AboutANewJob, Parameters, Waiting, idempotency_key, json_body, parsed, preferred_wait, text},
     shared::Shared,
@@ -99,17 +99,19 @@ pub(super) async fn enqueue(
     if is_dry_run {
         return dry_run(&shared, caller.may(Scope::Read)?, &spec).await;
     }
-    let answer = admit(&shared, spec).await?;
-    let (id, is_new) = match answer {
-        Some(Enqueued::New(id)) => (id, true),
-        Some(Enqueued::Duplicate(id)) => (id, false),
-        Some(Enqueued::Refused(error)) => return Err(Problem::new(Kind::InvalidJob, error.message())),
-        Some(Enqueued::Conflict(conflict)) => return Err(conflict.into()),
-        None => return Err(Problem::new(Kind::Internal, "the store gave no answer")),
+    let Some(answer) = shared.together.enqueue(spec).await else {
+        return Err(Problem::new(Kind::Internal, "errand failed; its log says where"));
+    };
+    let (id, is_new) = match answer? {
+        Enqueued::New(id) => (id, true),
+        Enqueued::Duplicate(id) => (id, false),
+        Enqueued::Refused(error) => return Err(Problem::new(Kind::InvalidJob, error.message())),
+        Enqueued::Conflict(conflict) => return Err(conflict.into()),
     };
     let status = if is_new { StatusCode::CREATED } else { StatusCode::OK };
     let mut answer = match (wait, reader) {
         (Some((reader, wait)), _) => waited_for(&shared, reader, id, Fields::NONE, wait).await?,
+        (None, Some(reader)) if is_new => (status, born(&shared, reader, id).await?).into_response(),
         (None, Some(reader)) => (status, known(&shared, reader, id, Fields::NONE).await?).into_response(),
         (None, None) => (status, Json(json!({"id": id}))).into_response(),
     };
@@ -243,16 +245,6 @@ async fn with_fields(
         last = Some(place);
     }
     Ok((items, page.next))
-}
-
-/// Enqueues a job. What is begun is finished although nobody waits for the answer any more: a job that is stored is handed
-/// over, and not only found by the relay later.
-async fn admit(shared: &Shared, spec: Arc<JobSpec>) -> Result<Option<Enqueued>, Problem> {
-    let admission = shared.parts.admission.clone();
-    let admitting = tokio::spawn(async move { admission.enqueue(std::slice::from_ref(&spec)).await });
-    let answers =
-        admitting.await.map_err(|_| Problem::new(Kind::Internal, "errand failed; its log says where"))?;
-    Ok(answers?.into_iter().next())
 }
 
 /// The job in a body, through the same decoder as every envelope.

@@ -81,9 +81,19 @@ pub(super) async fn known(
     id: JobId,
     fields: Fields,
 ) -> Result<Known, Problem> {
-    let known = find(shared, reader, id).await?;
+    told(&find(shared, reader, id).await?, fields)
+}
+
+/// The job that was enqueued a moment ago.
+pub(super) async fn born(shared: &Shared, reader: &Principal, id: JobId) -> Result<Known, Problem> {
+    let store = &shared.parts.store;
+    let job = store.job(reader, id).await?.ok_or_else(Problem::no_job)?;
+    told(&KnownJob::born(store, reader, job).await?, Fields::NONE)
+}
+
+fn told(known: &KnownJob, fields: Fields) -> Result<Known, Problem> {
     let json = shown(&known.json(fields))?;
-    let KnownJob { job, .. } = &known;
+    let KnownJob { job, .. } = known;
     Ok(Known { id: job.spec.id, is_final: job.state.is_final(), etag: etag(job), json })
 }
 

@@ -32,6 +32,7 @@ mod server;
 mod shared;
 mod slow_reader;
 mod tls;
+mod together;
 mod waiters;
 
 pub use cors::ANY as ANY_ORIGIN;

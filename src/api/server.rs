@@ -41,6 +41,7 @@ use super::{
     shared::{Description, Parts, Shared},
     slow_reader::SlowReader,
     tls::{Seen, Tls, TlsFiles},
+    together::Together,
     waiters::Waiters,
 };
 use crate::{failure::chain, telemetry::metrics};
@@ -123,7 +124,9 @@ impl Api {
             Arc::new(Gate::new(parts.store.clone(), is_on_loopback, Rate::new(options.requests_per_second)));
         let origins = Origins::new(options.cors_origins);
         let turns = Room::for_turns();
-        let shared = Shared { parts: Arc::new(parts), waiters, glimpse: Arc::default(), description, turns };
+        let together = Together::new(parts.admission.clone());
+        let (parts, glimpse) = (Arc::new(parts), Arc::default());
+        let shared = Shared { parts, together, waiters, glimpse, description, turns };
         let router = router(routes, shared, gate, origins);
         let room = Arc::new(Semaphore::new(most_connections()));
         let connections = TaskTracker::new();

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use axum::body::Bytes;
 use tokio::{sync::Mutex, time::Instant};
 
-use super::{limits::Room, waiters::Waiters};
+use super::{limits::Room, together::Together, waiters::Waiters};
 use crate::{
     admission::Admission,
     clock::SharedClock,
@@ -59,6 +59,7 @@ impl Glimpse {
 #[derive(Debug, Clone)]
 pub(super) struct Shared {
     pub(super) parts: Arc<Parts>,
+    pub(super) together: Arc<Together>,
     pub(super) waiters: Arc<Waiters>,
     pub(super) glimpse: Arc<Glimpse>,
     pub(super) description: Description,

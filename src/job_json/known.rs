@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use super::{Fields, Past, whole_job_json};
 use crate::{
-    job::{JobId, Principal},
+    job::{JobId, Principal, State},
     store::{AttemptView, HistoryEntry, JobView, Result, SharedStore},
 };
 
@@ -44,6 +44,16 @@ impl KnownJob {
             worker_name: worker_name(store, &job).await?,
             job,
         })
+    }
+
+    /// A job that was enqueued a moment ago. As long as it waits for its first attempt, it is told without a past, which is not
+    /// even looked for.
+    pub async fn born(store: &SharedStore, principal: &Principal, job: JobView) -> Result<Self> {
+        let waits = matches!(job.state, State::Scheduled | State::Available);
+        if !waits || job.attempt > 0 || job.asked.is_some() {
+            return Self::of(store, principal, job).await;
+        }
+        Ok(Self { job, attempts: Vec::new(), history: Vec::new(), known_as: Vec::new(), worker_name: None })
     }
 
     /// As JSON, without its input unless `fields` ask for it.

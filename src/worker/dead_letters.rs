@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     admit::{guarded, reject, repeat},
-    intake::{Intake, Records, UNKNOWN_JOB, job_bytes},
+    intake::{Intake, Records, UNKNOWN_JOB},
     persist::{Unwritten, bisect, each},
     shared::Shared,
     stall_detector::stalled,
@@ -182,7 +182,7 @@ async fn store(intake: &Intake, admitted: Vec<(Arc<JobSpec>, Delivery)>) -> Stor
         };
         refused.push((delivery.token, reject(&intake.shared, &lane_of(delivery), delivery, error)));
     };
-    let Unwritten { failing, left } = bisect(specs, |spec| job_bytes(spec), write, done).await;
+    let Unwritten { failing, left } = bisect(specs, |spec| spec.weight(), write, done).await;
     let failing = failing.iter().map(|(place, _)| deliveries[*place].token).collect();
     Stored { refused, repeats, failing, all_known: left.is_empty() }
 }

@@ -220,7 +220,7 @@ impl Intake {
             return Vec::new();
         }
         let mut known = Vec::with_capacity(jobs.len());
-        for (_, piece) in split(jobs.to_vec(), |spec| job_bytes(spec)) {
+        for (_, piece) in split(jobs.to_vec(), |spec| spec.weight()) {
             let insert = self.shared.services.store.insert(&piece, Duration::ZERO);
             match self.shared.unless_interrupted(insert).await {
                 Some(Ok(answers)) => known.extend(answers),
@@ -269,7 +269,7 @@ impl Intake {
                 |answers: Vec<_>| answers.into_iter().map(|answer| Answered { asked, answer }).collect();
             (batch, answers.map(answered))
         };
-        bisect(claims, |claim| job_bytes(&claim.spec), write, done).await
+        bisect(claims, |claim| claim.spec.weight(), write, done).await
     }
 
     /// Keeps rejected messages; where the database refuses their text, their bytes alone.
@@ -461,10 +461,4 @@ struct Start<'a> {
     asked: Instant,
     /// Since when the messages waited that came with it, for one that does not say when it was published.
     waited_since: Option<Timestamp>,
-}
-
-/// What a job weighs in a write, in bytes; the rest of it is short.
-pub(super) fn job_bytes(spec: &JobSpec) -> usize {
-    spec.arguments.as_ref().map_or(0, |arguments| arguments.get().len())
-        + spec.text.as_ref().map_or(0, String::len)
 }

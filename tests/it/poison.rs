@@ -2,11 +2,14 @@
 //! only, and goes on when the database takes it.
 
 use errand_testbed::factory::{Envelope as _, read, send, spread};
+use futures_util::future::join_all;
 use lapin::BasicProperties;
+use reqwest::StatusCode;
 use serde_json::Value;
 use sqlx::{Connection as _, PgConnection};
 
 use crate::{
+    api::Api,
     harness::{Harness, PATIENCE, Process, port},
     support::{self, wait::until},
 };
@@ -270,4 +273,21 @@ async fn a_lost_job_that_the_database_does_not_take_costs_itself_only() {
     .await;
     heal(&harness, "jobs").await;
     harness.job_in(jobs[0].id(), &["succeeded"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_over_http_that_the_database_does_not_take_costs_itself_only() {
+    let harness = Harness::new("poison-http", "").await;
+    let _worker = harness.worker(&[]).await;
+    let api = Api::start(&harness.env()).await;
+    let jobs = spread(40, send);
+    break_rows(&harness, "jobs", "insert", &format!("new.id = '{}'", jobs[0].id())).await;
+    let answers = join_all(jobs.iter().map(|job| api.post("/v1/jobs", job))).await;
+    for ((status, answer), n) in answers.into_iter().zip(0..) {
+        let expected = if n == 0 { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::CREATED };
+        assert_eq!(status, expected, "{answer}");
+    }
+    heal(&harness, "jobs").await;
+    assert_eq!(api.post("/v1/jobs", &jobs[0]).await.0, StatusCode::CREATED);
+    harness.all_ran_once(40).await;
 }

@@ -15,6 +15,12 @@ pub struct Edit {
 }
 
 impl JobSpec {
+    /// What it weighs in a write to the store, in bytes; the rest of it is short.
+    pub fn weight(&self) -> usize {
+        self.arguments.as_ref().map_or(0, |arguments| arguments.get().len())
+            + self.text.as_ref().map_or(0, String::len)
+    }
+
     /// The job as it is after a change.
     ///
     /// # Errors

@@ -1,0 +1,100 @@
+//! Jobs that are enqueued one by one, by many at once: those that come while others are stored are stored together next.
+//!
+//! There is no timer: a job that comes alone is stored at once. What is wrong with one costs no other: where the database
+//! refuses several, each is stored by itself.
+
+use std::sync::{Arc, Mutex};
+
+use futures_util::future::join_all;
+use tokio::sync::{Semaphore, oneshot};
+
+use crate::{
+    admission::{Admission, Enqueued},
+    bounds::{CLAIM_BATCH, MAX_BATCH_BYTES},
+    failure::chain,
+    job::JobSpec,
+    store::StoreError,
+    sync::lock,
+};
+
+/// Writes under way at once: while one hands its jobs to the broker, the next is stored.
+const TURNS: usize = 2;
+
+type Answer = Result<Enqueued, StoreError>;
+
+/// Enqueues jobs together that come one by one.
+#[derive(Debug)]
+pub(super) struct Together {
+    admission: Admission,
+    waiting: Mutex<Vec<Waiting>>,
+    turns: Semaphore,
+}
+
+/// A job that waits for a turn, and who waits for it.
+#[derive(Debug)]
+struct Waiting {
+    spec: Arc<JobSpec>,
+    asker: oneshot::Sender<Answer>,
+}
+
+impl Together {
+    pub(super) fn new(admission: Admission) -> Arc<Self> {
+        Arc::new(Self { admission, waiting: Mutex::default(), turns: Semaphore::new(TURNS) })
+    }
+
+    /// Enqueues a job. `None` where errand failed. What is begun is finished although nobody waits for the answer any more: a
+    /// job that is stored is handed over, and not only found by the relay later.
+    pub(super) async fn enqueue(self: &Arc<Self>, spec: Arc<JobSpec>) -> Option<Answer> {
+        let (asker, answer) = oneshot::channel();
+        lock(&self.waiting).push(Waiting { spec, asker });
+        let this = self.clone();
+        // One for each job, so that there is a turn to come for whatever a turn leaves behind.
+        tokio::spawn(async move { this.take_turn().await });
+        answer.await.ok()
+    }
+
+    /// Stores what waits, unless that was done in the turn of another.
+    async fn take_turn(&self) {
+        // It is never closed.
+        let Ok(_turn) = self.turns.acquire().await else { return };
+        let together = first(&mut lock(&self.waiting));
+        let (specs, askers): (Vec<_>, Vec<_>) =
+            together.into_iter().map(|Waiting { spec, asker }| (spec, asker)).unzip();
+        for (asker, answer) in askers.into_iter().zip(self.store(&specs).await) {
+            // Who went away is not interested.
+            drop(asker.send(answer));
+        }
+    }
+
+    async fn store(&self, specs: &[Arc<JobSpec>]) -> Vec<Answer> {
+        match specs {
+            [] => Vec::new(),
+            [one] => vec![self.store_one(one).await],
+            several => match self.admission.enqueue(several).await {
+                Ok(answers) => answers.into_iter().map(Ok).collect(),
+                Err(error) if error.is_unanswered() => {
+                    let told = || StoreError::new(error.kind(), chain(&error));
+                    several.iter().map(|_| Err(told())).collect()
+                }
+                Err(_) => join_all(several.iter().map(|one| self.store_one(one))).await,
+            },
+        }
+    }
+
+    async fn store_one(&self, spec: &Arc<JobSpec>) -> Answer {
+        let answers = self.admission.enqueue(std::slice::from_ref(spec)).await?;
+        answers.into_iter().next().ok_or_else(|| StoreError::corrupt("id"))
+    }
+}
+
+/// Takes the first that wait, as many as one write may carry, and at least one if any does.
+fn first(waiting: &mut Vec<Waiting>) -> Vec<Waiting> {
+    let mut bytes = 0_usize;
+    let mut is_first = true;
+    let fits = waiting.iter().take(CLAIM_BATCH).take_while(|job| {
+        bytes = bytes.saturating_add(job.spec.weight());
+        std::mem::take(&mut is_first) || bytes <= MAX_BATCH_BYTES
+    });
+    let count = fits.count();
+    waiting.drain(..count).collect()
+}
