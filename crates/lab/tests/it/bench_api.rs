@@ -42,10 +42,10 @@ async fn each_figure_of_the_api_is_measured_and_nothing_is_left_behind() {
     assert!(report["enqueue"]["latency"]["jobs"].as_u64().unwrap() > 0, "{report}");
     assert!(report["waiters"]["bytes_each"].as_f64().is_some(), "{report}");
     let lists = report["lists"]["lists"].as_array().unwrap();
-    let list = |path: &str| lists.iter().find(|list| list["path"] == path).unwrap();
+    let list = |end: &str| lists.iter().find(|list| list["path"].as_str().unwrap().ends_with(end)).unwrap();
     assert_eq!(list("/v1/jobs?")["items"], 50);
     assert_eq!(list("/v1/jobs?tool=NO_TOOL")["items"], 0);
-    assert_eq!(list("/v1/jobs?batch=0190b0a0-0000-7000-8000-000000000001")["items"], 2);
+    assert_eq!(list("&batch=0190b0a0-0000-7000-8000-000000000001")["items"], 2);
 
     let mut connection = database.connect().await.unwrap();
     let schemas = "select count(*) from pg_namespace where nspname like 'errand%'";
