@@ -188,10 +188,10 @@ async fn wait_at(server: &Server, id: JobId, budget: Duration, format: Format) -
         let wait = budget.saturating_sub(begun.elapsed()).min(ONE_WAIT);
         let call = Call::get(format!("/v1/jobs/{id}")).with("wait", Some(wait.as_secs())).waits(wait);
         let json: Box<RawValue> = server.ask(call).await?;
-        let job: jobs::ToldJob = server.read(json.get().as_bytes())?;
-        if job.state().is_settled() || begun.elapsed() + Duration::from_secs(1) > budget {
+        let job: jobs::ToldSummary = server.read(json.get().as_bytes())?;
+        if job.state.is_settled() || begun.elapsed() + Duration::from_secs(1) > budget {
             jobs::print(&json, Timestamp::now(), None, format)?;
-            return ended(id, job.state(), budget);
+            return ended(id, job.state, budget);
         }
     }
 }

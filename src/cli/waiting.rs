@@ -18,10 +18,10 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// When the message of a job was published that a worker has made known, and, while the job waits to run, since when it is
 /// due and when it is published.
 pub(super) fn lines(job: &ToldJob, now: Timestamp) -> Vec<(&'static str, Option<String>)> {
-    let enqueued = job.first_due_at.filter(|due| *due < job.summary.created_at);
+    let enqueued = job.more.first_due_at.filter(|due| *due < job.summary.created_at);
     let mut lines = vec![("enqueued", enqueued.map(output::moment))];
-    if let Some(next) = job.due_at {
-        let due = job.first_due_at.unwrap_or(next);
+    if let Some(next) = job.more.due_at {
+        let due = job.more.first_due_at.unwrap_or(next);
         let waited: Duration = now.duration_since(due).try_into().unwrap_or_default();
         let ago = if waited.is_zero() { String::new() } else { format!(", {} ago", span(waited)) };
         lines.push(("due", Some(format!("{}{ago}", output::moment(due)))));
@@ -36,7 +36,7 @@ fn published(job: &ToldJob, next: Timestamp, now: Timestamp) -> String {
     } else {
         format!("at {}", output::moment(next))
     };
-    match job.publications {
+    match job.more.publications {
         _ if job.state() != State::Available => next,
         0 => format!("not yet; {next}"),
         times => {
@@ -50,7 +50,7 @@ fn published(job: &ToldJob, next: Timestamp, now: Timestamp) -> String {
 
 /// For what a job waits that should run by now, or that was postponed; `None` where that cannot be told.
 pub(super) async fn why(job: &ToldJob, now: Timestamp, store: &SharedStore, setup: &Setup) -> Option<String> {
-    let next = job.due_at?;
+    let next = job.more.due_at?;
     // What is said beside the answer must not keep it.
     let paused = store.paused_queues().await.unwrap_or_default();
     if let Some(PausedQueue { queue, pause }) =
@@ -76,7 +76,7 @@ pub(super) async fn why(job: &ToldJob, now: Timestamp, store: &SharedStore, setu
 
 /// Why a job waits for another attempt that was due before.
 fn postponed(job: &ToldJob, now: Timestamp) -> Option<&'static str> {
-    if job.state() != State::Retryable || job.first_due_at.is_none_or(|due| due > now) {
+    if job.state() != State::Retryable || job.more.first_due_at.is_none_or(|due| due > now) {
         return None;
     }
     Some(match job.error()?.kind() {

@@ -26,10 +26,10 @@ mod told;
 
 pub(super) use filter::FilterFlags;
 pub(super) use show::{pinned, print, print_view};
-pub(super) use told::ToldJob;
+pub(super) use told::{ToldJob, ToldSummary};
 
 use decide::{Care, Decision};
-use told::{ToldSummary, state};
+use told::state;
 
 const EXAMPLES: &str = "\
 Examples:

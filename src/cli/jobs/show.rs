@@ -75,7 +75,7 @@ async fn print_with(
         return output::print_json(json);
     }
     let now = store.now().await?;
-    let why = waiting::why(&serde_json::from_str(json.get())?, now, store, setup).await;
+    let why = waiting::why(&ToldJob::of(json.get())?, now, store, setup).await;
     print(json, now, why, format)
 }
 
@@ -89,7 +89,7 @@ pub(in crate::cli) fn print(
     if format.json {
         return output::print_json(json);
     }
-    let job: ToldJob = serde_json::from_str(json.get())?;
+    let job = ToldJob::of(json.get())?;
     let data: ToldData<'_> = serde_json::from_str(json.get())?;
     let mut times = times(&job);
     times.extend(waiting::lines(&job, now));
@@ -100,16 +100,16 @@ pub(in crate::cli) fn print(
         output::print("\n")?;
         output::print_fields(&[("arguments", arguments), ("text", data.text)])?;
     }
-    if !job.attempts.is_empty() {
+    if !job.more.attempts.is_empty() {
         output::print("\n")?;
-        let rows = job.attempts.iter().map(attempt_row).collect();
+        let rows = job.more.attempts.iter().map(attempt_row).collect();
         let header =
             ["ATTEMPT", "OUTCOME", "HTTP", "VERSION", "STARTED", "FINISHED", "LOG ID", "REQUEST ID", "ERROR"];
         output::print_table(&header, rows)?;
     }
-    if !job.history.is_empty() {
+    if !job.more.history.is_empty() {
         output::print("\n")?;
-        let rows = job.history.iter().map(history_row).collect();
+        let rows = job.more.history.iter().map(history_row).collect();
         output::print_table(&["AT", "KIND", "WHAT", "ATTEMPT", "BY"], rows)?;
     }
     Ok(())
@@ -119,37 +119,38 @@ type Field = (&'static str, Option<String>);
 
 fn fields(job: &ToldJob, data: &ToldData<'_>, times: Vec<Field>) -> Vec<Field> {
     let summary = &job.summary;
-    let version = match (&job.version, &job.toolkit, job.pinned_by) {
+    let version = match (&job.more.version, &job.more.toolkit, job.more.pinned_by) {
         (Some(version), Some(toolkit), Some(by)) => Some(format!("{version} of {toolkit}, {}", pinned(by))),
         (_, toolkit, _) => toolkit.as_ref().map(|toolkit| format!("not decided, of {toolkit}")),
     };
-    let worker = job.worker.as_ref().map(|worker| match &worker.name {
+    let worker = job.more.worker.as_ref().map(|worker| match &worker.name {
         Some(name) => format!("{name} ({})", worker.id),
         None => worker.id.clone(),
     });
-    let tags = job.tags.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(" ");
+    let tags =
+        job.more.tags.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(" ");
     let mut fields = vec![
         ("job", Some(summary.id.clone())),
-        ("known as", (!job.known_as.is_empty()).then(|| job.known_as.join(" "))),
+        ("known as", (!job.more.known_as.is_empty()).then(|| job.more.known_as.join(" "))),
         ("state", Some(state(summary))),
         ("owner", Some(summary.owner.to_string())),
-        ("requested by", job.requested_by.clone()),
+        ("requested by", job.more.requested_by.clone()),
         ("tool", Some(summary.tool.clone())),
         ("version", version),
-        ("effect", job.effect.clone().or_else(|| job.asked_effect.clone())),
-        ("account", job.connected_account_id.clone()),
+        ("effect", job.more.effect.clone().or_else(|| job.more.asked_effect.clone())),
+        ("account", job.more.connected_account_id.clone()),
         ("queue", Some(summary.queue.clone())),
-        ("priority", (job.priority != 0).then(|| job.priority.to_string())),
+        ("priority", (job.more.priority != 0).then(|| job.more.priority.to_string())),
         ("tags", (!tags.is_empty()).then_some(tags)),
-        ("key", job.idempotency_key.clone()),
+        ("key", job.more.idempotency_key.clone()),
     ];
     fields.extend(times);
     fields.extend([
-        ("started", job.started_at.map(output::moment)),
-        ("finished", job.finished_at.map(output::moment)),
+        ("started", job.more.started_at.map(output::moment)),
+        ("finished", job.more.finished_at.map(output::moment)),
         ("worker", worker),
         ("attempts", Some(attempts(job))),
-        ("log ID", job.log_id.clone()),
+        ("log ID", job.more.log_id.clone()),
         ("error", job.error().map(error)),
         ("result", data.result.map(|result| result.get().to_owned())),
     ]);
@@ -160,15 +161,15 @@ fn fields(job: &ToldJob, data: &ToldData<'_>, times: Vec<Field>) -> Vec<Field> {
 fn times(job: &ToldJob) -> Vec<Field> {
     vec![
         ("created", Some(output::moment(job.summary.created_at))),
-        ("run at", job.run_at.map(output::moment)),
-        ("expires", job.expires_at.map(output::moment)),
-        ("timeout", job.timeout_ms.map(|timeout| format!("{timeout} ms"))),
+        ("run at", job.more.run_at.map(output::moment)),
+        ("expires", job.more.expires_at.map(output::moment)),
+        ("timeout", job.more.timeout_ms.map(|timeout| format!("{timeout} ms"))),
     ]
 }
 
 fn attempts(job: &ToldJob) -> String {
-    let most = job.max_attempts.map(|most| format!(" of {most}")).unwrap_or_default();
-    format!("{}, of which {} use up the budget{most}", job.summary.attempt, job.spent)
+    let most = job.more.max_attempts.map(|most| format!(" of {most}")).unwrap_or_default();
+    format!("{}, of which {} use up the budget{most}", job.summary.attempt, job.more.spent)
 }
 
 /// Where the version of a job comes from.

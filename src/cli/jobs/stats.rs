@@ -110,9 +110,7 @@ async fn count(setup: &Setup, filter: &JobFilter, args: &Args) -> anyhow::Result
 /// The same over what a server lists.
 async fn count_of(server: &Server, filter: &JobFilter, args: &Args) -> anyhow::Result<Tally> {
     #[derive(Deserialize)]
-    struct Listed {
-        #[serde(flatten)]
-        job: ToldSummary,
+    struct Version {
         version: Option<String>,
     }
 
@@ -120,7 +118,8 @@ async fn count_of(server: &Server, filter: &JobFilter, args: &Args) -> anyhow::R
     loop {
         let page = server.page(super::page_of(filter, before, MAX_LIMIT)?).await?;
         for listed in &page.items {
-            let Listed { job, version } = serde_json::from_str(listed.get())?;
+            let job: ToldSummary = serde_json::from_str(listed.get())?;
+            let Version { version } = serde_json::from_str(listed.get())?;
             let error = job.error.as_ref().map(|error| error.kind().to_string());
             tally.add(group(args.by, &job.owner, &job.tool, &version, &error), job.state);
             (tally.looked_at, tally.back_to) = (tally.looked_at + 1, Some(job.created_at));

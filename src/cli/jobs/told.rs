@@ -16,7 +16,7 @@ use crate::{
 #[derive(Deserialize)]
 pub(in crate::cli) struct ToldSummary {
     pub(super) id: String,
-    pub(super) state: State,
+    pub(in crate::cli) state: State,
     pub(super) held_reason: Option<String>,
     pub(super) cancel_requested: bool,
     pub(super) owner: ToldOwner,
@@ -28,10 +28,14 @@ pub(in crate::cli) struct ToldSummary {
 }
 
 /// A job with all that is known of it.
-#[derive(Deserialize)]
 pub(in crate::cli) struct ToldJob {
-    #[serde(flatten)]
     pub(in crate::cli) summary: ToldSummary,
+    pub(in crate::cli) more: ToldMore,
+}
+
+/// What a list leaves out.
+#[derive(Deserialize)]
+pub(in crate::cli) struct ToldMore {
     pub(super) known_as: Vec<String>,
     pub(super) requested_by: Option<String>,
     pub(super) toolkit: Option<String>,
@@ -93,6 +97,11 @@ pub(super) struct ToldData<'a> {
 }
 
 impl ToldJob {
+    /// Both parts are read by themselves: to join them, a parser would have to make numbers of what is only passed on.
+    pub(in crate::cli) fn of(json: &str) -> serde_json::Result<Self> {
+        Ok(Self { summary: serde_json::from_str(json)?, more: serde_json::from_str(json)? })
+    }
+
     pub(in crate::cli) fn state(&self) -> State {
         self.summary.state
     }
