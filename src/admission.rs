@@ -33,6 +33,13 @@ pub enum Enqueued {
     Conflict(Conflict),
 }
 
+/// Jobs that are stored, of which the queue does not know yet.
+#[derive(Debug)]
+pub struct Stored {
+    jobs: Vec<Arc<JobSpec>>,
+    inserted: Vec<Inserted>,
+}
+
 /// What became of a change of a job that waits.
 #[derive(Debug, Clone)]
 pub enum EditAnswer {
@@ -102,19 +109,23 @@ impl Admission {
     }
 
     async fn enqueue_chunk(&self, chunk: &[Arc<JobSpec>]) -> Result<Vec<Enqueued>, StoreError> {
+        let (answers, stored) = self.insert(chunk).await?;
+        self.hand_over(&stored).await;
+        Ok(answers)
+    }
+
+    /// Stores a batch of up to [`CLAIM_BATCH`] jobs; answers are in its order. What is new waits for [`Self::hand_over`], or
+    /// else for the relay.
+    pub async fn insert(&self, batch: &[Arc<JobSpec>]) -> Result<(Vec<Enqueued>, Stored), StoreError> {
         let now = self.clock.now();
-        let checked: Vec<_> = chunk.iter().map(|spec| self.check(spec, now)).collect();
-        let fits = chunk.iter().zip(&checked).filter(|(_, checked)| checked.is_ok());
+        let checked: Vec<_> = batch.iter().map(|spec| self.check(spec, now)).collect();
+        let fits = batch.iter().zip(&checked).filter(|(_, checked)| checked.is_ok());
         let fit: Vec<Arc<JobSpec>> = fits.map(|(spec, _)| spec.clone()).collect();
-        if fit.is_empty() {
-            return Ok(checked
-                .into_iter()
-                .filter_map(|checked| checked.err().map(Enqueued::Refused))
-                .collect());
-        }
         let unclaimed_after = if self.queue.is_some() { self.unclaimed_after } else { Duration::ZERO };
-        let inserted = self.store.insert(&fit, unclaimed_after).await?;
-        self.hand_over(&fit, &inserted).await;
+        let inserted = match fit.as_slice() {
+            [] => Vec::new(),
+            fit => self.store.insert(fit, unclaimed_after).await?,
+        };
         let jobs: Vec<JobId> = fit
             .iter()
             .zip(&inserted)
@@ -124,18 +135,19 @@ impl Admission {
             })
             .collect();
         self.note_other_ids(&fit, &jobs).await;
-        let mut inserted = fit.iter().zip(inserted);
-        Ok(checked
+        let mut answers = fit.iter().zip(&inserted);
+        let answers = checked
             .into_iter()
             .filter_map(|checked| match checked {
                 Err(error) => Some(Enqueued::Refused(error)),
-                Ok(()) => inserted.next().map(|(spec, answer)| match answer {
+                Ok(()) => answers.next().map(|(spec, answer)| match answer {
                     Inserted::New { .. } => Enqueued::New(spec.id),
                     Inserted::Duplicate(repeated) => Enqueued::Duplicate(repeated.id),
-                    Inserted::Conflict(conflict) => Enqueued::Conflict(conflict),
+                    Inserted::Conflict(conflict) => Enqueued::Conflict(*conflict),
                 }),
             })
-            .collect())
+            .collect();
+        Ok((answers, Stored { jobs: fit, inserted }))
     }
 
     /// Reads a rejected message again and enqueues it. For the operator, who has found the message.
@@ -239,10 +251,10 @@ impl Admission {
     }
 
     /// Publishes what was just stored. No failure here is one of enqueueing: the relay looks after jobs that nobody claims.
-    async fn hand_over(&self, specs: &[Arc<JobSpec>], inserted: &[Inserted]) {
+    pub async fn hand_over(&self, Stored { jobs, inserted }: &Stored) {
         let Some(queue) = &self.queue else { return };
         let is_available = |answer: &Inserted| matches!(answer, Inserted::New { state: State::Available });
-        let available = specs.iter().zip(inserted).filter(|(_, answer)| is_available(answer));
+        let available = jobs.iter().zip(inserted).filter(|(_, answer)| is_available(answer));
         let (ids, messages): (Vec<JobId>, _) = available.map(|(spec, _)| (spec.id, message(spec))).unzip();
         let published = ids.into_iter().zip(queue.publish(messages).await);
         let (failed, errors): (Vec<JobId>, Vec<_>) =

@@ -64,8 +64,9 @@ pub(super) async fn waited_for(
     let until = Instant::now() + wait;
     let mut job = known(shared, reader, id, fields).await?;
     if !job.is_final {
-        // By another ID of it, it is waited for by its own.
+        // By another ID of it, it is waited for by its own. Who waits keeps nothing else of it.
         let id = job.id;
+        drop(job);
         shared.waiters.wait(Subject::Job(id), until).await;
         job = known(shared, reader, id, fields).await?;
     }

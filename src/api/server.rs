@@ -126,7 +126,7 @@ impl Api {
         let turns = Room::for_turns();
         let together = Together::new(parts.admission.clone());
         let (parts, glimpse) = (Arc::new(parts), Arc::default());
-        let shared = Shared { parts, together, waiters, glimpse, description, turns };
+        let shared = Shared { parts, together: together.clone(), waiters, glimpse, description, turns };
         let router = router(routes, shared, gate, origins);
         let room = Arc::new(Semaphore::new(most_connections()));
         let connections = TaskTracker::new();
@@ -150,7 +150,11 @@ impl Api {
         let _stopped: Option<()> = stop.run_until_cancelled(accepting).await;
         drop(listener);
         connections.close();
-        let _in_time = tokio::time::timeout(DRAIN, connections.wait()).await;
+        let drained = async {
+            connections.wait().await;
+            together.handed_over().await;
+        };
+        let _in_time = tokio::time::timeout(DRAIN, drained).await;
         drop(looking.await);
     }
 }

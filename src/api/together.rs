@@ -1,7 +1,8 @@
 //! Jobs that are enqueued one by one, by many at once: those that come while others are stored are stored together next.
 //!
 //! There is no timer: a job that comes alone is stored at once. What is wrong with one costs no other: where the database
-//! refuses several, each is stored by itself.
+//! refuses several, each is stored by itself. Whoever asks is answered when the job is stored; it is handed to the broker
+//! behind that, because the relay looks after what the broker does not get.
 
 use std::sync::{Arc, Mutex};
 
@@ -17,8 +18,11 @@ use crate::{
     sync::lock,
 };
 
-/// Writes under way at once: while one hands its jobs to the broker, the next is stored.
+/// Writes under way at once: while one waits for the disk, the next is sent.
 const TURNS: usize = 2;
+
+/// Writes whose jobs are on their way to the broker at once. A broker that is slower than that slows the door down.
+const HANDED_OVER: u32 = 8;
 
 type Answer = Result<Enqueued, StoreError>;
 
@@ -28,6 +32,7 @@ pub(super) struct Together {
     admission: Admission,
     waiting: Mutex<Vec<Waiting>>,
     turns: Semaphore,
+    hands: Arc<Semaphore>,
 }
 
 /// A job that waits for a turn, and who waits for it.
@@ -39,7 +44,8 @@ struct Waiting {
 
 impl Together {
     pub(super) fn new(admission: Admission) -> Arc<Self> {
-        Arc::new(Self { admission, waiting: Mutex::default(), turns: Semaphore::new(TURNS) })
+        let hands = Arc::new(Semaphore::new(HANDED_OVER as usize));
+        Arc::new(Self { admission, waiting: Mutex::default(), turns: Semaphore::new(TURNS), hands })
     }
 
     /// Enqueues a job. `None` where errand failed. What is begun is finished although nobody waits for the answer any more: a
@@ -53,9 +59,14 @@ impl Together {
         answer.await.ok()
     }
 
+    /// Waits until the broker has what was stored.
+    pub(super) async fn handed_over(&self) {
+        // They are never closed.
+        drop(self.hands.acquire_many(HANDED_OVER).await);
+    }
+
     /// Stores what waits, unless that was done in the turn of another.
-    async fn take_turn(&self) {
-        // It is never closed.
+    async fn take_turn(self: &Arc<Self>) {
         let Ok(_turn) = self.turns.acquire().await else { return };
         let together = first(&mut lock(&self.waiting));
         let (specs, askers): (Vec<_>, Vec<_>) =
@@ -66,11 +77,11 @@ impl Together {
         }
     }
 
-    async fn store(&self, specs: &[Arc<JobSpec>]) -> Vec<Answer> {
+    async fn store(self: &Arc<Self>, specs: &[Arc<JobSpec>]) -> Vec<Answer> {
         match specs {
             [] => Vec::new(),
             [one] => vec![self.store_one(one).await],
-            several => match self.admission.enqueue(several).await {
+            several => match self.insert(several).await {
                 Ok(answers) => answers.into_iter().map(Ok).collect(),
                 Err(error) if error.is_unanswered() => {
                     let told = || StoreError::new(error.kind(), chain(&error));
@@ -81,9 +92,21 @@ impl Together {
         }
     }
 
-    async fn store_one(&self, spec: &Arc<JobSpec>) -> Answer {
-        let answers = self.admission.enqueue(std::slice::from_ref(spec)).await?;
+    async fn store_one(self: &Arc<Self>, spec: &Arc<JobSpec>) -> Answer {
+        let answers = self.insert(std::slice::from_ref(spec)).await?;
         answers.into_iter().next().ok_or_else(|| StoreError::corrupt("id"))
+    }
+
+    /// Stores jobs, and lets them be handed over.
+    async fn insert(self: &Arc<Self>, specs: &[Arc<JobSpec>]) -> Result<Vec<Enqueued>, StoreError> {
+        let hand = self.hands.clone().acquire_owned().await;
+        let (answers, stored) = self.admission.insert(specs).await?;
+        let this = self.clone();
+        tokio::spawn(async move {
+            this.admission.hand_over(&stored).await;
+            drop(hand);
+        });
+        Ok(answers)
     }
 }
 

@@ -27,10 +27,11 @@ const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// Most of them that one look asks for; others are asked for by the next.
 const MOST_AT_ONCE: usize = 2_000;
 
-/// How long nobody asks again for what has not come about: soon at first, because most calls take a second.
+/// How long nobody asks again for what has not come about: soon at first, because most calls take a second, and rarely in the
+/// end, because ten thousand may wait for what takes an hour.
 const AGAIN: Intervals = Intervals {
     initial: Duration::from_millis(100),
-    max: Duration::from_secs(5),
+    max: Duration::from_secs(10),
     multiplier: 1.3,
     jitter: 0.2,
 };

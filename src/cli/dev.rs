@@ -139,7 +139,10 @@ impl Welcome<'_> {
             None => "off".to_owned(),
         };
         let api = match self.config.api.listen {
-            Some(address) => format!("http://{address}/v1/jobs, without keys until you make one"),
+            Some(address) => {
+                let scheme = if self.config.api.tls_certificate.is_some() { "https" } else { "http" };
+                format!("{scheme}://{address}/v1/jobs, without keys until you make one")
+            }
             None => "off".to_owned(),
         };
         let unused = match self.unused.as_slice() {
