@@ -32,6 +32,7 @@ pub(super) struct Together {
     admission: Admission,
     waiting: Mutex<Vec<Waiting>>,
     turns: Semaphore,
+    /// One for each write whose jobs are on their way to the broker. Neither of the two is ever closed.
     hands: Arc<Semaphore>,
 }
 
@@ -59,9 +60,8 @@ impl Together {
         answer.await.ok()
     }
 
-    /// Waits until the broker has what was stored.
+    /// Waits until the broker has what was stored, or was tried in vain, which leaves it to the relay.
     pub(super) async fn handed_over(&self) {
-        // They are never closed.
         drop(self.hands.acquire_many(HANDED_OVER).await);
     }
 
@@ -99,6 +99,7 @@ impl Together {
 
     /// Stores jobs, and lets them be handed over.
     async fn insert(self: &Arc<Self>, specs: &[Arc<JobSpec>]) -> Result<Vec<Enqueued>, StoreError> {
+        // It is taken before the write, so that a slow broker keeps jobs from being stored rather than from being handed over.
         let hand = self.hands.clone().acquire_owned().await;
         let (answers, stored) = self.admission.insert(specs).await?;
         let this = self.clone();

@@ -170,12 +170,12 @@ pub(super) fn pair(text: &str) -> Result<(String, String), String> {
     pair.map(|(key, value)| (key.to_owned(), value.to_owned())).ok_or_else(|| "write key=value".to_owned())
 }
 
-/// The name of somebody who decides about jobs.
 /// Why a queue is paused.
 pub(super) fn reason(text: &str) -> Result<String, String> {
     check_reason(text).map(|()| text.to_owned())
 }
 
+/// The name of somebody who decides about jobs.
 pub(super) fn decider(text: &str) -> Result<String, String> {
     check_decider(text).map(|()| text.to_owned())
 }
