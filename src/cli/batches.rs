@@ -35,7 +35,8 @@ Examples:
 
 Apps make batches over HTTP, and `errand enqueue-bulk` makes one at a server. A batch is complete
 when it is sealed and all of its jobs have ended; a retry of its failed jobs is a new generation.
-With --wait, the exit code is 0 only if the batch is complete and every job has succeeded.";
+With --wait, the exit code is 0 only if the batch is complete and every job has succeeded. Waiting
+ends, too, when of a sealed batch only held jobs are left.";
 
 /// List and show batches and their items, cancel and retry them as a whole.
 #[derive(Debug, clap::Subcommand)]
@@ -56,7 +57,7 @@ pub(super) enum Command {
     Show {
         /// The batch.
         id: BatchId,
-        /// Wait up to N seconds (300 without a number) until it is complete.
+        /// Wait up to N seconds (300 without a number) until it is complete, or only held jobs are left.
         #[arg(long, value_name = "SECS", num_args = 0..=1, require_equals = true, default_missing_value = "300")]
         wait: Option<u64>,
         #[command(flatten)]
@@ -108,8 +109,10 @@ pub(super) struct One {
 /// How often a batch of the database is looked at that is waited for.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 
-/// The longest that a server lets one request wait.
-const ONE_WAIT: Duration = Duration::from_secs(60);
+/// The shortest and the longest that one request waits at a server, which answers when the batch is complete. So long it may
+/// take until it is seen that only held jobs are left.
+const FIRST_WAIT: Duration = Duration::from_secs(1);
+const ONE_WAIT: Duration = Duration::from_secs(10);
 
 pub(super) async fn run(command: Command, setup: &Setup) -> anyhow::Result<Exit> {
     match &setup.server {
@@ -132,8 +135,10 @@ async fn run_at(command: Command, server: &Server) -> anyhow::Result<Exit> {
         }
         Command::Show { id, wait, format } => {
             let (budget, begun) = (Duration::from_secs(wait.unwrap_or(0)), Instant::now());
+            let mut one_wait = Duration::ZERO;
             loop {
-                let left = budget.saturating_sub(begun.elapsed()).min(ONE_WAIT);
+                let left = budget.saturating_sub(begun.elapsed()).min(one_wait);
+                one_wait = (2 * one_wait).clamp(FIRST_WAIT, ONE_WAIT);
                 let seconds = (!left.is_zero()).then_some(left.as_secs());
                 let call = Call::get(format!("/v1/batches/{id}")).with("wait", seconds).waits(left);
                 let json: Box<RawValue> = server.ask(call).await?;
@@ -274,6 +279,14 @@ impl ToldBatch {
         }
     }
 
+    /// Whether all of its jobs that have not ended are held, so that nothing of it goes on by what it does itself. What is
+    /// still to be counted, added or called off may.
+    fn is_held(&self) -> bool {
+        let is_changing = !self.sealed || self.doing.is_some() || self.cancelled_at.is_some();
+        let settled = ["held", "succeeded", "failed", "cancelled", "removed"].map(|state| self.of(state));
+        !is_changing && self.of("held") > 0 && settled.iter().sum::<u64>() == self.total
+    }
+
     /// How many jobs are in each state in which there are some.
     fn counts(&self) -> String {
         let counts = self.counts.iter().filter(|(_, jobs)| **jobs > 0);
@@ -289,11 +302,19 @@ fn shown(json: &RawValue, wait: Option<u64>, begun: Instant, format: Format) -> 
         return Ok(Some(Exit::Success));
     };
     let is_over = begun.elapsed() + Duration::from_secs(1) > Duration::from_secs(budget);
-    if batch.completed_at.is_none() && !is_over {
+    let is_complete = batch.completed_at.is_some();
+    if !is_complete && !is_over && !batch.is_held() {
         return Ok(None);
     }
     print(json, format)?;
-    if batch.completed_at.is_none() {
+    if !is_complete && batch.is_held() {
+        output::note(format_args!(
+            "the jobs of the batch {} that have not ended are all held; `errand jobs list --batch {0} --state held` says why",
+            batch.id
+        ));
+        return Ok(Some(Exit::Negative));
+    }
+    if !is_complete {
         return Err(exit::negative(format!(
             "the batch {} is not complete after {budget} s; look again with `errand batches show {0}`",
             batch.id

@@ -314,3 +314,28 @@ async fn every_item_is_run_once_though_answers_are_lost_and_a_worker_dies() {
     assert_eq!(done["counts"]["succeeded"], 300, "{done}");
     harness.called(300 + others).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn waiting_for_a_batch_of_which_only_held_jobs_are_left_ends_and_says_so() {
+    let harness = Harness::new("batch-held", "").await;
+    let _worker = harness.worker(&[]).await;
+    let api = Api::start(&harness.env()).await;
+    let (_, made) = api.make(&json!({"items": [read("user-1"), read("u-nobody")]})).await;
+    let wait = ["batches", "show", id(&made), "--wait=600"];
+    let far = [("HOME".to_owned(), std::env::temp_dir().display().to_string())];
+    for (at, env) in [(&[][..], &harness.env()[..]), (&["--server", &*api.base], &far)] {
+        let waited = run(&[at, &wait].concat(), env);
+        let [out, err] = [waited.stdout, waited.stderr].map(|text| String::from_utf8(text).unwrap());
+        assert_eq!(waited.status.code(), Some(1), "{out}{err}");
+        assert!(out.contains("1 held, 1 succeeded"), "{out}");
+        let list = format!("`errand jobs list --batch {} --state held` says why\n", id(&made));
+        assert!(err.lines().count() == 1 && err.ends_with(&list), "{err}");
+    }
+    let listed = harness.errand(&["jobs", "list", "--batch", id(&made), "--state", "held"]);
+    assert!(String::from_utf8(listed.stdout).unwrap().contains("held (connection)"));
+
+    harness.connect("u-nobody", "ac_1").await;
+    assert!(harness.errand(&["jobs", "release", "--batch", id(&made), "--retry", "--yes"]).status.success());
+    assert!(harness.errand(&wait).status.success());
+    harness.all_ran_once(2).await;
+}
