@@ -2,9 +2,9 @@
 
 use std::path::Path;
 
-use errand_testbed::factory::read;
+use errand_testbed::factory::{Envelope as _, read};
 use reqwest::{Certificate, Method, Response, StatusCode};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
@@ -123,6 +123,44 @@ async fn an_owner_over_its_rate_waits_and_others_do_not_notice() {
         (list(&busy).send().await.unwrap().status() == StatusCode::OK).then_some(())
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_batch_that_is_refused_for_its_rate_is_not_half_there_and_is_whole_when_it_is_sent_again() {
+    let (_folder, env) = database();
+    let busy = secret(&env, &["--user", "u-busy"]);
+    let api = Api::start(&with(&env, &[("ERRAND__API__REQUESTS_PER_SECOND", "1")])).await;
+    let batch = json!({"items": [read("u-busy").nameless(), read("u-busy").nameless()]});
+    let enqueue = async |key: &str| {
+        let request = api.request(Method::POST, "/v1/batches").bearer_auth(&busy).json(&batch);
+        request.header("idempotency-key", key).send().await.unwrap()
+    };
+    let there = |what: &str| {
+        let listed = run(&[what, "list", "--json"], &env);
+        assert!(listed.status.success(), "{}", String::from_utf8_lossy(&listed.stderr));
+        String::from_utf8(listed.stdout).unwrap().lines().count()
+    };
+    // The first is let through, and on a machine that stands still others may be.
+    let mut let_in = 0;
+    let refused = until("a batch to be refused", PATIENCE, async || {
+        let answer = enqueue(&format!("night-{let_in}")).await;
+        let is_refused = answer.status() == StatusCode::TOO_MANY_REQUESTS;
+        let_in += usize::from(!is_refused);
+        is_refused.then_some(answer)
+    })
+    .await;
+    assert_eq!(header(&refused, "retry-after"), Some("1"));
+    let (_, problem) = read_answer(refused).await;
+    assert!(problem["detail"].as_str().unwrap().contains("`api.requests_per_second`"), "{problem}");
+    assert_eq!((there("batches"), there("jobs")), (let_in, 2 * let_in));
+    let answer = until("the same batch to be let in", PATIENCE, async || {
+        let answer = enqueue(&format!("night-{let_in}")).await;
+        (answer.status() != StatusCode::TOO_MANY_REQUESTS).then_some(answer)
+    })
+    .await;
+    let (status, made) = read_answer(answer).await;
+    assert_eq!((status, &made["total"]), (StatusCode::CREATED, &json!(2)), "{made}");
+    assert_eq!((there("batches"), there("jobs")), (let_in + 1, 2 * let_in + 2));
 }
 
 /// Begins a request with a body of a megabyte and sends only the half of it.
