@@ -71,6 +71,7 @@ mod told;
 mod tool_api;
 mod verify;
 mod verify_rounds;
+mod waiting;
 mod workers;
 
 use errand_testbed::support;

@@ -1,0 +1,136 @@
+//! Why a job waits, as it is told over HTTP to whoever may read it.
+
+use errand_testbed::factory::{Envelope as _, create, read, send};
+use jiff::{SignedDuration, Timestamp};
+use reqwest::StatusCode;
+use serde_json::{Value, json};
+
+use crate::{
+    api::Api,
+    harness::{Harness, PATIENCE},
+    support::wait::until,
+};
+
+/// A call that is throttled, one that fails, and one of which nobody knows the end.
+const FAULTS: &str = r#"
+    [[fault]]
+    kind = "throttle"
+    form = "org"
+    retry_after = "600"
+    tool = "LINEAR_CREATE_ISSUE"
+
+    [[fault]]
+    kind = "status"
+    status = 503
+    tool = "GITHUB_LIST_STARGAZERS"
+
+    [[fault]]
+    kind = "reset"
+    after_effect = true
+    tool = "GMAIL_SEND_EMAIL"
+"#;
+
+/// What waits does so for as long as the test takes.
+const PATIENT: [(&str, &str); 5] = [
+    ("ERRAND__RETRY__INITIAL_MS", "600000"),
+    ("ERRAND__RETRY__MAX_MS", "600000"),
+    ("ERRAND__VERIFY__ENABLED", "true"),
+    ("ERRAND__VERIFY__FIRST_MS", "600000"),
+    ("ERRAND__VERIFY__MAX_MS", "600000"),
+];
+
+/// What is told of a job that waits.
+struct Told {
+    job: Value,
+    state: &'static str,
+    held_reason: Option<&'static str>,
+    /// The kind of its error, and some of what that says to people.
+    error: Option<(&'static str, &'static [&'static str])>,
+    /// The key with the time of what happens next by itself; `None` where a person or the owner is waited for.
+    next: Option<&'static str>,
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_that_waits_says_for_what_and_when_it_goes_on() {
+    let harness = Harness::new("waiting", FAULTS).await;
+    assert!(harness.errand(&["migrate"]).status.success());
+    let api = Api::start(&harness.env()).await;
+    let (status, _) = api.post("/v1/queues/bulk/pause", &json!({"reason": "a repair"})).await;
+    assert_eq!(status, StatusCode::OK);
+    let _worker = harness.worker(&PATIENT).await;
+    let later = (Timestamp::now() + SignedDuration::from_hours(1)).to_string();
+    let all = [
+        Told {
+            job: read("user-1").with("run_at", &*later),
+            state: "scheduled",
+            held_reason: None,
+            error: None,
+            next: Some("due_at"),
+        },
+        Told {
+            job: read("user-2").with("queue", "bulk"),
+            state: "available",
+            held_reason: None,
+            error: None,
+            next: None,
+        },
+        Told {
+            job: read("u-nobody"),
+            state: "held",
+            held_reason: Some("connection"),
+            error: Some(("needs_connection", &["`user_id` \"u-nobody\"", "`github`", "connect"])),
+            next: None,
+        },
+        Told {
+            job: read("user-3").with("tool", "GITHUB_LIST_STARGAZERS"),
+            state: "retryable",
+            held_reason: None,
+            error: Some(("unknown_outcome", &["503"])),
+            next: Some("due_at"),
+        },
+        Told {
+            job: create("user-4"),
+            state: "retryable",
+            held_reason: None,
+            error: Some(("throttled", &["limit"])),
+            next: Some("due_at"),
+        },
+        Told {
+            job: send("user-5"),
+            state: "held",
+            held_reason: Some("unknown_outcome"),
+            error: Some(("unknown_outcome", &["errand looks for the request ID"])),
+            next: Some("check_at"),
+        },
+    ];
+    for Told { job, .. } in &all {
+        let (status, told) = api.post("/v1/jobs", job).await;
+        assert_eq!(status, StatusCode::CREATED, "{told}");
+    }
+    for Told { job, state, held_reason, error, next } in &all {
+        let path = format!("/v1/jobs/{}", job.id());
+        let found = until(&format!("a job that is {state}"), PATIENCE, async || {
+            let (_, found) = api.get(&path).await;
+            (found["state"] == *state).then_some(found)
+        })
+        .await;
+        assert_eq!(found["held_reason"].as_str(), *held_reason, "{found}");
+        assert_eq!(found["error"]["kind"].as_str(), error.map(|(kind, _)| kind), "{found}");
+        let message = found["error"]["message"].as_str().unwrap_or_default();
+        let words = error.map(|(_, words)| words).unwrap_or_default();
+        assert!(words.iter().all(|words| message.contains(words)), "{found}");
+        for key in ["due_at", "check_at"] {
+            let at = found[key].as_str().map(|at| at.parse::<Timestamp>().unwrap());
+            let is_to_come = at.is_some_and(|at| at > Timestamp::now() + SignedDuration::from_mins(5));
+            assert_eq!(is_to_come, *next == Some(key), "{key}: {found}");
+        }
+    }
+    let toolkit = api.get(&format!("/v1/jobs/{}", all[2].job.id())).await.1["toolkit"].clone();
+    assert_eq!(toolkit, "github", "what is to be connected");
+    // That its queue is paused is told of the queue.
+    let (_, queues) = api.get("/v1/queues").await;
+    let bulk = queues["items"].as_array().unwrap().iter().find(|queue| queue["queue"] == "bulk").unwrap();
+    let pause = &bulk["paused"];
+    assert_eq!((&pause["by"], &pause["reason"]), (&json!("api"), &json!("a repair")), "{bulk}");
+    assert!(pause["since"].is_string() && bulk["waiting"] == 1, "{bulk}");
+}
