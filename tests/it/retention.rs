@@ -7,11 +7,13 @@ use errand::{
 use errand_testbed::factory::{Envelope as _, create, read, send};
 use jiff::Timestamp;
 use lapin::BasicProperties;
+use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
 use crate::{
-    harness::{Harness, PATIENCE},
+    api::{Api, read_answer},
+    harness::{Harness, PATIENCE, run},
     support::wait::until,
 };
 
@@ -32,7 +34,7 @@ async fn age(harness: &Harness, days: u32, condition: &str) {
 fn answer(harness: &Harness, args: &[&str], settings: &[(&str, &str)]) -> Value {
     let mut env = harness.env();
     env.extend(settings.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())));
-    let output = crate::harness::run(args, &env);
+    let output = run(args, &env);
     let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "{args:?}: {out}{err}");
     serde_json::from_str(&out).unwrap_or_else(|error| panic!("{error}: {out}{err}"))
@@ -79,6 +81,38 @@ async fn what_was_kept_for_long_enough_is_removed_by_one_of_the_workers() {
     harness.publish(&jobs[1..2]).await;
     harness.job_in(jobs[1].id(), &["succeeded"]).await;
     assert_eq!(harness.sandbox.ledger_summary().calls, 31, "it was called again");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_sent_again_after_it_was_removed_is_new_whether_by_its_id_or_its_key() {
+    let folder = crate::harness::in_memory("errand-again-");
+    let url = format!("sqlite://{}", folder.path().join("errand.db").display());
+    let env = [("DATABASE_URL".to_owned(), url)];
+    let errand = |args: &[&str]| assert!(run(args, &env).status.success(), "{args:?}");
+    errand(&["migrate"]);
+    let api = Api::start(&env).await;
+    let job = read("user-1").with("idempotency_key", "k");
+    let other_body = job.clone().with("tool", "GITHUB_LIST_STARGAZERS");
+    let batch = json!({"user_id": "user-1", "items": [read("user-1").nameless()]});
+    let batched = async || {
+        let request = api.request(Method::POST, "/v1/batches").header("idempotency-key", "night-1");
+        read_answer(request.json(&batch).send().await.unwrap()).await
+    };
+    let prune = ["prune", "--state", "cancelled", "--yes"];
+    let erase = ["erase", "--owner", "user:user-1"];
+    for (body, removed) in [(&job, &prune[..]), (&job, &erase), (&other_body, &prune), (&job, &erase)] {
+        let path = format!("/v1/jobs/{}", body.id());
+        assert_eq!(api.post("/v1/jobs", body).await.0, StatusCode::CREATED, "{removed:?}");
+        assert_eq!(api.post("/v1/jobs", body).await.0, StatusCode::OK, "{removed:?}");
+        // As long as a batch is kept it is known, whatever became of its jobs.
+        let (status, made) = batched().await;
+        assert_eq!(status, if removed == erase { StatusCode::OK } else { StatusCode::CREATED }, "{made}");
+        errand(&["jobs", "cancel", "--owner", "user:user-1", "--yes"]);
+        errand(removed);
+        assert_eq!(api.get(&path).await.0, StatusCode::NOT_FOUND, "{removed:?}");
+        let known = api.get(&format!("/v1/batches/{}", made["id"].as_str().unwrap())).await.0;
+        assert_eq!(known == StatusCode::OK, removed == prune, "{removed:?}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

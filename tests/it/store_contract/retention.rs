@@ -4,12 +4,14 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use errand::{
     job::{AttemptOutcome, Ending, EnvelopeReason, ErrorKind, JobId, JobSpec, Principal, State, Stop},
-    store::{Inserted, JobFilter, OldJob, OldMessage, Pending, Place, Rejected, Repeat, Which},
+    store::{Conflict, Inserted, JobFilter, OldJob, OldMessage, Pending, Place, Rejected, Repeat, Which},
 };
 use serde_json::json;
 use uuid::Uuid;
 
-use super::{FORCE, LEASE, OPERATOR, TestStore, error, hold, job, job_with_reply, on_every_backend, succeed};
+use super::{
+    FORCE, LEASE, OPERATOR, TestStore, error, hold, job, job_with_reply, on_every_backend, renamed, succeed,
+};
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
@@ -165,6 +167,26 @@ on_every_backend!(a_job_goes_with_its_attempts_its_history_and_its_key, async |t
     t.execute("delete from jobs").await;
     t.finish(&run.end(succeed("{}"), AttemptOutcome::Succeeded)).await;
     assert_eq!(t.rows_of("attempts", "job_id", spec.id).await, 0);
+});
+
+on_every_backend!(an_id_and_a_key_mean_nothing_any_more_when_their_job_is_gone, async |t| {
+    let first = job(json!({"idempotency_key": "k"}));
+    let (id, again) = (first.id.to_string(), renamed(&first));
+    let body = job(json!({"id": id, "tool": "OTHER"}));
+    let owner = job(json!({"id": id, "org_id": "org"}));
+    let key = job(json!({"idempotency_key": "k", "tool": "OTHER"}));
+    t.insert(&first).await;
+    t.store.note_repeats(&[Repeat { job: first.id, id: again.id, asked: None }]).await.unwrap();
+    let taken = [t.insert(&body).await, t.insert(&owner).await, t.insert(&key).await];
+    assert_eq!(taken, [Conflict::Body, Conflict::Owner, Conflict::Key].map(Inserted::Conflict));
+    t.store.cancel(&Principal::Operator, first.id, OPERATOR).await.unwrap();
+    assert_eq!(t.store.remove_jobs(&[t.old(first.id).await]).await.unwrap(), [first.id]);
+    for spec in [&body, &owner, &key, &again, &first] {
+        assert_eq!(t.insert(spec).await, Inserted::New { state: State::Available });
+        assert_eq!(t.view(spec.id).await.spec.tool, spec.tool);
+        t.store.cancel(&Principal::Operator, spec.id, OPERATOR).await.unwrap();
+        assert_eq!(t.store.remove_jobs(&[t.old(spec.id).await]).await.unwrap(), [spec.id]);
+    }
 });
 
 on_every_backend!(a_job_that_changed_since_it_was_seen_stays, async |t| {
