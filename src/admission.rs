@@ -40,6 +40,18 @@ pub struct Stored {
     inserted: Vec<Inserted>,
 }
 
+impl Stored {
+    /// Those that are new and may run now.
+    fn available(&self) -> impl Iterator<Item = &Arc<JobSpec>> {
+        let is_available = |answer: &Inserted| matches!(answer, Inserted::New { state: State::Available });
+        self.jobs
+            .iter()
+            .zip(&self.inserted)
+            .filter(move |(_, answer)| is_available(answer))
+            .map(|(spec, _)| spec)
+    }
+}
+
 /// What became of a change of a job that waits.
 #[derive(Debug, Clone)]
 pub enum EditAnswer {
@@ -251,11 +263,10 @@ impl Admission {
     }
 
     /// Publishes what was just stored. No failure here is one of enqueueing: the relay looks after jobs that nobody claims.
-    pub async fn hand_over(&self, Stored { jobs, inserted }: &Stored) {
+    pub async fn hand_over(&self, stored: &Stored) {
         let Some(queue) = &self.queue else { return };
-        let is_available = |answer: &Inserted| matches!(answer, Inserted::New { state: State::Available });
-        let available = jobs.iter().zip(inserted).filter(|(_, answer)| is_available(answer));
-        let (ids, messages): (Vec<JobId>, _) = available.map(|(spec, _)| (spec.id, message(spec))).unzip();
+        let (ids, messages): (Vec<JobId>, _) =
+            stored.available().map(|spec| (spec.id, message(spec))).unzip();
         let published = ids.into_iter().zip(queue.publish(messages).await);
         let (failed, errors): (Vec<JobId>, Vec<_>) =
             published.filter_map(|(id, answer)| Some((id, answer.err()?))).unzip();
@@ -263,10 +274,23 @@ impl Admission {
             let what = "stored jobs could not be handed to the broker; the relay of a worker publishes them";
             tracing::warn!(jobs = failed.len(), job.id = %failed[0], error = %chain(error), "{what}");
         }
-        if !failed.is_empty()
-            && let Err(error) = self.store.defer(&failed, Duration::ZERO).await
+        self.bring_forward(&failed).await;
+    }
+
+    /// Lets the relay publish at once what was just stored, instead of handing it over.
+    pub async fn leave_to_relay(&self, stored: &Stored) {
+        // Without a broker it does so anyway.
+        if self.queue.is_some() {
+            self.bring_forward(&stored.available().map(|spec| spec.id).collect::<Vec<_>>()).await;
+        }
+    }
+
+    /// Makes jobs due that the relay would only look for when nobody claims them.
+    async fn bring_forward(&self, jobs: &[JobId]) {
+        if !jobs.is_empty()
+            && let Err(error) = self.store.defer(jobs, Duration::ZERO).await
         {
-            tracing::warn!(jobs = failed.len(), error = %chain(&error), "stored jobs are published only when the relay misses them");
+            tracing::warn!(jobs = jobs.len(), error = %chain(&error), "stored jobs are published only when the relay misses them");
         }
     }
 }

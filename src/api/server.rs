@@ -57,8 +57,9 @@ const MAX_HEAD_BYTES: usize = 32 * 1024;
 
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// How long requests that are under way may take to end when the API stops.
-const DRAIN: Duration = Duration::from_secs(10);
+/// How long requests that are under way, and jobs on their way to the broker, may take to end when the API stops. With the
+/// three seconds that a silent broker may take to be left, `errand api` ends within ten.
+const DRAIN: Duration = Duration::from_secs(6);
 
 #[derive(Debug)]
 pub struct Api {
@@ -104,7 +105,7 @@ impl Api {
         self.listener.local_addr()
     }
 
-    /// Serves until `stop`. Then those who wait get their answers, and requests that are under way end within ten seconds.
+    /// Serves until `stop`. Then those who wait get their answers, and requests that are under way end within six seconds.
     pub async fn run(self, stop: CancellationToken) {
         let Self { listener, parts, routes, description, is_on_loopback, options, tls } = self;
         let waiters = Waiters::new(parts.store.clone(), stop.clone());
@@ -124,7 +125,7 @@ impl Api {
             Arc::new(Gate::new(parts.store.clone(), is_on_loopback, Rate::new(options.requests_per_second)));
         let origins = Origins::new(options.cors_origins);
         let turns = Room::for_turns();
-        let together = Together::new(parts.admission.clone());
+        let together = Together::new(parts.admission.clone(), stop.clone());
         let (parts, glimpse) = (Arc::new(parts), Arc::default());
         let shared = Shared { parts, together: together.clone(), waiters, glimpse, description, turns };
         let router = router(routes, shared, gate, origins);

@@ -2,12 +2,14 @@
 //!
 //! There is no timer: a job that comes alone is stored at once. What is wrong with one costs no other: where the database
 //! refuses several, each is stored by itself. Whoever asks is answered when the job is stored; it is handed to the broker
-//! behind that, because the relay looks after what the broker does not get.
+//! behind that, because the relay looks after what the broker does not get. When the API ends, nobody waits for the broker any
+//! more: what is stored then is the relay's.
 
 use std::sync::{Arc, Mutex};
 
 use futures_util::future::join_all;
 use tokio::sync::{Semaphore, oneshot};
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     admission::{Admission, Enqueued},
@@ -34,6 +36,7 @@ pub(super) struct Together {
     turns: Semaphore,
     /// One for each write whose jobs are on their way to the broker. Neither of the two is ever closed.
     hands: Arc<Semaphore>,
+    stop: CancellationToken,
 }
 
 /// A job that waits for a turn, and who waits for it.
@@ -44,9 +47,10 @@ struct Waiting {
 }
 
 impl Together {
-    pub(super) fn new(admission: Admission) -> Arc<Self> {
+    /// After `stop`, jobs are left to the relay.
+    pub(super) fn new(admission: Admission, stop: CancellationToken) -> Arc<Self> {
         let hands = Arc::new(Semaphore::new(HANDED_OVER as usize));
-        Arc::new(Self { admission, waiting: Mutex::default(), turns: Semaphore::new(TURNS), hands })
+        Arc::new(Self { admission, waiting: Mutex::default(), turns: Semaphore::new(TURNS), hands, stop })
     }
 
     /// Enqueues a job. `None` where errand failed. What is begun is finished although nobody waits for the answer any more: a
@@ -100,8 +104,12 @@ impl Together {
     /// Stores jobs, and lets them be handed over.
     async fn insert(self: &Arc<Self>, specs: &[Arc<JobSpec>]) -> Result<Vec<Enqueued>, StoreError> {
         // It is taken before the write, so that a slow broker keeps jobs from being stored rather than from being handed over.
-        let hand = self.hands.clone().acquire_owned().await;
+        let hand = self.stop.run_until_cancelled(self.hands.clone().acquire_owned()).await;
         let (answers, stored) = self.admission.insert(specs).await?;
+        if hand.is_none() {
+            self.admission.leave_to_relay(&stored).await;
+            return Ok(answers);
+        }
         let this = self.clone();
         tokio::spawn(async move {
             this.admission.hand_over(&stored).await;

@@ -1,18 +1,20 @@
 //! What becomes of jobs while RabbitMQ refuses, forgets or loses something, and after that. One worker lives
 //! through all of it, and every job counts, so that a repetition would be seen.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use errand_testbed::factory::{create, send, spread};
+use errand_testbed::factory::{Envelope as _, create, send, spread};
 use lapin::{
     BasicProperties,
     options::{BasicGetOptions, BasicNackOptions},
 };
-use reqwest::Method;
-use serde_json::json;
+use reqwest::{Method, StatusCode};
+use serde_json::{Value, json};
+use tokio::task::JoinHandle;
 
 use crate::{
-    harness::{Harness, PATIENCE, Process, run, sandbox},
+    api::Api,
+    harness::{Harness, PATIENCE, Process, port, run, sandbox},
     support::{self, Proxy, http, rabbitmq, wait::until},
 };
 
@@ -282,4 +284,121 @@ async fn a_worker_that_the_broker_forgot_notices_and_subscribes_anew() {
     assert_eq!((renewed("default").await, renewed("bulk").await), (1.0, 0.0));
     worker.metric_reaches("errand_subscriptions_renewed_total{queue=\"dead\"}", 1.0).await;
     assert_eq!(worker.metric("errand_broker_reconnects_total").await, 0.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn jobs_that_are_called_off_while_the_broker_is_gone_are_not_repeated() {
+    let harness = Harness::new("called-off", RELAYED).await;
+    let broker = support::start_proxy(port(&harness.vhost.amqp_url)).await;
+    let tool_api = support::start_proxy(port(&harness.sandbox.base_url())).await;
+    let (amqp, calls) =
+        (broker.url(&harness.vhost.amqp_url).unwrap(), tool_api.url(&harness.sandbox.base_url()).unwrap());
+    let worker =
+        harness.worker(&[("AMQP_URL", &amqp), ("COMPOSIO_BASE_URL", calls.trim_end_matches('/'))]).await;
+    let api = Api::start(&harness.env()).await;
+    tool_api.stall();
+    let (throttled, sent) = (create("user-1"), send("user-1"));
+    harness.publish(&[throttled.clone(), sent.clone()]).await;
+    harness.counts("state = 'running'", 2).await;
+    broker.cut().await.unwrap();
+    for job in [&throttled, &sent] {
+        let (status, told) = api.post(&format!("/v1/jobs/{}/cancel", job.id()), &json!({})).await;
+        let told = (status, &told["state"], &told["cancel_requested"]);
+        assert_eq!(told, (StatusCode::OK, &json!("running"), &json!(true)));
+    }
+    // The end of the call is written with what the database says by then, whatever the broker does.
+    tool_api.heal().await.unwrap();
+    let ended = async |job: &Value| harness.job_in(job.id(), &["cancelled", "succeeded", "retryable"]).await;
+    let (called_off, done) = (ended(&throttled).await, ended(&sent).await);
+    assert_eq!((&called_off["state"], &called_off["due_at"]), (&json!("cancelled"), &Value::Null));
+    assert_eq!((&called_off["history"][0]["by"], &called_off["attempt"]), (&json!("api"), &json!(1)));
+    assert_eq!(called_off["attempts"][0]["outcome"], "throttled", "{called_off}");
+    assert_eq!((&done["state"], &done["cancel_requested"]), (&json!("succeeded"), &json!(true)), "{done}");
+    assert!(worker.log().contains("consuming ended; trying again"), "{}", worker.log());
+
+    broker.heal().await.unwrap();
+    let next = send("user-2");
+    harness.publish(std::slice::from_ref(&next)).await;
+    harness.job_in(next.id(), &["succeeded"]).await;
+    assert_eq!((harness.show(throttled.id()), harness.show(sent.id())), (called_off, done));
+    harness.called(3).await;
+}
+
+/// So long it takes at least until the API gives up what it hands to a broker that is silent, and at most until it ends when
+/// it is told to.
+const SILENCE: Duration = Duration::from_secs(10);
+
+/// What a machine may add that stands still for seconds.
+const MARGIN: Duration = Duration::from_secs(10);
+
+/// Enqueues jobs one after the other, of which each is stored although the broker may be silent.
+async fn stored(api: &Api, jobs: &[Value]) {
+    for job in jobs {
+        let (status, told) = api.post("/v1/jobs", job).await;
+        assert_eq!(status, StatusCode::CREATED, "{told}");
+    }
+}
+
+/// Enqueues jobs at once. What is not answered, or not with 201, is false.
+fn enqueued(api: &Api, jobs: &[Value]) -> Vec<JoinHandle<bool>> {
+    let enqueue = |job: &Value| {
+        let answer = api.request(Method::POST, "/v1/jobs").json(job).send();
+        tokio::spawn(async { answer.await.is_ok_and(|answer| answer.status() == StatusCode::CREATED) })
+    };
+    jobs.iter().map(enqueue).collect()
+}
+
+/// An API that has handed the first of these jobs to a broker which is silent since then, and the next eight are on their
+/// way to it: each write of a job takes a hand until the broker has it, and there are eight. The others wait at the door.
+async fn silenced(harness: &Harness, jobs: &[Value]) -> (Proxy, Api, Vec<JoinHandle<bool>>) {
+    let broker = support::start_proxy(port(&harness.vhost.amqp_url)).await;
+    let mut env = harness.env();
+    env.push(("AMQP_URL".into(), broker.url(&harness.vhost.amqp_url).unwrap()));
+    env.push(("ERRAND__RELAY__UNCLAIMED_SECS".into(), "5".into()));
+    let api = Api::start(&env).await;
+    stored(&api, &jobs[..1]).await;
+    harness.all_ran_once(1).await;
+    broker.stall();
+    let stalled = Instant::now();
+    stored(&api, &jobs[1..9]).await;
+    let slowed = enqueued(&api, &jobs[9..]);
+    // Whoever does not enqueue notices nothing.
+    for job in &jobs[1..9] {
+        let (status, told) = api.get(&format!("/v1/jobs/{}", job.id())).await;
+        assert_eq!(status, StatusCode::OK, "{told}");
+    }
+    let is_early = |task: &JoinHandle<bool>| task.is_finished() && stalled.elapsed() < SILENCE;
+    assert!(!slowed.iter().any(is_early), "the door waits for the broker");
+    (broker, api, slowed)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn while_the_broker_is_silent_jobs_over_http_are_stored_and_then_slowed_down_and_none_is_lost() {
+    let harness = Harness::new("api-silence", "").await;
+    let _worker = harness.worker(&[]).await;
+    let (broker, _api, slowed) = silenced(&harness, &spread(12, send)).await;
+    broker.heal().await.unwrap();
+    for answered in slowed {
+        assert!(answered.await.unwrap(), "what is slow is not refused");
+    }
+    harness.all_ran_once(12).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_api_that_is_told_to_stop_while_the_broker_is_silent_ends_in_time_and_loses_nothing() {
+    let harness = Harness::new("api-end-silence", "").await;
+    let _worker = harness.worker(&[]).await;
+    let (broker, mut api, slowed) = silenced(&harness, &spread(12, send)).await;
+    let begun = Instant::now();
+    assert!(api.process.stop().await.success(), "{}", api.process.log());
+    assert!(begun.elapsed() < SILENCE + MARGIN, "{:?}", begun.elapsed());
+    // The relay of the worker, for which the broker is there, publishes what was stored.
+    harness.counts("state = 'succeeded'", 12).await;
+    // Who waited at the door was answered, so that nobody has to send anything again.
+    for answered in slowed {
+        assert!(answered.await.unwrap(), "{}", api.process.log());
+    }
+    // What waits for the silent broker comes late.
+    broker.heal().await.unwrap();
+    harness.all_ran_once(12).await;
 }
