@@ -8,6 +8,7 @@ use axum::{
 };
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
+use tokio::time::Instant;
 use utoipa::{
     IntoParams, ToSchema,
     openapi::path::{Parameter, ParameterIn},
@@ -23,8 +24,9 @@ use super::{
     },
     filter::FilterBody,
     problem::{Kind, Problem},
-    request::{MAX_LIMIT, Parameters, idempotency_key, optional_json, parsed},
+    request::{MAX_LIMIT, Parameters, Waiting, idempotency_key, optional_json, parsed, preferred_wait},
     shared::Shared,
+    waiters::Subject,
 };
 use crate::{
     access::Scope,
@@ -36,6 +38,9 @@ use crate::{
         NewAction,
     },
 };
+
+/// When to ask again for an action that has not ended.
+const ASK_AGAIN: HeaderValue = HeaderValue::from_static("1");
 
 /// What is to be done to which jobs.
 #[derive(Debug, Default, Deserialize, ToSchema)]
@@ -258,11 +263,16 @@ pub(super) async fn list(
         .into_response())
 }
 
-/// Reads an action, with its progress
+/// Reads an action, with its progress, or waits for its end
 #[utoipa::path(
     get, path = "/v1/actions/{id}", operation_id = "showAction", security(("bearer" = ["manage"])),
-    params(("id" = Uuid, Path, description = "The ID of the action.", example = example_id)),
-    responses((status = 200, description = "The action.", body = ActionJson), OfAnyRequest, OfItsContent, OfOne)
+    params(("id" = Uuid, Path, description = "The ID of the action.", example = example_id), Waiting),
+    responses(
+        (status = 200, description = "The action. After waiting, it has ended.", body = ActionJson),
+        (status = 202, description = "After waiting: it has not ended yet.", body = ActionJson,
+            headers(("Retry-After" = u32, description = "When to ask again, in seconds."))),
+        OfAnyRequest, OfItsContent, OfOne,
+    )
 )]
 pub(super) async fn show(
     State(shared): State<Shared>,
@@ -270,9 +280,24 @@ pub(super) async fn show(
     Path(id): Path<String>,
     request: Request,
 ) -> Result<Response, Problem> {
-    Parameters::of(&request).end()?;
+    let id = uuid(&id)?;
+    let mut parameters = Parameters::of(&request);
+    let wait = parameters.wait()?.or(preferred_wait(request.headers())?);
+    parameters.end()?;
     let principal = caller.may(Scope::Manage)?;
-    shown(shared.parts.store.action(principal, uuid(&id)?).await?)
+    let read = async || shared.parts.store.action(principal, id).await?.ok_or_else(no_action);
+    let mut action = read().await?;
+    if let Some(wait) = wait
+        && !action.has_ended()
+    {
+        shared.waiters.wait(Subject::Action(id), Instant::now() + wait).await;
+        action = read().await?;
+    }
+    let json = Json(ActionJson::of(&action));
+    if wait.is_some() && !action.has_ended() {
+        return Ok((StatusCode::ACCEPTED, [(header::RETRY_AFTER, ASK_AGAIN)], json).into_response());
+    }
+    Ok(json.into_response())
 }
 
 /// Lets an action be carried out

@@ -1,4 +1,4 @@
-//! Those who wait for jobs and batches to end. One look at the store serves all of them, however many wait.
+//! Those who wait for jobs, batches and actions to end. One look at the store serves all of them, however many wait.
 
 use std::{
     collections::{HashMap, HashSet, hash_map::Entry},
@@ -11,6 +11,7 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
 use crate::{
     backoff::Intervals,
@@ -52,6 +53,8 @@ pub(super) enum Subject {
     Job(JobId),
     /// That it is complete.
     Batch(BatchId),
+    /// That it has ended.
+    Action(Uuid),
 }
 
 /// How somebody waits.
@@ -132,18 +135,23 @@ impl Waiters {
     }
 
     async fn ended(&self, due: &[Subject]) -> Result<HashSet<Subject>, StoreError> {
-        let (mut jobs, mut batches, mut ended) = (Vec::new(), Vec::new(), HashSet::new());
+        let (mut jobs, mut batches, mut actions) = (Vec::new(), Vec::new(), Vec::new());
         for subject in due {
             match subject {
                 Subject::Job(job) => jobs.push(*job),
                 Subject::Batch(batch) => batches.push(*batch),
+                Subject::Action(action) => actions.push(*action),
             }
         }
+        let mut ended = HashSet::new();
         if !jobs.is_empty() {
             ended.extend(self.store.settled(&jobs).await?.into_iter().map(Subject::Job));
         }
         if !batches.is_empty() {
             ended.extend(self.store.completed_batches(&batches).await?.into_iter().map(Subject::Batch));
+        }
+        if !actions.is_empty() {
+            ended.extend(self.store.ended_actions(&actions).await?.into_iter().map(Subject::Action));
         }
         Ok(ended)
     }

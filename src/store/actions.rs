@@ -59,6 +59,9 @@ pub trait Actions: fmt::Debug + Send + Sync {
 
     async fn action(&self, principal: &Principal, id: Uuid) -> Result<Option<Action>>;
 
+    /// Which of these actions have ended, or are not there.
+    async fn ended_actions(&self, ids: &[Uuid]) -> Result<Vec<Uuid>>;
+
     /// Up to `limit` actions, the newest first. Those that come after `before`, or the first.
     async fn actions(
         &self,

@@ -13,11 +13,11 @@ use crate::{
 
 /// Waits until an action has ended.
 async fn ended(api: &Api, id: &str) -> Value {
-    let path = format!("/v1/actions/{id}");
+    let path = format!("/v1/actions/{id}?wait=20");
     until("the action to end", PATIENCE, async || {
         let (status, action) = api.get(&path).await;
-        assert_eq!(status, StatusCode::OK, "{action}");
-        (!action["finished_at"].is_null()).then_some(action)
+        assert_eq!(status == StatusCode::OK, !action["finished_at"].is_null(), "{action}");
+        (status == StatusCode::OK).then_some(action)
     })
     .await
 }
@@ -78,6 +78,10 @@ async fn an_app_previews_confirms_and_follows_an_action() {
     assert_eq!(tagged["preview"]["total"], 5, "{tagged}");
     let id = text(&tagged, "id");
     assert_eq!(harness.count("state = 'failed'").await, 6, "nobody has confirmed anything");
+    let late = api.request(Method::GET, &format!("/v1/actions/{id}")).header("prefer", "wait=0");
+    let late = late.send().await.unwrap();
+    assert_eq!(late.headers()["retry-after"], "1");
+    assert_eq!(read_answer(late).await, (StatusCode::ACCEPTED, tagged.clone()));
     for _ in 0..2 {
         let (status, confirmed) = api.post(&format!("/v1/actions/{id}/confirm"), &json!({})).await;
         assert_eq!((status, &confirmed["confirmed_by"]), (StatusCode::OK, &json!("api")), "{confirmed}");

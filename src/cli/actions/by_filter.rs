@@ -41,9 +41,10 @@ pub(in crate::cli) struct ByFilter {
     pub(in crate::cli) format: Format,
 }
 
-/// How often a command looks at an action that a worker carries out, in the database and at a server.
+/// How often a command looks at an action that a worker carries out, in the database and at a server. There it is told of the
+/// end when it comes.
 const FOLLOW_EVERY: Duration = Duration::from_millis(200);
-const ASK_EVERY: Duration = Duration::from_secs(1);
+const ASK_EVERY: Duration = Duration::from_secs(2);
 
 impl ByFilter {
     /// Counts the jobs, asks, makes an action of it, and carries that out together with the workers.
@@ -277,13 +278,13 @@ async fn follow_at(server: &Server, id: Uuid, total: u64) -> anyhow::Result<Opti
     let (stop, interrupted) = on_interrupt();
     let bar = bar(total);
     let ended = loop {
-        let action: ToldAction = server.ask(Call::get(format!("/v1/actions/{id}"))).await?;
+        let call = Call::get(format!("/v1/actions/{id}"));
+        let call = call.with("wait", Some(ASK_EVERY.as_secs())).waits(ASK_EVERY);
+        let Some(told) = stop.run_until_cancelled(server.ask::<ToldAction>(call)).await else { break None };
+        let action = told?;
         bar.set_position(action.progress.looked_at);
         if action.finished_at.is_some() {
             break Some(action);
-        }
-        if stop.run_until_cancelled(tokio::time::sleep(ASK_EVERY)).await.is_none() {
-            break None;
         }
     };
     bar.finish_and_clear();

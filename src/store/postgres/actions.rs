@@ -1,6 +1,9 @@
 //! Actions: one decision about all jobs that a filter means.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, HashSet},
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use uuid::Uuid;
@@ -50,6 +53,8 @@ statements! { Postgres:
     select * from aborted";
 
     action(principal: One<'_, PrincipalColumns>, id: Uuid) = "select * from actions where {may_see} and id = {id}";
+
+    open(ids: Vec<Uuid>) = "select id from actions where id = any({ids}) and finished_at is null";
 
     actions(principal: One<'_, PrincipalColumns>, at: i64, id: Uuid, limit: i64) = "select * from actions
     where {may_see} and (created_at, id) < ({instant}, {id}) order by created_at desc, id desc limit {limit}";
@@ -149,6 +154,12 @@ impl Actions for PostgresStore {
 
     async fn action(&self, principal: &Principal, id: Uuid) -> Result<Option<Action>> {
         self.other.fetch_first(sql::action(One(principal), id)).await?.as_ref().map(action).transpose()
+    }
+
+    async fn ended_actions(&self, ids: &[Uuid]) -> Result<Vec<Uuid>> {
+        let open = self.other.fetch(sql::open(ids.to_vec())).await?;
+        let open = open.iter().map(|row| row.read("id")).collect::<Result<HashSet<Uuid>>>()?;
+        Ok(ids.iter().filter(|id| !open.contains(id)).copied().collect())
     }
 
     async fn actions(

@@ -51,6 +51,8 @@ statements! { Sqlite:
 
     action(principal: One<'_, PrincipalColumns>, id: Uuid) = "select * from actions where {may_see} and id = {id}";
 
+    open(id: Uuid) = "select 1 from actions where id = {id} and finished_at is null";
+
     actions(principal: One<'_, PrincipalColumns>, at: i64, id: Uuid, limit: i64) = "select * from actions
     where {may_see} and (created_at, id) < ({at}, {id}) order by created_at desc, id desc limit +{limit}";
 
@@ -151,6 +153,16 @@ impl Actions for SqliteStore {
 
     async fn action(&self, principal: &Principal, id: Uuid) -> Result<Option<Action>> {
         self.reader.fetch_first(sql::action(One(principal), id)).await?.as_ref().map(action).transpose()
+    }
+
+    async fn ended_actions(&self, ids: &[Uuid]) -> Result<Vec<Uuid>> {
+        let mut ended = Vec::new();
+        for id in ids {
+            if self.reader.fetch_first(sql::open(*id)).await?.is_none() {
+                ended.push(*id);
+            }
+        }
+        Ok(ended)
     }
 
     async fn actions(

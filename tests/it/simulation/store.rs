@@ -650,6 +650,10 @@ impl Actions for Faulty {
         unreachable!("nobody makes actions here")
     }
 
+    async fn ended_actions(&self, _: &[Uuid]) -> Result<Vec<Uuid>, StoreError> {
+        unreachable!("nobody makes actions here")
+    }
+
     async fn actions(&self, _: &Principal, _: Option<Place>, _: usize) -> Result<Vec<Action>, StoreError> {
         unreachable!("nobody makes actions here")
     }

@@ -119,6 +119,8 @@ on_every_backend!(an_action_is_carried_out_when_it_is_confirmed_and_once, and be
     assert_eq!((&taken.action, taken.fence, taken.place), (&confirmed, 1, None));
     assert!(taken.unsettled.is_none());
     assert!(take(&t.other).await.is_none(), "it is carried out");
+    let unknown = Uuid::now_v7();
+    assert_eq!(t.store.ended_actions(&[new.id, unknown]).await.unwrap(), [unknown]);
     assert!(t.other.take_action(Some(new.id), LEASE).await.unwrap().is_none());
     assert!(t.store.keep_action(new.id, taken.fence, LEASE).await.unwrap());
     assert!(t.store.record_action(new.id, taken.fence, &decide(1, &[JobId::new()], LEASE)).await.unwrap());
@@ -126,6 +128,7 @@ on_every_backend!(an_action_is_carried_out_when_it_is_confirmed_and_once, and be
     assert!(!t.store.record_action(new.id, taken.fence, &end(2)).await.unwrap(), "that was all");
     let done = shown(&t.store, new.id).await;
     assert_eq!((done.status, done.has_ended(), &done.progress), (ActionStatus::Done, true, &progress(2)));
+    assert_eq!(t.store.ended_actions(&[new.id, unknown]).await.unwrap(), [new.id, unknown]);
     assert!(take(&t.store).await.is_none());
     assert_eq!(t.store.abort_action(&OPERATOR, new.id, BY).await.unwrap().as_ref(), Some(&done));
     assert_eq!(
