@@ -194,14 +194,16 @@ impl Loader {
 
     fn read_text(&mut self, text: &str, path: PathBuf) {
         let path = Arc::new(path);
-        self.read_toml(text, &|line| Origin::File { path: path.clone(), line });
+        let ends: Vec<usize> = text.match_indices('\n').map(|(at, _)| at).collect();
+        let line = |at| 1 + ends.partition_point(|end| *end < at);
+        self.read_toml(text, &|at| Origin::File { path: path.clone(), line: line(at) });
     }
 
-    fn read_toml(&mut self, text: &str, origin: &dyn Fn(usize) -> Origin) {
-        let place = |at: usize| origin(1 + text.bytes().take(at).filter(|byte| *byte == b'\n').count());
+    /// Reads a text, each byte of which is from a `place`.
+    fn read_toml(&mut self, text: &str, place: &dyn Fn(usize) -> Origin) {
         let (table, errors) = DeTable::parse_recoverable(text);
         if errors.is_empty() {
-            self.read_table(&Key(Vec::new()), table.get_ref(), &place);
+            self.read_table(&Key(Vec::new()), table.get_ref(), place);
             return;
         }
         for error in errors {

@@ -32,9 +32,9 @@ pub(crate) struct Harness {
 }
 
 impl Harness {
-    /// A fresh harness. `faults` is TOML that is added to the sandbox's default world.
+    /// A fresh harness, whose database has errand's tables. `faults` is TOML that is added to the sandbox's default world.
     pub(crate) async fn new(hint: &str, faults: &str) -> Self {
-        let (database, vhost) = tokio::join!(support::database(hint), support::vhost(hint));
+        let (database, vhost) = tokio::join!(crate::migrated::postgres(hint), support::vhost(hint));
         Self::of(database, vhost, sandbox(faults).await)
     }
 

@@ -39,6 +39,7 @@ mod late;
 mod least_privileges;
 mod lost_answers;
 mod metrics_docs;
+mod migrated;
 mod migrations;
 mod model;
 mod openapi;

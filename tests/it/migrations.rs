@@ -146,7 +146,7 @@ async fn an_index_that_was_left_half_built_is_built_anew() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_migrates_only_where_it_is_told_to_and_otherwise_says_what_to_run() {
-    let harness = crate::harness::Harness::new("unmigrated", "").await;
+    let harness = crate::harness::Harness::without_tables("unmigrated", "").await;
     let worker = harness.start_worker(&[("ERRAND__STORE__MIGRATE_AT_START", "false")]);
     worker.logged("migrations are missing; run `errand migrate`").await;
     assert!(harness.errand(&["migrate"]).status.success());

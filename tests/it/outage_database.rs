@@ -34,7 +34,7 @@ pub(crate) struct Limited {
 
 impl Limited {
     pub(crate) async fn new(hint: &str, faults: &str) -> Self {
-        let harness = Harness::new(hint, faults).await;
+        let harness = Harness::without_tables(hint, faults).await;
         let elsewhere = harness.database.url.replace(&format!("/{}", harness.database.name), "/postgres");
         let admin = PgConnection::connect(&elsewhere).await.unwrap();
         let mut limited = Self { role: format!("worker_{}", harness.database.name), harness, admin };

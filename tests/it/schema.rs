@@ -93,7 +93,7 @@ fn refused(error: &StoreError, words: &[&str]) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_tables_of_errand_are_in_a_schema_of_their_own_whatever_else_is_in_the_database() {
-    let harness = Harness::new("schema", "").await;
+    let harness = Harness::without_tables("schema", "").await;
     // An application with the same names, and another that uses sqlx.
     execute(
         &harness.database,
@@ -134,7 +134,7 @@ async fn the_tables_of_errand_are_in_a_schema_of_their_own_whatever_else_is_in_t
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_tables_of_an_earlier_build_move_with_their_rows_and_back() {
-    let harness = Harness::new("moving", "").await;
+    let harness = Harness::without_tables("moving", "").await;
     let in_public = [("ERRAND__STORE__SCHEMA", "public"), ("ERRAND__WORKER__LEASE_SECS", "20")];
     let mut earlier = harness.worker(&in_public).await;
     let jobs = [send("user-1"), send("user-2")];
@@ -363,7 +363,7 @@ async fn an_earlier_build_makes_no_second_set_of_tables_after_a_move() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_second_set_of_tables_is_told_by_migrate_doctor_and_worker() {
-    let harness = Harness::new("twice", "").await;
+    let harness = Harness::without_tables("twice", "").await;
     let tools = store(&harness.database, "tools");
     tools.migrate().await.unwrap();
     // As a restored backup leaves it.

@@ -288,7 +288,7 @@ async fn readiness_says_within_seconds_that_the_broker_is_gone_and_why() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn readiness_says_that_migrations_are_missing() {
-    let harness = Harness::new("ready-schema", "").await;
+    let harness = Harness::without_tables("ready-schema", "").await;
     let worker = harness.start_worker(&[("ERRAND__STORE__MIGRATE_AT_START", "false")]);
     let (why, _) = unready_because_of(&worker, "migrations").await;
     until("how many", PATIENCE, async || {

@@ -375,7 +375,7 @@ fn made(env: &[(String, String)], args: &[&str]) -> (String, String) {
 async fn no_operation_tells_or_changes_what_is_anothers_with_postgresql() {
     let harness = Harness::new("isolation", FAULT).await;
     assert!(harness.errand(&["migrate"]).status.success());
-    let rows = Rows::Postgres(harness.database.clone());
+    let rows = Rows::of_postgres(&harness.database).await;
     let world = World::new(&harness.env(), rows, async || harness.worker(&[]).await).await;
     world.walk().await;
     world.names_that_are_taken().await;
@@ -390,7 +390,7 @@ async fn no_operation_tells_or_changes_what_is_anothers_behind_the_second_lock()
     let mut env = harness.env();
     env.push((setting.0.to_owned(), setting.1.to_owned()));
     assert!(run(&["migrate"], &env).status.success());
-    let rows = Rows::Postgres(harness.database.clone());
+    let rows = Rows::of_postgres(&harness.database).await;
     let world = World::new(&env, rows, async || harness.worker(&[setting]).await).await;
     world.walk().await;
     world.names_that_are_taken().await;
@@ -412,7 +412,7 @@ async fn no_operation_tells_or_changes_what_is_anothers_with_sqlite() {
     assert!(run(&["migrate"], &env).status.success());
     let args = ["dev", "--real", "--data", &data, "--listen", "127.0.0.1:0", "--api-listen", "127.0.0.1:0"];
     let own = env.iter().filter(|(name, _)| name != "DATABASE_URL").cloned().collect::<Env>();
-    let world = World::new(&env, Rows::Sqlite(file), async || Process::start(&args, &own)).await;
+    let world = World::new(&env, Rows::of_sqlite(&file).await, async || Process::start(&args, &own)).await;
     world.walk().await;
     world.names_that_are_taken().await;
 }

@@ -1,10 +1,12 @@
 //! Everything that a database keeps of errand, row by row.
 
-use std::{collections::BTreeSet, path::PathBuf};
-
-use sqlx::{AssertSqlSafe, Connection as _, Row as _, SqliteConnection, sqlite::SqliteConnectOptions};
+use std::{collections::BTreeSet, path::Path};
 
 use serde_json::Value;
+use sqlx::{
+    AssertSqlSafe, Connection as _, PgConnection, Row as _, SqliteConnection, sqlite::SqliteConnectOptions,
+};
+use tokio::sync::{Mutex, OnceCell};
 
 use super::{Ids, MARK};
 use crate::support::postgres::Database;
@@ -13,19 +15,36 @@ use crate::support::postgres::Database;
 const TABLES_APART: [&str; 2] = ["_sqlx_migrations", "workers"];
 const COLUMN_APART: &str = "last_used_at";
 
-pub(super) enum Rows {
-    Postgres(Database),
-    Sqlite(PathBuf),
+/// The rows of a database, over a connection that is kept, because they are read again and again.
+pub(super) struct Rows {
+    db: Mutex<Db>,
+    /// What reads them all.
+    query: OnceCell<String>,
+}
+
+enum Db {
+    Postgres(PgConnection),
+    Sqlite(SqliteConnection),
 }
 
 impl Rows {
+    pub(super) async fn of_postgres(database: &Database) -> Self {
+        Self::new(Db::Postgres(database.connect().await.unwrap()))
+    }
+
+    pub(super) async fn of_sqlite(file: &Path) -> Self {
+        let options = SqliteConnectOptions::new().filename(file);
+        Self::new(Db::Sqlite(SqliteConnection::connect_with(&options).await.unwrap()))
+    }
+
+    fn new(db: Db) -> Self {
+        Self { db: Mutex::new(db), query: OnceCell::new() }
+    }
+
     /// Each row of each table as text.
     pub(super) async fn all(&self) -> BTreeSet<String> {
-        let mut rows = BTreeSet::new();
-        for (table, query) in self.queries().await {
-            rows.extend(self.texts(query).await.into_iter().map(|row| format!("{table}: {row}")));
-        }
-        rows
+        let query = self.query.get_or_init(async || self.query_of_all().await).await;
+        self.texts(query.clone()).await.into_iter().collect()
     }
 
     /// Those that tell of a tenant.
@@ -40,43 +59,40 @@ impl Rows {
         self.all().await.into_iter().filter(tells).collect()
     }
 
-    async fn queries(&self) -> Vec<(String, String)> {
-        let tables = match self {
-            Self::Postgres(_) => {
-                "select table_name::text from information_schema.tables where table_schema = current_schema() and table_type = 'BASE TABLE'"
-            }
-            Self::Sqlite(_) => {
-                "select name from sqlite_schema where type = 'table' and name not like 'sqlite_%'"
-            }
+    async fn query_of_all(&self) -> String {
+        let is_postgres = matches!(*self.db.lock().await, Db::Postgres(_));
+        let tables = if is_postgres {
+            "select table_name::text from information_schema.tables where table_schema = current_schema() and table_type = 'BASE TABLE'"
+        } else {
+            "select name from sqlite_schema where type = 'table' and name not like 'sqlite_%'"
         };
         let mut queries = Vec::new();
         for table in self.texts(tables.to_owned()).await {
             if TABLES_APART.contains(&&*table) {
                 continue;
             }
-            let query = match self {
-                Self::Postgres(_) => format!("select (to_jsonb(t) - '{COLUMN_APART}')::text from {table} t"),
-                Self::Sqlite(_) => {
-                    let columns = format!(
-                        "select name from pragma_table_info('{table}') where name <> '{COLUMN_APART}'"
-                    );
-                    let columns = self.texts(columns).await;
-                    let quoted: Vec<_> = columns.iter().map(|column| format!("quote({column})")).collect();
-                    format!("select {} from {table}", quoted.join(" || ',' || "))
-                }
+            let row = if is_postgres {
+                format!("(to_jsonb(t) - '{COLUMN_APART}')::text")
+            } else {
+                let columns =
+                    format!("select name from pragma_table_info('{table}') where name <> '{COLUMN_APART}'");
+                let columns = self.texts(columns).await;
+                let quoted: Vec<_> = columns.iter().map(|column| format!("quote({column})")).collect();
+                quoted.join(" || ',' || ")
             };
-            queries.push((table, query));
+            queries.push(format!("select '{table}: ' || {row} from {table} t"));
         }
         assert!(queries.len() > 8, "{queries:?}");
-        queries
+        queries.join(" union all ")
     }
 
     /// Keeps a message that no queue brings.
     pub(super) async fn reject(&self, id: &str, body: &Value) {
         let values = format!("'default', 'no_id', '{MARK}', {{}}, '{{}}', 1");
         let columns = "id, queue, reason, message, body, properties, seen, received_at";
-        match self {
-            Self::Postgres(_) => {
+        let is_postgres = matches!(*self.db.lock().await, Db::Postgres(_));
+        match is_postgres {
+            true => {
                 let (body, values) = (format!("convert_to('{body}', 'UTF8')"), values.as_str());
                 let values = values.replacen("{}", &body, 1);
                 let sql = format!(
@@ -84,7 +100,7 @@ impl Rows {
                 );
                 self.texts(sql).await;
             }
-            Self::Sqlite(_) => {
+            false => {
                 let values = values.replacen("{}", &format!("cast('{body}' as blob)"), 1);
                 let id = id.replace('-', "");
                 let now = "unixepoch() * 1000000";
@@ -99,16 +115,13 @@ impl Rows {
     /// The first column of all rows.
     async fn texts(&self, sql: String) -> Vec<String> {
         let sql = AssertSqlSafe(sql);
-        match self {
-            Self::Postgres(database) => {
-                let mut db = database.connect().await.unwrap();
-                let rows = sqlx::query(sql).fetch_all(&mut db).await.unwrap();
+        match &mut *self.db.lock().await {
+            Db::Postgres(db) => {
+                let rows = sqlx::query(sql).fetch_all(db).await.unwrap();
                 rows.iter().map(|row| row.get(0)).collect()
             }
-            Self::Sqlite(file) => {
-                let options = SqliteConnectOptions::new().filename(file);
-                let mut db = SqliteConnection::connect_with(&options).await.unwrap();
-                let rows = sqlx::query(sql).fetch_all(&mut db).await.unwrap();
+            Db::Sqlite(db) => {
+                let rows = sqlx::query(sql).fetch_all(db).await.unwrap();
                 rows.iter().map(|row| row.get(0)).collect()
             }
         }

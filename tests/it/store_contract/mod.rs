@@ -24,7 +24,7 @@ use tempfile::TempDir;
 
 use crate::{
     jobs::{Properties, claim, decode},
-    support,
+    migrated, support,
 };
 
 mod access_keys;
@@ -106,13 +106,14 @@ enum Place {
 
 impl TestStore {
     async fn postgres() -> Self {
-        let bench = Self::bare_postgres().await;
-        bench.store.migrate().await.unwrap();
-        bench
+        Self::of_postgres(migrated::postgres("contract").await)
     }
 
     async fn bare_postgres() -> Self {
-        let database = support::database("contract").await;
+        Self::of_postgres(support::database("contract").await)
+    }
+
+    fn of_postgres(database: support::postgres::Database) -> Self {
         let open = || Arc::new(PostgresStore::new(postgres_options(&database.url)).unwrap());
         Self { store: open(), other: open(), worker: WorkerId::new(), place: Place::Postgres(database) }
     }
@@ -132,7 +133,8 @@ impl TestStore {
 
     pub(crate) async fn sqlite() -> Self {
         let bench = Self::bare_sqlite();
-        bench.store.migrate().await.unwrap();
+        let Place::Sqlite(dir) = &bench.place else { unreachable!("it was just made") };
+        migrated::sqlite(&dir.path().join("errand.db")).await;
         bench
     }
 

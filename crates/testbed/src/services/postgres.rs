@@ -99,8 +99,16 @@ impl Postgres {
     /// # Errors
     /// The server does not answer.
     pub async fn database(&self, hint: &str) -> Result<Database> {
+        self.copy_of("template1", hint).await
+    }
+
+    /// Creates a copy of a database to which nobody is connected, whose name begins with the hint.
+    ///
+    /// # Errors
+    /// The server does not answer, or somebody stays connected to the original for seconds.
+    pub async fn copy_of(&self, original: &str, hint: &str) -> Result<Database> {
         let name = self.0.name(hint);
-        create_database(&self.url(), &name).await.context("create a database")?;
+        create_database(&self.url(), &name, original).await.context("create a database")?;
         Ok(Database { url: self.0.installation().url(&name), name })
     }
 
@@ -201,9 +209,9 @@ impl server::Installation for Installation {
 
 /// Creates an empty database in the server of this URL. The name is one that [`machine::name`] made, so it has
 /// no quotes of its own; it is quoted because a word may be one of the language.
-async fn create_database(url: &str, name: &str) -> Result<()> {
+async fn create_database(url: &str, name: &str, original: &str) -> Result<()> {
     let mut connection = PgConnection::connect(url).await?;
-    let statement = format!("create database \"{name}\"");
+    let statement = format!("create database \"{name}\" template \"{original}\"");
     sqlx::query(AssertSqlSafe(statement)).execute(&mut connection).await?;
     Ok(connection.close().await?)
 }
@@ -223,6 +231,8 @@ fn settings(options: &Options, directory: &str) -> Vec<String> {
         "listen_addresses=127.0.0.1".to_owned(),
         format!("unix_socket_directories={directory}"),
         format!("fsync={fsync}"),
+        // It is for pages of which a crash of the machine leaves half on the disk.
+        format!("full_page_writes={fsync}"),
         // `synchronous_commit` stays on: without it a killed server loses rows that it has confirmed.
         "max_connections=300".to_owned(),
         // Tests start several servers and need little; a benchmark gets what servers have by default.

@@ -14,4 +14,6 @@ pub mod wait;
 
 pub use crate::services::{Postgres, Proxy, RabbitMq, postgres, rabbitmq};
 pub use prometheus::Prometheus;
-pub use servers::{control, database, start_pgbouncer, start_postgres, start_proxy, start_rabbitmq, vhost};
+pub use servers::{
+    control, copy_of, database, start_pgbouncer, start_postgres, start_proxy, start_rabbitmq, vhost,
+};

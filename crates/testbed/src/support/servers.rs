@@ -14,10 +14,18 @@ use crate::services::{
 /// An empty database in the server that all tests of this process share, which therefore nobody stops. It is
 /// started when the first test asks for it.
 pub async fn database(hint: &str) -> Database {
+    shared_server().await.database(hint).await.unwrap()
+}
+
+/// A copy of one of these to which nobody is connected.
+pub async fn copy_of(original: &Database, hint: &str) -> Database {
+    shared_server().await.copy_of(&original.name, hint).await.unwrap()
+}
+
+async fn shared_server() -> &'static Postgres {
     static SHARED: OnceLock<Postgres> = OnceLock::new();
     let start = || Postgres::start_blocking(place(), &postgres::Options::default()).unwrap();
-    let server = blocking(move || Ok(SHARED.get_or_init(start))).await.unwrap();
-    server.database(hint).await.unwrap()
+    blocking(move || Ok(SHARED.get_or_init(start))).await.unwrap()
 }
 
 /// An empty virtual host in the node that all tests of this process share, which therefore nobody stops. It is
