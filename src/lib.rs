@@ -15,6 +15,7 @@ pub mod config;
 pub mod desk_json;
 pub mod failure;
 pub mod health;
+pub(crate) mod http_client;
 pub mod in_flight;
 pub mod job;
 pub mod job_json;

@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context as _, Result};
 
 use super::{exit, exit::Exit, output, setup::Setup};
-use crate::config::mask_url;
+use crate::{config::mask_url, http_client::client_builder};
 
 /// Asks a health endpoint; the exit status is 0 when it answers 200.
 #[derive(Debug, clap::Args)]
@@ -24,7 +24,8 @@ pub(crate) async fn run(args: Args, setup: &Setup) -> Result<Exit> {
         Some(url) => endpoint(url),
         None => readiness(setup.config().http.listen).map_err(exit::usage)?,
     };
-    let client = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(3)).build()?;
+    let client =
+        client_builder(url.starts_with("https:")).no_proxy().timeout(Duration::from_secs(3)).build()?;
     let answer = client.get(&url).send().await.map_err(reqwest::Error::without_url).with_context(|| {
         format!("{} does not answer; start a worker, or name its address with --url", mask_url(&url))
     })?;

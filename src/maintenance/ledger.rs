@@ -13,6 +13,7 @@ use serde::{Deserialize, de::DeserializeOwned};
 use url::Url;
 
 use crate::{
+    http_client::client_builder,
     job::{AttemptOutcome, Effect, JobId, Principal},
     store::{AttemptView, JobView, SharedStore},
     string_enum::string_enum,
@@ -208,11 +209,7 @@ impl Ledger {
         if !base.path().ends_with('/') {
             base.set_path(&format!("{}/", base.path()));
         }
-        let client = reqwest::Client::builder()
-            .no_proxy()
-            .redirect(reqwest::redirect::Policy::none())
-            .timeout(TIMEOUT)
-            .build()?;
+        let client = client_builder(base.scheme() == "https").no_proxy().timeout(TIMEOUT).build()?;
         Ok(Self { client, base })
     }
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use jiff::Timestamp;
-use reqwest::{Client, Method, StatusCode, Url, header::RETRY_AFTER, redirect};
+use reqwest::{Client, Method, StatusCode, Url, header::RETRY_AFTER};
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{
@@ -17,6 +17,7 @@ use super::{exit, output, terminal, transport::stays_here};
 use crate::{
     backoff::RECONNECT,
     config::{Target, mask_url},
+    http_client::client_builder,
     store::{FilterJson, JobFilter},
 };
 
@@ -193,16 +194,10 @@ impl Server {
         if base.scheme() == "http" && !stays && api_key.is_some() {
             output::note("warning: the key is sent without TLS; use https://");
         }
-        let tls = base.scheme() == "https";
-        let builder = Client::builder()
+        let builder = client_builder(base.scheme() == "https")
             .user_agent(concat!("errand/", env!("CARGO_PKG_VERSION")))
-            // The key must not follow a redirection to somebody else.
-            .redirect(redirect::Policy::none())
-            .retry(reqwest::retry::never())
-            .https_only(tls)
             .connect_timeout(CONNECT_TIMEOUT);
         let builder = if stays { builder.no_proxy() } else { builder };
-        let builder = if tls { builder } else { builder.tls_certs_only([]) };
         let client = builder.build().context("cannot set up HTTP")?;
         Ok(Self { client, base, key: api_key, name, asks: production, confirmed, asked: OnceCell::new() })
     }

@@ -10,6 +10,7 @@ use url::Url;
 use super::wire;
 use crate::{
     failure::chain,
+    http_client::client_builder,
     job::QueueName,
     queue::{BROKER_TIMEOUT, PolicyRisk, PolicyRiskKind, QueueError, QueueErrorKind},
 };
@@ -58,11 +59,10 @@ impl Management {
             decoded(root.username()).filter(|user| !user.is_empty()).unwrap_or_else(|| "guest".to_owned());
         let password = root.password().and_then(decoded).unwrap_or_else(|| "guest".to_owned());
         root.set_username("").and_then(|()| root.set_password(None)).map_err(|()| unusable())?;
-        let client = Client::builder()
+        let client = client_builder(root.scheme() == "https")
             .no_proxy()
             .connect_timeout(BROKER_TIMEOUT / 2)
             .timeout(BROKER_TIMEOUT)
-            .redirect(reqwest::redirect::Policy::none())
             .pool_idle_timeout(Duration::ZERO)
             .build()
             .map_err(|error| unusable().with_source(error))?;

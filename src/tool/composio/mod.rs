@@ -12,15 +12,14 @@
 use std::{fmt, path::PathBuf, time::Duration};
 
 use reqwest::{
-    Client, ClientBuilder,
+    ClientBuilder,
     header::{ACCEPT, HeaderMap, HeaderName, HeaderValue},
-    redirect,
 };
 use secrecy::SecretString;
 use url::Url;
 
 use self::{client_pool::ClientPool, key::ApiKey, response::chain};
-use crate::{clock::SharedClock, string_enum::string_enum};
+use crate::{clock::SharedClock, http_client::client_builder, string_enum::string_enum};
 
 mod call;
 mod key;
@@ -98,7 +97,7 @@ impl Composio {
     /// been installed for the process.
     pub fn new(options: Options) -> Result<Self, SetupError> {
         let root = root(&options)?;
-        let build = client_builder(&options)?;
+        let build = builders(&options)?;
         let clients = ClientPool::new(options.http_version, options.max_calls, build)
             .map_err(|error| SetupError::Client(chain(error)))?;
         let Options { api_key, api_key_file, max_response_bytes, clock, .. } = options;
@@ -140,27 +139,21 @@ fn root(options: &Options) -> Result<Url, SetupError> {
 }
 
 /// Makes HTTP clients that are alike, each with connections of its own.
-fn client_builder(options: &Options) -> Result<impl Fn() -> ClientBuilder, SetupError> {
+fn builders(options: &Options) -> Result<impl Fn() -> ClientBuilder, SetupError> {
     if rustls::crypto::CryptoProvider::get_default().is_none() {
         return Err(SetupError::Client("no rustls provider is installed for this process".into()));
     }
     let headers = HeaderMap::from_iter([(ACCEPT, HeaderValue::from_static("application/json"))]);
     let agent = HeaderValue::from_str(&options.user_agent).map_err(|_| SetupError::UserAgent)?;
-    let (tls, connect_timeout) = (options.base_url.scheme() == "https", options.connect_timeout);
+    let (https, connect_timeout) = (options.base_url.scheme() == "https", options.connect_timeout);
     Ok(move || {
-        let builder = Client::builder()
+        client_builder(https)
             .user_agent(agent.clone())
             .default_headers(headers.clone())
             .no_proxy()
-            .redirect(redirect::Policy::none())
-            .retry(reqwest::retry::never())
             .referer(false)
-            .https_only(tls)
             .tcp_nodelay(true)
             .connect_timeout(connect_timeout)
-            .pool_idle_timeout(POOL_IDLE_TIMEOUT);
-        // Nothing is verified over plain HTTP, so a host without any authorities' certificates,
-        // for example a slim container, must not be an obstacle.
-        if tls { builder } else { builder.tls_certs_only([]) }
+            .pool_idle_timeout(POOL_IDLE_TIMEOUT)
     })
 }
