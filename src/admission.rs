@@ -16,15 +16,15 @@ use crate::{
     },
     queue::{Address, Message, Properties, SharedQueue},
     store::{
-        Conflict, Decided, Decider, Edited, Inserted, JobView, RejectedView, Repeat, Repeated, SharedStore,
-        StoreError,
+        Beginning, Conflict, Decided, Decider, Edited, Inserted, JobView, RejectedView, Repeat, Repeated,
+        SharedStore, StoreError,
     },
 };
 
 #[derive(Debug, Clone)]
 pub enum Enqueued {
     /// It is stored, and the store or the queue will bring it to a worker.
-    New(JobId),
+    New { id: JobId, beginning: Beginning },
     /// It was enqueued before; this is the job that stands for it.
     Duplicate(JobId),
     /// It may not run; nothing was stored.
@@ -43,7 +43,8 @@ pub struct Stored {
 impl Stored {
     /// Those that are new and may run now.
     fn available(&self) -> impl Iterator<Item = &Arc<JobSpec>> {
-        let is_available = |answer: &Inserted| matches!(answer, Inserted::New { state: State::Available });
+        let is_available =
+            |answer: &Inserted| matches!(answer, Inserted::New(Beginning { state: State::Available, .. }));
         self.jobs
             .iter()
             .zip(&self.inserted)
@@ -143,7 +144,7 @@ impl Admission {
             .zip(&inserted)
             .map(|(spec, answer)| match answer {
                 Inserted::Duplicate(Repeated { id, .. }) => *id,
-                Inserted::New { .. } | Inserted::Conflict(_) => spec.id,
+                Inserted::New(_) | Inserted::Conflict(_) => spec.id,
             })
             .collect();
         self.note_other_ids(&fit, &jobs).await;
@@ -153,7 +154,7 @@ impl Admission {
             .filter_map(|checked| match checked {
                 Err(error) => Some(Enqueued::Refused(error)),
                 Ok(()) => answers.next().map(|(spec, answer)| match answer {
-                    Inserted::New { .. } => Enqueued::New(spec.id),
+                    Inserted::New(beginning) => Enqueued::New { id: spec.id, beginning: *beginning },
                     Inserted::Duplicate(repeated) => Enqueued::Duplicate(repeated.id),
                     Inserted::Conflict(conflict) => Enqueued::Conflict(*conflict),
                 }),
@@ -186,7 +187,7 @@ impl Admission {
             return Ok(Requeued::Refused(message));
         }
         let done = match self.enqueue(&[spec]).await?.into_iter().next() {
-            Some(Enqueued::New(job)) => Requeued::New(job),
+            Some(Enqueued::New { id, .. }) => Requeued::New(id),
             Some(Enqueued::Duplicate(job)) => Requeued::Known(job),
             Some(Enqueued::Refused(error)) => return Ok(Requeued::Refused(error.message().to_owned())),
             Some(Enqueued::Conflict(conflict)) => {

@@ -20,7 +20,7 @@ use super::{
     dry_run::dry_run,
     edit::lane,
     filter::{Asked, Wanted, Window},
-    known::{born, find, job_id, known, shown, waited_for},
+    known::{find, job_id, known, shown, told, waited_for},
     problem::{Kind, Problem},
     request::{AboutANewJob, Parameters, Waiting, idempotency_key, json_body, parsed, preferred_wait, text},
     shared::Shared,
@@ -30,7 +30,7 @@ use crate::{
     admission::Enqueued,
     bounds::MAX_BATCH_BYTES,
     job::{Arrival, JobId, JobSpec, Principal, decode, named_queue},
-    job_json::{Field, Fields, Job, JobSummary, job_fields_json, job_summary_json},
+    job_json::{Field, Fields, Job, JobSummary, KnownJob, job_fields_json, job_summary_json},
     store::{AttemptView, HistoryEntry, JobView, Looked, Place},
 };
 
@@ -95,25 +95,31 @@ pub(super) async fn enqueue(
         .map(|wait| caller.may(Scope::Read).map(|reader| (reader, wait)))
         .transpose()?;
     let spec = Arc::new(spec(&shared, &headers, &json_body(request).await?)?);
+    // They lie in the buffer into which the request was read, which nobody keeps who waits.
+    drop(headers);
     caller.may_enqueue(&spec)?;
     if is_dry_run {
         return dry_run(&shared, caller.may(Scope::Read)?, &spec).await;
     }
-    let Some(answer) = shared.together.enqueue(spec).await else {
+    let Some(answer) = shared.together.enqueue(spec.clone()).await else {
         return Err(Problem::new(Kind::Internal, "errand failed; its log says where"));
     };
-    let (id, is_new) = match answer? {
-        Enqueued::New(id) => (id, true),
-        Enqueued::Duplicate(id) => (id, false),
+    let (id, new) = match answer? {
+        Enqueued::New { id, beginning } => (id, Some(beginning)),
+        Enqueued::Duplicate(id) => (id, None),
         Enqueued::Refused(error) => return Err(Problem::new(Kind::InvalidJob, error.message())),
         Enqueued::Conflict(conflict) => return Err(conflict.into()),
     };
-    let status = if is_new { StatusCode::CREATED } else { StatusCode::OK };
-    let mut answer = match (wait, reader) {
-        (Some((reader, wait)), _) => waited_for(&shared, reader, id, Fields::NONE, wait).await?,
-        (None, Some(reader)) if is_new => (status, born(&shared, reader, id).await?).into_response(),
-        (None, Some(reader)) => (status, known(&shared, reader, id, Fields::NONE).await?).into_response(),
-        (None, None) => (status, Json(json!({"id": id}))).into_response(),
+    let status = if new.is_some() { StatusCode::CREATED } else { StatusCode::OK };
+    let mut answer = match (wait, reader, new) {
+        (Some((reader, wait)), ..) => waited_for(&shared, reader, id, Fields::NONE, wait).await?,
+        (None, Some(_), Some(beginning)) => {
+            (status, told(&KnownJob::new(spec, beginning), Fields::NONE)?).into_response()
+        }
+        (None, Some(reader), None) => {
+            (status, known(&shared, reader, id, Fields::NONE).await?).into_response()
+        }
+        (None, None, _) => (status, Json(json!({"id": id}))).into_response(),
     };
     let location = HeaderValue::from_str(&format!("/v1/jobs/{id}"));
     answer.headers_mut().extend(location.ok().map(|location| (header::LOCATION, location)));
@@ -146,6 +152,8 @@ pub(super) async fn show(
     let wait = parameters.wait()?.or(preferred_wait(request.headers())?);
     let fields = parameters.one("fields", parsed)?.unwrap_or_default();
     parameters.end()?;
+    // It lies in the buffer into which it was read, which nobody keeps who waits.
+    drop(request);
     let reader = caller.may(Scope::Read)?;
     match wait {
         Some(wait) => waited_for(&shared, reader, id, fields, wait).await,

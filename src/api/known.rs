@@ -31,7 +31,6 @@ const ETAG_BYTES: usize = 16;
 
 /// A job that is told.
 pub(super) struct Known {
-    id: JobId,
     is_final: bool,
     etag: String,
     json: Box<RawValue>,
@@ -62,14 +61,18 @@ pub(super) async fn waited_for(
     wait: Duration,
 ) -> Result<Response, Problem> {
     let until = Instant::now() + wait;
-    let mut job = known(shared, reader, id, fields).await?;
-    if !job.is_final {
-        // By another ID of it, it is waited for by its own. Who waits keeps nothing else of it.
-        let id = job.id;
-        drop(job);
+    let store = &shared.parts.store;
+    // What reads a job is not carried along by those who wait, of whom there may be ten thousand. Of a job that ends later
+    // nothing else is read before, and by another ID of it, it is waited for by its own.
+    let waits_for = async {
+        let job = KnownJob::look(store, reader, id).await?.ok_or_else(Problem::no_job)?;
+        Ok::<_, Problem>((job.spec.id, job.state.is_final()))
+    };
+    let (id, is_final) = Box::pin(waits_for).await?;
+    if !is_final {
         shared.waiters.wait(Subject::Job(id), until).await;
-        job = known(shared, reader, id, fields).await?;
     }
+    let job = Box::pin(known(shared, reader, id, fields)).await?;
     if job.is_final {
         return Ok(job.into_response());
     }
@@ -85,17 +88,10 @@ pub(super) async fn known(
     told(&find(shared, reader, id).await?, fields)
 }
 
-/// The job that was enqueued a moment ago.
-pub(super) async fn born(shared: &Shared, reader: &Principal, id: JobId) -> Result<Known, Problem> {
-    let store = &shared.parts.store;
-    let job = store.job(reader, id).await?.ok_or_else(Problem::no_job)?;
-    told(&KnownJob::born(store, reader, job).await?, Fields::NONE)
-}
-
-fn told(known: &KnownJob, fields: Fields) -> Result<Known, Problem> {
+pub(super) fn told(known: &KnownJob, fields: Fields) -> Result<Known, Problem> {
     let json = shown(&known.json(fields))?;
     let KnownJob { job, .. } = known;
-    Ok(Known { id: job.spec.id, is_final: job.state.is_final(), etag: etag(job), json })
+    Ok(Known { is_final: job.state.is_final(), etag: etag(job), json })
 }
 
 /// The job with this ID, or the one that was sent under it once more.

@@ -136,7 +136,7 @@ async fn settle<T>(
     let mut ids = HashSet::with_capacity(specs.len());
     for (spec, answer) in specs.iter().zip(door.enqueue(&specs).await?) {
         match answer {
-            Enqueued::New(id) => ids.insert(id),
+            Enqueued::New { id, .. } => ids.insert(id),
             other => bail!("the demo's own job {} was not taken: {other:?}", spec.tool),
         };
     }

@@ -132,7 +132,7 @@ pub(super) async fn run(args: Args, setup: &Setup) -> anyhow::Result<Exit> {
         format!("the job may be stored or not; the same command with `--id {id}` does not make a second one")
     })?;
     let (id, duplicate) = match answers.into_iter().next() {
-        Some(Enqueued::New(id)) => (id, false),
+        Some(Enqueued::New { id, .. }) => (id, false),
         Some(Enqueued::Duplicate(id)) => (id, true),
         Some(Enqueued::Refused(error)) => return Err(exit::negative(error.message())),
         Some(Enqueued::Conflict(conflict)) => return Err(exit::negative(conflict.message())),

@@ -1,11 +1,13 @@
 //! A job with all that is known of it, as it is read from the store.
 
+use std::sync::Arc;
+
 use serde::Serialize;
 
 use super::{Fields, Past, whole_job_json};
 use crate::{
-    job::{JobId, Principal, State},
-    store::{AttemptView, HistoryEntry, JobView, Result, SharedStore},
+    job::{JobId, JobSpec, Principal},
+    store::{AttemptView, Beginning, HistoryEntry, JobView, Result, SharedStore},
 };
 
 /// A job with its past.
@@ -23,14 +25,19 @@ pub struct KnownJob {
 impl KnownJob {
     /// The job with this ID, or the one that was sent under it once more.
     pub async fn find(store: &SharedStore, principal: &Principal, id: JobId) -> Result<Option<Self>> {
-        let mut job = store.job(principal, id).await?;
-        if job.is_none()
-            && let Some(first) = store.job_known_as(principal, id).await?
-        {
-            job = store.job(principal, first).await?;
-        }
-        match job {
+        match Self::look(store, principal, id).await? {
             Some(job) => Self::of(store, principal, job).await.map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// The same without its past.
+    pub async fn look(store: &SharedStore, principal: &Principal, id: JobId) -> Result<Option<JobView>> {
+        if let Some(job) = store.job(principal, id).await? {
+            return Ok(Some(job));
+        }
+        match store.job_known_as(principal, id).await? {
+            Some(first) => store.job(principal, first).await,
             None => Ok(None),
         }
     }
@@ -46,14 +53,15 @@ impl KnownJob {
         })
     }
 
-    /// A job that was enqueued a moment ago. As long as it waits for its first attempt, it is told without a past, which is not
-    /// even looked for.
-    pub async fn born(store: &SharedStore, principal: &Principal, job: JobView) -> Result<Self> {
-        let waits = matches!(job.state, State::Scheduled | State::Available);
-        if !waits || job.attempt > 0 || job.asked.is_some() {
-            return Self::of(store, principal, job).await;
+    /// A job that was enqueued a moment ago, and has no past.
+    pub fn new(spec: Arc<JobSpec>, beginning: Beginning) -> Self {
+        Self {
+            job: JobView::new(spec, beginning),
+            attempts: Vec::new(),
+            history: Vec::new(),
+            known_as: Vec::new(),
+            worker_name: None,
         }
-        Ok(Self { job, attempts: Vec::new(), history: Vec::new(), known_as: Vec::new(), worker_name: None })
     }
 
     /// As JSON, without its input unless `fields` ask for it.

@@ -184,7 +184,50 @@ pub struct JobView {
     pub worker: Option<WorkerId>,
 }
 
+/// What the store decides about a job when it is inserted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Beginning {
+    /// `scheduled` or `available`.
+    pub state: State,
+    pub created_at: Timestamp,
+    pub due_at: Timestamp,
+    pub first_due_at: Timestamp,
+    /// As [`JobView::publications`].
+    pub publications: u32,
+}
+
 impl JobView {
+    /// A job that was inserted a moment ago, as reading it would tell as long as nobody has claimed or changed it.
+    pub fn new(spec: Arc<JobSpec>, beginning: Beginning) -> Self {
+        let Beginning { state, created_at, due_at, first_due_at, publications } = beginning;
+        Self {
+            spec,
+            asked: None,
+            state,
+            held_reason: None,
+            binding: None,
+            created_at,
+            due_at: Some(due_at),
+            first_due_at: Some(first_due_at),
+            check_at: None,
+            unknown_since: None,
+            checks: 0,
+            request_id: None,
+            started_at: None,
+            finished_at: None,
+            result: None,
+            error: None,
+            log_id: None,
+            attempt: 0,
+            spent: 0,
+            cancel_requested: false,
+            publications,
+            waits_for: None,
+            batch: None,
+            worker: None,
+        }
+    }
+
     /// Its place in lists.
     pub fn place(&self) -> Place {
         Place { at: self.created_at.as_microsecond(), id: self.spec.id.0 }

@@ -4,7 +4,7 @@ use std::{collections::HashSet, fmt, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 
-use super::{JobView, Result};
+use super::{Beginning, JobView, Result};
 use crate::job::{EnvelopeReason, JobId, JobSpec, State};
 
 #[async_trait]
@@ -31,11 +31,8 @@ pub trait Jobs: fmt::Debug + Send + Sync {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Inserted {
-    /// It is new, and in this state now.
-    New {
-        /// `scheduled` or `available`.
-        state: State,
-    },
+    /// It is new, and begins like this.
+    New(Beginning),
     /// It is known.
     Duplicate(Repeated),
     /// Refused; nothing changed.

@@ -168,7 +168,7 @@ async fn store(intake: &Intake, admitted: Vec<(Arc<JobSpec>, Delivery)>) -> Stor
     let done = |place: usize, spec: Arc<JobSpec>, answer| {
         let delivery: &Delivery = &deliveries[place];
         let error = match answer {
-            Ok(Inserted::New { .. }) => return,
+            Ok(Inserted::New(_)) => return,
             Ok(Inserted::Duplicate(repeated)) => {
                 let repeat = repeat(&intake.shared, &lane_of(delivery), delivery, &spec, &repeated);
                 repeats.extend(repeat.map(|repeat| (delivery.token, repeat)));

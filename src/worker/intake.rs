@@ -192,7 +192,7 @@ impl Intake {
         let (mut known, mut repeats) = (Vec::new(), Vec::new());
         for (job, delivery) in jobs.iter().zip(&anonymous) {
             match stored.next() {
-                Some(Inserted::New { .. }) => known.push(delivery.token),
+                Some(Inserted::New(_)) => known.push(delivery.token),
                 Some(Inserted::Duplicate(repeated)) => {
                     known.push(delivery.token);
                     let repeat = repeat(&self.shared, &self.lane, delivery, job, &repeated);

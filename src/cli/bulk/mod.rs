@@ -185,7 +185,7 @@ impl Intake<'_> {
         let Some(answers) = self.under_way.join_next().await else { return Ok(false) };
         for (number, answer) in answers?? {
             match answer {
-                Ok(Enqueued::New(_)) => self.tally.new += 1,
+                Ok(Enqueued::New { .. }) => self.tally.new += 1,
                 Ok(Enqueued::Duplicate(_)) => self.tally.duplicate += 1,
                 Ok(Enqueued::Refused(error)) => self.tally.refused(number, error.message().to_owned()),
                 Ok(Enqueued::Conflict(conflict)) => {

@@ -443,7 +443,7 @@ async fn insert_round(
             match rows::found(&row, row.read("by_key")?)?.inserted(&specs[place]) {
                 Inserted::Duplicate(repeated) => jobs[place] = Some(repeated.id.0),
                 Inserted::Conflict(conflict) => drop(conflicts.insert(place, conflict)),
-                Inserted::New { .. } => return Err(StoreError::corrupt("id")),
+                Inserted::New(_) => return Err(StoreError::corrupt("id")),
             }
         }
     }

@@ -14,6 +14,7 @@ use crate::{
         StoreError, StoreErrorKind,
         changes::NewChange,
         columns::{ChangeColumns, EditColumns, Error, PrincipalColumns},
+        convert::uuids,
         history::refuse_decider,
         job_control::{ATTEMPTS, refused},
         read::{StoreRow as _, readable},
@@ -26,8 +27,14 @@ use crate::{
 statements! { Postgres:
     job(principal: One<'_, PrincipalColumns>, id: Uuid) = "select {job}, result::text as result from jobs where id = {id} and {may_see}";
 
-    unsettled(ids: Vec<Uuid>) = "select id from jobs
-    where id = any({ids}) and state in ('scheduled', 'available', 'running', 'retryable')";
+    /// Nearly all who wait go on waiting, so that those are told for whom it is over. Each is looked up by itself, which
+    /// `offset` keeps, because of a small table the planner would rather read all.
+    settled(ids: Vec<Uuid>) = "select waits.id from unnest({ids}::uuid[]) as waits (id)
+    left join lateral (
+        select 1 as goes_on from jobs
+        where jobs.id = waits.id and state in ('scheduled', 'available', 'running', 'retryable') offset 0
+    ) as job on true
+    where goes_on is null";
 
     attempts(principal: One<'_, PrincipalColumns>, job_id: Uuid) = ATTEMPTS;
 
@@ -117,12 +124,8 @@ impl JobControl for PostgresStore {
     }
 
     async fn settled(&self, jobs: &[JobId]) -> Result<HashSet<JobId>> {
-        let unsettled = self.other.fetch(sql::unsettled(jobs.iter().map(|id| id.0).collect())).await?;
-        let mut settled: HashSet<JobId> = jobs.iter().copied().collect();
-        for row in &unsettled {
-            settled.remove(&JobId(row.read("id")?));
-        }
-        Ok(settled)
+        let settled = self.other.fetch(sql::settled(uuids(jobs))).await?;
+        settled.iter().map(|row| Ok(JobId(row.read("id")?))).collect()
     }
 
     async fn attempts(&self, principal: &Principal, id: JobId) -> Result<Vec<AttemptView>> {

@@ -7,6 +7,7 @@ use std::{
 };
 
 use async_trait::async_trait;
+use sqlx::postgres::PgRow;
 use uuid::Uuid;
 
 use super::{
@@ -16,7 +17,7 @@ use super::{
 use crate::{
     job::{JobId, JobSpec},
     store::{
-        Inserted, Jobs, Result,
+        Beginning, Inserted, Jobs, Result,
         columns::{Name, Spec},
         convert::micros,
         read::StoreRow as _,
@@ -34,7 +35,7 @@ statements! { Postgres:
         greatest(now(), i.run_at),
         case when i.run_at > now() or {unclaimed_after} = 0 then 0 else 1 end
     from {rows} on conflict do nothing
-    returning id, state";
+    returning id, state, created_at, due_at, first_due_at, published";
 
     /// The others are locked here until the statement ends. The updates, which are of no row, wait for locks of a table
     /// that let rows be locked and not written, such as that of an index which is built.
@@ -71,7 +72,7 @@ impl Jobs for PostgresStore {
                 open.iter().map(|place| (batch[*place].id.0, *place)).collect();
             for row in &inserted {
                 if let Some(place) = places.get(&row.read("id")?) {
-                    answers[*place] = Some(Inserted::New { state: row.parse("state")? });
+                    answers[*place] = Some(Inserted::New(beginning(row)?));
                 }
             }
             let left = unanswered(&answers);
@@ -107,6 +108,16 @@ impl PostgresStore {
             .map(|row| Ok((row.count("place")? as usize, rows::found(row, row.read("by_key")?)?)))
             .collect()
     }
+}
+
+fn beginning(row: &PgRow) -> Result<Beginning> {
+    Ok(Beginning {
+        state: row.parse("state")?,
+        created_at: row.time("created_at")?,
+        due_at: row.time("due_at")?,
+        first_due_at: row.time("first_due_at")?,
+        publications: row.count("published")?,
+    })
 }
 
 /// The first open place of every ID, in the order of the IDs, so that concurrent batches wait for

@@ -1,15 +1,15 @@
 //! Items that are added to a batch, with the jobs that are new among them.
 
-use std::{collections::HashMap, fmt::Write as _, sync::Arc};
+use std::{collections::HashMap, fmt::Write as _, sync::Arc, time::Duration};
 
 use sqlx::sqlite::SqliteConnection;
 use uuid::Uuid;
 
 use super::jobs;
 use crate::{
-    job::{BatchId, JobId, JobSpec, Principal, State},
+    job::{BatchId, JobId, JobSpec, Principal},
     store::{
-        Added, Inserted, NewBatch, NotAdded, Result, StoreError,
+        Added, Beginning, Inserted, NewBatch, NotAdded, Result, StoreError,
         batch_items::{Distinct, digest_of, distinct, parts, takes},
         batches::{is_same, view},
         columns::{Batch, BatchPart, PrincipalColumns, Spec},
@@ -106,7 +106,7 @@ async fn insert(
     let (mut ids, mut conflicts) = (Vec::with_capacity(specs.len()), HashMap::new());
     for (place, spec) in specs.iter().enumerate() {
         match insert_item(db, now, id, spec).await? {
-            Inserted::New { .. } => ids.push(spec.id),
+            Inserted::New(_) => ids.push(spec.id),
             Inserted::Duplicate(repeated) => ids.push(repeated.id),
             Inserted::Conflict(conflict) => {
                 ids.push(spec.id);
@@ -137,11 +137,11 @@ async fn insert_item(
     batch: BatchId,
     spec: &JobSpec,
 ) -> Result<Inserted> {
-    let later = spec.run_at.map(|run_at| run_at.as_microsecond()).filter(|run_at| *run_at > now);
-    let state = if later.is_some() { State::Scheduled } else { State::Available };
-    let query = sql::insert_item(One(spec), batch.0, state.as_str(), now, later.unwrap_or(now));
+    let beginning = jobs::beginning(spec, now, Duration::ZERO)?;
+    let Beginning { state, due_at, .. } = beginning;
+    let query = sql::insert_item(One(spec), batch.0, state.as_str(), now, due_at.as_microsecond());
     if query.execute(&mut *db).await?.rows_affected() > 0 {
-        return Ok(Inserted::New { state });
+        return Ok(Inserted::New(beginning));
     }
     match jobs::find(db, now, spec).await? {
         Some(found) => Ok(found.inserted(spec)),

@@ -3,6 +3,7 @@
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
+use jiff::Timestamp;
 use sqlx::sqlite::SqliteConnection;
 use uuid::Uuid;
 
@@ -10,9 +11,9 @@ use super::SqliteStore;
 use crate::{
     job::{JobId, JobSpec, State},
     store::{
-        Inserted, Jobs, Result, StoreError,
+        Beginning, Inserted, Jobs, Result, StoreError,
         columns::Spec,
-        convert::micros,
+        convert::{micros, to_i32},
         replay::FoundJob,
         rows,
         sql::{One, statements},
@@ -20,9 +21,9 @@ use crate::{
 };
 
 statements! { Sqlite:
-    insert(spec: One<'_, Spec>, state: &str, now: i64, due_at: i64, published: i32) = "insert into jobs
+    insert(spec: One<'_, Spec>, state: &str, now: i64, due_at: i64, first_due_at: i64, published: i32) = "insert into jobs
         ({spec}, state, created_at, due_at, first_due_at, published)
-    values ({values spec}, {state}, {now}, {due_at}, max({now}, coalesce({run_at}, 0)), {published})
+    values ({values spec}, {state}, {now}, {due_at}, {first_due_at}, {published})
     on conflict do nothing";
 
     find_by_id(id: Uuid, now: i64) = "select {found_job} from jobs where id = {id}";
@@ -59,18 +60,31 @@ async fn insert_one(
     spec: &JobSpec,
     unclaimed_after: Duration,
 ) -> Result<Inserted> {
-    let later = spec.run_at.map(|run_at| run_at.as_microsecond()).filter(|run_at| *run_at > now);
-    let state = if later.is_some() { State::Scheduled } else { State::Available };
-    let due_at = later.unwrap_or(now + micros(unclaimed_after));
-    let published = i32::from(later.is_none() && !unclaimed_after.is_zero());
-    let query = sql::insert(One(spec), state.as_str(), now, due_at, published);
+    let beginning = beginning(spec, now, unclaimed_after)?;
+    let Beginning { state, due_at, first_due_at, publications, .. } = beginning;
+    let (due_at, first_due_at) = (due_at.as_microsecond(), first_due_at.as_microsecond());
+    let query = sql::insert(One(spec), state.as_str(), now, due_at, first_due_at, to_i32(publications));
     if query.execute(&mut *db).await?.rows_affected() > 0 {
-        return Ok(Inserted::New { state });
+        return Ok(Inserted::New(beginning));
     }
     match find(db, now, spec).await? {
         Some(found) => Ok(found.inserted(spec)),
         None => Err(StoreError::corrupt("id")),
     }
+}
+
+/// How a job begins that is inserted now.
+pub(super) fn beginning(spec: &JobSpec, now: i64, unclaimed_after: Duration) -> Result<Beginning> {
+    let time = |micros| Timestamp::from_microsecond(micros).map_err(|_| StoreError::corrupt("created_at"));
+    let created_at = time(now)?;
+    let later = spec.run_at.filter(|run_at| *run_at > created_at);
+    Ok(Beginning {
+        state: if later.is_some() { State::Scheduled } else { State::Available },
+        created_at,
+        due_at: later.map_or_else(|| time(now.saturating_add(micros(unclaimed_after))), Ok)?,
+        first_due_at: later.unwrap_or(created_at),
+        publications: u32::from(later.is_none() && !unclaimed_after.is_zero()),
+    })
 }
 
 /// What stands in the way of a job, by ID, or by idempotency key where the ID is new.

@@ -472,7 +472,7 @@ impl World {
                     let answer = timeout(Duration::from_secs(40), door.enqueue(&batch)).await;
                     match answer {
                         Ok(Ok(answers)) => {
-                            if !matches!(answers[..], [Enqueued::New(_) | Enqueued::Duplicate(_)]) {
+                            if !matches!(answers[..], [Enqueued::New { .. } | Enqueued::Duplicate(_)]) {
                                 self.is_broken(format!("{id} was not taken: {answers:?}"));
                             }
                             break;

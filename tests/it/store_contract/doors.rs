@@ -75,7 +75,7 @@ impl Door {
         let by_id = |id: JobId| if id == first { Answer::TheFirst } else { Answer::New };
         match self {
             Self::Insert => match t.insert(spec).await {
-                Inserted::New { .. } => Answer::New,
+                Inserted::New(_) => Answer::New,
                 Inserted::Duplicate(repeated) => by_id(repeated.id),
                 Inserted::Conflict(conflict) => Answer::Conflict(conflict),
             },

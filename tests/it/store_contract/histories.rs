@@ -12,8 +12,8 @@ use errand::{
         State, Stop, Transition, WorkerId,
     },
     store::{
-        Claim, Claimed, Decided, Finished, Force, Inserted, PutOff, Rejected, RejectedFilter, Repeated,
-        SharedStore, StoreErrorKind,
+        Claim, Claimed, Decided, Finished, Force, PutOff, Rejected, RejectedFilter, Repeated, SharedStore,
+        StoreErrorKind,
     },
 };
 use jiff::{SignedDuration, Timestamp};
@@ -25,7 +25,8 @@ use super::{
     audit::PATIENT,
     binding, claim,
     connections::{awaited, put_off_now},
-    error, fail, hold, job, job_with_reply, late, on_every_backend, one, retry, running, sqlite, succeed,
+    error, fail, hold, is_new, job, job_with_reply, late, on_every_backend, one, retry, running, sqlite,
+    succeed,
 };
 
 /// A person who does not wait for the time of a scheduled job.
@@ -306,8 +307,8 @@ async fn a_sqlite_store_lives_in_the_time_of_its_clock() {
     store.migrate().await.unwrap();
     assert_eq!(store.now().await.unwrap(), "2026-01-01T00:00:00Z".parse().unwrap());
     let spec = job(json!({"run_at": "2026-01-01T01:00:00Z", "expires_at": "2026-01-01T02:00:00Z"}));
-    let state = one(store.insert(std::slice::from_ref(&spec), LEASE).await.unwrap());
-    assert_eq!(state, Inserted::New { state: State::Scheduled });
+    let inserted = one(store.insert(std::slice::from_ref(&spec), LEASE).await.unwrap());
+    assert!(is_new(&inserted, State::Scheduled));
     assert_eq!(store.next_due_in().await.unwrap(), Some(Duration::from_secs(3600)));
     assert!(store.take_due(1, LEASE).await.unwrap().is_empty());
 

@@ -4,14 +4,16 @@ use std::{sync::Arc, time::Duration};
 
 use errand::{
     job::{Arrival, Digest, JobSpec, Owner, OwnerKind, Principal, State, encode},
-    store::{Claim, Conflict, Inserted, JobFilter, Repeated, StoreErrorKind},
+    store::{Claim, Conflict, Inserted, JobFilter, JobView, Repeated, StoreErrorKind},
 };
 use serde_json::json;
 use sqlx::Connection as _;
 
 use crate::jobs::{Properties, decode};
 
-use super::{LEASE, TestStore, claim, from_json, in_hours, job, on_every_backend, one, renamed, running};
+use super::{
+    LEASE, TestStore, claim, from_json, in_hours, is_new, job, on_every_backend, one, renamed, running,
+};
 
 on_every_backend!(an_inserted_job_is_available_or_scheduled_by_the_stores_clock, async |t| {
     for (fields, state) in [
@@ -20,9 +22,9 @@ on_every_backend!(an_inserted_job_is_available_or_scheduled_by_the_stores_clock,
         (json!({"run_at": in_hours(1)}), State::Scheduled),
     ] {
         let spec = job(fields);
-        assert_eq!(t.insert(&spec).await, Inserted::New { state });
+        let Inserted::New(beginning) = t.insert(&spec).await else { panic!("it is new") };
         let view = t.view(spec.id).await;
-        assert_eq!(view.state, state);
+        assert_eq!((beginning.state, view.state), (state, state));
         assert_eq!((view.attempt, view.spent), (0, 0));
         if state == State::Scheduled {
             assert_eq!(view.due_at, spec.run_at);
@@ -38,13 +40,35 @@ on_every_backend!(an_inserted_job_is_available_or_scheduled_by_the_stores_clock,
     assert!(t.store.insert(&[], wait).await.unwrap().is_empty());
 });
 
+on_every_backend!(what_an_insert_tells_of_a_new_job_is_what_reading_it_tells, async |t| {
+    let whole = json!({
+        "run_at": "2040-02-03T04:05:06.123456789+01:00", "expires_at": in_hours(1_000_000),
+        "queue": "slow", "priority": 7, "tags": {"b": "1", "a": "2"}, "effect": "safe", "max_attempts": 3,
+        "idempotency_key": "k", "arguments": {"n": 12345678901234567890_u64, "a": [1.50, null]},
+    });
+    for fields in [json!({}), json!({"run_at": in_hours(-1)}), whole] {
+        for unclaimed_after in [Duration::ZERO, Duration::from_secs(60)] {
+            let mut fields = fields.clone();
+            if unclaimed_after.is_zero() && fields.get("idempotency_key").is_some() {
+                fields["idempotency_key"] = json!("k2");
+            }
+            let spec = job(fields);
+            let inserted = one(t.store.insert(std::slice::from_ref(&spec), unclaimed_after).await.unwrap());
+            let Inserted::New(beginning) = inserted else { panic!("{inserted:?}") };
+            let read = t.view(spec.id).await;
+            assert_eq!(format!("{:#?}", JobView::new(spec, beginning)), format!("{read:#?}"));
+        }
+    }
+});
+
 on_every_backend!(an_insert_repeated_changes_nothing, async |t| {
     let spec = job(json!({}));
     let batch = [Arc::clone(&spec), Arc::clone(&spec)];
     let answers = t.store.insert(&batch, Duration::ZERO).await.unwrap();
     let duplicate =
         Inserted::Duplicate(Repeated { id: spec.id, state: Some(State::Available), same_asker: true });
-    assert_eq!(answers, [Inserted::New { state: State::Available }, duplicate.clone()]);
+    assert!(is_new(&answers[0], State::Available));
+    assert_eq!(answers[1..], [duplicate.clone()]);
     let first = t.view(spec.id).await;
     assert_eq!(t.insert(&spec).await, duplicate);
     assert_eq!(t.view(spec.id).await.due_at, first.due_at);
@@ -116,7 +140,7 @@ on_every_backend!(an_idempotency_key_belongs_to_one_owner_and_one_body, async |t
     let org = job(json!({"idempotency_key": "k", "org_id": "u-1"}));
     let mut batch = vec![first.clone(), same.clone(), other.clone(), org];
     let answers = t.store.insert(&batch[..1], Duration::ZERO).await.unwrap();
-    assert_eq!(answers, [Inserted::New { state: State::Available }]);
+    assert!(is_new(&answers[0], State::Available));
     let answers = t.store.insert(&batch, Duration::ZERO).await.unwrap();
     let duplicate = |same_asker| {
         Inserted::Duplicate(Repeated { id: first.id, state: Some(State::Available), same_asker })
@@ -124,7 +148,7 @@ on_every_backend!(an_idempotency_key_belongs_to_one_owner_and_one_body, async |t
     assert_eq!(answers[0], duplicate(true));
     assert_eq!(answers[1], duplicate(false), "the first job stands for the second");
     assert_eq!(answers[2], Inserted::Conflict(Conflict::Key));
-    assert_eq!(answers[3], Inserted::New { state: State::Available });
+    assert!(is_new(&answers[3], State::Available));
     assert!(t.store.job(&Principal::Operator, same.id).await.unwrap().is_none());
     assert!(t.store.job(&Principal::Operator, other.id).await.unwrap().is_none());
 
@@ -132,7 +156,7 @@ on_every_backend!(an_idempotency_key_belongs_to_one_owner_and_one_body, async |t
     batch = vec![job(json!({"idempotency_key": "k2"}))];
     batch.push(renamed(&batch[0]));
     let answers = t.store.insert(&batch, Duration::ZERO).await.unwrap();
-    assert_eq!(answers.iter().filter(|answer| matches!(answer, Inserted::New { .. })).count(), 1);
+    assert_eq!(answers.iter().filter(|answer| matches!(answer, Inserted::New(_))).count(), 1);
     assert_eq!(answers.iter().filter(|answer| matches!(answer, Inserted::Duplicate(_))).count(), 1);
 });
 

@@ -10,8 +10,8 @@ use errand::{
         PinnedBy, Principal, RequestId, State, Stop, WorkerId,
     },
     store::{
-        Bind, By, COMMAND_LINE, Claim, ClaimReceipt, Claimed, Decider, Finish, Finished, Force, Inserted,
-        JobView, SharedStore,
+        Beginning, Bind, By, COMMAND_LINE, Claim, ClaimReceipt, Claimed, Decider, Finish, Finished, Force,
+        Inserted, JobView, SharedStore,
         postgres::{PostgresOptions, PostgresStore},
         sqlite::{SqliteOptions, SqliteStore},
     },
@@ -427,6 +427,10 @@ fn raw(json: &str) -> Arc<RawValue> {
 fn in_hours(hours: i64) -> String {
     let now = Timestamp::from_microsecond(Timestamp::now().as_microsecond()).unwrap();
     (now + SignedDuration::from_hours(hours)).to_string()
+}
+
+fn is_new(inserted: &Inserted, as_state: State) -> bool {
+    matches!(inserted, Inserted::New(Beginning { state, .. }) if *state == as_state)
 }
 
 fn one<T>(mut answers: Vec<T>) -> T {

@@ -45,7 +45,7 @@ pub(crate) async fn enqueue(config: &Config, file: &Path) -> Result<()> {
     let admission = Admission::new(store.clone(), None, clock::system(), Rules::default(), Duration::ZERO);
     for chunk in jobs.chunks(CLAIM_BATCH) {
         let answers = admission.enqueue(chunk).await?;
-        ensure!(answers.iter().all(|answer| matches!(answer, Enqueued::New(_))), "a job was not taken");
+        ensure!(answers.iter().all(|answer| matches!(answer, Enqueued::New { .. })), "a job was not taken");
     }
     store.close().await;
     Ok(())
