@@ -24,7 +24,7 @@ use uuid::Uuid;
 
 use super::{
     browser,
-    limits::{Rate, Room},
+    limits::{Rate, Room, Taken},
     problem::{Kind, Problem},
     request::{text, whole_body},
 };
@@ -328,6 +328,23 @@ pub(super) async fn authenticate(
     if OPEN.contains(&request.uri().path()) {
         return Ok(next.run(request).await);
     }
+    // What reads it is not carried along by a request that waits, of which there may be ten thousand. The room is taken until
+    // it is answered, because as long its body may be in memory.
+    let (request, shown, _taken) = Box::pin(let_in(&gate, peer, request)).await?;
+    let begun = Instant::now();
+    let answer = next.run(request).await;
+    if begun.elapsed() >= KNOWN_FOR {
+        gate.admit_still(shown, peer).await.map_err(Problem::into_response)?;
+    }
+    Ok(answer)
+}
+
+/// Reads a request whose caller is admitted, and says so in it.
+async fn let_in(
+    gate: &Gate,
+    peer: Peer,
+    request: Request,
+) -> Result<(Request, Showing, Option<Taken>), Response> {
     let (mut head, body) = request.into_parts();
     let admitted = async {
         let shown = Showing::of(&head.headers)?;
@@ -336,17 +353,11 @@ pub(super) async fn authenticate(
         Ok((shown, caller))
     };
     let (shown, caller) = admitted.await.map_err(unread)?;
-    // The room is taken until the request is answered, because as long its body may be in memory.
     let read = whole_body(&gate.room, &caller.principal, head.uri.path(), &head.headers, body);
-    let (body, _taken) = read.await.map_err(unread)?;
+    let (body, taken) = read.await.map_err(unread)?;
     gate.admit_still(shown, peer).await.map_err(Problem::into_response)?;
     head.extensions.insert(caller);
-    let begun = Instant::now();
-    let answer = next.run(Request::from_parts(head, body.into())).await;
-    if begun.elapsed() >= KNOWN_FOR {
-        gate.admit_still(shown, peer).await.map_err(Problem::into_response)?;
-    }
-    Ok(answer)
+    Ok((Request::from_parts(head, body.into()), shown, taken))
 }
 
 /// Lets a request through whose caller has these scopes. What needs none needs no caller.

@@ -29,8 +29,9 @@ pub const ANY: &str = "*";
 pub(super) struct Origins(Arc<[String]>);
 
 impl Origins {
-    pub(super) fn new(origins: Vec<String>) -> Self {
-        Self(origins.into())
+    /// `None` where there are none.
+    pub(super) fn new(origins: Vec<String>) -> Option<Self> {
+        (!origins.is_empty()).then(|| Self(origins.into()))
     }
 
     /// What a browser is told for a page that may use the API.
@@ -45,9 +46,6 @@ impl Origins {
 
 /// Answers what browsers ask before a request, which shows no key, and tells them which pages may read an answer.
 pub(super) async fn tell_browsers(State(origins): State<Origins>, request: Request, next: Next) -> Response {
-    if origins.0.is_empty() {
-        return next.run(request).await;
-    }
     let allowed = origins.allowed(request.headers());
     let asks_first = request.method() == Method::OPTIONS
         && request.headers().contains_key(header::ACCESS_CONTROL_REQUEST_METHOD);

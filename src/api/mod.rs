@@ -4,6 +4,7 @@
 //! to enqueue jobs, and the other way round.
 
 mod actions;
+mod around;
 mod audit_log;
 mod batches;
 mod browser;
@@ -21,7 +22,6 @@ mod jobs;
 mod keys;
 mod known;
 mod limits;
-mod measure;
 mod monitoring;
 mod pins;
 mod problem;

@@ -1,15 +1,12 @@
 //! The listener of the API for apps.
 
-use std::{net::SocketAddr, panic::AssertUnwindSafe, sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use axum::{
     Router,
-    extract::{DefaultBodyLimit, Request},
-    http::{HeaderValue, header},
-    middleware::{Next, from_fn, from_fn_with_state, map_response},
-    response::Response,
+    extract::DefaultBodyLimit,
+    middleware::{from_fn, from_fn_with_state},
 };
-use futures_util::FutureExt as _;
 use hyper::{
     server::conn::http1,
     service::{Service as _, service_fn},
@@ -27,14 +24,15 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
-    actions, audit_log, batches,
+    actions,
+    around::around,
+    audit_log, batches,
     caller::{self, Gate, Peer},
     cors::{Origins, tell_browsers},
     decisions, desk,
     document::{self, DescribedRoutes},
     edit, jobs, keys,
     limits::{Rate, Room},
-    measure::measure,
     pins,
     problem::{Kind, Problem},
     queues, rejected,
@@ -217,37 +215,22 @@ fn routes() -> DescribedRoutes {
         .route(document::__path_docs, document::docs)
 }
 
-fn router(routes: Router<Shared>, shared: Shared, gate: Arc<Gate>, origins: Origins) -> Router {
+fn router(routes: Router<Shared>, shared: Shared, gate: Arc<Gate>, origins: Option<Origins>) -> Router {
     let not_found = || async { Problem::new(Kind::NotFound, "there is no such path; GET /docs lists them") };
     let other_method =
         || async { Problem::new(Kind::MethodNotAllowed, "the header `Allow` names the methods") };
-    routes
+    let routes = routes
         .fallback(not_found)
         .method_not_allowed_fallback(other_method)
         // Each handler reads its body within bounds of its own.
         .layer(DefaultBodyLimit::disable())
-        .layer(from_fn_with_state(gate, caller::authenticate))
-        .layer(from_fn(survive_panics))
-        .layer(from_fn(measure))
-        .layer(from_fn_with_state(origins, tell_browsers))
-        .layer(map_response(secure))
-        .with_state(shared)
-}
-
-/// A request that makes errand panic costs itself only.
-async fn survive_panics(request: Request, next: Next) -> Result<Response, Problem> {
-    AssertUnwindSafe(next.run(request)).catch_unwind().await.map_err(|_| {
-        metrics::PANICS.add([], 1);
-        Problem::new(Kind::Internal, "errand failed at this request; its log says where")
-    })
-}
-
-/// Jobs are nobody's but who asked.
-async fn secure(mut answer: Response) -> Response {
-    let headers = answer.headers_mut();
-    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-    answer
+        .layer(from_fn_with_state(gate, caller::authenticate));
+    let routes = if let Some(origins) = origins {
+        routes.layer(from_fn_with_state(origins, tell_browsers))
+    } else {
+        routes
+    };
+    routes.layer(from_fn(around)).with_state(shared)
 }
 
 /// An open connection, which is counted.
@@ -278,12 +261,16 @@ async fn serve_any(
     stop: CancellationToken,
 ) {
     let Some(tls) = tls else { return serve(stream, peer, router, stop).await };
-    match tls.accept(stream).await {
-        Ok(stream) => serve(stream, peer, router, stop).await,
-        Err(error) => {
-            tracing::trace!(error = %chain(&error), "a connection to the API ended before its handshake did")
+    // It is larger by kilobytes, which a connection without TLS does not have to carry.
+    let encrypted = async {
+        match tls.accept(stream).await {
+            Ok(stream) => serve(stream, peer, router, stop).await,
+            Err(error) => {
+                tracing::trace!(error = %chain(&error), "a connection to the API ended before its handshake did")
+            }
         }
-    }
+    };
+    Box::pin(encrypted).await;
 }
 
 /// Answers the requests of one connection, one after the other, until it is closed or idle for too long, or until `stop`.
@@ -323,7 +310,7 @@ mod tests {
         let router = Router::new()
             .route("/panics", get(async || -> &'static str { panic!("as planned") }))
             .route("/works", get(async || "works"))
-            .layer(from_fn(survive_panics));
+            .layer(from_fn(around));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let (stream, _) = listener.accept().await.unwrap();

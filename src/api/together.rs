@@ -23,8 +23,12 @@ use crate::{
 /// Writes under way at once: while one waits for the disk, the next is sent.
 const TURNS: usize = 2;
 
-/// Writes whose jobs are on their way to the broker at once. A broker that is slower than that slows the door down.
-const HANDED_OVER: u32 = 8;
+/// Jobs on their way to the broker at once, a large one counted for several: each for one and for its [`PIECE`]s. A broker
+/// that is slower than that slows the door down.
+const HANDED_OVER: u32 = 1_024;
+
+/// Bytes of a job on its way to the broker that count as another job.
+const PIECE: usize = 8 * 1024;
 
 type Answer = Result<Enqueued, StoreError>;
 
@@ -34,7 +38,7 @@ pub(super) struct Together {
     admission: Admission,
     waiting: Mutex<Vec<Waiting>>,
     turns: Semaphore,
-    /// One for each write whose jobs are on their way to the broker. Neither of the two is ever closed.
+    /// What may yet be on its way to the broker. Neither of the two is ever closed.
     hands: Arc<Semaphore>,
     stop: CancellationToken,
 }
@@ -104,7 +108,8 @@ impl Together {
     /// Stores jobs, and lets them be handed over.
     async fn insert(self: &Arc<Self>, specs: &[Arc<JobSpec>]) -> Result<Vec<Enqueued>, StoreError> {
         // It is taken before the write, so that a slow broker keeps jobs from being stored rather than from being handed over.
-        let hand = self.stop.run_until_cancelled(self.hands.clone().acquire_owned()).await;
+        let hand = self.hands.clone().acquire_many_owned(handed_over(specs));
+        let hand = self.stop.run_until_cancelled(hand).await;
         let (answers, stored) = self.admission.insert(specs).await?;
         if hand.is_none() {
             self.admission.leave_to_relay(&stored).await;
@@ -117,6 +122,12 @@ impl Together {
         });
         Ok(answers)
     }
+}
+
+/// What jobs count for on their way to the broker.
+fn handed_over(specs: &[Arc<JobSpec>]) -> u32 {
+    let counted: usize = specs.iter().map(|spec| 1 + spec.weight() / PIECE).sum();
+    u32::try_from(counted).unwrap_or(HANDED_OVER).min(HANDED_OVER)
 }
 
 /// Takes the first that wait, as many as one write may carry, and at least one if any does.

@@ -348,9 +348,17 @@ fn enqueued(api: &Api, jobs: &[Value]) -> Vec<JoinHandle<bool>> {
     jobs.iter().map(enqueue).collect()
 }
 
-/// An API that has handed the first of these jobs to a broker which is silent since then, and the next eight are on their
-/// way to it: each write of a job takes a hand until the broker has it, and there are eight. The others wait at the door.
-async fn silenced(harness: &Harness, jobs: &[Value]) -> (Proxy, Api, Vec<JoinHandle<bool>>) {
+/// A job that is so large that the API has nine of its kind at most on their way to the broker at once.
+fn large(job: Value) -> Value {
+    let mut arguments = job["arguments"].clone();
+    arguments["body"] = "x".repeat(900_000).into();
+    job.with("arguments", arguments)
+}
+
+/// Twelve jobs, and an API that has handed the first to a broker which is silent since then. The next nine are on their way to
+/// it, and the others wait at the door.
+async fn silenced(harness: &Harness) -> (Proxy, Api, Vec<JoinHandle<bool>>) {
+    let jobs: Vec<Value> = spread(12, |user| if user == "user-1" { send(user) } else { large(send(user)) });
     let broker = support::start_proxy(port(&harness.vhost.amqp_url)).await;
     let mut env = harness.env();
     env.push(("AMQP_URL".into(), broker.url(&harness.vhost.amqp_url).unwrap()));
@@ -360,10 +368,10 @@ async fn silenced(harness: &Harness, jobs: &[Value]) -> (Proxy, Api, Vec<JoinHan
     harness.all_ran_once(1).await;
     broker.stall();
     let stalled = Instant::now();
-    stored(&api, &jobs[1..9]).await;
-    let slowed = enqueued(&api, &jobs[9..]);
+    stored(&api, &jobs[1..10]).await;
+    let slowed = enqueued(&api, &jobs[10..]);
     // Whoever does not enqueue notices nothing.
-    for job in &jobs[1..9] {
+    for job in &jobs[1..10] {
         let (status, told) = api.get(&format!("/v1/jobs/{}", job.id())).await;
         assert_eq!(status, StatusCode::OK, "{told}");
     }
@@ -376,7 +384,7 @@ async fn silenced(harness: &Harness, jobs: &[Value]) -> (Proxy, Api, Vec<JoinHan
 async fn while_the_broker_is_silent_jobs_over_http_are_stored_and_then_slowed_down_and_none_is_lost() {
     let harness = Harness::new("api-silence", "").await;
     let _worker = harness.worker(&[]).await;
-    let (broker, _api, slowed) = silenced(&harness, &spread(12, send)).await;
+    let (broker, _api, slowed) = silenced(&harness).await;
     broker.heal().await.unwrap();
     for answered in slowed {
         assert!(answered.await.unwrap(), "what is slow is not refused");
@@ -388,7 +396,7 @@ async fn while_the_broker_is_silent_jobs_over_http_are_stored_and_then_slowed_do
 async fn an_api_that_is_told_to_stop_while_the_broker_is_silent_ends_in_time_and_loses_nothing() {
     let harness = Harness::new("api-end-silence", "").await;
     let _worker = harness.worker(&[]).await;
-    let (broker, mut api, slowed) = silenced(&harness, &spread(12, send)).await;
+    let (broker, mut api, slowed) = silenced(&harness).await;
     let begun = Instant::now();
     assert!(api.process.stop().await.success(), "{}", api.process.log());
     assert!(begun.elapsed() < SILENCE + MARGIN, "{:?}", begun.elapsed());
