@@ -1,4 +1,4 @@
-//! Jobs that are enqueued one by one, beside the same route without the store.
+//! Jobs that are enqueued one by one, beside the same route without the store, and beside database and broker alone.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use errand::job::QueueName;
 use serde::Serialize;
 use serde_json::json;
 
-use super::{Bench, client::Load, in_turn, server::Api, spread};
+use super::{Bench, bare, client::Load, in_turn, server::Api, spread};
 use crate::bench::{
     child::this_program,
     environment::Environment,
@@ -31,6 +31,10 @@ pub(super) struct Enqueue {
     pub(super) refused: Spread,
     /// The former divided by the latter, round by round.
     pub(super) ratio: Spread,
+    /// Jobs per second that the database and the broker take without the API.
+    pub(super) bare: Spread,
+    /// Those with the store divided by these, round by round.
+    pub(super) ratio_to_bare: Spread,
     /// At an even pace.
     pub(super) latency: Latency,
 }
@@ -89,7 +93,7 @@ pub(super) async fn measure(bench: Bench<'_>, progress: &impl Fn(&str)) -> Resul
         path: "/v1/jobs",
         status: wanted.status(),
     };
-    let (mut stored, mut refused) = (Vec::new(), Vec::new());
+    let (mut stored, mut refused, mut bare) = (Vec::new(), Vec::new(), Vec::new());
     for round in 1..=plan.rounds {
         for wanted in in_turn([Wanted::Refused, Wanted::Stored], round) {
             progress(&format!("jobs one by one, round {round} of {}: {}", plan.rounds, wanted.name()));
@@ -104,8 +108,15 @@ pub(super) async fn measure(bench: Bench<'_>, progress: &impl Fn(&str)) -> Resul
             let rate = bench.with(measured).await?;
             if wanted == Wanted::Stored { &mut stored } else { &mut refused }.push(rate);
         }
+        progress(&format!("jobs one by one, round {round} of {}: database and broker alone", plan.rounds));
+        let measured = async |environment: &Environment| {
+            environment.run(&this_program()?, &["migrate"]).await?;
+            bare::rate(environment, plan.connections, SETTLE, plan.time).await
+        };
+        bare.push(bench.with(measured).await?);
     }
-    let ratios = stored.iter().zip(&refused).map(|(stored, refused)| stored / refused).collect();
+    let ratios = |others: &[f64]| spread(stored.iter().zip(others).map(|(one, other)| one / other).collect());
+    let (ratio, ratio_to_bare) = (ratios(&refused)?, ratios(&bare)?);
     let stored = spread(stored)?;
     let pace = stored.median * PACE;
     progress(&format!("jobs one by one at {pace:.0} jobs/s"));
@@ -128,7 +139,9 @@ pub(super) async fn measure(bench: Bench<'_>, progress: &impl Fn(&str)) -> Resul
         connections: plan.connections,
         stored,
         refused: spread(refused)?,
-        ratio: spread(ratios)?,
+        ratio,
+        bare: spread(bare)?,
+        ratio_to_bare,
         latency,
     })
 }

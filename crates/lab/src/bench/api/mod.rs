@@ -4,6 +4,7 @@
 //! connections that cost as little as possible, because they share the processors with what is measured.
 //! `docs/bench.md` says what the figures mean.
 
+mod bare;
 mod batches;
 mod client;
 mod enqueue;
@@ -55,7 +56,7 @@ pub(crate) struct Plan {
 /// One thing that is measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Figure {
-    /// Jobs that are enqueued one by one, beside the same route without the store.
+    /// Jobs that are enqueued one by one, beside the same route without the store, and beside database and broker alone.
     Enqueue,
     /// Batches of a thousand jobs, beside a bare insert of the same rows.
     Batches,

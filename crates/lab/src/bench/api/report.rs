@@ -35,12 +35,13 @@ impl Report {
 
 impl Enqueue {
     fn text(&self) -> String {
-        let Self { connections, stored, refused, ratio, latency } = self;
+        let Self { connections, stored, refused, ratio, bare, ratio_to_bare, latency } = self;
         let Latency { pace, jobs, p50_ms, p99_ms, highest_ms } = latency;
         format!(
             "jobs one by one from {connections} connections: {:.0}/s, refused before the store {:.0}/s; ratio {ratio}\n\
+             database and broker alone {:.0}/s; ratio {ratio_to_bare}\n\
              the same at an even {pace:.0}/s, {jobs} jobs: p50 {p50_ms:.1} ms, p99 {p99_ms:.1} ms, highest {highest_ms:.1} ms\n",
-            stored.median, refused.median
+            stored.median, refused.median, bare.median
         )
     }
 }
