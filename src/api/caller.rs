@@ -333,8 +333,10 @@ pub(super) async fn authenticate(
     let (request, shown, _taken) = Box::pin(let_in(&gate, peer, request)).await?;
     let begun = Instant::now();
     let answer = next.run(request).await;
-    if begun.elapsed() >= KNOWN_FOR {
-        gate.admit_still(shown, peer).await.map_err(Problem::into_response)?;
+    if begun.elapsed() >= KNOWN_FOR
+        && let Err(problem) = gate.admit_still(shown, peer).await
+    {
+        return Err(problem.though_done().into_response());
     }
     Ok(answer)
 }

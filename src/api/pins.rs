@@ -109,8 +109,8 @@ struct Version {
 
 /// Sets or replaces a pin
 ///
-/// It decides for jobs that have not started. Workers know it within some seconds. That there is such a version is not
-/// checked: a dry run of a job says so.
+/// It decides for jobs that have not started. Workers know it within some seconds. The tool API is asked whether there is such
+/// a version.
 #[utoipa::path(
     put, path = "/v1/pins/{toolkit}", operation_id = "setPin", security(("bearer" = ["manage"])),
     params(("toolkit" = String, Path, description = "The toolkit, in lower case.", example = "github"), Whose, Unchecked),

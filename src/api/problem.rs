@@ -245,6 +245,15 @@ impl From<Conflict> for Problem {
     }
 }
 
+impl Problem {
+    /// The same of a request that was carried out before this was known.
+    pub(super) fn though_done(self) -> Self {
+        let detail =
+            format!("{}; what was asked for may be done: look with a key that is valid", self.detail);
+        Self { detail, ..self }
+    }
+}
+
 impl From<StoreError> for Problem {
     fn from(error: StoreError) -> Self {
         if error.kind() == StoreErrorKind::Data {
@@ -255,7 +264,8 @@ impl From<StoreError> for Problem {
         }
         // Its text may name hosts and tables, which are for operators.
         tracing::warn!(error = %chain(&error), "a request was not answered because of the database");
-        let detail = "what was asked for may be done or not; the same request may be sent again as it is";
+        let detail = "what was asked for may be done or not; a request with an `id` or an idempotency key may be sent again as \
+                      it is, and so may one that only reads; of others look first what they did";
         Self::new(Kind::Unavailable, detail)
     }
 }

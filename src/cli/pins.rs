@@ -114,13 +114,16 @@ async fn list(setup: &Setup, format: Format) -> anyhow::Result<()> {
 }
 
 async fn set(setup: &Setup, pin: &Pin, force: bool, who: &Who) -> anyhow::Result<()> {
+    let mut of = holder(pin.owner.as_ref());
     if let Some(server) = &setup.server {
         who.is_the_key()?;
         let set = Call::new(Method::PUT, format!("/v1/pins/{}", pin.toolkit))
             .with("owner", pin.owner.as_ref())
             .with("force", force.then_some(true))
             .repeatable();
-        server.send(set.json(&json!({"version": pin.version}))?).await?;
+        // Without a name it is that of the key's owner.
+        let told: ToldPin = server.ask(set.json(&json!({"version": pin.version}))?).await?;
+        of = holder(told.owner.as_ref());
     } else {
         let store = setup.store()?;
         if !force {
@@ -130,8 +133,7 @@ async fn set(setup: &Setup, pin: &Pin, force: bool, who: &Who) -> anyhow::Result
         store.close().await;
     }
     tokio::time::sleep(PINS_KNOWN_AFTER).await;
-    let holder = holder(pin.owner.as_ref());
-    Ok(output::print_line(format!("{} is pinned to {} for {holder}", pin.toolkit, pin.version))?)
+    Ok(output::print_line(format!("{} is pinned to {} for {of}", pin.toolkit, pin.version))?)
 }
 
 async fn unset(setup: &Setup, toolkit: &str, owner: Option<&Owner>, who: &Who) -> anyhow::Result<()> {
@@ -149,7 +151,10 @@ async fn unset(setup: &Setup, toolkit: &str, owner: Option<&Owner>, who: &Who) -
         }
     }
     tokio::time::sleep(PINS_KNOWN_AFTER).await;
-    Ok(output::print_line(format!("{toolkit} is not pinned for {holder} any more"))?)
+    // Without a name it was that of the key's owner, whom the server knows.
+    let whose =
+        if setup.server.is_some() && owner.is_none() { String::new() } else { format!(" for {holder}") };
+    Ok(output::print_line(format!("{toolkit} is not pinned{whose} any more"))?)
 }
 
 /// Refuses what the tool API does not know, and says if it will go away.

@@ -185,6 +185,9 @@ async fn every_command_of_users_and_operators_works_at_a_server() {
     operator.run(&["pins", "set", "github", "20250905_00", "--owner", "user:user-1"]);
     assert!(operator.run(&["pins", "list"]).contains("user:user-1"));
     operator.run(&["pins", "unset", "github", "--owner", "user:user-1"]);
+    let set = operator.run(&["pins", "set", "github", "20250905_00"]);
+    assert_eq!(set, "github is pinned to 20250905_00 for everybody\n");
+    assert_eq!(operator.run(&["pins", "unset", "github"]), "github is not pinned any more\n");
     assert!(operator.run(&["tools", "show", "GITHUB_GET_REPO"]).contains("effect"));
     operator.run(&["accounts", "list", "--owner", "user:user-1"]);
     assert!(operator.run(&["audit-log", "--kind", "pin"]).contains("pin"));
