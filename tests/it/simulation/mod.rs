@@ -15,7 +15,7 @@ use std::{
     env, fs,
     path::Path,
     sync::{
-        Arc, Mutex,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
     thread,
@@ -23,7 +23,10 @@ use std::{
 };
 
 use errand::config::{self, Config, Sources};
-use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+use rustix::{
+    process::setpriority_process,
+    thread::{CpuSet, sched_getaffinity, sched_setaffinity},
+};
 use tempfile::TempDir;
 
 use self::{
@@ -112,6 +115,9 @@ impl Ground {
     /// Lets the worlds of all these seeds live, on as many threads as there are cores, and returns those in
     /// which a promise was broken.
     fn simulate_all(&self, seeds: std::ops::Range<u64>, patience: Patience) -> Vec<Outcome> {
+        // One test after the other, because each takes all cores.
+        static ALONE: Mutex<()> = Mutex::new(());
+        let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
         let next = AtomicU64::new(seeds.start);
         let failures = Mutex::new(Vec::new());
         thread::scope(|scope| {
@@ -153,8 +159,11 @@ fn cores() -> Vec<CpuSet> {
 
 /// Keeps this thread, and those that it will start, on one core. The threads of a world and of its store only
 /// ever wait for each other, so on two cores they would wake each other from sleep with every call.
+///
+/// Simulated time does not pass while others have the core, so all other tests go first.
 fn stay_on(core: &CpuSet) {
     sched_setaffinity(None, core).unwrap();
+    setpriority_process(None, 15).unwrap();
 }
 
 /// What a world came to.

@@ -211,7 +211,7 @@ impl server::Installation for Installation {
 /// no quotes of its own; it is quoted because a word may be one of the language.
 async fn create_database(url: &str, name: &str, original: &str) -> Result<()> {
     let mut connection = PgConnection::connect(url).await?;
-    let statement = format!("create database \"{name}\" template \"{original}\"");
+    let statement = format!("create database \"{name}\" template \"{original}\" strategy file_copy");
     sqlx::query(AssertSqlSafe(statement)).execute(&mut connection).await?;
     Ok(connection.close().await?)
 }
@@ -231,8 +231,6 @@ fn settings(options: &Options, directory: &str) -> Vec<String> {
         "listen_addresses=127.0.0.1".to_owned(),
         format!("unix_socket_directories={directory}"),
         format!("fsync={fsync}"),
-        // It is for pages of which a crash of the machine leaves half on the disk.
-        format!("full_page_writes={fsync}"),
         // `synchronous_commit` stays on: without it a killed server loses rows that it has confirmed.
         "max_connections=300".to_owned(),
         // Tests start several servers and need little; a benchmark gets what servers have by default.
