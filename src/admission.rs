@@ -12,7 +12,8 @@ use crate::{
     clock::SharedClock,
     failure::chain,
     job::{
-        Edit, EnvelopeError, ErrorKind, JobError, JobId, JobSpec, Principal, Rules, State, decode, encode,
+        Arrival, Edit, EnvelopeError, ErrorKind, JobError, JobId, JobSpec, Principal, Rules, State, decode,
+        encode,
     },
     queue::{Address, Message, Properties, SharedQueue},
     store::{
@@ -175,6 +176,7 @@ impl Admission {
         }
         // The message's own ID, so that a requeue that was interrupted makes one job, not two.
         let arrival = properties.arrival(&message.queue, Some(JobId(message.id)));
+        let arrival = Arrival { known: properties.from_store, ..arrival };
         let spec = match decode(how.corrected.unwrap_or(&message.body), &arrival) {
             Ok(spec) => Arc::new(spec),
             Err(error) => return Ok(Requeued::Refused(error.message)),

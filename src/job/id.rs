@@ -70,6 +70,11 @@ const MESSAGE_ID_NAMESPACE: Uuid = Uuid::from_u128(0x6a8f_2f0e_3f57_5c44_9d7e_65
 const BATCH_KEY_NAMESPACE: Uuid = Uuid::from_u128(0x1f0c_52d7_9a3e_5b61_8c4d_6572_7261_6e64);
 
 impl JobId {
+    /// Whether it is of the version of UUIDs that errand keeps for the jobs of batches (UUIDv8).
+    pub fn is_derived(self) -> bool {
+        self.0.get_version_num() == 8
+    }
+
     /// The job ID that an AMQP `message_id` stands for: a UUID as it is, any other string as a
     /// UUIDv5 of owner and string, so that two owners' message IDs never collide.
     pub fn from_message_id(owner: &Owner, message_id: &str) -> Self {
@@ -91,12 +96,19 @@ impl BatchId {
 
     /// The ID of an item that brings none, so that the same item again is the same job.
     pub fn item(self, index: u64) -> JobId {
-        JobId(Uuid::new_v5(&self.0, format!("item {index}").as_bytes()))
+        self.derived(&format!("item {index}"))
     }
 
     /// The ID of the job that follows the completion of a generation, so that there is one at most.
     pub fn follow_up(self, generation: u32) -> JobId {
-        JobId(Uuid::new_v5(&self.0, format!("follow-up {generation}").as_bytes()))
+        self.derived(&format!("follow-up {generation}"))
+    }
+
+    /// Whoever guesses the idempotency key of a batch can work out these IDs, too, so they are of a version that nobody may
+    /// give to a job ([`JobId::is_derived`]): nobody can take one before the batch does, or learn that it is taken.
+    fn derived(self, name: &str) -> JobId {
+        let hash = Uuid::new_v5(&self.0, name.as_bytes());
+        JobId(uuid::Builder::from_custom_bytes(hash.into_bytes()).into_uuid())
     }
 }
 

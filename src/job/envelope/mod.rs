@@ -9,6 +9,7 @@ mod edit;
 mod encoding;
 mod expected;
 mod explain;
+mod identity;
 mod wire;
 
 #[cfg(test)]
@@ -22,10 +23,12 @@ use serde_json::value::RawValue;
 pub use self::{
     edit::Edit,
     encoding::{BYTE_ORDER_MARK, FOREIGN_BYTES, Foreign, foreign, names_compression},
+    identity::id_of,
     wire::encode,
 };
 use self::{
     explain::explain,
+    identity::{id, message_id},
     wire::{Tags, Wire, digest},
 };
 use super::{Budget, Effect, JobId, Owner, OwnerKind, QueueName, outcome::clip};
@@ -250,28 +253,6 @@ pub fn named_queue(body: &[u8]) -> Option<QueueName> {
     serde_json::from_slice::<Lane>(body).ok().and_then(|lane| lane.queue)
 }
 
-/// The ID of the job that a message was meant to be which [`decode`] refuses, as far as it can be told.
-pub fn id_of(body: &[u8], arrival: &Arrival<'_>) -> Option<JobId> {
-    #[derive(serde::Deserialize)]
-    struct Identity<'a> {
-        #[serde(borrow)]
-        id: Option<Cow<'a, str>>,
-        #[serde(borrow)]
-        user_id: Option<Cow<'a, str>>,
-        #[serde(borrow)]
-        org_id: Option<Cow<'a, str>>,
-    }
-
-    if body.len() > MAX_ENVELOPE_BYTES {
-        return None;
-    }
-    let Identity { id: named, user_id, org_id } = serde_json::from_slice(body).ok()?;
-    match named {
-        Some(named) => named.parse().ok(),
-        None => id(None, &owner(user_id, org_id, true).ok()?, arrival).ok(),
-    }
-}
-
 /// The fields of an envelope, or what is wrong with it as a whole.
 fn read(body: &[u8]) -> Result<Wire<'_>, String> {
     match serde_json::from_slice(body) {
@@ -304,27 +285,6 @@ fn owner(user: Option<Cow<'_, str>>, org: Option<Cow<'_, str>>, known: bool) -> 
     };
     let owner = if known { Owner::known(kind, id) } else { Owner::new(kind, id) };
     owner.map_err(|error| bad_owner(format!("`{}` {error}", kind.field())))
-}
-
-fn id(id: Option<&str>, owner: &Owner, arrival: &Arrival<'_>) -> Result<JobId, EnvelopeError> {
-    match (id, arrival.message_id, arrival.fallback_id) {
-        (Some(id), ..) => id.parse().map_err(|error| bad("id", error)),
-        (None, Some(message_id), _) if !message_id.trim().is_empty() => {
-            Ok(JobId::from_message_id(owner, message_id))
-        }
-        (None, _, Some(id)) => Ok(id),
-        (None, _, None) => Err(EnvelopeError::new(
-            EnvelopeReason::NoId,
-            "give an `id` or an AMQP `message_id`, because without one a redelivery cannot be told from a new job",
-        )),
-    }
-}
-
-/// What a reply is to be called by, where the ID of its job does not say it.
-fn message_id(id: JobId, arrival: &Arrival<'_>) -> Option<String> {
-    arrival.reply_to?;
-    let named = arrival.message_id.filter(|text| !text.trim().is_empty() && !is_unfit(text))?;
-    (named != id.to_string()).then(|| named.to_owned())
 }
 
 fn queue(name: Option<Cow<'_, str>>, arrival: &Arrival<'_>) -> Result<QueueName, EnvelopeError> {

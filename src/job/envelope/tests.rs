@@ -1,6 +1,7 @@
 use serde_json::{Value, json};
 
 use super::*;
+use crate::job::{BatchId, Principal};
 
 fn queue() -> QueueName {
     "default".parse().unwrap()
@@ -60,6 +61,26 @@ fn message_ids_of_two_owners_never_collide() {
     let org = Owner::new(OwnerKind::Org, "a").unwrap();
     assert_ne!(JobId::from_message_id(&alice, "order-1"), JobId::from_message_id(&org, "order-1"));
     assert_eq!(JobId::from_message_id(&alice, "order-1"), JobId::from_message_id(&alice, "order-1"));
+}
+
+#[test]
+fn nobody_gives_a_job_an_id_that_is_derived_for_an_item_of_a_batch() {
+    let batch = BatchId::from_key(&Principal::Operator, "night");
+    let queue = queue();
+    for id in [batch.item(0), batch.item(1), batch.follow_up(1)] {
+        assert_eq!((id.0.get_version_num(), id.0.get_variant()), (8, uuid::Variant::RFC4122));
+        let error = decode_json(&with("id", json!(id.to_string()))).unwrap_err();
+        assert_eq!((error.reason, error.field), (EnvelopeReason::BadValue, Some("id")), "{error}");
+        let (named, text) = (json!({"user_id": "u", "tool": "T"}).to_string(), id.to_string());
+        let message = Arrival { message_id: Some(&text), ..Arrival::new(&queue) };
+        assert_eq!(decode(named.as_bytes(), &message).unwrap_err().reason, EnvelopeReason::BadValue);
+        // Errand itself names items so, and carries them through the broker.
+        let item = Arrival { fallback_id: Some(id), ..Arrival::new(&queue) };
+        let spec = decode(named.as_bytes(), &item).unwrap();
+        assert_eq!(spec.id, id);
+        let relayed = Arrival { known: true, ..Arrival::new(&queue) };
+        assert_eq!(decode(&encode(&spec), &relayed).unwrap().id, id);
+    }
 }
 
 #[test]

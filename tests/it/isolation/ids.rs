@@ -44,7 +44,7 @@ pub(super) struct Ids {
     toolkit: String,
     message: String,
     /// Two that are open, and one that is complete and has a failed job.
-    batches: [String; 3],
+    pub(super) batches: [String; 3],
     batch_place: String,
     /// Two that are not confirmed.
     actions: [String; 2],

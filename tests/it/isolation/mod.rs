@@ -9,6 +9,7 @@ mod rows;
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use errand::job::BatchId;
 use errand_testbed::factory::{Envelope as _, job, read, send};
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -347,6 +348,13 @@ impl World {
                 "as of one's own job"
             );
         }
+        // Whoever guesses the key of a batch could work out the IDs of its items, and is not told whether it is there.
+        let derived = async |batch: &str| {
+            let item = batch.parse::<BatchId>().unwrap().item(0).to_string();
+            enqueue(read("user-8").with("id", item.as_str())).await
+        };
+        let refused = derived(&self.ids.batches[0]).await;
+        assert_eq!((refused.status, &refused), (422, &derived(&BatchId::new().to_string()).await));
         let key = self.ids.idempotency_key.as_str();
         let keyed = enqueue(read("user-8").with("idempotency_key", key)).await;
         assert_eq!(keyed.status, 201, "the key of another owner is another key: {keyed:?}");
