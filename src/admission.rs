@@ -176,6 +176,7 @@ impl Admission {
         }
         // The message's own ID, so that a requeue that was interrupted makes one job, not two.
         let arrival = properties.arrival(&message.queue, Some(JobId(message.id)));
+        // What the store sent has an ID and an owner that were taken before.
         let arrival = Arrival { known: properties.from_store, ..arrival };
         let spec = match decode(how.corrected.unwrap_or(&message.body), &arrival) {
             Ok(spec) => Arc::new(spec),

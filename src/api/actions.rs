@@ -26,7 +26,7 @@ use super::{
     problem::{Kind, Problem},
     request::{MAX_LIMIT, Parameters, Waiting, idempotency_key, optional_json, parsed, preferred_wait},
     shared::Shared,
-    waiters::Subject,
+    waiters::{Subject, not_yet},
 };
 use crate::{
     access::Scope,
@@ -38,9 +38,6 @@ use crate::{
         NewAction,
     },
 };
-
-/// When to ask again for an action that has not ended.
-const ASK_AGAIN: HeaderValue = HeaderValue::from_static("1");
 
 /// What is to be done to which jobs.
 #[derive(Debug, Default, Deserialize, ToSchema)]
@@ -284,6 +281,8 @@ pub(super) async fn show(
     let mut parameters = Parameters::of(&request);
     let wait = parameters.wait()?.or(preferred_wait(request.headers())?);
     parameters.end()?;
+    // It lies in the buffer into which it was read, which nobody keeps who waits.
+    drop(request);
     let principal = caller.may(Scope::Manage)?;
     let read = async || shared.parts.store.action(principal, id).await?.ok_or_else(no_action);
     let mut action = read().await?;
@@ -295,7 +294,7 @@ pub(super) async fn show(
     }
     let json = Json(ActionJson::of(&action));
     if wait.is_some() && !action.has_ended() {
-        return Ok((StatusCode::ACCEPTED, [(header::RETRY_AFTER, ASK_AGAIN)], json).into_response());
+        return Ok(not_yet(json));
     }
     Ok(json.into_response())
 }

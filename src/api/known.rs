@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use axum::{
     Json,
-    http::{HeaderValue, StatusCode, header},
+    http::header,
     response::{IntoResponse, Response},
 };
 use serde::Serialize;
@@ -15,16 +15,13 @@ use tokio::time::Instant;
 use super::{
     problem::{Kind, Problem},
     shared::Shared,
-    waiters::Subject,
+    waiters::{Subject, not_yet},
 };
 use crate::{
     job::{JobId, Principal},
     job_json::{Fields, KnownJob},
     store::JobView,
 };
-
-/// When to ask again for a job that is not final.
-const ASK_AGAIN: HeaderValue = HeaderValue::from_static("1");
 
 /// So many bytes tell the forms of one job apart.
 const ETAG_BYTES: usize = 16;
@@ -76,7 +73,7 @@ pub(super) async fn waited_for(
     if job.is_final {
         return Ok(job.into_response());
     }
-    Ok((StatusCode::ACCEPTED, [(header::RETRY_AFTER, ASK_AGAIN)], job).into_response())
+    Ok(not_yet(job))
 }
 
 pub(super) async fn known(

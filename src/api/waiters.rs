@@ -6,6 +6,10 @@ use std::{
     time::Duration,
 };
 
+use axum::{
+    http::{HeaderValue, StatusCode, header},
+    response::{IntoResponse, Response},
+};
 use tokio::{
     sync::{Notify, watch},
     time::{Instant, timeout_at},
@@ -81,6 +85,11 @@ impl Drop for Waits {
     fn drop(&mut self) {
         metrics::API_WAITERS.change([], -1.0);
     }
+}
+
+/// The answer to who has waited in vain, with when to ask again.
+pub(super) fn not_yet(told: impl IntoResponse) -> Response {
+    (StatusCode::ACCEPTED, [(header::RETRY_AFTER, HeaderValue::from_static("1"))], told).into_response()
 }
 
 impl Waiters {

@@ -24,8 +24,8 @@ pub(crate) async fn run(args: Args, setup: &Setup) -> Result<Exit> {
         Some(url) => endpoint(url),
         None => readiness(setup.config().http.listen).map_err(exit::usage)?,
     };
-    let client =
-        client_builder(url.starts_with("https:")).no_proxy().timeout(Duration::from_secs(3)).build()?;
+    let https = reqwest::Url::parse(&url).is_ok_and(|url| url.scheme() == "https");
+    let client = client_builder(https).no_proxy().timeout(Duration::from_secs(3)).build()?;
     let answer = client.get(&url).send().await.map_err(reqwest::Error::without_url).with_context(|| {
         format!("{} does not answer; start a worker, or name its address with --url", mask_url(&url))
     })?;

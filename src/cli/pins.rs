@@ -114,7 +114,7 @@ async fn list(setup: &Setup, format: Format) -> anyhow::Result<()> {
 }
 
 async fn set(setup: &Setup, pin: &Pin, force: bool, who: &Who) -> anyhow::Result<()> {
-    let mut of = holder(pin.owner.as_ref());
+    let mut whose = holder(pin.owner.as_ref());
     if let Some(server) = &setup.server {
         who.is_the_key()?;
         let set = Call::new(Method::PUT, format!("/v1/pins/{}", pin.toolkit))
@@ -123,7 +123,7 @@ async fn set(setup: &Setup, pin: &Pin, force: bool, who: &Who) -> anyhow::Result
             .repeatable();
         // Without a name it is that of the key's owner.
         let told: ToldPin = server.ask(set.json(&json!({"version": pin.version}))?).await?;
-        of = holder(told.owner.as_ref());
+        whose = holder(told.owner.as_ref());
     } else {
         let store = setup.store()?;
         if !force {
@@ -133,7 +133,7 @@ async fn set(setup: &Setup, pin: &Pin, force: bool, who: &Who) -> anyhow::Result
         store.close().await;
     }
     tokio::time::sleep(PINS_KNOWN_AFTER).await;
-    Ok(output::print_line(format!("{} is pinned to {} for {of}", pin.toolkit, pin.version))?)
+    Ok(output::print_line(format!("{} is pinned to {} for {whose}", pin.toolkit, pin.version))?)
 }
 
 async fn unset(setup: &Setup, toolkit: &str, owner: Option<&Owner>, who: &Who) -> anyhow::Result<()> {

@@ -32,7 +32,7 @@ use super::{
     problem::{Kind, Problem},
     request::{Parameters, Waiting, json_body, lines_body, optional_json, parsed, preferred_wait},
     shared::Shared,
-    waiters::Subject,
+    waiters::{Subject, not_yet},
 };
 use crate::{
     access::Scope,
@@ -41,9 +41,6 @@ use crate::{
     job::{BatchId, JobSpec, Principal},
     store::{Added, BatchDecided, Place},
 };
-
-/// When to ask again for a batch that is not complete.
-const ASK_AGAIN: HeaderValue = HeaderValue::from_static("1");
 
 /// Makes a batch
 ///
@@ -177,6 +174,8 @@ pub(super) async fn show(
     let mut parameters = Parameters::of(&request);
     let wait = parameters.wait()?.or(preferred_wait(request.headers())?);
     parameters.end()?;
+    // It lies in the buffer into which it was read, which nobody keeps who waits.
+    drop(request);
     let reader = caller.may(Scope::Read)?;
     let read = async || shared.parts.store.batch(reader, id, true).await?.ok_or_else(no_batch);
     let mut batch = read().await?;
@@ -189,7 +188,7 @@ pub(super) async fn show(
     let is_late = wait.is_some() && batch.completed_at.is_none();
     let json = Json(BatchJson::from(batch));
     if is_late {
-        return Ok((StatusCode::ACCEPTED, [(header::RETRY_AFTER, ASK_AGAIN)], json).into_response());
+        return Ok(not_yet(json));
     }
     Ok(json.into_response())
 }

@@ -207,7 +207,8 @@ impl server::Installation for Installation {
     }
 }
 
-/// Creates an empty database in the server of this URL. The name is one that [`machine::name`] made, so it has
+/// Creates a copy of a database in the server of this URL. The files are copied, which PostgreSQL 15 has to be told, because
+/// it would else write each page a second time, into its log. The name is one that [`machine::name`] made, so it has
 /// no quotes of its own; it is quoted because a word may be one of the language.
 async fn create_database(url: &str, name: &str, original: &str) -> Result<()> {
     let mut connection = PgConnection::connect(url).await?;
