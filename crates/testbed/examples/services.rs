@@ -10,6 +10,9 @@ use std::process::ExitCode;
 use errand_testbed::services::{Place, Postgres, RabbitMq, postgres, rabbitmq};
 use tokio::signal::unix::{SignalKind, signal};
 
+/// A benchmark that nobody consumes fills the broker; below this, its memory alarm would be what is measured.
+const BROKER_MEMORY: &str = "4GB";
+
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> anyhow::Result<ExitCode> {
     let mut fsync = false;
@@ -43,9 +46,10 @@ async fn main() -> anyhow::Result<ExitCode> {
 
 async fn serve(fsync: bool, command: Option<Vec<String>>) -> anyhow::Result<ExitCode> {
     let place = Place::default();
+    let broker = rabbitmq::Options { memory_watermark: BROKER_MEMORY.to_owned(), ..Default::default() };
     let (postgres, rabbitmq) = tokio::try_join!(
         Postgres::start(&place, postgres::Options { fsync, ..Default::default() }),
-        RabbitMq::start(&place, rabbitmq::Options::default())
+        RabbitMq::start(&place, broker)
     )?;
     let variables = [("DATABASE_URL", postgres.url()), ("AMQP_URL", rabbitmq.url())];
     let Some(command) = command else {

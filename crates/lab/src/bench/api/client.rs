@@ -13,6 +13,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpSocket, TcpStream},
+    sync::mpsc,
     task::JoinSet,
     time::{Instant, sleep_until},
 };
@@ -127,26 +128,30 @@ pub(super) struct Load {
 }
 
 impl Load {
-    /// Each connection sends the next request when the last one is answered. Returns the requests that were answered per
-    /// second, from `settle` on and for `time`.
+    /// Each connection sends the next request when the last one is answered, and `answered` has taken its number. Returns
+    /// the requests that were answered per second, from `settle` on and for `time`.
     pub(super) async fn rate(
         self,
         settle: Duration,
         time: Duration,
         body: impl Fn(usize) -> String + Send + Sync + 'static,
+        answered: Option<mpsc::Sender<usize>>,
     ) -> Result<f64> {
         let (next, body) = (Arc::new(AtomicUsize::new(0)), Arc::new(body));
         let counts_from = Instant::now() + settle;
         let until = counts_from + time;
         let mut tasks = JoinSet::new();
         for n in 0..self.connections {
-            let (next, body) = (next.clone(), body.clone());
+            let (next, body, answered) = (next.clone(), body.clone(), answered.clone());
             tasks.spawn(async move {
                 let mut client = Client::connect(self.host, n).await?;
                 let mut counted = 0_usize;
                 loop {
-                    let answer = client.post(self.path, &body(next.fetch_add(1, Relaxed))).await?;
-                    answer.expect(self.status)?;
+                    let place = next.fetch_add(1, Relaxed);
+                    client.post(self.path, &body(place)).await?.expect(self.status)?;
+                    if let Some(answered) = &answered {
+                        answered.send(place).await?;
+                    }
                     let now = Instant::now();
                     if now >= until {
                         return Ok::<usize, anyhow::Error>(counted);

@@ -2,16 +2,18 @@
 
 use std::time::Duration;
 
-use anyhow::Result;
-use errand::job::QueueName;
+use anyhow::{Context as _, Result};
+use errand::{job::QueueName, queue::rabbitmq::RabbitQueue};
+use futures_util::future::try_join_all;
 use serde::Serialize;
 use serde_json::json;
+use tokio::sync::{Mutex, mpsc};
 
 use super::{Bench, bare, client::Load, in_turn, server::Api, spread};
 use crate::bench::{
     child::this_program,
     environment::Environment,
-    jobs::line,
+    jobs::{line, message},
     statistics::{Spread, percentile},
 };
 
@@ -21,127 +23,181 @@ const SETTLE: Duration = Duration::from_secs(1);
 /// The even pace, as a share of the median rate.
 const PACE: f64 = 0.5;
 
+/// Who publishes at the same time where the API does not, and how many jobs may wait for them: as many as the API lets wait.
+const PUBLISHERS: usize = 4;
+const UNPUBLISHED: usize = 1_024;
+
 /// What was measured.
 #[derive(Debug, Serialize)]
 pub(super) struct Enqueue {
     pub(super) connections: usize,
     /// Jobs per second with the store.
     pub(super) stored: Spread,
-    /// Requests per second without it.
-    pub(super) refused: Spread,
+    /// Jobs per second without it.
+    pub(super) unstored: Spread,
     /// The former divided by the latter, round by round.
     pub(super) ratio: Spread,
+    /// Requests per second that are refused before the store, and not published either.
+    pub(super) refused: Spread,
+    /// Those with the store divided by these, round by round.
+    pub(super) ratio_to_refused: Spread,
     /// Jobs per second that the database and the broker take without the API.
     pub(super) bare: Spread,
     /// Those with the store divided by these, round by round.
     pub(super) ratio_to_bare: Spread,
-    /// At an even pace.
+    /// Jobs per second of the even pace.
+    pub(super) pace: f64,
     pub(super) latency: Latency,
+    /// How long the database takes at that pace, without the API.
+    pub(super) latency_bare: Latency,
 }
 
 #[derive(Debug, Serialize)]
 pub(super) struct Latency {
-    /// Jobs per second.
-    pub(super) pace: f64,
     pub(super) jobs: usize,
     pub(super) p50_ms: f64,
     pub(super) p99_ms: f64,
     pub(super) highest_ms: f64,
 }
 
-/// What a job becomes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Wanted {
-    Stored,
-    /// It is judged after everything that is done without the store: it was read, decoded and let through by the
-    /// key. The answer is a problem.
-    Refused,
+impl Latency {
+    fn of(latencies: &[f64]) -> Self {
+        Self {
+            jobs: latencies.len(),
+            p50_ms: percentile(latencies, 0.5),
+            p99_ms: percentile(latencies, 0.99),
+            highest_ms: percentile(latencies, 1.0),
+        }
+    }
 }
 
-impl Wanted {
+/// What is done of a job.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Contender {
+    /// All: it is enqueued at the API.
+    Stored,
+    /// All but the store: the API refuses it, and it is published by whoever asked.
+    Unstored,
+    /// The API refuses it by the last check before the store: it was read, decoded and let through by the key. The answer is
+    /// a problem.
+    Refused,
+    /// It is inserted and published without the API.
+    Bare,
+}
+
+impl Contender {
     fn name(self) -> &'static str {
         match self {
             Self::Stored => "enqueued",
+            Self::Unstored => "all but the store",
             Self::Refused => "refused before the store",
+            Self::Bare => "database and broker alone",
         }
     }
 
-    fn status(self) -> u16 {
-        match self {
-            Self::Stored => 201,
-            Self::Refused => 422,
-        }
+    fn load(self, api: &Api, connections: usize) -> Load {
+        let status = if self == Self::Stored { 201 } else { 422 };
+        Load { host: api.host, connections, path: "/v1/jobs", status }
     }
 
     /// The same job, but that of the refused is to run later than any job may.
     fn body(self, lane: QueueName) -> impl Fn(usize) -> String + Send + Sync + 'static {
         move |n| {
             let mut job = line(&lane, n);
-            if self == Self::Refused {
+            if self != Self::Stored {
                 job["run_at"] = json!("9999-01-01T00:00:00Z");
             }
             job.to_string()
         }
     }
+
+    /// Jobs per second.
+    async fn rate(self, environment: &Environment, connections: usize, time: Duration) -> Result<f64> {
+        environment.run(&this_program()?, &["migrate"]).await?;
+        if self == Self::Bare {
+            return bare::rate(environment, connections, SETTLE, time).await;
+        }
+        let api = Api::start(environment, false).await?;
+        let load = self.load(&api, connections);
+        let body = self.body(environment.lane.clone());
+        let rate = if self == Self::Unstored {
+            let queue = environment.queue.as_ref().context("the benchmark of the API needs a broker")?;
+            let (answered, unpublished) = mpsc::channel(UNPUBLISHED);
+            let (rate, ()) = tokio::try_join!(
+                load.rate(SETTLE, time, body, Some(answered)),
+                publish(queue, &environment.lane, unpublished),
+            )?;
+            rate
+        } else {
+            load.rate(SETTLE, time, body, None).await?
+        };
+        api.stop().await?;
+        Ok(rate)
+    }
+}
+
+/// Publishes a job for each number, those that wait together.
+async fn publish(queue: &RabbitQueue, lane: &QueueName, numbers: mpsc::Receiver<usize>) -> Result<()> {
+    let numbers = Mutex::new(numbers);
+    let publisher = async |_: usize| {
+        loop {
+            let mut together = Vec::new();
+            if numbers.lock().await.recv_many(&mut together, UNPUBLISHED / PUBLISHERS).await == 0 {
+                return Ok::<(), anyhow::Error>(());
+            }
+            bare::publish(queue, together.into_iter().map(|n| message(lane, n).1).collect()).await?;
+        }
+    };
+    try_join_all((0..PUBLISHERS).map(publisher)).await.map(drop)
 }
 
 pub(super) async fn measure(bench: Bench<'_>, progress: &impl Fn(&str)) -> Result<Enqueue> {
     let plan = bench.plan;
-    let load = |api: &Api, wanted: Wanted| Load {
-        host: api.host,
-        connections: plan.connections,
-        path: "/v1/jobs",
-        status: wanted.status(),
-    };
-    let (mut stored, mut refused, mut bare) = (Vec::new(), Vec::new(), Vec::new());
+    let contenders = [Contender::Unstored, Contender::Stored, Contender::Refused, Contender::Bare];
+    let mut rates: Vec<(Contender, f64)> = Vec::new();
     for round in 1..=plan.rounds {
-        for wanted in in_turn([Wanted::Refused, Wanted::Stored], round) {
-            progress(&format!("jobs one by one, round {round} of {}: {}", plan.rounds, wanted.name()));
+        for contender in in_turn(contenders, round) {
+            progress(&format!("jobs one by one, round {round} of {}: {}", plan.rounds, contender.name()));
             let measured = async |environment: &Environment| {
-                environment.run(&this_program()?, &["migrate"]).await?;
-                let api = Api::start(environment, false).await?;
-                let body = wanted.body(environment.lane.clone());
-                let rate = load(&api, wanted).rate(SETTLE, plan.time, body).await?;
-                api.stop().await?;
-                Ok(rate)
+                contender.rate(environment, plan.connections, plan.time).await
             };
-            let rate = bench.with(measured).await?;
-            if wanted == Wanted::Stored { &mut stored } else { &mut refused }.push(rate);
+            rates.push((contender, bench.with(measured).await?));
         }
-        progress(&format!("jobs one by one, round {round} of {}: database and broker alone", plan.rounds));
-        let measured = async |environment: &Environment| {
-            environment.run(&this_program()?, &["migrate"]).await?;
-            bare::rate(environment, plan.connections, SETTLE, plan.time).await
-        };
-        bare.push(bench.with(measured).await?);
     }
-    let ratios = |others: &[f64]| spread(stored.iter().zip(others).map(|(one, other)| one / other).collect());
-    let (ratio, ratio_to_bare) = (ratios(&refused)?, ratios(&bare)?);
-    let stored = spread(stored)?;
-    let pace = stored.median * PACE;
+    let of = |wanted: Contender| -> Vec<f64> {
+        rates.iter().filter(|(contender, _)| *contender == wanted).map(|(_, rate)| *rate).collect()
+    };
+    let stored = of(Contender::Stored);
+    let ratio_to =
+        |other: Contender| spread(stored.iter().zip(of(other)).map(|(one, other)| one / other).collect());
+    let pace = spread(stored.clone())?.median * PACE;
     progress(&format!("jobs one by one at {pace:.0} jobs/s"));
     let latency = async |environment: &Environment| {
         environment.run(&this_program()?, &["migrate"]).await?;
         let api = Api::start(environment, false).await?;
-        let body = Wanted::Stored.body(environment.lane.clone());
-        let latencies = load(&api, Wanted::Stored).latencies(pace, SETTLE, plan.time, body).await?;
+        let body = Contender::Stored.body(environment.lane.clone());
+        let load = Contender::Stored.load(&api, plan.connections);
+        let latencies = load.latencies(pace, SETTLE, plan.time, body).await?;
         api.stop().await?;
-        Ok(Latency {
-            pace,
-            jobs: latencies.len(),
-            p50_ms: percentile(&latencies, 0.5),
-            p99_ms: percentile(&latencies, 0.99),
-            highest_ms: percentile(&latencies, 1.0),
-        })
+        Ok(Latency::of(&latencies))
     };
     let latency = bench.with(latency).await?;
+    progress(&format!("database and broker alone at {pace:.0} jobs/s"));
+    let latency_bare = async |environment: &Environment| {
+        environment.run(&this_program()?, &["migrate"]).await?;
+        Ok(Latency::of(&bare::latencies(environment, pace, SETTLE, plan.time).await?))
+    };
     Ok(Enqueue {
         connections: plan.connections,
-        stored,
-        refused: spread(refused)?,
-        ratio,
-        bare: spread(bare)?,
-        ratio_to_bare,
+        unstored: spread(of(Contender::Unstored))?,
+        ratio: ratio_to(Contender::Unstored)?,
+        refused: spread(of(Contender::Refused))?,
+        ratio_to_refused: ratio_to(Contender::Refused)?,
+        bare: spread(of(Contender::Bare))?,
+        ratio_to_bare: ratio_to(Contender::Bare)?,
+        pace,
         latency,
+        latency_bare: bench.with(latency_bare).await?,
+        stored: spread(stored)?,
     })
 }

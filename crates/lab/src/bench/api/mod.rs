@@ -121,11 +121,13 @@ impl Bench<'_> {
     }
 }
 
-/// The two contenders of a figure in the order of a round. Every second round has the opposite order, so that a host that
-/// becomes slower harms both alike.
-fn in_turn<T>(pair: [T; 2], round: usize) -> [T; 2] {
-    let [first, second] = pair;
-    if round.is_multiple_of(2) { [second, first] } else { [first, second] }
+/// The contenders of a figure in the order of a round. Every second round has the opposite order, so that a host that
+/// becomes slower harms all alike.
+fn in_turn<T, const N: usize>(mut contenders: [T; N], round: usize) -> [T; N] {
+    if round.is_multiple_of(2) {
+        contenders.reverse();
+    }
+    contenders
 }
 
 fn spread(figures: Vec<f64>) -> Result<Spread> {

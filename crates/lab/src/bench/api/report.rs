@@ -35,14 +35,29 @@ impl Report {
 
 impl Enqueue {
     fn text(&self) -> String {
-        let Self { connections, stored, refused, ratio, bare, ratio_to_bare, latency } = self;
-        let Latency { pace, jobs, p50_ms, p99_ms, highest_ms } = latency;
+        let Self {
+            connections, stored, unstored, ratio, refused, ratio_to_refused, bare, ratio_to_bare, ..
+        } = self;
         format!(
-            "jobs one by one from {connections} connections: {:.0}/s, refused before the store {:.0}/s; ratio {ratio}\n\
+            "jobs one by one from {connections} connections: {:.0}/s, all but the store {:.0}/s; ratio {ratio}\n\
+             refused before the store {:.0}/s; ratio {ratio_to_refused}\n\
              database and broker alone {:.0}/s; ratio {ratio_to_bare}\n\
-             the same at an even {pace:.0}/s, {jobs} jobs: p50 {p50_ms:.1} ms, p99 {p99_ms:.1} ms, highest {highest_ms:.1} ms\n",
-            stored.median, refused.median, bare.median
+             at an even {:.0}/s {}; database and broker alone {}\n",
+            stored.median,
+            unstored.median,
+            refused.median,
+            bare.median,
+            self.pace,
+            self.latency.text(),
+            self.latency_bare.text()
         )
+    }
+}
+
+impl Latency {
+    fn text(&self) -> String {
+        let Self { jobs, p50_ms, p99_ms, highest_ms } = self;
+        format!("p50 {p50_ms:.1} ms, p99 {p99_ms:.1} ms, highest {highest_ms:.1} ms ({jobs} jobs)")
     }
 }
 
