@@ -20,9 +20,6 @@ use crate::{
     sync::lock,
 };
 
-/// Writes under way at once: while one waits for the disk, the next is sent.
-const TURNS: usize = 2;
-
 /// Jobs on their way to the broker at once, a large one counted for several: each for one and for its [`PIECE`]s. A broker
 /// that is slower than that slows the door down.
 const HANDED_OVER: u32 = 1_024;
@@ -37,8 +34,9 @@ type Answer = Result<Enqueued, StoreError>;
 pub(super) struct Together {
     admission: Admission,
     waiting: Mutex<Vec<Waiting>>,
-    turns: Semaphore,
-    /// What may yet be on its way to the broker. Neither of the two is ever closed.
+    /// One write at a time: what comes meanwhile is the next, and a write of many jobs costs each of them less.
+    turn: tokio::sync::Mutex<()>,
+    /// What may yet be on its way to the broker. It is never closed.
     hands: Arc<Semaphore>,
     stop: CancellationToken,
 }
@@ -54,7 +52,13 @@ impl Together {
     /// After `stop`, jobs are left to the relay.
     pub(super) fn new(admission: Admission, stop: CancellationToken) -> Arc<Self> {
         let hands = Arc::new(Semaphore::new(HANDED_OVER as usize));
-        Arc::new(Self { admission, waiting: Mutex::default(), turns: Semaphore::new(TURNS), hands, stop })
+        Arc::new(Self {
+            admission,
+            waiting: Mutex::default(),
+            turn: tokio::sync::Mutex::default(),
+            hands,
+            stop,
+        })
     }
 
     /// Enqueues a job. `None` where errand failed. What is begun is finished although nobody waits for the answer any more: a
@@ -75,7 +79,7 @@ impl Together {
 
     /// Stores what waits, unless that was done in the turn of another.
     async fn take_turn(self: &Arc<Self>) {
-        let Ok(_turn) = self.turns.acquire().await else { return };
+        let _turn = self.turn.lock().await;
         let together = first(&mut lock(&self.waiting));
         let (specs, askers): (Vec<_>, Vec<_>) =
             together.into_iter().map(|Waiting { spec, asker }| (spec, asker)).unzip();
