@@ -6,6 +6,7 @@
 use std::{sync::Arc, time::Duration};
 
 use futures_util::future::join_all;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::rounds;
@@ -29,6 +30,9 @@ const TAKEN: usize = 20;
 
 /// What a process that died had taken is taken again after this; longer than a look at all that are taken together.
 const TAKEN_FOR: Duration = Duration::from_secs(60);
+
+/// How long a process that stops tries to give back what it has taken.
+const GIVING_BACK: Duration = Duration::from_secs(2);
 
 /// The wait between two looks, which is an eighth of the time for which nothing has changed.
 const SHORTEST: Duration = Duration::from_millis(250);
@@ -65,18 +69,29 @@ impl Batches {
 
     /// Looks until `stop`.
     pub async fn run(self, stop: CancellationToken) {
-        // A look that is cut off is taken up by the next process.
-        let round = || async { stop.run_until_cancelled(self.run_once()).await.unwrap_or(Ok(0)) };
-        rounds(&stop, POLL, TAKEN, "the watch over batches", round).await;
+        rounds(&stop, POLL, TAKEN, "the watch over batches", || self.run_once(&stop)).await;
     }
 
-    /// Looks at the batches of which it is time; returns how many that were.
+    /// Looks at the batches of which it is time; returns how many that were. At `stop`, those that it has not put off are for
+    /// the next process at once.
     ///
     /// # Errors
     /// The store does not answer. Batches that were taken are taken again later.
-    pub async fn run_once(&self) -> Result<usize, StoreError> {
+    async fn run_once(&self, stop: &CancellationToken) -> Result<usize, StoreError> {
         let taken = self.services.store.take_batches(TAKEN, TAKEN_FOR).await?;
-        for batch in &taken {
+        if let Some(looked) = stop.run_until_cancelled(self.look_at_each(&taken)).await {
+            looked?;
+        } else {
+            let given_back =
+                taken.iter().map(|batch| self.services.store.put_off_batch(batch, Duration::ZERO));
+            // Where the store does not answer, they are taken again later.
+            drop(timeout(GIVING_BACK, join_all(given_back)).await);
+        }
+        Ok(taken.len())
+    }
+
+    async fn look_at_each(&self, taken: &[TakenBatch]) -> Result<(), StoreError> {
+        for batch in taken {
             let next = match self.look(batch).await {
                 Ok(next) => next,
                 Err(error) if error.kind().is_of_the_whole_store() => return Err(error),
@@ -91,7 +106,7 @@ impl Batches {
                 self.services.store.put_off_batch(batch, after).await?;
             }
         }
-        Ok(taken.len())
+        Ok(())
     }
 
     async fn look(&self, taken: &TakenBatch) -> Result<Next> {

@@ -339,3 +339,24 @@ async fn waiting_for_a_batch_of_which_only_held_jobs_are_left_ends_and_says_so()
     assert!(harness.errand(&wait).status.success());
     harness.all_ran_once(2).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_batch_that_a_worker_looks_at_while_it_stops_is_for_the_next_one_at_once() {
+    let harness = migrated("batch-stopped").await;
+    let api = Api::start(&harness.env()).await;
+    let (status, made) = api.make(&json!({"sealed": false})).await;
+    assert_eq!(status, StatusCode::CREATED, "{made}");
+    let mut worker = harness.worker(&[]).await;
+    let mut keeper = harness.database.connect().await.unwrap();
+    sqlx::raw_sql("begin; lock table batch_parts in exclusive mode").execute(&mut keeper).await.unwrap();
+    until("a look that does not end", PATIENCE, async || {
+        let sql = "select count(*)::text from pg_stat_activity where datname = current_database() \
+                   and wait_event_type = 'Lock'";
+        (harness.text(sql).await? == "1").then_some(())
+    })
+    .await;
+    assert!(worker.stop().await.success(), "{}", worker.log());
+    // A look that the lock ended before is repeated in ten seconds; one that a process left is after a minute.
+    let soon = harness.text("select (look_at < now() + interval '15 seconds')::text from batches").await;
+    assert_eq!(soon.as_deref(), Some("true"), "{}", worker.log());
+}
