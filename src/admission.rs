@@ -12,8 +12,8 @@ use crate::{
     clock::SharedClock,
     failure::chain,
     job::{
-        Arrival, Edit, EnvelopeError, ErrorKind, JobError, JobId, JobSpec, Principal, Rules, State, decode,
-        encode,
+        Arrival, Edit, EnvelopeError, ErrorKind, JobError, JobId, JobSpec, Principal, Rules, State, Unfit,
+        decode, encode,
     },
     queue::{Address, Message, Properties, SharedQueue},
     store::{
@@ -153,7 +153,7 @@ impl Admission {
         let answers = checked
             .into_iter()
             .filter_map(|checked| match checked {
-                Err(error) => Some(Enqueued::Refused(error)),
+                Err(unfit) => Some(Enqueued::Refused(unfit.error)),
                 Ok(()) => answers.next().map(|(spec, answer)| match answer {
                     Inserted::New(beginning) => Enqueued::New { id: spec.id, beginning: *beginning },
                     Inserted::Duplicate(repeated) => Enqueued::Duplicate(repeated.id),
@@ -225,8 +225,8 @@ impl Admission {
                 Ok(after) => after,
                 Err(error) => return Ok(refused(error)),
             };
-            if let Err(error) = self.rules.check(&after, now) {
-                return Ok(EditAnswer::Refused(error));
+            if let Err(unfit) = self.rules.check(&after, now) {
+                return Ok(EditAnswer::Refused(unfit.error));
             }
             let edited = Edited::new(&job, after, now);
             if let Err(illegal) = edited.transition().apply(job.state) {
@@ -244,12 +244,9 @@ impl Admission {
     }
 
     /// Checks a job by itself, by what the settings allow.
-    ///
-    /// # Errors
-    /// Why it would be refused.
-    pub fn check(&self, spec: &JobSpec, now: Timestamp) -> Result<(), JobError> {
+    pub fn check(&self, spec: &JobSpec, now: Timestamp) -> Result<(), Unfit> {
         self.rules.check(spec, now)?;
-        let refused = |error: EnvelopeError| JobError::new(ErrorKind::InvalidJob, error.message);
+        let refused = |error: EnvelopeError| Unfit::new("reply_to", ErrorKind::InvalidJob, error.message);
         self.rules.replies.check(spec).map_err(refused)
     }
 

@@ -16,9 +16,9 @@ use super::{
 use crate::{
     job::{
         Binding, EXPIRED, Effect, ErrorKind, HeldReason, JobError, JobId, JobSpec, NotReady, Owner, PinnedBy,
-        Principal, Stop,
+        Stop,
     },
-    store::Conflict,
+    store::Inserted,
     string_enum::string_enum,
     tool::arguments::ArgumentProblem,
 };
@@ -35,7 +35,7 @@ string_enum! {
         Fail = "fail",
         /// It would wait for the tool API, which does not answer now, so that no more can be said.
         Wait = "wait",
-        /// Nothing would be done: it is a job that is there already, with this `id`.
+        /// Nothing would be done: it is a job that is there already, with this `id` or idempotency key.
         Repeat = "repeat",
     }
 }
@@ -80,11 +80,7 @@ impl From<ArgumentProblem> for DryRunProblem {
 }
 
 /// The answer about a job that was decoded. A job that would be refused is refused in the same way.
-pub(super) async fn dry_run(
-    shared: &Shared,
-    principal: &Principal,
-    spec: &JobSpec,
-) -> Result<Response, Problem> {
+pub(super) async fn dry_run(shared: &Shared, spec: &JobSpec) -> Result<Response, Problem> {
     let Some(resolver) = &shared.parts.resolver else {
         let detail = "dry runs need the tool API; start this process with COMPOSIO_API_KEY";
         return Err(Problem::new(Kind::NoToolApi, detail));
@@ -94,7 +90,7 @@ pub(super) async fn dry_run(
         .parts
         .admission
         .check(spec, now)
-        .map_err(|error| Problem::new(Kind::InvalidJob, error.message()))?;
+        .map_err(|unfit| Problem::new(Kind::InvalidJob, unfit.error.message()))?;
     let mut answer = DryRun {
         would: if spec.run_at.is_some_and(|at| at > now) { Would::Schedule } else { Would::Run },
         id: spec.is_named.then_some(spec.id),
@@ -109,12 +105,14 @@ pub(super) async fn dry_run(
         held_reason: None,
         problems: Vec::new(),
     };
-    if let Some(known) = shared.parts.store.job(principal, spec.id).await? {
-        if !known.is_asked_by(spec) {
-            return Err(Conflict::Body.into());
+    match shared.parts.store.known(spec).await? {
+        Some(Inserted::Conflict(conflict)) => return Err(conflict.into()),
+        Some(Inserted::Duplicate(first)) => {
+            answer.would = Would::Repeat;
+            answer.id = Some(first.id);
+            return Ok(Json(answer).into_response());
         }
-        answer.would = Would::Repeat;
-        return Ok(Json(answer).into_response());
+        Some(Inserted::New(_)) | None => {}
     }
     if spec.expires_at.is_some_and(|at| at <= now) {
         answer.would = Would::Fail;

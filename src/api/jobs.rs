@@ -99,7 +99,8 @@ pub(super) async fn enqueue(
     drop(headers);
     caller.may_enqueue(&spec)?;
     if is_dry_run {
-        return dry_run(&shared, caller.may(Scope::Read)?, &spec).await;
+        caller.may(Scope::Read)?;
+        return dry_run(&shared, &spec).await;
     }
     let Some(answer) = shared.together.enqueue(spec.clone()).await else {
         return Err(Problem::new(Kind::Internal, "errand failed; its log says where"));

@@ -32,6 +32,6 @@ pub use publisher::{OwnerPattern, PublisherRules};
 pub use queue::{QueueName, QueueNameError, QueueType};
 pub use reply::{Asked, RESERVED_PREFIX, ReplyKind, ReplyRules};
 pub use retry::{Budget, RetryPolicy, Spending};
-pub use rules::{Rules, looks_like_email};
+pub use rules::{Rules, Unfit, looks_like_email};
 pub use state::{HeldReason, Release, State};
 pub use transition::{IllegalMove, Transition};

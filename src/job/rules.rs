@@ -22,14 +22,34 @@ pub struct Rules {
     pub publishers: PublisherRules,
 }
 
+/// Why a job may not run as it was asked for.
+#[derive(Debug, Clone)]
+pub struct Unfit {
+    /// The field of the envelope that is to be changed.
+    pub field: &'static str,
+    /// The error that the job fails with; it says what to change.
+    pub error: JobError,
+}
+
+impl Unfit {
+    /// A field that is wrong for a reason of this kind.
+    pub fn new(field: &'static str, kind: ErrorKind, message: impl Into<String>) -> Self {
+        Self { field, error: JobError::new(kind, message) }
+    }
+}
+
+impl From<Unfit> for JobError {
+    fn from(unfit: Unfit) -> Self {
+        unfit.error
+    }
+}
+
 impl Rules {
     /// Checks a job by itself: what it says, when it is to run and who owns it.
-    ///
-    /// # Errors
-    /// The error that the job fails with; it says what to change.
-    pub fn check(&self, spec: &JobSpec, now: Timestamp) -> Result<(), JobError> {
+    pub fn check(&self, spec: &JobSpec, now: Timestamp) -> Result<(), Unfit> {
         if spec.arguments.is_some() && spec.text.is_some() {
-            return Err(JobError::new(
+            return Err(Unfit::new(
+                "text",
                 ErrorKind::InvalidJob,
                 "`arguments` and `text` exclude each other; send one of them",
             ));
@@ -39,13 +59,15 @@ impl Rules {
             .is_some_and(|run_at| run_at.duration_since(now).unsigned_abs() > MAX_AGE && run_at > now)
         {
             let days = MAX_AGE.as_secs() / (24 * 3600);
-            return Err(JobError::new(
+            return Err(Unfit::new(
+                "run_at",
                 ErrorKind::InvalidJob,
                 format!("`run_at` is further ahead than {days} days; enqueue the job later"),
             ));
         }
         if !self.allow_default && reads_as_default(spec.owner.id()) {
-            return Err(JobError::new(
+            return Err(Unfit::new(
+                spec.owner.kind().field(),
                 ErrorKind::OwnerRefused,
                 format!(
                     "the owner `default` is refused because it could expose other people's data; send the real `{}`",
@@ -54,7 +76,8 @@ impl Rules {
             ));
         }
         if self.refuse_email && looks_like_email(spec.owner.id()) {
-            return Err(JobError::new(
+            return Err(Unfit::new(
+                spec.owner.kind().field(),
                 ErrorKind::OwnerRefused,
                 format!(
                     "`{}` is an e-mail address, which can change hands; send an ID that never changes",
@@ -125,7 +148,9 @@ mod tests {
             (&email, false, true, Some((OwnerRefused, "user_id"))),
         ] {
             let rules = Rules { allow_default, refuse_email, ..Rules::default() };
-            let error = rules.check(&spec(job.clone()), Timestamp::UNIX_EPOCH).err();
+            let unfit = rules.check(&spec(job.clone()), Timestamp::UNIX_EPOCH).err();
+            assert!(unfit.as_ref().is_none_or(|unfit| job.get(unfit.field).is_some()), "{job}");
+            let error = unfit.map(JobError::from);
             assert_eq!(error.as_ref().map(JobError::kind), refused.map(|(kind, _)| kind), "{job}");
             assert!(error.is_none_or(|error| error.message().contains(refused.unwrap().1)), "{job}");
         }
@@ -142,7 +167,7 @@ mod tests {
             "\u{24d3}efault",
             "\u{1d41d}efault",
         ] {
-            let error = rules.check(&name(id), Timestamp::UNIX_EPOCH).unwrap_err();
+            let Unfit { error, .. } = rules.check(&name(id), Timestamp::UNIX_EPOCH).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::OwnerRefused, "{id}");
         }
         for id in ["default-1", "defaults", "d\u{e9}fault", "\u{4f60}\u{597d}", "a/b:\u{e9}", "my default"] {
@@ -159,8 +184,8 @@ mod tests {
             assert!(rules.check(&at(time), now).is_ok(), "{time}");
         }
         for time in [now + MAX_AGE + Duration::from_secs(1), "9999-12-30T22:00:00Z".parse().unwrap()] {
-            let error = rules.check(&at(time), now).unwrap_err();
-            assert_eq!(error.kind(), ErrorKind::InvalidJob);
+            let Unfit { field, error } = rules.check(&at(time), now).unwrap_err();
+            assert_eq!((field, error.kind()), ("run_at", ErrorKind::InvalidJob));
             assert!(error.message().starts_with("`run_at`"), "{}", error.message());
         }
     }

@@ -4,7 +4,7 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use jiff::Timestamp;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::{Conflict, Decider, Place, Result, StoreError, convert::to_duration, read::StoreRow};
@@ -134,11 +134,14 @@ impl fmt::Debug for NewBatch {
 }
 
 /// When so many jobs have failed that the rest is called off.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
 pub struct StopRule {
-    /// This percentage of them, 1 to 100.
-    pub percent: u8,
-    /// Of at least so many that succeeded or failed.
+    /// This percentage of those that succeeded or failed.
+    #[schema(minimum = 1, maximum = 100)]
+    pub failed_percent: u8,
+    /// Once at least so many have.
+    #[schema(minimum = 1, maximum = 1_000_000)]
     pub of_at_least: u32,
 }
 
@@ -146,7 +149,8 @@ impl StopRule {
     /// Whether these counts are a reason to call off the rest.
     pub fn applies(self, counts: &Counts) -> bool {
         let sample = counts.succeeded + counts.failed;
-        sample >= u64::from(self.of_at_least) && counts.failed * 100 >= u64::from(self.percent) * sample
+        sample >= u64::from(self.of_at_least)
+            && counts.failed * 100 >= u64::from(self.failed_percent) * sample
     }
 }
 
@@ -325,7 +329,7 @@ pub(super) fn item(row: &impl StoreRow) -> Result<BatchItem> {
 
 pub(super) fn view(row: &impl StoreRow) -> Result<BatchView> {
     let is_operators = row.read::<Option<String>>("owner_kind")?.is_none();
-    let percent = row.unsigned_if_any::<u8>("stop_percent")?;
+    let failed_percent = row.unsigned_if_any::<u8>("stop_percent")?;
     let cancelled_by: Option<String> = row.read("cancelled_by")?;
     Ok(BatchView {
         id: BatchId(row.read("id")?),
@@ -336,9 +340,9 @@ pub(super) fn view(row: &impl StoreRow) -> Result<BatchView> {
         generation: row.count("generation")?,
         completed_at: row.time_if_any("completed_at")?,
         deadline: row.time_if_any("deadline")?,
-        stop: percent
+        stop: failed_percent
             .zip(row.unsigned_if_any("stop_sample")?)
-            .map(|(percent, of_at_least)| StopRule { percent, of_at_least }),
+            .map(|(failed_percent, of_at_least)| StopRule { failed_percent, of_at_least }),
         cancelled: cancelled_by.zip(row.time_if_any("cancelled_at")?),
         doing: row.parse_if_any("doing")?,
         counts: Counts::of(row)?,

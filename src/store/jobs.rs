@@ -22,6 +22,9 @@ pub trait Jobs: fmt::Debug + Send + Sync {
     ///   nobody else will publish it; otherwise that counts as its first publication.
     async fn insert(&self, batch: &[Arc<JobSpec>], unclaimed_after: Duration) -> Result<Vec<Inserted>>;
 
+    /// What [`insert`](Self::insert) would answer about a job that is known; `None` where it would be new.
+    async fn known(&self, spec: &JobSpec) -> Result<Option<Inserted>>;
+
     /// Which of these jobs another session has locked at this moment. [`StoreErrorKind::Locked`] where none can be
     /// written, because a table is locked.
     ///

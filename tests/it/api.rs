@@ -479,11 +479,18 @@ async fn a_dry_run_says_what_would_become_of_a_job_and_stores_nothing() {
     assert_eq!(dry(&job).await.1["would"], "repeat");
     let (status, other) = dry(&job.clone().with("priority", 5)).await;
     assert_eq!((status, kind(&other)), (StatusCode::UNPROCESSABLE_ENTITY, "id-conflict"));
+    let mut keyed = read("user-1").with("idempotency_key", "k");
+    keyed.as_object_mut().unwrap().remove("id");
+    let (_, first) = api.post("/v1/jobs", &keyed).await;
+    let (_, repeat) = dry(&keyed).await;
+    assert_eq!((&repeat["would"], &repeat["id"]), (&json!("repeat"), &first["id"]), "{repeat}");
+    let (status, other) = dry(&keyed.clone().with("priority", 5)).await;
+    assert_eq!((status, kind(&other)), (StatusCode::UNPROCESSABLE_ENTITY, "key-conflict"));
     let (status, refused) = dry(&read("default")).await;
     assert_eq!((status, kind(&refused)), (StatusCode::UNPROCESSABLE_ENTITY, "invalid-job"));
     let (status, wrong) = api.post("/v1/jobs?dry_run=perhaps", &job).await;
     assert_eq!((status, kind(&wrong)), (StatusCode::BAD_REQUEST, "bad-request"));
-    assert_eq!(harness.count("true").await, 1);
+    assert_eq!(harness.count("true").await, 2);
 
     let mut env = harness.env();
     env.push(("COMPOSIO_API_KEY".into(), String::new()));

@@ -142,6 +142,8 @@ async fn a_batch_is_refused_with_every_item_that_is_wrong() {
     items[3]["queue"] = json!("nowhere");
     items[4]["text"] = json!("and arguments");
     items[5] = json!([]);
+    items[6]["run_at"] = json!("9999-01-01T00:00:00Z");
+    items[7]["user_id"] = json!("default");
     let (status, refused) = api.make(&json!({"items": items})).await;
     assert_eq!((status, kind(&refused)), (StatusCode::UNPROCESSABLE_ENTITY, "invalid-batch"), "{refused}");
     let pointers: Vec<_> = refused["errors"]
@@ -152,7 +154,15 @@ async fn a_batch_is_refused_with_every_item_that_is_wrong() {
         .collect();
     assert_eq!(
         pointers,
-        ["/items/1", "/items/2/priority", "/items/3/queue", "/items/4", "/items/5"],
+        [
+            "/items/1",
+            "/items/2/priority",
+            "/items/3/queue",
+            "/items/4/text",
+            "/items/5",
+            "/items/6/run_at",
+            "/items/7/user_id"
+        ],
         "{refused}"
     );
     let mut items = nameless(3);
@@ -172,7 +182,7 @@ async fn a_batch_is_refused_with_every_item_that_is_wrong() {
     let (_, many) = api.make(&json!({"items": vec![json!({}); 150]})).await;
     assert_eq!(many["errors"].as_array().unwrap().len(), 100);
     for (wanted, status, kind_of) in [
-        (json!({"items": vec![json!({}); 10_001]}), StatusCode::BAD_REQUEST, "bad-request"),
+        (json!({"items": vec![json!({}); 10_001]}), StatusCode::PAYLOAD_TOO_LARGE, "too-large"),
         (json!({"item": []}), StatusCode::BAD_REQUEST, "bad-request"),
         (json!([[]]), StatusCode::BAD_REQUEST, "bad-request"),
         (
@@ -245,6 +255,7 @@ async fn a_batch_stops_when_too_many_fail_and_at_its_deadline() {
         api.make(&json!({"items": [send("user-1").with("run_at", later.as_str())], "deadline": soon})).await;
     for (batch, by) in [(failing, "failures in the batch"), (late, "deadline of the batch")] {
         let done = api.completed(id(&batch)).await;
+        assert!(batch["stop_when"].is_null() || batch["stop_when"] == stop, "as it was asked for: {batch}");
         assert_eq!((&done["cancelled_by"], &done["counts"]["cancelled"]), (&json!(by), &json!(1)), "{done}");
     }
     harness.called(0).await;

@@ -6,7 +6,7 @@ use axum::http::HeaderMap;
 use jiff::Timestamp;
 use serde::{
     Deserialize, Deserializer,
-    de::{Error as _, SeqAccess, Visitor},
+    de::{IgnoredAny, SeqAccess, Visitor},
 };
 use serde_json::{json, value::RawValue};
 use sha2::{Digest as _, Sha256};
@@ -22,7 +22,9 @@ use crate::{
         shared::Shared,
     },
     bounds::{MAX_BATCH_ITEMS, MAX_BATCH_PARTS, MAX_CHUNK_ITEMS, MAX_SHORT_TEXT_BYTES},
-    job::{Arrival, BatchId, Digest, JobId, JobSpec, Owner, OwnerKind, Principal, decode, named_queue},
+    job::{
+        Arrival, BatchId, Digest, JobId, JobSpec, Owner, OwnerKind, Principal, Unfit, decode, named_queue,
+    },
     store::{Conflict, NewBatch, NotAdded, StopRule},
 };
 
@@ -46,24 +48,11 @@ pub(super) struct Wanted<'a> {
     /// When what has not started by then is called off.
     #[schema(value_type = Option<String>, format = DateTime)]
     deadline: Option<Timestamp>,
-    #[schema(inline)]
-    stop_when: Option<StopWhen>,
+    stop_when: Option<StopRule>,
     /// The envelope of a job that is enqueued once the batch is complete. It has no `id` and no `idempotency_key`.
     #[serde(borrow)]
     #[schema(value_type = Option<Envelope>)]
     follow_up: Option<&'a RawValue>,
-}
-
-/// When so many jobs have failed that the rest is called off.
-#[derive(Debug, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-struct StopWhen {
-    /// This percentage of those that succeeded or failed.
-    #[schema(minimum = 1, maximum = 100)]
-    failed_percent: u8,
-    /// Once at least so many have.
-    #[schema(minimum = 1, maximum = 1_000_000)]
-    of_at_least: u32,
 }
 
 impl Wanted<'_> {
@@ -105,7 +94,7 @@ impl Wanted<'_> {
             digest: self.digest(),
             is_sealed: self.sealed.unwrap_or(true),
             deadline: self.deadline,
-            stop: self.stop_when.as_ref().map(StopWhen::rule).transpose()?,
+            stop: self.stop_when.map(in_bounds).transpose()?,
             follow_up,
         })
     }
@@ -136,17 +125,14 @@ impl Wanted<'_> {
     }
 }
 
-impl StopWhen {
-    fn rule(&self) -> Result<StopRule, Problem> {
-        let Self { failed_percent: percent, of_at_least } = *self;
-        if !(1..=100).contains(&percent) || of_at_least == 0 || u64::from(of_at_least) > MAX_BATCH_ITEMS {
-            let most = format!(
-                "`stop_when`: `failed_percent` must be 1 to 100, and `of_at_least` 1 to {MAX_BATCH_ITEMS}"
-            );
-            return Err(unreadable(most));
-        }
-        Ok(StopRule { percent, of_at_least })
+fn in_bounds(rule: StopRule) -> Result<StopRule, Problem> {
+    let StopRule { failed_percent, of_at_least } = rule;
+    if !(1..=100).contains(&failed_percent) || of_at_least == 0 || u64::from(of_at_least) > MAX_BATCH_ITEMS {
+        return Err(unreadable(format!(
+            "`stop_when`: `failed_percent` must be 1 to 100, and `of_at_least` 1 to {MAX_BATCH_ITEMS}"
+        )));
     }
+    Ok(rule)
 }
 
 /// The jobs that items ask for. An item without an ID gets that of its place.
@@ -190,7 +176,7 @@ fn spec(
     }
     match shared.parts.admission.check(&spec, shared.parts.clock.now()) {
         Ok(()) => Ok(spec),
-        Err(error) => Err((None, Problem::new(Kind::InvalidJob, error.message()))),
+        Err(Unfit { field, error }) => Err((Some(field), Problem::new(Kind::InvalidJob, error.message()))),
     }
 }
 
@@ -231,7 +217,7 @@ pub(super) fn unreadable(what: impl fmt::Display) -> Problem {
     Problem::new(Kind::BadRequest, format!("the body cannot be read: {what}"))
 }
 
-/// A list that is refused before it is too long to be kept.
+/// A list of which no more is kept than shows that it is too long.
 fn bounded<'de: 'a, 'a, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<&'a RawValue>, D::Error> {
     struct Items;
 
@@ -244,14 +230,12 @@ fn bounded<'de: 'a, 'a, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<&'a
 
         fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Self::Value, A::Error> {
             let mut items = Vec::new();
-            while let Some(item) = list.next_element()? {
-                if items.len() >= MAX_CHUNK_ITEMS {
-                    return Err(A::Error::custom(format!(
-                        "`items` may have {MAX_CHUNK_ITEMS} at most; open a batch with {{\"sealed\": false}}, and add them by and by"
-                    )));
-                }
+            while items.len() <= MAX_CHUNK_ITEMS
+                && let Some(item) = list.next_element()?
+            {
                 items.push(item);
             }
+            while list.next_element::<IgnoredAny>()?.is_some() {}
             Ok(items)
         }
     }

@@ -72,6 +72,14 @@ pub(super) async fn create(
         return Err(unreadable("it must be an object with `items`"));
     }
     let wanted: Wanted<'_> = serde_json::from_slice(&body).map_err(unreadable)?;
+    if wanted.items.len() > MAX_CHUNK_ITEMS {
+        return Err(Problem::new(
+            Kind::TooLarge,
+            format!(
+                "`items` may have {MAX_CHUNK_ITEMS} at most; open a batch with {{\"sealed\": false}}, and add them by and by"
+            ),
+        ));
+    }
     let batch = wanted.batch(&shared, principal, &headers)?;
     let items = wanted.items.iter().map(|item| item.get().as_bytes());
     let items = specs(&shared, &batch.principal, batch.id, 0, items)?;

@@ -33,7 +33,7 @@ columns! {
         owner_kind: text or null = batch.principal.owner().map(|owner| owner.kind().as_str()),
         owner_id: text or null = batch.principal.owner().map(Owner::id),
         deadline: timestamptz or null = batch.deadline,
-        stop_percent: integer or null = batch.stop.map(|stop| i32::from(stop.percent)),
+        stop_percent: integer or null = batch.stop.map(|stop| i32::from(stop.failed_percent)),
         stop_sample: integer or null = batch.stop.map(|stop| to_i32(stop.of_at_least)),
         follow_up: text or null = batch.follow_up.as_deref(),
     }

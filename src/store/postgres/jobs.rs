@@ -86,6 +86,11 @@ impl Jobs for PostgresStore {
         Err(jobs_kept_changing())
     }
 
+    async fn known(&self, spec: &JobSpec) -> Result<Option<Inserted>> {
+        let found = self.find(std::iter::once((0, spec))).await?;
+        Ok(found.get(&0).map(|found| found.inserted(spec)))
+    }
+
     async fn locked(&self, jobs: &[JobId]) -> Result<HashSet<JobId>> {
         let ids = jobs.iter().map(|id| id.0).collect();
         let locked = self.hot.fetch(sql::locked(ids)).await?;

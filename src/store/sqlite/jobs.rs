@@ -48,6 +48,19 @@ impl Jobs for SqliteStore {
         .await
     }
 
+    async fn known(&self, spec: &JobSpec) -> Result<Option<Inserted>> {
+        let now = self.now_micros();
+        let by_id = self.reader.fetch_first(sql::find_by_id(spec.id.0, now)).await?;
+        let (row, by_key) = match (by_id, spec.idempotency_key.as_deref()) {
+            (None, Some(key)) => {
+                let by_key = sql::find_by_key(spec.owner.kind().as_str(), spec.owner.id(), Some(key), now);
+                (self.reader.fetch_first(by_key).await?, true)
+            }
+            (by_id, _) => (by_id, false),
+        };
+        row.map(|row| Ok(rows::found(&row, by_key)?.inserted(spec))).transpose()
+    }
+
     /// Nobody locks a row alone; whoever locks the database keeps every write waiting.
     async fn locked(&self, _: &[JobId]) -> Result<HashSet<JobId>> {
         Ok(HashSet::new())

@@ -288,6 +288,12 @@ impl Jobs for Faulty {
         .await
     }
 
+    async fn known(&self, spec: &JobSpec) -> Result<Option<Inserted>, StoreError> {
+        let spec = spec.clone();
+        self.call(format!("known {spec:?}"), move |store| Box::pin(async move { store.known(&spec).await }))
+            .await
+    }
+
     async fn locked(&self, jobs: &[JobId]) -> Result<HashSet<JobId>, StoreError> {
         let jobs = jobs.to_vec();
         self.call(format!("locked {jobs:?}"), move |store| Box::pin(async move { store.locked(&jobs).await }))

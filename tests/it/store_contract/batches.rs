@@ -389,7 +389,7 @@ async fn until_older() {
 
 #[test]
 fn the_rest_is_called_off_when_enough_of_enough_have_failed() {
-    let stop = StopRule { percent: 50, of_at_least: 10 };
+    let stop = StopRule { failed_percent: 50, of_at_least: 10 };
     for (succeeded, failed, applies) in
         [(0, 9, false), (0, 10, true), (5, 5, true), (6, 5, false), (100, 99, false), (100, 100, true)]
     {

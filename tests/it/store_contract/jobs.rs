@@ -61,6 +61,26 @@ on_every_backend!(what_an_insert_tells_of_a_new_job_is_what_reading_it_tells, as
     }
 });
 
+on_every_backend!(what_an_insert_would_tell_of_a_known_job_is_told_without_it, async |t| {
+    let first = job(json!({"idempotency_key": "k"}));
+    assert_eq!(t.store.known(&first).await.unwrap(), None);
+    t.insert(&first).await;
+    let of_another = JobSpec { owner: "org:other".parse().unwrap(), ..JobSpec::clone(&first) };
+    let other_key = job(json!({"idempotency_key": "k2"}));
+    let again = [
+        Arc::clone(&first),
+        renamed(&first),
+        Arc::new(of_another),
+        Arc::new(JobSpec { digest: Digest([7; 16]), ..JobSpec::clone(&first) }),
+        Arc::new(JobSpec { digest: Digest([7; 16]), ..JobSpec::clone(&renamed(&first)) }),
+    ];
+    for spec in again {
+        let known = t.store.known(&spec).await.unwrap();
+        assert_eq!(known, Some(t.insert(&spec).await), "{spec:?}");
+    }
+    assert_eq!(t.store.known(&other_key).await.unwrap(), None);
+});
+
 on_every_backend!(an_insert_repeated_changes_nothing, async |t| {
     let spec = job(json!({}));
     let batch = [Arc::clone(&spec), Arc::clone(&spec)];

@@ -96,8 +96,8 @@ fn accepted(spec: &JobSpec, body: &[u8], arrival: &Arrival<'_>) {
         // An empty list stands for an empty object.
         assert!(verbatim || arguments.get() == "{}", "the arguments are not what was sent");
     }
-    if let Err(error) = Rules::default().check(spec, Timestamp::UNIX_EPOCH) {
-        assert!(is_keepable_message(error.message()));
+    if let Err(unfit) = Rules::default().check(spec, Timestamp::UNIX_EPOCH) {
+        assert!(is_keepable_message(unfit.error.message()));
     }
 
     let again = decode(body, arrival).map(|again| again.digest);
