@@ -20,6 +20,7 @@ use crate::{
         Beginning, Conflict, Decided, Decider, Edited, Inserted, JobView, RejectedView, Repeat, Repeated,
         SharedStore, StoreError,
     },
+    telemetry::seldom::Seldom,
 };
 
 #[derive(Debug, Clone)]
@@ -87,6 +88,10 @@ pub enum Requeued {
     /// It stays rejected, for this reason.
     Refused(String),
 }
+
+static NOT_HANDED_OVER: Seldom = Seldom::new();
+static NOT_BROUGHT_FORWARD: Seldom = Seldom::new();
+static NOT_NOTED: Seldom = Seldom::new();
 
 /// How often a change is tried anew, because the job was another one when it was made.
 const EDIT_TRIES: usize = 5;
@@ -258,8 +263,9 @@ impl Admission {
             renamed.map(|(spec, job)| Repeat { job: *job, id: spec.id, asked: None }).collect();
         if !repeats.is_empty()
             && let Err(error) = self.store.note_repeats(&repeats).await
+            && let Some(jobs) = NOT_NOTED.due(repeats.len())
         {
-            tracing::warn!(jobs = repeats.len(), error = %chain(&error), "jobs cannot be found by the other IDs that repeat them");
+            tracing::warn!(jobs, error = %chain(&error), "jobs cannot be found by the other IDs that repeat them");
         }
     }
 
@@ -271,9 +277,11 @@ impl Admission {
         let published = ids.into_iter().zip(queue.publish(messages).await);
         let (failed, errors): (Vec<JobId>, Vec<_>) =
             published.filter_map(|(id, answer)| Some((id, answer.err()?))).unzip();
-        if let Some(error) = errors.first() {
+        if let Some(error) = errors.first()
+            && let Some(jobs) = NOT_HANDED_OVER.due(failed.len())
+        {
             let what = "stored jobs could not be handed to the broker; the relay of a worker publishes them";
-            tracing::warn!(jobs = failed.len(), job.id = %failed[0], error = %chain(error), "{what}");
+            tracing::warn!(jobs, job.id = %failed[0], error = %chain(error), "{what}");
         }
         self.bring_forward(&failed).await;
     }
@@ -290,8 +298,9 @@ impl Admission {
     async fn bring_forward(&self, jobs: &[JobId]) {
         if !jobs.is_empty()
             && let Err(error) = self.store.defer(jobs, Duration::ZERO).await
+            && let Some(jobs) = NOT_BROUGHT_FORWARD.due(jobs.len())
         {
-            tracing::warn!(jobs = jobs.len(), error = %chain(&error), "stored jobs are published only when the relay misses them");
+            tracing::warn!(jobs, error = %chain(&error), "stored jobs are published only when the relay misses them");
         }
     }
 }

@@ -2,5 +2,6 @@
 
 pub mod logging;
 pub mod metrics;
+pub mod seldom;
 
 mod span_fields;

@@ -39,9 +39,9 @@ async fn behind_proxy(harness: &Harness) -> (Proxy, Process) {
 }
 
 /// Few lines were logged behind the first bytes, since then.
-fn says_little_since(worker: &Process, (mark, then): (usize, Instant)) {
-    let (lines, seconds) = (worker.log()[mark..].lines().count(), then.elapsed().as_secs() as usize);
-    assert!(lines < 100 + 10 * seconds, "{lines} lines in {seconds} s:\n{}", worker.log());
+fn says_little_since(process: &Process, (mark, then): (usize, Instant)) {
+    let (lines, seconds) = (process.log()[mark..].lines().count(), then.elapsed().as_secs() as usize);
+    assert!(lines < 100 + 10 * seconds, "{lines} lines in {seconds} s:\n{}", process.log());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -53,6 +53,7 @@ async fn while_the_broker_is_out_of_memory_running_jobs_end_and_retries_wait() {
         sandbox(RELAYED).await,
     );
     let (api, worker) = behind_proxy(&harness).await;
+    let door = Api::start(&harness.env()).await;
     api.stall();
     harness.publish(&[spread(20, send), spread(4, create)].concat()).await;
     harness.counts("state = 'running'", 24).await;
@@ -61,15 +62,24 @@ async fn while_the_broker_is_out_of_memory_running_jobs_end_and_retries_wait() {
     api.heal().await.unwrap();
     worker.logged("RabbitMQ blocks publishing").await;
     harness.counts("state = 'succeeded' and tool = 'GMAIL_SEND_EMAIL'", 20).await;
+    // Who enqueues is answered, and the relay gets what the broker does not take.
+    let enqueue = async || assert_eq!(door.post("/v1/jobs", &send("user-1")).await.0, StatusCode::CREATED);
+    enqueue().await;
+    door.process.logged("could not be handed to the broker").await;
+    let refused_since = (door.process.log().len(), Instant::now());
+    for _ in 0..399 {
+        enqueue().await;
+    }
+    says_little_since(&door.process, refused_since);
     // It still consumes and records.
     worker.becomes_ready(true).await;
     assert_ne!(harness.count("state in ('retryable', 'available')").await, 0, "retries wait in the store");
+    says_little_since(&worker, mark);
 
     broker.control(&["set_vm_memory_high_watermark", "0.9"]).await.unwrap();
-    harness.all_ran_once(24).await;
+    harness.all_ran_once(424).await;
     assert_eq!(worker.lines("RabbitMQ takes messages again").len(), 1);
     assert_eq!(worker.metric("errand_broker_reconnects_total").await, 0.0);
-    says_little_since(&worker, mark);
 }
 
 /// A user of a harness's virtual host.
