@@ -5,6 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use anyhow::Context as _;
 use jiff::Timestamp;
 use serde::Deserialize;
 use serde_json::{
@@ -134,17 +135,23 @@ async fn run_at(command: Command, server: &Server) -> anyhow::Result<Exit> {
             print_page(&server.page(list).await?, format)?;
         }
         Command::Show { id, wait, format } => {
-            let (budget, begun) = (Duration::from_secs(wait.unwrap_or(0)), Instant::now());
-            let mut one_wait = Duration::ZERO;
+            let begun = Instant::now();
+            let until = begun + Duration::from_secs(wait.unwrap_or(0));
+            let call = || Call::get(format!("/v1/batches/{id}"));
+            // Only a server that has answered once is waited for.
+            let mut json: Box<RawValue> = server.ask(call()).await?;
+            let mut one_wait = FIRST_WAIT;
             loop {
-                let left = budget.saturating_sub(begun.elapsed()).min(one_wait);
-                one_wait = (2 * one_wait).clamp(FIRST_WAIT, ONE_WAIT);
-                let seconds = (!left.is_zero()).then_some(left.as_secs());
-                let call = Call::get(format!("/v1/batches/{id}")).with("wait", seconds).waits(left);
-                let json: Box<RawValue> = server.ask(call).await?;
                 if let Some(exit) = shown(&json, wait, begun, format)? {
                     return Ok(exit);
                 }
+                let waiting = |left: Duration| {
+                    let wait = left.min(one_wait);
+                    call().with("wait", Some(wait.as_secs())).waits(wait)
+                };
+                let goes_on = || format!("the batch {id} goes on; look again with `errand batches show {id}`");
+                json = server.keep_asking(until, waiting).await.with_context(goes_on)?;
+                one_wait = (2 * one_wait).min(ONE_WAIT);
             }
         }
         Command::Items { id, from, limit, format } => {

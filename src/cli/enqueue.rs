@@ -19,7 +19,7 @@ use super::{
     exit::{self, Exit},
     jobs,
     output::{self, Format},
-    server::{Call, JSON, Server},
+    server::{Call, JSON, Server, is_away},
     setup::{OpenDoor, Setup},
     value::{self, OwnerFlags},
     wait,
@@ -128,8 +128,7 @@ pub(super) async fn run(args: Args, setup: &Setup) -> anyhow::Result<Exit> {
     let spec = Arc::new(spec(&args, setup)?);
     let open = setup.door()?;
     let answers = open.door.enqueue(std::slice::from_ref(&spec)).await.with_context(|| {
-        let id = spec.id;
-        format!("the job may be stored or not; the same command with `--id {id}` does not make a second one")
+        may_be_stored(spec.id)
     })?;
     let (id, duplicate) = match answers.into_iter().next() {
         Some(Enqueued::New { id, .. }) => (id, false),
@@ -144,6 +143,11 @@ pub(super) async fn run(args: Args, setup: &Setup) -> anyhow::Result<Exit> {
     };
     open.close().await;
     Ok(exit)
+}
+
+/// What is said where it is not known whether a job was stored.
+fn may_be_stored(id: JobId) -> String {
+    format!("the job may be stored or not; the same command with `--id {id}` does not make a second one")
 }
 
 fn print_enqueued(id: JobId, duplicate: bool, format: Format) -> anyhow::Result<Exit> {
@@ -165,9 +169,13 @@ struct NewJob {
 async fn run_at(server: &Server, args: &Args) -> anyhow::Result<Exit> {
     // What has a name of its own may be sent again.
     let named = args.id.is_some() || args.idempotency_key.is_some();
-    let envelope = envelope(args, args.id.or_else(|| (!named).then(JobId::new)))?;
+    let made = args.id.or_else(|| (!named).then(JobId::new));
+    let envelope = envelope(args, made)?;
     let call = Call::post("/v1/jobs").repeatable().body(JSON, envelope);
-    let (status, body) = server.send(call).await?;
+    let (status, body) = server.send(call).await.map_err(|error| match made.filter(|_| is_away(&error)) {
+        Some(id) => error.context(may_be_stored(id)),
+        None => error,
+    })?;
     let NewJob { id } = server.read(&body)?;
     match args.wait {
         Some(secs) => wait_at(server, id, Duration::from_secs(secs), args.format).await,
@@ -183,28 +191,35 @@ async fn wait_at(server: &Server, id: JobId, budget: Duration, format: Format) -
     if !format.json {
         output::note(format_args!("enqueued {id}, waiting"));
     }
-    let begun = Instant::now();
+    let until = Instant::now() + budget;
     loop {
-        let wait = budget.saturating_sub(begun.elapsed()).min(ONE_WAIT);
-        let call = Call::get(format!("/v1/jobs/{id}")).with("wait", Some(wait.as_secs())).waits(wait);
-        let json: Box<RawValue> = server.ask(call).await?;
-        let job: jobs::ToldSummary = server.read(json.get().as_bytes())?;
-        if job.state.is_settled() || begun.elapsed() + Duration::from_secs(1) > budget {
+        let call = |left: Duration| {
+            let wait = left.min(ONE_WAIT);
+            Call::get(format!("/v1/jobs/{id}")).with("wait", Some(wait.as_secs())).waits(wait)
+        };
+        let stored = || format!("the job {id} is stored; look for it with `errand jobs show {id}`");
+        let json: Box<RawValue> = server.keep_asking(until, call).await.with_context(stored)?;
+        let job = jobs::ToldJob::of(json.get())?;
+        if job.state().is_settled() || Instant::now() + Duration::from_secs(1) > until {
             jobs::print(&json, Timestamp::now(), None, format)?;
-            return ended(id, job.state, budget);
+            return ended(id, job.state(), job.more.due_at, budget);
         }
     }
 }
 
 /// How the command ends that waited for a job.
-fn ended(id: impl std::fmt::Display, state: State, budget: Duration) -> anyhow::Result<Exit> {
-    if !state.is_settled() {
-        return Err(exit::negative(format!(
-            "job {id} is still {state} after {} s; look again with `errand jobs show {id}`, and check that a worker runs",
-            budget.as_secs()
-        )));
+fn ended(id: JobId, state: State, due: Option<Timestamp>, budget: Duration) -> anyhow::Result<Exit> {
+    if state.is_settled() {
+        return Ok(Exit::negative_if(state != State::Succeeded));
     }
-    Ok(Exit::negative_if(state != State::Succeeded))
+    let why = match due.filter(|due| *due > Timestamp::now()) {
+        Some(due) => format!(", because it is due at {}", output::moment(due)),
+        None => String::new(),
+    };
+    let look = format!("look again with `errand jobs show {id}`");
+    let check = if why.is_empty() { ", and check that a worker runs" } else { "" };
+    let seconds = budget.as_secs();
+    Err(exit::negative(format!("job {id} is still {state} after {seconds} s{why}; {look}{check}")))
 }
 
 /// The job, through the same decoder as every envelope.
@@ -272,7 +287,7 @@ async fn wait_for(
     let Some(job) = wait::until_settled(&open.store, id, budget).await? else {
         return Err(exit::negative(format!("job {id} is gone")));
     };
-    let state = job.state;
+    let (state, due) = (job.state, job.due_at);
     jobs::print_view(&open.store, job, format, setup).await?;
-    ended(id, state, budget)
+    ended(id, state, due, budget)
 }

@@ -3,7 +3,7 @@
 use std::{any::Any, io::ErrorKind, panic::PanicHookInfo, process::ExitCode};
 
 use crate::{
-    cli::{output, server::Refused},
+    cli::{output, server::{Away, Refused}},
     config::{AllMissing, ConfigErrors, ContextError, Missing},
     failure::chain,
     maintenance::ledger::NotALedger,
@@ -92,10 +92,13 @@ fn exit_of(error: &(dyn std::error::Error + 'static)) -> Option<Exit> {
 
 /// How a command ends that a server refuses something.
 pub(super) fn of_refusal(refused: &Refused) -> Exit {
+    if !refused.is_of_errand() {
+        return Exit::Unreachable;
+    }
     match refused.status.as_u16() {
         400 | 413 | 415 => Exit::Usage,
-        401 => Exit::Configuration,
-        429 => Exit::Unreachable,
+        // The key is not accepted, the network is too slow for the body, or it is too much for now.
+        401 | 408 | 429 => Exit::Unreachable,
         402..=499 => Exit::Negative,
         _ => Exit::Unreachable,
     }
@@ -105,6 +108,9 @@ pub(super) fn of_refusal(refused: &Refused) -> Exit {
 fn verdict(error: &(dyn std::error::Error + 'static)) -> Option<(Exit, Option<&'static str>)> {
     if let Some(failure) = error.downcast_ref::<Failure>() {
         return Some((failure.exit, None));
+    }
+    if error.is::<Away>() {
+        return Some((Exit::Unreachable, None));
     }
     if let Some(refused) = error.downcast_ref::<Refused>() {
         return Some((of_refusal(refused), None));

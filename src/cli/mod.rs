@@ -255,7 +255,8 @@ fn brief(
     let runtime = runtime(FEW_THREADS)?;
     let setup = Setup { loaded, server };
     // A task of a driver that does not end must not keep the process: everything is settled by now.
-    let answer = runtime.block_on(Box::pin(command(&setup))).map_err(|error| setup.name_database(error));
+    let answer = runtime.block_on(Box::pin(command(&setup)));
+    let answer = answer.map_err(|error| setup.name_server(setup.name_database(error)));
     runtime.shutdown_background();
     answer
 }

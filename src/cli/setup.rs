@@ -52,6 +52,15 @@ impl Setup {
         }
     }
 
+    /// Says of an answer that is not as errand answers whose it is, however far it was read.
+    pub(super) fn name_server(&self, error: anyhow::Error) -> anyhow::Error {
+        let unread = error.chain().find_map(|cause| cause.downcast_ref::<serde_json::Error>());
+        match (&self.server, unread) {
+            (Some(server), Some(unread)) => server.is_no_errand(unread),
+            _ => error,
+        }
+    }
+
     /// The tool API, whose key must be configured.
     pub(super) fn tool_api(&self) -> anyhow::Result<SharedToolApi> {
         self.config().require_api_key()?;

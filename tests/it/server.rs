@@ -215,7 +215,7 @@ async fn every_command_of_users_and_operators_works_at_a_server() {
     assert!(operator.run(&["keys", "rotate", id, "--overlap", "1h"]).starts_with("errand_"));
     assert_eq!(operator.run(&["keys", "revoke", id]), format!("the key {id} of user:user-1 is revoked\n"));
     crate::support::wait::until("a revoked key is refused", crate::harness::PATIENCE, async || {
-        (run_at(&["jobs", "list"]).code == Some(3)).then_some(())
+        (run_at(&["jobs", "list"]).code == Some(4)).then_some(())
     })
     .await;
 
@@ -266,7 +266,7 @@ fn contexts_are_named_listed_used_and_removed() {
     {
         terminal.fails(&["context", "set", name, nowhere], 2, says);
     }
-    terminal.fails(&["context", "set", "x", "errand.example.com"], 2, "is no address");
+    terminal.fails(&["context", "set", "x", "errand.example.com"], 2, "write https://errand.example.com");
     terminal.fails(&["context", "use", "x"], 3, "there is no context `x`");
     terminal.fails(&["context", "set", "x", nowhere, "--api-key-file", "/nowhere/key"], 3, "/nowhere/key");
     refuses_what_others_may_read(&terminal, &file, secret);

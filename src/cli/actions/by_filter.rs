@@ -1,6 +1,6 @@
 //! A decision about all jobs that a filter means: previewed, asked about, made an action of, and followed to its end.
 
-use std::{sync::Arc, time::Duration};
+use std::{sync::Arc, time::{Duration, Instant}};
 
 use indicatif::ProgressBar;
 use serde_json::{json, value::to_raw_value};
@@ -16,7 +16,7 @@ use crate::{
         decider::Who,
         exit::{self, Exit},
         output::{self, Format},
-        server::{Call, Server},
+        server::{Call, Server, is_away},
         setup::Setup,
         terminal,
     },
@@ -45,6 +45,9 @@ pub(in crate::cli) struct ByFilter {
 /// end when it comes.
 const FOLLOW_EVERY: Duration = Duration::from_millis(200);
 const ASK_EVERY: Duration = Duration::from_secs(2);
+
+/// How long a server may give no answer before an action there is not followed any longer.
+const MISSED: Duration = Duration::from_secs(300);
 
 impl ByFilter {
     /// Counts the jobs, asks, makes an action of it, and carries that out together with the workers.
@@ -89,7 +92,13 @@ impl ByFilter {
                 false => Ok(Exit::Negative),
             };
         }
-        server.send(call("confirm").json(&json!({"force": effect}))?).await?;
+        let confirmed = server.send(call("confirm").json(&json!({"force": effect}))?).await;
+        confirmed.map_err(|error| match is_away(&error) {
+            true => error.context(format!(
+                "the action {id} may be confirmed or not: `errand actions show {id}` says whether it is"
+            )),
+            false => error,
+        })?;
         let followed = follow_at(server, id, found.total).await;
         self.print_followed(id, &found, followed)
     }
@@ -278,9 +287,12 @@ async fn follow_at(server: &Server, id: Uuid, total: u64) -> anyhow::Result<Opti
     let (stop, interrupted) = on_interrupt();
     let bar = bar(total);
     let ended = loop {
-        let call = Call::get(format!("/v1/actions/{id}"));
-        let call = call.with("wait", Some(ASK_EVERY.as_secs())).waits(ASK_EVERY);
-        let Some(told) = stop.run_until_cancelled(server.ask::<ToldAction>(call)).await else { break None };
+        let call = |_| {
+            let call = Call::get(format!("/v1/actions/{id}"));
+            call.with("wait", Some(ASK_EVERY.as_secs())).waits(ASK_EVERY)
+        };
+        let asked = server.keep_asking::<ToldAction>(Instant::now() + MISSED, call);
+        let Some(told) = stop.run_until_cancelled(asked).await else { break None };
         let action = told?;
         bar.set_position(action.progress.looked_at);
         if action.finished_at.is_some() {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use anyhow::Context as _;
 use serde::Deserialize;
 use serde_json::{
     json,
@@ -57,7 +58,10 @@ pub(super) async fn run(server: &Server, input: Input, args: &Args) -> anyhow::R
         ));
         return Err(error);
     }
-    server.send(Call::post(format!("/v1/batches/{batch}/seal")).repeatable()).await?;
+    let seal = Call::post(format!("/v1/batches/{batch}/seal")).repeatable();
+    server.send(seal).await.with_context(|| {
+        format!("all items are in the batch {batch}, which may still be open; `errand batches seal {batch}` seals it")
+    })?;
     Ok(Exit::negative_if(tally.refused + tally.invalid > 0))
 }
 

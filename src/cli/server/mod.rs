@@ -21,13 +21,15 @@ use crate::{
     store::{FilterJson, JobFilter},
 };
 
+mod address;
 mod flags;
+mod patience;
 mod refused;
 
-use refused::Problem;
+use refused::{Problem, is_passing};
 
 pub(super) use flags::ServerFlags;
-pub(super) use refused::Refused;
+pub(super) use refused::{Away, Refused, is_away};
 
 /// How long a connection may take, and an answer beyond the time that a request asks to wait.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -183,13 +185,7 @@ impl Server {
     /// The address is none.
     pub(super) fn new(target: Target, confirmed: Option<String>) -> anyhow::Result<Self> {
         let Target { name, server, api_key, production } = target;
-        let base: Url = server
-            .parse()
-            .ok()
-            .filter(|url: &Url| matches!(url.scheme(), "http" | "https") && url.has_host())
-            .ok_or_else(|| {
-                exit::usage(format!("{} is no address such as https://errand.example.com", mask_url(&server)))
-            })?;
+        let base = address::base(&server).map_err(exit::usage)?;
         let stays = stays_here(&base);
         if base.scheme() == "http" && !stays && api_key.is_some() {
             output::note("warning: the key is sent without TLS; use https://");
@@ -224,9 +220,13 @@ impl Server {
     /// # Errors
     /// It is not as errand answers.
     pub(super) fn read<T: DeserializeOwned>(&self, body: &[u8]) -> anyhow::Result<T> {
-        serde_json::from_slice(body)
-            .with_context(|| format!("{} does not answer as errand does; check the address", self.place()))
-            .map_err(|error| exit::unreachable(format!("{error:#}")))
+        serde_json::from_slice(body).map_err(|error| self.is_no_errand(&error))
+    }
+
+    /// What is told of an answer that is not as errand answers.
+    pub(super) fn is_no_errand(&self, error: &serde_json::Error) -> anyhow::Error {
+        let place = self.place();
+        exit::unreachable(format!("{place} does not answer as errand does; check the address: {error}"))
     }
 
     /// The status and the body of the answer.
@@ -242,7 +242,7 @@ impl Server {
                 Ok(Err((refused, pause))) => {
                     // With 429 nothing was done.
                     may_repeat |= refused.status == StatusCode::TOO_MANY_REQUESTS;
-                    if !matches!(refused.status.as_u16(), 429 | 502..=504) {
+                    if !is_passing(refused.status) {
                         return Err(refused.into());
                     }
                     (anyhow::Error::from(refused), pause)
@@ -316,15 +316,18 @@ impl Server {
     }
 
     fn refused(&self, status: StatusCode, body: &[u8]) -> Refused {
-        let Ok(Problem { r#type, detail, errors }) = serde_json::from_slice::<Problem>(body) else {
-            let message = format!(
-                "{} answers HTTP {}, not as errand does; check the address",
-                self.place(),
-                status.as_u16()
-            );
-            return Refused { status, kind: String::new(), message, items: Vec::new() };
+        let no_errand = || {
+            let (place, status_code) = (self.place(), status.as_u16());
+            let message = format!("{place} answers HTTP {status_code}, not as errand does; check the address");
+            Refused { status, kind: String::new(), message, items: Vec::new() }
         };
-        let kind = r#type.rsplit(':').next().unwrap_or_default().to_owned();
+        let Ok(Problem { r#type, detail, errors }) = serde_json::from_slice::<Problem>(body) else {
+            return no_errand();
+        };
+        // Others tell problems in this form, too.
+        let Some(kind) = r#type.strip_prefix("urn:errand:problem:").map(str::to_owned) else {
+            return no_errand();
+        };
         let message = match status {
             StatusCode::UNAUTHORIZED => format!("{detail} (ERRAND_API_KEY, or the key of the context)"),
             _ => detail,
@@ -340,8 +343,9 @@ impl Server {
         } else {
             ""
         };
-        let message = format!("{} does not answer: {}{perhaps}", self.place(), crate::failure::chain(&error));
-        exit::unreachable(message)
+        let why = crate::failure::chain(&error);
+        let scheme = address::other_scheme(self.base.scheme(), &why);
+        Away(format!("{} does not answer: {why}{scheme}{perhaps}", self.place())).into()
     }
 
     /// An error unless changes are wanted there.

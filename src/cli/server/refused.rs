@@ -19,6 +19,23 @@ pub(in crate::cli) struct ItemProblem {
     pub(in crate::cli) detail: String,
 }
 
+/// A server gives no answer.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(in crate::cli) struct Away(pub(super) String);
+
+/// Whether a server gives no answer, or says itself that it cannot answer now, as it and what stands before it do while it
+/// restarts.
+pub(in crate::cli) fn is_away(error: &anyhow::Error) -> bool {
+    let refused = error.downcast_ref::<Refused>();
+    error.is::<Away>() || refused.is_some_and(|refused| is_passing(refused.status))
+}
+
+/// Whether the same request may well be answered soon.
+pub(super) fn is_passing(status: StatusCode) -> bool {
+    matches!(status.as_u16(), 429 | 502..=504)
+}
+
 /// A server did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
 #[error("{message}")]
@@ -33,5 +50,10 @@ pub(in crate::cli) struct Refused {
 impl Refused {
     pub(in crate::cli) fn is(&self, kind: &str) -> bool {
         self.kind == kind
+    }
+
+    /// Whether errand says so, and not something else that has its address.
+    pub(in crate::cli) fn is_of_errand(&self) -> bool {
+        !self.kind.is_empty()
     }
 }
