@@ -143,7 +143,7 @@ impl Wanted {
 
     fn filter(&self, decision: ActionDecision) -> Result<JobFilter, Problem> {
         let bad =
-            |BadFilter { field, why }| Problem::new(Kind::BadRequest, format!("`filter.{field}` {why}"));
+            |BadFilter { field, why }| Problem::new(Kind::BadRequest, format!("`filter.{field}`: {why}"));
         let filter = self.asked()?.filter().map_err(bad)?;
         if filter.is_empty() && !self.all {
             let detail = "`filter` is empty, which means all jobs; send {\"all\": true} if that is wanted";

@@ -17,12 +17,11 @@ use super::{
         OfAnyRequest, OfItsContent, cursor, line, moment as any_moment, number, optional, owner, words,
     },
     problem::Problem,
-    request::{MAX_LIMIT, Parameters, moment, parsed, plain},
+    request::{MAX_LIMIT, Parameters, moment, named_owner, parsed, plain},
     shared::Shared,
 };
 use crate::{
     access::Scope,
-    job::Owner,
     store::{Change, ChangeFilter, ChangeJson, ObjectKind},
 };
 
@@ -75,7 +74,7 @@ pub(super) async fn list(
     let filter = ChangeFilter {
         kind: query.one("kind", parsed)?,
         object: query.one("id", plain)?,
-        owner: query.one("owner", |owner| owner.parse::<Owner>().map_err(|error| error.to_string()))?,
+        owner: query.one("owner", named_owner)?,
         by: query.one("by", plain)?,
         since: query.one("since", moment)?,
         until: query.one("until", moment)?,

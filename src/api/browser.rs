@@ -32,7 +32,10 @@ fn judge(host: Option<&str>, origin: Option<&str>, site: Option<&str>) -> Result
         of.is_some_and(|of| of.eq_ignore_ascii_case(host))
     };
     if origin.is_some_and(|origin| !is_own(origin)) || site.is_some_and(|site| site == "cross-site") {
-        return Err("web pages of other sites may not use this API");
+        return Err(
+            "web pages of other sites may not use this API without a key: name theirs in the setting `api.cors_origins`, and \
+             make a key with `errand keys create`",
+        );
     }
     Ok(())
 }

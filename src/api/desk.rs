@@ -15,14 +15,14 @@ use super::{
     caller::Caller,
     described::{OfAnyRequest, OfItsContent, OfOne, OfTheToolApi, line, optional, text},
     problem::{Kind, Problem},
-    request::{Parameters, parsed},
+    request::{Parameters, named_owner},
     shared::Shared,
 };
 use crate::{
     access::Scope,
     bounds::MAX_TOOL_BYTES,
     desk_json::{AccountJson, ToolJson, WorkerJson},
-    job::{Owner, Principal},
+    job::Principal,
     tool::{
         SharedToolApi,
         pin::{Wanted, is_slug, wanted},
@@ -145,7 +145,7 @@ pub(super) async fn accounts(
 ) -> Result<Response, Problem> {
     let reader = caller.may(Scope::Read)?;
     let mut parameters = Parameters::of(&request);
-    let named = parameters.one("owner", parsed::<Owner>)?;
+    let named = parameters.one("owner", named_owner)?;
     let toolkit = parameters.one("toolkit", |text| match is_slug(text) {
         true => Ok(text.to_owned()),
         false => Err("must be in lower case, such as github".to_owned()),

@@ -20,7 +20,7 @@ use super::{
     },
     known::{etag, job_id},
     problem::{Kind, Problem},
-    request::{Parameters, optional_json, text},
+    request::{Parameters, moment_in_json, optional_json, text},
     shared::Shared,
 };
 use crate::{
@@ -48,7 +48,7 @@ struct Wanted {
 
 /// A value that is there, as opposed to one that is left out.
 fn given<'de, D: Deserializer<'de>>(value: D) -> Result<Option<Option<Timestamp>>, D::Error> {
-    Option::deserialize(value).map(Some)
+    moment_in_json(value).map(Some)
 }
 
 /// The header that makes a change one of the job as it was read.

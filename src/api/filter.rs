@@ -14,7 +14,7 @@ use utoipa::{
 use super::{
     described::{cursor, line, moment as any_moment, number, optional, owner, text as any_text, words},
     problem::{Kind, Problem},
-    request::{MAX_LIMIT, Parameters, parsed},
+    request::{MAX_LIMIT, Parameters, flag, parsed},
 };
 use crate::{
     job::{Effect, ErrorKind, HeldReason, State},
@@ -58,13 +58,13 @@ impl Wanted {
             until: query.one("until", text)?,
             error_kind: query.one("error_kind", text)?,
             held_reason: query.one("held_reason", text)?,
-            outcome_unknown: query.one("outcome_unknown", parsed)?,
+            outcome_unknown: query.one("outcome_unknown", flag)?,
             version: query.one("version", text)?,
             effect: query.one("effect", text)?,
             batch: query.one("batch", text)?,
         };
         let bad = |BadFilter { field, why }| {
-            Problem::new(Kind::BadRequest, format!("the parameter `{field}` {why}"))
+            Problem::new(Kind::BadRequest, format!("the parameter `{field}`: {why}"))
         };
         let mut filter = asked.filter().map_err(bad)?;
         filter.since.get_or_insert(now - WINDOW);

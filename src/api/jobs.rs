@@ -22,7 +22,7 @@ use super::{
     filter::{Asked, Wanted, Window},
     known::{find, job_id, known, shown, told, waited_for},
     problem::{Kind, Problem},
-    request::{AboutANewJob, Parameters, Waiting, idempotency_key, json_body, parsed, preferred_wait, text},
+    request::{AboutANewJob, Parameters, Waiting, flag, idempotency_key, json_body, parsed, preferred_wait, text},
     shared::Shared,
 };
 use crate::{
@@ -87,7 +87,7 @@ pub(super) async fn enqueue(
     let headers = request.headers().clone();
     caller.may(Scope::Enqueue)?;
     let mut parameters = Parameters::of(&request);
-    let is_dry_run = parameters.one("dry_run", parsed)?.unwrap_or(false);
+    let is_dry_run = parameters.one("dry_run", flag)?.unwrap_or(false);
     parameters.end()?;
     // Who may enqueue and not read is no error: the answer has the job's ID and not its result.
     let reader = caller.may(Scope::Read).ok();

@@ -20,7 +20,7 @@ use super::{
     caller::Caller,
     described::{OfAnyRequest, OfItsBody, OfItsContent, OfOne, OfTheState, OfTheToolApi, optional, text},
     problem::{Kind, Problem},
-    request::{Parameters, optional_json, parsed},
+    request::{Parameters, flag, named_owner, optional_json},
     shared::Shared,
 };
 use crate::{
@@ -70,7 +70,7 @@ impl IntoParams for Unchecked {
 
 /// The owner whose pin is meant; `None` for everybody's.
 fn whose(principal: &Principal, parameters: &mut Parameters) -> Result<Option<Owner>, Problem> {
-    let named = parameters.one("owner", parsed::<Owner>)?;
+    let named = parameters.one("owner", named_owner)?;
     match principal {
         Principal::Operator => Ok(named),
         Principal::Owner(own) if named.as_ref().is_none_or(|named| named == own) => Ok(Some(own.clone())),
@@ -127,7 +127,7 @@ pub(super) async fn set(
     let manager = caller.may(Scope::Manage)?;
     let mut parameters = Parameters::of(&request);
     let owner = whose(manager, &mut parameters)?;
-    let force = parameters.one("force", parsed)?.unwrap_or(false);
+    let force = parameters.one("force", flag)?.unwrap_or(false);
     parameters.end()?;
     let Version { version } = optional_json(request).await?;
     let bad = |what: &str| Problem::new(Kind::BadRequest, what);

@@ -10,7 +10,7 @@ use utoipa::ToSchema;
 
 use crate::{
     failure::chain,
-    job::{EnvelopeError, EnvelopeReason},
+    job::{EnvelopeError, EnvelopeReason, IllegalMove, State, Transition},
     store::{Conflict, Decided, StoreError, StoreErrorKind},
     string_enum::string_enum,
     tool::ToolError,
@@ -190,7 +190,7 @@ impl Problem {
         Some(match decided {
             Decided::Now(_) => return None,
             Decided::Unknown => Self::no_job(),
-            Decided::Illegal(illegal) => Self::new(Kind::WrongState, illegal.to_string()),
+            Decided::Illegal(illegal) => Self::new(Kind::WrongState, illegal_move(illegal)),
             Decided::HasNotRun(reason) => Self::new(
                 Kind::WrongState,
                 format!(
@@ -212,6 +212,19 @@ impl Problem {
             ),
         })
     }
+}
+
+/// Why a decision is none for the state of a job, and which one is.
+fn illegal_move(illegal: IllegalMove) -> String {
+    let instead = match illegal.from {
+        State::Held if illegal.action != Transition::Cancel.action() => "; `release` lets it go",
+        State::Running => "; `cancel` keeps its call from being repeated",
+        State::Failed | State::Cancelled if illegal.action != Transition::Restart.action() => {
+            "; `retry` runs it again"
+        }
+        _ => "",
+    };
+    format!("{illegal}{instead}")
 }
 
 impl From<ToolError> for Problem {

@@ -5,7 +5,6 @@ use axum::{
     extract::{Extension, Path, Request, State},
     response::{IntoResponse, Response},
 };
-use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use utoipa::{
     IntoParams, ToSchema,
@@ -22,7 +21,7 @@ use super::{
         OfAnyRequest, OfItsBody, OfItsContent, OfOne, OfTheState, example_id, number, optional, text, words,
     },
     problem::{Kind, Problem},
-    request::{MAX_LIMIT, Parameters, optional_json, parsed},
+    request::{MAX_LIMIT, Parameters, moment, optional_json, parsed},
     shared::Shared,
 };
 use crate::{
@@ -79,8 +78,8 @@ pub(super) async fn list(
     let filter = RejectedFilter {
         reason: query.one("reason", parsed)?,
         queue: query.one("queue", parsed)?,
-        since: query.one("since", parsed::<Timestamp>)?,
-        until: query.one("until", parsed::<Timestamp>)?,
+        since: query.one("since", moment)?,
+        until: query.one("until", moment)?,
     };
     let (before, limit) = (query.one("cursor", parsed)?, query.limit()?);
     query.end()?;

@@ -8,7 +8,10 @@ use axum::{
     http::{HeaderMap, header},
 };
 use jiff::Timestamp;
-use serde::de::DeserializeOwned;
+use serde::{
+    Deserialize as _, Deserializer,
+    de::{DeserializeOwned, Error as _},
+};
 use utoipa::{
     IntoParams,
     openapi::{
@@ -25,7 +28,7 @@ use super::{
 };
 use crate::{
     bounds::{MAX_CHUNK_BYTES, MAX_ENVELOPE_BYTES},
-    job::Principal,
+    job::{Owner, Principal},
 };
 
 /// How long the body of a request may take.
@@ -218,7 +221,11 @@ fn seconds_of(what: &str, text: &str) -> Result<Duration, Problem> {
 /// The parameters of a query, each of which is taken once. A name that nobody takes is refused: a misspelt filter would
 /// mean all jobs.
 #[derive(Debug)]
-pub(super) struct Parameters(BTreeMap<String, Vec<String>>);
+pub(super) struct Parameters {
+    left: BTreeMap<String, Vec<String>>,
+    /// The names that were asked for, whether they were there or not.
+    taken: Vec<String>,
+}
 
 impl Parameters {
     pub(super) fn of(request: &Request) -> Self {
@@ -227,12 +234,13 @@ impl Parameters {
         {
             parameters.entry(name.into_owned()).or_default().push(value.into_owned());
         }
-        Self(parameters)
+        Self { left: parameters, taken: Vec::new() }
     }
 
     /// All values of a parameter.
     pub(super) fn all(&mut self, name: &str) -> Vec<String> {
-        self.0.remove(name).unwrap_or_default()
+        self.taken.push(name.to_owned());
+        self.left.remove(name).unwrap_or_default()
     }
 
     /// The value of a parameter that may be there once.
@@ -268,22 +276,31 @@ impl Parameters {
 
     /// An error if something is left that nobody takes.
     pub(super) fn end(self) -> Result<(), Problem> {
-        match self.0.keys().next() {
-            None => Ok(()),
-            Some(name) => {
-                let name: String = name.chars().take(64).collect();
-                Err(Problem::new(
-                    Kind::BadRequest,
-                    format!("there is no parameter `{}` here", name.escape_default()),
-                ))
-            }
-        }
+        let Self { left, taken } = self;
+        let Some(name) = left.keys().next() else { return Ok(()) };
+        let name: String = name.chars().take(64).collect();
+        let others = match taken.as_slice() {
+            [] => ", and no other".to_owned(),
+            names => format!("; there are `{}`", names.join("`, `")),
+        };
+        let detail = format!("there is no parameter `{}` here{others}", name.escape_default());
+        Err(Problem::new(Kind::BadRequest, detail))
     }
 }
 
 /// A value of a parameter, by the rules of its type.
 pub(super) fn parsed<T: FromStr<Err: fmt::Display>>(value: &str) -> Result<T, String> {
     value.parse().map_err(|error: T::Err| error.to_string())
+}
+
+/// What is on or off.
+pub(super) fn flag(value: &str) -> Result<bool, String> {
+    value.parse().map_err(|_| "must be `true` or `false`".to_owned())
+}
+
+/// An owner, who may be one of the time before the rules became strict.
+pub(super) fn named_owner(value: &str) -> Result<Owner, String> {
+    value.parse().map_err(|error| format!("{error}; write `user:ID` or `org:ID`"))
 }
 
 /// A text of a parameter.
@@ -297,5 +314,15 @@ pub(super) fn plain(value: &str) -> Result<String, String> {
 }
 
 pub(super) fn moment(value: &str) -> Result<Timestamp, String> {
-    value.parse().map_err(|_| "must be a time as in RFC 3339, such as 2026-01-31T12:00:00Z".to_owned())
+    value.parse().map_err(|_| format!("must be a time {RFC_3339}"))
+}
+
+/// How a time is written.
+const RFC_3339: &str = "as in RFC 3339, such as 2026-01-31T12:00:00Z";
+
+/// A time in a body, or `null`. The name of its field is not known here, and where it is in the body follows the error.
+pub(super) fn moment_in_json<'de, D: Deserializer<'de>>(value: D) -> Result<Option<Timestamp>, D::Error> {
+    let value = Option::<String>::deserialize(value)?;
+    let read = |value: String| value.parse().map_err(|_| D::Error::custom(format!("write times {RFC_3339}")));
+    value.map(read).transpose()
 }

@@ -46,7 +46,7 @@ pub enum OwnerError {
         "contains a character that nobody sees, such as a zero-width space or a mark of writing direction; send the ID without it"
     )]
     Invisible,
-    #[error("is neither `user` nor `org`")]
+    #[error("names neither a user nor an organization")]
     Kind,
 }
 

@@ -41,7 +41,7 @@ pub struct FilterJson {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BadFilter {
     pub field: &'static str,
-    /// What is wrong with it, to follow its name in a sentence.
+    /// What is wrong with it, to follow its name and a colon.
     pub why: String,
 }
 
@@ -71,7 +71,7 @@ impl FilterJson {
     pub fn filter(self) -> Result<JobFilter, BadFilter> {
         Ok(JobFilter {
             state: read("state", self.state)?,
-            owner: read("owner", self.owner)?,
+            owner: self.owner.map(|owner| whose(&owner)).transpose()?,
             tool: text("tool", self.tool)?,
             toolkit: text("toolkit", self.toolkit)?,
             queue: read("queue", self.queue)?,
@@ -86,6 +86,11 @@ impl FilterJson {
             batch: read("batch", self.batch)?,
         })
     }
+}
+
+fn whose(owner: &str) -> Result<Owner, BadFilter> {
+    let bad = |error| BadFilter { field: "owner", why: format!("{error}; write `user:ID` or `org:ID`") };
+    owner.parse().map_err(bad)
 }
 
 /// A word of a choice that this version knows, or a name with rules.

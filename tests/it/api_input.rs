@@ -2,7 +2,7 @@
 
 use errand_testbed::factory::{Envelope as _, read};
 use reqwest::{Method, StatusCode};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -11,7 +11,7 @@ use tokio::{
 };
 
 use crate::{
-    api::Api,
+    api::{Api, read_answer},
     harness::{PATIENCE, in_memory, run},
 };
 
@@ -60,6 +60,47 @@ async fn numbers_go_in_and_come_out_as_they_are_spelt_by_every_door() {
     let listed =
         api.request(Method::GET, "/v1/jobs?fields=arguments").send().await.unwrap().text().await.unwrap();
     assert_eq!(listed.matches(NUMBERS).count(), 3, "{listed}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_written_wrongly_is_told_with_how_it_is_written() {
+    let (api, _folder) = api("errand-words-").await;
+    for (path, says) in [
+        ("/v1/jobs?owner=alice", "the parameter `owner`: names neither a user nor an organization; write `user:ID`"),
+        ("/v1/jobs?state=done", "the parameter `state`: use one of scheduled, available, running"),
+        ("/v1/jobs?outcome_unknown=1", "the parameter `outcome_unknown`: must be `true` or `false`"),
+        ("/v1/jobs?stat=held", "there is no parameter `stat` here; there are `state`, `owner`"),
+        ("/v1/accounts?owner=team:a", "write `user:ID` or `org:ID`"),
+        ("/v1/audit-log?owner=alice", "write `user:ID` or `org:ID`"),
+        ("/v1/rejected?since=yesterday", "such as 2026-01-31T12:00:00Z"),
+        ("/v1/workers?all=true", "there is no parameter `all` here, and no other"),
+    ] {
+        let (status, problem) = api.get(path).await;
+        let detail = problem["detail"].as_str().unwrap();
+        assert!(status == StatusCode::BAD_REQUEST && detail.contains(says), "{path}: {problem}");
+    }
+    let job = read("user-1");
+    for (path, body, says) in [
+        ("/v1/jobs?dry_run=1", job.clone(), "the parameter `dry_run`: must be `true` or `false`"),
+        ("/v1/jobs?dryrun=true", job.clone(), "there is no parameter `dryrun` here; there are `dry_run`"),
+        (
+            "/v1/batches",
+            json!({"items": [], "deadline": "yesterday"}),
+            "write times as in RFC 3339, such as 2026-01-31T12:00:00Z",
+        ),
+    ] {
+        let (status, problem) = api.post(path, &body).await;
+        let detail = problem["detail"].as_str().unwrap();
+        assert!(status == StatusCode::BAD_REQUEST && detail.contains(says), "{path}: {problem}");
+    }
+    let (_, job) = api.post("/v1/jobs", &job).await;
+    let path = format!("/v1/jobs/{}", job["id"].as_str().unwrap());
+    let edit = api.request(Method::PATCH, &path).json(&json!({"run_at": "soon"})).send().await.unwrap();
+    let (_, problem) = read_answer(edit).await;
+    assert!(problem["detail"].as_str().unwrap().contains("such as 2026-01-31T12:00:00Z"), "{problem}");
+    let foreign = api.request(Method::GET, "/v1/jobs").header("origin", "https://page.example");
+    let (_, problem) = read_answer(foreign.send().await.unwrap()).await;
+    assert!(problem["detail"].as_str().unwrap().contains("`api.cors_origins`"), "{problem}");
 }
 
 /// Sends a head and reads the first line of the answer; empty where the connection is closed without one.

@@ -18,7 +18,7 @@ use crate::{
         described::Envelope,
         edit::lane,
         problem::{ItemError, Kind, Problem},
-        request::idempotency_key,
+        request::{idempotency_key, moment_in_json},
         shared::Shared,
     },
     bounds::{MAX_BATCH_ITEMS, MAX_BATCH_PARTS, MAX_CHUNK_ITEMS, MAX_SHORT_TEXT_BYTES},
@@ -46,6 +46,7 @@ pub(super) struct Wanted<'a> {
     #[schema(value_type = Vec<Envelope>)]
     pub(super) items: Vec<&'a RawValue>,
     /// When what has not started by then is called off.
+    #[serde(default, deserialize_with = "moment_in_json")]
     #[schema(value_type = Option<String>, format = DateTime)]
     deadline: Option<Timestamp>,
     stop_when: Option<StopRule>,

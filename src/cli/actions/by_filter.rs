@@ -20,7 +20,7 @@ use crate::{
         setup::Setup,
         terminal,
     },
-    job::Principal,
+    job::{Principal, State},
     maintenance::actions::Actions,
     store::{
         ActionDecision, ActionStatus, Confirmed, FilterJson, Force, JobFilter, MadeAction, NewAction,
@@ -52,22 +52,25 @@ const MISSED: Duration = Duration::from_secs(300);
 impl ByFilter {
     /// Counts the jobs, asks, makes an action of it, and carries that out together with the workers.
     pub(in crate::cli) async fn run(mut self, setup: &Setup) -> anyhow::Result<Exit> {
+        let left_out = left_out(self.decision, &self.filter);
         self.filter = narrow(self.decision, self.filter).map_err(|nonsense| exit::usage(told(nonsense)))?;
         if !self.dry_run && !self.yes {
             terminal::need("add --yes to do it, or --dry-run to count")?;
         }
-        match &setup.server {
+        let exit = match &setup.server {
             Some(server) => {
                 self.who.is_the_key()?;
-                self.run_at(server).await
+                self.run_at(server).await?
             }
             None => {
                 let store = setup.store()?;
                 let exit = self.run_in(&store, setup).await?;
                 store.close().await;
-                Ok(exit)
+                exit
             }
-        }
+        };
+        left_out.iter().for_each(output::note);
+        Ok(exit)
     }
 
     async fn run_at(self, server: &Server) -> anyhow::Result<Exit> {
@@ -215,7 +218,19 @@ impl ByFilter {
         for line in self.lines(preview) {
             output::print_line(line)?;
         }
+        self.note_nothing(preview);
         Ok(Exit::Success)
+    }
+
+    /// Says what else could be meant where no failed job is there to be retried.
+    fn note_nothing(&self, preview: &Preview) {
+        let is_about_failed =
+            self.decision == ActionDecision::Retry && self.filter.state == Some(State::Failed);
+        if preview.total == 0 && is_about_failed {
+            output::note(
+                "no failed job matches; `--state cancelled` retries cancelled ones, and `errand jobs release` lets held ones go",
+            );
+        }
     }
 
     fn print(&self, preview: &Preview, action: Option<&ToldAction>) -> anyhow::Result<Exit> {
@@ -230,6 +245,7 @@ impl ByFilter {
             return Ok(exit);
         }
         output::print_line(output::count(progress.done, &format!("job {done}"), &format!("jobs {done}")))?;
+        self.note_nothing(preview);
         if progress.running > 0 {
             let running = output::count(
                 progress.running,
@@ -245,6 +261,22 @@ impl ByFilter {
             output::note(format!("the action was aborted by {by}"));
         }
         Ok(exit)
+    }
+}
+
+/// Which jobs a decision is not about by what a filter leaves open, and how they are meant. Without it, nobody could tell
+/// why nothing was done.
+fn left_out(decision: ActionDecision, filter: &JobFilter) -> Option<&'static str> {
+    match decision {
+        ActionDecision::Release(_) if filter.held_reason.is_none() && !filter.outcome_unknown => Some(
+            "without --reason, this is about jobs that wait for a connection only; `errand jobs list --state held` shows why others \
+             are held, and for example `--reason unknown_outcome` releases those (`--retry --force` where their call may have had \
+             its effect)",
+        ),
+        ActionDecision::Release(_)
+        | ActionDecision::Retry
+        | ActionDecision::Cancel
+        | ActionDecision::Prune => None,
     }
 }
 

@@ -120,8 +120,7 @@ pub(super) fn told_by(answer: anyhow::Result<DecidedJob>) -> anyhow::Result<Told
         Ok(DecidedJob { state: None }) => Ok((true, None, "is decided about".to_owned())),
         Err(error) => match error.downcast::<Refused>()? {
             refused if exit::of_refusal(&refused) == Exit::Negative && !refused.is("forbidden") => {
-                let force = if refused.is("needs-force") { " (--force, --now)" } else { "" };
-                Ok((false, None, format!("unchanged: {}{force}", refused.message)))
+                Ok((false, None, format!("unchanged: {}", refused.message)))
             }
             refused => Err(refused.into()),
         },
@@ -173,7 +172,9 @@ fn illegal_move(IllegalMove { from, action }: IllegalMove) -> String {
         (State::Cancelled, action) if action == Transition::Cancel.action() => {
             "unchanged: it is cancelled already".to_owned()
         }
-        (State::Held, _) => format!("unchanged: it is held and cannot {action}; see `errand jobs release`"),
+        (State::Held, _) => {
+            format!("unchanged: it is held and cannot {action}; `errand jobs release` lets it go")
+        }
         (_, action) if action == release => {
             format!("unchanged: it is {from}, and only held jobs can {release}")
         }

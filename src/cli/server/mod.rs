@@ -26,7 +26,7 @@ mod flags;
 mod patience;
 mod refused;
 
-use refused::{Problem, is_passing};
+use refused::{Problem, in_flags, is_passing};
 
 pub(super) use flags::ServerFlags;
 pub(super) use refused::{Away, Refused, is_away};
@@ -330,7 +330,7 @@ impl Server {
         };
         let message = match status {
             StatusCode::UNAUTHORIZED => format!("{detail} (ERRAND_API_KEY, or the key of the context)"),
-            _ => detail,
+            _ => in_flags(&detail),
         };
         Refused { status, kind, message, items: errors }
     }

@@ -19,6 +19,20 @@ pub(in crate::cli) struct ItemProblem {
     pub(in crate::cli) detail: String,
 }
 
+/// What the API tells whoever sends JSON, and how the same is said on the command line.
+const IN_FLAGS: [(&str, &str); 5] = [
+    ("send {\"force\": true}", "add --force"),
+    ("send {\"now\": true}", "add --now"),
+    ("{\"how\": \"retry\"}", "--retry"),
+    ("{\"force\": true}", "--force"),
+    ("{\"now\": true}", "--now"),
+];
+
+/// What the API says, for somebody who sends flags and no JSON.
+pub(super) fn in_flags(detail: &str) -> String {
+    IN_FLAGS.iter().fold(detail.to_owned(), |text, (json, flag)| text.replace(json, flag))
+}
+
 /// A server gives no answer.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
@@ -55,5 +69,22 @@ impl Refused {
     /// Whether errand says so, and not something else that has its address.
     pub(in crate::cli) fn is_of_errand(&self) -> bool {
         !self.kind.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_json_would_say_is_told_in_flags() {
+        for (detail, told) in [
+            ("look, and send {\"force\": true} if that is wanted", "look, and add --force if that is wanted"),
+            ("send {\"now\": true} to run it at once", "add --now to run it at once"),
+            ("it can only be let go to run: {\"how\": \"retry\"}", "it can only be let go to run: --retry"),
+            ("there is no job with this ID", "there is no job with this ID"),
+        ] {
+            assert_eq!(in_flags(detail), told);
+        }
     }
 }

@@ -106,6 +106,8 @@ fn a_retry_by_filters_shows_first_what_would_be_repeated() {
     assert_eq!(state_of(&place, &called_off), "cancelled", "without --state it is about failed jobs");
     assert_eq!(retry(&["--yes", "--force", "--json"]).succeeds().json()["retried"], 1);
     assert_eq!(state_of(&place, &unclear), "available");
+    let none = retry(&["--yes"]).succeeds();
+    assert!(none.err.contains("no failed job matches; `--state cancelled` retries cancelled ones"), "{none:?}");
 }
 
 #[test]
@@ -117,7 +119,14 @@ fn held_jobs_whose_effect_may_be_there_are_released_by_filters_only_by_force() {
     let release = |more: &[&str]| {
         place.run(&[&["jobs", "release", "--retry", "--reason", "unknown_outcome"], more].concat())
     };
-    let preview = release(&["--dry-run"]).succeeds().out;
+    let unmeant = place.run(&["jobs", "release", "--retry", "--tool", "GITHUB_GET_REPO", "--yes"]).succeeds();
+    assert_eq!(unmeant.out, "0 jobs released\n");
+    for says in ["jobs that wait for a connection only", "--reason unknown_outcome", "--retry --force"] {
+        assert!(unmeant.err.contains(says), "{unmeant:?}");
+    }
+    let preview = release(&["--dry-run"]).succeeds();
+    assert!(!preview.err.contains("--reason"), "{preview:?}");
+    let preview = preview.out;
     assert!(preview.contains("without --force, 1 job whose effect may be there already"), "{preview}");
     let done = release(&["--yes"]).succeeds();
     assert!(done.err.contains("1 job is as before: its last call may have had its effect"), "{done:?}");
