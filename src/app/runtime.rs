@@ -27,7 +27,7 @@ use crate::{
     resolver::Resolver,
     services::Services,
     shutdown::{Countdown, Shutdown},
-    store::Concern,
+    store::{Concern, Migrated, Weight},
     supervisor::Supervisor,
     worker::{CrashPlan, Report, Worker},
 };
@@ -197,7 +197,8 @@ async fn prepare(services: &Services, config: &Config, resolver: &Resolver, heal
         match store.inspect().await {
             Ok(concerns) => {
                 health.store_answered();
-                for Concern { message, advice } in concerns {
+                let unfit = concerns.into_iter().filter(|concern| concern.weight != Weight::Fine);
+                for Concern { message, advice, .. } in unfit {
                     tracing::warn!("{}: {message}; {advice}", store.backend());
                 }
                 break;
@@ -246,9 +247,9 @@ async fn see_to_schema(services: &Services, config: &Config, health: &Health) ->
     match store.schema().await {
         Ok(schema) => match schema.problem() {
             None => Ok(()),
-            Some((problem, _)) if config.store.migrate_at_start => match store.migrate().await {
-                Ok(applied) => {
-                    tracing::info!(applied, problem, "the database is migrated");
+            Some(_) if config.store.migrate_at_start => match store.migrate().await {
+                Ok(Migrated { applied, .. }) => {
+                    tracing::info!(applied, "the database is migrated");
                     Ok(())
                 }
                 Err(error) => Err(format!("it cannot be migrated: {}", chain(&error))),

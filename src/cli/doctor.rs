@@ -21,7 +21,7 @@ use crate::{
     failure::chain,
     job::QueueName,
     queue::{Address, Message, PolicyRisk, Properties, QueueError, QueueErrorKind, SharedQueue},
-    store::{Concern, Schema, StoreErrorKind},
+    store::{Concern, Schema, StoreErrorKind, Weight},
     tool::ToolError,
 };
 
@@ -128,9 +128,14 @@ async fn database(setup: &Setup) -> Answer {
     let version = store.version().await.map_err(|error| failed(&error))?;
     let mut findings = vec![Finding::ok(WHAT, format!("{} {version} at {place}", store.backend()))];
     match store.inspect().await {
-        Ok(concerns) => findings.extend(
-            concerns.into_iter().map(|Concern { message, advice }| Finding::warn(WHAT, message, advice)),
-        ),
+        Ok(concerns) => findings.extend(concerns.into_iter().map(|concern| {
+            let Concern { weight, message, advice } = concern;
+            match weight {
+                Weight::Fine => Finding::ok(WHAT, message),
+                Weight::Risk => Finding::warn(WHAT, message, advice),
+                Weight::Fault => Finding::fail(WHAT, message, advice),
+            }
+        })),
         // Its message says what to do.
         Err(error) if error.kind() == StoreErrorKind::Access => {
             findings.push(Finding { what: WHAT, status: Status::Fail, message: chain(&error), advice: None });

@@ -125,7 +125,9 @@ fn verdict(error: &(dyn std::error::Error + 'static)) -> Option<(Exit, Option<&'
     if let Some(error) = error.downcast_ref::<StoreError>() {
         return Some(match error.kind() {
             StoreErrorKind::Schema => (Exit::Unreachable, Some("run `errand migrate`")),
-            StoreErrorKind::Unavailable | StoreErrorKind::Access => {
+            // Its message says what to do.
+            StoreErrorKind::Access => (Exit::Unreachable, None),
+            StoreErrorKind::Unavailable => {
                 (Exit::Unreachable, Some("check DATABASE_URL and the database, or run `errand doctor`"))
             }
             StoreErrorKind::Locked => (Exit::Unreachable, Some("try again when that session has ended")),
@@ -208,6 +210,42 @@ mod tests {
             (anyhow::anyhow!("who knows"), None),
         ] {
             assert_eq!(error.context("around it").chain().find_map(exit_of), exit);
+        }
+    }
+
+    #[test]
+    fn an_error_of_a_role_has_no_advice_beside_its_own() {
+        let hint = |kind| verdict(&StoreError::new(kind, "as a superuser, `create role`")).unwrap().1;
+        assert_eq!(hint(StoreErrorKind::Access), None);
+        assert!(hint(StoreErrorKind::Unavailable).unwrap().contains("DATABASE_URL"));
+    }
+
+    #[test]
+    fn what_a_server_answers_has_the_code_of_the_table() {
+        let refused = |status: u16, kind: &str| Refused {
+            status: reqwest::StatusCode::from_u16(status).unwrap(),
+            kind: kind.to_owned(),
+            message: String::new(),
+            items: Vec::new(),
+        };
+        for (status, kind, exit) in [
+            (400, "bad-request", Exit::Usage),
+            (401, "unauthorized", Exit::Unreachable),
+            (403, "forbidden", Exit::Negative),
+            (404, "not-found", Exit::Negative),
+            (409, "wrong-state", Exit::Negative),
+            (413, "too-large", Exit::Usage),
+            (422, "invalid-job", Exit::Negative),
+            (429, "too-many-requests", Exit::Unreachable),
+            (500, "internal", Exit::Unreachable),
+            (503, "unavailable", Exit::Unreachable),
+            // Not errand's: something else has the address.
+            (302, "", Exit::Unreachable),
+            (400, "", Exit::Unreachable),
+            (403, "", Exit::Unreachable),
+            (404, "", Exit::Unreachable),
+        ] {
+            assert_eq!(of_refusal(&refused(status, kind)), exit, "{status} {kind}");
         }
     }
 

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{exit::Exit, output, setup::Setup};
-use crate::{app, failure::chain, store::Schema};
+use crate::{app, failure::chain, store::{Migrated, Schema}};
 
 /// The longest that the broker may take. A worker declares what is missing, too.
 const BROKER_TIMEOUT: Duration = Duration::from_secs(20);
@@ -30,20 +30,22 @@ pub(super) async fn run(args: &Args, setup: &Setup) -> anyhow::Result<Exit> {
             None => ("the schema is up to date".to_owned(), false),
         }
     } else {
-        let applied = match &args.move_from {
+        let migrated = match &args.move_from {
             Some(from) => {
-                let applied = store.move_from(from).await?;
+                let migrated = store.move_from(from).await?;
                 let here = setup.config().store.schema.as_str();
                 output::print_line(format!("errand's tables are in the schema `{here}`"))?;
-                applied
+                migrated
             }
             None => store.migrate().await?,
         };
-        match applied {
-            0 => ("the schema is up to date".to_owned(), false),
-            1 => ("1 migration applied".to_owned(), false),
-            applied => (format!("{applied} migrations applied"), false),
-        }
+        let applied = match migrated.applied {
+            0 => "the schema is up to date".to_owned(),
+            1 => "1 migration applied".to_owned(),
+            applied => format!("{applied} migrations applied"),
+        };
+        let lock = lock(migrated, &setup.config().store.tenant_role);
+        (format!("{applied}{lock}"), false)
     };
     output::print_line(line)?;
     store.close().await;
@@ -51,6 +53,20 @@ pub(super) async fn run(args: &Args, setup: &Setup) -> anyhow::Result<Exit> {
         declare(setup).await?;
     }
     Ok(Exit::negative_if(negative))
+}
+
+/// What became of the second lock between owners, as a line of its own.
+fn lock(migrated: Migrated, role: &str) -> String {
+    match (migrated.is_lock_changed, role) {
+        (true, "") => "\nrow-level security keeps owners apart no more, because `store.tenant_role` is empty".to_owned(),
+        (false, "") => String::new(),
+        (true, role) => {
+            format!("\nthe role `{role}` was granted its rights, and row-level security keeps owners apart from now on")
+        }
+        (false, role) => {
+            format!("\nrow-level security keeps owners apart for the role `{role}`, and is up to date")
+        }
+    }
 }
 
 /// Declares exchange and queues, so that apps may publish before the first worker. That the broker is away is no failure

@@ -18,17 +18,18 @@ pub trait Admin: fmt::Debug + Send + Sync {
     /// Host and port, or the file, for people.
     fn address(&self) -> String;
 
-    /// Applies the migrations that are missing; returns how many. Several processes may call it at once. It waits for
+    /// Applies the migrations that are missing, and makes the second lock between owners as the settings want it. Several processes may call it at once. It waits for
     /// others as long as it takes, and logs again and again what it waits for. Where the tables are
     /// [`Schema::Elsewhere`], it makes no others: an error of kind `Access` says what to do.
-    async fn migrate(&self) -> Result<usize>;
+    async fn migrate(&self) -> Result<Migrated>;
 
     /// Moves the tables from this schema of the database to the one of the settings, whole or not at all, unless they are
     /// there already, and then migrates. An error of kind `Access` says what to do where they cannot be moved now.
-    async fn move_from(&self, schema: &str) -> Result<usize>;
+    async fn move_from(&self, schema: &str) -> Result<Migrated>;
 
     /// Looks at what the database is like, whatever its schema is. An error of kind `Access` says that errand cannot
-    /// work with it until somebody acts; a concern says what may cost committed work, or stops it for now.
+    /// work with it until somebody acts; a concern says what may cost committed work, or stops it for now, or that a
+    /// protection that was asked for is there.
     async fn inspect(&self) -> Result<Vec<Concern>>;
 
     async fn schema(&self) -> Result<Schema>;
@@ -41,11 +42,33 @@ pub trait Admin: fmt::Debug + Send + Sync {
     async fn close(&self);
 }
 
+/// What a migration did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Migrated {
+    /// How many migrations were missing.
+    pub applied: usize,
+    /// Whether the second lock between owners was made, made anew, or taken away.
+    pub is_lock_changed: bool,
+}
+
 /// What an operator should know of a database.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Concern {
+    pub weight: Weight,
     pub message: String,
+    /// What to do; empty where nothing is to be done.
     pub advice: &'static str,
+}
+
+/// How much something weighs that an operator should know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Weight {
+    /// It is as the settings want it.
+    Fine,
+    /// It may go wrong.
+    Risk,
+    /// Somebody is answered with errors until it is mended.
+    Fault,
 }
 
 /// Whether the schema is what this build expects.

@@ -30,7 +30,7 @@ impl From<sqlx::Error> for StoreError {
             sqlx::Error::Configuration(error) if error.is::<TransactionPooler>() => {
                 Self::new(Access, error.to_string())
             }
-            sqlx::Error::Configuration(_) => Self::new(Access, "the address of the database is not usable"),
+            sqlx::Error::Configuration(_) => Self::new(Access, "the address of the database is not usable; check DATABASE_URL"),
             sqlx::Error::Migrate(error) => Self::from(*error),
             error => Self::new(Unavailable, "the database cannot be reached").with_source(error),
         }
@@ -61,9 +61,15 @@ fn refused(error: &dyn DatabaseError) -> StoreError {
         StoreErrorKind::Data => format!("the database refused a value (code {code})"),
         StoreErrorKind::Schema => format!("the schema is missing or too old: {message} (code {code})"),
         StoreErrorKind::Access if error.try_downcast_ref::<SqliteError>().is_some() => {
-            format!("the database file cannot be used: {message} (code {code})")
+            format!(
+                "the database file cannot be used: {message} (code {code}); check DATABASE_URL, and who may read and write \
+                 the file and its folder"
+            )
         }
-        StoreErrorKind::Access => format!("the database denies access: {message} (code {code})"),
+        StoreErrorKind::Access => format!(
+            "the database denies access: {message} (code {code}); check DATABASE_URL and the rights of its role, or run \
+             `errand doctor`"
+        ),
         StoreErrorKind::Unavailable if code == TOO_MANY_CONNECTIONS => format!(
             "the database has no connection left: {message} (code {code}); lower `store.hot_connections` and \
              `store.other_connections` of the workers, or raise what limits them"

@@ -67,7 +67,7 @@ pub use actions::{
     Action, ActionDecision, ActionKind, ActionStatus, Actions, Confirmed, Deciding, MadeAction, NewAction,
     Preview, PreviewKind, Progress, Skip, Step, TakenAction, Then,
 };
-pub use admin::{Admin, Concern, Schema};
+pub use admin::{Admin, Concern, Migrated, Schema, Weight};
 pub use answers::{About, Answer, Answers, Repeat};
 pub use audit::{Audit, AuditLimits, AuditPage, Finding, FindingKind};
 pub use batches::{

@@ -195,7 +195,7 @@ async fn the_tables_of_an_earlier_build_move_with_their_rows_and_back() {
     let tools = store(&harness.database, "tools");
     let in_public = Schema::Elsewhere { schema: "public".to_owned(), can_stay: true };
     assert_eq!(tools.schema().await.unwrap(), in_public);
-    assert_eq!(tools.move_from("public").await.unwrap(), 0);
+    assert_eq!(tools.move_from("public").await.unwrap().applied, 0);
     assert_eq!(things(&harness.database, "tools").await, made);
     let other = store(&harness.database, "errand").schema().await.unwrap();
     assert!(matches!(other, Schema::Behind { .. }), "other installations are left alone: {other:?}");
@@ -211,7 +211,7 @@ async fn of_a_table_of_migrations_that_is_shared_only_errands_rows_move_and_retu
     )
     .await;
     let errand = store(&database, "errand");
-    assert_eq!(errand.move_from("public").await.unwrap(), 0);
+    assert_eq!(errand.move_from("public").await.unwrap().applied, 0);
     assert_eq!(errand.schema().await.unwrap(), Schema::Current);
     assert_eq!(things(&database, "public").await, format!("{TOMBSTONE} orders"));
     let left = "select string_agg(version::text, ' ') from public._sqlx_migrations";
@@ -300,7 +300,7 @@ async fn a_role_that_lacks_a_right_is_told_which_grant_it_needs() {
     refused(&errand.schema().await.unwrap_err(), &[&usage]);
     refused(&errand.migrate().await.unwrap_err(), &["grant usage, create on schema \"errand\""]);
     execute(&database, &format!("grant usage, create on schema errand to {role}")).await;
-    assert!(errand.migrate().await.unwrap() > 0);
+    assert!(errand.migrate().await.unwrap().applied > 0);
     assert_eq!(errand.schema().await.unwrap(), Schema::Current);
 }
 
@@ -323,7 +323,7 @@ async fn tables_that_the_role_may_not_read_are_not_taken_for_none() {
     // Another installation's are passed over by a role that does not look there.
     execute(&database, &format!("alter role {role} in database {} set search_path = errand", database.name))
         .await;
-    assert!(errand.migrate().await.unwrap() > 0);
+    assert!(errand.migrate().await.unwrap().applied > 0);
     assert_eq!(errand.schema().await.unwrap(), Schema::Current);
     assert_eq!(store(&database, "public").schema().await.unwrap(), Schema::Current);
 }
@@ -334,7 +334,7 @@ async fn an_earlier_build_makes_no_second_set_of_tables_after_a_move() {
     // The role of these tests is called like the schema.
     execute(&database, &format!("alter database {} set search_path = public", database.name)).await;
     let errand = store(&database, "errand");
-    assert_eq!(errand.move_from("public").await.unwrap(), 0);
+    assert_eq!(errand.move_from("public").await.unwrap().applied, 0);
     // Earlier builds look at the versions, and apply migrations as sqlx does.
     let folder = std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/migrations/postgres"));
     let earlier = sqlx::migrate::Migrator::new(folder).await.unwrap();
@@ -356,7 +356,7 @@ async fn an_earlier_build_makes_no_second_set_of_tables_after_a_move() {
     );
     // It is no set of tables: nobody is warned, and the tables may come back.
     assert!(!tells_of_others(&errand).await);
-    assert_eq!(public.move_from("errand").await.unwrap(), 0);
+    assert_eq!(public.move_from("errand").await.unwrap().applied, 0);
     assert_eq!(public.schema().await.unwrap(), Schema::Current);
     assert_eq!(things(&database, "errand").await, TOMBSTONE);
 }
@@ -438,7 +438,7 @@ async fn a_schema_that_the_settings_cannot_name_is_left_and_not_advised() {
     refused(&error, &["in the schema `Old Tools`", "--move-from 'Old Tools'"]);
     assert!(!error.to_string().contains("store.schema = "), "{error}");
     let made = things(&database, "Old Tools").await;
-    assert_eq!(errand.move_from("Old Tools").await.unwrap(), 0);
+    assert_eq!(errand.move_from("Old Tools").await.unwrap().applied, 0);
     assert_eq!(errand.schema().await.unwrap(), Schema::Current);
     assert_eq!(things(&database, "errand").await, made);
     assert_eq!(things(&database, "Old Tools").await, TOMBSTONE);

@@ -13,7 +13,7 @@ use super::{
     session,
 };
 use crate::store::{
-    Admin, Concern, Result, Schema, StoreError, StoreErrorKind,
+    Admin, Concern, Migrated, Result, Schema, StoreError, StoreErrorKind, Weight,
     admin::APPLIED,
     detached::detached,
     migrations::{self, TABLE},
@@ -75,11 +75,11 @@ impl Admin for PostgresStore {
     }
 
     /// On a connection of its own, which is closed in every case and takes the lock with it.
-    async fn migrate(&self) -> Result<usize> {
-        self.apply(MIGRATIONS).await
+    async fn migrate(&self) -> Result<Migrated> {
+        self.run(None, MIGRATIONS).await
     }
 
-    async fn move_from(&self, schema: &str) -> Result<usize> {
+    async fn move_from(&self, schema: &str) -> Result<Migrated> {
         self.run(Some(schema.to_owned()), MIGRATIONS).await
     }
 
@@ -139,7 +139,7 @@ impl PostgresStore {
     /// # Errors
     /// The database cannot be reached or not be used, or a migration fails.
     pub async fn apply(&self, migrations: &'static [(i64, &'static str, &'static str)]) -> Result<usize> {
-        self.run(None, migrations).await
+        Ok(self.run(None, migrations).await?.applied)
     }
 
     /// Applies them after tables of another schema have moved, if one is given.
@@ -147,7 +147,7 @@ impl PostgresStore {
         &self,
         from: Option<String>,
         migrations: &'static [(i64, &'static str, &'static str)],
-    ) -> Result<usize> {
+    ) -> Result<Migrated> {
         self.inspect().await?;
         let (schema, role) = (self.schema.clone(), self.tenant_role.clone());
         let migrating = migrate::run(self.plain.clone(), schema, role, from, migrations);
@@ -217,6 +217,7 @@ fn condition(row: &PgRow) -> Result<Vec<Concern>> {
     for setting in ["fsync", "full_page_writes"] {
         if row.read::<String>(setting)? == "off" {
             concerns.push(Concern {
+ weight: Weight::Risk,
                 message: format!(
                     "{setting} is off: a crash of its host may lose or damage what was committed"
                 ),
@@ -226,6 +227,7 @@ fn condition(row: &PgRow) -> Result<Vec<Concern>> {
     }
     if row.read::<bool>("read_only")? {
         concerns.push(Concern {
+ weight: Weight::Risk,
             message:
                 "the database takes no writes now: it is a standby, or default_transaction_read_only is on"
                     .into(),
@@ -235,6 +237,7 @@ fn condition(row: &PgRow) -> Result<Vec<Concern>> {
     let standbys = row.total("standbys")?;
     if standbys > 0 && row.read::<String>("synchronous_standby_names")?.is_empty() {
         concerns.push(Concern {
+ weight: Weight::Risk,
             message: format!(
                 "standbys that may lag behind: {standbys}. A failover to one loses what was committed last: jobs that \
                  were acknowledged, and that a `once` call was made, so that it is made again"

@@ -21,7 +21,7 @@ use super::{
     session,
 };
 use crate::store::{
-    Concern, Result,
+    Concern, Migrated, Result,
     migrations::{self, TABLE},
 };
 
@@ -69,22 +69,22 @@ pub(super) async fn run(
     tenant_role: Option<RoleName>,
     from: Option<String>,
     migrations: &'static [(i64, &'static str, &'static str)],
-) -> Result<usize> {
+) -> Result<Migrated> {
     let mut db = session::login(&options).await.map_err(sqlx::Error::from)?;
     let pid: i32 = sqlx::query_scalar("select pg_backend_pid()").fetch_one(&mut db).await?;
     let migrate = async {
         let applied = apply(&mut db, &schema, from.as_deref(), migrations).await?;
-        lock_in_turn(&mut db, &schema, tenant_role.as_ref()).await?;
-        Ok::<_, Failed>(applied)
+        let is_lock_changed = lock_in_turn(&mut db, &schema, tenant_role.as_ref()).await?;
+        Ok::<_, Failed>(Migrated { applied, is_lock_changed })
     };
-    let applied = tokio::select! {
+    let migrated = tokio::select! {
         biased;
-        applied = migrate => applied,
+        migrated = migrate => migrated,
         never = tell_what_is_waited_for(&options, pid) => match never {},
     };
     // The connection takes the lock with it, whether or not it can say goodbye.
     drop(timeout(LOOK_TIMEOUT, db.close()).await);
-    applied.map_err(|failed| failed.explained(&schema))
+    migrated.map_err(|failed| failed.explained(&schema))
 }
 
 async fn apply(
@@ -104,7 +104,7 @@ async fn apply(
     }
     match relocation::elsewhere(db, schema, &all).await? {
         Some(place) if is_here => {
-            let Concern { message, advice } = place.beside();
+            let Concern { message, advice, .. } = place.beside();
             tracing::warn!("{message}; {advice}");
         }
         Some(place) => return Err(place.refused().into()),
@@ -177,18 +177,20 @@ async fn move_in_turn(
 }
 
 /// In one transaction, as often as a lock was not to be had. It locks one table after the other, and all of them together
-/// keep others waiting for as long as a migration does.
+/// keep others waiting for as long as a migration does. Returns whether anything was changed.
 async fn lock_in_turn(
     db: &mut PgConnection,
     schema: &SchemaName,
     role: Option<&RoleName>,
-) -> Result<(), Failed> {
+) -> Result<bool, Failed> {
     set_lock_timeout(db, LOCK_TIMEOUT / owner_lock::LOCKED_TABLES).await?;
     let mut pause = FIRST_PAUSE;
-    while let Err(error) = owner_lock::apply(db, schema, role).await {
-        pause = pause_after(error, pause).await?;
+    loop {
+        match owner_lock::apply(db, schema, role).await {
+            Ok(is_changed) => return Ok(is_changed),
+            Err(error) => pause = pause_after(error, pause).await?,
+        }
     }
-    Ok(())
 }
 
 /// In one transaction, as often as a lock was not to be had.

@@ -14,7 +14,7 @@ use sqlx::{AssertSqlSafe, Connection as _, PgConnection, Row as _};
 use super::{RoleName, SchemaName, failed_migration::Failed};
 use crate::{
     job::Owner,
-    store::{Concern, StoreError, StoreErrorKind},
+    store::{Concern, StoreError, StoreErrorKind, Weight},
 };
 
 /// The policy that restricts the role. Its comment is the rule that it was made of, by which a later build sees whether
@@ -85,13 +85,13 @@ struct Role {
     heirs: Vec<String>,
 }
 
-/// Makes the lock as it should be for this role, or takes it away where there is none. One transaction; it changes nothing
-/// and waits for nothing where all is as it should be.
+/// Makes the lock as it should be for this role, or takes it away where there is none; returns whether that changed
+/// anything. One transaction; it waits for nothing where all is as it should be.
 pub(super) async fn apply(
     db: &mut PgConnection,
     schema: &SchemaName,
     role: Option<&RoleName>,
-) -> Result<(), Failed> {
+) -> Result<bool, Failed> {
     if let Some(role) = role {
         let found = look_at_role(db, schema, role).await?;
         if let Some(problem) = found.problem(role) {
@@ -101,7 +101,7 @@ pub(super) async fn apply(
     let found = look_at_tables(db, schema, role).await?;
     let is_wanted = |(other, _): &(String, String)| role.is_some_and(|role| role.as_str() == other);
     if found.unlocked.is_empty() && found.locked.iter().all(is_wanted) {
-        return Ok(());
+        return Ok(false);
     }
     let mut script = take_away(schema, &found);
     if let Some(role) = role {
@@ -112,7 +112,7 @@ pub(super) async fn apply(
     transaction.commit().await?;
     let Some(role) = role else {
         tracing::info!("row-level security keeps owners apart no more, because `store.tenant_role` is empty");
-        return Ok(());
+        return Ok(true);
     };
     // A right that one may not give is refused by a notice only.
     if let Some(table) = look_at_tables(db, schema, Some(role)).await?.unlocked.first() {
@@ -123,7 +123,7 @@ pub(super) async fn apply(
         return Err(StoreError::new(StoreErrorKind::Access, message).into());
     }
     tracing::info!(role = role.as_str(), "row-level security keeps owners apart");
-    Ok(())
+    Ok(true)
 }
 
 /// Where the settings and the database do not fit, as a role sees it that works with the tables.
@@ -135,6 +135,7 @@ pub(super) async fn concerns(
     let found = look_at_tables(db, schema, role).await?;
     let Some(role) = role else {
         let left = found.locked.first().map(|(role, _)| Concern {
+            weight: Weight::Risk,
             message: format!(
                 "row-level security keeps owners apart for the role `{role}`, and `store.tenant_role` is empty, so that \
                  nothing runs as that role"
@@ -155,11 +156,14 @@ pub(super) async fn concerns(
             "errand's role may not become `{role}`: as a superuser, `grant \"{role}\" to` errand's role, {}",
             without_inheriting()
         ),
-        (None, None) => return Ok(Vec::new()),
+        (None, None) => {
+            let message = format!("row-level security keeps owners apart for the role `{role}`");
+            return Ok(vec![Concern { weight: Weight::Fine, message, advice: "" }]);
+        }
     };
     let advice = "until then owners are answered with errors (`store.tenant_role`); once roles are as they should be, run \
         `errand migrate`";
-    Ok(vec![Concern { message, advice }])
+    Ok(vec![Concern { weight: Weight::Fault, message, advice }])
 }
 
 impl Role {

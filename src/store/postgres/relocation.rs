@@ -11,7 +11,7 @@ use sqlx::{
 
 use super::{SchemaName, failed_migration::Failed};
 use crate::store::{
-    Concern, Schema, StoreError, StoreErrorKind,
+    Concern, Schema, StoreError, StoreErrorKind, Weight,
     migrations::{TABLE, are_errands, is_applied},
 };
 
@@ -154,6 +154,7 @@ impl Place {
     /// That there are tables here, too.
     pub(super) fn beside(&self) -> Concern {
         Concern {
+            weight: Weight::Risk,
             message: format!(
                 "errand's tables are in the schema `{}`, too: where a restored backup or an earlier build has made them, \
                  workers of both take jobs from the same queues, and a job that comes to both is called twice",

@@ -8,7 +8,7 @@ use super::SqliteStore;
 use crate::{
     failure::chain,
     store::{
-        Admin, Concern, Result, Schema, StoreError, StoreErrorKind,
+        Admin, Concern, Migrated, Result, Schema, StoreError, StoreErrorKind,
         admin::APPLIED,
         migrations::{self, TABLE},
         read::StoreRow as _,
@@ -57,7 +57,7 @@ impl Admin for SqliteStore {
     }
 
     /// All missing migrations are one write transaction, so that processes wait for each other.
-    async fn migrate(&self) -> Result<usize> {
+    async fn migrate(&self) -> Result<Migrated> {
         self.writer.create()?;
         self.write(move |db, _| {
             Box::pin(async move {
@@ -67,14 +67,14 @@ impl Admin for SqliteStore {
                 for migration in &missing {
                     db.apply(TABLE, migration).await?;
                 }
-                Ok(missing.len())
+                Ok(Migrated { applied: missing.len(), is_lock_changed: false })
             })
         })
         .await
         .map_err(|error| if error.kind() == StoreErrorKind::Schema { not_ours(&error) } else { error })
     }
 
-    async fn move_from(&self, _: &str) -> Result<usize> {
+    async fn move_from(&self, _: &str) -> Result<Migrated> {
         let message = "a SQLite database has no schemas, so that nothing is moved";
         Err(StoreError::new(StoreErrorKind::Access, message))
     }

@@ -23,7 +23,7 @@ use errand::{
         Change, ChangeFilter, Changes, Check, Checks, Claim, Claimed, Claims, Concern, Confirmed,
         Connections, Counted, Decided, Decider, Due, Edited, Finding, Finish, Finished, Finishes, Force,
         Glance, History, HistoryEntry, Inserted, JobControl, JobFilter, JobLists, JobView, Jobs, Leases,
-        Looked, LostJob, MadeAction, NewAction, NewBatch, OldJob, OldMessage, OtherId, Page, PausedQueue,
+        Looked, LostJob, MadeAction, Migrated, NewAction, NewBatch, OldJob, OldMessage, OtherId, Page, PausedQueue,
         Pauses, Pins, Place, Publications, PutOff, Rejected, RejectedFilter, RejectedView, Rejections,
         Repeat, Retention, Schema, SeenJob, Step, Store, StoreError, StoreErrorKind, TakeAwaited,
         TakenAction, TakenBatch, UsedKey, Which, WorkerView,
@@ -714,11 +714,11 @@ impl Admin for Faulty {
         "simulated".to_owned()
     }
 
-    async fn migrate(&self) -> Result<usize, StoreError> {
+    async fn migrate(&self) -> Result<Migrated, StoreError> {
         unreachable!("the file of a world is a copy of a migrated one")
     }
 
-    async fn move_from(&self, _: &str) -> Result<usize, StoreError> {
+    async fn move_from(&self, _: &str) -> Result<Migrated, StoreError> {
         unreachable!("nothing is moved in a simulation")
     }
 

@@ -17,12 +17,12 @@ use super::{Place, TestStore, claim, job, on_every_backend, one, postgres_option
 use crate::support::{self, wait::until};
 
 on_every_backend!(migrations_run_once_however_many_start_them, async |t| {
-    assert_eq!(t.store.migrate().await.unwrap(), 0, "again");
+    assert_eq!(t.store.migrate().await.unwrap().applied, 0, "again");
     let bare = t.bare().await;
     let tasks: Vec<_> = (0..4)
         .map(|n| {
             let store = Arc::clone(if n % 2 == 0 { &bare.store } else { &bare.other });
-            tokio::spawn(async move { store.migrate().await.unwrap() })
+            tokio::spawn(async move { store.migrate().await.unwrap().applied })
         })
         .collect();
     let mut applied = Vec::new();
@@ -41,7 +41,7 @@ on_every_backend!(the_schema_is_compared_with_this_build, async |t| {
     )
     .await;
     assert_eq!(t.store.schema().await.unwrap(), Schema::Ahead);
-    assert_eq!(t.store.migrate().await.unwrap(), 0, "a newer database is fine");
+    assert_eq!(t.store.migrate().await.unwrap().applied, 0, "a newer database is fine");
     t.execute("delete from _sqlx_migrations where version = 2").await;
     assert_eq!(t.store.schema().await.unwrap(), Schema::Behind { missing: 1 });
     let bare = t.bare().await;

@@ -7,7 +7,7 @@ use errand::{
     access::NewKey,
     job::{BatchId, Digest, JobId, Owner, Principal},
     store::{
-        Admin as _, BatchDecided, NewBatch, SharedStore, StoreErrorKind,
+        Admin as _, BatchDecided, NewBatch, SharedStore, StoreErrorKind, Weight,
         postgres::{PostgresOptions, PostgresStore, RoleName},
     },
 };
@@ -50,10 +50,17 @@ fn store(database: &Database, role: Option<&RoleName>) -> PostgresStore {
         .unwrap()
 }
 
-/// What is told of the lock. Servers for tests are faster than they are safe, and say so.
+/// What is told against the lock. Servers for tests are faster than they are safe, and say so.
 async fn told(store: &PostgresStore) -> Vec<String> {
-    let concerns = store.inspect().await.unwrap().into_iter().map(|concern| concern.message);
-    concerns.filter(|message| !message.starts_with("fsync")).collect()
+    let concerns = store.inspect().await.unwrap().into_iter();
+    let unfit = concerns.filter(|concern| concern.weight != Weight::Fine).map(|concern| concern.message);
+    unfit.filter(|message| !message.starts_with("fsync")).collect()
+}
+
+/// How much the first thing that is told of the lock weighs, if anything is.
+async fn weight(store: &PostgresStore) -> Option<Weight> {
+    let concerns = store.inspect().await.unwrap().into_iter();
+    concerns.filter(|concern| !concern.message.starts_with("fsync")).map(|concern| concern.weight).next()
 }
 
 /// A store whose own role may do nothing but become the other one.
@@ -276,10 +283,14 @@ async fn the_second_lock_comes_and_goes_with_the_setting_and_leaves_nothing() {
             (select string_agg(concat_ws(' ', polname, polroles::regrole[]), ', ' order by polname) from pg_policy where polrelid = c.oid))
         from pg_class c where relnamespace = 'errand'::regnamespace and relkind = 'r' order by 1";
     let bare = texts(&mut db, facts).await;
+    let mut before = None;
     for role in [Some(&first), Some(&first), None, Some(&first), Some(&second), None] {
         let store = store(&database, role);
-        store.migrate().await.unwrap();
+        let is_lock_changed = store.migrate().await.unwrap().is_lock_changed;
+        assert_eq!(is_lock_changed, before != role, "{before:?}, then {role:?}");
+        before = role;
         assert_eq!(told(&store).await, [] as [String; 0], "the setting and the database fit");
+        assert_eq!(weight(&store).await, role.map(|_| Weight::Fine));
         let found = texts(&mut db, facts).await;
         let about = |role: &RoleName| found.iter().filter(|fact| fact.contains(role.as_str())).count();
         let expected = [&first, &second].map(|one| if role == Some(one) { 10 } else { 0 });
@@ -325,6 +336,7 @@ async fn a_role_that_cannot_stand_for_owners_is_refused_and_told() {
     on.migrate().await.unwrap();
     assert_eq!(told(&on).await, [] as [String; 0]);
     assert!(told(&off).await[0].contains("`store.tenant_role` is empty"));
+    assert_eq!(weight(&off).await, Some(Weight::Risk));
     let worker = format!("worker_{}", Uuid::now_v7().simple());
     execute(
         &database,
@@ -338,6 +350,7 @@ async fn a_role_that_cannot_stand_for_owners_is_refused_and_told() {
     let options = postgres_options(&format!("postgres://{worker}@{place}"));
     let worker = PostgresStore::new(PostgresOptions { tenant_role: Some(role.clone()), ..options }).unwrap();
     assert!(told(&worker).await[0].contains("errand's role may not become"));
+    assert_eq!(weight(&worker).await, Some(Weight::Fault), "owners are answered with errors");
     // What owners ask fails then, and nothing is answered without the lock.
     let owner = Principal::Owner("user:a".parse().unwrap());
     let refused = errand::store::JobControl::job(&worker, &owner, JobId::new()).await.unwrap_err();
