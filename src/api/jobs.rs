@@ -22,7 +22,9 @@ use super::{
     filter::{Asked, Wanted, Window},
     known::{find, job_id, known, shown, told, waited_for},
     problem::{Kind, Problem},
-    request::{AboutANewJob, Parameters, Waiting, flag, idempotency_key, json_body, parsed, preferred_wait, text},
+    request::{
+        AboutANewJob, Parameters, Waiting, flag, idempotency_key, json_body, parsed, preferred_wait, text,
+    },
     shared::Shared,
 };
 use crate::{

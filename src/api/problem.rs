@@ -56,7 +56,7 @@ string_enum! {
         TooManyRequests = "too-many-requests",
         /// Others have sent too much at once.
         Busy = "busy",
-        /// The database does not answer.
+        /// The database does not answer, or has no schema yet.
         Unavailable = "unavailable",
         Internal = "internal",
         /// The tool API does not answer, or not as it should.
@@ -116,7 +116,7 @@ impl Kind {
             Self::EditedMeanwhile => "It is not as it was read",
             Self::TooManyRequests => "There are too many requests",
             Self::Busy => "The API is busy",
-            Self::Unavailable => "The database does not answer",
+            Self::Unavailable => "The database cannot be used now",
             Self::Internal => "errand failed",
             Self::ToolApi => "The tool API does not answer",
             Self::NoToolApi => "This process does not know the tool API",
@@ -277,6 +277,11 @@ impl From<StoreError> for Problem {
         }
         // Its text may name hosts and tables, which are for operators.
         tracing::warn!(error = %chain(&error), "a request was not answered because of the database");
+        if error.kind() == StoreErrorKind::Schema {
+            let detail = "errand's tables are missing in the database, or older than this build: run `errand migrate` where its \
+                          settings are, then send the request again";
+            return Self::new(Kind::Unavailable, detail);
+        }
         let detail = "what was asked for may be done or not; a request with an `id` or an idempotency key may be sent again as \
                       it is, and so may one that only reads; of others look first what they did";
         Self::new(Kind::Unavailable, detail)

@@ -37,6 +37,7 @@ pub async fn serve_api(
         serve_metrics(address, stop.clone()).await?;
     }
     let store = open_store(config)?;
+    let looking = tokio::spawn(warn_of_schema(store.clone()));
     // Without a broker, the relay of the worker that shares the file publishes what is stored.
     let queue = config.uses_broker().then(|| open_queue(config)).transpose()?;
     let unclaimed = Duration::from_secs(config.relay.unclaimed_secs);
@@ -49,8 +50,17 @@ pub async fn serve_api(
     if let Some(queue) = queue {
         queue.close().await;
     }
+    looking.abort();
     store.close().await;
+    tracing::info!("the API stopped");
     Ok(())
+}
+
+/// Says at the start what keeps every request from being answered. A database that is away says so at the first request.
+async fn warn_of_schema(store: SharedStore) {
+    if let Ok(Some((problem, advice))) = store.schema().await.map(|schema| schema.problem()) {
+        tracing::warn!("requests cannot be answered yet: {problem}; {advice}");
+    }
 }
 
 /// Serves the metrics of a process that runs no jobs, until `stop`.

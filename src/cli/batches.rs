@@ -149,7 +149,8 @@ async fn run_at(command: Command, server: &Server) -> anyhow::Result<Exit> {
                     let wait = left.min(one_wait);
                     call().with("wait", Some(wait.as_secs())).waits(wait)
                 };
-                let goes_on = || format!("the batch {id} goes on; look again with `errand batches show {id}`");
+                let goes_on =
+                    || format!("the batch {id} goes on; look again with `errand batches show {id}`");
                 json = server.keep_asking(until, waiting).await.with_context(goes_on)?;
                 one_wait = (2 * one_wait).min(ONE_WAIT);
             }
@@ -280,7 +281,12 @@ impl ToldBatch {
     fn state(&self) -> String {
         match (&self.completed_at, &self.doing, self.sealed) {
             (Some(_), ..) => "complete".to_owned(),
-            (None, Some(doing), _) => doing.clone(),
+            // A whole generation is run again, and its jobs end one by one.
+            (None, Some(doing), _) => match doing.as_str() {
+                "retry" => "running again".to_owned(),
+                "cancel" => "being cancelled".to_owned(),
+                newer => newer.to_owned(),
+            },
             (None, None, true) => "sealed".to_owned(),
             (None, None, false) => "open".to_owned(),
         }

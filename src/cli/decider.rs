@@ -13,7 +13,7 @@ pub(super) struct Who {
 impl Who {
     pub(super) fn decider(&self, setup: &Setup) -> Decider {
         let user = || setup.loaded.user.clone().filter(|user| check_decider(user).is_ok());
-        Decider::at_command_line(self.by.clone().or_else(user).unwrap_or_else(|| NOBODY_KNOWN.to_owned()))
+        Decider::at_command_line(self.by.clone().or_else(user).unwrap_or_else(number))
     }
 
     /// An error where somebody is named: of a server, the key says who decides.
@@ -25,5 +25,7 @@ impl Who {
     }
 }
 
-/// Who decided, where nobody says and the environment names no user.
-const NOBODY_KNOWN: &str = "unknown";
+/// Who decided, where nobody says and the environment names no user, as in many containers and services.
+fn number() -> String {
+    format!("uid {}", rustix::process::getuid().as_raw())
+}

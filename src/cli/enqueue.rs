@@ -127,9 +127,8 @@ pub(super) async fn run(args: Args, setup: &Setup) -> anyhow::Result<Exit> {
     }
     let spec = Arc::new(spec(&args, setup)?);
     let open = setup.door()?;
-    let answers = open.door.enqueue(std::slice::from_ref(&spec)).await.with_context(|| {
-        may_be_stored(spec.id)
-    })?;
+    let answers =
+        open.door.enqueue(std::slice::from_ref(&spec)).await.with_context(|| may_be_stored(spec.id))?;
     let (id, duplicate) = match answers.into_iter().next() {
         Some(Enqueued::New { id, .. }) => (id, false),
         Some(Enqueued::Duplicate(id)) => (id, true),

@@ -3,7 +3,10 @@
 use std::{any::Any, io::ErrorKind, panic::PanicHookInfo, process::ExitCode};
 
 use crate::{
-    cli::{output, server::{Away, Refused}},
+    cli::{
+        output,
+        server::{Away, Refused},
+    },
     config::{AllMissing, ConfigErrors, ContextError, Missing},
     failure::chain,
     maintenance::ledger::NotALedger,

@@ -269,7 +269,7 @@ fn list(keys: &[Box<RawValue>], format: Format) -> anyhow::Result<()> {
     output::print_items(keys, format, "there are no keys", header, |key: &Key| {
         [
             key.whose(),
-            key.scopes.join(","),
+            key.scopes.join(", "),
             output::moment(key.created_at),
             moment(key.expires_at),
             moment(key.revoked_at),

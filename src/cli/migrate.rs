@@ -3,7 +3,11 @@
 use std::time::Duration;
 
 use super::{exit::Exit, output, setup::Setup};
-use crate::{app, failure::chain, store::{Migrated, Schema}};
+use crate::{
+    app,
+    failure::chain,
+    store::{Migrated, Schema},
+};
 
 /// The longest that the broker may take. A worker declares what is missing, too.
 const BROKER_TIMEOUT: Duration = Duration::from_secs(20);
@@ -58,10 +62,14 @@ pub(super) async fn run(args: &Args, setup: &Setup) -> anyhow::Result<Exit> {
 /// What became of the second lock between owners, as a line of its own.
 fn lock(migrated: Migrated, role: &str) -> String {
     match (migrated.is_lock_changed, role) {
-        (true, "") => "\nrow-level security keeps owners apart no more, because `store.tenant_role` is empty".to_owned(),
+        (true, "") => {
+            "\nrow-level security keeps owners apart no more, because `store.tenant_role` is empty".to_owned()
+        }
         (false, "") => String::new(),
         (true, role) => {
-            format!("\nthe role `{role}` was granted its rights, and row-level security keeps owners apart from now on")
+            format!(
+                "\nthe role `{role}` was granted its rights, and row-level security keeps owners apart from now on"
+            )
         }
         (false, role) => {
             format!("\nrow-level security keeps owners apart for the role `{role}`, and is up to date")

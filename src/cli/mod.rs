@@ -43,6 +43,7 @@ mod rejected;
 mod sandbox;
 mod server;
 mod setup;
+mod table;
 mod terminal;
 mod tools;
 mod transport;

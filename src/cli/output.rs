@@ -2,14 +2,15 @@
 
 use std::{
     borrow::Cow,
-    io::{self, IsTerminal as _, Write as _},
+    io::{self, Write as _},
 };
 
-use comfy_table::{ColumnConstraint, ContentArrangement, Table, presets};
 use indicatif::{ProgressBar, ProgressStyle};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::value::RawValue;
+
+use super::table::print_table;
 
 /// The flag of commands that can answer programs.
 #[derive(Debug, Clone, Copy, clap::Args)]
@@ -35,28 +36,6 @@ pub(super) fn print_line(line: impl std::fmt::Display) -> Result<(), Closed> {
 
 pub(super) fn print_json(value: &(impl Serialize + ?Sized)) -> anyhow::Result<()> {
     Ok(print_line(serde_json::to_string(value)?)?)
-}
-
-/// Prints rows below a header, without borders. On a terminal, long cells are wrapped to its width.
-pub(super) fn print_table(header: &[&str], rows: Vec<Vec<String>>) -> Result<(), Closed> {
-    let mut table = Table::new();
-    table.load_style(presets::NOTHING).set_header(header.to_vec());
-    if io::stdout().is_terminal() {
-        table.set_content_arrangement(ContentArrangement::Dynamic);
-    } else {
-        table.set_content_arrangement(ContentArrangement::Disabled).force_no_tty();
-    }
-    for row in rows {
-        table.add_row(row.iter().map(|cell| clean(cell).into_owned()).collect::<Vec<_>>());
-    }
-    for (column, name) in table.column_iter_mut().zip(header) {
-        column.set_padding((0, 2));
-        // What is to be copied is kept whole.
-        if *name == "ID" {
-            column.set_constraint(ColumnConstraint::ContentWidth);
-        }
-    }
-    print_line(table.trim_fmt())
 }
 
 /// Prints a list: a JSON document or a row for each item, or says on standard error why there is none.

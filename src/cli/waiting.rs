@@ -31,13 +31,16 @@ pub(super) fn lines(job: &ToldJob, now: Timestamp) -> Vec<(&'static str, Option<
 }
 
 fn published(job: &ToldJob, next: Timestamp, now: Timestamp) -> String {
+    let is_waiting = job.state() != State::Available;
     let next = if next <= now {
         "as soon as the relay of a worker finds it".to_owned()
+    } else if is_waiting {
+        format!("not before {}", output::moment(next))
     } else {
         format!("at {}", output::moment(next))
     };
     match job.more.publications {
-        _ if job.state() != State::Available => next,
+        _ if is_waiting => next,
         0 => format!("not yet; {next}"),
         times => {
             format!(

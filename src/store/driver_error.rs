@@ -30,7 +30,9 @@ impl From<sqlx::Error> for StoreError {
             sqlx::Error::Configuration(error) if error.is::<TransactionPooler>() => {
                 Self::new(Access, error.to_string())
             }
-            sqlx::Error::Configuration(_) => Self::new(Access, "the address of the database is not usable; check DATABASE_URL"),
+            sqlx::Error::Configuration(_) => {
+                Self::new(Access, "the address of the database is not usable; check DATABASE_URL")
+            }
             sqlx::Error::Migrate(error) => Self::from(*error),
             error => Self::new(Unavailable, "the database cannot be reached").with_source(error),
         }

@@ -164,7 +164,10 @@ async fn what_makes_no_sense_is_refused_and_says_what_does() {
         (json!({"action": "cancel", "filter": []}), "`filter` cannot be read: it must be an object"),
         (json!({"action": "cancel", "filter": {"state": 7}}), "`filter` cannot be read"),
         (json!({"action": "cancel", "filter": {"state": "gone"}}), "`filter.state`: use one of"),
-        (json!({"action": "cancel", "filter": {"owner": "x"}}), "`filter.owner`: names neither a user nor an organization; write `user:ID`"),
+        (
+            json!({"action": "cancel", "filter": {"owner": "x"}}),
+            "`filter.owner`: names neither a user nor an organization; write `user:ID`",
+        ),
         (json!({"action": "cancel", "filter": {"tag": ["x"]}}), "`filter.tag`: must be NAME=VALUE"),
         (json!({"action": "cancel", "filter": {"tool": "\u{0}"}}), "`filter.tool`: may have no control"),
         (json!({"action": "cancel", "filter": {"since": "now"}}), "`filter.since`: must be a time"),

@@ -66,7 +66,10 @@ async fn numbers_go_in_and_come_out_as_they_are_spelt_by_every_door() {
 async fn what_is_written_wrongly_is_told_with_how_it_is_written() {
     let (api, _folder) = api("errand-words-").await;
     for (path, says) in [
-        ("/v1/jobs?owner=alice", "the parameter `owner`: names neither a user nor an organization; write `user:ID`"),
+        (
+            "/v1/jobs?owner=alice",
+            "the parameter `owner`: names neither a user nor an organization; write `user:ID`",
+        ),
         ("/v1/jobs?state=done", "the parameter `state`: use one of scheduled, available, running"),
         ("/v1/jobs?outcome_unknown=1", "the parameter `outcome_unknown`: must be `true` or `false`"),
         ("/v1/jobs?stat=held", "there is no parameter `stat` here; there are `state`, `owner`"),
@@ -101,6 +104,20 @@ async fn what_is_written_wrongly_is_told_with_how_it_is_written() {
     let foreign = api.request(Method::GET, "/v1/jobs").header("origin", "https://page.example");
     let (_, problem) = read_answer(foreign.send().await.unwrap()).await;
     assert!(problem["detail"].as_str().unwrap().contains("`api.cors_origins`"), "{problem}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_api_without_a_schema_says_how_to_migrate_and_at_its_end_that_it_stopped() {
+    let folder = in_memory("errand-no-schema-");
+    let url = format!("sqlite://{}", folder.path().join("errand.db").display());
+    let mut api = Api::start(&[("DATABASE_URL".to_owned(), url)]).await;
+    api.process.logged("run `errand migrate`").await;
+    let (status, problem) = api.get("/v1/jobs").await;
+    assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE, "{problem}");
+    let detail = problem["detail"].as_str().unwrap();
+    assert!(detail.contains("tables are missing") && detail.contains("`errand migrate`"), "{problem}");
+    assert!(api.process.stop().await.success());
+    assert_eq!(api.process.lines("the API stopped")[0]["level"], "INFO");
 }
 
 /// Sends a head and reads the first line of the answer; empty where the connection is closed without one.

@@ -154,7 +154,10 @@ async fn a_second_lock_between_owners_leaves_the_roles_as_they_were(
         let migrated = run(&["migrate"], &env_of("errand_owner"));
         assert!(migrated.status.success(), "{}", String::from_utf8_lossy(&migrated.stderr));
         let said = String::from_utf8(migrated.stdout).unwrap();
-        assert!(said.contains("the schema is up to date\n") && said.contains("role `errand_tenant`"), "{said}");
+        assert!(
+            said.contains("the schema is up to date\n") && said.contains("role `errand_tenant`"),
+            "{said}"
+        );
         assert!(said.contains(done), "{said}");
     }
     let there = "OK    database       row-level security keeps owners apart for the role `errand_tenant`";

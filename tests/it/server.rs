@@ -9,12 +9,13 @@ use std::{
     process::{Command, Stdio},
 };
 
+use errand_testbed::factory::id;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::{
     api::Api,
-    harness::{Harness, run},
+    harness::{Harness, Process, in_memory, run},
 };
 
 /// A terminal far from the services: a home, and nothing else.
@@ -223,6 +224,58 @@ async fn every_command_of_users_and_operators_works_at_a_server() {
     operator.fails(&["prune"], 2, "needs the database itself");
     operator.fails(&["jobs", "cancel", later, "--by", "alice"], 2, "the access key says who decides");
     operator.fails(&["--server", &api.base, "migrate"], 2, "about this host");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_waits_at_a_server_outlives_its_restart_and_is_told_at_the_end_how_to_look_again() {
+    let folder = in_memory("errand-restart-");
+    let url = format!("sqlite://{}", folder.path().join("errand.db").display());
+    let env = [("DATABASE_URL".to_owned(), url)];
+    assert!(run(&["migrate"], &env).status.success());
+    let mut api = Api::start(&env).await;
+    let base = api.base.clone();
+    let [long, short] = [(); 2].map(|()| id());
+    let wait = |id: &str, wait: &str| {
+        let enqueue = ["enqueue", "GITHUB_GET_REPO", "--owner", "user:user-1", "--id", id, wait];
+        Process::start(&[&["--server", &base], &enqueue[..]].concat(), &[])
+    };
+    let mut patient = wait(&long, "--wait=600");
+    patient.logged("waiting").await;
+    let mut hasty = wait(&short, "--wait=8");
+    hasty.logged("waiting").await;
+    assert!(api.process.stop().await.success());
+
+    assert_eq!(hasty.ended().await.code(), Some(4), "{}", hasty.log());
+    let stored = format!("the job {short} is stored; look for it with `errand jobs show {short}`");
+    assert!(hasty.log().contains(&stored), "{}", hasty.log());
+    patient.logged("it is asked again until the time to wait is over").await;
+
+    let _api = Api::listening(base.strip_prefix("http://").unwrap(), &env).await;
+    assert!(run(&["jobs", "cancel", &long], &env).status.success());
+    assert_eq!(patient.ended().await.code(), Some(1), "it is cancelled: {}", patient.log());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_that_is_due_after_the_wait_says_when() {
+    let folder = in_memory("errand-due-");
+    let url = format!("sqlite://{}", folder.path().join("errand.db").display());
+    let env = [("DATABASE_URL".to_owned(), url)];
+    assert!(run(&["migrate"], &env).status.success());
+    let api = Api::start(&env).await;
+    let later = ["GITHUB_GET_REPO", "--owner", "user:u", "--run-at", "2999-01-01T00:00:00Z", "--wait=0"];
+    let at_server = run(&[&["--server", &api.base, "enqueue"], &later[..]].concat(), &env);
+    let here = run(&[&["enqueue"], &later[..]].concat(), &env);
+    for said in [at_server, here] {
+        let err = String::from_utf8(said.stderr).unwrap();
+        assert_eq!(said.status.code(), Some(1), "{err}");
+        assert!(err.contains("because it is due at 2999-01-01T00:00:00Z"), "{err}");
+    }
+    // What is no address of errand's is told with one that is.
+    let terminal = Terminal::new();
+    let https = api.base.replace("http:", "https:");
+    terminal.fails(&["--server", &https, "jobs", "list"], 4, "speaks no TLS: use http://");
+    terminal.fails(&["--server", &format!("{}/v1", api.base), "jobs", "list"], 2, "leave out the `/v1`");
+    terminal.fails(&["--server", "127.0.0.1:8080", "jobs", "list"], 2, "or http://127.0.0.1:8080 where");
 }
 
 #[test]

@@ -1,6 +1,9 @@
 //! A decision about all jobs that a filter means: previewed, asked about, made an action of, and followed to its end.
 
-use std::{sync::Arc, time::{Duration, Instant}};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use indicatif::ProgressBar;
 use serde_json::{json, value::to_raw_value};

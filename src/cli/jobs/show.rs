@@ -10,7 +10,7 @@ use crate::{
         output::{self, Format},
         server::{Call, Server},
         setup::Setup,
-        waiting,
+        table, waiting,
     },
     job::{JobError, JobId, PinnedBy, Principal},
     job_json::{Fields, KnownJob},
@@ -105,12 +105,12 @@ pub(in crate::cli) fn print(
         let rows = job.more.attempts.iter().map(attempt_row).collect();
         let header =
             ["ATTEMPT", "OUTCOME", "HTTP", "VERSION", "STARTED", "FINISHED", "LOG ID", "REQUEST ID", "ERROR"];
-        output::print_table(&header, rows)?;
+        table::print_table(&header, rows)?;
     }
     if !job.more.history.is_empty() {
         output::print("\n")?;
         let rows = job.more.history.iter().map(history_row).collect();
-        output::print_table(&["AT", "KIND", "WHAT", "ATTEMPT", "BY"], rows)?;
+        table::print_table(&["AT", "KIND", "WHAT", "ATTEMPT", "BY"], rows)?;
     }
     Ok(())
 }
@@ -169,7 +169,7 @@ fn times(job: &ToldJob) -> Vec<Field> {
 
 fn attempts(job: &ToldJob) -> String {
     let most = job.more.max_attempts.map(|most| format!(" of {most}")).unwrap_or_default();
-    format!("{}, of which {} use up the budget{most}", job.summary.attempt, job.more.spent)
+    format!("{}, budget used: {}{most}", job.summary.attempt, job.more.spent)
 }
 
 /// Where the version of a job comes from.

@@ -18,6 +18,10 @@ pub(super) fn base(server: &str) -> Result<Url, String> {
                 "{server} is no address, because it does not say how to reach it: write https://{server}, or http://{server} \
                  where it is served without TLS"
             ),
+            // Without a scheme, nobody can tell where in it a password is.
+            _ if server.contains('@') && !server.contains("://") => {
+                "the server's is no address such as https://errand.example.com".to_owned()
+            }
             _ => format!("{} is no address such as https://errand.example.com", mask_url(server)),
         });
     };
@@ -58,7 +62,10 @@ mod tests {
             ("errand.example.com", "write https://errand.example.com, or http://errand.example.com where"),
             ("localhost:8080", "write https://localhost:8080, or http://localhost:8080 where"),
             ("127.0.0.1:8080", "or http://127.0.0.1:8080 where"),
-            ("http://localhost:8080/v1", "leave out the `/v1` at the end of the address: write http://localhost:8080"),
+            (
+                "http://localhost:8080/v1",
+                "leave out the `/v1` at the end of the address: write http://localhost:8080",
+            ),
             ("https://example.com/errand/v1/", "write https://example.com/errand"),
             ("ftp://example.com", "is no address such as https://errand.example.com"),
             ("http://", "is no address such as https://errand.example.com"),

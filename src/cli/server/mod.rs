@@ -318,7 +318,8 @@ impl Server {
     fn refused(&self, status: StatusCode, body: &[u8]) -> Refused {
         let no_errand = || {
             let (place, status_code) = (self.place(), status.as_u16());
-            let message = format!("{place} answers HTTP {status_code}, not as errand does; check the address");
+            let message =
+                format!("{place} answers HTTP {status_code}, not as errand does; check the address");
             Refused { status, kind: String::new(), message, items: Vec::new() }
         };
         let Ok(Problem { r#type, detail, errors }) = serde_json::from_slice::<Problem>(body) else {

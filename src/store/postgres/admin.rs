@@ -217,7 +217,7 @@ fn condition(row: &PgRow) -> Result<Vec<Concern>> {
     for setting in ["fsync", "full_page_writes"] {
         if row.read::<String>(setting)? == "off" {
             concerns.push(Concern {
- weight: Weight::Risk,
+                weight: Weight::Risk,
                 message: format!(
                     "{setting} is off: a crash of its host may lose or damage what was committed"
                 ),
@@ -227,7 +227,7 @@ fn condition(row: &PgRow) -> Result<Vec<Concern>> {
     }
     if row.read::<bool>("read_only")? {
         concerns.push(Concern {
- weight: Weight::Risk,
+            weight: Weight::Risk,
             message:
                 "the database takes no writes now: it is a standby, or default_transaction_read_only is on"
                     .into(),

@@ -141,7 +141,10 @@ impl Pool {
     pub(super) fn create(&self) -> Result<()> {
         match fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(self.path.as_path()) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-                let message = format!("the database file {} cannot be created; check DATABASE_URL and its folder", self.path.display());
+                let message = format!(
+                    "the database file {} cannot be created; check DATABASE_URL and its folder",
+                    self.path.display()
+                );
                 Err(StoreError::new(StoreErrorKind::Access, message).with_source(error))
             }
             // What is wrong with one that is there SQLite says when it opens it.

@@ -61,7 +61,10 @@ fn a_held_job_is_shown_with_its_reason_and_can_be_released() {
     );
     assert_eq!(place.run(&["jobs", "show", &id, "--json"]).succeeds().json()["held_reason"], "connection");
     let retried = place.run(&["jobs", "retry", &id]).exits(1);
-    assert!(retried.out.contains("is held and cannot be retried; `errand jobs release` lets it go"), "{retried:?}");
+    assert!(
+        retried.out.contains("is held and cannot be retried; `errand jobs release` lets it go"),
+        "{retried:?}"
+    );
     for ending in ["--succeeded", "--failed"] {
         let refused = place.run(&["jobs", "release", &id, ending]).exits(1);
         assert!(

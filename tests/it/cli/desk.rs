@@ -107,7 +107,10 @@ fn a_retry_by_filters_shows_first_what_would_be_repeated() {
     assert_eq!(retry(&["--yes", "--force", "--json"]).succeeds().json()["retried"], 1);
     assert_eq!(state_of(&place, &unclear), "available");
     let none = retry(&["--yes"]).succeeds();
-    assert!(none.err.contains("no failed job matches; `--state cancelled` retries cancelled ones"), "{none:?}");
+    assert!(
+        none.err.contains("no failed job matches; `--state cancelled` retries cancelled ones"),
+        "{none:?}"
+    );
 }
 
 #[test]

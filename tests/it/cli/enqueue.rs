@@ -27,7 +27,7 @@ fn an_enqueued_job_can_be_listed_and_shown() {
     tool          GITHUB_GET_REPO
     queue         default
     tags          team=core
-    attempts      0, of which 0 use up the budget
+    attempts      0, budget used: 0
     ");
     let list = place.run(&["jobs", "list"]).succeeds();
     assert!(list.out.starts_with("ID  ") && list.out.contains(&id), "{list:?}");
