@@ -11,7 +11,7 @@ use super::{
     exit::{self, Exit},
     output::{self, Format},
     setup::Setup,
-    table, value,
+    value,
 };
 use crate::{
     app,
@@ -187,7 +187,7 @@ fn print_text(
         ]
     });
     if !lanes.is_empty() {
-        table::print_table(&["QUEUE", "AVAILABLE", "MESSAGES", "DIFFERENCE"], figures.collect())?;
+        output::print_table(&["QUEUE", "AVAILABLE", "MESSAGES", "DIFFERENCE"], figures.collect())?;
         output::print("\n")?;
     }
     if rows.is_empty() {
@@ -197,7 +197,7 @@ fn print_text(
     let cells = rows.iter().map(|row| {
         vec![row.kind.to_owned(), row.found.to_string(), row.repaired.to_string(), row.jobs.join(" ")]
     });
-    table::print_table(&["KIND", "FOUND", "REPAIRED", "JOBS"], cells.collect())?;
+    output::print_table(&["KIND", "FOUND", "REPAIRED", "JOBS"], cells.collect())?;
     for row in rows.iter().filter(|row| row.left() > 0) {
         output::print_line(format!("\n{}: {}", row.kind, row.advice))?;
     }

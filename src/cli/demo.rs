@@ -20,7 +20,7 @@ use tokio::task::JoinHandle;
 use super::{
     dev,
     exit::{self, Exit},
-    jobs, output, table,
+    jobs, output,
 };
 use crate::{
     admission::{Admission, Enqueued},
@@ -286,7 +286,7 @@ async fn print(store: &SharedStore, summary: &Summary, jobs: &[JobView], ledger:
             meaning(why).to_owned(),
         ]
     });
-    table::print_table(&["OUTCOME", "WHY", "JOBS", "ATTEMPTS", "WHICH MEANS"], rows.collect())?;
+    output::print_table(&["OUTCOME", "WHY", "JOBS", "ATTEMPTS", "WHICH MEANS"], rows.collect())?;
     output::print_line("")?;
     for text in examples(store, jobs).await? {
         output::print_line(text)?;

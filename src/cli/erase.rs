@@ -12,7 +12,6 @@ use super::{
     exit::{self, Exit},
     output::{self, Format},
     setup::Setup,
-    table,
     value::OwnerFlags,
 };
 use crate::{
@@ -159,7 +158,7 @@ fn print_text(dry_run: bool, report: &Report, journals: &JournalReport) -> anyho
     ] {
         rows.push(row(what.to_owned(), count));
     }
-    table::print_table(&["WHAT", if dry_run { "WOULD BE REMOVED" } else { "REMOVED" }], rows)?;
+    output::print_table(&["WHAT", if dry_run { "WOULD BE REMOVED" } else { "REMOVED" }], rows)?;
     for ((why, state), jobs) in &report.left {
         output::print_line(format!("\nleft: {jobs} {state} ({why}): {}", why.advice()))?;
     }

@@ -264,15 +264,15 @@ fn print_revoked(json: &RawValue, format: Format) -> anyhow::Result<()> {
 }
 
 fn list(keys: &[Box<RawValue>], format: Format) -> anyhow::Result<()> {
-    let header = ["OWNER", "SCOPES", "CREATED", "EXPIRES", "REVOKED", "LAST USED", "ID"];
+    let header = ["OWNER", "SCOPES", "EXPIRES", "REVOKED", "CREATED", "LAST USED", "ID"];
     let moment = |at: Option<Timestamp>| at.map_or_else(|| "-".to_owned(), output::moment);
     output::print_items(keys, format, "there are no keys", header, |key: &Key| {
         [
             key.whose(),
             key.scopes.join(", "),
-            output::moment(key.created_at),
             moment(key.expires_at),
             moment(key.revoked_at),
+            output::moment(key.created_at),
             moment(key.last_used_at),
             key.id.to_string(),
         ]

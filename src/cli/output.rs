@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::value::RawValue;
 
-use super::table::print_table;
+use super::table;
 
 /// The flag of commands that can answer programs.
 #[derive(Debug, Clone, Copy, clap::Args)]
@@ -36,6 +36,20 @@ pub(super) fn print_line(line: impl std::fmt::Display) -> Result<(), Closed> {
 
 pub(super) fn print_json(value: &(impl Serialize + ?Sized)) -> anyhow::Result<()> {
     Ok(print_line(serde_json::to_string(value)?)?)
+}
+
+/// Prints rows below a header, without borders. On a terminal they fit its width.
+pub(super) fn print_table(header: &[&str], rows: Vec<Vec<String>>) -> Result<(), Closed> {
+    let rows = rows.iter().map(|row| row.iter().map(|cell| clean(cell).into_owned()).collect()).collect();
+    let (text, left_out) = table::render(header, rows, table::room());
+    print_line(text)?;
+    if !left_out.is_empty() {
+        note(format!(
+            "there is no room for {}; a wider terminal shows them, and so does `--json` where there is one",
+            left_out.join(", ")
+        ));
+    }
+    Ok(())
 }
 
 /// Prints a list: a JSON document or a row for each item, or says on standard error why there is none.

@@ -11,7 +11,6 @@ use super::{
     jobs::FilterFlags,
     output::{self, Format},
     setup::Setup,
-    table,
 };
 use crate::{
     app,
@@ -84,7 +83,7 @@ fn print_text(dry_run: bool, report: &Report) -> anyhow::Result<()> {
         .iter()
         .map(|by| vec![format!("rejected messages by {by}"), of(&report.rejected, *by).to_string()]);
     let header = ["WHAT", if dry_run { "WOULD BE REMOVED" } else { "REMOVED" }];
-    table::print_table(&header, jobs.chain(rejected).collect())?;
+    output::print_table(&header, jobs.chain(rejected).collect())?;
     output::print_line(format!(
         "\n{} jobs looked at; the longest statement took {} ms",
         report.seen,

@@ -1,12 +1,8 @@
 //! Tables without borders, which on a terminal keep words whole: what does not fit is wrapped between words, and columns for
 //! which there is no room are left out and named.
 
-use std::io::{self, IsTerminal as _};
-
 use comfy_table::{ColumnConstraint, ContentArrangement, Table, Width, presets};
 use jiff::Timestamp;
-
-use super::output::{self, Closed, clean};
 
 /// The space between columns.
 const GAP: usize = 2;
@@ -14,23 +10,17 @@ const GAP: usize = 2;
 /// The most characters of a word that is kept whole: an ID is, and JSON without blanks is not.
 const LONGEST_WORD: usize = 40;
 
-/// Prints rows below a header. Where the output is a terminal, they fit its width.
-pub(super) fn print_table(header: &[&str], rows: Vec<Vec<String>>) -> Result<(), Closed> {
-    let rows = rows.iter().map(|row| row.iter().map(|cell| clean(cell).into_owned()).collect()).collect();
-    let width = if io::stdout().is_terminal() { Table::new().width().map(usize::from) } else { None };
-    let (text, left_out) = render(header, rows, width);
-    output::print_line(text)?;
-    if !left_out.is_empty() {
-        output::note(format!(
-            "there is no room for {}; a wider terminal shows them, and so does `--json` where there is one",
-            left_out.join(", ")
-        ));
-    }
-    Ok(())
+/// The width of the terminal, where the output is one.
+pub(super) fn room() -> Option<usize> {
+    Table::new().width().map(usize::from)
 }
 
-/// The table, and the columns that it has no room for.
-fn render<'a>(header: &[&'a str], mut rows: Vec<Vec<String>>, room: Option<usize>) -> (String, Vec<&'a str>) {
+/// The table, and the columns for which there is no room of this width. Cells have no line breaks.
+pub(super) fn render<'a>(
+    header: &[&'a str],
+    mut rows: Vec<Vec<String>>,
+    room: Option<usize>,
+) -> (String, Vec<&'a str>) {
     let whole = widths(header, &rows, |cell| cell.chars().count());
     let Some(room) = room.filter(|room| total(&whole) > *room) else {
         return (table(header, &rows, &whole), Vec::new());

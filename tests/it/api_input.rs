@@ -15,8 +15,8 @@ use crate::{
     harness::{PATIENCE, in_memory, run},
 };
 
-/// Numbers of which a float would make others, spelt as hardly anybody spells them.
-const NUMBERS: &str = r#"{"owner":"o","repo":"r","a":9007199254740993,"b":18446744073709551616,"c":1e400,"d":-0.0,"e":1.10,"f":1E+2,"g":-9223372036854775809}"#;
+/// Numbers of which a float would make others, spelt as hardly anybody spells them, and a name that is there twice.
+const NUMBERS: &str = r#"{"owner":"o","repo":"r","a":9007199254740993,"b":18446744073709551616,"c":1e400,"d":-0.0,"e":1.10,"f":1E+2,"g":-9223372036854775809,"h":1,"h":2}"#;
 
 async fn api(name: &str) -> (Api, TempDir) {
     let folder = in_memory(name);

@@ -139,9 +139,12 @@ async fn a_second_lock_between_owners_leaves_the_roles_as_they_were(
     harness: &Harness,
     env_of: &impl Fn(&str) -> Vec<(String, String)>,
 ) {
-    harness
-        .execute("create role errand_tenant nologin; alter role errand_worker noinherit; grant errand_tenant to errand_worker")
-        .await;
+    let version = harness.text("show server_version_num").await.unwrap().parse::<u32>().unwrap();
+    let grant = match version {
+        160_000.. => "grant errand_tenant to errand_worker with inherit false, set true",
+        _ => "alter role errand_worker noinherit; grant errand_tenant to errand_worker",
+    };
+    harness.execute(&format!("create role errand_tenant nologin; {grant}")).await;
     let env_of = |role: &str| {
         let mut env = env_of(role);
         env.push(("ERRAND__STORE__TENANT_ROLE".to_owned(), "errand_tenant".to_owned()));

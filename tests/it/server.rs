@@ -10,6 +10,7 @@ use std::{
 };
 
 use errand_testbed::factory::id;
+use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -262,13 +263,14 @@ async fn a_job_that_is_due_after_the_wait_says_when() {
     let env = [("DATABASE_URL".to_owned(), url)];
     assert!(run(&["migrate"], &env).status.success());
     let api = Api::start(&env).await;
-    let later = ["GITHUB_GET_REPO", "--owner", "user:u", "--run-at", "2999-01-01T00:00:00Z", "--wait=0"];
+    let due = format!("{:.0}", Timestamp::now() + SignedDuration::from_hours(24));
+    let later = ["GITHUB_GET_REPO", "--owner", "user:u", "--run-at", &due, "--wait=0"];
     let at_server = run(&[&["--server", &api.base, "enqueue"], &later[..]].concat(), &env);
     let here = run(&[&["enqueue"], &later[..]].concat(), &env);
     for said in [at_server, here] {
         let err = String::from_utf8(said.stderr).unwrap();
         assert_eq!(said.status.code(), Some(1), "{err}");
-        assert!(err.contains("because it is due at 2999-01-01T00:00:00Z"), "{err}");
+        assert!(err.contains(&format!("because it is due at {due}")), "{err}");
     }
     // What is no address of errand's is told with one that is.
     let terminal = Terminal::new();

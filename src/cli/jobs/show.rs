@@ -10,7 +10,7 @@ use crate::{
         output::{self, Format},
         server::{Call, Server},
         setup::Setup,
-        table, waiting,
+        waiting,
     },
     job::{JobError, JobId, PinnedBy, Principal},
     job_json::{Fields, KnownJob},
@@ -105,12 +105,12 @@ pub(in crate::cli) fn print(
         let rows = job.more.attempts.iter().map(attempt_row).collect();
         let header =
             ["ATTEMPT", "OUTCOME", "HTTP", "VERSION", "STARTED", "FINISHED", "LOG ID", "REQUEST ID", "ERROR"];
-        table::print_table(&header, rows)?;
+        output::print_table(&header, rows)?;
     }
     if !job.more.history.is_empty() {
         output::print("\n")?;
         let rows = job.more.history.iter().map(history_row).collect();
-        table::print_table(&["AT", "KIND", "WHAT", "ATTEMPT", "BY"], rows)?;
+        output::print_table(&["AT", "KIND", "WHAT", "ATTEMPT", "BY"], rows)?;
     }
     Ok(())
 }

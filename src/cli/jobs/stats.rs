@@ -14,7 +14,7 @@ use crate::{
         output::{self, Format},
         server::{MAX_LIMIT, Server},
         setup::Setup,
-        table, value,
+        value,
     },
     job::{Principal, State},
     store::{JobFilter, Place},
@@ -181,7 +181,7 @@ fn print(args: &Args, Tally { groups, looked_at, back_to }: Tally) -> anyhow::Re
         let figures = figures.into_iter().chain([of(State::Cancelled)]).map(|figure| figure.to_string());
         std::iter::once(group.clone()).chain(figures).collect()
     });
-    table::print_table(&header, rows.collect())?;
+    output::print_table(&header, rows.collect())?;
     if hidden > 0 {
         output::note(format!(
             "and {}; see --limit",
