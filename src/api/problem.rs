@@ -13,8 +13,11 @@ use crate::{
     job::{EnvelopeError, EnvelopeReason, IllegalMove, State, Transition},
     store::{Conflict, Decided, StoreError, StoreErrorKind},
     string_enum::string_enum,
+    telemetry::seldom::Seldom,
     tool::ToolError,
 };
+
+static NOT_ANSWERED: Seldom = Seldom::new();
 
 /// The media type of problems.
 pub(super) const PROBLEM_JSON: &str = "application/problem+json";
@@ -276,7 +279,9 @@ impl From<StoreError> for Problem {
             );
         }
         // Its text may name hosts and tables, which are for operators.
-        tracing::warn!(error = %chain(&error), "a request was not answered because of the database");
+        if let Some(requests) = NOT_ANSWERED.due(1) {
+            tracing::warn!(requests, error = %chain(&error), "requests were not answered because of the database");
+        }
         if error.kind() == StoreErrorKind::Schema {
             let detail = "errand's tables are missing in the database, or older than this build: run `errand migrate` where its \
                           settings are, then send the request again";

@@ -237,7 +237,7 @@ fn condition(row: &PgRow) -> Result<Vec<Concern>> {
     let standbys = row.total("standbys")?;
     if standbys > 0 && row.read::<String>("synchronous_standby_names")?.is_empty() {
         concerns.push(Concern {
- weight: Weight::Risk,
+            weight: Weight::Risk,
             message: format!(
                 "standbys that may lag behind: {standbys}. A failover to one loses what was committed last: jobs that \
                  were acknowledged, and that a `once` call was made, so that it is made again"
