@@ -18,9 +18,9 @@ pub trait Admin: fmt::Debug + Send + Sync {
     /// Host and port, or the file, for people.
     fn address(&self) -> String;
 
-    /// Applies the migrations that are missing, and makes the second lock between owners as the settings want it. Several processes may call it at once. It waits for
-    /// others as long as it takes, and logs again and again what it waits for. Where the tables are
-    /// [`Schema::Elsewhere`], it makes no others: an error of kind `Access` says what to do.
+    /// Applies the migrations that are missing, and makes the second lock between owners as the settings want it. Several
+    /// processes may call it at once. It waits for others as long as it takes, and logs again and again what it waits for.
+    /// Where the tables are [`Schema::Elsewhere`], it makes no others: an error of kind `Access` says what to do.
     async fn migrate(&self) -> Result<Migrated>;
 
     /// Moves the tables from this schema of the database to the one of the settings, whole or not at all, unless they are
