@@ -313,7 +313,7 @@ fn meaning(why: &str) -> &'static str {
         LOOKED_UP => "the answer was lost, so the call was not repeated: its log had it",
         "needs_connection" => "its owner has connected no account; it goes on when there is one",
         "wrong_owner_kind" => "the toolkit is for organizations, and a user asked",
-        "account_mismatch" => "it named the account of somebody else",
+        "account_not_found" => "it named an account that is not its owner's",
         "tool_failed" => "the tool answered that it cannot",
         "unknown_outcome" => "the answer was lost, and nobody knows yet whether the call counted",
         _ => "",

@@ -133,7 +133,7 @@ async fn jobs_that_may_not_run_fail_with_an_error_that_says_what_to_change() {
         (with("version", "latest"), "failed", "unpinned", "version"),
         (with("tool", "GITHUB_NOPE"), "failed", "unknown_tool", "GITHUB_NOPE"),
         (with("version", "20200101_00"), "failed", "unknown_tool", "20200101_00"),
-        (with("connected_account_id", "ca_bob"), "failed", "account_mismatch", "ca_bob"),
+        (with("connected_account_id", "ca_bob"), "failed", "account_not_found", "ca_bob"),
         (with("connected_account_id", "ca_missing"), "failed", "account_not_found", "ca_missing"),
         (with("expires_at", "2020-01-01T00:00:00Z"), "failed", "expired", "expires_at"),
         (with("user_id", "u-nobody"), "held", "needs_connection", "u-nobody"),

@@ -160,7 +160,7 @@ async fn each_job_that_fails_or_is_held_has_a_line_without_customers_data_and_no
         (
             of("user-1").with("connected_account_id", "ca_bob"),
             "job failed",
-            "account_mismatch",
+            "account_not_found",
             "not_sent",
             false,
         ),

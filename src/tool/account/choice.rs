@@ -75,10 +75,9 @@ pub(super) fn check_named(
     account: Option<&Account>,
 ) -> Result<String, AccountError> {
     let id = id.to_owned();
-    let Some(account) = account else { return Err(AccountError::NotFound { id }) };
-    if account.user_id.as_deref() != Some(owner.id()) {
-        return Err(AccountError::OtherOwner { id, field: owner.kind().field() });
-    }
+    let Some(account) = account.filter(|account| account.user_id.as_deref() == Some(owner.id())) else {
+        return Err(AccountError::NotFound { id, field: owner.kind().field() });
+    };
     if account.toolkit != toolkit {
         let is = account.toolkit.clone();
         return Err(AccountError::WrongToolkit { id, is, needs: toolkit.to_owned() });

@@ -7,11 +7,10 @@ use crate::{
 
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum AccountError {
-    #[error("the connected account does not exist")]
-    NotFound { id: String },
-    /// The named account belongs to another owner. Never retried.
-    #[error("the connected account belongs to another owner")]
-    OtherOwner {
+    /// The named account does not exist, or is not known to be the owner's. Which of the two is told to nobody: it would say
+    /// what others have. Never retried.
+    #[error("the owner has no such connected account")]
+    NotFound {
         id: String,
         /// The envelope field that names the job's owner.
         field: &'static str,
@@ -48,18 +47,11 @@ impl AccountError {
         };
         let fail = |kind, message| Stop::Fail { error: JobError::new(kind, message) }.into();
         match self {
-            Self::NotFound { id } => fail(
+            Self::NotFound { id, field } => fail(
                 ErrorKind::AccountNotFound,
                 format!(
-                    "there is no connected account `{id}`; name an account of this project in \
-                     `connected_account_id`, or leave the field out"
-                ),
-            ),
-            Self::OtherOwner { id, field } => fail(
-                ErrorKind::AccountMismatch,
-                format!(
-                    "the connected account `{id}` does not belong to this job's `{field}`; name one of \
-                     its own accounts, or correct `{field}`"
+                    "this job's `{field}` has no connected account `{id}`; name one of its own accounts in \
+                     `connected_account_id`, leave that out, or correct `{field}`"
                 ),
             ),
             Self::WrongToolkit { id, is, needs } => fail(

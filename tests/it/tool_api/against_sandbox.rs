@@ -224,7 +224,7 @@ async fn pins_and_accounts_are_resolved_against_the_sandbox() {
     };
     assert_eq!(account("u-alice", None).await.unwrap(), "ca_alice_new");
     assert_eq!(account("u-alice", Some("ca_alice_old")).await.unwrap(), "ca_alice_old");
-    assert!(matches!(account("u-alice", Some("ca_bob")).await, Err(AccountError::OtherOwner { .. })));
+    assert!(matches!(account("u-alice", Some("ca_bob")).await, Err(AccountError::NotFound { .. })));
     assert!(matches!(account("u-alice", Some("ca_missing")).await, Err(AccountError::NotFound { .. })));
     assert!(matches!(account("u-exp", Some("ca_exp")).await, Err(AccountError::NotActive { .. })));
     assert!(matches!(
