@@ -150,7 +150,7 @@ pub(super) async fn set(
         return Err(Problem::new(Kind::WrongState, detail));
     }
     let pin = Pin { owner, toolkit, version: version.to_owned() };
-    shared.parts.store.set_pin(&pin, caller.decider()).await?;
+    shared.parts.store.set_pin(manager, &pin, caller.decider()).await?;
     Ok(Json(PinJson::of(&pin)).into_response())
 }
 
@@ -174,7 +174,9 @@ pub(super) async fn remove(
     let owner = whose(manager, &mut parameters)?;
     parameters.end()?;
     // No database keeps a NUL, and no toolkit has one.
-    if is_slug(&toolkit) && shared.parts.store.unset_pin(owner.as_ref(), &toolkit, caller.decider()).await? {
+    if is_slug(&toolkit)
+        && shared.parts.store.unset_pin(manager, owner.as_ref(), &toolkit, caller.decider()).await?
+    {
         return Ok(StatusCode::NO_CONTENT.into_response());
     }
     Err(Problem::new(Kind::NotFound, "this toolkit is not pinned for this owner"))

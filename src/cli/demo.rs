@@ -89,6 +89,7 @@ pub(crate) async fn run(args: Args, mut config: Config) -> Result<Exit> {
     // One pin in the store, so that all ways to pin can be seen: job, store, configuration, newest.
     store
         .set_pin(
+            &Principal::Operator,
             &Pin { owner: None, toolkit: "gmail".into(), version: "20251001_00".into() },
             &Decider::at_command_line("errand demo"),
         )

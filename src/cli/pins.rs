@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     desk_json::PinJson,
-    job::{Owner, Pin, PinnedBy},
+    job::{Owner, Pin, PinnedBy, Principal},
     resolver::PINS_KNOWN_AFTER,
     tool::{Pinnable, SharedToolApi, ToolError, deprecation::Deprecation, pinnable},
 };
@@ -129,7 +129,7 @@ async fn set(setup: &Setup, pin: &Pin, force: bool, who: &Who) -> anyhow::Result
         if !force {
             check(setup, pin).await?;
         }
-        store.set_pin(pin, &who.decider(setup)).await?;
+        store.set_pin(&Principal::Operator, pin, &who.decider(setup)).await?;
         store.close().await;
     }
     tokio::time::sleep(PINS_KNOWN_AFTER).await;
@@ -144,7 +144,7 @@ async fn unset(setup: &Setup, toolkit: &str, owner: Option<&Owner>, who: &Who) -
         server.send(unset).await?;
     } else {
         let store = setup.store()?;
-        let was_set = store.unset_pin(owner, toolkit, &who.decider(setup)).await?;
+        let was_set = store.unset_pin(&Principal::Operator, owner, toolkit, &who.decider(setup)).await?;
         store.close().await;
         if !was_set {
             return Err(exit::negative(format!("{toolkit} was not pinned for {holder}")));

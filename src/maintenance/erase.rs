@@ -212,7 +212,11 @@ impl Erase {
     async fn erase_pins(&self, report: &mut Report) -> Result<()> {
         for pin in self.store.pins().await? {
             if pin.owner.as_ref() == Some(&self.owner)
-                && (self.dry_run || self.store.unset_pin(Some(&self.owner), &pin.toolkit, &self.by).await?)
+                && (self.dry_run
+                    || self
+                        .store
+                        .unset_pin(&Principal::Operator, Some(&self.owner), &pin.toolkit, &self.by)
+                        .await?)
             {
                 report.pins += 1;
             }

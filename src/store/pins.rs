@@ -30,9 +30,16 @@ pub trait Pins: fmt::Debug + Send + Sync {
         Ok(pins)
     }
 
-    /// The [audit log](super::Changes) tells of it, where another version or none was pinned before.
-    async fn set_pin(&self, pin: &Pin, by: &Decider) -> Result<()>;
+    /// The [audit log](super::Changes) tells of it, where another version or none was pinned before. Whether the principal may
+    /// pin for this owner is the caller's to judge.
+    async fn set_pin(&self, principal: &Principal, pin: &Pin, by: &Decider) -> Result<()>;
 
     /// Removes a pin; `false` when there was none.
-    async fn unset_pin(&self, owner: Option<&Owner>, toolkit: &str, by: &Decider) -> Result<bool>;
+    async fn unset_pin(
+        &self,
+        principal: &Principal,
+        owner: Option<&Owner>,
+        toolkit: &str,
+        by: &Decider,
+    ) -> Result<bool>;
 }

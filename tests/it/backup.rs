@@ -3,7 +3,7 @@
 use std::process::Command;
 
 use errand::{
-    job::Pin,
+    job::{Pin, Principal},
     store::{
         Admin as _, Decider, Pins as _, Schema,
         postgres::{PostgresOptions, PostgresStore},
@@ -90,7 +90,7 @@ fn store(database: &Database, schema: &str) -> PostgresStore {
 async fn pin(store: &PostgresStore) {
     store.migrate().await.unwrap();
     let pin = Pin { owner: None, toolkit: "gmail".into(), version: "20251001_00".into() };
-    store.set_pin(&pin, &Decider::at_command_line("a test")).await.unwrap();
+    store.set_pin(&Principal::Operator, &pin, &Decider::at_command_line("a test")).await.unwrap();
 }
 
 async fn execute(database: &Database, sql: &'static str) {

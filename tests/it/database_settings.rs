@@ -59,6 +59,7 @@ async fn overrules_the_databases_settings(database: &Database, url: &str) {
     store.claim(worker, &[claim(&job(json!({})))]).await.unwrap();
     store
         .set_pin(
+            &Principal::Operator,
             &Pin { owner: None, toolkit: "github".into(), version: "20260101_00".into() },
             &Decider::at_command_line("a test"),
         )

@@ -43,18 +43,24 @@ impl Pins for PostgresStore {
         Ok(readable(&self.other.fetch(sql::pins()).await?, rows::pin))
     }
 
-    async fn set_pin(&self, pin: &Pin, by: &Decider) -> Result<()> {
+    async fn set_pin(&self, principal: &Principal, pin: &Pin, by: &Decider) -> Result<()> {
         refuse_decider(by)?;
         let (owner_kind, owner_id) = pin_owner(pin.owner.as_ref());
-        let change = NewChange::new(ChangeKind::PinSet, &Principal::Operator, by);
+        let change = NewChange::new(ChangeKind::PinSet, principal, by);
         let query = sql::set(One(&change), owner_kind, owner_id, &pin.toolkit, &pin.version);
         self.other.fetch(query).await.map(drop)
     }
 
-    async fn unset_pin(&self, owner: Option<&Owner>, toolkit: &str, by: &Decider) -> Result<bool> {
+    async fn unset_pin(
+        &self,
+        principal: &Principal,
+        owner: Option<&Owner>,
+        toolkit: &str,
+        by: &Decider,
+    ) -> Result<bool> {
         refuse_decider(by)?;
         let (owner_kind, owner_id) = pin_owner(owner);
-        let change = NewChange::new(ChangeKind::PinRemoved, &Principal::Operator, by);
+        let change = NewChange::new(ChangeKind::PinRemoved, principal, by);
         let query = sql::unset(One(&change), owner_kind, owner_id, toolkit);
         Ok(self.other.fetch_first(query).await?.is_some())
     }

@@ -39,9 +39,9 @@ impl Pins for SqliteStore {
         Ok(readable(&self.reader.fetch(sql::pins()).await?, rows::pin))
     }
 
-    async fn set_pin(&self, pin: &Pin, by: &Decider) -> Result<()> {
+    async fn set_pin(&self, principal: &Principal, pin: &Pin, by: &Decider) -> Result<()> {
         refuse_decider(by)?;
-        let (pin, by) = (pin.clone(), by.clone());
+        let (principal, pin, by) = (principal.clone(), pin.clone(), by.clone());
         self.write(move |db, now| {
             Box::pin(async move {
                 let (owner_kind, owner_id) = pin_owner(pin.owner.as_ref());
@@ -51,7 +51,7 @@ impl Pins for SqliteStore {
                 if was.as_ref() == Some(&pin.version) {
                     return Ok(());
                 }
-                let change = NewChange::new(ChangeKind::PinSet, &Principal::Operator, &by);
+                let change = NewChange::new(ChangeKind::PinSet, &principal, &by);
                 let (before, after) = (was.as_deref().map(pinned), pinned(&pin.version));
                 log_pin(db, now, &change, pin.owner.as_ref(), &pin.toolkit, [before.as_deref(), Some(&after)])
                     .await
@@ -60,16 +60,23 @@ impl Pins for SqliteStore {
         .await
     }
 
-    async fn unset_pin(&self, owner: Option<&Owner>, toolkit: &str, by: &Decider) -> Result<bool> {
+    async fn unset_pin(
+        &self,
+        principal: &Principal,
+        owner: Option<&Owner>,
+        toolkit: &str,
+        by: &Decider,
+    ) -> Result<bool> {
         refuse_decider(by)?;
-        let (owner, toolkit, by) = (owner.cloned(), toolkit.to_owned(), by.clone());
+        let (principal, owner, toolkit, by) =
+            (principal.clone(), owner.cloned(), toolkit.to_owned(), by.clone());
         self.write(move |db, now| {
             Box::pin(async move {
                 let (owner_kind, owner_id) = pin_owner(owner.as_ref());
                 let unset = sql::unset(owner_kind, owner_id, &toolkit).fetch_optional(&mut *db).await?;
                 let Some(unset) = unset else { return Ok(false) };
                 let was = pinned(&unset.read::<String>("version")?);
-                let change = NewChange::new(ChangeKind::PinRemoved, &Principal::Operator, &by);
+                let change = NewChange::new(ChangeKind::PinRemoved, &principal, &by);
                 log_pin(db, now, &change, owner.as_ref(), &toolkit, [Some(&was), None]).await?;
                 Ok(true)
             })

@@ -695,11 +695,17 @@ impl Pins for Faulty {
         Ok(Vec::new())
     }
 
-    async fn set_pin(&self, _: &Pin, _: &Decider) -> Result<(), StoreError> {
+    async fn set_pin(&self, _: &Principal, _: &Pin, _: &Decider) -> Result<(), StoreError> {
         unreachable!("nobody pins anything at run time here")
     }
 
-    async fn unset_pin(&self, _: Option<&Owner>, _: &str, _: &Decider) -> Result<bool, StoreError> {
+    async fn unset_pin(
+        &self,
+        _: &Principal,
+        _: Option<&Owner>,
+        _: &str,
+        _: &Decider,
+    ) -> Result<bool, StoreError> {
         unreachable!("nobody pins anything at run time here")
     }
 }

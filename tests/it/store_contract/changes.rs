@@ -140,13 +140,13 @@ on_every_backend!(every_change_of_a_person_or_a_key_has_its_entry, and behind th
     let pin =
         |version: &str| Pin { owner: Some(owner.clone()), toolkit: "github".into(), version: version.into() };
     let version = |version: &str| json!({ "version": version });
-    t.store.set_pin(&pin("1"), by).await.unwrap();
+    t.store.set_pin(&Principal::Operator, &pin("1"), by).await.unwrap();
     assert_eq!(newest(&t).await, json!(["pin.set", "acme", "github", null, version("1")]));
-    t.store.set_pin(&pin("2"), by).await.unwrap();
+    t.store.set_pin(&Principal::Operator, &pin("2"), by).await.unwrap();
     assert_eq!(newest(&t).await, json!(["pin.set", "acme", "github", version("1"), version("2")]));
-    t.store.unset_pin(Some(&owner), "github", by).await.unwrap();
+    t.store.unset_pin(&Principal::Operator, Some(&owner), "github", by).await.unwrap();
     assert_eq!(newest(&t).await, json!(["pin.removed", "acme", "github", version("2"), null]));
-    t.store.set_pin(&Pin { owner: None, ..pin("3") }, by).await.unwrap();
+    t.store.set_pin(&Principal::Operator, &Pin { owner: None, ..pin("3") }, by).await.unwrap();
     assert_eq!(newest(&t).await, json!(["pin.set", null, "github", null, version("3")]));
 
     let message = Rejected {
@@ -180,15 +180,15 @@ on_every_backend!(what_changes_nothing_has_no_entry, and behind the lock, async 
     let [held, failed, running] = jobs(&t, &owner).await;
     t.store.cancel(WHO, running, by).await.unwrap();
     let pin = Pin { owner: None, toolkit: "github".into(), version: "1".into() };
-    t.store.set_pin(&pin, by).await.unwrap();
+    t.store.set_pin(&Principal::Operator, &pin, by).await.unwrap();
     let entries = all(&t.store).await.len();
 
     t.store.revoke_key(WHO, made, by).await.unwrap().unwrap();
     let (new, _) = NewKey::generate(Principal::Owner(owner.clone()), "read".parse().unwrap(), None).unwrap();
     assert_eq!(t.store.rotate_key(WHO, made, &new, Duration::ZERO, by).await.unwrap(), None);
     t.store.cancel(WHO, running, by).await.unwrap();
-    t.store.set_pin(&pin, by).await.unwrap();
-    assert!(!t.store.unset_pin(Some(&owner), "github", by).await.unwrap());
+    t.store.set_pin(&Principal::Operator, &pin, by).await.unwrap();
+    assert!(!t.store.unset_pin(&Principal::Operator, Some(&owner), "github", by).await.unwrap());
     assert!(matches!(t.store.restart(WHO, held, by, FORCE).await.unwrap(), Decided::Illegal(_)));
     assert!(matches!(t.store.release(WHO, failed, Release::Retry, by).await.unwrap(), Decided::Illegal(_)));
     let other = Principal::Owner("user:b".parse().unwrap());
@@ -201,8 +201,8 @@ on_every_backend!(what_changes_nothing_has_no_entry, and behind the lock, async 
     for refused in [
         t.store.add_key(WHO, &foreign, &nameless).await.map(drop),
         t.store.revoke_key(WHO, made, &nameless).await.map(drop),
-        t.store.set_pin(&Pin { version: "2".into(), ..pin.clone() }, &nameless).await,
-        t.store.unset_pin(None, "github", &nameless).await.map(drop),
+        t.store.set_pin(&Principal::Operator, &Pin { version: "2".into(), ..pin.clone() }, &nameless).await,
+        t.store.unset_pin(&Principal::Operator, None, "github", &nameless).await.map(drop),
         t.store.note_erasure(&owner, &nameless).await,
     ] {
         assert_eq!(refused.unwrap_err().kind(), StoreErrorKind::Data);
@@ -219,10 +219,8 @@ on_every_backend!(an_owner_reads_what_is_about_it_and_filters_leave_the_rest_out
         t.store.cancel(&Principal::Owner(owner.clone()), held, &own).await.unwrap();
         key(&t, owner, &ann()).await;
     }
-    t.store
-        .set_pin(&Pin { owner: None, toolkit: "github".into(), version: "1".into() }, &ann())
-        .await
-        .unwrap();
+    let pin = |owner| Pin { owner, toolkit: "github".into(), version: "1".into() };
+    t.store.set_pin(&Principal::Operator, &pin(None), &ann()).await.unwrap();
     for owner in &owners {
         let who = Principal::Owner(owner.clone());
         let seen = t.store.changes(&who, &ChangeFilter::default(), None, 100).await.unwrap();
@@ -258,6 +256,14 @@ on_every_backend!(an_owner_reads_what_is_about_it_and_filters_leave_the_rest_out
         walked.extend(page.iter().map(|change| change.id));
     }
     assert_eq!(walked.len(), entries.len());
+
+    // Whoever pins by an owner's key does so as this owner, also in what the owner reads.
+    let own = Principal::Owner(owners[0].clone());
+    t.store.set_pin(&own, &pin(Some(owners[0].clone())), &ann()).await.unwrap();
+    assert!(t.store.unset_pin(&own, Some(&owners[0]), "github", &ann()).await.unwrap());
+    let pinned = t.store.changes(&own, &none(), None, 2).await.unwrap();
+    let pinned: Vec<_> = pinned.iter().map(|change| (change.what, change.as_operator)).collect();
+    assert_eq!(pinned, [(ChangeKind::PinRemoved, false), (ChangeKind::PinSet, false)]);
 });
 
 on_every_backend!(an_erasure_is_kept_and_the_owner_is_forgotten, async |t| {
@@ -296,7 +302,7 @@ on_every_backend!(an_erasure_is_kept_and_the_owner_is_forgotten, async |t| {
 on_every_backend!(old_entries_are_removed_and_young_ones_stay, async |t| {
     for version in ["1", "2", "3"] {
         let pin = Pin { owner: None, toolkit: "github".into(), version: version.into() };
-        t.store.set_pin(&pin, &ann()).await.unwrap();
+        t.store.set_pin(&Principal::Operator, &pin, &ann()).await.unwrap();
     }
     let hour = Duration::from_secs(3_600);
     assert_eq!(t.store.remove_changes(hour, 10).await.unwrap(), 0);

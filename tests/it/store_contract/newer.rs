@@ -199,7 +199,7 @@ on_every_backend!(pins_and_rejected_messages_that_cannot_be_read_hide_no_others,
         version: "20260101_00".into(),
     };
     for owner in ["user:odd", "user:good"] {
-        t.store.set_pin(&pin(owner), OPERATOR).await.unwrap();
+        t.store.set_pin(&Principal::Operator, &pin(owner), OPERATOR).await.unwrap();
     }
     write_word(&t, "pins", "owner_kind", "owner_id = 'odd'").await;
     assert_eq!(t.store.pins().await.unwrap(), [pin("user:good")]);

@@ -1,6 +1,6 @@
 //! Pins.
 
-use errand::job::Pin;
+use errand::job::{Pin, Principal};
 
 use super::{OPERATOR, TestStore, on_every_backend};
 
@@ -17,15 +17,15 @@ on_every_backend!(pins_are_set_replaced_and_removed, async |t| {
         pin(None, "github", "1"),
     ];
     for pin in &pins {
-        t.store.set_pin(pin, OPERATOR).await.unwrap();
+        t.store.set_pin(&Principal::Operator, pin, OPERATOR).await.unwrap();
     }
     let [user, slack, org, github] = pins;
     assert_eq!(t.store.pins().await.unwrap(), [github, slack, org.clone(), user.clone()]);
-    t.store.set_pin(&pin(None, "github", "9"), OPERATOR).await.unwrap();
+    t.store.set_pin(&Principal::Operator, &pin(None, "github", "9"), OPERATOR).await.unwrap();
     assert_eq!(t.store.pins().await.unwrap()[0].version, "9");
     assert_eq!(t.store.pins().await.unwrap().len(), 4);
-    assert!(t.store.unset_pin(None, "github", OPERATOR).await.unwrap());
-    assert!(!t.store.unset_pin(None, "github", OPERATOR).await.unwrap());
-    assert!(t.store.unset_pin(user.owner.as_ref(), "github", OPERATOR).await.unwrap());
+    assert!(t.store.unset_pin(&Principal::Operator, None, "github", OPERATOR).await.unwrap());
+    assert!(!t.store.unset_pin(&Principal::Operator, None, "github", OPERATOR).await.unwrap());
+    assert!(t.store.unset_pin(&Principal::Operator, user.owner.as_ref(), "github", OPERATOR).await.unwrap());
     assert_eq!(t.store.pins().await.unwrap().len(), 2);
 });

@@ -73,7 +73,7 @@ impl Things {
         (things.failed, things.running) = (failed.id, run().await.id);
         let pin =
             Pin { owner: Some(owner.clone()), toolkit: things.tool.to_lowercase(), version: "1".into() };
-        t.store.set_pin(&pin, OPERATOR).await.unwrap();
+        t.store.set_pin(&Principal::Operator, &pin, OPERATOR).await.unwrap();
         let repeat = Repeat { job: things.held[0], id: things.alias, asked: None };
         t.store.note_repeats(&[repeat]).await.unwrap();
         let message = Rejected {
