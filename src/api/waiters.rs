@@ -56,7 +56,7 @@ pub(super) struct Waiters {
 pub(super) enum Subject {
     /// That it is settled.
     Job(JobId),
-    /// That it is complete.
+    /// That it does not go on.
     Batch(BatchId),
     /// That it has ended.
     Action(Uuid),
@@ -158,7 +158,7 @@ impl Waiters {
             ended.extend(self.store.settled(&jobs).await?.into_iter().map(Subject::Job));
         }
         if !batches.is_empty() {
-            ended.extend(self.store.completed_batches(&batches).await?.into_iter().map(Subject::Batch));
+            ended.extend(self.store.settled_batches(&batches).await?.into_iter().map(Subject::Batch));
         }
         if !actions.is_empty() {
             ended.extend(self.store.ended_actions(&actions).await?.into_iter().map(Subject::Action));

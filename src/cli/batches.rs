@@ -17,7 +17,7 @@ use super::{
     decider::Who,
     exit::{self, Exit},
     output::{self, Format, ToldOwner},
-    server::{Call, JSON, MAX_LIMIT, Page, Server},
+    server::{Call, JSON, MAX_LIMIT, Page, Server, one_wait},
     setup::Setup,
     value,
 };
@@ -110,11 +110,6 @@ pub(super) struct One {
 /// How often a batch of the database is looked at that is waited for.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 
-/// The shortest and the longest that one request waits at a server, which answers when the batch is complete. So long it may
-/// take until it is seen that only held jobs are left.
-const FIRST_WAIT: Duration = Duration::from_secs(1);
-const ONE_WAIT: Duration = Duration::from_secs(10);
-
 pub(super) async fn run(command: Command, setup: &Setup) -> anyhow::Result<Exit> {
     match &setup.server {
         Some(server) => run_at(command, server).await,
@@ -135,24 +130,23 @@ async fn run_at(command: Command, server: &Server) -> anyhow::Result<Exit> {
             print_page(&server.page(list).await?, format)?;
         }
         Command::Show { id, wait, format } => {
-            let begun = Instant::now();
-            let until = begun + Duration::from_secs(wait.unwrap_or(0));
+            let until = Instant::now() + Duration::from_secs(wait.unwrap_or(0));
+            let left = || until.saturating_duration_since(Instant::now());
             let call = || Call::get(format!("/v1/batches/{id}"));
             // Only a server that has answered once is waited for.
             let mut json: Box<RawValue> = server.ask(call()).await?;
-            let mut one_wait = FIRST_WAIT;
+            let errand = server.errand();
             loop {
-                if let Some(exit) = shown(&json, wait, begun, format)? {
+                if let Some(exit) = shown(&json, wait, one_wait(left()).is_zero(), format, &errand)? {
                     return Ok(exit);
                 }
                 let waiting = |left: Duration| {
-                    let wait = left.min(one_wait);
+                    let wait = one_wait(left);
                     call().with("wait", Some(wait.as_secs())).waits(wait)
                 };
                 let goes_on =
-                    || format!("the batch {id} goes on; look again with `errand batches show {id}`");
+                    || format!("the batch {id} goes on; look again with `{errand} batches show {id}`");
                 json = server.keep_asking(until, waiting).await.with_context(goes_on)?;
-                one_wait = (2 * one_wait).min(ONE_WAIT);
             }
         }
         Command::Items { id, from, limit, format } => {
@@ -198,10 +192,10 @@ async fn run_in(command: Command, store: &SharedStore, setup: &Setup) -> anyhow:
             print_page(&Page::of(batches.into_iter().map(BatchJson::from), next)?, format)?;
         }
         Command::Show { id, wait, format } => {
-            let begun = Instant::now();
+            let (begun, budget) = (Instant::now(), Duration::from_secs(wait.unwrap_or(0)));
             loop {
                 let json = to_raw_value(&BatchJson::from(find(store, id).await?))?;
-                if let Some(exit) = shown(&json, wait, begun, format)? {
+                if let Some(exit) = shown(&json, wait, begun.elapsed() >= budget, format, "errand")? {
                     return Ok(exit);
                 }
                 tokio::time::sleep(LOOK_EVERY).await;
@@ -308,13 +302,18 @@ impl ToldBatch {
 }
 
 /// Prints a batch that need not be waited for any longer, and how the command ends by it.
-fn shown(json: &RawValue, wait: Option<u64>, begun: Instant, format: Format) -> anyhow::Result<Option<Exit>> {
+fn shown(
+    json: &RawValue,
+    wait: Option<u64>,
+    is_over: bool,
+    format: Format,
+    errand: &str,
+) -> anyhow::Result<Option<Exit>> {
     let batch: ToldBatch = serde_json::from_str(json.get())?;
     let Some(budget) = wait else {
         print(json, format)?;
         return Ok(Some(Exit::Success));
     };
-    let is_over = begun.elapsed() + Duration::from_secs(1) > Duration::from_secs(budget);
     let is_complete = batch.completed_at.is_some();
     if !is_complete && !is_over && !batch.is_held() {
         return Ok(None);
@@ -322,14 +321,14 @@ fn shown(json: &RawValue, wait: Option<u64>, begun: Instant, format: Format) -> 
     print(json, format)?;
     if !is_complete && batch.is_held() {
         output::note(format_args!(
-            "the jobs of the batch {} that have not ended are all held; `errand jobs list --batch {0} --state held` says why",
+            "the jobs of the batch {} that have not ended are all held; `{errand} jobs list --batch {0} --state held` says why",
             batch.id
         ));
         return Ok(Some(Exit::Negative));
     }
     if !is_complete {
         return Err(exit::negative(format!(
-            "the batch {} is not complete after {budget} s; look again with `errand batches show {0}`",
+            "the batch {} is not complete after {budget} s; look again with `{errand} batches show {0}`",
             batch.id
         )));
     }

@@ -19,7 +19,7 @@ use super::{
     exit::{self, Exit},
     jobs,
     output::{self, Format},
-    server::{Call, JSON, Server, is_away},
+    server::{Call, JSON, Server, is_away, one_wait},
     setup::{OpenDoor, Setup},
     value::{self, OwnerFlags},
     wait,
@@ -182,32 +182,34 @@ async fn run_at(server: &Server, args: &Args) -> anyhow::Result<Exit> {
     }
 }
 
-/// The longest that a server lets one request wait.
-const ONE_WAIT: Duration = Duration::from_secs(60);
-
 /// Waits at a server for a job to end, and prints it.
 async fn wait_at(server: &Server, id: JobId, budget: Duration, format: Format) -> anyhow::Result<Exit> {
-    if !format.json {
-        output::note(format_args!("enqueued {id}, waiting"));
-    }
+    output::note(format_args!("enqueued {id}, waiting"));
     let until = Instant::now() + budget;
+    let errand = server.errand();
     loop {
         let call = |left: Duration| {
-            let wait = left.min(ONE_WAIT);
+            let wait = one_wait(left);
             Call::get(format!("/v1/jobs/{id}")).with("wait", Some(wait.as_secs())).waits(wait)
         };
-        let stored = || format!("the job {id} is stored; look for it with `errand jobs show {id}`");
+        let stored = || format!("the job {id} is stored; look for it with `{errand} jobs show {id}`");
         let json: Box<RawValue> = server.keep_asking(until, call).await.with_context(stored)?;
         let job = jobs::ToldJob::of(json.get())?;
-        if job.state().is_settled() || Instant::now() + Duration::from_secs(1) > until {
+        if job.state().is_settled() || one_wait(until.saturating_duration_since(Instant::now())).is_zero() {
             jobs::print(&json, Timestamp::now(), None, format)?;
-            return ended(id, job.state(), job.more.due_at, budget);
+            return ended(id, job.state(), job.more.due_at, budget, &errand);
         }
     }
 }
 
 /// How the command ends that waited for a job.
-fn ended(id: JobId, state: State, due: Option<Timestamp>, budget: Duration) -> anyhow::Result<Exit> {
+fn ended(
+    id: JobId,
+    state: State,
+    due: Option<Timestamp>,
+    budget: Duration,
+    errand: &str,
+) -> anyhow::Result<Exit> {
     if state.is_settled() {
         return Ok(Exit::negative_if(state != State::Succeeded));
     }
@@ -215,7 +217,7 @@ fn ended(id: JobId, state: State, due: Option<Timestamp>, budget: Duration) -> a
         Some(due) => format!(", because it is due at {}", output::moment(due)),
         None => String::new(),
     };
-    let look = format!("look again with `errand jobs show {id}`");
+    let look = format!("look again with `{errand} jobs show {id}`");
     let check = if why.is_empty() { ", and check that a worker runs" } else { "" };
     let seconds = budget.as_secs();
     Err(exit::negative(format!("job {id} is still {state} after {seconds} s{why}; {look}{check}")))
@@ -280,13 +282,11 @@ async fn wait_for(
     format: Format,
     setup: &Setup,
 ) -> anyhow::Result<Exit> {
-    if !format.json {
-        output::note(format_args!("enqueued {id}, waiting"));
-    }
+    output::note(format_args!("enqueued {id}, waiting"));
     let Some(job) = wait::until_settled(&open.store, id, budget).await? else {
         return Err(exit::negative(format!("job {id} is gone")));
     };
     let (state, due) = (job.state, job.due_at);
     jobs::print_view(&open.store, job, format, setup).await?;
-    ended(id, state, due, budget)
+    ended(id, state, due, budget, "errand")
 }

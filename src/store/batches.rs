@@ -60,8 +60,8 @@ pub trait Batches: fmt::Debug + Send + Sync {
         limit: usize,
     ) -> Result<Vec<BatchView>>;
 
-    /// Which of these batches are complete, or are not there.
-    async fn completed_batches(&self, ids: &[BatchId]) -> Result<Vec<BatchId>>;
+    /// Which of these batches do not [go on](BatchView::goes_on) by the counts of a moment ago, or are not there.
+    async fn settled_batches(&self, ids: &[BatchId]) -> Result<Vec<BatchId>>;
 
     /// Seals a batch and begins to call off the jobs that it enqueued and that are not final. One that is complete, or of
     /// which that was begun, stays as it is.
@@ -216,6 +216,15 @@ impl BatchView {
     /// Where it is in the order of creation.
     pub fn place(&self) -> Place {
         Place { at: self.created_at.as_microsecond(), id: self.id.0 }
+    }
+
+    /// Whether it is neither complete, nor are all of its jobs that have not ended held, so that it goes on only when a person
+    /// or a connection comes. What is still to be added or called off goes on, too.
+    pub fn goes_on(&self) -> bool {
+        let Counts { held, .. } = self.counts;
+        let is_changing = self.sealed_at.is_none() || self.doing.is_some() || self.cancelled.is_some();
+        let waits = !is_changing && held > 0 && held + self.counts.ended() == self.items;
+        self.completed_at.is_none() && !waits
     }
 
     /// The job that follows the completion of this generation.
@@ -381,6 +390,11 @@ pub(super) fn counted(row: &impl StoreRow) -> Result<Counted> {
 /// The columns of a batch that people read.
 pub(super) const BATCH: &str = "id, owner_kind, owner_id, created_at, sealed_at, items, generation, completed_at, deadline,
     stop_percent, stop_sample, cancelled_by, cancelled_at, doing, {counts}, follow_up is not null as has_follow_up";
+
+/// Whether [a batch goes on](BatchView::goes_on).
+pub(super) const GOES_ON: &str =
+    "completed_at is null and (sealed_at is null or doing is not null or cancelled_at is not null
+    or held = 0 or held + succeeded + failed + cancelled + removed <> items)";
 
 /// The counts of a row, in order.
 pub(super) const COUNTS: &str =

@@ -339,9 +339,13 @@ async fn waiting_for_a_batch_of_which_only_held_jobs_are_left_ends_and_says_so()
         let [out, err] = [waited.stdout, waited.stderr].map(|text| String::from_utf8(text).unwrap());
         assert_eq!(waited.status.code(), Some(1), "{out}{err}");
         assert!(out.contains("1 held, 1 succeeded"), "{out}");
-        let list = format!("`errand jobs list --batch {} --state held` says why\n", id(&made));
+        let list = format!("{} jobs list --batch {} --state held` says why\n", at.join(" "), id(&made));
         assert!(err.lines().count() == 1 && err.ends_with(&list), "{err}");
     }
+    let begun = std::time::Instant::now();
+    let (status, held) = api.get(&format!("/v1/batches/{}?wait=60", id(&made))).await;
+    assert_eq!((status, &held["counts"]["held"]), (StatusCode::ACCEPTED, &json!(1)), "{held}");
+    assert!(begun.elapsed().as_secs() < 50, "it does not wait for its whole time");
     let listed = harness.errand(&["jobs", "list", "--batch", id(&made), "--state", "held"]);
     assert!(String::from_utf8(listed.stdout).unwrap().contains("held (connection)"));
 

@@ -247,7 +247,8 @@ async fn who_waits_at_a_server_outlives_its_restart_and_is_told_at_the_end_how_t
     assert!(api.process.stop().await.success());
 
     assert_eq!(hasty.ended().await.code(), Some(4), "{}", hasty.log());
-    let stored = format!("the job {short} is stored; look for it with `errand jobs show {short}`");
+    let stored =
+        format!("the job {short} is stored; look for it with `errand --server {base} jobs show {short}`");
     assert!(hasty.log().contains(&stored), "{}", hasty.log());
     patient.logged("it is asked again until the time to wait is over").await;
 

@@ -167,7 +167,7 @@ pub(super) async fn seal(
     params(("id" = Uuid, Path, description = "The ID of the batch.", example = example_id), Waiting),
     responses(
         (status = 200, description = "The batch. After waiting, it is complete.", body = BatchJson),
-        (status = 202, description = "After waiting: it is not complete yet.", body = BatchJson,
+        (status = 202, description = "After waiting: it is not complete yet; or of its jobs only held ones are left.", body = BatchJson,
             headers(("Retry-After" = u32, description = "When to ask again, in seconds."))),
         OfAnyRequest, OfItsContent, OfOne,
     )
@@ -188,7 +188,7 @@ pub(super) async fn show(
     let read = async || shared.parts.store.batch(reader, id, true).await?.ok_or_else(no_batch);
     let mut batch = read().await?;
     if let Some(wait) = wait
-        && batch.completed_at.is_none()
+        && batch.goes_on()
     {
         shared.waiters.wait(Subject::Batch(id), Instant::now() + wait).await;
         batch = read().await?;

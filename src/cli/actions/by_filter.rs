@@ -101,12 +101,13 @@ impl ByFilter {
         let confirmed = server.send(call("confirm").json(&json!({"force": effect}))?).await;
         confirmed.map_err(|error| match is_away(&error) {
             true => error.context(format!(
-                "the action {id} may be confirmed or not: `errand actions show {id}` says whether it is"
+                "the action {id} may be confirmed or not: `{} actions show {id}` says whether it is",
+                server.errand()
             )),
             false => error,
         })?;
         let followed = follow_at(server, id, found.total).await;
-        self.print_followed(id, &found, followed)
+        self.print_followed(id, &found, followed, &server.errand())
     }
 
     async fn run_in(self, store: &SharedStore, setup: &Setup) -> anyhow::Result<Exit> {
@@ -150,7 +151,7 @@ impl ByFilter {
             return Err(exit::negative(format!("the action {id} was not confirmed in time, or aborted")));
         };
         let followed = follow(store, id, found.total, setup).await;
-        self.print_followed(id, &found, followed)
+        self.print_followed(id, &found, followed, "errand")
     }
 
     /// Whether it is wanted.
@@ -173,11 +174,12 @@ impl ByFilter {
         id: Uuid,
         found: &Preview,
         followed: anyhow::Result<Option<ToldAction>>,
+        errand: &str,
     ) -> anyhow::Result<Exit> {
-        match followed.inspect_err(|_| goes_on(id))? {
+        match followed.inspect_err(|_| goes_on(id, errand))? {
             Some(action) => self.print(found, Some(&action)),
             None => {
-                goes_on(id);
+                goes_on(id, errand);
                 Ok(Exit::Negative)
             }
         }
@@ -363,10 +365,10 @@ impl From<ToldPreview> for Preview {
     }
 }
 
-fn goes_on(id: Uuid) {
+fn goes_on(id: Uuid, errand: &str) {
     output::note(format!(
-        "the action {id} goes on in the workers, or as soon as there is one; `errand actions show {id}` says how far it is, \
-         and `errand actions abort {id}` ends it"
+        "the action {id} goes on in the workers, or as soon as there is one; `{errand} actions show {id}` says how far it is, \
+         and `{errand} actions abort {id}` ends it"
     ));
 }
 

@@ -249,14 +249,13 @@ async fn list(
     let (page, looked) = match &setup.server {
         Some(server) => {
             let page = server.page(page_of(filter, before, limit)?).await?;
-            let since = page.window.as_ref().and_then(|window| window.since).map(output::moment);
-            (
-                page,
-                since.map_or_else(
-                    || "there may be more".to_owned(),
-                    |since| format!("looked back to {since}"),
-                ),
-            )
+            let back_to = page.next().and_then(|next| next.parse::<Place>().ok()?.time().ok());
+            let looked = match back_to.map(output::moment) {
+                Some(back_to) if page.items.len() >= limit => format!("there may be more before {back_to}"),
+                Some(back_to) => format!("looked back to {back_to}"),
+                None => "there may be more".to_owned(),
+            };
+            (page, looked)
         }
         None => {
             let store = setup.store()?;

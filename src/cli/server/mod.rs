@@ -29,6 +29,7 @@ mod refused;
 use refused::{Problem, in_flags, is_passing};
 
 pub(super) use flags::ServerFlags;
+pub(super) use patience::one_wait;
 pub(super) use refused::{Away, Refused, is_away};
 
 /// How long a connection may take, and an answer beyond the time that a request asks to wait.
@@ -204,6 +205,14 @@ impl Server {
         match &self.name {
             Some(name) => format!("{name} ({})", address.trim_end_matches('/')),
             None => address.trim_end_matches('/').to_owned(),
+        }
+    }
+
+    /// How a command begins that asks the same server, to be pasted.
+    pub(super) fn errand(&self) -> String {
+        match &self.name {
+            Some(name) => format!("errand --context {name}"),
+            None => format!("errand --server {}", mask_url(self.base.as_str()).trim_end_matches('/')),
         }
     }
 

@@ -92,7 +92,7 @@ statements! { Postgres:
     batches(principal: One<'_, PrincipalColumns>, stretch: One<'_, StretchColumns>, limit: i64) =
     "select {batch_view} from batches where {may_see} and {in_order} order by created_at desc, id desc limit {limit}";
 
-    incomplete(ids: Vec<Uuid>) = "select id from batches where id = any({ids}) and completed_at is null";
+    going_on(ids: Vec<Uuid>) = "select id from batches where id = any({ids}) and {goes_on}";
 
     call_off(principal: One<'_, PrincipalColumns>, change: One<'_, ChangeColumns>, id: Uuid) = "with begun as (update batches
         set sealed_at = coalesce(sealed_at, now()), cancelled_by = {decider}, cancelled_at = now(), doing = 'cancel',
@@ -232,11 +232,11 @@ impl Batches for PostgresStore {
         Ok(readable(&self.other.fetch(query).await?, view))
     }
 
-    async fn completed_batches(&self, ids: &[BatchId]) -> Result<Vec<BatchId>> {
-        let incomplete = self.other.fetch(sql::incomplete(ids.iter().map(|id| id.0).collect())).await?;
-        let incomplete =
-            incomplete.iter().map(|row| Ok(BatchId(row.read("id")?))).collect::<Result<HashSet<_>>>()?;
-        Ok(ids.iter().filter(|id| !incomplete.contains(id)).copied().collect())
+    async fn settled_batches(&self, ids: &[BatchId]) -> Result<Vec<BatchId>> {
+        let going_on = self.other.fetch(sql::going_on(ids.iter().map(|id| id.0).collect())).await?;
+        let going_on =
+            going_on.iter().map(|row| Ok(BatchId(row.read("id")?))).collect::<Result<HashSet<_>>>()?;
+        Ok(ids.iter().filter(|id| !going_on.contains(id)).copied().collect())
     }
 
     async fn cancel_batch(&self, principal: &Principal, id: BatchId, by: &Decider) -> Result<BatchDecided> {

@@ -4,7 +4,7 @@ use sqlx::Postgres;
 
 use crate::store::{
     audit::RULES,
-    batches::{BATCH, COUNT_JOBS, COUNTS, COUNTS_DIFFER, SET_COUNTS, SUM_COUNTS},
+    batches::{BATCH, COUNT_JOBS, COUNTS, COUNTS_DIFFER, GOES_ON, SET_COUNTS, SUM_COUNTS},
     columns::common_lists,
     job_control::{MAY_HAVE_ACTED, MAY_HAVE_RUN},
     job_lists::{GLANCE, IS_UNKNOWN},
@@ -153,6 +153,7 @@ impl Dialect for Postgres {
         // Whether the principal may see this batch, all of whose jobs are its owner's.
         ("may_see_batch", "({is_operator} or exists (select 1 from batches where id = {batch} and {may_see}))"),
         ("batch_view", BATCH),
+        ("goes_on", GOES_ON),
         // The jobs of the items of a part `o`, each of which is looked up by its ID, whatever the planner believes.
         (
             "jobs_of_part",

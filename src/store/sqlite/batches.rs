@@ -58,7 +58,7 @@ statements! { Sqlite:
     batches(principal: One<'_, PrincipalColumns>, stretch: One<'_, StretchColumns>, limit: i64) =
     "select {batch_view} from batches where {may_see} and {in_order} order by created_at desc, id desc limit +{limit}";
 
-    incomplete(id: Uuid) = "select id from batches where id = {id} and completed_at is null";
+    going_on(id: Uuid) = "select id from batches where id = {id} and {goes_on}";
 
     call_off(principal: One<'_, PrincipalColumns>, id: Uuid, by: &str, now: i64) = "update batches
     set sealed_at = coalesce(sealed_at, {now}), cancelled_by = {by}, cancelled_at = {now}, doing = 'cancel', doing_by = {by},
@@ -187,14 +187,14 @@ impl Batches for SqliteStore {
         Ok(readable(&self.reader.fetch(query).await?, view))
     }
 
-    async fn completed_batches(&self, ids: &[BatchId]) -> Result<Vec<BatchId>> {
-        let mut completed = Vec::new();
+    async fn settled_batches(&self, ids: &[BatchId]) -> Result<Vec<BatchId>> {
+        let mut settled = Vec::new();
         for id in ids {
-            if self.reader.fetch_first(sql::incomplete(id.0)).await?.is_none() {
-                completed.push(*id);
+            if self.reader.fetch_first(sql::going_on(id.0)).await?.is_none() {
+                settled.push(*id);
             }
         }
-        Ok(completed)
+        Ok(settled)
     }
 
     async fn cancel_batch(&self, principal: &Principal, id: BatchId, by: &Decider) -> Result<BatchDecided> {

@@ -608,7 +608,7 @@ pass_on! { Batches {
     fn batch(&self, &principal: Principal, id: BatchId, live: bool) -> Option<BatchView>;
     fn batch_items(&self, &principal: Principal, id: BatchId, from: u64, limit: usize) -> Vec<BatchItem>;
     fn batches(&self, &principal: Principal, before: Option<Place>, limit: usize) -> Vec<BatchView>;
-    fn completed_batches(&self, &ids: [BatchId]) -> Vec<BatchId>;
+    fn settled_batches(&self, &ids: [BatchId]) -> Vec<BatchId>;
     fn cancel_batch(&self, &principal: Principal, id: BatchId, &by: Decider) -> BatchDecided;
     fn retry_batch(&self, &principal: Principal, id: BatchId, &by: Decider, force: bool) -> BatchDecided;
     fn take_batches(&self, limit: usize, lease: Duration) -> Vec<TakenBatch>;

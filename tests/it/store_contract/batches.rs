@@ -234,7 +234,7 @@ on_every_backend!(a_batch_is_complete_when_all_has_ended_once_a_generation, asyn
     }
     let complete = t.batch(new_batch.id).await;
     assert!(complete.completed_at.is_some());
-    assert_eq!(t.store.completed_batches(&[new_batch.id]).await.unwrap(), [new_batch.id]);
+    assert_eq!(t.store.settled_batches(&[new_batch.id]).await.unwrap(), [new_batch.id]);
     assert!(t.taken(new_batch.id).await.is_none(), "nothing is left to be done");
 
     // A job that is run again by itself does not open it.
@@ -245,7 +245,7 @@ on_every_backend!(a_batch_is_complete_when_all_has_ended_once_a_generation, asyn
     let begun = t.store.retry_batch(&ALL, new_batch.id, OPERATOR, false).await.unwrap();
     let BatchDecided::Begun(begun) = begun else { panic!("{begun:?}") };
     assert_eq!((begun.generation, begun.doing, begun.completed_at), (2, Some(Doing::Retry), None));
-    assert_eq!(t.store.completed_batches(&[new_batch.id]).await.unwrap(), []);
+    assert_eq!(t.store.settled_batches(&[new_batch.id]).await.unwrap(), []);
     assert!(
         matches!(
             t.store.retry_batch(&ALL, new_batch.id, OPERATOR, false).await.unwrap(),
