@@ -157,7 +157,14 @@ pub(super) fn text(headers: &HeaderMap, name: header::HeaderName) -> Result<Opti
 /// The `Idempotency-Key`, with or without the quotation marks that structured headers have.
 pub(super) fn idempotency_key(headers: &HeaderMap) -> Result<Option<&str>, Problem> {
     let key = text(headers, header::HeaderName::from_static("idempotency-key"))?.map(str::trim);
-    Ok(key.map(|key| key.strip_prefix('"').and_then(|key| key.strip_suffix('"')).unwrap_or(key)))
+    let key = key.map(|key| key.strip_prefix('"').and_then(|key| key.strip_suffix('"')).unwrap_or(key));
+    if key.is_some_and(str::is_empty) {
+        // As from a variable that is not set: without a key, what is sent again would be done again.
+        let detail =
+            "the header `Idempotency-Key` is empty; give it a value of the request's own, or leave it out";
+        return Err(Problem::new(Kind::BadRequest, detail));
+    }
+    Ok(key)
 }
 
 /// The parameter and the header that make a request wait.

@@ -8,10 +8,10 @@ use std::{
 use crate::sync::lock;
 
 /// Lets one line of a kind through in [`EVERY`](Self::EVERY), so that an outage under load fills no disk.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Seldom(Mutex<Told>);
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Told {
     last: Option<Instant>,
     /// How much happened since then.

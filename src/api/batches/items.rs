@@ -80,7 +80,7 @@ impl Wanted<'_> {
             return Err(Problem::new(Kind::Forbidden, "this key makes batches of its own owner only"));
         }
         let id = match idempotency_key(headers)? {
-            Some(key) if key.len() > MAX_SHORT_TEXT_BYTES || key.is_empty() => {
+            Some(key) if key.len() > MAX_SHORT_TEXT_BYTES => {
                 let detail =
                     format!("the header `Idempotency-Key` must have 1 to {MAX_SHORT_TEXT_BYTES} bytes");
                 return Err(Problem::new(Kind::BadRequest, detail));
@@ -173,7 +173,13 @@ fn spec(
     lane(shared, spec.queue.as_str()).map_err(|problem| (Some("queue"), problem))?;
     if !of.may_see(&spec.owner) {
         let field = spec.owner.kind().field();
-        return Err((Some(field), Problem::new(Kind::Forbidden, "all items are the batch's owner's")));
+        return Err((
+            Some(field),
+            Problem::new(
+                Kind::Forbidden,
+                "all items of a batch belong to its owner; give the batch this owner's `user_id` or `org_id`, or leave it out of the item",
+            ),
+        ));
     }
     match shared.parts.admission.check(&spec, shared.parts.clock.now()) {
         Ok(()) => Ok(spec),
