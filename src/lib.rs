@@ -12,6 +12,7 @@ pub mod bounds;
 pub mod cli;
 pub mod clock;
 pub mod config;
+pub mod cursor;
 pub mod desk_json;
 pub mod failure;
 pub mod health;

@@ -32,6 +32,7 @@ use crate::{
     access::Scope,
     actions::{ActionJson, CONFIRM_WITHIN, Extent, Nonsense, narrow, preview},
     bounds::{MAX_FILTER_BYTES, MAX_OPEN_ACTIONS, MAX_SHORT_TEXT_BYTES},
+    cursor::ActionCursor,
     job::{Principal, Release},
     store::{
         Action, ActionDecision, ActionKind, BadFilter, Confirmed, FilterJson, Force, JobFilter, MadeAction,
@@ -83,7 +84,7 @@ impl IntoParams for Page {
     fn into_params(_: impl Fn() -> Option<ParameterIn>) -> Vec<Parameter> {
         let query = |name, schema, what| optional(ParameterIn::Query, name, schema, what);
         vec![
-            query("cursor", cursor(), "Where to go on: the `next` of the page before."),
+            query("cursor", cursor::<'a'>(), "Where to go on: the `next` of the page before."),
             query("limit", number(1, MAX_LIMIT), "The most actions of the page. 50 without it."),
         ]
     }
@@ -252,10 +253,11 @@ pub(super) async fn list(
     let principal = caller.may(Scope::Manage)?;
     let mut parameters = Parameters::of(&request);
     let limit = parameters.limit()?;
-    let before = parameters.one("cursor", parsed)?;
+    let before = parameters.one("cursor", parsed)?.map(|cursor: ActionCursor| cursor.0);
     parameters.end()?;
     let actions = shared.parts.store.actions(principal, before, limit).await?;
-    let next = (actions.len() == limit).then(|| actions.last().map(|action| action.place().to_string()));
+    let next = (actions.len() == limit)
+        .then(|| actions.last().map(|action| ActionCursor::of(action.place()).to_string()));
     Ok(Json(ActionPage { items: actions.iter().map(ActionJson::of).collect(), next: next.flatten() })
         .into_response())
 }
@@ -365,14 +367,13 @@ fn no_action() -> Problem {
 }
 
 fn uuid(id: &str) -> Result<Uuid, Problem> {
-    // What is no ID is no action's.
-    Uuid::try_parse(id).map_err(|_| no_action())
+    Uuid::try_parse(id).map_err(|_| Problem::no_uuid())
 }
 
 /// The ID of a new action, which a key gives the same one again. Keys of several owners are several keys.
 fn action_id(principal: &Principal, key: Option<&str>) -> Result<Uuid, Problem> {
     let Some(key) = key else { return Ok(Uuid::now_v7()) };
-    if key.is_empty() || key.len() > MAX_SHORT_TEXT_BYTES {
+    if key.len() > MAX_SHORT_TEXT_BYTES {
         let detail = format!("the header `Idempotency-Key` may have 1 to {MAX_SHORT_TEXT_BYTES} characters");
         return Err(Problem::new(Kind::BadRequest, detail));
     }

@@ -22,6 +22,7 @@ use super::{
 };
 use crate::{
     access::Scope,
+    cursor::ChangeCursor,
     store::{Change, ChangeFilter, ChangeJson, ObjectKind},
 };
 
@@ -49,7 +50,7 @@ impl IntoParams for Wanted {
             query("by", line(), "Made by this person, or by this key: `key ID`."),
             query("since", any_moment(), "Made then or later."),
             query("until", any_moment(), "Made before then."),
-            query("cursor", cursor(), "Where to go on: the `next` of the page before."),
+            query("cursor", cursor::<'c'>(), "Where to go on: the `next` of the page before."),
             query("limit", number(1, MAX_LIMIT), "The most entries of the page. 50 without it."),
         ]
     }
@@ -79,11 +80,12 @@ pub(super) async fn list(
         since: query.one("since", moment)?,
         until: query.one("until", moment)?,
     };
-    let before = query.one("cursor", parsed)?;
+    let before = query.one("cursor", parsed)?.map(|cursor: ChangeCursor| cursor.0);
     let limit = query.limit()?;
     query.end()?;
     let changes = shared.parts.store.changes(principal, &filter, before, limit).await?;
-    let next = (changes.len() == limit).then(|| changes.last().map(|change| change.place().to_string()));
+    let next = (changes.len() == limit)
+        .then(|| changes.last().map(|change| ChangeCursor::of(change.place()).to_string()));
     Ok(Json(ChangePage { items: changes.iter().map(Change::json).collect(), next: next.flatten() })
         .into_response())
 }

@@ -18,6 +18,7 @@ use super::{
     problem::{ItemError, Kind, PROBLEM_JSON, Problem},
 };
 use crate::{
+    cursor::Cursor,
     desk_json::BatchJson,
     job::{BatchId, JobId},
     job_json::Job,
@@ -116,8 +117,8 @@ fn or_id(whole: Cow<'static, str>, id: Cow<'static, str>) -> OneOfBuilder {
 }
 
 /// Where a list goes on.
-pub(super) fn cursor() -> ObjectBuilder {
-    text().pattern(Some(r"^[0-9]{1,17}\.[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$"))
+pub(super) fn cursor<const LIST: char>() -> ObjectBuilder {
+    text().pattern(Some(Cursor::<LIST>::pattern()))
 }
 
 impl ToSchema for Problem {}

@@ -17,6 +17,7 @@ use super::{
     request::{MAX_LIMIT, Parameters, flag, parsed},
 };
 use crate::{
+    cursor::JobCursor,
     job::{Effect, ErrorKind, HeldReason, State},
     job_json::{Field, Fields},
     store::{BadFilter, FilterJson, JobFilter, Place},
@@ -68,7 +69,7 @@ impl Wanted {
         };
         let mut filter = asked.filter().map_err(bad)?;
         filter.since.get_or_insert(now - WINDOW);
-        let before = query.one("cursor", parsed)?;
+        let before = query.one("cursor", parsed)?.map(|cursor: JobCursor| cursor.0);
         let limit = query.limit()?;
         let fields = query.one("fields", parsed)?.unwrap_or_default();
         parameters.end()?;
@@ -115,7 +116,11 @@ impl IntoParams for Wanted {
     fn into_params(_: impl Fn() -> Option<ParameterIn>) -> Vec<Parameter> {
         let query = |(name, schema, description)| optional(ParameterIn::Query, name, schema, description);
         let mut parameters: Vec<_> = fields().into_iter().map(query).collect();
-        parameters.push(query(("cursor", cursor().into(), "Where to go on: the `next` of the page before.")));
+        parameters.push(query((
+            "cursor",
+            cursor::<'j'>().into(),
+            "Where to go on: the `next` of the page before.",
+        )));
         parameters.push(query((
             "limit",
             number(1, MAX_LIMIT).into(),

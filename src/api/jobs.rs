@@ -31,6 +31,7 @@ use crate::{
     access::Scope,
     admission::Enqueued,
     bounds::MAX_BATCH_BYTES,
+    cursor::JobCursor,
     job::{Arrival, JobId, JobSpec, Principal, decode, named_queue},
     job_json::{Field, Fields, Job, JobSummary, KnownJob, job_fields_json, job_summary_json},
     store::{AttemptView, HistoryEntry, JobView, Looked, Place},
@@ -225,7 +226,7 @@ pub(super) async fn list(
     } else {
         with_fields(&shared, reader, page, wanted.fields).await?
     };
-    let next = next.map(|place| place.to_string());
+    let next = next.map(|place| JobCursor::of(place).to_string());
     Ok(Json(JobPage { items, next, window: wanted.window() }).into_response())
 }
 

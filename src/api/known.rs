@@ -101,6 +101,5 @@ pub(super) fn shown(job: &impl Serialize) -> Result<Box<RawValue>, Problem> {
 }
 
 pub(super) fn job_id(text: &str) -> Result<JobId, Problem> {
-    // What is no ID is no job's.
-    text.parse().map_err(|_| Problem::no_job())
+    text.parse().map_err(|_| Problem::no_uuid())
 }

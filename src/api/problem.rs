@@ -182,6 +182,14 @@ impl Problem {
         ItemError { pointer, r#type: ItemFault(self.kind), detail: self.detail }
     }
 
+    /// An ID in a path that is nothing's, because it is none.
+    pub(super) fn no_uuid() -> Self {
+        Self::new(
+            Kind::NotFound,
+            "there is nothing with this ID, because it is no UUID; give it as it was told",
+        )
+    }
+
     pub(super) fn no_job() -> Self {
         let detail = "there is no job with this ID: it was never here, it was removed after its retention, or an app's \
                       message with it was not taken from the broker yet";

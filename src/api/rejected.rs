@@ -18,7 +18,8 @@ use uuid::Uuid;
 use super::{
     caller::Caller,
     described::{
-        OfAnyRequest, OfItsBody, OfItsContent, OfOne, OfTheState, example_id, number, optional, text, words,
+        OfAnyRequest, OfItsBody, OfItsContent, OfOne, OfTheState, cursor, example_id, number, optional, text,
+        words,
     },
     problem::{Kind, Problem},
     request::{MAX_LIMIT, Parameters, moment, optional_json, parsed},
@@ -27,6 +28,7 @@ use super::{
 use crate::{
     access::Scope,
     admission::{Requeue, Requeued},
+    cursor::RejectedCursor,
     desk_json::RejectedJson,
     job::{EnvelopeReason, JobId, Principal},
     store::{RejectedFilter, RejectedView},
@@ -47,14 +49,13 @@ struct Wanted;
 impl IntoParams for Wanted {
     fn into_params(_: impl Fn() -> Option<ParameterIn>) -> Vec<Parameter> {
         let moment = || text().format(Some(SchemaFormat::KnownFormat(KnownFormat::DateTime)));
-        let cursor = text().pattern(Some(r"^[0-9]{1,17}\.[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$"));
         let query = |name, schema, description| optional(ParameterIn::Query, name, schema, description);
         vec![
             query("reason", words(EnvelopeReason::WORDS), "Rejected for this reason."),
             query("queue", text().pattern(Some("^[a-z0-9_.-]{1,64}$")), "From this queue."),
             query("since", moment(), "Received then or later."),
             query("until", moment(), "Received before then."),
-            query("cursor", cursor, "Where to go on: the `next` of the page before."),
+            query("cursor", cursor::<'r'>(), "Where to go on: the `next` of the page before."),
             query("limit", number(1, MAX_LIMIT), "The most messages of the page. 50 without it."),
         ]
     }
@@ -81,10 +82,13 @@ pub(super) async fn list(
         since: query.one("since", moment)?,
         until: query.one("until", moment)?,
     };
-    let (before, limit) = (query.one("cursor", parsed)?, query.limit()?);
+    let before = query.one("cursor", parsed)?.map(|cursor: RejectedCursor| cursor.0);
+    let limit = query.limit()?;
     query.end()?;
     let found = shared.parts.store.rejected(caller.may(Scope::Read)?, &filter, before, limit).await?;
-    let next = (found.len() == limit).then(|| found.last().map(|view| view.place().to_string())).flatten();
+    let next = (found.len() == limit)
+        .then(|| found.last().map(|view| RejectedCursor::of(view.place()).to_string()))
+        .flatten();
     Ok(Json(RejectedPage { items: found.iter().map(RejectedJson::of).collect(), next }).into_response())
 }
 

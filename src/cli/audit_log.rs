@@ -12,8 +12,9 @@ use super::{
     value,
 };
 use crate::{
+    cursor::ChangeCursor,
     job::Principal,
-    store::{Change, ChangeFilter, ObjectKind, Place},
+    store::{Change, ChangeFilter, ObjectKind},
 };
 
 const EXAMPLES: &str = "\
@@ -49,7 +50,7 @@ pub(super) struct Args {
     until: Option<Timestamp>,
     /// Go on with a list that ended here.
     #[arg(long, value_name = "CURSOR")]
-    before: Option<Place>,
+    before: Option<ChangeCursor>,
     /// List up to N entries.
     #[arg(long, default_value_t = 50, value_parser = value::limit)]
     limit: usize,
@@ -81,9 +82,14 @@ pub(super) async fn run(args: Args, setup: &Setup) -> anyhow::Result<Exit> {
                 since: args.since,
                 until: args.until,
             };
-            let changes = store.changes(&Principal::Operator, &filter, args.before, args.limit).await?;
+            let changes = store
+                .changes(&Principal::Operator, &filter, args.before.map(|cursor| cursor.0), args.limit)
+                .await?;
             store.close().await;
-            let next = changes.last().filter(|_| changes.len() == args.limit).map(|last| last.place());
+            let next = changes
+                .last()
+                .filter(|_| changes.len() == args.limit)
+                .map(|last| ChangeCursor::of(last.place()));
             Page::of(changes.iter().map(Change::json), next)?
         }
     };

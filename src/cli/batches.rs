@@ -22,9 +22,10 @@ use super::{
     value,
 };
 use crate::{
+    cursor::BatchCursor,
     desk_json::{BatchItemJson, BatchJson},
     job::{BatchId, Principal},
-    store::{BatchDecided, BatchView, Place, SharedStore},
+    store::{BatchDecided, BatchView, SharedStore},
 };
 
 const EXAMPLES: &str = "\
@@ -47,7 +48,7 @@ pub(super) enum Command {
     List {
         /// Go on with a list that ended here.
         #[arg(long, value_name = "CURSOR")]
-        before: Option<Place>,
+        before: Option<BatchCursor>,
         /// List up to N batches.
         #[arg(long, default_value_t = 50, value_parser = value::limit)]
         limit: usize,
@@ -187,8 +188,9 @@ async fn decide(
 async fn run_in(command: Command, store: &SharedStore, setup: &Setup) -> anyhow::Result<Exit> {
     match command {
         Command::List { before, limit, format } => {
-            let batches = store.batches(&Principal::Operator, before, limit).await?;
-            let next = batches.last().filter(|_| batches.len() == limit).map(BatchView::place);
+            let batches = store.batches(&Principal::Operator, before.map(|cursor| cursor.0), limit).await?;
+            let next =
+                batches.last().filter(|_| batches.len() == limit).map(|batch| BatchCursor::of(batch.place()));
             print_page(&Page::of(batches.into_iter().map(BatchJson::from), next)?, format)?;
         }
         Command::Show { id, wait, format } => {

@@ -20,11 +20,12 @@ use super::{
 };
 use crate::{
     admission::{Requeue, Requeued},
+    cursor::RejectedCursor,
     desk_json::RejectedJson,
     job::{EnvelopeReason, JobId, Owner, Principal, QueueName, id_of},
     maintenance::erase::names,
     queue::Properties,
-    store::{Place, RejectedFilter, RejectedView, SharedStore},
+    store::{RejectedFilter, RejectedView, SharedStore},
 };
 
 const EXAMPLES: &str = "\
@@ -103,7 +104,7 @@ pub(super) struct ListArgs {
     until: Option<Timestamp>,
     /// Go on with a list that ended here.
     #[arg(long, value_name = "CURSOR")]
-    before: Option<Place>,
+    before: Option<RejectedCursor>,
     /// List up to N messages.
     #[arg(long, default_value_t = 50, value_parser = value::limit)]
     limit: usize,
@@ -259,7 +260,8 @@ async fn list(store: &SharedStore, args: &ListArgs) -> anyhow::Result<()> {
         since: args.since,
         until: args.until,
     };
-    let (owner, mut before, mut read, mut found) = (args.owner.owner()?, args.before, 0, Vec::new());
+    let (owner, mut before, mut read, mut found) =
+        (args.owner.owner()?, args.before.map(|cursor| cursor.0), 0, Vec::new());
     let is_read = owner.is_some() || args.job.is_some();
     let next = loop {
         let page = if is_read { PAGE } else { args.limit };
@@ -288,8 +290,9 @@ async fn list(store: &SharedStore, args: &ListArgs) -> anyhow::Result<()> {
     if let Some(next) = next {
         let back_to = output::moment(next.time()?);
         output::note(format!(
-            "looked at {}, back to {back_to}; go on with the same filters and --before {next}",
-            output::count(read as u64, "message", "messages")
+            "looked at {}, back to {back_to}; go on with the same filters and --before {}",
+            output::count(read as u64, "message", "messages"),
+            RejectedCursor::of(next)
         ));
     }
     Ok(())

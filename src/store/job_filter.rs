@@ -184,7 +184,7 @@ impl Place {
     }
 }
 
-/// The spelling of the command line, which means nothing to a person.
+/// How it is kept, and spelt in a cursor, where it means nothing to a person.
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}.{}", self.at, self.id)

@@ -107,6 +107,22 @@ async fn what_is_written_wrongly_is_told_with_how_it_is_written() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_cursor_of_one_list_goes_on_in_no_other() {
+    let (api, _folder) = api("errand-cursors-").await;
+    let lists = [("jobs", 'j'), ("batches", 'b'), ("actions", 'a'), ("rejected", 'r'), ("audit-log", 'c')];
+    for (list, own) in lists {
+        for (_, of) in lists {
+            let path = format!("/v1/{list}?cursor={of}1760000000000001.0190b0a0-0000-7000-8000-000000000001");
+            let (status, answer) = api.get(&path).await;
+            let expected = if of == own { StatusCode::OK } else { StatusCode::BAD_REQUEST };
+            assert_eq!(status, expected, "{path}: {answer}");
+        }
+        let keys = format!("/v1/{list}?cursor=0190b0a0-0000-7000-8000-000000000001");
+        assert_eq!(api.get(&keys).await.0, StatusCode::BAD_REQUEST, "{list}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_api_without_a_schema_says_how_to_migrate_and_at_its_end_that_it_stopped() {
     let folder = in_memory("errand-no-schema-");
     let url = format!("sqlite://{}", folder.path().join("errand.db").display());

@@ -115,8 +115,10 @@ async fn a_batch_is_filled_by_chunks_that_may_be_sent_again() {
     let (status, gap) = api.add(id(&made), 1_501, &body).await;
     assert_eq!((status, kind(&gap)), (StatusCode::CONFLICT, "out-of-order"));
     assert!(gap["detail"].as_str().unwrap().contains("from=1500"), "{gap}");
-    let (status, other) = api.add(id(&made), 1_000, &body).await;
-    assert_eq!((status, kind(&other)), (StatusCode::CONFLICT, "out-of-order"));
+    for (from, others) in [(1_000, &body), (0, &lines(&[read("user-1")]))] {
+        let (status, other) = api.add(id(&made), from, others).await;
+        assert_eq!((status, kind(&other)), (StatusCode::CONFLICT, "out-of-order"), "{other}");
+    }
     let _worker = harness.worker(&[]).await;
     for _ in 0..2 {
         let (status, sealed) = api.post(&format!("/v1/batches/{}/seal", id(&made)), &json!({})).await;

@@ -187,11 +187,15 @@ fn spec(
     }
 }
 
-/// Why items were not added, of which the first has the index `from`.
-pub(super) fn not_added(why: NotAdded, from: u64) -> Problem {
+/// Why a new batch was not made, or why items were not added to one, of which the first has the index `from`.
+pub(super) fn not_added(why: NotAdded, from: Option<u64>) -> Problem {
     match why {
         NotAdded::Unknown => no_batch(),
-        NotAdded::Taken if from == 0 => Problem::from(Conflict::Key),
+        NotAdded::Taken if from.is_none() => Problem::new(
+            Kind::KeyConflict,
+            "a batch was made with this `Idempotency-Key` and another body: a new batch needs a key of its own, and the same \
+             batch again must be sent in the same bytes",
+        ),
         NotAdded::Taken => Problem::new(
             Kind::OutOfOrder,
             "there are other items at these indexes; its `total` is the index of the next one",
@@ -212,7 +216,7 @@ pub(super) fn not_added(why: NotAdded, from: u64) -> Problem {
         NotAdded::Items(conflicts) => {
             let errors = conflicts.into_iter().take(MAX_ERRORS).map(|(place, conflict)| {
                 let field = if conflict == Conflict::Key { "idempotency_key" } else { "id" };
-                let index = from + place as u64;
+                let index = from.unwrap_or(0) + place as u64;
                 Problem::from(conflict).about_item(format!("/items/{index}/{field}"))
             });
             Problem::of_items(errors.collect::<Vec<ItemError>>())

@@ -37,9 +37,10 @@ use super::{
 use crate::{
     access::Scope,
     bounds::{MAX_BATCH_ITEMS, MAX_CHUNK_ITEMS},
+    cursor::BatchCursor,
     desk_json::{BatchItemJson, BatchJson},
     job::{BatchId, JobSpec, Principal},
-    store::{Added, BatchDecided, Place},
+    store::{Added, BatchDecided},
 };
 
 /// Makes a batch
@@ -88,7 +89,7 @@ pub(super) async fn create(
         async move |shared: Shared| Ok(shared.parts.store.add_batch(&batch, &items).await?)
     })
     .await?;
-    let mut answer = added_to(&shared, &caller, added, &items, 0).await?;
+    let mut answer = added_to(&shared, &caller, added, &items, None).await?;
     let location = HeaderValue::from_str(&format!("/v1/batches/{}", batch.id));
     answer.headers_mut().extend(location.ok().map(|location| (header::LOCATION, location)));
     Ok(answer)
@@ -134,7 +135,7 @@ pub(super) async fn add(
         async move |shared: Shared| Ok(shared.parts.store.add_items(&principal, id, from, &items).await?)
     })
     .await?;
-    added_to(&shared, &caller, added, &items, from).await
+    added_to(&shared, &caller, added, &items, Some(from)).await
 }
 
 /// Seals a batch
@@ -215,10 +216,13 @@ pub(super) async fn list(
     let reader = caller.may(Scope::Read)?;
     let mut parameters = Parameters::of(&request);
     let limit = parameters.limit()?;
-    let before: Option<Place> = parameters.one("cursor", parsed)?;
+    let before = parameters.one("cursor", parsed)?.map(|cursor: BatchCursor| cursor.0);
     parameters.end()?;
     let batches = shared.parts.store.batches(reader, before, limit).await?;
-    let next = batches.last().filter(|_| batches.len() == limit).map(|batch| batch.place().to_string());
+    let next = batches
+        .last()
+        .filter(|_| batches.len() == limit)
+        .map(|batch| BatchCursor::of(batch.place()).to_string());
     Ok(Json(BatchPage { items: batches.into_iter().map(BatchJson::from).collect(), next }).into_response())
 }
 
@@ -329,13 +333,13 @@ where
     adding.await.map_err(|_| Problem::new(Kind::Internal, "errand failed; its log says where"))?
 }
 
-/// The answer to who added items, of which the first has the index `from`.
+/// The answer to who made a batch, or added items, of which the first has the index `from`.
 async fn added_to(
     shared: &Shared,
     caller: &Caller,
     added: Added,
     items: &[Arc<JobSpec>],
-    from: u64,
+    from: Option<u64>,
 ) -> Result<Response, Problem> {
     let (status, batch) = match added {
         Added::New(batch, jobs) => {
@@ -367,8 +371,7 @@ async fn shown(
 }
 
 fn batch_id(text: &str) -> Result<BatchId, Problem> {
-    // What is no ID is no batch's.
-    text.parse().map_err(|_| no_batch())
+    text.parse().map_err(|_| Problem::no_uuid())
 }
 
 fn no_batch() -> Problem {

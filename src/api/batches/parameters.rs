@@ -49,7 +49,7 @@ impl IntoParams for Page {
     fn into_params(_: impl Fn() -> Option<ParameterIn>) -> Vec<Parameter> {
         let what = "Where to go on: the `next` of the page before.";
         vec![
-            optional(ParameterIn::Query, "cursor", cursor(), what),
+            optional(ParameterIn::Query, "cursor", cursor::<'b'>(), what),
             optional(
                 ParameterIn::Query,
                 "limit",

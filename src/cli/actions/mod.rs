@@ -20,8 +20,9 @@ use super::{
 };
 use crate::{
     actions::ActionJson,
+    cursor::ActionCursor,
     job::{HeldReason, Principal},
-    store::{Action, ActionStatus, Place, PreviewKind, Progress, Skip},
+    store::{ActionStatus, PreviewKind, Progress, Skip},
 };
 
 mod by_filter;
@@ -46,7 +47,7 @@ pub(super) enum Command {
     List {
         /// Go on with a list that ended here.
         #[arg(long, value_name = "CURSOR")]
-        before: Option<Place>,
+        before: Option<ActionCursor>,
         /// List up to N actions.
         #[arg(long, default_value_t = 50, value_parser = value::limit)]
         limit: usize,
@@ -101,8 +102,11 @@ async fn run_in(command: Command, setup: &Setup) -> anyhow::Result<()> {
     let store = setup.store()?;
     match command {
         Command::List { before, limit, format } => {
-            let actions = store.actions(&Principal::Operator, before, limit).await?;
-            let next = actions.last().filter(|_| actions.len() >= limit).map(Action::place);
+            let actions = store.actions(&Principal::Operator, before.map(|cursor| cursor.0), limit).await?;
+            let next = actions
+                .last()
+                .filter(|_| actions.len() >= limit)
+                .map(|action| ActionCursor::of(action.place()));
             print_page(&Page::of(actions.iter().map(ActionJson::of), next)?, format)?;
         }
         Command::Show { id, format } => {

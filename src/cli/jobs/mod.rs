@@ -12,9 +12,10 @@ use super::{
     value,
 };
 use crate::{
+    cursor::JobCursor,
     job::{JobId, Principal, Release},
     job_json,
-    store::{Force, JobFilter, Place},
+    store::{Force, JobFilter},
 };
 
 mod decide;
@@ -68,7 +69,7 @@ pub(super) enum Command {
         which: Box<FilterFlags>,
         /// Go on with a list that ended here.
         #[arg(long, value_name = "CURSOR")]
-        before: Option<Place>,
+        before: Option<JobCursor>,
         /// List up to N jobs.
         #[arg(long, default_value_t = 50, value_parser = value::limit)]
         limit: usize,
@@ -206,11 +207,11 @@ fn page_of(filter: &JobFilter, before: Option<impl ToString>, limit: usize) -> a
 }
 
 /// Prints all that match as JSON Lines, page by page.
-async fn list_all(setup: &Setup, filter: &JobFilter, mut before: Option<Place>) -> anyhow::Result<Exit> {
+async fn list_all(setup: &Setup, filter: &JobFilter, before: Option<JobCursor>) -> anyhow::Result<Exit> {
     if let Some(server) = &setup.server {
         // A list of a server goes back seven days, unless it is told how far.
         let filter = JobFilter { since: filter.since.or(Some(Timestamp::UNIX_EPOCH)), ..filter.clone() };
-        let mut before = before.map(|place| place.to_string());
+        let mut before = before.map(|cursor| cursor.to_string());
         loop {
             let page = server.page(page_of(&filter, before, MAX_LIMIT)?).await?;
             for job in &page.items {
@@ -223,6 +224,7 @@ async fn list_all(setup: &Setup, filter: &JobFilter, mut before: Option<Place>) 
         }
     }
     let store = setup.store()?;
+    let mut before = before.map(|cursor| cursor.0);
     loop {
         let page = store.jobs(&Principal::Operator, filter, before, PAGE).await?;
         for job in &page.items {
@@ -242,14 +244,14 @@ const PAGE: usize = 500;
 async fn list(
     setup: &Setup,
     filter: &JobFilter,
-    before: Option<Place>,
+    before: Option<JobCursor>,
     limit: usize,
     format: Format,
 ) -> anyhow::Result<Exit> {
     let (page, looked) = match &setup.server {
         Some(server) => {
             let page = server.page(page_of(filter, before, limit)?).await?;
-            let back_to = page.next().and_then(|next| next.parse::<Place>().ok()?.time().ok());
+            let back_to = page.next().and_then(|next| next.parse::<JobCursor>().ok()?.0.time().ok());
             let looked = match back_to.map(output::moment) {
                 Some(back_to) if page.items.len() >= limit => format!("there may be more before {back_to}"),
                 Some(back_to) => format!("looked back to {back_to}"),
@@ -259,7 +261,7 @@ async fn list(
         }
         None => {
             let store = setup.store()?;
-            let page = store.jobs(&Principal::Operator, filter, before, limit).await?;
+            let page = store.jobs(&Principal::Operator, filter, before.map(|cursor| cursor.0), limit).await?;
             store.close().await;
             let back_to =
                 page.next.map(|next| next.time()).transpose()?.map(output::moment).unwrap_or_default();
@@ -268,7 +270,10 @@ async fn list(
                 true => format!("there may be more before {back_to}"),
                 false => format!("looked at {} jobs, back to {back_to}", page.looked_at),
             };
-            (Page::of(page.items.iter().map(job_json::job_summary_json), page.next)?, looked)
+            (
+                Page::of(page.items.iter().map(job_json::job_summary_json), page.next.map(JobCursor::of))?,
+                looked,
+            )
         }
     };
     let next = page.next();

@@ -64,7 +64,7 @@ impl Ids {
             held: id(),
             done: id(),
             alias: id(),
-            place: self::place(&id()),
+            place: self::place('j', &id()),
             key: id(),
             other_key: id(),
             idempotency_key: "other-key".into(),
@@ -73,9 +73,9 @@ impl Ids {
             toolkit: "other".into(),
             message: id(),
             batches: std::array::from_fn(|_| id()),
-            batch_place: self::place(&id()),
+            batch_place: self::place('b', &id()),
             actions: std::array::from_fn(|_| id()),
-            action_place: self::place(&id()),
+            action_place: self::place('a', &id()),
             secret: String::new(),
             revoked: String::new(),
         }
@@ -111,7 +111,8 @@ impl Ids {
             let made: Value = serde_json::from_str(&told.body).unwrap();
             let at: Timestamp = made["created_at"].as_str().unwrap().parse().unwrap();
             let made = made["id"].as_str().unwrap().to_owned();
-            let place = format!("{}.{made}", at.as_microsecond());
+            // Cursors begin with the letter of their list.
+            let place = format!("{}{}.{made}", &path["/v1/".len()..][..1], at.as_microsecond());
             (made, place)
         };
         let mut batches = Vec::new();
@@ -222,7 +223,7 @@ impl Ids {
             ("listChanges", "by") => one(&format!("key {}", self.key)),
             ("listChanges", "since") => one("2020-01-01T00:00:00Z"),
             ("listChanges", "until") => one("2099-01-01T00:00:00Z"),
-            ("listChanges", "cursor") => one(&self.place),
+            ("listChanges", "cursor") => one(&self.place.replacen('j', "c", 1)),
             ("showAction" | "confirmAction", "id") => one(&self.actions[0]),
             ("abortAction", "id") => one(&self.actions[1]),
             ("listActions", "cursor") => one(&self.action_place),
@@ -245,9 +246,7 @@ impl Ids {
             ("listJobs", "effect") => one("once"),
             ("setPin" | "removePin", "toolkit") => one(&self.toolkit),
             ("showRejected" | "requeueRejected", "id") => one(&self.message),
-            ("listRejected", "cursor") => {
-                one(&format!("{}.{}", Timestamp::now().as_microsecond(), self.message))
-            }
+            ("listRejected", "cursor") => one(&place('r', &self.message)),
             ("listRejected", "reason") => one("no_id"),
             ("showTool", "slug") => one("GITHUB_GET_REPO"),
             ("showTool", "version") => one("20251027_00"),
@@ -302,6 +301,6 @@ impl Ids {
     }
 }
 
-fn place(id: &str) -> String {
-    format!("{}.{id}", Timestamp::now().as_microsecond())
+fn place(list: char, id: &str) -> String {
+    format!("{list}{}.{id}", Timestamp::now().as_microsecond())
 }

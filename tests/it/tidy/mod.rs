@@ -26,6 +26,7 @@ const FLOORS: &[&[&str]] = &[
     &[
         "actions",
         "admission",
+        "cursor",
         "desk_json",
         "health",
         "in_flight",
