@@ -84,7 +84,11 @@ impl IntoParams for Page {
     fn into_params(_: impl Fn() -> Option<ParameterIn>) -> Vec<Parameter> {
         let query = |name, schema, what| optional(ParameterIn::Query, name, schema, what);
         vec![
-            query("cursor", cursor::<'a'>(), "Where to go on: the `next` of the page before."),
+            query(
+                "cursor",
+                cursor(ActionCursor::pattern()),
+                "Where to go on: the `next` of the page before.",
+            ),
             query("limit", number(1, MAX_LIMIT), "The most actions of the page. 50 without it."),
         ]
     }

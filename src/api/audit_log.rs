@@ -50,7 +50,11 @@ impl IntoParams for Wanted {
             query("by", line(), "Made by this person, or by this key: `key ID`."),
             query("since", any_moment(), "Made then or later."),
             query("until", any_moment(), "Made before then."),
-            query("cursor", cursor::<'c'>(), "Where to go on: the `next` of the page before."),
+            query(
+                "cursor",
+                cursor(ChangeCursor::pattern()),
+                "Where to go on: the `next` of the page before.",
+            ),
             query("limit", number(1, MAX_LIMIT), "The most entries of the page. 50 without it."),
         ]
     }

@@ -18,7 +18,6 @@ use super::{
     problem::{ItemError, Kind, PROBLEM_JSON, Problem},
 };
 use crate::{
-    cursor::Cursor,
     desk_json::BatchJson,
     job::{BatchId, JobId},
     job_json::Job,
@@ -116,9 +115,9 @@ fn or_id(whole: Cow<'static, str>, id: Cow<'static, str>) -> OneOfBuilder {
     OneOfBuilder::new().item(Ref::from_schema_name(whole)).item(id)
 }
 
-/// Where a list goes on.
-pub(super) fn cursor<const LIST: char>() -> ObjectBuilder {
-    text().pattern(Some(Cursor::<LIST>::pattern()))
+/// Where a list goes on, by the [pattern](crate::cursor::Cursor::pattern) of its cursors.
+pub(super) fn cursor(pattern: String) -> ObjectBuilder {
+    text().pattern(Some(pattern))
 }
 
 impl ToSchema for Problem {}

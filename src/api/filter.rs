@@ -118,7 +118,7 @@ impl IntoParams for Wanted {
         let mut parameters: Vec<_> = fields().into_iter().map(query).collect();
         parameters.push(query((
             "cursor",
-            cursor::<'j'>().into(),
+            cursor(JobCursor::pattern()).into(),
             "Where to go on: the `next` of the page before.",
         )));
         parameters.push(query((

@@ -55,7 +55,11 @@ impl IntoParams for Wanted {
             query("queue", text().pattern(Some("^[a-z0-9_.-]{1,64}$")), "From this queue."),
             query("since", moment(), "Received then or later."),
             query("until", moment(), "Received before then."),
-            query("cursor", cursor::<'r'>(), "Where to go on: the `next` of the page before."),
+            query(
+                "cursor",
+                cursor(RejectedCursor::pattern()),
+                "Where to go on: the `next` of the page before.",
+            ),
             query("limit", number(1, MAX_LIMIT), "The most messages of the page. 50 without it."),
         ]
     }

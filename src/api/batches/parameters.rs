@@ -8,9 +8,12 @@ use utoipa::{
     },
 };
 
-use crate::api::{
-    described::{cursor, number, optional, text},
-    request::MAX_LIMIT,
+use crate::{
+    api::{
+        described::{cursor, number, optional, text},
+        request::MAX_LIMIT,
+    },
+    cursor::BatchCursor,
 };
 
 /// The header by which a batch is known again.
@@ -49,7 +52,7 @@ impl IntoParams for Page {
     fn into_params(_: impl Fn() -> Option<ParameterIn>) -> Vec<Parameter> {
         let what = "Where to go on: the `next` of the page before.";
         vec![
-            optional(ParameterIn::Query, "cursor", cursor::<'b'>(), what),
+            optional(ParameterIn::Query, "cursor", cursor(BatchCursor::pattern()), what),
             optional(
                 ParameterIn::Query,
                 "limit",
