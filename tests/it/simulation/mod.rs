@@ -260,7 +260,8 @@ fn every_choice_in_the_code_that_is_simulated_has_an_order() {
 
 #[test]
 fn a_tool_api_that_is_slower_than_promised_makes_errand_repeat_calls_and_is_found_out() {
-    let failures = Ground::prepare().simulate_all(1..200, Patience::Broken);
-    let twice = |failure: &&Outcome| failure.broken.iter().any(|promise| promise.contains("was done twice"));
-    assert!(failures.iter().filter(twice).count() > 0, "the check notices");
+    let ground = Ground::prepare();
+    let twice = |failure: &Outcome| failure.broken.iter().any(|promise| promise.contains("was done twice"));
+    let found = |first| ground.simulate_all(first..first + 10, Patience::Broken).iter().any(twice);
+    assert!((1..200).step_by(10).any(found), "the check notices");
 }
