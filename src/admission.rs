@@ -199,7 +199,7 @@ impl Admission {
             Some(Enqueued::Duplicate(job)) => Requeued::Known(job),
             Some(Enqueued::Refused(error)) => return Ok(Requeued::Refused(error.message().to_owned())),
             Some(Enqueued::Conflict(conflict)) => {
-                return Ok(Requeued::Refused(conflict.message().to_owned()));
+                return Ok(Requeued::Refused(conflict.message()));
             }
             None => return Ok(Requeued::Refused("the database gave no answer; try again".to_owned())),
         };

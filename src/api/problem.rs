@@ -171,9 +171,13 @@ impl Problem {
         Self { again_in: Some(seconds), ..self }
     }
 
-    /// A batch that is refused because of some of its items.
-    pub(super) fn of_items(errors: Vec<ItemError>) -> Self {
-        let detail = "nothing was enqueued, because `errors` has items that cannot run as they are; mend them, and send all again";
+    /// A batch that is refused because of some of its items: how many are wrong, and what is wrong with the first ones.
+    pub(super) fn of_items(errors: Vec<ItemError>, wrong: usize) -> Self {
+        let listed = errors.len();
+        let which = if wrong > listed { format!("the first {listed} of {wrong}") } else { "the".to_owned() };
+        let detail = format!(
+            "nothing was enqueued: `errors` has {which} items that cannot run as they are; mend them, and send all again"
+        );
         Self { errors, ..Self::new(Kind::InvalidBatch, detail) }
     }
 
@@ -264,7 +268,7 @@ impl From<Conflict> for Problem {
     fn from(conflict: Conflict) -> Self {
         match conflict {
             Conflict::Owner | Conflict::Body => Self::new(Kind::IdConflict, Conflict::Body.message()),
-            Conflict::Key => Self::new(Kind::KeyConflict, conflict.message()),
+            Conflict::Key { .. } => Self::new(Kind::KeyConflict, conflict.message()),
         }
     }
 }

@@ -100,7 +100,10 @@ pub(super) fn distinct(items: &[Arc<JobSpec>]) -> std::result::Result<Distinct, 
                 if first.owner != item.owner {
                     conflicts.push((index, Conflict::Owner));
                 } else if first.digest != item.digest {
-                    conflicts.push((index, if is_by_key { Conflict::Key } else { Conflict::Body }));
+                    conflicts.push((
+                        index,
+                        if is_by_key { Conflict::Key { first: None } } else { Conflict::Body },
+                    ));
                 }
                 place
             }

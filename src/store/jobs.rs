@@ -69,12 +69,15 @@ impl Repeated {
     }
 }
 
-/// Why the same name cannot mean this job too. Says nothing about the other job.
+/// Why the same name cannot mean this job too. Says nothing about a job that may be another owner's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Conflict {
     Owner,
     Body,
-    Key,
+    Key {
+        /// The job of the same owner that has the key; `None`: another item of the same batch.
+        first: Option<JobId>,
+    },
 }
 
 impl Conflict {
@@ -83,20 +86,25 @@ impl Conflict {
         match self {
             Self::Owner => EnvelopeReason::OwnerConflict,
             Self::Body => EnvelopeReason::BodyConflict,
-            Self::Key => EnvelopeReason::KeyConflict,
+            Self::Key { .. } => EnvelopeReason::KeyConflict,
         }
     }
 
-    pub fn message(self) -> &'static str {
+    pub fn message(self) -> String {
+        let same = "must be sent in the same bytes (order of keys, escapes, spelling of numbers), apart from white space";
         match self {
-            Self::Owner => "this `id` is already used by another job; give every job an ID of its own",
-            Self::Body => {
-                "this `id` is known with another body: a new job needs an `id` of its own, and the same job again must be \
-                 sent in the same bytes (order of keys, escapes, spelling of numbers), apart from white space"
+            Self::Owner => {
+                "this `id` is already used by another job; give every job an ID of its own".to_owned()
             }
-            Self::Key => {
-                "this `idempotency_key` is known with another body: a new request needs a new key, and the same request \
-                 again must be sent in the same bytes (order of keys, escapes, spelling of numbers), apart from white space"
+            Self::Body => format!(
+                "this `id` is known with another body: a new job needs an `id` of its own, and the same job again {same}"
+            ),
+            Self::Key { first } => {
+                let of = first.map_or_else(|| "another item".to_owned(), |id| format!("the job {id}"));
+                format!(
+                    "this `idempotency_key` is that of {of}, which has another body: a new request needs a new key, and the \
+                     same request again {same}"
+                )
             }
         }
     }

@@ -37,7 +37,7 @@ impl FoundJob {
         let (owner, digest) = self.identity.as_ref()?;
         let is_another = *digest != spec.digest && self.asked != Some(spec.digest);
         if self.by_key {
-            is_another.then_some(Conflict::Key)
+            is_another.then_some(Conflict::Key { first: Some(self.id) })
         } else if *owner != spec.owner {
             Some(Conflict::Owner)
         } else {

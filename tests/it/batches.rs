@@ -183,6 +183,7 @@ async fn a_batch_is_refused_with_every_item_that_is_wrong() {
 
     let (_, many) = api.make(&json!({"items": vec![json!({}); 150]})).await;
     assert_eq!(many["errors"].as_array().unwrap().len(), 100);
+    assert!(many["detail"].as_str().unwrap().contains("the first 100 of 150 items"), "{many}");
     for (wanted, status, kind_of) in [
         (json!({"items": vec![json!({}); 10_001]}), StatusCode::PAYLOAD_TOO_LARGE, "too-large"),
         (json!({"item": []}), StatusCode::BAD_REQUEST, "bad-request"),

@@ -101,7 +101,7 @@ impl Wanted<'_> {
     }
 
     fn follow_up(&self, shared: &Shared, of: &Principal, envelope: &RawValue) -> Result<String, Problem> {
-        let bad = |error: Problem| Problem::of_items(vec![error.about_item("/follow_up".to_owned())]);
+        let bad = |error: Problem| Problem::of_items(vec![error.about_item("/follow_up".to_owned())], 1);
         let spec = spec(shared, of, envelope.get().as_bytes(), None).map_err(|(_, error)| bad(error))?;
         if spec.is_named || spec.idempotency_key.is_some() {
             let detail = "it gets an `id` of its own and has no `idempotency_key`, because each generation is followed once";
@@ -144,20 +144,20 @@ pub(super) fn specs<'a>(
     from: u64,
     items: impl Iterator<Item = &'a [u8]>,
 ) -> Result<Vec<Arc<JobSpec>>, Problem> {
-    let (mut specs, mut errors) = (Vec::new(), Vec::new());
+    let (mut specs, mut errors, mut wrong) = (Vec::new(), Vec::new(), 0);
     for (index, item) in (from..).zip(items) {
         match spec(shared, of, item, Some(batch.item(index))) {
             Ok(spec) => specs.push(Arc::new(spec)),
             Err((field, problem)) => {
-                let field = field.map(|field| format!("/{field}")).unwrap_or_default();
-                errors.push(problem.about_item(format!("/items/{index}{field}")));
-                if errors.len() >= MAX_ERRORS {
-                    break;
+                wrong += 1;
+                if errors.len() < MAX_ERRORS {
+                    let field = field.map(|field| format!("/{field}")).unwrap_or_default();
+                    errors.push(problem.about_item(format!("/items/{index}{field}")));
                 }
             }
         }
     }
-    if errors.is_empty() { Ok(specs) } else { Err(Problem::of_items(errors)) }
+    if wrong == 0 { Ok(specs) } else { Err(Problem::of_items(errors, wrong)) }
 }
 
 /// One of them; the error has the field that is wrong, where that can be told.
@@ -214,12 +214,13 @@ pub(super) fn not_added(why: NotAdded, from: Option<u64>) -> Problem {
             Problem::new(Kind::TooLarge, most)
         }
         NotAdded::Items(conflicts) => {
+            let wrong = conflicts.len();
             let errors = conflicts.into_iter().take(MAX_ERRORS).map(|(place, conflict)| {
-                let field = if conflict == Conflict::Key { "idempotency_key" } else { "id" };
+                let field = if matches!(conflict, Conflict::Key { .. }) { "idempotency_key" } else { "id" };
                 let index = from.unwrap_or(0) + place as u64;
                 Problem::from(conflict).about_item(format!("/items/{index}/{field}"))
             });
-            Problem::of_items(errors.collect::<Vec<ItemError>>())
+            Problem::of_items(errors.collect::<Vec<ItemError>>(), wrong)
         }
     }
 }

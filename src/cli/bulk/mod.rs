@@ -189,7 +189,7 @@ impl Intake<'_> {
                 Ok(Enqueued::Duplicate(_)) => self.tally.duplicate += 1,
                 Ok(Enqueued::Refused(error)) => self.tally.refused(number, error.message().to_owned()),
                 Ok(Enqueued::Conflict(conflict)) => {
-                    self.tally.refused(number, conflict.message().to_owned());
+                    self.tally.refused(number, conflict.message());
                 }
                 Err(unfit) => self.tally.refused(number, unfit),
             }

@@ -91,7 +91,7 @@ fn an_id_or_an_idempotency_key_makes_one_job_of_two() {
     let told = place.run(&["jobs", "cancel", named]).exits(1);
     assert!(told.out.contains(&format!("another ID of the job {first}; name that one")), "{told:?}");
     let other = ["enqueue", "OTHER", "--user-id", "u-alice", "--idempotency-key", "k"];
-    place.run(&other).fails(1, "`idempotency_key` is known with another body");
+    place.run(&other).fails(1, "this `idempotency_key` is that of the job");
     place
         .run(&["enqueue", "OTHER", "--user-id", "u-alice", "--id", &first])
         .fails(1, "this `id` is known with another body");

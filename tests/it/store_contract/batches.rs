@@ -142,7 +142,7 @@ on_every_backend!(items_are_added_whole_or_not_at_all, async |t| {
     assert_eq!(refused, NotAdded::Items(within), "what contradicts itself is told first");
     items.pop();
     let new_batch = batch(&ALL);
-    let taken = vec![(3, Conflict::Owner), (4, Conflict::Body), (5, Conflict::Key)];
+    let taken = vec![(3, Conflict::Owner), (4, Conflict::Body), (5, Conflict::Key { first: Some(own.id) })];
     assert_eq!(not(t.store.add_batch(&new_batch, &items).await.unwrap()), NotAdded::Items(taken.clone()));
     assert!(t.store.batch(&ALL, new_batch.id, true).await.unwrap().is_none());
     let opened = open(&ALL);

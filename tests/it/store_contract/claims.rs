@@ -101,7 +101,7 @@ on_every_backend!(a_claim_with_a_used_idempotency_key_is_a_duplicate_or_a_confli
     assert!(matches!(answer, Claimed::Duplicate(Repeated { state: Some(State::Running), .. })), "{answer:?}");
     let other = job(json!({"idempotency_key": "k", "tool": "OTHER"}));
     let answer = t.claim(&claim(&other)).await;
-    assert!(matches!(answer, Claimed::Conflict(Conflict::Key)), "{answer:?}");
+    assert!(matches!(answer, Claimed::Conflict(Conflict::Key { .. })), "{answer:?}");
     assert!(t.store.job(&Principal::Operator, other.id).await.unwrap().is_none());
 });
 

@@ -146,7 +146,7 @@ on_every_backend!(a_changed_job_is_the_job_that_was_asked_for_and_no_other_one_i
     assert_eq!(t.insert(&other).await, Inserted::Conflict(Conflict::Body));
     assert!(matches!(t.claim(&claim(&other)).await, Claimed::Conflict(Conflict::Body)));
     let renamed = Arc::new(JobSpec { id: JobId::new(), ..(*other).clone() });
-    assert_eq!(t.insert(&renamed).await, Inserted::Conflict(Conflict::Key));
+    assert_eq!(t.insert(&renamed).await, Inserted::Conflict(Conflict::Key { first: Some(spec.id) }));
     // Changed back, it is as it was asked for.
     let back =
         Edit { run_at: Some(None), queue: "default".parse().ok(), priority: Some(0), expires_at: Some(None) };

@@ -167,7 +167,7 @@ on_every_backend!(an_idempotency_key_belongs_to_one_owner_and_one_body, async |t
     };
     assert_eq!(answers[0], duplicate(true));
     assert_eq!(answers[1], duplicate(false), "the first job stands for the second");
-    assert_eq!(answers[2], Inserted::Conflict(Conflict::Key));
+    assert_eq!(answers[2], Inserted::Conflict(Conflict::Key { first: Some(first.id) }));
     assert!(is_new(&answers[3], State::Available));
     assert!(t.store.job(&Principal::Operator, same.id).await.unwrap().is_none());
     assert!(t.store.job(&Principal::Operator, other.id).await.unwrap().is_none());

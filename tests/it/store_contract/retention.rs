@@ -179,7 +179,10 @@ on_every_backend!(an_id_and_a_key_mean_nothing_any_more_when_their_job_is_gone, 
     t.insert(&first).await;
     t.store.note_repeats(&[Repeat { job: first.id, id: again.id, asked: None }]).await.unwrap();
     let taken = [t.insert(&body).await, t.insert(&owner).await, t.insert(&key).await];
-    assert_eq!(taken, [Conflict::Body, Conflict::Owner, Conflict::Key].map(Inserted::Conflict));
+    assert_eq!(
+        taken,
+        [Conflict::Body, Conflict::Owner, Conflict::Key { first: Some(first.id) }].map(Inserted::Conflict)
+    );
     t.store.cancel(&Principal::Operator, first.id, OPERATOR).await.unwrap();
     assert_eq!(t.store.remove_jobs(&[t.old(first.id).await]).await.unwrap(), [first.id]);
     for spec in [&body, &owner, &key, &again, &first] {
