@@ -185,3 +185,74 @@ impl Waiters {
             .collect()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::task::JoinSet;
+
+    use super::*;
+    use crate::{
+        clock,
+        store::sqlite::{SqliteOptions, SqliteStore},
+    };
+
+    const MANY: usize = 500;
+
+    /// With a store that nobody asks here.
+    fn waiters() -> Arc<Waiters> {
+        let options = SqliteOptions { path: "nowhere.db".into(), clock: clock::system() };
+        Waiters::new(Arc::new(SqliteStore::new(options)), CancellationToken::new())
+    }
+
+    /// So many begin to wait, for what they say.
+    async fn begin(waiters: &Arc<Waiters>, subject: impl Fn() -> Subject) -> JoinSet<()> {
+        let until = Instant::now() + Duration::from_secs(60);
+        let mut waiting = JoinSet::new();
+        for _ in 0..MANY {
+            let (waiters, subject) = (waiters.clone(), subject());
+            waiting.spawn(async move { waiters.wait(subject, until).await });
+        }
+        // Time passes when all of them wait.
+        tokio::time::sleep(LOOK_EVERY).await;
+        waiting
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_look_serves_many_and_all_come_to_be_asked_for() {
+        let waiters = waiters();
+        let mut waiting = begin(&waiters, || Subject::Job(JobId::new())).await;
+        let mut asked = Vec::new();
+        for _ in 0..MANY / MOST_AT_ONCE {
+            asked.push(waiters.due());
+        }
+        assert!(asked.iter().all(|due| due.len() == MOST_AT_ONCE));
+        assert_eq!(
+            asked.concat().into_iter().collect::<HashSet<_>>().len(),
+            MANY,
+            "nobody twice before others"
+        );
+        assert!(waiters.due().is_empty(), "all were asked for just now");
+
+        // As `run` looks, for half a minute: ever less often, and never for more than one look takes.
+        let mut asked = Vec::new();
+        for _ in 0..300 {
+            tokio::time::sleep(LOOK_EVERY).await;
+            asked.push(waiters.due().len());
+        }
+        assert!(asked.iter().all(|due| *due <= MOST_AT_ONCE), "{asked:?}");
+        let of_a_second = |looks: &[usize]| looks.iter().sum::<usize>();
+        let (first, last) = (of_a_second(&asked[..10]), of_a_second(&asked[290..]));
+        assert!(first >= MANY && last < first / 4, "{asked:?}");
+
+        waiting.shutdown().await;
+        assert!(waiters.due().is_empty() && lock(&waiters.awaited).is_empty(), "nobody waits any more");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn those_who_wait_for_the_same_are_asked_for_once() {
+        let waiters = waiters();
+        let job = Subject::Job(JobId::new());
+        let _waiting = begin(&waiters, || job).await;
+        assert_eq!(waiters.due(), [job]);
+    }
+}

@@ -5,6 +5,7 @@ use std::path::Path;
 use errand_testbed::factory::{Envelope as _, read};
 use reqwest::{Certificate, Method, Response, StatusCode};
 use serde_json::{Value, json};
+use sqlx::Connection as _;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
@@ -12,7 +13,7 @@ use tokio::{
 
 use crate::{
     api::{Api, kind, read_answer},
-    harness::{PATIENCE, run},
+    harness::{Harness, PATIENCE, run},
     support::wait::until,
 };
 
@@ -203,6 +204,132 @@ async fn bodies_of_one_owner_leave_room_for_those_of_others() {
         (request.send().await.unwrap().status() == StatusCode::CREATED).then_some(())
     })
     .await;
+}
+
+/// A batch that takes items, and a key of its owner.
+struct Batch<'a> {
+    api: &'a Api,
+    secret: String,
+    path: String,
+}
+
+impl<'a> Batch<'a> {
+    async fn open(api: &'a Api, secret: String) -> Self {
+        let request = api.request(Method::POST, "/v1/batches").bearer_auth(&secret);
+        let (status, made) = read_answer(request.json(&json!({"sealed": false})).send().await.unwrap()).await;
+        assert_eq!(status, StatusCode::CREATED, "{made}");
+        let path = format!("/v1/batches/{}", made["id"].as_str().unwrap());
+        Self { api, secret, path }
+    }
+
+    async fn add(&self, from: usize, lines: &str) -> Response {
+        let request = self.api.request(Method::POST, &format!("{}/items?from={from}", self.path));
+        let request = request.bearer_auth(&self.secret).header("content-type", "application/x-ndjson");
+        request.body(lines.to_owned()).send().await.unwrap()
+    }
+
+    /// Begins to add these, and sends only the half of them once there is room for all; `None` if there is none.
+    async fn add_half(&self, from: usize, lines: &str) -> Option<TcpStream> {
+        const GO_ON: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
+        let mut connection =
+            TcpStream::connect(self.api.base.strip_prefix("http://").unwrap()).await.unwrap();
+        let (path, secret, length) = (&self.path, &self.secret, lines.len());
+        let head = format!(
+            "POST {path}/items?from={from} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {secret}\r\n\
+             Content-Type: application/x-ndjson\r\nContent-Length: {length}\r\nExpect: 100-continue\r\n\
+             Connection: close\r\n\r\n"
+        );
+        connection.write_all(head.as_bytes()).await.unwrap();
+        let mut told = [0; GO_ON.len()];
+        let _read = tokio::time::timeout(PATIENCE, connection.read_exact(&mut told)).await.unwrap().unwrap();
+        if told != GO_ON {
+            return None;
+        }
+        connection.write_all(&lines.as_bytes()[..length / 2]).await.unwrap();
+        Some(connection)
+    }
+
+    /// How many items it has, and how many jobs its owner has.
+    async fn stored(&self) -> (u64, usize) {
+        let get = async |path: &str| {
+            let request = self.api.request(Method::GET, path).bearer_auth(&self.secret);
+            read_answer(request.send().await.unwrap()).await.1
+        };
+        let (batch, jobs) = (get(&self.path).await, get("/v1/jobs").await);
+        (batch["total"].as_u64().unwrap(), jobs["items"].as_array().unwrap().len())
+    }
+}
+
+/// Two items.
+fn chunk(user: &str) -> String {
+    format!("{0}\n{0}\n", read(user).nameless())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn chunks_that_are_sent_half_keep_out_further_ones_of_their_owner_until_they_are_whole_or_gone() {
+    let (_folder, env) = database();
+    let (busy, other) = (secret(&env, &["--user", "u-busy"]), secret(&env, &["--user", "u-other"]));
+    let api = Api::start(&env).await;
+    let (batch, others) = (Batch::open(&api, busy).await, Batch::open(&api, other).await);
+    let small = chunk("u-busy");
+    // Two of these are as much as one owner may send at once.
+    let largest = format!("{small}{}", " ".repeat(16 * 1024 * 1024 - small.len()));
+    let mut first = batch.add_half(0, &largest).await.unwrap();
+    let second = batch.add_half(2, &largest).await.unwrap();
+    let refused = batch.add(2, &small).await;
+    assert_eq!(
+        (refused.status(), header(&refused, "retry-after")),
+        (StatusCode::TOO_MANY_REQUESTS, Some("1"))
+    );
+    let (_, problem) = read_answer(refused).await;
+    assert!(problem["detail"].as_str().unwrap().contains("send fewer at once"), "{problem}");
+    assert_eq!(batch.stored().await, (0, 0));
+    assert_eq!(others.add(0, &chunk("u-other")).await.status(), StatusCode::CREATED);
+
+    first.write_all(&largest.as_bytes()[largest.len() / 2..]).await.unwrap();
+    let mut answer = String::new();
+    let _read = tokio::time::timeout(PATIENCE, first.read_to_string(&mut answer)).await.unwrap().unwrap();
+    assert!(answer.starts_with("HTTP/1.1 201 "), "{answer}");
+    assert_eq!(batch.add(2, &small).await.status(), StatusCode::CREATED);
+    assert_eq!(batch.stored().await, (4, 4));
+    drop(second);
+    until("room for two again", PATIENCE, async || {
+        let both = (batch.add_half(4, &largest).await, batch.add_half(4, &largest).await);
+        matches!(both, (Some(_), Some(_))).then_some(())
+    })
+    .await;
+    until("room for a whole one", PATIENCE, async || {
+        (batch.add(4, &small).await.status() == StatusCode::CREATED).then_some(())
+    })
+    .await;
+    assert_eq!(batch.stored().await, (6, 6));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_owner_adds_items_with_two_requests_at_once_and_sends_a_third_one_again() {
+    let harness = Harness::new("api-turns", "").await;
+    let secret = secret(&harness.env(), &["--user", "user-1"]);
+    let api = Api::start(&harness.env()).await;
+    let batch = Batch::open(&api, secret).await;
+    let items = chunk("user-1");
+    // Whoever has a turn waits for this, and gives up after a while.
+    let mut locking = harness.database.connect().await.unwrap();
+    sqlx::raw_sql("begin; select id from batches for update").execute(&mut locking).await.unwrap();
+    let refused = until("one of three to be refused", PATIENCE, async || {
+        let answers = futures_util::future::join_all((0..3).map(|_| batch.add(0, &items))).await;
+        answers.into_iter().find(|answer| answer.status() == StatusCode::TOO_MANY_REQUESTS)
+    })
+    .await;
+    assert_eq!(header(&refused, "retry-after"), Some("1"));
+    let (_, problem) = read_answer(refused).await;
+    assert!(problem["detail"].as_str().unwrap().contains("add items to batches"), "{problem}");
+    assert_eq!(batch.stored().await, (0, 0));
+    locking.close().await.unwrap();
+    until("the same one to be added", PATIENCE, async || {
+        batch.add(0, &items).await.status().is_success().then_some(())
+    })
+    .await;
+    assert_eq!(batch.stored().await, (2, 2));
 }
 
 #[tokio::test(flavor = "multi_thread")]

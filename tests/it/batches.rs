@@ -265,6 +265,39 @@ async fn a_batch_stops_when_too_many_fail_and_at_its_deadline() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn held_jobs_keep_a_batch_open_until_its_deadline_and_then_only_what_nobody_knows_stays_held() {
+    let unknown = "[[fault]]\nkind = \"reset\"\ntool = \"GMAIL_SEND_EMAIL\"\nafter_effect = true\n";
+    let harness = Harness::new("batch-deadline", unknown).await;
+    let _worker = harness.worker(&[]).await;
+    let api = Api::start(&harness.env()).await;
+    let later = (jiff::Timestamp::now() + jiff::SignedDuration::from_hours(24)).to_string();
+    let (unconnected, sent) = (read("u-nobody"), send("user-2"));
+    let items = json!([read("user-1"), unconnected, sent]);
+    let (status, made) = api.make(&json!({"items": items, "deadline": later})).await;
+    assert_eq!(status, StatusCode::CREATED, "{made}");
+    let path = format!("/v1/batches/{}", id(&made));
+    until("two held jobs, and one that has succeeded", PATIENCE, async || {
+        let (_, batch) = api.get(&path).await;
+        (batch["counts"]["held"] == 2 && batch["counts"]["succeeded"] == 1).then_some(())
+    })
+    .await;
+    let (status, open) = api.get(&format!("{path}?wait=60")).await;
+    assert_eq!((status, &open["completed_at"]), (StatusCode::ACCEPTED, &Value::Null), "{open}");
+    assert_eq!(open["cancelled_by"], Value::Null, "{open}");
+
+    // Now it passes.
+    harness.execute(&format!("update batches set deadline = now() where id = '{}'", id(&made))).await;
+    let done = api.completed(id(&made)).await;
+    let counts = ["succeeded", "cancelled", "held"].map(|state| &done["counts"][state]);
+    assert_eq!(counts, [&json!(1); 3], "{done}");
+    assert_eq!(done["cancelled_by"], "deadline of the batch");
+    let (_, called_off) = api.get(&format!("/v1/jobs/{}", unconnected.id())).await;
+    assert_eq!(called_off["state"], "cancelled", "{called_off}");
+    let (_, held) = api.get(&format!("/v1/jobs/{}", sent.id())).await;
+    assert_eq!((&held["state"], &held["held_reason"]), (&json!("held"), &json!("unknown_outcome")), "{held}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_job_that_somebody_has_locked_keeps_only_itself_from_being_called_off() {
     let harness = migrated("batch-locked").await;
     let api = Api::start(&harness.env()).await;

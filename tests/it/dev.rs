@@ -93,6 +93,7 @@ async fn what_dev_prints_works_in_another_terminal_whatever_is_set() {
     let out = dev.read("out");
     assert!(out.contains("not used  DATABASE_URL, AMQP_URL, COMPOSIO_API_KEY"), "{out}");
     assert!(!out.contains("...") && !out.contains("ak_of_somebody"), "{out}");
+    assert!(out.contains("HTTP API  http://127.0.0.1:0/v1/jobs, without keys until you make one\n"), "{out}");
 
     let pasted = paste(&dev.lines(), &profile);
     let shown = String::from_utf8(pasted.stdout).unwrap();

@@ -1,4 +1,4 @@
-//! Why a job waits, as it is told over HTTP to whoever may read it.
+//! Why a job waits, and how many do, as it is told over HTTP to whoever may read it.
 
 use errand_testbed::factory::{Envelope as _, create, read, send};
 use jiff::{SignedDuration, Timestamp};
@@ -6,8 +6,8 @@ use reqwest::StatusCode;
 use serde_json::{Value, json};
 
 use crate::{
-    api::Api,
-    harness::{Harness, PATIENCE},
+    api::{Api, kind},
+    harness::{Harness, PATIENCE, run},
     support::wait::until,
 };
 
@@ -133,4 +133,77 @@ async fn a_job_that_waits_says_for_what_and_when_it_goes_on() {
     let pause = &bulk["paused"];
     assert_eq!((&pause["by"], &pause["reason"]), (&json!("api"), &json!("a repair")), "{bulk}");
     assert!(pause["since"].is_string() && bulk["waiting"] == 1, "{bulk}");
+}
+
+/// What is told of a queue, in either list.
+fn of<'a>(list: &'a Value, queue: &str) -> &'a Value {
+    let queues = list.get("queues").unwrap_or(&list["items"]).as_array().unwrap();
+    queues.iter().find(|told| told["queue"] == queue).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_queue_of_the_settings_is_counted_with_zeros_where_it_is_empty() {
+    const THIRD: (&str, &str) = ("ERRAND__QUEUES__THIRD__CONCURRENCY", "20");
+    let harness = Harness::new("queue-counts", "").await;
+    let mut env = harness.env();
+    env.push((THIRD.0.into(), THIRD.1.into()));
+    assert!(run(&["migrate"], &env).status.success());
+    let api = Api::start(&env).await;
+    let none = json!({"scheduled": 0, "available": 0, "running": 0, "retryable": 0, "held": 0});
+    let empty = |queue: &str| json!({"queue": queue, "paused": false, "waiting": 0, "states": none, "oldest_due_ms": null});
+    let (status, stats) = api.get("/v1/stats").await;
+    let all = ["bulk", "default", "third"];
+    assert_eq!((status, stats), (StatusCode::OK, json!({"queues": all.map(empty)})));
+    // Where the broker is slow, it tells nothing at first.
+    let queues = until("what the broker tells", PATIENCE, async || {
+        let (_, queues) = api.get("/v1/queues").await;
+        let told = all.iter().all(|queue| of(&queues, queue)["messages"].is_u64());
+        told.then_some(queues)
+    })
+    .await;
+    let empty_one = |queue: &str| {
+        json!({
+            "queue": queue, "paused": null, "messages": 0, "consumers": 0, "waiting": 0, "running": 0, "held": 0,
+            "states": none, "oldest_due_ms": null, "finished_last_minute": 0, "finished_last_hour": 0,
+            "looked_at": 0, "complete": true
+        })
+    };
+    assert_eq!(queues, json!({"items": all.map(empty_one), "next": null}));
+
+    let later = (Timestamp::now() + SignedDuration::from_hours(1)).to_string();
+    let scheduled = read("user-1").with("queue", "bulk").with("run_at", &*later);
+    for job in [&read("user-1"), &read("user-2"), &read("u-nobody"), &scheduled] {
+        let (status, told) = api.post("/v1/jobs", job).await;
+        assert_eq!(status, StatusCode::CREATED, "{told}");
+    }
+    // One look serves whoever asks within a second.
+    let stats = until("a look at the jobs", PATIENCE, async || {
+        let (_, stats) = api.get("/v1/stats").await;
+        (of(&stats, "bulk")["waiting"] == 1).then_some(stats)
+    })
+    .await;
+    let due = of(&stats, "default");
+    assert_eq!((&due["waiting"], &due["states"]), (&json!(3), &none.clone().with("available", 3)), "{due}");
+    assert!(due["oldest_due_ms"].is_u64(), "{due}");
+    let mut bulk = empty("bulk").with("waiting", 1);
+    bulk["states"]["scheduled"] = json!(1);
+    assert_eq!((of(&stats, "bulk"), of(&stats, "third")), (&bulk, &empty("third")));
+
+    let _worker = harness.worker(&[THIRD]).await;
+    harness.counts("state = 'succeeded'", 2).await;
+    harness.counts("state = 'held'", 1).await;
+    let (_, queues) = api.get("/v1/queues").await;
+    for (queue, waiting, held, finished) in [("bulk", 1, 0, 0), ("default", 0, 1, 2), ("third", 0, 0, 0)] {
+        let told = of(&queues, queue);
+        let counts =
+            ["waiting", "running", "held", "finished_last_hour"].map(|name| told[name].as_u64().unwrap());
+        assert_eq!(counts, [waiting, 0, held, finished], "{told}");
+        let states = none.clone().with("scheduled", waiting).with("held", held);
+        assert_eq!((&told["states"], &told["oldest_due_ms"]), (&states, &Value::Null), "{told}");
+        assert_eq!((&told["looked_at"], &told["complete"]), (&json!(4), &json!(true)), "{told}");
+    }
+    for path in ["/v1/queues", "/v1/stats"] {
+        let (status, problem) = api.get(&format!("{path}?queue=bulk")).await;
+        assert_eq!((status, kind(&problem)), (StatusCode::BAD_REQUEST, "bad-request"), "{problem}");
+    }
 }

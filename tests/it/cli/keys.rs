@@ -1,5 +1,6 @@
 //! Access keys on the command line.
 
+use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::{NOBODY, Place};
@@ -34,6 +35,30 @@ fn a_key_is_made_listed_rotated_and_revoked_and_its_secret_is_shown_once() {
     assert_eq!(table.out.lines().count(), 3, "{table:?}");
     let none = place.run(&["keys", "list", "--owner", "user:org-7"]).succeeds();
     assert_eq!((none.out.as_str(), none.err.trim()), ("", "there are no keys"));
+}
+
+#[test]
+fn a_new_key_is_told_as_json_with_these_members_and_no_others() {
+    let place = Place::with_database();
+    for (args, owner, expires) in [
+        (&["--operator"][..], Value::Null, false),
+        (&["--user", "u-alice", "--expires-in", "90d"], json!({"kind": "user", "id": "u-alice"}), true),
+    ] {
+        let args = [&["keys", "create", "--json", "--scope", "manage,read"], args].concat();
+        let mut key = place.run(&args).succeeds().json();
+        assert!(key["id"].as_str().unwrap().parse::<uuid::Uuid>().is_ok(), "{key}");
+        assert!(key["secret"].as_str().unwrap().starts_with("errand_"), "{key}");
+        assert!(key["created_at"].as_str().unwrap().parse::<Timestamp>().is_ok(), "{key}");
+        let end = key["expires_at"].as_str().map(|at| at.parse::<Timestamp>().unwrap());
+        assert_eq!(end.is_some_and(|end| end > Timestamp::now()), expires, "{key}");
+        for varies in ["id", "secret", "created_at", "expires_at"] {
+            assert!(key.as_object_mut().unwrap().remove(varies).is_some(), "{varies} is not in {key}");
+        }
+        let same = json!({
+            "owner": owner, "scopes": ["read", "manage"], "revoked_at": null, "replaced_by": null, "last_used_at": null
+        });
+        assert_eq!(key, same);
+    }
 }
 
 #[test]

@@ -11,10 +11,11 @@ use errand::{
 };
 use errand_testbed::factory::{Envelope as _, read};
 use futures_util::future::join_all;
+use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::{FORCE, OPERATOR, TestStore, fail, hold, on_every_backend, succeed};
+use super::{FORCE, OPERATOR, TestStore, connections::park, fail, hold, on_every_backend, succeed};
 use crate::jobs::{Properties, claim, decode};
 
 const ALL: Principal = Principal::Operator;
@@ -299,6 +300,35 @@ on_every_backend!(what_is_called_off_takes_no_more_and_counts_what_is_held_as_en
     let counted = t.store.count_batch(new_batch.id, 100).await.unwrap().unwrap();
     assert_eq!((counted.open, counted.counts.held, counted.counts.cancelled), (0, 1, 1));
     assert!(t.store.complete_batch(&taken).await.unwrap());
+});
+
+on_every_backend!(a_held_job_is_not_final_before_the_deadline_and_an_unknown_one_ends_with_it, async |t| {
+    let items = specs(2);
+    let deadline = Some(Timestamp::now() + SignedDuration::from_hours(1));
+    let new_batch = NewBatch { deadline, ..batch(&ALL) };
+    new(t.store.add_batch(&new_batch, &items).await.unwrap());
+    t.claim(&park(&items[0], "github")).await;
+    let run = t.run(&items[1]).await;
+    t.finish(&run.end(hold(), AttemptOutcome::Unknown)).await;
+    let taken = t.taken_now(new_batch.id).await;
+    assert!(!taken.is_past_deadline);
+    let counted = t.store.count_batch(new_batch.id, 100).await.unwrap().unwrap();
+    assert_eq!((counted.open, counted.counts.held), (1, 2));
+    assert!(!t.store.complete_batch(&taken).await.unwrap(), "a held job is not final");
+
+    let past = if t.is_postgres() { "now()" } else { "0" };
+    t.execute(&format!("update batches set deadline = {past}")).await;
+    t.store.put_off_batch(&taken, Duration::ZERO).await.unwrap();
+    assert!(t.taken_now(new_batch.id).await.is_past_deadline);
+    assert!(!t.store.complete_batch(&taken).await.unwrap(), "it is called off first");
+    t.store.cancel_batch(&ALL, new_batch.id, OPERATOR).await.unwrap();
+    let taken = t.taken_now(new_batch.id).await;
+    t.store.cancel(&ALL, items[0].id, OPERATOR).await.unwrap();
+    t.store.advance_batch(&taken, None).await.unwrap();
+    let counted = t.store.count_batch(new_batch.id, 100).await.unwrap().unwrap();
+    assert_eq!((counted.open, counted.counts.held, counted.counts.cancelled), (0, 1, 1));
+    assert!(t.store.complete_batch(&taken).await.unwrap());
+    assert_eq!((t.state(items[0].id).await, t.state(items[1].id).await), (State::Cancelled, State::Held));
 });
 
 on_every_backend!(what_changes_while_a_batch_is_looked_at_is_not_put_off, async |t| {

@@ -73,17 +73,24 @@ impl Door {
 
     async fn take(self, t: &TestStore, first: JobId, spec: &Arc<JobSpec>) -> Answer {
         let by_id = |id: JobId| if id == first { Answer::TheFirst } else { Answer::New };
+        let conflict = |conflict: Conflict| match conflict {
+            Conflict::Key { first: named } => {
+                assert_eq!(named, Some(first), "{self:?}");
+                Answer::Conflict(Conflict::Key { first: None })
+            }
+            other => Answer::Conflict(other),
+        };
         match self {
             Self::Insert => match t.insert(spec).await {
                 Inserted::New(_) => Answer::New,
                 Inserted::Duplicate(repeated) => by_id(repeated.id),
-                Inserted::Conflict(conflict) => Answer::Conflict(conflict),
+                Inserted::Conflict(why) => conflict(why),
             },
             Self::Message => match t.claim(&claim(spec)).await {
                 // The message of a job that waits is what it waits for.
                 Claimed::Running(_) => by_id(spec.id),
                 Claimed::Duplicate(repeated) => by_id(repeated.id),
-                Claimed::Conflict(conflict) => Answer::Conflict(conflict),
+                Claimed::Conflict(why) => conflict(why),
                 other => panic!("{other:?}"),
             },
             Self::Batch | Self::Chunk => {
@@ -106,7 +113,7 @@ impl Door {
                 };
                 match added {
                     Added::New(_, jobs) => by_id(jobs[0]),
-                    Added::Not(NotAdded::Items(conflicts)) => Answer::Conflict(conflicts[0].1),
+                    Added::Not(NotAdded::Items(conflicts)) => conflict(conflicts[0].1),
                     other => panic!("{other:?}"),
                 }
             }
