@@ -12,8 +12,8 @@ use crate::{
     clock::SharedClock,
     failure::chain,
     job::{
-        Arrival, Edit, EnvelopeError, ErrorKind, JobError, JobId, JobSpec, Principal, Rules, State, Unfit,
-        decode, encode,
+        Arrival, Edit, EnvelopeError, ErrorKind, JobError, JobId, JobSpec, Principal, QueueName, Rules,
+        State, Unfit, decode, encode, named_queue,
     },
     queue::{Address, Message, Properties, SharedQueue},
     store::{
@@ -75,6 +75,13 @@ pub struct Requeue<'a> {
     /// The body that is taken instead of its own.
     pub corrected: Option<&'a [u8]>,
     pub by: &'a Decider,
+}
+
+impl Requeue<'_> {
+    /// The queue that the job of a message will be in.
+    pub fn queue(&self, view: &RejectedView) -> QueueName {
+        self.corrected.and_then(named_queue).unwrap_or_else(|| view.message.queue.clone())
+    }
 }
 
 /// What a rejected message is now.

@@ -6,6 +6,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 use utoipa::{
     IntoParams, ToSchema,
     openapi::{
@@ -123,6 +124,9 @@ struct How {
     without_reply: bool,
     /// Run the job although its publisher may not publish jobs of its owner.
     any_publisher: bool,
+    /// An envelope that is taken instead of the message's own body, and kept beside it.
+    #[schema(value_type = Option<Object>)]
+    body: Option<Box<RawValue>>,
 }
 
 /// The job that a message is.
@@ -135,7 +139,7 @@ pub(super) struct RequeuedAs {
 
 /// Reads a rejected message again and enqueues it
 ///
-/// Only for keys of the operator. `errand rejected requeue ID --body` takes a corrected body.
+/// Only for keys of the operator.
 #[utoipa::path(
     post, path = "/v1/rejected/{id}/requeue", operation_id = "requeueRejected", security(("bearer" = ["manage"])),
     params(("id" = Uuid, Path, description = "The ID of the message.", example = example_id)),
@@ -150,13 +154,14 @@ pub(super) async fn requeue(
     request: Request,
 ) -> Result<Response, Problem> {
     Parameters::of(&request).end()?;
-    let How { without_reply, any_publisher } = optional_json(request).await?;
+    let How { without_reply, any_publisher, body } = optional_json(request).await?;
+    let corrected = body.as_deref().map(|body| body.get().as_bytes());
     let view = find(&shared, caller.may(Scope::Manage)?, &id).await?;
-    if !shared.parts.lanes.contains(&view.message.queue) {
+    let how = Requeue { without_reply, any_publisher, corrected, by: caller.decider() };
+    if !shared.parts.lanes.contains(&how.queue(&view)) {
         let detail = "it stays rejected: its queue is none of the settings any more";
         return Err(Problem::new(Kind::WrongState, detail));
     }
-    let how = Requeue { without_reply, any_publisher, corrected: None, by: caller.decider() };
     let (job, new) = match shared.parts.admission.requeue(&view, &how).await? {
         Requeued::New(job) => (job, true),
         Requeued::Known(job) => (job, false),

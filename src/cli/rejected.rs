@@ -3,11 +3,8 @@
 use std::io::Write as _;
 
 use jiff::Timestamp;
-use serde::Deserialize;
-use serde_json::{
-    json,
-    value::{RawValue, to_raw_value},
-};
+use serde::{Deserialize, Serialize};
+use serde_json::value::{RawValue, to_raw_value};
 use uuid::Uuid;
 
 use super::{
@@ -153,23 +150,45 @@ pub(super) async fn run(command: Command, setup: &Setup) -> anyhow::Result<Exit>
     Ok(Exit::Success)
 }
 
-async fn requeue_all(setup: &Setup, args: RequeueArgs) -> anyhow::Result<Exit> {
-    let RequeueArgs { ids, without_reply, any_publisher, body, who } = args;
-    if body.is_some() && ids.len() > 1 {
-        return Err(exit::usage("--body is the body of one message; name one ID with it"));
+impl RequeueArgs {
+    /// The corrected body, whose file is named as `@FILE` and `-` name it elsewhere.
+    fn corrected(&self) -> anyhow::Result<Option<String>> {
+        if self.body.is_some() && self.ids.len() > 1 {
+            return Err(exit::usage("--body is the body of one message; name one ID with it"));
+        }
+        let read =
+            |file: &String| value::text_or_file(&if file == "-" { file.clone() } else { format!("@{file}") });
+        self.body.as_ref().map(read).transpose()
     }
-    let corrected = body.as_deref().map(read_body).transpose()?;
+}
+
+async fn requeue_all(setup: &Setup, args: RequeueArgs) -> anyhow::Result<Exit> {
+    let corrected = args.corrected()?;
+    let RequeueArgs { ids, without_reply, any_publisher, who, .. } = args;
     let by = who.decider(setup);
     let open = setup.door()?;
     let mut refused = false;
     for id in ids {
-        let how = Requeue { without_reply, any_publisher, corrected: corrected.as_deref(), by: &by };
+        let how = Requeue {
+            without_reply,
+            any_publisher,
+            corrected: corrected.as_deref().map(str::as_bytes),
+            by: &by,
+        };
         let told = requeue(setup, &open, id, &how).await?;
         refused |= told.is_err();
         print_requeued(id, told)?;
     }
     open.close().await;
     Ok(Exit::negative_if(refused))
+}
+
+/// What a server is asked to do with a message.
+#[derive(Serialize)]
+struct How<'a> {
+    without_reply: bool,
+    any_publisher: bool,
+    body: Option<&'a RawValue>,
 }
 
 /// The job that a message is now, as a server tells it.
@@ -180,14 +199,15 @@ struct RequeuedAs {
 }
 
 async fn requeue_over(server: &Server, args: RequeueArgs) -> anyhow::Result<Exit> {
-    let RequeueArgs { ids, without_reply, any_publisher, body, who } = args;
-    who.is_the_key()?;
-    if body.is_some() {
-        return Err(exit::usage(
-            "a server takes no --body; requeue it where the database is, or enqueue the job anew",
-        ));
-    }
-    let how = json!({"without_reply": without_reply, "any_publisher": any_publisher});
+    args.who.is_the_key()?;
+    let corrected = args.corrected()?;
+    let body = corrected
+        .as_deref()
+        .map(serde_json::from_str::<&RawValue>)
+        .transpose()
+        .map_err(|error| exit::usage(format!("--body is no JSON: {error}")))?;
+    let RequeueArgs { ids, without_reply, any_publisher, .. } = args;
+    let how = How { without_reply, any_publisher, body };
     let mut refused = false;
     for id in ids {
         let requeue = Call::post(format!("/v1/rejected/{id}/requeue")).json(&how)?;
@@ -245,12 +265,6 @@ async fn list_of(server: &Server, args: &ListArgs) -> anyhow::Result<()> {
 async fn find(store: &SharedStore, id: Uuid) -> anyhow::Result<RejectedView> {
     let found = store.rejected_message(&Principal::Operator, id).await?;
     found.ok_or_else(|| exit::negative(format!("there is no rejected message {id}")))
-}
-
-/// The corrected body of a message, as `@FILE` and `-` name it elsewhere.
-fn read_body(file: &str) -> anyhow::Result<Vec<u8>> {
-    let named = if file == "-" { file.to_owned() } else { format!("@{file}") };
-    value::text_or_file(&named).map(String::into_bytes)
 }
 
 async fn list(store: &SharedStore, args: &ListArgs) -> anyhow::Result<()> {
@@ -406,7 +420,7 @@ async fn requeue(
     how: &Requeue<'_>,
 ) -> anyhow::Result<Result<String, String>> {
     let view = find(&open.store, id).await?;
-    if let Err(reason) = setup.check_lane(view.message.queue.as_str()) {
+    if let Err(reason) = setup.check_lane(how.queue(&view).as_str()) {
         return Ok(Err(reason));
     }
     Ok(match open.door.requeue(&view, how).await? {

@@ -10,6 +10,7 @@ mod api;
 mod api_input;
 mod api_key;
 mod api_limits;
+mod api_outage;
 mod arguments;
 mod attempt_span;
 mod audit;

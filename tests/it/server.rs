@@ -9,7 +9,7 @@ use std::{
     process::{Command, Stdio},
 };
 
-use errand_testbed::factory::id;
+use errand_testbed::factory::{Envelope as _, id, read};
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -199,9 +199,21 @@ async fn every_command_of_users_and_operators_works_at_a_server() {
         serde_json::from_str::<Value>(&said.out).ok()
     })
     .await;
-    let rejected = rejected["id"].as_str().unwrap();
+    let (rejected, corrected) = (rejected["id"].as_str().unwrap(), read("user-1"));
     assert!(operator.run(&["rejected", "show", rejected]).contains("malformed"));
     operator.fails(&["rejected", "requeue", rejected], 1, "stays rejected");
+    let requeue = ["rejected", "requeue", rejected, "--body", "-"];
+    for (body, code, told) in [
+        ("{", 2, "--body is no JSON"),
+        (r#"{"user_id": "user-1"}"#, 1, "stays rejected"),
+        (&read("user-1").with("queue", "nowhere").to_string(), 1, "is none of the settings"),
+        (&corrected.to_string(), 0, "is job"),
+    ] {
+        let said = operator.says(&requeue, body);
+        assert_eq!(said.code, Some(code), "{}{}", said.out, said.err);
+        assert!(format!("{}{}", said.out, said.err).contains(told), "{}{}", said.out, said.err);
+    }
+    assert!(operator.run(&["jobs", "show", corrected.id()]).contains(corrected.id()));
     operator.fails(&["rejected", "show", rejected, "--body"], 2, "where the database is");
 
     // Keys, with which users do the same about what is theirs.
