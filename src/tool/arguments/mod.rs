@@ -136,9 +136,9 @@ fn compile(schema: &str) -> Result<Compiled, Unusable> {
     if schema == Value::Bool(true) || schema.as_object().is_some_and(serde_json::Map::is_empty) {
         return Ok(Compiled::Open);
     }
-    // Nothing of it is fetched: `schema` leaves no reference, and the library is built without its ways to follow one.
     // These expressions take time in proportion to the text, whatever they are.
     let patterns = PatternOptions::regex().size_limit(MAX_PATTERN_BYTES).dfa_size_limit(MAX_PATTERN_BYTES);
+    // Nothing is fetched: `schema` leaves no reference, and the library is built without its ways to follow one.
     let build = || {
         jsonschema::options()
             .with_draft(Draft::Draft7)
