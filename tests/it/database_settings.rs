@@ -179,7 +179,7 @@ async fn in_encoding(encoding: &str) -> Database {
     let name = format!("{}_{}", database.name, encoding.to_lowercase());
     let create = format!("create database {name} encoding '{encoding}' template template0");
     database.connect().await.unwrap().execute(AssertSqlSafe(create)).await.unwrap();
-    Database { url: database.url.replace(&database.name, &name), name }
+    database.by(database.url.replace(&database.name, &name))
 }
 
 #[tokio::test]

@@ -60,7 +60,7 @@ async fn seen_by(database: &Database, hint: &str) -> (String, Database) {
     let role = format!("{hint}_{}", database.name);
     execute(database, &format!("create role {role} login")).await;
     let url = database.url.replace("//errand@", &format!("//{role}@"));
-    (role, Database { url, name: database.name.clone() })
+    (role, database.by(url))
 }
 
 /// What is said of a second set of tables.

@@ -2,6 +2,7 @@
 
 use std::{
     path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -28,16 +29,44 @@ pub struct Options {
     pub settings: Vec<(&'static str, String)>,
 }
 
-/// A database of its own. It is gone with its server.
+/// A database of its own. It is gone with its server, or when the server makes another one after the last clone was dropped.
 #[derive(Clone, Debug)]
 pub struct Database {
     /// Its URL, as `DATABASE_URL` takes it.
     pub url: String,
     /// Its name in the server.
     pub name: String,
+    #[expect(dead_code, reason = "it tells by being dropped that the database is used no more")]
+    used: Arc<Used>,
+}
+
+/// A name that is among those that are left once it is dropped.
+#[derive(Debug)]
+struct Used {
+    name: String,
+    left: Left,
+}
+
+/// The databases that nobody uses any more. A run of tests makes a thousand, of ten megabytes each.
+type Left = Arc<Mutex<Vec<String>>>;
+
+impl Drop for Used {
+    fn drop(&mut self) {
+        lock(&self.left).push(std::mem::take(&mut self.name));
+    }
+}
+
+fn lock(left: &Left) -> MutexGuard<'_, Vec<String>> {
+    left.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Database {
+    /// The same database, by another URL.
+    #[must_use]
+    pub fn by(&self, url: String) -> Self {
+        Self { url, ..self.clone() }
+    }
+
     /// One connection, for looking at what the code under test has written, which finds errand's tables.
     ///
     /// # Errors
@@ -59,7 +88,10 @@ pub async fn connect(url: &str) -> sqlx::Result<PgConnection> {
 
 /// A server that is gone, with its data, when the last clone is dropped.
 #[derive(Clone, Debug)]
-pub struct Postgres(Server<Installation>);
+pub struct Postgres {
+    server: Server<Installation>,
+    left: Left,
+}
 
 impl Postgres {
     /// Starts a server, and returns when it answers.
@@ -79,19 +111,20 @@ impl Postgres {
         let directories = machine::versions(Path::new("/usr/lib/postgresql"), "bin");
         let postgres = machine::program("postgres", "postgresql", &directories)?;
         let start = || Server::start(Installation::create(place, &postgres, options)?);
-        machine::start_with_retries(Installation::SERVICE, start).map(Postgres)
+        let server = machine::start_with_retries(Installation::SERVICE, start)?;
+        Ok(Self { server, left: Left::default() })
     }
 
     /// The URL of the database `postgres`. It stays the same over restarts.
     #[must_use]
     pub fn url(&self) -> String {
-        self.0.installation().url("postgres")
+        self.server.installation().url("postgres")
     }
 
     /// The loopback port, for a proxy in front of the server.
     #[must_use]
     pub fn port(&self) -> u16 {
-        self.0.installation().port
+        self.server.installation().port
     }
 
     /// Creates an empty database, whose name begins with the hint.
@@ -107,9 +140,11 @@ impl Postgres {
     /// # Errors
     /// The server does not answer, or somebody stays connected to the original for seconds.
     pub async fn copy_of(&self, original: &str, hint: &str) -> Result<Database> {
-        let name = self.0.name(hint);
-        create_database(&self.url(), &name, original).await.context("create a database")?;
-        Ok(Database { url: self.0.installation().url(&name), name })
+        let name = self.server.name(hint);
+        let left = std::mem::take(&mut *lock(&self.left));
+        create_database(&self.url(), &name, original, &left).await.context("create a database")?;
+        let used = Arc::new(Used { name: name.clone(), left: self.left.clone() });
+        Ok(Database { url: self.server.installation().url(&name), name, used })
     }
 
     /// Has a process follow what the server writes, as an asynchronous standby does, for as long as the server is there.
@@ -119,7 +154,7 @@ impl Postgres {
     pub async fn follow(&self) -> Result<Process> {
         let server = self.clone();
         machine::blocking(move || {
-            let Installation { guard, postgres, port, .. } = server.0.installation();
+            let Installation { guard, postgres, port, .. } = server.server.installation();
             let args = ["-h", "127.0.0.1", "-p", &port.to_string(), "-U", "errand", "-D", "."];
             guard.launch(&postgres.with_file_name("pg_receivewal"), &args.map(str::to_owned), &[])
         })
@@ -131,7 +166,7 @@ impl Postgres {
     /// # Errors
     /// They cannot be killed.
     pub async fn kill9(&self) -> Result<()> {
-        self.0.kill9().await
+        self.server.kill9().await
     }
 
     /// Shuts down cleanly; open connections are closed. Kills what has not ended after 20 seconds.
@@ -139,7 +174,7 @@ impl Postgres {
     /// # Errors
     /// The server cannot be stopped.
     pub async fn stop(&self) -> Result<()> {
-        self.0.stop().await
+        self.server.stop().await
     }
 
     /// Starts again on the same data and port, after a clean stop if the server runs.
@@ -147,7 +182,7 @@ impl Postgres {
     /// # Errors
     /// The server does not stop or does not start.
     pub async fn restart(&self) -> Result<()> {
-        self.0.restart().await
+        self.server.restart().await
     }
 
     /// Stops all processes of the server where they are; connections stay open and nothing answers.
@@ -155,7 +190,7 @@ impl Postgres {
     /// # Errors
     /// No signal can be sent.
     pub async fn pause(&self) -> Result<()> {
-        self.0.pause().await
+        self.server.pause().await
     }
 
     /// Lets a paused server go on.
@@ -163,7 +198,7 @@ impl Postgres {
     /// # Errors
     /// No signal can be sent.
     pub async fn resume(&self) -> Result<()> {
-        self.0.resume().await
+        self.server.resume().await
     }
 }
 
@@ -207,11 +242,16 @@ impl server::Installation for Installation {
     }
 }
 
-/// Creates a copy of a database in the server of this URL. The files are copied, which PostgreSQL 15 has to be told, because
-/// it would else write each page a second time, into its log. The name is one that [`machine::name`] made, so it has
-/// no quotes of its own; it is quoted because a word may be one of the language.
-async fn create_database(url: &str, name: &str, original: &str) -> Result<()> {
+/// Creates a copy of a database in the server of this URL, after those that are left were removed, with whoever is still
+/// connected to them. The files are copied, which PostgreSQL 15 has to be told, because it would else write each page a second
+/// time, into its log. The names are those that [`machine::name`] made, so they have no quotes of their own; they are quoted
+/// because a word may be one of the language.
+async fn create_database(url: &str, name: &str, original: &str, left: &[String]) -> Result<()> {
     let mut connection = PgConnection::connect(url).await?;
+    for name in left {
+        let statement = format!("drop database if exists \"{name}\" with (force)");
+        sqlx::query(AssertSqlSafe(statement)).execute(&mut connection).await?;
+    }
     let statement = format!("create database \"{name}\" template \"{original}\" strategy file_copy");
     sqlx::query(AssertSqlSafe(statement)).execute(&mut connection).await?;
     Ok(connection.close().await?)
