@@ -9,6 +9,7 @@ mod audit_log;
 mod batches;
 mod browser;
 mod caller;
+mod connections;
 mod cors;
 mod decisions;
 mod described;

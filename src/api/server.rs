@@ -19,7 +19,6 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
-    sync::{OwnedSemaphorePermit, Semaphore},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -28,6 +27,7 @@ use super::{
     around::around,
     audit_log, batches,
     caller::{self, Gate, Peer},
+    connections::{Connections, Open},
     cors::{Origins, tell_browsers},
     decisions, desk,
     document::{self, DescribedRoutes},
@@ -42,9 +42,9 @@ use super::{
     together::Together,
     waiters::Waiters,
 };
-use crate::{failure::chain, telemetry::metrics};
+use crate::failure::chain;
 
-/// Most connections that are open at once, where the process may have twice as many files open. Further ones wait to be accepted.
+/// Most connections that are open at once, where the process may have twice as many files open.
 const MAX_CONNECTIONS: usize = 16_384;
 
 /// How long the head of a request may take, and how long a connection may be idle before it.
@@ -127,19 +127,15 @@ impl Api {
         let (parts, glimpse) = (Arc::new(parts), Arc::default());
         let shared = Shared { parts, together: together.clone(), waiters, glimpse, description, turns };
         let router = router(routes, shared, gate, origins);
-        let room = Arc::new(Semaphore::new(most_connections()));
-        let connections = TaskTracker::new();
+        let connections = Connections::new(most_connections());
+        let serving = TaskTracker::new();
         let accepting = async {
             loop {
-                // The semaphore is never closed.
-                let Ok(permit) = room.clone().acquire_owned().await else { return };
                 match listener.accept().await {
                     Ok((stream, peer)) => {
+                        let open = Arc::new(connections.enter().await);
                         let (tls, router, stop) = (tls.clone(), router.clone(), stop.clone());
-                        connections.spawn(async move {
-                            let _open = Open::new(permit);
-                            serve_any(stream, tls, Peer(peer.ip()), router, stop).await;
-                        });
+                        serving.spawn(serve_any(stream, tls, Peer(peer.ip()), open, router, stop));
                     }
                     // As when the process is out of files.
                     Err(_) => tokio::time::sleep(ACCEPT_PAUSE).await,
@@ -148,9 +144,9 @@ impl Api {
         };
         let _stopped: Option<()> = stop.run_until_cancelled(accepting).await;
         drop(listener);
-        connections.close();
+        serving.close();
         let drained = async {
-            connections.wait().await;
+            serving.wait().await;
             together.handed_over().await;
         };
         let _in_time = tokio::time::timeout(DRAIN, drained).await;
@@ -233,38 +229,24 @@ fn router(routes: Router<Shared>, shared: Shared, gate: Arc<Gate>, origins: Opti
     routes.layer(from_fn(around)).with_state(shared)
 }
 
-/// An open connection, which is counted.
-#[derive(Debug)]
-struct Open {
-    _permit: OwnedSemaphorePermit,
-}
-
-impl Open {
-    fn new(permit: OwnedSemaphorePermit) -> Self {
-        metrics::API_CONNECTIONS.change([], 1.0);
-        Self { _permit: permit }
-    }
-}
-
-impl Drop for Open {
-    fn drop(&mut self) {
-        metrics::API_CONNECTIONS.change([], -1.0);
-    }
-}
-
 /// Serves a connection, after its handshake where there is a certificate.
 async fn serve_any(
     stream: TcpStream,
     tls: Option<Arc<Tls>>,
     peer: Peer,
+    open: Arc<Open>,
     router: Router,
     stop: CancellationToken,
 ) {
-    let Some(tls) = tls else { return serve(stream, peer, router, stop).await };
+    let Some(tls) = tls else { return serve(stream, peer, open, router, stop).await };
     // It is larger by kilobytes, which a connection without TLS does not have to carry.
     let encrypted = async {
-        match tls.accept(stream).await {
-            Ok(stream) => serve(stream, peer, router, stop).await,
+        let accepted = tokio::select! {
+            accepted = tls.accept(stream) => accepted,
+            () = open.has_to_go() => return,
+        };
+        match accepted {
+            Ok(stream) => serve(stream, peer, open, router, stop).await,
             Err(error) => {
                 tracing::trace!(error = %chain(&error), "a connection to the API ended before its handshake did")
             }
@@ -273,23 +255,39 @@ async fn serve_any(
     Box::pin(encrypted).await;
 }
 
-/// Answers the requests of one connection, one after the other, until it is closed or idle for too long, or until `stop`.
-async fn serve<S>(stream: S, peer: Peer, router: Router, stop: CancellationToken)
+/// Answers the requests of one connection, one after the other, until it is closed or idle for too long, has to make room, or
+/// until `stop`.
+async fn serve<S>(stream: S, peer: Peer, open: Arc<Open>, router: Router, stop: CancellationToken)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT).max_buf_size(MAX_HEAD_BYTES);
     let router = TowerToHyperService::new(router);
-    let service = service_fn(move |mut request: hyper::Request<_>| {
+    let service = service_fn(|mut request: hyper::Request<_>| {
         request.extensions_mut().insert(peer);
-        router.call(request)
+        let (asking, answer) = (open.asks(), router.call(request));
+        async move {
+            let answer = answer.await;
+            drop(asking);
+            answer
+        }
     });
     let serving = http.serve_connection(TokioIo::new(SlowReader::new(stream)), service);
     tokio::pin!(serving);
     let ended = tokio::select! {
-        ended = serving.as_mut() => ended,
-        () = stop.cancelled() => {
+        ended = serving.as_mut() => Some(ended),
+        () = stop.cancelled() => None,
+        () = open.has_to_go() => {
+            if open.is_idle() {
+                return;
+            }
+            None
+        }
+    };
+    let ended = match ended {
+        Some(ended) => ended,
+        None => {
             serving.as_mut().graceful_shutdown();
             serving.await
         }
@@ -314,7 +312,8 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let (stream, _) = listener.accept().await.unwrap();
-        tokio::spawn(serve(stream, Peer([127, 0, 0, 1].into()), router, CancellationToken::new()));
+        let open = Arc::new(Connections::new(1).enter().await);
+        tokio::spawn(serve(stream, Peer([127, 0, 0, 1].into()), open, router, CancellationToken::new()));
         for path in ["/panics", "/works"] {
             let close = if path == "/works" { "Connection: close\r\n" } else { "" };
             let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n{close}\r\n");
