@@ -5,13 +5,11 @@ use std::{collections::BTreeMap, time::Duration};
 
 use jiff::Timestamp;
 use serde::Serialize;
-use serde_json::Value;
 use utoipa::ToSchema;
-use uuid::Uuid;
 
 use crate::{
-    job::{BatchId, Effect, EnvelopeReason, JobId, Owner, Pin, PinnedBy, QueueName, State, WorkerId},
-    store::{BatchItem, BatchView, Counts, Doing, RejectedView, StopRule, WorkerView},
+    job::{BatchId, Effect, JobId, Owner, Pin, PinnedBy, QueueName, State, WorkerId},
+    store::{BatchItem, BatchView, Counts, Doing, StopRule, WorkerView},
     tool::{Account, ToolInfo},
 };
 
@@ -128,45 +126,6 @@ impl<'a> ToolJson<'a> {
             effect: tool.effect(),
             no_auth: tool.no_auth,
             deprecated: tool.deprecated,
-        }
-    }
-}
-
-/// A message that is no job, without its body.
-#[derive(Debug, Serialize, ToSchema)]
-#[schema(as = RejectedMessage)]
-pub struct RejectedJson<'a> {
-    pub id: Uuid,
-    #[schema(value_type = String)]
-    pub queue: &'a QueueName,
-    pub reason: EnvelopeReason,
-    /// What to change.
-    pub message: &'a str,
-    /// What it was published with.
-    pub properties: Value,
-    /// Of the body, in bytes.
-    pub size: u64,
-    /// How often it came.
-    pub seen: u32,
-    pub received_at: Timestamp,
-    pub requeued_at: Option<Timestamp>,
-    pub requeued_by: Option<&'a str>,
-}
-
-impl<'a> RejectedJson<'a> {
-    pub fn of(view: &'a RejectedView) -> Self {
-        let message = &view.message;
-        Self {
-            id: message.id,
-            queue: &message.queue,
-            reason: message.reason,
-            message: &message.message,
-            properties: serde_json::from_str(&message.properties).unwrap_or_default(),
-            size: view.size,
-            seen: view.seen,
-            received_at: view.received_at,
-            requeued_at: view.requeued_at,
-            requeued_by: view.requeued_by.as_deref(),
         }
     }
 }

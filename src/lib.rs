@@ -24,6 +24,7 @@ pub mod lane_head;
 pub mod lane_view;
 pub mod maintenance;
 pub mod queue;
+pub mod rejected;
 pub mod relay;
 pub mod resolver;
 pub mod secret_file;

@@ -43,6 +43,7 @@ use crate::{
     actions::ActionJson,
     desk_json::ToolJson,
     job_json::{ASKED_FOR, Job},
+    rejected::WholeRejectedJson,
 };
 
 /// The name of the security scheme. With it, each operation names the scopes that a key needs, as roles.
@@ -148,6 +149,7 @@ fn document(paths: PathsBuilder) -> serde_json::Result<Value> {
     add::<AccountList<'static>>(&mut schemas);
     add::<PinList<'static>>(&mut schemas);
     add::<RejectedPage<'static>>(&mut schemas);
+    add::<WholeRejectedJson<'static>>(&mut schemas);
     add::<RequeuedAs>(&mut schemas);
     add::<ToolJson<'static>>(&mut schemas);
     add::<WorkerList<'static>>(&mut schemas);

@@ -19,19 +19,19 @@ use uuid::Uuid;
 use super::{
     caller::Caller,
     described::{
-        OfAnyRequest, OfItsBody, OfItsContent, OfOne, OfTheState, cursor, example_id, number, optional, text,
-        words,
+        OfAnyRequest, OfItsBody, OfItsContent, OfOne, OfTheState, cursor, example_id, number, optional,
+        owner, text, words,
     },
     problem::{Kind, Problem},
-    request::{MAX_LIMIT, Parameters, moment, optional_json, parsed},
+    request::{MAX_LIMIT, Parameters, flag, moment, named_owner, optional_json, parsed},
     shared::Shared,
 };
 use crate::{
     access::Scope,
     admission::{Requeue, Requeued},
     cursor::RejectedCursor,
-    desk_json::RejectedJson,
-    job::{EnvelopeReason, JobId, Principal},
+    job::{EnvelopeReason, JobId},
+    rejected::{RejectedJson, Search, WholeRejectedJson},
     store::{RejectedFilter, RejectedView},
 };
 
@@ -54,6 +54,12 @@ impl IntoParams for Wanted {
         vec![
             query("reason", words(EnvelopeReason::WORDS), "Rejected for this reason."),
             query("queue", text().pattern(Some("^[a-z0-9_.-]{1,64}$")), "From this queue."),
+            query(
+                "job",
+                text().format(Some(SchemaFormat::KnownFormat(KnownFormat::Uuid))),
+                "That would be this job, as far as its body or properties tell.",
+            ),
+            query("owner", owner(), "Whose body names this owner."),
             query("since", moment(), "Received then or later."),
             query("until", moment(), "Received before then."),
             query(
@@ -68,7 +74,8 @@ impl IntoParams for Wanted {
 
 /// Lists rejected messages that were not requeued, the newest first, without bodies
 ///
-/// Only for keys of the operator.
+/// Only for keys of the operator. With `job` or `owner` the bodies of up to 1,000 messages are read for a page, which may so
+/// be empty although there is a `next` one.
 #[utoipa::path(
     get, path = "/v1/rejected", operation_id = "listRejected", security(("bearer" = ["read"])),
     params(Wanted),
@@ -87,23 +94,23 @@ pub(super) async fn list(
         since: query.one("since", moment)?,
         until: query.one("until", moment)?,
     };
+    let search = Search { filter, job: query.one("job", parsed)?, owner: query.one("owner", named_owner)? };
     let before = query.one("cursor", parsed)?.map(|cursor: RejectedCursor| cursor.0);
     let limit = query.limit()?;
     query.end()?;
-    let found = shared.parts.store.rejected(caller.may(Scope::Read)?, &filter, before, limit).await?;
-    let next = (found.len() == limit)
-        .then(|| found.last().map(|view| RejectedCursor::of(view.place()).to_string()))
-        .flatten();
-    Ok(Json(RejectedPage { items: found.iter().map(RejectedJson::of).collect(), next }).into_response())
+    let found = search.page(&shared.parts.store, caller.may(Scope::Read)?, before, limit).await?;
+    let next = found.next.map(|place| RejectedCursor::of(place).to_string());
+    Ok(Json(RejectedPage { items: found.messages.iter().map(RejectedJson::of).collect(), next })
+        .into_response())
 }
 
 /// Reads a rejected message, without its body
 ///
-/// Only for keys of the operator. `errand rejected show ID --body` prints the body.
+/// Only for keys of the operator.
 #[utoipa::path(
     get, path = "/v1/rejected/{id}", operation_id = "showRejected", security(("bearer" = ["read"])),
     params(("id" = Uuid, Path, description = "The ID of the message.", example = example_id)),
-    responses((status = 200, description = "The message.", body = RejectedJson), OfAnyRequest, OfItsContent, OfOne)
+    responses((status = 200, description = "The message.", body = WholeRejectedJson), OfAnyRequest, OfItsContent, OfOne)
 )]
 pub(super) async fn show(
     State(shared): State<Shared>,
@@ -112,8 +119,42 @@ pub(super) async fn show(
     request: Request,
 ) -> Result<Response, Problem> {
     Parameters::of(&request).end()?;
-    let view = find(&shared, caller.may(Scope::Read)?, &id).await?;
-    Ok(Json(RejectedJson::of(&view)).into_response())
+    let view = find(&shared, &caller, Scope::Read, &id).await?;
+    Ok(Json(WholeRejectedJson::of(&view)).into_response())
+}
+
+/// Reads the body of a rejected message, byte for byte
+///
+/// Only for keys of the operator. It may contain customers' data.
+#[utoipa::path(
+    get, path = "/v1/rejected/{id}/body", operation_id = "showRejectedBody", security(("bearer" = ["read"])),
+    params(
+        ("id" = Uuid, Path, description = "The ID of the message.", example = example_id),
+        ("corrected" = Option<bool>, Query,
+            description = "Whether to read the body that was taken instead of its own when it was requeued."),
+    ),
+    responses(
+        (status = 200, description = "The bytes.", content_type = "application/octet-stream", body = [u8]),
+        OfAnyRequest, OfItsContent, OfOne
+    )
+)]
+pub(super) async fn body(
+    State(shared): State<Shared>,
+    Extension(caller): Extension<Caller>,
+    Path(id): Path<String>,
+    request: Request,
+) -> Result<Response, Problem> {
+    let mut query = Parameters::of(&request);
+    let is_corrected = query.one("corrected", flag)?.unwrap_or_default();
+    query.end()?;
+    let RejectedView { message, corrected, .. } = find(&shared, &caller, Scope::Read, &id).await?;
+    let body = if is_corrected {
+        corrected.ok_or_else(|| Problem::new(Kind::NotFound, "it was not requeued with another body"))?
+    } else {
+        message.body
+    };
+    // The answer is of this media type by itself, which no browser shows.
+    Ok(body.into_response())
 }
 
 /// How a message is read again.
@@ -156,7 +197,7 @@ pub(super) async fn requeue(
     Parameters::of(&request).end()?;
     let How { without_reply, any_publisher, body } = optional_json(request).await?;
     let corrected = body.as_deref().map(|body| body.get().as_bytes());
-    let view = find(&shared, caller.may(Scope::Manage)?, &id).await?;
+    let view = find(&shared, &caller, Scope::Manage, &id).await?;
     let how = Requeue { without_reply, any_publisher, corrected, by: caller.decider() };
     if !shared.parts.lanes.contains(&how.queue(&view)) {
         let detail = "it stays rejected: its queue is none of the settings any more";
@@ -173,9 +214,11 @@ pub(super) async fn requeue(
     Ok(Json(RequeuedAs { job, new }).into_response())
 }
 
-async fn find(shared: &Shared, principal: &Principal, id: &str) -> Result<RejectedView, Problem> {
+/// The message that the operator means, who may do this.
+async fn find(shared: &Shared, caller: &Caller, scope: Scope, id: &str) -> Result<RejectedView, Problem> {
+    caller.may_for_all(scope)?;
     let none = || Problem::new(Kind::NotFound, "there is no rejected message with this ID");
     // What is no ID is no message's.
     let id = Uuid::try_parse(id).map_err(|_| none())?;
-    shared.parts.store.rejected_message(principal, id).await?.ok_or_else(none)
+    shared.parts.store.rejected_message(caller.may(scope)?, id).await?.ok_or_else(none)
 }

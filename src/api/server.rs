@@ -202,6 +202,7 @@ fn routes() -> DescribedRoutes {
         .route(pins::__path_remove, pins::remove)
         .route(rejected::__path_list, rejected::list)
         .route(rejected::__path_show, rejected::show)
+        .route(rejected::__path_body, rejected::body)
         .route(rejected::__path_requeue, rejected::requeue)
         .route(desk::__path_workers, desk::workers)
         .route(desk::__path_tool, desk::tool)

@@ -18,10 +18,8 @@ use super::{
 use crate::{
     admission::{Requeue, Requeued},
     cursor::RejectedCursor,
-    desk_json::RejectedJson,
-    job::{EnvelopeReason, JobId, Owner, Principal, QueueName, id_of},
-    maintenance::erase::names,
-    queue::Properties,
+    job::{EnvelopeReason, JobId, Principal, QueueName},
+    rejected::{RejectedJson, Search, WholeRejectedJson},
     store::{RejectedFilter, RejectedView, SharedStore},
 };
 
@@ -109,43 +107,21 @@ pub(super) struct ListArgs {
     format: Format,
 }
 
-/// Messages that are read in one go, and at most for one list, to find a job or an owner in their bodies. They are read
-/// one at a time, because a body may be large.
-const PAGE: usize = 100;
-const MOST_READ: usize = 1_000;
-
 /// The width that a line of a list keeps to.
 const WIDTH: usize = 100;
 
 pub(super) async fn run(command: Command, setup: &Setup) -> anyhow::Result<Exit> {
-    match (command, &setup.server) {
-        (Command::List(args), Some(server)) => list_of(server, &args).await?,
-        (Command::List(args), None) => {
-            let store = setup.store()?;
-            list(&store, &args).await?;
-            store.close().await;
+    match command {
+        Command::List(args) => list(setup, &args).await?,
+        Command::Show { id, body: true, .. } => print_bytes(&body(setup, id, false).await?)?,
+        Command::Show { id, corrected: true, .. } => print_bytes(&body(setup, id, true).await?)?,
+        Command::Show { id, format, .. } => show(&told(setup, id).await?, format)?,
+        Command::Requeue(args) => {
+            return match &setup.server {
+                Some(server) => requeue_over(server, args).await,
+                None => requeue_all(setup, args).await,
+            };
         }
-        (Command::Show { body, corrected, .. }, Some(_)) if body || corrected => {
-            return Err(exit::usage("bodies are not told by a server; read them where the database is"));
-        }
-        (Command::Show { id, format, .. }, Some(server)) => {
-            show(&server.ask::<Box<RawValue>>(Call::get(format!("/v1/rejected/{id}"))).await?, &[], format)?;
-        }
-        (Command::Show { id, body, corrected, format }, None) => {
-            let store = setup.store()?;
-            let view = find(&store, id).await?;
-            match (body, corrected, &view.corrected) {
-                (true, ..) => print_bytes(&view.message.body)?,
-                (_, true, Some(corrected)) => print_bytes(corrected)?,
-                (_, true, None) => {
-                    return Err(exit::negative(format!("{id} was not requeued with another body")));
-                }
-                (..) => show(&to_raw_value(&RejectedJson::of(&view))?, &of_its_body(&view), format)?,
-            }
-            store.close().await;
-        }
-        (Command::Requeue(args), Some(server)) => return requeue_over(server, args).await,
-        (Command::Requeue(args), None) => return requeue_all(setup, args).await,
     }
     Ok(Exit::Success)
 }
@@ -241,96 +217,85 @@ fn was_before(id: Uuid, job: JobId) -> String {
     format!("{id} was job {job} before, so nothing new is enqueued")
 }
 
-async fn list_of(server: &Server, args: &ListArgs) -> anyhow::Result<()> {
-    if args.job.is_some() || args.owner.owner()?.is_some() {
-        return Err(exit::usage(
-            "a server does not look into bodies; look for --job and --owner where the database is",
-        ));
+/// A page of a list, at a server or of the database, and where it goes on.
+async fn page(
+    setup: &Setup,
+    args: &ListArgs,
+) -> anyhow::Result<(Vec<Box<RawValue>>, Option<RejectedCursor>)> {
+    let owner = args.owner.owner()?;
+    if let Some(server) = &setup.server {
+        let list = Call::get("/v1/rejected")
+            .with("job", args.job)
+            .with("owner", owner)
+            .with("reason", args.reason)
+            .with("queue", args.queue.as_ref())
+            .with("since", args.since)
+            .with("until", args.until)
+            .with("cursor", args.before)
+            .with("limit", Some(args.limit.min(MAX_LIMIT)));
+        let page = server.page(list).await?;
+        let next = page.next().map(|next| next.parse()).transpose()?;
+        return Ok((page.items, next));
     }
-    let list = Call::get("/v1/rejected")
-        .with("reason", args.reason)
-        .with("queue", args.queue.as_ref())
-        .with("since", args.since)
-        .with("until", args.until)
-        .with("cursor", args.before)
-        .with("limit", Some(args.limit.min(MAX_LIMIT)));
-    let page = server.page(list).await?;
-    print(&page.items, args.format)?;
-    if let Some(next) = page.next() {
-        output::note(format!("there may be more; go on with the same filters and --before {next}"));
-    }
-    Ok(())
-}
-
-async fn find(store: &SharedStore, id: Uuid) -> anyhow::Result<RejectedView> {
-    let found = store.rejected_message(&Principal::Operator, id).await?;
-    found.ok_or_else(|| exit::negative(format!("there is no rejected message {id}")))
-}
-
-async fn list(store: &SharedStore, args: &ListArgs) -> anyhow::Result<()> {
     let filter = RejectedFilter {
         reason: args.reason,
         queue: args.queue.clone(),
         since: args.since,
         until: args.until,
     };
-    let (owner, mut before, mut read, mut found) =
-        (args.owner.owner()?, args.before.map(|cursor| cursor.0), 0, Vec::new());
-    let is_read = owner.is_some() || args.job.is_some();
-    let next = loop {
-        let page = if is_read { PAGE } else { args.limit };
-        let messages = store.rejected(&Principal::Operator, &filter, before, page).await?;
-        let is_last = messages.len() < page;
-        for view in messages {
-            before = Some(view.place());
-            read += 1;
-            if !is_read || is_of(store, &view, args.job, owner.as_ref()).await? {
-                found.push(view);
-            }
-            if found.len() >= args.limit {
-                break;
-            }
-        }
-        if found.len() >= args.limit || is_read && read >= MOST_READ {
-            break before;
-        }
-        if is_last {
-            break None;
-        }
-    };
-    let told =
-        found.iter().map(|view| to_raw_value(&RejectedJson::of(view))).collect::<Result<Vec<_>, _>>()?;
-    print(&told, args.format)?;
+    let search = Search { filter, job: args.job, owner };
+    let store = setup.store()?;
+    let before = args.before.map(|cursor| cursor.0);
+    let found = search.page(&store, &Principal::Operator, before, args.limit).await?;
+    store.close().await;
+    let told = found.messages.iter().map(|view| to_raw_value(&RejectedJson::of(view)));
+    Ok((told.collect::<Result<_, _>>()?, found.next.map(RejectedCursor::of)))
+}
+
+async fn list(setup: &Setup, args: &ListArgs) -> anyhow::Result<()> {
+    let (messages, next) = page(setup, args).await?;
+    print(&messages, args.format)?;
     if let Some(next) = next {
-        let back_to = output::moment(next.time()?);
+        let back_to = output::moment(next.0.time()?);
         output::note(format!(
-            "looked at {}, back to {back_to}; go on with the same filters and --before {}",
-            output::count(read as u64, "message", "messages"),
-            RejectedCursor::of(next)
+            "looked back to {back_to}; there may be more; go on with the same filters and --before {next}"
         ));
     }
     Ok(())
 }
 
-/// Whether a message tells that it is of this job and this owner.
-async fn is_of(
-    store: &SharedStore,
-    view: &RejectedView,
-    job: Option<JobId>,
-    owner: Option<&Owner>,
-) -> anyhow::Result<bool> {
-    let Some(whole) = store.rejected_message(&Principal::Operator, view.message.id).await? else {
-        return Ok(false);
-    };
-    let is_of_job = job.is_none_or(|job| job_of(&whole) == Some(job) || job.0 == view.message.id);
-    let is_of_owner = owner.is_none_or(|owner| names(&whole.message.body, owner) == Some(true));
-    Ok(is_of_job && is_of_owner)
+/// A message, as a server or the database tells it.
+async fn told(setup: &Setup, id: Uuid) -> anyhow::Result<Box<RawValue>> {
+    if let Some(server) = &setup.server {
+        return server.ask(Call::get(format!("/v1/rejected/{id}"))).await;
+    }
+    let view = read(setup, id).await?;
+    Ok(to_raw_value(&WholeRejectedJson::of(&view))?)
 }
 
-/// The job that a message would be, as far as it tells.
-fn job_of(view: &RejectedView) -> Option<JobId> {
-    let properties: Properties = serde_json::from_str(&view.message.properties).unwrap_or_default();
-    id_of(&view.message.body, &properties.arrival(&view.message.queue, None))
+/// Its body, or the one that was taken instead.
+async fn body(setup: &Setup, id: Uuid, corrected: bool) -> anyhow::Result<Vec<u8>> {
+    if let Some(server) = &setup.server {
+        let body = Call::get(format!("/v1/rejected/{id}/body")).with("corrected", Some(corrected));
+        return Ok(server.send(body).await?.1);
+    }
+    let view = read(setup, id).await?;
+    if !corrected {
+        return Ok(view.message.body);
+    }
+    view.corrected.ok_or_else(|| exit::negative(format!("{id} was not requeued with another body")))
+}
+
+async fn read(setup: &Setup, id: Uuid) -> anyhow::Result<RejectedView> {
+    let store = setup.store()?;
+    let view = find(&store, id).await?;
+    store.close().await;
+    Ok(view)
+}
+
+async fn find(store: &SharedStore, id: Uuid) -> anyhow::Result<RejectedView> {
+    let found = store.rejected_message(&Principal::Operator, id).await?;
+    found.ok_or_else(|| exit::negative(format!("there is no rejected message {id}")))
 }
 
 /// A message as it is told.
@@ -346,6 +311,11 @@ struct ToldMessage {
     received_at: Timestamp,
     requeued_at: Option<Timestamp>,
     requeued_by: Option<String>,
+    /// Neither in lists nor of servers of an earlier build.
+    #[serde(default)]
+    job: Option<JobId>,
+    #[serde(default)]
+    corrected_size: Option<u64>,
 }
 
 fn print(messages: &[Box<RawValue>], format: Format) -> anyhow::Result<()> {
@@ -384,19 +354,12 @@ fn print_bytes(bytes: &[u8]) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What only the database tells of a message.
-fn of_its_body(view: &RejectedView) -> [(&'static str, Option<String>); 2] {
-    let corrected =
-        view.corrected.as_ref().map(|body| format!("{} bytes; --corrected prints them", body.len()));
-    [("job", job_of(view).map(|id| id.to_string())), ("corrected", corrected)]
-}
-
-fn show(json: &RawValue, more: &[(&'static str, Option<String>)], format: Format) -> anyhow::Result<()> {
+fn show(json: &RawValue, format: Format) -> anyhow::Result<()> {
     if format.json {
         return output::print_json(json);
     }
     let told: ToldMessage = serde_json::from_str(json.get())?;
-    let mut fields = vec![
+    Ok(output::print_fields(&[
         ("message", Some(told.id.to_string())),
         ("reason", Some(told.reason)),
         ("why", Some(told.message)),
@@ -407,9 +370,9 @@ fn show(json: &RawValue, more: &[(&'static str, Option<String>)], format: Format
         ("requeued by", told.requeued_by),
         ("properties", Some(told.properties.get().to_owned())),
         ("body", Some(format!("{} bytes; --body prints them", told.size))),
-    ];
-    fields.extend_from_slice(more);
-    Ok(output::print_fields(&fields)?)
+        ("job", told.job.map(|id| id.to_string())),
+        ("corrected", told.corrected_size.map(|size| format!("{size} bytes; --corrected prints them"))),
+    ])?)
 }
 
 /// Reads a message again and enqueues it, and says what it is now; the inner error says why it stays rejected.

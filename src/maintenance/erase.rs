@@ -7,15 +7,14 @@
 
 use std::collections::BTreeMap;
 
-use serde_json::Value;
-
 use super::{
     pace::Pace,
     prune::{MOST_LOOKED_AT, MOST_REMOVED, fitting},
 };
 use crate::{
     bounds::MAX_LIST,
-    job::{BYTE_ORDER_MARK, Owner, Principal, State},
+    job::{Owner, Principal, State},
+    rejected::names,
     store::{
         Decider, OldJob, OldMessage, Page, Pending, RejectedView, Result, SharedStore, StoreErrorKind, Which,
     },
@@ -229,36 +228,4 @@ impl Erase {
 fn are_of(view: &RejectedView, owner: &Owner) -> Option<bool> {
     let corrected = view.corrected.as_deref().and_then(|body| names(body, owner));
     corrected.filter(|theirs| *theirs).or_else(|| names(&view.message.body, owner))
-}
-
-/// Whether a message that is no job names this owner as its own; `None` where it does not tell.
-pub fn names(body: &[u8], owner: &Owner) -> Option<bool> {
-    let body = body.strip_prefix(BYTE_ORDER_MARK).unwrap_or(body);
-    let Ok(Value::Object(fields)) = serde_json::from_slice(body) else { return None };
-    let id = fields.get(owner.kind().field()).and_then(Value::as_str);
-    // An ID with blanks around it is a reason to reject a message.
-    Some(id.is_some_and(|id| id.trim() == owner.id().trim()))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_rejected_message_is_an_owners_by_the_field_of_its_kind() {
-        let owner: Owner = "user:u-1".parse().unwrap();
-        for (body, theirs) in [
-            (r#"{"user_id": "u-1", "tool": 7}"#, Some(true)),
-            ("\u{feff}{\"user_id\": \"u-1\"}", Some(true)),
-            (r#"{"user_id": " u-1 "}"#, Some(true)),
-            (r#"{"org_id": "u-1"}"#, Some(false)),
-            (r#"{"user_id": "u-10"}"#, Some(false)),
-            (r#"{"user_id": 1}"#, Some(false)),
-            (r#"{"user_id": "u-1""#, None),
-            (r#"["u-1"]"#, None),
-            ("", None),
-        ] {
-            assert_eq!(names(body.as_bytes(), &owner), theirs, "{body}");
-        }
-    }
 }

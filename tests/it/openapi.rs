@@ -109,6 +109,7 @@ async fn the_description_is_valid_whole_and_has_every_route_and_problem() {
         ("GET", "/v1/queues", "listQueues"),
         ("GET", "/v1/rejected", "listRejected"),
         ("GET", "/v1/rejected/{id}", "showRejected"),
+        ("GET", "/v1/rejected/{id}/body", "showRejectedBody"),
         ("GET", "/v1/stats", "showStats"),
         ("GET", "/v1/tools/{slug}", "showTool"),
         ("GET", "/v1/workers", "listWorkers"),

@@ -20,31 +20,31 @@ use crate::{
 };
 
 /// A terminal far from the services: a home, and nothing else.
-struct Terminal {
-    home: TempDir,
-    env: BTreeMap<&'static str, String>,
+pub(crate) struct Terminal {
+    pub(crate) home: TempDir,
+    pub(crate) env: BTreeMap<&'static str, String>,
 }
 
 /// What a command said.
-struct Said {
-    code: Option<i32>,
-    out: String,
-    err: String,
+pub(crate) struct Said {
+    pub(crate) code: Option<i32>,
+    pub(crate) out: String,
+    pub(crate) err: String,
 }
 
 impl Terminal {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let home = tempfile::tempdir().unwrap();
         let env = BTreeMap::from([("HOME", home.path().display().to_string())]);
         Self { home, env }
     }
 
-    fn with(mut self, name: &'static str, value: &str) -> Self {
+    pub(crate) fn with(mut self, name: &'static str, value: &str) -> Self {
         self.env.insert(name, value.to_owned());
         self
     }
 
-    fn says(&self, args: &[&str], input: &str) -> Said {
+    pub(crate) fn says(&self, args: &[&str], input: &str) -> Said {
         let mut child = Command::new(env!("CARGO_BIN_EXE_errand"))
             .args(args)
             .env_clear()
@@ -64,7 +64,7 @@ impl Terminal {
 
     /// What a command answers that succeeds.
     #[track_caller]
-    fn run(&self, args: &[&str]) -> String {
+    pub(crate) fn run(&self, args: &[&str]) -> String {
         let said = self.says(args, "");
         assert_eq!(said.code, Some(0), "{args:?}: {}{}", said.out, said.err);
         said.out
@@ -77,7 +77,7 @@ impl Terminal {
     }
 
     #[track_caller]
-    fn fails(&self, args: &[&str], code: i32, expected: &str) {
+    pub(crate) fn fails(&self, args: &[&str], code: i32, expected: &str) {
         let said = self.says(args, "");
         assert_eq!(said.code, Some(code), "{args:?}: {}{}", said.out, said.err);
         assert!(
@@ -214,7 +214,10 @@ async fn every_command_of_users_and_operators_works_at_a_server() {
         assert!(format!("{}{}", said.out, said.err).contains(told), "{}{}", said.out, said.err);
     }
     assert!(operator.run(&["jobs", "show", corrected.id()]).contains(corrected.id()));
-    operator.fails(&["rejected", "show", rejected, "--body"], 2, "where the database is");
+    let body = |which: &str| operator.run(&["rejected", "show", rejected, which]);
+    assert_eq!((body("--body").as_str(), body("--corrected")), ("{", corrected.to_string()));
+    let shown = operator.json(&["rejected", "show", rejected, "--json"]);
+    assert_eq!(shown["corrected_size"], corrected.to_string().len());
 
     // Keys, with which users do the same about what is theirs.
     let made =

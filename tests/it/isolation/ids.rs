@@ -6,7 +6,7 @@ use jiff::{SignedDuration, Timestamp};
 use super::*;
 
 /// Operations that only the operator's keys may use.
-pub(super) const OPERATORS: [&str; 8] = [
+pub(super) const OPERATORS: [&str; 9] = [
     "listQueues",
     "showStats",
     "pauseQueue",
@@ -14,6 +14,7 @@ pub(super) const OPERATORS: [&str; 8] = [
     "listWorkers",
     "listRejected",
     "showRejected",
+    "showRejectedBody",
     "requeueRejected",
 ];
 
@@ -32,23 +33,23 @@ pub(super) struct Ids {
     pub(super) held: String,
     pub(super) done: String,
     /// Another ID of one of these.
-    alias: String,
+    pub(super) alias: String,
     /// The place of one in lists.
-    place: String,
-    key: String,
-    other_key: String,
+    pub(super) place: String,
+    pub(super) key: String,
+    pub(super) other_key: String,
     pub(super) idempotency_key: String,
     tag: String,
     tool: String,
     /// A toolkit with a pin.
     toolkit: String,
-    message: String,
+    pub(super) message: String,
     /// Two that are open, and one that is complete and has a failed job.
     pub(super) batches: [String; 3],
-    batch_place: String,
+    pub(super) batch_place: String,
     /// Two that are not confirmed.
-    actions: [String; 2],
-    action_place: String,
+    pub(super) actions: [String; 2],
+    pub(super) action_place: String,
     /// A secret that is valid, and one that was revoked.
     pub(super) secret: String,
     pub(super) revoked: String,
@@ -204,13 +205,13 @@ impl Ids {
         match (operation, name) {
             ("showJob" | "listAttempts" | "listHistory", "id") => Some(self.jobs_from(&self.done)),
             ("editJob", "id") => Some(self.jobs_from(&self.waiting[1])),
-            ("editJob", "If-Match") => one("*"),
+            ("editJob" | "cancelJob" | "retryJob" | "releaseJob", "If-Match") => one("*"),
             ("cancelJob", "id") => Some(self.jobs_from(&self.waiting[0])),
             ("retryJob", "id") => Some(self.jobs_from(&self.failed)),
             ("releaseJob", "id") => Some(self.jobs_from(&self.held)),
             ("showKey" | "rotateKey", "id") => one(&self.key),
             ("revokeKey", "id") => one(&self.other_key),
-            ("listKeys", "cursor") => one(&self.key),
+            ("listKeys", "cursor") => one(&format!("k{}", self.key)),
             ("listJobs", "cursor") => one(&self.place),
             ("showBatch" | "listBatchItems" | "addBatchItems" | "sealBatch", "id") => one(&self.batches[0]),
             ("cancelBatch", "id") => one(&self.batches[1]),
@@ -245,9 +246,11 @@ impl Ids {
             ("listJobs", "outcome_unknown") => one("true"),
             ("listJobs", "effect") => one("once"),
             ("setPin" | "removePin", "toolkit") => one(&self.toolkit),
-            ("showRejected" | "requeueRejected", "id") => one(&self.message),
+            ("showRejected" | "showRejectedBody" | "requeueRejected", "id") => one(&self.message),
+            ("showRejectedBody", "corrected") => one("false"),
             ("listRejected", "cursor") => one(&place('r', &self.message)),
             ("listRejected", "reason") => one("no_id"),
+            ("listRejected", "job") => one(&self.message),
             ("showTool", "slug") => one("GITHUB_GET_REPO"),
             ("showTool", "version") => one("20251027_00"),
             ("listAccounts", "toolkit") => one("github"),
@@ -301,6 +304,6 @@ impl Ids {
     }
 }
 
-fn place(list: char, id: &str) -> String {
+pub(super) fn place(list: char, id: &str) -> String {
     format!("{list}{}.{id}", Timestamp::now().as_microsecond())
 }
