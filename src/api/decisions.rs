@@ -1,4 +1,5 @@
-//! What somebody decides about a job: call it off, run it again, let it go.
+//! What somebody decides about a job: call it off, run it again, let it go. With `If-Match` it is about the job as it was read,
+//! so that a decision whose answer was lost can be sent again.
 
 use axum::{
     Json,
@@ -12,8 +13,9 @@ use utoipa::ToSchema;
 use super::{
     caller::Caller,
     described::{
-        JobOrId, OfAnyRequest, OfItsBody, OfItsContent, OfOne, OfRunningAgain, OfTheState, example_id,
+        JobOrId, OfADecision, OfAnyRequest, OfItsBody, OfItsContent, OfOne, OfRunningAgain, example_id,
     },
+    if_match::IfMatch,
     known::{job_id, known},
     problem::{Kind, Problem},
     request::{Parameters, optional_json},
@@ -21,9 +23,9 @@ use super::{
 };
 use crate::{
     access::Scope,
-    job::{JobId, Release},
+    job::{JobId, Principal, Release},
     job_json::Fields,
-    store::{Decided, Force},
+    store::{Decided, Force, JobDecision},
 };
 
 /// What calling a job off or revoking a key needs.
@@ -36,10 +38,11 @@ pub(super) struct Nothing {}
 /// A call that is under way is not interrupted, but it is not repeated.
 #[utoipa::path(
     post, path = "/v1/jobs/{id}/cancel", operation_id = "cancelJob", security(("bearer" = ["manage"])),
-    params(("id" = JobId, Path, description = "The ID of the job.", example = example_id)),
+    params(("id" = JobId, Path, description = "The ID of the job.", example = example_id), IfMatch),
     request_body(content = inline(Option<Nothing>), content_type = "application/json"),
-    responses((status = 200, description = "The job as it is now.", body = JobOrId),
-        OfAnyRequest, OfItsContent, OfItsBody, OfOne, OfTheState)
+    responses((status = 200, description = "The job as it is now.", body = JobOrId,
+            headers(("ETag" = String, description = "Of the job as it is now."))),
+        OfAnyRequest, OfItsContent, OfItsBody, OfOne, OfADecision)
 )]
 pub(super) async fn cancel(
     State(shared): State<Shared>,
@@ -49,9 +52,9 @@ pub(super) async fn cancel(
 ) -> Result<Response, Problem> {
     let manager = caller.may(Scope::Manage)?;
     Parameters::of(&request).end()?;
-    let (id, Nothing {}) = (job_id(&id)?, optional_json(request).await?);
-    let decided = shared.parts.store.cancel(manager, id, caller.decider()).await?;
-    decided_about(&shared, &caller, id, decided).await
+    let (id, if_match) = (job_id(&id)?, IfMatch::of(request.headers())?);
+    let Nothing {} = optional_json(request).await?;
+    decide(&shared, &caller, manager, id, JobDecision::Cancel, &if_match).await
 }
 
 /// How a job is run again.
@@ -69,9 +72,10 @@ struct Retry {
 /// A failed or cancelled job gets a fresh budget of attempts, and one that waits is due now.
 #[utoipa::path(
     post, path = "/v1/jobs/{id}/retry", operation_id = "retryJob", security(("bearer" = ["manage"])),
-    params(("id" = JobId, Path, description = "The ID of the job.", example = example_id)),
+    params(("id" = JobId, Path, description = "The ID of the job.", example = example_id), IfMatch),
     request_body(content = inline(Option<Retry>), content_type = "application/json"),
-    responses((status = 200, description = "The job as it is now.", body = JobOrId),
+    responses((status = 200, description = "The job as it is now.", body = JobOrId,
+            headers(("ETag" = String, description = "Of the job as it is now."))),
         OfAnyRequest, OfItsContent, OfItsBody, OfOne, OfRunningAgain)
 )]
 pub(super) async fn retry(
@@ -82,10 +86,10 @@ pub(super) async fn retry(
 ) -> Result<Response, Problem> {
     let manager = caller.may(Scope::Manage)?;
     Parameters::of(&request).end()?;
-    let (id, Retry { force, now }) = (job_id(&id)?, optional_json(request).await?);
-    let force = Force { effect: force, early: now };
-    let decided = shared.parts.store.restart(manager, id, caller.decider(), force).await?;
-    decided_about(&shared, &caller, id, decided).await
+    let (id, if_match) = (job_id(&id)?, IfMatch::of(request.headers())?);
+    let Retry { force, now } = optional_json(request).await?;
+    let decision = JobDecision::Restart(Force { effect: force, early: now });
+    decide(&shared, &caller, manager, id, decision, &if_match).await
 }
 
 /// What is known of the call of a held job.
@@ -102,10 +106,11 @@ struct How {
 /// The body says what is known of its call.
 #[utoipa::path(
     post, path = "/v1/jobs/{id}/release", operation_id = "releaseJob", security(("bearer" = ["manage"])),
-    params(("id" = JobId, Path, description = "The ID of the job.", example = example_id)),
+    params(("id" = JobId, Path, description = "The ID of the job.", example = example_id), IfMatch),
     request_body(content = inline(How), content_type = "application/json", example = json!({"how": "retry"})),
-    responses((status = 200, description = "The job as it is now.", body = JobOrId),
-        OfAnyRequest, OfItsContent, OfItsBody, OfOne, OfTheState)
+    responses((status = 200, description = "The job as it is now.", body = JobOrId,
+            headers(("ETag" = String, description = "Of the job as it is now."))),
+        OfAnyRequest, OfItsContent, OfItsBody, OfOne, OfADecision)
 )]
 pub(super) async fn release(
     State(shared): State<Shared>,
@@ -115,13 +120,28 @@ pub(super) async fn release(
 ) -> Result<Response, Problem> {
     let manager = caller.may(Scope::Manage)?;
     Parameters::of(&request).end()?;
-    let (id, How { how }) = (job_id(&id)?, optional_json(request).await?);
+    let (id, if_match) = (job_id(&id)?, IfMatch::of(request.headers())?);
+    let How { how } = optional_json(request).await?;
     let release = how.as_deref().and_then(|how| how.parse::<Release>().ok()).ok_or_else(|| {
         let detail = "say what is known of the call: {\"how\": \"retry\"} makes it again, \"succeeded\" and \"failed\" do not";
         Problem::new(Kind::BadRequest, detail)
     })?;
-    let decided = shared.parts.store.release(manager, id, release, caller.decider()).await?;
-    decided_about(&shared, &caller, id, decided).await
+    decide(&shared, &caller, manager, id, JobDecision::Release(release), &if_match).await
+}
+
+async fn decide(
+    shared: &Shared,
+    caller: &Caller,
+    manager: &Principal,
+    id: JobId,
+    decision: JobDecision,
+    if_match: &IfMatch,
+) -> Result<Response, Problem> {
+    let as_read = if_match.job(shared, manager, id).await?;
+    match shared.parts.store.decide(manager, id, decision, as_read.as_ref(), caller.decider()).await? {
+        Decided::Changed => Err(IfMatch::is_another()),
+        decided => decided_about(shared, caller, id, decided).await,
+    }
 }
 
 pub(super) async fn decided_about(

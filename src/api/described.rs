@@ -208,14 +208,16 @@ problems! {
     OfItsOrder: OutOfOrder WrongState;
     /// What a request may meet that shows an idempotency key.
     OfAKey: KeyConflict;
-    /// What a decision may meet that the state does not allow.
+    /// What a request may meet that the state does not allow.
     OfTheState: WrongState;
+    /// What a decision about a job may meet.
+    OfADecision: WrongState EditedMeanwhile;
     /// What a request may meet that asks the tool API.
     OfTheToolApi: NoToolApi ToolApi;
     /// What a change of a job may meet.
     OfAnEdit: WrongState EditedMeanwhile InvalidJob;
     /// What running a job again may meet.
-    OfRunningAgain: WrongState NeedsForce;
+    OfRunningAgain: WrongState NeedsForce EditedMeanwhile;
 }
 
 /// An example of an ID.

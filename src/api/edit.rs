@@ -2,25 +2,20 @@
 
 use axum::{
     extract::{Extension, Path, Request, State},
-    http::{HeaderMap, header},
     response::Response,
 };
 use jiff::Timestamp;
 use serde::{Deserialize, Deserializer};
-use utoipa::{
-    IntoParams, ToSchema,
-    openapi::path::{Parameter, ParameterIn},
-};
+use utoipa::ToSchema;
 
 use super::{
     caller::Caller,
     decisions::decided_about,
-    described::{
-        JobOrId, OfAnEdit, OfAnyRequest, OfItsBody, OfItsContent, OfOne, example_id, line, optional,
-    },
-    known::{etag, job_id},
+    described::{JobOrId, OfAnEdit, OfAnyRequest, OfItsBody, OfItsContent, OfOne, example_id},
+    if_match::IfMatch,
+    known::job_id,
     problem::{Kind, Problem},
-    request::{Parameters, moment_in_json, optional_json, text},
+    request::{Parameters, moment_in_json, optional_json},
     shared::Shared,
 };
 use crate::{
@@ -51,18 +46,6 @@ fn given<'de, D: Deserializer<'de>>(value: D) -> Result<Option<Option<Timestamp>
     moment_in_json(value).map(Some)
 }
 
-/// The header that makes a change one of the job as it was read.
-#[derive(Debug)]
-struct IfMatch;
-
-impl IntoParams for IfMatch {
-    fn into_params(_: impl Fn() -> Option<ParameterIn>) -> Vec<Parameter> {
-        let tag = line().pattern(Some(r#"^(\*|"[0-9a-f]{32}")$"#));
-        let what = "The `ETag` with which the job was read. A job that is another one by now stays as it is, with 412.";
-        vec![optional(ParameterIn::Header, "If-Match", tag, what)]
-    }
-}
-
 /// Changes when, where and until when a job runs
 ///
 /// As long as it waits: for its `run_at`, for a worker, for another try, or held; a held job has no `run_at` to change, as it
@@ -85,7 +68,7 @@ pub(super) async fn edit(
     let manager = caller.may(Scope::Manage)?;
     Parameters::of(&request).end()?;
     let id = job_id(&id)?;
-    let expected = expected(request.headers())?;
+    let if_match = IfMatch::of(request.headers())?;
     let Wanted { run_at, queue, priority, expires_at } = optional_json(request).await?;
     let queue = queue.map(|name| lane(&shared, &name)).transpose()?;
     if run_at.is_none() && queue.is_none() && priority.is_none() && expires_at.is_none() {
@@ -93,31 +76,12 @@ pub(super) async fn edit(
         return Err(Problem::new(Kind::BadRequest, detail));
     }
     let edit = Edit { run_at, queue, priority: priority.map(i128::from), expires_at };
-    let is_expected =
-        |job: &_| expected.as_ref().is_none_or(|tags| tags.iter().any(|tag| tag == "*" || *tag == etag(job)));
-    match shared.parts.admission.edit(manager, id, &edit, caller.decider(), is_expected).await? {
+    let admission = &shared.parts.admission;
+    match admission.edit(manager, id, &edit, caller.decider(), |job| if_match.is_of(job)).await? {
         EditAnswer::Decided(decided) => decided_about(&shared, &caller, id, decided).await,
         EditAnswer::Refused(error) => Err(Problem::new(Kind::InvalidJob, error.message())),
-        EditAnswer::Unexpected => Err(Problem::new(
-            Kind::EditedMeanwhile,
-            "the job is not as it was read with this `ETag`: it was changed, claimed or decided about; read it again",
-        )),
+        EditAnswer::Unexpected => Err(IfMatch::is_another()),
     }
-}
-
-/// The tags of `If-Match`, one of which has to be that of the job.
-fn expected(headers: &HeaderMap) -> Result<Option<Vec<String>>, Problem> {
-    let Some(tags) = text(headers, header::IF_MATCH)? else { return Ok(None) };
-    let tags: Vec<String> = tags.split(',').map(|tag| tag.trim().to_owned()).collect();
-    // A weak one, such as `W/"1"`, matches nothing.
-    let is_tag = |tag: &String| tag == "*" || tag.ends_with('"') && tag.trim_end_matches('"').contains('"');
-    if tags.iter().all(is_tag) {
-        return Ok(Some(tags));
-    }
-    Err(Problem::new(
-        Kind::BadRequest,
-        "the header `If-Match` must be the `ETag` with which the job was read",
-    ))
 }
 
 /// A queue that jobs can be in.

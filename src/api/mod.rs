@@ -19,6 +19,7 @@ mod document;
 mod dry_run;
 mod edit;
 mod filter;
+mod if_match;
 mod jobs;
 mod keys;
 mod known;

@@ -27,7 +27,8 @@ use crate::{
     job::{JobId, Release, State},
     store::{
         Action, ActionDecision, ActionKind, Decided, Decider, Deciding, Glance, HistoryEntry, HistoryFact,
-        Looked, OldJob, Place, Progress, Result, SharedStore, Skip, Step, StoreErrorKind, TakenAction, Then,
+        JobDecision, Looked, OldJob, Place, Progress, Result, SharedStore, Skip, Step, StoreErrorKind,
+        TakenAction, Then,
     },
     telemetry::metrics,
 };
@@ -240,15 +241,14 @@ impl Turn<'_> {
         let store = &self.of.store;
         let by =
             Decider { by: self.by().to_owned().into(), origin: format!("action {}", self.action.id).into() };
-        match decision {
-            ActionDecision::Cancel => store.cancel(principal, job, &by).await,
-            ActionDecision::Retry => store.restart(principal, job, &by, *force).await,
-            ActionDecision::Release(Release::Retry) => {
-                store.release_to_run(principal, job, &by, *force).await
-            }
-            ActionDecision::Release(how) => store.release(principal, job, *how, &by).await,
+        let decision = match decision {
+            ActionDecision::Cancel => JobDecision::Cancel,
+            ActionDecision::Retry => JobDecision::Restart(*force),
+            ActionDecision::Release(Release::Retry) => JobDecision::ReleaseToRun(*force),
+            ActionDecision::Release(how) => JobDecision::Release(*how),
             ActionDecision::Prune => unreachable!("jobs are removed together"),
-        }
+        };
+        store.decide(principal, job, decision, None, &by).await
     }
 
     /// Removes these jobs, as far as they are as they were seen.

@@ -9,8 +9,8 @@ use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
 use super::{
-    Decider, Place, Result,
-    convert::to_duration,
+    ChangeKind, Decider, Place, Result,
+    convert::{to_duration, to_i32},
     read::{StoreRow, if_readable},
 };
 use crate::job::{
@@ -34,40 +34,38 @@ pub trait JobControl: fmt::Debug + Send + Sync {
     /// Its attempts, in order. The attempt of a running job is included, without an outcome.
     async fn attempts(&self, principal: &Principal, id: JobId) -> Result<Vec<AttemptView>>;
 
-    /// Calls a job off ([`crate::job::Transition::Cancel`]). A running job is marked only. A call whose outcome is unknown
-    /// is still looked up; what is learned of it changes the record of its attempt and not the state.
-    async fn cancel(&self, principal: &Principal, id: JobId, by: &Decider) -> Result<Decided>;
+    /// Carries out a decision about a job, whose state has to allow it. With `as_read` it concerns the job as somebody has read
+    /// it: one that was claimed, decided about or edited since stays as it is ([`Decided::Changed`]), so that a decision whose
+    /// answer was lost can be sent again without being made about a later call.
+    async fn decide(
+        &self,
+        principal: &Principal,
+        id: JobId,
+        decision: JobDecision,
+        as_read: Option<&AsRead>,
+        by: &Decider,
+    ) -> Result<Decided>;
 
-    /// Runs a failed or cancelled job again, with a fresh attempt budget, or makes a waiting one due
-    /// now ([`crate::job::Transition::Restart`]). Its error is forgotten; its binding stays.
-    ///
-    /// A job whose last call counts and may have had its effect is run again only with [`Force::effect`]
-    /// ([`Decided::MayHaveActed`]), and one whose `run_at` is still to come only with [`Force::early`] ([`Decided::Early`]).
-    async fn restart(&self, principal: &Principal, id: JobId, by: &Decider, force: Force) -> Result<Decided>;
+    /// [`JobDecision::Cancel`].
+    async fn cancel(&self, principal: &Principal, id: JobId, by: &Decider) -> Result<Decided> {
+        self.decide(principal, id, JobDecision::Cancel, None, by).await
+    }
 
-    /// Lets a held job go. The result of one that a person marks as succeeded is JSON `null`. One that
-    /// waited for a connection forgets the account that was chosen for it, because the new connection
-    /// is another account; an account that the job named itself stays.
-    ///
-    /// A job that is held because its call cannot be made has not run, and can only be let go to run
-    /// ([`Decided::HasNotRun`]).
+    /// [`JobDecision::Restart`].
+    async fn restart(&self, principal: &Principal, id: JobId, by: &Decider, force: Force) -> Result<Decided> {
+        self.decide(principal, id, JobDecision::Restart(force), None, by).await
+    }
+
+    /// [`JobDecision::Release`].
     async fn release(
         &self,
         principal: &Principal,
         id: JobId,
         release: Release,
         by: &Decider,
-    ) -> Result<Decided>;
-
-    /// Lets a held job go to run, as [`Self::release`] does with [`Release::Retry`]; but one whose last call counts and may
-    /// have had its effect only with [`Force::effect`] ([`Decided::MayHaveActed`]), as decisions about many jobs do.
-    async fn release_to_run(
-        &self,
-        principal: &Principal,
-        id: JobId,
-        by: &Decider,
-        force: Force,
-    ) -> Result<Decided>;
+    ) -> Result<Decided> {
+        self.decide(principal, id, JobDecision::Release(release), None, by).await
+    }
 
     /// Changes when, where or until when a job runs that waits ([`crate::job::Transition::Edit`]), as somebody has read it.
     ///
@@ -84,12 +82,86 @@ pub trait JobControl: fmt::Debug + Send + Sync {
     async fn census(&self) -> Result<Census>;
 }
 
+/// What a person, or errand on their behalf, decides about a job.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum JobDecision {
+    /// Calls it off ([`crate::job::Transition::Cancel`]). A running job is marked only. A call whose outcome is unknown
+    /// is still looked up; what is learned of it changes the record of its attempt and not the state.
+    Cancel,
+    /// Runs a failed or cancelled job again, with a fresh attempt budget, or makes a waiting one due
+    /// now ([`crate::job::Transition::Restart`]). Its error is forgotten; its binding stays.
+    ///
+    /// A job whose last call counts and may have had its effect is run again only with [`Force::effect`]
+    /// ([`Decided::MayHaveActed`]), and one whose `run_at` is still to come only with [`Force::early`] ([`Decided::Early`]).
+    Restart(Force),
+    /// Lets a held job go. The result of one that a person marks as succeeded is JSON `null`. One that
+    /// waited for a connection forgets the account that was chosen for it, because the new connection
+    /// is another account; an account that the job named itself stays.
+    ///
+    /// A job that is held because its call cannot be made has not run, and can only be let go to run
+    /// ([`Decided::HasNotRun`]).
+    Release(Release),
+    /// Lets a held job go to run, as [`Self::Release`] does with [`Release::Retry`]; but one whose last call counts and may
+    /// have had its effect only with [`Force::effect`] ([`Decided::MayHaveActed`]), as decisions about many jobs do.
+    ReleaseToRun(Force),
+}
+
+impl JobDecision {
+    pub fn transition(self) -> Transition {
+        match self {
+            Self::Cancel => Transition::Cancel,
+            Self::Restart(_) => Transition::Restart,
+            Self::Release(release) => Transition::Release(release),
+            Self::ReleaseToRun(_) => Transition::Release(Release::Retry),
+        }
+    }
+
+    /// Whether it lets a job run again although that may repeat an effect.
+    pub(super) fn repeats_effects(self) -> bool {
+        match self {
+            Self::Restart(force) | Self::ReleaseToRun(force) => force.effect,
+            Self::Release(_) => true,
+            Self::Cancel => false,
+        }
+    }
+
+    /// What it is in the audit log.
+    pub(super) fn change(self) -> ChangeKind {
+        match self {
+            Self::Cancel => ChangeKind::JobCancelled,
+            Self::Restart(_) => ChangeKind::JobRetried,
+            Self::Release(_) | Self::ReleaseToRun(_) => ChangeKind::JobReleased,
+        }
+    }
+}
+
+/// A job as somebody has read it, which is another one once it was claimed, decided about or edited.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AsRead {
+    pub state: State,
+    /// How often it had been claimed.
+    pub attempt: u32,
+    pub digest: Digest,
+}
+
+impl AsRead {
+    pub fn of(job: &JobView) -> Self {
+        Self { state: job.state, attempt: job.attempt, digest: job.spec.digest }
+    }
+
+    /// Whether a row is of a job that is like that still.
+    pub(super) fn is(&self, row: &impl StoreRow) -> Result<bool> {
+        let digest: Vec<u8> = row.read("digest")?;
+        let attempt: i32 = row.read("attempt")?;
+        let state: State = row.parse("state")?;
+        Ok(state == self.state && attempt == to_i32(self.attempt) && digest == self.digest.0)
+    }
+}
+
 /// A job that somebody has read and wants to be another one.
 #[derive(Debug, Clone)]
 pub struct Edited {
-    /// Where it was, and how often it had been claimed.
-    pub state: State,
-    pub attempt: u32,
+    pub read: AsRead,
     pub before: Arc<JobSpec>,
     /// Differs from it in what may be changed, and is not the same.
     pub after: Arc<JobSpec>,
@@ -102,8 +174,7 @@ impl Edited {
     pub fn new(read: &JobView, after: JobSpec, now: Timestamp) -> Self {
         let is_moved = read.spec.run_at != after.run_at;
         Self {
-            state: read.state,
-            attempt: read.attempt,
+            read: AsRead::of(read),
             before: read.spec.clone(),
             later: is_moved.then(|| after.run_at.is_some_and(|at| at > now)),
             after: Arc::new(after),
@@ -130,7 +201,7 @@ pub enum Decided {
     Unknown,
 }
 
-/// What [`JobControl::restart`] does all the same.
+/// What is done all the same.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Force {
     /// Repeat an effect.
@@ -320,9 +391,18 @@ fn lane_and_state(row: &impl StoreRow) -> Result<(QueueName, State)> {
 }
 
 /// Why a decision changed nothing of a job, as its row says; `None` if nothing stands in the way any more.
-pub(super) fn refused(row: &impl StoreRow, transition: &Transition) -> Result<Option<Decided>> {
+pub(super) fn refused(
+    row: &impl StoreRow,
+    transition: &Transition,
+    as_read: Option<&AsRead>,
+) -> Result<Option<Decided>> {
     if let Err(illegal) = transition.apply(row.parse("state")?) {
         return Ok(Some(Decided::Illegal(illegal)));
+    }
+    if let Some(read) = as_read
+        && !read.is(row)?
+    {
+        return Ok(Some(Decided::Changed));
     }
     Ok(match transition {
         Transition::Restart | Transition::Release(Release::Retry) if row.read("may_have_acted")? => {

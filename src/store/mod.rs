@@ -82,7 +82,9 @@ pub use error::{Result, StoreError, StoreErrorKind};
 pub use filter_json::{BadFilter, FilterJson};
 pub use finishes::{By, Finish, Finished, Finishes};
 pub use history::{History, HistoryEntry, HistoryFact, HistoryKind, check_decider};
-pub use job_control::{AttemptView, Beginning, Census, Decided, Edited, Force, JobControl, JobView};
+pub use job_control::{
+    AsRead, AttemptView, Beginning, Census, Decided, Edited, Force, JobControl, JobDecision, JobView,
+};
 pub use job_filter::{JobFilter, Looked, NoPlace};
 pub use job_lists::{Glance, JobLists, all_jobs};
 pub use jobs::{Conflict, Inserted, Jobs, Repeated};

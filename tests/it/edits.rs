@@ -6,8 +6,8 @@ use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
 use crate::{
-    api::{Api, kind, read_answer},
-    harness::{in_memory, run},
+    api::{Api, kind, read_answer, served_by},
+    harness::{Harness, in_memory, run},
 };
 
 fn in_hours(hours: i64) -> String {
@@ -93,6 +93,35 @@ async fn a_waiting_job_is_changed_and_not_by_who_has_read_another_one() {
     assert_eq!(api.post(&format!("{path}/cancel"), &json!({})).await.0, StatusCode::OK);
     let (status, done) = patch(&api, &path, None, &json!({"priority": 1})).await;
     assert_eq!((status, kind(&done)), (409, "wrong-state"), "{done}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_decision_that_is_sent_again_is_not_made_about_the_call_that_it_led_to() {
+    let harness = Harness::new("decided-once", "").await;
+    let api = served_by(harness.worker(&[("ERRAND__API__LISTEN", "127.0.0.1:0")]).await).await;
+    let job = read("user-1").with("tool", "GITHUB_NO_SUCH_TOOL");
+    let path = format!("/v1/jobs/{}", job.id());
+    assert_eq!(api.post("/v1/jobs", &job).await.0, StatusCode::CREATED);
+    harness.counts("state = 'failed' and attempt = 1", 1).await;
+    let read = etag(&api, &path).await;
+    let retry = async || {
+        let request = api.request(Method::POST, &format!("{path}/retry")).header("if-match", &read);
+        read_answer(request.json(&json!({})).send().await.unwrap()).await
+    };
+    assert_eq!(retry().await.0, StatusCode::OK);
+    harness.counts("state = 'failed' and attempt = 2", 1).await;
+    let (status, refused) = retry().await;
+    assert_eq!((status, kind(&refused)), (StatusCode::PRECONDITION_FAILED, "edited-meanwhile"), "{refused}");
+    for verb in ["cancel", "release"] {
+        let request = api.request(Method::POST, &format!("{path}/{verb}")).header("if-match", "\"x\"");
+        let body = if verb == "release" { json!({"how": "retry"}) } else { json!({}) };
+        assert_eq!(
+            request.json(&body).send().await.unwrap().status(),
+            StatusCode::PRECONDITION_FAILED,
+            "{verb}"
+        );
+    }
+    assert_eq!(harness.count("state = 'failed' and attempt = 2").await, 1, "nothing was decided");
 }
 
 #[tokio::test(flavor = "multi_thread")]

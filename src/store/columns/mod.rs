@@ -6,7 +6,7 @@ use serde_json::value::RawValue;
 use sqlx::{Postgres, Sqlite};
 
 use super::{
-    Bind, By, Claim, Edited, Finish, JobFilter, Rejected, Repeat, Result, StoreError,
+    AsRead, Bind, By, Claim, Edited, Finish, JobFilter, Rejected, Repeat, Result, StoreError,
     convert::{micros, reporter, tags, to_i32, to_millis},
     history::Note,
     job_filter::Stretch,
@@ -232,12 +232,19 @@ columns! {
 }
 
 columns! {
+    /// A job as somebody has read it, if they have.
+    AsReadColumns "as_read" of<'a> Option<&'a AsRead> as read {
+        was_state: text or null = read.map(|read| read.state.as_str()),
+        was_attempt: integer or null = read.map(|read| to_i32(read.attempt)),
+        was_digest: bytea or null = read.map(|read| &read.digest.0[..]),
+    }
+}
+
+columns! {
     /// What somebody makes of a job that waits, and by what it is known that it is as they read it.
     EditColumns "edit" of<'a> &'a Edited as edited {
         id: uuid = edited.before.id.0,
-        was_state: text = edited.state.as_str(),
-        was_attempt: integer = to_i32(edited.attempt),
-        was_digest: bytea = &edited.before.digest.0[..],
+        as_read: list AsReadColumns = Some(&edited.read),
         digest: bytea = &edited.after.digest.0[..],
         run_at: timestamptz or null = edited.after.run_at,
         queue: text = edited.after.queue.as_str(),

@@ -169,13 +169,17 @@ impl Dialect for Postgres {
             "held_one",
             "page as (
             select id as page_id, account as page_account from jobs
-            where ({force} or not {may_have_acted}) and {may_see} and id = {id} and state = 'held' for update)",
+            where ({force} or not {may_have_acted}) and {may_see} and {is_as_read} and id = {id} and state = 'held' for update)",
         ),
         (
             "run_one",
             "page as (
             select id as page_id, account as page_account from jobs
-            where {may_have_run} and {may_see} and id = {id} and state = 'held' for update)",
+            where {may_have_run} and {may_see} and {is_as_read} and id = {id} and state = 'held' for update)",
+        ),
+        (
+            "is_as_read",
+            "({was_state} is null or state = {was_state} and attempt = {was_attempt} and digest = {was_digest})",
         ),
         // What follows on an update `released` of a page.
         ("of_page", "from page where id = page_id returning id, owner_kind, owner_id, state, account, page_account"),

@@ -3,23 +3,22 @@
 use std::collections::HashSet;
 
 use async_trait::async_trait;
-use sqlx::Postgres;
 use uuid::Uuid;
 
 use super::{PostgresStore, batch::MAX_ROUNDS};
 use crate::{
-    job::{JobId, Principal, Release, Transition},
+    job::{JobId, Principal, Release},
     store::{
-        AttemptView, Census, ChangeKind, Decided, Decider, Edited, Force, JobControl, JobView, Result,
-        StoreError, StoreErrorKind,
+        AsRead, AttemptView, Census, ChangeKind, Decided, Decider, Edited, Force, JobControl, JobDecision,
+        JobView, Result, StoreError, StoreErrorKind,
         changes::NewChange,
-        columns::{ChangeColumns, EditColumns, Error, PrincipalColumns},
+        columns::{AsReadColumns, ChangeColumns, EditColumns, Error, PrincipalColumns},
         convert::uuids,
         history::refuse_decider,
         job_control::{ATTEMPTS, refused},
         read::{StoreRow as _, readable},
         rows,
-        sql::{Bound, One, statements},
+        sql::{One, statements},
         texts::{NO_RESULT, marked_failed},
     },
 };
@@ -39,9 +38,10 @@ statements! { Postgres:
     attempts(principal: One<'_, PrincipalColumns>, job_id: Uuid) = ATTEMPTS;
 
     /// A running job that is called off twice is called off once.
-    cancel(principal: One<'_, PrincipalColumns>, change: One<'_, ChangeColumns>, id: Uuid) = "with was as (
+    cancel(principal: One<'_, PrincipalColumns>, change: One<'_, ChangeColumns>, read: One<'_, AsReadColumns>, id: Uuid) = "with was as (
         select id as was_id, state as was_state, cancel_requested as was_cancelled from jobs
-        where {may_see} and id = {id} and state in ('scheduled', 'available', 'retryable', 'held', 'running') for update),
+        where {may_see} and {is_as_read} and id = {id}
+            and state in ('scheduled', 'available', 'retryable', 'held', 'running') for update),
     cancelled as (
         update jobs set state = case when state = 'running' then 'running' else 'cancelled' end,
             cancel_requested = (state = 'running'), due_at = null, held_reason = null,
@@ -56,10 +56,10 @@ statements! { Postgres:
         jsonb_build_object('state', state)::text from cancelled where not was_cancelled)
     select state from cancelled";
 
-    restart(principal: One<'_, PrincipalColumns>, change: One<'_, ChangeColumns>, id: Uuid, force: bool, early: bool) = "with was as (
+    restart(principal: One<'_, PrincipalColumns>, change: One<'_, ChangeColumns>, read: One<'_, AsReadColumns>, id: Uuid, force: bool, early: bool) = "with was as (
         select id as was_id, state as was_state from jobs
         where ({force} or not {may_have_acted}) and ({early} or not {is_early})
-            and {may_see} and id = {id} and state in ('failed', 'cancelled', 'retryable', 'scheduled') for update),
+            and {may_see} and {is_as_read} and id = {id} and state in ('failed', 'cancelled', 'retryable', 'scheduled') for update),
     restarted as (
         update jobs set state = 'available', due_at = now(), first_due_at = now(), published = 0, postponed_since = null, spent = 0,
             finished_at = null, reply_due_at = null, check_at = null, cancel_requested = false, {each error: @ = null}
@@ -70,13 +70,13 @@ statements! { Postgres:
         jsonb_build_object('state', state)::text from restarted)
     select state from restarted";
 
-    release_retry(principal: One<'_, PrincipalColumns>, change: One<'_, ChangeColumns>, id: Uuid, by: &str, how: &str, force: bool) =
+    release_retry(principal: One<'_, PrincipalColumns>, change: One<'_, ChangeColumns>, read: One<'_, AsReadColumns>, id: Uuid, by: &str, how: &str, force: bool) =
     "with {held_one}, released as (update jobs set {to_retry} {of_page}), {note_released}, {log_released} select state from released";
 
-    release_succeeded(principal: One<'_, PrincipalColumns>, change: One<'_, ChangeColumns>, id: Uuid, by: &str, how: &str, result: &str) =
+    release_succeeded(principal: One<'_, PrincipalColumns>, change: One<'_, ChangeColumns>, read: One<'_, AsReadColumns>, id: Uuid, by: &str, how: &str, result: &str) =
     "with {run_one}, released as (update jobs set {to_succeeded} {of_page}), {note_released}, {log_released} select state from released";
 
-    release_failed(principal: One<'_, PrincipalColumns>, change: One<'_, ChangeColumns>, error: One<'_, Error>, id: Uuid, by: &str, how: &str) =
+    release_failed(principal: One<'_, PrincipalColumns>, change: One<'_, ChangeColumns>, read: One<'_, AsReadColumns>, error: One<'_, Error>, id: Uuid, by: &str, how: &str) =
     "with {run_one}, released as (update jobs set {to_failed} {of_page}), {note_released}, {log_released} select state from released";
 
     /// Whether it is due later was said by who read the store's clock; a moment more or less changes nothing, because a job
@@ -103,7 +103,7 @@ statements! { Postgres:
     logged as ({log}, owner_kind, owner_id, id::text, null, jsonb_build_object('changes', {changes}::text)::text from edited)
     select state from edited";
 
-    state(principal: One<'_, PrincipalColumns>, id: Uuid) = "select state, held_reason, {may_have_acted} as may_have_acted, {is_early} as is_early
+    state(principal: One<'_, PrincipalColumns>, id: Uuid) = "select state, attempt, digest, held_reason, {may_have_acted} as may_have_acted, {is_early} as is_early
     from jobs where id = {id} and {may_see}";
 
     census_waiting() = "select queue, state, count(*) as jobs,
@@ -132,57 +132,48 @@ impl JobControl for PostgresStore {
         Ok(readable(&self.other.fetch(sql::attempts(One(principal), id.0)).await?, rows::attempt))
     }
 
-    async fn cancel(&self, principal: &Principal, id: JobId, by: &Decider) -> Result<Decided> {
-        let change = NewChange::new(ChangeKind::JobCancelled, principal, by);
-        self.decide(principal, id, by, Transition::Cancel, || sql::cancel(One(principal), One(&change), id.0))
-            .await
-    }
-
-    async fn restart(&self, principal: &Principal, id: JobId, by: &Decider, force: Force) -> Result<Decided> {
-        let change = NewChange::new(ChangeKind::JobRetried, principal, by);
-        self.decide(principal, id, by, Transition::Restart, || {
-            sql::restart(One(principal), One(&change), id.0, force.effect, force.early)
-        })
-        .await
-    }
-
-    async fn release(
+    /// The statement names the states that allow the decision; the transition says why not, where it changed nothing.
+    async fn decide(
         &self,
         principal: &Principal,
         id: JobId,
-        release: Release,
+        decision: JobDecision,
+        as_read: Option<&AsRead>,
         by: &Decider,
     ) -> Result<Decided> {
-        let change = NewChange::new(ChangeKind::JobReleased, principal, by);
-        let how = release.as_str();
-        let decision = || match release {
-            Release::Retry => sql::release_retry(One(principal), One(&change), id.0, &by.by, how, true),
-            Release::Succeeded => {
-                sql::release_succeeded(One(principal), One(&change), id.0, &by.by, how, NO_RESULT)
+        refuse_decider(by)?;
+        let change = NewChange::new(decision.change(), principal, by);
+        let (who, change, read, decider) = (principal, &change, as_read, &*by.by);
+        let query = || match decision {
+            JobDecision::Cancel => sql::cancel(One(who), One(change), One(read), id.0),
+            JobDecision::Restart(Force { effect, early }) => {
+                sql::restart(One(who), One(change), One(read), id.0, effect, early)
             }
-            Release::Failed => sql::release_failed(
-                One(principal),
-                One(&change),
-                One(Some(&marked_failed())),
-                id.0,
-                &by.by,
-                how,
-            ),
+            JobDecision::Release(how @ Release::Succeeded) => {
+                let how = how.as_str();
+                sql::release_succeeded(One(who), One(change), One(read), id.0, decider, how, NO_RESULT)
+            }
+            JobDecision::Release(how @ Release::Failed) => {
+                let (how, error) = (how.as_str(), marked_failed());
+                sql::release_failed(One(who), One(change), One(read), One(Some(&error)), id.0, decider, how)
+            }
+            JobDecision::Release(Release::Retry) | JobDecision::ReleaseToRun(_) => {
+                let (how, force) = (Release::Retry.as_str(), decision.repeats_effects());
+                sql::release_retry(One(who), One(change), One(read), id.0, decider, how, force)
+            }
         };
-        self.decide(principal, id, by, Transition::Release(release), decision).await
-    }
-
-    async fn release_to_run(
-        &self,
-        principal: &Principal,
-        id: JobId,
-        by: &Decider,
-        force: Force,
-    ) -> Result<Decided> {
-        let change = NewChange::new(ChangeKind::JobReleased, principal, by);
-        let how = Release::Retry.as_str();
-        let decision = || sql::release_retry(One(principal), One(&change), id.0, &by.by, how, force.effect);
-        self.decide(principal, id, by, Transition::Release(Release::Retry), decision).await
+        for _ in 0..MAX_ROUNDS {
+            if let Some(row) = self.other.fetch_first(query()).await? {
+                return Ok(Decided::Now(row.parse("state")?));
+            }
+            let Some(row) = self.other.fetch_first(sql::state(One(principal), id.0)).await? else {
+                return Ok(Decided::Unknown);
+            };
+            if let Some(refused) = refused(&row, &decision.transition(), as_read)? {
+                return Ok(refused);
+            }
+        }
+        Err(StoreError::new(StoreErrorKind::Unavailable, "the job kept changing while it was decided on"))
     }
 
     async fn edit(&self, principal: &Principal, edited: &Edited, by: &Decider) -> Result<Decided> {
@@ -195,39 +186,12 @@ impl JobControl for PostgresStore {
         }
         let now = self.other.fetch_first(sql::state(One(principal), edited.before.id.0)).await?;
         let Some(row) = now else { return Ok(Decided::Unknown) };
-        Ok(refused(&row, &edited.transition())?.unwrap_or(Decided::Changed))
+        Ok(refused(&row, &edited.transition(), None)?.unwrap_or(Decided::Changed))
     }
 
     async fn census(&self) -> Result<Census> {
         let waiting = self.other.fetch(sql::census_waiting()).await?;
         let running = self.other.fetch(sql::census_running()).await?;
         Census::of(&waiting, &running, &self.other.fetch(sql::census_held()).await?)
-    }
-}
-
-impl PostgresStore {
-    /// Executes a decision, whose statement names the states that allow it; the transition says why
-    /// not, where it changed nothing.
-    async fn decide(
-        &self,
-        principal: &Principal,
-        id: JobId,
-        by: &Decider,
-        transition: Transition,
-        decision: impl Fn() -> Bound<Postgres> + Send + Sync,
-    ) -> Result<Decided> {
-        refuse_decider(by)?;
-        for _ in 0..MAX_ROUNDS {
-            if let Some(row) = self.other.fetch_first(decision()).await? {
-                return Ok(Decided::Now(row.parse("state")?));
-            }
-            let Some(row) = self.other.fetch_first(sql::state(One(principal), id.0)).await? else {
-                return Ok(Decided::Unknown);
-            };
-            if let Some(refused) = refused(&row, &transition)? {
-                return Ok(refused);
-            }
-        }
-        Err(StoreError::new(StoreErrorKind::Unavailable, "the job kept changing while it was decided on"))
     }
 }

@@ -19,8 +19,8 @@ use crate::{
     bounds::MAX_ERROR_CHARS,
     job::{JobId, Principal, Release, Transition},
     store::{
-        AttemptView, Census, ChangeKind, Decided, Decider, Edited, Force, HistoryFact, JobControl, JobView,
-        Result, StoreError,
+        AsRead, AttemptView, Census, ChangeKind, Decided, Decider, Edited, Force, HistoryFact, JobControl,
+        JobDecision, JobView, Result, StoreError,
         changes::NewChange,
         columns::{EditColumns, Error, PrincipalColumns},
         history::{Note, refuse_decider},
@@ -82,7 +82,7 @@ statements! { Sqlite:
     returning state, account";
 
     /// Every decision looks here first, in its transaction; the others ask for no principal.
-    before(principal: One<'_, PrincipalColumns>, id: Uuid, now: i64) = "select state, owner_kind, owner_id, held_reason, cancel_requested, account, {may_have_acted} as may_have_acted,
+    before(principal: One<'_, PrincipalColumns>, id: Uuid, now: i64) = "select state, attempt, digest, owner_kind, owner_id, held_reason, cancel_requested, account, {may_have_acted} as may_have_acted,
         {is_early} as is_early
     from jobs where id = {id} and {may_see}";
 
@@ -117,40 +117,34 @@ impl JobControl for SqliteStore {
         Ok(readable(&self.reader.fetch(sql::attempts(One(principal), id.0)).await?, rows::attempt))
     }
 
-    async fn cancel(&self, principal: &Principal, id: JobId, by: &Decider) -> Result<Decided> {
-        let cancel = move |now| sql::cancel(id.0, now);
-        self.decide(principal, id, by, Transition::Cancel, HistoryFact::Cancelled, cancel).await
-    }
-
-    async fn restart(&self, principal: &Principal, id: JobId, by: &Decider, force: Force) -> Result<Decided> {
-        let restart = move |now| sql::restart(id.0, now, force.effect, force.early);
-        self.decide(principal, id, by, Transition::Restart, HistoryFact::Retried, restart).await
-    }
-
-    async fn release(
+    async fn decide(
         &self,
         principal: &Principal,
         id: JobId,
-        release: Release,
+        decision: JobDecision,
+        as_read: Option<&AsRead>,
         by: &Decider,
     ) -> Result<Decided> {
-        let fact = HistoryFact::Released { how: release };
-        self.decide(principal, id, by, Transition::Release(release), fact, move |now| {
-            release_one(id, now, release)
-        })
-        .await
-    }
-
-    async fn release_to_run(
-        &self,
-        principal: &Principal,
-        id: JobId,
-        by: &Decider,
-        force: Force,
-    ) -> Result<Decided> {
-        let fact = HistoryFact::Released { how: Release::Retry };
-        self.decide(principal, id, by, Transition::Release(Release::Retry), fact, move |now| {
-            sql::release_retry(id.0, now, force.effect)
+        refuse_decider(by)?;
+        let (principal, as_read, by) = (principal.clone(), as_read.copied(), by.clone());
+        self.write(move |db, now| {
+            Box::pin(async move {
+                let force = decision.repeats_effects();
+                let (fact, query) = match decision {
+                    JobDecision::Cancel => (HistoryFact::Cancelled, sql::cancel(id.0, now)),
+                    JobDecision::Restart(Force { early, .. }) => {
+                        (HistoryFact::Retried, sql::restart(id.0, now, force, early))
+                    }
+                    JobDecision::Release(how) => (HistoryFact::Released { how }, release_one(id, now, how)),
+                    JobDecision::ReleaseToRun(_) => {
+                        (HistoryFact::Released { how: Release::Retry }, sql::release_retry(id.0, now, force))
+                    }
+                };
+                let entry = Note { job: id, by: &by.by, attempt: None, fact };
+                let change = NewChange::new(decision.change(), &principal, &by);
+                let what = (&decision.transition(), as_read.as_ref());
+                decide(db, now, &principal, what, query, entry, Some(&change)).await
+            })
         })
         .await
     }
@@ -163,7 +157,7 @@ impl JobControl for SqliteStore {
                 let id = edited.before.id;
                 let before = sql::before(One(&principal), id.0, now).fetch_optional(&mut *db).await?;
                 let Some(before) = before else { return Ok(Decided::Unknown) };
-                if let Some(refused) = refused(&before, &edited.transition())? {
+                if let Some(refused) = refused(&before, &edited.transition(), None)? {
                     return Ok(refused);
                 }
                 let Some(after) = sql::edit(One(&edited), now).fetch_optional(&mut *db).await? else {
@@ -196,34 +190,6 @@ impl JobControl for SqliteStore {
     }
 }
 
-impl SqliteStore {
-    async fn decide(
-        &self,
-        principal: &Principal,
-        id: JobId,
-        by: &Decider,
-        transition: Transition,
-        fact: HistoryFact,
-        decision: impl FnOnce(i64) -> Bound<Sqlite> + Send + 'static,
-    ) -> Result<Decided> {
-        refuse_decider(by)?;
-        let (principal, by) = (principal.clone(), by.clone());
-        self.write(move |db, now| {
-            Box::pin(async move {
-                let what = match transition {
-                    Transition::Cancel => ChangeKind::JobCancelled,
-                    Transition::Restart => ChangeKind::JobRetried,
-                    _ => ChangeKind::JobReleased,
-                };
-                let change = NewChange::new(what, &principal, &by);
-                let entry = Note { job: id, by: &by.by, attempt: None, fact };
-                decide(db, now, &principal, &transition, decision(now), entry, Some(&change)).await
-            })
-        })
-        .await
-    }
-}
-
 /// Lets the held jobs go whose IDs `page` selects, and returns how many.
 pub(super) async fn release_page(
     db: &mut SqliteConnection,
@@ -238,7 +204,7 @@ pub(super) async fn release_page(
         let entry = Note { job, by, attempt: None, fact: HistoryFact::Released { how: release } };
         let query = release_one(job, now, release);
         let transition = Transition::Release(release);
-        let decided = decide(db, now, &Principal::Operator, &transition, query, entry, None).await?;
+        let decided = decide(db, now, &Principal::Operator, (&transition, None), query, entry, None).await?;
         released += u64::from(matches!(decided, Decided::Now(_)));
     }
     Ok(released)
@@ -280,7 +246,7 @@ async fn decide(
     db: &mut SqliteConnection,
     now: i64,
     principal: &Principal,
-    transition: &Transition,
+    (transition, as_read): (&Transition, Option<&AsRead>),
     decision: Bound<Sqlite>,
     entry: Note<'_>,
     change: Option<&NewChange<'_>>,
@@ -288,8 +254,13 @@ async fn decide(
     let Some(before) = sql::before(One(principal), entry.job.0, now).fetch_optional(&mut *db).await? else {
         return Ok(Decided::Unknown);
     };
+    if let Some(read) = as_read
+        && !read.is(&before)?
+    {
+        return Ok(refused(&before, transition, as_read)?.unwrap_or(Decided::Changed));
+    }
     let Some(after) = decision.fetch_optional(&mut *db).await? else {
-        return refused(&before, transition)?.ok_or_else(|| StoreError::corrupt("state"));
+        return refused(&before, transition, as_read)?.ok_or_else(|| StoreError::corrupt("state"));
     };
     // A running job that is called off twice is called off once.
     if entry.fact != HistoryFact::Cancelled || !before.read::<bool>("cancel_requested")? {

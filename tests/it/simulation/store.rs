@@ -16,15 +16,15 @@ use std::{
 use async_trait::async_trait;
 use errand::{
     access::{AccessKey, NewKey, Shown},
-    job::{BatchId, Fence, JobId, JobSpec, Owner, Pin, Principal, QueueName, Release, RequestId, WorkerId},
+    job::{BatchId, Fence, JobId, JobSpec, Owner, Pin, Principal, QueueName, RequestId, WorkerId},
     store::{
-        AccessKeys, Action, ActionKind, Actions, Added, AddedKey, Admin, Answer, Answers, AttemptView, Audit,
-        AuditLimits, AuditPage, Awaited, BatchDecided, BatchItem, BatchView, Batches, Bind, By, Census,
-        Change, ChangeFilter, Changes, Check, Checks, Claim, Claimed, Claims, Concern, Confirmed,
-        Connections, Counted, Decided, Decider, Due, Edited, Finding, Finish, Finished, Finishes, Force,
-        Glance, History, HistoryEntry, Inserted, JobControl, JobFilter, JobLists, JobView, Jobs, Leases,
-        Looked, LostJob, MadeAction, Migrated, NewAction, NewBatch, OldJob, OldMessage, OtherId, Page,
-        PausedQueue, Pauses, Pins, Place, Publications, PutOff, Rejected, RejectedFilter, RejectedView,
+        AccessKeys, Action, ActionKind, Actions, Added, AddedKey, Admin, Answer, Answers, AsRead,
+        AttemptView, Audit, AuditLimits, AuditPage, Awaited, BatchDecided, BatchItem, BatchView, Batches,
+        Bind, By, Census, Change, ChangeFilter, Changes, Check, Checks, Claim, Claimed, Claims, Concern,
+        Confirmed, Connections, Counted, Decided, Decider, Due, Edited, Finding, Finish, Finished, Finishes,
+        Glance, History, HistoryEntry, Inserted, JobControl, JobDecision, JobFilter, JobLists, JobView, Jobs,
+        Leases, Looked, LostJob, MadeAction, Migrated, NewAction, NewBatch, OldJob, OldMessage, OtherId,
+        Page, PausedQueue, Pauses, Pins, Place, Publications, PutOff, Rejected, RejectedFilter, RejectedView,
         Rejections, Repeat, Retention, Schema, SeenJob, Step, Store, StoreError, StoreErrorKind, TakeAwaited,
         TakenAction, TakenBatch, UsedKey, Which, WorkerView,
         sqlite::{SqliteOptions, SqliteStore},
@@ -503,9 +503,20 @@ impl JobControl for Faulty {
         self.world.apply(move |store| Box::pin(async move { store.attempts(&principal, id).await }))
     }
 
-    async fn cancel(&self, principal: &Principal, id: JobId, by: &Decider) -> Result<Decided, StoreError> {
-        let (told, principal, by) = (format!("cancel {id}"), principal.clone(), by.to_owned());
-        self.call(told, move |store| Box::pin(async move { store.cancel(&principal, id, &by).await })).await
+    async fn decide(
+        &self,
+        principal: &Principal,
+        id: JobId,
+        decision: JobDecision,
+        as_read: Option<&AsRead>,
+        by: &Decider,
+    ) -> Result<Decided, StoreError> {
+        let told = format!("decide {decision:?} about {id}");
+        let (principal, as_read, by) = (principal.clone(), as_read.copied(), by.to_owned());
+        self.call(told, move |store| {
+            Box::pin(async move { store.decide(&principal, id, decision, as_read.as_ref(), &by).await })
+        })
+        .await
     }
 
     async fn edit(
@@ -518,46 +529,6 @@ impl JobControl for Faulty {
         let (principal, edited, by) = (principal.clone(), edited.clone(), by.to_owned());
         self.call(told, move |store| Box::pin(async move { store.edit(&principal, &edited, &by).await }))
             .await
-    }
-
-    async fn restart(
-        &self,
-        principal: &Principal,
-        id: JobId,
-        by: &Decider,
-        force: Force,
-    ) -> Result<Decided, StoreError> {
-        let (told, principal, by) = (format!("restart {id}"), principal.clone(), by.to_owned());
-        self.call(told, move |store| Box::pin(async move { store.restart(&principal, id, &by, force).await }))
-            .await
-    }
-
-    async fn release(
-        &self,
-        principal: &Principal,
-        id: JobId,
-        release: Release,
-        by: &Decider,
-    ) -> Result<Decided, StoreError> {
-        let (told, principal, by) = (format!("release {id} {release:?}"), principal.clone(), by.to_owned());
-        self.call(told, move |store| {
-            Box::pin(async move { store.release(&principal, id, release, &by).await })
-        })
-        .await
-    }
-
-    async fn release_to_run(
-        &self,
-        principal: &Principal,
-        id: JobId,
-        by: &Decider,
-        force: Force,
-    ) -> Result<Decided, StoreError> {
-        let (told, principal, by) = (format!("release {id} to run"), principal.clone(), by.to_owned());
-        self.call(told, move |store| {
-            Box::pin(async move { store.release_to_run(&principal, id, &by, force).await })
-        })
-        .await
     }
 
     async fn census(&self) -> Result<Census, StoreError> {

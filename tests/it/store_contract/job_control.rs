@@ -4,10 +4,10 @@ use std::{collections::HashSet, time::Duration};
 
 use errand::{
     job::{
-        AttemptOutcome, Ending, ErrorKind, Fence, HeldReason, JobId, Principal, QueueName, Release, State,
-        Transition,
+        AttemptOutcome, Digest, Ending, ErrorKind, Fence, HeldReason, JobId, Principal, QueueName, Release,
+        State, Transition,
     },
-    store::{Claim, Claimed, Decided, Force, JobView},
+    store::{AsRead, Claim, Claimed, Decided, Force, JobDecision, JobView},
 };
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
@@ -90,11 +90,49 @@ on_every_backend!(a_job_that_has_not_run_is_only_released_to_run, async |t| {
     assert_eq!(answer, Decided::Now(State::Available));
 });
 
+on_every_backend!(a_decision_about_a_job_as_it_was_read_is_none_about_a_later_call_of_it, async |t| {
+    let who = &Principal::Operator;
+    let held = t.run_bound(json!({})).await;
+    t.finish(&held.end(hold(), AttemptOutcome::Unknown)).await;
+    let first = AsRead::of(&t.view(held.id).await);
+    let release = JobDecision::Release(Release::Retry);
+    let decide = async |decision, read: &AsRead| {
+        t.store.decide(who, held.id, decision, Some(read), OPERATOR).await.unwrap()
+    };
+    assert_eq!(decide(release, &first).await, Decided::Now(State::Available));
+    // Whose answer was lost sends it again, and it is not held.
+    assert!(matches!(decide(release, &first).await, Decided::Illegal(_)));
+    let run = t.run(&t.view(held.id).await.spec).await;
+    t.finish(&run.end(hold(), AttemptOutcome::Unknown)).await;
+    let second = AsRead::of(&t.view(held.id).await);
+    for decision in [
+        release,
+        JobDecision::Release(Release::Succeeded),
+        JobDecision::Release(Release::Failed),
+        JobDecision::ReleaseToRun(FORCE),
+        JobDecision::Cancel,
+    ] {
+        assert_eq!(decide(decision, &first).await, Decided::Changed, "{decision:?}");
+    }
+    assert_eq!(t.state(held.id).await, State::Held);
+    assert_eq!(decide(JobDecision::Release(Release::Failed), &second).await, Decided::Now(State::Failed));
+    let failed = AsRead::of(&t.view(held.id).await);
+    let restart = JobDecision::Restart(FORCE);
+    let edited = AsRead { digest: Digest([7; 16]), ..failed };
+    for other in [first, second, edited] {
+        assert_eq!(decide(restart, &other).await, Decided::Changed);
+    }
+    assert_eq!(decide(restart, &failed).await, Decided::Now(State::Available));
+});
+
 on_every_backend!(
     a_held_job_whose_call_may_have_acted_goes_on_among_many_only_where_that_is_forced,
     async |t| {
         let release = async |id, force| {
-            t.store.release_to_run(&Principal::Operator, id, OPERATOR, force).await.unwrap()
+            t.store
+                .decide(&Principal::Operator, id, JobDecision::ReleaseToRun(force), None, OPERATOR)
+                .await
+                .unwrap()
         };
         let unclear = t.run_bound(json!({})).await;
         t.finish(&unclear.end(hold(), AttemptOutcome::Unknown)).await;

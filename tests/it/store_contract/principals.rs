@@ -9,8 +9,8 @@ use errand::{
         Release, State,
     },
     store::{
-        ActionDecision, ChangeFilter, Edited, JobFilter, NewAction, Rejected, RejectedFilter, Repeat,
-        SeenJob, SharedStore,
+        ActionDecision, AsRead, ChangeFilter, Edited, JobDecision, JobFilter, NewAction, Rejected,
+        RejectedFilter, Repeat, SeenJob, SharedStore,
     },
 };
 use std::sync::Arc;
@@ -50,8 +50,7 @@ impl Things {
             (std::array::from_fn(|_| JobId::new()), std::array::from_fn(|_| Uuid::now_v7()));
         let before = job(json!({}));
         let edited = Edited {
-            state: State::Held,
-            attempt: 1,
+            read: AsRead { state: State::Held, attempt: 1, digest: before.digest },
             after: Arc::new(before.edited(&EDIT).unwrap()),
             before,
             later: None,
@@ -165,7 +164,7 @@ calls! { |store, who, of|
     Decision release = store.release(who, of.held[0], Release::Retry, OPERATOR);
     Decision release_as_succeeded = store.release(who, of.held[1], Release::Succeeded, OPERATOR);
     Decision release_as_failed = store.release(who, of.held[2], Release::Failed, OPERATOR);
-    Decision release_to_run = store.release_to_run(who, of.held[3], OPERATOR, FORCE);
+    Decision decide = store.decide(who, of.held[3], JobDecision::ReleaseToRun(FORCE), None, OPERATOR);
     Read seen_jobs = store.seen_jobs(who, &seen(store, of).await);
     Read action = store.action(who, of.actions[0]);
     Decision confirm_action = store.confirm_action(who, of.actions[0], OPERATOR, true);
