@@ -318,7 +318,7 @@ impl Showing {
 }
 
 /// Lets a request through with its [`Caller`], with its body read, which may take long. So it is judged once more before
-/// anything is done, and whoever waited for long before anything is told.
+/// anything is done, and again before anything is told, because it may have waited.
 pub(super) async fn authenticate(
     State(gate): State<Arc<Gate>>,
     Extension(peer): Extension<Peer>,
@@ -331,14 +331,9 @@ pub(super) async fn authenticate(
     // What reads it is not carried along by a request that waits, of which there may be ten thousand. The room is taken until
     // it is answered, because as long its body may be in memory.
     let (request, shown, _taken) = Box::pin(let_in(&gate, peer, request)).await?;
-    let begun = Instant::now();
     let answer = next.run(request).await;
-    if begun.elapsed() >= KNOWN_FOR
-        && let Err(problem) = gate.admit_still(shown, peer).await
-    {
-        return Err(problem.though_done().into_response());
-    }
-    Ok(answer)
+    let still = gate.admit_still(shown, peer).await;
+    still.map(|()| answer).map_err(|problem| problem.though_done().into_response())
 }
 
 /// Reads a request whose caller is admitted, and says so in it.
@@ -381,4 +376,62 @@ fn unread(problem: Problem) -> Response {
     let mut answer = problem.into_response();
     answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     answer
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        clock,
+        store::sqlite::{SqliteOptions, SqliteStore},
+    };
+
+    /// With a store that nobody asks here.
+    fn gate() -> Gate {
+        let options = SqliteOptions { path: "nowhere.db".into(), clock: clock::system() };
+        Gate::new(Arc::new(SqliteStore::new(options)), false, Rate::new(0))
+    }
+
+    fn peer(address: &str) -> Peer {
+        Peer(address.parse().unwrap())
+    }
+
+    /// As many wrong keys as are let through, from both in turn.
+    fn guess(gate: &Gate, one: Peer, other: Peer) {
+        for guess in 0..MAX_FAILURES {
+            assert!(!gate.is_slowed(one) && !gate.is_slowed(other), "after {guess} guesses");
+            gate.failed(if guess % 2 == 0 { one } else { other });
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn addresses_of_one_network_of_ipv6_guess_together_and_those_of_others_for_themselves() {
+        let gate = gate();
+        let (one, other) = (peer("2001:db8:1:2::1"), peer("2001:db8:1:2:ffff:ffff:ffff:ffff"));
+        guess(&gate, one, other);
+        for neighbour in [one, other, peer("2001:db8:1:2::"), peer("2001:db8:1:2:3::")] {
+            assert!(gate.is_slowed(neighbour), "{neighbour:?}");
+        }
+        let strangers =
+            ["2001:db8:1:3::1", "2001:db8:1:1:ffff:ffff:ffff:ffff", "2001:db8::1", "::1", "192.0.2.1"];
+        for stranger in strangers.map(peer) {
+            assert!(!gate.is_slowed(stranger), "{stranger:?}");
+        }
+        // Then they begin anew.
+        tokio::time::advance(FAILURE_WINDOW).await;
+        guess(&gate, one, other);
+        assert!(gate.is_slowed(one) && gate.is_slowed(other));
+    }
+
+    /// A listener of IPv6 that takes IPv4 as well gives them as addresses of one network.
+    #[tokio::test(start_paused = true)]
+    async fn addresses_of_ipv4_guess_for_themselves_also_where_they_are_written_as_those_of_ipv6() {
+        let gate = gate();
+        let (plain, mapped) = (peer("192.0.2.1"), peer("::ffff:192.0.2.1"));
+        guess(&gate, plain, mapped);
+        assert!(gate.is_slowed(plain) && gate.is_slowed(mapped));
+        for stranger in ["192.0.2.2", "::ffff:192.0.2.2", "127.0.0.1", "::1"].map(peer) {
+            assert!(!gate.is_slowed(stranger), "{stranger:?}");
+        }
+    }
 }

@@ -23,15 +23,16 @@ use super::{
     caller::Caller,
     decisions::Nothing,
     described::{
-        OfAnyRequest, OfItsBody, OfItsContent, OfOne, OfTheState, example_id, number, optional, text,
+        OfAnyRequest, OfItsBody, OfItsContent, OfOne, OfTheState, cursor, example_id, number, optional,
     },
     problem::{Kind, Problem},
-    request::{MAX_LIMIT, Parameters, optional_json},
+    request::{MAX_LIMIT, Parameters, optional_json, parsed},
     shared::Shared,
 };
 use crate::{
     access::{AccessKey, KeyJson, NewKey, Scope, Scopes},
     bounds::{MAX_KEYS, MAX_OVERLAP},
+    cursor::KeyCursor,
     job::{Owner, OwnerKind, Principal},
     store::AddedKey,
 };
@@ -84,7 +85,7 @@ pub(super) struct KeyPage<'a> {
     #[schema(value_type = Vec<Key>)]
     items: Vec<KeyJson<'a>>,
     /// The `cursor` of the next page, and `null` where there is none.
-    next: Option<Uuid>,
+    next: Option<String>,
 }
 
 /// The parameters of a page of keys.
@@ -93,9 +94,13 @@ struct Page;
 
 impl IntoParams for Page {
     fn into_params(_: impl Fn() -> Option<ParameterIn>) -> Vec<Parameter> {
-        let cursor = text().pattern(Some("^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$"));
         vec![
-            optional(ParameterIn::Query, "cursor", cursor, "Where to go on: the `next` of the page before."),
+            optional(
+                ParameterIn::Query,
+                "cursor",
+                cursor(KeyCursor::pattern()),
+                "Where to go on: the `next` of the page before.",
+            ),
             optional(
                 ParameterIn::Query,
                 "limit",
@@ -172,10 +177,11 @@ pub(super) async fn list(
     let principal = caller.may(Scope::Manage)?;
     let mut parameters = Parameters::of(&request);
     let limit = parameters.limit()?;
-    let before = parameters.one("cursor", |text| text.parse().map_err(|_| "this is no cursor".to_owned()))?;
+    let before = parameters.one("cursor", parsed)?.map(|cursor: KeyCursor| cursor.0);
     parameters.end()?;
     let keys = shared.parts.store.keys(principal, before, limit).await?;
-    let next = (keys.len() == limit).then(|| keys.last().map(|key| key.id)).flatten();
+    let next =
+        (keys.len() == limit).then(|| keys.last().map(|key| KeyCursor::of(key.id).to_string())).flatten();
     Ok(Json(KeyPage { items: keys.iter().map(AccessKey::json).collect(), next }).into_response())
 }
 

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{HashMap, HashSet, hash_map::Entry},
+    panic::AssertUnwindSafe,
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -10,6 +11,7 @@ use axum::{
     http::{HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
+use futures_util::FutureExt as _;
 use tokio::{
     sync::{Notify, watch},
     time::{Instant, timeout_at},
@@ -135,12 +137,14 @@ impl Waiters {
         if due.is_empty() {
             return;
         }
-        match self.ended(&due).await {
-            Ok(ended) => lock(&self.awaited).retain(|subject, _| !ended.contains(subject)),
+        match AssertUnwindSafe(self.ended(&due)).catch_unwind().await {
+            Ok(Ok(ended)) => lock(&self.awaited).retain(|subject, _| !ended.contains(subject)),
             // They wait until their time is over, and are told then that the database is away.
-            Err(error) => {
+            Ok(Err(error)) => {
                 tracing::debug!(error = %chain(&error), "the store cannot be asked what has ended that is waited for")
             }
+            // The next look is for all who wait, so that it must not be the last one.
+            Err(_) => metrics::PANICS.add([], 1),
         }
     }
 
@@ -246,6 +250,37 @@ mod tests {
 
         waiting.shutdown().await;
         assert!(waiters.due().is_empty() && lock(&waiters.awaited).is_empty(), "nobody waits any more");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn there_are_ten_looks_a_second_at_most_however_many_wait_and_come() {
+        let waiters = waiters();
+        // It says at once that it is closed, so that a look takes no time.
+        waiters.store.close().await;
+        let mut waiting = Vec::new();
+        for _ in 0..20 {
+            waiting.push(begin(&waiters, || Subject::Job(JobId::new())).await);
+        }
+        let looking = tokio::spawn({
+            let waiters = waiters.clone();
+            async move { waiters.run().await }
+        });
+        let (begun, mut newcomers) = (Instant::now(), JoinSet::new());
+        let until = begun + Duration::from_secs(60);
+        for _ in 0..500 {
+            let waiters = waiters.clone();
+            newcomers.spawn(async move { waiters.wait(Subject::Job(JobId::new()), until).await });
+            tokio::time::sleep(LOOK_EVERY / 10).await;
+        }
+        let seconds = begun.elapsed().as_secs();
+        // There are so many that each look asks for as many as it may.
+        let asked: u32 = lock(&waiters.awaited).values().map(|awaited| awaited.looks).sum();
+        let looks = asked as usize / MOST_AT_ONCE;
+        assert_eq!(asked as usize % MOST_AT_ONCE, 0, "{asked} were asked for");
+        // The first is at the beginning.
+        assert!(seconds == 5 && (45..=51).contains(&looks), "{looks} looks in {seconds} s");
+        waiters.stop.cancel();
+        looking.await.unwrap();
     }
 
     #[tokio::test(start_paused = true)]

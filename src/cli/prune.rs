@@ -25,8 +25,9 @@ Examples:
   errand prune --json | jq .jobs
   errand prune --state failed --toolkit github --until 7d --yes
 
-With filters it removes the final jobs that match, however long they are to be kept. How long jobs and rejected messages are kept is said by [retention] and [owner_retention]. Workers
-do the same by themselves, more slowly.";
+With filters it removes the final jobs that match, however long they are to be kept. How long jobs,
+rejected messages and the audit log are kept is said by [retention] and [owner_retention]. Workers do
+the same by themselves, more slowly. A dry run counts jobs and rejected messages only.";
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
@@ -74,6 +75,7 @@ fn print_json(dry_run: bool, report: &Report) -> anyhow::Result<()> {
         "dry_run": dry_run, "seen": report.seen, "longest_ms": millis(report.longest),
         "jobs": jobs.collect::<serde_json::Map<_, _>>(),
         "rejected": rejected.collect::<serde_json::Map<_, _>>(),
+        "audit_log": (!dry_run).then_some(report.changes),
     }))
 }
 
@@ -82,8 +84,9 @@ fn print_text(dry_run: bool, report: &Report) -> anyhow::Result<()> {
     let rejected = Excess::ALL
         .iter()
         .map(|by| vec![format!("rejected messages by {by}"), of(&report.rejected, *by).to_string()]);
+    let entries = (!dry_run).then(|| vec!["entries of the audit log".to_owned(), report.changes.to_string()]);
     let header = ["WHAT", if dry_run { "WOULD BE REMOVED" } else { "REMOVED" }];
-    output::print_table(&header, jobs.chain(rejected).collect())?;
+    output::print_table(&header, jobs.chain(rejected).chain(entries).collect())?;
     output::print_line(format!(
         "\n{} jobs looked at; the longest statement took {} ms",
         report.seen,

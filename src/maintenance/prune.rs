@@ -80,7 +80,7 @@ pub struct Report {
     pub jobs: BTreeMap<State, u64>,
     /// Rejected messages by why; causes without one are left out.
     pub rejected: BTreeMap<Excess, u64>,
-    /// Entries of the audit log.
+    /// Entries of the audit log, which a dry run does not count.
     pub changes: u64,
     /// What the longest statement took.
     pub longest: Duration,
