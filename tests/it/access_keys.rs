@@ -39,7 +39,7 @@ impl App<'_> {
 }
 
 /// A key that the command line makes.
-fn made(env: &[(String, String)], args: &[&str]) -> Value {
+pub(crate) fn made(env: &[(String, String)], args: &[&str]) -> Value {
     let output = run(&[&["keys", "create", "--json"], args].concat(), env);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     serde_json::from_slice(&output.stdout).unwrap()
@@ -49,12 +49,12 @@ fn app<'a>(api: &'a Api, env: &[(String, String)], args: &[&str]) -> App<'a> {
     App { api, secret: made(env, args)["secret"].as_str().unwrap().to_owned() }
 }
 
-fn tomorrow() -> String {
+pub(crate) fn tomorrow() -> String {
     (Timestamp::now() + SignedDuration::from_hours(24)).to_string()
 }
 
 /// A database without a worker.
-fn database() -> (tempfile::TempDir, Vec<(String, String)>) {
+pub(crate) fn database() -> (tempfile::TempDir, Vec<(String, String)>) {
     let folder = tempfile::tempdir().unwrap();
     let url = format!("sqlite://{}", folder.path().join("errand.db").display());
     let env = vec![("DATABASE_URL".to_owned(), url)];

@@ -12,7 +12,7 @@ use crate::{
 };
 
 impl Api {
-    async fn make(&self, body: &Value) -> (StatusCode, Value) {
+    pub(crate) async fn make(&self, body: &Value) -> (StatusCode, Value) {
         self.post("/v1/batches", body).await
     }
 
@@ -23,7 +23,7 @@ impl Api {
     }
 
     /// Waits until it is complete.
-    async fn completed(&self, id: &str) -> Value {
+    pub(crate) async fn completed(&self, id: &str) -> Value {
         let path = format!("/v1/batches/{id}?wait=20");
         until("a complete batch", PATIENCE, async || {
             let (status, batch) = self.get(&path).await;

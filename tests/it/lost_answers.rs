@@ -37,7 +37,7 @@ const WHOLE: usize = 200;
 const FILLED: usize = 50;
 
 /// Items of each of these requests.
-const ITEMS: usize = 2;
+pub(crate) const ITEMS: usize = 2;
 
 /// One for each request.
 const CUT: usize = BY_ID + BY_KEY + WHOLE + 4 * FILLED;
@@ -45,18 +45,18 @@ const JOBS: usize = BY_ID + BY_KEY + WHOLE * ITEMS + FILLED * 2 * ITEMS;
 const _: () = assert!(CUT >= 1_000);
 
 /// Requests under way at once. Of those that add items, an owner may send two.
-const JOBS_AT_ONCE: usize = 8;
-const BATCHES_AT_ONCE: usize = 2;
+pub(crate) const JOBS_AT_ONCE: usize = 8;
+pub(crate) const BATCHES_AT_ONCE: usize = 2;
 
 /// Forwards each request, and cuts its connection when the answer has begun to come, which is after the commit.
-struct Cutter {
-    base: String,
-    cut: Arc<AtomicUsize>,
-    accepting: AbortHandle,
+pub(crate) struct Cutter {
+    pub(crate) base: String,
+    pub(crate) cut: Arc<AtomicUsize>,
+    pub(crate) accepting: AbortHandle,
 }
 
 impl Cutter {
-    async fn start(api: &Api) -> Self {
+    pub(crate) async fn start(api: &Api) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let base = format!("http://{}", listener.local_addr().unwrap());
         let target: SocketAddr = api.base.strip_prefix("http://").unwrap().parse().unwrap();
@@ -96,19 +96,24 @@ async fn cut_answer(client: TcpStream, target: SocketAddr, n: usize) -> io::Resu
 }
 
 /// A client whose answers are lost when it asks for the first time.
-struct Unlucky<'a> {
-    api: &'a Api,
-    cutter: Cutter,
-    client: Client,
+pub(crate) struct Unlucky<'a> {
+    pub(crate) api: &'a Api,
+    pub(crate) cutter: Cutter,
+    pub(crate) client: Client,
 }
 
 impl Unlucky<'_> {
-    fn request(&self, base: &str, method: &Method, path: &str) -> RequestBuilder {
+    pub(crate) fn request(&self, base: &str, method: &Method, path: &str) -> RequestBuilder {
         self.client.request(method.clone(), format!("{base}{path}"))
     }
 
     /// Sends a request of which the answer is lost.
-    async fn lost(&self, method: &Method, path: &str, with: impl Fn(RequestBuilder) -> RequestBuilder) {
+    pub(crate) async fn lost(
+        &self,
+        method: &Method,
+        path: &str,
+        with: impl Fn(RequestBuilder) -> RequestBuilder,
+    ) {
         let request = self.request(&self.cutter.base, method, path);
         let answer = async { with(request).send().await?.bytes().await };
         assert!(answer.await.is_err(), "the answer to {method} {path} came whole");
@@ -127,7 +132,7 @@ impl Unlucky<'_> {
         known
     }
 
-    async fn twice(&self, path: &str, with: impl Fn(RequestBuilder) -> RequestBuilder) -> Value {
+    pub(crate) async fn twice(&self, path: &str, with: impl Fn(RequestBuilder) -> RequestBuilder) -> Value {
         self.lost(&Method::POST, path, &with).await;
         self.again(&Method::POST, path, &with).await
     }
@@ -175,12 +180,12 @@ impl Unlucky<'_> {
 }
 
 /// Items without an ID, which they get by their place.
-fn items() -> Vec<Value> {
+pub(crate) fn items() -> Vec<Value> {
     spread(ITEMS, send).into_iter().map(|job| job.nameless()).collect()
 }
 
 /// Every item of a list, page by page.
-async fn all(api: &Api, path: &str) -> Vec<Value> {
+pub(crate) async fn all(api: &Api, path: &str) -> Vec<Value> {
     let (mut items, mut cursor) = (Vec::new(), String::new());
     loop {
         let (status, page) = api.get(&format!("{path}?limit=500{cursor}")).await;

@@ -23,10 +23,14 @@ const README: &str = include_str!("../../README.md");
 const NOT_RUN: [&str; 4] =
     ["cargo run --release -- demo", "tests/run", "cargo install --locked --path .", "tests/install-services"];
 
-/// The blocks in this language, in order.
-fn blocks(language: &str) -> Vec<&'static str> {
+/// The blocks of a page in this language, in order.
+pub(crate) fn blocks_of(page: &'static str, language: &str) -> Vec<&'static str> {
     let fence = format!("```{language}\n");
-    README.split(&fence).skip(1).map(|text| text.split_once("```").unwrap().0).collect()
+    page.split(&fence).skip(1).map(|text| text.split_once("```").unwrap().0).collect()
+}
+
+fn blocks(language: &str) -> Vec<&'static str> {
+    blocks_of(README, language)
 }
 
 /// The blocks of shells that are run here.
@@ -35,14 +39,14 @@ fn run_blocks() -> Vec<&'static str> {
 }
 
 /// A folder for terminals, with an `errand` that uses free ports where it would use those that README names.
-struct Desk {
+pub(crate) struct Desk {
     folder: TempDir,
-    sandbox: String,
-    env: Vec<(String, String)>,
+    pub(crate) sandbox: String,
+    pub(crate) env: Vec<(String, String)>,
 }
 
 impl Desk {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let sandbox = format!("127.0.0.1:{}", machine::free_port());
         let program = env!("CARGO_BIN_EXE_errand");
@@ -63,12 +67,12 @@ impl Desk {
         Self { folder, sandbox, env }
     }
 
-    fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         self.folder.path()
     }
 
     /// A terminal in which these lines are typed.
-    fn terminal(&self, lines: &str) -> Command {
+    pub(crate) fn terminal(&self, lines: &str) -> Command {
         let lines = lines.replace("127.0.0.1:8090", &self.sandbox);
         let mut shell = Command::new("/bin/sh");
         shell.args(["-e", "-c", &lines]).env_clear().envs(self.env.iter().cloned());
@@ -82,7 +86,7 @@ impl Desk {
 }
 
 /// A command that goes on until the test is over.
-struct Running(Child);
+pub(crate) struct Running(pub(crate) Child);
 
 impl Drop for Running {
     fn drop(&mut self) {

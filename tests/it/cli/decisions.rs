@@ -7,6 +7,7 @@ use errand::{
 use errand_testbed::factory;
 use insta::assert_snapshot;
 use serde_json::json;
+use uuid::Uuid;
 
 use super::{NOBODY, Place, block_on, with_sandbox};
 use crate::jobs::{claim, spec};
@@ -227,9 +228,10 @@ fn rejected_messages_are_found_by_what_they_say_and_run_with_a_corrected_body() 
     assert_eq!(place.run(&["rejected", "show", &wrong, "--json"]).succeeds().json()["requeued_by"], "alice");
 }
 
-fn reject(store: &SharedStore, body: &[u8], reason: EnvelopeReason) -> String {
-    let message = Rejected {
-        id: uuid::Uuid::now_v7(),
+/// A message that is no job, as a worker would keep it.
+pub(crate) fn rejected(id: Uuid, body: &[u8], reason: EnvelopeReason) -> Rejected {
+    Rejected {
+        id,
         queue: "default".parse().unwrap(),
         reason,
         message: "it is not a job".to_owned(),
@@ -237,7 +239,11 @@ fn reject(store: &SharedStore, body: &[u8], reason: EnvelopeReason) -> String {
         properties: "{}".to_owned(),
         job: None,
         asked: None,
-    };
+    }
+}
+
+fn reject(store: &SharedStore, body: &[u8], reason: EnvelopeReason) -> String {
+    let message = rejected(Uuid::now_v7(), body, reason);
     let id = message.id.to_string();
     block_on(async {
         store.reject(&[message]).await.unwrap();

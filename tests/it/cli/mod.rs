@@ -16,7 +16,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 mod actions;
-mod decisions;
+pub(crate) mod decisions;
 mod desk;
 mod enqueue;
 mod keys;

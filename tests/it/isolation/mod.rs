@@ -5,14 +5,17 @@
 //! error, so that none is forgotten.
 
 mod ids;
+mod kinds;
 mod rows;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use errand::job::BatchId;
+use errand_sandbox::Running;
 use errand_testbed::factory::{Envelope as _, job, read, send};
 use reqwest::Method;
 use serde_json::{Value, json};
+use tempfile::TempDir;
 
 use self::{ids::Ids, rows::Rows};
 use crate::{
@@ -179,6 +182,27 @@ impl World {
         world.ids = Ids::made(&world, worker).await;
         assert_eq!(before, world.lists().await, "lists are as if the other tenant did not exist");
         world
+    }
+
+    /// In a SQLite file, with the folder and the tool API that it needs.
+    async fn in_sqlite() -> (TempDir, Running, Self) {
+        let (folder, sandbox) = (in_memory("errand-isolation-"), sandbox(FAULT).await);
+        let data = folder.path().to_str().unwrap().to_owned();
+        let file = folder.path().join("errand.db");
+        let env: Env = [
+            ("DATABASE_URL", format!("sqlite://{}", file.display())),
+            ("COMPOSIO_BASE_URL", sandbox.base_url()),
+            ("COMPOSIO_API_KEY", "ak_test_good".into()),
+            ("ERRAND__VERIFY__ENABLED", "false".into()),
+        ]
+        .map(|(name, value)| (name.to_owned(), value))
+        .to_vec();
+        assert!(run(&["migrate"], &env).status.success());
+        let args =
+            ["dev", "--real", "--data", &data, "--listen", "127.0.0.1:0", "--api-listen", "127.0.0.1:0"];
+        let own = env.iter().filter(|(name, _)| name != "DATABASE_URL").cloned().collect::<Env>();
+        let world = Self::new(&env, Rows::of_sqlite(&file).await, async || Process::start(&args, &own)).await;
+        (folder, sandbox, world)
     }
 
     /// What the others are told where nothing is named.
@@ -406,21 +430,7 @@ async fn no_operation_tells_or_changes_what_is_anothers_behind_the_second_lock()
 
 #[tokio::test(flavor = "multi_thread")]
 async fn no_operation_tells_or_changes_what_is_anothers_with_sqlite() {
-    let (folder, sandbox) = (in_memory("errand-isolation-"), sandbox(FAULT).await);
-    let data = folder.path().to_str().unwrap().to_owned();
-    let file = folder.path().join("errand.db");
-    let env: Env = [
-        ("DATABASE_URL", format!("sqlite://{}", file.display())),
-        ("COMPOSIO_BASE_URL", sandbox.base_url()),
-        ("COMPOSIO_API_KEY", "ak_test_good".into()),
-        ("ERRAND__VERIFY__ENABLED", "false".into()),
-    ]
-    .map(|(name, value)| (name.to_owned(), value))
-    .to_vec();
-    assert!(run(&["migrate"], &env).status.success());
-    let args = ["dev", "--real", "--data", &data, "--listen", "127.0.0.1:0", "--api-listen", "127.0.0.1:0"];
-    let own = env.iter().filter(|(name, _)| name != "DATABASE_URL").cloned().collect::<Env>();
-    let world = World::new(&env, Rows::of_sqlite(&file).await, async || Process::start(&args, &own)).await;
+    let (_folder, _sandbox, world) = World::in_sqlite().await;
     world.walk().await;
     world.names_that_are_taken().await;
 }
