@@ -161,6 +161,10 @@ async fn every_command_of_users_and_operators_works_at_a_server() {
     assert_eq!(bulk["problems"][0]["line"], 8);
     assert_eq!(bulk["problems"][1]["line"], 1_201);
     let batch = bulk["batch"].as_str().unwrap();
+    // The same file with the batch adds nothing, as after an interruption by which the last answer was lost.
+    let again = operator.says(&["enqueue-bulk", "-", "--queue", "bulk", "--batch", batch, "--json"], &lines);
+    assert_eq!(serde_json::from_str::<Value>(&again.out).unwrap(), bulk, "{}", again.err);
+    assert_eq!(operator.says(&["enqueue-bulk", "-", "--batch", batch], "{}\n{}\n").code, Some(1));
     let complete = operator.json(&["batches", "show", batch, "--wait=120", "--json"]);
     assert_eq!(
         (&complete["total"], &complete["counts"]["succeeded"]),

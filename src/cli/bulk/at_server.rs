@@ -17,7 +17,7 @@ use crate::{
         output::{self, Format},
         server::{Call, Refused, Server},
     },
-    job::{Arrival, JobId, QueueName, decode, named_queue},
+    job::{Arrival, BatchId, JobId, QueueName, decode, named_queue},
 };
 
 /// The most items of a chunk.
@@ -26,7 +26,7 @@ const CHUNK_ITEMS: usize = 1_000;
 /// A batch that is filled.
 struct Filling<'a> {
     server: &'a Server,
-    batch: String,
+    batch: BatchId,
     /// How many items it has.
     next: u64,
     tally: Tally,
@@ -40,21 +40,26 @@ struct Item {
 
 #[derive(Deserialize)]
 struct Opened {
-    id: String,
+    id: BatchId,
 }
 
 pub(super) async fn run(server: &Server, input: Input, args: &Args) -> anyhow::Result<Exit> {
-    let open =
-        Call::post("/v1/batches").known_by(Uuid::now_v7().to_string()).json(&json!({"sealed": false}))?;
-    let Opened { id: batch } = server.ask(open).await?;
+    let batch = match args.batch {
+        Some(batch) => batch,
+        None => {
+            let open = Call::post("/v1/batches").known_by(Uuid::now_v7().to_string());
+            let Opened { id } = server.ask(open.json(&json!({"sealed": false}))?).await?;
+            id
+        }
+    };
     let mut filling = Filling { server, batch, next: 0, tally: Tally::default() };
     let mut lines = Lines { input, number: 0 };
     let filled = filling.fill(&mut lines, &args.queue).await;
     let Filling { batch, next, tally, .. } = filling;
-    report(&batch, next, &tally, args.format)?;
+    report(batch, next, &tally, args.format)?;
     if let Err(error) = filled {
         output::note(format!(
-            "the batch {batch} stays open; give every line an `id`, and the same file can be sent again without any job twice"
+            "the batch {batch} stays open; the same file with `--batch {batch}` goes on, without any job twice"
         ));
         return Err(error);
     }
@@ -147,7 +152,7 @@ fn item(body: Vec<u8>, queue: &QueueName) -> Result<Vec<u8>, String> {
     serde_json::to_vec(&fields).map_err(|error| error.to_string())
 }
 
-fn report(batch: &str, added: u64, tally: &Tally, format: Format) -> anyhow::Result<()> {
+fn report(batch: BatchId, added: u64, tally: &Tally, format: Format) -> anyhow::Result<()> {
     let Tally { refused, invalid, problems, .. } = tally;
     if format.json {
         let problems: Vec<_> =

@@ -26,8 +26,8 @@ use crate::{
     backoff::RECONNECT,
     bounds::{CLAIM_BATCH, MAX_ENVELOPE_BYTES},
     job::{
-        Arrival, BYTE_ORDER_MARK, FOREIGN_BYTES, Foreign, JobId, JobSpec, QueueName, decode, foreign,
-        looks_like_email, named_queue,
+        Arrival, BYTE_ORDER_MARK, BatchId, FOREIGN_BYTES, Foreign, JobId, JobSpec, QueueName, decode,
+        foreign, looks_like_email, named_queue,
     },
     store::{StoreError, StoreErrorKind},
 };
@@ -54,7 +54,8 @@ Give every line an `id`: then the same file can be sent again after an interrupt
 is known already counts as a duplicate. Blank lines are skipped. The exit code is 1 if any line
 was refused or is not a job; the others are enqueued all the same.
 
-At a server (--server) the jobs become a batch, whose ID is printed: `errand batches show ID`."#;
+At a server (--server) the jobs become a batch, whose ID is printed: `errand batches show ID`. After
+an interruption there, the same file with --batch ID goes on, and no line becomes a second job."#;
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
@@ -66,12 +67,19 @@ pub(super) struct Args {
     #[arg(long, default_value = QueueName::DEFAULT)]
     queue: QueueName,
 
+    /// Go on with this batch at a server, which an interrupted run with the same file has left open.
+    #[arg(long, value_name = "ID")]
+    batch: Option<BatchId>,
+
     #[command(flatten)]
     format: Format,
 }
 
 pub(super) async fn run(args: Args, setup: &Setup) -> anyhow::Result<Exit> {
     if setup.server.is_none() {
+        if args.batch.is_some() {
+            return Err(exit::usage("--batch is for batches at a server (--server, or a context)"));
+        }
         setup.check_lane(args.queue.as_str()).map_err(exit::usage)?;
     }
     let (input, size): (Input, Option<u64>) = if args.file.as_os_str() == "-" {

@@ -192,6 +192,8 @@ fn bulk_counts_every_line_and_bad_ones_stop_nobody() {
     let again = place.run_with_input(&["enqueue-bulk", "-", "--json"], &lines[..3].join("\n")).succeeds();
     assert_eq!(again.json(), json!({"new": 0, "duplicate": 3, "refused": 0, "invalid": 0, "problems": []}));
     place.run(&["enqueue-bulk", "missing.jsonl"]).fails(2, "cannot read missing.jsonl");
+    let batch = "0190b0a0-0000-7000-8000-000000000001";
+    place.run(&["enqueue-bulk", "missing.jsonl", "--batch", batch]).fails(2, "for batches at a server");
 }
 
 #[test]
