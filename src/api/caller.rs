@@ -35,7 +35,8 @@ use crate::{
     sync::lock,
 };
 
-/// How long a key is taken for valid without another look. A key that is revoked works no longer than that.
+/// How long a key is taken for valid without another look. With a key that is revoked no request begins later than that, and
+/// none is answered that has lasted for longer.
 const KNOWN_FOR: Duration = Duration::from_secs(1);
 
 /// Most keys that are known at once.
@@ -175,6 +176,7 @@ pub(super) struct Gate {
     known: Cache<[u8; 32], (AccessKey, Instant)>,
     rate: Rate,
     room: Arc<Room>,
+    requests: Arc<Room>,
     failures: Mutex<HashMap<IpAddr, Failures>>,
 }
 
@@ -185,7 +187,8 @@ struct Failures {
 }
 
 impl Gate {
-    pub(super) fn new(store: SharedStore, is_on_loopback: bool, rate: Rate) -> Self {
+    /// With as many requests under way at most as there may be connections.
+    pub(super) fn new(store: SharedStore, is_on_loopback: bool, rate: Rate, connections: usize) -> Self {
         Self {
             store,
             is_on_loopback,
@@ -194,6 +197,7 @@ impl Gate {
             known: Cache::new(MAX_KNOWN),
             rate,
             room: Room::for_bodies(),
+            requests: Room::for_requests(connections),
             failures: Mutex::default(),
         }
     }
@@ -318,7 +322,8 @@ impl Showing {
 }
 
 /// Lets a request through with its [`Caller`], with its body read, which may take long. So it is judged once more before
-/// anything is done, and again before anything is told, because it may have waited.
+/// anything is done, and whoever waited for long before anything is told. What was done within a moment is told in any case: a new
+/// secret is in one answer.
 pub(super) async fn authenticate(
     State(gate): State<Arc<Gate>>,
     Extension(peer): Extension<Peer>,
@@ -331,9 +336,14 @@ pub(super) async fn authenticate(
     // What reads it is not carried along by a request that waits, of which there may be ten thousand. The room is taken until
     // it is answered, because as long its body may be in memory.
     let (request, shown, _taken) = Box::pin(let_in(&gate, peer, request)).await?;
+    let begun = Instant::now();
     let answer = next.run(request).await;
-    let still = gate.admit_still(shown, peer).await;
-    still.map(|()| answer).map_err(|problem| problem.though_done().into_response())
+    if begun.elapsed() >= KNOWN_FOR
+        && let Err(problem) = gate.admit_still(shown, peer).await
+    {
+        return Err(problem.though_done().into_response());
+    }
+    Ok(answer)
 }
 
 /// Reads a request whose caller is admitted, and says so in it.
@@ -341,20 +351,24 @@ async fn let_in(
     gate: &Gate,
     peer: Peer,
     request: Request,
-) -> Result<(Request, Showing, Option<Taken>), Response> {
+) -> Result<(Request, Showing, [Option<Taken>; 2]), Response> {
     let (mut head, body) = request.into_parts();
     let admitted = async {
         let shown = Showing::of(&head.headers)?;
         let caller = gate.admit(shown, &head, peer).await?;
         gate.rate.take(&caller.principal, Instant::now())?;
-        Ok((shown, caller))
+        let counted = match &caller.principal {
+            Principal::Operator => None,
+            owner @ Principal::Owner(_) => Some(gate.requests.reserve(owner, 1)?),
+        };
+        Ok((shown, caller, counted))
     };
-    let (shown, caller) = admitted.await.map_err(unread)?;
+    let (shown, caller, counted) = admitted.await.map_err(unread)?;
     let read = whole_body(&gate.room, &caller.principal, head.uri.path(), &head.headers, body);
     let (body, taken) = read.await.map_err(unread)?;
     gate.admit_still(shown, peer).await.map_err(Problem::into_response)?;
     head.extensions.insert(caller);
-    Ok((Request::from_parts(head, body.into()), shown, taken))
+    Ok((Request::from_parts(head, body.into()), shown, [taken, counted]))
 }
 
 /// Lets a request through whose caller has these scopes. What needs none needs no caller.
@@ -389,7 +403,7 @@ mod tests {
     /// With a store that nobody asks here.
     fn gate() -> Gate {
         let options = SqliteOptions { path: "nowhere.db".into(), clock: clock::system() };
-        Gate::new(Arc::new(SqliteStore::new(options)), false, Rate::new(0))
+        Gate::new(Arc::new(SqliteStore::new(options)), false, Rate::new(0), 1)
     }
 
     fn peer(address: &str) -> Peer {

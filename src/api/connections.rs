@@ -25,7 +25,7 @@ pub(super) struct Connections {
 struct Idle {
     /// By the order in which they became so.
     places: Mutex<Places>,
-    /// That there is a further one.
+    /// That there is a further one, or that one which was told to go stays for a request.
     came: Notify,
 }
 
@@ -33,6 +33,8 @@ struct Idle {
 struct Places {
     next: u64,
     leave: BTreeMap<u64, CancellationToken>,
+    /// The one that was told to go and has not gone yet. Nobody else is, meanwhile.
+    going: Option<u64>,
 }
 
 impl Connections {
@@ -63,8 +65,13 @@ impl Idle {
     }
 
     fn let_eldest_go(&self) {
-        if let Some((_, leave)) = self.places().leave.pop_first() {
+        let mut places = self.places();
+        if places.going.is_none()
+            && let Some((eldest, leave)) = places.leave.pop_first()
+        {
+            places.going = Some(eldest);
             leave.cancel();
+            metrics::API_EVICTIONS.add([], 1);
         }
     }
 }
@@ -96,7 +103,8 @@ impl Open {
         self.place().is_some()
     }
 
-    /// Has it keep its place until what is returned is dropped, which is when the request has its answer.
+    /// Has it keep its place until what is returned is dropped, which is when the request has its answer. Who is slow to read
+    /// a long one counts as idle, because anybody may ask for the description of the API and not read it.
     pub(super) fn asks(self: &Arc<Self>) -> Asking {
         self.leaves_the_idle();
         Asking(self.clone())
@@ -116,6 +124,10 @@ impl Open {
         let mut places = self.idle.places();
         if let Some(place) = self.place().take() {
             places.leave.remove(&place);
+            if places.going == Some(place) {
+                places.going = None;
+                self.idle.came.notify_waiters();
+            }
         }
     }
 
@@ -179,6 +191,28 @@ mod tests {
         assert!(first.has_to_go().now_or_never().is_some(), "it is idle now, and somebody waits");
         assert!(second.has_to_go().now_or_never().is_none(), "its request is under way");
         drop(first);
+        entering.await;
+    }
+
+    #[tokio::test]
+    async fn one_connection_goes_for_each_that_comes_and_another_one_where_it_stays_for_a_request() {
+        let connections = Connections::new(3);
+        let mut all = Vec::new();
+        for _ in 0..3 {
+            all.push(Arc::new(connections.enter().await));
+        }
+        let entering = connections.enter();
+        tokio::pin!(entering);
+        assert!(entering.as_mut().now_or_never().is_none(), "it waits for the place");
+        // An answer to another one is no reason to tell a second one to go.
+        drop(all[1].asks());
+        assert!(entering.as_mut().now_or_never().is_none(), "it waits for the place");
+        let told = |all: &[Arc<Open>]| all.iter().map(|open| open.leave.is_cancelled()).collect::<Vec<_>>();
+        assert_eq!(told(&all), [true, false, false]);
+        let _asking = all[0].asks();
+        assert!(entering.as_mut().now_or_never().is_none(), "it waits for the place");
+        assert_eq!(told(&all), [true, false, true], "the eldest of those that are idle still");
+        drop(all.pop());
         entering.await;
     }
 

@@ -25,7 +25,7 @@ use crate::{
     access::Scope,
     job::{JobId, Principal, Release},
     job_json::Fields,
-    store::{Decided, Force, JobDecision},
+    store::{AsRead, Decided, Force, JobDecision},
 };
 
 /// What calling a job off or revoking a key needs.
@@ -137,7 +137,17 @@ async fn decide(
     decision: JobDecision,
     if_match: &IfMatch,
 ) -> Result<Response, Problem> {
-    let as_read = if_match.job(shared, manager, id).await?;
+    let as_read = if if_match.names_forms() {
+        let Some(job) = shared.parts.store.job(manager, id).await? else {
+            return decided_about(shared, caller, id, Decided::Unknown).await;
+        };
+        if !if_match.is_of(&job) {
+            return Err(IfMatch::is_another());
+        }
+        Some(AsRead::of(&job))
+    } else {
+        None
+    };
     match shared.parts.store.decide(manager, id, decision, as_read.as_ref(), caller.decider()).await? {
         Decided::Changed => Err(IfMatch::is_another()),
         decided => decided_about(shared, caller, id, decided).await,

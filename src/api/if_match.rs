@@ -11,12 +11,8 @@ use super::{
     known::etag,
     problem::{Kind, Problem},
     request::text,
-    shared::Shared,
 };
-use crate::{
-    job::{JobId, Principal},
-    store::{AsRead, JobView},
-};
+use crate::store::JobView;
 
 /// The tags of the header, one of which has to be that of the job, where there is one.
 #[derive(Debug)]
@@ -51,19 +47,9 @@ impl IfMatch {
         self.0.as_ref().is_none_or(|tags| tags.iter().any(|tag| tag == "*" || *tag == etag(job)))
     }
 
-    /// The job as it was read, where the header names one, for what is decided about it then.
-    pub(super) async fn job(
-        &self,
-        shared: &Shared,
-        principal: &Principal,
-        id: JobId,
-    ) -> Result<Option<AsRead>, Problem> {
-        if self.0.is_none() {
-            return Ok(None);
-        }
-        // Of one that is not there the decision says so.
-        let Some(job) = shared.parts.store.job(principal, id).await? else { return Ok(None) };
-        if self.is_of(&job) { Ok(Some(AsRead::of(&job))) } else { Err(Self::is_another()) }
+    /// Whether the request is about certain forms of the job: `*` is any.
+    pub(super) fn names_forms(&self) -> bool {
+        self.0.as_ref().is_some_and(|tags| tags.iter().all(|tag| tag != "*"))
     }
 
     /// The answer where the job is not the one that was read.

@@ -39,12 +39,13 @@ impl IntoResponse for Known {
     }
 }
 
-/// Says whether a job is as it was read: what it is to do, when and where, its state, and how often it was claimed.
+/// Says whether a job is as it was read: what it is to do, when and where, its state, how often it was claimed, since when it is
+/// due, and when it ended.
 pub(super) fn etag(job: &JobView) -> String {
-    let JobView { spec, state, attempt, cancel_requested, .. } = job;
+    let JobView { spec, state, attempt, cancel_requested, first_due_at, finished_at, .. } = job;
     let mut hash = Sha256::new();
     hash.update(spec.digest.0);
-    hash.update(format!("{state} {attempt} {cancel_requested}"));
+    hash.update(format!("{state} {attempt} {cancel_requested} {first_due_at:?} {finished_at:?}"));
     let hex: String = hash.finalize()[..ETAG_BYTES].iter().map(|byte| format!("{byte:02x}")).collect();
     format!("\"{hex}\"")
 }

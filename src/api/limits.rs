@@ -28,6 +28,9 @@ const PIECE: usize = 1024;
 const MAX_TURNS: usize = 4;
 const MAX_TURNS_OF_ONE: usize = 2;
 
+/// Which part of the connections may have requests of one owner.
+const SHARE_OF_ONE: usize = 4;
+
 /// How long a request waits for room before it is refused.
 const ROOM_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -109,6 +112,17 @@ impl Room {
         Self::new(MAX_BODY_BYTES / PIECE, MAX_BODY_BYTES_OF_ONE / PIECE, refusal)
     }
 
+    /// Requests that are under way, each a piece, of those that as many connections can have. A waiting one lasts a minute, so that
+    /// one owner could keep all others from connecting.
+    pub(super) fn for_requests(connections: usize) -> Arc<Self> {
+        let most_of_one = (connections / SHARE_OF_ONE).max(1);
+        let refusal = format!(
+            "{most_of_one} requests of this owner are under way, which is the most; send this one again when some are answered, \
+             and wait for many jobs by their batch"
+        );
+        Self::new(connections, most_of_one, refusal)
+    }
+
     /// Turns to add items to batches, each a piece.
     pub(super) fn for_turns() -> Arc<Self> {
         let refusal = format!(
@@ -151,7 +165,7 @@ impl Room {
     }
 
     /// Counts what an owner takes, also while it waits.
-    fn reserve(self: &Arc<Self>, whose: &Principal, pieces: usize) -> Result<Taken, Problem> {
+    pub(super) fn reserve(self: &Arc<Self>, whose: &Principal, pieces: usize) -> Result<Taken, Problem> {
         let mut all = lock(&self.taken);
         let of_one = all.get(whose).copied().unwrap_or(0) + pieces;
         if of_one > self.most_of_one {

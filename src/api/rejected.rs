@@ -30,7 +30,7 @@ use crate::{
     access::Scope,
     admission::{Requeue, Requeued},
     cursor::RejectedCursor,
-    job::{EnvelopeReason, JobId},
+    job::{EnvelopeReason, JobId, Principal},
     rejected::{RejectedJson, Search, WholeRejectedJson},
     store::{RejectedFilter, RejectedView},
 };
@@ -118,8 +118,9 @@ pub(super) async fn show(
     Path(id): Path<String>,
     request: Request,
 ) -> Result<Response, Problem> {
+    caller.may_for_all(Scope::Read)?;
     Parameters::of(&request).end()?;
-    let view = find(&shared, &caller, Scope::Read, &id).await?;
+    let view = find(&shared, caller.may(Scope::Read)?, &id).await?;
     Ok(Json(WholeRejectedJson::of(&view)).into_response())
 }
 
@@ -144,10 +145,11 @@ pub(super) async fn body(
     Path(id): Path<String>,
     request: Request,
 ) -> Result<Response, Problem> {
+    caller.may_for_all(Scope::Read)?;
     let mut query = Parameters::of(&request);
     let is_corrected = query.one("corrected", flag)?.unwrap_or_default();
     query.end()?;
-    let RejectedView { message, corrected, .. } = find(&shared, &caller, Scope::Read, &id).await?;
+    let RejectedView { message, corrected, .. } = find(&shared, caller.may(Scope::Read)?, &id).await?;
     let body = if is_corrected {
         corrected.ok_or_else(|| Problem::new(Kind::NotFound, "it was not requeued with another body"))?
     } else {
@@ -194,10 +196,11 @@ pub(super) async fn requeue(
     Path(id): Path<String>,
     request: Request,
 ) -> Result<Response, Problem> {
+    caller.may_for_all(Scope::Manage)?;
     Parameters::of(&request).end()?;
     let How { without_reply, any_publisher, body } = optional_json(request).await?;
     let corrected = body.as_deref().map(|body| body.get().as_bytes());
-    let view = find(&shared, &caller, Scope::Manage, &id).await?;
+    let view = find(&shared, caller.may(Scope::Manage)?, &id).await?;
     let how = Requeue { without_reply, any_publisher, corrected, by: caller.decider() };
     if !shared.parts.lanes.contains(&how.queue(&view)) {
         let detail = "it stays rejected: its queue is none of the settings any more";
@@ -214,11 +217,9 @@ pub(super) async fn requeue(
     Ok(Json(RequeuedAs { job, new }).into_response())
 }
 
-/// The message that the operator means, who may do this.
-async fn find(shared: &Shared, caller: &Caller, scope: Scope, id: &str) -> Result<RejectedView, Problem> {
-    caller.may_for_all(scope)?;
+async fn find(shared: &Shared, principal: &Principal, id: &str) -> Result<RejectedView, Problem> {
     let none = || Problem::new(Kind::NotFound, "there is no rejected message with this ID");
     // What is no ID is no message's.
     let id = Uuid::try_parse(id).map_err(|_| none())?;
-    shared.parts.store.rejected_message(caller.may(scope)?, id).await?.ok_or_else(none)
+    shared.parts.store.rejected_message(principal, id).await?.ok_or_else(none)
 }

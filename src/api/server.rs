@@ -119,15 +119,15 @@ impl Api {
             tokio::spawn(renewing);
             tls
         });
-        let gate =
-            Arc::new(Gate::new(parts.store.clone(), is_on_loopback, Rate::new(options.requests_per_second)));
+        let (rate, most) = (Rate::new(options.requests_per_second), most_connections());
+        let gate = Arc::new(Gate::new(parts.store.clone(), is_on_loopback, rate, most));
         let origins = Origins::new(options.cors_origins);
         let turns = Room::for_turns();
         let together = Together::new(parts.admission.clone(), stop.clone());
         let (parts, glimpse) = (Arc::new(parts), Arc::default());
         let shared = Shared { parts, together: together.clone(), waiters, glimpse, description, turns };
         let router = router(routes, shared, gate, origins);
-        let connections = Connections::new(most_connections());
+        let connections = Connections::new(most);
         let serving = TaskTracker::new();
         let accepting = async {
             loop {
@@ -277,6 +277,8 @@ where
     let serving = http.serve_connection(TokioIo::new(SlowReader::new(stream)), service);
     tokio::pin!(serving);
     let ended = tokio::select! {
+        // First, so that a request that is there already is seen.
+        biased;
         ended = serving.as_mut() => Some(ended),
         () = stop.cancelled() => None,
         () = open.has_to_go() => {

@@ -142,11 +142,15 @@ pub struct AsRead {
     /// How often it had been claimed.
     pub attempt: u32,
     pub digest: Digest,
+    /// Since when it is due, and when it ended: so that a job which was run again and called off is not the one before.
+    pub first_due_at: Option<Timestamp>,
+    pub finished_at: Option<Timestamp>,
 }
 
 impl AsRead {
     pub fn of(job: &JobView) -> Self {
-        Self { state: job.state, attempt: job.attempt, digest: job.spec.digest }
+        let JobView { state, attempt, first_due_at, finished_at, .. } = *job;
+        Self { state, attempt, digest: job.spec.digest, first_due_at, finished_at }
     }
 
     /// Whether a row is of a job that is like that still.
@@ -154,7 +158,9 @@ impl AsRead {
         let digest: Vec<u8> = row.read("digest")?;
         let attempt: i32 = row.read("attempt")?;
         let state: State = row.parse("state")?;
-        Ok(state == self.state && attempt == to_i32(self.attempt) && digest == self.digest.0)
+        let [first_due_at, finished_at] = [row.time_if_any("first_due_at")?, row.time_if_any("finished_at")?];
+        let is_in_time = first_due_at == self.first_due_at && finished_at == self.finished_at;
+        Ok(state == self.state && attempt == to_i32(self.attempt) && digest == self.digest.0 && is_in_time)
     }
 }
 

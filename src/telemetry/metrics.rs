@@ -119,6 +119,7 @@ catalogue! {
     API_REQUESTS = Counter Count "errand_api_requests_total" ["method", "route", "status"] "Requests to the HTTP API, by the class of their status, such as 2xx; the route is that of the description, or other.";
     API_DURATION = Histogram Seconds "errand_api_request_duration_seconds" ["method", "route"] "Time of one request to the HTTP API until its answer began, waiting for a job included.";
     API_CONNECTIONS = Gauge Count "errand_api_connections" [] "Connections to the HTTP API that are open.";
+    API_EVICTIONS = Counter Count "errand_api_evicted_connections_total" [] "Connections to the HTTP API that were idle for the longest time and made room for a further one, because all were taken.";
     API_WAITERS = Gauge Count "errand_api_waiting_requests" [] "Requests to the HTTP API that wait for a job to end.";
     DRAINING = Gauge Count "errand_draining" [] "1 while this process shuts down.";
     PHASE = Gauge Count "errand_phase" ["phase"] "1 for the phase that this process is in, and 0 for the others.";

@@ -1,11 +1,12 @@
-//! Clients of the HTTP API that connect, ask for half of something or for nothing, and stay.
+//! Clients of the HTTP API that connect, ask for half of something, for nothing or for what lasts, and stay.
 
-use errand_testbed::factory::{send, spread};
-use reqwest::{Method, StatusCode};
+use errand_testbed::factory::{Envelope as _, read, send, spread};
+use reqwest::{Method, RequestBuilder, StatusCode};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use tokio::{io::AsyncWriteExt as _, net::TcpStream};
+use tokio::{io::AsyncWriteExt as _, net::TcpStream, task::JoinSet};
 
 use crate::{
+    access_keys::{made, tomorrow},
     api::{Api, served_by},
     harness::{Harness, PATIENCE, Process},
     support::wait::until,
@@ -96,4 +97,37 @@ async fn half_requests_leave_files_to_jobs_and_make_room_for_who_asks() {
     drop(held);
     harness.all_ran_once(120).await;
     open_connections_become_few(&api).await;
+}
+
+/// A request that waits lasts a minute.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_owner_whose_requests_wait_leaves_connections_to_others() {
+    let harness = Harness::new("waits-of-one", "").await;
+    let mut env = harness.env();
+    env.push(("ERRAND__API__LISTEN".into(), "127.0.0.1:0".into()));
+    let args = ["worker", "--listen", "127.0.0.1:0"];
+    let api = served_by(Process::start_by(&["prlimit", "--nofile=512"], &args, &env)).await;
+    let secret = |owner: &str| {
+        let key = made(&env, &["--user", owner, "--scope", "enqueue,read"]);
+        key["secret"].as_str().unwrap().to_owned()
+    };
+    let (patient, other) = (secret("user-1"), secret("user-2"));
+    let job = read("user-1").with("run_at", tomorrow());
+    let asks = |method, path: &str, secret: &str| api.request(method, path).bearer_auth(secret);
+    let status = async |request: RequestBuilder| request.send().await.unwrap().status();
+    assert_eq!(status(asks(Method::POST, "/v1/jobs", &patient).json(&job)).await, StatusCode::CREATED);
+    let mut waiting = JoinSet::new();
+    // A quarter of half of the files.
+    for _ in 0..64 {
+        let path = format!("/v1/jobs/{}?wait=60", job.id());
+        waiting.spawn(asks(Method::GET, &path, &patient).send());
+    }
+    api.process.metric_reaches("errand_api_waiting_requests", 64.0).await;
+    assert_eq!(status(asks(Method::GET, "/v1/jobs", &patient)).await, StatusCode::TOO_MANY_REQUESTS);
+    assert_eq!(status(asks(Method::GET, "/v1/jobs", &other)).await, StatusCode::OK);
+    drop(waiting);
+    until("the owner to be answered again", PATIENCE, async || {
+        (status(asks(Method::GET, "/v1/jobs", &patient)).await == StatusCode::OK).then_some(())
+    })
+    .await;
 }

@@ -237,6 +237,8 @@ columns! {
         was_state: text or null = read.map(|read| read.state.as_str()),
         was_attempt: integer or null = read.map(|read| to_i32(read.attempt)),
         was_digest: bytea or null = read.map(|read| &read.digest.0[..]),
+        was_first_due_at: timestamptz or null = read.and_then(|read| read.first_due_at),
+        was_finished_at: timestamptz or null = read.and_then(|read| read.finished_at),
     }
 }
 

@@ -179,7 +179,9 @@ impl Dialect for Postgres {
         ),
         (
             "is_as_read",
-            "({was_state} is null or state = {was_state} and attempt = {was_attempt} and digest = {was_digest})",
+            "({was_state}::text is null or state = {was_state} and attempt = {was_attempt} and digest = {was_digest}
+                and first_due_at is not distinct from {was_first_due_at}
+                and finished_at is not distinct from {was_finished_at})",
         ),
         // What follows on an update `released` of a page.
         ("of_page", "from page where id = page_id returning id, owner_kind, owner_id, state, account, page_account"),

@@ -94,7 +94,7 @@ statements! { Postgres:
             published = 0,
             waits_until = case when waits_for is not null
                 then least({expires_at}, created_at + max_age_ms * interval '1 millisecond') end
-        where {may_see} and state = {was_state} and attempt = {was_attempt} and digest = {was_digest}
+        where {may_see} and {is_as_read}
         and not (state = 'held' and {is_moved})
             and id = {id} and state in ('scheduled', 'available', 'retryable', 'held')
         returning id, owner_kind, owner_id, state),
@@ -103,7 +103,7 @@ statements! { Postgres:
     logged as ({log}, owner_kind, owner_id, id::text, null, jsonb_build_object('changes', {changes}::text)::text from edited)
     select state from edited";
 
-    state(principal: One<'_, PrincipalColumns>, id: Uuid) = "select state, attempt, digest, held_reason, {may_have_acted} as may_have_acted, {is_early} as is_early
+    state(principal: One<'_, PrincipalColumns>, id: Uuid) = "select state, attempt, digest, first_due_at, finished_at, held_reason, {may_have_acted} as may_have_acted, {is_early} as is_early
     from jobs where id = {id} and {may_see}";
 
     census_waiting() = "select queue, state, count(*) as jobs,

@@ -77,12 +77,13 @@ statements! { Sqlite:
         waits_until = case when waits_for is not null then min(coalesce({expires_at}, created_at + max_age_ms * 1000),
             coalesce(created_at + max_age_ms * 1000, {expires_at})) end
     where state = {was_state} and attempt = {was_attempt} and digest = {was_digest}
+        and first_due_at is {was_first_due_at} and finished_at is {was_finished_at}
         and not (state = 'held' and {is_moved})
         and id = {id} and state in ('scheduled', 'available', 'retryable', 'held')
     returning state, account";
 
     /// Every decision looks here first, in its transaction; the others ask for no principal.
-    before(principal: One<'_, PrincipalColumns>, id: Uuid, now: i64) = "select state, attempt, digest, owner_kind, owner_id, held_reason, cancel_requested, account, {may_have_acted} as may_have_acted,
+    before(principal: One<'_, PrincipalColumns>, id: Uuid, now: i64) = "select state, attempt, digest, first_due_at, finished_at, owner_kind, owner_id, held_reason, cancel_requested, account, {may_have_acted} as may_have_acted,
         {is_early} as is_early
     from jobs where id = {id} and {may_see}";
 

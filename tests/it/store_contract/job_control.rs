@@ -123,6 +123,14 @@ on_every_backend!(a_decision_about_a_job_as_it_was_read_is_none_about_a_later_ca
         assert_eq!(decide(restart, &other).await, Decided::Changed);
     }
     assert_eq!(decide(restart, &failed).await, Decided::Now(State::Available));
+    // Somebody else calls it off and runs it again before the same decision comes once more.
+    let available = AsRead::of(&t.view(held.id).await);
+    assert_eq!(decide(JobDecision::Cancel, &available).await, Decided::Now(State::Cancelled));
+    let cancelled = AsRead::of(&t.view(held.id).await);
+    assert_eq!(decide(restart, &cancelled).await, Decided::Now(State::Available));
+    assert_eq!(decide(JobDecision::Cancel, &available).await, Decided::Changed);
+    t.store.cancel(who, held.id, OPERATOR).await.unwrap();
+    assert_eq!(decide(restart, &cancelled).await, Decided::Changed);
 });
 
 on_every_backend!(

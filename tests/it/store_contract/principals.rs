@@ -50,7 +50,13 @@ impl Things {
             (std::array::from_fn(|_| JobId::new()), std::array::from_fn(|_| Uuid::now_v7()));
         let before = job(json!({}));
         let edited = Edited {
-            read: AsRead { state: State::Held, attempt: 1, digest: before.digest },
+            read: AsRead {
+                state: State::Held,
+                attempt: 1,
+                digest: before.digest,
+                first_due_at: None,
+                finished_at: None,
+            },
             after: Arc::new(before.edited(&EDIT).unwrap()),
             before,
             later: None,

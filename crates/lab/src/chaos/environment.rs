@@ -155,7 +155,7 @@ impl Environment {
             }
             Some(Services { postgres: server, rabbitmq }) => {
                 let (database, vhost) = tokio::try_join!(server.database("chaos"), rabbitmq.vhost("chaos"))?;
-                let (role, admin_url) = (format!("role_{}", database.name), database.url);
+                let (role, admin_url) = (format!("role_{}", database.name), database.url.clone());
                 execute(&admin_url, &format!("create role {role} login")).await?;
                 execute(&admin_url, &format!("alter database {} owner to {role}", database.name)).await?;
                 let url = admin_url.replace("//errand@", &format!("//{role}@"));

@@ -29,7 +29,7 @@ pub struct Options {
     pub settings: Vec<(&'static str, String)>,
 }
 
-/// A database of its own. It is gone with its server, or when the server makes another one after the last clone was dropped.
+/// A database of its own. It is gone with its server, or when the server makes other ones after the last clone was dropped.
 #[derive(Clone, Debug)]
 pub struct Database {
     /// Its URL, as `DATABASE_URL` takes it.
@@ -141,8 +141,8 @@ impl Postgres {
     /// The server does not answer, or somebody stays connected to the original for seconds.
     pub async fn copy_of(&self, original: &str, hint: &str) -> Result<Database> {
         let name = self.server.name(hint);
-        let left = std::mem::take(&mut *lock(&self.left));
-        create_database(&self.url(), &name, original, &left).await.context("create a database")?;
+        let left = lock(&self.left).pop();
+        create_database(&self.url(), &name, original, left.as_deref()).await.context("create a database")?;
         let used = Arc::new(Used { name: name.clone(), left: self.left.clone() });
         Ok(Database { url: self.server.installation().url(&name), name, used })
     }
@@ -242,15 +242,15 @@ impl server::Installation for Installation {
     }
 }
 
-/// Creates a copy of a database in the server of this URL, after those that are left were removed, with whoever is still
-/// connected to them. The files are copied, which PostgreSQL 15 has to be told, because it would else write each page a second
+/// Creates a copy of a database in the server of this URL, after one that is left was removed, with whoever is still
+/// connected to it; where that fails, it goes with its server. The files are copied, which PostgreSQL 15 has to be told, because it would else write each page a second
 /// time, into its log. The names are those that [`machine::name`] made, so they have no quotes of their own; they are quoted
 /// because a word may be one of the language.
-async fn create_database(url: &str, name: &str, original: &str, left: &[String]) -> Result<()> {
+async fn create_database(url: &str, name: &str, original: &str, left: Option<&str>) -> Result<()> {
     let mut connection = PgConnection::connect(url).await?;
-    for name in left {
+    if let Some(name) = left {
         let statement = format!("drop database if exists \"{name}\" with (force)");
-        sqlx::query(AssertSqlSafe(statement)).execute(&mut connection).await?;
+        drop(sqlx::query(AssertSqlSafe(statement)).execute(&mut connection).await);
     }
     let statement = format!("create database \"{name}\" template \"{original}\" strategy file_copy");
     sqlx::query(AssertSqlSafe(statement)).execute(&mut connection).await?;
