@@ -220,7 +220,8 @@ async fn run_in(command: Command, store: &SharedStore, setup: &Setup) -> anyhow:
             print_decided(decided, id, "it is complete, so there is nothing to cancel", format)?;
         }
         Command::Retry { one: One { id, who, format }, force } => {
-            let decided = store.retry_batch(&Principal::Operator, id, &who.decider(setup), force).await?;
+            let decided =
+                store.retry_batch(&Principal::Operator, id, &who.decider(setup), force, None).await?;
             print_decided(decided, id, "it is not complete yet, or none of its jobs has failed", format)?;
         }
     }

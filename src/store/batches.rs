@@ -7,7 +7,11 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::{Conflict, Decider, Place, Result, StoreError, convert::to_duration, read::StoreRow};
+use super::{
+    Conflict, Decider, Place, Result, StoreError,
+    convert::{to_duration, to_i32},
+    read::StoreRow,
+};
 use crate::{
     job::{BatchId, Digest, JobId, JobSpec, Owner, Principal, State},
     string_enum::string_enum,
@@ -69,13 +73,15 @@ pub trait Batches: fmt::Debug + Send + Sync {
 
     /// Begins the next generation of a complete batch, in which those of its own jobs that failed are run again, and
     /// forgets that its rest was called off, and its deadline. With `force` also those whose last call may have had its
-    /// effect. One that is not complete, or of which no job failed, stays as it is.
+    /// effect. One that is not complete, or of which no job failed, stays as it is; and so does one that is not of the
+    /// `generation` that is meant, where one is.
     async fn retry_batch(
         &self,
         principal: &Principal,
         id: BatchId,
         by: &Decider,
         force: bool,
+        generation: Option<u32>,
     ) -> Result<BatchDecided>;
 
     /// Takes up to `limit` batches that are to be looked at, for `lease`.
@@ -180,6 +186,11 @@ pub enum NotAdded {
     Full,
     /// Some items, by their place among those that were given, have an ID or key that is taken.
     Items(Vec<(usize, Conflict)>),
+}
+
+/// The generation that a retry is of, as statements take it: 0, which none is, for any.
+pub(super) fn meant(generation: Option<u32>) -> i32 {
+    generation.map_or(0, to_i32)
 }
 
 /// What became of a decision about a batch.

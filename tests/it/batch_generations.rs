@@ -90,9 +90,14 @@ async fn what_may_have_acted_runs_again_by_force_alone_and_each_generation_has_o
         assert_eq!(effects(&harness, job), 1, "nothing is repeated that nobody wants repeated");
     }
 
-    let (status, begun) = api.post(&retry, &json!({"force": true})).await;
+    let third_time = json!({"force": true, "generation": 2});
+    let (status, begun) = api.post(&retry, &third_time).await;
     assert_eq!((status, &begun["generation"]), (StatusCode::OK, &json!(3)), "{begun}");
     let third = api.completed(id).await;
+    // Whoever has lost the answer sends the same again, and nothing is repeated once more.
+    let (status, again) = api.post(&retry, &third_time).await;
+    assert_eq!((status, kind(&again)), (StatusCode::CONFLICT, "wrong-state"), "{again}");
+    assert!(again["detail"].as_str().unwrap().contains("generation 3"), "{again}");
     assert_eq!(counts(&third), (3, 4, 0), "{third}");
     follow_ups.push(followed(&api, &third).await);
     for job in &unclear {

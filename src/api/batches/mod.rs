@@ -287,6 +287,10 @@ pub(super) async fn cancel(
 struct Retry {
     /// Also those whose last call may have had its effect, which this would repeat.
     force: bool,
+    /// The generation whose failed jobs are meant. A batch that is at another one stays as it is, so that a request whose
+    /// answer was lost can be sent again.
+    #[schema(minimum = 1)]
+    generation: Option<u32>,
 }
 
 /// Runs the failed jobs of a batch again
@@ -309,9 +313,16 @@ pub(super) async fn retry(
     let principal = caller.may(Scope::Manage)?;
     let id = batch_id(&id)?;
     Parameters::of(&request).end()?;
-    let Retry { force } = optional_json(request).await?;
-    match shared.parts.store.retry_batch(principal, id, caller.decider(), force).await? {
+    let Retry { force, generation } = optional_json(request).await?;
+    if generation == Some(0) {
+        return Err(Problem::new(Kind::BadRequest, "`generation` must be 1 or more"));
+    }
+    match shared.parts.store.retry_batch(principal, id, caller.decider(), force, generation).await? {
         BatchDecided::Unknown => Err(no_batch()),
+        BatchDecided::Unchanged(batch) if generation.is_some_and(|meant| meant != batch.generation) => {
+            let detail = format!("the batch is at generation {} by now", batch.generation);
+            Err(Problem::new(Kind::WrongState, detail))
+        }
         BatchDecided::Unchanged(batch) if batch.completed_at.is_some() => Err(Problem::new(
             Kind::WrongState,
             "none of its jobs has failed, so there is nothing to run again",

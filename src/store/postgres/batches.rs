@@ -23,7 +23,7 @@ use crate::{
         Added, BatchDecided, BatchItem, BatchView, Batches, ChangeKind, Conflict, Counted, Counts, Decider,
         Inserted, NewBatch, NotAdded, Place, Result, StoreError, TakenBatch,
         batch_items::{Distinct, Part, digest_of, distinct, parts, takes},
-        batches::{counted, is_same, item, taken, view},
+        batches::{counted, is_same, item, meant, taken, view},
         changes::NewChange,
         columns::{Batch, BatchPart, ChangeColumns, PrincipalColumns, Spec, StretchColumns},
         convert::{micros, to_limit},
@@ -101,11 +101,12 @@ statements! { Postgres:
     logged as ({log}, owner_kind, owner_id, id::text, null, null from begun)
     select {batch_view} from begun";
 
-    retry(principal: One<'_, PrincipalColumns>, change: One<'_, ChangeColumns>, id: Uuid, force: bool) = "with begun as (update batches
+    retry(principal: One<'_, PrincipalColumns>, change: One<'_, ChangeColumns>, id: Uuid, force: bool, meant: i32) = "with begun as (update batches
         set generation = generation + 1, completed_at = null, cancelled_by = null, cancelled_at = null, deadline = null,
             doing = 'retry', doing_by = {decider}, doing_force = {force}, doing_since = now(), doing_place = null,
             changed_at = now(), look_at = now()
-        where {may_see} and id = {id} and completed_at is not null and failed > 0 returning *),
+        where {may_see} and id = {id} and completed_at is not null and failed > 0
+            and {meant} in (0, generation) returning *),
     logged as ({log}, owner_kind, owner_id, id::text, null, jsonb_build_object('generation', generation, 'force', {force})::text
         from begun)
     select {batch_view} from begun";
@@ -252,10 +253,11 @@ impl Batches for PostgresStore {
         id: BatchId,
         by: &Decider,
         force: bool,
+        generation: Option<u32>,
     ) -> Result<BatchDecided> {
         refuse_decider(by)?;
         let change = NewChange::new(ChangeKind::BatchRetried, principal, by);
-        let query = sql::retry(One(principal), One(&change), id.0, force);
+        let query = sql::retry(One(principal), One(&change), id.0, force, meant(generation));
         self.decided(principal, id, query).await
     }
 

@@ -19,7 +19,7 @@ use crate::{
     store::{
         Added, BatchDecided, BatchItem, BatchView, Batches, ChangeKind, Counted, Counts, Decider, NewBatch,
         Place, Result, TakenBatch,
-        batches::{counted, item, taken, view},
+        batches::{counted, item, meant, taken, view},
         changes::NewChange,
         columns::{PrincipalColumns, StretchColumns},
         convert::{micros, to_limit},
@@ -65,11 +65,12 @@ statements! { Sqlite:
         doing_force = false, doing_since = {now}, doing_place = null, look_at = {now}
     where {may_see} and id = {id} and completed_at is null and cancelled_at is null returning {batch_view}";
 
-    retry(principal: One<'_, PrincipalColumns>, id: Uuid, by: &str, force: bool, now: i64) = "update batches
+    retry(principal: One<'_, PrincipalColumns>, id: Uuid, by: &str, force: bool, meant: i32, now: i64) = "update batches
     set generation = generation + 1, completed_at = null, cancelled_by = null, cancelled_at = null, deadline = null,
         doing = 'retry', doing_by = {by}, doing_force = {force}, doing_since = {now}, doing_place = null,
         changed_at = {now}, look_at = {now}
-    where {may_see} and id = {id} and completed_at is not null and failed > 0 returning {batch_view}";
+    where {may_see} and id = {id} and completed_at is not null and failed > 0
+        and {meant} in (0, generation) returning {batch_view}";
 
     take(limit: i64, lease: i64, now: i64) = "update batches set look_at = {now} + {lease}
     where id in (select id from batches where look_at <= {now} order by look_at limit +{limit})
@@ -209,9 +210,10 @@ impl Batches for SqliteStore {
         id: BatchId,
         by: &Decider,
         force: bool,
+        generation: Option<u32>,
     ) -> Result<BatchDecided> {
         let (own, name) = (principal.clone(), by.by.clone());
-        let retry = move |now| sql::retry(One(&own), id.0, &name, force, now);
+        let retry = move |now| sql::retry(One(&own), id.0, &name, force, meant(generation), now);
         self.begin(principal, id, (ChangeKind::BatchRetried, Some(force)), by, retry).await
     }
 

@@ -581,7 +581,7 @@ pass_on! { Batches {
     fn batches(&self, &principal: Principal, before: Option<Place>, limit: usize) -> Vec<BatchView>;
     fn settled_batches(&self, &ids: [BatchId]) -> Vec<BatchId>;
     fn cancel_batch(&self, &principal: Principal, id: BatchId, &by: Decider) -> BatchDecided;
-    fn retry_batch(&self, &principal: Principal, id: BatchId, &by: Decider, force: bool) -> BatchDecided;
+    fn retry_batch(&self, &principal: Principal, id: BatchId, &by: Decider, force: bool, generation: Option<u32>) -> BatchDecided;
     fn take_batches(&self, limit: usize, lease: Duration) -> Vec<TakenBatch>;
     fn count_batch(&self, id: BatchId, most: usize) -> Option<Counted>;
     fn advance_batch(&self, &taken: TakenBatch, place: Option<Place>) -> ();

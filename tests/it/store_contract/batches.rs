@@ -243,13 +243,15 @@ on_every_backend!(a_batch_is_complete_when_all_has_ended_once_a_generation, asyn
     assert_eq!(t.batch(new_batch.id).await.counts, complete.counts);
     t.run_item(&items[1], true).await;
 
-    let begun = t.store.retry_batch(&ALL, new_batch.id, OPERATOR, false).await.unwrap();
+    let of_another = t.store.retry_batch(&ALL, new_batch.id, OPERATOR, false, Some(2)).await.unwrap();
+    assert!(matches!(of_another, BatchDecided::Unchanged(_)), "{of_another:?}");
+    let begun = t.store.retry_batch(&ALL, new_batch.id, OPERATOR, false, Some(1)).await.unwrap();
     let BatchDecided::Begun(begun) = begun else { panic!("{begun:?}") };
     assert_eq!((begun.generation, begun.doing, begun.completed_at), (2, Some(Doing::Retry), None));
     assert_eq!(t.store.settled_batches(&[new_batch.id]).await.unwrap(), []);
     assert!(
         matches!(
-            t.store.retry_batch(&ALL, new_batch.id, OPERATOR, false).await.unwrap(),
+            t.store.retry_batch(&ALL, new_batch.id, OPERATOR, false, None).await.unwrap(),
             BatchDecided::Unchanged(_)
         ),
         "once"
@@ -380,7 +382,7 @@ on_every_backend!(nobody_else_sees_a_batch, and behind the lock, async |t| {
         assert_eq!(t.store.batch_items(who, foreign, 0, 10).await.unwrap(), []);
         for decided in [
             t.store.cancel_batch(who, foreign, OPERATOR).await.unwrap(),
-            t.store.retry_batch(who, foreign, OPERATOR, true).await.unwrap(),
+            t.store.retry_batch(who, foreign, OPERATOR, true, None).await.unwrap(),
         ] {
             assert!(matches!(decided, BatchDecided::Unknown), "{decided:?}");
         }

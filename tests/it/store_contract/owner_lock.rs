@@ -257,7 +257,7 @@ async fn what_an_owner_asks_and_decides_runs_as_the_role_of_owners() {
     assert!(blind.seal_batch(who, batch).await.unwrap().is_some());
     assert!(matches!(blind.cancel_batch(who, batch, OPERATOR).await.unwrap(), BatchDecided::Begun(_)));
     assert!(matches!(
-        blind.retry_batch(who, batch, OPERATOR, true).await.unwrap(),
+        blind.retry_batch(who, batch, OPERATOR, true, None).await.unwrap(),
         BatchDecided::Unchanged(_)
     ));
     // Ended keys are removed on the way, of whomever they are.
