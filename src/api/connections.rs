@@ -1,7 +1,7 @@
 //! The open connections of the API, whose number is bounded.
 //!
 //! Where all are taken, a further one takes the place of the one that has sent no request for the longest time, so that
-//! whoever connects and asks for nothing, or sends half a request, keeps nobody from being answered.
+//! whoever connects and asks for nothing, or sends half the head of a request, keeps nobody from being answered.
 
 use std::{
     collections::BTreeMap,
@@ -106,7 +106,10 @@ impl Open {
     /// Has it keep its place until what is returned is dropped, which is when the request has its answer. Who is slow to read
     /// a long one counts as idle, because anybody may ask for the description of the API and not read it.
     pub(super) fn asks(self: &Arc<Self>) -> Asking {
-        self.leaves_the_idle();
+        if self.leaves_the_idle() {
+            // Another one has to go in its place.
+            self.idle.came.notify_waiters();
+        }
         Asking(self.clone())
     }
 
@@ -120,15 +123,12 @@ impl Open {
         self.idle.came.notify_waiters();
     }
 
-    fn leaves_the_idle(&self) {
+    /// Whether it was told to go.
+    fn leaves_the_idle(&self) -> bool {
         let mut places = self.idle.places();
-        if let Some(place) = self.place().take() {
-            places.leave.remove(&place);
-            if places.going == Some(place) {
-                places.going = None;
-                self.idle.came.notify_waiters();
-            }
-        }
+        let Some(place) = self.place().take() else { return false };
+        places.leave.remove(&place);
+        places.going.take_if(|going| *going == place).is_some()
     }
 
     fn place(&self) -> MutexGuard<'_, Option<u64>> {
@@ -138,7 +138,8 @@ impl Open {
 
 impl Drop for Open {
     fn drop(&mut self) {
-        self.leaves_the_idle();
+        // Who waits for its place is woken by the permit, which is free a moment later: before that nobody else has to go.
+        let _was_told = self.leaves_the_idle();
         metrics::API_CONNECTIONS.change([], -1.0);
     }
 }

@@ -24,7 +24,8 @@ Examples:
   errand audit-log --kind job --id 0190b0a0-0000-7000-8000-000000000001 --json
 
 It tells of what people and keys changed: keys, jobs, batches, actions, queues, pins, rejected
-messages and owners that were erased. What errand decides about a job by itself is in the history of the job (`errand jobs show`).
+messages and owners that were erased. What errand decides about a job by itself is in the history
+of the job (`errand jobs show`).
 Entries are kept for retention.audit_log_days.";
 
 /// List who changed what, and from where, newest first.
