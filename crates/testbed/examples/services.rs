@@ -2,7 +2,8 @@
 //!
 //! `cargo run --release -p errand-testbed --example services` prints the variables that point to them, and stops them on Ctrl-C.
 //! `cargo run --release -p errand-testbed --example services -- --run COMMAND...` runs a command with the variables set, stops the
-//! services, and exits with the command's status. `--fsync` before it makes every commit wait for the disk.
+//! services, and exits with the command's status. `--fsync` before it makes every commit wait for the disk, of a server whose log has
+//! the files that it will need.
 
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitCode;
@@ -51,6 +52,9 @@ async fn serve(fsync: bool, command: Option<Vec<String>>) -> anyhow::Result<Exit
         Postgres::start(&place, postgres::Options { fsync, ..Default::default() }),
         RabbitMq::start(&place, broker)
     )?;
+    if fsync {
+        postgres.recycle_log().await?;
+    }
     let variables = [("DATABASE_URL", postgres.url()), ("AMQP_URL", rabbitmq.url())];
     let Some(command) = command else {
         for (name, value) in &variables {

@@ -52,22 +52,19 @@ pub(super) struct Enqueue {
     pub(super) latency_bare: Latency,
 }
 
+/// How long jobs took, in milliseconds, round by round.
 #[derive(Debug, Serialize)]
 pub(super) struct Latency {
-    pub(super) jobs: usize,
-    pub(super) p50_ms: f64,
-    pub(super) p99_ms: f64,
-    pub(super) highest_ms: f64,
+    pub(super) p50: Spread,
+    pub(super) p99: Spread,
+    pub(super) highest: Spread,
 }
 
 impl Latency {
-    fn of(latencies: &[f64]) -> Self {
-        Self {
-            jobs: latencies.len(),
-            p50_ms: percentile(latencies, 0.5),
-            p99_ms: percentile(latencies, 0.99),
-            highest_ms: percentile(latencies, 1.0),
-        }
+    /// Those of each round are sorted.
+    fn of(rounds: &[Vec<f64>]) -> Result<Self> {
+        let at = |share| spread(rounds.iter().map(|latencies| percentile(latencies, share)).collect());
+        Ok(Self { p50: at(0.5)?, p99: at(0.99)?, highest: at(1.0)? })
     }
 }
 
@@ -109,6 +106,25 @@ impl Contender {
             }
             job.to_string()
         }
+    }
+
+    /// How long each job took at an even pace, in milliseconds, from the shortest to the longest.
+    async fn latencies(
+        self,
+        environment: &Environment,
+        connections: usize,
+        pace: f64,
+        time: Duration,
+    ) -> Result<Vec<f64>> {
+        environment.run(&this_program()?, &["migrate"]).await?;
+        if self == Self::Bare {
+            return bare::latencies(environment, pace, SETTLE, time).await;
+        }
+        let api = Api::start(environment, false).await?;
+        let load = self.load(&api, connections);
+        let latencies = load.latencies(pace, SETTLE, time, self.body(environment.lane.clone())).await?;
+        api.stop().await?;
+        Ok(latencies)
     }
 
     /// Jobs per second.
@@ -171,22 +187,17 @@ pub(super) async fn measure(bench: Bench<'_>, progress: &impl Fn(&str)) -> Resul
     let ratio_to =
         |other: Contender| spread(stored.iter().zip(of(other)).map(|(one, other)| one / other).collect());
     let pace = spread(stored.clone())?.median * PACE;
-    progress(&format!("jobs one by one at {pace:.0} jobs/s"));
-    let latency = async |environment: &Environment| {
-        environment.run(&this_program()?, &["migrate"]).await?;
-        let api = Api::start(environment, false).await?;
-        let body = Contender::Stored.body(environment.lane.clone());
-        let load = Contender::Stored.load(&api, plan.connections);
-        let latencies = load.latencies(pace, SETTLE, plan.time, body).await?;
-        api.stop().await?;
-        Ok(Latency::of(&latencies))
-    };
-    let latency = bench.with(latency).await?;
-    progress(&format!("database and broker alone at {pace:.0} jobs/s"));
-    let latency_bare = async |environment: &Environment| {
-        environment.run(&this_program()?, &["migrate"]).await?;
-        Ok(Latency::of(&bare::latencies(environment, pace, SETTLE, plan.time).await?))
-    };
+    let (mut with, mut without) = (Vec::new(), Vec::new());
+    for round in 1..=plan.rounds {
+        for contender in in_turn([Contender::Stored, Contender::Bare], round) {
+            progress(&format!("at {pace:.0} jobs/s, round {round} of {}: {}", plan.rounds, contender.name()));
+            let measured = async |environment: &Environment| {
+                contender.latencies(environment, plan.connections, pace, plan.time).await
+            };
+            let of_contender = if contender == Contender::Bare { &mut without } else { &mut with };
+            of_contender.push(bench.with(measured).await?);
+        }
+    }
     Ok(Enqueue {
         connections: plan.connections,
         unstored: spread(of(Contender::Unstored))?,
@@ -196,8 +207,8 @@ pub(super) async fn measure(bench: Bench<'_>, progress: &impl Fn(&str)) -> Resul
         bare: spread(of(Contender::Bare))?,
         ratio_to_bare: ratio_to(Contender::Bare)?,
         pace,
-        latency,
-        latency_bare: bench.with(latency_bare).await?,
+        latency: Latency::of(&with)?,
+        latency_bare: Latency::of(&without)?,
         stored: spread(stored)?,
     })
 }

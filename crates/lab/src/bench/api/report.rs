@@ -56,8 +56,11 @@ impl Enqueue {
 
 impl Latency {
     fn text(&self) -> String {
-        let Self { jobs, p50_ms, p99_ms, highest_ms } = self;
-        format!("p50 {p50_ms:.1} ms, p99 {p99_ms:.1} ms, highest {highest_ms:.1} ms ({jobs} jobs)")
+        let Self { p50, p99, highest } = self;
+        format!(
+            "p50 {:.1} ms, p99 {:.1} ms (from {:.1} to {:.1}), highest {:.1} ms",
+            p50.median, p99.median, p99.lowest, p99.highest, highest.highest
+        )
     }
 }
 
