@@ -5,7 +5,7 @@ use std::fmt;
 use async_trait::async_trait;
 use serde_json::json;
 
-use super::{Decider, Result};
+use super::{Decider, Result, StoreError, StoreErrorKind};
 use crate::job::{Owner, Pin, Principal};
 
 pub(super) const PINS: &str = "select owner_kind, owner_id, toolkit, version from pins
@@ -14,6 +14,18 @@ pub(super) const PINS: &str = "select owner_kind, owner_id, toolkit, version fro
 /// What the audit log says of a pinned version.
 pub(super) fn pinned(version: &str) -> String {
     json!({ "version": version }).to_string()
+}
+
+/// Whether pins for this owner, or for everybody, are the principal's to change.
+pub(super) fn may_pin(principal: &Principal, owner: Option<&Owner>) -> bool {
+    principal.owner().is_none_or(|own| owner == Some(own))
+}
+
+pub(super) fn refuse_foreign_pin(principal: &Principal, pin: &Pin) -> Result<()> {
+    if may_pin(principal, pin.owner.as_ref()) {
+        return Ok(());
+    }
+    Err(StoreError::new(StoreErrorKind::Data, "a pin of another owner is not this principal's to change"))
 }
 
 #[async_trait]
@@ -30,11 +42,11 @@ pub trait Pins: fmt::Debug + Send + Sync {
         Ok(pins)
     }
 
-    /// The [audit log](super::Changes) tells of it, where another version or none was pinned before. Whether the principal may
-    /// pin for this owner is the caller's to judge.
+    /// The [audit log](super::Changes) tells of it, where another version or none was pinned before. An owner pins for itself
+    /// only; for others it is refused as data.
     async fn set_pin(&self, principal: &Principal, pin: &Pin, by: &Decider) -> Result<()>;
 
-    /// Removes a pin; `false` when there was none.
+    /// Removes a pin; `false` when there was none that is the principal's.
     async fn unset_pin(
         &self,
         principal: &Principal,

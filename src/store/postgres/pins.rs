@@ -11,7 +11,7 @@ use crate::{
         columns::ChangeColumns,
         convert::pin_owner,
         history::refuse_decider,
-        pins::PINS,
+        pins::{PINS, may_pin, refuse_foreign_pin},
         read::readable,
         rows,
         sql::{One, statements},
@@ -45,6 +45,7 @@ impl Pins for PostgresStore {
 
     async fn set_pin(&self, principal: &Principal, pin: &Pin, by: &Decider) -> Result<()> {
         refuse_decider(by)?;
+        refuse_foreign_pin(principal, pin)?;
         let (owner_kind, owner_id) = pin_owner(pin.owner.as_ref());
         let change = NewChange::new(ChangeKind::PinSet, principal, by);
         let query = sql::set(One(&change), owner_kind, owner_id, &pin.toolkit, &pin.version);
@@ -59,6 +60,9 @@ impl Pins for PostgresStore {
         by: &Decider,
     ) -> Result<bool> {
         refuse_decider(by)?;
+        if !may_pin(principal, owner) {
+            return Ok(false);
+        }
         let (owner_kind, owner_id) = pin_owner(owner);
         let change = NewChange::new(ChangeKind::PinRemoved, principal, by);
         let query = sql::unset(One(&change), owner_kind, owner_id, toolkit);

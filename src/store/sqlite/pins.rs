@@ -14,7 +14,7 @@ use crate::{
         changes::NewChange,
         convert::pin_owner,
         history::refuse_decider,
-        pins::{PINS, pinned},
+        pins::{PINS, may_pin, pinned, refuse_foreign_pin},
         read::{StoreRow as _, readable},
         rows,
         sql::statements,
@@ -41,6 +41,7 @@ impl Pins for SqliteStore {
 
     async fn set_pin(&self, principal: &Principal, pin: &Pin, by: &Decider) -> Result<()> {
         refuse_decider(by)?;
+        refuse_foreign_pin(principal, pin)?;
         let (principal, pin, by) = (principal.clone(), pin.clone(), by.clone());
         self.write(move |db, now| {
             Box::pin(async move {
@@ -68,6 +69,9 @@ impl Pins for SqliteStore {
         by: &Decider,
     ) -> Result<bool> {
         refuse_decider(by)?;
+        if !may_pin(principal, owner) {
+            return Ok(false);
+        }
         let (principal, owner, toolkit, by) =
             (principal.clone(), owner.cloned(), toolkit.to_owned(), by.clone());
         self.write(move |db, now| {
