@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, fmt, time::Duration};
 use async_trait::async_trait;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json as value};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
@@ -407,6 +408,15 @@ impl Step {
                 .map_or_else(Vec::new, |next| next.jobs.iter().map(|job| job.0).collect::<Vec<_>>()),
         )
     }
+}
+
+/// What a filter asks for, as the audit log tells it.
+pub(super) fn asked_for(filter: &JobFilter) -> Value {
+    let mut fields = value!(FilterJson::of(filter));
+    if let Value::Object(fields) = &mut fields {
+        fields.retain(|_, wanted| !wanted.is_null());
+    }
+    fields
 }
 
 pub(super) fn json(value: &impl Serialize) -> String {

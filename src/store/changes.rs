@@ -96,8 +96,8 @@ pub trait Changes: fmt::Debug + Send + Sync {
     /// Notes that an owner's data is erased from now on. The entry does not say whose.
     async fn note_erasure(&self, owner: &Owner, by: &Decider) -> Result<()>;
 
-    /// Takes the owner out of up to `limit` entries about what was theirs, with the ID of what that was, and the address from
-    /// which they made a change themselves. Returns of how many.
+    /// Takes the owner out of up to `limit` entries about what was theirs, or about an action whose filter names them, with the
+    /// ID of what that was, the filter, and the address from which they made a change themselves. Returns of how many.
     async fn forget_owner(&self, owner: &Owner, limit: usize) -> Result<u64>;
 
     /// Removes up to `limit` entries that are so old, by the store's clock. Returns how many.

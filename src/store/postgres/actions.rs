@@ -42,7 +42,8 @@ statements! { Postgres:
     confirm(principal: One<'_, PrincipalColumns>, change: One<'_, ChangeColumns>, id: Uuid, force: bool) = "with confirmed as (
         update actions set status = 'confirmed', force = {force}, confirmed_by = {decider}, confirmed_at = now(), expires_at = null
         where {may_see} and id = {id} and status = 'previewed' and expires_at > now() returning *),
-    logged as ({log}, owner_kind, owner_id, id::text, null, jsonb_build_object('action', kind, 'force', force)::text
+    logged as ({log}, owner_kind, owner_id, id::text, null, jsonb_build_object('action', kind, 'force', force,
+            'filter', jsonb_strip_nulls(filter::jsonb))::text
         from confirmed)
     select * from confirmed";
 

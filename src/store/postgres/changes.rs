@@ -29,9 +29,14 @@ statements! { Postgres:
     note_erasure(change: One<'_, ChangeColumns>, kind: &str) =
     "{log}, {kind}::text, null, null, null, null";
 
-    forget_owner(owner_kind: &str, owner_id: &str, limit: i64) = "update changes set owner_id = null, object = null,
-        origin = case when as_operator then origin else '' end
-    where change_id in (select change_id from changes where owner_kind = {owner_kind} and owner_id = {owner_id} limit {limit})
+    forget_owner(owner_kind: &str, owner_id: &str, named: &str, what: &str, limit: i64) = "update changes
+    set owner_id = null, object = null, origin = case when as_operator then origin else '' end,
+        after_value = case when what = {what} then (after_value::jsonb - 'filter')::text else after_value end
+    where change_id in (
+        select change_id from changes where owner_kind = {owner_kind} and owner_id = {owner_id}
+        union all
+        select change_id from changes where what = {what} and after_value::jsonb -> 'filter' ->> 'owner' = {named}
+        limit {limit})
     returning 1";
 
     remove(age: i64, limit: i64) = "delete from changes where change_id in (
@@ -60,7 +65,8 @@ impl Changes for PostgresStore {
     }
 
     async fn forget_owner(&self, owner: &Owner, limit: usize) -> Result<u64> {
-        let query = sql::forget_owner(owner.kind().as_str(), owner.id(), to_limit(limit));
+        let (named, what) = (owner.to_string(), ChangeKind::ActionConfirmed.as_str());
+        let query = sql::forget_owner(owner.kind().as_str(), owner.id(), &named, what, to_limit(limit));
         Ok(self.other.fetch(query).await?.len() as u64)
     }
 

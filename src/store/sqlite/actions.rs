@@ -18,7 +18,7 @@ use crate::{
     store::{
         Action, ActionKind, ActionStatus, Actions, ChangeKind, Confirmed, Decider, MadeAction, NewAction,
         Place, Progress, Result, Step, TakenAction,
-        actions::{RECENTLY_TAKEN, REMOVED_TOGETHER, action, json, taken},
+        actions::{RECENTLY_TAKEN, REMOVED_TOGETHER, action, asked_for, json, taken},
         changes::NewChange,
         columns::{NewActionColumns, PrincipalColumns, StepColumns},
         convert::{micros, to_limit},
@@ -243,7 +243,9 @@ impl SqliteStore {
                 let action = action(&row)?;
                 let kind = action.decision.kind();
                 let after = match what {
-                    ChangeKind::ActionConfirmed => value!({"action": kind, "force": action.force.effect}),
+                    ChangeKind::ActionConfirmed => {
+                        value!({"action": kind, "force": action.force.effect, "filter": asked_for(&action.filter)})
+                    }
                     _ => value!({"action": kind}),
                 };
                 let owner = action.principal.owner();

@@ -31,9 +31,14 @@ statements! { Sqlite:
     "insert into changes ({change}, at, owner_kind, owner_id, object, before_value, after_value)
     values ({values change}, {now}, {owner_kind}, {owner_id}, {object}, {before_value}, {after_value})";
 
-    forget_owner(owner_kind: &str, owner_id: &str, limit: i64) = "update changes set owner_id = null, object = null,
-        origin = case when as_operator then origin else '' end
-    where change_id in (select change_id from changes where owner_kind = {owner_kind} and owner_id = {owner_id} limit +{limit})";
+    forget_owner(owner_kind: &str, owner_id: &str, named: &str, what: &str, limit: i64) = "update changes
+    set owner_id = null, object = null, origin = case when as_operator then origin else '' end,
+        after_value = case when what = {what} then json_remove(after_value, '$.filter') else after_value end
+    where change_id in (
+        select change_id from changes where owner_kind = {owner_kind} and owner_id = {owner_id}
+        union all
+        select change_id from changes where what = {what} and after_value ->> '$.filter.owner' = {named}
+        limit +{limit})";
 
     remove(age: i64, limit: i64, now: i64) = "delete from changes where change_id in (
         select change_id from changes where at < {now} - {age} order by at limit +{limit})";
@@ -88,7 +93,8 @@ impl Changes for SqliteStore {
     }
 
     async fn forget_owner(&self, owner: &Owner, limit: usize) -> Result<u64> {
-        let query = sql::forget_owner(owner.kind().as_str(), owner.id(), to_limit(limit));
+        let (named, what) = (owner.to_string(), ChangeKind::ActionConfirmed.as_str());
+        let query = sql::forget_owner(owner.kind().as_str(), owner.id(), &named, what, to_limit(limit));
         self.write_one(|_| query).await
     }
 

@@ -72,7 +72,12 @@ on_every_backend!(what_is_decided_about_many_jobs_and_about_queues_has_its_entry
     let action = NewAction {
         id: Uuid::now_v7(),
         decision: ActionDecision::Cancel,
-        filter: JobFilter::default(),
+        filter: JobFilter {
+            tool: Some("GITHUB_GET_REPO".into()),
+            tags: [("team".to_owned(), "a".to_owned())].into(),
+            outcome_unknown: true,
+            ..JobFilter::default()
+        },
         until: None,
         force: Force::default(),
         preview: None,
@@ -81,7 +86,9 @@ on_every_backend!(what_is_decided_about_many_jobs_and_about_queues_has_its_entry
     t.store.make_action(who, &action, Duration::from_secs(60)).await.unwrap();
     for _ in 0..2 {
         t.store.confirm_action(who, action.id, by, false).await.unwrap();
-        let what = json!({"action": "cancel", "force": false});
+        // Only the entry stays of which jobs were meant, when the action is removed.
+        let filter = json!({"tool": "GITHUB_GET_REPO", "tag": ["team=a"], "outcome_unknown": true});
+        let what = json!({"action": "cancel", "force": false, "filter": filter});
         assert_eq!(newest(&t).await, json!(["action.confirmed", "user-1", action.id, null, what]));
     }
     for _ in 0..2 {
@@ -298,6 +305,32 @@ on_every_backend!(an_erasure_is_kept_and_the_owner_is_forgotten, async |t| {
     let stays = t.store.changes(&Principal::Owner(other), &ChangeFilter::default(), None, 10).await.unwrap();
     assert!(stays.len() == 2 && stays.iter().all(|entry| entry.origin == "192.0.2.7"));
 });
+
+on_every_backend!(
+    an_action_of_the_operator_does_not_tell_whose_jobs_it_was_about_once_they_are_erased,
+    async |t| {
+        let [owner, other]: [Owner; 2] = ["user:erased", "user:stays"].map(|owner| owner.parse().unwrap());
+        for owner in [&owner, &other] {
+            let action = NewAction {
+                id: Uuid::now_v7(),
+                decision: ActionDecision::Cancel,
+                filter: JobFilter { owner: Some(owner.clone()), ..JobFilter::default() },
+                until: None,
+                force: Force::default(),
+                preview: None,
+                by: "ann".to_owned(),
+            };
+            t.store.make_action(&Principal::Operator, &action, Duration::from_secs(60)).await.unwrap();
+            t.store.confirm_action(&Principal::Operator, action.id, &ann(), false).await.unwrap();
+        }
+        assert_eq!(t.store.forget_owner(&owner, 10).await.unwrap(), 1);
+        assert_eq!(t.store.forget_owner(&owner, 10).await.unwrap(), 0);
+        let told: Vec<Value> = all(&t.store).await.iter().map(|entry| json!(entry.after)).collect();
+        let without = json!({"action": "cancel", "force": false});
+        let with = json!({"action": "cancel", "force": false, "filter": {"owner": "user:stays"}});
+        assert_eq!(told, [with, without], "the newest first");
+    }
+);
 
 on_every_backend!(old_entries_are_removed_and_young_ones_stay, async |t| {
     for version in ["1", "2", "3"] {
