@@ -1,9 +1,20 @@
-//! The answers to a batch, which come by and by.
+//! The order in which a batch is inserted, and its answers, which come by and by.
 
-use crate::store::{StoreError, StoreErrorKind};
+use crate::{
+    job::{JobId, JobSpec},
+    store::{StoreError, StoreErrorKind},
+};
 
 /// How often a batch or a decision looks again at jobs that change under it.
 pub(super) const MAX_ROUNDS: usize = 8;
+
+/// Where a new job is among those that one statement inserts, so that concurrent batches wait for each other in one
+/// direction: by its idempotency key where it has one, because the same key may come under another ID each time, else by its
+/// ID.
+pub(super) fn place_among_new(spec: &JobSpec) -> (Option<(&str, &str, &str)>, JobId) {
+    let key = spec.idempotency_key.as_deref().map(|key| (spec.owner.kind().as_str(), spec.owner.id(), key));
+    (key, spec.id)
+}
 
 pub(super) fn unanswered<T>(answers: &[Option<T>]) -> Vec<usize> {
     (0..answers.len()).filter(|place| answers[*place].is_none()).collect()

@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use super::{
     PostgresStore,
-    batch::{MAX_ROUNDS, jobs_kept_changing, take_complete, unanswered},
+    batch::{MAX_ROUNDS, jobs_kept_changing, place_among_new, take_complete, unanswered},
     follow_up::FollowUp,
 };
 use crate::{
@@ -111,9 +111,13 @@ impl Claims for PostgresStore {
         for _ in 0..MAX_ROUNDS {
             let mut open: Vec<usize> =
                 (0..batch.len()).filter(|place| answers[*place].is_none() && !again[*place]).collect();
-            // In the order of the keys, so that concurrent batches wait for each other in one direction.
+            // In the order of their IDs, so that concurrent batches wait for each other in one direction.
             open.sort_unstable_by_key(|place| batch[*place].spec.id);
-            let fresh: Vec<usize> = open.iter().copied().filter(|place| !batch[*place].from_store).collect();
+            let mut fresh: Vec<usize> =
+                open.iter().copied().filter(|place| !batch[*place].from_store).collect();
+            fresh.sort_by(|one, other| {
+                place_among_new(&batch[*one].spec).cmp(&place_among_new(&batch[*other].spec))
+            });
             let new = |claims: &[&Claim]| {
                 let specs: Vec<_> = claims.iter().map(|claim| &*claim.spec).collect();
                 sql::claim_new(Rows(&specs), Rows(claims), worker.0, EXPIRED)

@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use super::{
     PostgresStore,
-    batch::{MAX_ROUNDS, jobs_kept_changing, take_complete, unanswered},
+    batch::{MAX_ROUNDS, jobs_kept_changing, place_among_new, take_complete, unanswered},
 };
 use crate::{
     job::{JobId, JobSpec},
@@ -125,8 +125,7 @@ fn beginning(row: &PgRow) -> Result<Beginning> {
     })
 }
 
-/// The first open place of every ID, in the order of the IDs, so that concurrent batches wait for
-/// each other in one direction.
+/// The first open place of every ID, in the order in which they are inserted.
 fn first_of_each(open: impl Iterator<Item = bool>, batch: &[Arc<JobSpec>]) -> Vec<usize> {
     let mut seen = HashSet::with_capacity(batch.len());
     let mut places: Vec<usize> = open
@@ -134,6 +133,6 @@ fn first_of_each(open: impl Iterator<Item = bool>, batch: &[Arc<JobSpec>]) -> Ve
         .filter(|(place, open)| *open && seen.insert(batch[*place].id))
         .map(|(place, _)| place)
         .collect();
-    places.sort_unstable_by_key(|place| batch[*place].id);
+    places.sort_unstable_by(|one, other| place_among_new(&batch[*one]).cmp(&place_among_new(&batch[*other])));
     places
 }

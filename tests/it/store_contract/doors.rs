@@ -1,10 +1,14 @@
 //! One rule for every way in: what repeats a job, and what contradicts it.
 
-use std::sync::Arc;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use errand::{
     job::{AttemptOutcome, BatchId, Digest, JobId, JobSpec, Principal, State},
-    store::{Added, Claimed, Conflict, Inserted, NewBatch, NotAdded},
+    store::{Added, Claim, Claimed, Conflict, Inserted, NewBatch, NotAdded},
 };
 use serde_json::{Value, json};
 use uuid::Uuid;
@@ -95,15 +99,7 @@ impl Door {
             },
             Self::Batch | Self::Chunk => {
                 let is_sealed = matches!(self, Self::Batch);
-                let batch = NewBatch {
-                    id: BatchId(Uuid::now_v7()),
-                    principal: Principal::Operator,
-                    digest: Digest([7; 16]),
-                    is_sealed,
-                    deadline: None,
-                    stop: None,
-                    follow_up: None,
-                };
+                let batch = NewBatch { is_sealed, ..batch() };
                 let items = std::slice::from_ref(spec);
                 let added = if is_sealed {
                     t.store.add_batch(&batch, items).await.unwrap()
@@ -118,6 +114,18 @@ impl Door {
                 }
             }
         }
+    }
+}
+
+fn batch() -> NewBatch {
+    NewBatch {
+        id: BatchId(Uuid::now_v7()),
+        principal: Principal::Operator,
+        digest: Digest([7; 16]),
+        is_sealed: true,
+        deadline: None,
+        stop: None,
+        follow_up: None,
     }
 }
 
@@ -162,4 +170,40 @@ on_every_backend!(every_way_in_judges_what_comes_again_by_one_rule, async |t| {
         }
     }
     assert!(seen.iter().all(|answers| *answers > 0), "{seen:?}");
+});
+
+on_every_backend!(ways_in_that_meet_in_their_keys_make_each_job_once, async |t| {
+    const KEYS: usize = 40;
+    for round in 1..=10 {
+        // Each way has IDs of its own, and meets the keys in another order.
+        let keyed = |key: usize| job(json!({"idempotency_key": format!("{round}-{}", key % KEYS)}));
+        let inserted: Vec<_> = (0..KEYS).map(keyed).collect();
+        let claimed: Vec<_> = (0..KEYS).rev().map(keyed).collect();
+        let added: Vec<_> = (KEYS / 2..KEYS / 2 + KEYS).map(keyed).collect();
+        let (claims, new_batch) = (claimed.iter().map(claim).collect::<Vec<Claim>>(), batch());
+        let (inserts, claims, batch) = tokio::join!(
+            t.store.insert(&inserted, Duration::ZERO),
+            t.other.claim(t.worker, &claims),
+            t.store.add_batch(&new_batch, &added),
+        );
+        let inserts = inserted.iter().zip(inserts.unwrap()).map(|(spec, answer)| match answer {
+            Inserted::New(_) => (spec, spec.id),
+            Inserted::Duplicate(repeated) => (spec, repeated.id),
+            other => panic!("{other:?}"),
+        });
+        let claims = claimed.iter().zip(claims.unwrap()).map(|(spec, answer)| match answer {
+            Claimed::Running(_) => (spec, spec.id),
+            Claimed::Duplicate(repeated) => (spec, repeated.id),
+            other => panic!("{other:?}"),
+        });
+        let Added::New(_, jobs) = batch.unwrap() else { panic!("the batch is new") };
+        let mut answers: BTreeMap<_, BTreeSet<JobId>> = BTreeMap::new();
+        for (spec, job) in inserts.chain(claims).chain(added.iter().zip(jobs)) {
+            answers.entry(spec.idempotency_key.as_deref()).or_default().insert(job);
+        }
+        assert_eq!(answers.len(), KEYS);
+        assert!(answers.values().all(|jobs| jobs.len() == 1), "every way names the same job: {answers:?}");
+        let jobs = usize::try_from(t.count("select count(*) from jobs").await).unwrap();
+        assert_eq!(jobs, round * KEYS);
+    }
 });
