@@ -79,11 +79,14 @@ impl Together {
 
     /// Stores what waits, unless that was done in the turn of another.
     async fn take_turn(self: &Arc<Self>) {
-        let _turn = self.turn.lock().await;
+        let turn = self.turn.lock().await;
         let together = first(&mut lock(&self.waiting));
         let (specs, askers): (Vec<_>, Vec<_>) =
             together.into_iter().map(|Waiting { spec, asker }| (spec, asker)).unzip();
-        for (asker, answer) in askers.into_iter().zip(self.store(&specs).await) {
+        let answers = self.store(&specs).await;
+        // The next write is on its way to the database while these answers are written.
+        drop(turn);
+        for (asker, answer) in askers.into_iter().zip(answers) {
             // Who went away is not interested.
             drop(asker.send(answer));
         }
