@@ -12,8 +12,8 @@ use crate::{
     clock::SharedClock,
     failure::chain,
     job::{
-        Arrival, Edit, EnvelopeError, ErrorKind, JobError, JobId, JobSpec, Principal, QueueName, Rules,
-        State, Unfit, decode, encode, named_queue,
+        Arrival, Edit, EnvelopeError, ErrorKind, JobId, JobSpec, Principal, QueueName, Rules, State, Unfit,
+        decode, encode, named_queue,
     },
     queue::{Address, Message, Properties, SharedQueue},
     store::{
@@ -30,7 +30,7 @@ pub enum Enqueued {
     /// It was enqueued before; this is the job that stands for it.
     Duplicate(JobId),
     /// It may not run; nothing was stored.
-    Refused(JobError),
+    Refused(Unfit),
     /// Its ID or idempotency key is taken; nothing was stored.
     Conflict(Conflict),
 }
@@ -60,7 +60,7 @@ impl Stored {
 pub enum EditAnswer {
     Decided(Decided),
     /// It may not be like that; nothing changed.
-    Refused(JobError),
+    Refused(Unfit),
     /// It is not the job that whoever asks has read; nothing changed.
     Unexpected,
 }
@@ -165,7 +165,7 @@ impl Admission {
         let answers = checked
             .into_iter()
             .filter_map(|checked| match checked {
-                Err(unfit) => Some(Enqueued::Refused(unfit.error)),
+                Err(unfit) => Some(Enqueued::Refused(unfit)),
                 Ok(()) => answers.next().map(|(spec, answer)| match answer {
                     Inserted::New(beginning) => Enqueued::New { id: spec.id, beginning: *beginning },
                     Inserted::Duplicate(repeated) => Enqueued::Duplicate(repeated.id),
@@ -204,7 +204,9 @@ impl Admission {
         let done = match self.enqueue(&[spec]).await?.into_iter().next() {
             Some(Enqueued::New { id, .. }) => Requeued::New(id),
             Some(Enqueued::Duplicate(job)) => Requeued::Known(job),
-            Some(Enqueued::Refused(error)) => return Ok(Requeued::Refused(error.message().to_owned())),
+            Some(Enqueued::Refused(unfit)) => {
+                return Ok(Requeued::Refused(unfit.error.message().to_owned()));
+            }
             Some(Enqueued::Conflict(conflict)) => {
                 return Ok(Requeued::Refused(conflict.message()));
             }
@@ -235,10 +237,10 @@ impl Admission {
             let now = self.store.now().await?;
             let after = match job.spec.edited(edit) {
                 Ok(after) => after,
-                Err(error) => return Ok(refused(error)),
+                Err(error) => return Ok(EditAnswer::Refused(error.into())),
             };
             if let Err(unfit) = self.rules.check(&after, now) {
-                return Ok(EditAnswer::Refused(unfit.error));
+                return Ok(EditAnswer::Refused(unfit));
             }
             let edited = Edited::new(&job, after, now);
             if let Err(illegal) = edited.transition().apply(job.state) {
@@ -310,10 +312,6 @@ impl Admission {
             tracing::warn!(jobs, error = %chain(&error), "stored jobs are published only when the relay misses them");
         }
     }
-}
-
-fn refused(error: EnvelopeError) -> EditAnswer {
-    EditAnswer::Refused(JobError::new(ErrorKind::InvalidJob, error.message))
 }
 
 /// The message that carries a stored job to a worker.

@@ -225,7 +225,10 @@ pub(super) async fn create(
         MadeAction::Conflict => {
             return Err(Problem::new(
                 Kind::KeyConflict,
-                "this Idempotency-Key was used for another action; send another key",
+                format!(
+                    "the action {} was made with this `Idempotency-Key` and another body; send another key",
+                    new.id
+                ),
             ));
         }
         MadeAction::TooMany => {

@@ -15,7 +15,7 @@ use utoipa::{
 
 use super::{
     dry_run::DryRun,
-    problem::{ItemError, Kind, PROBLEM_JSON, Problem},
+    problem::{FieldError, Kind, PROBLEM_JSON, Problem},
 };
 use crate::{
     desk_json::BatchJson,
@@ -156,7 +156,8 @@ fn problem(kinds: &[Kind]) -> Response {
     let mut these =
         ObjectBuilder::new().property("type", text().enum_values(Some(kinds.iter().map(|kind| kind.urn()))));
     if kinds.contains(&Kind::InvalidBatch) {
-        let errors = ArrayBuilder::new().items(Ref::from_schema_name(ItemError::name())).max_items(Some(100));
+        let errors =
+            ArrayBuilder::new().items(Ref::from_schema_name(FieldError::name())).max_items(Some(100));
         these = these.property("errors", errors);
     }
     let schema = AllOfBuilder::new().item(Ref::from_schema_name(Problem::name())).item(these);

@@ -33,7 +33,7 @@ use super::{
     jobs::{AttemptList, HistoryList, JobPage},
     keys::KeyPage,
     pins::PinList,
-    problem::{ItemError, Problem},
+    problem::{FieldError, Problem},
     queues::{QueueList, QueueState, Stats},
     rejected::{RejectedPage, RequeuedAs},
     shared::{Description, Shared},
@@ -141,7 +141,7 @@ fn document(paths: PathsBuilder) -> serde_json::Result<Value> {
     add::<BatchPage>(&mut schemas);
     add::<BatchOrId>(&mut schemas);
     add::<ItemPage>(&mut schemas);
-    add::<ItemError>(&mut schemas);
+    add::<FieldError>(&mut schemas);
     add::<KeyJson<'static>>(&mut schemas);
     add::<KeyPage>(&mut schemas);
     add::<ActionJson<'static>>(&mut schemas);

@@ -86,11 +86,7 @@ pub(super) async fn dry_run(shared: &Shared, spec: &JobSpec) -> Result<Response,
         return Err(Problem::new(Kind::NoToolApi, detail));
     };
     let now = shared.parts.clock.now();
-    shared
-        .parts
-        .admission
-        .check(spec, now)
-        .map_err(|unfit| Problem::new(Kind::InvalidJob, unfit.error.message()))?;
+    shared.parts.admission.check(spec, now)?;
     let mut answer = DryRun {
         would: if spec.run_at.is_some_and(|at| at > now) { Would::Schedule } else { Would::Run },
         id: spec.is_named.then_some(spec.id),

@@ -79,7 +79,7 @@ pub(super) async fn edit(
     let admission = &shared.parts.admission;
     match admission.edit(manager, id, &edit, caller.decider(), |job| if_match.is_of(job)).await? {
         EditAnswer::Decided(decided) => decided_about(&shared, &caller, id, decided).await,
-        EditAnswer::Refused(error) => Err(Problem::new(Kind::InvalidJob, error.message())),
+        EditAnswer::Refused(unfit) => Err(unfit.into()),
         EditAnswer::Unexpected => Err(IfMatch::is_another()),
     }
 }
@@ -90,6 +90,6 @@ pub(super) fn lane(shared: &Shared, name: &str) -> Result<QueueName, Problem> {
     known.ok_or_else(|| {
         let known: Vec<_> = shared.parts.lanes.iter().map(QueueName::as_str).collect();
         let detail = format!("there is no queue of this name; use one of {}", known.join(", "));
-        Problem::new(Kind::InvalidJob, detail)
+        Problem::new(Kind::InvalidJob, detail).about(Some("queue"))
     })
 }

@@ -111,7 +111,7 @@ pub(super) async fn enqueue(
     let (id, new) = match answer? {
         Enqueued::New { id, beginning } => (id, Some(beginning)),
         Enqueued::Duplicate(id) => (id, None),
-        Enqueued::Refused(error) => return Err(Problem::new(Kind::InvalidJob, error.message())),
+        Enqueued::Refused(unfit) => return Err(unfit.into()),
         Enqueued::Conflict(conflict) => return Err(conflict.into()),
     };
     let status = if new.is_some() { StatusCode::CREATED } else { StatusCode::OK };

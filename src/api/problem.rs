@@ -10,7 +10,7 @@ use utoipa::ToSchema;
 
 use crate::{
     failure::chain,
-    job::{EnvelopeError, EnvelopeReason, IllegalMove, State, Transition},
+    job::{EnvelopeError, EnvelopeReason, IllegalMove, State, Transition, Unfit},
     store::{Conflict, Decided, StoreError, StoreErrorKind},
     string_enum::string_enum,
     telemetry::seldom::Seldom,
@@ -133,29 +133,29 @@ pub(super) struct Problem {
     kind: Kind,
     /// One sentence or two that say what to do. No customer's data.
     detail: String,
-    /// What is wrong with the items of a batch, as far as that is what is wrong.
-    errors: Vec<ItemError>,
+    /// What is wrong with fields of the body, or with the items of a batch, as far as that is what is wrong.
+    errors: Vec<FieldError>,
     /// In how many seconds the same may be sent again, where that is not as usual for the kind.
     again_in: Option<u16>,
 }
 
-/// What is wrong with one item of a batch.
+/// What is wrong with a field of the body, or with one item of a batch.
 #[derive(Debug, Serialize, ToSchema)]
-pub(super) struct ItemError {
-    /// Where it is in the batch (RFC 6901), such as `/items/3` or `/items/3/run_at`.
+pub(super) struct FieldError {
+    /// Where it is in the body (RFC 6901), such as `/run_at`, and in a batch `/items/3` or `/items/3/run_at`.
     pub(super) pointer: String,
     /// What is wrong, for programs.
     #[schema(value_type = String)]
-    pub(super) r#type: ItemFault,
+    pub(super) r#type: FieldFault,
     /// What to do, for people.
     pub(super) detail: String,
 }
 
 /// A kind, which is shown by its URN.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct ItemFault(pub(super) Kind);
+pub(super) struct FieldFault(pub(super) Kind);
 
-impl Serialize for ItemFault {
+impl Serialize for FieldFault {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_str(&self.0.urn())
     }
@@ -172,7 +172,7 @@ impl Problem {
     }
 
     /// A batch that is refused because of some of its items: how many are wrong, and what is wrong with the first ones.
-    pub(super) fn of_items(errors: Vec<ItemError>, wrong: usize) -> Self {
+    pub(super) fn of_items(errors: Vec<FieldError>, wrong: usize) -> Self {
         let listed = errors.len();
         let which = if wrong > listed { format!("the first {listed} of {wrong}") } else { "the".to_owned() };
         let detail = format!(
@@ -181,9 +181,19 @@ impl Problem {
         Self { errors, ..Self::new(Kind::InvalidBatch, detail) }
     }
 
+    /// The same about a field of the body.
+    pub(super) fn about(self, field: Option<&str>) -> Self {
+        let error = |field| FieldError {
+            pointer: format!("/{field}"),
+            r#type: FieldFault(self.kind),
+            detail: self.detail.clone(),
+        };
+        Self { errors: field.map(error).into_iter().collect(), ..self }
+    }
+
     /// The same about one item of a batch.
-    pub(super) fn about_item(self, pointer: String) -> ItemError {
-        ItemError { pointer, r#type: ItemFault(self.kind), detail: self.detail }
+    pub(super) fn about_item(self, pointer: String) -> FieldError {
+        FieldError { pointer, r#type: FieldFault(self.kind), detail: self.detail }
     }
 
     /// An ID in a path that is nothing's, because it is none.
@@ -258,7 +268,13 @@ impl From<EnvelopeError> for Problem {
             EnvelopeReason::Malformed => Kind::BadRequest,
             _ => Kind::InvalidJob,
         };
-        Self::new(kind, error.message)
+        Self::new(kind, error.message).about(error.field)
+    }
+}
+
+impl From<Unfit> for Problem {
+    fn from(unfit: Unfit) -> Self {
+        Self::new(Kind::InvalidJob, unfit.error.message()).about(unfit.field)
     }
 }
 
@@ -267,8 +283,12 @@ impl From<Conflict> for Problem {
     /// of other owners' jobs.
     fn from(conflict: Conflict) -> Self {
         match conflict {
-            Conflict::Owner | Conflict::Body => Self::new(Kind::IdConflict, Conflict::Body.message()),
-            Conflict::Key { .. } => Self::new(Kind::KeyConflict, conflict.message()),
+            Conflict::Owner | Conflict::Body => {
+                Self::new(Kind::IdConflict, Conflict::Body.message()).about(Some("id"))
+            }
+            Conflict::Key { .. } => {
+                Self::new(Kind::KeyConflict, conflict.message()).about(Some("idempotency_key"))
+            }
         }
     }
 }

@@ -132,7 +132,7 @@ pub(super) async fn run(args: Args, setup: &Setup) -> anyhow::Result<Exit> {
     let (id, duplicate) = match answers.into_iter().next() {
         Some(Enqueued::New { id, .. }) => (id, false),
         Some(Enqueued::Duplicate(id)) => (id, true),
-        Some(Enqueued::Refused(error)) => return Err(exit::negative(error.message())),
+        Some(Enqueued::Refused(unfit)) => return Err(exit::negative(unfit.error.message())),
         Some(Enqueued::Conflict(conflict)) => return Err(exit::negative(conflict.message())),
         None => anyhow::bail!("the store gave no answer"),
     };

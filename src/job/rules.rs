@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use url::Host;
 
-use super::{ErrorKind, JobError, JobSpec, OwnerKind, PublisherRules, ReplyRules};
+use super::{EnvelopeError, ErrorKind, JobError, JobSpec, OwnerKind, PublisherRules, ReplyRules};
 use crate::bounds::MAX_AGE;
 
 #[derive(Debug, Clone, Default)]
@@ -25,8 +25,8 @@ pub struct Rules {
 /// Why a job may not run as it was asked for.
 #[derive(Debug, Clone)]
 pub struct Unfit {
-    /// The field of the envelope that is to be changed.
-    pub field: &'static str,
+    /// The field of the envelope that is to be changed; `None`: the whole of it.
+    pub field: Option<&'static str>,
     /// The error that the job fails with; it says what to change.
     pub error: JobError,
 }
@@ -34,7 +34,13 @@ pub struct Unfit {
 impl Unfit {
     /// A field that is wrong for a reason of this kind.
     pub fn new(field: &'static str, kind: ErrorKind, message: impl Into<String>) -> Self {
-        Self { field, error: JobError::new(kind, message) }
+        Self { field: Some(field), error: JobError::new(kind, message) }
+    }
+}
+
+impl From<EnvelopeError> for Unfit {
+    fn from(error: EnvelopeError) -> Self {
+        Self { field: error.field, error: JobError::new(ErrorKind::InvalidJob, error.message) }
     }
 }
 
@@ -149,7 +155,7 @@ mod tests {
         ] {
             let rules = Rules { allow_default, refuse_email, ..Rules::default() };
             let unfit = rules.check(&spec(job.clone()), Timestamp::UNIX_EPOCH).err();
-            assert!(unfit.as_ref().is_none_or(|unfit| job.get(unfit.field).is_some()), "{job}");
+            assert!(unfit.as_ref().is_none_or(|unfit| job.get(unfit.field.unwrap()).is_some()), "{job}");
             let error = unfit.map(JobError::from);
             assert_eq!(error.as_ref().map(JobError::kind), refused.map(|(kind, _)| kind), "{job}");
             assert!(error.is_none_or(|error| error.message().contains(refused.unwrap().1)), "{job}");
@@ -185,7 +191,7 @@ mod tests {
         }
         for time in [now + MAX_AGE + Duration::from_secs(1), "9999-12-30T22:00:00Z".parse().unwrap()] {
             let Unfit { field, error } = rules.check(&at(time), now).unwrap_err();
-            assert_eq!((field, error.kind()), ("run_at", ErrorKind::InvalidJob));
+            assert_eq!((field, error.kind()), (Some("run_at"), ErrorKind::InvalidJob));
             assert!(error.message().starts_with("`run_at`"), "{}", error.message());
         }
     }

@@ -13,6 +13,7 @@ use super::{
     read::StoreRow,
 };
 use crate::{
+    bounds::MAX_OPEN_BATCHES,
     job::{BatchId, Digest, JobId, JobSpec, Owner, Principal, State},
     string_enum::string_enum,
 };
@@ -73,7 +74,7 @@ pub trait Batches: fmt::Debug + Send + Sync {
 
     /// Begins the next generation of a complete batch, in which those of its own jobs that failed are run again, and
     /// forgets that its rest was called off, and its deadline. With `force` also those whose last call may have had its
-    /// effect. One that is not complete, or of which no job failed, stays as it is; and so does one that is not of the
+    /// effect. One that is not complete, or of which no own job failed, stays as it is; and so does one that is not of the
     /// `generation` that is meant, where one is.
     async fn retry_batch(
         &self,
@@ -84,7 +85,8 @@ pub trait Batches: fmt::Debug + Send + Sync {
         generation: Option<u32>,
     ) -> Result<BatchDecided>;
 
-    /// Takes up to `limit` batches that are to be looked at, for `lease`.
+    /// Takes up to `limit` batches that are to be looked at, for `lease`: of each owner the one that is due for the longest
+    /// time, then of each the next, so that nobody's wait for all that another has.
     async fn take_batches(&self, limit: usize, lease: Duration) -> Result<Vec<TakenBatch>>;
 
     /// Counts the jobs of a batch anew: of its open parts those that were counted longest ago, with about `most` items.
@@ -177,6 +179,8 @@ pub enum NotAdded {
     Unknown,
     /// The ID stands for another batch, or these indexes for other items.
     Taken,
+    /// The owner has [`MAX_OPEN_BATCHES`] that are not complete.
+    TooMany,
     /// The next item has this index.
     Gap { next: u64 },
     /// It takes no more items.
@@ -187,6 +191,10 @@ pub enum NotAdded {
     /// Some items, by their place among those that were given, have an ID or key that is taken.
     Items(Vec<(usize, Conflict)>),
 }
+
+/// Most due batches among which owners take turns. It is no less than one owner has.
+pub(super) const TAKING_TURNS: i64 = 10_000;
+const _: () = assert!(TAKING_TURNS as usize >= MAX_OPEN_BATCHES);
 
 /// The generation that a retry is of, as statements take it: 0, which none is, for any.
 pub(super) fn meant(generation: Option<u32>) -> i32 {
@@ -426,6 +434,10 @@ pub(super) const SET_COUNTS: &str =
 /// Whether the counts of a batch `b` are not those of a table `c`.
 pub(super) const COUNTS_DIFFER: &str = "({each scheduled, available, running, retryable, held, succeeded, failed, cancelled, removed: b.@})
     is distinct from ({each scheduled, available, running, retryable, held, succeeded, failed, cancelled, removed: c.@})";
+
+/// Whether a job failed that a batch enqueued, which is what a retry of it runs again.
+pub(super) const HAS_FAILED: &str =
+    "failed > 0 and exists (select 1 from jobs where batch_id = batches.id and state = 'failed')";
 
 /// The digest of a row is that of the same items or settings.
 pub(super) fn is_same(row: &impl StoreRow, digest: Digest) -> Result<bool> {

@@ -2,9 +2,10 @@
 
 use std::collections::BTreeSet;
 
-use errand_testbed::factory::{Envelope as _, create, post, read, send};
+use errand_testbed::factory::{Envelope as _, create, post, read, send, spread};
 use reqwest::StatusCode;
 use serde_json::{Value, json};
+use sqlx::Connection as _;
 
 use crate::{
     api::{Api, kind},
@@ -116,4 +117,64 @@ async fn what_may_have_acted_runs_again_by_force_alone_and_each_generation_has_o
     assert_eq!(harness.count("tool = 'SLACK_SEND_MESSAGE'").await, 3);
     // Five calls with the first generation, two with the second, and three with the third.
     harness.called(10).await;
+}
+
+/// Lets the completion of batches wait for whoever has the lock, and its session go on when its client is gone.
+const WAITS: &str = "
+    create function waits() returns trigger language plpgsql set lock_timeout = 0 as
+    $$ begin perform pg_advisory_xact_lock_shared(7); return new; end $$;
+    create trigger waits before update of completed_at on batches for each row
+    when (new.completed_at is not null) execute function waits()";
+
+/// Waits until so many sessions wait for that lock, and returns which.
+async fn waiting(harness: &Harness, sessions: usize) -> Vec<String> {
+    let sql = "select string_agg(pid::text, ' ') from pg_stat_activity \
+               where datname = current_database() and wait_event = 'advisory'";
+    until(&format!("{sessions} completions that wait"), PATIENCE, async || {
+        let pids: Vec<String> = harness.text(sql).await?.split(' ').map(str::to_owned).collect();
+        (pids.len() == sessions).then_some(pids)
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn batches_are_followed_once_each_though_a_worker_dies_between_the_follow_up_and_the_completion() {
+    const BATCHES: u64 = 30;
+    // A completion waits for as long as the test has it wait.
+    const PATIENT: (&str, &str) = ("ERRAND__STORE__STATEMENT_TIMEOUT_MS", "600000");
+    let harness = Harness::new("followed-once", "").await;
+    harness.execute(WAITS).await;
+    let mut keeper = harness.database.connect().await.unwrap();
+    sqlx::raw_sql("select pg_advisory_lock(7)").execute(&mut keeper).await.unwrap();
+    let api = Api::start(&harness.env()).await;
+    let mut made = Vec::new();
+    for job in spread(BATCHES as usize, read) {
+        let follow_up = post("org-1").nameless().with("queue", "bulk");
+        let (status, batch) = api.post("/v1/batches", &json!({"items": [job], "follow_up": follow_up})).await;
+        assert_eq!(status, StatusCode::CREATED, "{batch}");
+        made.push(batch);
+    }
+    // It calls nothing that follows, so that no call is cut off when it dies.
+    let mut first = harness.worker(&[PATIENT, ("ERRAND__WORKER__QUEUES", "default")]).await;
+    let cut_off = waiting(&harness, 1).await.remove(0);
+    let _second = harness.worker(&[PATIENT]).await;
+    waiting(&harness, 2).await;
+    harness.counts("tool = 'GITHUB_GET_REPO' and state = 'succeeded'", BATCHES).await;
+    assert_eq!(harness.count("queue = 'bulk'").await, 2, "each of them has begun with one");
+    first.kill9();
+    // Its completion never is.
+    let ended = harness.text(&format!("select pg_terminate_backend({cut_off})::text")).await;
+    assert_eq!(ended.as_deref(), Some("true"));
+    waiting(&harness, 1).await;
+    keeper.close().await.unwrap();
+    // A minute later, the other one looks at what it had taken.
+    harness.execute("update batches set look_at = look_at - interval '1 minute'").await;
+
+    for batch in &made {
+        let complete = api.completed(batch.id()).await;
+        assert_eq!(complete["follow_up_id"], batch["follow_up_id"]);
+        assert_eq!(harness.sandbox.job_effects(&followed(&api, &complete).await), 1, "{complete}");
+    }
+    assert_eq!(harness.count("queue = 'bulk'").await, BATCHES);
+    assert_eq!(harness.sandbox.ledger_summary().effects_once, BATCHES);
 }

@@ -130,3 +130,31 @@ async fn a_chunk_has_up_to_ten_thousand_lines_and_a_hundred_mistakes_are_told() 
     assert_eq!((status, &seen["total"]), (StatusCode::OK, &json!(0)), "{seen}");
     assert_eq!(jobs(&api).await, 0);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_many_items_whose_ids_are_taken_a_hundred_are_told_and_how_many_there_are() {
+    let (api, _folder) = api().await;
+    let jobs: Vec<Value> = (0..150).map(|_| read("user-1")).collect();
+    let (status, made) = api.post("/v1/batches", &json!({"items": jobs})).await;
+    assert_eq!((status, &made["total"]), (StatusCode::CREATED, &json!(150)), "{made}");
+    let others: Vec<Value> = jobs.into_iter().map(|job| job.with("priority", 5)).collect();
+
+    let (_, opened) = api.post("/v1/batches", &json!({"sealed": false})).await;
+    let batch = format!("/v1/batches/{}", opened["id"].as_str().unwrap());
+    let chunk = others.iter().map(|job| format!("{job}\n")).collect::<String>().into_bytes();
+    // The first two of the chunk are new, and where the others are is told by their index in the batch.
+    let chunk = [good(), good(), chunk].join(&b"\n"[..]);
+    for ((status, refused), first) in [
+        (post(&api, "/v1/batches", JSON, json!({"items": others}).to_string().into_bytes()).await, 0),
+        (post(&api, &format!("{batch}/items?from=0"), LINES, chunk).await, 2),
+    ] {
+        assert_eq!((status, kind(&refused)), (422, "invalid-batch"), "{refused}");
+        assert!(refused["detail"].as_str().unwrap().contains("the first 100 of 150 items"), "{refused}");
+        let pointers: Vec<_> = (first..first + 100).map(|index| format!("/items/{index}/id")).collect();
+        let expected: Vec<_> = pointers.iter().map(|pointer| (pointer.as_str(), "id-conflict")).collect();
+        assert_eq!(errors(&refused), expected);
+    }
+    let (_, page) = api.get("/v1/jobs?limit=500").await;
+    assert_eq!(page["items"].as_array().unwrap().len(), 150, "nothing of them is stored");
+    assert_eq!(api.get(&batch).await.1["total"], 0);
+}

@@ -130,6 +130,49 @@ async fn a_batch_is_filled_by_chunks_that_may_be_sent_again() {
     harness.called(1_500).await;
 }
 
+/// Every item of a list that is read one by one, each page at what the one before it says.
+async fn one_by_one(api: &Api, path: &str, parameter: &str) -> Vec<Value> {
+    let (mut all, mut query) = (Vec::new(), "limit=1".to_owned());
+    loop {
+        let (status, page) = api.get(&format!("{path}?{query}")).await;
+        assert_eq!(status, StatusCode::OK, "{page}");
+        let items = page["items"].as_array().unwrap();
+        assert!(items.len() <= 1, "{page}");
+        all.extend(items.iter().cloned());
+        let next = match &page["next"] {
+            Value::Null => return all,
+            Value::String(next) => next.clone(),
+            next => next.to_string(),
+        };
+        query = format!("limit=1&{parameter}={next}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn batches_and_their_items_are_read_page_by_page_to_the_end() {
+    let harness = migrated("batch-pages").await;
+    let api = Api::start(&harness.env()).await;
+    let mut made = Vec::new();
+    for _ in 0..3 {
+        made.push(api.make(&json!({"sealed": false})).await.1);
+    }
+    made.reverse();
+    assert_eq!(one_by_one(&api, "/v1/batches", "cursor").await, made, "the newest first");
+    // What is counted together ends within these pages.
+    let path = format!("/v1/batches/{}/items", id(&made[0]));
+    let items: Vec<Value> = (0..5).map(|_| read("user-1")).collect();
+    for (from, chunk) in [(0, &items[..2]), (2, &items[2..3]), (3, &items[3..])] {
+        assert_eq!(api.add(id(&made[0]), from, &lines(chunk)).await.0, StatusCode::CREATED);
+    }
+    let expected: Vec<Value> = items
+        .iter()
+        .enumerate()
+        .map(|(index, item)| json!({"index": index, "job_id": item.id(), "state": "available"}))
+        .collect();
+    assert_eq!(one_by_one(&api, &path, "from").await, expected);
+    assert_eq!(api.get(&path).await.1, json!({"items": expected, "next": null}));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_batch_is_refused_with_every_item_that_is_wrong() {
     let harness = migrated("batch-refused").await;
@@ -410,4 +453,28 @@ async fn a_batch_that_a_worker_looks_at_while_it_stops_is_for_the_next_one_at_on
     // A look that the lock ended before is repeated in ten seconds; one that a process left is after a minute.
     let soon = harness.text("select (look_at < now() + interval '15 seconds')::text from batches").await;
     assert_eq!(soon.as_deref(), Some("true"), "{}", worker.log());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_batch_that_nobody_seals_is_sealed_after_a_week() {
+    let harness = Harness::new("batch-week", "").await;
+    let _worker = harness.worker(&[]).await;
+    let api = Api::start(&harness.env()).await;
+    let (_, old) = api.make(&json!({"sealed": false, "items": [read("user-1")]})).await;
+    let (_, younger) = api.make(&json!({"sealed": false, "items": [read("user-2")]})).await;
+    for (batch, days) in [(&younger, 6), (&old, 8)] {
+        let aged = format!("created_at = now() - interval '{days} days', look_at = now()");
+        harness.execute(&format!("update batches set {aged} where id = '{}'", id(batch))).await;
+    }
+    let done = api.completed(id(&old)).await;
+    assert_eq!((&done["sealed"], &done["counts"]["succeeded"]), (&json!(true), &json!(1)), "{done}");
+    until("a look at the younger one that has ended", PATIENCE, async || {
+        // While it is looked at, the next look is a minute away.
+        let soon = "look_at > now() and look_at < now() + interval '15 seconds'";
+        let sql = format!("select ({soon})::text from batches where id = '{}'", id(&younger));
+        (harness.text(&sql).await? == "true").then_some(())
+    })
+    .await;
+    let (_, younger) = api.get(&format!("/v1/batches/{}", id(&younger))).await;
+    assert_eq!((&younger["sealed"], &younger["completed_at"]), (&json!(false), &Value::Null), "{younger}");
 }

@@ -42,7 +42,7 @@ const OTHER: [&str; 8] = [
 const JSON: &str = "application/json";
 
 /// The ways in: a request, with the key beside the body or in it; an item of a new batch; a line that is added to one; a
-/// message; and the command, on the database and at a server.
+/// message; the command, on the database and at a server; and a line of a file, on the database.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Door {
     Request,
@@ -52,11 +52,20 @@ enum Door {
     Message,
     Command,
     Server,
+    Bulk,
 }
 
 impl Door {
-    const ALL: [Self; 7] =
-        [Self::Request, Self::Header, Self::Item, Self::Line, Self::Message, Self::Command, Self::Server];
+    const ALL: [Self; 8] = [
+        Self::Request,
+        Self::Header,
+        Self::Item,
+        Self::Line,
+        Self::Message,
+        Self::Command,
+        Self::Server,
+        Self::Bulk,
+    ];
 
     fn takes(self, name: &Name) -> bool {
         self != Self::Header || name.field == "idempotency_key"
@@ -84,15 +93,24 @@ impl Name {
     fn in_body(&self, body: &str) -> String {
         body.replace('$', &format!(r#""{}":"{}","#, self.field, self.text))
     }
+
+    /// A body with this name that has an ID, also where its key is what names the job, and that ID.
+    fn with_id(&self, named: String) -> (String, String) {
+        if self.field == "id" {
+            return (named, self.text.clone());
+        }
+        let id = id();
+        (named.replacen('{', &format!(r#"{{"id":"{id}","#), 1), id)
+    }
 }
 
 /// What becomes of a job.
-#[derive(Debug, PartialEq)]
+#[derive(Debug)]
 enum Answer {
     New(String),
     Known(String),
-    /// Its name is another one's.
-    Refused,
+    /// Its name is another one's, as this says.
+    Refused(String),
 }
 
 struct Doors<'a> {
@@ -135,6 +153,7 @@ impl Doors<'_> {
                 let env = [("HOME".to_owned(), std::env::temp_dir().display().to_string())];
                 command(&["--server", &self.api.base], &env, name, &body)
             }
+            Door::Bulk => self.bulk(name, named).await,
         }
     }
 
@@ -159,7 +178,7 @@ impl Doors<'_> {
             StatusCode::OK => Answer::Known(text(&answer, "id")),
             _ => {
                 assert_eq!((status.as_u16(), kind(&answer)), (422, name.conflict), "{answer}");
-                Answer::Refused
+                Answer::Refused(text(&answer, "detail"))
             }
         }
     }
@@ -171,7 +190,7 @@ impl Doors<'_> {
             let error = &answer["errors"][0];
             assert_eq!(kind(error), name.conflict, "{answer}");
             assert_eq!(text(error, "pointer"), format!("/items/0/{}", name.field), "{answer}");
-            return Answer::Refused;
+            return Answer::Refused(text(error, "detail"));
         }
         let (_, items) = self.api.get(&format!("/v1/batches/{}/items", text(&answer, "id"))).await;
         let job = text(&items["items"][0], "job_id");
@@ -182,9 +201,7 @@ impl Doors<'_> {
 
     async fn message(&self, name: &Name, body: String) -> Answer {
         let Broker { app, .. } = self.broker.as_ref().expect("there is a broker");
-        // A message has an ID, also where its key is what names the job.
-        let body =
-            if name.field == "id" { body } else { body.replacen('{', &format!(r#"{{"id":"{}","#, id()), 1) };
+        let (body, _) = name.with_id(body);
         app.ask("message", body).await;
         let reply = until("a reply", PATIENCE, async || app.get().await).await;
         let reply: Value = serde_json::from_slice(&reply.delivery.data).unwrap();
@@ -193,8 +210,32 @@ impl Doors<'_> {
             "duplicate" => Answer::Known(text(&reply, "id")),
             _ => {
                 assert_eq!((&reply["reply"], &reply["reason"]), (&json!("rejected"), &json!(name.reason)));
-                Answer::Refused
+                Answer::Refused(text(&reply, "message"))
             }
+        }
+    }
+
+    /// `errand enqueue-bulk` with one line.
+    async fn bulk(&self, name: &Name, body: String) -> Answer {
+        let (line, id) = name.with_id(body);
+        let folder = in_memory("errand-doors-line-");
+        let file = folder.path().join("jobs.jsonl").display().to_string();
+        std::fs::write(&file, line.replace('\n', " ") + "\n").unwrap();
+        let ran = run(&["enqueue-bulk", &file, "--json"], self.env);
+        let counted: Value = serde_json::from_slice(&ran.stdout).unwrap();
+        let counts = ["new", "duplicate", "refused", "invalid"].map(|count| counted[count].as_u64().unwrap());
+        if counts == [0, 0, 1, 0] {
+            assert_eq!(ran.status.code(), Some(1), "{counted}");
+            return Answer::Refused(text(&counted["problems"][0], "message"));
+        }
+        assert_eq!(ran.status.code(), Some(0), "{counted}");
+        // A job is found by each ID under which it was sent.
+        let (_, told) = self.api.get(&format!("/v1/jobs/{id}")).await;
+        let job = text(&told, "id");
+        match counts {
+            [1, 0, 0, 0] => Answer::New(job),
+            [0, 1, 0, 0] => Answer::Known(job),
+            _ => panic!("{counted}"),
         }
     }
 
@@ -206,14 +247,19 @@ impl Doors<'_> {
         if let Some(Broker { harness, end, .. }) = self.broker {
             harness.counts(&format!("id = '{job}' and state = '{end}'"), 1).await;
         }
-        let (known, refused) = (Answer::Known(job.clone()), Answer::Refused);
         for (turn, door) in others.iter().filter(|door| door.takes(name)).enumerate() {
-            for (bodies, expected) in [(&SAME[..], &known), (&OTHER[..], &refused)] {
+            for (bodies, is_same) in [(&SAME[..], true), (&OTHER[..], false)] {
                 let of_this_turn = (turn + first as usize) % bodies.len();
                 for (place, body) in bodies.iter().enumerate() {
                     if whole || place == of_this_turn {
                         let answer = self.enter(*door, name, body).await;
-                        assert_eq!(answer, *expected, "{first:?}, {door:?}, {name:?}: {body}");
+                        let is_right = match &answer {
+                            Answer::New(_) => false,
+                            Answer::Known(known) => is_same && *known == job,
+                            // Which job has a key is told; whose an ID is, is nobody's business.
+                            Answer::Refused(why) => !is_same && (name.field == "id" || why.contains(&job)),
+                        };
+                        assert!(is_right, "{first:?}, {door:?}, {name:?}: {body}: {answer:?} and not {job}");
                     }
                 }
             }
@@ -252,7 +298,7 @@ fn command(at: &[&str], env: &[(String, String)], name: &Name, body: &str) -> An
     }
     assert_eq!(ran.status.code(), Some(1), "{args:?}: {out}{err}");
     assert!(err.contains("another body"), "{args:?}: {out}{err}");
-    Answer::Refused
+    Answer::Refused(err.into_owned())
 }
 
 #[tokio::test(flavor = "multi_thread")]

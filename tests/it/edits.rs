@@ -69,12 +69,21 @@ async fn a_waiting_job_is_changed_and_not_by_who_has_read_another_one() {
     let other = job.clone().with("priority", 8);
     assert_eq!(api.post("/v1/jobs", &other).await.0, StatusCode::UNPROCESSABLE_ENTITY);
 
+    let far = in_hours(24 * 400);
+    for (body, pointer) in [
+        (json!({"priority": 10}), "/priority"),
+        (json!({"queue": "nowhere"}), "/queue"),
+        (json!({"expires_at": in_hours(0)}), "/expires_at"),
+        (json!({"run_at": far, "expires_at": null}), "/run_at"),
+    ] {
+        let (told, problem) = patch(&api, &path, None, &body).await;
+        assert_eq!((told, kind(&problem)), (422, "invalid-job"), "{body}: {problem}");
+        let error = json!({"pointer": pointer, "type": problem["type"], "detail": problem["detail"]});
+        assert_eq!(problem["errors"], json!([error]), "{body}");
+    }
     for (body, status, expected) in [
         (json!({}), 400, "bad-request"),
-        (json!({"priority": 10}), 422, "invalid-job"),
-        (json!({"queue": "nowhere"}), 422, "invalid-job"),
-        (json!({"expires_at": in_hours(0)}), 422, "invalid-job"),
-        (json!({"run_at": in_hours(24 * 400)}), 422, "invalid-job"),
+        (json!({"run_at": far}), 422, "invalid-job"),
         (json!({"run_at": "tomorrow"}), 400, "bad-request"),
         (json!({"tool": "OTHER"}), 400, "bad-request"),
     ] {

@@ -17,14 +17,12 @@ use crate::{
     api::{
         described::Envelope,
         edit::lane,
-        problem::{ItemError, Kind, Problem},
+        problem::{FieldError, Kind, Problem},
         request::{idempotency_key, moment_in_json},
         shared::Shared,
     },
-    bounds::{MAX_BATCH_ITEMS, MAX_BATCH_PARTS, MAX_CHUNK_ITEMS, MAX_SHORT_TEXT_BYTES},
-    job::{
-        Arrival, BatchId, Digest, JobId, JobSpec, Owner, OwnerKind, Principal, Unfit, decode, named_queue,
-    },
+    bounds::{MAX_BATCH_ITEMS, MAX_BATCH_PARTS, MAX_CHUNK_ITEMS, MAX_OPEN_BATCHES, MAX_SHORT_TEXT_BYTES},
+    job::{Arrival, BatchId, Digest, JobId, JobSpec, Owner, OwnerKind, Principal, decode, named_queue},
     store::{Conflict, NewBatch, NotAdded, StopRule},
 };
 
@@ -183,18 +181,27 @@ fn spec(
     }
     match shared.parts.admission.check(&spec, shared.parts.clock.now()) {
         Ok(()) => Ok(spec),
-        Err(Unfit { field, error }) => Err((Some(field), Problem::new(Kind::InvalidJob, error.message()))),
+        Err(unfit) => Err((unfit.field, unfit.into())),
     }
 }
 
 /// Why a new batch was not made, or why items were not added to one, of which the first has the index `from`.
-pub(super) fn not_added(why: NotAdded, from: Option<u64>) -> Problem {
+pub(super) fn not_added(why: NotAdded, batch: BatchId, from: Option<u64>) -> Problem {
     match why {
         NotAdded::Unknown => no_batch(),
         NotAdded::Taken if from.is_none() => Problem::new(
             Kind::KeyConflict,
-            "a batch was made with this `Idempotency-Key` and another body: a new batch needs a key of its own, and the same \
-             batch again must be sent in the same bytes",
+            format!(
+                "the batch {batch} was made with this `Idempotency-Key` and another body: a new batch needs a key of its own, \
+                 and the same batch again must be sent in the same bytes"
+            ),
+        ),
+        NotAdded::TooMany => Problem::new(
+            Kind::WrongState,
+            format!(
+                "there are {MAX_OPEN_BATCHES} batches of this owner that are not complete; wait for some, or decide about what \
+                 they hold"
+            ),
         ),
         NotAdded::Taken => Problem::new(
             Kind::OutOfOrder,
@@ -220,7 +227,7 @@ pub(super) fn not_added(why: NotAdded, from: Option<u64>) -> Problem {
                 let index = from.unwrap_or(0) + place as u64;
                 Problem::from(conflict).about_item(format!("/items/{index}/{field}"))
             });
-            Problem::of_items(errors.collect::<Vec<ItemError>>(), wrong)
+            Problem::of_items(errors.collect::<Vec<FieldError>>(), wrong)
         }
     }
 }

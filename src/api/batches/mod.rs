@@ -89,7 +89,7 @@ pub(super) async fn create(
         async move |shared: Shared| Ok(shared.parts.store.add_batch(&batch, &items).await?)
     })
     .await?;
-    let mut answer = added_to(&shared, &caller, added, &items, None).await?;
+    let mut answer = added_to(&shared, &caller, added, batch.id, &items, None).await?;
     let location = HeaderValue::from_str(&format!("/v1/batches/{}", batch.id));
     answer.headers_mut().extend(location.ok().map(|location| (header::LOCATION, location)));
     Ok(answer)
@@ -135,7 +135,7 @@ pub(super) async fn add(
         async move |shared: Shared| Ok(shared.parts.store.add_items(&principal, id, from, &items).await?)
     })
     .await?;
-    added_to(&shared, &caller, added, &items, Some(from)).await
+    added_to(&shared, &caller, added, id, &items, Some(from)).await
 }
 
 /// Seals a batch
@@ -349,6 +349,7 @@ async fn added_to(
     shared: &Shared,
     caller: &Caller,
     added: Added,
+    id: BatchId,
     items: &[Arc<JobSpec>],
     from: Option<u64>,
 ) -> Result<Response, Problem> {
@@ -358,7 +359,7 @@ async fn added_to(
             (StatusCode::CREATED, batch)
         }
         Added::Known(batch) => (StatusCode::OK, batch),
-        Added::Not(why) => return Err(not_added(why, from)),
+        Added::Not(why) => return Err(not_added(why, id, from)),
     };
     let Ok(reader) = caller.may(Scope::Read) else {
         return Ok((status, Json(json!({"id": batch.id}))).into_response());

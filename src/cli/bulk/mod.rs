@@ -195,7 +195,7 @@ impl Intake<'_> {
             match answer {
                 Ok(Enqueued::New { .. }) => self.tally.new += 1,
                 Ok(Enqueued::Duplicate(_)) => self.tally.duplicate += 1,
-                Ok(Enqueued::Refused(error)) => self.tally.refused(number, error.message().to_owned()),
+                Ok(Enqueued::Refused(unfit)) => self.tally.refused(number, unfit.error.message().to_owned()),
                 Ok(Enqueued::Conflict(conflict)) => {
                     self.tally.refused(number, conflict.message());
                 }

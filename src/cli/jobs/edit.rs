@@ -88,7 +88,7 @@ pub(super) async fn run(args: Args, setup: &Setup) -> anyhow::Result<Exit> {
                     (false, None, decide::unknown(&door.store, id).await?)
                 }
                 EditAnswer::Decided(decided) => decide::told(decided),
-                EditAnswer::Refused(error) => (false, None, format!("unchanged: {}", error.message())),
+                EditAnswer::Refused(unfit) => (false, None, format!("unchanged: {}", unfit.error.message())),
                 EditAnswer::Unexpected => decide::told(Decided::Changed),
             };
             door.close().await;

@@ -45,6 +45,7 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
     (19, "actions", include_str!("../../../migrations/postgres/0019_actions.sql")),
     (20, "edits_and_pauses", include_str!("../../../migrations/postgres/0020_edits_and_pauses.sql")),
     (21, "changes", include_str!("../../../migrations/postgres/0021_changes.sql")),
+    (22, "open_batches", include_str!("../../../migrations/postgres/0022_open_batches.sql")),
 ];
 
 statements! { Postgres:

@@ -13,17 +13,17 @@ use uuid::Uuid;
 
 use super::{
     PostgresStore,
-    batch::{MAX_ROUNDS, jobs_kept_changing},
+    batch::{MAX_ROUNDS, jobs_kept_changing, place_among_new},
     jobs,
 };
 use crate::{
-    bounds::MAX_CHUNK_ITEMS,
+    bounds::{MAX_CHUNK_ITEMS, MAX_OPEN_BATCHES},
     job::{BatchId, JobId, JobSpec, Owner, Principal},
     store::{
         Added, BatchDecided, BatchItem, BatchView, Batches, ChangeKind, Conflict, Counted, Counts, Decider,
         Inserted, NewBatch, NotAdded, Place, Result, StoreError, TakenBatch,
         batch_items::{Distinct, Part, digest_of, distinct, parts, takes},
-        batches::{counted, is_same, item, meant, taken, view},
+        batches::{TAKING_TURNS, counted, is_same, item, meant, taken, view},
         changes::NewChange,
         columns::{Batch, BatchPart, ChangeColumns, PrincipalColumns, Spec, StretchColumns},
         convert::{micros, to_limit},
@@ -39,15 +39,18 @@ use crate::{
 const INSERTED_TOGETHER: usize = 1_000;
 
 statements! { Postgres:
-    add(batch: One<'_, Batch>, digest: Option<Vec<u8>>, is_sealed: bool, is_complete: bool) = "insert into batches
+    add(batch: One<'_, Batch>, digest: Option<Vec<u8>>, is_sealed: bool, is_complete: bool, most: i64) = "insert into batches
         ({batch}, digest, created_at, sealed_at, completed_at, changed_at, look_at)
     select {values batch}, {digest}, now(), case when {is_sealed} then now() end, case when {is_complete} then now() end, now(),
         case when not {is_complete} then now() end
+    where {may_be_opened}
     on conflict do nothing returning {batch_view}";
 
     lock(principal: One<'_, PrincipalColumns>, id: Uuid) =
     "select {batch_view}, digest, (select count(*) from batch_parts p where p.batch_id = batches.id) as parts
     from batches where {may_see} and id = {id} for update";
+
+    is_there(id: Uuid) = "select 1 from batches where id = {id}";
 
     part(batch_id: Uuid, first: i64) = "select digest from batch_parts where batch_id = {batch_id} and first = {first}";
 
@@ -105,14 +108,20 @@ statements! { Postgres:
         set generation = generation + 1, completed_at = null, cancelled_by = null, cancelled_at = null, deadline = null,
             doing = 'retry', doing_by = {decider}, doing_force = {force}, doing_since = now(), doing_place = null,
             changed_at = now(), look_at = now()
-        where {may_see} and id = {id} and completed_at is not null and failed > 0
+        where {may_see} and id = {id} and completed_at is not null and {has_failed}
             and {meant} in (0, generation) returning *),
     logged as ({log}, owner_kind, owner_id, id::text, null, jsonb_build_object('generation', generation, 'force', {force})::text
         from begun)
     select {batch_view} from begun";
 
-    take(limit: i64, lease: i64) = "update batches set look_at = now() + {lease}::bigint * interval '1 microsecond'
-    where id in (select id from batches where look_at <= now() order by look_at limit {limit} for update skip locked)
+    take(limit: i64, taking_turns: i64, lease: i64) = "with due as (
+        select id, owner_kind, owner_id, look_at from batches where look_at <= now() order by look_at limit {taking_turns}),
+    turns as (
+        select id, look_at, row_number() over (partition by owner_kind, owner_id order by look_at) as turn from due),
+    next as (
+        select b.id as next_id from turns t join batches b on b.id = t.id
+        where b.look_at <= now() order by t.turn, t.look_at limit {limit} for update of b skip locked)
+    update batches set look_at = now() + {lease}::bigint * interval '1 microsecond' from next where id = next_id
     returning {batch_view}, follow_up, doing_by, doing_force, doing_place,
         (extract(epoch from now() - doing_since) * 1000000)::bigint as doing_for,
         coalesce(deadline <= now(), false) as is_past_deadline,
@@ -262,7 +271,7 @@ impl Batches for PostgresStore {
     }
 
     async fn take_batches(&self, limit: usize, lease: Duration) -> Result<Vec<TakenBatch>> {
-        let rows = self.other.fetch(sql::take(to_limit(limit), micros(lease))).await?;
+        let rows = self.other.fetch(sql::take(to_limit(limit), TAKING_TURNS, micros(lease))).await?;
         Ok(readable(&rows, taken))
     }
 
@@ -337,7 +346,13 @@ impl PostgresStore {
 
 async fn add_batch(db: &mut PgConnection, batch: &NewBatch, items: &[Arc<JobSpec>]) -> Result<Added> {
     let digest = digest_of(Some(batch.digest), items);
-    let query = sql::add(One(batch), Some(digest.0.to_vec()), batch.is_sealed, batch.is_complete_with(items));
+    let query = sql::add(
+        One(batch),
+        Some(digest.0.to_vec()),
+        batch.is_sealed,
+        batch.is_complete_with(items),
+        to_limit(MAX_OPEN_BATCHES),
+    );
     if let Some(row) = query.fetch_optional(&mut *db).await? {
         return match items {
             [] => Ok(Added::New(view(&row)?, Vec::new())),
@@ -346,6 +361,9 @@ async fn add_batch(db: &mut PgConnection, batch: &NewBatch, items: &[Arc<JobSpec
     }
     match sql::lock(One(&batch.principal), batch.id.0).fetch_optional(&mut *db).await? {
         Some(row) if is_same(&row, digest)? => Ok(Added::Known(view(&row)?)),
+        None if sql::is_there(batch.id.0).fetch_optional(&mut *db).await?.is_none() => {
+            Ok(Added::Not(NotAdded::TooMany))
+        }
         _ => Ok(Added::Not(NotAdded::Taken)),
     }
 }
@@ -412,8 +430,7 @@ async fn add_part(db: &mut PgConnection, part: &Part<'_>, jobs: &[Uuid]) -> Resu
     Ok(())
 }
 
-/// Inserts those that have no job yet, in the order of their IDs, so that concurrent batches wait for each other in one
-/// direction, and finds the jobs of those that are known.
+/// Inserts those that have no job yet, and finds the jobs of those that are known.
 async fn insert_round(
     db: &mut PgConnection,
     id: BatchId,
@@ -423,7 +440,7 @@ async fn insert_round(
 ) -> Result<()> {
     let mut open: Vec<usize> =
         (0..specs.len()).filter(|place| jobs[*place].is_none() && !conflicts.contains_key(place)).collect();
-    open.sort_unstable_by_key(|place| specs[*place].id);
+    open.sort_unstable_by(|one, other| place_among_new(&specs[*one]).cmp(&place_among_new(&specs[*other])));
     for together in open.chunks(INSERTED_TOGETHER) {
         let rows: Vec<&JobSpec> = together.iter().map(|place| &*specs[*place]).collect();
         let inserted = sql::insert_items(Rows(&rows), id.0).fetch_all(&mut *db).await?;

@@ -37,6 +37,7 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
     (19, "actions", include_str!("../../../migrations/sqlite/0019_actions.sql")),
     (20, "edits_and_pauses", include_str!("../../../migrations/sqlite/0020_edits_and_pauses.sql")),
     (21, "changes", include_str!("../../../migrations/sqlite/0021_changes.sql")),
+    (22, "open_batches", include_str!("../../../migrations/sqlite/0022_open_batches.sql")),
 ];
 
 statements! { Sqlite:

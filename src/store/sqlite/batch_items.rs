@@ -7,6 +7,7 @@ use uuid::Uuid;
 
 use super::jobs;
 use crate::{
+    bounds::MAX_OPEN_BATCHES,
     job::{BatchId, JobId, JobSpec, Principal},
     store::{
         Added, Beginning, Inserted, NewBatch, NotAdded, Result, StoreError,
@@ -20,15 +21,18 @@ use crate::{
 };
 
 statements! { Sqlite:
-    add(batch: One<'_, Batch>, digest: Vec<u8>, is_sealed: bool, is_complete: bool, now: i64) = "insert into batches
+    add(batch: One<'_, Batch>, digest: Vec<u8>, is_sealed: bool, is_complete: bool, most: i64, now: i64) = "insert into batches
         ({batch}, digest, created_at, sealed_at, completed_at, changed_at, look_at)
-    values ({values batch}, {digest}, {now}, case when {is_sealed} then {now} end, case when {is_complete} then {now} end, {now},
-        case when not {is_complete} then {now} end)
+    select {values batch}, {digest}, {now}, case when {is_sealed} then {now} end, case when {is_complete} then {now} end, {now},
+        case when not {is_complete} then {now} end
+    where {may_be_opened}
     on conflict do nothing returning {batch_view}";
 
     find(principal: One<'_, PrincipalColumns>, id: Uuid) =
     "select {batch_view}, digest, (select count(*) from batch_parts p where p.batch_id = batches.id) as parts
     from batches where {may_see} and id = {id}";
+
+    is_there(id: Uuid) = "select 1 from batches where id = {id}";
 
     part(batch_id: Uuid, first: i64) = "select digest from batch_parts where batch_id = {batch_id} and first = {first}";
 
@@ -51,7 +55,8 @@ pub(super) async fn add_batch(
     items: &[Arc<JobSpec>],
 ) -> Result<Added> {
     let digest = digest_of(Some(batch.digest), items);
-    let query = sql::add(One(batch), digest.0.to_vec(), batch.is_sealed, batch.is_complete_with(items), now);
+    let (is_complete, most) = (batch.is_complete_with(items), to_limit(MAX_OPEN_BATCHES));
+    let query = sql::add(One(batch), digest.0.to_vec(), batch.is_sealed, is_complete, most, now);
     if let Some(row) = query.fetch_optional(&mut *db).await? {
         return match items {
             [] => Ok(Added::New(view(&row)?, Vec::new())),
@@ -60,6 +65,9 @@ pub(super) async fn add_batch(
     }
     match sql::find(One(&batch.principal), batch.id.0).fetch_optional(&mut *db).await? {
         Some(row) if is_same(&row, digest)? => Ok(Added::Known(view(&row)?)),
+        None if sql::is_there(batch.id.0).fetch_optional(&mut *db).await?.is_none() => {
+            Ok(Added::Not(NotAdded::TooMany))
+        }
         _ => Ok(Added::Not(NotAdded::Taken)),
     }
 }

@@ -19,7 +19,7 @@ use crate::{
     store::{
         Added, BatchDecided, BatchItem, BatchView, Batches, ChangeKind, Counted, Counts, Decider, NewBatch,
         Place, Result, TakenBatch,
-        batches::{counted, item, meant, taken, view},
+        batches::{TAKING_TURNS, counted, item, meant, taken, view},
         changes::NewChange,
         columns::{PrincipalColumns, StretchColumns},
         convert::{micros, to_limit},
@@ -69,11 +69,16 @@ statements! { Sqlite:
     set generation = generation + 1, completed_at = null, cancelled_by = null, cancelled_at = null, deadline = null,
         doing = 'retry', doing_by = {by}, doing_force = {force}, doing_since = {now}, doing_place = null,
         changed_at = {now}, look_at = {now}
-    where {may_see} and id = {id} and completed_at is not null and failed > 0
+    where {may_see} and id = {id} and completed_at is not null and {has_failed}
         and {meant} in (0, generation) returning {batch_view}";
 
-    take(limit: i64, lease: i64, now: i64) = "update batches set look_at = {now} + {lease}
-    where id in (select id from batches where look_at <= {now} order by look_at limit +{limit})
+    take(limit: i64, taking_turns: i64, lease: i64, now: i64) = "update batches set look_at = {now} + {lease}
+    where id in (
+        select id from (
+            select id, look_at, row_number() over (partition by owner_kind, owner_id order by look_at) as turn
+            from (select id, owner_kind, owner_id, look_at from batches
+                where look_at <= {now} order by look_at limit +{taking_turns}))
+        order by turn, look_at limit +{limit})
     returning {batch_view}, follow_up, doing_by, doing_force, doing_place, {now} - doing_since as doing_for,
         coalesce(deadline <= {now}, false) as is_past_deadline, {now} - created_at as age, look_at as until";
 
@@ -224,7 +229,8 @@ impl Batches for SqliteStore {
         }
         self.write(move |db, now| {
             Box::pin(async move {
-                let rows = sql::take(to_limit(limit), micros(lease), now).fetch_all(&mut *db).await?;
+                let rows =
+                    sql::take(to_limit(limit), TAKING_TURNS, micros(lease), now).fetch_all(&mut *db).await?;
                 Ok(readable(&rows, taken))
             })
         })

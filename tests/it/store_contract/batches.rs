@@ -21,7 +21,7 @@ use crate::jobs::{Properties, claim, decode};
 const ALL: Principal = Principal::Operator;
 const LEASE: Duration = Duration::from_secs(60);
 
-fn batch(principal: &Principal) -> NewBatch {
+pub(super) fn batch(principal: &Principal) -> NewBatch {
     NewBatch {
         id: BatchId(Uuid::now_v7()),
         principal: principal.clone(),
@@ -33,7 +33,7 @@ fn batch(principal: &Principal) -> NewBatch {
     }
 }
 
-fn open(principal: &Principal) -> NewBatch {
+pub(super) fn open(principal: &Principal) -> NewBatch {
     NewBatch { is_sealed: false, ..batch(principal) }
 }
 
@@ -41,22 +41,22 @@ fn spec(envelope: &Value) -> Arc<JobSpec> {
     Arc::new(decode(&envelope.to_string(), Properties::default()).unwrap())
 }
 
-fn specs(count: usize) -> Vec<Arc<JobSpec>> {
+pub(super) fn specs(count: usize) -> Vec<Arc<JobSpec>> {
     (0..count).map(|_| spec(&read("user-1"))).collect()
 }
 
-fn ids(items: &[Arc<JobSpec>]) -> Vec<JobId> {
+pub(super) fn ids(items: &[Arc<JobSpec>]) -> Vec<JobId> {
     items.iter().map(|item| item.id).collect()
 }
 
-fn new(added: Added) -> (BatchView, Vec<JobId>) {
+pub(super) fn new(added: Added) -> (BatchView, Vec<JobId>) {
     match added {
         Added::New(batch, jobs) => (batch, jobs),
         other => panic!("{other:?}"),
     }
 }
 
-fn not(added: Added) -> NotAdded {
+pub(super) fn not(added: Added) -> NotAdded {
     match added {
         Added::Not(why) => why,
         other => panic!("{other:?}"),
@@ -64,7 +64,7 @@ fn not(added: Added) -> NotAdded {
 }
 
 impl TestStore {
-    async fn batch(&self, id: BatchId) -> BatchView {
+    pub(super) async fn batch(&self, id: BatchId) -> BatchView {
         self.store.batch(&ALL, id, true).await.unwrap().unwrap()
     }
 
@@ -209,6 +209,27 @@ on_every_backend!(batches_that_meet_in_their_items_enqueue_each_job_once, async 
     }
     assert_eq!(t.count("select count(*) from jobs").await, 600);
     for batch in &batches {
+        assert_eq!(t.batch(batch.id).await.counts.available, 600);
+    }
+});
+
+on_every_backend!(batches_that_meet_in_their_keys_enqueue_each_job_once, async |t| {
+    // Each has IDs of its own, by whose order the keys of half of the batches are the other way round.
+    let keyed = |key: usize| spec(&read("user-1").with("idempotency_key", format!("k-{key}")));
+    let in_order = || (0..600).map(keyed).collect::<Vec<_>>();
+    let backwards = || (0..600).rev().map(keyed).collect::<Vec<_>>();
+    let items = [in_order(), backwards(), backwards(), in_order()];
+    let batches = items.map(|items| (batch(&ALL), items));
+    let adding = batches.iter().enumerate().map(|(n, (batch, items))| {
+        let store = if n % 2 == 0 { &t.store } else { &t.other };
+        store.add_batch(batch, items)
+    });
+    let mut jobs = HashSet::new();
+    for added in join_all(adding).await {
+        jobs.extend(new(added.unwrap()).1);
+    }
+    assert_eq!((jobs.len(), t.count("select count(*) from jobs").await), (600, 600));
+    for (batch, _) in &batches {
         assert_eq!(t.batch(batch.id).await.counts.available, 600);
     }
 });
@@ -358,6 +379,27 @@ on_every_backend!(large_batches_are_counted_by_and_by_and_seen_as_a_whole, async
     }
     assert_eq!(t.store.count_batch(new_batch.id, 1).await.unwrap().unwrap().counts, counts);
 });
+
+/// Jobs of one batch that are claimed and finished at the same time do not wait for each other.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn neither_a_claim_nor_a_finish_writes_or_locks_a_row_of_its_batch() {
+    const OF_BATCHES: &str = "select sum(xmin::text::bigint + xmax::text::bigint)::bigint from batches";
+    const OF_PARTS: &str = "select sum(xmin::text::bigint + xmax::text::bigint)::bigint from batch_parts";
+    let t = TestStore::postgres().await;
+    let (new_batch, items) = (batch(&ALL), specs(3));
+    new(t.store.add_batch(&new_batch, &items).await.unwrap());
+    let versions = async || (t.count(OF_BATCHES).await, t.count(OF_PARTS).await);
+    let before = versions().await;
+    t.run_item(&items[0], false).await;
+    t.run_item(&items[1], true).await;
+    let held = t.run(&items[2]).await;
+    t.finish(&held.end(hold(), AttemptOutcome::Unknown)).await;
+    assert_eq!(versions().await, before);
+    // A count does.
+    t.store.count_batch(new_batch.id, 100).await.unwrap();
+    let counted = versions().await;
+    assert!(counted.0 != before.0 && counted.1 != before.1, "{before:?}, {counted:?}");
+}
 
 on_every_backend!(nobody_else_sees_a_batch, and behind the lock, async |t| {
     let [own, other]: [Principal; 2] =

@@ -32,6 +32,8 @@ mod actions;
 mod admin;
 mod answers;
 mod audit;
+mod batch_bounds;
+mod batch_turns;
 mod batches;
 mod carried_out;
 mod changes;

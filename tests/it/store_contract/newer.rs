@@ -13,7 +13,7 @@ use serde_json::json;
 use uuid::Uuid;
 
 use super::{
-    LEASE, OPERATOR, RunningJob, TestStore, binding, claim, connections::take_all, error, job,
+    LEASE, OPERATOR, RunningJob, TestStore, batches, binding, claim, connections::take_all, error, job,
     job_with_reply, on_every_backend, one, retry, running,
 };
 
@@ -26,6 +26,7 @@ async fn widen(t: &TestStore) {
         t.execute("alter table job_history drop constraint job_history_kind_check").await;
         t.execute("alter table job_history drop constraint job_history_word_fits").await;
         t.execute("alter table pins drop constraint pins_owner_kind_check").await;
+        t.execute("alter table batches drop constraint batches_doing_check").await;
     } else {
         // As if the tables had been built with the word.
         t.execute(
@@ -223,4 +224,34 @@ on_every_backend!(pins_and_rejected_messages_that_cannot_be_read_hide_no_others,
         "unrecognized"
     );
     assert_eq!(t.state(available(&t).await).await, State::Available);
+});
+
+on_every_backend!(a_batch_that_cannot_be_read_keeps_no_other_waiting, async |t| {
+    widen(&t).await;
+    let (operator, owner) = (Principal::Operator, Principal::Owner("user:u-1".parse().unwrap()));
+    // A batch that is to be called off, and the job of its item.
+    let add = async || {
+        let (batch, item) = (batches::batch(&owner), job(json!({})));
+        batches::new(t.store.add_batch(&batch, std::slice::from_ref(&item)).await.unwrap());
+        t.store.cancel_batch(&operator, batch.id, OPERATOR).await.unwrap();
+        (batch.id, item.id)
+    };
+    for column in ["doing", "owner_kind"] {
+        let ((odd, _), (good, item)) = (add().await, add().await);
+        write_word(&t, "batches", column, &format!("id = {}", t.literal(JobId(odd.0)))).await;
+        let taken = one(t.store.take_batches(10, LEASE).await.unwrap());
+        assert_eq!(taken.batch.id, good, "{column}");
+        assert!(t.store.take_batches(10, LEASE).await.unwrap().is_empty(), "the odd one is taken, too");
+        let listed = t.store.batches(&operator, None, 10).await.unwrap();
+        assert_eq!(listed.iter().map(|batch| batch.id).collect::<Vec<_>>(), [good], "{column}");
+        let told = t.store.batch(&operator, odd, false).await.unwrap_err().to_string();
+        assert!(told.contains(column), "{told}");
+
+        // The other comes to its end.
+        t.store.cancel(&operator, item, OPERATOR).await.unwrap();
+        t.store.advance_batch(&taken, None).await.unwrap();
+        t.store.count_batch(good, 10).await.unwrap();
+        assert!(t.store.complete_batch(&taken).await.unwrap(), "{column}");
+        t.execute("delete from batches").await;
+    }
 });
