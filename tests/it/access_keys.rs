@@ -10,7 +10,7 @@ use tokio::{
 };
 
 use crate::{
-    api::{Api, kind, read_answer},
+    api::{Api, kind, read_answer, served_by},
     harness::{Harness, PATIENCE, run},
     support::wait::until,
 };
@@ -378,4 +378,35 @@ async fn beyond_loopback_every_request_needs_a_key_and_any_name_will_do() {
     assert_eq!(api.get("/v1/nothing").await.0, StatusCode::UNAUTHORIZED, "not even what paths there are");
     let secret = app.secret.as_str();
     assert!(!api.process.log().contains(&secret[secret.len() - 32..]), "no secret is logged");
+}
+
+/// `errand api` does not begin without a key there. A worker runs its jobs in any case.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_whose_api_is_beyond_loopback_takes_nothing_before_there_is_a_key() {
+    let harness = Harness::new("keyless", "").await;
+    let mut api = served_by(harness.worker(&[("ERRAND__API__LISTEN", "0.0.0.0:0")]).await).await;
+    api.base = api.base.replace("0.0.0.0", "127.0.0.1");
+    let job = read("user-1");
+    for path in ["/v1/jobs", "/v1/keys", "/v1/queues", "/v1/audit-log"] {
+        let (status, problem) = api.get(path).await;
+        assert_eq!((status.as_u16(), kind(&problem)), (401, "unauthorized"), "{path}: {problem}");
+    }
+    for (path, body) in [
+        ("/v1/jobs", job.clone()),
+        ("/v1/jobs?dry_run=true", job.clone()),
+        ("/v1/batches", json!({"items": [job]})),
+        ("/v1/actions", json!({"action": "cancel", "all": true})),
+        ("/v1/keys", json!({"operator": true, "scopes": ["read"]})),
+        ("/v1/queues/default/pause", json!({"reason": "none"})),
+    ] {
+        let (status, problem) = api.post(path, &body).await;
+        assert_eq!((status.as_u16(), kind(&problem)), (401, "unauthorized"), "{path}: {problem}");
+    }
+    for table in ["jobs", "batches", "actions", "access_keys", "paused_queues", "changes"] {
+        let rows = harness.text(&format!("select count(*)::text from {table}")).await;
+        assert_eq!(rows.as_deref(), Some("0"), "{table}");
+    }
+    harness.called(0).await;
+    let user = app(&api, &harness.env(), &["--user", "user-1", "--scope", "enqueue,read"]);
+    assert_eq!(user.post("/v1/jobs", &job).await.0, 201, "there it is served");
 }

@@ -1,6 +1,6 @@
 //! The doors of the HTTP API: who may come in from a browser, how much one owner may send, and TLS.
 
-use std::path::Path;
+use std::{path::Path, time::Duration};
 
 use errand_testbed::factory::{Envelope as _, read};
 use reqwest::{Certificate, Method, Response, StatusCode};
@@ -330,6 +330,56 @@ async fn an_owner_adds_items_with_two_requests_at_once_and_sends_a_third_one_aga
     })
     .await;
     assert_eq!(batch.stored().await, (2, 2));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_chunk_and_a_seal_that_are_refused_for_the_rate_are_done_once_they_are_sent_again_in_time() {
+    let (_folder, env) = database();
+    let busy = secret(&env, &["--user", "u-busy"]);
+    let api = Api::start(&with(&env, &[("ERRAND__API__REQUESTS_PER_SECOND", "1")])).await;
+    let (batch, items) = (Batch::open(&api, busy).await, chunk("u-busy"));
+    let path = format!("{}/seal", batch.path);
+    let seal = || api.request(Method::POST, &path).bearer_auth(&batch.secret).send();
+    // On a machine that stands still, some are let in before one is refused.
+    let (mut total, mut seals) = (0, 0);
+    let refused = until("a chunk to be refused", PATIENCE, async || {
+        let answer = batch.add(total, &items).await;
+        total += 2 * usize::from(answer.status() == StatusCode::CREATED);
+        is_refused(&answer).then_some(answer)
+    })
+    .await;
+    as_told(&refused).await;
+    let (status, added) = read_answer(batch.add(total, &items).await).await;
+    assert_eq!((status, &added["total"]), (StatusCode::CREATED, &json!(total + 2)), "{added}");
+    let refused = until("a seal to be refused", PATIENCE, async || {
+        let answer = seal().await.unwrap();
+        seals += usize::from(answer.status() == StatusCode::OK);
+        is_refused(&answer).then_some(answer)
+    })
+    .await;
+    let listed = run(&["batches", "list", "--json"], &env);
+    let listed: Value = serde_json::from_slice(&listed.stdout).unwrap();
+    assert_eq!((&listed["total"], &listed["sealed"]), (&json!(total + 2), &json!(seals > 0)), "{listed}");
+    as_told(&refused).await;
+    let (status, sealed) = read_answer(seal().await.unwrap()).await;
+    assert_eq!((status, &sealed["sealed"]), (StatusCode::OK, &json!(true)), "{sealed}");
+    // Whoever has lost the answer to the last chunk sends it once more.
+    let again = until("the chunk to be let in once more", PATIENCE, async || {
+        Some(batch.add(total, &items).await).filter(|answer| !is_refused(answer))
+    })
+    .await;
+    let (status, again) = read_answer(again).await;
+    assert_eq!((status, &again["total"]), (StatusCode::OK, &json!(total + 2)), "{again}");
+}
+
+fn is_refused(answer: &Response) -> bool {
+    answer.status() == StatusCode::TOO_MANY_REQUESTS
+}
+
+/// Waits for as long as an answer says.
+async fn as_told(answer: &Response) {
+    let seconds = header(answer, "retry-after").unwrap().parse().unwrap();
+    tokio::time::sleep(Duration::from_secs(seconds)).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -9,6 +9,7 @@ use lapin::{
 use serde_json::{Value, json};
 
 use crate::{
+    api::{kind, served_by},
     harness::{Harness, PATIENCE, run},
     support::wait::until,
 };
@@ -231,4 +232,33 @@ async fn a_job_that_the_store_has_is_not_judged_by_who_brings_its_message() {
     harness.job_in(dead.id(), &["succeeded"]).await;
     let kept = until("the foreign one to be kept", PATIENCE, async || rejected(&harness).pop()).await;
     assert_eq!(kept.1, "publisher_refused");
+}
+
+/// What comes over HTTP has no publisher: there it is the key that says for whom.
+#[tokio::test(flavor = "multi_thread")]
+async fn over_http_jobs_have_no_publisher_and_the_operator_may_vouch_for_one_of_the_broker() {
+    let harness = Harness::new("vouched", "").await;
+    let (name, file) = publishers(&harness, "[publishers]\nguest = [\"user:u-alice\"]\n");
+    let api = ("ERRAND__API__LISTEN", "127.0.0.1:0");
+    let api = served_by(harness.worker(&[(name, &*file), api]).await).await;
+    let enqueued = read("user-2");
+    let (status, told) = api.post("/v1/jobs", &enqueued).await;
+    assert_eq!(status, 201, "{told}");
+    harness.job_in(enqueued.id(), &["succeeded"]).await;
+    assert!(rejected(&harness).is_empty());
+
+    let foreign = read("user-3");
+    publish(&harness, &foreign, by_guest()).await;
+    let kept = until("it to be kept", PATIENCE, async || rejected(&harness).pop()).await;
+    assert_eq!(kept.1, "publisher_refused");
+    let path = format!("/v1/rejected/{}/requeue", kept.0);
+    for body in [json!({}), json!({"any_publisher": false}), json!({"without_reply": true})] {
+        let (status, refused) = api.post(&path, &body).await;
+        assert_eq!((status.as_u16(), kind(&refused)), (409, "wrong-state"), "{body}: {refused}");
+        assert!(refused["detail"].as_str().unwrap().contains("`any_publisher`"), "{refused}");
+    }
+    assert_eq!(harness.count("true").await, 1, "it stays rejected");
+    let (status, requeued) = api.post(&path, &json!({"any_publisher": true})).await;
+    assert_eq!((status.as_u16(), requeued), (200, json!({"job": foreign.id(), "new": true})));
+    harness.job_in(foreign.id(), &["succeeded"]).await;
 }

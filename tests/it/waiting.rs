@@ -6,9 +6,10 @@ use reqwest::StatusCode;
 use serde_json::{Value, json};
 
 use crate::{
+    access_keys::database,
     api::{Api, kind},
     harness::{Harness, PATIENCE, run},
-    support::wait::until,
+    support::{machine, wait::until},
 };
 
 /// A call that is throttled, one that fails, and one of which nobody knows the end.
@@ -133,6 +134,25 @@ async fn a_job_that_waits_says_for_what_and_when_it_goes_on() {
     let pause = &bulk["paused"];
     assert_eq!((&pause["by"], &pause["reason"]), (&json!("api"), &json!("a repair")), "{bulk}");
     assert!(pause["since"].is_string() && bulk["waiting"] == 1, "{bulk}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dry_run_without_an_answer_of_the_tool_api_says_that_the_job_would_wait() {
+    let (_folder, mut env) = database();
+    let nowhere = format!("http://127.0.0.1:{}", machine::free_port());
+    env.extend([
+        ("COMPOSIO_BASE_URL".to_owned(), nowhere),
+        ("COMPOSIO_API_KEY".to_owned(), "ak_test_good".to_owned()),
+    ]);
+    let api = Api::start(&env).await;
+    let job = read("user-1");
+    let (status, told) = api.post("/v1/jobs?dry_run=true", &job).await;
+    assert_eq!((status, &told["would"]), (StatusCode::OK, &json!("wait")), "{told}");
+    assert_eq!((&told["id"], &told["problems"][0]["kind"]), (&json!(job.id()), &json!("not_sent")), "{told}");
+    for unknown in ["version", "pinned_by", "connected_account_id", "effect", "held_reason"] {
+        assert_eq!(told[unknown], Value::Null, "{unknown}: {told}");
+    }
+    assert_eq!(api.get("/v1/jobs").await.1["items"], json!([]), "nothing is stored");
 }
 
 /// What is told of a queue, in either list.

@@ -43,8 +43,14 @@ impl Rows {
 
     /// Each row of each table as text.
     pub(super) async fn all(&self) -> BTreeSet<String> {
-        let query = self.query.get_or_init(async || self.query_of_all().await).await;
+        let query = self.query.get_or_init(async || self.query_without(&TABLES_APART).await).await;
         self.texts(query.clone()).await.into_iter().collect()
+    }
+
+    /// The same of every table.
+    pub(super) async fn of_every_table(&self) -> BTreeSet<String> {
+        let query = self.query_without(&[]).await;
+        self.texts(query).await.into_iter().collect()
     }
 
     /// Those that tell of a tenant.
@@ -59,7 +65,7 @@ impl Rows {
         self.all().await.into_iter().filter(tells).collect()
     }
 
-    async fn query_of_all(&self) -> String {
+    async fn query_without(&self, apart: &[&str]) -> String {
         let is_postgres = matches!(*self.db.lock().await, Db::Postgres(_));
         let tables = if is_postgres {
             "select table_name::text from information_schema.tables where table_schema = current_schema() and table_type = 'BASE TABLE'"
@@ -68,7 +74,7 @@ impl Rows {
         };
         let mut queries = Vec::new();
         for table in self.texts(tables.to_owned()).await {
-            if TABLES_APART.contains(&&*table) {
+            if apart.contains(&&*table) {
                 continue;
             }
             let row = if is_postgres {

@@ -11,6 +11,7 @@ use errand::{
         TakenAction, Then,
     },
 };
+use futures_util::future::join_all;
 use jiff::SignedDuration;
 use uuid::Uuid;
 
@@ -154,6 +155,26 @@ on_every_backend!(an_action_that_is_made_again_is_the_same_and_another_one_is_re
     }
     assert_eq!(t.store.make_action(&owner("org:a"), &new, HOUR).await.unwrap(), MadeAction::Conflict);
     assert_eq!(shown(&t.store, new.id).await, action);
+});
+
+on_every_backend!(an_action_that_several_make_at_once_is_one_action, and behind the lock, async |t| {
+    for principal in [OPERATOR, owner("org:a")] {
+        let new = new_action(ActionDecision::Cancel);
+        let stores = [&t.store, &t.other, &t.store, &t.other];
+        let making = stores.map(|store| store.make_action(&principal, &new, HOUR));
+        let (mut made, mut known) = (Vec::new(), Vec::new());
+        for answer in join_all(making).await {
+            match answer.unwrap() {
+                MadeAction::New(action) => made.push(action),
+                MadeAction::Known(action) => known.push(action),
+                other => panic!("{other:?}"),
+            }
+        }
+        assert_eq!((made.len(), known.len()), (1, 3));
+        assert!(known.iter().all(|action| *action == made[0]), "{made:?}, {known:?}");
+        assert_eq!(t.store.actions(&principal, None, 10).await.unwrap()[0], made[0]);
+    }
+    assert_eq!(t.count("select count(*) from actions").await, 2);
 });
 
 on_every_backend!(only_jobs_are_meant_that_were_there_when_it_was_made, async |t| {

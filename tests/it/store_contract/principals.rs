@@ -153,8 +153,8 @@ macro_rules! calls {
     };
 }
 
-// Every method of the store that takes a principal, but for those about access keys, and those that make and list actions,
-// which have tests of their own. A decision is about a job that allows it and that no other line changes.
+// Every method of the store that takes a principal, but for those with tests of their own, which `tidy/principals.rs` names.
+// A decision is about a job that allows it and that no other line changes.
 calls! { |store, who, of|
     Read job = store.job(who, of.held[0]);
     Read attempts = store.attempts(who, of.held[0]);

@@ -1,6 +1,7 @@
 //! Rules about the structure of the code, as data.
 
 mod migrations;
+mod principals;
 mod source;
 
 use std::collections::{BTreeMap, BTreeSet};
