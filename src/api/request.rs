@@ -333,3 +333,46 @@ pub(super) fn moment_in_json<'de, D: Deserializer<'de>>(value: D) -> Result<Opti
     let read = |value: String| value.parse().map_err(|_| D::Error::custom(format!("write times {RFC_3339}")));
     value.map(read).transpose()
 }
+
+#[cfg(test)]
+mod tests {
+    use axum::response::IntoResponse as _;
+    use futures_util::stream;
+    use tokio::time::Instant;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_that_stops_in_the_middle_is_given_up_with_its_room() {
+        let (room, whose, headers) = (Room::for_bodies(), Principal::Operator, HeaderMap::new());
+        let begun = Instant::now();
+        let stopped = || {
+            let first = stream::iter([Ok::<_, std::io::Error>(Bytes::from_static(b"{"))]);
+            Body::from_stream(futures_util::StreamExt::chain(first, stream::pending()))
+        };
+        // Each takes the room of a body of which nobody knows how long it is; together they take more than there is.
+        for given_up in 1..=20 {
+            let read = whole_body(&room, &whose, "/v1/batches", &headers, stopped());
+            let problem = read.await.unwrap_err();
+            assert_eq!(problem.into_response().status(), 408);
+            assert_eq!(begun.elapsed(), BODY_TIMEOUT * given_up);
+        }
+    }
+
+    #[test]
+    fn no_request_waits_for_longer_than_a_minute() {
+        let asked = |preference: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert("prefer", preference.parse().unwrap());
+            preferred_wait(&headers).map_err(|problem| problem.into_response().status().as_u16())
+        };
+        assert_eq!(asked("respond-async, wait=30"), Ok(Some(Duration::from_secs(30))));
+        for long in ["wait=60", "wait=61", "wait=4294967295"] {
+            assert_eq!(asked(long), Ok(Some(MAX_WAIT)), "{long}");
+        }
+        assert_eq!(asked("respond-async"), Ok(None));
+        for bad in ["wait=soon", "wait=-1", "wait=99999999999"] {
+            assert_eq!(asked(bad), Err(400), "{bad}");
+        }
+    }
+}

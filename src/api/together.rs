@@ -124,6 +124,8 @@ impl Together {
         }
         let this = self.clone();
         tokio::spawn(async move {
+            // The next write and the answers come first: whoever asked waits for them.
+            tokio::task::yield_now().await;
             this.admission.hand_over(&stored).await;
             drop(hand);
         });

@@ -34,11 +34,11 @@ pub struct Owner {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum OwnerError {
-    #[error("is empty")]
+    #[error("is empty; say who the owner is")]
     Empty,
     #[error("is longer than {MAX_OWNER_ID_BYTES} bytes")]
     TooLong,
-    #[error("contains a control character")]
+    #[error("contains a control character; send the ID without it")]
     Control,
     #[error("begins or ends with a blank; send the ID itself")]
     OuterBlank,

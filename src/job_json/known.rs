@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
+use jiff::Timestamp;
 use serde::Serialize;
 
-use super::{Fields, Past, whole_job_json};
+use super::{Around, Fields, Past, whole_job_json};
 use crate::{
-    job::{JobId, JobSpec, Principal},
+    job::{JobId, JobSpec, Principal, State},
     store::{AttemptView, Beginning, HistoryEntry, JobView, Result, SharedStore},
 };
 
@@ -20,6 +21,8 @@ pub struct KnownJob {
     pub known_as: Vec<JobId>,
     /// The name of the worker that runs it or ran it last, as long as that worker is known.
     pub worker_name: Option<String>,
+    /// Since when its queue is paused, while it waits to run.
+    pub queue_paused_since: Option<Timestamp>,
 }
 
 impl KnownJob {
@@ -49,6 +52,7 @@ impl KnownJob {
             history: store.history(principal, id).await?,
             known_as: store.known_as(principal, id).await?,
             worker_name: worker_name(store, &job).await?,
+            queue_paused_since: queue_paused_since(store, &job).await?,
             job,
         })
     }
@@ -61,17 +65,28 @@ impl KnownJob {
             history: Vec::new(),
             known_as: Vec::new(),
             worker_name: None,
+            queue_paused_since: None,
         }
     }
 
     /// As JSON, without its input unless `fields` ask for it.
     pub fn json(&self, fields: Fields) -> impl Serialize + use<'_> {
         let past = Past { attempts: &self.attempts, history: &self.history, known_as: &self.known_as };
-        whole_job_json(&self.job, past, self.worker_name.as_deref(), fields)
+        let around =
+            Around { worker_name: self.worker_name.as_deref(), queue_paused_since: self.queue_paused_since };
+        whole_job_json(&self.job, past, around, fields)
     }
 }
 
 async fn worker_name(store: &SharedStore, job: &JobView) -> Result<Option<String>> {
     let Some(id) = job.worker else { return Ok(None) };
     Ok(store.workers().await?.into_iter().find(|worker| worker.id == id).map(|worker| worker.name))
+}
+
+async fn queue_paused_since(store: &SharedStore, job: &JobView) -> Result<Option<Timestamp>> {
+    if !matches!(job.state, State::Scheduled | State::Available | State::Retryable) {
+        return Ok(None);
+    }
+    let paused = store.paused_queues().await?;
+    Ok(paused.into_iter().find(|paused| paused.queue == job.spec.queue).map(|paused| paused.pause.since))
 }

@@ -37,6 +37,15 @@ pub struct Past<'a> {
     pub known_as: &'a [JobId],
 }
 
+/// What is known of where a job is.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Around<'a> {
+    /// The name of the worker that runs it or ran it last.
+    pub worker_name: Option<&'a str>,
+    /// Since when its queue is paused, while it waits to run.
+    pub queue_paused_since: Option<Timestamp>,
+}
+
 /// A job with its result and its past, whose keys are `null` where it was not asked for.
 pub fn job_json<'a>(job: &'a JobView, past: Option<Past<'a>>) -> impl Serialize + use<'a> {
     whole(job, past)
@@ -62,12 +71,12 @@ fn whole<'a>(job: &'a JobView, past: Option<Past<'a>>) -> JobJson<'a> {
 pub fn whole_job_json<'a>(
     job: &'a JobView,
     past: Past<'a>,
-    worker_name: Option<&'a str>,
+    around: Around<'a>,
     fields: Fields,
 ) -> impl Serialize + use<'a> {
     WholeJobJson {
         job: whole(job, Some(past)),
-        more: Some(more(job, worker_name)),
+        more: Some(more(job, around)),
         attempt: None,
         cancel_requested: None,
         arguments: fields.has(Field::Arguments).then_some(job.spec.arguments.as_deref()),
@@ -396,7 +405,8 @@ mod tests {
         };
         let job = done();
         let past = Past { attempts: &[], history: &[], known_as: &[] };
-        let whole = serde_json::to_string(&whole_job_json(&job, past, None, Fields::NONE)).unwrap();
+        let whole =
+            serde_json::to_string(&whole_job_json(&job, past, Around::default(), Fields::NONE)).unwrap();
         assert_eq!(required(Job::schema()), keys(&whole));
         let summary = serde_json::to_string(&job_summary_json(&job)).unwrap();
         assert_eq!(required(JobSummary::schema()), keys(&summary));

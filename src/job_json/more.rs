@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 use utoipa::ToSchema;
 
+use super::Around;
 use crate::{
     job::{Effect, RequestId, WorkerId},
     store::JobView,
@@ -36,6 +37,8 @@ pub(super) struct MoreJson<'a> {
     spent: u32,
     /// How often the relay has offered it to the broker since it became due, and nobody claimed it.
     publications: u32,
+    /// While the job waits to run: since when nothing is taken from its queue, if that is so.
+    queue_paused_since: Option<Timestamp>,
     /// Whether it was called off while it ran.
     cancel_requested: bool,
     /// The last call.
@@ -60,7 +63,7 @@ struct WorkerJson<'a> {
     name: Option<&'a str>,
 }
 
-pub(super) fn more<'a>(job: &'a JobView, worker_name: Option<&'a str>) -> MoreJson<'a> {
+pub(super) fn more<'a>(job: &'a JobView, around: Around<'a>) -> MoreJson<'a> {
     let spec = &*job.spec;
     let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
     MoreJson {
@@ -77,10 +80,11 @@ pub(super) fn more<'a>(job: &'a JobView, worker_name: Option<&'a str>) -> MoreJs
         asked_version: spec.version.as_deref(),
         asked_connected_account_id: spec.connected_account_id.as_deref(),
         idempotency_key: spec.idempotency_key.as_deref(),
-        worker: job.worker.map(|id| WorkerJson { id, name: worker_name }),
+        worker: job.worker.map(|id| WorkerJson { id, name: around.worker_name }),
         attempt: job.attempt,
         spent: job.spent,
         publications: job.publications,
+        queue_paused_since: around.queue_paused_since,
         cancel_requested: job.cancel_requested,
         request_id: job.request_id,
         check_at: job.check_at,

@@ -76,12 +76,28 @@ async fn what_another_job_has_is_named_by_its_field() {
     assert_eq!(jobs(&api).await, 2);
 }
 
-/// What is wrong with a body as a whole is in no field of it.
+/// A value of which nobody can tell what it means.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_read_of_a_job_is_named_by_its_field() {
+    let (api, _folder) = api().await;
+    for (field, value, pointer) in [
+        ("user_id", json!(7), "/user_id"),
+        ("run_at", json!("tomorrow"), "/run_at"),
+        ("priority", json!("high"), "/priority"),
+        ("effect", json!("twice"), "/effect"),
+    ] {
+        refused(&api, &read("user-1").with(field, value), (400, "bad-request"), pointer).await;
+    }
+    refused(&api, &read(""), (422, "invalid-job"), "/user_id").await;
+    assert_eq!(jobs(&api).await, 0);
+}
+
+/// What is wrong with a body as a whole, or the name of a field that there is not, is in no field of it.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_no_envelope_at_all_has_no_field() {
     let (api, _folder) = api().await;
     for door in DOORS {
-        for body in ["", "[]", "{", "7", "\"job\""] {
+        for body in ["", "[]", "{", "7", "\"job\"", "{\"user\":1}", "{\"tool\":\"A\",\"tool\":\"B\"}"] {
             let request = api.request(Method::POST, door).header("content-type", "application/json");
             let (status, problem) = read_answer(request.body(body).send().await.unwrap()).await;
             assert_eq!((status.as_u16(), kind(&problem)), (400, "bad-request"), "{body}: {problem}");

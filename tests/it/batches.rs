@@ -181,7 +181,7 @@ async fn a_batch_is_refused_with_every_item_that_is_wrong() {
     for job in [&known, &foreign] {
         assert_eq!(api.post("/v1/jobs", job).await.0, StatusCode::CREATED);
     }
-    let mut items = nameless(9);
+    let mut items = nameless(10);
     items[1]["priorty"] = json!(1);
     items[2]["priority"] = json!(11);
     items[3]["queue"] = json!("nowhere");
@@ -189,6 +189,8 @@ async fn a_batch_is_refused_with_every_item_that_is_wrong() {
     items[5] = json!([]);
     items[6]["run_at"] = json!("9999-01-01T00:00:00Z");
     items[7]["user_id"] = json!("default");
+    items[8]["run_at"] = json!("tomorrow");
+    items[9]["user_id"] = json!("");
     let (status, refused) = api.make(&json!({"items": items})).await;
     assert_eq!((status, kind(&refused)), (StatusCode::UNPROCESSABLE_ENTITY, "invalid-batch"), "{refused}");
     let pointers: Vec<_> = refused["errors"]
@@ -206,7 +208,9 @@ async fn a_batch_is_refused_with_every_item_that_is_wrong() {
             "/items/4/text",
             "/items/5",
             "/items/6/run_at",
-            "/items/7/user_id"
+            "/items/7/user_id",
+            "/items/8/run_at",
+            "/items/9/user_id"
         ],
         "{refused}"
     );

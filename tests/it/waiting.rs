@@ -128,12 +128,18 @@ async fn a_job_that_waits_says_for_what_and_when_it_goes_on() {
     }
     let toolkit = api.get(&format!("/v1/jobs/{}", all[2].job.id())).await.1["toolkit"].clone();
     assert_eq!(toolkit, "github", "what is to be connected");
-    // That its queue is paused is told of the queue.
     let (_, queues) = api.get("/v1/queues").await;
     let bulk = queues["items"].as_array().unwrap().iter().find(|queue| queue["queue"] == "bulk").unwrap();
     let pause = &bulk["paused"];
     assert_eq!((&pause["by"], &pause["reason"]), (&json!("api"), &json!("a repair")), "{bulk}");
     assert!(pause["since"].is_string() && bulk["waiting"] == 1, "{bulk}");
+    for Told { job, .. } in &all {
+        let since = if job["queue"] == "bulk" { &pause["since"] } else { &Value::Null };
+        let (_, told) = api.get(&format!("/v1/jobs/{}", job.id())).await;
+        assert_eq!(told["queue_paused_since"], *since, "{told}");
+    }
+    let shown = harness.errand(&["jobs", "show", all[1].job.id()]);
+    assert!(String::from_utf8_lossy(&shown.stdout).contains("bulk, paused since "), "{shown:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -129,6 +129,10 @@ fn fields(job: &ToldJob, data: &ToldData<'_>, times: Vec<Field>) -> Vec<Field> {
     });
     let tags =
         job.more.tags.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(" ");
+    let queue = match job.more.queue_paused_since {
+        Some(since) => format!("{}, paused since {}", summary.queue, output::moment(since)),
+        None => summary.queue.clone(),
+    };
     let mut fields = vec![
         ("job", Some(summary.id.clone())),
         ("known as", (!job.more.known_as.is_empty()).then(|| job.more.known_as.join(" "))),
@@ -139,7 +143,7 @@ fn fields(job: &ToldJob, data: &ToldData<'_>, times: Vec<Field>) -> Vec<Field> {
         ("version", version),
         ("effect", job.more.effect.clone().or_else(|| job.more.asked_effect.clone())),
         ("account", job.more.connected_account_id.clone()),
-        ("queue", Some(summary.queue.clone())),
+        ("queue", Some(queue)),
         ("priority", (job.more.priority != 0).then(|| job.more.priority.to_string())),
         ("tags", (!tags.is_empty()).then_some(tags)),
         ("key", job.more.idempotency_key.clone()),

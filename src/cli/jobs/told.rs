@@ -57,6 +57,7 @@ pub(in crate::cli) struct ToldMore {
     pub(super) max_attempts: Option<u32>,
     pub(super) spent: u32,
     pub(in crate::cli) publications: u32,
+    pub(super) queue_paused_since: Option<Timestamp>,
     pub(super) worker: Option<ToldWorker>,
     pub(super) log_id: Option<String>,
     pub(super) attempts: Vec<ToldAttempt>,

@@ -16,18 +16,21 @@ use super::{
     wire::{FIELDS, mistake_in},
 };
 
+/// The clause, and the field.
+pub(super) type Explanation = (String, Option<&'static str>);
+
 /// What is said about JSON that is no object.
 pub(super) const NO_OBJECT: &str = "it must be one JSON object";
 
-/// One clause about a body that the decoder refuses with `error`.
-pub(super) fn explain(body: &[u8], error: &serde_json::Error) -> String {
+/// One clause about a body that the decoder refuses with `error`, and the field whose value is wrong, if that is it.
+pub(super) fn explain(body: &[u8], error: &serde_json::Error) -> Explanation {
     if let Some(encoding) = foreign(body) {
-        return format!("it is {encoding}; publish plain JSON in UTF-8");
+        return (format!("it is {encoding}; publish plain JSON in UTF-8"), None);
     }
     match serde_json::from_slice::<Fields<'_>>(body) {
-        Ok(Fields(fields)) => in_fields(&fields).unwrap_or_else(|| not_json(error)),
-        Err(error) if error.is_data() => NO_OBJECT.to_owned(),
-        Err(error) => not_json(&error),
+        Ok(Fields(fields)) => in_fields(&fields).unwrap_or_else(|| (not_json(error), None)),
+        Err(error) if error.is_data() => (NO_OBJECT.to_owned(), None),
+        Err(error) => (not_json(&error), None),
     }
 }
 
@@ -43,16 +46,17 @@ fn not_json(error: &serde_json::Error) -> String {
 }
 
 /// The first mistake in the fields of an object.
-fn in_fields(fields: &[(Cow<'_, str>, &RawValue)]) -> Option<String> {
+fn in_fields(fields: &[(Cow<'_, str>, &RawValue)]) -> Option<Explanation> {
     fields.iter().enumerate().find_map(|(place, (name, value))| {
         if fields[..place].iter().any(|(earlier, _)| earlier == name) {
-            return Some(format!("duplicate field `{}`", shown(name)));
+            return Some((format!("duplicate field `{}`", shown(name)), None));
         }
         match FIELDS.iter().find(|field| *field == name) {
-            Some(field) => mistake_in(field, value).map(|what| format!("`{field}` {what}")),
+            Some(field) => mistake_in(field, value).map(|what| (format!("`{field}` {what}"), Some(*field))),
             None => {
                 let known: Vec<_> = FIELDS.iter().map(|field| format!("`{field}`")).collect();
-                Some(format!("unknown field `{}`, expected one of {}", shown(name), known.join(", ")))
+                let what = format!("unknown field `{}`, expected one of {}", shown(name), known.join(", "));
+                Some((what, None))
             }
         }
     })

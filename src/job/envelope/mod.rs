@@ -27,7 +27,7 @@ pub use self::{
     wire::encode,
 };
 use self::{
-    explain::explain,
+    explain::{Explanation, explain},
     identity::{id, message_id},
     wire::{Tags, Wire, digest},
 };
@@ -178,7 +178,7 @@ pub struct EnvelopeError {
     pub reason: EnvelopeReason,
     /// One sentence that says what to change. Quotes field names, never values of customers.
     pub message: String,
-    /// The field that is wrong, where it is a value that is.
+    /// The field whose value is wrong, where that is what is wrong.
     pub field: Option<&'static str>,
 }
 
@@ -196,8 +196,9 @@ pub fn decode(body: &[u8], arrival: &Arrival<'_>) -> Result<JobSpec, EnvelopeErr
     if body.len() > MAX_ENVELOPE_BYTES {
         return Err(too_large(body.len(), ""));
     }
-    let wire = read(body).map_err(|what| {
-        EnvelopeError::new(EnvelopeReason::Malformed, format!("the envelope is not a valid job: {what}"))
+    let wire = read(body).map_err(|(what, field)| {
+        let what = format!("the envelope is not a valid job: {what}");
+        EnvelopeError { field, ..EnvelopeError::new(EnvelopeReason::Malformed, what) }
     })?;
     let owner = owner(wire.user_id, wire.org_id, arrival.known)?;
     let id = id(wire.id.as_deref(), &owner, arrival)?;
@@ -254,10 +255,10 @@ pub fn named_queue(body: &[u8]) -> Option<QueueName> {
 }
 
 /// The fields of an envelope, or what is wrong with it as a whole.
-fn read(body: &[u8]) -> Result<Wire<'_>, String> {
+fn read(body: &[u8]) -> Result<Wire<'_>, Explanation> {
     match serde_json::from_slice(body) {
         // serde would take the values of the fields in a list, too.
-        Ok(_) if !body.trim_ascii_start().starts_with(b"{") => Err(explain::NO_OBJECT.to_owned()),
+        Ok(_) if !body.trim_ascii_start().starts_with(b"{") => Err((explain::NO_OBJECT.to_owned(), None)),
         Ok(wire) => Ok(wire),
         Err(error) => Err(explain(body, &error)),
     }
@@ -284,7 +285,10 @@ fn owner(user: Option<Cow<'_, str>>, org: Option<Cow<'_, str>>, known: bool) -> 
         (None, None) => return Err(bad_owner("give `user_id` or `org_id`".into())),
     };
     let owner = if known { Owner::known(kind, id) } else { Owner::new(kind, id) };
-    owner.map_err(|error| bad_owner(format!("`{}` {error}", kind.field())))
+    owner.map_err(|error| EnvelopeError {
+        field: Some(kind.field()),
+        ..bad_owner(format!("`{}` {error}", kind.field()))
+    })
 }
 
 fn queue(name: Option<Cow<'_, str>>, arrival: &Arrival<'_>) -> Result<QueueName, EnvelopeError> {

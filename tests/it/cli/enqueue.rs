@@ -52,7 +52,7 @@ fn a_job_as_json_has_exactly_the_documented_keys() {
         "state held_reason owner id requested_by tool toolkit version pinned_by connected_account_id queue \
          batch_id created_at first_due_at due_at finished_at result error log_id attempts history known_as started_at run_at \
          expires_at timeout_ms max_attempts max_age_ms priority tags effect asked_effect asked_version \
-         asked_connected_account_id idempotency_key worker attempt spent publications cancel_requested request_id \
+         asked_connected_account_id idempotency_key worker attempt spent publications queue_paused_since cancel_requested request_id \
          check_at checks unknown_since reply_to publisher correlation_id message_id traceparent"
     );
 }
