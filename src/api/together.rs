@@ -65,11 +65,21 @@ impl Together {
     /// job that is stored is handed over, and not only found by the relay later.
     pub(super) async fn enqueue(self: &Arc<Self>, spec: Arc<JobSpec>) -> Option<Answer> {
         let (asker, answer) = oneshot::channel();
-        lock(&self.waiting).push(Waiting { spec, asker });
-        let this = self.clone();
-        // One for each job, so that there is a turn to come for whatever a turn leaves behind.
-        tokio::spawn(async move { this.take_turn().await });
+        let is_first = {
+            let mut waiting = lock(&self.waiting);
+            waiting.push(Waiting { spec, asker });
+            waiting.len() == 1
+        };
+        if is_first {
+            self.queue_for_turn();
+        }
         answer.await.ok()
+    }
+
+    /// Lets one more turn come. While anything waits, there is one to come.
+    fn queue_for_turn(self: &Arc<Self>) {
+        let this = self.clone();
+        tokio::spawn(async move { this.take_turn().await });
     }
 
     /// Waits until the broker has what was stored, or was tried in vain, which leaves it to the relay.
@@ -77,10 +87,16 @@ impl Together {
         drop(self.hands.acquire_many(HANDED_OVER).await);
     }
 
-    /// Stores what waits, unless that was done in the turn of another.
+    /// Stores what waits, as much as one write may carry.
     async fn take_turn(self: &Arc<Self>) {
         let turn = self.turn.lock().await;
-        let together = first(&mut lock(&self.waiting));
+        let (together, is_all) = {
+            let mut waiting = lock(&self.waiting);
+            (first(&mut waiting), waiting.is_empty())
+        };
+        if !is_all {
+            self.queue_for_turn();
+        }
         let (specs, askers): (Vec<_>, Vec<_>) =
             together.into_iter().map(|Waiting { spec, asker }| (spec, asker)).unzip();
         let answers = self.store(&specs).await;
@@ -149,4 +165,52 @@ fn first(waiting: &mut Vec<Waiting>) -> Vec<Waiting> {
     });
     let count = fits.count();
     waiting.drain(..count).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt as _;
+
+    use super::*;
+    use crate::{
+        clock,
+        job::{Arrival, JobId, QueueName, Rules, decode},
+        store::{
+            Admin as _,
+            sqlite::{SqliteOptions, SqliteStore},
+        },
+    };
+
+    fn spec() -> Arc<JobSpec> {
+        let queue = QueueName::default();
+        let arrival = Arrival { fallback_id: Some(JobId::new()), ..Arrival::new(&queue) };
+        let body = br#"{"user_id":"user-1","tool":"GITHUB_GET_REPO","arguments":{}}"#;
+        Arc::new(decode(body, &arrival).unwrap())
+    }
+
+    #[tokio::test]
+    async fn however_many_jobs_wait_one_turn_is_to_come() {
+        let folder = tempfile::tempdir().unwrap();
+        let options = SqliteOptions { path: folder.path().join("errand.db"), clock: clock::system() };
+        let store = Arc::new(SqliteStore::new(options));
+        store.migrate().await.unwrap();
+        let admission =
+            Admission::new(store, None, clock::system(), Rules::default(), std::time::Duration::ZERO);
+        let together = Together::new(admission, CancellationToken::new());
+        let tasks = || tokio::runtime::Handle::current().metrics().num_alive_tasks();
+        let others = tasks();
+
+        let turn = together.turn.lock().await;
+        // More than two writes carry.
+        let mut asked: Vec<_> = (0..=2 * CLAIM_BATCH).map(|_| Box::pin(together.enqueue(spec()))).collect();
+        assert!(asked.iter_mut().all(|asked| asked.as_mut().now_or_never().is_none()));
+        assert_eq!(tasks() - others, 1);
+
+        drop(turn);
+        for asked in asked {
+            assert!(matches!(asked.await, Some(Ok(Enqueued::New { .. }))));
+        }
+        // What comes when nothing waits any more has its turn, too.
+        assert!(matches!(together.enqueue(spec()).await, Some(Ok(Enqueued::New { .. }))));
+    }
 }
