@@ -77,7 +77,7 @@ pub const MAX_FILTER_BYTES: usize = 16 * 1024;
 pub const MAX_OVERLAP: Duration = Duration::from_secs(90 * 86_400);
 
 /// Most batches of one owner that are not complete. The operator's are not counted.
-pub const MAX_OPEN_BATCHES: usize = 10_000;
+pub const MAX_OPEN_BATCHES: usize = 1_000;
 
 /// Most items that one request adds to a batch.
 pub const MAX_CHUNK_ITEMS: usize = 10_000;

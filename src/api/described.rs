@@ -155,9 +155,12 @@ fn problem(kinds: &[Kind]) -> Response {
     let titles: Vec<_> = kinds.iter().map(|kind| format!("`{kind}`: {}", kind.title())).collect();
     let mut these =
         ObjectBuilder::new().property("type", text().enum_values(Some(kinds.iter().map(|kind| kind.urn()))));
-    if kinds.contains(&Kind::InvalidBatch) {
-        let errors =
-            ArrayBuilder::new().items(Ref::from_schema_name(FieldError::name())).max_items(Some(100));
+    if kinds.iter().any(|kind| kind.may_be_about_fields()) {
+        let errors = ArrayBuilder::new()
+            .items(Ref::from_schema_name(FieldError::name()))
+            .min_items(Some(1))
+            .max_items(Some(100))
+            .description(Some("What is wrong with which fields, where that is what is wrong."));
         these = these.property("errors", errors);
     }
     let schema = AllOfBuilder::new().item(Ref::from_schema_name(Problem::name())).item(these);

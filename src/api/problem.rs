@@ -75,6 +75,14 @@ impl Kind {
         format!("urn:errand:problem:{self}")
     }
 
+    /// Whether a problem of this kind may name fields that are wrong.
+    pub(super) fn may_be_about_fields(self) -> bool {
+        matches!(
+            self,
+            Self::BadRequest | Self::InvalidJob | Self::InvalidBatch | Self::IdConflict | Self::KeyConflict
+        )
+    }
+
     pub(super) fn status(self) -> StatusCode {
         match self {
             Self::BadRequest => StatusCode::BAD_REQUEST,

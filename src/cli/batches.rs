@@ -222,7 +222,12 @@ async fn run_in(command: Command, store: &SharedStore, setup: &Setup) -> anyhow:
         Command::Retry { one: One { id, who, format }, force } => {
             let decided =
                 store.retry_batch(&Principal::Operator, id, &who.decider(setup), force, None).await?;
-            print_decided(decided, id, "it is not complete yet, or none of its jobs has failed", format)?;
+            print_decided(
+                decided,
+                id,
+                "it is not complete yet, or no job that it enqueued is failed",
+                format,
+            )?;
         }
     }
     Ok(Exit::Success)

@@ -410,9 +410,9 @@ impl Step {
     }
 }
 
-/// What a filter asks for, as the audit log tells it.
+/// What a filter asks for, as the audit log tells it: without tags, which are customers' data.
 pub(super) fn asked_for(filter: &JobFilter) -> Value {
-    let mut fields = value!(FilterJson::of(filter));
+    let mut fields = value!(FilterJson { tag: None, ..FilterJson::of(filter) });
     if let Value::Object(fields) = &mut fields {
         fields.retain(|_, wanted| !wanted.is_null());
     }

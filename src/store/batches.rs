@@ -74,8 +74,8 @@ pub trait Batches: fmt::Debug + Send + Sync {
 
     /// Begins the next generation of a complete batch, in which those of its own jobs that failed are run again, and
     /// forgets that its rest was called off, and its deadline. With `force` also those whose last call may have had its
-    /// effect. One that is not complete, or of which no own job failed, stays as it is; and so does one that is not of the
-    /// `generation` that is meant, where one is.
+    /// effect. One that is not complete, or of which no own job failed, stays as it is; and so does one whose owner has
+    /// [`MAX_OPEN_BATCHES`] that are not complete, and one that is not of the `generation` that is meant, where one is.
     async fn retry_batch(
         &self,
         principal: &Principal,
@@ -86,7 +86,8 @@ pub trait Batches: fmt::Debug + Send + Sync {
     ) -> Result<BatchDecided>;
 
     /// Takes up to `limit` batches that are to be looked at, for `lease`: of each owner the one that is due for the longest
-    /// time, then of each the next, so that nobody's wait for all that another has.
+    /// time, then of each the next, so that nobody's wait for all that another has. That holds among as many as
+    /// two owners may have; behind these, what is due for longer comes first.
     async fn take_batches(&self, limit: usize, lease: Duration) -> Result<Vec<TakenBatch>>;
 
     /// Counts the jobs of a batch anew: of its open parts those that were counted longest ago, with about `most` items.
@@ -192,9 +193,10 @@ pub enum NotAdded {
     Items(Vec<(usize, Conflict)>),
 }
 
-/// Most due batches among which owners take turns. It is no less than one owner has.
-pub(super) const TAKING_TURNS: i64 = 10_000;
-const _: () = assert!(TAKING_TURNS as usize >= MAX_OPEN_BATCHES);
+/// Most due batches among which owners take turns, those that are due for the longest time. It is more than one owner has, and
+/// few enough to be sorted for each take.
+pub(super) const TAKING_TURNS: i64 = 2_000;
+const _: () = assert!(TAKING_TURNS as usize > MAX_OPEN_BATCHES);
 
 /// The generation that a retry is of, as statements take it: 0, which none is, for any.
 pub(super) fn meant(generation: Option<u32>) -> i32 {
@@ -438,6 +440,14 @@ pub(super) const COUNTS_DIFFER: &str = "({each scheduled, available, running, re
 /// Whether a job failed that a batch enqueued, which is what a retry of it runs again.
 pub(super) const HAS_FAILED: &str =
     "failed > 0 and exists (select 1 from jobs where batch_id = batches.id and state = 'failed')";
+
+/// Whether the owner of a new batch may have one more that is not complete. The operator may, whose batches have no owner.
+pub(super) const MAY_BE_OPENED: &str = "{most} > (select count(*) from batches
+    where owner_kind = {owner_kind} and owner_id = {owner_id} and completed_at is null)";
+
+/// The same of a batch that is run again.
+pub(super) const MAY_BE_REOPENED: &str = "{most} > (select count(*) from batches o
+    where o.owner_kind = batches.owner_kind and o.owner_id = batches.owner_id and o.completed_at is null)";
 
 /// The digest of a row is that of the same items or settings.
 pub(super) fn is_same(row: &impl StoreRow, digest: Digest) -> Result<bool> {

@@ -13,7 +13,7 @@ const DOCS: &str = include_str!("../../docs/sql.md");
 const READ_ONLY: &str = include_str!("../../deploy/postgres/read_only.sql");
 
 /// Keys of a job's JSON that no list has: contents, what was asked for where another column has what the job got, and what
-/// is about its message, its look-ups and its worker.
+/// is about its message, its queue, its look-ups and its worker.
 const NOT_IN_LISTS: &[&str] = &[
     "result",
     "attempts",
@@ -28,6 +28,7 @@ const NOT_IN_LISTS: &[&str] = &[
     "idempotency_key",
     "worker",
     "publications",
+    "queue_paused_since",
     "cancel_requested",
     "request_id",
     "check_at",

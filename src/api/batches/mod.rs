@@ -36,7 +36,7 @@ use super::{
 };
 use crate::{
     access::Scope,
-    bounds::{MAX_BATCH_ITEMS, MAX_CHUNK_ITEMS},
+    bounds::{MAX_BATCH_ITEMS, MAX_CHUNK_ITEMS, MAX_OPEN_BATCHES},
     cursor::BatchCursor,
     desk_json::{BatchItemJson, BatchJson},
     job::{BatchId, JobSpec, Principal},
@@ -56,7 +56,7 @@ use crate::{
             headers(("Location" = String, description = "Where the batch is."))),
         (status = 200, description = "It is known, and this is it.", body = BatchOrId,
             headers(("Location" = String, description = "Where the batch is."))),
-        OfAnyRequest, OfItsContent, OfItsBody, OfItsItems,
+        OfAnyRequest, OfItsContent, OfItsBody, OfItsItems, OfTheState,
     )
 )]
 pub(super) async fn create(
@@ -323,10 +323,13 @@ pub(super) async fn retry(
             let detail = format!("the batch is at generation {} by now", batch.generation);
             Err(Problem::new(Kind::WrongState, detail))
         }
-        BatchDecided::Unchanged(batch) if batch.completed_at.is_some() => Err(Problem::new(
-            Kind::WrongState,
-            "none of its jobs has failed, so there is nothing to run again",
-        )),
+        BatchDecided::Unchanged(batch) if batch.completed_at.is_some() => {
+            let detail = format!(
+                "no job that it enqueued is failed by now, so there is nothing to run again (a job that it found is retried by \
+                 itself), or this owner has {MAX_OPEN_BATCHES} batches that are not complete"
+            );
+            Err(Problem::new(Kind::WrongState, detail))
+        }
         BatchDecided::Unchanged(_) => {
             let detail = "the batch is not complete; wait for that, or cancel its rest first";
             Err(Problem::new(Kind::WrongState, detail))

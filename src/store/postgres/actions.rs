@@ -43,7 +43,7 @@ statements! { Postgres:
         update actions set status = 'confirmed', force = {force}, confirmed_by = {decider}, confirmed_at = now(), expires_at = null
         where {may_see} and id = {id} and status = 'previewed' and expires_at > now() returning *),
     logged as ({log}, owner_kind, owner_id, id::text, null, jsonb_build_object('action', kind, 'force', force,
-            'filter', jsonb_strip_nulls(filter::jsonb))::text
+            'filter', jsonb_strip_nulls(filter::jsonb - 'tag'))::text
         from confirmed)
     select * from confirmed";
 

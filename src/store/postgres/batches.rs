@@ -104,11 +104,11 @@ statements! { Postgres:
     logged as ({log}, owner_kind, owner_id, id::text, null, null from begun)
     select {batch_view} from begun";
 
-    retry(principal: One<'_, PrincipalColumns>, change: One<'_, ChangeColumns>, id: Uuid, force: bool, meant: i32) = "with begun as (update batches
+    retry(principal: One<'_, PrincipalColumns>, change: One<'_, ChangeColumns>, id: Uuid, force: bool, meant: i32, most: i64) = "with begun as (update batches
         set generation = generation + 1, completed_at = null, cancelled_by = null, cancelled_at = null, deadline = null,
             doing = 'retry', doing_by = {decider}, doing_force = {force}, doing_since = now(), doing_place = null,
             changed_at = now(), look_at = now()
-        where {may_see} and id = {id} and completed_at is not null and {has_failed}
+        where {may_see} and id = {id} and completed_at is not null and {has_failed} and {may_be_reopened}
             and {meant} in (0, generation) returning *),
     logged as ({log}, owner_kind, owner_id, id::text, null, jsonb_build_object('generation', generation, 'force', {force})::text
         from begun)
@@ -266,7 +266,14 @@ impl Batches for PostgresStore {
     ) -> Result<BatchDecided> {
         refuse_decider(by)?;
         let change = NewChange::new(ChangeKind::BatchRetried, principal, by);
-        let query = sql::retry(One(principal), One(&change), id.0, force, meant(generation));
+        let query = sql::retry(
+            One(principal),
+            One(&change),
+            id.0,
+            force,
+            meant(generation),
+            to_limit(MAX_OPEN_BATCHES),
+        );
         self.decided(principal, id, query).await
     }
 

@@ -14,7 +14,7 @@ use super::{
     changes::{About, log},
 };
 use crate::{
-    bounds::MAX_CHUNK_ITEMS,
+    bounds::{MAX_CHUNK_ITEMS, MAX_OPEN_BATCHES},
     job::{BatchId, JobSpec, Owner, Principal},
     store::{
         Added, BatchDecided, BatchItem, BatchView, Batches, ChangeKind, Counted, Counts, Decider, NewBatch,
@@ -65,11 +65,11 @@ statements! { Sqlite:
         doing_force = false, doing_since = {now}, doing_place = null, look_at = {now}
     where {may_see} and id = {id} and completed_at is null and cancelled_at is null returning {batch_view}";
 
-    retry(principal: One<'_, PrincipalColumns>, id: Uuid, by: &str, force: bool, meant: i32, now: i64) = "update batches
+    retry(principal: One<'_, PrincipalColumns>, id: Uuid, by: &str, force: bool, meant: i32, most: i64, now: i64) = "update batches
     set generation = generation + 1, completed_at = null, cancelled_by = null, cancelled_at = null, deadline = null,
         doing = 'retry', doing_by = {by}, doing_force = {force}, doing_since = {now}, doing_place = null,
         changed_at = {now}, look_at = {now}
-    where {may_see} and id = {id} and completed_at is not null and {has_failed}
+    where {may_see} and id = {id} and completed_at is not null and {has_failed} and {may_be_reopened}
         and {meant} in (0, generation) returning {batch_view}";
 
     take(limit: i64, taking_turns: i64, lease: i64, now: i64) = "update batches set look_at = {now} + {lease}
@@ -218,7 +218,9 @@ impl Batches for SqliteStore {
         generation: Option<u32>,
     ) -> Result<BatchDecided> {
         let (own, name) = (principal.clone(), by.by.clone());
-        let retry = move |now| sql::retry(One(&own), id.0, &name, force, meant(generation), now);
+        let retry = move |now| {
+            sql::retry(One(&own), id.0, &name, force, meant(generation), to_limit(MAX_OPEN_BATCHES), now)
+        };
         self.begin(principal, id, (ChangeKind::BatchRetried, Some(force)), by, retry).await
     }
 

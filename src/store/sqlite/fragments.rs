@@ -4,7 +4,10 @@ use sqlx::Sqlite;
 
 use crate::store::{
     audit::RULES,
-    batches::{BATCH, COUNT_JOBS, COUNTS, COUNTS_DIFFER, GOES_ON, HAS_FAILED, SET_COUNTS, SUM_COUNTS},
+    batches::{
+        BATCH, COUNT_JOBS, COUNTS, COUNTS_DIFFER, GOES_ON, HAS_FAILED, MAY_BE_OPENED, MAY_BE_REOPENED,
+        SET_COUNTS, SUM_COUNTS,
+    },
     columns::common_lists,
     job_control::{MAY_HAVE_ACTED, MAY_HAVE_RUN},
     job_lists::{GLANCE, IS_UNKNOWN},
@@ -125,12 +128,8 @@ impl Dialect for Sqlite {
         ("set_counts", SET_COUNTS),
         ("counts_differ", COUNTS_DIFFER),
         ("has_failed", HAS_FAILED),
-        // Whether the owner of a new batch may have one more. The operator may.
-        (
-            "may_be_opened",
-            "({owner_kind} is null or {most} > (select count(*) from (select 1 from batches
-                where owner_kind = {owner_kind} and owner_id = {owner_id} and completed_at is null limit +{most}) as open))",
-        ),
+        ("may_be_reopened", MAY_BE_REOPENED),
+        ("may_be_opened", MAY_BE_OPENED),
         ("may_have_acted", MAY_HAVE_ACTED),
         ("may_have_run", MAY_HAVE_RUN),
         ("is_early", "coalesce(run_at > {now}, false)"),

@@ -1,14 +1,16 @@
 //! Batches of several owners, none of whom waits for all that another has.
 
-use std::{collections::HashSet, time::Duration};
+use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use errand::{
     job::{BatchId, Digest, Principal},
-    store::{Added, NewBatch, NotAdded},
+    store::{Added, BatchDecided, NewBatch, NotAdded},
 };
+use errand_testbed::factory::read;
 use uuid::Uuid;
 
-use super::{TestStore, on_every_backend};
+use super::{OPERATOR, TestStore, on_every_backend};
+use crate::jobs::{Properties, decode};
 
 const TOGETHER: usize = 4;
 const LEASE: Duration = Duration::from_secs(60);
@@ -65,13 +67,26 @@ on_every_backend!(owners_take_turns_however_many_batches_each_has, async |t| {
 
 on_every_backend!(an_owner_has_no_more_open_batches_than_are_allowed, async |t| {
     let own = owner("org:many");
+    let ended = open(&own);
+    let job = decode(&read("user-1").to_string(), Properties::default()).unwrap();
+    assert!(matches!(t.store.add_batch(&ended, &[Arc::new(job)]).await.unwrap(), Added::New(..)));
+    t.execute(
+        "update jobs set state = 'failed', due_at = null, finished_at = created_at, error_kind = 'tool_failed',
+            error_message = 'no'",
+    )
+    .await;
+    t.execute(
+        "update batches set failed = 1, sealed_at = created_at, completed_at = created_at, look_at = null",
+    )
+    .await;
     let first = open(&own);
     add(&t, &first).await;
     let id = if t.is_postgres() { "gen_random_uuid()" } else { "randomblob(16)" };
     t.execute(&format!(
         "insert into batches (id, digest, owner_kind, owner_id, created_at, changed_at)
-        with recursive n(i) as (select 1 union all select i + 1 from n where i < 9998)
-        select {id}, digest, owner_kind, owner_id, created_at, changed_at from batches, n"
+        with recursive n(i) as (select 1 union all select i + 1 from n where i < 998)
+        select {id}, digest, owner_kind, owner_id, created_at, changed_at from batches, n
+        where batches.items = 0"
     ))
     .await;
 
@@ -81,20 +96,21 @@ on_every_backend!(an_owner_has_no_more_open_batches_than_are_allowed, async |t| 
     let refused = t.store.add_batch(&another, &[]).await.unwrap();
     assert!(matches!(refused, Added::Not(NotAdded::TooMany)), "{refused:?}");
     assert!(t.store.batch(&own, another.id, false).await.unwrap().is_none());
+    let retried = t.store.retry_batch(&own, ended.id, OPERATOR, false, None).await.unwrap();
+    assert!(matches!(retried, BatchDecided::Unchanged(_)), "it would be one more: {retried:?}");
     assert!(matches!(t.store.add_batch(&last, &[]).await.unwrap(), Added::Known(_)), "what is there is told");
 
     // A user of the same ID is another owner, and the operator's are not counted.
     add(&t, &open(&owner("user:many"))).await;
     add(&t, &open(&Principal::Operator)).await;
 
-    // One that is complete makes room.
-    t.execute("update batches set sealed_at = created_at, completed_at = created_at, look_at = null where owner_kind = 'user'")
-        .await;
-    assert!(matches!(t.store.add_batch(&another, &[]).await.unwrap(), Added::Not(NotAdded::TooMany)));
+    // One that is complete makes room for one that is made or run again.
     let freed = t.store.seal_batch(&own, first.id).await.unwrap().unwrap().id;
     let taken = t.store.take_batches(10, LEASE).await.unwrap();
     let freed = taken.iter().find(|taken| taken.batch.id == freed).unwrap();
     t.store.count_batch(first.id, 100).await.unwrap();
     assert!(t.store.complete_batch(freed).await.unwrap());
-    add(&t, &another).await;
+    let retried = t.store.retry_batch(&own, ended.id, OPERATOR, false, None).await.unwrap();
+    assert!(matches!(retried, BatchDecided::Begun(_)), "{retried:?}");
+    assert!(matches!(t.store.add_batch(&another, &[]).await.unwrap(), Added::Not(NotAdded::TooMany)));
 });
