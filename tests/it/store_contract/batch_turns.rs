@@ -3,13 +3,12 @@
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use errand::{
-    job::{BatchId, Digest, Principal},
+    job::{BatchId, Principal},
     store::{Added, BatchDecided, NewBatch, NotAdded},
 };
 use errand_testbed::factory::read;
-use uuid::Uuid;
 
-use super::{OPERATOR, TestStore, on_every_backend};
+use super::{OPERATOR, TestStore, batches::open, on_every_backend};
 use crate::jobs::{Properties, decode};
 
 const TOGETHER: usize = 4;
@@ -17,18 +16,6 @@ const LEASE: Duration = Duration::from_secs(60);
 
 fn owner(owner: &str) -> Principal {
     Principal::Owner(owner.parse().unwrap())
-}
-
-fn open(principal: &Principal) -> NewBatch {
-    NewBatch {
-        id: BatchId(Uuid::now_v7()),
-        principal: principal.clone(),
-        digest: Digest([7; 16]),
-        is_sealed: false,
-        deadline: None,
-        stop: None,
-        follow_up: None,
-    }
 }
 
 async fn add(t: &TestStore, batch: &NewBatch) -> BatchId {
