@@ -402,7 +402,8 @@ mod tests {
 
     /// With a store that nobody asks here.
     fn gate() -> Gate {
-        let options = SqliteOptions { path: "nowhere.db".into(), clock: clock::system() };
+        let options =
+            SqliteOptions { path: "nowhere.db".into(), clock: clock::system(), records_events: false };
         Gate::new(Arc::new(SqliteStore::new(options)), false, Rate::new(0), 1)
     }
 

@@ -191,7 +191,11 @@ mod tests {
     #[tokio::test]
     async fn however_many_jobs_wait_one_turn_is_to_come() {
         let folder = tempfile::tempdir().unwrap();
-        let options = SqliteOptions { path: folder.path().join("errand.db"), clock: clock::system() };
+        let options = SqliteOptions {
+            path: folder.path().join("errand.db"),
+            clock: clock::system(),
+            records_events: false,
+        };
         let store = Arc::new(SqliteStore::new(options));
         store.migrate().await.unwrap();
         let admission =

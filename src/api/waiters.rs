@@ -204,7 +204,8 @@ mod tests {
 
     /// With a store that nobody asks here.
     fn waiters() -> Arc<Waiters> {
-        let options = SqliteOptions { path: "nowhere.db".into(), clock: clock::system() };
+        let options =
+            SqliteOptions { path: "nowhere.db".into(), clock: clock::system(), records_events: false };
         Waiters::new(Arc::new(SqliteStore::new(options)), CancellationToken::new())
     }
 

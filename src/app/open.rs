@@ -16,7 +16,7 @@ use crate::{
         rabbitmq::{RabbitOptions, RabbitQueue},
     },
     store::{
-        SharedStore,
+        Recording, SharedStore,
         postgres::{PostgresOptions, PostgresStore},
         sqlite::{SqliteOptions, SqliteStore},
     },
@@ -35,8 +35,10 @@ const MAX_POOLED_CALLS: usize = 4_096;
 /// The store that the configuration names; an error if its address cannot be used.
 pub fn open_store(config: &Config) -> Result<SharedStore> {
     let url = config.store.url.expose_secret();
+    let records_events = config.events.record == Recording::All;
     if let Some(path) = url.strip_prefix("sqlite://") {
-        let options = SqliteOptions { path: Path::new(path).to_owned(), clock: clock::system() };
+        let options =
+            SqliteOptions { path: Path::new(path).to_owned(), clock: clock::system(), records_events };
         return Ok(Arc::new(SqliteStore::new(options)));
     }
     let tenant_role = match config.store.tenant_role.as_str() {
@@ -51,6 +53,7 @@ pub fn open_store(config: &Config) -> Result<SharedStore> {
         other_connections: config.store.other_connections,
         application_name: "errand".into(),
         statement_timeout: Duration::from_millis(config.store.statement_timeout_ms),
+        records_events,
     };
     Ok(Arc::new(PostgresStore::new(options)?))
 }

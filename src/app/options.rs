@@ -193,6 +193,7 @@ pub fn prune(config: &Config) -> prune::Options {
         rejected_count: limit(retention.rejected_count),
         rejected_bytes: limit(retention.rejected_bytes),
         changes_for: days(retention.audit_log_days),
+        events_for: days(retention.events_days),
         dry_run: false,
     }
 }

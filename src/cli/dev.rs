@@ -19,6 +19,7 @@ use crate::{
     app::{self, App},
     config::Config,
     shutdown::Shutdown,
+    store::Recording,
     tool::catalog::UnpinnedPolicy,
 };
 
@@ -191,5 +192,6 @@ pub(super) fn embed(config: &mut Config, database: &Path) -> String {
     config.worker.journal_dir = Some(database.with_file_name("journal"));
     config.pins.unpinned = UnpinnedPolicy::Freeze;
     config.owners.allow_default = true;
+    config.events.record = Recording::All;
     url
 }

@@ -27,7 +27,7 @@ Examples:
   errand erase --owner org:org-7 --json
 
 Removes jobs that are final, with their attempts, history and keys, rejected messages, pins, access
-keys, batches, actions, and results in the journals of this host (worker.journal_dir). Jobs that are under way stay, and the
+keys, batches, actions, events, and results in the journals of this host (worker.journal_dir). Jobs that are under way stay, and the
 answer says how many and why: the exit code is 1 then, and a second call goes on. Once nobody
 publishes for this owner any more and nothing is left, the exit code is 0.
 
@@ -130,7 +130,7 @@ fn as_json(dry_run: bool, report: &Report, journals: &JournalReport) -> Value {
         "dry_run": dry_run,
         "removed": {
             "jobs": jobs, "rejected": report.rejected, "pins": report.pins, "keys": report.keys, "batches": report.batches,
-            "actions": report.actions, "connections": report.awaited,
+            "actions": report.actions, "connections": report.awaited, "events": report.events,
             "journal": journals.removed,
         },
         "left": left.collect::<Vec<_>>(),
@@ -154,6 +154,7 @@ fn print_text(dry_run: bool, report: &Report, journals: &JournalReport) -> anyho
         ("batches", report.batches),
         ("actions", report.actions),
         ("awaited connections", report.awaited),
+        ("events", report.events),
         ("results in journals", journals.removed),
     ] {
         rows.push(row(what.to_owned(), count));

@@ -29,6 +29,7 @@ mod dev;
 mod doctor;
 mod enqueue;
 mod erase;
+mod events;
 mod exit;
 mod health;
 mod jobs;
@@ -150,6 +151,7 @@ enum ServerCommand {
     #[command(subcommand)]
     Keys(keys::Command),
     AuditLog(audit_log::Args),
+    Events(events::Args),
     /// Show a tool as the tool API describes it.
     #[command(subcommand)]
     Tools(tools::Command),
@@ -225,6 +227,7 @@ impl ServerCommand {
             Self::Workers(args) => workers::run(&args, setup).await,
             Self::Keys(command) => keys::run(command, setup).await,
             Self::AuditLog(args) => audit_log::run(args, setup).await,
+            Self::Events(args) => events::run(args, setup).await,
             Self::Pins(command) => pins::run(command, setup).await,
             Self::Tools(command) => tools::run(command, setup).await,
             Self::Accounts(command) => accounts::run(command, setup).await,

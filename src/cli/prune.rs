@@ -75,7 +75,7 @@ fn print_json(dry_run: bool, report: &Report) -> anyhow::Result<()> {
         "dry_run": dry_run, "seen": report.seen, "longest_ms": millis(report.longest),
         "jobs": jobs.collect::<serde_json::Map<_, _>>(),
         "rejected": rejected.collect::<serde_json::Map<_, _>>(),
-        "audit_log": (!dry_run).then_some(report.changes),
+        "audit_log": (!dry_run).then_some(report.changes), "events": (!dry_run).then_some(report.events),
     }))
 }
 
@@ -84,7 +84,10 @@ fn print_text(dry_run: bool, report: &Report) -> anyhow::Result<()> {
     let rejected = Excess::ALL
         .iter()
         .map(|by| vec![format!("rejected messages by {by}"), of(&report.rejected, *by).to_string()]);
-    let entries = (!dry_run).then(|| vec!["entries of the audit log".to_owned(), report.changes.to_string()]);
+    // A dry run counts neither.
+    let counted = [("entries of the audit log", report.changes), ("events", report.events)];
+    let entries = counted.into_iter().filter(|_| !dry_run);
+    let entries = entries.map(|(what, removed)| vec![what.to_owned(), removed.to_string()]);
     let header = ["WHAT", if dry_run { "WOULD BE REMOVED" } else { "REMOVED" }];
     output::print_table(&header, jobs.chain(rejected).chain(entries).collect())?;
     output::print_line(format!(

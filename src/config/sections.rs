@@ -15,7 +15,7 @@ use super::{
 use crate::{
     bounds::{MAX_AGE, MAX_ATTEMPTS, MAX_TIMEOUT},
     job::{OwnerKind, QueueName, QueueType},
-    store::postgres::SchemaName,
+    store::{Recording, postgres::SchemaName},
     telemetry::logging::LogFormat,
     tool::{arguments::ArgumentCheck, catalog::UnpinnedPolicy, composio::HttpVersion, pin::VersionMap},
 };
@@ -53,6 +53,7 @@ pub struct Config {
     pub retry: Retry,
     pub composio: Composio,
     pub arguments: Arguments,
+    pub events: Events,
     pub pins: Pins,
     pub toolkit_versions: VersionMap,
     pub toolkits: BTreeMap<String, Toolkit>,
@@ -202,6 +203,7 @@ settings! {
         rejected_count: u64 = Whole(0, 1_000_000_000),
         rejected_bytes: u64 = Whole(0, 1 << 50),
         audit_log_days: u64 = Whole(0, MAX_DAYS),
+        events_days: u64 = Whole(0, MAX_DAYS),
         every_secs: u64 = Whole(1, DAY_SECS),
     }
     struct OwnerRetention [owner_retention *] {
@@ -243,6 +245,9 @@ settings! {
     }
     struct Arguments [arguments] {
         check: ArgumentCheck = Word(ArgumentCheck::WORDS),
+    }
+    struct Events [events] {
+        record: Recording = Word(Recording::WORDS),
     }
     struct Pins [pins] {
         unpinned: UnpinnedPolicy = Word(UnpinnedPolicy::WORDS),

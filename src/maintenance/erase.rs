@@ -73,6 +73,8 @@ pub struct Report {
     pub actions: u64,
     /// Connections that no job waits for any more.
     pub awaited: u64,
+    /// Events, which a dry run does not count.
+    pub events: u64,
     /// Jobs that stayed.
     pub left: BTreeMap<(Left, State), u64>,
     /// Rejected messages that do not tell whose they are, because they are no JSON object, or that this version
@@ -101,6 +103,7 @@ impl Erase {
         self.erase_actions(&mut report).await?;
         if !self.dry_run {
             report.awaited = self.store.forget_awaited(&self.owner).await?;
+            self.erase_events(&mut report).await?;
             // Last, because removing pins adds entries.
             while self.store.forget_owner(&self.owner, MOST_LOOKED_AT).await? > 0 {}
         }
@@ -140,6 +143,18 @@ impl Erase {
             }
             let Some(end) = end else { return Ok(()) };
             after = Some(end);
+        }
+    }
+
+    async fn erase_events(&self, report: &mut Report) -> Result<()> {
+        let mut removals = Pace::new(MOST_LOOKED_AT, PAUSES);
+        loop {
+            let rows = removals.rows();
+            let gone = removals.step(self.store.remove_events_of(&self.owner, rows)).await?;
+            report.events += gone;
+            if gone == 0 {
+                return Ok(());
+            }
         }
     }
 

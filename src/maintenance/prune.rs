@@ -50,6 +50,8 @@ pub struct Options {
     pub rejected_bytes: Option<u64>,
     /// How long entries of the audit log are kept.
     pub changes_for: Option<Duration>,
+    /// How long events are kept.
+    pub events_for: Option<Duration>,
     /// Whether nothing is removed.
     pub dry_run: bool,
 }
@@ -82,6 +84,8 @@ pub struct Report {
     pub rejected: BTreeMap<Excess, u64>,
     /// Entries of the audit log, which a dry run does not count.
     pub changes: u64,
+    /// Events, likewise.
+    pub events: u64,
     /// What the longest statement took.
     pub longest: Duration,
 }
@@ -169,11 +173,15 @@ impl Prune {
             Some(age) if !self.options.dry_run => self.prune_changes(age, &mut report).await,
             _ => Ok(()),
         };
+        let events = match self.options.events_for {
+            Some(age) if !self.options.dry_run => self.prune_events(age, &mut report).await,
+            _ => Ok(()),
+        };
         // A job that cannot be removed keeps no messages.
         if self.options.limits_messages() {
             self.prune_messages(&mut report).await?;
         }
-        jobs.and(swept).and(batches).and(changes).map(|()| report)
+        jobs.and(swept).and(batches).and(changes).and(events).map(|()| report)
     }
 
     async fn prune_jobs(&self, age: Duration, report: &mut Report) -> Result<()> {
@@ -258,6 +266,19 @@ impl Prune {
             let rows = removals.rows();
             let gone = removals.step(self.store.remove_changes(age, rows)).await?;
             report.changes += gone;
+            report.longest = report.longest.max(removals.longest());
+            if gone == 0 {
+                return Ok(());
+            }
+        }
+    }
+
+    async fn prune_events(&self, age: Duration, report: &mut Report) -> Result<()> {
+        let mut removals = self.pace(MOST_LOOKED_AT);
+        loop {
+            let rows = removals.rows();
+            let gone = removals.step(self.store.remove_events(age, rows)).await?;
+            report.events += gone;
             report.longest = report.longest.max(removals.longest());
             if gone == 0 {
                 return Ok(());
@@ -362,12 +383,13 @@ fn start_counting() {
 fn tell(report: &Report) {
     let jobs: u64 = report.jobs.values().sum();
     let messages: u64 = report.rejected.values().sum();
-    if jobs + messages + report.changes > 0 {
+    if jobs + messages + report.changes + report.events > 0 {
         tracing::info!(
             seen = report.seen,
             jobs,
             messages,
             changes = report.changes,
+            events = report.events,
             "removed what was kept for long enough"
         );
     }

@@ -40,6 +40,7 @@ mod convert;
 mod detached;
 mod driver_error;
 mod error;
+mod events;
 mod filter_json;
 mod finishes;
 mod history;
@@ -79,6 +80,7 @@ pub use checks::{Check, Checks, PutOff};
 pub use claims::{Bind, Claim, ClaimReceipt, Claimed, Claims};
 pub use connections::{Awaited, Connections, SEARCHED_FOR_TOGETHER, TakeAwaited};
 pub use error::{Result, StoreError, StoreErrorKind};
+pub use events::{Event, EventJson, EventKind, Events, EventsAfter, Recording};
 pub use filter_json::{BadFilter, FilterJson};
 pub use finishes::{By, Finish, Finished, Finishes};
 pub use history::{History, HistoryEntry, HistoryFact, HistoryKind, check_decider};
@@ -106,6 +108,7 @@ pub trait Store:
     + Leases
     + Checks
     + Connections
+    + Events
     + Audit
     + Changes
     + JobControl

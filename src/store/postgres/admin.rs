@@ -46,6 +46,7 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
     (20, "edits_and_pauses", include_str!("../../../migrations/postgres/0020_edits_and_pauses.sql")),
     (21, "changes", include_str!("../../../migrations/postgres/0021_changes.sql")),
     (22, "open_batches", include_str!("../../../migrations/postgres/0022_open_batches.sql")),
+    (23, "events", include_str!("../../../migrations/postgres/0023_events.sql")),
 ];
 
 statements! { Postgres:

@@ -39,12 +39,14 @@ use crate::{
 const INSERTED_TOGETHER: usize = 1_000;
 
 statements! { Postgres:
-    add(batch: One<'_, Batch>, digest: Option<Vec<u8>>, is_sealed: bool, is_complete: bool, most: i64) = "insert into batches
-        ({batch}, digest, created_at, sealed_at, completed_at, changed_at, look_at)
+    add(batch: One<'_, Batch>, digest: Option<Vec<u8>>, is_sealed: bool, is_complete: bool, most: i64, record: bool) = "with changed as (insert into batches
+        ({batch}, digest, created_at, sealed_at, completed_at, changed_at, look_at, events)
     select {values batch}, {digest}, now(), case when {is_sealed} then now() end, case when {is_complete} then now() end, now(),
-        case when not {is_complete} then now() end
+        case when not {is_complete} then now() end, {is_complete}::integer
     where {may_be_opened}
-    on conflict do nothing returning {batch_view}";
+    on conflict do nothing returning *, case when {is_complete} then 'batch.completed' end as event),
+    {record_batch_event}
+    select {batch_view} from changed";
 
     lock(principal: One<'_, PrincipalColumns>, id: Uuid) =
     "select {batch_view}, digest, (select count(*) from batch_parts p where p.batch_id = batches.id) as parts
@@ -97,22 +99,26 @@ statements! { Postgres:
 
     going_on(ids: Vec<Uuid>) = "select id from batches where id = any({ids}) and {goes_on}";
 
-    call_off(principal: One<'_, PrincipalColumns>, change: One<'_, ChangeColumns>, id: Uuid) = "with begun as (update batches
+    call_off(principal: One<'_, PrincipalColumns>, change: One<'_, ChangeColumns>, id: Uuid, record: bool) = "with changed as (update batches
         set sealed_at = coalesce(sealed_at, now()), cancelled_by = {decider}, cancelled_at = now(), doing = 'cancel',
-            doing_by = {decider}, doing_force = false, doing_since = now(), doing_place = null, look_at = now()
-        where {may_see} and id = {id} and completed_at is null and cancelled_at is null returning *),
-    logged as ({log}, owner_kind, owner_id, id::text, null, null from begun)
-    select {batch_view} from begun";
+            doing_by = {decider}, doing_force = false, doing_since = now(), doing_place = null, look_at = now(),
+            events = events + 1
+        where {may_see} and id = {id} and completed_at is null and cancelled_at is null
+        returning *, 'batch.cancelled' as event),
+    logged as ({log}, owner_kind, owner_id, id::text, null, null from changed),
+    {record_batch_event}
+    select {batch_view} from changed";
 
-    retry(principal: One<'_, PrincipalColumns>, change: One<'_, ChangeColumns>, id: Uuid, force: bool, meant: i32, most: i64) = "with begun as (update batches
+    retry(principal: One<'_, PrincipalColumns>, change: One<'_, ChangeColumns>, id: Uuid, force: bool, meant: i32, most: i64, record: bool) = "with changed as (update batches
         set generation = generation + 1, completed_at = null, cancelled_by = null, cancelled_at = null, deadline = null,
             doing = 'retry', doing_by = {decider}, doing_force = {force}, doing_since = now(), doing_place = null,
-            changed_at = now(), look_at = now()
+            changed_at = now(), look_at = now(), events = events + 1
         where {may_see} and id = {id} and completed_at is not null and {has_failed} and {may_be_reopened}
-            and {meant} in (0, generation) returning *),
+            and {meant} in (0, generation) returning *, 'batch.retried' as event),
     logged as ({log}, owner_kind, owner_id, id::text, null, jsonb_build_object('generation', generation, 'force', {force})::text
-        from begun)
-    select {batch_view} from begun";
+        from changed),
+    {record_batch_event}
+    select {batch_view} from changed";
 
     take(limit: i64, taking_turns: i64, lease: i64) = "with due as (
         select id, owner_kind, owner_id, look_at from batches where look_at <= now() order by look_at limit {taking_turns}),
@@ -154,10 +160,13 @@ statements! { Postgres:
         where id = {id} and look_at = {instant} returning id)
     update batch_parts p set is_closed = false from done where p.batch_id = done.id and p.failed > 0";
 
-    complete(id: Uuid, generation: i32) = "update batches set completed_at = now(), look_at = null
+    complete(id: Uuid, generation: i32, record: bool) = "with changed as (update batches set completed_at = now(), look_at = null,
+        events = events + 1
     where id = {id} and generation = {generation} and completed_at is null and sealed_at is not null and doing is null
         and not exists (select 1 from batch_parts p where p.batch_id = {id} and not p.is_closed)
-    returning id";
+    returning id, owner_kind, owner_id, events, 'batch.completed' as event),
+    {record_batch_event}
+    select id from changed";
 
     is_complete(id: Uuid, generation: i32) =
     "select 1 from batches where id = {id} and (generation > {generation} or completed_at is not null)";
@@ -182,8 +191,8 @@ statements! { Postgres:
 #[async_trait]
 impl Batches for PostgresStore {
     async fn add_batch(&self, batch: &NewBatch, items: &[Arc<JobSpec>]) -> Result<Added> {
-        let (batch, items) = (batch.clone(), items.to_vec());
-        self.adding(move |db| Box::pin(async move { add_batch(db, &batch, &items).await })).await
+        let (batch, items, record) = (batch.clone(), items.to_vec(), self.records_events);
+        self.adding(move |db| Box::pin(async move { add_batch(db, &batch, &items, record).await })).await
     }
 
     async fn add_items(
@@ -252,7 +261,7 @@ impl Batches for PostgresStore {
     async fn cancel_batch(&self, principal: &Principal, id: BatchId, by: &Decider) -> Result<BatchDecided> {
         refuse_decider(by)?;
         let change = NewChange::new(ChangeKind::BatchCancelled, principal, by);
-        let query = sql::call_off(One(principal), One(&change), id.0);
+        let query = sql::call_off(One(principal), One(&change), id.0, self.records_events);
         self.decided(principal, id, query).await
     }
 
@@ -273,6 +282,7 @@ impl Batches for PostgresStore {
             force,
             meant(generation),
             to_limit(MAX_OPEN_BATCHES),
+            self.records_events,
         );
         self.decided(principal, id, query).await
     }
@@ -297,7 +307,7 @@ impl Batches for PostgresStore {
 
     async fn complete_batch(&self, taken: &TakenBatch) -> Result<bool> {
         let (id, generation) = (taken.batch.id.0, i32::try_from(taken.batch.generation).unwrap_or(i32::MAX));
-        if self.other.fetch_first(sql::complete(id, generation)).await?.is_some() {
+        if self.other.fetch_first(sql::complete(id, generation, self.records_events)).await?.is_some() {
             return Ok(true);
         }
         Ok(self.other.fetch_first(sql::is_complete(id, generation)).await?.is_some())
@@ -351,7 +361,12 @@ impl PostgresStore {
     }
 }
 
-async fn add_batch(db: &mut PgConnection, batch: &NewBatch, items: &[Arc<JobSpec>]) -> Result<Added> {
+async fn add_batch(
+    db: &mut PgConnection,
+    batch: &NewBatch,
+    items: &[Arc<JobSpec>],
+    record: bool,
+) -> Result<Added> {
     let digest = digest_of(Some(batch.digest), items);
     let query = sql::add(
         One(batch),
@@ -359,6 +374,7 @@ async fn add_batch(db: &mut PgConnection, batch: &NewBatch, items: &[Arc<JobSpec
         batch.is_sealed,
         batch.is_complete_with(items),
         to_limit(MAX_OPEN_BATCHES),
+        record,
     );
     if let Some(row) = query.fetch_optional(&mut *db).await? {
         return match items {

@@ -31,23 +31,26 @@ statements! { Postgres:
         (extract(epoch from now() - created_at) * 1000000)::bigint as age, {job}, null::text as result
     from taken order by was_due_at";
 
-    put_off(id: Uuid, fence: i64, checks: i32, again_after: Option<i64>, by: &str, found: &str, detail: Option<&str>) =
-    "with put_off as (
+    put_off(id: Uuid, fence: i64, checks: i32, again_after: Option<i64>, by: &str, found: &str, detail: Option<&str>,
+        record: bool) = "with changed as (
         update jobs set check_at = now() + {again_after}::bigint * interval '1 microsecond',
-            checks = least(checks, 2147483646) + 1
+            checks = least(checks, 2147483646) + 1,
+            events = events + ({again_after}::bigint is null and state = 'held')::integer
         where id = {id} and fence = {fence} and checks = {checks} and check_at is not null
-        returning id, state, attempt, check_at, reply_to, correlation_id, message_id, publisher),
+        returning {event of jobs}, case when check_at is null and state = 'held' then 'job.held' end as event, check_at,
+            reply_to, correlation_id, message_id, publisher),
     noted as (
         insert into job_history (job_id, kind, by, attempt, what, detail)
-        select id, 'looked_up', {by}::text, attempt, {found}::text, {detail}::text from put_off
+        select id, 'looked_up', {by}::text, event_attempt, {found}::text, {detail}::text from changed
         union all
-        select id, 'held', {by}, attempt, 'unknown_outcome', null from put_off
+        select id, 'held', {by}, event_attempt, 'unknown_outcome', null from changed
         where check_at is null and state = 'held'),
     owed as (
         insert into answers (id, kind, job_id, reply_to, correlation_id, message_id, publisher, due_at)
-        select gen_random_uuid(), 'held', id, reply_to, correlation_id, message_id, publisher, now() from put_off
-        where check_at is null and state = 'held' and reply_to is not null)
-    select 1 from put_off";
+        select gen_random_uuid(), 'held', id, reply_to, correlation_id, message_id, publisher, now() from changed
+        where check_at is null and state = 'held' and reply_to is not null),
+    {record_events}
+    select 1 from changed";
 
     /// A job that was unknown by then was sent later. The eldest has had the most time to appear in the log.
     known_success(at: i64) = "select request_id from jobs where created_at > {instant} and http_status is not null
@@ -73,7 +76,16 @@ impl Checks for PostgresStore {
         let PutOff { id, fence, checks, again_after, look, detail } = put_off;
         let again_after = again_after.map(micros);
         let (found, detail) = (look.as_str(), detail.as_deref());
-        let query = sql::put_off(id.0, fence.0, to_i32(*checks), again_after, BY_LOOK_UP, found, detail);
+        let query = sql::put_off(
+            id.0,
+            fence.0,
+            to_i32(*checks),
+            again_after,
+            BY_LOOK_UP,
+            found,
+            detail,
+            self.records_events,
+        );
         Ok(self.other.fetch_first(query).await?.is_some())
     }
 

@@ -27,9 +27,9 @@ use crate::{
 };
 
 statements! { Postgres:
-    claim_new(specs: Rows<'_, Spec>, starts: Rows<'_, Start>, worker: Uuid, expired_message: &str) = "with claimed as (
+    claim_new(specs: Rows<'_, Spec>, starts: Rows<'_, Start>, worker: Uuid, expired_message: &str, record: bool) = "with changed as (
     insert into jobs ({spec}, state, created_at, due_at, first_due_at, fence, attempt, worker_id, request_id, started_at, ended_by,
-        held_reason, {error}, {binding}, finished_at, reply_due_at, waits_for, waits_until)
+        held_reason, {error}, {binding}, finished_at, reply_due_at, waits_for, waits_until, events)
     select {i.spec}, s.state, now(),
         case when s.state = 'scheduled' then i.run_at end,
         greatest(least(i.published_at, now()), i.run_at),
@@ -48,7 +48,8 @@ statements! { Postgres:
         case when s.state = 'failed' and i.reply_to is not null then now() end,
         i.waits_for,
         case when i.waits_for is not null
-            then least(i.expires_at, now() + i.max_age_ms * interval '1 millisecond') end
+            then least(i.expires_at, now() + i.max_age_ms * interval '1 millisecond') end,
+        (s.state in ('failed', 'held'))::integer
     from {rows}
     cross join lateral (select
         i.goes_to = 'running' and coalesce(i.expires_at <= now(), false) as expired,
@@ -57,12 +58,13 @@ statements! { Postgres:
             when i.run_at > now() then 'scheduled'
             else 'running' end as state) s
     on conflict do nothing
-    returning id, state, error_kind, created_at, first_due_at),
-    {log_claims}
-    select id, state, error_kind, created_at, first_due_at from claimed";
+    returning {event of jobs}, {end of jobs} as event, created_at, first_due_at),
+    {log_claims},
+    {record_events}
+    select id, state, error_kind, created_at, first_due_at from changed";
 
     /// A known job that is available was due, or was made due by a person, so `run_at` does not matter any more.
-    claim_known(identities: Rows<'_, Identity>, starts: Rows<'_, Start>, worker: Uuid, expired_message: &str) = "with claimed as (
+    claim_known(identities: Rows<'_, Identity>, starts: Rows<'_, Start>, worker: Uuid, expired_message: &str, record: bool) = "with changed as (
     update jobs j set
         state = s.state, due_at = null,
         published = case when s.state = 'running' then 0 else j.published end,
@@ -80,7 +82,8 @@ statements! { Postgres:
         finished_at = case when s.state = 'failed' then now() end,
         reply_due_at = case when s.state = 'failed' and j.reply_to is not null then now() end,
         waits_for = coalesce(i.waits_for, j.waits_for),
-        waits_until = case when i.waits_for is null then j.waits_until else {waits_until} end
+        waits_until = case when i.waits_for is null then j.waits_until else {waits_until} end,
+        events = j.events + (s.state in ('failed', 'held'))::integer
     from {rows}
     cross join lateral (select
         i.goes_to = 'running' and coalesce(i.expires_at <= now(), false) as expired,
@@ -89,9 +92,10 @@ statements! { Postgres:
             else 'running' end as state) s
     where j.id = i.id and j.state = 'available' and j.owner_kind = i.owner_kind and j.owner_id = i.owner_id
         and j.digest = i.digest and (i.goes_to = 'running' or (j.toolkit is null and j.attempt = 0))
-    returning j.id, j.state, j.error_kind, {receipt of j}),
-    {log_claims}
-    select * from claimed";
+    returning {event of j}, {end of j} as event, {receipt of j}),
+    {log_claims},
+    {record_events}
+    select id, state, error_kind, {receipt} from changed";
 
     bind(decisions: Rows<'_, Decision>) = "update jobs j set {each binding: @ = coalesce(j.@, i.@)}
     from {rows}
@@ -120,7 +124,7 @@ impl Claims for PostgresStore {
             });
             let new = |claims: &[&Claim]| {
                 let specs: Vec<_> = claims.iter().map(|claim| &*claim.spec).collect();
-                sql::claim_new(Rows(&specs), Rows(claims), worker.0, EXPIRED)
+                sql::claim_new(Rows(&specs), Rows(claims), worker.0, EXPIRED, self.records_events)
             };
             let first = |row: &PgRow, claim: &Claim| {
                 let (created_at, first_due_at) = (row.time("created_at")?, row.time("first_due_at")?);
@@ -128,7 +132,9 @@ impl Claims for PostgresStore {
             };
             self.claim_places(&batch, &fresh, &mut answers, new, first).await?;
             open.retain(|place| answers[*place].is_none());
-            let known = |claims: &[&Claim]| sql::claim_known(Rows(claims), Rows(claims), worker.0, EXPIRED);
+            let known = |claims: &[&Claim]| {
+                sql::claim_known(Rows(claims), Rows(claims), worker.0, EXPIRED, self.records_events)
+            };
             self.claim_places(&batch, &open, &mut answers, known, |row, _| rows::receipt(row)).await?;
             if let Some(answers) = take_complete(&mut answers) {
                 return Ok(answers);

@@ -68,20 +68,22 @@ statements! { Postgres:
         on t.id = locked.id
     where a.id = locked.id and a.lookups = t.lookups";
 
-    release(id: i64, limit: i64, by: &str, how: &str) = "with page as (
+    release(id: i64, limit: i64, by: &str, how: &str, record: bool) = "with page as (
         select j.id as page_id, j.account as page_account from awaited a join jobs j on {is_job_of_awaited}
         where a.id = {id} order by j.created_at limit {limit} for update of j skip locked),
-    released as (update jobs set {to_retry} {of_page}), {note_released}
-    select state from released";
+    changed as (update jobs set {to_retry} {of_page}), {note_released}, {record_events}
+    select state from changed";
 
-    expire(limit: i64, message: &str, max_length: i32) = "with due as (
+    expire(limit: i64, message: &str, max_length: i32, record: bool) = "with due as (
         select id as due_id from jobs where held_reason = 'connection' and waits_until is not null
             and waits_until <= now()
-        order by waits_until limit {limit} for update skip locked)
-    update jobs set state = 'failed', held_reason = null, error_message = left({message} || error_message, {max_length}),
-        finished_at = now(), reply_due_at = case when reply_to is not null then now() end
+        order by waits_until limit {limit} for update skip locked),
+    changed as (update jobs set state = 'failed', held_reason = null, error_message = left({message} || error_message, {max_length}),
+        finished_at = now(), reply_due_at = case when reply_to is not null then now() end, events = events + 1
     from due where id = due_id
-    returning 1";
+    returning {event of jobs}, {end of jobs} as event),
+    {record_events}
+    select id from changed";
 }
 
 #[async_trait]
@@ -117,7 +119,13 @@ impl Connections for PostgresStore {
     }
 
     async fn release_awaited(&self, awaited: &Awaited, limit: usize) -> Result<u64> {
-        let query = sql::release(awaited.id, to_limit(limit), BY_CONNECTIONS, Release::Retry.as_str());
+        let query = sql::release(
+            awaited.id,
+            to_limit(limit),
+            BY_CONNECTIONS,
+            Release::Retry.as_str(),
+            self.records_events,
+        );
         let released = self.other.fetch(query).await?.len();
         if released < limit {
             self.forget(std::slice::from_ref(awaited)).await?;
@@ -126,7 +134,7 @@ impl Connections for PostgresStore {
     }
 
     async fn expire_awaiting(&self, limit: usize) -> Result<u64> {
-        let query = sql::expire(to_limit(limit), EXPIRED_AWAITING, MAX_ERROR_LENGTH);
+        let query = sql::expire(to_limit(limit), EXPIRED_AWAITING, MAX_ERROR_LENGTH, self.records_events);
         Ok(self.other.fetch(query).await?.len() as u64)
     }
 }

@@ -36,8 +36,8 @@ statements! { Postgres:
     /// A first attempt that succeeded is recorded in the job's row, which says the same; the status is the mark.
     /// A snooze that has nothing to tell keeps the error of the attempt before, and since when the job is postponed. Each
     /// snooze keeps since when the job is due; a row of a build that did not know that was due at its start, at the latest.
-    finish(ends: Rows<'_, End>, attempts: Rows<'_, Attempt>) = "with i as (select * from {rows}),
-    ended as (
+    finish(ends: Rows<'_, End>, attempts: Rows<'_, Attempt>, record: bool) = "with i as (select * from {rows}),
+    changed as (
         update jobs j set
             state = case when j.cancel_requested and i.state in ('retryable', 'held') then 'cancelled' else i.state end,
             due_at = case when not j.cancel_requested then now() + i.after * interval '1 microsecond' end,
@@ -58,27 +58,29 @@ statements! { Postgres:
             finished_at = case when j.cancel_requested or i.state in ('succeeded', 'failed') then now() end,
             reply_due_at = case when j.reply_to is not null and (j.cancel_requested or i.state in ('succeeded', 'failed')) then now() end,
             waits_for = coalesce(i.waits_for, j.waits_for),
-            waits_until = case when i.waits_for is null then j.waits_until else {waits_until} end
+            waits_until = case when i.waits_for is null then j.waits_until else {waits_until} end,
+            events = j.events + (j.cancel_requested or i.state in ('succeeded', 'failed', 'held'))::integer
         from i
         where j.id = i.id and j.fence = i.fence and j.state = 'running'
             and (i.lease is null or i.lease = 0 or not exists (select 1 from workers w where w.id = j.worker_id
                 and w.beat_at > now() - coalesce(w.lease_ms * 1000, i.lease) * interval '1 microsecond'))
             and (i.lease is null or i.outcome <> 'interrupted' or j.toolkit is null)
-        returning j.id, j.state, j.http_status as kept, i.charge, {i.attempt}),
+        returning {event of j}, {end of j} as event, j.http_status as kept, i.charge, {i.attempt}),
+    {record_events},
     recorded as (
         insert into attempts (job_id, number, request_id, outcome, http_status, log_id, version, {error},
             started_at, finished_at, reported_by, ended_as, late, charged)
         select id, {attempt}, state, false, charge > 0
-        from ended where kept is null
+        from changed where kept is null
         on conflict (job_id, number) do nothing)
-    select id, state from ended";
+    select id, state from changed";
 
     lock_job(id: Uuid) = "select state, fence, check_at is not null as is_looked_up from jobs where id = {id} for update";
 
     recorded(job_id: Uuid, number: i32) = RECORDED;
 
     /// A job that was rescued has no mark of cancellation.
-    finish_late(end: One<'_, End>, log_id: Option<&str>, rescue_charged: i32) = "update jobs j set state = {state},
+    finish_late(end: One<'_, End>, log_id: Option<&str>, rescue_charged: i32, record: bool) = "with changed as (update jobs j set state = {state},
         due_at = now() + {after} * interval '1 microsecond',
         first_due_at = case when {state} <> 'retryable' then first_due_at
             when {charge} > 0 then now() + {after} * interval '1 microsecond' else coalesce(first_due_at, started_at) end,
@@ -93,10 +95,13 @@ statements! { Postgres:
         finished_at = case when {state} in ('succeeded', 'failed') then now() end,
         reply_due_at = case when reply_to is not null and {state} in ('succeeded', 'failed') then now() end,
         waits_for = coalesce({waits_for}, waits_for),
-        waits_until = case when {waits_for} is null then waits_until else {waits_until} end
+        waits_until = case when {waits_for} is null then waits_until else {waits_until} end,
+        events = events + ({state} in ('succeeded', 'failed', 'held'))::integer
     where id = {id} and fence = {fence} and {lease}::bigint is null
         and state in ('scheduled', 'available', 'retryable', 'held')
-    returning state";
+    returning {event of j}, {end of j} as event),
+    {record_events}
+    select state from changed";
 
     /// What the look-up of a cancelled job's call told.
     learn(error: One<'_, Error>, id: Uuid, log_id: Option<&str>) = "update jobs set check_at = null,
@@ -119,7 +124,7 @@ impl Finishes for PostgresStore {
         }
         let mut firsts: Vec<&Finish> = places.values().map(|place| &batch[*place]).collect();
         firsts.sort_unstable_by_key(|finish| finish.id);
-        let query = sql::finish(Rows(&firsts), Rows(&firsts));
+        let query = sql::finish(Rows(&firsts), Rows(&firsts), self.records_events);
         let follow_up = FollowUp {
             waiting: waiting(firsts.iter().copied()),
             snoozed: snoozed(&firsts),
@@ -134,11 +139,12 @@ impl Finishes for PostgresStore {
         if !left.is_empty() {
             left.sort_by_key(|place| batch[*place].id);
             let finishes: Vec<Finish> = left.iter().map(|place| batch[*place].clone()).collect();
+            let record = self.records_events;
             let work = self.hot.transaction(move |db| {
                 Box::pin(async move {
                     let mut answers = Vec::with_capacity(finishes.len());
                     for finish in &finishes {
-                        answers.push(finish_leftover(db, finish).await?);
+                        answers.push(finish_leftover(db, finish, record).await?);
                     }
                     note_awaited(db, waiting(&finishes)).await?;
                     Ok(answers)
@@ -153,7 +159,7 @@ impl Finishes for PostgresStore {
 }
 
 /// Of a job that is not running under its fence.
-async fn finish_leftover(db: &mut PgConnection, finish: &Finish) -> Result<Finished> {
+async fn finish_leftover(db: &mut PgConnection, finish: &Finish, record: bool) -> Result<Finished> {
     let job = sql::lock_job(finish.id.0).fetch_optional(&mut *db).await?;
     let job = job.as_ref().map(rows::standing).transpose()?;
     let recorded = sql::recorded(finish.id.0, to_i32(finish.attempt.number)).fetch_optional(&mut *db).await?;
@@ -162,7 +168,8 @@ async fn finish_leftover(db: &mut PgConnection, finish: &Finish) -> Result<Finis
         NextStep::Answer(answer) => return Ok(answer),
         NextStep::RecordOnly => Finished::Fenced,
         NextStep::EndLate { charged } => {
-            let query = sql::finish_late(One(finish), finish.attempt.log_id.as_deref(), i32::from(charged));
+            let query =
+                sql::finish_late(One(finish), finish.attempt.log_id.as_deref(), i32::from(charged), record);
             let state = query.fetch_one(&mut *db).await?.parse("state")?;
             note(db, &of_finish(finish, state)).await?;
             if state == State::Held {

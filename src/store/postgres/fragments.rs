@@ -49,6 +49,43 @@ impl Dialect for Postgres {
             (extract(epoch from now() - j.created_at) * 1000000)::bigint as age,
             (extract(epoch from now() - j.postponed_since) * 1000000)::bigint as postponed_for",
         ),
+        ("receipt", "fence, attempt, spent, {binding}, created_at, first_due_at, age, postponed_for"),
+        // What an event tells of a job; and the word of the event where it ended or is held.
+        (
+            "event of j",
+            "j.id, j.events, j.batch_id, j.owner_kind, j.owner_id, j.tool, coalesce(j.toolkit, j.waits_for) as event_toolkit, j.queue,
+            j.attempt as event_attempt, j.state, j.held_reason, j.error_kind",
+        ),
+        (
+            "event of jobs",
+            "id, events, batch_id, owner_kind, owner_id, tool, coalesce(toolkit, waits_for) as event_toolkit, queue,
+            attempt as event_attempt, state, held_reason, error_kind",
+        ),
+        ("end of j", "case when j.state in ('succeeded', 'failed', 'cancelled', 'held') then 'job.' || j.state end"),
+        ("end of jobs", "case when state in ('succeeded', 'failed', 'cancelled', 'held') then 'job.' || state end"),
+        // Records the events of the jobs that a statement changed, in one row for all.
+        (
+            "record_events",
+            "recorded_events as (
+            insert into event_inbox ({inbox})
+            select array_agg(event), array_agg(events), array_agg(id), array_agg(batch_id), array_agg(owner_kind), array_agg(owner_id),
+                array_agg(tool), array_agg(event_toolkit), array_agg(queue), array_agg(event_attempt), array_agg(held_reason),
+                array_agg(error_kind)
+            from changed where {record} and event is not null having count(*) > 0)",
+        ),
+        // The same of the batch that it changed.
+        (
+            "record_batch_event",
+            "recorded_events as (
+            insert into event_inbox ({inbox})
+            select array[event], array[events], array[null::uuid], array[id], array[owner_kind], array[owner_id], array[null], array[null],
+                array[null], array[null::integer], array[null], array[null]
+            from changed where {record} and event is not null)",
+        ),
+        (
+            "inbox",
+            "kinds, sequences, job_ids, batch_ids, owner_kinds, owner_ids, tools, toolkits, queues, attempts, held_reasons, error_kinds",
+        ),
         // Which of some jobs owe a reply, and are not locked by others.
         (
             "owed",
@@ -77,7 +114,7 @@ impl Dialect for Postgres {
         (
             "log_claims",
             "logged as (insert into claims (worker_id, job_ids)
-                select {worker}::uuid, array_agg(id) from claimed where state = 'running' having count(*) > 0)",
+                select {worker}::uuid, array_agg(id) from changed where state = 'running' having count(*) > 0)",
         ),
         // The running jobs among those that a claim `c` took. The offset keeps the planner from joining the other
         // way round: right after many claims, before the statistics know of them, it would compare each job with
@@ -105,17 +142,17 @@ impl Dialect for Postgres {
         (
             "to_retry",
             "state = 'available', due_at = now(), first_due_at = now(), published = 0, postponed_since = null, held_reason = null,
-        check_at = null,
+        check_at = null, events = events + 1,
         account = case when held_reason <> 'connection' or connected_account_id is not null then account end",
         ),
         (
             "to_succeeded",
             "state = 'succeeded', held_reason = null, check_at = null, result = {result}::text::json,
-        {each error: @ = null}, finished_at = now(), reply_due_at = case when reply_to is not null then now() end",
+        {each error: @ = null}, events = events + 1, finished_at = now(), reply_due_at = case when reply_to is not null then now() end",
         ),
         (
             "to_failed",
-            "state = 'failed', held_reason = null, check_at = null, {each error: @ = {@}}, finished_at = now(),
+            "state = 'failed', held_reason = null, check_at = null, {each error: @ = {@}}, events = events + 1, finished_at = now(),
         reply_due_at = case when reply_to is not null then now() end",
         ),
         ("glance", GLANCE),
@@ -189,21 +226,22 @@ impl Dialect for Postgres {
                 and first_due_at is not distinct from {was_first_due_at}
                 and finished_at is not distinct from {was_finished_at})",
         ),
-        // What follows on an update `released` of a page.
-        ("of_page", "from page where id = page_id returning id, owner_kind, owner_id, state, account, page_account"),
+        // What follows on an update of a page.
+        ("of_page", "from page where id = page_id
+            returning {event of jobs}, coalesce({end of jobs}, 'job.released') as event, account, page_account"),
         (
             "note_released",
             "noted as (
             insert into job_history (job_id, kind, by, what, detail)
-            select id, 'released', {by}::text, {how}::text, null from released
+            select id, 'released', {by}::text, {how}::text, null from changed
             union all
             select id, 'account_forgotten', {by}, null, left(page_account, 2000)
-            from released where account is distinct from page_account)",
+            from changed where account is distinct from page_account)",
         ),
         (
             "log_released",
             "logged as ({log}, owner_kind, owner_id, id::text, jsonb_build_object('state', 'held')::text,
-                jsonb_build_object('state', state)::text from released)",
+                jsonb_build_object('state', state)::text from changed)",
         ),
         ("may_have_acted", MAY_HAVE_ACTED),
         ("may_have_run", MAY_HAVE_RUN),

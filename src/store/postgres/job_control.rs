@@ -38,50 +38,54 @@ statements! { Postgres:
     attempts(principal: One<'_, PrincipalColumns>, job_id: Uuid) = ATTEMPTS;
 
     /// A running job that is called off twice is called off once.
-    cancel(principal: One<'_, PrincipalColumns>, change: One<'_, ChangeColumns>, read: One<'_, AsReadColumns>, id: Uuid) = "with was as (
+    cancel(principal: One<'_, PrincipalColumns>, change: One<'_, ChangeColumns>, read: One<'_, AsReadColumns>, id: Uuid, record: bool) = "with was as (
         select id as was_id, state as was_state, cancel_requested as was_cancelled from jobs
         where {may_see} and {is_as_read} and id = {id}
             and state in ('scheduled', 'available', 'retryable', 'held', 'running') for update),
-    cancelled as (
+    changed as (
         update jobs set state = case when state = 'running' then 'running' else 'cancelled' end,
             cancel_requested = (state = 'running'), due_at = null, held_reason = null,
             finished_at = case when state <> 'running' then now() end,
-            reply_due_at = case when state <> 'running' and reply_to is not null then now() end
+            reply_due_at = case when state <> 'running' and reply_to is not null then now() end,
+            events = events + (not was_cancelled)::integer
         from was where id = was_id
-        returning id, owner_kind, owner_id, state, was_state, was_cancelled),
+        returning {event of jobs}, case when state = 'cancelled' then 'job.cancelled'
+            when not was_cancelled then 'job.cancel_requested' end as event, was_state, was_cancelled),
     noted as (
         insert into job_history (job_id, kind, by)
-        select id, 'cancelled', {decider}::text from cancelled where not was_cancelled),
+        select id, 'cancelled', {decider}::text from changed where not was_cancelled),
     logged as ({log}, owner_kind, owner_id, id::text, jsonb_build_object('state', was_state)::text,
-        jsonb_build_object('state', state)::text from cancelled where not was_cancelled)
-    select state from cancelled";
+        jsonb_build_object('state', state)::text from changed where not was_cancelled),
+    {record_events}
+    select state from changed";
 
-    restart(principal: One<'_, PrincipalColumns>, change: One<'_, ChangeColumns>, read: One<'_, AsReadColumns>, id: Uuid, force: bool, early: bool) = "with was as (
+    restart(principal: One<'_, PrincipalColumns>, change: One<'_, ChangeColumns>, read: One<'_, AsReadColumns>, id: Uuid, force: bool, early: bool, record: bool) = "with was as (
         select id as was_id, state as was_state from jobs
         where ({force} or not {may_have_acted}) and ({early} or not {is_early})
             and {may_see} and {is_as_read} and id = {id} and state in ('failed', 'cancelled', 'retryable', 'scheduled') for update),
-    restarted as (
+    changed as (
         update jobs set state = 'available', due_at = now(), first_due_at = now(), published = 0, postponed_since = null, spent = 0,
-            finished_at = null, reply_due_at = null, check_at = null, cancel_requested = false, {each error: @ = null}
+            finished_at = null, reply_due_at = null, check_at = null, cancel_requested = false, {each error: @ = null}, events = events + 1
         from was where id = was_id
-        returning id, owner_kind, owner_id, state, was_state),
-    noted as (insert into job_history (job_id, kind, by) select id, 'retried', {decider}::text from restarted),
+        returning {event of jobs}, 'job.retried' as event, was_state),
+    noted as (insert into job_history (job_id, kind, by) select id, 'retried', {decider}::text from changed),
     logged as ({log}, owner_kind, owner_id, id::text, jsonb_build_object('state', was_state)::text,
-        jsonb_build_object('state', state)::text from restarted)
-    select state from restarted";
+        jsonb_build_object('state', state)::text from changed),
+    {record_events}
+    select state from changed";
 
-    release_retry(principal: One<'_, PrincipalColumns>, change: One<'_, ChangeColumns>, read: One<'_, AsReadColumns>, id: Uuid, by: &str, how: &str, force: bool) =
-    "with {held_one}, released as (update jobs set {to_retry} {of_page}), {note_released}, {log_released} select state from released";
+    release_retry(principal: One<'_, PrincipalColumns>, change: One<'_, ChangeColumns>, read: One<'_, AsReadColumns>, id: Uuid, by: &str, how: &str, force: bool, record: bool) =
+    "with {held_one}, changed as (update jobs set {to_retry} {of_page}), {note_released}, {log_released}, {record_events} select state from changed";
 
-    release_succeeded(principal: One<'_, PrincipalColumns>, change: One<'_, ChangeColumns>, read: One<'_, AsReadColumns>, id: Uuid, by: &str, how: &str, result: &str) =
-    "with {run_one}, released as (update jobs set {to_succeeded} {of_page}), {note_released}, {log_released} select state from released";
+    release_succeeded(principal: One<'_, PrincipalColumns>, change: One<'_, ChangeColumns>, read: One<'_, AsReadColumns>, id: Uuid, by: &str, how: &str, result: &str, record: bool) =
+    "with {run_one}, changed as (update jobs set {to_succeeded} {of_page}), {note_released}, {log_released}, {record_events} select state from changed";
 
-    release_failed(principal: One<'_, PrincipalColumns>, change: One<'_, ChangeColumns>, read: One<'_, AsReadColumns>, error: One<'_, Error>, id: Uuid, by: &str, how: &str) =
-    "with {run_one}, released as (update jobs set {to_failed} {of_page}), {note_released}, {log_released} select state from released";
+    release_failed(principal: One<'_, PrincipalColumns>, change: One<'_, ChangeColumns>, read: One<'_, AsReadColumns>, error: One<'_, Error>, id: Uuid, by: &str, how: &str, record: bool) =
+    "with {run_one}, changed as (update jobs set {to_failed} {of_page}), {note_released}, {log_released}, {record_events} select state from changed";
 
     /// Whether it is due later was said by who read the store's clock; a moment more or less changes nothing, because a job
     /// that is scheduled for a time that has passed is due.
-    edit(principal: One<'_, PrincipalColumns>, change: One<'_, ChangeColumns>, edit: One<'_, EditColumns>, changes: &str) = "with edited as (
+    edit(principal: One<'_, PrincipalColumns>, change: One<'_, ChangeColumns>, edit: One<'_, EditColumns>, changes: &str, record: bool) = "with changed as (
         update jobs set digest = {digest}, asked_digest = coalesce(asked_digest, digest),
             run_at = {run_at}, queue = {queue}, priority = {priority}, expires_at = {expires_at},
             state = case when not {is_moved} or state not in ('scheduled', 'available') then state
@@ -93,15 +97,17 @@ statements! { Postgres:
             first_due_at = case when {is_moved} then greatest({run_at}, now()) else first_due_at end,
             published = 0,
             waits_until = case when waits_for is not null
-                then least({expires_at}, created_at + max_age_ms * interval '1 millisecond') end
+                then least({expires_at}, created_at + max_age_ms * interval '1 millisecond') end,
+            events = events + 1
         where {may_see} and {is_as_read}
         and not (state = 'held' and {is_moved})
             and id = {id} and state in ('scheduled', 'available', 'retryable', 'held')
-        returning id, owner_kind, owner_id, state),
+        returning {event of jobs}, 'job.edited' as event),
     noted as (
-        insert into job_history (job_id, kind, by, detail) select id, 'edited', {decider}::text, {changes}::text from edited),
-    logged as ({log}, owner_kind, owner_id, id::text, null, jsonb_build_object('changes', {changes}::text)::text from edited)
-    select state from edited";
+        insert into job_history (job_id, kind, by, detail) select id, 'edited', {decider}::text, {changes}::text from changed),
+    logged as ({log}, owner_kind, owner_id, id::text, null, jsonb_build_object('changes', {changes}::text)::text from changed),
+    {record_events}
+    select state from changed";
 
     state(principal: One<'_, PrincipalColumns>, id: Uuid) = "select state, attempt, digest, first_due_at, finished_at, held_reason, {may_have_acted} as may_have_acted, {is_early} as is_early
     from jobs where id = {id} and {may_see}";
@@ -143,23 +149,42 @@ impl JobControl for PostgresStore {
     ) -> Result<Decided> {
         refuse_decider(by)?;
         let change = NewChange::new(decision.change(), principal, by);
-        let (who, change, read, decider) = (principal, &change, as_read, &*by.by);
+        let (who, change, read, decider, record) =
+            (principal, &change, as_read, &*by.by, self.records_events);
         let query = || match decision {
-            JobDecision::Cancel => sql::cancel(One(who), One(change), One(read), id.0),
+            JobDecision::Cancel => sql::cancel(One(who), One(change), One(read), id.0, record),
             JobDecision::Restart(Force { effect, early }) => {
-                sql::restart(One(who), One(change), One(read), id.0, effect, early)
+                sql::restart(One(who), One(change), One(read), id.0, effect, early, record)
             }
             JobDecision::Release(how @ Release::Succeeded) => {
                 let how = how.as_str();
-                sql::release_succeeded(One(who), One(change), One(read), id.0, decider, how, NO_RESULT)
+                sql::release_succeeded(
+                    One(who),
+                    One(change),
+                    One(read),
+                    id.0,
+                    decider,
+                    how,
+                    NO_RESULT,
+                    record,
+                )
             }
             JobDecision::Release(how @ Release::Failed) => {
                 let (how, error) = (how.as_str(), marked_failed());
-                sql::release_failed(One(who), One(change), One(read), One(Some(&error)), id.0, decider, how)
+                sql::release_failed(
+                    One(who),
+                    One(change),
+                    One(read),
+                    One(Some(&error)),
+                    id.0,
+                    decider,
+                    how,
+                    record,
+                )
             }
             JobDecision::Release(Release::Retry) | JobDecision::ReleaseToRun(_) => {
                 let (how, force) = (Release::Retry.as_str(), decision.repeats_effects());
-                sql::release_retry(One(who), One(change), One(read), id.0, decider, how, force)
+                sql::release_retry(One(who), One(change), One(read), id.0, decider, how, force, record)
             }
         };
         for _ in 0..MAX_ROUNDS {
@@ -180,7 +205,7 @@ impl JobControl for PostgresStore {
         refuse_decider(by)?;
         let change = NewChange::new(ChangeKind::JobEdited, principal, by);
         let changes = edited.before.changes(&edited.after);
-        let query = sql::edit(One(principal), One(&change), One(edited), &changes);
+        let query = sql::edit(One(principal), One(&change), One(edited), &changes, self.records_events);
         if let Some(row) = self.other.fetch_first(query).await? {
             return Ok(Decided::Now(row.parse("state")?));
         }

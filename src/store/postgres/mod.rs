@@ -39,6 +39,7 @@ mod changes;
 mod checks;
 mod claims;
 mod connections;
+mod events;
 mod failed_migration;
 mod finishes;
 mod follow_up;
@@ -81,6 +82,8 @@ pub struct PostgresOptions {
     pub application_name: String,
     /// The server gives up on a statement after this; migrations are exempt.
     pub statement_timeout: Duration,
+    /// Whether what this store writes is recorded as [`events`](super::Events).
+    pub records_events: bool,
 }
 
 #[derive(Clone)]
@@ -92,6 +95,7 @@ pub struct PostgresStore {
     plain: PgConnectOptions,
     schema: SchemaName,
     tenant_role: Option<RoleName>,
+    records_events: bool,
 }
 
 impl PostgresStore {
@@ -108,6 +112,7 @@ impl PostgresStore {
             other_connections,
             application_name,
             statement_timeout,
+            records_events,
         } = options;
         // The reason is dropped, because it can quote a part of the URL.
         let parsed: PgConnectOptions = url.expose_secret().parse().map_err(|_| {
@@ -141,7 +146,7 @@ impl PostgresStore {
             let settings = [plans, ("role", role.as_str())];
             other = other.with_owners_apart(pool("owners", other_connections, statement_timeout, &settings));
         }
-        Ok(Self { beat, hot, other, plain, schema, tenant_role })
+        Ok(Self { beat, hot, other, plain, schema, tenant_role, records_events })
     }
 
     pub fn statements() -> impl Iterator<Item = &'static Statement> {

@@ -37,13 +37,20 @@ const IS_OF_BATCH: &str = "(select true from batches where batches.id = batch_id
 /// What is the operator's alone. Questions of owners are answered as if there were nothing.
 const IS_NOBODYS: &str = "false";
 
+/// That what is recorded is one event of the owner's own.
+const IS_OWN_EVENT: &str = "cardinality(owner_ids) = 1 \
+    and owner_kinds[1] = (select current_setting('errand.owner_kind', true)) \
+    and owner_ids[1] = (select current_setting('errand.owner_id', true))";
+
 /// What the statements that take a principal need: the tables, what they do there, and whose the rows are. The busiest
 /// table comes last, so that it is locked for the shortest time.
-const TABLES: [(&str, &str, &str); 10] = [
+const TABLES: [(&str, &str, &str); 12] = [
     ("access_keys", "select, insert, update", IS_OWN),
     ("actions", "select, insert, update, delete", IS_OWN),
     ("rejected", "select, update", IS_NOBODYS),
     ("changes", "select, insert", IS_OWN),
+    ("events", "select", IS_OWN),
+    ("event_inbox", "insert", IS_OWN_EVENT),
     ("known_as", "select", IS_OF_JOB),
     ("batch_parts", "select", IS_OF_BATCH),
     ("batches", "select, update", IS_OWN),

@@ -5,12 +5,12 @@ use std::{collections::HashMap, fmt::Write as _, sync::Arc, time::Duration};
 use sqlx::sqlite::SqliteConnection;
 use uuid::Uuid;
 
-use super::jobs;
+use super::{events::Recorder, jobs};
 use crate::{
     bounds::MAX_OPEN_BATCHES,
     job::{BatchId, JobId, JobSpec, Principal},
     store::{
-        Added, Beginning, Inserted, NewBatch, NotAdded, Result, StoreError,
+        Added, Beginning, EventKind, Inserted, NewBatch, NotAdded, Result, StoreError,
         batch_items::{Distinct, digest_of, distinct, parts, takes},
         batches::{is_same, view},
         columns::{Batch, BatchPart, PrincipalColumns, Spec},
@@ -22,9 +22,9 @@ use crate::{
 
 statements! { Sqlite:
     add(batch: One<'_, Batch>, digest: Vec<u8>, is_sealed: bool, is_complete: bool, most: i64, now: i64) = "insert into batches
-        ({batch}, digest, created_at, sealed_at, completed_at, changed_at, look_at)
+        ({batch}, digest, created_at, sealed_at, completed_at, changed_at, look_at, events)
     select {values batch}, {digest}, {now}, case when {is_sealed} then {now} end, case when {is_complete} then {now} end, {now},
-        case when not {is_complete} then {now} end
+        case when not {is_complete} then {now} end, {is_complete}
     where {may_be_opened}
     on conflict do nothing returning {batch_view}";
 
@@ -53,11 +53,15 @@ pub(super) async fn add_batch(
     now: i64,
     batch: &NewBatch,
     items: &[Arc<JobSpec>],
+    recorder: Recorder,
 ) -> Result<Added> {
     let digest = digest_of(Some(batch.digest), items);
     let (is_complete, most) = (batch.is_complete_with(items), to_limit(MAX_OPEN_BATCHES));
     let query = sql::add(One(batch), digest.0.to_vec(), batch.is_sealed, is_complete, most, now);
     if let Some(row) = query.fetch_optional(&mut *db).await? {
+        if is_complete {
+            recorder.record_batch(db, now, batch.id, EventKind::BatchCompleted).await?;
+        }
         return match items {
             [] => Ok(Added::New(view(&row)?, Vec::new())),
             items => insert(db, now, batch.id, 0, items).await,

@@ -17,8 +17,8 @@ use crate::{
     bounds::{MAX_CHUNK_ITEMS, MAX_OPEN_BATCHES},
     job::{BatchId, JobSpec, Owner, Principal},
     store::{
-        Added, BatchDecided, BatchItem, BatchView, Batches, ChangeKind, Counted, Counts, Decider, NewBatch,
-        Place, Result, TakenBatch,
+        Added, BatchDecided, BatchItem, BatchView, Batches, ChangeKind, Counted, Counts, Decider, EventKind,
+        NewBatch, Place, Result, TakenBatch,
         batches::{TAKING_TURNS, counted, item, meant, taken, view},
         changes::NewChange,
         columns::{PrincipalColumns, StretchColumns},
@@ -62,13 +62,14 @@ statements! { Sqlite:
 
     call_off(principal: One<'_, PrincipalColumns>, id: Uuid, by: &str, now: i64) = "update batches
     set sealed_at = coalesce(sealed_at, {now}), cancelled_by = {by}, cancelled_at = {now}, doing = 'cancel', doing_by = {by},
-        doing_force = false, doing_since = {now}, doing_place = null, look_at = {now}
+        doing_force = false, doing_since = {now}, doing_place = null, look_at = {now},
+        events = events + 1
     where {may_see} and id = {id} and completed_at is null and cancelled_at is null returning {batch_view}";
 
     retry(principal: One<'_, PrincipalColumns>, id: Uuid, by: &str, force: bool, meant: i32, most: i64, now: i64) = "update batches
     set generation = generation + 1, completed_at = null, cancelled_by = null, cancelled_at = null, deadline = null,
         doing = 'retry', doing_by = {by}, doing_force = {force}, doing_since = {now}, doing_place = null,
-        changed_at = {now}, look_at = {now}
+        changed_at = {now}, look_at = {now}, events = events + 1
     where {may_see} and id = {id} and completed_at is not null and {has_failed} and {may_be_reopened}
         and {meant} in (0, generation) returning {batch_view}";
 
@@ -110,7 +111,8 @@ statements! { Sqlite:
     /// Whatever failed may run again.
     reopen(id: Uuid) = "update batch_parts set is_closed = false where batch_id = {id} and failed > 0";
 
-    complete(id: Uuid, generation: i32, now: i64) = "update batches set completed_at = {now}, look_at = null
+    complete(id: Uuid, generation: i32, now: i64) = "update batches set completed_at = {now}, look_at = null,
+        events = events + 1
     where id = {id} and generation = {generation} and completed_at is null and sealed_at is not null and doing is null
         and not exists (select 1 from batch_parts p where p.batch_id = {id} and not p.is_closed)";
 
@@ -135,8 +137,11 @@ statements! { Sqlite:
 #[async_trait]
 impl Batches for SqliteStore {
     async fn add_batch(&self, batch: &NewBatch, items: &[Arc<JobSpec>]) -> Result<Added> {
-        let (batch, items) = (batch.clone(), items.to_vec());
-        self.adding(move |db, now| Box::pin(async move { add_batch(db, now, &batch, &items).await })).await
+        let (batch, items, recorder) = (batch.clone(), items.to_vec(), self.recorder);
+        self.adding(move |db, now| {
+            Box::pin(async move { add_batch(db, now, &batch, &items, recorder).await })
+        })
+        .await
     }
 
     async fn add_items(
@@ -267,7 +272,17 @@ impl Batches for SqliteStore {
 
     async fn complete_batch(&self, taken: &TakenBatch) -> Result<bool> {
         let (id, generation) = (taken.batch.id.0, i32::try_from(taken.batch.generation).unwrap_or(i32::MAX));
-        if self.write_one(move |now| sql::complete(id, generation, now)).await? > 0 {
+        let recorder = self.recorder;
+        let completed = self.write(move |db, now| {
+            Box::pin(async move {
+                let is_new = sql::complete(id, generation, now).execute(&mut *db).await?.rows_affected() > 0;
+                if is_new {
+                    recorder.record_batch(db, now, BatchId(id), EventKind::BatchCompleted).await?;
+                }
+                Ok(is_new)
+            })
+        });
+        if completed.await? {
             return Ok(true);
         }
         Ok(self.reader.fetch_first(sql::is_complete(id, generation)).await?.is_some())
@@ -311,7 +326,12 @@ impl SqliteStore {
         statement: impl FnOnce(i64) -> Bound<Sqlite> + Send + 'static,
     ) -> Result<BatchDecided> {
         refuse_decider(by)?;
-        let (own, by) = (principal.clone(), by.clone());
+        let (own, by, recorder) = (principal.clone(), by.clone(), self.recorder);
+        let event = if what == ChangeKind::BatchRetried {
+            EventKind::BatchRetried
+        } else {
+            EventKind::BatchCancelled
+        };
         let begun = self.write(move |db, now| {
             let statement = statement(now);
             Box::pin(async move {
@@ -330,6 +350,7 @@ impl SqliteStore {
                     after: after.as_deref(),
                 };
                 log(db, now, &NewChange::new(what, &own, &by), about).await?;
+                recorder.record_batch(db, now, id, event).await?;
                 Ok(Some(batch))
             })
         });

@@ -28,7 +28,8 @@ statements! { Sqlite:
     take(id: Uuid, check_at: i64) = "update jobs set check_at = {check_at} where id = {id} and check_at is not null";
 
     put_off(id: Uuid, fence: i64, checks: i32, check_at: Option<i64>) = "update jobs set
-        check_at = {check_at}, checks = min(checks, 2147483646) + 1
+        check_at = {check_at}, checks = min(checks, 2147483646) + 1,
+        events = events + ({check_at} is null and state = 'held')
     where id = {id} and fence = {fence} and checks = {checks} and check_at is not null
     returning attempt, state = 'held' as is_held";
 
@@ -61,6 +62,7 @@ impl Checks for SqliteStore {
 
     async fn put_off(&self, put_off: &PutOff) -> Result<bool> {
         let PutOff { id, fence, checks, again_after, look, detail } = put_off.clone();
+        let recorder = self.recorder;
         self.write(move |db, now| {
             Box::pin(async move {
                 let check_at = again_after.map(|after| now + micros(after));
@@ -74,6 +76,7 @@ impl Checks for SqliteStore {
                     note(db, now, &Note { job: id, by: BY_LOOK_UP, attempt, fact }).await?;
                 }
                 if gives_up {
+                    recorder.record_end(db, now, id).await?;
                     owe_held(db, now, id).await?;
                 }
                 Ok(true)

@@ -11,6 +11,7 @@ use super::{
     SqliteStore,
     answers::owe_held,
     connections::note_awaited,
+    events::Recorder,
     history::note,
     jobs::{find, find_by_id},
 };
@@ -29,7 +30,7 @@ statements! { Sqlite:
     claim_new(spec: One<'_, Spec>, start: One<'_, Start>, state: &str, worker: Uuid, now: i64,
         first_due_at: i64) = "insert into jobs
         ({spec}, state, created_at, due_at, first_due_at, fence, attempt, worker_id, request_id, started_at, ended_by,
-        held_reason, {error}, {binding}, finished_at, reply_due_at)
+        held_reason, {error}, {binding}, finished_at, reply_due_at, events)
     values ({values spec}, {state}, {now},
         case when {state} = 'scheduled' then {run_at} end,
         {first_due_at},
@@ -41,7 +42,8 @@ statements! { Sqlite:
         {held_reason}, {values error},
         {each binding: case when {state} = 'running' then {@} end},
         case when {state} = 'failed' then {now} end,
-        case when {state} = 'failed' and {reply_to} is not null then {now} end)
+        case when {state} = 'failed' and {reply_to} is not null then {now} end,
+        {state} in ('failed', 'held'))
     on conflict do nothing";
 
     run_known(start: One<'_, Start>, id: Uuid, worker: Uuid, now: i64) = "update jobs set
@@ -55,7 +57,8 @@ statements! { Sqlite:
         state = {goes_to}, due_at = null, ended_by = {request_id}, held_reason = {held_reason},
         {each error: @ = {@}},
         finished_at = case when {goes_to} = 'failed' then {now} end,
-        reply_due_at = case when {goes_to} = 'failed' and reply_to is not null then {now} end
+        reply_due_at = case when {goes_to} = 'failed' and reply_to is not null then {now} end,
+        events = events + 1
     where id = {id} and state = 'available'";
 
     bind(decision: One<'_, Decision>) = "update jobs set {each binding: @ = coalesce(@, {@})}
@@ -67,14 +70,14 @@ statements! { Sqlite:
 #[async_trait]
 impl Claims for SqliteStore {
     async fn claim(&self, worker: WorkerId, batch: &[Claim]) -> Result<Vec<Claimed>> {
-        let batch = batch.to_vec();
+        let (batch, recorder) = (batch.to_vec(), self.recorder);
         self.write(move |db, now| {
             Box::pin(async move {
                 let mut seen = HashSet::with_capacity(batch.len());
                 let mut answers = Vec::with_capacity(batch.len());
                 for claim in &batch {
                     let again = !seen.insert(claim.spec.id);
-                    answers.push(claim_one(db, now, worker, claim, again).await?);
+                    answers.push(claim_one(db, now, worker, claim, again, recorder).await?);
                 }
                 Ok(answers)
             })
@@ -103,9 +106,10 @@ async fn claim_one(
     worker: WorkerId,
     claim: &Claim,
     again: bool,
+    recorder: Recorder,
 ) -> Result<Claimed> {
     if !claim.from_store
-        && let Some(claimed) = claim_new(db, now, worker, &unless_expired(claim, now)).await?
+        && let Some(claimed) = claim_new(db, now, worker, &unless_expired(claim, now), recorder).await?
     {
         return Ok(claimed);
     }
@@ -120,7 +124,7 @@ async fn claim_one(
         return Ok(answer);
     }
     let claim = if is_under_way { &Claim { stop: None, ..claim.clone() } } else { claim };
-    claim_known(db, now, worker, &unless_expired(claim, now)).await
+    claim_known(db, now, worker, &unless_expired(claim, now), recorder).await
 }
 
 /// Inserts an unknown job as it is claimed; `None` when something is known already.
@@ -129,6 +133,7 @@ async fn claim_new(
     now: i64,
     worker: WorkerId,
     claim: &Claim,
+    recorder: Recorder,
 ) -> Result<Option<Claimed>> {
     let run_at = claim.spec.run_at.map(Timestamp::as_microsecond);
     let is_later = run_at.is_some_and(|run_at| run_at > now);
@@ -140,7 +145,7 @@ async fn claim_new(
         return Ok(None);
     }
     Ok(Some(match &claim.stop {
-        Some(stop) => stopped(db, now, claim, stop).await?,
+        Some(stop) => stopped(db, now, claim, stop, recorder).await?,
         None if is_later => Claimed::Scheduled,
         None => {
             let [created_at, first_due_at] =
@@ -156,12 +161,13 @@ async fn claim_known(
     now: i64,
     worker: WorkerId,
     claim: &Claim,
+    recorder: Recorder,
 ) -> Result<Claimed> {
     let id = claim.spec.id.0;
     match &claim.stop {
         Some(stop) => {
             sql::end_known(One(claim), id, now).execute(&mut *db).await?;
-            stopped(db, now, claim, stop).await
+            stopped(db, now, claim, stop, recorder).await
         }
         None => {
             let row = sql::run_known(One(claim), id, worker.0, now).fetch_one(db).await?;
@@ -170,11 +176,18 @@ async fn claim_known(
     }
 }
 
-async fn stopped(db: &mut SqliteConnection, now: i64, claim: &Claim, stop: &Stop) -> Result<Claimed> {
+async fn stopped(
+    db: &mut SqliteConnection,
+    now: i64,
+    claim: &Claim,
+    stop: &Stop,
+    recorder: Recorder,
+) -> Result<Claimed> {
     if let Some(entry) = of_claim(claim, stop.state()) {
         note(db, now, &entry).await?;
         owe_held(db, now, claim.spec.id).await?;
     }
     note_awaited(db, now, claim.spec.id, stop.waits_for()).await?;
+    recorder.record_end(db, now, claim.spec.id).await?;
     Ok(Claimed::Ended { state: stop.state(), kind: stop.error().kind() })
 }

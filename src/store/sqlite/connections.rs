@@ -56,9 +56,10 @@ statements! { Sqlite:
 
     expire(now: i64, limit: i64, message: &str, max_length: i32) = "update jobs set state = 'failed', held_reason = null,
         error_message = substr({message} || error_message, 1, {max_length}), finished_at = {now},
-        reply_due_at = case when reply_to is not null then {now} end
+        reply_due_at = case when reply_to is not null then {now} end, events = events + 1
     where id in (select id from jobs where held_reason = 'connection' and waits_until is not null
-        and waits_until <= {now} order by waits_until limit +{limit})";
+        and waits_until <= {now} order by waits_until limit +{limit})
+    returning id";
 }
 
 #[async_trait]
@@ -103,11 +104,11 @@ impl Connections for SqliteStore {
     }
 
     async fn release_awaited(&self, awaited: &Awaited, limit: usize) -> Result<u64> {
-        let id = awaited.id;
+        let (id, recorder) = (awaited.id, self.recorder);
         self.write(move |db, now| {
             Box::pin(async move {
                 let page = sql::waiting(id, to_limit(limit));
-                let released = release_page(db, now, page, Release::Retry, BY_CONNECTIONS).await?;
+                let released = release_page(db, now, page, Release::Retry, BY_CONNECTIONS, recorder).await?;
                 if released < limit as u64 {
                     forget(db, id).await?;
                 }
@@ -118,8 +119,18 @@ impl Connections for SqliteStore {
     }
 
     async fn expire_awaiting(&self, limit: usize) -> Result<u64> {
-        let expire = move |now| sql::expire(now, to_limit(limit), EXPIRED_AWAITING, MAX_ERROR_LENGTH);
-        self.write_one(expire).await
+        let recorder = self.recorder;
+        self.write(move |db, now| {
+            Box::pin(async move {
+                let query = sql::expire(now, to_limit(limit), EXPIRED_AWAITING, MAX_ERROR_LENGTH);
+                let expired = query.fetch_all(&mut *db).await?;
+                for row in &expired {
+                    recorder.record_end(db, now, JobId(row.read("id")?)).await?;
+                }
+                Ok(expired.len() as u64)
+            })
+        })
+        .await
     }
 }
 

@@ -4,7 +4,7 @@ use async_trait::async_trait;
 use sqlx::sqlite::SqliteConnection;
 use uuid::Uuid;
 
-use super::{SqliteStore, answers::owe_held, connections::note_awaited, history::note};
+use super::{SqliteStore, answers::owe_held, connections::note_awaited, events::Recorder, history::note};
 use crate::{
     job::State,
     store::{
@@ -42,7 +42,8 @@ statements! { Sqlite:
         http_status = case when attempt = 1 and {state} = 'succeeded' and {outcome} = 'succeeded'
             and {version} is toolkit_version then {http_status} end,
         finished_at = case when cancel_requested or {state} in ('succeeded', 'failed') then {now} end,
-        reply_due_at = case when reply_to is not null and (cancel_requested or {state} in ('succeeded', 'failed')) then {now} end
+        reply_due_at = case when reply_to is not null and (cancel_requested or {state} in ('succeeded', 'failed')) then {now} end,
+        events = events + (cancel_requested or {state} in ('succeeded', 'failed', 'held'))
     where id = {id} and fence = {fence} and state = 'running'
         and ({lease} is null or {lease} = 0 or not exists (select 1 from workers where workers.id = jobs.worker_id
             and beat_at > {now} - coalesce(lease_ms * 1000, {lease})))
@@ -65,7 +66,8 @@ statements! { Sqlite:
         {each error: @ = case when {state} = 'retryable' and {error_kind} is null then @ else {@} end},
         result = {result}, log_id = coalesce({log_id}, log_id),
         finished_at = case when {state} in ('succeeded', 'failed') then {now} end,
-        reply_due_at = case when reply_to is not null and {state} in ('succeeded', 'failed') then {now} end
+        reply_due_at = case when reply_to is not null and {state} in ('succeeded', 'failed') then {now} end,
+        events = events + ({state} in ('succeeded', 'failed', 'held'))
     where id = {id} and fence = {fence} and {lease} is null
         and state in ('scheduled', 'available', 'retryable', 'held')
     returning state";
@@ -90,12 +92,12 @@ statements! { Sqlite:
 #[async_trait]
 impl Finishes for SqliteStore {
     async fn finish(&self, batch: &[Finish]) -> Result<Vec<Finished>> {
-        let batch = batch.to_vec();
+        let (batch, recorder) = (batch.to_vec(), self.recorder);
         self.write(move |db, now| {
             Box::pin(async move {
                 let mut answers = Vec::with_capacity(batch.len());
                 for finish in &batch {
-                    answers.push(finish_one(db, now, finish).await?);
+                    answers.push(finish_one(db, now, finish, recorder).await?);
                 }
                 Ok(answers)
             })
@@ -104,13 +106,18 @@ impl Finishes for SqliteStore {
     }
 }
 
-async fn finish_one(db: &mut SqliteConnection, now: i64, finish: &Finish) -> Result<Finished> {
+async fn finish_one(
+    db: &mut SqliteConnection,
+    now: i64,
+    finish: &Finish,
+    recorder: Recorder,
+) -> Result<Finished> {
     let attempt = &finish.attempt;
     let (version, log_id) = (attempt.version.as_deref(), attempt.log_id.as_deref());
     let status = attempt.http_status.map(i32::from);
     let query = sql::finish(One(finish), now, attempt.outcome.as_str(), version, status, log_id);
     let Some(row) = query.fetch_optional(&mut *db).await? else {
-        return finish_leftover(db, now, finish).await;
+        return finish_leftover(db, now, finish, recorder).await;
     };
     let state = row.parse("state")?;
     let answer = Finished::Applied { state, late: false };
@@ -131,10 +138,16 @@ async fn finish_one(db: &mut SqliteConnection, now: i64, finish: &Finish) -> Res
         }
     }
     note_held(db, now, finish, state).await?;
+    recorder.record_end(db, now, finish.id).await?;
     Ok(answer)
 }
 
-async fn finish_leftover(db: &mut SqliteConnection, now: i64, finish: &Finish) -> Result<Finished> {
+async fn finish_leftover(
+    db: &mut SqliteConnection,
+    now: i64,
+    finish: &Finish,
+    recorder: Recorder,
+) -> Result<Finished> {
     let job = sql::job(finish.id.0).fetch_optional(&mut *db).await?;
     let job = job.as_ref().map(rows::standing).transpose()?;
     let recorded = sql::recorded(finish.id.0, to_i32(finish.attempt.number)).fetch_optional(&mut *db).await?;
@@ -147,6 +160,7 @@ async fn finish_leftover(db: &mut SqliteConnection, now: i64, finish: &Finish) -
             let query = sql::finish_late(One(finish), now, log_id, i32::from(charged));
             let state = query.fetch_one(&mut *db).await?.parse("state")?;
             note_held(db, now, finish, state).await?;
+            recorder.record_end(db, now, finish.id).await?;
             Finished::Applied { state, late: true }
         }
         NextStep::Learn { is_news } => {

@@ -80,17 +80,17 @@ impl Dialect for Sqlite {
         (
             "to_retry",
             "state = 'available', due_at = {now}, first_due_at = {now}, published = 0, postponed_since = null, held_reason = null,
-        check_at = null,
+        check_at = null, events = events + 1,
         account = case when held_reason <> 'connection' or connected_account_id is not null then account end",
         ),
         (
             "to_succeeded",
-            "state = 'succeeded', held_reason = null, check_at = null, result = {result}, {each error: @ = null},
+            "state = 'succeeded', held_reason = null, check_at = null, result = {result}, {each error: @ = null}, events = events + 1,
         finished_at = {now}, reply_due_at = case when reply_to is not null then {now} end",
         ),
         (
             "to_failed",
-            "state = 'failed', held_reason = null, check_at = null, {each error: @ = {@}},
+            "state = 'failed', held_reason = null, check_at = null, {each error: @ = {@}}, events = events + 1,
         finished_at = {now}, reply_due_at = case when reply_to is not null then {now} end",
         ),
         ("glance", GLANCE),

@@ -13,14 +13,15 @@ use uuid::Uuid;
 use super::{
     SqliteStore,
     changes::{About, log},
+    events::Recorder,
     history::note,
 };
 use crate::{
     bounds::MAX_ERROR_CHARS,
-    job::{JobId, Principal, Release, Transition},
+    job::{JobId, Principal, Release, State, Transition},
     store::{
-        AsRead, AttemptView, Census, ChangeKind, Decided, Decider, Edited, Force, HistoryFact, JobControl,
-        JobDecision, JobView, Result, StoreError,
+        AsRead, AttemptView, Census, ChangeKind, Decided, Decider, Edited, EventKind, Force, HistoryFact,
+        JobControl, JobDecision, JobView, Result, StoreError,
         changes::NewChange,
         columns::{EditColumns, Error, PrincipalColumns},
         history::{Note, refuse_decider},
@@ -44,13 +45,14 @@ statements! { Sqlite:
         state = case when state = 'running' then 'running' else 'cancelled' end,
         cancel_requested = (state = 'running'), due_at = null, held_reason = null,
         finished_at = case when state <> 'running' then {now} end,
-        reply_due_at = case when state <> 'running' and reply_to is not null then {now} end
+        reply_due_at = case when state <> 'running' and reply_to is not null then {now} end,
+        events = events + (state <> 'running' or not cancel_requested)
     where id = {id} and state in ('scheduled', 'available', 'retryable', 'held', 'running')
     returning state, account";
 
     restart(id: Uuid, now: i64, force: bool, early: bool) = "update jobs set state = 'available', due_at = {now}, first_due_at = {now}, published = 0,
         postponed_since = null, spent = 0,
-        finished_at = null, reply_due_at = null, check_at = null, cancel_requested = 0, {each error: @ = null}
+        finished_at = null, reply_due_at = null, check_at = null, cancel_requested = 0, {each error: @ = null}, events = events + 1
     where ({force} or not {may_have_acted}) and ({early} or not {is_early}) and id = {id} and state in ('failed', 'cancelled', 'retryable', 'scheduled')
     returning state, account";
 
@@ -75,7 +77,8 @@ statements! { Sqlite:
         first_due_at = case when {is_moved} then max(coalesce({run_at}, {now}), {now}) else first_due_at end,
         published = 0,
         waits_until = case when waits_for is not null then min(coalesce({expires_at}, created_at + max_age_ms * 1000),
-            coalesce(created_at + max_age_ms * 1000, {expires_at})) end
+            coalesce(created_at + max_age_ms * 1000, {expires_at})) end,
+        events = events + 1
     where state = {was_state} and attempt = {was_attempt} and digest = {was_digest}
         and first_due_at is {was_first_due_at} and finished_at is {was_finished_at}
         and not (state = 'held' and {is_moved})
@@ -128,6 +131,7 @@ impl JobControl for SqliteStore {
     ) -> Result<Decided> {
         refuse_decider(by)?;
         let (principal, as_read, by) = (principal.clone(), as_read.copied(), by.clone());
+        let recorder = self.recorder;
         self.write(move |db, now| {
             Box::pin(async move {
                 let force = decision.repeats_effects();
@@ -144,7 +148,7 @@ impl JobControl for SqliteStore {
                 let entry = Note { job: id, by: &by.by, attempt: None, fact };
                 let change = NewChange::new(decision.change(), &principal, &by);
                 let what = (&decision.transition(), as_read.as_ref());
-                decide(db, now, &principal, what, query, entry, Some(&change)).await
+                decide(db, now, &principal, what, query, (entry, recorder), Some(&change)).await
             })
         })
         .await
@@ -153,6 +157,7 @@ impl JobControl for SqliteStore {
     async fn edit(&self, principal: &Principal, edited: &Edited, by: &Decider) -> Result<Decided> {
         refuse_decider(by)?;
         let (principal, edited, by) = (principal.clone(), edited.clone(), by.clone());
+        let recorder = self.recorder;
         self.write(move |db, now| {
             Box::pin(async move {
                 let id = edited.before.id;
@@ -164,6 +169,7 @@ impl JobControl for SqliteStore {
                 let Some(after) = sql::edit(One(&edited), now).fetch_optional(&mut *db).await? else {
                     return Ok(Decided::Changed);
                 };
+                recorder.record(db, now, id, Some(EventKind::JobEdited)).await?;
                 let changes = edited.before.changes(&edited.after);
                 let told = json!({"changes": changes}).to_string();
                 let fact = HistoryFact::Edited { changes };
@@ -198,6 +204,7 @@ pub(super) async fn release_page(
     page: Bound<Sqlite>,
     release: Release,
     by: &str,
+    recorder: Recorder,
 ) -> Result<u64> {
     let mut released = 0;
     for row in page.fetch_all(&mut *db).await? {
@@ -205,6 +212,7 @@ pub(super) async fn release_page(
         let entry = Note { job, by, attempt: None, fact: HistoryFact::Released { how: release } };
         let query = release_one(job, now, release);
         let transition = Transition::Release(release);
+        let entry = (entry, recorder);
         let decided = decide(db, now, &Principal::Operator, (&transition, None), query, entry, None).await?;
         released += u64::from(matches!(decided, Decided::Now(_)));
     }
@@ -241,6 +249,16 @@ async fn log_decision(
     log(db, now, change, about).await
 }
 
+/// What a decision is as an event; `None` where that is the end to which it brought the job.
+fn event_of(fact: &HistoryFact, state: State) -> Option<EventKind> {
+    match fact {
+        _ if state.is_final() => None,
+        HistoryFact::Cancelled => Some(EventKind::JobCancelRequested),
+        HistoryFact::Retried => Some(EventKind::JobRetried),
+        _ => Some(EventKind::JobReleased),
+    }
+}
+
 /// Executes a decision, whose statement names the states that allow it, and adds it to the history; the
 /// transition says why not, where it changed nothing.
 async fn decide(
@@ -249,7 +267,7 @@ async fn decide(
     principal: &Principal,
     (transition, as_read): (&Transition, Option<&AsRead>),
     decision: Bound<Sqlite>,
-    entry: Note<'_>,
+    (entry, recorder): (Note<'_>, Recorder),
     change: Option<&NewChange<'_>>,
 ) -> Result<Decided> {
     let Some(before) = sql::before(One(principal), entry.job.0, now).fetch_optional(&mut *db).await? else {
@@ -265,6 +283,7 @@ async fn decide(
     };
     // A running job that is called off twice is called off once.
     if entry.fact != HistoryFact::Cancelled || !before.read::<bool>("cancel_requested")? {
+        recorder.record(db, now, entry.job, event_of(&entry.fact, after.parse("state")?)).await?;
         note(db, now, &entry).await?;
         if let Some(change) = change {
             log_decision(db, now, change, entry.job, [&before, &after]).await?;

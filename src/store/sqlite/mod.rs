@@ -22,7 +22,7 @@ use sqlx::{
     sqlite::{SqliteConnection, SqliteError},
 };
 
-use self::pool::Pool;
+use self::{events::Recorder, pool::Pool};
 use super::{
     Result, Statement, Store, StoreErrorKind,
     detached::detached,
@@ -41,6 +41,7 @@ mod changes;
 mod checks;
 mod claims;
 mod connections;
+mod events;
 mod finishes;
 mod fragments;
 mod history;
@@ -60,6 +61,8 @@ pub struct SqliteOptions {
     /// The database file, which the first migration creates. Not on a network file system.
     pub path: PathBuf,
     pub clock: SharedClock,
+    /// Whether what this store writes is recorded as [`events`](super::Events).
+    pub records_events: bool,
 }
 
 #[derive(Clone)]
@@ -68,14 +71,21 @@ pub struct SqliteStore {
     reader: Pool,
     clock: SharedClock,
     path: Arc<PathBuf>,
+    recorder: Recorder,
 }
 
 impl SqliteStore {
     /// A store that opens its file with the first call. Needs a Tokio runtime.
     pub fn new(options: SqliteOptions) -> Self {
-        let SqliteOptions { path, clock } = options;
+        let SqliteOptions { path, clock, records_events } = options;
         let path = Arc::new(path);
-        Self { writer: Pool::writer(&path), reader: Pool::reader(&path), clock, path }
+        Self {
+            writer: Pool::writer(&path),
+            reader: Pool::reader(&path),
+            clock,
+            path,
+            recorder: Recorder(records_events),
+        }
     }
 
     pub fn statements() -> impl Iterator<Item = &'static Statement> {

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use errand::{
     job::{AttemptOutcome, Effect, ErrorKind, HeldReason, JobId, State},
-    store::{HistoryEntry, HistoryFact},
+    store::{EventKind, HistoryEntry, HistoryFact},
 };
 use jiff::Timestamp;
 
@@ -106,6 +106,14 @@ fn of_one(world: &World, ledger: &Ledger, told: &Told, effects: usize, requests:
         _ => true,
     };
     promise(told.history.iter().all(is_new), "has one decision twice in its history");
+    let counted = told.events.iter().zip(1..).all(|(event, sequence)| event.sequence == sequence);
+    promise(counted, "has an event twice, or misses one");
+    let last = told.events.last().map(|event| event.kind.as_str());
+    promise(last == Some(&*format!("job.{}", job.state)), "has no event of its end");
+    let ends = told.events.iter().filter(|event| {
+        [EventKind::JobSucceeded, EventKind::JobFailed, EventKind::JobCancelled].contains(&event.kind)
+    });
+    promise(ends.count() == usize::from(job.state.is_final()), "ended more than once by its events");
     let became_unknown = told.history.iter().any(|entry| {
         let unknown = HistoryFact::Held { reason: HeldReason::UnknownOutcome };
         entry.attempt == Some(job.attempt) && [HistoryFact::Unknown, unknown].contains(&entry.fact)

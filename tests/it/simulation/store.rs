@@ -21,12 +21,12 @@ use errand::{
         AccessKeys, Action, ActionKind, Actions, Added, AddedKey, Admin, Answer, Answers, AsRead,
         AttemptView, Audit, AuditLimits, AuditPage, Awaited, BatchDecided, BatchItem, BatchView, Batches,
         Bind, By, Census, Change, ChangeFilter, Changes, Check, Checks, Claim, Claimed, Claims, Concern,
-        Confirmed, Connections, Counted, Decided, Decider, Due, Edited, Finding, Finish, Finished, Finishes,
-        Glance, History, HistoryEntry, Inserted, JobControl, JobDecision, JobFilter, JobLists, JobView, Jobs,
-        Leases, Looked, LostJob, MadeAction, Migrated, NewAction, NewBatch, OldJob, OldMessage, OtherId,
-        Page, PausedQueue, Pauses, Pins, Place, Publications, PutOff, Rejected, RejectedFilter, RejectedView,
-        Rejections, Repeat, Retention, Schema, SeenJob, Step, Store, StoreError, StoreErrorKind, TakeAwaited,
-        TakenAction, TakenBatch, UsedKey, Which, WorkerView,
+        Confirmed, Connections, Counted, Decided, Decider, Due, Edited, Events, EventsAfter, Finding, Finish,
+        Finished, Finishes, Glance, History, HistoryEntry, Inserted, JobControl, JobDecision, JobFilter,
+        JobLists, JobView, Jobs, Leases, Looked, LostJob, MadeAction, Migrated, NewAction, NewBatch, OldJob,
+        OldMessage, OtherId, Page, PausedQueue, Pauses, Pins, Place, Publications, PutOff, Rejected,
+        RejectedFilter, RejectedView, Rejections, Repeat, Retention, Schema, SeenJob, Step, Store,
+        StoreError, StoreErrorKind, TakeAwaited, TakenAction, TakenBatch, UsedKey, Which, WorkerView,
         sqlite::{SqliteOptions, SqliteStore},
     },
 };
@@ -68,7 +68,7 @@ impl StoreThread {
         thread::Builder::new().name("simulated-store".to_owned()).spawn(run).unwrap();
         let clock = Arc::new(StoreClock::default());
         let path = directory.join(format!("{}.db", Uuid::new_v4()));
-        let options = SqliteOptions { path: path.clone(), clock: clock.clone() };
+        let options = SqliteOptions { path: path.clone(), clock: clock.clone(), records_events: true };
         let (store, sweeper) = run_on(&calls, async move {
             let store = SqliteStore::new(options);
             store.migrate().await.unwrap();
@@ -471,6 +471,13 @@ pass_on!(Changes {
     fn note_erasure(&self, &owner: Owner, &by: Decider) -> ();
     fn forget_owner(&self, &owner: Owner, limit: usize) -> u64;
     fn remove_changes(&self, age: Duration, limit: usize) -> u64;
+});
+
+pass_on!(Events {
+    fn events(&self, &principal: Principal, after: u64, limit: usize) -> EventsAfter;
+    fn last_event(&self) -> u64;
+    fn remove_events(&self, age: Duration, limit: usize) -> u64;
+    fn remove_events_of(&self, &owner: Owner, limit: usize) -> u64;
 });
 
 pass_on!(Retention {

@@ -17,8 +17,8 @@ use errand::{
     services::Services,
     shutdown::Shutdown,
     store::{
-        AttemptView, Decider, History as _, HistoryEntry, HistoryFact, JobControl as _, JobFilter, JobView,
-        SharedStore, StoreError, all_jobs,
+        AttemptView, Decider, Event, Events as _, EventsAfter, History as _, HistoryEntry, HistoryFact,
+        JobControl as _, JobFilter, JobView, SharedStore, StoreError, all_jobs,
     },
     supervisor::Supervisor,
 };
@@ -133,6 +133,7 @@ pub(super) struct Told {
     pub(super) job: Option<JobView>,
     pub(super) attempts: Vec<AttemptView>,
     pub(super) history: Vec<HistoryEntry>,
+    pub(super) events: Vec<Event>,
 }
 
 /// Most worlds are a mixture of everything; some faults need others to come together.
@@ -262,7 +263,8 @@ impl World {
         for process in processes {
             process.await.unwrap();
         }
-        let told = wishes.into_iter().map(|wish| self.read(wish)).collect();
+        let events = self.events();
+        let told = wishes.into_iter().map(|wish| self.read(wish, &events)).collect();
         // The doors hold the world, and the world holds them.
         self.live.lock().unwrap().clear();
         (told, std::mem::take(&mut *self.broken.lock().unwrap()))
@@ -272,7 +274,23 @@ impl World {
         sleep_until(self.start + at).await;
     }
 
-    fn read(&self, wish: Wish) -> Told {
+    /// All that was recorded, read in pages.
+    fn events(&self) -> Vec<Event> {
+        let mut all: Vec<Event> = Vec::new();
+        loop {
+            let after = all.last().map_or(0, |event| event.position);
+            let page = self.apply(move |store| {
+                Box::pin(async move { store.events(&Principal::Operator, after, 500).await })
+            });
+            match page.unwrap() {
+                EventsAfter::Are(page) if page.is_empty() => return all,
+                EventsAfter::Are(page) => all.extend(page),
+                lost => panic!("nothing was removed, and there is {lost:?} behind {after}"),
+            }
+        }
+    }
+
+    fn read(&self, wish: Wish, events: &[Event]) -> Told {
         let id = wish.spec.id;
         let job = self
             .apply(move |store| Box::pin(async move { store.job(&Principal::Operator, id).await }))
@@ -283,7 +301,8 @@ impl World {
         let history = self
             .apply(move |store| Box::pin(async move { store.history(&Principal::Operator, id).await }))
             .unwrap();
-        Told { wish, job, attempts, history }
+        let events = events.iter().filter(|event| event.job == Some(id)).cloned().collect();
+        Told { wish, job, attempts, history, events }
     }
 
     // -----------------------------------------------------------------------------------------

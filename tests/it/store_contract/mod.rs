@@ -42,6 +42,8 @@ mod claims;
 mod connections;
 mod doors;
 mod edits;
+mod event_readers;
+mod events;
 mod finishes;
 mod histories;
 mod history;
@@ -327,11 +329,12 @@ pub(crate) fn postgres_options(url: &str) -> PostgresOptions {
         other_connections: 2,
         application_name: "errand-tests".into(),
         statement_timeout: Duration::from_secs(20),
+        records_events: true,
     }
 }
 
 fn sqlite(dir: &TempDir, clock: clock::SharedClock) -> SqliteStore {
-    SqliteStore::new(SqliteOptions { path: dir.path().join("errand.db"), clock })
+    SqliteStore::new(SqliteOptions { path: dir.path().join("errand.db"), clock, records_events: true })
 }
 
 /// A claim that runs.

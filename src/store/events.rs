@@ -1,0 +1,202 @@
+//! Events: what became of jobs and batches, in one order.
+
+use std::{fmt, time::Duration};
+
+use async_trait::async_trait;
+use jiff::Timestamp;
+use serde::Serialize;
+use utoipa::ToSchema;
+use uuid::Uuid;
+
+use super::{Result, read::StoreRow};
+use crate::{
+    job::{BatchId, ErrorKind, HeldReason, JobId, Owner, Principal, QueueName},
+    string_enum::string_enum,
+};
+
+/// How many events are given positions together, about: as many as this, and what is left of the last write.
+pub(super) const PLACED_TOGETHER: i64 = 5_000;
+
+string_enum! {
+    /// Which events are recorded.
+    Recording {
+        Off = "off",
+        All = "all",
+    }
+}
+
+string_enum! {
+    /// What happened. The word before the dot is what it happened to.
+    EventKind or Unrecognized {
+        JobSucceeded = "job.succeeded",
+        JobFailed = "job.failed",
+        JobCancelled = "job.cancelled",
+        JobHeld = "job.held",
+        /// Somebody called it off while it ran; its call goes on.
+        JobCancelRequested = "job.cancel_requested",
+        /// Somebody lets it run again.
+        JobRetried = "job.retried",
+        /// It is not held any more, because somebody let it go or its connection is there.
+        JobReleased = "job.released",
+        /// Somebody changed when, where or until when it runs.
+        JobEdited = "job.edited",
+        /// Every item of it is final, in one of its generations.
+        BatchCompleted = "batch.completed",
+        BatchCancelled = "batch.cancelled",
+        /// Somebody lets its failed items run again.
+        BatchRetried = "batch.retried",
+    }
+}
+
+/// Events of jobs and batches.
+///
+/// * Where a store records events, what ends a job or holds it, what somebody decides about a job or a batch, and the
+///   completion of a batch is one, written with the change: there is never one without the other. A write that is sent again
+///   adds none, and a store that does not record adds none.
+/// * Positions grow. Once an event can be read, none appears at a position before it; so whoever goes on behind the last one
+///   that they have read misses none.
+/// * The events of one job, or of one batch, are in the order in which they happened, and their sequences grow. Where some
+///   were not recorded, there is a gap.
+/// * What was committed before a call can be read by it.
+/// * For an owner there are their own events only. Positions are counted over all owners, so they are not told to them.
+#[async_trait]
+pub trait Events: fmt::Debug + Send + Sync {
+    /// Up to `limit` events behind a position, in order; all from the first behind 0.
+    async fn events(&self, principal: &Principal, after: u64, limit: usize) -> Result<EventsAfter>;
+
+    /// The last position that was given; 0 before the first.
+    async fn last_event(&self) -> Result<u64>;
+
+    /// Removes up to `limit` events from the beginning that are so old, by the store's clock. Returns how many.
+    async fn remove_events(&self, age: Duration, limit: usize) -> Result<u64>;
+
+    /// Removes up to `limit` of an owner's events. Returns how many.
+    async fn remove_events_of(&self, owner: &Owner, limit: usize) -> Result<u64>;
+}
+
+/// What there is behind a position.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum EventsAfter {
+    Are(Vec<Event>),
+    /// Some of them were removed for their age, the last of them at this position.
+    Removed {
+        up_to: u64,
+    },
+    /// No event has had this position.
+    ToCome,
+}
+
+/// What happened to a job or a batch, without what customers sent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Event {
+    pub position: u64,
+    /// When it happened, by the store's clock.
+    pub at: Timestamp,
+    pub kind: EventKind,
+    /// Which event of the job it is, or else of the batch, counted from 1.
+    pub sequence: u32,
+    pub job: Option<JobId>,
+    /// The batch that it is about, or of which the job is.
+    pub batch: Option<BatchId>,
+    /// `None` of a batch of the operator's.
+    pub owner: Option<Owner>,
+    pub tool: Option<String>,
+    pub toolkit: Option<String>,
+    pub queue: Option<QueueName>,
+    /// How often the job had been claimed.
+    pub attempt: Option<u32>,
+    pub held_reason: Option<HeldReason>,
+    pub error_kind: Option<ErrorKind>,
+}
+
+/// Of what the IDs of events are made; it never changes.
+const EVENT_IDS: Uuid = Uuid::from_u128(0x6b1f_9a52_3c0e_4d77_9d10_5a2f_84e6_c3b1);
+
+impl Event {
+    /// An ID that is the same for everybody and for ever, made of what it is about, its sequence and its time: after a job was
+    /// removed, another one may have its ID.
+    pub fn id(&self) -> Uuid {
+        let object = self.job.map(|job| job.0).or(self.batch.map(|batch| batch.0)).unwrap_or_default();
+        let mut name = object.as_bytes().to_vec();
+        name.extend(self.sequence.to_be_bytes());
+        name.extend(self.at.as_microsecond().to_be_bytes());
+        Uuid::new_v5(&EVENT_IDS, &name)
+    }
+
+    pub fn json(&self) -> EventJson<'_> {
+        EventJson {
+            id: self.id(),
+            kind: self.kind,
+            at: self.at,
+            sequence: self.sequence,
+            owner: self.owner.as_ref(),
+            job_id: self.job,
+            batch_id: self.batch,
+            tool: self.tool.as_deref(),
+            toolkit: self.toolkit.as_deref(),
+            queue: self.queue.as_ref().map(QueueName::as_str),
+            attempt: self.attempt,
+            held_reason: self.held_reason,
+            error_kind: self.error_kind,
+        }
+    }
+}
+
+/// An event as JSON. Every key is always there.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Event, description = "What happened to a job or a batch.")]
+pub struct EventJson<'a> {
+    /// The same for everybody and for ever.
+    pub id: Uuid,
+    pub kind: EventKind,
+    pub at: Timestamp,
+    /// Which event of the job it is, or else of the batch, counted from 1. Where some were not recorded, there is a gap.
+    pub sequence: u32,
+    /// Null of a batch of the operator's.
+    pub owner: Option<&'a Owner>,
+    pub job_id: Option<JobId>,
+    /// The batch that it is about, or of which the job is.
+    pub batch_id: Option<BatchId>,
+    pub tool: Option<&'a str>,
+    pub toolkit: Option<&'a str>,
+    pub queue: Option<&'a str>,
+    /// How often the job had been claimed.
+    pub attempt: Option<u32>,
+    pub held_reason: Option<HeldReason>,
+    pub error_kind: Option<ErrorKind>,
+}
+
+/// What stands behind a position, as the rows say and the positions that were given and removed.
+pub(super) fn events_after(
+    after: u64,
+    positions: &impl StoreRow,
+    events: impl FnOnce() -> Vec<Event>,
+) -> Result<EventsAfter> {
+    let (last, removed) = (positions.total("last")?, positions.total("removed")?);
+    Ok(if after > last {
+        EventsAfter::ToCome
+    } else if after < removed && after > 0 {
+        EventsAfter::Removed { up_to: removed }
+    } else {
+        EventsAfter::Are(events())
+    })
+}
+
+pub(super) fn event(row: &impl StoreRow) -> Result<Event> {
+    let has_owner = row.read::<Option<String>>("owner_id")?.is_some();
+    Ok(Event {
+        position: row.total("position")?,
+        at: row.time("at")?,
+        kind: row.word("kind")?,
+        sequence: row.count("sequence")?,
+        job: row.read::<Option<Uuid>>("job_id")?.map(JobId),
+        batch: row.read::<Option<Uuid>>("batch_id")?.map(BatchId),
+        owner: has_owner.then(|| row.owner()).transpose()?,
+        tool: row.read("tool")?,
+        toolkit: row.read("toolkit")?,
+        queue: row.parse_if_any("queue")?,
+        attempt: row.unsigned_if_any("attempt")?,
+        held_reason: row.word_if_any("held_reason")?,
+        error_kind: row.word_if_any("error_kind")?,
+    })
+}

@@ -1,0 +1,121 @@
+//! Events of jobs and batches, which other statements record by the fragment `record_events`.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use sqlx::postgres::PgRow;
+
+use super::PostgresStore;
+use crate::{
+    job::{Owner, Principal},
+    store::{
+        Events, EventsAfter, Result, StoreError,
+        columns::PrincipalColumns,
+        convert::{micros, to_limit},
+        events::{PLACED_TOGETHER, event, events_after},
+        read::{StoreRow as _, readable},
+        sql::{One, statements},
+    },
+};
+
+statements! { Postgres:
+    is_anything_new() = "select 1 from event_inbox order by id limit 1";
+
+    /// Whoever gives positions has this row locked until they can be seen, so nobody gives others meanwhile.
+    lock_positions() = "select last from event_positions for update";
+
+    /// In the order in which writes reached the inbox, which is that of the changes of each job: a change waits for the job
+    /// before it has a place there.
+    place(limit: i64, last: i64) = "with first as (
+        select id, sum(cardinality(kinds)) over (order by id) - cardinality(kinds) as before
+        from (select id, kinds from event_inbox order by id limit {limit}) oldest),
+    taken as (delete from event_inbox where id in (select id from first where before < {limit}) returning *),
+    placed as (
+        insert into events (position, at, kind, sequence, job_id, batch_id, owner_kind, owner_id, tool, toolkit, queue, attempt,
+            held_reason, error_kind)
+        select {last} + row_number() over (order by t.id, e.place), t.at, e.kind, e.sequence, e.job_id, e.batch_id, e.owner_kind,
+            e.owner_id, e.tool, e.toolkit, e.queue, e.attempt, e.held_reason, e.error_kind
+        from taken t cross join lateral unnest({inbox}) with ordinality as e (kind, sequence, job_id, batch_id, owner_kind, owner_id,
+            tool, toolkit, queue, attempt, held_reason, error_kind, place)
+        returning 1),
+    moved as (update event_positions set last = last + (select count(*) from placed))
+    select count(*) as events from placed";
+
+    positions() = "select last, removed from event_positions";
+
+    events(after: i64, limit: i64) = "select * from events where position > {after} order by position limit {limit}";
+
+    events_of_owner(principal: One<'_, PrincipalColumns>, after: i64, limit: i64) = "select * from events
+    where owner_kind = {principal_kind} and owner_id = {principal_id} and position > {after} order by position limit {limit}";
+
+    /// As far as they are old from the first on, so that a position has all events behind it or is told to have lost some.
+    remove(age: i64, limit: i64) = "with first as (
+        select position, at from events order by position limit {limit}),
+    old as (
+        select position from first where position < coalesce((select min(position) from first
+            where at >= now() - {age}::bigint * interval '1 microsecond'), 9223372036854775807)),
+    gone as (delete from events where position in (select position from old) returning position),
+    moved as (update event_positions set removed = greatest(removed, (select max(position) from old))
+        where exists (select 1 from old))
+    select count(*) as events from gone";
+
+    remove_of(owner_kind: &str, owner_id: &str, limit: i64) = "with gone as (delete from events where position in (
+        select position from events where owner_kind = {owner_kind} and owner_id = {owner_id} order by position limit {limit})
+        returning 1)
+    select count(*) as events from gone";
+}
+
+#[async_trait]
+impl Events for PostgresStore {
+    async fn events(&self, principal: &Principal, after: u64, limit: usize) -> Result<EventsAfter> {
+        self.place_events().await?;
+        let (from, limit) = (i64::try_from(after).unwrap_or(i64::MAX), to_limit(limit));
+        let query = match principal {
+            Principal::Operator => sql::events(from, limit),
+            Principal::Owner(_) => sql::events_of_owner(One(principal), from, limit),
+        };
+        let found = self.other.fetch(query).await?;
+        // Read after the events, so that what was removed meanwhile is noticed.
+        let positions = self.positions().await?;
+        events_after(after, &positions, || readable(&found, event))
+    }
+
+    async fn last_event(&self) -> Result<u64> {
+        self.place_events().await?;
+        self.positions().await?.total("last")
+    }
+
+    async fn remove_events(&self, age: Duration, limit: usize) -> Result<u64> {
+        self.place_events().await?;
+        self.other.fetch_total(sql::remove(micros(age), to_limit(limit)), "events").await
+    }
+
+    async fn remove_events_of(&self, owner: &Owner, limit: usize) -> Result<u64> {
+        self.place_events().await?;
+        let query = sql::remove_of(owner.kind().as_str(), owner.id(), to_limit(limit));
+        self.other.fetch_total(query, "events").await
+    }
+}
+
+impl PostgresStore {
+    /// Gives a position to each event that was recorded before this call.
+    async fn place_events(&self) -> Result<()> {
+        while self.other.fetch_first(sql::is_anything_new()).await?.is_some() {
+            let placing = self.other.transaction(|db| {
+                Box::pin(async move {
+                    let last: i64 = sql::lock_positions().fetch_one(&mut *db).await?.read("last")?;
+                    sql::place(PLACED_TOGETHER, last).fetch_one(&mut *db).await?.total("events")
+                })
+            });
+            if placing.await? < PLACED_TOGETHER as u64 {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    async fn positions(&self) -> Result<PgRow> {
+        let positions = self.other.fetch_first(sql::positions()).await?;
+        positions.ok_or_else(|| StoreError::corrupt("event_positions"))
+    }
+}
