@@ -75,7 +75,8 @@ fn print_json(dry_run: bool, report: &Report) -> anyhow::Result<()> {
         "dry_run": dry_run, "seen": report.seen, "longest_ms": millis(report.longest),
         "jobs": jobs.collect::<serde_json::Map<_, _>>(),
         "rejected": rejected.collect::<serde_json::Map<_, _>>(),
-        "audit_log": (!dry_run).then_some(report.changes), "events": (!dry_run).then_some(report.events),
+        "audit_log": (!dry_run).then_some(report.changes),
+        "events": (!dry_run).then_some(report.events),
     }))
 }
 

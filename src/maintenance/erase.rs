@@ -16,7 +16,8 @@ use crate::{
     job::{Owner, Principal, State},
     rejected::names,
     store::{
-        Decider, OldJob, OldMessage, Page, Pending, RejectedView, Result, SharedStore, StoreErrorKind, Which,
+        Decider, EventsAfter, OldJob, OldMessage, Page, Pending, RejectedView, Result, SharedStore,
+        StoreErrorKind, Which,
     },
     string_enum::string_enum,
 };
@@ -73,7 +74,6 @@ pub struct Report {
     pub actions: u64,
     /// Connections that no job waits for any more.
     pub awaited: u64,
-    /// Events, which a dry run does not count.
     pub events: u64,
     /// Jobs that stayed.
     pub left: BTreeMap<(Left, State), u64>,
@@ -101,9 +101,9 @@ impl Erase {
         self.erase_keys(&mut report).await?;
         self.erase_batches(&mut report).await?;
         self.erase_actions(&mut report).await?;
+        self.erase_events(&mut report).await?;
         if !self.dry_run {
             report.awaited = self.store.forget_awaited(&self.owner).await?;
-            self.erase_events(&mut report).await?;
             // Last, because removing pins adds entries.
             while self.store.forget_owner(&self.owner, MOST_LOOKED_AT).await? > 0 {}
         }
@@ -146,7 +146,15 @@ impl Erase {
         }
     }
 
+    /// After the jobs, of which none is added any more.
     async fn erase_events(&self, report: &mut Report) -> Result<()> {
+        if self.dry_run {
+            let principal = Principal::Owner(self.owner.clone());
+            if let EventsAfter::Are(events) = self.store.events(&principal, 0, MAX_LIST).await? {
+                report.events = events.len() as u64;
+            }
+            return Ok(());
+        }
         let mut removals = Pace::new(MOST_LOOKED_AT, PAUSES);
         loop {
             let rows = removals.rows();

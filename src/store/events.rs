@@ -5,7 +5,6 @@ use std::{fmt, time::Duration};
 use async_trait::async_trait;
 use jiff::Timestamp;
 use serde::Serialize;
-use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::{Result, read::StoreRow};
@@ -143,8 +142,7 @@ impl Event {
 }
 
 /// An event as JSON. Every key is always there.
-#[derive(Debug, Serialize, ToSchema)]
-#[schema(as = Event, description = "What happened to a job or a batch.")]
+#[derive(Debug, Serialize)]
 pub struct EventJson<'a> {
     /// The same for everybody and for ever.
     pub id: Uuid,

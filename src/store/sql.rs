@@ -226,6 +226,7 @@ macro_rules! statements {
             use $crate::store::sql::{Bound, Parameter};
 
             $($(#[$doc])*
+            #[allow(clippy::too_many_arguments, reason = "they are the parameters of the statement")]
             pub(in crate::store) fn $name($($argument: $type),*) -> Bound<sqlx::$db> {
                 let query = Bound::new(texts::$name.text.as_str());
                 $(let query = Parameter::<sqlx::$db>::bind($argument, query);)*

@@ -253,7 +253,7 @@ fn erase(harness: &Harness, flags: &[&str]) -> (i32, Value) {
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_of_an_owner_stays_once_their_jobs_are_final() {
     let harness = Harness::new("erase", "").await;
-    let mut worker = harness.worker(&[]).await;
+    let mut worker = harness.worker(&[("ERRAND__EVENTS__RECORD", "all")]).await;
     let run: Vec<Value> = (0..6).map(|n| read(if n % 2 == 0 { "user-1" } else { "user-2" })).collect();
     let waits =
         read("user-1").with("run_at", (Timestamp::now() + jiff::SignedDuration::from_hours(24)).to_string());
@@ -287,10 +287,13 @@ async fn nothing_of_an_owner_stays_once_their_jobs_are_final() {
     }
     journal(&harness, &[run[0].id(), run[1].id(), waits.id(), &errand_testbed::factory::id()]);
 
+    // Whoever reads events gives them their places.
+    assert!(harness.errand(&["events"]).status.success());
     let before = mentions(&harness, "user-1").await;
     let (code, dry) = erase(&harness, &["--dry-run"]);
     let removed = json!({
-        "jobs": {"succeeded": 3}, "rejected": 1, "pins": 1, "keys": 1, "batches": 1, "actions": 1, "connections": 0, "journal": 1,
+        "jobs": {"succeeded": 3}, "rejected": 1, "pins": 1, "keys": 1, "batches": 1, "actions": 1, "connections": 0, "events": 3,
+        "journal": 1,
     });
     assert_eq!((code, &dry["removed"]), (1, &removed), "{dry}");
     assert_eq!(mentions(&harness, "user-1").await, before, "a dry run changes nothing");

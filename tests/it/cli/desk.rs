@@ -274,6 +274,7 @@ const LEFT_OUT: &[(&str, &str)] = &[
     ("reply_due_at", "internal to the relay"),
     ("reply_refusals", "internal to the relay"),
     ("postponed_since", "internal to retries; `attempts` tells the postponements"),
+    ("events", "counts its events, each of which tells it as `sequence`"),
 ];
 
 /// Columns whose key in the JSON has another name.

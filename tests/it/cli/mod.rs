@@ -19,6 +19,7 @@ mod actions;
 pub(crate) mod decisions;
 mod desk;
 mod enqueue;
+mod events;
 mod keys;
 mod services;
 mod tools;

@@ -267,6 +267,8 @@ fn settings_are_shown_with_their_origins_and_without_secrets() {
 
     [arguments]
 
+    [events]
+
     [pins]
 
     [owners]
