@@ -198,3 +198,30 @@ pub(super) fn event(row: &impl StoreRow) -> Result<Event> {
         error_kind: row.word_if_any("error_kind")?,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::store::{Statement, postgres::PostgresStore};
+
+    /// Statements after which no job has ended or is held, and that are nobody's decision.
+    const NO_EVENTS: &[&str] = &["take_due", "locked"];
+
+    #[test]
+    fn each_statement_that_changes_the_state_of_a_job_records_events() {
+        let mut recording = 0;
+        for Statement { name, text, .. } in PostgresStore::statements() {
+            let Some((_, update)) = text.split_once("update jobs") else { continue };
+            let set = update.split("where").next().unwrap_or_default();
+            let changes_state =
+                set.split_whitespace().collect::<Vec<_>>().windows(2).any(|two| two == ["state", "="]);
+            if changes_state && !NO_EVENTS.contains(name) {
+                assert!(
+                    text.contains("recorded_events"),
+                    "{name} changes states and records no events: {text}"
+                );
+                recording += 1;
+            }
+        }
+        assert!(recording >= 9, "{recording}");
+    }
+}
