@@ -74,6 +74,7 @@ const OF_THIS_HOST: &[&[&str]] = &[
     &["worker"],
     &["api"],
     &["audit"],
+    &["events"],
     &["erase", "--owner", "user:u"],
     &["migrate"],
     &["config", "show"],
