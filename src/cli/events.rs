@@ -99,6 +99,8 @@ async fn follow(
         parts.into_iter().flatten().collect::<Vec<_>>().join("  ")
     };
     loop {
+        // Read before the events: all up to here are among them, or are of others.
+        let last = store.last_event().await?;
         let events = behind(store, principal, after, PAGE).await?;
         if format.json {
             print(&events, format, "")?;
@@ -111,6 +113,8 @@ async fn follow(
             after = last.position;
         }
         if events.len() < PAGE {
+            // Whoever follows an owner of whom there is nothing new has missed nothing when events of others are removed.
+            after = after.max(last);
             tokio::time::sleep(LOOK_EVERY).await;
         }
     }
