@@ -20,7 +20,8 @@ use crate::{
 /// What every secret begins with, so that scanners for leaked secrets find it.
 const PREFIX: &str = "errand_";
 
-const RANDOM_BYTES: usize = 32;
+/// How many bytes there are of what nobody may guess.
+pub const RANDOM_BYTES: usize = 32;
 
 string_enum! {
     /// One thing that a key may do.
@@ -54,6 +55,11 @@ impl Scopes {
         scopes.sort_unstable();
         scopes.dedup();
         if scopes.is_empty() { Err(NoScopes) } else { Ok(Self(scopes)) }
+    }
+
+    /// This one alone.
+    pub fn of(scope: Scope) -> Self {
+        Self(vec![scope])
     }
 
     pub fn allow(&self, scope: Scope) -> bool {
@@ -119,6 +125,16 @@ impl Shown {
     }
 }
 
+/// Bytes that nobody can guess.
+///
+/// # Errors
+/// The operating system gives no random bytes.
+pub fn random() -> Result<[u8; RANDOM_BYTES], getrandom::Error> {
+    let mut random = [0; RANDOM_BYTES];
+    getrandom::fill(&mut random)?;
+    Ok(random)
+}
+
 /// A key that is not there yet, without its secret.
 #[derive(Debug, Clone)]
 pub struct NewKey {
@@ -141,9 +157,8 @@ impl NewKey {
         scopes: Scopes,
         valid_for: Option<Duration>,
     ) -> Result<(Self, SecretString), getrandom::Error> {
-        let (id, mut random) = (Uuid::now_v7(), [0; RANDOM_BYTES]);
-        getrandom::fill(&mut random)?;
-        let random: String = random.iter().map(|byte| format!("{byte:02x}")).collect();
+        let id = Uuid::now_v7();
+        let random: String = random()?.iter().map(|byte| format!("{byte:02x}")).collect();
         let secret = format!("{PREFIX}{}_{random}", id.simple());
         let key = Self { id, digest: SecretDigest::of(&secret), principal, scopes, valid_for };
         Ok((key, secret.into()))

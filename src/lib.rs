@@ -27,6 +27,7 @@ pub mod queue;
 pub mod rejected;
 pub mod relay;
 pub mod resolver;
+pub mod seal;
 pub mod secret_file;
 pub mod services;
 pub mod shutdown;

@@ -2,8 +2,7 @@
 
 use std::{
     borrow::Cow,
-    collections::HashMap,
-    net::{IpAddr, Ipv6Addr},
+    net::IpAddr,
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering},
@@ -13,7 +12,7 @@ use std::{
 
 use axum::{
     extract::{Extension, Request, State},
-    http::{HeaderMap, HeaderValue, header, request::Parts},
+    http::{HeaderValue, header, request::Parts},
     middleware::Next,
     response::{IntoResponse as _, Response},
 };
@@ -24,14 +23,18 @@ use uuid::Uuid;
 
 use super::{
     browser,
+    guesses::Guesses,
     limits::{Rate, Room, Taken},
     problem::{Kind, Problem},
     request::{text, whole_body},
+    sealing::Sealing,
+    token::{self, Token},
 };
 use crate::{
-    access::{AccessKey, Scope, Scopes, Shown},
+    access::{AccessKey, Scope, Scopes, SecretDigest, Shown},
+    clock::SharedClock,
     job::{JobSpec, Principal},
-    store::{Decider, SharedStore, UsedKey},
+    store::{Decider, EventsOf, SharedStore, UsedKey},
     sync::lock,
 };
 
@@ -42,16 +45,8 @@ const KNOWN_FOR: Duration = Duration::from_secs(1);
 /// Most keys that are known at once.
 const MAX_KNOWN: usize = 10_000;
 
-/// How many wrong keys may come from one address in [`FAILURE_WINDOW`] before further keys of it are refused without a look,
-/// other than those that are known.
-const MAX_FAILURES: u32 = 20;
-const FAILURE_WINDOW: Duration = Duration::from_secs(10);
-
 /// Paths about the API itself, which tell nothing of anybody.
 const OPEN: [&str; 2] = ["/docs", "/openapi.json"];
-
-/// Most addresses whose failures are counted.
-const MAX_ADDRESSES: usize = 10_000;
 
 /// Who a request is from. What they may see and change comes from [`Self::may`] only, so that no request forgets to ask.
 #[derive(Debug, Clone)]
@@ -61,19 +56,32 @@ pub(super) struct Caller {
     decider: Decider,
     /// The ID of the key, and when it ends.
     key: Option<(Uuid, Option<Timestamp>)>,
+    /// The events for which their token is, if they show one.
+    only: Option<EventsOf>,
 }
 
 impl Caller {
     fn of(key: &AccessKey, peer: Peer) -> Self {
         let decider = peer.decider(format!("key {}", key.id));
         let (principal, scopes) = (key.principal.clone(), key.scopes.clone());
-        Self { principal, scopes, decider, key: Some((key.id, key.expires_at)) }
+        Self { principal, scopes, decider, key: Some((key.id, key.expires_at)), only: None }
+    }
+
+    /// Whoever shows a token.
+    fn with(token: &Token, peer: Peer) -> Self {
+        Self {
+            principal: Principal::Owner(token.owner.clone()),
+            scopes: Scopes::of(Scope::Read),
+            decider: peer.decider("token"),
+            key: None,
+            only: Some(token.of),
+        }
     }
 
     /// Whoever reaches a loopback address for which there are no keys.
     fn nobody(peer: Peer) -> Self {
         let decider = peer.decider("api");
-        Self { principal: Principal::Operator, scopes: Scopes::all(), decider, key: None }
+        Self { principal: Principal::Operator, scopes: Scopes::all(), decider, key: None, only: None }
     }
 
     /// As whom they may do this.
@@ -96,6 +104,21 @@ impl Caller {
                 "this is about all owners at once; use a key of the operator (`errand keys create --operator`)",
             )),
         }
+    }
+
+    /// Of what they follow the events, who ask for these or for nothing in particular.
+    pub(super) fn may_follow(&self, wanted: Option<EventsOf>) -> Result<EventsOf, Problem> {
+        match (self.only, wanted) {
+            (Some(only), Some(wanted)) if only != EventsOf::All && only != wanted => {
+                Err(Problem::new(Kind::Forbidden, "this token is for the events of something else"))
+            }
+            (only, wanted) => Ok(wanted.or(only).unwrap_or(EventsOf::All)),
+        }
+    }
+
+    /// When the key ends that they show, and its ID.
+    pub(super) fn key(&self) -> Option<(Uuid, Option<Timestamp>)> {
+        self.key
     }
 
     /// Whether they may enqueue this job.
@@ -147,50 +170,61 @@ impl Peer {
     fn decider(self, by: impl Into<Cow<'static, str>>) -> Decider {
         Decider { by: by.into(), origin: self.0.to_string().into() }
     }
-
-    /// What is counted as one: of IPv6 the part that somebody has to themselves.
-    fn neighbourhood(self) -> IpAddr {
-        match self.0 {
-            IpAddr::V4(_) => self.0,
-            IpAddr::V6(address) => {
-                address.to_ipv4_mapped().map_or_else(|| network(address).into(), IpAddr::V4)
-            }
-        }
-    }
-}
-
-fn network(address: Ipv6Addr) -> Ipv6Addr {
-    (u128::from(address) >> 64 << 64).into()
 }
 
 /// Who is let in.
 #[derive(Debug)]
 pub(super) struct Gate {
     store: SharedStore,
+    clock: SharedClock,
     /// Whether requests without a key are from the operator as long as there has been no key.
     is_on_loopback: bool,
     /// Whether it is known that there has been a key.
     required: AtomicBool,
     /// Since when it is known that there has been none.
     without_keys: Mutex<Option<Instant>>,
-    known: Cache<[u8; 32], (AccessKey, Instant)>,
+    /// By their IDs.
+    known: Cache<Uuid, Known>,
+    sealing: Arc<Sealing>,
     rate: Rate,
     room: Arc<Room>,
     requests: Arc<Room>,
-    failures: Mutex<HashMap<IpAddr, Failures>>,
+    guesses: Guesses,
 }
 
-#[derive(Debug)]
-struct Failures {
-    since: Instant,
-    count: u32,
+/// A key that was valid a moment ago.
+#[derive(Debug, Clone)]
+struct Known {
+    key: AccessKey,
+    /// Of its secret, if that was shown.
+    digest: Option<SecretDigest>,
+    looked_at: Instant,
+}
+
+impl Known {
+    fn is_of(&self, shown: &Shown) -> bool {
+        self.digest.is_some_and(|digest| digest.is(&shown.digest))
+    }
+
+    fn is_fresh(&self) -> bool {
+        self.looked_at.elapsed() < KNOWN_FOR
+    }
 }
 
 impl Gate {
     /// With as many requests under way at most as there may be connections.
-    pub(super) fn new(store: SharedStore, is_on_loopback: bool, rate: Rate, connections: usize) -> Self {
+    pub(super) fn new(
+        store: SharedStore,
+        clock: SharedClock,
+        sealing: Arc<Sealing>,
+        is_on_loopback: bool,
+        rate: Rate,
+        connections: usize,
+    ) -> Self {
         Self {
             store,
+            clock,
+            sealing,
             is_on_loopback,
             required: AtomicBool::new(false),
             without_keys: Mutex::default(),
@@ -198,25 +232,83 @@ impl Gate {
             rate,
             room: Room::for_bodies(),
             requests: Room::for_requests(connections),
-            failures: Mutex::default(),
+            guesses: Guesses::default(),
         }
     }
 
-    /// Who shows this secret.
-    async fn admit(&self, shown: Showing, request: &Parts, peer: Peer) -> Result<Caller, Problem> {
-        let Showing::Secret(shown) = shown else {
-            self.admit_without_key().await?;
-            browser::refuse_foreign_pages(request)?;
-            return Ok(Caller::nobody(peer));
+    /// What a request shows.
+    async fn shown(&self, request: &Parts) -> Result<Showing, Problem> {
+        let in_query;
+        let said = match text(&request.headers, header::AUTHORIZATION)? {
+            Some(said) => match said.split_once(' ') {
+                Some((scheme, said)) if scheme.eq_ignore_ascii_case("bearer") => said.trim(),
+                _ => {
+                    let detail = "the header `Authorization` must be `Bearer SECRET`";
+                    return Err(Problem::new(Kind::Unauthorized, detail));
+                }
+            },
+            // What can send a header does so.
+            None => {
+                in_query = token::in_query(&request.uri);
+                match &in_query {
+                    None => return Ok(Showing::Nothing),
+                    Some(shown) if Token::is_like(shown) => shown,
+                    // A key there would come to be in logs.
+                    Some(_) => return Err(Token::is_none()),
+                }
+            }
         };
-        Ok(Caller::of(&self.key(&shown, peer).await?, peer))
+        if !Token::is_like(said) {
+            return Shown::read(said).map(Showing::Secret).ok_or_else(no_valid_key);
+        }
+        Ok(Showing::Token(Arc::new(Token::open(self.sealing.seals().await?, said)?)))
+    }
+
+    /// Who shows this.
+    async fn admit(&self, shown: &Showing, request: &Parts, peer: Peer) -> Result<Caller, Problem> {
+        match shown {
+            Showing::Nothing => {
+                self.admit_without_key().await?;
+                browser::refuse_foreign_pages(request)?;
+                Ok(Caller::nobody(peer))
+            }
+            Showing::Secret(shown) => Ok(Caller::of(&self.key(shown, peer).await?, peer)),
+            Showing::Token(token) => {
+                token.may_ask_for(request.uri.path())?;
+                self.admit_token(token).await?;
+                Ok(Caller::with(token, peer))
+            }
+        }
     }
 
     /// Judges once more whether a request may be answered.
-    async fn admit_still(&self, shown: Showing, peer: Peer) -> Result<(), Problem> {
+    async fn admit_still(&self, shown: &Showing, peer: Peer) -> Result<(), Problem> {
         match shown {
             Showing::Nothing => self.admit_without_key().await,
-            Showing::Secret(shown) => self.key(&shown, peer).await.map(drop),
+            Showing::Secret(shown) => self.key(shown, peer).await.map(drop),
+            Showing::Token(token) => self.admit_token(token).await,
+        }
+    }
+
+    /// A token ends with the key with which it was made.
+    async fn admit_token(&self, token: &Token) -> Result<(), Problem> {
+        token.is_valid(self.clock.now())?;
+        let Some(id) = token.key else { return self.admit_without_key().await };
+        let known = self.known.get(&id);
+        if known.as_ref().is_some_and(Known::is_fresh) {
+            return Ok(());
+        }
+        let looked_at = Instant::now();
+        match self.store.valid_key(id).await? {
+            Some(key) => {
+                let digest = known.and_then(|known| known.digest);
+                self.known.insert(id, Known { key, digest, looked_at });
+                Ok(())
+            }
+            None => {
+                self.known.remove(&id);
+                Err(Token::has_ended())
+            }
         }
     }
 
@@ -246,13 +338,13 @@ impl Gate {
     }
 
     async fn key(&self, shown: &Shown, peer: Peer) -> Result<AccessKey, Problem> {
-        if let Some((key, looked_at)) = self.known.get(&shown.digest.0)
-            && looked_at.elapsed() < KNOWN_FOR
-        {
-            return Ok(key);
+        let known = self.known.get(&shown.id).filter(|known| known.is_of(shown));
+        let was_known = known.is_some();
+        if let Some(known) = known.filter(Known::is_fresh) {
+            return Ok(known.key);
         }
         // One that was known a moment ago is looked at, whoever else guesses from the same address.
-        if self.known.peek(&shown.digest.0).is_none() && self.is_slowed(peer) {
+        if !was_known && self.guesses.are_too_many(peer.0) {
             let detail =
                 "too many wrong keys came from this address; wait some seconds, and send the right one";
             return Err(Problem::new(Kind::TooManyRequests, detail));
@@ -260,38 +352,19 @@ impl Gate {
         let looked_at = Instant::now();
         match self.store.use_key(shown).await? {
             UsedKey::Valid(key) => {
-                self.known.insert(shown.digest.0, (key.clone(), looked_at));
+                let known = Known { key: key.clone(), digest: Some(shown.digest), looked_at };
+                self.known.insert(shown.id, known);
                 return Ok(key);
             }
             // Whoever goes on with a key that has ended does not guess.
             UsedKey::Ended => {}
-            UsedKey::Unknown => self.failed(peer),
+            UsedKey::Unknown => self.guesses.add(peer.0),
         }
-        self.known.remove(&shown.digest.0);
+        // A wrong secret of a key says nothing about the right one.
+        if was_known {
+            self.known.remove(&shown.id);
+        }
         Err(no_valid_key())
-    }
-
-    fn is_slowed(&self, peer: Peer) -> bool {
-        let failures = lock(&self.failures);
-        failures
-            .get(&peer.neighbourhood())
-            .is_some_and(|of| of.count >= MAX_FAILURES && of.since.elapsed() < FAILURE_WINDOW)
-    }
-
-    fn failed(&self, peer: Peer) {
-        let mut failures = lock(&self.failures);
-        if failures.len() >= MAX_ADDRESSES {
-            failures.retain(|_, of| of.since.elapsed() < FAILURE_WINDOW);
-        }
-        if failures.len() >= MAX_ADDRESSES {
-            failures.clear();
-        }
-        let new = Failures { since: Instant::now(), count: 0 };
-        let of = failures.entry(peer.neighbourhood()).or_insert(new);
-        if of.since.elapsed() >= FAILURE_WINDOW {
-            *of = Failures { since: Instant::now(), count: 0 };
-        }
-        of.count = of.count.saturating_add(1);
     }
 }
 
@@ -303,21 +376,25 @@ fn no_valid_key() -> Problem {
 }
 
 /// What a request shows of who it is from.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 enum Showing {
     Nothing,
     Secret(Shown),
+    Token(Arc<Token>),
 }
 
-impl Showing {
-    fn of(headers: &HeaderMap) -> Result<Self, Problem> {
-        let Some(said) = text(headers, header::AUTHORIZATION)? else { return Ok(Self::Nothing) };
-        match said.split_once(' ') {
-            Some((scheme, secret)) if scheme.eq_ignore_ascii_case("bearer") => {
-                Shown::read(secret.trim()).map(Self::Secret).ok_or_else(no_valid_key)
-            }
-            _ => Err(Problem::new(Kind::Unauthorized, "the header `Authorization` must be `Bearer SECRET`")),
-        }
+/// That a request was let in, for what is told later.
+#[derive(Debug)]
+pub(super) struct Admitted {
+    gate: Arc<Gate>,
+    shown: Showing,
+    peer: Peer,
+}
+
+impl Admitted {
+    /// Whether something may still be told.
+    pub(super) async fn is_valid(&self) -> Result<(), Problem> {
+        self.gate.admit_still(&self.shown, self.peer).await
     }
 }
 
@@ -335,11 +412,11 @@ pub(super) async fn authenticate(
     }
     // What reads it is not carried along by a request that waits, of which there may be ten thousand. The room is taken until
     // it is answered, because as long its body may be in memory.
-    let (request, shown, _taken) = Box::pin(let_in(&gate, peer, request)).await?;
+    let (request, admitted, _taken) = Box::pin(let_in(gate, peer, request)).await?;
     let begun = Instant::now();
     let answer = next.run(request).await;
     if begun.elapsed() >= KNOWN_FOR
-        && let Err(problem) = gate.admit_still(shown, peer).await
+        && let Err(problem) = admitted.is_valid().await
     {
         return Err(problem.though_done().into_response());
     }
@@ -348,14 +425,14 @@ pub(super) async fn authenticate(
 
 /// Reads a request whose caller is admitted, and says so in it.
 async fn let_in(
-    gate: &Gate,
+    gate: Arc<Gate>,
     peer: Peer,
     request: Request,
-) -> Result<(Request, Showing, [Option<Taken>; 2]), Response> {
+) -> Result<(Request, Arc<Admitted>, [Option<Taken>; 2]), Response> {
     let (mut head, body) = request.into_parts();
     let admitted = async {
-        let shown = Showing::of(&head.headers)?;
-        let caller = gate.admit(shown, &head, peer).await?;
+        let shown = gate.shown(&head).await?;
+        let caller = gate.admit(&shown, &head, peer).await?;
         gate.rate.take(&caller.principal, Instant::now())?;
         let counted = match &caller.principal {
             Principal::Operator => None,
@@ -366,9 +443,11 @@ async fn let_in(
     let (shown, caller, counted) = admitted.await.map_err(unread)?;
     let read = whole_body(&gate.room, &caller.principal, head.uri.path(), &head.headers, body);
     let (body, taken) = read.await.map_err(unread)?;
-    gate.admit_still(shown, peer).await.map_err(Problem::into_response)?;
+    let admitted = Arc::new(Admitted { gate, shown, peer });
+    admitted.is_valid().await.map_err(Problem::into_response)?;
     head.extensions.insert(caller);
-    Ok((Request::from_parts(head, body.into()), shown, [taken, counted]))
+    head.extensions.insert(admitted.clone());
+    Ok((Request::from_parts(head, body.into()), admitted, [taken, counted]))
 }
 
 /// Lets a request through whose caller has these scopes. What needs none needs no caller.
@@ -390,63 +469,4 @@ fn unread(problem: Problem) -> Response {
     let mut answer = problem.into_response();
     answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     answer
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::{
-        clock,
-        store::sqlite::{SqliteOptions, SqliteStore},
-    };
-
-    /// With a store that nobody asks here.
-    fn gate() -> Gate {
-        let options =
-            SqliteOptions { path: "nowhere.db".into(), clock: clock::system(), records_events: false };
-        Gate::new(Arc::new(SqliteStore::new(options)), false, Rate::new(0), 1)
-    }
-
-    fn peer(address: &str) -> Peer {
-        Peer(address.parse().unwrap())
-    }
-
-    /// As many wrong keys as are let through, from both in turn.
-    fn guess(gate: &Gate, one: Peer, other: Peer) {
-        for guess in 0..MAX_FAILURES {
-            assert!(!gate.is_slowed(one) && !gate.is_slowed(other), "after {guess} guesses");
-            gate.failed(if guess % 2 == 0 { one } else { other });
-        }
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn addresses_of_one_network_of_ipv6_guess_together_and_those_of_others_for_themselves() {
-        let gate = gate();
-        let (one, other) = (peer("2001:db8:1:2::1"), peer("2001:db8:1:2:ffff:ffff:ffff:ffff"));
-        guess(&gate, one, other);
-        for neighbour in [one, other, peer("2001:db8:1:2::"), peer("2001:db8:1:2:3::")] {
-            assert!(gate.is_slowed(neighbour), "{neighbour:?}");
-        }
-        let strangers =
-            ["2001:db8:1:3::1", "2001:db8:1:1:ffff:ffff:ffff:ffff", "2001:db8::1", "::1", "192.0.2.1"];
-        for stranger in strangers.map(peer) {
-            assert!(!gate.is_slowed(stranger), "{stranger:?}");
-        }
-        // Then they begin anew.
-        tokio::time::advance(FAILURE_WINDOW).await;
-        guess(&gate, one, other);
-        assert!(gate.is_slowed(one) && gate.is_slowed(other));
-    }
-
-    /// A listener of IPv6 that takes IPv4 as well gives them as addresses of one network.
-    #[tokio::test(start_paused = true)]
-    async fn addresses_of_ipv4_guess_for_themselves_also_where_they_are_written_as_those_of_ipv6() {
-        let gate = gate();
-        let (plain, mapped) = (peer("192.0.2.1"), peer("::ffff:192.0.2.1"));
-        guess(&gate, plain, mapped);
-        assert!(gate.is_slowed(plain) && gate.is_slowed(mapped));
-        for stranger in ["192.0.2.2", "::ffff:192.0.2.2", "127.0.0.1", "::1"].map(peer) {
-            assert!(!gate.is_slowed(stranger), "{stranger:?}");
-        }
-    }
 }

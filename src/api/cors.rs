@@ -14,8 +14,9 @@ use axum::{
 
 /// What pages may send and read, beyond what every page may.
 const METHODS: HeaderValue = HeaderValue::from_static("GET, POST");
-const HEADERS: HeaderValue =
-    HeaderValue::from_static("authorization, content-type, idempotency-key, prefer, traceparent");
+const HEADERS: HeaderValue = HeaderValue::from_static(
+    "authorization, content-type, idempotency-key, last-event-id, prefer, traceparent",
+);
 const EXPOSED: HeaderValue = HeaderValue::from_static("location, retry-after");
 
 /// How long a browser remembers the answer, in seconds.

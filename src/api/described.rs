@@ -53,6 +53,11 @@ pub(super) fn words(words: &'static [&'static str]) -> ObjectBuilder {
     text().enum_values(Some(words.iter().copied()))
 }
 
+/// The ID of a job or a batch.
+pub(super) fn id() -> ObjectBuilder {
+    text().format(Some(SchemaFormat::KnownFormat(KnownFormat::Uuid)))
+}
+
 /// A time as in RFC 3339.
 pub(super) fn moment() -> ObjectBuilder {
     text().format(Some(SchemaFormat::KnownFormat(KnownFormat::DateTime)))
@@ -206,6 +211,8 @@ problems! {
     OfOne: NotFound;
     /// What a new job may meet.
     OfANewJob: InvalidJob IdConflict KeyConflict NoToolApi;
+    /// What a request for events may meet.
+    OfEvents: NotRecorded EventsRemoved;
     /// What the items of a batch may meet.
     OfItsItems: InvalidBatch KeyConflict;
     /// What further items of a batch may meet.

@@ -17,7 +17,7 @@ use utoipa::{
     openapi::{
         ComponentsBuilder, HttpMethod, InfoBuilder, LicenseBuilder, OpenApiBuilder, PathsBuilder, RefOr,
         Schema, ServerBuilder,
-        security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme},
+        security::{ApiKey, ApiKeyValue, HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme},
     },
 };
 
@@ -30,6 +30,7 @@ use super::{
     desk::{AccountList, WorkerList},
     docs_page,
     dry_run::DryRun,
+    events::EventPage,
     jobs::{AttemptList, HistoryList, JobPage},
     keys::KeyPage,
     pins::PinList,
@@ -37,6 +38,7 @@ use super::{
     queues::{QueueList, QueueState, Stats},
     rejected::{RejectedPage, RequeuedAs},
     shared::{Description, Shared},
+    tokens::TokenJson,
 };
 use crate::{
     access::{KeyJson, Scope},
@@ -48,6 +50,9 @@ use crate::{
 
 /// The name of the security scheme. With it, each operation names the scopes that a key needs, as roles.
 const BEARER: &str = "bearer";
+
+/// The name of the security scheme of tokens.
+const TOKEN: &str = "token";
 
 /// What an operation needs that names nothing. None may do that.
 const NO_SCOPES: [&str; 0] = [];
@@ -157,6 +162,8 @@ fn document(paths: PathsBuilder) -> serde_json::Result<Value> {
     add::<QueueState>(&mut schemas);
     add::<Stats>(&mut schemas);
     add::<ChangePage>(&mut schemas);
+    add::<EventPage<'static>>(&mut schemas);
+    add::<TokenJson>(&mut schemas);
     add::<Problem>(&mut schemas);
     let bearer = HttpBuilder::new()
         .scheme(HttpAuthScheme::Bearer)
@@ -164,9 +171,14 @@ fn document(paths: PathsBuilder) -> serde_json::Result<Value> {
             "An access key. An operation names the scopes that it needs, as roles. None is needed as long as there is none, on \
              loopback.",
         ));
+    let token = "A token of `POST /v1/tokens`, for web pages, whose event sources can send no header.";
     let components = ComponentsBuilder::new()
         .schemas_from_iter(schemas)
-        .security_scheme(BEARER, SecurityScheme::Http(bearer.build()));
+        .security_scheme(BEARER, SecurityScheme::Http(bearer.build()))
+        .security_scheme(
+            TOKEN,
+            SecurityScheme::ApiKey(ApiKey::Query(ApiKeyValue::with_description(TOKEN, token))),
+        );
     let api = OpenApiBuilder::new()
         .info(info.build())
         .servers(Some([ServerBuilder::new().url("/").build()]))

@@ -1,5 +1,5 @@
 //! What one owner may take of an API that many share, by all of its keys together: requests per second, room for bodies in
-//! memory, and turns to add items to batches.
+//! memory, turns to add items to batches, and streams.
 
 use std::{
     collections::HashMap,
@@ -30,6 +30,10 @@ const MAX_TURNS_OF_ONE: usize = 2;
 
 /// Which part of the connections may have requests of one owner.
 const SHARE_OF_ONE: usize = 4;
+
+/// Which part of the connections may be streams, so that there is room for requests, and those of one owner.
+const SHARE_OF_STREAMS: (usize, usize) = (3, 4);
+const SHARE_OF_STREAMS_OF_ONE: usize = 8;
 
 /// How long a request waits for room before it is refused.
 const ROOM_TIMEOUT: Duration = Duration::from_secs(10);
@@ -132,6 +136,17 @@ impl Room {
         Self::new(MAX_TURNS, MAX_TURNS_OF_ONE, refusal)
     }
 
+    /// Streams, each a piece, of those that as many connections can be.
+    pub(super) fn for_streams(connections: usize) -> Arc<Self> {
+        let most_of_one = (connections / SHARE_OF_STREAMS_OF_ONE).max(1);
+        let refusal = format!(
+            "{most_of_one} streams of this owner are open, which is the most; close some, and follow many jobs by their batch or \
+             their owner"
+        );
+        let (share, of) = SHARE_OF_STREAMS;
+        Self::new((connections * share / of).max(1), most_of_one, refusal)
+    }
+
     fn new(most: usize, most_of_one: usize, refusal: String) -> Arc<Self> {
         Arc::new(Self { all: Arc::new(Semaphore::new(most)), most_of_one, refusal, taken: Mutex::default() })
     }
@@ -158,7 +173,7 @@ impl Room {
             }
             // The semaphore is never closed.
             Ok(Err(_)) | Err(_) => {
-                let detail = "too many large requests are under way; send this one again a little later";
+                let detail = "too much of others is under way; send this again a little later";
                 Err(Problem::new(Kind::Busy, detail))
             }
         }

@@ -51,6 +51,10 @@ string_enum! {
         KeyConflict = "key-conflict",
         /// The job is in a state that does not allow it.
         WrongState = "wrong-state",
+        /// No events are recorded.
+        NotRecorded = "not-recorded",
+        /// Events were removed for their age.
+        EventsRemoved = "events-removed",
         /// It is not as whoever asks has read it.
         EditedMeanwhile = "edited-meanwhile",
         /// It would perhaps repeat an effect, or run too early, and was not forced.
@@ -96,7 +100,10 @@ impl Kind {
             Self::InvalidJob | Self::InvalidBatch | Self::IdConflict | Self::KeyConflict => {
                 StatusCode::UNPROCESSABLE_ENTITY
             }
-            Self::WrongState | Self::NeedsForce | Self::OutOfOrder => StatusCode::CONFLICT,
+            Self::WrongState | Self::NeedsForce | Self::OutOfOrder | Self::NotRecorded => {
+                StatusCode::CONFLICT
+            }
+            Self::EventsRemoved => StatusCode::GONE,
             Self::EditedMeanwhile => StatusCode::PRECONDITION_FAILED,
             Self::TooManyRequests => StatusCode::TOO_MANY_REQUESTS,
             Self::Busy | Self::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
@@ -125,6 +132,8 @@ impl Kind {
             Self::WrongState => "The state does not allow this",
             Self::NeedsForce => "This has to be forced",
             Self::EditedMeanwhile => "It is not as it was read",
+            Self::NotRecorded => "No events are recorded",
+            Self::EventsRemoved => "Events were removed for their age",
             Self::TooManyRequests => "There are too many requests",
             Self::Busy => "The API is busy",
             Self::Unavailable => "The database cannot be used now",
@@ -172,6 +181,10 @@ impl Serialize for FieldFault {
 impl Problem {
     pub(super) fn new(kind: Kind, detail: impl Into<String>) -> Self {
         Self { kind, detail: detail.into(), errors: Vec::new(), again_in: None }
+    }
+
+    pub(super) fn kind(&self) -> Kind {
+        self.kind
     }
 
     /// Says in how many seconds the same may be sent again.

@@ -31,15 +31,18 @@ use super::{
     cors::{Origins, tell_browsers},
     decisions, desk,
     document::{self, DescribedRoutes},
-    edit, jobs, keys,
+    edit, events, jobs, keys,
     limits::{Rate, Room},
     pins,
     problem::{Kind, Problem},
     queues, rejected,
+    sealing::Sealing,
     shared::{Description, Parts, Shared},
     slow_reader::SlowReader,
+    streams::Streams,
     tls::{Seen, Tls, TlsFiles},
     together::Together,
+    tokens,
     waiters::Waiters,
 };
 use crate::failure::chain;
@@ -107,9 +110,11 @@ impl Api {
     pub async fn run(self, stop: CancellationToken) {
         let Self { listener, parts, routes, description, is_on_loopback, options, tls } = self;
         let waiters = Waiters::new(parts.store.clone(), stop.clone());
+        let most = most_connections();
+        let streams = Streams::new(parts.store.clone(), Room::for_streams(most), stop.clone());
         let looking = tokio::spawn({
-            let waiters = waiters.clone();
-            async move { waiters.run().await }
+            let (waiters, streams) = (waiters.clone(), streams.clone());
+            async move { tokio::join!(waiters.run(), streams.run()) }
         });
         let tls = tls.map(|(tls, seen)| {
             let renewing = {
@@ -119,13 +124,30 @@ impl Api {
             tokio::spawn(renewing);
             tls
         });
-        let (rate, most) = (Rate::new(options.requests_per_second), most_connections());
-        let gate = Arc::new(Gate::new(parts.store.clone(), is_on_loopback, rate, most));
+        let rate = Rate::new(options.requests_per_second);
+        let sealing = Arc::new(Sealing::new(parts.store.clone()));
+        let gate = Arc::new(Gate::new(
+            parts.store.clone(),
+            parts.clock.clone(),
+            sealing.clone(),
+            is_on_loopback,
+            rate,
+            most,
+        ));
         let origins = Origins::new(options.cors_origins);
         let turns = Room::for_turns();
         let together = Together::new(parts.admission.clone(), stop.clone());
         let (parts, glimpse) = (Arc::new(parts), Arc::default());
-        let shared = Shared { parts, together: together.clone(), waiters, glimpse, description, turns };
+        let shared = Shared {
+            parts,
+            together: together.clone(),
+            waiters,
+            streams,
+            sealing,
+            glimpse,
+            description,
+            turns,
+        };
         let router = router(routes, shared, gate, origins);
         let connections = Connections::new(most);
         let serving = TaskTracker::new();
@@ -208,6 +230,8 @@ fn routes() -> DescribedRoutes {
         .route(desk::__path_tool, desk::tool)
         .route(desk::__path_accounts, desk::accounts)
         .route(audit_log::__path_list, audit_log::list)
+        .route(events::__path_list, events::list)
+        .route(tokens::__path_create, tokens::create)
         .route(document::__path_openapi, document::openapi)
         .route(document::__path_docs, document::docs)
 }
@@ -267,7 +291,10 @@ where
     let router = TowerToHyperService::new(router);
     let service = service_fn(|mut request: hyper::Request<_>| {
         request.extensions_mut().insert(peer);
-        let (asking, answer) = (open.asks(), router.call(request));
+        let asking = Arc::new(open.asks());
+        // An answer that goes on for long keeps it.
+        request.extensions_mut().insert(asking.clone());
+        let answer = router.call(request);
         async move {
             let answer = answer.await;
             drop(asking);

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use axum::body::Bytes;
 use tokio::{sync::Mutex, time::Instant};
 
-use super::{limits::Room, together::Together, waiters::Waiters};
+use super::{limits::Room, sealing::Sealing, streams::Streams, together::Together, waiters::Waiters};
 use crate::{
     admission::Admission,
     clock::SharedClock,
@@ -33,6 +33,8 @@ pub struct Parts {
     pub lease: Duration,
     /// The broker, if there is one, to ask how deep they are.
     pub queue: Option<SharedQueue>,
+    /// Whether all that happens is recorded as events.
+    pub records_events: bool,
 }
 
 /// The last look at all lanes, which serves whoever asks soon after it.
@@ -61,6 +63,8 @@ pub(super) struct Shared {
     pub(super) parts: Arc<Parts>,
     pub(super) together: Arc<Together>,
     pub(super) waiters: Arc<Waiters>,
+    pub(super) streams: Arc<Streams>,
+    pub(super) sealing: Arc<Sealing>,
     pub(super) glimpse: Arc<Glimpse>,
     pub(super) description: Description,
     /// One for each request that may add items to batches at the same time.

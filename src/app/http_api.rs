@@ -16,7 +16,7 @@ use crate::{
     config::Config,
     queue::SharedQueue,
     resolver::Resolver,
-    store::SharedStore,
+    store::{Recording, SharedStore},
     tool::SharedToolApi,
 };
 
@@ -88,7 +88,8 @@ pub(super) async fn bind(
     let resolver = tool_api.clone().map(|api| Resolver::new(api, options::resolver(config)));
     let lease = Duration::from_secs(config.worker.lease_secs);
     let lanes = config.queues.keys().cloned().collect();
-    let parts = Parts { store, admission, clock, resolver, lanes, tool_api, lease, queue };
+    let records_events = config.events.record == Recording::All;
+    let parts = Parts { store, admission, clock, resolver, lanes, tool_api, lease, queue, records_events };
     let api = Api::bind(address, parts, options::api(config)).await.with_context(|| {
         format!(
             "the API cannot be served on {address}; choose another address with api.listen or --listen, or correct \

@@ -3,33 +3,35 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
 use super::{
     exit::{self, Exit},
     output::{self, Format, ToldOwner},
+    server::{Call, MAX_LIMIT, Page},
     setup::Setup,
     value,
 };
 use crate::{
-    job::Principal,
-    store::{Event, EventJson, EventsAfter, Recording, SharedStore},
+    job::{BatchId, JobId, Principal},
+    store::{Event, EventsAfter, EventsOf, Recording, SharedStore},
 };
 
 const EXAMPLES: &str = "\
 Examples:
   errand events --limit 20
-  errand events --follow --json | jq -r '.kind + \" \" + .job_id'
+  errand events --follow --json | jq -r '.type + \" \" + .job_id'
+  errand events --follow --batch 0190b0a0-0000-7000-8000-000000000001
   errand events --after 4711 --owner org:org-7
 
 What ends or holds a job, what somebody decides about a job or a batch, and the completion of a batch
-is an event where events.record says so, which is in force where they happen. Each has a position;
+is an event where events.record says so, which is in force where they happen. Each has a cursor;
 whoever goes on behind the last one that they have read misses none. Events are kept for
 retention.events_days.";
 
-/// The time between two looks for what is new.
+/// The time between two looks at the database for what is new.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 
 /// How many events one look brings.
@@ -39,119 +41,126 @@ const PAGE: usize = 1_000;
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct Args {
-    /// Go on behind this position. Without it, a list begins with the oldest event, and --follow with the next.
-    #[arg(long, value_name = "POSITION")]
-    after: Option<u64>,
+    /// Go on behind this cursor. Without it, a list begins with the oldest event, and --follow with the next.
+    #[arg(long, value_name = "CURSOR")]
+    after: Option<String>,
     #[command(flatten)]
     owner: value::AnyOwner,
+    /// Of this job.
+    #[arg(long, value_name = "ID", conflicts_with_all = ["batch", "owner"])]
+    job: Option<JobId>,
+    /// Of this batch, and of its jobs.
+    #[arg(long, value_name = "ID", conflicts_with = "owner")]
+    batch: Option<BatchId>,
     /// List up to N events.
     #[arg(long, default_value_t = 50, value_parser = value::limit, conflicts_with = "follow")]
     limit: usize,
-    /// Go on, and print events as they happen, until Ctrl-C.
+    /// Go on, and print events as they happen, until Ctrl-C. Those of one job or batch at a server end with it.
     #[arg(long)]
     follow: bool,
     #[command(flatten)]
     format: Format,
 }
 
+impl Args {
+    /// What is asked of a server.
+    fn call(&self) -> anyhow::Result<Call> {
+        let call = Call::get("/v1/events").with("owner", self.owner.owner()?).with("job", self.job);
+        Ok(call.with("batch", self.batch).with("after", self.after.as_ref()))
+    }
+}
+
 pub(super) async fn run(args: Args, setup: &Setup) -> anyhow::Result<Exit> {
+    if let Some(server) = &setup.server {
+        if args.follow {
+            let mut stream = server.stream(args.call()?);
+            while let Some(event) = stream.next().await? {
+                print_as_it_happens(&RawValue::from_string(event)?, args.format)?;
+            }
+        } else {
+            let call = args.call()?.with("limit", Some(args.limit.min(MAX_LIMIT)));
+            list(&server.page(call).await?, args.limit.min(MAX_LIMIT), args.format)?;
+        }
+        return Ok(Exit::Success);
+    }
+    let of = match (args.job, args.batch) {
+        (Some(job), _) => EventsOf::Job(job),
+        (_, Some(batch)) => EventsOf::Batch(batch),
+        (None, None) => EventsOf::All,
+    };
+    let after = match &args.after {
+        Some(after) => {
+            Some(after.parse().map_err(|_| exit::usage("--after must be a cursor as it was printed"))?)
+        }
+        None => None,
+    };
     let store = setup.store()?;
-    let principal = args.owner.owner()?.map_or(Principal::Operator, Principal::Owner);
+    let whose = args.owner.owner()?.map_or(Principal::Operator, Principal::Owner);
     if setup.config().events.record == Recording::Off {
         output::note("events.record is \"off\" here; there are events only of what records them");
     }
+    let reader = Reader { store: &store, whose, of };
     let done = if args.follow {
-        follow(&store, &principal, args.after, args.format).await
+        reader.follow(after, args.format).await
     } else {
-        let events = behind(&store, &principal, args.after.unwrap_or(0), args.limit).await?;
-        if let Some(last) = events.last().filter(|_| events.len() == args.limit) {
-            output::note(format!("there may be more; go on with --after {}", last.position));
+        match reader.page(after, args.limit).await {
+            Ok((page, _)) => list(&page, args.limit, args.format),
+            Err(error) => Err(error),
         }
-        print(&events, args.format, "there are no such events")
     };
     store.close().await;
     done.map(|()| Exit::Success)
 }
 
-/// Prints what happens until somebody ends it.
-async fn follow(
-    store: &SharedStore,
-    principal: &Principal,
-    after: Option<u64>,
-    format: Format,
-) -> anyhow::Result<()> {
-    let mut after = match after {
-        Some(after) => after,
-        None => store.last_event().await?,
-    };
-    let told = |event: &Event| {
-        let about = event.job.map(|job| job.to_string()).or(event.batch.map(|batch| batch.to_string()));
-        let why = event.held_reason.map(|reason| reason.to_string());
-        let why = why.or(event.error_kind.map(|kind| kind.to_string()));
-        let parts = [
-            Some(output::moment(event.at)),
-            Some(event.kind.to_string()),
-            about,
-            event.tool.clone(),
-            event.owner.as_ref().map(ToString::to_string),
-            why,
-        ];
-        parts.into_iter().flatten().collect::<Vec<_>>().join("  ")
-    };
-    loop {
-        // Read before the events: all up to here are among them, or are of others.
-        let last = store.last_event().await?;
-        let events = behind(store, principal, after, PAGE).await?;
-        if format.json {
-            print(&events, format, "")?;
-        } else {
-            for event in &events {
-                output::print_line(told(event))?;
+/// Who reads events in the database, as whom, and of what.
+struct Reader<'a> {
+    store: &'a SharedStore,
+    whose: Principal,
+    of: EventsOf,
+}
+
+impl Reader<'_> {
+    /// Prints what happens until somebody ends it.
+    async fn follow(&self, after: Option<u64>, format: Format) -> anyhow::Result<()> {
+        let mut after = match after {
+            Some(after) => after,
+            None => self.store.last_event().await?,
+        };
+        loop {
+            let (page, next) = self.page(Some(after), PAGE).await?;
+            after = next;
+            page.items.iter().try_for_each(|event| print_as_it_happens(event, format))?;
+            if page.items.len() < PAGE {
+                tokio::time::sleep(LOOK_EVERY).await;
             }
         }
-        if let Some(last) = events.last() {
-            after = last.position;
-        }
-        if events.len() < PAGE {
-            // Whoever follows an owner of whom there is nothing new has missed nothing when events of others are removed.
-            after = after.max(last);
-            tokio::time::sleep(LOOK_EVERY).await;
-        }
     }
-}
 
-async fn behind(
-    store: &SharedStore,
-    principal: &Principal,
-    after: u64,
-    limit: usize,
-) -> anyhow::Result<Vec<Event>> {
-    match store.events(principal, after, limit).await? {
-        EventsAfter::Are(events) => Ok(events),
-        EventsAfter::Removed { up_to } => Err(exit::usage(format!(
-            "events behind position {after} were removed after retention.events_days, the last of them at {up_to}: begin \
-             anew with --after {up_to}, and read what became of the jobs in between"
-        ))),
-        EventsAfter::ToCome => Err(exit::usage(format!(
-            "no event has had position {after} yet; take a position that was printed"
-        ))),
+    /// What is behind a position, and the position behind which to go on.
+    async fn page(&self, after: Option<u64>, limit: usize) -> anyhow::Result<(Page, u64)> {
+        let (events, next) = match self.store.events(&self.whose, self.of, after, limit).await? {
+            EventsAfter::Are { events, next } => (events, next),
+            EventsAfter::Removed { up_to } => {
+                return Err(exit::usage(format!(
+                    "events behind this cursor were removed after retention.events_days, the last of them at {up_to}: begin \
+                     anew with --after {up_to}, and read what became of the jobs in between"
+                )));
+            }
+            EventsAfter::ToCome => {
+                return Err(exit::usage("no event has had this cursor yet; take one that was printed"));
+            }
+        };
+        let placed = |event| Event::placed(event, event.position.to_string());
+        Ok((Page::of(events.iter().map(placed), Some(next))?, next))
     }
-}
-
-/// An event with its position.
-#[derive(Serialize)]
-struct Placed<'a> {
-    position: u64,
-    #[serde(flatten)]
-    event: EventJson<'a>,
 }
 
 /// An event as it is told.
 #[derive(Deserialize)]
 struct ToldEvent {
-    position: u64,
+    cursor: String,
     at: Timestamp,
-    kind: String,
+    r#type: String,
     owner: Option<ToldOwner>,
     job_id: Option<Uuid>,
     batch_id: Option<Uuid>,
@@ -160,22 +169,35 @@ struct ToldEvent {
     error_kind: Option<String>,
 }
 
-fn print(events: &[Event], format: Format, nothing: &str) -> anyhow::Result<()> {
-    let placed = |event: &Event| {
-        serde_json::value::to_raw_value(&Placed { position: event.position, event: event.json() })
-    };
-    let items = events.iter().map(placed).collect::<serde_json::Result<Vec<Box<RawValue>>>>()?;
-    let header = ["POSITION", "AT", "WHAT", "JOB OR BATCH", "TOOL", "OWNER", "WHY"];
-    output::print_items(&items, format, nothing, header, |event: &ToldEvent| {
-        let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
-        [
-            event.position.to_string(),
-            output::moment(event.at),
-            event.kind.clone(),
-            or_dash(event.job_id.or(event.batch_id).map(|id| id.to_string())),
-            or_dash(event.tool.clone()),
-            output::whose(event.owner.as_ref()),
-            or_dash(event.held_reason.clone().or(event.error_kind.clone())),
-        ]
-    })
+const HEADER: [&str; 7] = ["AT", "WHAT", "JOB OR BATCH", "TOOL", "OWNER", "WHY", "CURSOR"];
+
+fn row(event: &ToldEvent) -> [String; HEADER.len()] {
+    let or_dash = |text: Option<&String>| text.map_or("-", String::as_str).to_owned();
+    let about = event.job_id.or(event.batch_id).map(|id| id.to_string());
+    [
+        output::moment(event.at),
+        event.r#type.clone(),
+        or_dash(about.as_ref()),
+        or_dash(event.tool.as_ref()),
+        output::whose(event.owner.as_ref()),
+        or_dash(event.held_reason.as_ref().or(event.error_kind.as_ref())),
+        event.cursor.clone(),
+    ]
+}
+
+fn list(page: &Page, limit: usize, format: Format) -> anyhow::Result<()> {
+    output::print_items(&page.items, format, "there are no such events", HEADER, row)?;
+    if let Some(next) = page.next().filter(|_| page.items.len() == limit) {
+        output::note(format!("there may be more; go on with --after {next}"));
+    }
+    Ok(())
+}
+
+/// Prints the line of one event, without a header.
+fn print_as_it_happens(event: &RawValue, format: Format) -> anyhow::Result<()> {
+    if format.json {
+        return Ok(output::print_line(event.get())?);
+    }
+    let cells = row(&serde_json::from_str(event.get())?);
+    Ok(output::print_line(output::clean(&cells.join("  ")))?)
 }

@@ -101,7 +101,6 @@ enum HostCommand {
     Api(api::Args),
     /// Audit all jobs: find rows that break a rule or that nothing goes on with.
     Audit(audit::Args),
-    Events(events::Args),
     /// Remove what one owner has in the database and in the journals of this host.
     Erase(erase::Args),
     /// Apply the database migrations that are missing.
@@ -152,6 +151,7 @@ enum ServerCommand {
     #[command(subcommand)]
     Keys(keys::Command),
     AuditLog(audit_log::Args),
+    Events(events::Args),
     /// Show a tool as the tool API describes it.
     #[command(subcommand)]
     Tools(tools::Command),
@@ -207,7 +207,6 @@ impl HostCommand {
             }),
 
             Self::Audit(args) => brief(sources, None, async |setup| audit::run(args, setup).await),
-            Self::Events(args) => brief(sources, None, async |setup| events::run(args, setup).await),
             Self::Erase(args) => brief(sources, None, async |setup| erase::run(args, setup).await),
             Self::Migrate(args) => brief(sources, None, async |setup| migrate::run(&args, setup).await),
             Self::Health(args) => brief(sources, None, async |setup| health::run(args, setup).await),
@@ -228,6 +227,7 @@ impl ServerCommand {
             Self::Workers(args) => workers::run(&args, setup).await,
             Self::Keys(command) => keys::run(command, setup).await,
             Self::AuditLog(args) => audit_log::run(args, setup).await,
+            Self::Events(args) => events::run(args, setup).await,
             Self::Pins(command) => pins::run(command, setup).await,
             Self::Tools(command) => tools::run(command, setup).await,
             Self::Accounts(command) => accounts::run(command, setup).await,

@@ -16,7 +16,7 @@ use crate::{
     job::{Owner, Principal, State},
     rejected::names,
     store::{
-        Decider, EventsAfter, OldJob, OldMessage, Page, Pending, RejectedView, Result, SharedStore,
+        Decider, EventsAfter, EventsOf, OldJob, OldMessage, Page, Pending, RejectedView, Result, SharedStore,
         StoreErrorKind, Which,
     },
     string_enum::string_enum,
@@ -150,7 +150,9 @@ impl Erase {
     async fn erase_events(&self, report: &mut Report) -> Result<()> {
         if self.dry_run {
             let principal = Principal::Owner(self.owner.clone());
-            if let EventsAfter::Are(events) = self.store.events(&principal, 0, MAX_LIST).await? {
+            if let EventsAfter::Are { events, .. } =
+                self.store.events(&principal, EventsOf::All, None, MAX_LIST).await?
+            {
                 report.events = events.len() as u64;
             }
             return Ok(());

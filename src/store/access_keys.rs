@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use super::{Decider, Result, StoreError, convert::to_limit, read::StoreRow};
 use crate::{
-    access::{AccessKey, NewKey, Scopes, SecretDigest, Shown},
+    access::{AccessKey, NewKey, RANDOM_BYTES, Scopes, SecretDigest, Shown},
     bounds::MAX_KEYS,
     job::{Owner, Principal},
 };
@@ -55,6 +55,12 @@ pub trait AccessKeys: fmt::Debug + Send + Sync {
 
     /// The key of this secret. The use of a valid one is noted.
     async fn use_key(&self, shown: &Shown) -> Result<UsedKey>;
+
+    /// A key, if it is valid.
+    async fn valid_key(&self, id: Uuid) -> Result<Option<AccessKey>>;
+
+    /// The secret of what the API seals: the same for every process and for good, the `new` one if there is none yet.
+    async fn sealing_secret(&self, new: [u8; RANDOM_BYTES]) -> Result<Vec<u8>>;
 
     /// Whether there has ever been a key, though all of them may be gone.
     async fn has_keys(&self) -> Result<bool>;

@@ -4,10 +4,13 @@ use std::{fmt, time::Duration};
 
 use async_trait::async_trait;
 use jiff::Timestamp;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::{Result, read::StoreRow};
+use super::{
+    Result,
+    read::{StoreRow, readable},
+};
 use crate::{
     job::{BatchId, ErrorKind, HeldReason, JobId, Owner, Principal, QueueName},
     string_enum::string_enum,
@@ -58,10 +61,18 @@ string_enum! {
 ///   were not recorded, there is a gap.
 /// * What was committed before a call can be read by it.
 /// * For an owner there are their own events only. Positions are counted over all owners, so they are not told to them.
+/// * A position behind which events were removed for their age is refused to everybody: whoever goes on there may have missed
+///   some. As positions are given to all alike, that is how long ago it was the last one, whoever the removed ones were of.
 #[async_trait]
 pub trait Events: fmt::Debug + Send + Sync {
-    /// Up to `limit` events behind a position, in order; all from the first behind 0.
-    async fn events(&self, principal: &Principal, after: u64, limit: usize) -> Result<EventsAfter>;
+    /// Up to `limit` events behind a position, in order; without one, from the oldest on.
+    async fn events(
+        &self,
+        principal: &Principal,
+        of: EventsOf,
+        after: Option<u64>,
+        limit: usize,
+    ) -> Result<EventsAfter>;
 
     /// The last position that was given; 0 before the first.
     async fn last_event(&self) -> Result<u64>;
@@ -73,14 +84,28 @@ pub trait Events: fmt::Debug + Send + Sync {
     async fn remove_events_of(&self, owner: &Owner, limit: usize) -> Result<u64>;
 }
 
+/// Which events are asked for, of those that somebody may see.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EventsOf {
+    All,
+    Job(JobId),
+    /// Those of its jobs, too.
+    Batch(BatchId),
+}
+
 /// What there is behind a position.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum EventsAfter {
-    Are(Vec<Event>),
-    /// Some of them were removed for their age, the last of them at this position.
-    Removed {
-        up_to: u64,
+    Are {
+        /// Without those that this version cannot read.
+        events: Vec<Event>,
+        /// Behind which to go on. It is later than `after` also where there is nothing of what is asked for, so that whoever goes
+        /// on there has missed nothing when events of others are removed.
+        next: u64,
     },
+    /// Some of them were removed for their age, the last of them at this position.
+    Removed { up_to: u64 },
     /// No event has had this position.
     ToCome,
 }
@@ -122,6 +147,16 @@ impl Event {
         Uuid::new_v5(&EVENT_IDS, &name)
     }
 
+    /// Whether it is told to somebody.
+    pub fn may_be_seen_by(&self, principal: &Principal) -> bool {
+        self.owner.as_ref().map_or(*principal == Principal::Operator, |owner| principal.may_see(owner))
+    }
+
+    /// With its place in a list, as whoever reads that is told it.
+    pub fn placed(&self, cursor: String) -> PlacedEvent<'_> {
+        PlacedEvent { cursor, event: self.json() }
+    }
+
     pub fn json(&self) -> EventJson<'_> {
         EventJson {
             id: self.id(),
@@ -142,15 +177,18 @@ impl Event {
 }
 
 /// An event as JSON. Every key is always there.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+#[schema(as = Event)]
 pub struct EventJson<'a> {
     /// The same for everybody and for ever.
     pub id: Uuid,
+    /// What happened. The word before the dot is what it happened to.
+    #[serde(rename = "type")]
     pub kind: EventKind,
     pub at: Timestamp,
     /// Which event of the job it is, or else of the batch, counted from 1. Where some were not recorded, there is a gap.
     pub sequence: u32,
-    /// Null of a batch of the operator's.
+    /// `null` of a batch of the operator's.
     pub owner: Option<&'a Owner>,
     pub job_id: Option<JobId>,
     /// The batch that it is about, or of which the job is.
@@ -164,20 +202,47 @@ pub struct EventJson<'a> {
     pub error_kind: Option<ErrorKind>,
 }
 
-/// What stands behind a position, as the rows say and the positions that were given and removed.
+/// An event as JSON, with its place in a list.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub struct PlacedEvent<'a> {
+    /// To go on behind this event.
+    pub cursor: String,
+    #[serde(flatten)]
+    pub event: EventJson<'a>,
+}
+
+/// The positions that were given and removed.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Positions {
+    pub(super) last: u64,
+    removed: u64,
+}
+
+impl Positions {
+    pub(super) fn read(row: &impl StoreRow) -> Result<Self> {
+        Ok(Self { last: row.total("last")?, removed: row.total("removed")? })
+    }
+}
+
+/// What stands behind a position, as up to `limit` rows say, and the positions before and after they were read: what was given
+/// before is among them, and what was removed later may have been.
 pub(super) fn events_after(
-    after: u64,
-    positions: &impl StoreRow,
-    events: impl FnOnce() -> Vec<Event>,
+    after: Option<u64>,
+    limit: usize,
+    rows: &[impl StoreRow],
+    before: Positions,
+    later: Positions,
 ) -> Result<EventsAfter> {
-    let (last, removed) = (positions.total("last")?, positions.total("removed")?);
-    Ok(if after > last {
-        EventsAfter::ToCome
-    } else if after < removed && after > 0 {
-        EventsAfter::Removed { up_to: removed }
-    } else {
-        EventsAfter::Are(events())
-    })
+    if after.is_some_and(|after| after > before.last) {
+        return Ok(EventsAfter::ToCome);
+    }
+    if after.is_some_and(|after| after < later.removed) {
+        return Ok(EventsAfter::Removed { up_to: later.removed });
+    }
+    let after = after.unwrap_or(0);
+    let read_to = rows.last().map(|row| row.total("position")).transpose()?.unwrap_or(after);
+    let next = if rows.len() < limit { read_to.max(before.last) } else { read_to };
+    Ok(EventsAfter::Are { events: readable(rows, event), next })
 }
 
 pub(super) fn event(row: &impl StoreRow) -> Result<Event> {

@@ -202,7 +202,7 @@ single_values! {
     Uuid = "uuid": Postgres Sqlite, value => value;
     Option<Uuid> = "uuid": Postgres Sqlite, value => value;
     Vec<Uuid> = "uuid[]": Postgres, value => value;
-    Vec<u8> = "bytea": Sqlite, value => value;
+    Vec<u8> = "bytea": Postgres Sqlite, value => value;
     Option<Vec<u8>> = "bytea": Postgres Sqlite, value => value;
     i16 = "smallint": Postgres Sqlite, value => value;
     i32 = "integer": Postgres Sqlite, value => value;

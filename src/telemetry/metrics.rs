@@ -121,6 +121,7 @@ catalogue! {
     API_CONNECTIONS = Gauge Count "errand_api_connections" [] "Connections to the HTTP API that are open.";
     API_EVICTIONS = Counter Count "errand_api_evicted_connections_total" [] "Connections to the HTTP API that were idle for the longest time and made room for a further one, because all were taken.";
     API_WAITERS = Gauge Count "errand_api_waiting_requests" [] "Requests to the HTTP API that wait for a job to end.";
+    API_STREAMS = Gauge Count "errand_api_event_streams" [] "Streams of events that the HTTP API has open.";
     DRAINING = Gauge Count "errand_draining" [] "1 while this process shuts down.";
     PHASE = Gauge Count "errand_phase" ["phase"] "1 for the phase that this process is in, and 0 for the others.";
     JOURNAL_RECORDS = Counter Count "errand_journal_records_total" ["result"] "Results that could not be written before a shutdown ended: written to the journal, and later replayed, fenced, or unknown to the store; those `failing` were not taken at the start and are tried again.";

@@ -45,6 +45,7 @@ impl Place {
             ("DATABASE_URL", url),
             ("COMPOSIO_BASE_URL", format!("http://{}", desk.sandbox)),
             ("COMPOSIO_API_KEY", "ak_test_good".to_owned()),
+            ("ERRAND__EVENTS__RECORD", "all".to_owned()),
         ] {
             desk.env.push((name.to_owned(), value));
         }
@@ -126,11 +127,12 @@ fn parsed(text: &str) -> Value {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_block_of_the_page_does_what_the_page_says() {
-    let [api, keys, enqueue, batches, reads, change, actions, queues, pins] = blocks_of(PAGE, "sh")[..]
+    let [api, keys, enqueue, batches, reads, change, actions, queues, pins, events] =
+        blocks_of(PAGE, "sh")[..]
     else {
         panic!("the page has other blocks than those that are run here: {:#?}", blocks_of(PAGE, "sh"));
     };
-    assert_eq!(PAGE.matches("\n```\n").count(), 9, "a block in another language");
+    assert_eq!(PAGE.matches("\n```\n").count(), 10, "a block in another language");
     let place = Place::new();
     let _dev = place.start("errand dev", "worker ready").await;
     let _api = place.start(api.split('#').next().unwrap(), "the API is served").await;
@@ -176,6 +178,16 @@ async fn every_block_of_the_page_does_what_the_page_says() {
     let pinned = place.answers(pins, &[200, 200, 204, 200, 200]);
     assert_eq!(parsed(&pinned[1])["items"][0]["toolkit"], "github");
     assert!(!parsed(&pinned[4])["items"].as_array().unwrap().is_empty(), "{pinned:?}");
+
+    let happened = place.answers(events, &[200, 200, 200]);
+    let types = |page: &str| {
+        let page = parsed(page);
+        page["items"].as_array().unwrap().iter().map(|event| event["type"].clone()).collect::<Vec<_>>()
+    };
+    for page in &happened[..2] {
+        assert!(types(page).contains(&json!("job.succeeded")), "{happened:?}");
+    }
+    assert!(parsed(&happened[2])["token"].as_str().unwrap().starts_with("errand_token_"), "{happened:?}");
 
     let (succeeds, secret) = place.types(keys);
     assert!(succeeds, "{secret}");

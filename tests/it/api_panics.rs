@@ -158,6 +158,7 @@ impl Inside {
             tool_api: Some(Arc::new(PanickyClient { inner, trap: trap.clone() })),
             lease: Duration::from_secs(60),
             queue: None,
+            records_events: true,
         };
         let api = api::Api::bind(([127, 0, 0, 1], 0).into(), parts, api::Options::default()).await.unwrap();
         let base = format!("http://{}", api.address().unwrap());

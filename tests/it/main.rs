@@ -41,6 +41,7 @@ mod edits;
 mod embedded;
 mod envelope_schema;
 mod error_logs;
+mod event_streams;
 mod expiry;
 mod flow;
 mod guesses;

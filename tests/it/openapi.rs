@@ -96,6 +96,7 @@ async fn the_description_is_valid_whole_and_has_every_route_and_problem() {
         ("DELETE", "/v1/pins/{toolkit}", "removePin"),
         ("GET", "/v1/accounts", "listAccounts"),
         ("GET", "/v1/audit-log", "listChanges"),
+        ("GET", "/v1/events", "listEvents"),
         ("GET", "/v1/jobs", "listJobs"),
         ("GET", "/v1/jobs/{id}", "showJob"),
         ("GET", "/v1/jobs/{id}/attempts", "listAttempts"),
@@ -124,6 +125,7 @@ async fn the_description_is_valid_whole_and_has_every_route_and_problem() {
         ("POST", "/v1/queues/{name}/pause", "pauseQueue"),
         ("POST", "/v1/queues/{name}/resume", "resumeQueue"),
         ("POST", "/v1/rejected/{id}/requeue", "requeueRejected"),
+        ("POST", "/v1/tokens", "createToken"),
         ("PUT", "/v1/pins/{toolkit}", "setPin"),
     ];
     let expected = expected.map(|(method, path, id)| (method.to_owned(), path.to_owned(), id.to_owned()));

@@ -389,7 +389,7 @@ fn batch_id(text: &str) -> Result<BatchId, Problem> {
     text.parse().map_err(|_| Problem::no_uuid())
 }
 
-fn no_batch() -> Problem {
+pub(super) fn no_batch() -> Problem {
     Problem::new(
         Kind::NotFound,
         "there is no batch with this ID: it was never here, or it was removed after its retention",

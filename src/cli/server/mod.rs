@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use jiff::Timestamp;
-use reqwest::{Client, Method, StatusCode, Url, header::RETRY_AFTER};
+use reqwest::{Client, Method, RequestBuilder, StatusCode, Url, header::RETRY_AFTER};
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{
@@ -25,6 +25,7 @@ mod address;
 mod flags;
 mod patience;
 mod refused;
+mod stream;
 
 use refused::{Problem, in_flags, is_passing};
 
@@ -285,10 +286,8 @@ impl Server {
         }
     }
 
-    async fn send_once(
-        &self,
-        call: &Call,
-    ) -> reqwest::Result<Result<(StatusCode, Vec<u8>), (Refused, Option<Duration>)>> {
+    /// A request with the key, and without a body.
+    fn request(&self, call: &Call) -> RequestBuilder {
         let mut url = self.base.clone();
         if let Ok(mut segments) = url.path_segments_mut() {
             segments.pop_if_empty().extend(call.path.split('/').skip(1));
@@ -296,10 +295,18 @@ impl Server {
         if !call.query.is_empty() {
             url.query_pairs_mut().extend_pairs(&call.query);
         }
-        let mut request = self.client.request(call.method.clone(), url).timeout(ANSWER_TIMEOUT + call.waits);
-        if let Some(key) = &self.key {
-            request = request.bearer_auth(key.expose_secret());
+        let request = self.client.request(call.method.clone(), url);
+        match &self.key {
+            Some(key) => request.bearer_auth(key.expose_secret()),
+            None => request,
         }
+    }
+
+    async fn send_once(
+        &self,
+        call: &Call,
+    ) -> reqwest::Result<Result<(StatusCode, Vec<u8>), (Refused, Option<Duration>)>> {
+        let mut request = self.request(call).timeout(ANSWER_TIMEOUT + call.waits);
         if let Some(key) = &call.idempotency_key {
             request = request.header("idempotency-key", key);
         }
@@ -355,7 +362,11 @@ impl Server {
         };
         let why = crate::failure::chain(&error);
         let scheme = address::other_scheme(self.base.scheme(), &why);
-        Away(format!("{} does not answer: {why}{scheme}{perhaps}", self.place())).into()
+        self.gone(&format!("{why}{scheme}{perhaps}"))
+    }
+
+    fn gone(&self, why: &str) -> anyhow::Error {
+        Away(format!("{} does not answer: {why}", self.place())).into()
     }
 
     /// An error unless changes are wanted there.

@@ -7,11 +7,11 @@ use uuid::Uuid;
 
 use super::PostgresStore;
 use crate::{
-    access::{AccessKey, NewKey, Shown},
+    access::{AccessKey, NewKey, RANDOM_BYTES, Shown},
     bounds::MAX_KEYS,
     job::{Owner, Principal},
     store::{
-        AccessKeys, AddedKey, ChangeKind, Decider, Result, UsedKey,
+        AccessKeys, AddedKey, ChangeKind, Decider, Result, StoreError, UsedKey,
         access_keys::{
             LISTED_AFTER_END, REMOVED_TOGETHER, USED_AGAIN_AFTER, access_key, created, may_make,
             most_rotated, used_key,
@@ -71,6 +71,12 @@ statements! { Postgres:
     shown(id: Uuid, used_again_after: i64) = "select *, {is_valid} as is_valid,
         coalesce(last_used_at < now() - {used_again_after}::bigint * interval '1 microsecond', true) as is_used_again
     from access_keys k where id = {id}";
+
+    valid(id: Uuid) = "select * from access_keys k where id = {id} and {is_valid}";
+
+    secret() = "select secret from sealing_secret";
+
+    make_secret(secret: Vec<u8>) = "insert into sealing_secret (secret) values ({secret}) on conflict do nothing";
 
     used(id: Uuid) = "update access_keys set last_used_at = now() where id = {id}";
 
@@ -156,6 +162,19 @@ impl AccessKeys for PostgresStore {
             self.other.fetch(sql::used(shown.id)).await?;
         }
         Ok(used)
+    }
+
+    async fn valid_key(&self, id: Uuid) -> Result<Option<AccessKey>> {
+        self.other.fetch_first(sql::valid(id)).await?.as_ref().map(access_key).transpose()
+    }
+
+    async fn sealing_secret(&self, new: [u8; RANDOM_BYTES]) -> Result<Vec<u8>> {
+        let mut found = self.other.fetch_first(sql::secret()).await?;
+        if found.is_none() {
+            self.other.fetch(sql::make_secret(new.into())).await?;
+            found = self.other.fetch_first(sql::secret()).await?;
+        }
+        found.ok_or_else(|| StoreError::corrupt("sealing_secret"))?.read("secret")
     }
 
     async fn has_keys(&self) -> Result<bool> {

@@ -3,24 +3,22 @@
 use std::time::Duration;
 
 use async_trait::async_trait;
-use sqlx::postgres::PgRow;
+use uuid::Uuid;
 
 use super::PostgresStore;
 use crate::{
     job::{Owner, Principal},
     store::{
-        Events, EventsAfter, Result, StoreError,
+        Events, EventsAfter, EventsOf, Result, StoreError,
         columns::PrincipalColumns,
         convert::{micros, to_limit},
-        events::{PLACED_TOGETHER, event, events_after},
-        read::{StoreRow as _, readable},
+        events::{PLACED_TOGETHER, Positions, events_after},
+        read::StoreRow as _,
         sql::{One, statements},
     },
 };
 
 statements! { Postgres:
-    is_anything_new() = "select 1 from event_inbox order by id limit 1";
-
     /// Whoever gives positions has this row locked until they can be seen, so nobody gives others meanwhile.
     lock_positions() = "select last from event_positions for update";
 
@@ -41,9 +39,15 @@ statements! { Postgres:
     moved as (update event_positions set last = last + (select count(*) from placed))
     select count(*) as events from placed";
 
-    positions() = "select last, removed from event_positions";
+    positions() = "select last, removed, (select id from event_inbox order by id limit 1) is not null as is_anything_new from event_positions";
 
     events(after: i64, limit: i64) = "select * from events where position > {after} order by position limit {limit}";
+
+    events_of_job(principal: One<'_, PrincipalColumns>, wanted: Uuid, after: i64, limit: i64) = "select * from events
+    where job_id = {wanted} and {may_see} and position > {after} order by position limit {limit}";
+
+    events_of_batch(principal: One<'_, PrincipalColumns>, wanted: Uuid, after: i64, limit: i64) = "select * from events
+    where batch_id = {wanted} and {may_see} and position > {after} order by position limit {limit}";
 
     events_of_owner(principal: One<'_, PrincipalColumns>, after: i64, limit: i64) = "select * from events
     where owner_kind = {principal_kind} and owner_id = {principal_id} and position > {after} order by position limit {limit}";
@@ -67,22 +71,28 @@ statements! { Postgres:
 
 #[async_trait]
 impl Events for PostgresStore {
-    async fn events(&self, principal: &Principal, after: u64, limit: usize) -> Result<EventsAfter> {
-        self.place_events().await?;
-        let (from, limit) = (i64::try_from(after).unwrap_or(i64::MAX), to_limit(limit));
-        let query = match principal {
-            Principal::Operator => sql::events(from, limit),
-            Principal::Owner(_) => sql::events_of_owner(One(principal), from, limit),
+    async fn events(
+        &self,
+        principal: &Principal,
+        of: EventsOf,
+        after: Option<u64>,
+        limit: usize,
+    ) -> Result<EventsAfter> {
+        let before = self.place_events().await?;
+        let from = after.map_or(0, |after| i64::try_from(after).unwrap_or(i64::MAX));
+        let most = to_limit(limit);
+        let query = match (of, principal) {
+            (EventsOf::All, Principal::Operator) => sql::events(from, most),
+            (EventsOf::All, Principal::Owner(_)) => sql::events_of_owner(One(principal), from, most),
+            (EventsOf::Job(job), _) => sql::events_of_job(One(principal), job.0, from, most),
+            (EventsOf::Batch(batch), _) => sql::events_of_batch(One(principal), batch.0, from, most),
         };
-        let found = self.other.fetch(query).await?;
-        // Read after the events, so that what was removed meanwhile is noticed.
-        let positions = self.positions().await?;
-        events_after(after, &positions, || readable(&found, event))
+        let rows = self.other.fetch(query).await?;
+        events_after(after, limit, &rows, before, self.positions().await?)
     }
 
     async fn last_event(&self) -> Result<u64> {
-        self.place_events().await?;
-        self.positions().await?.total("last")
+        Ok(self.place_events().await?.last)
     }
 
     async fn remove_events(&self, age: Duration, limit: usize) -> Result<u64> {
@@ -98,24 +108,29 @@ impl Events for PostgresStore {
 }
 
 impl PostgresStore {
-    /// Gives a position to each event that was recorded before this call.
-    async fn place_events(&self) -> Result<()> {
-        while self.other.fetch_first(sql::is_anything_new()).await?.is_some() {
+    /// Gives a position to each event that was recorded before this call, and returns the positions then.
+    async fn place_events(&self) -> Result<Positions> {
+        loop {
+            let found = self.other.fetch_first(sql::positions()).await?;
+            let found = found.ok_or_else(|| StoreError::corrupt("event_positions"))?;
+            if !found.read::<bool>("is_anything_new")? {
+                return Positions::read(&found);
+            }
             let placing = self.other.transaction(|db| {
                 Box::pin(async move {
                     let last: i64 = sql::lock_positions().fetch_one(&mut *db).await?.read("last")?;
                     sql::place(PLACED_TOGETHER, last).fetch_one(&mut *db).await?.total("events")
                 })
             });
+            // What is new since then may wait.
             if placing.await? < PLACED_TOGETHER as u64 {
-                break;
+                return self.positions().await;
             }
         }
-        Ok(())
     }
 
-    async fn positions(&self) -> Result<PgRow> {
+    async fn positions(&self) -> Result<Positions> {
         let positions = self.other.fetch_first(sql::positions()).await?;
-        positions.ok_or_else(|| StoreError::corrupt("event_positions"))
+        Positions::read(&positions.ok_or_else(|| StoreError::corrupt("event_positions"))?)
     }
 }

@@ -11,12 +11,12 @@ use super::{
     changes::{About, log},
 };
 use crate::{
-    access::{AccessKey, NewKey, Shown},
+    access::{AccessKey, NewKey, RANDOM_BYTES, Shown},
     bounds::MAX_KEYS,
     failure::chain,
     job::{Owner, Principal},
     store::{
-        AccessKeys, AddedKey, ChangeKind, Decider, Result, UsedKey,
+        AccessKeys, AddedKey, ChangeKind, Decider, Result, StoreError, UsedKey,
         access_keys::{
             LISTED_AFTER_END, REMOVED_TOGETHER, USED_AGAIN_AFTER, access_key, created, may_make,
             most_rotated, rotated, used_key,
@@ -64,6 +64,12 @@ statements! { Sqlite:
     shown(id: Uuid, used_again_after: i64, now: i64) = "select *, {is_valid} as is_valid,
         coalesce(last_used_at < {now} - {used_again_after}, 1) as is_used_again
     from access_keys k where id = {id}";
+
+    valid(id: Uuid, now: i64) = "select * from access_keys k where id = {id} and {is_valid}";
+
+    secret() = "select secret from sealing_secret";
+
+    make_secret(secret: Vec<u8>) = "insert into sealing_secret (only_row, secret) values (1, {secret}) on conflict do nothing";
 
     used(id: Uuid, now: i64) = "update access_keys set last_used_at = {now} where id = {id}";
 
@@ -180,6 +186,20 @@ impl AccessKeys for SqliteStore {
             }
         }
         Ok(used)
+    }
+
+    async fn valid_key(&self, id: Uuid) -> Result<Option<AccessKey>> {
+        let found = self.reader.fetch_first(sql::valid(id, self.now_micros())).await?;
+        found.as_ref().map(access_key).transpose()
+    }
+
+    async fn sealing_secret(&self, new: [u8; RANDOM_BYTES]) -> Result<Vec<u8>> {
+        let mut found = self.reader.fetch_first(sql::secret()).await?;
+        if found.is_none() {
+            self.write_one(move |_| sql::make_secret(new.into())).await?;
+            found = self.reader.fetch_first(sql::secret()).await?;
+        }
+        found.ok_or_else(|| StoreError::corrupt("sealing_secret"))?.read("secret")
     }
 
     async fn has_keys(&self) -> Result<bool> {

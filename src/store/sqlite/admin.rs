@@ -39,6 +39,8 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
     (21, "changes", include_str!("../../../migrations/sqlite/0021_changes.sql")),
     (22, "open_batches", include_str!("../../../migrations/sqlite/0022_open_batches.sql")),
     (23, "events", include_str!("../../../migrations/sqlite/0023_events.sql")),
+    (24, "sealing_secret", include_str!("../../../migrations/sqlite/0024_sealing_secret.sql")),
+    (25, "events_of_one", include_str!("../../../migrations/sqlite/0025_events_of_one.sql")),
 ];
 
 statements! { Sqlite:

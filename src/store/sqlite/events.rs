@@ -3,18 +3,18 @@
 use std::time::Duration;
 
 use async_trait::async_trait;
-use sqlx::{SqliteConnection, sqlite::SqliteRow};
+use sqlx::SqliteConnection;
 use uuid::Uuid;
 
 use super::SqliteStore;
 use crate::{
     job::{BatchId, JobId, Owner, Principal},
     store::{
-        EventKind, Events, EventsAfter, Result, StoreError,
+        EventKind, Events, EventsAfter, EventsOf, Result, StoreError,
         columns::PrincipalColumns,
         convert::{micros, to_limit},
-        events::{event, events_after},
-        read::{StoreRow as _, readable},
+        events::{Positions, events_after},
+        read::StoreRow as _,
         sql::{One, statements},
     },
 };
@@ -34,6 +34,12 @@ statements! { Sqlite:
         coalesce((select seq from sqlite_sequence where name = 'events'), 0) as last";
 
     events(after: i64, limit: i64) = "select * from events where position > {after} order by position limit +{limit}";
+
+    events_of_job(principal: One<'_, PrincipalColumns>, wanted: Uuid, after: i64, limit: i64) = "select * from events
+    where job_id = {wanted} and {may_see} and position > {after} order by position limit +{limit}";
+
+    events_of_batch(principal: One<'_, PrincipalColumns>, wanted: Uuid, after: i64, limit: i64) = "select * from events
+    where batch_id = {wanted} and {may_see} and position > {after} order by position limit +{limit}";
 
     events_of_owner(principal: One<'_, PrincipalColumns>, after: i64, limit: i64) = "select * from events
     where owner_kind = {principal_kind} and owner_id = {principal_id} and position > {after} order by position limit +{limit}";
@@ -92,20 +98,28 @@ impl Recorder {
 
 #[async_trait]
 impl Events for SqliteStore {
-    async fn events(&self, principal: &Principal, after: u64, limit: usize) -> Result<EventsAfter> {
-        let (from, limit) = (i64::try_from(after).unwrap_or(i64::MAX), to_limit(limit));
-        let query = match principal {
-            Principal::Operator => sql::events(from, limit),
-            Principal::Owner(_) => sql::events_of_owner(One(principal), from, limit),
+    async fn events(
+        &self,
+        principal: &Principal,
+        of: EventsOf,
+        after: Option<u64>,
+        limit: usize,
+    ) -> Result<EventsAfter> {
+        let before = self.positions().await?;
+        let from = after.map_or(0, |after| i64::try_from(after).unwrap_or(i64::MAX));
+        let most = to_limit(limit);
+        let query = match (of, principal) {
+            (EventsOf::All, Principal::Operator) => sql::events(from, most),
+            (EventsOf::All, Principal::Owner(_)) => sql::events_of_owner(One(principal), from, most),
+            (EventsOf::Job(job), _) => sql::events_of_job(One(principal), job.0, from, most),
+            (EventsOf::Batch(batch), _) => sql::events_of_batch(One(principal), batch.0, from, most),
         };
-        let found = self.reader.fetch(query).await?;
-        // Read after the events, so that what was removed meanwhile is noticed.
-        let positions = self.positions().await?;
-        events_after(after, &positions, || readable(&found, event))
+        let rows = self.reader.fetch(query).await?;
+        events_after(after, limit, &rows, before, self.positions().await?)
     }
 
     async fn last_event(&self) -> Result<u64> {
-        self.positions().await?.total("last")
+        Ok(self.positions().await?.last)
     }
 
     async fn remove_events(&self, age: Duration, limit: usize) -> Result<u64> {
@@ -127,8 +141,8 @@ impl Events for SqliteStore {
 }
 
 impl SqliteStore {
-    async fn positions(&self) -> Result<SqliteRow> {
+    async fn positions(&self) -> Result<Positions> {
         let positions = self.reader.fetch_first(sql::positions()).await?;
-        positions.ok_or_else(|| StoreError::corrupt("event_positions"))
+        Positions::read(&positions.ok_or_else(|| StoreError::corrupt("event_positions"))?)
     }
 }

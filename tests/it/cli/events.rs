@@ -22,7 +22,7 @@ fn events_are_listed_from_a_position_on() {
     place.run(&["jobs", "retry", &id]).succeeds();
     let all = lines(&place.run(&["events", "--json"]).succeeds());
     let told: Vec<_> =
-        all.iter().map(|event| (&event["kind"], &event["sequence"], &event["job_id"])).collect();
+        all.iter().map(|event| (&event["type"], &event["sequence"], &event["job_id"])).collect();
     let id = json!(id);
     assert_eq!(told, [(&json!("job.cancelled"), &json!(1), &id), (&json!("job.retried"), &json!(2), &id)]);
     assert_eq!(all[0]["owner"], json!({"kind": "user", "id": "u-alice"}));
@@ -30,9 +30,9 @@ fn events_are_listed_from_a_position_on() {
 
     let first = place.run(&["events", "--limit", "1"]).succeeds();
     assert!(first.out.contains("job.cancelled") && !first.out.contains("job.retried"), "{first:?}");
-    let position = all[0]["position"].to_string();
+    let position = all[0]["cursor"].as_str().unwrap();
     assert!(first.err.contains(&format!("go on with --after {position}")), "{first:?}");
-    let rest = lines(&place.run(&["events", "--after", &position, "--json"]).succeeds());
+    let rest = lines(&place.run(&["events", "--after", position, "--json"]).succeeds());
     assert_eq!(rest, all[1..]);
     let none = place.run(&["events", "--owner", "user:u-bob"]).succeeds();
     assert!(none.out.is_empty() && none.err.contains("there are no such events"), "{none:?}");
@@ -41,7 +41,7 @@ fn events_are_listed_from_a_position_on() {
 #[test]
 fn a_position_that_nothing_has_had_or_that_was_removed_is_refused() {
     let place = Place::with_database().set("ERRAND__EVENTS__RECORD", "all");
-    place.run(&["events", "--after", "9"]).fails(2, "no event has had position 9 yet");
+    place.run(&["events", "--after", "9"]).fails(2, "no event has had this cursor yet");
     place.run(&["events", "--after", "x"]).exits(2);
 }
 
@@ -63,7 +63,7 @@ fn events_go_after_their_days_and_whoever_missed_some_is_told() {
     assert_eq!(place.run(&["prune", "--json"]).succeeds().json()["events"], json!(2));
     let left = lines(&place.run(&["events", "--json"]).succeeds());
     assert_eq!((left.len(), &left[0]["job_id"]), (1, &all[2]["job_id"]));
-    place.run(&["events", "--after", "1"]).fails(2, "behind position 1 were removed");
+    place.run(&["events", "--after", "1"]).fails(2, "behind this cursor were removed");
     assert_eq!(lines(&place.run(&["events", "--after", "2", "--json"]).succeeds()), left);
 }
 
@@ -82,7 +82,8 @@ fn events_are_printed_as_they_happen() {
     let place = Place::with_database().set("ERRAND__EVENTS__RECORD", "all");
     let before = place.enqueue(&[]);
     place.run(&["jobs", "cancel", &before]).succeeds();
-    let last = &lines(&place.run(&["events", "--json"]).succeeds())[0]["position"].to_string();
+    let all = lines(&place.run(&["events", "--json"]).succeeds());
+    let last = all[0]["cursor"].as_str().unwrap();
     let mut follower = place
         .command(&["events", "--follow", "--after", last, "--json"])
         .stdout(Stdio::piped())
@@ -94,7 +95,7 @@ fn events_are_printed_as_they_happen() {
         let id = place.enqueue(&[]);
         place.run(&["jobs", "cancel", &id]).succeeds();
         let event: Value = serde_json::from_str(&printed.next().unwrap().unwrap()).unwrap();
-        assert_eq!((&event["kind"], &event["job_id"]), (&json!("job.cancelled"), &json!(id)));
+        assert_eq!((&event["type"], &event["job_id"]), (&json!("job.cancelled"), &json!(id)));
     }
     follower.kill().unwrap();
     follower.wait().unwrap();

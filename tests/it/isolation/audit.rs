@@ -5,11 +5,12 @@ use errand::access::Shown;
 use super::*;
 
 /// Operations of which the audit log does not tell, with the reason.
-const NOT_TOLD: [(&str, &str); 5] = [
+const NOT_TOLD: [(&str, &str); 6] = [
     ("enqueueJob", "a new job tells of itself"),
     ("createBatch", "a new batch and its jobs tell of themselves"),
     ("addBatchItems", "the jobs tell of themselves"),
     ("sealBatch", "the batch tells that all its items have come"),
+    ("createToken", "a token is not stored, and with it events of its maker's are read"),
     ("createAction", "a preview changes nothing, and its confirmation is told"),
 ];
 

@@ -50,6 +50,8 @@ pub(super) struct Ids {
     /// Two that are not confirmed.
     pub(super) actions: [String; 2],
     pub(super) action_place: String,
+    /// The place of one of its events.
+    pub(super) event_place: String,
     /// A secret that is valid, and one that was revoked.
     pub(super) secret: String,
     pub(super) revoked: String,
@@ -77,6 +79,7 @@ impl Ids {
             batch_place: self::place('b', &id()),
             actions: std::array::from_fn(|_| id()),
             action_place: self::place('a', &id()),
+            event_place: "A".repeat(48),
             secret: String::new(),
             revoked: String::new(),
         }
@@ -143,6 +146,10 @@ impl Ids {
         let list = Asked { path: "/v1/jobs?limit=1".into(), body: None, header: None };
         let list = world.ask(&Method::GET, &list, Some(&secret)).await;
         let place = serde_json::from_str::<Value>(&list.body).unwrap()["next"].as_str().unwrap().to_owned();
+        let events = Asked { path: "/v1/events".into(), body: None, header: None };
+        let events = world.ask(&Method::GET, &events, Some(&secret)).await;
+        let events = serde_json::from_str::<Value>(&events.body).unwrap();
+        let event_place = events["items"][0]["cursor"].as_str().unwrap().to_owned();
         let text = |job: &Value| job.id().to_owned();
         let cancel = json!({"action": "cancel", "filter": {"tool": "ZEBRA_TOOL", "state": "scheduled"}});
         let [first, second] = [make("/v1/actions", cancel.clone()).await, make("/v1/actions", cancel).await];
@@ -166,6 +173,7 @@ impl Ids {
             batch_place,
             actions: [first.0, second.0],
             action_place: second.1,
+            event_place,
             secret,
             revoked,
         }
@@ -190,6 +198,7 @@ impl Ids {
             &self.message,
             &self.batch_place,
             &self.action_place,
+            &self.event_place,
         ];
         self.jobs().chain(own).chain(&self.batches).chain(&self.actions).map(|id| id.to_lowercase())
     }
@@ -254,6 +263,9 @@ impl Ids {
             ("listRejected", "job") => one(&self.message),
             ("showTool", "slug") => one("GITHUB_GET_REPO"),
             ("showTool", "version") => one("20251027_00"),
+            ("listEvents", "job") => Some(self.jobs_from(&self.done)),
+            ("listEvents", "batch") => Some(self.batches.to_vec()),
+            ("listEvents", "after" | "Last-Event-ID") => one(&self.event_place),
             ("listAccounts", "toolkit") => one("github"),
             ("listRejected", "since") => one("2020-01-01T00:00:00Z"),
             ("listRejected", "until") => one("2099-01-01T00:00:00Z"),
@@ -290,6 +302,11 @@ impl Ids {
             "resumeQueue" => vec![json!({})],
             "retryJob" => vec![json!({"force": true, "now": true})],
             "releaseJob" => ["retry", "succeeded", "failed"].map(|how| json!({"how": how})).to_vec(),
+            "createToken" => vec![
+                json!({"job_id": self.done}),
+                json!({"batch_id": self.batches[0]}),
+                json!({"user_id": owner}),
+            ],
             "createKey" => vec![json!({"user_id": owner, "scopes": ["manage"]})],
             "rotateKey" => vec![json!({"overlap_secs": 1_000})],
             _ => return None,

@@ -135,6 +135,17 @@ impl World {
                 paths.extend(others.map(|(_, kind)| format!("/v1/audit-log?kind={kind}&id={id}")));
             }
         }
+        for (of, ids) in &kinds {
+            for id in ids {
+                for wanted in ["job", "batch"].into_iter().filter(|wanted| singular.get(of) != Some(wanted)) {
+                    let asked = Asked { path: format!("/v1/events?{wanted}={id}"), body: None, header: None };
+                    for secret in [&self.ids.secret, &self.operator] {
+                        let told = self.ask(&Method::GET, &asked, Some(secret)).await;
+                        assert_eq!(told.status, 404, "{asked:?}: {told:?}");
+                    }
+                }
+            }
+        }
         for path in paths {
             let asked = Asked { path, body: None, header: None };
             for secret in [&self.ids.secret, &self.operator] {
@@ -157,7 +168,7 @@ impl World {
 async fn an_own_id_of_another_kind_is_unknown_to_every_operation_with_postgresql() {
     let harness = Harness::new("kinds", FAULT).await;
     let rows = Rows::of_postgres(&harness.database).await;
-    let world = World::new(&harness.env(), rows, async || harness.worker(&[]).await).await;
+    let world = World::new(&harness.env(), rows, async || harness.worker(&[EVENTS]).await).await;
     world.takes_ids_for_what_they_are().await;
 }
 

@@ -11,6 +11,7 @@ mod kinds;
 mod request_keys;
 mod rows;
 mod secrets;
+mod tokens;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -38,6 +39,9 @@ const MARK: &str = "zebra";
 /// Their call is lost, so that nobody knows its outcome.
 const FAULT: &str =
     "[[fault]]\nkind = \"reset\"\ntool = \"GMAIL_SEND_EMAIL\"\nafter_effect = false\nfirst = 100\n";
+
+/// What is recorded is read.
+const EVENTS: (&str, &str) = ("ERRAND__EVENTS__RECORD", "all");
 
 const SCOPES: [&str; 3] = ["enqueue", "read", "manage"];
 
@@ -145,6 +149,9 @@ impl Operation {
         } else if self.id == "createBatch" && !asked.body.as_ref().is_some_and(has_owner) {
             // The batch is their own, and its items are not.
             &[422]
+        } else if self.id == "listEvents" && (asked.header.is_some() || asked.path.contains("after=")) {
+            // What is told to another is nothing to them.
+            &[400]
         } else {
             &[403, 404]
         };
@@ -183,6 +190,9 @@ struct World {
 impl World {
     /// Of a database that is migrated; `worker` runs jobs in it as long as it lives.
     async fn new(env: &Env, rows: Rows, worker: impl AsyncFnOnce() -> Process) -> Self {
+        let mut env = env.clone();
+        env.push((EVENTS.0.to_owned(), EVENTS.1.to_owned()));
+        let env = &env;
         let api = Api::start(env).await;
         let all = "enqueue,read,manage";
         let operator = made(env, &["--operator", "--scope", all]).1;
@@ -268,6 +278,12 @@ impl World {
             body = format!("{list}}}");
             headers.remove("content-length");
         }
+        // Where events go on moves with those of all, so that it is another text each time.
+        if asked.path.starts_with("/v1/events")
+            && let Some((list, _)) = body.split_once(",\"next\":")
+        {
+            body = format!("{list}}}");
+        }
         Told { status, headers, body }
     }
 
@@ -324,6 +340,8 @@ impl World {
             self.refuses(operation, Some(&self.ids.revoked), |_, told| told.status == 401).await;
             unchanged(&format!("{name} without a valid key")).await;
         }
+        self.walk_with_tokens().await;
+        unchanged("a token").await;
         self.walk_without_scopes().await;
         // Guesses are slowed down after some.
         let mut altered = self.ids.secret.clone();
@@ -432,7 +450,7 @@ async fn no_operation_tells_or_changes_what_is_anothers_with_postgresql() {
     let harness = Harness::new("isolation", FAULT).await;
     assert!(harness.errand(&["migrate"]).status.success());
     let rows = Rows::of_postgres(&harness.database).await;
-    let world = World::new(&harness.env(), rows, async || harness.worker(&[]).await).await;
+    let world = World::new(&harness.env(), rows, async || harness.worker(&[EVENTS]).await).await;
     world.walk().await;
     world.names_that_are_taken().await;
 }
@@ -447,7 +465,7 @@ async fn no_operation_tells_or_changes_what_is_anothers_behind_the_second_lock()
     env.push((setting.0.to_owned(), setting.1.to_owned()));
     assert!(run(&["migrate"], &env).status.success());
     let rows = Rows::of_postgres(&harness.database).await;
-    let world = World::new(&env, rows, async || harness.worker(&[setting]).await).await;
+    let world = World::new(&env, rows, async || harness.worker(&[setting, EVENTS]).await).await;
     world.walk().await;
     world.names_that_are_taken().await;
 }

@@ -44,7 +44,7 @@ impl World {
 async fn no_row_of_any_table_has_the_secret_of_a_key_with_postgresql() {
     let harness = Harness::new("secrets", FAULT).await;
     let rows = Rows::of_postgres(&harness.database).await;
-    let world = World::new(&harness.env(), rows, async || harness.worker(&[]).await).await;
+    let world = World::new(&harness.env(), rows, async || harness.worker(&[EVENTS]).await).await;
     world.keeps_no_secret().await;
 }
 

@@ -15,18 +15,19 @@ use std::{
 
 use async_trait::async_trait;
 use errand::{
-    access::{AccessKey, NewKey, Shown},
+    access::{AccessKey, NewKey, RANDOM_BYTES, Shown},
     job::{BatchId, Fence, JobId, JobSpec, Owner, Pin, Principal, QueueName, RequestId, WorkerId},
     store::{
         AccessKeys, Action, ActionKind, Actions, Added, AddedKey, Admin, Answer, Answers, AsRead,
         AttemptView, Audit, AuditLimits, AuditPage, Awaited, BatchDecided, BatchItem, BatchView, Batches,
         Bind, By, Census, Change, ChangeFilter, Changes, Check, Checks, Claim, Claimed, Claims, Concern,
-        Confirmed, Connections, Counted, Decided, Decider, Due, Edited, Events, EventsAfter, Finding, Finish,
-        Finished, Finishes, Glance, History, HistoryEntry, Inserted, JobControl, JobDecision, JobFilter,
-        JobLists, JobView, Jobs, Leases, Looked, LostJob, MadeAction, Migrated, NewAction, NewBatch, OldJob,
-        OldMessage, OtherId, Page, PausedQueue, Pauses, Pins, Place, Publications, PutOff, Rejected,
-        RejectedFilter, RejectedView, Rejections, Repeat, Retention, Schema, SeenJob, Step, Store,
-        StoreError, StoreErrorKind, TakeAwaited, TakenAction, TakenBatch, UsedKey, Which, WorkerView,
+        Confirmed, Connections, Counted, Decided, Decider, Due, Edited, Events, EventsAfter, EventsOf,
+        Finding, Finish, Finished, Finishes, Glance, History, HistoryEntry, Inserted, JobControl,
+        JobDecision, JobFilter, JobLists, JobView, Jobs, Leases, Looked, LostJob, MadeAction, Migrated,
+        NewAction, NewBatch, OldJob, OldMessage, OtherId, Page, PausedQueue, Pauses, Pins, Place,
+        Publications, PutOff, Rejected, RejectedFilter, RejectedView, Rejections, Repeat, Retention, Schema,
+        SeenJob, Step, Store, StoreError, StoreErrorKind, TakeAwaited, TakenAction, TakenBatch, UsedKey,
+        Which, WorkerView,
         sqlite::{SqliteOptions, SqliteStore},
     },
 };
@@ -474,7 +475,7 @@ pass_on!(Changes {
 });
 
 pass_on!(Events {
-    fn events(&self, &principal: Principal, after: u64, limit: usize) -> EventsAfter;
+    fn events(&self, &principal: Principal, of: EventsOf, after: Option<u64>, limit: usize) -> EventsAfter;
     fn last_event(&self) -> u64;
     fn remove_events(&self, age: Duration, limit: usize) -> u64;
     fn remove_events_of(&self, &owner: Owner, limit: usize) -> u64;
@@ -606,6 +607,8 @@ pass_on! { AccessKeys {
     fn revoke_key(&self, &principal: Principal, id: Uuid, &by: Decider) -> Option<AccessKey>;
     fn remove_keys(&self, &owner: Owner) -> u64;
     fn use_key(&self, &shown: Shown) -> UsedKey;
+    fn valid_key(&self, id: Uuid) -> Option<AccessKey>;
+    fn sealing_secret(&self, new: [u8; RANDOM_BYTES]) -> Vec<u8>;
     fn has_keys(&self) -> bool;
 }}
 

@@ -17,8 +17,8 @@ use errand::{
     services::Services,
     shutdown::Shutdown,
     store::{
-        AttemptView, Decider, Event, Events as _, EventsAfter, History as _, HistoryEntry, HistoryFact,
-        JobControl as _, JobFilter, JobView, SharedStore, StoreError, all_jobs,
+        AttemptView, Decider, Event, Events as _, EventsAfter, EventsOf, History as _, HistoryEntry,
+        HistoryFact, JobControl as _, JobFilter, JobView, SharedStore, StoreError, all_jobs,
     },
     supervisor::Supervisor,
 };
@@ -278,14 +278,14 @@ impl World {
     fn events(&self) -> Vec<Event> {
         let mut all: Vec<Event> = Vec::new();
         loop {
-            let after = all.last().map_or(0, |event| event.position);
+            let after = all.last().map(|event| event.position);
             let page = self.apply(move |store| {
-                Box::pin(async move { store.events(&Principal::Operator, after, 500).await })
+                Box::pin(async move { store.events(&Principal::Operator, EventsOf::All, after, 500).await })
             });
             match page.unwrap() {
-                EventsAfter::Are(page) if page.is_empty() => return all,
-                EventsAfter::Are(page) => all.extend(page),
-                lost => panic!("nothing was removed, and there is {lost:?} behind {after}"),
+                EventsAfter::Are { events, .. } if events.is_empty() => return all,
+                EventsAfter::Are { events, .. } => all.extend(events),
+                lost => panic!("nothing was removed, and there is {lost:?} behind {after:?}"),
             }
         }
     }

@@ -1,13 +1,14 @@
 //! Access keys.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use errand::{
-    access::{AccessKey, NewKey, Scopes, Shown},
+    access::{AccessKey, NewKey, RANDOM_BYTES, Scopes, Shown},
     bounds::MAX_KEYS,
     job::{Owner, Principal},
     store::{AddedKey, SharedStore, UsedKey},
 };
+use futures_util::future::join_all;
 use secrecy::ExposeSecret as _;
 use uuid::Uuid;
 
@@ -58,15 +59,28 @@ on_every_backend!(a_key_is_found_by_its_secret_until_it_ends, async |t| {
         for wrong in [other, Shown { id: key.id, ..other }, Shown { id: other.id, ..shown }] {
             assert_eq!(t.store.use_key(&wrong).await.unwrap(), UsedKey::Unknown);
         }
+        assert_eq!(t.other.valid_key(key.id).await.unwrap().map(|valid| valid.id), Some(key.id));
+        assert_eq!(t.other.valid_key(other.id).await.unwrap(), None);
         let revoked = t.store.revoke_key(&OPERATOR, key.id, DECIDER).await.unwrap().unwrap();
         assert!(revoked.revoked_at.is_some());
         assert_eq!(t.store.revoke_key(&OPERATOR, key.id, DECIDER).await.unwrap(), Some(revoked), "once");
         assert_eq!(t.other.use_key(&shown).await.unwrap(), UsedKey::Ended);
+        assert_eq!(t.other.valid_key(key.id).await.unwrap(), None);
 
         let (expired, shown) = add(&t.store, &principal, Some(Duration::ZERO)).await;
         assert_eq!(expired.expires_at, Some(expired.created_at));
         assert_eq!(t.store.use_key(&shown).await.unwrap(), UsedKey::Ended);
+        assert_eq!(t.store.valid_key(expired.id).await.unwrap(), None);
     }
+});
+
+on_every_backend!(the_first_secret_for_seals_is_that_of_everybody_for_good, async |t| {
+    let news: Vec<[u8; RANDOM_BYTES]> = (1..=8).map(|byte| [byte; RANDOM_BYTES]).collect();
+    let asked = news.iter().zip([&t.store, &t.other].into_iter().cycle());
+    let told = join_all(asked.map(|(new, store)| store.sealing_secret(*new))).await;
+    let told: BTreeSet<Vec<u8>> = told.into_iter().map(Result::unwrap).collect();
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert!(news.iter().any(|new| told.contains(new.as_slice())), "{told:?}");
 });
 
 on_every_backend!(a_rotated_key_stays_valid_beside_the_new_one_for_a_while, and behind the lock, async |t| {

@@ -13,7 +13,7 @@ use errand::{
     clock,
     job::{AttemptOutcome, ErrorKind, HeldReason, JobId, Owner, Principal, Release, State, Stop},
     store::{
-        Claim, Event, EventKind, EventsAfter, Finish, SharedStore,
+        Claim, Event, EventKind, EventsAfter, EventsOf, Finish, SharedStore,
         postgres::{PostgresOptions, PostgresStore},
         sqlite::{SqliteOptions, SqliteStore},
     },
@@ -69,8 +69,11 @@ on_every_backend!(events_are_read_page_by_page_and_those_behind_the_last_are_to_
     let user = Principal::Owner("user:u-1".parse().unwrap());
     assert_eq!(t.store.last_event().await.unwrap(), 0);
     for who in [WHO, &user] {
-        assert_eq!(t.store.events(who, 0, 10).await.unwrap(), EventsAfter::Are(vec![]));
-        assert_eq!(t.store.events(who, 1, 10).await.unwrap(), EventsAfter::ToCome);
+        for after in [None, Some(0)] {
+            let nothing = EventsAfter::Are { events: vec![], next: 0 };
+            assert_eq!(t.store.events(who, EventsOf::All, after, 10).await.unwrap(), nothing);
+        }
+        assert_eq!(t.store.events(who, EventsOf::All, Some(1), 10).await.unwrap(), EventsAfter::ToCome);
     }
     t.call_off(7).await;
     assert_eq!(all(&t).await.len(), 7);
@@ -95,7 +98,11 @@ on_every_backend!(events_are_read_page_by_page_and_those_behind_the_last_are_to_
         }
         assert_eq!(page(&t.store, who, 0, 0).await, []);
         for after in [last + 1, u64::MAX] {
-            assert_eq!(t.store.events(who, after, 10).await.unwrap(), EventsAfter::ToCome, "{after}");
+            assert_eq!(
+                t.store.events(who, EventsOf::All, Some(after), 10).await.unwrap(),
+                EventsAfter::ToCome,
+                "{after}"
+            );
         }
     }
     // What nobody has read counts, too.
@@ -115,8 +122,8 @@ on_every_backend!(old_events_are_removed_in_order_and_a_reader_is_told_what_it_m
 
     assert_eq!(t.store.remove_events(HOUR, 3).await.unwrap(), 3);
     for who in [WHO, &user] {
-        for after in [at[0], at[1]] {
-            let told = t.store.events(who, after, 10).await.unwrap();
+        for after in [0, at[0], at[1]] {
+            let told = t.store.events(who, EventsOf::All, Some(after), 10).await.unwrap();
             assert_eq!(told, EventsAfter::Removed { up_to: at[2] }, "behind {after}");
         }
         for after in [0, at[2]] {
@@ -127,7 +134,10 @@ on_every_backend!(old_events_are_removed_in_order_and_a_reader_is_told_what_it_m
     assert_eq!(t.store.remove_events(HOUR, 10).await.unwrap(), 1);
     assert_eq!(t.store.remove_events(HOUR, 10).await.unwrap(), 0);
     assert_eq!(positions(&all(&t).await), at[4..]);
-    assert_eq!(t.other.events(WHO, at[2], 10).await.unwrap(), EventsAfter::Removed { up_to: at[3] });
+    assert_eq!(
+        t.other.events(WHO, EventsOf::All, Some(at[2]), 10).await.unwrap(),
+        EventsAfter::Removed { up_to: at[3] }
+    );
 
     // The store's clock has microseconds.
     tokio::time::sleep(Duration::from_millis(2)).await;

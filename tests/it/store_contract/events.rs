@@ -8,8 +8,8 @@ use errand::{
         Principal, Release, State, Stop,
     },
     store::{
-        By, Claim, Decided, Edited, Event, EventKind, EventsAfter, Finish, Finished, JobDecision, PutOff,
-        SharedStore, StoreErrorKind,
+        By, Claim, Decided, Edited, Event, EventKind, EventsAfter, EventsOf, Finish, Finished, JobDecision,
+        PutOff, SharedStore, StoreErrorKind,
     },
 };
 use jiff::Timestamp;
@@ -54,8 +54,8 @@ pub(super) async fn edited(t: &TestStore, id: JobId) -> Edited {
 }
 
 pub(super) async fn page(store: &SharedStore, who: &Principal, after: u64, limit: usize) -> Vec<Event> {
-    match store.events(who, after, limit).await.unwrap() {
-        EventsAfter::Are(events) => events,
+    match store.events(who, EventsOf::All, (after > 0).then_some(after), limit).await.unwrap() {
+        EventsAfter::Are { events, .. } => events,
         other => panic!("behind {after}: {other:?}"),
     }
 }
@@ -413,6 +413,47 @@ on_every_backend!(a_batch_of_the_operator_has_events_and_hides_none_behind_them,
         let events = of_batch(&t, id).await;
         assert_eq!((kinds(&events), &events[0].owner), (vec![kind], &None));
     }
+});
+
+on_every_backend!(events_of_one_job_or_batch_are_those_of_all_that_are_about_it, and behind the lock, async |t| {
+    let owners: [Owner; 2] = ["user:a", "user:b"].map(|owner| owner.parse().unwrap());
+    let whose: Vec<_> = owners.iter().cloned().map(Principal::Owner).collect();
+    let mut asked = Vec::new();
+    for (owner, who) in owners.iter().zip(&whose) {
+        let items = [(); 2].map(|()| job(json!({owner.kind().field(): owner.id()})));
+        let whole = batch(who);
+        new(t.store.add_batch(&whole, &items).await.unwrap());
+        for item in &items {
+            t.store.cancel(who, item.id, OPERATOR).await.unwrap();
+        }
+        t.store.restart(who, items[0].id, OPERATOR, FORCE).await.unwrap();
+        asked.extend(items.iter().map(|item| EventsOf::Job(item.id)));
+        asked.push(EventsOf::Batch(whole.id));
+    }
+    let all = all(&t).await;
+    assert_eq!(all.len(), 6);
+    let is_of = |event: &Event, of: EventsOf| match of {
+        EventsOf::Job(id) => event.job == Some(id),
+        EventsOf::Batch(id) => event.batch == Some(id),
+        EventsOf::All => true,
+    };
+    for (place, of) in asked.iter().enumerate() {
+        let own: Vec<Event> = all.iter().filter(|event| is_of(event, *of)).cloned().collect();
+        assert!(!own.is_empty());
+        for (who, owner) in [WHO, &whose[0], &whose[1]].into_iter().zip([None, Some(0), Some(1)]) {
+            let expected = if owner.is_none_or(|owner| owner == place / 3) { own.as_slice() } else { &[] };
+            for after in [0].into_iter().chain(own.iter().map(|event| event.position)) {
+                let told = t.store.events(who, *of, Some(after), 10).await.unwrap();
+                let rest = expected.iter().filter(|event| event.position > after);
+                let (events, next) = (rest.cloned().collect(), all[5].position);
+                assert_eq!(told, EventsAfter::Are { events, next }, "{of:?} behind {after} by {who:?}");
+            }
+        }
+    }
+    assert_eq!(
+        t.store.events(WHO, EventsOf::Batch(BatchId::new()), None, 10).await.unwrap(),
+        EventsAfter::Are { events: vec![], next: all[5].position }
+    );
 });
 
 on_every_backend!(an_owner_sees_their_own_events_only, and behind the lock, async |t| {

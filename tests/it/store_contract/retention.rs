@@ -320,6 +320,7 @@ const BOUNDS: &[(&str, &str)] = &[
     ("events", "maintenance::prune, by retention.events_days"),
     ("event_inbox", "whoever reads or removes events, maintenance::prune among them, moves what is there"),
     ("event_positions", "one row"),
+    ("sealing_secret", "one row"),
     ("workers", "Leases::forget_workers, some time after the last beat"),
     ("awaited", "Connections::take_awaited, when no job waits"),
     ("pins", "as many as people set"),

@@ -178,8 +178,18 @@ impl Environment {
     }
 
     /// Starts a contender here.
-    pub(super) fn start(&self, program: &Path, role: Role, arguments: &[String]) -> Result<Process> {
-        Process::start(program, role, arguments, &self.variables()?)
+    pub(super) fn start(
+        &self,
+        program: &Path,
+        role: Role,
+        arguments: &[String],
+        records_events: bool,
+    ) -> Result<Process> {
+        let mut variables = self.variables()?.to_vec();
+        if records_events {
+            variables.push(("ERRAND__EVENTS__RECORD", "all"));
+        }
+        Process::start(program, role, arguments, &variables)
     }
 
     /// Runs a command of a contender's program here, to its end.

@@ -53,7 +53,8 @@ impl Measurement<'_> {
             (Contender::Baseline, Backend::Embedded) => &["--feed".to_owned(), plan.jobs.to_string()],
             _ => &[],
         };
-        let mut process = environment.start(&self.program()?, self.role(), arguments)?;
+        let mut process =
+            environment.start(&self.program()?, self.role(), arguments, self.records_events())?;
         self.wait(environment, &mut process, before + plan.jobs as u64).await?;
         let usage = process.usage()?;
         let span = environment.store.span(self.contender.table()).await?;
@@ -81,7 +82,8 @@ impl Measurement<'_> {
         } else {
             &[]
         };
-        let mut process = environment.start(&self.program()?, self.role(), arguments)?;
+        let mut process =
+            environment.start(&self.program()?, self.role(), arguments, self.records_events())?;
         let mut enqueued = HashMap::new();
         if !embedded {
             tokio::time::sleep(SETTLE).await;
@@ -115,6 +117,10 @@ impl Measurement<'_> {
             Contender::Worker | Contender::Other => Role::Worker,
             Contender::Baseline => Role::Baseline,
         }
+    }
+
+    fn records_events(&self) -> bool {
+        self.base.plan.events && self.contender == Contender::Worker
     }
 
     /// What is started as this contender.

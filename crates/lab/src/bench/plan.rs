@@ -23,6 +23,8 @@ pub(crate) struct Plan {
     pub(crate) other: Option<PathBuf>,
     /// The protocol between the contenders and the stub.
     pub(crate) http: Http,
+    /// Whether the worker of this build records events.
+    pub(crate) events: bool,
     /// How long jobs come in at an even pace to measure latency; zero leaves it out.
     pub(crate) latency: Duration,
     /// Running jobs of a lost worker, to measure how long they take to be taken over; zero leaves it out.
@@ -123,6 +125,7 @@ mod tests {
             baseline: false,
             other: Some("other".into()),
             http: Http::One,
+            events: false,
             latency: Duration::ZERO,
             recover: 0,
         };

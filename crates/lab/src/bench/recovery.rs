@@ -56,7 +56,7 @@ pub(super) async fn measure(config: &Config, plan: &Plan, environment: &Environm
     let lease_end = beaten + lease;
 
     // A worker that has been there for a while when the lease ends.
-    let process = environment.start(&this_program()?, Role::Worker, &[])?;
+    let process = environment.start(&this_program()?, Role::Worker, &[], false)?;
     sleep_until(lease_end).await;
     let mut first = None;
     loop {

@@ -45,6 +45,9 @@ pub(super) struct Args {
     /// `errand` that still has the command `bench`.
     #[arg(long, value_name = "PATH")]
     worker: Option<PathBuf>,
+    /// Let the worker of this build record events.
+    #[arg(long)]
+    events: bool,
     /// How long jobs come at an even pace to measure latency; 0 leaves it out.
     #[arg(long, value_name = "S", default_value_t = 5)]
     latency_secs: u64,
@@ -95,6 +98,7 @@ pub(super) async fn run(args: Args, config: Config) -> Result<Exit> {
         baseline: !args.no_baseline,
         other: args.worker.map(std::path::absolute).transpose()?,
         http: args.http,
+        events: args.events,
         latency: Duration::from_secs(args.latency_secs),
         recover: args.recover,
     };

@@ -21,7 +21,7 @@ pub(super) struct Args {
         value_enum,
         value_name = "LIST",
         value_delimiter = ',',
-        default_value = "enqueue,batches,waiters,lists"
+        default_value = "enqueue,batches,waiters,streams,lists"
     )]
     figures: Vec<Figure>,
     /// How often jobs one by one, batches and what stands beside them are measured.
@@ -39,7 +39,10 @@ pub(super) struct Args {
     /// Requests that wait for jobs.
     #[arg(long, value_name = "N", default_value_t = 10_000)]
     waiters: usize,
-    /// How long each of them waits; the API allows a minute at most.
+    /// Streams of events that are open.
+    #[arg(long, value_name = "N", default_value_t = 10_000)]
+    streams: usize,
+    /// How long each request waits, of which the API allows a minute at most, and each stream is open.
     #[arg(long, value_name = "S", default_value_t = 60, value_parser = clap::value_parser!(u64).range(4..=60))]
     wait_secs: u64,
     /// Finished jobs, among which jobs are listed.
@@ -54,13 +57,25 @@ pub(super) struct Args {
 }
 
 pub(super) async fn run(args: Args, config: Config) -> Result<Exit> {
-    let Args { figures, rounds, secs, connections, batches, waiters, wait_secs, finished, reads, json } =
-        args;
-    let amounts = [rounds, connections, batches, waiters, reads];
+    let Args {
+        figures,
+        rounds,
+        secs,
+        connections,
+        batches,
+        waiters,
+        streams,
+        wait_secs,
+        finished,
+        reads,
+        json,
+    } = args;
+    let amounts = [rounds, connections, batches, waiters, streams, reads];
     ensure!(amounts.iter().all(|amount| *amount > 0) && secs > 0, "there is nothing to measure");
     let time = Duration::from_secs(secs);
     let wait = Duration::from_secs(wait_secs);
-    let plan = ApiPlan { figures, rounds, time, connections, batches, waiters, wait, finished, reads };
+    let plan =
+        ApiPlan { figures, rounds, time, connections, batches, waiters, streams, wait, finished, reads };
     let talks = std::io::stderr().is_terminal() || !json;
     let progress = |text: &str| {
         if talks {

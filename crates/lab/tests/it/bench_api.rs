@@ -5,7 +5,7 @@ use std::process::{Command, Stdio};
 use errand_testbed::support;
 use serde_json::Value;
 
-const SHORT: [&str; 17] = [
+const SHORT: [&str; 19] = [
     "bench-api",
     "--json",
     "--rounds",
@@ -17,6 +17,8 @@ const SHORT: [&str; 17] = [
     "--batches",
     "1",
     "--waiters",
+    "20",
+    "--streams",
     "20",
     "--wait-secs",
     "4",
@@ -41,7 +43,9 @@ async fn each_figure_of_the_api_is_measured_and_nothing_is_left_behind() {
     }
     let p99 = &report["enqueue"]["latency"]["p99"];
     assert!(p99["median"].as_f64().unwrap() > 0.0, "{report}");
-    assert!(report["waiters"]["bytes_each"].as_f64().is_some(), "{report}");
+    for figure in ["waiters", "streams"] {
+        assert!(report[figure]["bytes_each"].as_f64().is_some(), "{report}");
+    }
     let lists = report["lists"]["lists"].as_array().unwrap();
     let list = |end: &str| lists.iter().find(|list| list["path"].as_str().unwrap().ends_with(end)).unwrap();
     assert_eq!(list("/v1/jobs?")["items"], 50);

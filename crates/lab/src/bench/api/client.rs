@@ -52,13 +52,13 @@ impl Client {
     }
 
     pub(super) async fn get(&mut self, path: &str) -> Result<Answer> {
-        self.ask(path).await?;
+        self.ask(path, "application/json").await?;
         self.answer().await
     }
 
-    /// Sends a request, and does not wait for its answer.
-    pub(super) async fn ask(&mut self, path: &str) -> Result<()> {
-        let head = format!("GET {path} HTTP/1.1\r\nHost: {}\r\n\r\n", self.host);
+    /// Sends a request for what is accepted, and does not wait for its answer.
+    pub(super) async fn ask(&mut self, path: &str, accepted: &str) -> Result<()> {
+        let head = format!("GET {path} HTTP/1.1\r\nHost: {}\r\nAccept: {accepted}\r\n\r\n", self.host);
         Ok(self.stream.write_all(head.as_bytes()).await?)
     }
 
@@ -70,6 +70,19 @@ impl Client {
         );
         self.stream.write_all(request.as_bytes()).await?;
         self.answer().await
+    }
+
+    /// Reads what has come of an answer that goes on; an error unless it has this status.
+    pub(super) async fn begins(&mut self, status: u16) -> Result<()> {
+        let expected = format!("HTTP/1.1 {status} ");
+        while self.buffer.len() < expected.len() {
+            if self.stream.read_buf(&mut self.buffer).await? == 0 {
+                bail!("the API closed a connection instead of answering");
+            }
+        }
+        let begins = String::from_utf8_lossy(&self.buffer[..expected.len()]);
+        ensure!(begins == expected, "the API answers {begins:?}, and not {expected:?}");
+        Ok(())
     }
 
     pub(super) async fn answer(&mut self) -> Result<Answer> {

@@ -9,10 +9,10 @@ mod batches;
 mod client;
 mod enqueue;
 mod fill;
+mod held;
 mod lists;
 mod report;
 mod server;
-mod waiters;
 
 use std::time::Duration;
 
@@ -45,7 +45,9 @@ pub(crate) struct Plan {
     pub(crate) batches: usize,
     /// Requests that wait for jobs.
     pub(crate) waiters: usize,
-    /// How long each of them waits.
+    /// Streams of events that are open.
+    pub(crate) streams: usize,
+    /// How long each of these waits or is open.
     pub(crate) wait: Duration,
     /// Finished jobs, among which jobs are listed.
     pub(crate) finished: u64,
@@ -62,6 +64,8 @@ pub(crate) enum Figure {
     Batches,
     /// Requests that wait for jobs: the database's time, and memory.
     Waiters,
+    /// Streams of events: the same.
+    Streams,
     /// Lists of jobs by each filter.
     Lists,
 }
@@ -89,8 +93,14 @@ pub(crate) async fn run(
     if is_wanted(Figure::Waiters) {
         limits::raise_open_files(plan.waiters)?;
         progress(&format!("{} requests that wait", plan.waiters));
-        let measured = async |environment: &Environment| waiters::measure(environment, plan).await;
+        let measured = async |environment: &Environment| held::waiters(environment, plan).await;
         report.waiters = Some(bench.with(measured).await?);
+    }
+    if is_wanted(Figure::Streams) {
+        limits::raise_open_files(plan.streams)?;
+        progress(&format!("{} streams of events", plan.streams));
+        let measured = async |environment: &Environment| held::streams(environment, plan).await;
+        report.streams = Some(bench.with(measured).await?);
     }
     if is_wanted(Figure::Lists) {
         let measured = async |environment: &Environment| lists::measure(environment, plan, &progress).await;

@@ -6,8 +6,8 @@ use serde::Serialize;
 use super::{
     batches::Batches,
     enqueue::{Enqueue, Latency},
+    held::Held,
     lists::Lists,
-    waiters::Waiters,
 };
 
 /// Everything that one run measured.
@@ -15,18 +15,20 @@ use super::{
 pub(crate) struct Report {
     pub(super) enqueue: Option<Enqueue>,
     pub(super) batches: Option<Batches>,
-    pub(super) waiters: Option<Waiters>,
+    pub(super) waiters: Option<Held>,
+    pub(super) streams: Option<Held>,
     pub(super) lists: Option<Lists>,
 }
 
 impl Report {
     /// The report as text.
     pub(crate) fn text(&self) -> String {
-        let Self { enqueue, batches, waiters, lists } = self;
+        let Self { enqueue, batches, waiters, streams, lists } = self;
         let parts = [
             enqueue.as_ref().map(Enqueue::text),
             batches.as_ref().map(Batches::text),
-            waiters.as_ref().map(Waiters::text),
+            waiters.as_ref().map(|held| held.text("requests that wait")),
+            streams.as_ref().map(|held| held.text("streams of events")),
             lists.as_ref().map(Lists::text),
         ];
         parts.into_iter().flatten().collect()
@@ -74,13 +76,13 @@ impl Batches {
     }
 }
 
-impl Waiters {
-    fn text(&self) -> String {
+impl Held {
+    fn text(&self, what: &str) -> String {
         let percent = |share: f64| format!("{:.2} %", share * 100.0);
         format!(
-            "{} requests that wait: the database is busy for {} of the time ({} with the asking and the answers), the API uses \
+            "{} {what}: the database is busy for {} of the time ({} with the asking and the answers), the API uses \
              {} of a processor and {:.1} KB of memory for each\n",
-            self.waiters,
+            self.requests,
             percent(self.database_share),
             percent(self.database_share_in_all),
             percent(self.processor_share),

@@ -44,7 +44,7 @@ impl Api {
         if let Some(metrics) = metrics {
             arguments.extend(["--metrics".to_owned(), metrics.to_string()]);
         }
-        let mut process = environment.start(&this_program()?, Role::Api, &arguments)?;
+        let mut process = environment.start(&this_program()?, Role::Api, &arguments, true)?;
         let begun = Instant::now();
         while TcpStream::connect(host).await.is_err() {
             process.ensure_running()?;

@@ -1,0 +1,198 @@
+//! The streams of events that are open. One look at the store serves all of them, however many there are.
+//!
+//! A stream that does not take what the looks bring as fast as it comes is left behind, so that nobody who reads slowly keeps others
+//! waiting or fills the memory. It begins anew.
+
+use std::{
+    collections::BTreeMap,
+    panic::AssertUnwindSafe,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use futures_util::FutureExt as _;
+use tokio::{
+    sync::{Notify, mpsc},
+    time::sleep,
+};
+use tokio_util::sync::CancellationToken;
+
+use super::limits::Room;
+use crate::{
+    failure::chain,
+    job::{BatchId, JobId, Owner, Principal},
+    store::{Event, EventsAfter, EventsOf, Result, SharedStore},
+    sync::lock,
+    telemetry::metrics,
+};
+
+/// The shortest time between two looks.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+
+/// Most events that one look brings.
+const MOST_AT_ONCE: usize = 5_000;
+
+/// Most events that wait for one stream, beyond which it is left behind.
+const MOST_WAITING: usize = 1_000;
+
+/// All streams of a process.
+#[derive(Debug)]
+pub(super) struct Streams {
+    pub(super) store: SharedStore,
+    /// For so many of them, in all and of one owner.
+    pub(super) room: Arc<Room>,
+    open: Mutex<Open>,
+    /// Up to where everything was handed out, while there is a stream.
+    position: AtomicU64,
+    next: AtomicU64,
+    begun: Notify,
+    /// At which all of them end.
+    pub(super) stop: CancellationToken,
+}
+
+/// By what they are of, and which of these they are.
+type Open = BTreeMap<(Topic, u64), mpsc::Sender<Arc<Event>>>;
+
+/// What a stream is of.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+enum Topic {
+    All,
+    Owner(Owner),
+    Job(JobId),
+    Batch(BatchId),
+}
+
+impl Topic {
+    fn of(whose: &Principal, of: EventsOf) -> Self {
+        match (of, whose) {
+            (EventsOf::Job(job), _) => Self::Job(job),
+            (EventsOf::Batch(batch), _) => Self::Batch(batch),
+            (EventsOf::All, Principal::Owner(owner)) => Self::Owner(owner.clone()),
+            (EventsOf::All, Principal::Operator) => Self::All,
+        }
+    }
+}
+
+impl Streams {
+    /// Without any. After `stop` all end.
+    pub(super) fn new(store: SharedStore, room: Arc<Room>, stop: CancellationToken) -> Arc<Self> {
+        Arc::new(Self {
+            store,
+            room,
+            open: Mutex::default(),
+            position: AtomicU64::new(0),
+            next: AtomicU64::new(0),
+            begun: Notify::new(),
+            stop,
+        })
+    }
+
+    /// Begins to take what happens. All that comes later than [`Joined::behind`] is in the channel.
+    pub(super) async fn join(self: &Arc<Self>, whose: &Principal, of: EventsOf) -> Result<Joined> {
+        // What nobody followed is not looked at.
+        let last = if self.is_empty() { Some(self.store.last_event().await?) } else { None };
+        let place = (Topic::of(whose, of), self.next.fetch_add(1, Ordering::Relaxed));
+        let (sender, events) = mpsc::channel(MOST_WAITING);
+        let behind = {
+            let mut open = lock(&self.open);
+            match last {
+                Some(last) if open.is_empty() => self.position.store(last, Ordering::Release),
+                // The last one went meanwhile, a moment ago, so that what is to be read since then is little.
+                _ => {}
+            }
+            open.insert(place.clone(), sender);
+            self.position.load(Ordering::Acquire)
+        };
+        self.begun.notify_one();
+        Ok(Joined { streams: self.clone(), place, events, behind })
+    }
+
+    fn is_empty(&self) -> bool {
+        lock(&self.open).is_empty()
+    }
+
+    /// Looks for those who follow.
+    pub(super) async fn run(&self) {
+        let looking = async {
+            loop {
+                if self.is_empty() {
+                    self.begun.notified().await;
+                } else {
+                    self.look().await;
+                    sleep(LOOK_EVERY).await;
+                }
+            }
+        };
+        let _stopped: Option<()> = self.stop.run_until_cancelled(looking).await;
+    }
+
+    async fn look(&self) {
+        let after = self.position.load(Ordering::Acquire);
+        let reading = self.store.events(&Principal::Operator, EventsOf::All, Some(after), MOST_AT_ONCE);
+        match AssertUnwindSafe(reading).catch_unwind().await {
+            Ok(Ok(EventsAfter::Are { events, next })) => self.hand_out(after, events, next),
+            // After a restore of the database, or a week without it. They read for themselves what there is.
+            Ok(Ok(EventsAfter::Removed { .. } | EventsAfter::ToCome)) => lock(&self.open).clear(),
+            Ok(Err(error)) => {
+                tracing::debug!(error = %chain(&error), "the store cannot be asked for the events that are followed")
+            }
+            // The next look is for all who follow, so that it must not be the last one.
+            Err(_) => metrics::PANICS.add([], 1),
+        }
+    }
+
+    /// Hands out what was read between two positions.
+    fn hand_out(&self, after: u64, events: Vec<Event>, next: u64) {
+        let mut open = lock(&self.open);
+        // Meanwhile all were gone, and somebody began anew.
+        if self.position.load(Ordering::Acquire) != after {
+            return;
+        }
+        for event in events.into_iter().map(Arc::new) {
+            let topics = [
+                Some(Topic::All),
+                event.owner.clone().map(Topic::Owner),
+                event.job.map(Topic::Job),
+                event.batch.map(Topic::Batch),
+            ];
+            for topic in topics.into_iter().flatten() {
+                let those = (topic.clone(), u64::MIN)..=(topic, u64::MAX);
+                let is_left = |(_, stream): &(_, &mpsc::Sender<_>)| stream.try_send(event.clone()).is_err();
+                let left: Vec<_> =
+                    open.range(those).filter(is_left).map(|(place, _)| place.clone()).collect();
+                // Before the next event: it would have a gap where this one was.
+                for place in left {
+                    open.remove(&place);
+                }
+            }
+        }
+        self.position.store(next, Ordering::Release);
+    }
+}
+
+/// A stream among the others, until it is dropped.
+#[derive(Debug)]
+pub(super) struct Joined {
+    streams: Arc<Streams>,
+    place: (Topic, u64),
+    /// What happens; it ends where the stream is left behind.
+    pub(super) events: mpsc::Receiver<Arc<Event>>,
+    /// What is not later was not handed out to it.
+    pub(super) behind: u64,
+}
+
+impl Joined {
+    /// Up to where everything was handed out.
+    pub(super) fn position(&self) -> u64 {
+        self.streams.position.load(Ordering::Acquire)
+    }
+}
+
+impl Drop for Joined {
+    fn drop(&mut self) {
+        lock(&self.streams.open).remove(&self.place);
+    }
+}
