@@ -42,6 +42,7 @@ mod embedded;
 mod envelope_schema;
 mod error_logs;
 mod event_streams;
+mod events_at_server;
 mod expiry;
 mod flow;
 mod guesses;

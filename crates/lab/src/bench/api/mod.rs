@@ -97,7 +97,8 @@ pub(crate) async fn run(
         report.waiters = Some(bench.with(measured).await?);
     }
     if is_wanted(Figure::Streams) {
-        limits::raise_open_files(plan.streams)?;
+        // They are three quarters of its connections at most.
+        limits::raise_open_files((plan.streams * 4).div_ceil(3))?;
         progress(&format!("{} streams of events", plan.streams));
         let measured = async |environment: &Environment| held::streams(environment, plan).await;
         report.streams = Some(bench.with(measured).await?);
