@@ -139,15 +139,13 @@ fn verdict(error: &(dyn std::error::Error + 'static)) -> Option<(Exit, Option<&'
         });
     }
     if let Some(error) = error.downcast_ref::<QueueError>() {
+        use QueueErrorKind as Kind;
         return Some(match error.kind() {
-            QueueErrorKind::Unavailable | QueueErrorKind::Access => {
+            Kind::Unavailable | Kind::Access => {
                 (Exit::Unreachable, Some("check AMQP_URL and the broker, or run `errand doctor`"))
             }
-            QueueErrorKind::Unconfirmed
-            | QueueErrorKind::Stuck
-            | QueueErrorKind::Full
-            | QueueErrorKind::Topology => (Exit::Unreachable, None),
-            QueueErrorKind::Unroutable | QueueErrorKind::Refused => (Exit::Negative, None),
+            Kind::Unconfirmed | Kind::Stuck | Kind::Full | Kind::Topology => (Exit::Unreachable, None),
+            Kind::Unroutable | Kind::Refused | Kind::TooLarge => (Exit::Negative, None),
         });
     }
     if let Some(error) = error.downcast_ref::<ToolError>() {

@@ -1,12 +1,13 @@
 //! Jobs as JSON, the same wherever they leave errand: the command line and replies to apps.
 //!
 //! The names here are an interface. Every key is always there, `null` where nothing is known, and a
-//! result is passed on verbatim. A reply has the key `reply` besides.
+//! result is passed on verbatim. A reply has `reply` and `result_at` besides.
 
 mod fields;
 mod known;
 mod more;
 mod rejection;
+mod reply;
 mod schema;
 
 use std::borrow::Cow;
@@ -21,10 +22,11 @@ pub use self::{
     fields::{Field, Fields},
     known::KnownJob,
     rejection::rejection_json,
+    reply::{reply_json, reply_without_result_json},
     schema::{ASKED_FOR, Job, JobSummary},
 };
 use crate::{
-    job::{BatchId, HeldReason, JobError, JobId, LookUps, Owner, ReplyKind, State, unknown_outcome},
+    job::{BatchId, HeldReason, JobError, JobId, LookUps, Owner, State, unknown_outcome},
     store::{AttemptView, HistoryEntry, HistoryFact, JobView},
 };
 
@@ -49,11 +51,6 @@ pub struct Around<'a> {
 /// A job with its result and its past, whose keys are `null` where it was not asked for.
 pub fn job_json<'a>(job: &'a JobView, past: Option<Past<'a>>) -> impl Serialize + use<'a> {
     whole(job, past)
-}
-
-/// What an app is told of a job: the same, with the kind of the reply.
-pub fn reply_json(kind: ReplyKind, job: &JobView) -> impl Serialize {
-    JobJson { reply: Some(kind), ..whole(job, None) }
 }
 
 fn whole<'a>(job: &'a JobView, past: Option<Past<'a>>) -> JobJson<'a> {
@@ -136,9 +133,6 @@ fn look_ups<'a>(job: &JobView, history: &'a [HistoryEntry]) -> Option<LookUps<'a
 
 #[derive(Serialize, ToSchema)]
 struct JobJson<'a> {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(ignore)]
-    reply: Option<ReplyKind>,
     id: JobId,
     state: State,
     held_reason: Option<HeldReason>,
@@ -203,7 +197,6 @@ struct WholeJobJson<'a> {
 fn summary(job: &JobView) -> JobJson<'_> {
     let binding = job.binding.as_ref();
     JobJson {
-        reply: None,
         id: job.spec.id,
         state: job.state,
         held_reason: job.held_reason,

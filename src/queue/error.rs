@@ -18,9 +18,11 @@ string_enum! {
         /// Nothing is bound to this address, or the address or a property is too long for AMQP: publishing it again
         /// helps only after someone acts.
         Unroutable = "unroutable",
-        /// The broker takes other messages and not this one: it is larger than the broker allows, the user may not
-        /// publish to its address, or its queue is full. Publishing it again helps only when something has changed.
+        /// The broker takes other messages and not this one: the user may not publish to its address, or its queue is full.
+        /// Publishing it again helps only when something has changed.
         Refused = "refused",
+        /// The message is larger than the broker allows, as far as can be told: a smaller one would get through.
+        TooLarge = "too_large",
         /// The broker is full, or the in-process queue is: try again later.
         Full = "full",
         /// Wrong address, credentials or permissions: repeating helps only after someone acts.
@@ -35,7 +37,7 @@ impl QueueErrorKind {
     /// Whether the error is about this message or its address, so that others may get through.
     pub fn concerns_one_message(self) -> bool {
         match self {
-            Self::Stuck | Self::Unroutable | Self::Refused | Self::Topology => true,
+            Self::Stuck | Self::Unroutable | Self::Refused | Self::TooLarge | Self::Topology => true,
             Self::Unavailable | Self::Unconfirmed | Self::Full | Self::Access => false,
         }
     }

@@ -8,7 +8,7 @@ use super::{DEFER, Relay, Round};
 use crate::{
     failure::chain,
     job::{Asked, JobId, ReplyKind},
-    job_json::{rejection_json, reply_json},
+    job_json::{rejection_json, reply_json, reply_without_result_json},
     queue::{Address, Message, Properties, QueueError, QueueErrorKind},
     store::{About, Answer, JobView, StoreError},
     telemetry::metrics,
@@ -22,6 +22,9 @@ const AGAIN: Duration = Duration::from_secs(60);
 const REFUSED_AGAIN: Duration = Duration::from_secs(2);
 const MAX_REFUSALS: u32 = 20;
 
+/// From how many bytes on the broker may find a reply too large. No broker is set so low.
+const MAY_BE_TOO_LARGE: usize = 16 * 1024;
+
 /// A reply that is to be published, under the key by which the store knows it.
 struct Offer<K> {
     key: K,
@@ -29,6 +32,8 @@ struct Offer<K> {
     subject: Subject,
     publisher: Option<String>,
     message: Message,
+    /// Without a long result, where the broker does not take the message with it.
+    instead: Option<Message>,
 }
 
 /// What the log names a reply by.
@@ -139,39 +144,48 @@ impl Relay {
             tracing::warn!(job.id = job, rejected.id = message, reply = %kind, "the reply queue is not allowed by replies.allowed; what it should tell is in the store");
             offered.done.push(key);
         }
-        let mut messages = Vec::with_capacity(allowed.len());
-        let mut waiting = Vec::with_capacity(allowed.len());
-        for Offer { key, kind, subject, message, .. } in allowed {
-            messages.push(message);
-            waiting.push((key, kind, subject));
-        }
-        for ((key, kind, subject), answer) in
-            waiting.into_iter().zip(self.services.queue.publish(messages).await)
-        {
-            let result = match answer {
-                Ok(()) => {
-                    offered.done.push(key);
-                    "sent"
-                }
-                // Nobody listens any more; what it should tell stays readable in the store.
-                Err(error) if error.kind() == QueueErrorKind::Unroutable => {
-                    let (job, message) = (subject.job(), subject.message());
-                    tracing::info!(job.id = job, rejected.id = message, reply = %kind, "the reply queue is gone; what it should tell is in the store");
-                    offered.done.push(key);
-                    "dropped"
-                }
-                Err(error) if error.kind().concerns_one_message() => {
-                    refused.add(subject, error);
-                    offered.refused.push(Refused { key, kind, subject });
-                    "refused"
-                }
-                Err(error) => {
-                    failed.add(subject, error);
-                    offered.failed.push(key);
-                    "failed"
-                }
-            };
-            metrics::REPLIES.add([kind.as_str(), result], 1);
+        let (mut next, mut sent) = (allowed, "sent");
+        while !next.is_empty() {
+            let mut messages = Vec::with_capacity(next.len());
+            let mut waiting = Vec::with_capacity(next.len());
+            for Offer { key, kind, subject, publisher, message, instead } in std::mem::take(&mut next) {
+                messages.push(message);
+                waiting.push((key, kind, subject, publisher, instead));
+            }
+            for ((key, kind, subject, publisher, instead), answer) in
+                waiting.into_iter().zip(self.services.queue.publish(messages).await)
+            {
+                let result = match (answer, instead) {
+                    (Ok(()), _) => {
+                        offered.done.push(key);
+                        sent
+                    }
+                    // Whoever waits for it is told where the result is.
+                    (Err(error), Some(message)) if error.kind() == QueueErrorKind::TooLarge => {
+                        next.push(Offer { key, kind, subject, publisher, message, instead: None });
+                        continue;
+                    }
+                    // Nobody listens any more; what it should tell stays readable in the store.
+                    (Err(error), _) if error.kind() == QueueErrorKind::Unroutable => {
+                        let (job, message) = (subject.job(), subject.message());
+                        tracing::info!(job.id = job, rejected.id = message, reply = %kind, "the reply queue is gone; what it should tell is in the store");
+                        offered.done.push(key);
+                        "dropped"
+                    }
+                    (Err(error), _) if error.kind().concerns_one_message() => {
+                        refused.add(subject, error);
+                        offered.refused.push(Refused { key, kind, subject });
+                        "refused"
+                    }
+                    (Err(error), _) => {
+                        failed.add(subject, error);
+                        offered.failed.push(key);
+                        "failed"
+                    }
+                };
+                metrics::REPLIES.add([kind.as_str(), result], 1);
+            }
+            sent = "shortened";
         }
         failed.log("replies could not be published; they are offered again");
         refused.log("the broker refuses replies; each is offered again after ever longer waits");
@@ -213,8 +227,13 @@ fn of_answer(answer: Answer, tells_held: bool) -> Option<Offer<Uuid>> {
 fn of_job<K>(key: K, asked: Asked, kind: ReplyKind, job: &JobView) -> Offer<K> {
     let id = job.spec.id;
     let body = serde_json::to_vec(&reply_json(kind, job)).unwrap_or_default();
+    let may_be_too_large = body.len() > MAY_BE_TOO_LARGE;
     let mut offer = offer(key, asked, kind, Subject::Job(id), id.0, body);
     offer.message.properties.traceparent = job.spec.traceparent.clone();
+    if may_be_too_large && let Some(shorter) = reply_without_result_json(kind, job) {
+        let body = serde_json::to_vec(&shorter).unwrap_or_default().into();
+        offer.instead = Some(Message { body, ..offer.message.clone() });
+    }
     offer
 }
 
@@ -229,7 +248,7 @@ fn offer<K>(key: K, asked: Asked, kind: ReplyKind, subject: Subject, named: Uuid
         ..Properties::default()
     };
     let message = Message { to: Address::Reply(reply_to), body: body.into(), properties, priority: 0 };
-    Offer { key, kind, subject, publisher, message }
+    Offer { key, kind, subject, publisher, message, instead: None }
 }
 
 fn tell_given_up<K: PartialEq>(refused: &[Refused<K>], given_up: &[K]) {

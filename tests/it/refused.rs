@@ -1,7 +1,7 @@
 //! What becomes of others when the broker refuses a message: nothing.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -65,7 +65,7 @@ async fn a_message_that_is_too_large_fails_alone_and_all_others_are_published() 
         if places.contains(&place) { large(message) } else { message }
     });
     let answers = kinds(queue.publish(batch.collect()).await);
-    assert_eq!(answers, places.map(|place| (place, QueueErrorKind::Refused)));
+    assert_eq!(answers, places.map(|place| (place, QueueErrorKind::TooLarge)));
     assert!(started.elapsed() < Duration::from_secs(40), "{:?}", started.elapsed());
     assert_eq!(queue.reconnects(), 0, "the connection is nobody's to lose");
 
@@ -73,7 +73,7 @@ async fn a_message_that_is_too_large_fails_alone_and_all_others_are_published() 
     let batch = (0..8).map(|n| large(message("default", &format!("l{n}")))).collect();
     assert_eq!(kinds(queue.publish(batch).await).len(), 8);
     let alone = queue.publish(vec![large(message("default", "alone"))]).await.remove(0).unwrap_err();
-    assert_eq!(alone.kind(), QueueErrorKind::Refused);
+    assert_eq!(alone.kind(), QueueErrorKind::TooLarge);
     assert!(alone.to_string().contains("max_message_size"), "{alone}");
     queue.publish(vec![message("default", "after")]).await.remove(0).unwrap();
     queue.close().await;
@@ -337,17 +337,17 @@ async fn a_lane_that_cannot_be_declared_keeps_no_other_waiting() {
     assert_eq!(queue.reconnects(), 0);
 }
 
-/// The jobs whose replies have arrived, in a queue that the caller consumes.
-async fn replied(replies: &mut lapin::Consumer, jobs: usize) -> BTreeSet<String> {
+/// The replies that have arrived, by their jobs, in a queue that the caller consumes.
+async fn replied(replies: &mut lapin::Consumer, jobs: usize) -> BTreeMap<String, Value> {
     use futures_util::StreamExt as _;
-    let mut seen = BTreeSet::new();
+    let mut seen = BTreeMap::new();
     while seen.len() < jobs {
         let delivery = tokio::time::timeout(PATIENCE, replies.next());
         let delivery = delivery.await.unwrap_or_else(|_| panic!("{} replies of {jobs}", seen.len()));
         let delivery = delivery.unwrap().unwrap();
         delivery.ack(BasicAckOptions::default()).await.unwrap();
         let reply: Value = serde_json::from_slice(&delivery.data).unwrap();
-        seen.insert(reply["id"].as_str().unwrap().to_owned());
+        seen.insert(reply["id"].as_str().unwrap().to_owned(), reply);
     }
     seen
 }
@@ -375,13 +375,20 @@ async fn one_reply_or_job_that_is_too_large_keeps_no_other_waiting() {
     let bodies: Vec<_> = jobs.iter().map(|job| serde_json::to_vec(job).unwrap()).collect();
     let properties = BasicProperties::default().with_delivery_mode(2).with_reply_to("app.replies".into());
     harness.publish_raw(&bodies, properties).await;
-    let expected: BTreeSet<_> = good.iter().map(|job| job.id().to_owned()).collect();
-    assert_eq!(replied(&mut replies, 40).await, expected);
-    worker.metric_reaches("errand_replies_total{reply=\"final\",result=\"refused\"}", 2.0).await;
-    worker.logged("the broker refuses replies").await;
-    let told = worker.lines("the broker refuses replies; each is offered again after ever longer waits");
-    assert_eq!((told[0]["job.id"].as_str(), told[0]["count"].as_u64()), (Some(poison.id()), Some(1)));
-    assert_eq!(harness.show(poison.id())["state"], "succeeded", "its result is in the store");
+    let expected: BTreeSet<_> = jobs.iter().map(|job| job.id().to_owned()).collect();
+    let mut told = replied(&mut replies, 41).await;
+    assert!(told.keys().eq(&expected));
+    // Whoever waits for a result that is too large learns where it is.
+    let large = told.remove(poison.id()).unwrap();
+    let at = &large["result_at"];
+    assert_eq!((&large["state"], &large["result"]), (&json!("succeeded"), &Value::Null), "{large}");
+    assert_eq!(at["path"], format!("/v1/jobs/{}", poison.id()), "{large}");
+    assert!(at["bytes"].as_u64().unwrap() > MAX_MESSAGE as u64, "{large}");
+    assert!(harness.show(poison.id())["result"].is_object(), "its result is in the store");
+    for reply in told.values() {
+        assert!(reply["result"].is_object() && reply["result_at"].is_null(), "{reply}");
+    }
+    assert_eq!(worker.metric("errand_replies_total{reply=\"final\",result=\"shortened\"}").await, 1.0);
 
     // Enqueued jobs come to the queue through the same publisher and, where that fails, through the relay.
     let mut huge = browse("u-alice");
@@ -396,7 +403,7 @@ async fn one_reply_or_job_that_is_too_large_keeps_no_other_waiting() {
     harness.counts("state = 'succeeded'", 81).await;
     let waits = format!("state = 'available' and id = '{}'", huge.id());
     harness.counts(&waits, 1).await;
-    worker.metric_reaches("errand_relay_failed_total{kind=\"refused\"}", 1.0).await;
+    worker.metric_reaches("errand_relay_failed_total{kind=\"too_large\"}", 1.0).await;
     worker.logged("the broker refuses jobs").await;
     let told = worker.lines("the broker refuses jobs; each is published again after ever longer waits");
     assert_eq!((told[0]["job.id"].as_str(), told[0]["count"].as_u64()), (Some(huge.id()), Some(1)));

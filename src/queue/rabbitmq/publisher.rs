@@ -316,7 +316,7 @@ fn refused(to: &Address, is_access: bool, error: lapin::Error) -> QueueError {
             "RabbitMQ does not let this user publish replies: give it the permission to write to `amq.default`",
         ),
         Address::Lane(_) | Address::Reply(_) => (
-            QueueErrorKind::Refused,
+            QueueErrorKind::TooLarge,
             "RabbitMQ does not take the message: it is probably larger than the broker's max_message_size",
         ),
     };

@@ -74,7 +74,7 @@ pub(super) fn to_amqp(message: &Message) -> Result<BasicProperties, QueueError> 
     if message.body.len() > MAX_BODY_BYTES {
         let bytes = message.body.len();
         let sentence = format!("a message of {bytes} bytes is larger than RabbitMQ takes ({MAX_BODY_BYTES})");
-        return Err(QueueError::new(QueueErrorKind::Refused, sentence));
+        return Err(QueueError::new(QueueErrorKind::TooLarge, sentence));
     }
     let Properties {
         message_id,
