@@ -22,7 +22,7 @@ use super::{
     follower::{Beginning, follow},
     problem::{Kind, Problem},
     request::{MAX_LIMIT, Parameters, named_owner, parsed, plain, text},
-    sealing::Places,
+    sealing::Cursors,
     shared::Shared,
 };
 use crate::{
@@ -51,7 +51,7 @@ struct Wanted {
 
 impl IntoParams for Wanted {
     fn into_params(_: impl Fn() -> Option<ParameterIn>) -> Vec<Parameter> {
-        let place = || cursor(Places::pattern());
+        let told = || cursor(Cursors::pattern());
         let query = |name, schema: utoipa::openapi::ObjectBuilder, description| {
             optional(ParameterIn::Query, name, schema, description)
         };
@@ -61,15 +61,15 @@ impl IntoParams for Wanted {
             query("owner", owner(), "Of this owner: `user:ID` or `org:ID`."),
             query(
                 "after",
-                place(),
-                "Behind this place: the `next` of a page, or the `cursor` of an event. A list without it begins with the oldest event, \
+                told(),
+                "Behind this cursor: the `next` of a page, or the `cursor` of an event. A list without it begins with the oldest event, \
                  a stream of one job or batch, too, and any other stream with the next.",
             ),
             query("limit", number(1, MAX_LIMIT), "The most events of a page. 50 without it."),
             optional(
                 ParameterIn::Header,
                 "Last-Event-ID",
-                place(),
+                told(),
                 "The same as `after`, as browsers say it when they connect to a stream again.",
             ),
         ]
@@ -185,26 +185,26 @@ async fn beginning(
         Some(owner) => Principal::Owner(owner.clone()),
         None => whose,
     };
-    let (places, seals) = (Places::of(reader), shared.sealing.seals().await?);
+    let (cursors, seals) = (Cursors::of(reader), shared.sealing.seals().await?);
     let after = match &wanted.after {
-        Some(told) => Some(places.read(seals, told).ok_or_else(|| {
+        Some(told) => Some(cursors.read(seals, told).ok_or_else(|| {
             Problem::new(
                 Kind::BadRequest,
-                "the parameter `after`: it is no place in these events; take it as it was told",
+                "the parameter `after`: it is no cursor of these events; take it as it was told",
             )
         })?),
         None => None,
     };
-    Ok(Beginning { whose, of, places, after, is_over })
+    Ok(Beginning { whose, of, cursors, after, is_over })
 }
 
 async fn page(shared: &Shared, from: &Beginning, limit: usize) -> Result<Response, Problem> {
     let (store, seals) = (&shared.parts.store, shared.sealing.seals().await?);
-    let Beginning { whose, of, places, after, .. } = from;
+    let Beginning { whose, of, cursors, after, .. } = from;
     let behind = store.events(whose, *of, *after, limit).await?;
-    let (events, next) = places.readable(seals, behind)?;
-    let items = events.iter().map(|event| event.placed(places.tell(seals, event.position))).collect();
-    let page = EventPage { items, next: places.tell(seals, next) };
+    let (events, next) = cursors.readable(seals, behind)?;
+    let items = events.iter().map(|event| event.placed(cursors.tell(seals, event.position))).collect();
+    let page = EventPage { items, next: cursors.tell(seals, next) };
     Ok((StatusCode::OK, Json(page)).into_response())
 }
 

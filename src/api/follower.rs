@@ -20,7 +20,7 @@ use super::{
     connections::Asking,
     limits::Taken,
     problem::{Kind, Problem},
-    sealing::{Places, Seals},
+    sealing::{Cursors, Seals},
     streams::{Joined, Streams},
 };
 use crate::{
@@ -60,7 +60,7 @@ struct Follower {
     seals: Arc<Seals>,
     whose: Principal,
     of: EventsOf,
-    places: Places,
+    cursors: Cursors,
     /// `None` where it has to begin anew.
     joined: Option<Joined>,
     /// Whether something happened that is neither read nor in the channel.
@@ -86,8 +86,8 @@ pub(super) struct Beginning {
     /// As whom they read.
     pub(super) whose: Principal,
     pub(super) of: EventsOf,
-    /// How places are told to them.
-    pub(super) places: Places,
+    /// How positions are told to them.
+    pub(super) cursors: Cursors,
     /// Behind which position; `None` at the beginning.
     pub(super) after: Option<u64>,
     pub(super) is_over: bool,
@@ -101,7 +101,7 @@ pub(super) async fn follow(
     admitted: Arc<Admitted>,
     asking: Arc<Asking>,
 ) -> std::result::Result<Response, Problem> {
-    let Beginning { whose, of, places, after, is_over } = from;
+    let Beginning { whose, of, cursors, after, is_over } = from;
     let taken = streams.room.take(&whose, 1).await?;
     let joined = streams.join(&whose, of).await?;
     // A job or a batch is short, and what it has done already is part of what is to be told.
@@ -114,7 +114,7 @@ pub(super) async fn follow(
         seals,
         whose,
         of,
-        places,
+        cursors,
         joined: Some(joined),
         missed: true,
         waiting: VecDeque::new(),
@@ -126,7 +126,7 @@ pub(super) async fn follow(
         _taken: taken,
         _counted: Counted::new(),
     };
-    let (events, next) = follower.places.readable(&follower.seals, follower.read_behind().await?)?;
+    let (events, next) = follower.cursors.readable(&follower.seals, follower.read_behind().await?)?;
     if events.is_empty() && follower.is_over {
         return Ok(StatusCode::NO_CONTENT.into_response());
     }
@@ -274,16 +274,16 @@ impl Follower {
 
     /// An event as it is told to them; `None` if it cannot be written, of which no event is known.
     fn tell(&self, event: &Event) -> Option<sse::Event> {
-        let place = self.places.tell(&self.seals, event.position);
-        let told = sse::Event::default().id(&place).event(event.kind.as_str());
-        told.json_data(event.placed(place)).ok()
+        let cursor = self.cursors.tell(&self.seals, event.position);
+        let told = sse::Event::default().id(&cursor).event(event.kind.as_str());
+        told.json_data(event.placed(cursor)).ok()
     }
 
     /// A comment that keeps the connection open, and says how far they have come where everything was told.
     fn beat(&self) -> sse::Event {
         let beat = sse::Event::default().comment("");
         match self.read_to {
-            Some(position) if self.waiting.is_empty() => beat.id(self.places.tell(&self.seals, position)),
+            Some(position) if self.waiting.is_empty() => beat.id(self.cursors.tell(&self.seals, position)),
             _ => beat,
         }
     }

@@ -59,12 +59,12 @@ fn unguessable() -> Result<[u8; RANDOM_BYTES], Problem> {
 /// Positions of events as they are told to somebody. To the operator that is the number. For an owner it is sealed, and another text
 /// each time, because positions are counted over all owners: they would tell how much the others do, and when.
 #[derive(Debug, Clone)]
-pub(super) struct Places {
+pub(super) struct Cursors {
     /// For whom they are sealed; `None` of the operator.
     owner: Option<String>,
 }
 
-impl Places {
+impl Cursors {
     pub(super) fn of(principal: &Principal) -> Self {
         Self { owner: principal.owner().map(ToString::to_string) }
     }
@@ -89,14 +89,14 @@ impl Places {
             EventsAfter::Removed { up_to } => Err(Problem::new(
                 Kind::EventsRemoved,
                 format!(
-                    "events behind this place may be missing, because they are kept for the setting retention.events_days: begin \
+                    "events behind this cursor may be missing, because they are kept for the setting retention.events_days: begin \
                      anew with after={}, and read what became of the jobs in between",
                     self.tell(seals, up_to)
                 ),
             )),
             EventsAfter::ToCome => Err(Problem::new(
                 Kind::BadRequest,
-                "the parameter `after`: no event has had this place yet; take one that was told",
+                "the parameter `after`: no event has had this cursor yet; take one that was told",
             )),
         }
     }
@@ -118,20 +118,20 @@ mod tests {
     #[test]
     fn a_place_is_read_by_whom_it_was_told_and_tells_nothing_of_the_position() {
         let seals = Seals::new(&[7; RANDOM_BYTES]).unwrap();
-        let of = |kind, id| Places::of(&Principal::Owner(Owner::new(kind, id).unwrap()));
+        let of = |kind, id| Cursors::of(&Principal::Owner(Owner::new(kind, id).unwrap()));
         let all = [
-            Places::of(&Principal::Operator),
+            Cursors::of(&Principal::Operator),
             of(OwnerKind::User, "7"),
             of(OwnerKind::User, "8"),
             of(OwnerKind::Org, "7"),
         ];
         for position in [0, 1, 4_711, u64::MAX] {
-            let told: Vec<_> = all.iter().map(|places| places.tell(&seals, position)).collect();
+            let told: Vec<_> = all.iter().map(|cursors| cursors.tell(&seals, position)).collect();
             assert_eq!(told[0], position.to_string());
             for (whose, told) in told.iter().enumerate() {
-                for (who, places) in all.iter().enumerate() {
+                for (who, cursors) in all.iter().enumerate() {
                     let expected = (who == whose).then_some(position);
-                    assert_eq!(places.read(&seals, told), expected, "{told} of {whose} shown by {who}");
+                    assert_eq!(cursors.read(&seals, told), expected, "{told} of {whose} shown by {who}");
                 }
             }
             // All of one length, whatever the position, and never twice the same.

@@ -14,7 +14,7 @@ use utoipa::ToSchema;
 use super::{
     caller::Caller,
     described::{OfAnyRequest, OfItsBody, OfItsContent, OfOne},
-    events::subject,
+    events::{Subject, subject},
     problem::{Kind, Problem},
     request::{Parameters, optional_json},
     shared::Shared,
@@ -81,26 +81,24 @@ pub(super) async fn create(
         Some(secs @ 1..=MAX_VALID_FOR) => Duration::from_secs(secs.into()),
         Some(_) => return Err(bad("`expires_in_secs` must be from 1 to 3600").about(Some("expires_in_secs"))),
     };
-    let named = |kind, id: &str| {
-        Owner::new(kind, id).map_err(|error| bad(&format!("the owner cannot be one: {error}")))
-    };
-    let wanted = match (job_id, batch_id, user_id, org_id) {
-        (None, None, None, None) => Ok(EventsOf::All),
-        (Some(job), None, None, None) => Ok(EventsOf::Job(read_id(&job)?)),
-        (None, Some(batch), None, None) => Ok(EventsOf::Batch(read_id(&batch)?)),
-        (None, None, Some(user), None) => Err(named(OwnerKind::User, &user)?),
-        (None, None, None, Some(org)) => Err(named(OwnerKind::Org, &org)?),
-        _ => return Err(bad("name one of `job_id`, `batch_id`, `user_id` and `org_id`")),
-    };
-    let (whose, of) = match wanted {
-        Ok(of) => {
-            let subject = subject(&shared, reader, of).await?;
-            (subject.whose, subject.of)
-        }
-        Err(owner) if !reader.may_see(&owner) => {
+    let of_owner = |kind, id: &str| {
+        let owner = Owner::new(kind, id).map_err(|error| bad(&format!("the owner's ID {error}")))?;
+        if !reader.may_see(&owner) {
             return Err(Problem::new(Kind::Forbidden, "this key reads the events of its own owner only"));
         }
-        Err(owner) => (Principal::Owner(owner), EventsOf::All),
+        Ok((Principal::Owner(owner), EventsOf::All))
+    };
+    let of_one = async |of| {
+        let Subject { whose, of, .. } = subject(&shared, reader, of).await?;
+        Ok::<_, Problem>((whose, of))
+    };
+    let (whose, of) = match (job_id, batch_id, user_id, org_id) {
+        (None, None, None, None) => (reader.clone(), EventsOf::All),
+        (Some(job), None, None, None) => of_one(EventsOf::Job(read_id(&job)?)).await?,
+        (None, Some(batch), None, None) => of_one(EventsOf::Batch(read_id(&batch)?)).await?,
+        (None, None, Some(user), None) => of_owner(OwnerKind::User, &user)?,
+        (None, None, None, Some(org)) => of_owner(OwnerKind::Org, &org)?,
+        _ => return Err(bad("name one of `job_id`, `batch_id`, `user_id` and `org_id`")),
     };
     // A page is for somebody, who is not to learn of all the others.
     let Principal::Owner(owner) = whose else {

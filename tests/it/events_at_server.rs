@@ -70,7 +70,7 @@ async fn events_are_listed_and_followed_at_a_server_also_across_its_restart() {
     let unknown = id();
     for (args, code, why) in [
         (["--job", unknown.as_str()], 1, "there is no job with this ID"),
-        (["--after", "nonsense"], 2, "no place in these events"),
+        (["--after", "nonsense"], 2, "no cursor of these events"),
         (["--owner", "user:user-2"], 1, "its own owner only"),
     ] {
         for follow in [&[][..], &["--follow"]] {
