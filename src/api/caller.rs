@@ -18,7 +18,7 @@ use axum::{
 };
 use jiff::Timestamp;
 use quick_cache::sync::Cache;
-use tokio::time::Instant;
+use tokio::{sync::MutexGuard, time::Instant};
 use uuid::Uuid;
 
 use super::{
@@ -44,6 +44,9 @@ const KNOWN_FOR: Duration = Duration::from_secs(1);
 
 /// Most keys that are known at once.
 const MAX_KNOWN: usize = 10_000;
+
+/// How many keys can be looked up at the same time without waiting for each other.
+const TURNS: usize = 64;
 
 /// Paths about the API itself, which tell nothing of anybody.
 const OPEN: [&str; 2] = ["/docs", "/openapi.json"];
@@ -185,6 +188,8 @@ pub(super) struct Gate {
     without_keys: Mutex<Option<Instant>>,
     /// By their IDs.
     known: Cache<Uuid, Known>,
+    /// Whose turn it is to look a key up, by its ID, so that one look serves all who show it at the same time.
+    turns: [tokio::sync::Mutex<()>; TURNS],
     sealing: Arc<Sealing>,
     rate: Rate,
     room: Arc<Room>,
@@ -229,6 +234,7 @@ impl Gate {
             required: AtomicBool::new(false),
             without_keys: Mutex::default(),
             known: Cache::new(MAX_KNOWN),
+            turns: std::array::from_fn(|_| tokio::sync::Mutex::new(())),
             rate,
             room: Room::for_bodies(),
             requests: Room::for_requests(connections),
@@ -294,14 +300,18 @@ impl Gate {
     async fn admit_token(&self, token: &Token) -> Result<(), Problem> {
         token.is_valid(self.clock.now())?;
         let Some(id) = token.key else { return self.admit_without_key().await };
-        let known = self.known.get(&id);
-        if known.as_ref().is_some_and(Known::is_fresh) {
+        let is_known = || self.known.get(&id).is_some_and(|known| known.is_fresh());
+        if is_known() {
+            return Ok(());
+        }
+        let _turn = self.turn(id).await;
+        if is_known() {
             return Ok(());
         }
         let looked_at = Instant::now();
         match self.store.valid_key(id).await? {
             Some(key) => {
-                let digest = known.and_then(|known| known.digest);
+                let digest = self.known.get(&id).and_then(|known| known.digest);
                 self.known.insert(id, Known { key, digest, looked_at });
                 Ok(())
             }
@@ -337,8 +347,19 @@ impl Gate {
         Ok(has_keys)
     }
 
+    /// Waits for whoever looks this key up, but not for long: where the database is away, all are told so at the same time.
+    async fn turn(&self, id: Uuid) -> Option<MutexGuard<'_, ()>> {
+        let place = (id.as_u128() % TURNS as u128) as usize;
+        tokio::time::timeout(KNOWN_FOR, self.turns[place].lock()).await.ok()
+    }
+
     async fn key(&self, shown: &Shown, peer: Peer) -> Result<AccessKey, Problem> {
-        let known = self.known.get(&shown.id).filter(|known| known.is_of(shown));
+        let known = || self.known.get(&shown.id).filter(|known| known.is_of(shown));
+        if let Some(known) = known().filter(Known::is_fresh) {
+            return Ok(known.key);
+        }
+        let _turn = self.turn(shown.id).await;
+        let known = known();
         let was_known = known.is_some();
         if let Some(known) = known.filter(Known::is_fresh) {
             return Ok(known.key);

@@ -8,6 +8,7 @@ use axum::{
     http::{HeaderMap, HeaderName, StatusCode, header},
     response::{IntoResponse, Response},
 };
+use jiff::Timestamp;
 use serde::Serialize;
 use utoipa::{
     IntoParams, ToSchema,
@@ -106,6 +107,8 @@ pub(super) struct Subject {
     /// As whom they are read.
     pub(super) whose: Principal,
     pub(super) of: EventsOf,
+    /// When it was created, if it is one.
+    pub(super) since: Option<Timestamp>,
     /// Whether it has come to an end, so that there may be no more of them.
     pub(super) is_over: bool,
 }
@@ -114,15 +117,25 @@ pub(super) struct Subject {
 pub(super) async fn subject(shared: &Shared, reader: &Principal, of: EventsOf) -> Result<Subject, Problem> {
     let store = &shared.parts.store;
     Ok(match of {
-        EventsOf::All => Subject { whose: reader.clone(), of, is_over: false },
+        EventsOf::All => Subject { whose: reader.clone(), of, since: None, is_over: false },
         EventsOf::Job(id) => {
             let job = KnownJob::look(store, reader, id).await?.ok_or_else(Problem::no_job)?;
             let whose = Principal::Owner(job.spec.owner.clone());
-            Subject { whose, of: EventsOf::Job(job.spec.id), is_over: job.state.is_final() }
+            Subject {
+                whose,
+                of: EventsOf::Job(job.spec.id),
+                since: Some(job.created_at),
+                is_over: job.state.is_final(),
+            }
         }
         EventsOf::Batch(id) => {
             let batch = store.batch(reader, id, false).await?.ok_or_else(no_batch)?;
-            Subject { whose: batch.principal.clone(), of, is_over: batch.completed_at.is_some() }
+            Subject {
+                whose: batch.principal.clone(),
+                of,
+                since: Some(batch.created_at),
+                is_over: batch.completed_at.is_some(),
+            }
         }
     })
 }
@@ -177,7 +190,7 @@ async fn beginning(
     of: EventsOf,
     wanted: &Wanted,
 ) -> Result<Beginning, Problem> {
-    let Subject { whose, of, is_over } = subject(shared, reader, of).await?;
+    let Subject { whose, of, since, is_over } = subject(shared, reader, of).await?;
     let whose = match &wanted.owner {
         Some(owner) if !reader.may_see(owner) => {
             return Err(Problem::new(Kind::Forbidden, "this key reads the events of its own owner only"));
@@ -195,7 +208,7 @@ async fn beginning(
         })?),
         None => None,
     };
-    Ok(Beginning { whose, of, cursors, after, is_over })
+    Ok(Beginning { whose, of, cursors, after, since, is_over })
 }
 
 async fn page(shared: &Shared, from: &Beginning, limit: usize) -> Result<Response, Problem> {

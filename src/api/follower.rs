@@ -10,9 +10,10 @@ use axum::{
     },
 };
 use futures_util::{FutureExt as _, stream};
+use jiff::Timestamp;
 use tokio::{
     sync::mpsc::error::TryRecvError,
-    time::{Instant, sleep, timeout_at},
+    time::{Instant, sleep, timeout, timeout_at},
 };
 
 use super::{
@@ -30,7 +31,7 @@ use crate::{
 };
 
 /// Most events that are read together of what was missed.
-const PAGE: usize = 50;
+const PAGE: usize = 100;
 
 /// How long a stream is silent at most: what stands between ends connections on which nothing passes for a minute or so.
 const SILENCE: Duration = Duration::from_secs(15);
@@ -69,6 +70,8 @@ struct Follower {
     waiting: VecDeque<Arc<Event>>,
     /// Up to where everything was read; `None` before the oldest.
     read_to: Option<u64>,
+    /// When the job or batch was created that is followed: after one was removed, another one may have its ID.
+    since: Option<Timestamp>,
     /// Whether what is followed has come to an end, by what was read of it.
     is_over: bool,
     told_at: Instant,
@@ -90,6 +93,8 @@ pub(super) struct Beginning {
     pub(super) cursors: Cursors,
     /// Behind which position; `None` at the beginning.
     pub(super) after: Option<u64>,
+    /// When what is followed was created, if it is a job or a batch.
+    pub(super) since: Option<Timestamp>,
     pub(super) is_over: bool,
 }
 
@@ -101,24 +106,19 @@ pub(super) async fn follow(
     admitted: Arc<Admitted>,
     asking: Arc<Asking>,
 ) -> std::result::Result<Response, Problem> {
-    let Beginning { whose, of, cursors, after, is_over } = from;
+    let Beginning { whose, of, cursors, after, since, is_over } = from;
     let taken = streams.room.take(&whose, 1).await?;
-    let joined = streams.join(&whose, of).await?;
-    // A job or a batch is short, and what it has done already is part of what is to be told.
-    let read_to = match (after, of) {
-        (None, EventsOf::All) => Some(streams.store.last_event().await?),
-        (after, _) => after,
-    };
     let mut follower = Follower {
-        streams,
+        streams: streams.clone(),
         seals,
         whose,
         of,
         cursors,
-        joined: Some(joined),
+        joined: None,
         missed: true,
         waiting: VecDeque::new(),
-        read_to,
+        read_to: after,
+        since,
         is_over,
         told_at: Instant::now(),
         admitted,
@@ -126,13 +126,23 @@ pub(super) async fn follow(
         _taken: taken,
         _counted: Counted::new(),
     };
-    let (events, next) = follower.cursors.readable(&follower.seals, follower.read_behind().await?)?;
+    // Where many come at once, they wait for their turns instead of being refused.
+    let turn = timeout(SILENCE, streams.turns.acquire()).await;
+    let turn = turn
+        .map_err(|_| Problem::new(Kind::Busy, "too many streams begin at once; ask again a little later"))?;
+    // A job or a batch is short, and what it has done already is part of what is to be told.
+    if after.is_none() && of == EventsOf::All {
+        follower.read_to = Some(streams.store.last_event().await?);
+    }
+    let behind = follower.join_and_read().await?;
+    drop(turn);
+    let (events, next) = follower.cursors.readable(&follower.seals, behind)?;
     if events.is_empty() && follower.is_over {
         return Ok(StatusCode::NO_CONTENT.into_response());
     }
     follower.take_page(events, next);
     // With a cursor, if nothing is to be told yet, so that whoever is interrupted before the first event misses none.
-    let first = follower.beat().retry(again());
+    let first = follower.beat().retry(again(follower.streams.count()));
     let told = stream::unfold((Some(first), Box::new(follower)), |(first, mut follower)| async move {
         let next = match first {
             Some(first) => first,
@@ -144,9 +154,9 @@ pub(super) async fn follow(
     Ok((headers, Sse::new(told)).into_response())
 }
 
-/// How long a browser waits before it connects again: not all at once, when the API starts again.
-fn again() -> Duration {
-    Duration::from_millis(1_000 + fastrand::u64(..2_000))
+/// How long a browser waits before it connects again: not all of so many at once, when the API starts again.
+fn again(streams: usize) -> Duration {
+    Duration::from_millis(1_000 + fastrand::u64(..2_000 + 2 * streams as u64))
 }
 
 impl Follower {
@@ -178,8 +188,7 @@ impl Follower {
                     }
                     Err(_) => return None,
                 }
-                // After a job was removed, somebody else may have one of its ID.
-                let told = if event.may_be_seen_by(&self.whose) { self.tell(event) } else { None };
+                let told = self.tell(event);
                 self.waiting.pop_front();
                 if told.is_some() {
                     return told;
@@ -196,19 +205,26 @@ impl Follower {
 
     /// Reads some of what was missed; `None` if nobody can say what that is, so that they have to ask anew.
     async fn read_missed(&mut self) -> Option<()> {
-        if self.joined.is_none() {
-            match self.streams.join(&self.whose, self.of).await {
-                Ok(joined) => self.joined = Some(joined),
-                Err(_) => sleep(AGAIN).await,
-            }
+        let streams = self.streams.clone();
+        // Its turn may take so long to come that something else is told before.
+        let Ok(turn) = timeout_at(self.told_at + SILENCE, streams.turns.acquire()).await else {
             return Some(());
-        }
-        match self.read_behind().await {
+        };
+        let behind = self.join_and_read().await;
+        drop(turn);
+        match behind {
             Ok(EventsAfter::Are { events, next }) => self.take_page(events, next),
             Ok(EventsAfter::Removed { .. } | EventsAfter::ToCome) => return None,
             Err(_) => sleep(AGAIN).await,
         }
         Some(())
+    }
+
+    async fn join_and_read(&mut self) -> Result<EventsAfter> {
+        if self.joined.is_none() {
+            self.joined = Some(self.streams.join(&self.whose, self.of).await?);
+        }
+        self.streams.store.events(&self.whose, self.of, self.read_to, PAGE).await
     }
 
     /// Takes what has happened, and notes that nothing has.
@@ -239,10 +255,6 @@ impl Follower {
         (self.joined, self.missed) = (None, true);
     }
 
-    async fn read_behind(&self) -> Result<EventsAfter> {
-        self.streams.store.events(&self.whose, self.of, self.read_to, PAGE).await
-    }
-
     fn take_page(&mut self, events: Vec<Event>, next: u64) {
         events.into_iter().map(Arc::new).for_each(|event| self.take(event));
         self.read_to = Some(next);
@@ -255,6 +267,9 @@ impl Follower {
             return;
         }
         self.read_to = Some(event.position);
+        if !event.may_be_seen_by(&self.whose) || self.since.is_some_and(|since| event.at < since) {
+            return;
+        }
         match (self.of, event.kind) {
             (EventsOf::Job(_), EventKind::JobSucceeded | EventKind::JobFailed | EventKind::JobCancelled)
             | (EventsOf::Batch(_), EventKind::BatchCompleted) => self.is_over = true,

@@ -1,8 +1,6 @@
 //! The seal of the API: what it hands out and takes back of which others must not make one, or read it.
 
-use std::sync::Arc;
-
-use tokio::sync::OnceCell;
+use std::sync::{Arc, OnceLock};
 
 use super::problem::{Kind, Problem};
 use crate::{
@@ -16,7 +14,7 @@ use crate::{
 #[derive(Debug)]
 pub(super) struct Sealing {
     store: SharedStore,
-    seals: OnceCell<Arc<Seals>>,
+    seals: OnceLock<Arc<Seals>>,
 }
 
 /// A seal for each use.
@@ -40,15 +38,17 @@ impl Seals {
 
 impl Sealing {
     pub(super) fn new(store: SharedStore) -> Self {
-        Self { store, seals: OnceCell::new() }
+        Self { store, seals: OnceLock::new() }
     }
 
     pub(super) async fn seals(&self) -> Result<&Arc<Seals>, Problem> {
-        let make = async || {
-            let secret = self.store.sealing_secret(unguessable()?).await?;
-            Seals::new(&secret).map(Arc::new)
-        };
-        self.seals.get_or_try_init(make).await
+        if let Some(seals) = self.seals.get() {
+            return Ok(seals);
+        }
+        // Each asks by itself: where the database is away, nobody waits for those before them.
+        let secret = self.store.sealing_secret(unguessable()?).await?;
+        let seals = Arc::new(Seals::new(&secret)?);
+        Ok(self.seals.get_or_init(|| seals))
     }
 }
 

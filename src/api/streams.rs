@@ -15,8 +15,8 @@ use std::{
 
 use futures_util::FutureExt as _;
 use tokio::{
-    sync::{Notify, mpsc},
-    time::sleep,
+    sync::{Notify, Semaphore, mpsc},
+    time::{Instant, sleep},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -36,7 +36,10 @@ const LOOK_EVERY: Duration = Duration::from_millis(100);
 const MOST_AT_ONCE: usize = 5_000;
 
 /// Most events that wait for one stream, beyond which it is left behind.
-const MOST_WAITING: usize = 1_000;
+const MOST_WAITING: usize = 256;
+
+/// Most streams that read by themselves at the same time: half of the connections that there are by default.
+const MOST_READING: usize = 2;
 
 /// All streams of a process.
 #[derive(Debug)]
@@ -44,6 +47,8 @@ pub(super) struct Streams {
     pub(super) store: SharedStore,
     /// For so many of them, in all and of one owner.
     pub(super) room: Arc<Room>,
+    /// To read what was missed, so that however many streams do so, others have connections to the database.
+    pub(super) turns: Semaphore,
     open: Mutex<Open>,
     /// Up to where everything was handed out, while there is a stream.
     position: AtomicU64,
@@ -82,6 +87,7 @@ impl Streams {
         Arc::new(Self {
             store,
             room,
+            turns: Semaphore::new(MOST_READING),
             open: Mutex::default(),
             position: AtomicU64::new(0),
             next: AtomicU64::new(0),
@@ -111,7 +117,12 @@ impl Streams {
     }
 
     fn is_empty(&self) -> bool {
-        lock(&self.open).is_empty()
+        self.count() == 0
+    }
+
+    /// How many there are.
+    pub(super) fn count(&self) -> usize {
+        lock(&self.open).len()
     }
 
     /// Looks for those who follow.
@@ -121,8 +132,10 @@ impl Streams {
                 if self.is_empty() {
                     self.begun.notified().await;
                 } else {
+                    let begun = Instant::now();
                     self.look().await;
-                    sleep(LOOK_EVERY).await;
+                    // A database that is slow to answer is not asked for most of the time.
+                    sleep(LOOK_EVERY.max(begun.elapsed() * 9)).await;
                 }
             }
         };

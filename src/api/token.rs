@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use axum::http::Uri;
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -15,6 +15,12 @@ use crate::{job::Owner, store::EventsOf};
 
 /// What every token begins with, as access keys do, so that scanners for leaked secrets find it.
 const PREFIX: &str = "errand_token_";
+
+/// How long a token is valid at most, in seconds.
+pub(super) const MAX_VALID_FOR: u32 = 3_600;
+
+/// How far the clock of the host that made a token may be ahead of that of another one.
+const SKEW: SignedDuration = SignedDuration::from_mins(5);
 
 /// Where a token may be shown.
 const PATH: &str = "/v1/events";
@@ -74,7 +80,9 @@ impl Token {
     }
 
     pub(super) fn is_valid(&self, now: Timestamp) -> Result<(), Problem> {
-        if now < self.expires_at { Ok(()) } else { Err(Self::has_ended()) }
+        // None is made for longer, whatever it says.
+        let latest = now + SignedDuration::from_secs(MAX_VALID_FOR.into()) + SKEW;
+        if now < self.expires_at && self.expires_at <= latest { Ok(()) } else { Err(Self::has_ended()) }
     }
 
     pub(super) fn has_ended() -> Problem {
@@ -92,8 +100,6 @@ pub(super) fn in_query(uri: &Uri) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use jiff::SignedDuration;
-
     use super::*;
     use crate::{
         access::RANDOM_BYTES,

@@ -18,7 +18,7 @@ use super::{
     problem::{Kind, Problem},
     request::{Parameters, optional_json},
     shared::Shared,
-    token::Token,
+    token::{MAX_VALID_FOR, Token},
 };
 use crate::{
     access::Scope,
@@ -26,9 +26,8 @@ use crate::{
     store::EventsOf,
 };
 
-/// How long a token is valid, unless said otherwise, and at most.
+/// How long a token is valid, unless said otherwise.
 const VALID_FOR: Duration = Duration::from_secs(900);
-const MAX_VALID_FOR: u32 = 3_600;
 
 /// For what a token is wanted. Of `job_id`, `batch_id`, `user_id` and `org_id` there is one, or none for all of the owner of the
 /// key in use.

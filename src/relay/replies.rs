@@ -23,7 +23,7 @@ const REFUSED_AGAIN: Duration = Duration::from_secs(2);
 const MAX_REFUSALS: u32 = 20;
 
 /// From how many bytes on the broker may find a reply too large. No broker is set so low.
-const MAY_BE_TOO_LARGE: usize = 16 * 1024;
+const MAY_BE_TOO_LARGE: usize = 4 * 1024;
 
 /// A reply that is to be published, under the key by which the store knows it.
 struct Offer<K> {

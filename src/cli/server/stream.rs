@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use reqwest::{Response, StatusCode, header::ACCEPT};
+use reqwest::{
+    Response, StatusCode,
+    header::{ACCEPT, CONTENT_TYPE},
+};
 
 use super::{ANSWER_TIMEOUT, Call, MAX_ANSWER_BYTES, Server, is_away};
 use crate::{backoff::RECONNECT, cli::output};
@@ -96,9 +99,16 @@ impl Stream<'_> {
             Err(_) => return Err(self.server.gone("it gives no answer")),
         };
         let status = answer.status();
+        if status == StatusCode::NO_CONTENT {
+            return Ok(false);
+        }
         if status.is_success() {
+            let media_type = answer.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
+            if !media_type.is_some_and(|media_type| media_type.starts_with("text/event-stream")) {
+                return Err(self.server.refused(status, &[]).into());
+            }
             self.connection = Some(answer);
-            return Ok(status != StatusCode::NO_CONTENT);
+            return Ok(true);
         }
         let body = tokio::time::timeout(ANSWER_TIMEOUT, answer.bytes()).await;
         let body = body.ok().and_then(Result::ok).unwrap_or_default();

@@ -78,7 +78,8 @@ statements! { Postgres:
 
     make_secret(secret: Vec<u8>) = "insert into sealing_secret (secret) values ({secret}) on conflict do nothing";
 
-    used(id: Uuid) = "update access_keys set last_used_at = now() where id = {id}";
+    used(id: Uuid, used_again_after: i64) = "update access_keys set last_used_at = now() where id = {id}
+    and coalesce(last_used_at < now() - {used_again_after}::bigint * interval '1 microsecond', true)";
 
     required() = "select 1 from access_keys_required";
 }
@@ -159,7 +160,7 @@ impl AccessKeys for PostgresStore {
         if let (UsedKey::Valid(_), Some(row)) = (&used, &row)
             && row.read("is_used_again")?
         {
-            self.other.fetch(sql::used(shown.id)).await?;
+            self.other.fetch(sql::used(shown.id, micros(USED_AGAIN_AFTER))).await?;
         }
         Ok(used)
     }

@@ -36,7 +36,7 @@ statements! { Postgres:
         from taken t cross join lateral unnest({inbox}) with ordinality as e (kind, sequence, job_id, batch_id, owner_kind, owner_id,
             tool, toolkit, queue, attempt, held_reason, error_kind, place)
         returning 1),
-    moved as (update event_positions set last = last + (select count(*) from placed))
+    moved as (update event_positions set last = last + (select count(*) from placed) where exists (select 1 from placed))
     select count(*) as events from placed";
 
     positions() = "select last, removed, (select id from event_inbox order by id limit 1) is not null as is_anything_new from event_positions";
@@ -110,11 +110,14 @@ impl Events for PostgresStore {
 impl PostgresStore {
     /// Gives a position to each event that was recorded before this call, and returns the positions then.
     async fn place_events(&self) -> Result<Positions> {
+        if let Some(positions) = self.placed().await? {
+            return Ok(positions);
+        }
+        // One of a process at a time: the others would hold connections while they wait for the lock.
+        let _placing = self.placing.lock().await;
         loop {
-            let found = self.other.fetch_first(sql::positions()).await?;
-            let found = found.ok_or_else(|| StoreError::corrupt("event_positions"))?;
-            if !found.read::<bool>("is_anything_new")? {
-                return Positions::read(&found);
+            if let Some(positions) = self.placed().await? {
+                return Ok(positions);
             }
             let placing = self.other.transaction(|db| {
                 Box::pin(async move {
@@ -127,6 +130,13 @@ impl PostgresStore {
                 return self.positions().await;
             }
         }
+    }
+
+    /// The positions, if there is nothing without one.
+    async fn placed(&self) -> Result<Option<Positions>> {
+        let found = self.other.fetch_first(sql::positions()).await?;
+        let found = found.ok_or_else(|| StoreError::corrupt("event_positions"))?;
+        if found.read("is_anything_new")? { Ok(None) } else { Positions::read(&found).map(Some) }
     }
 
     async fn positions(&self) -> Result<Positions> {

@@ -9,7 +9,7 @@
 //! heartbeat, which has a connection of its own. A fourth answers owners where a second lock keeps them apart
 //! (`owner_lock`). Times are the server's.
 
-use std::{fmt, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 use secrecy::{ExposeSecret as _, SecretString};
 use sqlx::{
@@ -96,6 +96,8 @@ pub struct PostgresStore {
     schema: SchemaName,
     tenant_role: Option<RoleName>,
     records_events: bool,
+    /// Whose turn it is in this process to give positions to events.
+    placing: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl PostgresStore {
@@ -146,7 +148,7 @@ impl PostgresStore {
             let settings = [plans, ("role", role.as_str())];
             other = other.with_owners_apart(pool("owners", other_connections, statement_timeout, &settings));
         }
-        Ok(Self { beat, hot, other, plain, schema, tenant_role, records_events })
+        Ok(Self { beat, hot, other, plain, schema, tenant_role, records_events, placing: Arc::default() })
     }
 
     pub fn statements() -> impl Iterator<Item = &'static Statement> {

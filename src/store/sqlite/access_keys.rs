@@ -71,7 +71,8 @@ statements! { Sqlite:
 
     make_secret(secret: Vec<u8>) = "insert into sealing_secret (only_row, secret) values (1, {secret}) on conflict do nothing";
 
-    used(id: Uuid, now: i64) = "update access_keys set last_used_at = {now} where id = {id}";
+    used(id: Uuid, used_again_after: i64, now: i64) = "update access_keys set last_used_at = {now} where id = {id}
+    and coalesce(last_used_at < {now} - {used_again_after}, 1)";
 
     required() = "select 1 from access_keys_required";
 }
@@ -181,7 +182,8 @@ impl AccessKeys for SqliteStore {
         {
             let id = shown.id;
             // The writer may be busy. Then the request is served all the same.
-            if let Err(error) = self.write_one(move |now| sql::used(id, now)).await {
+            if let Err(error) = self.write_one(move |now| sql::used(id, micros(USED_AGAIN_AFTER), now)).await
+            {
                 tracing::debug!(error = %chain(&error), "the use of an access key is not noted");
             }
         }
