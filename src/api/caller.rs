@@ -119,9 +119,9 @@ impl Caller {
         }
     }
 
-    /// When the key ends that they show, and its ID.
-    pub(super) fn key(&self) -> Option<(Uuid, Option<Timestamp>)> {
-        self.key
+    /// The ID of the key that they show.
+    pub(super) fn key(&self) -> Option<Uuid> {
+        self.key.map(|(id, _)| id)
     }
 
     /// Whether they may enqueue this job.
@@ -358,13 +358,13 @@ impl Gate {
         if let Some(known) = known().filter(Known::is_fresh) {
             return Ok(known.key);
         }
-        let _turn = self.turn(shown.id).await;
-        let known = known();
-        let was_known = known.is_some();
-        if let Some(known) = known.filter(Known::is_fresh) {
+        // One that was known a moment ago is looked at, whoever else guesses from the same address. Who guesses takes no turn, so
+        // that they hold up nobody.
+        let was_known = known().is_some();
+        let _turn = if was_known { self.turn(shown.id).await } else { None };
+        if let Some(known) = known().filter(Known::is_fresh) {
             return Ok(known.key);
         }
-        // One that was known a moment ago is looked at, whoever else guesses from the same address.
         if !was_known && self.guesses.are_too_many(peer.0) {
             let detail =
                 "too many wrong keys came from this address; wait some seconds, and send the right one";

@@ -80,6 +80,7 @@ impl Idle {
 #[derive(Debug)]
 pub(super) struct Open {
     _permit: OwnedSemaphorePermit,
+    _counted: metrics::Counted,
     idle: Arc<Idle>,
     leave: CancellationToken,
     /// Its place among the idle ones.
@@ -88,8 +89,8 @@ pub(super) struct Open {
 
 impl Open {
     fn new(permit: OwnedSemaphorePermit, idle: Arc<Idle>) -> Self {
-        metrics::API_CONNECTIONS.change([], 1.0);
-        let open = Self { _permit: permit, idle, leave: CancellationToken::new(), place: Mutex::default() };
+        let (leave, place) = (CancellationToken::new(), Mutex::default());
+        let open = Self { _permit: permit, _counted: metrics::API_CONNECTIONS.counted(), idle, leave, place };
         open.waits();
         open
     }
@@ -103,7 +104,8 @@ impl Open {
         self.place().is_some()
     }
 
-    /// Has it keep its place until what is returned is dropped, which is when the request has its answer. Who is slow to read
+    /// Has it keep its place until what is returned is dropped, which is when the request has its answer, or the stream that is its
+    /// answer is over. Who is slow to read
     /// a long one counts as idle, because anybody may ask for the description of the API and not read it.
     pub(super) fn asks(self: &Arc<Self>) -> Asking {
         if self.leaves_the_idle() {
@@ -140,7 +142,6 @@ impl Drop for Open {
     fn drop(&mut self) {
         // Who waits for its place is woken by the permit, which is free a moment later: before that nobody else has to go.
         let _was_told = self.leaves_the_idle();
-        metrics::API_CONNECTIONS.change([], -1.0);
     }
 }
 

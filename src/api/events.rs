@@ -5,7 +5,7 @@ use std::sync::Arc;
 use axum::{
     Json,
     extract::{Extension, Request, State},
-    http::{HeaderMap, HeaderName, StatusCode, header},
+    http::{HeaderMap, HeaderName, header},
     response::{IntoResponse, Response},
 };
 use jiff::Timestamp;
@@ -217,8 +217,7 @@ async fn page(shared: &Shared, from: &Beginning, limit: usize) -> Result<Respons
     let behind = store.events(whose, *of, *after, limit).await?;
     let (events, next) = cursors.readable(seals, behind)?;
     let items = events.iter().map(|event| event.placed(cursors.tell(seals, event.position))).collect();
-    let page = EventPage { items, next: cursors.tell(seals, next) };
-    Ok((StatusCode::OK, Json(page)).into_response())
+    Ok(Json(EventPage { items, next: cursors.tell(seals, next) }).into_response())
 }
 
 /// Whether a stream is asked for, as event sources of browsers do.

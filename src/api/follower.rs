@@ -39,22 +39,6 @@ const SILENCE: Duration = Duration::from_secs(15);
 /// How long a store that is away is left in peace.
 const AGAIN: Duration = Duration::from_secs(1);
 
-/// One that is counted.
-struct Counted;
-
-impl Counted {
-    fn new() -> Self {
-        metrics::API_STREAMS.change([], 1.0);
-        Self
-    }
-}
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        metrics::API_STREAMS.change([], -1.0);
-    }
-}
-
 /// Somebody who follows.
 struct Follower {
     streams: Arc<Streams>,
@@ -80,7 +64,7 @@ struct Follower {
     _asking: Arc<Asking>,
     /// Its place among the streams of its owner.
     _taken: Taken,
-    _counted: Counted,
+    _counted: metrics::Counted,
 }
 
 /// Where somebody begins to read.
@@ -124,12 +108,12 @@ pub(super) async fn follow(
         admitted,
         _asking: asking,
         _taken: taken,
-        _counted: Counted::new(),
+        _counted: metrics::API_STREAMS.counted(),
     };
     // Where many come at once, they wait for their turns instead of being refused.
-    let turn = timeout(SILENCE, streams.turns.acquire()).await;
-    let turn = turn
-        .map_err(|_| Problem::new(Kind::Busy, "too many streams begin at once; ask again a little later"))?;
+    let turn = timeout(SILENCE, streams.turns.take(&follower.whose)).await.map_err(|_elapsed| {
+        Problem::new(Kind::Busy, "too many streams begin at once; ask again a little later")
+    })?;
     // A job or a batch is short, and what it has done already is part of what is to be told.
     if after.is_none() && of == EventsOf::All {
         follower.read_to = Some(streams.store.last_event().await?);
@@ -186,7 +170,8 @@ impl Follower {
                         sleep(AGAIN).await;
                         continue;
                     }
-                    Err(_) => return None,
+                    // Their key or token has ended, as they are told when they connect again.
+                    Err(_refused) => return None,
                 }
                 let told = self.tell(event);
                 self.waiting.pop_front();
@@ -207,7 +192,7 @@ impl Follower {
     async fn read_missed(&mut self) -> Option<()> {
         let streams = self.streams.clone();
         // Its turn may take so long to come that something else is told before.
-        let Ok(turn) = timeout_at(self.told_at + SILENCE, streams.turns.acquire()).await else {
+        let Ok(turn) = timeout_at(self.told_at + SILENCE, streams.turns.take(&self.whose)).await else {
             return Some(());
         };
         let behind = self.join_and_read().await;
@@ -215,7 +200,8 @@ impl Follower {
         match behind {
             Ok(EventsAfter::Are { events, next }) => self.take_page(events, next),
             Ok(EventsAfter::Removed { .. } | EventsAfter::ToCome) => return None,
-            Err(_) => sleep(AGAIN).await,
+            // The looks for all streams say that the store is away.
+            Err(_away) => sleep(AGAIN).await,
         }
         Some(())
     }
@@ -247,7 +233,8 @@ impl Follower {
         match timeout_at(self.told_at + SILENCE, joined.events.recv()).await {
             Ok(Some(event)) => self.take(event),
             Ok(None) => self.is_left_behind(),
-            Err(_) => {}
+            // It is time to tell that nothing has happened.
+            Err(_elapsed) => {}
         }
     }
 

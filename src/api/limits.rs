@@ -305,4 +305,20 @@ mod tests {
         drop(first);
         turns.take(&busy, 1).await.unwrap();
     }
+
+    #[tokio::test(start_paused = true)]
+    async fn streams_of_one_owner_leave_room_for_those_of_others_and_all_of_them_for_requests() {
+        let room = Room::for_streams(16);
+        let mut open = Vec::new();
+        for owner in ["a", "b", "c", "d", "e", "f"].map(owner) {
+            for _ in 0..2 {
+                open.push(room.take(&owner, 1).await.unwrap());
+            }
+            room.take(&owner, 1).await.unwrap_err();
+        }
+        room.take(&owner("newcomer"), 1).await.unwrap_err();
+        assert_eq!(open.len(), 12, "of sixteen connections");
+        open.pop();
+        room.take(&owner("newcomer"), 1).await.unwrap();
+    }
 }

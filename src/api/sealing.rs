@@ -116,7 +116,7 @@ mod tests {
     use crate::job::{Owner, OwnerKind};
 
     #[test]
-    fn a_place_is_read_by_whom_it_was_told_and_tells_nothing_of_the_position() {
+    fn a_cursor_is_read_by_whom_it_was_told_and_tells_nothing_of_the_position() {
         let seals = Seals::new(&[7; RANDOM_BYTES]).unwrap();
         let of = |kind, id| Cursors::of(&Principal::Owner(Owner::new(kind, id).unwrap()));
         let all = [

@@ -106,11 +106,10 @@ pub(super) async fn create(
         ));
     };
     let now = shared.parts.clock.now();
-    let key = caller.key();
     // No token lasts longer than the key with which it is made.
     let valid_for = caller.may_last(Some(valid_for), None, now).unwrap_or(valid_for);
     let expires_at = now + SignedDuration::try_from(valid_for).unwrap_or(SignedDuration::ZERO);
-    let token = Token { owner, of, key: key.map(|(id, _)| id), expires_at };
+    let token = Token { owner, of, key: caller.key(), expires_at };
     let token = token.seal(shared.sealing.seals().await?)?;
     Ok(Json(TokenJson { token, expires_at }))
 }

@@ -73,22 +73,6 @@ struct Awaited {
     settled: watch::Sender<()>,
 }
 
-/// Somebody who waits, who is counted.
-struct Waits;
-
-impl Waits {
-    fn new() -> Self {
-        metrics::API_WAITERS.change([], 1.0);
-        Self
-    }
-}
-
-impl Drop for Waits {
-    fn drop(&mut self) {
-        metrics::API_WAITERS.change([], -1.0);
-    }
-}
-
 /// The answer to who has waited in vain, with when to ask again.
 pub(super) fn not_yet(told: impl IntoResponse) -> Response {
     (StatusCode::ACCEPTED, [(header::RETRY_AFTER, HeaderValue::from_static("1"))], told).into_response()
@@ -111,7 +95,7 @@ impl Waiters {
             }
         };
         self.begun.notify_one();
-        let _waits = Waits::new();
+        let _counted = metrics::API_WAITERS.counted();
         // Nothing is ever sent; it ends when the sender is dropped.
         let waiting = timeout_at(until, settled.changed());
         let _settled_or_late = self.stop.run_until_cancelled(waiting).await;

@@ -184,8 +184,24 @@ impl Metric {
         gauge!(self.name, self.labels(Kind::Gauge, labels)).increment(by);
     }
 
+    /// Counts one in a gauge without labels, until what is returned is dropped.
+    pub(crate) fn counted(&'static self) -> Counted {
+        self.change([], 1.0);
+        Counted(self)
+    }
+
     pub(crate) fn record<const N: usize>(&self, labels: [&str; N], value: f64) {
         histogram!(self.name, self.labels(Kind::Histogram, labels)).record(value);
+    }
+}
+
+/// One that a gauge counts.
+#[derive(Debug)]
+pub(crate) struct Counted(&'static Metric);
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.change([], -1.0);
     }
 }
 

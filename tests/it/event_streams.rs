@@ -14,10 +14,10 @@ use crate::{
     support::wait::until,
 };
 
-const RECORDS: [&str; 2] = ["ERRAND__EVENTS__RECORD", "all"];
+pub(crate) const RECORDS: [&str; 2] = ["ERRAND__EVENTS__RECORD", "all"];
 
 /// A stream that is open, as an event source reads it.
-struct Stream {
+pub(crate) struct Stream {
     answer: Response,
     /// What has come and was not read yet.
     come: String,
@@ -37,7 +37,7 @@ impl Stream {
     }
 
     /// The fields up to the next blank line, of which a comment has no name. `None` at the end, which is no error.
-    async fn block(&mut self) -> Option<BTreeMap<String, String>> {
+    pub(crate) async fn block(&mut self) -> Option<BTreeMap<String, String>> {
         loop {
             if let Some((block, rest)) = self.come.split_once("\n\n") {
                 let fields = block.lines().filter_map(|line| line.split_once(": "));
@@ -61,7 +61,7 @@ impl Stream {
     }
 
     /// The next event, without its cursor, which is another one each time; `None` at the end.
-    async fn next_event(&mut self) -> Option<Value> {
+    pub(crate) async fn next_event(&mut self) -> Option<Value> {
         loop {
             let block = self.block().await?;
             if let Some(data) = block.get("data") {
@@ -89,7 +89,7 @@ impl Stream {
 }
 
 /// Somebody who uses the API with a key or a token, or with neither.
-struct App<'a> {
+pub(crate) struct App<'a> {
     api: &'a Api,
     secret: String,
 }
@@ -103,7 +103,7 @@ fn people<'a>(api: &'a Api, env: &[(String, String)]) -> [App<'a>; 3] {
 }
 
 impl<'a> App<'a> {
-    fn of(api: &'a Api, secret: &str) -> Self {
+    pub(crate) fn of(api: &'a Api, secret: &str) -> Self {
         Self { api, secret: secret.to_owned() }
     }
 
@@ -127,7 +127,7 @@ impl<'a> App<'a> {
     }
 
     /// All events of the list, without their cursors, each page behind what the one before it says.
-    async fn listed(&self, query: &str) -> Vec<Value> {
+    pub(crate) async fn listed(&self, query: &str) -> Vec<Value> {
         let (mut all, mut next) = (Vec::new(), String::new());
         loop {
             let (status, mut page) = read_answer(self.asks(query, &next, "*/*").await).await;
@@ -143,7 +143,7 @@ impl<'a> App<'a> {
         }
     }
 
-    async fn stream(&self, query: &str, last: &str) -> Stream {
+    pub(crate) async fn stream(&self, query: &str, last: &str) -> Stream {
         Stream::of(self.asks(query, last, "text/event-stream").await).await
     }
 
@@ -183,7 +183,7 @@ impl<'a> App<'a> {
         assert_eq!(status, StatusCode::OK, "{answer}");
     }
 
-    async fn calls_off(&self, owner: &str) -> String {
+    pub(crate) async fn calls_off(&self, owner: &str) -> String {
         let job = self.enqueues(owner).await;
         self.decides(&job, "cancel", json!({})).await;
         job
@@ -199,19 +199,19 @@ impl<'a> App<'a> {
 }
 
 /// An API on a SQLite file without a worker, so that nothing happens but what somebody decides.
-async fn alone() -> (tempfile::TempDir, Vec<(String, String)>, Api) {
+pub(crate) async fn alone() -> (tempfile::TempDir, Vec<(String, String)>, Api) {
     let (folder, mut env) = database();
     env.push(RECORDS.map(str::to_owned).into());
     let api = Api::start(&env).await;
     (folder, env, api)
 }
 
-async fn execute(env: &[(String, String)], sql: &str) {
+pub(crate) async fn execute(env: &[(String, String)], sql: &str) {
     let mut database = SqliteConnection::connect(&env[0].1).await.unwrap();
     sqlx::query(sqlx::AssertSqlSafe(sql.to_owned())).execute(&mut database).await.unwrap();
 }
 
-fn text<'a>(value: &'a Value, name: &str) -> &'a str {
+pub(crate) fn text<'a>(value: &'a Value, name: &str) -> &'a str {
     value[name].as_str().unwrap_or_else(|| panic!("no {name} in {value}"))
 }
 

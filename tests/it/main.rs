@@ -41,6 +41,7 @@ mod edits;
 mod embedded;
 mod envelope_schema;
 mod error_logs;
+mod event_stream_faults;
 mod event_streams;
 mod events_at_server;
 mod expiry;

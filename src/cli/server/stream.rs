@@ -20,7 +20,7 @@ const PAUSE: Duration = Duration::from_millis(200);
 pub(in crate::cli) struct Stream<'a> {
     server: &'a Server,
     call: Call,
-    /// The last place that the server told.
+    /// The last cursor that the server told.
     last: Option<String>,
     connection: Option<Response>,
     /// What has come of the next event.
@@ -82,7 +82,7 @@ impl Stream<'_> {
                 tokio::time::sleep(PAUSE).await;
             }
             Ok(Err(error)) => return Err(gone(&crate::failure::chain(&error.without_url()))),
-            Err(_) => return Err(gone("it was silent for a minute")),
+            Err(_elapsed) => return Err(gone("it was silent for a minute")),
         }
         Ok(true)
     }
@@ -96,7 +96,7 @@ impl Stream<'_> {
         let answer = match answer {
             Ok(Ok(answer)) => answer,
             Ok(Err(error)) => return Err(self.server.away(error.without_url(), &self.call)),
-            Err(_) => return Err(self.server.gone("it gives no answer")),
+            Err(_elapsed) => return Err(self.server.gone("it gives no answer")),
         };
         let status = answer.status();
         if status == StatusCode::NO_CONTENT {
@@ -128,7 +128,7 @@ impl Stream<'_> {
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Event {
     id: Option<String>,
-    /// Empty of one that only tells a place.
+    /// Empty of one that only tells a cursor.
     data: String,
 }
 
