@@ -114,13 +114,15 @@ pub(super) async fn follow(
     let turn = timeout(SILENCE, streams.turns.take(&follower.whose)).await.map_err(|_elapsed| {
         Problem::new(Kind::Busy, "too many streams begin at once; ask again a little later")
     })?;
-    // A job or a batch is short, and what it has done already is part of what is to be told.
-    if after.is_none() && of == EventsOf::All {
-        follower.read_to = Some(streams.store.last_event().await?);
-    }
-    let behind = follower.join_and_read().await?;
+    let (events, next) = if after.is_none() && of == EventsOf::All {
+        follower.join().await?;
+        (Vec::new(), streams.store.last_event().await?)
+    } else {
+        // A job or a batch is short, and what it has done already is part of what is to be told.
+        let behind = follower.join_and_read().await?;
+        follower.cursors.readable(&follower.seals, behind)?
+    };
     drop(turn);
-    let (events, next) = follower.cursors.readable(&follower.seals, behind)?;
     if events.is_empty() && follower.is_over {
         return Ok(StatusCode::NO_CONTENT.into_response());
     }
@@ -206,9 +208,20 @@ impl Follower {
         Some(())
     }
 
+    /// Where it joins those who take what happens, if it is not among them.
+    async fn join(&mut self) -> Result<u64> {
+        if let Some(joined) = &self.joined {
+            return Ok(joined.behind);
+        }
+        let joined = self.streams.join(&self.whose, self.of).await?;
+        Ok(self.joined.insert(joined).behind)
+    }
+
     async fn join_and_read(&mut self) -> Result<EventsAfter> {
-        if self.joined.is_none() {
-            self.joined = Some(self.streams.join(&self.whose, self.of).await?);
+        let behind = self.join().await?;
+        if self.read_to == Some(behind) {
+            // As where a quiet stream connects again.
+            return Ok(EventsAfter::Are { events: Vec::new(), next: behind });
         }
         self.streams.store.events(&self.whose, self.of, self.read_to, PAGE).await
     }
