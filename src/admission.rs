@@ -326,7 +326,7 @@ pub fn message(spec: &JobSpec) -> Message {
             user_id: None,
             content_type: Some("application/json".into()),
             traceparent: spec.traceparent.clone(),
-            reply: None,
+            kind: None,
             timestamp: None,
             died_in: None,
             from_store: true,

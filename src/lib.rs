@@ -37,4 +37,5 @@ pub mod supervisor;
 pub(crate) mod sync;
 pub mod telemetry;
 pub mod tool;
+pub mod turns;
 pub mod worker;

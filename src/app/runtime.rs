@@ -19,16 +19,17 @@ use crate::{
     job::QueueName,
     lane_head::LaneHeads,
     maintenance::{
-        Turns, actions::Actions, audit::Audit, batches::Batches, connections::Connections, gauges::Gauges,
+        actions::Actions, audit::Audit, batches::Batches, connections::Connections, gauges::Gauges,
         key_file::KeyFile, policies::Policies, prune::Prune, rescue::Rescue, tool_api::ToolApiWatch,
         verify::Verify,
     },
-    relay::Relay,
+    relay::{EventPublisher, Relay},
     resolver::Resolver,
     services::Services,
     shutdown::{Countdown, Shutdown},
     store::{Concern, Migrated, Weight},
     supervisor::Supervisor,
+    turns::Turns,
     worker::{CrashPlan, Report, Worker},
 };
 
@@ -171,6 +172,10 @@ impl Background {
         ];
         if config.api_key_file.is_some() {
             parts.push(("the watch of the key's file", KeyFile::new(services).run(stop()).boxed()));
+        }
+        if config.events.exchange {
+            let publisher = EventPublisher::new(services, turns);
+            parts.push(("the publishing of events", publisher.run(stop()).boxed()));
         }
         if config.verify.enabled {
             let verify = Verify::new(services, options::verify(config));

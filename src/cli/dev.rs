@@ -114,6 +114,7 @@ fn unused(config: &Config, real: bool) -> Vec<&'static str> {
         (set(&config.store.url), "DATABASE_URL"),
         (set(&config.amqp.url), "AMQP_URL"),
         (set(&config.composio.api_key) && !real, "COMPOSIO_API_KEY"),
+        (config.events.exchange, "events.exchange"),
     ];
     settings.into_iter().filter(|(unused, _)| *unused).map(|(_, name)| name).collect()
 }
@@ -193,5 +194,6 @@ pub(super) fn embed(config: &mut Config, database: &Path) -> String {
     config.pins.unpinned = UnpinnedPolicy::Freeze;
     config.owners.allow_default = true;
     config.events.record = Recording::All;
+    config.events.exchange = false;
     url
 }

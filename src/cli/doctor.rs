@@ -214,6 +214,12 @@ async fn broker(setup: &Setup) -> Answer {
         findings.push(Finding::warn(WHAT, message, "start a worker"));
     }
     findings.extend(replies(WHAT, &queue).await);
+    if config.events.exchange {
+        findings.push(match queue.check_events().await {
+            Ok(()) => Finding::ok(WHAT, "apps can bind queues to the exchange for events"),
+            Err(error) => Finding::fail(WHAT, chain(&error), "events wait until then, and jobs go on"),
+        });
+    }
     findings.extend(policies(WHAT, queue.policy_risks().await));
     queue.close().await;
     Ok(findings)

@@ -81,9 +81,13 @@ fn lock(migrated: Migrated, role: &str) -> String {
 /// of a migration.
 async fn declare(setup: &Setup) -> anyhow::Result<()> {
     let queue = app::open_queue(setup.config())?;
-    let answer = tokio::time::timeout(BROKER_TIMEOUT, queue.check()).await;
+    let declaring = async {
+        queue.check().await?;
+        if setup.config().events.exchange { queue.check_events().await } else { Ok(()) }
+    };
+    let answer = tokio::time::timeout(BROKER_TIMEOUT, declaring).await;
     let failed = match answer {
-        Ok(Ok(_)) => None,
+        Ok(Ok(())) => None,
         Ok(Err(error)) => Some(chain(&error)),
         Err(_) => Some(format!("the broker did not answer within {} s", BROKER_TIMEOUT.as_secs())),
     };

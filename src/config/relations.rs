@@ -33,6 +33,7 @@ pub(super) fn check(
     relations.owners_keep_no_longer();
     relations.a_certificate_has_its_key();
     relations.roles_are_of_postgresql();
+    relations.published_events_are_recorded();
     relations.lanes_have_a_concurrency(lanes);
     relations.consumed_lanes_exist();
     relations.no_lane_is_dead();
@@ -113,6 +114,23 @@ impl Relations<'_> {
         if !self.text("store.tenant_role").is_empty() && self.text("store.url").starts_with("sqlite:") {
             let message = "`store.tenant_role` is set, and `store.url` is that of SQLite, which has no roles";
             self.report("store.tenant_role", message.to_owned());
+        }
+    }
+
+    fn published_events_are_recorded(&mut self) {
+        let exchange = self.settings.0.get(&Key::new("events.exchange"));
+        let is_on = exchange.and_then(|setting| setting.value.as_bool()) == Some(true);
+        if is_on && self.text("events.record") == "off" {
+            let message =
+                "`events.exchange` is true, and `events.record` is \"off\": there are no events to publish";
+            self.report("events.exchange", message.to_owned());
+        }
+        // Permissions of the broker are by name, whatever has it.
+        let lane = "queues.events.concurrency";
+        if is_on && self.settings.0.contains_key(&Key::new(lane)) {
+            let message = "`queues.events` is a lane whose queue has the name of the exchange for events (`events.exchange`), so that \
+                           whoever may read events could take its jobs; give the lane another name";
+            self.report(lane, message.to_owned());
         }
     }
 

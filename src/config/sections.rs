@@ -248,6 +248,7 @@ settings! {
     }
     struct Events [events] {
         record: Recording = Word(Recording::WORDS),
+        exchange: bool = Flag,
     }
     struct Pins [pins] {
         unpinned: UnpinnedPolicy = Word(UnpinnedPolicy::WORDS),

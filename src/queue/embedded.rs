@@ -81,6 +81,7 @@ impl EmbeddedQueue {
                 let sent = timeout_at(deadline, sender.send(message)).await.map_err(full)?;
                 sent.map_err(|_closed| unroutable("reply queue", &name))
             }
+            Address::Events(_) => Err(no_event_exchange()),
         }
     }
 }
@@ -126,6 +127,10 @@ impl Queue for EmbeddedQueue {
     async fn check(&self) -> Result<String, QueueError> {
         self.ensure_open()?;
         Ok("embedded queue".to_owned())
+    }
+
+    async fn check_events(&self) -> Result<(), QueueError> {
+        Err(no_event_exchange())
     }
 
     async fn policy_risks(&self) -> Result<Option<Vec<PolicyRisk>>, QueueError> {
@@ -328,6 +333,13 @@ impl Drop for EmbeddedConsumer {
 
 fn closed() -> QueueError {
     QueueError::new(QueueErrorKind::Unavailable, "the embedded queue is closed")
+}
+
+fn no_event_exchange() -> QueueError {
+    QueueError::new(
+        QueueErrorKind::Unroutable,
+        "the embedded queue has no exchange for events: that needs RabbitMQ",
+    )
 }
 
 fn unroutable(what: &str, name: &(dyn fmt::Display + Sync)) -> QueueError {

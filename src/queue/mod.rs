@@ -9,7 +9,7 @@ use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use crate::job::{Arrival, JobId, QueueName, ReplyKind};
+use crate::job::{Arrival, JobId, QueueName};
 
 pub mod embedded;
 pub mod rabbitmq;
@@ -38,6 +38,8 @@ pub trait Queue: fmt::Debug + Send + Sync {
     /// * A message to a lane or reply queue that does not exist is an error of kind `Unroutable`,
     ///   never a silent loss. (RabbitMQ's direct reply-to names a connection and not a queue: `Ok`
     ///   does not say that somebody still waits there.)
+    /// * A message to those who listen to events may have nobody who gets it. A lane or a reply never waits for what becomes
+    ///   of events, if they are not in its batch.
     /// * A message that the broker does not take is an error of kind `Refused`, and harms no other of the batch.
     /// * A message to a lane that cannot be declared is an error of kind `Topology`, and harms no other of the batch.
     /// * An error of kind `Unconfirmed` or `Stuck` means that the message may or may not be there. The latter is
@@ -55,6 +57,9 @@ pub trait Queue: fmt::Debug + Send + Sync {
 
     /// Connects, declares all lanes, and returns the name and version of the broker; used at start and by `doctor`.
     async fn check(&self) -> Result<String, QueueError>;
+
+    /// Makes sure that there is an exchange to which whoever listens to events can bind a queue.
+    async fn check_events(&self) -> Result<(), QueueError>;
 
     /// How the broker can lose confirmed messages of the lanes, because of its policies or of how queues were declared.
     /// `None` where nobody can be asked, which says nothing about the risk.
@@ -125,9 +130,9 @@ pub struct Properties {
     pub content_type: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub traceparent: Option<String>,
-    /// What sort of reply errand publishes, as the AMQP property `type`. Of a message that came, it is in `other`.
+    /// What sort of reply or event errand publishes, as the AMQP property `type`. Of a message that came, it is in `other`.
     #[serde(skip)]
-    pub reply: Option<ReplyKind>,
+    pub kind: Option<&'static str>,
     /// When the message was published, in seconds since 1970, as the publisher says. errand says so by itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timestamp: Option<u64>,
@@ -170,6 +175,14 @@ pub enum Address {
     Lane(QueueName),
     /// An app's reply queue: the default exchange, routing key = the queue's name.
     Reply(String),
+    /// Whoever listens to events: topic exchange `errand.events`, with this routing key.
+    Events(String),
+}
+
+impl Address {
+    pub fn is_of_events(&self) -> bool {
+        matches!(self, Self::Events(_))
+    }
 }
 
 #[derive(Clone)]

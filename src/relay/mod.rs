@@ -1,4 +1,5 @@
-//! The relay brings due and unclaimed jobs from the store to the queue, and replies to the apps that asked for them.
+//! The relay brings due and unclaimed jobs from the store to the queue, and replies to the apps that asked for them. Beside it,
+//! [`EventPublisher`] brings events to those who listen.
 //!
 //! First start, retry, rescue and release all take this path. Several processes may run it at once; the store gives each
 //! row to one of them. A publication that is not confirmed leaves the job due.
@@ -24,7 +25,10 @@ use crate::{
     telemetry::metrics,
 };
 
+mod events;
 mod replies;
+
+pub use events::EventPublisher;
 
 /// How soon jobs and replies are tried again that were not published because the broker takes nothing at present.
 const DEFER: Duration = Duration::from_secs(2);

@@ -135,7 +135,7 @@ impl Relay {
         let (mut failed, mut refused) = (Failures::default(), Failures::default());
         let is_allowed = |offer: &Offer<K>| match &offer.message.to {
             Address::Reply(queue) => self.options.replies.allows(queue, offer.publisher.as_deref()),
-            Address::Lane(_) => false,
+            Address::Lane(_) | Address::Events(_) => false,
         };
         let (allowed, forbidden): (Vec<_>, Vec<_>) = offers.into_iter().partition(is_allowed);
         for Offer { key, kind, subject, .. } in forbidden {
@@ -244,7 +244,7 @@ fn offer<K>(key: K, asked: Asked, kind: ReplyKind, subject: Subject, named: Uuid
         message_id: Some(message_id.unwrap_or_else(|| named.to_string())),
         correlation_id,
         content_type: Some("application/json".into()),
-        reply: Some(kind),
+        kind: Some(kind.as_str()),
         ..Properties::default()
     };
     let message = Message { to: Address::Reply(reply_to), body: body.into(), properties, priority: 0 };

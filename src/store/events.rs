@@ -50,6 +50,14 @@ string_enum! {
     }
 }
 
+string_enum! {
+    /// Who is given every event by errand itself, and not because somebody asks.
+    EventListener {
+        /// The exchange of the broker.
+        Exchange = "exchange",
+    }
+}
+
 /// Events of jobs and batches.
 ///
 /// * Where a store records events, what ends a job or holds it, what somebody decides about a job or a batch, and the
@@ -61,6 +69,7 @@ string_enum! {
 ///   were not recorded, there is a gap.
 /// * What was committed before a call can be read by it.
 /// * For an owner there are their own events only. Positions are counted over all owners, so they are not told to them.
+/// * A listener begins behind the events that there are when it is first asked for, and never goes back.
 /// * A position behind which events were removed for their age is refused to everybody: whoever goes on there may have missed
 ///   some. As positions are given to all alike, that is how long ago it was the last one, whoever the removed ones were of.
 #[async_trait]
@@ -76,6 +85,12 @@ pub trait Events: fmt::Debug + Send + Sync {
 
     /// The last position that was given; 0 before the first.
     async fn last_event(&self) -> Result<u64>;
+
+    /// Up to which position a listener was given all events.
+    async fn heard(&self, listener: EventListener) -> Result<u64>;
+
+    /// Notes that a listener was given all events up to a position. One that is earlier than it has come changes nothing.
+    async fn note_heard(&self, listener: EventListener, up_to: u64) -> Result<()>;
 
     /// Removes up to `limit` events from the beginning that are so old, by the store's clock. Returns how many.
     async fn remove_events(&self, age: Duration, limit: usize) -> Result<u64>;
@@ -243,6 +258,11 @@ pub(super) fn events_after(
     let read_to = rows.last().map(|row| row.total("position")).transpose()?.unwrap_or(after);
     let next = if rows.len() < limit { read_to.max(before.last) } else { read_to };
     Ok(EventsAfter::Are { events: readable(rows, event), next })
+}
+
+/// A position as a column has it; none is so large.
+pub(super) fn to_position(position: u64) -> i64 {
+    i64::try_from(position).unwrap_or(i64::MAX)
 }
 
 pub(super) fn event(row: &impl StoreRow) -> Result<Event> {

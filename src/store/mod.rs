@@ -80,7 +80,9 @@ pub use checks::{Check, Checks, PutOff};
 pub use claims::{Bind, Claim, ClaimReceipt, Claimed, Claims};
 pub use connections::{Awaited, Connections, SEARCHED_FOR_TOGETHER, TakeAwaited};
 pub use error::{Result, StoreError, StoreErrorKind};
-pub use events::{Event, EventJson, EventKind, Events, EventsAfter, EventsOf, PlacedEvent, Recording};
+pub use events::{
+    Event, EventJson, EventKind, EventListener, Events, EventsAfter, EventsOf, PlacedEvent, Recording,
+};
 pub use filter_json::{BadFilter, FilterJson};
 pub use finishes::{By, Finish, Finished, Finishes};
 pub use history::{History, HistoryEntry, HistoryFact, HistoryKind, check_decider};

@@ -85,6 +85,8 @@ catalogue! {
     RELAY_PUBLISHED = Counter Count "errand_relay_published_total" ["from"] "Jobs that the relay put on the queue, by the state they were in.";
     RELAY_FAILED = Counter Count "errand_relay_failed_total" ["kind"] "Publications that the broker did not confirm; the jobs stay due.";
     REPLIES = Counter Count "errand_replies_total" ["reply", "result"] "Replies offered to the app's queue, about jobs that are final, held or known already and about rejected messages: sent, shortened to where the result is because the broker does not take it, dropped because the queue is gone, refused by the broker, given_up after too many refusals, forbidden by replies.allowed, or failed because the broker takes nothing at present.";
+    EVENT_MESSAGES = Counter Count "errand_event_messages_total" ["result"] "Events offered to the exchange of the broker: sent, failed because the broker or a queue bound to the exchange does not take them at present, or passed_over because they were removed for their age before.";
+    EVENTS_TO_PUBLISH = Gauge Count "errand_events_to_publish" [] "Events that wait to be published to the exchange of the broker; 0 where another worker publishes them.";
     RESCUED = Counter Count "errand_rescued_jobs_total" ["to"] "Running jobs of lost workers that were taken over, by the state they were given.";
     VERIFICATIONS = Counter Count "errand_verifications_total" ["result"] "Look-ups of unknown outcomes in the execution log of the tool API: succeeded, failed, never_arrived, again or gave_up.";
     PANICS = Counter Count "errand_panics_total" [] "Panics in errand's own code that a worker survived; each is a bug, and its job was retried, held or failed with an error that says so.";

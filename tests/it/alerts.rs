@@ -9,8 +9,8 @@ use std::{
 
 use errand_testbed::factory::{Envelope as _, job, read, send, spread};
 use lapin::{
-    BasicProperties,
-    options::QueueDeclareOptions,
+    BasicProperties, ExchangeKind,
+    options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions},
     types::{AMQPValue, FieldTable},
 };
 use reqwest::Method;
@@ -271,7 +271,12 @@ async fn calls_and_messages_that_go_wrong_raise_alerts() {
 async fn what_a_broker_may_lose_or_refuses_raises_alerts() {
     let harness = Harness::new("alert-policy", "").await;
     let management = harness.vhost.management_url.replace("http://", "http://guest:guest@");
-    let worker = harness.worker(&[("ERRAND__AMQP__MANAGEMENT_URL", &management)]).await;
+    let settings = [
+        ("ERRAND__AMQP__MANAGEMENT_URL", management.as_str()),
+        ("ERRAND__EVENTS__RECORD", "all"),
+        ("ERRAND__EVENTS__EXCHANGE", "true"),
+    ];
+    let worker = harness.worker(&settings).await;
     let watch = Watch::of(&worker).await;
 
     // A queue of replies that holds one message and refuses more.
@@ -286,6 +291,22 @@ async fn what_a_broker_may_lose_or_refuses_raises_alerts() {
     let jobs: Vec<_> = spread(10, send).iter().map(|job| serde_json::to_vec(job).unwrap()).collect();
     harness.publish_raw(&jobs, properties).await;
     watch.fires("ErrandBrokerRefuses").await;
+
+    // The same queue, which is full, for events.
+    let (exchange, options) =
+        ("errand.events", ExchangeDeclareOptions { durable: true, ..Default::default() });
+    let none = FieldTable::default;
+    channel.exchange_declare(exchange.into(), ExchangeKind::Topic, options, none()).await.unwrap();
+    let bound = channel.queue_bind(
+        queue.name().clone(),
+        exchange.into(),
+        "#".into(),
+        QueueBindOptions::default(),
+        none(),
+    );
+    bound.await.unwrap();
+    harness.publish(&spread(10, send)).await;
+    watch.fires("ErrandEventsNotPublished").await;
 
     let policy =
         json!({"pattern": "^errand\\.", "definition": {"message-ttl": 3_600_000}, "apply-to": "queues"});

@@ -50,8 +50,9 @@ impl<'a> ConfirmBatch<'a> {
         Self { messages, routes, results, returned: HashSet::new(), stuck: None }
     }
 
-    pub(super) fn has_lane(&self, lane: &QueueName) -> bool {
-        self.messages.iter().any(|message| matches!(&message.to, Address::Lane(to) if to == lane))
+    /// Whether a message goes to such an address.
+    pub(super) fn any_to(&self, is_such: impl Fn(&Address) -> bool) -> bool {
+        self.messages.iter().any(|message| is_such(&message.to))
     }
 
     /// Answers all messages to a lane that cannot be declared.
@@ -62,8 +63,17 @@ impl<'a> ConfirmBatch<'a> {
             QueueErrorKind::Access => QueueErrorKind::Unroutable,
             kind => kind,
         };
+        self.fail(kind, error, |to| matches!(to, Address::Lane(to) if to == lane));
+    }
+
+    /// Answers all events, because their exchange cannot be declared.
+    pub(super) fn fail_events(&mut self, error: &QueueError) {
+        self.fail(error.kind(), error, Address::is_of_events);
+    }
+
+    fn fail(&mut self, kind: QueueErrorKind, error: &QueueError, concerns: impl Fn(&Address) -> bool) {
         for (message, result) in self.messages.iter().zip(&mut self.results) {
-            if matches!(&message.to, Address::Lane(to) if to == lane) {
+            if concerns(&message.to) {
                 *result = Some(Err(Unpublished::Told(QueueError::new(kind, chain(error)))));
             }
         }
@@ -104,10 +114,7 @@ impl<'a> ConfirmBatch<'a> {
             let told = |error| Err(Unpublished::Told(error));
             let (result, returned) = match confirmation {
                 Ok(Confirmation::Ack(returned)) => (Ok(()), returned),
-                Ok(Confirmation::Nack(returned)) => {
-                    let sentence = "RabbitMQ refused the message: its queue is full or cannot store it now";
-                    (told(QueueError::new(QueueErrorKind::Refused, sentence)), returned)
-                }
+                Ok(Confirmation::Nack(returned)) => (told(nacked(&self.messages[index].to)), returned),
                 Ok(Confirmation::NotRequested) => {
                     (told(unconfirmed("RabbitMQ did not confirm the message")), None)
                 }
@@ -191,14 +198,31 @@ pub(super) fn unconfirmed(message: impl Into<String>) -> QueueError {
     QueueError::new(QueueErrorKind::Unconfirmed, message)
 }
 
+/// The error of a message that the broker does not take while it takes others.
+fn nacked(to: &Address) -> QueueError {
+    let sentence = match to {
+        Address::Lane(_) | Address::Reply(_) => {
+            "RabbitMQ refused the message: its queue is full or cannot store it now".to_owned()
+        }
+        Address::Events(key) => format!(
+            "RabbitMQ refused an event: a queue that is bound to the exchange `{}` for `{key}` is full or cannot store it now",
+            wire::EVENT_EXCHANGE
+        ),
+    };
+    QueueError::new(QueueErrorKind::Refused, sentence)
+}
+
 /// The error of a message whose queue does not confirm it, while the broker answers.
 pub(super) fn stuck(to: &Address) -> QueueError {
-    let name = match to {
-        Address::Lane(lane) => wire::queue_name(lane.as_str()),
-        Address::Reply(name) => name.clone(),
+    let whom = match to {
+        Address::Lane(lane) => format!("the queue `{}`", wire::queue_name(lane.as_str())),
+        Address::Reply(name) => format!("the queue `{name}`"),
+        Address::Events(key) => {
+            format!("a queue that is bound to the exchange `{}` for `{key}`", wire::EVENT_EXCHANGE)
+        }
     };
     let sentence = format!(
-        "RabbitMQ answers, and does not confirm messages to the queue `{name}`: see whether most of the queue's members \
+        "RabbitMQ answers, and does not confirm messages to {whom}: see whether most of the queue's members \
          are online (`rabbitmq-queues quorum_status`) and whether their disks are full or slow"
     );
     QueueError::new(QueueErrorKind::Stuck, sentence)

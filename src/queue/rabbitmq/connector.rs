@@ -60,6 +60,8 @@ pub(super) struct Session {
     connection: Connection,
     /// Whether all lanes were declared, but for those that could not be, and nothing has been found missing since.
     pub(super) declared: AtomicBool,
+    /// Whether the exchange for events was declared.
+    pub(super) event_exchange_declared: AtomicBool,
     /// The lanes whose declaration the broker refused on this connection. Whoever publishes to one tries again.
     pub(super) undeclared: Mutex<Vec<QueueName>>,
     /// Whether no more channels can be opened.
@@ -275,6 +277,7 @@ impl Session {
         Self {
             connection,
             declared: AtomicBool::new(false),
+            event_exchange_declared: AtomicBool::new(false),
             undeclared: Mutex::default(),
             used_up: AtomicBool::new(false),
             blocked_because,

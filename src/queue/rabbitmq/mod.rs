@@ -5,7 +5,8 @@
 //! repaired: it is dropped with all that belongs to it, and the next use makes a new one.
 //!
 //! * Lanes are durable queues `errand.<lane>`, bound to the durable direct exchange `errand` (`topology`).
-//! * Messages are persistent and mandatory, and count as published when the broker has confirmed them (`publisher`).
+//! * Events go to the durable topic exchange `errand.events`, which is declared when the first one is published.
+//! * Messages are persistent, and mandatory but for events, and count as published when the broker has confirmed them (`publisher`).
 //! * A subscription has a channel of its own, through which alone its acknowledgements go, so a late one cannot settle
 //!   a message of another subscription (`consumer`, `ack_tracker`). It ends alone, unless the broker stops to answer
 //!   anything on the connection.
@@ -91,8 +92,36 @@ pub struct RabbitQueue {
 #[derive(Debug)]
 enum Publishing {
     NotStarted,
-    Running(mpsc::Sender<Request>),
+    Running(Publishers),
     Closed,
+}
+
+/// The ways to the publishers. Events have one of their own, so that no job waits behind those that a queue does not confirm
+/// which somebody has bound for them.
+#[derive(Debug, Clone)]
+struct Publishers {
+    jobs_and_replies: mpsc::Sender<Request>,
+    events: mpsc::Sender<Request>,
+}
+
+impl Publishers {
+    fn start(shared: &Arc<Shared>) -> Self {
+        Self { jobs_and_replies: started(shared, PUBLISHERS), events: started(shared, 1) }
+    }
+
+    fn of(self, batch: &[Message]) -> mpsc::Sender<Request> {
+        let has_events = batch.iter().any(|message| message.to.is_of_events());
+        if has_events { self.events } else { self.jobs_and_replies }
+    }
+}
+
+fn started(shared: &Arc<Shared>, publishers: usize) -> mpsc::Sender<Request> {
+    let (sender, requests) = mpsc::channel(REQUESTS);
+    let requests = Arc::new(tokio::sync::Mutex::new(requests));
+    for _ in 0..publishers {
+        tokio::spawn(publisher::run(Arc::clone(shared), Arc::clone(&requests)));
+    }
+    sender
 }
 
 impl RabbitQueue {
@@ -121,19 +150,15 @@ impl RabbitQueue {
     }
 
     /// The channel to the publishers, which start with its first use.
-    fn publishers(&self) -> Result<mpsc::Sender<Request>, QueueError> {
+    fn publishers(&self) -> Result<Publishers, QueueError> {
         let mut publishing = lock(&self.publishing);
         match &*publishing {
-            Publishing::Running(sender) => Ok(sender.clone()),
+            Publishing::Running(publishers) => Ok(publishers.clone()),
             Publishing::Closed => Err(QueueError::new(QueueErrorKind::Unavailable, "the queue is closed")),
             Publishing::NotStarted => {
-                let (sender, requests) = mpsc::channel(REQUESTS);
-                let requests = Arc::new(tokio::sync::Mutex::new(requests));
-                for _ in 0..PUBLISHERS {
-                    tokio::spawn(publisher::run(Arc::clone(&self.shared), Arc::clone(&requests)));
-                }
-                *publishing = Publishing::Running(sender.clone());
-                Ok(sender)
+                let publishers = Publishers::start(&self.shared);
+                *publishing = Publishing::Running(publishers.clone());
+                Ok(publishers)
             }
         }
     }
@@ -153,7 +178,7 @@ impl Queue for RabbitQueue {
         let deadline = Instant::now() + PUBLISH_TIMEOUT;
         let total = batch.len();
         let sender = match self.publishers() {
-            Ok(sender) => sender,
+            Ok(publishers) => publishers.of(&batch),
             Err(error) => return repeat(error.kind(), &error.to_string(), total),
         };
         let mut waiting = Vec::with_capacity(total.div_ceil(MAX_CONFIRM_BATCH));
@@ -225,6 +250,15 @@ impl Queue for RabbitQueue {
         };
         checked.await.map_err(|error| self.shared.named(error))?;
         Ok(self.shared.endpoint.version().await.unwrap_or_else(|| "RabbitMQ".to_owned()))
+    }
+
+    async fn check_events(&self) -> Result<(), QueueError> {
+        let connector = &self.shared.publishing;
+        let checked = async {
+            let session = connector.get().await?;
+            connector.run_on(&session, publisher::declare_event_exchange(&self.shared, &session)).await
+        };
+        checked.await.map_err(|error| self.shared.named(error))
     }
 
     async fn policy_risks(&self) -> Result<Option<Vec<PolicyRisk>>, QueueError> {

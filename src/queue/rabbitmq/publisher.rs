@@ -47,6 +47,7 @@ use crate::{
     telemetry::metrics,
 };
 
+/// Publishers of jobs and replies; events have one more.
 pub(super) const PUBLISHERS: usize = 3;
 
 /// How long an address that did not confirm before may take to confirm one message. After each that does not, those behind
@@ -226,6 +227,7 @@ impl Publisher {
             self.channel = Some((session, channel));
         } else if finished && !batch.was_refused() {
             session.declared.store(false, Relaxed);
+            session.event_exchange_declared.store(false, Relaxed);
         }
         batch.outcomes()
     }
@@ -241,10 +243,17 @@ impl Publisher {
         }
         connector
             .run_on(&session, async {
-                for (lane, error) in declare(&self.shared, &session, batch).await? {
-                    batch.fail_lane(&lane, &error);
-                    if error.kind() == QueueErrorKind::Unavailable {
-                        self.shared.apart.unanswered([&Address::Lane(lane)].into_iter(), true);
+                if batch.any_to(Address::is_of_events)
+                    && let Err(error) = declare_event_exchange(&self.shared, &session).await
+                {
+                    batch.fail_events(&error);
+                }
+                if batch.any_to(|to| !to.is_of_events()) {
+                    for (lane, error) in declare(&self.shared, &session, batch).await? {
+                        batch.fail_lane(&lane, &error);
+                        if error.kind() == QueueErrorKind::Unavailable {
+                            self.shared.apart.unanswered([&Address::Lane(lane)].into_iter(), true);
+                        }
                     }
                 }
                 let kept = self
@@ -274,7 +283,7 @@ async fn declare(
 ) -> Result<Vec<(QueueName, QueueError)>, QueueError> {
     let lanes = if session.declared.load(Relaxed) {
         let mut undeclared = lock(&session.undeclared).clone();
-        undeclared.retain(|lane| batch.has_lane(lane));
+        undeclared.retain(|lane| batch.any_to(|to| matches!(to, Address::Lane(to) if to == lane)));
         undeclared
     } else {
         shared.lanes.clone()
@@ -291,12 +300,21 @@ async fn declare(
     Ok(failed)
 }
 
+pub(super) async fn declare_event_exchange(shared: &Shared, session: &Session) -> Result<(), QueueError> {
+    if !session.event_exchange_declared.load(Relaxed) {
+        shared.topology.ensure_event_exchange(session).await?;
+        session.event_exchange_declared.store(true, Relaxed);
+    }
+    Ok(())
+}
+
 /// The windows in which messages are published again of which one made the broker close the channel. None where that
 /// can find out nothing more.
 fn divide(messages: &[Message], suspects: Vec<usize>, is_access: bool) -> Vec<Vec<usize>> {
     let half = suspects.len().div_ceil(2);
     let (first, second): (Vec<_>, Vec<_>) = if is_access {
-        // Replies go to one exchange and jobs to another, and the permission is that of the exchange.
+        // Replies go to one exchange and jobs to another, and the permission is that of the exchange. Events have a
+        // publisher of their own.
         suspects.into_iter().partition(|place| matches!(messages[*place].to, Address::Reply(_)))
     } else {
         let (first, second) = suspects.split_at(half);
@@ -315,7 +333,11 @@ fn refused(to: &Address, is_access: bool, error: lapin::Error) -> QueueError {
             QueueErrorKind::Refused,
             "RabbitMQ does not let this user publish replies: give it the permission to write to `amq.default`",
         ),
-        Address::Lane(_) | Address::Reply(_) => (
+        Address::Events(_) if is_access => (
+            QueueErrorKind::Access,
+            "RabbitMQ does not let this user publish events: give it the permission to write to the exchange `errand.events`",
+        ),
+        Address::Lane(_) | Address::Reply(_) | Address::Events(_) => (
             QueueErrorKind::TooLarge,
             "RabbitMQ does not take the message: it is probably larger than the broker's max_message_size",
         ),

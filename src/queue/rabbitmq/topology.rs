@@ -1,4 +1,5 @@
-//! The exchange and the queues that errand declares on the broker: one exchange, and one queue for each lane.
+//! The exchanges and the queues that errand declares on the broker: one exchange for jobs with one queue for each lane, and
+//! one exchange for events, to which whoever wants them binds queues.
 //!
 //! Each declaration has its own channel, because the broker answers a refusal by ending the channel. A user without the
 //! permission to configure may use what exists: then it is only looked at, and what cannot even be looked at is taken
@@ -61,7 +62,7 @@ impl Topology {
         session: &Session,
         lanes: &[QueueName],
     ) -> Result<Vec<(QueueName, QueueError)>, QueueError> {
-        self.ensure_resource(session, &Resource::Exchange).await?;
+        self.ensure_resource(session, &Resource::LaneExchange).await?;
         // Side by side, so that queues that do not answer take no longer than one of them.
         let ensured = join_all(lanes.iter().map(|lane| self.ensure_lane(session, lane))).await;
         let failed =
@@ -74,6 +75,11 @@ impl Topology {
             return Err(failed.swap_remove(place).1);
         }
         Ok(failed)
+    }
+
+    /// Makes sure that the exchange for events exists.
+    pub(super) async fn ensure_event_exchange(&self, session: &Session) -> Result<(), QueueError> {
+        self.ensure_resource(session, &Resource::EventExchange).await
     }
 
     async fn ensure_lane(&self, session: &Session, lane: &QueueName) -> Result<(), QueueError> {
@@ -99,7 +105,7 @@ impl Topology {
                 Outcome::Differs(error) => {
                     let type_hint = match resource {
                         Resource::Queue(_) => "set `amqp.queue_type` to the type that it has, or ",
-                        Resource::Exchange => "",
+                        Resource::LaneExchange | Resource::EventExchange => "",
                     };
                     let sentence = format!(
                         "RabbitMQ has the {resource} with another type or other arguments than errand declares: \
@@ -160,7 +166,8 @@ impl Topology {
 }
 
 enum Resource {
-    Exchange,
+    LaneExchange,
+    EventExchange,
     Queue(ShortString),
 }
 
@@ -176,10 +183,13 @@ impl Resource {
         let arguments = declare.unwrap_or_default();
         let asked = async {
             match self {
-                Resource::Exchange => {
+                Resource::LaneExchange | Resource::EventExchange => {
                     let options = ExchangeDeclareOptions { passive, durable: true, ..Default::default() };
-                    let (name, kind) = (wire::EXCHANGE.into(), ExchangeKind::Direct);
-                    channel.exchange_declare(name, kind, options, arguments).await?;
+                    let (name, kind) = match self {
+                        Resource::EventExchange => (wire::EVENT_EXCHANGE, ExchangeKind::Topic),
+                        _ => (wire::EXCHANGE, ExchangeKind::Direct),
+                    };
+                    channel.exchange_declare(name.into(), kind, options, arguments).await?;
                     Ok(Depth::default())
                 }
                 Resource::Queue(name) => {
@@ -199,20 +209,21 @@ impl Resource {
 impl fmt::Display for Resource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Resource::Exchange => write!(f, "exchange `{}`", wire::EXCHANGE),
+            Resource::LaneExchange => write!(f, "exchange `{}`", wire::EXCHANGE),
+            Resource::EventExchange => write!(f, "exchange `{}`", wire::EVENT_EXCHANGE),
             Resource::Queue(name) => write!(f, "queue `{name}`"),
         }
     }
 }
 
 pub(super) async fn exchange_is_missing(session: &Session) -> Result<bool, QueueError> {
-    Ok(matches!(Resource::Exchange.declare_or_probe(session, None).await?, Outcome::Missing(_)))
+    Ok(matches!(Resource::LaneExchange.declare_or_probe(session, None).await?, Outcome::Missing(_)))
 }
 
 /// Returns the depth of a lane, if its queue and the exchange exist.
 pub(super) async fn depth(session: &Session, lane: &QueueName) -> Result<Depth, QueueError> {
-    if let Outcome::Missing(error) = Resource::Exchange.declare_or_probe(session, None).await? {
-        return Err(failed(&format!("find the {}", Resource::Exchange), error));
+    if let Outcome::Missing(error) = Resource::LaneExchange.declare_or_probe(session, None).await? {
+        return Err(failed(&format!("find the {}", Resource::LaneExchange), error));
     }
     let queue = Resource::Queue(lane_queue(lane)?);
     match queue.declare_or_probe(session, None).await? {

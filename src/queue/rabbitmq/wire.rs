@@ -16,6 +16,7 @@ use crate::{
 };
 
 pub(super) const EXCHANGE: &str = "errand";
+pub(super) const EVENT_EXCHANGE: &str = "errand.events";
 
 /// The most entries of [`Properties::other`]; a publisher could send thousands.
 const MAX_OTHER_ENTRIES: usize = 64;
@@ -46,10 +47,14 @@ pub(super) struct Route {
 const DIRECT_REPLY_PREFIX: &str = "amq.rabbitmq.reply-to.";
 
 impl Route {
-    /// Whether the broker can tell that no queue gets the message. It returns every message for a waiting connection,
-    /// even when it delivers it, so such a reply is not mandatory: when the connection is gone, nobody wants it.
+    /// Whether somebody must get the message, as far as the broker can tell. It returns every message for a waiting connection,
+    /// even when it delivers it, so such a reply is not mandatory: when the connection is gone, nobody wants it. Whoever wants
+    /// events binds a queue for them.
     pub(super) fn is_mandatory(&self) -> bool {
-        !(self.exchange.as_str().is_empty() && self.key.as_str().starts_with(DIRECT_REPLY_PREFIX))
+        match self.exchange.as_str() {
+            "" => !self.key.as_str().starts_with(DIRECT_REPLY_PREFIX),
+            exchange => exchange != EVENT_EXCHANGE,
+        }
     }
 }
 
@@ -65,6 +70,7 @@ pub(super) fn route(to: &Address) -> Result<Route, QueueError> {
     let (exchange, key) = match to {
         Address::Lane(lane) => (EXCHANGE, lane.as_str()),
         Address::Reply(queue) => ("", queue.as_str()),
+        Address::Events(key) => (EVENT_EXCHANGE, key.as_str()),
     };
     Ok(Route { exchange: exchange.into(), key: short("routing key", key)? })
 }
@@ -83,7 +89,7 @@ pub(super) fn to_amqp(message: &Message) -> Result<BasicProperties, QueueError> 
         user_id: _,
         content_type,
         traceparent,
-        reply,
+        kind,
         timestamp,
         died_in: _,
         from_store,
@@ -104,8 +110,8 @@ pub(super) fn to_amqp(message: &Message) -> Result<BasicProperties, QueueError> 
     if let Some(id) = correlation_id {
         amqp = amqp.with_correlation_id(short("correlation_id", id)?);
     }
-    if let Some(kind) = reply {
-        amqp = amqp.with_type(kind.as_str().into());
+    if let Some(kind) = kind {
+        amqp = amqp.with_type(short("type", kind)?);
     }
     if let Some(queue) = reply_to {
         amqp = amqp.with_reply_to(short("reply_to", queue)?);

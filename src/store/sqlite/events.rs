@@ -10,10 +10,10 @@ use super::SqliteStore;
 use crate::{
     job::{BatchId, JobId, Owner, Principal},
     store::{
-        EventKind, Events, EventsAfter, EventsOf, Result, StoreError,
+        EventKind, EventListener, Events, EventsAfter, EventsOf, Result, StoreError,
         columns::PrincipalColumns,
         convert::{micros, to_limit},
-        events::{Positions, events_after},
+        events::{Positions, events_after, to_position},
         read::StoreRow as _,
         sql::{One, statements},
     },
@@ -43,6 +43,13 @@ statements! { Sqlite:
 
     events_of_owner(principal: One<'_, PrincipalColumns>, after: i64, limit: i64) = "select * from events
     where owner_kind = {principal_kind} and owner_id = {principal_id} and position > {after} order by position limit +{limit}";
+
+    heard(listener: &str) = "select position from event_listeners where name = {listener}";
+
+    begin_to_listen(listener: &str, last: i64) = "insert into event_listeners (name, position) values ({listener}, {last})
+    on conflict do nothing";
+
+    note_heard(listener: &str, up_to: i64) = "update event_listeners set position = {up_to} where name = {listener} and position < {up_to}";
 
     /// As far as they are old from the first on, so that a position has all events behind it or is told to have lost some.
     old(now: i64, age: i64, limit: i64) = "with first as (select position, at from events order by position limit +{limit})
@@ -106,7 +113,7 @@ impl Events for SqliteStore {
         limit: usize,
     ) -> Result<EventsAfter> {
         let before = self.positions().await?;
-        let from = after.map_or(0, |after| i64::try_from(after).unwrap_or(i64::MAX));
+        let from = after.map_or(0, to_position);
         let most = to_limit(limit);
         let query = match (of, principal) {
             (EventsOf::All, Principal::Operator) => sql::events(from, most),
@@ -120,6 +127,23 @@ impl Events for SqliteStore {
 
     async fn last_event(&self) -> Result<u64> {
         Ok(self.positions().await?.last)
+    }
+
+    async fn heard(&self, listener: EventListener) -> Result<u64> {
+        loop {
+            if let Some(found) = self.reader.fetch_first(sql::heard(listener.as_str())).await? {
+                return found.total("position");
+            }
+            let last = to_position(self.last_event().await?);
+            let name = listener.as_str();
+            self.write_one(move |_| sql::begin_to_listen(name, last)).await?;
+        }
+    }
+
+    async fn note_heard(&self, listener: EventListener, up_to: u64) -> Result<()> {
+        let (name, up_to) = (listener.as_str(), to_position(up_to));
+        self.write_one(move |_| sql::note_heard(name, up_to)).await?;
+        Ok(())
     }
 
     async fn remove_events(&self, age: Duration, limit: usize) -> Result<u64> {

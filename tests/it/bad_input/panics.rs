@@ -166,6 +166,10 @@ impl Queue for PanickyQueue {
         self.inner.check().await
     }
 
+    async fn check_events(&self) -> Result<(), QueueError> {
+        self.inner.check_events().await
+    }
+
     async fn policy_risks(&self) -> Result<Option<Vec<PolicyRisk>>, QueueError> {
         self.inner.policy_risks().await
     }

@@ -111,7 +111,7 @@ async fn a_message_arrives_as_it_was_published<B: Backend>(hint: &str) {
         user_id: None,
         content_type: Some("application/json".into()),
         traceparent: Some("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".into()),
-        reply: None,
+        kind: None,
         timestamp: Some(1_700_000_000),
         died_in: None,
         from_store: true,

@@ -21,8 +21,8 @@ use errand::{
         AccessKeys, Action, ActionKind, Actions, Added, AddedKey, Admin, Answer, Answers, AsRead,
         AttemptView, Audit, AuditLimits, AuditPage, Awaited, BatchDecided, BatchItem, BatchView, Batches,
         Bind, By, Census, Change, ChangeFilter, Changes, Check, Checks, Claim, Claimed, Claims, Concern,
-        Confirmed, Connections, Counted, Decided, Decider, Due, Edited, Events, EventsAfter, EventsOf,
-        Finding, Finish, Finished, Finishes, Glance, History, HistoryEntry, Inserted, JobControl,
+        Confirmed, Connections, Counted, Decided, Decider, Due, Edited, EventListener, Events, EventsAfter,
+        EventsOf, Finding, Finish, Finished, Finishes, Glance, History, HistoryEntry, Inserted, JobControl,
         JobDecision, JobFilter, JobLists, JobView, Jobs, Leases, Looked, LostJob, MadeAction, Migrated,
         NewAction, NewBatch, OldJob, OldMessage, OtherId, Page, PausedQueue, Pauses, Pins, Place,
         Publications, PutOff, Rejected, RejectedFilter, RejectedView, Rejections, Repeat, Retention, Schema,
@@ -477,6 +477,8 @@ pass_on!(Changes {
 pass_on!(Events {
     fn events(&self, &principal: Principal, of: EventsOf, after: Option<u64>, limit: usize) -> EventsAfter;
     fn last_event(&self) -> u64;
+    fn heard(&self, listener: EventListener) -> u64;
+    fn note_heard(&self, listener: EventListener, up_to: u64) -> ();
     fn remove_events(&self, age: Duration, limit: usize) -> u64;
     fn remove_events_of(&self, &owner: Owner, limit: usize) -> u64;
 });

@@ -22,12 +22,13 @@ use super::{
 use crate::support::{self, postgres::Database};
 
 /// Tables of which no statement of a principal needs anything, so that the role may do nothing there.
-const APART: [&str; 10] = [
+const APART: [&str; 11] = [
     "_sqlx_migrations",
     "access_keys_required",
     "answers",
     "awaited",
     "claims",
+    "event_listeners",
     "event_positions",
     "paused_queues",
     // Whoever may set an owner's pin names the owner, and the API has compared it.

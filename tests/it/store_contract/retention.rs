@@ -319,6 +319,7 @@ const BOUNDS: &[(&str, &str)] = &[
     ("changes", "maintenance::prune, by retention.audit_log_days"),
     ("events", "maintenance::prune, by retention.events_days"),
     ("event_inbox", "whoever reads or removes events, maintenance::prune among them, moves what is there"),
+    ("event_listeners", "one for each store::EventListener"),
     ("event_positions", "one row"),
     ("sealing_secret", "one row"),
     ("workers", "Leases::forget_workers, some time after the last beat"),

@@ -38,6 +38,7 @@ const FLOORS: &[&[&str]] = &[
         "rejected",
         "services",
         "supervisor",
+        "turns",
     ],
     &["resolver"],
     &["api", "maintenance", "relay", "worker"],

@@ -1,0 +1,331 @@
+//! Events for whoever listens at the broker: each is published to its exchange.
+//!
+//! One worker at a time does so. An event goes out when the broker has confirmed those before it that are about the same job or
+//! batch, so that each queue has them in their order. The store knows up to which position all are confirmed. A process that
+//! dies, or two that hold themselves for the one, publish some again: a listener knows those by their sequence, which is not
+//! behind that of the last one it had of the job or the batch.
+
+use std::{
+    collections::{HashMap, HashSet},
+    time::Duration,
+};
+
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use crate::{
+    backoff::RECONNECT,
+    failure::chain,
+    job::Principal,
+    queue::{Address, Message, Properties, QueueError, SharedQueue},
+    services::Services,
+    store::{Event, EventListener, EventsAfter, EventsOf, SharedStore, StoreError},
+    telemetry::metrics,
+    turns::{ASKED_AGAIN, Turn, Turns},
+};
+
+/// How often the store is asked for new events.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// The most events that are read together.
+const PAGE: usize = 500;
+
+/// The third word of the routing key of an event that is about no toolkit, so that each key has three.
+const NO_TOOLKIT: &str = "none";
+
+/// The longest third word, in bytes: AMQP has 255 for a whole key.
+const MAX_TOOLKIT_BYTES: usize = 128;
+
+#[derive(Debug)]
+pub struct EventPublisher {
+    store: SharedStore,
+    queue: SharedQueue,
+    turn: Turn,
+    /// `None` where only the store knows.
+    published: Option<Published>,
+}
+
+/// What is published.
+#[derive(Debug)]
+struct Published {
+    /// Everything up to this position.
+    up_to: u64,
+    /// Events behind it, which one that the broker does not take keeps from counting.
+    beyond: HashSet<u64>,
+}
+
+/// What became of a round.
+#[derive(Debug)]
+enum Round {
+    More,
+    Done,
+    /// Another worker publishes.
+    NotOurs,
+    Failed(QueueError),
+}
+
+impl EventPublisher {
+    pub fn new(services: &Services, turns: Turns) -> Self {
+        let Services { store, queue, .. } = services.clone();
+        Self { store, queue, turn: Turn::new(turns), published: None }
+    }
+
+    /// Publishes until `stop`.
+    pub async fn run(mut self, stop: CancellationToken) {
+        let mut failures = 0;
+        while !stop.is_cancelled() {
+            let round = self.run_once().await;
+            let failed = match &round {
+                Ok(Round::Failed(error)) => Some(("events cannot be published; trying again", chain(error))),
+                Err(error) => {
+                    metrics::STORE_ERRORS.add([error.kind().as_str()], 1);
+                    Some(("events that are to be published cannot be read; trying again", chain(error)))
+                }
+                Ok(Round::More | Round::Done | Round::NotOurs) => None,
+            };
+            if let Some((what, error)) = failed {
+                failures += 1;
+                if failures == 1 {
+                    tracing::warn!(error, "{what}");
+                }
+            } else {
+                failures = 0;
+            }
+            let wait = match round {
+                Ok(Round::More) => continue,
+                Ok(Round::Done) => LOOK,
+                Ok(Round::NotOurs) => ASKED_AGAIN,
+                Ok(Round::Failed(_)) | Err(_) => RECONNECT.wait(failures, fastrand::f64()),
+            };
+            stop.run_until_cancelled(sleep(wait)).await;
+        }
+    }
+
+    /// Publishes a page of events, if it is this worker's turn.
+    ///
+    /// # Errors
+    /// The store does not answer. What was published and could not be noted is not published again by this process.
+    async fn run_once(&mut self) -> Result<Round, StoreError> {
+        if !self.turn.is_mine(&self.store).await? {
+            self.published = None;
+            metrics::EVENTS_TO_PUBLISH.set([], 0.0);
+            return Ok(Round::NotOurs);
+        }
+        let published = match &mut self.published {
+            Some(published) => published,
+            none => {
+                let up_to = self.store.heard(EventListener::Exchange).await?;
+                // So that queues can be bound to it before the first event.
+                if let Err(error) = self.queue.check_events().await {
+                    return Ok(Round::Failed(error));
+                }
+                none.insert(Published { up_to, beyond: HashSet::new() })
+            }
+        };
+        let last = self.store.last_event().await?;
+        metrics::EVENTS_TO_PUBLISH.set([], last.saturating_sub(published.up_to) as f64);
+        if last == published.up_to {
+            return Ok(Round::Done);
+        }
+        let behind =
+            self.store.events(&Principal::Operator, EventsOf::All, Some(published.up_to), PAGE).await?;
+        let (failed, up_to) = match behind {
+            EventsAfter::Are { events, next } => {
+                let failed = publish(&self.queue, &events, &mut published.beyond).await;
+                (failed, published.up_to_with(&events, next))
+            }
+            EventsAfter::Removed { up_to } => {
+                let events = up_to - published.up_to;
+                metrics::EVENT_MESSAGES.add(["passed_over"], events);
+                tracing::error!(
+                    events,
+                    "events were removed for their age before they could be published; keep them for longer \
+                     (retention.events_days)"
+                );
+                (None, up_to)
+            }
+            // The store was restored from an earlier copy of itself.
+            EventsAfter::ToCome => {
+                self.published = None;
+                return Ok(Round::Done);
+            }
+        };
+        if up_to > published.up_to {
+            self.store.note_heard(EventListener::Exchange, up_to).await?;
+            published.up_to = up_to;
+            published.beyond.retain(|position| *position > up_to);
+        }
+        Ok(match failed {
+            Some(error) => Round::Failed(error),
+            None if up_to < last => Round::More,
+            None => Round::Done,
+        })
+    }
+}
+
+impl Published {
+    /// Up to where all is published, of which these are the events behind what was, up to `next`.
+    fn up_to_with(&self, events: &[Event], next: u64) -> u64 {
+        let open = events.iter().map(|event| event.position).find(|position| !self.beyond.contains(position));
+        open.map_or(next, |open| open - 1)
+    }
+}
+
+/// Publishes those that are not `published`, and adds them. The first error of those that the broker does not take.
+async fn publish(queue: &SharedQueue, events: &[Event], published: &mut HashSet<u64>) -> Option<QueueError> {
+    for wave in waves(events) {
+        let to_publish: Vec<&Event> =
+            wave.into_iter().filter(|event| !published.contains(&event.position)).collect();
+        let answers = queue.publish(to_publish.iter().map(|event| message(event)).collect()).await;
+        let (mut sent, mut failed) = (0, Vec::new());
+        for (event, answer) in to_publish.into_iter().zip(answers) {
+            match answer {
+                Ok(()) => {
+                    published.insert(event.position);
+                    sent += 1;
+                }
+                Err(error) => failed.push(error),
+            }
+        }
+        metrics::EVENT_MESSAGES.add(["sent"], sent);
+        metrics::EVENT_MESSAGES.add(["failed"], failed.len() as u64);
+        if let Some(error) = failed.into_iter().next() {
+            return Some(error);
+        }
+    }
+    None
+}
+
+/// The events in groups, each of which may go out when the one before it is there: in no group are two of one job or batch. What
+/// happens to a batch is told after what happened to its jobs before, and before what happens to them then.
+fn waves(events: &[Event]) -> Vec<Vec<&Event>> {
+    let mut waves: Vec<Vec<&Event>> = Vec::new();
+    // The first wave that is late enough for another event of a job or a batch, and of any job of a batch.
+    let (mut of_jobs, mut of_batches, mut of_items) =
+        (HashMap::<Uuid, usize>::new(), HashMap::<Uuid, usize>::new(), HashMap::<Uuid, usize>::new());
+    for event in events {
+        let first = |known: &HashMap<Uuid, usize>, id: Option<Uuid>| {
+            id.and_then(|id| known.get(&id)).copied().unwrap_or_default()
+        };
+        let (job, batch) = (event.job.map(|job| job.0), event.batch.map(|batch| batch.0));
+        let mut wave = first(&of_jobs, job).max(first(&of_batches, batch));
+        match (job, batch) {
+            (Some(job), batch) => {
+                of_jobs.insert(job, wave + 1);
+                if let Some(batch) = batch {
+                    let items = of_items.entry(batch).or_default();
+                    *items = (*items).max(wave + 1);
+                }
+            }
+            (None, batch) => {
+                wave = wave.max(first(&of_items, batch));
+                of_batches.extend(batch.map(|batch| (batch, wave + 1)));
+            }
+        }
+        if waves.len() <= wave {
+            waves.resize_with(wave + 1, Vec::new);
+        }
+        waves[wave].push(event);
+    }
+    waves
+}
+
+/// An event as `errand events` shows it to the operator, with its position, by which a listener sees whether one is missing.
+fn message(event: &Event) -> Message {
+    let body = serde_json::to_vec(&event.placed(event.position.to_string())).unwrap_or_default();
+    let properties = Properties {
+        message_id: Some(event.id().to_string()),
+        content_type: Some("application/json".into()),
+        kind: Some(event.kind.as_str()),
+        timestamp: u64::try_from(event.at.as_second()).ok(),
+        ..Properties::default()
+    };
+    Message { to: Address::Events(routing_key(event)), body: body.into(), properties, priority: 0 }
+}
+
+/// `job.succeeded.github`: always three words, the last of which is the toolkit.
+fn routing_key(event: &Event) -> String {
+    let toolkit = event.toolkit.as_deref().filter(|toolkit| !toolkit.is_empty()).unwrap_or(NO_TOOLKIT);
+    let toolkit = &toolkit[..toolkit.floor_char_boundary(MAX_TOOLKIT_BYTES)];
+    // A dot would begin a fourth word, and what else patterns are made of would be taken for it.
+    let toolkit = toolkit.replace(|c: char| !(c.is_ascii_alphanumeric() || c == '_' || c == '-'), "_");
+    format!("{}.{toolkit}", event.kind)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::{
+        job::{BatchId, JobId},
+        store::EventKind,
+    };
+
+    fn event(position: u64, job: Option<u128>, batch: Option<u128>) -> Event {
+        Event {
+            position,
+            at: jiff::Timestamp::UNIX_EPOCH,
+            kind: if job.is_some() { EventKind::JobSucceeded } else { EventKind::BatchCompleted },
+            sequence: 1,
+            job: job.map(|job| JobId(Uuid::from_u128(job))),
+            batch: batch.map(|batch| BatchId(Uuid::from_u128(batch))),
+            owner: None,
+            tool: None,
+            toolkit: None,
+            queue: None,
+            attempt: None,
+            held_reason: None,
+            error_kind: None,
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_wave_has_two_events_whose_order_counts(
+            about in prop::collection::vec((prop::option::of(0u128..4), prop::option::of(0u128..3)), 0..40)
+        ) {
+            let events: Vec<Event> = about
+                .into_iter()
+                .enumerate()
+                .map(|(n, (job, batch))| event(n as u64, job, batch.or(job.is_none().then_some(0))))
+                .collect();
+            let waves = waves(&events);
+            prop_assert_eq!(waves.iter().map(Vec::len).sum::<usize>(), events.len());
+            prop_assert!(waves.iter().all(|wave| !wave.is_empty()), "a wave without events");
+            let wave_of = |event: &Event| waves.iter().position(|wave| wave.iter().any(|e| e.position == event.position));
+            for (place, later) in events.iter().enumerate() {
+                for earlier in &events[..place] {
+                    let same_job = later.job.is_some() && later.job == earlier.job;
+                    let is_of_the_batch = later.job.is_none() || earlier.job.is_none();
+                    if same_job || is_of_the_batch && later.batch.is_some() && later.batch == earlier.batch {
+                        prop_assert!(wave_of(earlier) < wave_of(later), "{} before {}", earlier.position, later.position);
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn events_of_different_jobs_go_out_together() {
+        let events: Vec<Event> = (0..100).map(|n| event(n, Some(n.into()), Some(1))).collect();
+        assert_eq!(waves(&events).len(), 1);
+    }
+
+    #[test]
+    fn a_routing_key_has_three_words() {
+        for (toolkit, key) in [
+            (Some("github"), "job.succeeded.github"),
+            (Some("google_sheets-2"), "job.succeeded.google_sheets-2"),
+            (Some("a.b#*c d"), "job.succeeded.a_b__c_d"),
+            (Some(""), "job.succeeded.none"),
+            (None, "job.succeeded.none"),
+        ] {
+            let event = Event { toolkit: toolkit.map(str::to_owned), ..event(1, Some(1), None) };
+            assert_eq!(routing_key(&event), key);
+        }
+        let long = Event { toolkit: Some("ä".repeat(300)), ..event(1, Some(1), None) };
+        assert!(routing_key(&long).len() < 255);
+    }
+}
