@@ -25,7 +25,7 @@ impl Turns {
 }
 
 /// How often it is asked whose turn it is, by whoever does something many times a second.
-pub(crate) const ASKED_AGAIN: Duration = Duration::from_secs(5);
+pub(crate) const ASKED_AGAIN: Duration = Duration::from_secs(2);
 
 /// Whether it is a worker's turn, which is not asked each time.
 #[derive(Debug)]

@@ -120,7 +120,9 @@ impl Relations<'_> {
     fn published_events_are_recorded(&mut self) {
         let exchange = self.settings.0.get(&Key::new("events.exchange"));
         let is_on = exchange.and_then(|setting| setting.value.as_bool()) == Some(true);
-        if is_on && self.text("events.record") == "off" {
+        let is_off =
+            !self.mistaken.contains(&Key::new("events.record")) && self.text("events.record") == "off";
+        if is_on && is_off {
             let message =
                 "`events.exchange` is true, and `events.record` is \"off\": there are no events to publish";
             self.report("events.exchange", message.to_owned());

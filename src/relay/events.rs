@@ -20,7 +20,7 @@ use crate::{
     job::Principal,
     queue::{Address, Message, Properties, QueueError, SharedQueue},
     services::Services,
-    store::{Event, EventListener, EventsAfter, EventsOf, SharedStore, StoreError},
+    store::{Event, EventKind, EventListener, EventsAfter, EventsOf, SharedStore, StoreError},
     telemetry::metrics,
     turns::{ASKED_AGAIN, Turn, Turns},
 };
@@ -42,6 +42,8 @@ pub struct EventPublisher {
     store: SharedStore,
     queue: SharedQueue,
     turn: Turn,
+    /// Whether it is known where the first one of all workers began.
+    has_begun: bool,
     /// `None` where only the store knows.
     published: Option<Published>,
 }
@@ -53,6 +55,9 @@ struct Published {
     up_to: u64,
     /// Events behind it, which one that the broker does not take keeps from counting.
     beyond: HashSet<u64>,
+    /// For routing keys of which some were not taken, how many are offered together at most: one, and ever more when that is taken.
+    /// Where one queue refuses an event, all others that it is for have it, and get it again each time that it is offered.
+    few: HashMap<String, usize>,
 }
 
 /// What became of a round.
@@ -68,30 +73,33 @@ enum Round {
 impl EventPublisher {
     pub fn new(services: &Services, turns: Turns) -> Self {
         let Services { store, queue, .. } = services.clone();
-        Self { store, queue, turn: Turn::new(turns), published: None }
+        Self { store, queue, turn: Turn::new(turns), has_begun: false, published: None }
     }
 
     /// Publishes until `stop`.
     pub async fn run(mut self, stop: CancellationToken) {
-        let mut failures = 0;
+        let (mut failures, mut told) = (0, None);
         while !stop.is_cancelled() {
             let round = self.run_once().await;
             let failed = match &round {
-                Ok(Round::Failed(error)) => Some(("events cannot be published; trying again", chain(error))),
+                Ok(Round::Failed(error)) => {
+                    Some((error.kind().as_str(), "events cannot be published; trying again", chain(error)))
+                }
                 Err(error) => {
                     metrics::STORE_ERRORS.add([error.kind().as_str()], 1);
-                    Some(("events that are to be published cannot be read; trying again", chain(error)))
+                    let what = "the store does not say which events are to be published; trying again";
+                    Some((error.kind().as_str(), what, chain(error)))
                 }
                 Ok(Round::More | Round::Done | Round::NotOurs) => None,
             };
-            if let Some((what, error)) = failed {
-                failures += 1;
-                if failures == 1 {
-                    tracing::warn!(error, "{what}");
-                }
-            } else {
-                failures = 0;
+            failures = if failed.is_some() { failures + 1 } else { 0 };
+            // Once for each reason, while it lasts.
+            if let Some((kind, what, error)) = &failed
+                && told != Some(*kind)
+            {
+                tracing::warn!(error, "{what}");
             }
+            told = failed.map(|(kind, ..)| kind);
             let wait = match round {
                 Ok(Round::More) => continue,
                 Ok(Round::Done) => LOOK,
@@ -107,23 +115,31 @@ impl EventPublisher {
     /// # Errors
     /// The store does not answer. What was published and could not be noted is not published again by this process.
     async fn run_once(&mut self) -> Result<Round, StoreError> {
+        if !self.has_begun {
+            // Whoever's turn it is: what happens from now on is to be published.
+            self.store.heard(EventListener::Exchange).await?;
+            self.has_begun = true;
+        }
         if !self.turn.is_mine(&self.store).await? {
             self.published = None;
             metrics::EVENTS_TO_PUBLISH.set([], 0.0);
             return Ok(Round::NotOurs);
         }
+        let last = self.store.last_event().await?;
         let published = match &mut self.published {
             Some(published) => published,
             none => {
                 let up_to = self.store.heard(EventListener::Exchange).await?;
                 // So that queues can be bound to it before the first event.
                 if let Err(error) = self.queue.check_events().await {
+                    let events = last.saturating_sub(up_to);
+                    metrics::EVENTS_TO_PUBLISH.set([], events as f64);
+                    metrics::EVENT_MESSAGES.add(["failed"], events.min(1));
                     return Ok(Round::Failed(error));
                 }
-                none.insert(Published { up_to, beyond: HashSet::new() })
+                none.insert(Published { up_to, beyond: HashSet::new(), few: HashMap::new() })
             }
         };
-        let last = self.store.last_event().await?;
         metrics::EVENTS_TO_PUBLISH.set([], last.saturating_sub(published.up_to) as f64);
         if last == published.up_to {
             return Ok(Round::Done);
@@ -132,11 +148,12 @@ impl EventPublisher {
             self.store.events(&Principal::Operator, EventsOf::All, Some(published.up_to), PAGE).await?;
         let (failed, up_to) = match behind {
             EventsAfter::Are { events, next } => {
-                let failed = publish(&self.queue, &events, &mut published.beyond).await;
+                let failed = published.publish(&self.queue, &events).await;
                 (failed, published.up_to_with(&events, next))
             }
             EventsAfter::Removed { up_to } => {
-                let events = up_to - published.up_to;
+                let sent = published.beyond.iter().filter(|position| **position <= up_to).count() as u64;
+                let events = up_to - published.up_to - sent;
                 metrics::EVENT_MESSAGES.add(["passed_over"], events);
                 tracing::error!(
                     events,
@@ -170,31 +187,63 @@ impl Published {
         let open = events.iter().map(|event| event.position).find(|position| !self.beyond.contains(position));
         open.map_or(next, |open| open - 1)
     }
-}
 
-/// Publishes those that are not `published`, and adds them. The first error of those that the broker does not take.
-async fn publish(queue: &SharedQueue, events: &[Event], published: &mut HashSet<u64>) -> Option<QueueError> {
-    for wave in waves(events) {
-        let to_publish: Vec<&Event> =
-            wave.into_iter().filter(|event| !published.contains(&event.position)).collect();
-        let answers = queue.publish(to_publish.iter().map(|event| message(event)).collect()).await;
-        let (mut sent, mut failed) = (0, Vec::new());
-        for (event, answer) in to_publish.into_iter().zip(answers) {
-            match answer {
-                Ok(()) => {
-                    published.insert(event.position);
-                    sent += 1;
+    /// Publishes those of a page that are not published, or some of them. The first error of those that the broker does not take.
+    async fn publish(&mut self, queue: &SharedQueue, events: &[Event]) -> Option<QueueError> {
+        for wave in waves(events) {
+            let open: Vec<(String, &Event)> = wave
+                .into_iter()
+                .filter(|event| !self.beyond.contains(&event.position))
+                .map(|event| (routing_key(event), event))
+                .collect();
+            let (offered, is_whole) = self.offered(open);
+            let messages = offered.iter().map(|(key, event)| message(key, event)).collect();
+            let answers = queue.publish(messages).await;
+            let (mut sent, mut failed) = (0, Vec::new());
+            let mut taken = HashSet::new();
+            for ((key, event), answer) in offered.into_iter().zip(answers) {
+                match answer {
+                    Ok(()) => {
+                        self.beyond.insert(event.position);
+                        sent += 1;
+                        taken.insert(key);
+                    }
+                    Err(error) => failed.push((key, error)),
                 }
-                Err(error) => failed.push(error),
+            }
+            metrics::EVENT_MESSAGES.add(["sent"], sent);
+            metrics::EVENT_MESSAGES.add(["failed"], failed.len() as u64);
+            for key in taken {
+                let more = self.few.remove(&key).map(|few| 2 * few).filter(|more| *more < PAGE);
+                self.few.extend(more.map(|more| (key, more)));
+            }
+            self.few.extend(failed.iter().map(|(key, _)| (key.clone(), 1)));
+            if let Some((_, error)) = failed.into_iter().next() {
+                return Some(error);
+            }
+            if !is_whole {
+                break;
             }
         }
-        metrics::EVENT_MESSAGES.add(["sent"], sent);
-        metrics::EVENT_MESSAGES.add(["failed"], failed.len() as u64);
-        if let Some(error) = failed.into_iter().next() {
-            return Some(error);
-        }
+        None
     }
-    None
+
+    /// Those of a wave that are offered now, and whether these are all.
+    fn offered<'a>(&self, open: Vec<(String, &'a Event)>) -> (Vec<(String, &'a Event)>, bool) {
+        let all = open.len();
+        let mut counts = HashMap::<String, usize>::new();
+        let offered: Vec<_> = open
+            .into_iter()
+            .filter(|(key, _)| {
+                let Some(few) = self.few.get(key) else { return true };
+                let count = counts.entry(key.clone()).or_default();
+                *count += 1;
+                *count <= *few
+            })
+            .collect();
+        let is_whole = offered.len() == all;
+        (offered, is_whole)
+    }
 }
 
 /// The events in groups, each of which may go out when the one before it is there: in no group are two of one job or batch. What
@@ -232,7 +281,7 @@ fn waves(events: &[Event]) -> Vec<Vec<&Event>> {
 }
 
 /// An event as `errand events` shows it to the operator, with its position, by which a listener sees whether one is missing.
-fn message(event: &Event) -> Message {
+fn message(key: &str, event: &Event) -> Message {
     let body = serde_json::to_vec(&event.placed(event.position.to_string())).unwrap_or_default();
     let properties = Properties {
         message_id: Some(event.id().to_string()),
@@ -241,7 +290,7 @@ fn message(event: &Event) -> Message {
         timestamp: u64::try_from(event.at.as_second()).ok(),
         ..Properties::default()
     };
-    Message { to: Address::Events(routing_key(event)), body: body.into(), properties, priority: 0 }
+    Message { to: Address::Events(key.to_owned()), body: body.into(), properties, priority: 0 }
 }
 
 /// `job.succeeded.github`: always three words, the last of which is the toolkit.
@@ -250,7 +299,14 @@ fn routing_key(event: &Event) -> String {
     let toolkit = &toolkit[..toolkit.floor_char_boundary(MAX_TOOLKIT_BYTES)];
     // A dot would begin a fourth word, and what else patterns are made of would be taken for it.
     let toolkit = toolkit.replace(|c: char| !(c.is_ascii_alphanumeric() || c == '_' || c == '-'), "_");
-    format!("{}.{toolkit}", event.kind)
+    match event.kind {
+        // Of a newer version.
+        EventKind::Unrecognized => {
+            let subject = if event.job.is_some() { "job" } else { "batch" };
+            format!("{subject}.{}.{toolkit}", event.kind)
+        }
+        kind => format!("{kind}.{toolkit}"),
+    }
 }
 
 #[cfg(test)]
@@ -258,10 +314,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::{
-        job::{BatchId, JobId},
-        store::EventKind,
-    };
+    use crate::job::{BatchId, JobId};
 
     fn event(position: u64, job: Option<u128>, batch: Option<u128>) -> Event {
         Event {
@@ -325,6 +378,8 @@ mod tests {
             let event = Event { toolkit: toolkit.map(str::to_owned), ..event(1, Some(1), None) };
             assert_eq!(routing_key(&event), key);
         }
+        let newer = Event { kind: EventKind::Unrecognized, ..event(1, Some(1), None) };
+        assert_eq!(routing_key(&newer), "job.unrecognized.none");
         let long = Event { toolkit: Some("ä".repeat(300)), ..event(1, Some(1), None) };
         assert!(routing_key(&long).len() < 255);
     }

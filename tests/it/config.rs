@@ -173,6 +173,26 @@ fn relations_are_checked_with_their_reason() {
 }
 
 #[test]
+fn events_are_published_only_where_they_are_recorded_and_no_lane_has_the_name_of_their_exchange() {
+    let [exchange, records, lane] = [
+        ("ERRAND__EVENTS__EXCHANGE", "true"),
+        ("ERRAND__EVENTS__RECORD", "all"),
+        ("ERRAND__QUEUES__EVENTS__CONCURRENCY", "5"),
+    ];
+    let in_a_file = with_file("[events]\nexchange = true\nrecord = \"off\"\n", &[]);
+    for mistake in [only_mistake(with_env(&[exchange])), only_mistake(in_a_file)] {
+        assert!(mistake.contains("`events.exchange`") && mistake.contains("`events.record`"), "{mistake}");
+    }
+    // What is wrong by itself is told once.
+    only_mistake(with_env(&[exchange, ("ERRAND__EVENTS__RECORD", "some")]));
+    only_mistake(with_env(&[("ERRAND__EVENTS__EXCHANGE", "errand.events")]));
+    let mistake = only_mistake(with_env(&[exchange, records, lane]));
+    assert!(mistake.contains("`queues.events`") && mistake.contains("`events.exchange`"), "{mistake}");
+    assert!(with_env(&[exchange, records]).unwrap().config.events.exchange);
+    assert!(!with_env(&[records, lane]).unwrap().config.events.exchange);
+}
+
+#[test]
 fn an_owners_jobs_are_kept_for_a_shorter_time_than_those_of_others_and_never_for_longer() {
     let days = |days: u32| Some(std::time::Duration::from_secs(u64::from(days) * 24 * 3600));
     let file = "[owner_retention.\"user:a.b\"]\nsucceeded_days = 1\n";

@@ -49,7 +49,7 @@ fn large(message: Message) -> Message {
 }
 
 /// The kinds of the errors in answers, by place.
-fn kinds(answers: Vec<Result<(), errand::queue::QueueError>>) -> Vec<(usize, QueueErrorKind)> {
+pub(crate) fn kinds(answers: Vec<Result<(), errand::queue::QueueError>>) -> Vec<(usize, QueueErrorKind)> {
     let failed = answers.into_iter().enumerate().filter_map(|(place, answer)| Some((place, answer.err()?)));
     failed.map(|(place, error)| (place, error.kind())).collect()
 }

@@ -313,9 +313,10 @@ pub(super) async fn declare_event_exchange(shared: &Shared, session: &Session) -
 fn divide(messages: &[Message], suspects: Vec<usize>, is_access: bool) -> Vec<Vec<usize>> {
     let half = suspects.len().div_ceil(2);
     let (first, second): (Vec<_>, Vec<_>) = if is_access {
-        // Replies go to one exchange and jobs to another, and the permission is that of the exchange. Events have a
-        // publisher of their own.
-        suspects.into_iter().partition(|place| matches!(messages[*place].to, Address::Reply(_)))
+        // The permission is that of the exchange, and jobs, replies and events have one each.
+        let exchange = |place: usize| std::mem::discriminant(&messages[place].to);
+        let first = suspects.first().map(|place| exchange(*place));
+        suspects.into_iter().partition(|place| Some(exchange(*place)) == first)
     } else {
         let (first, second) = suspects.split_at(half);
         (first.to_vec(), second.to_vec())

@@ -33,7 +33,7 @@ use EventKind::{BatchCompleted, JobCancelled, JobReleased, JobRetried, JobSuccee
 
 const HOUR: Duration = Duration::from_secs(3_600);
 
-fn positions(events: &[Event]) -> Vec<u64> {
+pub(super) fn positions(events: &[Event]) -> Vec<u64> {
     events.iter().map(|event| event.position).collect()
 }
 
@@ -43,7 +43,7 @@ fn grow(events: &[Event]) -> bool {
 
 impl TestStore {
     /// Calls off new jobs, each of which is an event.
-    async fn call_off(&self, jobs: usize) {
+    pub(super) async fn call_off(&self, jobs: usize) {
         for _ in 0..jobs {
             self.in_state(State::Cancelled).await;
         }

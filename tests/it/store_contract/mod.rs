@@ -42,6 +42,7 @@ mod claims;
 mod connections;
 mod doors;
 mod edits;
+mod event_listeners;
 mod event_readers;
 mod events;
 mod finishes;
