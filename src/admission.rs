@@ -195,7 +195,7 @@ impl Admission {
             Err(error) => return Ok(Requeued::Refused(error.message)),
         };
         if !how.any_publisher
-            && let Err(error) = self.rules.publishers.check(&spec)
+            && let Err(error) = self.check_publisher(&spec)
         {
             let message =
                 format!("{}; with `any_publisher` (--any-publisher) it runs all the same", error.message);
@@ -255,6 +255,11 @@ impl Admission {
             }
         }
         Ok(EditAnswer::Decided(Decided::Changed))
+    }
+
+    /// Checks whether its publisher may enqueue jobs of its owner.
+    pub fn check_publisher(&self, spec: &JobSpec) -> Result<(), EnvelopeError> {
+        self.rules.publishers.check(spec)
     }
 
     /// Checks a job by itself, by what the settings allow.

@@ -22,6 +22,11 @@ do $$ declare thing record; begin
     loop
         execute format('alter %s errand.%I set schema public', thing.kind, thing.name);
     end loop;
+    for thing in select proname as name, pg_get_function_identity_arguments(oid) as arguments from pg_proc
+            where pronamespace = 'errand'::regnamespace
+    loop
+        execute format('alter function errand.%I(%s) set schema public', thing.name, thing.arguments);
+    end loop;
     -- What the move has left, so that earlier builds make no second set of tables.
     if to_regclass('public._sqlx_migrations') is not null then
         delete from public._sqlx_migrations where version = 1 and checksum = '\x00' and description like 'moved to schema %';

@@ -1,6 +1,6 @@
 //! Wires the parts together: the only module that names a concrete backend.
 
-use std::{net::SocketAddr, time::Duration};
+use std::net::SocketAddr;
 
 use anyhow::{Context as _, Result};
 use metrics_exporter_prometheus::PrometheusHandle;
@@ -56,9 +56,7 @@ impl App {
 
     /// The admission of jobs that this process enqueues itself.
     pub fn admission(&self) -> Admission {
-        let unclaimed = Duration::from_secs(self.config.relay.unclaimed_secs);
-        let Services { store, queue, clock, .. } = self.services.clone();
-        Admission::new(store, Some(queue), clock, rules(&self.config), unclaimed)
+        runtime::admission(&self.services, &self.config)
     }
 
     /// Runs a worker with everything around it until `shutdown`, then drains. Waits for the services

@@ -9,6 +9,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::options;
 use crate::{
+    admission::Admission,
     api::Api,
     backoff::RECONNECT,
     clock::millis,
@@ -23,7 +24,7 @@ use crate::{
         key_file::KeyFile, policies::Policies, prune::Prune, rescue::Rescue, tool_api::ToolApiWatch,
         verify::Verify,
     },
-    relay::{EventPublisher, Relay},
+    relay::{EventPublisher, Inbox, Relay},
     resolver::Resolver,
     services::Services,
     shutdown::{Countdown, Shutdown},
@@ -173,6 +174,11 @@ impl Background {
         if config.api_key_file.is_some() {
             parts.push(("the watch of the key's file", KeyFile::new(services).run(stop()).boxed()));
         }
+        if !config.store_is_sqlite() {
+            let (admission, lanes) = (admission(services, config), config.queues.keys().cloned().collect());
+            let inbox = Inbox::new(services, admission, lanes, turns);
+            parts.push(("the taking in of jobs from SQL", inbox.run(stop()).boxed()));
+        }
         if config.events.exchange {
             let publisher = EventPublisher::new(services, turns);
             parts.push(("the publishing of events", publisher.run(stop()).boxed()));
@@ -192,6 +198,13 @@ impl Background {
         parts.push(("the removal of old jobs", prune.run(every, turns, stop()).boxed()));
         parts
     }
+}
+
+/// The admission of jobs that a worker enqueues itself.
+pub(super) fn admission(services: &Services, config: &Config) -> Admission {
+    let unclaimed = Duration::from_secs(config.relay.unclaimed_secs);
+    let Services { store, queue, clock, .. } = services.clone();
+    Admission::new(store, Some(queue), clock, options::rules(config), unclaimed)
 }
 
 /// Waits for the store and the broker, saying what is waited for, sees to the schema and reads the pins.

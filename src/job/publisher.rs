@@ -1,4 +1,4 @@
-//! For which owners the users of the broker may publish jobs.
+//! For which owners the users of the broker, and the roles of the database, may publish jobs.
 
 use std::{collections::BTreeMap, str::FromStr};
 
@@ -54,13 +54,14 @@ impl FromStr for OwnerPattern {
 const NAMELESS: &str = "the message does not say who published it, and the setting `publishers` ties publishers to owners: \
     publish it with the AMQP property `user_id`, set to the user of the connection";
 
-const UNLISTED: &str = "the user in the AMQP property `user_id` is not in the setting `publishers`: publish as a user that is, \
-    or add it there with the owners that it publishes jobs for";
+const UNLISTED: &str = "the publisher (the user in the AMQP property `user_id`, or the role of the database that called the SQL \
+    function) is not in the setting `publishers`: publish as one that is, or add it there with the owners that it publishes jobs for";
 
-const NOT_THEIRS: &str = "the setting `publishers` does not let the user in the AMQP property `user_id` publish jobs of this \
-    owner: publish as a user that may, or add the owner there";
+const NOT_THEIRS: &str = "the setting `publishers` does not let the publisher (the user in the AMQP property `user_id`, or the role \
+    of the database that called the SQL function) publish jobs of this owner: publish as one that may, or add the owner there";
 
-/// Who may publish jobs of whom, by the users of the broker. Without any, whoever may publish is trusted.
+/// Who may publish jobs of whom, by the users of the broker and the roles of the database. Without any, whoever may publish is
+/// trusted.
 #[derive(Debug, Clone, Default)]
 pub struct PublisherRules(BTreeMap<String, Vec<OwnerPattern>>);
 

@@ -46,6 +46,7 @@ mod finishes;
 mod history;
 mod job_control;
 mod job_filter;
+mod job_inbox;
 mod job_lists;
 mod jobs;
 mod leases;
@@ -90,6 +91,7 @@ pub use job_control::{
     AsRead, AttemptView, Beginning, Census, Decided, Edited, Force, JobControl, JobDecision, JobView,
 };
 pub use job_filter::{JobFilter, Looked, NoPlace};
+pub use job_inbox::{InboxEntry, JobInbox};
 pub use job_lists::{Glance, JobLists, all_jobs};
 pub use jobs::{Conflict, Inserted, Jobs, Repeated};
 pub use leases::{Leases, LostJob, WorkerView, build};
@@ -103,6 +105,7 @@ pub use sql::Statement;
 /// Everything that a process needs of a store.
 pub trait Store:
     Jobs
+    + JobInbox
     + Claims
     + Finishes
     + Publications

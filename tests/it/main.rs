@@ -39,6 +39,8 @@ mod dev;
 mod doors;
 mod edits;
 mod embedded;
+mod enqueue_by_sql;
+mod enqueue_by_sql_refusals;
 mod envelope_schema;
 mod error_logs;
 mod event_exchange;

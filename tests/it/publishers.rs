@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// The messages that are kept, with their reasons.
-fn rejected(harness: &Harness) -> Vec<(String, String)> {
+pub(crate) fn rejected(harness: &Harness) -> Vec<(String, String)> {
     let listed = harness.errand(&["rejected", "list", "--json"]);
     let text = String::from_utf8(listed.stdout).unwrap();
     let lines = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
@@ -130,8 +130,8 @@ async fn a_message_whose_job_the_database_does_not_know_is_kept_and_runs_when_a_
     assert_eq!(harness.sandbox.ledger_summary().calls, 1);
 }
 
-/// A file with what the `guest` of the broker may publish, as the environment names it.
-fn publishers(harness: &Harness, table: &str) -> (&'static str, String) {
+/// A file with what users of the broker and roles of the database may publish, as the environment names it.
+pub(crate) fn publishers(harness: &Harness, table: &str) -> (&'static str, String) {
     let file = harness.journal_dir().with_file_name("publishers.toml");
     std::fs::write(&file, table).unwrap();
     ("ERRAND_CONFIG", file.to_str().unwrap().to_owned())

@@ -81,7 +81,7 @@ pub struct JobSpec {
     pub tags: BTreeMap<String, String>,
     /// Where the result is published, if anywhere (AMQP `reply_to`).
     pub reply_to: Option<String>,
-    /// The AMQP user who published it, as the broker has checked it.
+    /// The AMQP user who published it, as the broker has checked it, or the role of the database that enqueued it by SQL.
     pub publisher: Option<String>,
     /// The app's correlation ID, returned with the result.
     pub correlation_id: Option<String>,
@@ -116,7 +116,7 @@ pub struct Arrival<'a> {
     /// AMQP `message_id`, which stands for a missing `id`.
     pub message_id: Option<&'a str>,
     pub reply_to: Option<&'a str>,
-    /// AMQP `user_id`, which the broker has checked.
+    /// AMQP `user_id`, which the broker has checked, or the role of a session of the database.
     pub publisher: Option<&'a str>,
     pub correlation_id: Option<&'a str>,
     /// W3C trace context.

@@ -50,6 +50,7 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
     (24, "sealing_secret", include_str!("../../../migrations/postgres/0024_sealing_secret.sql")),
     (25, "events_of_one", include_str!("../../../migrations/postgres/0025_events_of_one.sql")),
     (26, "event_listeners", include_str!("../../../migrations/postgres/0026_event_listeners.sql")),
+    (27, "enqueue_function", include_str!("../../../migrations/postgres/0027_enqueue_function.sql")),
 ];
 
 statements! { Postgres:

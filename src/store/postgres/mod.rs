@@ -46,6 +46,7 @@ mod follow_up;
 mod fragments;
 mod history;
 mod job_control;
+mod job_inbox;
 mod job_lists;
 mod jobs;
 mod leases;
@@ -152,7 +153,7 @@ impl PostgresStore {
     }
 
     pub fn statements() -> impl Iterator<Item = &'static Statement> {
-        all_statements!(follow_up)
+        all_statements!(follow_up job_inbox)
     }
 }
 

@@ -220,7 +220,7 @@ impl Place {
         make_schema(db, schema).await?;
         for (kind, name) in made {
             // The kinds that migrations may take away again.
-            let if_there = if kind == "domain" { "" } else { "if exists" };
+            let if_there = if ["domain", "function"].contains(&kind) { "" } else { "if exists" };
             execute(db, format!("alter {kind} {if_there} {from}.{name} set schema \"{schema}\"")).await?;
         }
         let versions: Vec<i64> = applied.iter().map(|migration| migration.version).collect();
@@ -347,14 +347,19 @@ impl Place {
     }
 }
 
-/// What a migration makes, by kind and name.
+/// What a migration makes, by kind and name, or signature.
 fn made(sql: &str) -> impl Iterator<Item = (&str, &str)> {
     sql.lines().filter_map(|line| {
         let rest = line.strip_prefix("create ")?;
         let (kind, rest) = rest.strip_prefix("or replace ").unwrap_or(rest).split_once(' ')?;
-        let name = rest.strip_prefix("if not exists ").unwrap_or(rest).split([' ', '(', ';']).next()?;
+        let rest = rest.strip_prefix("if not exists ").unwrap_or(rest);
+        let name = match kind {
+            // Somebody else's may have the same name.
+            "function" => &rest[..=rest.find(')')?],
+            _ => rest.split([' ', '(', ';']).next()?,
+        };
         // Indexes and sequences go with their tables.
-        ["table", "domain", "view"].contains(&kind).then_some((kind, name))
+        ["table", "domain", "view", "function"].contains(&kind).then_some((kind, name))
     })
 }
 
@@ -373,7 +378,10 @@ mod tests {
     #[test]
     fn what_a_migration_makes_is_read_from_it() {
         let sql = "-- create table no\ncreate domain d as text;\ncreate table t (\n    a int\n);\n\
-            create unique index i on t (a);\ncreate or replace view v as\n    select a from t;\n";
-        assert_eq!(made(sql).collect::<Vec<_>>(), [("domain", "d"), ("table", "t"), ("view", "v")]);
+            create unique index i on t (a);\ncreate or replace view v as\n    select a from t;\ncreate function f(a int) returns int language sql\nreturn a;\n";
+        assert_eq!(
+            made(sql).collect::<Vec<_>>(),
+            [("domain", "d"), ("table", "t"), ("view", "v"), ("function", "f")]
+        );
     }
 }

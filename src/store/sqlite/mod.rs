@@ -46,6 +46,7 @@ mod finishes;
 mod fragments;
 mod history;
 mod job_control;
+mod job_inbox;
 mod job_lists;
 mod jobs;
 mod leases;

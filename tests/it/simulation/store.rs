@@ -22,12 +22,12 @@ use errand::{
         AttemptView, Audit, AuditLimits, AuditPage, Awaited, BatchDecided, BatchItem, BatchView, Batches,
         Bind, By, Census, Change, ChangeFilter, Changes, Check, Checks, Claim, Claimed, Claims, Concern,
         Confirmed, Connections, Counted, Decided, Decider, Due, Edited, EventListener, Events, EventsAfter,
-        EventsOf, Finding, Finish, Finished, Finishes, Glance, History, HistoryEntry, Inserted, JobControl,
-        JobDecision, JobFilter, JobLists, JobView, Jobs, Leases, Looked, LostJob, MadeAction, Migrated,
-        NewAction, NewBatch, OldJob, OldMessage, OtherId, Page, PausedQueue, Pauses, Pins, Place,
-        Publications, PutOff, Rejected, RejectedFilter, RejectedView, Rejections, Repeat, Retention, Schema,
-        SeenJob, Step, Store, StoreError, StoreErrorKind, TakeAwaited, TakenAction, TakenBatch, UsedKey,
-        Which, WorkerView,
+        EventsOf, Finding, Finish, Finished, Finishes, Glance, History, HistoryEntry, InboxEntry, Inserted,
+        JobControl, JobDecision, JobFilter, JobInbox, JobLists, JobView, Jobs, Leases, Looked, LostJob,
+        MadeAction, Migrated, NewAction, NewBatch, OldJob, OldMessage, OtherId, Page, PausedQueue, Pauses,
+        Pins, Place, Publications, PutOff, Rejected, RejectedFilter, RejectedView, Rejections, Repeat,
+        Retention, Schema, SeenJob, Step, Store, StoreError, StoreErrorKind, TakeAwaited, TakenAction,
+        TakenBatch, UsedKey, Which, WorkerView,
         sqlite::{SqliteOptions, SqliteStore},
     },
 };
@@ -472,6 +472,11 @@ pass_on!(Changes {
     fn note_erasure(&self, &owner: Owner, &by: Decider) -> ();
     fn forget_owner(&self, &owner: Owner, limit: usize) -> u64;
     fn remove_changes(&self, age: Duration, limit: usize) -> u64;
+});
+
+pass_on!(JobInbox {
+    fn inbox(&self, limit: usize) -> Vec<InboxEntry>;
+    fn clear_inbox(&self, &ids: [i64]) -> ();
 });
 
 pass_on!(Events {

@@ -22,7 +22,7 @@ use super::{
 use crate::support::{self, postgres::Database};
 
 /// Tables of which no statement of a principal needs anything, so that the role may do nothing there.
-const APART: [&str; 11] = [
+const APART: [&str; 12] = [
     "_sqlx_migrations",
     "access_keys_required",
     "answers",
@@ -30,6 +30,7 @@ const APART: [&str; 11] = [
     "claims",
     "event_listeners",
     "event_positions",
+    "job_inbox",
     "paused_queues",
     // Whoever may set an owner's pin names the owner, and the API has compared it.
     "pins",

@@ -79,6 +79,8 @@ const PG_STARTS_JOBS: &str = "select id, (extract(epoch from created_at) * 10000
 const PG_STARTS_BASELINE: &str = "select id, (extract(epoch from created) * 1000000)::bigint,
     (extract(epoch from created) * 1000000)::bigint from baseline";
 
+const PG_ENQUEUE: &str = "select enqueue($1::json)";
+
 const LITE_CREATE: &str =
     "create table baseline (id blob primary key, body text not null, created integer not null,
     result text, finished integer) without rowid";
@@ -247,6 +249,23 @@ impl BenchStore {
                 read!(sqlx::query(sql).fetch_all(pool).await?)
             }
         })
+    }
+
+    /// Enqueues jobs in one transaction by the SQL function, and returns their IDs.
+    ///
+    /// # Errors
+    /// It is not PostgreSQL, or the transaction failed.
+    pub(crate) async fn enqueue(&self, envelopes: &[String]) -> Result<Vec<Uuid>, StoreError> {
+        let Self::Postgres(pool) = self else {
+            return Err(StoreError::new(StoreErrorKind::Schema, "the SQL function is one of PostgreSQL"));
+        };
+        let mut transaction = pool.begin().await?;
+        let mut ids = Vec::with_capacity(envelopes.len());
+        for envelope in envelopes {
+            ids.push(sqlx::query_scalar(PG_ENQUEUE).bind(envelope).fetch_one(&mut *transaction).await?);
+        }
+        transaction.commit().await?;
+        Ok(ids)
     }
 
     /// Makes a schema for one measurement.

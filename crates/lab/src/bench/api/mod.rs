@@ -6,6 +6,7 @@
 
 mod bare;
 mod batches;
+mod by_sql;
 mod client;
 mod enqueue;
 mod fill;
@@ -28,7 +29,7 @@ use super::{
     statistics::Spread,
 };
 
-/// Nothing of what is measured calls the tool API, so nobody listens there.
+/// Hardly anything of what is measured calls the tool API, so nobody listens there.
 const NO_TOOL_API: &str = "http://127.0.0.1:1";
 
 /// What to measure.
@@ -68,6 +69,8 @@ pub(crate) enum Figure {
     Streams,
     /// Lists of jobs by each filter.
     Lists,
+    /// Jobs that are enqueued by the SQL function: how many, and how soon they start.
+    Sql,
 }
 
 /// Measures everything, telling `progress` what it is doing. When `stop` is cancelled, everything
@@ -107,6 +110,9 @@ pub(crate) async fn run(
         let measured = async |environment: &Environment| lists::measure(environment, plan, &progress).await;
         report.lists = Some(bench.with(measured).await?);
     }
+    if is_wanted(Figure::Sql) {
+        report.by_sql = Some(by_sql::measure(bench, &progress).await?);
+    }
     Ok(report)
 }
 
@@ -121,12 +127,21 @@ struct Bench<'a> {
 impl Bench<'_> {
     /// Measures in an environment of its own.
     async fn with<T>(&self, work: impl AsyncFnOnce(&Environment) -> Result<T>) -> Result<T> {
+        self.calling(NO_TOOL_API.to_owned(), work).await
+    }
+
+    /// Does the same with a tool API.
+    async fn calling<T>(
+        &self,
+        tool_api: String,
+        work: impl AsyncFnOnce(&Environment) -> Result<T>,
+    ) -> Result<T> {
         let around = Around {
             config: self.config,
             backend: Backend::Amqp,
-            concurrency: 1,
+            concurrency: 64,
             http: Http::One,
-            tool_api: NO_TOOL_API.to_owned(),
+            tool_api,
         };
         Environment::with(around, self.stop, work).await
     }

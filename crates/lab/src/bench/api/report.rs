@@ -5,6 +5,7 @@ use serde::Serialize;
 
 use super::{
     batches::Batches,
+    by_sql::BySql,
     enqueue::{Enqueue, Latency},
     held::Held,
     lists::Lists,
@@ -18,18 +19,20 @@ pub(crate) struct Report {
     pub(super) waiters: Option<Held>,
     pub(super) streams: Option<Held>,
     pub(super) lists: Option<Lists>,
+    pub(super) by_sql: Option<BySql>,
 }
 
 impl Report {
     /// The report as text.
     pub(crate) fn text(&self) -> String {
-        let Self { enqueue, batches, waiters, streams, lists } = self;
+        let Self { enqueue, batches, waiters, streams, lists, by_sql } = self;
         let parts = [
             enqueue.as_ref().map(Enqueue::text),
             batches.as_ref().map(Batches::text),
             waiters.as_ref().map(|held| held.text("requests that wait")),
             streams.as_ref().map(|held| held.text("streams of events")),
             lists.as_ref().map(Lists::text),
+            by_sql.as_ref().map(BySql::text),
         ];
         parts.into_iter().flatten().collect()
     }
@@ -72,6 +75,17 @@ impl Batches {
         format!(
             "{batches} batches of {items} jobs: {:.0} jobs/s, a bare insert {:.0} rows/s; ratio {ratio}\n",
             api.median, insert.median
+        )
+    }
+}
+
+impl BySql {
+    fn text(&self) -> String {
+        let Self { connections, per_transaction, rate, pace, p50, p99 } = self;
+        format!(
+            "jobs by SQL from {connections} connections, {per_transaction} in a transaction: {:.0}/s (from {:.0} to {:.0})\n\
+             one by one at an even {pace:.0}/s, they start after their commit: p50 {:.1} ms, p99 {:.1} ms (from {:.1} to {:.1})\n",
+            rate.median, rate.lowest, rate.highest, p50.median, p99.median, p99.lowest, p99.highest
         )
     }
 }
