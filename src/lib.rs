@@ -35,7 +35,7 @@ pub mod store;
 pub(crate) mod string_enum;
 pub mod supervisor;
 pub(crate) mod sync;
+pub(crate) mod task_lease;
 pub mod telemetry;
 pub mod tool;
-pub mod turns;
 pub mod worker;

@@ -6,6 +6,8 @@ create table job_inbox (
     job_id   uuid not null,
     -- As it came, because a repeated job is known by its bytes.
     envelope json not null,
+    -- Of the envelope.
+    bytes    integer not null default 0,
     -- The role of the session, which says for whom it may enqueue.
     caller   text not null default session_user
 );
@@ -48,7 +50,7 @@ begin
             when field.key = any (numbers) and field.kind <> 'number' then 'is no number'
             when field.key = any (numbers) and field.said !~ '^[0-9]{1,18}$' then 'is no whole number'
             when field.key = 'priority' and field.said !~ '^[0-9]$' then 'must be from 0 to 9'
-            when field.key = any (times) and field.said !~ '^\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d(:\d\d(\.\d+)?)?([Zz]|[+-]\d\d:?\d\d)$'
+            when field.key = any (times) and field.said !~ '^[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9]{2}:[0-9]{2}(:[0-9]{2}([.][0-9]+)?)?([Zz]|[+-][0-9]{2}:?[0-9]{2})$'
                 then 'is no time such as 2030-01-02T03:04:05Z'
             when field.key = 'effect' and field.said not in ('safe', 'idempotent', 'once') then 'must be safe, idempotent or once'
             when field.key = any (texts) and field.key <> all (of_any_length) and octet_length(field.said) > 256
@@ -90,7 +92,7 @@ end $$;
 -- on where the tables are moved to another schema, and it runs as their owner, so that a caller needs the right to execute it alone.
 create function enqueue(envelope json) returns uuid language sql volatile security definer
 begin atomic
-    insert into job_inbox (job_id, envelope) values (envelope_id(envelope), envelope) returning job_id;
+    insert into job_inbox (job_id, envelope, bytes) values (envelope_id(envelope), envelope, octet_length(envelope::text)) returning job_id;
 end;
 
 revoke execute on function enqueue(json), envelope_id(json) from public;

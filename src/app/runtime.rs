@@ -20,7 +20,7 @@ use crate::{
     job::QueueName,
     lane_head::LaneHeads,
     maintenance::{
-        actions::Actions, audit::Audit, batches::Batches, connections::Connections, gauges::Gauges,
+        Turns, actions::Actions, audit::Audit, batches::Batches, connections::Connections, gauges::Gauges,
         key_file::KeyFile, policies::Policies, prune::Prune, rescue::Rescue, tool_api::ToolApiWatch,
         verify::Verify,
     },
@@ -30,7 +30,6 @@ use crate::{
     shutdown::{Countdown, Shutdown},
     store::{Concern, Migrated, Weight},
     supervisor::Supervisor,
-    turns::Turns,
     worker::{CrashPlan, Report, Worker},
 };
 
@@ -176,11 +175,11 @@ impl Background {
         }
         if !config.store_is_sqlite() {
             let (admission, lanes) = (admission(services, config), config.queues.keys().cloned().collect());
-            let inbox = Inbox::new(services, admission, lanes, turns);
+            let inbox = Inbox::new(services, admission, lanes, turns.worker);
             parts.push(("the taking in of jobs from SQL", inbox.run(stop()).boxed()));
         }
         if config.events.exchange {
-            let publisher = EventPublisher::new(services, turns);
+            let publisher = EventPublisher::new(services, turns.worker);
             parts.push(("the publishing of events", publisher.run(stop()).boxed()));
         }
         if config.verify.enabled {

@@ -14,14 +14,13 @@ use std::{
 use tokio::{sync::Notify, time::Instant};
 use tokio_util::sync::CancellationToken;
 
-use super::rounds;
+use super::{Turns, rounds};
 use crate::{
     clock::millis,
     job::{JobId, QueueName, State},
     queue::{BROKER_TIMEOUT, SharedQueue},
     store::{AuditLimits, Finding, FindingKind, SharedStore, StoreError},
     telemetry::metrics,
-    turns::Turns,
 };
 
 /// A process that starts after a long stop first gives relay and rescue the time to catch up.

@@ -20,7 +20,28 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-use crate::{backoff::RECONNECT, failure::chain, store::StoreError, telemetry::metrics};
+use crate::{
+    backoff::RECONNECT,
+    failure::chain,
+    job::WorkerId,
+    store::{SharedStore, StoreError},
+    telemetry::metrics,
+};
+
+/// Whose turn it is to do what only one worker needs to do: that of the living one that started first.
+#[derive(Debug, Clone, Copy)]
+pub struct Turns {
+    pub worker: WorkerId,
+    /// The age of a heartbeat from which a worker is lost that does not say its own.
+    pub lease: Duration,
+}
+
+impl Turns {
+    /// Whether it is this worker's. For a moment two may hold themselves for it, which what they do must bear.
+    async fn is_mine(self, store: &SharedStore) -> Result<bool, StoreError> {
+        Ok(store.eldest_worker(self.lease).await? == Some(self.worker))
+    }
+}
 
 /// Repeats `round`, which returns how many jobs it took, until `stop`: at once while it takes a whole `batch`, otherwise
 /// after about `poll`, because processes that started together need not look together. `task` names it in the log.

@@ -11,13 +11,12 @@ use std::{
 
 use tokio_util::sync::CancellationToken;
 
-use super::{pace::Pace, rounds};
+use super::{Turns, pace::Pace, rounds};
 use crate::{
     job::{Owner, State},
     store::{OldJob, OldMessage, Page, Result, SharedStore, Which},
     string_enum::string_enum,
     telemetry::metrics,
-    turns::Turns,
 };
 
 /// A process that starts after a long stop first lets the flow catch up.

@@ -17,16 +17,22 @@ use uuid::Uuid;
 use crate::{
     backoff::RECONNECT,
     failure::chain,
-    job::Principal,
+    job::{Principal, WorkerId},
     queue::{Address, Message, Properties, QueueError, SharedQueue},
     services::Services,
-    store::{Event, EventKind, EventListener, EventsAfter, EventsOf, SharedStore, StoreError},
+    store::{Event, EventKind, EventListener, EventsAfter, EventsOf, SharedStore, StoreError, Task},
+    task_lease::{ASKED_EVERY, TaskLease},
     telemetry::metrics,
-    turns::{ASKED_AGAIN, Turn, Turns},
 };
 
 /// How often the store is asked for new events.
 const LOOK: Duration = Duration::from_millis(100);
+
+/// After so many failures in a row, another worker may try.
+const PATIENCE: u32 = 5;
+
+/// Most routing keys of which it is kept that some were not taken; then all are offered again.
+const MOST_FEW: usize = 1_000;
 
 /// The most events that are read together.
 const PAGE: usize = 500;
@@ -41,7 +47,7 @@ const MAX_TOOLKIT_BYTES: usize = 128;
 pub struct EventPublisher {
     store: SharedStore,
     queue: SharedQueue,
-    turn: Turn,
+    lease: TaskLease,
     /// Whether it is known where the first one of all workers began.
     has_begun: bool,
     /// `None` where only the store knows.
@@ -71,9 +77,10 @@ enum Round {
 }
 
 impl EventPublisher {
-    pub fn new(services: &Services, turns: Turns) -> Self {
+    pub fn new(services: &Services, worker: WorkerId) -> Self {
         let Services { store, queue, .. } = services.clone();
-        Self { store, queue, turn: Turn::new(turns), has_begun: false, published: None }
+        let lease = TaskLease::new(store.clone(), Task::PublishEvents, worker);
+        Self { store, queue, lease, has_begun: false, published: None }
     }
 
     /// Publishes until `stop`.
@@ -100,14 +107,23 @@ impl EventPublisher {
                 tracing::warn!(error, "{what}");
             }
             told = failed.map(|(kind, ..)| kind);
+            if matches!(&round, Err(error) if error.is_unanswered()) {
+                // After a failover the store may know less.
+                self.published = None;
+            }
+            if failures == PATIENCE {
+                // Perhaps it is this worker alone that cannot.
+                self.lease.leave().await;
+            }
             let wait = match round {
                 Ok(Round::More) => continue,
                 Ok(Round::Done) => LOOK,
-                Ok(Round::NotOurs) => ASKED_AGAIN,
+                Ok(Round::NotOurs) => ASKED_EVERY,
                 Ok(Round::Failed(_)) | Err(_) => RECONNECT.wait(failures, fastrand::f64()),
             };
             stop.run_until_cancelled(sleep(wait)).await;
         }
+        self.lease.leave().await;
     }
 
     /// Publishes a page of events, if it is this worker's turn.
@@ -120,7 +136,7 @@ impl EventPublisher {
             self.store.heard(EventListener::Exchange).await?;
             self.has_begun = true;
         }
-        if !self.turn.is_mine(&self.store).await? {
+        if !self.lease.is_held().await? {
             self.published = None;
             metrics::EVENTS_TO_PUBLISH.set([], 0.0);
             return Ok(Round::NotOurs);
@@ -216,6 +232,9 @@ impl Published {
             for key in taken {
                 let more = self.few.remove(&key).map(|few| 2 * few).filter(|more| *more < PAGE);
                 self.few.extend(more.map(|more| (key, more)));
+            }
+            if self.few.len() > MOST_FEW {
+                self.few.clear();
             }
             self.few.extend(failed.iter().map(|(key, _)| (key.clone(), 1)));
             if let Some((_, error)) = failed.into_iter().next() {

@@ -26,15 +26,24 @@ use crate::{
     },
     queue::{Properties, SharedQueue},
     services::Services,
-    store::{Claim, Claimed, Conflict, InboxEntry, Rejected, SharedStore, StoreError, StoreErrorKind},
+    store::{
+        Claim, Claimed, Conflict, InboxEntry, Inserted, Rejected, SharedStore, StoreError, StoreErrorKind,
+        Task,
+    },
+    task_lease::{ASKED_EVERY, TaskLease},
     telemetry::metrics,
-    turns::{ASKED_AGAIN, Turn, Turns},
 };
 
 /// How often the inbox is looked at for some time after something was there, and otherwise.
 const BUSY: Duration = Duration::from_millis(50);
 const IDLE: Duration = Duration::from_millis(250);
 const STAYS_BUSY: Duration = Duration::from_secs(60);
+
+/// How many entries behind the last one are looked at each time, because transactions commit in another order than they enqueued; and
+/// how often all are, for the sake of transactions that stay open. What is gone from the table is passed over more slowly
+/// while something keeps the database from cleaning up.
+const COMMIT_LATER: i64 = 10_000;
+const LOOKS_AT_ALL: Duration = Duration::from_secs(5);
 
 /// How many entries of a page may stay where they are, because the database does not take them at present, until that is its own
 /// fault and not theirs.
@@ -54,16 +63,28 @@ pub struct Inbox {
     admission: Admission,
     lanes: Vec<QueueName>,
     worker: WorkerId,
-    turn: Turn,
+    lease: TaskLease,
     busy_until: Instant,
+    /// The last entry that was forgotten, and when all are to be looked at again and not only those about it.
+    last: i64,
+    all_at: Instant,
+}
+
+/// What became of a job that may not run.
+enum Unfit {
+    Failed,
+    /// It was there before, and is as it was.
+    Known,
+    NoJob(Box<Rejected>),
 }
 
 impl Inbox {
     /// Makes jobs through `admission`, for these lanes.
-    pub fn new(services: &Services, admission: Admission, lanes: Vec<QueueName>, turns: Turns) -> Self {
+    pub fn new(services: &Services, admission: Admission, lanes: Vec<QueueName>, worker: WorkerId) -> Self {
         let Services { store, queue, .. } = services.clone();
-        let (worker, turn) = (turns.worker, Turn::new(turns));
-        Self { store, queue, admission, lanes, worker, turn, busy_until: Instant::now() }
+        let lease = TaskLease::new(store.clone(), Task::TakeIn, worker);
+        let now = Instant::now();
+        Self { store, queue, admission, lanes, worker, lease, busy_until: now, last: 0, all_at: now }
     }
 
     /// Looks until `stop`.
@@ -73,7 +94,7 @@ impl Inbox {
             let wait = match self.look().await {
                 Ok(None) => {
                     failures = 0;
-                    ASKED_AGAIN
+                    ASKED_EVERY
                 }
                 Ok(Some(taken)) => {
                     failures = 0;
@@ -97,14 +118,21 @@ impl Inbox {
             };
             stop.run_until_cancelled(sleep(wait)).await;
         }
+        self.lease.leave().await;
     }
 
     /// Makes jobs of a page of entries, and says of how many; `None` if it is not this worker's turn.
     async fn look(&mut self) -> Result<Option<usize>, StoreError> {
-        if !self.turn.is_mine(&self.store).await? {
+        if !self.lease.is_held().await? {
             return Ok(None);
         }
-        let entries = self.store.inbox(CLAIM_BATCH).await?;
+        let now = Instant::now();
+        let looks_at_all = self.all_at <= now;
+        let behind = if looks_at_all { 0 } else { self.last - COMMIT_LATER };
+        let entries = self.store.inbox(behind, CLAIM_BATCH).await?;
+        if looks_at_all && entries.len() < CLAIM_BATCH {
+            self.all_at = now + LOOKS_AT_ALL;
+        }
         let (mut parts, mut taken, mut left) = (vec![&entries[..]], 0, Vec::new());
         // One that the database does not take keeps no other back.
         while let Some(part) = parts.pop() {
@@ -124,6 +152,7 @@ impl Inbox {
                 }
             }
         }
+        self.last = entries.iter().map(|entry| entry.id).fold(self.last, i64::max);
         // It is looked at again; if all failed, the store is to blame.
         match left.pop() {
             Some(error) if taken == 0 => Err(error),
@@ -185,7 +214,14 @@ impl Inbox {
                 Enqueued::Conflict(conflict) => no_jobs.push(conflicting(entry, conflict)),
             }
         }
-        let failed = self.fail(unfit, &mut no_jobs).await?;
+        let mut failed = 0;
+        for (entry, spec, error) in unfit {
+            match self.fail(entry, spec, error).await? {
+                Unfit::Failed => failed += 1,
+                Unfit::Known => known += 1,
+                Unfit::NoJob(rejected) => no_jobs.push(*rejected),
+            }
+        }
         if !no_jobs.is_empty() {
             self.store.reject(&no_jobs).await?;
         }
@@ -198,35 +234,28 @@ impl Inbox {
         Ok(())
     }
 
-    /// Stores jobs that may not run as failed, and returns how many.
+    /// Stores a job that may not run as failed, unless it is known already.
     async fn fail(
         &self,
-        unfit: Vec<(&InboxEntry, Arc<JobSpec>, JobError)>,
-        no_jobs: &mut Vec<Rejected>,
-    ) -> Result<u64, StoreError> {
-        if unfit.is_empty() {
-            return Ok(0);
-        }
-        let claims: Vec<Claim> = unfit
-            .iter()
-            .map(|(_, spec, error)| Claim {
-                spec: spec.clone(),
-                request_id: RequestId::new(),
-                binding: None,
-                stop: Some(Stop::Fail { error: error.clone() }),
-                from_store: false,
-                published_at: None,
-            })
-            .collect();
-        let mut failed = 0;
-        let answers = self.store.claim(self.worker, &claims).await?;
-        for ((entry, ..), answer) in unfit.iter().zip(answers) {
-            match answer {
-                Claimed::Conflict(conflict) => no_jobs.push(conflicting(entry, conflict)),
-                _ => failed += 1,
+        entry: &InboxEntry,
+        spec: Arc<JobSpec>,
+        error: JobError,
+    ) -> Result<Unfit, StoreError> {
+        match self.store.known(&spec).await? {
+            Some(Inserted::Conflict(conflict)) => {
+                return Ok(Unfit::NoJob(Box::new(conflicting(entry, conflict))));
             }
+            Some(_) => return Ok(Unfit::Known),
+            None => {}
         }
-        Ok(failed)
+        let stop = Some(Stop::Fail { error });
+        let request_id = RequestId::new();
+        let claim = Claim { spec, request_id, binding: None, stop, from_store: false, published_at: None };
+        match self.store.claim(self.worker, &[claim]).await?.pop() {
+            Some(Claimed::Conflict(conflict)) => Ok(Unfit::NoJob(Box::new(conflicting(entry, conflict)))),
+            Some(Claimed::Duplicate(_)) => Ok(Unfit::Known),
+            _ => Ok(Unfit::Failed),
+        }
     }
 
     /// The job that an entry is, or why it is none.

@@ -10,11 +10,11 @@ use crate::job::JobId;
 /// What the SQL function took and no job is made of yet. A store whose functions other programs cannot call has nothing.
 #[async_trait]
 pub trait JobInbox: fmt::Debug + Send + Sync {
-    /// The oldest up to `limit`, which stay there. Their envelopes together have up to
+    /// The first up to `limit` behind this ID, which stay there. Their envelopes together have up to
     /// [`MAX_BATCH_BYTES`](crate::bounds::MAX_BATCH_BYTES), unless the first alone has more.
     ///
     /// * What a transaction enqueued can be read when that has committed, and never otherwise.
-    async fn inbox(&self, limit: usize) -> Result<Vec<InboxEntry>>;
+    async fn inbox(&self, behind: i64, limit: usize) -> Result<Vec<InboxEntry>>;
 
     /// Forgets entries of which jobs were made, or that were kept as rejected.
     async fn clear_inbox(&self, ids: &[i64]) -> Result<()>;

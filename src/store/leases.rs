@@ -9,7 +9,10 @@ use super::{
     ClaimReceipt, Result,
     read::{StoreRow, readable},
 };
-use crate::job::{Budget, JobId, QueueName, RequestId, WorkerId};
+use crate::{
+    job::{Budget, JobId, QueueName, RequestId, WorkerId},
+    string_enum::string_enum,
+};
 
 /// What this build is called: its version, and the short name of its commit if the one who built it gave
 /// `ERRAND_COMMIT` to the compiler.
@@ -17,6 +20,15 @@ pub fn build() -> String {
     let commit = option_env!("ERRAND_COMMIT").filter(|commit| !commit.trim().is_empty());
     let commit = commit.map(|commit| format!("+{}", commit.trim())).unwrap_or_default();
     format!("{}{commit}", env!("CARGO_PKG_VERSION"))
+}
+
+string_enum! {
+    /// What one worker does for all.
+    Task {
+        /// Makes jobs of what apps enqueue by SQL.
+        TakeIn = "take_in",
+        PublishEvents = "publish_events",
+    }
 }
 
 #[async_trait]
@@ -35,6 +47,12 @@ pub trait Leases: fmt::Debug + Send + Sync {
 
     /// Says that this worker process ends and holds nothing any more.
     async fn retire(&self, worker: WorkerId) -> Result<()>;
+
+    /// Takes a task for this worker and this time, or takes it anew; `false` while another worker has it.
+    async fn take_task(&self, task: Task, worker: WorkerId, lease: Duration) -> Result<bool>;
+
+    /// Leaves a task to others, if this worker has it.
+    async fn leave_task(&self, task: Task, worker: WorkerId) -> Result<()>;
 
     /// Up to `limit` running jobs, oldest claim first, whose worker has not beaten for its own lease or is
     /// not known at all. `lease` is that of workers of an older build, which do not say theirs.

@@ -94,7 +94,7 @@ pub use job_filter::{JobFilter, Looked, NoPlace};
 pub use job_inbox::{InboxEntry, JobInbox};
 pub use job_lists::{Glance, JobLists, all_jobs};
 pub use jobs::{Conflict, Inserted, Jobs, Repeated};
-pub use leases::{Leases, LostJob, WorkerView, build};
+pub use leases::{Leases, LostJob, Task, WorkerView, build};
 pub use pauses::{Pause, PausedQueue, Pauses, check_reason};
 pub use pins::Pins;
 pub use publications::{Due, MAX_UNCLAIMED_WAIT, Publications};

@@ -234,6 +234,9 @@ async fn much_happens(harness: &Harness, api: &Api) {
     harness.counts("state in ('succeeded', 'failed')", 13).await;
 }
 
+/// Whether a queue gets an event.
+type Fits = fn(&Value) -> bool;
+
 #[tokio::test(flavor = "multi_thread")]
 async fn each_queue_gets_the_events_that_its_patterns_fit_as_the_operator_reads_them() {
     let harness = Harness::new("exchange", &refuses_issues("")).await;
@@ -243,7 +246,7 @@ async fn each_queue_gets_the_events_that_its_patterns_fit_as_the_operator_reads_
     cancelled(&api, &early).await;
     let worker = harness.worker(&PUBLISHES).await;
     begins(&harness).await;
-    let fits: [(&str, &[&str], fn(&Value) -> bool); 3] = [
+    let fits: [(&str, &[&str], Fits); 3] = [
         ("succeeded", &["job.succeeded.#"], |event| event["type"] == "job.succeeded"),
         ("github", &["job.*.github"], |event| event["toolkit"] == "github"),
         ("two", &["job.failed.*", "batch.completed.none"], |event| {

@@ -51,6 +51,7 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
     (25, "events_of_one", include_str!("../../../migrations/postgres/0025_events_of_one.sql")),
     (26, "event_listeners", include_str!("../../../migrations/postgres/0026_event_listeners.sql")),
     (27, "enqueue_function", include_str!("../../../migrations/postgres/0027_enqueue_function.sql")),
+    (28, "tasks", include_str!("../../../migrations/postgres/0028_tasks.sql")),
 ];
 
 statements! { Postgres:

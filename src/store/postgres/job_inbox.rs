@@ -10,19 +10,20 @@ use crate::{
 };
 
 statements! { Postgres:
-    inbox(limit: i64, bytes: i64) = "with oldest as (
-        select id, job_id, envelope::text as envelope, caller from job_inbox order by id limit {limit}),
-    sized as (
-        select *, sum(octet_length(envelope)) over (order by id) as bytes, row_number() over (order by id) as place from oldest)
-    select id, job_id, envelope, caller from sized where place = 1 or bytes <= {bytes} order by id";
+    /// Envelopes that are not returned are not read.
+    inbox(behind: i64, limit: i64, bytes: i64) = "with sized as (
+        select id, sum(bytes) over (order by id) as bytes, row_number() over (order by id) as place
+        from (select id, bytes from job_inbox where id > {behind} order by id limit {limit}) first)
+    select i.id, i.job_id, i.envelope::text as envelope, i.caller from sized s join job_inbox i on i.id = s.id
+    where s.place = 1 or s.bytes <= {bytes} order by i.id";
 
     clear(ids: Vec<i64>) = "delete from job_inbox where id = any({ids})";
 }
 
 #[async_trait]
 impl JobInbox for PostgresStore {
-    async fn inbox(&self, limit: usize) -> Result<Vec<InboxEntry>> {
-        let rows = self.other.fetch(sql::inbox(to_limit(limit), to_limit(MAX_BATCH_BYTES))).await?;
+    async fn inbox(&self, behind: i64, limit: usize) -> Result<Vec<InboxEntry>> {
+        let rows = self.other.fetch(sql::inbox(behind, to_limit(limit), to_limit(MAX_BATCH_BYTES))).await?;
         rows.iter()
             .map(|row| {
                 Ok(InboxEntry {

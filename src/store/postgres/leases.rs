@@ -9,7 +9,7 @@ use super::PostgresStore;
 use crate::{
     job::WorkerId,
     store::{
-        Leases, LostJob, Result, WorkerView, build,
+        Leases, LostJob, Result, Task, WorkerView, build,
         convert::{micros, to_limit, to_millis},
         read::{StoreRow as _, readable},
         rows,
@@ -18,6 +18,14 @@ use crate::{
 };
 
 statements! { Postgres:
+    take_task(task: &str, worker: Uuid, lease: i64) = "insert into tasks (name, worker_id, held_until)
+    values ({task}, {worker}, now() + {lease}::bigint * interval '1 microsecond')
+    on conflict (name) do update set worker_id = excluded.worker_id, held_until = excluded.held_until
+        where tasks.worker_id = excluded.worker_id or tasks.held_until <= now()
+    returning name";
+
+    leave_task(task: &str, worker: Uuid) = "delete from tasks where name = {task} and worker_id = {worker}";
+
     beat(worker: Uuid, name: &str, lease_ms: Option<i64>, build: &str) =
     "insert into workers (id, name, started_at, beat_at, lease_ms, build)
     values ({worker}, {name}, now(), now(), {lease_ms}, {build})
@@ -73,6 +81,15 @@ const FORGET_CLAIMS: i64 = 5_000;
 #[async_trait]
 impl Leases for PostgresStore {
     /// On a connection of its own, because nothing that takes all the others must cost the lease.
+    async fn take_task(&self, task: Task, worker: WorkerId, lease: Duration) -> Result<bool> {
+        let query = sql::take_task(task.as_str(), worker.0, micros(lease));
+        Ok(self.other.fetch_first(query).await?.is_some())
+    }
+
+    async fn leave_task(&self, task: Task, worker: WorkerId) -> Result<()> {
+        self.other.fetch(sql::leave_task(task.as_str(), worker.0)).await.map(drop)
+    }
+
     async fn beat(&self, worker: WorkerId, name: &str, lease: Duration) -> Result<()> {
         self.beat.fetch(sql::beat(worker.0, name, to_millis(Some(lease)), &build())).await.map(drop)
     }

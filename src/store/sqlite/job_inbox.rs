@@ -7,7 +7,7 @@ use crate::store::{InboxEntry, JobInbox, Result};
 
 #[async_trait]
 impl JobInbox for SqliteStore {
-    async fn inbox(&self, _limit: usize) -> Result<Vec<InboxEntry>> {
+    async fn inbox(&self, _behind: i64, _limit: usize) -> Result<Vec<InboxEntry>> {
         Ok(Vec::new())
     }
 

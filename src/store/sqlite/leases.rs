@@ -9,7 +9,7 @@ use super::SqliteStore;
 use crate::{
     job::WorkerId,
     store::{
-        Leases, LostJob, Result, WorkerView, build,
+        Leases, LostJob, Result, Task, WorkerView, build,
         convert::{micros, to_limit, to_millis},
         read::{StoreRow as _, readable},
         rows,
@@ -18,6 +18,13 @@ use crate::{
 };
 
 statements! { Sqlite:
+    take_task(task: &str, worker: Uuid, lease: i64, now: i64) = "insert into tasks (name, worker_id, held_until)
+    values ({task}, {worker}, {now} + {lease})
+    on conflict (name) do update set worker_id = excluded.worker_id, held_until = excluded.held_until
+        where tasks.worker_id = excluded.worker_id or tasks.held_until <= {now}";
+
+    leave_task(task: &str, worker: Uuid) = "delete from tasks where name = {task} and worker_id = {worker}";
+
     beat(worker: Uuid, name: &str, lease_ms: Option<i64>, build: &str, now: i64) =
     "insert into workers (id, name, started_at, beat_at, lease_ms, build)
     values ({worker}, {name}, {now}, {now}, {lease_ms}, {build})
@@ -50,6 +57,16 @@ statements! { Sqlite:
 
 #[async_trait]
 impl Leases for SqliteStore {
+    async fn take_task(&self, task: Task, worker: WorkerId, lease: Duration) -> Result<bool> {
+        let (task, lease) = (task.as_str(), micros(lease));
+        Ok(self.write_one(move |now| sql::take_task(task, worker.0, lease, now)).await? > 0)
+    }
+
+    async fn leave_task(&self, task: Task, worker: WorkerId) -> Result<()> {
+        let task = task.as_str();
+        self.write_one(move |_| sql::leave_task(task, worker.0)).await.map(drop)
+    }
+
     async fn beat(&self, worker: WorkerId, name: &str, lease: Duration) -> Result<()> {
         let name = name.to_owned();
         let lease_ms = to_millis(Some(lease));

@@ -27,7 +27,7 @@ use errand::{
         MadeAction, Migrated, NewAction, NewBatch, OldJob, OldMessage, OtherId, Page, PausedQueue, Pauses,
         Pins, Place, Publications, PutOff, Rejected, RejectedFilter, RejectedView, Rejections, Repeat,
         Retention, Schema, SeenJob, Step, Store, StoreError, StoreErrorKind, TakeAwaited, TakenAction,
-        TakenBatch, UsedKey, Which, WorkerView,
+        TakenBatch, Task, UsedKey, Which, WorkerView,
         sqlite::{SqliteOptions, SqliteStore},
     },
 };
@@ -422,6 +422,8 @@ pass_on!(Answers {
 pass_on!(Leases {
     fn beat(&self, worker: WorkerId, &name: str, lease: Duration) -> ();
     fn retire(&self, worker: WorkerId) -> ();
+    fn take_task(&self, task: Task, worker: WorkerId, lease: Duration) -> bool;
+    fn leave_task(&self, task: Task, worker: WorkerId) -> ();
     fn lost_jobs(&self, lease: Duration, limit: usize) -> Vec<LostJob>;
     fn running_jobs(&self, worker: WorkerId, limit: usize) -> Vec<LostJob>;
     fn forget_workers(&self, after: Duration) -> u64;
@@ -475,7 +477,7 @@ pass_on!(Changes {
 });
 
 pass_on!(JobInbox {
-    fn inbox(&self, limit: usize) -> Vec<InboxEntry>;
+    fn inbox(&self, behind: i64, limit: usize) -> Vec<InboxEntry>;
     fn clear_inbox(&self, &ids: [i64]) -> ();
 });
 

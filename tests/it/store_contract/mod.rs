@@ -59,6 +59,7 @@ mod principals;
 mod publications;
 mod rejections;
 mod retention;
+mod tasks;
 
 /// A test of a guarantee, which runs on every backend: `name, async |t| { ... }`. With `and behind the lock` after the
 /// name also where row-level security is a second lock between owners.

@@ -22,7 +22,7 @@ use super::{
 use crate::support::{self, postgres::Database};
 
 /// Tables of which no statement of a principal needs anything, so that the role may do nothing there.
-const APART: [&str; 12] = [
+const APART: [&str; 13] = [
     "_sqlx_migrations",
     "access_keys_required",
     "answers",
@@ -35,6 +35,7 @@ const APART: [&str; 12] = [
     // Whoever may set an owner's pin names the owner, and the API has compared it.
     "pins",
     "sealing_secret",
+    "tasks",
     "workers",
 ];
 

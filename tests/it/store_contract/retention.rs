@@ -321,6 +321,7 @@ const BOUNDS: &[(&str, &str)] = &[
     ("event_inbox", "whoever reads or removes events, maintenance::prune among them, moves what is there"),
     ("event_listeners", "one for each store::EventListener"),
     ("event_positions", "one row"),
+    ("tasks", "one for each store::Task"),
     ("job_inbox", "the relay, which makes jobs of what is there"),
     ("sealing_secret", "one row"),
     ("workers", "Leases::forget_workers, some time after the last beat"),

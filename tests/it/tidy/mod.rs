@@ -38,7 +38,7 @@ const FLOORS: &[&[&str]] = &[
         "rejected",
         "services",
         "supervisor",
-        "turns",
+        "task_lease",
     ],
     &["resolver"],
     &["api", "maintenance", "relay", "worker"],
