@@ -49,6 +49,7 @@ mod event_messages;
 mod event_stream_faults;
 mod event_streams;
 mod events_at_server;
+mod examples;
 mod expiry;
 mod flow;
 mod guesses;

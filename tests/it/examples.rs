@@ -1,0 +1,97 @@
+//! The example programs, run as their pages say.
+
+use std::process::{Command, Output, Stdio};
+
+use errand_testbed::factory::{read, spread};
+use serde_json::{Value, json};
+
+use crate::{
+    api::served_by,
+    event_streams::RECORDS,
+    harness::{Harness, PATIENCE, port, python_path},
+    support::{self, wait::until},
+};
+
+const SERVES: (&str, &str) = ("ERRAND__API__LISTEN", "127.0.0.1:0");
+
+/// Follows the events of a batch, and says how far it is by the lines that it prints.
+const FOLLOWS: &str = "import sys\nfrom shop import Errand\nfor event in Errand(sys.argv[1]).events(f'batch={sys.argv[2]}'):\n    \
+    print(event['type'], event['job_id'], flush=True)\n";
+
+/// The example in Python with these variables.
+fn example(arguments: &[&str], variables: &[(&str, &str)]) -> Command {
+    let mut command = Command::new(python_path());
+    command.current_dir(format!("{}/examples/python", env!("CARGO_MANIFEST_DIR")));
+    command.args(["-B"]).args(arguments).env_clear().envs(variables.iter().copied()).stdin(Stdio::null());
+    command
+}
+
+async fn output(mut command: Command) -> Output {
+    tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_example_in_python_does_what_its_page_says() {
+    let harness = Harness::new("shop-python", "").await;
+    let api = served_by(harness.worker(&[SERVES, (RECORDS[0], RECORDS[1])]).await).await;
+    let variables = [("ERRAND_URL", api.base.as_str()), ("AMQP_URL", harness.vhost.amqp_url.as_str())];
+    let done = output(example(&["shop.py"], &variables)).await;
+    let (said, failed) = (String::from_utf8(done.stdout).unwrap(), String::from_utf8(done.stderr).unwrap());
+    assert!(done.status.success(), "{said}{failed}");
+    let lines: Vec<&str> = said.lines().collect();
+    assert!(
+        lines[0].starts_with("one job: succeeded {") && lines[0].contains("'full_name': 'o/first'"),
+        "{said}"
+    );
+    assert_eq!(lines.iter().filter(|line| line.starts_with("event: job.succeeded ")).count(), 5, "{said}");
+    assert_eq!(lines[6].trim_end(), "event: batch.completed", "{said}");
+    assert!(lines[7].starts_with("batch: {") && lines[7].contains("'succeeded': 5"), "{said}");
+    assert_eq!(lines[8..], ["reply: order-17 final succeeded"], "{said}");
+    harness.all_ran_once(7).await;
+
+    // Without a server, and with what the server refuses.
+    let refused =
+        output(example(&["-c", "from shop import *; Errand(os.environ['ERRAND_URL']).run({})"], &variables))
+            .await;
+    let told = String::from_utf8(refused.stderr).unwrap();
+    assert!(
+        !refused.status.success() && told.contains("shop.Refused: ") && told.contains("`user_id`"),
+        "{told}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_example_in_python_follows_a_batch_through_lost_connections() {
+    let harness = Harness::new("shop-cut", "").await;
+    let api = served_by(harness.worker(&[SERVES, (RECORDS[0], RECORDS[1])]).await).await;
+    let proxy = support::start_proxy(port(&api.base)).await;
+    let url = proxy.url(&api.base).unwrap().trim_end_matches('/').to_owned();
+    // It stays open until all has been told that comes before the cuts.
+    let (_, batch) = api.post("/v1/batches", &json!({"items": spread(5, read), "sealed": false})).await;
+    let id = batch["id"].as_str().unwrap().to_owned();
+    let mut follows = example(&["-c", FOLLOWS, &url, &id], &[]);
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let mut child = follows.stdout(file.reopen().unwrap()).spawn().unwrap();
+    let said = || std::fs::read_to_string(file.path()).unwrap();
+    let mut items = 5;
+    for _ in 0..2 {
+        until("all is told", PATIENCE, async || (said().lines().count() == items).then_some(())).await;
+        proxy.cut().await.unwrap();
+        let more: Vec<String> = spread(5, read).iter().map(Value::to_string).collect();
+        let added = api.request(reqwest::Method::POST, &format!("/v1/batches/{id}/items?from={items}"));
+        let added = added.header("content-type", "application/x-ndjson").body(more.join("\n")).send().await;
+        assert_eq!(added.unwrap().status(), 201);
+        items += 5;
+        harness.counts("state = 'succeeded'", items as u64).await;
+        proxy.heal().await.unwrap();
+    }
+    api.post(&format!("/v1/batches/{id}/seal"), &json!({})).await;
+    let ended = tokio::task::spawn_blocking(move || child.wait().unwrap()).await.unwrap();
+    assert!(ended.success());
+    let said = said();
+    let mut jobs: Vec<&str> = said.lines().filter_map(|line| line.strip_prefix("job.succeeded ")).collect();
+    let told = jobs.len();
+    jobs.sort_unstable();
+    jobs.dedup();
+    assert_eq!((told, jobs.len(), said.lines().last()), (15, 15, Some("batch.completed None")), "{said}");
+}
