@@ -188,6 +188,8 @@ impl Environment {
         let mut variables = self.variables()?.to_vec();
         if records_events {
             variables.push(("ERRAND__EVENTS__RECORD", "all"));
+            let is_published = if self.queue.is_some() { "true" } else { "false" };
+            variables.push(("ERRAND__EVENTS__EXCHANGE", is_published));
         }
         Process::start(program, role, arguments, &variables)
     }

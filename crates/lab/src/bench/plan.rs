@@ -23,7 +23,7 @@ pub(crate) struct Plan {
     pub(crate) other: Option<PathBuf>,
     /// The protocol between the contenders and the stub.
     pub(crate) http: Http,
-    /// Whether the worker of this build records events.
+    /// Whether the worker of this build records events, and publishes them where there is a broker.
     pub(crate) events: bool,
     /// How long jobs come in at an even pace to measure latency; zero leaves it out.
     pub(crate) latency: Duration,

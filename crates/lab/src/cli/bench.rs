@@ -45,7 +45,7 @@ pub(super) struct Args {
     /// `errand` that still has the command `bench`.
     #[arg(long, value_name = "PATH")]
     worker: Option<PathBuf>,
-    /// Let the worker of this build record events.
+    /// Let the worker of this build record events, and publish them where there is a broker.
     #[arg(long)]
     events: bool,
     /// How long jobs come at an even pace to measure latency; 0 leaves it out.
