@@ -101,10 +101,10 @@ impl EventPublisher {
             };
             failures = if failed.is_some() { failures + 1 } else { 0 };
             // Once for each reason, while it lasts.
-            if let Some((kind, what, error)) = &failed
+            if let Some((kind, what, why)) = &failed
                 && told != Some(*kind)
             {
-                tracing::warn!(error, "{what}");
+                tracing::warn!(error = why, "{what}");
             }
             told = failed.map(|(kind, ..)| kind);
             if matches!(&round, Err(error) if error.is_unanswered()) {
@@ -114,6 +114,7 @@ impl EventPublisher {
             if failures == PATIENCE {
                 // Perhaps it is this worker alone that cannot.
                 self.lease.leave().await;
+                self.published = None;
             }
             let wait = match round {
                 Ok(Round::More) => continue,
@@ -126,13 +127,14 @@ impl EventPublisher {
         self.lease.leave().await;
     }
 
-    /// Publishes a page of events, if it is this worker's turn.
+    /// Publishes a page of events, if this worker has the task.
     ///
     /// # Errors
-    /// The store does not answer. What was published and could not be noted is not published again by this process.
+    /// The store does not answer. What was published and could not be noted is not published again by this process, unless the store
+    /// was gone meanwhile.
     async fn run_once(&mut self) -> Result<Round, StoreError> {
         if !self.has_begun {
-            // Whoever's turn it is: what happens from now on is to be published.
+            // Whoever has the task: what happens from now on is to be published.
             self.store.heard(EventListener::Exchange).await?;
             self.has_begun = true;
         }

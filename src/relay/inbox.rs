@@ -121,7 +121,7 @@ impl Inbox {
         self.lease.leave().await;
     }
 
-    /// Makes jobs of a page of entries, and says of how many; `None` if it is not this worker's turn.
+    /// Makes jobs of a page of entries, and says of how many; `None` while another worker has the task.
     async fn look(&mut self) -> Result<Option<usize>, StoreError> {
         if !self.lease.is_held().await? {
             return Ok(None);

@@ -378,10 +378,11 @@ mod tests {
     #[test]
     fn what_a_migration_makes_is_read_from_it() {
         let sql = "-- create table no\ncreate domain d as text;\ncreate table t (\n    a int\n);\n\
-            create unique index i on t (a);\ncreate or replace view v as\n    select a from t;\ncreate function f(a int) returns int language sql\nreturn a;\n";
+            create unique index i on t (a);\ncreate or replace view v as\n    select a from t;\n\
+            create function f(a int) returns int language sql\nreturn a;\n";
         assert_eq!(
             made(sql).collect::<Vec<_>>(),
-            [("domain", "d"), ("table", "t"), ("view", "v"), ("function", "f")]
+            [("domain", "d"), ("table", "t"), ("view", "v"), ("function", "f(a int)")]
         );
     }
 }
